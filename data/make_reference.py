@@ -1,0 +1,197 @@
+"""Molecular-dynamics replica exchange of alanine dipeptide: the reference, without any flow.
+
+    python data/make_reference.py run --directory reference_run --minutes 120
+    python data/make_reference.py export --directory reference_run
+
+``run`` continues where the directory's last segment ended, so the reference grows by calling it
+again; ``export`` writes ``data/ala2_reference.npz`` from all segments.
+
+The System is the paper's (amber99sbildn + amber96_obc, no cutoff, no constraints). Hydrogens weigh
+4 amu, which slows the stiffest vibrations and so allows 2 fs; masses do not enter the Boltzmann
+distribution of the positions. Swaps are even-odd between neighbours, temperatures move and the
+replicas stay.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+import openmm
+import openmm.app as app
+import openmm.unit as unit
+
+HERE = Path(__file__).resolve().parent
+TEMPERATURES_K = 300.0 * 2.0 ** (np.arange(5) / 4)  # 300 to 600 K, geometric
+KB = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
+TIMESTEP_PS = 0.002
+FRICTION_PER_PS = 1.0
+HYDROGEN_MASS_AMU = 4.0
+STEPS_PER_SWAP = 50
+SWAPS_PER_RECORD = 10  # 1 ps
+RECORDS_PER_FRAME = 10  # 10 ps
+RECORDS_PER_SEGMENT = 250
+EQUILIBRATION_SWAPS = 1000  # 100 ps
+PHI, PSI = [4, 6, 8, 14], [6, 8, 14, 16]
+
+
+def build_system(pdb):
+    force_field = app.ForceField("amber99sbildn.xml", "amber96_obc.xml")
+    system = force_field.createSystem(
+        pdb.topology, nonbondedMethod=app.NoCutoff, constraints=None, removeCMMotion=False
+    )
+    for atom in pdb.topology.atoms():
+        if atom.element is app.element.hydrogen:
+            system.setParticleMass(atom.index, HYDROGEN_MASS_AMU)
+    return system
+
+
+class ReplicaExchange:
+    def __init__(self, directory, seed):
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        pdb = app.PDBFile(str(HERE / "ala2.pdb"))
+        system = build_system(pdb)
+        self.topology = mdtraj.Topology.from_openmm(pdb.topology)
+        self.rng = np.random.default_rng(seed)
+        self.rung_of = np.arange(len(TEMPERATURES_K))  # of each replica
+        self.swap_index = self.segment = 0
+        self.attempts = np.zeros(len(TEMPERATURES_K) - 1, dtype=np.int64)
+        self.accepted = self.attempts.copy()
+        platform = openmm.Platform.getPlatformByName("Reference")
+        self.contexts = []
+        for temperature in TEMPERATURES_K:
+            integrator = openmm.LangevinMiddleIntegrator(temperature, FRICTION_PER_PS, TIMESTEP_PS)
+            # A resumed run draws new noise: the seed depends on where it continues.
+            integrator.setRandomNumberSeed(int(self.rng.integers(1, 2**31 - 1)))
+            self.contexts.append(openmm.Context(system, integrator, platform))
+        checkpoint = self.directory / "checkpoint.npz"
+        if checkpoint.exists():
+            self.load(checkpoint)
+        else:
+            for context, temperature in zip(self.contexts, TEMPERATURES_K):
+                context.setPositions(pdb.positions)
+                openmm.LocalEnergyMinimizer.minimize(context, 10.0, 200)
+                context.setVelocitiesToTemperature(
+                    temperature, int(self.rng.integers(1, 2**31 - 1))
+                )
+            for _ in range(EQUILIBRATION_SWAPS):
+                self.advance()
+
+    def load(self, path):
+        with np.load(path) as data:
+            self.rung_of = data["rung_of"]
+            self.swap_index, self.segment = int(data["swap_index"]), int(data["segment"])
+            self.attempts, self.accepted = data["attempts"], data["accepted"]
+            self.rng.bit_generator.state = json.loads(str(data["rng"]))
+            for k, context in enumerate(self.contexts):
+                context.setPositions(data["positions"][k])
+                context.setVelocities(data["velocities"][k])
+                context.getIntegrator().setTemperature(TEMPERATURES_K[self.rung_of[k]])
+
+    def save(self):
+        states = [c.getState(getPositions=True, getVelocities=True) for c in self.contexts]
+        path = self.directory / "checkpoint.tmp.npz"
+        np.savez(
+            path,
+            rung_of=self.rung_of,
+            swap_index=self.swap_index,
+            segment=self.segment,
+            attempts=self.attempts,
+            accepted=self.accepted,
+            rng=json.dumps(self.rng.bit_generator.state),
+            positions=[s.getPositions(asNumpy=True)._value for s in states],
+            velocities=[s.getVelocities(asNumpy=True)._value for s in states],
+        )
+        os.replace(path, self.directory / "checkpoint.npz")
+
+    def advance(self):
+        """One leg of dynamics for every replica, then one even-odd sweep of swaps."""
+        energies = np.empty(len(self.contexts))
+        for k, context in enumerate(self.contexts):
+            context.getIntegrator().step(STEPS_PER_SWAP)
+            state = context.getState(getEnergy=True)
+            energies[k] = state.getPotentialEnergy()._value
+        replica_at = np.argsort(self.rung_of)
+        beta = 1.0 / (KB * TEMPERATURES_K)
+        for low in range(self.swap_index % 2, len(self.contexts) - 1, 2):
+            a, b = replica_at[low], replica_at[low + 1]
+            log_alpha = (beta[low] - beta[low + 1]) * (energies[a] - energies[b])
+            self.attempts[low] += 1
+            if np.log(self.rng.random()) < log_alpha:
+                self.accepted[low] += 1
+                self.set_rung(a, low + 1)
+                self.set_rung(b, low)
+        self.swap_index += 1
+        return energies
+
+    def set_rung(self, replica, rung):
+        context = self.contexts[replica]
+        scale = np.sqrt(TEMPERATURES_K[rung] / TEMPERATURES_K[self.rung_of[replica]])
+        state = context.getState(getVelocities=True)
+        context.setVelocities(state.getVelocities(asNumpy=True)._value * scale)
+        context.getIntegrator().setTemperature(TEMPERATURES_K[rung])
+        self.rung_of[replica] = rung
+
+    def run_segment(self):
+        n_rungs = len(self.contexts)
+        positions = np.empty((RECORDS_PER_SEGMENT, n_rungs, self.topology.n_atoms, 3))
+        energies = np.empty((RECORDS_PER_SEGMENT, n_rungs))
+        replicas = np.empty((RECORDS_PER_SEGMENT, n_rungs), dtype=np.int8)
+        for i in range(RECORDS_PER_SEGMENT):
+            for _ in range(SWAPS_PER_RECORD):
+                by_replica = self.advance()
+            order = np.argsort(self.rung_of)
+            replicas[i] = order
+            energies[i] = by_replica[order]
+            for rung, replica in enumerate(order):
+                state = self.contexts[replica].getState(getPositions=True)
+                positions[i, rung] = state.getPositions(asNumpy=True)._value
+        frames = mdtraj.Trajectory(positions.reshape(-1, *positions.shape[2:]), self.topology)
+        angles = mdtraj.compute_dihedrals(frames, [PHI, PSI])
+        path = self.directory / f"segment{self.segment:06d}.npz"
+        np.savez(
+            path.with_suffix(".tmp.npz"),
+            phi=angles[:, 0].reshape(energies.shape).astype(np.float32),
+            psi=angles[:, 1].reshape(energies.shape).astype(np.float32),
+            energy=energies.astype(np.float32),
+            replica=replicas,
+            positions=positions[::RECORDS_PER_FRAME].astype(np.float32),
+        )
+        os.replace(path.with_suffix(".tmp.npz"), path)
+        self.segment += 1
+        self.save()
+
+
+def run(args):
+    sampler = ReplicaExchange(args.directory, args.seed + 1000 * len(os.listdir(args.directory))
+                              if os.path.isdir(args.directory) else args.seed)
+    end = time.monotonic() + 60 * args.minutes
+    while time.monotonic() < end:
+        start = time.monotonic()
+        sampler.run_segment()
+        rates = sampler.accepted / sampler.attempts
+        print(
+            f"segment {sampler.segment}: {time.monotonic() - start:.1f} s, swaps accepted",
+            np.array2string(rates, precision=3),
+            flush=True,
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("run")
+    command.add_argument("--directory", required=True)
+    command.add_argument("--minutes", type=float, required=True)
+    command.add_argument("--seed", type=int, default=20201)
+    command.set_defaults(function=run)
+    args = parser.parse_args()
+    args.function(args)
+
+
+if __name__ == "__main__":
+    main()

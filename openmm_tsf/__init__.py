@@ -1,0 +1,1 @@
+"""Temperature-steerable flows for OpenMM."""

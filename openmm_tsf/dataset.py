@@ -1,0 +1,236 @@
+"""Configurations at one temperature, with energies: what a flow learns from."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import mdtraj
+import numpy as np
+import torch
+from torch import Tensor
+
+from openmm_tsf.systems import MolecularSystem
+from openmm_tsf.units import as_temperature
+
+#: Energy evaluations that made the shipped 600 K frames (data/make_training_frames.py).
+SHIPPED_MD_EVALUATIONS = 10_020_000
+
+
+class Split(NamedTuple):
+    """Train, validation and test parts of a dataset."""
+
+    train: "MDDataset"
+    validation: "MDDataset"
+    test: "MDDataset"
+
+
+@dataclass(frozen=True)
+class MDDataset:
+    """Frames of one temperature.
+
+    Parameters
+    ----------
+    positions
+        Configurations [F, *event] in the potential's length unit (nm), float64.
+    temperature
+        Their temperature in K (or a Quantity).
+    molecule
+        The molecule, or None for potentials on R^d.
+    energies
+        Potential energies [F], optional.
+    n_evaluations
+        Energy evaluations that it took to make the frames, for the accounts.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes disagree or positions are not finite.
+    """
+
+    positions: Tensor
+    temperature: float
+    molecule: MolecularSystem | None = None
+    energies: Tensor | None = None
+    n_evaluations: int = 0
+    name: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        positions = torch.as_tensor(self.positions, dtype=torch.float64)
+        object.__setattr__(self, "positions", positions)
+        object.__setattr__(self, "temperature", as_temperature(self.temperature))
+        if positions.ndim < 2 or len(positions) == 0:
+            raise ValueError(
+                f"positions: expected shape [F, *event] with F >= 1, got {tuple(positions.shape)}"
+            )
+        if self.molecule is not None and tuple(positions.shape[1:]) != (self.molecule.n_atoms, 3):
+            raise ValueError(
+                f"positions: expected shape [F, {self.molecule.n_atoms}, 3], "
+                f"got {tuple(positions.shape)}"
+            )
+        bad = ~torch.isfinite(positions.flatten(1)).all(dim=1)
+        if bool(bad.any()):
+            raise ValueError(
+                f"positions: expected finite numbers, got NaN or infinity in {int(bad.sum())} "
+                f"frames, the first is frame {int(bad.nonzero()[0])}"
+            )
+        if self.energies is not None:
+            energies = torch.as_tensor(self.energies, dtype=torch.float64)
+            if energies.shape != (len(positions),):
+                raise ValueError(
+                    f"energies: expected shape [{len(positions)}], got {tuple(energies.shape)}"
+                )
+            object.__setattr__(self, "energies", energies)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: Any) -> "MDDataset":
+        """A sub-dataset: any index that keeps the frame axis."""
+        energies = None if self.energies is None else self.energies[index]
+        return replace(self, positions=self.positions[index], energies=energies)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        molecule: MolecularSystem,
+        temperature: Any,
+        *,
+        stride: int = 1,
+        skip: int = 0,
+        n_evaluations: int = 0,
+    ) -> Self:
+        """Frames of a trajectory that mdtraj reads (DCD, HDF5, NetCDF, ...).
+
+        Parameters
+        ----------
+        path
+            One trajectory file, or several in order.
+        molecule
+            The molecule; its Topology must match the file's atoms.
+        temperature
+            Temperature of the trajectory in K.
+        stride
+            Keep every `stride`-th frame.
+        skip
+            Leave out so many frames at the start (before the stride).
+        n_evaluations
+            Energy evaluations that the trajectory cost, for the accounts.
+
+        Raises
+        ------
+        FileNotFoundError
+            If a file is missing.
+        ValueError
+            If the file is XTC (its 0.001 nm rounding spoils energies), unreadable, empty, or of
+            another number of atoms.
+        """
+        paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+        if stride < 1 or skip < 0:
+            raise ValueError(f"stride, skip: expected >= 1 and >= 0, got {stride} and {skip}")
+        parts = []
+        for name in map(str, paths):
+            if not Path(name).is_file():
+                raise FileNotFoundError(f"path: no such trajectory {name}")
+            if name.lower().endswith(".xtc"):
+                raise ValueError(
+                    f"path: {name} is XTC, which rounds positions to 0.001 nm and spoils "
+                    "energies; use DCD or HDF5"
+                )
+            try:
+                part = mdtraj.load(name, top=molecule.mdtraj_topology)
+            except Exception as error:
+                raise ValueError(
+                    f"path: mdtraj cannot read {name} as a trajectory of {molecule.n_atoms} "
+                    f"atoms: {error}"
+                ) from error
+            parts.append(np.asarray(part.xyz, dtype=np.float64))
+        positions = np.concatenate(parts)[skip::stride]
+        if not len(positions):
+            raise ValueError(f"path: no frames left in {', '.join(map(str, paths))}")
+        return cls(
+            torch.from_numpy(positions),
+            temperature,
+            molecule,
+            n_evaluations=n_evaluations,
+            name=", ".join(map(str, paths)),
+        )
+
+    @classmethod
+    def shipped(cls, molecule: MolecularSystem, *, stride: int = 1) -> Self:
+        """The 600 K frames of alanine dipeptide that come with the package."""
+        with as_file(files("openmm_tsf.data") / "ala2_600K.dcd") as path:
+            return cls.load(
+                path, molecule, 600.0, stride=stride, n_evaluations=SHIPPED_MD_EVALUATIONS
+            )
+
+    def with_energies(self, potential: Any) -> "MDDataset":
+        """The same frames with energies from a potential.
+
+        Raises
+        ------
+        ValueError
+            If a frame's energy is not finite (overlapping atoms, another molecule's frames).
+        """
+        with torch.no_grad():
+            energies = potential.energy(self.positions)
+        bad = ~torch.isfinite(energies)
+        if bool(bad.any()):
+            raise ValueError(
+                f"positions: {int(bad.sum())} of {len(self)} frames have no finite energy, the "
+                f"first is frame {int(bad.nonzero()[0])}"
+            )
+        return replace(self, energies=energies)
+
+    def split(
+        self, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1), n_blocks: int = 10
+    ) -> Split:
+        """Blocked train/validation/test split: each of n_blocks stretches of time gives its share.
+
+        Neighbouring frames are correlated, so frames are not shuffled between the parts; many
+        short blocks rather than three long ones, so that each part sees every slow basin.
+
+        Raises
+        ------
+        ValueError
+            If the fractions do not sum to one, or there are too few frames.
+        """
+        if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
+            raise ValueError(
+                f"fractions: expected three positive numbers of sum 1, got {fractions}"
+            )
+        edges = np.linspace(0, len(self), n_blocks + 1).astype(int)
+        parts: list[list[np.ndarray]] = [[], [], []]
+        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+            size = stop - start
+            first = start + round(fractions[0] * size)
+            second = start + round((fractions[0] + fractions[1]) * size)
+            for part, (low, high) in zip(
+                parts, ((start, first), (first, second), (second, stop)), strict=True
+            ):
+                part.append(np.arange(low, high))
+        indices = [torch.from_numpy(np.concatenate(part)) for part in parts]
+        if min(len(part) for part in indices) == 0:
+            raise ValueError(f"dataset: {len(self)} frames are too few to split {n_blocks} ways")
+        return Split(*(self[part] for part in indices))
+
+
+def basin_labels(molecule: MolecularSystem | None, x: Tensor) -> Tensor:
+    """Basin of each configuration [B, *event], as int64 [B]: 1 where the first phi is positive.
+
+    Molecules without a phi, and potentials on R^d, have one basin. Rows that are not finite are
+    in basin 0.
+    """
+    if molecule is None or not any(name.startswith("phi") for name in molecule.dihedrals):
+        return torch.zeros(len(x), dtype=torch.int64)
+    quartet = next(q for name, q in molecule.dihedrals.items() if name.startswith("phi"))
+    positions = x.detach().cpu().numpy().astype(np.float32)
+    finite = np.isfinite(positions).all(axis=(1, 2))
+    labels = np.zeros(len(x), dtype=np.int64)
+    if finite.any():
+        frames = mdtraj.Trajectory(positions[finite], molecule.mdtraj_topology)
+        labels[finite] = mdtraj.compute_dihedrals(frames, [quartet])[:, 0] > 0
+    return torch.from_numpy(labels)

@@ -1,0 +1,388 @@
+"""What the flows share: latent v = (z, q) to configuration and momenta (x, p), with a density.
+
+The map D is: network on R^(d+m), then for the first d features a constant-Jacobian
+standardisation and, for molecules, the coordinate layer. The momenta come straight from the
+network.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from openmm_tsf.coordinates.internal import InternalCoordinates
+from openmm_tsf.coordinates.whitening import Whitening
+from openmm_tsf.flows.bijector import Chain
+from openmm_tsf.units import as_temperature
+
+FILE_FORMAT = 1
+
+
+class FlowSample(NamedTuple):
+    """Draws from a flow: x [n, *event], momenta [n, m], joint log-density [n]."""
+
+    x: Tensor
+    momenta: Tensor
+    log_prob: Tensor
+
+
+def seeded_generator(seed: int) -> torch.Generator:
+    """A CPU generator with the given seed."""
+    return torch.Generator().manual_seed(int(seed))
+
+
+class AugmentedFlow(nn.Module):
+    """A normalizing flow on (x, p) with prior N(0, T/T_ref) on v = (z, q).
+
+    Subclasses choose the couplings in :meth:`_couplings`.
+
+    Parameters
+    ----------
+    n_coordinates
+        d, the number of degrees of freedom.
+    n_momenta
+        m, the number of auxiliary momenta.
+    n_blocks
+        Number of coupling blocks (each updates every feature once).
+    hidden
+        Widths of the conditioners' hidden layers.
+    reference_temperature
+        T_ref in K (in units of the potential's 1/k_B for toy systems).
+    coordinates, whitening
+        The molecular layers; None for potentials on R^d.
+    fingerprint
+        Hash of the molecule the flow belongs to.
+    seed
+        Seed of the weights.
+
+    Raises
+    ------
+    ValueError
+        If a size does not fit.
+    """
+
+    kind: ClassVar[str]
+    volume_preserving: ClassVar[bool]
+
+    def __init__(
+        self,
+        n_coordinates: int,
+        n_momenta: int,
+        n_blocks: int = 8,
+        hidden: Sequence[int] = (128, 128),
+        reference_temperature: Any = 1.0,
+        coordinates: InternalCoordinates | None = None,
+        whitening: Whitening | None = None,
+        fingerprint: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("n_coordinates", n_coordinates, 1),
+            ("n_momenta", n_momenta, 0),
+            ("n_blocks", n_blocks, 1),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+        if coordinates is not None and coordinates.n_coordinates != n_coordinates:
+            raise ValueError(
+                f"n_coordinates: expected the coordinate layer's {coordinates.n_coordinates}, "
+                f"got {n_coordinates}"
+            )
+        self.n_coordinates, self.n_momenta = n_coordinates, n_momenta
+        self.reference_temperature = as_temperature(reference_temperature, "reference_temperature")
+        self.fingerprint = fingerprint
+        self._sizes = {"n_blocks": n_blocks, "hidden": [int(width) for width in hidden]}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = Chain(self._couplings(n_blocks, tuple(hidden)))
+        self.coordinates = coordinates
+        self.whitening = whitening
+        self.to(torch.float64)
+
+    def _couplings(self, n_blocks: int, hidden: tuple[int, ...]) -> list[nn.Module]:
+        raise NotImplementedError("a subclass chooses its couplings")
+
+    # -- shape and place ---------------------------------------------------------------------
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one configuration."""
+        if self.coordinates is None:
+            return (self.n_coordinates,)
+        return (int(self.coordinates.n_atoms), 3)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """dtype of the parameters."""
+        return next(self.network.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.network.parameters()).device
+
+    @property
+    def is_constant_log_det(self) -> bool:
+        """Whether the whole map's Jacobian is constant: the steering condition (eq. 4)."""
+        layer = self.coordinates is None or bool(self.coordinates.is_constant_log_det)
+        return self.network.is_constant_log_det and layer
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of trainable parameters."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def place(self, x: Tensor, like: Tensor) -> Tensor:
+        """Configurations x in the pose of `like`, both [B, *event]."""
+        if self.coordinates is None:
+            return x
+        u, _ = self.coordinates.inverse_and_log_det(x)
+        return self.coordinates.place(u, like=like)
+
+    def is_mirror_image(self, x: Tensor) -> Tensor:
+        """Which x [B, *event] have a centre of the wrong handedness, [B] bool."""
+        if self.coordinates is None:
+            return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        return self.coordinates.is_mirror_image(x)
+
+    def _tau(self, temperature: Any, like: Tensor) -> Tensor:
+        """T / T_ref: a number, or one per row."""
+        if isinstance(temperature, Tensor):
+            if not bool((temperature > 0).all()):
+                raise ValueError("temperature: expected positive temperatures in kelvin")
+            return temperature.to(like) / self.reference_temperature
+        kelvin = as_temperature(temperature)
+        return like.new_tensor(kelvin / self.reference_temperature)
+
+    def _check(self, tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:
+        if tensor.dtype != self.dtype or tensor.device != self.device:
+            raise TypeError(
+                f"{name}: expected {self.dtype} on {self.device}, "
+                f"got {tensor.dtype} on {tensor.device}"
+            )
+        if tuple(tensor.shape[1:]) != shape or tensor.ndim != 1 + len(shape):
+            raise ValueError(f"{name}: expected shape [B, {shape}], got {tuple(tensor.shape)}")
+
+    # -- the map -----------------------------------------------------------------------------
+
+    def forward_and_log_det(self, v: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Map v [B, d+m] to (x [B, *event], p [B, m]) and log|J_D| [B].
+
+        Outside the coordinate layer's domain the log-determinant is -inf.
+        """
+        self._check(v, "v", (self.n_coordinates + self.n_momenta,))
+        y, log_det = self.network.forward_and_log_det(v)
+        x, momenta = y[:, : self.n_coordinates], y[:, self.n_coordinates :]
+        for layer in (self.whitening, self.coordinates):
+            if layer is not None:
+                x, extra = layer.forward_and_log_det(x)
+                log_det = log_det + extra
+        return (x, momenta), log_det
+
+    def inverse_and_log_det(self, x: Tensor, momenta: Tensor) -> tuple[Tensor, Tensor]:
+        """Map (x [B, *event], p [B, m]) to v [B, d+m] and -log|J_D| [B].
+
+        For configurations outside the domain (mirror images) the log-determinant is -inf.
+        """
+        self._check(x, "x", self.event_shape)
+        self._check(momenta, "momenta", (self.n_momenta,))
+        total = x.new_zeros(len(x))
+        for layer in (self.coordinates, self.whitening):
+            if layer is not None:
+                x, extra = layer.inverse_and_log_det(x)
+                total = total + extra
+        v, log_det = self.network.inverse_and_log_det(torch.cat([x, momenta], dim=1))
+        return v, total + log_det
+
+    # -- the density -------------------------------------------------------------------------
+
+    def prior_log_prob(self, v: Tensor, temperature: Any) -> Tensor:
+        """log N(v; 0, tau) [B]."""
+        tau = self._tau(temperature, v)
+        return -0.5 * (v.square().sum(dim=1) / tau + v.shape[1] * torch.log(2 * math.pi * tau))
+
+    def sample_prior(self, n: int, temperature: Any, generator: torch.Generator) -> Tensor:
+        """v ~ N(0, tau), [n, d+m]."""
+        shape = (n, self.n_coordinates + self.n_momenta)
+        noise = torch.randn(shape, generator=generator, dtype=self.dtype, device=self.device)
+        tau = self._tau(temperature, noise)
+        return noise * (tau.sqrt() if tau.ndim == 0 else tau.sqrt()[:, None])
+
+    @torch.no_grad()
+    def sample(self, n: int, temperature: Any, generator: torch.Generator) -> FlowSample:
+        """Draw n configurations at a temperature in K (biased: the flow is an approximation).
+
+        Draws outside the domain have log_prob +inf, so that their weight is zero.
+        """
+        v = self.sample_prior(n, temperature, generator)
+        (x, momenta), log_det = self.forward_and_log_det(v)
+        return FlowSample(x, momenta, self.prior_log_prob(v, temperature) - log_det)
+
+    def log_prob(self, x: Tensor, momenta: Tensor, temperature: Any) -> Tensor:
+        """Joint log-density log p(x, p) [B] at a temperature in K.
+
+        x is measured by Cartesian volume modulo rigid motion (nm); -inf outside the domain.
+        """
+        v, log_det = self.inverse_and_log_det(x, momenta)
+        return self.prior_log_prob(v, temperature) + log_det
+
+    # -- construction and files --------------------------------------------------------------
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        *,
+        n_momenta: int | None = None,
+        n_blocks: int = 8,
+        hidden: Sequence[int] = (128, 128),
+        coordinates: str = "volume",
+        seed: int = 0,
+    ) -> Self:
+        """A flow for the dataset's molecule with whitening fitted on its frames.
+
+        Parameters
+        ----------
+        dataset : MDDataset
+            Training frames: branch cuts, standardisation and T_ref come from them.
+        n_momenta
+            m; by default d for a TSF. RealNVP has none.
+        n_blocks, hidden
+            Sizes of the network.
+        coordinates
+            ``"volume"`` (constant Jacobian) or ``"plain"``.
+        seed
+            Seed of the weights.
+        """
+        molecule = dataset.molecule
+        if molecule is None:
+            d = int(dataset.positions[0].numel())
+            return cls(
+                d,
+                cls._default_momenta(d) if n_momenta is None else n_momenta,
+                n_blocks,
+                hidden,
+                dataset.temperature,
+                seed=seed,
+            )
+        layer = InternalCoordinates.from_topology(
+            molecule.topology, molecule.positions, coordinates=coordinates
+        )
+        layer.fit_branch_cuts(layer.bonds_angles_torsions(dataset.positions)[2])
+        u, log_det = layer.inverse_and_log_det(dataset.positions)
+        outside = int((~torch.isfinite(log_det)).sum())
+        if outside:
+            raise ValueError(
+                f"dataset: {outside} of {len(u)} frames have another handedness than the "
+                "molecule's reference positions"
+            )
+        whitening = Whitening.fit(u, layer.kinds)
+        d = layer.n_coordinates
+        return cls(
+            d,
+            cls._default_momenta(d) if n_momenta is None else n_momenta,
+            n_blocks,
+            hidden,
+            dataset.temperature,
+            layer,
+            whitening,
+            molecule.fingerprint,
+            seed,
+        )
+
+    @staticmethod
+    def _default_momenta(n_coordinates: int) -> int:
+        return n_coordinates
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything needed to load the flow again (no pickled code), atomically."""
+        layer, whitening = self.coordinates, self.whitening
+        content = {
+            "format": FILE_FORMAT,
+            "kind": self.kind,
+            "n_coordinates": self.n_coordinates,
+            "n_momenta": self.n_momenta,
+            "sizes": self._sizes,
+            "reference_temperature": self.reference_temperature,
+            "fingerprint": self.fingerprint,
+            "coordinates": None if layer is None else layer.to_config(),
+            "whitening": None if whitening is None else whitening.to_config(),
+            "state_dict": self.state_dict(),
+        }
+        path = Path(path)
+        partial = path.with_name(path.name + ".tmp")
+        torch.save(content, partial)
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], molecule: Any = None) -> Self:
+        """Read a flow file.
+
+        Parameters
+        ----------
+        path
+            File written by :meth:`save`.
+        molecule : MolecularSystem, optional
+            Refuse the file if the flow belongs to another System or Topology.
+
+        Raises
+        ------
+        ValueError
+            If the file is no flow of this class, of a newer format, or of another molecule.
+        """
+        content = read_flow_file(path)
+        if content["kind"] != cls.kind:
+            raise ValueError(f"{path}: expected a {cls.kind} flow, got {content['kind']}")
+        return cls._from_content(content, path, molecule)
+
+    @classmethod
+    def _from_content(cls, content: dict[str, Any], path: Any, molecule: Any) -> Self:
+        if molecule is not None and content["fingerprint"] != molecule.fingerprint:
+            raise ValueError(
+                f"{path}: this flow belongs to another molecule (fingerprint "
+                f"{str(content['fingerprint'])[:12]}, expected {molecule.fingerprint[:12]})"
+            )
+        layer, whitening = content["coordinates"], content["whitening"]
+        flow = cls(
+            content["n_coordinates"],
+            content["n_momenta"],
+            content["sizes"]["n_blocks"],
+            content["sizes"]["hidden"],
+            content["reference_temperature"],
+            None if layer is None else InternalCoordinates.from_config(layer),
+            None if whitening is None else Whitening.from_config(whitening),
+            content["fingerprint"],
+        )
+        flow.load_state_dict(content["state_dict"])
+        return flow
+
+
+def read_flow_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The raw content of a flow file, checked for its format.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not a flow file, or of a newer format.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such flow file")
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise ValueError(f"{path}: not a readable flow file ({type(error).__name__})") from error
+    if not isinstance(content, dict) or "kind" not in content or "format" not in content:
+        raise ValueError(f"{path}: not a flow file")
+    if content["format"] > FILE_FORMAT:
+        raise ValueError(
+            f"{path}: written in format {content['format']} by a newer version; "
+            f"this one reads up to format {FILE_FORMAT}"
+        )
+    return content

@@ -1,0 +1,39 @@
+"""The paper's baseline: RealNVP (arXiv:1605.08803) behind the same face."""
+
+from typing import ClassVar
+
+from torch import nn
+
+from openmm_tsf.flows.augmented import AugmentedFlow
+from openmm_tsf.flows.coupling import AffineCoupling
+
+
+class RealNVPFlow(AugmentedFlow):
+    """Affine couplings between alternating halves of z; not volume-preserving, no momenta.
+
+    The Jacobian varies, so a prior N(0, T/T_ref) does not steer it to other temperatures: that is
+    the comparison of arXiv:2012.00429, Fig. 2. See
+    :class:`openmm_tsf.flows.augmented.AugmentedFlow` for the parameters.
+    """
+
+    kind: ClassVar[str] = "realnvp"
+    volume_preserving: ClassVar[bool] = False
+
+    def _couplings(self, n_blocks: int, hidden: tuple[int, ...]) -> list[nn.Module]:
+        d, m = self.n_coordinates, self.n_momenta
+        if m != 0:
+            raise ValueError(f"n_momenta: RealNVP has none, got {m}")
+        if d < 2:
+            raise ValueError(f"n_coordinates: RealNVP expects at least 2, got {d}")
+        layers: list[nn.Module] = []
+        for block in range(n_blocks):
+            # Interleaved halves on even blocks, contiguous ones on odd: every pair meets.
+            first = range(0, d, 2) if block % 2 == 0 else range(d // 2)
+            second = [i for i in range(d) if i not in set(first)]
+            layers.append(AffineCoupling(d, first, hidden, False))
+            layers.append(AffineCoupling(d, second, hidden, False))
+        return layers
+
+    @staticmethod
+    def _default_momenta(n_coordinates: int) -> int:
+        return 0

@@ -1,0 +1,196 @@
+"""Molecules: a System, its Topology and one conformation, checked at the door."""
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.resources import as_file, files
+from typing import TYPE_CHECKING, Any
+
+import mdtraj
+import numpy as np
+import openmm
+import openmm.app as app
+import openmm.unit as unit
+
+from openmm_tsf.units import NANOMETER, in_unit
+
+if TYPE_CHECKING:
+    from openmm_tsf.potentials.base import Potential
+
+_BAROSTATS = (
+    openmm.MonteCarloBarostat,
+    openmm.MonteCarloAnisotropicBarostat,
+    openmm.MonteCarloMembraneBarostat,
+    openmm.MonteCarloFlexibleBarostat,
+)
+
+
+@dataclass(frozen=True)
+class MolecularSystem:
+    """One molecule in vacuum or implicit solvent.
+
+    Parameters
+    ----------
+    system
+        The OpenMM System: not periodic, no constraints, virtual sites, barostat or fixed particles.
+    topology
+        Its Topology, bonds included.
+    positions
+        One conformation [N, 3] in nm (or a Quantity): the reference for handedness.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If the System has something that is not supported (named in the message), or System,
+        Topology and positions disagree.
+    """
+
+    system: openmm.System
+    topology: app.Topology
+    positions: np.ndarray = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.system, openmm.System):
+            raise TypeError(f"system: expected an openmm.System, got {type(self.system).__name__}")
+        if not isinstance(self.topology, app.Topology):
+            raise TypeError(
+                "topology: expected an openmm.app.Topology, got "
+                f"{type(self.topology).__name__} (mdtraj's has a method to_openmm)"
+            )
+        n_atoms = self.system.getNumParticles()
+        if self.topology.getNumAtoms() != n_atoms:
+            raise ValueError(
+                f"topology: expected the System's {n_atoms} atoms, "
+                f"got {self.topology.getNumAtoms()}"
+            )
+        positions = np.asarray(in_unit(self.positions, NANOMETER, "positions"), dtype=np.float64)
+        if positions.shape != (n_atoms, 3):
+            raise ValueError(
+                f"positions: expected shape ({n_atoms}, 3) in nm, got {positions.shape}"
+            )
+        if not np.isfinite(positions).all():
+            raise ValueError("positions: expected finite numbers, got NaN or infinity")
+        positions = positions.copy()
+        positions.flags.writeable = False
+        object.__setattr__(self, "positions", positions)
+        self._refuse_unsupported()
+
+    def _refuse_unsupported(self) -> None:
+        system = self.system
+        for force in system.getForces():
+            if isinstance(force, _BAROSTATS):
+                raise ValueError(f"system: barostats are not supported, got {force.getName()}")
+            if force.usesPeriodicBoundaryConditions():
+                raise ValueError(
+                    f"system: expected no periodic box, but {force.getName()} uses one; "
+                    "build the System with nonbondedMethod=NoCutoff"
+                )
+        for index in range(system.getNumParticles()):
+            if system.isVirtualSite(index):
+                raise ValueError(
+                    f"system: virtual sites are not supported, particle {index} is one"
+                )
+            if system.getParticleMass(index) <= 0 * unit.amu:
+                raise ValueError(
+                    f"system: fixed particles are not supported, particle {index} has no mass"
+                )
+        if system.getNumConstraints():
+            first, second, _ = system.getConstraintParameters(0)
+            raise ValueError(
+                f"system: constraints are not supported, got {system.getNumConstraints()} (the "
+                f"first between particles {first} and {second}); build the System with "
+                "forcefield.createSystem(topology, nonbondedMethod=NoCutoff, constraints=None, "
+                "rigidWater=False), or openmmtools test systems with constraints=None"
+            )
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms."""
+        return int(self.system.getNumParticles())
+
+    @cached_property
+    def masses(self) -> np.ndarray:
+        """Masses [N] in amu."""
+        return np.array(
+            [self.system.getParticleMass(i).value_in_unit(unit.amu) for i in range(self.n_atoms)]
+        )
+
+    @cached_property
+    def mdtraj_topology(self) -> mdtraj.Topology:
+        """The Topology as mdtraj's."""
+        return mdtraj.Topology.from_openmm(self.topology)
+
+    @cached_property
+    def dihedrals(self) -> dict[str, tuple[int, int, int, int]]:
+        """Named backbone dihedrals: phi and psi of each peptide residue that has them.
+
+        With one residue the names are ``phi`` and ``psi``, otherwise ``phi1``, ``phi2``, ...
+        """
+        reference = mdtraj.Trajectory(self.positions[None], self.mdtraj_topology)
+        named: dict[str, tuple[int, int, int, int]] = {}
+        for name, compute in (("phi", mdtraj.compute_phi), ("psi", mdtraj.compute_psi)):
+            indices, _ = compute(reference)
+            for number, quartet in enumerate(indices, start=1):
+                label = name if len(indices) == 1 else f"{name}{number}"
+                a, b, c, d = (int(atom) for atom in quartet)
+                named[label] = (a, b, c, d)
+        return named
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the serialized System and the Topology's atoms and bonds."""
+        digest = hashlib.sha256(openmm.XmlSerializer.serialize(self.system).encode())
+        for atom in self.topology.atoms():
+            element = atom.element.symbol if atom.element is not None else "-"
+            digest.update(f"{atom.index} {atom.name} {element} {atom.residue.name}\n".encode())
+        for bond in self.topology.bonds():
+            digest.update(f"{bond[0].index} {bond[1].index}\n".encode())
+        return digest.hexdigest()
+
+    def potential(self, **options: Any) -> "Potential":
+        """The fastest potential that covers this System on this machine.
+
+        Parameters
+        ----------
+        **options
+            Passed to :class:`openmm_tsf.OpenMMPotential`.
+        """
+        from openmm_tsf.potentials.openmm_bridge import OpenMMPotential
+
+        return OpenMMPotential(self.system, **options)
+
+
+def alanine_dipeptide(force_field: str = "amber99sbildn-obc2") -> MolecularSystem:
+    """Alanine dipeptide (ACE-ALA-NME, 22 atoms) in implicit solvent, without constraints.
+
+    Parameters
+    ----------
+    force_field
+        ``"amber99sbildn-obc2"``: ``amber99sbildn.xml`` with ``amber96_obc.xml``, the System of
+        Dibak, Klein and Noé (arXiv:2012.00429). ``"ff96-obc1"``:
+        ``openmmtools.testsystems.AlanineDipeptideImplicit(constraints=None)``, the System of the
+        published Boltzmann-generator benchmarks.
+
+    Raises
+    ------
+    ValueError
+        If `force_field` is neither.
+    """
+    if force_field == "amber99sbildn-obc2":
+        with as_file(files("openmm_tsf.data") / "ala2.pdb") as path:
+            pdb = app.PDBFile(str(path))
+        xml = app.ForceField("amber99sbildn.xml", "amber96_obc.xml")
+        system = xml.createSystem(
+            pdb.topology, nonbondedMethod=app.NoCutoff, constraints=None, removeCMMotion=False
+        )
+        return MolecularSystem(system, pdb.topology, pdb.positions)
+    if force_field == "ff96-obc1":
+        from openmmtools.testsystems import AlanineDipeptideImplicit
+
+        test = AlanineDipeptideImplicit(constraints=None)
+        return MolecularSystem(test.system, test.topology, test.positions)
+    raise ValueError(
+        f"force_field: expected 'amber99sbildn-obc2' or 'ff96-obc1', got {force_field!r}"
+    )

@@ -1,0 +1,85 @@
+"""Units: the only place that converts between ``openmm.unit`` and the internal ones.
+
+Internal units: nm, kJ/mol, ps, K, amu, radians.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import openmm.unit as unit
+
+#: Boltzmann constant (molar gas constant) in kJ/(mol K).
+KB = float(unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin))
+
+KELVIN = unit.kelvin
+PICOSECOND = unit.picosecond
+NANOMETER = unit.nanometer
+
+
+def in_unit(value: Any, target: unit.Unit, name: str) -> Any:
+    """Strip an ``openmm.unit.Quantity`` to a number in `target`; pass plain numbers through.
+
+    Parameters
+    ----------
+    value
+        A Quantity, or anything already in internal units.
+    target
+        The internal unit.
+    name
+        The argument's name, for the error message.
+
+    Raises
+    ------
+    TypeError
+        If the Quantity has another dimension.
+    """
+    if not unit.is_quantity(value):
+        return value
+    if not value.unit.is_compatible(target):
+        raise TypeError(f"{name}: expected a quantity in {target}, got one in {value.unit}")
+    return value.value_in_unit(target)
+
+
+def as_temperature(value: Any, name: str = "temperature") -> float:
+    """A single temperature in K.
+
+    Raises
+    ------
+    TypeError
+        If `value` is no number or Quantity of temperature.
+    ValueError
+        If it is not finite and positive.
+    """
+    plain = in_unit(value, KELVIN, name)
+    if isinstance(plain, (str, bytes, bool)) or not np.isscalar(plain):
+        if not (isinstance(plain, np.ndarray) and plain.ndim == 0):
+            raise TypeError(f"{name}: expected a number in kelvin, got {value!r}")
+    try:
+        kelvin = float(plain)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected a number in kelvin, got {value!r}") from error
+    if not (np.isfinite(kelvin) and kelvin > 0):
+        raise ValueError(f"{name}: expected a positive temperature in kelvin, got {value!r}")
+    return kelvin
+
+
+def as_temperatures(values: Any, name: str = "temperatures") -> tuple[float, ...]:
+    """A ladder of temperatures in K, ascending and without duplicates (one rung is allowed).
+
+    Raises
+    ------
+    TypeError
+        If `values` is no sequence of temperatures.
+    ValueError
+        If it is empty, unsorted, or has duplicates.
+    """
+    plain = in_unit(values, KELVIN, name)
+    if isinstance(plain, (str, bytes)) or not isinstance(plain, Iterable):
+        raise TypeError(f"{name}: expected a sequence of temperatures in kelvin, got {values!r}")
+    ladder = tuple(as_temperature(value, name) for value in plain)
+    if not ladder:
+        raise ValueError(f"{name}: expected at least one temperature, got none")
+    if any(high <= low for low, high in zip(ladder, ladder[1:], strict=False)):
+        raise ValueError(f"{name}: expected ascending temperatures without duplicates, got {ladder}")
+    return ladder
