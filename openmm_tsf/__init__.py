@@ -1,1 +1,80 @@
-"""Temperature-steerable flows for OpenMM."""
+"""Temperature-steerable flows for OpenMM: Boltzmann ensembles over a temperature ladder.
+
+    import openmm_tsf as tsf
+
+The public names are imported on first use, so that ``import openmm_tsf`` is quick.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from openmm_tsf import statistics, systems, units
+    from openmm_tsf.analysis import Run, load_run
+    from openmm_tsf.coordinates import InternalCoordinates
+    from openmm_tsf.dataset import MDDataset
+    from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow, load_flow
+    from openmm_tsf.potentials import OpenMMPotential, Potential
+    from openmm_tsf.sampling import ParallelTempering, kernels
+    from openmm_tsf.systems import MolecularSystem
+    from openmm_tsf.training import FitSettings, fit
+
+__version__ = version("openmm-tsf")
+
+_MODULES = {
+    "kernels": "openmm_tsf.sampling.kernels",
+    "statistics": "openmm_tsf.statistics",
+    "systems": "openmm_tsf.systems",
+    "units": "openmm_tsf.units",
+}
+_HOMES = {
+    "FitSettings": "openmm_tsf.training",
+    "InternalCoordinates": "openmm_tsf.coordinates",
+    "MDDataset": "openmm_tsf.dataset",
+    "MolecularSystem": "openmm_tsf.systems",
+    "OpenMMPotential": "openmm_tsf.potentials",
+    "ParallelTempering": "openmm_tsf.sampling",
+    "Potential": "openmm_tsf.potentials",
+    "RealNVPFlow": "openmm_tsf.flows",
+    "Run": "openmm_tsf.analysis",
+    "TemperatureSteerableFlow": "openmm_tsf.flows",
+    "fit": "openmm_tsf.training",
+    "load_flow": "openmm_tsf.flows",
+    "load_run": "openmm_tsf.analysis",
+}
+__all__ = [
+    "FitSettings",
+    "InternalCoordinates",
+    "MDDataset",
+    "MolecularSystem",
+    "OpenMMPotential",
+    "ParallelTempering",
+    "Potential",
+    "RealNVPFlow",
+    "Run",
+    "TemperatureSteerableFlow",
+    "__version__",
+    "fit",
+    "kernels",
+    "load_flow",
+    "load_run",
+    "statistics",
+    "systems",
+    "units",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value = import_module(_MODULES[name])
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,21 @@
+"""What every test shares: no display, one thread, slow and GPU tests only when asked for."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["MPLBACKEND"] = "Agg"
+
+import pytest
+import torch
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)  # the tests' tensors are small: threads only cost
+
+
+@pytest.fixture(scope="session")
+def molecule():
+    """Alanine dipeptide in the default force field."""
+    from openmm_tsf.systems import alanine_dipeptide
+
+    return alanine_dipeptide()

@@ -1,0 +1,91 @@
+"""The wheel carries the data, and the README's commands agree with the project."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+LOAD = """
+import sys
+from importlib.resources import as_file, files
+import openmm_tsf
+import openmm_tsf.systems
+home = files("openmm_tsf.data")
+with as_file(home / "ala2.pdb") as path:
+    print("data from", path)
+molecule = openmm_tsf.systems.alanine_dipeptide()
+frames = sum(1 for item in home.iterdir() if item.name.endswith(".dcd"))
+print("package from", openmm_tsf.__file__)
+print("atoms", molecule.n_atoms, "typed", (files("openmm_tsf") / "py.typed").is_file())
+print("trajectories", frames)
+"""
+
+
+def run(*command, cwd, **environment):
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_wheel_installed_elsewhere_loads_the_shipped_data(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "site"
+    source.mkdir()
+    for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "openmm_tsf", "data"):
+        (source / name).symlink_to(ROOT / name)  # the build writes beside it, not into the clone
+    pip = (sys.executable, "-m", "pip")
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("openmm_tsf-*.whl")
+    run(*pip, "install", "--no-deps", "--no-index", "--target", target, wheel, cwd=tmp_path)
+    # -P and the target first: neither the working directory nor the clone may help.
+    out = run(sys.executable, "-P", "-c", LOAD, cwd=tmp_path, PYTHONPATH=str(target))
+    assert f"package from {target}" in out
+    assert f"data from {target}" in out
+    assert "atoms 22 typed True" in out
+    shipped = len(list((ROOT / "data").glob("*.dcd")))
+    assert f"trajectories {shipped}" in out
+    metadata = next(target.glob("openmm_tsf-*.dist-info"))
+    assert any(metadata.rglob("LICENSE"))
+
+
+def test_every_requirement_has_a_tested_version():
+    def normal(name):
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            assert re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9.]+", line), line
+            name, version = line.split("==")
+            pins[normal(name)] = version
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    needed = {normal(re.match(r"[A-Za-z0-9_.-]+", text).group()) for text in requirements}
+    assert needed <= set(pins)
+
+
+def test_readme_commands_are_complete():
+    readme = (ROOT / "README.md").read_text()
+    for marker, last in (
+        ("main-command", "openmm-tsf run --output run/"),
+        ("test-command", "pytest"),
+    ):
+        block = re.search(rf"<!-- {marker} -->\s*```sh\n(.*?)\n```", readme, re.DOTALL)
+        assert block, f"no shell block after {marker}"
+        command = block.group(1)
+        assert "\n" not in command  # one command
+        assert "python3 -m venv .venv" in command
+        assert "-c constraints.txt" in command
+        assert command.endswith(last)
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
