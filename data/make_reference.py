@@ -167,8 +167,12 @@ class ReplicaExchange:
 
 
 def run(args):
-    sampler = ReplicaExchange(args.directory, args.seed + 1000 * len(os.listdir(args.directory))
-                              if os.path.isdir(args.directory) else args.seed)
+    sampler = ReplicaExchange(
+        args.directory,
+        args.seed + 1000 * len(os.listdir(args.directory))
+        if os.path.isdir(args.directory)
+        else args.seed,
+    )
     end = time.monotonic() + 60 * args.minutes
     while time.monotonic() < end:
         start = time.monotonic()

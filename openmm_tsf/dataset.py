@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -204,7 +205,7 @@ class MDDataset:
             )
         edges = np.linspace(0, len(self), n_blocks + 1).astype(int)
         parts: list[list[np.ndarray]] = [[], [], []]
-        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        for start, stop in pairwise(edges):
             size = stop - start
             first = start + round(fractions[0] * size)
             second = start + round((fractions[0] + fractions[1]) * size)

@@ -4,6 +4,7 @@ Internal units: nm, kJ/mol, ps, K, amu, radians.
 """
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -52,9 +53,8 @@ def as_temperature(value: Any, name: str = "temperature") -> float:
         If it is not finite and positive.
     """
     plain = in_unit(value, KELVIN, name)
-    if isinstance(plain, (str, bytes, bool)) or not np.isscalar(plain):
-        if not (isinstance(plain, np.ndarray) and plain.ndim == 0):
-            raise TypeError(f"{name}: expected a number in kelvin, got {value!r}")
+    if isinstance(plain, (str, bytes, bool)) or np.ndim(plain) != 0:
+        raise TypeError(f"{name}: expected a number in kelvin, got {value!r}")
     try:
         kelvin = float(plain)
     except (TypeError, ValueError) as error:
@@ -80,6 +80,8 @@ def as_temperatures(values: Any, name: str = "temperatures") -> tuple[float, ...
     ladder = tuple(as_temperature(value, name) for value in plain)
     if not ladder:
         raise ValueError(f"{name}: expected at least one temperature, got none")
-    if any(high <= low for low, high in zip(ladder, ladder[1:], strict=False)):
-        raise ValueError(f"{name}: expected ascending temperatures without duplicates, got {ladder}")
+    if any(high <= low for low, high in pairwise(ladder)):
+        raise ValueError(
+            f"{name}: expected ascending temperatures without duplicates, got {ladder}"
+        )
     return ladder

@@ -249,7 +249,8 @@ class AugmentedFlow(nn.Module):
         Parameters
         ----------
         dataset : MDDataset
-            Training frames: branch cuts, standardisation and T_ref come from them.
+            Branch cuts and T_ref come from it, the standardisation from its training part
+            (``dataset.split().train``).
         n_momenta
             m; by default d for a TSF. RealNVP has none.
         n_blocks, hidden
@@ -281,7 +282,8 @@ class AugmentedFlow(nn.Module):
                 f"dataset: {outside} of {len(u)} frames have another handedness than the "
                 "molecule's reference positions"
             )
-        whitening = Whitening.fit(u, layer.kinds)
+        train, _ = layer.inverse_and_log_det(dataset.split().train.positions)
+        whitening = Whitening.fit(train, layer.kinds)
         d = layer.n_coordinates
         return cls(
             d,

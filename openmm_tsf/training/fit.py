@@ -1,0 +1,462 @@
+"""The training loop: likelihood plus energy, with checkpoints that resume exactly."""
+
+import copy
+import csv
+import logging
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from openmm_tsf.dataset import MDDataset
+from openmm_tsf.flows.augmented import AugmentedFlow
+from openmm_tsf.flows.bijector import Chain
+from openmm_tsf.potentials.base import Potential
+from openmm_tsf.training.losses import (
+    negative_log_likelihood,
+    variational_free_energy,
+    whitened,
+)
+from openmm_tsf.training.validate import Validation, Validator
+from openmm_tsf.units import as_temperatures
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How to train.
+
+    Attributes
+    ----------
+    n_steps
+        Optimiser steps.
+    batch_size, kl_batch_size
+        Data frames, and flow draws, per step.
+    learning_rate, final_learning_rate, warmup_steps
+        Adam; linear warm-up, then cosine decay.
+    lambda_max, ramp
+        The loss is (1 - lambda) ML + lambda KL; lambda is zero until the fraction ``ramp[0]`` of
+        the steps and reaches `lambda_max` at ``ramp[1]``.
+    temperatures
+        Where KL draws are made and the flow is validated, K; None means T_ref only.
+    ema_decay
+        Decay of the running mean of the weights, which is what is validated and kept.
+    max_grad_norm
+        Gradients are clipped to this norm.
+    validate_interval, n_validation_draws
+        Steps between validations; draws per temperature in each.
+    patience
+        Stop after so many validations without a better score; None never stops early.
+    max_skipped
+        Steps with non-finite gradients that are skipped in a row before it is an error.
+    dtype
+        Precision of the network while training; the flow returns in float64.
+    """
+
+    n_steps: int = 6000
+    batch_size: int = 256
+    kl_batch_size: int = 64
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-5
+    warmup_steps: int = 100
+    lambda_max: float = 0.1
+    ramp: tuple[float, float] = (0.3, 0.6)
+    temperatures: tuple[float, ...] | None = None
+    ema_decay: float = 0.998
+    max_grad_norm: float = 30.0
+    validate_interval: int = 500
+    n_validation_draws: int = 500
+    patience: int | None = None
+    max_skipped: int = 20
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        for name in ("n_steps", "batch_size", "validate_interval", "n_validation_draws"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+        if not 0 <= self.lambda_max <= 1:
+            raise ValueError(f"lambda_max: expected a number in [0, 1], got {self.lambda_max!r}")
+        if not 0 <= self.ramp[0] <= self.ramp[1]:
+            raise ValueError(f"ramp: expected two ascending fractions, got {self.ramp!r}")
+        if self.lambda_max > 0 and self.kl_batch_size < 1:
+            raise ValueError(
+                f"kl_batch_size: expected a positive integer, got {self.kl_batch_size!r}"
+            )
+        if self.temperatures is not None:
+            object.__setattr__(self, "temperatures", as_temperatures(self.temperatures))
+
+    def mixing(self, step: int) -> float:
+        """lambda at a step."""
+        low, high = (fraction * self.n_steps for fraction in self.ramp)
+        if step < low:
+            return 0.0
+        rise = 1.0 if step >= high else (step - low) / (high - low)
+        return self.lambda_max * rise
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate at a step."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.n_steps - self.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return self.final_learning_rate + cosine * (self.learning_rate - self.final_learning_rate)
+
+
+@dataclass
+class FitResult:
+    """What training did.
+
+    Attributes
+    ----------
+    best
+        The validation whose weights the flow now has.
+    history
+        All validations in order.
+    n_steps, n_skipped
+        Steps made; steps skipped for non-finite gradients.
+    n_evaluations
+        Energy evaluations, those of validation included.
+    wall_seconds
+        Time spent, earlier parts of a resumed training included.
+    """
+
+    best: Validation
+    history: list[Validation] = field(repr=False)
+    n_steps: int = 0
+    n_skipped: int = 0
+    n_evaluations: int = 0
+    wall_seconds: float = 0.0
+
+
+class _Data:
+    """All training frames in the network's output space, drawn in proportion to nothing but size.
+
+    Every dataset has the same share of a batch, however many frames it has, so that a rung with
+    few samples is not drowned.
+    """
+
+    def __init__(
+        self, flow: AugmentedFlow, datasets: Sequence[MDDataset], dtype: torch.dtype
+    ) -> None:
+        self.parts = []
+        for dataset in datasets:
+            y, log_det = whitened(flow, dataset.positions)
+            inside = torch.isfinite(log_det) & torch.isfinite(y).all(dim=1)
+            if not bool(inside.all()):
+                raise ValueError(
+                    f"dataset: {int((~inside).sum())} of {len(y)} frames are outside the flow's "
+                    "domain (other handedness, or not computable)"
+                )
+            tau = dataset.temperature / flow.reference_temperature
+            self.parts.append((y.to(dtype), log_det.to(dtype), tau))
+
+    def batch(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        shares = torch.full((len(self.parts),), n // len(self.parts))
+        shares[: n % len(self.parts)] += 1
+        ys, log_dets, taus = [], [], []
+        for (y, log_det, tau), share in zip(self.parts, shares.tolist(), strict=True):
+            index = torch.randint(len(y), (share,), generator=generator)
+            ys.append(y[index])
+            log_dets.append(log_det[index])
+            taus.append(torch.full((share,), tau, dtype=y.dtype))
+        return torch.cat(ys), torch.cat(log_dets), torch.cat(taus)
+
+
+class _Fit:
+    """State of one training: everything a checkpoint must hold."""
+
+    def __init__(
+        self,
+        flow: AugmentedFlow,
+        datasets: Sequence[MDDataset],
+        potential: Potential | None,
+        settings: FitSettings,
+        seed: int,
+    ) -> None:
+        self.flow, self.potential, self.settings = flow, potential, settings
+        self.generator = torch.Generator().manual_seed(seed)
+        splits = [dataset.split() for dataset in datasets]
+        self.data = _Data(flow, [split.train for split in splits], settings.dtype)
+        self.temperatures = settings.temperatures or (flow.reference_temperature,)
+        self.validator = Validator(
+            flow,
+            [split.validation for split in splits],
+            potential,
+            self.temperatures,
+            settings.n_validation_draws,
+            settings.dtype,
+            seed,
+        )
+        energies = [d.energies for d in datasets if d.energies is not None]
+        if potential is not None and not energies:
+            sample = datasets[0][:: max(1, len(datasets[0]) // 1000)]
+            energies = [potential.energy(sample.positions)]
+        kt = (potential.boltzmann_constant if potential else 1.0) * flow.reference_temperature
+        self.ceiling = max((float(e.max()) for e in energies), default=0.0) + 20 * kt
+        self.network: Chain = copy.deepcopy(flow.network).to(settings.dtype)
+        self.average: Chain = copy.deepcopy(self.network).requires_grad_(False)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
+        self.step = self.n_skipped = self.skipped_in_a_row = 0
+        self.wall_seconds = 0.0
+        self.earlier_evaluations = 0
+        self.evaluations_at_start = potential.n_evaluations if potential else 0
+        self.history: list[Validation] = []
+        self.best_weights: dict[str, Tensor] = {}
+        self.running: dict[str, float] = {}
+
+    @property
+    def n_evaluations(self) -> int:
+        now = self.potential.n_evaluations if self.potential else 0
+        return self.earlier_evaluations + now - self.evaluations_at_start
+
+    @property
+    def best(self) -> Validation:
+        return min(self.history, key=lambda validation: validation.score)
+
+    def loss(self) -> Tensor:
+        settings, generator = self.settings, self.generator
+        y, log_det, tau = self.data.batch(settings.batch_size, generator)
+        noise = torch.randn(len(y), self.flow.n_momenta, generator=generator, dtype=settings.dtype)
+        momenta = noise * tau.sqrt()[:, None]
+        nll = negative_log_likelihood(self.network, y, log_det, momenta, tau).mean()
+        mixing = settings.mixing(self.step)
+        self._note("nll", float(nll.detach()))
+        if mixing == 0 or self.potential is None:
+            return nll
+        choice = torch.randint(
+            len(self.temperatures), (settings.kl_batch_size,), generator=generator
+        )
+        ladder = torch.tensor(self.temperatures, dtype=settings.dtype)
+        tau = ladder[choice] / self.flow.reference_temperature
+        width = self.flow.n_coordinates + self.flow.n_momenta
+        v = torch.randn(len(tau), width, generator=generator, dtype=settings.dtype)
+        free_energy = variational_free_energy(
+            self.flow, self.network, self.potential, v * tau.sqrt()[:, None], tau, self.ceiling
+        )
+        finite = torch.isfinite(free_energy)
+        if not bool(finite.any()):
+            return nll * math.nan  # a step without a gradient: counted and skipped
+        kl = free_energy[finite].mean()
+        self._note("kl", float(kl.detach()))
+        return (1 - mixing) * nll + mixing * kl.to(nll.dtype)
+
+    def _note(self, name: str, value: float) -> None:
+        if math.isfinite(value):
+            old = self.running.get(name, value)
+            self.running[name] = 0.98 * old + 0.02 * value
+
+    def train_step(self) -> None:
+        settings = self.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate_at(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss().backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.max_grad_norm)
+        if bool(torch.isfinite(norm)):
+            self.optimizer.step()
+            self.skipped_in_a_row = 0
+            self._note("grad_norm", float(norm))
+        else:
+            self.n_skipped += 1
+            self.skipped_in_a_row += 1
+            if self.skipped_in_a_row > settings.max_skipped:
+                raise FloatingPointError(
+                    f"training: {self.skipped_in_a_row} steps in a row had non-finite gradients "
+                    f"(step {self.step}); lower the learning rate or check the energies"
+                )
+        # The running mean starts short, so that it forgets the initial weights.
+        decay = min(settings.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for mean, current in zip(
+                self.average.parameters(), self.network.parameters(), strict=True
+            ):
+                mean.lerp_(current, 1 - decay)
+        self.step += 1
+
+    def validate(self) -> Validation:
+        validation = self.validator.validate(
+            self.average, self.step, self.settings.mixing(self.step), self.ceiling, self.running
+        )
+        self.history.append(validation)
+        if self.best is validation:
+            self.best_weights = copy.deepcopy(self.average.state_dict())
+        return validation
+
+    def out_of_patience(self) -> bool:
+        if self.settings.patience is None:
+            return False
+        # Before the ramp ends the loss itself is still changing.
+        if self.step < self.settings.ramp[1] * self.settings.n_steps:
+            return False
+        since = len(self.history) - 1 - self.history.index(self.best)
+        return since >= self.settings.patience
+
+    def save(self, path: Path) -> None:
+        content = {
+            "format": CHECKPOINT_FORMAT,
+            "settings": _plain(self.settings),
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "best_weights": self.best_weights,
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "step": self.step,
+            "n_skipped": self.n_skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "running": self.running,
+            "wall_seconds": self.wall_seconds,
+            "n_evaluations": self.n_evaluations,
+            "history": [asdict(validation) for validation in self.history],
+        }
+        partial = path.with_name(path.name + ".tmp")
+        torch.save(content, partial)
+        os.replace(partial, path)
+
+    def restore(self, path: Path) -> None:
+        try:
+            content = torch.load(path, weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{path}: not a readable training checkpoint") from error
+        if content.get("format") != CHECKPOINT_FORMAT:
+            raise ValueError(f"{path}: not a training checkpoint of format {CHECKPOINT_FORMAT}")
+        if content["settings"] != _plain(self.settings):
+            changed = [
+                key
+                for key, value in _plain(self.settings).items()
+                if content["settings"].get(key) != value
+            ]
+            raise ValueError(f"{path}: made with other settings ({', '.join(changed)})")
+        self.network.load_state_dict(content["network"])
+        self.average.load_state_dict(content["average"])
+        self.best_weights = content["best_weights"]
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.generator.set_state(content["generator"])
+        self.step, self.n_skipped = content["step"], content["n_skipped"]
+        self.skipped_in_a_row = content["skipped_in_a_row"]
+        self.running, self.wall_seconds = content["running"], content["wall_seconds"]
+        self.earlier_evaluations = content["n_evaluations"]
+        self.history = [Validation(**row) for row in content["history"]]
+
+
+def _plain(settings: FitSettings) -> dict[str, Any]:
+    return {
+        key: list(value) if isinstance(value, tuple) else str(value) if key == "dtype" else value
+        for key, value in asdict(settings).items()
+    }
+
+
+def _write_log(path: Path, history: Sequence[Validation]) -> None:
+    rows = [validation.row() for validation in history]
+    partial = path.with_name(path.name + ".tmp")
+    with open(partial, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(partial, path)
+
+
+def fit(
+    flow: AugmentedFlow,
+    dataset: MDDataset | Sequence[MDDataset],
+    potential: Potential | None = None,
+    *,
+    settings: FitSettings | None = None,
+    seed: int = 0,
+    log_path: str | os.PathLike[str] | None = None,
+    checkpoint_path: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> FitResult:
+    """Train a flow in place: (1 - lambda) ML + lambda KL (arXiv:2012.00429, section 2).
+
+    The flow ends with the averaged weights of the best validation: lowest sum of the held-out
+    NLL, each basin and temperature weighing the same, and the free energy of the flow's own
+    draws. Ctrl-C stops early in the same way.
+
+    Parameters
+    ----------
+    flow
+        The flow; its network is changed, its fixed layers are not.
+    dataset
+        Frames of one temperature, or several datasets each of its own temperature.
+    potential
+        Energies for the KL term and the validation; None trains on likelihood alone.
+    settings
+        Sizes and schedules.
+    seed
+        Seed of batches, momenta and draws.
+    log_path
+        CSV file with a row per validation.
+    checkpoint_path
+        Written at every validation; with `resume` training goes on from it bit for bit.
+    resume
+        Continue from `checkpoint_path` if it exists.
+    progress
+        Show a progress bar.
+
+    Raises
+    ------
+    FloatingPointError
+        If too many steps in a row have non-finite gradients.
+    ValueError
+        If data are outside the flow's domain or the checkpoint does not fit.
+    """
+    settings = settings or FitSettings()
+    datasets = [dataset] if isinstance(dataset, MDDataset) else list(dataset)
+    if not datasets:
+        raise ValueError("dataset: expected at least one MDDataset, got none")
+    if potential is None and settings.lambda_max > 0:
+        raise ValueError("potential: expected one for lambda_max > 0 (or set lambda_max=0)")
+    training = _Fit(flow, datasets, potential, settings, seed)
+    checkpoint = Path(checkpoint_path) if checkpoint_path is not None else None
+    if resume and checkpoint is not None and checkpoint.exists():
+        training.restore(checkpoint)
+    began = time.monotonic() - training.wall_seconds
+    bar = tqdm(
+        total=settings.n_steps,
+        initial=training.step,
+        disable=not progress,
+        desc="training",
+        unit="step",
+    )
+    try:
+        if not training.history:
+            bar.set_postfix_str(str(training.validate()))
+        while training.step < settings.n_steps:
+            training.train_step()
+            bar.update()
+            if training.step % settings.validate_interval and training.step < settings.n_steps:
+                continue
+            bar.set_postfix_str(str(training.validate()))
+            training.wall_seconds = time.monotonic() - began
+            if checkpoint is not None:
+                training.save(checkpoint)
+            if log_path is not None:
+                _write_log(Path(log_path), training.history)
+            if training.out_of_patience():
+                logger.info("training: no better validation for a while, stopped early")
+                break
+    finally:
+        bar.close()
+        flow.network.load_state_dict(training.best_weights)
+    training.wall_seconds = time.monotonic() - began
+    logger.info("training: kept step %d: %s", training.best.step, training.best)
+    return FitResult(
+        training.best,
+        training.history,
+        training.step,
+        training.n_skipped,
+        training.n_evaluations,
+        training.wall_seconds,
+    )

@@ -1,0 +1,208 @@
+"""What decides which weights are kept: likelihood per basin, free energy, ESS, populations.
+
+Likelihood over all frames is blind to a lost minor basin, and every reverse figure improves while
+one is lost; so basins weigh the same, and both directions count.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from openmm_tsf.dataset import MDDataset, basin_labels
+from openmm_tsf.flows.augmented import AugmentedFlow
+from openmm_tsf.flows.bijector import Chain
+from openmm_tsf.potentials.base import Potential
+from openmm_tsf.training.losses import (
+    marginal_nll_bound,
+    negative_log_likelihood,
+    soften,
+    whitened,
+)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Figures of one validation.
+
+    Attributes
+    ----------
+    step, mixing
+        Training step and lambda.
+    score
+        What is minimised: mean over temperatures of basin-balanced held-out NLL, plus the mean
+        over temperatures of the draws' free energy (up to constants, a Jeffreys divergence).
+    nll
+        Held-out NLL (bound on the marginal's, nats) by ``"<T>K basin <b>"``.
+    free_energy, ess, basin_population
+        By temperature: mean softened U/kT + |p|^2/2tau - log|J_D| less the momenta's share; reverse
+        ESS of the joint weights; share of draws in basin 1.
+    running
+        Exponential means of the training losses.
+    """
+
+    step: int
+    mixing: float
+    score: float
+    nll: dict[str, float]
+    free_energy: dict[str, float] = field(default_factory=dict)
+    ess: dict[str, float] = field(default_factory=dict)
+    basin_population: dict[str, float] = field(default_factory=dict)
+    running: dict[str, float] = field(default_factory=dict)
+
+    def row(self) -> dict[str, float]:
+        """A flat row for a CSV file."""
+        flat: dict[str, float] = {"step": self.step, "lambda": self.mixing, "score": self.score}
+        flat |= {f"train_{name}": self.running.get(name, math.nan) for name in ("nll", "kl")}
+        for prefix, values in (
+            ("nll", self.nll),
+            ("free_energy", self.free_energy),
+            ("ess", self.ess),
+            ("basin1", self.basin_population),
+        ):
+            flat |= {f"{prefix} {key}": value for key, value in values.items()}
+        return flat
+
+    def __str__(self) -> str:
+        def shown(values: Mapping[str, float], digits: int) -> str:
+            return "/".join(f"{value:.{digits}f}" for value in values.values())
+
+        text = f"NLL {shown(self.nll, 1)}"
+        if "nll" in self.running:
+            text += f" train {self.running['nll']:.1f}"
+        if "kl" in self.running:
+            text += f" KL {self.running['kl']:.1f}"
+        if self.ess:
+            text += f" ESS {shown(self.ess, 2)} basin {shown(self.basin_population, 3)}"
+        return text
+
+
+def effective_sample_fraction(log_weights: Tensor) -> float:
+    """Kish's (sum w)^2 / (n sum w^2) of unclipped log weights [n]; 0 if none is finite."""
+    finite = log_weights[torch.isfinite(log_weights)]
+    if not len(finite):
+        return 0.0
+    log_ratio = 2 * torch.logsumexp(finite, 0) - torch.logsumexp(2 * finite, 0)
+    return float(log_ratio.exp()) / len(log_weights)
+
+
+class Validator:
+    """Held-out frames and fixed noise, so that validations are comparable.
+
+    Parameters
+    ----------
+    flow
+        The fixed layers and T_ref.
+    datasets
+        Held-out frames by temperature.
+    potential
+        Energies of the draws; None leaves the reverse figures out.
+    temperatures
+        Where draws are made, K.
+    n_draws
+        Draws per temperature.
+    dtype
+        Precision of the network.
+    seed
+        Seed of the noise.
+    """
+
+    def __init__(
+        self,
+        flow: AugmentedFlow,
+        datasets: Sequence[MDDataset],
+        potential: Potential | None,
+        temperatures: Sequence[float],
+        n_draws: int,
+        dtype: torch.dtype,
+        seed: int,
+    ) -> None:
+        self.flow, self.potential = flow, potential
+        self.temperatures, self.dtype = tuple(temperatures), dtype
+        generator = torch.Generator().manual_seed(seed + 7919)
+        self.held_out: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self.molecule = datasets[0].molecule
+        for dataset in datasets:
+            y, log_det = whitened(flow, dataset.positions)
+            labels = basin_labels(dataset.molecule, dataset.positions)
+            tau = dataset.temperature / flow.reference_temperature
+            momenta = math.sqrt(tau) * torch.randn(
+                len(y), flow.n_momenta, generator=generator, dtype=dtype
+            )
+            for basin in labels.unique().tolist():
+                chosen = labels == basin
+                # Two datasets may have one temperature (MD and the sampler's own): keep both.
+                key = f"{dataset.temperature:.0f}K basin {basin}"
+                while key in self.held_out:
+                    key += "'"
+                self.held_out[key] = (
+                    y[chosen].to(dtype),
+                    log_det[chosen].to(dtype),
+                    momenta[chosen],
+                    torch.full((int(chosen.sum()),), tau, dtype=dtype),
+                )
+        width = flow.n_coordinates + flow.n_momenta
+        self.noise = torch.randn(n_draws, width, generator=generator, dtype=dtype)
+
+    @torch.no_grad()
+    def validate(
+        self,
+        network: Chain,
+        step: int,
+        mixing: float,
+        ceiling: float,
+        running: Mapping[str, float],
+    ) -> Validation:
+        """Figures of a network's present weights."""
+        nll: dict[str, float] = {}
+        for key, (y, log_det, momenta, tau) in self.held_out.items():
+            joint = negative_log_likelihood(network, y, log_det, momenta, tau)
+            nll[key] = float(marginal_nll_bound(joint, self.flow.n_momenta, tau).mean())
+        free_energy: dict[str, float] = {}
+        ess: dict[str, float] = {}
+        population: dict[str, float] = {}
+        if self.potential is not None:
+            for temperature in self.temperatures:
+                key = f"{temperature:.0f}K"
+                free_energy[key], ess[key], population[key] = self._draws(
+                    network, temperature, ceiling
+                )
+        score = sum(nll.values()) / len(nll)
+        if free_energy:
+            score += sum(free_energy.values()) / len(free_energy)
+        if not math.isfinite(score):
+            score = math.inf
+        return Validation(step, mixing, score, nll, free_energy, ess, population, dict(running))
+
+    def _draws(
+        self, network: Chain, temperature: float, ceiling: float
+    ) -> tuple[float, float, float]:
+        flow, potential = self.flow, self.potential
+        assert potential is not None
+        tau = temperature / flow.reference_temperature
+        v = self.noise * math.sqrt(tau)
+        y, log_det = network.forward_and_log_det(v)
+        x, momenta = y[:, : flow.n_coordinates].double(), y[:, flow.n_coordinates :].double()
+        total = log_det.double()
+        for layer in (flow.whitening, flow.coordinates):
+            if layer is not None:
+                x, extra = layer.forward_and_log_det(x)
+                total = total + extra
+        kt = potential.boltzmann_constant * temperature
+        energy = potential.energy(x)
+        inside = torch.isfinite(total) & torch.isfinite(energy)
+        momentum_term = 0.5 * momenta.square().sum(dim=1) / tau
+        action = energy / kt + momentum_term - total
+        log_weights = torch.where(
+            inside, 0.5 * v.double().square().sum(dim=1) / tau - action, -math.inf
+        )
+        softened = soften(energy[inside], ceiling, torch.as_tensor(kt)) / kt
+        share = 0.5 * flow.n_momenta * (1 + math.log(2 * math.pi * tau))
+        # Up to the constant entropy of the prior, E[log p(x, p)] - E[log weight target].
+        entropy = 0.5 * v.shape[1] * (1 + math.log(2 * math.pi * tau))
+        mean = (softened + momentum_term[inside] - total[inside]).mean() - entropy + share
+        labels = basin_labels(self.molecule, x[inside]).double()
+        population = float(labels.mean()) if len(labels) else math.nan
+        return float(mean), effective_sample_fraction(log_weights), population
