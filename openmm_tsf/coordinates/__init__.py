@@ -1,0 +1,6 @@
+"""Internal coordinates of molecules, and their standardisation."""
+
+from openmm_tsf.coordinates.internal import InternalCoordinates
+from openmm_tsf.coordinates.zmatrix import ZMatrix
+
+__all__ = ["InternalCoordinates", "ZMatrix"]

@@ -1,0 +1,85 @@
+"""Batched vector geometry, components first: vectors are [3, ..., B].
+
+The batch comes last so that every elementary operation runs over contiguous memory.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+TWO_PI = 2.0 * math.pi
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Scalar products [..., B] of vectors [3, ..., B]."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def cross(a: Tensor, b: Tensor) -> Tensor:
+    """Vector products [3, ..., B]."""
+    return torch.stack(
+        (
+            a[1] * b[2] - a[2] * b[1],
+            a[2] * b[0] - a[0] * b[2],
+            a[0] * b[1] - a[1] * b[0],
+        )
+    )
+
+
+def norm(a: Tensor) -> Tensor:
+    """Lengths [..., B]."""
+    return torch.sqrt(dot(a, a))
+
+
+def dihedral(to_atom: Tensor, axis: Tensor, to_partner: Tensor) -> Tensor:
+    """Dihedral angles in (-pi, pi], IUPAC sign (Pure Appl. Chem. 40, 291, 1974).
+
+    Parameters
+    ----------
+    to_atom
+        From the bond partner to the atom.
+    axis
+        From the angle partner to the bond partner.
+    to_partner
+        From the angle partner to the torsion partner, or any vector of that half plane.
+    """
+    normal = cross(axis, to_atom)
+    sine = -norm(axis) * dot(to_partner, normal)
+    cosine = dot(cross(axis, to_partner), normal)
+    return torch.atan2(sine, cosine)
+
+
+def wrap(angle: Tensor, cut: Tensor) -> Tensor:
+    """`angle` shifted by a multiple of 2 pi onto the branch [cut, cut + 2 pi)."""
+    wrapped = cut + torch.remainder(angle - cut, TWO_PI)
+    # Rounding may land on the open end of the branch.
+    return torch.where(wrapped >= cut + TWO_PI, wrapped - TWO_PI, wrapped).maximum(cut)
+
+
+Frame = tuple[Tensor, Tensor, Tensor]
+
+
+def turn(frame: Frame, minus_cos: Tensor, sin: Tensor, cos_phi: Tensor, sin_phi: Tensor) -> Frame:
+    """The frame of an atom from the frame of the atom that it is bonded to.
+
+    A frame (e1, e2, e3) is right-handed: e1 points from the angle partner to the bond partner, e2
+    to the side of the torsion partner. The new e1 is the direction of the new bond, the new e2
+    points to the side of the old angle partner. No division: exact for any angle.
+
+    Parameters
+    ----------
+    frame
+        Vectors [3, n, B].
+    minus_cos, sin
+        -cos theta and sin theta [n, B].
+    cos_phi, sin_phi
+        Of the dihedral angle [n, B].
+    """
+    e1, e2, e3 = frame
+    side = cos_phi * e2 + sin_phi * e3
+    return (
+        minus_cos * e1 + sin * side,
+        minus_cos * side - sin * e1,
+        cos_phi * e3 - sin_phi * e2,
+    )

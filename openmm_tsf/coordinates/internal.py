@@ -1,0 +1,433 @@
+"""Internal coordinates of a molecule as a bijector.
+
+Volume coordinates (r^3/3, -cos theta, phi) have a constant Jacobian, because
+r^2 sin(theta) dr dtheta dphi = d(r^3/3) d(-cos theta) dphi: with them the steering condition of
+temperature-steerable flows (arXiv:2012.00429, eq. 4) holds for the whole molecule. Plain
+coordinates (r, theta, phi) have the log-determinant sum 2 ln r + sum ln sin theta. Both are
+relative to Cartesian volume modulo rigid motion: the square map is 3N -> 3N with the pose
+(alpha, cos beta, gamma, translation) appended.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+import openmm.app as app
+import torch
+from torch import Tensor, nn
+
+from openmm_tsf.coordinates.branch_cuts import emptiest_angles
+from openmm_tsf.coordinates.geometry import TWO_PI, cross, dihedral, dot, norm, wrap
+from openmm_tsf.coordinates.placement import Placement
+from openmm_tsf.coordinates.zmatrix import ZMatrix
+from openmm_tsf.units import NANOMETER, in_unit
+
+BOND, ANGLE, TORSION, OFFSET = range(4)
+
+#: A tetrahedral centre of the reference flatter than this (sine of the offset) has no handedness.
+FLAT_TOLERANCE = 0.05
+#: Training geometry: bonds r^3/3 (or r) below this part of the reference's are held there.
+BOND_FLOOR = 0.3
+#: Training geometry: |cos theta| is held below this.
+COS_CEILING = 0.999
+
+
+class InternalCoordinates(nn.Module):
+    """Map between internal coordinates u [B, 3N-6] and Cartesian ones x [B, N, 3] in nm.
+
+    u holds N-1 bonds, N-2 angles and N-3 dihedral angles, each in the order of the Z-matrix's rows:
+    (r^3/3, -cos theta, phi) for ``"volume"``, (r, theta, phi) for ``"plain"``; nm and radians. A
+    dihedral is either a primary torsion or a sibling's offset from it.
+
+    The domain: bonds > 0, -1 < cos theta < 1, dihedrals on their branch [cut, cut + 2 pi), and at
+    every tetrahedral centre the handedness of the reference positions.
+
+    Build it with :meth:`from_topology` or :meth:`from_config`.
+
+    Attributes
+    ----------
+    n_atoms, n_coordinates : int
+        N and 3N-6.
+    is_constant_log_det : bool
+        True for volume coordinates.
+    kinds : Tensor of int64 [3N-6]
+        0 bond, 1 angle, 2 primary torsion, 3 sibling offset.
+    names : list of str
+    branch_cuts : Tensor [N-3]
+        Where the branch of each dihedral begins, radians.
+    """
+
+    branch_cuts: Tensor
+    handedness: Tensor
+    reference_bonds: Tensor
+    kinds: Tensor
+    _rows: Tensor
+
+    def __init__(
+        self,
+        zmatrix: ZMatrix,
+        handedness: Tensor,
+        reference_bonds: Tensor,
+        branch_cuts: Tensor,
+        coordinates: Literal["volume", "plain"] = "volume",
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        super().__init__()
+        if coordinates not in ("volume", "plain"):
+            raise ValueError(f"coordinates: expected 'volume' or 'plain', got {coordinates!r}")
+        if dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"dtype: expected torch.float64 or torch.float32, got {dtype}")
+        self.zmatrix = zmatrix
+        self.coordinates = coordinates
+        self.n_atoms = zmatrix.n_atoms
+        self.n_coordinates = 3 * self.n_atoms - 6
+        self.is_constant_log_det = coordinates == "volume"
+        n_bonds, n_angles = self.n_atoms - 1, self.n_atoms - 2
+        self._angles = slice(n_bonds, n_bonds + n_angles)
+        self._torsions = slice(n_bonds + n_angles, None)
+        self._bonds = slice(0, n_bonds)
+        rows = torch.as_tensor(zmatrix.rows)
+        siblings = torch.as_tensor(zmatrix.siblings)[3:]
+        self.placement = Placement(zmatrix)
+        self.register_buffer("_rows", rows)
+        self.register_buffer("handedness", handedness.to(dtype))
+        self.register_buffer("_handed", handedness.nonzero()[:, 0], persistent=False)
+        self.register_buffer("reference_bonds", reference_bonds.to(dtype))
+        self.register_buffer("branch_cuts", branch_cuts.to(dtype))
+        kinds = torch.cat(
+            (
+                torch.full((n_bonds,), BOND),
+                torch.full((n_angles,), ANGLE),
+                torch.where(siblings, OFFSET, TORSION),
+            )
+        )
+        self.register_buffer("kinds", kinds)
+        labels = ("bond", "angle", "torsion", "offset")
+        atoms = [zmatrix.rows[1:, :2], zmatrix.rows[2:, :3], zmatrix.rows[3:, :4]]
+        quartets = [quartet for block in atoms for quartet in block]
+        self.names = [
+            " ".join((labels[int(kind)], *(zmatrix.atom_names[i] for i in quartet)))
+            for kind, quartet in zip(kinds, quartets, strict=True)
+        ]
+
+    @classmethod
+    def from_topology(
+        cls,
+        topology: app.Topology,
+        positions: Any,
+        coordinates: Literal["volume", "plain"] = "volume",
+        dtype: torch.dtype = torch.float64,
+    ) -> Self:
+        """Coordinates of a single molecule.
+
+        Parameters
+        ----------
+        topology
+            OpenMM Topology with bonds.
+        positions
+            Reference conformation [N, 3] in nm, or a Quantity: defines the handedness and the
+            default branches, which are centred on it.
+        coordinates
+            ``"volume"`` (constant Jacobian) or ``"plain"``.
+        dtype
+            Of all computations: torch.float64 or torch.float32.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :meth:`ZMatrix.from_topology`; or if `coordinates` or `dtype` is another, or a
+            tetrahedral centre of the reference is flat (its atoms are named).
+        """
+        zmatrix = ZMatrix.from_topology(topology, positions)
+        reference = torch.as_tensor(
+            [list(map(float, row)) for row in in_unit(positions, NANOMETER, "positions")],
+            dtype=torch.float64,
+        )
+        n_torsions = zmatrix.n_atoms - 3
+        plain = cls(
+            zmatrix,
+            torch.zeros(n_torsions),
+            torch.ones(zmatrix.n_atoms - 1),
+            torch.full((n_torsions,), -math.pi),
+            "plain",
+        )
+        bonds, _, torsions = (part[0] for part in plain.bonds_angles_torsions(reference[None]))
+        sine = torsions.sin()
+        tetrahedral = torch.as_tensor(zmatrix.tetrahedral)[3:]
+        for flat in (tetrahedral & (sine.abs() < FLAT_TOLERANCE)).nonzero()[:, 0].tolist():
+            raise ValueError(
+                "positions: expected tetrahedral centres with a handedness, but "
+                f"{zmatrix.describe(flat + 3)} lie in one plane"
+            )
+        handedness = torch.where(tetrahedral, sine.sign(), torch.zeros_like(sine))
+        return cls(zmatrix, handedness, bonds, torsions - math.pi, coordinates, dtype)
+
+    # ------------------------------------------------------------------ the door
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all inputs and outputs."""
+        return self.branch_cuts.dtype
+
+    def _check(self, value: Tensor, name: str, shape: tuple[int, ...]) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+        if value.dtype != self.dtype:
+            raise TypeError(f"{name}: expected dtype {self.dtype}, got {value.dtype}")
+        if value.device != self.branch_cuts.device:
+            raise ValueError(
+                f"{name}: expected device {self.branch_cuts.device}, got {value.device}"
+            )
+        if value.ndim != 1 + len(shape) or tuple(value.shape[1:]) != shape:
+            wanted = ", ".join(map(str, ("B", *shape)))
+            raise ValueError(f"{name}: expected shape [{wanted}], got {tuple(value.shape)}")
+
+    def _check_u(self, u: Tensor) -> None:
+        self._check(u, "u", (self.n_coordinates,))
+
+    def _check_x(self, x: Tensor, name: str = "x") -> None:
+        self._check(x, name, (self.n_atoms, 3))
+
+    # ------------------------------------------------------------------ the domain
+
+    def in_domain(self, u: Tensor) -> Tensor:
+        """Whether each row of u [B, 3N-6] is in the domain: bool [B]. NaN is not."""
+        self._check_u(u)
+        bonds, angles, torsions = u[:, self._bonds], u[:, self._angles], u[:, self._torsions]
+        low, high = (-1.0, 1.0) if self.is_constant_log_det else (0.0, math.pi)
+        cuts, handed = self.branch_cuts, self._handed
+        good = ((bonds > 0) & (bonds < math.inf)).all(-1)
+        good &= ((angles > low) & (angles < high)).all(-1)
+        good &= ((torsions >= cuts) & (torsions < cuts + TWO_PI)).all(-1)
+        good &= (torsions[:, handed].sin() * self.handedness[handed] > 0).all(-1)
+        return good
+
+    def is_mirror_image(self, x: Tensor) -> Tensor:
+        """Whether any tetrahedral centre of x [B, N, 3] has the wrong handedness: bool [B].
+
+        Judged by the triple product of three substituents, labelled hydrogens included.
+        """
+        self._check_x(x)
+        atom, centre, partner, primary = self._rows[3:][self._handed].T
+        xt = x.permute(2, 1, 0)
+        middle = xt[:, centre]
+        volume = dot(
+            cross(xt[:, partner] - middle, xt[:, primary] - middle), xt[:, atom] - middle
+        )
+        return (volume * self.handedness[self._handed, None] >= 0).any(0)
+
+    def set_branch_cuts(self, cuts: Tensor) -> None:
+        """Set where each dihedral's branch begins: [N-3] radians, in the order of u."""
+        cuts = torch.as_tensor(cuts)
+        if tuple(cuts.shape) != tuple(self.branch_cuts.shape):
+            raise ValueError(
+                f"cuts: expected shape {tuple(self.branch_cuts.shape)}, got {tuple(cuts.shape)}"
+            )
+        if not torch.isfinite(cuts).all():
+            raise ValueError("cuts: expected finite numbers, got NaN or infinity")
+        with torch.no_grad():
+            self.branch_cuts.copy_(cuts)
+
+    def fit_branch_cuts(self, angles: Tensor) -> Tensor:
+        """Cut each circle at the emptiest angle of data.
+
+        Parameters
+        ----------
+        angles
+            Dihedrals [F, N-3] in radians, as :meth:`bonds_angles_torsions` gives them.
+
+        Returns
+        -------
+        Tensor
+            The new cuts [N-3], which are set.
+        """
+        n_torsions = len(self.branch_cuts)
+        if angles.ndim != 2 or angles.shape[1] != n_torsions:
+            raise ValueError(f"angles: expected shape [F, {n_torsions}], got {tuple(angles.shape)}")
+        self.set_branch_cuts(emptiest_angles(angles))
+        return self.branch_cuts
+
+    # ------------------------------------------------------------------ Cartesian to internal
+
+    def _measure(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Bonds, cosines, sines and dihedrals on their branch, each [n, B], of x [B, N, 3]."""
+        xt = x.permute(2, 1, 0)
+        atom, bonded, angle, partner = self._rows.T
+        to_atom = xt[:, atom[1:]] - xt[:, bonded[1:]]
+        r = norm(to_atom)
+        to_angle = xt[:, angle[2:]] - xt[:, bonded[2:]]
+        product = dot(to_atom[:, 1:], to_angle)
+        area = norm(cross(to_atom[:, 1:], to_angle))
+        length = r[1:] * norm(to_angle)
+        to_partner = xt[:, partner[3:]] - xt[:, angle[3:]]
+        torsion = dihedral(to_atom[:, 2:], -to_angle[:, 1:], to_partner)
+        return r, product / length, area / length, wrap(torsion, self.branch_cuts[:, None])
+
+    def bonds_angles_torsions(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Bonds [B, N-1] nm, angles [B, N-2] and dihedrals [B, N-3] in radians of x [B, N, 3].
+
+        A sibling's dihedral is its offset from the primary torsion; all are on their branch.
+        """
+        self._check_x(x)
+        r, cos, sin, torsion = self._measure(x)
+        return r.T, torch.atan2(sin, cos).T, torsion.T
+
+    def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Internal coordinates u [B, 3N-6] of x [B, N, 3] and log|det du/dx| [B].
+
+        The log-determinant is -inf where x has the wrong handedness or no coordinates (coinciding
+        or collinear atoms, NaN).
+        """
+        self._check_x(x)
+        r, cos, sin, torsion = self._measure(x)
+        if self.is_constant_log_det:
+            parts = (r * r * r / 3.0, -cos, torsion)
+        else:
+            parts = (r, torch.atan2(sin, cos), torsion)
+        u = torch.cat(parts).T
+        log_det = -self.log_abs_det(u)
+        inside = self.in_domain(u)
+        return u, torch.where(inside, log_det, torch.full_like(log_det, -math.inf))
+
+    # ------------------------------------------------------------------ internal to Cartesian
+
+    def log_abs_det(self, u: Tensor) -> Tensor:
+        """log|det dx/du| [B] at u [B, 3N-6], whatever the branch and handedness."""
+        if self.is_constant_log_det:
+            return u.new_zeros(len(u))
+        r, theta = u[:, self._bonds], u[:, self._angles]
+        return 2.0 * r.log().sum(-1) + theta.sin().log().sum(-1)
+
+    def _build(self, u: Tensor, rotation: Tensor | None, translation: Tensor | None) -> Tensor:
+        ut = u.T
+        bonds, angles = ut[self._bonds], ut[self._angles]
+        if self.is_constant_log_det:
+            r = torch.pow(3.0 * bonds, 1.0 / 3.0)
+            minus_cos = angles
+            sin = torch.sqrt((1.0 - angles) * (1.0 + angles))
+        else:
+            r = torch.where(bonds > 0, bonds, torch.full_like(bonds, math.nan))
+            inside = (angles > 0) & (angles < math.pi)
+            theta = torch.where(inside, angles, torch.full_like(angles, math.nan))
+            minus_cos, sin = -theta.cos(), theta.sin()
+        return self.placement(r, minus_cos, sin, ut[self._torsions], rotation, translation)
+
+    def forward_and_log_det(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Conformations x [B, N, 3] in the canonical pose and log|det dx/du| [B] of u [B, 3N-6].
+
+        Outside the domain the log-determinant is -inf; x is NaN where there is no geometry (a bond
+        <= 0, |cos theta| > 1) and honest elsewhere.
+        """
+        self._check_u(u)
+        x = self._build(u, None, None)
+        log_det = self.log_abs_det(u)
+        inside = self.in_domain(u)
+        return x, torch.where(inside, log_det, torch.full_like(log_det, -math.inf))
+
+    # ------------------------------------------------------------------ the pose
+
+    def pose(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotation [B, 3, 3] (axes as columns) and translation [B, 3] of x [B, N, 3].
+
+        The translation is the root atom's position; the first axis points along the first bond, the
+        third is normal to the plane of the root's three atoms. The identity is the canonical pose.
+        """
+        self._check_x(x)
+        first, second, third = (x[:, int(atom)].T for atom in self._rows[:3, 0])
+        e1 = second - first
+        e1 = e1 / norm(e1)
+        e2 = third - second
+        e2 = e2 - dot(e1, e2) * e1
+        e2 = e2 / norm(e2)
+        return torch.stack((e1, e2, cross(e1, e2))).permute(2, 1, 0), first.T
+
+    def from_pose(self, u: Tensor, rotation: Tensor, translation: Tensor) -> Tensor:
+        """Conformations x [B, N, 3] of u [B, 3N-6] in a given pose (see :meth:`pose`)."""
+        self._check_u(u)
+        self._check(rotation, "rotation", (3, 3))
+        self._check(translation, "translation", (3,))
+        if not len(u) == len(rotation) == len(translation):
+            raise ValueError(
+                f"u, rotation, translation: expected one batch size, got {len(u)}, "
+                f"{len(rotation)}, {len(translation)}"
+            )
+        return self._build(u, rotation, translation)
+
+    def place(self, u: Tensor, like: Tensor) -> Tensor:
+        """Conformations [B, N, 3] with coordinates u [B, 3N-6], each in the pose of `like`."""
+        self._check_x(like, "like")
+        return self.from_pose(u, *self.pose(like))
+
+    # ------------------------------------------------------------------ training only
+
+    def regularise(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Move u [B, 3N-6] to where geometry is finite; say how far outside it was.
+
+        For training only: never for samples, whose proposals outside the domain are rejected.
+
+        Returns
+        -------
+        u : Tensor [B, 3N-6]
+            Bonds held above 0.3 of the reference's coordinate, |cos theta| below 0.999; the rest
+            as it came.
+        penalty : Tensor [B]
+            Sum of squared violations: bonds relative to the reference's, cosines, dihedrals beyond
+            their branch and offsets outside the half circle of their handedness in radians. Zero
+            with zero gradient inside, continuously differentiable.
+        """
+        self._check_u(u)
+        bonds, angles, torsions = u[:, self._bonds], u[:, self._angles], u[:, self._torsions]
+        scale = self.reference_bonds
+        limit = COS_CEILING
+        if self.is_constant_log_det:
+            scale = scale**3 / 3.0
+            low, high = -limit, limit
+        else:
+            low, high = math.acos(limit), math.acos(-limit)
+        floor = BOND_FLOOR * scale
+        kept_bonds, kept_angles = torch.maximum(bonds, floor), angles.clamp(low, high)
+        cuts, handed = self.branch_cuts, self._handed
+        beyond = torsions - torch.clamp(torsions, cuts, cuts + TWO_PI)
+        half_circle = self.handedness[handed] * (0.5 * math.pi)
+        apart = wrap(torsions[:, handed] - half_circle, torch.full_like(half_circle, -math.pi))
+        flipped = torch.relu(apart.abs() - 0.5 * math.pi)
+        penalty = (
+            ((kept_bonds - bonds) / scale).square().sum(-1)
+            + (kept_angles - angles).square().sum(-1)
+            + beyond.square().sum(-1)
+            + flipped.square().sum(-1)
+        )
+        return torch.cat((kept_bonds, kept_angles, torsions), dim=1), penalty
+
+    def forward_regularised(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Finite conformations x [B, N, 3] for any finite u [B, 3N-6], and a penalty [B].
+
+        Training only; see :meth:`regularise`.
+        """
+        kept, penalty = self.regularise(u)
+        return self._build(kept, None, None), penalty
+
+    # ------------------------------------------------------------------ keeping it
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists from which :meth:`from_config` rebuilds this."""
+        return {
+            "zmatrix": self.zmatrix.to_config(),
+            "coordinates": self.coordinates,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "handedness": self.handedness.tolist(),
+            "reference_bonds": self.reference_bonds.tolist(),
+            "branch_cuts": self.branch_cuts.tolist(),
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Inverse of :meth:`to_config`; needs no Topology."""
+        return cls(
+            ZMatrix.from_config(config["zmatrix"]),
+            torch.tensor(config["handedness"], dtype=torch.float64),
+            torch.tensor(config["reference_bonds"], dtype=torch.float64),
+            torch.tensor(config["branch_cuts"], dtype=torch.float64),
+            config["coordinates"],
+            getattr(torch, config["dtype"]),
+        )
