@@ -1,0 +1,7 @@
+"""Potential energies: x [B, *event] to U [B], differentiable."""
+
+from openmm_tsf.potentials.base import Potential
+from openmm_tsf.potentials.models import DoubleWell, GaussianWell
+from openmm_tsf.potentials.openmm_bridge import OpenMMPotential
+
+__all__ = ["DoubleWell", "GaussianWell", "OpenMMPotential", "Potential"]

@@ -1,0 +1,223 @@
+"""OpenMM Contexts of one System that share the work of a batch."""
+
+import math
+import os
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from weakref import WeakSet
+
+import numpy as np
+import openmm
+from numpy.typing import NDArray
+
+#: What OpenMM's exceptions say when the conformation, not the machine, is at fault.
+_NUMERICAL = re.compile(r"\bnan\b|infinit|overflow|non-?finite", re.IGNORECASE)
+
+#: Rows handed to a thread at a time: large enough to hide the queue, small enough to balance.
+_BLOCK = 16
+
+_contexts: "WeakSet[openmm.Context]" = WeakSet()
+_kept_in_child: list[openmm.Context] = []
+
+
+def _keep_contexts_in_child() -> None:
+    # Destroying a Context joins its threads, which do not exist in a forked child: it would hang.
+    _kept_in_child.extend(_contexts)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_contexts_in_child)
+
+
+@dataclass(frozen=True)
+class PlatformChoice:
+    """Where energies are computed: a Platform, its properties, and how many Contexts.
+
+    Parameters
+    ----------
+    name
+        The Platform's name.
+    properties
+        Platform properties that differ from OpenMM's defaults.
+    n_contexts
+        Contexts that share a batch, one thread each.
+    """
+
+    name: str
+    properties: dict[str, str] = field(default_factory=dict)
+    n_contexts: int = 1
+
+    @property
+    def n_threads(self) -> int:
+        """Threads that compute at the same time (a GPU counts as its Contexts)."""
+        return self.n_contexts * int(self.properties.get("Threads", 1))
+
+    def __str__(self) -> str:
+        settings = ", ".join(f"{key}={value}" for key, value in sorted(self.properties.items()))
+        return f"{self.name}({settings}) x {self.n_contexts}"
+
+
+def build_context(
+    system: openmm.System, integrator: openmm.Integrator, choice: PlatformChoice
+) -> openmm.Context:
+    """A Context of `system` on the chosen Platform, safe to leave behind in a forked child."""
+    platform = openmm.Platform.getPlatform(choice.name)
+    context = openmm.Context(system, integrator, platform, dict(choice.properties))
+    _contexts.add(context)
+    return context
+
+
+class ContextPool:
+    """Contexts that evaluate batches of conformations, one thread each.
+
+    ``getState`` releases the interpreter lock, so that threads overlap in it.
+
+    Parameters
+    ----------
+    system
+        The System; it must not change while the pool lives.
+    choice
+        Platform, properties and number of Contexts.
+    """
+
+    def __init__(self, system: openmm.System, choice: PlatformChoice) -> None:
+        self._contexts = [
+            build_context(system, openmm.VerletIntegrator(0.001), choice)
+            for _ in range(choice.n_contexts)
+        ]
+        self._threads = (
+            ThreadPoolExecutor(choice.n_contexts - 1, thread_name_prefix="openmm_tsf")
+            if choice.n_contexts > 1
+            else None
+        )
+        self._known_good: NDArray[np.float64] | None = None
+
+    def close(self) -> None:
+        """Free Contexts and threads."""
+        if self._threads is not None:
+            self._threads.shutdown()
+        self._contexts.clear()
+
+    def evaluate(
+        self, positions: NDArray[np.float64], with_forces: bool
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """Energies and forces as OpenMM gives them, +inf where it gives none.
+
+        Parameters
+        ----------
+        positions
+            [B, N, 3] in nm, C-contiguous. Rows that are not finite never reach OpenMM.
+        with_forces
+            Whether to compute forces.
+
+        Returns
+        -------
+        energies : ndarray [B] in kJ/mol
+            May hold NaN or infinity.
+        forces : ndarray [B, N, 3] in kJ/(mol nm), or None
+            Zero where OpenMM raised or was not asked; may hold NaN or infinity.
+
+        Raises
+        ------
+        openmm.OpenMMException
+            If OpenMM fails for a reason other than the conformation.
+        """
+        n_rows = len(positions)
+        energies = np.full(n_rows, math.inf)
+        forces = np.zeros(positions.shape) if with_forces else None
+        rows: range | list[int] = range(n_rows)
+        if not math.isfinite(positions.sum()):
+            rows = np.flatnonzero(np.isfinite(positions).all(axis=(1, 2))).tolist()
+        n_workers = min(len(self._contexts), len(rows) // 2)
+        if self._threads is None or n_workers < 2:
+            self._run(self._contexts[0], rows, positions, energies, forces)
+        else:
+            self._share(n_workers, rows, positions, energies, forces)
+        if self._known_good is None:
+            good = np.flatnonzero(np.isfinite(energies))
+            if len(good):
+                self._known_good = positions[good[0]].copy()
+        return energies, forces
+
+    def _share(
+        self,
+        n_workers: int,
+        rows: range | list[int],
+        positions: NDArray[np.float64],
+        energies: NDArray[np.float64],
+        forces: NDArray[np.float64] | None,
+    ) -> None:
+        assert self._threads is not None
+        size = min(_BLOCK, -(-len(rows) // n_workers))
+        blocks: SimpleQueue[range | list[int]] = SimpleQueue()
+        for start in range(0, len(rows), size):
+            blocks.put(rows[start : start + size])
+
+        def work(context: openmm.Context) -> None:
+            try:
+                while True:
+                    try:
+                        block = blocks.get_nowait()
+                    except Empty:
+                        return
+                    self._run(context, block, positions, energies, forces)
+            except BaseException:
+                _drain(blocks)  # the others stop at the end of their block
+                raise
+
+        futures = [self._threads.submit(work, c) for c in self._contexts[1:n_workers]]
+        try:
+            work(self._contexts[0])
+        finally:
+            wait(futures)
+        for future in futures:
+            future.result()
+
+    def _run(
+        self,
+        context: openmm.Context,
+        rows: Iterable[int],
+        positions: NDArray[np.float64],
+        energies: NDArray[np.float64],
+        forces: NDArray[np.float64] | None,
+    ) -> None:
+        set_positions, get_state = context.setPositions, context.getState
+        with_forces = forces is not None
+        for row in rows:
+            try:
+                set_positions(positions[row])
+                state = get_state(energy=True, forces=with_forces)
+            except openmm.OpenMMException as error:
+                if not self._is_conformation_at_fault(context, error):
+                    raise
+                continue
+            energies[row] = state.getPotentialEnergy()._value
+            if forces is not None:
+                forces[row] = state.getForces(asNumpy=True)._value
+
+    def _is_conformation_at_fault(
+        self, context: openmm.Context, error: openmm.OpenMMException
+    ) -> bool:
+        # A lost GPU or a wrong Force raises too, and must not pass for an infinite energy: unless
+        # the message speaks of numbers, a conformation that worked before decides.
+        if _NUMERICAL.search(str(error)):
+            return True
+        if self._known_good is None:
+            return False
+        try:
+            context.setPositions(self._known_good)
+            context.getState(energy=True)
+        except openmm.OpenMMException:
+            return False
+        return True
+
+
+def _drain(blocks: "SimpleQueue[range | list[int]]") -> None:
+    while True:
+        try:
+            blocks.get_nowait()
+        except Empty:
+            return

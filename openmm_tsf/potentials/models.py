@@ -1,0 +1,235 @@
+"""Toy potentials with exact answers: batched, differentiable, k_B = 1."""
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from openmm_tsf.potentials.base import Potential
+
+
+class ModelPotential(Potential):
+    """A potential on R^d written in torch. k_B = 1, so temperatures are energies.
+
+    Subclasses give ``_formula``, U of finite x [B, d], in x's dtype and device. Rows that are not
+    finite, or overflow, are +inf with zero gradient and are counted.
+
+    Parameters
+    ----------
+    dimension
+        d.
+    """
+
+    boltzmann_constant = 1.0
+
+    def __init__(self, dimension: int) -> None:
+        self.event_shape = (dimension,)
+        self.n_evaluations = 0
+        self.n_non_finite = 0
+
+    @abstractmethod
+    def _formula(self, x: Tensor) -> Tensor:
+        """U [B] of finite x [B, d]."""
+
+    def energy(self, x: Tensor) -> Tensor:
+        """Energies [B] of x [B, d], differentiable to any order.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x` is not a floating tensor [B, d].
+        """
+        self.check_shape(x)
+        self.n_evaluations += len(x)
+        energies = self._formula(x)
+        if math.isfinite(energies.sum().item()):
+            return energies
+        finite = energies.detach().isfinite() & x.detach().isfinite().all(dim=1)
+        self.n_non_finite += int((~finite).sum())
+        # Bad rows leave before the formula: 0 * inf in its derivative would be NaN.
+        energies = self._formula(torch.where(finite[:, None], x, 0.0))
+        return torch.where(finite, energies, torch.inf)
+
+    def energy_and_forces(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Detached energies [B] and forces [B, d] of x [B, d].
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x` is not a floating tensor [B, d].
+        """
+        self.check_shape(x)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            energies = self.energy(leaf)
+            (gradient,) = torch.autograd.grad(energies.sum(), leaf)
+        return energies.detach(), -gradient
+
+
+class GaussianWell(ModelPotential):
+    """A correlated harmonic well, U(x) = x·P x / 2; its Boltzmann distribution is N(0, T P⁻¹).
+
+    Parameters
+    ----------
+    precision
+        P [d, d], symmetric and positive definite.
+
+    Raises
+    ------
+    TypeError
+        If `precision` is no floating tensor.
+    ValueError
+        If it is not square, symmetric and positive definite.
+    """
+
+    def __init__(self, precision: Tensor) -> None:
+        if not isinstance(precision, Tensor) or not precision.is_floating_point():
+            raise TypeError(
+                f"precision: expected a floating torch.Tensor, got {type(precision).__name__}"
+            )
+        if precision.ndim != 2 or precision.shape[0] != precision.shape[1] or not len(precision):
+            raise ValueError(f"precision: expected shape [d, d], got {tuple(precision.shape)}")
+        super().__init__(len(precision))
+        self.precision = precision.detach().to("cpu", torch.float64)
+        factor, failed = torch.linalg.cholesky_ex(self.precision)
+        if failed or not torch.allclose(self.precision, self.precision.T, rtol=1e-6, atol=0.0):
+            raise ValueError("precision: expected a symmetric positive definite matrix")
+        self._factor = factor
+
+    def _formula(self, x: Tensor) -> Tensor:
+        return 0.5 * ((x @ self.precision.to(x)) * x).sum(dim=1)
+
+    def log_partition_function(self, temperature: float) -> float:
+        """ln Z = ln ∫ exp(−U/T) dx."""
+        _check_temperature(temperature)
+        log_det = 2.0 * self._factor.diagonal().log().sum().item()
+        return 0.5 * (self.event_shape[0] * math.log(2.0 * math.pi * temperature) - log_det)
+
+    def mean_energy(self, temperature: float) -> float:
+        """⟨U⟩ = d T / 2."""
+        _check_temperature(temperature)
+        return 0.5 * self.event_shape[0] * temperature
+
+    def covariance(self, temperature: float) -> Tensor:
+        """T P⁻¹ [d, d], float64."""
+        _check_temperature(temperature)
+        return temperature * torch.cholesky_inverse(self._factor)
+
+    def sample(self, n: int, temperature: float, generator: torch.Generator) -> Tensor:
+        """Independent samples [n, d] at `temperature`, float64."""
+        _check_temperature(temperature)
+        noise = torch.randn(self.event_shape[0], n, dtype=torch.float64, generator=generator)
+        scaled = math.sqrt(temperature) * noise
+        return torch.linalg.solve_triangular(self._factor.T, scaled, upper=True).T.contiguous()
+
+
+class DoubleWell(ModelPotential):
+    """Independent quartic wells, U(x) = Σ_i a_i x_i + b_i x_i² + c_i x_i⁴.
+
+    Two wells where b_i < 0, tilted by a_i; harmonic where c_i = 0. Exact answers are products of
+    one-dimensional quadratures.
+
+    Parameters
+    ----------
+    a, b, c
+        Coefficients [d], or numbers for d = 1.
+
+    Raises
+    ------
+    TypeError
+        If a coefficient is no number or floating tensor.
+    ValueError
+        If shapes differ, a coefficient is not finite, or the potential does not confine
+        (c_i > 0, or c_i = 0 and b_i > 0, is needed).
+    """
+
+    #: Points of the quadrature; the trapezium rule is spectrally accurate for decaying integrands.
+    N_POINTS = 20001
+
+    def __init__(self, a: Tensor | float, b: Tensor | float, c: Tensor | float) -> None:
+        coefficients = []
+        for name, value in (("a", a), ("b", b), ("c", c)):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                tensor = value.detach().to("cpu", torch.float64)
+            elif isinstance(value, (int, float)) and not isinstance(value, bool):
+                tensor = torch.tensor([value], dtype=torch.float64)
+            else:
+                raise TypeError(
+                    f"{name}: expected a number or a floating tensor, got {type(value).__name__}"
+                )
+            if tensor.ndim != 1 or not len(tensor) or not tensor.isfinite().all():
+                raise ValueError(f"{name}: expected finite numbers [d], got {value}")
+            coefficients.append(tensor)
+        if len({len(tensor) for tensor in coefficients}) != 1:
+            raise ValueError(
+                f"a, b, c: expected one length, got {[len(tensor) for tensor in coefficients]}"
+            )
+        self.a, self.b, self.c = coefficients
+        if not ((self.c > 0) | ((self.c == 0) & (self.b > 0))).all():
+            raise ValueError("b, c: expected a confining potential, c > 0 or c = 0 and b > 0")
+        super().__init__(len(self.a))
+
+    def _formula(self, x: Tensor) -> Tensor:
+        return self._terms(x).sum(dim=1)
+
+    def _terms(self, x: Tensor) -> Tensor:
+        """U_i(x_i) [..., d]."""
+        squared = x * x
+        return (self.a.to(x) + self.b.to(x) * x + self.c.to(x) * squared * x) * x
+
+    def log_partition_function(self, temperature: float) -> float:
+        """ln Z = ln ∫ exp(−U/T) dx."""
+        grid, log_weights = self._quadrature(temperature)
+        steps = grid[1] - grid[0]
+        return float((log_weights.logsumexp(dim=0) + steps.log()).sum())
+
+    def moment(self, order: int, temperature: float) -> Tensor:
+        """⟨x_i^order⟩ [d], float64."""
+        grid, log_weights = self._quadrature(temperature)
+        return (log_weights.softmax(dim=0) * grid**order).sum(dim=0)
+
+    def probability_positive(self, temperature: float) -> Tensor:
+        """P(x_i > 0) [d], float64."""
+        grid, log_weights = self._quadrature(temperature)
+        # x = 0 is the middle point of the symmetric grid and belongs to both sides by half.
+        return (log_weights.softmax(dim=0) * (0.5 * (1.0 + grid.sign()))).sum(dim=0)
+
+    def mean_energy(self, temperature: float) -> float:
+        """⟨U⟩."""
+        grid, log_weights = self._quadrature(temperature)
+        return float((log_weights.softmax(dim=0) * self._terms(grid)).sum())
+
+    def sample(self, n: int, temperature: float, generator: torch.Generator) -> Tensor:
+        """Independent samples [n, d] at `temperature`, float64.
+
+        Grid points are drawn with their quadrature weights and smeared over a grid step, which is
+        below 1e-3 of a well's width unless barriers exceed 10⁴ T.
+        """
+        grid, log_weights = self._quadrature(temperature)
+        weights = log_weights.softmax(dim=0).T.contiguous()
+        drawn = torch.multinomial(weights, n, replacement=True, generator=generator).T
+        smear = torch.rand(n, len(self.a), dtype=torch.float64, generator=generator) - 0.5
+        return grid.gather(0, drawn) + smear * (grid[1] - grid[0])
+
+    def _quadrature(self, temperature: float) -> tuple[Tensor, Tensor]:
+        """Symmetric grid [points, d] that holds all but e^-60 of the weight, and −U/T there."""
+        _check_temperature(temperature)
+        unit = torch.linspace(-1.0, 1.0, self.N_POINTS, dtype=torch.float64)[:, None]
+        reach = torch.full_like(self.a, 1e-3)
+        for _ in range(200):
+            terms = self._terms(unit * reach)
+            edge = torch.minimum(terms[0], terms[-1]) - terms.amin(dim=0)
+            short = edge < 60.0 * temperature
+            if not short.any():
+                return unit * reach, -terms / temperature
+            reach = torch.where(short, 1.25 * reach, reach)
+        raise ValueError(
+            f"temperature: no finite range holds the distribution at {temperature}; "
+            "rescale the coefficients"
+        )
+
+
+def _check_temperature(temperature: float) -> None:
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature: expected a positive number, got {temperature!r}")

@@ -1,0 +1,281 @@
+"""Energies and forces of an OpenMM System for batches of torch tensors."""
+
+import os
+import threading
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import openmm
+import torch
+from torch import Tensor
+
+from openmm_tsf.potentials.base import Potential
+from openmm_tsf.potentials.context_pool import ContextPool, PlatformChoice, build_context
+from openmm_tsf.potentials.platforms import check_platform, check_properties, choose_platform
+from openmm_tsf.units import KB
+
+
+class OpenMMPotential(Potential):
+    """The potential energy of a non-periodic OpenMM System.
+
+    Energies are in kJ/mol, positions in nm, forces in kJ/(mol nm). Everything is passed to OpenMM
+    in double precision; results have the dtype and device of the input. The first derivative of
+    the energy is OpenMM's force; a second derivative raises.
+
+    An energy is +inf with zero force, and counted in ``n_non_finite``, where positions are not
+    finite, where OpenMM raises because of the conformation, or where the energy (or a force, if
+    forces are computed) is not finite or overflows the dtype of the result.
+
+    The object can be pickled, also into a spawned process; the copy opens Contexts of its own on
+    the same platform and counts from zero. It may be used from several threads, which take turns.
+
+    Parameters
+    ----------
+    system
+        The System; it is copied.
+    platform
+        Name of a Platform, or an ``openmm.Platform``. None measures which one is the fastest for
+        this System on this machine (about a second; logged).
+    platform_properties
+        Properties of the Platform, for example ``{"Threads": "1"}`` or ``{"DeviceIndex": "0"}``.
+    n_contexts
+        Contexts that share a batch, one thread each. None measures.
+
+    Attributes
+    ----------
+    event_shape : tuple of int
+        (N, 3).
+    boltzmann_constant : float
+        In kJ/(mol K).
+    n_evaluations, n_non_finite : int
+        See :class:`~openmm_tsf.potentials.base.Potential`.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If the System is empty, periodic or has virtual sites; if the platform or a property is
+        unknown (the message lists what is available); if `n_contexts` is not positive.
+    openmm.OpenMMException
+        If the platform cannot run this System.
+    """
+
+    boltzmann_constant = KB
+
+    def __init__(
+        self,
+        system: openmm.System,
+        platform: str | openmm.Platform | None = None,
+        platform_properties: Mapping[str, object] | None = None,
+        n_contexts: int | None = None,
+    ) -> None:
+        _check_system(system)
+        self._xml = openmm.XmlSerializer.serialize(system)
+        self._system = openmm.XmlSerializer.deserialize(self._xml)
+        self._open(choose_platform(self._system, platform, platform_properties, n_contexts))
+
+    def _open(self, choice: PlatformChoice) -> None:
+        self.event_shape = (self._system.getNumParticles(), 3)
+        self.n_evaluations = 0
+        self.n_non_finite = 0
+        self._choice = choice
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._pool: ContextPool | None = ContextPool(self._system, choice)
+
+    @property
+    def platform_name(self) -> str:
+        """Name of the Platform in use."""
+        return self._choice.name
+
+    @property
+    def platform_properties(self) -> dict[str, str]:
+        """Properties in use, as far as they were given or measured."""
+        return dict(self._choice.properties)
+
+    @property
+    def n_contexts(self) -> int:
+        """Contexts that share a batch."""
+        return self._choice.n_contexts
+
+    def __repr__(self) -> str:
+        state = "" if self._pool is not None else ", closed"
+        return f"OpenMMPotential({self.event_shape[0]} atoms, {self._choice}{state})"
+
+    def energy(self, x: Tensor) -> Tensor:
+        """Potential energies, differentiable once.
+
+        Forces are computed only if `x` asks for a gradient.
+
+        Parameters
+        ----------
+        x
+            Positions [B, N, 3] in nm.
+
+        Returns
+        -------
+        Tensor [B]
+            Energies in kJ/mol.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x` is not a floating tensor [B, N, 3].
+        RuntimeError
+            If the potential is closed, or came into this process by a fork.
+        """
+        self.check_shape(x)
+        if x.requires_grad and torch.is_grad_enabled():
+            return cast(Tensor, _Energy.apply(x, self))
+        return self._evaluate(x, with_forces=False)[0]
+
+    def energy_and_forces(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Potential energies and forces, detached.
+
+        Parameters
+        ----------
+        x
+            Positions [B, N, 3] in nm.
+
+        Returns
+        -------
+        energies : Tensor [B]
+            In kJ/mol.
+        forces : Tensor [B, N, 3]
+            In kJ/(mol nm).
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            As :meth:`energy`.
+        """
+        self.check_shape(x)
+        energies, forces = self._evaluate(x, with_forces=True)
+        assert forces is not None
+        return energies, forces
+
+    def make_context(self, integrator: openmm.Integrator) -> openmm.Context:
+        """A new Context of this System on the same platform, with the integrator given.
+
+        The Context belongs to the caller and outlives :meth:`close`. Evaluations in it are not
+        counted here.
+
+        Raises
+        ------
+        TypeError
+            If `integrator` is no ``openmm.Integrator``.
+        RuntimeError
+            As :meth:`energy`.
+        """
+        if not isinstance(integrator, openmm.Integrator):
+            raise TypeError(
+                f"integrator: expected an openmm.Integrator, got {type(integrator).__name__}"
+            )
+        self._check_usable()
+        return build_context(self._system, integrator, self._choice)
+
+    def close(self) -> None:
+        """Free Contexts and threads. Calling it twice is allowed."""
+        if self._pool is None or os.getpid() != self._process:
+            return  # in a forked child the Contexts belong to the parent
+        with self._lock:
+            pool, self._pool = self._pool, None
+            if pool is not None:
+                pool.close()
+
+    def _check_usable(self) -> ContextPool:
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                f"this OpenMMPotential was opened in process {self._process} and does not survive "
+                f"the fork into process {os.getpid()}: use multiprocessing's start method 'spawn', "
+                "or build the potential in the child"
+            )
+        if self._pool is None:
+            raise RuntimeError("this OpenMMPotential is closed")
+        return self._pool
+
+    def _evaluate(self, x: Tensor, with_forces: bool) -> tuple[Tensor, Tensor | None]:
+        self._check_usable()
+        positions = x.detach().to("cpu", torch.float64).contiguous().numpy()
+        with self._lock:
+            raw_energies, raw_forces = self._check_usable().evaluate(positions, with_forces)
+            energies = torch.from_numpy(raw_energies).to(x)
+            forces = None if raw_forces is None else torch.from_numpy(raw_forces).to(x)
+            self.n_evaluations += len(x)
+            self.n_non_finite += _settle_non_finite(energies, forces)
+        return energies, forces
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._check_usable()
+        return {"xml": self._xml, "choice": self._choice}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._xml = state["xml"]
+        self._system = openmm.XmlSerializer.deserialize(self._xml)
+        choice: PlatformChoice = state["choice"]
+        check_properties(check_platform(choice.name), choice.properties)
+        self._open(choice)
+
+
+def _check_system(system: openmm.System) -> None:
+    if not isinstance(system, openmm.System):
+        raise TypeError(f"system: expected an openmm.System, got {type(system).__name__}")
+    if system.getNumParticles() == 0:
+        raise ValueError("system: expected at least one particle, got none")
+    for force in system.getForces():
+        if force.usesPeriodicBoundaryConditions():
+            raise ValueError(
+                f"system: expected no periodic box, but {force.getName()} uses one; "
+                "build the System with nonbondedMethod=NoCutoff"
+            )
+    for index in range(system.getNumParticles()):
+        if system.isVirtualSite(index):
+            raise ValueError(f"system: virtual sites are not supported, particle {index} is one")
+
+
+def _settle_non_finite(energies: Tensor, forces: Tensor | None) -> int:
+    """Set non-finite rows to +inf and zero force, in place; return how many there are."""
+    total = energies.sum() if forces is None else energies.sum() + forces.sum()
+    if np.isfinite(total.item()):
+        return 0
+    finite = energies.isfinite()
+    if forces is not None:
+        finite = finite & forces.isfinite().flatten(1).all(dim=1)
+        forces[~finite] = 0.0
+    energies[~finite] = torch.inf
+    return int((~finite).sum())
+
+
+class _Energy(torch.autograd.Function):
+    """U(x) with OpenMM's forces as its derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, potential: OpenMMPotential) -> Tensor:
+        energies, forces = potential.energy_and_forces(x)
+        ctx.save_for_backward(x, forces, energies.isfinite())
+        return energies
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        x, forces, finite = ctx.saved_tensors
+        # torch's once_differentiable is silent when grad_output is a constant, as for U.sum().
+        forces = _NoSecondDerivative.apply(x, forces)
+        # A non-finite row may well come with a gradient of inf or NaN: zero force, zero gradient.
+        weight = torch.where(finite, grad_outputs[0], 0.0)
+        return -weight[:, None, None] * forces, None
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """Passes forces on and raises if they are differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, forces: Tensor) -> Tensor:
+        return forces.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        raise RuntimeError(
+            "OpenMMPotential: second derivatives are not available, OpenMM computes forces only"
+        )
