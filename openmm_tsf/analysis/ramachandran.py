@@ -1,0 +1,154 @@
+"""How far two (φ, ψ) samples are apart, and how far apart they would be by chance."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from openmm_tsf.analysis.errors import statistical_inefficiency
+from openmm_tsf.statistics import group_means, kl_divergence, torus_histogram, total_variation
+
+Array = npt.NDArray[np.float64]
+
+BINS = 64
+_FLOOR_PAIRS = 20
+_FLOOR_SEED = 2024
+
+
+@dataclass(frozen=True)
+class RamachandranDistance:
+    """Distance of a sample from the reference on 64×64 bins, beside its floor.
+
+    Attributes
+    ----------
+    total_variation, kl
+        ½Σ|p - q| and KL(reference ‖ sample) with ε = 1e-10.
+    floor_total_variation, floor_kl
+        The same figures between two blocks drawn from the reference, each of as many decorrelated
+        frames as the sample has (or as the reference has, where that is fewer): means over 20
+        pairs of blocks, drawn with replacement.
+    expected_total_variation
+        What an exact sampler of this size would score against a reference of this size: the same
+        between a block as large as the sample and one as large as the reference.
+    n_decorrelated, n_decorrelated_reference
+        See `decorrelated_frames`.
+    n_slowest
+        See `slowest_frames`; for the sample.
+    n_frames
+        Frames of the sample.
+    """
+
+    total_variation: float
+    kl: float
+    floor_total_variation: float
+    floor_kl: float
+    expected_total_variation: float
+    n_decorrelated: float
+    n_decorrelated_reference: float
+    n_slowest: float
+    n_frames: int
+
+
+def decorrelated_frames(phi: npt.ArrayLike, psi: npt.ArrayLike, bins: int = BINS) -> float:
+    """Independent frames that would give the histogram the noise that it has.
+
+    N_eff = p(1-p)/SE², summed over the bins: (1 - Σp²) / Σ SE². The errors of the bins come from
+    the spread between walkers (between blocks, where walkers are few). Slow exchange of basins and
+    fast motion within them enter as they enter the histogram. Dividing by the slowest observable's
+    g instead gives far fewer frames, hence a much higher floor, which anything passes.
+
+    Parameters
+    ----------
+    phi, psi
+        Angles [n, W] in rad.
+
+    Returns
+    -------
+    n
+        At most n W; NaN for fewer than two groups.
+    """
+    first, second = np.asarray(phi), np.asarray(psi)
+    index = np.arange(first.size).reshape(first.shape)
+    # Which group each frame belongs to: the group means of the frames' own numbers order them.
+    n_groups = len(group_means(index))
+    if n_groups < 2:
+        return np.nan
+    n_blocks = n_groups // first.shape[1]
+    length = first.shape[0] // n_blocks
+    kept = slice(first.shape[0] - n_blocks * length, None)
+    histograms = np.stack(
+        [
+            torus_histogram(a, b, bins).ravel()
+            for block_phi, block_psi in zip(
+                np.split(first[kept], n_blocks), np.split(second[kept], n_blocks), strict=True
+            )
+            for a, b in zip(block_phi.T, block_psi.T, strict=True)
+        ]
+    )
+    variance = float(histograms.var(axis=0, ddof=1).sum() / n_groups)
+    p = histograms.mean(axis=0)
+    if variance == 0.0:
+        return np.nan
+    return float(min((1.0 - np.sum(p**2) + variance) / variance, first.size))
+
+
+def slowest_frames(phi: npt.ArrayLike, psi: npt.ArrayLike) -> float:
+    """Frames over the largest g among cos φ, sin φ, cos ψ, sin ψ and 1[φ > 0].
+
+    Parameters
+    ----------
+    phi, psi
+        Angles [n, W] in rad.
+    """
+    first, second = np.asarray(phi), np.asarray(psi)
+    observables = [np.cos(first), np.sin(first), np.cos(second), np.sin(second), first > 0]
+    known = [g for g in map(statistical_inefficiency, observables) if np.isfinite(g)]
+    return float(first.size / max(known)) if known else np.nan
+
+
+def ramachandran_distance(
+    phi: npt.ArrayLike,
+    psi: npt.ArrayLike,
+    reference_phi: npt.ArrayLike,
+    reference_psi: npt.ArrayLike,
+    bins: int = BINS,
+) -> RamachandranDistance:
+    """Compare a sample [n, W] with a reference [F, W'], angles in rad.
+
+    Raises
+    ------
+    ValueError
+        If either is empty.
+    """
+    sample = torus_histogram(phi, psi, bins)
+    target = torus_histogram(reference_phi, reference_psi, bins)
+    n_sample = decorrelated_frames(phi, psi, bins)
+    n_target = decorrelated_frames(reference_phi, reference_psi, bins)
+    floor_tv = floor_kl = expected = np.nan
+    if np.isfinite(n_sample) and np.isfinite(n_target):
+        rng = np.random.default_rng(_FLOOR_SEED)
+
+        def block(n: float) -> Array:
+            size = max(1, round(n))
+            return rng.multinomial(size, target.ravel()).reshape(target.shape) / size
+
+        smaller = min(n_sample, n_target)
+        pairs = [(block(smaller), block(smaller)) for _ in range(_FLOOR_PAIRS)]
+        floor_tv = float(np.mean([total_variation(a, b) for a, b in pairs]))
+        floor_kl = float(np.mean([kl_divergence(a, b) for a, b in pairs]))
+        expected = float(
+            np.mean(
+                [total_variation(block(n_sample), block(n_target)) for _ in range(_FLOOR_PAIRS)]
+            )
+        )
+    return RamachandranDistance(
+        total_variation=total_variation(target, sample),
+        kl=kl_divergence(target, sample),
+        floor_total_variation=floor_tv,
+        floor_kl=floor_kl,
+        expected_total_variation=expected,
+        n_decorrelated=n_sample,
+        n_decorrelated_reference=n_target,
+        n_slowest=slowest_frames(phi, psi),
+        n_frames=np.asarray(phi).size,
+    )

@@ -1,0 +1,172 @@
+"""``summary.json``: the figures of a run as plain numbers."""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openmm_tsf.analysis.errors import MeanEstimate
+from openmm_tsf.analysis.reference import Agreement, Comparison, Reference, compare
+from openmm_tsf.analysis.run import Run
+
+
+def summarize(run: Run, reference: Reference | None = None) -> dict[str, Any]:
+    """Everything in ``summary.json``; numbers that are not known are None.
+
+    ``energy_evaluations`` and ``wall_seconds`` of MD and training are taken from dictionaries of
+    these names in ``config.json``; what stands there under ``sampling`` (tuning, earlier rounds) is
+    added to production's. ``phi_positive`` and ``delta_F_phi_kT`` are there where the run recorded
+    a φ; ``dihedral_positive`` has every named dihedral.
+    """
+    segments = run.segments
+    evaluations = _costs(run, "energy_evaluations", segments.n_evaluations)
+    seconds = _costs(run, "wall_seconds", segments.wall_seconds)
+    result: dict[str, Any] = {
+        "temperatures_K": run.temperatures.tolist(),
+        "seed": run.config["seed"],
+        "n_walkers": run.n_walkers,
+        "n_iterations": run.n_iterations,
+        "n_samples_per_rung": run.n_iterations * run.n_walkers,
+    }
+    if run.n_iterations:
+        result |= _estimates(run)
+    trips = int(run.round_trips().sum())
+    result |= {
+        "acceptance": {name: _rates(run, table) for name, table in run.acceptance().items()},
+        "round_trips": trips,
+        "mixing_matrix": run.mixing_matrix().tolist(),
+        "energy_evaluations": evaluations,
+        "wall_seconds": seconds,
+        "production": {
+            "energy_evaluations": segments.n_evaluations,
+            "wall_seconds": segments.wall_seconds,
+        },
+        "rejected_non_finite": segments.rejected_non_finite,
+        "mirror_images": segments.mirror_images,
+        "versions": run.config.get("versions", {}),
+    }
+    if run.n_iterations:
+        result["efficiency"] = _efficiency(run, trips)
+        if reference is not None:
+            result["comparison"] = _comparison(compare(run, reference))
+    plain: dict[str, Any] = _plain(result)
+    return plain
+
+
+def write_summary(run: Run, path: str | Path) -> dict[str, Any]:
+    """Write ``run.summary()`` as JSON (numbers that are not known are null) and return it."""
+    summary = run.summary()
+    target = Path(path)
+    temporary = target.with_name(target.name + ".tmp")
+    temporary.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, target)
+    return summary
+
+
+def _estimates(run: Run) -> dict[str, Any]:
+    def per_rung(function: Callable[[float], dict[str, Any]]) -> dict[str, Any]:
+        return {f"{t:.2f}": function(float(t)) for t in run.temperatures}
+
+    def probability(name: str) -> dict[str, Any]:
+        return per_rung(
+            lambda t: {
+                "p": run.positive(name, t).value,
+                "stderr": run.positive(name, t).stderr,
+                "n_eff": run.positive(name, t).n_eff,
+                "g": run.positive(name, t).g,
+            }
+        )
+
+    result: dict[str, Any] = {
+        "dihedral_positive": {name: probability(name) for name in run.dihedral_atoms},
+        "energy_kJ_mol": per_rung(
+            lambda t: {"mean": run.mean_energy(t).value, "stderr": run.mean_energy(t).stderr}
+        ),
+    }
+    if "phi" in run.dihedral_atoms:
+        result["phi_positive"] = result["dihedral_positive"]["phi"]
+        result["delta_F_phi_kT"] = per_rung(
+            lambda t: dict(
+                zip(("value", "stderr"), run.positive("phi", t).free_energy, strict=True)
+            )
+        )
+    return result
+
+
+def _rates(run: Run, table: np.ndarray) -> Any:
+    if table.shape == (run.n_rungs,):
+        return {f"{t:.2f}": rate for t, rate in zip(run.temperatures, table, strict=True)}
+    return table.tolist()  # swaps: per pair of neighbours, or per any pair
+
+
+def _costs(run: Run, key: str, sampling: float) -> dict[str, Any]:
+    before = run.config.get(key, {})
+    return {
+        "md": before.get("md"),
+        "training": before.get("training"),
+        "sampling": before.get("sampling", 0) + sampling,
+    }
+
+
+def _efficiency(run: Run, trips: int) -> dict[str, Any]:
+    """Of production only: N_eff of 1[φ > 0] at the lowest rung and round trips."""
+    millions, seconds = run.segments.n_evaluations / 1e6, run.segments.wall_seconds
+    result: dict[str, Any] = {
+        "round_trips_per_million_evaluations": trips / millions if millions else None
+    }
+    if "phi" in run.dihedral_atoms:
+        count = run.positive("phi", run.temperatures[0]).n_eff
+        result["n_eff_phi_per_million_evaluations"] = count / millions if millions else None
+        result["n_eff_phi_per_second"] = count / seconds if seconds else None
+    return result
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    keys = [f"{t:.2f}" for t in comparison.temperatures]
+
+    def estimate(value: MeanEstimate) -> dict[str, float]:
+        return {"value": value.value, "stderr": value.stderr}
+
+    def agreement(value: Agreement) -> dict[str, Any]:
+        return {
+            "z": dict(zip(keys, value.z, strict=True)),
+            "reference": dict(zip(keys, map(estimate, value.reference), strict=True)),
+            "chi2": value.chi2,
+            "p_value": value.p_value,
+        }
+
+    return {
+        "not_compared_K": list(comparison.not_compared),
+        "phi_positive": agreement(comparison.phi_positive),
+        "energy_kJ_mol": agreement(comparison.energy),
+        "ramachandran": {
+            key: {
+                "total_variation": d.total_variation,
+                "floor_total_variation": d.floor_total_variation,
+                "expected_total_variation": d.expected_total_variation,
+                "kl": d.kl,
+                "floor_kl": d.floor_kl,
+                "n_decorrelated": d.n_decorrelated,
+                "n_decorrelated_reference": d.n_decorrelated_reference,
+                "n_slowest": d.n_slowest,
+            }
+            for key, d in zip(keys, comparison.ramachandran, strict=True)
+        },
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Numpy scalars to Python's, NaN and infinities to None."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,302 @@
+"""Effective sample sizes, distances between histograms, replica flow: plain numbers, numpy only.
+
+Correlated time series need a statistical inefficiency as well: ``analysis.errors``.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+#: Added to every bin's probability in `kl_divergence`, so that an empty bin costs a finite amount.
+KL_EPSILON = 1e-10
+
+
+def n_eff(probability: float, stderr: float) -> float:
+    """Independent samples that would give this standard error: p(1-p) / SE².
+
+    Returns 0 where the error is not known (NaN) or the state was never left (p = 0 or 1): such a
+    series says nothing about how well the probability is known.
+    """
+    variance = probability * (1.0 - probability)
+    if not (np.isfinite(stderr) and stderr > 0 and variance > 0):
+        return 0.0
+    return float(variance / stderr**2)
+
+
+def logit_free_energy(probability: float, stderr: float) -> tuple[float, float]:
+    """Free-energy difference -ln[p/(1-p)] in kT and its standard error SE / [p(1-p)].
+
+    The error is the delta method's, so it holds while it is well below 1 kT. Where p is 0 or 1 the
+    value is infinite and the error NaN.
+    """
+    if not 0.0 <= probability <= 1.0:
+        raise ValueError(f"probability: expected a number in [0, 1], got {probability}")
+    if probability in (0.0, 1.0):
+        return (np.inf if probability == 0.0 else -np.inf), np.nan
+    value = float(np.log1p(-probability) - np.log(probability))
+    return value, float(stderr / (probability * (1.0 - probability)))
+
+
+@dataclass(frozen=True)
+class EffectiveSampleSize:
+    """An effective sample size and what it hangs on.
+
+    Attributes
+    ----------
+    fraction
+        Effective over actual number of samples, in (0, 1].
+    largest_weight
+        The largest normalised weight: near 1, the figure rests on a single sample.
+    n_samples
+        Number of weights.
+    """
+
+    fraction: float
+    largest_weight: float
+    n_samples: int
+
+
+def _checked_log_weights(log_weights: npt.ArrayLike) -> Array:
+    values = np.asarray(log_weights, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"log_weights: expected a non-empty vector, got shape {values.shape}")
+    if np.isnan(values).any() or np.isposinf(values).any():
+        raise ValueError("log_weights: expected finite values or -inf, got NaN or +inf")
+    if np.isneginf(values).all():
+        raise ValueError("log_weights: every weight is zero")
+    return values
+
+
+def reverse_ess(log_weights: npt.ArrayLike) -> EffectiveSampleSize:
+    """Kish's effective sample size (Σw)² / (N Σw²) of samples drawn from the model, unclipped.
+
+    Parameters
+    ----------
+    log_weights
+        ln[target / model] [N] at samples of the model, up to a constant; -inf is a weight of zero.
+    """
+    values = _checked_log_weights(log_weights)
+    weights = np.exp(values - values.max())
+    total = weights.sum()
+    return EffectiveSampleSize(
+        fraction=float(total**2 / (values.size * np.sum(weights**2))),
+        largest_weight=float(weights.max() / total),
+        n_samples=values.size,
+    )
+
+
+def forward_ess(log_weights: npt.ArrayLike) -> EffectiveSampleSize:
+    """Effective sample size 1 / (E_p[w] E_p[1/w]) from samples of the target.
+
+    With w = target / model up to a constant, E_q[w]² / E_q[w²] = Z / E_p[w] and 1/Z = E_p[1/w]:
+    the same quantity as `reverse_ess`, but it sees the modes that the model has dropped.
+
+    Parameters
+    ----------
+    log_weights
+        ln[target / model] [N] at samples of the target, up to a constant.
+    """
+    values = _checked_log_weights(log_weights)
+    if np.isneginf(values).any():
+        raise ValueError("log_weights: a sample of the target has target density zero")
+    high, low = values.max(), values.min()
+    weights = np.exp(values - high)
+    log_mean = high + np.log(np.mean(weights))
+    log_mean_inverse = -low + np.log(np.mean(np.exp(low - values)))
+    return EffectiveSampleSize(
+        fraction=float(np.exp(-log_mean - log_mean_inverse)),
+        largest_weight=float(weights.max() / weights.sum()),
+        n_samples=values.size,
+    )
+
+
+def torus_histogram(
+    phi: npt.ArrayLike, psi: npt.ArrayLike, bins: int = 64, weights: npt.ArrayLike | None = None
+) -> Array:
+    """Probabilities [bins, bins] of (φ, ψ) in [-π, π), first axis φ; they sum to one.
+
+    Parameters
+    ----------
+    phi, psi
+        Angles in rad, any shape; wrapped.
+    bins
+        Bins along each axis.
+    weights
+        Weights of the samples; equal when left out.
+    """
+    first, second = np.ravel(np.asarray(phi)), np.ravel(np.asarray(psi))
+    if first.size == 0 or first.size != second.size:
+        raise ValueError(f"phi, psi: expected equally many angles, got {first.size}, {second.size}")
+    flat = np.ravel_multi_index((_bin_index(first, bins), _bin_index(second, bins)), (bins, bins))
+    w = None if weights is None else np.ravel(np.asarray(weights, dtype=np.float64))
+    counts = np.bincount(flat, weights=w, minlength=bins * bins).astype(np.float64)
+    return (counts / counts.sum()).reshape(bins, bins)
+
+
+def _bin_index(angle: npt.NDArray[np.floating], bins: int) -> npt.NDArray[np.int64]:
+    fraction = np.mod(angle.astype(np.float64) + np.pi, 2 * np.pi) / (2 * np.pi)
+    # np.mod may round up to 2π itself; that is the first bin again.
+    return (fraction * bins).astype(np.int64) % bins
+
+
+def total_variation(p: npt.ArrayLike, q: npt.ArrayLike) -> float:
+    """½ Σ|p - q| of two histograms of probabilities: 0 when equal, 1 when disjoint."""
+    first, second = _checked_histograms(p, q)
+    return float(0.5 * np.abs(first - second).sum())
+
+
+def kl_divergence(
+    reference: npt.ArrayLike, sample: npt.ArrayLike, epsilon: float = KL_EPSILON
+) -> float:
+    """KL(reference ‖ sample) = Σ p ln[(p + ε)/(q + ε)] of two histograms of probabilities, in nat.
+
+    ε is added to the probability of a bin (not to a density).
+    """
+    p, q = _checked_histograms(reference, sample)
+    return float(np.sum(p * np.log((p + epsilon) / (q + epsilon))))
+
+
+def _checked_histograms(p: npt.ArrayLike, q: npt.ArrayLike) -> tuple[Array, Array]:
+    first, second = np.asarray(p, dtype=np.float64), np.asarray(q, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"histograms: expected equal shapes, got {first.shape}, {second.shape}")
+    for name, histogram in (("first", first), ("second", second)):
+        if not (np.all(histogram >= 0) and np.isclose(histogram.sum(), 1.0)):
+            raise ValueError(f"{name} histogram: expected probabilities that sum to one")
+    return first, second
+
+
+def weighted_mean(values: npt.ArrayLike, log_weights: npt.ArrayLike) -> tuple[float, float]:
+    """Self-normalised mean Σw·a / Σw of independent samples and its standard error.
+
+    Parameters
+    ----------
+    values
+        The observable [N].
+    log_weights
+        Log weights [N], up to a constant.
+
+    Returns
+    -------
+    mean, stderr
+        The error is the delta method's, sqrt(Σ w²(a - mean)²) / Σw.
+    """
+    a = np.asarray(values, dtype=np.float64)
+    logs = _checked_log_weights(log_weights)
+    if a.shape != logs.shape:
+        raise ValueError(f"values: expected the shape {logs.shape} of log_weights, got {a.shape}")
+    weights = np.exp(logs - logs.max())
+    weights /= weights.sum()
+    mean = float(np.sum(weights * a))
+    return mean, float(np.sqrt(np.sum(weights**2 * (a - mean) ** 2)))
+
+
+def between_walker_stderr(series: npt.ArrayLike) -> float:
+    """Standard error of the overall mean from the spread of the walkers' own means.
+
+    Parameters
+    ----------
+    series
+        Values [n, W] of W independent walkers.
+
+    Returns
+    -------
+    stderr
+        std(walker means) / √W; NaN for a single walker.
+    """
+    values = np.asarray(series, dtype=np.float64)
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"series: expected a non-empty array [n, W], got shape {values.shape}")
+    n_walkers = values.shape[1]
+    if n_walkers == 1:
+        return np.nan
+    return float(values.mean(axis=0).std(ddof=1) / np.sqrt(n_walkers))
+
+
+def group_means(series: npt.ArrayLike, n_groups: int = 24) -> Array:
+    """Means over groups of samples that are taken as independent of each other: [G, ...].
+
+    A walker is a group. Fewer than `n_groups` walkers are cut into equally many consecutive blocks
+    each, so that there are at least `n_groups` groups where the length allows.
+
+    Parameters
+    ----------
+    series
+        Values [n, W, ...].
+    n_groups
+        Number of groups aimed at.
+    """
+    values = np.asarray(series, dtype=np.float64)
+    if values.ndim < 2 or values.shape[0] == 0:
+        raise ValueError(f"series: expected a non-empty array [n, W, ...], got {values.shape}")
+    n, n_walkers = values.shape[:2]
+    n_blocks = max(1, min(n, -(-n_groups // n_walkers)))
+    length = n // n_blocks
+    blocks = values[n - n_blocks * length :].reshape(n_blocks, length, *values.shape[1:])
+    return blocks.mean(axis=1).reshape(n_blocks * n_walkers, *values.shape[2:])
+
+
+def round_trips(replica: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Completed trips lowest rung → highest → lowest of each replica.
+
+    Parameters
+    ----------
+    replica
+        Labels [n, W, R]: which replica sits at rung r. Trips between saved iterations are not
+        seen, so with thinned output the count is a lower bound.
+
+    Returns
+    -------
+    trips
+        Counts [W, R] by replica; all zero with a single rung, where there is nothing to travel.
+    """
+    labels = _checked_labels(replica)
+    _, n_walkers, n_rungs = labels.shape
+    trips = np.zeros((n_walkers, n_rungs), dtype=np.int64)
+    if n_rungs == 1:
+        return trips
+    walkers = np.arange(n_walkers)
+    #: 0: never at the bottom so far; 1: going up, last end seen was the bottom; 2: coming down.
+    phase = np.zeros((n_walkers, n_rungs), dtype=np.int8)
+    for now in labels:
+        bottom, top = now[:, 0], now[:, -1]
+        trips[walkers, bottom] += phase[walkers, bottom] == 2
+        phase[walkers, bottom] = 1
+        phase[walkers, top] = np.where(phase[walkers, top] == 1, 2, phase[walkers, top])
+    return trips
+
+
+def mixing_matrix(replica: npt.ArrayLike) -> Array:
+    """Probability [R, R] that the replica at rung i is at rung j one saved iteration later.
+
+    Parameters
+    ----------
+    replica
+        Labels [n, W, R]. With fewer than two iterations every entry is NaN.
+    """
+    labels = _checked_labels(replica)
+    n_iterations, _, n_rungs = labels.shape
+    rung_of = np.argsort(labels, axis=2)
+    flat = (rung_of[:-1] * n_rungs + rung_of[1:]).ravel()
+    counts = np.bincount(flat, minlength=n_rungs**2).reshape(n_rungs, n_rungs).astype(np.float64)
+    if n_iterations < 2:
+        return np.full((n_rungs, n_rungs), np.nan)
+    return counts / counts.sum(axis=1, keepdims=True)
+
+
+def _checked_labels(replica: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    labels = np.asarray(replica)
+    if labels.ndim != 3 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"replica: expected integers [n, W, R], got {labels.dtype} of shape {labels.shape}"
+        )
+    if not np.array_equal(
+        np.sort(labels, axis=2), np.broadcast_to(np.arange(labels.shape[2]), labels.shape)
+    ):
+        raise ValueError(
+            "replica: expected a permutation of the rungs in every [iteration, walker]"
+        )
+    return labels.astype(np.int64)

@@ -1,0 +1,119 @@
+"""Run directories with known answers, written without any sampler."""
+
+import json
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+import openmm.app as app
+import openmm.unit as unit
+
+from openmm_tsf.units import KB
+
+
+def four_atoms() -> mdtraj.Topology:
+    """A chain of four carbons: one dihedral."""
+    topology = mdtraj.Topology()
+    residue = topology.add_residue("BUT", topology.add_chain())
+    for k in range(4):
+        topology.add_atom(f"C{k}", mdtraj.element.carbon, residue)
+    return topology
+
+
+def chain_positions(dihedral):
+    """Positions [..., 4, 3] in nm of a chain with right angles and the given dihedral (rad)."""
+    phi = np.asarray(dihedral)
+    x = np.zeros((*phi.shape, 4, 3), dtype=np.float32)
+    x[..., 0, 0] = 0.15
+    x[..., 2, 2] = 0.15
+    x[..., 3, 0] = 0.15 * np.cos(phi)
+    x[..., 3, 1] = 0.15 * np.sin(phi)
+    x[..., 3, 2] = 0.15
+    return x
+
+
+def two_state_chains(rng, shape, p, rho):
+    """Stationary two-state Markov chains [n, ...] with P(1) = p and autocorrelation rho**lag.
+
+    Exact statistical inefficiency: (1 + rho) / (1 - rho).
+    """
+    state = rng.random(shape[1:]) < p
+    out = np.empty(shape, dtype=bool)
+    for i in range(shape[0]):
+        renew = rng.random(shape[1:]) >= rho
+        state = np.where(renew, rng.random(shape[1:]) < p, state)
+        out[i] = state
+    return out
+
+
+def write_run(
+    path,
+    temperatures,
+    energy,
+    dihedrals=None,
+    replica=None,
+    positions=None,
+    per_segment=100,
+    kernels=None,
+    boltzmann_constant=KB,
+    **config,
+):
+    """Write a run directory: energy [n, W, R], named dihedrals, positions [n, W, R, N, 3]."""
+    path = Path(path)
+    (path / "segments").mkdir(parents=True)
+    dihedrals = dihedrals or {}
+    n, n_walkers, n_rungs = energy.shape
+    if replica is None:
+        replica = np.broadcast_to(np.arange(n_rungs), energy.shape)
+    if kernels is None:
+        kernels = {"local": n_rungs, "flow_walk": n_rungs, "swap_plain": max(n_rungs - 1, 0)}
+    (path / "config.json").write_text(
+        json.dumps(
+            {
+                "format": 1,
+                "temperatures_K": list(map(float, temperatures)),
+                "n_walkers": n_walkers,
+                "seed": 5,
+                "dihedrals": {name: [0, 1, 2, 3] for name in dihedrals},
+                "boltzmann_constant": boltzmann_constant,
+                "choices": {},
+                "versions": {"numpy": np.__version__},
+                **config,
+            }
+        )
+    )
+    angles = np.stack([np.zeros(energy.shape), *dihedrals.values()], axis=-1)[..., 1:]
+    for number, start in enumerate(range(0, n, per_segment)):
+        part = slice(start, min(start + per_segment, n))
+        length = part.stop - part.start
+        arrays = {
+            "energy": energy[part],
+            "replica": replica[part].astype(np.int16),
+            "iteration": np.arange(part.start, part.stop),
+            "dihedrals": angles[part].astype(np.float32),
+            "rejected_non_finite": np.int64(1),
+            "mirror_images": np.int64(2),
+            "n_evaluations": np.int64(100 * length),
+            "wall_seconds": 0.5,
+        }
+        for k, (name, size) in enumerate(kernels.items()):
+            arrays[f"proposed_{name}"] = np.full(size, 10 * length, dtype=np.int64)
+            arrays[f"accepted_{name}"] = np.full(size, (k + 2) * length, dtype=np.int64)
+        np.savez(path / "segments" / f"segment_{number:06d}.npz", **arrays)
+    if positions is not None:
+        write_frames(path, temperatures, positions)
+    return path
+
+
+def write_frames(path, temperatures, positions, topology=None):
+    """DCD files as OpenMM writes them, and topology.pdb."""
+    topology = topology or four_atoms()
+    openmm_topology = topology.to_openmm()
+    n_atoms = positions.shape[-2]
+    with open(Path(path) / "topology.pdb", "w") as file:
+        app.PDBFile.writeFile(openmm_topology, positions[0, 0, 0] * unit.nanometer, file)
+    for rung, temperature in enumerate(temperatures):
+        with open(Path(path) / f"T{temperature:.2f}K.dcd", "wb") as file:
+            dcd = app.DCDFile(file, openmm_topology, 1.0)
+            for frame in positions[:, :, rung].reshape(-1, n_atoms, 3):
+                dcd.writeModel(frame * unit.nanometer)
