@@ -83,3 +83,13 @@ def turn(frame: Frame, minus_cos: Tensor, sin: Tensor, cos_phi: Tensor, sin_phi:
         minus_cos * side - sin * e1,
         cos_phi * e3 - sin_phi * e2,
     )
+
+
+def axes_of(first: Tensor, second: Tensor, third: Tensor) -> Frame:
+    """Right-handed axes of three points [3, B]: e1 to the second, e2 to the third's side of it."""
+    e1 = second - first
+    e1 = e1 / norm(e1)
+    e2 = third - second
+    e2 = e2 - dot(e1, e2) * e1
+    e2 = e2 / norm(e2)
+    return e1, e2, cross(e1, e2)

@@ -10,15 +10,24 @@ relative to Cartesian volume modulo rigid motion: the square map is 3N -> 3N wit
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import openmm.app as app
 import torch
 from torch import Tensor, nn
 
 from openmm_tsf.coordinates.branch_cuts import emptiest_angles
-from openmm_tsf.coordinates.geometry import TWO_PI, cross, dihedral, dot, norm, wrap
+from openmm_tsf.coordinates.geometry import (
+    TWO_PI,
+    axes_of,
+    cross,
+    dihedral,
+    dot,
+    norm,
+    wrap,
+)
 from openmm_tsf.coordinates.placement import Placement
+from openmm_tsf.coordinates.regularise import beyond_branch, hold, outside_half_circle
 from openmm_tsf.coordinates.zmatrix import ZMatrix
 from openmm_tsf.units import NANOMETER, in_unit
 
@@ -62,6 +71,7 @@ class InternalCoordinates(nn.Module):
     reference_bonds: Tensor
     kinds: Tensor
     _rows: Tensor
+    _handed: Tensor
 
     def __init__(
         self,
@@ -69,7 +79,7 @@ class InternalCoordinates(nn.Module):
         handedness: Tensor,
         reference_bonds: Tensor,
         branch_cuts: Tensor,
-        coordinates: Literal["volume", "plain"] = "volume",
+        coordinates: str = "volume",
         dtype: torch.dtype = torch.float64,
     ) -> None:
         super().__init__()
@@ -115,7 +125,7 @@ class InternalCoordinates(nn.Module):
         cls,
         topology: app.Topology,
         positions: Any,
-        coordinates: Literal["volume", "plain"] = "volume",
+        coordinates: str = "volume",
         dtype: torch.dtype = torch.float64,
     ) -> Self:
         """Coordinates of a single molecule.
@@ -209,11 +219,11 @@ class InternalCoordinates(nn.Module):
         """
         self._check_x(x)
         atom, centre, partner, primary = self._rows[3:][self._handed].T
-        xt = x.permute(2, 1, 0)
+        xt = x.permute(2, 1, 0).contiguous()
         middle = xt[:, centre]
-        volume = dot(
-            cross(xt[:, partner] - middle, xt[:, primary] - middle), xt[:, atom] - middle
-        )
+        to_partner, to_primary = xt[:, partner] - middle, xt[:, primary] - middle
+        # Its sign is that of minus the sine of the offset.
+        volume = dot(cross(to_partner, to_primary), xt[:, atom] - middle)
         return (volume * self.handedness[self._handed, None] >= 0).any(0)
 
     def set_branch_cuts(self, cuts: Tensor) -> None:
@@ -251,7 +261,7 @@ class InternalCoordinates(nn.Module):
 
     def _measure(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Bonds, cosines, sines and dihedrals on their branch, each [n, B], of x [B, N, 3]."""
-        xt = x.permute(2, 1, 0)
+        xt = x.permute(2, 1, 0).contiguous()
         atom, bonded, angle, partner = self._rows.T
         to_atom = xt[:, atom[1:]] - xt[:, bonded[1:]]
         r = norm(to_atom)
@@ -334,12 +344,7 @@ class InternalCoordinates(nn.Module):
         """
         self._check_x(x)
         first, second, third = (x[:, int(atom)].T for atom in self._rows[:3, 0])
-        e1 = second - first
-        e1 = e1 / norm(e1)
-        e2 = third - second
-        e2 = e2 - dot(e1, e2) * e1
-        e2 = e2 / norm(e2)
-        return torch.stack((e1, e2, cross(e1, e2))).permute(2, 1, 0), first.T
+        return torch.stack(axes_of(first, second, third)).permute(2, 1, 0), first.T
 
     def from_pose(self, u: Tensor, rotation: Tensor, translation: Tensor) -> Tensor:
         """Conformations x [B, N, 3] of u [B, 3N-6] in a given pose (see :meth:`pose`)."""
@@ -377,27 +382,21 @@ class InternalCoordinates(nn.Module):
         """
         self._check_u(u)
         bonds, angles, torsions = u[:, self._bonds], u[:, self._angles], u[:, self._torsions]
-        scale = self.reference_bonds
-        limit = COS_CEILING
+        limit, scale = COS_CEILING, self.reference_bonds
         if self.is_constant_log_det:
-            scale = scale**3 / 3.0
-            low, high = -limit, limit
+            scale, low, high = scale**3 / 3.0, -limit, limit
         else:
             low, high = math.acos(limit), math.acos(-limit)
-        floor = BOND_FLOOR * scale
-        kept_bonds, kept_angles = torch.maximum(bonds, floor), angles.clamp(low, high)
-        cuts, handed = self.branch_cuts, self._handed
-        beyond = torsions - torch.clamp(torsions, cuts, cuts + TWO_PI)
-        half_circle = self.handedness[handed] * (0.5 * math.pi)
-        apart = wrap(torsions[:, handed] - half_circle, torch.full_like(half_circle, -math.pi))
-        flipped = torch.relu(apart.abs() - 0.5 * math.pi)
+        bonds, short = hold(bonds / scale, BOND_FLOOR, math.inf)
+        angles, straight = hold(angles, low, high)
+        handed = self._handed
         penalty = (
-            ((kept_bonds - bonds) / scale).square().sum(-1)
-            + (kept_angles - angles).square().sum(-1)
-            + beyond.square().sum(-1)
-            + flipped.square().sum(-1)
+            short
+            + straight
+            + beyond_branch(torsions, self.branch_cuts)
+            + outside_half_circle(torsions[:, handed], self.handedness[handed])
         )
-        return torch.cat((kept_bonds, kept_angles, torsions), dim=1), penalty
+        return torch.cat((bonds * scale, angles, torsions), dim=1), penalty
 
     def forward_regularised(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Finite conformations x [B, N, 3] for any finite u [B, 3N-6], and a penalty [B].

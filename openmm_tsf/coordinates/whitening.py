@@ -1,0 +1,232 @@
+"""Standardisation of internal coordinates by a map with a constant Jacobian.
+
+Bonds, angles and offsets are stiff and correlated with each other; where they sit depends on the
+soft torsions (a wider N-CA-C angle in one basin than in another). A shift that is a function of
+other coordinates leaves the determinant alone, so the map may be block-triangular and still keep
+the steering condition (arXiv:2012.00429, eq. 4).
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from openmm_tsf.coordinates.internal import TORSION
+
+MODES = ("conditional", "full", "diagonal")
+#: Ridge of the shift's regression, in frames: a prior that the shift is zero. On 20 000, 5 000 and
+#: 2 000 frames of alanine dipeptide it is close to the best by held-out likelihood.
+RIDGE_FRAMES = 20.0
+#: A standard deviation smaller than this part of what it should be at least counts as none.
+DEGENERATE = 1e-6
+
+
+class Whitening(nn.Module):
+    """Map y [B, d], of about zero mean and unit covariance, to internal coordinates u [B, d].
+
+    With t the coordinates that are only shifted and scaled and s the others:
+    t = mean + scale * y_t, s = mean + W f(t) + L y_s, where f(t) are sin(k t) and cos(k t) for
+    k = 1 to `harmonics`, and L is lower triangular. The log-determinant sum ln scale + sum ln L_ii
+    is constant.
+
+    Build it with :meth:`fit` or :meth:`from_config`.
+
+    Attributes
+    ----------
+    mode : str
+        ``"conditional"``: t are the primary torsions. ``"full"``: there is no t. ``"diagonal"``:
+        all are t.
+    """
+
+    is_constant_log_det = True
+
+    _soft: Tensor
+    _stiff: Tensor
+    _order: Tensor
+    soft_mean: Tensor
+    soft_scale: Tensor
+    stiff_mean: Tensor
+    weights: Tensor
+    cholesky: Tensor
+
+    def __init__(
+        self,
+        mode: str,
+        soft: Tensor,
+        soft_mean: Tensor,
+        soft_scale: Tensor,
+        stiff_mean: Tensor,
+        weights: Tensor,
+        cholesky: Tensor,
+    ) -> None:
+        super().__init__()
+        if mode not in MODES:
+            raise ValueError(f"mode: expected one of {MODES}, got {mode!r}")
+        self.mode = mode
+        self.n_coordinates = len(soft)
+        # Number of k in sin(k t), cos(k t).
+        self.harmonics = len(weights) // max(2 * int(soft.sum()), 1)
+        self.register_buffer("_soft", soft.nonzero()[:, 0])
+        self.register_buffer("_stiff", (~soft).nonzero()[:, 0])
+        self.register_buffer("_order", torch.cat((self._soft, self._stiff)).argsort())
+        self.register_buffer("soft_mean", soft_mean)
+        self.register_buffer("soft_scale", soft_scale)
+        self.register_buffer("stiff_mean", stiff_mean)
+        self.register_buffer("weights", weights)
+        self.register_buffer("cholesky", cholesky)
+
+    @classmethod
+    def fit(cls, u: Tensor, kinds: Tensor, mode: str = "conditional", harmonics: int = 3) -> Self:
+        """Fit to training frames.
+
+        Parameters
+        ----------
+        u
+            Internal coordinates [F, d] on their branches.
+        kinds
+            Kind of each coordinate [d], as :attr:`InternalCoordinates.kinds`.
+        mode
+            ``"conditional"``, ``"full"`` or ``"diagonal"``.
+        harmonics
+            Highest multiple of the torsions in the shift; 0 for a constant one. Products of
+            functions of two torsions do not pay: on alanine dipeptide they worsen the held-out
+            likelihood at 20 000 frames and fewer.
+
+        Raises
+        ------
+        ValueError
+            If shapes disagree, numbers are not finite, there are fewer frames than a covariance
+            needs, or a coordinate does not vary (it is named).
+        """
+        if mode not in MODES:
+            raise ValueError(f"mode: expected one of {MODES}, got {mode!r}")
+        if harmonics < 0:
+            raise ValueError(f"harmonics: expected 0 or more, got {harmonics}")
+        if u.ndim != 2 or tuple(kinds.shape) != tuple(u.shape[1:]):
+            raise ValueError(
+                "u, kinds: expected shapes [F, d] and [d], "
+                f"got {tuple(u.shape)} and {tuple(kinds.shape)}"
+            )
+        if not torch.isfinite(u).all():
+            raise ValueError("u: expected finite numbers, got NaN or infinity")
+        n_frames, d = u.shape
+        needed = 2 if mode == "diagonal" else d + 1
+        if n_frames < needed:
+            raise ValueError(f"u: expected at least {needed} frames for {mode!r}, got {n_frames}")
+        data, is_torsion = u.detach().to(torch.float64), kinds == TORSION
+        mean, scale = data.mean(0), data.std(0)
+        size = data.abs().amax(0)
+        for index in (scale <= DEGENERATE * 1e-6 * size).nonzero()[:, 0].tolist():
+            raise ValueError(f"u: coordinate {index} does not vary (always {float(mean[index])!r})")
+        if mode == "diagonal":
+            is_torsion = torch.ones_like(is_torsion)
+        elif mode == "full":
+            is_torsion = torch.zeros_like(is_torsion)
+        torsions, stiff = data[:, is_torsion], ~is_torsion
+        standard = (data[:, stiff] - mean[stiff]) / scale[stiff]
+        basis = _harmonics(torsions, harmonics)
+        centre = basis.mean(0)
+        basis = basis - centre
+        gram = basis.T @ basis + RIDGE_FRAMES * torch.eye(basis.shape[1], dtype=torch.float64)
+        weights = torch.linalg.solve(gram, basis.T @ standard)
+        residual = standard - basis @ weights
+        factor, failed = torch.linalg.cholesky_ex(residual.T @ residual / n_frames)
+        small = (factor.diagonal() < DEGENERATE).nonzero()[:, 0].tolist()
+        if int(failed) or small:
+            which = int(failed) - 1 if int(failed) else small[0]
+            raise ValueError(
+                f"u: coordinate {int(stiff.nonzero()[which, 0])} is a linear function of those "
+                "before it (degenerate covariance); more frames may help"
+            )
+        weights = weights * scale[stiff]
+        parts = (
+            mean[is_torsion],
+            scale[is_torsion],
+            mean[stiff] - centre @ weights,
+            weights,
+            scale[stiff][:, None] * factor,
+        )
+        # Contiguous, so that a reloaded map gives the same bits.
+        own = tuple(part.contiguous().to(u.dtype).to(u.device) for part in parts)
+        return cls(mode, is_torsion.to(u.device), *own)
+
+    @property
+    def log_abs_det(self) -> Tensor:
+        """log|det du/dy|, a number."""
+        return self.soft_scale.log().sum() + self.cholesky.diagonal().log().sum()
+
+    def _check(self, value: Tensor, name: str) -> None:
+        if not isinstance(value, Tensor) or value.dtype != self.cholesky.dtype:
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"{name}: expected a {self.cholesky.dtype} Tensor, got {got}")
+        if value.device != self.cholesky.device:
+            raise ValueError(f"{name}: expected device {self.cholesky.device}, got {value.device}")
+        if value.ndim != 2 or value.shape[1] != self.n_coordinates:
+            raise ValueError(
+                f"{name}: expected shape [B, {self.n_coordinates}], got {tuple(value.shape)}"
+            )
+
+    def _shift(self, torsions: Tensor) -> Tensor:
+        return self.stiff_mean + _harmonics(torsions, self.harmonics) @ self.weights
+
+    def forward_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Internal coordinates u [B, d] of y [B, d], and the constant log|det du/dy| [B]."""
+        self._check(y, "y")
+        soft = self.soft_mean + self.soft_scale * y[:, self._soft]
+        stiff = self._shift(soft) + y[:, self._stiff] @ self.cholesky.T
+        u = torch.cat((soft, stiff), dim=1)[:, self._order]
+        return u, self.log_abs_det.expand(len(y))
+
+    def inverse_and_log_det(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """y [B, d] of internal coordinates u [B, d], and log|det dy/du| [B]."""
+        self._check(u, "u")
+        soft = u[:, self._soft]
+        residual = u[:, self._stiff] - self._shift(soft)
+        stiff = torch.linalg.solve_triangular(self.cholesky, residual.T, upper=False).T
+        soft = (soft - self.soft_mean) / self.soft_scale
+        y = torch.cat((soft, stiff), dim=1)[:, self._order]
+        return y, (-self.log_abs_det).expand(len(u))
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists from which :meth:`from_config` rebuilds this."""
+        soft = torch.zeros(self.n_coordinates, dtype=torch.bool)
+        soft[self._soft.cpu()] = True
+        return {
+            "mode": self.mode,
+            "dtype": str(self.cholesky.dtype).removeprefix("torch."),
+            "soft": soft.tolist(),
+            "soft_mean": self.soft_mean.tolist(),
+            "soft_scale": self.soft_scale.tolist(),
+            "stiff_mean": self.stiff_mean.tolist(),
+            "weights": self.weights.tolist(),
+            "cholesky": self.cholesky.tolist(),
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Inverse of :meth:`to_config`."""
+        soft = torch.tensor(config["soft"], dtype=torch.bool)
+        n_stiff = int((~soft).sum())
+
+        def numbers(name: str, *shape: int) -> Tensor:
+            values = torch.tensor(config[name], dtype=getattr(torch, config["dtype"]))
+            return values.reshape(shape)
+
+        n_weights = len(config["weights"])
+        return cls(
+            config["mode"],
+            soft,
+            numbers("soft_mean", -1),
+            numbers("soft_scale", -1),
+            numbers("stiff_mean", -1),
+            numbers("weights", n_weights, n_stiff),
+            numbers("cholesky", n_stiff, n_stiff),
+        )
+
+
+def _harmonics(torsions: Tensor, highest: int) -> Tensor:
+    """sin(k t) and cos(k t), k = 1..highest: [B, 2 * highest * n] of torsions [B, n]."""
+    multiples = [k * torsions for k in range(1, highest + 1)]
+    waves = [wave for t in multiples for wave in (t.sin(), t.cos())]
+    return torch.cat(waves, dim=1) if waves else torsions.new_zeros(len(torsions), 0)
