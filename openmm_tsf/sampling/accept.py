@@ -1,0 +1,54 @@
+"""The one Metropolis rule."""
+
+import torch
+from torch import Tensor
+
+
+def metropolis(
+    current: Tensor, proposed: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Accept or reject a batch of proposals (Metropolis et al. 1953; Hastings 1970).
+
+    The probability is min(1, exp(proposed - current)), compared as logarithms, which cannot
+    overflow. One uniform number is drawn per row whatever the values, so that the stream of random
+    numbers does not depend on them.
+
+    Parameters
+    ----------
+    current, proposed
+        Log-weights [B]: log of target density, times the density of proposing the other state
+        from this one where the proposal is not symmetric.
+    generator
+        Source of the uniform numbers.
+
+    Returns
+    -------
+    accepted : Tensor
+        [B] bool.
+    non_finite : Tensor
+        [B] bool: proposals that were rejected because their log-weight is NaN or infinite.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, or a current log-weight is not finite: a walker must never be there.
+    """
+    if current.ndim != 1 or current.shape != proposed.shape:
+        raise ValueError(
+            f"proposed: expected log-weights of shape {tuple(current.shape)}, one per row, "
+            f"got {tuple(proposed.shape)}"
+        )
+    bad = ~torch.isfinite(current)
+    if bool(bad.any()):
+        rows = bad.nonzero().flatten().tolist()
+        raise ValueError(
+            f"current: expected finite log-weights, got {current[rows[0]].item()} at row {rows[0]}"
+            f" ({len(rows)} of {len(current)} rows): the walker's state has a non-finite energy "
+            "or lies outside the domain of the coordinates"
+        )
+    uniform = torch.rand(
+        current.shape, generator=generator, dtype=current.dtype, device=current.device
+    )
+    non_finite = ~torch.isfinite(proposed)
+    accepted = (uniform.log() < proposed - current) & ~non_finite
+    return accepted, non_finite

@@ -1,0 +1,116 @@
+"""The kernels under one name (``tsf.kernels.FlowWalk``), and the default sequence."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from openmm_tsf.potentials.base import Potential
+from openmm_tsf.sampling.dynamics import DynamicsPotential, LangevinLeg
+from openmm_tsf.sampling.moves import FlowIndependence, FlowLike, FlowWalk
+from openmm_tsf.sampling.state import Kernel, KernelInfo, WalkerState
+from openmm_tsf.sampling.swaps import PlainSwap
+
+__all__ = [
+    "Every",
+    "FlowIndependence",
+    "FlowWalk",
+    "Kernel",
+    "KernelInfo",
+    "LangevinLeg",
+    "PlainSwap",
+    "WalkerState",
+    "default_kernels",
+]
+
+
+@dataclass(frozen=True)
+class Every:
+    """Apply a kernel `repeats` times in every `interval`-th iteration.
+
+    The schedule is fixed beforehand and does not depend on the walkers, so the sequence is as
+    exact as its members.
+
+    Raises
+    ------
+    ValueError
+        If a number is below 1.
+    """
+
+    kernel: Kernel
+    interval: int = 1
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in (("interval", self.interval), ("repeats", self.repeats)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+
+
+def default_kernels(
+    potential: Potential,
+    flow: FlowLike,
+    temperatures: Any,
+    masses: Any = None,
+    *,
+    n_flow_independent: int = 1,
+    n_flow_walk: int = 4,
+    sigma: Any = 0.1,
+    swap_scheme: str = "even_odd",
+    local_interval: int = 10,
+    local_steps: int = 20,
+    local_timestep: Any = 0.001,
+    local_friction: Any = 1.0,
+    local_metropolized: bool = True,
+) -> list[Every]:
+    """The default sequence: flow independence, flow walks, a plain swap, now and then dynamics.
+
+    All members are exact, unless ``local_metropolized=False``.
+
+    Parameters
+    ----------
+    potential, flow, temperatures
+        What the kernels work on.
+    masses
+        [N] amu; None (no dynamics) for potentials that are not molecules.
+    n_flow_independent, n_flow_walk
+        Applications in each iteration; 0 leaves the kernel out.
+    sigma
+        Step size of the walk before tuning.
+    swap_scheme
+        ``"even_odd"`` or ``"random_pairs"``; with one rung there are no swaps.
+    local_interval
+        A Langevin leg every so many iterations; 0 for none.
+    local_steps, local_timestep, local_friction, local_metropolized
+        The leg: steps, ps, 1/ps, exact or not.
+
+    Raises
+    ------
+    TypeError
+        If dynamics are wanted and the potential cannot open OpenMM Contexts.
+    """
+    sequence: list[Every] = []
+    if n_flow_independent:
+        move = FlowIndependence(flow, potential, temperatures)
+        sequence.append(Every(move, repeats=n_flow_independent))
+    if n_flow_walk:
+        sequence.append(Every(FlowWalk(flow, potential, temperatures, sigma), repeats=n_flow_walk))
+    if masses is not None and local_interval:
+        if not isinstance(potential, DynamicsPotential):
+            raise TypeError(
+                f"potential: Langevin legs expect an OpenMMPotential, got "
+                f"{type(potential).__name__}; pass local_interval=0 to go without dynamics"
+            )
+        leg = LangevinLeg(
+            potential,
+            temperatures,
+            masses,
+            flow,
+            n_steps=local_steps,
+            timestep=local_timestep,
+            friction=local_friction,
+            metropolized=local_metropolized,
+        )
+        sequence.append(Every(leg, interval=local_interval))
+    if len(temperatures) > 1:
+        swap = PlainSwap(temperatures, potential.boltzmann_constant, swap_scheme)
+        sequence.append(Every(swap))
+    return sequence

@@ -1,0 +1,294 @@
+"""Metropolised proposals through the flow: TSF-MCMC walk and independence moves."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from openmm_tsf.potentials.base import Potential
+from openmm_tsf.sampling.accept import metropolis
+from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
+from openmm_tsf.units import as_temperatures
+
+
+@runtime_checkable
+class FlowLike(Protocol):
+    """What the moves ask of a flow v -> (x, p)."""
+
+    n_coordinates: int
+    n_momenta: int
+    reference_temperature: float
+
+    @property
+    def event_shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    def forward_and_log_det(self, v: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]: ...
+    def inverse_and_log_det(self, x: Tensor, momenta: Tensor) -> tuple[Tensor, Tensor]: ...
+    def place(self, x: Tensor, like: Tensor) -> Tensor: ...
+    def is_mirror_image(self, x: Tensor) -> Tensor: ...
+
+
+class _FlowMove:
+    """What both moves share: the augmented state, the proposal's evaluation, the acceptance.
+
+    Parameters
+    ----------
+    flow
+        The flow; float64, or a dtype in which the round trip stays below the tolerance.
+    potential
+        The energy.
+    temperatures
+        The ladder, K. The prior of v at temperature T is N(0, tau), tau = T / T_ref.
+    round_trip_interval
+        Every so many iterations, check D(D^-1(x)) = x for some walkers.
+    round_trip_walkers
+        For how many; a different set each time.
+    round_trip_tolerance
+        Largest deviation of a coordinate that is let pass (nm for molecules).
+    """
+
+    exact = True
+    name: str
+
+    def __init__(
+        self,
+        flow: FlowLike,
+        potential: Potential,
+        temperatures: Any,
+        round_trip_interval: int = 25,
+        round_trip_walkers: int = 4,
+        round_trip_tolerance: float = 1e-6,
+    ) -> None:
+        if tuple(flow.event_shape) != tuple(potential.event_shape):
+            raise ValueError(
+                f"flow: expected configurations of the potential's shape "
+                f"{tuple(potential.event_shape)}, got {tuple(flow.event_shape)}"
+            )
+        if round_trip_interval < 1 or round_trip_walkers < 1 or not round_trip_tolerance > 0:
+            raise ValueError(
+                "round_trip_interval, round_trip_walkers and round_trip_tolerance: expected "
+                f"positive numbers, got {round_trip_interval}, {round_trip_walkers} and "
+                f"{round_trip_tolerance}"
+            )
+        self.flow, self.potential = flow, potential
+        self.temperatures = as_temperatures(temperatures)
+        self.round_trip_interval = round_trip_interval
+        self.round_trip_walkers = round_trip_walkers
+        self.round_trip_tolerance = round_trip_tolerance
+        kelvin = torch.tensor(self.temperatures, dtype=torch.float64)
+        self._kt = potential.boltzmann_constant * kelvin
+        self._tau = kelvin / flow.reference_temperature
+
+    @property
+    def counts_shape(self) -> tuple[int, ...]:
+        """Shape of the counts: one number per rung."""
+        return (len(self.temperatures),)
+
+    def settings(self) -> dict[str, Any]:
+        """The choices made."""
+        return {
+            "kernel": type(self).__name__,
+            "round_trip_interval": self.round_trip_interval,
+            "round_trip_walkers": self.round_trip_walkers,
+            "round_trip_tolerance": self.round_trip_tolerance,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What tuning changes."""
+        return {}
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Set what :meth:`state_dict` returned."""
+
+    def _propose(self, v: Tensor, tau: Tensor, generator: torch.Generator) -> Tensor:
+        raise NotImplementedError
+
+    def _reverse(self, v: Tensor, tau: Tensor) -> Tensor | float:
+        """Minus the log-density [B] of proposing v, up to a constant; 0 if symmetric."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def __call__(
+        self, state: WalkerState, generator: torch.Generator
+    ) -> tuple[WalkerState, KernelInfo]:
+        """Propose for every walker at every rung in one batch, and accept or reject."""
+        flow, shape = self.flow, state.energy.shape
+        x, energy = state.x.flatten(0, 1), state.energy.flatten()
+        tau, kt = self._tau.repeat(shape[0]), self._kt.repeat(shape[0])
+        momenta = torch.randn(
+            len(x), flow.n_momenta, generator=generator, dtype=torch.float64
+        ) * tau.sqrt().unsqueeze(1)
+        v, inverse_log_det = self._inverse(x, momenta)
+        if state.iteration % self.round_trip_interval == 0:
+            self._check_round_trip(state.iteration, x, momenta, v, inverse_log_det)
+        v_new = self._propose(v, tau, generator)
+        x_new, momenta_new, log_det_new = self._forward(v_new)
+
+        # Outside the domain there is nothing to evaluate; the energy is +inf there.
+        inside = torch.isfinite(log_det_new) & torch.isfinite(x_new).flatten(1).all(dim=1)
+        energy_new = torch.full_like(energy, float("inf"))
+        if bool(inside.any()):
+            energy_new[inside] = self.potential.energy(x_new[inside]).to(energy)
+        current = self._log_weight(energy, kt, momenta, tau, -inverse_log_det)
+        proposed = self._log_weight(energy_new, kt, momenta_new, tau, log_det_new)
+        current = current + self._reverse(v, tau)
+        proposed = proposed + self._reverse(v_new, tau)
+        accepted, non_finite = metropolis(current, proposed, generator)
+
+        chosen = accepted.nonzero().flatten()
+        x, energy = x.clone(), energy.clone()
+        if len(chosen):
+            # The pose is the walker's own: only internal coordinates were proposed.
+            x[chosen] = flow.place(x_new[chosen].to(flow.dtype), like=x[chosen].to(flow.dtype)).to(
+                x
+            )
+            energy[chosen] = energy_new[chosen]
+        mirrors = self._count_mirror_images(x_new, non_finite)
+        info = KernelInfo(
+            *per_rung(accepted.reshape(shape), shape[0]),
+            rejected_non_finite=int(non_finite.sum()) - mirrors,
+            mirror_images=mirrors,
+            n_evaluations=int(inside.sum()),
+        )
+        return state.evolve(x=x.reshape(state.x.shape), energy=energy.reshape(shape)), info
+
+    def _log_weight(
+        self, energy: Tensor, kt: Tensor, momenta: Tensor, tau: Tensor, log_det: Tensor
+    ) -> Tensor:
+        """log of the target density of v [B]: -U/kT - |p|^2 / 2 tau + log|J_D|."""
+        return -energy / kt - momenta.square().sum(dim=1) / (2 * tau) + log_det
+
+    def _forward(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (x, momenta), log_det = self.flow.forward_and_log_det(v.to(self.flow.dtype))
+        return x.to(v), momenta.to(v), log_det.to(v)
+
+    def _inverse(self, x: Tensor, momenta: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = self.flow.dtype
+        v, log_det = self.flow.inverse_and_log_det(x.to(dtype), momenta.to(dtype))
+        return v.to(x), log_det.to(x)
+
+    def _count_mirror_images(self, x_new: Tensor, non_finite: Tensor) -> int:
+        rows = (non_finite & torch.isfinite(x_new).flatten(1).all(dim=1)).nonzero().flatten()
+        if not len(rows):
+            return 0
+        return int(self.flow.is_mirror_image(x_new[rows].to(self.flow.dtype)).sum())
+
+    def _check_round_trip(
+        self, iteration: int, x: Tensor, momenta: Tensor, v: Tensor, inverse_log_det: Tensor
+    ) -> None:
+        """Compare D(D^-1(x, p)) with (x, p), and the two log-determinants.
+
+        Raises
+        ------
+        RuntimeError
+            If they differ by more than the tolerance: the chain would be biased.
+        """
+        n = min(self.round_trip_walkers, len(x))
+        start = iteration // self.round_trip_interval * n
+        rows = (start + torch.arange(n)) % len(x)
+        x_back, momenta_back, log_det = self._forward(v[rows])
+        dtype = self.flow.dtype
+        x_back = self.flow.place(x_back.to(dtype), like=x[rows].to(dtype)).to(x)
+        deviations = {
+            "positions": (x_back - x[rows]).abs().max().item(),
+            "momenta": (momenta_back - momenta[rows]).abs().max().item() if momenta.numel() else 0,
+            "log-determinant": (log_det + inverse_log_det[rows]).abs().max().item(),
+        }
+        for what, deviation in deviations.items():
+            if not deviation <= self.round_trip_tolerance:
+                raise RuntimeError(
+                    f"{self.name}: the flow's round trip D(D^-1(x)) misses the {what} by "
+                    f"{deviation:.3g} at iteration {iteration} (tolerance "
+                    f"{self.round_trip_tolerance:.3g}, flow in {dtype}); the chain would be "
+                    "biased. Use flow.double(), or retrain the flow with weight decay"
+                )
+
+
+class FlowWalk(_FlowMove):
+    """TSF-MCMC (arXiv:2012.00429, section 2): a random step in the latent space.
+
+    p ~ N(0, tau); v = D^-1(x, p); v' = v + xi, xi ~ N(0, sigma^2 tau); (x', p') = D(v');
+    log alpha = -dU/kT - d|p|^2 / 2 tau + d log|J_D|. Velocities stay as they are.
+
+    Parameters
+    ----------
+    flow, potential, temperatures
+        See :class:`_FlowMove`.
+    sigma
+        Step size, one number or one per rung [R].
+    """
+
+    def __init__(
+        self,
+        flow: FlowLike,
+        potential: Potential,
+        temperatures: Any,
+        sigma: Any = 0.1,
+        name: str = "flow_walk",
+        **round_trip: Any,
+    ) -> None:
+        super().__init__(flow, potential, temperatures, **round_trip)
+        self.name = name
+        self.sigma = sigma
+
+    @property
+    def sigma(self) -> Tensor:
+        """Step sizes [R]."""
+        return self._sigma
+
+    @sigma.setter
+    def sigma(self, value: Any) -> None:
+        sigma = torch.as_tensor(value, dtype=torch.float64)
+        n_rungs = len(self.temperatures)
+        if sigma.ndim > 1 or (sigma.ndim == 1 and len(sigma) != n_rungs):
+            raise ValueError(f"sigma: expected one number or {n_rungs}, got {tuple(sigma.shape)}")
+        if not bool(((sigma > 0) & torch.isfinite(sigma)).all()):
+            raise ValueError(f"sigma: expected positive step sizes, got {sigma.tolist()}")
+        self._sigma = sigma.expand(n_rungs).clone()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step sizes."""
+        return {"sigma": self._sigma.clone()}
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Set the step sizes."""
+        self.sigma = content["sigma"]
+
+    def _propose(self, v: Tensor, tau: Tensor, generator: torch.Generator) -> Tensor:
+        width = self._sigma.repeat(len(v) // len(self._sigma)) * tau.sqrt()
+        noise = torch.randn(v.shape, generator=generator, dtype=v.dtype)
+        return v + noise * width.unsqueeze(1)
+
+    def _reverse(self, v: Tensor, tau: Tensor) -> float:
+        return 0.0
+
+
+class FlowIndependence(_FlowMove):
+    """A fresh draw from the flow: v' ~ N(0, tau).
+
+    log alpha = -dU/kT - d|p|^2 / 2 tau + d|v|^2 / 2 tau + d log|J_D|. Velocities stay as they are.
+
+    Parameters
+    ----------
+    flow, potential, temperatures
+        See :class:`_FlowMove`.
+    """
+
+    def __init__(
+        self,
+        flow: FlowLike,
+        potential: Potential,
+        temperatures: Any,
+        name: str = "flow_independent",
+        **round_trip: Any,
+    ) -> None:
+        super().__init__(flow, potential, temperatures, **round_trip)
+        self.name = name
+
+    def _propose(self, v: Tensor, tau: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(v.shape, generator=generator, dtype=v.dtype)
+        return noise * tau.sqrt().unsqueeze(1)
+
+    def _reverse(self, v: Tensor, tau: Tensor) -> Tensor:
+        return v.square().sum(dim=1) / (2 * tau)

@@ -1,0 +1,165 @@
+"""The walkers, and what a kernel is."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class WalkerState:
+    """W walkers, each with one replica at every one of R rungs of the temperature ladder.
+
+    Kernels never change a state in place: they return a new one.
+
+    Attributes
+    ----------
+    x : Tensor
+        Configurations [W, R, *event], float64 (nm for molecules).
+    velocities : Tensor or None
+        Velocities [W, R, *event], float64, nm/ps; None where there is no dynamics.
+    energy : Tensor
+        Potential energies [W, R], float64.
+    replica : Tensor
+        Identity (the starting rung) of the replica that now sits at each rung [W, R], int64.
+    iteration : int
+        Iterations completed.
+    """
+
+    x: Tensor
+    velocities: Tensor | None
+    energy: Tensor
+    replica: Tensor
+    iteration: int = 0
+
+    @property
+    def n_walkers(self) -> int:
+        """Number of walkers W."""
+        return int(self.energy.shape[0])
+
+    @property
+    def n_rungs(self) -> int:
+        """Number of rungs R."""
+        return int(self.energy.shape[1])
+
+    def evolve(self, **changes: Any) -> Self:
+        """A copy with some fields replaced."""
+        return replace(self, **changes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain numbers for a checkpoint."""
+        return {
+            "x": self.x,
+            "velocities": self.velocities,
+            "energy": self.energy,
+            "replica": self.replica,
+            "iteration": self.iteration,
+        }
+
+    @classmethod
+    def from_state_dict(cls, content: dict[str, Any]) -> Self:
+        """The state of a checkpoint."""
+        return cls(**content)
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """What one application of a kernel did; adding two gives totals.
+
+    Attributes
+    ----------
+    accepted, proposed : Tensor
+        Counts, int64: [R] per rung; even-odd swaps [R-1] per adjacent pair; random-pair swaps
+        [R, R], in the upper triangle.
+    rejected_non_finite : int
+        Proposals rejected for a non-finite energy or for leaving the coordinates' domain
+        (mirror images not among them).
+    mirror_images : int
+        Proposals rejected for the wrong handedness.
+    n_evaluations : int
+        Energies (or energies with forces) asked of the potential.
+    """
+
+    accepted: Tensor
+    proposed: Tensor
+    rejected_non_finite: int = 0
+    mirror_images: int = 0
+    n_evaluations: int = 0
+
+    @classmethod
+    def zero(cls, counts_shape: tuple[int, ...]) -> "KernelInfo":
+        """The neutral element: nothing proposed."""
+        zeros = torch.zeros(counts_shape, dtype=torch.int64)
+        return cls(zeros, zeros)
+
+    @property
+    def acceptance(self) -> Tensor:
+        """Accepted over proposed; NaN where nothing was proposed."""
+        return self.accepted / self.proposed
+
+    def __add__(self, other: "KernelInfo") -> "KernelInfo":
+        return KernelInfo(
+            self.accepted + other.accepted,
+            self.proposed + other.proposed,
+            self.rejected_non_finite + other.rejected_non_finite,
+            self.mirror_images + other.mirror_images,
+            self.n_evaluations + other.n_evaluations,
+        )
+
+
+@runtime_checkable
+class Kernel(Protocol):
+    """A Markov kernel on walkers that leaves the Boltzmann distribution of every rung invariant.
+
+    Attributes
+    ----------
+    name : str
+        Name in counts and summaries.
+    exact : bool
+        Whether the distribution is left invariant exactly, or up to a time-step error.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name in counts and summaries."""
+        ...
+
+    @property
+    def exact(self) -> bool:
+        """No time-step error."""
+        ...
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """The ladder, K."""
+        ...
+
+    @property
+    def counts_shape(self) -> tuple[int, ...]:
+        """Shape of :attr:`KernelInfo.accepted`."""
+        ...
+
+    def __call__(
+        self, state: WalkerState, generator: torch.Generator
+    ) -> tuple[WalkerState, KernelInfo]:
+        """The next state and what happened. All randomness comes from `generator`."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Every choice made, as json-able values; equal settings make equal kernels."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What changes from call to call or by tuning, as tensors and plain numbers."""
+        ...
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Set what :meth:`state_dict` returned."""
+        ...
+
+
+def per_rung(accepted: Tensor, n_walkers: int) -> tuple[Tensor, Tensor]:
+    """Counts (accepted [R], proposed [R]) from accepted [W, R] bool."""
+    total = accepted.sum(dim=0)
+    return total, torch.full_like(total, n_walkers)

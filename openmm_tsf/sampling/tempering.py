@@ -1,0 +1,452 @@
+"""Parallel tempering: the loop over kernels, with tuning, output, resume and reporters."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from openmm_tsf.potentials.base import Potential
+from openmm_tsf.sampling.choices import check_same, sampling_choices
+from openmm_tsf.sampling.dynamics import DynamicsPotential, minimised
+from openmm_tsf.sampling.interrupts import DeferredInterrupt
+from openmm_tsf.sampling.kernels import Every, default_kernels
+from openmm_tsf.sampling.moves import FlowLike
+from openmm_tsf.sampling.output import RunWriter
+from openmm_tsf.sampling.recording import Segment
+from openmm_tsf.sampling.state import Kernel, KernelInfo, WalkerState
+from openmm_tsf.sampling.tuning import HasStepSize, StepSizeTuner
+from openmm_tsf.systems import MolecularSystem
+from openmm_tsf.units import NANOMETER, as_temperatures, in_unit
+
+
+class Reporter(Protocol):
+    """A callable that sees the walkers every `interval` iterations."""
+
+    interval: int
+
+    def __call__(self, sampler: "ParallelTempering", state: WalkerState) -> None: ...
+
+
+class ParallelTempering:
+    """W walkers, each with one replica at every temperature, under a sequence of kernels.
+
+    All walkers and temperatures are one batch for the flow and the potential. Walkers are
+    independent of each other; swaps happen within a walker's ladder.
+
+    Parameters
+    ----------
+    molecule
+        The molecule; None for a potential on R^d, which must then be given.
+    flow
+        The flow, frozen: no kernel changes it, and nobody else may while sampling.
+    temperatures
+        The ladder, ascending, K (or a Quantity). One rung is allowed.
+    n_walkers
+        Number of walkers W.
+    kernels
+        Kernels, or kernels with a schedule (:class:`openmm_tsf.sampling.kernels.Every`), applied in
+        this order in every iteration; by default those of
+        :func:`openmm_tsf.sampling.kernels.default_kernels`.
+    potential
+        The energy; ``molecule.potential()`` by default.
+    seed
+        Seed of everything random; drawn and recorded if None.
+
+    Attributes
+    ----------
+    reporters : list
+        Callables ``reporter(sampler, state)`` with an attribute ``interval``.
+    totals : dict of str to KernelInfo
+        What each kernel did since the last call of :meth:`run` or :meth:`tune` began.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If arguments do not fit each other; the message names them.
+    """
+
+    def __init__(
+        self,
+        molecule: MolecularSystem | None,
+        flow: FlowLike,
+        temperatures: Any,
+        n_walkers: int,
+        kernels: Sequence[Kernel | Every] | None = None,
+        potential: Potential | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.temperatures = as_temperatures(temperatures)
+        if isinstance(n_walkers, bool) or not isinstance(n_walkers, int) or n_walkers < 1:
+            raise ValueError(f"n_walkers: expected an integer of at least 1, got {n_walkers!r}")
+        if potential is None:
+            if molecule is None:
+                raise ValueError("potential: expected one where molecule is None, got None")
+            potential = molecule.potential()
+        if tuple(flow.event_shape) != tuple(potential.event_shape):
+            raise ValueError(
+                f"flow: expected configurations of shape {tuple(potential.event_shape)}, "
+                f"got a flow for {tuple(flow.event_shape)}"
+            )
+        fingerprint = getattr(flow, "fingerprint", None)
+        if molecule is not None and fingerprint not in (None, molecule.fingerprint):
+            raise ValueError("flow: it was made for another System or Topology than molecule's")
+        self.molecule, self.flow, self.potential = molecule, flow, potential
+        self.n_walkers = n_walkers
+        self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        self._generator = torch.Generator().manual_seed(self.seed)
+        self._masses = None
+        if molecule is not None:
+            self._masses = torch.tensor(molecule.masses, dtype=torch.float64)
+        if kernels is None:
+            kernels = default_kernels(potential, flow, self.temperatures, self._masses)
+        self.schedule = [k if isinstance(k, Every) else Every(k) for k in kernels]
+        self.kernels: dict[str, Kernel] = self._named_kernels()
+        self.reporters: list[Reporter] = []
+        self.totals: dict[str, KernelInfo] = self._zero()
+        self._state: WalkerState | None = None
+        self._writer: RunWriter | None = None
+        self._save_interval = 1
+
+    def _named_kernels(self) -> dict[str, Kernel]:
+        named: dict[str, Kernel] = {}
+        for kernel in (entry.kernel for entry in self.schedule):
+            if not isinstance(kernel, Kernel):
+                raise TypeError(f"kernels: expected kernels, got {type(kernel).__name__}")
+            if kernel.temperatures != self.temperatures:
+                raise ValueError(
+                    f"kernels: {kernel.name} was made for the temperatures {kernel.temperatures}, "
+                    f"expected {self.temperatures}"
+                )
+            if named.setdefault(kernel.name, kernel) is not kernel:
+                raise ValueError(f"kernels: expected distinct names, got {kernel.name!r} twice")
+        if not named:
+            raise ValueError("kernels: expected at least one, got none")
+        return named
+
+    def _zero(self) -> dict[str, KernelInfo]:
+        return {name: KernelInfo.zero(k.counts_shape) for name, k in self.kernels.items()}
+
+    # -- the walkers -------------------------------------------------------------------------
+
+    @property
+    def state(self) -> WalkerState:
+        """The walkers; the default start if none was set (see :meth:`set_positions`)."""
+        if self._state is None:
+            if self.molecule is None or not isinstance(self.potential, DynamicsPotential):
+                raise RuntimeError("no walkers yet: call set_positions(x) first")
+            start = minimised(self.potential, self.molecule.positions)
+            shape = (self.n_walkers, len(self.temperatures), 1, 1)
+            self.set_positions(torch.tensor(start, dtype=torch.float64).repeat(shape))
+        assert self._state is not None
+        return self._state
+
+    @property
+    def exact(self) -> bool:
+        """Whether every kernel is free of time-step errors."""
+        return all(kernel.exact for kernel in self.kernels.values())
+
+    def set_positions(self, x: Any, velocities: Any = None) -> None:
+        """Start the walkers at given configurations, iteration 0.
+
+        Without this call molecules start at the minimised reference conformation, all walkers
+        alike: legal, but the first part of the run must then be discarded.
+
+        Parameters
+        ----------
+        x
+            [W, R, *event], nm for molecules (or a Quantity).
+        velocities
+            The same shape, nm/ps; by default drawn from the Maxwell-Boltzmann distribution of
+            every rung (molecules) or absent.
+
+        Raises
+        ------
+        ValueError
+            If the shape is wrong, or a walker starts at a non-finite energy or outside the flow's
+            domain (mirror images).
+        """
+        shape = (self.n_walkers, len(self.temperatures), *self.potential.event_shape)
+        x = torch.as_tensor(in_unit(x, NANOMETER, "x"), dtype=torch.float64).clone()
+        if tuple(x.shape) != shape:
+            raise ValueError(f"x: expected shape {shape}, got {tuple(x.shape)}")
+        flat = x.flatten(0, 1)
+        with torch.no_grad():
+            energy = self.potential.energy(flat).to(torch.float64)
+            dtype = self.flow.dtype
+            momenta = torch.zeros(len(flat), self.flow.n_momenta, dtype=dtype)
+            _, log_det = self.flow.inverse_and_log_det(flat.to(dtype), momenta)
+        for what, values in (("a non-finite energy", energy), ("a place outside the flow's domain "
+                             "(a mirror image, or not computable)", log_det)):  # fmt: skip
+            bad = (~torch.isfinite(values)).nonzero().flatten()
+            if len(bad):
+                walker, rung = divmod(int(bad[0]), len(self.temperatures))
+                raise ValueError(
+                    f"x: {len(bad)} of {len(flat)} configurations start at {what}, "
+                    f"the first is walker {walker} at {self.temperatures[rung]:.2f} K"
+                )
+        if velocities is not None:
+            velocities = torch.as_tensor(velocities, dtype=torch.float64).clone()
+            if tuple(velocities.shape) != shape or not bool(torch.isfinite(velocities).all()):
+                raise ValueError(f"velocities: expected finite numbers of shape {shape}")
+        elif self._masses is not None:
+            velocities = self._maxwell_boltzmann(shape)
+        replica = torch.arange(shape[1]).repeat(shape[0], 1)
+        self._state = WalkerState(x, velocities, energy.reshape(shape[:2]), replica)
+
+    def _maxwell_boltzmann(self, shape: tuple[int, ...]) -> Tensor:
+        assert self._masses is not None
+        kt = self.potential.boltzmann_constant * torch.tensor(
+            self.temperatures, dtype=torch.float64
+        )
+        width = (kt[:, None] / self._masses[None, :]).sqrt()
+        noise = torch.randn(shape, generator=self._generator, dtype=torch.float64)
+        return noise * width[None, :, :, None]
+
+    # -- iterations --------------------------------------------------------------------------
+
+    def _sweep(self, state: WalkerState) -> tuple[WalkerState, dict[str, KernelInfo]]:
+        """One iteration; all or nothing, as far as generator and kernels are concerned."""
+        before = self._generator.get_state(), self._kernel_states()
+        infos: dict[str, KernelInfo] = {}
+        try:
+            for entry in self.schedule:
+                if state.iteration % entry.interval:
+                    continue
+                for _ in range(entry.repeats):
+                    state, info = entry.kernel(state, self._generator)
+                    name = entry.kernel.name
+                    infos[name] = infos[name] + info if name in infos else info
+        except BaseException:
+            self._generator.set_state(before[0])
+            self._load_kernel_states(before[1])
+            raise
+        return state.evolve(iteration=state.iteration + 1), infos
+
+    def _advance(self) -> dict[str, KernelInfo]:
+        self._state, infos = self._sweep(self.state)
+        for name, info in infos.items():
+            self.totals[name] = self.totals[name] + info
+        return infos
+
+    def _kernel_states(self) -> dict[str, dict[str, Any]]:
+        return {name: kernel.state_dict() for name, kernel in self.kernels.items()}
+
+    def _load_kernel_states(self, content: Mapping[str, dict[str, Any]]) -> None:
+        for name, kernel in self.kernels.items():
+            kernel.load_state_dict(content[name])
+
+    def tune(
+        self, n_iterations: int = 200, target_acceptance: float = 0.3, progress: bool = False
+    ) -> dict[str, Tensor]:
+        """Adapt every walk's step size, rung by rung, then freeze it.
+
+        The chain is not a Markov chain meanwhile: nothing of it is written or enters estimates.
+
+        Parameters
+        ----------
+        n_iterations
+            Iterations to tune for; they also serve as burn-in.
+        target_acceptance
+            Between 0 and 1.
+        progress
+            Show a bar.
+
+        Returns
+        -------
+        dict of str to Tensor
+            The step sizes [R] by kernel name.
+        """
+        tuners = {
+            name: StepSizeTuner(kernel, n_iterations, target_acceptance)
+            for name, kernel in self.kernels.items()
+            if isinstance(kernel, HasStepSize)
+        }
+        self.totals = self._zero()
+        for _ in tqdm(range(n_iterations), desc="tune", disable=not progress):
+            infos = self._advance()
+            for name, tuner in tuners.items():
+                if name in infos:
+                    tuner.update(infos[name])
+        return {name: tuner.freeze() for name, tuner in tuners.items()}
+
+    def run(
+        self,
+        n_iterations: int,
+        output: str | os.PathLike[str] | None = None,
+        *,
+        save_interval: int = 1,
+        checkpoint_interval: int = 100,
+        progress: bool = True,
+        collect: bool = False,
+        choices: Mapping[str, Any] | None = None,
+        allow_existing: bool = False,
+    ) -> Tensor | None:
+        """Sample.
+
+        Ctrl-C ends after the current iteration; what was sampled is written and
+        ``KeyboardInterrupt`` raised (a second Ctrl-C is immediate). After any exception the
+        completed iterations are written, too.
+
+        Parameters
+        ----------
+        n_iterations
+            Iterations to add.
+        output
+            Run directory: new or empty, or the one that this sampler wrote last or resumed. None:
+            nothing is written.
+        save_interval
+            Save the walkers every so many iterations.
+        checkpoint_interval
+            Write a segment, its frames and the checkpoint every so many iterations.
+        progress
+            Show a bar.
+        collect
+            Return the saved configurations.
+        choices
+            Further entries for ``choices`` in ``config.json``.
+        allow_existing
+            Let the new run directory hold files that are not a sampler's.
+
+        Returns
+        -------
+        Tensor or None
+            With `collect`, positions [n, W, R, *event] of the saved iterations.
+
+        Raises
+        ------
+        FileExistsError
+            If `output` has files.
+        ValueError
+            If a number is out of range.
+        """
+        for name, value, least in (
+            ("n_iterations", n_iterations, 0),
+            ("save_interval", save_interval, 1),
+            ("checkpoint_interval", checkpoint_interval, 1),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+        for reporter in self.reporters:
+            if getattr(reporter, "interval", 0) < 1:
+                raise TypeError(f"reporters: expected an interval of at least 1, on {reporter!r}")
+        _ = self.state  # the default start, before anything is written
+        writer = self._open(output, save_interval, choices or {}, allow_existing)
+        segment = Segment(self._zero())
+        collected: list[Tensor] = []
+        self.totals = self._zero()
+        done = 0
+        with (
+            DeferredInterrupt() as interrupt,
+            tqdm(total=n_iterations, desc="sample", disable=not progress) as bar,
+        ):
+            try:
+                while done < n_iterations and not interrupt.requested:
+                    start = time.perf_counter()
+                    infos = self._advance()
+                    done += 1
+                    state = self.state
+                    saved = state.iteration % save_interval == 0
+                    segment.add(infos, time.perf_counter() - start, state if saved else None)
+                    if collect and saved:
+                        collected.append(state.x)
+                    for reporter in self.reporters:
+                        if state.iteration % reporter.interval == 0:
+                            reporter(self, state)
+                    bar.update()
+                    if writer is not None and state.iteration % checkpoint_interval == 0:
+                        segment = self._flush(writer, segment)
+            finally:
+                if writer is not None and segment.n_iterations:
+                    self._flush(writer, segment)
+            if interrupt.requested:
+                raise KeyboardInterrupt
+        if not collect:
+            return None
+        shape = (0, *self.state.x.shape)
+        return torch.stack(collected) if collected else torch.zeros(shape, dtype=torch.float64)
+
+    # -- files -------------------------------------------------------------------------------
+
+    def _flush(self, writer: RunWriter, segment: Segment) -> Segment:
+        numbers, positions = segment.arrays(self.state)
+        writer.write(numbers, positions, self._checkpoint())
+        return Segment(self._zero())
+
+    def _checkpoint(self) -> dict[str, Any]:
+        return {
+            "state": self.state.state_dict(),
+            "generator": self._generator.get_state(),
+            "kernels": self._kernel_states(),
+            "seed": self.seed,
+        }
+
+    def _open(
+        self,
+        output: str | os.PathLike[str] | None,
+        save_interval: int,
+        choices: Mapping[str, Any],
+        allow_existing: bool,
+    ) -> RunWriter | None:
+        if output is None:
+            return None
+        writer = self._writer
+        if writer is not None and writer.directory.resolve() == Path(output).resolve():
+            if save_interval != self._save_interval:
+                raise ValueError(
+                    f"save_interval: this run was started with {self._save_interval}, "
+                    f"got {save_interval}"
+                )
+            return writer
+        writer = RunWriter(output, self.molecule, self.temperatures, self.n_walkers)
+        own = self._choices(save_interval)
+        writer.create(
+            self.seed, self.potential.boltzmann_constant, {**choices, **own}, allow_existing
+        )
+        flow_file = writer.directory / "flow.pt"
+        if hasattr(self.flow, "save") and not flow_file.exists():
+            self.flow.save(flow_file)
+        self._writer, self._save_interval = writer, save_interval
+        return writer
+
+    def _choices(self, save_interval: int) -> dict[str, Any]:
+        return sampling_choices(
+            self.molecule, self.flow, self.potential, self.schedule, save_interval
+        )
+
+    def resume(self, path: str | os.PathLike[str]) -> Self:
+        """Continue a run directory from its checkpoint with ``run(n, output=path)``.
+
+        The sampler must be made as the one that wrote it. On the same machine, with the same number
+        of threads, samples are the same bit by bit as if it had not stopped. Frames and segments
+        after the checkpoint are cut off.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no run directory or no checkpoint.
+        ValueError
+            If this sampler is not the one that wrote it.
+        """
+        writer = RunWriter(path, self.molecule, self.temperatures, self.n_walkers)
+        config, content = writer.read_config(), writer.read_checkpoint()
+        choices = config["choices"]
+        for name, written, own in (
+            ("temperatures", tuple(config["temperatures_K"]), self.temperatures),
+            ("n_walkers", config["n_walkers"], self.n_walkers),
+        ):
+            if written != own:
+                raise ValueError(f"{path}: expected the run's {name}, {written}, got {own}")
+        check_same(path, choices, self._choices(choices["save_interval"]))
+        self._state = WalkerState.from_state_dict(content["state"])
+        self._generator.set_state(content["generator"])
+        self._load_kernel_states(content["kernels"])
+        self.seed = content["seed"]
+        writer.cut_back(content["n_frames_written"], content["n_segments"])
+        self._writer, self._save_interval = writer, choices["save_interval"]
+        return self
