@@ -136,10 +136,6 @@ class ContextPool:
             self._run(self._contexts[0], rows, positions, energies, forces)
         else:
             self._share(n_workers, rows, positions, energies, forces)
-        if self._known_good is None:
-            good = np.flatnonzero(np.isfinite(energies))
-            if len(good):
-                self._known_good = positions[good[0]].copy()
         return energies, forces
 
     def _share(
@@ -194,7 +190,9 @@ class ContextPool:
                 if not self._is_conformation_at_fault(context, error):
                     raise
                 continue
-            energies[row] = state.getPotentialEnergy()._value
+            energies[row] = energy = state.getPotentialEnergy()._value
+            if self._known_good is None and math.isfinite(energy):
+                self._known_good = positions[row].copy()
             if forces is not None:
                 forces[row] = state.getForces(asNumpy=True)._value
 

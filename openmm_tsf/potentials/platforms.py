@@ -163,37 +163,33 @@ def _measure(system: openmm.System, candidates: list[PlatformChoice]) -> Platfor
     start = time.perf_counter()
     conformation = _spread_out(system.getNumParticles())
     first: dict[str, float] = {}
-    pools: dict[str, tuple[PlatformChoice, ContextPool]] = {}
+    pools: dict[str, ContextPool] = {}
+    choices = {str(choice): choice for choice in candidates}
     try:
-        for choice in candidates:
-            key = str(choice)
+        for key, choice in choices.items():
             try:
                 pool = ContextPool(system, choice)
             except openmm.OpenMMException as error:
                 logger.info("%s cannot run this System: %s", choice, error)
                 continue
-            pools[key] = (choice, pool)
+            pools[key] = pool
             _seconds(pool, conformation, 1)  # kernels are compiled at the first call
             first[key] = _seconds(pool, conformation, 1) / choice.n_contexts
         if not pools:
-            raise openmm.OpenMMException(
-                f"no platform can run this System, tried {[str(choice) for choice in candidates]}"
-            )
+            raise openmm.OpenMMException(f"no platform can run this System, tried {list(choices)}")
         lead = min(first.values())
         best = {key: math.inf for key in pools if first[key] < 4 * lead}
         for number in range(_N_ROUNDS):
             for key in best:
-                choice, pool = pools[key]
-                rows = max(choice.n_contexts, math.ceil(_ROUND_SECONDS / first[key]))
-                best[key] = min(best[key], _seconds(pool, conformation, rows) / rows)
+                best[key] = min(best[key], _round(pools[key], conformation, choices[key]))
             if number and time.perf_counter() - start > _TOTAL_SECONDS:
                 break
     finally:
-        for _, pool in pools.values():
+        for pool in pools.values():
             pool.close()
 
     def cost(key: str) -> float:
-        return best[key] * (_WORTH_MORE_CORES if pools[key][0].n_threads > 1 else 1.0)
+        return best[key] * (_WORTH_MORE_CORES if choices[key].n_threads > 1 else 1.0)
 
     winner = min(best, key=cost)
     for key in pools:
@@ -205,7 +201,19 @@ def _measure(system: openmm.System, candidates: list[PlatformChoice]) -> Platfor
         time.perf_counter() - start,
         available_cores(),
     )
-    return pools[winner][0]
+    return choices[winner]
+
+
+def _round(pool: ContextPool, conformation: NDArray[np.float64], choice: PlatformChoice) -> float:
+    """Seconds per row in the quickest of many short batches."""
+    rows, best, spent = 2 * choice.n_contexts, math.inf, 0.0
+    while spent < _ROUND_SECONDS:
+        seconds = _seconds(pool, conformation, rows)
+        best = min(best, seconds / rows)
+        spent += seconds
+        if seconds < _ROUND_SECONDS / 8:
+            rows *= 2
+    return best
 
 
 def _seconds(pool: ContextPool, conformation: NDArray[np.float64], rows: int) -> float:
