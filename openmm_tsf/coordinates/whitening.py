@@ -89,9 +89,9 @@ class Whitening(nn.Module):
         mode
             ``"conditional"``, ``"full"`` or ``"diagonal"``.
         harmonics
-            Highest multiple of the torsions in the shift; 0 for a constant one. Products of
-            functions of two torsions do not pay: on alanine dipeptide they worsen the held-out
-            likelihood at 20 000 frames and fewer.
+            Highest multiple of the torsions in the shift of ``"conditional"``; 0 for a constant
+            one. Products of functions of two torsions do not pay: on alanine dipeptide they worsen
+            the held-out likelihood at 20 000 frames and fewer.
 
         Raises
         ------
@@ -125,7 +125,7 @@ class Whitening(nn.Module):
             is_torsion = torch.zeros_like(is_torsion)
         torsions, stiff = data[:, is_torsion], ~is_torsion
         standard = (data[:, stiff] - mean[stiff]) / scale[stiff]
-        basis = _harmonics(torsions, harmonics)
+        basis = _harmonics(torsions, harmonics if mode == "conditional" else 0)
         centre = basis.mean(0)
         basis = basis - centre
         gram = basis.T @ basis + RIDGE_FRAMES * torch.eye(basis.shape[1], dtype=torch.float64)
