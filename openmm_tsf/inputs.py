@@ -2,7 +2,7 @@
 
 import json
 import os
-import re
+import platform
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -171,7 +171,7 @@ def write_json(path: PathLike, content: Any) -> None:
 def package_versions() -> dict[str, str]:
     """Versions of this package and of what its numbers depend on."""
     names = ("openmm-tsf", "openmm", "torch", "numpy", "mdtraj", "pymbar")
-    return {re.sub("-", "_", name): version(name) for name in names}
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def _read_pdb(path: Path) -> app.PDBFile:

@@ -131,7 +131,7 @@ def run_md(
     else:
         folder = claim_directory(output)
         write_molecule(molecule, folder)
-    chosen = platform or fastest_platform(molecule.system)
+    chosen = platform or fastest_platform(molecule)
     run = _Dynamics(molecule, folder, settings, chosen, before)
     try:
         run.start()
@@ -145,7 +145,7 @@ def run_md(
     return MDResult(run.trajectory, run.n_frames, run.n_evaluations, run.wall_seconds, interrupted)
 
 
-def fastest_platform(system: openmm.System, n_steps: int = 50) -> str:
+def fastest_platform(molecule: MolecularSystem, n_steps: int = 50) -> str:
     """Name of the platform that makes the quickest dynamics steps here, by measurement.
 
     Raises
@@ -158,8 +158,8 @@ def fastest_platform(system: openmm.System, n_steps: int = 50) -> str:
         platform = openmm.Platform.getPlatform(index)
         integrator = openmm.VerletIntegrator(1e-9)  # in ps: nothing moves, everything is computed
         try:
-            context = openmm.Context(system, integrator, platform)
-            context.setPositions(np.random.default_rng(0).random((system.getNumParticles(), 3)))
+            context = openmm.Context(molecule.system, integrator, platform)
+            context.setPositions(molecule.positions)
             integrator.step(2)
             start = time.perf_counter()
             integrator.step(n_steps)

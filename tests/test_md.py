@@ -123,7 +123,7 @@ def test_settings_at_the_door(wrong):
 
 
 def test_platform_is_measured(molecule):
-    assert fastest_platform(molecule.system, n_steps=5) in {"Reference", "CPU", "OpenCL", "CUDA"}
+    assert fastest_platform(molecule, n_steps=5) in {"Reference", "CPU", "OpenCL", "CUDA"}
 
 
 def test_molecules_from_files(molecule, tmp_path):

@@ -1,0 +1,69 @@
+"""What a run costs, and where its randomness comes from."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from openmm_tsf.potentials.base import Potential
+
+
+@dataclass
+class Costs:
+    """Energy evaluations and wall seconds by stage: md, training, sampling.
+
+    ``sampling`` has what came before production (rounds, tuning, the start); production itself is
+    in the segments. None: not known.
+    """
+
+    evaluations: dict[str, int | None] = field(
+        default_factory=lambda: {"md": None, "training": 0, "sampling": 0}
+    )
+    seconds: dict[str, float | None] = field(
+        default_factory=lambda: {"md": None, "training": 0.0, "sampling": 0.0}
+    )
+
+    @contextmanager
+    def counting(self, stage: str, potential: Potential) -> Iterator[None]:
+        """Add what happens in the block to a stage."""
+        before, start = potential.n_evaluations, time.monotonic()
+        try:
+            yield
+        finally:
+            evaluations, seconds = self.evaluations[stage] or 0, self.seconds[stage] or 0.0
+            self.evaluations[stage] = evaluations + potential.n_evaluations - before
+            self.seconds[stage] = round(seconds + time.monotonic() - start, 3)
+
+    def to_config(self) -> dict[str, Any]:
+        """Entries of ``config.json``."""
+        return {"energy_evaluations": dict(self.evaluations), "wall_seconds": dict(self.seconds)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Costs":
+        """What an earlier stage wrote."""
+        costs = cls()
+        costs.evaluations.update(config.get("energy_evaluations", {}))
+        costs.seconds.update(config.get("wall_seconds", {}))
+        return costs
+
+
+class Seeds:
+    """One independent seed for each purpose, from the user's.
+
+    Raises
+    ------
+    ValueError
+        If `seed` is no non-negative integer.
+    """
+
+    def __init__(self, seed: int) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seed: expected a non-negative integer, got {seed!r}")
+        self._sequence = np.random.SeedSequence(seed)
+
+    def next(self) -> int:
+        """The next seed."""
+        return int(self._sequence.spawn(1)[0].generate_state(1)[0])

@@ -1,0 +1,282 @@
+"""Command line: argument parsing and progress, nothing else."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+logger = logging.getLogger("openmm_tsf")
+
+INTERRUPTED = 130  # what a shell expects of a program ended by Ctrl-C
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``openmm-tsf``."""
+    parser = argparse.ArgumentParser(
+        prog="openmm-tsf",
+        description="Boltzmann ensembles of a molecule at several temperatures, sampled by replica "
+        "exchange with a temperature-steerable flow.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('openmm-tsf')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    everything = _command(commands, "run", _run, "MD or given frames, training, sampling, analysis")
+    md = _command(commands, "md", _md, "molecular dynamics with OpenMM, to make training frames")
+    train = _command(commands, "train", _train, "train a flow on frames of one temperature")
+    sample = _command(commands, "sample", _sample, "replica exchange with a trained flow")
+    analyze = _command(commands, "analyze", _analyze, "tables and plots of a run directory")
+
+    for command in (everything, md, train, sample):
+        command.add_argument("--output", required=True, metavar="DIR", help="new or empty folder")
+        _molecule_arguments(command)
+        command.add_argument("--seed", type=int, default=1, help="seed of everything (default: 1)")
+        command.add_argument("--platform", help="OpenMM platform (default: the fastest, measured)")
+    for command in (md, train, sample):
+        command.add_argument(
+            "--resume", action="store_true", help="continue what is in the output folder"
+        )
+    for command in (everything, train):
+        _training_arguments(command)
+    for command in (everything, sample):
+        _sampling_arguments(command)
+
+    everything.add_argument(
+        "--md", action="store_true", help="run MD also where frames are shipped"
+    )
+    everything.add_argument(
+        "--rounds", type=int, help="rounds of sampling and retraining before the flow is frozen"
+    )
+    for command in (everything, md):
+        command.add_argument("--frames", type=int, help="frames of MD")
+    md.add_argument("--temperature", type=float, help="K (default: 600)")
+    md.add_argument("--steps-per-frame", type=int, help="time steps between frames")
+    md.add_argument("--timestep", type=float, help="ps (default: 0.001)")
+    md.add_argument("--friction", type=float, help="1/ps (default: 1)")
+    train.add_argument("--flow-kind", choices=("tsf", "realnvp"), help="which flow (default: tsf)")
+    sample.add_argument(
+        "--flow", required=True, metavar="PATH", help="flow.pt, or the folder of train or run"
+    )
+    sample.add_argument(
+        "--trajectory", metavar="PATH", help="start from these frames (default: from the flow)"
+    )
+    sample.add_argument("--temperature", type=float, help="temperature of --trajectory in K")
+    analyze.add_argument("output", metavar="DIR", help="run directory, finished or still growing")
+    return parser
+
+
+def _command(commands: Any, name: str, function: Any, description: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=description, description=description[0].upper() + description[1:] + "."
+    )
+    command.set_defaults(function=function)
+    command.add_argument("--quiet", action="store_true", help="no progress, warnings only")
+    command.add_argument("--debug", action="store_true", help="show tracebacks and debug messages")
+    return command
+
+
+def _molecule_arguments(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("molecule (default: alanine dipeptide)")
+    group.add_argument("--pdb", metavar="FILE", help="PDB file with all atoms")
+    group.add_argument("--system", metavar="FILE", help="serialized OpenMM System (XML)")
+    group.add_argument(
+        "--forcefield", nargs="+", metavar="XML", help="OpenMM force field files, instead"
+    )
+
+
+def _training_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--preset", choices=("quick", "default"), default="default", help="sizes and lengths"
+    )
+    command.add_argument(
+        "--trajectory", metavar="PATH", help="frames: a file that mdtraj reads, or a folder of md"
+    )
+    command.add_argument("--temperature", type=float, help="temperature of --trajectory in K")
+    command.add_argument("--stride", type=int, help="use every so many-th frame")
+    command.add_argument("--steps", type=int, help="steps of the first training")
+    if command.prog.endswith("train"):
+        command.add_argument(
+            "--temperatures", type=float, nargs="+", metavar="K", help="where the flow will be used"
+        )
+
+
+def _sampling_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--temperatures", type=float, nargs="+", metavar="K", help="ladder in K, ascending"
+    )
+    command.add_argument("--walkers", type=int, help="independent ladders side by side")
+    command.add_argument("--iterations", type=int, help="iterations of production")
+    command.add_argument("--tuning", type=int, help="iterations of tuning before production")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit status: 0, 2 after an error, 130 after Ctrl-C."""
+    args = build_parser().parse_args(arguments)
+    level = logging.DEBUG if args.debug else logging.WARNING if args.quiet else logging.INFO
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logger.setLevel(level)
+    try:
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        with logging_redirect_tqdm():
+            args.function(args)
+    except KeyboardInterrupt:
+        where = f"; what was done is in {args.output}"
+        print(f"openmm-tsf: interrupted{where}", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if args.debug:
+            raise
+        print(f"openmm-tsf: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    """The message alone where it was written for users, else the kind of error with it."""
+    text = " ".join(str(error).split())
+    if isinstance(error, (ValueError, TypeError, RuntimeError, ArithmeticError, OSError)) and text:
+        return text
+    return f"unexpected {type(error).__name__}: {text} (--debug shows where)"
+
+
+def _run(args: argparse.Namespace) -> None:
+    from openmm_tsf import workflow
+    from openmm_tsf.presets import changed, preset
+
+    settings = preset(args.preset)
+    settings = changed(
+        settings,
+        stride=args.stride,
+        n_rounds=args.rounds,
+        md=changed(settings.md, n_frames=args.frames),
+        fit=changed(settings.fit, n_steps=args.steps),
+        sampling=_sampling_settings(args, settings.sampling),
+    )
+    summary = workflow.run(
+        args.output,
+        settings,
+        molecule=_molecule(args),
+        trajectory=args.trajectory,
+        temperature=args.temperature,
+        own_md=args.md,
+        seed=args.seed,
+        platform=args.platform,
+        progress=not args.quiet,
+    )
+    _show(summary, args.output)
+
+
+def _md(args: argparse.Namespace) -> None:
+    from openmm_tsf import workflow
+    from openmm_tsf.md import MDSettings
+    from openmm_tsf.presets import changed
+
+    settings = changed(
+        MDSettings(seed=args.seed),
+        temperature=args.temperature,
+        n_frames=args.frames,
+        steps_per_frame=args.steps_per_frame,
+        timestep=args.timestep,
+        friction=args.friction,
+    )
+    result = workflow.run_md(
+        _molecule(args),
+        args.output,
+        settings,
+        platform=args.platform,
+        resume=args.resume,
+        progress=not args.quiet,
+    )
+    print(f"{result.n_frames} frames in {result.trajectory}")
+    if result.interrupted:
+        raise KeyboardInterrupt
+
+
+def _train(args: argparse.Namespace) -> None:
+    from openmm_tsf import workflow
+    from openmm_tsf.dataset import MDDataset
+    from openmm_tsf.inputs import load_trajectory
+    from openmm_tsf.presets import changed, preset
+
+    settings = preset(args.preset)
+    molecule, stride = _molecule(args), args.stride or settings.stride
+    if args.trajectory is not None:
+        dataset = load_trajectory(args.trajectory, molecule, args.temperature, stride)
+    elif args.pdb is not None:
+        raise ValueError("--trajectory: expected frames of your molecule, got none")
+    else:
+        dataset = MDDataset.shipped(molecule, stride=stride)
+    ladder = tuple(args.temperatures or settings.sampling.temperatures)
+    flow = workflow.train(
+        dataset,
+        args.output,
+        changed(settings.flow, kind=args.flow_kind),
+        changed(settings.fit, n_steps=args.steps, temperatures=ladder),
+        seed=args.seed,
+        platform=args.platform,
+        resume=args.resume,
+        progress=not args.quiet,
+    )
+    print(f"a flow with {flow.n_parameters} parameters in {args.output}/flow.pt")
+
+
+def _sample(args: argparse.Namespace) -> None:
+    from openmm_tsf import workflow
+    from openmm_tsf.inputs import load_trajectory
+    from openmm_tsf.presets import SamplingSettings
+
+    own = args.pdb is not None or args.system is not None or args.forcefield is not None
+    molecule = _molecule(args) if own else None
+    start = None
+    if args.trajectory is not None:
+        start = load_trajectory(args.trajectory, molecule or _molecule(args), args.temperature)
+    summary = workflow.sample(
+        args.flow,
+        args.output,
+        _sampling_settings(args, SamplingSettings()),
+        molecule=molecule,
+        start=start,
+        seed=args.seed,
+        platform=args.platform,
+        resume=args.resume,
+        progress=not args.quiet,
+    )
+    _show(summary, args.output)
+
+
+def _analyze(args: argparse.Namespace) -> None:
+    from openmm_tsf import workflow
+
+    _show(workflow.analyze(args.output), args.output)
+
+
+def _molecule(args: argparse.Namespace) -> Any:
+    from openmm_tsf.inputs import load_molecule
+
+    return load_molecule(args.pdb, args.system, args.forcefield)
+
+
+def _sampling_settings(args: argparse.Namespace, settings: Any) -> Any:
+    from openmm_tsf.presets import changed
+
+    return changed(
+        settings,
+        temperatures=None if args.temperatures is None else tuple(args.temperatures),
+        n_walkers=args.walkers,
+        n_iterations=args.iterations,
+        n_tuning=args.tuning,
+    )
+
+
+def _show(summary: dict[str, Any], output: str) -> None:
+    from openmm_tsf.report import describe, shortcomings
+
+    print(describe(summary))
+    problems = shortcomings(summary)
+    if problems:
+        print("\nnot converged:")
+        for problem in problems:
+            print(f"  {problem}")
+        print("more iterations, rounds or walkers help; sample --resume continues this run")
+    print(f"\nsummary.json and the plots are in {output}")

@@ -1,0 +1,179 @@
+"""Settings of a whole run, and the two that come with the package."""
+
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+
+from openmm_tsf.md import MDSettings
+from openmm_tsf.training import FitSettings
+from openmm_tsf.units import as_temperatures
+
+#: Three rungs a factor of sqrt(2) apart, all of them rungs of the reference.
+LADDER_K = (300.0, 424.26, 600.0)
+
+
+@dataclass(frozen=True)
+class FlowSettings:
+    """Which flow.
+
+    Parameters
+    ----------
+    kind
+        ``"tsf"``, or ``"realnvp"`` for the paper's baseline.
+    coordinates
+        ``"volume"`` (constant Jacobian) or ``"plain"``.
+    n_momenta
+        Auxiliary momenta; None for as many as coordinates (a RealNVP has none).
+    n_blocks, hidden
+        Sizes of the network.
+
+    Raises
+    ------
+    ValueError
+        If `kind` or `coordinates` is unknown.
+    """
+
+    kind: str = "tsf"
+    coordinates: str = "volume"
+    n_momenta: int | None = None
+    n_blocks: int = 8
+    hidden: tuple[int, ...] = (128, 128)
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("kind", ("tsf", "realnvp")), ("coordinates", ("volume", "plain"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                )
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """Replica exchange.
+
+    Parameters
+    ----------
+    temperatures
+        The ladder in K.
+    n_walkers
+        Independent ladders, run side by side.
+    n_iterations
+        Iterations of production.
+    n_tuning
+        Iterations before production in which step sizes are tuned, then frozen.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is out of its range.
+    """
+
+    temperatures: tuple[float, ...] = LADDER_K
+    n_walkers: int = 64
+    n_iterations: int = 2000
+    n_tuning: int = 200
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "temperatures", as_temperatures(self.temperatures))
+        for name, least in (("n_walkers", 1), ("n_iterations", 1), ("n_tuning", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that :func:`openmm_tsf.workflow.run` does.
+
+    Parameters
+    ----------
+    md
+        Dynamics, where frames are not given.
+    stride
+        Keep every so many-th frame of the trajectory.
+    flow
+        The flow.
+    fit
+        The first training, on the trajectory.
+    n_rounds
+        Rounds of sampling all temperatures and training on the samples, before the flow is frozen.
+    round_iterations
+        Replica-exchange iterations in each round.
+    refit
+        The training in each round, on the trajectory and the samples of all rounds so far.
+    sampling
+        Production with the frozen flow.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of its range.
+    """
+
+    md: MDSettings = field(default_factory=MDSettings)
+    stride: int = 1
+    flow: FlowSettings = field(default_factory=FlowSettings)
+    fit: FitSettings = field(default_factory=FitSettings)
+    n_rounds: int = 3
+    round_iterations: int = 200
+    refit: FitSettings = field(default_factory=FitSettings)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+
+    def __post_init__(self) -> None:
+        for name, least in (("stride", 1), ("n_rounds", 0), ("round_iterations", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+
+
+PRESETS: dict[str, RunSettings] = {
+    # Minutes: shows every stage at work; the statistics are poor, and the summary says so.
+    "quick": RunSettings(
+        md=MDSettings(n_frames=2000),
+        stride=4,
+        flow=FlowSettings(n_blocks=4, hidden=(64, 64)),
+        fit=FitSettings(
+            n_steps=400, batch_size=128, kl_batch_size=32, validate_interval=200, ramp=(0.5, 0.9)
+        ),
+        n_rounds=1,
+        round_iterations=20,
+        refit=FitSettings(
+            n_steps=200, batch_size=128, kl_batch_size=32, validate_interval=100, ramp=(0.0, 0.0)
+        ),
+        sampling=SamplingSettings(n_walkers=16, n_iterations=100, n_tuning=20),
+    ),
+    "default": RunSettings(
+        fit=FitSettings(n_steps=2500, ramp=(0.4, 0.8)),
+        refit=FitSettings(n_steps=1000, warmup_steps=50, learning_rate=5e-4, ramp=(0.0, 0.0)),
+    ),
+}
+
+
+def preset(name: str) -> RunSettings:
+    """Settings by name.
+
+    Raises
+    ------
+    ValueError
+        If there is no such preset.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+    return PRESETS[name]
+
+
+def changed(settings: Any, **changes: Any) -> Any:
+    """A dataclass with those fields replaced that are not None."""
+    return replace(settings, **{key: value for key, value in changes.items() if value is not None})
+
+
+def plain(value: Any) -> Any:
+    """Settings as json-able dictionaries, lists and numbers."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, torch.dtype):
+        return str(value)
+    return value

@@ -1,0 +1,117 @@
+"""The content of ``summary.json`` in words: the table, and what is not converged."""
+
+from collections.abc import Iterator
+from typing import Any
+
+#: What "converged" means here: effective samples of P(phi > 0), standard error of delta F.
+MIN_EFFECTIVE_SAMPLES = 100
+MAX_FREE_ENERGY_STDERR_KT = 0.25
+MAX_Z = 3.0
+MAX_RAMACHANDRAN_RATIO = 1.5
+MIN_ROUND_TRIPS_PER_WALKER = 1
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """A table of every rung, the acceptance of every move, and the cost."""
+    lines = [
+        f"{summary['n_walkers']} walkers, {summary['n_iterations']} iterations, "
+        f"{summary['n_samples_per_rung']} samples at every temperature"
+    ]
+    lines += _rungs(summary)
+    lines += ["", "accepted moves"]
+    for name, rates in summary["acceptance"].items():
+        values = list(rates.values()) if isinstance(rates, dict) else _neighbours(rates)
+        lines.append(f"  {name:<18}" + "".join(f"{_number(rate, 3):>9}" for rate in values))
+    lines.append(f"  round trips of the temperature ladder: {summary['round_trips']}")
+    lines += ["", f"{'cost':<22}" + "".join(f"{k:>14}" for k in ("md", "training", "sampling"))]
+    for label, key in (("energy evaluations", "energy_evaluations"), ("seconds", "wall_seconds")):
+        costs = summary[key]
+        row = "".join(f"{_count(costs[k]):>14}" for k in ("md", "training", "sampling"))
+        lines.append(f"  {label:<20}{row}")
+    return "\n".join(lines)
+
+
+def shortcomings(summary: dict[str, Any]) -> list[str]:
+    """What is not converged, or does not agree with the reference; empty if nothing is wrong."""
+    return [*_unsampled(summary), *_disagreements(summary)]
+
+
+def _rungs(summary: dict[str, Any]) -> Iterator[str]:
+    names = list(summary.get("dihedral_positive", {}))
+    titles = "".join(f"{f'P({name} > 0)':>22}{'N_eff':>8}" for name in names)
+    free_energies = summary.get("delta_F_phi_kT")
+    yield ""
+    yield f"{'T (K)':>8}{'<U> (kJ/mol)':>20}{titles}" + (
+        f"{'dF_phi (kT)':>18}" if free_energies else ""
+    )
+    for rung in (f"{kelvin:.2f}" for kelvin in summary["temperatures_K"]):
+        energy = summary["energy_kJ_mol"][rung]
+        line = f"{rung:>8}{_with_error(energy['mean'], energy['stderr'], 2):>20}"
+        for name in names:
+            p = summary["dihedral_positive"][name][rung]
+            line += f"{_with_error(p['p'], p['stderr'], 4):>22}{_number(p['n_eff'], 0):>8}"
+        if free_energies:
+            value = free_energies[rung]
+            line += f"{_with_error(value['value'], value['stderr'], 2):>18}"
+        yield line
+
+
+def _unsampled(summary: dict[str, Any]) -> Iterator[str]:
+    for rung, p in summary.get("phi_positive", {}).items():
+        if p["n_eff"] is None or p["n_eff"] < MIN_EFFECTIVE_SAMPLES:
+            yield (
+                f"{rung} K: P(phi > 0) rests on {_number(p['n_eff'], 0)} effective samples, fewer "
+                f"than {MIN_EFFECTIVE_SAMPLES}"
+            )
+    for rung, value in summary.get("delta_F_phi_kT", {}).items():
+        if value["stderr"] is None:
+            yield f"{rung} K: the error of delta F is not known"
+        elif value["stderr"] > MAX_FREE_ENERGY_STDERR_KT:
+            yield (
+                f"{rung} K: the error of delta F is {value['stderr']:.2f} kT, more than "
+                f"{MAX_FREE_ENERGY_STDERR_KT} kT"
+            )
+    if len(summary["temperatures_K"]) > 1:
+        trips = summary["round_trips"] / summary["n_walkers"]
+        if trips < MIN_ROUND_TRIPS_PER_WALKER:
+            yield f"{trips:.2f} round trips of the temperature ladder for each walker"
+
+
+def _disagreements(summary: dict[str, Any]) -> Iterator[str]:
+    comparison = summary.get("comparison")
+    if comparison is None:
+        return
+    for key, label in (("phi_positive", "P(phi > 0)"), ("energy_kJ_mol", "<U>")):
+        for rung, z in comparison[key]["z"].items():
+            if z is None:
+                yield f"{rung} K: {label} cannot be compared with the reference (unknown error)"
+            elif abs(z) >= MAX_Z:
+                yield f"{rung} K: {label} differs from the reference by {z:+.1f} standard errors"
+    for rung, distance in comparison["ramachandran"].items():
+        found, floor = distance["total_variation"], distance["floor_total_variation"]
+        if found is None or floor is None:
+            yield f"{rung} K: the Ramachandran distance has no floor to compare with"
+        elif found > MAX_RAMACHANDRAN_RATIO * floor:
+            yield (
+                f"{rung} K: Ramachandran distance to the reference {found:.3f}, "
+                f"{found / floor:.1f} times the floor"
+            )
+
+
+def _neighbours(rates: list[Any]) -> list[Any]:
+    """Swap acceptance of neighbouring rungs, from a list of them or a matrix."""
+    if rates and isinstance(rates[0], list):
+        return [rates[k][k + 1] for k in range(len(rates) - 1)]
+    return rates
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "?" if value is None else f"{value:.{digits}f}"
+
+
+def _count(value: float | None) -> str:
+    return "?" if value is None else f"{value:,.0f}"
+
+
+def _with_error(value: float | None, stderr: float | None, digits: int) -> str:
+    return f"{_number(value, digits)} ± {_number(stderr, digits)}"

@@ -1,0 +1,241 @@
+"""The hybrid driver from end to end, its stages one by one, interruption and continuation."""
+
+import csv
+import json
+import signal
+from dataclasses import replace
+
+import mdtraj
+import numpy as np
+import pytest
+from openmmtools.testsystems import AlanineDipeptideVacuum
+
+import openmm_tsf as tsf
+from openmm_tsf import workflow
+from openmm_tsf.dataset import MDDataset
+from openmm_tsf.inputs import load_trajectory
+from openmm_tsf.md import MDSettings
+from openmm_tsf.presets import FlowSettings, RunSettings, SamplingSettings, plain, preset
+from openmm_tsf.sampling import ParallelTempering
+from openmm_tsf.stages import has_reference
+from openmm_tsf.training import FitSettings
+from openmm_tsf.training.validate import Validator
+
+FIT = FitSettings(
+    n_steps=6, batch_size=32, kl_batch_size=4, validate_interval=3, n_validation_draws=8,
+    warmup_steps=2, ramp=(0.2, 0.5),
+)  # fmt: skip
+TINY = RunSettings(
+    md=MDSettings(n_frames=60, steps_per_frame=2, n_equilibration_steps=10),
+    stride=100,
+    flow=FlowSettings(n_blocks=2, hidden=(16,)),
+    fit=FIT,
+    n_rounds=1,
+    round_iterations=15,
+    refit=replace(FIT, ramp=(0.0, 0.0)),
+    sampling=SamplingSettings(
+        temperatures=(500.0, 600.0), n_walkers=8, n_iterations=12, n_tuning=3
+    ),
+)
+QUIET = {"platform": "Reference", "progress": False}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workflow") / "run"
+    return workflow.run(folder, TINY, seed=5, **QUIET), folder
+
+
+def test_run_writes_everything(finished):
+    summary, folder = finished
+    written = {path.name for path in folder.iterdir()}
+    assert written >= {
+        "T500.00K.dcd", "T600.00K.dcd", "checkpoint.pt", "config.json", "diagnostics.png",
+        "flow.pt", "ramachandran.png", "segments", "summary.json", "system.xml", "topology.pdb",
+        "training.csv",
+    }  # fmt: skip
+    assert not any(name.endswith(".tmp") for name in written)
+    assert summary == json.loads((folder / "summary.json").read_text())
+    assert summary["temperatures_K"] == [500.0, 600.0]
+    assert summary["n_samples_per_rung"] == 96
+    assert set(summary["acceptance"]) >= {"flow_walk", "flow_independent", "local", "swap_plain"}
+    frames = mdtraj.load(str(folder / "T500.00K.dcd"), top=str(folder / "topology.pdb"))
+    assert len(frames) == 96
+
+
+def test_run_accounts_for_every_evaluation(finished):
+    summary, _ = finished
+    assert summary["energy_evaluations"]["md"] == 10_020_000  # of the shipped frames
+    production = summary["production"]["energy_evaluations"]
+    # Rounds and tuning are in the account, beside production: 15 + 3 + 3 against 12 iterations.
+    assert summary["energy_evaluations"]["sampling"] > 2 * production
+    # Two trainings; each draws 8 at two temperatures three times, and makes KL draws.
+    assert summary["energy_evaluations"]["training"] > 2 * 3 * 16
+    assert summary["wall_seconds"]["training"] > 0
+    assert summary["wall_seconds"]["sampling"] > 0
+
+
+def test_run_records_every_choice(finished):
+    _, folder = finished
+    choices = json.loads((folder / "config.json").read_text())["choices"]
+    assert choices["settings"] == plain(TINY)
+    assert choices["frames"] == {"source": "shipped", "n_frames": 400, "temperature_K": 600.0}
+    assert choices["seed"] == 5
+    assert choices["potential"]["platform"] == "Reference"
+    with open(folder / "training.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["round"] for row in rows} == {"0", "1"}
+    # The second training was validated on the sampler's own samples of both temperatures, too.
+    assert any(key.startswith("nll 500K") and row[key] for row in rows for key in row)
+
+
+def test_same_seed_same_run(finished, tmp_path):
+    summary, _ = finished
+    again = workflow.run(tmp_path / "again", TINY, seed=5, **QUIET)
+    assert again["energy_kJ_mol"] == summary["energy_kJ_mol"]
+    assert again["phi_positive"] == summary["phi_positive"]
+
+
+def test_a_used_directory_is_refused(finished):
+    _, folder = finished
+    with pytest.raises(FileExistsError, match="is not empty; choose another directory"):
+        workflow.run(folder, TINY, **QUIET)
+
+
+def test_run_from_own_md_and_from_a_trajectory(molecule, tmp_path):
+    short = replace(TINY, stride=1, n_rounds=0)
+    summary = workflow.run(tmp_path / "a", short, own_md=True, **QUIET)
+    assert 130 < summary["energy_evaluations"]["md"] < 5000
+    assert summary["wall_seconds"]["md"] > 0
+    again = workflow.run(tmp_path / "b", short, trajectory=tmp_path / "a" / "md", **QUIET)
+    assert again["energy_evaluations"]["md"] == summary["energy_evaluations"]["md"]
+    with pytest.raises(ValueError, match="expected the temperature"):
+        workflow.run(tmp_path / "c", short, trajectory=tmp_path / "a" / "md" / "md.dcd", **QUIET)
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(ValueError, match="trajectory: expected none where MD is to be run"):
+        workflow.run(tmp_path / "c", short, trajectory="md.dcd", own_md=True, **QUIET)
+
+
+@pytest.fixture(scope="module")
+def trained(molecule, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workflow") / "flow"
+    dataset = MDDataset.shipped(molecule, stride=100)
+    return workflow.train(dataset, folder, TINY.flow, FIT, seed=2, **QUIET), folder, dataset
+
+
+def test_train_alone(molecule, trained):
+    flow, folder, dataset = trained
+    config = json.loads((folder / "config.json").read_text())
+    assert config["energy_evaluations"]["training"] > 0
+    assert config["energy_evaluations"]["md"] == dataset.n_evaluations
+    again = tsf.TemperatureSteerableFlow.load(folder / "flow.pt", molecule)
+    for name, value in flow.state_dict().items():
+        np.testing.assert_array_equal(again.state_dict()[name], value)
+    assert len((folder / "training.csv").read_text().splitlines()) == 4
+    with pytest.raises(FileExistsError, match="is not empty"):
+        workflow.train(dataset, folder, TINY.flow, FIT, **QUIET)
+    with pytest.raises(ValueError, match="made with other choices"):
+        workflow.train(dataset, folder, TINY.flow, FIT, seed=3, resume=True, **QUIET)
+    with pytest.raises(ValueError, match="no training to resume"):
+        workflow.train(dataset, folder / "no", TINY.flow, FIT, resume=True, **QUIET)
+
+
+def test_training_resumes_exactly(trained, tmp_path, monkeypatch):
+    flow, _, dataset = trained
+    validate = Validator.validate
+
+    def interrupted(self, network, step, *rest):
+        if step == 6:
+            raise KeyboardInterrupt
+        return validate(self, network, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Validator, "validate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            workflow.train(dataset, tmp_path / "flow", TINY.flow, FIT, seed=2, **QUIET)
+    assert (tmp_path / "flow" / "flow.pt").is_file()
+    again = workflow.train(dataset, tmp_path / "flow", TINY.flow, FIT, seed=2, resume=True, **QUIET)
+    for name, value in flow.state_dict().items():
+        np.testing.assert_array_equal(again.state_dict()[name], value)
+
+
+def test_sample_alone_and_resumed(trained, tmp_path):
+    _, folder, dataset = trained
+    settings = replace(TINY.sampling, n_iterations=4)
+    summary = workflow.sample(folder, tmp_path / "run", settings, **QUIET)
+    assert summary["n_iterations"] == 4
+    assert summary["energy_evaluations"]["training"] > 0  # known from the flow's directory
+    longer = workflow.sample(folder, tmp_path / "run", settings, resume=True, **QUIET)
+    assert longer["n_iterations"] == 8
+    other = workflow.sample(
+        folder / "flow.pt", tmp_path / "other", settings, start=dataset, **QUIET
+    )
+    assert other["n_iterations"] == 4
+    with pytest.raises(FileExistsError, match="is not empty"):
+        workflow.sample(folder, tmp_path / "run", settings, **QUIET)
+    with pytest.raises(ValueError, match="another molecule"):
+        workflow.sample(
+            folder, tmp_path / "x", settings,
+            molecule=tsf.systems.alanine_dipeptide("ff96-obc1"), **QUIET,
+        )  # fmt: skip
+    with pytest.raises(FileNotFoundError, match="flow: no such flow file"):
+        workflow.sample(tmp_path / "no", tmp_path / "x", settings, **QUIET)
+    assert not (tmp_path / "x").exists()
+
+
+def test_interrupted_production_is_written_and_analysed(trained, tmp_path, monkeypatch):
+    _, folder, _ = trained
+    advance = ParallelTempering._advance
+
+    def interrupted(self):
+        if self.state.iteration == 9:
+            signal.raise_signal(signal.SIGINT)
+        return advance(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ParallelTempering, "_advance", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            workflow.sample(folder, tmp_path / "run", TINY.sampling, **QUIET)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["n_iterations"] == 7  # of which three were tuning
+    resumed = workflow.sample(
+        folder, tmp_path / "run", replace(TINY.sampling, n_iterations=2), resume=True, **QUIET
+    )
+    assert resumed["n_iterations"] == 9
+
+
+def test_analyze_alone(finished, tmp_path):
+    summary, folder = finished
+    (folder / "ramachandran.png").unlink()
+    assert workflow.analyze(folder) == summary
+    assert (folder / "ramachandran.png").is_file()
+    with pytest.raises(FileNotFoundError):
+        workflow.analyze(tmp_path / "no")
+
+
+def test_another_system_has_no_reference(tmp_path):
+    vacuum = AlanineDipeptideVacuum(constraints=None)
+    molecule = tsf.MolecularSystem(vacuum.system, vacuum.topology, vacuum.positions)
+    assert not has_reference(molecule)
+    # Frames are not shipped for it: it runs its own MD without being told to.
+    short = replace(TINY, stride=1, n_rounds=0)
+    summary = workflow.run(tmp_path / "run", short, molecule=molecule, **QUIET)
+    assert "comparison" not in summary
+    assert len(load_trajectory(tmp_path / "run" / "md", molecule)) == 60
+
+
+def test_settings_at_the_door():
+    assert preset("quick").sampling.n_walkers < preset("default").sampling.n_walkers
+    with pytest.raises(ValueError, match="preset: expected one of quick, default"):
+        preset("best")
+    with pytest.raises(ValueError, match="kind: expected one of tsf, realnvp"):
+        FlowSettings(kind="nice")
+    with pytest.raises(ValueError, match="ascending"):
+        SamplingSettings(temperatures=(600.0, 300.0))
+    with pytest.raises(ValueError, match="n_walkers: expected at least 1"):
+        SamplingSettings(n_walkers=0)
+    with pytest.raises(ValueError, match="n_rounds: expected at least 0"):
+        RunSettings(n_rounds=-1)
+    with pytest.raises(ValueError, match="seed: expected a non-negative integer"):
+        workflow.run("unused", TINY, seed=-1)
+    json.dumps(plain(preset("default")))
