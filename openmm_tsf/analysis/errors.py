@@ -1,14 +1,17 @@
 """Means of correlated series of several walkers, and how well they are known."""
 
-import logging
 from dataclasses import dataclass
-from functools import cache
-from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 
-from openmm_tsf.statistics import between_walker_stderr, group_means, logit_free_energy, n_eff
+from openmm_tsf.statistics import (
+    between_walker_stderr,
+    group_means,
+    logit_free_energy,
+    n_eff,
+    statistical_inefficiency,
+)
 
 Array = npt.NDArray[np.float64]
 
@@ -54,48 +57,6 @@ class MeanEstimate:
     def free_energy(self) -> tuple[float, float]:
         """-ln[p/(1-p)] and its standard error, in kT, for a probability."""
         return logit_free_energy(self.value, self.stderr)
-
-
-@cache
-def timeseries() -> ModuleType:
-    """``pymbar.timeseries``, imported late: it takes seconds, and announces itself in the log."""
-    logger = logging.getLogger("pymbar")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        import pymbar.timeseries
-    finally:
-        logger.setLevel(level)
-    return pymbar.timeseries
-
-
-def statistical_inefficiency(series: npt.ArrayLike) -> float:
-    """g = 1 + 2τ in saved iterations, over all walkers with their pooled mean.
-
-    The walkers are independent of each other (swaps act between the rungs of one walker), so they
-    share one correlation function around one mean (``statistical_inefficiency_multiple``, Chodera
-    et al., JCTC 3, 26 (2007)). A walker that never leaves a basin then counts as correlated over
-    its whole length instead of as perfectly sampled.
-
-    Parameters
-    ----------
-    series
-        Values [n, W].
-
-    Returns
-    -------
-    g
-        At least 1, at most n (all of a walker counts as one sample); NaN for a constant series.
-    """
-    values = np.asarray(series, dtype=np.float64)
-    if values.ndim != 2 or values.size == 0:
-        raise ValueError(f"series: expected a non-empty array [n, W], got shape {values.shape}")
-    if not np.isfinite(values).all():
-        raise ValueError("series: expected finite values")
-    if np.ptp(values) == 0.0:
-        return np.nan
-    g = timeseries().statistical_inefficiency_multiple(list(np.ascontiguousarray(values.T)))
-    return float(min(g, values.shape[0]))
 
 
 def estimate_mean(series: npt.ArrayLike) -> MeanEstimate:

@@ -7,15 +7,22 @@ regression), the influences of one iteration and walker are summed over the rung
 goes through the same standard error as any other mean.
 """
 
+import logging
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 
-from openmm_tsf.analysis.errors import MeanEstimate, estimate_mean, timeseries
+from openmm_tsf.analysis.errors import MeanEstimate, estimate_mean
 from openmm_tsf.statistics import logit_free_energy
 
 Array = npt.NDArray[np.float64]
+
+_PYMBAR_SAMPLES = 60_000
+_NEWTON_STEPS = 20
+_TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -49,9 +56,10 @@ class Reweighted:
             # Score of a sample for f_k: 1[it was drawn from k] - p_k. The first f is the gauge.
             p = self.memberships[..., 1:]
             drawn_from = np.eye(n_rungs)[:, 1:]
-            information = np.diag(p.sum(axis=(0, 1, 2))) - np.einsum("nwrk,nwrl->kl", p, p)
             gradient = -np.einsum("nwr,nwrk->k", residual, p)
-            influence += (drawn_from - p) @ np.linalg.solve(information, gradient)
+            influence += (drawn_from - p) @ np.linalg.solve(
+                _information(self.memberships), gradient
+            )
         n, n_walkers, _ = values.shape
         errors = estimate_mean(influence.sum(axis=2) * (n * n_walkers))
         return MeanEstimate(
@@ -64,10 +72,55 @@ class Reweighted:
         )
 
 
-def reweight(energy: Array, betas: Array, beta: float) -> Reweighted:
-    """Weight the samples of all rungs to the inverse temperature `beta` by MBAR.
+def solve_mbar(energy: Array, betas: Array) -> Array:
+    """Reduced free energies f [K] of the rungs, f[0] = 0, from samples [n, W, K] of them.
 
-    Shirts and Chodera, J. Chem. Phys. 129, 124105 (2008), eqs. 11 and 13.
+    Shirts and Chodera, J. Chem. Phys. 129, 124105 (2008), eq. 11. pymbar solves on at most
+    60 000 samples; Newton steps on all of them follow, which the solution there starts well.
+
+    Raises
+    ------
+    RuntimeError
+        If the equations do not converge.
+    """
+    n, n_walkers, n_rungs = energy.shape
+    if n_rungs == 1:
+        return np.zeros(1)
+    stride = -(-energy.size // _PYMBAR_SAMPLES)
+    thinned = energy[::stride]
+    flat = np.moveaxis(thinned, 2, 0).ravel()
+    counts = np.full(n_rungs, thinned.shape[0] * n_walkers)
+    # pymbar's default solver warns about an option that scipy does not know.
+    solved = _pymbar().MBAR(
+        np.outer(betas, flat), counts, solver_protocol=({"method": "adaptive"},)
+    )
+    f = np.array(solved.f_k, dtype=np.float64)
+    for _ in range(_NEWTON_STEPS):
+        p, _ = _memberships(energy, betas, f)
+        score = n * n_walkers - p.sum(axis=(0, 1, 2))
+        if np.abs(score).max() <= _TOLERANCE * n * n_walkers:
+            return f - f[0]
+        f[1:] += np.linalg.solve(_information(p), score[1:])
+    raise RuntimeError(f"MBAR did not converge: {score / (n * n_walkers)} left of 1 sample each")
+
+
+def _memberships(energy: Array, betas: Array, f: Array) -> tuple[Array, Array]:
+    """Probabilities [..., K] that a sample stems from rung k; log of their denominator [...]."""
+    log_terms = f - energy[..., None] * betas
+    high = log_terms.max(axis=-1, keepdims=True)
+    terms = np.exp(log_terms - high)
+    total = terms.sum(axis=-1, keepdims=True)
+    return terms / total, (high + np.log(total))[..., 0]
+
+
+def _information(memberships: Array) -> Array:
+    """Σ p_k (δ_kl - p_l) [K-1, K-1] over all samples; the first rung is the gauge."""
+    p = memberships[..., 1:].reshape(-1, memberships.shape[-1] - 1)
+    return np.diag(p.sum(axis=0)) - p.T @ p
+
+
+def reweight(energy: Array, betas: Array, f: Array, beta: float) -> Reweighted:
+    """Weight the samples of all rungs to the inverse temperature `beta` (eq. 13, ibid.).
 
     Parameters
     ----------
@@ -75,37 +128,45 @@ def reweight(energy: Array, betas: Array, beta: float) -> Reweighted:
         [n, W, R] in kJ/mol.
     betas
         Inverse temperatures [R] of the rungs in mol/kJ.
+    f
+        What `solve_mbar` returned for them.
     beta
         The target's.
     """
-    n_rungs = len(betas)
-    n_each = energy.shape[0] * energy.shape[1]
-    if n_rungs == 1:
-        f = np.zeros(1)
-    else:
-        timeseries()  # imports pymbar without its announcements
-        from pymbar import MBAR
-
-        flat = energy.reshape(n_each, n_rungs).T.ravel()
-        solved = MBAR(np.outer(betas, flat), np.full(n_rungs, n_each))
-        f = np.asarray(solved.f_k, dtype=np.float64)
-    log_terms = f - energy[..., None] * betas  # [n, W, R, K]
-    high = log_terms.max(axis=-1, keepdims=True)
-    terms = np.exp(log_terms - high)
-    total = terms.sum(axis=-1, keepdims=True)
-    log_weights = -beta * energy - (high + np.log(total))[..., 0]
+    memberships, log_total = _memberships(energy, betas, f)
+    log_weights = -beta * energy - log_total
     weights = np.exp(log_weights - log_weights.max())
-    return Reweighted(weights=weights / weights.sum(), memberships=terms / total)
+    return Reweighted(weights=weights / weights.sum(), memberships=memberships)
+
+
+@cache
+def _pymbar() -> ModuleType:
+    """pymbar, imported late: it takes seconds, and announces itself in the log."""
+    logger = logging.getLogger("pymbar")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        import pymbar
+    finally:
+        logger.setLevel(level)
+    return pymbar
 
 
 def state_free_energy(
-    inside: npt.NDArray[np.bool_], energy: Array, betas: Array, beta: float
+    inside: npt.NDArray[np.bool_], energy: Array, betas: Array, f: Array, beta: float
 ) -> tuple[float, float]:
     """-ln[P(inside)/P(outside)] in kT at `beta`, and its standard error.
 
     Infinite with a NaN error where a state was never, or always, visited.
+
+    Parameters
+    ----------
+    inside
+        [n, W, R].
+    energy, betas, f, beta
+        As for `reweight`.
     """
     if inside.all() or not inside.any():
         return (-np.inf if inside.all() else np.inf), np.nan
-    probability = reweight(energy, betas, beta).mean(inside)
+    probability = reweight(energy, betas, f, beta).mean(inside)
     return logit_free_energy(min(probability.value, 1.0), probability.stderr)

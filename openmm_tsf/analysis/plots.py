@@ -1,5 +1,6 @@
 """Pictures of a run. Figures are made without pyplot, so no window or global state is touched."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ Array = npt.NDArray[np.float64]
 
 _RUN, _REFERENCE = "#0b5394", "#c0392b"
 _CUTOFF_KT = 8.0
-_PHI_BINS = 45
+_PHI_BINS = 60  # of 6°: an edge at 0
 _ENERGY_BINS = 50
 _RUNNING_POINTS = 20
 _DPI = 150
@@ -97,7 +98,7 @@ def plot_ramachandran(run: Run, path: str | Path, reference: Reference | None = 
                     0.5, 0.5, f"{temperature:.2f} K:\nnot in the reference",
                     ha="center", va="center", transform=row[1].transAxes, fontsize=_FONT,
                 )  # fmt: skip
-        _draw_phi(row[-2], samples, run.boltzmann_constant * temperature)
+        _draw_phi(row[-2], samples)
         row[-2].set_title(_phi_title(run, temperature, comparison), fontsize=10)
         _draw_energies(row[-1], samples)
         row[-1].set_title(_energy_title(run, temperature, comparison), fontsize=10)
@@ -141,7 +142,7 @@ def _draw_torus(axis: Axes, sample: _Sample) -> AxesImage:
     return image
 
 
-def _draw_phi(axis: Axes, samples: list[_Sample], _kt: float) -> None:
+def _draw_phi(axis: Axes, samples: list[_Sample]) -> None:
     edges = np.linspace(-180, 180, _PHI_BINS + 1)
     smallest = []
     for sample in samples:
@@ -380,12 +381,14 @@ def _draw_mixing(figure: Figure, axis: Axes, run: Run) -> None:
     figure.colorbar(image, ax=axis, shrink=0.8, label="probability")
 
 
-def _draw_running(axis: Axes, run: Run, series: object, label: str, log: bool) -> None:
-    assert callable(series)
+def _draw_running(
+    axis: Axes, run: Run, series: Callable[[float], npt.ArrayLike], label: str, log: bool
+) -> None:
     ends = np.unique(np.linspace(run.n_iterations / _RUNNING_POINTS, run.n_iterations,
                                  _RUNNING_POINTS).astype(int))  # fmt: skip
     ends = ends[ends > 0]
     colours = _temperature_colours(run)
+    drawn = False
     for temperature, colour in zip(run.temperatures, colours, strict=True):
         values = np.asarray(series(temperature), dtype=np.float64)
         estimates = [estimate_mean(values[:end]) for end in ends]
@@ -401,8 +404,11 @@ def _draw_running(axis: Axes, run: Run, series: object, label: str, log: bool) -
         axis.fill_between(
             ends[visible], low[visible], (means + errors)[visible], color=colour, alpha=0.25, lw=0
         )
-    if log:
+        drawn |= bool(visible.any())
+    if log and drawn:
         axis.set_yscale("log")
+    if not drawn:
+        axis.text(0.5, 0.5, "never seen", ha="center", transform=axis.transAxes, fontsize=_FONT)
     axis.set_xlabel("saved iterations", fontsize=_FONT)
     axis.set_ylabel(label, fontsize=_FONT)
     axis.set_title(f"running estimate of {label.split(' -')[0]} ± SE", fontsize=_FONT)

@@ -5,8 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from openmm_tsf.analysis.errors import statistical_inefficiency
-from openmm_tsf.statistics import group_means, kl_divergence, torus_histogram, total_variation
+from openmm_tsf.statistics import (
+    group_means,
+    kl_divergence,
+    statistical_inefficiency,
+    torus_histogram,
+    total_variation,
+)
 
 Array = npt.NDArray[np.float64]
 
@@ -25,8 +30,8 @@ class RamachandranDistance:
         ½Σ|p - q| and KL(reference ‖ sample) with ε = 1e-10.
     floor_total_variation, floor_kl
         The same figures between two blocks drawn from the reference, each of as many decorrelated
-        frames as the sample has (or as the reference has, where that is fewer): means over 20
-        pairs of blocks, drawn with replacement.
+        frames as the sample has (or as the reference has, where that is fewer); see
+        `chance_distance`.
     expected_total_variation
         What an exact sampler of this size would score against a reference of this size: the same
         between a block as large as the sample and one as large as the reference.
@@ -126,21 +131,10 @@ def ramachandran_distance(
     n_target = decorrelated_frames(reference_phi, reference_psi, bins)
     floor_tv = floor_kl = expected = np.nan
     if np.isfinite(n_sample) and np.isfinite(n_target):
-        rng = np.random.default_rng(_FLOOR_SEED)
-
-        def block(n: float) -> Array:
-            size = max(1, round(n))
-            return rng.multinomial(size, target.ravel()).reshape(target.shape) / size
-
-        smaller = min(n_sample, n_target)
-        pairs = [(block(smaller), block(smaller)) for _ in range(_FLOOR_PAIRS)]
-        floor_tv = float(np.mean([total_variation(a, b) for a, b in pairs]))
-        floor_kl = float(np.mean([kl_divergence(a, b) for a, b in pairs]))
-        expected = float(
-            np.mean(
-                [total_variation(block(n_sample), block(n_target)) for _ in range(_FLOOR_PAIRS)]
-            )
-        )
+        counts = np.rint(target.ravel() * np.asarray(reference_phi).size).astype(np.int64)
+        floor_tv, floor_kl = chance_distance(counts, min(n_sample, n_target))
+        # Two blocks of unequal sizes are as noisy as two of their harmonic mean.
+        expected, _ = chance_distance(counts, 2.0 / (1.0 / n_sample + 1.0 / n_target))
     return RamachandranDistance(
         total_variation=total_variation(target, sample),
         kl=kl_divergence(target, sample),
@@ -152,3 +146,32 @@ def ramachandran_distance(
         n_slowest=slowest_frames(phi, psi),
         n_frames=np.asarray(phi).size,
     )
+
+
+def chance_distance(counts: npt.NDArray[np.int64], n: float) -> tuple[float, float]:
+    """Total variation and KL between two disjoint blocks of `n` reference frames each.
+
+    Means over 20 pairs of blocks, drawn at random without replacement (a bootstrap would lack the
+    bins that the reference has missed, and come out too low). Where the reference has fewer than
+    2n frames, its two halves stand in, scaled by the smaller noise of n: with n^(-1/2) and n^(-1).
+    Sparse bins shrink more slowly than that, so the floor then errs on the low side.
+
+    Parameters
+    ----------
+    counts
+        Frames per bin.
+    n
+        Frames in each block.
+    """
+    half = int(counts.sum()) // 2
+    size = min(max(1, round(n)), half)
+    rng = np.random.default_rng(_FLOOR_SEED)
+    distances = []
+    for _ in range(_FLOOR_PAIRS):
+        first = rng.multivariate_hypergeometric(counts, size)
+        second = rng.multivariate_hypergeometric(counts - first, size)
+        p, q = first / size, second / size
+        distances.append((total_variation(p, q), kl_divergence(p, q)))
+    tv, kl = np.mean(distances, axis=0)
+    shrink = min(1.0, half / n)
+    return float(tv * np.sqrt(shrink)), float(kl * shrink)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_tsf.analysis.errors import MeanEstimate, estimate_mean
-from openmm_tsf.analysis.free_energy import state_free_energy
+from openmm_tsf.analysis.free_energy import solve_mbar, state_free_energy
 from openmm_tsf.analysis.segments import Segments, read_segments
 from openmm_tsf.analysis.trajectory import dcd_layout, read_dcd
 from openmm_tsf.statistics import mixing_matrix, round_trips
@@ -74,6 +74,7 @@ class Run:
             self.path / "segments", self.n_walkers, self.n_rungs, len(self.dihedral_atoms)
         )
         self._estimates: dict[tuple[str, int], MeanEstimate] = {}
+        self._mbar: dict[int, Array] = {}
 
     @property
     def n_rungs(self) -> int:
@@ -244,13 +245,7 @@ class Run:
             If it returns another number of them, or the temperature is outside the ladder.
         """
         self._require_data()
-        kelvin = as_temperature(temperature)
-        low, high = self.temperatures[0] - _TOLERANCE_K, self.temperatures[-1] + _TOLERANCE_K
-        if not low <= kelvin <= high:
-            raise ValueError(
-                f"temperature: expected one within {self.temperatures[0]:.2f} to "
-                f"{self.temperatures[-1]:.2f} K, got {kelvin:g} K"
-            )
+        beta = self._beta(temperature)
         n = min(self._n_iterations_with_frames(rung) for rung in range(self.n_rungs))
         if n == 0:
             raise ValueError(f"{self.path}: the trajectories have no complete iteration yet")
@@ -264,8 +259,35 @@ class Run:
                     f"indicator: expected {n * self.n_walkers} values, got shape {answer.shape}"
                 )
             inside[:, :, rung] = answer.reshape(n, self.n_walkers)
-        beta = 1.0 / (self.boltzmann_constant * kelvin)
-        return state_free_energy(inside, self.segments.energy[:n], self.betas, beta)
+        return self._state_free_energy(inside, beta)
+
+    def free_energy_positive(self, name: str, temperature: Any) -> tuple[float, float]:
+        """-ln[P(dihedral > 0)/P(dihedral < 0)] in kT by MBAR over all rungs, and its error.
+
+        As `free_energy_difference`, from the recorded dihedrals: no trajectory is read.
+        """
+        self._require_data()
+        names = list(self.dihedral_atoms)
+        self.dihedral(name, self.temperatures[0])
+        inside = self.segments.dihedrals[..., names.index(name)] > 0
+        return self._state_free_energy(inside, self._beta(temperature))
+
+    def _state_free_energy(self, inside: npt.NDArray[np.bool_], beta: float) -> tuple[float, float]:
+        n = len(inside)
+        energy = self.segments.energy[:n]
+        if n not in self._mbar:  # the same for every state and temperature
+            self._mbar[n] = solve_mbar(energy, self.betas)
+        return state_free_energy(inside, energy, self.betas, self._mbar[n], beta)
+
+    def _beta(self, temperature: Any) -> float:
+        kelvin = as_temperature(temperature)
+        low, high = self.temperatures[0] - _TOLERANCE_K, self.temperatures[-1] + _TOLERANCE_K
+        if not low <= kelvin <= high:
+            raise ValueError(
+                f"temperature: expected one within {self.temperatures[0]:.2f} to "
+                f"{self.temperatures[-1]:.2f} K, got {kelvin:g} K"
+            )
+        return 1.0 / (self.boltzmann_constant * kelvin)
 
     # ------------------------------------------------------------- exchanges
 

@@ -63,7 +63,7 @@ def read_segments(directory: Path, n_walkers: int, n_rungs: int, n_dihedrals: in
     parts: list[dict[str, Any]] = []
     for position, path in enumerate(paths):
         try:
-            with np.load(path, allow_pickle=False) as data:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
                 part = {name: data[name] for name in data.files}
         except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
             if position == len(paths) - 1:

@@ -89,12 +89,20 @@ def _estimates(run: Run) -> dict[str, Any]:
     }
     if "phi" in run.dihedral_atoms:
         result["phi_positive"] = result["dihedral_positive"]["phi"]
-        result["delta_F_phi_kT"] = per_rung(
-            lambda t: dict(
-                zip(("value", "stderr"), run.positive("phi", t).free_energy, strict=True)
-            )
-        )
+        result["delta_F_phi_kT"] = per_rung(lambda t: _delta_f_phi(run, t))
     return result
+
+
+def _delta_f_phi(run: Run, temperature: float) -> dict[str, float]:
+    """From the rung's own samples, and by MBAR from those of all rungs."""
+    value, stderr = run.positive("phi", temperature).free_energy
+    mbar_value, mbar_stderr = run.free_energy_positive("phi", temperature)
+    return {
+        "value": value,
+        "stderr": stderr,
+        "mbar_value": mbar_value,
+        "mbar_stderr": mbar_stderr,
+    }
 
 
 def _rates(run: Run, table: np.ndarray) -> Any:
