@@ -144,7 +144,7 @@ class DoubleWell(ModelPotential):
         (c_i > 0, or c_i = 0 and b_i > 0, is needed).
     """
 
-    #: Points of the quadrature (odd); the trapezium rule is spectrally accurate for decaying integrands.
+    #: Points (odd) of the trapezium rule, spectrally accurate for integrands that decay.
     N_POINTS = 20001
 
     def __init__(self, a: Tensor | float, b: Tensor | float, c: Tensor | float) -> None:

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Mapping
 from typing import Any, cast
 
-import numpy as np
 import openmm
 import torch
 from torch import Tensor
@@ -200,11 +199,13 @@ class OpenMMPotential(Potential):
         self._check_usable()
         positions = x.detach().to("cpu", torch.float64).contiguous().numpy()
         with self._lock:
-            raw_energies, raw_forces = self._check_usable().evaluate(positions, with_forces)
+            pool = self._check_usable()
+            raw_energies, raw_forces, all_finite = pool.evaluate(positions, with_forces)
             energies = torch.from_numpy(raw_energies).to(x)
             forces = None if raw_forces is None else torch.from_numpy(raw_forces).to(x)
             self.n_evaluations += len(x)
-            self.n_non_finite += _settle_non_finite(energies, forces)
+            if not (all_finite and x.dtype == torch.float64):
+                self.n_non_finite += _settle_non_finite(energies, forces)
         return energies, forces
 
     def __getstate__(self) -> dict[str, Any]:
@@ -237,9 +238,6 @@ def _check_system(system: openmm.System) -> None:
 
 def _settle_non_finite(energies: Tensor, forces: Tensor | None) -> int:
     """Set non-finite rows to +inf and zero force, in place; return how many there are."""
-    total = energies.sum() if forces is None else energies.sum() + forces.sum()
-    if np.isfinite(total.item()):
-        return 0
     finite = energies.isfinite()
     if forces is not None:
         finite = finite & forces.isfinite().flatten(1).all(dim=1)
