@@ -10,7 +10,7 @@ import openmm
 import openmm.app as app
 import openmm.unit as unit
 
-from openmm_tsf.systems import MolecularSystem, alanine_dipeptide
+from openmm_tsf.systems import alanine_dipeptide
 
 Molecule = tuple[app.Topology, np.ndarray]
 
@@ -65,16 +65,6 @@ def capped(residue_name: str) -> Molecule:
         platform=openmm.Platform.getPlatformByName("Reference"),
     )
     return modeller.topology, np.array(modeller.positions.value_in_unit(unit.nanometer))
-
-
-@cache
-def capped_system(residue_name: str) -> MolecularSystem:
-    """ACE-X-NME with amber14 in vacuum."""
-    topology, positions = capped(residue_name)
-    system = app.ForceField("amber14/protein.ff14SB.xml").createSystem(
-        topology, nonbondedMethod=app.NoCutoff, constraints=None, removeCMMotion=False
-    )
-    return MolecularSystem(system, topology, positions)
 
 
 @cache

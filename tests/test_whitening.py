@@ -155,7 +155,7 @@ class TestErrors:
 
     def test_inputs(self):
         whitening = Whitening.fit(frames(100), KINDS)
-        with pytest.raises(TypeError, match=r"y: expected a torch\.float64"):
+        with pytest.raises(TypeError, match=r"y: expected dtype torch\.float64"):
             whitening.forward_and_log_det(torch.zeros(2, 8))
         with pytest.raises(ValueError, match=r"u: expected shape \[B, 8\]"):
             whitening.inverse_and_log_det(torch.zeros(2, 7).double())

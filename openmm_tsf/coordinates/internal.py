@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from openmm_tsf.coordinates.branch_cuts import emptiest_angles
+from openmm_tsf.coordinates.door import check_tensor
 from openmm_tsf.coordinates.geometry import (
     TWO_PI,
     axes_of,
@@ -26,6 +27,7 @@ from openmm_tsf.coordinates.geometry import (
     norm,
     wrap,
 )
+from openmm_tsf.coordinates.handedness import is_mirrored, reference_handedness
 from openmm_tsf.coordinates.placement import Placement
 from openmm_tsf.coordinates.regularise import beyond_branch, hold, outside_half_circle
 from openmm_tsf.coordinates.zmatrix import ZMatrix
@@ -33,8 +35,6 @@ from openmm_tsf.units import NANOMETER, in_unit
 
 BOND, ANGLE, TORSION, OFFSET = range(4)
 
-#: A tetrahedral centre of the reference flatter than this (sine of the offset) has no handedness.
-FLAT_TOLERANCE = 0.05
 #: Training geometry: bonds r^3/3 (or r) below this part of the reference's are held there.
 BOND_FLOOR = 0.3
 #: Training geometry: |cos theta| is held below this.
@@ -162,14 +162,7 @@ class InternalCoordinates(nn.Module):
             "plain",
         )
         bonds, _, torsions = (part[0] for part in plain.bonds_angles_torsions(reference[None]))
-        sine = torsions.sin()
-        tetrahedral = torch.as_tensor(zmatrix.tetrahedral)[3:]
-        for flat in (tetrahedral & (sine.abs() < FLAT_TOLERANCE)).nonzero()[:, 0].tolist():
-            raise ValueError(
-                "positions: expected tetrahedral centres with a handedness, but "
-                f"{zmatrix.describe(flat + 3)} lie in one plane"
-            )
-        handedness = torch.where(tetrahedral, sine.sign(), torch.zeros_like(sine))
+        handedness = reference_handedness(zmatrix, torsions)
         return cls(zmatrix, handedness, bonds, torsions - math.pi, coordinates, dtype)
 
     # ------------------------------------------------------------------ the door
@@ -179,24 +172,11 @@ class InternalCoordinates(nn.Module):
         """Of all inputs and outputs."""
         return self.branch_cuts.dtype
 
-    def _check(self, value: Tensor, name: str, shape: tuple[int, ...]) -> None:
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
-        if value.dtype != self.dtype:
-            raise TypeError(f"{name}: expected dtype {self.dtype}, got {value.dtype}")
-        if value.device != self.branch_cuts.device:
-            raise ValueError(
-                f"{name}: expected device {self.branch_cuts.device}, got {value.device}"
-            )
-        if value.ndim != 1 + len(shape) or tuple(value.shape[1:]) != shape:
-            wanted = ", ".join(map(str, ("B", *shape)))
-            raise ValueError(f"{name}: expected shape [{wanted}], got {tuple(value.shape)}")
-
     def _check_u(self, u: Tensor) -> None:
-        self._check(u, "u", (self.n_coordinates,))
+        check_tensor(u, "u", (self.n_coordinates,), self.branch_cuts)
 
     def _check_x(self, x: Tensor, name: str = "x") -> None:
-        self._check(x, name, (self.n_atoms, 3))
+        check_tensor(x, name, (self.n_atoms, 3), self.branch_cuts)
 
     # ------------------------------------------------------------------ the domain
 
@@ -218,13 +198,8 @@ class InternalCoordinates(nn.Module):
         Judged by the triple product of three substituents, labelled hydrogens included.
         """
         self._check_x(x)
-        atom, centre, partner, primary = self._rows[3:][self._handed].T
-        xt = x.permute(2, 1, 0).contiguous()
-        middle = xt[:, centre]
-        to_partner, to_primary = xt[:, partner] - middle, xt[:, primary] - middle
-        # Its sign is that of minus the sine of the offset.
-        volume = dot(cross(to_partner, to_primary), xt[:, atom] - middle)
-        return (volume * self.handedness[self._handed, None] >= 0).any(0)
+        handed = self._handed
+        return is_mirrored(x, self._rows[3:][handed], self.handedness[handed])
 
     def set_branch_cuts(self, cuts: Tensor) -> None:
         """Set where each dihedral's branch begins: [N-3] radians, in the order of u."""
@@ -349,8 +324,8 @@ class InternalCoordinates(nn.Module):
     def from_pose(self, u: Tensor, rotation: Tensor, translation: Tensor) -> Tensor:
         """Conformations x [B, N, 3] of u [B, 3N-6] in a given pose (see :meth:`pose`)."""
         self._check_u(u)
-        self._check(rotation, "rotation", (3, 3))
-        self._check(translation, "translation", (3,))
+        check_tensor(rotation, "rotation", (3, 3), u)
+        check_tensor(translation, "translation", (3,), u)
         if not len(u) == len(rotation) == len(translation):
             raise ValueError(
                 f"u, rotation, translation: expected one batch size, got {len(u)}, "

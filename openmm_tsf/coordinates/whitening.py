@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from openmm_tsf.coordinates.door import check_tensor
 from openmm_tsf.coordinates.internal import TORSION
 
 MODES = ("conditional", "full", "diagonal")
@@ -156,23 +157,12 @@ class Whitening(nn.Module):
         """log|det du/dy|, a number."""
         return self.soft_scale.log().sum() + self.cholesky.diagonal().log().sum()
 
-    def _check(self, value: Tensor, name: str) -> None:
-        if not isinstance(value, Tensor) or value.dtype != self.cholesky.dtype:
-            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{name}: expected a {self.cholesky.dtype} Tensor, got {got}")
-        if value.device != self.cholesky.device:
-            raise ValueError(f"{name}: expected device {self.cholesky.device}, got {value.device}")
-        if value.ndim != 2 or value.shape[1] != self.n_coordinates:
-            raise ValueError(
-                f"{name}: expected shape [B, {self.n_coordinates}], got {tuple(value.shape)}"
-            )
-
     def _shift(self, torsions: Tensor) -> Tensor:
         return self.stiff_mean + _harmonics(torsions, self.harmonics) @ self.weights
 
     def forward_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Internal coordinates u [B, d] of y [B, d], and the constant log|det du/dy| [B]."""
-        self._check(y, "y")
+        check_tensor(y, "y", (self.n_coordinates,), self.cholesky)
         soft = self.soft_mean + self.soft_scale * y[:, self._soft]
         stiff = self._shift(soft) + y[:, self._stiff] @ self.cholesky.T
         u = torch.cat((soft, stiff), dim=1)[:, self._order]
@@ -180,7 +170,7 @@ class Whitening(nn.Module):
 
     def inverse_and_log_det(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """y [B, d] of internal coordinates u [B, d], and log|det dy/du| [B]."""
-        self._check(u, "u")
+        check_tensor(u, "u", (self.n_coordinates,), self.cholesky)
         soft = u[:, self._soft]
         residual = u[:, self._stiff] - self._shift(soft)
         stiff = torch.linalg.solve_triangular(self.cholesky, residual.T, upper=False).T
