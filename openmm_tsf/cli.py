@@ -48,9 +48,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--rounds", type=int, help="rounds of sampling and retraining before the flow is frozen"
     )
     for command in (everything, md):
-        command.add_argument("--frames", type=int, help="frames of MD")
+        command.add_argument(
+            "--frames", type=int, help="frames of MD (default: 40000; quick: 2000)"
+        )
     md.add_argument("--temperature", type=float, help="K (default: 600)")
-    md.add_argument("--steps-per-frame", type=int, help="time steps between frames")
+    md.add_argument("--steps-per-frame", type=int, help="time steps between frames (default: 250)")
+    md.add_argument(
+        "--equilibration-steps", type=int, help="time steps before the first frame (default: 20000)"
+    )
     md.add_argument("--timestep", type=float, help="ps (default: 0.001)")
     md.add_argument("--friction", type=float, help="1/ps (default: 1)")
     train.add_argument("--flow-kind", choices=("tsf", "realnvp"), help="which flow (default: tsf)")
@@ -177,6 +182,7 @@ def _md(args: argparse.Namespace) -> None:
         temperature=args.temperature,
         n_frames=args.frames,
         steps_per_frame=args.steps_per_frame,
+        n_equilibration_steps=args.equilibration_steps,
         timestep=args.timestep,
         friction=args.friction,
     )

@@ -7,6 +7,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 LOAD = """
@@ -73,6 +75,16 @@ def test_every_requirement_has_a_tested_version():
     requirements = [*project["dependencies"], *project["optional-dependencies"]["test"]]
     needed = {normal(re.match(r"[A-Za-z0-9_.-]+", text).group()) for text in requirements}
     assert needed <= set(pins)
+
+
+def test_public_names():
+    import openmm_tsf
+
+    for name in openmm_tsf.__all__:
+        assert getattr(openmm_tsf, name) is not None
+    assert set(openmm_tsf.__all__) <= set(dir(openmm_tsf))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        openmm_tsf.nonsense  # noqa: B018
 
 
 def test_readme_commands_are_complete():

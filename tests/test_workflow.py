@@ -11,7 +11,7 @@ import pytest
 from openmmtools.testsystems import AlanineDipeptideVacuum
 
 import openmm_tsf as tsf
-from openmm_tsf import workflow
+from openmm_tsf import analysis, workflow
 from openmm_tsf.dataset import MDDataset
 from openmm_tsf.inputs import load_trajectory
 from openmm_tsf.md import MDSettings
@@ -26,7 +26,7 @@ FIT = FitSettings(
     warmup_steps=2, ramp=(0.2, 0.5),
 )  # fmt: skip
 TINY = RunSettings(
-    md=MDSettings(n_frames=60, steps_per_frame=2, n_equilibration_steps=10),
+    md=MDSettings(n_frames=150, steps_per_frame=2, n_equilibration_steps=10),
     stride=100,
     flow=FlowSettings(n_blocks=2, hidden=(16,)),
     fit=FIT,
@@ -38,6 +38,13 @@ TINY = RunSettings(
     ),
 )
 QUIET = {"platform": "Reference", "progress": False}
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Pictures take seconds, and are looked at elsewhere."""
+    monkeypatch.setattr(tsf.Run, "plot", lambda self, path: None)
+    monkeypatch.setattr(analysis, "plot_diagnostics", lambda run, path: None)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +96,7 @@ def test_run_records_every_choice(finished):
     assert any(key.startswith("nll 500K") and row[key] for row in rows for key in row)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_same_seed_same_run(finished, tmp_path):
     summary, _ = finished
     again = workflow.run(tmp_path / "again", TINY, seed=5, **QUIET)
@@ -102,10 +110,11 @@ def test_a_used_directory_is_refused(finished):
         workflow.run(folder, TINY, **QUIET)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_run_from_own_md_and_from_a_trajectory(molecule, tmp_path):
     short = replace(TINY, stride=1, n_rounds=0)
     summary = workflow.run(tmp_path / "a", short, own_md=True, **QUIET)
-    assert 130 < summary["energy_evaluations"]["md"] < 5000
+    assert 310 < summary["energy_evaluations"]["md"] < 5000
     assert summary["wall_seconds"]["md"] > 0
     again = workflow.run(tmp_path / "b", short, trajectory=tmp_path / "a" / "md", **QUIET)
     assert again["energy_evaluations"]["md"] == summary["energy_evaluations"]["md"]
@@ -159,6 +168,7 @@ def test_training_resumes_exactly(trained, tmp_path, monkeypatch):
         np.testing.assert_array_equal(again.state_dict()[name], value)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_sample_alone_and_resumed(trained, tmp_path):
     _, folder, dataset = trained
     settings = replace(TINY.sampling, n_iterations=4)
@@ -183,6 +193,7 @@ def test_sample_alone_and_resumed(trained, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_interrupted_production_is_written_and_analysed(trained, tmp_path, monkeypatch):
     _, folder, _ = trained
     advance = ParallelTempering._advance
@@ -213,6 +224,7 @@ def test_analyze_alone(finished, tmp_path):
         workflow.analyze(tmp_path / "no")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_another_system_has_no_reference(tmp_path):
     vacuum = AlanineDipeptideVacuum(constraints=None)
     molecule = tsf.MolecularSystem(vacuum.system, vacuum.topology, vacuum.positions)
@@ -221,7 +233,7 @@ def test_another_system_has_no_reference(tmp_path):
     short = replace(TINY, stride=1, n_rounds=0)
     summary = workflow.run(tmp_path / "run", short, molecule=molecule, **QUIET)
     assert "comparison" not in summary
-    assert len(load_trajectory(tmp_path / "run" / "md", molecule)) == 60
+    assert len(load_trajectory(tmp_path / "run" / "md", molecule)) == 150
 
 
 def test_settings_at_the_door():
