@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import statistics
 import time
 from collections.abc import Mapping
 
@@ -157,8 +158,8 @@ def _candidates(
 def _measure(system: openmm.System, candidates: list[PlatformChoice]) -> PlatformChoice:
     """The candidate with the least time per energy with forces.
 
-    Candidates take turns, so that a busy moment of the machine hits all of them; each counts with
-    its best round.
+    Candidates take turns, so that a busy moment of the machine hits all of them. Each counts with
+    its median: threads that wait for each other on a busy machine look good only at their best.
     """
     start = time.perf_counter()
     conformation = _spread_out(system.getNumParticles())
@@ -178,22 +179,24 @@ def _measure(system: openmm.System, candidates: list[PlatformChoice]) -> Platfor
         if not pools:
             raise openmm.OpenMMException(f"no platform can run this System, tried {list(choices)}")
         lead = min(first.values())
-        best = {key: math.inf for key in pools if first[key] < 4 * lead}
+        samples: dict[str, list[float]] = {key: [] for key in pools if first[key] < 4 * lead}
         for number in range(_N_ROUNDS):
-            for key in best:
-                best[key] = min(best[key], _round(pools[key], conformation, choices[key]))
+            for key, times in samples.items():
+                times += _round(pools[key], conformation, choices[key])
             if number and time.perf_counter() - start > _TOTAL_SECONDS:
                 break
     finally:
         for pool in pools.values():
             pool.close()
 
-    def cost(key: str) -> float:
-        return best[key] * (_WORTH_MORE_CORES if choices[key].n_threads > 1 else 1.0)
+    typical = {key: statistics.median(times) for key, times in samples.items()}
 
-    winner = min(best, key=cost)
+    def cost(key: str) -> float:
+        return typical[key] * (_WORTH_MORE_CORES if choices[key].n_threads > 1 else 1.0)
+
+    winner = min(typical, key=cost)
     for key in pools:
-        seconds = best.get(key, first[key])
+        seconds = typical.get(key, first[key])
         logger.info("%s: %.1f us per energy with forces", key, 1e6 * seconds)
     logger.info(
         "chose %s (measured in %.2f s on %d cores)",
@@ -204,16 +207,19 @@ def _measure(system: openmm.System, candidates: list[PlatformChoice]) -> Platfor
     return choices[winner]
 
 
-def _round(pool: ContextPool, conformation: NDArray[np.float64], choice: PlatformChoice) -> float:
-    """Seconds per row in the quickest of many short batches."""
-    rows, best, spent = 2 * choice.n_contexts, math.inf, 0.0
+def _round(
+    pool: ContextPool, conformation: NDArray[np.float64], choice: PlatformChoice
+) -> list[float]:
+    """Seconds per row of several short batches."""
+    rows, spent = 2 * choice.n_contexts, 0.0
+    times = []
     while spent < _ROUND_SECONDS:
         seconds = _seconds(pool, conformation, rows)
-        best = min(best, seconds / rows)
+        times.append(seconds / rows)
         spent += seconds
         if seconds < _ROUND_SECONDS / 8:
             rows *= 2
-    return best
+    return times
 
 
 def _seconds(pool: ContextPool, conformation: NDArray[np.float64], rows: int) -> float:
