@@ -1,6 +1,8 @@
-"""Pictures of a run. Figures are made without pyplot, so no window or global state is touched."""
+"""Ramachandran plots and histograms of a run.
 
-from collections.abc import Callable
+Figures are made without pyplot, so no window or global state is touched.
+"""
+
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +14,6 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from openmm_tsf.analysis.errors import estimate_mean
 from openmm_tsf.analysis.ramachandran import BINS
 from openmm_tsf.analysis.reference import Comparison, Reference, compare
 from openmm_tsf.analysis.run import Run
@@ -20,13 +21,12 @@ from openmm_tsf.statistics import group_means, torus_histogram
 
 Array = npt.NDArray[np.float64]
 
-_RUN, _REFERENCE = "#0b5394", "#c0392b"
+RUN_COLOUR, REFERENCE_COLOUR = "#0b5394", "#c0392b"
 _CUTOFF_KT = 8.0
 _PHI_BINS = 60  # of 6°: an edge at 0
 _ENERGY_BINS = 50
-_RUNNING_POINTS = 20
 _DPI = 150
-_FONT = 11
+FONT = 11
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,11 @@ def plot_ramachandran(run: Run, path: str | Path, reference: Reference | None = 
     if reference is not None and any(reference.rung(t) is not None for t in run.temperatures):
         comparison = compare(run, reference)
     n_columns = 3 if comparison is None else 4
-    figure = Figure(figsize=(4.3 * n_columns, 3.9 * run.n_rungs + 0.5), layout="constrained")
-    axes = figure.subplots(run.n_rungs, n_columns, squeeze=False)
+    n_maps = n_columns - 2
+    figure = Figure(figsize=(4.0 * n_columns, 3.9 * run.n_rungs + 1.6))
+    figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.06)
+    grid = figure.add_gridspec(run.n_rungs + 1, n_columns, height_ratios=[1] * run.n_rungs + [0.05])
+    axes = [[figure.add_subplot(grid[r, c]) for c in range(n_columns)] for r in range(run.n_rungs)]
     image = None
     for row, temperature in zip(axes, map(float, run.temperatures), strict=True):
         ours = _Sample(
@@ -72,7 +75,7 @@ def plot_ramachandran(run: Run, path: str | Path, reference: Reference | None = 
             run.dihedral("psi", temperature),
             run.energies(temperature),
             "run",
-            _RUN,
+            RUN_COLOUR,
         )
         samples = [ours]
         k = None if reference is None else reference.rung(temperature)
@@ -83,20 +86,23 @@ def plot_ramachandran(run: Run, path: str | Path, reference: Reference | None = 
                     reference.psi[:, k, None],
                     reference.energy[:, k, None],
                     "reference",
-                    _REFERENCE,
+                    REFERENCE_COLOUR,
                 )
             )
-        image = _draw_torus(row[0], ours)
+        # One zero for both maps, so that equal colours are equal probabilities.
+        maps = [torus_histogram(sample.phi, sample.psi, BINS) for sample in samples]
+        highest = float(maps[-1].max())
+        image = _draw_torus(row[0], maps[0], highest)
         row[0].set_title(_run_title(run, temperature, comparison), fontsize=10)
         if comparison is not None:
             if len(samples) == 2:
-                _draw_torus(row[1], samples[1])
+                _draw_torus(row[1], maps[1], highest)
                 row[1].set_title(_reference_title(temperature, comparison), fontsize=10)
             else:
                 row[1].set_axis_off()
                 row[1].text(
                     0.5, 0.5, f"{temperature:.2f} K:\nnot in the reference",
-                    ha="center", va="center", transform=row[1].transAxes, fontsize=_FONT,
+                    ha="center", va="center", transform=row[1].transAxes, fontsize=FONT,
                 )  # fmt: skip
         _draw_phi(row[-2], samples)
         row[-2].set_title(_phi_title(run, temperature, comparison), fontsize=10)
@@ -104,15 +110,15 @@ def plot_ramachandran(run: Run, path: str | Path, reference: Reference | None = 
         row[-1].set_title(_energy_title(run, temperature, comparison), fontsize=10)
     assert image is not None
     bar = figure.colorbar(
-        image, ax=axes[:, : n_columns - 2], location="bottom", shrink=0.6, extend="max",
-        aspect=40, pad=0.01,
-    )  # fmt: skip
+        image, cax=figure.add_subplot(grid[-1, :n_maps]), orientation="horizontal", extend="max"
+    )
     bar.set_label(r"$-\ln\,p(\varphi,\psi)$ above the minimum ($k_\mathrm{B}T$); white: no sample")
     figure.suptitle(_caption(run, comparison), fontsize=12)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Render without a window, in the format of the path's suffix."""
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=_DPI)
 
@@ -120,13 +126,12 @@ def _save(figure: Figure, path: str | Path) -> None:
 def _degree_axis(axis: Axes, which: str, symbol: str) -> None:
     getattr(axis, f"set_{which}lim")(-180, 180)
     getattr(axis, f"set_{which}ticks")(range(-180, 181, 90))
-    getattr(axis, f"set_{which}label")(f"{symbol} (°)", fontsize=_FONT)
+    getattr(axis, f"set_{which}label")(f"{symbol} (°)", fontsize=FONT)
 
 
-def _draw_torus(axis: Axes, sample: _Sample) -> AxesImage:
-    p = torus_histogram(sample.phi, sample.psi, BINS)
+def _draw_torus(axis: Axes, p: Array, highest: float) -> AxesImage:
     with np.errstate(divide="ignore"):
-        free_energy = -np.log(p / p.max())
+        free_energy = -np.log(p / highest)
     image = axis.imshow(
         np.ma.masked_invalid(free_energy.T),
         origin="lower",
@@ -153,7 +158,7 @@ def _draw_phi(axis: Axes, samples: list[_Sample]) -> None:
     axis.set_ylim(bottom=max(0.5 * min(smallest), 1e-7))
     _degree_axis(axis, "x", "φ")
     axis.axvline(0.0, color="0.4", lw=0.7, ls=":")
-    axis.set_ylabel("p(φ) (1/°)", fontsize=_FONT)
+    axis.set_ylabel("p(φ) (1/°)", fontsize=FONT)
     axis.set_box_aspect(1)
     axis.legend(frameon=False, fontsize=9, loc="upper right")
 
@@ -167,8 +172,8 @@ def _draw_energies(axis: Axes, samples: list[_Sample]) -> None:
         _draw_histogram(axis, edges, density, error, sample)
         axis.axvline(float(sample.energy.mean()), color=sample.colour, lw=0.8, ls="--")
     axis.set_ylim(bottom=0)
-    axis.set_xlabel("U (kJ/mol)", fontsize=_FONT)
-    axis.set_ylabel("p(U) (mol/kJ)", fontsize=_FONT)
+    axis.set_xlabel("U (kJ/mol)", fontsize=FONT)
+    axis.set_ylabel("p(U) (mol/kJ)", fontsize=FONT)
     axis.set_box_aspect(1)
     axis.legend(frameon=False, fontsize=9, loc="upper right")
 
@@ -277,8 +282,14 @@ def _plus_minus(value: float, stderr: float) -> str:
     return f"{value:.{digits}f} ± {stderr:.{digits}f}"
 
 
+def extent(run: Run) -> str:
+    """How much of it there is, in words."""
+    walkers = "1 walker" if run.n_walkers == 1 else f"{run.n_walkers} walkers"
+    return f"{walkers} × {run.n_iterations:,} saved iterations"
+
+
 def _caption(run: Run, comparison: Comparison | None) -> str:
-    text = f"{run.n_walkers} walkers × {run.n_iterations} saved iterations"
+    text = f"{extent(run)}"
     if "phi" in run.dihedral_atoms:
         value, stderr = run.positive("phi", run.temperatures[0]).free_energy
         text += f", ΔF(φ) at {run.temperatures[0]:.2f} K: {_plus_minus(value, stderr)} kT"
@@ -288,147 +299,3 @@ def _caption(run: Run, comparison: Comparison | None) -> str:
             f"{comparison.phi_positive.p_value:.2g}, ⟨U⟩ χ² p = {comparison.energy.p_value:.2g}"
         )
     return text
-
-
-# ------------------------------------------------------------------ diagnostics
-
-
-def plot_diagnostics(run: Run, path: str | Path) -> None:
-    """Acceptance per kernel, exchange of replicas, and running estimates with their errors.
-
-    Raises
-    ------
-    ValueError
-        If the run has no data yet.
-    """
-    run.mean_energy(run.temperatures[0])
-    figure = Figure(figsize=(13.5, 9.0), layout="constrained")
-    axes = figure.subplots(2, 3)
-    _draw_acceptance(axes[0, 0], run)
-    _draw_swaps(axes[0, 1], run)
-    _draw_mixing(figure, axes[0, 2], run)
-    name = "phi" if "phi" in run.dihedral_atoms else next(iter(run.dihedral_atoms), None)
-    if name is None:
-        axes[1, 0].set_axis_off()
-    else:
-        _draw_running(
-            axes[1, 0], run, lambda t: run.dihedral(name, t) > 0, f"P({_symbol(name)}>0)", True
-        )
-    _draw_running(axes[1, 1], run, run.energies, "⟨U⟩ - final (kJ/mol)", False)
-    _draw_replica(axes[1, 2], run)
-    figure.suptitle(
-        f"{run.n_walkers} walkers × {run.n_iterations} saved iterations; "
-        f"{run.segments.n_evaluations:,} energy evaluations in {run.segments.wall_seconds:,.0f} s; "
-        f"rejected non-finite {run.segments.rejected_non_finite:,}, "
-        f"mirror images {run.segments.mirror_images:,}",
-        fontsize=12,
-    )
-    _save(figure, path)
-
-
-def _symbol(name: str) -> str:
-    return {"phi": "φ", "psi": "ψ"}.get(name, name)
-
-
-def _draw_acceptance(axis: Axes, run: Run) -> None:
-    tables = {k: v for k, v in run.acceptance().items() if v.shape == (run.n_rungs,)}
-    for name, rates in tables.items():
-        axis.plot(run.temperatures, rates, "o-", label=name)
-    if tables:
-        axis.legend(frameon=False, fontsize=9)
-    axis.set_ylim(0, 1.02)
-    axis.set_xticks(run.temperatures, [f"{t:.0f}" for t in run.temperatures])
-    axis.set_xlabel("T (K)", fontsize=_FONT)
-    axis.set_ylabel("accepted / proposed", fontsize=_FONT)
-    axis.set_title("moves", fontsize=_FONT)
-
-
-def _draw_swaps(axis: Axes, run: Run) -> None:
-    pairs = [
-        f"{a:.0f}–{b:.0f}" for a, b in zip(run.temperatures, run.temperatures[1:], strict=False)
-    ]
-    drawn = False
-    for name, rates in run.acceptance().items():
-        if rates.shape == (run.n_rungs,):
-            continue
-        neighbours = np.diagonal(rates, offset=1) if rates.ndim == 2 else rates
-        axis.plot(range(len(pairs)), neighbours, "s-", label=name)
-        drawn = True
-    if drawn:
-        axis.legend(frameon=False, fontsize=9)
-    axis.set_ylim(0, 1.02)
-    axis.set_xticks(range(len(pairs)), pairs)
-    axis.set_xlabel("neighbouring rungs (K)", fontsize=_FONT)
-    axis.set_ylabel("accepted / proposed", fontsize=_FONT)
-    axis.set_title("swaps", fontsize=_FONT)
-
-
-def _draw_mixing(figure: Figure, axis: Axes, run: Run) -> None:
-    matrix = run.mixing_matrix()
-    image = axis.imshow(np.ma.masked_invalid(matrix), cmap="Blues", vmin=0, vmax=1)
-    if run.n_rungs <= 8:
-        for (i, j), value in np.ndenumerate(matrix):
-            axis.text(
-                j, i, f"{value:.2f}", ha="center", va="center",
-                color="white" if value > 0.6 else "black", fontsize=9,
-            )  # fmt: skip
-    labels = [f"{t:.0f}" for t in run.temperatures]
-    axis.set_xticks(range(run.n_rungs), labels)
-    axis.set_yticks(range(run.n_rungs), labels)
-    axis.set_xlabel("rung one saved iteration later (K)", fontsize=_FONT)
-    axis.set_ylabel("rung of the replica (K)", fontsize=_FONT)
-    axis.set_title(f"mixing; {run.round_trips().sum():,} round trips", fontsize=_FONT)
-    figure.colorbar(image, ax=axis, shrink=0.8, label="probability")
-
-
-def _draw_running(
-    axis: Axes, run: Run, series: Callable[[float], npt.ArrayLike], label: str, log: bool
-) -> None:
-    ends = np.unique(np.linspace(run.n_iterations / _RUNNING_POINTS, run.n_iterations,
-                                 _RUNNING_POINTS).astype(int))  # fmt: skip
-    ends = ends[ends > 0]
-    colours = _temperature_colours(run)
-    drawn = False
-    for temperature, colour in zip(run.temperatures, colours, strict=True):
-        values = np.asarray(series(temperature), dtype=np.float64)
-        estimates = [estimate_mean(values[:end]) for end in ends]
-        means = np.array([e.value for e in estimates])
-        errors = np.nan_to_num(np.array([e.stderr for e in estimates]))
-        if not log:
-            means = means - means[-1]
-        visible = means > 0 if log else np.ones(len(means), dtype=bool)
-        axis.plot(ends[visible], means[visible], color=colour, label=f"{temperature:.0f} K")
-        low = means - errors
-        if log:
-            low = np.maximum(low, 0.1 * means)
-        axis.fill_between(
-            ends[visible], low[visible], (means + errors)[visible], color=colour, alpha=0.25, lw=0
-        )
-        drawn |= bool(visible.any())
-    if log and drawn:
-        axis.set_yscale("log")
-    if not drawn:
-        axis.text(0.5, 0.5, "never seen", ha="center", transform=axis.transAxes, fontsize=_FONT)
-    axis.set_xlabel("saved iterations", fontsize=_FONT)
-    axis.set_ylabel(label, fontsize=_FONT)
-    axis.set_title(f"running estimate of {label.split(' -')[0]} ± SE", fontsize=_FONT)
-    axis.legend(frameon=False, fontsize=9)
-
-
-def _draw_replica(axis: Axes, run: Run) -> None:
-    rung_of = np.argsort(run.segments.replica[:, 0], axis=1)
-    shown = min(run.n_iterations, 200)
-    # The replica that started at the bottom, over the first iterations: enough to see it move.
-    axis.plot(run.segments.iteration[:shown], run.temperatures[rung_of[:shown, 0]], "-", lw=0.9,
-              drawstyle="steps-post", color=_RUN)  # fmt: skip
-    axis.set_yticks(run.temperatures, [f"{t:.0f}" for t in run.temperatures])
-    axis.set_xlabel("iteration", fontsize=_FONT)
-    axis.set_ylabel("T (K)", fontsize=_FONT)
-    axis.set_title("one replica of walker 0", fontsize=_FONT)
-
-
-def _temperature_colours(run: Run) -> list[tuple[float, float, float, float]]:
-    import matplotlib
-
-    scale = matplotlib.colormaps["plasma"]
-    return [scale(x) for x in np.linspace(0.05, 0.8, run.n_rungs)]
