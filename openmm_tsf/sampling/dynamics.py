@@ -9,7 +9,7 @@ neither on the number of Contexts and threads nor on where a run was interrupted
 deterministic part can be Metropolised, which removes the time-step error altogether.
 """
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -32,6 +32,8 @@ class DynamicsPotential(Protocol):
 
     @property
     def n_contexts(self) -> int: ...
+    @property
+    def platform_properties(self) -> dict[str, str]: ...
     def make_context(self, integrator: openmm.Integrator) -> openmm.Context: ...
 
 
@@ -68,7 +70,7 @@ class LangevinLeg:
     Raises
     ------
     ValueError
-        If a number is out of range, or the System has a CMMotionRemover.
+        If a number is out of range.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class LangevinLeg:
             raise ValueError(f"friction: expected a non-negative rate in 1/ps, got {friction!r}")
         if self.n_contexts < 1:
             raise ValueError(f"n_contexts: expected at least 1, got {n_contexts!r}")
-        self._masses = torch.as_tensor(np.array(masses), dtype=torch.float64)
+        self._masses = torch.as_tensor(masses, dtype=torch.float64).clone()
         if self._masses.ndim != 1 or not bool((self._masses > 0).all()):
             raise ValueError(f"masses: expected positive masses [N], got {masses!r}")
         kelvin = torch.tensor(self.temperatures, dtype=torch.float64)
@@ -206,7 +208,9 @@ class LangevinLeg:
             worker, *arrays = tasks[0]
             worker.run(*arrays)
         else:
-            for future in [self._pool.submit(worker.run, *arrays) for worker, *arrays in tasks]:
+            futures = [self._pool.submit(worker.run, *arrays) for worker, *arrays in tasks]
+            wait(futures)  # all of them, so that a failure leaves no thread behind in a Context
+            for future in futures:
                 future.result()
         self.potential.n_evaluations += len(x) * (self.n_steps + 1)
         return x_end, v_end, u_end
@@ -226,6 +230,29 @@ def minimised(potential: DynamicsPotential, positions: np.ndarray) -> np.ndarray
     return np.asarray(state.getPositions(asNumpy=True)._value)
 
 
+def _open_context(potential: DynamicsPotential, integrator: openmm.Integrator) -> openmm.Context:
+    """A Context of the potential's System without CMMotionRemover.
+
+    Taking out the centre of mass's motion is not Hamiltonian: it would bias the leg's acceptance.
+    """
+    context = potential.make_context(integrator)
+    system = context.getSystem()
+    removers = [
+        index
+        for index, force in enumerate(system.getForces())
+        if isinstance(force, openmm.CMMotionRemover)
+    ]
+    if not removers:
+        return context
+    system = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(system))
+    for index in reversed(removers):
+        system.removeForce(index)
+    platform, properties = context.getPlatform(), potential.platform_properties
+    del context  # an integrator belongs to one Context
+    integrator = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(integrator))
+    return openmm.Context(system, integrator, platform, properties)
+
+
 class _Verlet:
     """Velocity Verlet in one Context.
 
@@ -238,14 +265,8 @@ class _Verlet:
     ) -> None:
         self._half = half_kick
         self._n_steps = n_steps
-        self._integrator = openmm.VerletIntegrator(timestep)
-        self._context = potential.make_context(self._integrator)
-        for force in self._context.getSystem().getForces():
-            if isinstance(force, openmm.CMMotionRemover):
-                raise ValueError(
-                    "potential: a CMMotionRemover takes kinetic energy out of Langevin dynamics; "
-                    "build the System with createSystem(..., removeCMMotion=False)"
-                )
+        self._context = _open_context(potential, openmm.VerletIntegrator(timestep))
+        self._integrator = self._context.getIntegrator()
 
     def run(self, x: np.ndarray, v: np.ndarray, energy: np.ndarray) -> None:
         """Advance x, v [b, N, 3] in place; a failed walker gets energy +inf."""

@@ -242,15 +242,19 @@ class RunWriter:
             "n_frames_written": self.n_frames + n_saved * self.n_walkers,
             "n_segments": self.n_segments + 1,
         }
-        self._save_checkpoint({**checkpoint, **counts, "format": RUN_FORMAT})
+        self._save_checkpoint({**checkpoint, **counts})
         self.n_frames, self.n_segments = counts["n_frames_written"], counts["n_segments"]
 
     def _segment(self, number: int) -> Path:
         return self.directory / "segments" / f"segment_{number:06d}.npz"
 
+    def write_first_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Write a checkpoint without any segment: where the run starts."""
+        self._save_checkpoint({**checkpoint, "n_frames_written": 0, "n_segments": 0})
+
     def _save_checkpoint(self, content: dict[str, Any]) -> None:
         partial = self.directory / f"{CHECKPOINT}.tmp"
-        torch.save(content, partial)
+        torch.save({**content, "format": RUN_FORMAT}, partial)
         os.replace(partial, self.directory / CHECKPOINT)
 
     def read_config(self) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class KernelInfo:
     @property
     def acceptance(self) -> Tensor:
         """Accepted over proposed; NaN where nothing was proposed."""
-        return self.accepted / self.proposed
+        return self.accepted.double() / self.proposed.double()
 
     def __add__(self, other: "KernelInfo") -> "KernelInfo":
         return KernelInfo(

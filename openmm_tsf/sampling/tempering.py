@@ -411,6 +411,7 @@ class ParallelTempering:
         flow_file = writer.directory / "flow.pt"
         if hasattr(self.flow, "save") and not flow_file.exists():
             self.flow.save(flow_file)
+        writer.write_first_checkpoint(self._checkpoint())
         self._writer, self._save_interval = writer, save_interval
         return writer
 

@@ -1,0 +1,265 @@
+"""A molecule whose Boltzmann distribution is a product of one-dimensional quadratures.
+
+Seven atoms, one bond, angle and dihedral term per row of the Z-matrix, unequal masses, one chiral
+centre. In (r, theta, phi) the density is prod r^2 exp(-U(r)/kT) * prod sin(theta) exp(-U(theta)/kT)
+* prod exp(-U(phi)/kT): every coordinate is independent of the others, of the pose and of the
+velocities. The probability integral transform (PIT) of every coordinate is uniform, so one set of
+checks serves all.
+"""
+
+import functools
+import math
+
+import numpy as np
+import openmm
+import openmm.app as app
+import torch
+
+from openmm_tsf.coordinates.internal import InternalCoordinates
+from openmm_tsf.coordinates.whitening import Whitening
+from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
+from openmm_tsf.potentials.base import Potential
+from openmm_tsf.units import KB
+
+ATOMS = (("C0", "C"), ("C1", "C"), ("C2", "C"), ("C3", "C"), ("H4", "H"), ("F5", "F"), ("O6", "O"))
+BONDS = ((0, 1), (1, 2), (2, 3), (1, 4), (1, 5), (3, 6))
+MASSES = (12.0, 17.0, 6.0, 14.0, 5.0, 19.0, 9.0)  # amu, unequal and light, for quick rotation
+POSITIONS = 0.15 * np.array(
+    [
+        [0.58, 0.58, 0.58],
+        [0.0, 0.0, 0.0],
+        [-0.58, -0.58, 0.58],
+        [-1.4, -0.2, 1.3],
+        [0.5, -0.55, -0.6],
+        [-0.6, 0.55, -0.55],
+        [-1.3, 0.8, 1.7],
+    ]
+)
+GRID = 8001
+
+
+class Marginal:
+    """One coordinate's density on an interval, by quadrature."""
+
+    def __init__(self, log_density, low, high):
+        self.grid = np.linspace(low, high, GRID)
+        with np.errstate(divide="ignore"):
+            log_p = log_density(self.grid)
+        p = np.exp(log_p - log_p.max())
+        cdf = np.concatenate([[0.0], np.cumsum(0.5 * (p[1:] + p[:-1]))])
+        self.cdf = cdf / cdf[-1]
+
+    def pit(self, value):
+        return np.interp(value, self.grid, self.cdf)
+
+    def quantile(self, uniform):
+        return np.interp(uniform, self.cdf, self.grid)
+
+
+class ExactTree:
+    """The molecule: topology, masses [N] amu, potential and exact samples."""
+
+    def __init__(self):
+        self.topology = app.Topology()
+        residue = self.topology.addResidue("TRE", self.topology.addChain())
+        atoms = [
+            self.topology.addAtom(name, app.Element.getBySymbol(symbol), residue)
+            for name, symbol in ATOMS
+        ]
+        for first, second in BONDS:
+            self.topology.addBond(atoms[first], atoms[second])
+        self.n_atoms = len(ATOMS)
+        self.masses = torch.tensor(MASSES, dtype=torch.float64)
+        self.plain = InternalCoordinates.from_topology(self.topology, POSITIONS, "plain")
+        self.n_coordinates = self.plain.n_coordinates
+        reference = torch.tensor(POSITIONS)[None]
+        self.centre = self.plain.inverse_and_log_det(reference)[0][0]
+        kinds = self.plain.kinds
+        variety = 1 + 0.3 * torch.sin(3.0 * torch.arange(self.n_coordinates))
+        table = torch.tensor([1.1e4, 100.0, 4.0, 50.0], dtype=torch.float64)
+        self.k = table[kinds] * variety  # kJ/mol per nm^2, per rad^2, and in front of cosines
+        self.k_double = torch.where(kinds == 2, 2.5, 0.0).to(torch.float64)  # second harmonic
+
+    def term_energies(self, u):
+        """Energy of every term [..., d] at plain coordinates u [..., d], kJ/mol."""
+        away = u - self.centre
+        harmonic = 0.5 * self.k * away.square()
+        periodic = self.k * (1 - torch.cos(away)) + self.k_double * (1 - torch.cos(2 * u))
+        return torch.where(self.plain.kinds < 2, harmonic, periodic)
+
+    @functools.cache  # noqa: B019 (one object a session)
+    def marginals(self, temperature):
+        kt = KB * temperature
+        out = []
+        for index, kind in enumerate(self.plain.kinds.tolist()):
+
+            def log_density(values, index=index, kind=kind):
+                u = self.centre.repeat(len(values), 1)
+                u[:, index] = torch.from_numpy(values)
+                log_p = -self.term_energies(u)[:, index].numpy() / kt
+                if kind == 0:
+                    log_p = log_p + 2 * np.log(values)
+                return log_p + np.log(np.sin(values)) if kind == 1 else log_p
+
+            centre = float(self.centre[index])
+            if kind == 0:
+                sd = math.sqrt(kt / float(self.k[index]))
+                low, high = max(1e-4, centre - 9 * sd), centre + 9 * sd
+            elif kind == 1:
+                low, high = 1e-9, math.pi - 1e-9
+            else:
+                row = index - (2 * self.n_atoms - 3)
+                low = float(self.plain.branch_cuts[row])
+                high = low + 2 * math.pi
+                handed = float(self.plain.handedness[row])
+                if handed:  # the half circle on which sin has the sign of the reference
+                    start = 0.0 if handed > 0 else math.pi
+                    low = start + 2 * math.pi * math.ceil((low - start) / (2 * math.pi))
+                    high = low + math.pi
+            out.append(Marginal(log_density, low, high))
+        return out
+
+    def sample_internal(self, n, temperature, generator):
+        uniform = torch.rand(n, self.n_coordinates, generator=generator, dtype=torch.float64)
+        columns = [
+            marginal.quantile(uniform[:, i].numpy())
+            for i, marginal in enumerate(self.marginals(temperature))
+        ]
+        return torch.from_numpy(np.stack(columns, axis=1))
+
+    def sample(self, n, temperature, generator):
+        """Independent exact samples [n, N, 3] in random poses."""
+        u = self.sample_internal(n, temperature, generator)
+        x, log_det = self.plain.forward_and_log_det(u)
+        assert bool(torch.isfinite(log_det).all())
+        q, r = torch.linalg.qr(torch.randn(n, 3, 3, generator=generator, dtype=torch.float64))
+        # Uniform (Haar) only once the signs that the factorisation leaves open are removed.
+        q = q * torch.diagonal(r, dim1=1, dim2=2).sign()[:, None, :]
+        rotation = q * torch.linalg.det(q).sign()[:, None, None]
+        shift = torch.randn(n, 1, 3, generator=generator, dtype=torch.float64)
+        return x @ rotation.transpose(1, 2) + shift
+
+    def velocities(self, n, temperature, generator):
+        """Maxwell-Boltzmann velocities [n, N, 3], nm/ps."""
+        noise = torch.randn(n, self.n_atoms, 3, generator=generator, dtype=torch.float64)
+        return noise * (KB * temperature / self.masses).sqrt()[:, None]
+
+    def pit(self, x, temperature):
+        """PITs [n, d] of positions x [n, N, 3]: uniform and independent if x is exact."""
+        u, _ = self.plain.inverse_and_log_det(x)
+        columns = [
+            marginal.pit(u[:, i].numpy()) for i, marginal in enumerate(self.marginals(temperature))
+        ]
+        return np.stack(columns, axis=1)
+
+    def body_velocities(self, x, v):
+        """Velocities [n, N, 3] along the axes that the molecule carries with it."""
+        rotation, _ = self.plain.pose(x)
+        return v @ rotation
+
+    def system(self):
+        """The same potential as an openmm.System."""
+        system = openmm.System()
+        for mass in MASSES:
+            system.addParticle(mass)
+        bonds, angles = openmm.HarmonicBondForce(), openmm.HarmonicAngleForce()
+        torsions = openmm.CustomTorsionForce(
+            "k*(1 - cos(theta - centre)) + k_double*(1 - cos(2*theta))"
+        )
+        for name in ("k", "k_double", "centre"):
+            torsions.addPerTorsionParameter(name)
+        rows = self.plain.zmatrix.rows.tolist()
+        k, centre = self.k.tolist(), self.centre.tolist()
+        position = iter(range(self.n_coordinates))
+        for row in rows[1:]:
+            i = next(position)
+            bonds.addBond(row[0], row[1], centre[i], k[i])
+        for row in rows[2:]:
+            i = next(position)
+            angles.addAngle(*row[:3], centre[i], k[i])
+        for row in rows[3:]:
+            i = next(position)
+            torsions.addTorsion(*row, [k[i], float(self.k_double[i]), centre[i]])
+        for force in (bonds, angles, torsions):
+            system.addForce(force)
+        return system
+
+    def flow(self, kind, coordinates, strength, seed=5):
+        """A random flow with weights of order one around a whitening of exact samples."""
+        generator = torch.Generator().manual_seed(seed)
+        layer = InternalCoordinates.from_topology(self.topology, POSITIONS, coordinates)
+        frames = self.sample(4000, 500.0, generator)
+        whitening = Whitening.fit(layer.inverse_and_log_det(frames)[0], layer.kinds)
+        cls, m = (TemperatureSteerableFlow, 6) if kind == "tsf" else (RealNVPFlow, 0)
+        flow = cls(self.n_coordinates, m, 2, (12,), 500.0, layer, whitening, seed=seed)
+        with torch.no_grad():
+            for parameter in flow.parameters():
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter += strength * noise / max(parameter.shape[-1:] or (1,)) ** 0.5
+        return flow
+
+
+class TreePotential(Potential):
+    """The molecule's energy in torch, kJ/mol."""
+
+    def __init__(self, tree):
+        self.tree = tree
+        self.event_shape = (tree.n_atoms, 3)
+        self.boltzmann_constant = KB
+
+    def energy(self, x):
+        self.check_shape(x)
+        self.n_evaluations += len(x)
+        r, theta, torsions = self.tree.plain.bonds_angles_torsions(x)
+        return self.tree.term_energies(torch.cat([r, theta, torsions], dim=1)).sum(dim=1)
+
+    def energy_and_forces(self, x):
+        leaf = x.detach().requires_grad_()
+        energy = self.energy(leaf)
+        (gradient,) = torch.autograd.grad(energy.sum(), leaf)
+        return energy.detach(), -gradient
+
+
+def chi2_z(chi2, dof):
+    """Standard normal score of a chi-square value (Wilson and Hilferty 1931)."""
+    return ((chi2 / dof) ** (1 / 3) - (1 - 2 / (9 * dof))) / np.sqrt(2 / (9 * dof))
+
+
+def uniform_scores(pit, n_bins=20):
+    """z values of PITs [n, d]: means, variances, histograms, and all correlations together."""
+    n, d = pit.shape
+    centred = pit - 0.5
+    counts = np.stack([np.histogram(pit[:, i], bins=n_bins, range=(0, 1))[0] for i in range(d)])
+    chi2 = ((counts - n / n_bins) ** 2).sum(axis=1) / (n / n_bins)
+    pairs = (12 * centred.T @ centred / np.sqrt(n))[np.triu_indices(d, 1)]
+    scores = {
+        "mean": centred.mean(axis=0) * np.sqrt(12 * n),
+        "variance": ((centred**2).mean(axis=0) - 1 / 12) * np.sqrt(180 * n),
+        "histogram": chi2_z(chi2, n_bins - 1),
+    }
+    if len(pairs):
+        scores["correlation"] = chi2_z(np.square(pairs).sum(), len(pairs))
+    return scores
+
+
+def velocity_scores(tree, x, v, temperature):
+    """z values of velocities [n, N, 3]: lab and body frame, kinetic energy, and with positions."""
+    n = len(x)
+    width = np.sqrt(KB * temperature / tree.masses.numpy())[:, None]
+    lab = (v.numpy() / width).reshape(n, -1)
+    body = (tree.body_velocities(x, v).numpy() / width).reshape(n, -1)
+    scores = {}
+    for frame, unit in (("lab", lab), ("body", body)):
+        scores[f"{frame} velocity mean"] = unit.mean(axis=0) * np.sqrt(n)
+        scores[f"{frame} velocity variance"] = ((unit**2).mean(axis=0) - 1) * np.sqrt(n / 2)
+    dof = lab.shape[1]
+    kinetic = np.square(lab).sum(axis=1)
+    scores["kinetic energy"] = (kinetic.mean() - dof) * np.sqrt(n / (2 * dof))
+    position = np.sqrt(12) * (tree.pit(x, temperature) - 0.5)
+    for power in (1, 2):
+        values = body if power == 1 else (body**2 - 1) / np.sqrt(2)
+        cross = position.T @ values / np.sqrt(n)
+        scores[f"position and velocity^{power}"] = chi2_z(np.square(cross).sum(), cross.size)
+    within = (body.T @ body / np.sqrt(n))[np.triu_indices(dof, 1)]
+    scores["velocity correlation"] = chi2_z(np.square(within).sum(), len(within))
+    return scores
