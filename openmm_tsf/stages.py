@@ -228,7 +228,7 @@ def build_flow(dataset: MDDataset, settings: FlowSettings, seed: int) -> Augment
     """An untrained flow with its fixed layers fitted on the training part of the frames."""
     kind = {"tsf": TemperatureSteerableFlow, "realnvp": RealNVPFlow}[settings.kind]
     return kind.from_dataset(
-        dataset.split().train,
+        dataset,
         n_momenta=settings.n_momenta,
         n_blocks=settings.n_blocks,
         hidden=settings.hidden,

@@ -116,7 +116,8 @@ def steering_residual(flow, temperature=300.0):
         + flow.whitening.forward_and_log_det(v[:, : flow.n_coordinates])[1]
     )
     expected = -0.5 * size * math.log(2 * math.pi * tau)
-    expected += kappa * 0.5 * size * math.log(2 * math.pi) + (kappa - 1) * log_det.item()
+    constant = log_det.item() + flow.log_multiplicity
+    expected += kappa * 0.5 * size * math.log(2 * math.pi) + (kappa - 1) * constant
     return residual, expected
 
 

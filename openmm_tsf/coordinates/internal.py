@@ -9,7 +9,7 @@ relative to Cartesian volume modulo rigid motion: the square map is 3N -> 3N wit
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import openmm.app as app
@@ -30,6 +30,7 @@ from openmm_tsf.coordinates.geometry import (
 from openmm_tsf.coordinates.handedness import is_mirrored, reference_handedness
 from openmm_tsf.coordinates.placement import Placement
 from openmm_tsf.coordinates.regularise import beyond_branch, hold, outside_half_circle
+from openmm_tsf.coordinates.symmetry import Labels, Triple
 from openmm_tsf.coordinates.zmatrix import ZMatrix
 from openmm_tsf.units import NANOMETER, in_unit
 
@@ -81,6 +82,7 @@ class InternalCoordinates(nn.Module):
         branch_cuts: Tensor,
         coordinates: str = "volume",
         dtype: torch.dtype = torch.float64,
+        equivalent: Sequence[Triple] = (),
     ) -> None:
         super().__init__()
         if coordinates not in ("volume", "plain"):
@@ -112,6 +114,7 @@ class InternalCoordinates(nn.Module):
             )
         )
         self.register_buffer("kinds", kinds)
+        self.labelling = Labels(zmatrix.rows, handedness.tolist(), equivalent)
         labels = ("bond", "angle", "torsion", "offset")
         atoms = [zmatrix.rows[1:, :2], zmatrix.rows[2:, :3], zmatrix.rows[3:, :4]]
         quartets = [quartet for block in atoms for quartet in block]
@@ -127,6 +130,7 @@ class InternalCoordinates(nn.Module):
         positions: Any,
         coordinates: str = "volume",
         dtype: torch.dtype = torch.float64,
+        equivalent: Sequence[Triple] = (),
     ) -> Self:
         """Coordinates of a single molecule.
 
@@ -141,6 +145,10 @@ class InternalCoordinates(nn.Module):
             ``"volume"`` (constant Jacobian) or ``"plain"``.
         dtype
             Of all computations: torch.float64 or torch.float32.
+        equivalent
+            Groups of three hydrogens to relabel so that one of three equal copies of the density
+            is left (:func:`openmm_tsf.coordinates.symmetry.equivalent_hydrogens`). Conformations
+            in another labelling map to the same u; :meth:`place` gives them their labels back.
 
         Raises
         ------
@@ -163,7 +171,7 @@ class InternalCoordinates(nn.Module):
         )
         bonds, _, torsions = (part[0] for part in plain.bonds_angles_torsions(reference[None]))
         handedness = reference_handedness(zmatrix, torsions)
-        return cls(zmatrix, handedness, bonds, torsions - math.pi, coordinates, dtype)
+        return cls(zmatrix, handedness, bonds, torsions - math.pi, coordinates, dtype, equivalent)
 
     # ------------------------------------------------------------------ the door
 
@@ -190,7 +198,26 @@ class InternalCoordinates(nn.Module):
         good &= ((angles > low) & (angles < high)).all(-1)
         good &= ((torsions >= cuts) & (torsions < cuts + TWO_PI)).all(-1)
         good &= (torsions[:, handed].sin() * self.handedness[handed] > 0).all(-1)
+        if len(self.labelling):
+            good &= self.labelling.inside(torsions, cuts)
         return good
+
+    def labels(self, x: Tensor) -> Tensor:
+        """Which third of the circle each group of equivalent hydrogens is in: [B, G], 0 to 2.
+
+        ``relabel(x, labels(x))`` has labels 0, which is where the coordinates live.
+        """
+        self._check_x(x)
+        return self.labelling.of(self._measure(x)[3].T, self.branch_cuts)
+
+    def relabel(self, x: Tensor, shift: Tensor) -> Tensor:
+        """x [B, N, 3] with each group's hydrogens turned by shift [B, G] thirds."""
+        return self.labelling.turn(x, shift)
+
+    @property
+    def log_multiplicity(self) -> float:
+        """ln of the number of labelled copies of each u: G ln 3."""
+        return len(self.labelling) * math.log(3.0)
 
     def is_mirror_image(self, x: Tensor) -> Tensor:
         """Whether any tetrahedral centre of x [B, N, 3] has the wrong handedness: bool [B].
@@ -229,7 +256,7 @@ class InternalCoordinates(nn.Module):
         n_torsions = len(self.branch_cuts)
         if angles.ndim != 2 or angles.shape[1] != n_torsions:
             raise ValueError(f"angles: expected shape [F, {n_torsions}], got {tuple(angles.shape)}")
-        self.set_branch_cuts(emptiest_angles(angles))
+        self.set_branch_cuts(self.labelling.fold_cuts(emptiest_angles(angles), angles))
         return self.branch_cuts
 
     # ------------------------------------------------------------------ Cartesian to internal
@@ -264,6 +291,8 @@ class InternalCoordinates(nn.Module):
         or collinear atoms, NaN).
         """
         self._check_x(x)
+        if len(self.labelling):
+            x = self.relabel(x, self.labels(x))
         r, cos, sin, torsion = self._measure(x)
         if self.is_constant_log_det:
             parts = (r * r * r / 3.0, -cos, torsion)
@@ -334,9 +363,13 @@ class InternalCoordinates(nn.Module):
         return self._build(u, rotation, translation)
 
     def place(self, u: Tensor, like: Tensor) -> Tensor:
-        """Conformations [B, N, 3] with coordinates u [B, 3N-6], each in the pose of `like`."""
+        """Conformations [B, N, 3] with coordinates u [B, 3N-6], each in the pose of `like`.
+
+        Equivalent hydrogens have the labels of `like` as well.
+        """
         self._check_x(like, "like")
-        return self.from_pose(u, *self.pose(like))
+        x = self.from_pose(u, *self.pose(like))
+        return self.relabel(x, (-self.labels(like)) % 3) if len(self.labelling) else x
 
     # ------------------------------------------------------------------ training only
 
@@ -371,6 +404,9 @@ class InternalCoordinates(nn.Module):
             + beyond_branch(torsions, self.branch_cuts)
             + outside_half_circle(torsions[:, handed], self.handedness[handed])
         )
+        if len(self.labelling):
+            span = self.labelling.span(torsions, self.branch_cuts)
+            penalty = penalty + torch.relu(span - TWO_PI).square().sum(-1)
         return torch.cat((bonds * scale, angles, torsions), dim=1), penalty
 
     def forward_regularised(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -392,6 +428,7 @@ class InternalCoordinates(nn.Module):
             "handedness": self.handedness.tolist(),
             "reference_bonds": self.reference_bonds.tolist(),
             "branch_cuts": self.branch_cuts.tolist(),
+            "equivalent": self.labelling.triples,
         }
 
     @classmethod
@@ -404,4 +441,5 @@ class InternalCoordinates(nn.Module):
             torch.tensor(config["branch_cuts"], dtype=torch.float64),
             config["coordinates"],
             getattr(torch, config["dtype"]),
+            config["equivalent"],
         )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from openmm_tsf.coordinates.internal import InternalCoordinates
+from openmm_tsf.coordinates.symmetry import equivalent_hydrogens
 from openmm_tsf.coordinates.whitening import Whitening
 from openmm_tsf.flows.bijector import Chain
 from openmm_tsf.units import as_temperature
@@ -137,8 +138,13 @@ class AugmentedFlow(nn.Module):
         """Number of trainable parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
+    @property
+    def log_multiplicity(self) -> float:
+        """ln of the number of labelled configurations that share one v."""
+        return 0.0 if self.coordinates is None else self.coordinates.log_multiplicity
+
     def place(self, x: Tensor, like: Tensor) -> Tensor:
-        """Configurations x in the pose of `like`, both [B, *event]."""
+        """Configurations x in the pose (and hydrogen labels) of `like`, both [B, *event]."""
         if self.coordinates is None:
             return x
         u, _ = self.coordinates.inverse_and_log_det(x)
@@ -217,11 +223,16 @@ class AugmentedFlow(nn.Module):
     def sample(self, n: int, temperature: Any, generator: torch.Generator) -> FlowSample:
         """Draw n configurations at a temperature in K (biased: the flow is an approximation).
 
-        Draws outside the domain have log_prob +inf, so that their weight is zero.
+        Draws outside the domain have log_prob +inf, so that their weight is zero. Equivalent
+        hydrogens are labelled at random.
         """
         v = self.sample_prior(n, temperature, generator)
         (x, momenta), log_det = self.forward_and_log_det(v)
-        return FlowSample(x, momenta, self.prior_log_prob(v, temperature) - log_det)
+        if self.coordinates is not None and self.log_multiplicity:
+            shape = (n, len(self.coordinates.labelling))
+            x = self.coordinates.relabel(x, torch.randint(3, shape, generator=generator))
+        log_prob = self.prior_log_prob(v, temperature) - log_det - self.log_multiplicity
+        return FlowSample(x, momenta, log_prob)
 
     def log_prob(self, x: Tensor, momenta: Tensor, temperature: Any) -> Tensor:
         """Joint log-density log p(x, p) [B] at a temperature in K.
@@ -229,7 +240,7 @@ class AugmentedFlow(nn.Module):
         x is measured by Cartesian volume modulo rigid motion (nm); -inf outside the domain.
         """
         v, log_det = self.inverse_and_log_det(x, momenta)
-        return self.prior_log_prob(v, temperature) + log_det
+        return self.prior_log_prob(v, temperature) + log_det - self.log_multiplicity
 
     # -- construction and files --------------------------------------------------------------
 
@@ -242,6 +253,7 @@ class AugmentedFlow(nn.Module):
         n_blocks: int = 8,
         hidden: Sequence[int] = (128, 128),
         coordinates: str = "volume",
+        fold_methyls: bool = True,
         seed: int = 0,
     ) -> Self:
         """A flow for the dataset's molecule with whitening fitted on its frames.
@@ -257,6 +269,9 @@ class AugmentedFlow(nn.Module):
             Sizes of the network.
         coordinates
             ``"volume"`` (constant Jacobian) or ``"plain"``.
+        fold_methyls
+            Learn one of the three equal copies that each methyl group's labelled hydrogens make
+            (only where the System really does not tell them apart).
         seed
             Seed of the weights.
         """
@@ -272,7 +287,10 @@ class AugmentedFlow(nn.Module):
                 seed=seed,
             )
         layer = InternalCoordinates.from_topology(
-            molecule.topology, molecule.positions, coordinates=coordinates
+            molecule.topology,
+            molecule.positions,
+            coordinates=coordinates,
+            equivalent=equivalent_hydrogens(molecule) if fold_methyls else (),
         )
         layer.fit_branch_cuts(layer.bonds_angles_torsions(dataset.positions)[2])
         u, log_det = layer.inverse_and_log_det(dataset.positions)

@@ -44,6 +44,7 @@ class AffineCoupling(nn.Module):
 
     transformed: Tensor
     conditioner: Tensor
+    order: Tensor
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class AffineCoupling(nn.Module):
         return active, passive, shift, log_scale
 
     def _join(self, active: Tensor, passive: Tensor) -> Tensor:
-        return torch.cat([active, passive], dim=1).index_select(1, self.order)  # type: ignore[arg-type]
+        return torch.cat([active, passive], dim=1).index_select(1, self.order)
 
     def _log_det(self, log_scale: Tensor) -> Tensor:
         if self.is_constant_log_det:
@@ -102,6 +103,7 @@ class Scale(nn.Module):
     """
 
     is_constant_log_det = True
+    mask: Tensor
 
     def __init__(self, n_features: int, n_scaled: int) -> None:
         super().__init__()

@@ -2,19 +2,26 @@
 
 from typing import ClassVar
 
+import numpy as np
 from torch import nn
 
 from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.flows.coupling import AffineCoupling, Scale
 
+_MASK_SEED = 99
+
 
 class TemperatureSteerableFlow(AugmentedFlow):
     """One flow for every temperature: constant Jacobian, prior N(0, T/T_ref).
 
-    z is scaled by k, then z and the momenta q are coupled by volume-preserving affine layers in
-    turn (arXiv:2012.00429, Fig. 1). With volume internal coordinates the whole map's Jacobian is
+    z is scaled by k, then coordinates and momenta are coupled by volume-preserving affine layers
+    (arXiv:2012.00429, Fig. 1). With volume internal coordinates the whole map's Jacobian is
     constant, so p(x, p; T') is proportional to p(x, p; T)^(T/T') exactly (eq. 4). See
     :class:`openmm_tsf.flows.augmented.AugmentedFlow` for the parameters.
+
+    The paper couples z with q only. There the identity is a saddle point of the likelihood (q is
+    independent of z, so neither conditioner has a gradient at first), and training starts slowly;
+    here each block updates a random half of z and of q given the other halves, then the converse.
     """
 
     kind: ClassVar[str] = "tsf"
@@ -24,8 +31,13 @@ class TemperatureSteerableFlow(AugmentedFlow):
         d, m = self.n_coordinates, self.n_momenta
         if m < 1:
             raise ValueError(f"n_momenta: a TSF expects at least 1, got {m}")
+        rng = np.random.default_rng(_MASK_SEED)
         layers: list[nn.Module] = [Scale(d + m, d)]
         for _ in range(n_blocks):
-            layers.append(AffineCoupling(d + m, range(d, d + m), hidden, True))
-            layers.append(AffineCoupling(d + m, range(d), hidden, True))
+            z, q = rng.permutation(d), d + rng.permutation(m)
+            first = [*z[: d // 2].tolist(), *q[m // 2 :].tolist()]
+            second = [*z[d // 2 :].tolist(), *q[: m // 2].tolist()]
+            layers.append(AffineCoupling(d + m, first, hidden, True))
+            if second:
+                layers.append(AffineCoupling(d + m, second, hidden, True))
         return layers

@@ -12,6 +12,10 @@ from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.flows.bijector import Chain
 from openmm_tsf.potentials.base import Potential
 
+#: Weight of a squared step (radians, or relative) outside the domain, in nats. Steep enough that
+#: the draws turn back within about 0.1 rad of the wall.
+PENALTY = 50.0
+
 
 def whitened(flow: AugmentedFlow, x: Tensor) -> tuple[Tensor, Tensor]:
     """Data in the network's output space, computed once before training.
@@ -28,9 +32,9 @@ def whitened(flow: AugmentedFlow, x: Tensor) -> tuple[Tensor, Tensor]:
     y : Tensor
         [B, d].
     log_det : Tensor
-        log|det dy/dx| [B].
+        log|det dy/dx| [B], less the ln of the number of labelled configurations that share one y.
     """
-    total = x.new_zeros(len(x))
+    total = x.new_full((len(x),), -flow.log_multiplicity)
     with torch.no_grad():
         for layer in (flow.coordinates, flow.whitening):
             if layer is not None:
@@ -115,7 +119,7 @@ def variational_free_energy(
     d = flow.n_coordinates
     momenta = y[:, d:].double()
     x = y[:, :d].double()
-    total = log_det.double()
+    total = log_det.double() + flow.log_multiplicity
     if flow.whitening is not None:
         x, extra = flow.whitening.forward_and_log_det(x)
         total = total + extra
@@ -128,4 +132,4 @@ def variational_free_energy(
     tau = tau.double()
     kt = potential.boltzmann_constant * flow.reference_temperature * tau
     energy = soften(potential.energy(x), ceiling, kt)
-    return energy / kt + penalty + 0.5 * momenta.square().sum(dim=1) / tau - total
+    return energy / kt + PENALTY * penalty + 0.5 * momenta.square().sum(dim=1) / tau - total

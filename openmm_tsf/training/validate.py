@@ -185,7 +185,7 @@ class Validator:
         v = self.noise * math.sqrt(tau)
         y, log_det = network.forward_and_log_det(v)
         x, momenta = y[:, : flow.n_coordinates].double(), y[:, flow.n_coordinates :].double()
-        total = log_det.double()
+        total = log_det.double() + flow.log_multiplicity
         for layer in (flow.whitening, flow.coordinates):
             if layer is not None:
                 x, extra = layer.forward_and_log_det(x)

@@ -1,0 +1,293 @@
+"""Equivalent hydrogens: found, verified, relabelled, and sampled without bias."""
+
+import itertools
+import math
+
+import numpy as np
+import openmm
+import openmm.app as app
+import pytest
+import torch
+
+from openmm_tsf.coordinates.internal import InternalCoordinates
+from openmm_tsf.coordinates.symmetry import equivalent_hydrogens, methyl_hydrogens
+from openmm_tsf.coordinates.whitening import Whitening
+from openmm_tsf.dataset import MDDataset
+from openmm_tsf.flows import TemperatureSteerableFlow
+from openmm_tsf.potentials.base import Potential
+from openmm_tsf.sampling.kernels import FlowIndependence, FlowWalk, WalkerState
+from openmm_tsf.systems import MolecularSystem
+from openmm_tsf.units import KB
+
+METHYLS = [(0, 2, 3), (11, 12, 13), (19, 20, 21)]  # of ACE, of the side chain, of NME
+
+
+def test_methyls_of_alanine_dipeptide(molecule):
+    assert [tuple(sorted(t)) for t in methyl_hydrogens(molecule.topology)] == METHYLS
+    assert [tuple(sorted(t)) for t in equivalent_hydrogens(molecule)] == METHYLS
+
+
+def test_groups_that_the_system_tells_apart_are_left_out(molecule):
+    system = openmm.XmlSerializer.clone(molecule.system)
+    system.setParticleMass(12, 2.0)  # deuterium
+    force = next(f for f in system.getForces() if isinstance(f, openmm.NonbondedForce))
+    charge, sigma, epsilon = force.getParticleParameters(20)
+    force.setParticleParameters(20, 2 * charge, sigma, epsilon)
+    other = MolecularSystem(system, molecule.topology, molecule.positions)
+    assert [tuple(sorted(t)) for t in equivalent_hydrogens(other)] == METHYLS[:1]
+
+
+@pytest.fixture(scope="module")
+def frames(molecule):
+    return MDDataset.shipped(molecule, stride=100).positions
+
+
+@pytest.fixture(scope="module")
+def layer(molecule, frames):
+    layer = InternalCoordinates.from_topology(
+        molecule.topology, molecule.positions, equivalent=equivalent_hydrogens(molecule)
+    )
+    layer.fit_branch_cuts(layer.bonds_angles_torsions(frames)[2])
+    return layer
+
+
+def test_relabelling(layer, frames):
+    labels = layer.labels(frames)
+    assert labels.shape == (len(frames), 3)
+    assert set(labels.flatten().tolist()) == {0, 1, 2}
+    first = layer.relabel(frames, labels)
+    assert not layer.labels(first).any()
+    u, log_det = layer.inverse_and_log_det(frames)
+    assert torch.isfinite(log_det).all()
+    torch.testing.assert_close(layer.inverse_and_log_det(first)[0], u, rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer.place(u, like=frames), frames, rtol=0, atol=1e-9)
+    # Each third of a turn is another labelling of the same conformation.
+    turned = layer.relabel(frames, torch.ones_like(labels))
+    assert (turned - frames).abs().max() > 0.1
+    torch.testing.assert_close(layer.inverse_and_log_det(turned)[0], u, rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer.relabel(turned, 2 * torch.ones_like(labels)), frames)
+    assert layer.log_multiplicity == pytest.approx(math.log(27))
+
+
+def test_one_third_of_the_circle_is_the_domain(layer, frames):
+    u, _ = layer.inverse_and_log_det(frames)
+    assert layer.in_domain(u).all()
+    columns = (layer.kinds >= 2).nonzero()[0, 0] + layer.labelling.columns
+    for primary, _, _ in columns.tolist():
+        beyond = u.clone()
+        beyond[:, primary] += math.pi
+        assert not layer.in_domain(beyond).any()
+        assert torch.isneginf(layer.forward_and_log_det(beyond)[1]).all()
+        assert (layer.regularise(beyond)[1] > 0).all()
+    again = InternalCoordinates.from_config(layer.to_config())
+    assert torch.equal(again.in_domain(u), layer.in_domain(u))
+    assert torch.equal(again.inverse_and_log_det(frames)[0], u)
+
+
+def test_draws_have_every_labelling(molecule):
+    dataset = MDDataset.shipped(molecule, stride=40)
+    flow = TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(8,))
+    sample = flow.sample(900, 600.0, torch.Generator().manual_seed(1))
+    inside = torch.isfinite(sample.log_prob)
+    counts = torch.stack(
+        [(flow.coordinates.labels(sample.x[inside]) == k).sum(0) for k in range(3)]
+    )
+    n = int(inside.sum())
+    assert (counts - n / 3).abs().max() < 4 * math.sqrt(n * 2 / 9)
+    # A density over labelled configurations: NLL with and without folding are comparable.
+    plain = TemperatureSteerableFlow.from_dataset(
+        dataset, n_blocks=1, hidden=(8,), fold_methyls=False
+    )
+    p = torch.zeros(len(dataset), flow.n_momenta, dtype=torch.float64)
+    gain = (
+        flow.log_prob(dataset.positions, p, 600) - plain.log_prob(dataset.positions, p, 600)
+    ).mean()
+    assert 0 < gain < math.log(27)
+
+
+# -- a methyl group with an exact distribution of its three dihedrals ---------------------------
+
+ATOMS = (("C0", "C"), ("C1", "C"), ("O2", "O"), ("H3", "H"), ("H4", "H"), ("H5", "H"))
+BONDS = ((0, 1), (1, 2), (0, 3), (0, 4), (0, 5))
+POSITIONS = 0.1 * np.array(
+    [[0, 0, 0], [1.5, 0, 0], [2.0, 1.3, 0], [-0.4, 1.0, 0.1], [-0.4, -0.5, 0.9], [-0.4, -0.5, -0.9]]
+)
+
+PAIRS = 30.0
+
+
+class Methyl(Potential):
+    """Harmonic bonds and angles; dihedrals t of the three hydrogens coupled symmetrically.
+
+    U(t) = sum 2 cos t + 3 cos 3t + 1.5 sin 2t + sum over pairs 30 cos(t_i - t_j), in kJ/mol.
+    """
+
+    event_shape, boltzmann_constant = (6, 3), KB
+
+    def __init__(self):
+        self.topology = app.Topology()
+        residue = self.topology.addResidue("MET", self.topology.addChain())
+        atoms = [self.topology.addAtom(n, app.Element.getBySymbol(s), residue) for n, s in ATOMS]
+        for first, second in BONDS:
+            self.topology.addBond(atoms[first], atoms[second])
+        self.plain = InternalCoordinates.from_topology(self.topology, POSITIONS, "plain")
+
+    @staticmethod
+    def of_dihedrals(t):
+        single = 2.0 * t.cos() + 3.0 * (3 * t).cos() + 1.5 * (2 * t).sin()
+        pairs = sum((t[:, i] - t[:, j]).cos() for i, j in itertools.combinations(range(3), 2))
+        return single.sum(1) + PAIRS * pairs
+
+    def dihedrals(self, x):
+        """Of the three hydrogens [B, 3], by label."""
+        torsions = self.plain.bonds_angles_torsions(x)[2]
+        rows = self.plain.zmatrix.rows[3:]
+        primary = next(i for i, row in enumerate(rows) if int(row[3]) not in (3, 4, 5))
+        order = np.argsort(rows[:, 0])
+        total = torsions + torsions[:, primary : primary + 1]
+        total[:, primary] = torsions[:, primary]
+        return total[:, order]
+
+    def energy(self, x):
+        self.n_evaluations += len(x)
+        r, theta, _ = self.plain.bonds_angles_torsions(x)
+        harmonic = 2e4 * (r - 0.12).square().sum(1) + 60 * (theta - 1.9).square().sum(1)
+        return harmonic + self.of_dihedrals(self.dihedrals(x))
+
+    def energy_and_forces(self, x):
+        raise AssertionError("these kernels need no forces")
+
+    def right_handed(self, t):
+        """Whether the hydrogens follow each other within half a turn, in the reference's order."""
+        hand = self.plain.handedness[self.plain.handedness != 0]
+        rows = [r for r in self.plain.zmatrix.rows[3:].tolist() if r[3] in (3, 4, 5)]
+        order = [rows[0][3] - 3, *(r[0] - 3 for _, r in sorted(zip(-hand, rows, strict=True)))]
+        gaps = t[:, [order[1], order[2], order[0]]] - t[:, order]
+        return (gaps.sin() > 0).all(1)
+
+    def sample(self, n, temperature, generator):
+        """Exact samples by rejection (dihedrals) and quadrature (bonds, angles)."""
+        kt, kinds = KB * temperature, self.plain.kinds.tolist()
+        u = torch.zeros(n, 12, dtype=torch.float64)
+        for column, kind in enumerate(kinds):
+            if kind == 0:
+                grid = np.linspace(0.01, 0.25, 4001)
+                log_p = -2e4 * (grid - 0.12) ** 2 / kt + 2 * np.log(grid)
+            elif kind == 1:
+                grid = np.linspace(1e-6, math.pi - 1e-6, 4001)
+                log_p = -60 * (grid - 1.9) ** 2 / kt + np.log(np.sin(grid))
+            else:
+                continue
+            cdf = np.cumsum(np.exp(log_p - log_p.max()))
+            uniform = torch.rand(n, generator=generator, dtype=torch.float64).numpy()
+            u[:, column] = torch.from_numpy(np.interp(uniform, cdf / cdf[-1], grid))
+        kept = []
+        while sum(map(len, kept)) < n:
+            draws = torch.rand(200_000, 4, generator=generator, dtype=torch.float64)
+            t = 2 * math.pi * draws[:, :3]
+            # Each single term is at least -6.5, the three pairs together at least -1.5.
+            lowest = -3 * 6.5 - 1.5 * PAIRS
+            accept = draws[:, 3].log() < (lowest - self.of_dihedrals(t)) / kt
+            kept.append(t[accept & self.right_handed(t)])
+        t = torch.cat(kept)[:n]
+        rows = self.plain.zmatrix.rows[3:].tolist()
+        columns = [t[:, r[0] - 3] - (t[:, r[3] - 3] if r[3] in (3, 4, 5) else 0.0) for r in rows]
+        cuts = self.plain.branch_cuts
+        u[:, 9:] = cuts + torch.remainder(torch.stack(columns, dim=1) - cuts, 2 * math.pi)
+        x, log_det = self.plain.forward_and_log_det(u)
+        assert torch.isfinite(log_det).all()
+        return x
+
+    def exact(self, functions, temperature, size=96):
+        """Expectations over the right-handed part of the three circles, by quadrature."""
+        axis = (torch.arange(size, dtype=torch.float64) + 0.5) * (2 * math.pi / size)
+        t = torch.cartesian_prod(axis, axis, axis)
+        t = t[self.right_handed(t)]
+        weight = torch.softmax(-self.of_dihedrals(t) / (KB * temperature), 0)
+        return [float((weight * f(t)).sum()) for f in functions]
+
+
+FUNCTIONS = [
+    *(lambda t, i=i, k=k, f=f: f(k * t[:, i]) for i in range(3) for k in (1, 2, 3)
+      for f in (torch.sin, torch.cos)),
+    *(lambda t, i=i, j=j, f=f: f(t[:, i] - t[:, j]) for i, j in ((0, 1), (1, 2), (2, 0))
+      for f in (torch.sin, torch.cos)),
+]  # fmt: skip
+TEMPERATURE = 450.0
+N = 8_000
+
+
+@pytest.fixture(scope="module")
+def methyl():
+    return Methyl()
+
+
+@pytest.fixture(scope="module")
+def start(methyl):
+    return methyl.sample(N, TEMPERATURE, torch.Generator().manual_seed(11))
+
+
+def folded_flow(methyl, start, coordinates="volume"):
+    layer = InternalCoordinates.from_topology(
+        methyl.topology, POSITIONS, coordinates, equivalent=[(3, 4, 5)]
+    )
+    assert len(layer.labelling) == 1
+    cuts = layer.fit_branch_cuts(layer.bonds_angles_torsions(start)[2]).clone()
+    cuts[layer.labelling.columns[0, 0]] += (
+        math.pi / 3
+    )  # through the middle of a mode: the hard case
+    layer.set_branch_cuts(cuts)
+    whitening = Whitening.fit(layer.inverse_and_log_det(start)[0], layer.kinds)
+    flow = TemperatureSteerableFlow(12, 4, 2, (12,), 500.0, layer, whitening, seed=2)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += 0.3 * noise / max(parameter.shape[-1:] or (1,)) ** 0.5
+    return flow
+
+
+def scores(methyl, x):
+    expected = methyl.exact(FUNCTIONS, TEMPERATURE)
+    t = methyl.dihedrals(x)
+    values = [f(t) for f in FUNCTIONS]
+    return max(
+        abs(float((v.mean() - e) / (v.std() / len(v) ** 0.5)))
+        for v, e in zip(values, expected, strict=True)
+    )
+
+
+def run(methyl, start, flow):
+    state = WalkerState(
+        start[:, None], None, methyl.energy(start)[:, None], torch.zeros(len(start), 1).long()
+    )
+    generator = torch.Generator().manual_seed(3)
+    ladder = (TEMPERATURE,)
+    moves = [FlowWalk(flow, methyl, ladder, 0.5), FlowIndependence(flow, methyl, ladder)]
+    accepted = torch.zeros(2)
+    for _ in range(3):
+        for i, move in enumerate(moves):
+            state, info = move(state, generator)
+            accepted[i] += int(info.accepted.sum())
+    return state.x[:, 0], accepted / (3 * len(start))
+
+
+def test_exact_start(methyl, start):
+    assert scores(methyl, start) < 4
+
+
+@pytest.mark.parametrize("coordinates", ["volume", "plain"])
+def test_moves_leave_the_exact_distribution(methyl, start, coordinates):
+    x, acceptance = run(methyl, start, folded_flow(methyl, start, coordinates))
+    assert (acceptance > 0.05).all()
+    assert (acceptance < 0.95).all()
+    assert scores(methyl, x) < 4
+
+
+def test_wrapping_into_the_domain_is_noticed(methyl, start, monkeypatch):
+    """A mutant: any third of the circle is let in, though the way back leads to another v."""
+    flow = folded_flow(methyl, start)
+    labelling = flow.coordinates.labelling
+    monkeypatch.setattr(labelling, "span", lambda torsions, cuts: 0 * torsions[:, :1])
+    x, _ = run(methyl, start, flow)
+    assert scores(methyl, x) > 6
