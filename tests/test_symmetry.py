@@ -214,7 +214,7 @@ FUNCTIONS = [
       for f in (torch.sin, torch.cos)),
 ]  # fmt: skip
 TEMPERATURE = 450.0
-N = 8_000
+N = 10_000
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +244,7 @@ def folded_flow(methyl, start, coordinates="volume"):
         for parameter in flow.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter += 0.3 * noise / max(parameter.shape[-1:] or (1,)) ** 0.5
+        whitening.soft_scale *= 3  # wide draws: many leave the third of a circle
     return flow
 
 
@@ -265,11 +266,11 @@ def run(methyl, start, flow):
     ladder = (TEMPERATURE,)
     moves = [FlowWalk(flow, methyl, ladder, 0.5), FlowIndependence(flow, methyl, ladder)]
     accepted = torch.zeros(2)
-    for _ in range(3):
+    for _ in range(10):
         for i, move in enumerate(moves):
             state, info = move(state, generator)
             accepted[i] += int(info.accepted.sum())
-    return state.x[:, 0], accepted / (3 * len(start))
+    return state.x[:, 0], accepted / (10 * len(start))
 
 
 def test_exact_start(methyl, start):
@@ -279,7 +280,7 @@ def test_exact_start(methyl, start):
 @pytest.mark.parametrize("coordinates", ["volume", "plain"])
 def test_moves_leave_the_exact_distribution(methyl, start, coordinates):
     x, acceptance = run(methyl, start, folded_flow(methyl, start, coordinates))
-    assert (acceptance > 0.05).all()
+    assert (acceptance > 0.02).all(), acceptance
     assert (acceptance < 0.95).all()
     assert scores(methyl, x) < 4
 
@@ -290,4 +291,4 @@ def test_wrapping_into_the_domain_is_noticed(methyl, start, monkeypatch):
     labelling = flow.coordinates.labelling
     monkeypatch.setattr(labelling, "span", lambda torsions, cuts: 0 * torsions[:, :1])
     x, _ = run(methyl, start, flow)
-    assert scores(methyl, x) > 6
+    assert scores(methyl, x) > 5
