@@ -35,7 +35,9 @@ SWAPS_PER_RECORD = 10  # 1 ps
 RECORDS_PER_FRAME = 10  # 10 ps
 RECORDS_PER_SEGMENT = 250
 EQUILIBRATION_SWAPS = 1000  # 100 ps
+FRAME_STRIDE = 2  # of the stored frames, in the exported file: 20 ps
 PHI, PSI = [4, 6, 8, 14], [6, 8, 14, 16]
+OMEGAS = [[1, 4, 6, 8], [8, 14, 16, 18]]
 
 
 def build_system(pdb):
@@ -72,7 +74,7 @@ class ReplicaExchange:
         if checkpoint.exists():
             self.load(checkpoint)
         else:
-            for context, temperature in zip(self.contexts, TEMPERATURES_K):
+            for context, temperature in zip(self.contexts, TEMPERATURES_K, strict=True):
                 context.setPositions(pdb.positions)
                 openmm.LocalEnergyMinimizer.minimize(context, 10.0, 200)
                 context.setVelocitiesToTemperature(
@@ -167,12 +169,8 @@ class ReplicaExchange:
 
 
 def run(args):
-    sampler = ReplicaExchange(
-        args.directory,
-        args.seed + 1000 * len(os.listdir(args.directory))
-        if os.path.isdir(args.directory)
-        else args.seed,
-    )
+    segments = len(list(Path(args.directory).glob("segment*.npz")))
+    sampler = ReplicaExchange(args.directory, args.seed + segments)
     end = time.monotonic() + 60 * args.minutes
     while time.monotonic() < end:
         start = time.monotonic()
@@ -185,6 +183,47 @@ def run(args):
         )
 
 
+def export(args):
+    """All segments in one file, with standard errors, and thinned positions of two rungs."""
+    from openmm_tsf.analysis.errors import estimate_mean
+
+    paths = sorted(Path(args.directory).glob("segment*.npz"))
+    parts = [np.load(path) for path in paths if ".tmp" not in path.name]
+    data = {
+        key: np.concatenate([part[key] for part in parts])
+        for key in ("phi", "psi", "energy", "replica", "positions")
+    }
+    positions = data.pop("positions")
+    topology = mdtraj.Topology.from_openmm(app.PDBFile(str(HERE / "ala2.pdb")).topology)
+    frames = mdtraj.Trajectory(positions.reshape(-1, *positions.shape[2:]), topology)
+    omega = mdtraj.compute_dihedrals(frames, OMEGAS)
+    n_cis = int((np.abs(omega) < np.pi / 2).sum())
+    columns = {}
+    for name, series in (("phi_positive", data["phi"] > 0), ("mean_energy", data["energy"])):
+        found = [estimate_mean(series[:, rung, None]) for rung in range(len(TEMPERATURES_K))]
+        columns[name] = np.array([estimate.value for estimate in found])
+        columns[name + "_stderr"] = np.array([estimate.stderr for estimate in found])
+    np.savez_compressed(
+        args.output,
+        temperatures_K=TEMPERATURES_K,
+        interval_ps=TIMESTEP_PS * STEPS_PER_SWAP * SWAPS_PER_RECORD,
+        n_md_steps=len(data["phi"]) * len(TEMPERATURES_K) * SWAPS_PER_RECORD * STEPS_PER_SWAP,
+        n_cis_frames=n_cis,
+        positions_300K=positions[::FRAME_STRIDE, 0],
+        positions_600K=positions[::FRAME_STRIDE, -1],
+        **data,
+        **columns,
+    )
+    print(f"{len(data['phi'])} ps per rung, {n_cis} frames with a cis peptide bond")
+    for rung, kelvin in enumerate(TEMPERATURES_K):
+        p, error = columns["phi_positive"][rung], columns["phi_positive_stderr"][rung]
+        energy, energy_error = columns["mean_energy"][rung], columns["mean_energy_stderr"][rung]
+        print(
+            f"{kelvin:7.2f} K  P(phi>0) = {p:.5f} +- {error:.5f} ({error / p:.1%})  "
+            f"<U> = {energy:.3f} +- {energy_error:.3f} kJ/mol"
+        )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
@@ -193,6 +232,10 @@ def main():
     command.add_argument("--minutes", type=float, required=True)
     command.add_argument("--seed", type=int, default=20201)
     command.set_defaults(function=run)
+    command = commands.add_parser("export")
+    command.add_argument("--directory", required=True)
+    command.add_argument("--output", default=str(HERE / "ala2_reference.npz"))
+    command.set_defaults(function=export)
     args = parser.parse_args()
     args.function(args)
 

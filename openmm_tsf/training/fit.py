@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from openmm_tsf.dataset import MDDataset
+from openmm_tsf.dataset import MDDataset, basin_labels
 from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.flows.bijector import Chain
 from openmm_tsf.potentials.base import Potential
@@ -49,6 +49,10 @@ class FitSettings:
         the steps and reaches `lambda_max` at ``ramp[1]``.
     temperatures
         Where KL draws are made and the flow is validated, K; None means T_ref only.
+    basin_share
+        Least share of a minor basin (sign of the first phi) in the batches of data. Above its
+        population it keeps the basin through KL training, which would drop it; the flow then
+        proposes the basin somewhat too often, which Metropolis steps correct. 0: as in the data.
     ema_decay
         Decay of the running mean of the weights, which is what is validated and kept.
     max_grad_norm
@@ -72,6 +76,7 @@ class FitSettings:
     lambda_max: float = 0.1
     ramp: tuple[float, float] = (0.3, 0.6)
     temperatures: tuple[float, ...] | None = None
+    basin_share: float = 0.0
     ema_decay: float = 0.998
     max_grad_norm: float = 30.0
     validate_interval: int = 500
@@ -89,6 +94,10 @@ class FitSettings:
             raise ValueError(f"lambda_max: expected a number in [0, 1], got {self.lambda_max!r}")
         if not 0 <= self.ramp[0] <= self.ramp[1]:
             raise ValueError(f"ramp: expected two ascending fractions, got {self.ramp!r}")
+        if not 0 <= self.basin_share <= 0.5:
+            raise ValueError(
+                f"basin_share: expected a number in [0, 0.5], got {self.basin_share!r}"
+            )
         if self.lambda_max > 0 and self.kl_batch_size < 1:
             raise ValueError(
                 f"kl_batch_size: expected a positive integer, got {self.kl_batch_size!r}"
@@ -140,17 +149,23 @@ class FitResult:
 
 
 class _Data:
-    """All training frames in the network's output space, drawn in proportion to nothing but size.
+    """All training frames in the network's output space.
 
     Every dataset has the same share of a batch, however many frames it has, so that a rung with
-    few samples is not drowned.
+    few samples is not drowned; within it a minor basin has at least `basin_share`.
     """
 
     def __init__(
-        self, flow: AugmentedFlow, datasets: Sequence[MDDataset], dtype: torch.dtype
+        self,
+        flow: AugmentedFlow,
+        datasets: Sequence[MDDataset],
+        dtype: torch.dtype,
+        basin_share: float,
     ) -> None:
-        self.parts = []
+        self.parts: list[tuple[Tensor, Tensor, float]] = []
+        self.weights: list[Tensor | None] = []
         for dataset in datasets:
+            self.weights.append(_basin_weights(dataset, basin_share))
             y, log_det = whitened(flow, dataset.positions)
             inside = torch.isfinite(log_det) & torch.isfinite(y).all(dim=1)
             if not bool(inside.all()):
@@ -165,12 +180,30 @@ class _Data:
         shares = torch.full((len(self.parts),), n // len(self.parts))
         shares[: n % len(self.parts)] += 1
         ys, log_dets, taus = [], [], []
-        for (y, log_det, tau), share in zip(self.parts, shares.tolist(), strict=True):
-            index = torch.randint(len(y), (share,), generator=generator)
+        for (y, log_det, tau), weights, share in zip(
+            self.parts, self.weights, shares.tolist(), strict=True
+        ):
+            if weights is None:
+                index = torch.randint(len(y), (share,), generator=generator)
+            else:
+                index = torch.searchsorted(weights, torch.rand(share, generator=generator))
             ys.append(y[index])
             log_dets.append(log_det[index])
             taus.append(torch.full((share,), tau, dtype=y.dtype))
         return torch.cat(ys), torch.cat(log_dets), torch.cat(taus)
+
+
+def _basin_weights(dataset: MDDataset, share: float) -> Tensor | None:
+    """Cumulative weights [F] that give a minor basin its least share; None if it has it."""
+    minor = basin_labels(dataset.molecule, dataset.positions).bool()
+    if float(minor.double().mean()) > 0.5:
+        minor = ~minor
+    found = float(minor.double().mean())
+    if not 0 < found < share:
+        return None
+    weights = torch.where(minor, share / found, (1 - share) / (1 - found))
+    cumulative = (weights.double() / len(minor)).cumsum(0).float()
+    return cumulative / cumulative[-1]
 
 
 class _Fit:
@@ -187,7 +220,8 @@ class _Fit:
         self.flow, self.potential, self.settings = flow, potential, settings
         self.generator = torch.Generator().manual_seed(seed)
         splits = [dataset.split() for dataset in datasets]
-        self.data = _Data(flow, [split.train for split in splits], settings.dtype)
+        train = [split.train for split in splits]
+        self.data = _Data(flow, train, settings.dtype, settings.basin_share)
         self.temperatures = settings.temperatures or (flow.reference_temperature,)
         self.validator = Validator(
             flow,
