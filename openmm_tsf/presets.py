@@ -141,9 +141,13 @@ PRESETS: dict[str, RunSettings] = {
         ),
         sampling=SamplingSettings(n_walkers=16, n_iterations=100, n_tuning=20),
     ),
+    # Twenty minutes on two cores.
     "default": RunSettings(
         fit=FitSettings(n_steps=2500, ramp=(0.4, 0.8)),
+        n_rounds=3,
+        round_iterations=150,
         refit=FitSettings(n_steps=1000, warmup_steps=50, learning_rate=5e-4, ramp=(0.0, 0.0)),
+        sampling=SamplingSettings(n_walkers=64, n_iterations=1500, n_tuning=100),
     ),
 }
 
