@@ -44,6 +44,8 @@ class MDDataset:
         Potential energies [F], optional.
     n_evaluations
         Energy evaluations that it took to make the frames, for the accounts.
+    weight
+        Share of a training batch, relative to the other datasets'.
 
     Raises
     ------
@@ -56,12 +58,15 @@ class MDDataset:
     molecule: MolecularSystem | None = None
     energies: Tensor | None = None
     n_evaluations: int = 0
+    weight: float = 1.0
     name: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         positions = torch.as_tensor(self.positions, dtype=torch.float64)
         object.__setattr__(self, "positions", positions)
         object.__setattr__(self, "temperature", as_temperature(self.temperature))
+        if not self.weight > 0:
+            raise ValueError(f"weight: expected a positive number, got {self.weight!r}")
         if positions.ndim < 2 or len(positions) == 0:
             raise ValueError(
                 f"positions: expected shape [F, *event] with F >= 1, got {tuple(positions.shape)}"

@@ -97,8 +97,10 @@ class RunSettings:
         The first training, on the trajectory.
     n_rounds
         Rounds of sampling all temperatures and training on the samples, before the flow is frozen.
-    round_iterations
-        Replica-exchange iterations in each round.
+    round_iterations, round_stride
+        Replica-exchange iterations in each round; every so many-th is trained on.
+    sample_share
+        Share of the samples, all rungs together, in a batch of data; the rest is the trajectory's.
     refit
         The training in each round, on the trajectory and the samples of all rounds so far.
     sampling
@@ -116,11 +118,20 @@ class RunSettings:
     fit: FitSettings = field(default_factory=FitSettings)
     n_rounds: int = 3
     round_iterations: int = 200
+    round_stride: int = 5
+    sample_share: float = 0.4
     refit: FitSettings = field(default_factory=FitSettings)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
 
     def __post_init__(self) -> None:
-        for name, least in (("stride", 1), ("n_rounds", 0), ("round_iterations", 1)):
+        if not 0 < self.sample_share < 1:
+            raise ValueError(f"sample_share: expected a number in (0, 1), got {self.sample_share}")
+        for name, least in (
+            ("stride", 1),
+            ("n_rounds", 0),
+            ("round_iterations", 1),
+            ("round_stride", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
 
@@ -141,13 +152,16 @@ PRESETS: dict[str, RunSettings] = {
         ),
         sampling=SamplingSettings(n_walkers=16, n_iterations=100, n_tuning=20),
     ),
-    # Twenty minutes on two cores.
+    # Under twenty minutes on two cores.
     "default": RunSettings(
-        fit=FitSettings(n_steps=2500, ramp=(0.4, 0.8)),
-        n_rounds=3,
-        round_iterations=150,
-        refit=FitSettings(n_steps=1000, warmup_steps=50, learning_rate=5e-4, ramp=(0.0, 0.0)),
-        sampling=SamplingSettings(n_walkers=64, n_iterations=1500, n_tuning=100),
+        flow=FlowSettings(n_blocks=6),
+        fit=FitSettings(n_steps=4000, ramp=(0.1, 0.3), basin_share=0.15),
+        n_rounds=2,
+        round_iterations=100,
+        refit=FitSettings(
+            n_steps=1500, warmup_steps=50, learning_rate=5e-4, ramp=(0.0, 0.0), basin_share=0.15
+        ),
+        sampling=SamplingSettings(n_walkers=64, n_iterations=1500, n_tuning=60),
     ),
 }
 

@@ -184,8 +184,12 @@ def _train_and_temper(
                 x = walkers.run(settings.round_iterations, collect=True, progress=progress)
             assert x is not None
             for rung, frames in enumerate(samples):
-                frames.append(x[:, :, rung].flatten(0, 1))
-            data += _as_datasets(samples, sampling.temperatures, molecule)
+                # Walker by walker, so that the split holds out whole walkers: a walker's samples
+                # repeat each other.
+                frames.append(x[:: settings.round_stride, :, rung].transpose(0, 1).flatten(0, 1))
+            share = settings.sample_share
+            weight = share / (1 - share) / len(samples)
+            data += _as_datasets(samples, sampling.temperatures, molecule, weight)
         logger.info("training %d of %d", number + 1, settings.n_rounds + 1)
         plan = settings.refit if number else settings.fit
         try:
@@ -206,10 +210,13 @@ def _train_and_temper(
 
 
 def _as_datasets(
-    samples: Sequence[Sequence[Tensor]], temperatures: Sequence[float], molecule: MolecularSystem
+    samples: Sequence[Sequence[Tensor]],
+    temperatures: Sequence[float],
+    molecule: MolecularSystem,
+    weight: float,
 ) -> list[MDDataset]:
     return [
-        MDDataset(torch.cat(list(frames)), kelvin, molecule, name=f"samples at {kelvin:.2f} K")
+        MDDataset(torch.cat(list(frames)), kelvin, molecule, weight=weight)
         for frames, kelvin in zip(samples, temperatures, strict=True)
     ]
 

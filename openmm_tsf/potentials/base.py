@@ -51,7 +51,7 @@ class Potential(ABC):
         if x.ndim != 1 + len(self.event_shape) or tuple(x.shape[1:]) != self.event_shape:
             raise ValueError(f"x: expected shape [B, {self.event_shape}], got {tuple(x.shape)}")
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most potentials hold nothing)
         """Free what the potential holds. Calling it twice is allowed."""
 
     def __enter__(self) -> Self:

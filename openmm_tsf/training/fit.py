@@ -151,8 +151,8 @@ class FitResult:
 class _Data:
     """All training frames in the network's output space.
 
-    Every dataset has the same share of a batch, however many frames it has, so that a rung with
-    few samples is not drowned; within it a minor basin has at least `basin_share`.
+    A dataset's share of a batch is its weight, however many frames it has, so that a rung with few
+    samples is not drowned; within it a minor basin has at least `basin_share`.
     """
 
     def __init__(
@@ -164,6 +164,7 @@ class _Data:
     ) -> None:
         self.parts: list[tuple[Tensor, Tensor, float]] = []
         self.weights: list[Tensor | None] = []
+        self.shares = torch.tensor([dataset.weight for dataset in datasets], dtype=torch.float64)
         for dataset in datasets:
             self.weights.append(_basin_weights(dataset, basin_share))
             y, log_det = whitened(flow, dataset.positions)
@@ -177,8 +178,8 @@ class _Data:
             self.parts.append((y.to(dtype), log_det.to(dtype), tau))
 
     def batch(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        shares = torch.full((len(self.parts),), n // len(self.parts))
-        shares[: n % len(self.parts)] += 1
+        edges = (self.shares.cumsum(0) / self.shares.sum() * n).round().long()
+        shares = torch.diff(edges, prepend=torch.zeros(1, dtype=torch.int64))
         ys, log_dets, taus = [], [], []
         for (y, log_det, tau), weights, share in zip(
             self.parts, self.weights, shares.tolist(), strict=True
