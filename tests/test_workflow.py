@@ -32,6 +32,7 @@ TINY = RunSettings(
     fit=FIT,
     n_rounds=1,
     round_iterations=15,
+    round_stride=1,
     refit=replace(FIT, ramp=(0.0, 0.0)),
     sampling=SamplingSettings(
         temperatures=(500.0, 600.0), n_walkers=8, n_iterations=12, n_tuning=3
