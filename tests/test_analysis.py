@@ -508,6 +508,16 @@ def test_summary(tmp_path):
     )
 
 
+def test_summary_with_a_reference_and_costs_given(tmp_path):
+    rng = np.random.default_rng(17)
+    run = run_like_reference(rng, tmp_path / "run")
+    costs = {"energy_evaluations": {"md": 3, "sampling": 1}}
+    summary = write_summary(run, tmp_path / "summary.json", make_reference(rng, n=300), costs)
+    assert summary["comparison"]["phi_positive"]["z"].keys() == {"300.00", "424.26", "600.00"}
+    assert summary["energy_evaluations"] == {"md": 3, "training": None, "sampling": 30001}
+    assert "comparison" not in run.summary()
+
+
 def test_summary_without_phi(tmp_path):
     rng = np.random.default_rng(16)
     energy = rng.normal(size=(30, 2, 2))

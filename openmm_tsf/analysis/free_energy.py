@@ -90,10 +90,10 @@ def solve_mbar(energy: Array, betas: Array) -> Array:
     thinned = energy[::stride]
     flat = np.moveaxis(thinned, 2, 0).ravel()
     counts = np.full(n_rungs, thinned.shape[0] * n_walkers)
-    # pymbar's default solver warns about an option that scipy does not know.
-    solved = _pymbar().MBAR(
-        np.outer(betas, flat), counts, solver_protocol=({"method": "adaptive"},)
-    )
+    # pymbar's default solver warns about an option that scipy does not know, and its default
+    # tolerance is relative: where every f is near 0, rounding keeps it from ever being met.
+    solver = {"method": "adaptive", "tol": 1e-6, "options": {"maxiter": 100}}
+    solved = _pymbar().MBAR(np.outer(betas, flat), counts, solver_protocol=(solver,))
     f = np.array(solved.f_k, dtype=np.float64)
     for _ in range(_NEWTON_STEPS):
         p, _ = _memberships(energy, betas, f)

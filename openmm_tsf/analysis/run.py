@@ -321,17 +321,23 @@ class Run:
         name = self.config.get("reference")
         return None if name is None else load_reference(name)
 
-    def summary(self) -> dict[str, Any]:
-        """The figures of the run as plain numbers; see `openmm_tsf.analysis.summary`."""
+    def summary(self, reference: "Reference | None" = None) -> dict[str, Any]:
+        """The figures of the run as plain numbers; see `openmm_tsf.analysis.summary`.
+
+        They are compared with `reference`, or with the one that the configuration names.
+        """
         from openmm_tsf.analysis.summary import summarize
 
-        return summarize(self, self.reference())
+        return summarize(self, reference or self.reference())
 
-    def plot(self, path: str | Path) -> None:
-        """Ramachandran plots, φ and energy histograms of every rung as a PNG (or PDF, SVG)."""
+    def plot(self, path: str | Path, reference: "Reference | None" = None) -> None:
+        """Ramachandran plots, φ and energy histograms of every rung as a PNG (or PDF, SVG).
+
+        They are drawn beside `reference`, or beside the one that the configuration names.
+        """
         from openmm_tsf.analysis.plots import plot_ramachandran
 
-        plot_ramachandran(self, path, self.reference())
+        plot_ramachandran(self, path, reference or self.reference())
 
 
 def _read_config(directory: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,11 @@ from openmm_tsf.analysis.reference import Agreement, Comparison, Reference, comp
 from openmm_tsf.analysis.run import Run
 
 
-def summarize(run: Run, reference: Reference | None = None) -> dict[str, Any]:
+def summarize(
+    run: Run,
+    reference: Reference | None = None,
+    costs: Mapping[str, Mapping[str, float]] | None = None,
+) -> dict[str, Any]:
     """Everything in ``summary.json``; numbers that are not known are None.
 
     ``energy_evaluations`` and ``wall_seconds`` of MD and training are taken from dictionaries of
@@ -23,8 +27,9 @@ def summarize(run: Run, reference: Reference | None = None) -> dict[str, Any]:
     a φ; ``dihedral_positive`` has every named dihedral.
     """
     segments = run.segments
-    evaluations = _costs(run, "energy_evaluations", segments.n_evaluations)
-    seconds = _costs(run, "wall_seconds", segments.wall_seconds)
+    before = run.config if costs is None else costs
+    evaluations = _costs(before, "energy_evaluations", segments.n_evaluations)
+    seconds = _costs(before, "wall_seconds", segments.wall_seconds)
     result: dict[str, Any] = {
         "temperatures_K": run.temperatures.tolist(),
         "seed": run.config["seed"],
@@ -57,9 +62,25 @@ def summarize(run: Run, reference: Reference | None = None) -> dict[str, Any]:
     return plain
 
 
-def write_summary(run: Run, path: str | Path) -> dict[str, Any]:
-    """Write ``run.summary()`` as JSON (numbers that are not known are null) and return it."""
-    summary = run.summary()
+def write_summary(
+    run: Run,
+    path: str | Path,
+    reference: Reference | None = None,
+    costs: Mapping[str, Mapping[str, float]] | None = None,
+) -> dict[str, Any]:
+    """Write a run's summary as JSON (numbers that are not known are null) and return it.
+
+    Parameters
+    ----------
+    run, path
+        What to write where.
+    reference
+        To compare with; the one that the configuration names when left out.
+    costs
+        What was spent before production, as ``energy_evaluations`` and ``wall_seconds`` in
+        ``config.json`` (see `summarize`), which these replace.
+    """
+    summary = summarize(run, reference or run.reference(), costs)
     target = Path(path)
     temporary = target.with_name(target.name + ".tmp")
     temporary.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -111,8 +132,8 @@ def _rates(run: Run, table: np.ndarray) -> Any:
     return table.tolist()  # swaps: per pair of neighbours, or per any pair
 
 
-def _costs(run: Run, key: str, sampling: float) -> dict[str, Any]:
-    before = run.config.get(key, {})
+def _costs(costs: Mapping[str, Any], key: str, sampling: float) -> dict[str, Any]:
+    before = costs.get(key, {})
     return {
         "md": before.get("md"),
         "training": before.get("training"),
