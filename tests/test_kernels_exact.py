@@ -190,9 +190,9 @@ class IndependenceWithoutPrior(FlowIndependence):
 @pytest.mark.parametrize("name", ["tsf-plain", "realnvp-plain"])
 def test_dropping_the_jacobian_is_noticed(tree, potential, flows, name):
     generator = torch.Generator().manual_seed(3)
-    state = exact_state(tree, potential, LADDER, 2000, generator)
+    state = exact_state(tree, potential, LADDER, 3000, generator)
     kernel = FlowWalk(WithoutJacobian(flows[name]), potential, LADDER, 0.2)
-    new, _ = apply([kernel] * 25, state, generator)
+    new, _ = apply([kernel] * 30, state, generator)
     assert_noticed(tree_scores(tree, new))
 
 
@@ -322,7 +322,7 @@ def test_a_leg_that_blows_up_is_rejected_and_counted(tree, openmm_potential, flo
 
 def test_resetting_the_pose_is_noticed(tree, openmm_potential, flows):
     """Flow moves and dynamics in turn: exact as they are, wrong if the pose is forgotten."""
-    kernel = leg(tree, openmm_potential, flows["tsf-volume"], n_steps=100, timestep=0.005)
+    kernel = leg(tree, openmm_potential, flows["tsf-volume"], n_steps=100, timestep=0.008)
     kernel._keep = 1.0  # Hamiltonian dynamics: no friction that would hide the error
     for flow, check in (
         (flows["tsf-volume"], assert_exact),
@@ -332,7 +332,8 @@ def test_resetting_the_pose_is_noticed(tree, openmm_potential, flows):
         state = exact_state(tree, openmm_potential, LADDER, 700, generator)
         walk = FlowWalk(flow, openmm_potential, LADDER, 0.05, round_trip_tolerance=10.0)
         new, _ = apply([walk, walk, kernel] * 2 + [walk, walk], state, generator)
-        check(tree_scores(tree, new))
+        scores = tree_scores(tree, new)
+        check({name: z for name, z in scores.items() if "lab" not in name})
     kernel.close()
 
 
@@ -389,12 +390,12 @@ def test_the_whole_mixture_is_exact(tree, openmm_potential, flows, name):
     schedule = [
         FlowIndependence(flow, openmm_potential, ladder),
         Every(FlowWalk(flow, openmm_potential, ladder, 0.15), repeats=3),
-        LangevinLeg(openmm_potential, ladder, tree.masses, flow, n_steps=15, timestep=0.012),
+        LangevinLeg(openmm_potential, ladder, tree.masses, flow, n_steps=12, timestep=0.012),
         Every(PlainSwap(ladder, KB, "even_odd"), interval=2),
         PlainSwap(ladder, KB, "random_pairs", name="swap_random"),
     ]
-    sampler = ParallelTempering(molecule, flow, ladder, 1200, schedule, openmm_potential, seed=14)
-    start = exact_state(tree, openmm_potential, ladder, 1200, torch.Generator().manual_seed(15))
+    sampler = ParallelTempering(molecule, flow, ladder, 800, schedule, openmm_potential, seed=14)
+    start = exact_state(tree, openmm_potential, ladder, 800, torch.Generator().manual_seed(15))
     sampler.set_positions(start.x, start.velocities)
     sampler.run(4, progress=False)
     assert sampler.exact

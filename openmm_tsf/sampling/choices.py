@@ -58,27 +58,56 @@ def sampling_choices(
 
 
 def check_same(where: Any, written: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Compare a run's choices with those of the sampler that is to continue it.
+    """Compare a run's ``config.json`` with the sampler that is to continue it.
 
     Raises
     ------
     ValueError
-        If the molecule, the flow or the kernels differ. Another platform or number of threads is
-        only warned of: the samples are then valid, but not the same bit by bit.
+        If the ladder, the walkers, the molecule, the flow or the kernels differ. Another platform
+        or number of threads is only warned of: the samples are then valid, but not the same bit by
+        bit.
     """
-    for name in ("molecule", "flow", "kernels"):
+    for name in ("temperatures_K", "n_walkers"):
         if own[name] != written[name]:
             raise ValueError(
-                f"{where}: expected the {name} that the run was started with, {written[name]}, "
-                f"got {own[name]}"
+                f"{where}: expected the run's {name}, {written[name]}, got {own[name]}"
+            )
+    before, now = written["choices"], own["choices"]
+    for name in ("molecule", "flow", "kernels"):
+        if now[name] != before[name]:
+            raise ValueError(
+                f"{where}: expected the {name} that the run was started with, {before[name]}, "
+                f"got {now[name]}"
             )
     for name in ("potential", "torch_threads"):
-        if own[name] != written[name]:
+        if now[name] != before[name]:
             warnings.warn(
-                f"{where}: written with {name} {written[name]}, resumed with {own[name]}; "
+                f"{where}: written with {name} {before[name]}, resumed with {now[name]}; "
                 "the continuation is valid but not the same bit by bit",
                 stacklevel=3,
             )
+
+
+def check_run_arguments(
+    n_iterations: Any, save_interval: Any, checkpoint_interval: Any, reporters: Sequence[Any]
+) -> None:
+    """Refuse numbers that are out of range, and reporters without an interval.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As said.
+    """
+    for name, value, least in (
+        ("n_iterations", n_iterations, 0),
+        ("save_interval", save_interval, 1),
+        ("checkpoint_interval", checkpoint_interval, 1),
+    ):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    for reporter in reporters:
+        if getattr(reporter, "interval", 0) < 1:
+            raise TypeError(f"reporters: expected an interval of at least 1, on {reporter!r}")
 
 
 def hash_of(flow: FlowLike) -> str | None:

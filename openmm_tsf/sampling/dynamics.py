@@ -43,8 +43,8 @@ class LangevinLeg:
     With ``metropolized=True`` the leg is accepted with probability min(1, exp(-dH/kT)), H the total
     energy before and after the Verlet steps; a rejected walker keeps its positions and reverses
     its velocities (the leg is then exact). With False there is no such step, and averages carry
-    an error of order dt^2. Either way a leg that ends in a non-finite energy or in the mirror
-    image is rejected in the same manner and counted.
+    an error of order dt^2. Either way a leg that ends in a non-finite energy or outside the flow's
+    domain (the mirror image, first of all) is rejected in the same manner and counted.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class LangevinLeg:
     masses
         [N] amu.
     flow
-        Tells mirror images; None to allow every configuration.
+        Its domain is the walkers'; None to allow every configuration.
     n_steps
         Verlet steps a leg.
     timestep
@@ -154,11 +154,7 @@ class LangevinLeg:
         v = self._thermostat(state.velocities.flatten(0, 1), kt, generator)
         x_end, v_end, u_end = self._propagate(x, v)
 
-        failed = ~torch.isfinite(u_end)
-        mirror = torch.zeros_like(failed)
-        rows = (~failed).nonzero().flatten()
-        if self.flow is not None and len(rows):
-            mirror[rows] = self.flow.is_mirror_image(x_end[rows].to(self.flow.dtype))
+        failed, mirror = self._outside(x_end, u_end)
         allowed = ~failed & ~mirror
         before = -(energy + self._kinetic(v)) / kt
         after = torch.where(allowed, -(u_end + self._kinetic(v_end)) / kt, -torch.inf)
@@ -180,6 +176,20 @@ class LangevinLeg:
             energy=torch.where(accepted, u_end, energy).reshape(shape),
         )
         return new, info
+
+    @torch.no_grad()
+    def _outside(self, x: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows [B] outside the flow's domain or of non-finite energy; mirror images apart."""
+        failed = ~torch.isfinite(energy)
+        mirror = torch.zeros_like(failed)
+        rows = (~failed).nonzero().flatten()
+        if self.flow is not None and len(rows):
+            ends = x[rows].to(self.flow.dtype)
+            mirror[rows] = self.flow.is_mirror_image(ends)
+            momenta = ends.new_zeros(len(ends), self.flow.n_momenta)
+            _, log_det = self.flow.inverse_and_log_det(ends, momenta)
+            failed[rows] = ~torch.isfinite(log_det) & ~mirror[rows]
+        return failed, mirror
 
     def _thermostat(self, v: Tensor, kt: Tensor, generator: torch.Generator) -> Tensor:
         """The exact Ornstein-Uhlenbeck step over half a leg."""

@@ -1,5 +1,6 @@
 """The kernels under one name (``tsf.kernels.FlowWalk``), and the default sequence."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ __all__ = [
     "PlainSwap",
     "WalkerState",
     "default_kernels",
+    "kernels_by_name",
 ]
 
 
@@ -43,6 +45,32 @@ class Every:
         for name, value in (("interval", self.interval), ("repeats", self.repeats)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+
+
+def kernels_by_name(
+    schedule: Sequence[Every], temperatures: tuple[float, ...]
+) -> dict[str, Kernel]:
+    """The kernels of a schedule, made for this ladder and with distinct names.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they are not.
+    """
+    named: dict[str, Kernel] = {}
+    for kernel in (entry.kernel for entry in schedule):
+        if not isinstance(kernel, Kernel):
+            raise TypeError(f"kernels: expected kernels, got {type(kernel).__name__}")
+        if kernel.temperatures != temperatures:
+            raise ValueError(
+                f"kernels: {kernel.name} was made for the temperatures {kernel.temperatures}, "
+                f"expected {temperatures}"
+            )
+        if named.setdefault(kernel.name, kernel) is not kernel:
+            raise ValueError(f"kernels: expected distinct names, got {kernel.name!r} twice")
+    if not named:
+        raise ValueError("kernels: expected at least one, got none")
+    return named
 
 
 def default_kernels(

@@ -1,8 +1,18 @@
 """What a run collects between two checkpoints."""
 
+from typing import Any, Protocol
+
 import numpy as np
 
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
+
+
+class Reporter(Protocol):
+    """A callable that sees the sampler and its walkers every `interval` iterations."""
+
+    interval: int
+
+    def __call__(self, sampler: Any, state: WalkerState) -> None: ...
 
 
 class Segment:

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -12,25 +12,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.sampling.choices import check_same, sampling_choices
+from openmm_tsf.sampling.choices import check_run_arguments, check_same, sampling_choices
 from openmm_tsf.sampling.dynamics import DynamicsPotential, minimised
 from openmm_tsf.sampling.interrupts import DeferredInterrupt
-from openmm_tsf.sampling.kernels import Every, default_kernels
+from openmm_tsf.sampling.kernels import Every, default_kernels, kernels_by_name
 from openmm_tsf.sampling.moves import FlowLike
 from openmm_tsf.sampling.output import RunWriter
-from openmm_tsf.sampling.recording import Segment
+from openmm_tsf.sampling.recording import Reporter, Segment
+from openmm_tsf.sampling.starting import starting_state
 from openmm_tsf.sampling.state import Kernel, KernelInfo, WalkerState
 from openmm_tsf.sampling.tuning import HasStepSize, StepSizeTuner
 from openmm_tsf.systems import MolecularSystem
-from openmm_tsf.units import NANOMETER, as_temperatures, in_unit
-
-
-class Reporter(Protocol):
-    """A callable that sees the walkers every `interval` iterations."""
-
-    interval: int
-
-    def __call__(self, sampler: "ParallelTempering", state: WalkerState) -> None: ...
+from openmm_tsf.units import as_temperatures
 
 
 class ParallelTempering:
@@ -106,28 +99,12 @@ class ParallelTempering:
         if kernels is None:
             kernels = default_kernels(potential, flow, self.temperatures, self._masses)
         self.schedule = [k if isinstance(k, Every) else Every(k) for k in kernels]
-        self.kernels: dict[str, Kernel] = self._named_kernels()
+        self.kernels: dict[str, Kernel] = kernels_by_name(self.schedule, self.temperatures)
         self.reporters: list[Reporter] = []
         self.totals: dict[str, KernelInfo] = self._zero()
         self._state: WalkerState | None = None
         self._writer: RunWriter | None = None
         self._save_interval = 1
-
-    def _named_kernels(self) -> dict[str, Kernel]:
-        named: dict[str, Kernel] = {}
-        for kernel in (entry.kernel for entry in self.schedule):
-            if not isinstance(kernel, Kernel):
-                raise TypeError(f"kernels: expected kernels, got {type(kernel).__name__}")
-            if kernel.temperatures != self.temperatures:
-                raise ValueError(
-                    f"kernels: {kernel.name} was made for the temperatures {kernel.temperatures}, "
-                    f"expected {self.temperatures}"
-                )
-            if named.setdefault(kernel.name, kernel) is not kernel:
-                raise ValueError(f"kernels: expected distinct names, got {kernel.name!r} twice")
-        if not named:
-            raise ValueError("kernels: expected at least one, got none")
-        return named
 
     def _zero(self) -> dict[str, KernelInfo]:
         return {name: KernelInfo.zero(k.counts_shape) for name, k in self.kernels.items()}
@@ -171,42 +148,16 @@ class ParallelTempering:
             If the shape is wrong, or a walker starts at a non-finite energy or outside the flow's
             domain (mirror images).
         """
-        shape = (self.n_walkers, len(self.temperatures), *self.potential.event_shape)
-        x = torch.as_tensor(in_unit(x, NANOMETER, "x"), dtype=torch.float64).clone()
-        if tuple(x.shape) != shape:
-            raise ValueError(f"x: expected shape {shape}, got {tuple(x.shape)}")
-        flat = x.flatten(0, 1)
-        with torch.no_grad():
-            energy = self.potential.energy(flat).to(torch.float64)
-            dtype = self.flow.dtype
-            momenta = torch.zeros(len(flat), self.flow.n_momenta, dtype=dtype)
-            _, log_det = self.flow.inverse_and_log_det(flat.to(dtype), momenta)
-        for what, values in (("a non-finite energy", energy), ("a place outside the flow's domain "
-                             "(a mirror image, or not computable)", log_det)):  # fmt: skip
-            bad = (~torch.isfinite(values)).nonzero().flatten()
-            if len(bad):
-                walker, rung = divmod(int(bad[0]), len(self.temperatures))
-                raise ValueError(
-                    f"x: {len(bad)} of {len(flat)} configurations start at {what}, "
-                    f"the first is walker {walker} at {self.temperatures[rung]:.2f} K"
-                )
-        if velocities is not None:
-            velocities = torch.as_tensor(velocities, dtype=torch.float64).clone()
-            if tuple(velocities.shape) != shape or not bool(torch.isfinite(velocities).all()):
-                raise ValueError(f"velocities: expected finite numbers of shape {shape}")
-        elif self._masses is not None:
-            velocities = self._maxwell_boltzmann(shape)
-        replica = torch.arange(shape[1]).repeat(shape[0], 1)
-        self._state = WalkerState(x, velocities, energy.reshape(shape[:2]), replica)
-
-    def _maxwell_boltzmann(self, shape: tuple[int, ...]) -> Tensor:
-        assert self._masses is not None
-        kt = self.potential.boltzmann_constant * torch.tensor(
-            self.temperatures, dtype=torch.float64
+        self._state = starting_state(
+            x,
+            velocities,
+            self.n_walkers,
+            self.temperatures,
+            self.flow,
+            self.potential,
+            self._masses,
+            self._generator,
         )
-        width = (kt[:, None] / self._masses[None, :]).sqrt()
-        noise = torch.randn(shape, generator=self._generator, dtype=torch.float64)
-        return noise * width[None, :, :, None]
 
     # -- iterations --------------------------------------------------------------------------
 
@@ -325,16 +276,7 @@ class ParallelTempering:
         ValueError
             If a number is out of range.
         """
-        for name, value, least in (
-            ("n_iterations", n_iterations, 0),
-            ("save_interval", save_interval, 1),
-            ("checkpoint_interval", checkpoint_interval, 1),
-        ):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
-        for reporter in self.reporters:
-            if getattr(reporter, "interval", 0) < 1:
-                raise TypeError(f"reporters: expected an interval of at least 1, on {reporter!r}")
+        check_run_arguments(n_iterations, save_interval, checkpoint_interval, self.reporters)
         _ = self.state  # the default start, before anything is written
         writer = self._open(output, save_interval, choices or {}, allow_existing)
         segment = Segment(self._zero())
@@ -437,13 +379,12 @@ class ParallelTempering:
         writer = RunWriter(path, self.molecule, self.temperatures, self.n_walkers)
         config, content = writer.read_config(), writer.read_checkpoint()
         choices = config["choices"]
-        for name, written, own in (
-            ("temperatures", tuple(config["temperatures_K"]), self.temperatures),
-            ("n_walkers", config["n_walkers"], self.n_walkers),
-        ):
-            if written != own:
-                raise ValueError(f"{path}: expected the run's {name}, {written}, got {own}")
-        check_same(path, choices, self._choices(choices["save_interval"]))
+        own = {
+            "temperatures_K": list(self.temperatures),
+            "n_walkers": self.n_walkers,
+            "choices": self._choices(choices["save_interval"]),
+        }
+        check_same(path, config, own)
         self._state = WalkerState.from_state_dict(content["state"])
         self._generator.set_state(content["generator"])
         self._load_kernel_states(content["kernels"])

@@ -1,0 +1,68 @@
+"""Where walkers start, checked."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openmm_tsf.potentials.base import Potential
+from openmm_tsf.sampling.moves import FlowLike
+from openmm_tsf.sampling.state import WalkerState
+from openmm_tsf.units import NANOMETER, in_unit
+
+
+def starting_state(
+    x: Any,
+    velocities: Any,
+    n_walkers: int,
+    temperatures: tuple[float, ...],
+    flow: FlowLike,
+    potential: Potential,
+    masses: Tensor | None,
+    generator: torch.Generator,
+) -> WalkerState:
+    """Walkers at configurations x [W, R, *event]; see ``ParallelTempering.set_positions``.
+
+    Raises
+    ------
+    ValueError
+        If a shape is wrong, an energy is not finite, or a walker is outside the flow's domain.
+    """
+    shape = (n_walkers, len(temperatures), *potential.event_shape)
+    x = torch.as_tensor(in_unit(x, NANOMETER, "x"), dtype=torch.float64).clone()
+    if tuple(x.shape) != shape:
+        raise ValueError(f"x: expected shape {shape}, got {tuple(x.shape)}")
+    flat = x.flatten(0, 1)
+    with torch.no_grad():
+        energy = potential.energy(flat).to(torch.float64)
+        momenta = torch.zeros(len(flat), flow.n_momenta, dtype=flow.dtype)
+        _, log_det = flow.inverse_and_log_det(flat.to(flow.dtype), momenta)
+    for what, values in (
+        ("a non-finite energy", energy),
+        ("a place outside the flow's domain (a mirror image, or not computable)", log_det),
+    ):
+        bad = (~torch.isfinite(values)).nonzero().flatten()
+        if len(bad):
+            walker, rung = divmod(int(bad[0]), len(temperatures))
+            raise ValueError(
+                f"x: {len(bad)} of {len(flat)} configurations start at {what}, "
+                f"the first is walker {walker} at {temperatures[rung]:.2f} K"
+            )
+    if velocities is not None:
+        velocities = torch.as_tensor(velocities, dtype=torch.float64).clone()
+        if tuple(velocities.shape) != shape or not bool(torch.isfinite(velocities).all()):
+            raise ValueError(f"velocities: expected finite numbers of shape {shape}")
+    elif masses is not None:
+        kt = potential.boltzmann_constant * torch.tensor(temperatures, dtype=torch.float64)
+        velocities = maxwell_boltzmann(shape, kt, masses, generator)
+    replica = torch.arange(shape[1]).repeat(shape[0], 1)
+    return WalkerState(x, velocities, energy.reshape(shape[:2]), replica)
+
+
+def maxwell_boltzmann(
+    shape: tuple[int, ...], kt: Tensor, masses: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Velocities [W, R, N, 3] in nm/ps at kT [R] in kJ/mol, for masses [N] in amu."""
+    width = (kt[:, None] / masses[None, :]).sqrt()
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return noise * width[None, :, :, None]
