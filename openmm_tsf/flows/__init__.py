@@ -3,8 +3,9 @@
 import os
 from typing import Any
 
-from openmm_tsf.flows.augmented import AugmentedFlow, FlowSample, read_flow_file
+from openmm_tsf.flows.augmented import AugmentedFlow, FlowSample
 from openmm_tsf.flows.bijector import Bijector, Chain
+from openmm_tsf.flows.files import read_flow_file
 from openmm_tsf.flows.realnvp import RealNVPFlow
 from openmm_tsf.flows.tsf import TemperatureSteerableFlow
 

@@ -8,7 +8,6 @@ network.
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -18,9 +17,8 @@ from openmm_tsf.coordinates.internal import InternalCoordinates
 from openmm_tsf.coordinates.symmetry import equivalent_hydrogens
 from openmm_tsf.coordinates.whitening import Whitening
 from openmm_tsf.flows.bijector import Chain
+from openmm_tsf.flows.files import FILE_FORMAT, read_flow_file, write_flow_file
 from openmm_tsf.units import as_temperature
-
-FILE_FORMAT = 1
 
 
 class FlowSample(NamedTuple):
@@ -334,10 +332,7 @@ class AugmentedFlow(nn.Module):
             "whitening": None if whitening is None else whitening.to_config(),
             "state_dict": self.state_dict(),
         }
-        path = Path(path)
-        partial = path.with_name(path.name + ".tmp")
-        torch.save(content, partial)
-        os.replace(partial, path)
+        write_flow_file(content, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], molecule: Any = None) -> Self:
@@ -380,29 +375,3 @@ class AugmentedFlow(nn.Module):
         )
         flow.load_state_dict(content["state_dict"])
         return flow
-
-
-def read_flow_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The raw content of a flow file, checked for its format.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is not a flow file, or of a newer format.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such flow file")
-    try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise ValueError(f"{path}: not a readable flow file ({type(error).__name__})") from error
-    if not isinstance(content, dict) or "kind" not in content or "format" not in content:
-        raise ValueError(f"{path}: not a flow file")
-    if content["format"] > FILE_FORMAT:
-        raise ValueError(
-            f"{path}: written in format {content['format']} by a newer version; "
-            f"this one reads up to format {FILE_FORMAT}"
-        )
-    return content

@@ -1,6 +1,7 @@
 """Training a flow."""
 
-from openmm_tsf.training.fit import FitResult, FitSettings, fit
+from openmm_tsf.training.fit import FitResult, fit
+from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.validate import Validation
 
 __all__ = ["FitResult", "FitSettings", "Validation", "fit"]

@@ -9,117 +9,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from openmm_tsf.dataset import MDDataset, basin_labels
+from openmm_tsf.dataset import MDDataset
 from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.flows.bijector import Chain
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.training.losses import (
-    negative_log_likelihood,
-    variational_free_energy,
-    whitened,
-)
+from openmm_tsf.training.batches import TrainingFrames
+from openmm_tsf.training.losses import negative_log_likelihood, variational_free_energy
+from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.validate import Validation, Validator
-from openmm_tsf.units import as_temperatures
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """How to train.
-
-    Attributes
-    ----------
-    n_steps
-        Optimiser steps.
-    batch_size, kl_batch_size
-        Data frames, and flow draws, per step.
-    learning_rate, final_learning_rate, warmup_steps
-        Adam; linear warm-up, then cosine decay.
-    lambda_max, ramp
-        The loss is (1 - lambda) ML + lambda KL; lambda is zero until the fraction ``ramp[0]`` of
-        the steps and reaches `lambda_max` at ``ramp[1]``.
-    temperatures
-        Where KL draws are made and the flow is validated, K; None means T_ref only.
-    basin_share
-        Least share of a minor basin (sign of the first phi) in the batches of data. Above its
-        population it keeps the basin through KL training, which would drop it; the flow then
-        proposes the basin somewhat too often, which Metropolis steps correct. 0: as in the data.
-    ema_decay
-        Decay of the running mean of the weights, which is what is validated and kept.
-    max_grad_norm
-        Gradients are clipped to this norm.
-    validate_interval, n_validation_draws
-        Steps between validations; draws per temperature in each.
-    patience
-        Stop after so many validations without a better score; None never stops early.
-    max_skipped
-        Steps with non-finite gradients that are skipped in a row before it is an error.
-    dtype
-        Precision of the network while training; the flow returns in float64.
-    """
-
-    n_steps: int = 6000
-    batch_size: int = 256
-    kl_batch_size: int = 64
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 1e-5
-    warmup_steps: int = 100
-    lambda_max: float = 0.1
-    ramp: tuple[float, float] = (0.3, 0.6)
-    temperatures: tuple[float, ...] | None = None
-    basin_share: float = 0.0
-    ema_decay: float = 0.998
-    max_grad_norm: float = 30.0
-    validate_interval: int = 500
-    n_validation_draws: int = 500
-    patience: int | None = None
-    max_skipped: int = 20
-    dtype: torch.dtype = torch.float32
-
-    def __post_init__(self) -> None:
-        for name in ("n_steps", "batch_size", "validate_interval", "n_validation_draws"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
-        if not 0 <= self.lambda_max <= 1:
-            raise ValueError(f"lambda_max: expected a number in [0, 1], got {self.lambda_max!r}")
-        if not 0 <= self.ramp[0] <= self.ramp[1]:
-            raise ValueError(f"ramp: expected two ascending fractions, got {self.ramp!r}")
-        if not 0 <= self.basin_share <= 0.5:
-            raise ValueError(
-                f"basin_share: expected a number in [0, 0.5], got {self.basin_share!r}"
-            )
-        if self.lambda_max > 0 and self.kl_batch_size < 1:
-            raise ValueError(
-                f"kl_batch_size: expected a positive integer, got {self.kl_batch_size!r}"
-            )
-        if self.temperatures is not None:
-            object.__setattr__(self, "temperatures", as_temperatures(self.temperatures))
-
-    def mixing(self, step: int) -> float:
-        """lambda at a step."""
-        low, high = (fraction * self.n_steps for fraction in self.ramp)
-        if step < low:
-            return 0.0
-        rise = 1.0 if step >= high else (step - low) / (high - low)
-        return self.lambda_max * rise
-
-    def learning_rate_at(self, step: int) -> float:
-        """Learning rate at a step."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, self.n_steps - self.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        return self.final_learning_rate + cosine * (self.learning_rate - self.final_learning_rate)
 
 
 @dataclass
@@ -148,65 +54,6 @@ class FitResult:
     wall_seconds: float = 0.0
 
 
-class _Data:
-    """All training frames in the network's output space.
-
-    A dataset's share of a batch is its weight, however many frames it has, so that a rung with few
-    samples is not drowned; within it a minor basin has at least `basin_share`.
-    """
-
-    def __init__(
-        self,
-        flow: AugmentedFlow,
-        datasets: Sequence[MDDataset],
-        dtype: torch.dtype,
-        basin_share: float,
-    ) -> None:
-        self.parts: list[tuple[Tensor, Tensor, float]] = []
-        self.weights: list[Tensor | None] = []
-        self.shares = torch.tensor([dataset.weight for dataset in datasets], dtype=torch.float64)
-        for dataset in datasets:
-            self.weights.append(_basin_weights(dataset, basin_share))
-            y, log_det = whitened(flow, dataset.positions)
-            inside = torch.isfinite(log_det) & torch.isfinite(y).all(dim=1)
-            if not bool(inside.all()):
-                raise ValueError(
-                    f"dataset: {int((~inside).sum())} of {len(y)} frames are outside the flow's "
-                    "domain (other handedness, or not computable)"
-                )
-            tau = dataset.temperature / flow.reference_temperature
-            self.parts.append((y.to(dtype), log_det.to(dtype), tau))
-
-    def batch(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        edges = (self.shares.cumsum(0) / self.shares.sum() * n).round().long()
-        shares = torch.diff(edges, prepend=torch.zeros(1, dtype=torch.int64))
-        ys, log_dets, taus = [], [], []
-        for (y, log_det, tau), weights, share in zip(
-            self.parts, self.weights, shares.tolist(), strict=True
-        ):
-            if weights is None:
-                index = torch.randint(len(y), (share,), generator=generator)
-            else:
-                index = torch.searchsorted(weights, torch.rand(share, generator=generator))
-            ys.append(y[index])
-            log_dets.append(log_det[index])
-            taus.append(torch.full((share,), tau, dtype=y.dtype))
-        return torch.cat(ys), torch.cat(log_dets), torch.cat(taus)
-
-
-def _basin_weights(dataset: MDDataset, share: float) -> Tensor | None:
-    """Cumulative weights [F] that give a minor basin its least share; None if it has it."""
-    minor = basin_labels(dataset.molecule, dataset.positions).bool()
-    if float(minor.double().mean()) > 0.5:
-        minor = ~minor
-    found = float(minor.double().mean())
-    if not 0 < found < share:
-        return None
-    weights = torch.where(minor, share / found, (1 - share) / (1 - found))
-    cumulative = (weights.double() / len(minor)).cumsum(0).float()
-    return cumulative / cumulative[-1]
-
-
 class _Fit:
     """State of one training: everything a checkpoint must hold."""
 
@@ -222,7 +69,7 @@ class _Fit:
         self.generator = torch.Generator().manual_seed(seed)
         splits = [dataset.split() for dataset in datasets]
         train = [split.train for split in splits]
-        self.data = _Data(flow, train, settings.dtype, settings.basin_share)
+        self.data = TrainingFrames(flow, train, settings.dtype, settings.basin_share)
         self.temperatures = settings.temperatures or (flow.reference_temperature,)
         self.validator = Validator(
             flow,
@@ -340,7 +187,7 @@ class _Fit:
     def save(self, path: Path) -> None:
         content = {
             "format": CHECKPOINT_FORMAT,
-            "settings": _plain(self.settings),
+            "settings": self.settings.to_config(),
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "best_weights": self.best_weights,
@@ -365,10 +212,10 @@ class _Fit:
             raise ValueError(f"{path}: not a readable training checkpoint") from error
         if content.get("format") != CHECKPOINT_FORMAT:
             raise ValueError(f"{path}: not a training checkpoint of format {CHECKPOINT_FORMAT}")
-        if content["settings"] != _plain(self.settings):
+        if content["settings"] != self.settings.to_config():
             changed = [
                 key
-                for key, value in _plain(self.settings).items()
+                for key, value in self.settings.to_config().items()
                 if content["settings"].get(key) != value
             ]
             raise ValueError(f"{path}: made with other settings ({', '.join(changed)})")
@@ -382,13 +229,6 @@ class _Fit:
         self.running, self.wall_seconds = content["running"], content["wall_seconds"]
         self.earlier_evaluations = content["n_evaluations"]
         self.history = [Validation(**row) for row in content["history"]]
-
-
-def _plain(settings: FitSettings) -> dict[str, Any]:
-    return {
-        key: list(value) if isinstance(value, tuple) else str(value) if key == "dtype" else value
-        for key, value in asdict(settings).items()
-    }
 
 
 def _write_log(path: Path, history: Sequence[Validation]) -> None:

@@ -1,0 +1,110 @@
+"""How a flow is trained: sizes and schedules."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from openmm_tsf.units import as_temperatures
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How to train.
+
+    Attributes
+    ----------
+    n_steps
+        Optimiser steps.
+    batch_size, kl_batch_size
+        Data frames, and flow draws, per step.
+    learning_rate, final_learning_rate, warmup_steps
+        Adam; linear warm-up, then cosine decay.
+    lambda_max, ramp
+        The loss is (1 - lambda) ML + lambda KL; lambda is zero until the fraction ``ramp[0]`` of
+        the steps and reaches `lambda_max` at ``ramp[1]``.
+    temperatures
+        Where KL draws are made and the flow is validated, K; None means T_ref only.
+    basin_share
+        Least share of a minor basin (sign of the first phi) in the batches of data. Above its
+        population it keeps the basin through KL training, which would drop it; the flow then
+        proposes the basin somewhat too often, which Metropolis steps correct. 0: as in the data.
+    ema_decay
+        Decay of the running mean of the weights, which is what is validated and kept.
+    max_grad_norm
+        Gradients are clipped to this norm.
+    validate_interval, n_validation_draws
+        Steps between validations; draws per temperature in each.
+    patience
+        Stop after so many validations without a better score; None never stops early.
+    max_skipped
+        Steps with non-finite gradients that are skipped in a row before it is an error.
+    dtype
+        Precision of the network while training; the flow returns in float64.
+    """
+
+    n_steps: int = 6000
+    batch_size: int = 256
+    kl_batch_size: int = 64
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-5
+    warmup_steps: int = 100
+    lambda_max: float = 0.1
+    ramp: tuple[float, float] = (0.3, 0.6)
+    temperatures: tuple[float, ...] | None = None
+    basin_share: float = 0.0
+    ema_decay: float = 0.998
+    max_grad_norm: float = 30.0
+    validate_interval: int = 500
+    n_validation_draws: int = 500
+    patience: int | None = None
+    max_skipped: int = 20
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        for name in ("n_steps", "batch_size", "validate_interval", "n_validation_draws"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+        if not 0 <= self.lambda_max <= 1:
+            raise ValueError(f"lambda_max: expected a number in [0, 1], got {self.lambda_max!r}")
+        if not 0 <= self.ramp[0] <= self.ramp[1]:
+            raise ValueError(f"ramp: expected two ascending fractions, got {self.ramp!r}")
+        if not 0 <= self.basin_share <= 0.5:
+            raise ValueError(
+                f"basin_share: expected a number in [0, 0.5], got {self.basin_share!r}"
+            )
+        if self.lambda_max > 0 and self.kl_batch_size < 1:
+            raise ValueError(
+                f"kl_batch_size: expected a positive integer, got {self.kl_batch_size!r}"
+            )
+        if self.temperatures is not None:
+            object.__setattr__(self, "temperatures", as_temperatures(self.temperatures))
+
+    def mixing(self, step: int) -> float:
+        """lambda at a step."""
+        low, high = (fraction * self.n_steps for fraction in self.ramp)
+        if step < low:
+            return 0.0
+        rise = 1.0 if step >= high else (step - low) / (high - low)
+        return self.lambda_max * rise
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate at a step."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.n_steps - self.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return self.final_learning_rate + cosine * (self.learning_rate - self.final_learning_rate)
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists."""
+        return {
+            key: list(value)
+            if isinstance(value, tuple)
+            else str(value)
+            if isinstance(value, torch.dtype)
+            else value
+            for key, value in asdict(self).items()
+        }
