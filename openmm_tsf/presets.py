@@ -155,13 +155,18 @@ PRESETS: dict[str, RunSettings] = {
     # Under twenty minutes on two cores.
     "default": RunSettings(
         flow=FlowSettings(n_blocks=6),
-        fit=FitSettings(n_steps=4000, ramp=(0.1, 0.3), basin_share=0.15),
-        n_rounds=2,
+        fit=FitSettings(n_steps=3000, ramp=(0.1, 0.3), basin_share=0.15),
+        n_rounds=1,
         round_iterations=100,
         refit=FitSettings(
-            n_steps=1500, warmup_steps=50, learning_rate=5e-4, ramp=(0.0, 0.0), basin_share=0.15
+            n_steps=1000,
+            warmup_steps=50,
+            learning_rate=2e-4,
+            lambda_max=0.2,
+            ramp=(0.0, 0.0),
+            basin_share=0.15,
         ),
-        sampling=SamplingSettings(n_walkers=64, n_iterations=1500, n_tuning=60),
+        sampling=SamplingSettings(n_walkers=64, n_iterations=1800, n_tuning=60),
     ),
 }
 
