@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.systems import MolecularSystem
-from openmm_tsf.units import as_temperature
+from openmm_tsf.units import NANOMETER, as_temperature, in_unit
 
 #: Energy evaluations that made the shipped 600 K frames (data/make_training_frames.py).
 SHIPPED_MD_EVALUATIONS = 10_020_000
@@ -46,6 +46,9 @@ class MDDataset:
         Energy evaluations that it took to make the frames, for the accounts.
     weight
         Share of a training batch, relative to the other datasets'.
+    chains
+        Which Markov chain each frame comes from [F]; :meth:`split` then holds out whole chains,
+        because a chain's samples repeat each other. None for one trajectory in time order.
 
     Raises
     ------
@@ -59,10 +62,12 @@ class MDDataset:
     energies: Tensor | None = None
     n_evaluations: int = 0
     weight: float = 1.0
+    chains: Tensor | None = None
     name: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        positions = torch.as_tensor(self.positions, dtype=torch.float64)
+        plain = in_unit(self.positions, NANOMETER, "positions")
+        positions = torch.as_tensor(plain, dtype=torch.float64)
         object.__setattr__(self, "positions", positions)
         object.__setattr__(self, "temperature", as_temperature(self.temperature))
         if not self.weight > 0:
@@ -75,6 +80,10 @@ class MDDataset:
             raise ValueError(
                 f"positions: expected shape [F, {self.molecule.n_atoms}, 3], "
                 f"got {tuple(positions.shape)}"
+            )
+        if self.chains is not None and self.chains.shape != (len(positions),):
+            raise ValueError(
+                f"chains: expected shape [{len(positions)}], got {tuple(self.chains.shape)}"
             )
         bad = ~torch.isfinite(positions.flatten(1)).all(dim=1)
         if bool(bad.any()):
@@ -96,7 +105,8 @@ class MDDataset:
     def __getitem__(self, index: Any) -> "MDDataset":
         """A sub-dataset: any index that keeps the frame axis."""
         energies = None if self.energies is None else self.energies[index]
-        return replace(self, positions=self.positions[index], energies=energies)
+        chains = None if self.chains is None else self.chains[index]
+        return replace(self, positions=self.positions[index], energies=energies, chains=chains)
 
     @classmethod
     def load(
@@ -109,7 +119,7 @@ class MDDataset:
         skip: int = 0,
         n_evaluations: int = 0,
     ) -> Self:
-        """Frames of a trajectory that mdtraj reads (DCD, HDF5, NetCDF, ...).
+        """Frames of a trajectory that mdtraj reads (DCD, NetCDF, ...).
 
         Parameters
         ----------
@@ -144,7 +154,7 @@ class MDDataset:
             if name.lower().endswith(".xtc"):
                 raise ValueError(
                     f"path: {name} is XTC, which rounds positions to 0.001 nm and spoils "
-                    "energies; use DCD or HDF5"
+                    "energies; use DCD or NetCDF"
                 )
             try:
                 part = mdtraj.load(name, top=molecule.mdtraj_topology)
@@ -197,17 +207,20 @@ class MDDataset:
         """Blocked train/validation/test split: each of n_blocks stretches of time gives its share.
 
         Neighbouring frames are correlated, so frames are not shuffled between the parts; many
-        short blocks rather than three long ones, so that each part sees every slow basin.
+        short blocks rather than three long ones, so that each part sees every slow basin. With
+        :attr:`chains`, whole chains go to each part instead.
 
         Raises
         ------
         ValueError
-            If the fractions do not sum to one, or there are too few frames.
+            If the fractions do not sum to one, or there are too few frames or chains.
         """
         if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
             raise ValueError(
                 f"fractions: expected three positive numbers of sum 1, got {fractions}"
             )
+        if self.chains is not None:
+            return self._split_chains(self.chains, fractions)
         edges = np.linspace(0, len(self), n_blocks + 1).astype(int)
         parts: list[list[np.ndarray]] = [[], [], []]
         for start, stop in pairwise(edges):
@@ -222,6 +235,15 @@ class MDDataset:
         if min(len(part) for part in indices) == 0:
             raise ValueError(f"dataset: {len(self)} frames are too few to split {n_blocks} ways")
         return Split(*(self[part] for part in indices))
+
+    def _split_chains(self, chains: Tensor, fractions: tuple[float, float, float]) -> Split:
+        names = chains.unique()
+        sizes = [max(1, round(fraction * len(names))) for fraction in fractions[1:]]
+        n_train = len(names) - sum(sizes)
+        if n_train < 1:
+            raise ValueError(f"chains: expected at least 3 to split, got {len(names)}")
+        parts = names.split([n_train, *sizes])
+        return Split(*(self[torch.isin(chains, part).nonzero()[:, 0]] for part in parts))
 
 
 def basin_labels(molecule: MolecularSystem | None, x: Tensor) -> Tensor:

@@ -184,9 +184,7 @@ def _train_and_temper(
                 x = walkers.run(settings.round_iterations, collect=True, progress=progress)
             assert x is not None
             for rung, frames in enumerate(samples):
-                # Walker by walker, so that the split holds out whole walkers: a walker's samples
-                # repeat each other.
-                frames.append(x[:: settings.round_stride, :, rung].transpose(0, 1).flatten(0, 1))
+                frames.append(x[:: settings.round_stride, :, rung])
             share = settings.sample_share
             weight = share / (1 - share) / len(samples)
             data += _as_datasets(samples, sampling.temperatures, molecule, weight)
@@ -216,7 +214,13 @@ def _as_datasets(
     weight: float,
 ) -> list[MDDataset]:
     return [
-        MDDataset(torch.cat(list(frames)), kelvin, molecule, weight=weight)
+        MDDataset(
+            torch.cat(list(frames)).flatten(0, 1),
+            kelvin,
+            molecule,
+            weight=weight,
+            chains=torch.arange(frames[0].shape[1]).repeat(sum(map(len, frames))),
+        )
         for frames, kelvin in zip(samples, temperatures, strict=True)
     ]
 

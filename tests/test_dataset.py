@@ -2,6 +2,7 @@
 
 import mdtraj
 import numpy as np
+import openmm.unit as unit
 import pytest
 import torch
 
@@ -47,7 +48,7 @@ def test_basins_are_those_of_phi(dataset, molecule):
 
 def test_load_any_trajectory(dataset, molecule, tmp_path):
     frames = mdtraj.Trajectory(dataset.positions.numpy(), molecule.mdtraj_topology)
-    for name in ("a.dcd", "a.h5", "a.nc"):
+    for name in ("a.dcd", "a.nc"):
         frames.save(str(tmp_path / name))
         again = MDDataset.load(tmp_path / name, molecule, 600)
         # The shipped molecule drifts away from the origin: float32 there is 4e-6 nm coarse.
@@ -88,3 +89,21 @@ def test_the_door(dataset, molecule, tmp_path):
         pytest.raises(ValueError, match="the first is frame 7"),
     ):
         MDDataset(overlapping, 600, molecule).with_energies(potential)
+
+
+def test_chains_are_held_out_whole(dataset):
+    chains = torch.arange(20).repeat(20)
+    parts = MDDataset(dataset.positions, 600, chains=chains).split()
+    held = [set(part.chains.tolist()) for part in parts]
+    assert [len(part) for part in held] == [16, 2, 2]
+    assert not held[0] & held[1] | held[0] & held[2] | held[1] & held[2]
+    with pytest.raises(ValueError, match="chains: expected at least 3"):
+        MDDataset(dataset.positions, 600, chains=chains % 2).split()
+    with pytest.raises(ValueError, match="chains: expected shape"):
+        MDDataset(dataset.positions, 600, chains=chains[:5])
+
+
+def test_quantities(dataset, molecule):
+    angstrom = dataset.positions.numpy() * 10 * unit.angstrom
+    again = MDDataset(angstrom, 600 * unit.kelvin, molecule)
+    assert (again.positions - dataset.positions).abs().max() < 1e-12

@@ -1,5 +1,6 @@
 """The flows: invertible, with the right density, steered by temperature, and safe on disk."""
 
+import dataclasses
 import math
 
 import pytest
@@ -254,13 +255,16 @@ def test_save_and_load(name, request, tmp_path, molecule):
         assert torch.equal(again.log_prob(x, momenta, 300), flow.log_prob(x, momenta, 300))
 
 
-def test_load_refuses_what_does_not_belong(tsf, tmp_path):
+def test_load_refuses_what_does_not_belong(tsf, tmp_path, molecule):
     path = tmp_path / "flow.pt"
     tsf.save(path)
     with pytest.raises(ValueError, match="another molecule"):
         load_flow(path, alanine_dipeptide("ff96-obc1"))
     with pytest.raises(ValueError, match="expected a realnvp flow, got tsf"):
         RealNVPFlow.load(path)
+    mirrored = dataclasses.replace(molecule, positions=molecule.positions * [1, 1, -1])
+    with pytest.raises(ValueError, match="another stereoisomer"):
+        load_flow(path, mirrored)
     content = torch.load(path, weights_only=True)
     torch.save(content | {"format": 99}, path)
     with pytest.raises(ValueError, match="newer version"):
@@ -281,6 +285,8 @@ def test_the_door(tsf, molecule):
         tsf.log_prob(x, momenta[:, 1:], 300)
     with pytest.raises(ValueError, match="temperature: expected a positive"):
         tsf.log_prob(x, momenta, -1)
+    with pytest.raises(ValueError, match="temperature: expected one number or one per row"):
+        tsf.log_prob(x, momenta, torch.full((1, 1), 300.0))
     with pytest.raises(ValueError, match="n_momenta: a TSF expects at least 1"):
         TemperatureSteerableFlow(3, 0)
     with pytest.raises(ValueError, match="n_momenta: RealNVP has none"):

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from openmm_tsf.dataset import MDDataset
+from openmm_tsf.dataset import MDDataset, basin_labels
 from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
 from openmm_tsf.potentials import GaussianWell
 from openmm_tsf.potentials.base import Potential
@@ -18,7 +18,7 @@ from openmm_tsf.training.losses import (
     variational_free_energy,
     whitened,
 )
-from openmm_tsf.training.validate import effective_sample_fraction
+from openmm_tsf.training.validate import Validator, effective_sample_fraction
 
 D = 3
 PRECISION = torch.tensor([[2.0, 0.8, 0.0], [0.8, 1.0, 0.2], [0.0, 0.2, 0.5]], dtype=torch.float64)
@@ -95,6 +95,35 @@ def test_free_energy_is_bounded_by_the_exact_one():
     with torch.no_grad():
         value, error = free_energy(flow.network)
     assert value > -log_z + 10 * error
+
+
+def test_validated_free_energy_bounds_the_exact_one():
+    """The logged figure is a bound on -ln Z of x, whatever the number of momenta."""
+    temperature = 0.7
+    exact = -0.5 * D * math.log(2 * math.pi * temperature)
+    for n_momenta in (1, 8):
+        flow = TemperatureSteerableFlow(D, n_momenta, 1, (8,), seed=1)
+        validator = Validator(
+            flow, [gaussian_data(50)], GaussianWell(torch.eye(D, dtype=torch.float64)),
+            (temperature,), 20_000, torch.float64, 3,
+        )  # fmt: skip
+        found = validator.validate(flow.network, 0, 0.0, 1e9, {})
+        # Weights are zero: the flow is exact for this Gaussian, at every temperature.
+        assert found.free_energy["0.7K"] == pytest.approx(exact, abs=4 * (2 * D) ** 0.5 / 141)
+        assert found.ess["0.7K"] == pytest.approx(1)
+        assert found.inside["0.7K"] == 1
+
+
+def test_score_notices_lost_basins_and_draws_outside(molecule):
+    dataset = MDDataset.shipped(molecule, stride=40)
+    flow = TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(8,))
+    potential = GaussianWell(torch.eye(D, dtype=torch.float64))
+    validator = Validator(flow, [dataset], None, (600.0,), 200, torch.float64, 1)
+    share = float(basin_labels(molecule, dataset.positions).double().mean())
+    assert validator._population_error({"600K": share}) == pytest.approx(0)
+    assert validator._population_error({"600K": share / 10}) > 1
+    assert math.isfinite(validator._population_error({"600K": 0.0}))
+    assert potential.n_evaluations == 0
 
 
 def test_softened_energies_join_smoothly():
@@ -198,7 +227,16 @@ def test_resume_is_exact(tmp_path):
     with open(log) as stream:
         rows = list(csv.DictReader(stream))
     assert [int(row["step"]) for row in rows] == [0, 10, 20, 30, 40]
-    assert result.n_evaluations == expected.n_evaluations
+    # The energies that set the training's ceiling are computed once more.
+    assert result.n_evaluations == expected.n_evaluations + 1000
+
+
+def test_interrupt_in_the_first_validation_leaves_the_flow_as_it_was():
+    flow, potential = small_flow(), Interrupted(PRECISION)
+    potential.calls_left = 1
+    with pytest.raises(KeyboardInterrupt):
+        fit(flow, gaussian_data(), potential, settings=SHORT, progress=False)
+    assert torch.equal(weights(flow), weights(small_flow()))
 
 
 def test_resume_refuses_other_settings(tmp_path):
@@ -208,6 +246,10 @@ def test_resume_refuses_other_settings(tmp_path):
     other = FitSettings(n_steps=50, batch_size=32)
     with pytest.raises(ValueError, match="made with other settings"):
         fit(small_flow(), gaussian_data(), settings=other, resume=True, **run)
+    with pytest.raises(ValueError, match="other frames or with another seed"):
+        fit(small_flow(), gaussian_data(), settings=SHORT, seed=9, resume=True, **run)
+    with pytest.raises(ValueError, match="other frames or with another seed"):
+        fit(small_flow(), gaussian_data(seed=5), settings=SHORT, resume=True, **run)
     path.write_bytes(b"damaged")
     with pytest.raises(ValueError, match="not a readable training checkpoint"):
         fit(small_flow(), gaussian_data(), settings=SHORT, resume=True, **run)

@@ -405,8 +405,7 @@ class InternalCoordinates(nn.Module):
             + outside_half_circle(torsions[:, handed], self.handedness[handed])
         )
         if len(self.labelling):
-            span = self.labelling.span(torsions, self.branch_cuts)
-            penalty = penalty + torch.relu(span - TWO_PI).square().sum(-1)
+            penalty = penalty + self.labelling.penalty(torsions, self.branch_cuts)
         return torch.cat((bonds * scale, angles, torsions), dim=1), penalty
 
     def forward_regularised(self, u: Tensor) -> tuple[Tensor, Tensor]:

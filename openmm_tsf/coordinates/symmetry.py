@@ -122,6 +122,13 @@ class Labels(nn.Module):
         gap = torsions[:, last] - torsions[:, following]
         return ((self.span(torsions, cuts) < TWO_PI) & (gap.sin() > 0)).all(-1)
 
+    def penalty(self, torsions: Tensor, cuts: Tensor) -> Tensor:
+        """Sum of squared violations [B] of :meth:`inside` in radians^2: for training only."""
+        _, following, last = self.columns.T
+        gap = torch.remainder(torsions[:, last] - torsions[:, following], TWO_PI)
+        beyond = torch.relu(self.span(torsions, cuts) - TWO_PI)
+        return (beyond.square() + torch.relu(gap - 0.5 * TWO_PI).square()).sum(-1)
+
     def of(self, torsions: Tensor, cuts: Tensor) -> Tensor:
         """Which atom comes first, [B, G]: 0 primary, 1 next, 2 last; of dihedrals [B, N-3]."""
         offsets = torsions[:, self.columns]

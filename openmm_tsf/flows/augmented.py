@@ -157,6 +157,11 @@ class AugmentedFlow(nn.Module):
     def _tau(self, temperature: Any, like: Tensor) -> Tensor:
         """T / T_ref: a number, or one per row."""
         if isinstance(temperature, Tensor):
+            if temperature.ndim > 1 or (temperature.ndim == 1 and len(temperature) != len(like)):
+                raise ValueError(
+                    f"temperature: expected one number or one per row [{len(like)}], "
+                    f"got shape {tuple(temperature.shape)}"
+                )
             if not bool((temperature > 0).all()):
                 raise ValueError("temperature: expected positive temperatures in kelvin")
             return temperature.to(like) / self.reference_temperature
@@ -228,7 +233,9 @@ class AugmentedFlow(nn.Module):
         (x, momenta), log_det = self.forward_and_log_det(v)
         if self.coordinates is not None and self.log_multiplicity:
             shape = (n, len(self.coordinates.labelling))
-            x = self.coordinates.relabel(x, torch.randint(3, shape, generator=generator))
+            x = self.coordinates.relabel(
+                x, torch.randint(3, shape, generator=generator, device=x.device)
+            )
         log_prob = self.prior_log_prob(v, temperature) - log_det - self.log_multiplicity
         return FlowSample(x, momenta, log_prob)
 
@@ -374,4 +381,11 @@ class AugmentedFlow(nn.Module):
             content["fingerprint"],
         )
         flow.load_state_dict(content["state_dict"])
+        if molecule is not None and flow.coordinates is not None:
+            reference = torch.tensor(molecule.positions, dtype=flow.dtype)[None]
+            if bool(flow.is_mirror_image(reference).any()):
+                raise ValueError(
+                    f"{path}: this flow belongs to another stereoisomer than the molecule's "
+                    "positions show"
+                )
         return flow

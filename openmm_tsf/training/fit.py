@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import hashlib
 import logging
 import math
 import os
@@ -67,6 +68,8 @@ class _Fit:
     ) -> None:
         self.flow, self.potential, self.settings = flow, potential, settings
         self.generator = torch.Generator().manual_seed(seed)
+        self.origin = _origin(datasets, seed)
+        self.evaluations_at_start = potential.n_evaluations if potential else 0
         splits = [dataset.split() for dataset in datasets]
         train = [split.train for split in splits]
         self.data = TrainingFrames(flow, train, settings.dtype, settings.basin_share)
@@ -92,9 +95,8 @@ class _Fit:
         self.step = self.n_skipped = self.skipped_in_a_row = 0
         self.wall_seconds = 0.0
         self.earlier_evaluations = 0
-        self.evaluations_at_start = potential.n_evaluations if potential else 0
         self.history: list[Validation] = []
-        self.best_weights: dict[str, Tensor] = {}
+        self.best_weights: dict[str, Tensor] = copy.deepcopy(self.average.state_dict())
         self.running: dict[str, float] = {}
 
     @property
@@ -188,6 +190,7 @@ class _Fit:
         content = {
             "format": CHECKPOINT_FORMAT,
             "settings": self.settings.to_config(),
+            "origin": self.origin,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "best_weights": self.best_weights,
@@ -219,6 +222,8 @@ class _Fit:
                 if content["settings"].get(key) != value
             ]
             raise ValueError(f"{path}: made with other settings ({', '.join(changed)})")
+        if content["origin"] != self.origin:
+            raise ValueError(f"{path}: made from other frames or with another seed")
         self.network.load_state_dict(content["network"])
         self.average.load_state_dict(content["average"])
         self.best_weights = content["best_weights"]
@@ -229,6 +234,15 @@ class _Fit:
         self.running, self.wall_seconds = content["running"], content["wall_seconds"]
         self.earlier_evaluations = content["n_evaluations"]
         self.history = [Validation(**row) for row in content["history"]]
+
+
+def _origin(datasets: Sequence[MDDataset], seed: int) -> str:
+    """Hash of the frames, their temperatures and the seed."""
+    digest = hashlib.sha256(str(seed).encode())
+    for dataset in datasets:
+        digest.update(f"{dataset.temperature} {dataset.weight}".encode())
+        digest.update(dataset.positions.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _write_log(path: Path, history: Sequence[Validation]) -> None:
@@ -308,6 +322,8 @@ def fit(
     try:
         if not training.history:
             bar.set_postfix_str(str(training.validate()))
+            if checkpoint is not None:
+                training.save(checkpoint)
         while training.step < settings.n_steps:
             training.train_step()
             bar.update()

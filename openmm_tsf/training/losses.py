@@ -125,9 +125,7 @@ def variational_free_energy(
         total = total + extra
     penalty = torch.zeros_like(total)
     if flow.coordinates is not None:
-        if not flow.coordinates.is_constant_log_det:
-            _, extra = flow.coordinates.forward_and_log_det(x)
-            total = total + torch.where(torch.isfinite(extra), extra, 0.0)
+        total = total + flow.coordinates.log_abs_det(flow.coordinates.regularise(x)[0])
         x, penalty = flow.coordinates.forward_regularised(x)
     tau = tau.double()
     kt = potential.boltzmann_constant * flow.reference_temperature * tau

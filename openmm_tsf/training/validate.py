@@ -5,7 +5,7 @@ one is lost; so basins weigh the same, and both directions count.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,20 +25,25 @@ from openmm_tsf.training.losses import (
 
 @dataclass(frozen=True)
 class Validation:
-    """Figures of one validation.
+    r"""Figures of one validation.
 
     Attributes
     ----------
     step, mixing
         Training step and lambda.
     score
-        What is minimised: mean over temperatures of basin-balanced held-out NLL, plus the mean
-        over temperatures of the draws' free energy (up to constants, a Jeffreys divergence).
+        What is minimised, in nats: held-out NLL, each basin and each temperature weighing the
+        same; plus the mean over temperatures of the draws' free energy (the two make a Jeffreys
+        divergence, up to constants) less ln of the share inside the domain; plus half the mean of
+        \|ln(flow's own share / data's share)\| of the basins.
     nll
         Held-out NLL (bound on the marginal's, nats) by ``"<T>K basin <b>"``.
     free_energy, ess, basin_population
-        By temperature: mean softened U/kT + |p|^2/2tau - log|J_D| less the momenta's share; reverse
-        ESS of the joint weights; share of draws in basin 1.
+        By temperature: mean over the draws inside the domain of softened U/kT + |p|^2/2tau -
+        log|J_D|, less the prior's entropy, plus ln of the momenta's integral (a bound on -ln Z);
+        reverse ESS of the joint weights; share of draws in basin 1.
+    inside
+        By temperature: share of draws inside the domain.
     running
         Exponential means of the training losses.
     """
@@ -50,6 +55,7 @@ class Validation:
     free_energy: dict[str, float] = field(default_factory=dict)
     ess: dict[str, float] = field(default_factory=dict)
     basin_population: dict[str, float] = field(default_factory=dict)
+    inside: dict[str, float] = field(default_factory=dict)
     running: dict[str, float] = field(default_factory=dict)
 
     def row(self) -> dict[str, float]:
@@ -61,6 +67,7 @@ class Validation:
             ("free_energy", self.free_energy),
             ("ess", self.ess),
             ("basin1", self.basin_population),
+            ("inside", self.inside),
         ):
             flat |= {f"{prefix} {key}": value for key, value in values.items()}
         return flat
@@ -86,6 +93,11 @@ def effective_sample_fraction(log_weights: Tensor) -> float:
         return 0.0
     log_ratio = 2 * torch.logsumexp(finite, 0) - torch.logsumexp(2 * finite, 0)
     return float(log_ratio.exp()) / len(log_weights)
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
 
 
 class Validator:
@@ -123,6 +135,8 @@ class Validator:
         self.temperatures, self.dtype = tuple(temperatures), dtype
         generator = torch.Generator().manual_seed(seed + 7919)
         self.held_out: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self.groups: dict[float, dict[int, list[str]]] = {}
+        self.shares: dict[float, list[float]] = {}
         self.molecule = datasets[0].molecule
         for dataset in datasets:
             y, log_det = whitened(flow, dataset.positions)
@@ -131,12 +145,15 @@ class Validator:
             momenta = math.sqrt(tau) * torch.randn(
                 len(y), flow.n_momenta, generator=generator, dtype=dtype
             )
+            self.shares.setdefault(dataset.temperature, []).append(float(labels.double().mean()))
             for basin in labels.unique().tolist():
                 chosen = labels == basin
                 # Two datasets may have one temperature (MD and the sampler's own): keep both.
-                key = f"{dataset.temperature:.0f}K basin {basin}"
+                key = f"{dataset.temperature:g}K basin {basin}"
                 while key in self.held_out:
                     key += "'"
+                basins = self.groups.setdefault(dataset.temperature, {})
+                basins.setdefault(basin, []).append(key)
                 self.held_out[key] = (
                     y[chosen].to(dtype),
                     log_det[chosen].to(dtype),
@@ -163,22 +180,44 @@ class Validator:
         free_energy: dict[str, float] = {}
         ess: dict[str, float] = {}
         population: dict[str, float] = {}
+        inside: dict[str, float] = {}
         if self.potential is not None:
             for temperature in self.temperatures:
-                key = f"{temperature:.0f}K"
-                free_energy[key], ess[key], population[key] = self._draws(
+                key = f"{temperature:g}K"
+                free_energy[key], ess[key], population[key], inside[key] = self._draws(
                     network, temperature, ceiling
                 )
-        score = sum(nll.values()) / len(nll)
+        score = _mean(
+            _mean(_mean(nll[key] for key in keys) for keys in basins.values())
+            for basins in self.groups.values()
+        )
         if free_energy:
-            score += sum(free_energy.values()) / len(free_energy)
+            score += _mean(free_energy.values())
+            score -= _mean(math.log(max(share, 1e-300)) for share in inside.values())
+            score += 0.5 * self._population_error(population)
         if not math.isfinite(score):
             score = math.inf
-        return Validation(step, mixing, score, nll, free_energy, ess, population, dict(running))
+        return Validation(
+            step, mixing, score, nll, free_energy, ess, population, inside, dict(running)
+        )
+
+    def _population_error(self, population: Mapping[str, float]) -> float:
+        """Mean |ln(share of draws / share of data)| of the basins, where there are data."""
+        least = 0.5 / len(self.noise)
+        errors = [0.0]
+        for temperature, shares in self.shares.items():
+            found = population.get(f"{temperature:g}K")
+            if found is None or not math.isfinite(found):
+                continue
+            expected = _mean(shares)
+            for p, q in ((expected, found), (1 - expected, 1 - found)):
+                if p > 0:
+                    errors.append(abs(math.log(max(q, least) / p)))
+        return _mean(errors[1:] or errors)
 
     def _draws(
         self, network: Chain, temperature: float, ceiling: float
-    ) -> tuple[float, float, float]:
+    ) -> tuple[float, float, float, float]:
         flow, potential = self.flow, self.potential
         assert potential is not None
         tau = temperature / flow.reference_temperature
@@ -199,10 +238,11 @@ class Validator:
             inside, 0.5 * v.double().square().sum(dim=1) / tau - action, -math.inf
         )
         softened = soften(energy[inside], ceiling, torch.as_tensor(kt)) / kt
-        share = 0.5 * flow.n_momenta * (1 + math.log(2 * math.pi * tau))
-        # Up to the constant entropy of the prior, E[log p(x, p)] - E[log weight target].
+        log_z_momenta = 0.5 * flow.n_momenta * math.log(2 * math.pi * tau)
+        # E[log q] is minus the prior's entropy less E[log|J|]: this bounds -ln Z of x from above.
         entropy = 0.5 * v.shape[1] * (1 + math.log(2 * math.pi * tau))
-        mean = (softened + momentum_term[inside] - total[inside]).mean() - entropy + share
+        mean = (softened + momentum_term[inside] - total[inside]).mean() - entropy + log_z_momenta
         labels = basin_labels(self.molecule, x[inside]).double()
         population = float(labels.mean()) if len(labels) else math.nan
-        return float(mean), effective_sample_fraction(log_weights), population
+        share = float(inside.double().mean())
+        return float(mean), effective_sample_fraction(log_weights), population, share
