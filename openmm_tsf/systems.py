@@ -1,6 +1,7 @@
 """Molecules: a System, its Topology and one conformation, checked at the door."""
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import as_file, files
@@ -22,7 +23,10 @@ _BAROSTATS = (
     openmm.MonteCarloAnisotropicBarostat,
     openmm.MonteCarloMembraneBarostat,
     openmm.MonteCarloFlexibleBarostat,
+    openmm.RPMDMonteCarloBarostat,
 )
+
+_OPENMM_VERSION = re.compile(r'\sopenmmVersion="[^"]*"')
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class MolecularSystem:
     Parameters
     ----------
     system
-        The OpenMM System: not periodic, no constraints, virtual sites, barostat or fixed particles.
+        The OpenMM System: not periodic, no constraints, virtual sites, thermostat, barostat or
+        fixed particles. A CMMotionRemover is allowed: dynamics go without it.
     topology
         Its Topology, bonds included.
     positions
@@ -82,6 +87,11 @@ class MolecularSystem:
         for force in system.getForces():
             if isinstance(force, _BAROSTATS):
                 raise ValueError(f"system: barostats are not supported, got {force.getName()}")
+            if isinstance(force, openmm.AndersenThermostat):
+                raise ValueError(
+                    f"system: forces that act on the integrator are not supported, got "
+                    f"{force.getName()}; leave it out, the sampler sets the temperatures"
+                )
             if force.usesPeriodicBoundaryConditions():
                 raise ValueError(
                     f"system: expected no periodic box, but {force.getName()} uses one; "
@@ -126,22 +136,32 @@ class MolecularSystem:
     def dihedrals(self) -> dict[str, tuple[int, int, int, int]]:
         """Named backbone dihedrals: phi and psi of each peptide residue that has them.
 
-        With one residue the names are ``phi`` and ``psi``, otherwise ``phi1``, ``phi2``, ...
+        If both belong to the same, only residue, the names are ``phi`` and ``psi``; otherwise each
+        carries its residue's number in the Topology, counted from 1: ``phi2``, ``psi2``, ...
         """
         reference = mdtraj.Trajectory(self.positions[None], self.mdtraj_topology)
-        named: dict[str, tuple[int, int, int, int]] = {}
-        for name, compute in (("phi", mdtraj.compute_phi), ("psi", mdtraj.compute_psi)):
+        found: list[tuple[str, int, tuple[int, int, int, int]]] = []
+        # phi is C-N-CA-C, psi is N-CA-C-N: the alpha carbon says whose they are.
+        for name, compute, alpha in (
+            ("phi", mdtraj.compute_phi, 2),
+            ("psi", mdtraj.compute_psi, 1),
+        ):
             indices, _ = compute(reference)
-            for number, quartet in enumerate(indices, start=1):
-                label = name if len(indices) == 1 else f"{name}{number}"
+            for quartet in indices:
                 a, b, c, d = (int(atom) for atom in quartet)
-                named[label] = (a, b, c, d)
-        return named
+                residue = self.mdtraj_topology.atom(int(quartet[alpha])).residue.index
+                found.append((name, residue + 1, (a, b, c, d)))
+        alone = len(found) == 2 and found[0][1] == found[1][1]
+        return {name if alone else f"{name}{n}": atoms for name, n, atoms in found}
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the serialized System and the Topology's atoms and bonds."""
-        digest = hashlib.sha256(openmm.XmlSerializer.serialize(self.system).encode())
+        """SHA-256 of the serialized System and the Topology's atoms and bonds.
+
+        The version of OpenMM that serializes is left out: flows survive its upgrades.
+        """
+        xml = openmm.XmlSerializer.serialize(self.system)
+        digest = hashlib.sha256(_OPENMM_VERSION.sub("", xml, count=1).encode())
         for atom in self.topology.atoms():
             element = atom.element.symbol if atom.element is not None else "-"
             digest.update(f"{atom.index} {atom.name} {element} {atom.residue.name}\n".encode())

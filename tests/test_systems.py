@@ -40,6 +40,76 @@ def test_fingerprint_depends_on_the_system_and_the_topology(molecule):
     assert heavier.fingerprint != molecule.fingerprint
 
 
+def test_fingerprint_survives_an_upgrade_of_openmm(molecule, monkeypatch):
+    serialize = openmm.XmlSerializer.serialize
+    xml = serialize(molecule.system)
+    assert f'openmmVersion="{openmm.__version__}"' in xml
+    monkeypatch.setattr(
+        openmm.XmlSerializer,
+        "serialize",
+        lambda thing: serialize(thing).replace(openmm.__version__, "99.1"),
+    )
+    again = MolecularSystem(molecule.system, molecule.topology, molecule.positions)
+    assert again.fingerprint == molecule.fingerprint
+
+
+def peptide(n_residues, capped):
+    """Of alanines, backbone only, with masses and nothing else."""
+    topology, system = app.Topology(), openmm.System()
+    chain = topology.addChain()
+    names = ["ALA"] * n_residues
+    if capped:
+        names = ["ACE", *names, "NME"]
+    previous = None
+    for name in names:
+        residue = topology.addResidue(name, chain)
+        for label in {"ACE": ("C",), "NME": ("N",)}.get(name, ("N", "CA", "C")):
+            element = app.Element.getBySymbol(label[0])
+            atom = topology.addAtom(label, element, residue)
+            system.addParticle(element.mass)
+            if previous is not None:
+                topology.addBond(previous, atom)
+            previous = atom
+    positions = np.random.default_rng(0).normal(size=(system.getNumParticles(), 3))
+    return MolecularSystem(system, topology, positions)
+
+
+@pytest.mark.parametrize(
+    ("n_residues", "capped", "expected"),
+    [
+        (1, True, {"phi": (0, 1, 2, 3), "psi": (1, 2, 3, 4)}),
+        (1, False, {}),
+        (2, False, {"phi2": (2, 3, 4, 5), "psi1": (0, 1, 2, 3)}),
+        (
+            2,
+            True,
+            {
+                "phi2": (0, 1, 2, 3),
+                "phi3": (3, 4, 5, 6),
+                "psi2": (1, 2, 3, 4),
+                "psi3": (4, 5, 6, 7),
+            },
+        ),
+        (
+            3,
+            False,
+            {
+                "phi2": (2, 3, 4, 5),
+                "phi3": (5, 6, 7, 8),
+                "psi1": (0, 1, 2, 3),
+                "psi2": (3, 4, 5, 6),
+            },
+        ),
+    ],
+)
+def test_dihedrals_are_named_by_their_residue(n_residues, capped, expected):
+    assert peptide(n_residues, capped).dihedrals == expected
+
+
+def test_removal_of_the_centre_of_mass_motion_is_allowed(molecule):
+    changed(molecule, lambda system: system.addForce(openmm.CMMotionRemover()))
+
+
 def test_positions_are_a_frozen_copy_and_quantities_are_converted(molecule):
     given = molecule.positions.copy()
     built = MolecularSystem(molecule.system, molecule.topology, 10 * given * unit.angstrom)
@@ -58,6 +128,10 @@ def test_positions_are_a_frozen_copy_and_quantities_are_converted(molecule):
             "particle 2 is one",
         ),
         (lambda s: s.addForce(openmm.MonteCarloBarostat(1.0, 300.0)), "MonteCarloBarostat"),
+        (
+            lambda s: s.addForce(openmm.AndersenThermostat(300.0, 1.0)),
+            "AndersenThermostat; leave it out",
+        ),
     ],
 )
 def test_unsupported_systems_name_the_offender(molecule, change, message):
