@@ -4,6 +4,7 @@ import shutil
 import signal
 
 import numpy as np
+import openmm.unit as unit
 import pytest
 import torch
 from exact_tree import POSITIONS, ExactTree, TreePotential
@@ -401,6 +402,74 @@ def test_resume_warns_of_another_platform(make, molecule, flow, tree, reference)
         with pytest.warns(UserWarning, match="not the same bit by bit"):
             sampler.resume(reference)
         kernels[2].kernel.close()
+
+
+def test_a_changed_sampler_does_not_append(make, molecule, potential, tree, tmp_path):
+    path = tmp_path / "changed"
+    sampler = make()
+    sampler.run(2, output=path, progress=False)
+    sampler.run(1, output=path, progress=False)  # unchanged: goes on
+    sampler.tune(0)
+    sampler.run(1, output=path, progress=False)
+    sigma = sampler.kernels["flow_walk"].sigma.clone()
+    sampler.tune(3)
+    with pytest.raises(ValueError, match=r"output: the sigma changed since .* write to a new one"):
+        sampler.run(1, output=path, progress=False)
+    sampler.kernels["flow_walk"].sigma = sigma
+    sampler.run(1, output=path, progress=False)
+    again = make().resume(path)
+    again.tune(3)
+    with pytest.raises(ValueError, match="output: the sigma changed"):
+        again.run(1, output=path, progress=False)
+
+    trained = tree.flow("tsf", "volume", 0.3)
+    kernels = default_kernels(potential, trained, LADDER, local_interval=0)
+    sampler = ParallelTempering(molecule, trained, LADDER, 2, kernels, potential, seed=1)
+    sampler.run(1, output=tmp_path / "trained", progress=False)
+    with torch.no_grad():
+        next(trained.parameters()).add_(1e-3)
+    with pytest.raises(ValueError, match="output: the flow changed"):
+        sampler.run(1, output=tmp_path / "trained", progress=False)
+    sampler.run(1, output=tmp_path / "new", progress=False)
+
+
+def test_tuning_for_no_iterations_changes_nothing(make):
+    sampler = make()
+    before = sampler.kernels["flow_walk"].sigma.clone()
+    assert torch.equal(sampler.tune(0)["flow_walk"], before)
+    assert sampler.state.iteration == 0
+    with pytest.raises(ValueError, match="n_iterations: expected an integer of at least 0, got -1"):
+        sampler.tune(-1)
+
+
+@pytest.mark.parametrize("scheme", ["even_odd", "random_pairs"])
+def test_one_rung_has_nothing_to_swap(make, scheme):
+    swap = PlainSwap([300.0], KB, scheme)
+    state, generator = make(temperatures=(300.0,)).state, torch.Generator().manual_seed(0)
+    for _ in range(3):
+        after, info = swap(state, generator)
+        assert info.accepted.shape == info.proposed.shape == swap.counts_shape
+        assert int(info.proposed.sum()) == 0
+        assert torch.equal(after.x, state.x)
+
+
+def test_walkers_start_at_quantities(make):
+    plain, sampler = make(), make()
+    x, v = plain.state.x, plain.state.velocities
+    metre_per_second = unit.meter / unit.second
+    sampler.set_positions(10 * x.numpy() * unit.angstrom, 1000 * v.numpy() * metre_per_second)
+    torch.testing.assert_close(sampler.state.x, x)
+    torch.testing.assert_close(sampler.state.velocities, v)
+    with pytest.raises(TypeError, match="velocities: expected a quantity in nanometer/picosecond"):
+        sampler.set_positions(x, v.numpy() * unit.nanometer)
+
+
+def test_a_sampler_frees_its_contexts(make):
+    with make() as sampler:
+        sampler.run(1, progress=False)
+    sampler.close()
+    with pytest.raises(RuntimeError, match="local: this Langevin leg is closed"):
+        sampler.run(2, progress=False)
 
 
 def test_flow_independence_alone_is_a_sampler(molecule, potential, flow):

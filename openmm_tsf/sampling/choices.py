@@ -88,6 +88,23 @@ def check_same(where: Any, written: Mapping[str, Any], own: Mapping[str, Any]) -
             )
 
 
+def check_unchanged(where: Any, opened: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Compare the choices a run directory was opened with and those of a sampler that goes on.
+
+    Raises
+    ------
+    ValueError
+        If they differ in anything that changes which chain is sampled: a directory holds one.
+    """
+    for name in ("molecule", "flow", "kernels", "sigma"):
+        if now[name] != opened[name]:
+            raise ValueError(
+                f"output: the {name} changed since {where} was opened (by training, tuning or new "
+                f"settings), from {opened[name]} to {now[name]}; a run directory holds samples of "
+                "one frozen sampler, write to a new one"
+            )
+
+
 def check_run_arguments(
     n_iterations: Any, save_interval: Any, checkpoint_interval: Any, reporters: Sequence[Any]
 ) -> None:

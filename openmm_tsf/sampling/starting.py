@@ -8,7 +8,7 @@ from torch import Tensor
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.moves import FlowLike
 from openmm_tsf.sampling.state import WalkerState
-from openmm_tsf.units import NANOMETER, in_unit
+from openmm_tsf.units import NANOMETER, PICOSECOND, in_unit
 
 
 def starting_state(
@@ -49,6 +49,7 @@ def starting_state(
                 f"the first is walker {walker} at {temperatures[rung]:.2f} K"
             )
     if velocities is not None:
+        velocities = in_unit(velocities, NANOMETER / PICOSECOND, "velocities")
         velocities = torch.as_tensor(velocities, dtype=torch.float64).clone()
         if tuple(velocities.shape) != shape or not bool(torch.isfinite(velocities).all()):
             raise ValueError(f"velocities: expected finite numbers of shape {shape}")

@@ -163,3 +163,11 @@ def per_rung(accepted: Tensor, n_walkers: int) -> tuple[Tensor, Tensor]:
     """Counts (accepted [R], proposed [R]) from accepted [W, R] bool."""
     total = accepted.sum(dim=0)
     return total, torch.full_like(total, n_walkers)
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """A kernel that holds Contexts or threads until it is closed."""
+
+    def close(self) -> None:
+        """Free them."""

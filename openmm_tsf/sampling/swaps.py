@@ -76,7 +76,8 @@ class PlainSwap:
         """Disjoint pairs of rungs (low, high), each [W, P]."""
         n_rungs = len(self.temperatures)
         if self.scheme == "even_odd":
-            low = torch.arange(self._calls % 2, n_rungs - 1, 2).expand(n_walkers, -1)
+            # Not arange(parity, n_rungs - 1, 2), which refuses to be empty for a single rung.
+            low = torch.arange(n_rungs - 1)[self._calls % 2 :: 2].expand(n_walkers, -1)
             return low, low + 1
         order = torch.rand(n_walkers, n_rungs, generator=generator).argsort(dim=1)
         n_pairs = n_rungs // 2

@@ -12,7 +12,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.sampling.choices import check_run_arguments, check_same, sampling_choices
+from openmm_tsf.sampling.choices import (
+    check_run_arguments,
+    check_same,
+    check_unchanged,
+    sampling_choices,
+)
 from openmm_tsf.sampling.dynamics import DynamicsPotential, minimised
 from openmm_tsf.sampling.interrupts import DeferredInterrupt
 from openmm_tsf.sampling.kernels import Every, default_kernels, kernels_by_name
@@ -20,7 +25,7 @@ from openmm_tsf.sampling.moves import FlowLike
 from openmm_tsf.sampling.output import RunWriter
 from openmm_tsf.sampling.recording import Reporter, Segment
 from openmm_tsf.sampling.starting import starting_state
-from openmm_tsf.sampling.state import Kernel, KernelInfo, WalkerState
+from openmm_tsf.sampling.state import Closable, Kernel, KernelInfo, WalkerState
 from openmm_tsf.sampling.tuning import HasStepSize, StepSizeTuner
 from openmm_tsf.systems import MolecularSystem
 from openmm_tsf.units import as_temperatures
@@ -104,7 +109,7 @@ class ParallelTempering:
         self.totals: dict[str, KernelInfo] = self._zero()
         self._state: WalkerState | None = None
         self._writer: RunWriter | None = None
-        self._save_interval = 1
+        self._opened: dict[str, Any] = {}  # the choices that the writer's directory stands for
 
     def _zero(self) -> dict[str, KernelInfo]:
         return {name: KernelInfo.zero(k.counts_shape) for name, k in self.kernels.items()}
@@ -159,6 +164,21 @@ class ParallelTempering:
             self._generator,
         )
 
+    def close(self) -> None:
+        """Free the kernels' Contexts and threads. Calling it twice is allowed.
+
+        Kernels without a method ``close`` have none. The potential is left to its owner.
+        """
+        for kernel in self.kernels.values():
+            if isinstance(kernel, Closable):
+                kernel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     # -- iterations --------------------------------------------------------------------------
 
     def _sweep(self, state: WalkerState) -> tuple[WalkerState, dict[str, KernelInfo]]:
@@ -202,7 +222,7 @@ class ParallelTempering:
         Parameters
         ----------
         n_iterations
-            Iterations to tune for; they also serve as burn-in.
+            Iterations to tune for; they also serve as burn-in. With 0 nothing happens.
         target_acceptance
             Between 0 and 1.
         progress
@@ -212,7 +232,16 @@ class ParallelTempering:
         -------
         dict of str to Tensor
             The step sizes [R] by kernel name.
+
+        Raises
+        ------
+        ValueError
+            If a number is out of range.
         """
+        if not isinstance(n_iterations, int) or n_iterations < 0:
+            raise ValueError(
+                f"n_iterations: expected an integer of at least 0, got {n_iterations!r}"
+            )
         tuners = {
             name: StepSizeTuner(kernel, n_iterations, target_acceptance)
             for name, kernel in self.kernels.items()
@@ -274,7 +303,8 @@ class ParallelTempering:
         FileExistsError
             If `output` has files.
         ValueError
-            If a number is out of range.
+            If a number is out of range, or the flow, the step sizes or the kernels are not those
+            that `output` was started with.
         """
         check_run_arguments(n_iterations, save_interval, checkpoint_interval, self.reporters)
         _ = self.state  # the default start, before anything is written
@@ -339,11 +369,12 @@ class ParallelTempering:
             return None
         writer = self._writer
         if writer is not None and writer.directory.resolve() == Path(output).resolve():
-            if save_interval != self._save_interval:
+            if save_interval != self._opened["save_interval"]:
                 raise ValueError(
-                    f"save_interval: this run was started with {self._save_interval}, "
+                    f"save_interval: this run was started with {self._opened['save_interval']}, "
                     f"got {save_interval}"
                 )
+            check_unchanged(output, self._opened, self._choices(save_interval))
             return writer
         writer = RunWriter(output, self.molecule, self.temperatures, self.n_walkers)
         own = self._choices(save_interval)
@@ -354,7 +385,7 @@ class ParallelTempering:
         if hasattr(self.flow, "save") and not flow_file.exists():
             self.flow.save(flow_file)
         writer.write_first_checkpoint(self._checkpoint())
-        self._writer, self._save_interval = writer, save_interval
+        self._writer, self._opened = writer, own
         return writer
 
     def _choices(self, save_interval: int) -> dict[str, Any]:
@@ -390,5 +421,5 @@ class ParallelTempering:
         self._load_kernel_states(content["kernels"])
         self.seed = content["seed"]
         writer.cut_back(content["n_frames_written"], content["n_segments"])
-        self._writer, self._save_interval = writer, choices["save_interval"]
+        self._writer, self._opened = writer, self._choices(choices["save_interval"])
         return self

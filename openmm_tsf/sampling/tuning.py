@@ -26,21 +26,21 @@ class StepSizeTuner:
     kernel
         The kernel to tune.
     n_updates
-        Number of updates that will come.
+        Number of updates that will come; with 0 the step sizes stay as they are.
     target
         Acceptance to reach.
 
     Raises
     ------
     ValueError
-        If the target is not between 0 and 1, or there are no updates.
+        If the target is not between 0 and 1, or the number of updates is negative.
     """
 
     def __init__(self, kernel: HasStepSize, n_updates: int, target: float) -> None:
         if not 0 < target < 1:
             raise ValueError(f"target_acceptance: expected a number between 0 and 1, got {target}")
-        if n_updates < 1:
-            raise ValueError(f"n_iterations: expected at least 1, got {n_updates}")
+        if n_updates < 0:
+            raise ValueError(f"n_iterations: expected at least 0, got {n_updates}")
         self.kernel, self.n_updates, self.target = kernel, n_updates, target
         self._log_sigma = kernel.sigma.log()
         self._kept: list[Tensor] = []
