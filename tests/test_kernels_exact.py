@@ -4,6 +4,8 @@ Walkers start from exact samples of their rung; after some applications they mus
 samples. |z| < 4 for every mean, variance and histogram; seeds were fixed beforehand.
 """
 
+import copy
+
 import numpy as np
 import openmm
 import pytest
@@ -377,6 +379,88 @@ def test_swaps_without_scaled_velocities_are_noticed(tree, potential):
     kernel._kelvin = torch.ones(2, dtype=torch.float64)
     new, _ = apply([kernel] * 6, state, generator)
     assert_noticed(tree_scores(tree, new))
+
+
+# -- energies belong to what is stored ---------------------------------------------------------
+
+
+class InAField(TreePotential):
+    """The tree in a uniform field: the energy depends on the pose."""
+
+    def energy(self, x):
+        return super().energy(x) + 40.0 * x[:, -1, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", [FlowWalk, FlowIndependence])
+def test_energies_are_those_of_the_stored_configurations(tree, flows, kind, dtype):
+    potential, generator = InAField(tree), torch.Generator().manual_seed(18)
+    flow = copy.deepcopy(flows["tsf-volume"]).to(dtype)
+    state = exact_state(tree, potential, LADDER, 200, generator)
+    kernel = kind(flow, potential, LADDER, round_trip_tolerance=1e-3)
+    for _ in range(3):
+        state, info = kernel(state, generator)
+        assert int(info.accepted.sum()) > 0
+    torch.testing.assert_close(
+        potential.energy(state.x.flatten(0, 1)).reshape(200, 2), state.energy, rtol=0, atol=1e-9
+    )
+
+
+def test_a_pose_dependent_energy_is_sampled_exactly(tree, flows):
+    # At a fixed pose the field's part of the energy is a function of the internal coordinates:
+    # weights turn exact samples without the field into exact ones with it.
+    potential, plain, n = InAField(tree), TreePotential(tree), 6000
+    flow, generator = flows["tsf-volume"], torch.Generator().manual_seed(19)
+    u = tree.sample_internal(n, 600.0, generator)
+    like = torch.tensor(POSITIONS)[None].expand(n, -1, -1)
+    x = tree.plain.place(u, like=like)
+    field = (potential.energy(x) - plain.energy(x)) / (KB * 600.0)
+    weight = torch.softmax(-field, 0)
+    chosen = torch.multinomial(weight, n, replacement=True, generator=generator)
+    start = x[chosen]
+    state = WalkerState(
+        start[:, None], None, potential.energy(start)[:, None], torch.zeros(n, 1, dtype=torch.int64)
+    )
+    state, _ = apply([FlowIndependence(flow, potential, (600.0,))] * 4, state, generator)
+    height = x[:, -1, 2]
+    expected = (weight * height).sum()
+    after = state.x[:, 0, -1, 2]
+    error_of_weights = (weight.square() * (height - expected).square()).sum()
+    stderr = (2 * error_of_weights + after.var() / n).sqrt()
+    assert abs(float((height.mean() - expected) / stderr)) > 2 * LIMIT  # the field matters
+    assert abs(float((after.mean() - expected) / stderr)) < LIMIT
+
+
+def test_an_infinite_number_in_openmm_is_a_rejection(tree, openmm_potential):
+    generator = torch.Generator().manual_seed(20)
+    state = exact_state(tree, openmm_potential, LADDER, 3, generator)
+    leg = LangevinLeg(openmm_potential, LADDER, tree.masses, None, n_steps=2)
+    worker = leg._workers[0]
+    working = worker._context
+
+    class Context:
+        """OpenMM's Context, out of which one leg's state does not come."""
+
+        def __init__(self, message, broken_for_good=False):
+            self.message, self.broken_for_good = message, broken_for_good
+
+        def __getattr__(self, name):
+            return getattr(working, name)
+
+        def getState(self, **what):
+            if self.broken_for_good or "getVelocities" in what:
+                raise openmm.OpenMMException(self.message)
+            return working.getState(**what)
+
+    for message in ("Energy or force is infinite", "overflow in neighbor list", "unforeseen"):
+        worker._context = Context(message)
+        after, info = leg(state, generator)
+        assert info.rejected_non_finite == 6
+        assert torch.equal(after.x, state.x)
+    worker._context = Context("device lost", broken_for_good=True)
+    with pytest.raises(openmm.OpenMMException, match="device lost"):
+        leg(state, generator)
+    leg.close()
 
 
 # -- everything together -----------------------------------------------------------------------

@@ -17,6 +17,7 @@ import openmm
 import torch
 from torch import Tensor
 
+from openmm_tsf.potentials.context_pool import _NUMERICAL
 from openmm_tsf.sampling.accept import metropolis
 from openmm_tsf.sampling.moves import FlowLike
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
@@ -295,7 +296,7 @@ class _Verlet:
             )
         except openmm.OpenMMException as error:
             # OpenMM reports a blown-up trajectory as an exception on some platforms.
-            if "nan" in str(error).lower():
+            if self._is_trajectory_at_fault(x, error):
                 return float("inf")
             raise
         energy = float(end.getPotentialEnergy()._value)
@@ -306,3 +307,15 @@ class _Verlet:
             return float("inf")
         x[:], v[:] = x_end, v_end
         return energy
+
+    def _is_trajectory_at_fault(self, x: np.ndarray, error: openmm.OpenMMException) -> bool:
+        # A lost GPU or a wrong Force raises too, and must not pass for a rejection: unless the
+        # message speaks of numbers, the conformation [N, 3] where the leg began decides.
+        if _NUMERICAL.search(str(error)):
+            return True
+        try:
+            self._context.setPositions(x)
+            self._context.getState(getEnergy=True)
+        except openmm.OpenMMException:
+            return False
+        return True

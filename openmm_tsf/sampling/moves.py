@@ -129,6 +129,11 @@ class _FlowMove:
         inside = torch.isfinite(log_det_new) & torch.isfinite(x_new).flatten(1).all(dim=1)
         energy_new = torch.full_like(energy, float("inf"))
         if bool(inside.any()):
+            # The pose is the walker's own: only internal coordinates are proposed. The energy is
+            # that of what would be stored, whatever the potential does with the pose and the
+            # flow's dtype with the last digits.
+            x_new = x_new.clone()
+            x_new[inside] = self._place(x_new[inside], x[inside])
             energy_new[inside] = self.potential.energy(x_new[inside]).to(energy)
         current = self._log_weight(energy, kt, momenta, tau, -inverse_log_det)
         proposed = self._log_weight(energy_new, kt, momenta_new, tau, log_det_new)
@@ -136,14 +141,8 @@ class _FlowMove:
         proposed = proposed + self._reverse(v_new, tau)
         accepted, non_finite = metropolis(current, proposed, generator)
 
-        chosen = accepted.nonzero().flatten()
-        x, energy = x.clone(), energy.clone()
-        if len(chosen):
-            # The pose is the walker's own: only internal coordinates were proposed.
-            x[chosen] = flow.place(x_new[chosen].to(flow.dtype), like=x[chosen].to(flow.dtype)).to(
-                x
-            )
-            energy[chosen] = energy_new[chosen]
+        x = torch.where(accepted.reshape(-1, *(1,) * (x.ndim - 1)), x_new, x)
+        energy = torch.where(accepted, energy_new, energy)
         mirrors = self._count_mirror_images(x_new, non_finite)
         info = KernelInfo(
             *per_rung(accepted.reshape(shape), shape[0]),
@@ -162,6 +161,10 @@ class _FlowMove:
     def _forward(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (x, momenta), log_det = self.flow.forward_and_log_det(v.to(self.flow.dtype))
         return x.to(v), momenta.to(v), log_det.to(v)
+
+    def _place(self, x: Tensor, like: Tensor) -> Tensor:
+        dtype = self.flow.dtype
+        return self.flow.place(x.to(dtype), like=like.to(dtype)).to(x)
 
     def _inverse(self, x: Tensor, momenta: Tensor) -> tuple[Tensor, Tensor]:
         dtype = self.flow.dtype
@@ -188,8 +191,7 @@ class _FlowMove:
         start = iteration // self.round_trip_interval * n
         rows = (start + torch.arange(n)) % len(x)
         x_back, momenta_back, log_det = self._forward(v[rows])
-        dtype = self.flow.dtype
-        x_back = self.flow.place(x_back.to(dtype), like=x[rows].to(dtype)).to(x)
+        x_back = self._place(x_back, x[rows])
         deviations = {
             "positions": (x_back - x[rows]).abs().max().item(),
             "momenta": (momenta_back - momenta[rows]).abs().max().item() if momenta.numel() else 0,
@@ -200,8 +202,8 @@ class _FlowMove:
                 raise RuntimeError(
                     f"{self.name}: the flow's round trip D(D^-1(x)) misses the {what} by "
                     f"{deviation:.3g} at iteration {iteration} (tolerance "
-                    f"{self.round_trip_tolerance:.3g}, flow in {dtype}); the chain would be "
-                    "biased. Use flow.double(), or retrain the flow with weight decay"
+                    f"{self.round_trip_tolerance:.3g}, flow in {self.flow.dtype}); the chain "
+                    "would be biased. Use flow.double(), or retrain the flow with weight decay"
                 )
 
 
