@@ -196,7 +196,8 @@ def sample(
             sampler = make_sampler(molecule, model, settings, potential, seeds, start, None)
             sampler.tune(settings.n_tuning, progress=progress)
         choices = {"settings": plain(settings), "flow_file": str(file), "seed": seed}
-        return produce(sampler, folder, settings, costs, choices, molecule, progress)
+        with sampler:
+            return produce(sampler, folder, settings, costs, choices, molecule, progress)
 
 
 def analyze(path: PathLike) -> dict[str, Any]:
@@ -339,8 +340,9 @@ def _continue(
             potential=potential,
             seed=config["seed"],
         )
-        sampler.resume(output)
-        return _sample_and_analyze(sampler, Path(output), n_iterations, progress)
+        with sampler:
+            sampler.resume(output)
+            return _sample_and_analyze(sampler, Path(output), n_iterations, progress)
 
 
 def _sample_and_analyze(

@@ -126,8 +126,11 @@ def run(
         sampling = settings.sampling
         with costs.counting("sampling", potential):
             production = make_sampler(molecule, flow, sampling, potential, seeds, dataset, walkers)
+            if walkers is not None:
+                walkers.close()
             production.tune(sampling.n_tuning, progress=progress)
-        return produce(production, folder, sampling, costs, choices, molecule, progress)
+        with production:
+            return produce(production, folder, sampling, costs, choices, molecule, progress)
 
 
 def _own_frames(
@@ -179,7 +182,10 @@ def _train_and_temper(
         if number:
             logger.info("round %d of %d: sampling", number, settings.n_rounds)
             with costs.counting("sampling", potential):
-                walkers = make_sampler(molecule, flow, sampling, potential, seeds, dataset, walkers)
+                before = walkers
+                walkers = make_sampler(molecule, flow, sampling, potential, seeds, dataset, before)
+                if before is not None:
+                    before.close()
                 walkers.tune(sampling.n_tuning, progress=progress)
                 x = walkers.run(settings.round_iterations, collect=True, progress=progress)
             assert x is not None
