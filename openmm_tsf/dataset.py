@@ -1,7 +1,9 @@
 """Configurations at one temperature, with energies: what a flow learns from."""
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from itertools import pairwise
@@ -157,7 +159,8 @@ class MDDataset:
                     "energies; use DCD or NetCDF"
                 )
             try:
-                part = mdtraj.load(name, top=molecule.mdtraj_topology)
+                with _silent_stdout():
+                    part = mdtraj.load(name, top=molecule.mdtraj_topology)
             except Exception as error:
                 raise ValueError(
                     f"path: mdtraj cannot read {name} as a trajectory of {molecule.n_atoms} "
@@ -244,6 +247,20 @@ class MDDataset:
             raise ValueError(f"chains: expected at least 3 to split, got {len(names)}")
         parts = names.split([n_train, *sizes])
         return Split(*(self[torch.isin(chains, part).nonzero()[:, 0]] for part in parts))
+
+
+@contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Drop what C code prints: mdtraj's DCD plugin announces itself on the process's stdout."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def basin_labels(molecule: MolecularSystem | None, x: Tensor) -> Tensor:
