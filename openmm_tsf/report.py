@@ -3,12 +3,16 @@
 from collections.abc import Iterator
 from typing import Any
 
-#: What "converged" means here: effective samples of P(phi > 0), standard error of delta F.
+#: What "converged" means here: effective samples of P(dihedral > 0) and of <U>, standard
+#: error of delta F.
 MIN_EFFECTIVE_SAMPLES = 100
 MAX_FREE_ENERGY_STDERR_KT = 0.25
 MAX_Z = 3.0
+MIN_P_VALUE = 0.01
 MAX_RAMACHANDRAN_RATIO = 1.5
 MIN_ROUND_TRIPS_PER_WALKER = 1
+
+_COMPARED = (("phi_positive", "P(phi > 0)"), ("energy_kJ_mol", "<U>"))
 
 
 def describe(summary: dict[str, Any]) -> str:
@@ -17,7 +21,8 @@ def describe(summary: dict[str, Any]) -> str:
         f"{summary['n_walkers']} walkers, {summary['n_iterations']} iterations, "
         f"{summary['n_samples_per_rung']} samples at every temperature"
     ]
-    lines += _rungs(summary)
+    if summary["n_iterations"]:
+        lines += _rungs(summary)
     lines += ["", "accepted moves"]
     for name, rates in summary["acceptance"].items():
         values = list(rates.values()) if isinstance(rates, dict) else _neighbours(rates)
@@ -33,7 +38,23 @@ def describe(summary: dict[str, Any]) -> str:
 
 def shortcomings(summary: dict[str, Any]) -> list[str]:
     """What is not converged, or does not agree with the reference; empty if nothing is wrong."""
-    return [*_unsampled(summary), *_disagreements(summary)]
+    return [*unsampled(summary), *disagreements(summary)]
+
+
+def advice(summary: dict[str, Any]) -> str | None:
+    """What to do about the shortcomings; None if there are none.
+
+    More sampling cures what is not sampled. It does not cure a disagreement with the reference:
+    that is a bias, of the sampler or of the setting up.
+    """
+    if disagreements(summary):
+        return (
+            "a difference from the reference beyond the errors does not go away with more "
+            "iterations: compare the System, the temperatures and the burn-in with the reference's"
+        )
+    if unsampled(summary):
+        return "more iterations, rounds or walkers help"
+    return None
 
 
 def _rungs(summary: dict[str, Any]) -> Iterator[str]:
@@ -56,13 +77,22 @@ def _rungs(summary: dict[str, Any]) -> Iterator[str]:
         yield line
 
 
-def _unsampled(summary: dict[str, Any]) -> Iterator[str]:
-    for rung, p in summary.get("phi_positive", {}).items():
-        if p["n_eff"] is None or p["n_eff"] < MIN_EFFECTIVE_SAMPLES:
-            yield (
-                f"{rung} K: P(phi > 0) rests on {_number(p['n_eff'], 0)} effective samples, fewer "
-                f"than {MIN_EFFECTIVE_SAMPLES}"
-            )
+def unsampled(summary: dict[str, Any]) -> list[str]:
+    """What more sampling would cure: too few effective samples, unknown errors, no round trips."""
+    return [*_few_samples(summary), *_uncompared(summary)]
+
+
+def _few_samples(summary: dict[str, Any]) -> Iterator[str]:
+    if summary["n_iterations"] == 0:
+        yield "no samples yet"
+        return
+    for name, rungs in summary["dihedral_positive"].items():
+        for rung, p in rungs.items():
+            if p["n_eff"] is None or p["n_eff"] < MIN_EFFECTIVE_SAMPLES:
+                yield f"{rung} K: P({name} > 0) {_rests_on(p['n_eff'])}"
+    for rung, energy in summary["energy_kJ_mol"].items():
+        if energy["n_eff"] is None or energy["n_eff"] < MIN_EFFECTIVE_SAMPLES:
+            yield f"{rung} K: <U> {_rests_on(energy['n_eff'])}"
     for rung, value in summary.get("delta_F_phi_kT", {}).items():
         if value["stderr"] is None:
             yield f"{rung} K: the error of delta F is not known"
@@ -77,25 +107,55 @@ def _unsampled(summary: dict[str, Any]) -> Iterator[str]:
             yield f"{trips:.2f} round trips of the temperature ladder for each walker"
 
 
-def _disagreements(summary: dict[str, Any]) -> Iterator[str]:
+def _uncompared(summary: dict[str, Any]) -> Iterator[str]:
     comparison = summary.get("comparison")
     if comparison is None:
         return
-    for key, label in (("phi_positive", "P(phi > 0)"), ("energy_kJ_mol", "<U>")):
+    for key, label in _COMPARED:
         for rung, z in comparison[key]["z"].items():
             if z is None:
                 yield f"{rung} K: {label} cannot be compared with the reference (unknown error)"
-            elif abs(z) >= MAX_Z:
+        if comparison[key]["p_value"] is None:
+            yield f"all rungs: {label} cannot be compared with the reference (unknown covariance)"
+    for rung, distance in comparison["ramachandran"].items():
+        if distance["total_variation"] is None or distance["floor_total_variation"] is None:
+            yield f"{rung} K: the Ramachandran distance has no floor to compare with"
+
+
+def disagreements(summary: dict[str, Any]) -> list[str]:
+    """Where the run differs from the reference: any rung by |z| >= 3, or all by p <= 0.01."""
+    return list(_differences(summary))
+
+
+def _differences(summary: dict[str, Any]) -> Iterator[str]:
+    comparison = summary.get("comparison")
+    if comparison is None:
+        return
+    for key, label in _COMPARED:
+        for rung, z in comparison[key]["z"].items():
+            if z is not None and abs(z) >= MAX_Z:
                 yield f"{rung} K: {label} differs from the reference by {z:+.1f} standard errors"
+        p_value = comparison[key]["p_value"]
+        if p_value is not None and p_value <= MIN_P_VALUE:
+            yield (
+                f"all rungs: {label} differs from the reference, chi2 {comparison[key]['chi2']:.1f}"
+                f", p = {p_value:.1g}, not above {MIN_P_VALUE}"
+            )
     for rung, distance in comparison["ramachandran"].items():
         found, floor = distance["total_variation"], distance["floor_total_variation"]
         if found is None or floor is None:
-            yield f"{rung} K: the Ramachandran distance has no floor to compare with"
-        elif found > MAX_RAMACHANDRAN_RATIO * floor:
+            continue
+        if found > MAX_RAMACHANDRAN_RATIO * floor:
             yield (
-                f"{rung} K: Ramachandran distance to the reference {found:.3f}, "
-                f"{found / floor:.1f} times the floor"
+                f"{rung} K: Ramachandran distance to the reference {found:.3f}, more than "
+                f"{MAX_RAMACHANDRAN_RATIO} times the floor {floor:.3f}"
             )
+
+
+def _rests_on(n_eff: float | None) -> str:
+    if not n_eff:
+        return "has no known error"
+    return f"rests on {n_eff:.0f} effective samples, fewer than {MIN_EFFECTIVE_SAMPLES}"
 
 
 def _neighbours(rates: list[Any]) -> list[Any]:

@@ -494,10 +494,13 @@ def test_summary(tmp_path):
     assert own["p"] == pytest.approx((phi[:, :, 1] > 0).mean())
     assert own["n_eff"] == pytest.approx(own["p"] * (1 - own["p"]) / own["stderr"] ** 2)
     assert summary["energy_kJ_mol"]["600.00"]["mean"] == pytest.approx(energy[:, :, 2].mean())
+    # Independent energies: about as many effective samples as there are.
+    assert 60 < summary["energy_kJ_mol"]["600.00"]["n_eff"] <= 241
     delta = summary["delta_F_phi_kT"]["300.00"]
     assert abs(delta["mbar_value"] - GAP * BETAS[0]) < 4 * delta["mbar_stderr"]
     assert summary["acceptance"]["local"] == {"300.00": 0.2, "424.26": 0.2, "600.00": 0.2}
     assert summary["acceptance"]["swap_plain"] == [0.4, 0.4]
+    assert summary["acceptance"]["swap_steered"] == []
     assert summary["energy_evaluations"] == {"md": 7, "training": 8, "sampling": 6009}
     assert summary["wall_seconds"] == {"md": 1.0, "training": 2.0, "sampling": 1.5}
     assert summary["rejected_non_finite"] == 3
@@ -506,6 +509,11 @@ def test_summary(tmp_path):
     assert summary["efficiency"]["n_eff_phi_per_million_evaluations"] == pytest.approx(
         summary["phi_positive"]["300.00"]["n_eff"] / 6000e-6
     )
+
+
+def test_summary_has_the_users_seed(tmp_path):
+    small_run(tmp_path / "run", n=3, positions=None, choices={"seed": 1})
+    assert load_run(tmp_path / "run").summary()["seed"] == 1
 
 
 def test_summary_with_a_reference_and_costs_given(tmp_path):

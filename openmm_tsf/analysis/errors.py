@@ -54,6 +54,13 @@ class MeanEstimate:
         return n_eff(self.value, self.stderr)
 
     @property
+    def n_independent(self) -> float:
+        """Variance/SE², for the mean of anything: NaN where the error is not known."""
+        # The variance out of stderr_correlation, as `estimate_mean` made it.
+        variance = self.stderr_correlation**2 * max(self.n_samples / self.g - 1.0, 1.0)
+        return variance / self.stderr**2
+
+    @property
     def free_energy(self) -> tuple[float, float]:
         """-ln[p/(1-p)] and its standard error, in kT, for a probability."""
         return logit_free_energy(self.value, self.stderr)

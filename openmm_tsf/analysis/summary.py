@@ -24,7 +24,8 @@ def summarize(
     ``energy_evaluations`` and ``wall_seconds`` of MD and training are taken from dictionaries of
     these names in ``config.json``; what stands there under ``sampling`` (tuning, earlier rounds) is
     added to production's. ``phi_positive`` and ``delta_F_phi_kT`` are there where the run recorded
-    a φ; ``dihedral_positive`` has every named dihedral.
+    a φ; ``dihedral_positive`` has every named dihedral. ``seed`` is the one that the user chose
+    (``choices.seed``) where the sampler's own was derived from it.
     """
     segments = run.segments
     before = run.config if costs is None else costs
@@ -32,7 +33,7 @@ def summarize(
     seconds = _costs(before, "wall_seconds", segments.wall_seconds)
     result: dict[str, Any] = {
         "temperatures_K": run.temperatures.tolist(),
-        "seed": run.config["seed"],
+        "seed": run.config.get("choices", {}).get("seed", run.config["seed"]),
         "n_walkers": run.n_walkers,
         "n_iterations": run.n_iterations,
         "n_samples_per_rung": run.n_iterations * run.n_walkers,
@@ -41,7 +42,9 @@ def summarize(
         result |= _estimates(run)
     trips = int(run.round_trips().sum())
     result |= {
-        "acceptance": {name: _rates(run, table) for name, table in run.acceptance().items()},
+        # Steered swaps are listed even where the run has none.
+        "acceptance": {"swap_steered": []}
+        | {name: _rates(run, table) for name, table in run.acceptance().items()},
         "round_trips": trips,
         "mixing_matrix": run.mixing_matrix().tolist(),
         "energy_evaluations": evaluations,
@@ -105,7 +108,11 @@ def _estimates(run: Run) -> dict[str, Any]:
     result: dict[str, Any] = {
         "dihedral_positive": {name: probability(name) for name in run.dihedral_atoms},
         "energy_kJ_mol": per_rung(
-            lambda t: {"mean": run.mean_energy(t).value, "stderr": run.mean_energy(t).stderr}
+            lambda t: {
+                "mean": run.mean_energy(t).value,
+                "stderr": run.mean_energy(t).stderr,
+                "n_eff": run.mean_energy(t).n_independent,
+            }
         ),
     }
     if "phi" in run.dihedral_atoms:

@@ -1,0 +1,93 @@
+import pytest
+
+from openmm_tsf.report import advice, describe, disagreements, shortcomings, unsampled
+
+
+def good_summary():
+    """A converged run of two rungs that agrees with the reference."""
+    rungs = ("300.00", "600.00")
+    probability = {"p": 0.1, "stderr": 0.01, "n_eff": 900.0, "g": 2.0}
+    agreement = {"z": dict.fromkeys(rungs, 0.5), "chi2": 1.0, "p_value": 0.6}
+    distance = {"total_variation": 0.05, "floor_total_variation": 0.05}
+    return {
+        "temperatures_K": [300.0, 600.0],
+        "n_walkers": 4,
+        "n_iterations": 1000,
+        "n_samples_per_rung": 4000,
+        "dihedral_positive": {
+            name: {rung: dict(probability) for rung in rungs} for name in ("phi", "psi")
+        },
+        "energy_kJ_mol": {rung: {"mean": 1.0, "stderr": 0.1, "n_eff": 500.0} for rung in rungs},
+        "delta_F_phi_kT": {rung: {"value": 2.0, "stderr": 0.1} for rung in rungs},
+        "acceptance": {"local": dict.fromkeys(rungs, 0.9), "swap_plain": [0.5], "swap_steered": []},
+        "round_trips": 40,
+        "energy_evaluations": {"md": None, "training": 5, "sampling": 10},
+        "wall_seconds": {"md": None, "training": 5.0, "sampling": 10.0},
+        "comparison": {
+            "phi_positive": {**agreement, "z": dict(agreement["z"])},
+            "energy_kJ_mol": {**agreement, "z": dict(agreement["z"])},
+            "ramachandran": {rung: dict(distance) for rung in rungs},
+        },
+    }
+
+
+def test_a_good_run():
+    summary = good_summary()
+    assert shortcomings(summary) == []
+    assert advice(summary) is None
+    assert "P(psi > 0)" in describe(summary)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("dihedral_positive/psi/600.00/n_eff", 12.0, "600.00 K: P(psi > 0) rests on 12"),
+        ("dihedral_positive/phi/300.00/n_eff", 0.0, "300.00 K: P(phi > 0) has no known error"),
+        ("energy_kJ_mol/300.00/n_eff", 20.0, "300.00 K: <U> rests on 20"),
+        ("energy_kJ_mol/300.00/n_eff", None, "300.00 K: <U> has no known error"),
+        ("delta_F_phi_kT/300.00/stderr", 0.4, "the error of delta F is 0.40 kT"),
+        ("delta_F_phi_kT/300.00/stderr", None, "the error of delta F is not known"),
+        ("round_trips", 2, "0.50 round trips"),
+        ("n_iterations", 0, "no samples yet"),
+        ("comparison/phi_positive/z/300.00", None, "P(phi > 0) cannot be compared"),
+        ("comparison/energy_kJ_mol/p_value", None, "<U> cannot be compared"),
+        ("comparison/ramachandran/300.00/floor_total_variation", None, "no floor"),
+    ],
+)
+def test_what_more_sampling_cures(path, value, words):
+    summary = changed(path, value)
+    (line,) = unsampled(summary)
+    assert words in line
+    assert disagreements(summary) == []
+    assert shortcomings(summary) == [line]
+    assert "more iterations" in advice(summary)
+    describe(summary)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("comparison/phi_positive/z/600.00", -3.0, "600.00 K: P(phi > 0) differs"),
+        ("comparison/energy_kJ_mol/z/300.00", 4.5, "300.00 K: <U> differs"),
+        ("comparison/phi_positive/p_value", 0.01, "all rungs: P(phi > 0) differs"),
+        ("comparison/energy_kJ_mol/p_value", 1e-6, "all rungs: <U> differs"),
+        ("comparison/ramachandran/300.00/total_variation", 0.2, "Ramachandran distance"),
+    ],
+)
+def test_what_more_sampling_does_not_cure(path, value, words):
+    summary = changed(path, value)
+    (line,) = disagreements(summary)
+    assert words in line
+    assert unsampled(summary) == []
+    assert shortcomings(summary) == [line]
+    assert "does not go away" in advice(summary)
+
+
+def changed(path, value):
+    summary = good_summary()
+    *keys, last = path.split("/")
+    part = summary
+    for key in keys:
+        part = part[key]
+    part[last] = value
+    return summary
