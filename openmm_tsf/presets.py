@@ -109,7 +109,7 @@ class RunSettings:
     Raises
     ------
     ValueError
-        If a number is out of its range.
+        If a number is out of its range, or there are too few walkers to train on their samples.
     """
 
     md: MDSettings = field(default_factory=MDSettings)
@@ -134,6 +134,12 @@ class RunSettings:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        # Training on samples holds out whole walkers, for validation and test.
+        if self.n_rounds > 0 and self.sampling.n_walkers < 3:
+            raise ValueError(
+                "n_walkers: expected at least 3 where the flow is trained on samples (or "
+                f"n_rounds=0), got {self.sampling.n_walkers}"
+            )
 
 
 PRESETS: dict[str, RunSettings] = {

@@ -98,6 +98,24 @@ def test_run_records_every_choice(finished):
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_the_quick_preset_scaled_down(tmp_path):
+    quick = preset("quick")
+    short = {"validate_interval": 4, "n_validation_draws": 8, "warmup_steps": 2}
+    small = replace(
+        quick,
+        stride=200,
+        fit=replace(quick.fit, n_steps=8, **short),
+        refit=replace(quick.refit, n_steps=4, **short),
+        round_iterations=1,
+        sampling=replace(quick.sampling, n_walkers=3, n_iterations=2, n_tuning=1),
+    )
+    assert small.n_rounds == 1
+    summary = workflow.run(tmp_path / "run", small, **QUIET)
+    assert summary["temperatures_K"] == [300.0, 424.26, 600.0]
+    assert summary["n_samples_per_rung"] == 6
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_same_seed_same_run(finished, tmp_path):
     summary, _ = finished
     again = workflow.run(tmp_path / "again", TINY, seed=5, **QUIET)
@@ -249,6 +267,10 @@ def test_settings_at_the_door():
         SamplingSettings(n_walkers=0)
     with pytest.raises(ValueError, match="n_rounds: expected at least 0"):
         RunSettings(n_rounds=-1)
+    few = SamplingSettings(n_walkers=2)
+    with pytest.raises(ValueError, match="n_walkers: expected at least 3 where .* got 2"):
+        RunSettings(n_rounds=1, sampling=few)
+    RunSettings(n_rounds=0, sampling=few)
     with pytest.raises(ValueError, match="seed: expected a non-negative integer"):
         workflow.run("unused", TINY, seed=-1)
     json.dumps(plain(preset("default")))
