@@ -7,9 +7,11 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+DATA_FILES = {"ala2.pdb", "ala2_600K.dcd", "ala2_reference.npz"}
 
 LOAD = """
 import sys
@@ -24,6 +26,7 @@ frames = sum(1 for item in home.iterdir() if item.name.endswith(".dcd"))
 print("package from", openmm_tsf.__file__)
 print("atoms", molecule.n_atoms, "typed", (files("openmm_tsf") / "py.typed").is_file())
 print("trajectories", frames)
+print("files", *sorted(item.name for item in home.iterdir() if item.is_file()))
 """
 
 
@@ -57,6 +60,8 @@ def test_wheel_installed_elsewhere_loads_the_shipped_data(tmp_path):
     assert "atoms 22 typed True" in out
     shipped = len(list((ROOT / "data").glob("*.dcd")))
     assert f"trajectories {shipped}" in out
+    (listed,) = (line.split()[1:] for line in out.splitlines() if line.startswith("files "))
+    assert DATA_FILES | {"README.md"} <= set(listed)
     metadata = next(target.glob("openmm_tsf-*.dist-info"))
     assert any(metadata.rglob("LICENSE"))
 
@@ -75,6 +80,16 @@ def test_every_requirement_has_a_tested_version():
     requirements = [*project["dependencies"], *project["optional-dependencies"]["test"]]
     needed = {normal(re.match(r"[A-Za-z0-9_.-]+", text).group()) for text in requirements}
     assert needed <= set(pins)
+
+
+def test_every_data_file_and_array_is_described():
+    text = (ROOT / "data" / "README.md").read_text()
+    found = {item.name for pattern in ("*.pdb", "*.dcd", "*.npz") for item in
+             (ROOT / "data").glob(pattern)}  # fmt: skip
+    assert found == DATA_FILES
+    with np.load(ROOT / "data" / "ala2_reference.npz") as data:
+        names = found | set(data.files)
+    assert [name for name in sorted(names) if f"`{name}`" not in text] == []
 
 
 def test_public_names():
