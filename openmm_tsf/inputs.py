@@ -125,7 +125,7 @@ def load_trajectory(
         return MDDataset.load(path, molecule, temperature, stride=stride)
     if not (path / "md.dcd").is_file() or not (path / "config.json").is_file():
         raise ValueError(f"trajectory: {path} is no directory of the md stage (no md.dcd in it)")
-    config = json.loads((path / "config.json").read_text())
+    config = read_json(path / "config.json")
     known = float(config["settings"]["temperature"])
     if temperature is not None and abs(temperature - known) > 1e-6:
         raise ValueError(f"temperature: {path} was run at {known} K, got {temperature} K")
@@ -154,10 +154,58 @@ def claim_directory(output: PathLike) -> Path:
     if path.is_dir() and any(path.iterdir()):
         raise FileExistsError(
             f"output: {path} is not empty; choose another directory, or delete this one if its "
-            "results are no longer needed"
+            f"results are no longer needed{_what_can_be_done(path)}"
         )
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _what_can_be_done(path: Path) -> str:
+    """How the results in a directory can be used or continued, as the end of a sentence."""
+    possible = {
+        "checkpoint.pt": "sampling in it continues with sample --resume",
+        "training.pt": "training in it continues with train --resume",
+        "checkpoint.xml": "MD in it continues with md --resume",
+        "flow.pt": f"its flow can be used: sample --flow {path}",
+        "md/md.dcd": f"its frames can be used: --trajectory {path / 'md'}",
+    }
+    there = [text for name, text in possible.items() if (path / name).is_file()]
+    return "".join(f"; {text}" for text in there)
+
+
+def check_platform(name: str | None) -> None:
+    """Refuse a platform that this OpenMM does not have; None stands for a measurement.
+
+    Raises
+    ------
+    ValueError
+        If there is no platform of that name.
+    """
+    platforms = map(openmm.Platform.getPlatform, range(openmm.Platform.getNumPlatforms()))
+    known = [found.getName() for found in platforms]
+    if name is not None and name not in known:
+        raise ValueError(f"platform: expected one of {', '.join(known)}, got {name!r}")
+
+
+def read_json(path: PathLike) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is damaged.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # JSON and Unicode errors are ValueErrors
+        raise ValueError(f"{path}: no readable JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
 
 
 def write_json(path: PathLike, content: Any) -> None:

@@ -1,6 +1,5 @@
 """Plain molecular dynamics with OpenMM: where the training frames come from."""
 
-import json
 import logging
 import os
 import struct
@@ -16,8 +15,10 @@ from tqdm.auto import tqdm
 
 from openmm_tsf.inputs import (
     PathLike,
+    check_platform,
     claim_directory,
     package_versions,
+    read_json,
     write_json,
     write_molecule,
 )
@@ -67,7 +68,12 @@ class MDSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperature", as_temperature(self.temperature))
-        for name, least in (("n_frames", 1), ("steps_per_frame", 1), ("n_equilibration_steps", 0)):
+        for name, least in (
+            ("n_frames", 1),
+            ("steps_per_frame", 1),
+            ("n_equilibration_steps", 0),
+            ("seed", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         for name in ("timestep", "friction"):
@@ -118,11 +124,13 @@ def run_md(
     FileExistsError
         If `output` is not empty and `resume` is false.
     ValueError
-        If there is nothing to resume, or it was another molecule, temperature or time step.
+        If there is nothing to resume, it was another molecule, temperature or time step, or
+        there is no such platform.
     RuntimeError
         If the dynamics blow up.
     """
     settings = settings or MDSettings()
+    check_platform(platform)
     folder = Path(output)
     before: dict[str, Any] | None = None
     if resume:
@@ -357,7 +365,7 @@ def _read_config(folder: Path, molecule: MolecularSystem, settings: MDSettings) 
     path = folder / "config.json"
     if not path.is_file() or not (folder / "checkpoint.xml").is_file():
         raise ValueError(f"output: there is no MD run to resume in {folder}")
-    before: dict[str, Any] = json.loads(path.read_text())
+    before = read_json(path)
     if before.get("stage") != "md":
         raise ValueError(f"output: {folder} holds no MD run")
     if before["fingerprint"] != molecule.fingerprint:

@@ -1,6 +1,6 @@
 """The stages of a run, each usable alone on a user's own files: train, sample, analyze."""
 
-import json
+import hashlib
 import logging
 from importlib.resources import files
 from pathlib import Path
@@ -15,9 +15,11 @@ from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow, load_flow
 from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.inputs import (
     PathLike,
+    check_platform,
     claim_directory,
     load_molecule,
     package_versions,
+    read_json,
     write_json,
     write_molecule,
 )
@@ -60,7 +62,7 @@ def train(
     platform
         OpenMM platform; by default the fastest, by a short measurement.
     resume
-        Continue an interrupted training in `output`, made with the same settings and seed.
+        Continue an interrupted training in `output`, made with the same settings, frames and seed.
     progress
         Show a progress bar.
 
@@ -69,13 +71,16 @@ def train(
     FileExistsError
         If `output` is not empty and `resume` is false.
     ValueError
-        If there is nothing to resume, or it was made with other settings.
+        If there is nothing to resume, or it was made with other settings, frames or molecule; if
+        there are too few frames, or there is no such platform.
     """
     molecule = dataset.molecule
     if molecule is None:
         raise ValueError("dataset: expected frames of a molecule, got none")
     flow_settings, fit_settings = flow_settings or FlowSettings(), fit_settings or FitSettings()
     seeds = Seeds(seed)
+    check_platform(platform)
+    dataset.split()  # too few frames are refused before anything is written
     folder, checkpoint = Path(output), Path(output) / "training.pt"
     costs = Costs()
     costs.evaluations["md"] = dataset.n_evaluations or None
@@ -83,14 +88,16 @@ def train(
         "flow": plain(flow_settings),
         "fit": plain(fit_settings),
         "seed": seed,
-        "frames": {"n_frames": len(dataset), "temperature_K": dataset.temperature},
+        "frames": {
+            "n_frames": len(dataset),
+            "temperature_K": dataset.temperature,
+            "sha256": _hash_of_frames(dataset),
+        },
     }
     if resume:
         if not checkpoint.is_file():
             raise ValueError(f"output: there is no training to resume in {folder}")
-        earlier = read_config(folder)
-        if earlier["choices"] != choices:
-            raise ValueError(f"output: the training in {folder} was made with other choices")
+        _check_same_training(read_config(folder), molecule, choices, folder)
     else:
         folder = claim_directory(output)
         write_molecule(molecule, folder)
@@ -101,8 +108,14 @@ def train(
         "fingerprint": molecule.fingerprint,
         "versions": package_versions(),
     }
-    write_json(folder / "config.json", config)
+    if not resume:
+        write_json(folder / "config.json", config)
     flow = build_flow(dataset, flow_settings, seeds.next())
+
+    def keep() -> None:
+        flow.save(folder / "flow.pt")
+        write_json(folder / "config.json", config | costs.to_config())
+
     with molecule.potential(platform=platform) as potential:
         try:
             with costs.counting("training", potential):
@@ -120,10 +133,34 @@ def train(
             # A resumed training knows what its earlier parts cost.
             costs.evaluations["training"] = result.n_evaluations
             costs.seconds["training"] = round(result.wall_seconds, 3)
-        finally:
-            flow.save(folder / "flow.pt")
-            write_json(folder / "config.json", config | costs.to_config())
+        except ValueError:  # arguments or a checkpoint that do not fit: nothing was trained
+            raise
+        except BaseException:
+            keep()
+            raise
+    keep()
     return flow
+
+
+def _check_same_training(
+    earlier: dict[str, Any], molecule: MolecularSystem, choices: dict[str, Any], folder: Path
+) -> None:
+    if earlier.get("stage") != "train":
+        raise ValueError(f"output: {folder} holds no training to resume")
+    if earlier["fingerprint"] != molecule.fingerprint:
+        raise ValueError(f"output: the training in {folder} is of another molecule")
+    different = [name for name, now in choices.items() if earlier["choices"].get(name) != now]
+    if different:
+        raise ValueError(
+            f"output: the training in {folder} was made with other choices: "
+            f"{', '.join(different)} differ"
+        )
+
+
+def _hash_of_frames(dataset: MDDataset) -> str:
+    return hashlib.sha256(
+        dataset.positions.detach().cpu().contiguous().numpy().tobytes()
+    ).hexdigest()
 
 
 def sample(
@@ -177,6 +214,9 @@ def sample(
         After Ctrl-C, with everything written and analysed.
     """
     settings = settings or SamplingSettings()
+    check_platform(platform)
+    if resume and start is not None:
+        raise ValueError("start: expected none where a run is resumed, got frames")
     home, file = _flow_file(flow)
     if molecule is None:
         if home is None:
@@ -240,11 +280,7 @@ def build_flow(dataset: MDDataset, settings: FlowSettings, seed: int) -> Augment
 
 def read_config(folder: PathLike) -> dict[str, Any]:
     """``config.json`` of a directory that a stage wrote."""
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    config: dict[str, Any] = json.loads(path.read_text())
-    return config
+    return read_json(Path(folder) / "config.json")
 
 
 def make_sampler(
@@ -310,8 +346,10 @@ def produce(
     progress: bool,
 ) -> dict[str, Any]:
     """Sample with everything frozen, write, analyse."""
+    choices = choices | {"sampler_seed": sampler.seed}
     sampler.run(0, folder, choices=choices, allow_existing=True, progress=False)
-    config = read_config(folder) | costs.to_config()
+    # The seed of a run is the user's; the sampler's was derived from it.
+    config = read_config(folder) | costs.to_config() | {"seed": choices["seed"]}
     if has_reference(molecule):
         config["reference"] = REFERENCE
     write_json(folder / "config.json", config)
@@ -327,8 +365,10 @@ def _continue(
     progress: bool,
 ) -> dict[str, Any]:
     config = read_config(output)
-    if "temperatures_K" not in config:
+    if not {"temperatures_K", "n_walkers", "seed", "choices"} <= config.keys():
         raise ValueError(f"output: {output} holds no run to resume")
+    if "potential" not in config["choices"]:
+        raise ValueError(f"output: {Path(output) / 'config.json'} is damaged, choices are missing")
     platform = platform or config["choices"]["potential"]["platform"]
     n_contexts = config["choices"]["potential"]["n_contexts"]
     with molecule.potential(platform=platform, n_contexts=n_contexts) as potential:
@@ -338,7 +378,7 @@ def _continue(
             config["temperatures_K"],
             config["n_walkers"],
             potential=potential,
-            seed=config["seed"],
+            seed=config["choices"].get("sampler_seed", config["seed"]),
         )
         with sampler:
             sampler.resume(output)
@@ -370,7 +410,5 @@ def _flow_file(flow: PathLike) -> tuple[Path | None, Path]:
     if not file.is_file():
         raise FileNotFoundError(f"flow: no such flow file {file}")
     home = file.parent
-    complete = all(
-        (home / name).is_file() for name in ("system.xml", "topology.pdb", "config.json")
-    )
+    complete = all((home / name).is_file() for name in ("system.xml", "topology.pdb"))
     return (home if complete else None), file

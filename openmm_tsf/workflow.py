@@ -19,8 +19,10 @@ from openmm_tsf.dataset import MDDataset
 from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.inputs import (
     PathLike,
+    check_platform,
     claim_directory,
     load_trajectory,
+    package_versions,
     write_json,
     write_molecule,
 )
@@ -93,28 +95,34 @@ def run(
     seeds = Seeds(seed)
     if trajectory is not None and own_md:
         raise ValueError("trajectory: expected none where MD is to be run, got both")
+    if trajectory is None and temperature is not None:
+        raise ValueError("temperature: expected none without a trajectory, got one")
+    check_platform(platform)
     if trajectory is not None:  # before anything is written: it may not fit
         dataset = load_trajectory(trajectory, molecule, temperature, settings.stride)
+        dataset.split()  # raises if the frames are too few
         source = str(trajectory)
     folder = claim_directory(output)
     write_molecule(molecule, folder)
+    choices: dict[str, Any] = {
+        "settings": plain(settings),
+        "seed": seed,
+        "platform_asked_for": platform,
+    }
+    about = {"fingerprint": molecule.fingerprint, "versions": package_versions()}
+    write_json(folder / "settings.json", choices | about)
     costs = Costs()
     if trajectory is None:
         dataset, source = _own_frames(
             molecule, settings, folder, own_md, seeds.next() % 2**31, platform, costs, progress
         )
     costs.evaluations["md"] = dataset.n_evaluations or None
-    choices = {
-        "settings": plain(settings),
-        "frames": {
-            "source": source,
-            "n_frames": len(dataset),
-            "temperature_K": dataset.temperature,
-        },
-        "seed": seed,
-        "platform_asked_for": platform,
+    choices["frames"] = {
+        "source": source,
+        "n_frames": len(dataset),
+        "temperature_K": dataset.temperature,
     }
-    write_json(folder / "settings.json", choices)
+    write_json(folder / "settings.json", choices | about)
     with molecule.potential(platform=platform) as potential:
         with costs.counting("training", potential):
             flow = build_flow(dataset, settings.flow, seeds.next())
@@ -196,6 +204,7 @@ def _train_and_temper(
             data += _as_datasets(samples, sampling.temperatures, molecule, weight)
         logger.info("training %d of %d", number + 1, settings.n_rounds + 1)
         plan = settings.refit if number else settings.fit
+        checkpoint = _log_path(folder, number).with_suffix(".pt")
         try:
             with costs.counting("training", potential):
                 fit(
@@ -205,11 +214,13 @@ def _train_and_temper(
                     settings=replace(plan, temperatures=sampling.temperatures),
                     seed=seeds.next(),
                     log_path=_log_path(folder, number),
+                    checkpoint_path=checkpoint,
                     progress=progress,
                 )
         finally:
             flow.save(folder / "flow.pt")
             merge_logs(folder)
+        checkpoint.unlink(missing_ok=True)  # kept only where training ended early
     return walkers
 
 

@@ -17,7 +17,7 @@ from openmm_tsf.inputs import load_trajectory
 from openmm_tsf.md import MDSettings
 from openmm_tsf.presets import FlowSettings, RunSettings, SamplingSettings, plain, preset
 from openmm_tsf.sampling import ParallelTempering
-from openmm_tsf.stages import has_reference
+from openmm_tsf.stages import _flow_file, has_reference
 from openmm_tsf.training import FitSettings
 from openmm_tsf.training.validate import Validator
 
@@ -63,6 +63,7 @@ def test_run_writes_everything(finished):
         "training.csv",
     }  # fmt: skip
     assert not any(name.endswith(".tmp") for name in written)
+    assert {path.suffix for path in (folder / "training").iterdir()} == {".csv"}
     assert summary == json.loads((folder / "summary.json").read_text())
     assert summary["temperatures_K"] == [500.0, 600.0]
     assert summary["n_samples_per_rung"] == 96
@@ -85,7 +86,13 @@ def test_run_accounts_for_every_evaluation(finished):
 
 def test_run_records_every_choice(finished):
     _, folder = finished
-    choices = json.loads((folder / "config.json").read_text())["choices"]
+    config = json.loads((folder / "config.json").read_text())
+    choices = config["choices"]
+    assert config["seed"] == 5
+    assert choices["sampler_seed"] not in (5, None)
+    asked = json.loads((folder / "settings.json").read_text())
+    assert asked["settings"] == plain(TINY)
+    assert asked["fingerprint"] == choices["molecule"]
     assert choices["settings"] == plain(TINY)
     assert choices["frames"] == {"source": "shipped", "n_frames": 400, "temperature_K": 600.0}
     assert choices["seed"] == 5
@@ -162,8 +169,17 @@ def test_train_alone(molecule, trained):
     assert len((folder / "training.csv").read_text().splitlines()) == 4
     with pytest.raises(FileExistsError, match="is not empty"):
         workflow.train(dataset, folder, TINY.flow, FIT, **QUIET)
-    with pytest.raises(ValueError, match="made with other choices"):
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match="made with other choices: seed differ"):
         workflow.train(dataset, folder, TINY.flow, FIT, seed=3, resume=True, **QUIET)
+    again = {"seed": 2, "resume": True, **QUIET}
+    moved = replace(dataset, positions=dataset.positions.roll(1, 0))
+    with pytest.raises(ValueError, match="made with other choices: frames differ"):
+        workflow.train(moved, folder, TINY.flow, FIT, **again)
+    other = replace(dataset, molecule=tsf.systems.alanine_dipeptide("ff96-obc1"))
+    with pytest.raises(ValueError, match="is of another molecule"):
+        workflow.train(other, folder, TINY.flow, FIT, **again)
+    assert before == {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(ValueError, match="no training to resume"):
         workflow.train(dataset, folder / "no", TINY.flow, FIT, resume=True, **QUIET)
 
@@ -234,6 +250,55 @@ def test_interrupted_production_is_written_and_analysed(trained, tmp_path, monke
     assert resumed["n_iterations"] == 9
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_a_damaged_run_names_its_file(trained, tmp_path):
+    _, folder, _ = trained
+    run, settings = tmp_path / "run", replace(TINY.sampling, n_iterations=1, n_tuning=0)
+    workflow.sample(folder, run, settings, seed=4, **QUIET)
+    assert json.loads((run / "config.json").read_text())["seed"] == 4
+    for name in ("checkpoint.pt", "config.json", "T500.00K.dcd"):
+        good = (run / name).read_bytes()
+        if name.endswith("dcd"):
+            (run / name).unlink()
+        else:
+            (run / name).write_bytes(good[: len(good) // 2])
+        with pytest.raises(ValueError, match=name):
+            workflow.sample(folder, run, settings, resume=True, **QUIET)
+        (run / name).write_bytes(good)
+    assert workflow.sample(folder, run, settings, resume=True, **QUIET)["n_iterations"] == 2
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_folder_without_config_knows_its_molecule(trained, tmp_path):
+    _, folder, _ = trained
+    for name in ("flow.pt", "system.xml", "topology.pdb"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    assert _flow_file(tmp_path) == (tmp_path, tmp_path / "flow.pt")
+    (tmp_path / "system.xml").unlink()
+    assert _flow_file(tmp_path) == (None, tmp_path / "flow.pt")
+    with pytest.raises(FileExistsError, match="its flow can be used: sample --flow"):
+        workflow.run(tmp_path, TINY, **QUIET)
+
+
+def test_failed_starts_leave_nothing(trained, tmp_path):
+    _, folder, dataset = trained
+    there = tmp_path / "there"
+    wrong = {"platform": "Abacus", "progress": False}
+    for start in (
+        lambda: workflow.run(there, TINY, **wrong),
+        lambda: workflow.train(dataset, there, TINY.flow, FIT, **wrong),
+        lambda: workflow.sample(folder, there, TINY.sampling, **wrong),
+        lambda: workflow.run_md(dataset.molecule, there, TINY.md, **wrong),
+    ):
+        with pytest.raises(ValueError, match=r"platform: expected one of .* got 'Abacus'"):
+            start()
+    with pytest.raises(ValueError, match="frames are too few to split"):
+        workflow.train(dataset[:5], there, TINY.flow, FIT, **QUIET)
+    with pytest.raises(ValueError, match="temperature: expected none without a trajectory"):
+        workflow.run(there, TINY, temperature=500.0, **QUIET)
+    assert not there.exists()
+
+
 def test_analyze_alone(finished, tmp_path):
     summary, folder = finished
     (folder / "ramachandran.png").unlink()
@@ -268,7 +333,7 @@ def test_settings_at_the_door():
     with pytest.raises(ValueError, match="n_rounds: expected at least 0"):
         RunSettings(n_rounds=-1)
     few = SamplingSettings(n_walkers=2)
-    with pytest.raises(ValueError, match="n_walkers: expected at least 3 where .* got 2"):
+    with pytest.raises(ValueError, match=r"n_walkers: expected at least 3 where .* got 2"):
         RunSettings(n_rounds=1, sampling=few)
     RunSettings(n_rounds=0, sampling=few)
     with pytest.raises(ValueError, match="seed: expected a non-negative integer"):

@@ -23,6 +23,9 @@ from openmm_tsf.systems import MolecularSystem
 
 RUN_FORMAT = 1
 CHECKPOINT = "checkpoint.pt"
+_IN_CHECKPOINT = {
+    "state", "generator", "kernels", "seed", "n_frames_written", "n_segments"
+}  # fmt: skip
 _PACKAGES = ("openmm-tsf", "openmm", "torch", "numpy", "mdtraj")
 _DCD_HEADER = 276  # bytes: three records of 84, 164 and 4, with their lengths
 
@@ -265,12 +268,17 @@ class RunWriter:
         FileNotFoundError
             If the directory is no run directory.
         ValueError
-            If it was written in a newer format.
+            If it is damaged or was written in a newer format.
         """
         path = self.directory / "config.json"
         if not path.is_file():
             raise FileNotFoundError(f"{self.directory}: no run directory, config.json is missing")
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:  # JSON and Unicode errors are ValueErrors
+            raise ValueError(f"{path}: no readable JSON file: {error}") from error
+        if not {"format", "temperatures_K", "n_walkers", "choices"} <= config.keys():
+            raise ValueError(f"{path}: no config.json of a sampling run")
         if config["format"] > RUN_FORMAT:
             raise ValueError(
                 f"{path}: written in format {config['format']} by a newer version; this one "
@@ -285,11 +293,19 @@ class RunWriter:
         ------
         FileNotFoundError
             If there is none.
+        ValueError
+            If it is damaged.
         """
         path = self.directory / CHECKPOINT
         if not path.is_file():
             raise FileNotFoundError(f"{self.directory}: no {CHECKPOINT} to resume from")
-        content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        try:
+            content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        except Exception as error:  # torch's reader raises many kinds
+            raise ValueError(f"{path}: no readable checkpoint: {error}") from error
+        missing = sorted(_IN_CHECKPOINT - content.keys())
+        if missing:
+            raise ValueError(f"{path}: no checkpoint of a run, {', '.join(missing)} missing")
         return content
 
     def cut_back(self, n_frames: int, n_segments: int) -> None:
@@ -303,6 +319,9 @@ class RunWriter:
         for number in range(n_segments):
             if not self._segment(number).is_file():
                 raise ValueError(f"{self.directory}: segment {number} is missing")
+        for dcd in self._dcds:
+            if not dcd.path.is_file():
+                raise ValueError(f"{dcd.path}: this trajectory of the run is missing")
         for path in sorted((self.directory / "segments").iterdir()):
             if path.suffix == ".tmp" or path.name >= self._segment(n_segments).name:
                 path.unlink()
