@@ -5,8 +5,16 @@ import matplotlib.image
 import numpy as np
 import pytest
 from fabricate import write_run
+from matplotlib.text import Text
 
-from openmm_tsf.analysis import Reference, load_run, plot_diagnostics, plot_ramachandran
+from openmm_tsf.analysis import (
+    Reference,
+    diagnostics,
+    load_run,
+    plot_diagnostics,
+    plot_ramachandran,
+    plots,
+)
 
 TEMPERATURES = [300.0, 600.0]
 
@@ -74,10 +82,51 @@ def test_diagnostics_with_swaps_of_any_pair(tmp_path):
     check_image(tmp_path / "b.png")
 
 
+def test_several_residues(tmp_path):
+    rng = np.random.default_rng(4)
+    shape = (20, 3, 2)
+    names = ("psi1", "phi2", "phi3", "psi3", "phi4", "psi4")
+    angles_of = {name: rng.uniform(-np.pi, np.pi, shape) for name in names}
+    write_run(tmp_path / "run", TEMPERATURES, rng.normal(size=shape), angles_of)
+    run = load_run(tmp_path / "run")
+    assert run.backbone() == ("phi3", "psi3")  # the first that has both
+    phi, psi = run.ramachandran(300, residue=4)
+    np.testing.assert_allclose(phi, angles_of["phi4"][:, :, 0].ravel(), rtol=1e-6)
+    np.testing.assert_allclose(psi, angles_of["psi4"][:, :, 0].ravel(), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"residue: expected one of \[3, 4\].* got 2"):
+        run.ramachandran(300, residue=2)
+    run.plot(tmp_path / "a.png", residue=4)
+    check_image(tmp_path / "a.png")
+    plot_diagnostics(run, tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"got 'phi'"):
+        run.plot(tmp_path / "c.png", make_reference(TEMPERATURES))
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(Text)]
+
+
+def test_figures_say_what_is_not_known(tmp_path, monkeypatch):
+    drawn = []
+    for module in (plots, diagnostics):
+        monkeypatch.setattr(module, "save_figure", lambda figure, path: drawn.append(figure))
+    run = make_run(tmp_path / "run", p=0.0)
+    plot_ramachandran(run, tmp_path / "a.png", make_reference(TEMPERATURES))
+    plot_diagnostics(run, tmp_path / "b.png")
+    ramachandran, diagnostic = map(texts, drawn)
+    words = "\n".join(ramachandran)
+    for expected in ("z not known", "p not known", "K: not known", "error not known"):
+        assert expected in words
+    assert not any(word in words for word in ("nan", "inf", "unknown"))
+    assert {"run mean", "reference mean"} <= set(ramachandran)
+    assert "never seen" in diagnostic
+    assert diagnostic.count("300 K") == 1  # the energies' legend; P(phi > 0) has drawn no rung
+
+
 def test_a_run_without_angles(tmp_path):
     write_run(tmp_path / "run", [1.0, 2.0], np.random.default_rng(3).normal(size=(20, 2, 2)))
     run = load_run(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"recorded \[\], got 'phi'"):
+    with pytest.raises(ValueError, match=r"this recorded \[\]"):
         plot_ramachandran(run, tmp_path / "a.png")
     plot_diagnostics(run, tmp_path / "b.png")
     check_image(tmp_path / "b.png")

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from openmm_tsf.analysis.errors import estimate_mean
-from openmm_tsf.analysis.plots import FONT, RUN_COLOUR, extent, save_figure
+from openmm_tsf.analysis.plots import FONT, RUN_COLOUR, extent, save_figure, symbol
 from openmm_tsf.analysis.run import Run
 
 _RUNNING_POINTS = 20
@@ -35,12 +35,13 @@ def plot_diagnostics(run: Run, path: str | Path) -> None:
     else:  # nothing to exchange
         for axis in (axes[0, 1], axes[0, 2], axes[1, 2]):
             axis.set_axis_off()
-    name = "phi" if "phi" in run.dihedral_atoms else next(iter(run.dihedral_atoms), None)
+    # A φ where there is one: the first recorded dihedral may be a ψ.
+    name = min(run.dihedral_atoms, key=lambda n: not n.startswith("phi"), default=None)
     if name is None:
         axes[1, 0].set_axis_off()
     else:
         _draw_running(
-            axes[1, 0], run, lambda t: run.dihedral(name, t) > 0, f"P({_symbol(name)}>0)", True
+            axes[1, 0], run, lambda t: run.dihedral(name, t) > 0, f"P({symbol(name)}>0)", True
         )
     _draw_running(axes[1, 1], run, run.energies, "⟨U⟩ - final (kJ/mol)", False)
     figure.suptitle(
@@ -51,10 +52,6 @@ def plot_diagnostics(run: Run, path: str | Path) -> None:
         fontsize=12,
     )
     save_figure(figure, path)
-
-
-def _symbol(name: str) -> str:
-    return {"phi": "φ", "psi": "ψ"}.get(name, name)
 
 
 def _draw_acceptance(axis: Axes, run: Run) -> None:
@@ -124,6 +121,9 @@ def _draw_running(
         if not log:
             means = means - means[-1]
         visible = means > 0 if log else np.ones(len(means), dtype=bool)
+        if not visible.any():
+            continue  # nothing to draw, nothing for the legend
+        drawn = True
         axis.plot(ends[visible], means[visible], color=colour, label=f"{temperature:.0f} K")
         low = means - errors
         if log:
@@ -131,15 +131,15 @@ def _draw_running(
         axis.fill_between(
             ends[visible], low[visible], (means + errors)[visible], color=colour, alpha=0.25, lw=0
         )
-        drawn |= bool(visible.any())
     if log and drawn:
         axis.set_yscale("log")
-    if not drawn:
+    if drawn:
+        axis.legend(frameon=False, fontsize=9)
+    else:
         axis.text(0.5, 0.5, "never seen", ha="center", transform=axis.transAxes, fontsize=FONT)
     axis.set_xlabel("saved iterations", fontsize=FONT)
     axis.set_ylabel(label, fontsize=FONT)
     axis.set_title(f"running estimate of {label.split(' -')[0]} ± SE", fontsize=FONT)
-    axis.legend(frameon=False, fontsize=9)
 
 
 def _draw_replica(axis: Axes, run: Run) -> None:

@@ -40,7 +40,12 @@ class _Sample:
     colour: str
 
 
-def plot_ramachandran(run: Run, path: str | Path, reference: Reference | None = None) -> None:
+def plot_ramachandran(
+    run: Run,
+    path: str | Path,
+    reference: Reference | None = None,
+    residue: int | None = None,
+) -> None:
     """A row per rung: (φ, ψ) of the run and the reference, φ and energy histograms.
 
     Parameters
@@ -51,13 +56,15 @@ def plot_ramachandran(run: Run, path: str | Path, reference: Reference | None = 
         A file whose suffix matplotlib can write.
     reference
         Drawn beside the run where it has the same rungs.
+    residue
+        Which residue's φ and ψ; as in `Run.backbone`.
 
     Raises
     ------
     ValueError
-        If the run has no φ and ψ, or no data yet.
+        If the run has no such φ and ψ, or no data yet.
     """
-    run.ramachandran(run.temperatures[0])
+    phi, psi = run.backbone(residue)
     run.mean_energy(run.temperatures[0])
     comparison = None
     if reference is not None and any(reference.rung(t) is not None for t in run.temperatures):
@@ -71,8 +78,8 @@ def plot_ramachandran(run: Run, path: str | Path, reference: Reference | None = 
     image = None
     for row, temperature in zip(axes, map(float, run.temperatures), strict=True):
         ours = _Sample(
-            run.dihedral("phi", temperature),
-            run.dihedral("psi", temperature),
+            run.dihedral(phi, temperature),
+            run.dihedral(psi, temperature),
             run.energies(temperature),
             "run",
             RUN_COLOUR,
@@ -92,11 +99,11 @@ def plot_ramachandran(run: Run, path: str | Path, reference: Reference | None = 
         # One zero for both maps, so that equal colours are equal probabilities.
         maps = [torus_histogram(sample.phi, sample.psi, BINS) for sample in samples]
         highest = float(maps[-1].max())
-        image = _draw_torus(row[0], maps[0], highest)
+        image = _draw_torus(row[0], maps[0], highest, phi, psi)
         row[0].set_title(_run_title(run, temperature, comparison), fontsize=10)
         if comparison is not None:
             if len(samples) == 2:
-                _draw_torus(row[1], maps[1], highest)
+                _draw_torus(row[1], maps[1], highest, phi, psi)
                 row[1].set_title(_reference_title(temperature, comparison), fontsize=10)
             else:
                 row[1].set_axis_off()
@@ -104,8 +111,8 @@ def plot_ramachandran(run: Run, path: str | Path, reference: Reference | None = 
                     0.5, 0.5, f"{temperature:.2f} K:\nnot in the reference",
                     ha="center", va="center", transform=row[1].transAxes, fontsize=FONT,
                 )  # fmt: skip
-        _draw_phi(row[-2], samples)
-        row[-2].set_title(_phi_title(run, temperature, comparison), fontsize=10)
+        _draw_phi(row[-2], samples, symbol(phi))
+        row[-2].set_title(_phi_title(run, phi, temperature, comparison), fontsize=10)
         _draw_energies(row[-1], samples)
         row[-1].set_title(_energy_title(run, temperature, comparison), fontsize=10)
     assert image is not None
@@ -113,7 +120,7 @@ def plot_ramachandran(run: Run, path: str | Path, reference: Reference | None = 
         image, cax=figure.add_subplot(grid[-1, :n_maps]), orientation="horizontal", extend="max"
     )
     bar.set_label(r"$-\ln\,p(\varphi,\psi)$ above the minimum ($k_\mathrm{B}T$); white: no sample")
-    figure.suptitle(_caption(run, comparison), fontsize=12)
+    figure.suptitle(_caption(run, phi, comparison), fontsize=12)
     save_figure(figure, path)
 
 
@@ -123,13 +130,18 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, dpi=_DPI)
 
 
-def _degree_axis(axis: Axes, which: str, symbol: str) -> None:
+def symbol(name: str) -> str:
+    """A dihedral's name as it is written in figures: phi2 is φ2."""
+    return name.replace("phi", "φ").replace("psi", "ψ")
+
+
+def _degree_axis(axis: Axes, which: str, label: str) -> None:
     getattr(axis, f"set_{which}lim")(-180, 180)
     getattr(axis, f"set_{which}ticks")(range(-180, 181, 90))
-    getattr(axis, f"set_{which}label")(f"{symbol} (°)", fontsize=FONT)
+    getattr(axis, f"set_{which}label")(f"{label} (°)", fontsize=FONT)
 
 
-def _draw_torus(axis: Axes, p: Array, highest: float) -> AxesImage:
+def _draw_torus(axis: Axes, p: Array, highest: float, phi: str, psi: str) -> AxesImage:
     with np.errstate(divide="ignore"):
         free_energy = -np.log(p / highest)
     image = axis.imshow(
@@ -141,13 +153,13 @@ def _draw_torus(axis: Axes, p: Array, highest: float) -> AxesImage:
         cmap="viridis",
         norm=Normalize(0.0, _CUTOFF_KT),
     )
-    _degree_axis(axis, "x", "φ")
-    _degree_axis(axis, "y", "ψ")
+    _degree_axis(axis, "x", symbol(phi))
+    _degree_axis(axis, "y", symbol(psi))
     axis.axvline(0.0, color="0.4", lw=0.7, ls=":")
     return image
 
 
-def _draw_phi(axis: Axes, samples: list[_Sample]) -> None:
+def _draw_phi(axis: Axes, samples: list[_Sample], label: str) -> None:
     edges = np.linspace(-180, 180, _PHI_BINS + 1)
     smallest = []
     for sample in samples:
@@ -156,9 +168,9 @@ def _draw_phi(axis: Axes, samples: list[_Sample]) -> None:
         smallest.append(density[density > 0].min())
     axis.set_yscale("log")
     axis.set_ylim(bottom=max(0.5 * min(smallest), 1e-7))
-    _degree_axis(axis, "x", "φ")
+    _degree_axis(axis, "x", label)
     axis.axvline(0.0, color="0.4", lw=0.7, ls=":")
-    axis.set_ylabel("p(φ) (1/°)", fontsize=FONT)
+    axis.set_ylabel(f"p({label}) (1/°)", fontsize=FONT)
     axis.set_box_aspect(1)
     axis.legend(frameon=False, fontsize=9, loc="upper right")
 
@@ -167,15 +179,19 @@ def _draw_energies(axis: Axes, samples: list[_Sample]) -> None:
     low = min(np.quantile(sample.energy, 0.0005) for sample in samples)
     high = max(np.quantile(sample.energy, 0.9995) for sample in samples)
     edges = np.linspace(low, high, _ENERGY_BINS + 1) if high > low else np.array([low - 1, low + 1])
-    for sample in samples:
-        density, error = _histogram(sample.energy, edges)
+    histograms = [_histogram(sample.energy, edges) for sample in samples]
+    top = max(float((density + np.nan_to_num(error)).max()) for density, error in histograms)
+    for sample, (density, error) in zip(samples, histograms, strict=True):
         _draw_histogram(axis, edges, density, error, sample)
-        axis.axvline(float(sample.energy.mean()), color=sample.colour, lw=0.8, ls="--")
-    axis.set_ylim(bottom=0)
+        mean = float(sample.energy.mean())
+        axis.vlines(
+            mean, 0, top, color=sample.colour, lw=0.8, ls="--", label=f"{sample.label} mean"
+        )
+    axis.set_ylim(0, 1.35 * top)  # the legend's room
     axis.set_xlabel("U (kJ/mol)", fontsize=FONT)
     axis.set_ylabel("p(U) (mol/kJ)", fontsize=FONT)
     axis.set_box_aspect(1)
-    axis.legend(frameon=False, fontsize=9, loc="upper right")
+    axis.legend(frameon=False, fontsize=9, loc="upper center", ncols=2)
 
 
 def _histogram(values: Array, edges: Array) -> tuple[Array, Array]:
@@ -253,33 +269,39 @@ def _reference_title(temperature: float, comparison: Comparison) -> str:
     )
 
 
-def _phi_title(run: Run, temperature: float, comparison: Comparison | None) -> str:
-    ours = run.positive("phi", temperature)
-    title = f"P(φ>0): run {_plus_minus(ours.value, ours.stderr)}"
+def _phi_title(run: Run, phi: str, temperature: float, comparison: Comparison | None) -> str:
+    ours = run.positive(phi, temperature)
+    title = f"P({symbol(phi)}>0): run {_plus_minus(ours.value, ours.stderr)}"
     k = _position(temperature, comparison)
     if comparison is None or k is None:
         return title
     theirs = comparison.phi_positive.reference[k]
-    z = comparison.phi_positive.z[k]
-    return f"{title}\nref. {_plus_minus(theirs.value, theirs.stderr)}, z = {z:+.1f}"
+    z = _figure("z", comparison.phi_positive.z[k], "+.1f")
+    return f"{title}\nref. {_plus_minus(theirs.value, theirs.stderr)}, {z}"
 
 
 def _energy_title(run: Run, temperature: float, comparison: Comparison | None) -> str:
     ours = run.mean_energy(temperature)
-    title = f"⟨U⟩: run {_plus_minus(ours.value, ours.stderr)} kJ/mol"
+    title = f"⟨U⟩ (kJ/mol): run {_plus_minus(ours.value, ours.stderr)}"
     k = _position(temperature, comparison)
     if comparison is None or k is None:
         return title
     theirs = comparison.energy.reference[k]
-    z = comparison.energy.z[k]
-    return f"{title}\nref. {_plus_minus(theirs.value, theirs.stderr)}, z = {z:+.1f}"
+    z = _figure("z", comparison.energy.z[k], "+.1f")
+    return f"{title}\nref. {_plus_minus(theirs.value, theirs.stderr)}, {z}"
 
 
 def _plus_minus(value: float, stderr: float) -> str:
+    if not np.isfinite(value):
+        return "not known"
     if not np.isfinite(stderr) or stderr == 0:
-        return f"{value:.4g} ± unknown"
+        return f"{value:.4g} (error not known)"
     digits = max(0, 1 - int(np.floor(np.log10(stderr))))
     return f"{value:.{digits}f} ± {stderr:.{digits}f}"
+
+
+def _figure(name: str, value: float, form: str) -> str:
+    return f"{name} = {value:{form}}" if np.isfinite(value) else f"{name} not known"
 
 
 def extent(run: Run) -> str:
@@ -288,14 +310,16 @@ def extent(run: Run) -> str:
     return f"{walkers} × {run.n_iterations:,} saved iterations"
 
 
-def _caption(run: Run, comparison: Comparison | None) -> str:
-    text = f"{extent(run)}"
-    if "phi" in run.dihedral_atoms:
-        value, stderr = run.positive("phi", run.temperatures[0]).free_energy
-        text += f", ΔF(φ) at {run.temperatures[0]:.2f} K: {_plus_minus(value, stderr)} kT"
+def _caption(run: Run, phi: str, comparison: Comparison | None) -> str:
+    value, stderr = run.positive(phi, run.temperatures[0]).free_energy
+    text = (
+        f"{extent(run)}, ΔF({symbol(phi)})/kT at {run.temperatures[0]:.2f} K: "
+        f"{_plus_minus(value, stderr)}"
+    )
     if comparison is not None:
         text += (
-            f"\nover rungs, against the reference: P(φ>0) χ² p = "
-            f"{comparison.phi_positive.p_value:.2g}, ⟨U⟩ χ² p = {comparison.energy.p_value:.2g}"
+            f"\nover rungs, against the reference: "
+            f"P(φ>0) χ² {_figure('p', comparison.phi_positive.p_value, '.2g')}, "
+            f"⟨U⟩ χ² {_figure('p', comparison.energy.p_value, '.2g')}"
         )
     return text

@@ -166,7 +166,8 @@ def compare(run: Run, reference: Reference) -> Comparison:
     ours, theirs = [pair[0] for pair in common], [pair[1] for pair in common]
     temperatures = tuple(float(run.temperatures[r]) for r in ours)
     names = list(run.dihedral_atoms)
-    run.ramachandran(temperatures[0])  # raises where there is no phi or psi
+    for name in ("phi", "psi"):
+        run.dihedral(name, temperatures[0])  # raises where there is none
     run_phi = run.segments.dihedrals[..., names.index("phi")][:, :, ours]
     phi_positive = _agree(
         [run.positive("phi", t) for t in temperatures],

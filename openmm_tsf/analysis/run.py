@@ -1,6 +1,7 @@
 """A run directory, finished or still growing, as numpy, mdtraj and pymbar objects."""
 
 import json
+import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,12 @@ _TOLERANCE_K = 0.01
 
 def load_run(path: str | Path) -> "Run":
     """Read a run directory as it is at this moment; call again to see what has come since.
+
+    Runs of the command line whose System is that of the shipped reference name it in their
+    ``config.json`` (``reference``), and are compared with it. Runs made with the Python sampler
+    name none: give one to `Run.summary`, `Run.plot` or `write_summary`, as in
+    ``run.summary(reference=load_reference())``. It is for alanine dipeptide in the default force
+    field only; this module does not know the System and cannot check that.
 
     Raises
     ------
@@ -194,12 +201,57 @@ class Run:
             raise ValueError(f"dihedral: this run recorded {names}, got {name!r}")
         return self.segments.dihedrals[:, :, self.rung(temperature), names.index(name)]
 
-    def ramachandran(self, temperature: Any) -> tuple[Array, Array]:
-        """φ and ψ [n W] at one rung in rad, in the order of `trajectory`."""
-        return (
-            self.dihedral("phi", temperature).ravel(),
-            self.dihedral("psi", temperature).ravel(),
+    def backbone(self, residue: int | None = None) -> tuple[str, str]:
+        """Names of the recorded φ and ψ of one residue.
+
+        Parameters
+        ----------
+        residue
+            Its number in the Topology, counted from 1, as the dihedrals' names carry it; the first
+            that has both when left out. Runs of a single pair name it ``phi`` and ``psi``, without
+            a number: leave it out.
+
+        Raises
+        ------
+        ValueError
+            If the run recorded no such pair.
+        """
+        recorded = list(self.dihedral_atoms)
+        if residue is None and {"phi", "psi"} <= set(recorded):
+            return "phi", "psi"
+        numbers = sorted(
+            int(name[3:])
+            for name in recorded
+            if re.fullmatch(r"phi\d+", name) and f"psi{name[3:]}" in recorded
         )
+        if residue is None and numbers:
+            residue = numbers[0]
+        if residue is None:
+            raise ValueError(f"expected a run that recorded phi and psi, this recorded {recorded}")
+        if residue not in numbers:
+            raise ValueError(
+                f"residue: expected one of {numbers}, whose phi and psi are both among the "
+                f"recorded {recorded}, got {residue!r}"
+            )
+        return f"phi{residue}", f"psi{residue}"
+
+    def ramachandran(self, temperature: Any, residue: int | None = None) -> tuple[Array, Array]:
+        """φ and ψ [n W] of one residue at one rung in rad, in the order of `trajectory`.
+
+        Parameters
+        ----------
+        temperature
+            The rung's.
+        residue
+            As in `backbone`.
+
+        Raises
+        ------
+        ValueError
+            If the run recorded no such pair, or has no such rung.
+        """
+        phi, psi = self.backbone(residue)
+        return self.dihedral(phi, temperature).ravel(), self.dihedral(psi, temperature).ravel()
 
     # ------------------------------------------------------------- estimates
 
@@ -330,14 +382,20 @@ class Run:
 
         return summarize(self, reference or self.reference())
 
-    def plot(self, path: str | Path, reference: "Reference | None" = None) -> None:
+    def plot(
+        self,
+        path: str | Path,
+        reference: "Reference | None" = None,
+        residue: int | None = None,
+    ) -> None:
         """Ramachandran plots, φ and energy histograms of every rung as a PNG (or PDF, SVG).
 
-        They are drawn beside `reference`, or beside the one that the configuration names.
+        They are drawn beside `reference`, or beside the one that the configuration names, and are
+        of the given residue (see `backbone`).
         """
         from openmm_tsf.analysis.plots import plot_ramachandran
 
-        plot_ramachandran(self, path, reference or self.reference())
+        plot_ramachandran(self, path, reference or self.reference(), residue)
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
