@@ -12,6 +12,7 @@ from exact_tree import POSITIONS, ExactTree, TreePotential
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.potentials.models import DoubleWell
+from openmm_tsf.sampling import tempering
 from openmm_tsf.sampling.accept import metropolis
 from openmm_tsf.sampling.kernels import (
     Every,
@@ -330,7 +331,19 @@ def test_a_run_killed_before_its_first_segment_can_resume(make, tmp_path, refere
     assert_same_run(reference, path)
 
 
-def test_ctrl_c_writes_everything_and_is_raised(make, tmp_path, reference):
+def test_checkpoints_by_the_clock_change_nothing(make, tmp_path, reference, monkeypatch):
+    path = tmp_path / "slow"
+    monkeypatch.setattr(tempering, "_CHECKPOINT_SECONDS", 0.0)
+    sampler = make()
+    sampler.tune(4)
+    sampler.run(4, output=path, progress=False)
+    assert len(list((path / "segments").iterdir())) == 4
+    resumed(make, path).run(3, output=path, progress=False)
+    assert_same_run(reference, path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_write_everything_and_are_raised(make, tmp_path, reference, number):
     path = tmp_path / "interrupted"
     sampler = make()
     sampler.tune(4)
@@ -339,13 +352,14 @@ def test_ctrl_c_writes_everything_and_is_raised(make, tmp_path, reference):
         interval = 7
 
         def __call__(self, owner, state):
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     sampler.reporters.append(PressCtrlC())
     with pytest.raises(KeyboardInterrupt):
         sampler.run(50, output=path, progress=False)
     assert sampler.state.iteration == 7
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert len(everything(path)["iteration"]) == 3
     resumed(make, path).run(4, output=path, progress=False)
     assert_same_run(reference, path)

@@ -1,4 +1,4 @@
-"""Ctrl-C without half-written files."""
+"""Ctrl-C and SIGTERM without half-written files."""
 
 import signal
 import threading
@@ -7,20 +7,33 @@ from typing import Any, Self
 
 
 class DeferredInterrupt:
-    """Turn the first Ctrl-C into a flag, so that an iteration or a file is never left half done."""
+    """Turn the first Ctrl-C or SIGTERM into a flag: no iteration or file is left half done.
+
+    Batch systems and shutdowns send SIGTERM some seconds before they kill. A second signal does
+    what it did before.
+    """
 
     def __init__(self) -> None:
         self.requested = False
-        self._previous: Any = None
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._request)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                previous = signal.getsignal(number)
+                if previous is not None:  # None: installed outside Python, cannot be put back
+                    self._previous[number] = previous
+                    signal.signal(number, self._request)
         return self
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        signal.signal(signal.SIGINT, self._previous)
+        self._put_back()
+
+    def _put_back(self) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+        self._previous = {}
 
     def __exit__(
         self,
@@ -28,5 +41,4 @@ class DeferredInterrupt:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._previous is not None and not self.requested:
-            signal.signal(signal.SIGINT, self._previous)
+        self._put_back()

@@ -30,6 +30,9 @@ from openmm_tsf.sampling.tuning import HasStepSize, StepSizeTuner
 from openmm_tsf.systems import MolecularSystem
 from openmm_tsf.units import as_temperatures
 
+#: Longest time between two checkpoints, so that a run that is killed loses little.
+_CHECKPOINT_SECONDS = 30.0
+
 
 class ParallelTempering:
     """W walkers, each with one replica at every temperature, under a sequence of kernels.
@@ -269,9 +272,9 @@ class ParallelTempering:
     ) -> Tensor | None:
         """Sample.
 
-        Ctrl-C ends after the current iteration; what was sampled is written and
-        ``KeyboardInterrupt`` raised (a second Ctrl-C is immediate). After any exception the
-        completed iterations are written, too.
+        Ctrl-C, or SIGTERM, ends after the current iteration; what was sampled is written and
+        ``KeyboardInterrupt`` raised (a second one is immediate). After any exception the completed
+        iterations are written, too.
 
         Parameters
         ----------
@@ -283,7 +286,8 @@ class ParallelTempering:
         save_interval
             Save the walkers every so many iterations.
         checkpoint_interval
-            Write a segment, its frames and the checkpoint every so many iterations.
+            Write a segment, its frames and the checkpoint every so many iterations; also after
+            30 seconds, which does not change the samples.
         progress
             Show a bar.
         collect
@@ -312,7 +316,7 @@ class ParallelTempering:
         segment = Segment(self._zero())
         collected: list[Tensor] = []
         self.totals = self._zero()
-        done = 0
+        done, written = 0, time.monotonic()
         with (
             DeferredInterrupt() as interrupt,
             tqdm(total=n_iterations, desc="sample", disable=not progress) as bar,
@@ -331,8 +335,10 @@ class ParallelTempering:
                         if state.iteration % reporter.interval == 0:
                             reporter(self, state)
                     bar.update()
-                    if writer is not None and state.iteration % checkpoint_interval == 0:
-                        segment = self._flush(writer, segment)
+                    due = state.iteration % checkpoint_interval == 0
+                    late = time.monotonic() - written >= _CHECKPOINT_SECONDS
+                    if writer is not None and (due or late):
+                        segment, written = self._flush(writer, segment), time.monotonic()
             finally:
                 if writer is not None and segment.n_iterations:
                     self._flush(writer, segment)
