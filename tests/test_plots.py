@@ -102,6 +102,13 @@ def test_several_residues(tmp_path):
         run.plot(tmp_path / "c.png", make_reference(TEMPERATURES))
 
 
+def test_a_single_pair_has_no_number(tmp_path):
+    run = make_run(tmp_path / "run", n=2)
+    assert run.backbone() == ("phi", "psi")
+    with pytest.raises(ValueError, match="residue: this run has a single pair, phi and psi, got 2"):
+        run.ramachandran(300, residue=2)
+
+
 def texts(figure):
     return [text.get_text() for text in figure.findobj(Text)]
 

@@ -228,6 +228,8 @@ class Run:
             residue = numbers[0]
         if residue is None:
             raise ValueError(f"expected a run that recorded phi and psi, this recorded {recorded}")
+        if not numbers and {"phi", "psi"} <= set(recorded):
+            raise ValueError(f"residue: this run has a single pair, phi and psi, got {residue!r}")
         if residue not in numbers:
             raise ValueError(
                 f"residue: expected one of {numbers}, whose phi and psi are both among the "
