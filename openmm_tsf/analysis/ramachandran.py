@@ -1,5 +1,7 @@
 """How far two (φ, ψ) samples are apart, and how far apart they would be by chance."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +54,35 @@ class RamachandranDistance:
     n_decorrelated_reference: float
     n_slowest: float
     n_frames: int
+
+
+def backbone_names(recorded: Sequence[str], residue: int | None) -> tuple[str, str]:
+    """Which of the recorded dihedrals are a residue's φ and ψ; see `Run.backbone`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such pair.
+    """
+    if residue is None and {"phi", "psi"} <= set(recorded):
+        return "phi", "psi"
+    numbers = sorted(
+        int(name[3:])
+        for name in recorded
+        if re.fullmatch(r"phi\d+", name) and f"psi{name[3:]}" in recorded
+    )
+    if residue is None and numbers:
+        residue = numbers[0]
+    if residue is None:
+        raise ValueError(f"expected a run that recorded phi and psi, this recorded {recorded}")
+    if not numbers and {"phi", "psi"} <= set(recorded):
+        raise ValueError(f"residue: this run has a single pair, phi and psi, got {residue!r}")
+    if residue not in numbers:
+        raise ValueError(
+            f"residue: expected one of {numbers}, whose phi and psi are both among the "
+            f"recorded {recorded}, got {residue!r}"
+        )
+    return f"phi{residue}", f"psi{residue}"
 
 
 def decorrelated_frames(phi: npt.ArrayLike, psi: npt.ArrayLike, bins: int = BINS) -> float:

@@ -1,7 +1,6 @@
 """A run directory, finished or still growing, as numpy, mdtraj and pymbar objects."""
 
 import json
-import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from openmm_tsf.analysis.errors import MeanEstimate, estimate_mean
 from openmm_tsf.analysis.free_energy import solve_mbar, state_free_energy
+from openmm_tsf.analysis.ramachandran import backbone_names
 from openmm_tsf.analysis.segments import Segments, read_segments
 from openmm_tsf.analysis.trajectory import dcd_layout, read_dcd
 from openmm_tsf.statistics import mixing_matrix, round_trips
@@ -216,26 +216,7 @@ class Run:
         ValueError
             If the run recorded no such pair.
         """
-        recorded = list(self.dihedral_atoms)
-        if residue is None and {"phi", "psi"} <= set(recorded):
-            return "phi", "psi"
-        numbers = sorted(
-            int(name[3:])
-            for name in recorded
-            if re.fullmatch(r"phi\d+", name) and f"psi{name[3:]}" in recorded
-        )
-        if residue is None and numbers:
-            residue = numbers[0]
-        if residue is None:
-            raise ValueError(f"expected a run that recorded phi and psi, this recorded {recorded}")
-        if not numbers and {"phi", "psi"} <= set(recorded):
-            raise ValueError(f"residue: this run has a single pair, phi and psi, got {residue!r}")
-        if residue not in numbers:
-            raise ValueError(
-                f"residue: expected one of {numbers}, whose phi and psi are both among the "
-                f"recorded {recorded}, got {residue!r}"
-            )
-        return f"phi{residue}", f"psi{residue}"
+        return backbone_names(list(self.dihedral_atoms), residue)
 
     def ramachandran(self, temperature: Any, residue: int | None = None) -> tuple[Array, Array]:
         """φ and ψ [n W] of one residue at one rung in rad, in the order of `trajectory`.
