@@ -2,14 +2,18 @@
 
 import argparse
 import logging
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
 logger = logging.getLogger("openmm_tsf")
 
 INTERRUPTED = 130  # what a shell expects of a program ended by Ctrl-C
+_SEED = 1
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (everything, md, train, sample):
         command.add_argument("--output", required=True, metavar="DIR", help="new or empty folder")
         _molecule_arguments(command)
-        command.add_argument("--seed", type=int, default=1, help="seed of everything (default: 1)")
+        command.add_argument("--seed", type=int, help=f"seed of everything (default: {_SEED})")
         command.add_argument("--platform", help="OpenMM platform (default: the fastest, measured)")
     for command in (md, train, sample):
         command.add_argument(
@@ -115,7 +119,7 @@ def _sampling_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit status: 0, 2 after an error, 130 after Ctrl-C."""
+    """Run the program; the exit status is 0, 2 after an error, 130 after Ctrl-C or SIGTERM."""
     args = build_parser().parse_args(arguments)
     level = logging.DEBUG if args.debug else logging.WARNING if args.quiet else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -123,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from tqdm.contrib.logging import logging_redirect_tqdm
 
-        with logging_redirect_tqdm():
+        with logging_redirect_tqdm(), _sigterm_like_ctrl_c():
             args.function(args)
     except KeyboardInterrupt:
         where = f"; what was done is in {args.output}"
@@ -135,6 +139,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"openmm-tsf: error: {_one_line(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """Let batch systems and shutdowns end a stage as Ctrl-C does, with everything written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
 
 
 def _one_line(error: Exception) -> str:
@@ -149,6 +166,8 @@ def _run(args: argparse.Namespace) -> None:
     from openmm_tsf import workflow
     from openmm_tsf.presets import changed, preset
 
+    molecule = _molecule(args)
+    _check_run_options(args, molecule)
     settings = preset(args.preset)
     settings = changed(
         settings,
@@ -161,11 +180,11 @@ def _run(args: argparse.Namespace) -> None:
     summary = workflow.run(
         args.output,
         settings,
-        molecule=_molecule(args),
+        molecule=molecule,
         trajectory=args.trajectory,
         temperature=args.temperature,
         own_md=args.md,
-        seed=args.seed,
+        seed=_seed(args),
         platform=args.platform,
         progress=not args.quiet,
     )
@@ -178,7 +197,7 @@ def _md(args: argparse.Namespace) -> None:
     from openmm_tsf.presets import changed
 
     settings = changed(
-        MDSettings(seed=args.seed),
+        MDSettings(seed=_seed(args)),
         temperature=args.temperature,
         n_frames=args.frames,
         steps_per_frame=args.steps_per_frame,
@@ -205,8 +224,9 @@ def _train(args: argparse.Namespace) -> None:
     from openmm_tsf.inputs import load_trajectory
     from openmm_tsf.presets import changed, preset
 
-    settings = preset(args.preset)
-    molecule, stride = _molecule(args), args.stride or settings.stride
+    _check_temperature(args)
+    settings = changed(preset(args.preset), stride=args.stride)
+    molecule, stride = _molecule(args), settings.stride
     if args.trajectory is not None:
         dataset = load_trajectory(args.trajectory, molecule, args.temperature, stride)
     elif args.pdb is not None:
@@ -219,7 +239,7 @@ def _train(args: argparse.Namespace) -> None:
         args.output,
         changed(settings.flow, kind=args.flow_kind),
         changed(settings.fit, n_steps=args.steps, temperatures=ladder),
-        seed=args.seed,
+        seed=_seed(args),
         platform=args.platform,
         resume=args.resume,
         progress=not args.quiet,
@@ -232,6 +252,9 @@ def _sample(args: argparse.Namespace) -> None:
     from openmm_tsf.inputs import load_trajectory
     from openmm_tsf.presets import SamplingSettings
 
+    _check_temperature(args)
+    if args.resume:
+        _check_nothing_to_ignore(args)
     own = args.pdb is not None or args.system is not None or args.forcefield is not None
     molecule = _molecule(args) if own else None
     start = None
@@ -243,7 +266,7 @@ def _sample(args: argparse.Namespace) -> None:
         _sampling_settings(args, SamplingSettings()),
         molecule=molecule,
         start=start,
-        seed=args.seed,
+        seed=_seed(args),
         platform=args.platform,
         resume=args.resume,
         progress=not args.quiet,
@@ -255,6 +278,34 @@ def _analyze(args: argparse.Namespace) -> None:
     from openmm_tsf import workflow
 
     _show(workflow.analyze(args.output), args.output)
+
+
+def _seed(args: argparse.Namespace) -> int:
+    return _SEED if args.seed is None else int(args.seed)
+
+
+def _check_temperature(args: argparse.Namespace) -> None:
+    if args.temperature is not None and args.trajectory is None:
+        raise ValueError("--temperature: it is the temperature of --trajectory, which is missing")
+
+
+def _check_run_options(args: argparse.Namespace, molecule: Any) -> None:
+    from openmm_tsf.systems import alanine_dipeptide
+
+    _check_temperature(args)
+    if args.frames is None or args.md:
+        return
+    if args.trajectory is not None:
+        raise ValueError("--frames: no MD is run where --trajectory is given")
+    if molecule.fingerprint == alanine_dipeptide().fingerprint:
+        raise ValueError("--frames: no MD is run where frames are shipped; add --md to run it")
+
+
+def _check_nothing_to_ignore(args: argparse.Namespace) -> None:
+    """A resumed run has its ladder, walkers, seed and step sizes already."""
+    for name in ("temperatures", "walkers", "seed", "tuning", "trajectory"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name}: fixed when the run was started, not taken with --resume")
 
 
 def _molecule(args: argparse.Namespace) -> Any:
@@ -276,13 +327,16 @@ def _sampling_settings(args: argparse.Namespace, settings: Any) -> Any:
 
 
 def _show(summary: dict[str, Any], output: str) -> None:
-    from openmm_tsf.report import describe, shortcomings
+    from openmm_tsf.report import advice, describe, disagreements, unsampled
 
     print(describe(summary))
-    problems = shortcomings(summary)
-    if problems:
-        print("\nnot converged:")
-        for problem in problems:
-            print(f"  {problem}")
-        print("more iterations, rounds or walkers help; sample --resume continues this run")
+    for title, lines in (
+        ("not converged", unsampled(summary)),
+        ("not in agreement with the reference", disagreements(summary)),
+    ):
+        if lines:
+            print(f"\n{title}:", *lines, sep="\n  ")
+    words = advice(summary)
+    if words is not None:
+        print(f"\n{words}; sample --resume continues this run")
     print(f"\nsummary.json and the plots are in {output}")

@@ -1,6 +1,7 @@
 """The command line: what it accepts, what it prints, how it ends."""
 
 import json
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -9,7 +10,7 @@ import pytest
 
 from openmm_tsf import cli, workflow
 from openmm_tsf.presets import preset
-from openmm_tsf.report import describe, shortcomings
+from openmm_tsf.report import describe
 
 SUMMARY = {
     "temperatures_K": [300.0, 600.0],
@@ -17,8 +18,8 @@ SUMMARY = {
     "n_iterations": 10,
     "n_samples_per_rung": 40,
     "energy_kJ_mol": {
-        "300.00": {"mean": -60.123, "stderr": 0.5},
-        "600.00": {"mean": 19.0, "stderr": None},
+        "300.00": {"mean": -60.123, "stderr": 0.5, "n_eff": 900.0},
+        "600.00": {"mean": 19.0, "stderr": None, "n_eff": None},
     },
     "dihedral_positive": {
         "phi": {
@@ -86,7 +87,7 @@ def test_module_is_the_same_program(tmp_path):
 def test_run_passes_what_it_was_given(called, capsys):
     given = (
         "run --output out --preset quick --seed 7 --temperatures 300 424 600 --walkers 8 "
-        "--iterations 50 --rounds 2 --tuning 5 --steps 30 --stride 9 --frames 100 "
+        "--iterations 50 --rounds 2 --tuning 5 --steps 30 --stride 9 "
         "--trajectory x.dcd --temperature 600 --platform Reference --quiet"
     )
     assert cli.main(given.split()) == 0
@@ -95,7 +96,7 @@ def test_run_passes_what_it_was_given(called, capsys):
     assert settings.sampling.temperatures == (300.0, 424.0, 600.0)
     assert (settings.sampling.n_walkers, settings.sampling.n_iterations) == (8, 50)
     assert (settings.sampling.n_tuning, settings.n_rounds, settings.stride) == (5, 2, 9)
-    assert (settings.fit.n_steps, settings.md.n_frames) == (30, 100)
+    assert settings.fit.n_steps == 30
     assert settings.flow == preset("quick").flow
     assert options["trajectory"] == "x.dcd"
     assert options["temperature"] == 600.0
@@ -103,7 +104,8 @@ def test_run_passes_what_it_was_given(called, capsys):
     assert options["molecule"].n_atoms == 22
     printed = capsys.readouterr().out
     assert "not converged" in printed
-    assert "P(phi > 0) rests on ? effective samples" in printed
+    assert "600.00 K: P(phi > 0) has no known error" in printed
+    assert "sample --resume continues this run" in printed
 
 
 def test_run_without_options_is_the_default(called):
@@ -115,14 +117,25 @@ def test_run_without_options_is_the_default(called):
     assert not options["own_md"]
 
 
+def test_run_with_own_md(called):
+    assert cli.main(["run", "--output", "out", "--md", "--frames", "100"]) == 0
+    ((_, (_, settings), options),) = called
+    assert settings.md.n_frames == 100
+    assert options["own_md"]
+
+
 def test_sample_and_analyze(called):
-    given = ["--flow", "f", "--output", "out", "--walkers", "3", "--resume", "--quiet"]
-    assert cli.main(["sample", *given]) == 0
+    given = ["--flow", "f", "--output", "out", "--quiet"]
+    assert cli.main(["sample", *given, "--walkers", "3", "--seed", "0"]) == 0
+    assert cli.main(["sample", *given, "--resume", "--iterations", "7"]) == 0
     assert cli.main(["analyze", "out"]) == 0
-    (_, (flow, output, settings), options), (_, (analysed,), _) = called
+    (_, (flow, output, settings), options), resumed, (_, (analysed,), _) = called
     assert (flow, output, analysed) == ("f", "out", "out")
     assert settings.n_walkers == 3
-    assert options["resume"]
+    assert options["seed"] == 0
+    assert not options["resume"]
+    assert resumed[2]["resume"]
+    assert resumed[1][2].n_iterations == 7
     assert options["molecule"] is None  # the flow's own directory knows
 
 
@@ -138,6 +151,17 @@ def test_sample_and_analyze(called):
         ("train --output {tmp} --trajectory no.dcd --temperature 600", "no such file or directory"),
         ("sample --output {tmp} --flow no.pt", "flow: no such flow file no.pt"),
         ("analyze {tmp}/no", "no such run directory"),
+        ("run --output {tmp} --temperature 500", "--temperature: it is the temperature of"),
+        ("train --output {tmp} --temperature 500", "--temperature: it is the temperature of"),
+        ("run --output {tmp} --frames 50", "--frames: no MD is run where frames are shipped"),
+        ("run --output {tmp} --frames 50 --trajectory x", "--frames: no MD is run where --traj"),
+        ("run --output {tmp} --stride 0", "stride: expected at least 1, got 0"),
+        ("train --output {tmp} --stride 0", "stride: expected at least 1, got 0"),
+        ("run --output {tmp} --walkers 2", "n_walkers: expected at least 3 where"),
+        ("md --output {tmp} --seed -1", "seed: expected at least 0, got -1"),
+        ("sample --output {tmp} --flow f --resume --seed 1", "--seed: fixed when the run"),
+        ("sample --output {tmp} --flow f --resume --walkers 4", "--walkers: fixed when the run"),
+        ("sample --output {tmp} --flow f --resume --temperatures 300", "--temperatures: fixed"),
     ],
 )
 def test_errors_are_one_line_and_status_2(arguments, message, tmp_path, capsys):
@@ -168,6 +192,12 @@ def test_interruption_is_status_130(monkeypatch, capsys):
     assert "interrupted; what was done is in out" in capsys.readouterr().err
 
 
+def test_sigterm_is_like_ctrl_c(monkeypatch):
+    monkeypatch.setattr(workflow, "run", lambda *a, **b: signal.raise_signal(signal.SIGTERM))
+    assert cli.main(["run", "--output", "out"]) == 130
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 def test_stages_from_the_shell(tmp_path, capsys):
     """MD, then training on its folder, with real files; sampling is in test_workflow."""
     md, flow = tmp_path / "md", tmp_path / "flow"
@@ -188,7 +218,8 @@ def test_stages_from_the_shell(tmp_path, capsys):
     assert (flow / "flow.pt").is_file()
     config = json.loads((flow / "config.json").read_text())
     assert config["choices"]["fit"]["n_steps"] == 2
-    assert config["choices"]["frames"] == {"n_frames": 122, "temperature_K": 600.0}
+    frames = config["choices"]["frames"]
+    assert (frames["n_frames"], frames["temperature_K"]) == (122, 600.0)
 
 
 def test_table():
@@ -196,25 +227,3 @@ def test_table():
     for expected in ("-60.12 ± 0.50", "19.00 ± ?", "0.0200 ± 0.0010", "5000", "3.90 ± 0.05",
                      "0.250", "0.125", "0.500", "12,345", "round trips"):  # fmt: skip
         assert expected in text
-
-
-def test_shortcomings():
-    problems = "\n".join(shortcomings(SUMMARY))
-    assert "300.00 K" not in problems
-    assert "600.00 K: P(phi > 0) rests on ? effective samples" in problems
-    assert "600.00 K: the error of delta F is 0.40 kT" in problems
-    assert "0.50 round trips" in problems
-    good = SUMMARY | {"round_trips": 40, "phi_positive": {}, "delta_F_phi_kT": {}}
-    assert shortcomings(good) == []
-    agreement = {"z": {"300.00": 4.2, "600.00": None}}
-    distance = {"total_variation": 0.4, "floor_total_variation": 0.1}
-    comparison = {
-        "phi_positive": agreement,
-        "energy_kJ_mol": {"z": {"300.00": -1.0, "600.00": 2.0}},
-        "ramachandran": {"300.00": distance, "600.00": distance | {"total_variation": 0.12}},
-    }
-    assert shortcomings(good | {"comparison": comparison}) == [
-        "300.00 K: P(phi > 0) differs from the reference by +4.2 standard errors",
-        "600.00 K: P(phi > 0) cannot be compared with the reference (unknown error)",
-        "300.00 K: Ramachandran distance to the reference 0.400, 4.0 times the floor",
-    ]
