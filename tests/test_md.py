@@ -114,7 +114,7 @@ def test_blow_up_is_an_error(molecule, tmp_path):
 @pytest.mark.parametrize(
     "wrong",
     [{"n_frames": 0}, {"steps_per_frame": 0}, {"timestep": 0.0}, {"friction": -1.0},
-     {"temperature": -5.0}],
+     {"temperature": -5.0}, {"seed": -1}],
 )  # fmt: skip
 def test_settings_at_the_door(wrong):
     (name,) = wrong
