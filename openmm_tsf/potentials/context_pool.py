@@ -14,7 +14,7 @@ import openmm
 from numpy.typing import NDArray
 
 #: What OpenMM's exceptions say when the conformation, not the machine, is at fault.
-_NUMERICAL = re.compile(r"\bnan\b|infinit|overflow|non-?finite", re.IGNORECASE)
+NUMERICAL_ERROR = re.compile(r"\bnan\b|infinit|overflow|non-?finite", re.IGNORECASE)
 
 #: Rows handed to a thread at a time: large enough to hide the queue, small enough to balance.
 _BLOCK = 16
@@ -211,7 +211,7 @@ class ContextPool:
     ) -> bool:
         # A lost GPU or a wrong Force raises too, and must not pass for an infinite energy: unless
         # the message speaks of numbers, a conformation that worked before decides.
-        if _NUMERICAL.search(str(error)):
+        if NUMERICAL_ERROR.search(str(error)):
             return True
         if self._known_good is None:
             return False

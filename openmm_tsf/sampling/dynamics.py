@@ -17,7 +17,7 @@ import openmm
 import torch
 from torch import Tensor
 
-from openmm_tsf.potentials.context_pool import _NUMERICAL
+from openmm_tsf.potentials.context_pool import NUMERICAL_ERROR
 from openmm_tsf.sampling.accept import metropolis
 from openmm_tsf.sampling.moves import FlowLike
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
@@ -311,7 +311,7 @@ class _Verlet:
     def _is_trajectory_at_fault(self, x: np.ndarray, error: openmm.OpenMMException) -> bool:
         # A lost GPU or a wrong Force raises too, and must not pass for a rejection: unless the
         # message speaks of numbers, the conformation [N, 3] where the leg began decides.
-        if _NUMERICAL.search(str(error)):
+        if NUMERICAL_ERROR.search(str(error)):
             return True
         try:
             self._context.setPositions(x)
