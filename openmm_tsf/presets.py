@@ -172,7 +172,7 @@ PRESETS: dict[str, RunSettings] = {
             ramp=(0.0, 0.0),
             basin_share=0.15,
         ),
-        sampling=SamplingSettings(n_walkers=64, n_iterations=1800, n_tuning=100),
+        sampling=SamplingSettings(n_walkers=64, n_iterations=1200, n_tuning=100),
     ),
 }
 

@@ -253,14 +253,23 @@ def analyze(path: PathLike) -> dict[str, Any]:
     FileNotFoundError, ValueError
         If it is no run directory, or has no samples yet.
     """
-    from openmm_tsf.analysis import load_run, plot_diagnostics, write_summary
+    from openmm_tsf.analysis import load_reference, load_run, plot_diagnostics, write_summary
 
     result = load_run(Path(path))
     if result.n_iterations == 0:
         raise ValueError(f"{path}: there are no samples yet")
-    summary = write_summary(result, result.path / "summary.json")
-    if {"phi", "psi"} <= set(result.dihedral_atoms):
-        result.plot(result.path / "ramachandran.png")
+    # Runs started from Python do not name the reference; the molecule's fingerprint tells.
+    reference = result.reference()
+    known = result.config.get("choices", {}).get("molecule")
+    if reference is None and known == alanine_dipeptide().fingerprint and has_reference_file():
+        reference = load_reference()
+    summary = write_summary(result, result.path / "summary.json", reference)
+    try:
+        result.backbone()
+    except ValueError:
+        logger.info("no residue with both phi and psi: no Ramachandran plot")
+    else:
+        result.plot(result.path / "ramachandran.png", reference)
     plot_diagnostics(result, result.path / "diagnostics.png")
     return summary
 
@@ -397,10 +406,14 @@ def _sample_and_analyze(
     return analyze(folder)
 
 
+def has_reference_file() -> bool:
+    """Whether the reference data are installed."""
+    return (files("openmm_tsf.data") / REFERENCE).is_file()
+
+
 def has_reference(molecule: MolecularSystem) -> bool:
     """Whether reference data of this very System are shipped."""
-    there = (files("openmm_tsf.data") / REFERENCE).is_file()
-    return there and molecule.fingerprint == alanine_dipeptide().fingerprint
+    return has_reference_file() and molecule.fingerprint == alanine_dipeptide().fingerprint
 
 
 def _flow_file(flow: PathLike) -> tuple[Path | None, Path]:
