@@ -4,7 +4,8 @@
     python data/make_reference.py export --directory reference_run
 
 ``run`` continues where the directory's last segment ended, so the reference grows by calling it
-again; ``export`` writes ``data/ala2_reference.npz`` from all segments.
+again; ``export`` writes ``data/ala2_reference.npz`` from all segments. Where the directory is gone,
+a new one (with another ``--seed``) is added to the file by ``export --append``.
 
 The System is the paper's (amber99sbildn + amber96_obc, no cutoff, no constraints). Hydrogens weigh
 4 amu, which slows the stiffest vibrations and so allows 2 fs; masses do not enter the Boltzmann
@@ -194,10 +195,19 @@ def export(args):
         for key in ("phi", "psi", "energy", "replica", "positions")
     }
     positions = data.pop("positions")
+    stored = {"300K": positions[::FRAME_STRIDE, 0], "600K": positions[::FRAME_STRIDE, -1]}
     topology = mdtraj.Topology.from_openmm(app.PDBFile(str(HERE / "ala2.pdb")).topology)
     frames = mdtraj.Trajectory(positions.reshape(-1, *positions.shape[2:]), topology)
     omega = mdtraj.compute_dihedrals(frames, OMEGAS)
     n_cis = int((np.abs(omega) < np.pi / 2).sum())
+    if args.append:  # the records of an earlier, independent run come first
+        with np.load(args.output) as earlier:
+            n_cis += int(earlier["n_cis_frames"])
+            data = {key: np.concatenate([earlier[key], data[key]]) for key in data}
+            stored = {
+                key: np.concatenate([earlier[f"positions_{key}"], frames])
+                for key, frames in stored.items()
+            }
     columns = {}
     for name, series in (("phi_positive", data["phi"] > 0), ("mean_energy", data["energy"])):
         found = [estimate_mean(series[:, rung, None]) for rung in range(len(TEMPERATURES_K))]
@@ -209,8 +219,8 @@ def export(args):
         interval_ps=TIMESTEP_PS * STEPS_PER_SWAP * SWAPS_PER_RECORD,
         n_md_steps=len(data["phi"]) * len(TEMPERATURES_K) * SWAPS_PER_RECORD * STEPS_PER_SWAP,
         n_cis_frames=n_cis,
-        positions_300K=positions[::FRAME_STRIDE, 0],
-        positions_600K=positions[::FRAME_STRIDE, -1],
+        positions_300K=stored["300K"],
+        positions_600K=stored["600K"],
         **data,
         **columns,
     )
@@ -235,6 +245,9 @@ def main():
     command = commands.add_parser("export")
     command.add_argument("--directory", required=True)
     command.add_argument("--output", default=str(HERE / "ala2_reference.npz"))
+    command.add_argument(
+        "--append", action="store_true", help="to the records that the output file holds already"
+    )
     command.set_defaults(function=export)
     args = parser.parse_args()
     args.function(args)

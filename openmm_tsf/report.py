@@ -26,7 +26,8 @@ def describe(summary: dict[str, Any]) -> str:
     lines += ["", "accepted moves"]
     for name, rates in summary["acceptance"].items():
         values = list(rates.values()) if isinstance(rates, dict) else _neighbours(rates)
-        lines.append(f"  {name:<18}" + "".join(f"{_number(rate, 3):>9}" for rate in values))
+        if values:
+            lines.append(f"  {name:<18}" + "".join(f"{_number(rate, 3):>9}" for rate in values))
     lines.append(f"  round trips of the temperature ladder: {summary['round_trips']}")
     lines += ["", f"{'cost':<22}" + "".join(f"{k:>14}" for k in ("md", "training", "sampling"))]
     for label, key in (("energy evaluations", "energy_evaluations"), ("seconds", "wall_seconds")):
