@@ -1,6 +1,7 @@
 """What every test shares: no display, one thread, slow and GPU tests only when asked for."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
@@ -11,6 +12,8 @@ import torch
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)  # the tests' tensors are small: threads only cost
+    # A shell ignores Ctrl-C for what it runs in the background; the tests of interrupts need it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ QUIET = {"platform": "Reference", "progress": False}
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Pictures take seconds, and are looked at elsewhere."""
-    monkeypatch.setattr(tsf.Run, "plot", lambda self, path: None)
+    monkeypatch.setattr(tsf.Run, "plot", lambda self, path, reference=None: None)
     monkeypatch.setattr(analysis, "plot_diagnostics", lambda run, path: None)
 
 
