@@ -151,7 +151,9 @@ def main():
             found = torus_histogram(angles[:, 0], angles[:, 1], BINS)
             nll, nll_error = likelihood(flow, frames, temperature, generator)
             forward = forward_ess(forward_weights(flow, potential, frames, temperature, generator))
-            floor = chance_distance((target * len(truth)).round().astype(np.int64), len(truth) / 2)
+            floor = chance_distance(
+                (target * len(truth)).round().astype(np.int64).ravel(), len(truth) / 2
+            )
             report["flows"][name][f"{temperature:.0f} K"] = {
                 "ramachandran_total_variation": float(total_variation(target, found)),
                 "ramachandran_kl": float(kl_divergence(target, found)),
