@@ -1,0 +1,262 @@
+"""Differences, distances, angles and dihedrals of whole batches, the batch last.
+
+Arrays are [..., atoms or terms, B]: every operation then runs over contiguous conformations, on
+vector units and on a GPU. Sums over an atom's terms are written as gathers (no atomic additions),
+in the derivatives too, which makes forces deterministic.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+
+def _incidence(index: Tensor, signs: Tensor, n_atoms: int) -> tuple[Tensor, Tensor | None]:
+    """For every atom its entries in the flat `index` [M]: which [n_atoms, K], and their signs.
+
+    Atoms with fewer than K entries are padded with entry 0 at weight 0. The weights are None where
+    all are 1.
+    """
+    entries: list[list[int]] = [[] for _ in range(n_atoms)]
+    for position, atom in enumerate(index.tolist()):
+        entries[atom].append(position)
+    width = max(1, max(len(e) for e in entries))
+    which = torch.zeros(n_atoms, width, dtype=torch.int64)
+    weight = torch.zeros(n_atoms, width, dtype=torch.float64)
+    for atom, e in enumerate(entries):
+        if e:
+            which[atom, : len(e)] = torch.tensor(e)
+            weight[atom, : len(e)] = signs[torch.tensor(e)]
+    return which, None if bool((weight == 1).all()) else weight[:, :, None]
+
+
+def _select(values: Tensor, index: Tensor) -> Tensor:
+    return values.index_select(-2, index)
+
+
+def _sum_entries(terms: Tensor, which: Tensor, weight: Tensor | None) -> Tensor:
+    """Sums [..., n_atoms, B] of the terms [..., M, B] that belong to each atom."""
+    chosen = terms.index_select(-2, which.flatten()).unflatten(-2, which.shape)
+    return (chosen if weight is None else chosen * weight).sum(dim=-2)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, index: Tensor, which: Tensor, weight: Any) -> Tensor:
+        ctx.save_for_backward(index, which, weight)
+        return _select(values, index)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        index, which, weight = ctx.saved_tensors
+        return _Collect.apply(grads[0], index, which, weight), None, None, None
+
+
+class _Collect(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, terms: Tensor, index: Tensor, which: Tensor, weight: Any) -> Tensor:
+        ctx.save_for_backward(index, which, weight)
+        return _sum_entries(terms, which, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        index, which, weight = ctx.saved_tensors
+        return _Gather.apply(grads[0], index, which, weight), None, None, None
+
+
+class Gather(nn.Module):
+    """Values of atoms, term by term, and sums over terms, atom by atom; each other's transpose.
+
+    Parameters
+    ----------
+    index
+        The atom of each of M terms.
+    n_atoms
+        Number of atoms.
+    """
+
+    index: Tensor
+    which: Tensor
+    weight: Tensor | None
+
+    def __init__(self, index: Sequence[int] | Tensor, n_atoms: int) -> None:
+        super().__init__()
+        flat = torch.as_tensor(index, dtype=torch.int64).reshape(-1)
+        which, weight = _incidence(flat, torch.ones(len(flat), dtype=torch.float64), n_atoms)
+        self.register_buffer("index", flat)
+        self.register_buffer("which", which)
+        self.register_buffer("weight", weight)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Values [..., M, B] of the terms, from those of the atoms [..., n_atoms, B]."""
+        return cast(Tensor, _Gather.apply(values, self.index, self.which, self.weight))
+
+    def collect(self, terms: Tensor) -> Tensor:
+        """Sums [..., n_atoms, B] over the terms [..., M, B] of each atom."""
+        return cast(Tensor, _Collect.apply(terms, self.index, self.which, self.weight))
+
+
+class _Difference(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, first: Tensor, second: Tensor, which: Tensor, weight: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(first, second, which, weight)
+        return _select(x, second) - _select(x, first)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        first, second, which, weight = ctx.saved_tensors
+        return _Undifference.apply(grads[0], first, second, which, weight), None, None, None, None
+
+
+class _Undifference(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, terms: Tensor, first: Tensor, second: Tensor, which: Tensor, weight: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(first, second, which, weight)
+        return _sum_entries(terms, which, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _Difference.apply(grads[0], *ctx.saved_tensors), None, None, None, None
+
+
+class Difference(nn.Module):
+    """Vectors from one atom to another: x[second] - x[first] for M pairs of atoms.
+
+    Parameters
+    ----------
+    first, second
+        The atoms [M].
+    n_atoms
+        Number of atoms.
+    """
+
+    first: Tensor
+    second: Tensor
+    which: Tensor
+    weight: Tensor
+
+    def __init__(
+        self, first: Sequence[int] | Tensor, second: Sequence[int] | Tensor, n_atoms: int
+    ) -> None:
+        super().__init__()
+        one = torch.as_tensor(first, dtype=torch.int64).reshape(-1)
+        two = torch.as_tensor(second, dtype=torch.int64).reshape(-1)
+        signs = torch.cat([-torch.ones(len(one)), torch.ones(len(two))]).double()
+        which, weight = _incidence(torch.cat([one, two]), signs, n_atoms)
+        self.register_buffer("first", one)
+        self.register_buffer("second", two)
+        # Entries M..2M-1 are those of `second`: the same terms with the other sign.
+        self.register_buffer("which", which % max(1, len(one)))
+        self.register_buffer("weight", torch.ones(n_atoms, 1, 1) if weight is None else weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Vectors [3, M, B] from positions [3, n_atoms, B]."""
+        return cast(Tensor, _Difference.apply(x, self.first, self.second, self.which, self.weight))
+
+
+def norm(vectors: Tensor) -> Tensor:
+    """Lengths [M, B] of vectors [3, M, B]."""
+    return dot(vectors, vectors).sqrt()
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Scalar products [M, B] of vectors [3, M, B]."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def cross(a: Tensor, b: Tensor) -> Tensor:
+    """Vector products [3, M, B] of vectors [3, M, B]."""
+    return torch.stack(
+        [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
+    )
+
+
+class Angle(nn.Module):
+    """Angles [M, B] in radians at the middle atom of triples [M, 3]."""
+
+    def __init__(self, triples: Tensor, n_atoms: int) -> None:
+        super().__init__()
+        self.one = Difference(triples[:, 1], triples[:, 0], n_atoms)
+        self.two = Difference(triples[:, 1], triples[:, 2], n_atoms)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Angles [M, B] of positions [3, n_atoms, B]."""
+        a, b = self.one(x), self.two(x)
+        # Not acos: the derivative of atan2 is finite and accurate next to 0 and pi.
+        return torch.atan2(norm(cross(a, b)), dot(a, b))
+
+
+class Dihedral(nn.Module):
+    """Dihedrals [M, B] in (-pi, pi], IUPAC sign as in OpenMM, of quadruples [M, 4]."""
+
+    def __init__(self, quadruples: Tensor, n_atoms: int) -> None:
+        super().__init__()
+        self.one = Difference(quadruples[:, 0], quadruples[:, 1], n_atoms)
+        self.two = Difference(quadruples[:, 1], quadruples[:, 2], n_atoms)
+        self.three = Difference(quadruples[:, 2], quadruples[:, 3], n_atoms)
+
+    def cos_sin(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine [M, B] of the dihedrals."""
+        sine, cosine = self._unnormalised(x)
+        inverse = torch.rsqrt(sine * sine + cosine * cosine)
+        return cosine * inverse, sine * inverse
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Dihedrals [M, B] of positions [3, n_atoms, B]."""
+        return torch.atan2(*self._unnormalised(x))
+
+    def _unnormalised(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        b1, b2, b3 = self.one(x), self.two(x), self.three(x)
+        normal = cross(b2, b3)
+        return norm(b2) * dot(b1, normal), dot(cross(b1, b2), normal)
+
+
+class AllPairs(nn.Module):
+    """All pairs i < j of N atoms, in the order of ``torch.triu_indices(N, N, 1)``."""
+
+    first: Tensor
+    second: Tensor
+
+    def __init__(self, n_atoms: int) -> None:
+        super().__init__()
+        first, second = torch.triu_indices(n_atoms, n_atoms, 1)
+        self.n_atoms = n_atoms
+        self.difference = Difference(first, second, n_atoms)
+
+    def number(self, i: Tensor, j: Tensor) -> Tensor:
+        """Row numbers [M] of pairs of atoms, in either order."""
+        low, high = torch.minimum(i, j), torch.maximum(i, j)
+        return low * (2 * self.n_atoms - low - 1) // 2 + high - low - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Distances [P, B] of positions [3, N, B]."""
+        return norm(self.difference(x))
+
+
+class Frame:
+    """A batch of conformations, with what several terms need computed once.
+
+    Parameters
+    ----------
+    x
+        Positions [3, N, B] in nm.
+    pairs
+        The pairs of the N atoms.
+    """
+
+    def __init__(self, x: Tensor, pairs: AllPairs) -> None:
+        self.x = x
+        self._pairs = pairs
+        self._distances: Tensor | None = None
+
+    @property
+    def distances(self) -> Tensor:
+        """Distances [P, B] of all pairs i < j, nm."""
+        if self._distances is None:
+            self._distances = self._pairs(self.x)
+        return self._distances
