@@ -149,6 +149,65 @@ def test_flow_moves_are_exact(tree, potential, flows, name, move):
     assert float((new.x - state.x).abs().amax(dim=(2, 3)).gt(1e-4).double().mean()) > 0.05
 
 
+@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("move", ["walk", "independence"])
+def test_steps_that_share_their_momenta_are_exact(tree, potential, flows, name, move):
+    generator = torch.Generator().manual_seed(22)
+    state = exact_state(tree, potential, LADDER, 3000, generator)
+    kernel = (
+        FlowWalk(flows[name], potential, LADDER, [0.15, 0.2], n_steps=4)
+        if move == "walk"
+        else FlowIndependence(flows[name], potential, LADDER, n_steps=4)
+    )
+    evaluations = potential.n_evaluations
+    new, infos = apply([kernel] * 3, state, generator)
+    total = sum(infos[1:], infos[0])
+    assert total.proposed.tolist() == [3 * 4 * 3000] * 2
+    assert bool(((total.acceptance > 0.02) & (total.acceptance < 0.95)).all())
+    assert total.n_evaluations == potential.n_evaluations - evaluations
+    assert 2 * 3 * 4 * 3000 - total.n_evaluations <= (
+        total.rejected_non_finite + total.mirror_images
+    )
+    assert_exact(tree_scores(tree, new))
+    torch.testing.assert_close(
+        new.energy.flatten(), potential.energy(new.x.flatten(0, 1)), rtol=0, atol=1e-8
+    )
+
+
+def test_one_step_and_more_are_the_same_walk(tree, potential, flows):
+    """With the momenta at hand, two steps in one call are two calls of one step."""
+    flow, generator = flows["tsf-volume"], torch.Generator()
+    state = exact_state(tree, potential, LADDER, 100, generator.manual_seed(23))
+    walk = FlowWalk(flow, potential, LADDER, 0.15, n_steps=2)
+    final, counted = walk(state, generator.manual_seed(24))
+
+    generator.manual_seed(24)
+    x, energy = state.x.flatten(0, 1), state.energy.flatten()
+    tau = torch.tensor(LADDER, dtype=torch.float64).repeat(100) / flow.reference_temperature
+    p = torch.randn(200, flow.n_momenta, generator=generator, dtype=torch.float64)
+    p = p * tau.sqrt()[:, None]
+    n_accepted = 0
+    for _ in range(2):
+        v, _ = flow.inverse_and_log_det(x, p)
+        noise = torch.randn(v.shape, generator=generator, dtype=torch.float64)
+        (x_new, p_new), log_det = flow.forward_and_log_det(v + 0.15 * tau.sqrt()[:, None] * noise)
+        inside = torch.isfinite(log_det)
+        x_new = flow.place(torch.where(inside[:, None, None], x_new, x), like=x)
+        energy_new = torch.where(inside, potential.energy(x_new), torch.inf)
+        log_ratio = (energy - energy_new) / (KB * flow.reference_temperature) / tau
+        log_ratio = log_ratio + (p.square() - p_new.square()).sum(dim=1) / (2 * tau)
+        uniform = torch.rand(200, generator=generator, dtype=torch.float64)
+        accepted = uniform.log() < log_ratio
+        x = torch.where(accepted[:, None, None], x_new, x)
+        p = torch.where(accepted[:, None], p_new, p)
+        energy = torch.where(accepted, energy_new, energy)
+        n_accepted += int(accepted.sum())
+    assert int(counted.accepted.sum()) == n_accepted
+    assert 20 < n_accepted < 380
+    torch.testing.assert_close(final.x.flatten(0, 1), x, rtol=0, atol=1e-10)
+    torch.testing.assert_close(final.energy.flatten(), energy, rtol=0, atol=1e-7)
+
+
 class Mutant:
     """A flow with one thing changed."""
 
@@ -187,6 +246,29 @@ class IndependenceWithoutMomenta(FlowIndependence):
 class IndependenceWithoutPrior(FlowIndependence):
     def _reverse(self, v, tau):
         return torch.zeros_like(tau)
+
+
+class ForgetsTheLatent(FlowWalk):
+    """Walks on from proposals that were rejected: v and x no longer belong together."""
+
+    def _propose(self, v, tau, generator):
+        self._v = super()._propose(getattr(self, "_v", v), tau, generator)
+        return self._v
+
+
+def test_a_latent_that_is_not_the_walkers_is_noticed(tree, potential, flows):
+    generator = torch.Generator().manual_seed(25)
+    state = exact_state(tree, potential, LADDER, 3000, generator)
+    for _ in range(6):
+        kernel = ForgetsTheLatent(flows["tsf-volume"], potential, LADDER, 0.15, n_steps=4)
+        state, _ = kernel(state, generator)
+    assert_noticed(tree_scores(tree, state))
+
+
+@pytest.mark.parametrize("n_steps", [0, 1.5, True])
+def test_the_number_of_steps_is_checked(tree, potential, flows, n_steps):
+    with pytest.raises(ValueError, match=r"n_steps: expected an integer of at least 1"):
+        FlowWalk(flows["tsf-volume"], potential, LADDER, n_steps=n_steps)
 
 
 @pytest.mark.parametrize("name", ["tsf-plain", "realnvp-plain"])

@@ -258,15 +258,18 @@ def scores(methyl, x):
     )
 
 
-def run(methyl, start, flow):
+def run(methyl, start, flow, n_steps=1):
     state = WalkerState(
         start[:, None], None, methyl.energy(start)[:, None], torch.zeros(len(start), 1).long()
     )
     generator = torch.Generator().manual_seed(3)
     ladder = (TEMPERATURE,)
-    moves = [FlowWalk(flow, methyl, ladder, 0.5), FlowIndependence(flow, methyl, ladder)]
+    moves = [
+        FlowWalk(flow, methyl, ladder, 0.5, n_steps=n_steps),
+        FlowIndependence(flow, methyl, ladder, n_steps=n_steps),
+    ]
     accepted = torch.zeros(2)
-    for _ in range(10):
+    for _ in range(10 // n_steps):
         for i, move in enumerate(moves):
             state, info = move(state, generator)
             accepted[i] += int(info.accepted.sum())
@@ -277,12 +280,28 @@ def test_exact_start(methyl, start):
     assert scores(methyl, start) < 4
 
 
-@pytest.mark.parametrize("coordinates", ["volume", "plain"])
-def test_moves_leave_the_exact_distribution(methyl, start, coordinates):
-    x, acceptance = run(methyl, start, folded_flow(methyl, start, coordinates))
+@pytest.mark.parametrize(("coordinates", "n_steps"), [("volume", 1), ("plain", 1), ("volume", 5)])
+def test_moves_leave_the_exact_distribution(methyl, start, coordinates, n_steps):
+    x, acceptance = run(methyl, start, folded_flow(methyl, start, coordinates), n_steps)
     assert (acceptance > 0.02).all(), acceptance
     assert (acceptance < 0.95).all()
     assert scores(methyl, x) < 4
+
+
+def test_the_latent_does_not_depend_on_pose_and_labels(methyl, start):
+    """Moves keep v over several steps: placing and relabelling must not change it."""
+    flow, generator = folded_flow(methyl, start), torch.Generator().manual_seed(6)
+    v = flow.sample_prior(N, TEMPERATURE, generator)
+    (x, momenta), log_det = flow.forward_and_log_det(v)
+    inside = torch.isfinite(log_det)
+    v, x, momenta, like = v[inside], x[inside], momenta[inside], start[inside]
+    placed = flow.place(x, like=like)
+    labels = flow.coordinates.labels(placed)
+    assert torch.equal(labels, flow.coordinates.labels(like))
+    assert len(labels.unique()) == 3
+    back, log_det_back = flow.inverse_and_log_det(placed, momenta)
+    torch.testing.assert_close(back, v, rtol=0, atol=1e-9)
+    torch.testing.assert_close(log_det_back, -log_det[inside], rtol=0, atol=1e-9)
 
 
 def test_wrapping_into_the_domain_is_noticed(methyl, start, monkeypatch):

@@ -32,6 +32,12 @@ class FlowLike(Protocol):
 class _FlowMove:
     """What both moves share: the augmented state, the proposal's evaluation, the acceptance.
 
+    The momenta are drawn once a call, and v = D^-1(x, p) is computed once: after each of the
+    `n_steps` decisions the state's v is known, v' if accepted and v if not. Every step leaves the
+    joint density of (x, p) invariant, and so does drawing p from its conditional; their product
+    therefore leaves that of x invariant. That v' is also the preimage of the stored x', which has
+    the pose and the labels of x, is what the round-trip check sees in the next call.
+
     Parameters
     ----------
     flow
@@ -40,6 +46,8 @@ class _FlowMove:
         The energy.
     temperatures
         The ladder, K. The prior of v at temperature T is N(0, tau), tau = T / T_ref.
+    n_steps
+        Proposals, each accepted or rejected, in one call.
     round_trip_interval
         Every so many iterations, check D(D^-1(x)) = x for some walkers.
     round_trip_walkers
@@ -56,6 +64,7 @@ class _FlowMove:
         flow: FlowLike,
         potential: Potential,
         temperatures: Any,
+        n_steps: int = 1,
         round_trip_interval: int = 25,
         round_trip_walkers: int = 4,
         round_trip_tolerance: float = 1e-6,
@@ -65,6 +74,8 @@ class _FlowMove:
                 f"flow: expected configurations of the potential's shape "
                 f"{tuple(potential.event_shape)}, got {tuple(flow.event_shape)}"
             )
+        if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
+            raise ValueError(f"n_steps: expected an integer of at least 1, got {n_steps!r}")
         if round_trip_interval < 1 or round_trip_walkers < 1 or not round_trip_tolerance > 0:
             raise ValueError(
                 "round_trip_interval, round_trip_walkers and round_trip_tolerance: expected "
@@ -73,6 +84,7 @@ class _FlowMove:
             )
         self.flow, self.potential = flow, potential
         self.temperatures = as_temperatures(temperatures)
+        self.n_steps = n_steps
         self.round_trip_interval = round_trip_interval
         self.round_trip_walkers = round_trip_walkers
         self.round_trip_tolerance = round_trip_tolerance
@@ -89,6 +101,7 @@ class _FlowMove:
         """The choices made."""
         return {
             "kernel": type(self).__name__,
+            "n_steps": self.n_steps,
             "round_trip_interval": self.round_trip_interval,
             "round_trip_walkers": self.round_trip_walkers,
             "round_trip_tolerance": self.round_trip_tolerance,
@@ -113,44 +126,50 @@ class _FlowMove:
         self, state: WalkerState, generator: torch.Generator
     ) -> tuple[WalkerState, KernelInfo]:
         """Propose for every walker at every rung in one batch, and accept or reject."""
-        flow, shape = self.flow, state.energy.shape
-        x, energy = state.x.flatten(0, 1), state.energy.flatten()
+        shape, x, energy = state.energy.shape, state.x.flatten(0, 1), state.energy.flatten()
         tau, kt = self._tau.repeat(shape[0]), self._kt.repeat(shape[0])
         momenta = torch.randn(
-            len(x), flow.n_momenta, generator=generator, dtype=torch.float64
+            len(x), self.flow.n_momenta, generator=generator, dtype=torch.float64
         ) * tau.sqrt().unsqueeze(1)
         v, inverse_log_det = self._inverse(x, momenta)
         if state.iteration % self.round_trip_interval == 0:
             self._check_round_trip(state.iteration, x, momenta, v, inverse_log_det)
-        v_new = self._propose(v, tau, generator)
-        x_new, momenta_new, log_det_new = self._forward(v_new)
+        current = self._log_weight(energy, kt, momenta, tau, -inverse_log_det)
+        total = KernelInfo.zero(self.counts_shape)
+        for _ in range(self.n_steps):
+            v_new = self._propose(v, tau, generator)
+            x_new, momenta_new, log_det_new, energy_new, n_evaluations = self._evaluate(v_new, x)
+            proposed = self._log_weight(energy_new, kt, momenta_new, tau, log_det_new)
+            accepted, non_finite = metropolis(
+                current + self._reverse(v, tau), proposed + self._reverse(v_new, tau), generator
+            )
+            mirrors = self._count_mirror_images(x_new, non_finite)
+            total = total + KernelInfo(
+                *per_rung(accepted.reshape(shape), shape[0]),
+                rejected_non_finite=int(non_finite.sum()) - mirrors,
+                mirror_images=mirrors,
+                n_evaluations=n_evaluations,
+            )
+            x = torch.where(accepted.reshape(-1, *(1,) * (x.ndim - 1)), x_new, x)
+            v = torch.where(accepted.unsqueeze(1), v_new, v)
+            energy = torch.where(accepted, energy_new, energy)
+            current = torch.where(accepted, proposed, current)
+        return state.evolve(x=x.reshape(state.x.shape), energy=energy.reshape(shape)), total
 
+    def _evaluate(self, v: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+        """x in the pose of `like`, p, log|J_D| and U of each v [B, d+m]; energies computed."""
+        x, momenta, log_det = self._forward(v)
         # Outside the domain there is nothing to evaluate; the energy is +inf there.
-        inside = torch.isfinite(log_det_new) & torch.isfinite(x_new).flatten(1).all(dim=1)
-        energy_new = torch.full_like(energy, float("inf"))
+        inside = torch.isfinite(log_det) & torch.isfinite(x).flatten(1).all(dim=1)
+        energy = torch.full_like(log_det, float("inf"))
         if bool(inside.any()):
             # The pose is the walker's own: only internal coordinates are proposed. The energy is
             # that of what would be stored, whatever the potential does with the pose and the
             # flow's dtype with the last digits.
-            x_new = x_new.clone()
-            x_new[inside] = self._place(x_new[inside], x[inside])
-            energy_new[inside] = self.potential.energy(x_new[inside]).to(energy)
-        current = self._log_weight(energy, kt, momenta, tau, -inverse_log_det)
-        proposed = self._log_weight(energy_new, kt, momenta_new, tau, log_det_new)
-        current = current + self._reverse(v, tau)
-        proposed = proposed + self._reverse(v_new, tau)
-        accepted, non_finite = metropolis(current, proposed, generator)
-
-        x = torch.where(accepted.reshape(-1, *(1,) * (x.ndim - 1)), x_new, x)
-        energy = torch.where(accepted, energy_new, energy)
-        mirrors = self._count_mirror_images(x_new, non_finite)
-        info = KernelInfo(
-            *per_rung(accepted.reshape(shape), shape[0]),
-            rejected_non_finite=int(non_finite.sum()) - mirrors,
-            mirror_images=mirrors,
-            n_evaluations=int(inside.sum()),
-        )
-        return state.evolve(x=x.reshape(state.x.shape), energy=energy.reshape(shape)), info
+            x = x.clone()
+            x[inside] = self._place(x[inside], like[inside])
+            energy[inside] = self.potential.energy(x[inside]).to(energy)
+        return x, momenta, log_det, energy, int(inside.sum())
 
     def _log_weight(
         self, energy: Tensor, kt: Tensor, momenta: Tensor, tau: Tensor, log_det: Tensor
@@ -215,7 +234,7 @@ class FlowWalk(_FlowMove):
 
     Parameters
     ----------
-    flow, potential, temperatures
+    flow, potential, temperatures, n_steps
         See :class:`_FlowMove`.
     sigma
         Step size, one number or one per rung [R].
@@ -228,9 +247,10 @@ class FlowWalk(_FlowMove):
         temperatures: Any,
         sigma: Any = 0.1,
         name: str = "flow_walk",
+        n_steps: int = 1,
         **round_trip: Any,
     ) -> None:
-        super().__init__(flow, potential, temperatures, **round_trip)
+        super().__init__(flow, potential, temperatures, n_steps, **round_trip)
         self.name = name
         self.sigma = sigma
 
@@ -273,7 +293,7 @@ class FlowIndependence(_FlowMove):
 
     Parameters
     ----------
-    flow, potential, temperatures
+    flow, potential, temperatures, n_steps
         See :class:`_FlowMove`.
     """
 
@@ -283,9 +303,10 @@ class FlowIndependence(_FlowMove):
         potential: Potential,
         temperatures: Any,
         name: str = "flow_independent",
+        n_steps: int = 1,
         **round_trip: Any,
     ) -> None:
-        super().__init__(flow, potential, temperatures, **round_trip)
+        super().__init__(flow, potential, temperatures, n_steps, **round_trip)
         self.name = name
 
     def _propose(self, v: Tensor, tau: Tensor, generator: torch.Generator) -> Tensor:
