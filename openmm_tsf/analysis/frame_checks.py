@@ -1,0 +1,209 @@
+"""What recorded frames show of trouble: other handedness, cis peptide bonds, torsions at their cut.
+
+Topology and frames are enough for the first two. Branch cuts are read from the flow's file as plain
+numbers; no model is built.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+import numpy.typing as npt
+
+from openmm_tsf.statistics import group_means
+
+Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+
+#: A centre flatter than this (volume of its three unit bonds) in the reference is left out.
+_FLAT = 0.05
+#: Bins of a full turn for the density next to a cut: windows of 5 degrees on either side.
+_BINS = 72
+
+
+@dataclass(frozen=True)
+class Centres:
+    """Atoms with four neighbours, and their handedness.
+
+    Attributes
+    ----------
+    names
+        Of the atoms, as mdtraj writes them: ``ALA2-CA``.
+    atoms
+        Centre and its first three neighbours [C, 4].
+    signs
+        Sign [C] of the volume that they span in the reference.
+    """
+
+    names: tuple[str, ...]
+    atoms: Indices
+    signs: Array
+
+
+def tetrahedral_centres(topology: mdtraj.Topology, positions: npt.ArrayLike) -> Centres:
+    """The atoms with exactly four bonds, with the handedness of positions [N, 3]."""
+    neighbours = _neighbours(topology)
+    atoms = np.array(
+        [[atom, *sorted(bonded)[:3]] for atom, bonded in neighbours.items() if len(bonded) == 4],
+        dtype=np.int64,
+    ).reshape(-1, 4)
+    volume = signed_volumes(np.asarray(positions, dtype=np.float64)[None], atoms)[0]
+    known = np.abs(volume) > _FLAT
+    names = tuple(str(topology.atom(int(centre))) for centre in atoms[known, 0])
+    return Centres(names, atoms[known], np.sign(volume[known]))
+
+
+def signed_volumes(x: npt.ArrayLike, atoms: Indices) -> Array:
+    """Volumes [F, C] that the unit bonds to three neighbours span, for x [F, N, 3]."""
+    frames = np.asarray(x, dtype=np.float64)
+    bonds = frames[:, atoms[:, 1:]] - frames[:, atoms[:, :1]]
+    bonds /= np.linalg.norm(bonds, axis=-1, keepdims=True)
+    first, second, third = np.moveaxis(bonds, 2, 0)
+    return np.asarray(np.einsum("fci,fci->fc", np.cross(first, second), third))
+
+
+def mirrored(x: npt.ArrayLike, centres: Centres) -> npt.NDArray[np.bool_]:
+    """Whether each centre in each frame has the other handedness, [F, C]."""
+    return np.asarray(signed_volumes(x, centres.atoms) * centres.signs <= 0)
+
+
+def peptide_bonds(topology: mdtraj.Topology) -> tuple[tuple[str, ...], Indices]:
+    """Names and atoms [P, 4] of every omega: carbon, amide carbon, amide nitrogen, carbon.
+
+    Found by bonds and elements, so that caps, whose atoms have other names, are included.
+    """
+    neighbours = _neighbours(topology)
+    symbol = [atom.element.symbol if atom.element else "" for atom in topology.atoms]
+    names, quartets = [], []
+    for carbon, bonded in neighbours.items():
+        oxygens = [a for a in bonded if symbol[a] == "O" and len(neighbours[a]) == 1]
+        if symbol[carbon] != "C" or len(bonded) != 3 or len(oxygens) != 1:
+            continue
+        for nitrogen in (a for a in bonded if symbol[a] == "N"):
+            before = [a for a in bonded if symbol[a] == "C"]
+            after = [a for a in neighbours[nitrogen] if symbol[a] == "C" and a != carbon]
+            if not before or not after:
+                continue  # a primary amide: nothing to be cis to
+            # A proline's nitrogen has two: the alpha carbon bears the next carbonyl.
+            after.sort(key=lambda a: (topology.atom(a).name != "CA", a))
+            pair = topology.atom(carbon).residue, topology.atom(nitrogen).residue
+            names.append(f"{pair[0]}-{pair[1]}")
+            quartets.append([before[0], carbon, nitrogen, after[0]])
+    return tuple(names), np.array(quartets, dtype=np.int64).reshape(-1, 4)
+
+
+def cis(frames: mdtraj.Trajectory, quartets: Indices) -> npt.NDArray[np.bool_]:
+    """Whether each omega of each frame is within 90 degrees of 0, [F, P]."""
+    if not len(quartets):
+        return np.zeros((frames.n_frames, 0), dtype=bool)
+    omega = mdtraj.compute_dihedrals(frames, quartets, periodic=False)
+    return np.asarray(np.abs(omega) < np.pi / 2)
+
+
+def _neighbours(topology: mdtraj.Topology) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {atom.index: [] for atom in topology.atoms}
+    for first, second in topology.bonds:
+        found[first.index].append(second.index)
+        found[second.index].append(first.index)
+    return found
+
+
+# ------------------------------------------------------------------------ branch cuts
+
+
+@dataclass(frozen=True)
+class Branches:
+    """The dihedrals of a flow's coordinates and where their circles are cut.
+
+    Attributes
+    ----------
+    names
+        Their four atoms each.
+    atoms
+        [T, 4].
+    cuts
+        [T] in rad.
+    """
+
+    names: tuple[str, ...]
+    atoms: Indices
+    cuts: Array
+
+
+def read_branches(path: Path) -> Branches | None:
+    """The branch cuts in a flow file; None if its flow has no coordinates.
+
+    Groups of equivalent hydrogens are left out: they turn freely, and are cut in thirds between
+    copies that are the same.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If it is no flow file.
+    """
+    from openmm_tsf.flows.files import read_flow_file
+
+    layer = read_flow_file(path)["coordinates"]
+    if layer is None:
+        return None
+    zmatrix = layer["zmatrix"]
+    rows, siblings = np.asarray(zmatrix["rows"])[3:], np.asarray(zmatrix["siblings"])[3:]
+    turning = {atom for group in layer.get("equivalent", ()) for atom in group}
+    kept = np.array([bool(s) or int(row[0]) not in turning
+                     for row, s in zip(rows, siblings, strict=True)], dtype=bool)  # fmt: skip
+    labels = zmatrix["atom_names"]
+    names = tuple(" ".join(labels[int(atom)] for atom in row) for row in rows[kept])
+    cuts = np.asarray(layer["branch_cuts"], dtype=np.float64)[kept]
+    return Branches(names, rows[kept].astype(np.int64), cuts)
+
+
+@dataclass(frozen=True)
+class Leak:
+    """How much a sample populates the cut of one dihedral.
+
+    Attributes
+    ----------
+    density
+        Within 5 degrees of the cut, on its fuller side, over the fullest such window's.
+    emptiest, emptiest_density
+        The angle (rad) around which the two windows together hold least, and its density.
+    n_at_cut
+        Frames in both windows.
+    below, above
+        Frames on either side.
+    z
+        Of the difference between the sides, by the spread of walkers; NaN where it is not known.
+    """
+
+    density: float
+    emptiest: float
+    emptiest_density: float
+    n_at_cut: int
+    below: int
+    above: int
+    z: float
+
+
+def leak(angles: npt.ArrayLike, cut: float) -> Leak:
+    """Density of a dihedral [n, W] (rad) next to its cut.
+
+    The true density is continuous there. Where the sides differ beyond their errors, walkers pile
+    up at a wall that they do not pass.
+    """
+    values = np.asarray(angles, dtype=np.float64)
+    from_cut = np.remainder(values - cut, 2 * np.pi)
+    width = 2 * np.pi / _BINS
+    bins = np.minimum((from_cut / width).astype(np.int64), _BINS - 1)
+    counts = np.bincount(bins.ravel(), minlength=_BINS)
+    pairs = counts + np.roll(counts, 1)  # windows on either side of each bin's lower edge
+    lowest = int(pairs.argmin())
+    peak = float(counts.max())
+    above, below = int(counts[0]), int(counts[-1])
+    means = group_means((bins == 0).astype(np.float64) - (bins == _BINS - 1))
+    error = float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else np.nan
+    z = float(means.mean() / error) if error > 0 else np.nan
+    emptiest = float(np.remainder(cut + lowest * width + np.pi, 2 * np.pi) - np.pi)
+    return Leak(
+        max(above, below) / peak, emptiest, pairs[lowest] / 2 / peak, above + below, below, above, z
+    )
