@@ -1,0 +1,107 @@
+"""CustomGBForce: values of atoms, computed in stages, and energies of atoms and pairs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import openmm
+from torch import Tensor, nn
+
+from openmm_tsf.potentials.batch_geometry import AllPairs, Frame
+from openmm_tsf.potentials.custom_pair_terms import (
+    exclusions,
+    pair_values,
+    particle_parameters,
+    refuse_cutoff,
+)
+from openmm_tsf.potentials.custom_term import CustomTerm, evaluate, total
+from openmm_tsf.potentials.expressions import Expression
+from openmm_tsf.potentials.pair_list import PairList, all_but
+from openmm_tsf.potentials.terms import NotCovered
+
+_SINGLE = openmm.CustomGBForce.SingleParticle
+_PAIR = openmm.CustomGBForce.ParticlePair
+_PAIR_NO_EXCLUSIONS = openmm.CustomGBForce.ParticlePairNoExclusions
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A computed value (named) or an energy term; `pairs` is None if it is of single atoms."""
+
+    name: str
+    expression: Expression
+    pairs: PairList | None
+
+
+class CustomGBTerm(CustomTerm):
+    """Generalised Born models: computed values of atoms, then energies of atoms and pairs.
+
+    A pair value of atom i is the sum over j != i of its expression with i as particle 1 and j as
+    particle 2. A pair energy counts once for each pair, particle 1 being the atom of lower number.
+    Values may depend on all values before them. (OpenMM's own platforms demand that the first
+    value, and no other, is one of pairs.)
+
+    Raises
+    ------
+    NotCovered
+        If there is a cutoff, or no computed value (OpenMM's Reference platform then crashes).
+    """
+
+    def __init__(self, force: openmm.CustomGBForce, n_atoms: int, pairs: AllPairs) -> None:
+        refuse_cutoff(force)
+        if force.getNumComputedValues() == 0:
+            raise NotCovered(force, "the absence of computed values")
+        names, rows = particle_parameters(force)
+        super().__init__(force, names, rows)
+        self.n_atoms = n_atoms
+        values = [force.getComputedValueParameters(i) for i in range(force.getNumComputedValues())]
+        energies = [force.getEnergyTermParameters(i) for i in range(force.getNumEnergyTerms())]
+        ordered = {kind for _, _, kind in values}
+        used = ordered | {kind for _, kind in energies}
+        excluded = {_PAIR: exclusions(force), _PAIR_NO_EXCLUSIONS: set()}
+        lists = {
+            kind: PairList(*all_but(excluded[kind], n_atoms), pairs, ordered=kind in ordered)
+            for kind in (_PAIR, _PAIR_NO_EXCLUSIONS)
+            if kind in used
+        }
+        self.lists = nn.ModuleList(lists.values())
+        self.values: list[_Stage] = []
+        per_atom = list(names)
+        for name, text, kind in values:
+            expression = self.parse(force, text, _variables(per_atom, kind))
+            self.values.append(_Stage(name, expression, lists.get(kind)))
+            per_atom.append(name)
+        self.terms = [
+            _Stage("", self.parse(force, text, _variables(per_atom, kind)), lists.get(kind))
+            for text, kind in energies
+        ]
+
+    def energy(self, frame: Frame, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Energies [B] in kJ/mol."""
+        x = frame.x
+        atoms = self.own_values()
+        place = dict(zip("xyz", x.unbind(0), strict=True))
+        for stage in self.values:
+            if stage.pairs is None:
+                value = evaluate(stage.expression, parameters, place, atoms)
+                atoms[stage.name] = value.expand(self.n_atoms, value.shape[-1] if value.ndim else 1)
+            else:
+                local = pair_values(stage.expression, stage.pairs, atoms, frame, ordered=True)
+                terms = evaluate(stage.expression, parameters, local)
+                atoms[stage.name] = stage.pairs.sum_over_second(terms)
+        energy = x.new_zeros(x.shape[-1])
+        for stage in self.terms:
+            if stage.pairs is None:
+                terms = evaluate(stage.expression, parameters, place, atoms)
+                energy = energy + total(terms, self.n_atoms, x)
+            else:
+                local = pair_values(stage.expression, stage.pairs, atoms, frame)
+                terms = evaluate(stage.expression, parameters, local)
+                energy = energy + total(terms, stage.pairs.n_pairs, x)
+        return energy
+
+
+def _variables(per_atom: list[str], kind: int) -> list[str]:
+    """What an expression of this kind may use."""
+    if kind == _SINGLE:
+        return ["x", "y", "z", *per_atom]
+    return ["r", *(f"{name}{particle}" for name in per_atom for particle in (1, 2))]
