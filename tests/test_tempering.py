@@ -7,7 +7,7 @@ import numpy as np
 import openmm.unit as unit
 import pytest
 import torch
-from exact_tree import POSITIONS, ExactTree, TreePotential
+from exact_tree import POSITIONS, ExactTree
 
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.potentials import OpenMMPotential
@@ -137,8 +137,6 @@ def test_doors(molecule, potential, flow, tree):
         ParallelTempering(
             molecule, TemperatureSteerableFlow(3, 2, 1, (4,)), LADDER, 2, potential=potential
         )
-    with pytest.raises(TypeError, match="potential: Langevin legs expect an OpenMMPotential"):
-        default_kernels(TreePotential(tree), flow, LADDER, tree.masses)
     with pytest.raises(ValueError, match="scheme: expected one of"):
         PlainSwap(LADDER, KB, "neighbours")
     with pytest.raises(ValueError, match="sigma: expected"):

@@ -17,17 +17,18 @@ import openmm
 import torch
 from torch import Tensor
 
+from openmm_tsf.potentials.base import Potential
 from openmm_tsf.potentials.context_pool import NUMERICAL_ERROR
-from openmm_tsf.sampling.accept import metropolis
+from openmm_tsf.sampling.legs import LangevinDynamics
 from openmm_tsf.sampling.moves import FlowLike
-from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
-from openmm_tsf.units import PICOSECOND, as_temperatures, in_unit
+from openmm_tsf.systems import MolecularSystem
 
 
 @runtime_checkable
 class DynamicsPotential(Protocol):
     """A potential that can open OpenMM Contexts (:class:`openmm_tsf.OpenMMPotential`)."""
 
+    event_shape: tuple[int, ...]
     boltzmann_constant: float
     n_evaluations: int
 
@@ -38,7 +39,7 @@ class DynamicsPotential(Protocol):
     def make_context(self, integrator: openmm.Integrator) -> openmm.Context: ...
 
 
-class LangevinLeg:
+class LangevinLeg(LangevinDynamics):
     """n steps of Langevin dynamics for every walker at its rung's temperature.
 
     With ``metropolized=True`` the leg is accepted with probability min(1, exp(-dH/kT)), H the total
@@ -87,119 +88,18 @@ class LangevinLeg:
         n_contexts: int | None = None,
         name: str = "local",
     ) -> None:
-        self.potential, self.flow, self.name = potential, flow, name
-        self.temperatures = as_temperatures(temperatures)
-        self.timestep = float(in_unit(timestep, PICOSECOND, "timestep"))
-        self.friction = float(in_unit(friction, 1 / PICOSECOND, "friction"))
-        self.n_steps = n_steps
-        self.metropolized = metropolized
+        super().__init__(
+            potential, temperatures, masses, flow, n_steps, timestep, friction, metropolized, name
+        )
+        self.potential = potential
         self.n_contexts = potential.n_contexts if n_contexts is None else n_contexts
-        if not isinstance(n_steps, int) or n_steps < 1:
-            raise ValueError(f"n_steps: expected an integer of at least 1, got {n_steps!r}")
-        if not self.timestep > 0:
-            raise ValueError(f"timestep: expected a positive number of ps, got {timestep!r}")
-        if not self.friction >= 0:
-            raise ValueError(f"friction: expected a non-negative rate in 1/ps, got {friction!r}")
         if self.n_contexts < 1:
             raise ValueError(f"n_contexts: expected at least 1, got {n_contexts!r}")
-        self._masses = torch.as_tensor(masses, dtype=torch.float64).clone()
-        if self._masses.ndim != 1 or not bool((self._masses > 0).all()):
-            raise ValueError(f"masses: expected positive masses [N], got {masses!r}")
-        kelvin = torch.tensor(self.temperatures, dtype=torch.float64)
-        self._kt = potential.boltzmann_constant * kelvin
-        self._keep = float(np.exp(-self.friction * self.timestep * n_steps / 2))
-        half_kick = 0.5 * self.timestep / self._masses.numpy()[:, None]
+        half_kick = 0.5 * self.timestep / self._mass.numpy()
         self._workers = [
             _Verlet(potential, half_kick, self.timestep, n_steps) for _ in range(self.n_contexts)
         ]
         self._pool = ThreadPoolExecutor(self.n_contexts, "langevin")
-
-    @property
-    def exact(self) -> bool:
-        """Whether the leg has no time-step error."""
-        return self.metropolized
-
-    @property
-    def counts_shape(self) -> tuple[int, ...]:
-        """Shape of the counts: one number per rung."""
-        return (len(self.temperatures),)
-
-    def settings(self) -> dict[str, Any]:
-        """The choices made."""
-        return {
-            "kernel": "LangevinLeg",
-            "integrator": "O Verlet^n O",
-            "n_steps": self.n_steps,
-            "timestep_ps": self.timestep,
-            "friction_per_ps": self.friction,
-            "metropolized": self.metropolized,
-            "time_step_error": None if self.metropolized else "O(dt^2)",
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the noise comes from the sampler's generator."""
-        return {}
-
-    def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Nothing to set."""
-
-    def __call__(
-        self, state: WalkerState, generator: torch.Generator
-    ) -> tuple[WalkerState, KernelInfo]:
-        """One leg for every walker."""
-        if state.velocities is None:
-            raise ValueError("state: a Langevin leg expects walkers with velocities, got None")
-        shape = state.energy.shape
-        x, energy = state.x.flatten(0, 1), state.energy.flatten()
-        kt = self._kt.repeat(shape[0])
-        v = self._thermostat(state.velocities.flatten(0, 1), kt, generator)
-        x_end, v_end, u_end = self._propagate(x, v)
-
-        failed, mirror = self._outside(x_end, u_end)
-        allowed = ~failed & ~mirror
-        before = -(energy + self._kinetic(v)) / kt
-        after = torch.where(allowed, -(u_end + self._kinetic(v_end)) / kt, -torch.inf)
-        accepted, _ = metropolis(before, after, generator)
-        if not self.metropolized:
-            accepted = allowed
-        take = accepted[:, None, None]
-        # Reversing the velocities of a rejected walker is what makes the leg its own reverse.
-        v = self._thermostat(torch.where(take, v_end, -v), kt, generator)
-        info = KernelInfo(
-            *per_rung(accepted.reshape(shape), shape[0]),
-            rejected_non_finite=int(failed.sum()),
-            mirror_images=int(mirror.sum()),
-            n_evaluations=len(x) * (self.n_steps + 1),
-        )
-        new = state.evolve(
-            x=torch.where(take, x_end, x).reshape(state.x.shape),
-            velocities=v.reshape(state.x.shape),
-            energy=torch.where(accepted, u_end, energy).reshape(shape),
-        )
-        return new, info
-
-    @torch.no_grad()
-    def _outside(self, x: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows [B] outside the flow's domain or of non-finite energy; mirror images apart."""
-        failed = ~torch.isfinite(energy)
-        mirror = torch.zeros_like(failed)
-        rows = (~failed).nonzero().flatten()
-        if self.flow is not None and len(rows):
-            ends = x[rows].to(self.flow.dtype)
-            mirror[rows] = self.flow.is_mirror_image(ends)
-            momenta = ends.new_zeros(len(ends), self.flow.n_momenta)
-            _, log_det = self.flow.inverse_and_log_det(ends, momenta)
-            failed[rows] = ~torch.isfinite(log_det) & ~mirror[rows]
-        return failed, mirror
-
-    def _thermostat(self, v: Tensor, kt: Tensor, generator: torch.Generator) -> Tensor:
-        """The exact Ornstein-Uhlenbeck step over half a leg."""
-        noise = torch.randn(v.shape, generator=generator, dtype=v.dtype)
-        width = (kt[:, None] / self._masses[None, :] * (1 - self._keep**2)).sqrt()
-        return self._keep * v + noise * width[:, :, None]
-
-    def _kinetic(self, v: Tensor) -> Tensor:
-        return 0.5 * (self._masses[None, :, None] * v.square()).sum(dim=(1, 2))
 
     def _propagate(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Positions, velocities and energies [B] after the Verlet steps."""
@@ -232,10 +132,19 @@ class LangevinLeg:
         self._workers = []
 
 
-def minimised(potential: DynamicsPotential, positions: np.ndarray) -> np.ndarray:
-    """Positions [N, 3] in nm after at most 200 steps of OpenMM's local minimiser."""
-    context = potential.make_context(openmm.VerletIntegrator(0.001))
-    context.setPositions(positions)
+def minimised(potential: Potential, molecule: MolecularSystem) -> np.ndarray:
+    """Positions [N, 3] in nm after at most 200 steps of OpenMM's local minimiser.
+
+    It runs in a Context of the potential if that opens any, otherwise in one of the molecule's own
+    System on the Reference platform, whose result is the same on every machine.
+    """
+    integrator = openmm.VerletIntegrator(0.001)
+    if isinstance(potential, DynamicsPotential):
+        context = potential.make_context(integrator)
+    else:
+        platform = openmm.Platform.getPlatformByName("Reference")
+        context = openmm.Context(molecule.system, integrator, platform)
+    context.setPositions(molecule.positions)
     openmm.LocalEnergyMinimizer.minimize(context, 10.0, 200)
     state = context.getState(getPositions=True)
     return np.asarray(state.getPositions(asNumpy=True)._value)

@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.sampling.batched_dynamics import BatchedLangevinLeg
+from openmm_tsf.sampling.cartesian import CartesianHMC, CartesianMALA
 from openmm_tsf.sampling.dynamics import DynamicsPotential, LangevinLeg
 from openmm_tsf.sampling.moves import FlowIndependence, FlowLike, FlowWalk
 from openmm_tsf.sampling.state import Kernel, KernelInfo, WalkerState
 from openmm_tsf.sampling.swaps import PlainSwap
 
 __all__ = [
+    "BatchedLangevinLeg",
+    "CartesianHMC",
+    "CartesianMALA",
     "Every",
     "FlowIndependence",
     "FlowWalk",
@@ -108,12 +113,8 @@ def default_kernels(
     local_interval
         A Langevin leg every so many iterations; 0 for none.
     local_steps, local_timestep, local_friction, local_metropolized
-        The leg: steps, ps, 1/ps, exact or not.
-
-    Raises
-    ------
-    TypeError
-        If dynamics are wanted and the potential cannot open OpenMM Contexts.
+        The leg: steps, ps, 1/ps, exact or not. It is a :class:`LangevinLeg` where the potential
+        opens OpenMM Contexts, and a :class:`BatchedLangevinLeg` otherwise.
     """
     sequence: list[Every] = []
     if n_flow_independent:
@@ -122,21 +123,18 @@ def default_kernels(
     if n_flow_walk:
         sequence.append(Every(FlowWalk(flow, potential, temperatures, sigma), repeats=n_flow_walk))
     if masses is not None and local_interval:
-        if not isinstance(potential, DynamicsPotential):
-            raise TypeError(
-                f"potential: Langevin legs expect an OpenMMPotential, got "
-                f"{type(potential).__name__}; pass local_interval=0 to go without dynamics"
-            )
-        leg = LangevinLeg(
-            potential,
-            temperatures,
-            masses,
-            flow,
-            n_steps=local_steps,
-            timestep=local_timestep,
-            friction=local_friction,
-            metropolized=local_metropolized,
-        )
+        # OpenMM takes the steps itself where it can; everybody else's walkers step as one batch.
+        leg: Kernel
+        leg_settings: dict[str, Any] = {
+            "n_steps": local_steps,
+            "timestep": local_timestep,
+            "friction": local_friction,
+            "metropolized": local_metropolized,
+        }
+        if isinstance(potential, DynamicsPotential):
+            leg = LangevinLeg(potential, temperatures, masses, flow, **leg_settings)
+        else:
+            leg = BatchedLangevinLeg(potential, temperatures, masses, flow, **leg_settings)
         sequence.append(Every(leg, interval=local_interval))
     if len(temperatures) > 1:
         swap = PlainSwap(temperatures, potential.boltzmann_constant, swap_scheme)

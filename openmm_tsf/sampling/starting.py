@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.sampling.legs import mass_per_coordinate
 from openmm_tsf.sampling.moves import FlowLike
 from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.units import NANOMETER, PICOSECOND, in_unit
@@ -61,9 +62,13 @@ def starting_state(
 
 
 def maxwell_boltzmann(
-    shape: tuple[int, ...], kt: Tensor, masses: Tensor, generator: torch.Generator
+    shape: tuple[int, ...], kt: Tensor, masses: Any, generator: torch.Generator
 ) -> Tensor:
-    """Velocities [W, R, N, 3] in nm/ps at kT [R] in kJ/mol, for masses [N] in amu."""
-    width = (kt[:, None] / masses[None, :]).sqrt()
+    """Velocities [W, R, *event] in nm/ps at kT [R] in kJ/mol, for masses in amu.
+
+    See :func:`openmm_tsf.sampling.legs.mass_per_coordinate` for the masses.
+    """
+    mass = mass_per_coordinate(masses, shape[2:])
+    width = (kt.reshape(-1, *(1,) * mass.ndim) / mass).sqrt()
     noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-    return noise * width[None, :, :, None]
+    return noise * width

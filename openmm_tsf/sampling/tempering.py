@@ -18,7 +18,7 @@ from openmm_tsf.sampling.choices import (
     check_unchanged,
     sampling_choices,
 )
-from openmm_tsf.sampling.dynamics import DynamicsPotential, minimised
+from openmm_tsf.sampling.dynamics import minimised
 from openmm_tsf.sampling.interrupts import DeferredInterrupt
 from openmm_tsf.sampling.kernels import Every, default_kernels, kernels_by_name
 from openmm_tsf.sampling.moves import FlowLike
@@ -123,9 +123,9 @@ class ParallelTempering:
     def state(self) -> WalkerState:
         """The walkers; the default start if none was set (see :meth:`set_positions`)."""
         if self._state is None:
-            if self.molecule is None or not isinstance(self.potential, DynamicsPotential):
+            if self.molecule is None:
                 raise RuntimeError("no walkers yet: call set_positions(x) first")
-            start = minimised(self.potential, self.molecule.positions)
+            start = minimised(self.potential, self.molecule)
             shape = (self.n_walkers, len(self.temperatures), 1, 1)
             self.set_positions(torch.tensor(start, dtype=torch.float64).repeat(shape))
         assert self._state is not None

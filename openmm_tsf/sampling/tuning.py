@@ -1,6 +1,6 @@
 """Tuning of step sizes to a target acceptance."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -10,9 +10,29 @@ from openmm_tsf.sampling.state import KernelInfo
 
 @runtime_checkable
 class HasStepSize(Protocol):
-    """A kernel with one step size per rung."""
+    """A kernel with one step size per rung.
+
+    A kernel may also have an attribute ``target_acceptance``: what its step sizes are best tuned
+    to, whatever the tuner was asked for.
+    """
 
     sigma: Tensor
+
+
+def step_sizes(value: Any, n_rungs: int, name: str = "sigma") -> Tensor:
+    """Step sizes [R], float64, from one number or one per rung.
+
+    Raises
+    ------
+    ValueError
+        If they are not positive and finite, or not as many.
+    """
+    sizes = torch.as_tensor(value, dtype=torch.float64)
+    if sizes.ndim > 1 or (sizes.ndim == 1 and len(sizes) != n_rungs):
+        raise ValueError(f"{name}: expected one number or {n_rungs}, got {tuple(sizes.shape)}")
+    if not bool(((sizes > 0) & torch.isfinite(sizes)).all()):
+        raise ValueError(f"{name}: expected positive step sizes, got {sizes.tolist()}")
+    return sizes.expand(n_rungs).clone()
 
 
 class StepSizeTuner:
@@ -26,9 +46,9 @@ class StepSizeTuner:
     kernel
         The kernel to tune.
     n_updates
-        Number of updates that will come; with 0 the step sizes stay as they are.
+        Largest number of updates that will come; without any the step sizes stay as they are.
     target
-        Acceptance to reach.
+        Acceptance to reach; the kernel's own ``target_acceptance`` goes first, if it has one.
 
     Raises
     ------
@@ -41,22 +61,22 @@ class StepSizeTuner:
             raise ValueError(f"target_acceptance: expected a number between 0 and 1, got {target}")
         if n_updates < 0:
             raise ValueError(f"n_iterations: expected at least 0, got {n_updates}")
-        self.kernel, self.n_updates, self.target = kernel, n_updates, target
+        self.kernel, self.n_updates = kernel, n_updates
+        self.target = float(getattr(kernel, "target_acceptance", target))
         self._log_sigma = kernel.sigma.log()
-        self._kept: list[Tensor] = []
-        self._count = 0
+        self._path: list[Tensor] = []
 
     def update(self, info: KernelInfo) -> None:
         """Take one iteration's counts into account."""
-        self._count += 1
-        rate = 2 * self._count**-0.6
+        rate = 2 * (len(self._path) + 1) ** -0.6
         self._log_sigma = self._log_sigma + rate * (info.acceptance - self.target)
         self.kernel.sigma = self._log_sigma.exp()
-        if 2 * self._count > self.n_updates:
-            self._kept.append(self._log_sigma)
+        self._path.append(self._log_sigma)
 
     def freeze(self) -> Tensor:
         """Set and return the averaged step sizes [R]."""
-        if self._kept:
-            self.kernel.sigma = torch.stack(self._kept).mean(dim=0).exp()
+        if self._path:
+            # Half of the updates that came: a kernel with an interval has fewer than announced.
+            kept = self._path[len(self._path) // 2 :]
+            self.kernel.sigma = torch.stack(kept).mean(dim=0).exp()
         return self.kernel.sigma
