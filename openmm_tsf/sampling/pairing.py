@@ -1,0 +1,79 @@
+"""Which rungs of the temperature ladder trade in one call of a swap."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SCHEMES = ("even_odd", "random_pairs")
+Scheme = str | Sequence[tuple[int, int]]
+
+
+class Pairing:
+    """Disjoint pairs of rungs for every walker, chosen without looking at the walkers.
+
+    Parameters
+    ----------
+    scheme
+        ``"even_odd"``: neighbours, pairs (0,1), (2,3), ... on even calls, (1,2), (3,4), ... on odd
+        ones. ``"random_pairs"``: every rung gets a partner drawn at random, walker by walker
+        (arXiv:2012.00429 draws the two temperatures at random). Or the pairs themselves, such as
+        ``[(0, 6)]``, which no rung may share.
+    n_rungs
+        R.
+
+    Raises
+    ------
+    TypeError
+        If `scheme` is neither a string nor pairs of integers.
+    ValueError
+        If the scheme is unknown, or a rung does not exist or occurs twice.
+    """
+
+    def __init__(self, scheme: Scheme, n_rungs: int) -> None:
+        self.n_rungs = n_rungs
+        if isinstance(scheme, str):
+            if scheme not in SCHEMES:
+                raise ValueError(
+                    f"scheme: expected one of {SCHEMES} or a list of pairs, got {scheme!r}"
+                )
+            self.scheme: str | list[list[int]] = scheme
+            return
+        pairs = [list(pair) for pair in scheme]
+        if not all(len(pair) == 2 and all(type(rung) is int for rung in pair) for pair in pairs):
+            raise TypeError(f"scheme: expected pairs of rung numbers, got {scheme!r}")
+        rungs = [rung for pair in pairs for rung in pair]
+        if not rungs or min(rungs) < 0 or max(rungs) >= n_rungs:
+            raise ValueError(
+                f"scheme: expected one or more pairs of rungs 0 to {n_rungs - 1}, got {scheme!r}"
+            )
+        if len(set(rungs)) != len(rungs):
+            raise ValueError(
+                f"scheme: expected pairs that share no rung, got {scheme!r}; use one kernel each"
+            )
+        self.scheme = sorted(sorted(pair) for pair in pairs)
+
+    @property
+    def counts_shape(self) -> tuple[int, ...]:
+        """[R-1], one number per adjacent pair, for ``"even_odd"``; else [R, R]."""
+        return (self.n_rungs - 1,) if self.scheme == "even_odd" else (self.n_rungs, self.n_rungs)
+
+    def draw(self, n_walkers: int, call: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Disjoint pairs of rungs (low, high), each [W, P], of the call with this number."""
+        if self.scheme == "even_odd":
+            # Not arange(parity, n_rungs - 1, 2), which refuses to be empty for a single rung.
+            low = torch.arange(self.n_rungs - 1)[call % 2 :: 2].expand(n_walkers, -1)
+            return low, low + 1
+        if isinstance(self.scheme, list):
+            low, high = torch.tensor(self.scheme).T[:, None].expand(2, n_walkers, -1)
+            return low, high
+        order = torch.rand(n_walkers, self.n_rungs, generator=generator).argsort(dim=1)
+        n_pairs = self.n_rungs // 2
+        first, second = order[:, 0 : 2 * n_pairs : 2], order[:, 1 : 2 * n_pairs : 2]
+        return torch.minimum(first, second), torch.maximum(first, second)
+
+    def counts(self, chosen: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """How often each pair occurs among the chosen [W, P]; shape :attr:`counts_shape`."""
+        table = torch.zeros(self.n_rungs, self.n_rungs, dtype=torch.int64)
+        table.index_put_((low[chosen], high[chosen]), torch.tensor(1), accumulate=True)
+        return torch.diagonal(table, offset=1).clone() if self.scheme == "even_odd" else table
