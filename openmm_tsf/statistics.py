@@ -1,6 +1,7 @@
-"""Effective sample sizes, distances between histograms, replica flow: plain numbers, numpy only.
+"""Effective sample sizes, distances between histograms, correlation: plain numbers, numpy only.
 
-Correlated time series need a statistical inefficiency as well: ``analysis.errors``.
+Standard errors of correlated series are made of these in ``analysis.errors``; how replicas and
+walkers mix is in ``mixing``.
 """
 
 from dataclasses import dataclass
@@ -86,6 +87,26 @@ def reverse_ess(log_weights: npt.ArrayLike) -> EffectiveSampleSize:
         largest_weight=float(weights.max() / total),
         n_samples=values.size,
     )
+
+
+def reverse_ess_stderr(log_weights: npt.ArrayLike) -> float:
+    """Standard error of the fraction that `reverse_ess` gives, by the delta method.
+
+    With m₁ = E[w] and m₂ = E[w²], d ln(m₁²/m₂) = 2 dw/m₁ - d(w²)/m₂. It is as blind as the
+    fraction itself to weights that were never drawn. NaN for a single weight.
+
+    Parameters
+    ----------
+    log_weights
+        As for `reverse_ess`: of independent draws.
+    """
+    values = _checked_log_weights(log_weights)
+    if values.size == 1:
+        return np.nan
+    weights = np.exp(values - values.max())
+    first, second = weights.mean(), np.mean(weights**2)
+    influence = 2.0 * weights / first - weights**2 / second
+    return float(first**2 / second * influence.std(ddof=1) / np.sqrt(values.size))
 
 
 def forward_ess(log_weights: npt.ArrayLike) -> EffectiveSampleSize:
@@ -284,66 +305,3 @@ def group_means(series: npt.ArrayLike, n_groups: int = 24) -> Array:
     length = n // n_blocks
     blocks = values[n - n_blocks * length :].reshape(n_blocks, length, *values.shape[1:])
     return blocks.mean(axis=1).reshape(n_blocks * n_walkers, *values.shape[2:])
-
-
-def round_trips(replica: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Completed trips lowest rung → highest → lowest of each replica.
-
-    Parameters
-    ----------
-    replica
-        Labels [n, W, R]: which replica sits at rung r. Trips between saved iterations are not
-        seen, so with thinned output the count is a lower bound.
-
-    Returns
-    -------
-    trips
-        Counts [W, R] by replica; all zero with a single rung, where there is nothing to travel.
-    """
-    labels = _checked_labels(replica)
-    _, n_walkers, n_rungs = labels.shape
-    trips = np.zeros((n_walkers, n_rungs), dtype=np.int64)
-    if n_rungs == 1:
-        return trips
-    walkers = np.arange(n_walkers)
-    #: 0: never at the bottom so far; 1: going up, last end seen was the bottom; 2: coming down.
-    phase = np.zeros((n_walkers, n_rungs), dtype=np.int8)
-    for now in labels:
-        bottom, top = now[:, 0], now[:, -1]
-        trips[walkers, bottom] += phase[walkers, bottom] == 2
-        phase[walkers, bottom] = 1
-        phase[walkers, top] = np.where(phase[walkers, top] == 1, 2, phase[walkers, top])
-    return trips
-
-
-def mixing_matrix(replica: npt.ArrayLike) -> Array:
-    """Probability [R, R] that the replica at rung i is at rung j one saved iteration later.
-
-    Parameters
-    ----------
-    replica
-        Labels [n, W, R]. With fewer than two iterations every entry is NaN.
-    """
-    labels = _checked_labels(replica)
-    n_iterations, _, n_rungs = labels.shape
-    rung_of = np.argsort(labels, axis=2)
-    flat = (rung_of[:-1] * n_rungs + rung_of[1:]).ravel()
-    counts = np.bincount(flat, minlength=n_rungs**2).reshape(n_rungs, n_rungs).astype(np.float64)
-    if n_iterations < 2:
-        return np.full((n_rungs, n_rungs), np.nan)
-    return counts / counts.sum(axis=1, keepdims=True)
-
-
-def _checked_labels(replica: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    labels = np.asarray(replica)
-    if labels.ndim != 3 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"replica: expected integers [n, W, R], got {labels.dtype} of shape {labels.shape}"
-        )
-    if not np.array_equal(
-        np.sort(labels, axis=2), np.broadcast_to(np.arange(labels.shape[2]), labels.shape)
-    ):
-        raise ValueError(
-            "replica: expected a permutation of the rungs in every [iteration, walker]"
-        )
-    return labels.astype(np.int64)

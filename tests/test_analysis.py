@@ -11,7 +11,7 @@ from fabricate import chain_positions, four_atoms, two_state_chains, write_run
 import openmm_tsf.analysis.reference as reference_module
 from openmm_tsf.analysis import Reference, compare, load_reference, load_run, write_summary
 from openmm_tsf.analysis.errors import covariance_of_means, estimate_mean
-from openmm_tsf.analysis.free_energy import reweight, solve_mbar
+from openmm_tsf.analysis.free_energy import Mbar, solve_mbar
 from openmm_tsf.analysis.ramachandran import decorrelated_frames, ramachandran_distance
 from openmm_tsf.units import KB
 
@@ -272,7 +272,7 @@ def test_mbar_is_pymbars():
     energy, states = two_state_run(np.random.default_rng(7), n=250, n_walkers=8, rho=0.0)
     beta = 1 / (KB * 350)
     f = solve_mbar(energy, BETAS)
-    ours = reweight(energy, BETAS, f, beta).mean(states)
+    ours = Mbar(energy, BETAS, f).at(beta).mean(states)
     flat = np.moveaxis(energy, 2, 0).ravel()
     protocol = ({"method": "adaptive"},)
     theirs = MBAR(np.outer(BETAS, flat), np.full(3, 2000), solver_protocol=protocol)
@@ -290,7 +290,7 @@ def test_mbar_on_many_samples_is_solved_on_all_of_them():
     exact = np.log((1 + np.exp(-BETAS[0] * GAP)) / (1 + np.exp(-BETAS * GAP)))
     exact += 2.5 * np.log(BETAS / BETAS[0])
     np.testing.assert_allclose(f, exact, atol=0.02)
-    memberships = reweight(energy, BETAS, f, BETAS[0]).memberships
+    memberships = Mbar(energy, BETAS, f).memberships
     np.testing.assert_allclose(memberships.sum(axis=(0, 1, 2)), 700 * 64, rtol=1e-9)
 
 

@@ -3,6 +3,7 @@ import pytest
 from fabricate import two_state_chains
 
 from openmm_tsf import statistics as st
+from openmm_tsf.mixing import mixing_matrix, relaxation, round_trips, split_r_hat
 
 
 def test_n_eff_and_logit():
@@ -164,22 +165,22 @@ def test_round_trips_by_hand():
         ]
     )
     replica = np.argsort(rung_of, axis=1)[:, None, :]
-    assert st.round_trips(replica).tolist() == [[2, 1, 1]]
+    assert round_trips(replica).tolist() == [[2, 1, 1]]
     both = np.concatenate([replica, np.broadcast_to(np.arange(3), replica.shape)], axis=1)
-    assert st.round_trips(both).tolist() == [[2, 1, 1], [0, 0, 0]]
-    assert st.round_trips(np.zeros((5, 2, 1), dtype=int)).tolist() == [[0], [0]]
-    assert st.round_trips(np.zeros((0, 2, 3), dtype=int)).tolist() == [[0, 0, 0]] * 2
+    assert round_trips(both).tolist() == [[2, 1, 1], [0, 0, 0]]
+    assert round_trips(np.zeros((5, 2, 1), dtype=int)).tolist() == [[0], [0]]
+    assert round_trips(np.zeros((0, 2, 3), dtype=int)).tolist() == [[0, 0, 0]] * 2
 
 
 def test_mixing_matrix_by_hand():
     replica = np.array([[0, 1], [1, 0], [1, 0], [1, 0], [0, 1]])[:, None, :]
-    np.testing.assert_allclose(st.mixing_matrix(replica), [[0.5, 0.5], [0.5, 0.5]])
+    np.testing.assert_allclose(mixing_matrix(replica), [[0.5, 0.5], [0.5, 0.5]])
     three = np.array([[0, 1, 2], [1, 0, 2], [1, 2, 0]])[:, None, :]
     # Replica 0: 0 → 1 → 2; replica 1: 1 → 0 → 0; replica 2: 2 → 2 → 1.
     np.testing.assert_allclose(
-        st.mixing_matrix(three), [[0.5, 0.5, 0.0], [0.5, 0.0, 0.5], [0.0, 0.5, 0.5]]
+        mixing_matrix(three), [[0.5, 0.5, 0.0], [0.5, 0.0, 0.5], [0.0, 0.5, 0.5]]
     )
-    assert np.isnan(st.mixing_matrix(replica[:1])).all()
+    assert np.isnan(mixing_matrix(replica[:1])).all()
 
 
 @pytest.mark.parametrize(
@@ -187,4 +188,4 @@ def test_mixing_matrix_by_hand():
 )
 def test_replica_labels_are_checked(bad):
     with pytest.raises(ValueError, match="replica"):
-        st.round_trips(bad)
+        round_trips(bad)

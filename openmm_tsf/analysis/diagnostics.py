@@ -101,7 +101,11 @@ def _draw_mixing(figure: Figure, axis: Axes, run: Run) -> None:
     axis.set_yticks(range(run.n_rungs), labels)
     axis.set_xlabel("rung one saved iteration later (K)", fontsize=FONT)
     axis.set_ylabel("rung of the replica (K)", fontsize=FONT)
-    axis.set_title(f"mixing; {run.round_trips().sum():,} round trips", fontsize=FONT)
+    axis.set_title(
+        f"mixing; {run.round_trips().sum():,} round trips, "
+        f"relaxation {run.relaxation().iterations:.1f} iterations",
+        fontsize=FONT,
+    )
     figure.colorbar(image, ax=axis, shrink=0.8, label="probability")
 
 

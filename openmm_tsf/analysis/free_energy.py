@@ -8,8 +8,8 @@ goes through the same standard error as any other mean.
 """
 
 import logging
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from types import ModuleType
 
 import numpy as np
@@ -25,6 +25,74 @@ _NEWTON_STEPS = 20
 _TOLERANCE = 1e-10
 
 
+class Mbar:
+    """Samples of all rungs and their reduced free energies, ready to be weighted anywhere.
+
+    Attributes
+    ----------
+    energy
+        [n, W, K] in kJ/mol.
+    betas
+        Inverse temperatures [K] of the rungs in mol/kJ.
+    f
+        Reduced free energies [K] of the rungs.
+    memberships
+        Probability [n, W, K, K] that a sample stems from rung k, given its energy.
+    scores
+        1 - Σ p_k over the samples of one iteration and walker [n, W, K-1]: what they pull at f_k
+        with, k > 0. The first f is the gauge.
+
+    Parameters
+    ----------
+    energy, betas
+        As above.
+    f
+        What `solve_mbar` returns for them; solved here when left out.
+    """
+
+    def __init__(self, energy: Array, betas: Array, f: Array | None = None) -> None:
+        self.energy, self.betas = energy, betas
+        self.f: Array = solve_mbar(energy, betas) if f is None else f
+        self.memberships, self._log_total = _memberships(energy, betas, self.f)
+        self.scores: Array = 1.0 - self.memberships[..., 1:].sum(axis=2)
+
+    @cached_property
+    def _information(self) -> Array:
+        return _information(self.memberships)
+
+    def at(self, beta: float) -> "Reweighted":
+        """Weight the samples of all rungs to the inverse temperature `beta` (eq. 13, ibid.)."""
+        log_weights = -beta * self.energy - self._log_total
+        weights = np.exp(log_weights - log_weights.max())
+        return Reweighted(weights / weights.sum(), self)
+
+    def free_energy(self, inside: npt.NDArray[np.bool_], beta: float) -> tuple[float, float]:
+        """-ln[P(inside)/P(outside)] in kT at `beta`, and its standard error.
+
+        Infinite with a NaN error where a state was never, or always, visited.
+
+        Parameters
+        ----------
+        inside
+            [n, W, K].
+        beta
+            Inverse temperature in mol/kJ.
+        """
+        if inside.all() or not inside.any():
+            return (-np.inf if inside.all() else np.inf), np.nan
+        probability = self.at(beta).mean(inside)
+        return logit_free_energy(min(probability.value, 1.0), probability.stderr)
+
+    def pull(self, residual: Array) -> Array:
+        """What a sum of residuals [n, W, K] owes to the uncertainty of f: [n, W]."""
+        if self.betas.size == 1:  # no f to be uncertain of
+            return np.zeros(self.energy.shape[:2])
+        gradient = -np.einsum("nwr,nwrk->k", residual, self.memberships[..., 1:])
+        response = np.linalg.solve(self._information, gradient)
+        pulled: Array = self.scores @ response
+        return pulled
+
+
 @dataclass(frozen=True)
 class Reweighted:
     """Samples of all rungs weighted to one temperature.
@@ -33,12 +101,22 @@ class Reweighted:
     ----------
     weights
         Normalised weights [n, W, R].
-    memberships
-        Probability [n, W, R, K] that a sample stems from rung k, given its energy.
+    mbar
+        Where they come from.
     """
 
     weights: Array
-    memberships: Array
+    mbar: Mbar
+
+    @property
+    def memberships(self) -> Array:
+        """Probability [n, W, R, K] that a sample stems from rung k, given its energy."""
+        return self.mbar.memberships
+
+    @property
+    def kish(self) -> float:
+        """1/Σw², the number of equal weights that would scatter as much; correlation apart."""
+        return float(1.0 / np.sum(self.weights**2))
 
     def mean(self, observable: npt.ArrayLike) -> MeanEstimate:
         """Mean of an observable [n, W, R] at the target temperature.
@@ -50,25 +128,10 @@ class Reweighted:
             raise ValueError(f"observable: expected shape {self.weights.shape}, got {values.shape}")
         mean = float(np.sum(self.weights * values))
         residual = self.weights * (values - mean)
-        influence = residual.copy()
-        n_rungs = self.weights.shape[2]
-        if n_rungs > 1:
-            # Score of a sample for f_k: 1[it was drawn from k] - p_k. The first f is the gauge.
-            p = self.memberships[..., 1:]
-            drawn_from = np.eye(n_rungs)[:, 1:]
-            gradient = -np.einsum("nwr,nwrk->k", residual, p)
-            influence += (drawn_from - p) @ np.linalg.solve(
-                _information(self.memberships), gradient
-            )
+        influence = residual.sum(axis=2) + self.mbar.pull(residual)
         n, n_walkers, _ = values.shape
-        errors = estimate_mean(influence.sum(axis=2) * (n * n_walkers))
-        return MeanEstimate(
-            value=mean,
-            stderr=errors.stderr,
-            stderr_correlation=errors.stderr_correlation,
-            stderr_groups=errors.stderr_groups,
-            g=errors.g,
-            n_samples=values.size,
+        return replace(
+            estimate_mean(influence * (n * n_walkers)), value=mean, n_samples=values.size
         )
 
 
@@ -119,26 +182,6 @@ def _information(memberships: Array) -> Array:
     return np.diag(p.sum(axis=0)) - p.T @ p
 
 
-def reweight(energy: Array, betas: Array, f: Array, beta: float) -> Reweighted:
-    """Weight the samples of all rungs to the inverse temperature `beta` (eq. 13, ibid.).
-
-    Parameters
-    ----------
-    energy
-        [n, W, R] in kJ/mol.
-    betas
-        Inverse temperatures [R] of the rungs in mol/kJ.
-    f
-        What `solve_mbar` returned for them.
-    beta
-        The target's.
-    """
-    memberships, log_total = _memberships(energy, betas, f)
-    log_weights = -beta * energy - log_total
-    weights = np.exp(log_weights - log_weights.max())
-    return Reweighted(weights=weights / weights.sum(), memberships=memberships)
-
-
 @cache
 def _pymbar() -> ModuleType:
     """pymbar, imported late: it takes seconds, and announces itself in the log."""
@@ -150,23 +193,3 @@ def _pymbar() -> ModuleType:
     finally:
         logger.setLevel(level)
     return pymbar
-
-
-def state_free_energy(
-    inside: npt.NDArray[np.bool_], energy: Array, betas: Array, f: Array, beta: float
-) -> tuple[float, float]:
-    """-ln[P(inside)/P(outside)] in kT at `beta`, and its standard error.
-
-    Infinite with a NaN error where a state was never, or always, visited.
-
-    Parameters
-    ----------
-    inside
-        [n, W, R].
-    energy, betas, f, beta
-        As for `reweight`.
-    """
-    if inside.all() or not inside.any():
-        return (-np.inf if inside.all() else np.inf), np.nan
-    probability = reweight(energy, betas, f, beta).mean(inside)
-    return logit_free_energy(min(probability.value, 1.0), probability.stderr)

@@ -1,8 +1,7 @@
 """A run directory, finished or still growing, as numpy, mdtraj and pymbar objects."""
 
-import json
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +9,23 @@ import mdtraj
 import numpy as np
 import numpy.typing as npt
 
+from openmm_tsf.analysis.ensemble import (
+    Check,
+    energy_ratio,
+    heat_capacity,
+    heat_capacity_difference,
+)
 from openmm_tsf.analysis.errors import MeanEstimate, estimate_mean
-from openmm_tsf.analysis.free_energy import solve_mbar, state_free_energy
-from openmm_tsf.analysis.ramachandran import backbone_names
-from openmm_tsf.analysis.segments import Segments, read_segments
-from openmm_tsf.analysis.trajectory import dcd_layout, read_dcd
-from openmm_tsf.statistics import mixing_matrix, round_trips
+from openmm_tsf.analysis.free_energy import Mbar
+from openmm_tsf.analysis.run_files import TOLERANCE_K, RunFiles
+from openmm_tsf.analysis.thermodynamics import (
+    PROFILE_BINS,
+    Profile,
+    Thermodynamics,
+    dihedral_profile,
+    thermodynamics,
+)
+from openmm_tsf.mixing import Relaxation, mixing_matrix, relaxation, round_trips, split_r_hat
 from openmm_tsf.units import as_temperature
 
 if TYPE_CHECKING:
@@ -23,8 +33,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 
-_FORMAT = 1
-_TOLERANCE_K = 0.01
+_GRID_POINTS = 31
 
 
 def load_run(path: str | Path) -> "Run":
@@ -46,7 +55,7 @@ def load_run(path: str | Path) -> "Run":
     return Run(path)
 
 
-class Run:
+class Run(RunFiles):
     """What `load_run` returns.
 
     Saved iterations, walkers and rungs are the axes [n, W, R] of everything; temperatures in K,
@@ -71,188 +80,31 @@ class Run:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.config = _read_config(self.path)
-        self.temperatures: Array = np.asarray(self.config["temperatures_K"], dtype=np.float64)
-        self.n_walkers = int(self.config["n_walkers"])
-        self.boltzmann_constant = float(self.config["boltzmann_constant"])
-        self.dihedral_atoms: dict[str, list[int]] = dict(self.config["dihedrals"])
-        self.segments: Segments = read_segments(
-            self.path / "segments", self.n_walkers, self.n_rungs, len(self.dihedral_atoms)
-        )
+        super().__init__(path)
         self._estimates: dict[tuple[str, int], MeanEstimate] = {}
-        self._mbar: dict[int, Array] = {}
-
-    @property
-    def n_rungs(self) -> int:
-        """R."""
-        return len(self.temperatures)
-
-    @property
-    def n_iterations(self) -> int:
-        """Saved iterations so far, n."""
-        return len(self.segments.iteration)
-
-    @property
-    def betas(self) -> Array:
-        """1/(k_B T) [R] in mol/kJ."""
-        return 1.0 / (self.boltzmann_constant * self.temperatures)
-
-    def rung(self, temperature: Any) -> int:
-        """Index of the rung at a temperature (K, or a Quantity), within 0.01 K.
-
-        Raises
-        ------
-        ValueError
-            If the run has no such rung.
-        """
-        kelvin = as_temperature(temperature)
-        nearest = int(np.argmin(np.abs(self.temperatures - kelvin)))
-        if abs(self.temperatures[nearest] - kelvin) > _TOLERANCE_K:
-            rungs = ", ".join(f"{t:.2f}" for t in self.temperatures)
-            raise ValueError(f"temperature: this run has rungs at {rungs} K, got {kelvin:g} K")
-        return nearest
-
-    def _require_data(self) -> None:
-        if self.n_iterations == 0:
-            raise ValueError(f"{self.path / 'segments'}: no complete segment yet")
-
-    # ---------------------------------------------------------------- frames
-
-    @cached_property
-    def topology(self) -> mdtraj.Topology:
-        """The molecule."""
-        path = self.path / "topology.pdb"
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing")
-        return mdtraj.load_topology(str(path))
-
-    def _dcd(self, rung: int) -> Path:
-        path = self.path / f"T{self.temperatures[rung]:.2f}K.dcd"
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing")
-        return path
-
-    def _n_iterations_with_frames(self, rung: int) -> int:
-        n_frames = dcd_layout(self._dcd(rung), self.topology.n_atoms).n_frames
-        return min(self.n_iterations, n_frames // self.n_walkers)
-
-    def trajectory(self, temperature: Any, walker: int | None = None) -> mdtraj.Trajectory:
-        """Frames of one rung, as far as both positions and numbers have been written.
-
-        Parameters
-        ----------
-        temperature
-            The rung's.
-        walker
-            One walker's frames only; all, with the walkers of an iteration following one another,
-            when left out.
-
-        Returns
-        -------
-        trajectory
-            Its ``time`` is the sampler's iteration.
-        """
-        rung = self.rung(temperature)
-        if walker is not None and not 0 <= walker < self.n_walkers:
-            raise ValueError(f"walker: expected 0 to {self.n_walkers - 1}, got {walker}")
-        n = self._n_iterations_with_frames(rung)
-        return self._frames(rung, n, walker)
-
-    def _frames(self, rung: int, n: int, walker: int | None = None) -> mdtraj.Trajectory:
-        start, stride = (0, 1) if walker is None else (walker, self.n_walkers)
-        xyz = read_dcd(
-            self._dcd(rung), self.topology.n_atoms, n * self.n_walkers, start=start, stride=stride
-        )
-        time = np.repeat(self.segments.iteration[:n], self.n_walkers)[start::stride]
-        return mdtraj.Trajectory(xyz, self.topology, time=time)
-
-    # --------------------------------------------------------------- numbers
-
-    def energies(self, temperature: Any) -> Array:
-        """Potential energies [n, W] of one rung in kJ/mol."""
-        return self.segments.energy[:, :, self.rung(temperature)]
-
-    def u_kn(self) -> tuple[Array, npt.NDArray[np.int64]]:
-        """Reduced energies as pymbar's MBAR takes them.
-
-        Returns
-        -------
-        u_kn
-            [R, R n W]: u[k, i] = U_i / (k_B T_k), the samples sorted by their own rung, then by
-            iteration, then by walker (the order of `trajectory`).
-        N_k
-            [R], samples of each rung.
-        """
-        flat = np.moveaxis(self.segments.energy, 2, 0).ravel()
-        n_each = self.n_iterations * self.n_walkers
-        return np.outer(self.betas, flat), np.full(self.n_rungs, n_each, dtype=np.int64)
-
-    def dihedral(self, name: str, temperature: Any) -> Array:
-        """One named dihedral [n, W] at one rung, in rad.
-
-        Raises
-        ------
-        ValueError
-            If the run did not record it.
-        """
-        names = list(self.dihedral_atoms)
-        if name not in names:
-            raise ValueError(f"dihedral: this run recorded {names}, got {name!r}")
-        return self.segments.dihedrals[:, :, self.rung(temperature), names.index(name)]
-
-    def backbone(self, residue: int | None = None) -> tuple[str, str]:
-        """Names of the recorded φ and ψ of one residue.
-
-        Parameters
-        ----------
-        residue
-            Its number in the Topology, counted from 1, as the dihedrals' names carry it; the first
-            that has both when left out. Runs of a single pair name it ``phi`` and ``psi``, without
-            a number: leave it out.
-
-        Raises
-        ------
-        ValueError
-            If the run recorded no such pair.
-        """
-        return backbone_names(list(self.dihedral_atoms), residue)
-
-    def ramachandran(self, temperature: Any, residue: int | None = None) -> tuple[Array, Array]:
-        """φ and ψ [n W] of one residue at one rung in rad, in the order of `trajectory`.
-
-        Parameters
-        ----------
-        temperature
-            The rung's.
-        residue
-            As in `backbone`.
-
-        Raises
-        ------
-        ValueError
-            If the run recorded no such pair, or has no such rung.
-        """
-        phi, psi = self.backbone(residue)
-        return self.dihedral(phi, temperature).ravel(), self.dihedral(psi, temperature).ravel()
+        self._mbar: dict[int, Mbar] = {}
 
     # ------------------------------------------------------------- estimates
 
     def mean_energy(self, temperature: Any) -> MeanEstimate:
         """⟨U⟩ at one rung in kJ/mol."""
-        return self._estimate("energy", temperature, lambda: self.energies(temperature))
+        return self._estimate(
+            "energy", temperature, lambda: estimate_mean(self.energies(temperature))
+        )
 
     def positive(self, name: str, temperature: Any) -> MeanEstimate:
         """P(dihedral > 0) at one rung, from that rung's own samples."""
-        return self._estimate(name, temperature, lambda: self.dihedral(name, temperature) > 0)
+        return self._estimate(
+            name, temperature, lambda: estimate_mean(self.dihedral(name, temperature) > 0)
+        )
 
     def _estimate(
-        self, name: str, temperature: Any, series: Callable[[], npt.ArrayLike]
+        self, name: str, temperature: Any, estimate: Callable[[], MeanEstimate]
     ) -> MeanEstimate:
         self._require_data()
         key = (name, self.rung(temperature))
         if key not in self._estimates:
-            self._estimates[key] = estimate_mean(series())
+            self._estimates[key] = estimate()
         return self._estimates[key]
 
     def free_energy_difference(
@@ -302,21 +154,125 @@ class Run:
         As `free_energy_difference`, from the recorded dihedrals: no trajectory is read.
         """
         self._require_data()
-        names = list(self.dihedral_atoms)
-        self.dihedral(name, self.temperatures[0])
-        inside = self.segments.dihedrals[..., names.index(name)] > 0
-        return self._state_free_energy(inside, self._beta(temperature))
+        return self._state_free_energy(self._dihedrals(name) > 0, self._beta(temperature))
 
     def _state_free_energy(self, inside: npt.NDArray[np.bool_], beta: float) -> tuple[float, float]:
-        n = len(inside)
-        energy = self.segments.energy[:n]
-        if n not in self._mbar:  # the same for every state and temperature
-            self._mbar[n] = solve_mbar(energy, self.betas)
-        return state_free_energy(inside, energy, self.betas, self._mbar[n], beta)
+        return self.mbar(len(inside)).free_energy(inside, beta)
+
+    def mbar(self, n_iterations: int | None = None) -> Mbar:
+        """The samples of all rungs with their free energies, of the first iterations or of all."""
+        self._require_data()
+        n = self.n_iterations if n_iterations is None else n_iterations
+        if n not in self._mbar:  # the same for every observable and temperature
+            self._mbar[n] = Mbar(self.segments.energy[:n], self.betas)
+        return self._mbar[n]
+
+    def thermodynamics(
+        self, temperatures: Sequence[Any] | Array | None = None, dihedral: str | None = None
+    ) -> Thermodynamics:
+        """⟨U⟩, C_V and ΔF of a dihedral as functions of temperature by MBAR over all rungs.
+
+        Parameters
+        ----------
+        temperatures
+            Any between the lowest and the highest rung, in K (or Quantities); 31 of them and the
+            rungs when left out.
+        dihedral
+            Whose ΔF; the first φ (``phi``, or the lowest residue's) where there is one.
+
+        Raises
+        ------
+        ValueError
+            If a temperature is outside the ladder, or the run did not record the dihedral.
+        """
+        self._require_data()
+        if temperatures is None:
+            grid = np.linspace(self.temperatures[0], self.temperatures[-1], _GRID_POINTS)
+            temperatures = np.union1d(grid, self.temperatures)
+        kelvins = [1.0 / (self.boltzmann_constant * self._beta(t)) for t in temperatures]
+        name = dihedral if dihedral is not None else self.first_phi()
+        inside = None if name is None else self._dihedrals(name) > 0
+        return thermodynamics(self.mbar(), kelvins, self.boltzmann_constant, name, inside)
+
+    def profile(self, name: str, temperature: Any, bins: int = PROFILE_BINS) -> Profile:
+        """Free-energy profile along a dihedral by MBAR over all rungs, with its error band.
+
+        Parameters
+        ----------
+        name
+            A recorded dihedral.
+        temperature
+            Any between the lowest and the highest rung, in K.
+        bins
+            Equal bins over [-π, π].
+        """
+        self._require_data()
+        kelvin = 1.0 / (self.boltzmann_constant * self._beta(temperature))
+        return dihedral_profile(
+            self.mbar(), self._dihedrals(name), kelvin, self.boltzmann_constant, bins
+        )
+
+    def phi_profile(self, temperature: Any, bins: int = PROFILE_BINS) -> Profile:
+        """`profile` of the first φ.
+
+        Raises
+        ------
+        ValueError
+            If the run recorded no φ.
+        """
+        name = self.first_phi()
+        if name is None:
+            raise ValueError(f"phi: this run recorded {list(self.dihedral_atoms)}, no phi")
+        return self.profile(name, temperature, bins)
+
+    def first_phi(self) -> str | None:
+        """Name of the first recorded φ; None where there is none."""
+        return next((n for n in self.dihedral_atoms if n.startswith("phi")), None)
+
+    def _dihedrals(self, name: str) -> Array:
+        """One dihedral [n, W, R] at all rungs."""
+        self.dihedral(name, self.temperatures[0])  # raises where there is none
+        return self.segments.dihedrals[..., list(self.dihedral_atoms).index(name)]
+
+    # ----------------------------------------------------------------- checks
+
+    def heat_capacity(self, temperature: Any) -> MeanEstimate:
+        """Configurational C_V of one rung in kJ/(mol K), from its own fluctuations of U."""
+        kelvin = float(self.temperatures[self.rung(temperature)])
+        return self._estimate(
+            "heat capacity",
+            temperature,
+            lambda: heat_capacity(self.energies(temperature), kelvin, self.boltzmann_constant),
+        )
+
+    def energy_ratios(self) -> list[Check]:
+        """Per pair of neighbouring rungs: slope of ln[P(U)/P(U)] beside β - β, in mol/kJ."""
+        self._require_data()
+        return [
+            energy_ratio(self.energies(a), self.energies(b), tuple(self.betas[i : i + 2]))
+            for i, (a, b) in enumerate(pairwise(self.temperatures))
+        ]
+
+    def heat_capacity_differences(self) -> list[Check]:
+        """Per pair of neighbouring rungs: Δ⟨U⟩/ΔT beside C_V from fluctuations, in kJ/(mol K)."""
+        self._require_data()
+        return [
+            heat_capacity_difference(
+                self.energies(a), self.energies(b), (a, b), self.boltzmann_constant
+            )
+            for a, b in pairwise(map(float, self.temperatures))
+        ]
+
+    def r_hat(self, name: str, temperature: Any) -> float:
+        """Rank-normalised split-R̂ over walkers of 1[dihedral > 0], or of U for ``"energy"``."""
+        self._require_data()
+        if name == "energy":
+            return split_r_hat(self.energies(temperature))
+        return split_r_hat(self.dihedral(name, temperature) > 0)
 
     def _beta(self, temperature: Any) -> float:
         kelvin = as_temperature(temperature)
-        low, high = self.temperatures[0] - _TOLERANCE_K, self.temperatures[-1] + _TOLERANCE_K
+        low, high = self.temperatures[0] - TOLERANCE_K, self.temperatures[-1] + TOLERANCE_K
         if not low <= kelvin <= high:
             raise ValueError(
                 f"temperature: expected one within {self.temperatures[0]:.2f} to "
@@ -346,6 +302,10 @@ class Run:
     def mixing_matrix(self) -> Array:
         """Probability [R, R] that the replica at rung i sits at rung j one saved iteration on."""
         return mixing_matrix(self.segments.replica)
+
+    def relaxation(self) -> Relaxation:
+        """Second eigenvalue of the mixing matrix and 1/(1 - λ₂) in saved iterations."""
+        return relaxation(self.mixing_matrix())
 
     # --------------------------------------------------------------- reports
 
@@ -379,21 +339,3 @@ class Run:
         from openmm_tsf.analysis.plots import plot_ramachandran
 
         plot_ramachandran(self, path, reference or self.reference(), residue)
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / "config.json"
-    if not directory.is_dir():
-        raise FileNotFoundError(f"{directory}: no such run directory")
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: not a run directory")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
-    if config.get("format") != _FORMAT:
-        raise ValueError(f"{path}: expected format {_FORMAT}, got {config.get('format')!r}")
-    for key in ("temperatures_K", "n_walkers", "seed", "dihedrals", "boltzmann_constant"):
-        if key not in config:
-            raise ValueError(f"{path}: has no {key!r}")
-    return dict(config)

@@ -1,14 +1,17 @@
 """``summary.json``: the figures of a run as plain numbers."""
 
+import dataclasses
 import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from openmm_tsf.analysis.ensemble import Check
 from openmm_tsf.analysis.errors import MeanEstimate
 from openmm_tsf.analysis.reference import Agreement, Comparison, Reference, compare
 from openmm_tsf.analysis.run import Run
@@ -47,6 +50,7 @@ def summarize(
         | {name: _rates(run, table) for name, table in run.acceptance().items()},
         "round_trips": trips,
         "mixing_matrix": run.mixing_matrix().tolist(),
+        "replica_relaxation": dataclasses.asdict(run.relaxation()),
         "energy_evaluations": evaluations,
         "wall_seconds": seconds,
         "production": {
@@ -58,6 +62,7 @@ def summarize(
         "versions": run.config.get("versions", {}),
     }
     if run.n_iterations:
+        result["ensemble_check"] = _ensemble_check(run)
         result["efficiency"] = _efficiency(run, trips)
         if reference is not None:
             result["comparison"] = _comparison(compare(run, reference))
@@ -102,6 +107,7 @@ def _estimates(run: Run) -> dict[str, Any]:
                 "stderr": run.positive(name, t).stderr,
                 "n_eff": run.positive(name, t).n_eff,
                 "g": run.positive(name, t).g,
+                "r_hat": run.r_hat(name, t),
             }
         )
 
@@ -112,6 +118,13 @@ def _estimates(run: Run) -> dict[str, Any]:
                 "mean": run.mean_energy(t).value,
                 "stderr": run.mean_energy(t).stderr,
                 "n_eff": run.mean_energy(t).n_independent,
+                "r_hat": run.r_hat("energy", t),
+            }
+        ),
+        "heat_capacity_kJ_mol_K": per_rung(
+            lambda t: {
+                "value": run.heat_capacity(t).value,
+                "stderr": run.heat_capacity(t).stderr,
             }
         ),
     }
@@ -130,6 +143,26 @@ def _delta_f_phi(run: Run, temperature: float) -> dict[str, float]:
         "stderr": stderr,
         "mbar_value": mbar_value,
         "mbar_stderr": mbar_stderr,
+    }
+
+
+def _ensemble_check(run: Run) -> dict[str, Any]:
+    """Per pair of neighbouring rungs, what energies alone say about their temperatures.
+
+    ``energy_ratio_mol_kJ``: slope of ln[P(U)/P(U)] beside the difference of 1/kT;
+    ``heat_capacity_kJ_mol_K``: Δ⟨U⟩/ΔT beside C_V from fluctuations.
+    """
+    pairs = [f"{a:.2f}-{b:.2f}" for a, b in pairwise(run.temperatures)]
+
+    def table(checks: list[Check]) -> dict[str, dict[str, float]]:
+        return {
+            pair: dataclasses.asdict(check) | {"z": check.z}
+            for pair, check in zip(pairs, checks, strict=True)
+        }
+
+    return {
+        "energy_ratio_mol_kJ": table(run.energy_ratios()),
+        "heat_capacity_kJ_mol_K": table(run.heat_capacity_differences()),
     }
 
 

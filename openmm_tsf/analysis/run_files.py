@@ -1,0 +1,207 @@
+"""What a run directory holds, as numpy and mdtraj objects; estimates from it are in ``run``."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mdtraj
+import numpy as np
+import numpy.typing as npt
+
+from openmm_tsf.analysis.ramachandran import backbone_names
+from openmm_tsf.analysis.segments import Segments, read_segments
+from openmm_tsf.analysis.trajectory import dcd_layout, read_dcd
+from openmm_tsf.units import as_temperature
+
+Array = npt.NDArray[np.float64]
+
+_FORMAT = 1
+#: Two temperatures that differ by less are one.
+TOLERANCE_K = 0.01
+
+
+class RunFiles:
+    """Frames and numbers of a run directory; `openmm_tsf.analysis.Run` says what they are."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = _read_config(self.path)
+        self.temperatures: Array = np.asarray(self.config["temperatures_K"], dtype=np.float64)
+        self.n_walkers = int(self.config["n_walkers"])
+        self.boltzmann_constant = float(self.config["boltzmann_constant"])
+        self.dihedral_atoms: dict[str, list[int]] = dict(self.config["dihedrals"])
+        self.segments: Segments = read_segments(
+            self.path / "segments", self.n_walkers, self.n_rungs, len(self.dihedral_atoms)
+        )
+
+    @property
+    def n_rungs(self) -> int:
+        """R."""
+        return len(self.temperatures)
+
+    @property
+    def n_iterations(self) -> int:
+        """Saved iterations so far, n."""
+        return len(self.segments.iteration)
+
+    @property
+    def betas(self) -> Array:
+        """1/(k_B T) [R] in mol/kJ."""
+        return 1.0 / (self.boltzmann_constant * self.temperatures)
+
+    def rung(self, temperature: Any) -> int:
+        """Index of the rung at a temperature (K, or a Quantity), within 0.01 K.
+
+        Raises
+        ------
+        ValueError
+            If the run has no such rung.
+        """
+        kelvin = as_temperature(temperature)
+        nearest = int(np.argmin(np.abs(self.temperatures - kelvin)))
+        if abs(self.temperatures[nearest] - kelvin) > TOLERANCE_K:
+            rungs = ", ".join(f"{t:.2f}" for t in self.temperatures)
+            raise ValueError(f"temperature: this run has rungs at {rungs} K, got {kelvin:g} K")
+        return nearest
+
+    def _require_data(self) -> None:
+        if self.n_iterations == 0:
+            raise ValueError(f"{self.path / 'segments'}: no complete segment yet")
+
+    # ---------------------------------------------------------------- frames
+
+    @cached_property
+    def topology(self) -> mdtraj.Topology:
+        """The molecule."""
+        path = self.path / "topology.pdb"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing")
+        return mdtraj.load_topology(str(path))
+
+    def _dcd(self, rung: int) -> Path:
+        path = self.path / f"T{self.temperatures[rung]:.2f}K.dcd"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing")
+        return path
+
+    def _n_iterations_with_frames(self, rung: int) -> int:
+        n_frames = dcd_layout(self._dcd(rung), self.topology.n_atoms).n_frames
+        return min(self.n_iterations, n_frames // self.n_walkers)
+
+    def trajectory(self, temperature: Any, walker: int | None = None) -> mdtraj.Trajectory:
+        """Frames of one rung, as far as both positions and numbers have been written.
+
+        Parameters
+        ----------
+        temperature
+            The rung's.
+        walker
+            One walker's frames only; all, with the walkers of an iteration following one another,
+            when left out.
+
+        Returns
+        -------
+        trajectory
+            Its ``time`` is the sampler's iteration.
+        """
+        rung = self.rung(temperature)
+        if walker is not None and not 0 <= walker < self.n_walkers:
+            raise ValueError(f"walker: expected 0 to {self.n_walkers - 1}, got {walker}")
+        n = self._n_iterations_with_frames(rung)
+        return self._frames(rung, n, walker)
+
+    def _frames(self, rung: int, n: int, walker: int | None = None) -> mdtraj.Trajectory:
+        start, stride = (0, 1) if walker is None else (walker, self.n_walkers)
+        xyz = read_dcd(
+            self._dcd(rung), self.topology.n_atoms, n * self.n_walkers, start=start, stride=stride
+        )
+        time = np.repeat(self.segments.iteration[:n], self.n_walkers)[start::stride]
+        return mdtraj.Trajectory(xyz, self.topology, time=time)
+
+    # --------------------------------------------------------------- numbers
+
+    def energies(self, temperature: Any) -> Array:
+        """Potential energies [n, W] of one rung in kJ/mol."""
+        return self.segments.energy[:, :, self.rung(temperature)]
+
+    def u_kn(self) -> tuple[Array, npt.NDArray[np.int64]]:
+        """Reduced energies as pymbar's MBAR takes them.
+
+        Returns
+        -------
+        u_kn
+            [R, R n W]: u[k, i] = U_i / (k_B T_k), the samples sorted by their own rung, then by
+            iteration, then by walker (the order of `trajectory`).
+        N_k
+            [R], samples of each rung.
+        """
+        flat = np.moveaxis(self.segments.energy, 2, 0).ravel()
+        n_each = self.n_iterations * self.n_walkers
+        return np.outer(self.betas, flat), np.full(self.n_rungs, n_each, dtype=np.int64)
+
+    def dihedral(self, name: str, temperature: Any) -> Array:
+        """One named dihedral [n, W] at one rung, in rad.
+
+        Raises
+        ------
+        ValueError
+            If the run did not record it.
+        """
+        names = list(self.dihedral_atoms)
+        if name not in names:
+            raise ValueError(f"dihedral: this run recorded {names}, got {name!r}")
+        return self.segments.dihedrals[:, :, self.rung(temperature), names.index(name)]
+
+    def backbone(self, residue: int | None = None) -> tuple[str, str]:
+        """Names of the recorded φ and ψ of one residue.
+
+        Parameters
+        ----------
+        residue
+            Its number in the Topology, counted from 1, as the dihedrals' names carry it; the first
+            that has both when left out. Runs of a single pair name it ``phi`` and ``psi``, without
+            a number: leave it out.
+
+        Raises
+        ------
+        ValueError
+            If the run recorded no such pair.
+        """
+        return backbone_names(list(self.dihedral_atoms), residue)
+
+    def ramachandran(self, temperature: Any, residue: int | None = None) -> tuple[Array, Array]:
+        """φ and ψ [n W] of one residue at one rung in rad, in the order of `trajectory`.
+
+        Parameters
+        ----------
+        temperature
+            The rung's.
+        residue
+            As in `backbone`.
+
+        Raises
+        ------
+        ValueError
+            If the run recorded no such pair, or has no such rung.
+        """
+        phi, psi = self.backbone(residue)
+        return self.dihedral(phi, temperature).ravel(), self.dihedral(psi, temperature).ravel()
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory}: no such run directory")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: not a run directory")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    if config.get("format") != _FORMAT:
+        raise ValueError(f"{path}: expected format {_FORMAT}, got {config.get('format')!r}")
+    for key in ("temperatures_K", "n_walkers", "seed", "dihedrals", "boltzmann_constant"):
+        if key not in config:
+            raise ValueError(f"{path}: has no {key!r}")
+    return dict(config)
