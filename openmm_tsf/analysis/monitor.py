@@ -23,7 +23,6 @@ from openmm_tsf.analysis.frame_checks import (
     read_branches,
     tetrahedral_centres,
 )
-from openmm_tsf.analysis.free_energy import solve_mbar, state_free_energy
 from openmm_tsf.analysis.ramachandran import backbone_names
 
 if TYPE_CHECKING:
@@ -211,11 +210,8 @@ def _expected(
 
 
 def _by_mbar(run: "Run", inside: npt.NDArray[np.bool_], rung: int) -> tuple[float, float]:
-    energy = run.segments.energy
-    f = solve_mbar(energy, run.betas)
-    value, error = state_free_energy(inside, energy, run.betas, f, float(run.betas[rung]))
-    p = 1.0 / (1.0 + np.exp(value))
-    return float(p), float(p * (1 - p) * error)
+    found = run.mbar().at(float(run.betas[rung])).mean(inside)
+    return found.value, found.stderr
 
 
 def _lost(where: str, ours: MeanEstimate, expected: float, error: float, source: str) -> list[str]:
