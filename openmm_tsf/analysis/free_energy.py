@@ -66,23 +66,6 @@ class Mbar:
         weights = np.exp(log_weights - log_weights.max())
         return Reweighted(weights / weights.sum(), self)
 
-    def free_energy(self, inside: npt.NDArray[np.bool_], beta: float) -> tuple[float, float]:
-        """-ln[P(inside)/P(outside)] in kT at `beta`, and its standard error.
-
-        Infinite with a NaN error where a state was never, or always, visited.
-
-        Parameters
-        ----------
-        inside
-            [n, W, K].
-        beta
-            Inverse temperature in mol/kJ.
-        """
-        if inside.all() or not inside.any():
-            return (-np.inf if inside.all() else np.inf), np.nan
-        probability = self.at(beta).mean(inside)
-        return logit_free_energy(min(probability.value, 1.0), probability.stderr)
-
     def pull(self, residual: Array) -> Array:
         """What a sum of residuals [n, W, K] owes to the uncertainty of f: [n, W]."""
         if self.betas.size == 1:  # no f to be uncertain of
@@ -117,6 +100,21 @@ class Reweighted:
     def kish(self) -> float:
         """1/Σw², the number of equal weights that would scatter as much; correlation apart."""
         return float(1.0 / np.sum(self.weights**2))
+
+    def free_energy(self, inside: npt.NDArray[np.bool_]) -> tuple[float, float]:
+        """-ln[P(inside)/P(outside)] in kT at the target temperature, and its standard error.
+
+        Infinite with a NaN error where a state was never, or always, visited.
+
+        Parameters
+        ----------
+        inside
+            [n, W, R].
+        """
+        if inside.all() or not inside.any():
+            return (-np.inf if inside.all() else np.inf), np.nan
+        probability = self.mean(inside)
+        return logit_free_energy(min(probability.value, 1.0), probability.stderr)
 
     def mean(self, observable: npt.ArrayLike) -> MeanEstimate:
         """Mean of an observable [n, W, R] at the target temperature.

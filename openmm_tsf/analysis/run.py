@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 
-_GRID_POINTS = 31
+_GRID_POINTS = 13
 
 
 def load_run(path: str | Path) -> "Run":
@@ -157,7 +157,7 @@ class Run(RunFiles):
         return self._state_free_energy(self._dihedrals(name) > 0, self._beta(temperature))
 
     def _state_free_energy(self, inside: npt.NDArray[np.bool_], beta: float) -> tuple[float, float]:
-        return self.mbar(len(inside)).free_energy(inside, beta)
+        return self.mbar(len(inside)).at(beta).free_energy(inside)
 
     def mbar(self, n_iterations: int | None = None) -> Mbar:
         """The samples of all rungs with their free energies, of the first iterations or of all."""
@@ -175,7 +175,7 @@ class Run(RunFiles):
         Parameters
         ----------
         temperatures
-            Any between the lowest and the highest rung, in K (or Quantities); 31 of them and the
+            Any between the lowest and the highest rung, in K (or Quantities); 13 of them and the
             rungs when left out.
         dihedral
             Whose ΔF; the first φ (``phi``, or the lowest residue's) where there is one.
@@ -249,8 +249,12 @@ class Run(RunFiles):
         """Per pair of neighbouring rungs: slope of ln[P(U)/P(U)] beside β - β, in mol/kJ."""
         self._require_data()
         return [
-            energy_ratio(self.energies(a), self.energies(b), tuple(self.betas[i : i + 2]))
-            for i, (a, b) in enumerate(pairwise(self.temperatures))
+            energy_ratio(
+                self.energies(a),
+                self.energies(b),
+                (1.0 / (self.boltzmann_constant * a), 1.0 / (self.boltzmann_constant * b)),
+            )
+            for a, b in pairwise(map(float, self.temperatures))
         ]
 
     def heat_capacity_differences(self) -> list[Check]:
@@ -339,3 +343,15 @@ class Run(RunFiles):
         from openmm_tsf.analysis.plots import plot_ramachandran
 
         plot_ramachandran(self, path, reference or self.reference(), residue)
+
+    def plot_thermodynamics(
+        self, path: str | Path, reference: "Reference | None" = None
+    ) -> Thermodynamics:
+        """ΔF(T), ⟨U⟩(T), C_V(T) and φ profiles with their errors as a PNG (or PDF, SVG).
+
+        Drawn beside `reference`, or beside the one that the configuration names. Returns what is
+        drawn.
+        """
+        from openmm_tsf.analysis.thermodynamics_plot import plot_thermodynamics
+
+        return plot_thermodynamics(self, path, reference or self.reference())

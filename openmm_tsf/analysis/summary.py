@@ -66,8 +66,8 @@ def summarize(
         result["efficiency"] = _efficiency(run, trips)
         if reference is not None:
             result["comparison"] = _comparison(compare(run, reference))
-    plain: dict[str, Any] = _plain(result)
-    return plain
+    numbers: dict[str, Any] = plain(result)
+    return numbers
 
 
 def write_summary(
@@ -228,12 +228,12 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Numpy scalars to Python's, NaN and infinities to None."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

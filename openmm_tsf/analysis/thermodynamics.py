@@ -99,15 +99,14 @@ def thermodynamics(
     kelvins = np.asarray(temperatures, dtype=np.float64)
     table = np.full((7, len(kelvins)), np.nan)
     for row, kelvin in zip(table.T, kelvins, strict=True):
-        beta = 1.0 / (boltzmann_constant * kelvin)
-        at = mbar.at(beta)
+        at = mbar.at(1.0 / (boltzmann_constant * kelvin))
         energy = at.mean(mbar.energy)
         # ⟨U⟩ is stationary in the variance: its error does not enter to first order.
         variance = at.mean((mbar.energy - energy.value) ** 2)
         row[:2] = energy.value, energy.stderr
         row[2:4] = np.array([variance.value, variance.stderr]) / (boltzmann_constant * kelvin**2)
         if inside is not None:
-            row[4:6] = mbar.free_energy(inside, beta)
+            row[4:6] = at.free_energy(inside)
         row[6] = at.kish
     return Thermodynamics(
         temperatures=kelvins,
