@@ -31,6 +31,7 @@ PROTEINS = {"amber14": "amber14-all.xml", "amber19": "amber19-all.xml"}
 SOLVENTS = ("hct", "obc1", "obc2", "gbn", "gbn2")
 ENERGY_TOLERANCE = 1e-10
 FORCE_TOLERANCE = 1e-8
+N_PARTICLES = 9  # of the Systems of single Forces
 WIDTHS = (0.002, 0.005, 0.01, 0.02)  # nm, of the Gaussian perturbations
 
 
@@ -149,6 +150,32 @@ def perturbed(positions: np.ndarray, seed: int, widths: Iterable[float] = WIDTHS
     return torch.from_numpy(
         np.stack([positions + rng.normal(scale=width, size=positions.shape) for width in widths])
     )
+
+
+def cluster(
+    n_conformations: int = 6, n: int = N_PARTICLES, seed: int = 0, closest: float = 0.12
+) -> Tensor:
+    """Conformations [B, n, 3] of particles at random, none closer than `closest` nm."""
+    rng = np.random.default_rng(seed)
+    chosen: list[np.ndarray] = []
+    while len(chosen) < n_conformations:
+        x: list[np.ndarray] = []
+        while len(x) < n:
+            place = rng.uniform(0.0, 0.45, size=3)
+            if all(np.linalg.norm(place - other) > closest for other in x):
+                x.append(place)
+        chosen.append(np.array(x))
+    return torch.from_numpy(np.stack(chosen))
+
+
+def system_of(*forces: openmm.Force, n: int = N_PARTICLES) -> openmm.System:
+    """A System of `n` particles with these Forces, which it takes over."""
+    system = openmm.System()
+    for _ in range(n):
+        system.addParticle(12.0)
+    for force in forces:
+        system.addForce(force)
+    return system
 
 
 def minimised_and_dynamics(
