@@ -1,0 +1,323 @@
+"""An expression as a graph in which equal subexpressions are one node, and its torch operations.
+
+Nodes are numbered in the order of their creation, arguments first, so ascending numbers are an
+order of evaluation. Constants are folded and the identities that Lepton (OpenMM's expression
+library) applies are applied here too, because they decide what happens at singular points:
+x - x = 0, x/x = 1, 0·x = 0, (x²)^½ = |x|.
+"""
+
+import math
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Key = tuple[Any, ...]  # (operation, *arguments)
+
+
+def _step(x: Tensor) -> Tensor:
+    return (x >= 0).to(x.dtype)
+
+
+def _delta(x: Tensor) -> Tensor:
+    return (x == 0).to(x.dtype)
+
+
+# floor and ceil cut the graph: torch would hand a zero gradient on, and 0 * inf further down is NaN.
+def _floor(x: Tensor) -> Tensor:
+    return x.detach().floor()
+
+
+def _ceil(x: Tensor) -> Tensor:
+    return x.detach().ceil()
+
+
+# The derivatives of abs, min and max at ties are Lepton's: |x|' = 1 at 0; for x = y the second
+# argument's in min(x, y) and the first's in max(x, y). torch's own average them.
+def _abs(x: Tensor) -> Tensor:
+    return torch.where(x >= 0, x, -x)
+
+
+def _min(x: Any, y: Any) -> Tensor:
+    return torch.where(x >= y, y, x)
+
+
+def _max(x: Any, y: Any) -> Tensor:
+    return torch.where(x < y, y, x)
+
+
+def _sec(x: Tensor) -> Tensor:
+    return x.cos().reciprocal()
+
+
+def _csc(x: Tensor) -> Tensor:
+    return x.sin().reciprocal()
+
+
+def _cot(x: Tensor) -> Tensor:
+    return x.tan().reciprocal()
+
+
+# Names of the language and of the graph's own nodes; arguments are tensors or Python floats.
+OPERATIONS: dict[str, Callable[..., Tensor]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "neg": operator.neg,
+    "pow": torch.pow,
+    "sqrt": torch.sqrt,
+    "exp": torch.exp,
+    "log": torch.log,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "tan": torch.tan,
+    "sec": _sec,
+    "csc": _csc,
+    "cot": _cot,
+    "asin": torch.asin,
+    "acos": torch.acos,
+    "atan": torch.atan,
+    "atan2": torch.atan2,
+    "sinh": torch.sinh,
+    "cosh": torch.cosh,
+    "tanh": torch.tanh,
+    "erf": torch.erf,
+    "erfc": torch.erfc,
+    "step": _step,
+    "delta": _delta,
+    "recip": torch.reciprocal,
+    "min": _min,
+    "max": _max,
+    "abs": _abs,
+    "floor": _floor,
+    "ceil": _ceil,
+    "nonzero": lambda x: x != 0,
+    "zero": lambda x: x == 0,
+    "and": torch.logical_and,
+    "where": torch.where,
+    "guard": torch.where,
+}
+# Operations whose value or a derivative of some order is infinite, or overflows, somewhere; with
+# arguments at which all are finite (None: that argument needs no guard).
+_SAFE: dict[str, tuple[float | None, ...]] = {
+    "div": (None, 1.0),
+    "pow": (1.0, 1.0),
+    "sqrt": (1.0,),
+    "exp": (0.0,),
+    "log": (1.0,),
+    "tan": (0.0,),
+    "sec": (0.0,),
+    "csc": (1.0,),
+    "cot": (1.0,),
+    "asin": (0.0,),
+    "acos": (0.0,),
+    "atan2": (0.0, 1.0),
+    "sinh": (0.0,),
+    "cosh": (0.0,),
+    "recip": (1.0,),
+}
+_SYMMETRIC = {"add", "mul", "and"}
+_NO_DERIVATIVE = {"constant", "tensor", "step", "delta", "floor", "ceil", "nonzero", "zero", "and"}
+_LINEAR = {"add", "sub", "neg"}
+_NEEDS_TENSORS = {"atan2"}
+
+
+class Graph:
+    """Nodes of one expression.
+
+    A node is a tuple: ``("constant", value)``, ``("variable", name)``, ``("call", function,
+    *arguments)``, ``("guard", mask, x, safe)`` or ``(operation, *arguments)``, arguments by number.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[Key] = []
+        self._numbers: dict[Key, int] = {}
+        self._guarded: dict[tuple[int, int, bool], int] = {}
+
+    def constant(self, value: float) -> int:
+        """The node of a number; 0 and -0 are different ones."""
+        return self._node(("constant", value), (math.copysign(1.0, value),))
+
+    def variable(self, name: str) -> int:
+        """The node of a variable."""
+        return self._node(("variable", name))
+
+    def call(self, function: str, arguments: Iterable[int]) -> int:
+        """The node of a function given from outside."""
+        return self._node(("call", function, *map(self._tensor, arguments)))
+
+    def value(self, node: int) -> float | None:
+        """The number, if the node is a constant."""
+        operation, *rest = self.nodes[node]
+        return rest[0] if operation == "constant" else None
+
+    def reachable(self, *roots: int) -> list[int]:
+        """The nodes that `roots` depend on, themselves included, in an order of evaluation."""
+        found: set[int] = set()
+        todo = list(roots)
+        while todo:
+            node = todo.pop()
+            if node not in found:
+                found.add(node)
+                todo.extend(self.arguments(node))
+        return sorted(found)
+
+    def arguments(self, node: int) -> tuple[int, ...]:
+        """The arguments of a node."""
+        operation, *rest = self.nodes[node]
+        if operation in ("constant", "variable"):
+            return ()
+        return tuple(rest[1:]) if operation == "call" else tuple(rest)
+
+    def apply(self, operation: str, *arguments: int) -> int:
+        """The node of an operation or of a function of the language, simplified."""
+        values = [self.value(a) for a in arguments]
+        if operation == "square":
+            return self._integer_power(arguments[0], 2)
+        if operation == "cube":
+            return self._integer_power(arguments[0], 3)
+        if operation == "select":
+            return self._select(*arguments)
+        if all(v is not None for v in values):
+            # Folded by the very operations that would run: inf and NaN follow IEEE rules.
+            tensors = [torch.tensor(v, dtype=torch.float64) for v in values]
+            return self.constant(OPERATIONS[operation](*tensors).item())
+        simpler = self._simplified(operation, arguments, values)
+        if simpler is not None:
+            return simpler
+        if operation in _NEEDS_TENSORS:
+            arguments = tuple(map(self._tensor, arguments))
+        return self._node((operation, *arguments))
+
+    def _simplified(
+        self, operation: str, arguments: tuple[int, ...], values: list[float | None]
+    ) -> int | None:
+        a, va = arguments[0], values[0]
+        b, vb = (arguments[1], values[1]) if len(arguments) > 1 else (-1, None)
+        if operation == "add" and 0.0 in (va, vb):
+            return b if va == 0.0 else a
+        if operation == "sub":
+            if a == b:
+                return self.constant(0.0)
+            if vb == 0.0:
+                return a
+            if va == 0.0:
+                return self.apply("neg", b)
+        if operation == "mul":
+            if 0.0 in (va, vb):
+                return self.constant(0.0)
+            if 1.0 in (va, vb):
+                return b if va == 1.0 else a
+        if operation == "div":
+            if a == b:
+                return self.constant(1.0)
+            if va == 0.0:
+                return self.constant(0.0)
+            if va == 1.0:
+                return self.apply("recip", b)
+            if vb == 1.0:
+                return a
+        if operation == "neg" and self.nodes[a][0] == "neg":
+            return int(self.nodes[a][1])
+        if operation == "sqrt":
+            kind, *rest = self.nodes[a]
+            if kind == "mul" and rest[0] == rest[1]:
+                return self.apply("abs", rest[0])
+        if operation == "pow":
+            if va in (0.0, 1.0):
+                return a
+            if vb == 0.5:
+                return self.apply("sqrt", a)
+            if vb is not None and vb == int(vb if math.isfinite(vb) else 0) and abs(vb) < 2**31:
+                return self._integer_power(a, int(vb))
+        return None
+
+    def _integer_power(self, base: int, exponent: int) -> int:
+        """Products only, so that negative bases and all derivatives at 0 are fine."""
+        if exponent == 0:
+            return self.constant(1.0)
+        if exponent < 0:
+            return self._integer_power(self.apply("recip", base), -exponent)
+        if exponent == 1:
+            return base
+        if exponent % 2:
+            return self.apply("mul", self._integer_power(base, exponent - 1), base)
+        half = self._integer_power(base, exponent // 2)
+        return self.apply("mul", half, half)
+
+    def _select(self, condition: int, if_true: int, if_false: int) -> int:
+        value = self.value(condition)
+        if value is not None:
+            return if_true if value != 0.0 else if_false
+        if if_true == if_false:
+            return if_true
+        true, false = self._node(("nonzero", condition)), self._node(("zero", condition))
+        return self._where(true, self._guard(if_true, true), self._guard(if_false, false))
+
+    def _where(self, mask: int, x: int, y: int) -> int:
+        if self.value(x) is not None and self.value(y) is not None:
+            x = self._tensor(x)  # two Python numbers would make torch choose its default dtype
+        return self._node(("where", mask, x, y))
+
+    def _guard(self, root: int, mask: int) -> int:
+        """A copy of `root` that no derivative of any order makes non-finite where `mask` is false.
+
+        torch multiplies the zero gradient of the branch not taken by the branch's derivatives,
+        and 0 * inf is NaN. So the copy sees, where it is not taken, harmless arguments: variables
+        in products are 1, and singular operations get the arguments in ``_SAFE``.
+        """
+        # Linear uses of a variable need no guard; nodes are visited arguments first.
+        for node in self.reachable(root):
+            for inside in (False, True):
+                if (node, mask, inside) not in self._guarded:
+                    self._guarded[node, mask, inside] = self._guard_one(node, mask, inside)
+        return self._guarded[root, mask, False]
+
+    def _guard_one(self, node: int, mask: int, inside: bool) -> int:
+        operation, *rest = self.nodes[node]
+        if operation in _NO_DERIVATIVE:
+            return node
+        if operation == "variable":
+            return self._masked(mask, node, 1.0) if inside else node
+        if operation == "where":
+            x, y = (self._guarded[a, mask, inside] for a in rest[1:])
+            return self._where(rest[0], x, y)
+        if operation == "guard":
+            both = self._node(("and", rest[0], mask))
+            return self._masked(both, self._guarded[rest[1], mask, True], self.nodes[rest[2]][1])
+        arguments = self.arguments(node)
+        linear = operation in _LINEAR or (
+            (operation == "mul" and any(self.value(a) is not None for a in arguments))
+            or (operation == "div" and self.value(arguments[1]) is not None)
+        )
+        arguments = tuple(self._guarded[a, mask, inside or not linear] for a in arguments)
+        if operation == "call":
+            return self.call(rest[0], arguments)
+        safe = _SAFE.get(operation, (None,) * len(arguments))
+        arguments = tuple(
+            a if s is None else self._masked(mask, a, s)
+            for a, s in zip(arguments, safe, strict=True)
+        )
+        return self._node((operation, *arguments))
+
+    def _masked(self, mask: int, node: int, safe: float) -> int:
+        operation, *rest = self.nodes[node]
+        if operation in ("constant", "tensor"):
+            return node
+        if operation == "guard" and rest[0] == mask:
+            node = rest[1]
+        return self._node(("guard", mask, node, self.constant(safe)))
+
+    def _tensor(self, node: int) -> int:
+        return node if self.value(node) is None else self._node(("tensor", node))
+
+    def _node(self, key: Key, extra: Key = ()) -> int:
+        if key[0] in _SYMMETRIC:
+            key = (key[0], *sorted(key[1:]))
+        number = self._numbers.setdefault(key + extra, len(self.nodes))
+        if number == len(self.nodes):
+            self.nodes.append(key)
+        return number
