@@ -54,7 +54,7 @@ class _InternalTerm(CustomTerm):
         local = self.own_values()
         if self.variable in self.expression.variables:
             local[self.variable] = self.coordinate(frame.x)
-        return total(evaluate(self.expression, parameters, local), self.n_terms, frame.x)
+        return total(evaluate(self.expression, frame.x, parameters, local), self.n_terms, frame.x)
 
 
 class CustomBondTerm(_InternalTerm):
@@ -106,4 +106,4 @@ class CustomExternalTerm(CustomTerm):
             return frame.x.new_zeros(frame.x.shape[-1])
         positions = frame.x if self.atoms is None else self.atoms(frame.x)
         local = self.own_values() | dict(zip("xyz", positions.unbind(0), strict=True))
-        return total(evaluate(self.expression, parameters, local), self.n_terms, frame.x)
+        return total(evaluate(self.expression, frame.x, parameters, local), self.n_terms, frame.x)

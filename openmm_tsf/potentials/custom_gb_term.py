@@ -82,20 +82,20 @@ class CustomGBTerm(CustomTerm):
         place = dict(zip("xyz", x.unbind(0), strict=True))
         for stage in self.values:
             if stage.pairs is None:
-                value = evaluate(stage.expression, parameters, place, atoms)
+                value = evaluate(stage.expression, x, parameters, place, atoms)
                 atoms[stage.name] = value.expand(self.n_atoms, value.shape[-1] if value.ndim else 1)
             else:
                 local = pair_values(stage.expression, stage.pairs, atoms, frame, ordered=True)
-                terms = evaluate(stage.expression, parameters, local)
+                terms = evaluate(stage.expression, x, parameters, local)
                 atoms[stage.name] = stage.pairs.sum_over_second(terms)
         energy = x.new_zeros(x.shape[-1])
         for stage in self.terms:
             if stage.pairs is None:
-                terms = evaluate(stage.expression, parameters, place, atoms)
+                terms = evaluate(stage.expression, x, parameters, place, atoms)
                 energy = energy + total(terms, self.n_atoms, x)
             else:
                 local = pair_values(stage.expression, stage.pairs, atoms, frame)
-                terms = evaluate(stage.expression, parameters, local)
+                terms = evaluate(stage.expression, x, parameters, local)
                 energy = energy + total(terms, stage.pairs.n_pairs, x)
         return energy
 

@@ -48,10 +48,12 @@ class CustomNonbondedTerm(CustomTerm):
         own = self.own_values()
         atoms = dict(own)
         for name, expression in self.values:
-            value = evaluate(expression, parameters, own)
+            value = evaluate(expression, frame.x, parameters, own)
             atoms[name] = value.expand(self.n_atoms, 1)
         local = pair_values(self.expression, self.pairs, atoms, frame)
-        return total(evaluate(self.expression, parameters, local), self.pairs.n_pairs, frame.x)
+        return total(
+            evaluate(self.expression, frame.x, parameters, local), self.pairs.n_pairs, frame.x
+        )
 
 
 def pair_values(

@@ -77,12 +77,16 @@ class CustomTerm(Term):
         return dict(zip(self.names, self.own.unbind(0), strict=True))
 
 
-def evaluate(expression: Expression, *scopes: Mapping[str, Tensor]) -> Tensor:
-    """The value of an expression whose variables are found in the last scope that has them."""
-    merged: dict[str, Tensor] = {}
+def evaluate(expression: Expression, like: Tensor, *scopes: Mapping[str, Tensor]) -> Tensor:
+    """The value of an expression whose variables are found in the last scope that has them.
+
+    `like` gives dtype and device to an expression without variables.
+    """
+    values = {"": like}
     for scope in scopes:
-        merged.update(scope)
-    return expression({name: merged[name] for name in expression.variables})
+        values.update(scope)
+    result: Tensor = expression(values)
+    return result
 
 
 def total(values: Tensor, n_terms: int, x: Tensor) -> Tensor:
