@@ -167,11 +167,11 @@ def split_r_hat(series: npt.ArrayLike) -> float:
 
 def _r_hat(chains: Array) -> float:
     """sqrt[((n-1)/n W + B/n) / W] of chains [n, M]: within and between variances W and B."""
+    if not np.ptp(chains, axis=0).any():
+        return np.inf if np.ptp(chains) > 0.0 else np.nan
     n = len(chains)
     within = chains.var(axis=0, ddof=1).mean()
     between_over_n = chains.mean(axis=0).var(ddof=1)
-    if within == 0.0:
-        return np.inf if between_over_n > 0.0 else np.nan
     return float(np.sqrt((n - 1) / n + between_over_n / within))
 
 

@@ -46,6 +46,74 @@ def two_state_chains(rng, shape, p, rho):
     return out
 
 
+class DoubleWell:
+    """A dihedral in a double well and five harmonic modes: everything known by quadrature.
+
+    V(φ) = 4 (1 + cos 2φ) + 3 sin φ kJ/mol: minima near ±90°, that at φ < 0 lower.
+    """
+
+    MODES = 5
+
+    def __init__(self, points=100_001):
+        self.grid = np.linspace(-np.pi, np.pi, points)
+
+    @staticmethod
+    def potential(phi):
+        return 4 * (1 + np.cos(2 * phi)) + 3 * np.sin(phi)
+
+    def _density(self, kelvin):
+        weight = np.exp(-self.potential(self.grid) / (KB * kelvin))
+        return weight / np.trapezoid(weight, self.grid)
+
+    def _mean(self, values, kelvin):
+        return np.trapezoid(values * self._density(kelvin), self.grid)
+
+    def exact(self, kelvin):
+        """⟨U⟩ in kJ/mol, configurational C_V in kJ/(mol K), ΔF_φ in kT."""
+        v = self.potential(self.grid)
+        mean = self._mean(v, kelvin)
+        variance = self._mean((v - mean) ** 2, kelvin)
+        energy = mean + 0.5 * self.MODES * KB * kelvin
+        positive = self.probability(0.0, np.pi, kelvin)
+        return np.array(
+            [
+                energy,
+                0.5 * self.MODES * KB + variance / (KB * kelvin**2),
+                np.log((1 - positive) / positive),
+            ]
+        )
+
+    def probability(self, low, high, kelvin):
+        """P(low < φ < high)."""
+        return np.interp(high, self.grid, self._cumulative(kelvin)) - np.interp(
+            low, self.grid, self._cumulative(kelvin)
+        )
+
+    def _cumulative(self, kelvin):
+        p = self._density(kelvin)
+        steps = 0.5 * (p[1:] + p[:-1]) * np.diff(self.grid)
+        total = np.concatenate([[0.0], np.cumsum(steps)])
+        return total / total[-1]
+
+    def draw(self, rng, shape, temperatures, rho=0.0):
+        """Energies and φ [n, W, R]: stationary chains of autocorrelation rho**lag, exact at each T.
+
+        The rungs of a walker move together (one uniform number for all), so their samples are
+        correlated as replica exchange makes them.
+        """
+        uniform = rng.random(shape)
+        radius = rng.chisquare(self.MODES, shape)
+        keep = rng.random(shape) < rho
+        for i in range(1, shape[0]):
+            uniform[i] = np.where(keep[i], uniform[i - 1], uniform[i])
+            radius[i] = np.where(keep[i], radius[i - 1], radius[i])
+        phi = np.stack(
+            [np.interp(uniform, self._cumulative(t), self.grid) for t in temperatures], axis=-1
+        )
+        energy = self.potential(phi) + 0.5 * KB * np.asarray(temperatures) * radius[..., None]
+        return energy, phi
+
+
 def write_run(
     path,
     temperatures,

@@ -85,6 +85,19 @@ def test_distances():
         st.kl_divergence(p, 2 * q)
 
 
+def test_error_of_the_effective_sample_size():
+    """Against the exact exp(-a²), and against the spread of the estimates."""
+    rng, shift, repeats = np.random.default_rng(21), 0.5, 200
+    logs = [shift * rng.normal(size=4000) for _ in range(repeats)]
+    z = [
+        (st.reverse_ess(v).fraction - np.exp(-(shift**2))) / st.reverse_ess_stderr(v) for v in logs
+    ]
+    assert abs(np.mean(z)) < 4 / np.sqrt(repeats)
+    assert 0.8 < np.std(z) < 1.2
+    assert np.isnan(st.reverse_ess_stderr([1.0]))
+    assert st.reverse_ess_stderr([1.0, 1.0]) == 0.0
+
+
 def test_weighted_mean_against_an_exact_answer():
     rng, repeats = np.random.default_rng(2), 300
     z = []
@@ -189,3 +202,87 @@ def test_mixing_matrix_by_hand():
 def test_replica_labels_are_checked(bad):
     with pytest.raises(ValueError, match="replica"):
         round_trips(bad)
+
+
+def neighbour_swaps(rng, n, n_walkers, n_rungs, accepted):
+    """Labels [n, W, R]: each iteration one random neighbouring pair, swapped with a probability.
+
+    One replica's walk has the matrix 1 - accepted/(R-1) L with L the Laplacian of a path.
+    """
+    labels = np.empty((n, n_walkers, n_rungs), dtype=int)
+    now = np.tile(np.arange(n_rungs), (n_walkers, 1))
+    walkers = np.arange(n_walkers)
+    for i in range(n):
+        labels[i] = now
+        pair = rng.integers(0, n_rungs - 1, n_walkers)
+        swapped = rng.random(n_walkers) < accepted
+        low, high = now[walkers, pair], now[walkers, pair + 1]
+        now = now.copy()
+        now[walkers, pair] = np.where(swapped, high, low)
+        now[walkers, pair + 1] = np.where(swapped, low, high)
+    return labels
+
+
+@pytest.mark.parametrize(("n_rungs", "accepted"), [(2, 0.3), (3, 0.5), (5, 0.8)])
+def test_relaxation_against_an_exact_answer(n_rungs, accepted):
+    exact = 1 - accepted / (n_rungs - 1) * 2 * (1 - np.cos(np.pi / n_rungs))
+    rng = np.random.default_rng(22)
+    found = np.array(
+        [
+            relaxation(mixing_matrix(neighbour_swaps(rng, 400, 20, n_rungs, accepted)))
+            .second_eigenvalue
+            for _ in range(12)
+        ]
+    )  # fmt: skip
+    assert abs(found.mean() - exact) < 4 * found.std(ddof=1) / np.sqrt(12) + 1e-3
+
+
+def test_relaxation_limits():
+    walk = [[0.9, 0.1], [0.1, 0.9]]
+    assert relaxation(walk).second_eigenvalue == pytest.approx(0.8)
+    assert relaxation(walk).iterations == pytest.approx(5.0)
+    apart = relaxation(np.eye(3))
+    assert (apart.second_eigenvalue, apart.iterations) == (1.0, np.inf)
+    for nothing in ([[1.0]], np.full((3, 3), np.nan)):
+        assert np.isnan(relaxation(nothing).second_eigenvalue)
+        assert np.isnan(relaxation(nothing).iterations)
+    # One way round: the symmetrised matrix still has uniform stationary probabilities.
+    assert relaxation(np.roll(np.eye(3), 1, axis=1)).second_eigenvalue == pytest.approx(-0.5)
+    with pytest.raises(ValueError, match="matrix: expected shape"):
+        relaxation(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="sum to one"):
+        relaxation([[0.5, 0.1], [0.1, 0.5]])
+
+
+def test_split_r_hat_by_hand():
+    """Four halves of a truth value: the classic formula, since scores of two values are affine."""
+    series = np.array([[0, 1, 0, 0, 1, 0, 1, 1], [0, 0, 0, 1, 1, 1, 1, 0]], dtype=bool).T
+    halves = np.concatenate([series[:4], series[4:]], axis=1).astype(float)
+    within, between = halves.var(axis=0, ddof=1).mean(), 4 * halves.mean(axis=0).var(ddof=1)
+    expected = np.sqrt((3 / 4 * within + between / 4) / within)
+    assert split_r_hat(series) == pytest.approx(expected)
+    assert split_r_hat(series[::-1]) == pytest.approx(expected)
+
+
+def test_split_r_hat_sees_what_it_should():
+    rng = np.random.default_rng(23)
+    same = rng.normal(size=(2000, 8))
+    assert split_r_hat(same) == pytest.approx(1.0, abs=0.005)
+    # Ranks: any monotone map leaves the part of the values as it is, heavy tails included.
+    assert split_r_hat(np.exp(3 * same)) == pytest.approx(1.0, abs=0.005)
+    assert split_r_hat(rng.standard_cauchy((2000, 8))) == pytest.approx(1.0, abs=0.005)
+    shift, n = np.array([0.0, 1.0]), 100_000
+    pair = rng.normal(size=(n, 2)) + shift
+    # Normal with a common variance 1 and means apart by 1; scores of nearly normal values.
+    exact = np.sqrt(1 + np.var([0, 0, 1, 1], ddof=1))
+    assert split_r_hat(pair) == pytest.approx(exact, rel=0.02)
+    assert split_r_hat(same * np.where(np.arange(8) < 4, 1.0, 3.0)) > 1.1  # folded
+    assert split_r_hat(same + np.linspace(0, 3, 2000)[:, None]) > 1.1  # a common drift: split
+    assert split_r_hat(np.broadcast_to([0.0, 1.0], (100, 2))) == np.inf
+    assert np.isnan(split_r_hat(np.ones((50, 3))))
+    assert np.isnan(split_r_hat(same[:3]))
+    assert split_r_hat(same[:, :1]) == pytest.approx(1.0, abs=0.02)
+    with pytest.raises(ValueError, match="finite"):
+        split_r_hat([[np.nan, 1.0]])
+    with pytest.raises(ValueError, match="non-empty"):
+        split_r_hat(np.zeros(3))

@@ -13,6 +13,7 @@ from openmm_tsf.analysis.thermodynamics import (
     PROFILE_BINS,
     Profile,
     dihedral_bins,
+    kish_by_bin,
     make_profile,
 )
 from openmm_tsf.statistics import (
@@ -129,7 +130,8 @@ def importance_profile(
     probability, stderr = np.zeros(bins), np.full(bins, np.nan)
     for b in np.unique(index):
         probability[b], stderr[b] = weighted_mean(index == b, weights)
-    return make_profile(float(temperature), edges, probability, stderr)
+    kish = kish_by_bin(index, np.exp(weights - weights.max()), bins)
+    return make_profile(float(temperature), edges, probability, stderr, kish)
 
 
 def _weighted(

@@ -137,6 +137,10 @@ class Profile:
         that of a difference from one chosen bin.
     probability, probability_stderr
         Of the bins [B].
+    kish
+        1/Σw² of the weights within every bin [B]. Where few samples of a hotter rung carry a bin,
+        the best of them are likely to be missing: below some 10, expect the free energy to be too
+        high and its error too small.
     """
 
     temperature: float
@@ -145,10 +149,15 @@ class Profile:
     stderr: Array
     probability: Array
     probability_stderr: Array
+    kish: Array
 
 
 def make_profile(
-    temperature: float, edges: Array, probability: Array, probability_stderr: Array
+    temperature: float,
+    edges: Array,
+    probability: Array,
+    probability_stderr: Array,
+    kish: Array,
 ) -> Profile:
     """A profile from the probabilities of equally wide bins."""
     seen = probability > 0
@@ -162,7 +171,18 @@ def make_profile(
         stderr=stderr,
         probability=probability,
         probability_stderr=probability_stderr,
+        kish=kish,
     )
+
+
+def kish_by_bin(
+    index: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], n_bins: int
+) -> Array:
+    """(Σw)²/Σw² within every bin [B]; 0 where it is empty."""
+    flat, w = index.ravel(), weights.ravel()
+    total = np.bincount(flat, weights=w, minlength=n_bins)
+    squares = np.bincount(flat, weights=w**2, minlength=n_bins)
+    return np.divide(total**2, squares, out=np.zeros(n_bins), where=squares > 0)
 
 
 def dihedral_bins(angles: Array, n_bins: int) -> tuple[Array, npt.NDArray[np.int64]]:
@@ -200,4 +220,5 @@ def dihedral_profile(
     for b in np.unique(index):
         estimate = at.mean(index == b)
         probability[b], stderr[b] = estimate.value, estimate.stderr
-    return make_profile(temperature, edges, probability, stderr)
+    kish = kish_by_bin(index, at.weights, bins)
+    return make_profile(temperature, edges, probability, stderr, kish)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,15 @@ from openmm_tsf.analysis.thermodynamics import (
     Profile,
     Thermodynamics,
     dihedral_bins,
+    kish_by_bin,
     make_profile,
 )
 
 Array = npt.NDArray[np.float64]
 
 _PROFILE_COLOURS = ("#0b5394", "#e69138")
+#: Bins of a profile that rest on fewer samples are not drawn.
+_MIN_KISH = 10
 _COMPARED = (
     ("energy_kJ_mol", "energy"),
     ("heat_capacity_kJ_mol_K", "heat_capacity"),
@@ -150,6 +154,7 @@ def _numbers(profile: Profile) -> dict[str, Any]:
         "stderr_kT": profile.stderr.tolist(),
         "probability": profile.probability.tolist(),
         "probability_stderr": profile.probability_stderr.tolist(),
+        "kish": profile.kish.tolist(),
     }
 
 
@@ -178,7 +183,7 @@ def plot_thermodynamics(
         label = f"ΔF({symbol(table.dihedral)}) (kT)"
         _draw_function(axes[0, 0], run, table, shown, "delta_f", label)
         _draw_profiles(axes[1, 1], run, table.dihedral, reference if shown is not None else None)
-    _draw_function(axes[0, 1], run, table, points, "energy", "⟨U⟩ (kJ/mol)")
+    _draw_energy(axes[0, 1], run, table, points)
     _draw_function(
         axes[1, 0], run, table, points, "heat_capacity", "var(U)/kT² (J/mol/K)", scale=1e3
     )
@@ -219,6 +224,25 @@ def _draw_function(
     axis.legend(frameon=False, fontsize=9)
 
 
+def _draw_energy(
+    axis: Axes, run: Run, table: Thermodynamics, points: Thermodynamics | None
+) -> None:
+    """⟨U⟩ less the straight line between the outer rungs, which would hide the errors."""
+    (t_low, t_high), (low, high) = table.temperatures[[0, -1]], table.energy[[0, -1]]
+    slope = (high - low) / (t_high - t_low) if t_high > t_low else 0.0
+
+    def less(of: Thermodynamics) -> Thermodynamics:
+        return replace(of, energy=of.energy - low - slope * (of.temperatures - t_low))
+
+    label = "⟨U⟩ - line (kJ/mol)"
+    _draw_function(
+        axis, run, less(table), None if points is None else less(points), "energy", label
+    )
+    axis.set_title(
+        f"line: {low:.2f} kJ/mol at {t_low:.0f} K to {high:.2f} at {t_high:.0f} K", fontsize=10
+    )
+
+
 def _draw_profiles(axis: Axes, run: Run, name: str, reference: Reference | None) -> None:
     kelvins = [float(run.temperatures[0])]
     if run.n_rungs > 1:
@@ -226,7 +250,7 @@ def _draw_profiles(axis: Axes, run: Run, name: str, reference: Reference | None)
     for kelvin, colour in zip(kelvins, _PROFILE_COLOURS, strict=False):
         ours = run.profile(name, kelvin)
         centres = np.degrees(0.5 * (ours.edges[1:] + ours.edges[:-1]))
-        drawn = np.where(np.isfinite(ours.free_energy), ours.free_energy, np.nan)
+        drawn = np.where(ours.kish >= _MIN_KISH, ours.free_energy, np.nan)
         axis.plot(centres, drawn, color=colour, lw=1.4, label=f"run, {kelvin:.0f} K")
         band = np.nan_to_num(ours.stderr)
         axis.fill_between(centres, drawn - band, drawn + band, color=colour, alpha=0.25, lw=0)
@@ -234,7 +258,7 @@ def _draw_profiles(axis: Axes, run: Run, name: str, reference: Reference | None)
         if reference is None or rung is None:
             continue
         theirs = _reference_profile(reference, rung, kelvin)
-        seen = np.isfinite(theirs.free_energy)
+        seen = theirs.kish >= _MIN_KISH
         axis.errorbar(
             centres[seen], theirs.free_energy[seen], np.nan_to_num(theirs.stderr[seen]),
             fmt="s", ms=3, capsize=2, lw=0.8, color=colour, mfc="white",
@@ -244,6 +268,7 @@ def _draw_profiles(axis: Axes, run: Run, name: str, reference: Reference | None)
     axis.set_xticks(range(-180, 181, 90))
     axis.set_xlabel(f"{symbol(name)} (°)", fontsize=FONT)
     axis.set_ylabel("free energy (kT)", fontsize=FONT)
+    axis.set_title(f"bins of at least {_MIN_KISH} effective samples", fontsize=10)
     axis.legend(frameon=False, fontsize=9)
 
 
@@ -253,4 +278,5 @@ def _reference_profile(reference: Reference, rung: int, kelvin: float) -> Profil
     for b in np.unique(index):
         estimate = estimate_mean(index == b)
         probability[b], stderr[b] = estimate.value, estimate.stderr
-    return make_profile(kelvin, edges, probability, stderr)
+    kish = kish_by_bin(index, np.ones(index.shape), PROFILE_BINS)
+    return make_profile(kelvin, edges, probability, stderr, kish)
