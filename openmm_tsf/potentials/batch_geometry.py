@@ -159,21 +159,66 @@ class Difference(nn.Module):
         return cast(Tensor, _Difference.apply(x, self.first, self.second, self.which, self.weight))
 
 
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Scalar products [M, B] of vectors [3, M, B]."""
+    return (a * b).sum(dim=0)
+
+
 def norm(vectors: Tensor) -> Tensor:
     """Lengths [M, B] of vectors [3, M, B]."""
     return dot(vectors, vectors).sqrt()
 
 
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Scalar products [M, B] of vectors [3, M, B]."""
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
-
-
 def cross(a: Tensor, b: Tensor) -> Tensor:
     """Vector products [3, M, B] of vectors [3, M, B]."""
-    return torch.stack(
-        [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
-    )
+    # unbind, not a[0]: the derivative of an index is a whole array of zeros with one row filled.
+    (ax, ay, az), (bx, by, bz) = a.unbind(0), b.unbind(0)
+    return torch.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx])
+
+
+class _VectorAngle(torch.autograd.Function):
+    """The angle between two vectors; the derivative in closed form, differentiable in turn."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        # Not acos: atan2 is accurate next to 0 and pi.
+        return torch.atan2(norm(cross(a, b)), dot(a, b))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        normal = cross(a, b)
+        share = grads[0] / norm(normal)
+        return (
+            cross(a, normal) * (share / dot(a, a)),
+            cross(normal, b) * (share / dot(b, b)),
+        )
+
+
+class _VectorDihedral(torch.autograd.Function):
+    """Cosine and sine of the dihedral of three consecutive vectors."""
+
+    @staticmethod
+    def forward(ctx: Any, b1: Tensor, b2: Tensor, b3: Tensor) -> tuple[Tensor, Tensor]:
+        normal = cross(b2, b3)
+        sine, cosine = norm(b2) * dot(b1, normal), dot(cross(b1, b2), normal)
+        inverse = torch.rsqrt(sine * sine + cosine * cosine)
+        cosine, sine = cosine * inverse, sine * inverse
+        ctx.save_for_backward(b1, b2, b3, cosine, sine)
+        return cosine, sine
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        b1, b2, b3, cosine, sine = ctx.saved_tensors
+        slope = grads[1] * cosine - grads[0] * sine  # dE/dphi
+        one, two = cross(b1, b2), cross(b2, b3)
+        square = dot(b2, b2)
+        length = square.sqrt()
+        per_one = slope * length / dot(one, one)
+        per_two = slope * length / dot(two, two)
+        middle = one * (-per_one * dot(b1, b2) / square) - two * (per_two * dot(b3, b2) / square)
+        return one * per_one, middle, two * per_two
 
 
 class Angle(nn.Module):
@@ -186,9 +231,7 @@ class Angle(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Angles [M, B] of positions [3, n_atoms, B]."""
-        a, b = self.one(x), self.two(x)
-        # Not acos: the derivative of atan2 is finite and accurate next to 0 and pi.
-        return torch.atan2(norm(cross(a, b)), dot(a, b))
+        return cast(Tensor, _VectorAngle.apply(self.one(x), self.two(x)))
 
 
 class Dihedral(nn.Module):
@@ -202,31 +245,54 @@ class Dihedral(nn.Module):
 
     def cos_sin(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine [M, B] of the dihedrals."""
-        sine, cosine = self._unnormalised(x)
-        inverse = torch.rsqrt(sine * sine + cosine * cosine)
-        return cosine * inverse, sine * inverse
+        return cast(
+            tuple[Tensor, Tensor], _VectorDihedral.apply(self.one(x), self.two(x), self.three(x))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Dihedrals [M, B] of positions [3, n_atoms, B]."""
-        return torch.atan2(*self._unnormalised(x))
+        cosine, sine = self.cos_sin(x)
+        return torch.atan2(sine, cosine)
 
-    def _unnormalised(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        b1, b2, b3 = self.one(x), self.two(x), self.three(x)
-        normal = cross(b2, b3)
-        return norm(b2) * dot(b1, normal), dot(cross(b1, b2), normal)
+
+class _DenseDistances(torch.autograd.Function):
+    """Distances of all ordered pairs; 1 on the diagonal, so that nothing divides by zero there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, diagonal: Tensor) -> Tensor:
+        total = diagonal
+        for c in x.unbind(0):
+            d = c[:, None] - c[None]
+            total = total + d * d
+        r = total.sqrt()
+        ctx.save_for_backward(x, r)
+        return r
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        x, r = ctx.saved_tensors
+        g = grads[0]
+        share = (g + g.transpose(0, 1)) / r
+        return (
+            torch.stack([(share * (c[:, None] - c[None])).sum(dim=1) for c in x.unbind(0)]),
+            None,
+        )
 
 
 class AllPairs(nn.Module):
-    """All pairs i < j of N atoms, in the order of ``torch.triu_indices(N, N, 1)``."""
+    """All pairs of N atoms: dense [N, N], and i < j in the order of ``torch.triu_indices``."""
 
-    first: Tensor
-    second: Tensor
+    diagonal: Tensor
+    off_diagonal: Tensor
 
     def __init__(self, n_atoms: int) -> None:
         super().__init__()
         first, second = torch.triu_indices(n_atoms, n_atoms, 1)
         self.n_atoms = n_atoms
         self.difference = Difference(first, second, n_atoms)
+        diagonal = torch.eye(n_atoms, dtype=torch.float64)[:, :, None]
+        self.register_buffer("diagonal", diagonal)
+        self.register_buffer("off_diagonal", 1 - diagonal)
 
     def number(self, i: Tensor, j: Tensor) -> Tensor:
         """Row numbers [M] of pairs of atoms, in either order."""
@@ -234,8 +300,12 @@ class AllPairs(nn.Module):
         return low * (2 * self.n_atoms - low - 1) // 2 + high - low - 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """Distances [P, B] of positions [3, N, B]."""
+        """Distances [P, B] of positions [3, N, B], pairs i < j."""
         return norm(self.difference(x))
+
+    def dense(self, x: Tensor) -> Tensor:
+        """Distances [N, N, B] of positions [3, N, B], with 1 on the diagonal."""
+        return cast(Tensor, _DenseDistances.apply(x, self.diagonal))
 
 
 class Frame:
@@ -251,12 +321,24 @@ class Frame:
 
     def __init__(self, x: Tensor, pairs: AllPairs) -> None:
         self.x = x
-        self._pairs = pairs
+        self.pairs = pairs
         self._distances: Tensor | None = None
+        self._dense: Tensor | None = None
 
     @property
     def distances(self) -> Tensor:
         """Distances [P, B] of all pairs i < j, nm."""
         if self._distances is None:
-            self._distances = self._pairs(self.x)
+            self._distances = self.pairs(self.x)
         return self._distances
+
+    @property
+    def dense_distances(self) -> Tensor:
+        """Distances [N, N, B] of all ordered pairs, nm; 1 on the diagonal.
+
+        Faster than :attr:`distances` where a term sums over every partner of an atom: no gathers,
+        and the derivative is one sum over the second index.
+        """
+        if self._dense is None:
+            self._dense = self.pairs.dense(self.x)
+        return self._dense
