@@ -1,0 +1,518 @@
+"""Steered swaps, latent MALA and HMC, and the walk without a flow are exact; mutants are not.
+
+Walkers start from exact samples of their rung and must still be exact samples afterwards: |z| < 4
+for every mean, variance, histogram and correlation of coordinates, poses and velocities; seeds were
+fixed beforehand. A kernel with one thing wrong must exceed |z| = 6.
+"""
+
+import copy
+import functools
+import json
+
+import pytest
+import torch
+from exact_cases import (
+    FLOWS,
+    ModelCase,
+    TreeCase,
+    WithoutJacobian,
+    WithoutPose,
+    Wrapping,
+    apply,
+    assert_energies_are_stored,
+    assert_exact,
+    assert_noticed,
+)
+
+from openmm_tsf.potentials import OpenMMPotential
+from openmm_tsf.sampling.internal_walk import InternalWalk, WhitenedCoordinates
+from openmm_tsf.sampling.latent import LatentHMC, LatentMALA
+from openmm_tsf.sampling.moves import FlowWalk
+from openmm_tsf.sampling.pairing import Pairing
+from openmm_tsf.sampling.state import Kernel
+from openmm_tsf.sampling.steered import SteeredSwap
+from openmm_tsf.sampling.swaps import PlainSwap
+from openmm_tsf.sampling.tempering import ParallelTempering
+
+
+@functools.cache
+def tree_case(flow_name="tsf-volume", n_rungs=2):
+    return TreeCase(flow_name, n_rungs)
+
+
+@functools.cache
+def internal_walk(flow_name="tsf-volume", n_rungs=2, mode="conditional", sigma=0.25):
+    case = tree_case(flow_name, n_rungs)
+    return InternalWalk.from_dataset(
+        case.dataset(),
+        case.potential,
+        case.ladder,
+        mode=mode,
+        coordinates=FLOWS[flow_name][1],
+        sigma=sigma,
+    )
+
+
+def check(case, kernels, n_walkers, seed, times=1):
+    """The kernels leave the case's distribution invariant; returns start, end and counts."""
+    generator = torch.Generator().manual_seed(seed)
+    start = case.start(n_walkers, generator)
+    end, totals = apply(kernels, start, generator, times)
+    assert_exact(case.scores(end))
+    assert_energies_are_stored(case, end)
+    return start, end, totals
+
+
+def notice(case, kernels, n_walkers, seed, times):
+    """The kernels do not."""
+    generator = torch.Generator().manual_seed(seed)
+    end, _ = apply(kernels, case.start(n_walkers, generator), generator, times)
+    assert_noticed(case.scores(end))
+
+
+def mid_range(acceptance):
+    return bool(((acceptance > 0.02) & (acceptance < 0.98)).all())
+
+
+# -- each alone, on the tree -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_steered_swaps_are_exact(flow):
+    case = tree_case(flow)
+    kernel = SteeredSwap(case.flow, case.potential, case.ladder)
+    before = case.potential.n_evaluations
+    _, _, totals = check(case, [kernel], 2500, 31, times=5)
+    info = totals["swap_steered"]
+    assert info.proposed.tolist() == [3 * 2500]  # of five calls, the odd ones have no pair
+    assert mid_range(info.acceptance)
+    assert 0 < info.rejected_non_finite < 7500
+    assert info.n_evaluations == 2 * (7500 - info.rejected_non_finite - info.mirror_images)
+    assert case.potential.n_evaluations - before == 5000 + info.n_evaluations + 5000
+
+
+@pytest.mark.parametrize("flow", ["tsf-volume", "tsf-plain", "realnvp-plain"])
+def test_latent_mala_is_exact(flow):
+    case = tree_case(flow)
+    kernel = LatentMALA(case.flow, case.potential, case.ladder, [0.25, 0.3], n_steps=2)
+    start, end, totals = check(case, [kernel], 1500, 32, times=2)
+    info = totals["latent_mala"]
+    assert info.proposed.tolist() == [6000, 6000]
+    assert mid_range(info.acceptance)
+    assert info.rejected_non_finite > 0
+    assert_moves_inside(case, start, end)
+
+
+@pytest.mark.parametrize("flow", ["tsf-volume", "realnvp-plain"])
+def test_latent_hmc_is_exact(flow):
+    case = tree_case(flow)
+    kernel = LatentHMC(case.flow, case.potential, case.ladder, 0.25, n_leapfrog=3)
+    start, end, totals = check(case, [kernel], 1200, 33, times=3)
+    info = totals["latent_hmc"]
+    assert mid_range(info.acceptance)
+    assert info.rejected_non_finite > 0
+    assert info.mirror_images > 0
+    assert_moves_inside(case, start, end)
+
+
+@pytest.mark.parametrize(
+    ("flow", "mode"), [("tsf-volume", "conditional"), ("tsf-plain", "conditional"),
+                       ("tsf-plain", "full")],
+)  # fmt: skip
+def test_the_walk_without_a_flow_is_exact(flow, mode):
+    case = tree_case(flow)
+    kernel = internal_walk(flow, mode=mode)
+    start, end, totals = check(case, [kernel], 2500, 34, times=6)
+    info = totals["internal_walk"]
+    assert mid_range(info.acceptance)
+    assert info.rejected_non_finite > 0
+    assert_moves_inside(case, start, end)
+
+
+def assert_moves_inside(case, start, end):
+    """Conformations moved in their own pose; velocities and replicas stayed."""
+    assert end.velocities is start.velocities
+    assert end.replica is start.replica
+    poses = [case.tree.plain.pose(state.x.flatten(0, 1)) for state in (start, end)]
+    for before, after in zip(*poses, strict=True):
+        torch.testing.assert_close(before, after, rtol=0, atol=1e-9)
+    assert float((end.x - start.x).abs().amax(dim=(2, 3)).gt(1e-4).double().mean()) > 0.3
+
+
+# -- swaps on longer ladders -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n_rungs", "scheme"),
+    [(2, "random_pairs"), (3, "even_odd"), (7, "even_odd"), (7, "random_pairs"),
+     (7, [(6, 0), (1, 4)])],
+)  # fmt: skip
+def test_steered_swaps_on_ladders(n_rungs, scheme):
+    case = tree_case("tsf-volume", n_rungs)
+    kernel = SteeredSwap(case.flow, case.potential, case.ladder, scheme)
+    start, end, totals = check(case, [kernel], 1000, 35, times=4)
+    info = totals["swap_steered"]
+    assert info.accepted.shape == kernel.counts_shape
+    proposed = info.proposed
+    if scheme == "even_odd":
+        assert proposed.tolist() == [2000] * (n_rungs - 1)
+    elif scheme == "random_pairs":
+        assert int(proposed.sum()) == 4 * 1000 * (n_rungs // 2)
+        assert bool((proposed.triu(1) == proposed).all())
+    else:
+        assert proposed[0, 6] == proposed[1, 4] == 4000
+        assert int(proposed.sum()) == 8000
+    assert mid_range(info.acceptance[proposed > 0])
+    assert torch.equal(end.replica.sort(dim=1).values, start.replica)
+
+
+def test_what_a_steered_swap_takes_along():
+    """Pose, velocities and name of a replica travel; its conformation changes on the way."""
+    case = tree_case("tsf-volume", 7)
+    generator = torch.Generator().manual_seed(36)
+    start = case.start(100, generator)
+    end, info = SteeredSwap(case.flow, case.potential, case.ladder, [(1, 4)])(start, generator)
+    moved = (end.replica[:, 1] != 1).nonzero().flatten()
+    assert 10 < len(moved) == int(info.accepted[1, 4]) < 90
+    still = torch.ones_like(end.replica, dtype=torch.bool)
+    for source, target in ((1, 4), (4, 1)):
+        still[moved, target] = False
+        assert end.replica[moved, target].tolist() == [source] * len(moved)
+        before, after = start.x[moved, source], end.x[moved, target]
+        for a, b in zip(case.tree.plain.pose(before), case.tree.plain.pose(after), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
+        assert float((after - before).abs().amax()) > 1e-3
+        scale = (case.ladder[target] / case.ladder[source]) ** 0.5
+        torch.testing.assert_close(
+            end.velocities[moved, target], scale * start.velocities[moved, source]
+        )
+    for name in ("x", "velocities", "energy", "replica"):
+        assert torch.equal(getattr(end, name)[still], getattr(start, name)[still])
+
+
+def test_a_perfect_flow_always_swaps():
+    """Where the flow is exact (a standard Gaussian under the identity) nothing is rejected."""
+    case = ModelCase("gaussian", noise=0.0, ladder=(0.5, 4.0))
+    case.potential.precision = torch.eye(3, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(37)
+    x = torch.randn(500, 2, 3, generator=generator, dtype=torch.float64)
+    x = x * torch.tensor(case.ladder)[None, :, None].sqrt()
+    state = case.start(500, generator)
+    state = state.evolve(x=x, energy=case.potential.energy(x.flatten(0, 1)).reshape(500, 2))
+    _, steered = SteeredSwap(case.flow, case.potential, case.ladder)(state, generator)
+    _, plain = PlainSwap(case.ladder, 1.0)(state, generator)
+    assert int(steered.accepted) == 500
+    assert int(plain.accepted) < 250
+
+
+# -- mixtures, other potentials ----------------------------------------------------------------
+
+
+def all_kernels(case, walk):
+    flow, potential, ladder = case.flow, case.potential, case.ladder
+    return [
+        SteeredSwap(flow, potential, ladder, "random_pairs"),
+        LatentMALA(flow, potential, ladder, 0.3),
+        PlainSwap(ladder, potential.boltzmann_constant, "random_pairs"),
+        FlowWalk(flow, potential, ladder, 0.2),
+        LatentHMC(flow, potential, ladder, 0.25, n_leapfrog=2),
+        walk,
+    ]
+
+
+@pytest.mark.parametrize("flow", ["tsf-volume", "realnvp-plain"])
+def test_the_mixture_is_exact(flow):
+    case = tree_case(flow, 3)
+    kernels = all_kernels(case, internal_walk(flow, 3))
+    assert all(isinstance(kernel, Kernel) and kernel.exact for kernel in kernels)
+    _, end, totals = check(case, kernels, 700, 38, times=2)
+    for kernel in kernels:
+        assert mid_range(totals[kernel.name].acceptance.nan_to_num(0.5).sum() / 9)
+    assert float((end.replica != torch.arange(3)).double().mean()) > 0.2
+
+
+@pytest.mark.parametrize("kind", ["tsf", "realnvp"])
+@pytest.mark.parametrize("which", ["gaussian", "double-well"])
+def test_potentials_that_are_not_molecules(which, kind):
+    case = ModelCase(which, kind)
+    walk = InternalWalk.from_dataset(case.dataset(), case.potential, case.ladder, sigma=0.7)
+    assert walk.settings()["coordinates"] is None
+    kernels = all_kernels(case, walk)
+    for kernel in kernels:
+        if kernel.name in ("swap_plain", "flow_walk"):
+            continue
+        check(case, [kernel], 3000, 39, times=2)
+    check(case, kernels, 3000, 40)
+
+
+def test_openmm_gradients_give_the_same_chain():
+    case = tree_case()
+    start = case.start(20, torch.Generator().manual_seed(41))
+    with OpenMMPotential(case.tree.system(), platform="Reference", n_contexts=1) as potential:
+        for kind in (LatentMALA, LatentHMC):
+            ends = []
+            for energies in (case.potential, potential):
+                kernel = kind(case.flow, energies, case.ladder, 0.2, n_steps=3)
+                before = energies.n_evaluations
+                end, info = kernel(start, torch.Generator().manual_seed(42))
+                assert energies.n_evaluations - before == info.n_evaluations
+                ends.append(end)
+            torch.testing.assert_close(ends[0].x, ends[1].x, rtol=0, atol=1e-7)
+            assert float((ends[0].x - start.x).abs().amax()) > 1e-2
+
+
+# -- mutants -----------------------------------------------------------------------------------
+
+
+class WithoutMomenta:
+    def _log_weight(self, energy, kt, momenta, tau, log_det):
+        return -energy / kt + log_det
+
+
+class WithoutTau:
+    def _log_weight(self, energy, kt, momenta, tau, log_det):
+        return super()._log_weight(energy, kt, momenta, torch.ones_like(tau), log_det)
+
+
+class OneWay(SteeredSwap):
+    """v is scaled upwards only: the Jacobian of the scaling does not cancel."""
+
+    def _steer(self, v, old, new):
+        return torch.where((new > old)[:, None], super()._steer(v, old, new), v)
+
+
+class OneTemperature(SteeredSwap):
+    """Both energies are weighed at the mean temperature."""
+
+    def _weights(self, energy, momenta, log_det, rung):
+        kt = self._kt[rung].mean().expand(len(rung))
+        weights = self._log_weight(energy, kt, momenta, self._tau[rung], log_det)
+        return weights.reshape(2, -1).sum(dim=0)
+
+
+class SteeredWithoutMomenta(WithoutMomenta, SteeredSwap): ...
+
+
+class SteeredWithoutTau(WithoutTau, SteeredSwap): ...
+
+
+class MALAWithoutMomenta(WithoutMomenta, LatentMALA): ...
+
+
+class MALAWithoutTau(WithoutTau, LatentMALA): ...
+
+
+class MALAWithoutProposalDensities(LatentMALA):
+    def _density_ratio(self, there, back):
+        return torch.zeros(len(there), dtype=there.dtype)
+
+
+class HMCWithoutMomenta(WithoutMomenta, LatentHMC): ...
+
+
+class HMCWithoutKineticEnergy(LatentHMC):
+    def _kinetic(self, velocity):
+        return 0.0 * velocity.sum(dim=1)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "which", "kind", "noise", "n_walkers", "times"),
+    [
+        (OneWay, "gaussian", "tsf", 0.2, 5000, 4),
+        (OneTemperature, "gaussian", "tsf", 0.2, 5000, 6),
+        (SteeredWithoutMomenta, "gaussian", "tsf", 0.36, 10000, 6),
+        (SteeredWithoutTau, "gaussian", "tsf", 0.36, 10000, 6),
+        (MALAWithoutMomenta, "double-well", "tsf", 0.2, 10000, 6),
+        (MALAWithoutTau, "double-well", "tsf", 0.2, 10000, 12),
+        (MALAWithoutProposalDensities, "gaussian", "tsf", 0.2, 4000, 6),
+        (HMCWithoutMomenta, "double-well", "tsf", 0.2, 5000, 4),
+        (HMCWithoutKineticEnergy, "gaussian", "tsf", 0.2, 5000, 2),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_wrong_term_is_noticed(kernel, which, kind, noise, n_walkers, times):
+    case = ModelCase(which, kind, (0.7, 1.6), noise)
+    settings = {"scheme": [(0, 1)]} if issubclass(kernel, SteeredSwap) else {"sigma": 0.5}
+    broken = kernel(case.flow, case.potential, case.ladder, **settings)
+    notice(case, [broken], n_walkers, 43, times)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "which", "ladder", "n_walkers", "times"),
+    [
+        (SteeredSwap, "gaussian", (0.7, 3.0), 40000, 6),
+        (LatentMALA, "double-well", (0.7, 1.6), 10000, 6),
+        (LatentHMC, "double-well", (0.7, 1.6), 4000, 4),
+    ],
+)
+def test_dropping_the_jacobian_is_noticed(kernel, which, ladder, n_walkers, times):
+    case = ModelCase(which, "realnvp", ladder)
+    settings = {"scheme": [(0, 1)]} if kernel is SteeredSwap else {"sigma": 0.4}
+    broken = kernel(WithoutJacobian(case.flow), case.potential, case.ladder, **settings)
+    notice(case, [broken], n_walkers, 44, times)
+
+
+def test_dropping_the_layers_jacobian_is_noticed():
+    case = tree_case("tsf-plain")
+    layers = internal_walk("tsf-plain").layers
+    broken = InternalWalk(layers, case.potential, case.ladder, 0.3, n_steps=40)
+    broken.flow = WithoutJacobian(layers)
+    notice(case, [broken], 3000, 45, 1)
+
+
+@pytest.mark.parametrize("kernel", [SteeredSwap, LatentMALA, LatentHMC])
+def test_resetting_the_pose_is_noticed(kernel):
+    case = tree_case()
+    broken = kernel(WithoutPose(case.flow), case.potential, case.ladder, round_trip_tolerance=1e3)
+    notice(case, [broken], 300, 46, 1)
+
+
+def test_wrapping_torsions_is_noticed():
+    case = tree_case()
+    broken = SteeredSwap(
+        Wrapping(case.flow), case.potential, case.ladder, [(0, 1)], round_trip_tolerance=1e3
+    )
+    notice(case, [broken], 5000, 47, 6)
+
+
+def test_velocities_that_are_not_scaled_are_noticed():
+    class Unscaled(SteeredSwap):
+        def __call__(self, state, generator):
+            end, info = super().__call__(state, generator)
+            rows = torch.arange(state.n_walkers)[:, None]
+            return end.evolve(velocities=state.velocities[rows, end.replica]), info
+
+    case = tree_case()
+    notice(case, [Unscaled(case.flow, case.potential, case.ladder)], 1500, 48, 1)
+
+
+# -- failures of single walkers ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [LatentMALA, LatentHMC])
+def test_walkers_that_fail_spoil_nobody(kind, monkeypatch):
+    """One walker's proposal has infinite energy: it stays, the others go where they went."""
+    case = tree_case()
+    start = case.start(30, torch.Generator().manual_seed(49))
+    kernel = kind(case.flow, case.potential, case.ladder, 0.1)
+    good, info = kernel(start, torch.Generator().manual_seed(50))
+    evaluate, calls = case.potential.energy_and_forces, []
+
+    def fail(x):
+        energy, forces = evaluate(x)
+        calls.append(len(x))
+        if len(calls) == 2:
+            energy[7], forces[7] = torch.inf, 0.0  # walker 3, rung 1
+        return energy, forces
+
+    monkeypatch.setattr(case.potential, "energy_and_forces", fail)
+    end, broken = kernel(start, torch.Generator().manual_seed(50))
+    others = torch.ones(30, 2, dtype=torch.bool)
+    others[3, 1] = False
+    assert int(info.accepted.sum()) - int(broken.accepted.sum()) == 1
+    assert broken.rejected_non_finite == info.rejected_non_finite + 1
+    assert torch.equal(end.x[3, 1], start.x[3, 1])
+    assert torch.equal(end.x[others], good.x[others])
+    assert broken.n_evaluations == sum(calls)
+
+
+# -- the door, settings, tuning ----------------------------------------------------------------
+
+
+def test_a_flow_that_does_not_round_trip_is_refused():
+    case = tree_case()
+    start = case.start(10, torch.Generator().manual_seed(57))
+    flow = copy.deepcopy(case.flow).float()
+    for kind in (SteeredSwap, LatentMALA, LatentHMC):
+        kernel = kind(flow, case.potential, case.ladder, round_trip_tolerance=1e-9)
+        with pytest.raises(RuntimeError, match=r"round trip .* misses the positions .*float32"):
+            kernel(start, torch.Generator().manual_seed(58))
+
+
+def test_arguments_are_checked():
+    case = tree_case()
+    parts = (case.flow, case.potential, case.ladder)
+    for scheme in ("odd_even", [], [(0, 2)], [(0, 1), (1, 0)], [(0, 0)]):
+        with pytest.raises(ValueError, match="scheme: expected"):
+            SteeredSwap(*parts, scheme)
+    for scheme in ([(0, 1, 2)], [(0.0, 1.0)]):
+        with pytest.raises(TypeError, match="scheme: expected pairs"):
+            SteeredSwap(*parts, scheme)
+    with pytest.raises(ValueError, match="n_leapfrog: expected an integer"):
+        LatentHMC(*parts, n_leapfrog=0)
+    with pytest.raises(ValueError, match="jitter: expected a number"):
+        LatentHMC(*parts, jitter=1.0)
+    with pytest.raises(ValueError, match="sigma: expected positive"):
+        LatentMALA(*parts, sigma=-1.0)
+    with pytest.raises(TypeError, match="layers: expected WhitenedCoordinates"):
+        InternalWalk(case.flow, case.potential, case.ladder)
+    layers, model = internal_walk().layers, ModelCase()
+    other = InternalWalk.from_dataset(model.dataset(), model.potential, model.ladder).layers
+    with pytest.raises(ValueError, match="whitening: expected 15 coordinates"):
+        WhitenedCoordinates(other.whitening, layers.coordinates, 300.0)
+    with pytest.raises(ValueError, match="mode: expected one of"):
+        internal_walk(mode="sideways")
+
+
+def test_one_rung_has_no_pairs():
+    case = ModelCase(ladder=(1.0,))
+    generator = torch.Generator().manual_seed(51)
+    start = case.start(5, generator)
+    kernel = SteeredSwap(case.flow, case.potential, case.ladder)
+    end, info = kernel(start, generator)
+    assert end is start
+    assert info.proposed.shape == (0,)
+
+
+def test_pairs_agree_with_plain_swaps():
+    ladder = (1.0, 2.0, 3.0, 4.0, 5.0)
+    for scheme in ("even_odd", "random_pairs"):
+        plain, pairing = PlainSwap(ladder, 1.0, scheme), Pairing(scheme, 5)
+        assert pairing.counts_shape == plain.counts_shape
+        for call in range(3):
+            plain.load_state_dict({"calls": call})
+            generators = [torch.Generator().manual_seed(52) for _ in range(2)]
+            pairs = plain._pairs(4, generators[0]), pairing.draw(4, call, generators[1])
+            for a, b in zip(*pairs, strict=True):
+                assert torch.equal(a, b)
+
+
+def test_settings_and_states_restore_a_kernel():
+    case = tree_case()
+    for kernel in all_kernels(case, internal_walk()):
+        assert json.loads(json.dumps(kernel.settings())) == kernel.settings()
+    swap = SteeredSwap(case.flow, case.potential, case.ladder)
+    start = case.start(20, torch.Generator().manual_seed(53))
+    swap(start, torch.Generator().manual_seed(54))
+    other = SteeredSwap(case.flow, case.potential, case.ladder)
+    other.load_state_dict(swap.state_dict())
+    assert int(other(start, torch.Generator().manual_seed(54))[1].proposed) == 0
+    assert int(other(start, torch.Generator().manual_seed(54))[1].proposed) == 20
+    hmc = LatentHMC(case.flow, case.potential, case.ladder, [0.1, 0.2])
+    other = LatentHMC(case.flow, case.potential, case.ladder)
+    other.load_state_dict(hmc.state_dict())
+    assert other.sigma.tolist() == [0.1, 0.2]
+    walk = internal_walk()
+    assert walk.settings() == InternalWalk(walk.layers, case.potential, case.ladder).settings()
+    assert walk.settings() != internal_walk(mode="full").settings()
+
+
+def test_step_sizes_are_tuned_to_each_kernels_own_target():
+    case = ModelCase("gaussian")
+    kernels = [
+        LatentMALA(case.flow, case.potential, case.ladder, 0.05),
+        LatentHMC(case.flow, case.potential, case.ladder, 0.05, n_leapfrog=3),
+        SteeredSwap(case.flow, case.potential, case.ladder),
+    ]
+    sampler = ParallelTempering(
+        None, case.flow, case.ladder, 100, kernels, potential=case.potential, seed=55
+    )
+    sampler.set_positions(case.start(100, torch.Generator().manual_seed(56)).x)
+    tuned = sampler.tune(60)
+    assert set(tuned) == {"latent_mala", "latent_hmc"}
+    sampler.run(30, progress=False)
+    for kernel in kernels[:2]:
+        reached = sampler.totals[kernel.name].acceptance
+        torch.testing.assert_close(
+            reached, torch.full_like(reached, kernel.target_acceptance), rtol=0, atol=0.08
+        )
