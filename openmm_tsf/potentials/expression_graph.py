@@ -3,7 +3,7 @@
 Nodes are numbered in the order of their creation, arguments first, so ascending numbers are an
 order of evaluation. Constants are folded and the identities that Lepton (OpenMM's expression
 library) applies are applied here too, because they decide what happens at singular points:
-x - x = 0, x/x = 1, 0·x = 0, (x²)^½ = |x|.
+x - x = 0, x/x = 1, 0·x = 0, x·(1/y) = x/y, x/(1/y) = x·y, √(x²) = |x|, √x·√x = x.
 """
 
 import math
@@ -25,7 +25,7 @@ def _delta(x: Tensor) -> Tensor:
     return (x == 0).to(x.dtype)
 
 
-# floor and ceil cut the graph: torch would hand a zero gradient on, and 0 * inf further down is NaN.
+# floor and ceil cut the graph: torch would hand a zero gradient on, and 0 * inf below is NaN.
 def _floor(x: Tensor) -> Tensor:
     return x.detach().floor()
 
@@ -211,6 +211,12 @@ class Graph:
                 return self.constant(0.0)
             if 1.0 in (va, vb):
                 return b if va == 1.0 else a
+            for x, y in ((a, b), (b, a)):
+                kind, *rest = self.nodes[y]
+                if kind == "recip":
+                    return self.apply("div", x, rest[0])
+                if kind == "sqrt" and x == y:
+                    return int(rest[0])
         if operation == "div":
             if a == b:
                 return self.constant(1.0)
@@ -220,6 +226,8 @@ class Graph:
                 return self.apply("recip", b)
             if vb == 1.0:
                 return a
+            if self.nodes[b][0] == "recip":
+                return self.apply("mul", a, self.nodes[b][1])
         if operation == "neg" and self.nodes[a][0] == "neg":
             return int(self.nodes[a][1])
         if operation == "sqrt":
