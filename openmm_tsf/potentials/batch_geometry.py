@@ -1,8 +1,8 @@
 """Differences, distances, angles and dihedrals of whole batches, the batch last.
 
 Arrays are [..., atoms or terms, B]: every operation then runs over contiguous conformations, on
-vector units and on a GPU. Sums over an atom's terms are written as gathers (no atomic additions),
-in the derivatives too, which makes forces deterministic.
+vector units and on a GPU. Sums over an atom's terms are matrix products or gathers, in the derivatives too:
+no atomic additions, so forces are deterministic.
 """
 
 from collections.abc import Sequence
@@ -11,39 +11,53 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+#: Sums over an atom's terms are a product with the incidence matrix up to so many terms per atom,
+#: and gathers of each atom's terms beyond: the matrix grows faster than the number of terms.
+_MATRIX_UP_TO = 16
 
-def _incidence(index: Tensor, signs: Tensor, n_atoms: int) -> tuple[Tensor, Tensor | None]:
-    """For every atom its entries in the flat `index` [M]: which [n_atoms, K], and their signs.
 
-    Atoms with fewer than K entries are padded with entry 0 at weight 0. The weights are None where
-    all are 1.
-    """
-    entries: list[list[int]] = [[] for _ in range(n_atoms)]
-    for position, atom in enumerate(index.tolist()):
-        entries[atom].append(position)
+def _incidence(index: Tensor, signs: Tensor, n_atoms: int) -> Tensor:
+    """Matrix [n_atoms, M] that sums signed terms M to atoms."""
+    matrix = torch.zeros(n_atoms, index.numel(), dtype=torch.float64)
+    matrix[index, torch.arange(index.numel())] = signs
+    return matrix
+
+
+def _sparse(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The same as each atom's terms [n_atoms, K], padded with term 0, and weights for them."""
+    entries = [row.nonzero().flatten() for row in matrix]
     width = max(1, max(len(e) for e in entries))
-    which = torch.zeros(n_atoms, width, dtype=torch.int64)
-    weight = torch.zeros(n_atoms, width, dtype=torch.float64)
+    which = torch.zeros(len(matrix), width, dtype=torch.int64)
+    weight = torch.zeros(len(matrix), width, 1, dtype=torch.float64)
     for atom, e in enumerate(entries):
-        if e:
-            which[atom, : len(e)] = torch.tensor(e)
-            weight[atom, : len(e)] = signs[torch.tensor(e)]
-    return which, None if bool((weight == 1).all()) else weight[:, :, None]
+        which[atom, : len(e)] = e
+        weight[atom, : len(e), 0] = matrix[atom, e]
+    return which, weight
+
+
+def _register(module: nn.Module, matrix: Tensor) -> None:
+    """The sums over terms in the form that suits their number."""
+    n_atoms, n_terms = matrix.shape
+    dense = n_terms <= _MATRIX_UP_TO * n_atoms
+    which, weight = (None, matrix) if dense else _sparse(matrix)
+    module.register_buffer("which", which)
+    module.register_buffer("weight", weight)
 
 
 def _select(values: Tensor, index: Tensor) -> Tensor:
     return values.index_select(-2, index)
 
 
-def _sum_entries(terms: Tensor, which: Tensor, weight: Tensor | None) -> Tensor:
+def _sum_entries(terms: Tensor, which: Tensor | None, weight: Tensor) -> Tensor:
     """Sums [..., n_atoms, B] of the terms [..., M, B] that belong to each atom."""
-    chosen = terms.index_select(-2, which.flatten()).unflatten(-2, which.shape)
-    return (chosen if weight is None else chosen * weight).sum(dim=-2)
+    if which is None:
+        return weight @ terms
+    return (terms.index_select(-2, which.flatten()).unflatten(-2, which.shape) * weight).sum(dim=-2)
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, index: Tensor, which: Tensor, weight: Any) -> Tensor:
+    def forward(ctx: Any, values: Tensor, index: Tensor, which: Any, weight: Tensor) -> Tensor:
         ctx.save_for_backward(index, which, weight)
         return _select(values, index)
 
@@ -55,7 +69,7 @@ class _Gather(torch.autograd.Function):
 
 class _Collect(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, terms: Tensor, index: Tensor, which: Tensor, weight: Any) -> Tensor:
+    def forward(ctx: Any, terms: Tensor, index: Tensor, which: Any, weight: Tensor) -> Tensor:
         ctx.save_for_backward(index, which, weight)
         return _sum_entries(terms, which, weight)
 
@@ -77,16 +91,14 @@ class Gather(nn.Module):
     """
 
     index: Tensor
-    which: Tensor
-    weight: Tensor | None
+    which: Tensor | None
+    weight: Tensor
 
     def __init__(self, index: Sequence[int] | Tensor, n_atoms: int) -> None:
         super().__init__()
         flat = torch.as_tensor(index, dtype=torch.int64).reshape(-1)
-        which, weight = _incidence(flat, torch.ones(len(flat), dtype=torch.float64), n_atoms)
         self.register_buffer("index", flat)
-        self.register_buffer("which", which)
-        self.register_buffer("weight", weight)
+        _register(self, _incidence(flat, torch.ones(len(flat), dtype=torch.float64), n_atoms))
 
     def forward(self, values: Tensor) -> Tensor:
         """Values [..., M, B] of the terms, from those of the atoms [..., n_atoms, B]."""
@@ -100,7 +112,7 @@ class Gather(nn.Module):
 class _Difference(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, first: Tensor, second: Tensor, which: Tensor, weight: Tensor
+        ctx: Any, x: Tensor, first: Tensor, second: Tensor, which: Any, weight: Tensor
     ) -> Tensor:
         ctx.save_for_backward(first, second, which, weight)
         return _select(x, second) - _select(x, first)
@@ -114,7 +126,7 @@ class _Difference(torch.autograd.Function):
 class _Undifference(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, terms: Tensor, first: Tensor, second: Tensor, which: Tensor, weight: Tensor
+        ctx: Any, terms: Tensor, first: Tensor, second: Tensor, which: Any, weight: Tensor
     ) -> Tensor:
         ctx.save_for_backward(first, second, which, weight)
         return _sum_entries(terms, which, weight)
@@ -137,7 +149,7 @@ class Difference(nn.Module):
 
     first: Tensor
     second: Tensor
-    which: Tensor
+    which: Tensor | None
     weight: Tensor
 
     def __init__(
@@ -146,13 +158,10 @@ class Difference(nn.Module):
         super().__init__()
         one = torch.as_tensor(first, dtype=torch.int64).reshape(-1)
         two = torch.as_tensor(second, dtype=torch.int64).reshape(-1)
-        signs = torch.cat([-torch.ones(len(one)), torch.ones(len(two))]).double()
-        which, weight = _incidence(torch.cat([one, two]), signs, n_atoms)
         self.register_buffer("first", one)
         self.register_buffer("second", two)
-        # Entries M..2M-1 are those of `second`: the same terms with the other sign.
-        self.register_buffer("which", which % max(1, len(one)))
-        self.register_buffer("weight", torch.ones(n_atoms, 1, 1) if weight is None else weight)
+        plus = torch.ones(len(one), dtype=torch.float64)
+        _register(self, _incidence(two, plus, n_atoms) + _incidence(one, -plus, n_atoms))
 
     def forward(self, x: Tensor) -> Tensor:
         """Vectors [3, M, B] from positions [3, n_atoms, B]."""
