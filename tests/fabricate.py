@@ -47,12 +47,12 @@ def two_state_chains(rng, shape, p, rho):
 
 
 class DoubleWell:
-    """A dihedral in a double well and five harmonic modes: everything known by quadrature.
+    """A dihedral in a double well and 20 harmonic modes: everything known by quadrature.
 
     V(φ) = 4 (1 + cos 2φ) + 3 sin φ kJ/mol: minima near ±90°, that at φ < 0 lower.
     """
 
-    MODES = 5
+    MODES = 20
 
     def __init__(self, points=100_001):
         self.grid = np.linspace(-np.pi, np.pi, points)

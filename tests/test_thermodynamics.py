@@ -52,11 +52,11 @@ def fabricated(rng, path, n=60, n_walkers=6, rho=0.3, temperatures=LADDER, drawn
 
 def test_functions_of_temperature_are_exact_and_their_errors_calibrated():
     """Correlated in time and between rungs; at rungs and where there is none."""
-    rng, repeats, targets = np.random.default_rng(1), 50, np.array([300.0, 355.0, 500.0, 600.0])
+    rng, repeats, targets = np.random.default_rng(1), 50, np.array([300.0, 355.0, 600.0])
     exact = np.array([WELL.exact(t) for t in targets])
-    z = np.empty((repeats, 4, 3))
+    z = np.empty((repeats, 3, 3))
     for k in range(repeats):
-        energy, phi = WELL.draw(rng, (150, 8), LADDER, rho=0.6)
+        energy, phi = WELL.draw(rng, (300, 8), LADDER, rho=0.6)
         found = thermodynamics(Mbar(energy, BETAS), targets, KB, "phi", phi > 0)
         values = np.stack([found.energy, found.heat_capacity, found.delta_f], axis=1)
         errors = [found.energy_stderr, found.heat_capacity_stderr, found.delta_f_stderr]

@@ -26,7 +26,9 @@ class Thermodynamics:
     energy, energy_stderr
         ⟨U⟩ in kJ/mol.
     heat_capacity, heat_capacity_stderr
-        Configurational part, var(U)/(k T²), in kJ/(mol K).
+        Configurational part, var(U)/(k T²), in kJ/(mol K). A variance is skewed where independent
+        samples are few: below some 300 of them it is too low, with too small an error, more often
+        than a normal distribution says.
     dihedral
         Name of the dihedral of the free-energy difference; None where there is none.
     delta_f, delta_f_stderr
