@@ -22,11 +22,14 @@ from exact_cases import (
     assert_energies_are_stored,
     assert_exact,
     assert_noticed,
+    fresh_state,
 )
 
+from openmm_tsf.dataset import MDDataset
+from openmm_tsf.flows import RealNVPFlow
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.sampling.internal_walk import InternalWalk, WhitenedCoordinates
-from openmm_tsf.sampling.latent import LatentHMC, LatentMALA
+from openmm_tsf.sampling.latent import LatentHMC, LatentMALA, _Rows
 from openmm_tsf.sampling.moves import FlowWalk
 from openmm_tsf.sampling.pairing import Pairing
 from openmm_tsf.sampling.state import Kernel
@@ -261,6 +264,60 @@ def test_openmm_gradients_give_the_same_chain():
             assert float((ends[0].x - start.x).abs().amax()) > 1e-2
 
 
+# -- a molecule with equivalent hydrogens ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def peptide(molecule):
+    """Alanine dipeptide: frames, energies, a flow, and walkers with turned methyl groups."""
+    dataset = MDDataset.shipped(molecule, stride=20)
+    flow = RealNVPFlow.from_dataset(dataset, n_blocks=1, hidden=(8,))
+    with OpenMMPotential(molecule.system, platform="Reference", n_contexts=1) as potential:
+        generator = torch.Generator().manual_seed(59)
+        x = dataset.positions[torch.randint(len(dataset), (12,), generator=generator)]
+        shift = torch.randint(3, (12, len(flow.coordinates.labelling)), generator=generator)
+        x = flow.coordinates.relabel(x, shift).reshape(6, 2, -1, 3)
+        yield dataset, flow, potential, fresh_state(potential, x, None)
+
+
+def test_labels_travel_with_the_pose(peptide):
+    dataset, flow, potential, start = peptide
+    ladder, layer = (500.0, 600.0), flow.coordinates
+    swap = SteeredSwap(flow, potential, ladder)
+    walk = InternalWalk.from_dataset(dataset, potential, ladder, sigma=0.05, n_steps=10)
+    mala = LatentMALA(flow, potential, ladder, 0.05, n_steps=5)
+    hmc = LatentHMC(flow, potential, ladder, 0.05, n_leapfrog=2)
+    assert len(layer.labelling) > 0
+    labels = layer.labels(start.x.flatten(0, 1)).reshape(6, 2, -1)
+    assert len(labels.unique()) == 3
+    state, totals = apply([mala, hmc, walk, swap], start, torch.Generator().manual_seed(60), 3)
+    for info in totals.values():
+        assert int(info.accepted.sum()) > 0
+    rows = torch.arange(6)[:, None]
+    assert torch.equal(layer.labels(state.x.flatten(0, 1)).reshape(6, 2, -1),
+                       labels[rows, state.replica])  # fmt: skip
+    energy = potential.energy(state.x.flatten(0, 1)).reshape(6, 2)
+    torch.testing.assert_close(state.energy, energy, rtol=0, atol=1e-8)
+
+
+def test_the_gradient_is_that_of_the_target(peptide):
+    _, flow, potential, start = peptide
+    kernel = LatentMALA(flow, potential, (500.0, 600.0))
+    x = start.x[:, 0]
+    rows = _Rows(*(torch.full((6,), value, dtype=torch.float64) for value in (0.9, 4.2)), x,
+                 torch.ones(6, 1, dtype=torch.float64))  # fmt: skip
+    v, _ = flow.inverse_and_log_det(x, x.new_zeros(6, 0))
+    point, n_evaluations = kernel._at(v, rows)
+    assert n_evaluations == 6
+    torch.testing.assert_close(point.x, x, rtol=0, atol=1e-9)
+    generator = torch.Generator().manual_seed(61)
+    direction = torch.randn(v.shape, generator=generator, dtype=torch.float64)
+    step = 1e-5
+    up, down = (kernel._at(v + sign * step * direction, rows)[0] for sign in (1, -1))
+    slope = (up.log_weight - down.log_weight) / (2 * step)
+    torch.testing.assert_close((point.gradient * direction).sum(dim=1), slope, rtol=1e-5, atol=1e-4)
+
+
 # -- mutants -----------------------------------------------------------------------------------
 
 
@@ -355,7 +412,7 @@ def test_dropping_the_jacobian_is_noticed(kernel, which, ladder, n_walkers, time
 def test_dropping_the_layers_jacobian_is_noticed():
     case = tree_case("tsf-plain")
     layers = internal_walk("tsf-plain").layers
-    broken = InternalWalk(layers, case.potential, case.ladder, 0.3, n_steps=40)
+    broken = InternalWalk(layers, case.potential, case.ladder, 0.3, n_steps=30)
     broken.flow = WithoutJacobian(layers)
     notice(case, [broken], 3000, 45, 1)
 
@@ -438,6 +495,8 @@ def test_arguments_are_checked():
     for scheme in ([(0, 1, 2)], [(0.0, 1.0)]):
         with pytest.raises(TypeError, match="scheme: expected pairs"):
             SteeredSwap(*parts, scheme)
+    with pytest.raises(TypeError, match="n_steps: a steered swap proposes once"):
+        SteeredSwap(*parts, n_steps=2)
     with pytest.raises(ValueError, match="n_leapfrog: expected an integer"):
         LatentHMC(*parts, n_leapfrog=0)
     with pytest.raises(ValueError, match="jitter: expected a number"):
@@ -501,16 +560,16 @@ def test_step_sizes_are_tuned_to_each_kernels_own_target():
     case = ModelCase("gaussian")
     kernels = [
         LatentMALA(case.flow, case.potential, case.ladder, 0.05),
-        LatentHMC(case.flow, case.potential, case.ladder, 0.05, n_leapfrog=3),
+        LatentHMC(case.flow, case.potential, case.ladder, 0.1, n_leapfrog=2),
         SteeredSwap(case.flow, case.potential, case.ladder),
     ]
     sampler = ParallelTempering(
-        None, case.flow, case.ladder, 100, kernels, potential=case.potential, seed=55
+        None, case.flow, case.ladder, 60, kernels, potential=case.potential, seed=55
     )
-    sampler.set_positions(case.start(100, torch.Generator().manual_seed(56)).x)
+    sampler.set_positions(case.start(60, torch.Generator().manual_seed(56)).x)
     tuned = sampler.tune(60)
     assert set(tuned) == {"latent_mala", "latent_hmc"}
-    sampler.run(30, progress=False)
+    sampler.run(20, progress=False)
     for kernel in kernels[:2]:
         reached = sampler.totals[kernel.name].acceptance
         torch.testing.assert_close(

@@ -56,6 +56,10 @@ class SteeredSwap(_FlowMove):
         name: str = "swap_steered",
         **round_trip: Any,
     ) -> None:
+        if "n_steps" in round_trip:
+            raise TypeError(
+                "n_steps: a steered swap proposes once a call, expected no such argument"
+            )
         super().__init__(flow, potential, temperatures, **round_trip)
         self.name = name
         self.pairing = Pairing(scheme, len(self.temperatures))
@@ -68,7 +72,9 @@ class SteeredSwap(_FlowMove):
 
     def settings(self) -> dict[str, Any]:
         """The choices made."""
-        return {**super().settings(), "scheme": self.pairing.scheme}
+        settings = {**super().settings(), "scheme": self.pairing.scheme}
+        del settings["n_steps"]
+        return settings
 
     def state_dict(self) -> dict[str, Any]:
         """The number of the next call, which chooses the even or the odd pairs."""
