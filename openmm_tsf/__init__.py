@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from openmm_tsf.coordinates import InternalCoordinates
     from openmm_tsf.dataset import MDDataset
     from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow, load_flow
-    from openmm_tsf.potentials import OpenMMPotential, Potential
+    from openmm_tsf.potentials import OpenMMPotential, Potential, TorchPotential
     from openmm_tsf.sampling import ParallelTempering, kernels
     from openmm_tsf.systems import MolecularSystem
     from openmm_tsf.training import FitSettings, fit
@@ -39,6 +39,7 @@ _HOMES = {
     "RealNVPFlow": "openmm_tsf.flows",
     "Run": "openmm_tsf.analysis",
     "TemperatureSteerableFlow": "openmm_tsf.flows",
+    "TorchPotential": "openmm_tsf.potentials",
     "fit": "openmm_tsf.training",
     "load_flow": "openmm_tsf.flows",
     "load_run": "openmm_tsf.analysis",
@@ -54,6 +55,7 @@ __all__ = [
     "RealNVPFlow",
     "Run",
     "TemperatureSteerableFlow",
+    "TorchPotential",
     "__version__",
     "fit",
     "kernels",

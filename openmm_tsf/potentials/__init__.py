@@ -3,5 +3,6 @@
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.potentials.models import DoubleWell, GaussianWell
 from openmm_tsf.potentials.openmm_bridge import OpenMMPotential
+from openmm_tsf.potentials.torch_potential import TorchPotential
 
-__all__ = ["DoubleWell", "GaussianWell", "OpenMMPotential", "Potential"]
+__all__ = ["DoubleWell", "GaussianWell", "OpenMMPotential", "Potential", "TorchPotential"]

@@ -1,8 +1,8 @@
 """Differences, distances, angles and dihedrals of whole batches, the batch last.
 
 Arrays are [..., atoms or terms, B]: every operation then runs over contiguous conformations, on
-vector units and on a GPU. Sums over an atom's terms are matrix products or gathers, in the derivatives too:
-no atomic additions, so forces are deterministic.
+vector units and on a GPU. Sums over an atom's terms are matrix products or gathers, in the
+derivatives too: no atomic additions, so forces are deterministic.
 """
 
 from collections.abc import Sequence

@@ -187,7 +187,9 @@ class CMAPTorsionTerm(Term):
 
     def __init__(self, force: openmm.CMAPTorsionForce, n_atoms: int, pairs: AllPairs) -> None:
         super().__init__()
-        sizes, starts, tables = [], [], []
+        sizes: list[int] = []
+        starts: list[int] = []
+        tables: list[Tensor] = []
         for index in range(force.getNumMaps()):
             n, energy = force.getMapParameters(index)
             values = torch.tensor(energy.value_in_unit(_ENERGY), dtype=torch.float64)

@@ -37,10 +37,11 @@ class NotCovered(ValueError):
     force
         The Force.
     what
-        What in it, for example ``"a cutoff (CutoffNonPeriodic)"``.
+        What in it, for example ``"a cutoff (CutoffNonPeriodic)"``; None for all of it.
     """
 
-    def __init__(self, force: openmm.Force, what: str) -> None:
+    def __init__(self, force: openmm.Force, what: str | None) -> None:
         kind, name = type(force).__name__, force.getName()
         named = kind if name == kind else f"{kind} named {name!r}"
-        super().__init__(f"system: TorchPotential does not cover {what} in {named}")
+        part = "" if what is None else f"{what} in "
+        super().__init__(f"system: TorchPotential does not cover {part}{named}")

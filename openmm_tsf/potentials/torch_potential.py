@@ -1,0 +1,515 @@
+"""An implicit-solvent OpenMM System as one batched, differentiable torch function."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self, cast
+
+import numpy as np
+import openmm
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from openmm_tsf.potentials.agreement import Disagreement, ForceAgreement, compare, conformations
+from openmm_tsf.potentials.base import Potential
+from openmm_tsf.potentials.batch_geometry import AllPairs, Frame
+from openmm_tsf.potentials.compiled import CompiledEnergy
+from openmm_tsf.potentials.torch_forces import global_parameters, read_forces
+from openmm_tsf.units import KB, NANOMETER, in_unit
+
+logger = logging.getLogger(__name__)
+
+#: Elements below which torch runs an operation on one thread; a block's arrays [N, N, B] stay below
+#: it and in a core's cache, and threads share blocks instead.
+_GRAIN = 32768
+#: Arrays [N, N, B] that a block needs at once, derivatives included (measured, rounded up).
+_ARRAYS = 80
+#: Largest relative errors that the check at construction lets pass, by dtype: energy, forces.
+_TOLERANCES = {torch.float64: (1e-10, 1e-8), torch.float32: (1e-3, 1e-3)}
+
+
+class TorchPotential(Potential):
+    """The potential energy of an OpenMM System, in torch, for whole batches.
+
+    Energies are in kJ/mol, positions in nm, forces in kJ/(mol nm). The energy is differentiable to
+    any order. Nothing is a copy of OpenMM's results: the Forces are read from the System and their
+    energies written out in torch operations, on the CPU or a GPU, and compared Force by Force with
+    OpenMM's Reference platform before the object comes into being (see :meth:`check`).
+
+    An energy is +inf with zero force, and counted in ``n_non_finite``, where positions, energy or a
+    force are not finite.
+
+    Batches of any size are evaluated block by block within `memory`, gradients included; only
+    second and higher derivatives keep the whole batch's graph.
+
+    Make it by :meth:`from_system`.
+
+    Attributes
+    ----------
+    event_shape : tuple of int
+        (N, 3).
+    boltzmann_constant : float
+        In kJ/(mol K).
+    n_evaluations, n_non_finite : int
+        See :class:`~openmm_tsf.potentials.base.Potential`.
+    dtype : torch.dtype
+        Of positions, energies and forces.
+    device : torch.device
+        Of positions, energies and forces.
+    agreement : list of ForceAgreement
+        What the last :meth:`check` found.
+    """
+
+    boltzmann_constant = KB
+
+    def __init__(
+        self,
+        system: openmm.System,
+        dtype: torch.dtype,
+        device: torch.device,
+        compile: bool,
+        force_groups: tuple[int, ...] | None,
+        memory: int,
+    ) -> None:
+        self._xml = openmm.XmlSerializer.serialize(system)
+        self._system = openmm.XmlSerializer.deserialize(self._xml)
+        self.dtype, self.device = dtype, device
+        self.force_groups, self.memory = force_groups, memory
+        n_atoms = self._system.getNumParticles()
+        self.event_shape = (n_atoms, 3)
+        self.n_evaluations = 0
+        self.n_non_finite = 0
+        self.agreement: list[ForceAgreement] = []
+        self._pairs = AllPairs(n_atoms).to(device, dtype)
+        self._forces = read_forces(self._system, AllPairs(n_atoms), force_groups)
+        self._terms = nn.ModuleList(force.term for force in self._forces).to(device, dtype)
+        self._parameters = {
+            name: torch.tensor(value, dtype=dtype, device=device)
+            for name, value in global_parameters(self._system).items()
+        }
+        self._compiled = CompiledEnergy(self._total, n_atoms, dtype, device) if compile else None
+        self._pool: ThreadPoolExecutor | None = None
+
+    @classmethod
+    def from_system(
+        cls,
+        system: openmm.System,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str | None = None,
+        compile: bool = False,
+        *,
+        positions: Any = None,
+        force_groups: Iterable[int] | None = None,
+        memory: int = 2**30,
+        tolerance: tuple[float, float] | None = None,
+    ) -> Self:
+        """Read a System, and refuse to differ from OpenMM.
+
+        Parameters
+        ----------
+        system
+            The System: without periodic box, cutoffs and virtual sites; it is copied. Constraints
+            carry no energy and are left to the dynamics.
+        dtype
+            ``torch.float64`` or ``torch.float32``.
+        device
+            Where positions are and energies will be; the CPU by default.
+        compile
+            Fuse all operations by ``torch.compile`` at the first batch that is large enough. That
+            takes up to minutes the first time on a machine (seconds later: torch caches it on
+            disk) and pays from some million evaluations on. Without a C++ compiler (or Triton on a
+            GPU) a warning is logged and operations stay single; :attr:`is_compiled` tells.
+        positions
+            A conformation [N, 3] in nm (or a Quantity) on which, perturbed, energies are compared
+            with OpenMM's, besides atoms scattered at random.
+        force_groups
+            Force groups (0 to 31) that count; all by default.
+        memory
+            Bytes that one block of a batch may take, its derivatives included.
+        tolerance
+            Largest relative errors of energies and forces in the check: (1e-10, 1e-8) in float64,
+            (1e-3, 1e-3) in float32.
+
+        Raises
+        ------
+        TypeError
+            If `system` is no System.
+        NotCovered
+            A ValueError that names the Force, and what in it has no counterpart here.
+        Disagreement
+            A ValueError: energies or forces are not OpenMM's within `tolerance`.
+        ValueError
+            If the System is empty or has virtual sites, or another argument is out of range.
+        """
+        if not isinstance(system, openmm.System):
+            raise TypeError(f"system: expected an openmm.System, got {type(system).__name__}")
+        n_atoms = system.getNumParticles()
+        if n_atoms == 0:
+            raise ValueError("system: expected at least one particle, got none")
+        for index in range(n_atoms):
+            if system.isVirtualSite(index):
+                raise ValueError(
+                    f"system: virtual sites are not supported, particle {index} is one"
+                )
+        if dtype not in _TOLERANCES:
+            raise ValueError(f"dtype: expected torch.float64 or torch.float32, got {dtype}")
+        if memory < 2**20:
+            raise ValueError(f"memory: expected at least {2**20} bytes, got {memory!r}")
+        where = torch.device("cpu" if device is None else device)
+        if where.type == "cuda" and where.index is None:
+            where = torch.device("cuda", torch.cuda.current_device())
+        potential = cls(system, dtype, where, compile, _groups(force_groups), memory)
+        potential.check(positions, tolerance=tolerance)
+        return potential
+
+    # -- what it is ----------------------------------------------------------------------------
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether batches run fused; False until the first large batch, and without compiler."""
+        return self._compiled is not None and self._compiled.is_ready
+
+    @property
+    def compile_seconds(self) -> float:
+        """Time spent in compilation so far."""
+        return 0.0 if self._compiled is None else self._compiled.seconds
+
+    @property
+    def global_parameters(self) -> dict[str, float]:
+        """The global parameters of the System and their present values."""
+        return {name: float(value) for name, value in self._parameters.items()}
+
+    def set_global_parameter(self, name: str, value: float) -> None:
+        """Change a global parameter, as ``Context.setParameter`` does.
+
+        Raises
+        ------
+        ValueError
+            If there is no such parameter, or the value is not finite.
+        """
+        if name not in self._parameters:
+            known = ", ".join(sorted(self._parameters)) or "none"
+            raise ValueError(f"name: expected a global parameter ({known}), got {name!r}")
+        if not np.isfinite(value):
+            raise ValueError(f"value: expected a finite number, got {value!r}")
+        self._parameters[name] = torch.tensor(float(value), dtype=self.dtype, device=self.device)
+
+    def __repr__(self) -> str:
+        kind = "compiled" if self._compiled is not None else "eager"
+        names = ", ".join(force.name for force in self._forces)
+        return (
+            f"TorchPotential({self.event_shape[0]} atoms, {self.dtype}, {self.device}, {kind}: "
+            f"{names})"
+        )
+
+    # -- energies ------------------------------------------------------------------------------
+
+    def energy(self, x: Tensor) -> Tensor:
+        """Potential energies, differentiable to any order.
+
+        Parameters
+        ----------
+        x
+            Positions [B, N, 3] in nm, of the potential's dtype and device.
+
+        Returns
+        -------
+        Tensor [B]
+            Energies in kJ/mol.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x` is not a floating tensor [B, N, 3] of this dtype on this device.
+        """
+        self._check(x)
+        if x.requires_grad and torch.is_grad_enabled():
+            return cast(Tensor, _Energy.apply(x, self))
+        return self._evaluate(x, with_forces=False)[0]
+
+    def energy_and_forces(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Potential energies and forces, detached.
+
+        Parameters
+        ----------
+        x
+            Positions [B, N, 3] in nm.
+
+        Returns
+        -------
+        energies : Tensor [B]
+            In kJ/mol.
+        forces : Tensor [B, N, 3]
+            In kJ/(mol nm).
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :meth:`energy`.
+        """
+        self._check(x)
+        energies, forces = self._evaluate(x, with_forces=True)
+        assert forces is not None
+        return energies, forces
+
+    def _check(self, x: Tensor) -> None:
+        self.check_shape(x)
+        if x.dtype != self.dtype or x.device != self.device:
+            raise ValueError(
+                f"x: expected {self.dtype} on {self.device}, got {x.dtype} on {x.device}"
+            )
+
+    def _total(self, y: Tensor, *parameters: Tensor) -> Tensor:
+        """Energies [B] of positions [3, N, B]: what is differentiated, traced and compiled."""
+        named = dict(zip(self._parameters, parameters, strict=True))
+        frame = Frame(y, self._pairs)
+        energy = y.new_zeros(y.shape[-1])
+        for force in self._forces:
+            energy = energy + force.term.energy(frame, named)
+        return energy
+
+    def differentiable(self, x: Tensor) -> Tensor:
+        """Energies [B] of finite x by plain torch operations, with their graph."""
+        return self._total(x.permute(2, 1, 0), *self._parameters.values())
+
+    def _block_size(self) -> int:
+        n_atoms, item = self.event_shape[0], torch.finfo(self.dtype).bits // 8
+        fits = max(1, self.memory // (_ARRAYS * n_atoms**2 * item))
+        if self.device.type != "cpu":
+            return fits
+        return min(fits, max(16, _GRAIN // n_atoms**2))
+
+    def _evaluate(self, x: Tensor, with_forces: bool) -> tuple[Tensor, Tensor | None]:
+        x = x.detach()
+        energies = x.new_empty(len(x))
+        forces = torch.empty_like(x) if with_forces else None
+        compiled = self._compiled if self._compiled and self._compiled.wants(len(x)) else None
+        size = self._block_size() if compiled is None else compiled.block_size
+
+        def run(rows: slice) -> None:
+            y = x[rows].permute(2, 1, 0).contiguous()
+            parameters = tuple(self._parameters.values())
+            if compiled is not None:
+                energy, slope = compiled(y, parameters, with_forces)
+            else:
+                energy, slope = _plain(self._total, y, parameters, with_forces)
+            energies[rows] = energy
+            if forces is not None:
+                assert slope is not None
+                torch.neg(slope.permute(2, 1, 0), out=forces[rows])
+
+        self._map(run, list(_slices(len(x), size)))
+        self.n_evaluations += len(x)
+        self.n_non_finite += settle_non_finite(energies, forces)
+        return energies, forces
+
+    def _map(self, run: Any, blocks: list[slice]) -> None:
+        """Run blocks, on several threads where torch may use several and an operation does not."""
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        small = self.event_shape[0] ** 2 * 16 <= _GRAIN
+        if threads == 1 or len(blocks) < 2 * threads or not small:
+            for rows in blocks:
+                run(rows)
+            return
+        if self._pool is None or self._pool._max_workers != threads:
+            self.close()
+            self._pool = ThreadPoolExecutor(threads, "torch-potential")
+        for future in [self._pool.submit(run, rows) for rows in blocks]:
+            future.result()
+
+    def close(self) -> None:
+        """Free the threads. Calling it twice is allowed; they come back when needed."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+    # -- OpenMM's word -------------------------------------------------------------------------
+
+    def check(
+        self,
+        positions: Any = None,
+        n_conformations: int = 4,
+        tolerance: tuple[float, float] | None = None,
+        seed: int = 0,
+    ) -> list[ForceAgreement]:
+        """Compare energies and forces with OpenMM's Reference platform, Force by Force.
+
+        Parameters
+        ----------
+        positions
+            [N, 3] in nm (or a Quantity): half the conformations are these, perturbed by 0.01 nm;
+            the others, or all, are atoms scattered over a jittered lattice. [n, N, 3] are compared
+            as they are.
+        n_conformations
+            How many.
+        tolerance
+            Largest relative errors of energies and forces; see :meth:`from_system`.
+        seed
+            Of the perturbations.
+
+        Returns
+        -------
+        list of ForceAgreement
+            The errors found, one item for each Force.
+
+        Raises
+        ------
+        Disagreement
+            If an error is larger, or a Force could not be compared because OpenMM's energy is
+            finite at none of the conformations.
+        ValueError
+            If an argument is out of range.
+        """
+        limits = _TOLERANCES[self.dtype] if tolerance is None else tolerance
+        if len(limits) != 2 or not all(limit > 0 for limit in limits):
+            raise ValueError(
+                f"tolerance: expected two positive numbers (energy, forces), got {tolerance!r}"
+            )
+        if isinstance(n_conformations, bool) or not n_conformations >= 1:
+            raise ValueError(f"n_conformations: expected at least 1, got {n_conformations!r}")
+        x = self._conformations(positions, n_conformations, seed)
+        indices = [force.index for force in self._forces]
+        found = compare(self._system, indices, self.global_parameters, self._one_force, x)
+        for item in found:
+            if item.n_finite == 0:
+                raise Disagreement(
+                    f"system: {item.name} (Force {item.index}) could not be compared with OpenMM, "
+                    f"whose energy is finite at none of {len(x)} conformations; give positions of "
+                    "the molecule"
+                )
+            if not (item.energy_error <= limits[0] and item.force_error <= limits[1]):
+                raise Disagreement(
+                    f"system: {item.name} (Force {item.index}) differs from OpenMM's Reference "
+                    f"platform by {item.energy_error:.2g} in energy and {item.force_error:.2g} in "
+                    f"forces (relative; tolerance {limits[0]:.2g} and {limits[1]:.2g})"
+                )
+        self.agreement = found
+        return found
+
+    def _conformations(self, positions: Any, n: int, seed: int) -> NDArray[np.float64]:
+        n_atoms = self.event_shape[0]
+        if positions is None:
+            return conformations(n_atoms, None, n, seed)
+        given = np.asarray(in_unit(positions, NANOMETER, "positions"), dtype=np.float64)
+        if given.shape[-2:] != (n_atoms, 3) or given.ndim not in (2, 3) or not len(given):
+            raise ValueError(
+                f"positions: expected shape ({n_atoms}, 3) or (n, {n_atoms}, 3) in nm, got "
+                f"{given.shape}"
+            )
+        if not np.isfinite(given).all():
+            raise ValueError("positions: expected finite numbers, got NaN or infinity")
+        return given if given.ndim == 3 else conformations(n_atoms, given, n, seed)
+
+    def _one_force(
+        self, index: int, x: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Energies [n] and forces [n, N, 3] of a single Force."""
+        term = next(force.term for force in self._forces if force.index == index)
+        y = torch.tensor(x, dtype=self.dtype, device=self.device).permute(2, 1, 0).contiguous()
+
+        def total(z: Tensor, *parameters: Tensor) -> Tensor:
+            named = dict(zip(self._parameters, parameters, strict=True))
+            return term.energy(Frame(z, self._pairs), named)
+
+        energy, slope = _plain(total, y, tuple(self._parameters.values()), True)
+        assert slope is not None
+        forces = -slope.permute(2, 1, 0)
+        return energy.double().cpu().numpy(), forces.double().cpu().numpy()
+
+    # -- copies --------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "xml": self._xml,
+            "dtype": self.dtype,
+            "device": str(self.device),
+            "compile": self._compiled is not None,
+            "force_groups": self.force_groups,
+            "memory": self.memory,
+            "parameters": self.global_parameters,
+            "agreement": self.agreement,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(  # type: ignore[misc]
+            openmm.XmlSerializer.deserialize(state["xml"]),
+            state["dtype"],
+            torch.device(state["device"]),
+            state["compile"],
+            state["force_groups"],
+            state["memory"],
+        )
+        for name, value in state["parameters"].items():
+            self.set_global_parameter(name, value)
+        self.agreement = state["agreement"]
+
+
+def _groups(force_groups: Iterable[int] | None) -> tuple[int, ...] | None:
+    if force_groups is None:
+        return None
+    groups = tuple(sorted(set(force_groups)))
+    if not groups or not all(isinstance(g, int) and 0 <= g <= 31 for g in groups):
+        raise ValueError(f"force_groups: expected integers from 0 to 31, got {force_groups!r}")
+    return groups
+
+
+def _slices(n: int, size: int) -> Iterator[slice]:
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
+def _plain(
+    total: Any, y: Tensor, parameters: tuple[Tensor, ...], with_forces: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Energies [B] and their derivative [3, N, B] by single operations."""
+    if not with_forces:
+        with torch.no_grad():
+            return total(y, *parameters), None
+    with torch.enable_grad():
+        y = y.detach().requires_grad_()
+        energy = total(y, *parameters)
+        if not energy.requires_grad:  # nothing depends on the positions
+            return energy, torch.zeros_like(y)
+        (slope,) = torch.autograd.grad(energy.sum(), y)
+    return energy.detach(), slope
+
+
+def settle_non_finite(energies: Tensor, forces: Tensor | None) -> int:
+    """Set non-finite rows to +inf and zero force, in place; return how many there are."""
+    finite = energies.isfinite()
+    if forces is not None:
+        finite = finite & forces.isfinite().flatten(1).all(dim=1)
+    count = int((~finite).sum())
+    if count:
+        energies[~finite] = torch.inf
+        if forces is not None:
+            forces[~finite] = 0.0
+    return count
+
+
+class _Energy(torch.autograd.Function):
+    """U(x), whose gradient is computed with it, block by block, and kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, potential: TorchPotential) -> Tensor:
+        energies, forces = potential.energy_and_forces(x)
+        ctx.save_for_backward(x, forces, energies.isfinite())
+        ctx.potential = potential
+        return energies
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        x, forces, finite = ctx.saved_tensors
+        # A non-finite row may well come with a gradient of inf or NaN: zero force, zero gradient.
+        weight = torch.where(finite, grad_outputs[0], 0.0)[:, None, None]
+        if not torch.is_grad_enabled():
+            return -weight * forces, None
+        # Higher derivatives were asked for: the same gradient, now with its graph.
+        rows = finite.nonzero().flatten()
+        kept = x.index_select(0, rows)
+        energy = ctx.potential.differentiable(kept)
+        if not energy.requires_grad:
+            return -weight * forces, None
+        (slope,) = torch.autograd.grad(energy.sum(), kept, create_graph=True)
+        return weight * torch.zeros_like(x).index_add(0, rows, slope), None
