@@ -100,6 +100,17 @@ class TestRoundTrips:
         assert torch.isfinite(log_det).all()
         torch.testing.assert_close(layer.place(u, like=x), x, rtol=0, atol=1e-12)
 
+    @pytest.mark.parametrize("name", MOLECULES)
+    def test_moving_is_placing(self, name):
+        layer, like = build(name), noisy(name, 32)
+        u = random_u(layer, 32, seed=2)
+        x = layer.from_pose(u, *random_pose(32, 7))
+        moved = layer.move(x, like=like)
+        torch.testing.assert_close(moved, layer.place(u, like=like), rtol=0, atol=1e-12)
+        torch.testing.assert_close(layer.move(like, like=like), like, rtol=0, atol=1e-12)
+        with pytest.raises(ValueError, match=r"like: expected shape \[B, "):
+            layer.move(x, like=like[:, 1:])
+
     def test_residues_of_a_protein(self):
         topology, positions = protein_piece()
         layer = InternalCoordinates.from_topology(topology, positions)

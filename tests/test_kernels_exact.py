@@ -61,7 +61,11 @@ def openmm_potential(tree):
 
 @pytest.fixture(scope="module")
 def flows(tree):
-    return {name: tree.flow(*choice) for name, choice in FLOWS.items()}
+    made = {name: tree.flow(*choice) for name, choice in FLOWS.items()}
+    for name in ("tsf-volume", "realnvp-plain"):
+        made[f"{name}-mixed"] = copy.deepcopy(made[name])
+        made[f"{name}-mixed"].conditioner_dtype = torch.float32
+    return made
 
 
 def exact_state(tree, potential, ladder, n_walkers, generator):
@@ -149,7 +153,7 @@ def test_flow_moves_are_exact(tree, potential, flows, name, move):
     assert float((new.x - state.x).abs().amax(dim=(2, 3)).gt(1e-4).double().mean()) > 0.05
 
 
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("name", [*FLOWS, "tsf-volume-mixed", "realnvp-plain-mixed"])
 @pytest.mark.parametrize("move", ["walk", "independence"])
 def test_steps_that_share_their_momenta_are_exact(tree, potential, flows, name, move):
     generator = torch.Generator().manual_seed(22)

@@ -208,7 +208,12 @@ class InternalCoordinates(nn.Module):
         ``relabel(x, labels(x))`` has labels 0, which is where the coordinates live.
         """
         self._check_x(x)
-        return self.labelling.of(self._measure(x)[3].T, self.branch_cuts)
+        columns = self.labelling.columns.flatten()
+        xt = x.permute(2, 1, 0)
+        atom, bonded, angle, partner = (xt[:, atoms] for atoms in self._rows[3:][columns].T)
+        torsions = x.new_zeros(len(x), len(self.branch_cuts))
+        torsions[:, columns] = dihedral(atom - bonded, bonded - angle, partner - angle).T
+        return self.labelling.of(torsions, self.branch_cuts)
 
     def relabel(self, x: Tensor, shift: Tensor) -> Tensor:
         """x [B, N, 3] with each group's hydrogens turned by shift [B, G] thirds."""
@@ -370,6 +375,20 @@ class InternalCoordinates(nn.Module):
         self._check_x(like, "like")
         x = self.from_pose(u, *self.pose(like))
         return self.relabel(x, (-self.labels(like)) % 3) if len(self.labelling) else x
+
+    def move(self, x: Tensor, like: Tensor) -> Tensor:
+        """Conformations x [B, N, 3] moved rigidly to the pose of `like`, and given its labels.
+
+        As ``place(u, like)`` with the coordinates u of x, to rounding.
+        """
+        self._check_x(x)
+        self._check_x(like, "like")
+        (own, origin), (rotation, translation) = self.pose(x), self.pose(like)
+        turn = own @ rotation.transpose(1, 2)
+        moved = (x - origin[:, None]) @ turn + translation[:, None]
+        if len(self.labelling):
+            moved = self.relabel(moved, (self.labels(x) - self.labels(like)) % 3)
+        return moved
 
     # ------------------------------------------------------------------ training only
 

@@ -139,10 +139,10 @@ class Labels(nn.Module):
 
     def turn(self, x: Tensor, shift: Tensor) -> Tensor:
         """Relabel x [B, N, 3]: atom i of a group takes the position of i + shift [B, G] (mod 3)."""
-        order = torch.arange(x.shape[1], device=x.device).expand(len(x), -1).clone()
-        for atoms, thirds in zip(self.atoms, shift.T, strict=True):
-            source = (torch.arange(3, device=x.device) + thirds[:, None]) % 3
-            order[:, atoms] = atoms[source]
+        order = torch.arange(x.shape[1], device=x.device).repeat(len(x), 1)
+        thirds = torch.arange(3, device=x.device)
+        source = self.atoms.expand(len(x), -1, -1).gather(2, (thirds + shift[:, :, None]) % 3)
+        order[:, self.atoms.flatten()] = source.flatten(1)
         return x.gather(1, order[:, :, None].expand(-1, -1, 3))
 
     def fold_cuts(self, cuts: Tensor, angles: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from openmm_tsf.coordinates.internal import InternalCoordinates
 from openmm_tsf.coordinates.symmetry import equivalent_hydrogens
 from openmm_tsf.coordinates.whitening import Whitening
 from openmm_tsf.flows.bijector import Chain
+from openmm_tsf.flows.coupling import set_conditioner_dtype
 from openmm_tsf.flows.files import FILE_FORMAT, read_flow_file, write_flow_file
 from openmm_tsf.units import as_temperature
 
@@ -57,9 +58,16 @@ class AugmentedFlow(nn.Module):
         Hash of the molecule the flow belongs to.
     seed
         Seed of the weights.
+    conditioner_dtype
+        Precision in which the couplings' networks are evaluated: torch.float32, which is
+        quicker, torch.float64, or None for the flow's own. The map is exactly invertible and has
+        the same Jacobian in any (see :class:`openmm_tsf.flows.coupling.AffineCoupling`); in
+        float32 the numbers depend on the size of the batch from the seventh digit on.
 
     Raises
     ------
+    TypeError
+        If `conditioner_dtype` is another.
     ValueError
         If a size does not fit.
     """
@@ -78,6 +86,7 @@ class AugmentedFlow(nn.Module):
         whitening: Whitening | None = None,
         fingerprint: str | None = None,
         seed: int = 0,
+        conditioner_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -99,6 +108,7 @@ class AugmentedFlow(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = Chain(self._couplings(n_blocks, tuple(hidden)))
+        self.conditioner_dtype = conditioner_dtype
         self.coordinates = coordinates
         self.whitening = whitening
         self.to(torch.float64)
@@ -119,6 +129,20 @@ class AugmentedFlow(nn.Module):
     def dtype(self) -> torch.dtype:
         """dtype of the parameters."""
         return next(self.network.parameters()).dtype
+
+    @property
+    def conditioner_dtype(self) -> torch.dtype | None:
+        """Precision in which the couplings' networks are evaluated; None for the flow's own."""
+        return self._conditioner_dtype
+
+    @conditioner_dtype.setter
+    def conditioner_dtype(self, dtype: torch.dtype | None) -> None:
+        if dtype not in (None, torch.float32, torch.float64):
+            raise TypeError(
+                f"conditioner_dtype: expected torch.float32, torch.float64 or None, got {dtype!r}"
+            )
+        self._conditioner_dtype = dtype
+        set_conditioner_dtype(self.network, dtype)
 
     @property
     def device(self) -> torch.device:
@@ -145,8 +169,7 @@ class AugmentedFlow(nn.Module):
         """Configurations x in the pose (and hydrogen labels) of `like`, both [B, *event]."""
         if self.coordinates is None:
             return x
-        u, _ = self.coordinates.inverse_and_log_det(x)
-        return self.coordinates.place(u, like=like)
+        return self.coordinates.move(x, like=like)
 
     def is_mirror_image(self, x: Tensor) -> Tensor:
         """Which x [B, *event] have a centre of the wrong handedness, [B] bool."""
@@ -260,6 +283,7 @@ class AugmentedFlow(nn.Module):
         coordinates: str = "volume",
         fold_methyls: bool = True,
         seed: int = 0,
+        conditioner_dtype: torch.dtype | None = None,
     ) -> Self:
         """A flow for the dataset's molecule with whitening fitted on its frames.
 
@@ -279,6 +303,8 @@ class AugmentedFlow(nn.Module):
             (only where the System really does not tell them apart).
         seed
             Seed of the weights.
+        conditioner_dtype
+            Precision of the couplings' networks.
         """
         molecule = dataset.molecule
         if molecule is None:
@@ -290,6 +316,7 @@ class AugmentedFlow(nn.Module):
                 hidden,
                 dataset.temperature,
                 seed=seed,
+                conditioner_dtype=conditioner_dtype,
             )
         layer = InternalCoordinates.from_topology(
             molecule.topology,
@@ -318,6 +345,7 @@ class AugmentedFlow(nn.Module):
             whitening,
             molecule.fingerprint,
             seed,
+            conditioner_dtype,
         )
 
     @staticmethod
@@ -326,13 +354,14 @@ class AugmentedFlow(nn.Module):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything needed to load the flow again (no pickled code), atomically."""
-        layer, whitening = self.coordinates, self.whitening
+        layer, whitening, precision = self.coordinates, self.whitening, self.conditioner_dtype
         content = {
             "format": FILE_FORMAT,
             "kind": self.kind,
             "n_coordinates": self.n_coordinates,
             "n_momenta": self.n_momenta,
             "sizes": self._sizes,
+            "conditioner_dtype": None if precision is None else str(precision).split(".")[-1],
             "reference_temperature": self.reference_temperature,
             "fingerprint": self.fingerprint,
             "coordinates": None if layer is None else layer.to_config(),
@@ -381,6 +410,8 @@ class AugmentedFlow(nn.Module):
             content["fingerprint"],
         )
         flow.load_state_dict(content["state_dict"])
+        precision = content.get("conditioner_dtype")  # files of earlier versions do not name it
+        flow.conditioner_dtype = None if precision is None else getattr(torch, precision)
         if molecule is not None and flow.coordinates is not None:
             reference = torch.tensor(molecule.positions, dtype=flow.dtype)[None]
             if bool(flow.is_mirror_image(reference).any()):

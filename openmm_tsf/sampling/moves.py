@@ -209,7 +209,8 @@ class _FlowMove:
         n = min(self.round_trip_walkers, len(x))
         start = iteration // self.round_trip_interval * n
         rows = (start + torch.arange(n)) % len(x)
-        x_back, momenta_back, log_det = self._forward(v[rows])
+        # All rows, as in a move: a product of a few rows may be rounded in another way.
+        x_back, momenta_back, log_det = (part[rows] for part in self._forward(v))
         x_back = self._place(x_back, x[rows])
         deviations = {
             "positions": (x_back - x[rows]).abs().max().item(),
@@ -222,7 +223,8 @@ class _FlowMove:
                     f"{self.name}: the flow's round trip D(D^-1(x)) misses the {what} by "
                     f"{deviation:.3g} at iteration {iteration} (tolerance "
                     f"{self.round_trip_tolerance:.3g}, flow in {self.flow.dtype}); the chain "
-                    "would be biased. Use flow.double(), or retrain the flow with weight decay"
+                    "would be biased. Use flow.double() and conditioner_dtype=None, or retrain the "
+                    "flow with weight decay"
                 )
 
 
