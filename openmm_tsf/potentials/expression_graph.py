@@ -176,7 +176,7 @@ class Graph:
         """The node of an operation or of a function of the language, simplified."""
         values = [self.value(a) for a in arguments]
         if operation == "square":
-            return self._integer_power(arguments[0], 2)
+            return self.apply("mul", arguments[0], arguments[0])
         if operation == "cube":
             return self._integer_power(arguments[0], 3)
         if operation == "select":
@@ -251,10 +251,16 @@ class Graph:
             return self._integer_power(self.apply("recip", base), -exponent)
         if exponent == 1:
             return base
+        if exponent == 2:
+            return self.apply("mul", base, base)
         if exponent % 2:
-            return self.apply("mul", self._integer_power(base, exponent - 1), base)
+            return self._product(self._integer_power(base, exponent - 1), base)
         half = self._integer_power(base, exponent // 2)
-        return self.apply("mul", half, half)
+        return self._product(half, half)
+
+    def _product(self, a: int, b: int) -> int:
+        """Unlike ``apply``: a power of 1/x or of √x stays one, as in Lepton."""
+        return self._node(("mul", a, b))
 
     def _select(self, condition: int, if_true: int, if_false: int) -> int:
         value = self.value(condition)
