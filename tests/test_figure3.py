@@ -42,13 +42,13 @@ TEMPERATURES = [300.0, 450.0, 600.0]
 EXAMPLE = Path(__file__).parent.parent / "examples" / "figure3.py"
 
 
-def sample(rng, shape, p=0.1):
+def sample(rng, shape, energy=(-60.0, -20.0, 20.0), p=0.1):
     phi = np.where(rng.random(shape) < p, 1.0, -1.5) + 0.3 * rng.normal(size=shape)
-    return phi, rng.uniform(-np.pi, np.pi, shape), rng.normal(-30.0, 10.0, shape)
+    return phi, rng.uniform(-np.pi, np.pi, shape), rng.normal(energy, 8.0, shape)
 
 
-def draws_of(rng, n, n_drawn=None):
-    return FlowDraws(*sample(rng, n), n_drawn or n, 0.2, 0.05, 0.01)
+def draws_of(rng, n, energy, n_drawn):
+    return FlowDraws(*sample(rng, n, energy), n_drawn, 0.2, 0.05, 0.01)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def reference():
 @pytest.fixture(scope="module")
 def draws():
     rng = np.random.default_rng(3)
-    return {300.0: draws_of(rng, 380, 400), 600.0: draws_of(rng, 400)}
+    return {300.0: draws_of(rng, 380, -60.0, 400), 600.0: draws_of(rng, 400, 20.0, 400)}
 
 
 def shown(figure):
@@ -230,7 +230,7 @@ def test_one_command(tmp_path, monkeypatch, molecule, capsys):
         ParallelTempering(molecule, flow, [300, 600], 4, potential=potential, seed=2) as sampler,
     ):
         sampler.set_positions(dataset.positions[::125][:8].reshape(4, 2, -1, 3))
-        sampler.run(30, tmp_path / "run", progress=False)
+        sampler.run(12, tmp_path / "run", progress=False)
     specification = importlib.util.spec_from_file_location("figure3_example", EXAMPLE)
     example = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(example)

@@ -292,6 +292,17 @@ def test_few_of_many_frames(tmp_path, molecule):
     assert monitor(run, max_frames=20)["frames_checked"] == {"300.00": 20, "600.00": 20}
 
 
+def test_frames_that_are_not_there(tmp_path, molecule):
+    positions = np.broadcast_to(molecule.positions, (4, 2, 2, molecule.n_atoms, 3))
+    run = write_molecule_run(tmp_path / "run", molecule, positions)
+    (run.path / "T300.00K.dcd").unlink()
+    with open(run.path / "T600.00K.dcd", "r+b") as file:  # its frames are not written yet
+        file.truncate(276)
+    found = monitor(run)
+    assert found["frames_checked"] == {"300.00": 0, "600.00": 0}
+    assert found["wrong_handedness"]["frames"] == {}
+
+
 class Mirroring:
     """A flow that proposes the mirror image of every other draw, once it is told to.
 
@@ -348,7 +359,9 @@ def test_mirror_images_are_all_counted_and_none_is_taken(tmp_path, molecule):
     assert run.segments.mirror_images == flow.n_mirrored
     assert totals["flow_walk"].accepted.min() > 10  # and the others are taken as before
     found = monitor(run, basins={})
-    assert found["proposals"]["mirror_images"] == flow.n_mirrored
+    proposals = found["proposals"]
+    assert proposals["mirror_images"] == flow.n_mirrored
+    assert 0 <= (proposals["outside_domain"] or 0) <= proposals["rejected_non_finite"]
     assert found["wrong_handedness"]["frames"] == {"300.00": 0, "600.00": 0}
     assert found["frames_checked"] == {"300.00": 48, "600.00": 48}
     centres = tetrahedral_centres(run.topology, molecule.positions)

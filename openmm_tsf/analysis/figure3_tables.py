@@ -38,8 +38,8 @@ def caption(run: Run, draws: Mapping[float, FlowDraws], reference: Reference | N
     moves = _moves(choices.get("kernels", []))
     n = run.n_iterations * run.n_walkers
     sampler = (
-        f"{SAMPLER}, {run.n_walkers} walkers on rungs of {rungs} K{moves}, every one of "
-        f"{run.n_iterations:,} saved iterations after burn-in: {n:,} correlated frames per "
+        f"{SAMPLER}, {run.n_walkers} walkers on rungs of {rungs} K{moves}, all "
+        f"{run.n_iterations:,} saved iterations: {n:,} correlated frames per "
         "temperature"
     )
     highest = energy_edges(samples)[-1]
