@@ -15,7 +15,7 @@ from openmm_tsf.potentials.custom_pair_terms import (
 )
 from openmm_tsf.potentials.custom_term import CustomTerm, evaluate, total
 from openmm_tsf.potentials.expressions import Expression
-from openmm_tsf.potentials.pair_list import PairList, all_but
+from openmm_tsf.potentials.pair_list import OrderedPairs, PairList, all_but
 from openmm_tsf.potentials.terms import NotCovered
 
 _SINGLE = openmm.CustomGBForce.SingleParticle
@@ -24,10 +24,18 @@ _PAIR_NO_EXCLUSIONS = openmm.CustomGBForce.ParticlePairNoExclusions
 
 
 @dataclass(frozen=True)
-class _Stage:
-    """A computed value (named) or an energy term; `pairs` is None if it is of single atoms."""
+class _Value:
+    """A computed value; `pairs` is None if it is of single atoms."""
 
     name: str
+    expression: Expression
+    pairs: OrderedPairs | None
+
+
+@dataclass(frozen=True)
+class _Energy:
+    """An energy term; `pairs` is None if it is of single atoms."""
+
     expression: Expression
     pairs: PairList | None
 
@@ -55,23 +63,24 @@ class CustomGBTerm(CustomTerm):
         self.n_atoms = n_atoms
         values = [force.getComputedValueParameters(i) for i in range(force.getNumComputedValues())]
         energies = [force.getEnergyTermParameters(i) for i in range(force.getNumEnergyTerms())]
-        ordered = {kind for _, _, kind in values}
-        used = ordered | {kind for _, kind in energies}
-        excluded = {_PAIR: exclusions(force), _PAIR_NO_EXCLUSIONS: set()}
-        lists = {
-            kind: PairList(*all_but(excluded[kind], n_atoms), pairs, ordered=kind in ordered)
-            for kind in (_PAIR, _PAIR_NO_EXCLUSIONS)
-            if kind in used
+        excluded = {_PAIR: exclusions(force), _PAIR_NO_EXCLUSIONS: set[tuple[int, int]]()}
+        ordered = {
+            kind: OrderedPairs(excluded[kind], pairs)
+            for kind in {kind for _, _, kind in values} - {_SINGLE}
         }
-        self.lists = nn.ModuleList(lists.values())
-        self.values: list[_Stage] = []
+        unordered = {
+            kind: PairList(*all_but(excluded[kind], n_atoms), pairs)
+            for kind in {kind for _, kind in energies} - {_SINGLE}
+        }
+        self.lists = nn.ModuleList([*ordered.values(), *unordered.values()])
+        self.values: list[_Value] = []
         per_atom = list(names)
         for name, text, kind in values:
             expression = self.parse(force, text, _variables(per_atom, kind))
-            self.values.append(_Stage(name, expression, lists.get(kind)))
+            self.values.append(_Value(name, expression, ordered.get(kind)))
             per_atom.append(name)
         self.terms = [
-            _Stage("", self.parse(force, text, _variables(per_atom, kind)), lists.get(kind))
+            _Energy(self.parse(force, text, _variables(per_atom, kind)), unordered.get(kind))
             for text, kind in energies
         ]
 
@@ -80,23 +89,24 @@ class CustomGBTerm(CustomTerm):
         x = frame.x
         atoms = self.own_values()
         place = dict(zip("xyz", x.unbind(0), strict=True))
-        for stage in self.values:
-            if stage.pairs is None:
-                value = evaluate(stage.expression, x, parameters, place, atoms)
-                atoms[stage.name] = value.expand(self.n_atoms, value.shape[-1] if value.ndim else 1)
+        for value in self.values:
+            if value.pairs is None:
+                result = evaluate(value.expression, x, parameters, place, atoms)
+                result = result.expand(self.n_atoms, result.shape[-1] if result.ndim else 1)
             else:
-                local = pair_values(stage.expression, stage.pairs, atoms, frame, ordered=True)
-                terms = evaluate(stage.expression, x, parameters, local)
-                atoms[stage.name] = stage.pairs.sum_over_second(terms)
+                local = pair_values(value.expression, value.pairs, atoms, frame)
+                terms = evaluate(value.expression, x, parameters, local)
+                result = value.pairs.sum_over_partners(terms)
+            atoms[value.name] = result
         energy = x.new_zeros(x.shape[-1])
-        for stage in self.terms:
-            if stage.pairs is None:
-                terms = evaluate(stage.expression, x, parameters, place, atoms)
+        for term in self.terms:
+            if term.pairs is None:
+                terms = evaluate(term.expression, x, parameters, place, atoms)
                 energy = energy + total(terms, self.n_atoms, x)
             else:
-                local = pair_values(stage.expression, stage.pairs, atoms, frame)
-                terms = evaluate(stage.expression, x, parameters, local)
-                energy = energy + total(terms, stage.pairs.n_pairs, x)
+                local = pair_values(term.expression, term.pairs, atoms, frame)
+                terms = evaluate(term.expression, x, parameters, local)
+                energy = energy + total(terms, term.pairs.shape[0], x)
         return energy
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from openmm_tsf.potentials.batch_geometry import AllPairs, Frame
 from openmm_tsf.potentials.custom_term import CustomTerm, evaluate, total
 from openmm_tsf.potentials.expressions import Expression
-from openmm_tsf.potentials.pair_list import PairList, all_but
+from openmm_tsf.potentials.pair_list import OrderedPairs, PairList, all_but
 from openmm_tsf.potentials.terms import NotCovered
 
 
@@ -40,10 +40,11 @@ class CustomNonbondedTerm(CustomTerm):
         known = ["r", *(f"{name}{k}" for name in per_atom for k in (1, 2))]
         self.expression = self.parse(force, force.getEnergyFunction(), known)
         self.pairs = PairList(*_interactions(force, n_atoms), pairs)
+        (self.n_pairs,) = self.pairs.shape
 
     def energy(self, frame: Frame, parameters: Mapping[str, Tensor]) -> Tensor:
         """Energies [B] in kJ/mol."""
-        if self.pairs.n_pairs == 0:
+        if self.n_pairs == 0:
             return frame.x.new_zeros(frame.x.shape[-1])
         own = self.own_values()
         atoms = dict(own)
@@ -51,27 +52,23 @@ class CustomNonbondedTerm(CustomTerm):
             value = evaluate(expression, frame.x, parameters, own)
             atoms[name] = value.expand(self.n_atoms, 1)
         local = pair_values(self.expression, self.pairs, atoms, frame)
-        return total(
-            evaluate(self.expression, frame.x, parameters, local), self.pairs.n_pairs, frame.x
-        )
+        return total(evaluate(self.expression, frame.x, parameters, local), self.n_pairs, frame.x)
 
 
 def pair_values(
     expression: Expression,
-    pair_list: PairList,
+    pairs: PairList | OrderedPairs,
     atoms: Mapping[str, Tensor],
     frame: Frame,
-    *,
-    ordered: bool = False,
 ) -> dict[str, Tensor]:
     """What an expression needs of pairs: r, and the atoms' values [N, B] as name1 and name2."""
     local = {}
     if "r" in expression.variables:
-        local["r"] = pair_list.distances(frame)
+        local["r"] = pairs.distances(frame)
     for name, value in atoms.items():
         for particle in (1, 2):
             if f"{name}{particle}" in expression.variables:
-                local[f"{name}{particle}"] = pair_list.select(value, particle, ordered=ordered)
+                local[f"{name}{particle}"] = pairs.select(value, particle)
     return local
 
 
