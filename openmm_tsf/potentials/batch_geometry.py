@@ -308,6 +308,12 @@ class AllPairs(nn.Module):
         low, high = torch.minimum(i, j), torch.maximum(i, j)
         return low * (2 * self.n_atoms - low - 1) // 2 + high - low - 1
 
+    def rows_of_dense(self) -> Tensor:
+        """Row numbers [N, N] of all ordered pairs; one past the last row on the diagonal."""
+        i, j = torch.meshgrid(*[torch.arange(self.n_atoms)] * 2, indexing="ij")
+        past = self.n_atoms * (self.n_atoms - 1) // 2
+        return torch.where(i == j, past, self.number(i, j))
+
     def forward(self, x: Tensor) -> Tensor:
         """Distances [P, B] of positions [3, N, B], pairs i < j."""
         return norm(self.difference(x))

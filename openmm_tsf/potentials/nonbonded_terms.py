@@ -1,13 +1,14 @@
 """Coulomb, Lennard-Jones and OpenMM's built-in generalised Born model, without cutoffs."""
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 import openmm
 import torch
 from openmm import unit
 from torch import Tensor
 
-from openmm_tsf.potentials.batch_geometry import AllPairs, Frame, Gather
+from openmm_tsf.potentials.batch_geometry import AllPairs, Frame
 from openmm_tsf.potentials.terms import NotCovered, Term
 
 #: 1 / (4 pi epsilon_0) in kJ nm / (mol e^2): OpenMM's value, SimTKOpenMMRealType.h.
@@ -16,12 +17,6 @@ COULOMB = 138.93545764438198
 
 class NonbondedTerm(Term):
     """Coulomb and Lennard-Jones over all pairs, exceptions and parameter offsets included."""
-
-    rows: Tensor
-    charge: Tensor
-    sigma: Tensor
-    epsilon: Tensor
-    is_exception: Tensor
 
     def __init__(self, force: openmm.NonbondedForce, n_atoms: int, pairs: AllPairs) -> None:
         super().__init__()
@@ -63,26 +58,27 @@ class NonbondedTerm(Term):
             name, which, *scales = force.getExceptionParameterOffset(index)
             exception_offsets[names.index(name), :, row_of[which]] += _plain(scales)
 
-        # Pairs that never interact are left out.
-        silent = (exceptions[0] == 0) & (exceptions[2] == 0)
-        silent &= (exception_offsets == 0).all(dim=0).all(dim=0)
-        rows = (~(is_exception & silent)).nonzero().flatten()
         self.parameter_names = tuple(names)
         self.has_offsets = bool(particle_offsets.any() or exception_offsets.any())
-        self.rows_of_pairs = Gather(rows, n_pairs)
-        self.register_buffer("is_exception", is_exception[rows, None])
-        self.register_buffer("first", first[rows])
-        self.register_buffer("second", second[rows])
-        self.register_buffer("particles", particles)
-        self.register_buffer("particle_offsets", particle_offsets)
-        self.register_buffer("exceptions", exceptions[:, rows, None])
-        self.register_buffer("exception_offsets", exception_offsets[:, :, rows, None])
-        constant = self._pair_parameters(particles, self.exceptions)
+        for name, value in {
+            "rows": pairs.rows_of_dense(),
+            "first": first,
+            "second": second,
+            "is_exception": is_exception[:, None],
+            "particles": particles,
+            "particle_offsets": particle_offsets,
+            "exceptions": exceptions[:, :, None],
+            "exception_offsets": exception_offsets[:, :, :, None],
+        }.items():
+            self.register_buffer(name, value)
+        constant = self._coefficients(self.particles, self.exceptions)
         for name, value in zip(("coulomb", "twelve", "six"), constant, strict=True):
             self.register_buffer(name, value)
 
+    rows: Tensor
     first: Tensor
     second: Tensor
+    is_exception: Tensor
     particles: Tensor
     particle_offsets: Tensor
     exceptions: Tensor
@@ -91,30 +87,59 @@ class NonbondedTerm(Term):
     twelve: Tensor
     six: Tensor
 
-    def _pair_parameters(
-        self, particles: Tensor, exceptions: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Coefficients [P, 1] of 1/r, 1/r^12 and -1/r^6 (Lorentz-Berthelot)."""
+    def _coefficients(self, particles: Tensor, exceptions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Coefficients [N, N, 1] of 1/r, 1/r^12 and -1/r^6 (Lorentz-Berthelot), half for each
+        order of a pair."""
         one, two = particles[:, self.first, None], particles[:, self.second, None]
         qq = torch.where(self.is_exception, exceptions[0], one[0] * two[0])
         sigma = torch.where(self.is_exception, exceptions[1], 0.5 * (one[1] + two[1]))
         epsilon = torch.where(self.is_exception, exceptions[2], (one[2] * two[2]).sqrt())
         six = 4 * epsilon * sigma**6
-        return COULOMB * qq, six * sigma**6, six
+        table = 0.5 * torch.stack([COULOMB * qq, six * sigma**6, six])
+        # One more row of zeros, for the diagonal.
+        padded = torch.cat([table, torch.zeros_like(table[:, :1])], dim=1)
+        coulomb, twelve, six = padded[:, self.rows]
+        return coulomb, twelve, six
 
     def energy(self, frame: Frame, parameters: Mapping[str, Tensor]) -> Tensor:
         """Energies [B] in kJ/mol."""
-        coulomb, twelve, six = self.coulomb, self.twelve, self.six
+        coefficients = self.coulomb, self.twelve, self.six
         if self.has_offsets:
             particles, exceptions = self.particles, self.exceptions
             for index, name in enumerate(self.parameter_names):
                 particles = particles + parameters[name] * self.particle_offsets[index]
                 exceptions = exceptions + parameters[name] * self.exception_offsets[index]
-            coulomb, twelve, six = self._pair_parameters(particles, exceptions)
-        inverse = 1 / self.rows_of_pairs(frame.distances)
-        square = inverse * inverse
-        sixth = square * square * square
-        return (coulomb * inverse + (twelve * sixth - six) * sixth).sum(dim=0)
+            coefficients = self._coefficients(particles, exceptions)
+        return cast(Tensor, _CoulombLennardJones.apply(frame.dense_distances, *coefficients))
+
+
+class _CoulombLennardJones(torch.autograd.Function):
+    """Sums [B] over pairs [N, N, B]; the derivative in closed form, differentiable in turn."""
+
+    @staticmethod
+    def forward(ctx: Any, r: Tensor, coulomb: Tensor, twelve: Tensor, six: Tensor) -> Tensor:
+        ctx.save_for_backward(r, coulomb, twelve, six)
+        inverse = 1 / r
+        sixth = _sixth_power(inverse)
+        return _sum_pairs(coulomb * inverse + (twelve * sixth - six) * sixth)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        r, coulomb, twelve, six = ctx.saved_tensors
+        inverse = 1 / r
+        sixth = _sixth_power(inverse)
+        slope = coulomb * inverse + (12 * twelve * sixth - 6 * six) * sixth
+        return -grads[0] * slope * inverse, None, None, None
+
+
+def _sixth_power(x: Tensor) -> Tensor:
+    square = x * x
+    return square * square * square
+
+
+def _sum_pairs(values: Tensor) -> Tensor:
+    """Sums [B] of [N, N, B]."""
+    return values.flatten(0, 1).sum(dim=0)
 
 
 def _plain(quantities: list[object]) -> Tensor:
@@ -143,67 +168,113 @@ class GBSAOBCTerm(Term):
             [r.value_in_unit(unit.nanometer) for _, r, _ in rows], dtype=torch.float64
         )
         scale = torch.tensor([s for _, _, s in rows], dtype=torch.float64)
-        offset_radius = radius - 0.009
-        first, second = pairs.difference.first, pairs.difference.second
-        i, j = (~torch.eye(n_atoms, dtype=torch.bool)).nonzero().T  # ordered pairs, by i
-        self.n_atoms = n_atoms
-        self.ordered = Gather(pairs.number(i, j), len(first))
-        self.first = Gather(first, n_atoms)
-        self.second = Gather(second, n_atoms)
+        own = radius - 0.009
+        other = scale * own
         inverse = 1 / force.getSoluteDielectric() - 1 / force.getSolventDielectric()
-        surface = force.getSurfaceAreaEnergy().value_in_unit(
+        gamma = force.getSurfaceAreaEnergy().value_in_unit(
             unit.kilojoule_per_mole / unit.nanometer**2
         )
         for name, value in {
-            "radius": radius,
-            "offset_radius": offset_radius,
-            "own": offset_radius[i],
-            "other": (scale * offset_radius)[j],
-            "charges": -COULOMB * inverse * charge[first] * charge[second],
-            "self_charge": -0.5 * COULOMB * inverse * charge * charge,
-            # 4 pi gamma (r + probe)^2 r^6, to be divided by B^6; no radius, no surface.
-            "surface": 4 * torch.pi * surface * (radius + 0.14) ** 2 * radius**6,
+            "inverse_radius": 1 / radius,
+            "own": own,
+            "other": other,
+            # 4 pi gamma (r + probe)^2 r^6, to be divided by B^6.
+            "surface": 4 * torch.pi * gamma * (radius + 0.14) ** 2 * radius**6,
         }.items():
             self.register_buffer(name, value[:, None])
+        # Half for each order of a pair, which is what an atom has with itself, too.
+        charges = -0.5 * COULOMB * inverse * charge[:, None] * charge
+        self.register_buffer("charges", charges[:, :, None])
+        # What the diagonal of the pair distances, which is 1, adds to an atom's sum.
+        itself = _overlap(torch.ones(n_atoms, 1, dtype=torch.float64), self.own, self.other)
+        self.register_buffer("itself", itself)
 
-    radius: Tensor
-    offset_radius: Tensor
+    inverse_radius: Tensor
     own: Tensor
     other: Tensor
     charges: Tensor
-    self_charge: Tensor
     surface: Tensor
+    itself: Tensor
 
     def born_radii(self, frame: Frame) -> Tensor:
         """Born radii [N, B] in nm."""
-        r = self.ordered(frame.distances)
-        upper = r + self.other
-        difference = r - self.other
-        lower = torch.maximum(self.own, difference.abs())
-        low, up = 1 / lower, 1 / upper
-        inverse = 1 / r
-        low2, up2 = low * low, up * up
-        term = (
-            low
-            - up
-            + 0.25 * (up2 - low2) * (r - self.other * self.other * inverse)
-            + 0.5 * inverse * (lower / upper).log()
-        )
-        term = torch.where(self.own < -difference, term + 2 * (1 / self.own - low), term)
-        term = torch.where(self.own < upper, term, 0.0)
-        total = term.unflatten(0, (self.n_atoms, -1)).sum(dim=1)
-        psi = 0.5 * self.offset_radius * total
+        overlaps = _Overlaps.apply(frame.dense_distances, self.own[:, None], self.other[None])
+        psi = 0.5 * self.own * (overlaps - self.itself)
         tanh = torch.tanh(psi * (1.0 + psi * (-0.8 + psi * 4.85)))
-        return 1 / (1 / self.offset_radius - tanh / self.radius)
+        return 1 / (1 / self.own - tanh * self.inverse_radius)
 
     def energy(self, frame: Frame, parameters: Mapping[str, Tensor]) -> Tensor:
         """Energies [B] in kJ/mol."""
         born = self.born_radii(frame)
-        inverse = 1 / born
-        third = inverse * inverse * inverse
-        alone = self.self_charge * inverse + self.surface * third * third
-        one, two = self.first(born), self.second(born)
-        product = one * two
-        square = frame.distances * frame.distances
+        surface = (self.surface * _sixth_power(1 / born)).sum(dim=0)
+        off_diagonal = frame.pairs.off_diagonal
+        polar = _Polarisation.apply(frame.dense_distances, born, self.charges, off_diagonal)
+        return cast(Tensor, polar) + surface
+
+
+def _bounds(r: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverse bounds of the integral over an atom's sphere; equal where it lies inside `own`."""
+    return 1 / torch.maximum(own, (r - other).abs()), 1 / torch.maximum(own, r + other)
+
+
+def _overlap(r: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    """Integral of 1/r^4 over the sphere of radius `other` at r, outside the one of radius `own`
+    (Hawkins, Cramer, Truhlar 1995), times 2 / pi."""
+    low, up = _bounds(r, own, other)
+    inverse = 1 / r
+    # The last term is there if the other sphere swallows `own`; otherwise it is 0.
+    return (
+        (low - up) * (1 - 0.25 * (up + low) * (r - other * other * inverse))
+        + 0.5 * inverse * (up / low).log()
+        + 2 * (1 / own - 1 / torch.maximum(own, other - r))
+    )
+
+
+class _Overlaps(torch.autograd.Function):
+    """Sums [N, B] of overlaps over each atom's partners, from distances [N, N, B].
+
+    Where the bounds depend on r, what they add to the derivative cancels.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, r: Tensor, own: Tensor, other: Tensor) -> Tensor:
+        ctx.save_for_backward(r, own, other)
+        return _overlap(r, own, other).sum(dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        r, own, other = ctx.saved_tensors
+        low, up = _bounds(r, own, other)
+        inverse = 1 / (r * r)
+        slope = 0.25 * (up - low) * (up + low) * (1 + other * other * inverse)
+        slope = slope - 0.5 * inverse * (up / low).log()
+        return grads[0][:, None] * slope, None, None
+
+
+class _Polarisation(torch.autograd.Function):
+    """Still's energy, sums [B] over pairs [N, N, B], the atoms themselves on the diagonal."""
+
+    @staticmethod
+    def forward(ctx: Any, r: Tensor, born: Tensor, charges: Tensor, off_diagonal: Tensor) -> Tensor:
+        ctx.save_for_backward(r, born, charges, off_diagonal)
+        square = r * r * off_diagonal
+        product = born[:, None] * born[None]
         reach = square + product * torch.exp(-0.25 * square / product)
-        return (self.charges * torch.rsqrt(reach)).sum(dim=0) + alone.sum(dim=0)
+        return _sum_pairs(charges * reach.rsqrt())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        r, born, charges, off_diagonal = ctx.saved_tensors
+        square = r * r * off_diagonal
+        product = born[:, None] * born[None]
+        quarter = 0.25 * square / product
+        damping = torch.exp(-quarter)
+        inverse = (square + product * damping).rsqrt()
+        share = grads[0] * charges * (inverse * inverse * inverse)
+        per_product = share * damping * (1 + quarter)
+        return (
+            share * (0.25 * damping - 1) * r * off_diagonal,
+            -(per_product * born[None]).sum(dim=1),
+            None,
+            None,
+        )
