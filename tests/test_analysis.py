@@ -496,6 +496,14 @@ def test_summary(tmp_path):
     assert summary["energy_kJ_mol"]["600.00"]["mean"] == pytest.approx(energy[:, :, 2].mean())
     # Independent energies: about as many effective samples as there are.
     assert 60 < summary["energy_kJ_mol"]["600.00"]["n_eff"] <= 241
+    assert own["r_hat"] == pytest.approx(run.r_hat("phi", 424.26))
+    assert 0.9 < summary["energy_kJ_mol"]["300.00"]["r_hat"] < 1.2
+    capacity = summary["heat_capacity_kJ_mol_K"]["300.00"]
+    assert capacity["value"] == pytest.approx(energy[:, :, 0].var() / (KB * 300**2))
+    assert summary["replica_relaxation"] == {"second_eigenvalue": 1.0, "iterations": None}
+    for check in summary["ensemble_check"].values():
+        assert check.keys() == {"300.00-424.26", "424.26-600.00"}
+        assert all(abs(pair["z"]) < 4 for pair in check.values())
     delta = summary["delta_F_phi_kT"]["300.00"]
     assert abs(delta["mbar_value"] - GAP * BETAS[0]) < 4 * delta["mbar_stderr"]
     assert summary["acceptance"]["local"] == {"300.00": 0.2, "424.26": 0.2, "600.00": 0.2}
