@@ -239,6 +239,8 @@ class Graph:
                 return a
             if vb == 0.5:
                 return self.apply("sqrt", a)
+            if vb == 2.0:
+                return self.apply("mul", a, a)
             if vb is not None and vb == int(vb if math.isfinite(vb) else 0) and abs(vb) < 2**31:
                 return self._integer_power(a, int(vb))
         return None
@@ -251,8 +253,6 @@ class Graph:
             return self._integer_power(self.apply("recip", base), -exponent)
         if exponent == 1:
             return base
-        if exponent == 2:
-            return self.apply("mul", base, base)
         if exponent % 2:
             return self._product(self._integer_power(base, exponent - 1), base)
         half = self._integer_power(base, exponent // 2)
