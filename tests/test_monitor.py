@@ -77,7 +77,9 @@ def test_a_healthy_run_has_no_warnings(tmp_path):
     assert abs(cold["crossings"] - expected) < 4 * np.sqrt(expected)
     shares = [found["basins"][name]["300.00"]["p"] for name in found["basins"]]
     assert sum(shares) == pytest.approx(1.0)
-    json.dumps(found)
+    summary = json.loads(json.dumps(run.summary(), allow_nan=False))
+    assert summary["monitor"]["warnings"] == []
+    assert summary["monitor"]["basins"].keys() == found["basins"].keys()
 
 
 @pytest.mark.parametrize("with_reference", [True, False])

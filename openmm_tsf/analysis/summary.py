@@ -13,6 +13,7 @@ import numpy as np
 
 from openmm_tsf.analysis.ensemble import Check
 from openmm_tsf.analysis.errors import MeanEstimate
+from openmm_tsf.analysis.monitor import monitor
 from openmm_tsf.analysis.reference import Agreement, Comparison, Reference, compare
 from openmm_tsf.analysis.run import Run
 
@@ -28,7 +29,8 @@ def summarize(
     these names in ``config.json``; what stands there under ``sampling`` (tuning, earlier rounds) is
     added to production's. ``phi_positive`` and ``delta_F_phi_kT`` are there where the run recorded
     a φ; ``dihedral_positive`` has every named dihedral. ``seed`` is the one that the user chose
-    (``choices.seed``) where the sampler's own was derived from it.
+    (``choices.seed``) where the sampler's own was derived from it. ``monitor``: see
+    `openmm_tsf.analysis.monitor`, with its warnings in words.
     """
     segments = run.segments
     before = run.config if costs is None else costs
@@ -66,6 +68,7 @@ def summarize(
         result["efficiency"] = _efficiency(run, trips)
         if reference is not None:
             result["comparison"] = _comparison(compare(run, reference))
+    result["monitor"] = monitor(run, reference)
     numbers: dict[str, Any] = plain(result)
     return numbers
 
