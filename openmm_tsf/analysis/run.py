@@ -17,7 +17,7 @@ from openmm_tsf.analysis.ensemble import (
 )
 from openmm_tsf.analysis.errors import MeanEstimate, estimate_mean
 from openmm_tsf.analysis.free_energy import Mbar
-from openmm_tsf.analysis.run_files import TOLERANCE_K, RunFiles
+from openmm_tsf.analysis.run_files import RunFiles
 from openmm_tsf.analysis.thermodynamics import (
     PROFILE_BINS,
     Profile,
@@ -26,7 +26,6 @@ from openmm_tsf.analysis.thermodynamics import (
     thermodynamics,
 )
 from openmm_tsf.mixing import Relaxation, mixing_matrix, relaxation, round_trips, split_r_hat
-from openmm_tsf.units import as_temperature
 
 if TYPE_CHECKING:
     from openmm_tsf.analysis.reference import Reference
@@ -146,7 +145,7 @@ class Run(RunFiles):
                     f"indicator: expected {n * self.n_walkers} values, got shape {answer.shape}"
                 )
             inside[:, :, rung] = answer.reshape(n, self.n_walkers)
-        return self._state_free_energy(inside, beta)
+        return self.mbar(n).at(beta).free_energy(inside)
 
     def free_energy_positive(self, name: str, temperature: Any) -> tuple[float, float]:
         """-ln[P(dihedral > 0)/P(dihedral < 0)] in kT by MBAR over all rungs, and its error.
@@ -154,10 +153,7 @@ class Run(RunFiles):
         As `free_energy_difference`, from the recorded dihedrals: no trajectory is read.
         """
         self._require_data()
-        return self._state_free_energy(self._dihedrals(name) > 0, self._beta(temperature))
-
-    def _state_free_energy(self, inside: npt.NDArray[np.bool_], beta: float) -> tuple[float, float]:
-        return self.mbar(len(inside)).at(beta).free_energy(inside)
+        return self.mbar().at(self._beta(temperature)).free_energy(self._dihedrals(name) > 0)
 
     def mbar(self, n_iterations: int | None = None) -> Mbar:
         """The samples of all rungs with their free energies, of the first iterations or of all."""
@@ -273,16 +269,6 @@ class Run(RunFiles):
         if name == "energy":
             return split_r_hat(self.energies(temperature))
         return split_r_hat(self.dihedral(name, temperature) > 0)
-
-    def _beta(self, temperature: Any) -> float:
-        kelvin = as_temperature(temperature)
-        low, high = self.temperatures[0] - TOLERANCE_K, self.temperatures[-1] + TOLERANCE_K
-        if not low <= kelvin <= high:
-            raise ValueError(
-                f"temperature: expected one within {self.temperatures[0]:.2f} to "
-                f"{self.temperatures[-1]:.2f} K, got {kelvin:g} K"
-            )
-        return 1.0 / (self.boltzmann_constant * kelvin)
 
     # ------------------------------------------------------------- exchanges
 

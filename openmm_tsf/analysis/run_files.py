@@ -65,6 +65,16 @@ class RunFiles:
             raise ValueError(f"temperature: this run has rungs at {rungs} K, got {kelvin:g} K")
         return nearest
 
+    def _beta(self, temperature: Any) -> float:
+        kelvin = as_temperature(temperature)
+        low, high = self.temperatures[0] - TOLERANCE_K, self.temperatures[-1] + TOLERANCE_K
+        if not low <= kelvin <= high:
+            raise ValueError(
+                f"temperature: expected one within {self.temperatures[0]:.2f} to "
+                f"{self.temperatures[-1]:.2f} K, got {kelvin:g} K"
+            )
+        return 1.0 / (self.boltzmann_constant * kelvin)
+
     def _require_data(self) -> None:
         if self.n_iterations == 0:
             raise ValueError(f"{self.path / 'segments'}: no complete segment yet")
