@@ -186,6 +186,8 @@ def test_random_expressions(seed):
         for a, b in ((energies, ours[0]), (gradients, ours[1])):
             # Rounding is magnified where terms of the whole's size cancel, and near poles.
             known = np.isfinite(a) & (np.abs(a) < 1e6) & finite.reshape(-1, *[1] * (a.ndim - 1))
+            if "min(" in text or "max(" in text:
+                known &= ~np.isnan(b)  # min(NaN, 1) is the processor's choice in OpenMM
             np.testing.assert_allclose(b[known], a[known], rtol=1e-10, atol=1e-11, err_msg=text)
             compared += known.sum()
     assert compared > 500
@@ -331,6 +333,8 @@ def test_variables_and_missing_values():
 
 
 def test_constants_dtypes_and_broadcasting():
+    assert Expression("cube(2)+square(3)")({}).item() == 17.0
+    assert Expression("atan2(cube(2),x)").n_operations == 1
     assert Expression("2^0.5")({}).dtype == torch.float64
     assert Expression("2^0.5")({"x": torch.ones(3)}).dtype == torch.float32
     for text in ("select(x,1,2)+y", "atan2(x,0.5)+min(1,y)", "x^2+3*y", "step(x)*floor(y)"):

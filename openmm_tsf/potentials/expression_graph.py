@@ -35,7 +35,8 @@ def _ceil(x: Tensor) -> Tensor:
 
 
 # The derivatives of abs, min and max at ties are Lepton's: |x|' = 1 at 0; for x = y the second
-# argument's in min(x, y) and the first's in max(x, y). torch's own average them.
+# argument's in min(x, y) and the first's in max(x, y). torch's own average them. A NaN as first
+# argument stays NaN; in OpenMM that depends on the platform and the processor.
 def _abs(x: Tensor) -> Tensor:
     return torch.where(x >= 0, x, -x)
 
@@ -260,7 +261,8 @@ class Graph:
 
     def _product(self, a: int, b: int) -> int:
         """Unlike ``apply``: a power of 1/x or of √x stays one, as in Lepton."""
-        return self._node(("mul", a, b))
+        both = self.value(a) is not None and self.value(b) is not None
+        return self.apply("mul", a, b) if both else self._node(("mul", a, b))
 
     def _select(self, condition: int, if_true: int, if_false: int) -> int:
         value = self.value(condition)
