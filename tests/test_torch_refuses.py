@@ -63,7 +63,9 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_forces(name: str) -> None:
     force = getattr(openmm, name)(*ARGUMENTS.get(name, ()))
-    with pytest.raises(ValueError, match=name):
+    # The last can not even be serialized, which OpenMM says.
+    error = openmm.OpenMMException if name == "RPMDMonteCarloBarostat" else ValueError
+    with pytest.raises((ValueError, error), match=name):
         TorchPotential.from_system(system_of(force))
 
 
@@ -297,7 +299,7 @@ def test_covered_or_refused(name: str) -> None:
     else:
         refusal = ""
     if refusal:
-        assert "Force" in refusal or "constraint" in refusal
+        assert "Force" in refusal or "constraint" in refusal or "Function" in refusal
         return
     x = cluster()
     if name == "no direct space":
