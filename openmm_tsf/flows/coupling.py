@@ -94,7 +94,7 @@ class AffineCoupling(nn.Module):
         for layer in self.net:
             if isinstance(layer, nn.Linear):
                 weight, bias = layer.weight.to(dtype), layer.bias.to(dtype)
-                hidden = torch.addmm(bias[:, None], weight, hidden)
+                hidden = torch.mm(weight, hidden).add_(bias[:, None])
             else:
                 hidden = layer(hidden)
         shift, raw = hidden.split(len(active))

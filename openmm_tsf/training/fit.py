@@ -18,6 +18,7 @@ from tqdm import tqdm
 from openmm_tsf.dataset import MDDataset
 from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.flows.bijector import Chain
+from openmm_tsf.flows.coupling import set_conditioner_dtype
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.training.batches import TrainingFrames
 from openmm_tsf.training.losses import negative_log_likelihood, variational_free_energy
@@ -90,8 +91,12 @@ class _Fit:
         kt = (potential.boltzmann_constant if potential else 1.0) * flow.reference_temperature
         self.ceiling = max((float(e.max()) for e in energies), default=0.0) + 20 * kt
         self.network: Chain = copy.deepcopy(flow.network).to(settings.dtype)
+        set_conditioner_dtype(self.network, None)  # all of it in the precision asked for
         self.average: Chain = copy.deepcopy(self.network).requires_grad_(False)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
+        # One kernel for all parameters: there are many, and they are small.
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=settings.learning_rate, fused=True
+        )
         self.step = self.n_skipped = self.skipped_in_a_row = 0
         self.wall_seconds = 0.0
         self.earlier_evaluations = 0
@@ -162,10 +167,9 @@ class _Fit:
         # The running mean starts short, so that it forgets the initial weights.
         decay = min(settings.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for mean, current in zip(
-                self.average.parameters(), self.network.parameters(), strict=True
-            ):
-                mean.lerp_(current, 1 - decay)
+            torch._foreach_lerp_(
+                list(self.average.parameters()), list(self.network.parameters()), 1 - decay
+            )
         self.step += 1
 
     def validate(self) -> Validation:

@@ -125,7 +125,8 @@ def variational_free_energy(
         total = total + extra
     penalty = torch.zeros_like(total)
     if flow.coordinates is not None:
-        total = total + flow.coordinates.log_abs_det(flow.coordinates.regularise(x)[0])
+        if not flow.coordinates.is_constant_log_det:
+            total = total + flow.coordinates.log_abs_det(flow.coordinates.regularise(x)[0])
         x, penalty = flow.coordinates.forward_regularised(x)
     tau = tau.double()
     kt = potential.boltzmann_constant * flow.reference_temperature * tau
