@@ -84,9 +84,33 @@ class CompiledEnergy:
             return energy.detach(), slope
 
         traced = make_fx(both if with_forces else self._total)(example, *parameters)
-        traced.graph.eliminate_dead_code()
-        traced.recompile()
+        _fold_constants(traced)
         program = torch.compile(traced, dynamic=False)
         with torch.no_grad():
             program(example, *parameters)
         return program
+
+
+def _fold_constants(module: torch.fx.GraphModule) -> None:
+    """Compute once what depends on constants only, force-field parameters first of all."""
+    graph = module.graph
+    values: dict[torch.fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            values[node] = getattr(module, node.target)
+        elif node.op == "call_function" and node.all_input_nodes:
+            if all(n in values for n in node.all_input_nodes):
+                args = torch.fx.map_arg(node.args, values.__getitem__)
+                kwargs = torch.fx.map_arg(node.kwargs, values.__getitem__)
+                values[node] = node.target(*args, **kwargs)
+    for number, (node, value) in enumerate(values.items()):
+        users = [user for user in node.users if user not in values]
+        if node.op == "call_function" and users and isinstance(value, Tensor):
+            name = f"_folded_{number}"
+            module.register_buffer(name, value.contiguous())
+            with graph.inserting_before(node):
+                constant = graph.get_attr(name)
+            for user in users:
+                user.replace_input_with(node, constant)
+    graph.eliminate_dead_code()
+    module.recompile()
