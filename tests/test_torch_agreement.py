@@ -145,6 +145,7 @@ def _check_hessian(case: Case) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own compiler
 @pytest.mark.parametrize("solvent", ["gbn2", None])
 def test_compiled(solvent: str | None) -> None:
     """Fused programs too; a batch that fills no whole number of blocks."""

@@ -48,20 +48,17 @@ def test_third_derivatives_of_everything() -> None:
     potential, x = TorchPotential.from_system(everything()), cluster(1)
     direction = torch.from_numpy(np.random.default_rng(12).normal(size=x.shape))
 
-    def curvature(y: Tensor) -> Tensor:
+    def curvatures(y: Tensor) -> Tensor:
         (slope,) = torch.autograd.grad(potential.energy(y).sum(), y, create_graph=True)
         (second,) = torch.autograd.grad((slope * direction).sum(), y, create_graph=True)
-        return (second * direction).sum()
+        return (second * direction).sum(dim=(1, 2))
 
     leaf = x.clone().requires_grad_()
-    (third,) = torch.autograd.grad(curvature(leaf), leaf)
-    for k in range(0, x.numel(), 5):
-        step = torch.zeros(x.numel(), dtype=x.dtype)
-        step[k] = 1e-5
-        step = step.view_as(x)
-        ends = [curvature((x + f * step).requires_grad_()).detach() for f in (1, -1, 2, -2)]
-        expected = (8 * (ends[0] - ends[1]) - (ends[2] - ends[3])) / 12e-5
-        assert abs(float(third.flatten()[k] - expected)) <= 1e-6 * float(third.abs().max())
+    (third,) = torch.autograd.grad(curvatures(leaf).sum(), leaf)
+    steps = 1e-5 * torch.eye(x.numel(), dtype=x.dtype).reshape(-1, *x.shape[1:])
+    ends = [curvatures((x + k * steps).requires_grad_()).detach() for k in (1, -1, 2, -2)]
+    expected = (8 * (ends[0] - ends[1]) - (ends[2] - ends[3])) / 12e-5
+    assert (third.flatten() - expected).abs().max() <= 1e-6 * third.abs().max()
 
 
 def test_cmap_everywhere_on_the_torus() -> None:
@@ -117,6 +114,33 @@ def test_angles_without_a_plane(end: float) -> None:
         assert not expected[1].any()
         got = TorchPotential.from_system(system).energy_and_forces(x)
         assert max(errors(got, expected)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("bend", "energy_limit", "force_limit"),
+    [(1e-2, 1e-12, 1e-12), (1e-3, 1e-11, 1e-10), (1e-4, 1e-10, 1e-8), (1e-6, 1e-8, 1.0)],
+)
+def test_nearly_straight_angles(bend: float, energy_limit: float, force_limit: float) -> None:
+    """OpenMM limits the agreement here: its error grows, that from the exact answer does not.
+
+    Its angle is an inverse cosine, precise to 2e-16 / bend, and its force is divided by the sine's
+    numerator, taken as at least 1e-6 nm^2: 1 % of the true force is left at a bend of 1e-6.
+    """
+    force = openmm.HarmonicAngleForce()
+    force.addAngle(0, 1, 2, 2.0, 100.0)
+    system = system_of(force, n=3)
+    end = [-0.1 * math.cos(bend), 0.1 * math.sin(bend), 0.0]
+    x = torch.tensor([[[0.1, 0.0, 0.0], [0.0, 0.0, 0.0], end]], dtype=torch.float64)
+    stretch = math.pi - bend - 2.0
+    energies, forces = TorchPotential.from_system(system).energy_and_forces(x)
+    exact = 50.0 * stretch**2, 100.0 * stretch / 0.1
+    assert float(energies[0]) == pytest.approx(exact[0], rel=1e-13)
+    assert float(forces[0, 0].norm()) == pytest.approx(exact[1], rel=1e-13)
+    theirs, their_forces = reference_values(system, x)
+    assert float(theirs[0]) == pytest.approx(exact[0], rel=energy_limit)
+    assert float(their_forces[0, 0].norm()) == pytest.approx(exact[1], rel=force_limit)
+    if bend == 1e-6:
+        assert float(their_forces[0, 0].norm()) == pytest.approx(0.01 * exact[1], rel=1e-6)
 
 
 @pytest.mark.parametrize("closest", [0.02, 0.05])
