@@ -16,7 +16,7 @@ class Costs:
     """Energy evaluations and wall seconds by stage: md, training, sampling.
 
     ``sampling`` has what came before production (rounds, tuning, the start); production itself is
-    in the segments. None: not known.
+    in the segments. ``compilation`` is a part of the others. None: not known.
     """
 
     evaluations: dict[str, int | None] = field(
@@ -30,12 +30,16 @@ class Costs:
     def counting(self, stage: str, potential: Potential) -> Iterator[None]:
         """Add what happens in the block to a stage."""
         before, start = potential.n_evaluations, time.monotonic()
+        compiled = getattr(potential, "compile_seconds", 0.0)
         try:
             yield
         finally:
             evaluations, seconds = self.evaluations[stage] or 0, self.seconds[stage] or 0.0
             self.evaluations[stage] = evaluations + potential.n_evaluations - before
             self.seconds[stage] = round(seconds + time.monotonic() - start, 3)
+            if (more := getattr(potential, "compile_seconds", 0.0) - compiled) > 0:
+                so_far = self.seconds.get("compilation") or 0.0
+                self.seconds["compilation"] = round(so_far + more, 3)
 
     def to_config(self) -> dict[str, Any]:
         """Entries of ``config.json``."""

@@ -11,6 +11,12 @@ from torch import Tensor
 
 from openmm_tsf.accounts import Costs, Seeds
 from openmm_tsf.dataset import MDDataset
+from openmm_tsf.energies import (
+    open_potential,
+    planned_sampling,
+    planned_training,
+    reopen_potential,
+)
 from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow, load_flow
 from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.inputs import (
@@ -116,7 +122,7 @@ def train(
         flow.save(folder / "flow.pt")
         write_json(folder / "config.json", config | costs.to_config())
 
-    with molecule.potential(platform=platform) as potential:
+    with open_potential(molecule, platform, planned_training(fit_settings)) as potential:
         try:
             with costs.counting("training", potential):
                 result = fit(
@@ -231,7 +237,7 @@ def sample(
     seeds = Seeds(seed)
     folder = claim_directory(output)
     write_molecule(molecule, folder)
-    with molecule.potential(platform=platform) as potential:
+    with open_potential(molecule, platform, planned_sampling(settings)) as potential:
         with costs.counting("sampling", potential):
             sampler = make_sampler(molecule, model, settings, potential, seeds, start, None)
             sampler.tune(settings.n_tuning, progress=progress)
@@ -283,6 +289,7 @@ def build_flow(dataset: MDDataset, settings: FlowSettings, seed: int) -> Augment
         n_blocks=settings.n_blocks,
         hidden=settings.hidden,
         coordinates=settings.coordinates,
+        conditioner_dtype=getattr(torch, settings.conditioner_dtype),
         seed=seed,
     )
 
@@ -378,9 +385,8 @@ def _continue(
         raise ValueError(f"output: {output} holds no run to resume")
     if "potential" not in config["choices"]:
         raise ValueError(f"output: {Path(output) / 'config.json'} is damaged, choices are missing")
-    platform = platform or config["choices"]["potential"]["platform"]
-    n_contexts = config["choices"]["potential"]["n_contexts"]
-    with molecule.potential(platform=platform, n_contexts=n_contexts) as potential:
+    written = config["choices"]["potential"]
+    with reopen_potential(molecule, written, platform) as potential:
         sampler = ParallelTempering(
             molecule,
             flow,

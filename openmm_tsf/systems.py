@@ -1,6 +1,7 @@
 """Molecules: a System, its Topology and one conformation, checked at the door."""
 
 import hashlib
+import logging
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +26,10 @@ _BAROSTATS = (
     openmm.MonteCarloFlexibleBarostat,
     openmm.RPMDMonteCarloBarostat,
 )
+
+logger = logging.getLogger(__name__)
+
+_OPENMM_OPTIONS = {"platform", "platform_properties", "n_contexts"}
 
 _OPENMM_VERSION = re.compile(r'\sopenmmVersion="[^"]*"')
 
@@ -169,17 +174,46 @@ class MolecularSystem:
             digest.update(f"{bond[0].index} {bond[1].index}\n".encode())
         return digest.hexdigest()
 
-    def potential(self, **options: Any) -> "Potential":
-        """The fastest potential that covers this System on this machine.
+    def potential(self, kind: str = "auto", **options: Any) -> "Potential":
+        """The best potential of this System on this machine; which one is logged.
 
         Parameters
         ----------
+        kind
+            ``"torch"``: :class:`openmm_tsf.TorchPotential`, whole batches at once, differentiable
+            to any order. ``"openmm"``: :class:`openmm_tsf.OpenMMPotential`, OpenMM's own Contexts.
+            ``"auto"``: the first where it covers every Force of the System, the second where not
+            or where `options` name a platform.
         **options
-            Passed to :class:`openmm_tsf.OpenMMPotential`.
+            Passed to ``TorchPotential.from_system`` or ``OpenMMPotential``.
+
+        Raises
+        ------
+        ValueError
+            If `kind` is unknown; if torch is wanted, by `kind` or by its options, and does not
+            cover the System.
         """
         from openmm_tsf.potentials.openmm_bridge import OpenMMPotential
+        from openmm_tsf.potentials.terms import NotCovered
+        from openmm_tsf.potentials.torch_potential import TorchPotential
 
-        return OpenMMPotential(self.system, **options)
+        if kind not in ("auto", "torch", "openmm"):
+            raise ValueError(f"kind: expected 'auto', 'torch' or 'openmm', got {kind!r}")
+        given = {name: value for name, value in options.items() if value is not None}
+        if kind == "openmm" or (kind == "auto" and not _OPENMM_OPTIONS.isdisjoint(given)):
+            return OpenMMPotential(self.system, **given)
+        try:
+            found = TorchPotential.from_system(
+                self.system, **{"positions": self.positions, **given}
+            )
+        except NotCovered as reason:
+            # Options of the other kind, except compile, cannot be met by OpenMM's Contexts.
+            if kind == "torch" or given.keys() - {"compile"}:
+                raise
+            logger.info("energies by OpenMM's Contexts: %s", reason)
+            return OpenMMPotential(self.system)
+        logger.info("energies by torch: %r", found)
+        return found
 
 
 def alanine_dipeptide(force_field: str = "amber99sbildn-obc2") -> MolecularSystem:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from openmm_tsf.accounts import Costs, Seeds
 from openmm_tsf.dataset import MDDataset
+from openmm_tsf.energies import open_potential, planned_sampling, planned_training
 from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.inputs import (
     PathLike,
@@ -72,7 +73,8 @@ def run(
     seed
         Seed of everything.
     platform
-        OpenMM platform; by default the fastest, by a short measurement.
+        OpenMM platform for energies and MD. By default energies are torch's where it covers the
+        System (compiled, if the run is long), and otherwise the fastest platform's.
     progress
         Show progress bars.
 
@@ -123,7 +125,7 @@ def run(
         "temperature_K": dataset.temperature,
     }
     write_json(folder / "settings.json", choices | about)
-    with molecule.potential(platform=platform) as potential:
+    with open_potential(molecule, platform, _planned(settings)) as potential:
         with costs.counting("training", potential):
             flow = build_flow(dataset, settings.flow, seeds.next())
         logger.info("flow with %d parameters, %d frames", flow.n_parameters, len(dataset))
@@ -139,6 +141,17 @@ def run(
             production.tune(sampling.n_tuning, progress=progress)
         with production:
             return produce(production, folder, sampling, costs, choices, molecule, progress)
+
+
+def _planned(settings: RunSettings) -> int:
+    """Energy evaluations of the whole run, roughly."""
+    rounds = settings.n_rounds
+    return (
+        planned_sampling(settings.sampling)
+        + rounds * planned_sampling(settings.sampling, settings.round_iterations)
+        + planned_training(settings.fit)
+        + rounds * planned_training(settings.refit)
+    )
 
 
 def _own_frames(

@@ -98,7 +98,6 @@ def test_torsions_at_planar_conformations() -> None:
     check(periodic, rb, cmap, x=torch.stack([x, trans]))
 
 
-@pytest.mark.xfail(strict=True, reason="the sine's square root has no derivative at zero")
 @pytest.mark.parametrize("end", [-0.1, 0.1], ids=["straight", "folded"])
 def test_angles_without_a_plane(end: float) -> None:
     """Exactly 180 and 0 degrees, as drawn by hand: finite for OpenMM, with a force of zero."""

@@ -198,7 +198,9 @@ class _VectorAngle(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         a, b = ctx.saved_tensors
         normal = cross(a, b)
-        share = grads[0] / norm(normal)
+        # A straight angle has no plane to bend in: no force, as in OpenMM.
+        square = dot(normal, normal)
+        share = grads[0] * torch.where(square == 0, 1.0, square).rsqrt()
         return (
             cross(a, normal) * (share / dot(a, a)),
             cross(normal, b) * (share / dot(b, b)),

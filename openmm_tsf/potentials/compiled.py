@@ -98,11 +98,10 @@ def _fold_constants(module: torch.fx.GraphModule) -> None:
     for node in graph.nodes:
         if node.op == "get_attr":
             values[node] = getattr(module, node.target)
-        elif node.op == "call_function" and node.all_input_nodes:
-            if all(n in values for n in node.all_input_nodes):
-                args = torch.fx.map_arg(node.args, values.__getitem__)
-                kwargs = torch.fx.map_arg(node.kwargs, values.__getitem__)
-                values[node] = node.target(*args, **kwargs)
+        elif node.op == "call_function" and all(n in values for n in node.all_input_nodes):
+            args = torch.fx.map_arg(node.args, values.__getitem__)
+            kwargs = torch.fx.map_arg(node.kwargs, values.__getitem__)
+            values[node] = node.target(*args, **kwargs)
     for number, (node, value) in enumerate(values.items()):
         users = [user for user in node.users if user not in values]
         if node.op == "call_function" and users and isinstance(value, Tensor):

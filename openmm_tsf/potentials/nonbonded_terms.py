@@ -97,7 +97,7 @@ class NonbondedTerm(Term):
         six = 4 * epsilon * sigma**6
         table = 0.5 * torch.stack([COULOMB * qq, six * sigma**6, six])
         # One more row of zeros, for the diagonal.
-        padded = torch.cat([table, torch.zeros_like(table[:, :1])], dim=1)
+        padded = torch.cat([table, table.new_zeros(3, 1, 1)], dim=1)
         coulomb, twelve, six = padded[:, self.rows]
         return coulomb, twelve, six
 

@@ -92,9 +92,13 @@ def read_forces(
             raise NotCovered(force, None)
         if force.usesPeriodicBoundaryConditions():
             raise NotCovered(force, "periodic boundary conditions")
-        found.append(
-            ReadForce(index, force.getName(), build(force, system.getNumParticles(), pairs))
-        )
+        try:
+            term = build(force, system.getNumParticles(), pairs)
+        except NotCovered:
+            raise
+        except ValueError as error:  # of an expression or a tabulated function
+            raise NotCovered(force, f"something ({error})") from error
+        found.append(ReadForce(index, force.getName(), term))
     return found
 
 

@@ -72,17 +72,18 @@ class TorchPotential(Potential):
         force_groups: tuple[int, ...] | None,
         memory: int,
     ) -> None:
+        n_atoms = system.getNumParticles()
+        # First of all: some Forces that are not covered cannot even be serialized.
+        self._forces = read_forces(system, AllPairs(n_atoms), force_groups)
         self._xml = openmm.XmlSerializer.serialize(system)
         self._system = openmm.XmlSerializer.deserialize(self._xml)
         self.dtype, self.device = dtype, device
         self.force_groups, self.memory = force_groups, memory
-        n_atoms = self._system.getNumParticles()
         self.event_shape = (n_atoms, 3)
         self.n_evaluations = 0
         self.n_non_finite = 0
         self.agreement: list[ForceAgreement] = []
         self._pairs = AllPairs(n_atoms).to(device, dtype)
-        self._forces = read_forces(self._system, AllPairs(n_atoms), force_groups)
         self._terms = nn.ModuleList(force.term for force in self._forces).to(device, dtype)
         self._parameters = {
             name: torch.tensor(value, dtype=dtype, device=device)
@@ -157,13 +158,18 @@ class TorchPotential(Potential):
         if memory < 2**20:
             raise ValueError(f"memory: expected at least {2**20} bytes, got {memory!r}")
         where = torch.device("cpu" if device is None else device)
-        if where.type == "cuda" and where.index is None:
+        if where.type == "cuda" and cast(int | None, where.index) is None:
             where = torch.device("cuda", torch.cuda.current_device())
         potential = cls(system, dtype, where, compile, _groups(force_groups), memory)
         potential.check(positions, tolerance=tolerance)
         return potential
 
     # -- what it is ----------------------------------------------------------------------------
+
+    @property
+    def compile_requested(self) -> bool:
+        """Whether :meth:`from_system` was asked to compile."""
+        return self._compiled is not None
 
     @property
     def is_compiled(self) -> bool:

@@ -51,6 +51,7 @@ def sampling_choices(
             "class": type(potential).__name__,
             "platform": getattr(potential, "platform_name", None),
             "n_contexts": getattr(potential, "n_contexts", None),
+            "compiled": getattr(potential, "compile_requested", None),
         },
         "save_interval": save_interval,
         "torch_threads": torch.get_num_threads(),

@@ -156,8 +156,8 @@ class Leg:
         v = self._before(self._start(state), kt, generator)
         x_end, v_end, u_end = self._trajectory(x, v, kt, generator)
 
-        failed, mirror = self._outside(x_end, u_end)
-        allowed = ~failed & ~mirror
+        non_finite, outside, mirror = self._forbidden(x_end, u_end)
+        allowed = ~(non_finite | outside | mirror)
         before = -(energy + self._kinetic(v)) / kt
         after = torch.where(allowed, -(u_end + self._kinetic(v_end)) / kt, -torch.inf)
         accepted, _ = metropolis(before, after, generator)
@@ -167,9 +167,10 @@ class Leg:
         v = self._after(torch.where(take, v_end, -v), kt, generator)
         info = KernelInfo(
             *per_rung(accepted.reshape(shape), shape[0]),
-            rejected_non_finite=int(failed.sum()),
+            rejected_non_finite=int((non_finite | outside).sum()),
             mirror_images=int(mirror.sum()),
             n_evaluations=len(x) * (self.n_steps + 1),
+            outside_domain=int(outside.sum()),
         )
         new = state.evolve(
             x=torch.where(take, x_end, x).reshape(state.x.shape),
@@ -183,18 +184,18 @@ class Leg:
         return v.reshape(state.x.shape)
 
     @torch.no_grad()
-    def _outside(self, x: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows [B] outside the flow's domain or of non-finite energy; mirror images apart."""
-        failed = ~torch.isfinite(energy)
-        mirror = torch.zeros_like(failed)
-        rows = (~failed).nonzero().flatten()
+    def _forbidden(self, x: Tensor, energy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows [B] of non-finite energy, of the others those outside the domain, mirror images."""
+        non_finite = ~torch.isfinite(energy)
+        outside, mirror = torch.zeros_like(non_finite), torch.zeros_like(non_finite)
+        rows = (~non_finite).nonzero().flatten()
         if self.flow is not None and len(rows):
             ends = x[rows].to(self.flow.dtype)
             mirror[rows] = self.flow.is_mirror_image(ends)
             momenta = ends.new_zeros(len(ends), self.flow.n_momenta)
             _, log_det = self.flow.inverse_and_log_det(ends, momenta)
-            failed[rows] = ~torch.isfinite(log_det) & ~mirror[rows]
-        return failed, mirror
+            outside[rows] = ~torch.isfinite(log_det) & ~mirror[rows]
+        return non_finite, outside, mirror
 
     def _column(self, values: Tensor) -> Tensor:
         """Values [B] as [B, 1, ...], to go with configurations [B, *event]."""
