@@ -239,6 +239,20 @@ def test_damaged_segments_are_named(tmp_path):
         load_run(path).trajectory(300)
 
 
+def test_proposals_outside_the_domain_are_known_if_every_segment_counted_them(tmp_path):
+    small_run(tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    assert run.segments.outside_domain is None  # written by an earlier version
+    paths = sorted((run.path / "segments").glob("*.npz"))
+    for number, path in enumerate(paths):
+        assert load_run(run.path).segments.outside_domain is None
+        with np.load(path) as data:
+            arrays = dict(data)
+        np.savez(path, **arrays, outside_domain=np.int64(number + 5))
+    assert len(paths) == 3
+    assert load_run(run.path).segments.outside_domain == 5 + 6 + 7
+
+
 def test_damaged_trajectories_are_named(tmp_path):
     path = tmp_path / "run"
     small_run(path, n=10)

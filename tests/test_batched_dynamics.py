@@ -12,6 +12,7 @@ import pytest
 import torch
 from exact_cases import (
     ModelCase,
+    Mutant,
     TreeCase,
     apply,
     assert_energies_are_stored,
@@ -410,6 +411,7 @@ def test_rows_that_fail_stay_and_are_counted(kind, settings):
         if info.rejected_non_finite:
             break
     assert info.rejected_non_finite == 1
+    assert info.outside_domain == 0
     assert info.accepted[0] == 1
     assert torch.equal(new.x[1, 0], x[1, 0])
     assert float(new.energy[1, 0]) == float(energy[1, 0])
@@ -418,6 +420,30 @@ def test_rows_that_fail_stay_and_are_counted(kind, settings):
     bad = WalkerState(x[2:], v[2:], potential.energy(x[2])[None], replica[:1])
     with pytest.raises(ValueError, match="current: expected finite log-weights"):
         kernel(bad, torch.Generator())
+
+
+class Narrow(Mutant):
+    """A flow outside whose domain every third configuration is, and every third a mirror image."""
+
+    def inverse_and_log_det(self, x, momenta):
+        v, log_det = self._flow.inverse_and_log_det(x, momenta)
+        return v, torch.where(torch.arange(len(x)) % 3 == 1, -torch.inf, log_det)
+
+    def is_mirror_image(self, x):
+        return torch.arange(len(x)) % 3 == 2
+
+
+@pytest.mark.parametrize(("kind", "settings"), ALL)
+def test_ends_outside_the_domain_are_told_from_mirror_images(case, kind, settings):
+    settings = {"timestep": 1e-6, **settings}
+    kernel = kind(case.potential, case.ladder, case.masses, Narrow(case.flow), **settings)
+    generator = torch.Generator().manual_seed(35)
+    state = case.start(6, generator)  # 12 rows, rung by rung within each walker
+    new, info = kernel(state, generator)
+    counts = (info.rejected_non_finite, info.outside_domain, info.mirror_images)
+    assert counts == (4, 4, 4)
+    moved = (new.x != state.x).flatten(2).any(dim=2).flatten()
+    assert moved.tolist() == [row % 3 == 0 for row in range(12)]
 
 
 def test_a_failed_row_stops_and_the_others_go_on():

@@ -363,7 +363,8 @@ def test_mirror_images_are_all_counted_and_none_is_taken(tmp_path, molecule):
     found = monitor(run, basins={})
     proposals = found["proposals"]
     assert proposals["mirror_images"] == flow.n_mirrored
-    assert 0 <= (proposals["outside_domain"] or 0) <= proposals["rejected_non_finite"]
+    assert proposals["outside_domain"] == sum(info.outside_domain for info in totals.values())
+    assert 0 <= proposals["outside_domain"] <= proposals["rejected_non_finite"]
     assert found["wrong_handedness"]["frames"] == {"300.00": 0, "600.00": 0}
     assert found["frames_checked"] == {"300.00": 48, "600.00": 48}
     centres = tetrahedral_centres(run.topology, molecule.positions)

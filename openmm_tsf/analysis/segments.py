@@ -33,6 +33,9 @@ class Segments:
         Totals.
     wall_seconds
         Total.
+    outside_domain
+        Those of `rejected_non_finite` that left the flow's domain; None in runs of earlier
+        versions, which did not tell them apart.
     """
 
     energy: npt.NDArray[np.float64]
@@ -45,6 +48,7 @@ class Segments:
     mirror_images: int
     n_evaluations: int
     wall_seconds: float
+    outside_domain: int | None = None
 
 
 def read_segments(directory: Path, n_walkers: int, n_rungs: int, n_dihedrals: int) -> Segments:
@@ -91,6 +95,9 @@ def read_segments(directory: Path, n_walkers: int, n_rungs: int, n_dihedrals: in
         mirror_images=sum(int(part["mirror_images"]) for part in parts),
         n_evaluations=sum(int(part["n_evaluations"]) for part in parts),
         wall_seconds=sum(float(part["wall_seconds"]) for part in parts),
+        outside_domain=sum(int(part["outside_domain"]) for part in parts)
+        if all("outside_domain" in part for part in parts)
+        else None,
     )
 
 

@@ -25,7 +25,9 @@ class _Rows(NamedTuple):
 
 
 class _Point(NamedTuple):
-    """v [B, n], log pi [B] and its gradient [B, n] there, x [B, *event] and its energy [B].
+    """v [B, n], log pi [B] and its gradient [B, n] there, x [B, *event], its energy [B].
+
+    `inside` [B]: whether x is in the flow's domain.
 
     Where pi vanishes the gradient is NaN, so that whoever steps on from there stays rejected.
     """
@@ -35,6 +37,7 @@ class _Point(NamedTuple):
     gradient: Tensor
     x: Tensor
     energy: Tensor
+    inside: Tensor
 
     def where(self, chosen: Tensor, other: "_Point") -> "_Point":
         """These rows where `chosen` [B], the other's elsewhere."""
@@ -88,6 +91,7 @@ class _LatentGradientMove(FlowWalk):
                 rejected_non_finite=int(non_finite.sum()) - mirrors,
                 mirror_images=mirrors,
                 n_evaluations=n_evaluations,
+                outside_domain=int((~end.inside).sum()) - mirrors,
             )
             n_evaluations = 0
             point = end.where(accepted, point)
@@ -125,7 +129,7 @@ class _LatentGradientMove(FlowWalk):
                 good = torch.isfinite(energy[inside]).unsqueeze(1)
                 gradient[inside] = torch.where(good, slope[inside], float("nan"))
         log_weight = self._log_weight(energy, rows.kt, momenta.detach(), rows.tau, log_det.detach())
-        return _Point(v, log_weight, gradient, stored, energy), len(inside)
+        return _Point(v, log_weight, gradient, stored, energy, finite), len(inside)
 
 
 class LatentMALA(_LatentGradientMove):
@@ -234,7 +238,7 @@ class LatentHMC(_LatentGradientMove):
             n_evaluations += n_more
             # Those that left keep the place where they did, which tells the mirror images.
             x = torch.where(_along(on_its_way, point.x), point.x, end.x)
-            end = point._replace(x=x)
+            end = point._replace(x=x, inside=torch.where(on_its_way, point.inside, end.inside))
             half = 0.5 if number == self.n_leapfrog - 1 else 1.0
             velocity = velocity + half * step * end.gradient
         return end, self._kinetic(noise) - self._kinetic(velocity), n_evaluations

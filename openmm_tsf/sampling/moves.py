@@ -149,6 +149,7 @@ class _FlowMove:
                 rejected_non_finite=int(non_finite.sum()) - mirrors,
                 mirror_images=mirrors,
                 n_evaluations=n_evaluations,
+                outside_domain=len(x) - n_evaluations - mirrors,  # nothing there is evaluated
             )
             x = torch.where(accepted.reshape(-1, *(1,) * (x.ndim - 1)), x_new, x)
             v = torch.where(accepted.unsqueeze(1), v_new, v)

@@ -57,7 +57,7 @@ class Segment:
         for name, info in self._infos.items():
             numbers[f"accepted_{name}"] = info.accepted.numpy()
             numbers[f"proposed_{name}"] = info.proposed.numpy()
-        for total in ("rejected_non_finite", "mirror_images", "n_evaluations"):
+        for total in ("rejected_non_finite", "mirror_images", "n_evaluations", "outside_domain"):
             count = sum(getattr(info, total) for info in self._infos.values())
             numbers[total] = np.array(count, dtype=np.int64)
         positions = np.array([s.x.numpy() for s in states]).reshape(-1, *like.x.shape)

@@ -79,6 +79,9 @@ class KernelInfo:
         Proposals rejected for the wrong handedness.
     n_evaluations : int
         Energies (or energies with forces) asked of the potential.
+    outside_domain : int
+        Those of `rejected_non_finite` that left the flow's domain: a torsion beyond its branch, a
+        bond or an angle that there is not. Of the others, the energy was not finite.
     """
 
     accepted: Tensor
@@ -86,6 +89,7 @@ class KernelInfo:
     rejected_non_finite: int = 0
     mirror_images: int = 0
     n_evaluations: int = 0
+    outside_domain: int = 0
 
     @classmethod
     def zero(cls, counts_shape: tuple[int, ...]) -> "KernelInfo":
@@ -105,6 +109,7 @@ class KernelInfo:
             self.rejected_non_finite + other.rejected_non_finite,
             self.mirror_images + other.mirror_images,
             self.n_evaluations + other.n_evaluations,
+            self.outside_domain + other.outside_domain,
         )
 
 

@@ -124,6 +124,7 @@ class SteeredSwap(_FlowMove):
             rejected_non_finite=int(non_finite.sum()) - mirrors,
             mirror_images=mirrors,
             n_evaluations=int(both.sum()),
+            outside_domain=int((~both).sum()) // 2 - mirrors,
         )
         take = accepted.repeat(2)
         walker, old, new = walker[take], old[take], new[take]
