@@ -14,6 +14,7 @@ import torch
 from exact_cases import (
     FLOWS,
     ModelCase,
+    Mutant,
     TreeCase,
     WithoutJacobian,
     WithoutPose,
@@ -30,7 +31,7 @@ from openmm_tsf.flows import RealNVPFlow
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.sampling.internal_walk import InternalWalk, WhitenedCoordinates
 from openmm_tsf.sampling.latent import LatentHMC, LatentMALA, _Rows
-from openmm_tsf.sampling.moves import FlowWalk
+from openmm_tsf.sampling.moves import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.pairing import Pairing
 from openmm_tsf.sampling.state import Kernel
 from openmm_tsf.sampling.steered import SteeredSwap
@@ -444,6 +445,56 @@ def test_velocities_that_are_not_scaled_are_noticed():
 
 
 # -- failures of single walkers ----------------------------------------------------------------
+
+
+class Mirroring(Mutant):
+    """A flow half of whose images are mirrored, with their log-determinants as if nothing were.
+
+    All but the first `n_good` times.
+    """
+
+    def __init__(self, flow, n_good):
+        super().__init__(flow)
+        self.n_good = n_good
+
+    def forward_and_log_det(self, v):
+        (x, momenta), log_det = self._flow.forward_and_log_det(v)
+        self.n_good -= 1
+        if self.n_good >= 0:
+            return (x, momenta), log_det
+        flip = torch.where(torch.arange(len(x)) % 2 == 0, -1.0, 1.0)[:, None].to(x)
+        # Not in place: the latent moves' gradients pass here.
+        return (torch.cat([x[..., :2], x[..., 2:] * flip[:, None]], dim=2), momenta), log_det
+
+
+MIRRORED = {
+    "walk": lambda *what: FlowWalk(*what, 0.02, n_steps=3),
+    "independence": lambda *what: FlowIndependence(*what, n_steps=3),
+    "mala": lambda *what: LatentMALA(*what, 0.02, n_steps=3),
+    "hmc": lambda *what: LatentHMC(*what, 0.02, n_steps=3, n_leapfrog=2),
+    "steered": lambda *what: SteeredSwap(*what),
+}
+
+
+@pytest.mark.parametrize("which", MIRRORED)
+def test_mirror_images_are_refused_whatever_their_log_determinant(which):
+    case = tree_case()
+    # The gradient moves first map their walkers, which are no mirror images.
+    flow = Mirroring(case.flow, n_good=1 if which in ("mala", "hmc") else 0)
+    kernel = MIRRORED[which](flow, case.potential, case.ladder)
+    generator = torch.Generator().manual_seed(61)
+    state = case.start(60, generator).evolve(iteration=1)  # the round-trip check sees it, too
+    new, info = kernel(state, generator)
+    assert not bool(case.flow.is_mirror_image(new.x.flatten(0, 1)).any())
+    assert int(info.accepted.sum()) > 0
+    if which == "steered":
+        # Pairs whose first member is mirrored; of the others, the flow's own mirror images.
+        assert 30 <= info.mirror_images < 60
+        assert info.n_evaluations == 2 * (60 - info.mirror_images - info.outside_domain)
+    else:
+        # Every second row of 120, but for those that the flow had mirrored itself.
+        assert 0.8 < info.mirror_images / (3 * 60) <= 1.1
+    assert 0 <= info.outside_domain <= info.rejected_non_finite
 
 
 @pytest.mark.parametrize("kind", [LatentMALA, LatentHMC])

@@ -27,7 +27,7 @@ class _Rows(NamedTuple):
 class _Point(NamedTuple):
     """v [B, n], log pi [B] and its gradient [B, n] there, x [B, *event], its energy [B].
 
-    `inside` [B]: whether x is in the flow's domain.
+    `inside` [B]: whether x is in the flow's domain; `mirror` [B]: whether it is a mirror image.
 
     Where pi vanishes the gradient is NaN, so that whoever steps on from there stays rejected.
     """
@@ -38,6 +38,7 @@ class _Point(NamedTuple):
     x: Tensor
     energy: Tensor
     inside: Tensor
+    mirror: Tensor
 
     def where(self, chosen: Tensor, other: "_Point") -> "_Point":
         """These rows where `chosen` [B], the other's elsewhere."""
@@ -85,7 +86,7 @@ class _LatentGradientMove(FlowWalk):
             n_evaluations += n_more
             proposed = end.log_weight + correction
             accepted, non_finite = metropolis(point.log_weight, proposed, generator)
-            mirrors = self._count_mirror_images(end.x, non_finite)
+            mirrors = int(end.mirror.sum())
             total = total + KernelInfo(
                 *per_rung(accepted.reshape(shape), shape[0]),
                 rejected_non_finite=int(non_finite.sum()) - mirrors,
@@ -111,8 +112,8 @@ class _LatentGradientMove(FlowWalk):
         with torch.enable_grad():
             leaf = v.detach().requires_grad_()
             x, momenta, log_det = self._forward(leaf)
-            finite = torch.isfinite(log_det) & torch.isfinite(x).flatten(1).all(dim=1)
-            inside = finite.nonzero().flatten()
+            allowed, mirror = self._domain(x.detach(), log_det.detach())
+            inside = allowed.nonzero().flatten()
             stored = x.detach()
             if len(inside):
                 placed = self._place(x[inside], rows.like[inside])
@@ -129,7 +130,7 @@ class _LatentGradientMove(FlowWalk):
                 good = torch.isfinite(energy[inside]).unsqueeze(1)
                 gradient[inside] = torch.where(good, slope[inside], float("nan"))
         log_weight = self._log_weight(energy, rows.kt, momenta.detach(), rows.tau, log_det.detach())
-        return _Point(v, log_weight, gradient, stored, energy, finite), len(inside)
+        return _Point(v, log_weight, gradient, stored, energy, allowed, mirror), len(inside)
 
 
 class LatentMALA(_LatentGradientMove):
@@ -236,9 +237,11 @@ class LatentHMC(_LatentGradientMove):
             on_its_way = torch.isfinite(v).all(dim=1)
             point, n_more = self._at(v, rows)
             n_evaluations += n_more
-            # Those that left keep the place where they did, which tells the mirror images.
-            x = torch.where(_along(on_its_way, point.x), point.x, end.x)
-            end = point._replace(x=x, inside=torch.where(on_its_way, point.inside, end.inside))
+            # Of those that left it stays known where to.
+            end = point._replace(
+                inside=torch.where(on_its_way, point.inside, end.inside),
+                mirror=torch.where(on_its_way, point.mirror, end.mirror),
+            )
             half = 0.5 if number == self.n_leapfrog - 1 else 1.0
             velocity = velocity + half * step * end.gradient
         return end, self._kinetic(noise) - self._kinetic(velocity), n_evaluations

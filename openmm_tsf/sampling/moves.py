@@ -138,12 +138,12 @@ class _FlowMove:
         total = KernelInfo.zero(self.counts_shape)
         for _ in range(self.n_steps):
             v_new = self._propose(v, tau, generator)
-            x_new, momenta_new, log_det_new, energy_new, n_evaluations = self._evaluate(v_new, x)
+            x_new, momenta_new, log_det_new, energy_new, inside, mirror = self._evaluate(v_new, x)
             proposed = self._log_weight(energy_new, kt, momenta_new, tau, log_det_new)
             accepted, non_finite = metropolis(
                 current + self._reverse(v, tau), proposed + self._reverse(v_new, tau), generator
             )
-            mirrors = self._count_mirror_images(x_new, non_finite)
+            mirrors, n_evaluations = int(mirror.sum()), int(inside.sum())
             total = total + KernelInfo(
                 *per_rung(accepted.reshape(shape), shape[0]),
                 rejected_non_finite=int(non_finite.sum()) - mirrors,
@@ -157,11 +157,13 @@ class _FlowMove:
             current = torch.where(accepted, proposed, current)
         return state.evolve(x=x.reshape(state.x.shape), energy=energy.reshape(shape)), total
 
-    def _evaluate(self, v: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-        """x in the pose of `like`, p, log|J_D| and U of each v [B, d+m]; energies computed."""
+    def _evaluate(
+        self, v: Tensor, like: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """x in the pose of `like`, p, log|J_D|, U of each v [B, d+m]; see :meth:`_domain`."""
         x, momenta, log_det = self._forward(v)
         # Outside the domain there is nothing to evaluate; the energy is +inf there.
-        inside = torch.isfinite(log_det) & torch.isfinite(x).flatten(1).all(dim=1)
+        inside, mirror = self._domain(x, log_det)
         energy = torch.full_like(log_det, float("inf"))
         if bool(inside.any()):
             # The pose is the walker's own: only internal coordinates are proposed. The energy is
@@ -170,7 +172,19 @@ class _FlowMove:
             x = x.clone()
             x[inside] = self._place(x[inside], like[inside])
             energy[inside] = self.potential.energy(x[inside]).to(energy)
-        return x, momenta, log_det, energy, int(inside.sum())
+        return x, momenta, log_det, energy, inside, mirror
+
+    def _domain(self, x: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
+        """Which rows [B] are in the domain, and which are mirror images, whatever their log|J_D|.
+
+        No walker starts at a mirror image: a flow that could propose one and not come back from it
+        would not be reversible.
+        """
+        finite = torch.isfinite(x).flatten(1).all(dim=1)
+        mirror = torch.zeros_like(finite)
+        if bool(finite.any()):
+            mirror[finite] = self.flow.is_mirror_image(x[finite].to(self.flow.dtype))
+        return finite & torch.isfinite(log_det) & ~mirror, mirror
 
     def _log_weight(
         self, energy: Tensor, kt: Tensor, momenta: Tensor, tau: Tensor, log_det: Tensor
@@ -190,12 +204,6 @@ class _FlowMove:
         dtype = self.flow.dtype
         v, log_det = self.flow.inverse_and_log_det(x.to(dtype), momenta.to(dtype))
         return v.to(x), log_det.to(x)
-
-    def _count_mirror_images(self, x_new: Tensor, non_finite: Tensor) -> int:
-        rows = (non_finite & torch.isfinite(x_new).flatten(1).all(dim=1)).nonzero().flatten()
-        if not len(rows):
-            return 0
-        return int(self.flow.is_mirror_image(x_new[rows].to(self.flow.dtype)).sum())
 
     def _check_round_trip(
         self, iteration: int, x: Tensor, momenta: Tensor, v: Tensor, inverse_log_det: Tensor

@@ -38,6 +38,7 @@ def starting_state(
         energy = potential.energy(flat).to(torch.float64)
         momenta = torch.zeros(len(flat), flow.n_momenta, dtype=flow.dtype)
         _, log_det = flow.inverse_and_log_det(flat.to(flow.dtype), momenta)
+        log_det = log_det.masked_fill(flow.is_mirror_image(flat.to(flow.dtype)), -torch.inf)
     for what, values in (
         ("a non-finite energy", energy),
         ("a place outside the flow's domain (a mirror image, or not computable)", log_det),

@@ -105,7 +105,7 @@ class SteeredSwap(_FlowMove):
             self._check_round_trip(state.iteration, x, momenta, v, inverse_log_det)
         x_new, momenta_new, log_det_new = self._forward(self._steer(v, old, new))
 
-        inside = torch.isfinite(log_det_new) & torch.isfinite(x_new).flatten(1).all(dim=1)
+        inside, mirror = self._domain(x_new, log_det_new)
         both = inside.reshape(2, -1).all(dim=0).repeat(2)  # else there is nothing to evaluate
         energy_new = torch.full_like(energy, float("inf"))
         if bool(both.any()):
@@ -116,7 +116,7 @@ class SteeredSwap(_FlowMove):
         proposed = self._weights(energy_new, momenta_new, log_det_new, new)
         accepted, non_finite = metropolis(current, proposed, generator)
 
-        mirrors = self._mirror_pairs(x_new, non_finite)
+        mirrors = int(mirror.reshape(2, -1).any(dim=0).sum())  # pairs that hold one
         accepted_pairs = accepted.reshape(low.shape)
         info = KernelInfo(
             self.pairing.counts(accepted_pairs, low, high),
@@ -153,12 +153,3 @@ class SteeredSwap(_FlowMove):
         """log of the joint target density of both members of every pair [B / 2]."""
         weights = self._log_weight(energy, self._kt[rung], momenta, self._tau[rung], log_det)
         return weights.reshape(2, -1).sum(dim=0)
-
-    def _mirror_pairs(self, x_new: Tensor, non_finite: Tensor) -> int:
-        """How many of the pairs [B / 2] that were rejected as non-finite hold a mirror image."""
-        finite = torch.isfinite(x_new).flatten(1).all(dim=1)
-        rows = (non_finite.repeat(2) & finite).nonzero().flatten()
-        mirrored = torch.zeros_like(finite)
-        if len(rows):
-            mirrored[rows] = self.flow.is_mirror_image(x_new[rows].to(self.flow.dtype))
-        return int(mirrored.reshape(2, -1).any(dim=0).sum())
