@@ -40,7 +40,7 @@ class CompiledEnergy:
         self._lock = threading.Lock()
         self._failed = False
         self.seconds = 0.0
-        self.block_size = 256 if device.type == "cpu" else 16384
+        self.block_size = 128 if device.type == "cpu" else 16384
 
     @property
     def is_ready(self) -> bool:
