@@ -431,7 +431,7 @@ def test_resetting_the_pose_is_noticed(tree, openmm_potential, flows):
 # -- swaps -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["even_odd", "random_pairs"])
+@pytest.mark.parametrize("scheme", ["even_odd", "random_pairs", [(0, 2), (3, 1)]])
 def test_swaps_are_exact(tree, potential, scheme):
     ladder = (300.0, 350.0, 420.0, 500.0)
     generator = torch.Generator().manual_seed(12)
@@ -443,6 +443,8 @@ def test_swaps_are_exact(tree, potential, scheme):
     if scheme == "even_odd":
         assert total.proposed.tolist() == [9000, 9000, 9000]
         assert bool(((total.acceptance > 0.05) & (total.acceptance < 0.95)).all())
+    elif scheme != "random_pairs":
+        assert total.proposed.nonzero().tolist() == [[0, 2], [1, 3]]
     else:
         assert int(total.proposed.sum()) == 6 * 2 * 3000
         assert bool((total.proposed.triu(1) == total.proposed).all())
@@ -450,7 +452,7 @@ def test_swaps_are_exact(tree, potential, scheme):
     assert_exact(tree_scores(tree, new, ladder))
     assert torch.equal(new.replica.sort(dim=1).values, state.replica)
     moved = new.replica != state.replica
-    assert float(moved.double().mean()) > 0.3
+    assert float(moved.double().mean()) > 0.1
     for walker, rung in moved.nonzero()[:50].tolist():
         home = int(new.replica[walker, rung])
         assert torch.equal(new.x[walker, rung], state.x[walker, home])

@@ -574,17 +574,24 @@ def test_one_rung_has_no_pairs():
     assert info.proposed.shape == (0,)
 
 
-def test_pairs_agree_with_plain_swaps():
-    ladder = (1.0, 2.0, 3.0, 4.0, 5.0)
-    for scheme in ("even_odd", "random_pairs"):
-        plain, pairing = PlainSwap(ladder, 1.0, scheme), Pairing(scheme, 5)
-        assert pairing.counts_shape == plain.counts_shape
+def test_both_swaps_pair_rungs_alike():
+    ladder = (0.7, 1.0, 1.6)
+    case = ModelCase("gaussian", "tsf", ladder)
+    state = case.start(50, torch.Generator().manual_seed(52))
+    for scheme in ("even_odd", "random_pairs", [(2, 0)]):
+        plain = PlainSwap(ladder, 1.0, scheme)
+        steered = SteeredSwap(case.flow, case.potential, ladder, scheme)
+        assert plain.counts_shape == steered.counts_shape
         for call in range(3):
-            plain.load_state_dict({"calls": call})
-            generators = [torch.Generator().manual_seed(52) for _ in range(2)]
-            pairs = plain._pairs(4, generators[0]), pairing.draw(4, call, generators[1])
-            for a, b in zip(*pairs, strict=True):
-                assert torch.equal(a, b)
+            assert plain.state_dict() == steered.state_dict() == {"calls": call}
+            infos = [k(state, torch.Generator().manual_seed(53))[1] for k in (plain, steered)]
+            assert torch.equal(infos[0].proposed, infos[1].proposed)
+
+
+def test_random_pairs_are_those_of_earlier_versions():
+    low, high = Pairing("random_pairs", 5).draw(4, 0, torch.Generator().manual_seed(52))
+    assert low.tolist() == [[2, 0], [1, 0], [0, 2], [0, 3]]
+    assert high.tolist() == [[3, 1], [3, 4], [1, 4], [2, 4]]
 
 
 def test_settings_and_states_restore_a_kernel():
