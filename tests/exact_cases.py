@@ -4,7 +4,9 @@ A case is a potential, a ladder, a flow with weights of order one, walkers drawn
 rung, and scores that are standard normal as long as the walkers are exact samples.
 """
 
+import copy
 import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +25,7 @@ from openmm_tsf.coordinates.geometry import wrap
 from openmm_tsf.dataset import MDDataset
 from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
 from openmm_tsf.potentials.models import DoubleWell, GaussianWell
+from openmm_tsf.sampling.starting import maxwell_boltzmann
 from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.systems import MolecularSystem
 
@@ -50,13 +53,23 @@ def the_tree():
 
 @functools.cache
 def tree_flow(name):
-    return the_tree().flow(*FLOWS[name])
+    """The flow of this name; ``"...-mixed"``: its conditioners work in float32."""
+    if not name.endswith("-mixed"):
+        return the_tree().flow(*FLOWS[name])
+    flow = copy.deepcopy(tree_flow(name.removesuffix("-mixed")))
+    flow.conditioner_dtype = torch.float32
+    return flow
 
 
-def pose_scores(tree, x):
-    """z values of the poses [n]: uniform rotations, and translations N(0, 1), as they started."""
+def pose_scores(tree, x, kept):
+    """z values of the poses [n]: uniform rotations, and translations N(0, 1), as they started.
+
+    Where the molecule moved as a whole (`kept` is False), translations are uniform in a periodic
+    box of 1 nm: N(0, 1) wrapped into it is uniform to 1e-8, and motion at Maxwell-Boltzmann
+    velocities leaves it so.
+    """
     rotation, translation = tree.plain.pose(x)
-    shift = torch.special.ndtr(translation)
+    shift = torch.special.ndtr(translation) if kept else torch.remainder(translation, 1.0)
     turn = 0.5 * (rotation.flatten(1) + 1)  # each component of a uniform direction is uniform
     scores = {f"translation {k}": z for k, z in uniform_scores(shift.numpy()).items()}
     parts = uniform_scores(turn.numpy())
@@ -75,7 +88,7 @@ def rung_scores(pits):
     return scores
 
 
-@dataclass
+@dataclass(eq=False)
 class TreeCase:
     """The exactly solvable molecule: internal coordinates, poses and velocities."""
 
@@ -105,13 +118,12 @@ class TreeCase:
             x, v = state.x[:, rung], state.velocities[:, rung]
             pits.append(self.tree.pit(x, temperature))
             parts = uniform_scores(pits[-1]) | velocity_scores(self.tree, x, v, temperature)
-            if self.pose_kept:
-                parts |= pose_scores(self.tree, x)
+            parts |= pose_scores(self.tree, x, self.pose_kept)
             scores |= {f"{temperature:g} K {name}": z for name, z in parts.items()}
         return scores | rung_scores(pits)
 
 
-@dataclass
+@dataclass(eq=False)
 class ModelCase:
     """A potential on R^3 with k_B = 1: ``"gaussian"`` (correlated) or ``"double-well"``."""
 
@@ -159,6 +171,34 @@ class ModelCase:
         for rung, temperature in enumerate(self.ladder):
             pits.append(self.pit(state.x[:, rung], temperature))
             parts = uniform_scores(pits[-1])
+            scores |= {f"T = {temperature:g} {name}": z for name, z in parts.items()}
+        return scores | rung_scores(pits)
+
+
+class ModelWithVelocities(ModelCase):
+    """A potential on R^3 whose walkers have velocities."""
+
+    masses = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+
+    def start(self, n_walkers, generator):
+        state = super().start(n_walkers, generator)
+        kt = torch.tensor(self.ladder, dtype=torch.float64)
+        return state.evolve(
+            velocities=maxwell_boltzmann(tuple(state.x.shape), kt, self.masses, generator)
+        )
+
+    def scores(self, state):
+        """Positions and velocities together, and correlations of their squares."""
+        scores, pits = {}, []
+        for rung, temperature in enumerate(self.ladder):
+            unit_v = state.velocities[:, rung] * (self.masses / temperature).sqrt()
+            positions = self.pit(state.x[:, rung], temperature)
+            pit = np.concatenate([positions, torch.special.ndtr(unit_v).numpy()], axis=1)
+            pits.append(pit)
+            parts = uniform_scores(pit)
+            square = (12 * (pit - 0.5) ** 2 - 1) / math.sqrt(0.8)
+            cross = (square.T @ square / math.sqrt(len(pit)))[np.triu_indices(pit.shape[1], 1)]
+            parts["squares"] = chi2_z(np.square(cross).sum(), len(cross))
             scores |= {f"T = {temperature:g} {name}": z for name, z in parts.items()}
         return scores | rung_scores(pits)
 
