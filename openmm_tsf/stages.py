@@ -247,7 +247,10 @@ def sample(
 
 
 def analyze(path: PathLike) -> dict[str, Any]:
-    """``summary.json``, ``ramachandran.png`` and ``diagnostics.png`` of a run directory.
+    """Tables and pictures of a run directory, written into it.
+
+    ``summary.json``; ``ramachandran.png`` where the molecule has φ and ψ; ``diagnostics.png``; and
+    ``thermodynamics.{csv,json,png}``, functions of the temperature over the whole ladder.
 
     Returns
     -------
@@ -259,7 +262,13 @@ def analyze(path: PathLike) -> dict[str, Any]:
     FileNotFoundError, ValueError
         If it is no run directory, or has no samples yet.
     """
-    from openmm_tsf.analysis import load_reference, load_run, plot_diagnostics, write_summary
+    from openmm_tsf.analysis import (
+        load_reference,
+        load_run,
+        plot_diagnostics,
+        write_summary,
+        write_thermodynamics,
+    )
 
     result = load_run(Path(path))
     if result.n_iterations == 0:
@@ -277,6 +286,7 @@ def analyze(path: PathLike) -> dict[str, Any]:
     else:
         result.plot(result.path / "ramachandran.png", reference)
     plot_diagnostics(result, result.path / "diagnostics.png")
+    write_thermodynamics(result, result.path, reference)
     return summary
 
 

@@ -46,6 +46,7 @@ def no_pictures(monkeypatch):
     """Pictures take seconds, and are looked at elsewhere."""
     monkeypatch.setattr(tsf.Run, "plot", lambda self, path, reference=None: None)
     monkeypatch.setattr(analysis, "plot_diagnostics", lambda run, path: None)
+    monkeypatch.setattr(analysis, "write_thermodynamics", lambda run, folder, reference: {})
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_run_writes_everything(finished):
     assert written >= {
         "T500.00K.dcd", "T600.00K.dcd", "checkpoint.pt", "config.json", "diagnostics.png",
         "flow.pt", "ramachandran.png", "segments", "summary.json", "system.xml", "topology.pdb",
-        "training.csv",
+        "thermodynamics.csv", "thermodynamics.json", "thermodynamics.png", "training.csv",
     }  # fmt: skip
     assert not any(name.endswith(".tmp") for name in written)
     assert {path.suffix for path in (folder / "training").iterdir()} == {".csv"}
