@@ -327,12 +327,16 @@ def _sampling_settings(args: argparse.Namespace, settings: Any) -> Any:
 
 
 def _show(summary: dict[str, Any], output: str) -> None:
-    from openmm_tsf.report import advice, describe, disagreements, unsampled
+    from openmm_tsf.report import advice, concerns, describe, disagreements, unsampled
 
     print(describe(summary))
     for title, lines in (
         ("not converged", unsampled(summary)),
-        ("not in agreement with the reference", disagreements(summary)),
+        (
+            "not in agreement (reference, Boltzmann distribution)",
+            disagreements(summary),
+        ),
+        ("to be looked at", concerns(summary)),
     ):
         if lines:
             print(f"\n{title}:", *lines, sep="\n  ")

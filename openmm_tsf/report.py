@@ -13,10 +13,14 @@ MAX_RAMACHANDRAN_RATIO = 1.5
 MIN_ROUND_TRIPS_PER_WALKER = 1
 
 _COMPARED = (("phi_positive", "P(phi > 0)"), ("energy_kJ_mol", "<U>"))
+_ENSEMBLE = {
+    "energy_ratio_mol_kJ": "the slope of ln[P(U)/P(U)]",
+    "heat_capacity_kJ_mol_K": "the change of <U> with temperature",
+}
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """A table of every rung, the acceptance of every move, and the cost."""
+    """A table of every rung, acceptance, mixing, what the energies say of the ensemble, cost."""
     lines = [
         f"{summary['n_walkers']} walkers, {summary['n_iterations']} iterations, "
         f"{summary['n_samples_per_rung']} samples at every temperature"
@@ -29,32 +33,42 @@ def describe(summary: dict[str, Any]) -> str:
         if values:
             lines.append(f"  {name:<18}" + "".join(f"{_number(rate, 3):>9}" for rate in values))
     lines.append(f"  round trips of the temperature ladder: {summary['round_trips']}")
+    relaxation = summary.get("replica_relaxation", {}).get("iterations")
+    if relaxation is not None:
+        lines.append(f"  replicas forget their temperature in {relaxation:.1f} saved iterations")
+    lines += _energy_ratios(summary)
     lines += ["", f"{'cost':<22}" + "".join(f"{k:>14}" for k in ("md", "training", "sampling"))]
     for label, key in (("energy evaluations", "energy_evaluations"), ("seconds", "wall_seconds")):
         costs = summary[key]
         row = "".join(f"{_count(costs[k]):>14}" for k in ("md", "training", "sampling"))
         lines.append(f"  {label:<20}{row}")
+    notes = summary.get("monitor", {}).get("notes", [])
+    if notes:
+        lines += ["", "notes", *(f"  {note}" for note in notes)]
     return "\n".join(lines)
 
 
 def shortcomings(summary: dict[str, Any]) -> list[str]:
-    """What is not converged, or does not agree with the reference; empty if nothing is wrong."""
-    return [*unsampled(summary), *disagreements(summary)]
+    """What is not converged, does not agree, or needs a look; empty if nothing is wrong."""
+    return [*unsampled(summary), *disagreements(summary), *concerns(summary)]
 
 
 def advice(summary: dict[str, Any]) -> str | None:
     """What to do about the shortcomings; None if there are none.
 
-    More sampling cures what is not sampled. It does not cure a disagreement with the reference:
-    that is a bias, of the sampler or of the setting up.
+    More sampling cures what is not sampled. It does not cure a disagreement, with the reference or
+    with the Boltzmann distribution: that is a bias, of the sampler or of the setting up.
     """
     if disagreements(summary):
         return (
-            "a difference from the reference beyond the errors does not go away with more "
-            "iterations: compare the System, the temperatures and the burn-in with the reference's"
+            "a difference from the reference or from the Boltzmann distribution beyond the errors "
+            "does not go away with more iterations: compare the System, the temperatures and the "
+            "burn-in with the reference's, and the time step with what the dynamics can take"
         )
     if unsampled(summary):
         return "more iterations, rounds or walkers help"
+    if concerns(summary):
+        return "more walkers, started in other basins, or training on this run's frames may help"
     return None
 
 
@@ -76,6 +90,19 @@ def _rungs(summary: dict[str, Any]) -> Iterator[str]:
             value = free_energies[rung]
             line += f"{_with_error(value['value'], value['stderr'], 2):>18}"
         yield line
+
+
+def _energy_ratios(summary: dict[str, Any]) -> Iterator[str]:
+    """Each pair of neighbouring rungs: the slope found beside the one expected."""
+    pairs = summary.get("ensemble_check", {}).get("energy_ratio_mol_kJ", {})
+    if not pairs:
+        return
+    yield ""
+    yield f"{'ln[P(U)/P(U)], slope':<22}{'(mol/kJ)':>18}{'expected':>12}{'z':>8}"
+    for pair, check in pairs.items():
+        found = _with_error(check["value"], check["stderr"], 4)
+        expected, z = _number(check["expected"], 4), check["z"]
+        yield f"  {f'{pair} K':<20}{found:>18}{expected:>12}{'?' if z is None else f'{z:+.1f}':>8}"
 
 
 def unsampled(summary: dict[str, Any]) -> list[str]:
@@ -124,8 +151,18 @@ def _uncompared(summary: dict[str, Any]) -> Iterator[str]:
 
 
 def disagreements(summary: dict[str, Any]) -> list[str]:
-    """Where the run differs from the reference: any rung by |z| >= 3, or all by p <= 0.01."""
-    return list(_differences(summary))
+    """Where the run is wrong beyond its errors.
+
+    Where it differs from the reference, any rung by |z| >= 3 or all by p <= 0.01; and, with or
+    without a reference, where energies of neighbouring rungs are not those of Boltzmann
+    distributions, |z| >= 3.
+    """
+    return [*_differences(summary), *_wrong_ensembles(summary)]
+
+
+def concerns(summary: dict[str, Any]) -> list[str]:
+    """Warnings of the monitor: lost basins, leaking branches, wrong handedness."""
+    return list(summary.get("monitor", {}).get("warnings", []))
 
 
 def _differences(summary: dict[str, Any]) -> Iterator[str]:
@@ -151,6 +188,17 @@ def _differences(summary: dict[str, Any]) -> Iterator[str]:
                 f"{rung} K: Ramachandran distance to the reference {found:.3f}, more than "
                 f"{MAX_RAMACHANDRAN_RATIO} times the floor {floor:.3f}"
             )
+
+
+def _wrong_ensembles(summary: dict[str, Any]) -> Iterator[str]:
+    for key, pairs in summary.get("ensemble_check", {}).items():
+        for pair, check in pairs.items():
+            z = check["z"]
+            if z is not None and abs(z) >= MAX_Z:
+                yield (
+                    f"{pair} K: {_ENSEMBLE.get(key, key)} is not that of Boltzmann distributions, "
+                    f"by {z:+.1f} standard errors"
+                )
 
 
 def _rests_on(n_eff: float | None) -> str:

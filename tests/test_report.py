@@ -1,6 +1,13 @@
 import pytest
 
-from openmm_tsf.report import advice, describe, disagreements, shortcomings, unsampled
+from openmm_tsf.report import (
+    advice,
+    concerns,
+    describe,
+    disagreements,
+    shortcomings,
+    unsampled,
+)
 
 
 def good_summary():
@@ -8,6 +15,7 @@ def good_summary():
     rungs = ("300.00", "600.00")
     probability = {"p": 0.1, "stderr": 0.01, "n_eff": 900.0, "g": 2.0}
     agreement = {"z": dict.fromkeys(rungs, 0.5), "chi2": 1.0, "p_value": 0.6}
+    check = {"value": 0.2, "stderr": 0.01, "expected": 0.195, "z": 0.5}
     distance = {"total_variation": 0.05, "floor_total_variation": 0.05}
     return {
         "temperatures_K": [300.0, 600.0],
@@ -21,6 +29,12 @@ def good_summary():
         "delta_F_phi_kT": {rung: {"value": 2.0, "stderr": 0.1} for rung in rungs},
         "acceptance": {"local": dict.fromkeys(rungs, 0.9), "swap_plain": [0.5], "swap_steered": []},
         "round_trips": 40,
+        "replica_relaxation": {"second_eigenvalue": 0.875, "iterations": 8.0},
+        "ensemble_check": {
+            "energy_ratio_mol_kJ": {"300.00-600.00": dict(check)},
+            "heat_capacity_kJ_mol_K": {"300.00-600.00": dict(check)},
+        },
+        "monitor": {"warnings": [], "notes": []},
         "energy_evaluations": {"md": None, "training": 5, "sampling": 10},
         "wall_seconds": {"md": None, "training": 5.0, "sampling": 10.0},
         "comparison": {
@@ -36,6 +50,54 @@ def test_a_good_run():
     assert shortcomings(summary) == []
     assert advice(summary) is None
     assert "P(psi > 0)" in describe(summary)
+    assert "forget their temperature in 8.0 saved iterations" in describe(summary)
+    assert "notes" not in describe(summary)
+    (line,) = [line for line in describe(summary).splitlines() if "300.00-600.00 K" in line]
+    assert line.split() == ["300.00-600.00", "K", "0.2000", "±", "0.0100", "0.1950", "+0.5"]
+
+
+def test_runs_without_a_reference_and_of_one_rung():
+    summary = good_summary()
+    del summary["comparison"]
+    summary["ensemble_check"] = {"energy_ratio_mol_kJ": {}, "heat_capacity_kJ_mol_K": {}}
+    summary["replica_relaxation"] = {"second_eigenvalue": None, "iterations": None}
+    assert shortcomings(summary) == []
+    assert "forget" not in describe(summary)
+    assert "ln[P(U)/P(U)]" not in describe(summary)
+
+
+def test_summaries_of_earlier_versions():
+    summary = good_summary()
+    for key in ("replica_relaxation", "ensemble_check", "monitor"):
+        del summary[key]
+    assert shortcomings(summary) == []
+    describe(summary)
+
+
+def test_what_the_monitor_says():
+    summary = changed("monitor/warnings", ["300.00 K: the basin was lost"])
+    assert concerns(summary) == shortcomings(summary) == ["300.00 K: the basin was lost"]
+    assert "other basins" in advice(summary)
+    summary = changed("monitor/notes", ["phi is cut at 0 degrees"])
+    assert shortcomings(summary) == []
+    assert advice(summary) is None
+    assert describe(summary).endswith("\nnotes\n  phi is cut at 0 degrees")
+
+
+@pytest.mark.parametrize("key", ["energy_ratio_mol_kJ", "heat_capacity_kJ_mol_K"])
+@pytest.mark.parametrize("with_reference", [True, False])
+def test_a_wrong_ensemble_needs_no_reference(key, with_reference):
+    summary = changed(f"ensemble_check/{key}/300.00-600.00/z", -3.0)
+    if not with_reference:
+        del summary["comparison"]
+    (line,) = disagreements(summary)
+    assert line.startswith("300.00-600.00 K: ")
+    assert "not that of Boltzmann distributions, by -3.0 standard errors" in line
+    assert shortcomings(summary) == [line]
+    assert "does not go away" in advice(summary)
+    unknown = changed(f"ensemble_check/{key}/300.00-600.00/z", None)
+    assert shortcomings(unknown) == []
+    assert "?" in describe(unknown) or key != "energy_ratio_mol_kJ"
 
 
 @pytest.mark.parametrize(
