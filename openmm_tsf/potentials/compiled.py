@@ -1,16 +1,26 @@
-"""An energy and its gradient as one fused program, by torch.compile."""
+"""An energy and its gradient as one fused program, by torch's compiler."""
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch._inductor
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 logger = logging.getLogger(__name__)
+
+#: What torch raises without a compiler that works, by name: not every version has all of them.
+_NO_COMPILER = {"InvalidCxxCompiler", "CppCompileError", "TritonMissing", "GPUTooOldForTriton"}
+_NO_COMPILER_MESSAGES = ("Failed to find C compiler", "Cannot find a working triton")
+#: Rows that go through single operations at once where a program could not be made.
+_SINGLE = 16
 
 
 class CompiledEnergy:
@@ -18,7 +28,9 @@ class CompiledEnergy:
 
     The derivative is traced once (``make_fx``), so that the compiler sees energy and gradient as
     one program and keeps what they share. Programs are made when first asked for, and cached on
-    disk by torch.
+    disk by torch. One runs on one thread and without the interpreter's lock: threads share blocks.
+
+    Where no compiler works, a warning gives the reason and operations stay single from then on.
 
     Parameters
     ----------
@@ -57,6 +69,8 @@ class CompiledEnergy:
         """Energies [B] and derivative [3, N, B] (None if not asked for), B up to the block size."""
         n = y.shape[-1]
         program = self._program(y, parameters, with_forces)
+        if program is None:
+            return self._singly(y, parameters, with_forces)
         if n < self.block_size:
             last = y[..., -1:].expand(*self._shape, self.block_size - n)
             y = torch.cat([y, last], dim=-1)
@@ -67,28 +81,75 @@ class CompiledEnergy:
         return result[0][:n], result[1][..., :n]
 
     def _program(self, y: Tensor, parameters: tuple[Tensor, ...], with_forces: bool) -> Any:
+        """The program; None where no compiler works."""
         with self._lock:
-            if with_forces not in self._programs:
+            if with_forces not in self._programs and not self._failed:
                 start = time.perf_counter()
                 example = y[..., :1].expand(*self._shape, self.block_size).contiguous()
-                self._programs[with_forces] = self._build(example, parameters, with_forces)
+                try:
+                    self._programs[with_forces] = self._build(example, parameters, with_forces)
+                except Exception as error:
+                    reason = _missing_compiler(error)
+                    if reason is None:
+                        raise
+                    self._failed = True
+                    logger.warning("not compiled, operations stay single: %s", reason)
                 self.seconds += time.perf_counter() - start
-                logger.info("compiled in %.1f s", time.perf_counter() - start)
-            return self._programs[with_forces]
+                if not self._failed:
+                    logger.info("compiled in %.1f s", time.perf_counter() - start)
+            return self._programs.get(with_forces)
 
     def _build(self, example: Tensor, parameters: tuple[Tensor, ...], with_forces: bool) -> Any:
-        def both(y: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
-            y = y.detach().requires_grad_()
-            energy = self._total(y, *values)
-            (slope,) = torch.autograd.grad(energy.sum(), y)
-            return energy.detach(), slope
-
-        traced = make_fx(both if with_forces else self._total)(example, *parameters)
+        function = self._both if with_forces else self._total
+        traced = make_fx(function)(example, *parameters)
         _fold_constants(traced)
-        program = torch.compile(traced, dynamic=False)
+        # Not torch.compile: its guards compile all again when the number of threads changes.
+        options = {"cpp.threads": 1, "cpp_wrapper": True} if example.device.type == "cpu" else {}
+        # The disk cache is passed over without a ShapeEnv, though all shapes are fixed.
+        context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))
         with torch.no_grad():
+            with tracing(context):
+                program = torch._inductor.compile(traced, [example, *parameters], options=options)
             program(example, *parameters)
         return program
+
+    def _both(self, y: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            energy = self._total(y, *parameters)
+            if not energy.requires_grad:  # nothing depends on the positions
+                return energy, torch.zeros_like(y)
+            (slope,) = torch.autograd.grad(energy.sum(), y)
+        return energy.detach(), slope
+
+    def _singly(
+        self, y: Tensor, parameters: tuple[Tensor, ...], with_forces: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same by single operations, a few rows at once: only the batch that found no compiler
+        comes here."""
+        parts = y.split(_SINGLE, dim=-1)
+        if not with_forces:
+            with torch.no_grad():
+                return torch.cat([self._total(part, *parameters) for part in parts]), None
+        energies, slopes = zip(*[self._both(part, *parameters) for part in parts], strict=True)
+        return torch.cat(energies), torch.cat(slopes, dim=-1)
+
+
+def _missing_compiler(error: BaseException) -> str | None:
+    """Why there is no compiler, if that is what the error is about."""
+    for cause in _causes(error):
+        text = str(cause)
+        if type(cause).__name__ in _NO_COMPILER or any(m in text for m in _NO_COMPILER_MESSAGES):
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            output = "Output:" in lines and lines[lines.index("Output:") + 1 :]
+            return " ".join([lines[0], *(output[:3] if output else [])])
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = getattr(error, "inner_exception", None) or error.__cause__
 
 
 def _fold_constants(module: torch.fx.GraphModule) -> None:
