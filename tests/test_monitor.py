@@ -342,7 +342,7 @@ def test_mirror_images_are_all_counted_and_none_is_taken(tmp_path, molecule):
         once = {"round_trip_interval": 10**6}  # in the first iteration, which is not mirrored
         kernels = default_kernels(
             potential, flow, ladder, molecule.masses, n_flow_independent=0, n_flow_walk=0,
-            local_interval=4, local_steps=5,
+            swap="plain", local_interval=4, local_steps=5,
         )  # fmt: skip
         walk = FlowWalk(flow, potential, ladder, 0.02, **once)
         independent = FlowIndependence(flow, potential, ladder, **once)

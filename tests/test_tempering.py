@@ -181,7 +181,7 @@ def test_default_start_and_one_rung(make, tree):
     assert float(state.energy[0, 0]) < 30.0
     kinetic = tree.masses[:, None] * state.velocities[:, 0] ** 2 / (KB * 450.0)
     assert abs(float(kinetic.mean()) - 1) < 4 * np.sqrt(2 / kinetic.numel())
-    assert "swap_plain" not in sampler.kernels
+    assert sampler.kernels.keys() == {"flow_independent", "flow_walk", "local"}
     sampler.run(2, progress=False)
     assert sampler.state.iteration == 2
 
@@ -222,11 +222,39 @@ def test_schedule_counts_and_reporters(make, flow, potential):
     assert totals["flow_walk"].proposed.tolist() == [112, 112, 112]
     assert totals["local"].proposed.tolist() == [16, 16, 16]  # iterations 0, 2, 4, 6
     assert totals["swap_plain"].proposed.tolist() == [16, 12]  # even and odd calls
+    assert totals["swap_steered"].proposed.tolist() == [12, 16]  # the other way round
     assert potential.n_evaluations - before - 12 == sum(t.n_evaluations for t in totals.values())
     assert sampler.exact
     sampler.reporters.append(lambda owner, state: None)
     with pytest.raises(TypeError, match="reporters: expected an interval"):
         sampler.run(1, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("swap", "names"),
+    [("plain", ["swap_plain"]), ("steered", ["swap_steered"]),
+     ("both", ["swap_plain", "swap_steered"])],
+)  # fmt: skip
+def test_the_default_sequence(potential, flow, swap, names):
+    kernels = default_kernels(
+        potential, flow, LADDER, swap=swap, n_flow_independent=2, n_flow_walk=5,
+        swap_scheme="random_pairs",
+    )  # fmt: skip
+    assert [entry.kernel.name for entry in kernels] == ["flow_independent", "flow_walk", *names]
+    assert {(entry.interval, entry.repeats) for entry in kernels} == {(1, 1)}
+    assert [entry.kernel.settings().get("n_steps") for entry in kernels[:2]] == [2, 5]
+    for entry in kernels[2:]:
+        assert entry.kernel.settings()["scheme"] == "random_pairs"
+    kernels = default_kernels(
+        potential, flow, LADDER, swap=swap, n_flow_independent=0, n_flow_walk=0
+    )
+    assert [entry.kernel.name for entry in kernels] == names
+    assert default_kernels(potential, flow, [300.0], swap=swap)[2:] == []
+
+
+def test_the_kind_of_swap_is_checked(potential, flow):
+    with pytest.raises(ValueError, match=r"swap: expected one of .*, got 'neural'"):
+        default_kernels(potential, flow, LADDER, swap="neural")
 
 
 def test_same_seed_same_samples(make):
@@ -367,7 +395,8 @@ def test_an_error_in_a_kernel_costs_only_its_iteration(make, tmp_path, reference
     path = tmp_path / "failed"
     sampler = make()
     sampler.tune(4)
-    swap = sampler.kernels["swap_plain"]
+    place = [entry.kernel.name for entry in sampler.schedule].index("swap_plain")
+    swap = sampler.schedule[place].kernel
     calls = []
 
     class Failing:
@@ -381,11 +410,11 @@ def test_an_error_in_a_kernel_costs_only_its_iteration(make, tmp_path, reference
                 raise MemoryError("out of memory")
             return new
 
-    sampler.schedule[-1] = Every(Failing())
+    sampler.schedule[place] = Every(Failing())
     with pytest.raises(MemoryError):
         sampler.run(7, output=path, progress=False)
     assert sampler.state.iteration == 7
-    sampler.schedule[-1] = Every(swap)
+    sampler.schedule[place] = Every(swap)
     sampler.run(4, output=path, progress=False)  # the same object can go on, too
     assert_same_run(reference, path)
 
