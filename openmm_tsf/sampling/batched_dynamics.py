@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.sampling.evaluate import device_of, energy_and_forces
 from openmm_tsf.sampling.legs import LangevinDynamics
 from openmm_tsf.sampling.moves import FlowLike
 
@@ -17,14 +18,16 @@ class Trajectory:
     """Positions, velocities, energies and forces of a batch on its way.
 
     A row whose energy is not finite stops where it was last finite, at rest, until the end: the
-    batch keeps its shape, so that a compiled potential is not compiled again.
+    batch keeps its shape, so that a compiled potential is not compiled again. All of it stays on
+    the potential's device until the end, in the dtype of `x`: a potential in float32 rounds what it
+    is given, not the trajectory.
 
     Parameters
     ----------
     potential
         The energy, with forces; evaluated once here.
     x, v
-        Positions and velocities [B, *event].
+        Positions and velocities [B, *event]. They move to the potential's device here.
     mass
         See :func:`openmm_tsf.sampling.legs.mass_per_coordinate`.
     timestep
@@ -34,11 +37,14 @@ class Trajectory:
     def __init__(
         self, potential: Potential, x: Tensor, v: Tensor, mass: Tensor, timestep: Tensor | float
     ) -> None:
-        self.x, self.v = x, v
-        self._potential, self._timestep = potential, timestep
-        self._half_kick = 0.5 * timestep / mass
-        self._last = x
-        self._alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        self._potential, self._home = potential, x.device
+        self._timestep = timestep
+        self._half_kick = (0.5 * timestep / mass).to(device_of(potential, x))
+        if isinstance(timestep, Tensor):
+            self._timestep = timestep.to(self._half_kick.device)
+        self.x, self.v = x.to(self._half_kick.device), v.to(self._half_kick.device)
+        self._last = self.x
+        self._alive = torch.ones(len(x), dtype=torch.bool, device=self.x.device)
         self.evaluate()
 
     def kick(self) -> None:
@@ -51,8 +57,7 @@ class Trajectory:
 
     def evaluate(self) -> None:
         """Energy and force where the rows now are; those that fail stop."""
-        energy, force = self._potential.energy_and_forces(self.x)
-        self.energy, self.force = energy.to(self.x), force.to(self.x)
+        self.energy, self.force = energy_and_forces(self._potential, self.x)
         self._alive = self._alive & self.energy.isfinite()
         if not bool(self._alive.all()):
             alive = self._alive.reshape(-1, *(1,) * (self.x.ndim - 1))
@@ -62,9 +67,10 @@ class Trajectory:
         self._last = self.x
 
     def end(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions, velocities and energies [B]; +inf for the rows that failed."""
+        """Positions, velocities and energies [B] where they came from; +inf where a row failed."""
         finite = self._alive & self.v.isfinite().flatten(1).all(dim=1)
-        return self.x, self.v, torch.where(finite, self.energy, torch.inf)
+        energy = torch.where(finite, self.energy, torch.inf)
+        return self.x.to(self._home), self.v.to(self._home), energy.to(self._home)
 
 
 def velocity_verlet(
@@ -185,10 +191,11 @@ class BatchedLangevinLeg(LangevinDynamics):
             return self._propagate(x, v)
         keep = math.exp(-self.friction * self.timestep)
         batch = Trajectory(self.potential, x, v, self._mass, self.timestep)
+        width = self._width(kt).to(batch.v.device)
         for _ in range(self.n_steps):
             batch.kick()
             batch.drift(0.5)
-            batch.v = self._mix(batch.v, kt, keep, generator)
+            batch.v = self._mix(batch.v, width, keep, generator)
             batch.drift(0.5)
             batch.evaluate()
             batch.kick()

@@ -113,7 +113,7 @@ class CartesianHMC(Leg):
         return None if state.velocities is None else super()._stored(state, v)
 
     def _before(self, v: Tensor, kt: Tensor, generator: torch.Generator) -> Tensor:
-        return self._mix(v, kt, self.persistence, generator)
+        return self._mix(v, self._width(kt), self.persistence, generator)
 
     def _after(self, v: Tensor, kt: Tensor, generator: torch.Generator) -> Tensor:
         return v

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.accept import metropolis
+from openmm_tsf.sampling.evaluate import energy_and_forces
 from openmm_tsf.sampling.moves import FlowLike, FlowWalk
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
 
@@ -118,10 +119,10 @@ class _LatentGradientMove(FlowWalk):
             if len(inside):
                 placed = self._place(x[inside], rows.like[inside])
                 stored = stored.index_put((inside,), placed.detach())
-                found, forces = self.potential.energy_and_forces(placed.detach())
+                found, forces = energy_and_forces(self.potential, placed.detach())
                 energy[inside] = found.to(energy)
                 # Its gradient is that of U, without asking the potential for a graph.
-                work = -(forces.to(placed) * placed).flatten(1).sum(dim=1)
+                work = -(forces * placed).flatten(1).sum(dim=1)
                 log_weight = self._log_weight(
                     work, rows.kt[inside], momenta[inside], rows.tau[inside], log_det[inside]
                 )

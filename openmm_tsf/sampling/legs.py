@@ -205,10 +205,11 @@ class Leg:
         """Standard deviations of velocities at kT [B]: [B, N, 1] or [B, d]."""
         return (self._column(kt) / self._mass).sqrt()
 
-    def _mix(self, v: Tensor, kt: Tensor, keep: float, generator: torch.Generator) -> Tensor:
-        """keep * v + sqrt(1 - keep^2) * noise: the exact Ornstein-Uhlenbeck step."""
-        noise = torch.randn(v.shape, generator=generator, dtype=v.dtype)
-        return keep * v + math.sqrt(1 - keep**2) * self._width(kt) * noise
+    def _mix(self, v: Tensor, width: Tensor, keep: float, generator: torch.Generator) -> Tensor:
+        """keep * v + sqrt(1 - keep^2) * width * noise: the exact Ornstein-Uhlenbeck step."""
+        # From the generator's own device: the chain is the same wherever the potential computes.
+        noise = torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v.device)
+        return keep * v + math.sqrt(1 - keep**2) * width * noise
 
     def _kinetic(self, v: Tensor) -> Tensor:
         """Kinetic energies [B]."""
@@ -267,7 +268,7 @@ class LangevinDynamics(Leg):
         }
 
     def _before(self, v: Tensor, kt: Tensor, generator: torch.Generator) -> Tensor:
-        return self._mix(v, kt, self._keep, generator)
+        return self._mix(v, self._width(kt), self._keep, generator)
 
     def _after(self, v: Tensor, kt: Tensor, generator: torch.Generator) -> Tensor:
-        return self._mix(v, kt, self._keep, generator)
+        return self._mix(v, self._width(kt), self._keep, generator)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.sampling import evaluate
 from openmm_tsf.sampling.accept import metropolis
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
 from openmm_tsf.units import as_temperatures
@@ -171,7 +172,7 @@ class _FlowMove:
             # flow's dtype with the last digits.
             x = x.clone()
             x[inside] = self._place(x[inside], like[inside])
-            energy[inside] = self.potential.energy(x[inside]).to(energy)
+            energy[inside] = evaluate.energy(self.potential, x[inside])
         return x, momenta, log_det, energy, inside, mirror
 
     def _domain(self, x: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:

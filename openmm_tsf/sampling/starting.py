@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.sampling import evaluate
 from openmm_tsf.sampling.legs import mass_per_coordinate
 from openmm_tsf.sampling.moves import FlowLike
 from openmm_tsf.sampling.state import WalkerState
@@ -35,7 +36,7 @@ def starting_state(
         raise ValueError(f"x: expected shape {shape}, got {tuple(x.shape)}")
     flat = x.flatten(0, 1)
     with torch.no_grad():
-        energy = potential.energy(flat).to(torch.float64)
+        energy = evaluate.energy(potential, flat)
         momenta = torch.zeros(len(flat), flow.n_momenta, dtype=flow.dtype)
         _, log_det = flow.inverse_and_log_det(flat.to(flow.dtype), momenta)
         log_det = log_det.masked_fill(flow.is_mirror_image(flat.to(flow.dtype)), -torch.inf)

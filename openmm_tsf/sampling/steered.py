@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.sampling import evaluate
 from openmm_tsf.sampling.accept import metropolis
 from openmm_tsf.sampling.moves import FlowLike, _FlowMove
 from openmm_tsf.sampling.pairing import Pairing, Scheme
@@ -111,7 +112,7 @@ class SteeredSwap(_FlowMove):
         if bool(both.any()):
             x_new = x_new.clone()
             x_new[both] = self._place(x_new[both], x[both])
-            energy_new[both] = self.potential.energy(x_new[both]).to(energy)
+            energy_new[both] = evaluate.energy(self.potential, x_new[both])
         current = self._weights(energy, momenta, -inverse_log_det, old)
         proposed = self._weights(energy_new, momenta_new, log_det_new, new)
         accepted, non_finite = metropolis(current, proposed, generator)
