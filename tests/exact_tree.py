@@ -184,10 +184,16 @@ class ExactTree:
             system.addForce(force)
         return system
 
-    def flow(self, kind, coordinates, strength, seed=5):
-        """A random flow with weights of order one around a whitening of exact samples."""
+    def flow(self, kind, coordinates, strength, seed=5, cuts_from_centre=None):
+        """A random flow with weights of order one around a whitening of exact samples.
+
+        Torsions without handedness are cut opposite the reference, or so many radians from it.
+        """
         generator = torch.Generator().manual_seed(seed)
         layer = InternalCoordinates.from_topology(self.topology, POSITIONS, coordinates)
+        if cuts_from_centre is not None:
+            near = self.centre[-len(layer.branch_cuts) :] + cuts_from_centre
+            layer.set_branch_cuts(torch.where(layer.handedness == 0, near, layer.branch_cuts))
         frames = self.sample(4000, 500.0, generator)
         whitening = Whitening.fit(layer.inverse_and_log_det(frames)[0], layer.kinds)
         cls, m = (TemperatureSteerableFlow, 6) if kind == "tsf" else (RealNVPFlow, 0)

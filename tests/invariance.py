@@ -24,6 +24,7 @@ from exact_cases import (
     FLOWS,
     LIMIT,
     NOTICED,
+    ModelCase,
     ModelWithVelocities,
     TreeCase,
     assert_energies_are_stored,
@@ -36,7 +37,6 @@ from openmm_tsf.sampling.batched_dynamics import BatchedLangevinLeg
 from openmm_tsf.sampling.cartesian import CartesianHMC, CartesianMALA
 from openmm_tsf.sampling.dynamics import LangevinLeg
 from openmm_tsf.sampling.internal_walk import InternalWalk
-from openmm_tsf.sampling.kernels import Every, default_kernels
 from openmm_tsf.sampling.latent import LatentHMC, LatentMALA
 from openmm_tsf.sampling.legs import Leg
 from openmm_tsf.sampling.moves import FlowIndependence, FlowWalk
@@ -55,9 +55,9 @@ def tree(flow: str = "tsf-volume", n_rungs: int = 2, pose_kept: bool = True) -> 
 
 
 @functools.cache
-def model(which: str = "gaussian", kind: str = "tsf", noise: float = 0.2) -> ModelWithVelocities:
+def model(which: str = "gaussian", kind: str = "tsf", velocities: bool = True) -> ModelCase:
     """``"gaussian"`` or ``"double-well"`` on R^3, with a ``"tsf"`` or ``"realnvp"``."""
-    return ModelWithVelocities(which, kind, noise=noise)
+    return (ModelWithVelocities if velocities else ModelCase)(which, kind)
 
 
 @functools.cache
@@ -123,7 +123,7 @@ def check(
     Parameters
     ----------
     factory
-        Makes from the case a kernel, or the kernels (or :class:`Every`) of one iteration in order.
+        Makes from the case a kernel, or the kernels (or their ``Every``) of one iteration in order.
     case
         :func:`tree` or :func:`model`, or anything with ``potential``, ``flow``, ``ladder``,
         ``start(n_walkers, generator)`` and ``scores(state)``.
@@ -276,6 +276,9 @@ KERNELS: dict[str, Entry] = {
     "plain swap, random": Entry(
         PlainSwap, {"scheme": "random_pairs"}, {"scheme": "random_pairs"}, 2000, 6, (2, 3, 7)
     ),
+    "plain swap, ends": Entry(
+        PlainSwap, {"scheme": [(6, 0), (1, 4)]}, {"scheme": [(2, 0)]}, 2000, 6, (7,)
+    ),
     "steered swap": Entry(
         SteeredSwap, n_walkers=2000, times=5, rungs=(2, 3, 7), flows=(*TRIO, *REST)
     ),
@@ -298,68 +301,3 @@ KERNELS: dict[str, Entry] = {
     ),
     "mala": Entry(CartesianMALA, {"timestep": 0.02}, {"timestep": [0.8, 0.6, 0.5]}),
 }  # fmt: skip
-
-
-# -- mixtures ----------------------------------------------------------------------------------
-
-
-def default(case: Any) -> list[Every]:
-    """What a user gets who asks for nothing, with dynamics more often and at a larger step."""
-    return default_kernels(
-        case.potential, case.flow, case.ladder, case.masses,
-        sigma=0.17 if isinstance(case, TreeCase) else 0.6, local_interval=2, local_steps=10,
-        local_timestep=0.015 if isinstance(case, TreeCase) else 0.45,
-    )  # fmt: skip
-
-
-def whole(case: Any) -> list[Any]:
-    """Flow moves, OpenMM's dynamics and both kinds of plain swaps, with a schedule."""
-    return [
-        KERNELS["independence"](case),
-        Every(KERNELS["walk"](case), repeats=3),
-        KERNELS["langevin"](case, n_steps=12, timestep=0.012, friction=1.0),
-        Every(KERNELS["plain swap"](case), interval=2),
-        KERNELS["plain swap, random"](case, name="swap_random"),
-    ]
-
-
-def through_flow(case: Any) -> list[Any]:
-    """All that goes through the flow or whitened coordinates, and plain swaps."""
-    names = ("steered swap, random", "latent mala", "plain swap, random", "walk of 4 steps",
-             "latent hmc", "internal walk", "independence")  # fmt: skip
-    return [KERNELS[name](case) for name in names]
-
-
-def with_dynamics(case: Any) -> list[Any]:
-    """Flow moves, Hamiltonian dynamics that keeps its velocities, and steered swaps."""
-    if isinstance(case, TreeCase):
-        step: Any = {"timestep": 0.012, "n_steps": 12}
-    else:
-        step = {}
-    return [
-        Every(KERNELS["walk"](case), repeats=2),
-        KERNELS["hmc, persistent"](case, persistence=0.95, **step),
-        KERNELS["steered swap, random"](case),
-        KERNELS["latent mala"](case),
-        KERNELS["batched langevin"](case),
-    ]
-
-
-def everything(case: Any) -> list[Any]:
-    """The whole table, one after the other."""
-    settings = "on_tree" if isinstance(case, TreeCase) else "on_model"
-    return [
-        entry(case, name=name)
-        for name, entry in KERNELS.items()
-        if getattr(entry, settings) is not None
-    ]
-
-
-#: Mixture, ladders and walkers on the molecule.
-MIXTURES: dict[str, tuple[Callable[[Any], list[Any]], tuple[int, ...], int]] = {
-    "default": (default, (3,), 700),
-    "whole": (whole, (3,), 500),
-    "through flow": (through_flow, (3,), 600),
-    "with dynamics": (with_dynamics, (2, 3, 7), 500),
-    "everything": (everything, (7,), 200),
-}

@@ -11,14 +11,18 @@ import invariance
 import pytest
 import torch
 from exact_cases import LADDERS
-from invariance import KERNELS, MIXTURES, check, model, tree
+from invariance import KERNELS, check, model, notice, tree
+from mixtures import MIXTURES, everything
+from mutants import MUTANTS
 
 import openmm_tsf.sampling
 from openmm_tsf.sampling.accept import metropolis
 from openmm_tsf.sampling.internal_walk import InternalWalk
 from openmm_tsf.sampling.kernels import Every, Kernel, PlainSwap
 from openmm_tsf.sampling.legs import LangevinDynamics, Leg
+from openmm_tsf.sampling.moves import FlowIndependence, _FlowMove
 from openmm_tsf.sampling.state import KernelInfo, per_rung
+from openmm_tsf.sampling.steered import SteeredSwap
 
 slow = pytest.mark.slow
 MODELS = ("gaussian", "double-well")
@@ -66,11 +70,25 @@ def test_every_kernel_is_in_the_table():
 
 def test_every_kernel_is_in_a_mixture():
     case = tree("tsf-volume", 7, False)
-    kernels = invariance.everything(case)
+    kernels = everything(case)
     assert {type(kernel) for kernel in kernels} == {entry.kind for entry in KERNELS.values()}
     for kernel in kernels:
         if hasattr(kernel, "close"):
             kernel.close()
+
+
+def test_every_kernel_has_its_mutants():
+    """Each mutation, of every kernel for which it means something."""
+    made = {(mutant.mutation, mutant.kind) for mutant in MUTANTS}
+    for kind in {entry.kind for entry in KERNELS.values()}:
+        needed = {"temperature" if (("temperature", kind) in made) else "tau"}
+        if issubclass(kind, _FlowMove):
+            needed |= {"jacobian", "pose"}
+        if issubclass(kind, Leg) or (issubclass(kind, _FlowMove) and kind is not InternalWalk):
+            needed |= {"momenta"}
+        missing = needed - {mutation for mutation, of in made if of is kind}
+        assert not missing, (kind.__name__, missing)
+    assert {("wrap", FlowIndependence), ("wrap", SteeredSwap)} <= made
 
 
 # -- each alone --------------------------------------------------------------------------------
@@ -111,11 +129,20 @@ def test_kernels_on_the_molecule(name, flow, n_rungs):
         poses = [case.tree.plain.pose(state.x.flatten(0, 1)) for state in (start, end)]
         for before, after in zip(*poses, strict=True):
             torch.testing.assert_close(before, after, rtol=0, atol=1e-9)
+        if name.startswith(("latent", "internal")):
+            far = (end.x - start.x).abs().amax(dim=(2, 3)) > 1e-4
+            assert float(far.double().mean()) > 0.3
     if "steered" in name or entry.moves_inside:
         assert info.rejected_non_finite > 0
         rejected = info.rejected_non_finite + info.mirror_images
+        n_proposed = int(info.proposed.sum())
         if "steered" in name:  # both or neither
-            assert info.n_evaluations == 2 * (int(info.proposed.sum()) - rejected)
+            assert info.n_evaluations == 2 * (n_proposed - rejected)
+        elif "latent" not in name:
+            assert n_proposed - info.n_evaluations <= rejected
+    if entry.is_leg:
+        assert info.n_evaluations == entry.times * n_walkers * n_rungs * (entry(case).n_steps + 1)
+        assert bool((info.acceptance > 0.3).all())
     if entry.is_leg or name.startswith(("walk", "independence", "latent hmc")):
         assert info.mirror_images > 0
 
@@ -183,6 +210,30 @@ def test_mixtures_on_the_molecule(name, flow, n_rungs):
 def test_mixtures_on_models(name, which, kind):
     make, *_ = MIXTURES[name]
     check(make, model(which, kind), 3000, 75, 2, acceptance=(0.02, 0.99))
+
+
+@pytest.mark.parametrize("which", MODELS)
+@pytest.mark.parametrize("name", ["default", "through flow"])
+def test_mixtures_without_velocities(name, which):
+    case = model(which, velocities=False)
+    outcome = check(MIXTURES[name][0], case, 3000, 80, 4, acceptance=(0.02, 0.99))
+    assert outcome.end.velocities is None
+    assert "local" not in outcome.totals
+
+
+# -- mutants -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_mutants_are_noticed(mutant):
+    notice(mutant.make, mutant.case(), mutant.n_walkers, 79, mutant.times)
+
+
+@slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_what_was_mutated_is_exact(mutant):
+    """The same cases, walkers and seeds without the mutation."""
+    check(mutant.original, mutant.case(), mutant.n_walkers, 79, mutant.times, (0.01, 0.99))
 
 
 # -- kernels from elsewhere --------------------------------------------------------------------
@@ -284,7 +335,7 @@ def test_a_users_kernel_goes_through_the_same_check():
 
     check(walk, on_r3, 2000, 76, 5)
     check(walk, molecule, 600, 77, 6)
-    invariance.notice(lambda case: walk(case, DriftingWalk), on_r3, 2000, 76, 5)
+    notice(lambda case: walk(case, DriftingWalk), on_r3, 2000, 76, 5)
 
 
 @pytest.mark.parametrize("which", ["molecule", *MODELS])

@@ -1,8 +1,6 @@
-"""Steered swaps, latent MALA and HMC, and the walk without a flow are exact; mutants are not.
+"""Steered swaps, latent MALA and HMC, and the walk without a flow: what they take along, and doors.
 
-Walkers start from exact samples of their rung and must still be exact samples afterwards: |z| < 4
-for every mean, variance, histogram and correlation of coordinates, poses and velocities; seeds were
-fixed beforehand. A kernel with one thing wrong must exceed |z| = 6.
+That they leave ensembles invariant, and that mutants do not, is in test_invariance.py.
 """
 
 import copy
@@ -16,13 +14,7 @@ from exact_cases import (
     ModelCase,
     Mutant,
     TreeCase,
-    WithoutJacobian,
-    WithoutPose,
-    Wrapping,
     apply,
-    assert_energies_are_stored,
-    assert_exact,
-    assert_noticed,
     fresh_state,
 )
 
@@ -33,7 +25,6 @@ from openmm_tsf.sampling.internal_walk import InternalWalk, WhitenedCoordinates
 from openmm_tsf.sampling.latent import LatentHMC, LatentMALA, _Rows
 from openmm_tsf.sampling.moves import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.pairing import Pairing
-from openmm_tsf.sampling.state import Kernel
 from openmm_tsf.sampling.steered import SteeredSwap
 from openmm_tsf.sampling.swaps import PlainSwap
 from openmm_tsf.sampling.tempering import ParallelTempering
@@ -57,117 +48,7 @@ def internal_walk(flow_name="tsf-volume", n_rungs=2, mode="conditional", sigma=0
     )
 
 
-def check(case, kernels, n_walkers, seed, times=1):
-    """The kernels leave the case's distribution invariant; returns start, end and counts."""
-    generator = torch.Generator().manual_seed(seed)
-    start = case.start(n_walkers, generator)
-    end, totals = apply(kernels, start, generator, times)
-    assert_exact(case.scores(end))
-    assert_energies_are_stored(case, end)
-    return start, end, totals
-
-
-def notice(case, kernels, n_walkers, seed, times):
-    """The kernels do not."""
-    generator = torch.Generator().manual_seed(seed)
-    end, _ = apply(kernels, case.start(n_walkers, generator), generator, times)
-    assert_noticed(case.scores(end))
-
-
-def mid_range(acceptance):
-    return bool(((acceptance > 0.02) & (acceptance < 0.98)).all())
-
-
-# -- each alone, on the tree -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("flow", FLOWS)
-def test_steered_swaps_are_exact(flow):
-    case = tree_case(flow)
-    kernel = SteeredSwap(case.flow, case.potential, case.ladder)
-    before = case.potential.n_evaluations
-    _, _, totals = check(case, [kernel], 2500, 31, times=5)
-    info = totals["swap_steered"]
-    assert info.proposed.tolist() == [3 * 2500]  # of five calls, the odd ones have no pair
-    assert mid_range(info.acceptance)
-    assert 0 < info.outside_domain <= info.rejected_non_finite < 7500
-    assert info.n_evaluations == 2 * (7500 - info.outside_domain - info.mirror_images)
-    assert case.potential.n_evaluations - before == 5000 + info.n_evaluations + 5000
-
-
-@pytest.mark.parametrize("flow", ["tsf-volume", "tsf-plain", "realnvp-plain"])
-def test_latent_mala_is_exact(flow):
-    case = tree_case(flow)
-    kernel = LatentMALA(case.flow, case.potential, case.ladder, [0.25, 0.3], n_steps=2)
-    start, end, totals = check(case, [kernel], 1500, 32, times=2)
-    info = totals["latent_mala"]
-    assert info.proposed.tolist() == [6000, 6000]
-    assert mid_range(info.acceptance)
-    assert 0 < info.outside_domain <= info.rejected_non_finite
-    assert_moves_inside(case, start, end)
-
-
-@pytest.mark.parametrize("flow", ["tsf-volume", "realnvp-plain"])
-def test_latent_hmc_is_exact(flow):
-    case = tree_case(flow)
-    kernel = LatentHMC(case.flow, case.potential, case.ladder, 0.25, n_leapfrog=3)
-    start, end, totals = check(case, [kernel], 1200, 33, times=3)
-    info = totals["latent_hmc"]
-    assert mid_range(info.acceptance)
-    assert 0 < info.outside_domain <= info.rejected_non_finite
-    assert info.mirror_images > 0
-    assert_moves_inside(case, start, end)
-
-
-@pytest.mark.parametrize(
-    ("flow", "mode"), [("tsf-volume", "conditional"), ("tsf-plain", "conditional"),
-                       ("tsf-plain", "full")],
-)  # fmt: skip
-def test_the_walk_without_a_flow_is_exact(flow, mode):
-    case = tree_case(flow)
-    kernel = internal_walk(flow, mode=mode)
-    start, end, totals = check(case, [kernel], 2500, 34, times=6)
-    info = totals["internal_walk"]
-    assert mid_range(info.acceptance)
-    assert 0 < info.outside_domain <= info.rejected_non_finite
-    assert_moves_inside(case, start, end)
-
-
-def assert_moves_inside(case, start, end):
-    """Conformations moved in their own pose; velocities and replicas stayed."""
-    assert end.velocities is start.velocities
-    assert end.replica is start.replica
-    poses = [case.tree.plain.pose(state.x.flatten(0, 1)) for state in (start, end)]
-    for before, after in zip(*poses, strict=True):
-        torch.testing.assert_close(before, after, rtol=0, atol=1e-9)
-    assert float((end.x - start.x).abs().amax(dim=(2, 3)).gt(1e-4).double().mean()) > 0.3
-
-
-# -- swaps on longer ladders -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("n_rungs", "scheme"),
-    [(2, "random_pairs"), (3, "even_odd"), (7, "even_odd"), (7, "random_pairs"),
-     (7, [(6, 0), (1, 4)])],
-)  # fmt: skip
-def test_steered_swaps_on_ladders(n_rungs, scheme):
-    case = tree_case("tsf-volume", n_rungs)
-    kernel = SteeredSwap(case.flow, case.potential, case.ladder, scheme)
-    start, end, totals = check(case, [kernel], 1000, 35, times=4)
-    info = totals["swap_steered"]
-    assert info.accepted.shape == kernel.counts_shape
-    proposed = info.proposed
-    if scheme == "even_odd":
-        assert proposed.tolist() == [2000] * (n_rungs - 1)
-    elif scheme == "random_pairs":
-        assert int(proposed.sum()) == 4 * 1000 * (n_rungs // 2)
-        assert bool((proposed.triu(1) == proposed).all())
-    else:
-        assert proposed[0, 6] == proposed[1, 4] == 4000
-        assert int(proposed.sum()) == 8000
-    assert mid_range(info.acceptance[proposed > 0])
-    assert torch.equal(end.replica.sort(dim=1).values, start.replica)
+# -- steered swaps -----------------------------------------------------------------------------
 
 
 def test_what_a_steered_swap_takes_along():
@@ -209,7 +90,7 @@ def test_a_perfect_flow_always_swaps():
     assert int(plain.accepted) < 250
 
 
-# -- mixtures, other potentials ----------------------------------------------------------------
+# -- gradients ---------------------------------------------------------------------------------
 
 
 def all_kernels(case, walk):
@@ -222,31 +103,6 @@ def all_kernels(case, walk):
         LatentHMC(flow, potential, ladder, 0.25, n_leapfrog=2),
         walk,
     ]
-
-
-@pytest.mark.parametrize("flow", ["tsf-volume", "realnvp-plain"])
-def test_the_mixture_is_exact(flow):
-    case = tree_case(flow, 3)
-    kernels = all_kernels(case, internal_walk(flow, 3))
-    assert all(isinstance(kernel, Kernel) and kernel.exact for kernel in kernels)
-    _, end, totals = check(case, kernels, 700, 38, times=2)
-    for kernel in kernels:
-        assert mid_range(totals[kernel.name].acceptance.nan_to_num(0.5).sum() / 9)
-    assert float((end.replica != torch.arange(3)).double().mean()) > 0.2
-
-
-@pytest.mark.parametrize("kind", ["tsf", "realnvp"])
-@pytest.mark.parametrize("which", ["gaussian", "double-well"])
-def test_potentials_that_are_not_molecules(which, kind):
-    case = ModelCase(which, kind)
-    walk = InternalWalk.from_dataset(case.dataset(), case.potential, case.ladder, sigma=0.7)
-    assert walk.settings()["coordinates"] is None
-    kernels = all_kernels(case, walk)
-    for kernel in kernels:
-        if kernel.name in ("swap_plain", "flow_walk"):
-            continue
-        check(case, [kernel], 3000, 39, times=2)
-    check(case, kernels, 3000, 40)
 
 
 def test_openmm_gradients_give_the_same_chain():
@@ -317,131 +173,6 @@ def test_the_gradient_is_that_of_the_target(peptide):
     up, down = (kernel._at(v + sign * step * direction, rows)[0] for sign in (1, -1))
     slope = (up.log_weight - down.log_weight) / (2 * step)
     torch.testing.assert_close((point.gradient * direction).sum(dim=1), slope, rtol=1e-5, atol=1e-4)
-
-
-# -- mutants -----------------------------------------------------------------------------------
-
-
-class WithoutMomenta:
-    def _log_weight(self, energy, kt, momenta, tau, log_det):
-        return -energy / kt + log_det
-
-
-class WithoutTau:
-    def _log_weight(self, energy, kt, momenta, tau, log_det):
-        return super()._log_weight(energy, kt, momenta, torch.ones_like(tau), log_det)
-
-
-class OneWay(SteeredSwap):
-    """v is scaled upwards only: the Jacobian of the scaling does not cancel."""
-
-    def _steer(self, v, old, new):
-        return torch.where((new > old)[:, None], super()._steer(v, old, new), v)
-
-
-class OneTemperature(SteeredSwap):
-    """Both energies are weighed at the mean temperature."""
-
-    def _weights(self, energy, momenta, log_det, rung):
-        kt = self._kt[rung].mean().expand(len(rung))
-        weights = self._log_weight(energy, kt, momenta, self._tau[rung], log_det)
-        return weights.reshape(2, -1).sum(dim=0)
-
-
-class SteeredWithoutMomenta(WithoutMomenta, SteeredSwap): ...
-
-
-class SteeredWithoutTau(WithoutTau, SteeredSwap): ...
-
-
-class MALAWithoutMomenta(WithoutMomenta, LatentMALA): ...
-
-
-class MALAWithoutTau(WithoutTau, LatentMALA): ...
-
-
-class MALAWithoutProposalDensities(LatentMALA):
-    def _density_ratio(self, there, back):
-        return torch.zeros(len(there), dtype=there.dtype)
-
-
-class HMCWithoutMomenta(WithoutMomenta, LatentHMC): ...
-
-
-class HMCWithoutKineticEnergy(LatentHMC):
-    def _kinetic(self, velocity):
-        return 0.0 * velocity.sum(dim=1)
-
-
-@pytest.mark.parametrize(
-    ("kernel", "which", "kind", "noise", "n_walkers", "times"),
-    [
-        (OneWay, "gaussian", "tsf", 0.2, 5000, 4),
-        (OneTemperature, "gaussian", "tsf", 0.2, 5000, 6),
-        (SteeredWithoutMomenta, "gaussian", "tsf", 0.36, 10000, 6),
-        (SteeredWithoutTau, "gaussian", "tsf", 0.36, 10000, 6),
-        (MALAWithoutMomenta, "double-well", "tsf", 0.2, 10000, 6),
-        (MALAWithoutTau, "double-well", "tsf", 0.2, 10000, 12),
-        (MALAWithoutProposalDensities, "gaussian", "tsf", 0.2, 4000, 6),
-        (HMCWithoutMomenta, "double-well", "tsf", 0.2, 5000, 4),
-        (HMCWithoutKineticEnergy, "gaussian", "tsf", 0.2, 5000, 2),
-    ],
-    ids=lambda value: getattr(value, "__name__", None),
-)
-def test_a_wrong_term_is_noticed(kernel, which, kind, noise, n_walkers, times):
-    case = ModelCase(which, kind, (0.7, 1.6), noise)
-    settings = {"scheme": [(0, 1)]} if issubclass(kernel, SteeredSwap) else {"sigma": 0.5}
-    broken = kernel(case.flow, case.potential, case.ladder, **settings)
-    notice(case, [broken], n_walkers, 43, times)
-
-
-@pytest.mark.parametrize(
-    ("kernel", "which", "ladder", "n_walkers", "times"),
-    [
-        (SteeredSwap, "gaussian", (0.7, 3.0), 40000, 6),
-        (LatentMALA, "double-well", (0.7, 1.6), 10000, 6),
-        (LatentHMC, "double-well", (0.7, 1.6), 4000, 4),
-    ],
-)
-def test_dropping_the_jacobian_is_noticed(kernel, which, ladder, n_walkers, times):
-    case = ModelCase(which, "realnvp", ladder)
-    settings = {"scheme": [(0, 1)]} if kernel is SteeredSwap else {"sigma": 0.4}
-    broken = kernel(WithoutJacobian(case.flow), case.potential, case.ladder, **settings)
-    notice(case, [broken], n_walkers, 44, times)
-
-
-def test_dropping_the_layers_jacobian_is_noticed():
-    case = tree_case("tsf-plain")
-    layers = internal_walk("tsf-plain").layers
-    broken = InternalWalk(layers, case.potential, case.ladder, 0.3, n_steps=30)
-    broken.flow = WithoutJacobian(layers)
-    notice(case, [broken], 3000, 45, 1)
-
-
-@pytest.mark.parametrize("kernel", [SteeredSwap, LatentMALA, LatentHMC])
-def test_resetting_the_pose_is_noticed(kernel):
-    case = tree_case()
-    broken = kernel(WithoutPose(case.flow), case.potential, case.ladder, round_trip_tolerance=1e3)
-    notice(case, [broken], 300, 46, 1)
-
-
-def test_wrapping_torsions_is_noticed():
-    case = tree_case()
-    broken = SteeredSwap(
-        Wrapping(case.flow), case.potential, case.ladder, [(0, 1)], round_trip_tolerance=1e3
-    )
-    notice(case, [broken], 5000, 47, 6)
-
-
-def test_velocities_that_are_not_scaled_are_noticed():
-    class Unscaled(SteeredSwap):
-        def __call__(self, state, generator):
-            end, info = super().__call__(state, generator)
-            rows = torch.arange(state.n_walkers)[:, None]
-            return end.evolve(velocities=state.velocities[rows, end.replica]), info
-
-    case = tree_case()
-    notice(case, [Unscaled(case.flow, case.potential, case.ladder)], 1500, 48, 1)
 
 
 # -- failures of single walkers ----------------------------------------------------------------
