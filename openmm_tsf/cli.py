@@ -35,7 +35,18 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--output", required=True, metavar="DIR", help="new or empty folder")
         _molecule_arguments(command)
         command.add_argument("--seed", type=int, help=f"seed of everything (default: {_SEED})")
-        command.add_argument("--platform", help="OpenMM platform (default: the fastest, measured)")
+        command.add_argument(
+            "--platform",
+            help="OpenMM platform (default: energies by torch where it covers the System; "
+            "otherwise, and for MD, the fastest platform, measured)",
+        )
+    for command in (everything, train, sample):
+        command.add_argument(
+            "--threads",
+            type=int,
+            default=1,
+            help="torch's threads (default: 1; networks of this size are slower on more)",
+        )
     for command in (md, train, sample):
         command.add_argument(
             "--resume", action="store_true", help="continue what is in the output folder"
@@ -127,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from tqdm.contrib.logging import logging_redirect_tqdm
 
-        with logging_redirect_tqdm(), _sigterm_like_ctrl_c():
+        with logging_redirect_tqdm(), _sigterm_like_ctrl_c(), _threads(args):
             args.function(args)
     except KeyboardInterrupt:
         where = f"; what was done is in {args.output}"
@@ -139,6 +150,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"openmm-tsf: error: {_one_line(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def _threads(args: argparse.Namespace) -> Iterator[None]:
+    """Torch on so many threads as were asked for."""
+    wanted = getattr(args, "threads", None)
+    if wanted is None:
+        yield
+        return
+    import torch
+
+    if wanted < 1:
+        raise ValueError(f"--threads: expected at least 1, got {wanted}")
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

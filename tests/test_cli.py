@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
+import torch
 
 from openmm_tsf import cli, workflow
 from openmm_tsf.presets import preset
@@ -227,3 +229,15 @@ def test_table():
     for expected in ("-60.12 ± 0.50", "19.00 ± ?", "0.0200 ± 0.0010", "5000", "3.90 ± 0.05",
                      "0.250", "0.125", "0.500", "12,345", "round trips"):  # fmt: skip
         assert expected in text
+
+
+def test_threads_are_asked_for_and_given_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = torch.get_num_threads()
+    args = ["sample", "--flow", str(tmp_path / "none.pt"), "--output", str(tmp_path / "run")]
+    assert cli.main([*args, "--threads", "0"]) == 2
+    assert "--threads: expected at least 1, got 0" in capsys.readouterr().err
+    assert cli.main([*args, "--threads", "2"]) == 2
+    assert "no such flow file" in capsys.readouterr().err
+    assert torch.get_num_threads() == before
