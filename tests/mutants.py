@@ -243,7 +243,7 @@ PAIR = {"scheme": [(0, 1)]}
 HMC = {"timestep": 0.016, "n_steps": 8}
 LEGS = {
     LangevinLeg: (LEG, 800),
-    BatchedLangevinLeg: (LEG, 1200),
+    BatchedLangevinLeg: (LEG, 1800),
     CartesianHMC: (HMC, 1200),
     CartesianMALA: ({"timestep": 0.02}, 2500),
 }
