@@ -1,281 +1,267 @@
-"""What an energy costs: OpenMMPotential beside a plain loop over one Context.
+"""What an energy costs: TorchPotential and OpenMMPotential beside a plain loop over one Context.
 
-    python examples/benchmarks/energy.py                   # batches 1 to 16384
-    python examples/benchmarks/energy.py --max-batch 256   # a minute
+    python examples/benchmarks/energy.py                   # batches 1 to 65536, up to 10 minutes
+    python examples/benchmarks/energy.py --max-batch 256   # some minutes, compilation most of it
+    python examples/benchmarks/energy.py --device cuda     # batches to 10^6 on a GPU
 
-Times are microseconds per conformation of alanine dipeptide, medians over repeats. Potential and
-plain loop take turns in one process on one core, so that their ratio does not feel the machine's
-other work. The second core is measured with threads (one Context each) and with processes that
-share memory. Everything goes to a JSON file.
+Times are microseconds per conformation of alanine dipeptide, medians over repeats. All sides take
+turns in one process, so that the ratios, medians over repeats of loop time / time in the same
+repeat, do not feel the machine's other work; where it is busy, read those of CPU time. The plain
+loop runs on OpenMM's fastest platform for the System, found beforehand, one core. Compilation is
+timed in processes of its own, without and with torch's disk cache. Everything goes to a JSON file.
 """
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform as host
-import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+import warnings
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openmm
 import torch
-from numpy.typing import NDArray
+from bridge import ONE_CORE, measure_cores, measure_interpreter, measure_steps
+from timing import Side, both_clocks, plain_loop, take_turns
 
-from openmm_tsf.potentials import OpenMMPotential
+from openmm_tsf.potentials import OpenMMPotential, TorchPotential
 from openmm_tsf.potentials.platforms import available_cores, available_platforms
 from openmm_tsf.systems import MolecularSystem, alanine_dipeptide
 
-ONE_CORE = {"CPU": {"Threads": "1"}}
+#: How many times faster than the fastest plain loop a batch should be: energy, with forces.
+TARGETS = {
+    "amber99sbildn-obc2": {"energy": 4.0, "forces": 2.0},
+    "ff96-obc1": {"energy": 40.0, "forces": 20.0},
+}
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+LOOP_SECONDS = 0.1  # of one turn of the plain loop
+LOOP = "OpenMM loop"
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def conformations(molecule: MolecularSystem, n: int) -> torch.Tensor:
+    """[n, N, 3]: the reference positions with noise of 0.003 nm."""
+    noise = np.random.default_rng(0).normal(0.0, 0.003, size=(n, molecule.n_atoms, 3))
+    return torch.from_numpy(molecule.positions + noise)
 
 
-def both_clocks(work: Callable[[], object]) -> NDArray[np.float64]:
-    """Seconds of wall time and of this process's CPU time."""
-    start = np.array([time.perf_counter(), time.process_time()])
-    work()
-    return np.array([time.perf_counter(), time.process_time()]) - start
-
-
-def plain_loop(context: openmm.Context, x: NDArray[np.float64], forces: bool) -> None:
-    """What a user would write, at its quickest: numpy in, no conversions between equal units."""
-    for row in x:
-        context.setPositions(row)
-        state = context.getState(energy=True, forces=forces)
-        _ = state.getPotentialEnergy()._value
-        if forces:
-            _ = state.getForces(asNumpy=True)._value
-
-
-def measure_batch(
-    potential: OpenMMPotential, context: openmm.Context, x: torch.Tensor, forces: bool, repeats: int
-) -> dict[str, float]:
-    """Microseconds per conformation of both, and the median of their ratios.
-
-    The ratio of CPU times is the one to read when the machine has other work.
-    """
-    evaluate = potential.energy_and_forces if forces else potential.energy
-    rows = x.numpy()
-    calls = max(1, 512 // len(x))  # short batches are repeated: the clock and the scheduler
-
-    def many_batches() -> None:
-        for _ in range(calls):
-            evaluate(x)
-
-    def many_loops() -> None:
-        for _ in range(calls):
-            plain_loop(context, rows, forces)
-
-    evaluate(x)
-    plain_loop(context, rows[:1], forces)
-    scale = 1e6 / (calls * len(x))
-    ours, plain = [], []
-    for _ in range(repeats):
-        ours.append(scale * both_clocks(many_batches))
-        plain.append(scale * both_clocks(many_loops))
-    ratio = np.median(np.array(ours) / np.array(plain), axis=0)
-    return {
-        "potential_us": round(float(np.median(ours, axis=0)[0]), 2),
-        "plain_loop_us": round(float(np.median(plain, axis=0)[0]), 2),
-        "ratio": round(float(ratio[0]), 3),
-        "ratio_of_cpu_time": round(float(ratio[1]), 3),
-    }
-
-
-def measure_steps(context: openmm.Context, x: torch.Tensor, repeats: int) -> float:
-    """Microseconds per step of the Verlet integrator, 200 steps a call."""
-    context.setPositions(x[0].numpy())
-    integrator = context.getIntegrator()
-    integrator.step(10)
-    times = [1e6 * seconds(lambda: integrator.step(200)) / 200 for _ in range(repeats)]
-    return round(statistics.median(times), 2)
-
-
-def measure_interpreter(context: openmm.Context, x: torch.Tensor, repeats: int) -> dict[str, float]:
-    """How a plain loop's time splits: ``getState`` releases the interpreter lock, the rest holds
-    it."""
-    rows = x.numpy()[:256]
-    compute, total = [], []
-    for _ in range(repeats):
-        total.append(1e6 * seconds(lambda: plain_loop(context, rows, True)) / len(rows))
-        spent = 0.0
-        for row in rows:
-            context.setPositions(row)
-            spent += seconds(lambda: context.getState(energy=True, forces=True))
-        compute.append(1e6 * spent / len(rows))
-    lock_free, loop = statistics.median(compute), statistics.median(total)
-    held = max(0.0, loop - lock_free)
-    return {
-        "getState_us": round(lock_free, 2),
-        "holding_the_lock_us": round(held, 2),
-        "bound_on_two_threads": round(min(2.0, loop / held if held else 2.0), 2),
-    }
-
-
-def serve(
-    potential: OpenMMPotential,
-    x: torch.Tensor,
-    energies: torch.Tensor,
-    forces: torch.Tensor,
-    pipe: Connection,
-) -> None:
-    """One process of :func:`measure_processes`: evaluates the rows that it is told to."""
-    torch.set_num_threads(1)
-    with potential:
-        while (job := pipe.recv()) is not None:
-            start, stop = job
-            energies[start:stop], forces[start:stop] = potential.energy_and_forces(x[start:stop])
-            pipe.send(None)
-
-
-def measure_processes(
-    potential: OpenMMPotential, x: torch.Tensor, n_processes: int, repeats: int
-) -> float:
-    """Microseconds per energy with forces, shared between spawned processes."""
-    spawn = multiprocessing.get_context("spawn")
-    shared = [x.clone(), torch.zeros(len(x), dtype=x.dtype), torch.zeros_like(x)]
-    for tensor in shared:
-        tensor.share_memory_()
-    pipes, processes = [], []
-    for _ in range(n_processes):
-        mine, theirs = spawn.Pipe()
-        processes.append(spawn.Process(target=serve, args=(potential, *shared, theirs)))
-        processes[-1].start()
-        pipes.append(mine)
-    edges = np.linspace(0, len(x), n_processes + 1).astype(int).tolist()
-
-    def evaluate() -> None:
-        for pipe, start, stop in zip(pipes, edges, edges[1:], strict=False):
-            pipe.send((start, stop))
-        for pipe in pipes:
-            pipe.recv()
-
-    evaluate()
-    times = [1e6 * seconds(evaluate) / len(x) for _ in range(repeats)]
-    for pipe, process in zip(pipes, processes, strict=True):
-        pipe.send(None)
-        process.join()
-    return round(statistics.median(times), 2)
-
-
-def measure_cores(
-    molecule: MolecularSystem, name: str, x: torch.Tensor, batches: list[int], repeats: int
-) -> dict[str, Any]:
-    """Energies with forces on all cores: threads with a Context each, and processes."""
-    cores = available_cores()
-    properties = ONE_CORE.get(name, {})
-    figures: dict[str, Any] = {"cores": cores, "batches": {}}
-    with (
-        OpenMMPotential(molecule.system, name, properties, n_contexts=1) as one,
-        OpenMMPotential(molecule.system, name, properties, n_contexts=cores) as many,
-    ):
-        for size in batches:
-            batch = x[:size]
-            one.energy_and_forces(batch)
-            many.energy_and_forces(batch)
-            alone, threads = [], []
-            for _ in range(repeats):
-                alone.append(1e6 * seconds(partial(one.energy_and_forces, batch)) / size)
-                threads.append(1e6 * seconds(partial(many.energy_and_forces, batch)) / size)
-            single, threaded = statistics.median(alone), statistics.median(threads)
-            processes = measure_processes(one, batch, cores, repeats)
-            figures["batches"][size] = {
-                "one_context_us": round(single, 2),
-                "threads_us": round(threaded, 2),
-                "processes_us": processes,
-                "threads_gain": round(single / threaded, 2),
-                "processes_gain": round(single / processes, 2),
-            }
-    return figures
-
-
-def one_core_figures(
-    molecule: MolecularSystem, x: torch.Tensor, batches: list[int], repeats: int
-) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
-    for name in available_platforms():
+def fastest_platform(molecule: MolecularSystem, names: list[str]) -> dict[str, Any]:
+    """Microseconds of the plain loop by platform, and the names of the fastest."""
+    rows = conformations(molecule, 64).numpy()
+    figures: dict[str, Any] = {"energy": {}, "forces": {}}
+    for name in names:
         properties = ONE_CORE.get(name, {})
-        with OpenMMPotential(molecule.system, name, properties, n_contexts=1) as potential:
-            context = potential.make_context(openmm.VerletIntegrator(0.0005))
-            entry: dict[str, Any] = {"properties": properties, "energy": {}, "forces": {}}
-            for size in batches:
-                for key, forces in (("energy", False), ("forces", True)):
-                    entry[key][size] = measure_batch(potential, context, x[:size], forces, repeats)
-                print(f"{name:>10} {size:>6} {entry['energy'][size]} {entry['forces'][size]}")
-            entry["split_of_the_loop"] = measure_interpreter(context, x, repeats)
-            entry["integrator_step_us"] = measure_steps(context, x, repeats)
-        figures[name] = entry
+        context = openmm.Context(
+            molecule.system,
+            openmm.VerletIntegrator(0.0005),
+            openmm.Platform.getPlatform(name),
+            properties,
+        )
+        for key in ("energy", "forces"):
+            side = Side(partial(plain_loop, context, rows, key == "forces"), len(rows))
+            side.work()
+            figures[key][name] = round(min(both_clocks(side, 1)[0] for _ in range(5)), 2)
+    figures["fastest"] = {key: min(figures[key], key=figures[key].get) for key in figures}
     return figures
+
+
+class Sides:
+    """Everything that takes turns for one System."""
+
+    def __init__(self, molecule: MolecularSystem, dtype: torch.dtype, device: str) -> None:
+        self.molecule, self.dtype, self.device = molecule, dtype, device
+        names = available_platforms()
+        self.platforms = fastest_platform(molecule, names)
+        make = TorchPotential.from_system
+        self.eager = make(molecule.system, dtype, device, positions=molecule.positions)
+        self.compiled = make(
+            molecule.system, dtype, device, compile=True, positions=molecule.positions
+        )
+        self.bridges = {
+            name: OpenMMPotential(molecule.system, name, ONE_CORE.get(name, {}), n_contexts=1)
+            for name in set(self.platforms["fastest"].values())
+        }
+        self.contexts = {
+            name: bridge.make_context(openmm.VerletIntegrator(0.0005))
+            for name, bridge in self.bridges.items()
+        }
+
+    def close(self) -> None:
+        for potential in (self.eager, self.compiled, *self.bridges.values()):
+            potential.close()
+
+    def of(self, x: torch.Tensor, key: str, n_threads: list[int]) -> dict[str, Side]:
+        """The sides for a batch x, energies alone or with forces."""
+        fastest, forces = self.platforms["fastest"][key], key == "forces"
+        size = len(x)
+        fits = max(1, int(1e6 * LOOP_SECONDS / self.platforms[key][fastest]))
+        rows = x[: min(size, fits)]
+        sides = {
+            LOOP: Side(
+                partial(plain_loop, self.contexts[fastest], rows.numpy(), forces), len(rows)
+            ),
+            "OpenMMPotential": Side(
+                partial(evaluate, self.bridges[fastest], rows, forces), len(rows)
+            ),
+        }
+        y = x.to(self.device, self.dtype)
+        for threads in n_threads:
+            label = "" if threads == 1 else f", {threads} cores"
+            for name, potential in (("eager", self.eager), ("compiled", self.compiled)):
+                work = partial(evaluate, potential, y, forces)
+                sides[f"{name}{label}"] = Side(work, size, threads)
+        return sides
+
+
+def evaluate(potential: OpenMMPotential | TorchPotential, x: torch.Tensor, forces: bool) -> None:
+    _ = potential.energy_and_forces(x) if forces else potential.energy(x)
+    if x.is_cuda:
+        torch.cuda.synchronize()
+
+
+def compile_times(force_field: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Seconds of compilation in fresh processes: the first, and one that finds torch's cache."""
+    command = [sys.executable, __file__, "--compile-only", "--force-field", force_field]
+    command += ["--dtype", arguments.dtype, "--device", arguments.device]
+    figures = {}
+    for name in ("first", "from_cache"):
+        out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        figures[name] = json.loads(out.splitlines()[-1])
+        print(f"{force_field}: compiled, {name}: {figures[name]}", flush=True)
+    return figures
+
+
+def compile_only(force_field: str, arguments: argparse.Namespace) -> None:
+    molecule = alanine_dipeptide(force_field)
+    potential = TorchPotential.from_system(
+        molecule.system,
+        DTYPES[arguments.dtype],
+        arguments.device,
+        compile=True,
+        positions=molecule.positions,
+    )
+    x = conformations(molecule, 16384).to(arguments.device, DTYPES[arguments.dtype])
+    rows = x[:256] if arguments.device == "cpu" else x
+    potential.energy(rows)
+    energy = potential.compile_seconds
+    potential.energy_and_forces(rows)
+    if not potential.is_compiled:
+        raise SystemExit("no compiler: the warning above says why")
+    total = potential.compile_seconds
+    print(json.dumps({"energy": round(energy, 1), "forces": round(total - energy, 1)}))
+
+
+def one_system(
+    force_field: str, batches: list[int], n_threads: list[int], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """All figures of one System."""
+    report: dict[str, Any] = {"targets": TARGETS[force_field]}
+    report["compile_seconds"] = compile_times(force_field, arguments)
+    molecule = alanine_dipeptide(force_field)
+    x = conformations(molecule, batches[-1])
+    torch.set_num_threads(1)
+    sides = Sides(molecule, DTYPES[arguments.dtype], arguments.device)
+    report["plain_loop_by_platform_us"] = sides.platforms
+    for key in ("energy", "forces"):
+        report[key] = {}
+        for size in batches:
+            figures = take_turns(
+                sides.of(x[:size], key, n_threads), LOOP, arguments.repeats, arguments.budget
+            )
+            report[key][size] = figures
+        print_table(force_field, key, report, arguments.device)
+    context = sides.contexts[sides.platforms["fastest"]["forces"]]
+    torch.set_num_threads(1)
+    report["split_of_the_loop"] = measure_interpreter(context, x, 5)
+    report["integrator_step_us"] = measure_steps(context, x, 5)
+    sides.close()
+    return report
+
+
+def print_table(force_field: str, key: str, report: dict[str, Any], device: str) -> None:
+    fastest, target = report["plain_loop_by_platform_us"]["fastest"][key], report["targets"][key]
+    names = list(next(iter(report[key].values())))
+    print(f"\n{force_field}, {key}, {device}: us per conformation (times faster than the loop on")
+    clock = "times_faster" if device != "cpu" else "times_faster_by_cpu_time"
+    print(f"{fastest}: by wall time / {clock.replace('_', ' ')}); target {target:g} times")
+    print(f"{'batch':>8}" + "".join(f"{name:>26}" for name in names))
+    for size, row in report[key].items():
+        cells = [f"{v['us']:.2f} ({v['times_faster']:.1f} / {v[clock]:.1f})" for v in row.values()]
+        print(f"{size:>8}" + "".join(f"{cell:>26}" for cell in cells))
+    clocks = ("times_faster", "times_faster_by_cpu_time")
+    for name in names[2:]:
+        best = {c: max(row[name][c] for row in report[key].values()) for c in clocks}
+        report.setdefault("best", {}).setdefault(key, {})[name] = best
+        reached = "reached" if best[clock] >= target else "missed"
+        print(f"{name}: at best {best[clock]:.1f} times, target {target:g} {reached}")
+    sys.stdout.flush()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--max-batch", type=int, default=16384)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--force-field", default="amber99sbildn-obc2")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--max-batch", type=int, help="65536; on a GPU 1048576")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--budget", type=float, default=4.0, help="seconds for one batch size")
+    parser.add_argument("--force-field", choices=list(TARGETS), help="both by default")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float64")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--compile-only", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-
-    torch.set_num_threads(1)
-    molecule = alanine_dipeptide(arguments.force_field)
-    batches = [4**power for power in range(8) if 4**power <= arguments.max_batch]
-    noise = np.random.default_rng(0).normal(0.0, 0.003, size=(batches[-1], molecule.n_atoms, 3))
-    x = torch.from_numpy(molecule.positions + noise)
+    gpu = arguments.device != "cpu"
+    # torch hints at TF32 matrix products, which no energy here can afford.
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+    force_fields = [arguments.force_field] if arguments.force_field else list(TARGETS)
+    if arguments.compile_only:
+        torch.set_num_threads(1)
+        compile_only(force_fields[0], arguments)
+        return
+    largest = arguments.max_batch or (2**20 if gpu else 2**16)
+    batches = [4**power for power in range(16) if 4**power <= largest]
+    n_threads = [1] if gpu or available_cores() < 2 else [1, 2]
+    name = "energy" + ("_cuda" if gpu else "") + ("" if arguments.dtype == "float64" else "_32")
+    output = arguments.output or Path(__file__).with_name(f"{name}.json")
 
     start = time.perf_counter()
-    with OpenMMPotential(molecule.system) as chosen:
-        choice = repr(chosen)
-    opening = round(time.perf_counter() - start, 2)
-
-    everything = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-    if everything is not None:
-        os.sched_setaffinity(0, {min(everything)})
-    one_core = one_core_figures(molecule, x, batches, arguments.repeats)
-    if everything is not None:
-        os.sched_setaffinity(0, everything)
-
-    fastest = {
-        key: min(one_core, key=lambda name: one_core[name][key][batches[-1]]["plain_loop_us"])
-        for key in ("energy", "forces")
-    }
-    for key, name in fastest.items():
-        for clock in ("ratio", "ratio_of_cpu_time"):
-            ratios = {size: row[clock] for size, row in one_core[name][key].items()}
-            print(f"{key}: fastest plain loop on {name}; {clock} to it by batch: {ratios}")
     report: dict[str, Any] = {
-        "force_field": arguments.force_field,
-        "choice": choice,
-        "seconds_to_choose": opening,
-        "largest_batch": batches[-1],
-        "fastest_plain_loop": fastest,
-        "one_core": one_core,
-        "all_cores": None,
-        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "device": torch.cuda.get_device_name(arguments.device) if gpu else processor(),
+        "dtype": arguments.dtype,
+        "platforms": available_platforms(),
         "versions": {
             "python": host.python_version(),
             "openmm": openmm.__version__,
             "torch": torch.__version__,
             "numpy": np.__version__,
         },
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "systems": {},
     }
-    if available_cores() > 1:
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        for force_field in force_fields:
+            report["systems"][force_field] = one_system(force_field, batches, n_threads, arguments)
+    if len(n_threads) > 1:
+        molecule = alanine_dipeptide()
         shared = [size for size in batches if size in (16, 256, 4096)]
-        report["all_cores"] = measure_cores(
-            molecule, fastest["forces"], x, shared, arguments.repeats
-        )
-        print("all cores:", report["all_cores"])
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
-    print("written to", arguments.output)
+        x = conformations(molecule, batches[-1])
+        report["bridge_on_all_cores"] = measure_cores(molecule, "Reference", x, shared, 5)
+        print("bridge on all cores:", report["bridge_on_all_cores"])
+    report["seconds"] = round(time.perf_counter() - start)
+    output.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"written to {output}, {report['seconds']} s")
+
+
+def processor() -> str:
+    """The CPU's name where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else host.processor()
 
 
 if __name__ == "__main__":
