@@ -30,6 +30,9 @@ _BAROSTATS = (
 logger = logging.getLogger(__name__)
 
 _OPENMM_OPTIONS = {"platform", "platform_properties", "n_contexts"}
+_TORCH_OPTIONS = {
+    "dtype", "device", "compile", "positions", "force_groups", "memory", "tolerance"
+}  # fmt: skip
 
 _OPENMM_VERSION = re.compile(r'\sopenmmVersion="[^"]*"')
 
@@ -182,31 +185,41 @@ class MolecularSystem:
         kind
             ``"torch"``: :class:`openmm_tsf.TorchPotential`, whole batches at once, differentiable
             to any order. ``"openmm"``: :class:`openmm_tsf.OpenMMPotential`, OpenMM's own Contexts.
-            ``"auto"``: the first where it covers every Force of the System, the second where not
-            or where `options` name a platform.
+            ``"auto"``: the first where it covers every Force of the System (and one conformation
+            fits its memory), the second where not or where `options` name a platform.
         **options
             Passed to ``TorchPotential.from_system`` or ``OpenMMPotential``.
 
         Raises
         ------
+        TypeError
+            If `options` are not those of the potential.
         ValueError
             If `kind` is unknown; if torch is wanted, by `kind` or by its options, and does not
             cover the System.
         """
         from openmm_tsf.potentials.openmm_bridge import OpenMMPotential
         from openmm_tsf.potentials.terms import NotCovered
-        from openmm_tsf.potentials.torch_potential import TorchPotential
+        from openmm_tsf.potentials.torch_potential import TooLarge, TorchPotential
 
         if kind not in ("auto", "torch", "openmm"):
             raise ValueError(f"kind: expected 'auto', 'torch' or 'openmm', got {kind!r}")
         given = {name: value for name, value in options.items() if value is not None}
-        if kind == "openmm" or (kind == "auto" and not _OPENMM_OPTIONS.isdisjoint(given)):
+        for_openmm = kind == "openmm" or (kind == "auto" and not _OPENMM_OPTIONS.isdisjoint(given))
+        known = _OPENMM_OPTIONS if for_openmm else _TORCH_OPTIONS
+        if not given.keys() <= known:
+            other = ", ".join(sorted(given.keys() - known))
+            raise TypeError(
+                f"options: expected some of {', '.join(sorted(known))} for "
+                f"{'OpenMM' if for_openmm else 'torch'}, got {other}"
+            )
+        if for_openmm:
             return OpenMMPotential(self.system, **given)
         try:
             found = TorchPotential.from_system(
                 self.system, **{"positions": self.positions, **given}
             )
-        except NotCovered as reason:
+        except (NotCovered, TooLarge) as reason:
             # Options of the other kind, except compile, cannot be met by OpenMM's Contexts.
             if kind == "torch" or given.keys() - {"compile"}:
                 raise

@@ -249,7 +249,6 @@ def test_one_conformation_and_none() -> None:
     assert potential.energy(x[:0]).shape == (0,)
 
 
-@pytest.mark.xfail(strict=True, reason="a distance of zero has no derivative")
 def test_coincident_particles_that_do_not_interact() -> None:
     """Excluded from each other: the Coulomb energy has no pole there, and nothing is NaN."""
     rng = np.random.default_rng(11)

@@ -2,13 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import openmm
 from numpy.typing import NDArray
 
-Evaluate = Callable[[int, NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.float64]]]
+from openmm_tsf.units import NANOMETER, in_unit
+
+Evaluate = Callable[
+    [int, NDArray[np.float64], Mapping[str, float]],
+    tuple[NDArray[np.float64], NDArray[np.float64]],
+]
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,95 @@ def conformations(
     return result
 
 
+def choose_conformations(n_atoms: int, positions: Any, n: Any, seed: Any) -> NDArray[np.float64]:
+    """Conformations [n, N, 3] to compare on, from what a user gave.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range; the message names it.
+    """
+    for name, value, least in (("n_conformations", n, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    if positions is None:
+        return conformations(n_atoms, None, n, seed)
+    try:
+        given = np.asarray(in_unit(positions, NANOMETER, "positions"), dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"positions: expected numbers in nm ({error})") from error
+    if given.shape[-2:] != (n_atoms, 3) or given.ndim not in (2, 3) or not len(given):
+        raise ValueError(
+            f"positions: expected shape ({n_atoms}, 3) or (n, {n_atoms}, 3) in nm, got "
+            f"{given.shape}"
+        )
+    if not np.isfinite(given).all():
+        raise ValueError("positions: expected finite numbers, got NaN or infinity")
+    return given if given.ndim == 3 else conformations(n_atoms, given, n, seed)
+
+
+def check_tolerance(tolerance: Any) -> tuple[float, float]:
+    """Two finite, positive numbers.
+
+    Raises
+    ------
+    ValueError
+        If they are not.
+    """
+    try:
+        energy, force = (float(limit) for limit in tolerance)
+    except (TypeError, ValueError):
+        energy = force = float("nan")
+    if not (0 < energy < float("inf") and 0 < force < float("inf")):
+        raise ValueError(
+            f"tolerance: expected two positive numbers (energy, forces), got {tolerance!r}"
+        )
+    return energy, force
+
+
+def judge(
+    found: Sequence[ForceAgreement],
+    limits: tuple[float, float],
+    n: int,
+    parameters: Mapping[str, float] | None,
+) -> None:
+    """Raise unless every Force agrees within the limits.
+
+    Parameters
+    ----------
+    found
+        What :func:`compare` found on n conformations.
+    limits
+        Largest relative errors of energies and forces.
+    n
+        Number of conformations.
+    parameters
+        Global parameters other than the present ones: a Force without a finite energy there is
+        passed over.
+
+    Raises
+    ------
+    Disagreement
+        If one does not.
+    """
+    at = "" if not parameters else f" at {', '.join(f'{k}={v:.3g}' for k, v in parameters.items())}"
+    for item in found:
+        where = f"system: {item.name} (Force {item.index})"
+        if item.n_finite == 0:
+            if parameters is not None:
+                continue
+            raise Disagreement(
+                f"{where} could not be compared with OpenMM, whose energy is finite at none of {n} "
+                "conformations; give positions of the molecule"
+            )
+        if not (item.energy_error <= limits[0] and item.force_error <= limits[1]):
+            raise Disagreement(
+                f"{where} differs from OpenMM's Reference platform by {item.energy_error:.2g} in "
+                f"energy and {item.force_error:.2g} in forces{at} (relative; tolerance "
+                f"{limits[0]:.2g} and {limits[1]:.2g}); OpenMMPotential runs OpenMM itself"
+            )
+
+
 def compare(
     system: openmm.System,
     indices: Sequence[int],
@@ -79,7 +174,7 @@ def compare(
     parameters
         Values of the global parameters.
     evaluate
-        From the index of a Force and x to energies [n] and forces [n, N, 3].
+        From the index of a Force, x and `parameters` to energies [n] and forces [n, N, 3].
     x
         Conformations [n, N, 3] in nm.
     """
@@ -96,7 +191,7 @@ def compare(
         for name, value in parameters.items():
             context.setParameter(name, value)
         for group, index in enumerate(part):
-            energies, forces = evaluate(index, x)
+            energies, forces = evaluate(index, x, parameters)
             name = copy.getForce(index).getName()
             found.append(_compare_one(context, group, index, name, x, energies, forces))
     return found

@@ -16,30 +16,26 @@ from torch import Tensor, nn
 _MATRIX_UP_TO = 16
 
 
-def _incidence(index: Tensor, signs: Tensor, n_atoms: int) -> Tensor:
-    """Matrix [n_atoms, M] that sums signed terms M to atoms."""
-    matrix = torch.zeros(n_atoms, index.numel(), dtype=torch.float64)
-    matrix[index, torch.arange(index.numel())] = signs
-    return matrix
+def _register(module: nn.Module, atoms: Tensor, terms: Tensor, signs: Tensor, shape: Any) -> None:
+    """Sums over an atom's signed terms, in the form that suits their number.
 
-
-def _sparse(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """The same as each atom's terms [n_atoms, K], padded with term 0, and weights for them."""
-    entries = [row.nonzero().flatten() for row in matrix]
-    width = max(1, max(len(e) for e in entries))
-    which = torch.zeros(len(matrix), width, dtype=torch.int64)
-    weight = torch.zeros(len(matrix), width, 1, dtype=torch.float64)
-    for atom, e in enumerate(entries):
-        which[atom, : len(e)] = e
-        weight[atom, : len(e), 0] = matrix[atom, e]
-    return which, weight
-
-
-def _register(module: nn.Module, matrix: Tensor) -> None:
-    """The sums over terms in the form that suits their number."""
-    n_atoms, n_terms = matrix.shape
-    dense = n_terms <= _MATRIX_UP_TO * n_atoms
-    which, weight = (None, matrix) if dense else _sparse(matrix)
+    Entry k says that term ``terms[k]`` belongs to ``atoms[k]``; `shape` is (atoms, terms).
+    """
+    n_atoms, n_terms = shape
+    if n_terms <= _MATRIX_UP_TO * n_atoms:
+        matrix = torch.zeros(n_atoms, n_terms, dtype=torch.float64)
+        module.register_buffer("which", None)
+        module.register_buffer("weight", matrix.index_put_((atoms, terms), signs, accumulate=True))
+        return
+    # Each atom's terms in a row, padded with term 0 at weight 0.
+    order = torch.argsort(atoms, stable=True)
+    counts = torch.bincount(atoms, minlength=n_atoms)
+    row = atoms[order]
+    column = torch.arange(len(order)) - (counts.cumsum(0) - counts)[row]
+    which = torch.zeros(n_atoms, int(counts.max()), dtype=torch.int64)
+    weight = torch.zeros(*which.shape, 1, dtype=torch.float64)
+    which[row, column] = terms[order]
+    weight[row, column, 0] = signs[order]
     module.register_buffer("which", which)
     module.register_buffer("weight", weight)
 
@@ -98,7 +94,9 @@ class Gather(nn.Module):
         super().__init__()
         flat = torch.as_tensor(index, dtype=torch.int64).reshape(-1)
         self.register_buffer("index", flat)
-        _register(self, _incidence(flat, torch.ones(len(flat), dtype=torch.float64), n_atoms))
+        n_terms = len(flat)
+        plus = torch.ones(n_terms, dtype=torch.float64)
+        _register(self, flat, torch.arange(n_terms), plus, (n_atoms, n_terms))
 
     def forward(self, values: Tensor) -> Tensor:
         """Values [..., M, B] of the terms, from those of the atoms [..., n_atoms, B]."""
@@ -160,8 +158,10 @@ class Difference(nn.Module):
         two = torch.as_tensor(second, dtype=torch.int64).reshape(-1)
         self.register_buffer("first", one)
         self.register_buffer("second", two)
-        plus = torch.ones(len(one), dtype=torch.float64)
-        _register(self, _incidence(two, plus, n_atoms) + _incidence(one, -plus, n_atoms))
+        n_terms = len(one)
+        plus = torch.ones(n_terms, dtype=torch.float64)
+        atoms, terms = torch.cat([two, one]), torch.arange(n_terms).repeat(2)
+        _register(self, atoms, terms, torch.cat([plus, -plus]), (n_atoms, n_terms))
 
     def forward(self, x: Tensor) -> Tensor:
         """Vectors [3, M, B] from positions [3, n_atoms, B]."""
@@ -173,9 +173,22 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(dim=0)
 
 
+class _Length(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor) -> Tensor:
+        length = dot(vectors, vectors).sqrt()
+        ctx.save_for_backward(vectors, length)
+        return length
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        vectors, length = ctx.saved_tensors
+        return vectors * (grads[0] / (length + (length == 0)))
+
+
 def norm(vectors: Tensor) -> Tensor:
-    """Lengths [M, B] of vectors [3, M, B]."""
-    return dot(vectors, vectors).sqrt()
+    """Lengths [M, B] of vectors [3, M, B]; the derivative at 0 is 0, as in OpenMM."""
+    return cast(Tensor, _Length.apply(vectors))
 
 
 def cross(a: Tensor, b: Tensor) -> Tensor:
@@ -283,7 +296,8 @@ class _DenseDistances(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         x, r = ctx.saved_tensors
         g = grads[0]
-        share = (g + g.transpose(0, 1)) / r
+        # Atoms at the same place have no direction to push each other in.
+        share = (g + g.transpose(0, 1)) / (r + (r == 0))
         return (
             torch.stack([(share * (c[:, None] - c[None])).sum(dim=1) for c in x.unbind(0)]),
             None,
@@ -291,24 +305,34 @@ class _DenseDistances(torch.autograd.Function):
 
 
 class AllPairs(nn.Module):
-    """All pairs of N atoms: dense [N, N], and i < j in the order of ``torch.triu_indices``."""
+    """All pairs of N atoms: dense [N, N], and i < j in the order of ``torch.triu_indices``.
+
+    The latter are large, and few Systems need them: `with_list` says whether to make them now.
+    """
 
     diagonal: Tensor
     off_diagonal: Tensor
 
-    def __init__(self, n_atoms: int) -> None:
+    def __init__(self, n_atoms: int, with_list: bool = True) -> None:
         super().__init__()
-        first, second = torch.triu_indices(n_atoms, n_atoms, 1)
         self.n_atoms = n_atoms
-        self.difference = Difference(first, second, n_atoms)
+        self.first, self.second = torch.triu_indices(n_atoms, n_atoms, 1)
+        self.difference: Difference | None = None
         diagonal = torch.eye(n_atoms, dtype=torch.float64)[:, :, None]
         self.register_buffer("diagonal", diagonal)
         self.register_buffer("off_diagonal", 1 - diagonal)
+        if with_list:
+            self.prepare_list()
 
     def number(self, i: Tensor, j: Tensor) -> Tensor:
         """Row numbers [M] of pairs of atoms, in either order."""
         low, high = torch.minimum(i, j), torch.maximum(i, j)
         return low * (2 * self.n_atoms - low - 1) // 2 + high - low - 1
+
+    def prepare_list(self) -> None:
+        """Make ready for distances of pairs i < j."""
+        if self.difference is None:
+            self.difference = Difference(self.first, self.second, self.n_atoms)
 
     def rows_of_dense(self) -> Tensor:
         """Row numbers [N, N] of all ordered pairs; one past the last row on the diagonal."""
@@ -318,6 +342,8 @@ class AllPairs(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Distances [P, B] of positions [3, N, B], pairs i < j."""
+        if self.difference is None:
+            raise RuntimeError("the list of pairs i < j was not prepared")
         return norm(self.difference(x))
 
     def dense(self, x: Tensor) -> Tensor:

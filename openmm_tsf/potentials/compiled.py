@@ -7,12 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch._inductor
 from torch import Tensor
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from openmm_tsf.potentials.blocks import plain
 
 logger = logging.getLogger(__name__)
 
@@ -38,21 +35,18 @@ class CompiledEnergy:
         From positions [3, N, B] and parameters to energies [B].
     n_atoms
         Number N of atoms.
-    dtype, device
-        Of the positions.
+    block_size
+        Conformations that a program takes at once.
     """
 
-    def __init__(
-        self, total: Callable[..., Tensor], n_atoms: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, total: Callable[..., Tensor], n_atoms: int, block_size: int) -> None:
         self._total = total
         self._shape = (3, n_atoms)
-        self._dtype, self._device = dtype, device
         self._programs: dict[bool, Any] = {}
         self._lock = threading.Lock()
         self._failed = False
         self.seconds = 0.0
-        self.block_size = 128 if device.type == "cpu" else 16384
+        self.block_size = block_size
 
     @property
     def is_ready(self) -> bool:
@@ -100,6 +94,13 @@ class CompiledEnergy:
             return self._programs.get(with_forces)
 
     def _build(self, example: Tensor, parameters: tuple[Tensor, ...], with_forces: bool) -> Any:
+        # Imported here: torch's compiler takes seconds to import, and its parts are not public.
+        import torch._inductor
+        from torch._guards import TracingContext, tracing
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        from torch.fx.experimental.proxy_tensor import make_fx
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
         function = self._both if with_forces else self._total
         traced = make_fx(function)(example, *parameters)
         _fold_constants(traced)
@@ -113,30 +114,26 @@ class CompiledEnergy:
             program(example, *parameters)
         return program
 
-    def _both(self, y: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            y = y.detach().requires_grad_()
-            energy = self._total(y, *parameters)
-            if not energy.requires_grad:  # nothing depends on the positions
-                return energy, torch.zeros_like(y)
-            (slope,) = torch.autograd.grad(energy.sum(), y)
-        return energy.detach(), slope
+    def _both(self, y: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor | None]:
+        return plain(self._total, y, parameters, with_forces=True)
 
     def _singly(
         self, y: Tensor, parameters: tuple[Tensor, ...], with_forces: bool
     ) -> tuple[Tensor, Tensor | None]:
         """The same by single operations, a few rows at once: only the batch that found no compiler
         comes here."""
-        parts = y.split(_SINGLE, dim=-1)
-        if not with_forces:
-            with torch.no_grad():
-                return torch.cat([self._total(part, *parameters) for part in parts]), None
-        energies, slopes = zip(*[self._both(part, *parameters) for part in parts], strict=True)
-        return torch.cat(energies), torch.cat(slopes, dim=-1)
+        parts = [
+            plain(self._total, part, parameters, with_forces) for part in y.split(_SINGLE, dim=-1)
+        ]
+        slopes = [slope for _, slope in parts if slope is not None]
+        energy = torch.cat([energy for energy, _ in parts])
+        return energy, torch.cat(slopes, dim=-1) if with_forces else None
 
 
 def _missing_compiler(error: BaseException) -> str | None:
     """Why there is no compiler, if that is what the error is about."""
+    if isinstance(error, (ImportError, AttributeError)) and "torch" in str(error):
+        return f"this torch has another compiler ({error})"
     for cause in _causes(error):
         text = str(cause)
         if type(cause).__name__ in _NO_COMPILER or any(m in text for m in _NO_COMPILER_MESSAGES):

@@ -40,7 +40,11 @@ class ExpressionError(ValueError):
     def __init__(self, text: str, position: int, problem: str) -> None:
         self.text = text
         self.position = position
+        self._problem = problem
         super().__init__(f"expression {text!r}, position {position}: {problem}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.text, self.position, self._problem)
 
 
 class _Token(NamedTuple):

@@ -23,7 +23,7 @@ class NonbondedTerm(Term):
         if force.getNonbondedMethod() != openmm.NonbondedForce.NoCutoff:
             raise NotCovered(force, "a cutoff (a nonbondedMethod other than NoCutoff)")
         names = [force.getGlobalParameterName(i) for i in range(force.getNumGlobalParameters())]
-        first, second = pairs.difference.first, pairs.difference.second
+        first, second = pairs.first, pairs.second
         n_pairs = len(first)
         charge, length, energy = unit.elementary_charge, unit.nanometer, unit.kilojoule_per_mole
 
@@ -74,6 +74,11 @@ class NonbondedTerm(Term):
         constant = self._coefficients(self.particles, self.exceptions)
         for name, value in zip(("coulomb", "twelve", "six"), constant, strict=True):
             self.register_buffer(name, value)
+        # Pairs that never interact may be anywhere, at the same place too: they are moved apart.
+        silent = is_exception & (exceptions[0] == 0) & (exceptions[2] == 0)
+        silent &= (exception_offsets == 0).flatten(0, 1).all(dim=0)
+        padded = torch.cat([silent.double(), torch.zeros(1, dtype=torch.float64)])
+        self.register_buffer("apart", padded[self.rows][:, :, None])
 
     rows: Tensor
     first: Tensor
@@ -86,6 +91,7 @@ class NonbondedTerm(Term):
     coulomb: Tensor
     twelve: Tensor
     six: Tensor
+    apart: Tensor
 
     def _coefficients(self, particles: Tensor, exceptions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Coefficients [N, N, 1] of 1/r, 1/r^12 and -1/r^6 (Lorentz-Berthelot), half for each
@@ -110,7 +116,8 @@ class NonbondedTerm(Term):
                 particles = particles + parameters[name] * self.particle_offsets[index]
                 exceptions = exceptions + parameters[name] * self.exception_offsets[index]
             coefficients = self._coefficients(particles, exceptions)
-        return cast(Tensor, _CoulombLennardJones.apply(frame.dense_distances, *coefficients))
+        r = frame.dense_distances + self.apart
+        return cast(Tensor, _CoulombLennardJones.apply(r, *coefficients))
 
 
 class _CoulombLennardJones(torch.autograd.Function):

@@ -28,6 +28,8 @@ class PairList(nn.Module):
         self.first = Gather(first, n_atoms)
         self.second = Gather(second, n_atoms)
         self.difference = None if everything else Difference(first, second, n_atoms)
+        if everything:
+            pairs.prepare_list()
 
     def distances(self, frame: Frame) -> Tensor:
         """Distances [M, B]."""
@@ -69,6 +71,7 @@ class OrderedPairs(nn.Module):
         else:
             first = torch.arange(n_atoms).expand(max(0, n_atoms - 1), n_atoms)
             second = (first + torch.arange(1, n_atoms)[:, None]) % n_atoms
+            pairs.prepare_list()
             rows = pairs.number(first, second).flatten()
             places = torch.argsort(rows, stable=True).reshape(-1, 2)
             self.register_buffer("rows", rows)

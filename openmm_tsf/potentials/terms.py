@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import openmm
 from torch import Tensor, nn
@@ -45,3 +46,13 @@ class NotCovered(ValueError):
         named = kind if name == kind else f"{kind} named {name!r}"
         part = "" if what is None else f"{what} in "
         super().__init__(f"system: TorchPotential does not cover {part}{named}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (str(self),)
+
+
+def _restored(message: str) -> NotCovered:
+    """A copy in another process, where the Force is not."""
+    error = NotCovered.__new__(NotCovered)
+    error.args = (message,)
+    return error

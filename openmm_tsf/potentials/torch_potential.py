@@ -1,8 +1,10 @@
 """An implicit-solvent OpenMM System as one batched, differentiable torch function."""
 
 import logging
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Iterable, Mapping
+from math import isfinite
+from numbers import Integral, Real
 from typing import Any, Self, cast
 
 import numpy as np
@@ -11,22 +13,38 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from openmm_tsf.potentials.agreement import Disagreement, ForceAgreement, compare, conformations
+from openmm_tsf.potentials.agreement import (
+    ForceAgreement,
+    check_tolerance,
+    choose_conformations,
+    compare,
+    judge,
+)
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.potentials.batch_geometry import AllPairs, Frame
+from openmm_tsf.potentials.blocks import (
+    LEAST_COMPILED,
+    block_size,
+    bytes_per_conformation,
+    compiled_block_size,
+    plain,
+    settle_non_finite,
+    share,
+    slices,
+    threads_for,
+)
 from openmm_tsf.potentials.compiled import CompiledEnergy
 from openmm_tsf.potentials.torch_forces import global_parameters, read_forces
-from openmm_tsf.units import KB, NANOMETER, in_unit
+from openmm_tsf.units import KB
 
 logger = logging.getLogger(__name__)
 
-#: Elements below which torch runs an operation on one thread; a block's arrays [N, N, B] stay below
-#: it and in a core's cache, and threads share blocks instead.
-_GRAIN = 32768
-#: Arrays [N, N, B] that a block needs at once, derivatives included (measured, rounded up).
-_ARRAYS = 80
 #: Largest relative errors that the check at construction lets pass, by dtype: energy, forces.
 _TOLERANCES = {torch.float64: (1e-10, 1e-8), torch.float32: (1e-3, 1e-3)}
+
+
+class TooLarge(ValueError):
+    """A System that one block of the memory allowed cannot hold."""
 
 
 class TorchPotential(Potential):
@@ -41,7 +59,10 @@ class TorchPotential(Potential):
     force are not finite.
 
     Batches of any size are evaluated block by block within `memory`, gradients included; only
-    second and higher derivatives keep the whole batch's graph.
+    second and higher derivatives keep the whole batch's graph. Derivatives are those of
+    ``torch.autograd``; the transforms of ``torch.func`` are not supported. An angle of exactly 180
+    degrees has no plane to bend in: its force is zero, as in OpenMM, and so is its part of the
+    second derivative.
 
     Make it by :meth:`from_system`.
 
@@ -63,6 +84,7 @@ class TorchPotential(Potential):
 
     boltzmann_constant = KB
 
+    @torch.inference_mode(False)  # constants made in inference mode could not be differentiated
     def __init__(
         self,
         system: openmm.System,
@@ -74,23 +96,36 @@ class TorchPotential(Potential):
     ) -> None:
         n_atoms = system.getNumParticles()
         # First of all: some Forces that are not covered cannot even be serialized.
-        self._forces = read_forces(system, AllPairs(n_atoms), force_groups)
+        pairs = AllPairs(n_atoms, with_list=False)
+        self._forces = read_forces(system, pairs, force_groups)
         self._xml = openmm.XmlSerializer.serialize(system)
         self._system = openmm.XmlSerializer.deserialize(self._xml)
         self.dtype, self.device = dtype, device
         self.force_groups, self.memory = force_groups, memory
+        self.compile_requested = compile
         self.event_shape = (n_atoms, 3)
         self.n_evaluations = 0
         self.n_non_finite = 0
         self.agreement: list[ForceAgreement] = []
-        self._pairs = AllPairs(n_atoms).to(device, dtype)
+        self._pairs = pairs.to(device, dtype)
         self._terms = nn.ModuleList(force.term for force in self._forces).to(device, dtype)
         self._parameters = {
             name: torch.tensor(value, dtype=dtype, device=device)
             for name, value in global_parameters(self._system).items()
         }
-        self._compiled = CompiledEnergy(self._total, n_atoms, dtype, device) if compile else None
-        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self._compiled: CompiledEnergy | None = None
+        if compile:
+            size = compiled_block_size(n_atoms, dtype, device, memory)
+            if size >= LEAST_COMPILED:
+                self._compiled = CompiledEnergy(self._total, n_atoms, size)
+            else:
+                logger.warning(
+                    "not compiled, operations stay single: blocks of %d conformations of %d atoms "
+                    "fill the memory allowed",
+                    size,
+                    n_atoms,
+                )
 
     @classmethod
     def from_system(
@@ -117,10 +152,10 @@ class TorchPotential(Potential):
         device
             Where positions are and energies will be; the CPU by default.
         compile
-            Fuse all operations by ``torch.compile`` at the first batch that is large enough. That
+            Fuse all operations by torch's compiler at the first batch that is large enough. That
             takes up to minutes the first time on a machine (seconds later: torch caches it on
-            disk) and pays from some million evaluations on. Without a C++ compiler (or Triton on a
-            GPU) a warning is logged and operations stay single; :attr:`is_compiled` tells.
+            disk) and pays from about a million evaluations on. Without a C++ compiler (or Triton
+            on a GPU) a warning is logged and operations stay single; :attr:`is_compiled` tells.
         positions
             A conformation [N, 3] in nm (or a Quantity) on which, perturbed, energies are compared
             with OpenMM's, besides atoms scattered at random.
@@ -140,8 +175,12 @@ class TorchPotential(Potential):
             A ValueError that names the Force, and what in it has no counterpart here.
         Disagreement
             A ValueError: energies or forces are not OpenMM's within `tolerance`.
+        TooLarge
+            A ValueError: one conformation does not fit `memory`.
         ValueError
             If the System is empty or has virtual sites, or another argument is out of range.
+        openmm.OpenMMException
+            If OpenMM itself refuses the System.
         """
         if not isinstance(system, openmm.System):
             raise TypeError(f"system: expected an openmm.System, got {type(system).__name__}")
@@ -155,21 +194,27 @@ class TorchPotential(Potential):
                 )
         if dtype not in _TOLERANCES:
             raise ValueError(f"dtype: expected torch.float64 or torch.float32, got {dtype}")
-        if memory < 2**20:
-            raise ValueError(f"memory: expected at least {2**20} bytes, got {memory!r}")
-        where = torch.device("cpu" if device is None else device)
-        if where.type == "cuda" and cast(int | None, where.index) is None:
-            where = torch.device("cuda", torch.cuda.current_device())
-        potential = cls(system, dtype, where, compile, _groups(force_groups), memory)
-        potential.check(positions, tolerance=tolerance)
+        fuse, budget = _flag(compile), _bytes(memory)
+        needed = bytes_per_conformation(n_atoms, dtype)
+        if budget < needed:
+            raise TooLarge(
+                f"memory: expected at least {needed} bytes, which one conformation of {n_atoms} "
+                f"atoms takes, got {budget}"
+            )
+        where, groups = _device(device), _groups(force_groups)
+        checked = cls(system, torch.float64, torch.device("cpu"), False, groups, budget)
+        exact = dtype == torch.float64
+        checked.check(positions, tolerance=tolerance if exact else None)
+        if exact and where == checked.device and not fuse:
+            return checked
+        potential = cls(system, dtype, where, fuse, groups, budget)
+        if exact and where == checked.device:
+            potential.agreement = checked.agreement
+        else:
+            potential.check(positions, tolerance=tolerance)
         return potential
 
     # -- what it is ----------------------------------------------------------------------------
-
-    @property
-    def compile_requested(self) -> bool:
-        """Whether :meth:`from_system` was asked to compile."""
-        return self._compiled is not None
 
     @property
     def is_compiled(self) -> bool:
@@ -186,7 +231,7 @@ class TorchPotential(Potential):
         """The global parameters of the System and their present values."""
         return {name: float(value) for name, value in self._parameters.items()}
 
-    def set_global_parameter(self, name: str, value: float) -> None:
+    def set_global_parameter(self, name: str, value: Any) -> None:
         """Change a global parameter, as ``Context.setParameter`` does.
 
         Raises
@@ -197,7 +242,7 @@ class TorchPotential(Potential):
         if name not in self._parameters:
             known = ", ".join(sorted(self._parameters)) or "none"
             raise ValueError(f"name: expected a global parameter ({known}), got {name!r}")
-        if not np.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
             raise ValueError(f"value: expected a finite number, got {value!r}")
         self._parameters[name] = torch.tensor(float(value), dtype=self.dtype, device=self.device)
 
@@ -275,60 +320,38 @@ class TorchPotential(Potential):
             energy = energy + force.term.energy(frame, named)
         return energy
 
-    def differentiable(self, x: Tensor) -> Tensor:
-        """Energies [B] of finite x by plain torch operations, with their graph."""
-        return self._total(x.permute(2, 1, 0), *self._parameters.values())
-
     def _block_size(self) -> int:
-        n_atoms, item = self.event_shape[0], torch.finfo(self.dtype).bits // 8
-        fits = max(1, self.memory // (_ARRAYS * n_atoms**2 * item))
-        if self.device.type != "cpu":
-            return fits
-        return min(fits, max(16, _GRAIN // n_atoms**2))
+        return block_size(self.event_shape[0], self.dtype, self.device, self.memory)
 
+    # Outside inference mode and autocast: neither may take the derivative or the digits away.
+    @torch.inference_mode(False)
     def _evaluate(self, x: Tensor, with_forces: bool) -> tuple[Tensor, Tensor | None]:
-        x = x.detach()
+        x = x.clone() if x.is_inference() else x.detach()
         energies = x.new_empty(len(x))
         forces = torch.empty_like(x) if with_forces else None
         compiled = self._compiled if self._compiled and self._compiled.wants(len(x)) else None
         size = self._block_size() if compiled is None else compiled.block_size
+        parameters = tuple(self._parameters.values())
 
         def run(rows: slice) -> None:
-            y = x[rows].permute(2, 1, 0).contiguous()
-            parameters = tuple(self._parameters.values())
-            if compiled is not None:
-                energy, slope = compiled(y, parameters, with_forces)
-            else:
-                energy, slope = _plain(self._total, y, parameters, with_forces)
+            with torch.autocast(self.device.type, enabled=False):
+                y = x[rows].permute(2, 1, 0).contiguous()
+                if compiled is not None:
+                    energy, slope = compiled(y, parameters, with_forces)
+                else:
+                    energy, slope = plain(self._total, y, parameters, with_forces)
             energies[rows] = energy
             if forces is not None:
                 assert slope is not None
                 torch.neg(slope.permute(2, 1, 0), out=forces[rows])
 
-        self._map(run, list(_slices(len(x), size)))
-        self.n_evaluations += len(x)
-        self.n_non_finite += settle_non_finite(energies, forces)
+        with torch.no_grad():
+            share(run, list(slices(len(x), size)), threads_for(self.event_shape[0], self.device))
+        non_finite = settle_non_finite(energies, forces)
+        with self._lock:
+            self.n_evaluations += len(x)
+            self.n_non_finite += non_finite
         return energies, forces
-
-    def _map(self, run: Any, blocks: list[slice]) -> None:
-        """Run blocks, on several threads where torch may use several and an operation does not."""
-        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        small = self.event_shape[0] ** 2 * 16 <= _GRAIN
-        if threads == 1 or len(blocks) < 2 * threads or not small:
-            for rows in blocks:
-                run(rows)
-            return
-        if self._pool is None or self._pool._max_workers != threads:
-            self.close()
-            self._pool = ThreadPoolExecutor(threads, "torch-potential")
-        for future in [self._pool.submit(run, rows) for rows in blocks]:
-            future.result()
-
-    def close(self) -> None:
-        """Free the threads. Calling it twice is allowed; they come back when needed."""
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
 
     # -- OpenMM's word -------------------------------------------------------------------------
 
@@ -367,48 +390,21 @@ class TorchPotential(Potential):
         ValueError
             If an argument is out of range.
         """
-        limits = _TOLERANCES[self.dtype] if tolerance is None else tolerance
-        if len(limits) != 2 or not all(limit > 0 for limit in limits):
-            raise ValueError(
-                f"tolerance: expected two positive numbers (energy, forces), got {tolerance!r}"
-            )
-        if isinstance(n_conformations, bool) or not n_conformations >= 1:
-            raise ValueError(f"n_conformations: expected at least 1, got {n_conformations!r}")
-        x = self._conformations(positions, n_conformations, seed)
+        limits = check_tolerance(_TOLERANCES[self.dtype] if tolerance is None else tolerance)
+        x = choose_conformations(self.event_shape[0], positions, n_conformations, seed)
         indices = [force.index for force in self._forces]
-        found = compare(self._system, indices, self.global_parameters, self._one_force, x)
-        for item in found:
-            if item.n_finite == 0:
-                raise Disagreement(
-                    f"system: {item.name} (Force {item.index}) could not be compared with OpenMM, "
-                    f"whose energy is finite at none of {len(x)} conformations; give positions of "
-                    "the molecule"
-                )
-            if not (item.energy_error <= limits[0] and item.force_error <= limits[1]):
-                raise Disagreement(
-                    f"system: {item.name} (Force {item.index}) differs from OpenMM's Reference "
-                    f"platform by {item.energy_error:.2g} in energy and {item.force_error:.2g} in "
-                    f"forces (relative; tolerance {limits[0]:.2g} and {limits[1]:.2g})"
-                )
+        now = self.global_parameters
+        found = compare(self._system, indices, now, self._one_force, x)
+        judge(found, limits, len(x), None)
+        if now:  # what the present values switch off must be right as well
+            other = {name: 0.7 * value + 0.2 for name, value in now.items()}
+            judge(compare(self._system, indices, other, self._one_force, x), limits, len(x), other)
         self.agreement = found
         return found
 
-    def _conformations(self, positions: Any, n: int, seed: int) -> NDArray[np.float64]:
-        n_atoms = self.event_shape[0]
-        if positions is None:
-            return conformations(n_atoms, None, n, seed)
-        given = np.asarray(in_unit(positions, NANOMETER, "positions"), dtype=np.float64)
-        if given.shape[-2:] != (n_atoms, 3) or given.ndim not in (2, 3) or not len(given):
-            raise ValueError(
-                f"positions: expected shape ({n_atoms}, 3) or (n, {n_atoms}, 3) in nm, got "
-                f"{given.shape}"
-            )
-        if not np.isfinite(given).all():
-            raise ValueError("positions: expected finite numbers, got NaN or infinity")
-        return given if given.ndim == 3 else conformations(n_atoms, given, n, seed)
-
+    @torch.inference_mode(False)
     def _one_force(
-        self, index: int, x: NDArray[np.float64]
+        self, index: int, x: NDArray[np.float64], values: Mapping[str, float]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Energies [n] and forces [n, N, 3] of a single Force."""
         term = next(force.term for force in self._forces if force.index == index)
@@ -418,7 +414,9 @@ class TorchPotential(Potential):
             named = dict(zip(self._parameters, parameters, strict=True))
             return term.energy(Frame(z, self._pairs), named)
 
-        energy, slope = _plain(total, y, tuple(self._parameters.values()), True)
+        parameters = tuple(y.new_tensor(values[name]) for name in self._parameters)
+        with torch.autocast(self.device.type, enabled=False):
+            energy, slope = plain(total, y, parameters, True)
         assert slope is not None
         forces = -slope.permute(2, 1, 0)
         return energy.double().cpu().numpy(), forces.double().cpu().numpy()
@@ -430,7 +428,7 @@ class TorchPotential(Potential):
             "xml": self._xml,
             "dtype": self.dtype,
             "device": str(self.device),
-            "compile": self._compiled is not None,
+            "compile": self.compile_requested,
             "force_groups": self.force_groups,
             "memory": self.memory,
             "parameters": self.global_parameters,
@@ -451,47 +449,35 @@ class TorchPotential(Potential):
         self.agreement = state["agreement"]
 
 
-def _groups(force_groups: Iterable[int] | None) -> tuple[int, ...] | None:
+def _flag(compile: Any) -> bool:
+    if not isinstance(compile, bool):
+        raise TypeError(f"compile: expected True or False, got {compile!r}")
+    return compile
+
+
+def _bytes(memory: Any) -> int:
+    if isinstance(memory, bool) or not isinstance(memory, Integral) or memory < 2**20:
+        raise ValueError(f"memory: expected at least {2**20} bytes, got {memory!r}")
+    return int(memory)
+
+
+def _groups(force_groups: Any) -> tuple[int, ...] | None:
     if force_groups is None:
         return None
-    groups = tuple(sorted(set(force_groups)))
-    if not groups or not all(isinstance(g, int) and 0 <= g <= 31 for g in groups):
+    groups = list(force_groups) if isinstance(force_groups, Iterable) else [force_groups]
+    whole = all(isinstance(g, Integral) and not isinstance(g, bool) for g in groups)
+    if not whole or not groups or not all(0 <= g <= 31 for g in groups):
         raise ValueError(f"force_groups: expected integers from 0 to 31, got {force_groups!r}")
-    return groups
+    return tuple(sorted({int(g) for g in groups}))
 
 
-def _slices(n: int, size: int) -> Iterator[slice]:
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))
-
-
-def _plain(
-    total: Any, y: Tensor, parameters: tuple[Tensor, ...], with_forces: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Energies [B] and their derivative [3, N, B] by single operations."""
-    if not with_forces:
-        with torch.no_grad():
-            return total(y, *parameters), None
-    with torch.enable_grad():
-        y = y.detach().requires_grad_()
-        energy = total(y, *parameters)
-        if not energy.requires_grad:  # nothing depends on the positions
-            return energy, torch.zeros_like(y)
-        (slope,) = torch.autograd.grad(energy.sum(), y)
-    return energy.detach(), slope
-
-
-def settle_non_finite(energies: Tensor, forces: Tensor | None) -> int:
-    """Set non-finite rows to +inf and zero force, in place; return how many there are."""
-    finite = energies.isfinite()
-    if forces is not None:
-        finite = finite & forces.isfinite().flatten(1).all(dim=1)
-    count = int((~finite).sum())
-    if count:
-        energies[~finite] = torch.inf
-        if forces is not None:
-            forces[~finite] = 0.0
-    return count
+def _device(device: torch.device | str | None) -> torch.device:
+    """The device, with its number, if it is there."""
+    try:
+        return torch.empty(0, device="cpu" if device is None else device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: expected a torch device, got {device!r} ({reason})") from error
 
 
 class _Energy(torch.autograd.Function):
@@ -501,7 +487,8 @@ class _Energy(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, potential: TorchPotential) -> Tensor:
         energies, forces = potential.energy_and_forces(x)
         ctx.save_for_backward(x, forces, energies.isfinite())
-        ctx.potential = potential
+        # The parameters of now, should they change before the derivative is asked for.
+        ctx.total, ctx.parameters = potential._total, tuple(potential._parameters.values())
         return energies
 
     @staticmethod
@@ -514,7 +501,8 @@ class _Energy(torch.autograd.Function):
         # Higher derivatives were asked for: the same gradient, now with its graph.
         rows = finite.nonzero().flatten()
         kept = x.index_select(0, rows)
-        energy = ctx.potential.differentiable(kept)
+        with torch.autocast(x.device.type, enabled=False):
+            energy = ctx.total(kept.permute(2, 1, 0), *ctx.parameters)
         if not energy.requires_grad:
             return -weight * forces, None
         (slope,) = torch.autograd.grad(energy.sum(), kept, create_graph=True)
