@@ -37,8 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--seed", type=int, help=f"seed of everything (default: {_SEED})")
         command.add_argument(
             "--platform",
-            help="OpenMM platform (default: energies by torch where it covers the System; "
-            "otherwise, and for MD, the fastest platform, measured)",
+            help="OpenMM platform (default: energies of long runs by torch, where it covers the "
+            "System; otherwise, and for MD, the fastest platform, measured)",
         )
     for command in (everything, train, sample):
         command.add_argument(

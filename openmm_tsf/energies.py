@@ -3,6 +3,8 @@
 import logging
 from typing import Any
 
+import openmm
+
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.presets import SamplingSettings
 from openmm_tsf.systems import MolecularSystem
@@ -10,8 +12,14 @@ from openmm_tsf.training import FitSettings
 
 logger = logging.getLogger(__name__)
 
-#: Compiling takes up to a minute and saves some 50 microseconds an evaluation on small molecules.
+#: Compiling takes a minute or two and saves some 50 microseconds an evaluation on small molecules.
 COMPILE_FROM = 1_000_000
+#: Smaller batches would mostly fill a compiled block with copies.
+COMPILE_BATCH = 32
+
+#: OpenMM is slow at these, torch's single operations are faster. At all other Forces of a small
+#: molecule they are not, until they are compiled.
+_SLOW_IN_OPENMM = (openmm.CustomGBForce, openmm.CustomNonbondedForce)
 
 
 def planned_sampling(settings: SamplingSettings, n_iterations: int | None = None) -> int:
@@ -21,15 +29,27 @@ def planned_sampling(settings: SamplingSettings, n_iterations: int | None = None
     return (iterations + settings.n_tuning) * per_iteration
 
 
+def batch_of(settings: SamplingSettings) -> int:
+    """Conformations that the kernels evaluate at once."""
+    return settings.n_walkers * len(settings.temperatures)
+
+
 def planned_training(settings: FitSettings) -> int:
     """Evaluations of the training's energy term."""
     return settings.n_steps * settings.kl_batch_size if settings.lambda_max > 0 else 0
 
 
 def open_potential(
-    molecule: MolecularSystem, platform: str | None, planned: int, compiled: bool | None = None
+    molecule: MolecularSystem,
+    platform: str | None,
+    planned: int,
+    batch: int,
+    compiled: bool | None = None,
 ) -> Potential:
-    """The potential of a run.
+    """The potential of a run: what is fastest for so much work, by rules that use no clock.
+
+    Torch, compiled, for a long run; torch without compiling, where OpenMM is slow at a Force;
+    OpenMM's Contexts otherwise.
 
     Parameters
     ----------
@@ -38,15 +58,24 @@ def open_potential(
     platform
         An OpenMM platform, if the user asked for one: then OpenMM's Contexts.
     planned
-        Evaluations that are to come, which decide about compiling, so that the same command makes
-        the same choice again.
+        Evaluations that are to come.
+    batch
+        Conformations that are evaluated at once.
     compiled
-        The choice made before, where a run is resumed.
+        The choice made before, where a run on torch is resumed.
     """
     if platform is not None:
         return molecule.potential(platform=platform)
-    compiled = planned >= COMPILE_FROM if compiled is None else compiled
-    return molecule.potential(compile=compiled)
+    if compiled is not None:
+        return molecule.potential(compile=compiled)
+    if planned >= COMPILE_FROM and batch >= COMPILE_BATCH:
+        return molecule.potential(compile=True)
+    if any(isinstance(force, _SLOW_IN_OPENMM) for force in molecule.system.getForces()):
+        return molecule.potential()
+    logger.info(
+        "energies by OpenMM's Contexts: %d evaluations would not pay for compiling", planned
+    )
+    return molecule.potential(kind="openmm")
 
 
 def reopen_potential(
@@ -59,4 +88,4 @@ def reopen_potential(
         return molecule.potential(
             platform=platform or before, n_contexts=written["n_contexts"] if same else None
         )
-    return open_potential(molecule, None, 0, compiled=bool(written.get("compiled")))
+    return open_potential(molecule, None, 0, 0, compiled=bool(written.get("compiled")))

@@ -12,6 +12,7 @@ from torch import Tensor
 from openmm_tsf.accounts import Costs, Seeds
 from openmm_tsf.dataset import MDDataset
 from openmm_tsf.energies import (
+    batch_of,
     open_potential,
     planned_sampling,
     planned_training,
@@ -122,7 +123,8 @@ def train(
         flow.save(folder / "flow.pt")
         write_json(folder / "config.json", config | costs.to_config())
 
-    with open_potential(molecule, platform, planned_training(fit_settings)) as potential:
+    planned, batch = planned_training(fit_settings), fit_settings.kl_batch_size
+    with open_potential(molecule, platform, planned, batch) as potential:
         try:
             with costs.counting("training", potential):
                 result = fit(
@@ -237,7 +239,8 @@ def sample(
     seeds = Seeds(seed)
     folder = claim_directory(output)
     write_molecule(molecule, folder)
-    with open_potential(molecule, platform, planned_sampling(settings)) as potential:
+    planned, batch = planned_sampling(settings), batch_of(settings)
+    with open_potential(molecule, platform, planned, batch) as potential:
         with costs.counting("sampling", potential):
             sampler = make_sampler(molecule, model, settings, potential, seeds, start, None)
             sampler.tune(settings.n_tuning, progress=progress)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from openmm_tsf.accounts import Costs, Seeds
 from openmm_tsf.dataset import MDDataset
-from openmm_tsf.energies import open_potential, planned_sampling, planned_training
+from openmm_tsf.energies import batch_of, open_potential, planned_sampling, planned_training
 from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.inputs import (
     PathLike,
@@ -73,8 +73,8 @@ def run(
     seed
         Seed of everything.
     platform
-        OpenMM platform for energies and MD. By default energies are torch's where it covers the
-        System (compiled, if the run is long), and otherwise the fastest platform's.
+        OpenMM platform for energies and MD. By default energies of a long run are compiled by
+        torch where it covers the System; see :func:`openmm_tsf.energies.open_potential`.
     progress
         Show progress bars.
 
@@ -125,7 +125,8 @@ def run(
         "temperature_K": dataset.temperature,
     }
     write_json(folder / "settings.json", choices | about)
-    with open_potential(molecule, platform, _planned(settings)) as potential:
+    batch = batch_of(settings.sampling)
+    with open_potential(molecule, platform, _planned(settings), batch) as potential:
         with costs.counting("training", potential):
             flow = build_flow(dataset, settings.flow, seeds.next())
         logger.info("flow with %d parameters, %d frames", flow.n_parameters, len(dataset))

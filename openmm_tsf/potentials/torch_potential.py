@@ -340,17 +340,19 @@ class TorchPotential(Potential):
                     energy, slope = compiled(y, parameters, with_forces)
                 else:
                     energy, slope = plain(self._total, y, parameters, with_forces)
+            # Here and not for the whole batch: its temporaries would be as large as the batch.
+            force = None if slope is None else -slope.permute(2, 1, 0)
+            bad = settle_non_finite(energy, force)
             energies[rows] = energy
-            if forces is not None:
-                assert slope is not None
-                torch.neg(slope.permute(2, 1, 0), out=forces[rows])
+            if forces is not None and force is not None:
+                forces[rows] = force
+            with self._lock:
+                self.n_non_finite += bad
 
         with torch.no_grad():
             share(run, list(slices(len(x), size)), threads_for(self.event_shape[0], self.device))
-        non_finite = settle_non_finite(energies, forces)
         with self._lock:
             self.n_evaluations += len(x)
-            self.n_non_finite += non_finite
         return energies, forces
 
     # -- OpenMM's word -------------------------------------------------------------------------
