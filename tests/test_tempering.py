@@ -146,6 +146,53 @@ def test_doors(molecule, potential, flow, tree):
     assert ParallelTempering(None, flow, LADDER, 2, [walk], potential).seed >= 0
 
 
+@pytest.mark.parametrize("constant", [0, -1, float("nan"), float("inf"), "a", None])
+def test_a_boltzmann_constant_is_positive(constant):
+    with pytest.raises(ValueError, match="boltzmann_constant: expected a finite, positive number"):
+        PlainSwap(LADDER, constant)
+
+
+def test_kernels_of_another_boltzmann_constant_are_refused(molecule, potential, flow):
+    for kernel in (PlainSwap(LADDER, 0.001), PlainSwap(LADDER, KB / 4.184)):
+        with pytest.raises(ValueError, match="swap_plain was made for the Boltzmann constant"):
+            ParallelTempering(molecule, flow, LADDER, 2, [kernel], potential)
+    toy = DoubleWell(0.1, -1.0, 0.3)
+    walk = FlowWalk(TemperatureSteerableFlow(1, 2, 1, (4,)), toy, LADDER)
+    walk.potential = potential  # k_B is compared through the potential, too
+    with pytest.raises(ValueError, match="flow_walk was made for the Boltzmann constant"):
+        ParallelTempering(None, walk.flow, LADDER, 2, [walk], toy)
+
+
+def test_kernels_of_another_energy_are_refused():
+    flow = TemperatureSteerableFlow(1, 2, 1, (4,))
+    own, other = DoubleWell(0.1, -1.0, 0.3), DoubleWell(0.1, -1.1, 0.3)
+    walk = FlowWalk(flow, other, [1.0, 2.0])
+    sampler = ParallelTempering(None, flow, [1.0, 2.0], 5, [walk], own, seed=1)
+    with pytest.raises(ValueError, match="the potential of flow_walk gives walker 0 the energy"):
+        sampler.set_positions(torch.ones(5, 2, 1))
+    with pytest.raises(RuntimeError, match="call set_positions"):
+        sampler.run(1, progress=False)
+    walk.potential = DoubleWell(0.1, -1.0, 0.3)  # another object for the same energy
+    sampler.set_positions(torch.ones(5, 2, 1))
+    sampler.run(1, progress=False)
+
+
+def test_the_flows_inside_kernels_are_the_runs(molecule, potential, flow, tree, tmp_path):
+    def sampler(inner):
+        walk = FlowWalk(inner, potential, LADDER)
+        return ParallelTempering(molecule, flow, LADDER, 2, [walk], potential, seed=1)
+
+    first = sampler(tree.flow("tsf", "volume", 0.2))
+    first.run(1, output=tmp_path / "run", progress=False)
+    sampler(tree.flow("tsf", "volume", 0.2)).resume(tmp_path / "run")
+    with pytest.raises(ValueError, match="expected the kernel_flows that the run was started"):
+        sampler(flow).resume(tmp_path / "run")
+    with torch.no_grad():
+        next(first.kernels["flow_walk"].flow.parameters()).add_(1e-3)
+    with pytest.raises(ValueError, match="output: the kernel_flows changed"):
+        first.run(1, output=tmp_path / "run", progress=False)
+
+
 def test_a_flow_of_another_molecule_is_refused(molecule, potential, tree):
     other = tree.flow("tsf", "volume", 0.1)
     other.fingerprint = "of another"

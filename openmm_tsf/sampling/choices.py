@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.sampling.agreement import with_members
 from openmm_tsf.sampling.kernels import Every
 from openmm_tsf.sampling.moves import FlowLike
 from openmm_tsf.sampling.tuning import HasStepSize
@@ -32,11 +33,15 @@ def sampling_choices(
         }
         for entry in schedule
     ]
+    members = dict(with_members(entry.kernel for entry in schedule))
     tuned = {
-        entry.kernel.name: entry.kernel.sigma.tolist()
-        for entry in schedule
-        if isinstance(entry.kernel, HasStepSize)
+        name: kernel.sigma.tolist()
+        for name, kernel in members.items()
+        if isinstance(kernel, HasStepSize)
     }
+    own = {name: getattr(kernel, "flow", None) for name, kernel in members.items()}
+    distinct = {id(value): value for value in (flow, *own.values()) if value is not None}
+    hashes = {key: hash_of(value) for key, value in distinct.items()}
     return {
         "molecule": None if molecule is None else molecule.fingerprint,
         "kernels": kernels,
@@ -45,7 +50,10 @@ def sampling_choices(
             "class": type(flow).__name__,
             "dtype": str(flow.dtype),
             "reference_temperature_K": flow.reference_temperature,
-            "sha256": hash_of(flow),
+            "sha256": hashes[id(flow)],
+        },
+        "kernel_flows": {
+            name: hashes[id(value)] for name, value in own.items() if value is not None
         },
         "potential": {
             "class": type(potential).__name__,
@@ -74,7 +82,9 @@ def check_same(where: Any, written: Mapping[str, Any], own: Mapping[str, Any]) -
                 f"{where}: expected the run's {name}, {written[name]}, got {own[name]}"
             )
     before, now = written["choices"], own["choices"]
-    for name in ("molecule", "flow", "kernels"):
+    for name in ("molecule", "flow", "kernels", "kernel_flows"):
+        if name == "kernel_flows" and name not in before:
+            continue  # runs of earlier versions have no record of it
         if now[name] != before[name]:
             raise ValueError(
                 f"{where}: expected the {name} that the run was started with, {before[name]}, "
@@ -97,7 +107,7 @@ def check_unchanged(where: Any, opened: Mapping[str, Any], now: Mapping[str, Any
     ValueError
         If they differ in anything that changes which chain is sampled: a directory holds one.
     """
-    for name in ("molecule", "flow", "kernels", "sigma"):
+    for name in ("molecule", "flow", "kernels", "kernel_flows", "sigma"):
         if now[name] != opened[name]:
             raise ValueError(
                 f"output: the {name} changed since {where} was opened (by training, tuning or new "

@@ -1,5 +1,6 @@
 """Exchanges of replicas between rungs of the temperature ladder."""
 
+import math
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class PlainSwap:
     temperatures
         The ladder, K.
     boltzmann_constant
-        k_B in the potential's energy unit per kelvin.
+        k_B in the potential's energy unit per kelvin: ``potential.boltzmann_constant``.
     scheme
         ``"even_odd"``, ``"random_pairs"`` or pairs such as ``[(0, 6)]``; see
         :class:`openmm_tsf.sampling.pairing.Pairing`.
@@ -29,7 +30,8 @@ class PlainSwap:
     Raises
     ------
     TypeError, ValueError
-        If the scheme is unknown or does not fit the ladder; the message says why.
+        If the scheme is unknown or does not fit the ladder, or the constant is not positive; the
+        message says why.
     """
 
     exact = True
@@ -43,6 +45,12 @@ class PlainSwap:
     ) -> None:
         self.name = name
         self.temperatures = as_temperatures(temperatures)
+        number = isinstance(boltzmann_constant, int | float)
+        if not (number and math.isfinite(boltzmann_constant) and boltzmann_constant > 0):
+            raise ValueError(
+                f"boltzmann_constant: expected a finite, positive number, got "
+                f"{boltzmann_constant!r}"
+            )
         self.boltzmann_constant = float(boltzmann_constant)
         self.pairing = Pairing(scheme, len(self.temperatures))
         self._kelvin = torch.tensor(self.temperatures, dtype=torch.float64)

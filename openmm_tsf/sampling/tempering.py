@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.sampling.agreement import check_constants, check_potentials
 from openmm_tsf.sampling.choices import (
     check_run_arguments,
     check_same,
@@ -108,6 +109,7 @@ class ParallelTempering:
             kernels = default_kernels(potential, flow, self.temperatures, self._masses)
         self.schedule = [k if isinstance(k, Every) else Every(k) for k in kernels]
         self.kernels: dict[str, Kernel] = kernels_by_name(self.schedule, self.temperatures)
+        check_constants(self.kernels.values(), potential)
         self.reporters: list[Reporter] = []
         self.totals: dict[str, KernelInfo] = self._zero()
         self._state: WalkerState | None = None
@@ -153,10 +155,10 @@ class ParallelTempering:
         Raises
         ------
         ValueError
-            If the shape is wrong, or a walker starts at a non-finite energy or outside the flow's
-            domain (mirror images).
+            If the shape is wrong, a walker starts at a non-finite energy or outside the flow's
+            domain (mirror images), or a kernel works on another energy than the sampler.
         """
-        self._state = starting_state(
+        state = starting_state(
             x,
             velocities,
             self.n_walkers,
@@ -166,6 +168,8 @@ class ParallelTempering:
             self._masses,
             self._generator,
         )
+        check_potentials(self.kernels.values(), self.potential, state)
+        self._state = state
 
     def close(self) -> None:
         """Free the kernels' Contexts and threads. Calling it twice is allowed.
@@ -422,7 +426,9 @@ class ParallelTempering:
             "choices": self._choices(choices["save_interval"]),
         }
         check_same(path, config, own)
-        self._state = WalkerState.from_state_dict(content["state"])
+        state = WalkerState.from_state_dict(content["state"])
+        check_potentials(self.kernels.values(), self.potential, state)
+        self._state = state
         self._generator.set_state(content["generator"])
         self._load_kernel_states(content["kernels"])
         self.seed = content["seed"]
