@@ -177,11 +177,14 @@ def _rates(run: Run, table: np.ndarray) -> Any:
 
 def _costs(costs: Mapping[str, Any], key: str, sampling: float) -> dict[str, Any]:
     before = costs.get(key, {})
-    return {
+    found = {
         "md": before.get("md"),
         "training": before.get("training"),
         "sampling": before.get("sampling", 0) + sampling,
     }
+    if "compilation" in before:  # a part of the others
+        found["compilation"] = before["compilation"]
+    return found
 
 
 def _efficiency(run: Run, trips: int) -> dict[str, Any]:
