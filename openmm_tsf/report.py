@@ -109,7 +109,7 @@ def _energy_ratios(summary: dict[str, Any]) -> Iterator[str]:
 
 def unsampled(summary: dict[str, Any]) -> list[str]:
     """What more sampling would cure: too few effective samples, unknown errors, no round trips."""
-    return [*_few_samples(summary), *_uncompared(summary)]
+    return [*_few_samples(summary), *_unchecked(summary), *_uncompared(summary)]
 
 
 def _few_samples(summary: dict[str, Any]) -> Iterator[str]:
@@ -135,6 +135,17 @@ def _few_samples(summary: dict[str, Any]) -> Iterator[str]:
         trips = summary["round_trips"] / summary["n_walkers"]
         if trips < MIN_ROUND_TRIPS_PER_WALKER:
             yield f"{trips:.2f} round trips of the temperature ladder for each walker"
+
+
+def _unchecked(summary: dict[str, Any]) -> Iterator[str]:
+    for key, pairs in summary.get("ensemble_check", {}).items():
+        for pair, check in pairs.items():
+            if check["z"] is not None:
+                continue
+            reason = f"{_ENSEMBLE.get(key, key)} cannot be tested (unknown error)"
+            if check["value"] is None:
+                reason = "the energies of the two rungs do not overlap: bring them closer together"
+            yield f"{pair} K: {reason}"
 
 
 def _uncompared(summary: dict[str, Any]) -> Iterator[str]:

@@ -96,8 +96,12 @@ def test_a_wrong_ensemble_needs_no_reference(key, with_reference):
     assert shortcomings(summary) == [line]
     assert "does not go away" in advice(summary)
     unknown = changed(f"ensemble_check/{key}/300.00-600.00/z", None)
-    assert shortcomings(unknown) == []
+    assert disagreements(unknown) == []
+    (line,) = unsampled(unknown)
+    assert "cannot be tested" in line
     assert "?" in describe(unknown) or key != "energy_ratio_mol_kJ"
+    unknown["ensemble_check"][key]["300.00-600.00"]["value"] = None
+    assert "do not overlap" in unsampled(unknown)[0]
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,42 @@ def test_energies_that_do_not_overlap():
         energy_ratio(np.zeros(3), np.zeros(3), (0.4, 0.2))
 
 
+def far_apart(temperatures, modes=1000):
+    """Energies [100, 4, K] of many modes: rungs far apart share nothing but what is put there."""
+    rng = np.random.default_rng(0)
+    return 0.5 * KB * np.asarray(temperatures) * rng.chisquare(modes, (100, 4, len(temperatures)))
+
+
+def test_energies_that_hardly_overlap():
+    """The rungs share one iteration, which no slope near the expected one can explain."""
+    energy = far_apart([300.0, 600.0])
+    energy[:1, :, 0] = energy[:1, :, 1]
+    check = energy_ratio(energy[..., 0], energy[..., 1], (1 / (KB * 300), 1 / (KB * 600)))
+    assert np.isnan([check.value, check.stderr, check.z]).all()
+    assert check.expected == pytest.approx(1 / (KB * 300) - 1 / (KB * 600))
+
+
+def test_mbar_of_rungs_that_do_not_overlap():
+    """Each block of rungs is known from its own samples; what lies between blocks is not."""
+    kelvins = np.array([300.0, 303.0, 1200.0])
+    energy = far_apart(kelvins, modes=4000)
+    mbar, near = Mbar(energy, 1 / (KB * kelvins)), Mbar(energy[..., :2], 1 / (KB * kelvins[:2]))
+    for kelvin in (300.0, 301.5, 303.0):
+        found = mbar.at(1 / (KB * kelvin)).mean(energy)
+        same = near.at(1 / (KB * kelvin)).mean(energy[..., :2])
+        assert (found.value, found.stderr) == pytest.approx((same.value, same.stderr), rel=1e-6)
+    hot = mbar.at(1 / (KB * 1200.0)).mean(energy)
+    own = estimate_mean(energy[..., 2])
+    assert (hot.value, hot.stderr) == pytest.approx((own.value, own.stderr), rel=1e-6)
+    # The temperature whose samples would lie where the two blocks have equal weights.
+    border = 1 / (KB * np.sqrt(303.0 * 1200.0))
+    weights = [mbar.at(b).weights[..., 2].sum() for b in np.linspace(0.7, 1.3, 301) * border]
+    middle = (np.linspace(0.7, 1.3, 301) * border)[np.argmin(np.abs(np.array(weights) - 0.5))]
+    between = mbar.at(middle).mean(energy)
+    assert np.isfinite(between.value)
+    assert np.isnan([between.stderr, between.n_independent]).all()
+
+
 def test_a_rung_at_the_wrong_temperature_is_flagged(tmp_path):
     rng = np.random.default_rng(10)
     sizes = {"n": 300, "n_walkers": 8}

@@ -17,6 +17,8 @@ Array = npt.NDArray[np.float64]
 
 _NEWTON_STEPS = 100
 _TOLERANCE = 1e-10
+#: Information (of standardised energies) below this part of the samples is none.
+_SINGULAR = 1e-12
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def energy_ratio(low: npt.ArrayLike, high: npt.ArrayLike, betas: tuple[float, fl
     Returns
     -------
     check
-        NaN where the energies of the rungs do not overlap.
+        NaN where the energies of the rungs do not overlap, or so little that the slope rests on
+        no sample (the information of the regression is singular).
 
     Raises
     ------
@@ -100,18 +103,19 @@ def energy_ratio(low: npt.ArrayLike, high: npt.ArrayLike, betas: tuple[float, fl
     x = (series - centre) / scale
     design = np.stack([np.ones_like(x), x], axis=-1)  # [n, W, 2 rungs, 2]
     theta = _maximum_likelihood(design, np.array([0.0, expected * scale]))
+    if theta is None:
+        return Check(np.nan, np.nan, expected)
     p = _logistic(design @ theta)
     drawn_from = np.array([0.0, 1.0])
     scores = np.einsum("nwr,nwri->nwi", drawn_from - p, design)
-    information = _information(design, p)
-    influence = np.linalg.solve(information, np.array([0.0, 1.0]))
+    influence = np.linalg.solve(_information(design, p), np.array([0.0, 1.0]))
     n, n_walkers, _ = series.shape
     error = estimate_mean(scores @ influence * (n * n_walkers)).stderr
     return Check(float(theta[1] / scale), float(error / scale), expected)
 
 
-def _maximum_likelihood(design: Array, start: Array) -> Array:
-    """Newton steps, halved while they lower the likelihood (which is concave)."""
+def _maximum_likelihood(design: Array, start: Array) -> Array | None:
+    """Newton steps, halved while they lower the likelihood; None where nothing overlaps."""
     labels = np.array([-1.0, 1.0])
 
     def log_likelihood(theta: Array) -> float:
@@ -122,9 +126,12 @@ def _maximum_likelihood(design: Array, start: Array) -> Array:
     for _ in range(_NEWTON_STEPS):
         p = _logistic(design @ theta)
         score = np.einsum("nwr,nwri->i", np.array([0.0, 1.0]) - p, design)
+        information = _information(design, p)
+        if np.linalg.eigvalsh(information)[0] <= _SINGULAR * n:
+            return None
         if np.abs(score).max() <= _TOLERANCE * n:
             return theta
-        step = np.linalg.solve(_information(design, p), score)
+        step = np.linalg.solve(information, score)
         while (there := log_likelihood(theta + step)) < here - _TOLERANCE * n:
             step = 0.5 * step
         theta, here = theta + step, there

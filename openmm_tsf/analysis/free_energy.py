@@ -23,6 +23,10 @@ Array = npt.NDArray[np.float64]
 _PYMBAR_SAMPLES = 60_000
 _NEWTON_STEPS = 20
 _TOLERANCE = 1e-10
+#: Information below this part of a rung's samples is none: rungs do not overlap.
+_SINGULAR = 1e-12
+#: What an estimate may pull, relative to all its residuals, at free energies that are not known.
+_NO_PULL = 1e-9
 
 
 class Mbar:
@@ -67,13 +71,23 @@ class Mbar:
         return Reweighted(weights / weights.sum(), self)
 
     def pull(self, residual: Array) -> Array:
-        """What a sum of residuals [n, W, K] owes to the uncertainty of f: [n, W]."""
+        """What a sum of residuals [n, W, K] owes to the uncertainty of f: [n, W].
+
+        NaN where it hangs on the free energies of rungs that do not overlap.
+        """
         if self.betas.size == 1:  # no f to be uncertain of
             return np.zeros(self.energy.shape[:2])
         gradient = -np.einsum("nwr,nwrk->k", residual, self.memberships[..., 1:])
-        response = np.linalg.solve(self._information, gradient)
+        response, left = _solve(self._information, gradient, self._n_each)
+        if left > _NO_PULL * np.abs(residual).sum():
+            return np.full(self.energy.shape[:2], np.nan)
         pulled: Array = self.scores @ response
         return pulled
+
+    @property
+    def _n_each(self) -> int:
+        """Samples of every rung."""
+        return self.energy.shape[0] * self.energy.shape[1]
 
 
 @dataclass(frozen=True)
@@ -119,7 +133,8 @@ class Reweighted:
     def mean(self, observable: npt.ArrayLike) -> MeanEstimate:
         """Mean of an observable [n, W, R] at the target temperature.
 
-        ``n_samples``, ``g`` and the two errors refer to the series of summed influences.
+        ``n_samples``, ``g`` and the two errors refer to the series of summed influences. The errors
+        are NaN where the mean hangs on the free energies of rungs that do not overlap.
         """
         values = np.asarray(observable, dtype=np.float64)
         if values.shape != self.weights.shape:
@@ -128,6 +143,9 @@ class Reweighted:
         residual = self.weights * (values - mean)
         influence = residual.sum(axis=2) + self.mbar.pull(residual)
         n, n_walkers, _ = values.shape
+        if np.isnan(influence).any():
+            nan = float("nan")
+            return MeanEstimate(mean, nan, nan, nan, nan, values.size)
         return replace(
             estimate_mean(influence * (n * n_walkers)), value=mean, n_samples=values.size
         )
@@ -137,7 +155,9 @@ def solve_mbar(energy: Array, betas: Array) -> Array:
     """Reduced free energies f [K] of the rungs, f[0] = 0, from samples [n, W, K] of them.
 
     Shirts and Chodera, J. Chem. Phys. 129, 124105 (2008), eq. 11. pymbar solves on at most
-    60 000 samples; Newton steps on all of them follow, which the solution there starts well.
+    60 000 samples; Newton steps on all of them follow, which the solution there starts well. Where
+    neighbouring rungs do not overlap, nothing fixes the difference of their f: it is left as the
+    trapezoid of ⟨U⟩ over β has it.
 
     Raises
     ------
@@ -147,6 +167,22 @@ def solve_mbar(energy: Array, betas: Array) -> Array:
     n, n_walkers, n_rungs = energy.shape
     if n_rungs == 1:
         return np.zeros(1)
+    mean = energy.mean(axis=(0, 1))
+    f = np.append(0.0, np.cumsum(0.5 * (mean[1:] + mean[:-1]) * np.diff(betas)))
+    information = _information(_memberships(energy, betas, f)[0])
+    if np.linalg.eigvalsh(information)[0] > _SINGULAR * n * n_walkers:
+        f = _solved_by_pymbar(energy, betas)
+    for _ in range(_NEWTON_STEPS):
+        p, _ = _memberships(energy, betas, f)
+        score = n * n_walkers - p.sum(axis=(0, 1, 2))
+        if np.abs(score).max() <= _TOLERANCE * n * n_walkers:
+            return f - f[0]
+        f[1:] += _solve(_information(p), score[1:], n * n_walkers)[0]
+    raise RuntimeError(f"MBAR did not converge: {score / (n * n_walkers)} left of 1 sample each")
+
+
+def _solved_by_pymbar(energy: Array, betas: Array) -> Array:
+    _, n_walkers, n_rungs = energy.shape
     stride = -(-energy.size // _PYMBAR_SAMPLES)
     thinned = energy[::stride]
     flat = np.moveaxis(thinned, 2, 0).ravel()
@@ -155,14 +191,16 @@ def solve_mbar(energy: Array, betas: Array) -> Array:
     # tolerance is relative: where every f is near 0, rounding keeps it from ever being met.
     solver = {"method": "adaptive", "tol": 1e-6, "options": {"maxiter": 100}}
     solved = _pymbar().MBAR(np.outer(betas, flat), counts, solver_protocol=(solver,))
-    f = np.array(solved.f_k, dtype=np.float64)
-    for _ in range(_NEWTON_STEPS):
-        p, _ = _memberships(energy, betas, f)
-        score = n * n_walkers - p.sum(axis=(0, 1, 2))
-        if np.abs(score).max() <= _TOLERANCE * n * n_walkers:
-            return f - f[0]
-        f[1:] += np.linalg.solve(_information(p), score[1:])
-    raise RuntimeError(f"MBAR did not converge: {score / (n * n_walkers)} left of 1 sample each")
+    return np.array(solved.f_k, dtype=np.float64)
+
+
+def _solve(information: Array, right: Array, n_each: int) -> tuple[Array, float]:
+    """Solution x of information x = right where the information is not null; what is left there."""
+    values, vectors = np.linalg.eigh(information)
+    known = values > _SINGULAR * n_each
+    components = vectors.T @ right
+    solution = vectors[:, known] @ (components[known] / values[known])
+    return solution, float(np.abs(components[~known]).max(initial=0.0))
 
 
 def _memberships(energy: Array, betas: Array, f: Array) -> tuple[Array, Array]:
