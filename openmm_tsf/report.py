@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-#: What "converged" means here: effective samples of P(dihedral > 0) and of <U>, standard
-#: error of delta F.
-MIN_EFFECTIVE_SAMPLES = 100
+from openmm_tsf.statistics import MIN_EFFECTIVE_SAMPLES
+
+#: What "converged" means here, beside effective samples: standard error of delta F.
 MAX_FREE_ENERGY_STDERR_KT = 0.25
 MAX_Z = 3.0
 MIN_P_VALUE = 0.01
@@ -123,6 +123,11 @@ def _few_samples(summary: dict[str, Any]) -> Iterator[str]:
     for rung, energy in summary["energy_kJ_mol"].items():
         if energy["n_eff"] is None or energy["n_eff"] < MIN_EFFECTIVE_SAMPLES:
             yield f"{rung} K: <U> {_rests_on(energy['n_eff'])}"
+    for rung, capacity in summary.get("heat_capacity_kJ_mol_K", {}).items():
+        if "n_eff" not in capacity:
+            continue  # a summary of an earlier version
+        if capacity["n_eff"] is None or capacity["n_eff"] < MIN_EFFECTIVE_SAMPLES:
+            yield f"{rung} K: C_V {_rests_on(capacity['n_eff'])}"
     for rung, value in summary.get("delta_F_phi_kT", {}).items():
         if value["stderr"] is None:
             yield f"{rung} K: the error of delta F is not known"
@@ -142,7 +147,10 @@ def _unchecked(summary: dict[str, Any]) -> Iterator[str]:
         for pair, check in pairs.items():
             if check["z"] is not None:
                 continue
-            reason = f"{_ENSEMBLE.get(key, key)} cannot be tested (unknown error)"
+            reason = (
+                f"{_ENSEMBLE.get(key, key)} cannot be tested on so few effective samples"
+                f" ({_number(check.get('n_eff'), 0)} of <U>)"
+            )
             if check["value"] is None:
                 reason = "the energies of the two rungs do not overlap: bring them closer together"
             yield f"{pair} K: {reason}"

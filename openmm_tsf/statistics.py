@@ -13,6 +13,8 @@ Array = npt.NDArray[np.float64]
 
 #: Added to every bin's probability in `kl_divergence`, so that an empty bin costs a finite amount.
 KL_EPSILON = 1e-10
+#: Fewer effective samples than this: a figure is not known, nor is its error.
+MIN_EFFECTIVE_SAMPLES = 100
 
 
 def n_eff(probability: float, stderr: float) -> float:

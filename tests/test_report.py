@@ -26,6 +26,7 @@ def good_summary():
             name: {rung: dict(probability) for rung in rungs} for name in ("phi", "psi")
         },
         "energy_kJ_mol": {rung: {"mean": 1.0, "stderr": 0.1, "n_eff": 500.0} for rung in rungs},
+        "heat_capacity_kJ_mol_K": {rung: {"value": 1.0, "n_eff": 500.0} for rung in rungs},
         "delta_F_phi_kT": {rung: {"value": 2.0, "stderr": 0.1} for rung in rungs},
         "acceptance": {"local": dict.fromkeys(rungs, 0.9), "swap_plain": [0.5], "swap_steered": []},
         "round_trips": 40,
@@ -68,7 +69,7 @@ def test_runs_without_a_reference_and_of_one_rung():
 
 def test_summaries_of_earlier_versions():
     summary = good_summary()
-    for key in ("replica_relaxation", "ensemble_check", "monitor"):
+    for key in ("replica_relaxation", "ensemble_check", "monitor", "heat_capacity_kJ_mol_K"):
         del summary[key]
     assert shortcomings(summary) == []
     describe(summary)
@@ -111,6 +112,8 @@ def test_a_wrong_ensemble_needs_no_reference(key, with_reference):
         ("dihedral_positive/phi/300.00/n_eff", 0.0, "300.00 K: P(phi > 0) has no known error"),
         ("energy_kJ_mol/300.00/n_eff", 20.0, "300.00 K: <U> rests on 20"),
         ("energy_kJ_mol/300.00/n_eff", None, "300.00 K: <U> has no known error"),
+        ("heat_capacity_kJ_mol_K/300.00/n_eff", 20.0, "300.00 K: C_V rests on 20"),
+        ("heat_capacity_kJ_mol_K/300.00/n_eff", None, "300.00 K: C_V has no known error"),
         ("delta_F_phi_kT/300.00/stderr", 0.4, "the error of delta F is 0.40 kT"),
         ("delta_F_phi_kT/300.00/stderr", None, "the error of delta F is not known"),
         ("round_trips", 2, "0.50 round trips"),

@@ -22,6 +22,7 @@ from openmm_tsf.analysis.ensemble import energy_ratio, heat_capacity, heat_capac
 from openmm_tsf.analysis.errors import estimate_mean
 from openmm_tsf.analysis.free_energy import Mbar
 from openmm_tsf.analysis.thermodynamics import dihedral_profile, thermodynamics
+from openmm_tsf.report import disagreements, unsampled
 from openmm_tsf.units import KB
 
 LADDER = np.array([300.0, 424.26, 600.0])
@@ -286,6 +287,46 @@ def test_mbar_of_rungs_that_do_not_overlap():
     between = mbar.at(middle).mean(energy)
     assert np.isfinite(between.value)
     assert np.isnan([between.stderr, between.n_independent]).all()
+
+
+@pytest.mark.parametrize(("n", "n_walkers", "rho"), [(20, 8, 0.8), (50, 8, 0.95), (50, 200, 1.0)])
+def test_short_runs_are_not_called_biased(n, n_walkers, rho):
+    """Of a right sampler; the last has 200 walkers that never moved."""
+    rng = np.random.default_rng(14)
+    for _ in range(20):
+        low = harmonic(rng, (n, n_walkers), 300.0, rho=rho)
+        high = harmonic(rng, (n, n_walkers), 350.0, rho=rho)
+        slope = energy_ratio(low, high, (1 / (KB * 300), 1 / (KB * 350)))
+        difference = heat_capacity_difference(low, high, (300.0, 350.0), KB)
+        for check in (slope, difference):
+            assert np.isfinite(check.value)
+            assert not check.n_eff >= 100
+            assert np.isnan(check.z)
+
+
+def test_the_summary_of_a_short_run_says_so(tmp_path):
+    run = fabricated(np.random.default_rng(15), tmp_path / "run", n=20, n_walkers=4)
+    summary = run.summary()
+    for pairs in summary["ensemble_check"].values():
+        assert all(check["z"] is None and check["n_eff"] < 100 for check in pairs.values())
+    assert all(c["n_eff"] < 100 for c in summary["heat_capacity_kJ_mol_K"].values())
+    assert disagreements(summary) == []
+    words = unsampled(summary)
+    assert any(w.startswith("300.00 K: C_V rests on") for w in words)
+    assert sum("cannot be tested on so few effective samples" in w for w in words) == 4
+
+
+def test_independent_samples_of_mbar_estimates():
+    """Variance/SE² at the target temperature; of one rung, those of its own mean."""
+    energy, _ = WELL.draw(np.random.default_rng(16), (200, 4), LADDER, rho=0.5)
+    own = estimate_mean(energy[..., 0])
+    alone = Mbar(energy[..., :1], BETAS[:1]).at(BETAS[0]).mean(energy[..., :1])
+    assert alone.n_independent == pytest.approx(own.n_independent)
+    assert own.n_independent == pytest.approx(energy[..., 0].var() / own.stderr**2)
+    found = Mbar(energy, BETAS).at(BETAS[1]).mean(energy)
+    assert found.n_samples == energy.size
+    assert found.variance == pytest.approx(energy[..., 1].var(), rel=0.15)
+    assert found.n_independent == pytest.approx(found.variance / found.stderr**2)
 
 
 def test_a_rung_at_the_wrong_temperature_is_flagged(tmp_path):

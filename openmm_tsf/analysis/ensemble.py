@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_tsf.analysis.errors import MeanEstimate, estimate_mean
+from openmm_tsf.statistics import MIN_EFFECTIVE_SAMPLES
 
 Array = npt.NDArray[np.float64]
 
@@ -19,6 +20,8 @@ _NEWTON_STEPS = 100
 _TOLERANCE = 1e-10
 #: Information (of standardised energies) below this part of the samples is none.
 _SINGULAR = 1e-12
+#: Walkers shorter than this, in correlation times, show where they started.
+_MIN_LENGTH = 4
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,25 @@ class Check:
         As found, and its standard error.
     expected
         What it is for Boltzmann distributions at the stated temperatures.
+    n_eff
+        Effective samples of ⟨U⟩ at the rung that has fewer; NaN where they are not known, 0 where
+        the walkers are shorter than 4 correlation times g: they may not have left their start.
     """
 
     value: float
     stderr: float
     expected: float
+    n_eff: float
 
     @property
     def z(self) -> float:
-        """(value - expected)/stderr; NaN where the error is not known."""
+        """(value - expected)/stderr; NaN where the error is not known.
+
+        Nor is it with fewer than 100 effective samples of ⟨U⟩ at either rung: errors of
+        correlated series are too small then, and those of the third cumulant far too small.
+        """
+        if not self.n_eff >= MIN_EFFECTIVE_SAMPLES:
+            return float("nan")
         return (self.value - self.expected) / self.stderr
 
 
@@ -48,7 +61,9 @@ def heat_capacity(
 ) -> MeanEstimate:
     """Configurational heat capacity var(U)/(k T²) of one rung in kJ/(mol K).
 
-    The kinetic part, 3N k/2 without constraints, is not in it.
+    The kinetic part, 3N k/2 without constraints, is not in it. Look at ``n_independent``: with
+    fewer than some 100 effective samples the value is too low, and its error too small, more often
+    than a normal distribution says.
 
     Parameters
     ----------
@@ -96,22 +111,23 @@ def energy_ratio(low: npt.ArrayLike, high: npt.ArrayLike, betas: tuple[float, fl
     expected = betas[0] - betas[1]
     if series.ndim != 3 or series.size == 0:
         raise ValueError(f"low, high: expected energies [n, W], got shape {series.shape[:-1]}")
+    n_eff = _effective(series[..., 0], series[..., 1])
     separate = series[..., 0].max() <= series[..., 1].min()
     if separate or series[..., 1].max() <= series[..., 0].min():
-        return Check(np.nan, np.nan, expected)
+        return Check(np.nan, np.nan, expected, n_eff)
     centre, scale = series.mean(), series.std()
     x = (series - centre) / scale
     design = np.stack([np.ones_like(x), x], axis=-1)  # [n, W, 2 rungs, 2]
     theta = _maximum_likelihood(design, np.array([0.0, expected * scale]))
     if theta is None:
-        return Check(np.nan, np.nan, expected)
+        return Check(np.nan, np.nan, expected, n_eff)
     p = _logistic(design @ theta)
     drawn_from = np.array([0.0, 1.0])
     scores = np.einsum("nwr,nwri->nwi", drawn_from - p, design)
     influence = np.linalg.solve(_information(design, p), np.array([0.0, 1.0]))
     n, n_walkers, _ = series.shape
     error = estimate_mean(scores @ influence * (n * n_walkers)).stderr
-    return Check(float(theta[1] / scale), float(error / scale), expected)
+    return Check(float(theta[1] / scale), float(error / scale), expected, n_eff)
 
 
 def _maximum_likelihood(design: Array, start: Array) -> Array | None:
@@ -189,4 +205,16 @@ def heat_capacity_difference(
         integral += of_second * second + of_third * third
         influence += sign * d / width - of_second * (d**2 - second)
         influence -= of_third * (d**3 - third - 3.0 * second * d)
-    return Check(float(slope), estimate_mean(influence).stderr, float(integral))
+    stderr = estimate_mean(influence).stderr
+    return Check(float(slope), stderr, float(integral), _effective(low, high))
+
+
+def _effective(low: npt.ArrayLike, high: npt.ArrayLike) -> float:
+    """Effective samples of ⟨U⟩ at the rung that has fewer; NaN where they are not known.
+
+    None, where walkers are so short that they show where they started.
+    """
+    estimates = [estimate_mean(energy) for energy in (low, high)]
+    if any(np.shape(low)[0] < _MIN_LENGTH * estimate.g for estimate in estimates):
+        return 0.0
+    return float(np.min([estimate.n_independent for estimate in estimates]))

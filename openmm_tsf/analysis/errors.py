@@ -31,14 +31,16 @@ class MeanEstimate:
         The larger of the two errors below; NaN where neither is known (a constant series, or a
         single sample). NaN, unlike infinity, cannot pass a test of the form ``abs(z) < 3``.
     stderr_correlation
-        From the statistical inefficiency: sqrt(variance g / (n W)).
+        From the statistical inefficiency: sqrt(variance g / (n W - g)).
     stderr_groups
         From the spread of the walkers' means; of the means of consecutive blocks of them where
         there are fewer than 8 walkers.
     g
         Statistical inefficiency in saved iterations; NaN for a constant series.
     n_samples
-        n times W.
+        Number of samples averaged: n times W, for MBAR times the number of rungs.
+    variance
+        Of the observable.
     """
 
     value: float
@@ -47,6 +49,7 @@ class MeanEstimate:
     stderr_groups: float
     g: float
     n_samples: int
+    variance: float
 
     @property
     def n_eff(self) -> float:
@@ -56,9 +59,7 @@ class MeanEstimate:
     @property
     def n_independent(self) -> float:
         """Variance/SE², for the mean of anything: NaN where the error is not known."""
-        # The variance out of stderr_correlation, as `estimate_mean` made it.
-        variance = self.stderr_correlation**2 * max(self.n_samples / self.g - 1.0, 1.0)
-        return variance / self.stderr**2
+        return self.variance / self.stderr**2 if self.stderr > 0 else float("nan")
 
     @property
     def free_energy(self) -> tuple[float, float]:
@@ -83,7 +84,7 @@ def estimate_mean(series: npt.ArrayLike) -> MeanEstimate:
     size = values.size
     if np.isnan(g) or size == 1:
         nan = float("nan")
-        return MeanEstimate(float(values.mean()), nan, nan, nan, nan, size)
+        return MeanEstimate(float(values.mean()), nan, nan, nan, nan, size, float(values.var()))
     n_independent = size / g
     if n_independent > 1.0:
         # Dividing by n-1 effective samples: the mean is the samples' own.
@@ -99,6 +100,7 @@ def estimate_mean(series: npt.ArrayLike) -> MeanEstimate:
         stderr_groups=from_groups,
         g=g,
         n_samples=size,
+        variance=float(values.var()),
     )
 
 

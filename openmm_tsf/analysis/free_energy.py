@@ -133,21 +133,26 @@ class Reweighted:
     def mean(self, observable: npt.ArrayLike) -> MeanEstimate:
         """Mean of an observable [n, W, R] at the target temperature.
 
-        ``n_samples``, ``g`` and the two errors refer to the series of summed influences. The errors
-        are NaN where the mean hangs on the free energies of rungs that do not overlap.
+        ``g`` and the two errors refer to the series of summed influences; ``variance`` is that of
+        the observable at the target temperature. The errors are NaN where the mean hangs on the
+        free energies of rungs that do not overlap.
         """
         values = np.asarray(observable, dtype=np.float64)
         if values.shape != self.weights.shape:
             raise ValueError(f"observable: expected shape {self.weights.shape}, got {values.shape}")
         mean = float(np.sum(self.weights * values))
         residual = self.weights * (values - mean)
+        variance = float(np.sum(residual * (values - mean)))
         influence = residual.sum(axis=2) + self.mbar.pull(residual)
         n, n_walkers, _ = values.shape
         if np.isnan(influence).any():
             nan = float("nan")
-            return MeanEstimate(mean, nan, nan, nan, nan, values.size)
+            return MeanEstimate(mean, nan, nan, nan, nan, values.size, variance)
         return replace(
-            estimate_mean(influence * (n * n_walkers)), value=mean, n_samples=values.size
+            estimate_mean(influence * (n * n_walkers)),
+            value=mean,
+            n_samples=values.size,
+            variance=variance,
         )
 
 

@@ -233,7 +233,10 @@ class Run(RunFiles):
     # ----------------------------------------------------------------- checks
 
     def heat_capacity(self, temperature: Any) -> MeanEstimate:
-        """Configurational C_V of one rung in kJ/(mol K), from its own fluctuations of U."""
+        """Configurational C_V of one rung in kJ/(mol K), from its own fluctuations of U.
+
+        Below some 100 effective samples (``n_independent``) neither it nor its error is known.
+        """
         kelvin = float(self.temperatures[self.rung(temperature)])
         return self._estimate(
             "heat capacity",

@@ -128,6 +128,7 @@ def _estimates(run: Run) -> dict[str, Any]:
             lambda t: {
                 "value": run.heat_capacity(t).value,
                 "stderr": run.heat_capacity(t).stderr,
+                "n_eff": run.heat_capacity(t).n_independent,
             }
         ),
     }
@@ -153,7 +154,8 @@ def _ensemble_check(run: Run) -> dict[str, Any]:
     """Per pair of neighbouring rungs, what energies alone say about their temperatures.
 
     ``energy_ratio_mol_kJ``: slope of ln[P(U)/P(U)] beside the difference of 1/kT;
-    ``heat_capacity_kJ_mol_K``: Δ⟨U⟩/ΔT beside C_V from fluctuations.
+    ``heat_capacity_kJ_mol_K``: Δ⟨U⟩/ΔT beside C_V from fluctuations. ``z`` is not known with fewer
+    than 100 effective samples of ⟨U⟩ at either rung (``n_eff``).
     """
     pairs = [f"{a:.2f}-{b:.2f}" for a, b in pairwise(run.temperatures)]
 
