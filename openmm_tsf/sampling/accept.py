@@ -4,6 +4,10 @@ import torch
 from torch import Tensor
 
 
+class StrandedWalker(ValueError):
+    """A walker where its target density vanishes: no kernel could have brought it there."""
+
+
 def metropolis(
     current: Tensor, proposed: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -31,7 +35,9 @@ def metropolis(
     Raises
     ------
     ValueError
-        If shapes differ, or a current log-weight is not finite: a walker must never be there.
+        If shapes differ.
+    StrandedWalker
+        If a current log-weight is not finite: a walker must never be there. A ValueError.
     """
     if current.ndim != 1 or current.shape != proposed.shape:
         raise ValueError(
@@ -41,7 +47,7 @@ def metropolis(
     bad = ~torch.isfinite(current)
     if bool(bad.any()):
         rows = bad.nonzero().flatten().tolist()
-        raise ValueError(
+        raise StrandedWalker(
             f"current: expected finite log-weights, got {current[rows[0]].item()} at row {rows[0]}"
             f" ({len(rows)} of {len(current)} rows): the walker's state has a non-finite energy "
             "or lies outside the domain of the coordinates"

@@ -4,7 +4,8 @@ Through the flow: :class:`FlowWalk`, :class:`FlowIndependence`, :class:`LatentMA
 :class:`LatentHMC`. Between temperatures: :class:`PlainSwap`, :class:`SteeredSwap`. Dynamics with
 real masses: :class:`LangevinLeg` (OpenMM's steps), :class:`BatchedLangevinLeg` (any potential),
 :class:`CartesianHMC`, :class:`CartesianMALA`. Without a flow: :class:`InternalWalk` on
-:class:`WhitenedCoordinates`. All are Metropolised by the one rule and exact, except Langevin legs
+:class:`WhitenedCoordinates`. Made of others: :class:`OneOf` (drawn at random), :class:`OnRungs`
+(some rungs only). All are Metropolised by the one rule and exact, except Langevin legs
 that say so. A sampler takes any sequence of them; :class:`Every` gives one a schedule.
 """
 
@@ -18,6 +19,7 @@ from openmm_tsf.sampling.cartesian import CartesianHMC, CartesianMALA
 from openmm_tsf.sampling.dynamics import DynamicsPotential, LangevinLeg
 from openmm_tsf.sampling.internal_walk import InternalWalk, WhitenedCoordinates
 from openmm_tsf.sampling.latent import LatentHMC, LatentMALA
+from openmm_tsf.sampling.mixtures import OneOf, OnRungs
 from openmm_tsf.sampling.moves import FlowIndependence, FlowLike, FlowWalk
 from openmm_tsf.sampling.pairing import Scheme
 from openmm_tsf.sampling.state import Kernel, KernelInfo, WalkerState
@@ -37,6 +39,8 @@ __all__ = [
     "LangevinLeg",
     "LatentHMC",
     "LatentMALA",
+    "OnRungs",
+    "OneOf",
     "PlainSwap",
     "SteeredSwap",
     "WalkerState",

@@ -1,6 +1,7 @@
 """The walkers, and what a kernel is."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -82,6 +83,8 @@ class KernelInfo:
     outside_domain : int
         Those of `rejected_non_finite` that left the flow's domain: a torsion beyond its branch, a
         bond or an angle that there is not. Of the others, the energy was not finite.
+    members : mapping of str to KernelInfo
+        Of a kernel made of kernels, what each of them did: its part of the counts.
     """
 
     accepted: Tensor
@@ -90,6 +93,7 @@ class KernelInfo:
     mirror_images: int = 0
     n_evaluations: int = 0
     outside_domain: int = 0
+    members: Mapping[str, "KernelInfo"] = field(default_factory=dict)
 
     @classmethod
     def zero(cls, counts_shape: tuple[int, ...]) -> "KernelInfo":
@@ -110,7 +114,31 @@ class KernelInfo:
             self.mirror_images + other.mirror_images,
             self.n_evaluations + other.n_evaluations,
             self.outside_domain + other.outside_domain,
+            {
+                name: sum_of(self.members.get(name), other.members.get(name))
+                for name in {**self.members, **other.members}
+            },
         )
+
+    def of_member(
+        self, name: str, accepted: Tensor | None = None, proposed: Tensor | None = None
+    ) -> "KernelInfo":
+        """The mixture's counts where this is what its member `name` did, in its own shapes."""
+        return replace(
+            self,
+            accepted=self.accepted if accepted is None else accepted,
+            proposed=self.proposed if proposed is None else proposed,
+            members={name: self},
+        )
+
+
+def sum_of(first: KernelInfo | None, second: KernelInfo | None) -> KernelInfo:
+    """The sum of counts of which one may be missing."""
+    if first is None or second is None:
+        found = second if first is None else first
+        assert found is not None
+        return found
+    return first + second
 
 
 @runtime_checkable

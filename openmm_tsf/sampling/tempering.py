@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +13,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.sampling.agreement import check_constants, check_potentials
+from openmm_tsf.sampling.accept import StrandedWalker
+from openmm_tsf.sampling.agreement import (
+    check_constants,
+    check_distinct,
+    check_domains,
+    check_potentials,
+    check_step_sizes,
+    member_infos,
+    with_members,
+)
 from openmm_tsf.sampling.choices import (
     check_run_arguments,
     check_same,
@@ -109,6 +119,8 @@ class ParallelTempering:
             kernels = default_kernels(potential, flow, self.temperatures, self._masses)
         self.schedule = [k if isinstance(k, Every) else Every(k) for k in kernels]
         self.kernels: dict[str, Kernel] = kernels_by_name(self.schedule, self.temperatures)
+        for check in (check_distinct, check_step_sizes, check_domains):
+            check(self.kernels.values())
         check_constants(self.kernels.values(), potential)
         self.reporters: list[Reporter] = []
         self.totals: dict[str, KernelInfo] = self._zero()
@@ -196,9 +208,12 @@ class ParallelTempering:
             for entry in self.schedule:
                 if state.iteration % entry.interval:
                     continue
+                name = entry.kernel.name
                 for _ in range(entry.repeats):
-                    state, info = entry.kernel(state, self._generator)
-                    name = entry.kernel.name
+                    try:
+                        state, info = entry.kernel(state, self._generator)
+                    except StrandedWalker as error:
+                        raise StrandedWalker(f"kernel {name}: {error}") from error
                     infos[name] = infos[name] + info if name in infos else info
         except BaseException:
             self._generator.set_state(before[0])
@@ -238,7 +253,12 @@ class ParallelTempering:
         Returns
         -------
         dict of str to Tensor
-            The step sizes [R] by kernel name.
+            The step sizes [R] by kernel name; ``"mixture.member"`` for members of mixtures.
+
+        Warns
+        -----
+        UserWarning
+            If a kernel's turn came less than twice (at some rung).
 
         Raises
         ------
@@ -251,15 +271,21 @@ class ParallelTempering:
             )
         tuners = {
             name: StepSizeTuner(kernel, n_iterations, target_acceptance)
-            for name, kernel in self.kernels.items()
+            for name, kernel in with_members(self.kernels.values())
             if isinstance(kernel, HasStepSize)
         }
         self.totals = self._zero()
         for _ in tqdm(range(n_iterations), desc="tune", disable=not progress):
-            infos = self._advance()
-            for name, tuner in tuners.items():
-                if name in infos:
-                    tuner.update(infos[name])
+            for name, info in member_infos(self._advance()):
+                if name in tuners:
+                    tuners[name].update(info)
+        for name, tuner in tuners.items():
+            if n_iterations and tuner.fewest_updates < 2:
+                warnings.warn(
+                    f"tune: the step sizes of {name} were adapted {tuner.fewest_updates} times in "
+                    f"{n_iterations} iterations and are hardly tuned; use more iterations",
+                    stacklevel=2,
+                )
         return {name: tuner.freeze() for name, tuner in tuners.items()}
 
     def run(

@@ -64,14 +64,23 @@ class StepSizeTuner:
         self.kernel, self.n_updates = kernel, n_updates
         self.target = float(getattr(kernel, "target_acceptance", target))
         self._log_sigma = kernel.sigma.log()
+        self._n_updates = torch.zeros(self._log_sigma.shape, dtype=torch.int64)
         self._path: list[Tensor] = []
 
     def update(self, info: KernelInfo) -> None:
-        """Take one iteration's counts into account."""
-        rate = 2 * (len(self._path) + 1) ** -0.6
-        self._log_sigma = self._log_sigma + rate * (info.acceptance - self.target)
+        """Take one iteration's counts into account; rungs without proposals stay as they are."""
+        seen = info.proposed > 0
+        rate = 2 * (self._n_updates + 1).double() ** -0.6
+        step = torch.where(seen, rate * (info.acceptance - self.target), 0.0)
+        self._log_sigma = self._log_sigma + step
+        self._n_updates = self._n_updates + seen
         self.kernel.sigma = self._log_sigma.exp()
         self._path.append(self._log_sigma)
+
+    @property
+    def fewest_updates(self) -> int:
+        """How often the step size of the rung that came up least was adapted."""
+        return int(self._n_updates.min())
 
     def freeze(self) -> Tensor:
         """Set and return the averaged step sizes [R]."""

@@ -1,0 +1,224 @@
+"""Kernels made of kernels: one of several drawn at random, and one on some rungs only."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openmm_tsf.sampling.state import Closable, Kernel, KernelInfo, WalkerState
+from openmm_tsf.units import as_temperatures
+
+
+class _Mixture:
+    """What both share: members, whose settings and states are passed through.
+
+    `members` are found by the sampler: their step sizes are tuned and recorded under
+    ``"mixture.member"``, from the counts that each call returns in ``KernelInfo.members``.
+    """
+
+    members: tuple[Kernel, ...]
+    name: str
+
+    def __init__(self, members: Sequence[Kernel], name: str) -> None:
+        for member in members:
+            if not isinstance(member, Kernel):
+                raise TypeError(f"kernels: expected kernels, got {type(member).__name__}")
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"name: expected a string that is not empty, got {name!r}")
+        self.members, self.name = tuple(members), name
+
+    @property
+    def exact(self) -> bool:
+        """Whether every member is free of time-step errors."""
+        return all(member.exact for member in self.members)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The members' states by name."""
+        return {member.name: member.state_dict() for member in self.members}
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Set what :meth:`state_dict` returned."""
+        for member in self.members:
+            member.load_state_dict(content[member.name])
+
+    def close(self) -> None:
+        """Close the members that hold something. Calling it twice is allowed."""
+        for member in self.members:
+            if isinstance(member, Closable):
+                member.close()
+
+
+class OneOf(_Mixture):
+    """In each call one of several kernels, drawn for all walkers by fixed weights.
+
+    The draw does not look at the walkers, so the mixture leaves invariant what its members do
+    (Tierney 1994, section 2.4). Even-odd swaps among the members count their own calls.
+
+    Parameters
+    ----------
+    kernels
+        Kernels with distinct names, for one ladder, that count alike: all rung by rung, say, or
+        all pair by pair.
+    weights
+        Positive numbers, one for each kernel, in proportion to which they are drawn; alike if None.
+    name
+        Name in counts and summaries.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the kernels do not go together, or weights are not positive, or not as many.
+    """
+
+    def __init__(
+        self,
+        kernels: Sequence[Kernel],
+        weights: Sequence[float] | None = None,
+        name: str = "one_of",
+    ) -> None:
+        super().__init__(list(kernels), name)
+        if not self.members:
+            raise ValueError("kernels: expected at least one, got none")
+        names = [member.name for member in self.members]
+        if len(set(names)) < len(names):
+            raise ValueError(f"kernels: expected distinct names, got {names}")
+        first = self.members[0]
+        self.temperatures, self.counts_shape = first.temperatures, first.counts_shape
+        for member in self.members[1:]:
+            for what in ("temperatures", "counts_shape"):
+                if getattr(member, what) != getattr(first, what):
+                    raise ValueError(
+                        f"kernels: expected the {what} of {first.name}, {getattr(first, what)}, "
+                        f"got {getattr(member, what)} of {member.name}"
+                    )
+        given = [1.0] * len(names) if weights is None else list(weights)
+        if len(given) != len(names) or not all(_is_positive(weight) for weight in given):
+            raise ValueError(
+                f"weights: expected {len(names)} positive numbers, one for each kernel, "
+                f"got {weights!r}"
+            )
+        self.weights = tuple(float(weight) / math.fsum(given) for weight in given)
+
+    def __call__(
+        self, state: WalkerState, generator: torch.Generator
+    ) -> tuple[WalkerState, KernelInfo]:
+        """Draw a member and apply it."""
+        weights = torch.tensor(self.weights, dtype=torch.float64)
+        member = self.members[int(torch.multinomial(weights, 1, generator=generator))]
+        state, info = member(state, generator)
+        return state, info.of_member(member.name)
+
+    def settings(self) -> dict[str, Any]:
+        """The choices made, those of the members included."""
+        return {
+            "kernel": "OneOf",
+            "weights": list(self.weights),
+            "members": [_described(member) for member in self.members],
+        }
+
+
+class OnRungs(_Mixture):
+    """A kernel on some rungs of the ladder only; at the others nothing happens.
+
+    The kernel is made for the temperatures of its rungs, and sees no other walkers: nothing is
+    computed for the rest. A swap may trade rungs that are not neighbours in the whole ladder.
+
+    Counts are per rung [R] if the kernel's are, with 0 at the other rungs, and a matrix [R, R] for
+    swaps (upper triangle).
+
+    Parameters
+    ----------
+    kernel
+        The kernel. Its ``temperatures`` say on which rungs it is applied.
+    temperatures
+        The whole ladder, K.
+    name
+        Name in counts and summaries; the kernel's with the numbers of the rungs by default.
+
+    Attributes
+    ----------
+    rungs : tuple of int
+        Where it is applied.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the kernel is none, has a temperature that is not in the ladder, or counts neither
+        rungs nor pairs.
+    """
+
+    def __init__(self, kernel: Kernel, temperatures: Any, name: str | None = None) -> None:
+        if not isinstance(kernel, Kernel):
+            raise TypeError(f"kernel: expected a kernel, got {type(kernel).__name__}")
+        self.temperatures = as_temperatures(temperatures)
+        missing = [t for t in kernel.temperatures if t not in self.temperatures]
+        if missing:
+            raise ValueError(
+                f"kernel: expected temperatures of the ladder {self.temperatures}, got {missing} "
+                f"of {kernel.name}"
+            )
+        self.rungs = tuple(self.temperatures.index(t) for t in kernel.temperatures)
+        if name is None:
+            name = f"{kernel.name}_on_{'_'.join(map(str, self.rungs))}"
+        super().__init__([kernel], name)
+        n_rungs, n_all = len(self.rungs), len(self.temperatures)
+        own = tuple(kernel.counts_shape)
+        if own not in ((n_rungs,), (n_rungs - 1,), (n_rungs, n_rungs)):
+            raise ValueError(
+                f"kernel: expected counts by rung [{n_rungs}], neighbours [{n_rungs - 1}] or pairs "
+                f"[{n_rungs}, {n_rungs}], got {own} of {kernel.name}"
+            )
+        self.counts_shape = (n_all,) if own == (n_rungs,) else (n_all, n_all)
+        self._here = torch.tensor(self.rungs)
+
+    def __call__(
+        self, state: WalkerState, generator: torch.Generator
+    ) -> tuple[WalkerState, KernelInfo]:
+        """Apply the kernel to the walkers of its rungs."""
+        kernel, here, velocities = self.members[0], self._here, state.velocities
+        part = state.evolve(
+            x=state.x[:, here],
+            velocities=None if velocities is None else velocities[:, here],
+            energy=state.energy[:, here],
+            replica=state.replica[:, here],
+        )
+        end, info = kernel(part, generator)
+        if velocities is not None and end.velocities is not None:
+            velocities = velocities.index_copy(1, here, end.velocities)
+        new = state.evolve(
+            x=state.x.index_copy(1, here, end.x),
+            velocities=velocities,
+            energy=state.energy.index_copy(1, here, end.energy),
+            replica=state.replica.index_copy(1, here, end.replica),
+        )
+        counts = self._spread(info.accepted), self._spread(info.proposed)
+        return new, info.of_member(kernel.name, *counts)
+
+    def _spread(self, counts: Tensor) -> Tensor:
+        """The kernel's counts in their places in the whole ladder."""
+        spread, here = counts.new_zeros(self.counts_shape), self._here
+        if len(self.counts_shape) == 1:
+            spread[here] = counts
+        elif counts.ndim == 1:
+            spread[here[:-1], here[1:]] = counts
+        else:
+            spread[here[:, None], here[None, :]] = counts
+        return spread
+
+    def settings(self) -> dict[str, Any]:
+        """The choices made, those of the kernel included."""
+        return {
+            "kernel": "OnRungs",
+            "rungs": list(self.rungs),
+            "members": [_described(member) for member in self.members],
+        }
+
+
+def _described(member: Kernel) -> dict[str, Any]:
+    return {"name": member.name, "exact": member.exact, **member.settings()}
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value > 0
