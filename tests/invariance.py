@@ -13,6 +13,7 @@ A kernel of your own, which need only satisfy :class:`openmm_tsf.sampling.state.
     check(lambda case: MyKernel(case.potential, case.ladder), tree("tsf-plain", n_rungs=3))
 """
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from openmm_tsf.sampling.dynamics import LangevinLeg
 from openmm_tsf.sampling.internal_walk import InternalWalk
 from openmm_tsf.sampling.latent import LatentHMC, LatentMALA
 from openmm_tsf.sampling.legs import Leg
+from openmm_tsf.sampling.mixtures import OneOf, OnRungs
 from openmm_tsf.sampling.moves import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.sampling.steered import SteeredSwap
@@ -226,6 +228,12 @@ def build(kind: type, case: Any, **settings: Any) -> Any:
     flow, potential, ladder = case.flow, case.potential, case.ladder
     if issubclass(kind, PlainSwap):
         return kind(ladder, potential.boltzmann_constant, **settings)
+    if issubclass(kind, OneOf):
+        return kind([KERNELS[name](case) for name in settings.pop("of")], **settings)
+    if issubclass(kind, OnRungs):
+        part = copy.copy(case)
+        part.ladder = tuple(ladder[rung] for rung in settings.pop("rungs"))
+        return kind(KERNELS[settings.pop("of")](part), ladder, **settings)
     if issubclass(kind, InternalWalk):
         whitened = layers(case, settings.pop("mode", "conditional"))
         return kind(whitened, potential, ladder, **settings)
@@ -300,6 +308,14 @@ KERNELS: dict[str, Entry] = {
     "hmc, persistent": Entry(
         CartesianHMC, {"timestep": 0.018, "n_steps": 8, "persistence": 0.7},
         {"timestep": [0.6, 0.5, 0.4], "n_steps": 4, "persistence": 0.8},
+    ),
+    "one of": Entry(
+        OneOf, {"of": ("walk", "independence"), "weights": (3, 1)},
+        {"of": ("walk", "hmc"), "weights": (1, 2)}, 2500, 5,
+    ),
+    "on rungs": Entry(
+        OnRungs, {"of": "walk", "rungs": (0, 2)}, {"of": "latent mala", "rungs": (0, 2)}, 2500, 5,
+        rungs=(3,),
     ),
     "mala": Entry(CartesianMALA, {"timestep": 0.02}, {"timestep": [0.8, 0.6, 0.5]}),
 }  # fmt: skip

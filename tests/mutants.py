@@ -24,6 +24,7 @@ from openmm_tsf.sampling.cartesian import CartesianHMC, CartesianMALA
 from openmm_tsf.sampling.dynamics import LangevinLeg
 from openmm_tsf.sampling.internal_walk import InternalWalk
 from openmm_tsf.sampling.latent import LatentHMC, LatentMALA
+from openmm_tsf.sampling.mixtures import OneOf, OnRungs
 from openmm_tsf.sampling.moves import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.steered import SteeredSwap
 from openmm_tsf.sampling.swaps import PlainSwap
@@ -192,6 +193,53 @@ def without_reversal(kind: type) -> type:
     return Mutant
 
 
+def leapfrog(last_kick: float, wide: bool = False) -> Callable[[type], type]:
+    """LatentHMC whose last kick is not a half, or whose velocities are drawn at sqrt(tau)."""
+
+    def change(kind: type) -> type:
+        class Mutant(kind):
+            def _advance(self, start, rows, generator):
+                noise = torch.randn(start.v.shape, generator=generator, dtype=start.v.dtype)
+                if wide:
+                    noise = noise * rows.tau.sqrt().unsqueeze(1)
+                velocity, end, total = noise + 0.5 * rows.step * start.gradient, start, 0
+                for number in range(self.n_leapfrog):
+                    end, n_evaluations = self._at(end.v + rows.step * velocity, rows)
+                    total += n_evaluations
+                    kick = last_kick if number == self.n_leapfrog - 1 else 1.0
+                    velocity = velocity + kick * rows.step * end.gradient
+                return end, self._kinetic(noise) - self._kinetic(velocity), total
+
+        return Mutant
+
+    return change
+
+
+def chosen_by_energy(kind: type) -> type:
+    """A mixture that applies its members to the walkers of the higher energies only."""
+
+    class Mutant(kind):
+        def __call__(self, state, generator):
+            end, info = super().__call__(state, generator)
+            high = state.energy > state.energy.median(dim=0).values
+            wide = high.reshape(*high.shape, *(1,) * (state.x.ndim - 2))
+            x = torch.where(wide, end.x, state.x)
+            return end.evolve(x=x, energy=torch.where(high, end.energy, state.energy)), info
+
+    return Mutant
+
+
+def on_the_next_rung(kind: type) -> type:
+    """A kernel that is applied one rung above its temperature."""
+
+    class Mutant(kind):
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **settings)
+            self._here = (self._here + 1) % len(self.temperatures)
+
+    return Mutant
+
+
 # -- the table ---------------------------------------------------------------------------------
 
 
@@ -327,6 +375,12 @@ MUTANTS = [
     mutated("densities", without_densities, LatentMALA, toy(), 4000, 6, sigma=0.5),
     mutated("densities", without_densities, FlowIndependence, on_tree(), 2000, 2, n_steps=4),
     mutated("latent", forgets_the_latent, FlowWalk, on_tree(), 4000, 8, sigma=0.17, n_steps=4),
+    mutated("last kick", leapfrog(1.0), LatentHMC, toy("double-well"), 16000, 8, sigma=0.35,
+            n_leapfrog=3),
+    mutated("wide noise", leapfrog(0.5, wide=True), LatentHMC, toy("double-well"), 16000, 8,
+            sigma=0.35, n_leapfrog=3),
+    mutated("choice", chosen_by_energy, OneOf, toy(), 4000, 4, of=("walk", "independence")),
+    mutated("rung", on_the_next_rung, OnRungs, toy(), 4000, 4, of="walk", rungs=(0,)),
     mutated("velocities", unscaled_velocities, SteeredSwap, on_tree(), 1500, 1),
     mutated("velocities", unscaled_velocities, PlainSwap, on_tree(), 3000, 2),
     *(

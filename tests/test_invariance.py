@@ -3,6 +3,7 @@
 The table and the check are in ``invariance.py``; seeds were fixed beforehand.
 """
 
+import copy
 import importlib
 import inspect
 import pkgutil
@@ -20,6 +21,7 @@ from openmm_tsf.sampling.accept import metropolis
 from openmm_tsf.sampling.internal_walk import InternalWalk
 from openmm_tsf.sampling.kernels import Every, Kernel, PlainSwap
 from openmm_tsf.sampling.legs import LangevinDynamics, Leg
+from openmm_tsf.sampling.mixtures import OneOf, OnRungs
 from openmm_tsf.sampling.moves import FlowIndependence, _FlowMove
 from openmm_tsf.sampling.state import KernelInfo, per_rung
 from openmm_tsf.sampling.steered import SteeredSwap
@@ -82,6 +84,8 @@ def test_every_kernel_has_its_mutants():
     made = {(mutant.mutation, mutant.kind) for mutant in MUTANTS}
     for kind in {entry.kind for entry in KERNELS.values()}:
         needed = {"temperature" if (("temperature", kind) in made) else "tau"}
+        if issubclass(kind, OneOf | OnRungs):  # whose members have the others
+            needed = {"choice"} if kind is OneOf else {"rung"}
         if issubclass(kind, _FlowMove):
             needed |= {"jacobian", "pose"}
         if issubclass(kind, Leg) or (issubclass(kind, _FlowMove) and kind is not InternalWalk):
@@ -122,7 +126,9 @@ def test_kernels_on_the_molecule(name, flow, n_rungs):
         assert_counts_of_swaps(info, entry(case), n_walkers, entry.times)
     else:
         steps = entry.on_tree.get("n_steps", 1) if entry.moves_inside else 1
-        assert info.proposed.tolist() == [entry.times * steps * n_walkers] * n_rungs
+        rungs = entry.on_tree.get("rungs", range(n_rungs))
+        proposed = entry.times * steps * n_walkers
+        assert info.proposed.tolist() == [proposed * (rung in rungs) for rung in range(n_rungs)]
         assert torch.equal(end.replica, start.replica)
     if entry.moves_inside:
         assert end.velocities is start.velocities
@@ -239,56 +245,10 @@ def test_what_was_mutated_is_exact(mutant):
 # -- kernels from elsewhere --------------------------------------------------------------------
 
 
-class OneOf:
-    """Each call applies one of its members, drawn whatever the walkers are doing."""
-
-    exact, name = True, "one_of"
-
-    def __init__(self, *members):
-        self.members, self.temperatures = members, members[0].temperatures
-        self.counts_shape = members[0].counts_shape
-
-    def __call__(self, state, generator):
-        chosen = int(torch.randint(len(self.members), (), generator=generator))
-        return self.members[chosen](state, generator)
-
-    def settings(self):
-        return {"members": [member.settings() for member in self.members]}
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, content):
-        pass
-
-
-class OnRungs(OneOf):
-    """A kernel that moves replicas at some rungs only; elsewhere nothing happens."""
-
-    def __init__(self, rungs, kernel):
-        super().__init__(kernel)
-        self.name = f"{kernel.name}_{rungs}"
-        self._here = torch.zeros(len(kernel.temperatures), dtype=torch.bool)
-        self._here[list(rungs)] = True
-
-    def __call__(self, state, generator):
-        end, info = self.members[0](state, generator)
-        here = self._here[None].expand_as(state.energy)
-        wide = here.reshape(*here.shape, *(1,) * (state.x.ndim - 2))
-        new = state.evolve(
-            x=torch.where(wide, end.x, state.x),
-            velocities=torch.where(wide, end.velocities, state.velocities),
-            energy=torch.where(here, end.energy, state.energy),
-        )
-        zero = torch.zeros_like(info.accepted)
-        counts = (torch.where(self._here, part, zero) for part in (info.accepted, info.proposed))
-        return new, KernelInfo(*counts, n_evaluations=info.n_evaluations)
-
-
-class CartesianWalk(OneOf):
+class CartesianWalk:
     """A user's kernel: a random step of every coordinate."""
 
-    name = "cartesian_walk"
+    exact, name = True, "cartesian_walk"
 
     def __init__(self, potential, ladder, step, flow=None):
         self.potential, self.temperatures, self.step = potential, tuple(ladder), step
@@ -314,6 +274,12 @@ class CartesianWalk(OneOf):
 
     def settings(self):
         return {"step": self.step}
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, content):
+        pass
 
 
 class DriftingWalk(CartesianWalk):
@@ -343,15 +309,18 @@ def test_mixtures_by_chance_and_by_rung(which):
     """Members drawn at random, and other kernels at other rungs, beside swaps on all."""
 
     def mixture(case):
-        made = {name: entry(case) for name, entry in KERNELS.items() if name in (
-            "walk", "independence", "latent mala", "batched langevin", "hmc",
-            "steered swap, random", "plain swap, random")}  # fmt: skip
+        part = {rungs: copy.copy(case) for rungs in ((0,), (1, 2))}
+        for rungs, cut in part.items():
+            cut.ladder = tuple(case.ladder[rung] for rung in rungs)
+        moves = ("walk", "independence", "batched langevin")
+        hmc: dict = {} if which == "molecule" else {"timestep": [0.5, 0.4]}
+        swaps = [KERNELS[name](case) for name in ("steered swap, random", "plain swap, random")]
         return [
-            OneOf(made["walk"], made["independence"], made["batched langevin"]),
-            OnRungs((0,), made["latent mala"]),
-            OnRungs((1, 2), made["hmc"]),
-            Every(made["steered swap, random"], repeats=2),
-            made["plain swap, random"],
+            OneOf([KERNELS[name](case) for name in moves], [2, 1, 1]),
+            OnRungs(KERNELS["latent mala"](part[(0,)]), case.ladder),
+            OnRungs(KERNELS["hmc"](part[(1, 2)], **hmc), case.ladder),
+            Every(OneOf(swaps, name="swaps"), repeats=2),
+            OnRungs(KERNELS["plain swap"](part[(1, 2)]), case.ladder),
         ]
 
     case = tree("realnvp-plain", 3, False) if which == "molecule" else model(which, "realnvp")
