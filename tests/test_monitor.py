@@ -12,8 +12,10 @@ from fabricate import chain_positions, four_atoms, two_state_chains, write_frame
 from openmm_tsf.analysis import Reference, load_run
 from openmm_tsf.analysis.frame_checks import (
     leak,
+    mirrored,
     peptide_bonds,
     read_branches,
+    signed_volumes,
     tetrahedral_centres,
 )
 from openmm_tsf.analysis.monitor import default_basins, monitor
@@ -286,6 +288,26 @@ def test_frames_turned_over_and_cis_bonds(tmp_path, molecule):
     assert "300.00 K: the peptide bond ALA2-NME3 is cis in 8 of 20 frames" in " ".join(
         found["warnings"]
     )
+
+
+def test_a_bent_centre_is_not_turned(molecule):
+    """CA pushed through the plane of its three lowest neighbours: one of four triples flips."""
+    topology, x = molecule.mdtraj_topology, np.asarray(molecule.positions)
+    centres = tetrahedral_centres(topology, x)
+    k = centres.names.index("ALA2-CA")
+    centre, *lowest = centres.atoms[k, 0]
+    bent = x.copy()
+    normal = np.cross(x[lowest[1]] - x[lowest[0]], x[lowest[2]] - x[lowest[0]])
+    normal *= np.sign(normal @ (x[centre] - x[lowest[0]])) / np.linalg.norm(normal)
+    height = normal @ (x[centre] - x[lowest[0]])
+    bent[centre] -= (height + 0.005) * normal
+    flipped = signed_volumes(bent[None], centres.atoms[k])[0] * centres.signs[k] < 0
+    assert flipped.tolist() == [True, False, False, False]
+    frames = np.stack([x, bent, x * [1, 1, -1], bent * [1, 1, -1]])
+    assert mirrored(frames, centres)[:, k].tolist() == [False, False, True, False]
+    exchanged = x.copy()  # two neighbours trade places: the other handedness
+    exchanged[lowest[:2]] = x[lowest[1::-1]]
+    assert mirrored(exchanged[None], centres)[0, k]
 
 
 def test_few_of_many_frames(tmp_path, molecule):

@@ -5,6 +5,7 @@ numbers; no model is built.
 """
 
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import mdtraj
@@ -16,7 +17,7 @@ from openmm_tsf.statistics import group_means
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
-#: A centre flatter than this (volume of its three unit bonds) in the reference is left out.
+#: A centre flatter than this (volume of any three unit bonds) in the reference is left out.
 _FLAT = 0.05
 #: Bins of a full turn for the density next to a cut: windows of 5 degrees on either side.
 _BINS = 72
@@ -31,9 +32,9 @@ class Centres:
     names
         Of the atoms, as mdtraj writes them: ``ALA2-CA``.
     atoms
-        Centre and its first three neighbours [C, 4].
+        Centre and three of its neighbours, for each of the four such triples [C, 4, 4].
     signs
-        Sign [C] of the volume that they span in the reference.
+        Signs [C, 4] of the volumes that they span in the reference.
     """
 
     names: tuple[str, ...]
@@ -45,12 +46,16 @@ def tetrahedral_centres(topology: mdtraj.Topology, positions: npt.ArrayLike) -> 
     """The atoms with exactly four bonds, with the handedness of positions [N, 3]."""
     neighbours = _neighbours(topology)
     atoms = np.array(
-        [[atom, *sorted(bonded)[:3]] for atom, bonded in neighbours.items() if len(bonded) == 4],
+        [
+            [[atom, *triple] for triple in combinations(sorted(bonded), 3)]
+            for atom, bonded in neighbours.items()
+            if len(bonded) == 4
+        ],
         dtype=np.int64,
-    ).reshape(-1, 4)
-    volume = signed_volumes(np.asarray(positions, dtype=np.float64)[None], atoms)[0]
-    known = np.abs(volume) > _FLAT
-    names = tuple(str(topology.atom(int(centre))) for centre in atoms[known, 0])
+    ).reshape(-1, 4, 4)
+    volume = _volumes_of_triples(np.asarray(positions, dtype=np.float64)[None], atoms)[0]
+    known = (np.abs(volume) > _FLAT).all(axis=1)
+    names = tuple(str(topology.atom(int(centre))) for centre in atoms[known, 0, 0])
     return Centres(names, atoms[known], np.sign(volume[known]))
 
 
@@ -64,8 +69,19 @@ def signed_volumes(x: npt.ArrayLike, atoms: Indices) -> Array:
 
 
 def mirrored(x: npt.ArrayLike, centres: Centres) -> npt.NDArray[np.bool_]:
-    """Whether each centre in each frame has the other handedness, [F, C]."""
-    return np.asarray(signed_volumes(x, centres.atoms) * centres.signs <= 0)
+    """Whether each centre in each frame has the other handedness, [F, C].
+
+    It has where all four triples of its neighbours span volumes of the other sign. A single triple
+    goes flat in hot, bent frames whose handedness no coordinates would doubt.
+    """
+    turned = _volumes_of_triples(x, centres.atoms) * centres.signs < 0
+    return np.asarray(turned.all(axis=-1))
+
+
+def _volumes_of_triples(x: npt.ArrayLike, atoms: Indices) -> Array:
+    """Volumes [F, C, 4] for atoms [C, 4, 4]."""
+    volumes = signed_volumes(x, atoms.reshape(-1, 4))
+    return volumes.reshape(len(volumes), *atoms.shape[:2])
 
 
 def peptide_bonds(topology: mdtraj.Topology) -> tuple[tuple[str, ...], Indices]:
