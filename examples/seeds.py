@@ -5,7 +5,8 @@
 Replica exchange with the flow of a finished run, over and over with other seeds. Of delta F_phi,
 P(phi > 0), <U> and C_V at every rung: chi2 of the spread over the runs against their claimed
 standard errors, and z of their mean against the reference. Writes seeds.json and seeds.png. A run
-that is complete is not repeated, one that was interrupted goes on.
+that is complete is not repeated, one that was interrupted goes on; one that was made with another
+flow or other settings is refused.
 """
 
 import argparse
@@ -20,8 +21,13 @@ from scipy.stats import chi2
 from openmm_tsf.analysis import load_reference, load_run
 from openmm_tsf.analysis.summary import plain
 from openmm_tsf.analysis.thermodynamics_plot import reference_thermodynamics
+from openmm_tsf.flows import load_flow
+from openmm_tsf.inputs import load_molecule
 from openmm_tsf.presets import SamplingSettings
+from openmm_tsf.presets import plain as plain_settings
+from openmm_tsf.sampling.choices import hash_of
 from openmm_tsf.stages import sample
+from openmm_tsf.systems import alanine_dipeptide
 from openmm_tsf.units import KB
 
 #: Name, where it stands in summary.json, value and error there.
@@ -34,17 +40,50 @@ QUANTITIES = (
 )
 
 
-def one_run(flow, folder, settings, seed, progress):
+def digest_of(flow):
+    """SHA-256 of the flow of a folder, as config.json of its runs has it."""
+    home = Path(flow)
+    if home.is_file():
+        home = home.parent
+    complete = all((home / name).is_file() for name in ("topology.pdb", "system.xml"))
+    molecule = (
+        load_molecule(home / "topology.pdb", system=home / "system.xml")
+        if complete
+        else alanine_dipeptide()
+    )
+    file = Path(flow) / "flow.pt" if Path(flow).is_dir() else Path(flow)
+    return hash_of(load_flow(file, molecule))
+
+
+def check_same(run, settings, seed, digest):
+    """Refuse a folder whose run was made with another flow, seed or other settings."""
+    choices = run.config["choices"]
+    made_with = dict(choices.get("settings", {}), seed=run.config["seed"])
+    made_with["flow (sha256)"] = choices.get("flow", {}).get("sha256")
+    wanted = plain_settings(settings) | {"seed": seed, "flow (sha256)": digest}
+    different = [
+        f"{name}: {made_with.get(name)!r} there, {value!r} asked for"
+        for name, value in wanted.items()
+        if made_with.get(name) != value
+    ]
+    if run.n_iterations > settings.n_iterations:
+        different.append(
+            f"iterations made: {run.n_iterations} there, {settings.n_iterations} asked for"
+        )
+    if different:
+        raise ValueError(
+            f"{run.path}: was made otherwise ({'; '.join(different)}); give another --output"
+        )
+
+
+def one_run(flow, folder, settings, seed, digest, progress):
     """Run, resume, or read what is there: the content of summary.json."""
     done, resume = 0, (folder / "checkpoint.pt").is_file()
     if resume:
         existing = load_run(folder)
-        if existing.config["seed"] != seed or existing.n_walkers != settings.n_walkers:
-            raise ValueError(f"{folder}: was made with another seed or number of walkers")
-        if not np.allclose(existing.temperatures, settings.temperatures):
-            raise ValueError(f"{folder}: was made with other temperatures")
+        check_same(existing, settings, seed, digest)
         done = existing.n_iterations
-        if done >= settings.n_iterations:
+        if done == settings.n_iterations:
             return existing.summary()
     else:  # nothing yet, or stopped before the first iteration
         for name in ("topology.pdb", "system.xml"):
@@ -137,10 +176,10 @@ def main():
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     seeds = [args.seed + k for k in range(args.runs)]
-    summaries = []
+    summaries, digest = [], digest_of(args.flow)
     for seed in seeds:
         folder = output / f"seed_{seed}"
-        summaries.append(one_run(args.flow, folder, settings, seed, not args.quiet))
+        summaries.append(one_run(args.flow, folder, settings, seed, digest, not args.quiet))
         print(f"seed {seed}: {summaries[-1]['n_iterations']} iterations", flush=True)
     reference = truths(load_run(output / f"seed_{seeds[0]}"))
     rungs = [f"{t:.2f}" for t in settings.temperatures]

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
@@ -36,10 +37,11 @@ from openmm_tsf.analysis.figure3_tables import (
 from openmm_tsf.analysis.molecule_drawing import draw_molecule
 from openmm_tsf.dataset import MDDataset
 from openmm_tsf.flows import TemperatureSteerableFlow
+from openmm_tsf.presets import SamplingSettings, plain
 from openmm_tsf.sampling.tempering import ParallelTempering
 
 TEMPERATURES = [300.0, 450.0, 600.0]
-EXAMPLE = Path(__file__).parent.parent / "examples" / "figure3.py"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def sample(rng, shape, energy=(-60.0, -20.0, 20.0), p=0.1):
@@ -221,6 +223,45 @@ def test_the_view_is_no_mirror_image(molecule):
     assert volume(seen) == pytest.approx(volume(x))
 
 
+def example(name):
+    path = EXAMPLES / f"{name}.py"
+    specification = importlib.util.spec_from_file_location(f"{name}_example", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_seeds_refuses_runs_made_otherwise(tmp_path):
+    seeds = example("seeds")
+    settings = SamplingSettings(
+        temperatures=(300.0, 600.0), n_walkers=4, n_iterations=30, n_tuning=7
+    )
+    phi, psi, energy = sample(np.random.default_rng(5), (30, 4, 2), (-60.0, 20.0))
+    write_run(
+        tmp_path / "seed_9", settings.temperatures, energy, {"phi": phi, "psi": psi}, seed=9,
+        choices={"settings": plain(settings), "flow": {"sha256": "abc"}, "seed": 9},
+    )  # fmt: skip
+    (tmp_path / "seed_9" / "checkpoint.pt").touch()
+
+    def again(seed=9, digest="abc", **changes):
+        return seeds.one_run(
+            "no/flow", tmp_path / "seed_9", replace(settings, **changes), seed, digest, False
+        )
+
+    assert again()["n_iterations"] == 30
+    for changes, words in (
+        ({"n_tuning": 8}, "n_tuning: 7 there, 8 asked for"),
+        ({"n_iterations": 20}, "n_iterations: 30 there, 20 asked for"),
+        ({"n_iterations": 40}, "n_iterations: 30 there, 40 asked for"),
+        ({"n_walkers": 5}, "n_walkers: 4 there, 5"),
+        ({"temperatures": (300.0, 500.0)}, "temperatures: "),
+        ({"seed": 8}, "seed: 9 there, 8"),
+        ({"digest": "abd"}, r"flow \(sha256\): 'abc' there, 'abd' asked for"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            again(**changes)
+
+
 def test_one_command(tmp_path, monkeypatch, molecule, capsys):
     """Draws, scan, figure, tables from a run directory with a flow that knows little."""
     dataset = MDDataset.shipped(molecule, stride=40)
@@ -231,16 +272,15 @@ def test_one_command(tmp_path, monkeypatch, molecule, capsys):
     ):
         sampler.set_positions(dataset.positions[::125][:8].reshape(4, 2, -1, 3))
         sampler.run(12, tmp_path / "run", progress=False)
-    specification = importlib.util.spec_from_file_location("figure3_example", EXAMPLE)
-    example = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(example)
+    written = load_run(tmp_path / "run").config["choices"]["flow"]["sha256"]
+    assert example("seeds").digest_of(tmp_path / "run") == written
     monkeypatch.setattr(figure3, "_DPI", 100)
     monkeypatch.setattr(
         sys, "argv",
         ["figure3.py", str(tmp_path / "run"), "--output", str(tmp_path / "f.png"), "--draws",
          "200", "--scan-walkers", "16", "--scan-steps", "4", "--sigmas", "0.001", "0.5"],
     )  # fmt: skip
-    example.main()
+    example("figure3").main()
     names = {path.name for path in tmp_path.iterdir()} - {"run"}
     tables = ("temperatures", "ladder", "sigma", "run")
     assert names == {"f.png", "f.md", *(f"f_{table}.csv" for table in tables)}
