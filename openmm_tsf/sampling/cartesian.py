@@ -7,6 +7,7 @@ from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.batched_dynamics import velocity_verlet
+from openmm_tsf.sampling.doors import real_number
 from openmm_tsf.sampling.legs import Leg
 from openmm_tsf.sampling.moves import FlowLike
 from openmm_tsf.sampling.state import WalkerState
@@ -70,9 +71,10 @@ class CartesianHMC(Leg):
         name: str = "hmc",
     ) -> None:
         super().__init__(potential, temperatures, masses, flow, n_steps, True, name)
-        if not 0 <= persistence < 1:
+        self.potential = potential
+        self.persistence = real_number(persistence, "persistence")
+        if not 0 <= self.persistence < 1:
             raise ValueError(f"persistence: expected a number in [0, 1), got {persistence!r}")
-        self.potential, self.persistence = potential, float(persistence)
         self._sigma = step_sizes(
             in_unit(timestep, PICOSECOND, "timestep"), len(self.temperatures), "timestep"
         )

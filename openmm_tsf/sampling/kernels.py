@@ -16,6 +16,7 @@ from typing import Any
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.batched_dynamics import BatchedLangevinLeg
 from openmm_tsf.sampling.cartesian import CartesianHMC, CartesianMALA
+from openmm_tsf.sampling.doors import whole_number
 from openmm_tsf.sampling.dynamics import DynamicsPotential, LangevinLeg
 from openmm_tsf.sampling.internal_walk import InternalWalk, WhitenedCoordinates
 from openmm_tsf.sampling.latent import LatentHMC, LatentMALA
@@ -71,8 +72,7 @@ class Every:
 
     def __post_init__(self) -> None:
         for name, value in (("interval", self.interval), ("repeats", self.repeats)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+            whole_number(value, name)
 
 
 def kernels_by_name(

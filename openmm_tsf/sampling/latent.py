@@ -11,6 +11,7 @@ from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.accept import metropolis
+from openmm_tsf.sampling.doors import real_number, whole_number
 from openmm_tsf.sampling.evaluate import energy_and_forces
 from openmm_tsf.sampling.moves import FlowLike, FlowWalk
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
@@ -214,11 +215,10 @@ class LatentHMC(_LatentGradientMove):
         **round_trip: Any,
     ) -> None:
         super().__init__(flow, potential, temperatures, sigma, name, n_steps, **round_trip)
-        if isinstance(n_leapfrog, bool) or not isinstance(n_leapfrog, int) or n_leapfrog < 1:
-            raise ValueError(f"n_leapfrog: expected an integer of at least 1, got {n_leapfrog!r}")
-        if not 0 <= jitter < 1:
+        self.n_leapfrog = whole_number(n_leapfrog, "n_leapfrog")
+        self.jitter = real_number(jitter, "jitter")
+        if not 0 <= self.jitter < 1:
             raise ValueError(f"jitter: expected a number from 0 to below 1, got {jitter!r}")
-        self.n_leapfrog, self.jitter = n_leapfrog, float(jitter)
 
     def settings(self) -> dict[str, Any]:
         """The choices made."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.sampling.accept import metropolis
+from openmm_tsf.sampling.doors import check_flow, kernel_name, numbers_of, real_number, whole_number
 from openmm_tsf.sampling.moves import FlowLike
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
 from openmm_tsf.units import PICOSECOND, as_temperatures, in_unit
@@ -36,7 +37,7 @@ def mass_per_coordinate(masses: Any, event_shape: Sequence[int]) -> Tensor:
     ValueError
         If numbers are not finite and positive, or not as many.
     """
-    values = torch.as_tensor(masses, dtype=torch.float64).clone()
+    values = numbers_of(masses, "masses")
     if values.ndim == 0 and len(event_shape) == 1:
         values = values.expand(event_shape[0]).clone()
     if values.shape != event_shape[:1] or not bool(((values > 0) & values.isfinite()).all()):
@@ -91,11 +92,11 @@ class Leg:
         metropolized: bool,
         name: str,
     ) -> None:
-        if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
-            raise ValueError(f"n_steps: expected an integer of at least 1, got {n_steps!r}")
-        self.flow, self.name = flow, name
+        if flow is not None:
+            check_flow(flow)
+        self.flow, self.name = flow, kernel_name(name)
         self.temperatures = as_temperatures(temperatures)
-        self.n_steps, self.metropolized = n_steps, metropolized
+        self.n_steps, self.metropolized = whole_number(n_steps, "n_steps"), metropolized
         self._event_shape = tuple(potential.event_shape)
         self._mass = mass_per_coordinate(masses, self._event_shape)
         kelvin = torch.tensor(self.temperatures, dtype=torch.float64)
@@ -247,11 +248,11 @@ class LangevinDynamics(Leg):
         name: str,
     ) -> None:
         super().__init__(potential, temperatures, masses, flow, n_steps, metropolized, name)
-        self.timestep = float(in_unit(timestep, PICOSECOND, "timestep"))
-        self.friction = float(in_unit(friction, 1 / PICOSECOND, "friction"))
-        if not (self.timestep > 0 and math.isfinite(self.timestep)):
+        self.timestep = real_number(in_unit(timestep, PICOSECOND, "timestep"), "timestep")
+        self.friction = real_number(in_unit(friction, 1 / PICOSECOND, "friction"), "friction")
+        if not self.timestep > 0:
             raise ValueError(f"timestep: expected a positive number of ps, got {timestep!r}")
-        if not (self.friction >= 0 and math.isfinite(self.friction)):
+        if not self.friction >= 0:
             raise ValueError(f"friction: expected a non-negative rate in 1/ps, got {friction!r}")
         self._keep = math.exp(-self.friction * self.timestep * n_steps / 2)
 

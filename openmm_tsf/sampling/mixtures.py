@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openmm_tsf.sampling.doors import kernel_name
 from openmm_tsf.sampling.state import Closable, Kernel, KernelInfo, WalkerState
 from openmm_tsf.units import as_temperatures
 
@@ -20,19 +21,23 @@ class _Mixture:
 
     members: tuple[Kernel, ...]
     name: str
+    _counts_shape: tuple[int, ...]
 
     def __init__(self, members: Sequence[Kernel], name: str) -> None:
         for member in members:
             if not isinstance(member, Kernel):
                 raise TypeError(f"kernels: expected kernels, got {type(member).__name__}")
-        if not isinstance(name, str) or not name:
-            raise TypeError(f"name: expected a string that is not empty, got {name!r}")
-        self.members, self.name = tuple(members), name
+        self.members, self.name = tuple(members), kernel_name(name)
 
     @property
     def exact(self) -> bool:
         """Whether every member is free of time-step errors."""
         return all(member.exact for member in self.members)
+
+    @property
+    def counts_shape(self) -> tuple[int, ...]:
+        """Shape of the counts."""
+        return self._counts_shape
 
     def state_dict(self) -> dict[str, Any]:
         """The members' states by name."""
@@ -85,7 +90,7 @@ class OneOf(_Mixture):
         if len(set(names)) < len(names):
             raise ValueError(f"kernels: expected distinct names, got {names}")
         first = self.members[0]
-        self.temperatures, self.counts_shape = first.temperatures, first.counts_shape
+        self.temperatures, self._counts_shape = first.temperatures, first.counts_shape
         for member in self.members[1:]:
             for what in ("temperatures", "counts_shape"):
                 if getattr(member, what) != getattr(first, what):
@@ -170,7 +175,7 @@ class OnRungs(_Mixture):
                 f"kernel: expected counts by rung [{n_rungs}], neighbours [{n_rungs - 1}] or pairs "
                 f"[{n_rungs}, {n_rungs}], got {own} of {kernel.name}"
             )
-        self.counts_shape = (n_all,) if own == (n_rungs,) else (n_all, n_all)
+        self._counts_shape = (n_all,) if own == (n_rungs,) else (n_all, n_all)
         self._here = torch.tensor(self.rungs)
 
     def __call__(

@@ -8,7 +8,9 @@ from torch import Tensor
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import evaluate
 from openmm_tsf.sampling.accept import metropolis
+from openmm_tsf.sampling.doors import check_flow, kernel_name, real_number, whole_number
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
+from openmm_tsf.sampling.tuning import step_sizes
 from openmm_tsf.units import as_temperatures
 
 
@@ -70,24 +72,21 @@ class _FlowMove:
         round_trip_walkers: int = 4,
         round_trip_tolerance: float = 1e-6,
     ) -> None:
+        check_flow(flow)
         if tuple(flow.event_shape) != tuple(potential.event_shape):
             raise ValueError(
                 f"flow: expected configurations of the potential's shape "
                 f"{tuple(potential.event_shape)}, got {tuple(flow.event_shape)}"
             )
-        if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
-            raise ValueError(f"n_steps: expected an integer of at least 1, got {n_steps!r}")
-        if round_trip_interval < 1 or round_trip_walkers < 1 or not round_trip_tolerance > 0:
+        if not real_number(round_trip_tolerance, "round_trip_tolerance") > 0:
             raise ValueError(
-                "round_trip_interval, round_trip_walkers and round_trip_tolerance: expected "
-                f"positive numbers, got {round_trip_interval}, {round_trip_walkers} and "
-                f"{round_trip_tolerance}"
+                f"round_trip_tolerance: expected a positive number, got {round_trip_tolerance!r}"
             )
         self.flow, self.potential = flow, potential
         self.temperatures = as_temperatures(temperatures)
-        self.n_steps = n_steps
-        self.round_trip_interval = round_trip_interval
-        self.round_trip_walkers = round_trip_walkers
+        self.n_steps = whole_number(n_steps, "n_steps")
+        self.round_trip_interval = whole_number(round_trip_interval, "round_trip_interval")
+        self.round_trip_walkers = whole_number(round_trip_walkers, "round_trip_walkers")
         self.round_trip_tolerance = round_trip_tolerance
         kelvin = torch.tensor(self.temperatures, dtype=torch.float64)
         self._kt = potential.boltzmann_constant * kelvin
@@ -263,7 +262,7 @@ class FlowWalk(_FlowMove):
         **round_trip: Any,
     ) -> None:
         super().__init__(flow, potential, temperatures, n_steps, **round_trip)
-        self.name = name
+        self.name = kernel_name(name)
         self.sigma = sigma
 
     @property
@@ -273,13 +272,7 @@ class FlowWalk(_FlowMove):
 
     @sigma.setter
     def sigma(self, value: Any) -> None:
-        sigma = torch.as_tensor(value, dtype=torch.float64)
-        n_rungs = len(self.temperatures)
-        if sigma.ndim > 1 or (sigma.ndim == 1 and len(sigma) != n_rungs):
-            raise ValueError(f"sigma: expected one number or {n_rungs}, got {tuple(sigma.shape)}")
-        if not bool(((sigma > 0) & torch.isfinite(sigma)).all()):
-            raise ValueError(f"sigma: expected positive step sizes, got {sigma.tolist()}")
-        self._sigma = sigma.expand(n_rungs).clone()
+        self._sigma = step_sizes(value, len(self.temperatures))
 
     def state_dict(self) -> dict[str, Any]:
         """The step sizes."""
@@ -319,7 +312,7 @@ class FlowIndependence(_FlowMove):
         **round_trip: Any,
     ) -> None:
         super().__init__(flow, potential, temperatures, n_steps, **round_trip)
-        self.name = name
+        self.name = kernel_name(name)
 
     def _propose(self, v: Tensor, tau: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.randn(v.shape, generator=generator, dtype=v.dtype)

@@ -1,6 +1,7 @@
 """Which rungs of the temperature ladder trade in one call of a swap."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,9 @@ class Pairing:
                 )
             self.scheme: str | list[list[int]] = scheme
             return
+        given: Any = scheme
+        if not isinstance(given, Sequence) or not all(isinstance(p, Sequence) for p in given):
+            raise TypeError(f"scheme: expected a name or pairs of rung numbers, got {scheme!r}")
         pairs = [list(pair) for pair in scheme]
         if not all(len(pair) == 2 and all(type(rung) is int for rung in pair) for pair in pairs):
             raise TypeError(f"scheme: expected pairs of rung numbers, got {scheme!r}")

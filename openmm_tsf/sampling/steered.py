@@ -8,6 +8,7 @@ from torch import Tensor
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import evaluate
 from openmm_tsf.sampling.accept import metropolis
+from openmm_tsf.sampling.doors import kernel_name
 from openmm_tsf.sampling.moves import FlowLike, _FlowMove
 from openmm_tsf.sampling.pairing import Pairing, Scheme
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
@@ -62,7 +63,7 @@ class SteeredSwap(_FlowMove):
                 "n_steps: a steered swap proposes once a call, expected no such argument"
             )
         super().__init__(flow, potential, temperatures, **round_trip)
-        self.name = name
+        self.name = kernel_name(name)
         self.pairing = Pairing(scheme, len(self.temperatures))
         self._calls = 0
 

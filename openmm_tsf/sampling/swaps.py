@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from openmm_tsf.sampling.accept import metropolis
+from openmm_tsf.sampling.doors import kernel_name
 from openmm_tsf.sampling.pairing import Pairing, Scheme
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.units import as_temperatures
@@ -43,7 +44,7 @@ class PlainSwap:
         scheme: Scheme = "even_odd",
         name: str = "swap_plain",
     ) -> None:
-        self.name = name
+        self.name = kernel_name(name)
         self.temperatures = as_temperatures(temperatures)
         number = isinstance(boltzmann_constant, int | float)
         if not (number and math.isfinite(boltzmann_constant) and boltzmann_constant > 0):

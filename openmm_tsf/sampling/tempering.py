@@ -29,6 +29,7 @@ from openmm_tsf.sampling.choices import (
     check_unchanged,
     sampling_choices,
 )
+from openmm_tsf.sampling.doors import check_flow
 from openmm_tsf.sampling.dynamics import minimised
 from openmm_tsf.sampling.interrupts import DeferredInterrupt
 from openmm_tsf.sampling.kernels import Every, default_kernels, kernels_by_name
@@ -100,6 +101,7 @@ class ParallelTempering:
             if molecule is None:
                 raise ValueError("potential: expected one where molecule is None, got None")
             potential = molecule.potential()
+        check_flow(flow)
         if tuple(flow.event_shape) != tuple(potential.event_shape):
             raise ValueError(
                 f"flow: expected configurations of shape {tuple(potential.event_shape)}, "

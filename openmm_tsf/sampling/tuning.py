@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from openmm_tsf.sampling.doors import numbers_of
 from openmm_tsf.sampling.state import KernelInfo
 
 
@@ -24,10 +25,12 @@ def step_sizes(value: Any, n_rungs: int, name: str = "sigma") -> Tensor:
 
     Raises
     ------
+    TypeError
+        If they are no numbers.
     ValueError
         If they are not positive and finite, or not as many.
     """
-    sizes = torch.as_tensor(value, dtype=torch.float64)
+    sizes = numbers_of(value, name)
     if sizes.ndim > 1 or (sizes.ndim == 1 and len(sizes) != n_rungs):
         raise ValueError(f"{name}: expected one number or {n_rungs}, got {tuple(sizes.shape)}")
     if not bool(((sizes > 0) & torch.isfinite(sizes)).all()):
