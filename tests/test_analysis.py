@@ -149,8 +149,10 @@ def test_trajectory(shared):
     np.testing.assert_array_equal(one.time, np.arange(60))
     whole = mdtraj.load(str(path / "T600.00K.dcd"), top=str(path / "topology.pdb"))
     np.testing.assert_allclose(whole.xyz, run.trajectory(600).xyz, atol=1e-6)
-    with pytest.raises(ValueError, match="walker: expected 0 to 3"):
+    with pytest.raises(ValueError, match="walker: expected an integer of 0 to 3, got 4"):
         run.trajectory(600, walker=4)
+    with pytest.raises(ValueError, match=r"walker: expected an integer of 0 to 3, got 1\.5"):
+        run.trajectory(600, walker=1.5)
     with pytest.raises(ValueError, match="rungs at"):
         run.trajectory(599)
 

@@ -359,6 +359,15 @@ def test_of_a_run(tmp_path):
     assert (np.diff(table.temperatures) > 0).all()
     some = run.thermodynamics([350 * unit.kelvin, 300])
     np.testing.assert_allclose(some.temperatures, [350, 300])
+    for one in (350.0, np.float64(350), np.array(350), 350 * unit.kelvin):
+        alone = run.thermodynamics(one)
+        assert (alone.temperatures, alone.energy) == ([350.0], some.energy[:1])
+    array = run.thermodynamics(unit.Quantity(np.array([350.0, 300.0]), unit.kelvin))
+    np.testing.assert_array_equal(array.energy, some.energy)
+    with pytest.raises(ValueError, match="temperatures: expected at least one"):
+        run.thermodynamics([])
+    with pytest.raises(TypeError, match="expected a number in kelvin, got 'hot'"):
+        run.thermodynamics("hot")
     assert some.delta_f[1] == pytest.approx(run.free_energy_positive("phi", 300)[0], rel=1e-9)
     assert run.heat_capacity(300).value == pytest.approx(
         run.energies(300).var() / (KB * 300**2), rel=1e-9
@@ -370,6 +379,19 @@ def test_of_a_run(tmp_path):
         run.thermodynamics([610])
     with pytest.raises(ValueError, match="chi"):
         run.thermodynamics([300], dihedral="chi")
+
+
+def test_a_reference_of_other_dihedrals_is_not_compared_with(tmp_path):
+    rng = np.random.default_rng(17)
+    energy, phi = WELL.draw(rng, (30, 4), LADDER)
+    write_run(tmp_path / "run", LADDER, energy, {"phi2": phi, "psi2": phi})
+    theirs, angles = WELL.draw(rng, (500, 1), LADDER)
+    reference = Reference(LADDER, angles[:, 0], angles[:, 0], theirs[:, 0], 1.0)
+    summary = load_run(tmp_path / "run").summary(reference)
+    assert "comparison" not in summary
+    (note,) = summary["monitor"]["notes"]
+    assert "not compared with the reference" in note
+    assert "recorded phi2, psi2" in note
 
 
 def test_files(tmp_path):

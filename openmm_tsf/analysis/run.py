@@ -1,6 +1,6 @@
 """A run directory, finished or still growing, as numpy, mdtraj and pymbar objects."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from openmm_tsf.analysis.thermodynamics import (
     thermodynamics,
 )
 from openmm_tsf.mixing import Relaxation, mixing_matrix, relaxation, round_trips, split_r_hat
+from openmm_tsf.units import KELVIN, in_unit
 
 if TYPE_CHECKING:
     from openmm_tsf.analysis.reference import Reference
@@ -164,28 +165,34 @@ class Run(RunFiles):
         return self._mbar[n]
 
     def thermodynamics(
-        self, temperatures: Sequence[Any] | Array | None = None, dihedral: str | None = None
+        self, temperatures: Any = None, dihedral: str | None = None
     ) -> Thermodynamics:
         """⟨U⟩, C_V and ΔF of a dihedral as functions of temperature by MBAR over all rungs.
 
         Parameters
         ----------
         temperatures
-            Any between the lowest and the highest rung, in K (or Quantities); 13 of them and the
-            rungs when left out.
+            One or several between the lowest and the highest rung, in K (or Quantities); 13 of
+            them and the rungs when left out.
         dihedral
             Whose ΔF; the first φ (``phi``, or the lowest residue's) where there is one.
 
         Raises
         ------
         ValueError
-            If a temperature is outside the ladder, or the run did not record the dihedral.
+            If a temperature is outside the ladder, there is none, or the run did not record the
+            dihedral.
         """
         self._require_data()
         if temperatures is None:
             grid = np.linspace(self.temperatures[0], self.temperatures[-1], _GRID_POINTS)
             temperatures = np.union1d(grid, self.temperatures)
-        kelvins = [1.0 / (self.boltzmann_constant * self._beta(t)) for t in temperatures]
+        plain = in_unit(temperatures, KELVIN, "temperatures")
+        if not isinstance(plain, Iterable) or np.ndim(plain) == 0:
+            plain = [plain]
+        kelvins = [1.0 / (self.boltzmann_constant * self._beta(t)) for t in plain]
+        if not kelvins:
+            raise ValueError("temperatures: expected at least one, got none")
         name = dihedral if dihedral is not None else self.first_phi()
         inside = None if name is None else self._dihedrals(name) > 0
         return thermodynamics(self.mbar(), kelvins, self.boltzmann_constant, name, inside)

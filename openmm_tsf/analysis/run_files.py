@@ -116,8 +116,12 @@ class RunFiles:
             Its ``time`` is the sampler's iteration.
         """
         rung = self.rung(temperature)
-        if walker is not None and not 0 <= walker < self.n_walkers:
-            raise ValueError(f"walker: expected 0 to {self.n_walkers - 1}, got {walker}")
+        if walker is not None:
+            number = isinstance(walker, (int, np.integer)) and not isinstance(walker, bool)
+            if not number or not 0 <= walker < self.n_walkers:
+                raise ValueError(
+                    f"walker: expected an integer of 0 to {self.n_walkers - 1}, got {walker!r}"
+                )
         n = self._n_iterations_with_frames(rung)
         return self._frames(rung, n, walker)
 

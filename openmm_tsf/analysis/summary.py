@@ -30,7 +30,9 @@ def summarize(
     added to production's. ``phi_positive`` and ``delta_F_phi_kT`` are there where the run recorded
     a φ; ``dihedral_positive`` has every named dihedral. ``seed`` is the one that the user chose
     (``choices.seed``) where the sampler's own was derived from it. ``monitor``: see
-    `openmm_tsf.analysis.monitor`, with its warnings in words.
+    `openmm_tsf.analysis.monitor`, with its warnings in words. ``comparison`` is there where a
+    reference is, and the run recorded the dihedrals ``phi`` and ``psi`` that it has; a note of the
+    monitor says so where it did not.
     """
     segments = run.segments
     before = run.config if costs is None else costs
@@ -66,9 +68,16 @@ def summarize(
     if run.n_iterations:
         result["ensemble_check"] = _ensemble_check(run)
         result["efficiency"] = _efficiency(run, trips)
-        if reference is not None:
-            result["comparison"] = _comparison(compare(run, reference))
     result["monitor"] = monitor(run, reference)
+    if run.n_iterations and reference is not None:
+        if {"phi", "psi"} <= run.dihedral_atoms.keys():
+            result["comparison"] = _comparison(compare(run, reference))
+        else:
+            # Which of several φ the reference is of, nobody knows.
+            result["monitor"]["notes"].append(
+                "not compared with the reference, which is of the dihedrals phi and psi: this run "
+                f"recorded {', '.join(run.dihedral_atoms) or 'none'}"
+            )
     numbers: dict[str, Any] = plain(result)
     return numbers
 
