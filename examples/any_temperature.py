@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 import openmm_tsf as tsf
 from openmm_tsf.analysis import importance_profile, importance_thermodynamics, load_run
 from openmm_tsf.analysis.summary import plain
+from openmm_tsf.inputs import load_molecule
 
 BATCH = 5000
 
@@ -69,7 +70,12 @@ def main():
     if name is None:
         parser.error("run: no phi was recorded")
     folder = Path(args.run)
-    molecule = tsf.systems.alanine_dipeptide()
+    system = folder / "system.xml"
+    molecule = (
+        load_molecule(folder / "topology.pdb", system=system)
+        if system.exists()
+        else tsf.systems.alanine_dipeptide()
+    )
     flow = tsf.TemperatureSteerableFlow.load(folder / "flow.pt", molecule)
     flow.molecule = molecule
     generator = torch.Generator().manual_seed(args.seed)

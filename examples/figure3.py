@@ -117,6 +117,8 @@ def main():
         parser.error("expected at least 100 draws, 2 walkers and 1 step")
     began, output = time.monotonic(), Path(args.output)
     run = tsf.load_run(args.run)
+    if run.n_rungs < 2:
+        parser.error(f"run: expected at least two rungs, got one at {run.temperatures[0]:.2f} K")
     reference = None if args.no_reference else run.reference()
     system = run.path / "system.xml"
     molecule = (

@@ -262,6 +262,15 @@ def test_seeds_refuses_runs_made_otherwise(tmp_path):
             again(**changes)
 
 
+def test_a_run_of_one_rung_is_refused_at_the_door(tmp_path, monkeypatch, capsys):
+    phi, psi, energy = sample(np.random.default_rng(6), (5, 2, 1), (-60.0,))
+    write_run(tmp_path / "run", [300.0], energy, {"phi": phi, "psi": psi})
+    monkeypatch.setattr(sys, "argv", ["figure3.py", str(tmp_path / "run")])
+    with pytest.raises(SystemExit):
+        example("figure3").main()
+    assert "run: expected at least two rungs, got one at 300.00 K" in capsys.readouterr().err
+
+
 def test_one_command(tmp_path, monkeypatch, molecule, capsys):
     """Draws, scan, figure, tables from a run directory with a flow that knows little."""
     dataset = MDDataset.shipped(molecule, stride=40)
