@@ -187,8 +187,8 @@ class Run(RunFiles):
         if temperatures is None:
             grid = np.linspace(self.temperatures[0], self.temperatures[-1], _GRID_POINTS)
             temperatures = np.union1d(grid, self.temperatures)
-        plain = in_unit(temperatures, KELVIN, "temperatures")
-        if not isinstance(plain, Iterable) or np.ndim(plain) == 0:
+        plain: Any = in_unit(temperatures, KELVIN, "temperatures")
+        if np.ndim(plain) == 0 or not isinstance(plain, Iterable):
             plain = [plain]
         kelvins = [1.0 / (self.boltzmann_constant * self._beta(t)) for t in plain]
         if not kelvins:
