@@ -308,7 +308,7 @@ def test_other_doors(flow, potential):
         FlowWalk(None, potential, LADDER)
     with pytest.raises(TypeError, match="flow: expected a flow, got NoneType"):
         ParallelTempering(None, None, LADDER, 2, potential=potential)
-    with pytest.raises(TypeError, match="scheme: expected a name or pairs"):
+    with pytest.raises(TypeError, match="scheme: expected pairs"):
         PlainSwap(LADDER, 1, 5)
     with pytest.raises(ValueError, match="interval: expected an integer"):
         Every(PlainSwap(LADDER, 1), interval=True)

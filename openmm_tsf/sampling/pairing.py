@@ -42,7 +42,7 @@ class Pairing:
             return
         given: Any = scheme
         if not isinstance(given, Sequence) or not all(isinstance(p, Sequence) for p in given):
-            raise TypeError(f"scheme: expected a name or pairs of rung numbers, got {scheme!r}")
+            raise TypeError(f"scheme: expected pairs of rung numbers, or a name, got {scheme!r}")
         pairs = [list(pair) for pair in scheme]
         if not all(len(pair) == 2 and all(type(rung) is int for rung in pair) for pair in pairs):
             raise TypeError(f"scheme: expected pairs of rung numbers, got {scheme!r}")
