@@ -53,10 +53,10 @@ def measure(
     start = time.perf_counter()
     results = evaluate(potential, what, x)
     spent = time.perf_counter() - start
+    above = peak() - before  # before the results are looked at, which takes memory too
     if not all(torch.isfinite(result).all() for result in results):
         raise SystemExit("the results are not finite")
     held = sum(result.numel() * result.element_size() for result in results) / MIB
-    above = peak() - before
     return {
         "input_mib": round(x.numel() * x.element_size() / MIB, 1),
         "results_mib": round(held, 1),
