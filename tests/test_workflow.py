@@ -115,7 +115,7 @@ def test_the_quick_preset_scaled_down(tmp_path):
         fit=replace(quick.fit, n_steps=8, **short),
         refit=replace(quick.refit, n_steps=4, **short),
         round_iterations=1,
-        sampling=replace(quick.sampling, n_walkers=3, n_iterations=2, n_tuning=1),
+        sampling=replace(quick.sampling, n_walkers=3, n_iterations=2, n_tuning=2),
     )
     assert small.n_rounds == 1
     summary = workflow.run(tmp_path / "run", small, **QUIET)
