@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.potentials.blocks import settle_non_finite
 from openmm_tsf.potentials.context_pool import ContextPool, PlatformChoice, build_context
 from openmm_tsf.potentials.platforms import check_platform, check_properties, choose_platform
 from openmm_tsf.units import KB
@@ -205,7 +206,7 @@ class OpenMMPotential(Potential):
             forces = None if raw_forces is None else torch.from_numpy(raw_forces).to(x)
             self.n_evaluations += len(x)
             if not (all_finite and x.dtype == torch.float64):
-                self.n_non_finite += _settle_non_finite(energies, forces)
+                self.n_non_finite += settle_non_finite(energies, forces)
         return energies, forces
 
     def __getstate__(self) -> dict[str, Any]:
@@ -234,16 +235,6 @@ def _check_system(system: openmm.System) -> None:
     for index in range(system.getNumParticles()):
         if system.isVirtualSite(index):
             raise ValueError(f"system: virtual sites are not supported, particle {index} is one")
-
-
-def _settle_non_finite(energies: Tensor, forces: Tensor | None) -> int:
-    """Set non-finite rows to +inf and zero force, in place; return how many there are."""
-    finite = energies.isfinite()
-    if forces is not None:
-        finite = finite & forces.isfinite().flatten(1).all(dim=1)
-        forces[~finite] = 0.0
-    energies[~finite] = torch.inf
-    return int((~finite).sum())
 
 
 class _Energy(torch.autograd.Function):
