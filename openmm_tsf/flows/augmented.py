@@ -7,6 +7,7 @@ network.
 
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -35,7 +36,7 @@ def seeded_generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(seed))
 
 
-class AugmentedFlow(nn.Module):
+class AugmentedFlow(nn.Module, ABC):
     """A normalizing flow on (x, p) with prior N(0, T/T_ref) on v = (z, q).
 
     Subclasses choose the couplings in :meth:`_couplings`.
@@ -113,8 +114,9 @@ class AugmentedFlow(nn.Module):
         self.whitening = whitening
         self.to(torch.float64)
 
+    @abstractmethod
     def _couplings(self, n_blocks: int, hidden: tuple[int, ...]) -> list[nn.Module]:
-        raise NotImplementedError("a subclass chooses its couplings")
+        """The couplings, each from [B, d + m] to the same."""
 
     # -- shape and place ---------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ The target is the Boltzmann distribution pulled back to v (NeuTra, arXiv:1903.03
 included: pi(v) = exp(-U(x(v))/kT - |p(v)|^2 / 2 tau + log|J_D(v)|).
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
@@ -53,7 +54,7 @@ def _along(rows: Tensor, like: Tensor) -> Tensor:
     return rows.reshape(-1, *(1,) * (like.ndim - 1))
 
 
-class _LatentGradientMove(FlowWalk):
+class _LatentGradientMove(FlowWalk, ABC):
     """What both share: pi with its gradient, and the acceptance. Step sizes as FlowWalk's.
 
     As in FlowWalk the momenta are drawn once a call; with several `n_steps` the end of a proposal,
@@ -101,11 +102,11 @@ class _LatentGradientMove(FlowWalk):
         new = state.evolve(x=point.x.reshape(state.x.shape), energy=point.energy.reshape(shape))
         return new, total
 
+    @abstractmethod
     def _advance(
         self, start: _Point, rows: _Rows, generator: torch.Generator
     ) -> tuple[_Point, Tensor, int]:
         """A proposal, what the acceptance has besides the two densities [B], evaluations."""
-        raise NotImplementedError
 
     def _at(self, v: Tensor, rows: _Rows) -> tuple[_Point, int]:
         """pi and its gradient at v [B, n]: one energy with forces for each row in the domain."""

@@ -1,6 +1,7 @@
 """What all legs of dynamics share: thermostat, domain, the one accept rule, velocities."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -48,7 +49,7 @@ def mass_per_coordinate(masses: Any, event_shape: Sequence[int]) -> Tensor:
     return values.reshape(-1, *(1,) * (len(event_shape) - 1))
 
 
-class Leg:
+class Leg(ABC):
     """A trajectory for every walker at its rung's temperature, accepted or rejected.
 
     A subclass says how velocities are refreshed before and after (:meth:`_before`,
@@ -112,15 +113,15 @@ class Leg:
         """Shape of the counts: one number per rung."""
         return (len(self.temperatures),)
 
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """The choices made."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the noise comes from the sampler's generator."""
         return {}
 
-    def load_state_dict(self, content: dict[str, Any]) -> None:
+    def load_state_dict(self, content: dict[str, Any]) -> None:  # noqa: B027 (not every leg has some)
         """Nothing to set."""
 
     def _start(self, state: WalkerState) -> Tensor:
@@ -129,17 +130,17 @@ class Leg:
             raise ValueError(f"state: {self.name} expects walkers with velocities, got None")
         return state.velocities.flatten(0, 1)
 
+    @abstractmethod
     def _before(self, v: Tensor, kt: Tensor, generator: torch.Generator) -> Tensor:
         """Velocities [B, *event] refreshed ahead of the trajectory."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _after(self, v: Tensor, kt: Tensor, generator: torch.Generator) -> Tensor:
         """Velocities [B, *event] refreshed after it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _propagate(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Positions, velocities and energies [B] after the steps; +inf where they failed."""
-        raise NotImplementedError
 
     def _trajectory(
         self, x: Tensor, v: Tensor, kt: Tensor, generator: torch.Generator

@@ -1,5 +1,6 @@
 """Metropolised proposals through the flow: TSF-MCMC walk and independence moves."""
 
+from abc import ABC, abstractmethod
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -114,49 +115,6 @@ class _FlowMove:
     def load_state_dict(self, content: dict[str, Any]) -> None:
         """Set what :meth:`state_dict` returned."""
 
-    def _propose(self, v: Tensor, tau: Tensor, generator: torch.Generator) -> Tensor:
-        raise NotImplementedError
-
-    def _reverse(self, v: Tensor, tau: Tensor) -> Tensor | float:
-        """Minus the log-density [B] of proposing v, up to a constant; 0 if symmetric."""
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def __call__(
-        self, state: WalkerState, generator: torch.Generator
-    ) -> tuple[WalkerState, KernelInfo]:
-        """Propose for every walker at every rung in one batch, and accept or reject."""
-        shape, x, energy = state.energy.shape, state.x.flatten(0, 1), state.energy.flatten()
-        tau, kt = self._tau.repeat(shape[0]), self._kt.repeat(shape[0])
-        momenta = torch.randn(
-            len(x), self.flow.n_momenta, generator=generator, dtype=torch.float64
-        ) * tau.sqrt().unsqueeze(1)
-        v, inverse_log_det = self._inverse(x, momenta)
-        if state.iteration % self.round_trip_interval == 0:
-            self._check_round_trip(state.iteration, x, momenta, v, inverse_log_det)
-        current = self._log_weight(energy, kt, momenta, tau, -inverse_log_det)
-        total = KernelInfo.zero(self.counts_shape)
-        for _ in range(self.n_steps):
-            v_new = self._propose(v, tau, generator)
-            x_new, momenta_new, log_det_new, energy_new, inside, mirror = self._evaluate(v_new, x)
-            proposed = self._log_weight(energy_new, kt, momenta_new, tau, log_det_new)
-            accepted, non_finite = metropolis(
-                current + self._reverse(v, tau), proposed + self._reverse(v_new, tau), generator
-            )
-            mirrors, n_evaluations = int(mirror.sum()), int(inside.sum())
-            total = total + KernelInfo(
-                *per_rung(accepted.reshape(shape), shape[0]),
-                rejected_non_finite=int(non_finite.sum()) - mirrors,
-                mirror_images=mirrors,
-                n_evaluations=n_evaluations,
-                outside_domain=len(x) - n_evaluations - mirrors,  # nothing there is evaluated
-            )
-            x = torch.where(accepted.reshape(-1, *(1,) * (x.ndim - 1)), x_new, x)
-            v = torch.where(accepted.unsqueeze(1), v_new, v)
-            energy = torch.where(accepted, energy_new, energy)
-            current = torch.where(accepted, proposed, current)
-        return state.evolve(x=x.reshape(state.x.shape), energy=energy.reshape(shape)), total
-
     def _evaluate(
         self, v: Tensor, like: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -237,7 +195,55 @@ class _FlowMove:
                 )
 
 
-class FlowWalk(_FlowMove):
+class _FlowProposal(_FlowMove, ABC):
+    """A proposal for every walker by itself."""
+
+    @abstractmethod
+    def _propose(self, v: Tensor, tau: Tensor, generator: torch.Generator) -> Tensor:
+        """Proposed latents [B, d + m]."""
+
+    @abstractmethod
+    def _reverse(self, v: Tensor, tau: Tensor) -> Tensor | float:
+        """Minus the log-density [B] of proposing v, up to a constant; 0 if symmetric."""
+
+    @torch.no_grad()
+    def __call__(
+        self, state: WalkerState, generator: torch.Generator
+    ) -> tuple[WalkerState, KernelInfo]:
+        """Propose for every walker at every rung in one batch, and accept or reject."""
+        shape, x, energy = state.energy.shape, state.x.flatten(0, 1), state.energy.flatten()
+        tau, kt = self._tau.repeat(shape[0]), self._kt.repeat(shape[0])
+        momenta = torch.randn(
+            len(x), self.flow.n_momenta, generator=generator, dtype=torch.float64
+        ) * tau.sqrt().unsqueeze(1)
+        v, inverse_log_det = self._inverse(x, momenta)
+        if state.iteration % self.round_trip_interval == 0:
+            self._check_round_trip(state.iteration, x, momenta, v, inverse_log_det)
+        current = self._log_weight(energy, kt, momenta, tau, -inverse_log_det)
+        total = KernelInfo.zero(self.counts_shape)
+        for _ in range(self.n_steps):
+            v_new = self._propose(v, tau, generator)
+            x_new, momenta_new, log_det_new, energy_new, inside, mirror = self._evaluate(v_new, x)
+            proposed = self._log_weight(energy_new, kt, momenta_new, tau, log_det_new)
+            accepted, non_finite = metropolis(
+                current + self._reverse(v, tau), proposed + self._reverse(v_new, tau), generator
+            )
+            mirrors, n_evaluations = int(mirror.sum()), int(inside.sum())
+            total = total + KernelInfo(
+                *per_rung(accepted.reshape(shape), shape[0]),
+                rejected_non_finite=int(non_finite.sum()) - mirrors,
+                mirror_images=mirrors,
+                n_evaluations=n_evaluations,
+                outside_domain=len(x) - n_evaluations - mirrors,  # nothing there is evaluated
+            )
+            x = torch.where(accepted.reshape(-1, *(1,) * (x.ndim - 1)), x_new, x)
+            v = torch.where(accepted.unsqueeze(1), v_new, v)
+            energy = torch.where(accepted, energy_new, energy)
+            current = torch.where(accepted, proposed, current)
+        return state.evolve(x=x.reshape(state.x.shape), energy=energy.reshape(shape)), total
+
+
+class FlowWalk(_FlowProposal):
     """TSF-MCMC (arXiv:2012.00429, section 2): a random step in the latent space.
 
     p ~ N(0, tau); v = D^-1(x, p); v' = v + xi, xi ~ N(0, sigma^2 tau); (x', p') = D(v');
@@ -291,7 +297,7 @@ class FlowWalk(_FlowMove):
         return 0.0
 
 
-class FlowIndependence(_FlowMove):
+class FlowIndependence(_FlowProposal):
     """A fresh draw from the flow: v' ~ N(0, tau).
 
     log alpha = -dU/kT - d|p|^2 / 2 tau + d|v|^2 / 2 tau + d log|J_D|. Velocities stay as they are.
