@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri  # type: ignore[import-untyped]
 
+from openmm_tsf.statistics import finite_series
+
 Array = npt.NDArray[np.float64]
 
 #: Fewer iterations than this cannot be split into two halves that each have a variance.
@@ -149,11 +151,7 @@ def split_r_hat(series: npt.ArrayLike) -> float:
     ValueError
         If the series is empty, not [n, W], or not finite.
     """
-    values = np.asarray(series, dtype=np.float64)
-    if values.ndim != 2 or values.size == 0:
-        raise ValueError(f"series: expected a non-empty array [n, W], got shape {values.shape}")
-    if not np.isfinite(values).all():
-        raise ValueError("series: expected finite values")
+    values = finite_series(series)
     if len(values) < _MIN_ITERATIONS:
         return np.nan
     half = len(values) // 2

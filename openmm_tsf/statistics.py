@@ -217,6 +217,22 @@ def weighted_mean(values: npt.ArrayLike, log_weights: npt.ArrayLike) -> tuple[fl
     return mean, float(np.sqrt(np.sum(weights**2 * (a - mean) ** 2)))
 
 
+def finite_series(series: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """A series of values of W walkers as an array [n, W].
+
+    Raises
+    ------
+    ValueError
+        If the series is empty, not [n, W], or not finite.
+    """
+    values = np.asarray(series, dtype=np.float64)
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"series: expected a non-empty array [n, W], got shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError("series: expected finite values")
+    return values
+
+
 def statistical_inefficiency(series: npt.ArrayLike) -> float:
     """g = 1 + 2τ in saved iterations, over all walkers with their pooled mean.
 
@@ -242,11 +258,7 @@ def statistical_inefficiency(series: npt.ArrayLike) -> float:
     ValueError
         If the series is empty, not [n, W], or not finite.
     """
-    values = np.asarray(series, dtype=np.float64)
-    if values.ndim != 2 or values.size == 0:
-        raise ValueError(f"series: expected a non-empty array [n, W], got shape {values.shape}")
-    if not np.isfinite(values).all():
-        raise ValueError("series: expected finite values")
+    values = finite_series(series)
     if np.ptp(values) == 0.0:
         return np.nan
     n, n_walkers = values.shape

@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Iterable, Mapping
 from math import isfinite
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, Self, cast
 
 import numpy as np
@@ -34,6 +34,12 @@ from openmm_tsf.potentials.blocks import (
     threads_for,
 )
 from openmm_tsf.potentials.compiled import CompiledEnergy
+from openmm_tsf.potentials.torch_doors import (
+    check_bytes,
+    check_device,
+    check_flag,
+    check_groups,
+)
 from openmm_tsf.potentials.torch_forces import global_parameters, read_forces
 from openmm_tsf.units import KB
 
@@ -194,14 +200,14 @@ class TorchPotential(Potential):
                 )
         if dtype not in _TOLERANCES:
             raise ValueError(f"dtype: expected torch.float64 or torch.float32, got {dtype}")
-        fuse, budget = _flag(compile), _bytes(memory)
+        fuse, budget = check_flag(compile), check_bytes(memory)
         needed = bytes_per_conformation(n_atoms, dtype)
         if budget < needed:
             raise TooLarge(
                 f"memory: expected at least {needed} bytes, which one conformation of {n_atoms} "
                 f"atoms takes, got {budget}"
             )
-        where, groups = _device(device), _groups(force_groups)
+        where, groups = check_device(device), check_groups(force_groups)
         checked = cls(system, torch.float64, torch.device("cpu"), False, groups, budget)
         exact = dtype == torch.float64
         checked.check(positions, tolerance=tolerance if exact else None)
@@ -449,37 +455,6 @@ class TorchPotential(Potential):
         for name, value in state["parameters"].items():
             self.set_global_parameter(name, value)
         self.agreement = state["agreement"]
-
-
-def _flag(compile: Any) -> bool:
-    if not isinstance(compile, bool):
-        raise TypeError(f"compile: expected True or False, got {compile!r}")
-    return compile
-
-
-def _bytes(memory: Any) -> int:
-    if isinstance(memory, bool) or not isinstance(memory, Integral) or memory < 2**20:
-        raise ValueError(f"memory: expected at least {2**20} bytes, got {memory!r}")
-    return int(memory)
-
-
-def _groups(force_groups: Any) -> tuple[int, ...] | None:
-    if force_groups is None:
-        return None
-    groups = list(force_groups) if isinstance(force_groups, Iterable) else [force_groups]
-    whole = all(isinstance(g, Integral) and not isinstance(g, bool) for g in groups)
-    if not whole or not groups or not all(0 <= g <= 31 for g in groups):
-        raise ValueError(f"force_groups: expected integers from 0 to 31, got {force_groups!r}")
-    return tuple(sorted({int(g) for g in groups}))
-
-
-def _device(device: torch.device | str | None) -> torch.device:
-    """The device, with its number, if it is there."""
-    try:
-        return torch.empty(0, device="cpu" if device is None else device).device
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device: expected a torch device, got {device!r} ({reason})") from error
 
 
 class _Energy(torch.autograd.Function):
