@@ -1,6 +1,7 @@
 """Command line: argument parsing and progress, nothing else."""
 
 import argparse
+import json
 import logging
 import signal
 import sys
@@ -30,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     train = _command(commands, "train", _train, "train a flow on frames of one temperature")
     sample = _command(commands, "sample", _sample, "replica exchange with a trained flow")
     analyze = _command(commands, "analyze", _analyze, "tables and plots of a run directory")
+    doctor = _command(commands, "doctor", _doctor, "self-test, and what a bug report needs")
 
     for command in (everything, md, train, sample):
         command.add_argument("--output", required=True, metavar="DIR", help="new or empty folder")
@@ -82,6 +84,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sample.add_argument("--temperature", type=float, help="temperature of --trajectory in K")
     analyze.add_argument("output", metavar="DIR", help="run directory, finished or still growing")
+    doctor.add_argument(
+        "directory", nargs="?", metavar="DIR", help="what a stage wrote, to look at"
+    )
+    doctor.add_argument("--json", action="store_true", help="print a JSON object")
     return parser
 
 
@@ -100,7 +106,11 @@ def _molecule_arguments(command: argparse.ArgumentParser) -> None:
     group.add_argument("--pdb", metavar="FILE", help="PDB file with all atoms")
     group.add_argument("--system", metavar="FILE", help="serialized OpenMM System (XML)")
     group.add_argument(
-        "--forcefield", nargs="+", metavar="XML", help="OpenMM force field files, instead"
+        "--forcefield",
+        nargs="+",
+        metavar="XML",
+        help="OpenMM force field files, instead. They can hold Python scripts, which OpenMM runs: "
+        "use only files that you trust",
     )
 
 
@@ -130,7 +140,11 @@ def _sampling_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; the exit status is 0, 2 after an error, 130 after Ctrl-C or SIGTERM."""
+    """Run the program.
+
+    The exit status is 0, 1 if doctor's self-test failed, 2 after an error, 130 after Ctrl-C or
+    SIGTERM.
+    """
     args = build_parser().parse_args(arguments)
     level = logging.DEBUG if args.debug else logging.WARNING if args.quiet else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -139,9 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tqdm.contrib.logging import logging_redirect_tqdm
 
         with logging_redirect_tqdm(), _sigterm_like_ctrl_c(), _threads(args):
-            args.function(args)
+            status = args.function(args)
     except KeyboardInterrupt:
-        where = f"; what was done is in {args.output}"
+        where = f"; what was done is in {args.output}" if "output" in args else ""
         print(f"openmm-tsf: interrupted{where}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
@@ -149,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"openmm-tsf: error: {_one_line(error)}", file=sys.stderr)
         return 2
-    return 0
+    return int(status or 0)
 
 
 @contextmanager
@@ -308,6 +322,14 @@ def _analyze(args: argparse.Namespace) -> None:
     from openmm_tsf import workflow
 
     _show(workflow.analyze(args.output), args.output)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from openmm_tsf.doctor import examine
+
+    report = examine(args.directory)
+    print(json.dumps(report.to_dict(), indent=2) if args.json else report)
+    return 0 if report.ok else 1
 
 
 def _seed(args: argparse.Namespace) -> int:
