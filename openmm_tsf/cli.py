@@ -1,147 +1,28 @@
 """Command line: argument parsing and progress, nothing else."""
 
 import argparse
+import json
 import logging
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from typing import Any
+
+from openmm_tsf.cli_arguments import SEED, build_parser
 
 logger = logging.getLogger("openmm_tsf")
 
 INTERRUPTED = 130  # what a shell expects of a program ended by Ctrl-C
-_SEED = 1
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``openmm-tsf``."""
-    parser = argparse.ArgumentParser(
-        prog="openmm-tsf",
-        description="Boltzmann ensembles of a molecule at several temperatures, sampled by replica "
-        "exchange with a temperature-steerable flow.",
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version('openmm-tsf')}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    everything = _command(commands, "run", _run, "MD or given frames, training, sampling, analysis")
-    md = _command(commands, "md", _md, "molecular dynamics with OpenMM, to make training frames")
-    train = _command(commands, "train", _train, "train a flow on frames of one temperature")
-    sample = _command(commands, "sample", _sample, "replica exchange with a trained flow")
-    analyze = _command(commands, "analyze", _analyze, "tables and plots of a run directory")
-
-    for command in (everything, md, train, sample):
-        command.add_argument("--output", required=True, metavar="DIR", help="new or empty folder")
-        _molecule_arguments(command)
-        command.add_argument("--seed", type=int, help=f"seed of everything (default: {_SEED})")
-        command.add_argument(
-            "--platform",
-            help="OpenMM platform (default: energies of long runs by torch, where it covers the "
-            "System; otherwise, and for MD, the fastest platform, measured)",
-        )
-        command.add_argument(
-            "--threads",
-            type=int,
-            default=1,
-            help="threads of torch and of OpenMM's CPU platform (default: 1; networks of this size "
-            "are slower on more, and MD on more is not the same bit by bit)",
-        )
-        command.add_argument(
-            "--resume",
-            action="store_true",
-            help="continue what is in the output folder, the same as if it had not stopped; begin "
-            "if there is nothing yet",
-        )
-        command.add_argument(
-            "--checkpoint-seconds",
-            type=float,
-            default=30.0,
-            metavar="S",
-            help="time between checkpoints (default: 30)",
-        )
-    for command in (everything, train):
-        _training_arguments(command)
-    for command in (everything, sample):
-        _sampling_arguments(command)
-
-    everything.add_argument(
-        "--md", action="store_true", help="run MD also where frames are shipped"
-    )
-    everything.add_argument(
-        "--rounds", type=int, help="rounds of sampling and retraining before the flow is frozen"
-    )
-    for command in (everything, md):
-        command.add_argument(
-            "--frames", type=int, help="frames of MD (default: 40000; quick: 2000)"
-        )
-    md.add_argument("--temperature", type=float, help="K (default: 600)")
-    md.add_argument("--steps-per-frame", type=int, help="time steps between frames (default: 250)")
-    md.add_argument(
-        "--equilibration-steps", type=int, help="time steps before the first frame (default: 20000)"
-    )
-    md.add_argument("--timestep", type=float, help="ps (default: 0.001)")
-    md.add_argument("--friction", type=float, help="1/ps (default: 1)")
-    train.add_argument("--flow-kind", choices=("tsf", "realnvp"), help="which flow (default: tsf)")
-    sample.add_argument(
-        "--flow",
-        metavar="PATH",
-        help="flow.pt, or the folder of train or run (with --resume: by default the run's own)",
-    )
-    sample.add_argument(
-        "--trajectory", metavar="PATH", help="start from these frames (default: from the flow)"
-    )
-    sample.add_argument("--temperature", type=float, help="temperature of --trajectory in K")
-    analyze.add_argument("output", metavar="DIR", help="run directory, finished or still growing")
-    return parser
-
-
-def _command(commands: Any, name: str, function: Any, description: str) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        name, help=description, description=description[0].upper() + description[1:] + "."
-    )
-    command.set_defaults(function=function)
-    command.add_argument("--quiet", action="store_true", help="no progress, warnings only")
-    command.add_argument("--debug", action="store_true", help="show tracebacks and debug messages")
-    return command
-
-
-def _molecule_arguments(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("molecule (default: alanine dipeptide)")
-    group.add_argument("--pdb", metavar="FILE", help="PDB file with all atoms")
-    group.add_argument("--system", metavar="FILE", help="serialized OpenMM System (XML)")
-    group.add_argument(
-        "--forcefield", nargs="+", metavar="XML", help="OpenMM force field files, instead"
-    )
-
-
-def _training_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--preset", choices=("quick", "default"), help="sizes and lengths (default: default)"
-    )
-    command.add_argument(
-        "--trajectory", metavar="PATH", help="frames: a file that mdtraj reads, or a folder of md"
-    )
-    command.add_argument("--temperature", type=float, help="temperature of --trajectory in K")
-    command.add_argument("--stride", type=int, help="use every so many-th frame")
-    command.add_argument("--steps", type=int, help="steps of the first training")
-    if command.prog.endswith("train"):
-        command.add_argument(
-            "--temperatures", type=float, nargs="+", metavar="K", help="where the flow will be used"
-        )
-
-
-def _sampling_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--temperatures", type=float, nargs="+", metavar="K", help="ladder in K, ascending"
-    )
-    command.add_argument("--walkers", type=int, help="independent ladders side by side")
-    command.add_argument("--iterations", type=int, help="iterations of production, in all")
-    command.add_argument("--tuning", type=int, help="iterations of tuning before production")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; the exit status is 0, 2 after an error, 130 after Ctrl-C or SIGTERM."""
+    """Run the program.
+
+    The exit status is 0, 1 if doctor's self-test failed, 2 after an error, 130 after Ctrl-C or
+    SIGTERM.
+    """
     args = build_parser().parse_args(arguments)
     level = logging.DEBUG if args.debug else logging.WARNING if args.quiet else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -150,9 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tqdm.contrib.logging import logging_redirect_tqdm
 
         with logging_redirect_tqdm(), _sigterm_like_ctrl_c(), _threads(args):
-            args.function(args)
+            status = _COMMANDS[args.command](args)
     except KeyboardInterrupt:
-        where = f"; what was done is in {args.output}"
+        where = f"; what was done is in {args.output}" if "output" in args else ""
         print(f"openmm-tsf: interrupted{where}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
@@ -160,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"openmm-tsf: error: {_one_line(error)}", file=sys.stderr)
         return 2
-    return 0
+    return int(status or 0)
 
 
 @contextmanager
@@ -243,7 +124,7 @@ def _md(args: argparse.Namespace) -> None:
 
     before = recorded_settings(args.output) if args.resume else None
     settings = changed(
-        MDSettings(seed=_SEED) if before is None else before,
+        MDSettings(seed=SEED) if before is None else before,
         seed=args.seed,
         temperature=args.temperature,
         n_frames=args.frames,
@@ -347,6 +228,14 @@ def _settings(args: argparse.Namespace, cls: type, fresh: Any, part: str | None 
     return fresh() if before is None else before
 
 
+def _doctor(args: argparse.Namespace) -> int:
+    from openmm_tsf.doctor import examine
+
+    report = examine(args.directory)
+    print(json.dumps(report.to_dict(), indent=2) if args.json else report)
+    return 0 if report.ok else 1
+
+
 def _check_temperature(args: argparse.Namespace) -> None:
     if args.temperature is not None and args.trajectory is None:
         raise ValueError("--temperature: it is the temperature of --trajectory, which is missing")
@@ -408,3 +297,13 @@ def _show(summary: dict[str, Any], output: str) -> None:
             f"\n{words}; sample --output {output} --iterations {more} --resume lengthens this run"
         )
     print(f"\nsummary.json and the plots are in {output}")
+
+
+_COMMANDS = {
+    "run": _run,
+    "md": _md,
+    "train": _train,
+    "sample": _sample,
+    "analyze": _analyze,
+    "doctor": _doctor,
+}

@@ -13,6 +13,7 @@ import openmm.app as app
 
 from openmm_tsf.dataset import MDDataset
 from openmm_tsf.files import PathLike, read_arrays, read_json, write_arrays, write_text
+from openmm_tsf.openmm_xml import read_openmm_xml
 from openmm_tsf.systems import MolecularSystem, alanine_dipeptide
 
 POSITIONS = "positions.npz"
@@ -54,15 +55,7 @@ def load_molecule(
         )
     structure = _read_pdb(_existing(pdb, "pdb"))
     if system is not None:
-        text = _existing(system, "system").read_text()
-        try:
-            built = openmm.XmlSerializer.deserialize(text)
-        except Exception as error:
-            raise ValueError(f"system: OpenMM cannot read {system}: {error}") from error
-        if not isinstance(built, openmm.System):
-            raise ValueError(
-                f"system: expected a serialized System in {system}, got {type(built).__name__}"
-            )
+        built = read_openmm_xml(system, openmm.System, "system")
     else:
         assert force_field is not None
         try:

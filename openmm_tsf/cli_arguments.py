@@ -1,0 +1,139 @@
+"""The arguments of the command line."""
+
+import argparse
+from importlib.metadata import version
+from typing import Any
+
+SEED = 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``openmm-tsf``."""
+    parser = argparse.ArgumentParser(
+        prog="openmm-tsf",
+        description="Boltzmann ensembles of a molecule at several temperatures, sampled by replica "
+        "exchange with a temperature-steerable flow.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('openmm-tsf')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    everything = _command(commands, "run", "MD or given frames, training, sampling, analysis")
+    md = _command(commands, "md", "molecular dynamics with OpenMM, to make training frames")
+    train = _command(commands, "train", "train a flow on frames of one temperature")
+    sample = _command(commands, "sample", "replica exchange with a trained flow")
+    analyze = _command(commands, "analyze", "tables and plots of a run directory")
+    doctor = _command(commands, "doctor", "self-test, and what a bug report needs")
+
+    for command in (everything, md, train, sample):
+        command.add_argument("--output", required=True, metavar="DIR", help="new or empty folder")
+        _molecule_arguments(command)
+        command.add_argument("--seed", type=int, help=f"seed of everything (default: {SEED})")
+        command.add_argument(
+            "--platform",
+            help="OpenMM platform (default: energies of long runs by torch, where it covers the "
+            "System; otherwise, and for MD, the fastest platform, measured)",
+        )
+        command.add_argument(
+            "--threads",
+            type=int,
+            default=1,
+            help="threads of torch and of OpenMM's CPU platform (default: 1; networks of this size "
+            "are slower on more, and MD on more is not the same bit by bit)",
+        )
+        command.add_argument(
+            "--resume",
+            action="store_true",
+            help="continue what is in the output folder, the same as if it had not stopped; begin "
+            "if there is nothing yet",
+        )
+        command.add_argument(
+            "--checkpoint-seconds",
+            type=float,
+            default=30.0,
+            metavar="S",
+            help="time between checkpoints (default: 30)",
+        )
+    for command in (everything, train):
+        _training_arguments(command)
+    for command in (everything, sample):
+        _sampling_arguments(command)
+
+    everything.add_argument(
+        "--md", action="store_true", help="run MD also where frames are shipped"
+    )
+    everything.add_argument(
+        "--rounds", type=int, help="rounds of sampling and retraining before the flow is frozen"
+    )
+    for command in (everything, md):
+        command.add_argument(
+            "--frames", type=int, help="frames of MD (default: 40000; quick: 2000)"
+        )
+    md.add_argument("--temperature", type=float, help="K (default: 600)")
+    md.add_argument("--steps-per-frame", type=int, help="time steps between frames (default: 250)")
+    md.add_argument(
+        "--equilibration-steps", type=int, help="time steps before the first frame (default: 20000)"
+    )
+    md.add_argument("--timestep", type=float, help="ps (default: 0.001)")
+    md.add_argument("--friction", type=float, help="1/ps (default: 1)")
+    train.add_argument("--flow-kind", choices=("tsf", "realnvp"), help="which flow (default: tsf)")
+    sample.add_argument(
+        "--flow",
+        metavar="PATH",
+        help="flow.pt, or the folder of train or run (with --resume: by default the run's own)",
+    )
+    sample.add_argument(
+        "--trajectory", metavar="PATH", help="start from these frames (default: from the flow)"
+    )
+    sample.add_argument("--temperature", type=float, help="temperature of --trajectory in K")
+    analyze.add_argument("output", metavar="DIR", help="run directory, finished or still growing")
+    doctor.add_argument(
+        "directory", nargs="?", metavar="DIR", help="what a stage wrote, to look at"
+    )
+    doctor.add_argument("--json", action="store_true", help="print a JSON object")
+    return parser
+
+
+def _command(commands: Any, name: str, description: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=description, description=description[0].upper() + description[1:] + "."
+    )
+    command.add_argument("--quiet", action="store_true", help="no progress, warnings only")
+    command.add_argument("--debug", action="store_true", help="show tracebacks and debug messages")
+    return command
+
+
+def _molecule_arguments(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("molecule (default: alanine dipeptide)")
+    group.add_argument("--pdb", metavar="FILE", help="PDB file with all atoms")
+    group.add_argument("--system", metavar="FILE", help="serialized OpenMM System (XML)")
+    group.add_argument(
+        "--forcefield",
+        nargs="+",
+        metavar="XML",
+        help="OpenMM force field files, instead. They can hold Python scripts, which OpenMM runs: "
+        "use only files that you trust",
+    )
+
+
+def _training_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--preset", choices=("quick", "default"), help="sizes and lengths (default: default)"
+    )
+    command.add_argument(
+        "--trajectory", metavar="PATH", help="frames: a file that mdtraj reads, or a folder of md"
+    )
+    command.add_argument("--temperature", type=float, help="temperature of --trajectory in K")
+    command.add_argument("--stride", type=int, help="use every so many-th frame")
+    command.add_argument("--steps", type=int, help="steps of the first training")
+    if command.prog.endswith("train"):
+        command.add_argument(
+            "--temperatures", type=float, nargs="+", metavar="K", help="where the flow will be used"
+        )
+
+
+def _sampling_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--temperatures", type=float, nargs="+", metavar="K", help="ladder in K, ascending"
+    )
+    command.add_argument("--walkers", type=int, help="independent ladders side by side")
+    command.add_argument("--iterations", type=int, help="iterations of production, in all")
+    command.add_argument("--tuning", type=int, help="iterations of tuning before production")
