@@ -143,15 +143,15 @@ def test_a_machine_that_lacks_everything(quick, monkeypatch):
     assert report.sections["torch"]["C++ compiler"].startswith("none: torch takes ")
 
 
-def test_missing_compiler_is_a_line(monkeypatch):
+def test_missing_compiler_is_a_line():
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
     from torch._inductor import cpp_builder
 
     cpp_builder.cpp_compiler_search.cache_clear()
     try:
-        found = doctor_probes.torch_devices()["C++ compiler"]
+        with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+            found = doctor_probes.torch_devices()["C++ compiler"]
     finally:
         cpp_builder.cpp_compiler_search.cache_clear()
     assert "no-such-compiler" in found or "InvalidCxxCompiler" in found
