@@ -5,6 +5,7 @@ import os
 import struct
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -13,6 +14,7 @@ import openmm
 import openmm.app as app
 from tqdm.auto import tqdm
 
+from openmm_tsf.doors import check_fields, positive_number, seed_number, whole_number
 from openmm_tsf.inputs import (
     PathLike,
     check_platform,
@@ -23,7 +25,7 @@ from openmm_tsf.inputs import (
     write_molecule,
 )
 from openmm_tsf.systems import MolecularSystem
-from openmm_tsf.units import as_temperature
+from openmm_tsf.units import PICOSECOND, as_temperature, in_unit
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +56,8 @@ class MDSettings:
 
     Raises
     ------
-    ValueError
-        If a number is out of its range.
+    TypeError, ValueError
+        If a number is none, or out of its range.
     """
 
     temperature: float = 600.0
@@ -67,18 +69,18 @@ class MDSettings:
     seed: int = field(default=1)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "temperature", as_temperature(self.temperature))
-        for name, least in (
-            ("n_frames", 1),
-            ("steps_per_frame", 1),
-            ("n_equilibration_steps", 0),
-            ("seed", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        for name in ("timestep", "friction"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        check_fields(
+            self,
+            temperature=as_temperature,
+            n_frames=whole_number,
+            steps_per_frame=whole_number,
+            timestep=lambda value, name: positive_number(in_unit(value, PICOSECOND, name), name),
+            friction=lambda value, name: positive_number(
+                in_unit(value, 1 / PICOSECOND, name), name
+            ),
+            n_equilibration_steps=partial(whole_number, least=0),
+            seed=seed_number,
+        )
 
 
 class MDResult(NamedTuple):

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openmm_tsf.doors import real_number
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.batched_dynamics import velocity_verlet
-from openmm_tsf.sampling.doors import real_number
 from openmm_tsf.sampling.legs import Leg
 from openmm_tsf.sampling.moves import FlowLike
 from openmm_tsf.sampling.state import WalkerState

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from openmm_tsf.doors import numbers_of, real_number, whole_number
 from openmm_tsf.sampling.accept import metropolis
-from openmm_tsf.sampling.doors import check_flow, kernel_name, numbers_of, real_number, whole_number
+from openmm_tsf.sampling.doors import check_flow, kernel_name
 from openmm_tsf.sampling.moves import FlowLike
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
 from openmm_tsf.units import PICOSECOND, as_temperatures, in_unit
