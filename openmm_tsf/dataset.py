@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.resources import as_file, files
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openmm_tsf.doors import check_fields, numbers_of, positive_number, whole_number
+from openmm_tsf.structure import check_frames
 from openmm_tsf.systems import MolecularSystem
 from openmm_tsf.units import NANOMETER, as_temperature, in_unit
 
@@ -55,7 +58,8 @@ class MDDataset:
     Raises
     ------
     TypeError, ValueError
-        If shapes disagree or positions are not finite.
+        If shapes disagree, numbers are not finite, or frames are no conformations of the molecule
+        (overlapping atoms, other bonds: another order of atoms or another unit).
     """
 
     positions: Tensor
@@ -68,12 +72,24 @@ class MDDataset:
     name: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.molecule, MolecularSystem | None):
+            raise TypeError(
+                f"molecule: expected a MolecularSystem or None, got {type(self.molecule).__name__}"
+            )
         plain = in_unit(self.positions, NANOMETER, "positions")
-        positions = torch.as_tensor(plain, dtype=torch.float64)
+        try:
+            positions = torch.as_tensor(plain, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"positions: expected numbers [F, *event], got {type(plain).__name__}: {error}"
+            ) from error
         object.__setattr__(self, "positions", positions)
-        object.__setattr__(self, "temperature", as_temperature(self.temperature))
-        if not self.weight > 0:
-            raise ValueError(f"weight: expected a positive number, got {self.weight!r}")
+        check_fields(
+            self,
+            temperature=as_temperature,
+            n_evaluations=partial(whole_number, least=0),
+            weight=positive_number,
+        )
         if positions.ndim < 2 or len(positions) == 0:
             raise ValueError(
                 f"positions: expected shape [F, *event] with F >= 1, got {tuple(positions.shape)}"
@@ -87,18 +103,16 @@ class MDDataset:
             raise ValueError(
                 f"chains: expected shape [{len(positions)}], got {tuple(self.chains.shape)}"
             )
-        bad = ~torch.isfinite(positions.flatten(1)).all(dim=1)
-        if bool(bad.any()):
-            raise ValueError(
-                f"positions: expected finite numbers, got NaN or infinity in {int(bad.sum())} "
-                f"frames, the first is frame {int(bad.nonzero()[0])}"
-            )
+        _check_finite(positions, "positions")
+        if self.molecule is not None:
+            check_frames(self.molecule, positions)
         if self.energies is not None:
-            energies = torch.as_tensor(self.energies, dtype=torch.float64)
+            energies = numbers_of(self.energies, "energies")
             if energies.shape != (len(positions),):
                 raise ValueError(
                     f"energies: expected shape [{len(positions)}], got {tuple(energies.shape)}"
                 )
+            _check_finite(energies, "energies")
             object.__setattr__(self, "energies", energies)
 
     def __len__(self) -> int:
@@ -147,8 +161,9 @@ class MDDataset:
             another number of atoms.
         """
         paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-        if stride < 1 or skip < 0:
-            raise ValueError(f"stride, skip: expected >= 1 and >= 0, got {stride} and {skip}")
+        if not isinstance(molecule, MolecularSystem):
+            raise TypeError(f"molecule: expected a MolecularSystem, got {type(molecule).__name__}")
+        stride, skip = whole_number(stride, "stride"), whole_number(skip, "skip", least=0)
         parts = []
         for name in map(str, paths):
             if not Path(name).is_file():
@@ -247,6 +262,15 @@ class MDDataset:
             raise ValueError(f"chains: expected at least 3 to split, got {len(names)}")
         parts = names.split([n_train, *sizes])
         return Split(*(self[torch.isin(chains, part).nonzero()[:, 0]] for part in parts))
+
+
+def _check_finite(values: Tensor, name: str) -> None:
+    bad = ~torch.isfinite(values.flatten(1) if values.ndim > 1 else values[:, None]).all(dim=1)
+    if bool(bad.any()):
+        raise ValueError(
+            f"{name}: expected finite numbers, got NaN or infinity in {int(bad.sum())} "
+            f"frames, the first is frame {int(bad.nonzero()[0])}"
+        )
 
 
 @contextmanager

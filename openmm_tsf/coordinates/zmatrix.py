@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 import openmm.app as app
 
+from openmm_tsf.structure import atom_label
 from openmm_tsf.units import NANOMETER, in_unit
 
 #: Reference angles closer than this to 0 or pi (radians) leave a dihedral angle undefined.
@@ -148,7 +149,7 @@ class _Molecule:
                 "topology: expected bonds, got none; Topology.createStandardBonds() adds those of "
                 "standard residues, Topology.addBond any other"
             )
-        names = tuple(f"{atom.residue.name}{atom.residue.id}-{atom.name}" for atom in atoms)
+        names = tuple(atom_label(atom) for atom in atoms)
         _check_connected(neighbours, names)
         by_name: dict[int, dict[str, int]] = {}
         for atom in atoms:
