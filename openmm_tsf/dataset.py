@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.resources import as_file, files
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -23,6 +24,12 @@ from openmm_tsf.units import NANOMETER, as_temperature, in_unit
 
 #: Energy evaluations that made the shipped 600 K frames (data/make_training_frames.py).
 SHIPPED_MD_EVALUATIONS = 10_020_000
+
+#: Trajectories that name their own atoms.
+_NAMES_ATOMS = (
+    ".cif", ".cif.gz", ".gro", ".h5", ".hdf5", ".mmcif", ".mmcif.gz", ".pdb", ".pdb.gz", ".pdbx",
+    ".pdbx.gz",
+)  # fmt: skip
 
 
 class Split(NamedTuple):
@@ -154,43 +161,29 @@ class MDDataset:
 
         Raises
         ------
-        FileNotFoundError
-            If a file is missing.
+        FileNotFoundError, IsADirectoryError
+            If a file is missing, or a directory.
+        TypeError
+            If `path` is no path.
         ValueError
-            If the file is XTC (its 0.001 nm rounding spoils energies), unreadable, empty, or of
-            another number of atoms.
+            If a file is XTC (its 0.001 nm rounding spoils energies), unreadable or empty, or its
+            frames are not the molecule's: see :class:`MDDataset`. A file that names its atoms (PDB)
+            must name them in the molecule's order.
         """
-        paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
         if not isinstance(molecule, MolecularSystem):
             raise TypeError(f"molecule: expected a MolecularSystem, got {type(molecule).__name__}")
         stride, skip = whole_number(stride, "stride"), whole_number(skip, "skip", least=0)
-        parts = []
-        for name in map(str, paths):
-            if not Path(name).is_file():
-                raise FileNotFoundError(f"path: no such trajectory {name}")
-            if name.lower().endswith(".xtc"):
-                raise ValueError(
-                    f"path: {name} is XTC, which rounds positions to 0.001 nm and spoils "
-                    "energies; use DCD or NetCDF"
-                )
-            try:
-                with _silent_stdout():
-                    part = mdtraj.load(name, top=molecule.mdtraj_topology)
-            except Exception as error:
-                raise ValueError(
-                    f"path: mdtraj cannot read {name} as a trajectory of {molecule.n_atoms} "
-                    f"atoms: {error}"
-                ) from error
-            parts.append(np.asarray(part.xyz, dtype=np.float64))
+        names = _trajectory_files(path)
+        parts = [_read_frames(name, molecule) for name in names]
         positions = np.concatenate(parts)[skip::stride]
         if not len(positions):
-            raise ValueError(f"path: no frames left in {', '.join(map(str, paths))}")
+            raise ValueError(f"path: no frames left in {', '.join(names)}")
         return cls(
             torch.from_numpy(positions),
             temperature,
             molecule,
             n_evaluations=n_evaluations,
-            name=", ".join(map(str, paths)),
+            name=", ".join(names),
         )
 
     @classmethod
@@ -262,6 +255,73 @@ class MDDataset:
             raise ValueError(f"chains: expected at least 3 to split, got {len(names)}")
         parts = names.split([n_train, *sizes])
         return Split(*(self[torch.isin(chains, part).nonzero()[:, 0]] for part in parts))
+
+
+def _trajectory_files(path: Any) -> list[str]:
+    """Names of one or several trajectory files, checked before the first is read."""
+    try:
+        paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+        names = [os.fsdecode(item) for item in paths]
+    except TypeError as error:
+        raise TypeError(f"path: expected a trajectory file or several, got {path!r}") from error
+    if not names:
+        raise ValueError("path: expected at least one trajectory file, got none")
+    readable = tuple(ending for ending in mdtraj.FormatRegistry.loaders if ending != ".xtc")
+    for name in names:
+        if Path(name).is_dir():
+            raise IsADirectoryError(f"path: expected a trajectory file, got the directory {name}")
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"path: no such trajectory {name}")
+        if name.lower().endswith(".xtc"):
+            raise ValueError(
+                f"path: {name} is XTC, which rounds positions to 0.001 nm and spoils energies; use "
+                "DCD or NetCDF"
+            )
+        if not name.endswith(readable):
+            raise ValueError(
+                f"path: expected a trajectory that mdtraj reads ({', '.join(sorted(readable))}), "
+                f"got {name}"
+            )
+        if Path(name).stat().st_size == 0:
+            raise ValueError(f"path: expected frames, got the empty file {name}")
+    return names
+
+
+def _read_frames(name: str, molecule: MolecularSystem) -> np.ndarray:
+    """All frames [F, N, 3] of a trajectory file in nm."""
+    top = {} if name.endswith(_NAMES_ATOMS) else {"top": molecule.mdtraj_topology}
+    try:
+        with _silent_stdout():
+            frames = mdtraj.load(name, **top)
+    except Exception as error:
+        raise ValueError(
+            f"path: mdtraj cannot read {name} as a trajectory of {molecule.n_atoms} atoms: {error}"
+        ) from error
+    if frames.n_atoms != molecule.n_atoms:
+        raise ValueError(
+            f"path: expected the molecule's {molecule.n_atoms} atoms, got {frames.n_atoms} in "
+            f"{name}"
+        )
+    _check_order(name, list(frames.topology.atoms), list(molecule.mdtraj_topology.atoms))
+    return np.asarray(frames.xyz, dtype=np.float64)
+
+
+def _check_order(name: str, found: list[Any], expected: list[Any]) -> None:
+    """Refuse the same elements, or the same names, in another order.
+
+    Programs name atoms, and guess elements, in their own ways: that alone is no other molecule.
+    """
+    for what in ("element.symbol", "name"):
+        of = attrgetter(what)
+        theirs, ours = list(map(of, found)), list(map(of, expected))
+        if theirs != ours and sorted(theirs) == sorted(ours):
+            first = next(
+                i for i, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1]
+            )
+            raise ValueError(
+                f"path: expected the molecule's atoms in its order, got another in {name}: atom "
+                f"{first} is {found[first]}, expected {expected[first]}"
+            )
 
 
 def _check_finite(values: Tensor, name: str) -> None:

@@ -2,10 +2,13 @@
 
 import math
 import numbers
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import UnionType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 #: What torch and numpy count with, and what torch seeds its generators with.
@@ -116,6 +119,59 @@ def one_of(value: Any, name: str, allowed: Sequence[Any]) -> Any:
     if value not in allowed:
         raise ValueError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {value!r}")
     return value
+
+
+def entry(config: Any, name: str, kind: type | UnionType) -> Any:
+    """The entry `name` of a mapping that was read from a file.
+
+    Raises
+    ------
+    ValueError
+        If `config` is no mapping, or has no such entry of this type.
+    """
+    if not isinstance(config, Mapping) or name not in config:
+        raise ValueError(f"{name}: expected an entry, got none")
+    value = config[name]
+    if not isinstance(value, kind):
+        expected = getattr(kind, "__name__", str(kind))
+        raise ValueError(f"{name}: expected {expected}, got {type(value).__name__}")
+    return value
+
+
+def array_entry(config: Any, name: str, kinds: str, *shape: int) -> NDArray[Any]:
+    """The entry `name`, nested lists, as an array of this shape (-1 for any length).
+
+    Parameters
+    ----------
+    config, name
+        See :func:`entry`.
+    kinds
+        numpy's codes of what the numbers may be: ``"b"`` bool, ``"i"`` integer, ``"f"`` float.
+    *shape
+        The shape.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or has numbers that are not finite.
+    """
+    value = entry(config, name, list)
+    try:
+        array = np.array(value)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{name}: expected numbers of shape {shape}, got {error}") from error
+    if array.size == 0 and 0 in shape:
+        return np.zeros(shape)  # nested lists do not keep what is beside a length of zero
+    fits = array.ndim == len(shape) and all(
+        wanted in (-1, found) for wanted, found in zip(shape, array.shape, strict=True)
+    )
+    if array.dtype.kind not in kinds or not fits:
+        raise ValueError(
+            f"{name}: expected numbers of shape {shape}, got shape {array.shape} of {array.dtype}"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
+    return array
 
 
 def check_fields(settings: Any, **checks: Callable[[Any, str], Any]) -> None:

@@ -15,6 +15,8 @@ from typing import Any, Self
 import numpy as np
 import openmm.app as app
 
+from openmm_tsf.coordinates.configs import check_rows
+from openmm_tsf.doors import array_entry, entry
 from openmm_tsf.structure import atom_label
 from openmm_tsf.units import NANOMETER, in_unit
 
@@ -95,13 +97,26 @@ class ZMatrix:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Inverse of :meth:`to_config`."""
+        """Inverse of :meth:`to_config`.
+
+        Raises
+        ------
+        ValueError
+            If an entry is missing or not what :meth:`to_config` could have written.
+        """
+        rows = array_entry(config, "rows", "i", -1, 4)
+        n_atoms = len(rows)
+        names = tuple(entry(config, "atom_names", list))
+        if len(names) != n_atoms or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"atom_names: expected {n_atoms} names, got {names}")
+        levels = array_entry(config, "levels", "i", n_atoms)
+        check_rows(rows, levels)
         return cls(
-            np.asarray(config["rows"], dtype=np.int64),
-            np.asarray(config["siblings"], dtype=bool),
-            np.asarray(config["tetrahedral"], dtype=bool),
-            np.asarray(config["levels"], dtype=np.int64),
-            tuple(config["atom_names"]),
+            rows.astype(np.int64),
+            array_entry(config, "siblings", "b", n_atoms),
+            array_entry(config, "tetrahedral", "b", n_atoms),
+            levels.astype(np.int64),
+            names,
         )
 
 

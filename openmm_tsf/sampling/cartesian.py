@@ -80,6 +80,11 @@ class CartesianHMC(Leg):
         )
 
     @property
+    def needs_velocities(self) -> bool:
+        """Whether walkers without velocities cannot be served."""
+        return self.persistence > 0
+
+    @property
     def sigma(self) -> Tensor:
         """Time steps [R], ps."""
         return self._sigma
@@ -107,7 +112,7 @@ class CartesianHMC(Leg):
         self.sigma = content["sigma"]
 
     def _start(self, state: WalkerState) -> Tensor:
-        if state.velocities is None and not self.persistence:
+        if state.velocities is None and not self.needs_velocities:
             return torch.zeros_like(state.x).flatten(0, 1)
         return super()._start(state)
 

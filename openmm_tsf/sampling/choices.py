@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from openmm_tsf.doors import whole_number
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.agreement import with_members
 from openmm_tsf.sampling.kernels import Every
@@ -61,7 +62,7 @@ def sampling_choices(
             "n_contexts": getattr(potential, "n_contexts", None),
             "compiled": getattr(potential, "compile_requested", None),
         },
-        "save_interval": save_interval,
+        "save_interval": int(save_interval),
         "torch_threads": torch.get_num_threads(),
     }
 
@@ -131,8 +132,7 @@ def check_run_arguments(
         ("save_interval", save_interval, 1),
         ("checkpoint_interval", checkpoint_interval, 1),
     ):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+        whole_number(value, name, least)
     for reporter in reporters:
         if getattr(reporter, "interval", 0) < 1:
             raise TypeError(f"reporters: expected an interval of at least 1, on {reporter!r}")

@@ -110,6 +110,11 @@ class Leg(ABC):
         return self.metropolized
 
     @property
+    def needs_velocities(self) -> bool:
+        """Whether walkers without velocities cannot be served."""
+        return True
+
+    @property
     def counts_shape(self) -> tuple[int, ...]:
         """Shape of the counts: one number per rung."""
         return (len(self.temperatures),)
