@@ -49,6 +49,9 @@ def rebuilt(kind: type[Flow], content: dict[str, Any]) -> Flow:
         for name, buffer in flow.named_buffers()
         if not name.startswith("network.")
     }
+    _check_shapes(tensors, flow.state_dict())
+    if unknown := sorted(tensors.keys() - flow.state_dict().keys()):
+        raise ValueError(f"state_dict: expected tensors of the flow only, got {unknown[0]}")
     flow.load_state_dict(tensors)
     for coupling in flow.network.modules():
         if isinstance(coupling, AffineCoupling):

@@ -40,5 +40,6 @@ def check_device(device: torch.device | str | None) -> torch.device:
         reason = str(error).splitlines()[0]
         there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         raise ValueError(
-            f"device: expected one that is there ({', '.join(there)}), got {device!r} ({reason})"
+            f"device: expected a torch device, got {device!r} ({reason}); available here: "
+            f"{', '.join(there)}"
         ) from error

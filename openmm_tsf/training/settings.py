@@ -1,6 +1,7 @@
 """How a flow is trained: sizes and schedules."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -94,8 +95,10 @@ class FitSettings:
             max_skipped=partial(whole_number, least=0),
             dtype=partial(one_of, allowed=(torch.float32, torch.float64)),
         )
-        ramp = tuple(real_number(part, "ramp") for part in self.ramp)
-        if len(ramp) != 2 or not 0 <= ramp[0] <= ramp[1]:
+        if not isinstance(self.ramp, Sequence) or isinstance(self.ramp, str) or len(self.ramp) != 2:
+            raise ValueError(f"ramp: expected two ascending fractions, got {self.ramp!r}")
+        ramp = (real_number(self.ramp[0], "ramp"), real_number(self.ramp[1], "ramp"))
+        if not 0 <= ramp[0] <= ramp[1]:
             raise ValueError(f"ramp: expected two ascending fractions, got {self.ramp!r}")
         object.__setattr__(self, "ramp", ramp)
         if self.lambda_max > 0:
