@@ -22,8 +22,8 @@ LONGEST_BOND = 0.5
 STRETCH = 2.0
 #: ... and in the mean over frames, which is off wherever two atoms have changed places.
 MEAN_STRETCH = 1.3
-#: Numbers in one block of distances.
-_BLOCK = 2**18
+#: Atoms in one block of frames.
+_BLOCK = 2**16
 #: Masses (amu) closer than this are of the same element.
 _MASS_TOLERANCE = 0.05
 
@@ -181,14 +181,14 @@ def check_frames(molecule: "MolecularSystem", positions: Tensor) -> None:
     total = torch.zeros_like(expected)
     torn = torch.zeros(n_frames, dtype=torch.bool, device=positions.device)
     overlapping = torch.zeros_like(torn)
-    size = max(1, _BLOCK // n_atoms**2)
+    size = max(1, _BLOCK // n_atoms)
     for start in range(0, n_frames, size):
         rows = slice(start, start + size)
         lengths = _lengths(positions[rows], bonds)
         total += lengths.sum(dim=0)
         wrong = (lengths > STRETCH * expected) | (lengths < expected / STRETCH)
         torn[rows] = wrong.any(dim=1)
-        overlapping[rows] = _squared_distances(positions[rows]).flatten(1).amin(1) < OVERLAP**2
+        overlapping[rows] = _overlapping(positions[rows])
     labels = [atom_label(atom) for atom in molecule.topology.atoms()]
     if bool(torn.any()):
         frame = int(torn.nonzero()[0])
@@ -203,8 +203,7 @@ def check_frames(molecule: "MolecularSystem", positions: Tensor) -> None:
         )
     if bool(overlapping.any()):
         frame = int(overlapping.nonzero()[0])
-        squared = _squared_distances(positions[frame : frame + 1])[0]
-        i, j = divmod(int(squared.argmin()), n_atoms)
+        i, j = _closest(positions[frame])
         raise ValueError(
             f"positions: expected atoms at least {OVERLAP} nm apart, but in "
             f"{int(overlapping.sum())} of {n_frames} frames some are closer; the first is frame "
@@ -227,10 +226,25 @@ def _lengths(positions: Tensor, bonds: Tensor) -> Tensor:
     return (positions[:, bonds[:, 0]] - positions[:, bonds[:, 1]]).norm(dim=2)
 
 
-def _squared_distances(positions: Tensor) -> Tensor:
-    """[F, N, N], infinite on the diagonal."""
-    x = positions - positions.mean(dim=1, keepdim=True)
-    square = x.square().sum(dim=2)
-    squared = torch.baddbmm(square[:, :, None] + square[:, None, :], x, x.mT, alpha=-2)
-    squared.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-    return squared
+def _closest(x: Tensor) -> Pair:
+    """The two atoms of x [N, 3] that are closest."""
+    first, second = torch.triu_indices(len(x), len(x), offset=1)
+    pair = int((x[first] - x[second]).norm(dim=1).argmin())
+    return int(first[pair]), int(second[pair])
+
+
+def _overlapping(positions: Tensor) -> Tensor:
+    """Whether any two atoms of each frame are closer than they may be: bool [F].
+
+    Atoms are compared with those that follow them along x, until none is near: far fewer pairs
+    than there are.
+    """
+    order = positions[:, :, 0].argsort(dim=1)
+    x = positions.gather(1, order[:, :, None].expand_as(positions)).permute(2, 0, 1).contiguous()
+    found = torch.zeros(len(positions), dtype=torch.bool, device=positions.device)
+    for away in range(1, positions.shape[1]):
+        step = x[:, :, away:] - x[:, :, :-away]
+        if not bool((step[0] < OVERLAP).any()):
+            break
+        found |= (step.square().sum(dim=0) < OVERLAP**2).any(dim=1)
+    return found

@@ -223,7 +223,7 @@ CONTENTS = [
     ("many momenta", entry("n_momenta"), 10**9, "sizes: expected a network of"),
     ("another shape", entry("state_dict", WEIGHT), lambda w: w[:-1], f"expected {WEIGHT} .* got"),
     ("a list for a tensor", entry("state_dict", WEIGHT), lambda w: w.tolist(), "named tensors"),
-    ("a tensor too many", entry("state_dict", "more"), torch.zeros(3), "of the flow only, got more"),
+    ("a tensor too many", entry("state_dict", "more"), torch.zeros(3), "flow only, got more"),
     ("NaN", entry("state_dict", WEIGHT), lambda w: w * torch.nan, f"infinity in {WEIGHT}"),
     ("a repeated number", entry("state_dict", WEIGHT), torch.zeros(1).expand(10**12), "bytes of"),
     ("an index twice", entry("state_dict", "network.bijectors.1.transformed"), lambda w: 0 * w,
@@ -271,3 +271,14 @@ def test_flows_of_another_molecule(good, flow, molecule, tmp_path, capsys):
     with refused(FileNotFoundError, "no such flow file"):
         load_flow(tmp_path)
     assert load_flow(path, molecule).fingerprint == molecule.fingerprint
+
+
+# ------------------------------------------------------------------------ the output directory
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["a file", "below a file"])
+def test_output_that_is_a_file(below, tmp_path, capsys):
+    (tmp_path / "taken").write_text("mine")
+    output = tmp_path / "taken" / "run" if below else tmp_path / "taken"
+    assert str(output) in from_shell(["md", "--output", output, "--frames", "1"], capsys)
+    assert (tmp_path / "taken").read_text() == "mine"
