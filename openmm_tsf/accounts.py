@@ -41,17 +41,34 @@ class Costs:
                 so_far = self.seconds.get("compilation") or 0.0
                 self.seconds["compilation"] = round(so_far + more, 3)
 
+    def add(self, stage: str, evaluations: int, seconds: float) -> None:
+        """Add what an earlier process did."""
+        self.evaluations[stage] = (self.evaluations[stage] or 0) + evaluations
+        self.seconds[stage] = round((self.seconds[stage] or 0.0) + seconds, 3)
+
     def to_config(self) -> dict[str, Any]:
         """Entries of ``config.json``."""
         return {"energy_evaluations": dict(self.evaluations), "wall_seconds": dict(self.seconds)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Costs":
-        """What an earlier stage wrote."""
+        """What an earlier stage wrote; what is no number is not known."""
         costs = cls()
-        costs.evaluations.update(config.get("energy_evaluations", {}))
-        costs.seconds.update(config.get("wall_seconds", {}))
+        for stage, value in _numbers(config.get("energy_evaluations")):
+            costs.evaluations[stage] = int(value)
+        for stage, value in _numbers(config.get("wall_seconds")):
+            costs.seconds[stage] = value
         return costs
+
+
+def _numbers(entry: Any) -> list[tuple[str, float]]:
+    if not isinstance(entry, dict):
+        return []
+    return [
+        (str(name), value)
+        for name, value in entry.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    ]
 
 
 class Seeds:

@@ -40,16 +40,25 @@ def build_parser() -> argparse.ArgumentParser:
             help="OpenMM platform (default: energies of long runs by torch, where it covers the "
             "System; otherwise, and for MD, the fastest platform, measured)",
         )
-    for command in (everything, train, sample):
         command.add_argument(
             "--threads",
             type=int,
             default=1,
-            help="torch's threads (default: 1; networks of this size are slower on more)",
+            help="threads of torch and of OpenMM's CPU platform (default: 1; networks of this size "
+            "are slower on more, and MD on more is not the same bit by bit)",
         )
-    for command in (md, train, sample):
         command.add_argument(
-            "--resume", action="store_true", help="continue what is in the output folder"
+            "--resume",
+            action="store_true",
+            help="continue what is in the output folder, the same as if it had not stopped; begin "
+            "if there is nothing yet",
+        )
+        command.add_argument(
+            "--checkpoint-seconds",
+            type=float,
+            default=30.0,
+            metavar="S",
+            help="time between checkpoints (default: 30)",
         )
     for command in (everything, train):
         _training_arguments(command)
@@ -75,7 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
     md.add_argument("--friction", type=float, help="1/ps (default: 1)")
     train.add_argument("--flow-kind", choices=("tsf", "realnvp"), help="which flow (default: tsf)")
     sample.add_argument(
-        "--flow", required=True, metavar="PATH", help="flow.pt, or the folder of train or run"
+        "--flow",
+        metavar="PATH",
+        help="flow.pt, or the folder of train or run (with --resume: by default the run's own)",
     )
     sample.add_argument(
         "--trajectory", metavar="PATH", help="start from these frames (default: from the flow)"
@@ -106,7 +117,7 @@ def _molecule_arguments(command: argparse.ArgumentParser) -> None:
 
 def _training_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--preset", choices=("quick", "default"), default="default", help="sizes and lengths"
+        "--preset", choices=("quick", "default"), help="sizes and lengths (default: default)"
     )
     command.add_argument(
         "--trajectory", metavar="PATH", help="frames: a file that mdtraj reads, or a folder of md"
@@ -125,7 +136,7 @@ def _sampling_arguments(command: argparse.ArgumentParser) -> None:
         "--temperatures", type=float, nargs="+", metavar="K", help="ladder in K, ascending"
     )
     command.add_argument("--walkers", type=int, help="independent ladders side by side")
-    command.add_argument("--iterations", type=int, help="iterations of production")
+    command.add_argument("--iterations", type=int, help="iterations of production, in all")
     command.add_argument("--tuning", type=int, help="iterations of tuning before production")
 
 
@@ -194,11 +205,11 @@ def _one_line(error: Exception) -> str:
 
 def _run(args: argparse.Namespace) -> None:
     from openmm_tsf import workflow
-    from openmm_tsf.presets import changed, preset
+    from openmm_tsf.presets import RunSettings, changed, preset
 
     molecule = _molecule(args)
     _check_run_options(args, molecule)
-    settings = preset(args.preset)
+    settings = _settings(args, RunSettings, lambda: preset(args.preset or "default"))
     settings = changed(
         settings,
         stride=args.stride,
@@ -214,8 +225,11 @@ def _run(args: argparse.Namespace) -> None:
         trajectory=args.trajectory,
         temperature=args.temperature,
         own_md=args.md,
-        seed=_seed(args),
+        seed=args.seed,
         platform=args.platform,
+        threads=args.threads,
+        resume=args.resume,
+        checkpoint_seconds=args.checkpoint_seconds,
         progress=not args.quiet,
     )
     _show(summary, args.output)
@@ -223,11 +237,14 @@ def _run(args: argparse.Namespace) -> None:
 
 def _md(args: argparse.Namespace) -> None:
     from openmm_tsf import workflow
-    from openmm_tsf.md import MDSettings
+    from openmm_tsf.md import MDSettings, recorded_settings
     from openmm_tsf.presets import changed
+    from openmm_tsf.systems import alanine_dipeptide
 
+    before = recorded_settings(args.output) if args.resume else None
     settings = changed(
-        MDSettings(seed=_seed(args)),
+        MDSettings(seed=_SEED) if before is None else before,
+        seed=args.seed,
         temperature=args.temperature,
         n_frames=args.frames,
         steps_per_frame=args.steps_per_frame,
@@ -236,11 +253,13 @@ def _md(args: argparse.Namespace) -> None:
         friction=args.friction,
     )
     result = workflow.run_md(
-        _molecule(args),
+        _molecule(args) or alanine_dipeptide(),
         args.output,
         settings,
         platform=args.platform,
+        threads=args.threads,
         resume=args.resume,
+        checkpoint_seconds=args.checkpoint_seconds,
         progress=not args.quiet,
     )
     print(f"{result.n_frames} frames in {result.trajectory}")
@@ -252,11 +271,13 @@ def _train(args: argparse.Namespace) -> None:
     from openmm_tsf import workflow
     from openmm_tsf.dataset import MDDataset
     from openmm_tsf.inputs import load_trajectory
-    from openmm_tsf.presets import changed, preset
+    from openmm_tsf.presets import FlowSettings, changed, preset
+    from openmm_tsf.systems import alanine_dipeptide
+    from openmm_tsf.training import FitSettings
 
     _check_temperature(args)
-    settings = changed(preset(args.preset), stride=args.stride)
-    molecule, stride = _molecule(args), settings.stride
+    settings = changed(preset(args.preset or "default"), stride=args.stride)
+    molecule, stride = _molecule(args) or alanine_dipeptide(), settings.stride
     if args.trajectory is not None:
         dataset = load_trajectory(args.trajectory, molecule, args.temperature, stride)
     elif args.pdb is not None:
@@ -264,14 +285,20 @@ def _train(args: argparse.Namespace) -> None:
     else:
         dataset = MDDataset.shipped(molecule, stride=stride)
     ladder = tuple(args.temperatures or settings.sampling.temperatures)
+    fresh = changed(settings.fit, temperatures=ladder)
     flow = workflow.train(
         dataset,
         args.output,
-        changed(settings.flow, kind=args.flow_kind),
-        changed(settings.fit, n_steps=args.steps, temperatures=ladder),
-        seed=_seed(args),
+        changed(_settings(args, FlowSettings, lambda: settings.flow, "flow"), kind=args.flow_kind),
+        changed(
+            _settings(args, FitSettings, lambda: fresh, "fit"),
+            n_steps=args.steps,
+            temperatures=None if args.temperatures is None else ladder,
+        ),
+        seed=args.seed,
         platform=args.platform,
         resume=args.resume,
+        checkpoint_seconds=args.checkpoint_seconds,
         progress=not args.quiet,
     )
     print(f"a flow with {flow.n_parameters} parameters in {args.output}/flow.pt")
@@ -281,24 +308,26 @@ def _sample(args: argparse.Namespace) -> None:
     from openmm_tsf import workflow
     from openmm_tsf.inputs import load_trajectory
     from openmm_tsf.presets import SamplingSettings
+    from openmm_tsf.systems import alanine_dipeptide
 
     _check_temperature(args)
-    if args.resume:
-        _check_nothing_to_ignore(args)
-    own = args.pdb is not None or args.system is not None or args.forcefield is not None
-    molecule = _molecule(args) if own else None
+    if args.flow is None and not args.resume:
+        raise ValueError("--flow: expected flow.pt, or the folder of train or run, got none")
+    molecule = _molecule(args)
     start = None
     if args.trajectory is not None:
-        start = load_trajectory(args.trajectory, molecule or _molecule(args), args.temperature)
+        start = load_trajectory(args.trajectory, molecule or alanine_dipeptide(), args.temperature)
+    settings = _settings(args, SamplingSettings, SamplingSettings)
     summary = workflow.sample(
         args.flow,
         args.output,
-        _sampling_settings(args, SamplingSettings()),
+        _sampling_settings(args, settings),
         molecule=molecule,
         start=start,
-        seed=_seed(args),
+        seed=args.seed,
         platform=args.platform,
         resume=args.resume,
+        checkpoint_seconds=args.checkpoint_seconds,
         progress=not args.quiet,
     )
     _show(summary, args.output)
@@ -310,8 +339,12 @@ def _analyze(args: argparse.Namespace) -> None:
     _show(workflow.analyze(args.output), args.output)
 
 
-def _seed(args: argparse.Namespace) -> int:
-    return _SEED if args.seed is None else int(args.seed)
+def _settings(args: argparse.Namespace, cls: type, fresh: Any, part: str | None = None) -> Any:
+    """Settings to change by arguments: those of what is resumed, or fresh ones."""
+    from openmm_tsf.records import recorded_settings
+
+    before = recorded_settings(args.output, cls, part) if args.resume else None
+    return fresh() if before is None else before
 
 
 def _check_temperature(args: argparse.Namespace) -> None:
@@ -323,25 +356,23 @@ def _check_run_options(args: argparse.Namespace, molecule: Any) -> None:
     from openmm_tsf.systems import alanine_dipeptide
 
     _check_temperature(args)
-    if args.frames is None or args.md:
+    if args.frames is None or args.md or args.resume:
         return
     if args.trajectory is not None:
         raise ValueError("--frames: no MD is run where --trajectory is given")
-    if molecule.fingerprint == alanine_dipeptide().fingerprint:
+    if molecule is None or molecule.fingerprint == alanine_dipeptide().fingerprint:
         raise ValueError("--frames: no MD is run where frames are shipped; add --md to run it")
 
 
-def _check_nothing_to_ignore(args: argparse.Namespace) -> None:
-    """A resumed run has its ladder, walkers, seed and step sizes already."""
-    for name in ("temperatures", "walkers", "seed", "tuning", "trajectory"):
-        if getattr(args, name) is not None:
-            raise ValueError(f"--{name}: fixed when the run was started, not taken with --resume")
-
-
 def _molecule(args: argparse.Namespace) -> Any:
-    from openmm_tsf.inputs import load_molecule
+    """The molecule of the arguments; of the folder that is resumed; None for the default."""
+    from openmm_tsf.inputs import holds_molecule, load_molecule, read_molecule
 
-    return load_molecule(args.pdb, args.system, args.forcefield)
+    if args.pdb is not None or args.system is not None or args.forcefield is not None:
+        return load_molecule(args.pdb, args.system, args.forcefield)
+    if args.resume and holds_molecule(args.output):
+        return read_molecule(args.output)
+    return None
 
 
 def _sampling_settings(args: argparse.Namespace, settings: Any) -> Any:
@@ -372,5 +403,8 @@ def _show(summary: dict[str, Any], output: str) -> None:
             print(f"\n{title}:", *lines, sep="\n  ")
     words = advice(summary)
     if words is not None:
-        print(f"\n{words}; sample --resume continues this run")
+        more = 2 * int(summary["n_iterations"])
+        print(
+            f"\n{words}; sample --output {output} --iterations {more} --resume lengthens this run"
+        )
     print(f"\nsummary.json and the plots are in {output}")

@@ -79,13 +79,37 @@ def open_potential(
 
 
 def reopen_potential(
-    molecule: MolecularSystem, written: dict[str, Any], platform: str | None
+    molecule: MolecularSystem,
+    written: Any,
+    platform: str | None,
+    planned: int = 0,
+    batch: int = 0,
 ) -> Potential:
-    """The potential of a run that is resumed, as ``config.json`` has it, on `platform` if given."""
+    """The potential of a stage that is resumed, on `platform` if given.
+
+    Parameters
+    ----------
+    molecule
+        The molecule.
+    written
+        What :func:`openmm_tsf.potentials.base.potential_choices` said at the start; None where the
+        stage had not come so far, or begins.
+    platform, planned, batch
+        As for `open_potential`.
+
+    Raises
+    ------
+    ValueError
+        If `written` is damaged.
+    """
+    if written is None:
+        return open_potential(molecule, platform, planned, batch)
+    if not isinstance(written, dict) or not {"platform", "n_contexts"} <= written.keys():
+        raise ValueError(f"potential: expected what a run wrote of its potential, got {written!r}")
     before = written["platform"]
     if platform is not None or before is not None:
         same = platform in (None, before)
         return molecule.potential(
             platform=platform or before, n_contexts=written["n_contexts"] if same else None
         )
-    return open_potential(molecule, None, 0, 0, compiled=bool(written.get("compiled")))
+    return open_potential(molecule, None, planned, batch, compiled=bool(written.get("compiled")))

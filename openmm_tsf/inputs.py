@@ -1,20 +1,22 @@
 """What a user hands over as files: molecules, trajectories, and a place for the results."""
 
-import json
-import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openmm
 import openmm.app as app
 
 from openmm_tsf.dataset import MDDataset
+from openmm_tsf.files import PathLike, read_arrays, read_json, write_arrays, write_text
 from openmm_tsf.systems import MolecularSystem, alanine_dipeptide
 
-PathLike = str | os.PathLike[str]
+POSITIONS = "positions.npz"
+MD_FORMAT = 2
 
 
 def load_molecule(
@@ -80,13 +82,42 @@ def load_molecule(
 
 
 def write_molecule(molecule: MolecularSystem, directory: PathLike) -> None:
-    """Write ``topology.pdb`` and ``system.xml``, which :func:`load_molecule` reads back."""
+    """Write ``topology.pdb``, ``system.xml`` and ``positions.npz`` for `read_molecule`.
+
+    A PDB file rounds positions to 0.0001 nm, which other minima and other chains follow from.
+    """
     folder = Path(directory)
-    with open(folder / "topology.pdb", "w") as file:
-        app.PDBFile.writeFile(
-            molecule.topology, 10.0 * molecule.positions, file, keepIds=True
-        )  # PDB files are in Angstrom, which is what plain numbers mean to this writer
-    (folder / "system.xml").write_text(openmm.XmlSerializer.serialize(molecule.system))
+    text = StringIO()
+    app.PDBFile.writeFile(
+        molecule.topology, 10.0 * molecule.positions, text, keepIds=True
+    )  # PDB files are in Angstrom, which is what plain numbers mean to this writer
+    write_text(folder / "topology.pdb", text.getvalue())
+    write_text(folder / "system.xml", openmm.XmlSerializer.serialize(molecule.system))
+    write_arrays(folder / POSITIONS, {"positions": molecule.positions})
+
+
+def holds_molecule(directory: PathLike) -> bool:
+    """Whether `read_molecule` has something to read."""
+    return all((Path(directory) / name).is_file() for name in ("system.xml", "topology.pdb"))
+
+
+def read_molecule(directory: PathLike) -> MolecularSystem:
+    """The molecule that a stage wrote into its directory.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If a file is missing or damaged.
+    """
+    folder = Path(directory)
+    rounded = load_molecule(folder / "topology.pdb", system=folder / "system.xml")
+    path = folder / POSITIONS
+    if not path.is_file():  # directories of earlier versions
+        return rounded
+    positions = read_arrays(path, "file of positions", {"positions": (rounded.n_atoms, 3)})
+    if np.abs(positions["positions"] - rounded.positions).max() > 1e-3:
+        raise ValueError(f"{path}: positions of another conformation than topology.pdb")
+    return MolecularSystem(rounded.system, rounded.topology, positions["positions"])
 
 
 def load_trajectory(
@@ -125,7 +156,7 @@ def load_trajectory(
         return MDDataset.load(path, molecule, temperature, stride=stride)
     if not (path / "md.dcd").is_file() or not (path / "config.json").is_file():
         raise ValueError(f"trajectory: {path} is no directory of the md stage (no md.dcd in it)")
-    config = read_json(path / "config.json")
+    config = read_md_config(path)
     known = float(config["settings"]["temperature"])
     if temperature is not None and abs(temperature - known) > 1e-6:
         raise ValueError(f"temperature: {path} was run at {known} K, got {temperature} K")
@@ -138,39 +169,36 @@ def load_trajectory(
     )
 
 
-def claim_directory(output: PathLike) -> Path:
-    """Create an output directory, or take an empty one.
+def read_md_config(folder: PathLike) -> dict[str, Any]:
+    """``config.json`` of an MD directory.
 
     Raises
     ------
-    FileExistsError
-        If it is not empty: results are never mixed or overwritten.
-    NotADirectoryError
-        If the path is a file.
+    FileNotFoundError, ValueError
+        If there is none, or it is of something else, or damaged.
     """
-    path = Path(output)
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"output: {path} is a file, expected a directory")
-    if path.is_dir() and any(path.iterdir()):
-        raise FileExistsError(
-            f"output: {path} is not empty; choose another directory, or delete this one if its "
-            f"results are no longer needed{_what_can_be_done(path)}"
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"output: {folder} holds no MD run (no config.json in it)")
+    found = read_json(path)
+    if found.get("stage") != "md":
+        raise ValueError(f"output: {folder} holds no MD run")
+    if found.get("format") != MD_FORMAT:
+        raise ValueError(
+            f"{path}: expected format {MD_FORMAT}, got {found.get('format')!r}, of another version"
         )
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _what_can_be_done(path: Path) -> str:
-    """How the results in a directory can be used or continued, as the end of a sentence."""
-    possible = {
-        "checkpoint.pt": "sampling in it continues with sample --resume",
-        "training.pt": "training in it continues with train --resume",
-        "checkpoint.xml": "MD in it continues with md --resume",
-        "flow.pt": f"its flow can be used: sample --flow {path}",
-        "md/md.dcd": f"its frames can be used: --trajectory {path / 'md'}",
-    }
-    there = [text for name, text in possible.items() if (path / name).is_file()]
-    return "".join(f"; {text}" for text in there)
+    for key, kind in (
+        ("settings", dict), ("choices", dict), ("progress", dict), ("fingerprint", str)
+    ):  # fmt: skip
+        if not isinstance(found.get(key), kind):
+            raise ValueError(f"{path}: damaged, {key} is missing")
+    for part, keys in (
+        ("progress", ("n_frames", "n_evaluations", "wall_seconds")), ("settings", ("temperature",))
+    ):  # fmt: skip
+        for key in keys:
+            if not isinstance(found[part].get(key), (int, float)):
+                raise ValueError(f"{path}: damaged, {key} is missing in {part}")
+    return found
 
 
 def check_platform(name: str | None) -> None:
@@ -185,35 +213,6 @@ def check_platform(name: str | None) -> None:
     known = [found.getName() for found in platforms]
     if name is not None and name not in known:
         raise ValueError(f"platform: expected one of {', '.join(known)}, got {name!r}")
-
-
-def read_json(path: PathLike) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is damaged.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # JSON and Unicode errors are ValueErrors
-        raise ValueError(f"{path}: no readable JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
-
-
-def write_json(path: PathLike, content: Any) -> None:
-    """Write a JSON file atomically."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
 
 
 def package_versions() -> dict[str, str]:

@@ -1,36 +1,47 @@
-"""Plain molecular dynamics with OpenMM: where the training frames come from."""
+"""Plain molecular dynamics with OpenMM: where the training frames come from.
+
+The noise is drawn block by block, each block of steps with a seed of its own that follows from the
+user's: so a run that goes on from a block's beginning is the same, bit by bit, as one that never
+stopped, and does not depend on how it was cut into pieces.
+"""
 
 import logging
-import os
-import struct
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import openmm
-import openmm.app as app
 from tqdm.auto import tqdm
 
+from openmm_tsf.dcd import DCDWriter
+from openmm_tsf.directories import claimed, contents
 from openmm_tsf.doors import check_fields, positive_number, seed_number, whole_number
+from openmm_tsf.files import PathLike, read_arrays, refuse_links, write_arrays, write_json
 from openmm_tsf.inputs import (
-    PathLike,
+    MD_FORMAT,
     check_platform,
-    claim_directory,
     package_versions,
-    read_json,
-    write_json,
+    read_md_config,
     write_molecule,
 )
+from openmm_tsf.interrupts import DeferredInterrupt
+from openmm_tsf.plain import from_plain
 from openmm_tsf.systems import MolecularSystem
 from openmm_tsf.units import PICOSECOND, as_temperature, in_unit
 
 logger = logging.getLogger(__name__)
 
-_CHECKPOINT_SECONDS = 30.0
-_DCD_HEADER_BYTES = 276  # of OpenMM's writer
+CHECKPOINT_SECONDS = 30.0
+_CHECKPOINT = "checkpoint.npz"
+#: Frames that wait to be written, at most.
+_BUFFERED_FRAMES = 100
+#: Steps that share a seed. A Context is made anew for each block, which takes a millisecond where
+#: nothing is compiled for it, and up to seconds elsewhere.
+_BLOCK_STEPS = {"Reference": 10_000, "CPU": 10_000}
+_BLOCK_STEPS_GPU = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,9 @@ def run_md(
     settings: MDSettings | None = None,
     *,
     platform: str | None = None,
+    threads: int | None = None,
     resume: bool = False,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: bool = True,
 ) -> MDResult:
     """Langevin dynamics with frames in ``md.dcd``; Ctrl-C ends it with everything written.
@@ -110,14 +123,19 @@ def run_md(
         The molecule; its positions are minimized first.
     output
         Directory for ``md.dcd``, ``topology.pdb``, ``system.xml``, ``config.json`` and
-        ``checkpoint.xml``.
+        ``checkpoint.npz``.
     settings
-        Length, temperature, time step.
+        Length, temperature, time step; when resuming, those of the run by default.
     platform
-        OpenMM platform; by default the fastest, by a short measurement.
+        OpenMM platform; by default the fastest, by a short measurement that ``config.json`` keeps.
+    threads
+        Threads of the CPU platform (default 1). With more of them OpenMM's sums depend on which
+        thread is first: frames are then not the same bit by bit from run to run.
     resume
-        Continue what is in `output` (also to more frames than were asked for at first). The noise
-        after the interruption has a new seed, derived from the old one.
+        Continue what is in `output`, also to more frames than were asked for at first; the same as
+        if it had not stopped. Where nothing was begun yet, begin.
+    checkpoint_seconds
+        Time between checkpoints, which lie between blocks of 10 000 steps (a million on GPUs).
     progress
         Show a progress bar.
 
@@ -125,37 +143,95 @@ def run_md(
     ------
     FileExistsError
         If `output` is not empty and `resume` is false.
+    DirectoryInUse
+        If another process writes to `output`.
     ValueError
-        If there is nothing to resume, it was another molecule, temperature or time step, or
+        If `output` is not of an MD run, or it was another molecule, temperature or time step, or
         there is no such platform.
     RuntimeError
         If the dynamics blow up.
     """
-    settings = settings or MDSettings()
     check_platform(platform)
-    folder = Path(output)
-    before: dict[str, Any] | None = None
-    if resume:
-        before = _read_config(folder, molecule, settings)
-        platform = platform or before["choices"]["platform"]
-    else:
-        folder = claim_directory(output)
-        write_molecule(molecule, folder)
-    chosen = platform or fastest_platform(molecule)
-    run = _Dynamics(molecule, folder, settings, chosen, before)
-    try:
-        run.start()
-        run.advance(progress)
-        interrupted = False
-    except KeyboardInterrupt:
-        logger.warning("interrupted: %d of %d frames are written", run.n_frames, settings.n_frames)
-        interrupted = True
-    finally:
-        run.close()
-    return MDResult(run.trajectory, run.n_frames, run.n_evaluations, run.wall_seconds, interrupted)
+    if threads is not None and (isinstance(threads, bool) or threads < 1):
+        raise ValueError(f"threads: expected a positive integer, got {threads!r}")
+    with claimed(output, resume=resume) as lock:
+        folder = lock.directory
+        before = read_md_config(folder) if resume and contents(folder) else None
+        if before is not None:
+            settings = _same_settings(before, settings, molecule, folder)
+            platform, threads = _same_choices(before["choices"], platform, threads)
+        settings = settings or MDSettings()
+        threads = threads or 1
+        if before is None:
+            platform = platform or fastest_platform(molecule, threads)
+        assert platform is not None
+        run = _Dynamics(molecule, folder, settings, platform, threads, checkpoint_seconds)
+        with DeferredInterrupt() as interrupt:
+            if not run.take_up(before):
+                run.begin()
+            try:
+                run.advance(interrupt, progress)
+            except RuntimeError:  # what came before the dynamics blew up is good
+                run.finish()
+                raise
+            run.finish()
+        if interrupt.requested:
+            logger.warning(
+                "interrupted: %d of %d frames are written", run.n_frames, settings.n_frames
+            )
+        return MDResult(
+            run.dcd.path, run.n_frames, run.n_evaluations, run.wall_seconds, interrupt.requested
+        )
 
 
-def fastest_platform(molecule: MolecularSystem, n_steps: int = 50) -> str:
+def recorded_settings(folder: PathLike) -> MDSettings | None:
+    """Settings of the MD run in a directory; None where nothing was begun.
+
+    Raises
+    ------
+    ValueError
+        If the directory is of something else, or damaged.
+    """
+    if not Path(folder).is_dir() or not contents(folder):
+        return None
+    written = read_md_config(folder)["settings"]
+    settings: MDSettings = from_plain(MDSettings, written, str(Path(folder) / "config.json"))
+    return settings
+
+
+def _same_settings(
+    before: dict[str, Any], settings: MDSettings | None, molecule: MolecularSystem, folder: Path
+) -> MDSettings:
+    if before["fingerprint"] != molecule.fingerprint:
+        raise ValueError(f"output: the MD run in {folder} is of another molecule")
+    written = recorded_settings(folder)
+    assert written is not None
+    if settings is None:
+        return written
+    for name, value in asdict(replace(written, n_frames=settings.n_frames)).items():
+        if getattr(settings, name) != value:
+            raise ValueError(
+                f"{name}: the run in {folder} has {value}, got {getattr(settings, name)}"
+            )
+    return settings
+
+
+def _same_choices(
+    written: dict[str, Any], platform: str | None, threads: int | None
+) -> tuple[str, int]:
+    """Platform and threads of the run; others are the user's to choose, and said."""
+    for name, now in (("platform", platform), ("threads", threads)):
+        if now is not None and now != written.get(name):
+            logger.warning(
+                "%s: the run was started with %s, it goes on with %s: valid, but not the same bit "
+                "by bit", name, written.get(name), now,
+            )  # fmt: skip
+    found = platform or written.get("platform")
+    check_platform(found)
+    return str(found), int(threads or written.get("threads") or 1)
+
+
+def fastest_platform(molecule: MolecularSystem, threads: int = 1, n_steps: int = 50) -> str:
     """Name of the platform that makes the quickest dynamics steps here, by measurement.
 
     Raises
@@ -165,19 +241,19 @@ def fastest_platform(molecule: MolecularSystem, n_steps: int = 50) -> str:
     """
     seconds: dict[str, float] = {}
     for index in range(openmm.Platform.getNumPlatforms()):
-        platform = openmm.Platform.getPlatform(index)
+        name = openmm.Platform.getPlatform(index).getName()
         integrator = openmm.VerletIntegrator(1e-9)  # in ps: nothing moves, everything is computed
         try:
-            context = openmm.Context(molecule.system, integrator, platform)
+            context = _context(molecule, integrator, name, threads)
             context.setPositions(molecule.positions)
             integrator.step(2)
             start = time.perf_counter()
             integrator.step(n_steps)
             context.getState(getEnergy=True)
         except openmm.OpenMMException as error:
-            logger.info("platform %s cannot run this System: %s", platform.getName(), error)
+            logger.info("platform %s cannot run this System: %s", name, error)
             continue
-        seconds[platform.getName()] = (time.perf_counter() - start) / n_steps
+        seconds[name] = (time.perf_counter() - start) / n_steps
         del context, integrator
     if not seconds:
         raise RuntimeError("no OpenMM platform can run this System")
@@ -185,6 +261,18 @@ def fastest_platform(molecule: MolecularSystem, n_steps: int = 50) -> str:
     timings = ", ".join(f"{name} {1e6 * value:.0f} us" for name, value in seconds.items())
     logger.info("platform %s for dynamics (per step: %s)", best, timings)
     return best
+
+
+def _context(
+    molecule: MolecularSystem, integrator: openmm.Integrator, platform: str, threads: int
+) -> openmm.Context:
+    chosen = openmm.Platform.getPlatformByName(platform)
+    properties = {}
+    if "DeterministicForces" in chosen.getPropertyNames():
+        properties["DeterministicForces"] = "true"
+    if platform == "CPU":
+        properties["Threads"] = str(threads)
+    return openmm.Context(molecule.system, integrator, chosen, properties)
 
 
 class _Dynamics:
@@ -196,23 +284,22 @@ class _Dynamics:
         folder: Path,
         settings: MDSettings,
         platform: str,
-        before: dict[str, Any] | None,
+        threads: int,
+        checkpoint_seconds: float,
     ) -> None:
-        self.molecule, self.folder = molecule, folder
-        self.settings, self.platform = settings, platform
-        self.trajectory = folder / "md.dcd"
-        self.checkpoint = folder / "checkpoint.xml"
-        self.n_frames = 0
-        self.n_minimizer = 0
+        self.molecule, self.folder, self.settings = molecule, folder, settings
+        self.platform, self.threads = platform, threads
+        self.checkpoint_seconds = checkpoint_seconds
+        self.dcd = DCDWriter(folder / "md.dcd", molecule.n_atoms)
+        self.block_steps = _BLOCK_STEPS.get(platform, _BLOCK_STEPS_GPU)
+        self.step = self.n_frames = self.n_minimizer = 0
         self._seconds_before = 0.0
-        if before is not None:
-            self.n_frames = int(before["progress"]["n_frames"])
-            self.n_minimizer = int(before["progress"]["n_minimizer_iterations"])
-            self._seconds_before = float(before["progress"]["wall_seconds"])
-        self._started = self._saved = time.monotonic()
-        self._simulation: app.Simulation | None = None
-        self._file: IO[bytes] | None = None
-        self._resuming = before is not None
+        self._started = time.monotonic()
+        self._saved = self._started
+        self._boundary: dict[str, np.ndarray] = {}  # where the present block began
+        self._waiting: list[np.ndarray] = []  # frames not yet in the file
+        self._integrator: openmm.Integrator | None = None
+        self._context: openmm.Context | None = None
 
     @property
     def wall_seconds(self) -> float:
@@ -221,45 +308,68 @@ class _Dynamics:
     @property
     def n_evaluations(self) -> int:
         """Steps so far, and one for each iteration of the minimizer."""
-        return self.n_minimizer + int(self._simulation.currentStep if self._simulation else 0)
+        return self.n_minimizer + self.step
 
-    def start(self) -> None:
-        """Equilibrate from the molecule's positions, or take up the checkpoint."""
+    @property
+    def _n_steps(self) -> int:
         settings = self.settings
-        velocity_seed, noise_seed = (
-            int(seed) & 0x7FFFFFFF or 1
-            for seed in np.random.SeedSequence([settings.seed, self.n_frames]).generate_state(2)
-        )
-        integrator = openmm.LangevinMiddleIntegrator(
-            settings.temperature, settings.friction, settings.timestep
-        )
-        integrator.setRandomNumberSeed(noise_seed)
-        simulation = app.Simulation(
-            self.molecule.topology,
-            self.molecule.system,
-            integrator,
-            openmm.Platform.getPlatformByName(self.platform),
-        )
-        if self._resuming:
-            simulation.loadState(str(self.checkpoint))
-            step = simulation.currentStep - settings.n_equilibration_steps
-            # A run that was interrupted just before writing a frame still has to write it.
-            self.n_frames = min(max(0, step // settings.steps_per_frame), self._frames_in_file())
-        else:
-            simulation.context.setPositions(self.molecule.positions)
-            counter = _IterationCounter()
-            simulation.minimizeEnergy(reporter=counter)
-            self.n_minimizer = counter.count
-            simulation.context.setVelocitiesToTemperature(settings.temperature, velocity_seed)
-        self._simulation = simulation
-        self._open_trajectory()
-        if not self._resuming:
-            self.save()
+        return settings.n_equilibration_steps + settings.n_frames * settings.steps_per_frame
 
-    def advance(self, progress: bool) -> None:
-        """Steps and frames until n_frames are written."""
-        settings, simulation = self.settings, self._simulation
-        assert simulation is not None
+    def take_up(self, before: dict[str, Any] | None) -> bool:
+        """Go on from the checkpoint, if there is one."""
+        path = self.folder / _CHECKPOINT
+        if before is None:
+            return False
+        refuse_links(self.folder, [self.dcd.path.name, _CHECKPOINT])
+        if not path.is_file():
+            self.dcd.path.unlink(missing_ok=True)  # killed before the first checkpoint
+            logger.info("no checkpoint yet in %s: from the beginning", self.folder)
+            return False
+        shape = (self.molecule.n_atoms, 3)
+        scalars = ("step", "n_frames", "n_minimizer", "wall_seconds", "block_steps")
+        layout = {"positions": shape, "velocities": shape} | dict.fromkeys(scalars, ())
+        found = read_arrays(path, "checkpoint of an MD run", layout)
+        self.step, self.n_frames = int(found["step"]), int(found["n_frames"])
+        self.n_minimizer = int(found["n_minimizer"])
+        self.block_steps = int(found["block_steps"])
+        self._seconds_before = float(found["wall_seconds"])
+        if self.n_frames < 0 or self.step < 0 or self.block_steps < 1:
+            raise ValueError(f"{path}: not a readable checkpoint of an MD run (negative counts)")
+        progress = before["progress"]
+        if min(progress["n_frames"], self.dcd.n_frames) >= self.settings.n_frames:
+            self.step, self.n_frames = self._n_steps, self.dcd.n_frames  # nothing is left to do
+            self._seconds_before = float(progress["wall_seconds"])
+            return True
+        self.dcd.cut_back(self.n_frames)
+        self._boundary = found
+        self._new_block()
+        return True
+
+    def begin(self) -> None:
+        """Minimise, draw velocities, write everything that a continuation needs."""
+        self._write_config()  # first: it says what this directory is
+        write_molecule(self.molecule, self.folder)
+        self.dcd.create(
+            "frames of Langevin dynamics",
+            self.settings.n_equilibration_steps + self.settings.steps_per_frame,
+            self.settings.steps_per_frame,
+            self.settings.timestep,
+        )
+        integrator = openmm.VerletIntegrator(self.settings.timestep)
+        context = _context(self.molecule, integrator, self.platform, self.threads)
+        context.setPositions(self.molecule.positions)
+        counter = _IterationCounter()
+        openmm.LocalEnergyMinimizer.minimize(context, reporter=counter)
+        self.n_minimizer = counter.count
+        context.setVelocitiesToTemperature(self.settings.temperature, self._seed("velocities", 0))
+        self._context = context
+        self._note_boundary()
+        self.save()
+        self._new_block()
+
+    def advance(self, interrupt: DeferredInterrupt, progress: bool) -> None:
+        """Steps and frames until n_frames are written, or an interrupt."""
+        settings = self.settings
         with tqdm(
             total=settings.n_frames,
             initial=self.n_frames,
@@ -267,39 +377,94 @@ class _Dynamics:
             unit="frame",
             disable=not progress,
         ) as bar:
-            while simulation.currentStep < settings.n_equilibration_steps:
-                left = settings.n_equilibration_steps - simulation.currentStep
-                simulation.step(min(1000, left))
-            while self.n_frames < settings.n_frames:
-                due = settings.n_equilibration_steps + (
-                    (self.n_frames + 1) * settings.steps_per_frame
-                )
-                simulation.step(due - simulation.currentStep)
-                state = simulation.context.getState(positions=True)
-                positions = state.getPositions(asNumpy=True)._value
-                if not np.isfinite(positions).all():
-                    raise RuntimeError(
-                        f"the dynamics blew up before frame {self.n_frames}: positions are not "
-                        f"finite; try a time step below {settings.timestep} ps"
-                    )
-                self._dcd.writeModel(positions)
-                self.n_frames += 1
-                bar.update()
-                if time.monotonic() - self._saved > _CHECKPOINT_SECONDS:
-                    self.save()
+            while self.step < self._n_steps and not interrupt.requested:
+                done = self.n_frames + len(self._waiting)
+                frame = settings.n_equilibration_steps + (done + 1) * settings.steps_per_frame
+                boundary = (self.step // self.block_steps + 1) * self.block_steps
+                target = min(frame, boundary, self.step + 1000)
+                assert self._integrator is not None
+                self._integrator.step(target - self.step)
+                self.step = target
+                if target == frame:
+                    self._waiting.append(self._positions())
+                    bar.update()
+                if len(self._waiting) >= _BUFFERED_FRAMES:
+                    self._write_frames()
+                if target == boundary:
+                    self._write_frames()
+                    self._note_boundary()
+                    self._new_block()
+                    if time.monotonic() - self._saved >= self.checkpoint_seconds:
+                        self.save()
+
+    def finish(self) -> None:
+        """Write what is not written yet."""
+        if self._boundary:
+            self._write_frames()
+            self.save()
+        self._write_config()
+
+    def _positions(self) -> np.ndarray:
+        assert self._context is not None
+        state = self._context.getState(positions=True)
+        positions = np.asarray(state.getPositions(asNumpy=True)._value)
+        if not np.isfinite(positions).all():
+            raise RuntimeError(
+                f"the dynamics blew up before frame {self.n_frames + len(self._waiting)}: "
+                f"positions are not finite; try a time step below {self.settings.timestep} ps"
+            )
+        return positions
+
+    def _write_frames(self) -> None:
+        if self._waiting:
+            self.dcd.append(np.array(self._waiting), self.n_frames)
+            self.n_frames += len(self._waiting)
+            self._waiting = []
+
+    def _note_boundary(self) -> None:
+        assert self._context is not None
+        state = self._context.getState(velocities=True)
+        self._boundary = {
+            "positions": self._positions(),
+            "velocities": np.asarray(state.getVelocities(asNumpy=True)._value),
+            "step": np.array(self.step),
+            "n_frames": np.array(self.n_frames),
+            "n_minimizer": np.array(self.n_minimizer),
+            "block_steps": np.array(self.block_steps),
+        }
+
+    def _new_block(self) -> None:
+        """A Context at the boundary, with the block's own noise."""
+        settings = self.settings
+        self._integrator = openmm.LangevinMiddleIntegrator(
+            settings.temperature, settings.friction, settings.timestep
+        )
+        block = int(self._boundary["step"]) // self.block_steps
+        self._integrator.setRandomNumberSeed(self._seed("noise", block))
+        self._context = _context(self.molecule, self._integrator, self.platform, self.threads)
+        self._context.setPositions(self._boundary["positions"])
+        self._context.setVelocities(self._boundary["velocities"])
+        self._context.setStepCount(self.step)
+        self._context.setTime(self.step * settings.timestep)
+
+    def _seed(self, purpose: str, block: int) -> int:
+        """An OpenMM seed: 31 bits, and not 0, which would mean one of the clock."""
+        words = [self.settings.seed, ("velocities", "noise").index(purpose), block]
+        return int(np.random.SeedSequence(words).generate_state(1)[0]) & 0x7FFFFFFF or 1
 
     def save(self) -> None:
-        """Checkpoint, then the figures of config.json."""
-        assert self._simulation is not None
-        partial = self.checkpoint.with_suffix(".tmp")
-        self._simulation.saveState(str(partial))
-        os.replace(partial, self.checkpoint)
+        """The checkpoint at the last block's beginning, then the figures of config.json."""
+        seconds = {"wall_seconds": np.array(self.wall_seconds)}
+        write_arrays(self.folder / _CHECKPOINT, self._boundary | seconds)
+        self._write_config()
         self._saved = time.monotonic()
+
+    def _write_config(self) -> None:
         content = {
-            "format": 1,
+            "format": MD_FORMAT,
             "stage": "md",
             "settings": asdict(self.settings),
-            "choices": {"platform": self.platform},
+            "choices": {"platform": self.platform, "threads": self.threads},
             "fingerprint": self.molecule.fingerprint,
             "progress": {
                 "n_frames": self.n_frames,
@@ -311,47 +476,6 @@ class _Dynamics:
         }
         write_json(self.folder / "config.json", content)
 
-    def close(self) -> None:
-        """Write the checkpoint and leave a trajectory of whole frames."""
-        if self._file is not None:
-            self.save()
-            self._file.close()
-            self._cut_trajectory()
-
-    def _frame_bytes(self) -> int:
-        cell = self.molecule.topology.getPeriodicBoxVectors() is not None
-        return 3 * (4 * self.molecule.n_atoms + 8) + (56 if cell else 0)
-
-    def _frames_in_file(self) -> int:
-        if not self.trajectory.is_file():
-            return 0
-        return max(0, self.trajectory.stat().st_size - _DCD_HEADER_BYTES) // self._frame_bytes()
-
-    def _open_trajectory(self) -> None:
-        """Start the DCD, or cut frames that a killed run wrote after its last checkpoint."""
-        settings = self.settings
-        append = self.n_frames > 0
-        if append:
-            self._cut_trajectory()
-        mode = "r+b" if append else "wb"
-        self._file = open(self.trajectory, mode)  # noqa: SIM115 - closed by close()
-        self._dcd = app.DCDFile(
-            self._file,
-            self.molecule.topology,
-            settings.timestep,
-            settings.n_equilibration_steps + settings.steps_per_frame,
-            settings.steps_per_frame,
-            append=append,
-        )
-
-    def _cut_trajectory(self) -> None:
-        size = _DCD_HEADER_BYTES + self.n_frames * self._frame_bytes()
-        if self.trajectory.stat().st_size > size:
-            with open(self.trajectory, "r+b") as file:
-                file.truncate(size)
-                file.seek(8)
-                file.write(struct.pack("<i", self.n_frames))
-
 
 class _IterationCounter(openmm.MinimizationReporter):
     def __init__(self) -> None:
@@ -361,19 +485,3 @@ class _IterationCounter(openmm.MinimizationReporter):
     def report(self, iteration: int, x: Any, grad: Any, args: Any) -> bool:
         self.count += 1
         return False
-
-
-def _read_config(folder: Path, molecule: MolecularSystem, settings: MDSettings) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file() or not (folder / "checkpoint.xml").is_file():
-        raise ValueError(f"output: there is no MD run to resume in {folder}")
-    before = read_json(path)
-    if before.get("stage") != "md":
-        raise ValueError(f"output: {folder} holds no MD run")
-    if before["fingerprint"] != molecule.fingerprint:
-        raise ValueError(f"output: the MD run in {folder} is of another molecule")
-    now = asdict(settings)
-    for name, value in before["settings"].items():
-        if name != "n_frames" and now[name] != value:
-            raise ValueError(f"{name}: the run in {folder} has {value}, got {now[name]}")
-    return before

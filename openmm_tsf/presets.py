@@ -1,15 +1,17 @@
 """Settings of a whole run, and the two that come with the package."""
 
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
-
-import torch
 
 from openmm_tsf.doors import check_fields, one_of, real_number, whole_number, whole_numbers
 from openmm_tsf.md import MDSettings
+from openmm_tsf.plain import changed, plain
 from openmm_tsf.training import FitSettings
 from openmm_tsf.units import as_temperatures
+
+__all__ = [
+    "PRESETS", "FlowSettings", "RunSettings", "SamplingSettings", "changed", "plain", "preset"
+]  # fmt: skip
 
 #: Three rungs a factor of sqrt(2) apart, all of them rungs of the reference.
 LADDER_K = (300.0, 424.26, 600.0)
@@ -202,21 +204,3 @@ def preset(name: str) -> RunSettings:
     if name not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
     return PRESETS[name]
-
-
-def changed(settings: Any, **changes: Any) -> Any:
-    """A dataclass with those fields replaced that are not None."""
-    return replace(settings, **{key: value for key, value in changes.items() if value is not None})
-
-
-def plain(value: Any) -> Any:
-    """Settings as json-able dictionaries, lists and numbers."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, torch.dtype):
-        return str(value)
-    return value

@@ -3,6 +3,8 @@
 import csv
 from pathlib import Path
 
+from openmm_tsf.files import write_csv
+
 
 def merge_logs(folder: Path) -> None:
     """Write ``training.csv`` from ``training/round_00.csv``, ``round_01.csv``, ...
@@ -16,9 +18,4 @@ def merge_logs(folder: Path) -> None:
             number = str(int(path.stem.removeprefix("round_")))
             rows += [{"round": number, **row} for row in csv.DictReader(file)]
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    partial = folder / "training.csv.tmp"
-    with open(partial, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns or ["round"])
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(folder / "training.csv")
+    write_csv(folder / "training.csv", columns or ["round"], rows)

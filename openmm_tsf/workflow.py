@@ -6,35 +6,39 @@ changes with the walkers' history breaks detailed balance.
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from openmm_tsf import production
 from openmm_tsf.accounts import Costs, Seeds
 from openmm_tsf.dataset import MDDataset
-from openmm_tsf.energies import batch_of, open_potential, planned_sampling, planned_training
-from openmm_tsf.flows.augmented import AugmentedFlow
+from openmm_tsf.directories import DirectoryLock, claimed
+from openmm_tsf.energies import batch_of, planned_sampling, planned_training, reopen_potential
+from openmm_tsf.flows import load_flow
 from openmm_tsf.inputs import (
     PathLike,
     check_platform,
-    claim_directory,
+    holds_molecule,
     load_trajectory,
-    package_versions,
-    write_json,
+    read_molecule,
     write_molecule,
 )
 from openmm_tsf.md import run_md
-from openmm_tsf.potentials.base import Potential
-from openmm_tsf.presets import RunSettings, plain, preset
-from openmm_tsf.sampling import ParallelTempering
-from openmm_tsf.stages import analyze, build_flow, make_sampler, produce, sample, train
+from openmm_tsf.plain import from_plain
+from openmm_tsf.presets import RunSettings, preset
+from openmm_tsf.production import analyze
+from openmm_tsf.records import (
+    SETTINGS,
+    check_same_record,
+    new_record,
+    note_potential,
+    read_record,
+    write_record,
+)
+from openmm_tsf.rounds import Rounds
+from openmm_tsf.stages import CHECKPOINT_SECONDS, build_flow, hash_of_frames, sample, train
 from openmm_tsf.systems import MolecularSystem, alanine_dipeptide
-from openmm_tsf.training import fit
-from openmm_tsf.training_log import merge_logs
 
 __all__ = ["analyze", "run", "run_md", "sample", "train"]
 
@@ -49,8 +53,11 @@ def run(
     trajectory: PathLike | None = None,
     temperature: float | None = None,
     own_md: bool = False,
-    seed: int = 1,
+    seed: int | None = None,
     platform: str | None = None,
+    threads: int | None = None,
+    resume: bool = False,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: bool = True,
 ) -> dict[str, Any]:
     """From frames, or from nothing, to samples at every temperature.
@@ -58,9 +65,10 @@ def run(
     Parameters
     ----------
     output
-        Run directory, new or empty.
+        Run directory, new or empty (or the one to resume).
     settings
-        What to do; the preset ``"default"`` when left out.
+        What to do; the preset ``"default"`` when left out, or that of the run that is resumed.
+        The iterations of production may grow then.
     molecule
         The molecule; alanine dipeptide by default.
     trajectory
@@ -71,10 +79,17 @@ def run(
     own_md
         Run MD also where there are shipped frames.
     seed
-        Seed of everything.
+        Seed of everything (default 1).
     platform
         OpenMM platform for energies and MD. By default energies of a long run are compiled by
         torch where it covers the System; see :func:`openmm_tsf.energies.open_potential`.
+    threads
+        Threads of MD on OpenMM's CPU platform (default 1); see :func:`openmm_tsf.md.run_md`.
+    resume
+        Continue what is in `output` where it stopped, in whichever stage; the results are the same
+        as if it had not. Where nothing was begun yet, begin.
+    checkpoint_seconds
+        Time between checkpoints.
     progress
         Show progress bars.
 
@@ -86,62 +101,146 @@ def run(
     Raises
     ------
     FileExistsError
-        If `output` is not empty.
+        If `output` is not empty and `resume` is false.
+    DirectoryInUse
+        If another process writes to `output`.
     ValueError
-        If arguments contradict each other or the frames do not fit the molecule.
+        If arguments contradict each other or the frames do not fit the molecule, or the run that is
+        resumed was another one.
     KeyboardInterrupt
         After Ctrl-C, with everything written: in production the samples so far are analysed first.
     """
-    settings = settings or preset("default")
-    molecule = molecule or alanine_dipeptide()
-    seeds = Seeds(seed)
     if trajectory is not None and own_md:
         raise ValueError("trajectory: expected none where MD is to be run, got both")
     if trajectory is None and temperature is not None:
         raise ValueError("temperature: expected none without a trajectory, got one")
     check_platform(platform)
-    if trajectory is not None:  # before anything is written: it may not fit
-        dataset = load_trajectory(trajectory, molecule, temperature, settings.stride)
-        dataset.split()  # raises if the frames are too few
-        source = str(trajectory)
-    folder = claim_directory(output)
-    write_molecule(molecule, folder)
-    choices: dict[str, Any] = {
-        "settings": plain(settings),
-        "seed": seed,
-        "platform_asked_for": platform,
-    }
-    about = {"fingerprint": molecule.fingerprint, "versions": package_versions()}
-    write_json(folder / "settings.json", choices | about)
-    costs = Costs()
-    if trajectory is None:
-        dataset, source = _own_frames(
-            molecule, settings, folder, own_md, seeds.next() % 2**31, platform, costs, progress
+    record = read_record(Path(output), ["run"]) if resume else None
+    if record is not None:
+        where = str(Path(output) / SETTINGS)
+        settings = settings or from_plain(RunSettings, record["settings"], where)
+        seed = record["seed"] if seed is None else seed
+        source = record.get("source")
+        if not isinstance(source, dict):
+            raise ValueError(f"{where}: damaged, source is missing")
+        trajectory = trajectory or source.get("trajectory")
+        temperature = source.get("temperature") if temperature is None else temperature
+        own_md = own_md or bool(source.get("own_md"))
+        if molecule is None and holds_molecule(output):
+            molecule = read_molecule(output)
+    settings = settings or preset("default")
+    molecule = molecule or alanine_dipeptide()
+    seed = 1 if seed is None else seed
+    seeds = Seeds(seed)
+    own_md = own_md or (
+        trajectory is None and molecule.fingerprint != alanine_dipeptide().fingerprint
+    )
+    dataset: MDDataset | None = None
+    if not own_md:  # before anything is written: the frames may not fit
+        dataset = (
+            MDDataset.shipped(molecule, stride=settings.stride)
+            if trajectory is None
+            else load_trajectory(trajectory, molecule, temperature, settings.stride)
         )
+        dataset.split()  # raises if the frames are too few
+    asked = new_record(
+        "run",
+        molecule,
+        settings=settings,
+        seed=seed,
+        source={
+            "own_md": own_md,
+            "trajectory": None if trajectory is None else str(Path(trajectory).resolve()),
+            "temperature": temperature,
+            "frames_sha256": None if dataset is None else hash_of_frames(dataset),
+        },
+        platform_asked_for=platform if record is None else record.get("platform_asked_for"),
+    )
+    with claimed(output, resume=resume) as lock:
+        if record is None:
+            record = asked
+            write_record(lock.directory, record)
+        check_same_record(lock.directory, record, asked, growing=["sampling.n_iterations"])
+        write_molecule(molecule, lock.directory)
+        if resume and production.has_begun(lock.directory):
+            Rounds.tidy(lock.directory)
+            flow = load_flow(lock.directory / "flow.pt", molecule)
+            return production.take_up(
+                flow, lock, settings.sampling.n_iterations, molecule, platform,
+                checkpoint_seconds, progress,
+            )  # fmt: skip
+        return _run(
+            lock, record, settings, molecule, dataset, trajectory, seeds, platform, threads,
+            checkpoint_seconds, progress,
+        )  # fmt: skip
+
+
+def _run(
+    lock: DirectoryLock,
+    record: dict[str, Any],
+    settings: RunSettings,
+    molecule: MolecularSystem,
+    dataset: MDDataset | None,
+    trajectory: PathLike | None,
+    seeds: Seeds,
+    platform: str | None,
+    threads: int | None,
+    checkpoint_seconds: float,
+    progress: bool,
+) -> dict[str, Any]:
+    """All stages up to production's first checkpoint, skipping what is done; then production."""
+    folder = lock.directory
+    costs = Costs.from_config(record.get("costs") or {})
+    source = "shipped" if trajectory is None else str(trajectory)
+    if dataset is None:
+        source = "own MD"
+        dataset = _own_frames(
+            molecule, settings, folder, seeds.next() % 2**31, platform, threads, costs,
+            checkpoint_seconds, progress,
+        )  # fmt: skip
     costs.evaluations["md"] = dataset.n_evaluations or None
-    choices["frames"] = {
-        "source": source,
-        "n_frames": len(dataset),
-        "temperature_K": dataset.temperature,
+    choices = {
+        "settings": record["settings"],
+        "seed": record["seed"],
+        "platform_asked_for": record["platform_asked_for"],
+        "frames": {
+            "source": source,
+            "n_frames": len(dataset),
+            "temperature_K": dataset.temperature,
+        },
     }
-    write_json(folder / "settings.json", choices | about)
-    batch = batch_of(settings.sampling)
-    with open_potential(molecule, platform, _planned(settings), batch) as potential:
+    record["frames"] = choices["frames"]
+    write_record(folder, record)
+    batch, sampling = batch_of(settings.sampling), settings.sampling
+    with reopen_potential(
+        molecule, record.get("potential"), platform, _planned(settings), batch
+    ) as potential:
+        note_potential(folder, record, potential)
         with costs.counting("training", potential):
             flow = build_flow(dataset, settings.flow, seeds.next())
         logger.info("flow with %d parameters, %d frames", flow.n_parameters, len(dataset))
-        walkers = _train_and_temper(
-            flow, dataset, potential, settings, folder, seeds, costs, progress
+        rounds = Rounds(
+            flow, dataset, potential, settings, lock, record, costs, checkpoint_seconds, progress
         )
+        walkers = rounds.run(seeds)
         logger.info("the flow is frozen: production")
-        sampling = settings.sampling
         with costs.counting("sampling", potential):
-            production = make_sampler(molecule, flow, sampling, potential, seeds, dataset, walkers)
-            if walkers is not None:
-                walkers.close()
-            production.tune(sampling.n_tuning, progress=progress)
-        with production:
-            return produce(production, folder, sampling, costs, choices, molecule, progress)
+            sampler = production.make_sampler(
+                molecule,
+                flow,
+                sampling,
+                potential,
+                production.sampler_seeds(seeds, walkers is None),
+                dataset,
+                walkers,
+            )
+            sampler.tune(sampling.n_tuning, progress=progress)
+        with sampler:
+            production.begin(sampler, lock, sampling, costs, choices, molecule)
+            Rounds.tidy(folder)
+            return production.produce(
+                sampler, lock, sampling.n_iterations, checkpoint_seconds, progress
+            )
 
 
 def _planned(settings: RunSettings) -> int:
@@ -159,103 +258,25 @@ def _own_frames(
     molecule: MolecularSystem,
     settings: RunSettings,
     folder: Path,
-    own_md: bool,
     seed: int,
     platform: str | None,
+    threads: int | None,
     costs: Costs,
+    checkpoint_seconds: float,
     progress: bool,
-) -> tuple[MDDataset, str]:
-    """The shipped frames, or our own MD, and which of the two."""
-    if not own_md and molecule.fingerprint == alanine_dipeptide().fingerprint:
-        return MDDataset.shipped(molecule, stride=settings.stride), "shipped"
+) -> MDDataset:
+    """Our own MD, in a directory of its own, as far as it is not there yet."""
     result = run_md(
         molecule,
         folder / "md",
         replace(settings.md, seed=seed),
         platform=platform,
+        threads=threads,
+        resume=True,
+        checkpoint_seconds=checkpoint_seconds,
         progress=progress,
     )
     if result.interrupted:
         raise KeyboardInterrupt
     costs.seconds["md"] = round(result.wall_seconds, 3)
-    return load_trajectory(folder / "md", molecule, stride=settings.stride), "own MD"
-
-
-def _train_and_temper(
-    flow: AugmentedFlow,
-    dataset: MDDataset,
-    potential: Potential,
-    settings: RunSettings,
-    folder: Path,
-    seeds: Seeds,
-    costs: Costs,
-    progress: bool,
-) -> ParallelTempering | None:
-    """Train on the frames; then, round by round, sample all temperatures and train on that too.
-
-    Returns the sampler of the last round, whose walkers production starts from.
-    """
-    sampling, molecule = settings.sampling, dataset.molecule
-    assert molecule is not None
-    walkers: ParallelTempering | None = None
-    samples: list[list[Tensor]] = [[] for _ in sampling.temperatures]
-    for number in range(settings.n_rounds + 1):
-        data = [dataset]
-        if number:
-            logger.info("round %d of %d: sampling", number, settings.n_rounds)
-            with costs.counting("sampling", potential):
-                before = walkers
-                walkers = make_sampler(molecule, flow, sampling, potential, seeds, dataset, before)
-                if before is not None:
-                    before.close()
-                walkers.tune(sampling.n_tuning, progress=progress)
-                x = walkers.run(settings.round_iterations, collect=True, progress=progress)
-            assert x is not None
-            for rung, frames in enumerate(samples):
-                frames.append(x[:: settings.round_stride, :, rung])
-            share = settings.sample_share
-            weight = share / (1 - share) / len(samples)
-            data += _as_datasets(samples, sampling.temperatures, molecule, weight)
-        logger.info("training %d of %d", number + 1, settings.n_rounds + 1)
-        plan = settings.refit if number else settings.fit
-        checkpoint = _log_path(folder, number).with_suffix(".pt")
-        try:
-            with costs.counting("training", potential):
-                fit(
-                    flow,
-                    data,
-                    potential,
-                    settings=replace(plan, temperatures=sampling.temperatures),
-                    seed=seeds.next(),
-                    log_path=_log_path(folder, number),
-                    checkpoint_path=checkpoint,
-                    progress=progress,
-                )
-        finally:
-            flow.save(folder / "flow.pt")
-            merge_logs(folder)
-        checkpoint.unlink(missing_ok=True)  # kept only where training ended early
-    return walkers
-
-
-def _as_datasets(
-    samples: Sequence[Sequence[Tensor]],
-    temperatures: Sequence[float],
-    molecule: MolecularSystem,
-    weight: float,
-) -> list[MDDataset]:
-    return [
-        MDDataset(
-            torch.cat(list(frames)).flatten(0, 1),
-            kelvin,
-            molecule,
-            weight=weight,
-            chains=torch.arange(frames[0].shape[1]).repeat(sum(map(len, frames))),
-        )
-        for frames, kelvin in zip(samples, temperatures, strict=True)
-    ]
-
-
-def _log_path(folder: Path, number: int) -> Path:
-    (folder / "training").mkdir(exist_ok=True)
-    return folder / "training" / f"round_{number:02d}.csv"
+    return load_trajectory(folder / "md", molecule, stride=settings.stride)

@@ -128,7 +128,6 @@ def test_numbers_from_the_shell(given, message, tmp_path, capsys):
         ("run --iteration-count 3", "unrecognized arguments: --iteration-count 3"),
         ("train --preset best", "argument --preset: invalid choice: 'best'"),
         ("walk", "argument COMMAND: invalid choice: 'walk'"),
-        ("sample", "the following arguments are required: --flow"),
     ],
     ids=ids,
 )

@@ -103,18 +103,18 @@ def test_run_passes_what_it_was_given(called, capsys):
     assert options["trajectory"] == "x.dcd"
     assert options["temperature"] == 600.0
     assert (options["seed"], options["platform"], options["progress"]) == (7, "Reference", False)
-    assert options["molecule"].n_atoms == 22
+    assert options["molecule"] is None  # the default, or that of a folder which is resumed
     printed = capsys.readouterr().out
     assert "not converged" in printed
     assert "600.00 K: P(phi > 0) has no known error" in printed
-    assert "sample --resume continues this run" in printed
+    assert "sample --output out --iterations 20 --resume lengthens this run" in printed
 
 
 def test_run_without_options_is_the_default(called):
     assert cli.main(["run", "--output", "out"]) == 0
     ((_, (_, settings), options),) = called
     assert settings == preset("default")
-    assert options["seed"] == 1
+    assert options["seed"] is None  # 1, or that of what is resumed
     assert options["trajectory"] is None
     assert not options["own_md"]
 
@@ -149,7 +149,7 @@ def test_sample_and_analyze(called):
         ("run --output {tmp} --pdb no.pdb --system x.xml", "pdb: no such file no.pdb"),
         ("run --output {tmp} --system x.xml", "expected a PDB file"),
         ("md --output {tmp} --frames 0", "n_frames: expected an integer of at least 1, got 0"),
-        ("md --output {tmp} --resume", "there is no MD run to resume"),
+        ("md --output {tmp}/.. --resume", "holds no MD run"),
         ("train --output {tmp} --trajectory no.dcd --temperature 600", "no such file or directory"),
         ("sample --output {tmp} --flow no.pt", "flow: no such flow file no.pt"),
         ("analyze {tmp}/no", "no such run directory"),
@@ -161,9 +161,8 @@ def test_sample_and_analyze(called):
         ("train --output {tmp} --stride 0", "stride: expected an integer of at least 1, got 0"),
         ("run --output {tmp} --walkers 2", "n_walkers: expected at least 3 where"),
         ("md --output {tmp} --seed -1", "seed: expected an integer of at least 0, got -1"),
-        ("sample --output {tmp} --flow f --resume --seed 1", "--seed: fixed when the run"),
-        ("sample --output {tmp} --flow f --resume --walkers 4", "--walkers: fixed when the run"),
-        ("sample --output {tmp} --flow f --resume --temperatures 300", "--temperatures: fixed"),
+        ("sample --output {tmp}", "--flow: expected flow.pt, or the folder of train or run"),
+        ("sample --output {tmp} --resume", "flow: expected a flow file"),
     ],
 )
 def test_errors_are_one_line_and_status_2(arguments, message, tmp_path, capsys):
@@ -219,9 +218,13 @@ def test_stages_from_the_shell(tmp_path, capsys):
     assert cli.main(["train", "--output", str(flow), *pdb, *given]) == 0
     assert (flow / "flow.pt").is_file()
     config = json.loads((flow / "config.json").read_text())
-    assert config["choices"]["fit"]["n_steps"] == 2
+    assert config["choices"]["settings"]["fit"]["n_steps"] == 2
     frames = config["choices"]["frames"]
     assert (frames["n_frames"], frames["temperature_K"]) == (122, 600.0)
+    again = ["train", "--output", str(flow), "--trajectory", str(md), "--stride", "1", "--resume"]
+    assert cli.main([*again, *here]) == 0  # nothing is left to do
+    assert cli.main([*again, *here, "--steps", "3"]) == 2
+    assert "settings.fit.n_steps: what is in" in capsys.readouterr().err
 
 
 def test_table():

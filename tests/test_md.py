@@ -1,15 +1,16 @@
 """Molecular dynamics with its files: frames, accounts, interruption, continuation."""
 
 import json
+import signal
 from dataclasses import replace
 
 import mdtraj
 import numpy as np
-import openmm.app as app
+import openmm
 import pytest
 
+from openmm_tsf import md
 from openmm_tsf.inputs import (
-    claim_directory,
     load_molecule,
     load_trajectory,
     write_molecule,
@@ -35,7 +36,7 @@ def test_frames_and_accounts(molecule, run):
     minimizer = config["progress"]["n_minimizer_iterations"]
     assert minimizer > 0
     assert result.n_evaluations == config["progress"]["n_evaluations"] == steps + minimizer
-    assert config["choices"] == {"platform": "Reference"}
+    assert config["choices"] == {"platform": "Reference", "threads": 1}
     frames = mdtraj.load(str(result.trajectory), top=str(folder / "topology.pdb"))
     assert frames.xyz.shape == (8, 22, 3)
     dataset = load_trajectory(folder, molecule)
@@ -81,28 +82,82 @@ def test_a_used_directory_is_refused_and_resuming_appends(molecule, run, tmp_pat
 
 
 def test_nothing_to_resume(molecule, tmp_path):
-    with pytest.raises(ValueError, match="no MD run to resume"):
-        run_md(molecule, tmp_path, SHORT, resume=True, **REFERENCE)
+    """Nothing was begun: resuming begins. Something else lies there: refused, untouched."""
+    run_md(molecule, tmp_path / "new", SHORT, resume=True, **REFERENCE)
+    assert len(load_trajectory(tmp_path / "new", molecule)) == 8
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds no MD run"):
+        run_md(molecule, other, SHORT, resume=True, **REFERENCE)
+    assert (other / "notes.txt").read_text() == "mine"
 
 
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 7 steps: frames, checkpoints and blocks begin at different steps."""
+    monkeypatch.setitem(md._BLOCK_STEPS, "Reference", 7)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("stop", [1, 3, 12, 30, 55])
+def test_a_killed_run_goes_on_bit_by_bit(molecule, tmp_path, monkeypatch, stop):
+    """The same frames as without a stop, wherever it was and however often it was saved."""
+    whole = run_md(molecule, tmp_path / "whole", SHORT, **REFERENCE)
+    step, made = openmm.LangevinMiddleIntegrator.step, 0
+
+    def killed(self, n):
+        nonlocal made
+        made += n
+        if made > stop:
+            raise SystemExit  # nothing is written any more, as after kill -9
+        step(self, n)
+
+    for seconds in (0.0, 1000.0):
+        folder, made = tmp_path / f"{seconds}", 0
+        with monkeypatch.context() as patch:
+            patch.setattr(openmm.LangevinMiddleIntegrator, "step", killed)
+            with pytest.raises(SystemExit):
+                run_md(molecule, folder, SHORT, checkpoint_seconds=seconds, **REFERENCE)
+        done = run_md(molecule, folder, resume=True, **REFERENCE)
+        assert done.trajectory.read_bytes() == whole.trajectory.read_bytes()
+        assert done.n_evaluations == whole.n_evaluations
+
+
+@pytest.mark.usefixtures("small_blocks")
 def test_interruption_leaves_whole_frames(molecule, tmp_path, monkeypatch):
-    written = app.DCDFile.writeModel
+    whole = run_md(molecule, tmp_path / "whole", SHORT, **REFERENCE)
+    step = openmm.LangevinMiddleIntegrator.step
 
-    def interrupted(self, positions, *rest):
-        written(self, positions, *rest)
-        if self._modelCount == 4:
-            raise KeyboardInterrupt
+    def interrupted(self, n):
+        step(self, n)
+        interrupted.calls += 1
+        if interrupted.calls == 9:
+            signal.raise_signal(signal.SIGINT)
 
+    interrupted.calls = 0
     with monkeypatch.context() as patch:
-        patch.setattr(app.DCDFile, "writeModel", interrupted)
+        patch.setattr(openmm.LangevinMiddleIntegrator, "step", interrupted)
         result = run_md(molecule, tmp_path / "md", SHORT, **REFERENCE)
     assert result.interrupted
-    assert result.n_frames == 3
-    assert len(load_trajectory(tmp_path / "md", molecule)) == 3
+    assert 0 < result.n_frames < 8
+    assert len(load_trajectory(tmp_path / "md", molecule)) == result.n_frames
     done = run_md(molecule, tmp_path / "md", SHORT, resume=True, **REFERENCE)
     assert done.n_frames == 8
-    assert done.n_evaluations == result.n_evaluations + 4 * 5  # the fourth frame's steps were made
-    assert len(load_trajectory(tmp_path / "md", molecule)) == 8
+    assert done.n_evaluations == whole.n_evaluations
+    assert done.trajectory.read_bytes() == whole.trajectory.read_bytes()
+
+
+def test_a_longer_run_begins_like_a_shorter_one(molecule, tmp_path):
+    """Frames do not depend on how often the run was lengthened."""
+    whole = run_md(molecule, tmp_path / "a", replace(SHORT, n_frames=12), **REFERENCE)
+    for n in (3, 7, 12):
+        grown = run_md(
+            molecule, tmp_path / "b", replace(SHORT, n_frames=n), resume=True, **REFERENCE
+        )
+    assert grown.trajectory.read_bytes() == whole.trajectory.read_bytes()
+    same = run_md(molecule, tmp_path / "b", resume=True, **REFERENCE)  # nothing is left to do
+    assert (same.n_frames, same.n_evaluations) == (12, whole.n_evaluations)
 
 
 def test_blow_up_is_an_error(molecule, tmp_path):
@@ -159,14 +214,3 @@ def test_trajectories_from_files(molecule, run, tmp_path):
         load_trajectory(tmp_path, molecule)
     with pytest.raises(FileNotFoundError, match="no such file or directory"):
         load_trajectory(tmp_path / "no.dcd", molecule)
-
-
-def test_output_directories(tmp_path):
-    fresh = claim_directory(tmp_path / "a" / "b")
-    assert fresh.is_dir()
-    assert claim_directory(fresh) == fresh
-    (fresh / "something").touch()
-    with pytest.raises(FileExistsError, match="is not empty"):
-        claim_directory(fresh)
-    with pytest.raises(NotADirectoryError, match="is a file"):
-        claim_directory(fresh / "something")

@@ -1,5 +1,6 @@
 """The loop: doors, tuning, schedule, interrupts, and resuming bit by bit."""
 
+import math
 import shutil
 import signal
 
@@ -12,7 +13,7 @@ from exact_tree import POSITIONS, ExactTree
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.potentials.models import DoubleWell
-from openmm_tsf.sampling import tempering
+from openmm_tsf.sampling import recording
 from openmm_tsf.sampling.accept import metropolis
 from openmm_tsf.sampling.kernels import (
     Every,
@@ -406,10 +407,10 @@ def test_a_run_killed_before_its_first_segment_can_resume(make, tmp_path, refere
 
 def test_checkpoints_by_the_clock_change_nothing(make, tmp_path, reference, monkeypatch):
     path = tmp_path / "slow"
-    monkeypatch.setattr(tempering, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(recording, "_CHECKPOINT_SHARE", math.inf)
     sampler = make()
     sampler.tune(4)
-    sampler.run(4, output=path, progress=False)
+    sampler.run(4, output=path, checkpoint_seconds=0.0, progress=False)
     assert len(list((path / "segments").iterdir())) == 4
     resumed(make, path).run(3, output=path, progress=False)
     assert_same_run(reference, path)

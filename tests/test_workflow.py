@@ -16,8 +16,9 @@ from openmm_tsf.dataset import MDDataset
 from openmm_tsf.inputs import load_trajectory
 from openmm_tsf.md import MDSettings
 from openmm_tsf.presets import FlowSettings, RunSettings, SamplingSettings, plain, preset
+from openmm_tsf.production import has_reference
 from openmm_tsf.sampling import ParallelTempering
-from openmm_tsf.stages import _flow_file, has_reference
+from openmm_tsf.stages import _flow_file
 from openmm_tsf.training import FitSettings
 from openmm_tsf.training.validate import Validator
 
@@ -171,17 +172,19 @@ def test_train_alone(molecule, trained):
     with pytest.raises(FileExistsError, match="is not empty"):
         workflow.train(dataset, folder, TINY.flow, FIT, **QUIET)
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(ValueError, match="made with other choices: seed differ"):
+    with pytest.raises(ValueError, match=r"seed: what is in .* was made with 2, got 3"):
         workflow.train(dataset, folder, TINY.flow, FIT, seed=3, resume=True, **QUIET)
     again = {"seed": 2, "resume": True, **QUIET}
     moved = replace(dataset, positions=dataset.positions.roll(1, 0))
-    with pytest.raises(ValueError, match="made with other choices: frames differ"):
+    with pytest.raises(ValueError, match="frames_sha256: what is in"):
         workflow.train(moved, folder, TINY.flow, FIT, **again)
     other = replace(dataset, molecule=tsf.systems.alanine_dipeptide("ff96-obc1"))
     with pytest.raises(ValueError, match="is of another molecule"):
         workflow.train(other, folder, TINY.flow, FIT, **again)
     assert before == {path: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(ValueError, match="no training to resume"):
+    (folder / "no").mkdir()
+    (folder / "no" / "mine").touch()
+    with pytest.raises(ValueError, match="holds nothing to resume"):
         workflow.train(dataset, folder / "no", TINY.flow, FIT, resume=True, **QUIET)
 
 
@@ -211,8 +214,18 @@ def test_sample_alone_and_resumed(trained, tmp_path):
     summary = workflow.sample(folder, tmp_path / "run", settings, **QUIET)
     assert summary["n_iterations"] == 4
     assert summary["energy_evaluations"]["training"] > 0  # known from the flow's directory
-    longer = workflow.sample(folder, tmp_path / "run", settings, resume=True, **QUIET)
+    again = workflow.sample(None, tmp_path / "run", resume=True, **QUIET)
+    assert again["n_iterations"] == 4  # all that were asked for are there
+    more = replace(settings, n_iterations=8)
+    longer = workflow.sample(folder, tmp_path / "run", more, resume=True, **QUIET)
     assert longer["n_iterations"] == 8
+    other_ladder = replace(more, temperatures=(400.0, 600.0))
+    with pytest.raises(ValueError, match=r"settings\.temperatures: what is in .* was made with"):
+        workflow.sample(folder, tmp_path / "run", other_ladder, resume=True, **QUIET)
+    with pytest.raises(ValueError, match=r"seed: what is in .* was made with 1, got 3"):
+        workflow.sample(folder, tmp_path / "run", more, seed=3, resume=True, **QUIET)
+    with pytest.raises(ValueError, match="start: these are not the frames"):
+        workflow.sample(folder, tmp_path / "run", more, start=dataset, resume=True, **QUIET)
     other = workflow.sample(
         folder / "flow.pt", tmp_path / "other", settings, start=dataset, **QUIET
     )
@@ -245,10 +258,8 @@ def test_interrupted_production_is_written_and_analysed(trained, tmp_path, monke
             workflow.sample(folder, tmp_path / "run", TINY.sampling, **QUIET)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["n_iterations"] == 7  # of which three were tuning
-    resumed = workflow.sample(
-        folder, tmp_path / "run", replace(TINY.sampling, n_iterations=2), resume=True, **QUIET
-    )
-    assert resumed["n_iterations"] == 9
+    resumed = workflow.sample(folder, tmp_path / "run", resume=True, **QUIET)
+    assert resumed["n_iterations"] == TINY.sampling.n_iterations
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -266,7 +277,8 @@ def test_a_damaged_run_names_its_file(trained, tmp_path):
         with pytest.raises(ValueError, match=name):
             workflow.sample(folder, run, settings, resume=True, **QUIET)
         (run / name).write_bytes(good)
-    assert workflow.sample(folder, run, settings, resume=True, **QUIET)["n_iterations"] == 2
+    more = replace(settings, n_iterations=2)
+    assert workflow.sample(folder, run, more, resume=True, **QUIET)["n_iterations"] == 2
 
 
 @pytest.mark.usefixtures("no_pictures")

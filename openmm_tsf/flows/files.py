@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 
+from openmm_tsf.files import write_tensors
+
 FILE_FORMAT = 1
 
 
 def write_flow_file(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Write tensors, numbers, strings, lists and dictionaries to a file, all or nothing."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".tmp")
-    torch.save(content, partial)
-    os.replace(partial, path)
+    write_tensors(path, content)
 
 
 def read_flow_file(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -64,3 +64,13 @@ class Potential(ABC):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def potential_choices(potential: Potential) -> dict[str, Any]:
+    """Which potential it is, json-able: what a resumed run opens again."""
+    return {
+        "class": type(potential).__name__,
+        "platform": getattr(potential, "platform_name", None),
+        "n_contexts": getattr(potential, "n_contexts", None),
+        "compiled": getattr(potential, "compile_requested", None),
+    }

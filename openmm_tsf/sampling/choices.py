@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from openmm_tsf.doors import whole_number
-from openmm_tsf.potentials.base import Potential
+from openmm_tsf.potentials.base import Potential, potential_choices
 from openmm_tsf.sampling.agreement import with_members
 from openmm_tsf.sampling.kernels import Every
 from openmm_tsf.sampling.moves import FlowLike
@@ -56,12 +56,7 @@ def sampling_choices(
         "kernel_flows": {
             name: hashes[id(value)] for name, value in own.items() if value is not None
         },
-        "potential": {
-            "class": type(potential).__name__,
-            "platform": getattr(potential, "platform_name", None),
-            "n_contexts": getattr(potential, "n_contexts", None),
-            "compiled": getattr(potential, "compile_requested", None),
-        },
+        "potential": potential_choices(potential),
         "save_interval": int(save_interval),
         "torch_threads": torch.get_num_threads(),
     }
@@ -118,7 +113,11 @@ def check_unchanged(where: Any, opened: Mapping[str, Any], now: Mapping[str, Any
 
 
 def check_run_arguments(
-    n_iterations: Any, save_interval: Any, checkpoint_interval: Any, reporters: Sequence[Any]
+    n_iterations: Any,
+    save_interval: Any,
+    checkpoint_interval: Any,
+    checkpoint_seconds: Any,
+    reporters: Sequence[Any],
 ) -> None:
     """Refuse numbers that are out of range, and reporters without an interval.
 
@@ -130,9 +129,13 @@ def check_run_arguments(
     for name, value, least in (
         ("n_iterations", n_iterations, 0),
         ("save_interval", save_interval, 1),
-        ("checkpoint_interval", checkpoint_interval, 1),
+        ("checkpoint_interval", 1 if checkpoint_interval is None else checkpoint_interval, 1),
     ):
         whole_number(value, name, least)
+    if not isinstance(checkpoint_seconds, (int, float)) or not checkpoint_seconds >= 0:
+        raise ValueError(
+            f"checkpoint_seconds: expected a number of at least 0, got {checkpoint_seconds!r}"
+        )
     for reporter in reporters:
         if getattr(reporter, "interval", 0) < 1:
             raise TypeError(f"reporters: expected an interval of at least 1, on {reporter!r}")

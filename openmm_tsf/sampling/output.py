@@ -6,19 +6,27 @@ checkpoint's counts tell which files and frames are complete. On resume everythi
 cut off.
 """
 
-import json
 import os
 import platform
-import struct
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import openmm.app as app
-import torch
 
+from openmm_tsf.dcd import DCDWriter
+from openmm_tsf.directories import contents
+from openmm_tsf.files import (
+    read_json,
+    read_tensors,
+    refuse_links,
+    sweep,
+    write_arrays,
+    write_json,
+    write_tensors,
+)
+from openmm_tsf.inputs import holds_molecule, write_molecule
 from openmm_tsf.systems import MolecularSystem
 
 RUN_FORMAT = 1
@@ -26,8 +34,8 @@ CHECKPOINT = "checkpoint.pt"
 _IN_CHECKPOINT = {
     "state", "generator", "kernels", "seed", "n_frames_written", "n_segments"
 }  # fmt: skip
+_IN_CHOICES = {"molecule", "flow", "kernels", "potential", "save_interval", "torch_threads"}
 _PACKAGES = ("openmm-tsf", "openmm", "torch", "numpy", "mdtraj")
-_DCD_HEADER = 276  # bytes: three records of 84, 164 and 4, with their lengths
 
 
 def versions() -> dict[str, str]:
@@ -42,75 +50,6 @@ def dihedral_angles(x: np.ndarray, quartets: np.ndarray) -> np.ndarray:
     normal_1, normal_2 = np.cross(first, axis), np.cross(axis, last)
     sine = (first * normal_2).sum(-1) * np.linalg.norm(axis, axis=-1)
     return np.asarray(np.arctan2(sine, (normal_1 * normal_2).sum(-1)))
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON atomically."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
-class _DCD:
-    """A DCD file (CHARMM layout without a unit cell) that takes whole batches of frames.
-
-    ``openmm.app.DCDFile`` writes the same bytes frame by frame, about 0.2 ms each in Python.
-    """
-
-    def __init__(self, path: Path, n_atoms: int) -> None:
-        self.path, self.n_atoms = path, n_atoms
-        size = 4 * n_atoms
-        self._record = np.dtype(
-            [(f"{part}_{axis}", kind, shape) for axis in "xyz" for part, kind, shape in
-             (("head", "<i4", ()), ("value", "<f4", (n_atoms,)), ("tail", "<i4", ()))]
-        )  # fmt: skip
-        self._size = size
-
-    def create(self) -> None:
-        """Write a file without frames."""
-        control = struct.pack("<4s9if10i", b"CORD", 0, 1, 1, 0, 0, 0, 0, 0, 0, 1.0, *(0,) * 9, 24)
-        title = struct.pack("<i80s80s", 2, b"Created by openmm_tsf", b"frames: iteration, walker")
-        with open(self.path, "xb") as file:
-            for record in (control, title, struct.pack("<i", self.n_atoms)):
-                file.write(struct.pack("<i", len(record)) + record + struct.pack("<i", len(record)))
-
-    def append(self, x: np.ndarray, n_before: int) -> None:
-        """Add frames x [n, N, 3] in nm after the first `n_before`; later ones are cut off."""
-        frames = np.empty(len(x), dtype=self._record)
-        for k, axis in enumerate("xyz"):
-            frames[f"head_{axis}"] = frames[f"tail_{axis}"] = self._size
-            frames[f"value_{axis}"] = 10.0 * x[:, :, k]
-        with open(self.path, "r+b") as file:
-            self._cut(file, n_before)
-            file.seek(0, os.SEEK_END)
-            file.write(frames.tobytes())
-            file.flush()
-            self._count(file, n_before + len(x))
-
-    def cut_back(self, n_frames: int) -> None:
-        """Keep the first frames only.
-
-        Raises
-        ------
-        ValueError
-            If the file has fewer.
-        """
-        with open(self.path, "r+b") as file:
-            self._cut(file, n_frames)
-            self._count(file, n_frames)
-
-    def _cut(self, file: BinaryIO, n_frames: int) -> None:
-        wanted = _DCD_HEADER + n_frames * self._record.itemsize
-        if file.seek(0, os.SEEK_END) < wanted:
-            raise ValueError(f"{self.path}: expected {n_frames} frames, the file is shorter")
-        file.truncate(wanted)
-
-    @staticmethod
-    def _count(file: BinaryIO, n_frames: int) -> None:
-        file.seek(8)
-        file.write(struct.pack("<i", n_frames))
-        file.seek(20)
-        file.write(struct.pack("<i", n_frames))
 
 
 class RunWriter:
@@ -139,12 +78,13 @@ class RunWriter:
         self.directory = Path(directory)
         self.molecule, self.temperatures, self.n_walkers = molecule, temperatures, n_walkers
         self.n_frames = self.n_segments = 0
+        self._checkpoint_seen: tuple[int, ...] | None = None
         self._dihedrals = {} if molecule is None else molecule.dihedrals
         self._quartets = np.array(list(self._dihedrals.values()), dtype=int).reshape(-1, 4)
-        self._dcds: list[_DCD] = []
+        self._dcds: list[DCDWriter] = []
         if molecule is not None:
             self._dcds = [
-                _DCD(self.directory / f"T{kelvin:.2f}K.dcd", molecule.n_atoms)
+                DCDWriter(self.directory / f"T{kelvin:.2f}K.dcd", molecule.n_atoms)
                 for kelvin in temperatures
             ]
             if len({dcd.path for dcd in self._dcds}) < len(temperatures):
@@ -153,12 +93,18 @@ class RunWriter:
                     f"got {temperatures}"
                 )
 
+    @property
+    def n_saved(self) -> int:
+        """Saved iterations that the checkpoint knows."""
+        return self.n_frames // self.n_walkers
+
     def create(
         self,
         seed: int,
         boltzmann_constant: float,
         choices: Mapping[str, Any],
         allow_existing: bool = False,
+        entries: Mapping[str, Any] | None = None,
     ) -> None:
         """Start a new run directory.
 
@@ -173,29 +119,20 @@ class RunWriter:
         allow_existing
             Let other files be in the directory (the stages before sampling write there too); files
             of an earlier run are refused in any case.
+        entries
+            Further entries of ``config.json``, or other values of the above.
 
         Raises
         ------
         FileExistsError
             If the directory is not empty.
         """
-        found = sorted(p.name for p in self.directory.iterdir()) if self.directory.exists() else []
-        own = {"config.json", CHECKPOINT, "segments", *(dcd.path.name for dcd in self._dcds)}
-        if allow_existing:
-            found = [name for name in found if name in own]
-        if found:
-            raise FileExistsError(
-                f"output: expected an empty or new directory, but {self.directory} has {found[0]}"
-                f"{' and more' if len(found) > 1 else ''}; continue a run with resume()"
-            )
+        self.check_new(allow_existing)
         (self.directory / "segments").mkdir(parents=True)
-        if self.molecule is not None:
-            with open(self.directory / "topology.pdb", "w", encoding="ascii") as file:
-                app.PDBFile.writeFile(
-                    self.molecule.topology, 10.0 * self.molecule.positions, file, keepIds=True
-                )
+        if self.molecule is not None and not holds_molecule(self.directory):
+            write_molecule(self.molecule, self.directory)
         for dcd in self._dcds:
-            dcd.create()
+            dcd.create("frames: iteration, walker")
         config = {
             "format": RUN_FORMAT,
             "temperatures_K": list(self.temperatures),
@@ -205,8 +142,41 @@ class RunWriter:
             "boltzmann_constant": boltzmann_constant,
             "choices": dict(choices),
             "versions": versions(),
+            **(entries or {}),
         }
         write_json(self.directory / "config.json", config)
+
+    def check_new(self, allow_existing: bool = False) -> None:
+        """Refuse a directory that is not empty.
+
+        Raises
+        ------
+        FileExistsError, NotADirectoryError
+            As said; see `create`.
+        """
+        if self.directory.exists() and not self.directory.is_dir():
+            raise NotADirectoryError(f"output: {self.directory} is a file, expected a directory")
+        found = contents(self.directory) if self.directory.exists() else []
+        own = {"config.json", CHECKPOINT, "segments", *(dcd.path.name for dcd in self._dcds)}
+        if allow_existing:
+            found = [name for name in found if name in own]
+        if found:
+            raise FileExistsError(
+                f"output: expected an empty or new directory, but {self.directory} has {found[0]}"
+                f"{' and more' if len(found) > 1 else ''}; continue a run with resume()"
+            )
+
+    def remove(self) -> None:
+        """Remove what `create` made, where a run was killed before its first checkpoint."""
+        refuse_links(self.directory, ["segments"])
+        segments = self.directory / "segments"
+        if segments.is_dir():
+            for path in segments.iterdir():
+                path.unlink()
+            segments.rmdir()
+        for dcd in self._dcds:
+            dcd.path.unlink(missing_ok=True)
+        (self.directory / "config.json").unlink(missing_ok=True)
 
     def write(
         self,
@@ -236,11 +206,7 @@ class RunWriter:
         for rung, dcd in enumerate(self._dcds):
             frames = positions[:, :, rung].reshape(-1, *positions.shape[3:])
             dcd.append(frames, self.n_frames)
-        path = self._segment(self.n_segments)
-        partial = path.with_suffix(".tmp")
-        with open(partial, "wb") as file:
-            np.savez(file, allow_pickle=False, **content)
-        os.replace(partial, path)
+        write_arrays(self._segment(self.n_segments), content)
         counts = {
             "n_frames_written": self.n_frames + n_saved * self.n_walkers,
             "n_segments": self.n_segments + 1,
@@ -256,9 +222,23 @@ class RunWriter:
         self._save_checkpoint({**checkpoint, "n_frames_written": 0, "n_segments": 0})
 
     def _save_checkpoint(self, content: dict[str, Any]) -> None:
-        partial = self.directory / f"{CHECKPOINT}.tmp"
-        torch.save({**content, "format": RUN_FORMAT}, partial)
-        os.replace(partial, self.directory / CHECKPOINT)
+        path = self.directory / CHECKPOINT
+        write_tensors(path, {**content, "format": RUN_FORMAT})
+        self._checkpoint_seen = _identity(path)
+
+    def check_untouched(self) -> None:
+        """Refuse to go on where somebody else has continued the run meanwhile.
+
+        Raises
+        ------
+        RuntimeError
+            If the checkpoint is not the one that this writer wrote or read last.
+        """
+        if _identity(self.directory / CHECKPOINT) != self._checkpoint_seen:
+            raise RuntimeError(
+                f"output: {self.directory} was continued by another sampler since this one wrote "
+                "to it; resume() takes it up from there"
+            )
 
     def read_config(self) -> dict[str, Any]:
         """The directory's ``config.json``.
@@ -273,17 +253,17 @@ class RunWriter:
         path = self.directory / "config.json"
         if not path.is_file():
             raise FileNotFoundError(f"{self.directory}: no run directory, config.json is missing")
-        try:
-            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:  # JSON and Unicode errors are ValueErrors
-            raise ValueError(f"{path}: no readable JSON file: {error}") from error
+        config = read_json(path)
         if not {"format", "temperatures_K", "n_walkers", "choices"} <= config.keys():
             raise ValueError(f"{path}: no config.json of a sampling run")
-        if config["format"] > RUN_FORMAT:
+        if not isinstance(config["format"], int) or config["format"] > RUN_FORMAT:
             raise ValueError(
                 f"{path}: written in format {config['format']} by a newer version; this one "
                 f"reads up to format {RUN_FORMAT}"
             )
+        choices = config["choices"]
+        if not isinstance(choices, dict) or not choices.keys() >= _IN_CHOICES:
+            raise ValueError(f"{path}: damaged, choices are missing")
         return config
 
     def read_checkpoint(self) -> dict[str, Any]:
@@ -299,13 +279,14 @@ class RunWriter:
         path = self.directory / CHECKPOINT
         if not path.is_file():
             raise FileNotFoundError(f"{self.directory}: no {CHECKPOINT} to resume from")
-        try:
-            content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-        except Exception as error:  # torch's reader raises many kinds
-            raise ValueError(f"{path}: no readable checkpoint: {error}") from error
+        content = read_tensors(path, "checkpoint")
         missing = sorted(_IN_CHECKPOINT - content.keys())
         if missing:
             raise ValueError(f"{path}: no checkpoint of a run, {', '.join(missing)} missing")
+        for name in ("n_frames_written", "n_segments", "seed"):
+            if not isinstance(content[name], int) or content[name] < 0:
+                raise ValueError(f"{path}: no checkpoint of a run, {name} is {content[name]!r}")
+        self._checkpoint_seen = _identity(path)
         return content
 
     def cut_back(self, n_frames: int, n_segments: int) -> None:
@@ -316,15 +297,30 @@ class RunWriter:
         ValueError
             If a file holds less than the checkpoint says.
         """
+        refuse_links(self.directory, ["segments", *(dcd.path.name for dcd in self._dcds)])
         for number in range(n_segments):
             if not self._segment(number).is_file():
                 raise ValueError(f"{self.directory}: segment {number} is missing")
         for dcd in self._dcds:
             if not dcd.path.is_file():
                 raise ValueError(f"{dcd.path}: this trajectory of the run is missing")
+            if dcd.n_frames < n_frames:  # before anything is cut
+                raise ValueError(
+                    f"{dcd.path}: expected {n_frames} frames, the file has {dcd.n_frames}"
+                )
+        sweep(self.directory / "segments")
         for path in sorted((self.directory / "segments").iterdir()):
-            if path.suffix == ".tmp" or path.name >= self._segment(n_segments).name:
+            if path.name >= self._segment(n_segments).name:
                 path.unlink()
         for dcd in self._dcds:
             dcd.cut_back(n_frames)
         self.n_frames, self.n_segments = n_frames, n_segments
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """Which file this is: another one replaces it at every checkpoint."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -1,10 +1,20 @@
-"""What a run collects between two checkpoints."""
+"""What a run collects between two checkpoints, and when it is written."""
 
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
+from openmm_tsf.sampling.output import RunWriter
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
+
+#: Time between two checkpoints, so that a run that is killed loses little.
+CHECKPOINT_SECONDS = 30.0
+#: Checkpoints take at most this share of the time,
+_CHECKPOINT_SHARE = 0.02
+#: unless so much waits to be written.
+_SEGMENT_BYTES = 256 * 2**20
 
 
 class Reporter(Protocol):
@@ -29,6 +39,7 @@ class Segment:
         self._states: list[WalkerState] = []
         self._seconds = 0.0
         self.n_iterations = 0
+        self.n_bytes = 0
 
     def add(self, infos: dict[str, KernelInfo], seconds: float, state: WalkerState | None) -> None:
         """One iteration: its counts, its duration, and the walkers if they are to be saved."""
@@ -37,7 +48,8 @@ class Segment:
         self._seconds += seconds
         self.n_iterations += 1
         if state is not None:
-            self._states.append(state)
+            self._states.append(state.evolve(velocities=None))  # which are not written
+            self.n_bytes += state.x.nbytes + state.energy.nbytes + state.replica.nbytes
 
     def arrays(self, like: WalkerState) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The segment's numbers, and positions [n, W, R, *event].
@@ -62,3 +74,58 @@ class Segment:
             numbers[total] = np.array(count, dtype=np.int64)
         positions = np.array([s.x.numpy() for s in states]).reshape(-1, *like.x.shape)
         return numbers, positions
+
+
+class Recorder:
+    """Hands iterations to the run directory, segment by segment.
+
+    Parameters
+    ----------
+    writer
+        The run directory.
+    zero
+        Makes empty counts of every kernel, by name.
+    checkpoint
+        Makes what the run continues from.
+    interval
+        Iterations between checkpoints, or None to go by the clock alone.
+    seconds
+        Time between checkpoints; longer where they would take over 2 percent of the time, shorter
+        where over 256 MiB would wait to be written.
+    """
+
+    def __init__(
+        self,
+        writer: RunWriter,
+        zero: Callable[[], dict[str, KernelInfo]],
+        checkpoint: Callable[[], Mapping[str, Any]],
+        interval: int | None,
+        seconds: float,
+    ) -> None:
+        self._writer, self._zero, self._checkpoint = writer, zero, checkpoint
+        self._interval, self._seconds = interval, seconds
+        self._segment = Segment(zero())
+        self._written, self._wait = time.monotonic(), seconds
+
+    def add(
+        self, infos: dict[str, KernelInfo], seconds: float, state: WalkerState, saved: bool
+    ) -> None:
+        """One iteration: its counts, its duration, and whether its walkers are saved."""
+        self._segment.add(infos, seconds, state if saved else None)
+
+    def write_if_due(self, state: WalkerState) -> None:
+        """Write a segment and a checkpoint, if it is time."""
+        now = time.monotonic()
+        due = self._interval is not None and state.iteration % self._interval == 0
+        full = self._segment.n_bytes >= _SEGMENT_BYTES
+        if due or full or now - self._written >= self._wait:
+            self.write(state)
+            self._written = time.monotonic()
+            self._wait = max(self._seconds, (self._written - now) / _CHECKPOINT_SHARE)
+
+    def write(self, state: WalkerState) -> None:
+        """Write what has been collected, if anything."""
+        if self._segment.n_iterations:
+            numbers, positions = self._segment.arrays(state)
+            self._writer.write(numbers, positions, self._checkpoint())
+            self._segment = Segment(self._zero())

@@ -13,6 +13,8 @@ from openmm_tsf.sampling.moves import FlowLike
 from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.units import NANOMETER, PICOSECOND, in_unit
 
+_FIELDS = {"x", "velocities", "energy", "replica", "iteration"}
+
 
 def starting_state(
     x: Any,
@@ -64,6 +66,47 @@ def starting_state(
         velocities = maxwell_boltzmann(shape, kt, masses, generator)
     replica = torch.arange(shape[1]).repeat(shape[0], 1)
     return WalkerState(x, velocities, energy.reshape(shape[:2]), replica)
+
+
+def restored_state(content: Any, n_walkers: int, n_rungs: int, potential: Potential) -> WalkerState:
+    """The walkers of a checkpoint.
+
+    Raises
+    ------
+    ValueError
+        If they do not fit the sampler, or their energies are not the potential's.
+    """
+    if not isinstance(content, dict) or content.keys() != _FIELDS:
+        raise ValueError(f"checkpoint: expected walkers with {', '.join(sorted(_FIELDS))}")
+    event, pair = tuple(potential.event_shape), (n_walkers, n_rungs)
+    for name, shape, dtype in (
+        ("x", (*pair, *event), torch.float64),
+        ("velocities", (*pair, *event), torch.float64),
+        ("energy", pair, torch.float64),
+        ("replica", pair, torch.int64),
+    ):
+        value = content[name]
+        if name == "velocities" and value is None:
+            continue
+        if not isinstance(value, Tensor) or value.shape != shape or value.dtype != dtype:
+            raise ValueError(f"checkpoint: expected {name} as {dtype} of shape {list(shape)}")
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"checkpoint: expected finite {name}")
+    if not isinstance(content["iteration"], int) or content["iteration"] < 0:
+        raise ValueError(f"checkpoint: expected a count of iterations, got {content['iteration']}")
+    if not bool((content["replica"].sort(dim=1).values == torch.arange(n_rungs)).all()):
+        raise ValueError("checkpoint: expected each replica once in every walker")
+    state = WalkerState.from_state_dict(content)
+    with torch.no_grad():
+        energy = evaluate.energy(potential, state.x.flatten(0, 1)).reshape(pair)
+    # Another platform, in single precision, is allowed to go on.
+    wrong = ~((energy - state.energy).abs() <= 0.1 + 1e-4 * state.energy.abs())
+    if bool(wrong.any()):
+        raise ValueError(
+            f"checkpoint: {int(wrong.sum())} of {wrong.numel()} energies are not those of their "
+            "configurations; it is damaged, or of another System"
+        )
+    return state
 
 
 def maxwell_boltzmann(

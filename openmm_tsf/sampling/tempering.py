@@ -3,7 +3,8 @@
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from openmm_tsf.directories import DirectoryLock
 from openmm_tsf.doors import seed_number, whole_number
+from openmm_tsf.interrupts import DeferredInterrupt
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.accept import StrandedWalker
 from openmm_tsf.sampling.agreement import (
@@ -33,19 +36,15 @@ from openmm_tsf.sampling.choices import (
 )
 from openmm_tsf.sampling.doors import check_flow
 from openmm_tsf.sampling.dynamics import minimised
-from openmm_tsf.sampling.interrupts import DeferredInterrupt
 from openmm_tsf.sampling.kernels import Every, default_kernels, kernels_by_name
 from openmm_tsf.sampling.moves import FlowLike
 from openmm_tsf.sampling.output import RunWriter
-from openmm_tsf.sampling.recording import Reporter, Segment
-from openmm_tsf.sampling.starting import starting_state
+from openmm_tsf.sampling.recording import CHECKPOINT_SECONDS, Recorder, Reporter
+from openmm_tsf.sampling.starting import restored_state, starting_state
 from openmm_tsf.sampling.state import Closable, Kernel, KernelInfo, WalkerState
 from openmm_tsf.sampling.tuning import HasStepSize, StepSizeTuner
 from openmm_tsf.systems import MolecularSystem
 from openmm_tsf.units import as_temperatures
-
-#: Longest time between two checkpoints, so that a run that is killed loses little.
-_CHECKPOINT_SECONDS = 30.0
 
 
 class ParallelTempering:
@@ -153,6 +152,11 @@ class ParallelTempering:
             self.set_positions(torch.tensor(start, dtype=torch.float64).repeat(shape))
         assert self._state is not None
         return self._state
+
+    @property
+    def n_written(self) -> int:
+        """Saved iterations in the run directory."""
+        return 0 if self._writer is None else self._writer.n_saved
 
     @property
     def exact(self) -> bool:
@@ -302,11 +306,14 @@ class ParallelTempering:
         output: str | os.PathLike[str] | None = None,
         *,
         save_interval: int = 1,
-        checkpoint_interval: int = 100,
+        checkpoint_interval: int | None = None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
         progress: bool = True,
         collect: bool = False,
         choices: Mapping[str, Any] | None = None,
+        entries: Mapping[str, Any] | None = None,
         allow_existing: bool = False,
+        lock: DirectoryLock | None = None,
     ) -> Tensor | None:
         """Sample.
 
@@ -324,16 +331,22 @@ class ParallelTempering:
         save_interval
             Save the walkers every so many iterations.
         checkpoint_interval
-            Write a segment, its frames and the checkpoint every so many iterations; also after
-            30 seconds, which does not change the samples.
+            Write a segment, its frames and the checkpoint every so many iterations, too.
+        checkpoint_seconds
+            Write them after so many seconds (more, where writing would take over 2 percent of the
+            time; less, where over 256 MiB would wait). This does not change the samples.
         progress
             Show a bar.
         collect
             Return the saved configurations.
         choices
             Further entries for ``choices`` in ``config.json``.
+        entries
+            Further entries for ``config.json``.
         allow_existing
             Let the new run directory hold files that are not a sampler's.
+        lock
+            The directory's lock, where the caller holds it; otherwise it is held during this call.
 
         Returns
         -------
@@ -344,42 +357,66 @@ class ParallelTempering:
         ------
         FileExistsError
             If `output` has files.
+        DirectoryInUse
+            If another process, or another sampler's ``run``, is writing to it.
+        RuntimeError
+            If another sampler has continued the run since this one wrote to it.
         ValueError
             If a number is out of range, or the flow, the step sizes or the kernels are not those
             that `output` was started with.
         """
-        check_run_arguments(n_iterations, save_interval, checkpoint_interval, self.reporters)
+        check_run_arguments(
+            n_iterations, save_interval, checkpoint_interval, checkpoint_seconds, self.reporters
+        )
         _ = self.state  # the default start, before anything is written
-        writer = self._open(output, save_interval, choices or {}, allow_existing)
-        segment = Segment(self._zero())
+        recorder: Recorder | None = None
+        with ExitStack() as stack:
+            if output is not None:
+                stack.enter_context(lock or self._locked(output, allow_existing))
+                recorder = Recorder(
+                    self._open(output, save_interval, choices or {}, entries or {}, allow_existing),
+                    self._zero,
+                    self._checkpoint,
+                    checkpoint_interval,
+                    checkpoint_seconds,
+                )
+            return self._run(recorder, n_iterations, save_interval, progress, collect)
+
+    def _run(
+        self,
+        recorder: Recorder | None,
+        n_iterations: int,
+        save_interval: int,
+        progress: bool,
+        collect: bool,
+    ) -> Tensor | None:
         collected: list[Tensor] = []
         self.totals = self._zero()
-        done, written = 0, time.monotonic()
         with (
             DeferredInterrupt() as interrupt,
             tqdm(total=n_iterations, desc="sample", disable=not progress) as bar,
         ):
             try:
-                while done < n_iterations and not interrupt.requested:
+                for _ in range(n_iterations):
+                    if interrupt.requested:
+                        break
                     start = time.perf_counter()
                     infos = self._advance()
-                    done += 1
                     state = self.state
                     saved = state.iteration % save_interval == 0
-                    segment.add(infos, time.perf_counter() - start, state if saved else None)
+                    if recorder is not None:
+                        recorder.add(infos, time.perf_counter() - start, state, saved)
                     if collect and saved:
                         collected.append(state.x)
                     for reporter in self.reporters:
                         if state.iteration % reporter.interval == 0:
                             reporter(self, state)
                     bar.update()
-                    due = state.iteration % checkpoint_interval == 0
-                    late = time.monotonic() - written >= _CHECKPOINT_SECONDS
-                    if writer is not None and (due or late):
-                        segment, written = self._flush(writer, segment), time.monotonic()
+                    if recorder is not None:
+                        recorder.write_if_due(state)
             finally:
-                if writer is not None and segment.n_iterations:
-                    self._flush(writer, segment)
+                if recorder is not None:
+                    recorder.write(self.state)
             if interrupt.requested:
                 raise KeyboardInterrupt
         if not collect:
@@ -389,11 +426,6 @@ class ParallelTempering:
 
     # -- files -------------------------------------------------------------------------------
 
-    def _flush(self, writer: RunWriter, segment: Segment) -> Segment:
-        numbers, positions = segment.arrays(self.state)
-        writer.write(numbers, positions, self._checkpoint())
-        return Segment(self._zero())
-
     def _checkpoint(self) -> dict[str, Any]:
         return {
             "state": self.state.state_dict(),
@@ -402,17 +434,33 @@ class ParallelTempering:
             "seed": self.seed,
         }
 
+    @contextmanager
+    def _locked(self, output: str | os.PathLike[str], allow_existing: bool) -> Iterator[None]:
+        """Hold a directory's lock; one that is refused is left as it was."""
+        if not allow_existing and not self._writes_to(output):
+            self._new_writer(output).check_new()
+        Path(output).mkdir(parents=True, exist_ok=True)
+        with DirectoryLock(output):
+            yield
+
+    def _writes_to(self, output: str | os.PathLike[str]) -> bool:
+        writer = self._writer
+        return writer is not None and writer.directory.resolve() == Path(output).resolve()
+
+    def _new_writer(self, output: str | os.PathLike[str]) -> RunWriter:
+        return RunWriter(output, self.molecule, self.temperatures, self.n_walkers)
+
     def _open(
         self,
-        output: str | os.PathLike[str] | None,
+        output: str | os.PathLike[str],
         save_interval: int,
         choices: Mapping[str, Any],
+        entries: Mapping[str, Any],
         allow_existing: bool,
-    ) -> RunWriter | None:
-        if output is None:
-            return None
+    ) -> RunWriter:
         writer = self._writer
-        if writer is not None and writer.directory.resolve() == Path(output).resolve():
+        if writer is not None and self._writes_to(output):
+            writer.check_untouched()
             if save_interval != self._opened["save_interval"]:
                 raise ValueError(
                     f"save_interval: this run was started with {self._opened['save_interval']}, "
@@ -420,11 +468,10 @@ class ParallelTempering:
                 )
             check_unchanged(output, self._opened, self._choices(save_interval))
             return writer
-        writer = RunWriter(output, self.molecule, self.temperatures, self.n_walkers)
+        writer = self._new_writer(output)
         own = self._choices(save_interval)
-        writer.create(
-            self.seed, self.potential.boltzmann_constant, {**choices, **own}, allow_existing
-        )
+        constant = self.potential.boltzmann_constant
+        writer.create(self.seed, constant, {**choices, **own}, allow_existing, entries)
         flow_file = writer.directory / "flow.pt"
         if hasattr(self.flow, "save") and not flow_file.exists():
             self.flow.save(flow_file)
@@ -437,35 +484,53 @@ class ParallelTempering:
             self.molecule, self.flow, self.potential, self.schedule, save_interval
         )
 
-    def resume(self, path: str | os.PathLike[str]) -> Self:
+    def resume(self, path: str | os.PathLike[str], *, lock: DirectoryLock | None = None) -> Self:
         """Continue a run directory from its checkpoint with ``run(n, output=path)``.
 
         The sampler must be made as the one that wrote it. On the same machine, with the same number
         of threads, samples are the same bit by bit as if it had not stopped. Frames and segments
         after the checkpoint are cut off.
 
+        Parameters
+        ----------
+        path
+            The run directory.
+        lock
+            Its lock, where the caller holds it; otherwise it is held during this call.
+
         Raises
         ------
         FileNotFoundError
             If there is no run directory or no checkpoint.
+        DirectoryInUse
+            If another process is writing to it.
         ValueError
-            If this sampler is not the one that wrote it.
+            If this sampler is not the one that wrote it, or a file is damaged.
         """
-        writer = RunWriter(path, self.molecule, self.temperatures, self.n_walkers)
-        config, content = writer.read_config(), writer.read_checkpoint()
-        choices = config["choices"]
-        own = {
-            "temperatures_K": list(self.temperatures),
-            "n_walkers": self.n_walkers,
-            "choices": self._choices(choices["save_interval"]),
-        }
-        check_same(path, config, own)
-        state = WalkerState.from_state_dict(content["state"])
-        check_potentials(self.kernels.values(), self.potential, state)
-        self._state = state
-        self._generator.set_state(content["generator"])
-        self._load_kernel_states(content["kernels"])
-        self.seed = content["seed"]
-        writer.cut_back(content["n_frames_written"], content["n_segments"])
-        self._writer, self._opened = writer, self._choices(choices["save_interval"])
+        writer = self._new_writer(path)
+        config = writer.read_config()
+        with lock or DirectoryLock(path):
+            content = writer.read_checkpoint()
+            choices = config["choices"]
+            own = {
+                "temperatures_K": list(self.temperatures),
+                "n_walkers": self.n_walkers,
+                "choices": self._choices(choices["save_interval"]),
+            }
+            check_same(path, config, own)
+            before = self._generator.get_state(), self._kernel_states()
+            try:
+                state = restored_state(
+                    content["state"], self.n_walkers, len(self.temperatures), self.potential
+                )
+                self._generator.set_state(content["generator"])
+                self._load_kernel_states(content["kernels"])
+                check_potentials(self.kernels.values(), self.potential, state)
+                writer.cut_back(content["n_frames_written"], content["n_segments"])
+            except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+                self._generator.set_state(before[0])
+                self._load_kernel_states(before[1])
+                raise ValueError(f"{path}: cannot be continued: {error}") from error
+            self._state, self.seed = state, content["seed"]
+            self._writer, self._opened = writer, self._choices(choices["save_interval"])
         return self

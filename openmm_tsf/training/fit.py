@@ -1,7 +1,6 @@
 """The training loop: likelihood plus energy, with checkpoints that resume exactly."""
 
 import copy
-import csv
 import hashlib
 import logging
 import math
@@ -10,15 +9,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from openmm_tsf.dataset import MDDataset
+from openmm_tsf.files import read_tensors, write_csv, write_tensors
 from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.flows.bijector import Chain
 from openmm_tsf.flows.coupling import set_conditioner_dtype
+from openmm_tsf.interrupts import DeferredInterrupt
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.training.batches import TrainingFrames
 from openmm_tsf.training.losses import negative_log_likelihood, variational_free_energy
@@ -28,6 +30,7 @@ from openmm_tsf.training.validate import Validation, Validator
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 1
+CHECKPOINT_SECONDS = 30.0
 
 
 @dataclass
@@ -46,6 +49,8 @@ class FitResult:
         Energy evaluations, those of validation included.
     wall_seconds
         Time spent, earlier parts of a resumed training included.
+    earlier_evaluations, earlier_seconds
+        Those of the earlier parts.
     """
 
     best: Validation
@@ -54,6 +59,8 @@ class FitResult:
     n_skipped: int = 0
     n_evaluations: int = 0
     wall_seconds: float = 0.0
+    earlier_evaluations: int = 0
+    earlier_seconds: float = 0.0
 
 
 class _Fit:
@@ -99,7 +106,7 @@ class _Fit:
         )
         self.step = self.n_skipped = self.skipped_in_a_row = 0
         self.wall_seconds = 0.0
-        self.earlier_evaluations = 0
+        self.earlier_evaluations, self.earlier_seconds = 0, 0.0
         self.history: list[Validation] = []
         self.best_weights: dict[str, Tensor] = copy.deepcopy(self.average.state_dict())
         self.running: dict[str, float] = {}
@@ -181,6 +188,16 @@ class _Fit:
             self.best_weights = copy.deepcopy(self.average.state_dict())
         return validation
 
+    @property
+    def just_validated(self) -> bool:
+        return self.history[-1].step == self.step
+
+    @property
+    def validation_due(self) -> bool:
+        return self.step % self.settings.validate_interval == 0 or (
+            self.step == self.settings.n_steps
+        )
+
     def out_of_patience(self) -> bool:
         if self.settings.patience is None:
             return False
@@ -208,35 +225,41 @@ class _Fit:
             "n_evaluations": self.n_evaluations,
             "history": [asdict(validation) for validation in self.history],
         }
-        partial = path.with_name(path.name + ".tmp")
-        torch.save(content, partial)
-        os.replace(partial, path)
+        write_tensors(path, content)
 
     def restore(self, path: Path) -> None:
-        try:
-            content = torch.load(path, weights_only=True)
-        except Exception as error:
-            raise ValueError(f"{path}: not a readable training checkpoint") from error
+        content = read_tensors(path, "training checkpoint")
         if content.get("format") != CHECKPOINT_FORMAT:
             raise ValueError(f"{path}: not a training checkpoint of format {CHECKPOINT_FORMAT}")
-        if content["settings"] != self.settings.to_config():
+        settings = content.get("settings")
+        if settings != self.settings.to_config():
             changed = [
                 key
                 for key, value in self.settings.to_config().items()
-                if content["settings"].get(key) != value
+                if not isinstance(settings, dict) or settings.get(key) != value
             ]
             raise ValueError(f"{path}: made with other settings ({', '.join(changed)})")
-        if content["origin"] != self.origin:
+        if content.get("origin") != self.origin:
             raise ValueError(f"{path}: made from other frames or with another seed")
+        try:
+            self._restore(content)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise ValueError(
+                f"{path}: not a readable training checkpoint ({type(error).__name__}: {error})"
+            ) from error
+
+    def _restore(self, content: dict[str, Any]) -> None:
         self.network.load_state_dict(content["network"])
         self.average.load_state_dict(content["average"])
+        self.flow.network.load_state_dict(content["best_weights"])  # raises if they do not fit
         self.best_weights = content["best_weights"]
         self.optimizer.load_state_dict(content["optimizer"])
         self.generator.set_state(content["generator"])
-        self.step, self.n_skipped = content["step"], content["n_skipped"]
-        self.skipped_in_a_row = content["skipped_in_a_row"]
-        self.running, self.wall_seconds = content["running"], content["wall_seconds"]
-        self.earlier_evaluations = content["n_evaluations"]
+        self.step, self.n_skipped = int(content["step"]), int(content["n_skipped"])
+        self.skipped_in_a_row = int(content["skipped_in_a_row"])
+        self.running = {str(key): float(value) for key, value in content["running"].items()}
+        self.wall_seconds = self.earlier_seconds = float(content["wall_seconds"])
+        self.earlier_evaluations = int(content["n_evaluations"])
         self.history = [Validation(**row) for row in content["history"]]
 
 
@@ -251,12 +274,7 @@ def _origin(datasets: Sequence[MDDataset], seed: int) -> str:
 
 def _write_log(path: Path, history: Sequence[Validation]) -> None:
     rows = [validation.row() for validation in history]
-    partial = path.with_name(path.name + ".tmp")
-    with open(partial, "w", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(partial, path)
+    write_csv(path, list(rows[0]), rows)
 
 
 def fit(
@@ -268,6 +286,7 @@ def fit(
     seed: int = 0,
     log_path: str | os.PathLike[str] | None = None,
     checkpoint_path: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     resume: bool = False,
     progress: bool = True,
 ) -> FitResult:
@@ -275,7 +294,8 @@ def fit(
 
     The flow ends with the averaged weights of the best validation: lowest sum of the held-out
     NLL, each basin and temperature weighing the same, and the free energy of the flow's own
-    draws. Ctrl-C stops early in the same way.
+    draws. Ctrl-C, or SIGTERM, stops early in the same way, after the present step, and raises
+    ``KeyboardInterrupt``.
 
     Parameters
     ----------
@@ -292,7 +312,9 @@ def fit(
     log_path
         CSV file with a row per validation.
     checkpoint_path
-        Written at every validation; with `resume` training goes on from it bit for bit.
+        Where to keep what `resume` goes on from, bit for bit.
+    checkpoint_seconds
+        Time between checkpoints; there is one at every validation, too.
     resume
         Continue from `checkpoint_path` if it exists.
     progress
@@ -315,36 +337,53 @@ def fit(
     checkpoint = Path(checkpoint_path) if checkpoint_path is not None else None
     if resume and checkpoint is not None and checkpoint.exists():
         training.restore(checkpoint)
-    began = time.monotonic() - training.wall_seconds
-    bar = tqdm(
-        total=settings.n_steps,
-        initial=training.step,
-        disable=not progress,
-        desc="training",
-        unit="step",
-    )
-    try:
-        if not training.history:
-            bar.set_postfix_str(str(training.validate()))
-            if checkpoint is not None:
-                training.save(checkpoint)
-        while training.step < settings.n_steps:
-            training.train_step()
-            bar.update()
-            if training.step % settings.validate_interval and training.step < settings.n_steps:
-                continue
-            bar.set_postfix_str(str(training.validate()))
-            training.wall_seconds = time.monotonic() - began
-            if checkpoint is not None:
-                training.save(checkpoint)
-            if log_path is not None:
+    saved = time.monotonic()
+    began = saved - training.wall_seconds
+
+    def keep() -> None:
+        nonlocal saved
+        saved = time.monotonic()
+        training.wall_seconds = saved - began
+        if checkpoint is not None:
+            training.save(checkpoint)
+
+    def validate() -> None:
+        bar.set_postfix_str(str(training.validate()))
+        keep()
+        if log_path is not None:
+            _write_log(Path(log_path), training.history)
+
+    with (
+        DeferredInterrupt() as interrupt,
+        tqdm(
+            total=settings.n_steps,
+            initial=training.step,
+            disable=not progress,
+            desc="training",
+            unit="step",
+        ) as bar,
+    ):
+        try:
+            if not training.history:
+                validate()
+            elif log_path is not None:  # killed between the checkpoint and the log
                 _write_log(Path(log_path), training.history)
-            if training.out_of_patience():
-                logger.info("training: no better validation for a while, stopped early")
-                break
-    finally:
-        bar.close()
-        flow.network.load_state_dict(training.best_weights)
+            while training.step < settings.n_steps and not interrupt.requested:
+                if training.just_validated and training.out_of_patience():
+                    logger.info("training: no better validation for a while, stopped early")
+                    break
+                training.train_step()
+                bar.update()
+                if training.validation_due:
+                    validate()
+                elif time.monotonic() - saved >= checkpoint_seconds:
+                    keep()
+            if interrupt.requested:
+                keep()
+        finally:
+            flow.network.load_state_dict(training.best_weights)
+        if interrupt.requested:
+            raise KeyboardInterrupt
     training.wall_seconds = time.monotonic() - began
     logger.info("training: kept step %d: %s", training.best.step, training.best)
     return FitResult(
@@ -354,4 +393,6 @@ def fit(
         training.n_skipped,
         training.n_evaluations,
         training.wall_seconds,
+        training.earlier_evaluations,
+        training.earlier_seconds,
     )

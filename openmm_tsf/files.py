@@ -1,0 +1,240 @@
+"""Files that are either whole or not there: written beside their place, then renamed.
+
+What is written survives a kill at any moment, a full disk, and, being flushed to the disk before it
+is renamed, a crash of the machine. Names are never followed through links: a temporary file is
+always a new one, and the rename replaces a link instead of writing through it.
+"""
+
+import csv
+import errno
+import io
+import json
+import os
+import re
+import secrets
+import socket
+import time
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+PathLike = str | os.PathLike[str]
+
+_TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]*)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
+_ABANDONED_SECONDS = 86_400.0
+
+
+def write_bytes(path: PathLike, content: bytes | bytearray | memoryview) -> None:
+    """Write a file, all or nothing.
+
+    Raises
+    ------
+    OSError
+        If the directory is not writable or full, naming the file. What was there before stays.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        # Exclusive: never through somebody's link. The mode is what open() would give.
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o666)
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _named(error, path) from error
+        raise
+    _sync_directory(path.parent)
+
+
+def write_text(path: PathLike, content: str) -> None:
+    """Write a UTF-8 text, all or nothing."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def write_json(path: PathLike, content: Any) -> None:
+    """Write JSON, all or nothing; numbers must be finite."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a table with a header, all or nothing."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(columns))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def write_arrays(path: PathLike, arrays: Mapping[str, Any]) -> None:
+    """Write an ``.npz`` of plain arrays, all or nothing."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    write_bytes(path, buffer.getbuffer())
+
+
+def write_tensors(path: PathLike, content: Mapping[str, Any]) -> None:
+    """Write tensors, numbers, strings, lists and dictionaries for `read_tensors`."""
+    buffer = io.BytesIO()  # torch's own writer hides the reason when a disk is full
+    torch.save(dict(content), buffer)
+    write_bytes(path, buffer.getbuffer())
+
+
+def read_tensors(path: PathLike, what: str) -> dict[str, Any]:
+    """What `write_tensors` wrote; nothing in the file is executed.
+
+    Parameters
+    ----------
+    path
+        The file.
+    what
+        What it should be, for the message.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is something else, or damaged.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such {what}")
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch's reader raises many kinds, with pages of advice
+        raise ValueError(f"{path}: not a readable {what} ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not a {what}, it holds {type(content).__name__}")
+    return content
+
+
+def read_arrays(
+    path: PathLike, what: str, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """Arrays that `write_arrays` wrote: finite numbers of the given shapes.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is something else, or damaged.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such {what}")
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
+            found = {name: data[name] for name in shapes}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, MemoryError,
+            NotImplementedError, TypeError, AttributeError) as error:  # fmt: skip
+        raise ValueError(f"{path}: not a readable {what} ({error})") from error
+    for name, shape in shapes.items():
+        array = found[name]
+        if array.shape != shape or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+            raise ValueError(f"{path}: not a readable {what} ({name}: not numbers {list(shape)})")
+    return found
+
+
+def read_json(path: PathLike) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is damaged.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # JSON and Unicode errors are ValueErrors
+        raise ValueError(f"{path}: no readable JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def refuse_links(directory: Path, names: Iterable[str] = ()) -> None:
+    """Refuse a directory in which writing would reach outside it.
+
+    Parameters
+    ----------
+    directory
+        Whose files are about to be changed in place.
+    names
+        Files and folders in it, which need not exist.
+
+    Raises
+    ------
+    ValueError
+        If one of them is a link.
+    """
+    for name in names:
+        if (directory / name).is_symlink():
+            raise ValueError(
+                f"output: {directory / name} is a link; expected files of the run's own in "
+                f"{directory}"
+            )
+
+
+def sweep(directory: Path) -> None:
+    """Remove temporary files whose writers were killed."""
+    for path in directory.glob(".*.tmp"):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found is None:
+            continue
+        if found["host"] == _host():
+            dead = not _alive(int(found["pid"]))
+        else:
+            dead = time.time() - path.lstat().st_mtime > _ABANDONED_SECONDS
+        if dead:
+            path.unlink(missing_ok=True)
+
+
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+
+
+def _host() -> str:
+    return re.sub(r"\W", "-", socket.gethostname())[:40]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """The same error about the file that the user knows, with what to do where that is clear."""
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        reason += " (free some space; --resume continues from the last checkpoint)"
+    return type(error)(error.errno, reason, str(path))
+
+
+def _sync_directory(folder: Path) -> None:
+    """Make a rename last; not every file system can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        return
+    finally:
+        os.close(descriptor)

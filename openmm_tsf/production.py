@@ -1,0 +1,252 @@
+"""Replica exchange with a frozen flow into a run directory: begun, continued, analysed."""
+
+import logging
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openmm_tsf.accounts import Costs, Seeds
+from openmm_tsf.dataset import MDDataset
+from openmm_tsf.directories import DirectoryLock
+from openmm_tsf.energies import reopen_potential
+from openmm_tsf.flows.augmented import AugmentedFlow
+from openmm_tsf.inputs import PathLike
+from openmm_tsf.potentials.base import Potential
+from openmm_tsf.presets import SamplingSettings
+from openmm_tsf.sampling import ParallelTempering
+from openmm_tsf.sampling.output import CHECKPOINT, RunWriter
+from openmm_tsf.sampling.state import WalkerState
+from openmm_tsf.systems import MolecularSystem, alanine_dipeptide
+
+logger = logging.getLogger(__name__)
+
+REFERENCE = "ala2_reference.npz"
+_DRAWS_PER_WALKER = 20
+
+
+def sampler_seeds(seeds: Seeds, fresh: bool) -> tuple[int, int | None]:
+    """Seeds of a sampler and, where its walkers do not go on from others, of their start.
+
+    They are taken also for a sampler that a resumed run no longer needs, so that the next ones
+    have theirs.
+    """
+    return seeds.next(), seeds.next() if fresh else None
+
+
+def make_sampler(
+    molecule: MolecularSystem,
+    flow: AugmentedFlow,
+    settings: SamplingSettings,
+    potential: Potential,
+    seeds: tuple[int, int | None],
+    start: MDDataset | None,
+    before: WalkerState | None,
+) -> ParallelTempering:
+    """A sampler whose walkers go on from earlier ones, or from frames, or from the flow."""
+    sampler = ParallelTempering(
+        molecule,
+        flow,
+        settings.temperatures,
+        settings.n_walkers,
+        potential=potential,
+        seed=seeds[0],
+    )
+    if before is not None:
+        sampler.set_positions(before.x, before.velocities)
+        return sampler
+    assert seeds[1] is not None
+    generator = torch.Generator().manual_seed(seeds[1])
+    shape = (settings.n_walkers, len(settings.temperatures), *potential.event_shape)
+    if start is not None:
+        n = settings.n_walkers * len(settings.temperatures)
+        index = torch.randint(len(start), (n,), generator=generator)
+        sampler.set_positions(start.positions[index].reshape(shape))
+        return sampler
+    x = [_draws(flow, potential, t, settings.n_walkers, generator) for t in settings.temperatures]
+    sampler.set_positions(torch.stack(x, dim=1))
+    return sampler
+
+
+def _draws(
+    flow: AugmentedFlow, potential: Potential, kelvin: float, n: int, generator: torch.Generator
+) -> Tensor:
+    """n configurations from the flow, resampled by their importance weights at a temperature."""
+    drawn = flow.sample(_DRAWS_PER_WALKER * n, kelvin, generator)
+    x = drawn.x.to(torch.float64)
+    x = torch.where(torch.isfinite(drawn.log_prob)[:, None, None], x, torch.nan)  # outside
+    tau = kelvin / flow.reference_temperature
+    log_weight = -potential.energy(x) / (potential.boltzmann_constant * kelvin)
+    log_weight = log_weight - 0.5 * drawn.momenta.square().sum(dim=1) / tau - drawn.log_prob
+    usable = torch.isfinite(log_weight)
+    if not bool(usable.any()):
+        raise ValueError(
+            f"flow: none of {len(x)} draws at {kelvin:.2f} K has a finite energy; give frames to "
+            "start from, or train the flow for longer"
+        )
+    weight = torch.where(usable, (log_weight - log_weight[usable].max()).exp(), 0.0)
+    return x[torch.multinomial(weight, n, replacement=True, generator=generator)]
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether production in a run directory has a checkpoint to go on from."""
+    return (folder / CHECKPOINT).is_file()
+
+
+def clear_unbegun(folder: Path, molecule: MolecularSystem, settings: SamplingSettings) -> None:
+    """Remove what a run that was killed before its first checkpoint left of production."""
+    RunWriter(folder, molecule, settings.temperatures, settings.n_walkers).remove()
+
+
+def begin(
+    sampler: ParallelTempering,
+    lock: DirectoryLock,
+    settings: SamplingSettings,
+    costs: Costs,
+    choices: dict[str, Any],
+    molecule: MolecularSystem,
+) -> None:
+    """Everything of a run directory but samples; the first checkpoint comes last."""
+    choices = choices | {"sampler_seed": sampler.seed}
+    clear_unbegun(lock.directory, molecule, settings)
+    # The seed of a run is the user's; the sampler's was derived from it.
+    entries = costs.to_config() | {"seed": choices["seed"]}
+    if has_reference(molecule):
+        entries["reference"] = REFERENCE
+    sampler.run(
+        0,
+        lock.directory,
+        choices=choices,
+        entries=entries,
+        allow_existing=True,
+        lock=lock,
+        progress=False,
+    )
+
+
+def take_up(
+    flow: AugmentedFlow,
+    lock: DirectoryLock,
+    n_iterations: int | None,
+    molecule: MolecularSystem,
+    platform: str | None,
+    checkpoint_seconds: float,
+    progress: bool,
+) -> dict[str, Any]:
+    """Continue a run directory to `n_iterations` in all; by default to what was asked at first."""
+    folder = lock.directory
+    writer = RunWriter(folder, None, (), 1)  # for its reading only
+    config = writer.read_config()
+    choices = config["choices"]
+    if n_iterations is None:
+        asked = choices.get("settings")
+        n_iterations = _asked_iterations(asked)
+        if n_iterations is None:
+            raise ValueError(
+                f"n_iterations: expected how many there shall be in all, {folder} does not say"
+            )
+    with reopen_potential(molecule, choices["potential"], platform) as potential:
+        sampler = ParallelTempering(
+            molecule,
+            flow,
+            config["temperatures_K"],
+            config["n_walkers"],
+            potential=potential,
+            seed=choices.get("sampler_seed", config["seed"]),
+        )
+        with sampler:
+            sampler.resume(folder, lock=lock)
+            left = n_iterations - sampler.n_written * choices["save_interval"]
+            if left <= 0:
+                logger.info("all %d iterations are there already", n_iterations)
+            return produce(sampler, lock, max(0, left), checkpoint_seconds, progress)
+
+
+def _asked_iterations(settings: Any) -> int | None:
+    """n_iterations of SamplingSettings or RunSettings, as they were written."""
+    if not isinstance(settings, dict):
+        return None
+    found = settings.get("sampling", settings)
+    number = found.get("n_iterations") if isinstance(found, dict) else None
+    return number if isinstance(number, int) else None
+
+
+def produce(
+    sampler: ParallelTempering,
+    lock: DirectoryLock,
+    n_iterations: int,
+    checkpoint_seconds: float,
+    progress: bool,
+) -> dict[str, Any]:
+    """Sample with everything frozen, write, analyse."""
+    folder = lock.directory
+    try:
+        sampler.run(
+            n_iterations,
+            folder,
+            checkpoint_seconds=checkpoint_seconds,
+            lock=lock,
+            progress=progress,
+        )
+    except KeyboardInterrupt:
+        if sampler.n_written:
+            analyze(folder)
+        raise
+    return analyze(folder)
+
+
+def analyze(path: PathLike) -> dict[str, Any]:
+    """Tables and pictures of a run directory, written into it.
+
+    ``summary.json``; ``ramachandran.png`` where the molecule has φ and ψ; ``diagnostics.png``; and
+    ``thermodynamics.{csv,json,png}``, functions of the temperature over the whole ladder. The run
+    may still be writing.
+
+    Returns
+    -------
+    summary
+        The content of ``summary.json``.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If it is no run directory, or has no samples yet.
+    """
+    from openmm_tsf.analysis import (
+        load_reference,
+        load_run,
+        plot_diagnostics,
+        write_summary,
+        write_thermodynamics,
+    )
+
+    result = load_run(Path(path))
+    if result.n_iterations == 0:
+        raise ValueError(f"{path}: there are no samples yet")
+    # Runs started from Python do not name the reference; the molecule's fingerprint tells.
+    reference = result.reference()
+    known = result.config.get("choices", {}).get("molecule")
+    if reference is None and known == alanine_dipeptide().fingerprint and has_reference_file():
+        reference = load_reference()
+    summary = write_summary(result, result.path / "summary.json", reference)
+    try:
+        result.backbone()
+    except ValueError:
+        logger.info("no residue with both phi and psi: no Ramachandran plot")
+    else:
+        result.plot(result.path / "ramachandran.png", reference)
+    plot_diagnostics(result, result.path / "diagnostics.png")
+    write_thermodynamics(result, result.path, reference)
+    return summary
+
+
+def has_reference_file() -> bool:
+    """Whether the reference data are installed."""
+    return (files("openmm_tsf.data") / REFERENCE).is_file()
+
+
+def has_reference(molecule: MolecularSystem) -> bool:
+    """Whether reference data of this very System are shipped."""
+    return has_reference_file() and molecule.fingerprint == alanine_dipeptide().fingerprint

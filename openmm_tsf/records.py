@@ -1,0 +1,141 @@
+"""What a stage was asked to do: ``settings.json``, the first file in its directory.
+
+It is written before anything else and says how to begin again where a stage was killed before its
+first checkpoint, with the choices that were measured at the first start.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from openmm_tsf.directories import contents
+from openmm_tsf.files import PathLike, read_json, write_json
+from openmm_tsf.inputs import package_versions
+from openmm_tsf.plain import from_plain, plain
+from openmm_tsf.potentials.base import Potential, potential_choices
+from openmm_tsf.presets import SamplingSettings
+from openmm_tsf.systems import MolecularSystem
+
+SETTINGS = "settings.json"
+_FORMAT = 1
+
+
+def new_record(stage: str, molecule: MolecularSystem, **asked: Any) -> dict[str, Any]:
+    """What a stage was asked, json-able."""
+    return {
+        "format": _FORMAT,
+        "stage": stage,
+        **plain(asked),
+        "fingerprint": molecule.fingerprint,
+        "versions": package_versions(),
+    }
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write ``settings.json``."""
+    write_json(folder / SETTINGS, record)
+
+
+def note_potential(folder: Path, record: dict[str, Any], potential: Potential) -> None:
+    """Keep which potential was chosen, for the same stage begun again."""
+    if record.get("potential") is None:
+        record["potential"] = potential_choices(potential)
+        write_record(folder, record)
+
+
+def read_record(folder: Path, stages: Sequence[str]) -> dict[str, Any] | None:
+    """The record of a directory that is to be resumed; None where nothing was begun.
+
+    Raises
+    ------
+    ValueError
+        If the directory is of another stage, or the record is damaged.
+    """
+    if not folder.is_dir() or not contents(folder):
+        return None
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise ValueError(f"output: {folder} holds nothing to resume (no {SETTINGS} in it)")
+    record = read_json(path)
+    if record.get("stage") not in stages:
+        raise ValueError(
+            f"output: {folder} holds no {' or '.join(stages)} to resume, it is of the stage "
+            f"{record.get('stage')!r}"
+        )
+    if not isinstance(record.get("format"), int) or record["format"] > _FORMAT:
+        raise ValueError(
+            f"{path}: expected format {_FORMAT}, got {record.get('format')!r}, of another version"
+        )
+    for key, kind in (("settings", dict), ("seed", int), ("fingerprint", str)):
+        if not isinstance(record.get(key), kind):
+            raise ValueError(f"{path}: damaged, {key} is missing")
+    return record
+
+
+def recorded_settings(folder: PathLike, cls: type, part: str | None = None) -> Any:
+    """Settings of the stage in a directory that is to be resumed; None where none are recorded.
+
+    Parameters
+    ----------
+    folder
+        The directory.
+    cls
+        Their dataclass.
+    part
+        Which of several; None for all of them. Where a run was recorded, its sampling is meant
+        where that is what `cls` is.
+
+    Raises
+    ------
+    ValueError
+        If the record is damaged.
+    """
+    path = Path(folder) / SETTINGS
+    if not path.is_file():
+        return None
+    found: Any = read_json(path).get("settings")
+    if part is None and cls is SamplingSettings and isinstance(found, dict):
+        part = "sampling" if "sampling" in found else None
+    if part is not None:
+        found = found.get(part) if isinstance(found, dict) else None
+    return from_plain(cls, found, str(path))
+
+
+def check_same_record(
+    folder: Path, before: dict[str, Any], now: dict[str, Any], growing: Sequence[str] = ()
+) -> None:
+    """Refuse to resume with another question than the one that was asked.
+
+    Parameters
+    ----------
+    folder
+        The directory, for the message.
+    before, now
+        Records.
+    growing
+        Settings that may differ, as ``"sampling.n_iterations"``.
+
+    Raises
+    ------
+    ValueError
+        If they differ in anything but versions and measured choices.
+    """
+    if before["fingerprint"] != now["fingerprint"]:
+        raise ValueError(f"output: what is in {folder} is of another molecule")
+    skipped = {"versions", "potential", "costs", "fingerprint", "format", "frames"}
+    for name in sorted((before.keys() | now.keys()) - skipped):
+        differ = _differences(before.get(name), now.get(name), name)
+        for key, (was, is_now) in differ.items():
+            if key.removeprefix("settings.") not in growing:
+                raise ValueError(
+                    f"{key}: what is in {folder} was made with {was!r}, got {is_now!r}"
+                )
+
+
+def _differences(before: Any, now: Any, name: str) -> dict[str, tuple[Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in before.keys() | now.keys():
+            found |= _differences(before.get(key), now.get(key), f"{name}.{key}")
+        return dict(sorted(found.items()))
+    return {} if before == now else {name: (before, now)}
