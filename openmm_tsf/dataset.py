@@ -5,8 +5,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.resources import as_file, files
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -15,11 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openmm_tsf.doors import check_fields, numbers_of, positive_number, whole_number
+from openmm_tsf.structure import check_frames
 from openmm_tsf.systems import MolecularSystem
 from openmm_tsf.units import NANOMETER, as_temperature, in_unit
 
 #: Energy evaluations that made the shipped 600 K frames (data/make_training_frames.py).
 SHIPPED_MD_EVALUATIONS = 10_020_000
+
+#: Trajectories that name their own atoms.
+_NAMES_ATOMS = (
+    ".cif", ".cif.gz", ".gro", ".h5", ".hdf5", ".mmcif", ".mmcif.gz", ".pdb", ".pdb.gz", ".pdbx",
+    ".pdbx.gz",
+)  # fmt: skip
 
 
 class Split(NamedTuple):
@@ -55,7 +65,8 @@ class MDDataset:
     Raises
     ------
     TypeError, ValueError
-        If shapes disagree or positions are not finite.
+        If shapes disagree, numbers are not finite, or frames are no conformations of the molecule
+        (overlapping atoms, other bonds: another order of atoms or another unit).
     """
 
     positions: Tensor
@@ -68,12 +79,24 @@ class MDDataset:
     name: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.molecule, MolecularSystem | None):
+            raise TypeError(
+                f"molecule: expected a MolecularSystem or None, got {type(self.molecule).__name__}"
+            )
         plain = in_unit(self.positions, NANOMETER, "positions")
-        positions = torch.as_tensor(plain, dtype=torch.float64)
+        try:
+            positions = torch.as_tensor(plain, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"positions: expected numbers [F, *event], got {type(plain).__name__}: {error}"
+            ) from error
         object.__setattr__(self, "positions", positions)
-        object.__setattr__(self, "temperature", as_temperature(self.temperature))
-        if not self.weight > 0:
-            raise ValueError(f"weight: expected a positive number, got {self.weight!r}")
+        check_fields(
+            self,
+            temperature=as_temperature,
+            n_evaluations=partial(whole_number, least=0),
+            weight=positive_number,
+        )
         if positions.ndim < 2 or len(positions) == 0:
             raise ValueError(
                 f"positions: expected shape [F, *event] with F >= 1, got {tuple(positions.shape)}"
@@ -87,18 +110,16 @@ class MDDataset:
             raise ValueError(
                 f"chains: expected shape [{len(positions)}], got {tuple(self.chains.shape)}"
             )
-        bad = ~torch.isfinite(positions.flatten(1)).all(dim=1)
-        if bool(bad.any()):
-            raise ValueError(
-                f"positions: expected finite numbers, got NaN or infinity in {int(bad.sum())} "
-                f"frames, the first is frame {int(bad.nonzero()[0])}"
-            )
+        _check_finite(positions, "positions")
+        if self.molecule is not None:
+            check_frames(self.molecule, positions)
         if self.energies is not None:
-            energies = torch.as_tensor(self.energies, dtype=torch.float64)
+            energies = numbers_of(self.energies, "energies")
             if energies.shape != (len(positions),):
                 raise ValueError(
                     f"energies: expected shape [{len(positions)}], got {tuple(energies.shape)}"
                 )
+            _check_finite(energies, "energies")
             object.__setattr__(self, "energies", energies)
 
     def __len__(self) -> int:
@@ -140,42 +161,29 @@ class MDDataset:
 
         Raises
         ------
-        FileNotFoundError
-            If a file is missing.
+        FileNotFoundError, IsADirectoryError
+            If a file is missing, or a directory.
+        TypeError
+            If `path` is no path.
         ValueError
-            If the file is XTC (its 0.001 nm rounding spoils energies), unreadable, empty, or of
-            another number of atoms.
+            If a file is XTC (its 0.001 nm rounding spoils energies), unreadable or empty, or its
+            frames are not the molecule's: see :class:`MDDataset`. A file that names its atoms (PDB)
+            must name them in the molecule's order.
         """
-        paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-        if stride < 1 or skip < 0:
-            raise ValueError(f"stride, skip: expected >= 1 and >= 0, got {stride} and {skip}")
-        parts = []
-        for name in map(str, paths):
-            if not Path(name).is_file():
-                raise FileNotFoundError(f"path: no such trajectory {name}")
-            if name.lower().endswith(".xtc"):
-                raise ValueError(
-                    f"path: {name} is XTC, which rounds positions to 0.001 nm and spoils "
-                    "energies; use DCD or NetCDF"
-                )
-            try:
-                with _silent_stdout():
-                    part = mdtraj.load(name, top=molecule.mdtraj_topology)
-            except Exception as error:
-                raise ValueError(
-                    f"path: mdtraj cannot read {name} as a trajectory of {molecule.n_atoms} "
-                    f"atoms: {error}"
-                ) from error
-            parts.append(np.asarray(part.xyz, dtype=np.float64))
+        if not isinstance(molecule, MolecularSystem):
+            raise TypeError(f"molecule: expected a MolecularSystem, got {type(molecule).__name__}")
+        stride, skip = whole_number(stride, "stride"), whole_number(skip, "skip", least=0)
+        names = _trajectory_files(path)
+        parts = [_read_frames(name, molecule) for name in names]
         positions = np.concatenate(parts)[skip::stride]
         if not len(positions):
-            raise ValueError(f"path: no frames left in {', '.join(map(str, paths))}")
+            raise ValueError(f"path: no frames left in {', '.join(names)}")
         return cls(
             torch.from_numpy(positions),
             temperature,
             molecule,
             n_evaluations=n_evaluations,
-            name=", ".join(map(str, paths)),
+            name=", ".join(names),
         )
 
     @classmethod
@@ -247,6 +255,82 @@ class MDDataset:
             raise ValueError(f"chains: expected at least 3 to split, got {len(names)}")
         parts = names.split([n_train, *sizes])
         return Split(*(self[torch.isin(chains, part).nonzero()[:, 0]] for part in parts))
+
+
+def _trajectory_files(path: Any) -> list[str]:
+    """Names of one or several trajectory files, checked before the first is read."""
+    try:
+        paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+        names = [os.fsdecode(item) for item in paths]
+    except TypeError as error:
+        raise TypeError(f"path: expected a trajectory file or several, got {path!r}") from error
+    if not names:
+        raise ValueError("path: expected at least one trajectory file, got none")
+    readable = tuple(ending for ending in mdtraj.FormatRegistry.loaders if ending != ".xtc")
+    for name in names:
+        if Path(name).is_dir():
+            raise IsADirectoryError(f"path: expected a trajectory file, got the directory {name}")
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"path: no such trajectory {name}")
+        if name.lower().endswith(".xtc"):
+            raise ValueError(
+                f"path: {name} is XTC, which rounds positions to 0.001 nm and spoils energies; use "
+                "DCD or NetCDF"
+            )
+        if not name.endswith(readable):
+            raise ValueError(
+                f"path: expected a trajectory that mdtraj reads ({', '.join(sorted(readable))}), "
+                f"got {name}"
+            )
+        if Path(name).stat().st_size == 0:
+            raise ValueError(f"path: expected frames, got the empty file {name}")
+    return names
+
+
+def _read_frames(name: str, molecule: MolecularSystem) -> np.ndarray:
+    """All frames [F, N, 3] of a trajectory file in nm."""
+    top = {} if name.endswith(_NAMES_ATOMS) else {"top": molecule.mdtraj_topology}
+    try:
+        with _silent_stdout():
+            frames = mdtraj.load(name, **top)
+    except Exception as error:
+        raise ValueError(
+            f"path: mdtraj cannot read {name} as a trajectory of {molecule.n_atoms} atoms: {error}"
+        ) from error
+    if frames.n_atoms != molecule.n_atoms:
+        raise ValueError(
+            f"path: expected the molecule's {molecule.n_atoms} atoms, got {frames.n_atoms} in "
+            f"{name}"
+        )
+    _check_order(name, list(frames.topology.atoms), list(molecule.mdtraj_topology.atoms))
+    return np.asarray(frames.xyz, dtype=np.float64)
+
+
+def _check_order(name: str, found: list[Any], expected: list[Any]) -> None:
+    """Refuse the same elements, or the same names, in another order.
+
+    Programs name atoms, and guess elements, in their own ways: that alone is no other molecule.
+    """
+    for what in ("element.symbol", "name"):
+        of = attrgetter(what)
+        theirs, ours = list(map(of, found)), list(map(of, expected))
+        if theirs != ours and sorted(theirs) == sorted(ours):
+            first = next(
+                i for i, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1]
+            )
+            raise ValueError(
+                f"path: expected the molecule's atoms in its order, got another in {name}: atom "
+                f"{first} is {found[first]}, expected {expected[first]}"
+            )
+
+
+def _check_finite(values: Tensor, name: str) -> None:
+    bad = ~torch.isfinite(values.flatten(1) if values.ndim > 1 else values[:, None]).all(dim=1)
+    if bool(bad.any()):
+        raise ValueError(
+            f"{name}: expected finite numbers, got NaN or infinity in {int(bad.sum())} "
+            f"frames, the first is frame {int(bad.nonzero()[0])}"
+        )
 
 
 @contextmanager

@@ -8,6 +8,7 @@ stopped, and does not depend on how it was cut into pieces.
 import logging
 import time
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from tqdm.auto import tqdm
 
 from openmm_tsf.dcd import DCDWriter
 from openmm_tsf.directories import claimed, contents
+from openmm_tsf.doors import check_fields, positive_number, seed_number, whole_number
 from openmm_tsf.files import PathLike, read_arrays, refuse_links, write_arrays, write_json
 from openmm_tsf.inputs import (
     MD_FORMAT,
@@ -28,7 +30,7 @@ from openmm_tsf.inputs import (
 from openmm_tsf.interrupts import DeferredInterrupt
 from openmm_tsf.plain import from_plain
 from openmm_tsf.systems import MolecularSystem
-from openmm_tsf.units import as_temperature
+from openmm_tsf.units import PICOSECOND, as_temperature, in_unit
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +67,8 @@ class MDSettings:
 
     Raises
     ------
-    ValueError
-        If a number is out of its range.
+    TypeError, ValueError
+        If a number is none, or out of its range.
     """
 
     temperature: float = 600.0
@@ -78,18 +80,18 @@ class MDSettings:
     seed: int = field(default=1)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "temperature", as_temperature(self.temperature))
-        for name, least in (
-            ("n_frames", 1),
-            ("steps_per_frame", 1),
-            ("n_equilibration_steps", 0),
-            ("seed", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        for name in ("timestep", "friction"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        check_fields(
+            self,
+            temperature=as_temperature,
+            n_frames=whole_number,
+            steps_per_frame=whole_number,
+            timestep=lambda value, name: positive_number(in_unit(value, PICOSECOND, name), name),
+            friction=lambda value, name: positive_number(
+                in_unit(value, 1 / PICOSECOND, name), name
+            ),
+            n_equilibration_steps=partial(whole_number, least=0),
+            seed=seed_number,
+        )
 
 
 class MDResult(NamedTuple):

@@ -1,7 +1,9 @@
 """Settings of a whole run, and the two that come with the package."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
+from openmm_tsf.doors import check_fields, one_of, real_number, whole_number, whole_numbers
 from openmm_tsf.md import MDSettings
 from openmm_tsf.plain import changed, plain
 from openmm_tsf.training import FitSettings
@@ -35,8 +37,8 @@ class FlowSettings:
 
     Raises
     ------
-    ValueError
-        If `kind`, `coordinates` or `conditioner_dtype` is unknown.
+    TypeError, ValueError
+        If `kind`, `coordinates` or `conditioner_dtype` is unknown, or a size is none.
     """
 
     kind: str = "tsf"
@@ -47,15 +49,16 @@ class FlowSettings:
     conditioner_dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("kind", ("tsf", "realnvp")),
-            ("coordinates", ("volume", "plain")),
-            ("conditioner_dtype", ("float32", "float64")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-                )
+        check_fields(
+            self,
+            kind=partial(one_of, allowed=("tsf", "realnvp")),
+            coordinates=partial(one_of, allowed=("volume", "plain")),
+            n_blocks=whole_number,
+            hidden=whole_numbers,
+            conditioner_dtype=partial(one_of, allowed=("float32", "float64")),
+        )
+        if self.n_momenta is not None:
+            check_fields(self, n_momenta=partial(whole_number, least=0))
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,13 @@ class SamplingSettings:
     n_tuning: int = 200
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "temperatures", as_temperatures(self.temperatures))
-        for name, least in (("n_walkers", 1), ("n_iterations", 1), ("n_tuning", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        check_fields(
+            self,
+            temperatures=as_temperatures,
+            n_walkers=whole_number,
+            n_iterations=whole_number,
+            n_tuning=partial(whole_number, least=0),
+        )
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ class RunSettings:
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If a number is out of its range, or there are too few walkers to train on their samples.
     """
 
@@ -134,16 +140,16 @@ class RunSettings:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
 
     def __post_init__(self) -> None:
+        check_fields(
+            self,
+            stride=whole_number,
+            n_rounds=partial(whole_number, least=0),
+            round_iterations=whole_number,
+            round_stride=whole_number,
+            sample_share=real_number,
+        )
         if not 0 < self.sample_share < 1:
             raise ValueError(f"sample_share: expected a number in (0, 1), got {self.sample_share}")
-        for name, least in (
-            ("stride", 1),
-            ("n_rounds", 0),
-            ("round_iterations", 1),
-            ("round_stride", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         # Training on samples holds out whole walkers, for validation and test.
         if self.n_rounds > 0 and self.sampling.n_walkers < 3:
             raise ValueError(

@@ -14,6 +14,7 @@ import openmm
 import openmm.app as app
 import openmm.unit as unit
 
+from openmm_tsf.structure import check_reference, check_same_molecule
 from openmm_tsf.units import NANOMETER, in_unit
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class MolecularSystem:
         The OpenMM System: not periodic, no constraints, virtual sites, thermostat, barostat or
         fixed particles. A CMMotionRemover is allowed: dynamics go without it.
     topology
-        Its Topology, bonds included.
+        Its Topology, bonds included, in the System's order of atoms.
     positions
         One conformation [N, 3] in nm (or a Quantity): the reference for handedness.
 
@@ -56,8 +57,8 @@ class MolecularSystem:
     TypeError
         If an argument has the wrong type.
     ValueError
-        If the System has something that is not supported (named in the message), or System,
-        Topology and positions disagree.
+        If the System has something that is not supported (named in the message); if System,
+        Topology and positions disagree in their numbers or bonds; if atoms overlap.
     """
 
     system: openmm.System
@@ -89,6 +90,8 @@ class MolecularSystem:
         positions.flags.writeable = False
         object.__setattr__(self, "positions", positions)
         self._refuse_unsupported()
+        check_same_molecule(self.system, self.topology)
+        check_reference(self.system, self.topology, positions)
 
     def _refuse_unsupported(self) -> None:
         system = self.system

@@ -70,7 +70,7 @@ def peptide(n_residues, capped):
             if previous is not None:
                 topology.addBond(previous, atom)
             previous = atom
-    positions = np.random.default_rng(0).normal(size=(system.getNumParticles(), 3))
+    positions = np.random.default_rng(0).normal(scale=0.1, size=(system.getNumParticles(), 3))
     return MolecularSystem(system, topology, positions)
 
 

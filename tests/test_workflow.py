@@ -341,9 +341,9 @@ def test_settings_at_the_door():
         FlowSettings(kind="nice")
     with pytest.raises(ValueError, match="ascending"):
         SamplingSettings(temperatures=(600.0, 300.0))
-    with pytest.raises(ValueError, match="n_walkers: expected at least 1"):
+    with pytest.raises(ValueError, match="n_walkers: expected an integer of at least 1"):
         SamplingSettings(n_walkers=0)
-    with pytest.raises(ValueError, match="n_rounds: expected at least 0"):
+    with pytest.raises(ValueError, match="n_rounds: expected an integer of at least 0"):
         RunSettings(n_rounds=-1)
     few = SamplingSettings(n_walkers=2)
     with pytest.raises(ValueError, match=r"n_walkers: expected at least 3 where .* got 2"):

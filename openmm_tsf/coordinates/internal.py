@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from openmm_tsf.coordinates.branch_cuts import emptiest_angles
+from openmm_tsf.coordinates.configs import layer_entries
 from openmm_tsf.coordinates.door import check_tensor
 from openmm_tsf.coordinates.geometry import (
     TWO_PI,
@@ -32,6 +33,7 @@ from openmm_tsf.coordinates.placement import Placement
 from openmm_tsf.coordinates.regularise import beyond_branch, hold, outside_half_circle
 from openmm_tsf.coordinates.symmetry import Labels, Triple
 from openmm_tsf.coordinates.zmatrix import ZMatrix
+from openmm_tsf.doors import entry
 from openmm_tsf.units import NANOMETER, in_unit
 
 BOND, ANGLE, TORSION, OFFSET = range(4)
@@ -451,13 +453,12 @@ class InternalCoordinates(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Inverse of :meth:`to_config`; needs no Topology."""
-        return cls(
-            ZMatrix.from_config(config["zmatrix"]),
-            torch.tensor(config["handedness"], dtype=torch.float64),
-            torch.tensor(config["reference_bonds"], dtype=torch.float64),
-            torch.tensor(config["branch_cuts"], dtype=torch.float64),
-            config["coordinates"],
-            getattr(torch, config["dtype"]),
-            config["equivalent"],
-        )
+        """Inverse of :meth:`to_config`; needs no Topology.
+
+        Raises
+        ------
+        ValueError
+            If an entry is missing or not what :meth:`to_config` could have written.
+        """
+        zmatrix = ZMatrix.from_config(entry(config, "zmatrix", dict))
+        return cls(zmatrix, **layer_entries(config, zmatrix.n_atoms))

@@ -12,8 +12,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from openmm_tsf.coordinates.configs import dtype_entry
 from openmm_tsf.coordinates.door import check_tensor
 from openmm_tsf.coordinates.internal import TORSION
+from openmm_tsf.doors import array_entry, entry
 
 MODES = ("conditional", "full", "diagonal")
 #: Ridge of the shift's regression, in frames: a prior that the shift is zero. On 20 000, 5 000 and
@@ -195,23 +197,35 @@ class Whitening(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Inverse of :meth:`to_config`."""
-        soft = torch.tensor(config["soft"], dtype=torch.bool)
-        n_stiff = int((~soft).sum())
+        """Inverse of :meth:`to_config`.
+
+        Raises
+        ------
+        ValueError
+            If an entry is missing or not what :meth:`to_config` could have written.
+        """
+        dtype = dtype_entry(config)
+        soft = array_entry(config, "soft", "b", -1)
+        n_soft, n_stiff = int(soft.sum()), int((~soft).sum())
 
         def numbers(name: str, *shape: int) -> Tensor:
-            values = torch.tensor(config[name], dtype=getattr(torch, config["dtype"]))
-            return values.reshape(shape)
+            return torch.tensor(array_entry(config, name, "if", *shape), dtype=dtype)
 
-        n_weights = len(config["weights"])
+        n_weights = len(entry(config, "weights", list))
+        if n_weights % max(2 * n_soft, 1):
+            raise ValueError(f"weights: expected a multiple of {2 * n_soft} rows, got {n_weights}")
+        scale = numbers("soft_scale", n_soft)
+        cholesky = numbers("cholesky", n_stiff, n_stiff)
+        if not bool((scale > 0).all() and (cholesky.diagonal() > 0).all()):
+            raise ValueError("soft_scale, cholesky: expected positive scales")
         return cls(
-            config["mode"],
-            soft,
-            numbers("soft_mean", -1),
-            numbers("soft_scale", -1),
-            numbers("stiff_mean", -1),
+            entry(config, "mode", str),
+            torch.from_numpy(soft),
+            numbers("soft_mean", n_soft),
+            scale,
+            numbers("stiff_mean", n_stiff),
             numbers("weights", n_weights, n_stiff),
-            numbers("cholesky", n_stiff, n_stiff),
+            cholesky,
         )
 
 

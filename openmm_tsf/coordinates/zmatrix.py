@@ -15,6 +15,9 @@ from typing import Any, Self
 import numpy as np
 import openmm.app as app
 
+from openmm_tsf.coordinates.configs import check_rows
+from openmm_tsf.doors import array_entry, entry
+from openmm_tsf.structure import atom_label
 from openmm_tsf.units import NANOMETER, in_unit
 
 #: Reference angles closer than this to 0 or pi (radians) leave a dihedral angle undefined.
@@ -94,13 +97,26 @@ class ZMatrix:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Inverse of :meth:`to_config`."""
+        """Inverse of :meth:`to_config`.
+
+        Raises
+        ------
+        ValueError
+            If an entry is missing or not what :meth:`to_config` could have written.
+        """
+        rows = array_entry(config, "rows", "i", -1, 4)
+        n_atoms = len(rows)
+        names = tuple(entry(config, "atom_names", list))
+        if len(names) != n_atoms or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"atom_names: expected {n_atoms} names, got {names}")
+        levels = array_entry(config, "levels", "i", n_atoms)
+        check_rows(rows, levels)
         return cls(
-            np.asarray(config["rows"], dtype=np.int64),
-            np.asarray(config["siblings"], dtype=bool),
-            np.asarray(config["tetrahedral"], dtype=bool),
-            np.asarray(config["levels"], dtype=np.int64),
-            tuple(config["atom_names"]),
+            rows.astype(np.int64),
+            array_entry(config, "siblings", "b", n_atoms),
+            array_entry(config, "tetrahedral", "b", n_atoms),
+            levels.astype(np.int64),
+            names,
         )
 
 
@@ -148,7 +164,7 @@ class _Molecule:
                 "topology: expected bonds, got none; Topology.createStandardBonds() adds those of "
                 "standard residues, Topology.addBond any other"
             )
-        names = tuple(f"{atom.residue.name}{atom.residue.id}-{atom.name}" for atom in atoms)
+        names = tuple(atom_label(atom) for atom in atoms)
         _check_connected(neighbours, names)
         by_name: dict[int, dict[str, int]] = {}
         for atom in atoms:

@@ -17,9 +17,16 @@ from torch import Tensor, nn
 from openmm_tsf.coordinates.internal import InternalCoordinates
 from openmm_tsf.coordinates.symmetry import equivalent_hydrogens
 from openmm_tsf.coordinates.whitening import Whitening
+from openmm_tsf.dataset import MDDataset
+from openmm_tsf.doors import seed_number, whole_number, whole_numbers
 from openmm_tsf.flows.bijector import Chain
 from openmm_tsf.flows.coupling import set_conditioner_dtype
-from openmm_tsf.flows.files import FILE_FORMAT, read_flow_file, write_flow_file
+from openmm_tsf.flows.files import (
+    FILE_FORMAT,
+    read_flow_file,
+    write_flow_file,
+)
+from openmm_tsf.flows.restore import rebuilt
 from openmm_tsf.units import as_temperature
 
 
@@ -68,9 +75,9 @@ class AugmentedFlow(nn.Module, ABC):
     Raises
     ------
     TypeError
-        If `conditioner_dtype` is another.
+        If `conditioner_dtype` is another, or `hidden` no sequence.
     ValueError
-        If a size does not fit.
+        If a size or the seed is no such integer, or does not fit.
     """
 
     kind: ClassVar[str]
@@ -90,25 +97,27 @@ class AugmentedFlow(nn.Module, ABC):
         conditioner_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("n_coordinates", n_coordinates, 1),
-            ("n_momenta", n_momenta, 0),
-            ("n_blocks", n_blocks, 1),
-        ):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+        n_coordinates = whole_number(n_coordinates, "n_coordinates")
+        n_momenta = whole_number(n_momenta, "n_momenta", least=0)
+        n_blocks, hidden = whole_number(n_blocks, "n_blocks"), whole_numbers(hidden, "hidden")
+        seed = seed_number(seed)
         if coordinates is not None and coordinates.n_coordinates != n_coordinates:
             raise ValueError(
                 f"n_coordinates: expected the coordinate layer's {coordinates.n_coordinates}, "
                 f"got {n_coordinates}"
             )
+        if whitening is not None and whitening.n_coordinates != n_coordinates:
+            raise ValueError(
+                f"whitening: expected one of {n_coordinates} coordinates, "
+                f"got {whitening.n_coordinates}"
+            )
         self.n_coordinates, self.n_momenta = n_coordinates, n_momenta
         self.reference_temperature = as_temperature(reference_temperature, "reference_temperature")
         self.fingerprint = fingerprint
-        self._sizes = {"n_blocks": n_blocks, "hidden": [int(width) for width in hidden]}
+        self._sizes = {"n_blocks": n_blocks, "hidden": list(hidden)}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network = Chain(self._couplings(n_blocks, tuple(hidden)))
+            self.network = Chain(self._couplings(n_blocks, hidden))
         self.conditioner_dtype = conditioner_dtype
         self.coordinates = coordinates
         self.whitening = whitening
@@ -308,6 +317,8 @@ class AugmentedFlow(nn.Module, ABC):
         conditioner_dtype
             Precision of the couplings' networks.
         """
+        if not isinstance(dataset, MDDataset):
+            raise TypeError(f"dataset: expected an MDDataset, got {type(dataset).__name__}")
         molecule = dataset.molecule
         if molecule is None:
             d = int(dataset.positions[0].numel())
@@ -386,7 +397,8 @@ class AugmentedFlow(nn.Module, ABC):
         Raises
         ------
         ValueError
-            If the file is no flow of this class, of a newer format, or of another molecule.
+            If the file is no flow of this class, damaged, of a newer format, or of another
+            molecule.
         """
         content = read_flow_file(path)
         if content["kind"] != cls.kind:
@@ -395,25 +407,16 @@ class AugmentedFlow(nn.Module, ABC):
 
     @classmethod
     def _from_content(cls, content: dict[str, Any], path: Any, molecule: Any) -> Self:
-        if molecule is not None and content["fingerprint"] != molecule.fingerprint:
+        fingerprint = content.get("fingerprint")
+        if molecule is not None and fingerprint != molecule.fingerprint:
             raise ValueError(
                 f"{path}: this flow belongs to another molecule (fingerprint "
-                f"{str(content['fingerprint'])[:12]}, expected {molecule.fingerprint[:12]})"
+                f"{str(fingerprint)[:12]}, expected {molecule.fingerprint[:12]})"
             )
-        layer, whitening = content["coordinates"], content["whitening"]
-        flow = cls(
-            content["n_coordinates"],
-            content["n_momenta"],
-            content["sizes"]["n_blocks"],
-            content["sizes"]["hidden"],
-            content["reference_temperature"],
-            None if layer is None else InternalCoordinates.from_config(layer),
-            None if whitening is None else Whitening.from_config(whitening),
-            content["fingerprint"],
-        )
-        flow.load_state_dict(content["state_dict"])
-        precision = content.get("conditioner_dtype")  # files of earlier versions do not name it
-        flow.conditioner_dtype = None if precision is None else getattr(torch, precision)
+        try:
+            flow = rebuilt(cls, content)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path}: damaged flow file: {error}") from error
         if molecule is not None and flow.coordinates is not None:
             reference = torch.tensor(molecule.positions, dtype=flow.dtype)[None]
             if bool(flow.is_mirror_image(reference).any()):

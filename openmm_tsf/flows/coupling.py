@@ -68,8 +68,8 @@ class AffineCoupling(nn.Module):
         conditioner_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        chosen = sorted({int(i) for i in transformed})
-        others = [i for i in range(n_features) if i not in set(chosen)]
+        features = {int(i) for i in transformed}
+        chosen, others = sorted(features), [i for i in range(n_features) if i not in features]
         if not chosen or not others or chosen[0] < 0 or chosen[-1] >= n_features:
             raise ValueError(
                 f"transformed: expected a proper non-empty subset of range({n_features}), "
@@ -81,6 +81,19 @@ class AffineCoupling(nn.Module):
         self.register_buffer("conditioner", torch.tensor(others))
         self.register_buffer("order", torch.argsort(torch.tensor(chosen + others)))
         self.net = _perceptron(len(others), hidden, 2 * len(chosen))
+
+    def check_indices(self) -> None:
+        """Refuse indices, as they come from a file, that do not take every feature once.
+
+        Raises
+        ------
+        ValueError
+            If they do not.
+        """
+        both = torch.cat([self.transformed, self.conditioner])
+        every = torch.arange(len(both), device=both.device)
+        if not torch.equal(both.sort()[0], every) or not torch.equal(both.argsort(), self.order):
+            raise ValueError("state_dict: expected every feature once in a coupling's indices")
 
     # Features come first within: their selection then copies whole rows, and the results are
     # handed on as transposed views, so that a chain of couplings never transposes.

@@ -1,6 +1,7 @@
 """Flow files: written atomically, read without pickled code."""
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,26 @@ def read_flow_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is not a flow file, or of a newer format.
+        If it is not a flow file, damaged, or of a newer format.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such flow file")
     try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch itself does not look at the checksums
+        content = None if damaged else torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
         raise ValueError(f"{path}: not a readable flow file ({type(error).__name__})") from error
+    if damaged:
+        raise ValueError(f"{path}: damaged flow file: the checksum of {damaged} is wrong")
     if not isinstance(content, dict) or "kind" not in content or "format" not in content:
         raise ValueError(f"{path}: not a flow file")
-    if content["format"] > FILE_FORMAT:
+    number = content["format"]
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"{path}: not a flow file (format: expected a number, got {number!r})")
+    if number > FILE_FORMAT:
         raise ValueError(
-            f"{path}: written in format {content['format']} by a newer version; "
+            f"{path}: written in format {number} by a newer version; "
             f"this one reads up to format {FILE_FORMAT}"
         )
     return content

@@ -38,4 +38,8 @@ def check_device(device: torch.device | str | None) -> torch.device:
         return torch.empty(0, device="cpu" if device is None else device).device
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device: expected a torch device, got {device!r} ({reason})") from error
+        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        raise ValueError(
+            f"device: expected a torch device, got {device!r} ({reason}); available here: "
+            f"{', '.join(there)}"
+        ) from error

@@ -120,6 +120,22 @@ def check_step_sizes(kernels: Iterable[Kernel]) -> None:
             )
 
 
+def check_velocities(kernels: Iterable[Kernel], state: WalkerState) -> None:
+    """Refuse walkers without velocities where a kernel needs some.
+
+    Raises
+    ------
+    ValueError
+        If one does.
+    """
+    for name, kernel in with_members(kernels):
+        if state.velocities is None and isinstance(kernel, Leg) and kernel.needs_velocities:
+            raise ValueError(
+                f"velocities: expected some of shape {tuple(state.x.shape)} for the kernel {name}, "
+                "got None; they are drawn by default only where a molecule has masses"
+            )
+
+
 def check_potentials(kernels: Iterable[Kernel], potential: Potential, state: WalkerState) -> None:
     """Compare the energies of kernels' own potentials with those that the walkers carry.
 

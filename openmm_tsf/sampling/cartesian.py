@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openmm_tsf.doors import real_number
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.batched_dynamics import velocity_verlet
-from openmm_tsf.sampling.doors import real_number
 from openmm_tsf.sampling.legs import Leg
 from openmm_tsf.sampling.moves import FlowLike
 from openmm_tsf.sampling.state import WalkerState
@@ -80,6 +80,11 @@ class CartesianHMC(Leg):
         )
 
     @property
+    def needs_velocities(self) -> bool:
+        """Whether walkers without velocities cannot be served."""
+        return self.persistence > 0
+
+    @property
     def sigma(self) -> Tensor:
         """Time steps [R], ps."""
         return self._sigma
@@ -107,7 +112,7 @@ class CartesianHMC(Leg):
         self.sigma = content["sigma"]
 
     def _start(self, state: WalkerState) -> Tensor:
-        if state.velocities is None and not self.persistence:
+        if state.velocities is None and not self.needs_velocities:
             return torch.zeros_like(state.x).flatten(0, 1)
         return super()._start(state)
 

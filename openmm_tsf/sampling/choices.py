@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from openmm_tsf.doors import whole_number
 from openmm_tsf.potentials.base import Potential, potential_choices
 from openmm_tsf.sampling.agreement import with_members
 from openmm_tsf.sampling.kernels import Every
@@ -56,7 +57,7 @@ def sampling_choices(
             name: hashes[id(value)] for name, value in own.items() if value is not None
         },
         "potential": potential_choices(potential),
-        "save_interval": save_interval,
+        "save_interval": int(save_interval),
         "torch_threads": torch.get_num_threads(),
     }
 
@@ -130,8 +131,7 @@ def check_run_arguments(
         ("save_interval", save_interval, 1),
         ("checkpoint_interval", 1 if checkpoint_interval is None else checkpoint_interval, 1),
     ):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+        whole_number(value, name, least)
     if not isinstance(checkpoint_seconds, (int, float)) or not checkpoint_seconds >= 0:
         raise ValueError(
             f"checkpoint_seconds: expected a number of at least 0, got {checkpoint_seconds!r}"

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from openmm_tsf.doors import whole_number
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.batched_dynamics import BatchedLangevinLeg
 from openmm_tsf.sampling.cartesian import CartesianHMC, CartesianMALA
-from openmm_tsf.sampling.doors import whole_number
 from openmm_tsf.sampling.dynamics import DynamicsPotential, LangevinLeg
 from openmm_tsf.sampling.internal_walk import InternalWalk, WhitenedCoordinates
 from openmm_tsf.sampling.latent import LatentHMC, LatentMALA

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from openmm_tsf.doors import real_number, whole_number
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.accept import metropolis
-from openmm_tsf.sampling.doors import real_number, whole_number
 from openmm_tsf.sampling.evaluate import energy_and_forces
 from openmm_tsf.sampling.moves import FlowLike, FlowWalk
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from openmm_tsf.doors import numbers_of, real_number, whole_number
 from openmm_tsf.sampling.accept import metropolis
-from openmm_tsf.sampling.doors import check_flow, kernel_name, numbers_of, real_number, whole_number
+from openmm_tsf.sampling.doors import check_flow, kernel_name
 from openmm_tsf.sampling.moves import FlowLike
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
 from openmm_tsf.units import PICOSECOND, as_temperatures, in_unit
@@ -107,6 +108,11 @@ class Leg(ABC):
     def exact(self) -> bool:
         """Whether the leg has no time-step error."""
         return self.metropolized
+
+    @property
+    def needs_velocities(self) -> bool:
+        """Whether walkers without velocities cannot be served."""
+        return True
 
     @property
     def counts_shape(self) -> tuple[int, ...]:

@@ -6,10 +6,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from openmm_tsf.doors import real_number, whole_number
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import evaluate
 from openmm_tsf.sampling.accept import metropolis
-from openmm_tsf.sampling.doors import check_flow, kernel_name, real_number, whole_number
+from openmm_tsf.sampling.doors import check_flow, kernel_name
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
 from openmm_tsf.sampling.tuning import step_sizes
 from openmm_tsf.units import as_temperatures

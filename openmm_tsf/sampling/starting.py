@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openmm_tsf.doors import numbers_of
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import evaluate
 from openmm_tsf.sampling.legs import mass_per_coordinate
@@ -33,7 +34,7 @@ def starting_state(
         If a shape is wrong, an energy is not finite, or a walker is outside the flow's domain.
     """
     shape = (n_walkers, len(temperatures), *potential.event_shape)
-    x = torch.as_tensor(in_unit(x, NANOMETER, "x"), dtype=torch.float64).clone()
+    x = numbers_of(in_unit(x, NANOMETER, "x"), "x")
     if tuple(x.shape) != shape:
         raise ValueError(f"x: expected shape {shape}, got {tuple(x.shape)}")
     flat = x.flatten(0, 1)
@@ -55,9 +56,11 @@ def starting_state(
             )
     if velocities is not None:
         velocities = in_unit(velocities, NANOMETER / PICOSECOND, "velocities")
-        velocities = torch.as_tensor(velocities, dtype=torch.float64).clone()
-        if tuple(velocities.shape) != shape or not bool(torch.isfinite(velocities).all()):
-            raise ValueError(f"velocities: expected finite numbers of shape {shape}")
+        velocities = numbers_of(velocities, "velocities")
+        if tuple(velocities.shape) != shape:
+            raise ValueError(f"velocities: expected shape {shape}, got {tuple(velocities.shape)}")
+        if not bool(torch.isfinite(velocities).all()):
+            raise ValueError("velocities: expected finite numbers, got NaN or infinity")
     elif masses is not None:
         kt = potential.boltzmann_constant * torch.tensor(temperatures, dtype=torch.float64)
         velocities = maxwell_boltzmann(shape, kt, masses, generator)

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from openmm_tsf.directories import DirectoryLock
+from openmm_tsf.doors import seed_number, whole_number
 from openmm_tsf.interrupts import DeferredInterrupt
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.accept import StrandedWalker
@@ -23,6 +24,7 @@ from openmm_tsf.sampling.agreement import (
     check_domains,
     check_potentials,
     check_step_sizes,
+    check_velocities,
     member_infos,
     with_members,
 )
@@ -94,8 +96,11 @@ class ParallelTempering:
         seed: int | None = None,
     ) -> None:
         self.temperatures = as_temperatures(temperatures)
-        if isinstance(n_walkers, bool) or not isinstance(n_walkers, int) or n_walkers < 1:
-            raise ValueError(f"n_walkers: expected an integer of at least 1, got {n_walkers!r}")
+        n_walkers = whole_number(n_walkers, "n_walkers")
+        if not isinstance(molecule, MolecularSystem | None):
+            raise TypeError(
+                f"molecule: expected a MolecularSystem or None, got {type(molecule).__name__}"
+            )
         if potential is None:
             if molecule is None:
                 raise ValueError("potential: expected one where molecule is None, got None")
@@ -111,7 +116,9 @@ class ParallelTempering:
             raise ValueError("flow: it was made for another System or Topology than molecule's")
         self.molecule, self.flow, self.potential = molecule, flow, potential
         self.n_walkers = n_walkers
-        self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
+        self.seed = seed_number(seed)
         self._generator = torch.Generator().manual_seed(self.seed)
         self._masses = None
         if molecule is not None:
@@ -174,7 +181,8 @@ class ParallelTempering:
         ------
         ValueError
             If the shape is wrong, a walker starts at a non-finite energy or outside the flow's
-            domain (mirror images), or a kernel works on another energy than the sampler.
+            domain (mirror images), a kernel works on another energy than the sampler, or one needs
+            velocities and there are none.
         """
         state = starting_state(
             x,
@@ -186,6 +194,7 @@ class ParallelTempering:
             self._masses,
             self._generator,
         )
+        check_velocities(self.kernels.values(), state)
         check_potentials(self.kernels.values(), self.potential, state)
         self._state = state
 
@@ -271,10 +280,7 @@ class ParallelTempering:
         ValueError
             If a number is out of range.
         """
-        if not isinstance(n_iterations, int) or n_iterations < 0:
-            raise ValueError(
-                f"n_iterations: expected an integer of at least 0, got {n_iterations!r}"
-            )
+        n_iterations = whole_number(n_iterations, "n_iterations", least=0)
         tuners = {
             name: StepSizeTuner(kernel, n_iterations, target_acceptance)
             for name, kernel in with_members(self.kernels.values())

@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from openmm_tsf.sampling.doors import numbers_of
+from openmm_tsf.doors import numbers_of
 from openmm_tsf.sampling.state import KernelInfo
 
 

@@ -1,11 +1,21 @@
 """How a flow is trained: sizes and schedules."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
+from openmm_tsf.doors import (
+    check_fields,
+    number_between,
+    one_of,
+    positive_number,
+    real_number,
+    whole_number,
+)
 from openmm_tsf.units import as_temperatures
 
 
@@ -42,6 +52,11 @@ class FitSettings:
         Steps with non-finite gradients that are skipped in a row before it is an error.
     dtype
         Precision of the network while training; the flow returns in float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is none, or out of its range.
     """
 
     n_steps: int = 6000
@@ -63,24 +78,35 @@ class FitSettings:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        for name in ("n_steps", "batch_size", "validate_interval", "n_validation_draws"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
-        if not 0 <= self.lambda_max <= 1:
-            raise ValueError(f"lambda_max: expected a number in [0, 1], got {self.lambda_max!r}")
-        if not 0 <= self.ramp[0] <= self.ramp[1]:
+        check_fields(
+            self,
+            n_steps=whole_number,
+            batch_size=whole_number,
+            kl_batch_size=partial(whole_number, least=0),
+            learning_rate=positive_number,
+            final_learning_rate=partial(number_between, low=0, high=math.inf),
+            warmup_steps=partial(whole_number, least=0),
+            lambda_max=partial(number_between, low=0, high=1),
+            basin_share=partial(number_between, low=0, high=0.5),
+            ema_decay=partial(number_between, low=0, high=1),
+            max_grad_norm=positive_number,
+            validate_interval=whole_number,
+            n_validation_draws=whole_number,
+            max_skipped=partial(whole_number, least=0),
+            dtype=partial(one_of, allowed=(torch.float32, torch.float64)),
+        )
+        if not isinstance(self.ramp, Sequence) or isinstance(self.ramp, str) or len(self.ramp) != 2:
             raise ValueError(f"ramp: expected two ascending fractions, got {self.ramp!r}")
-        if not 0 <= self.basin_share <= 0.5:
-            raise ValueError(
-                f"basin_share: expected a number in [0, 0.5], got {self.basin_share!r}"
-            )
-        if self.lambda_max > 0 and self.kl_batch_size < 1:
-            raise ValueError(
-                f"kl_batch_size: expected a positive integer, got {self.kl_batch_size!r}"
-            )
+        ramp = (real_number(self.ramp[0], "ramp"), real_number(self.ramp[1], "ramp"))
+        if not 0 <= ramp[0] <= ramp[1]:
+            raise ValueError(f"ramp: expected two ascending fractions, got {self.ramp!r}")
+        object.__setattr__(self, "ramp", ramp)
+        if self.lambda_max > 0:
+            check_fields(self, kl_batch_size=whole_number)
+        if self.patience is not None:
+            check_fields(self, patience=whole_number)
         if self.temperatures is not None:
-            object.__setattr__(self, "temperatures", as_temperatures(self.temperatures))
+            check_fields(self, temperatures=as_temperatures)
 
     def mixing(self, step: int) -> float:
         """lambda at a step."""
