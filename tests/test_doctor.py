@@ -144,9 +144,7 @@ def test_a_machine_that_lacks_everything(quick, monkeypatch):
 
 
 def test_missing_compiler_is_a_line():
-    from torch._inductor import config
-
-    from torch._inductor import cpp_builder
+    from torch._inductor import config, cpp_builder
 
     cpp_builder.cpp_compiler_search.cache_clear()
     try:
