@@ -27,6 +27,7 @@ PathLike = str | os.PathLike[str]
 
 _TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]*)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
 _ABANDONED_SECONDS = 86_400.0
+_writing: set[str] = set()  # names of this process's own temporary files
 
 
 def write_bytes(path: PathLike, content: bytes | bytearray | memoryview) -> None:
@@ -39,6 +40,7 @@ def write_bytes(path: PathLike, content: bytes | bytearray | memoryview) -> None
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    _writing.add(partial.name)
     try:
         # Exclusive: never through somebody's link. The mode is what open() would give.
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o666)
@@ -50,8 +52,10 @@ def write_bytes(path: PathLike, content: bytes | bytearray | memoryview) -> None
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise _named(error, path) from error
+            raise named_error(error, path) from error
         raise
+    finally:
+        _writing.discard(partial.name)
     _sync_directory(path.parent)
 
 
@@ -194,7 +198,9 @@ def sweep(directory: Path) -> None:
         if found is None:
             continue
         if found["host"] == _host():
-            dead = not _alive(int(found["pid"]))
+            # A process in a container often has the number that its killed predecessor had.
+            own = int(found["pid"]) == os.getpid()
+            dead = path.name not in _writing if own else not _alive(int(found["pid"]))
         else:
             dead = time.time() - path.lstat().st_mtime > _ABANDONED_SECONDS
         if dead:
@@ -218,8 +224,10 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _named(error: OSError, path: Path) -> OSError:
+def named_error(error: OSError, path: Path) -> OSError:
     """The same error about the file that the user knows, with what to do where that is clear."""
+    if error.filename == str(path):
+        return error
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         reason += " (free some space; --resume continues from the last checkpoint)"
