@@ -40,6 +40,7 @@ from openmm_tsf.records import (
 from openmm_tsf.sampling.choices import hash_of
 from openmm_tsf.systems import MolecularSystem, alanine_dipeptide
 from openmm_tsf.training import FitSettings, fit
+from openmm_tsf.training.fit import load_best_weights
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +158,9 @@ def train(
                         progress=progress,
                     )
             except KeyboardInterrupt:
-                keep()
+                # Interrupted before it went on, the flow has no weights yet that are worth a file.
+                if load_best_weights(flow, folder / "training.pt"):
+                    keep()
                 raise
         costs.add("training", result.earlier_evaluations, result.earlier_seconds)
         keep()
