@@ -131,13 +131,14 @@ def train(
             "n_frames": len(dataset),
             "temperature_K": dataset.temperature,
         }
-        config = {"format": 1, "stage": "train", "choices": record | {"frames": frames}}
         planned, batch = planned_training(fit_settings), fit_settings.kl_batch_size
         flow = build_flow(dataset, flow_settings, seeds.next())
 
         def keep() -> None:
             flow.save(folder / "flow.pt")
-            write_json(folder / "config.json", config | costs.to_config())
+            choices = record | {"frames": frames}  # the potential's among them
+            config = {"format": 1, "stage": "train", "choices": choices, **costs.to_config()}
+            write_json(folder / "config.json", config)
 
         with reopen_potential(
             molecule, record.get("potential"), platform, planned, batch
