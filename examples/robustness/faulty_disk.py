@@ -49,9 +49,9 @@ class FaultyDisk:
     def _inside(self, path: Any) -> bool:
         if isinstance(path, int):
             return path in self._descriptors
-        return isinstance(path, (str, os.PathLike)) and os.path.abspath(
-            os.fspath(path)
-        ).startswith(self.directory)
+        return isinstance(path, (str, os.PathLike)) and os.path.abspath(os.fspath(path)).startswith(
+            self.directory
+        )
 
     def step(self, half: Callable[[], Any] | None = None, frees: bool = False) -> None:
         """One operation begins; `half` does half of it, `frees` needs no space."""

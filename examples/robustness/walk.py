@@ -66,7 +66,9 @@ class Walk:
         if status:
             raise RuntimeError(f"{stage}: the uninterrupted run ended with {status}: {words}")
         again, _, n = self._child(self._job, folder / "again")
-        self.repeatable = [] if (again, n) == (0, self.n_operations) else ["another number of operations"]
+        self.repeatable = (
+            [] if (again, n) == (0, self.n_operations) else ["another number of operations"]
+        )
         self.repeatable += differences(folder / "again", self.reference)
 
     # -- the stage, in a process of its own ------------------------------------------------
@@ -76,7 +78,12 @@ class Walk:
         md._BLOCK_STEPS["Reference"], md._BUFFERED_FRAMES = 700, 40
         recording._CHECKPOINT_SHARE = 1e9
         production.analyze = lambda folder: {}
-        every = {"platform": "Reference", "resume": True, "checkpoint_seconds": 0.0, "progress": False}
+        every = {
+            "platform": "Reference",
+            "resume": True,
+            "checkpoint_seconds": 0.0,
+            "progress": False,
+        }
         if self.stage == "md":
             done = md.run_md(self.molecule, output, MD, **every)
             if done.interrupted:

@@ -111,7 +111,9 @@ def check_trajectory(path: Path, whole: Path, topology: Path) -> list[str]:
         except Exception as error:
             return [*problems, f"{path.name}: mdtraj: {type(error).__name__}: {error}"]
         if read not in (counted, there):
-            problems.append(f"{path.name}: mdtraj reads {read} frames of {there}, {counted} counted")
+            problems.append(
+                f"{path.name}: mdtraj reads {read} frames of {there}, {counted} counted"
+            )
     return problems
 
 
