@@ -16,12 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from openmm_tsf.dataset import MDDataset
-from openmm_tsf.files import read_tensors, write_csv, write_tensors
+from openmm_tsf.files import write_csv
 from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.flows.bijector import Chain
 from openmm_tsf.flows.coupling import set_conditioner_dtype
 from openmm_tsf.interrupts import DeferredInterrupt
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.tensor_files import read_tensors, write_tensors
 from openmm_tsf.training.batches import TrainingFrames
 from openmm_tsf.training.losses import negative_log_likelihood, variational_free_energy
 from openmm_tsf.training.settings import FitSettings
