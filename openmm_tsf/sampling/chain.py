@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from openmm_tsf.doors import seed_number, whole_number
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.randomness import seeded_generator
 from openmm_tsf.sampling.accept import StrandedWalker
 from openmm_tsf.sampling.agreement import (
     check_constants,
@@ -71,7 +72,7 @@ class TemperingChain:
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         self.seed = seed_number(seed)
-        self._generator = torch.Generator().manual_seed(self.seed)
+        self._generator = seeded_generator(self.seed)
         self._masses = None
         if molecule is not None:
             self._masses = torch.tensor(molecule.masses, dtype=torch.float64)
