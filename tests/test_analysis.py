@@ -196,6 +196,23 @@ def test_before_the_first_segment(tmp_path):
     assert summary["n_iterations"] == 0
 
 
+def test_every_so_many_th_iteration(tmp_path):
+    small_run(tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    whole = run.trajectory(300)
+    w = run.n_walkers
+    for stride in (1, 7, 1000):
+        kept = np.arange(0, run.n_iterations, stride)
+        rows = (kept[:, None] * w + np.arange(w)).ravel()
+        part = run.trajectory(300, stride=stride)
+        np.testing.assert_array_equal(part.xyz, whole.xyz[rows])
+        np.testing.assert_array_equal(part.time, whole.time[rows])
+        one = run.trajectory(300, walker=1, stride=stride)
+        np.testing.assert_array_equal(one.xyz, whole.xyz[kept * w + 1])
+    with pytest.raises(ValueError, match="stride: expected an integer of at least 1, got 0"):
+        run.trajectory(300, stride=0)
+
+
 def test_damaged_directories_are_named(tmp_path):
     path = tmp_path / "run"
     with pytest.raises(FileNotFoundError, match="no such run directory"):
@@ -204,7 +221,7 @@ def test_damaged_directories_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         load_run(path)
     (path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json: not valid JSON"):
+    with pytest.raises(ValueError, match=r"config\.json: no readable JSON"):
         load_run(path)
     (path / "config.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match="expected format 1, got 99"):
@@ -232,7 +249,13 @@ def test_damaged_segments_are_named(tmp_path):
         load_run(path)
     np.savez(segment, **{**arrays, "energy": arrays["energy"] * np.inf})
     with pytest.raises(ValueError, match=r"segment_000001\.npz: energy: expected finite"):
-        load_run(path)
+        load_run(path).energies(300)  # opened in no time, checked when read
+    np.savez(segment, **arrays)
+    damaged = bytearray(segment.read_bytes())
+    damaged[damaged.index(b"energy.npy") + 300] ^= 1  # one bit, in the middle of the numbers
+    segment.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"segment_000001\.npz: .*Bad CRC"):
+        load_run(path).energies(300)
     np.savez(segment, **{k: v for k, v in arrays.items() if k != "replica"})
     with pytest.raises(ValueError, match=r"segment_000001\.npz: has no array 'replica'"):
         load_run(path)

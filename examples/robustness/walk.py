@@ -3,8 +3,8 @@
     python examples/robustness/walk.py                                  # every k: half an hour
     python examples/robustness/walk.py --stages md --faults die --points 5
 
-Each death is followed by a second one during ``--resume``, then by a run to the end, whose directory
-must be that of an uninterrupted one, bit by bit. Stages: md, train, sample (without its analysis)
+Each death is followed by a second one during ``--resume``, then by a run to the end, whose
+directory must be that of an uninterrupted one, bit by bit. Stages: md, train, sample (without its analysis)
 and run (md, two trainings with a round of sampling between them, and production). Faults: the
 process is gone with half of a write written (``die``), the disk is full from then on (``full``: the
 process must end with one line that names a file), or a Ctrl-C is not deferred (``interrupt``).
@@ -23,14 +23,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1"  # a process with threads must not be forked
+os.environ["OMP_NUM_THREADS"] = "1"  # a process with threads must not be forked
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
 
 import torch
 from faulty_disk import FAULTS, KILLED, FaultyDisk
 from wreckage import check_run, check_trajectory, damaged, differences, quiet_stdout
 
-from openmm_tsf import md, production, workflow
+from openmm_tsf import md, md_dynamics, production, workflow
 from openmm_tsf.cli import _one_line
 from openmm_tsf.dataset import MDDataset
 from openmm_tsf.md import MDSettings
@@ -75,7 +76,7 @@ class Walk:
 
     def _job(self, output: Path) -> None:
         # Many checkpoints in little time; where they lie does not change what is computed.
-        md._BLOCK_STEPS["Reference"], md._BUFFERED_FRAMES = 700, 40
+        md_dynamics._BLOCK_STEPS["Reference"], md_dynamics._BUFFERED_FRAMES = 700, 40
         recording._CHECKPOINT_SHARE = 1e9
         production.analyze = lambda folder: {}
         every = {

@@ -92,7 +92,7 @@ def frame_bytes(path: Path, n_atoms: int) -> int:
 
 
 def check_trajectory(path: Path, whole: Path, topology: Path) -> list[str]:
-    """A trajectory's whole frames are the first ones of `whole`, and mdtraj reads those it counts."""
+    """Whole frames are the first ones of `whole`, and mdtraj reads those that are counted."""
     raw, expected = path.read_bytes(), whole.read_bytes()
     if len(raw) < HEADER_BYTES:
         return []  # killed while it was made: nothing counts on it yet

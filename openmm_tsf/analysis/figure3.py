@@ -13,14 +13,13 @@ import mdtraj
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 
 from openmm_tsf.analysis.molecule_drawing import draw_molecule
-from openmm_tsf.analysis.plots import symbol
+from openmm_tsf.analysis.plots import save_figure, symbol
 from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.analysis.run import Run
 from openmm_tsf.statistics import group_means, torus_histogram
@@ -204,8 +203,7 @@ def plot_figure3(
         0.06 / _WIDTH, (0.118 * len(lines) + 0.06) / height, "\n".join(lines), fontsize=6.2,
         va="top", linespacing=1.25,
     )  # fmt: skip
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=_DPI)
+    save_figure(figure, path, _DPI)
 
 
 def _draw_keys(

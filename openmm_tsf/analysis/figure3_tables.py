@@ -1,12 +1,12 @@
 """The caption and the tables beside figure 3: what was sampled, how, and at what cost."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from openmm_tsf import files
 from openmm_tsf.analysis.errors import MeanEstimate, estimate_mean
 from openmm_tsf.analysis.figure3 import FLOW, REFERENCE, SAMPLER, FlowDraws, energy_edges, series_of
 from openmm_tsf.analysis.ramachandran import ramachandran_distance
@@ -151,10 +151,7 @@ def run_table(run: Run) -> list[Row]:
 
 def write_csv(path: str | Path, rows: Sequence[Row]) -> None:
     """Write rows under the union of their keys, in the order of appearance."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _columns(rows))
-        writer.writeheader()
-        writer.writerows(rows)
+    files.write_csv(path, _columns(rows), rows)
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -139,8 +139,9 @@ def _watch_basin(
     run: "Run", reference: "Reference | None", name: str, basin: Basin, result: dict[str, Any]
 ) -> None:
     names = list(run.dihedral_atoms)
+    dihedrals = run.segments.dihedrals
     inside = _inside(
-        name, basin, {key: run.segments.dihedrals[..., k] for k, key in enumerate(names)}
+        name, basin, {key: dihedrals[..., k].astype(np.float64) for k, key in enumerate(names)}
     )
     crossings = _crossings(inside, run.segments.replica)
     estimates = [estimate_mean(inside[:, :, rung]) for rung in range(run.n_rungs)]

@@ -4,6 +4,7 @@ Figures are made without pyplot, so no window or global state is touched.
 """
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from matplotlib.image import AxesImage
 from openmm_tsf.analysis.ramachandran import BINS
 from openmm_tsf.analysis.reference import Comparison, Reference, compare
 from openmm_tsf.analysis.run import Run
+from openmm_tsf.files import write_bytes
 from openmm_tsf.statistics import group_means, torus_histogram
 
 Array = npt.NDArray[np.float64]
@@ -124,10 +126,12 @@ def plot_ramachandran(
     save_figure(figure, path)
 
 
-def save_figure(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path, dpi: float = _DPI) -> None:
     """Render without a window, in the format of the path's suffix."""
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=_DPI)
+    content = BytesIO()
+    figure.savefig(content, dpi=dpi, format=Path(path).suffix[1:].lower() or "png")
+    write_bytes(path, content.getbuffer())
 
 
 def symbol(name: str) -> str:

@@ -235,7 +235,8 @@ class Run(RunFiles):
     def _dihedrals(self, name: str) -> Array:
         """One dihedral [n, W, R] at all rungs."""
         self.dihedral(name, self.temperatures[0])  # raises where there is none
-        return self.segments.dihedrals[..., list(self.dihedral_atoms).index(name)]
+        angles = self.segments.dihedrals[..., list(self.dihedral_atoms).index(name)]
+        return angles.astype(np.float64)
 
     # ----------------------------------------------------------------- checks
 

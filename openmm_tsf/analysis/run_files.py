@@ -1,6 +1,5 @@
 """What a run directory holds, as numpy and mdtraj objects; estimates from it are in ``run``."""
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_tsf.analysis.ramachandran import backbone_names
-from openmm_tsf.analysis.segments import Segments, read_segments
+from openmm_tsf.analysis.segments import Segments
 from openmm_tsf.analysis.trajectory import dcd_layout, read_dcd
+from openmm_tsf.files import read_json
 from openmm_tsf.units import as_temperature
 
 Array = npt.NDArray[np.float64]
@@ -31,7 +31,7 @@ class RunFiles:
         self.n_walkers = int(self.config["n_walkers"])
         self.boltzmann_constant = float(self.config["boltzmann_constant"])
         self.dihedral_atoms: dict[str, list[int]] = dict(self.config["dihedrals"])
-        self.segments: Segments = read_segments(
+        self.segments = Segments(
             self.path / "segments", self.n_walkers, self.n_rungs, len(self.dihedral_atoms)
         )
 
@@ -99,7 +99,9 @@ class RunFiles:
         n_frames = dcd_layout(self._dcd(rung), self.topology.n_atoms).n_frames
         return min(self.n_iterations, n_frames // self.n_walkers)
 
-    def trajectory(self, temperature: Any, walker: int | None = None) -> mdtraj.Trajectory:
+    def trajectory(
+        self, temperature: Any, walker: int | None = None, stride: int = 1
+    ) -> mdtraj.Trajectory:
         """Frames of one rung, as far as both positions and numbers have been written.
 
         Parameters
@@ -109,11 +111,18 @@ class RunFiles:
         walker
             One walker's frames only; all, with the walkers of an iteration following one another,
             when left out.
+        stride
+            Every so many-th saved iteration only: a frame takes 12 bytes an atom.
 
         Returns
         -------
         trajectory
             Its ``time`` is the sampler's iteration.
+
+        Raises
+        ------
+        ValueError
+            If the run has no such rung or walker, or `stride` is no positive integer.
         """
         rung = self.rung(temperature)
         if walker is not None:
@@ -122,15 +131,19 @@ class RunFiles:
                 raise ValueError(
                     f"walker: expected an integer of 0 to {self.n_walkers - 1}, got {walker!r}"
                 )
+        if not isinstance(stride, (int, np.integer)) or isinstance(stride, bool) or stride < 1:
+            raise ValueError(f"stride: expected an integer of at least 1, got {stride!r}")
         n = self._n_iterations_with_frames(rung)
-        return self._frames(rung, n, walker)
+        return self._frames(rung, n, walker, int(stride))
 
-    def _frames(self, rung: int, n: int, walker: int | None = None) -> mdtraj.Trajectory:
-        start, stride = (0, 1) if walker is None else (walker, self.n_walkers)
-        xyz = read_dcd(
-            self._dcd(rung), self.topology.n_atoms, n * self.n_walkers, start=start, stride=stride
-        )
-        time = np.repeat(self.segments.iteration[:n], self.n_walkers)[start::stride]
+    def _frames(
+        self, rung: int, n: int, walker: int | None = None, stride: int = 1
+    ) -> mdtraj.Trajectory:
+        walkers = slice(None) if walker is None else slice(walker, walker + 1)
+        xyz = read_dcd(self._dcd(rung), self.topology.n_atoms, (n, self.n_walkers), stride, walkers)
+        time = self.segments.iteration[:n:stride]
+        if walker is None:
+            time = np.repeat(time, self.n_walkers)
         return mdtraj.Trajectory(xyz, self.topology, time=time)
 
     # --------------------------------------------------------------- numbers
@@ -165,7 +178,8 @@ class RunFiles:
         names = list(self.dihedral_atoms)
         if name not in names:
             raise ValueError(f"dihedral: this run recorded {names}, got {name!r}")
-        return self.segments.dihedrals[:, :, self.rung(temperature), names.index(name)]
+        angles = self.segments.dihedrals[:, :, self.rung(temperature), names.index(name)]
+        return angles.astype(np.float64)
 
     def backbone(self, residue: int | None = None) -> tuple[str, str]:
         """Names of the recorded φ and ψ of one residue.
@@ -209,10 +223,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{directory}: no such run directory")
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: not a run directory")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    config = read_json(path)
     if config.get("format") != _FORMAT:
         raise ValueError(f"{path}: expected format {_FORMAT}, got {config.get('format')!r}")
     for key in ("temperatures_K", "n_walkers", "seed", "dihedrals", "boltzmann_constant"):

@@ -1,145 +1,235 @@
-"""The numeric segments of a run directory, put together."""
+"""The numeric segments of a run directory: opened at once, read when they are asked for."""
 
 import re
 import zipfile
-from dataclasses import dataclass
+import zlib
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-_SERIES = ("energy", "replica", "iteration", "dihedrals")
-_COUNTERS = ("rejected_non_finite", "mirror_images", "n_evaluations")
+_COUNTERS = ("rejected_non_finite", "mirror_images", "n_evaluations", "wall_seconds")
+_UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, TypeError,
+    MemoryError, NotImplementedError, RuntimeError,
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Segments:
-    """All production numbers written so far.
+class _Part(NamedTuple):
+    """One file: where it is, its saved iterations, and the arrays in it."""
 
-    Attributes
-    ----------
-    energy
-        [n, W, R] in kJ/mol.
-    replica
-        [n, W, R], the replica that sits at each rung.
-    iteration
-        [n], the sampler's own count.
-    dihedrals
-        [n, W, R, D] in rad.
-    accepted, proposed
-        Per kernel, totals [R], [R-1] (neighbouring pairs) or [R, R] (any pairs).
-    rejected_non_finite, mirror_images, n_evaluations
-        Totals.
-    wall_seconds
-        Total.
-    outside_domain
-        Those of `rejected_non_finite` that left the flow's domain; None in runs of earlier
-        versions, which did not tell them apart.
-    """
-
-    energy: npt.NDArray[np.float64]
-    replica: npt.NDArray[np.int64]
+    path: Path
     iteration: npt.NDArray[np.int64]
-    dihedrals: npt.NDArray[np.float64]
-    accepted: dict[str, npt.NDArray[np.int64]]
-    proposed: dict[str, npt.NDArray[np.int64]]
-    rejected_non_finite: int
-    mirror_images: int
-    n_evaluations: int
-    wall_seconds: float
-    outside_domain: int | None = None
+    names: frozenset[str]
 
 
-def read_segments(directory: Path, n_walkers: int, n_rungs: int, n_dihedrals: int) -> Segments:
-    """Read ``segment_000000.npz``, ``segment_000001.npz``, ... of a directory.
+class Segments:
+    """All production numbers that were written when it was made.
 
-    A last file that is cut short is left out: the run may still be writing it.
+    Opening reads the numbers of the iterations and the headers of the arrays; an array is read,
+    and checked, when it is first asked for, and kept.
+
+    Parameters
+    ----------
+    directory
+        Folder with ``segment_000000.npz``, ``segment_000001.npz``, ... A last file that is cut
+        short is left out.
+    n_walkers, n_rungs, n_dihedrals
+        W, R and D that the arrays should have.
 
     Raises
     ------
     FileNotFoundError
         If a segment is missing in between.
     ValueError
-        If one before the last cannot be read, or has the wrong shape or non-finite energies.
+        If one before the last cannot be read, or has the wrong shape; later, where an array cannot
+        be read or is not finite.
     """
-    paths = _numbered(directory)
-    parts: list[dict[str, Any]] = []
-    for position, path in enumerate(paths):
+
+    def __init__(self, directory: Path, n_walkers: int, n_rungs: int, n_dihedrals: int) -> None:
+        self._shapes: dict[str, tuple[int, ...]] = {
+            "energy": (n_walkers, n_rungs),
+            "replica": (n_walkers, n_rungs),
+            "dihedrals": (n_walkers, n_rungs, n_dihedrals),
+        }
+        self._parts: list[_Part] = []
+        paths = _numbered(directory)
+        for path in paths:
+            try:
+                with zipfile.ZipFile(path) as file:
+                    part = self._open(path, file)
+            except _Misfit:
+                raise
+            except _UNREADABLE as error:
+                if path == paths[-1]:
+                    break  # the run may still be writing it
+                raise ValueError(f"{path}: cannot be read: {error}") from error
+            self._parts.append(part)
+
+    def _open(self, path: Path, file: zipfile.ZipFile) -> _Part:
+        names = frozenset(name.removesuffix(".npy") for name in file.namelist())
+        for name in (*self._shapes, "iteration", *_COUNTERS):
+            if name not in names:
+                raise _Misfit(f"{path}: has no array {name!r}")
+        iteration = _array(file, "iteration")
+        if iteration.ndim != 1 or iteration.dtype.kind != "i":
+            raise _Misfit(f"{path}: iteration: expected integers [n], got {iteration.shape}")
+        for name, shape in self._shapes.items():
+            found, expected = _header(file, name)[0], (len(iteration), *shape)
+            if found != expected:
+                raise _Misfit(f"{path}: {name}: expected shape {expected}, got {found}")
+        return _Part(path, iteration.astype(np.int64), names)
+
+    @cached_property
+    def iteration(self) -> npt.NDArray[np.int64]:
+        """[n], the sampler's own count."""
+        empty = np.empty(0, dtype=np.int64)
+        return np.concatenate([empty, *(part.iteration for part in self._parts)])
+
+    @cached_property
+    def energy(self) -> npt.NDArray[np.float64]:
+        """[n, W, R] in kJ/mol."""
+        return self._series("energy", np.dtype(np.float64))
+
+    @cached_property
+    def replica(self) -> npt.NDArray[np.int64]:
+        """[n, W, R], the replica that sits at each rung."""
+        replica = self._series("replica", np.dtype(np.int64))
+        if replica.size and not 0 <= replica.min() <= replica.max() < replica.shape[2]:
+            raise ValueError(
+                f"{self._parts[0].path.parent}: replica: expected numbers below {replica.shape[2]}"
+            )
+        return replica
+
+    @cached_property
+    def dihedrals(self) -> npt.NDArray[np.float32]:
+        """[n, W, R, D] in rad, in the precision in which they were written."""
+        return self._series("dihedrals", np.dtype(np.float32))
+
+    def _series(self, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        series = np.empty((len(self.iteration), *self._shapes[name]), dtype)
+        start = 0
+        for part in self._parts:
+            stop = start + len(part.iteration)
+            values = self._read(part, name)
+            if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+                raise ValueError(f"{part.path}: {name}: expected finite values")
+            series[start:stop] = values
+            start = stop
+        return series
+
+    @staticmethod
+    def _read(part: _Part, name: str) -> npt.NDArray[Any]:
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-                part = {name: data[name] for name in data.files}
-        except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-            if position == len(paths) - 1:
-                break
-            raise ValueError(f"{path}: cannot be read: {error}") from error
-        _check(path, part, (n_walkers, n_rungs), n_dihedrals)
-        parts.append(part)
-    empty = {
-        "energy": np.empty((0, n_walkers, n_rungs)),
-        "replica": np.empty((0, n_walkers, n_rungs), dtype=np.int64),
-        "iteration": np.empty(0, dtype=np.int64),
-        "dihedrals": np.empty((0, n_walkers, n_rungs, n_dihedrals)),
-    }
-    series = {
-        name: np.concatenate([empty[name], *(part[name] for part in parts)]) for name in _SERIES
-    }
-    return Segments(
-        energy=series["energy"].astype(np.float64),
-        replica=series["replica"].astype(np.int64),
-        iteration=series["iteration"].astype(np.int64),
-        dihedrals=series["dihedrals"].astype(np.float64),
-        accepted=_totals(parts, "accepted_"),
-        proposed=_totals(parts, "proposed_"),
-        rejected_non_finite=sum(int(part["rejected_non_finite"]) for part in parts),
-        mirror_images=sum(int(part["mirror_images"]) for part in parts),
-        n_evaluations=sum(int(part["n_evaluations"]) for part in parts),
-        wall_seconds=sum(float(part["wall_seconds"]) for part in parts),
-        outside_domain=sum(int(part["outside_domain"]) for part in parts)
-        if all("outside_domain" in part for part in parts)
-        else None,
-    )
+            with zipfile.ZipFile(part.path) as file:
+                return _array(file, name)
+        except _UNREADABLE as error:
+            raise ValueError(f"{part.path}: {name} cannot be read: {error}") from error
+
+    # ---------------------------------------------------------------- totals
+
+    @cached_property
+    def _totals(self) -> dict[str, npt.NDArray[Any]]:
+        """Sums over the segments of everything that is counted."""
+        totals: dict[str, npt.NDArray[Any]] = {}
+        for part in self._parts:
+            wanted = sorted(
+                name for name in part.names
+                if name in (*_COUNTERS, "outside_domain")
+                or name.startswith(("accepted_", "proposed_"))
+            )  # fmt: skip
+            try:
+                with zipfile.ZipFile(part.path) as file:
+                    for name in wanted:
+                        totals[name] = totals.get(name, 0) + _array(file, name)
+            except _UNREADABLE as error:
+                raise ValueError(f"{part.path}: cannot be read: {error}") from error
+        return totals
+
+    def _kernels(self, prefix: str) -> dict[str, npt.NDArray[np.int64]]:
+        return {
+            name.removeprefix(prefix): value
+            for name, value in self._totals.items()
+            if name.startswith(prefix)
+        }
+
+    @property
+    def accepted(self) -> dict[str, npt.NDArray[np.int64]]:
+        """Per kernel, totals [R], [R-1] (neighbouring pairs) or [R, R] (any pairs)."""
+        return self._kernels("accepted_")
+
+    @property
+    def proposed(self) -> dict[str, npt.NDArray[np.int64]]:
+        """As `accepted`."""
+        return self._kernels("proposed_")
+
+    def _count(self, name: str) -> int:
+        return int(self._totals.get(name, 0))
+
+    @property
+    def rejected_non_finite(self) -> int:
+        """Proposals rejected for an energy that is not finite, or outside the flow's domain."""
+        return self._count("rejected_non_finite")
+
+    @property
+    def mirror_images(self) -> int:
+        """Proposals rejected for their handedness."""
+        return self._count("mirror_images")
+
+    @property
+    def n_evaluations(self) -> int:
+        """Energies of production."""
+        return self._count("n_evaluations")
+
+    @property
+    def wall_seconds(self) -> float:
+        """Of production."""
+        return float(self._totals.get("wall_seconds", 0.0))
+
+    @property
+    def outside_domain(self) -> int | None:
+        """Those of `rejected_non_finite` that left the flow's domain.
+
+        None in runs of earlier versions, which did not tell them apart.
+        """
+        told = all("outside_domain" in part.names for part in self._parts)
+        return self._count("outside_domain") if told else None
+
+
+class _Misfit(ValueError):
+    """A file that can be read and is not what it should be."""
+
+
+def _array(file: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
+    with file.open(f"{name}.npy") as stream:
+        array: npt.NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+        if stream.read(1):  # the checksum is compared at the end
+            raise ValueError(f"{name} is longer than its header says")
+    return array
+
+
+def _header(file: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    with file.open(f"{name}.npy") as stream:
+        version = np.lib.format.read_magic(stream)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    return shape, dtype
 
 
 def _numbered(directory: Path) -> list[Path]:
     found: dict[int, Path] = {}
     for path in directory.glob("segment_*.npz"):
-        match = re.fullmatch(r"segment_(\d{6})\.npz", path.name)
+        match = re.fullmatch(r"segment_(\d{6,})\.npz", path.name)
         if match:  # others are the writer's temporary files
             found[int(match[1])] = path
     paths = []
-    for number in range(max(found, default=-1) + 1):
+    for number in range(len(found)):
         if number not in found:
             name = directory / f"segment_{number:06d}.npz"
             raise FileNotFoundError(f"{name} is missing, but later segments are there")
         paths.append(found[number])
     return paths
-
-
-def _check(path: Path, part: dict[str, Any], layout: tuple[int, int], n_dihedrals: int) -> None:
-    for name in (*_SERIES, *_COUNTERS, "wall_seconds"):
-        if name not in part:
-            raise ValueError(f"{path}: has no array {name!r}")
-    n = len(part["iteration"])
-    expected = {
-        "energy": (n, *layout),
-        "replica": (n, *layout),
-        "iteration": (n,),
-        "dihedrals": (n, *layout, n_dihedrals),
-    }
-    for name, shape in expected.items():
-        if part[name].shape != shape:
-            raise ValueError(f"{path}: {name}: expected shape {shape}, got {part[name].shape}")
-    for name in ("energy", "dihedrals"):
-        if not np.isfinite(part[name]).all():
-            raise ValueError(f"{path}: {name}: expected finite values")
-
-
-def _totals(parts: list[dict[str, Any]], prefix: str) -> dict[str, npt.NDArray[np.int64]]:
-    totals: dict[str, npt.NDArray[np.int64]] = {}
-    for part in parts:
-        for key, value in part.items():
-            if key.startswith(prefix):
-                name = key.removeprefix(prefix)
-                totals[name] = totals.get(name, np.zeros((), dtype=np.int64)) + value
-    return totals

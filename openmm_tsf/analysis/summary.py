@@ -1,9 +1,7 @@
 """``summary.json``: the figures of a run as plain numbers."""
 
 import dataclasses
-import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +14,7 @@ from openmm_tsf.analysis.errors import MeanEstimate
 from openmm_tsf.analysis.monitor import monitor
 from openmm_tsf.analysis.reference import Agreement, Comparison, Reference, compare
 from openmm_tsf.analysis.run import Run
+from openmm_tsf.files import write_json
 
 
 def summarize(
@@ -101,10 +100,7 @@ def write_summary(
         ``config.json`` (see `summarize`), which these replace.
     """
     summary = summarize(run, reference or run.reference(), costs)
-    target = Path(path)
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, target)
+    write_json(path, summary)
     return summary
 
 

@@ -1,6 +1,5 @@
 """⟨U⟩, C_V, free energies and profiles at any temperature of the ladder, by MBAR over all rungs."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_tsf.analysis.free_energy import Mbar
+from openmm_tsf.files import write_csv
 
 Array = npt.NDArray[np.float64]
 
@@ -69,10 +69,7 @@ class Thermodynamics:
     def to_csv(self, path: str | Path) -> None:
         """Write `rows` as a table."""
         rows = self.rows()
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(path, list(rows[0]), rows)
 
 
 def thermodynamics(

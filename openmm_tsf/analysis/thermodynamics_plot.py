@@ -1,7 +1,5 @@
 """Thermodynamic functions of a run: figure, table, and how they compare with a reference."""
 
-import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from openmm_tsf.analysis.thermodynamics import (
     kish_by_bin,
     make_profile,
 )
+from openmm_tsf.files import write_json
 
 Array = npt.NDArray[np.float64]
 
@@ -140,10 +139,7 @@ def write_thermodynamics(
         content["reference"] = reference_thermodynamics(reference, run.boltzmann_constant).rows()
         content["z"] = compare_thermodynamics(run, reference)
     content = plain(content)
-    path = target / "thermodynamics.json"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_json(target / "thermodynamics.json", content)
     return content
 
 

@@ -81,27 +81,48 @@ def dcd_layout(path: Path, n_atoms: int) -> DCDLayout:
 
 
 def read_dcd(
-    path: Path, n_atoms: int, n_frames: int, start: int = 0, stride: int = 1
+    path: Path,
+    n_atoms: int,
+    shape: tuple[int, int],
+    stride: int = 1,
+    walkers: slice = slice(None),
 ) -> npt.NDArray[np.float32]:
-    """Positions [F, n_atoms, 3] in nm of frames ``range(start, n_frames, stride)``.
+    """Positions [F, n_atoms, 3] in nm of the first frames, iterations with walkers inside.
+
+    Parameters
+    ----------
+    path
+        The file.
+    n_atoms
+        Its atoms.
+    shape
+        Iterations and walkers of them that there should be.
+    stride
+        Every so many-th iteration.
+    walkers
+        Which walkers.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no DCD file of `n_atoms` atoms, is corrupt, or has fewer than `n_frames` frames.
+        If it is no DCD file of `n_atoms` atoms, is corrupt, or has fewer frames.
     """
     layout = dcd_layout(path, n_atoms)
-    if layout.n_frames < n_frames:
-        raise ValueError(f"{path}: expected {n_frames} frames, found {layout.n_frames}")
-    if n_frames == 0:
+    if layout.n_frames < shape[0] * shape[1]:
+        raise ValueError(f"{path}: expected {shape[0] * shape[1]} frames, found {layout.n_frames}")
+    if shape[0] == 0:
         return np.empty((0, n_atoms, 3), dtype=np.float32)
-    mapped = np.memmap(path, layout.dtype, mode="r", offset=layout.offset, shape=(n_frames,))
-    frames = mapped[start::stride]
+    mapped = np.memmap(path, layout.dtype, mode="r", offset=layout.offset, shape=shape)
+    frames = mapped[::stride, walkers].reshape(-1)
     xyz = np.empty((len(frames), n_atoms, 3), dtype=np.float32)
     for column, axis in enumerate("xyz"):
-        if not np.all(frames[f"{axis}_head"] == 4 * n_atoms):
-            raise ValueError(f"{path}: corrupt: a frame does not start where it should")
+        for end in ("head", "tail"):
+            if not np.all(frames[f"{axis}_{end}"] == 4 * n_atoms):
+                raise ValueError(f"{path}: corrupt: a frame does not begin or end where it should")
         xyz[:, :, column] = frames[axis]
-    return xyz / np.float32(10.0)  # Å to nm
+    if not np.isfinite(xyz).all():
+        raise ValueError(f"{path}: corrupt: positions are not finite")
+    xyz /= np.float32(10.0)  # Å to nm
+    return xyz

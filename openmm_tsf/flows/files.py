@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from openmm_tsf.files import write_tensors
+from openmm_tsf.tensor_files import write_tensors
 
 FILE_FORMAT = 1
 

@@ -17,17 +17,10 @@ import numpy as np
 
 from openmm_tsf.dcd import DCDWriter
 from openmm_tsf.directories import contents
-from openmm_tsf.files import (
-    read_json,
-    read_tensors,
-    refuse_links,
-    sweep,
-    write_arrays,
-    write_json,
-    write_tensors,
-)
+from openmm_tsf.files import read_json, refuse_links, sweep, write_arrays, write_json
 from openmm_tsf.inputs import holds_molecule, write_molecule
 from openmm_tsf.systems import MolecularSystem
+from openmm_tsf.tensor_files import read_tensors, write_tensors
 
 RUN_FORMAT = 1
 CHECKPOINT = "checkpoint.pt"
