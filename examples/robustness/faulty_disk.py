@@ -53,7 +53,9 @@ class FaultyDisk:
             self.directory
         )
 
-    def step(self, half: Callable[[], Any] | None = None, frees: bool = False) -> None:
+    def step(
+        self, half: Callable[[], Any] | None = None, frees: bool = False, path: Any = None
+    ) -> None:
         """One operation begins; `half` does half of it, `frees` needs no space."""
         self.count += 1
         if self.at is None or self.count < self.at:
@@ -67,12 +69,13 @@ class FaultyDisk:
             self._interrupted = True
             raise KeyboardInterrupt
         if self.fault == "full" and not frees:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            name = () if path is None else (str(path),)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *name)
 
     def _wrapped(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
         def call(path: Any, *args: Any, **kwargs: Any) -> Any:
             if self._inside(path):
-                self.step(frees=name != "mkdir")
+                self.step(frees=name != "mkdir", path=path)
             return function(path, *args, **kwargs)
 
         return call
@@ -88,7 +91,7 @@ class FaultyDisk:
     def _os_opened(self, path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
         inside = self._inside(path)
         if inside and flags & os.O_CREAT:
-            self.step()
+            self.step(path=path)
         descriptor = self._os_open(path, flags, *args, **kwargs)
         (self._descriptors.add if inside else self._descriptors.discard)(descriptor)
         return descriptor
@@ -98,7 +101,7 @@ class FaultyDisk:
         if not writing or not self._inside(file):
             return self._open(file, mode, *args, **kwargs)
         if not isinstance(file, int) and "r" not in mode:
-            self.step()
+            self.step(path=file)
         raw = _CutFile(file, mode.replace("b", "").replace("t", ""), disk=self)
         self._descriptors.add(raw.fileno())
         buffered = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)

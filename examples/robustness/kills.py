@@ -3,12 +3,12 @@
     python examples/robustness/kills.py --output kills.json               # 120 kills: half an hour
     python examples/robustness/kills.py --kills 20 --stages md sample
 
-One uninterrupted run of each stage (md, train, sample, run, analyze) is the reference. Then the same
-commands, with ``--resume``, are killed again and again: by SIGKILL, SIGTERM, one and two SIGINTs, a
-limit on the size of files, a limit on memory, SIGKILL at a size in memory (as the system does that
+One uninterrupted run of each stage (md, train, sample, run, analyze) is the reference. Then the
+same commands, with ``--resume``, are killed again and again: by SIGKILL, SIGTERM, one and two SIGINTs, a
+limit on the size of files, a limit on memory, SIGKILL at a size in memory (as a system does that
 runs out of it), and a full disk (a small tmpfs, where this process may mount one). After each kill
-what lies there is read: every file, ``load_run``, the trajectories by mdtraj; what they show must be
-the first part of the reference. At the end the directory must be the reference's, bit by bit.
+what lies there is read: every file, ``load_run``, the trajectories by mdtraj; what they show must
+be the first part of the reference. At the end the directory must be the reference's, bit by bit.
 
 Most processes are forked from this one, which has imported everything and has no threads: starting
 Python takes longer than the stages. The reference and some of the kills are real processes. Exit
@@ -17,6 +17,7 @@ status 1: something was wrong, and the folder is kept.
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import platform
@@ -35,8 +36,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1"  # a process with threads must not be forked
+os.environ["OMP_NUM_THREADS"] = "1"  # a process with threads must not be forked
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 import numpy as np
@@ -69,6 +71,11 @@ STATUSES = {
 }  # fmt: skip
 SHARES = {"md": 0.2, "train": 0.2, "sample": 0.25, "run": 0.2, "analyze": 0.15}
 REAL_SHARE = 0.1
+#: What the stages import, so that a forked process has it.
+IMPORTED = (
+    "matplotlib.backends.backend_agg", "openmm_tsf.analysis.plots", "openmm_tsf.doctor",
+    "openmm_tsf.workflow", "tqdm.contrib.logging",
+)  # fmt: skip
 SMALL_DISK = 64 * 2**20
 PATIENCE = 300.0
 MIB = 2**20
@@ -475,11 +482,14 @@ def main() -> int:
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
     torch.set_num_threads(1)
+    for name in IMPORTED:
+        importlib.import_module(name)
     quiet_stdout()
     folder = Path(args.folder or tempfile.mkdtemp(prefix="kills-")).resolve()
     (folder / "reference").mkdir(parents=True)
     small = folder / "disk"
     has_disk, start = mounted(small), time.monotonic()
+    disk = small if has_disk else None
     print("full disk: a tmpfs of 64 MiB" if has_disk else "full disk: no tmpfs can be mounted here")
     try:
         needed = [
@@ -491,10 +501,7 @@ def main() -> int:
             or name == "sample"
         ]
         stages = {
-            name: Stage(
-                name, folder, small if has_disk else None, random.Random(f"{args.seed} {name}")
-            )
-            for name in needed
+            name: Stage(name, folder, disk, random.Random(f"{args.seed} {name}")) for name in needed
         }
         total = sum(SHARES[name] for name in args.stages)
         for name, stage in stages.items():

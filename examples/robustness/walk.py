@@ -4,10 +4,10 @@
     python examples/robustness/walk.py --stages md --faults die --points 5
 
 Each death is followed by a second one during ``--resume``, then by a run to the end, whose
-directory must be that of an uninterrupted one, bit by bit. Stages: md, train, sample (without its analysis)
-and run (md, two trainings with a round of sampling between them, and production). Faults: the
-process is gone with half of a write written (``die``), the disk is full from then on (``full``: the
-process must end with one line that names a file), or a Ctrl-C is not deferred (``interrupt``).
+directory must be that of an uninterrupted one, bit by bit. Stages: md, train, sample (without its
+analysis) and run (md, two trainings with a round of sampling between them, and production). Faults:
+the process is gone with half of a write written (``die``), the disk is full from then on (``full``:
+the process must end with one line that names a file), or a Ctrl-C is not deferred (``interrupt``).
 """
 
 import argparse
