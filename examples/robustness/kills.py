@@ -118,7 +118,7 @@ class Job:
             os.setsid()
             os.close(read)
             os.dup2(write, 2)
-            sys.stdout, sys.stderr = open(os.devnull, "w"), open(2, "w", closefd=False)  # noqa: SIM115
+            sys.stdout, sys.stderr = open(os.devnull, "w"), open(2, "w", 1, closefd=False)  # noqa: SIM115
             for which, limit in limits.items():
                 resource.setrlimit(which, (limit, limit))
             status = cli.main(arguments)
@@ -320,7 +320,8 @@ class Stage:
             return [f"{means}: ended with {status}: {words}"]
         if means in ("file size limit", DISK):
             reason = "No space left on device" if means == DISK else "File too large"
-            if len(words.strip().splitlines()) != 1 or reason not in words or "/" not in words:
+            last = (words.strip().splitlines() or [""])[-1]  # after warnings, if any
+            if not last.startswith("openmm-tsf: error:") or reason not in last or "/" not in last:
                 return [f"{means}: no clear message: {words}"]
         return []
 
