@@ -12,11 +12,13 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import time
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ def write_bytes(path: PathLike, content: bytes | bytearray | memoryview) -> None
         If the directory is not writable or full, naming the file. What was there before stays.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    partial = path.with_name(_temporary_name(path.name))
     _writing.add(partial.name)
     try:
         # Exclusive: never through somebody's link. The mode is what open() would give.
@@ -155,8 +157,30 @@ def refuse_links(directory: Path, names: Iterable[str] = ()) -> None:
             )
 
 
+@contextmanager
+def written_together(directory: Path) -> Iterator[Path]:
+    """A folder whose files, once all are written, replace those of `directory`.
+
+    Nothing changes where writing one of them fails, or is killed.
+    """
+    folder = directory / _temporary_name("new")
+    _writing.add(folder.name)
+    try:
+        folder.mkdir()
+        yield folder
+        for path in sorted(folder.iterdir()):
+            os.replace(path, directory / path.name)
+        _sync_directory(directory)
+    except OSError as error:  # about the place that the user knows
+        name = str(error.filename).replace(str(folder), str(directory))
+        raise type(error)(error.errno, error.strerror, name) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _writing.discard(folder.name)
+
+
 def sweep(directory: Path) -> None:
-    """Remove temporary files whose writers were killed."""
+    """Remove temporary files and folders whose writers were killed."""
     for path in directory.glob(".*.tmp"):
         found = _TEMPORARY.fullmatch(path.name)
         if found is None:
@@ -167,11 +191,17 @@ def sweep(directory: Path) -> None:
             dead = path.name not in _writing if own else not _alive(int(found["pid"]))
         else:
             dead = time.time() - path.lstat().st_mtime > _ABANDONED_SECONDS
-        if dead:
+        if dead and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif dead:
             path.unlink(missing_ok=True)
 
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+
+
+def _temporary_name(name: str) -> str:
+    return f".{name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
 
 
 def _host() -> str:

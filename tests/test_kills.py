@@ -110,6 +110,23 @@ def test_a_predecessor_with_the_same_process_number_is_swept(tmp_path):
     assert not left.exists()
 
 
+def test_results_replace_earlier_ones_together(tmp_path):
+    (tmp_path / "a.json").write_text("old")
+    with pytest.raises(OSError, match="full") as caught, files.written_together(tmp_path) as new:
+        (new / "a.json").write_text("new")
+        raise OSError(28, "full", str(new / "b.json"))
+    assert caught.value.filename == str(tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_text() == "old"
+    with files.written_together(tmp_path) as new:
+        (new / "a.json").write_text("new")
+        assert (tmp_path / "a.json").read_text() == "old"
+    assert (tmp_path / "a.json").read_text() == "new"
+    left = tmp_path / f".new.{files._host()}.{os.getpid()}.01234567.tmp"
+    left.mkdir()
+    files.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
 def test_nothing_is_written_twice_after_a_second_ctrl_c():
     """It comes when the checkpoint is there and the recorder does not know yet."""
     written = []

@@ -40,7 +40,8 @@ def _files(directory: Path) -> dict[str, Path]:
     return {
         str(path.relative_to(directory)): path
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and not path.name.startswith(".")
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(directory).parts)
     }
 
 
