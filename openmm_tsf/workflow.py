@@ -279,7 +279,7 @@ def _own_frames(
         replace(settings.md, seed=seed),
         platform=platform,
         threads=threads,
-        resume=True,
+        resume=(folder / "md").is_dir(),
         checkpoint_seconds=checkpoint_seconds,
         progress=progress,
     )
