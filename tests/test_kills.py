@@ -112,9 +112,14 @@ def test_a_predecessor_with_the_same_process_number_is_swept(tmp_path):
 
 def test_results_replace_earlier_ones_together(tmp_path):
     (tmp_path / "a.json").write_text("old")
-    with pytest.raises(OSError, match="full") as caught, files.written_together(tmp_path) as new:
-        (new / "a.json").write_text("new")
-        raise OSError(28, "full", str(new / "b.json"))
+
+    def fill(folder):
+        with files.written_together(folder) as new:
+            (new / "a.json").write_text("new")
+            raise OSError(28, "full", str(new / "b.json"))
+
+    with pytest.raises(OSError, match="full") as caught:
+        fill(tmp_path)
     assert caught.value.filename == str(tmp_path / "b.json")
     assert (tmp_path / "a.json").read_text() == "old"
     with files.written_together(tmp_path) as new:
