@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from openmm_tsf.cli_arguments import SEED, build_parser
@@ -46,17 +47,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _threads(args: argparse.Namespace) -> Iterator[None]:
-    """Torch on so many threads as were asked for."""
-    wanted = getattr(args, "threads", None)
-    if wanted is None:
+    """Torch on so many threads as were asked for, or as what is resumed began with, or one."""
+    if "threads" not in args:
         yield
         return
     import torch
 
-    if wanted < 1:
-        raise ValueError(f"--threads: expected at least 1, got {wanted}")
+    from openmm_tsf.records import recorded_threads
+
+    if args.threads is not None and args.threads < 1:
+        raise ValueError(f"--threads: expected at least 1, got {args.threads}")
+    recorded = recorded_threads(args.output) if args.resume else None
     before = torch.get_num_threads()
-    torch.set_num_threads(wanted)
+    torch.set_num_threads(args.threads or recorded or 1)
     try:
         yield
     finally:
@@ -153,14 +156,19 @@ def _train(args: argparse.Namespace) -> None:
     from openmm_tsf.dataset import MDDataset
     from openmm_tsf.inputs import load_trajectory
     from openmm_tsf.presets import FlowSettings, changed, preset
+    from openmm_tsf.records import recorded_source
     from openmm_tsf.systems import alanine_dipeptide
     from openmm_tsf.training import FitSettings
 
     _check_temperature(args)
-    settings = changed(preset(args.preset or "default"), stride=args.stride)
-    molecule, stride = _molecule(args) or alanine_dipeptide(), settings.stride
-    if args.trajectory is not None:
-        dataset = load_trajectory(args.trajectory, molecule, args.temperature, stride)
+    settings, molecule = preset(args.preset or "default"), _molecule(args) or alanine_dipeptide()
+    given = {"trajectory": args.trajectory, "temperature": args.temperature, "stride": args.stride}
+    before = recorded_source(args.output) if args.resume else {}
+    source = {key: before.get(key) if value is None else value for key, value in given.items()}
+    stride = source["stride"] = source["stride"] or settings.stride
+    if source["trajectory"] is not None:
+        source["trajectory"] = str(Path(source["trajectory"]).resolve())
+        dataset = load_trajectory(source["trajectory"], molecule, source["temperature"], stride)
     elif args.pdb is not None:
         raise ValueError("--trajectory: expected frames of your molecule, got none")
     else:
@@ -180,6 +188,7 @@ def _train(args: argparse.Namespace) -> None:
         platform=args.platform,
         resume=args.resume,
         checkpoint_seconds=args.checkpoint_seconds,
+        source=source,
         progress=not args.quiet,
     )
     print(f"a flow with {flow.n_parameters} parameters in {args.output}/flow.pt")
@@ -224,7 +233,8 @@ def _settings(args: argparse.Namespace, cls: type, fresh: Any, part: str | None 
     """Settings to change by arguments: those of what is resumed, or fresh ones."""
     from openmm_tsf.records import recorded_settings
 
-    before = recorded_settings(args.output, cls, part) if args.resume else None
+    recorded = args.resume and getattr(args, "preset", None) is None
+    before = recorded_settings(args.output, cls, part) if recorded else None
     return fresh() if before is None else before
 
 

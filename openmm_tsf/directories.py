@@ -48,6 +48,10 @@ class DirectoryLock:
         self.directory = Path(directory)
         self._lock = filelock.FileLock(self.directory / LOCK, timeout=0, thread_local=False)
 
+    def is_of(self, path: PathLike) -> bool:
+        """Whether it locks that directory."""
+        return self.directory.resolve() == Path(path).resolve()
+
     def __enter__(self) -> Self:
         first = not self._lock.is_locked
         try:

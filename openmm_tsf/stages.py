@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def train(
     platform: str | None = None,
     resume: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    source: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> AugmentedFlow:
     """Train a flow on frames; Ctrl-C keeps the best weights so far.
@@ -81,6 +83,8 @@ def train(
         the flow is the same as if it had not stopped. Where nothing was begun yet, begin.
     checkpoint_seconds
         Time between checkpoints; there is one at every validation, too.
+    source
+        Where the frames come from, to be noted in ``settings.json`` (json-able).
     progress
         Show a progress bar.
 
@@ -118,6 +122,7 @@ def train(
             settings={"flow": flow_settings, "fit": fit_settings},
             seed=seed,
             frames_sha256=hash_of_frames(dataset),
+            source=dict(source or {}) if record is None else record.get("source"),
         )
         if record is None:
             record = asked

@@ -45,6 +45,33 @@ def dihedral_angles(x: np.ndarray, quartets: np.ndarray) -> np.ndarray:
     return np.asarray(np.arctan2(sine, (normal_1 * normal_2).sum(-1)))
 
 
+def read_run_config(directory: Path) -> dict[str, Any]:
+    """``config.json`` of a run directory.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the directory is no run directory.
+    ValueError
+        If it is damaged or was written in a newer format.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory}: no run directory, config.json is missing")
+    config = read_json(path)
+    if not {"format", "temperatures_K", "n_walkers", "choices"} <= config.keys():
+        raise ValueError(f"{path}: no config.json of a sampling run")
+    if not isinstance(config["format"], int) or config["format"] > RUN_FORMAT:
+        raise ValueError(
+            f"{path}: written in format {config['format']} by a newer version; this one "
+            f"reads up to format {RUN_FORMAT}"
+        )
+    choices = config["choices"]
+    if not isinstance(choices, dict) or not choices.keys() >= _IN_CHOICES:
+        raise ValueError(f"{path}: damaged, choices are missing")
+    return config
+
+
 class RunWriter:
     """Writes one run directory.
 
@@ -232,32 +259,6 @@ class RunWriter:
                 f"output: {self.directory} was continued by another sampler since this one wrote "
                 "to it; resume() takes it up from there"
             )
-
-    def read_config(self) -> dict[str, Any]:
-        """The directory's ``config.json``.
-
-        Raises
-        ------
-        FileNotFoundError
-            If the directory is no run directory.
-        ValueError
-            If it is damaged or was written in a newer format.
-        """
-        path = self.directory / "config.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{self.directory}: no run directory, config.json is missing")
-        config = read_json(path)
-        if not {"format", "temperatures_K", "n_walkers", "choices"} <= config.keys():
-            raise ValueError(f"{path}: no config.json of a sampling run")
-        if not isinstance(config["format"], int) or config["format"] > RUN_FORMAT:
-            raise ValueError(
-                f"{path}: written in format {config['format']} by a newer version; this one "
-                f"reads up to format {RUN_FORMAT}"
-            )
-        choices = config["choices"]
-        if not isinstance(choices, dict) or not choices.keys() >= _IN_CHOICES:
-            raise ValueError(f"{path}: damaged, choices are missing")
-        return config
 
     def read_checkpoint(self) -> dict[str, Any]:
         """The last checkpoint.
