@@ -44,6 +44,12 @@ class Costs:
         self.evaluations[stage] = (self.evaluations[stage] or 0) + evaluations
         self.seconds[stage] = round((self.seconds[stage] or 0.0) + seconds, 3)
 
+    def restore(self, config: Any) -> None:
+        """Take what `to_config` gave in an earlier process, where there is any."""
+        if isinstance(config, dict):
+            before = self.from_config(config)
+            self.evaluations, self.seconds = before.evaluations, before.seconds
+
     def to_config(self) -> dict[str, Any]:
         """Entries of ``config.json``."""
         return {"energy_evaluations": dict(self.evaluations), "wall_seconds": dict(self.seconds)}

@@ -82,6 +82,8 @@ def _sigterm_like_ctrl_c() -> Iterator[None]:
 def _one_line(error: Exception) -> str:
     """The message alone where it was written for users, else the kind of error with it."""
     text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return f"out of memory{text and ': '}{text}"
     if isinstance(error, (ValueError, TypeError, RuntimeError, ArithmeticError, OSError)) and text:
         return text
     return f"unexpected {type(error).__name__}: {text} (--debug shows where)"

@@ -2,10 +2,14 @@
 
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
+
+from openmm_tsf.files import named_error
 
 HEADER_BYTES = 276  # three records of 84, 164 and 4 bytes, with their lengths
 _AKMA_PICOSECONDS = 0.04888821  # CHARMM's unit of time
@@ -56,7 +60,7 @@ class DCDWriter:
             "<4s9if10i", b"CORD", 0, first_step, interval, 0, 0, 0, 0, 0, 0, delta, *(0,) * 9, 24
         )
         titles = struct.pack("<i80s80s", 2, b"Created by openmm_tsf", title.encode("ascii"))
-        with open(self.path, "xb") as file:
+        with self._opened("xb") as file:
             for record in (control, titles, struct.pack("<i", self.n_atoms)):
                 file.write(struct.pack("<i", len(record)) + record + struct.pack("<i", len(record)))
 
@@ -70,13 +74,13 @@ class DCDWriter:
     def append(self, x: np.ndarray, n_before: int) -> None:
         """Add frames x [n, N, 3] in nm after the first `n_before`; later ones are cut off.
 
-        The frames are on the disk before the header counts them.
+        The header never counts a frame that is not whole in the file.
         """
         frames = np.empty(len(x), dtype=self._record)
         for k, axis in enumerate("xyz"):
             frames[f"head_{axis}"] = frames[f"tail_{axis}"] = self._size
             frames[f"value_{axis}"] = 10.0 * x[:, :, k]
-        with open(self.path, "r+b") as file:
+        with self._opened("r+b") as file:
             self._cut(file, n_before)
             file.seek(0, os.SEEK_END)
             file.write(frames.tobytes())
@@ -93,18 +97,31 @@ class DCDWriter:
         ValueError
             If the file has fewer.
         """
-        with open(self.path, "r+b") as file:
+        with self._opened("r+b") as file:
             self._cut(file, n_frames)
             self._count(file, n_frames)
 
-    def _cut(self, file: BinaryIO, n_frames: int) -> None:
+    @contextmanager
+    def _opened(self, mode: str) -> Iterator[IO[bytes]]:
+        """The file; a full disk is reported with its name."""
+        try:
+            with open(self.path, mode) as file:
+                yield file
+        except OSError as error:
+            raise named_error(error, self.path) from error
+
+    def _cut(self, file: IO[bytes], n_frames: int) -> None:
         wanted = HEADER_BYTES + n_frames * self._record.itemsize
-        if file.seek(0, os.SEEK_END) < wanted:
+        size = file.seek(0, os.SEEK_END)
+        if size < wanted:
             raise ValueError(f"{self.path}: expected {n_frames} frames, the file is shorter")
-        file.truncate(wanted)
+        if size > wanted:
+            self._count(file, n_frames)  # first: whoever reads meanwhile finds what is counted
+            file.flush()
+            file.truncate(wanted)
 
     @staticmethod
-    def _count(file: BinaryIO, n_frames: int) -> None:
+    def _count(file: IO[bytes], n_frames: int) -> None:
         file.seek(8)
         file.write(struct.pack("<i", n_frames))
         file.seek(20)

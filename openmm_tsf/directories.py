@@ -66,13 +66,17 @@ class DirectoryLock:
                 error.errno, f"output: cannot write there: {error.strerror}", str(self.directory)
             ) from error
         if first:
-            sweep(self.directory)
-            owner = {
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-            }
-            write_json(self.directory / _OWNER, owner)
+            try:
+                sweep(self.directory)
+                owner = {
+                    "pid": os.getpid(),
+                    "host": socket.gethostname(),
+                    "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+                }
+                write_json(self.directory / _OWNER, owner)
+            except BaseException:  # a full disk
+                self._lock.release()
+                raise
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -12,11 +12,13 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import time
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ PathLike = str | os.PathLike[str]
 
 _TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]*)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
 _ABANDONED_SECONDS = 86_400.0
+_writing: set[str] = set()  # names of this process's own temporary files
 
 
 def write_bytes(path: PathLike, content: bytes | bytearray | memoryview) -> None:
@@ -37,7 +40,8 @@ def write_bytes(path: PathLike, content: bytes | bytearray | memoryview) -> None
         If the directory is not writable or full, naming the file. What was there before stays.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    partial = path.with_name(_temporary_name(path.name))
+    _writing.add(partial.name)
     try:
         # Exclusive: never through somebody's link. The mode is what open() would give.
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o666)
@@ -49,8 +53,10 @@ def write_bytes(path: PathLike, content: bytes | bytearray | memoryview) -> None
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise _named(error, path) from error
+            raise named_error(error, path) from error
         raise
+    finally:
+        _writing.discard(partial.name)
     _sync_directory(path.parent)
 
 
@@ -151,21 +157,51 @@ def refuse_links(directory: Path, names: Iterable[str] = ()) -> None:
             )
 
 
+@contextmanager
+def written_together(directory: Path) -> Iterator[Path]:
+    """A folder whose files, once all are written, replace those of `directory`.
+
+    Nothing changes where writing one of them fails, or is killed.
+    """
+    folder = directory / _temporary_name("new")
+    _writing.add(folder.name)
+    try:
+        folder.mkdir()
+        yield folder
+        for path in sorted(folder.iterdir()):
+            os.replace(path, directory / path.name)
+        _sync_directory(directory)
+    except OSError as error:  # about the place that the user knows
+        name = str(error.filename).replace(str(folder), str(directory))
+        raise type(error)(error.errno, error.strerror, name) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _writing.discard(folder.name)
+
+
 def sweep(directory: Path) -> None:
-    """Remove temporary files whose writers were killed."""
+    """Remove temporary files and folders whose writers were killed."""
     for path in directory.glob(".*.tmp"):
         found = _TEMPORARY.fullmatch(path.name)
         if found is None:
             continue
         if found["host"] == _host():
-            dead = not _alive(int(found["pid"]))
+            # A process in a container often has the number that its killed predecessor had.
+            own = int(found["pid"]) == os.getpid()
+            dead = path.name not in _writing if own else not _alive(int(found["pid"]))
         else:
             dead = time.time() - path.lstat().st_mtime > _ABANDONED_SECONDS
-        if dead:
+        if dead and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif dead:
             path.unlink(missing_ok=True)
 
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+
+
+def _temporary_name(name: str) -> str:
+    return f".{name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
 
 
 def _host() -> str:
@@ -182,8 +218,10 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _named(error: OSError, path: Path) -> OSError:
+def named_error(error: OSError, path: Path) -> OSError:
     """The same error about the file that the user knows, with what to do where that is clear."""
+    if error.filename == str(path):
+        return error
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         reason += " (free some space; --resume continues from the last checkpoint)"

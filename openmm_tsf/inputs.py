@@ -78,15 +78,16 @@ def write_molecule(molecule: MolecularSystem, directory: PathLike) -> None:
     """Write ``topology.pdb``, ``system.xml`` and ``positions.npz`` for `read_molecule`.
 
     A PDB file rounds positions to 0.0001 nm, which other minima and other chains follow from.
+    They are written first: where `holds_molecule` finds the others, they are there.
     """
     folder = Path(directory)
+    write_arrays(folder / POSITIONS, {"positions": molecule.positions})
     text = StringIO()
     app.PDBFile.writeFile(
         molecule.topology, 10.0 * molecule.positions, text, keepIds=True
     )  # PDB files are in Angstrom, which is what plain numbers mean to this writer
     write_text(folder / "topology.pdb", text.getvalue())
     write_text(folder / "system.xml", openmm.XmlSerializer.serialize(molecule.system))
-    write_arrays(folder / POSITIONS, {"positions": molecule.positions})
 
 
 def holds_molecule(directory: PathLike) -> bool:

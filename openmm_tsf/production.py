@@ -12,6 +12,7 @@ from openmm_tsf.accounts import Costs
 from openmm_tsf.dataset import MDDataset
 from openmm_tsf.directories import DirectoryLock
 from openmm_tsf.energies import reopen_potential
+from openmm_tsf.files import sweep, written_together
 from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.inputs import PathLike
 from openmm_tsf.potentials.base import Potential
@@ -204,7 +205,7 @@ def analyze(path: PathLike) -> dict[str, Any]:
 
     ``summary.json``; ``ramachandran.png`` where the molecule has φ and ψ; ``diagnostics.png``; and
     ``thermodynamics.{csv,json,png}``, functions of the temperature over the whole ladder. The run
-    may still be writing.
+    may still be writing. The files replace earlier ones together, when all are made.
 
     Returns
     -------
@@ -232,15 +233,17 @@ def analyze(path: PathLike) -> dict[str, Any]:
     known = result.config.get("choices", {}).get("molecule")
     if reference is None and known == alanine_dipeptide().fingerprint and has_reference_file():
         reference = load_reference()
-    summary = write_summary(result, result.path / "summary.json", reference)
-    try:
-        result.backbone()
-    except ValueError:
-        logger.info("no residue with both phi and psi: no Ramachandran plot")
-    else:
-        result.plot(result.path / "ramachandran.png", reference)
-    plot_diagnostics(result, result.path / "diagnostics.png")
-    write_thermodynamics(result, result.path, reference)
+    sweep(result.path)
+    with written_together(result.path) as folder:
+        summary = write_summary(result, folder / "summary.json", reference)
+        try:
+            result.backbone()
+        except ValueError:
+            logger.info("no residue with both phi and psi: no Ramachandran plot")
+        else:
+            result.plot(folder / "ramachandran.png", reference)
+        plot_diagnostics(result, folder / "diagnostics.png")
+        write_thermodynamics(result, folder, reference)
     return summary
 
 

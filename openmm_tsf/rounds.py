@@ -18,6 +18,7 @@ from openmm_tsf import production
 from openmm_tsf.accounts import Costs
 from openmm_tsf.dataset import MDDataset
 from openmm_tsf.directories import DirectoryLock
+from openmm_tsf.files import sweep
 from openmm_tsf.flows import load_flow
 from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.potentials.base import Potential
@@ -29,6 +30,7 @@ from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.systems import MolecularSystem
 from openmm_tsf.tensor_files import read_tensors, write_tensors
 from openmm_tsf.training import fit
+from openmm_tsf.training.fit import load_best_weights
 from openmm_tsf.training_log import merge_logs
 
 logger = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ class Rounds:
         )  # fmt: skip
         self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
         (self.folder / "training").mkdir(exist_ok=True)
+        sweep(self.folder / "training")
 
     def run(self, seeds: Seeds) -> WalkerState | None:
         """All trainings and rounds, or what is left of them.
@@ -84,7 +87,9 @@ class Rounds:
     ) -> WalkerState:
         """Replica exchange with the flow as it is; its samples are added to `samples`."""
         settings, sampling, path = self.settings, self.settings.sampling, self._samples(number)
-        if not path.is_file():
+        if path.is_file():
+            self._costs_after(f"round {number}")
+        else:
             logger.info("round %d of %d: sampling", number, settings.n_rounds)
             with self.costs.counting("sampling", self.potential):
                 sampler = production.make_sampler(
@@ -95,8 +100,8 @@ class Rounds:
                     x = sampler.run(settings.round_iterations, collect=True, progress=self.progress)
             assert x is not None
             kept = x[:: settings.round_stride].clone()
+            self._note_costs(f"round {number}")
             write_tensors(path, {"x": kept, "walkers": sampler.state.state_dict()})
-            self._note_costs()
         found = read_tensors(path, "file of a round's samples")
         x, shape = found.get("x"), (sampling.n_walkers, len(sampling.temperatures))
         event = tuple(self.potential.event_shape)
@@ -111,6 +116,7 @@ class Rounds:
         if finished.is_file():
             weights = load_flow(finished, self.molecule).network.state_dict()
             self.flow.network.load_state_dict(weights)
+            self._costs_after(f"training {number}")
             return
         logger.info("training %d of %d", number + 1, settings.n_rounds + 1)
         data = [self.dataset]
@@ -134,17 +140,27 @@ class Rounds:
                     resume=True,
                     progress=self.progress,
                 )
-        finally:
-            self.flow.save(self.folder / "flow.pt")
-            merge_logs(self.folder)
+        except BaseException:
+            if load_best_weights(self.flow, checkpoint):
+                self._save_flow()
+            raise
+        self._save_flow()
         self.costs.add("training", result.earlier_evaluations, result.earlier_seconds)
+        self._note_costs(f"training {number}")
         self.flow.save(finished)
-        self._note_costs()
         checkpoint.unlink(missing_ok=True)
 
-    def _note_costs(self) -> None:
-        self.record["costs"] = self.costs.to_config()
+    def _save_flow(self) -> None:
+        self.flow.save(self.folder / "flow.pt")
+        merge_logs(self.folder)
+
+    def _note_costs(self, done: str) -> None:
+        """Keep what the run has cost after a step, just before the file that says it is done."""
+        self.record["costs"] = (self.record.get("costs") or {}) | {done: self.costs.to_config()}
         write_record(self.folder, self.record)
+
+    def _costs_after(self, done: str) -> None:
+        self.costs.restore((self.record.get("costs") or {}).get(done))
 
     def _as_datasets(self, samples: Sequence[Sequence[Tensor]], weight: float) -> list[MDDataset]:
         return [
@@ -170,5 +186,6 @@ class Rounds:
     @staticmethod
     def tidy(folder: Path) -> None:
         """Remove what was kept for resuming before production began; the logs stay."""
+        sweep(folder / "training")
         for path in (folder / "training").glob("round_*.pt"):
             path.unlink()

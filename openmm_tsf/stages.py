@@ -43,6 +43,7 @@ from openmm_tsf.records import (
 from openmm_tsf.sampling.choices import hash_of
 from openmm_tsf.systems import MolecularSystem, alanine_dipeptide
 from openmm_tsf.training import FitSettings, fit
+from openmm_tsf.training.fit import load_best_weights
 
 logger = logging.getLogger(__name__)
 
@@ -136,13 +137,14 @@ def train(
             "n_frames": len(dataset),
             "temperature_K": dataset.temperature,
         }
-        config = {"format": 1, "stage": "train", "choices": record | {"frames": frames}}
         planned, batch = planned_training(fit_settings), fit_settings.kl_batch_size
         flow = build_flow(dataset, flow_settings, seeds.next())
 
         def keep() -> None:
             flow.save(folder / "flow.pt")
-            write_json(folder / "config.json", config | costs.to_config())
+            choices = record | {"frames": frames}  # the potential's among them
+            config = {"format": 1, "stage": "train", "choices": choices, **costs.to_config()}
+            write_json(folder / "config.json", config)
 
         with reopen_potential(
             molecule, record.get("potential"), platform, planned, batch
@@ -163,7 +165,9 @@ def train(
                         progress=progress,
                     )
             except KeyboardInterrupt:
-                keep()
+                # Interrupted before it went on, the flow has no weights yet that are worth a file.
+                if load_best_weights(flow, folder / "training.pt"):
+                    keep()
                 raise
         costs.add("training", result.earlier_evaluations, result.earlier_seconds)
         keep()

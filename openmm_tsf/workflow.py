@@ -162,6 +162,8 @@ def run(
         platform_asked_for=platform if record is None else record.get("platform_asked_for"),
     )
     with claimed(output, resume=resume) as lock:
+        if resume:  # again: it may have grown until the lock was free
+            record = read_record(lock.directory, ["run"])
         if record is None:
             record = asked
             write_record(lock.directory, record)
@@ -195,7 +197,7 @@ def _run(
 ) -> dict[str, Any]:
     """All stages up to production's first checkpoint, skipping what is done; then production."""
     folder = lock.directory
-    costs = Costs.from_config(record.get("costs") or {})
+    costs = Costs()
     source = "shipped" if trajectory is None else str(trajectory)
     if dataset is None:
         source = "own MD"

@@ -166,11 +166,12 @@ def test_a_full_disk_is_said_with_the_file(tmp_path):
     assert torch.equal(read_tensors(path, "checkpoint")["x"], torch.ones(3))
 
 
-def test_temporary_files_of_the_dead_are_swept(tmp_path):
+def test_temporary_files_of_the_dead_are_swept(tmp_path, monkeypatch):
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         gone.wait()
     host = files._host()
     mine = tmp_path / f".a.json.{host}.{os.getpid()}.0123abcd.tmp"
+    monkeypatch.setattr(files, "_writing", {mine.name})
     dead = tmp_path / f".a.json.{host}.{gone.pid}.0123abcd.tmp"
     far, old = (tmp_path / f".{name}.elsewhere.1.0123abcd.tmp" for name in ("far", "old"))
     foreign = tmp_path / ".notes.tmp"

@@ -171,7 +171,7 @@ def test_train_alone(molecule, trained):
     assert len((folder / "training.csv").read_text().splitlines()) == 4
     with pytest.raises(FileExistsError, match="is not empty"):
         workflow.train(dataset, folder, TINY.flow, FIT, **QUIET)
-    before = {path: path.read_bytes() for path in folder.iterdir()}
+    before = {path: path.read_bytes() for path in folder.glob("[!.]*")}
     with pytest.raises(ValueError, match=r"seed: what is in .* was made with 2, got 3"):
         workflow.train(dataset, folder, TINY.flow, FIT, seed=3, resume=True, **QUIET)
     again = {"seed": 2, "resume": True, **QUIET}
@@ -181,7 +181,7 @@ def test_train_alone(molecule, trained):
     other = replace(dataset, molecule=tsf.systems.alanine_dipeptide("ff96-obc1"))
     with pytest.raises(ValueError, match="is of another molecule"):
         workflow.train(other, folder, TINY.flow, FIT, **again)
-    assert before == {path: path.read_bytes() for path in folder.iterdir()}
+    assert before == {path: path.read_bytes() for path in folder.glob("[!.]*")}
     (folder / "no").mkdir()
     (folder / "no" / "mine").touch()
     with pytest.raises(ValueError, match="holds nothing to resume"):

@@ -99,6 +99,7 @@ class RunWriter:
         self.molecule, self.temperatures, self.n_walkers = molecule, temperatures, n_walkers
         self.n_frames = self.n_segments = 0
         self._checkpoint_seen: tuple[int, ...] | None = None
+        self._writing = False  # a write that was begun and did not come to its end
         self._dihedrals = {} if molecule is None else molecule.dihedrals
         self._quartets = np.array(list(self._dihedrals.values()), dtype=int).reshape(-1, 4)
         self._dcds: list[DCDWriter] = []
@@ -189,6 +190,7 @@ class RunWriter:
     def remove(self) -> None:
         """Remove what `create` made, where a run was killed before its first checkpoint."""
         refuse_links(self.directory, ["segments"])
+        (self.directory / "config.json").unlink(missing_ok=True)  # it says that this is a run
         segments = self.directory / "segments"
         if segments.is_dir():
             for path in segments.iterdir():
@@ -196,7 +198,6 @@ class RunWriter:
             segments.rmdir()
         for dcd in self._dcds:
             dcd.path.unlink(missing_ok=True)
-        (self.directory / "config.json").unlink(missing_ok=True)
 
     def write(
         self,
@@ -215,6 +216,7 @@ class RunWriter:
         checkpoint
             What to continue from; the writer adds its counts.
         """
+        self._writing = True
         n_saved = len(positions)
         content = dict(numbers)
         if self.molecule is None:
@@ -233,6 +235,7 @@ class RunWriter:
         }
         self._save_checkpoint({**checkpoint, **counts})
         self.n_frames, self.n_segments = counts["n_frames_written"], counts["n_segments"]
+        self._writing = False
 
     def _segment(self, number: int) -> Path:
         return self.directory / "segments" / f"segment_{number:06d}.npz"
@@ -247,13 +250,19 @@ class RunWriter:
         self._checkpoint_seen = _identity(path)
 
     def check_untouched(self) -> None:
-        """Refuse to go on where somebody else has continued the run meanwhile.
+        """Refuse to go on where somebody else has continued the run, or iterations were lost.
 
         Raises
         ------
         RuntimeError
-            If the checkpoint is not the one that this writer wrote or read last.
+            If the checkpoint is not the one that this writer wrote or read last, or it could not
+            write the last one.
         """
+        if self._writing:
+            raise RuntimeError(
+                f"output: the last iterations could not be written to {self.directory}; resume() "
+                "takes it up from its last checkpoint"
+            )
         if _identity(self.directory / CHECKPOINT) != self._checkpoint_seen:
             raise RuntimeError(
                 f"output: {self.directory} was continued by another sampler since this one wrote "
@@ -303,7 +312,8 @@ class RunWriter:
                     f"{dcd.path}: expected {n_frames} frames, the file has {dcd.n_frames}"
                 )
         sweep(self.directory / "segments")
-        for path in sorted((self.directory / "segments").iterdir()):
+        # From the last one on: segments that are left follow one another.
+        for path in sorted((self.directory / "segments").iterdir(), reverse=True):
             if path.name >= self._segment(n_segments).name:
                 path.unlink()
         for dcd in self._dcds:

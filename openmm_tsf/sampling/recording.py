@@ -125,7 +125,9 @@ class Recorder:
 
     def write(self, state: WalkerState) -> None:
         """Write what has been collected, if anything."""
-        if self._segment.n_iterations:
-            numbers, positions = self._segment.arrays(state)
+        # Taken out first: where a second Ctrl-C or a full disk ends the writing, nothing is written
+        # twice, and the run goes on from its last checkpoint.
+        segment, self._segment = self._segment, Segment(self._zero())
+        if segment.n_iterations:
+            numbers, positions = segment.arrays(state)
             self._writer.write(numbers, positions, self._checkpoint())
-            self._segment = Segment(self._zero())

@@ -251,6 +251,7 @@ class _Fit:
             ) from error
 
     def _restore(self, content: dict[str, Any]) -> None:
+        preparing = self.n_evaluations  # counted before, by the process that began
         self.network.load_state_dict(content["network"])
         self.average.load_state_dict(content["average"])
         self.flow.network.load_state_dict(content["best_weights"])  # raises if they do not fit
@@ -261,8 +262,32 @@ class _Fit:
         self.skipped_in_a_row = int(content["skipped_in_a_row"])
         self.running = {str(key): float(value) for key, value in content["running"].items()}
         self.wall_seconds = self.earlier_seconds = float(content["wall_seconds"])
-        self.earlier_evaluations = int(content["n_evaluations"])
+        self.earlier_evaluations = int(content["n_evaluations"]) - preparing
         self.history = [Validation(**row) for row in content["history"]]
+
+
+def load_best_weights(flow: AugmentedFlow, checkpoint: str | os.PathLike[str]) -> bool:
+    """Give a flow the best weights of a training that was stopped, if it came so far.
+
+    Returns
+    -------
+    found
+        Whether there is a checkpoint; the flow is left alone otherwise.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged, or of another flow.
+    """
+    path = Path(checkpoint)
+    if not path.is_file():
+        return False
+    content = read_tensors(path, "training checkpoint")
+    try:
+        flow.network.load_state_dict(content["best_weights"])
+    except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a training checkpoint of this flow: {error}") from error
+    return True
 
 
 def _origin(datasets: Sequence[MDDataset], seed: int) -> str:

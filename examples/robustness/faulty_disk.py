@@ -1,0 +1,131 @@
+"""A disk that fails at a chosen operation: for processes that are to die, or to cope.
+
+Everything that changes a directory is counted: making, writing, truncating, flushing to the disk,
+renaming and removing files. A failing write has written half of its bytes.
+"""
+
+import builtins
+import errno
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+#: What happens at the chosen operation: the process is gone, the disk is full from then on, or
+#: Ctrl-C comes for the second time and is not deferred.
+FAULTS = ("die", "full", "interrupt")
+KILLED = 9
+
+
+class FaultyDisk:
+    """Count the operations under a directory, and let one fail.
+
+    Parameters
+    ----------
+    directory
+        The directory; what is outside it is left alone.
+    fault
+        One of `FAULTS`.
+    at
+        Which operation, from 1; None for counting only.
+    """
+
+    def __init__(self, directory: Path, fault: str = "die", at: int | None = None) -> None:
+        self.directory, self.fault, self.at = str(directory), fault, at
+        self.count = 0
+        self._interrupted = False
+        self._descriptors: set[int] = set()
+        self._open, self._os_open = builtins.open, os.open
+
+    def install(self) -> None:
+        """From now on, in this process, for good."""
+        builtins.open = self._opened  # type: ignore[assignment]
+        os.open = self._os_opened  # type: ignore[assignment]
+        for name in ("replace", "rename", "mkdir", "rmdir", "unlink", "remove", "truncate"):
+            setattr(os, name, self._wrapped(getattr(os, name), name))
+        os.fsync = self._on_descriptor(os.fsync)  # type: ignore[assignment]
+
+    def _inside(self, path: Any) -> bool:
+        if isinstance(path, int):
+            return path in self._descriptors
+        return isinstance(path, (str, os.PathLike)) and os.path.abspath(os.fspath(path)).startswith(
+            self.directory
+        )
+
+    def step(
+        self, half: Callable[[], Any] | None = None, frees: bool = False, path: Any = None
+    ) -> None:
+        """One operation begins; `half` does half of it, `frees` needs no space."""
+        self.count += 1
+        if self.at is None or self.count < self.at:
+            return
+        first = self.count == self.at
+        if first and half is not None:
+            half()
+        if self.fault == "die":
+            os._exit(KILLED)
+        if self.fault == "interrupt" and not self._interrupted:
+            self._interrupted = True
+            raise KeyboardInterrupt
+        if self.fault == "full" and not frees:
+            name = () if path is None else (str(path),)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *name)
+
+    def _wrapped(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def call(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._inside(path):
+                self.step(frees=name != "mkdir", path=path)
+            return function(path, *args, **kwargs)
+
+        return call
+
+    def _on_descriptor(self, function: Callable[[int], Any]) -> Callable[[int], Any]:
+        def call(descriptor: int) -> Any:
+            if descriptor in self._descriptors:
+                self.step()
+            return function(descriptor)
+
+        return call
+
+    def _os_opened(self, path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        inside = self._inside(path)
+        if inside and flags & os.O_CREAT:
+            self.step(path=path)
+        descriptor = self._os_open(path, flags, *args, **kwargs)
+        (self._descriptors.add if inside else self._descriptors.discard)(descriptor)
+        return descriptor
+
+    def _opened(self, file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        writing = any(letter in mode for letter in "wxa+")
+        if not writing or not self._inside(file):
+            return self._open(file, mode, *args, **kwargs)
+        if not isinstance(file, int) and "r" not in mode:
+            self.step(path=file)
+        raw = _CutFile(file, mode.replace("b", "").replace("t", ""), disk=self)
+        self._descriptors.add(raw.fileno())
+        buffered = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+        if "b" in mode:
+            return buffered
+        return io.TextIOWrapper(buffered, kwargs.get("encoding"), newline=kwargs.get("newline"))
+
+
+class _CutFile(io.FileIO):
+    def __init__(self, file: Any, mode: str, disk: FaultyDisk) -> None:
+        super().__init__(file, mode)
+        self._disk = disk
+
+    def write(self, content: Any) -> int:
+        whole = memoryview(content).cast("B")
+        # A number in a header is never torn: it lies in one page of memory.
+        half = whole[: len(whole) // 2 if len(whole) > 16 else 0]
+        disk = self._disk
+        if disk.fault == "interrupt" and disk.count + 1 == disk.at and len(half):
+            disk.count += 1  # as the system does: so much was written, and the signal comes next
+            return super().write(half)
+        disk.step(half=lambda: super(_CutFile, self).write(half))
+        return super().write(content)
+
+    def truncate(self, size: int | None = None) -> int:
+        self._disk.step(frees=True)
+        return super().truncate(size)
