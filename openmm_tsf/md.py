@@ -16,10 +16,18 @@ import numpy as np
 import openmm
 from tqdm.auto import tqdm
 
+from openmm_tsf.array_files import read_arrays
 from openmm_tsf.dcd import DCDWriter
 from openmm_tsf.directories import claimed, contents
-from openmm_tsf.doors import check_fields, positive_number, seed_number, whole_number
-from openmm_tsf.files import PathLike, read_arrays, refuse_links, write_arrays, write_json
+from openmm_tsf.doors import (
+    check_fields,
+    positive_number,
+    seconds_between,
+    seed_number,
+    thread_count,
+    whole_number,
+)
+from openmm_tsf.files import PathLike, write_arrays, write_json
 from openmm_tsf.inputs import (
     MD_FORMAT,
     check_platform,
@@ -42,6 +50,19 @@ _BUFFERED_FRAMES = 100
 #: nothing is compiled for it, and up to seconds elsewhere.
 _BLOCK_STEPS = {"Reference": 10_000, "CPU": 10_000}
 _BLOCK_STEPS_GPU = 1_000_000
+
+
+#: Steps between frames, and before the first.
+_MOST_STEPS = 10**9
+#: In ps: a thousand times what molecules stand.
+_LONGEST_STEP = 1.0
+
+
+def _time_step(value: Any, name: str) -> float:
+    step = positive_number(in_unit(value, PICOSECOND, name), name)
+    if step > _LONGEST_STEP:
+        raise ValueError(f"{name}: expected at most {_LONGEST_STEP:g} ps, got {value!r}")
+    return step
 
 
 @dataclass(frozen=True)
@@ -83,13 +104,14 @@ class MDSettings:
         check_fields(
             self,
             temperature=as_temperature,
-            n_frames=whole_number,
-            steps_per_frame=whole_number,
-            timestep=lambda value, name: positive_number(in_unit(value, PICOSECOND, name), name),
+            # The header of a DCD file counts in 32 bits.
+            n_frames=partial(whole_number, most=2**31 - 1),
+            steps_per_frame=partial(whole_number, most=_MOST_STEPS),
+            timestep=_time_step,
             friction=lambda value, name: positive_number(
                 in_unit(value, 1 / PICOSECOND, name), name
             ),
-            n_equilibration_steps=partial(whole_number, least=0),
+            n_equilibration_steps=partial(whole_number, least=0, most=_MOST_STEPS),
             seed=seed_number,
         )
 
@@ -152,8 +174,9 @@ def run_md(
         If the dynamics blow up.
     """
     check_platform(platform)
-    if threads is not None and (isinstance(threads, bool) or threads < 1):
-        raise ValueError(f"threads: expected a positive integer, got {threads!r}")
+    seconds_between(checkpoint_seconds)
+    if threads is not None:
+        threads = thread_count(threads)
     with claimed(output, resume=resume) as lock:
         folder = lock.directory
         before = read_md_config(folder) if resume and contents(folder) else None
@@ -228,7 +251,7 @@ def _same_choices(
             )  # fmt: skip
     found = platform or written.get("platform")
     check_platform(found)
-    return str(found), int(threads or written.get("threads") or 1)
+    return str(found), thread_count(threads or written.get("threads") or 1)
 
 
 def fastest_platform(molecule: MolecularSystem, threads: int = 1, n_steps: int = 50) -> str:
@@ -320,8 +343,7 @@ class _Dynamics:
         path = self.folder / _CHECKPOINT
         if before is None:
             return False
-        refuse_links(self.folder, [self.dcd.path.name, _CHECKPOINT])
-        if not path.is_file():
+        if not path.exists():
             self.dcd.path.unlink(missing_ok=True)  # killed before the first checkpoint
             logger.info("no checkpoint yet in %s: from the beginning", self.folder)
             return False
