@@ -22,7 +22,7 @@ from openmm_tsf.analysis import load_reference, load_run
 from openmm_tsf.analysis.summary import plain
 from openmm_tsf.analysis.thermodynamics_plot import reference_thermodynamics
 from openmm_tsf.flows import load_flow
-from openmm_tsf.inputs import load_molecule
+from openmm_tsf.inputs import holds_molecule, read_molecule
 from openmm_tsf.presets import SamplingSettings
 from openmm_tsf.presets import plain as plain_settings
 from openmm_tsf.sampling.choices import hash_of
@@ -45,12 +45,7 @@ def digest_of(flow):
     home = Path(flow)
     if home.is_file():
         home = home.parent
-    complete = all((home / name).is_file() for name in ("topology.pdb", "system.xml"))
-    molecule = (
-        load_molecule(home / "topology.pdb", system=home / "system.xml")
-        if complete
-        else alanine_dipeptide()
-    )
+    molecule = read_molecule(home) if holds_molecule(home) else alanine_dipeptide()
     file = Path(flow) / "flow.pt" if Path(flow).is_dir() else Path(flow)
     return hash_of(load_flow(file, molecule))
 
@@ -78,23 +73,12 @@ def check_same(run, settings, seed, digest):
 
 def one_run(flow, folder, settings, seed, digest, progress):
     """Run, resume, or read what is there: the content of summary.json."""
-    done, resume = 0, (folder / "checkpoint.pt").is_file()
-    if resume:
+    if (folder / "checkpoint.pt").is_file():
         existing = load_run(folder)
         check_same(existing, settings, seed, digest)
-        done = existing.n_iterations
-        if done == settings.n_iterations:
+        if existing.n_iterations == settings.n_iterations:
             return existing.summary()
-    else:  # nothing yet, or stopped before the first iteration
-        for name in ("topology.pdb", "system.xml"):
-            (folder / name).unlink(missing_ok=True)
-    todo = SamplingSettings(
-        temperatures=settings.temperatures,
-        n_walkers=settings.n_walkers,
-        n_iterations=settings.n_iterations - done,
-        n_tuning=settings.n_tuning,
-    )
-    return sample(flow, folder, todo, seed=seed, resume=resume, progress=progress)
+    return sample(flow, folder, settings, seed=seed, resume=True, progress=progress)
 
 
 def spread(values, errors, truth):

@@ -1,12 +1,10 @@
-"""What a run costs, and where its randomness comes from."""
+"""What a run costs."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from openmm_tsf.potentials.base import Potential
 
@@ -69,22 +67,3 @@ def _numbers(entry: Any) -> list[tuple[str, float]]:
         for name, value in entry.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     ]
-
-
-class Seeds:
-    """One independent seed for each purpose, from the user's.
-
-    Raises
-    ------
-    ValueError
-        If `seed` is no non-negative integer.
-    """
-
-    def __init__(self, seed: int) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seed: expected a non-negative integer, got {seed!r}")
-        self._sequence = np.random.SeedSequence(seed)
-
-    def next(self) -> int:
-        """The next seed."""
-        return int(self._sequence.spawn(1)[0].generate_state(1)[0])

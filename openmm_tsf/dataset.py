@@ -22,6 +22,8 @@ from openmm_tsf.structure import check_frames
 from openmm_tsf.systems import MolecularSystem
 from openmm_tsf.units import NANOMETER, as_temperature, in_unit
 
+_RUNS_PICKLES = (".h5", ".hdf5", ".lh5")
+
 #: Energy evaluations that made the shipped 600 K frames (data/make_training_frames.py).
 SHIPPED_MD_EVALUATIONS = 10_020_000
 
@@ -276,6 +278,11 @@ def _trajectory_files(path: Any) -> list[str]:
             raise ValueError(
                 f"path: {name} is XTC, which rounds positions to 0.001 nm and spoils energies; use "
                 "DCD or NetCDF"
+            )
+        if name.lower().endswith(_RUNS_PICKLES):
+            raise ValueError(
+                f"path: {name} is HDF5, whose reader (PyTables) runs pickled code in a file; use "
+                "DCD or NetCDF, or load a file that you trust with mdtraj and pass its positions"
             )
         if not name.endswith(readable):
             raise ValueError(

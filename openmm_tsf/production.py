@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openmm_tsf.accounts import Costs, Seeds
+from openmm_tsf.accounts import Costs
 from openmm_tsf.dataset import MDDataset
 from openmm_tsf.directories import DirectoryLock
 from openmm_tsf.energies import reopen_potential
@@ -16,6 +16,7 @@ from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.inputs import PathLike
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.presets import SamplingSettings
+from openmm_tsf.randomness import Seeds, seeded_generator
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.sampling.output import CHECKPOINT, RunWriter
 from openmm_tsf.sampling.state import WalkerState
@@ -58,7 +59,7 @@ def make_sampler(
         sampler.set_positions(before.x, before.velocities)
         return sampler
     assert seeds[1] is not None
-    generator = torch.Generator().manual_seed(seeds[1])
+    generator = seeded_generator(seeds[1])
     shape = (settings.n_walkers, len(settings.temperatures), *potential.event_shape)
     if start is not None:
         n = settings.n_walkers * len(settings.temperatures)

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from openmm_tsf import production
-from openmm_tsf.accounts import Costs, Seeds
+from openmm_tsf.accounts import Costs
 from openmm_tsf.dataset import MDDataset
 from openmm_tsf.directories import DirectoryLock
 from openmm_tsf.flows import load_flow
 from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.presets import RunSettings
+from openmm_tsf.randomness import Seeds
 from openmm_tsf.records import write_record
 from openmm_tsf.sampling.starting import restored_state
 from openmm_tsf.sampling.state import WalkerState

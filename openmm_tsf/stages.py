@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from openmm_tsf import production
-from openmm_tsf.accounts import Costs, Seeds
+from openmm_tsf.accounts import Costs
 from openmm_tsf.dataset import MDDataset
 from openmm_tsf.directories import DirectoryLock, claimed
-from openmm_tsf.doors import seconds_between
+from openmm_tsf.doors import seconds_between, seed_number
 from openmm_tsf.energies import (
     batch_of,
     planned_sampling,
@@ -30,6 +30,7 @@ from openmm_tsf.inputs import (
 )
 from openmm_tsf.plain import from_plain, plain
 from openmm_tsf.presets import FlowSettings, SamplingSettings
+from openmm_tsf.randomness import Seeds
 from openmm_tsf.records import (
     SETTINGS,
     check_same_record,
@@ -99,8 +100,7 @@ def train(
     check_platform(platform)
     seconds_between(checkpoint_seconds)
     dataset.split()  # too few frames are refused before anything is written
-    if not resume:
-        Seeds(1 if seed is None else seed)
+    seed = None if seed is None else seed_number(seed)
     with claimed(output, resume=resume) as lock:
         folder = lock.directory
         record = read_record(folder, ["train"]) if resume else None
@@ -245,8 +245,7 @@ def sample(
     model = load_flow(file, molecule)
     known = home is not None and home != own and (home / "config.json").is_file()
     costs = Costs.from_config(read_json(home / "config.json")) if home and known else Costs()
-    if not resume:
-        Seeds(1 if seed is None else seed)
+    seed = None if seed is None else seed_number(seed)
     with claimed(output, resume=resume) as lock:
         if resume and production.has_begun(lock.directory):
             total = _checked_total(lock, settings, start, seed)

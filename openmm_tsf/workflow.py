@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from openmm_tsf import production
-from openmm_tsf.accounts import Costs, Seeds
+from openmm_tsf.accounts import Costs
+from openmm_tsf.coordinates import InternalCoordinates
 from openmm_tsf.dataset import MDDataset
 from openmm_tsf.directories import DirectoryLock, claimed
-from openmm_tsf.doors import seconds_between
+from openmm_tsf.doors import seconds_between, seed_number
 from openmm_tsf.energies import batch_of, planned_sampling, planned_training, reopen_potential
 from openmm_tsf.flows import load_flow
 from openmm_tsf.inputs import (
@@ -29,6 +30,7 @@ from openmm_tsf.md import run_md
 from openmm_tsf.plain import from_plain
 from openmm_tsf.presets import RunSettings, preset
 from openmm_tsf.production import analyze
+from openmm_tsf.randomness import Seeds
 from openmm_tsf.records import (
     SETTINGS,
     check_same_record,
@@ -132,13 +134,15 @@ def run(
             molecule = read_molecule(output)
     settings = settings or preset("default")
     molecule = molecule or alanine_dipeptide()
-    seed = 1 if seed is None else seed
+    seed = 1 if seed is None else seed_number(seed)
     seeds = Seeds(seed)
     own_md = own_md or (
         trajectory is None and molecule.fingerprint != alanine_dipeptide().fingerprint
     )
     dataset: MDDataset | None = None
-    if not own_md:  # before anything is written: the frames may not fit
+    if own_md:  # before MD: the molecule may have no internal coordinates
+        InternalCoordinates.from_topology(molecule.topology, molecule.positions)
+    else:  # before anything is written: the frames may not fit
         dataset = (
             MDDataset.shipped(molecule, stride=settings.stride)
             if trajectory is None
@@ -274,7 +278,7 @@ def _own_frames(
         replace(settings.md, seed=seed),
         platform=platform,
         threads=threads,
-        resume=True,
+        resume=(folder / "md").is_dir(),
         checkpoint_seconds=checkpoint_seconds,
         progress=progress,
     )

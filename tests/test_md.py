@@ -9,7 +9,7 @@ import numpy as np
 import openmm
 import pytest
 
-from openmm_tsf import md
+from openmm_tsf import md_dynamics
 from openmm_tsf.inputs import (
     load_molecule,
     load_trajectory,
@@ -96,7 +96,7 @@ def test_nothing_to_resume(molecule, tmp_path):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 7 steps: frames, checkpoints and blocks begin at different steps."""
-    monkeypatch.setitem(md._BLOCK_STEPS, "Reference", 7)
+    monkeypatch.setitem(md_dynamics._BLOCK_STEPS, "Reference", 7)
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -276,7 +276,7 @@ def without_work() -> Iterator[None]:
             mock.patch.object(_Fit, "train_step", step),
             mock.patch.object(ParallelTempering, "tune", tune),
             mock.patch.object(ParallelTempering, "run", run),
-            mock.patch("openmm_tsf.md._Dynamics.advance", advance),
+            mock.patch("openmm_tsf.md_dynamics.Dynamics.advance", advance),
             mock.patch("openmm_tsf.md.fastest_platform", return_value="Reference"),
             mock.patch.object(openmm.LocalEnergyMinimizer, "minimize"),
             mock.patch("openmm_tsf.energies.open_potential", open_potential),

@@ -27,6 +27,7 @@ from openmm_tsf.flows.files import (
     write_flow_file,
 )
 from openmm_tsf.flows.restore import rebuilt
+from openmm_tsf.randomness import generator_seed
 from openmm_tsf.units import as_temperature
 
 
@@ -36,11 +37,6 @@ class FlowSample(NamedTuple):
     x: Tensor
     momenta: Tensor
     log_prob: Tensor
-
-
-def seeded_generator(seed: int) -> torch.Generator:
-    """A CPU generator with the given seed."""
-    return torch.Generator().manual_seed(int(seed))
 
 
 class AugmentedFlow(nn.Module, ABC):
@@ -116,7 +112,7 @@ class AugmentedFlow(nn.Module, ABC):
         self.fingerprint = fingerprint
         self._sizes = {"n_blocks": n_blocks, "hidden": list(hidden)}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(generator_seed(seed))
             self.network = Chain(self._couplings(n_blocks, hidden))
         self.conditioner_dtype = conditioner_dtype
         self.coordinates = coordinates

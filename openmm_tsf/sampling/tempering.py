@@ -2,52 +2,38 @@
 
 import os
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from openmm_tsf.directories import DirectoryLock
-from openmm_tsf.doors import seed_number, whole_number
 from openmm_tsf.interrupts import DeferredInterrupt
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.sampling.accept import StrandedWalker
 from openmm_tsf.sampling.agreement import (
-    check_constants,
-    check_distinct,
-    check_domains,
     check_potentials,
-    check_step_sizes,
-    check_velocities,
-    member_infos,
-    with_members,
 )
+from openmm_tsf.sampling.chain import TemperingChain
 from openmm_tsf.sampling.choices import (
     check_run_arguments,
     check_same,
     check_unchanged,
     sampling_choices,
 )
-from openmm_tsf.sampling.doors import check_flow
-from openmm_tsf.sampling.dynamics import minimised
-from openmm_tsf.sampling.kernels import Every, default_kernels, kernels_by_name
+from openmm_tsf.sampling.kernels import Every
 from openmm_tsf.sampling.moves import FlowLike
 from openmm_tsf.sampling.output import RunWriter
-from openmm_tsf.sampling.recording import CHECKPOINT_SECONDS, Recorder, Reporter
-from openmm_tsf.sampling.starting import restored_state, starting_state
-from openmm_tsf.sampling.state import Closable, Kernel, KernelInfo, WalkerState
-from openmm_tsf.sampling.tuning import HasStepSize, StepSizeTuner
+from openmm_tsf.sampling.recording import CHECKPOINT_SECONDS, Recorder
+from openmm_tsf.sampling.starting import restored_state
+from openmm_tsf.sampling.state import Kernel
 from openmm_tsf.systems import MolecularSystem
-from openmm_tsf.units import as_temperatures
 
 
-class ParallelTempering:
+class ParallelTempering(TemperingChain):
     """W walkers, each with one replica at every temperature, under a sequence of kernels.
 
     All walkers and temperatures are one batch for the flow and the potential. Walkers are
@@ -95,210 +81,14 @@ class ParallelTempering:
         potential: Potential | None = None,
         seed: int | None = None,
     ) -> None:
-        self.temperatures = as_temperatures(temperatures)
-        n_walkers = whole_number(n_walkers, "n_walkers")
-        if not isinstance(molecule, MolecularSystem | None):
-            raise TypeError(
-                f"molecule: expected a MolecularSystem or None, got {type(molecule).__name__}"
-            )
-        if potential is None:
-            if molecule is None:
-                raise ValueError("potential: expected one where molecule is None, got None")
-            potential = molecule.potential()
-        check_flow(flow)
-        if tuple(flow.event_shape) != tuple(potential.event_shape):
-            raise ValueError(
-                f"flow: expected configurations of shape {tuple(potential.event_shape)}, "
-                f"got a flow for {tuple(flow.event_shape)}"
-            )
-        fingerprint = getattr(flow, "fingerprint", None)
-        if molecule is not None and fingerprint not in (None, molecule.fingerprint):
-            raise ValueError("flow: it was made for another System or Topology than molecule's")
-        self.molecule, self.flow, self.potential = molecule, flow, potential
-        self.n_walkers = n_walkers
-        if seed is None:
-            seed = int(np.random.SeedSequence().generate_state(1)[0])
-        self.seed = seed_number(seed)
-        self._generator = torch.Generator().manual_seed(self.seed)
-        self._masses = None
-        if molecule is not None:
-            self._masses = torch.tensor(molecule.masses, dtype=torch.float64)
-        if kernels is None:
-            kernels = default_kernels(potential, flow, self.temperatures, self._masses)
-        self.schedule = [k if isinstance(k, Every) else Every(k) for k in kernels]
-        self.kernels: dict[str, Kernel] = kernels_by_name(self.schedule, self.temperatures)
-        for check in (check_distinct, check_step_sizes, check_domains):
-            check(self.kernels.values())
-        check_constants(self.kernels.values(), potential)
-        self.reporters: list[Reporter] = []
-        self.totals: dict[str, KernelInfo] = self._zero()
-        self._state: WalkerState | None = None
+        super().__init__(molecule, flow, temperatures, n_walkers, kernels, potential, seed)
         self._writer: RunWriter | None = None
         self._opened: dict[str, Any] = {}  # the choices that the writer's directory stands for
-
-    def _zero(self) -> dict[str, KernelInfo]:
-        return {name: KernelInfo.zero(k.counts_shape) for name, k in self.kernels.items()}
-
-    # -- the walkers -------------------------------------------------------------------------
-
-    @property
-    def state(self) -> WalkerState:
-        """The walkers; the default start if none was set (see :meth:`set_positions`)."""
-        if self._state is None:
-            if self.molecule is None:
-                raise RuntimeError("no walkers yet: call set_positions(x) first")
-            start = minimised(self.potential, self.molecule)
-            shape = (self.n_walkers, len(self.temperatures), 1, 1)
-            self.set_positions(torch.tensor(start, dtype=torch.float64).repeat(shape))
-        assert self._state is not None
-        return self._state
 
     @property
     def n_written(self) -> int:
         """Saved iterations in the run directory."""
         return 0 if self._writer is None else self._writer.n_saved
-
-    @property
-    def exact(self) -> bool:
-        """Whether every kernel is free of time-step errors."""
-        return all(kernel.exact for kernel in self.kernels.values())
-
-    def set_positions(self, x: Any, velocities: Any = None) -> None:
-        """Start the walkers at given configurations, iteration 0.
-
-        Without this call molecules start at the minimised reference conformation, all walkers
-        alike: legal, but the first part of the run must then be discarded.
-
-        Parameters
-        ----------
-        x
-            [W, R, *event], nm for molecules (or a Quantity).
-        velocities
-            The same shape, nm/ps; by default drawn from the Maxwell-Boltzmann distribution of
-            every rung (molecules) or absent.
-
-        Raises
-        ------
-        ValueError
-            If the shape is wrong, a walker starts at a non-finite energy or outside the flow's
-            domain (mirror images), a kernel works on another energy than the sampler, or one needs
-            velocities and there are none.
-        """
-        state = starting_state(
-            x,
-            velocities,
-            self.n_walkers,
-            self.temperatures,
-            self.flow,
-            self.potential,
-            self._masses,
-            self._generator,
-        )
-        check_velocities(self.kernels.values(), state)
-        check_potentials(self.kernels.values(), self.potential, state)
-        self._state = state
-
-    def close(self) -> None:
-        """Free the kernels' Contexts and threads. Calling it twice is allowed.
-
-        Kernels without a method ``close`` have none. The potential is left to its owner.
-        """
-        for kernel in self.kernels.values():
-            if isinstance(kernel, Closable):
-                kernel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    # -- iterations --------------------------------------------------------------------------
-
-    def _sweep(self, state: WalkerState) -> tuple[WalkerState, dict[str, KernelInfo]]:
-        """One iteration; all or nothing, as far as generator and kernels are concerned."""
-        before = self._generator.get_state(), self._kernel_states()
-        infos: dict[str, KernelInfo] = {}
-        try:
-            for entry in self.schedule:
-                if state.iteration % entry.interval:
-                    continue
-                name = entry.kernel.name
-                for _ in range(entry.repeats):
-                    try:
-                        state, info = entry.kernel(state, self._generator)
-                    except StrandedWalker as error:
-                        raise StrandedWalker(f"kernel {name}: {error}") from error
-                    infos[name] = infos[name] + info if name in infos else info
-        except BaseException:
-            self._generator.set_state(before[0])
-            self._load_kernel_states(before[1])
-            raise
-        return state.evolve(iteration=state.iteration + 1), infos
-
-    def _advance(self) -> dict[str, KernelInfo]:
-        self._state, infos = self._sweep(self.state)
-        for name, info in infos.items():
-            self.totals[name] = self.totals[name] + info
-        return infos
-
-    def _kernel_states(self) -> dict[str, dict[str, Any]]:
-        return {name: kernel.state_dict() for name, kernel in self.kernels.items()}
-
-    def _load_kernel_states(self, content: Mapping[str, dict[str, Any]]) -> None:
-        for name, kernel in self.kernels.items():
-            kernel.load_state_dict(content[name])
-
-    def tune(
-        self, n_iterations: int = 200, target_acceptance: float = 0.3, progress: bool = False
-    ) -> dict[str, Tensor]:
-        """Adapt every walk's step size, rung by rung, then freeze it.
-
-        The chain is not a Markov chain meanwhile: nothing of it is written or enters estimates.
-
-        Parameters
-        ----------
-        n_iterations
-            Iterations to tune for; they also serve as burn-in. With 0 nothing happens.
-        target_acceptance
-            Between 0 and 1.
-        progress
-            Show a bar.
-
-        Returns
-        -------
-        dict of str to Tensor
-            The step sizes [R] by kernel name; ``"mixture.member"`` for members of mixtures.
-
-        Warns
-        -----
-        UserWarning
-            If a kernel's turn came less than twice (at some rung).
-
-        Raises
-        ------
-        ValueError
-            If a number is out of range.
-        """
-        n_iterations = whole_number(n_iterations, "n_iterations", least=0)
-        tuners = {
-            name: StepSizeTuner(kernel, n_iterations, target_acceptance)
-            for name, kernel in with_members(self.kernels.values())
-            if isinstance(kernel, HasStepSize)
-        }
-        self.totals = self._zero()
-        for _ in tqdm(range(n_iterations), desc="tune", disable=not progress):
-            for name, info in member_infos(self._advance()):
-                if name in tuners:
-                    tuners[name].update(info)
-        for name, tuner in tuners.items():
-            if n_iterations and tuner.fewest_updates < 2:
-                warnings.warn(
-                    f"tune: the step sizes of {name} were adapted {tuner.fewest_updates} times in "
-                    f"{n_iterations} iterations and are hardly tuned; use more iterations",
-                    stacklevel=2,
-                )
-        return {name: tuner.freeze() for name, tuner in tuners.items()}
 
     def run(
         self,

@@ -22,6 +22,7 @@ from openmm_tsf.flows.bijector import Chain
 from openmm_tsf.flows.coupling import set_conditioner_dtype
 from openmm_tsf.interrupts import DeferredInterrupt
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.randomness import seeded_generator
 from openmm_tsf.tensor_files import read_tensors, write_tensors
 from openmm_tsf.training.batches import TrainingFrames
 from openmm_tsf.training.losses import negative_log_likelihood, variational_free_energy
@@ -76,7 +77,7 @@ class _Fit:
         seed: int,
     ) -> None:
         self.flow, self.potential, self.settings = flow, potential, settings
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = seeded_generator(seed)
         self.origin = _origin(datasets, seed)
         self.evaluations_at_start = potential.n_evaluations if potential else 0
         splits = [dataset.split() for dataset in datasets]
@@ -323,12 +324,16 @@ def fit(
 
     Raises
     ------
+    TypeError
+        If `settings` are no FitSettings.
     FloatingPointError
         If too many steps in a row have non-finite gradients.
     ValueError
         If data are outside the flow's domain or the checkpoint does not fit.
     """
-    settings = settings or FitSettings()
+    settings = FitSettings() if settings is None else settings
+    if not isinstance(settings, FitSettings):
+        raise TypeError(f"settings: expected FitSettings, got {type(settings).__name__}")
     datasets = [dataset] if isinstance(dataset, MDDataset) else list(dataset)
     if not datasets:
         raise ValueError("dataset: expected at least one MDDataset, got none")

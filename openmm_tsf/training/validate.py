@@ -15,6 +15,7 @@ from openmm_tsf.dataset import MDDataset, basin_labels
 from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.flows.bijector import Chain
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.randomness import seeded_generator
 from openmm_tsf.training.losses import (
     marginal_nll_bound,
     negative_log_likelihood,
@@ -133,7 +134,7 @@ class Validator:
     ) -> None:
         self.flow, self.potential = flow, potential
         self.temperatures, self.dtype = tuple(temperatures), dtype
-        generator = torch.Generator().manual_seed(seed + 7919)
+        generator = seeded_generator((seed + 7919) % 2**64)
         self.held_out: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
         self.groups: dict[float, dict[int, list[str]]] = {}
         self.shares: dict[float, list[float]] = {}
