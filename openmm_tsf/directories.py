@@ -130,6 +130,8 @@ def claimed(output: PathLike, *, resume: bool = False) -> Iterator[DirectoryLock
     except OSError as error:
         reason = f"output: cannot make this directory: {error.strerror}"
         raise type(error)(error.errno, reason, str(path)) from error
+    except ValueError as error:  # a NUL in the name
+        raise ValueError(f"output: cannot make this directory: {error}") from error
     with DirectoryLock(path) as lock:
         if not resume:
             _refuse_used(path)

@@ -108,9 +108,21 @@ def _counts(value: Any, name: str) -> None:
             raise ValueError(f"{name}: expected a number for {key[:40]!r}, got {count!r}")
 
 
-def _reference(value: Any, name: str) -> None:
-    if value is not None and not (isinstance(value, str) and _REFERENCE.fullmatch(value)):
+def check_reference_name(value: Any, name: str = "reference") -> None:
+    """Refuse a name of reference data with anything of a path in it.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    if not (isinstance(value, str) and _REFERENCE.fullmatch(value)):
         raise ValueError(f"{name}: expected the name of reference data, got {value!r}")
+
+
+def _reference(value: Any, name: str) -> None:
+    if value is not None:
+        check_reference_name(value, name)
 
 
 def _object(value: Any, name: str) -> dict[str, Any]:

@@ -189,7 +189,7 @@ class Lines:
         ):
             errors = [x for x in outcome.stderr.splitlines() if ": error: " in x]
             return "refused" if len(errors) == 1 else f"FAILED: {outcome.stderr}"
-        names = [a for a in arguments[1:] if a and not a.startswith("-")] + [
+        names = [a.strip("/") for a in arguments[1:] if a and not a.startswith("-")] + [
             a.partition("=")[2] for a in arguments if "=" in a and a.partition("=")[2]
         ]
         return judged(outcome, True, [n for n in names if len(n) > 1])

@@ -2,9 +2,12 @@
 
 import io
 import json
+import os
 import struct
+import tempfile
 import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -163,11 +166,15 @@ def _header(descr: str, shape: str, fortran: str = "False") -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
 
 
+#: What is written where a file's code is run.
+BOOM = Path(tempfile.gettempdir()) / f"openmm_tsf_boom_{os.getpid()}"
+
+
 class Boom:
     """A pickle that would tell on whoever loads it."""
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return (_boom, ("/tmp/openmm_tsf_boom",))
+        return (_boom, (str(BOOM),))
 
 
 def _boom(path: str) -> None:
@@ -226,7 +233,7 @@ def of_npz(draw: Any, data: bytes) -> Damage:
         "short": lambda: old[: draw(st.integers(0, len(old) - 1))],
         "long": lambda: old + b"\x00",
         "version 3": lambda: old[:6] + b"\x03" + old[7:],
-        "pickle": lambda: b"\x80\x04cposix\nsystem\n(S'touch /tmp/openmm_tsf_boom'\ntR.",
+        "pickle": lambda: f"cposix\nsystem\n(S'touch {BOOM}'\ntR.".encode(),
     }  # fmt: skip
     kind = draw(
         st.sampled_from([*sorted(ways), "remove", "add", "twice", "rename", "bomb", "deflate"])

@@ -1,6 +1,7 @@
 """Every file that the program reads, damaged, and everything that reads it."""
 
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from unittest import mock
 
 import corpus
 from hypothesis import strategies as st
-from mutations import Damage, damages
+from mutations import BOOM, Damage, damages
 from sandbox import Outcome
 
 from openmm_tsf import doctor, load_run
@@ -39,6 +40,7 @@ def _digest(*arrays: Any) -> str:
 
 def _load_run(folder: Path) -> Any:
     """Every number of a run, as a digest, beside its number of iterations."""
+    logging.getLogger("openmm_tsf").setLevel(logging.WARNING)  # what is left out is said
     run = load_run(folder)
     digests = []
     for kelvin in run.temperatures:
@@ -240,9 +242,8 @@ class Corpus:
         """``worked``, ``refused``, or what is wrong."""
         command = case.reader.split()[0] in ("analyze", "sample", "train", "md", "run", "doctor")
         found = judged(outcome, command, [str(self.box), case.file, case.folder])
-        boom = Path("/tmp/openmm_tsf_boom")
-        if boom.exists():
-            boom.unlink()
+        if BOOM.exists():
+            BOOM.unlink()
             return "FAILED: code of the file was executed"
         if self.box.is_dir():
             for name in os.listdir(self.box):
@@ -274,7 +275,8 @@ _NAMES = re.compile(
     r"timestep|friction|steps_per_frame|n_equilibration_steps|equilibration-steps|n_iterations|"
     r"iterations|tuning|n_tuning|rounds|n_rounds|steps|n_steps|md|molecule|start|kernels|dataset|"
     r"settings|choices|sampler_seed|stage|reference|dihedral|training|expected|source|versions|"
-    r"platform_asked_for|frames_sha256|start_sha256|flow_sha256|costs|checkpoint)[\w.]*: "
+    r"platform_asked_for|frames_sha256|start_sha256|flow_sha256|costs|checkpoint|memory)[\w.]*: "
+    r"|\b[\w.-]+\.(json|pt|npz|dcd|pdb|xml|csv)\b"
 )
 
 
