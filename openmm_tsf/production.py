@@ -94,8 +94,21 @@ def _draws(
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether production in a run directory has a checkpoint to go on from."""
-    return (folder / CHECKPOINT).is_file()
+    """Whether production in a run directory has a checkpoint to go on from.
+
+    Raises
+    ------
+    ValueError
+        If it has none, but samples: to begin again would be to delete them.
+    """
+    if (folder / CHECKPOINT).is_file():
+        return True
+    if any((folder / "segments").glob("segment_*.npz")):
+        raise ValueError(
+            f"{folder / CHECKPOINT}: no such checkpoint, but there are samples; they stay as they "
+            "are, and cannot be continued"
+        )
+    return False
 
 
 def clear_unbegun(folder: Path, molecule: MolecularSystem, settings: SamplingSettings) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from openmm_tsf.directories import contents
+from openmm_tsf.doors import most_threads
 from openmm_tsf.files import PathLike, read_json, write_json
 from openmm_tsf.inputs import package_versions
 from openmm_tsf.plain import from_plain, plain
@@ -23,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
 _FORMAT = 1
-_MOST_THREADS = 1024
 
 
 def new_record(stage: str, molecule: MolecularSystem, **asked: Any) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def recorded_threads(folder: PathLike) -> int | None:
     """Threads of torch that a stage began with; None where that is not known."""
     path = Path(folder) / SETTINGS
     found = read_json(path).get("torch_threads") if path.is_file() else None
-    return found if isinstance(found, int) and 0 < found <= _MOST_THREADS else None
+    return found if isinstance(found, int) and 0 < found <= most_threads() else None
 
 
 def recorded_source(folder: PathLike) -> dict[str, Any]:

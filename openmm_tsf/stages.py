@@ -12,7 +12,7 @@ from openmm_tsf import production
 from openmm_tsf.accounts import Costs
 from openmm_tsf.dataset import MDDataset
 from openmm_tsf.directories import DirectoryLock, claimed
-from openmm_tsf.doors import seed_number
+from openmm_tsf.doors import seconds_between, seed_number
 from openmm_tsf.energies import (
     batch_of,
     planned_sampling,
@@ -103,6 +103,7 @@ def train(
     if molecule is None:
         raise ValueError("dataset: expected frames of a molecule, got none")
     check_platform(platform)
+    seconds_between(checkpoint_seconds)
     dataset.split()  # too few frames are refused before anything is written
     seed = None if seed is None else seed_number(seed)
     with claimed(output, resume=resume) as lock:
@@ -240,6 +241,7 @@ def sample(
         After Ctrl-C, with everything written and analysed.
     """
     check_platform(platform)
+    seconds_between(checkpoint_seconds)
     own = Path(output)
     if resume and flow is None and (own / "flow.pt").is_file():
         flow = own
