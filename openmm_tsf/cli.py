@@ -8,12 +8,15 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from openmm_tsf.cli_arguments import SEED, build_parser
+from openmm_tsf.terminal import PrintableFormatter, say
 
 logger = logging.getLogger("openmm_tsf")
 
+_LONGEST_MESSAGE = 2000
 INTERRUPTED = 130  # what a shell expects of a program ended by Ctrl-C
 
 
@@ -25,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(arguments)
     level = logging.DEBUG if args.debug else logging.WARNING if args.quiet else logging.INFO
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logger.setLevel(level)
     try:
         from tqdm.contrib.logging import logging_redirect_tqdm
@@ -34,29 +39,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = _COMMANDS[args.command](args)
     except KeyboardInterrupt:
         where = f"; what was done is in {args.output}" if "output" in args else ""
-        print(f"openmm-tsf: interrupted{where}", file=sys.stderr)
+        say(f"openmm-tsf: interrupted{where}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if args.debug:
             raise
-        print(f"openmm-tsf: error: {_one_line(error)}", file=sys.stderr)
+        say(f"openmm-tsf: error: {_one_line(error)}", file=sys.stderr)
         return 2
     return int(status or 0)
 
 
 @contextmanager
 def _threads(args: argparse.Namespace) -> Iterator[None]:
-    """Torch on so many threads as were asked for."""
-    wanted = getattr(args, "threads", None)
-    if wanted is None:
+    """Torch on so many threads as were asked for, or as what is resumed began with, or one."""
+    if "threads" not in args:
         yield
         return
     import torch
 
-    if wanted < 1:
-        raise ValueError(f"--threads: expected at least 1, got {wanted}")
+    from openmm_tsf.doors import most_threads
+    from openmm_tsf.records import recorded_threads
+
+    if args.threads is not None and args.threads < 1:
+        raise ValueError(f"--threads: expected at least 1, got {args.threads}")
+    if args.threads is not None and args.threads > (most := most_threads()):
+        raise ValueError(f"--threads: expected at most {most} on this machine, got {args.threads}")
+    recorded = recorded_threads(args.output) if args.resume else None
     before = torch.get_num_threads()
-    torch.set_num_threads(wanted)
+    torch.set_num_threads(args.threads or recorded or 1)
     try:
         yield
     finally:
@@ -79,8 +89,10 @@ def _sigterm_like_ctrl_c() -> Iterator[None]:
 def _one_line(error: Exception) -> str:
     """The message alone where it was written for users, else the kind of error with it."""
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError):
-        return f"out of memory{text and ': '}{text}"
+    if len(text) > _LONGEST_MESSAGE:  # values from a stranger's file
+        text = f"{text[:_LONGEST_MESSAGE]}... (--debug shows all)"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return f"memory: expected what fits, try fewer walkers, temperatures or frames: {text}"
     if isinstance(error, (ValueError, TypeError, RuntimeError, ArithmeticError, OSError)) and text:
         return text
     return f"unexpected {type(error).__name__}: {text} (--debug shows where)"
@@ -145,7 +157,7 @@ def _md(args: argparse.Namespace) -> None:
         checkpoint_seconds=args.checkpoint_seconds,
         progress=not args.quiet,
     )
-    print(f"{result.n_frames} frames in {result.trajectory}")
+    say(f"{result.n_frames} frames in {result.trajectory}")
     if result.interrupted:
         raise KeyboardInterrupt
 
@@ -155,14 +167,19 @@ def _train(args: argparse.Namespace) -> None:
     from openmm_tsf.dataset import MDDataset
     from openmm_tsf.inputs import load_trajectory
     from openmm_tsf.presets import FlowSettings, changed, preset
+    from openmm_tsf.records import recorded_source
     from openmm_tsf.systems import alanine_dipeptide
     from openmm_tsf.training import FitSettings
 
     _check_temperature(args)
-    settings = changed(preset(args.preset or "default"), stride=args.stride)
-    molecule, stride = _molecule(args) or alanine_dipeptide(), settings.stride
-    if args.trajectory is not None:
-        dataset = load_trajectory(args.trajectory, molecule, args.temperature, stride)
+    settings, molecule = preset(args.preset or "default"), _molecule(args) or alanine_dipeptide()
+    given = {"trajectory": args.trajectory, "temperature": args.temperature, "stride": args.stride}
+    before = recorded_source(args.output) if args.resume else {}
+    source = {key: before.get(key) if value is None else value for key, value in given.items()}
+    stride = source["stride"] = source["stride"] or settings.stride
+    if source["trajectory"] is not None:
+        source["trajectory"] = str(Path(source["trajectory"]).resolve())
+        dataset = load_trajectory(source["trajectory"], molecule, source["temperature"], stride)
     elif args.pdb is not None:
         raise ValueError("--trajectory: expected frames of your molecule, got none")
     else:
@@ -182,9 +199,10 @@ def _train(args: argparse.Namespace) -> None:
         platform=args.platform,
         resume=args.resume,
         checkpoint_seconds=args.checkpoint_seconds,
+        source=source,
         progress=not args.quiet,
     )
-    print(f"a flow with {flow.n_parameters} parameters in {args.output}/flow.pt")
+    say(f"a flow with {flow.n_parameters} parameters in {args.output}/flow.pt")
 
 
 def _sample(args: argparse.Namespace) -> None:
@@ -226,7 +244,8 @@ def _settings(args: argparse.Namespace, cls: type, fresh: Any, part: str | None 
     """Settings to change by arguments: those of what is resumed, or fresh ones."""
     from openmm_tsf.records import recorded_settings
 
-    before = recorded_settings(args.output, cls, part) if args.resume else None
+    recorded = args.resume and getattr(args, "preset", None) is None
+    before = recorded_settings(args.output, cls, part) if recorded else None
     return fresh() if before is None else before
 
 
@@ -234,7 +253,7 @@ def _doctor(args: argparse.Namespace) -> int:
     from openmm_tsf.doctor import examine
 
     report = examine(args.directory)
-    print(json.dumps(report.to_dict(), indent=2) if args.json else report)
+    say(json.dumps(report.to_dict(), indent=2) if args.json else report)
     return 0 if report.ok else 1
 
 
@@ -281,7 +300,7 @@ def _sampling_settings(args: argparse.Namespace, settings: Any) -> Any:
 def _show(summary: dict[str, Any], output: str) -> None:
     from openmm_tsf.report import advice, concerns, describe, disagreements, unsampled
 
-    print(describe(summary))
+    say(describe(summary))
     for title, lines in (
         ("not converged", unsampled(summary)),
         (
@@ -291,14 +310,12 @@ def _show(summary: dict[str, Any], output: str) -> None:
         ("to be looked at", concerns(summary)),
     ):
         if lines:
-            print(f"\n{title}:", *lines, sep="\n  ")
+            say(f"\n{title}:", *lines, sep="\n  ")
     words = advice(summary)
     if words is not None:
         more = 2 * int(summary["n_iterations"])
-        print(
-            f"\n{words}; sample --output {output} --iterations {more} --resume lengthens this run"
-        )
-    print(f"\nsummary.json and the plots are in {output}")
+        say(f"\n{words}; sample --output {output} --iterations {more} --resume lengthens this run")
+    say(f"\nsummary.json and the plots are in {output}")
 
 
 _COMMANDS = {

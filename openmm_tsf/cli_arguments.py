@@ -35,7 +35,6 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--threads",
             type=int,
-            default=1,
             help="threads of torch and of OpenMM's CPU platform (default: 1; networks of this size "
             "are slower on more, and MD on more is not the same bit by bit)",
         )

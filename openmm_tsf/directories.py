@@ -1,24 +1,33 @@
 """Output directories: claimed by one process at a time, never mixed, never lost."""
 
-import json
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import filelock
 
-from openmm_tsf.files import PathLike, sweep, write_json
+from openmm_tsf.files import PathLike, read_json, refuse_links, sweep, write_json
 
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 _OWNER = ".lock-owner.json"
 _OURS = {LOCK, _OWNER}
+
+#: Files that stages write, and folders.
+_FILES = re.compile(
+    r"(settings|config|summary|thermodynamics)\.json|checkpoint\.(pt|npz)|flow\.pt"
+    r"|training\.(pt|csv)|topology\.pdb|system\.xml|positions\.npz|(md|T[\d.]+K)\.dcd"
+    r"|(ramachandran|diagnostics|thermodynamics)\.(png|csv)"
+)
+_STAGES = ("md", "train", "sample", "run")
+_FOLDERS = ("segments", "training", "md")
 
 
 class DirectoryInUse(OSError):
@@ -48,8 +57,13 @@ class DirectoryLock:
         self.directory = Path(directory)
         self._lock = filelock.FileLock(self.directory / LOCK, timeout=0, thread_local=False)
 
+    def is_of(self, path: PathLike) -> bool:
+        """Whether it locks that directory."""
+        return self.directory.resolve() == Path(path).resolve()
+
     def __enter__(self) -> Self:
         first = not self._lock.is_locked
+        refuse_links(self.directory, _OURS)  # the lock is opened, and emptied, in place
         try:
             self._lock.acquire()
         except filelock.Timeout:
@@ -81,7 +95,7 @@ class DirectoryLock:
     def _owner(self) -> str:
         """Who holds it, as far as is known: the note may be that of an earlier owner."""
         try:
-            note = json.loads((self.directory / _OWNER).read_text(encoding="utf-8"))
+            note = read_json(self.directory / _OWNER)
             return f" by process {note['pid']} on {note['host']} since {note['since']}"
         except (OSError, ValueError, KeyError, TypeError):
             return ""
@@ -105,26 +119,55 @@ def claimed(output: PathLike, *, resume: bool = False) -> Iterator[DirectoryLock
         If the path is a file.
     DirectoryInUse
         If somebody is writing to it.
+    ValueError
+        If it is to be resumed and nothing in it is of a stage, or something in it is a link: what
+        is written would be somewhere else.
     OSError
         If it cannot be made or written.
     """
     path = Path(output)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"output: {path} is a file, expected a directory")
-    known = path.is_dir() and (path / LOCK).exists()
-    if path.is_dir() and not known and not resume:
-        _refuse_used(path)  # somebody else's directory is not even given a lock
+    if path.is_dir() and not _is_known(path):  # not even given a lock
+        if not resume:
+            _refuse_used(path)
+        elif contents(path):
+            raise ValueError(f"output: {path} holds nothing to resume")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = f"output: cannot make this directory: {error.strerror}"
         raise type(error)(error.errno, reason, str(path)) from error
+    except ValueError as error:  # a NUL in the name
+        raise ValueError(f"output: cannot make this directory: {error}") from error
     with DirectoryLock(path) as lock:
         if not resume:
             _refuse_used(path)
-        elif not contents(path):
+        elif contents(path):
+            _refuse_foreign(path)
+        else:
             logger.warning("nothing to resume in %s: from the beginning", path)
         yield lock
+
+
+def _is_known(path: Path) -> bool:
+    """Whether a stage has begun in a directory, as far as names and its first words say."""
+    if all((path / name).exists() for name in _OURS) or (path / "settings.json").exists():
+        return True
+    try:
+        found = read_json(path / "config.json")
+    except (OSError, ValueError):
+        return False
+    return "temperatures_K" in found or found.get("stage") in _STAGES
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Refuse links, pipes and devices among what the stages write, or read to go on."""
+    names = [entry.name for entry in path.iterdir()]
+    refuse_links(path, [name for name in names if name in _FOLDERS or _FILES.fullmatch(name)])
+    for folder in _FOLDERS:
+        if (path / folder).is_dir():
+            refuse_links(path / folder, [entry.name for entry in (path / folder).iterdir()])
 
 
 def _refuse_used(path: Path) -> None:
@@ -152,9 +195,9 @@ def stage_of(path: PathLike) -> str | None:
     """Which stage writes to a directory; None if no stage of the command line does."""
     for name in ("settings.json", "config.json"):
         try:
-            found: Any = json.loads((Path(path) / name).read_text(encoding="utf-8"))
+            found = read_json(Path(path) / name)
         except (OSError, ValueError):
             continue
-        if isinstance(found, dict) and found.get("stage") in ("md", "train", "sample", "run"):
+        if found.get("stage") in _STAGES:
             return str(found["stage"])
     return None

@@ -9,6 +9,7 @@ from typing import Any
 
 from openmm_tsf import doctor_probes as probes
 from openmm_tsf.self_test import Check, self_test
+from openmm_tsf.terminal import printable
 
 _WIDTH = 20
 
@@ -109,7 +110,7 @@ def _tidy(content: Any) -> Any:
         return [_tidy(value) for value in content]
     if not isinstance(content, str):
         return content
-    content = "".join(c if c.isprintable() or c == "\n" else "?" for c in content)
+    content = printable(content)
     home = os.path.expanduser("~").rstrip("/\\")
     if not home or home == "~":
         return content

@@ -2,14 +2,17 @@
 
 import math
 import numbers
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import UnionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: What torch and numpy count with, and what torch seeds its generators with.
 _LARGEST_WHOLE, _LARGEST_SEED = 2**63 - 1, 2**64 - 1
@@ -42,6 +45,36 @@ def seed_number(value: Any, name: str = "seed") -> int:
     return whole_number(value, name, least=0, most=_LARGEST_SEED)
 
 
+def most_threads() -> int:
+    """So many threads may be asked for: more are a slip of the pen, and can end the process."""
+    return max(64, os.cpu_count() or 1)
+
+
+def thread_count(value: Any, name: str = "threads") -> int:
+    """A number of threads.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or far more than the machine has cores.
+    """
+    return whole_number(value, name, most=most_threads())
+
+
+def seconds_between(value: Any, name: str = "checkpoint_seconds") -> float:
+    """Time between two events in s, from 0 to infinity.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not value >= 0:
+        raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
+    return float(value)
+
+
 def real_number(value: Any, name: str) -> float:
     """One finite number.
 
@@ -52,7 +85,8 @@ def real_number(value: Any, name: str) -> float:
     ValueError
         If it is not finite.
     """
-    if isinstance(value, Tensor) and value.ndim == 0:
+    torch = sys.modules.get("torch")  # who has a tensor has imported it; analysis does without
+    if torch is not None and isinstance(value, torch.Tensor) and value.ndim == 0:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected one number, got {value!r}")
@@ -186,7 +220,7 @@ def check_fields(settings: Any, **checks: Callable[[Any, str], Any]) -> None:
         object.__setattr__(settings, name, check(getattr(settings, name), name))
 
 
-def numbers_of(value: Any, name: str) -> Tensor:
+def numbers_of(value: Any, name: str) -> "Tensor":
     """A copy of one or more numbers as a Tensor, float64.
 
     Raises
@@ -194,6 +228,8 @@ def numbers_of(value: Any, name: str) -> Tensor:
     TypeError
         If they are no numbers.
     """
+    import torch
+
     try:
         return torch.as_tensor(value, dtype=torch.float64).clone()
     except (TypeError, ValueError, RuntimeError) as error:

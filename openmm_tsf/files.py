@@ -9,14 +9,14 @@ import csv
 import errno
 import io
 import json
+import math
 import os
 import re
 import secrets
 import shutil
 import socket
+import stat
 import time
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,74 +86,134 @@ def write_arrays(path: PathLike, arrays: Mapping[str, Any]) -> None:
     write_bytes(path, buffer.getbuffer())
 
 
-def read_arrays(
-    path: PathLike, what: str, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
-    """Arrays that `write_arrays` wrote: finite numbers of the given shapes.
+def regular_file(path: PathLike, what: str) -> Path:
+    """The path of a file that can be read to its end: no directory, pipe or device.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If there is nothing, or something else.
     ValueError
-        If it is something else, or damaged.
+        If nobody can say what it is.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such {what}")
+    path = Path(path)
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-            found = {name: data[name] for name in shapes}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, MemoryError,
-            NotImplementedError, TypeError, AttributeError) as error:  # fmt: skip
-        raise ValueError(f"{path}: not a readable {what} ({error})") from error
-    for name, shape in shapes.items():
-        array = found[name]
-        if array.shape != shape or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
-            raise ValueError(f"{path}: not a readable {what} ({name}: not numbers {list(shape)})")
-    return found
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such {what}") from None
+    except (OSError, ValueError) as error:  # a link to itself, a directory that is a file, NUL
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path}: expected a {what}, it cannot be read: {reason}") from error
+    if not stat.S_ISREG(mode):
+        raise FileNotFoundError(f"{path}: no such {what}, it is {_kind(mode)}")
+    return path
+
+
+def _kind(mode: int) -> str:
+    """What a path is, in words."""
+    if stat.S_ISLNK(mode):
+        return "a link"
+    if stat.S_ISDIR(mode):
+        return "a directory"
+    return "a file" if stat.S_ISREG(mode) else "a pipe or device"
 
 
 def read_json(path: PathLike) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object: finite numbers, no key twice, not deeper than settings are.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is damaged.
+        If it is damaged, or none that this program wrote.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is missing")
+    path = regular_file(path, "JSON file")
+    if (size := path.stat().st_size) > _LARGEST_JSON:
+        raise ValueError(f"{path}: expected at most {_LARGEST_JSON} bytes of JSON, got {size}")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(
+            path.read_text(encoding="utf-8"),
+            object_pairs_hook=_distinct,
+            parse_constant=_finite,
+            parse_float=_finite,
+        )
+        deep = _deeper(content, _DEEPEST_JSON)
     except (ValueError, RecursionError) as error:  # JSON and Unicode errors are ValueErrors
         raise ValueError(f"{path}: no readable JSON file: {error}") from error
+    if deep:
+        raise ValueError(f"{path}: expected at most {_DEEPEST_JSON} levels of JSON, got more")
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
 
 
-def refuse_links(directory: Path, names: Iterable[str] = ()) -> None:
-    """Refuse a directory in which writing would reach outside it.
+_LARGEST_JSON = 64 * 2**20
+_DEEPEST_JSON = 40
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:40]!r} is there twice")
+    return content
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"expected finite numbers, got {text[:40]}")
+    return number
+
+
+def _deeper(content: Any, levels: int) -> bool:
+    """Whether lists and objects are nested deeper than so many levels."""
+    layer = [content]
+    for _ in range(levels + 1):
+        layer = [
+            item
+            for outer in layer
+            if isinstance(outer, (dict, list))
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return bool(layer)
+
+
+#: Files that are changed in place; all others are replaced, whatever other names they have.
+_IN_PLACE = (".dcd", ".lock")
+
+
+def refuse_links(directory: PathLike, names: Iterable[str] = ()) -> None:
+    """Refuse a directory in which writing would reach outside it, or wait for ever.
 
     Parameters
     ----------
     directory
-        Whose files are about to be changed in place.
+        Whose files are about to be changed in place, or read.
     names
         Files and folders in it, which need not exist.
 
     Raises
     ------
     ValueError
-        If one of them is a link.
+        If one of them is a link, a pipe or a device, or a file changed in place that has a
+        second name elsewhere.
     """
     for name in names:
-        if (directory / name).is_symlink():
+        path = Path(directory) / name
+        try:
+            found = path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        expected = f"expected files of the run's own in {directory}"
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            raise ValueError(f"output: {path} is {_kind(found.st_mode)}; {expected}")
+        in_place = str(name).endswith(_IN_PLACE) and stat.S_ISREG(found.st_mode)
+        if in_place and found.st_nlink > 1:
             raise ValueError(
-                f"output: {directory / name} is a link; expected files of the run's own in "
-                f"{directory}"
+                f"output: {path} is a hard link, {found.st_nlink} names of one file; {expected}"
             )
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import openmm
 import openmm.app as app
 
+from openmm_tsf.array_files import read_arrays
 from openmm_tsf.dataset import MDDataset
-from openmm_tsf.files import PathLike, read_arrays, read_json, write_arrays, write_text
+from openmm_tsf.files import PathLike, read_json, write_arrays, write_text
 from openmm_tsf.openmm_xml import read_openmm_xml
 from openmm_tsf.systems import MolecularSystem, alanine_dipeptide
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from openmm_tsf.directories import claimed, contents
+from openmm_tsf.doors import seconds_between, thread_count
 from openmm_tsf.files import PathLike
 from openmm_tsf.inputs import (
     check_platform,
@@ -82,8 +83,9 @@ def run_md(
         If the dynamics blow up.
     """
     check_platform(platform)
-    if threads is not None and (isinstance(threads, bool) or threads < 1):
-        raise ValueError(f"threads: expected a positive integer, got {threads!r}")
+    seconds_between(checkpoint_seconds)
+    if threads is not None:
+        threads = thread_count(threads)
     with claimed(output, resume=resume) as lock:
         folder = lock.directory
         before = read_md_config(folder) if resume and contents(folder) else None
@@ -158,4 +160,4 @@ def _same_choices(
             )  # fmt: skip
     found = platform or written.get("platform")
     check_platform(found)
-    return str(found), int(threads or written.get("threads") or 1)
+    return str(found), thread_count(threads or written.get("threads") or 1)

@@ -14,8 +14,9 @@ import numpy as np
 import openmm
 from tqdm.auto import tqdm
 
+from openmm_tsf.array_files import read_arrays
 from openmm_tsf.dcd import DCDWriter
-from openmm_tsf.files import read_arrays, refuse_links, write_arrays, write_json
+from openmm_tsf.files import write_arrays, write_json
 from openmm_tsf.inputs import MD_FORMAT, package_versions, write_molecule
 from openmm_tsf.interrupts import DeferredInterrupt
 from openmm_tsf.md_settings import MDSettings
@@ -121,8 +122,12 @@ class Dynamics:
         path = self.folder / CHECKPOINT
         if before is None:
             return False
-        refuse_links(self.folder, [self.dcd.path.name, CHECKPOINT])
-        if not path.is_file():
+        if not path.exists():
+            if before["progress"]["n_frames"] or self.dcd.n_frames:
+                raise ValueError(
+                    f"{path}: no such checkpoint, but there are frames; they stay as they are, and "
+                    "cannot be continued"
+                )
             self.dcd.path.unlink(missing_ok=True)  # killed before the first checkpoint
             logger.info("no checkpoint yet in %s: from the beginning", self.folder)
             return False
@@ -134,8 +139,7 @@ class Dynamics:
         self.n_minimizer = int(found["n_minimizer"])
         self.block_steps = int(found["block_steps"])
         self._seconds_before = float(found["wall_seconds"])
-        if self.n_frames < 0 or self.step < 0 or self.block_steps < 1:
-            raise ValueError(f"{path}: not a readable checkpoint of an MD run (negative counts)")
+        self._check_counts(path, found)
         progress = before["progress"]
         if min(progress["n_frames"], self.dcd.n_frames) >= self.settings.n_frames:
             self.step, self.n_frames = self._n_steps, self.dcd.n_frames  # nothing is left to do
@@ -145,6 +149,21 @@ class Dynamics:
         self._boundary = found
         self._new_block()
         return True
+
+    def _check_counts(self, path: Path, found: dict[str, np.ndarray]) -> None:
+        """Refuse counts that cannot be, or contradict each other."""
+        settings = self.settings
+        for name in ("step", "n_frames", "n_minimizer", "block_steps"):
+            if found[name].dtype.kind != "i" or found[name] < (name == "block_steps"):
+                raise ValueError(
+                    f"{path}: not a readable checkpoint of an MD run ({name}: no count)"
+                )
+        frames = max(0, self.step - settings.n_equilibration_steps) // settings.steps_per_frame
+        if frames != self.n_frames or self.step % self.block_steps or self._seconds_before < 0:
+            raise ValueError(
+                f"{path}: not a readable checkpoint of an MD run (after {self.step} steps: "
+                f"expected {frames} frames, got {self.n_frames})"
+            )
 
     def begin(self) -> None:
         """Minimise, draw velocities, write everything that a continuation needs."""

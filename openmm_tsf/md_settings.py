@@ -2,9 +2,22 @@
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from openmm_tsf.doors import check_fields, positive_number, seed_number, whole_number
 from openmm_tsf.units import PICOSECOND, as_temperature, in_unit
+
+#: Steps between frames, and before the first.
+_MOST_STEPS = 10**9
+#: In ps: a thousand times what molecules stand.
+_LONGEST_STEP = 1.0
+
+
+def _time_step(value: Any, name: str) -> float:
+    step = positive_number(in_unit(value, PICOSECOND, name), name)
+    if step > _LONGEST_STEP:
+        raise ValueError(f"{name}: expected at most {_LONGEST_STEP:g} ps, got {value!r}")
+    return step
 
 
 @dataclass(frozen=True)
@@ -46,12 +59,13 @@ class MDSettings:
         check_fields(
             self,
             temperature=as_temperature,
-            n_frames=whole_number,
-            steps_per_frame=whole_number,
-            timestep=lambda value, name: positive_number(in_unit(value, PICOSECOND, name), name),
+            # The header of a DCD file counts in 32 bits.
+            n_frames=partial(whole_number, most=2**31 - 1),
+            steps_per_frame=partial(whole_number, most=_MOST_STEPS),
+            timestep=_time_step,
             friction=lambda value, name: positive_number(
                 in_unit(value, 1 / PICOSECOND, name), name
             ),
-            n_equilibration_steps=partial(whole_number, least=0),
+            n_equilibration_steps=partial(whole_number, least=0, most=_MOST_STEPS),
             seed=seed_number,
         )

@@ -6,6 +6,7 @@ from functools import partial
 from openmm_tsf.doors import check_fields, one_of, real_number, whole_number, whole_numbers
 from openmm_tsf.md import MDSettings
 from openmm_tsf.plain import changed, plain
+from openmm_tsf.run_config import check_distinct
 from openmm_tsf.training import FitSettings
 from openmm_tsf.units import as_temperatures
 
@@ -15,6 +16,8 @@ __all__ = [
 
 #: Three rungs a factor of sqrt(2) apart, all of them rungs of the reference.
 LADDER_K = (300.0, 424.26, 600.0)
+#: Walkers beyond this many fit no memory.
+MOST_WALKERS = 2**24
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,11 @@ class SamplingSettings:
         check_fields(
             self,
             temperatures=as_temperatures,
-            n_walkers=whole_number,
+            n_walkers=partial(whole_number, most=MOST_WALKERS),
             n_iterations=whole_number,
             n_tuning=partial(whole_number, least=0),
         )
+        check_distinct(self.temperatures)
 
 
 @dataclass(frozen=True)

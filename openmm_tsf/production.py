@@ -18,8 +18,9 @@ from openmm_tsf.inputs import PathLike
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.presets import SamplingSettings
 from openmm_tsf.randomness import Seeds, seeded_generator
+from openmm_tsf.records import warn_of_other_versions
 from openmm_tsf.sampling import ParallelTempering
-from openmm_tsf.sampling.output import CHECKPOINT, RunWriter
+from openmm_tsf.sampling.output import CHECKPOINT, RunWriter, read_run_config
 from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.systems import MolecularSystem, alanine_dipeptide
 
@@ -93,8 +94,21 @@ def _draws(
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether production in a run directory has a checkpoint to go on from."""
-    return (folder / CHECKPOINT).is_file()
+    """Whether production in a run directory has a checkpoint to go on from.
+
+    Raises
+    ------
+    ValueError
+        If it has none, but samples: to begin again would be to delete them.
+    """
+    if (folder / CHECKPOINT).is_file():
+        return True
+    if any((folder / "segments").glob("segment_*.npz")):
+        raise ValueError(
+            f"{folder / CHECKPOINT}: no such checkpoint, but there are samples; they stay as they "
+            "are, and cannot be continued"
+        )
+    return False
 
 
 def clear_unbegun(folder: Path, molecule: MolecularSystem, settings: SamplingSettings) -> None:
@@ -139,9 +153,9 @@ def take_up(
 ) -> dict[str, Any]:
     """Continue a run directory to `n_iterations` in all; by default to what was asked at first."""
     folder = lock.directory
-    writer = RunWriter(folder, None, (), 1)  # for its reading only
-    config = writer.read_config()
+    config = read_run_config(folder)
     choices = config["choices"]
+    warn_of_other_versions(folder, config.get("versions"))
     if n_iterations is None:
         asked = choices.get("settings")
         n_iterations = _asked_iterations(asked)

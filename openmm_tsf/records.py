@@ -4,17 +4,23 @@ It is written before anything else and says how to begin again where a stage was
 first checkpoint, with the choices that were measured at the first start.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from openmm_tsf.directories import contents
+from openmm_tsf.doors import most_threads
 from openmm_tsf.files import PathLike, read_json, write_json
 from openmm_tsf.inputs import package_versions
 from openmm_tsf.plain import from_plain, plain
 from openmm_tsf.potentials.base import Potential, potential_choices
 from openmm_tsf.presets import SamplingSettings
 from openmm_tsf.systems import MolecularSystem
+
+logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
 _FORMAT = 1
@@ -27,8 +33,26 @@ def new_record(stage: str, molecule: MolecularSystem, **asked: Any) -> dict[str,
         "stage": stage,
         **plain(asked),
         "fingerprint": molecule.fingerprint,
+        "torch_threads": torch.get_num_threads(),
         "versions": package_versions(),
     }
+
+
+def warn_of_other_versions(where: PathLike, written: Any) -> None:
+    """Say which packages changed since a stage began: its results are then valid, but others."""
+    now = package_versions()
+    if not isinstance(written, dict):
+        return
+    changes = [
+        f"{name} {written[name]} -> {now[name]}"
+        for name in sorted(now.keys() & written.keys())
+        if written[name] != now[name]
+    ]
+    if changes:
+        logger.warning(
+            "%s: packages changed since it began (%s); it goes on, valid, but not the same bit by "
+            "bit", where, ", ".join(changes),
+        )  # fmt: skip
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
@@ -69,6 +93,7 @@ def read_record(folder: Path, stages: Sequence[str]) -> dict[str, Any] | None:
     for key, kind in (("settings", dict), ("seed", int), ("fingerprint", str)):
         if not isinstance(record.get(key), kind):
             raise ValueError(f"{path}: damaged, {key} is missing")
+    warn_of_other_versions(folder, record.get("versions"))
     return record
 
 
@@ -101,6 +126,20 @@ def recorded_settings(folder: PathLike, cls: type, part: str | None = None) -> A
     return from_plain(cls, found, str(path))
 
 
+def recorded_threads(folder: PathLike) -> int | None:
+    """Threads of torch that a stage began with; None where that is not known."""
+    path = Path(folder) / SETTINGS
+    found = read_json(path).get("torch_threads") if path.is_file() else None
+    return found if isinstance(found, int) and 0 < found <= most_threads() else None
+
+
+def recorded_source(folder: PathLike) -> dict[str, Any]:
+    """Where the frames of a training that is to be resumed came from, as far as is known."""
+    path = Path(folder) / SETTINGS
+    found = read_json(path).get("source") if path.is_file() else None
+    return found if isinstance(found, dict) else {}
+
+
 def check_same_record(
     folder: Path, before: dict[str, Any], now: dict[str, Any], growing: Sequence[str] = ()
 ) -> None:
@@ -122,7 +161,14 @@ def check_same_record(
     """
     if before["fingerprint"] != now["fingerprint"]:
         raise ValueError(f"output: what is in {folder} is of another molecule")
-    skipped = {"versions", "potential", "costs", "fingerprint", "format", "frames"}
+    if before.get("torch_threads") != now.get("torch_threads"):
+        logger.warning(
+            "%s: begun with %s threads of torch, it goes on with %s: valid, but not the same bit "
+            "by bit", folder, before.get("torch_threads"), now.get("torch_threads"),
+        )  # fmt: skip
+    skipped = {
+        "versions", "potential", "costs", "fingerprint", "format", "frames", "torch_threads"
+    }  # fmt: skip
     for name in sorted((before.keys() | now.keys()) - skipped):
         differ = _differences(before.get(name), now.get(name), name)
         for key, (was, is_now) in differ.items():

@@ -105,8 +105,15 @@ class Rounds:
         found = read_tensors(path, "file of a round's samples")
         x, shape = found.get("x"), (sampling.n_walkers, len(sampling.temperatures))
         event = tuple(self.potential.event_shape)
-        if not isinstance(x, Tensor) or x.shape[1:] != (*shape, *event):
+        if (
+            not isinstance(x, Tensor)
+            or x.dtype != torch.float64
+            or len(x) == 0
+            or x.shape[1:] != (*shape, *event)
+        ):
             raise ValueError(f"{path}: expected samples of shape {[*shape, *event]}")
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"{path}: expected finite samples, got NaN or infinity")
         for rung, frames in enumerate(samples):
             frames.append(x[:, :, rung])
         return restored_state(found.get("walkers"), *shape, self.potential)

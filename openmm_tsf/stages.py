@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from openmm_tsf import production
 from openmm_tsf.accounts import Costs
 from openmm_tsf.dataset import MDDataset
 from openmm_tsf.directories import DirectoryLock, claimed
-from openmm_tsf.doors import seed_number
+from openmm_tsf.doors import seconds_between, seed_number
 from openmm_tsf.energies import (
     batch_of,
     planned_sampling,
@@ -59,6 +60,7 @@ def train(
     platform: str | None = None,
     resume: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    source: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> AugmentedFlow:
     """Train a flow on frames; Ctrl-C keeps the best weights so far.
@@ -82,6 +84,8 @@ def train(
         the flow is the same as if it had not stopped. Where nothing was begun yet, begin.
     checkpoint_seconds
         Time between checkpoints; there is one at every validation, too.
+    source
+        Where the frames come from, to be noted in ``settings.json`` (json-able).
     progress
         Show a progress bar.
 
@@ -99,6 +103,7 @@ def train(
     if molecule is None:
         raise ValueError("dataset: expected frames of a molecule, got none")
     check_platform(platform)
+    seconds_between(checkpoint_seconds)
     dataset.split()  # too few frames are refused before anything is written
     seed = None if seed is None else seed_number(seed)
     with claimed(output, resume=resume) as lock:
@@ -119,6 +124,7 @@ def train(
             settings={"flow": flow_settings, "fit": fit_settings},
             seed=seed,
             frames_sha256=hash_of_frames(dataset),
+            source=dict(source or {}) if record is None else record.get("source"),
         )
         if record is None:
             record = asked
@@ -235,6 +241,7 @@ def sample(
         After Ctrl-C, with everything written and analysed.
     """
     check_platform(platform)
+    seconds_between(checkpoint_seconds)
     own = Path(output)
     if resume and flow is None and (own / "flow.pt").is_file():
         flow = own

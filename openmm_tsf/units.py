@@ -13,6 +13,9 @@ import openmm.unit as unit
 #: Boltzmann constant (molar gas constant) in kJ/(mol K).
 KB = float(unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin))
 
+#: Beyond these, 1/kT and names of files with temperatures in them make no sense.
+_COLDEST, _HOTTEST = 1e-6, 1e9
+
 KELVIN = unit.kelvin
 PICOSECOND = unit.picosecond
 NANOMETER = unit.nanometer
@@ -50,7 +53,7 @@ def as_temperature(value: Any, name: str = "temperature") -> float:
     TypeError
         If `value` is no number or Quantity of temperature.
     ValueError
-        If it is not finite and positive.
+        If it is not finite and positive, or beyond any sense.
     """
     plain = in_unit(value, KELVIN, name)
     if isinstance(plain, (str, bytes, bool)) or np.ndim(plain) != 0:
@@ -61,6 +64,10 @@ def as_temperature(value: Any, name: str = "temperature") -> float:
         raise TypeError(f"{name}: expected a number in kelvin, got {value!r}") from error
     if not (np.isfinite(kelvin) and kelvin > 0):
         raise ValueError(f"{name}: expected a positive temperature in kelvin, got {value!r}")
+    if not _COLDEST <= kelvin <= _HOTTEST:
+        raise ValueError(
+            f"{name}: expected a temperature of {_COLDEST:g} to {_HOTTEST:g} K, got {value!r}"
+        )
     return kelvin
 
 

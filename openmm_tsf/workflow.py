@@ -15,7 +15,7 @@ from openmm_tsf.accounts import Costs
 from openmm_tsf.coordinates import InternalCoordinates
 from openmm_tsf.dataset import MDDataset
 from openmm_tsf.directories import DirectoryLock, claimed
-from openmm_tsf.doors import seed_number
+from openmm_tsf.doors import seconds_between, seed_number
 from openmm_tsf.energies import batch_of, planned_sampling, planned_training, reopen_potential
 from openmm_tsf.flows import load_flow
 from openmm_tsf.inputs import (
@@ -118,6 +118,7 @@ def run(
     if trajectory is None and temperature is not None:
         raise ValueError("temperature: expected none without a trajectory, got one")
     check_platform(platform)
+    seconds_between(checkpoint_seconds)
     record = read_record(Path(output), ["run"]) if resume else None
     if record is not None:
         where = str(Path(output) / SETTINGS)

@@ -2,12 +2,17 @@
 
 import os
 import signal
+import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
 
 import pytest
 import torch
+
+ROBUSTNESS = Path(__file__).parent.parent / "examples" / "robustness"
+sys.path.append(str(ROBUSTNESS))  # strategies that examples/robustness/fuzz.py uses, too
 
 
 def pytest_configure() -> None:
@@ -22,3 +27,11 @@ def molecule():
     from openmm_tsf.systems import alanine_dipeptide
 
     return alanine_dipeptide()
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory):
+    """Tiny directories of every stage: ``run``, ``killed``, ``train``, ``sample``, ``md``."""
+    import corpus
+
+    return corpus.build(tmp_path_factory.mktemp("good") / "good")

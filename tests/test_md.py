@@ -88,7 +88,7 @@ def test_nothing_to_resume(molecule, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds no MD run"):
+    with pytest.raises(ValueError, match="holds nothing to resume"):
         run_md(molecule, other, SHORT, resume=True, **REFERENCE)
     assert (other / "notes.txt").read_text() == "mine"
 

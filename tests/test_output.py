@@ -11,7 +11,7 @@ import torch
 from openmm_tsf.analysis import load_run
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.potentials.models import DoubleWell
-from openmm_tsf.sampling.output import RunWriter, dihedral_angles, versions
+from openmm_tsf.sampling.output import RunWriter, dihedral_angles, read_run_config, versions
 from openmm_tsf.sampling.tempering import ParallelTempering
 from openmm_tsf.units import KB
 
@@ -131,7 +131,7 @@ def test_a_newer_format_is_refused(run):
     path = writer.directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
     with pytest.raises(ValueError, match="written in format 2 by a newer version"):
-        writer.read_config()
+        read_run_config(writer.directory)
 
 
 def test_checkpoint_is_plain_and_counts(run):

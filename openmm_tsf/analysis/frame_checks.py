@@ -7,6 +7,7 @@ numbers; no model is built.
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from types import NoneType
 
 import mdtraj
 import numpy as np
@@ -158,19 +159,26 @@ def read_branches(path: Path) -> Branches | None:
     FileNotFoundError, ValueError
         If it is no flow file.
     """
+    from openmm_tsf.coordinates.configs import layer_entries
+    from openmm_tsf.coordinates.zmatrix import ZMatrix
+    from openmm_tsf.doors import entry
     from openmm_tsf.flows.files import read_flow_file
 
-    layer = read_flow_file(path)["coordinates"]
-    if layer is None:
-        return None
-    zmatrix = layer["zmatrix"]
-    rows, siblings = np.asarray(zmatrix["rows"])[3:], np.asarray(zmatrix["siblings"])[3:]
-    turning = {atom for group in layer.get("equivalent", ()) for atom in group}
+    content = read_flow_file(path)
+    try:
+        layer = entry(content, "coordinates", dict | NoneType)
+        if layer is None:
+            return None
+        zmatrix = ZMatrix.from_config(entry(layer, "zmatrix", dict))
+        entries = layer_entries(layer, zmatrix.n_atoms)
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged flow file: {error}") from error
+    rows, siblings = zmatrix.rows[3:], zmatrix.siblings[3:]
+    turning = {atom for group in entries["equivalent"] for atom in group}
     kept = np.array([bool(s) or int(row[0]) not in turning
                      for row, s in zip(rows, siblings, strict=True)], dtype=bool)  # fmt: skip
-    labels = zmatrix["atom_names"]
-    names = tuple(" ".join(labels[int(atom)] for atom in row) for row in rows[kept])
-    cuts = np.asarray(layer["branch_cuts"], dtype=np.float64)[kept]
+    names = tuple(" ".join(zmatrix.atom_names[int(atom)] for atom in row) for row in rows[kept])
+    cuts = entries["branch_cuts"].numpy()[kept]
     return Branches(names, rows[kept].astype(np.int64), cuts)
 
 

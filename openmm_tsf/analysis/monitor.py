@@ -251,7 +251,7 @@ def _few_visits(
 
 
 def _watch_frames(run: "Run", max_frames: int, result: dict[str, Any]) -> None:
-    reference = mdtraj.load(str(run.path / "topology.pdb"))
+    reference = run.structure
     centres = tetrahedral_centres(run.topology, reference.xyz[0])
     bonds, omegas = peptide_bonds(run.topology)
     natural = cis(reference, omegas)[0]

@@ -14,6 +14,7 @@ from scipy.special import gammaincc  # type: ignore[import-untyped]
 from openmm_tsf.analysis.errors import MeanEstimate, covariance_of_means, estimate_mean
 from openmm_tsf.analysis.ramachandran import RamachandranDistance, ramachandran_distance
 from openmm_tsf.analysis.run import Run
+from openmm_tsf.run_config import check_reference_name
 
 Array = npt.NDArray[np.float64]
 
@@ -85,8 +86,9 @@ def load_reference(name: str = REFERENCE_FILE) -> Reference:
     FileNotFoundError
         If there is no such file in it.
     ValueError
-        If it lacks an array.
+        If it lacks an array, or the name is none.
     """
+    check_reference_name(name)
     resource = files("openmm_tsf.data") / name
     if not resource.is_file():
         raise FileNotFoundError(f"openmm_tsf.data has no reference data {name!r}")

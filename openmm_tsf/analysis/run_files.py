@@ -11,7 +11,8 @@ import numpy.typing as npt
 from openmm_tsf.analysis.ramachandran import backbone_names
 from openmm_tsf.analysis.segments import Segments
 from openmm_tsf.analysis.trajectory import dcd_layout, read_dcd
-from openmm_tsf.files import read_json
+from openmm_tsf.files import read_json, regular_file
+from openmm_tsf.run_config import check_run_config, rung_file
 from openmm_tsf.units import as_temperature
 
 Array = npt.NDArray[np.float64]
@@ -81,19 +82,31 @@ class RunFiles:
 
     # ---------------------------------------------------------------- frames
 
-    @cached_property
+    @property
     def topology(self) -> mdtraj.Topology:
         """The molecule."""
-        path = self.path / "topology.pdb"
-        if not path.exists():
+        return self.structure.topology
+
+    @cached_property
+    def structure(self) -> mdtraj.Trajectory:
+        """The molecule in its reference conformation."""
+        path = self._file("topology.pdb", "PDB file")
+        try:
+            found = mdtraj.load_pdb(str(path))
+        except Exception as error:  # mdtraj's reader raises many kinds
+            raise ValueError(f"{path}: mdtraj cannot read it: {error!r}") from error
+        if found.n_atoms == 0 or not np.isfinite(found.xyz).all():
+            raise ValueError(f"{path}: expected atoms at finite positions, got {found}")
+        return found
+
+    def _file(self, name: str, what: str) -> Path:
+        path = self.path / name
+        if not (path.exists() or path.is_symlink()):
             raise FileNotFoundError(f"{path} is missing")
-        return mdtraj.load_topology(str(path))
+        return regular_file(path, what)
 
     def _dcd(self, rung: int) -> Path:
-        path = self.path / f"T{self.temperatures[rung]:.2f}K.dcd"
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing")
-        return path
+        return self._file(rung_file(self.temperatures[rung]), "DCD file")
 
     def _n_iterations_with_frames(self, rung: int) -> int:
         n_frames = dcd_layout(self._dcd(rung), self.topology.n_atoms).n_frames
@@ -221,7 +234,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such run directory")
-    if not path.exists():
+    if not (path.exists() or path.is_symlink()):
         raise FileNotFoundError(f"{path} is missing: not a run directory")
     config = read_json(path)
     if config.get("format") != _FORMAT:
@@ -229,4 +242,5 @@ def _read_config(directory: Path) -> dict[str, Any]:
     for key in ("temperatures_K", "n_walkers", "seed", "dihedrals", "boltzmann_constant"):
         if key not in config:
             raise ValueError(f"{path}: has no {key!r}")
-    return dict(config)
+    check_run_config(config, path)
+    return config

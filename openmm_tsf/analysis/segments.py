@@ -1,8 +1,8 @@
 """The numeric segments of a run directory: opened at once, read when they are asked for."""
 
+import logging
 import re
 import zipfile
-import zlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from openmm_tsf.array_files import UNREADABLE, array_header, array_names, array_of
+from openmm_tsf.files import regular_file
+
+logger = logging.getLogger(__name__)
+
 _COUNTERS = ("rejected_non_finite", "mirror_images", "n_evaluations", "wall_seconds")
-_UNREADABLE = (
-    zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, TypeError,
-    MemoryError, NotImplementedError, RuntimeError,
-)  # fmt: skip
+_LARGEST_COUNT = 2**53
 
 
 class _Part(NamedTuple):
@@ -57,30 +59,41 @@ class Segments:
         self._parts: list[_Part] = []
         paths = _numbered(directory)
         for path in paths:
+            regular_file(path, "segment of a run")
             try:
                 with zipfile.ZipFile(path) as file:
                     part = self._open(path, file)
             except _Misfit:
                 raise
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 if path == paths[-1]:
-                    break  # the run may still be writing it
+                    # A run of an earlier version may still be writing it.
+                    logger.warning("%s: cannot be read, left out: %s", path, error)
+                    break
                 raise ValueError(f"{path}: cannot be read: {error}") from error
             self._parts.append(part)
 
     def _open(self, path: Path, file: zipfile.ZipFile) -> _Part:
-        names = frozenset(name.removesuffix(".npy") for name in file.namelist())
+        names = array_names(file)
         for name in (*self._shapes, "iteration", *_COUNTERS):
             if name not in names:
                 raise _Misfit(f"{path}: has no array {name!r}")
-        iteration = _array(file, "iteration")
+        iteration = array_of(file, "iteration")
         if iteration.ndim != 1 or iteration.dtype.kind != "i":
             raise _Misfit(f"{path}: iteration: expected integers [n], got {iteration.shape}")
+        if (np.diff(iteration, prepend=self._last) <= 0).any():
+            raise _Misfit(f"{path}: iteration: expected ascending numbers above {self._last}")
         for name, shape in self._shapes.items():
-            found, expected = _header(file, name)[0], (len(iteration), *shape)
+            found, expected = array_header(file, name)[0], (len(iteration), *shape)
             if found != expected:
                 raise _Misfit(f"{path}: {name}: expected shape {expected}, got {found}")
         return _Part(path, iteration.astype(np.int64), names)
+
+    @property
+    def _last(self) -> int:
+        """The last saved iteration of those opened so far."""
+        numbers = [part.iteration[-1] for part in self._parts if len(part.iteration)]
+        return int(numbers[-1]) if numbers else -1
 
     @cached_property
     def iteration(self) -> npt.NDArray[np.int64]:
@@ -116,6 +129,8 @@ class Segments:
             values = self._read(part, name)
             if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
                 raise ValueError(f"{part.path}: {name}: expected finite values")
+            if dtype.kind == "i" and values.dtype.kind != "i":
+                raise ValueError(f"{part.path}: {name}: expected integers, got {values.dtype}")
             series[start:stop] = values
             start = stop
         return series
@@ -124,8 +139,8 @@ class Segments:
     def _read(part: _Part, name: str) -> npt.NDArray[Any]:
         try:
             with zipfile.ZipFile(part.path) as file:
-                return _array(file, name)
-        except _UNREADABLE as error:
+                return array_of(file, name)
+        except UNREADABLE as error:
             raise ValueError(f"{part.path}: {name} cannot be read: {error}") from error
 
     # ---------------------------------------------------------------- totals
@@ -142,11 +157,35 @@ class Segments:
             )  # fmt: skip
             try:
                 with zipfile.ZipFile(part.path) as file:
-                    for name in wanted:
-                        totals[name] = totals.get(name, 0) + _array(file, name)
-            except _UNREADABLE as error:
+                    found = {name: array_of(file, name) for name in wanted}
+            except UNREADABLE as error:
                 raise ValueError(f"{part.path}: cannot be read: {error}") from error
+            self._check_counts(part.path, found)
+            for name, value in found.items():
+                totals[name] = totals.get(name, 0) + value
         return totals
+
+    def _check_counts(self, path: Path, found: dict[str, npt.NDArray[Any]]) -> None:
+        """Refuse what cannot have been counted, once or many times over."""
+        n_rungs = self._shapes["energy"][1]
+        per_kernel = {(n_rungs,), (n_rungs - 1,), (n_rungs, n_rungs)}
+        for name, value in found.items():
+            of_kernel = name.startswith(("accepted_", "proposed_"))
+            kinds = "iuf" if name == "wall_seconds" else "iu"
+            if value.dtype.kind not in kinds or value.shape not in (
+                per_kernel if of_kernel else {()}
+            ):
+                raise ValueError(
+                    f"{path}: {name}: expected counts, got {value.dtype} of shape {value.shape}"
+                )
+            if not ((value >= 0) & (value <= _LARGEST_COUNT)).all():  # NaN is neither
+                raise ValueError(f"{path}: {name}: expected counts, got {value.tolist()}")
+            if name.startswith("accepted_"):
+                proposed = found.get(f"proposed_{name.removeprefix('accepted_')}")
+                if proposed is None or proposed.shape != value.shape or (value > proposed).any():
+                    raise ValueError(f"{path}: {name}: expected at most as many as were proposed")
+            elif of_kernel and f"accepted_{name.removeprefix('proposed_')}" not in found:
+                raise ValueError(f"{path}: {name}: expected how many were accepted, got none")
 
     def _kernels(self, prefix: str) -> dict[str, npt.NDArray[np.int64]]:
         return {
@@ -200,24 +239,6 @@ class Segments:
 
 class _Misfit(ValueError):
     """A file that can be read and is not what it should be."""
-
-
-def _array(file: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
-    with file.open(f"{name}.npy") as stream:
-        array: npt.NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
-        if stream.read(1):  # the checksum is compared at the end
-            raise ValueError(f"{name} is longer than its header says")
-    return array
-
-
-def _header(file: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    with file.open(f"{name}.npy") as stream:
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-        else:
-            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
-    return shape, dtype
 
 
 def _numbered(directory: Path) -> list[Path]:

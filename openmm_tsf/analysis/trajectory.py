@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 _HEADER_BYTES = 84
+_LONGEST_TITLES = 2**20
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,10 @@ def dcd_layout(path: Path, n_atoms: int) -> DCDLayout:
         titles = file.read(4)
         if len(titles) < 4:
             return empty
-        file.seek(struct.unpack(order + "i", titles)[0] + 4, os.SEEK_CUR)
+        length = struct.unpack(order + "i", titles)[0]
+        if not 4 <= length <= _LONGEST_TITLES:
+            raise ValueError(f"{path}: corrupt: titles of {length} bytes")
+        file.seek(length + 4, os.SEEK_CUR)
         atoms = file.read(12)
         if len(atoms) < 12:
             return empty
@@ -77,7 +81,7 @@ def dcd_layout(path: Path, n_atoms: int) -> DCDLayout:
             (f"{axis}_tail", order + "i4"),
         ]
     dtype = np.dtype(fields)
-    return DCDLayout(offset, dtype, (os.path.getsize(path) - offset) // dtype.itemsize)
+    return DCDLayout(offset, dtype, max(0, os.path.getsize(path) - offset) // dtype.itemsize)
 
 
 def read_dcd(

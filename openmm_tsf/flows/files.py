@@ -1,13 +1,9 @@
 """Flow files: written atomically, read without pickled code."""
 
 import os
-import zipfile
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from openmm_tsf.tensor_files import write_tensors
+from openmm_tsf.tensor_files import read_tensors, write_tensors
 
 FILE_FORMAT = 1
 
@@ -27,17 +23,8 @@ def read_flow_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     ValueError
         If it is not a flow file, damaged, or of a newer format.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such flow file")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch itself does not look at the checksums
-        content = None if damaged else torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise ValueError(f"{path}: not a readable flow file ({type(error).__name__})") from error
-    if damaged:
-        raise ValueError(f"{path}: damaged flow file: the checksum of {damaged} is wrong")
-    if not isinstance(content, dict) or "kind" not in content or "format" not in content:
+    content = read_tensors(path, "flow file")
+    if "kind" not in content or "format" not in content:
         raise ValueError(f"{path}: not a flow file")
     number = content["format"]
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:

@@ -8,6 +8,7 @@ cut off.
 
 import os
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +18,10 @@ import numpy as np
 
 from openmm_tsf.dcd import DCDWriter
 from openmm_tsf.directories import contents
+from openmm_tsf.doors import whole_number
 from openmm_tsf.files import read_json, refuse_links, sweep, write_arrays, write_json
 from openmm_tsf.inputs import holds_molecule, write_molecule
+from openmm_tsf.run_config import check_distinct, check_run_config, rung_file
 from openmm_tsf.systems import MolecularSystem
 from openmm_tsf.tensor_files import read_tensors, write_tensors
 
@@ -28,6 +31,7 @@ _IN_CHECKPOINT = {
     "state", "generator", "kernels", "seed", "n_frames_written", "n_segments"
 }  # fmt: skip
 _IN_CHOICES = {"molecule", "flow", "kernels", "potential", "save_interval", "torch_threads"}
+_SEGMENT = re.compile(r"segment_(\d{6,})\.(npz|tmp)")  # the latter: of earlier versions
 _PACKAGES = ("openmm-tsf", "openmm", "torch", "numpy", "mdtraj")
 
 
@@ -43,6 +47,34 @@ def dihedral_angles(x: np.ndarray, quartets: np.ndarray) -> np.ndarray:
     normal_1, normal_2 = np.cross(first, axis), np.cross(axis, last)
     sine = (first * normal_2).sum(-1) * np.linalg.norm(axis, axis=-1)
     return np.asarray(np.arctan2(sine, (normal_1 * normal_2).sum(-1)))
+
+
+def read_run_config(directory: Path) -> dict[str, Any]:
+    """``config.json`` of a run directory.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the directory is no run directory.
+    ValueError
+        If it is damaged or was written in a newer format.
+    """
+    path = directory / "config.json"
+    if not (path.exists() or path.is_symlink()):
+        raise FileNotFoundError(f"{directory}: no run directory, config.json is missing")
+    config = read_json(path)
+    if not {"format", "temperatures_K", "n_walkers", "choices"} <= config.keys():
+        raise ValueError(f"{path}: no config.json of a sampling run")
+    if not isinstance(config["format"], int) or config["format"] > RUN_FORMAT:
+        raise ValueError(
+            f"{path}: written in format {config['format']} by a newer version; this one "
+            f"reads up to format {RUN_FORMAT}"
+        )
+    check_run_config(config, path)
+    choices = config["choices"]
+    if not choices.keys() >= _IN_CHOICES:
+        raise ValueError(f"{path}: damaged, choices are missing")
+    return config
 
 
 class RunWriter:
@@ -78,14 +110,10 @@ class RunWriter:
         self._dcds: list[DCDWriter] = []
         if molecule is not None:
             self._dcds = [
-                DCDWriter(self.directory / f"T{kelvin:.2f}K.dcd", molecule.n_atoms)
+                DCDWriter(self.directory / rung_file(kelvin), molecule.n_atoms)
                 for kelvin in temperatures
             ]
-            if len({dcd.path for dcd in self._dcds}) < len(temperatures):
-                raise ValueError(
-                    "temperatures: expected rungs that differ by more than 0.01 K, "
-                    f"got {temperatures}"
-                )
+            check_distinct(temperatures)
 
     @property
     def n_saved(self) -> int:
@@ -166,7 +194,10 @@ class RunWriter:
         (self.directory / "config.json").unlink(missing_ok=True)  # it says that this is a run
         segments = self.directory / "segments"
         if segments.is_dir():
+            sweep(segments)
             for path in segments.iterdir():
+                if not _SEGMENT.fullmatch(path.name):
+                    raise ValueError(f"output: expected segments of the run only, got {path}")
                 path.unlink()
             segments.rmdir()
         for dcd in self._dcds:
@@ -242,32 +273,6 @@ class RunWriter:
                 "to it; resume() takes it up from there"
             )
 
-    def read_config(self) -> dict[str, Any]:
-        """The directory's ``config.json``.
-
-        Raises
-        ------
-        FileNotFoundError
-            If the directory is no run directory.
-        ValueError
-            If it is damaged or was written in a newer format.
-        """
-        path = self.directory / "config.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{self.directory}: no run directory, config.json is missing")
-        config = read_json(path)
-        if not {"format", "temperatures_K", "n_walkers", "choices"} <= config.keys():
-            raise ValueError(f"{path}: no config.json of a sampling run")
-        if not isinstance(config["format"], int) or config["format"] > RUN_FORMAT:
-            raise ValueError(
-                f"{path}: written in format {config['format']} by a newer version; this one "
-                f"reads up to format {RUN_FORMAT}"
-            )
-        choices = config["choices"]
-        if not isinstance(choices, dict) or not choices.keys() >= _IN_CHOICES:
-            raise ValueError(f"{path}: damaged, choices are missing")
-        return config
-
     def read_checkpoint(self) -> dict[str, Any]:
         """The last checkpoint.
 
@@ -279,15 +284,17 @@ class RunWriter:
             If it is damaged.
         """
         path = self.directory / CHECKPOINT
-        if not path.is_file():
+        if not (path.exists() or path.is_symlink()):
             raise FileNotFoundError(f"{self.directory}: no {CHECKPOINT} to resume from")
         content = read_tensors(path, "checkpoint")
         missing = sorted(_IN_CHECKPOINT - content.keys())
         if missing:
             raise ValueError(f"{path}: no checkpoint of a run, {', '.join(missing)} missing")
         for name in ("n_frames_written", "n_segments", "seed"):
-            if not isinstance(content[name], int) or content[name] < 0:
-                raise ValueError(f"{path}: no checkpoint of a run, {name} is {content[name]!r}")
+            try:
+                whole_number(content[name], name, least=0, most=2**64 - 1)
+            except ValueError as error:
+                raise ValueError(f"{path}: no checkpoint of a run, {error}") from error
         self._checkpoint_seen = _identity(path)
         return content
 
@@ -313,7 +320,8 @@ class RunWriter:
         sweep(self.directory / "segments")
         # From the last one on: segments that are left follow one another.
         for path in sorted((self.directory / "segments").iterdir(), reverse=True):
-            if path.name >= self._segment(n_segments).name:
+            found = _SEGMENT.fullmatch(path.name)
+            if found and int(found[1]) >= n_segments:
                 path.unlink()
         for dcd in self._dcds:
             dcd.cut_back(n_frames)

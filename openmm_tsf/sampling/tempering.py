@@ -26,7 +26,7 @@ from openmm_tsf.sampling.choices import (
 )
 from openmm_tsf.sampling.kernels import Every
 from openmm_tsf.sampling.moves import FlowLike
-from openmm_tsf.sampling.output import RunWriter
+from openmm_tsf.sampling.output import RunWriter, read_run_config
 from openmm_tsf.sampling.recording import CHECKPOINT_SECONDS, Recorder
 from openmm_tsf.sampling.starting import restored_state
 from openmm_tsf.sampling.state import Kernel
@@ -158,6 +158,8 @@ class ParallelTempering(TemperingChain):
         check_run_arguments(
             n_iterations, save_interval, checkpoint_interval, checkpoint_seconds, self.reporters
         )
+        if lock is not None and (output is None or not lock.is_of(output)):
+            raise ValueError(f"lock: expected that of output, {output}, got {lock.directory}'s")
         _ = self.state  # the default start, before anything is written
         recorder: Recorder | None = None
         with ExitStack() as stack:
@@ -298,7 +300,7 @@ class ParallelTempering(TemperingChain):
             If this sampler is not the one that wrote it, or a file is damaged.
         """
         writer = self._new_writer(path)
-        config = writer.read_config()
+        config = read_run_config(writer.directory)
         with lock or DirectoryLock(path):
             content = writer.read_checkpoint()
             choices = config["choices"]

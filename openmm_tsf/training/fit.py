@@ -26,6 +26,7 @@ from openmm_tsf.randomness import seeded_generator
 from openmm_tsf.tensor_files import read_tensors, write_tensors
 from openmm_tsf.training.batches import TrainingFrames
 from openmm_tsf.training.losses import negative_log_likelihood, variational_free_energy
+from openmm_tsf.training.restore import check_checkpoint
 from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.validate import Validation, Validator
 
@@ -252,6 +253,7 @@ class _Fit:
 
     def _restore(self, content: dict[str, Any]) -> None:
         preparing = self.n_evaluations  # counted before, by the process that began
+        check_checkpoint(content, self.network, self.settings.n_steps)
         self.network.load_state_dict(content["network"])
         self.average.load_state_dict(content["average"])
         self.flow.network.load_state_dict(content["best_weights"])  # raises if they do not fit

@@ -1,0 +1,128 @@
+"""Runs a function in a forked child that can neither hang, nor crash, nor eat its parent."""
+
+import contextlib
+import io
+import os
+import pickle
+import resource
+import select
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+SECONDS = 20.0
+MEMORY_BYTES = 3 * 2**30
+
+
+@dataclass
+class Outcome:
+    """How a call ended.
+
+    Attributes
+    ----------
+    status
+        What it returned, or the status of ``SystemExit``.
+    error, message
+        Kind and text of its exception, with the traceback.
+    stdout, stderr
+        What it printed.
+    killed
+        What killed the child, if anything did.
+    """
+
+    status: Any = None
+    error: str | None = None
+    message: str = ""
+    trace: str = ""
+    stdout: str = ""
+    stderr: str = ""
+    killed: str | None = None
+
+
+def isolated(
+    function: Callable[[], Any], seconds: float = SECONDS, memory: int = MEMORY_BYTES
+) -> Outcome:
+    """Call a function in a child process with a limit of time and of further memory."""
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child starts no thread's work
+        pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        _child(function, writing, memory)
+    os.close(writing)
+    try:
+        data, late = _read(reading, seconds)
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    finally:
+        os.close(reading)
+    if late:
+        os.kill(pid, signal.SIGKILL)
+    _, code = os.waitpid(pid, 0)
+    if late:
+        return Outcome(killed=f"no end after {seconds:g} seconds")
+    if os.WIFSIGNALED(code):
+        return Outcome(killed=signal.Signals(os.WTERMSIG(code)).name)
+    if not data:
+        return Outcome(killed=f"exit status {os.waitstatus_to_exitcode(code)} without a word")
+    result: Outcome = pickle.loads(data)  # of our own child
+    return result
+
+
+def _read(descriptor: int, seconds: float) -> tuple[bytes, bool]:
+    import time
+
+    parts, end = [], time.monotonic() + seconds
+    while True:
+        left = end - time.monotonic()
+        ready, _, _ = select.select([descriptor], [], [], max(0.0, left))
+        if not ready:
+            return b"".join(parts), True
+        part = os.read(descriptor, 2**16)
+        if not part:
+            return b"".join(parts), False
+        parts.append(part)
+
+
+def _child(function: Callable[[], Any], descriptor: int, memory: int) -> None:
+    outcome = Outcome()
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for standard in (0, 1, 2):
+            os.dup2(nowhere, standard)
+        with open("/proc/self/statm") as file:
+            mapped = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + memory,) * 2)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        warnings.simplefilter("ignore")
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                outcome.status = function()
+            except SystemExit as error:
+                outcome.status = error.code
+            except BaseException as error:
+                outcome.error, outcome.message = type(error).__name__, str(error)[:2000]
+                outcome.trace = "".join(traceback.format_exception(error))[-6000:]
+        outcome.stdout, outcome.stderr = out.getvalue()[-8000:], err.getvalue()[-8000:]
+        data = pickle.dumps(outcome)
+    except BaseException as error:
+        data = pickle.dumps(Outcome(killed=f"the sandbox failed: {error!r}"))
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+    finally:
+        os._exit(0)
