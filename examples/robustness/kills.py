@@ -541,9 +541,8 @@ def main() -> int:
     reports = {name: stage.report() for name, stage in stages.items() if name in args.stages}
     wrong = sum(len(stage.wrong) for stage in stages.values()) + len(jobs["wrong"])
     result = {
-        "command": " ".join(
-            ["python examples/robustness/kills.py", f"--kills {args.kills} --seed {args.seed}"]
-        ),
+        "command": f"python examples/robustness/kills.py --kills {args.kills} --seed {args.seed} "
+        f"--stages {' '.join(args.stages)}",
         "versions": package_versions(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, shared",
         "kills": sum(report["kills"] for report in reports.values()),
