@@ -232,6 +232,8 @@ def written_together(directory: Path) -> Iterator[Path]:
             os.replace(path, directory / path.name)
         _sync_directory(directory)
     except OSError as error:  # about the place that the user knows
+        if error.errno is None:  # written for users: it names the file
+            raise
         name = str(error.filename).replace(str(folder), str(directory))
         raise type(error)(error.errno, error.strerror, name) from error
     finally:
