@@ -231,9 +231,10 @@ def written_together(directory: Path) -> Iterator[Path]:
         for path in sorted(folder.iterdir()):
             os.replace(path, directory / path.name)
         _sync_directory(directory)
-    except OSError as error:  # about the place that the user knows
-        if error.errno is None:  # written for users: it names the file
+    except OSError as error:
+        if not str(error.filename).startswith(str(folder)):
             raise
+        # About the place that the user knows.
         name = str(error.filename).replace(str(folder), str(directory))
         raise type(error)(error.errno, error.strerror, name) from error
     finally:
