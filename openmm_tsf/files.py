@@ -248,7 +248,8 @@ def sweep(directory: Path) -> None:
         found = _TEMPORARY.fullmatch(path.name)
         if found is None:
             continue
-        if found["host"] == _host():
+        # Windows has no signal that only asks whether a process lives.
+        if found["host"] == _host() and os.name == "posix":
             # A process in a container often has the number that its killed predecessor had.
             own = int(found["pid"]) == os.getpid()
             dead = path.name not in _writing if own else not _alive(int(found["pid"]))

@@ -178,7 +178,7 @@ def read_md_config(folder: PathLike) -> dict[str, Any]:
     found = read_json(path)
     if found.get("stage") != "md":
         raise ValueError(f"output: {folder} holds no MD run")
-    if found.get("format") != MD_FORMAT:
+    if found.get("format") not in (1, MD_FORMAT):
         raise ValueError(
             f"{path}: expected format {MD_FORMAT}, got {found.get('format')!r}, of another version"
         )
