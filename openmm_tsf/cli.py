@@ -176,7 +176,7 @@ def _train(args: argparse.Namespace) -> None:
     given = {"trajectory": args.trajectory, "temperature": args.temperature, "stride": args.stride}
     before = recorded_source(args.output) if args.resume else {}
     source = {key: before.get(key) if value is None else value for key, value in given.items()}
-    stride = source["stride"] = source["stride"] or settings.stride
+    stride = source["stride"] = changed(settings, stride=source["stride"]).stride
     if source["trajectory"] is not None:
         source["trajectory"] = str(Path(source["trajectory"]).resolve())
         dataset = load_trajectory(source["trajectory"], molecule, source["temperature"], stride)

@@ -16,6 +16,7 @@ from typing import Any
 import openmm
 import torch
 
+from openmm_tsf.directories import stage_of
 from openmm_tsf.inputs import read_json
 from openmm_tsf.potentials.platforms import available_cores
 from openmm_tsf.self_test import brief
@@ -226,10 +227,9 @@ def directory(folder: Path) -> Lines:
 
 
 def _stage(folder: Path, config: dict[str, Any]) -> str:
-    if isinstance(config.get("stage"), str):
-        return str(config["stage"])
-    if (folder / "settings.json").exists():
-        return "run"
+    stage = stage_of(folder)
+    if stage is not None:
+        return stage
     if "temperatures_K" in config:
         return "sample"
     return "unknown"

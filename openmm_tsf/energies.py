@@ -5,7 +5,7 @@ from typing import Any
 
 import openmm
 
-from openmm_tsf.potentials.base import Potential
+from openmm_tsf.potentials.base import Potential, is_potential_choice
 from openmm_tsf.presets import SamplingSettings
 from openmm_tsf.systems import MolecularSystem
 from openmm_tsf.training import FitSettings
@@ -104,7 +104,7 @@ def reopen_potential(
     """
     if written is None:
         return open_potential(molecule, platform, planned, batch)
-    if not isinstance(written, dict) or not {"platform", "n_contexts"} <= written.keys():
+    if not is_potential_choice(written):
         raise ValueError(f"potential: expected what a run wrote of its potential, got {written!r}")
     before = written["platform"]
     if platform is not None or before is not None:

@@ -231,7 +231,10 @@ def written_together(directory: Path) -> Iterator[Path]:
         for path in sorted(folder.iterdir()):
             os.replace(path, directory / path.name)
         _sync_directory(directory)
-    except OSError as error:  # about the place that the user knows
+    except OSError as error:
+        if not str(error.filename).startswith(str(folder)):
+            raise
+        # About the place that the user knows.
         name = str(error.filename).replace(str(folder), str(directory))
         raise type(error)(error.errno, error.strerror, name) from error
     finally:
@@ -245,7 +248,8 @@ def sweep(directory: Path) -> None:
         found = _TEMPORARY.fullmatch(path.name)
         if found is None:
             continue
-        if found["host"] == _host():
+        # Windows has no signal that only asks whether a process lives.
+        if found["host"] == _host() and os.name == "posix":
             # A process in a container often has the number that its killed predecessor had.
             own = int(found["pid"]) == os.getpid()
             dead = path.name not in _writing if own else not _alive(int(found["pid"]))

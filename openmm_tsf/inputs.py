@@ -7,7 +7,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openmm
 import openmm.app as app
 
@@ -16,8 +15,9 @@ from openmm_tsf.dataset import MDDataset
 from openmm_tsf.files import PathLike, read_json, write_arrays, write_text
 from openmm_tsf.openmm_xml import read_openmm_xml
 from openmm_tsf.systems import MolecularSystem, alanine_dipeptide
+from openmm_tsf.topology_file import read_topology, write_topology
 
-POSITIONS = "positions.npz"
+POSITIONS, TOPOLOGY = "positions.npz", "topology.json"
 MD_FORMAT = 2
 
 
@@ -76,13 +76,15 @@ def load_molecule(
 
 
 def write_molecule(molecule: MolecularSystem, directory: PathLike) -> None:
-    """Write ``topology.pdb``, ``system.xml`` and ``positions.npz`` for `read_molecule`.
+    """Write ``topology.pdb``, for viewers, and what `read_molecule` reads.
 
-    A PDB file rounds positions to 0.0001 nm, which other minima and other chains follow from.
+    A PDB file rounds positions to 0.0001 nm, which other minima and other chains follow from, and
+    cuts names and reorders bonds: ``positions.npz`` and ``topology.json`` have them as they are.
     They are written first: where `holds_molecule` finds the others, they are there.
     """
     folder = Path(directory)
     write_arrays(folder / POSITIONS, {"positions": molecule.positions})
+    write_topology(molecule.topology, folder / TOPOLOGY)
     text = StringIO()
     app.PDBFile.writeFile(
         molecule.topology, 10.0 * molecule.positions, text, keepIds=True
@@ -105,14 +107,17 @@ def read_molecule(directory: PathLike) -> MolecularSystem:
         If a file is missing or damaged.
     """
     folder = Path(directory)
-    rounded = load_molecule(folder / "topology.pdb", system=folder / "system.xml")
     path = folder / POSITIONS
-    if not path.is_file():  # directories of earlier versions
-        return rounded
-    positions = read_arrays(path, "file of positions", {"positions": (rounded.n_atoms, 3)})
-    if np.abs(positions["positions"] - rounded.positions).max() > 1e-3:
-        raise ValueError(f"{path}: positions of another conformation than topology.pdb")
-    return MolecularSystem(rounded.system, rounded.topology, positions["positions"])
+    if not (folder / TOPOLOGY).exists():  # directories of earlier versions
+        return load_molecule(folder / "topology.pdb", system=folder / "system.xml")
+    topology = read_topology(folder / TOPOLOGY)
+    shape = (topology.getNumAtoms(), 3)
+    positions = read_arrays(path, "file of positions", {"positions": shape})["positions"]
+    system = read_openmm_xml(folder / "system.xml", openmm.System, "system")
+    try:
+        return MolecularSystem(system, topology, positions)
+    except ValueError as error:
+        raise ValueError(f"{folder}: its files do not make a molecule: {error}") from error
 
 
 def load_trajectory(
@@ -178,7 +183,7 @@ def read_md_config(folder: PathLike) -> dict[str, Any]:
     found = read_json(path)
     if found.get("stage") != "md":
         raise ValueError(f"output: {folder} holds no MD run")
-    if found.get("format") != MD_FORMAT:
+    if found.get("format") not in (1, MD_FORMAT):
         raise ValueError(
             f"{path}: expected format {MD_FORMAT}, got {found.get('format')!r}, of another version"
         )

@@ -5,10 +5,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import openmm
+
 from openmm_tsf.directories import claimed, contents
 from openmm_tsf.doors import seconds_between, thread_count
 from openmm_tsf.files import PathLike
 from openmm_tsf.inputs import (
+    MD_FORMAT,
     check_platform,
     read_md_config,
 )
@@ -103,9 +106,14 @@ def run_md(
                 run.begin()
             try:
                 run.advance(interrupt, progress)
-            except RuntimeError:  # what came before the dynamics blew up is good
-                run.finish()
-                raise
+            except (RuntimeError, openmm.OpenMMException) as error:
+                run.finish()  # what came before the dynamics blew up is good
+                if isinstance(error, RuntimeError):
+                    raise
+                raise RuntimeError(
+                    f"the dynamics blew up after frame {run.n_frames}: {error}; try a time step "
+                    f"below {settings.timestep} ps"
+                ) from error
             run.finish()
         if interrupt.requested:
             logger.warning(
@@ -136,10 +144,20 @@ def _same_settings(
 ) -> MDSettings:
     if before["fingerprint"] != molecule.fingerprint:
         raise ValueError(f"output: the MD run in {folder} is of another molecule")
+    if before["format"] != MD_FORMAT:
+        raise ValueError(
+            f"output: the MD run in {folder} was made by an earlier version, which kept no "
+            "checkpoint that this one reads; its frames can be used"
+        )
     written = recorded_settings(folder)
     assert written is not None
     if settings is None:
         return written
+    if settings.n_frames < written.n_frames:
+        raise ValueError(
+            f"n_frames: the run in {folder} has {written.n_frames}, which can grow, got "
+            f"{settings.n_frames}"
+        )
     for name, value in asdict(replace(written, n_frames=settings.n_frames)).items():
         if getattr(settings, name) != value:
             raise ValueError(

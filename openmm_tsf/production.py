@@ -12,7 +12,7 @@ from openmm_tsf.accounts import Costs
 from openmm_tsf.dataset import MDDataset
 from openmm_tsf.directories import DirectoryLock
 from openmm_tsf.energies import reopen_potential
-from openmm_tsf.files import sweep, written_together
+from openmm_tsf.files import read_json, sweep, write_json, written_together
 from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.inputs import PathLike
 from openmm_tsf.potentials.base import Potential
@@ -163,6 +163,7 @@ def take_up(
             raise ValueError(
                 f"n_iterations: expected how many there shall be in all, {folder} does not say"
             )
+    note_total(folder, n_iterations)
     with reopen_potential(molecule, choices["potential"], platform) as potential:
         sampler = ParallelTempering(
             molecule,
@@ -178,6 +179,21 @@ def take_up(
             if left <= 0:
                 logger.info("all %d iterations are there already", n_iterations)
             return produce(sampler, lock, max(0, left), checkpoint_seconds, progress)
+
+
+def note_total(folder: Path, n_iterations: int) -> None:
+    """Keep a total that has grown, so that a run that is killed goes on to that one."""
+    for name, home in (("settings.json", None), ("config.json", "choices")):
+        path = folder / name
+        if not path.is_file():  # of a run that was started from Python
+            continue
+        content = read_json(path)
+        holder = content if home is None else content.get(home)
+        settings = holder.get("settings") if isinstance(holder, dict) else None
+        asked = settings.get("sampling", settings) if isinstance(settings, dict) else None
+        if isinstance(asked, dict) and asked.get("n_iterations", n_iterations) < n_iterations:
+            asked["n_iterations"] = n_iterations
+            write_json(path, content)
 
 
 def _asked_iterations(settings: Any) -> int | None:

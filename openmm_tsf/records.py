@@ -16,7 +16,7 @@ from openmm_tsf.doors import most_threads
 from openmm_tsf.files import PathLike, read_json, write_json
 from openmm_tsf.inputs import package_versions
 from openmm_tsf.plain import from_plain, plain
-from openmm_tsf.potentials.base import Potential, potential_choices
+from openmm_tsf.potentials.base import Potential, is_potential_choice, potential_choices
 from openmm_tsf.presets import SamplingSettings
 from openmm_tsf.systems import MolecularSystem
 
@@ -93,6 +93,9 @@ def read_record(folder: Path, stages: Sequence[str]) -> dict[str, Any] | None:
     for key, kind in (("settings", dict), ("seed", int), ("fingerprint", str)):
         if not isinstance(record.get(key), kind):
             raise ValueError(f"{path}: damaged, {key} is missing")
+    potential = record.get("potential")
+    if potential is not None and not is_potential_choice(potential):
+        raise ValueError(f"{path}: damaged, potential is {potential!r}")
     warn_of_other_versions(folder, record.get("versions"))
     return record
 

@@ -48,6 +48,11 @@ def check_run_config(config: Mapping[str, Any], path: Path) -> None:
                 check(config[name], name)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{path}: damaged, {_short(error)}") from error
+    if isinstance(config.get("choices"), dict) and config["choices"].get("molecule") is not None:
+        try:  # a molecule's rungs have trajectories, which are named by their temperature
+            check_distinct(as_temperatures(config.get("temperatures_K")))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: damaged, {_short(error)}") from error
 
 
 def rung_file(kelvin: float) -> str:
@@ -72,7 +77,7 @@ def check_distinct(temperatures: tuple[float, ...]) -> None:
 def _ladder(value: Any, name: str) -> None:
     if not isinstance(value, list):
         raise TypeError(f"{name}: expected a list of temperatures in kelvin, got {value!r}")
-    check_distinct(as_temperatures(value, name))
+    as_temperatures(value, name)
 
 
 def _dihedrals(value: Any, name: str) -> None:

@@ -118,6 +118,12 @@ def _bond_terms(system: openmm.System) -> dict[Pair, float]:
     return terms
 
 
+def _rest_lengths(system: openmm.System, bonds: np.ndarray) -> np.ndarray:
+    """Of bonds [n, 2], in nm; 0 where the System does not say."""
+    terms = _bond_terms(system)
+    return np.array([terms.get(_pair(int(i), int(j)), 0.0) for i, j in bonds])
+
+
 def _check_masses(system: openmm.System, atoms: list[app.topology.Atom]) -> None:
     if any(atom.element is None for atom in atoms):
         return
@@ -143,8 +149,7 @@ def check_reference(system: openmm.System, topology: app.Topology, positions: np
         If it has some.
     """
     atoms, bonds = list(topology.atoms()), bonds_of(topology)
-    terms = _bond_terms(system)
-    rest = np.array([terms.get(_pair(int(i), int(j)), 0.0) for i, j in bonds])
+    rest = _rest_lengths(system, bonds)
     limits = np.where(rest > 0, STRETCH * rest, LONGEST_BOND)
     lengths = np.linalg.norm(positions[bonds[:, 0]] - positions[bonds[:, 1]], axis=1)
     long = np.flatnonzero(lengths > limits)
@@ -171,12 +176,16 @@ def check_frames(molecule: "MolecularSystem", positions: Tensor) -> None:
     Raises
     ------
     ValueError
-        If atoms overlap, or bonds are far longer or shorter than in the molecule's reference
-        positions: in a frame, or (atoms that have changed places) in the mean.
+        If atoms overlap, or bonds are far longer or shorter than the System's rest lengths (or
+        the reference positions', where it has none): in a frame, or (atoms that have changed
+        places) in the mean.
     """
     bonds = torch.from_numpy(bonds_of(molecule.topology)).to(positions.device)
     reference = positions.new_tensor(molecule.positions)[None]
     expected = _lengths(reference, bonds)[0]
+    # The reference may be a poor conformation: what the System says of its bonds goes before.
+    rest = expected.new_tensor(_rest_lengths(molecule.system, bonds.cpu().numpy()))
+    expected = torch.where(rest > 0, rest, expected)
     n_frames, n_atoms = positions.shape[:2]
     total = torch.zeros_like(expected)
     torn = torch.zeros(n_frames, dtype=torch.bool, device=positions.device)
@@ -199,7 +208,7 @@ def check_frames(molecule: "MolecularSystem", positions: Tensor) -> None:
             "positions: expected this molecule's bonds, up to a factor of "
             f"{STRETCH:g}, but {int(torn.sum())} of {n_frames} frames have others; the first is "
             f"frame {frame}, with {first} and {second} at {float(lengths[worst]):.4g} nm "
-            f"(reference positions: {float(expected[worst]):.4g} nm); {_HINT}"
+            f"(expected: {float(expected[worst]):.4g} nm); {_HINT}"
         )
     if bool(overlapping.any()):
         frame = int(overlapping.nonzero()[0])
@@ -217,7 +226,7 @@ def check_frames(molecule: "MolecularSystem", positions: Tensor) -> None:
         raise ValueError(
             "positions: expected the molecule's atoms in its order, but "
             f"{first} and {second} are bonded at {float(mean[swapped[0]]):.4g} nm in the mean of "
-            f"{n_frames} frames (reference positions: {float(expected[swapped[0]]):.4g} nm)"
+            f"{n_frames} frames (expected: {float(expected[swapped[0]]):.4g} nm)"
         )
 
 

@@ -140,7 +140,11 @@ def run(
         trajectory is None and molecule.fingerprint != alanine_dipeptide().fingerprint
     )
     dataset: MDDataset | None = None
-    if own_md:  # before MD: the molecule may have no internal coordinates
+    # What production goes on from needs no frames any more; they may be gone.
+    begun = record is not None and production.has_begun(Path(output))
+    if begun:
+        pass
+    elif own_md:  # before MD: the molecule may have no internal coordinates
         InternalCoordinates.from_topology(molecule.topology, molecule.positions)
     else:  # before anything is written: the frames may not fit
         dataset = (
@@ -154,7 +158,9 @@ def run(
         molecule,
         settings=settings,
         seed=seed,
-        source={
+        source=record["source"]
+        if begun and record is not None
+        else {
             "own_md": own_md,
             "trajectory": None if trajectory is None else str(Path(trajectory).resolve()),
             "temperature": temperature,
@@ -168,7 +174,9 @@ def run(
         if record is None:
             record = asked
             write_record(lock.directory, record)
-        check_same_record(lock.directory, record, asked, growing=["sampling.n_iterations"])
+        # A trajectory may have moved: its frames are what is compared.
+        may_differ = ["sampling.n_iterations", "source.trajectory"]
+        check_same_record(lock.directory, record, asked, growing=may_differ)
         write_molecule(molecule, lock.directory)
         if resume and production.has_begun(lock.directory):
             Rounds.tidy(lock.directory)
@@ -177,6 +185,8 @@ def run(
                 flow, lock, settings.sampling.n_iterations, molecule, platform,
                 checkpoint_seconds, progress,
             )  # fmt: skip
+        if begun:
+            raise ValueError(f"output: {lock.directory} changed while it was taken up; try again")
         return _run(
             lock, record, settings, molecule, dataset, trajectory, seeds, platform, threads,
             checkpoint_seconds, progress,

@@ -99,7 +99,7 @@ def test_ladders(make, value, error, message):
         ("md --equilibration-steps -1", "n_equilibration_steps: expected an integer of at least 0"),
         ("md --seed -1", "seed: expected an integer of at least 0, got -1"),
         (f"md --seed {2**64}", "seed: expected an integer of at most"),
-        ("run --seed -1", "seed: expected a non-negative integer, got -1"),
+        ("run --seed -1", "seed: expected an integer of at least 0, got -1"),
         ("run --walkers -2", "n_walkers: expected an integer of at least 1, got -2"),
         ("run --iterations 0", "n_iterations: expected an integer of at least 1, got 0"),
         ("run --tuning -1", "n_tuning: expected an integer of at least 0, got -1"),

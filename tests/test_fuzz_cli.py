@@ -48,7 +48,7 @@ def test_good_lines_work(lines, line):
 
 
 def test_command_lines(lines):
-    check(lines, 40)
+    check(lines, 30)
 
 
 @pytest.mark.slow

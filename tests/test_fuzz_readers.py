@@ -39,10 +39,24 @@ def test_undamaged_files_are_read(files):
 
 
 def test_damaged_files(files):
-    check(files, 50)
+    check(files, 40)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", dict.fromkeys(case[2] for case in readers.ALL))
 def test_many_damaged_files(files, reader):
     check(files, 400, reader)
+
+
+@pytest.mark.parametrize(
+    ("file", "reader"),
+    [("T500.00K.dcd", "analyze"), ("flow.pt", "analyze"), ("config.json", "load_run"),
+     ("segments/segment_000000.npz", "load_run"), ("topology.pdb", "load_run"),
+     ("checkpoint.pt", "sample --resume")],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["fifo", "directory"])
+def test_what_is_no_file_is_named(files, file, reader, kind):
+    case = readers.Case("sample", file, reader, readers.Damage(kind, no_file=kind))
+    outcome = isolated(files.run(case))
+    assert files.verdict(case, outcome) == "refused", outcome
+    assert file in outcome.message + outcome.stderr

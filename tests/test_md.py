@@ -1,21 +1,25 @@
 """Molecular dynamics with its files: frames, accounts, interruption, continuation."""
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 
 import mdtraj
 import numpy as np
 import openmm
+import openmm.app as app
 import pytest
 
 from openmm_tsf import md_dynamics
 from openmm_tsf.inputs import (
     load_molecule,
     load_trajectory,
+    read_molecule,
     write_molecule,
 )
 from openmm_tsf.md import MDSettings, fastest_platform, run_md
+from openmm_tsf.systems import MolecularSystem
 
 SHORT = MDSettings(n_frames=8, steps_per_frame=5, n_equilibration_steps=20, seed=3)
 REFERENCE = {"platform": "Reference", "progress": False}
@@ -53,6 +57,45 @@ def test_directory_reads_back_as_the_same_molecule(molecule, run):
     np.testing.assert_allclose(again.positions, molecule.positions, atol=1e-4)
 
 
+@pytest.mark.parametrize("changed", ["nothing", "long names", "no names", "bonds"])
+def test_a_directory_keeps_what_a_pdb_file_would_lose(molecule, tmp_path, changed):
+    residue_names = {"long names": "LIGAND", "no names": ""}
+    topology, atoms, residues = app.Topology(), [], {}
+    chain = topology.addChain()
+    for atom in molecule.topology.atoms():
+        if atom.residue.index not in residues:
+            name = residue_names.get(changed, atom.residue.name)
+            residues[atom.residue.index] = topology.addResidue(name, chain)
+        name = {"long names": f"LONG{atom.index}", "no names": ""}.get(changed, atom.name)
+        atoms.append(topology.addAtom(name, atom.element, residues[atom.residue.index]))
+    bonds = [(first.index, second.index) for first, second in molecule.topology.bonds()]
+    if changed == "bonds":
+        bonds = [(j, i) for i, j in reversed(bonds)]
+    for i, j in bonds:
+        topology.addBond(atoms[i], atoms[j])
+    positions = molecule.positions + 1e-9  # below the last digit of a PDB file
+    written = MolecularSystem(molecule.system, topology, positions)
+    write_molecule(written, tmp_path)
+    again = read_molecule(tmp_path)
+    assert again.fingerprint == written.fingerprint
+    np.testing.assert_array_equal(again.positions, positions)
+    (tmp_path / "topology.json").write_text('{"chains": [], "bonds": [[0, 1]]}')
+    with pytest.raises(ValueError, match=r"topology\.json: not a readable topology"):
+        read_molecule(tmp_path)
+
+
+def test_shrinking_and_older_runs_are_refused(molecule, run, tmp_path):
+    folder = tmp_path / "md"
+    shutil.copytree(run[1], folder)
+    with pytest.raises(ValueError, match=r"n_frames: the run in .* has 8, which can grow, got 2"):
+        run_md(molecule, folder, replace(SHORT, n_frames=2), resume=True, **REFERENCE)
+    config = json.loads((folder / "config.json").read_text()) | {"format": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert len(load_trajectory(folder, molecule)) == 8
+    with pytest.raises(ValueError, match="made by an earlier version"):
+        run_md(molecule, folder, SHORT, resume=True, **REFERENCE)
+
+
 def test_same_seed_same_frames_on_the_reference_platform(molecule, run, tmp_path):
     again = run_md(molecule, tmp_path / "again", SHORT, **REFERENCE)
     assert again.trajectory.read_bytes()[276:] == run[0].trajectory.read_bytes()[276:]
@@ -78,7 +121,9 @@ def test_a_used_directory_is_refused_and_resuming_appends(molecule, run, tmp_pat
     assert (steps > 0).all()
     assert (steps < 0.1).all()  # it went on where it was
     with pytest.raises(ValueError, match=r"timestep: the run in .* has 0\.001, got 0\.002"):
-        run_md(molecule, folder, replace(SHORT, timestep=0.002), resume=True, **REFERENCE)
+        run_md(
+            molecule, folder, replace(SHORT, n_frames=11, timestep=0.002), resume=True, **REFERENCE
+        )
 
 
 def test_nothing_to_resume(molecule, tmp_path):

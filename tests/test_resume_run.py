@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from openmm_tsf import md_dynamics, production, rounds, stages, workflow
+from openmm_tsf.analysis import load_run
 from openmm_tsf.directories import stage_of
 from openmm_tsf.md import MDSettings
 from openmm_tsf.presets import FlowSettings, RunSettings, SamplingSettings
@@ -151,7 +152,7 @@ def test_another_question_is_refused(whole, tmp_path):
         with pytest.raises(ValueError, match=message):
             workflow.run(folder, resume=True, **options, **QUIET)
     (folder / "checkpoint.pt").unlink()
-    with pytest.raises(ValueError, match="holds no sample to resume, it is of the stage 'run'"):
+    with pytest.raises(ValueError, match="no such checkpoint, but there are samples"):
         stages.sample(None, folder, resume=True, **QUIET)
     shutil.copy(whole / "checkpoint.pt", folder / "checkpoint.pt")
     assert content(folder) == before
@@ -160,3 +161,21 @@ def test_another_question_is_refused(whole, tmp_path):
     grown = content(folder)
     assert grown["T500.00K.dcd"][276:].startswith(before["T500.00K.dcd"][276:])
     assert len(grown["energy"]) == len(before["energy"]) * 11 // 9
+
+
+def test_a_longer_total_is_kept_and_frames_may_go(whole, tmp_path, monkeypatch):
+    frames, folder = tmp_path / "md", tmp_path / "run"
+    shutil.copytree(whole / "md", frames)
+    short = replace(SETTINGS, n_rounds=0)
+    with monkeypatch.context() as patch:
+        nth(RunWriter, "write", 4)(patch)
+        with pytest.raises(Killed):
+            workflow.run(folder, short, trajectory=frames, seed=8, **QUIET)
+    frames.rename(tmp_path / "elsewhere")  # production has begun: nothing reads them
+    longer = replace(short, sampling=replace(short.sampling, n_iterations=12))
+    with monkeypatch.context() as patch:
+        nth(RunWriter, "write", 2)(patch)
+        with pytest.raises(Killed):
+            workflow.run(folder, longer, resume=True, **QUIET)
+    workflow.run(folder, resume=True, **QUIET)  # to the total that was asked for last
+    assert load_run(folder).n_iterations == 12

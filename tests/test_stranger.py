@@ -241,7 +241,8 @@ def test_names_of_kernels_and_atoms(box):
 FILES = [
     ("sample", name)
     for name in ("T500.00K.dcd", "T600.00K.dcd", "config.json", "checkpoint.pt", "flow.pt",
-                 "settings.json", "topology.pdb", "system.xml", "positions.npz", ".lock",
+                 "settings.json", "topology.pdb", "system.xml", "positions.npz", "topology.json",
+                 ".lock",
                  ".lock-owner.json", "summary.json", "ramachandran.png", "diagnostics.png",
                  "thermodynamics.csv", "thermodynamics.json", "thermodynamics.png",
                  "summary.json.tmp", "thermodynamics.json.tmp", "segments/segment_000000.npz",
@@ -249,7 +250,7 @@ FILES = [
 ] + [
     ("md", name)
     for name in ("md.dcd", "checkpoint.npz", "config.json", ".lock", ".lock-owner.json",
-                 "topology.pdb", "system.xml", "positions.npz")
+                 "topology.pdb", "system.xml", "positions.npz", "topology.json")
 ] + [
     ("train", name)
     for name in ("training.pt", "training.csv", "flow.pt", "config.json", "settings.json", ".lock")

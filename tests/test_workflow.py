@@ -349,6 +349,6 @@ def test_settings_at_the_door():
     with pytest.raises(ValueError, match=r"n_walkers: expected at least 3 where .* got 2"):
         RunSettings(n_rounds=1, sampling=few)
     RunSettings(n_rounds=0, sampling=few)
-    with pytest.raises(ValueError, match="seed: expected a non-negative integer"):
+    with pytest.raises(ValueError, match="seed: expected an integer of at least 0"):
         workflow.run("unused", TINY, seed=-1)
     json.dumps(plain(preset("default")))

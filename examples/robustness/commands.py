@@ -179,8 +179,13 @@ class Lines:
         for name in sorted(self._before.keys() | after.keys()):
             if self._before.get(name) == after.get(name):
                 continue
-            inside = any(name == place or name.startswith(f"{place}/") for place in places)
             new = name not in self._before
+            inside = any(
+                name == place
+                or name.startswith(f"{place}/")
+                or (new and place.startswith(f"{name}/"))  # a folder above, made for it
+                for place in places
+            )
             ours = not name.startswith("foreign") and inside
             if not (ours or (inside and new and name.startswith("foreign/new"))):
                 return f"FAILED: {name} was changed"

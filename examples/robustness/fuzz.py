@@ -54,11 +54,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--examples", type=int, default=100, help="inputs for each (default: 100)")
     parser.add_argument("--output", required=True, help="JSON file with the counts")
-    parser.add_argument("--only", nargs="+", help="readers and commands; all by default")
+    parser.add_argument("--only", nargs="+", help="readers and commands, anew; all by default")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     table: dict[str, dict[str, Any]] = {}
+    if args.only and Path(args.output).is_file():
+        table = json.loads(Path(args.output).read_text())  # what is not tried anew stays
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         home = corpus.build(Path(name) / "good")

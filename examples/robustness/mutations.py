@@ -301,7 +301,6 @@ _TENSORS = {
     "repeated in shape": lambda t: torch.zeros(1, dtype=t.dtype).expand(t.shape or (1,)),
     "sparse": lambda t: t.to_sparse() if t.ndim else torch.zeros(3).to_sparse(),
     "meta": lambda t: torch.empty(t.shape, device="meta"),
-    "quantized": lambda t: torch.quantize_per_tensor(torch.zeros(t.shape), 0.1, 0, torch.qint8),
     "gradient": lambda t: t.double().requires_grad_(),
     "parameter": lambda t: torch.nn.Parameter(t.double()),
     "one more": lambda t: t + 1 if t.dtype != torch.bool else ~t,

@@ -98,7 +98,8 @@ _add(
 )
 _add(
     "sample",
-    "config.json settings.json checkpoint.pt flow.pt positions.npz system.xml topology.pdb "
+    "config.json settings.json checkpoint.pt flow.pt positions.npz topology.json "
+    "system.xml topology.pdb "
     "T600.00K.dcd segments/segment_000001.npz",
     (
         "sample --resume",
@@ -107,11 +108,16 @@ _add(
 )
 _add("sample", "config.json settings.json summary.json", ("doctor", DOCTOR))
 _add("sample", "flow.pt", ("load_flow", LOAD_FLOW))
-_add("sample", "system.xml topology.pdb positions.npz", ("read_molecule", READ_MOLECULE))
+_add(
+    "sample",
+    "system.xml topology.pdb topology.json positions.npz",
+    ("read_molecule", READ_MOLECULE),
+)
 _add("sample", "system.xml topology.pdb", ("load_molecule", LOAD_MOLECULE))
 _add(
     "train",
-    "config.json settings.json training.pt training.csv flow.pt positions.npz system.xml "
+    "config.json settings.json training.pt training.csv flow.pt positions.npz topology.json "
+    "system.xml "
     "topology.pdb",
     (
         "train --resume",
@@ -123,7 +129,7 @@ _add(
 )
 _add(
     "train",
-    "flow.pt config.json system.xml topology.pdb positions.npz",
+    "flow.pt config.json system.xml topology.pdb topology.json positions.npz",
     (
         "sample --flow",
         _command(
@@ -134,7 +140,7 @@ _add(
 )
 _add(
     "md",
-    "config.json checkpoint.npz md.dcd system.xml topology.pdb positions.npz",
+    "config.json checkpoint.npz md.dcd system.xml topology.pdb topology.json positions.npz",
     ("md --resume", _command("md --output {dir} --resume --frames 31")),
 )
 _add("md", "md.dcd config.json", ("load_trajectory", LOAD_TRAJECTORY))
@@ -143,7 +149,8 @@ _add("md", "config.json", ("doctor", DOCTOR))
 _add(
     "killed",
     "settings.json training/round_00_flow.pt training/round_01.pt training/round_01_samples.pt "
-    "training/round_00.csv training/round_01.csv flow.pt system.xml topology.pdb positions.npz",
+    "training/round_00.csv training/round_01.csv flow.pt system.xml topology.pdb "
+    "topology.json positions.npz",
     ("run --resume", _command("run --output {dir} --resume --platform Reference")),
 )
 

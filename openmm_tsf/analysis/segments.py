@@ -57,6 +57,7 @@ class Segments:
             "dihedrals": (n_walkers, n_rungs, n_dihedrals),
         }
         self._parts: list[_Part] = []
+        self._last = -1  # saved iteration of those opened so far
         paths = _numbered(directory)
         for path in paths:
             regular_file(path, "segment of a run")
@@ -87,13 +88,9 @@ class Segments:
             found, expected = array_header(file, name)[0], (len(iteration), *shape)
             if found != expected:
                 raise _Misfit(f"{path}: {name}: expected shape {expected}, got {found}")
+        if len(iteration):
+            self._last = int(iteration[-1])
         return _Part(path, iteration.astype(np.int64), names)
-
-    @property
-    def _last(self) -> int:
-        """The last saved iteration of those opened so far."""
-        numbers = [part.iteration[-1] for part in self._parts if len(part.iteration)]
-        return int(numbers[-1]) if numbers else -1
 
     @cached_property
     def iteration(self) -> npt.NDArray[np.int64]:

@@ -74,3 +74,13 @@ def potential_choices(potential: Potential) -> dict[str, Any]:
         "n_contexts": getattr(potential, "n_contexts", None),
         "compiled": getattr(potential, "compile_requested", None),
     }
+
+
+def is_potential_choice(content: Any) -> bool:
+    """Whether something read from a file can be what `potential_choices` said."""
+    if not isinstance(content, dict) or not {"platform", "n_contexts"} <= content.keys():
+        return False
+    platform, count = content["platform"], content["n_contexts"]
+    return (platform is None or isinstance(platform, str)) and (
+        count is None or (isinstance(count, int) and not isinstance(count, bool))
+    )
