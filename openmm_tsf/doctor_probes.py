@@ -230,6 +230,8 @@ def _stage(folder: Path, config: dict[str, Any]) -> str:
     stage = stage_of(folder)
     if stage is not None:
         return stage
+    if (folder / "settings.json").exists():  # damaged
+        return "run"
     if "temperatures_K" in config:
         return "sample"
     return "unknown"

@@ -176,16 +176,17 @@ def check_frames(molecule: "MolecularSystem", positions: Tensor) -> None:
     Raises
     ------
     ValueError
-        If atoms overlap, or bonds are far longer or shorter than the System's rest lengths (or
-        the reference positions', where it has none): in a frame, or (atoms that have changed
-        places) in the mean.
+        If atoms overlap, or bonds are far longer or shorter than both in the molecule's reference
+        positions and the System's rest length: in a frame, or (atoms that have changed places) in
+        the mean.
     """
     bonds = torch.from_numpy(bonds_of(molecule.topology)).to(positions.device)
     reference = positions.new_tensor(molecule.positions)[None]
     expected = _lengths(reference, bonds)[0]
-    # The reference may be a poor conformation: what the System says of its bonds goes before.
+    # The reference may be a poor conformation: the System's own lengths are as good.
     rest = expected.new_tensor(_rest_lengths(molecule.system, bonds.cpu().numpy()))
-    expected = torch.where(rest > 0, rest, expected)
+    rest = torch.where(rest > 0, rest, expected)
+    low, high = torch.minimum(rest, expected), torch.maximum(rest, expected)
     n_frames, n_atoms = positions.shape[:2]
     total = torch.zeros_like(expected)
     torn = torch.zeros(n_frames, dtype=torch.bool, device=positions.device)
@@ -195,7 +196,7 @@ def check_frames(molecule: "MolecularSystem", positions: Tensor) -> None:
         rows = slice(start, start + size)
         lengths = _lengths(positions[rows], bonds)
         total += lengths.sum(dim=0)
-        wrong = (lengths > STRETCH * expected) | (lengths < expected / STRETCH)
+        wrong = (lengths > STRETCH * high) | (lengths < low / STRETCH)
         torn[rows] = wrong.any(dim=1)
         overlapping[rows] = _overlapping(positions[rows])
     labels = [atom_label(atom) for atom in molecule.topology.atoms()]
@@ -208,7 +209,7 @@ def check_frames(molecule: "MolecularSystem", positions: Tensor) -> None:
             "positions: expected this molecule's bonds, up to a factor of "
             f"{STRETCH:g}, but {int(torn.sum())} of {n_frames} frames have others; the first is "
             f"frame {frame}, with {first} and {second} at {float(lengths[worst]):.4g} nm "
-            f"(expected: {float(expected[worst]):.4g} nm); {_HINT}"
+            f"(reference positions: {float(expected[worst]):.4g} nm); {_HINT}"
         )
     if bool(overlapping.any()):
         frame = int(overlapping.nonzero()[0])
@@ -220,13 +221,13 @@ def check_frames(molecule: "MolecularSystem", positions: Tensor) -> None:
             f"{float((positions[frame, i] - positions[frame, j]).norm()):.4g} nm"
         )
     mean = total / n_frames
-    swapped = ((mean / expected).log().abs() > np.log(MEAN_STRETCH)).nonzero().flatten()
+    swapped = ((mean > MEAN_STRETCH * high) | (mean < low / MEAN_STRETCH)).nonzero().flatten()
     if len(swapped):
         first, second = (labels[int(atom)] for atom in bonds[swapped[0]])
         raise ValueError(
             "positions: expected the molecule's atoms in its order, but "
             f"{first} and {second} are bonded at {float(mean[swapped[0]]):.4g} nm in the mean of "
-            f"{n_frames} frames (expected: {float(expected[swapped[0]]):.4g} nm)"
+            f"{n_frames} frames (reference positions: {float(expected[swapped[0]]):.4g} nm)"
         )
 
 

@@ -1,5 +1,8 @@
 """Molecules for the tests, built offline from what OpenMM and openmmtools ship."""
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from io import StringIO
@@ -33,6 +36,17 @@ def alanine() -> Molecule:
     return molecule.topology, molecule.positions
 
 
+@contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """``Modeller.addHydrogens`` starts from random places: the same ones in every test run."""
+    state = random.getstate()
+    random.seed(1)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
 @cache
 def capped(residue_name: str) -> Molecule:
     """ACE-X-NME with X cut out of a protein: topology and positions in nm.
@@ -60,10 +74,11 @@ def capped(residue_name: str) -> Molecule:
                 positions.append(xyz[atom.index])
     topology.createStandardBonds()
     modeller = app.Modeller(topology, np.array(positions) * unit.nanometer)
-    modeller.addHydrogens(
-        app.ForceField("amber14/protein.ff14SB.xml"),
-        platform=openmm.Platform.getPlatformByName("Reference"),
-    )
+    with same_random_numbers():
+        modeller.addHydrogens(
+            app.ForceField("amber14/protein.ff14SB.xml"),
+            platform=openmm.Platform.getPlatformByName("Reference"),
+        )
     return modeller.topology, np.array(modeller.positions.value_in_unit(unit.nanometer))
 
 

@@ -15,7 +15,7 @@ import openmm
 import openmm.app as app
 import openmm.unit as unit
 import torch
-from molecules import Molecule, capped, dihydrofolate_reductase
+from molecules import Molecule, capped, dihydrofolate_reductase, same_random_numbers
 from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
@@ -262,7 +262,8 @@ def with_hydrogens(
     """The heavy atoms of a molecule with the hydrogens that a force field expects."""
     modeller = app.Modeller(topology, positions * unit.nanometer)
     modeller.delete([a for a in topology.atoms() if a.element is app.element.hydrogen])
-    modeller.addHydrogens(forces, platform=openmm.Platform.getPlatformByName("Reference"))
+    with same_random_numbers():
+        modeller.addHydrogens(forces, platform=openmm.Platform.getPlatformByName("Reference"))
     return modeller.topology, np.array(modeller.positions.value_in_unit(unit.nanometer))
 
 

@@ -20,15 +20,18 @@ ROOT = HERE.parent.parent
 BAD_INPUT = ["test_bad_input.py", "test_bad_files.py", "test_bad_numbers.py", "test_stranger.py"]
 
 
-def measure():
-    """Make all JSON files anew."""
+def bad_input():
+    """Run the tests of bad input and count them."""
     tests = [str(ROOT / "tests" / name) for name in BAD_INPUT]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *tests],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "-q", *tests]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped)", done.stdout)}
     write("bad_input.json", {"tests": BAD_INPUT, **counts})
+
+
+def measure():
+    """Make all JSON files anew."""
+    bad_input()
     for name, *arguments in (
         ("fuzz", "--examples", "60", "--seed", "11"), ("kills", "--kills", "120"), ("long_run",),
     ):  # fmt: skip

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import pickle
 import resource
@@ -107,6 +108,8 @@ def _child(function: Callable[[], Any], descriptor: int, memory: int) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         warnings.simplefilter("ignore")
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            # Warnings of the log count as words, whoever set up logging in the parent.
+            logging.getLogger("openmm_tsf").addHandler(logging.StreamHandler(err))
             try:
                 outcome.status = function()
             except SystemExit as error:

@@ -1,8 +1,16 @@
 """Potential energies: x [B, *event] to U [B], differentiable."""
 
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.potentials.mixed_double_well import MixedDoubleWell
 from openmm_tsf.potentials.models import DoubleWell, GaussianWell
 from openmm_tsf.potentials.openmm_bridge import OpenMMPotential
 from openmm_tsf.potentials.torch_potential import TorchPotential
 
-__all__ = ["DoubleWell", "GaussianWell", "OpenMMPotential", "Potential", "TorchPotential"]
+__all__ = [
+    "DoubleWell",
+    "GaussianWell",
+    "MixedDoubleWell",
+    "OpenMMPotential",
+    "Potential",
+    "TorchPotential",
+]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from openmm_tsf.coordinates.internal import InternalCoordinates
 from openmm_tsf.coordinates.whitening import Whitening
+from openmm_tsf.doors import whole_number
 from openmm_tsf.flows import RealNVPFlow
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.moves import FlowWalk
@@ -45,6 +46,16 @@ class WhitenedCoordinates:
         self.whitening, self.coordinates = whitening, coordinates
         self.n_coordinates = whitening.n_coordinates
         self.reference_temperature = as_temperature(reference_temperature, "reference_temperature")
+
+    @classmethod
+    def identity(cls, n_coordinates: int) -> Self:
+        """y = x on R^d, T_ref = 1: :class:`InternalWalk` is then x' = x + N(0, sigma^2 T)."""
+        d = whole_number(n_coordinates, "n_coordinates")
+        zeros, ones = torch.zeros(d, dtype=torch.float64), torch.ones(d, dtype=torch.float64)
+        none = zeros[:0]
+        square = none.reshape(0, 0)
+        scales = Whitening("diagonal", ones.bool(), zeros, ones, none, square, square)
+        return cls(scales, None, 1.0)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
