@@ -214,6 +214,9 @@ def main():
     parser.add_argument(
         "--quick", action="store_true", help="a sketch of two seeds: nothing is right"
     )
+    parser.add_argument(
+        "--redraw", action="store_true", help="draw the figure anew from the numbers beside it"
+    )
     args = parser.parse_args()
     output = Path(args.output)
     if args.redraw:

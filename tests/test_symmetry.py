@@ -15,7 +15,13 @@ from openmm_tsf.coordinates.whitening import Whitening
 from openmm_tsf.dataset import MDDataset
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.sampling.kernels import FlowIndependence, FlowWalk, WalkerState
+from openmm_tsf.sampling.kernels import (
+    FlowIndependence,
+    FlowWalk,
+    LatentMALA,
+    SteeredSwap,
+    WalkerState,
+)
 from openmm_tsf.systems import MolecularSystem
 from openmm_tsf.units import KB
 
@@ -227,9 +233,9 @@ def start(methyl):
     return methyl.sample(N, TEMPERATURE, torch.Generator().manual_seed(11))
 
 
-def folded_flow(methyl, start, coordinates="volume"):
+def folded_flow(methyl, start, coordinates="volume", overlap=False):
     layer = InternalCoordinates.from_topology(
-        methyl.topology, POSITIONS, coordinates, equivalent=[(3, 4, 5)]
+        methyl.topology, POSITIONS, coordinates, equivalent=[(3, 4, 5)], overlap=overlap
     )
     assert len(layer.labelling) == 1
     cuts = layer.fit_branch_cuts(layer.bonds_angles_torsions(start)[2]).clone()
@@ -258,15 +264,15 @@ def scores(methyl, x):
     )
 
 
-def run(methyl, start, flow, n_steps=1):
+def run(methyl, start, flow, n_steps=1, **checks):
     state = WalkerState(
         start[:, None], None, methyl.energy(start)[:, None], torch.zeros(len(start), 1).long()
     )
     generator = torch.Generator().manual_seed(3)
     ladder = (TEMPERATURE,)
     moves = [
-        FlowWalk(flow, methyl, ladder, 0.5, n_steps=n_steps),
-        FlowIndependence(flow, methyl, ladder, n_steps=n_steps),
+        FlowWalk(flow, methyl, ladder, 0.5, n_steps=n_steps, **checks),
+        FlowIndependence(flow, methyl, ladder, n_steps=n_steps, **checks),
     ]
     accepted = torch.zeros(2)
     for _ in range(10 // n_steps):
@@ -311,7 +317,158 @@ def test_the_latent_does_not_depend_on_pose_and_labels(methyl, start):
 def test_wrapping_into_the_domain_is_noticed(methyl, start, monkeypatch):
     """A mutant: any third of the circle is let in, though the way back leads to another v."""
     flow = folded_flow(methyl, start)
-    labelling = flow.coordinates.labelling
-    monkeypatch.setattr(labelling, "span", lambda torsions, cuts: 0 * torsions[:, :1])
-    x, _ = run(methyl, start, flow)
+    _, following, last = flow.coordinates.labelling.columns[0].tolist()
+    monkeypatch.setattr(
+        flow.coordinates.labelling,
+        "inside",
+        lambda torsions, cuts, overlap: (torsions[:, last] - torsions[:, following]).sin() > 0,
+    )
+    x, _ = run(methyl, start, flow, round_trip_tolerance=1e9)
     assert scores(methyl, x) > 5
+
+
+# -- copies that overlap ------------------------------------------------------------------------
+
+
+class WithForces(Methyl):
+    """The same with forces, for moves that need them."""
+
+    def energy_and_forces(self, x):
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            energy = self.energy(leaf)
+            (slope,) = torch.autograd.grad(energy.sum(), leaf)
+        return energy.detach(), -slope
+
+
+def test_shares_of_copies(methyl, start):
+    """They sum to one, whichever copy they are computed from, and go there and back."""
+    flow = folded_flow(methyl, start, overlap=True)
+    layer, x = flow.coordinates, start[:2000]
+    tau = torch.linspace(0.3, 2.0, len(x), dtype=torch.float64)
+    plain, _ = layer.inverse_and_log_det(x)
+    total, crossed = torch.zeros(len(x), dtype=torch.float64), 0
+    for copy in range(3):
+        copies = torch.full((len(x), 1), copy)
+        u, log_det = layer.inverse_and_log_det(x, copies)
+        assert torch.isfinite(log_det).all()
+        built, there = layer.forward_and_log_det(u)
+        torch.testing.assert_close(there, -log_det, rtol=0, atol=1e-12)
+        torch.testing.assert_close(layer.place(u, like=x), x, rtol=0, atol=1e-12)
+        torch.testing.assert_close(layer.inverse_and_log_det(built)[0], plain, rtol=0, atol=1e-9)
+        share = layer.log_window(u, tau)
+        torch.testing.assert_close(share, layer.log_window_of(built, tau), rtol=1e-9, atol=1e-9)
+        total += share.exp()
+        crossed += int(((share.exp() > 0.1) & (share.exp() < 0.9)).sum())
+    torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-12)
+    assert crossed > 300  # the cut goes through a mode
+    generator = torch.Generator().manual_seed(4)
+    drawn = torch.stack([layer.draw_copies(x, tau, generator)[0][:, 0] for _ in range(200)])
+    for copy in range(3):
+        u, _ = layer.inverse_and_log_det(x, torch.full((len(x), 1), copy))
+        expected = layer.log_window(u, tau).exp().sum()
+        found = (drawn == copy).double().sum() / len(drawn)
+        assert abs(found - expected) < 4 * (expected / len(drawn)).sqrt() + 1e-9
+
+
+def test_the_domain_ends_where_no_copy_leads(methyl, start):
+    """More than one atom beyond a wall: no configuration is taken for such a copy."""
+    flow = folded_flow(methyl, start, overlap=True)
+    layer = flow.coordinates
+    u, _ = layer.inverse_and_log_det(start[:500])
+    column = layer._torsions.start + int(layer.labelling.columns[0, 0])
+    for turn, allowed in ((-2.1, True), (-4.2, False), (2.1, True), (4.2, False)):
+        moved = u.clone()
+        moved[:, column] += turn
+        inside = torch.isfinite(layer.forward_and_log_det(moved)[1])
+        assert (inside.double().mean() > 0.2) == allowed, turn
+
+
+@pytest.mark.parametrize(("coordinates", "n_steps"), [("volume", 1), ("plain", 2), ("volume", 5)])
+def test_moves_with_overlap_leave_the_exact_distribution(methyl, start, coordinates, n_steps):
+    flow = folded_flow(methyl, start, coordinates, overlap=True)
+    x, acceptance = run(methyl, start, flow, n_steps)
+    assert (acceptance > 0.02).all(), acceptance
+    assert (acceptance < 0.95).all()
+    assert scores(methyl, x) < 4
+
+
+def test_gradient_moves_and_swaps_with_overlap(methyl, start):
+    """LatentMALA and SteeredSwap: two rungs, each scored at its own temperature."""
+    potential, generator = WithForces(), torch.Generator().manual_seed(8)
+    flow = folded_flow(methyl, start, overlap=True)
+    ladder = (TEMPERATURE, 700.0)
+    hot = methyl.sample(N, 700.0, torch.Generator().manual_seed(12))
+    x = torch.stack([start, hot], dim=1)
+    energy = methyl.energy(x.flatten(0, 1)).reshape(N, 2)
+    state = WalkerState(x, None, energy, torch.arange(2).expand(N, 2).clone())
+    mala = LatentMALA(flow, potential, ladder, 0.3)
+    swap = SteeredSwap(flow, potential, ladder)
+    for _ in range(4):
+        for kernel in (mala, swap, swap):
+            state, info = kernel(state, generator)
+            if kernel.name == mala.name or int(info.proposed.sum()):
+                assert int(info.accepted.sum()) > 0.02 * N
+    assert scores(methyl, state.x[:, 0]) < 4
+
+
+@pytest.mark.parametrize("mutant", ["share", "copy"])
+def test_mutants_of_the_overlap_are_noticed(methyl, start, monkeypatch, mutant):
+    flow = folded_flow(methyl, start, overlap=True)
+    layer = flow.coordinates
+    if mutant == "share":  # left out of the proposal's density
+        monkeypatch.setattr(layer, "log_window_of", lambda x, tau: 0 * tau)
+    else:  # drawn without a look at the shares
+
+        def uniform(x, tau, generator):
+            copies = torch.randint(3, (len(x), 1), generator=generator)
+            u, _ = layer.inverse_and_log_det(x, copies)
+            return copies, layer.log_window(u, tau)
+
+        monkeypatch.setattr(layer, "draw_copies", uniform)
+    x, _ = run(methyl, start, flow, round_trip_tolerance=1e9)
+    assert scores(methyl, x) > 5
+
+
+def test_density_with_overlap(methyl, start):
+    """log_prob sums over copies; the density of a copy drawn, over its share, has that mean."""
+    flow, generator = folded_flow(methyl, start, overlap=True), torch.Generator().manual_seed(9)
+    x, temperature = start[:400], 450.0
+    momenta = 0.9 * torch.randn(len(x), flow.n_momenta, generator=generator, dtype=torch.float64)
+    tau = torch.full((len(x),), temperature / flow.reference_temperature, dtype=torch.float64)
+    mean = torch.zeros(len(x), dtype=torch.float64)
+    for copy in range(3):
+        copies = torch.full((len(x), 1), copy)
+        v, log_det = flow.inverse_and_log_det(x, momenta, copies)
+        log_prob = flow.prior_log_prob(v, temperature) + log_det - flow.log_multiplicity
+        share = flow.coordinates.log_window(flow.coordinates.inverse_and_log_det(x, copies)[0], tau)
+        mean += share.exp() * (log_prob - share).exp()
+    torch.testing.assert_close(mean.log(), flow.log_prob(x, momenta, temperature))
+    # The same in expectations over the flow's own draws: the mean of exp(log p - log_prob) is Z.
+    drawn = flow.sample(100_000, temperature, generator)
+    kt = KB * temperature
+    kinetic = 0.5 * drawn.momenta.square().sum(1) / (temperature / flow.reference_temperature)
+    usable = torch.isfinite(drawn.log_prob)
+    log_weight = torch.full_like(kinetic, -math.inf)
+    log_weight[usable] = (
+        -methyl.energy(drawn.x[usable]) / kt - kinetic[usable] - drawn.log_prob[usable]
+    )
+    weight = torch.softmax(log_weight, 0)
+    angles = methyl.dihedrals(torch.where(usable[:, None, None], drawn.x, start[:1]))
+    for function, expected in zip(FUNCTIONS, methyl.exact(FUNCTIONS, temperature), strict=True):
+        values = function(angles)
+        found = float((weight * values).sum())
+        stderr = float((weight.square() * (values - found).square()).sum().sqrt())
+        assert abs(found - expected) < 4 * stderr
+
+
+def test_files_keep_the_overlap(methyl, start, tmp_path):
+    flow = folded_flow(methyl, start, overlap=True)
+    flow.save(tmp_path / "flow.pt")
+    again = TemperatureSteerableFlow.load(tmp_path / "flow.pt")
+    assert again.overlap
+    config = flow.coordinates.to_config()
+    del config["overlap"]  # a file of an earlier version
+    assert not InternalCoordinates.from_config(config).overlap
+    with pytest.raises(ValueError, match="overlap"):
+        InternalCoordinates.from_config({**config, "overlap": "yes"})

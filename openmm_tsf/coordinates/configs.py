@@ -47,6 +47,8 @@ def layer_entries(config: Any, n_atoms: int) -> dict[str, Any]:
         "coordinates": entry(config, "coordinates", str),
         "dtype": dtype_entry(config),
         "equivalent": equivalent.tolist(),
+        # Files of earlier versions do not name it.
+        "overlap": entry(config, "overlap", bool) if "overlap" in config else False,
     }
 
 

@@ -85,6 +85,7 @@ class InternalCoordinates(nn.Module):
         coordinates: str = "volume",
         dtype: torch.dtype = torch.float64,
         equivalent: Sequence[Triple] = (),
+        overlap: bool = False,
     ) -> None:
         super().__init__()
         if coordinates not in ("volume", "plain"):
@@ -117,6 +118,7 @@ class InternalCoordinates(nn.Module):
         )
         self.register_buffer("kinds", kinds)
         self.labelling = Labels(zmatrix.rows, handedness.tolist(), equivalent)
+        self.overlap = bool(overlap) and len(self.labelling) > 0
         labels = ("bond", "angle", "torsion", "offset")
         atoms = [zmatrix.rows[1:, :2], zmatrix.rows[2:, :3], zmatrix.rows[3:, :4]]
         quartets = [quartet for block in atoms for quartet in block]
@@ -133,6 +135,7 @@ class InternalCoordinates(nn.Module):
         coordinates: str = "volume",
         dtype: torch.dtype = torch.float64,
         equivalent: Sequence[Triple] = (),
+        overlap: bool = False,
     ) -> Self:
         """Coordinates of a single molecule.
 
@@ -151,6 +154,9 @@ class InternalCoordinates(nn.Module):
             Groups of three hydrogens to relabel so that one of three equal copies of the density
             is left (:func:`openmm_tsf.coordinates.symmetry.equivalent_hydrogens`). Conformations
             in another labelling map to the same u; :meth:`place` gives them their labels back.
+        overlap
+            Let the copies overlap where one passes into the next, so that a density has no step
+            there: see :meth:`log_window`.
 
         Raises
         ------
@@ -173,7 +179,9 @@ class InternalCoordinates(nn.Module):
         )
         bonds, _, torsions = (part[0] for part in plain.bonds_angles_torsions(reference[None]))
         handedness = reference_handedness(zmatrix, torsions)
-        return cls(zmatrix, handedness, bonds, torsions - math.pi, coordinates, dtype, equivalent)
+        return cls(
+            zmatrix, handedness, bonds, torsions - math.pi, coordinates, dtype, equivalent, overlap
+        )
 
     # ------------------------------------------------------------------ the door
 
@@ -198,10 +206,13 @@ class InternalCoordinates(nn.Module):
         cuts, handed = self.branch_cuts, self._handed
         good = ((bonds > 0) & (bonds < math.inf)).all(-1)
         good &= ((angles > low) & (angles < high)).all(-1)
-        good &= ((torsions >= cuts) & (torsions < cuts + TWO_PI)).all(-1)
+        on_branch = (torsions >= cuts) & (torsions < cuts + TWO_PI)
+        if self.overlap:
+            on_branch[:, self.labelling.columns[:, 0]] = True  # the labels have their own walls
+        good &= on_branch.all(-1)
         good &= (torsions[:, handed].sin() * self.handedness[handed] > 0).all(-1)
         if len(self.labelling):
-            good &= self.labelling.inside(torsions, cuts)
+            good &= self.labelling.inside(torsions, cuts, self.overlap)
         return good
 
     def labels(self, x: Tensor) -> Tensor:
@@ -210,12 +221,16 @@ class InternalCoordinates(nn.Module):
         ``relabel(x, labels(x))`` has labels 0, which is where the coordinates live.
         """
         self._check_x(x)
+        return self.labelling.of(self._group_torsions(x), self.branch_cuts)
+
+    def _group_torsions(self, x: Tensor) -> Tensor:
+        """Dihedrals [B, N-3] of the groups of equivalent hydrogens; zeros elsewhere."""
         columns = self.labelling.columns.flatten()
         xt = x.permute(2, 1, 0)
         atom, bonded, angle, partner = (xt[:, atoms] for atoms in self._rows[3:][columns].T)
         torsions = x.new_zeros(len(x), len(self.branch_cuts))
         torsions[:, columns] = dihedral(atom - bonded, bonded - angle, partner - angle).T
-        return self.labelling.of(torsions, self.branch_cuts)
+        return torsions
 
     def relabel(self, x: Tensor, shift: Tensor) -> Tensor:
         """x [B, N, 3] with each group's hydrogens turned by shift [B, G] thirds."""
@@ -225,6 +240,65 @@ class InternalCoordinates(nn.Module):
     def log_multiplicity(self) -> float:
         """ln of the number of labelled copies of each u: G ln 3."""
         return len(self.labelling) * math.log(3.0)
+
+    # ------------------------------------------------------------------ overlapping copies
+
+    def log_window(self, u: Tensor, tau: Tensor) -> Tensor:
+        """ln of the share [B] that the copy u [B, 3N-6] has of its configuration.
+
+        With walls between the copies a density on u ends at a step, which no smooth flow meets and
+        beyond which its draws are lost. With `overlap` a copy fades out beyond its walls instead,
+        by as much as the next one fades in (:meth:`Labels.log_overlap`); shares of all copies of a
+        configuration sum to one. So p(x) w(u) is a density on copies whose marginal is p(x), and
+        which copy a configuration is taken for is drawn by its shares (:meth:`draw_copies`), just
+        as momenta are. Zero (one copy has all) without `overlap`.
+
+        Parameters
+        ----------
+        u
+            Coordinates in the domain.
+        tau
+            T/T_ref [B]. The share's numerator steers as a Boltzmann factor does; its denominator,
+            which differs from one within 0.3 rad of a wall only, does not.
+        """
+        if not self.overlap:
+            return u.new_zeros(len(u))
+        beyond, every = self.log_overlap(u, tau)
+        return beyond - every
+
+    def log_overlap(self, u: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """ln of the numerator and of the denominator of the share of u [B, 3N-6], each [B]."""
+        return self.labelling.log_overlap(u[:, self._torsions], self.branch_cuts, tau)
+
+    def log_window_of(self, x: Tensor, tau: Tensor) -> Tensor:
+        """:meth:`log_window` [B] of the copies whose conformations, as built, are x [B, N, 3].
+
+        The primary hydrogen need not come first: the labels of x tell which copy it is.
+        """
+        self._check_x(x)
+        torsions, primary = self._group_torsions(x), self.labelling.columns[:, 0]
+        copies = (-self.labelling.of(torsions, self.branch_cuts)) % 3
+        before = TWO_PI * (copies == 2).to(x)
+        turned = wrap(torsions[:, primary], self.branch_cuts[primary]) - before
+        beyond, every = self.labelling.log_overlap(
+            torsions.index_copy(1, primary, turned), self.branch_cuts, tau
+        )
+        return beyond - every
+
+    def draw_copies(
+        self, x: Tensor, tau: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Which copy each x [B, N, 3] is taken for, [B, G], and :meth:`log_window` of it [B].
+
+        Copies are drawn by their shares.
+        """
+        self._check_x(x)
+        x = self.relabel(x, self.labels(x))
+        torsions, primary = self._group_torsions(x), self.labelling.columns[:, 0]
+        start = wrap(torsions[:, primary], self.branch_cuts[primary])
+        torsions = torsions.index_copy(1, primary, start)
+        copies = self.labelling.draw(torsions, self.branch_cuts, tau, generator)
+        return copies, self.log_window_of(self.relabel(x, copies), tau)
 
     def is_mirror_image(self, x: Tensor) -> Tensor:
         """Whether any tetrahedral centre of x [B, N, 3] has the wrong handedness: bool [B].
@@ -291,16 +365,28 @@ class InternalCoordinates(nn.Module):
         r, cos, sin, torsion = self._measure(x)
         return r.T, torch.atan2(sin, cos).T, torsion.T
 
-    def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, x: Tensor, copies: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Internal coordinates u [B, 3N-6] of x [B, N, 3] and log|det du/dx| [B].
 
         The log-determinant is -inf where x has the wrong handedness or no coordinates (coinciding
         or collinear atoms, NaN).
+
+        Parameters
+        ----------
+        x
+            Conformations.
+        copies
+            Which copy of each group of equivalent hydrogens, [B, G] as :meth:`draw_copies` draws
+            them; by default the one between the walls.
         """
         self._check_x(x)
         if len(self.labelling):
-            x = self.relabel(x, self.labels(x))
+            labels = self.labels(x)
+            x = self.relabel(x, labels if copies is None else (labels + copies) % 3)
         r, cos, sin, torsion = self._measure(x)
+        if copies is not None:
+            before = TWO_PI * (copies == 2).to(torsion)
+            torsion = torsion.index_add(0, self.labelling.columns[:, 0], before.T, alpha=-1)
         if self.is_constant_log_det:
             parts = (r * r * r / 3.0, -cos, torsion)
         else:
@@ -376,7 +462,9 @@ class InternalCoordinates(nn.Module):
         """
         self._check_x(like, "like")
         x = self.from_pose(u, *self.pose(like))
-        return self.relabel(x, (-self.labels(like)) % 3) if len(self.labelling) else x
+        if not len(self.labelling):
+            return x
+        return self.relabel(x, (self.labels(x) - self.labels(like)) % 3)
 
     def move(self, x: Tensor, like: Tensor) -> Tensor:
         """Conformations x [B, N, 3] moved rigidly to the pose of `like`, and given its labels.
@@ -449,6 +537,7 @@ class InternalCoordinates(nn.Module):
             "reference_bonds": self.reference_bonds.tolist(),
             "branch_cuts": self.branch_cuts.tolist(),
             "equivalent": self.labelling.triples,
+            "overlap": self.overlap,
         }
 
     @classmethod

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 Triple = tuple[int, int, int]
 
+#: Of the overlap of a group's copies, in nats per squared radian at T_ref: copies share what lies
+#: within about 0.1 rad of a wall.
+OVERLAP_STIFFNESS = 50.0
 #: Perturbation (nm) and number of conformations on which the energy's invariance is checked.
 _PERTURBATION, _N_CHECKS = 0.004, 3
 #: Largest change of the energy, relative to its size, that still is rounding.
@@ -113,14 +116,71 @@ class Labels(nn.Module):
         primary, _, last = self.columns.T
         return torsions[:, primary] - cuts[primary] + torch.remainder(torsions[:, last], TWO_PI)
 
-    def inside(self, torsions: Tensor, cuts: Tensor) -> Tensor:
+    def inside(self, torsions: Tensor, cuts: Tensor, overlap: bool = False) -> Tensor:
         """Whether every group has label 0 and no gap of half a turn: bool [B].
 
-        With all three gaps below pi the handedness is the same whichever atom comes first.
+        With all three gaps below pi the handedness is the same whichever atom comes first. With
+        `overlap` one atom may be beyond a wall: the first before the cut, or the last behind it.
         """
         _, following, last = self.columns.T
         gap = torsions[:, last] - torsions[:, following]
-        return ((self.span(torsions, cuts) < TWO_PI) & (gap.sin() > 0)).all(-1)
+        first, second, third = self._round_from_cut(torsions, cuts)
+        if overlap:
+            good = (second >= 0) & (second < TWO_PI) & ((first >= 0) | (third < TWO_PI))
+        else:
+            good = (first >= 0) & (third < TWO_PI)
+        return (good & (gap.sin() > 0)).all(-1)
+
+    def _round_from_cut(self, torsions: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Angles [B, G] from the cut to the three atoms, counterclockwise, primary first."""
+        primary, following, last = self.columns.T
+        first = torsions[:, primary] - cuts[primary]
+        second, third = (first + torch.remainder(torsions[:, c], TWO_PI) for c in (following, last))
+        return first, second, third
+
+    def log_overlap(self, torsions: Tensor, cuts: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """Logarithm of the window's numerator and of its denominator, each [B].
+
+        A configuration with atoms at angles 0 <= t1 < t2 < t3 < 2 pi from the cut has three copies
+        with neighbouring labels: its own, one where t1 comes last (t1 beyond the upper wall) and
+        one where t3 comes first (2 pi - t3 before the lower one). Their windows are in proportion
+        1 : exp(-q t1^2) : exp(-q (2 pi - t3)^2), q = 50/tau, and sum to one: a partition of unity.
+        Copies add up over groups.
+
+        Parameters
+        ----------
+        torsions, cuts
+            Dihedrals [B, N-3] of a copy, not wrapped, and cuts [N-3].
+        tau
+            T/T_ref [B].
+        """
+        first, second, third = self._round_from_cut(torsions, cuts)
+        before, behind = first < 0, third >= TWO_PI
+        low = torch.where(before, second, torch.where(behind, third - TWO_PI, first))
+        high = TWO_PI - torch.where(before, first + TWO_PI, torch.where(behind, second, third))
+        stiffness = (OVERLAP_STIFFNESS / tau)[:, None]
+        beyond = first.clamp(max=0).square() + (third - TWO_PI).clamp(min=0).square()
+        terms = (torch.zeros_like(low), -stiffness * low.square(), -stiffness * high.square())
+        every = torch.logsumexp(torch.stack(terms), 0)
+        return (-stiffness * beyond).sum(-1), every.sum(-1)
+
+    def draw(
+        self, torsions: Tensor, cuts: Tensor, tau: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Which copy of each group, drawn by the window: [B, G], 0 own, 1 t1 last, 2 t3 first.
+
+        Parameters
+        ----------
+        torsions
+            Dihedrals [B, N-3] of configurations of label 0.
+        """
+        first, _, third = self._round_from_cut(torsions, cuts)
+        stiffness = (OVERLAP_STIFFNESS / tau)[:, None]
+        down = torch.exp(-stiffness * first.square())
+        up = torch.exp(-stiffness * (TWO_PI - third).square())
+        drawn = torch.rand(first.shape, generator=generator, dtype=torch.float64).to(first)
+        drawn = drawn * (1 + down + up) - 1
+        return (drawn >= 0).long() + (drawn >= down).long()
 
     def penalty(self, torsions: Tensor, cuts: Tensor) -> Tensor:
         """Sum of squared violations [B] of :meth:`inside` in radians^2: for training only."""

@@ -5,6 +5,7 @@ standardisation and, for molecules, the coordinate layer. The momenta come strai
 network.
 """
 
+import itertools
 import math
 import os
 from abc import ABC, abstractmethod
@@ -29,6 +30,9 @@ from openmm_tsf.flows.files import (
 from openmm_tsf.flows.restore import rebuilt
 from openmm_tsf.randomness import generator_seed
 from openmm_tsf.units import as_temperature
+
+#: log_prob sums over 3^6 copies at most.
+MOST_GROUPS = 6
 
 
 class FlowSample(NamedTuple):
@@ -223,20 +227,59 @@ class AugmentedFlow(nn.Module, ABC):
                 log_det = log_det + extra
         return (x, momenta), log_det
 
-    def inverse_and_log_det(self, x: Tensor, momenta: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(
+        self, x: Tensor, momenta: Tensor, copies: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Map (x [B, *event], p [B, m]) to v [B, d+m] and -log|J_D| [B].
 
-        For configurations outside the domain (mirror images) the log-determinant is -inf.
+        For configurations outside the domain (mirror images) the log-determinant is -inf. Which of
+        overlapping copies x is taken for, [B, G], comes from :meth:`draw_copies`.
         """
         self._check(x, "x", self.event_shape)
         self._check(momenta, "momenta", (self.n_momenta,))
         total = x.new_zeros(len(x))
-        for layer in (self.coordinates, self.whitening):
-            if layer is not None:
-                x, extra = layer.inverse_and_log_det(x)
-                total = total + extra
+        if self.coordinates is not None:
+            x, total = self.coordinates.inverse_and_log_det(x, copies)
+        if self.whitening is not None:
+            x, extra = self.whitening.inverse_and_log_det(x)
+            total = total + extra
         v, log_det = self.network.inverse_and_log_det(torch.cat([x, momenta], dim=1))
         return v, total + log_det
+
+    # -- overlapping copies --------------------------------------------------------------------
+
+    @property
+    def overlap(self) -> bool:
+        """Whether copies of a configuration overlap: it is then taken for one at random."""
+        return self.coordinates is not None and self.coordinates.overlap
+
+    def draw_copies(
+        self, x: Tensor, temperature: Any, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Which copy each x [B, *event] is taken for, and ln of its share.
+
+        The target of a flow with overlapping copies is p(x, p) times the share w of the copy
+        (:meth:`openmm_tsf.coordinates.internal.InternalCoordinates.log_window`), whose marginal is
+        p(x, p). Drawing the copy by its shares is a Gibbs step, as drawing the momenta is.
+
+        Returns
+        -------
+        copies : Tensor
+            [B, G], for :meth:`inverse_and_log_det`.
+        log_window : Tensor
+            [B].
+        """
+        layer = self.coordinates
+        assert layer is not None
+        tau = self._tau(temperature, x).expand(len(x))
+        return layer.draw_copies(x, tau, generator)
+
+    def log_window(self, x: Tensor, temperature: Any) -> Tensor:
+        """ln of the share [B] of the copies that :meth:`forward_and_log_det` has returned as x."""
+        layer = self.coordinates
+        if layer is None or not layer.overlap:
+            return x.new_zeros(len(x))
+        return layer.log_window_of(x, self._tau(temperature, x).expand(len(x)))
 
     # -- the density -------------------------------------------------------------------------
 
@@ -257,10 +300,13 @@ class AugmentedFlow(nn.Module, ABC):
         """Draw n configurations at a temperature in K (biased: the flow is an approximation).
 
         Draws outside the domain have log_prob +inf, so that their weight is zero. Equivalent
-        hydrogens are labelled at random.
+        hydrogens are labelled at random. Where copies overlap, log_prob is the density of the copy
+        drawn less ln of its share: p(x, p) over its exponential is still an unbiased weight.
         """
         v = self.sample_prior(n, temperature, generator)
         (x, momenta), log_det = self.forward_and_log_det(v)
+        if self.overlap:
+            log_det = log_det + self.log_window(x, temperature)
         if self.coordinates is not None and self.log_multiplicity:
             shape = (n, len(self.coordinates.labelling))
             x = self.coordinates.relabel(
@@ -272,10 +318,30 @@ class AugmentedFlow(nn.Module, ABC):
     def log_prob(self, x: Tensor, momenta: Tensor, temperature: Any) -> Tensor:
         """Joint log-density log p(x, p) [B] at a temperature in K.
 
-        x is measured by Cartesian volume modulo rigid motion (nm); -inf outside the domain.
+        x is measured by Cartesian volume modulo rigid motion (nm); -inf outside the domain. Where
+        copies overlap it is the sum over all 3^G of them, G groups of equivalent hydrogens.
+
+        Raises
+        ------
+        ValueError
+            If there are too many copies to sum over.
         """
-        v, log_det = self.inverse_and_log_det(x, momenta)
-        return self.prior_log_prob(v, temperature) + log_det - self.log_multiplicity
+        every: list[Tensor | None] = [None]
+        if self.overlap:
+            assert self.coordinates is not None
+            n_groups = len(self.coordinates.labelling)
+            if n_groups > MOST_GROUPS:
+                raise ValueError(
+                    f"log_prob: expected at most {MOST_GROUPS} groups of overlapping copies to sum "
+                    f"over, got {n_groups}; use weights of samples"
+                )
+            combinations = itertools.product(range(3), repeat=n_groups)
+            every = [torch.tensor(c, device=x.device).expand(len(x), -1) for c in combinations]
+        terms = []
+        for copies in every:
+            v, log_det = self.inverse_and_log_det(x, momenta, copies)
+            terms.append(self.prior_log_prob(v, temperature) + log_det)
+        return torch.logsumexp(torch.stack(terms), 0) - self.log_multiplicity
 
     # -- construction and files --------------------------------------------------------------
 
@@ -289,6 +355,7 @@ class AugmentedFlow(nn.Module, ABC):
         hidden: Sequence[int] = (128, 128),
         coordinates: str = "volume",
         fold_methyls: bool = True,
+        overlap: bool = False,
         seed: int = 0,
         conditioner_dtype: torch.dtype | None = None,
     ) -> Self:
@@ -308,6 +375,9 @@ class AugmentedFlow(nn.Module, ABC):
         fold_methyls
             Learn one of the three equal copies that each methyl group's labelled hydrogens make
             (only where the System really does not tell them apart).
+        overlap
+            Let these copies overlap where one passes into the next, instead of ending at a step
+            (:meth:`openmm_tsf.coordinates.internal.InternalCoordinates.log_window`).
         seed
             Seed of the weights.
         conditioner_dtype
@@ -332,6 +402,7 @@ class AugmentedFlow(nn.Module, ABC):
             molecule.positions,
             coordinates=coordinates,
             equivalent=equivalent_hydrogens(molecule) if fold_methyls else (),
+            overlap=overlap,
         )
         layer.fit_branch_cuts(layer.bonds_angles_torsions(dataset.positions)[2])
         u, log_det = layer.inverse_and_log_det(dataset.positions)

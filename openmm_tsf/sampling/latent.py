@@ -75,9 +75,9 @@ class _LatentGradientMove(FlowWalk, ABC):
         step = (self.sigma.repeat(shape[0]) * tau.sqrt()).unsqueeze(1)
         noise = torch.randn(len(x), self.flow.n_momenta, generator=generator, dtype=torch.float64)
         momenta = noise * tau.sqrt().unsqueeze(1)
-        v, inverse_log_det = self._inverse(x, momenta)
+        v, inverse_log_det = self._inverse(x, momenta, tau, generator)
         if state.iteration % self.round_trip_interval == 0:
-            self._check_round_trip(state.iteration, x, momenta, v, inverse_log_det)
+            self._check_round_trip(state.iteration, x, momenta, v, inverse_log_det, tau)
         rows = _Rows(tau, kt, x, step)
         point, n_evaluations = self._at(v, rows)
         # The walker's own configuration and energy, not those that rounding makes of them.
@@ -114,7 +114,7 @@ class _LatentGradientMove(FlowWalk, ABC):
         gradient = torch.full_like(v, float("nan"))
         with torch.enable_grad():
             leaf = v.detach().requires_grad_()
-            x, momenta, log_det = self._forward(leaf)
+            x, momenta, log_det = self._forward(leaf, rows.tau)
             allowed, mirror = self._domain(x.detach(), log_det.detach())
             inside = allowed.nonzero().flatten()
             stored = x.detach()

@@ -91,6 +91,9 @@ class _FlowMove:
         self.round_trip_walkers = whole_number(round_trip_walkers, "round_trip_walkers")
         self.round_trip_tolerance = round_trip_tolerance
         kelvin = torch.tensor(self.temperatures, dtype=torch.float64)
+        # Copies of a configuration that overlap: one is drawn with the momenta, and its share is
+        # part of the joint density.
+        self._overlap = bool(getattr(flow, "overlap", False))
         self._kt = potential.boltzmann_constant * kelvin
         self._tau = kelvin / flow.reference_temperature
 
@@ -117,10 +120,10 @@ class _FlowMove:
         """Set what :meth:`state_dict` returned."""
 
     def _evaluate(
-        self, v: Tensor, like: Tensor
+        self, v: Tensor, like: Tensor, tau: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """x in the pose of `like`, p, log|J_D|, U of each v [B, d+m]; see :meth:`_domain`."""
-        x, momenta, log_det = self._forward(v)
+        x, momenta, log_det = self._forward(v, tau)
         # Outside the domain there is nothing to evaluate; the energy is +inf there.
         inside, mirror = self._domain(x, log_det)
         energy = torch.full_like(log_det, float("inf"))
@@ -151,21 +154,43 @@ class _FlowMove:
         """log of the target density of v [B]: -U/kT - |p|^2 / 2 tau + log|J_D|."""
         return -energy / kt - momenta.square().sum(dim=1) / (2 * tau) + log_det
 
-    def _forward(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _forward(self, v: Tensor, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x, p and log|J_D|, plus the log-share of the copy where copies overlap."""
         (x, momenta), log_det = self.flow.forward_and_log_det(v.to(self.flow.dtype))
+        if self._overlap:
+            inside = torch.isfinite(log_det.detach()).nonzero().flatten()
+            kelvin = (tau[inside] * self.flow.reference_temperature).to(x)
+            share = self.flow.log_window(x[inside], kelvin)  # type: ignore[attr-defined]
+            log_det = log_det.index_add(0, inside, share)
         return x.to(v), momenta.to(v), log_det.to(v)
 
     def _place(self, x: Tensor, like: Tensor) -> Tensor:
         dtype = self.flow.dtype
         return self.flow.place(x.to(dtype), like=like.to(dtype)).to(x)
 
-    def _inverse(self, x: Tensor, momenta: Tensor) -> tuple[Tensor, Tensor]:
+    def _inverse(
+        self, x: Tensor, momenta: Tensor, tau: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """v and -log|J_D|, less the log-share of the copy drawn where copies overlap."""
         dtype = self.flow.dtype
-        v, log_det = self.flow.inverse_and_log_det(x.to(dtype), momenta.to(dtype))
+        x_own, momenta = x.to(dtype), momenta.to(dtype)
+        if self._overlap:
+            kelvin = (tau * self.flow.reference_temperature).to(x_own)
+            copies, share = self.flow.draw_copies(x_own, kelvin, generator)  # type: ignore[attr-defined]
+            v, log_det = self.flow.inverse_and_log_det(x_own, momenta, copies)  # type: ignore[call-arg]
+            log_det = log_det - share
+        else:
+            v, log_det = self.flow.inverse_and_log_det(x_own, momenta)
         return v.to(x), log_det.to(x)
 
     def _check_round_trip(
-        self, iteration: int, x: Tensor, momenta: Tensor, v: Tensor, inverse_log_det: Tensor
+        self,
+        iteration: int,
+        x: Tensor,
+        momenta: Tensor,
+        v: Tensor,
+        inverse_log_det: Tensor,
+        tau: Tensor,
     ) -> None:
         """Compare D(D^-1(x, p)) with (x, p), and the two log-determinants.
 
@@ -178,7 +203,7 @@ class _FlowMove:
         start = iteration // self.round_trip_interval * n
         rows = (start + torch.arange(n)) % len(x)
         # All rows, as in a move: a product of a few rows may be rounded in another way.
-        x_back, momenta_back, log_det = (part[rows] for part in self._forward(v))
+        x_back, momenta_back, log_det = (part[rows] for part in self._forward(v, tau))
         x_back = self._place(x_back, x[rows])
         deviations = {
             "positions": (x_back - x[rows]).abs().max().item(),
@@ -217,14 +242,16 @@ class _FlowProposal(_FlowMove, ABC):
         momenta = torch.randn(
             len(x), self.flow.n_momenta, generator=generator, dtype=torch.float64
         ) * tau.sqrt().unsqueeze(1)
-        v, inverse_log_det = self._inverse(x, momenta)
+        v, inverse_log_det = self._inverse(x, momenta, tau, generator)
         if state.iteration % self.round_trip_interval == 0:
-            self._check_round_trip(state.iteration, x, momenta, v, inverse_log_det)
+            self._check_round_trip(state.iteration, x, momenta, v, inverse_log_det, tau)
         current = self._log_weight(energy, kt, momenta, tau, -inverse_log_det)
         total = KernelInfo.zero(self.counts_shape)
         for _ in range(self.n_steps):
             v_new = self._propose(v, tau, generator)
-            x_new, momenta_new, log_det_new, energy_new, inside, mirror = self._evaluate(v_new, x)
+            x_new, momenta_new, log_det_new, energy_new, inside, mirror = self._evaluate(
+                v_new, x, tau
+            )
             proposed = self._log_weight(energy_new, kt, momenta_new, tau, log_det_new)
             accepted, non_finite = metropolis(
                 current + self._reverse(v, tau), proposed + self._reverse(v_new, tau), generator

@@ -102,10 +102,11 @@ class SteeredSwap(_FlowMove):
         x, energy = state.x[walker, old], state.energy[walker, old]
         noise = torch.randn(len(x), self.flow.n_momenta, generator=generator, dtype=torch.float64)
         momenta = noise * self._tau[old].sqrt().unsqueeze(1)
-        v, inverse_log_det = self._inverse(x, momenta)
+        tau_old, tau_new = self._tau[old], self._tau[new]
+        v, inverse_log_det = self._inverse(x, momenta, tau_old, generator)
         if state.iteration % self.round_trip_interval == 0:
-            self._check_round_trip(state.iteration, x, momenta, v, inverse_log_det)
-        x_new, momenta_new, log_det_new = self._forward(self._steer(v, old, new))
+            self._check_round_trip(state.iteration, x, momenta, v, inverse_log_det, tau_old)
+        x_new, momenta_new, log_det_new = self._forward(self._steer(v, old, new), tau_new)
 
         inside, mirror = self._domain(x_new, log_det_new)
         both = inside.reshape(2, -1).all(dim=0).repeat(2)  # else there is nothing to evaluate

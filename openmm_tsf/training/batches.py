@@ -23,29 +23,28 @@ class TrainingFrames:
         datasets: Sequence[MDDataset],
         dtype: torch.dtype,
         basin_share: float,
+        generator: torch.Generator,
     ) -> None:
         self.parts: list[tuple[Tensor, Tensor, float]] = []
         self.weights: list[Tensor | None] = []
         self.shares = torch.tensor([dataset.weight for dataset in datasets], dtype=torch.float64)
         for dataset in datasets:
             self.weights.append(basin_weights(dataset, basin_share))
-            y, log_det = whitened(flow, dataset.positions)
+            tau = dataset.temperature / flow.reference_temperature
+            y, log_det = whitened(flow, dataset.positions, tau, generator)
             inside = torch.isfinite(log_det) & torch.isfinite(y).all(dim=1)
             if not bool(inside.all()):
                 raise ValueError(
                     f"dataset: {int((~inside).sum())} of {len(y)} frames are outside the flow's "
                     "domain (other handedness, or not computable)"
                 )
-            tau = dataset.temperature / flow.reference_temperature
             self.parts.append((y.to(dtype), log_det.to(dtype), tau))
 
     def batch(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """y [n, d], log|det dy/dx| [n] and tau [n] of frames drawn at random."""
-        edges = (self.shares.cumsum(0) / self.shares.sum() * n).round().long()
-        shares = torch.diff(edges, prepend=torch.zeros(1, dtype=torch.int64))
         ys, log_dets, taus = [], [], []
         for (y, log_det, tau), weights, share in zip(
-            self.parts, self.weights, shares.tolist(), strict=True
+            self.parts, self.weights, n_from_each(self.shares, n), strict=True
         ):
             if weights is None:
                 index = torch.randint(len(y), (share,), generator=generator)
@@ -55,6 +54,13 @@ class TrainingFrames:
             log_dets.append(log_det[index])
             taus.append(torch.full((share,), tau, dtype=y.dtype))
         return torch.cat(ys), torch.cat(log_dets), torch.cat(taus)
+
+
+def n_from_each(shares: Tensor, n: int) -> list[int]:
+    """How many of n frames of a batch come from each dataset, by their shares."""
+    edges = (shares.cumsum(0) / shares.sum() * n).round().long()
+    counts: list[int] = torch.diff(edges, prepend=torch.zeros(1, dtype=torch.int64)).tolist()
+    return counts
 
 
 def basin_weights(dataset: MDDataset, share: float) -> Tensor | None:

@@ -6,7 +6,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from openmm_tsf.dataset import MDDataset
+from openmm_tsf.doors import entry
 from openmm_tsf.files import write_csv
 from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.flows.bijector import Chain
@@ -24,15 +26,14 @@ from openmm_tsf.interrupts import DeferredInterrupt
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.randomness import seeded_generator
 from openmm_tsf.tensor_files import read_tensors, write_tensors
-from openmm_tsf.training.batches import TrainingFrames
-from openmm_tsf.training.losses import negative_log_likelihood, variational_free_energy
+from openmm_tsf.training.objectives import make_objective
 from openmm_tsf.training.restore import check_checkpoint
 from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.validate import Validation, Validator
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 CHECKPOINT_SECONDS = 30.0
 
 
@@ -82,8 +83,6 @@ class _Fit:
         self.origin = _origin(datasets, seed)
         self.evaluations_at_start = potential.n_evaluations if potential else 0
         splits = [dataset.split() for dataset in datasets]
-        train = [split.train for split in splits]
-        self.data = TrainingFrames(flow, train, settings.dtype, settings.basin_share)
         self.temperatures = settings.temperatures or (flow.reference_temperature,)
         self.validator = Validator(
             flow,
@@ -100,6 +99,16 @@ class _Fit:
             energies = [potential.energy(sample.positions)]
         kt = (potential.boltzmann_constant if potential else 1.0) * flow.reference_temperature
         self.ceiling = max((float(e.max()) for e in energies), default=0.0) + 20 * kt
+        self.running: dict[str, float] = {}
+        self.objective = make_objective(
+            flow,
+            [split.train for split in splits],
+            potential,
+            settings,
+            self.ceiling,
+            self.generator,
+            self._note,
+        )
         self.network: Chain = copy.deepcopy(flow.network).to(settings.dtype)
         set_conditioner_dtype(self.network, None)  # all of it in the precision asked for
         self.average: Chain = copy.deepcopy(self.network).requires_grad_(False)
@@ -112,7 +121,6 @@ class _Fit:
         self.earlier_evaluations, self.earlier_seconds = 0, 0.0
         self.history: list[Validation] = []
         self.best_weights: dict[str, Tensor] = copy.deepcopy(self.average.state_dict())
-        self.running: dict[str, float] = {}
 
     @property
     def n_evaluations(self) -> int:
@@ -122,33 +130,6 @@ class _Fit:
     @property
     def best(self) -> Validation:
         return min(self.history, key=lambda validation: validation.score)
-
-    def loss(self) -> Tensor:
-        settings, generator = self.settings, self.generator
-        y, log_det, tau = self.data.batch(settings.batch_size, generator)
-        noise = torch.randn(len(y), self.flow.n_momenta, generator=generator, dtype=settings.dtype)
-        momenta = noise * tau.sqrt()[:, None]
-        nll = negative_log_likelihood(self.network, y, log_det, momenta, tau).mean()
-        mixing = settings.mixing(self.step)
-        self._note("nll", float(nll.detach()))
-        if mixing == 0 or self.potential is None:
-            return nll
-        choice = torch.randint(
-            len(self.temperatures), (settings.kl_batch_size,), generator=generator
-        )
-        ladder = torch.tensor(self.temperatures, dtype=settings.dtype)
-        tau = ladder[choice] / self.flow.reference_temperature
-        width = self.flow.n_coordinates + self.flow.n_momenta
-        v = torch.randn(len(tau), width, generator=generator, dtype=settings.dtype)
-        free_energy = variational_free_energy(
-            self.flow, self.network, self.potential, v * tau.sqrt()[:, None], tau, self.ceiling
-        )
-        finite = torch.isfinite(free_energy)
-        if not bool(finite.any()):
-            return nll * math.nan  # a step without a gradient: counted and skipped
-        kl = free_energy[finite].mean()
-        self._note("kl", float(kl.detach()))
-        return (1 - mixing) * nll + mixing * kl.to(nll.dtype)
 
     def _note(self, name: str, value: float) -> None:
         if math.isfinite(value):
@@ -160,7 +141,8 @@ class _Fit:
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate_at(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        self.loss().backward()
+        mixing = settings.mixing(self.step)
+        self.objective.backward(self.network, mixing, self.generator)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.max_grad_norm)
         if bool(torch.isfinite(norm)):
             self.optimizer.step()
@@ -224,6 +206,7 @@ class _Fit:
             "n_skipped": self.n_skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
             "running": self.running,
+            "objective": self.objective.state_dict(),
             "wall_seconds": self.wall_seconds,
             "n_evaluations": self.n_evaluations,
             "history": [asdict(validation) for validation in self.history],
@@ -262,6 +245,7 @@ class _Fit:
         self.generator.set_state(content["generator"])
         self.step, self.n_skipped = int(content["step"]), int(content["n_skipped"])
         self.skipped_in_a_row = int(content["skipped_in_a_row"])
+        self.objective.load_state_dict(entry(content, "objective", dict))
         self.running = {str(key): float(value) for key, value in content["running"].items()}
         self.wall_seconds = self.earlier_seconds = float(content["wall_seconds"])
         self.earlier_evaluations = int(content["n_evaluations"]) - preparing
@@ -290,6 +274,18 @@ def load_best_weights(flow: AugmentedFlow, checkpoint: str | os.PathLike[str]) -
     except (KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise ValueError(f"{path}: not a training checkpoint of this flow: {error}") from error
     return True
+
+
+@contextmanager
+def _threads_for(estimator: str) -> Iterator[None]:
+    """Path gradients keep two threads busy: each may use half of torch's."""
+    before = torch.get_num_threads()
+    if estimator == "path":
+        torch.set_num_threads(max(1, before // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _origin(datasets: Sequence[MDDataset], seed: int) -> str:
@@ -366,6 +362,8 @@ def fit(
         raise ValueError("dataset: expected at least one MDDataset, got none")
     if potential is None and settings.lambda_max > 0:
         raise ValueError("potential: expected one for lambda_max > 0 (or set lambda_max=0)")
+    if potential is None and settings.estimator == "path":
+        raise ValueError("potential: expected one for path gradients (or set estimator='direct')")
     training = _Fit(flow, datasets, potential, settings, seed)
     checkpoint = Path(checkpoint_path) if checkpoint_path is not None else None
     if resume and checkpoint is not None and checkpoint.exists():
@@ -387,6 +385,7 @@ def fit(
             _write_log(Path(log_path), training.history)
 
     with (
+        _threads_for(settings.estimator),
         DeferredInterrupt() as interrupt,
         tqdm(
             total=settings.n_steps,

@@ -40,6 +40,18 @@ class FitSettings:
         Least share of a minor basin (sign of the first phi) in the batches of data. Above its
         population it keeps the basin through KL training, which would drop it; the flow then
         proposes the basin somewhat too often, which Metropolis steps correct. 0: as in the data.
+    estimator
+        ``"direct"``: the two losses as they stand (arXiv:2012.00429, eqs. 5 and 6). ``"path"``:
+        their path gradients, which also use the forces at the data: far less noise, so that long
+        trainings gain instead of overfitting (:mod:`openmm_tsf.training.path`).
+    n_chains, chain_share
+        Of ``"path"``: Markov chains of each temperature to which the flow's draws are proposals,
+        and the share of data that is theirs once lambda is at its end: likelihood at temperatures
+        of which there are no frames (:mod:`openmm_tsf.training.chains`). 0: none.
+    log_variance, basin_balance
+        Of ``"path"``: weights of the terms that make ln(p/q) constant, point by point and basin by
+        basin (sign of the first phi). They keep the populations of basins, to which path gradients
+        are almost blind.
     ema_decay
         Decay of the running mean of the weights, which is what is validated and kept.
     max_grad_norm
@@ -69,6 +81,11 @@ class FitSettings:
     ramp: tuple[float, float] = (0.3, 0.6)
     temperatures: tuple[float, ...] | None = None
     basin_share: float = 0.0
+    estimator: str = "direct"
+    n_chains: int = 0
+    chain_share: float = 0.5
+    log_variance: float = 0.15
+    basin_balance: float = 1.0
     ema_decay: float = 0.998
     max_grad_norm: float = 30.0
     validate_interval: int = 500
@@ -88,6 +105,11 @@ class FitSettings:
             warmup_steps=partial(whole_number, least=0),
             lambda_max=partial(number_between, low=0, high=1),
             basin_share=partial(number_between, low=0, high=0.5),
+            estimator=partial(one_of, allowed=("direct", "path")),
+            n_chains=partial(whole_number, least=0),
+            chain_share=partial(number_between, low=0, high=1),
+            log_variance=partial(number_between, low=0, high=math.inf),
+            basin_balance=partial(number_between, low=0, high=math.inf),
             ema_decay=partial(number_between, low=0, high=1),
             max_grad_norm=positive_number,
             validate_interval=whole_number,
@@ -103,10 +125,37 @@ class FitSettings:
         object.__setattr__(self, "ramp", ramp)
         if self.lambda_max > 0:
             check_fields(self, kl_batch_size=whole_number)
+        self._check_estimator()
         if self.patience is not None:
             check_fields(self, patience=whole_number)
         if self.temperatures is not None:
             check_fields(self, temperatures=as_temperatures)
+
+    def _check_estimator(self) -> None:
+        if self.estimator == "direct":
+            if self.n_chains:
+                raise ValueError(
+                    f"n_chains: expected 0 for the direct estimator, got {self.n_chains}"
+                )
+            return
+        if self.basin_share > 0:
+            raise ValueError(
+                "basin_share: expected 0 for path gradients, whose basin_balance keeps basins "
+                f"without a bias, got {self.basin_share}"
+            )
+        rungs = len(self.temperatures or (0,))
+        if self.lambda_max > 0 and self.kl_batch_size < rungs:
+            raise ValueError(
+                f"kl_batch_size: expected at least one draw of each of {rungs} temperatures, got "
+                f"{self.kl_batch_size}"
+            )
+        if self.n_chains and self.lambda_max == 0:
+            raise ValueError("n_chains: expected 0 without draws (lambda_max=0), got chains")
+        if 0 < self.n_chains < self.kl_batch_size // rungs:
+            raise ValueError(
+                f"n_chains: expected at least the {self.kl_batch_size // rungs} draws of each "
+                f"temperature in a step, got {self.n_chains}"
+            )
 
     def mixing(self, step: int) -> float:
         """lambda at a step."""

@@ -140,9 +140,9 @@ class Validator:
         self.shares: dict[float, list[float]] = {}
         self.molecule = datasets[0].molecule
         for dataset in datasets:
-            y, log_det = whitened(flow, dataset.positions)
-            labels = basin_labels(dataset.molecule, dataset.positions)
             tau = dataset.temperature / flow.reference_temperature
+            y, log_det = whitened(flow, dataset.positions, tau, generator)
+            labels = basin_labels(dataset.molecule, dataset.positions)
             momenta = math.sqrt(tau) * torch.randn(
                 len(y), flow.n_momenta, generator=generator, dtype=dtype
             )
@@ -230,6 +230,8 @@ class Validator:
             if layer is not None:
                 x, extra = layer.forward_and_log_det(x)
                 total = total + extra
+        if flow.overlap:
+            total = total + flow.log_window(x, temperature)
         kt = potential.boltzmann_constant * temperature
         energy = potential.energy(x)
         inside = torch.isfinite(total) & torch.isfinite(energy)

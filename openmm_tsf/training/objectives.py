@@ -1,0 +1,355 @@
+"""The loss of a training step: (1 - lambda) likelihood + lambda energy, in two ways."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from openmm_tsf.dataset import MDDataset
+from openmm_tsf.doors import entry
+from openmm_tsf.flows.augmented import AugmentedFlow
+from openmm_tsf.flows.bijector import Chain
+from openmm_tsf.potentials.base import Potential
+from openmm_tsf.training.batches import TrainingFrames, n_from_each
+from openmm_tsf.training.chains import IndependenceChains
+from openmm_tsf.training.losses import negative_log_likelihood, variational_free_energy, whitened
+from openmm_tsf.training.path import data_cotangent, draw_cotangent
+from openmm_tsf.training.points import Points
+from openmm_tsf.training.settings import FitSettings
+
+Note = Callable[[str, float], None]
+
+#: Copies of each frame that are drawn where copies of a configuration overlap.
+_COPIES_OF_FRAMES = 2
+#: Largest |ln(p/q)|, about its mean, that pulls as hard as it is.
+_LOG_RATIO_LIMIT = 3.0
+#: Memory of the running means of ln(p/q) by basin, in steps.
+_BASIN_MEMORY = 10
+
+
+class Objective(Protocol):
+    """What the training loop asks for."""
+
+    def backward(self, network: Chain, mixing: float, generator: torch.Generator) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, content: Mapping[str, Any]) -> None: ...
+
+
+class DirectObjective:
+    """Eq. 5 and eq. 6 of arXiv:2012.00429, differentiated as they stand."""
+
+    def __init__(
+        self,
+        flow: AugmentedFlow,
+        train: Sequence[MDDataset],
+        potential: Potential | None,
+        settings: FitSettings,
+        ceiling: float,
+        generator: torch.Generator,
+        note: Note,
+    ) -> None:
+        self.flow, self.potential, self.settings = flow, potential, settings
+        self.ceiling, self.note = ceiling, note
+        self.data = TrainingFrames(flow, train, settings.dtype, settings.basin_share, generator)
+        self.temperatures = settings.temperatures or (flow.reference_temperature,)
+
+    def backward(self, network: Chain, mixing: float, generator: torch.Generator) -> None:
+        """Set the gradients of the parameters."""
+        self.loss(network, mixing, generator).backward()
+
+    def loss(self, network: Chain, mixing: float, generator: torch.Generator) -> Tensor:
+        """A number with a graph; NaN where no draw had a finite energy."""
+        settings = self.settings
+        y, log_det, tau = self.data.batch(settings.batch_size, generator)
+        noise = torch.randn(len(y), self.flow.n_momenta, generator=generator, dtype=settings.dtype)
+        momenta = noise * tau.sqrt()[:, None]
+        nll = negative_log_likelihood(network, y, log_det, momenta, tau).mean()
+        self.note("nll", float(nll.detach()))
+        if mixing == 0 or self.potential is None:
+            return nll
+        choice = torch.randint(
+            len(self.temperatures), (settings.kl_batch_size,), generator=generator
+        )
+        ladder = torch.tensor(self.temperatures, dtype=settings.dtype)
+        tau = ladder[choice] / self.flow.reference_temperature
+        width = self.flow.n_coordinates + self.flow.n_momenta
+        v = torch.randn(len(tau), width, generator=generator, dtype=settings.dtype)
+        free_energy = variational_free_energy(
+            self.flow, network, self.potential, v * tau.sqrt()[:, None], tau, self.ceiling
+        )
+        finite = torch.isfinite(free_energy)
+        if not bool(finite.any()):
+            return nll * math.nan  # a step without a gradient: counted and skipped
+        kl = free_energy[finite].mean()
+        self.note("kl", float(kl.detach()))
+        return (1 - mixing) * nll + mixing * kl.to(nll.dtype)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, content: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
+class _Batch(NamedTuple):
+    """Points of a step, the group of each (a dataset, or a temperature's chains), and weights."""
+
+    points: Points
+    group: Tensor
+    n_groups: int
+    weight: Tensor
+
+
+class _Energy(NamedTuple):
+    """Gradients of the energy part, the draws it was computed from, and their ln(p/q)."""
+
+    gradients: list[Tensor]
+    points: Points
+    log_ratio: Tensor
+
+
+class PathObjective:
+    """The same two divergences by path gradients, with chains and with what path gradients lack.
+
+    How much of p is in which basin is in the slopes only where the basins meet, where there are few
+    points: path gradients correct populations slowly. ln(p/q), which is constant over a perfect
+    flow, shows them at once. Two terms take its gradient: `log_variance` pulls every point by how
+    far its ln(p/q) is from the mean (the log-variance divergence, arXiv:2005.05409, on data and
+    chains), `basin_balance` a basin as a whole.
+    """
+
+    def __init__(
+        self,
+        flow: AugmentedFlow,
+        train: Sequence[MDDataset],
+        potential: Potential,
+        settings: FitSettings,
+        ceiling: float,
+        generator: torch.Generator,
+        note: Note,
+    ) -> None:
+        self.flow, self.potential, self.settings = flow, potential, settings
+        self.ceiling, self.note = ceiling, note
+        self.molecule = train[0].molecule
+        ladder = settings.temperatures or (flow.reference_temperature,)
+        self.ladder = torch.tensor(ladder, dtype=settings.dtype) / flow.reference_temperature
+        self.shares = torch.tensor([data.weight for data in train], dtype=torch.float64)
+        self.frames = [self._frames(data, generator) for data in train]
+        self.chains: IndependenceChains | None = None
+        if settings.n_chains:
+            self.chains = IndependenceChains(self._starts(generator), len(ladder))
+        n_groups = len(train) + (len(ladder) if self.chains else 0)
+        self._by_basin = torch.zeros(n_groups, 2, dtype=torch.float64)
+        self._basin_shares = torch.full((n_groups, 2), 0.5, dtype=torch.float64)
+        self._pool = ThreadPoolExecutor(1, "energy")
+
+    def _frames(self, data: MDDataset, generator: torch.Generator) -> Points:
+        """Points of a dataset; several copies of each frame where copies overlap."""
+        tau = data.temperature / self.flow.reference_temperature
+        ys = []
+        for _ in range(_COPIES_OF_FRAMES if self.flow.overlap else 1):
+            y, log_det = whitened(self.flow, data.positions, tau, generator)
+            inside = torch.isfinite(log_det) & torch.isfinite(y).all(dim=1)
+            if not bool(inside.all()):
+                raise ValueError(
+                    f"dataset: {int((~inside).sum())} of {len(y)} frames are outside the flow's "
+                    "domain (other handedness, or not computable)"
+                )
+            ys.append(y.to(self.settings.dtype))
+        every = torch.cat(ys)
+        return self._at(every, torch.full((len(every),), tau, dtype=every.dtype))
+
+    def _starts(self, generator: torch.Generator) -> Points:
+        """Frames of the dataset nearest in temperature, for each chain."""
+        parts = []
+        for tau in self.ladder:
+            apart = [abs(math.log(float(frames.tau[0]) / float(tau))) for frames in self.frames]
+            frames = self.frames[apart.index(min(apart))]
+            index = torch.randint(len(frames), (self.settings.n_chains,), generator=generator)
+            chosen = frames.take(index)
+            if float(frames.tau[0]) == float(tau):
+                parts.append(chosen)
+            else:
+                parts.append(self._at(chosen.y, torch.full_like(chosen.tau, float(tau))))
+        return Points.join(parts)
+
+    def _at(self, y: Tensor, tau: Tensor) -> Points:
+        return Points.at(self.flow, self.potential, self.molecule, y, tau, self.ceiling)
+
+    def backward(self, network: Chain, mixing: float, generator: torch.Generator) -> None:
+        """Set the gradients of the parameters: NaN where no draw had a finite energy.
+
+        Likelihood and energy have no operation in common: each has a thread of its own.
+        """
+        per_rung = self.settings.kl_batch_size // len(self.ladder)
+        data, turn = self._data(mixing, per_rung, generator)
+        momenta = self._momenta(data.points.tau, generator)
+        parameters = list(network.parameters())
+        drawn: Future[_Energy] | None = None
+        if mixing > 0:
+            tau = self.ladder.repeat_interleave(per_rung)
+            shape = (len(tau), self.flow.n_coordinates + self.flow.n_momenta)
+            v = torch.randn(shape, generator=generator, dtype=self.settings.dtype)
+            v = v * tau.sqrt()[:, None]
+            drawn = self._pool.submit(self._energy, network, parameters, v, tau)
+        gradients, log_ratio = self._likelihood(network, parameters, data, momenta)
+        if drawn is not None:
+            energy = drawn.result()
+            gradients = [
+                (1 - mixing) * ours + mixing * theirs
+                for ours, theirs in zip(gradients, energy.gradients, strict=True)
+            ]
+            if self.chains is not None and turn is not None:
+                state = log_ratio[self.settings.batch_size :]
+                self.chains.propose(turn, energy.points, energy.log_ratio - state, generator)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+    def _data(
+        self, mixing: float, per_rung: int, generator: torch.Generator
+    ) -> tuple[_Batch, Tensor | None]:
+        """Frames and states of chains, and which chains those are."""
+        settings = self.settings
+        parts = [
+            frames.take(torch.randint(len(frames), (n,), generator=generator))
+            for frames, n in zip(
+                self.frames, n_from_each(self.shares, settings.batch_size), strict=True
+            )
+        ]
+        share, turn = 0.0, None
+        if self.chains is not None and mixing > 0:
+            # They are a while on their way from the frames to their own temperatures.
+            share = settings.chain_share * mixing / settings.lambda_max
+            turn = self.chains.turn(per_rung)
+            parts += [self.chains.points.take(part) for part in turn.split(per_rung)]
+        points = Points.join(parts)
+        sizes = torch.tensor([len(part) for part in parts])
+        group = torch.arange(len(parts)).repeat_interleave(sizes)
+        n_frames = settings.batch_size
+        weight = torch.full((len(points),), (1 - share) / n_frames, dtype=settings.dtype)
+        weight[n_frames:] = share / max(1, len(points) - n_frames)
+        return _Batch(points, group, len(parts), weight), turn
+
+    def _likelihood(
+        self, network: Chain, parameters: list[nn.Parameter], data: _Batch, momenta: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """Gradients of KL(p || q) and of the populations' terms, and ln(p/q) of the points."""
+        points, tau = data.points, data.points.tau
+        v, log_det = network.inverse_and_log_det(torch.cat([points.y, momenta], dim=1))
+        slope = torch.cat([points.slope, momenta / tau[:, None]], dim=1)
+        cotangent = data_cotangent(network, v, slope, tau)
+        self.note("cotangent_data", float(cotangent.norm(dim=1).mean()))
+        # ln(p/q) up to a constant of each temperature: the same for frames and for chains.
+        log_ratio = self._log_ratio(points.action, momenta, v.detach(), log_det.detach(), tau)
+        pull = self._pull(log_ratio, data.group, points.basin, data.n_groups)
+        nll = 0.5 * v.square().sum(dim=1) / tau - log_det
+        loss = ((v * cotangent).sum(dim=1) * data.weight + pull * nll).sum()
+        return list(torch.autograd.grad(loss, parameters)), log_ratio
+
+    def _momenta(self, tau: Tensor, generator: torch.Generator) -> Tensor:
+        shape = (len(tau), self.flow.n_momenta)
+        noise = torch.randn(shape, generator=generator, dtype=self.settings.dtype)
+        return noise * tau.sqrt()[:, None]
+
+    def _log_ratio(
+        self, action: Tensor, momenta: Tensor, v: Tensor, log_det_inverse: Tensor, tau: Tensor
+    ) -> Tensor:
+        """ln(p/q) [B] of (y, momenta), whose preimage is v, up to a constant of tau; float64."""
+        squares = v.double().square().sum(dim=1) - momenta.double().square().sum(dim=1)
+        return -action + 0.5 * squares / tau.double() - log_det_inverse.double()
+
+    def _pull(self, log_ratio: Tensor, group: Tensor, basin: Tensor, n_groups: int) -> Tensor:
+        """Coefficients [B] of -ln q of every point."""
+        settings = self.settings
+        cells = torch.nn.functional.one_hot(2 * group + basin, 2 * n_groups).double()
+        usable = torch.isfinite(log_ratio)
+        cells = cells * usable[:, None]
+        log_ratio = torch.where(usable, log_ratio, 0.0)
+        counts = cells.sum(0).view(n_groups, 2)
+        sums = (cells.T @ log_ratio).view(n_groups, 2)
+        centred = log_ratio - (sums.sum(1) / counts.sum(1).clamp(min=1))[group]
+        centred = torch.where(usable, centred.clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT), 0.0)
+        self.note("log_ratio", float(centred.std()))
+        pull = settings.log_variance * centred / len(centred)
+        if settings.basin_balance > 0:
+            both = counts.sum(1, keepdim=True).clamp(min=1)
+            means = (cells.T @ centred).view(n_groups, 2) / counts.clamp(min=1)
+            known, shares = self._by_basin[:n_groups], self._basin_shares[:n_groups]
+            known += (counts > 0) * (means - known) / _BASIN_MEMORY
+            shares += (counts / both - shares) / (10 * _BASIN_MEMORY)
+            # Of the minor basin over the other. Divided by how many points a basin has in a batch
+            # on average: where it has few in this one they are not pulled the harder.
+            apart = (known[:, 1] - known[:, 0]).clamp(-2, 2)
+            sign = 2.0 * basin - 1.0
+            expected = (shares * both).clamp(min=1).view(-1)
+            share = sign * apart[group] / expected[2 * group + basin]
+            pull = pull + settings.basin_balance / (4 * n_groups) * share
+        return pull.to(settings.dtype)
+
+    def _energy(
+        self, network: Chain, parameters: list[nn.Parameter], v: Tensor, tau: Tensor
+    ) -> _Energy:
+        """Gradients of KL(q || p) over draws v [B, d+m], and the draws as points."""
+        d = self.flow.n_coordinates
+        y, log_det = network.forward_and_log_det(v)
+        points = self._at(y[:, :d].detach(), tau)
+        momenta = y[:, d:].detach()
+        finite = torch.isfinite(points.action)
+        ratio = self._log_ratio(points.action, momenta, v, -log_det.detach(), tau)
+        if not bool(finite.any()):
+            gradients = [torch.full_like(parameter, math.nan) for parameter in parameters]
+            return _Energy(gradients, points, torch.full_like(ratio, math.nan))
+        slope = torch.cat([points.slope, momenta / tau[:, None]], dim=1)
+        cotangent = draw_cotangent(network, v, y, slope, tau)
+        cotangent = torch.where(finite[:, None], cotangent, 0.0)
+        self.note("cotangent_draws", float(cotangent.norm(dim=1).mean()))
+        mean = (points.action + 0.5 * momenta.double().square().sum(1) / tau)[finite].mean()
+        self.note("kl", float(mean - log_det.detach().double().mean()))
+        loss = (y * cotangent).sum() / finite.sum()
+        return _Energy(list(torch.autograd.grad(loss, parameters)), points, ratio)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Chains and running means."""
+        chains = {} if self.chains is None else self.chains.state_dict()
+        return {
+            "by_basin": self._by_basin,
+            "basin_shares": self._basin_shares,
+            "chains": chains,
+        }
+
+    def load_state_dict(self, content: Mapping[str, Any]) -> None:
+        """Set what :meth:`state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            If it is of another training.
+        """
+        shape = self._by_basin.shape
+        for name in ("by_basin", "basin_shares"):
+            found = entry(content, name, Tensor)
+            if found.shape != shape or not bool(torch.isfinite(found).all()):
+                raise ValueError(f"{name}: expected finite numbers of shape {tuple(shape)}")
+            setattr(self, f"_{name}", found.to(torch.float64).clone())
+        if self.chains is not None:
+            self.chains.load_state_dict(entry(content, "chains", dict))
+
+
+def make_objective(
+    flow: AugmentedFlow,
+    train: Sequence[MDDataset],
+    potential: Potential | None,
+    settings: FitSettings,
+    ceiling: float,
+    generator: torch.Generator,
+    note: Note,
+) -> Objective:
+    """The objective that the settings name."""
+    if settings.estimator == "direct":
+        return DirectObjective(flow, train, potential, settings, ceiling, generator, note)
+    assert potential is not None
+    return PathObjective(flow, train, potential, settings, ceiling, generator, note)

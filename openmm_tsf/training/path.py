@@ -1,0 +1,71 @@
+"""Path gradients: training on likelihood and energy with the forces of both.
+
+The gradient of the likelihood -E_p[ln q] is a mean of scores whose norm, some sqrt(d), does not
+shrink as the flow gets better; so late training is a fight with noise, and fits the noise of few
+frames (overfitting). Path gradients (Roeder, Wu, Duvenaud, arXiv:1703.09194; Vaitl et al.,
+arXiv:2206.09016, 2403.15881) have the same mean, and vanish for every single point once the flow is
+exact. They need grad ln p at the data: one evaluation with forces a frame, once.
+"""
+
+import torch
+from torch import Tensor
+
+from openmm_tsf.flows.bijector import Chain
+
+#: Points far off have steep slopes; the norm of each one's cotangent is cut to this. Typical norms
+#: are 3 to 5 after some training.
+COTANGENT_LIMIT = 30.0
+
+
+def limited(cotangent: Tensor) -> Tensor:
+    """Cotangents [B, n] with norms of at most `COTANGENT_LIMIT`; zeros where not finite."""
+    norm = cotangent.norm(dim=1, keepdim=True)
+    scaled = cotangent * (COTANGENT_LIMIT / norm.clamp(min=COTANGENT_LIMIT))
+    return torch.where(torch.isfinite(scaled), scaled, 0.0)
+
+
+def data_cotangent(network: Chain, v: Tensor, slope: Tensor, tau: Tensor) -> Tensor:
+    """What v(theta) of data is to be pulled against for KL(p || q), [B, d+m].
+
+    With p*(v) = p(f(v)) |det J_f(v)|, the data's density in the latent space,
+    grad KL = E[ d/dv (ln p* - ln prior) . dv/dtheta ], v = f^-1(data).
+
+    Parameters
+    ----------
+    network
+        f, from latents to data.
+    v
+        f^-1 of the data [B, d+m].
+    slope
+        -grad ln p at the data [B, d+m].
+    tau
+        T/T_ref [B].
+    """
+    leaf = v.detach().requires_grad_()
+    y, log_det = network.forward_and_log_det(leaf)
+    (pulled,) = torch.autograd.grad((y * slope).sum() - log_det.sum(), leaf)
+    return limited(leaf.detach() / tau[:, None] - pulled)
+
+
+def draw_cotangent(network: Chain, v: Tensor, y: Tensor, slope: Tensor, tau: Tensor) -> Tensor:
+    """What y(theta) of draws is to be pulled against for KL(q || p), [B, d+m].
+
+    grad KL = E[ d/dy (ln q - ln p) . dy/dtheta ], y = f(v), v drawn from the prior; the
+    dependence of q itself on theta has mean zero and is left out.
+
+    Parameters
+    ----------
+    network
+        f.
+    v, y
+        Prior draws and their images [B, d+m].
+    slope
+        -grad ln p at y [B, d+m].
+    tau
+        T/T_ref [B].
+    """
+    leaf = y.detach().requires_grad_()
+    back, log_det = network.inverse_and_log_det(leaf)
+    weight = v.detach() / tau[:, None]
+    (pulled,) = torch.autograd.grad((back * weight).sum() - log_det.sum(), leaf)
+    return limited(slope - pulled)
