@@ -47,6 +47,7 @@ class Size:
     """How much is done at one dimension: the sampler's walkers and iterations, the flows."""
 
     n_walkers: int
+    n_burn: int
     n_iterations: int
     n_blocks: int
     width: int
@@ -55,10 +56,10 @@ class Size:
     temperatures: tuple[float, ...] = TEMPERATURES
 
 
-SIZES = {5: Size(16, 4000, 4, 64, 1500), 20: Size(16, 8000, 4, 96, 2500)}
+SIZES = {5: Size(16, 4000, 4000, 4, 64, 1500), 20: Size(16, 20_000, 10_000, 4, 96, 2500)}
 QUICK = {
-    5: Size(4, 40, 1, 8, 30, 500, (0.1, 1.0, 10.0)),
-    20: Size(4, 40, 1, 8, 30, 500, (0.1, 1.0, 10.0)),
+    5: Size(4, 40, 40, 1, 8, 30, 500, (0.1, 1.0, 10.0)),
+    20: Size(4, 40, 40, 1, 8, 30, 500, (0.1, 1.0, 10.0)),
 }
 
 
@@ -101,7 +102,7 @@ def sample_reference(d, size):
     torch.set_num_threads(1)
     began = time.monotonic()
     potential = MixedDoubleWell.random(d, POTENTIAL_SEED)
-    samples = reference(potential, size.n_walkers, size.n_iterations, seed=1)
+    samples = reference(potential, size.n_walkers, size.n_burn, size.n_iterations, seed=1)
     return {
         "rows": reference_scores(potential, samples),
         "dataset": training_frames(samples),

@@ -51,13 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _threads(args: argparse.Namespace) -> Iterator[None]:
-    """Torch on so many threads as were asked for, or as what is resumed began with, or one."""
+    """Torch on so many threads as were asked for, or what is resumed began with, or the usual."""
     if "threads" not in args:
         yield
         return
     import torch
 
     from openmm_tsf.doors import most_threads
+    from openmm_tsf.potentials.platforms import available_cores
     from openmm_tsf.records import recorded_threads
 
     if args.threads is not None and args.threads < 1:
@@ -66,7 +67,9 @@ def _threads(args: argparse.Namespace) -> Iterator[None]:
         raise ValueError(f"--threads: expected at most {most} on this machine, got {args.threads}")
     recorded = recorded_threads(args.output) if args.resume else None
     before = torch.get_num_threads()
-    torch.set_num_threads(args.threads or recorded or 1)
+    # Training keeps two threads busy; everything else is quicker on one.
+    usual = min(2, available_cores()) if args.command in ("run", "train") else 1
+    torch.set_num_threads(args.threads or recorded or usual)
     try:
         yield
     finally:

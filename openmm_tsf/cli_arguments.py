@@ -35,8 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--threads",
             type=int,
-            help="threads of torch and of OpenMM's CPU platform (default: 1; networks of this size "
-            "are slower on more, and MD on more is not the same bit by bit)",
+            help="threads of torch, and of OpenMM's CPU platform (default: 1, but 2 for run and "
+            "train, of which the second is for training only: networks of this size are slower on "
+            "more, and MD on more is not the same bit by bit)",
         )
         command.add_argument(
             "--resume",
@@ -115,7 +116,9 @@ def _molecule_arguments(command: argparse.ArgumentParser) -> None:
 
 def _training_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--preset", choices=("quick", "default"), help="sizes and lengths (default: default)"
+        "--preset",
+        choices=("quick", "default", "thorough"),
+        help="sizes and lengths (default: default)",
     )
     command.add_argument(
         "--trajectory", metavar="PATH", help="frames: a file that mdtraj reads, or a folder of md"

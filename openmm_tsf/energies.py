@@ -23,9 +23,10 @@ _SLOW_IN_OPENMM = (openmm.CustomGBForce, openmm.CustomNonbondedForce)
 
 
 def planned_sampling(settings: SamplingSettings, n_iterations: int | None = None) -> int:
-    """Evaluations that replica exchange by the default kernels takes, roughly."""
+    """Evaluations that replica exchange takes, roughly."""
     iterations = settings.n_iterations if n_iterations is None else n_iterations
-    per_iteration = 7 * settings.n_walkers * len(settings.temperatures)
+    per_walker = settings.n_independent + settings.n_walk + 2
+    per_iteration = per_walker * settings.n_walkers * len(settings.temperatures)
     return (iterations + settings.n_tuning) * per_iteration
 
 

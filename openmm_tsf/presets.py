@@ -37,6 +37,9 @@ class FlowSettings:
     conditioner_dtype
         Precision of the couplings' networks, ``"float32"`` or ``"float64"``. What they return is
         applied in float64 either way: the flow is as invertible, and faster, in float32.
+    overlap
+        Let the copies of a configuration that equivalent hydrogens make overlap, instead of each
+        ending at a step (:meth:`openmm_tsf.InternalCoordinates.log_window`).
 
     Raises
     ------
@@ -50,6 +53,7 @@ class FlowSettings:
     n_blocks: int = 8
     hidden: tuple[int, ...] = (128, 128)
     conditioner_dtype: str = "float32"
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         check_fields(
@@ -59,6 +63,7 @@ class FlowSettings:
             n_blocks=whole_number,
             hidden=whole_numbers,
             conditioner_dtype=partial(one_of, allowed=("float32", "float64")),
+            overlap=partial(one_of, allowed=(False, True)),
         )
         if self.n_momenta is not None:
             check_fields(self, n_momenta=partial(whole_number, least=0))
@@ -78,6 +83,12 @@ class SamplingSettings:
         Iterations of production.
     n_tuning
         Iterations before production in which step sizes are tuned, then frozen.
+    n_independent, n_walk
+        Independence proposals and walk steps in an iteration; 0: none.
+    swap
+        ``"plain"``, ``"steered"`` or ``"both"``.
+    local_interval
+        A leg of dynamics every so many iterations; 0: none.
 
     Raises
     ------
@@ -89,6 +100,10 @@ class SamplingSettings:
     n_walkers: int = 64
     n_iterations: int = 2000
     n_tuning: int = 200
+    n_independent: int = 1
+    n_walk: int = 4
+    swap: str = "both"
+    local_interval: int = 10
 
     def __post_init__(self) -> None:
         check_fields(
@@ -97,7 +112,16 @@ class SamplingSettings:
             n_walkers=partial(whole_number, most=MOST_WALKERS),
             n_iterations=whole_number,
             n_tuning=partial(whole_number, least=0),
+            n_independent=partial(whole_number, least=0),
+            n_walk=partial(whole_number, least=0),
+            swap=partial(one_of, allowed=("plain", "steered", "both")),
+            local_interval=partial(whole_number, least=0),
         )
+        if not (self.n_independent or self.n_walk or self.local_interval):
+            raise ValueError(
+                "n_independent: expected proposals of some kind, got 0, with n_walk=0 and "
+                "local_interval=0"
+            )
         check_distinct(self.temperatures)
 
 
@@ -193,6 +217,36 @@ PRESETS: dict[str, RunSettings] = {
             basin_share=0.15,
         ),
         sampling=SamplingSettings(n_walkers=64, n_iterations=1200, n_tuning=100),
+    ),
+    # Under an hour on two cores: path gradients and chains in place of rounds, and so good
+    # proposals that most moves are independent draws.
+    "thorough": RunSettings(
+        md=MDSettings(n_frames=40_000, steps_per_frame=50),
+        flow=FlowSettings(n_blocks=6, overlap=True),
+        fit=FitSettings(
+            n_steps=12_000,
+            batch_size=256,
+            kl_batch_size=510,
+            learning_rate=5e-4,
+            lambda_max=0.25,
+            ramp=(0.08, 0.3),
+            estimator="path",
+            n_chains=16_384,
+            chain_share=0.6,
+            log_variance=0.05,
+            validate_interval=1000,
+            n_validation_draws=2000,
+        ),
+        n_rounds=0,
+        sampling=SamplingSettings(
+            n_walkers=128,
+            n_iterations=1000,
+            n_tuning=100,
+            n_independent=2,
+            n_walk=1,
+            swap="steered",
+            local_interval=20,
+        ),
     ),
 }
 

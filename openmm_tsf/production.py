@@ -1,6 +1,8 @@
 """Replica exchange with a frozen flow into a run directory: begun, continued, analysed."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,13 @@ from openmm_tsf.energies import reopen_potential
 from openmm_tsf.files import read_json, sweep, write_json, written_together
 from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.inputs import PathLike
+from openmm_tsf.plain import from_plain
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.presets import SamplingSettings
 from openmm_tsf.randomness import Seeds, seeded_generator
 from openmm_tsf.records import warn_of_other_versions
 from openmm_tsf.sampling import ParallelTempering
+from openmm_tsf.sampling.kernels import Every, default_kernels
 from openmm_tsf.sampling.output import CHECKPOINT, RunWriter, read_run_config
 from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.systems import MolecularSystem, alanine_dipeptide
@@ -39,6 +43,44 @@ def sampler_seeds(seeds: Seeds, fresh: bool) -> tuple[int, int | None]:
     return seeds.next(), seeds.next() if fresh else None
 
 
+@contextmanager
+def sampling_threads(begun_with: int | None = None) -> Iterator[None]:
+    """Of two threads of torch, one: the second is for training, and networks of this size are
+    quicker on one. Other numbers are as the user asked.
+
+    Parameters
+    ----------
+    begun_with
+        What sampling that is continued was begun with.
+    """
+    before = torch.get_num_threads()
+    if before == 2 and begun_with in (None, 1):
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def kernels_of(
+    settings: SamplingSettings,
+    molecule: MolecularSystem,
+    flow: AugmentedFlow,
+    potential: Potential,
+) -> list[Every]:
+    """The sequence of an iteration."""
+    return default_kernels(
+        potential,
+        flow,
+        settings.temperatures,
+        torch.tensor(molecule.masses, dtype=torch.float64),
+        n_flow_independent=settings.n_independent,
+        n_flow_walk=settings.n_walk,
+        swap=settings.swap,
+        local_interval=settings.local_interval,
+    )
+
+
 def make_sampler(
     molecule: MolecularSystem,
     flow: AugmentedFlow,
@@ -54,6 +96,7 @@ def make_sampler(
         flow,
         settings.temperatures,
         settings.n_walkers,
+        kernels_of(settings, molecule, flow, potential),
         potential=potential,
         seed=seeds[0],
     )
@@ -164,12 +207,17 @@ def take_up(
                 f"n_iterations: expected how many there shall be in all, {folder} does not say"
             )
     note_total(folder, n_iterations)
-    with reopen_potential(molecule, choices["potential"], platform) as potential:
+    with (
+        sampling_threads(choices.get("torch_threads", 0)),
+        reopen_potential(molecule, choices["potential"], platform) as potential,
+    ):
+        asked = _sampling_settings(choices.get("settings"), str(folder / "config.json"))
         sampler = ParallelTempering(
             molecule,
             flow,
             config["temperatures_K"],
             config["n_walkers"],
+            None if asked is None else kernels_of(asked, molecule, flow, potential),
             potential=potential,
             seed=choices.get("sampler_seed", config["seed"]),
         )
@@ -194,6 +242,16 @@ def note_total(folder: Path, n_iterations: int) -> None:
         if isinstance(asked, dict) and asked.get("n_iterations", n_iterations) < n_iterations:
             asked["n_iterations"] = n_iterations
             write_json(path, content)
+
+
+def _sampling_settings(settings: Any, where: str) -> SamplingSettings | None:
+    """SamplingSettings, or those of RunSettings, as they were written; None if none were."""
+    if not isinstance(settings, dict):
+        return None
+    found: SamplingSettings = from_plain(
+        SamplingSettings, settings.get("sampling", settings), where
+    )
+    return found
 
 
 def _asked_iterations(settings: Any) -> int | None:

@@ -91,7 +91,7 @@ class Rounds:
             self._costs_after(f"round {number}")
         else:
             logger.info("round %d of %d: sampling", number, settings.n_rounds)
-            with self.costs.counting("sampling", self.potential):
+            with production.sampling_threads(), self.costs.counting("sampling", self.potential):
                 sampler = production.make_sampler(
                     self.molecule, self.flow, sampling, self.potential, seeds, self.dataset, before
                 )

@@ -361,6 +361,7 @@ def build_flow(dataset: MDDataset, settings: FlowSettings, seed: int) -> Augment
         hidden=settings.hidden,
         coordinates=settings.coordinates,
         conditioner_dtype=getattr(torch, settings.conditioner_dtype),
+        overlap=settings.overlap,
         seed=seed,
     )
 

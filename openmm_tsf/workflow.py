@@ -242,23 +242,24 @@ def _run(
         )
         walkers = rounds.run(seeds)
         logger.info("the flow is frozen: production")
-        with costs.counting("sampling", potential):
-            sampler = production.make_sampler(
-                molecule,
-                flow,
-                sampling,
-                potential,
-                production.sampler_seeds(seeds, walkers is None),
-                dataset,
-                walkers,
-            )
-            sampler.tune(sampling.n_tuning, progress=progress)
-        with sampler:
-            production.begin(sampler, lock, sampling, costs, choices, molecule)
-            Rounds.tidy(folder)
-            return production.produce(
-                sampler, lock, sampling.n_iterations, checkpoint_seconds, progress
-            )
+        with production.sampling_threads():
+            with costs.counting("sampling", potential):
+                sampler = production.make_sampler(
+                    molecule,
+                    flow,
+                    sampling,
+                    potential,
+                    production.sampler_seeds(seeds, walkers is None),
+                    dataset,
+                    walkers,
+                )
+                sampler.tune(sampling.n_tuning, progress=progress)
+            with sampler:
+                production.begin(sampler, lock, sampling, costs, choices, molecule)
+                Rounds.tidy(folder)
+                return production.produce(
+                    sampler, lock, sampling.n_iterations, checkpoint_seconds, progress
+                )
 
 
 def _planned(settings: RunSettings) -> int:

@@ -137,7 +137,7 @@ def test_the_short_form(double_wells, tmp_path):
 def test_the_reference_sampler_agrees_with_the_quadrature(experiment):
     """Every marginal at every tenth temperature: mean, square and five cumulative shares."""
     potential = MixedDoubleWell.random(5, 0)
-    samples = experiment.reference(potential, 16, 4000, seed=1)
+    samples = experiment.reference(potential, 16, 4000, 4000, seed=1)
     rows = experiment.reference_scores(potential, samples)
     worst = max(rows, key=lambda row: abs(row["z"]))
     assert abs(worst["z"]) < 4, worst

@@ -40,6 +40,8 @@ from openmm_tsf.sampling.kernels import default_kernels
 WANTED = (0.1, 1.0)
 FEW = tuple(np.geomspace(0.1, 1.0, 7).tolist()) + tuple(np.geomspace(1.0, 10.0, 7).tolist()[1:])
 STEERED = {5: (0.1, 0.316, 1.0), 20: (0.1, 0.18, 0.316, 0.56, 1.0)}
+#: Burn-in of the walks, in iterations: double_well_experiment.reference says why so many.
+BURN = {5: 4000, 20: 20_000}
 #: Training frames of the flow: exact samples, so that no sampler's cost hides in them.
 N_FRAMES = 32_000
 
@@ -111,8 +113,9 @@ def three_samplers(d, seed, n_walkers, n_iterations):
         ),
     }
     lengths = (n_iterations, 2 * n_iterations, n_iterations // 4)
-    for (name, sampler), length in zip(sides.items(), lengths, strict=True):
-        figures[name] = efficiency(sampler, potential, length, length // 2)
+    burns = (BURN[d], BURN[d], n_iterations // 4)
+    for (name, sampler), length, burn in zip(sides.items(), lengths, burns, strict=True):
+        figures[name] = efficiency(sampler, potential, length, burn)
         print(d, seed, name, figures[name], flush=True)
     return figures
 

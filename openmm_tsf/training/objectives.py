@@ -145,7 +145,8 @@ class PathObjective:
         n_groups = len(train) + (len(ladder) if self.chains else 0)
         self._by_basin = torch.zeros(n_groups, 2, dtype=torch.float64)
         self._basin_shares = torch.full((n_groups, 2), 0.5, dtype=torch.float64)
-        self._pool = ThreadPoolExecutor(1, "energy")
+        threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(1, "energy") if threads > 1 else None
 
     def _frames(self, data: MDDataset, generator: torch.Generator) -> Points:
         """Points of a dataset; several copies of each frame where copies overlap."""
@@ -183,22 +184,28 @@ class PathObjective:
     def backward(self, network: Chain, mixing: float, generator: torch.Generator) -> None:
         """Set the gradients of the parameters: NaN where no draw had a finite energy.
 
-        Likelihood and energy have no operation in common: each has a thread of its own.
+        Likelihood and energy have no operation in common: where torch has two threads or more, each
+        has one of its own. Results are the same.
         """
         per_rung = self.settings.kl_batch_size // len(self.ladder)
         data, turn = self._data(mixing, per_rung, generator)
         momenta = self._momenta(data.points.tau, generator)
         parameters = list(network.parameters())
+        energy: _Energy | None = None
         drawn: Future[_Energy] | None = None
         if mixing > 0:
             tau = self.ladder.repeat_interleave(per_rung)
             shape = (len(tau), self.flow.n_coordinates + self.flow.n_momenta)
             v = torch.randn(shape, generator=generator, dtype=self.settings.dtype)
             v = v * tau.sqrt()[:, None]
-            drawn = self._pool.submit(self._energy, network, parameters, v, tau)
+            if self._pool is None:
+                energy = self._energy(network, parameters, v, tau)
+            else:
+                drawn = self._pool.submit(self._energy, network, parameters, v, tau)
         gradients, log_ratio = self._likelihood(network, parameters, data, momenta)
         if drawn is not None:
             energy = drawn.result()
+        if energy is not None:
             gradients = [
                 (1 - mixing) * ours + mixing * theirs
                 for ours, theirs in zip(gradients, energy.gradients, strict=True)
