@@ -1,0 +1,337 @@
+"""Path gradients: the same mean as the direct ones, none for an exact flow; chains are exact."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from openmm_tsf.dataset import MDDataset
+from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
+from openmm_tsf.potentials import GaussianWell, MixedDoubleWell
+from openmm_tsf.training import FitSettings, fit
+from openmm_tsf.training import path as path_gradients
+from openmm_tsf.training.chains import IndependenceChains
+from openmm_tsf.training.losses import negative_log_likelihood, variational_free_energy
+from openmm_tsf.training.objectives import PathObjective
+from openmm_tsf.training.path import COTANGENT_LIMIT, data_cotangent, draw_cotangent, limited
+from openmm_tsf.training.points import Points
+
+D, FAR = 3, 1e9
+KINDS = {"tsf": (TemperatureSteerableFlow, D), "realnvp": (RealNVPFlow, 0)}
+
+
+def rough_flow(kind, seed=2):
+    """A flow that is no identity and fits nothing."""
+    flow_class, n_momenta = KINDS[kind]
+    flow = flow_class(D, n_momenta, 2, (8,), seed=seed)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter += 0.15 * torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64
+            )
+    return flow
+
+
+def gradients(losses, parameters, chunks=40):
+    """Mean gradient [P] over chunks of a sum of per-sample losses, and its standard error."""
+    found = []
+    for part in losses.chunk(chunks):
+        grads = torch.autograd.grad(part.mean(), parameters, retain_graph=True)
+        found.append(torch.cat([g.flatten() for g in grads]))
+    every = torch.stack(found)
+    return every.mean(0), every.std(0) / len(every) ** 0.5
+
+
+def assert_same(direct, path):
+    """Two estimates of one gradient, of independent samples."""
+    z = (direct[0] - path[0]) / (direct[1].square() + path[1].square()).sqrt().clamp(min=1e-12)
+    assert float(z.abs().max()) < 4.5, z.abs().max()
+    assert float((direct[0] / direct[1].clamp(min=1e-12)).abs().max()) > 8  # there is one
+
+
+def sampled(potential, flow, temperature, n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = potential.sample(n, temperature, generator)
+    p = torch.randn(n, flow.n_momenta, generator=generator, dtype=torch.float64)
+    return x, p * math.sqrt(temperature), torch.full((n,), temperature, dtype=torch.float64)
+
+
+def slope_of(potential, x, momenta, tau):
+    _, forces = potential.energy_and_forces(x)
+    return torch.cat([-forces, momenta], dim=1) / tau[:, None]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("temperature", [0.6, 1.0])
+def test_data_gradients_have_the_same_mean(kind, temperature, monkeypatch):
+    monkeypatch.setattr(path_gradients, "COTANGENT_LIMIT", FAR)
+    potential, flow, n = MixedDoubleWell.random(D, 1), rough_flow(kind), 40_000
+    network = flow.network
+    parameters = list(network.parameters())
+    x, p, tau = sampled(potential, flow, temperature, n, 1)
+    direct = gradients(
+        negative_log_likelihood(network, x, torch.zeros(n, dtype=torch.float64), p, tau), parameters
+    )
+    x, p, tau = sampled(potential, flow, temperature, n, 2)
+    v, _ = network.inverse_and_log_det(torch.cat([x, p], dim=1))
+    cotangent = data_cotangent(network, v, slope_of(potential, x, p, tau), tau)
+    path = gradients((v * cotangent).sum(dim=1), parameters)
+    assert_same(direct, path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("temperature", [0.6, 1.0])
+def test_draw_gradients_have_the_same_mean(kind, temperature, monkeypatch):
+    monkeypatch.setattr(path_gradients, "COTANGENT_LIMIT", FAR)
+    potential, flow, n = MixedDoubleWell.random(D, 1), rough_flow(kind), 40_000
+    network = flow.network
+    parameters = list(network.parameters())
+    tau = torch.full((n,), temperature, dtype=torch.float64)
+    v = flow.sample_prior(n, temperature, torch.Generator().manual_seed(3))
+    direct = gradients(variational_free_energy(flow, network, potential, v, tau, FAR), parameters)
+    v = flow.sample_prior(n, temperature, torch.Generator().manual_seed(4))
+    y, _ = network.forward_and_log_det(v)
+    slope = slope_of(potential, y[:, :D].detach(), y[:, D:].detach(), tau)
+    cotangent = draw_cotangent(network, v, y, slope, tau)
+    path = gradients((y * cotangent).sum(dim=1), parameters)
+    assert_same(direct, path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exact_flow_is_left_alone_by_every_point(kind):
+    """The direct gradients of single points are as large as ever."""
+    flow_class, n_momenta = KINDS[kind]
+    flow = flow_class(D, n_momenta, 2, (8,), seed=1)  # the identity
+    potential = GaussianWell(torch.eye(D, dtype=torch.float64))
+    for temperature in (0.5, 1.0):
+        x, p, tau = sampled(potential, flow, temperature, 200, 6)
+        v, _ = flow.network.inverse_and_log_det(torch.cat([x, p], dim=1))
+        slope = slope_of(potential, x, p, tau)
+        assert float(data_cotangent(flow.network, v, slope, tau).abs().max()) < 1e-12
+        assert float(slope.norm(dim=1).mean()) > 1
+        y, _ = flow.network.forward_and_log_det(v.detach())
+        assert float(draw_cotangent(flow.network, v.detach(), y, slope, tau).abs().max()) < 1e-12
+
+
+def test_steep_points_are_cut_and_others_left_out():
+    cotangents = torch.tensor([[3.0, 4.0], [300.0, 400.0], [math.nan, 1.0], [math.inf, 1.0]])
+    found = limited(cotangents)
+    torch.testing.assert_close(found[0], cotangents[0])
+    torch.testing.assert_close(found[1].norm(), torch.tensor(COTANGENT_LIMIT))
+    assert not found[2:].any()
+
+
+# -- chains -------------------------------------------------------------------------------------
+
+
+def test_chains_sample_the_target():
+    """A poor flow as proposal: exact samples of two temperatures stay exact."""
+    potential, flow = MixedDoubleWell.random(D, 3), rough_flow("tsf")
+    generator, n, per_turn = torch.Generator().manual_seed(7), 20_000, 5000
+    ladder = torch.tensor([0.7, 1.0], dtype=torch.float64)
+    tau = ladder.repeat_interleave(n)
+    start = torch.cat([potential.sample(n, t, generator) for t in ladder.tolist()])
+    chains = IndependenceChains(Points.at(flow, potential, None, start, tau, FAR), 2)
+
+    def log_ratio(points, v, momenta):
+        squares = v.square().sum(1) - momenta.square().sum(1)
+        return -points.action + 0.5 * squares / points.tau
+
+    with torch.no_grad():
+        for _ in range(60):
+            index = chains.turn(per_turn)
+            points = chains.points.take(index)
+            p = torch.randn(len(index), D, generator=generator, dtype=torch.float64)
+            p = p * points.tau.sqrt()[:, None]
+            v, _ = flow.network.inverse_and_log_det(torch.cat([points.y, p], dim=1))
+            z = torch.randn(len(index), 2 * D, generator=generator, dtype=torch.float64)
+            z = z * points.tau.sqrt()[:, None]
+            y, _ = flow.network.forward_and_log_det(z)
+            new = Points.at(flow, potential, None, y[:, :D], points.tau, FAR)
+            ratio = log_ratio(new, z, y[:, D:]) - log_ratio(points, v, p)
+            chains.propose(index, new, ratio, generator)
+    assert 0.05 < chains.n_accepted / chains.n_proposed < 0.95
+    for rung, temperature in enumerate(ladder.tolist()):
+        x = chains.points.y[rung * n : (rung + 1) * n]
+        for order in (1, 2):
+            values = x**order
+            z = (values.mean(0) - potential.moment(order, temperature)) / values.std(0) * n**0.5
+            assert float(z.abs().max()) < 4, (temperature, order, z)
+
+
+def test_turns_go_round():
+    points = Points(
+        torch.zeros(10, 1), torch.zeros(10).double(), torch.zeros(10, 1), torch.zeros(10).long(),
+        torch.ones(10),
+    )  # fmt: skip
+    chains = IndependenceChains(points, 2)
+    seen = torch.cat([chains.turn(2) for _ in range(5)])
+    assert sorted(seen.tolist()) == sorted([*range(10)] * 2)
+    before = chains.points.y.clone()
+    one = points.take(torch.tensor([0, 1]))
+    ratio = torch.tensor([math.nan, -math.inf], dtype=torch.float64)
+    chains.propose(torch.tensor([0, 1]), one, ratio, torch.Generator().manual_seed(0))
+    assert torch.equal(chains.points.y, before)
+    assert chains.n_accepted == 0
+
+
+# -- populations ----------------------------------------------------------------------------------
+
+
+def test_what_pulls_the_populations():
+    """A basin with too little of the flow is pulled up; nothing is where ln(p/q) is constant."""
+    flow, potential = rough_flow("tsf"), MixedDoubleWell.random(D, 3)
+    data = MDDataset(potential.sample(100, 1.0, torch.Generator().manual_seed(1)), 1.0)
+    settings = FitSettings(
+        estimator="path", temperatures=(1.0,), dtype=torch.float64, log_variance=0.3
+    )
+    noted = {}
+
+    def make():
+        return PathObjective(
+            flow, [data], potential, settings, FAR, torch.Generator(), noted.__setitem__
+        )
+
+    group, basin = torch.zeros(8).long(), torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
+    level = torch.full((8,), -7.0, dtype=torch.float64)
+    assert not make()._pull(level, group, basin, 1).any()
+    under = level + 2.0 * basin  # ln(p/q) larger where the flow has too little
+    pull = make()._pull(under, group, basin, 1)
+    assert (pull[basin == 1] > 0).all()
+    assert (pull[basin == 0] < 0).all()
+    broken = under.clone()
+    broken[0] = math.nan
+    assert torch.isfinite(make()._pull(broken, group, basin, 1)).all()
+
+
+# -- the loop -----------------------------------------------------------------------------------
+
+SHORT = FitSettings(
+    n_steps=30,
+    batch_size=64,
+    kl_batch_size=32,
+    validate_interval=10,
+    n_validation_draws=100,
+    ramp=(0.1, 0.5),
+    lambda_max=0.3,
+    temperatures=(0.5, 1.0),
+    estimator="path",
+    n_chains=40,
+)
+
+
+def toy():
+    potential = MixedDoubleWell.random(D, 1)
+    data = MDDataset(potential.sample(2000, 1.0, torch.Generator().manual_seed(1)), 1.0)
+    return potential, data
+
+
+def weights(flow):
+    return torch.cat([parameter.detach().flatten() for parameter in flow.parameters()])
+
+
+def test_stopped_and_resumed_bit_by_bit(tmp_path):
+    potential, data = toy()
+    whole = TemperatureSteerableFlow(D, D, 2, (16,), seed=1)
+    result = fit(whole, data, potential, settings=SHORT, seed=3, progress=False)
+    flow = TemperatureSteerableFlow(D, D, 2, (16,), seed=1)
+    path = tmp_path / "training.pt"
+    steps = []
+
+    class Stop(Exception):
+        pass
+
+    class Stopping(type(potential)):
+        def energy(self, x):
+            steps.append(len(x))
+            if len(steps) == 24:
+                raise Stop
+            return super().energy(x)
+
+    stopping = Stopping(potential.wells, potential.mixing)
+    options = {"settings": SHORT, "seed": 3, "checkpoint_path": path, "progress": False}
+    with pytest.raises(Stop):
+        fit(flow, data, stopping, checkpoint_seconds=0, **options)
+    flow = TemperatureSteerableFlow(D, D, 2, (16,), seed=1)
+    again = fit(flow, data, potential, resume=True, **options)
+    assert torch.equal(weights(flow), weights(whole))
+    assert again.n_evaluations >= result.n_evaluations
+
+
+def test_a_second_thread_changes_nothing():
+    potential, data = toy()
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            flow = TemperatureSteerableFlow(D, D, 2, (16,), seed=1)
+            fit(flow, data, potential, settings=SHORT, seed=3, progress=False)
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+        found.append(weights(flow))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns(kind):
+    """Held-out NLL and free energy go down; several datasets, one per temperature."""
+    potential, data = toy()
+    cold = MDDataset(potential.sample(2000, 0.5, torch.Generator().manual_seed(2)), 0.5)
+    flow_class, n_momenta = KINDS[kind]
+    flow = flow_class(D, n_momenta, 2, (32,), seed=1)
+    settings = dataclasses.replace(SHORT, n_steps=300, validate_interval=150, n_chains=64)
+    result = fit(flow, [data, cold], potential, settings=settings, seed=3, progress=False)
+    assert result.history[-1].score < result.history[0].score - 0.3
+    assert result.n_skipped == 0
+
+
+def test_draws_without_energies_are_skipped_steps():
+    potential, data = toy()
+
+    class Broken(type(potential)):
+        broken = False
+
+        def energy(self, x):
+            return super().energy(x) + (math.nan if self.broken else 0.0)
+
+    broken = Broken(potential.wells, potential.mixing)
+    flow = TemperatureSteerableFlow(D, D, 2, (16,), seed=1)
+    objective = PathObjective(
+        flow, [data.split().train], broken, SHORT, FAR, torch.Generator().manual_seed(1),
+        lambda *_: None,
+    )  # fmt: skip
+    network = flow.network.to(SHORT.dtype)
+    broken.broken = True
+    before = objective.chains.points.y.clone()
+    objective.backward(network, 0.3, torch.Generator().manual_seed(2))
+    assert all(bool(torch.isnan(p.grad).all()) for p in network.parameters())
+    assert torch.equal(objective.chains.points.y, before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"estimator": "other"}, "estimator"),
+        ({"estimator": "direct"}, "n_chains: expected 0 for the direct estimator"),
+        ({"basin_share": 0.1}, "basin_share: expected 0 for path gradients"),
+        ({"kl_batch_size": 1, "n_chains": 0}, "at least one draw of each of 2 temperatures"),
+        ({"n_chains": 10}, "n_chains: expected at least the 16 draws"),
+        ({"lambda_max": 0.0}, "without draws"),
+        ({"chain_share": 1.5}, "chain_share"),
+        ({"log_variance": -1.0}, "log_variance"),
+    ],
+)
+def test_settings_that_do_not_go_together(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SHORT, **changes)
+
+
+def test_path_gradients_need_a_potential():
+    _, data = toy()
+    settings = dataclasses.replace(SHORT, lambda_max=0.0, n_chains=0)
+    with pytest.raises(ValueError, match="potential: expected one for path gradients"):
+        fit(TemperatureSteerableFlow(D, D, 1, (8,)), data, settings=settings, progress=False)
