@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import stats
 
 import openmm_tsf as tsf
 from openmm_tsf.analysis.errors import estimate_mean
@@ -116,6 +117,18 @@ def quantiles(potential, coordinate, temperature, mean, spread):
     return grid[cuts], cumulative[cuts]
 
 
+def normal_score(found, exact, n_walkers):
+    """Deviation in standard errors, on the scale of a normal distribution.
+
+    A standard error from the spread of W walkers' means is itself known from W - 1 degrees of
+    freedom only: the deviation over it has Student's distribution.
+    """
+    t = (found.value - exact) / found.stderr
+    if found.stderr_groups < found.stderr_correlation:
+        return t
+    return math.copysign(stats.norm.isf(stats.t.sf(abs(t), n_walkers - 1)), t)
+
+
 def reference_scores(potential, samples):
     """Rows of z values: every marginal against the quadrature at every temperature kept."""
     rows = []
@@ -139,7 +152,7 @@ def reference_scores(potential, samples):
                         "exact": float(exact),
                         "found": found.value,
                         "stderr": found.stderr,
-                        "z": (found.value - float(exact)) / found.stderr,
+                        "z": normal_score(found, float(exact), samples.x.shape[1]),
                     }
                 )
     return rows

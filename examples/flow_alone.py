@@ -71,7 +71,7 @@ def likelihood(flow, x, temperature, generator):
     """Held-out NLL: a bound on the marginal's for a TSF, exact for RealNVP."""
     tau = torch.full((len(x),), temperature / flow.reference_temperature, dtype=torch.float64)
     noise = torch.randn(len(x), flow.n_momenta, generator=generator, dtype=torch.float64)
-    y, log_det = whitened(flow, x)
+    y, log_det = whitened(flow, x, float(tau[0]), generator)
     joint = negative_log_likelihood(flow.network, y, log_det, noise * tau.sqrt()[:, None], tau)
     nll = marginal_nll_bound(joint, flow.n_momenta, tau)
     return float(nll.mean()), float(nll.std() / len(x) ** 0.5)

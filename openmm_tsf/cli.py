@@ -67,8 +67,13 @@ def _threads(args: argparse.Namespace) -> Iterator[None]:
         raise ValueError(f"--threads: expected at most {most} on this machine, got {args.threads}")
     recorded = recorded_threads(args.output) if args.resume else None
     before = torch.get_num_threads()
-    # Training keeps two threads busy; everything else is quicker on one.
-    usual = min(2, available_cores()) if args.command in ("run", "train") else 1
+    usual = 1
+    if args.command in ("run", "train"):
+        from openmm_tsf.presets import preset
+
+        # Path gradients keep two threads busy; everything else is quicker on one.
+        if preset(args.preset or "default").fit.estimator == "path":
+            usual = min(2, available_cores())
     torch.set_num_threads(args.threads or recorded or usual)
     try:
         yield

@@ -17,8 +17,9 @@ from openmm_tsf.files import PathLike, read_json, write_json
 from openmm_tsf.inputs import package_versions
 from openmm_tsf.plain import from_plain, plain
 from openmm_tsf.potentials.base import Potential, is_potential_choice, potential_choices
-from openmm_tsf.presets import SamplingSettings
+from openmm_tsf.presets import FlowSettings, SamplingSettings
 from openmm_tsf.systems import MolecularSystem
+from openmm_tsf.training import FitSettings
 
 logger = logging.getLogger(__name__)
 
@@ -173,12 +174,30 @@ def check_same_record(
         "versions", "potential", "costs", "fingerprint", "format", "frames", "torch_threads"
     }  # fmt: skip
     for name in sorted((before.keys() | now.keys()) - skipped):
-        differ = _differences(before.get(name), now.get(name), name)
+        differ = _differences(with_later_fields(before.get(name)), now.get(name), name)
         for key, (was, is_now) in differ.items():
             if key.removeprefix("settings.") not in growing:
                 raise ValueError(
                     f"{key}: what is in {folder} was made with {was!r}, got {is_now!r}"
                 )
+
+
+def with_later_fields(settings: Any) -> Any:
+    """Settings as written by an earlier version, with the fields that have come since.
+
+    Their defaults are what that version did.
+    """
+    if not isinstance(settings, dict):
+        return settings
+    found = {name: with_later_fields(value) for name, value in settings.items()}
+    for known, defaults in (
+        ("conditioner_dtype", FlowSettings()),
+        ("kl_batch_size", FitSettings()),
+        ("n_walkers", SamplingSettings()),
+    ):
+        if known in found:
+            return plain(defaults) | found
+    return found
 
 
 def _differences(before: Any, now: Any, name: str) -> dict[str, tuple[Any, Any]]:

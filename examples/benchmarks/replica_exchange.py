@@ -4,7 +4,7 @@
         --output examples/results/replica_exchange.json
 
 ``openmm.app.ReplicaExchangeSampler`` (OpenMM 8.6 and later) on alanine dipeptide from 300 to 600 K,
-at its best: hydrogens of 4 amu, so that LangevinMiddle takes 2 fs; an exchange every 0.1 ps; the
+well set up: hydrogens of 4 amu, so that LangevinMiddle takes 2 fs; an exchange every 0.1 ps; the
 fastest platform, measured first. Each replicate is a run of its own in its own process. N_eff is
 that of 1[phi > 0] at 300 K, p(1 - p)/SE^2 with the larger of the two standard errors of
 ``analysis.errors`` within a run, and, where there are several replicates, also from their spread.

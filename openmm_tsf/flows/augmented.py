@@ -233,7 +233,8 @@ class AugmentedFlow(nn.Module, ABC):
         """Map (x [B, *event], p [B, m]) to v [B, d+m] and -log|J_D| [B].
 
         For configurations outside the domain (mirror images) the log-determinant is -inf. Which of
-        overlapping copies x is taken for, [B, G], comes from :meth:`draw_copies`.
+        overlapping copies x is taken for, [B, G], comes from :meth:`draw_copies`: a Markov kernel
+        on a flow with `overlap` has to draw it, and to count its share.
         """
         self._check(x, "x", self.event_shape)
         self._check(momenta, "momenta", (self.n_momenta,))
@@ -306,7 +307,9 @@ class AugmentedFlow(nn.Module, ABC):
         v = self.sample_prior(n, temperature, generator)
         (x, momenta), log_det = self.forward_and_log_det(v)
         if self.overlap:
-            log_det = log_det + self.log_window(x, temperature)
+            # Where there is no geometry there is no share: such draws stay outside.
+            share = self.log_window(x, temperature)
+            log_det = torch.where(torch.isfinite(log_det), log_det + share, log_det)
         if self.coordinates is not None and self.log_multiplicity:
             shape = (n, len(self.coordinates.labelling))
             x = self.coordinates.relabel(
@@ -436,7 +439,7 @@ class AugmentedFlow(nn.Module, ABC):
         """Write everything needed to load the flow again (no pickled code), atomically."""
         layer, whitening, precision = self.coordinates, self.whitening, self.conditioner_dtype
         content = {
-            "format": FILE_FORMAT,
+            "format": FILE_FORMAT if self.overlap else 1,
             "kind": self.kind,
             "n_coordinates": self.n_coordinates,
             "n_momenta": self.n_momenta,

@@ -5,7 +5,8 @@ from typing import Any
 
 from openmm_tsf.tensor_files import read_tensors, write_tensors
 
-FILE_FORMAT = 1
+#: 2: copies that overlap, which readers of format 1 would take for walls.
+FILE_FORMAT = 2
 
 
 def write_flow_file(content: dict[str, Any], path: str | os.PathLike[str]) -> None:

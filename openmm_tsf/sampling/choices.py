@@ -145,7 +145,7 @@ def hash_of(flow: FlowLike) -> str | None:
     """SHA-256 of the flow's parameters and buffers."""
     if not isinstance(flow, torch.nn.Module):
         return None
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"overlap" if getattr(flow, "overlap", False) else b"")
     for name, value in flow.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -43,6 +43,10 @@ class WhitenedCoordinates:
                 f"whitening: expected {coordinates.n_coordinates} coordinates as the layer has, "
                 f"got {whitening.n_coordinates}"
             )
+        if coordinates is not None and coordinates.overlap:
+            raise ValueError(
+                "coordinates: expected a layer whose copies do not overlap, got one with overlap"
+            )
         self.whitening, self.coordinates = whitening, coordinates
         self.n_coordinates = whitening.n_coordinates
         self.reference_temperature = as_temperature(reference_temperature, "reference_temperature")

@@ -80,7 +80,7 @@ class _Fit:
     ) -> None:
         self.flow, self.potential, self.settings = flow, potential, settings
         self.generator = seeded_generator(seed)
-        self.origin = _origin(datasets, seed)
+        self.origin = _origin(flow, datasets, seed)
         self.evaluations_at_start = potential.n_evaluations if potential else 0
         splits = [dataset.split() for dataset in datasets]
         self.temperatures = settings.temperatures or (flow.reference_temperature,)
@@ -215,9 +215,13 @@ class _Fit:
 
     def restore(self, path: Path) -> None:
         content = read_tensors(path, "training checkpoint")
-        if content.get("format") != CHECKPOINT_FORMAT:
+        if content.get("format") not in (1, CHECKPOINT_FORMAT):
             raise ValueError(f"{path}: not a training checkpoint of format {CHECKPOINT_FORMAT}")
         settings = content.get("settings")
+        if content["format"] == 1 and isinstance(settings, dict):
+            # Of before path gradients: what has come since is at its default, and has no state.
+            settings = FitSettings().to_config() | settings
+            content = content | {"objective": {}}
         if settings != self.settings.to_config():
             changed = [
                 key
@@ -288,9 +292,9 @@ def _threads_for(estimator: str) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _origin(datasets: Sequence[MDDataset], seed: int) -> str:
-    """Hash of the frames, their temperatures and the seed."""
-    digest = hashlib.sha256(str(seed).encode())
+def _origin(flow: AugmentedFlow, datasets: Sequence[MDDataset], seed: int) -> str:
+    """Hash of the frames, their temperatures and the seed, and of what the points are of."""
+    digest = hashlib.sha256(str(seed).encode() + (b"overlap" if flow.overlap else b""))
     for dataset in datasets:
         digest.update(f"{dataset.temperature} {dataset.weight}".encode())
         digest.update(dataset.positions.numpy().tobytes())

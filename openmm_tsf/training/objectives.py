@@ -202,9 +202,11 @@ class PathObjective:
                 energy = self._energy(network, parameters, v, tau)
             else:
                 drawn = self._pool.submit(self._energy, network, parameters, v, tau)
-        gradients, log_ratio = self._likelihood(network, parameters, data, momenta)
-        if drawn is not None:
-            energy = drawn.result()
+        try:
+            gradients, log_ratio = self._likelihood(network, parameters, data, momenta)
+        finally:  # whatever happens, nobody is left behind at work
+            if drawn is not None:
+                energy = drawn.result()
         if energy is not None:
             gradients = [
                 (1 - mixing) * ours + mixing * theirs

@@ -106,4 +106,8 @@ class Points:
                 )
             if not bool(torch.isfinite(found).all()):
                 raise ValueError(f"{field.name}: expected finite numbers, got NaN or infinity")
+            if field.name == "basin" and bool(((found < 0) | (found > 1)).any()):
+                raise ValueError("basin: expected 0 and 1, got others")
+            if field.name == "tau" and not torch.equal(found, like):
+                raise ValueError("tau: expected the temperatures of the training, got others")
             setattr(self, field.name, found.clone())

@@ -1,0 +1,109 @@
+"""Directories of before some settings existed are read, resumed and lengthened."""
+
+import json
+
+import pytest
+import torch
+
+import openmm_tsf as tsf
+from openmm_tsf.dataset import MDDataset
+from openmm_tsf.flows import TemperatureSteerableFlow, load_flow
+from openmm_tsf.plain import plain
+from openmm_tsf.potentials import GaussianWell
+from openmm_tsf.presets import SamplingSettings, preset
+from openmm_tsf.records import with_later_fields
+from openmm_tsf.sampling.internal_walk import WhitenedCoordinates
+from openmm_tsf.stages import sample
+from openmm_tsf.tensor_files import read_tensors, write_tensors
+from openmm_tsf.training import FitSettings, fit
+
+LATER = {
+    "overlap", "estimator", "n_chains", "chain_share", "log_variance", "basin_balance",
+    "n_independent", "n_walk", "swap", "local_interval",
+}  # fmt: skip
+
+
+def without_later(content):
+    """What the earlier version would have written."""
+    if isinstance(content, dict):
+        return {k: without_later(v) for k, v in content.items() if k not in LATER}
+    return [without_later(v) for v in content] if isinstance(content, list) else content
+
+
+@pytest.fixture
+def frames(molecule):
+    return MDDataset.shipped(molecule, stride=400)
+
+
+def test_later_fields_are_filled_in():
+    every = plain(preset("default"))
+    assert without_later(every) != every
+    assert with_later_fields(without_later(every)) == every
+    assert with_later_fields(None) is None
+
+
+def test_a_run_is_lengthened(tmp_path, molecule, frames):
+    def settings(n):
+        return SamplingSettings((300.0, 600.0), n_walkers=4, n_iterations=n, n_tuning=2)
+
+    flow = TemperatureSteerableFlow.from_dataset(frames, n_blocks=1, hidden=(8,), seed=1)
+    flow.save(tmp_path / "flow.pt")
+    folder = tmp_path / "run"
+    sample(
+        tmp_path / "flow.pt", folder, settings(4), molecule=molecule, seed=1, start=frames,
+        progress=False,
+    )  # fmt: skip
+    for name in ("settings.json", "config.json"):
+        content = json.loads((folder / name).read_text())
+        holder = content if name == "settings.json" else content["choices"]
+        holder["settings"] = without_later(holder["settings"])
+        (folder / name).write_text(json.dumps(content))
+    sample(None, folder, settings(6), seed=1, resume=True, progress=False)
+    assert tsf.load_run(folder).n_iterations == 6
+
+
+def test_a_training_is_resumed(tmp_path):
+    """Format 1: no state of the objective, none of the later settings."""
+    path, potential = tmp_path / "training.pt", GaussianWell(torch.eye(2, dtype=torch.float64))
+    data = MDDataset(potential.sample(500, 1.0, torch.Generator().manual_seed(1)), 1.0)
+    settings = FitSettings(
+        n_steps=20, batch_size=16, kl_batch_size=8, validate_interval=10, n_validation_draws=50
+    )
+    found = []
+    for resume in (False, True):
+        flow = TemperatureSteerableFlow(2, 2, 1, (8,), seed=1)
+        fit(
+            flow, data, potential, settings=settings, seed=3, checkpoint_path=path, resume=resume,
+            progress=False,
+        )  # fmt: skip
+        found.append(torch.cat([p.detach().flatten() for p in flow.parameters()]))
+        if not resume:
+            content = read_tensors(path, "training checkpoint")
+            del content["objective"]
+            content |= {"format": 1, "settings": without_later(content["settings"])}
+            write_tensors(path, content)
+    assert torch.equal(*found)
+
+
+def test_only_overlapping_flows_have_the_new_format(tmp_path, molecule, frames):
+    for overlap, number in ((False, 1), (True, 2)):
+        flow = TemperatureSteerableFlow.from_dataset(
+            frames, n_blocks=1, hidden=(8,), seed=1, overlap=overlap
+        )
+        flow.save(tmp_path / "flow.pt")
+        assert read_tensors(tmp_path / "flow.pt", "flow file")["format"] == number
+        assert load_flow(tmp_path / "flow.pt", molecule).overlap == overlap
+    with pytest.raises(ValueError, match="coordinates: expected a layer whose copies do not over"):
+        WhitenedCoordinates(flow.whitening, flow.coordinates, 600.0)
+
+
+def test_draws_without_geometry_have_no_weight(molecule, frames):
+    """Wide draws of an overlapping flow: log_prob is finite or +inf, never NaN."""
+    flow = TemperatureSteerableFlow.from_dataset(
+        frames, n_blocks=1, hidden=(8,), seed=1, overlap=True
+    )
+    drawn = flow.sample(2000, 60_000.0, torch.Generator().manual_seed(1))
+    assert not bool(torch.isnan(drawn.log_prob).any())
+    outside = ~torch.isfinite(drawn.log_prob)
+    assert int(outside.sum()) > 0
+    assert bool((drawn.log_prob[outside] == torch.inf).all())
