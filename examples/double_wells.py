@@ -30,6 +30,7 @@ from double_well_experiment import (
     training_frames,
 )
 from double_wells_figure import plot_double_wells
+from scipy import stats
 
 import openmm_tsf as tsf
 from openmm_tsf.files import read_json, write_csv, write_json
@@ -40,8 +41,8 @@ KINDS = ("TSF", "RealNVP")
 SHOWN = (0.1, 1.0)
 TABLE = (0.1, 0.3, 1.0, 3.0, 10.0)
 N_SHOWN, N_BINS = 5, 60
-#: Of the reference sampler's marginals against the quadrature.
-LARGEST_Z = 4.0
+#: Of the largest |z| of the reference sampler's marginals against the quadrature.
+LEAST_P = 0.01
 
 
 @dataclass(frozen=True)
@@ -152,18 +153,18 @@ def train_and_measure(d, kind, seed, size, dataset):
     return rows, training, draws
 
 
-def spread(rows, d, kind, temperature, key):
-    """Mean and standard deviation over seeds."""
+def by_seeds(rows, d, kind, temperature, key):
+    """Median, lowest and highest over seeds."""
     values = [
         row[key]
         for row in rows
         if (row["dimension"], row["flow"], row["temperature"]) == (d, kind, temperature)
     ]
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    return statistics.median(values), min(values), max(values)
 
 
 def table(rows, temperatures):
-    """The README's table in Markdown: distances to the entropy and ESS, mean ± spread."""
+    """The README's table in Markdown: distances to the entropy, and ESS; medians and ranges."""
     wanted = [t for t in TABLE if t in temperatures]
     lines = ["| d | flow | parameters | " + " | ".join(f"T = {t:g}" for t in wanted) + " |"]
     lines.append("|---" * (3 + len(wanted)) + "|")
@@ -174,9 +175,9 @@ def table(rows, temperatures):
             )
             cells = []
             for t in wanted:
-                distance, error = spread(rows, d, kind, t, "distance")
-                ess, ess_error = spread(rows, d, kind, t, "reverse_ess")
-                cells.append(f"{distance:.3g} ± {error:.2g} (ESS {ess:.2g} ± {ess_error:.1g})")
+                distance, low, high = by_seeds(rows, d, kind, t, "distance")
+                ess = by_seeds(rows, d, kind, t, "reverse_ess")[0]
+                cells.append(f"{distance:.3g} ({low:.3g} to {high:.3g}); {ess:.2g}")
             lines.append(f"| {d} | {kind} | {size} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -266,8 +267,12 @@ def main():
     print(table(rows, next(iter(sizes.values())).temperatures))
     print(f"reference: {summary['reference']}\n{seconds:.0f} s")
     worst = max(found["worst_z"] for found in summary["reference"].values())
-    if worst >= LARGEST_Z and not args.quick:
-        raise SystemExit(f"the reference sampler misses the exact marginals: |z| = {worst:.2f}")
+    by_chance = len(scores) * 2 * stats.norm.sf(worst)
+    if by_chance < LEAST_P and not args.quick:
+        raise SystemExit(
+            f"the reference sampler misses the exact marginals: |z| = {worst:.2f}, one so large "
+            f"among {len(scores)} has a probability of {by_chance:.2g}"
+        )
 
 
 if __name__ == "__main__":

@@ -44,9 +44,9 @@ WANTED = (0.1, 1.0)
 FEW = tuple(np.geomspace(0.1, 1.0, 7).tolist()) + tuple(np.geomspace(1.0, 10.0, 7).tolist()[1:])
 STEERED = {5: (0.1, 0.316, 1.0), 20: (0.1, 0.18, 0.316, 0.56, 1.0)}
 #: Burn-in of the walks, in iterations: double_well_experiment.reference says why so many.
-BURN = {5: 4000, 20: 20_000}
+BURN = {5: 2000, 20: 12_000}
 #: Iterations of the 100-rung walk.
-LENGTH = {5: 8000, 20: 20_000}
+LENGTH = {5: 4000, 20: 12_000}
 #: Training frames of the flow: exact samples.
 N_FRAMES = 32_000
 
@@ -118,8 +118,8 @@ def three_samplers(d, seed, n_walkers):
             potential, flow, STEERED[d], n_walkers, seed
         ),
     }
-    lengths = (n_iterations, 4 * n_iterations, n_iterations)
-    burns = (BURN[d], BURN[d], n_iterations // 4)
+    lengths = (n_iterations, n_iterations, n_iterations // 2)
+    burns = (BURN[d], BURN[d], n_iterations // 8)
     for (name, sampler), length, burn in zip(sides.items(), lengths, burns, strict=True):
         figures[name] = efficiency(sampler, potential, length, burn)
         print(d, seed, name, figures[name], flush=True)
