@@ -254,8 +254,8 @@ def folded_flow(methyl, start, coordinates="volume", overlap=False):
     return flow
 
 
-def scores(methyl, x):
-    expected = methyl.exact(FUNCTIONS, TEMPERATURE)
+def scores(methyl, x, temperature=TEMPERATURE):
+    expected = methyl.exact(FUNCTIONS, temperature)
     t = methyl.dihedrals(x)
     values = [f(t) for f in FUNCTIONS]
     return max(
@@ -410,6 +410,7 @@ def test_gradient_moves_and_swaps_with_overlap(methyl, start):
             if kernel.name == mala.name or int(info.proposed.sum()):
                 assert int(info.accepted.sum()) > 0.02 * N
     assert scores(methyl, state.x[:, 0]) < 4
+    assert scores(methyl, state.x[:, 1], 700.0) < 4
 
 
 @pytest.mark.parametrize("mutant", ["share", "copy"])
