@@ -55,18 +55,16 @@ def _threads(args: argparse.Namespace) -> Iterator[None]:
     if "threads" not in args:
         yield
         return
-    import torch
-
     from openmm_tsf.doors import most_threads
     from openmm_tsf.potentials.platforms import available_cores
     from openmm_tsf.records import recorded_threads
+    from openmm_tsf.threads import torch_threads
 
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"--threads: expected at least 1, got {args.threads}")
     if args.threads is not None and args.threads > (most := most_threads()):
         raise ValueError(f"--threads: expected at most {most} on this machine, got {args.threads}")
     recorded = recorded_threads(args.output) if args.resume else None
-    before = torch.get_num_threads()
     usual = 1
     if args.command in ("run", "train"):
         from openmm_tsf.presets import preset
@@ -74,11 +72,8 @@ def _threads(args: argparse.Namespace) -> Iterator[None]:
         # Path gradients keep two threads busy; everything else is quicker on one.
         if preset(args.preset or "default").fit.estimator == "path":
             usual = min(2, available_cores())
-    torch.set_num_threads(args.threads or recorded or usual)
-    try:
+    with torch_threads(args.threads or recorded or usual):
         yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

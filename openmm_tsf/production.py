@@ -1,8 +1,7 @@
 """Replica exchange with a frozen flow into a run directory: begun, continued, analysed."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from openmm_tsf.sampling.kernels import Every, default_kernels
 from openmm_tsf.sampling.output import CHECKPOINT, RunWriter, read_run_config
 from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.systems import MolecularSystem, alanine_dipeptide
+from openmm_tsf.threads import torch_threads
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,7 @@ def sampler_seeds(seeds: Seeds, fresh: bool) -> tuple[int, int | None]:
     return seeds.next(), seeds.next() if fresh else None
 
 
-@contextmanager
-def sampling_threads(begun_with: int | None = None) -> Iterator[None]:
+def sampling_threads(begun_with: int | None = None) -> AbstractContextManager[None]:
     """Of two threads of torch, one: the second is for training, and networks of this size are
     quicker on one. Other numbers are as the user asked.
 
@@ -53,13 +52,8 @@ def sampling_threads(begun_with: int | None = None) -> Iterator[None]:
     begun_with
         What sampling that is continued was begun with.
     """
-    before = torch.get_num_threads()
-    if before == 2 and begun_with in (None, 1):
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    now = torch.get_num_threads()
+    return torch_threads(1 if now == 2 and begun_with in (None, 1) else now)
 
 
 def kernels_of(

@@ -165,7 +165,7 @@ def test_ctrl_c_before_a_training_goes_on_keeps_its_flow(molecule, tmp_path, mon
         raise KeyboardInterrupt
 
     fitting = importlib.import_module("openmm_tsf.training.fit")  # fit, there, is the function
-    monkeypatch.setattr(fitting, "make_objective", interrupted)
+    monkeypatch.setattr(fitting, "OBJECTIVES", {"direct": interrupted})
     with pytest.raises(KeyboardInterrupt):
         workflow.train(*given, resume=True, **quiet)
     after = load_flow(tmp_path / "flow" / "flow.pt", molecule).network.state_dict()

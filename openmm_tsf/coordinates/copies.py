@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from openmm_tsf.coordinates.door import check_tensor
 from openmm_tsf.coordinates.geometry import TWO_PI, dihedral, wrap
 from openmm_tsf.coordinates.symmetry import Labels
 
@@ -20,6 +21,7 @@ class LabelledCopies:
         Whether copies overlap where one passes into the next.
     """
 
+    n_atoms: int
     labelling: Labels
     overlap: bool
     branch_cuts: Tensor
@@ -27,7 +29,7 @@ class LabelledCopies:
     _torsions: slice
 
     def _check_x(self, x: Tensor, name: str = "x") -> None:
-        raise NotImplementedError
+        check_tensor(x, name, (self.n_atoms, 3), self.branch_cuts)
 
     def labels(self, x: Tensor) -> Tensor:
         """Which third of the circle each group of equivalent hydrogens is in: [B, G], 0 to 2.

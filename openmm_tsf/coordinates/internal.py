@@ -194,9 +194,6 @@ class InternalCoordinates(LabelledCopies, nn.Module):
     def _check_u(self, u: Tensor) -> None:
         check_tensor(u, "u", (self.n_coordinates,), self.branch_cuts)
 
-    def _check_x(self, x: Tensor, name: str = "x") -> None:
-        check_tensor(x, name, (self.n_atoms, 3), self.branch_cuts)
-
     # ------------------------------------------------------------------ the domain
 
     def in_domain(self, u: Tensor) -> Tensor:

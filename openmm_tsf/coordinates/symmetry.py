@@ -111,11 +111,6 @@ class Labels(nn.Module):
     def __len__(self) -> int:
         return len(self.triples)
 
-    def span(self, torsions: Tensor, cuts: Tensor) -> Tensor:
-        """Angle [B, G] from the cut, over the primary atom, to the last: below 2 pi for label 0."""
-        primary, _, last = self.columns.T
-        return torsions[:, primary] - cuts[primary] + torch.remainder(torsions[:, last], TWO_PI)
-
     def inside(self, torsions: Tensor, cuts: Tensor, overlap: bool = False) -> Tensor:
         """Whether every group has label 0 and no gap of half a turn: bool [B].
 
@@ -186,7 +181,7 @@ class Labels(nn.Module):
         """Sum of squared violations [B] of :meth:`inside` in radians^2: for training only."""
         _, following, last = self.columns.T
         gap = torch.remainder(torsions[:, last] - torsions[:, following], TWO_PI)
-        beyond = torch.relu(self.span(torsions, cuts) - TWO_PI)
+        beyond = torch.relu(self._round_from_cut(torsions, cuts)[2] - TWO_PI)
         return (beyond.square() + torch.relu(gap - 0.5 * TWO_PI).square()).sum(-1)
 
     def of(self, torsions: Tensor, cuts: Tensor) -> Tensor:

@@ -6,8 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,8 @@ from openmm_tsf.interrupts import DeferredInterrupt
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.randomness import seeded_generator
 from openmm_tsf.tensor_files import read_tensors, write_tensors
-from openmm_tsf.training.objectives import make_objective
+from openmm_tsf.threads import torch_threads
+from openmm_tsf.training.objectives import OBJECTIVES
 from openmm_tsf.training.restore import check_checkpoint
 from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.validate import Validation, Validator
@@ -100,7 +100,7 @@ class _Fit:
         kt = (potential.boltzmann_constant if potential else 1.0) * flow.reference_temperature
         self.ceiling = max((float(e.max()) for e in energies), default=0.0) + 20 * kt
         self.running: dict[str, float] = {}
-        self.objective = make_objective(
+        self.objective = OBJECTIVES[settings.estimator](
             flow,
             [split.train for split in splits],
             potential,
@@ -280,18 +280,6 @@ def load_best_weights(flow: AugmentedFlow, checkpoint: str | os.PathLike[str]) -
     return True
 
 
-@contextmanager
-def _threads_for(estimator: str) -> Iterator[None]:
-    """Path gradients keep two threads busy: each may use half of torch's."""
-    before = torch.get_num_threads()
-    if estimator == "path":
-        torch.set_num_threads(max(1, before // 2))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _origin(flow: AugmentedFlow, datasets: Sequence[MDDataset], seed: int) -> str:
     """Hash of the frames, their temperatures and the seed, and of what the points are of."""
     digest = hashlib.sha256(str(seed).encode() + (b"overlap" if flow.overlap else b""))
@@ -368,6 +356,9 @@ def fit(
         raise ValueError("potential: expected one for lambda_max > 0 (or set lambda_max=0)")
     if potential is None and settings.estimator == "path":
         raise ValueError("potential: expected one for path gradients (or set estimator='direct')")
+    # Path gradients keep two threads busy: each may use half of torch's.
+    threads = torch.get_num_threads()
+    threads = max(1, threads // 2) if settings.estimator == "path" else threads
     training = _Fit(flow, datasets, potential, settings, seed)
     checkpoint = Path(checkpoint_path) if checkpoint_path is not None else None
     if resume and checkpoint is not None and checkpoint.exists():
@@ -389,7 +380,7 @@ def fit(
             _write_log(Path(log_path), training.history)
 
     with (
-        _threads_for(settings.estimator),
+        torch_threads(threads),
         DeferredInterrupt() as interrupt,
         tqdm(
             total=settings.n_steps,

@@ -348,17 +348,7 @@ class PathObjective:
             self.chains.load_state_dict(entry(content, "chains", dict))
 
 
-def make_objective(
-    flow: AugmentedFlow,
-    train: Sequence[MDDataset],
-    potential: Potential | None,
-    settings: FitSettings,
-    ceiling: float,
-    generator: torch.Generator,
-    note: Note,
-) -> Objective:
-    """The objective that the settings name."""
-    if settings.estimator == "direct":
-        return DirectObjective(flow, train, potential, settings, ceiling, generator, note)
-    assert potential is not None
-    return PathObjective(flow, train, potential, settings, ceiling, generator, note)
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "direct": DirectObjective,
+    "path": PathObjective,
+}
