@@ -19,7 +19,7 @@ from openmm_tsf.training import FitSettings, fit
 
 LATER = {
     "overlap", "estimator", "n_chains", "chain_share", "log_variance", "basin_balance",
-    "n_independent", "n_walk", "swap", "local_interval",
+    "n_independent", "n_walk", "swap", "local_interval", "optimizer",
 }  # fmt: skip
 
 
@@ -62,8 +62,9 @@ def test_a_run_is_lengthened(tmp_path, molecule, frames):
     assert tsf.load_run(folder).n_iterations == 6
 
 
-def test_a_training_is_resumed(tmp_path):
-    """Format 1: no state of the objective, none of the later settings."""
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_training_is_resumed(number, tmp_path):
+    """Of the older formats, without later settings; format 1: also no state of the objective."""
     path, potential = tmp_path / "training.pt", GaussianWell(torch.eye(2, dtype=torch.float64))
     data = MDDataset(potential.sample(500, 1.0, torch.Generator().manual_seed(1)), 1.0)
     settings = FitSettings(
@@ -79,8 +80,10 @@ def test_a_training_is_resumed(tmp_path):
         found.append(torch.cat([p.detach().flatten() for p in flow.parameters()]))
         if not resume:
             content = read_tensors(path, "training checkpoint")
-            del content["objective"]
-            content |= {"format": 1, "settings": without_later(content["settings"])}
+            content["optimizer"] = content.pop("optimizers")["adam"]
+            if number == 1:
+                del content["objective"]
+            content |= {"format": number, "settings": without_later(content["settings"])}
             write_tensors(path, content)
     assert torch.equal(*found)
 

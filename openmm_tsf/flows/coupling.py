@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from openmm_tsf.flows.bijector import Pullback
+
 #: Log-scales are bounded smoothly to this, so that a coupling cannot overflow.
 LOG_SCALE_BOUND = 2.0
 _SLOPE = 2.0 / LOG_SCALE_BOUND
@@ -98,10 +100,14 @@ class AffineCoupling(nn.Module):
     # Features come first within: their selection then copies whole rows, and the results are
     # handed on as transposed views, so that a chain of couplings never transposes.
 
-    def _split(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _select(self, v: Tensor) -> tuple[Tensor, Tensor]:
         vt = v.T
-        active = vt.index_select(0, self.transformed)
-        passive = vt.index_select(0, self.conditioner)
+        return vt.index_select(0, self.transformed), vt.index_select(0, self.conditioner)
+
+    def _split(self, v: Tensor, track: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        active, passive = self._select(v)
+        if track and not passive.requires_grad:
+            passive.requires_grad_()  # of its own: nothing is behind it
         dtype = self.conditioner_dtype or v.dtype
         hidden = passive.to(dtype)
         for layer in self.net:
@@ -119,6 +125,16 @@ class AffineCoupling(nn.Module):
         else:
             log_scale = log_scale - LOG_SCALE_BOUND
         return active, passive, shift.to(v.dtype), log_scale
+
+    @staticmethod
+    def _through_conditioner(
+        passive: Tensor, shift: Tensor, log_scale: Tensor, of_shift: Tensor, of_scale: Tensor
+    ) -> Tensor:
+        """Cotangent of the passive features by way of shift and log-scale; the graph stays."""
+        (found,) = torch.autograd.grad(
+            (shift, log_scale), passive, (of_shift, of_scale), retain_graph=True
+        )
+        return found
 
     def _join(self, active: Tensor, passive: Tensor) -> Tensor:
         return torch.cat([active, passive]).index_select(0, self.order).T
@@ -139,6 +155,38 @@ class AffineCoupling(nn.Module):
         active, passive, shift, log_scale = self._split(x)
         active = (active - shift) * log_scale.neg().exp()
         return self._join(active, passive), -self._log_det(log_scale)
+
+    def forward_and_pullback(self, u: Tensor) -> tuple[Tensor, Tensor, Pullback]:
+        """:meth:`forward_and_log_det`, and cotangents of u carried to the image."""
+        active, passive, shift, log_scale = self._split(u, track=True)
+        image = torch.addcmul(shift, active, log_scale.exp())
+
+        def pullback(cotangent: Tensor) -> Tensor:
+            of_active, of_passive = self._select(cotangent)
+            of_image = of_active * log_scale.detach().neg().exp()
+            of_scale = -of_active * active.detach()
+            if not self.is_constant_log_det:
+                of_scale = of_scale + 1
+            found = self._through_conditioner(passive, shift, log_scale, -of_image, of_scale)
+            return self._join(of_image, of_passive + found)
+
+        return self._join(image, passive), self._log_det(log_scale), pullback
+
+    def inverse_and_pullback(self, x: Tensor) -> tuple[Tensor, Tensor, Pullback]:
+        """:meth:`inverse_and_log_det`, and cotangents of x carried to the preimage."""
+        image, passive, shift, log_scale = self._split(x, track=True)
+        offset = image - shift
+        active = offset * log_scale.neg().exp()
+
+        def pullback(cotangent: Tensor) -> Tensor:
+            of_image, of_passive = self._select(cotangent)
+            of_scale = of_image * offset.detach()
+            if not self.is_constant_log_det:
+                of_scale = of_scale - 1
+            found = self._through_conditioner(passive, shift, log_scale, of_image, of_scale)
+            return self._join(of_image * log_scale.detach().exp(), of_passive + found)
+
+        return self._join(active, passive), -self._log_det(log_scale), pullback
 
 
 def set_conditioner_dtype(network: nn.Module, dtype: torch.dtype | None) -> None:
@@ -183,3 +231,13 @@ class Scale(nn.Module):
         """Preimage of x [B, n_features] and log|det| of the inverse [B]."""
         log_det = (-self.n_scaled * self.log_k).expand(len(x))
         return x * torch.exp(-self.log_k * self.mask), log_det
+
+    def forward_and_pullback(self, u: Tensor) -> tuple[Tensor, Tensor, Pullback]:
+        """:meth:`forward_and_log_det`, and cotangents of u carried to the image."""
+        factor = torch.exp(-self.log_k.detach() * self.mask)
+        return *self.forward_and_log_det(u), lambda cotangent: cotangent * factor
+
+    def inverse_and_pullback(self, x: Tensor) -> tuple[Tensor, Tensor, Pullback]:
+        """:meth:`inverse_and_log_det`, and cotangents of x carried to the preimage."""
+        factor = torch.exp(self.log_k.detach() * self.mask)
+        return *self.inverse_and_log_det(x), lambda cotangent: cotangent * factor

@@ -26,6 +26,7 @@ from openmm_tsf.potentials.base import Potential
 from openmm_tsf.randomness import seeded_generator
 from openmm_tsf.tensor_files import read_tensors, write_tensors
 from openmm_tsf.threads import torch_threads
+from openmm_tsf.training.muon import optimizers_of, set_learning_rate
 from openmm_tsf.training.objectives import OBJECTIVES
 from openmm_tsf.training.restore import check_checkpoint
 from openmm_tsf.training.settings import FitSettings
@@ -33,7 +34,7 @@ from openmm_tsf.training.validate import Validation, Validator
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 CHECKPOINT_SECONDS = 30.0
 
 
@@ -112,10 +113,7 @@ class _Fit:
         self.network: Chain = copy.deepcopy(flow.network).to(settings.dtype)
         set_conditioner_dtype(self.network, None)  # all of it in the precision asked for
         self.average: Chain = copy.deepcopy(self.network).requires_grad_(False)
-        # One kernel for all parameters: there are many, and they are small.
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=settings.learning_rate, fused=True
-        )
+        self.optimizers = optimizers_of(self.network, settings.optimizer, settings.learning_rate)
         self.step = self.n_skipped = self.skipped_in_a_row = 0
         self.wall_seconds = 0.0
         self.earlier_evaluations, self.earlier_seconds = 0, 0.0
@@ -138,14 +136,14 @@ class _Fit:
 
     def train_step(self) -> None:
         settings = self.settings
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate_at(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        set_learning_rate(self.optimizers, settings.learning_rate_at(self.step))
+        self.network.zero_grad(set_to_none=True)
         mixing = settings.mixing(self.step)
         self.objective.backward(self.network, mixing, self.generator)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.max_grad_norm)
         if bool(torch.isfinite(norm)):
-            self.optimizer.step()
+            for optimizer in self.optimizers.values():
+                optimizer.step()
             self.skipped_in_a_row = 0
             self._note("grad_norm", float(norm))
         else:
@@ -200,7 +198,7 @@ class _Fit:
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "best_weights": self.best_weights,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": {name: each.state_dict() for name, each in self.optimizers.items()},
             "generator": self.generator.get_state(),
             "step": self.step,
             "n_skipped": self.n_skipped,
@@ -215,13 +213,10 @@ class _Fit:
 
     def restore(self, path: Path) -> None:
         content = read_tensors(path, "training checkpoint")
-        if content.get("format") not in (1, CHECKPOINT_FORMAT):
+        content = _as_now(content)
+        if content.get("format") != CHECKPOINT_FORMAT:
             raise ValueError(f"{path}: not a training checkpoint of format {CHECKPOINT_FORMAT}")
         settings = content.get("settings")
-        if content["format"] == 1 and isinstance(settings, dict):
-            # Of before path gradients: what has come since is at its default, and has no state.
-            settings = FitSettings().to_config() | settings
-            content = content | {"objective": {}}
         if settings != self.settings.to_config():
             changed = [
                 key
@@ -240,12 +235,13 @@ class _Fit:
 
     def _restore(self, content: dict[str, Any]) -> None:
         preparing = self.n_evaluations  # counted before, by the process that began
-        check_checkpoint(content, self.network, self.settings.n_steps)
+        check_checkpoint(content, self.network, self.optimizers, self.settings.n_steps)
         self.network.load_state_dict(content["network"])
         self.average.load_state_dict(content["average"])
         self.flow.network.load_state_dict(content["best_weights"])  # raises if they do not fit
         self.best_weights = content["best_weights"]
-        self.optimizer.load_state_dict(content["optimizer"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(content["optimizers"][name])
         self.generator.set_state(content["generator"])
         self.step, self.n_skipped = int(content["step"]), int(content["n_skipped"])
         self.skipped_in_a_row = int(content["skipped_in_a_row"])
@@ -278,6 +274,16 @@ def load_best_weights(flow: AugmentedFlow, checkpoint: str | os.PathLike[str]) -
     except (KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise ValueError(f"{path}: not a training checkpoint of this flow: {error}") from error
     return True
+
+
+def _as_now(content: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint of an earlier format in the present one; whatever else it is, as it is."""
+    if content.get("format") not in (1, 2) or not isinstance(content.get("settings"), dict):
+        return content
+    # Of before path gradients (1) or before Muon (2): what has come since is at its default.
+    content = {"objective": {}, "optimizers": {"adam": content.get("optimizer")}} | content
+    settings = FitSettings().to_config() | {"optimizer": "adam"} | content["settings"]
+    return content | {"format": CHECKPOINT_FORMAT, "settings": settings}
 
 
 def _origin(flow: AugmentedFlow, datasets: Sequence[MDDataset], seed: int) -> str:

@@ -248,9 +248,10 @@ class PathObjective:
     ) -> tuple[list[Tensor], Tensor]:
         """Gradients of KL(p || q) and of the populations' terms, and ln(p/q) of the points."""
         points, tau = data.points, data.points.tau
-        v, log_det = network.inverse_and_log_det(torch.cat([points.y, momenta], dim=1))
+        y = torch.cat([points.y, momenta], dim=1)
+        v, log_det, pullback = network.inverse_and_pullback(y)
         slope = torch.cat([points.slope, momenta / tau[:, None]], dim=1)
-        cotangent = data_cotangent(network, v, slope, tau)
+        cotangent = data_cotangent(v, pullback, slope, tau)
         self.note("cotangent_data", float(cotangent.norm(dim=1).mean()))
         # ln(p/q) up to a constant of each temperature: the same for frames and for chains.
         log_ratio = self._log_ratio(points.action, momenta, v.detach(), log_det.detach(), tau)
@@ -304,7 +305,7 @@ class PathObjective:
     ) -> _Energy:
         """Gradients of KL(q || p) over draws v [B, d+m], and the draws as points."""
         d = self.flow.n_coordinates
-        y, log_det = network.forward_and_log_det(v)
+        y, log_det, pullback = network.forward_and_pullback(v)
         points = self._at(y[:, :d].detach(), tau)
         momenta = y[:, d:].detach()
         finite = torch.isfinite(points.action)
@@ -313,7 +314,7 @@ class PathObjective:
             gradients = [torch.full_like(parameter, math.nan) for parameter in parameters]
             return _Energy(gradients, points, torch.full_like(ratio, math.nan))
         slope = torch.cat([points.slope, momenta / tau[:, None]], dim=1)
-        cotangent = draw_cotangent(network, v, y, slope, tau)
+        cotangent = draw_cotangent(v, pullback, slope, tau)
         cotangent = torch.where(finite[:, None], cotangent, 0.0)
         self.note("cotangent_draws", float(cotangent.norm(dim=1).mean()))
         mean = (points.action + 0.5 * momenta.double().square().sum(1) / tau)[finite].mean()

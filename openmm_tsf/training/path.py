@@ -10,7 +10,7 @@ exact. They need grad ln p at the data: one evaluation with forces a frame, once
 import torch
 from torch import Tensor
 
-from openmm_tsf.flows.bijector import Chain
+from openmm_tsf.flows.bijector import Pullback
 
 #: Points far off have steep slopes; the norm of each one's cotangent is cut to this. Typical norms
 #: are 3 to 5 after some training.
@@ -24,7 +24,7 @@ def limited(cotangent: Tensor) -> Tensor:
     return torch.where(torch.isfinite(scaled), scaled, 0.0)
 
 
-def data_cotangent(network: Chain, v: Tensor, slope: Tensor, tau: Tensor) -> Tensor:
+def data_cotangent(v: Tensor, pullback: Pullback, slope: Tensor, tau: Tensor) -> Tensor:
     """What v(theta) of data is to be pulled against for KL(p || q), [B, d+m].
 
     With p*(v) = p(f(v)) |det J_f(v)|, the data's density in the latent space,
@@ -32,22 +32,19 @@ def data_cotangent(network: Chain, v: Tensor, slope: Tensor, tau: Tensor) -> Ten
 
     Parameters
     ----------
-    network
-        f, from latents to data.
     v
         f^-1 of the data [B, d+m].
+    pullback
+        Of :meth:`openmm_tsf.flows.bijector.Chain.inverse_and_pullback`, with v.
     slope
         -grad ln p at the data [B, d+m].
     tau
         T/T_ref [B].
     """
-    leaf = v.detach().requires_grad_()
-    y, log_det = network.forward_and_log_det(leaf)
-    (pulled,) = torch.autograd.grad((y * slope).sum() - log_det.sum(), leaf)
-    return limited(leaf.detach() / tau[:, None] - pulled)
+    return limited(v.detach() / tau[:, None] - pullback(slope))
 
 
-def draw_cotangent(network: Chain, v: Tensor, y: Tensor, slope: Tensor, tau: Tensor) -> Tensor:
+def draw_cotangent(v: Tensor, pullback: Pullback, slope: Tensor, tau: Tensor) -> Tensor:
     """What y(theta) of draws is to be pulled against for KL(q || p), [B, d+m].
 
     grad KL = E[ d/dy (ln q - ln p) . dy/dtheta ], y = f(v), v drawn from the prior; the
@@ -55,17 +52,13 @@ def draw_cotangent(network: Chain, v: Tensor, y: Tensor, slope: Tensor, tau: Ten
 
     Parameters
     ----------
-    network
-        f.
-    v, y
-        Prior draws and their images [B, d+m].
+    v
+        Prior draws [B, d+m].
+    pullback
+        Of :meth:`openmm_tsf.flows.bijector.Chain.forward_and_pullback`, with y.
     slope
         -grad ln p at y [B, d+m].
     tau
         T/T_ref [B].
     """
-    leaf = y.detach().requires_grad_()
-    back, log_det = network.inverse_and_log_det(leaf)
-    weight = v.detach() / tau[:, None]
-    (pulled,) = torch.autograd.grad((back * weight).sum() - log_det.sum(), leaf)
-    return limited(slope - pulled)
+    return limited(slope - pullback(v.detach() / tau[:, None]))

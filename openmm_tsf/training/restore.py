@@ -13,9 +13,15 @@ from openmm_tsf.training.validate import Validation
 
 _COUNTS = ("step", "n_skipped", "skipped_in_a_row", "n_evaluations")
 _NETWORKS = ("network", "average", "best_weights")
+_ADAM, _MUON = {"exp_avg", "exp_avg_sq", "step"}, {"momentum"}
 
 
-def check_checkpoint(content: Mapping[str, Any], network: torch.nn.Module, n_steps: int) -> None:
+def check_checkpoint(
+    content: Mapping[str, Any],
+    network: torch.nn.Module,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    n_steps: int,
+) -> None:
     """Refuse a checkpoint that is not of this network, or was changed.
 
     Raises
@@ -37,7 +43,11 @@ def check_checkpoint(content: Mapping[str, Any], network: torch.nn.Module, n_ste
             raise ValueError(f"{name}: expected the network's weights, got others")
         for key, like in weights.items():
             _check_like(f"{name}: {key}", found[key], like)
-    _check_optimizer(entry(content, "optimizer", dict), list(network.parameters()))
+    states = entry(content, "optimizers", dict)
+    if states.keys() != optimizers.keys():
+        raise ValueError(f"optimizers: expected {', '.join(optimizers)}, got others")
+    for name, optimizer in optimizers.items():
+        _check_optimizer(name, entry(states, name, dict), optimizer)
     generator = entry(content, "generator", Tensor)
     if generator.dtype != torch.uint8 or generator.shape != torch.Generator().get_state().shape:
         raise ValueError("generator: expected the state of a random number generator")
@@ -52,32 +62,33 @@ def _check_like(name: str, value: Any, like: Tensor) -> None:
         raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
 
 
-def _check_optimizer(content: dict[str, Any], parameters: list[torch.nn.Parameter]) -> None:
-    """Adam's moments have the shapes of their parameters: one kernel runs over all of them."""
+def _check_optimizer(name: str, content: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Moments have the shapes of their parameters: one kernel runs over all of them."""
+    (own,) = optimizer.param_groups
+    parameters = own["params"]
     state, groups = entry(content, "state", dict), entry(content, "param_groups", list)
     if len(groups) != 1 or not isinstance(groups[0], dict):
-        raise ValueError(f"optimizer: expected one group of parameters, got {len(groups)}")
+        raise ValueError(f"{name}: expected one group of parameters, got {len(groups)}")
     if groups[0].get("params") != list(range(len(parameters))):
-        raise ValueError(f"optimizer: expected {len(parameters)} parameters, got others")
-    fresh = torch.optim.Adam(parameters, fused=True).param_groups[0]
-    for key, value in fresh.items():
+        raise ValueError(f"{name}: expected {len(parameters)} parameters, got others")
+    for key, value in own.items():
         # Other versions of torch have more or fewer options.
         if key not in ("params", "lr") and groups[0].get(key, value) != value:
-            raise ValueError(
-                f"optimizer: expected {key}={value}, got {str(groups[0].get(key))[:40]}"
-            )
+            raise ValueError(f"{name}: expected {key}={value}, got {str(groups[0].get(key))[:40]}")
     if not state.keys() <= set(range(len(parameters))):
-        raise ValueError("optimizer: expected moments of the parameters only, got others")
-    for index, moments in state.items():
-        for key in ("exp_avg", "exp_avg_sq"):
-            _check_like(f"optimizer: {key}", entry(moments, key, Tensor), parameters[index])
-        step = entry(moments, "step", Tensor)
-        if step.shape != () or step.dtype != torch.float32 or not 0 <= float(step) < math.inf:
-            raise ValueError("optimizer: expected a count of steps")
-        if moments.keys() != {"exp_avg", "exp_avg_sq", "step"}:
-            raise ValueError("optimizer: expected Adam's moments only, got others")
-        if bool((moments["exp_avg_sq"] < 0).any()):
-            raise ValueError("optimizer: expected squares, got negative numbers")
+        raise ValueError(f"{name}: expected moments of the parameters only, got others")
+    moments = _ADAM if name == "adam" else _MUON
+    for index, found in state.items():
+        for key in moments - {"step"}:
+            _check_like(f"{name}: {key}", entry(found, key, Tensor), parameters[index])
+        if found.keys() != moments:
+            raise ValueError(f"{name}: expected {', '.join(sorted(moments))} only, got others")
+        if name == "adam":
+            step = entry(found, "step", Tensor)
+            if step.shape != () or step.dtype != torch.float32 or not 0 <= float(step) < math.inf:
+                raise ValueError("adam: expected a count of steps")
+            if bool((found["exp_avg_sq"] < 0).any()):
+                raise ValueError("adam: expected squares, got negative numbers")
 
 
 def _check_history(history: list[Any], step: int) -> None:

@@ -1,0 +1,104 @@
+"""Muon: momentum whose matrices are made orthogonal before they are taken as a step.
+
+All directions of a weight matrix move by the same length, not only those in which gradients are
+large; for the couplings of a flow that is worth several times as many steps of Adam
+(``examples/training_trials.py``). ``torch.optim.Muon`` is the same rule, matrix by matrix and in
+bfloat16, which processors without it emulate: some 17 times as slow for networks of this size.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: Keller Jordan's quintic: five rounds bring singular values of 0.001 to 1 into 0.7 to 1.2.
+_QUINTIC, _ROUNDS = (3.4445, -4.7750, 2.0315), 5
+#: Adam's rule is kept for what is no matrix, at this part of the matrices' learning rate.
+VECTOR_RATE = 0.1
+
+
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """About U V^T for every matrix U S V^T of [n, rows, columns]; zero for zero."""
+    wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
+    x = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-20)
+    a, b, c = _QUINTIC
+    for _ in range(_ROUNDS):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.mT if matrices.shape[1] > matrices.shape[2] else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al., https://kellerjordan.github.io/posts/muon), matrices of a shape at once.
+
+    Parameters
+    ----------
+    parameters
+        Matrices.
+    lr
+        Learning rate; steps have the size of Adam's at the same one (as
+        ``adjust_lr_fn="match_rms_adamw"`` of torch.optim.Muon; arXiv:2502.16982).
+    momentum
+        Decay of the mean of gradients, which is used with Nesterov's look ahead.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is no matrix.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.ndim != 2:
+                    raise ValueError(
+                        f"parameters: expected matrices, got one of shape {tuple(parameter.shape)}"
+                    )
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """One step along the present gradients."""
+        if closure is not None:
+            raise ValueError("closure: expected none, Muon takes gradients that are there")
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape.setdefault(parameter.shape, []).append(parameter)
+            for shape, alike in by_shape.items():
+                self._step(alike, group["momentum"], 0.2 * max(shape) ** 0.5 * group["lr"])
+
+    def _step(self, alike: list[nn.Parameter], momentum: float, length: float) -> None:
+        gradients = [parameter.grad for parameter in alike if parameter.grad is not None]
+        means = [self.state[parameter]["momentum"] for parameter in alike]
+        torch._foreach_lerp_(means, gradients, 1 - momentum)
+        ahead = torch._foreach_lerp(gradients, means, momentum)
+        steps = orthogonalised(torch.stack(ahead)).unbind()
+        torch._foreach_add_(list(alike), list(steps), alpha=-length)
+
+
+def optimizers_of(network: nn.Module, kind: str, lr: float) -> dict[str, torch.optim.Optimizer]:
+    """Those of a training by name: ``adam`` for all parameters, or for all but the matrices."""
+    parameters = list(network.parameters())
+    if kind == "adam":
+        # One kernel for all parameters: there are many, and they are small.
+        return {"adam": torch.optim.Adam(parameters, lr=lr, fused=True)}
+    vectors = [parameter for parameter in parameters if parameter.ndim != 2]
+    matrices = [parameter for parameter in parameters if parameter.ndim == 2]
+    return {
+        "adam": torch.optim.Adam(vectors, lr=VECTOR_RATE * lr, fused=True),
+        "muon": Muon(matrices, lr=lr),
+    }
+
+
+def set_learning_rate(optimizers: dict[str, torch.optim.Optimizer], lr: float) -> None:
+    """That of a step for all of :func:`optimizers_of`."""
+    for name, optimizer in optimizers.items():
+        share = VECTOR_RATE if name == "adam" and "muon" in optimizers else 1.0
+        for group in optimizer.param_groups:
+            group["lr"] = share * lr
