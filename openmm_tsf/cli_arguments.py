@@ -35,8 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--threads",
             type=int,
-            help="threads of torch, and of OpenMM's CPU platform (default: 1, but 2 with "
-            "--preset thorough, the second for its training only: networks of this size are slower "
+            help="threads of torch, and of OpenMM's CPU platform (default: 1, but for run and train "
+            "2, the second for training only: networks of this size are slower "
             "on more, and MD on more is not the same bit by bit)",
         )
         command.add_argument(

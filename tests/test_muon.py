@@ -30,7 +30,8 @@ def test_singular_values_are_near_one_and_vectors_kept(shape):
     found = orthogonalised(matrices)
     inner = u.mT @ found @ vh.mT
     values = torch.diagonal(inner, dim1=1, dim2=2)
-    assert float(values.min()) > 0.6 and float(values.max()) < 1.3
+    assert float(values.min()) > 0.6
+    assert float(values.max()) < 1.3
     torch.testing.assert_close(inner, torch.diag_embed(values), rtol=0, atol=1e-9)
 
 

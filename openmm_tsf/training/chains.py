@@ -32,7 +32,6 @@ class IndependenceChains:
         self.points, self.n_temperatures = points, n_temperatures
         self.n_chains = len(points) // n_temperatures
         self._next = 0
-        self.n_accepted = self.n_proposed = 0
 
     def turn(self, n: int) -> Tensor:
         """Indices [K n] of the n chains of each temperature whose turn it is."""
@@ -47,7 +46,7 @@ class IndependenceChains:
         points: Points,
         log_ratio: Tensor,
         generator: torch.Generator,
-    ) -> None:
+    ) -> float:
         """Metropolis steps of the chains `index` [B] to other points.
 
         Parameters
@@ -59,12 +58,16 @@ class IndependenceChains:
         log_ratio
             ln of (target/flow at the proposal) over (target/flow at the state), [B]; a proposal
             with NaN is rejected.
+
+        Returns
+        -------
+        acceptance
+            Share of proposals that were accepted.
         """
         threshold = torch.rand(len(index), generator=generator, dtype=torch.float64).log()
         accepted = threshold < log_ratio
         self.points.put(index[accepted], points.take(accepted))
-        self.n_accepted += int(accepted.sum())
-        self.n_proposed += len(index)
+        return float(accepted.double().mean())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a checkpoint needs."""

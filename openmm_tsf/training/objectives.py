@@ -138,7 +138,11 @@ class PathObjective:
         ladder = settings.temperatures or (flow.reference_temperature,)
         self.ladder = torch.tensor(ladder, dtype=settings.dtype) / flow.reference_temperature
         self.shares = torch.tensor([data.weight for data in train], dtype=torch.float64)
-        self.frames = [self._frames(data, generator) for data in train]
+        found = [self._frames(data, generator) for data in train]
+        self.frames = [points for points, _ in found]
+        log_dets = torch.tensor([log_det for _, log_det in found], dtype=torch.float64)
+        # What the NLL of y lacks to be that of x: a constant, on average.
+        self._log_det = float((self.shares * log_dets).sum() / self.shares.sum())
         self.chains: IndependenceChains | None = None
         if settings.n_chains:
             self.chains = IndependenceChains(self._starts(generator), len(ladder))
@@ -148,10 +152,10 @@ class PathObjective:
         threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(1, "energy") if threads > 1 else None
 
-    def _frames(self, data: MDDataset, generator: torch.Generator) -> Points:
-        """Points of a dataset; several copies of each frame where copies overlap."""
+    def _frames(self, data: MDDataset, generator: torch.Generator) -> tuple[Points, float]:
+        """Points of a dataset; several copies of each frame where copies overlap. Mean log|det|."""
         tau = data.temperature / self.flow.reference_temperature
-        ys = []
+        ys, log_dets = [], []
         for _ in range(_COPIES_OF_FRAMES if self.flow.overlap else 1):
             y, log_det = whitened(self.flow, data.positions, tau, generator)
             inside = torch.isfinite(log_det) & torch.isfinite(y).all(dim=1)
@@ -161,8 +165,10 @@ class PathObjective:
                     "domain (other handedness, or not computable)"
                 )
             ys.append(y.to(self.settings.dtype))
+            log_dets.append(float(log_det.mean()))
         every = torch.cat(ys)
-        return self._at(every, torch.full((len(every),), tau, dtype=every.dtype))
+        points = self._at(every, torch.full((len(every),), tau, dtype=every.dtype))
+        return points, sum(log_dets) / len(log_dets)
 
     def _starts(self, generator: torch.Generator) -> Points:
         """Frames of the dataset nearest in temperature, for each chain."""
@@ -214,7 +220,10 @@ class PathObjective:
             ]
             if self.chains is not None and turn is not None:
                 state = log_ratio[self.settings.batch_size :]
-                self.chains.propose(turn, energy.points, energy.log_ratio - state, generator)
+                accepted = self.chains.propose(
+                    turn, energy.points, energy.log_ratio - state, generator
+                )
+                self.note("chains", accepted)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
 
@@ -257,8 +266,14 @@ class PathObjective:
         log_ratio = self._log_ratio(points.action, momenta, v.detach(), log_det.detach(), tau)
         pull = self._pull(log_ratio, data.group, points.basin, data.n_groups)
         nll = 0.5 * v.square().sum(dim=1) / tau - log_det
+        self._note_likelihood(nll.detach()[: self.settings.batch_size], v, tau)
         loss = ((v * cotangent).sum(dim=1) * data.weight + pull * nll).sum()
         return list(torch.autograd.grad(loss, parameters)), log_ratio
+
+    def _note_likelihood(self, nll: Tensor, v: Tensor, tau: Tensor) -> None:
+        """The joint NLL of the frames among the points, as the direct estimator notes it."""
+        norm = 0.5 * v.shape[1] * torch.log(2 * math.pi * tau[: len(nll)])
+        self.note("nll", float((nll + norm).mean()) - self._log_det)
 
     def _momenta(self, tau: Tensor, generator: torch.Generator) -> Tensor:
         shape = (len(tau), self.flow.n_momenta)

@@ -46,7 +46,7 @@ class Validation:
     inside
         By temperature: share of draws inside the domain.
     running
-        Exponential means of the training losses.
+        Exponential means of the training losses and of the chains' acceptance.
     """
 
     step: int
@@ -62,7 +62,8 @@ class Validation:
     def row(self) -> dict[str, float]:
         """A flat row for a CSV file."""
         flat: dict[str, float] = {"step": self.step, "lambda": self.mixing, "score": self.score}
-        flat |= {f"train_{name}": self.running.get(name, math.nan) for name in ("nll", "kl")}
+        for name in ("nll", "kl", "chains"):
+            flat[f"train_{name}"] = self.running.get(name, math.nan)
         for prefix, values in (
             ("nll", self.nll),
             ("free_energy", self.free_energy),

@@ -1,0 +1,252 @@
+r"""The System of the published Boltzmann-generator benchmarks, with its ledger of evaluations.
+
+    python examples/benchmarks/published.py reference reference/ --iterations 6000  # half an hour
+    python examples/benchmarks/published.py run run/                                # half an hour
+    python examples/benchmarks/published.py compare run/ reference/ \
+        --output examples/results/published.json
+
+``systems.alanine_dipeptide("ff96-obc1")``, d = 60. ``run`` is the preset ``thorough`` with MD of
+its own: unbiased samples at 300 and 600 K from one flow. ``reference`` has no flow: dynamics that
+are Metropolised, so without an error of the time step (hydrogens of 4 amu, 2 fs, legs of 0.1 ps),
+with plain swaps on a ladder of eight rungs. ``compare`` sets P(phi > 0), Delta F_phi and
+ln Z(600 K) - ln Z(300 K) side by side, and the total variation of the Ramachandran histograms
+beside what an exact sampler of that many decorrelated frames would score.
+"""
+
+import argparse
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import openmm_tsf as tsf
+from openmm_tsf.analysis.free_energy import solve_mbar
+from openmm_tsf.analysis.ramachandran import ramachandran_distance
+from openmm_tsf.dataset import basin_labels
+from openmm_tsf.files import read_json, write_json
+from openmm_tsf.flows import load_flow
+from openmm_tsf.md import MDSettings, run_md
+from openmm_tsf.presets import preset
+from openmm_tsf.sampling.kernels import BatchedLangevinLeg, Every, InternalWalk, PlainSwap
+from openmm_tsf.statistics import reverse_ess
+
+FORCE_FIELD = "ff96-obc1"
+LOW_K, HIGH_K = 300.0, 600.0
+LADDER = tuple(round(t, 2) for t in np.geomspace(LOW_K, HIGH_K, 8).tolist())
+HYDROGEN_MASS_AMU, LEG = 4.0, {"n_steps": 50, "timestep": 0.002, "friction": 1.0}
+BURN_IN, N_GROUPS = 1500, 16
+#: What others report for 300 K: target evaluations, reverse ESS of the marginal, Ramachandran TV.
+PUBLISHED = {
+    "reverse KL": (2.56e8, 0.941, 1.36e-2),
+    "FAB": (2.13e8, 0.948, 1.03e-2),
+    "TA-BG": (1e8, 0.958, 1.24e-2),
+    "CMT": (1e8, 0.977, 9.43e-3),
+}
+
+
+def reference(args):
+    """Replica exchange of dynamics alone, into a run directory; continued if it is there."""
+    torch.set_num_threads(1)
+    molecule = tsf.systems.alanine_dipeptide(FORCE_FIELD)
+    potential = molecule.potential(compile=True)
+    frames = args.directory.with_name(args.directory.name + "_start")
+    if not frames.exists():  # some dynamics: where the walkers start, and what a domain is made of
+        run_md(molecule, frames, MDSettings(n_frames=400, steps_per_frame=500, seed=args.seed))
+    dataset = tsf.MDDataset.load(frames, molecule)
+    layers = InternalWalk.from_dataset(dataset, potential, LADDER).layers
+    heavy = [
+        HYDROGEN_MASS_AMU if atom.element.symbol == "H" else mass
+        for atom, mass in zip(molecule.topology.atoms(), molecule.masses, strict=True)
+    ]
+    kernels = [
+        Every(BatchedLangevinLeg(potential, LADDER, heavy, flow=layers, **LEG)),
+        Every(PlainSwap(LADDER, potential.boltzmann_constant)),
+    ]
+    sampler = tsf.ParallelTempering(
+        molecule, layers, LADDER, args.walkers, kernels, potential, seed=args.seed
+    )
+    with sampler:
+        if args.directory.exists():
+            sampler.resume(args.directory)
+        else:
+            generator = torch.Generator().manual_seed(args.seed)
+            n = args.walkers * len(LADDER)
+            index = torch.randint(len(dataset), (n,), generator=generator)
+            x = dataset.positions[index]
+            sampler.set_positions(x.reshape(args.walkers, len(LADDER), *x.shape[1:]))
+            sampler.tune(BURN_IN)
+        left = args.iterations - sampler.n_written
+        sampler.run(max(0, left), args.directory, progress=not args.quiet)
+
+
+def run(args):
+    """The preset, on this System."""
+    settings = preset("thorough")
+    if args.iterations is not None:
+        sampling = replace(settings.sampling, n_iterations=args.iterations)
+        settings = replace(settings, sampling=sampling)
+    tsf.workflow.run(
+        args.directory,
+        settings,
+        molecule=tsf.systems.alanine_dipeptide(FORCE_FIELD),
+        own_md=True,
+        seed=args.seed,
+        resume=args.directory.exists(),
+        progress=not args.quiet,
+    )
+
+
+def log_z(energy, betas):
+    """ln Z at the last of the temperatures over that at the first, from energies [n, W, K], and SE.
+
+    MBAR over all rungs; the error is from the spread between groups of walkers, which know nothing
+    of each other.
+    """
+    # f = -ln Z, up to a constant
+    value = -float(solve_mbar(energy, betas)[-1])
+    groups = np.array_split(np.arange(energy.shape[1]), N_GROUPS)
+    parts = np.array([-solve_mbar(energy[:, group], betas)[-1] for group in groups])
+    return value, float(parts.std(ddof=1) / math.sqrt(N_GROUPS))
+
+
+def sampled(result):
+    """What a run directory knows."""
+    value, stderr = log_z(result.segments.energy.astype(float), result.betas)
+    found = {"log_z_difference": {"value": value, "stderr": stderr}}
+    for kelvin in (LOW_K, HIGH_K):
+        p, (free, error) = (
+            result.positive("phi", kelvin),
+            result.free_energy_positive("phi", kelvin),
+        )
+        found[f"{kelvin:g}"] = {
+            "p": p.value,
+            "p_stderr": p.stderr,
+            "n_eff": p.n_eff,
+            "delta_F_phi_kT": free,
+            "delta_F_phi_stderr": error,
+            "mean_energy": result.mean_energy(kelvin).value,
+            "mean_energy_stderr": result.mean_energy(kelvin).stderr,
+        }
+    return found
+
+
+def flow_alone(flow, potential, molecule, n_draws, n_repeats, generator):
+    """Reverse ESS of the joint weights, P(phi > 0), ln Z; means over repeats and their spread."""
+    found = {}
+    for kelvin in (LOW_K, HIGH_K):
+        tau, kt = kelvin / flow.reference_temperature, potential.boltzmann_constant * kelvin
+        rows = []
+        for _ in range(n_repeats):
+            log_weights, labels = [], []
+            for _ in range(0, n_draws, 5000):
+                drawn = flow.sample(5000, kelvin, generator)
+                inside = torch.isfinite(drawn.log_prob)
+                energy = torch.full_like(drawn.log_prob, math.inf)
+                energy[inside] = potential.energy(drawn.x[inside])
+                momenta = 0.5 * drawn.momenta.square().sum(dim=1) / tau
+                # The momenta's own density is normalised: what is left is ln Z of x alone.
+                norm = 0.5 * flow.n_momenta * math.log(2 * math.pi * tau)
+                log_weight = -energy / kt - momenta - norm - drawn.log_prob
+                log_weights.append(torch.where(inside, log_weight, -math.inf))
+                labels.append(basin_labels(molecule, drawn.x))
+            every, basin = torch.cat(log_weights), torch.cat(labels).double()
+            rows.append(
+                (
+                    reverse_ess(every.numpy()).fraction,
+                    float(basin.mean()),
+                    float(torch.logsumexp(every, 0)) - math.log(len(every)),
+                )
+            )
+        mean, spread = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1)
+        found[f"{kelvin:g}"] = {
+            "reverse_ess_joint": mean[0],
+            "spread": spread[0],
+            "p": mean[1],
+            "log_z": mean[2],
+            "log_z_stderr": spread[2] / math.sqrt(n_repeats),
+        }
+    low, high = found[f"{LOW_K:g}"], found[f"{HIGH_K:g}"]
+    found["log_z_difference"] = {
+        "value": high["log_z"] - low["log_z"],
+        "stderr": math.hypot(low["log_z_stderr"], high["log_z_stderr"]),
+    }
+    return found
+
+
+def z(a, b, value, error):
+    return (a[value] - b[value]) / math.hypot(a[error], b[error])
+
+
+def compare(args):
+    """A run beside the reference."""
+    torch.set_num_threads(1)
+    molecule = tsf.systems.alanine_dipeptide(FORCE_FIELD)
+    ours, theirs = tsf.load_run(args.directory), tsf.load_run(args.reference)
+    spent = read_json(args.directory / "summary.json")
+    report = {
+        "published_at_300K": {
+            name: dict(zip(("evaluations", "reverse_ess_marginal", "tv"), row, strict=True))
+            for name, row in PUBLISHED.items()
+        },
+        "evaluations": spent["energy_evaluations"]
+        | {"all": sum(spent["energy_evaluations"].values())},
+        "wall_seconds": spent["wall_seconds"],
+        "acceptance": spent["acceptance"],
+        "run": sampled(ours),
+        "reference": sampled(theirs),
+    }
+    flow, potential = load_flow(args.directory / "flow.pt", molecule), molecule.potential()
+    generator = torch.Generator().manual_seed(args.seed)
+    report["flow"] = flow_alone(flow, potential, molecule, args.draws, args.repeats, generator)
+    compared = {}
+    for kelvin in (LOW_K, HIGH_K):
+        distance = ramachandran_distance(
+            *(ours.dihedral(name, kelvin) for name in ("phi", "psi")),
+            *(theirs.dihedral(name, kelvin) for name in ("phi", "psi")),
+        )
+        a, b = report["run"][f"{kelvin:g}"], report["reference"][f"{kelvin:g}"]
+        compared[f"{kelvin:g}"] = {
+            "z_p": z(a, b, "p", "p_stderr"),
+            "z_delta_F": z(a, b, "delta_F_phi_kT", "delta_F_phi_stderr"),
+            "z_energy": z(a, b, "mean_energy", "mean_energy_stderr"),
+            "tv": distance.total_variation,
+            "tv_of_an_exact_sampler": distance.expected_total_variation,
+            "n_decorrelated": distance.n_decorrelated,
+            "n_decorrelated_reference": distance.n_decorrelated_reference,
+        }
+    values = [report[name]["log_z_difference"] for name in ("run", "reference", "flow")]
+    compared["z_log_z_run_reference"] = z(values[0], values[1], "value", "stderr")
+    compared["z_log_z_run_flow"] = z(values[0], values[2], "value", "stderr")
+    report["compared"] = compared
+    write_json(args.output, report)
+    for name in ("evaluations", "run", "reference", "flow", "compared"):
+        print(name, report[name])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    for function in (reference, run, compare):
+        command = commands.add_parser(function.__name__, help=function.__doc__.splitlines()[0])
+        command.set_defaults(function=function)
+        command.add_argument("directory", type=Path)
+        command.add_argument("--seed", type=int, default=1)
+        command.add_argument("--quiet", action="store_true")
+        if function is reference:
+            command.add_argument("--iterations", type=int, default=6000)
+            command.add_argument("--walkers", type=int, default=32)
+        elif function is run:
+            command.add_argument("--iterations", type=int)
+        else:
+            command.add_argument("reference", type=Path)
+            command.add_argument("--draws", type=int, default=100_000)
+            command.add_argument("--repeats", type=int, default=5)
+            command.add_argument("--output", default="published.json")
+    args = parser.parse_args()
+    args.function(args)
+
+
+if __name__ == "__main__":
+    main()
