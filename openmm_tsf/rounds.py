@@ -30,7 +30,7 @@ from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.systems import MolecularSystem
 from openmm_tsf.tensor_files import read_tensors, write_tensors
 from openmm_tsf.training import fit
-from openmm_tsf.training.fit import load_best_weights
+from openmm_tsf.training.checkpoints import load_best_weights
 from openmm_tsf.training_log import merge_logs
 
 logger = logging.getLogger(__name__)

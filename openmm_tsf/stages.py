@@ -43,7 +43,7 @@ from openmm_tsf.records import (
 from openmm_tsf.sampling.choices import hash_of
 from openmm_tsf.systems import MolecularSystem, alanine_dipeptide
 from openmm_tsf.training import FitSettings, fit
-from openmm_tsf.training.fit import load_best_weights
+from openmm_tsf.training.checkpoints import load_best_weights
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from openmm_tsf.dataset import MDDataset
 from openmm_tsf.flows import TemperatureSteerableFlow, load_flow
 from openmm_tsf.plain import plain
 from openmm_tsf.potentials import GaussianWell
-from openmm_tsf.presets import SamplingSettings, preset
+from openmm_tsf.presets import RunSettings, SamplingSettings
 from openmm_tsf.records import with_later_fields
 from openmm_tsf.sampling.internal_walk import WhitenedCoordinates
 from openmm_tsf.stages import sample
@@ -36,7 +36,7 @@ def frames(molecule):
 
 
 def test_later_fields_are_filled_in():
-    every = plain(preset("default"))
+    every = plain(RunSettings())
     assert without_later(every) != every
     assert with_later_fields(without_later(every)) == every
     assert with_later_fields(None) is None

@@ -1,7 +1,6 @@
 """The training loop: likelihood plus energy, with checkpoints that resume exactly."""
 
 import copy
-import hashlib
 import logging
 import math
 import os
@@ -24,8 +23,9 @@ from openmm_tsf.flows.coupling import set_conditioner_dtype
 from openmm_tsf.interrupts import DeferredInterrupt
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.randomness import seeded_generator
-from openmm_tsf.tensor_files import read_tensors, write_tensors
+from openmm_tsf.tensor_files import write_tensors
 from openmm_tsf.threads import torch_threads
+from openmm_tsf.training.checkpoints import CHECKPOINT_FORMAT, origin_of, read_checkpoint
 from openmm_tsf.training.muon import optimizers_of, set_learning_rate
 from openmm_tsf.training.objectives import OBJECTIVES
 from openmm_tsf.training.restore import check_checkpoint
@@ -34,7 +34,6 @@ from openmm_tsf.training.validate import Validation, Validator
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_FORMAT = 3
 CHECKPOINT_SECONDS = 30.0
 
 
@@ -81,7 +80,7 @@ class _Fit:
     ) -> None:
         self.flow, self.potential, self.settings = flow, potential, settings
         self.generator = seeded_generator(seed)
-        self.origin = _origin(flow, datasets, seed)
+        self.origin = origin_of(flow, datasets, seed)
         self.evaluations_at_start = potential.n_evaluations if potential else 0
         splits = [dataset.split() for dataset in datasets]
         self.temperatures = settings.temperatures or (flow.reference_temperature,)
@@ -212,20 +211,7 @@ class _Fit:
         write_tensors(path, content)
 
     def restore(self, path: Path) -> None:
-        content = read_tensors(path, "training checkpoint")
-        content = _as_now(content)
-        if content.get("format") != CHECKPOINT_FORMAT:
-            raise ValueError(f"{path}: not a training checkpoint of format {CHECKPOINT_FORMAT}")
-        settings = content.get("settings")
-        if settings != self.settings.to_config():
-            changed = [
-                key
-                for key, value in self.settings.to_config().items()
-                if not isinstance(settings, dict) or settings.get(key) != value
-            ]
-            raise ValueError(f"{path}: made with other settings ({', '.join(changed)})")
-        if content.get("origin") != self.origin:
-            raise ValueError(f"{path}: made from other frames or with another seed")
+        content = read_checkpoint(path, self.settings, self.origin)
         try:
             self._restore(content)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -250,49 +236,6 @@ class _Fit:
         self.wall_seconds = self.earlier_seconds = float(content["wall_seconds"])
         self.earlier_evaluations = int(content["n_evaluations"]) - preparing
         self.history = [Validation(**row) for row in content["history"]]
-
-
-def load_best_weights(flow: AugmentedFlow, checkpoint: str | os.PathLike[str]) -> bool:
-    """Give a flow the best weights of a training that was stopped, if it came so far.
-
-    Returns
-    -------
-    found
-        Whether there is a checkpoint; the flow is left alone otherwise.
-
-    Raises
-    ------
-    ValueError
-        If it is damaged, or of another flow.
-    """
-    path = Path(checkpoint)
-    if not path.is_file():
-        return False
-    content = read_tensors(path, "training checkpoint")
-    try:
-        flow.network.load_state_dict(content["best_weights"])
-    except (KeyError, TypeError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a training checkpoint of this flow: {error}") from error
-    return True
-
-
-def _as_now(content: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint of an earlier format in the present one; whatever else it is, as it is."""
-    if content.get("format") not in (1, 2) or not isinstance(content.get("settings"), dict):
-        return content
-    # Of before path gradients (1) or before Muon (2): what has come since is at its default.
-    content = {"objective": {}, "optimizers": {"adam": content.get("optimizer")}} | content
-    settings = FitSettings().to_config() | {"optimizer": "adam"} | content["settings"]
-    return content | {"format": CHECKPOINT_FORMAT, "settings": settings}
-
-
-def _origin(flow: AugmentedFlow, datasets: Sequence[MDDataset], seed: int) -> str:
-    """Hash of the frames, their temperatures and the seed, and of what the points are of."""
-    digest = hashlib.sha256(str(seed).encode() + (b"overlap" if flow.overlap else b""))
-    for dataset in datasets:
-        digest.update(f"{dataset.temperature} {dataset.weight}".encode())
-        digest.update(dataset.positions.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _write_log(path: Path, history: Sequence[Validation]) -> None:
