@@ -195,11 +195,11 @@ _FIT = FitSettings(
     optimizer="muon",
     learning_rate=1e-2,
     final_learning_rate=1e-4,
-    lambda_max=0.25,
+    lambda_max=0.5,
     ramp=(0.08, 0.3),
     estimator="path",
     n_chains=16_384,
-    chain_share=0.6,
+    chain_share=0.8,
     log_variance=0.05,
     n_validation_draws=2000,
 )

@@ -124,6 +124,20 @@ def test_score_notices_lost_basins_and_draws_outside(molecule):
     assert validator._population_error({"600K": share / 10}) > 1
     assert math.isfinite(validator._population_error({"600K": 0.0}))
     assert potential.n_evaluations == 0
+    other = Validator(flow, [dataset], None, (600.0,), 200, torch.float64, 1, [2 * share])
+    assert other._population_error({"600K": 2 * share}) == pytest.approx(0)
+
+
+def test_few_frames_of_a_basin_weigh_little(molecule):
+    frames = MDDataset.shipped(molecule, stride=10)
+    flow = TemperatureSteerableFlow.from_dataset(frames, n_blocks=1, hidden=(8,))
+    labels = basin_labels(molecule, frames.positions)
+    some = torch.cat([torch.where(labels == 0)[0][:400], torch.where(labels == 1)[0][:10]])
+    few = MDDataset(frames.positions[some], 600.0, molecule)
+    validator = Validator(flow, [few], None, (600.0,), 200, torch.float64, 1)
+    basins = validator.groups[600.0]
+    nll = {basins[0][0]: 1.0, basins[1][0]: 12.0}
+    assert validator._likelihood(basins, nll) == pytest.approx(2.0)  # 100 to 10
 
 
 def test_softened_energies_join_smoothly():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from openmm_tsf.dataset import MDDataset
+from openmm_tsf.dataset import MDDataset, basin_labels
 from openmm_tsf.doors import entry
 from openmm_tsf.files import write_csv
 from openmm_tsf.flows.augmented import AugmentedFlow
@@ -92,6 +92,7 @@ class _Fit:
             settings.n_validation_draws,
             settings.dtype,
             seed,
+            [float(basin_labels(d.molecule, d.positions).double().mean()) for d in datasets],
         )
         energies = [d.energies for d in datasets if d.energies is not None]
         if potential is not None and not energies:
@@ -259,9 +260,9 @@ def fit(
     """Train a flow in place: (1 - lambda) ML + lambda KL (arXiv:2012.00429, section 2).
 
     The flow ends with the averaged weights of the best validation: lowest sum of the held-out
-    NLL, each basin and temperature weighing the same, and the free energy of the flow's own
-    draws. Ctrl-C, or SIGTERM, stops early in the same way, after the present step, and raises
-    ``KeyboardInterrupt``.
+    NLL, each temperature and each basin that is not too rare weighing the same, and the free energy
+    of the flow's own draws. Ctrl-C, or SIGTERM, stops early in the same way, after the present
+    step, and raises ``KeyboardInterrupt``.
 
     Parameters
     ----------

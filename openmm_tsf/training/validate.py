@@ -23,6 +23,9 @@ from openmm_tsf.training.losses import (
     whitened,
 )
 
+#: Basins of fewer held-out frames weigh less: they are but a few visits.
+_FRAMES_OF_A_BASIN = 100
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -33,10 +36,10 @@ class Validation:
     step, mixing
         Training step and lambda.
     score
-        What is minimised, in nats: held-out NLL, each basin and each temperature weighing the
-        same; plus the mean over temperatures of the draws' free energy (the two make a Jeffreys
-        divergence, up to constants) less ln of the share inside the domain; plus half the mean of
-        \|ln(flow's own share / data's share)\| of the basins.
+        What is minimised, in nats: held-out NLL, each temperature, and each basin of a hundred
+        frames or more, weighing the same; plus the mean over temperatures of the draws' free
+        energy (the two make a Jeffreys divergence, up to constants) less ln of the share inside
+        the domain; plus half the mean of \|ln(flow's own share / data's share)\| of the basins.
     nll
         Held-out NLL (bound on the marginal's, nats) by ``"<T>K basin <b>"``.
     free_energy, ess, basin_population
@@ -121,6 +124,9 @@ class Validator:
         Precision of the network.
     seed
         Seed of the noise.
+    shares
+        Population of basin 1 in each dataset as a whole, of which the held-out frames may be a
+        short piece; by default theirs.
     """
 
     def __init__(
@@ -132,6 +138,7 @@ class Validator:
         n_draws: int,
         dtype: torch.dtype,
         seed: int,
+        shares: Sequence[float] | None = None,
     ) -> None:
         self.flow, self.potential = flow, potential
         self.temperatures, self.dtype = tuple(temperatures), dtype
@@ -140,14 +147,15 @@ class Validator:
         self.groups: dict[float, dict[int, list[str]]] = {}
         self.shares: dict[float, list[float]] = {}
         self.molecule = datasets[0].molecule
-        for dataset in datasets:
+        for number, dataset in enumerate(datasets):
             tau = dataset.temperature / flow.reference_temperature
             y, log_det = whitened(flow, dataset.positions, tau, generator)
             labels = basin_labels(dataset.molecule, dataset.positions)
             momenta = math.sqrt(tau) * torch.randn(
                 len(y), flow.n_momenta, generator=generator, dtype=dtype
             )
-            self.shares.setdefault(dataset.temperature, []).append(float(labels.double().mean()))
+            share = float(labels.double().mean()) if shares is None else shares[number]
+            self.shares.setdefault(dataset.temperature, []).append(share)
             for basin in labels.unique().tolist():
                 chosen = labels == basin
                 # Two datasets may have one temperature (MD and the sampler's own): keep both.
@@ -189,10 +197,7 @@ class Validator:
                 free_energy[key], ess[key], population[key], inside[key] = self._draws(
                     network, temperature, ceiling
                 )
-        score = _mean(
-            _mean(_mean(nll[key] for key in keys) for keys in basins.values())
-            for basins in self.groups.values()
-        )
+        score = _mean(self._likelihood(basins, nll) for basins in self.groups.values())
         if free_energy:
             score += _mean(free_energy.values())
             score -= _mean(math.log(max(share, 1e-300)) for share in inside.values())
@@ -202,6 +207,15 @@ class Validator:
         return Validation(
             step, mixing, score, nll, free_energy, ess, population, inside, dict(running)
         )
+
+    def _likelihood(self, basins: Mapping[int, list[str]], nll: Mapping[str, float]) -> float:
+        """Mean NLL of a temperature's basins: few frames have little to say of theirs."""
+        total = weights = 0.0
+        for keys in basins.values():
+            weight = min(sum(len(self.held_out[key][0]) for key in keys), _FRAMES_OF_A_BASIN)
+            total += weight * _mean(nll[key] for key in keys)
+            weights += weight
+        return total / weights
 
     def _population_error(self, population: Mapping[str, float]) -> float:
         """Mean |ln(share of draws / share of data)| of the basins, where there are data."""
