@@ -14,7 +14,7 @@ from openmm_tsf.training import path as path_gradients
 from openmm_tsf.training.chains import IndependenceChains
 from openmm_tsf.training.losses import negative_log_likelihood, variational_free_energy
 from openmm_tsf.training.objectives import PathObjective
-from openmm_tsf.training.path import COTANGENT_LIMIT, data_cotangent, draw_cotangent, limited
+from openmm_tsf.training.path import COTANGENT_LIMIT, data_cotangent, draw_cotangent, limited, whole
 from openmm_tsf.training.points import Points
 
 D, FAR = 3, 1e9
@@ -147,6 +147,7 @@ def test_steep_points_are_cut_and_others_left_out():
     torch.testing.assert_close(found[0], cotangents[0])
     torch.testing.assert_close(found[1].norm(), torch.tensor(COTANGENT_LIMIT))
     assert not found[2:].any()
+    assert whole(found).tolist() == [True, False, False, False]
 
 
 # -- chains -------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from openmm_tsf.potentials.base import Potential
 from openmm_tsf.training.batches import TrainingFrames, n_from_each
 from openmm_tsf.training.chains import IndependenceChains
 from openmm_tsf.training.losses import negative_log_likelihood, variational_free_energy, whitened
-from openmm_tsf.training.path import data_cotangent, draw_cotangent
+from openmm_tsf.training.path import data_cotangent, draw_cotangent, whole
 from openmm_tsf.training.points import Points
 from openmm_tsf.training.settings import FitSettings
 
@@ -266,14 +266,15 @@ class PathObjective:
         log_ratio = self._log_ratio(points.action, momenta, v.detach(), log_det.detach(), tau)
         pull = self._pull(log_ratio, data.group, points.basin, data.n_groups)
         nll = 0.5 * v.square().sum(dim=1) / tau - log_det
-        self._note_likelihood(nll.detach()[: self.settings.batch_size], v, tau)
+        self._note_likelihood(nll.detach(), v, tau, whole(cotangent))
         loss = ((v * cotangent).sum(dim=1) * data.weight + pull * nll).sum()
         return list(torch.autograd.grad(loss, parameters)), log_ratio
 
-    def _note_likelihood(self, nll: Tensor, v: Tensor, tau: Tensor) -> None:
+    def _note_likelihood(self, nll: Tensor, v: Tensor, tau: Tensor, known: Tensor) -> None:
         """The joint NLL of the frames among the points, as the direct estimator notes it."""
-        norm = 0.5 * v.shape[1] * torch.log(2 * math.pi * tau[: len(nll)])
-        self.note("nll", float((nll + norm).mean()) - self._log_det)
+        chosen = known[: self.settings.batch_size].nonzero().flatten()
+        norm = 0.5 * v.shape[1] * torch.log(2 * math.pi * tau[chosen])
+        self.note("nll", float((nll[chosen] + norm).mean()) - self._log_det)
 
     def _momenta(self, tau: Tensor, generator: torch.Generator) -> Tensor:
         shape = (len(tau), self.flow.n_momenta)
@@ -332,8 +333,9 @@ class PathObjective:
         cotangent = draw_cotangent(v, pullback, slope, tau)
         cotangent = torch.where(finite[:, None], cotangent, 0.0)
         self.note("cotangent_draws", float(cotangent.norm(dim=1).mean()))
-        mean = (points.action + 0.5 * momenta.double().square().sum(1) / tau)[finite].mean()
-        self.note("kl", float(mean - log_det.detach().double().mean()))
+        free_energy = points.action + 0.5 * momenta.double().square().sum(1) / tau
+        free_energy = free_energy - log_det.detach()
+        self.note("kl", float(free_energy[finite & whole(cotangent)].mean()))
         loss = (y * cotangent).sum() / finite.sum()
         return _Energy(list(torch.autograd.grad(loss, parameters)), points, ratio)
 

@@ -24,6 +24,12 @@ def limited(cotangent: Tensor) -> Tensor:
     return torch.where(torch.isfinite(scaled), scaled, 0.0)
 
 
+def whole(cotangent: Tensor) -> Tensor:
+    """Which cotangents [B] of :func:`limited` were not cut: the others' losses can be any size."""
+    norm = cotangent.norm(dim=1)
+    return (norm > 0) & (norm < 0.999 * COTANGENT_LIMIT)
+
+
 def data_cotangent(v: Tensor, pullback: Pullback, slope: Tensor, tau: Tensor) -> Tensor:
     """What v(theta) of data is to be pulled against for KL(p || q), [B, d+m].
 
