@@ -23,11 +23,11 @@ LATER = {
 }  # fmt: skip
 
 
-def without_later(content):
+def without_later(content, keys=LATER):
     """What the earlier version would have written."""
     if isinstance(content, dict):
-        return {k: without_later(v) for k, v in content.items() if k not in LATER}
-    return [without_later(v) for v in content] if isinstance(content, list) else content
+        return {k: without_later(v, keys) for k, v in content.items() if k not in keys}
+    return [without_later(v, keys) for v in content] if isinstance(content, list) else content
 
 
 @pytest.fixture
@@ -62,14 +62,15 @@ def test_a_run_is_lengthened(tmp_path, molecule, frames):
     assert tsf.load_run(folder).n_iterations == 6
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_a_training_is_resumed(number, tmp_path):
+@pytest.mark.parametrize(("number", "estimator"), [(1, "direct"), (2, "direct"), (2, "path")])
+def test_a_training_is_resumed(number, estimator, tmp_path):
     """Of the older formats, without later settings; format 1: also no state of the objective."""
     path, potential = tmp_path / "training.pt", GaussianWell(torch.eye(2, dtype=torch.float64))
     data = MDDataset(potential.sample(500, 1.0, torch.Generator().manual_seed(1)), 1.0)
     settings = FitSettings(
-        n_steps=20, batch_size=16, kl_batch_size=8, validate_interval=10, n_validation_draws=50
-    )
+        n_steps=20, batch_size=16, kl_batch_size=8, validate_interval=10, n_validation_draws=50,
+        estimator=estimator, n_chains=8 if estimator == "path" else 0,
+    )  # fmt: skip
     found = []
     for resume in (False, True):
         flow = TemperatureSteerableFlow(2, 2, 1, (8,), seed=1)
@@ -81,9 +82,16 @@ def test_a_training_is_resumed(number, tmp_path):
         if not resume:
             content = read_tensors(path, "training checkpoint")
             content["optimizer"] = content.pop("optimizers")["adam"]
+            keys = LATER
             if number == 1:
                 del content["objective"]
-            content |= {"format": number, "settings": without_later(content["settings"])}
+            elif estimator == "path":  # running means by the data alone
+                content["objective"]["by_basin"] = content["objective"].pop("data_mean")
+                for name in ("data_seen", "draws_mean", "draws_seen"):
+                    del content["objective"][name]
+                keys = {"optimizer"}
+            settings_then = without_later(content["settings"], keys)
+            content |= {"format": number, "settings": settings_then}
             write_tensors(path, content)
     assert torch.equal(*found)
 

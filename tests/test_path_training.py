@@ -16,6 +16,7 @@ from openmm_tsf.training.losses import negative_log_likelihood, variational_free
 from openmm_tsf.training.objectives import PathObjective
 from openmm_tsf.training.path import COTANGENT_LIMIT, data_cotangent, draw_cotangent, limited, whole
 from openmm_tsf.training.points import Points
+from openmm_tsf.training.populations import Populations
 
 D, FAR = 3, 1e9
 KINDS = {"tsf": (TemperatureSteerableFlow, D), "realnvp": (RealNVPFlow, 0)}
@@ -206,30 +207,48 @@ def test_turns_go_round():
 # -- populations ----------------------------------------------------------------------------------
 
 
+ONE = torch.ones(1, dtype=torch.float64)
+
+
 def test_what_pulls_the_populations():
     """A basin with too little of the flow is pulled up; nothing is where ln(p/q) is constant."""
-    flow, potential = rough_flow("tsf"), MixedDoubleWell.random(D, 3)
-    data = MDDataset(potential.sample(100, 1.0, torch.Generator().manual_seed(1)), 1.0)
-    settings = FitSettings(
-        estimator="path", temperatures=(1.0,), dtype=torch.float64, log_variance=0.3
-    )
-    noted = {}
-
-    def make():
-        return PathObjective(
-            flow, [data], potential, settings, FAR, torch.Generator(), noted.__setitem__
-        )
-
     group, basin = torch.zeros(8).long(), torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
     level = torch.full((8,), -7.0, dtype=torch.float64)
-    assert not make()._pull(level, group, basin, 1).any()
+    assert not Populations(ONE, ONE, 0.3, 1.0).pull(level, group, basin, 1)[0].any()
     under = level + 2.0 * basin  # ln(p/q) larger where the flow has too little
-    pull = make()._pull(under, group, basin, 1)
+    pull, spread = Populations(ONE, ONE, 0.3, 1.0).pull(under, group, basin, 1)
     assert (pull[basin == 1] > 0).all()
     assert (pull[basin == 0] < 0).all()
+    assert spread == pytest.approx(float(under.std()))
     broken = under.clone()
     broken[0] = math.nan
-    assert torch.isfinite(make()._pull(broken, group, basin, 1)).all()
+    assert torch.isfinite(Populations(ONE, ONE, 0.3, 1.0).pull(broken, group, basin, 1)[0]).all()
+
+
+def test_right_populations_are_left_alone():
+    """Also where a basin is known less well than the other: data alone would pull it up."""
+    generator, n = torch.Generator().manual_seed(4), 20_000
+    basin = (torch.rand(n, generator=generator) < 0.3).long()
+    width = 0.2 + 0.6 * basin.double()
+    # q is p times a log-normal factor of mean one under p: KL(p || q) = KL(q || p) = width^2 / 2.
+    noise = torch.randn(n, generator=generator, dtype=torch.float64) * width
+    of_data, of_draws = noise + 0.5 * width**2, noise - 0.5 * width**2
+    for tau, expected in ((ONE, 0.0), (0.5 * ONE, 0.3)):  # 0.5: nothing is drawn there
+        found = Populations(tau, ONE, 0.0, 1.0)
+        found.take_draws(of_draws, basin)
+        found.pull(of_data, torch.zeros(n).long(), basin, 1)
+        assert float(found._apart(1)) == pytest.approx(expected, abs=0.03)
+
+
+def test_rare_points_are_remembered_for_longer():
+    found = Populations(ONE, ONE, 0.0, 1.0)
+    for _ in range(300):  # basin 1: one point in a batch, 2 above the others
+        basin = torch.tensor([1] + [0] * 99)
+        found.pull(2.0 * basin.double(), torch.zeros(100).long(), basin, 1)
+    assert float(found._apart(1)) == pytest.approx(2.0)
+    basin = torch.tensor([1] + [0] * 99)
+    found.pull(torch.zeros(100).double(), torch.zeros(100).long(), basin, 1)
+    assert 1.9 < float(found._apart(1)) < 2.0  # one point against two hundred
 
 
 # -- the loop -----------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from openmm_tsf.dataset import MDDataset
 from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.tensor_files import read_tensors
@@ -77,6 +79,12 @@ def _as_now(content: dict[str, Any]) -> dict[str, Any]:
     # Of before path gradients (1) or before Muon (2): what has come since is at its default.
     content = {"objective": {}, "optimizers": {"adam": content.get("optimizer")}} | content
     settings = FitSettings().to_config() | {"optimizer": "adam"} | content["settings"]
+    objective = content["objective"]
+    if isinstance(objective, dict) and "by_basin" in objective:  # draws were not looked at
+        mean, none = objective["by_basin"], torch.zeros(len(settings["temperatures"] or "1"), 2)
+        new = {"data_mean": mean, "data_seen": torch.zeros_like(mean)}
+        objective = objective | new | {"draws_mean": none, "draws_seen": none}
+        content = content | {"objective": objective}
     return content | {"format": CHECKPOINT_FORMAT, "settings": settings}
 
 

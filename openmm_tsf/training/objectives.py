@@ -18,16 +18,13 @@ from openmm_tsf.training.chains import IndependenceChains
 from openmm_tsf.training.losses import negative_log_likelihood, variational_free_energy, whitened
 from openmm_tsf.training.path import data_cotangent, draw_cotangent, whole
 from openmm_tsf.training.points import Points
+from openmm_tsf.training.populations import Populations
 from openmm_tsf.training.settings import FitSettings
 
 Note = Callable[[str, float], None]
 
 #: Copies of each frame that are drawn where copies of a configuration overlap.
 _COPIES_OF_FRAMES = 2
-#: Largest |ln(p/q)|, about its mean, that pulls as hard as it is.
-_LOG_RATIO_LIMIT = 3.0
-#: Memory of the running means of ln(p/q) by basin, in steps.
-_BASIN_MEMORY = 10
 
 
 class Objective(Protocol):
@@ -115,11 +112,9 @@ class _Energy(NamedTuple):
 class PathObjective:
     """The same two divergences by path gradients, with chains and with what path gradients lack.
 
-    How much of p is in which basin is in the slopes only where the basins meet, where there are few
-    points: path gradients correct populations slowly. ln(p/q), which is constant over a perfect
-    flow, shows them at once. Two terms take its gradient: `log_variance` pulls every point by how
-    far its ln(p/q) is from the mean (the log-variance divergence, arXiv:2005.05409, on data and
-    chains), `basin_balance` a basin as a whole.
+    Two terms take the gradient of ln(p/q) (:mod:`openmm_tsf.training.populations`): `log_variance`
+    pulls every point by how far its ln(p/q) is from the mean (the log-variance divergence,
+    arXiv:2005.05409, on data and chains), `basin_balance` a basin as a whole.
     """
 
     def __init__(
@@ -144,11 +139,16 @@ class PathObjective:
         # What the NLL of y lacks to be that of x: a constant, on average.
         self._log_det = float((self.shares * log_dets).sum() / self.shares.sum())
         self.chains: IndependenceChains | None = None
-        if settings.n_chains:
+        with_chains = settings.n_chains > 0
+        if with_chains:
             self.chains = IndependenceChains(self._starts(generator), len(ladder))
-        n_groups = len(train) + (len(ladder) if self.chains else 0)
-        self._by_basin = torch.zeros(n_groups, 2, dtype=torch.float64)
-        self._basin_shares = torch.full((n_groups, 2), 0.5, dtype=torch.float64)
+        groups = [data.temperature / flow.reference_temperature for data in train]
+        self.populations = Populations(
+            torch.cat([torch.tensor(groups, dtype=settings.dtype)] + [self.ladder] * with_chains),
+            self.ladder,
+            settings.log_variance,
+            settings.basin_balance,
+        )
         threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(1, "energy") if threads > 1 else None
 
@@ -218,6 +218,7 @@ class PathObjective:
                 (1 - mixing) * ours + mixing * theirs
                 for ours, theirs in zip(gradients, energy.gradients, strict=True)
             ]
+            self.populations.take_draws(energy.log_ratio, energy.points.basin)
             if self.chains is not None and turn is not None:
                 state = log_ratio[self.settings.batch_size :]
                 accepted = self.chains.propose(
@@ -264,10 +265,11 @@ class PathObjective:
         self.note("cotangent_data", float(cotangent.norm(dim=1).mean()))
         # ln(p/q) up to a constant of each temperature: the same for frames and for chains.
         log_ratio = self._log_ratio(points.action, momenta, v.detach(), log_det.detach(), tau)
-        pull = self._pull(log_ratio, data.group, points.basin, data.n_groups)
+        pull, spread = self.populations.pull(log_ratio, data.group, points.basin, data.n_groups)
+        self.note("log_ratio", spread)
         nll = 0.5 * v.square().sum(dim=1) / tau - log_det
         self._note_likelihood(nll.detach(), v, tau, whole(cotangent))
-        loss = ((v * cotangent).sum(dim=1) * data.weight + pull * nll).sum()
+        loss = ((v * cotangent).sum(dim=1) * data.weight + pull.to(nll) * nll).sum()
         return list(torch.autograd.grad(loss, parameters)), log_ratio
 
     def _note_likelihood(self, nll: Tensor, v: Tensor, tau: Tensor, known: Tensor) -> None:
@@ -287,34 +289,6 @@ class PathObjective:
         """ln(p/q) [B] of (y, momenta), whose preimage is v, up to a constant of tau; float64."""
         squares = v.double().square().sum(dim=1) - momenta.double().square().sum(dim=1)
         return -action + 0.5 * squares / tau.double() - log_det_inverse.double()
-
-    def _pull(self, log_ratio: Tensor, group: Tensor, basin: Tensor, n_groups: int) -> Tensor:
-        """Coefficients [B] of -ln q of every point."""
-        settings = self.settings
-        cells = torch.nn.functional.one_hot(2 * group + basin, 2 * n_groups).double()
-        usable = torch.isfinite(log_ratio)
-        cells = cells * usable[:, None]
-        log_ratio = torch.where(usable, log_ratio, 0.0)
-        counts = cells.sum(0).view(n_groups, 2)
-        sums = (cells.T @ log_ratio).view(n_groups, 2)
-        centred = log_ratio - (sums.sum(1) / counts.sum(1).clamp(min=1))[group]
-        centred = torch.where(usable, centred.clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT), 0.0)
-        self.note("log_ratio", float(centred.std()))
-        pull = settings.log_variance * centred / len(centred)
-        if settings.basin_balance > 0:
-            both = counts.sum(1, keepdim=True).clamp(min=1)
-            means = (cells.T @ centred).view(n_groups, 2) / counts.clamp(min=1)
-            known, shares = self._by_basin[:n_groups], self._basin_shares[:n_groups]
-            known += (counts > 0) * (means - known) / _BASIN_MEMORY
-            shares += (counts / both - shares) / (10 * _BASIN_MEMORY)
-            # Of the minor basin over the other. Divided by how many points a basin has in a batch
-            # on average: where it has few in this one they are not pulled the harder.
-            apart = (known[:, 1] - known[:, 0]).clamp(-2, 2)
-            sign = 2.0 * basin - 1.0
-            expected = (shares * both).clamp(min=1).view(-1)
-            share = sign * apart[group] / expected[2 * group + basin]
-            pull = pull + settings.basin_balance / (4 * n_groups) * share
-        return pull.to(settings.dtype)
 
     def _energy(
         self, network: Chain, parameters: list[nn.Parameter], v: Tensor, tau: Tensor
@@ -342,11 +316,7 @@ class PathObjective:
     def state_dict(self) -> dict[str, Any]:
         """Chains and running means."""
         chains = {} if self.chains is None else self.chains.state_dict()
-        return {
-            "by_basin": self._by_basin,
-            "basin_shares": self._basin_shares,
-            "chains": chains,
-        }
+        return {**self.populations.state_dict(), "chains": chains}
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
         """Set what :meth:`state_dict` returned.
@@ -356,12 +326,7 @@ class PathObjective:
         ValueError
             If it is of another training.
         """
-        shape = self._by_basin.shape
-        for name in ("by_basin", "basin_shares"):
-            found = entry(content, name, Tensor)
-            if found.shape != shape or not bool(torch.isfinite(found).all()):
-                raise ValueError(f"{name}: expected finite numbers of shape {tuple(shape)}")
-            setattr(self, f"_{name}", found.to(torch.float64).clone())
+        self.populations.load_state_dict(content)
         if self.chains is not None:
             self.chains.load_state_dict(entry(content, "chains", dict))
 
