@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 import openmm_tsf as tsf
+from openmm_tsf import workflow
 from openmm_tsf.analysis.free_energy import solve_mbar
 from openmm_tsf.analysis.ramachandran import ramachandran_distance
 from openmm_tsf.dataset import basin_labels
@@ -87,7 +88,7 @@ def run(args):
     if args.iterations is not None:
         sampling = replace(settings.sampling, n_iterations=args.iterations)
         settings = replace(settings, sampling=sampling)
-    tsf.workflow.run(
+    workflow.run(
         args.directory,
         settings,
         molecule=tsf.systems.alanine_dipeptide(FORCE_FIELD),
