@@ -50,7 +50,7 @@ PUBLISHED = {
 def reference(args):
     """Replica exchange of dynamics alone, into a run directory; continued if it is there."""
     torch.set_num_threads(1)
-    molecule = tsf.systems.alanine_dipeptide(FORCE_FIELD)
+    molecule = tsf.systems.alanine_dipeptide(args.force_field)
     potential = molecule.potential(compile=True)
     frames = args.directory.with_name(args.directory.name + "_start")
     if not frames.exists():  # some dynamics: where the walkers start, and what a domain is made of
@@ -238,6 +238,7 @@ def main():
         if function is reference:
             command.add_argument("--iterations", type=int, default=6000)
             command.add_argument("--walkers", type=int, default=32)
+            command.add_argument("--force-field", default=FORCE_FIELD)
         elif function is run:
             command.add_argument("--iterations", type=int)
         else:
