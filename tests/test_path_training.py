@@ -214,41 +214,55 @@ def test_what_pulls_the_populations():
     """A basin with too little of the flow is pulled up; nothing is where ln(p/q) is constant."""
     group, basin = torch.zeros(8).long(), torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
     level = torch.full((8,), -7.0, dtype=torch.float64)
-    assert not Populations(ONE, ONE, 0.3, 1.0).pull(level, group, basin, 1)[0].any()
     under = level + 2.0 * basin  # ln(p/q) larger where the flow has too little
-    pull, spread = Populations(ONE, ONE, 0.3, 1.0).pull(under, group, basin, 1)
-    assert (pull[basin == 1] > 0).all()
-    assert (pull[basin == 0] < 0).all()
-    assert spread == pytest.approx(float(under.std()))
-    broken = under.clone()
-    broken[0] = math.nan
-    assert torch.isfinite(Populations(ONE, ONE, 0.3, 1.0).pull(broken, group, basin, 1)[0]).all()
+    for weights in ((0.3, 0.0), (0.0, 1.0)):
+        same, other = Populations(ONE, ONE, *weights), Populations(ONE, ONE, *weights)
+        for _ in range(2000):
+            same.follow(level, group, basin, level, basin)
+            other.follow(under, group, basin, under, basin)
+        assert float(same.pull(level, group, basin, 1)[0].abs().max()) < 2e-2 * weights[1] + 1e-12
+        pull, spread = other.pull(under, group, basin, 1)
+        assert (pull[basin == 1] > 0).all()
+        assert (pull[basin == 0] < 0).all()
+        assert spread == pytest.approx(float(under.std()))
+        broken = under.clone()
+        broken[0] = math.nan
+        other.follow(broken, group, basin, broken, basin)
+        assert torch.isfinite(other.pull(broken, group, basin, 1)[0]).all()
 
 
-def test_right_populations_are_left_alone():
-    """Also where a basin is known less well than the other: data alone would pull it up."""
-    generator, n = torch.Generator().manual_seed(4), 20_000
-    basin = (torch.rand(n, generator=generator) < 0.3).long()
-    width = 0.2 + 0.6 * basin.double()
-    # q is p times a log-normal factor of mean one under p: KL(p || q) = KL(q || p) = width^2 / 2.
-    noise = torch.randn(n, generator=generator, dtype=torch.float64) * width
-    of_data, of_draws = noise + 0.5 * width**2, noise - 0.5 * width**2
-    for tau, expected in ((ONE, 0.0), (0.5 * ONE, 0.3)):  # 0.5: nothing is drawn there
-        found = Populations(tau, ONE, 0.0, 1.0)
-        found.take_draws(of_draws, basin)
-        found.pull(of_data, torch.zeros(n).long(), basin, 1)
-        assert float(found._apart(1)) == pytest.approx(expected, abs=0.03)
+@pytest.mark.parametrize("apart", [0.0, -0.7])
+def test_populations_are_told_from_how_well_a_basin_is_known(apart):
+    """ln(p/q) of data is larger, of draws smaller, where a basin is known less well."""
+    generator, found = torch.Generator().manual_seed(4), Populations(ONE, ONE, 0.0, 1.0)
+    measured = []
+    for step in range(3000):
+        basin = (torch.rand(400, generator=generator) < 0.2).long()
+        width = 0.3 + 0.9 * basin.double()
+        # q is p times a log-normal factor: KL(p || q) = KL(q || p) = width^2 / 2 in each basin.
+        noise = torch.randn(400, generator=generator, dtype=torch.float64) * width
+        level = apart * basin.double() - 3.0
+        found.follow(
+            level + noise + 0.5 * width**2, torch.zeros(400).long(), basin,
+            level + noise.flip(0) * width / width.flip(0) - 0.5 * width**2, basin,
+        )  # fmt: skip
+        if step >= 500:
+            measured.append(float(found.apart))
+    mean, spread = sum(measured) / len(measured), torch.tensor(measured).std()
+    assert mean == pytest.approx(apart, abs=0.03)  # by data alone: 0.67 more
+    assert 0.01 < float(spread) < 0.25
 
 
-def test_rare_points_are_remembered_for_longer():
-    found = Populations(ONE, ONE, 0.0, 1.0)
-    for _ in range(300):  # basin 1: one point in a batch, 2 above the others
-        basin = torch.tensor([1] + [0] * 99)
-        found.pull(2.0 * basin.double(), torch.zeros(100).long(), basin, 1)
-    assert float(found._apart(1)) == pytest.approx(2.0)
-    basin = torch.tensor([1] + [0] * 99)
-    found.pull(torch.zeros(100).double(), torch.zeros(100).long(), basin, 1)
-    assert 1.9 < float(found._apart(1)) < 2.0  # one point against two hundred
+def test_a_basin_that_is_not_drawn_is_pulled_up():
+    found = Populations(torch.tensor([1.0, 0.5]), ONE, 0.0, 1.0)  # nothing is drawn at 0.5
+    basin, level = torch.tensor([0, 0, 0, 1]), torch.zeros(4).double()
+    for _ in range(300):
+        found.follow(level, torch.tensor([0, 0, 0, 0]), basin, level, torch.zeros(4).long())
+    assert float(found.apart[0]) > 0.5
+    assert float(found.apart[1]) == 0
+    never = Populations(ONE, ONE, 0.0, 1.0)  # and one without data has no say
+    never.follow(level, torch.zeros(4).long(), torch.zeros(4).long(), level, basin)
+    assert float(never.apart) <= 0
 
 
 # -- the loop -----------------------------------------------------------------------------------

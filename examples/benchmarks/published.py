@@ -30,6 +30,7 @@ from openmm_tsf.files import read_json, write_json
 from openmm_tsf.flows import load_flow
 from openmm_tsf.md import MDSettings, run_md
 from openmm_tsf.presets import preset
+from openmm_tsf.randomness import Seeds
 from openmm_tsf.sampling.kernels import BatchedLangevinLeg, Every, InternalWalk, PlainSwap
 from openmm_tsf.statistics import reverse_ess
 
@@ -84,15 +85,18 @@ def reference(args):
 
 def run(args):
     """The preset, on this System."""
-    settings = preset("thorough")
+    molecule, settings = tsf.systems.alanine_dipeptide(FORCE_FIELD), preset("thorough")
     if args.iterations is not None:
         sampling = replace(settings.sampling, n_iterations=args.iterations)
         settings = replace(settings, sampling=sampling)
+    frames = args.directory.with_name(args.directory.name + "_md")
+    dynamics = replace(settings.md, seed=Seeds(args.seed).next() % 2**31)
+    run_md(molecule, frames, dynamics, resume=frames.exists(), progress=not args.quiet)
     workflow.run(
         args.directory,
         settings,
-        molecule=tsf.systems.alanine_dipeptide(FORCE_FIELD),
-        own_md=True,
+        molecule=molecule,
+        trajectory=frames,
         seed=args.seed,
         resume=args.directory.exists(),
         progress=not args.quiet,

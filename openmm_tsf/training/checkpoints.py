@@ -80,11 +80,9 @@ def _as_now(content: dict[str, Any]) -> dict[str, Any]:
     content = {"objective": {}, "optimizers": {"adam": content.get("optimizer")}} | content
     settings = FitSettings().to_config() | {"optimizer": "adam"} | content["settings"]
     objective = content["objective"]
-    if isinstance(objective, dict) and "by_basin" in objective:  # draws were not looked at
-        mean, none = objective["by_basin"], torch.zeros(len(settings["temperatures"] or "1"), 2)
-        new = {"data_mean": mean, "data_seen": torch.zeros_like(mean)}
-        objective = objective | new | {"draws_mean": none, "draws_seen": none}
-        content = content | {"objective": objective}
+    if isinstance(objective, dict) and "by_basin" in objective:  # Bennett's ratio came later
+        ratios = torch.zeros(len(settings["temperatures"] or "1"), 2)
+        content = content | {"objective": objective | {"population_ratios": ratios}}
     return content | {"format": CHECKPOINT_FORMAT, "settings": settings}
 
 

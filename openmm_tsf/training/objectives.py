@@ -218,7 +218,9 @@ class PathObjective:
                 (1 - mixing) * ours + mixing * theirs
                 for ours, theirs in zip(gradients, energy.gradients, strict=True)
             ]
-            self.populations.take_draws(energy.log_ratio, energy.points.basin)
+            self.populations.follow(
+                log_ratio, data.group, data.points.basin, energy.log_ratio, energy.points.basin
+            )
             if self.chains is not None and turn is not None:
                 state = log_ratio[self.settings.batch_size :]
                 accepted = self.chains.propose(
