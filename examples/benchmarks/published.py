@@ -90,7 +90,8 @@ def run(args):
         sampling = replace(settings.sampling, n_iterations=args.iterations)
         settings = replace(settings, sampling=sampling)
     frames = args.directory.with_name(args.directory.name + "_md")
-    dynamics = replace(settings.md, seed=Seeds(args.seed).next() % 2**31)
+    # 1.5 ns: OpenMM takes a millisecond for a step of this System on most platforms.
+    dynamics = replace(settings.md, n_frames=30_000, seed=Seeds(args.seed).next() % 2**31)
     run_md(molecule, frames, dynamics, resume=frames.exists(), progress=not args.quiet)
     workflow.run(
         args.directory,
