@@ -48,14 +48,20 @@ PUBLISHED = {
 }
 
 
+def dynamics(molecule, directory, settings):
+    """MD into a directory; continued if it is there."""
+    if run_md(molecule, directory, settings, resume=directory.exists()).interrupted:
+        raise KeyboardInterrupt
+
+
 def reference(args):
     """Replica exchange of dynamics alone, into a run directory; continued if it is there."""
     torch.set_num_threads(1)
     molecule = tsf.systems.alanine_dipeptide(args.force_field)
     potential = molecule.potential(compile=True)
     frames = args.directory.with_name(args.directory.name + "_start")
-    if not frames.exists():  # some dynamics: where the walkers start, and what a domain is made of
-        run_md(molecule, frames, MDSettings(n_frames=400, steps_per_frame=500, seed=args.seed))
+    # Where the walkers start, and what a domain is made of.
+    dynamics(molecule, frames, MDSettings(n_frames=400, steps_per_frame=500, seed=args.seed))
     dataset = tsf.MDDataset.load(frames, molecule)
     layers = InternalWalk.from_dataset(dataset, potential, LADDER).layers
     heavy = [
@@ -91,8 +97,8 @@ def run(args):
         settings = replace(settings, sampling=sampling)
     frames = args.directory.with_name(args.directory.name + "_md")
     # 1.5 ns: OpenMM takes a millisecond for a step of this System on most platforms.
-    dynamics = replace(settings.md, n_frames=30_000, seed=Seeds(args.seed).next() % 2**31)
-    run_md(molecule, frames, dynamics, resume=frames.exists(), progress=not args.quiet)
+    md = replace(settings.md, n_frames=30_000, seed=Seeds(args.seed).next() % 2**31)
+    dynamics(molecule, frames, md)
     workflow.run(
         args.directory,
         settings,
