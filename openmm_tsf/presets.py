@@ -201,7 +201,7 @@ _FIT = FitSettings(
     n_chains=16_384,
     chain_share=0.8,
     log_variance=0.05,
-    basin_balance=4.0,
+    basin_balance=3.0,
     n_validation_draws=2000,
 )
 _SAMPLING = SamplingSettings(

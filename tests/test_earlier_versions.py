@@ -86,7 +86,8 @@ def test_a_training_is_resumed(number, estimator, tmp_path):
             if number == 1:
                 del content["objective"]
             elif estimator == "path":  # running means by the data alone
-                del content["objective"]["population_ratios"]
+                for name in ("population_ratios", "basins_met"):
+                    del content["objective"][name]
                 content["objective"]["by_basin"] = torch.zeros(2, 2)
                 keys = {"optimizer"}
             settings_then = without_later(content["settings"], keys)

@@ -81,8 +81,10 @@ def _as_now(content: dict[str, Any]) -> dict[str, Any]:
     settings = FitSettings().to_config() | {"optimizer": "adam"} | content["settings"]
     objective = content["objective"]
     if isinstance(objective, dict) and "by_basin" in objective:  # Bennett's ratio came later
-        ratios = torch.zeros(len(settings["temperatures"] or "1"), 2)
-        content = content | {"objective": objective | {"population_ratios": ratios}}
+        ladder = settings["temperatures"]
+        none = torch.zeros(len(ladder) if isinstance(ladder, list) else 1, 2, dtype=torch.float64)
+        objective = objective | {"population_ratios": none, "basins_met": none}
+        content = content | {"objective": objective}
     return content | {"format": CHECKPOINT_FORMAT, "settings": settings}
 
 

@@ -269,8 +269,10 @@ class PathObjective:
         log_ratio = self._log_ratio(points.action, momenta, v.detach(), log_det.detach(), tau)
         pull, spread = self.populations.pull(log_ratio, data.group, points.basin, data.n_groups)
         self.note("log_ratio", spread)
-        nll = 0.5 * v.square().sum(dim=1) / tau - log_det
-        self._note_likelihood(nll.detach(), v, tau, whole(cotangent))
+        # Points that the network throws far off would outweigh all others.
+        known = whole(cotangent)
+        nll = torch.where(known, 0.5 * v.square().sum(dim=1) / tau - log_det, 0.0)
+        self._note_likelihood(nll.detach(), v, tau, known)
         loss = ((v * cotangent).sum(dim=1) * data.weight + pull.to(nll) * nll).sum()
         return list(torch.autograd.grad(loss, parameters)), log_ratio
 

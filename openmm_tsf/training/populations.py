@@ -52,6 +52,7 @@ class Populations:
         self._n_rungs = len(ladder)
         self._shares = torch.full((len(tau), 2), 0.5, dtype=torch.float64)
         self._ratio = torch.zeros(len(ladder), 2, dtype=torch.float64)
+        self._met = torch.zeros(len(ladder), 2, dtype=torch.float64)  # 1: there have been data
 
     def pull(
         self, log_ratio: Tensor, group: Tensor, basin: Tensor, n_groups: int
@@ -92,6 +93,7 @@ class Populations:
     def apart(self) -> Tensor:
         """ln(P_p/P_q) of basin 1 less that of basin 0, cut at 2, by group [G]; 0: not known."""
         by_rung = (self._ratio[:, 1] - self._ratio[:, 0]).clamp(-2, 2)
+        by_rung = by_rung * self._met.prod(dim=1)  # where there is one basin, nothing is apart
         return torch.cat([by_rung, by_rung.new_zeros(1)])[self._rung]
 
     def follow(
@@ -121,6 +123,7 @@ class Populations:
                 n_data, n_draws = len(data), len(draws) + _PSEUDO_DRAWS
                 if n_data == 0:
                     continue
+                self._met[k, b] = 1
                 ratio = self._ratio[k, b]
                 up = (torch.sigmoid(draws - ratio).sum() + _PSEUDO_DRAWS) / n_draws
                 down = torch.sigmoid(ratio - data).mean()
@@ -128,7 +131,11 @@ class Populations:
 
     def state_dict(self) -> dict[str, Any]:
         """The running means."""
-        return {"basin_shares": self._shares, "population_ratios": self._ratio}
+        return {
+            "basin_shares": self._shares,
+            "population_ratios": self._ratio,
+            "basins_met": self._met,
+        }
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
         """Set what :meth:`state_dict` returned.
@@ -141,9 +148,11 @@ class Populations:
         loaded = {}
         for name, like in self.state_dict().items():
             found = entry(content, name, Tensor)
-            if found.shape != like.shape or not bool(torch.isfinite(found).all()):
-                raise ValueError(f"{name}: expected finite numbers of shape {tuple(like.shape)}")
-            loaded[name] = found.to(torch.float64).clone()
-        if bool((loaded["basin_shares"] < 0).any()):
-            raise ValueError("basin_shares: expected shares, got negative numbers")
-        self._shares, self._ratio = loaded.values()
+            if found.shape != like.shape or found.dtype != like.dtype:
+                raise ValueError(f"{name}: expected {like.dtype} of shape {tuple(like.shape)}")
+            if not bool(torch.isfinite(found).all()):
+                raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
+            if name != "population_ratios" and bool(((found < 0) | (found > 1)).any()):
+                raise ValueError(f"{name}: expected numbers from 0 to 1, got others")
+            loaded[name] = found.clone()
+        self._shares, self._ratio, self._met = loaded.values()
