@@ -234,11 +234,11 @@ PRESETS: dict[str, RunSettings] = {
     "default": RunSettings(
         flow=_FLOW, fit=replace(_FIT, n_steps=2500), n_rounds=0, sampling=_SAMPLING
     ),
-    # Half an hour on two cores, MD included.
+    # Twenty minutes on two cores, MD included.
     "thorough": RunSettings(
         md=MDSettings(n_frames=40_000, steps_per_frame=50),
         flow=_FLOW,
-        fit=replace(_FIT, n_steps=6000),
+        fit=replace(_FIT, n_steps=4000),
         n_rounds=0,
         sampling=replace(_SAMPLING, n_walkers=128),
     ),
