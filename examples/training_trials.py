@@ -194,11 +194,15 @@ def main():
     molecule = tsf.systems.alanine_dipeptide()
     potential = molecule.potential(compile=True)
     dataset = tsf.MDDataset.shipped(molecule, stride=args.stride)
-    trials = read_json(args.output)["trials"] if args.output.is_file() else {}
+    asked = {"steps": args.steps, "stride": args.stride, "seed": args.seed}
+    before = read_json(args.output) if args.output.is_file() else {"trials": {}, **asked}
+    if any(before.get(key) != value for key, value in asked.items()):
+        parser.error(f"--output: {args.output} has trials of other steps, stride or seed")
+    trials = before["trials"]
     for name in args.trials:
         if name not in trials:
             trials[name] = trial(TRIALS[name], args.steps, molecule, potential, dataset, args)
-            write_json(args.output, {"stride": args.stride, "seed": args.seed, "trials": trials})
+            write_json(args.output, {**asked, "trials": trials})
             print(name, trials[name], flush=True)
     write_text(args.output.with_suffix(".md"), table(trials))
     picture(trials, args.output.with_suffix(".png"))

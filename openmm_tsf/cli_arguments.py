@@ -35,9 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--threads",
             type=int,
-            help="threads of torch, and of OpenMM's CPU platform (default: 1, but 2 for run "
-            "and train, the second for training only: networks of this size are slower on more, "
-            "and MD on more is not the same bit by bit)",
+            help="threads of torch, and of OpenMM's CPU platform (default: 1, but where a "
+            "flow is trained by path gradients, as the presets default and thorough do, 2: "
+            "networks of this size are slower on more, and MD on more is not the same bit by bit)",
         )
         command.add_argument(
             "--resume",

@@ -1,4 +1,4 @@
-"""Settings of a whole run, and the two that come with the package."""
+"""Settings of a whole run, and those that come with the package."""
 
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -204,6 +204,7 @@ _FIT = FitSettings(
     basin_balance=3.0,
     n_validation_draws=2000,
 )
+_REFIT = replace(_FIT, n_steps=1000, warmup_steps=50, learning_rate=2e-3, ramp=(0.0, 0.0))
 _SAMPLING = SamplingSettings(
     n_walkers=64,
     n_iterations=1000,
@@ -232,7 +233,11 @@ PRESETS: dict[str, RunSettings] = {
     ),
     # A quarter of an hour on two cores.
     "default": RunSettings(
-        flow=_FLOW, fit=replace(_FIT, n_steps=2500), n_rounds=0, sampling=_SAMPLING
+        flow=_FLOW,
+        fit=replace(_FIT, n_steps=2500),
+        n_rounds=0,
+        refit=_REFIT,
+        sampling=_SAMPLING,
     ),
     # Twenty minutes on two cores, MD included.
     "thorough": RunSettings(
@@ -240,6 +245,7 @@ PRESETS: dict[str, RunSettings] = {
         flow=_FLOW,
         fit=replace(_FIT, n_steps=4000),
         n_rounds=0,
+        refit=_REFIT,
         sampling=replace(_SAMPLING, n_walkers=128),
     ),
 }

@@ -68,7 +68,7 @@ def advice(summary: dict[str, Any]) -> str | None:
             "burn-in with the reference's, and the time step with what the dynamics can take"
         )
     if unsampled(summary):
-        return "more iterations, rounds or walkers help"
+        return "more iterations, training or walkers help"
     if concerns(summary):
         return "more walkers, started in other basins, or training on this run's frames may help"
     return None

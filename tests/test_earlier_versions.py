@@ -71,29 +71,45 @@ def test_a_training_is_resumed(number, estimator, tmp_path):
         n_steps=20, batch_size=16, kl_batch_size=8, validate_interval=10, n_validation_draws=50,
         estimator=estimator, n_chains=8 if estimator == "path" else 0,
     )  # fmt: skip
-    found = []
-    for resume in (False, True):
+
+    class Stop(Exception):
+        pass
+
+    class Stopping(GaussianWell):
+        left = 8  # calls: some way into the training
+
+        def energy(self, x):
+            self.left -= 1
+            if self.left < 0:
+                raise Stop
+            return super().energy(x)
+
+    def trained(potential, **options):
         flow = TemperatureSteerableFlow(2, 2, 1, (8,), seed=1)
-        fit(
-            flow, data, potential, settings=settings, seed=3, checkpoint_path=path, resume=resume,
-            progress=False,
-        )  # fmt: skip
-        found.append(torch.cat([p.detach().flatten() for p in flow.parameters()]))
-        if not resume:
-            content = read_tensors(path, "training checkpoint")
-            content["optimizer"] = content.pop("optimizers")["adam"]
-            keys = LATER
-            if number == 1:
-                del content["objective"]
-            elif estimator == "path":  # running means by the data alone
-                for name in ("population_ratios", "basins_met"):
-                    del content["objective"][name]
-                content["objective"]["by_basin"] = torch.zeros(2, 2)
-                keys = {"optimizer"}
-            settings_then = without_later(content["settings"], keys)
-            content |= {"format": number, "settings": settings_then}
-            write_tensors(path, content)
-    assert torch.equal(*found)
+        fit(flow, data, potential, settings=settings, seed=3, progress=False, **options)
+        return torch.cat([p.detach().flatten() for p in flow.parameters()])
+
+    with pytest.raises(Stop):
+        trained(
+            Stopping(torch.eye(2, dtype=torch.float64)), checkpoint_path=path, checkpoint_seconds=0
+        )
+    content = read_tensors(path, "training checkpoint")
+    assert 2 < content["step"] < 18
+    content["optimizer"] = content.pop("optimizers")["adam"]
+    keys = LATER
+    if number == 1:
+        del content["objective"]
+    elif estimator == "path":  # running means by the data alone
+        for name in ("population_ratios", "basins_met"):
+            del content["objective"][name]
+        content["objective"]["by_basin"] = torch.zeros(2, 2)
+        keys = {"optimizer"}
+    settings_then = without_later(content["settings"], keys)
+    content |= {"format": number, "settings": settings_then}
+    write_tensors(path, content)
+    assert torch.equal(
+        trained(potential, checkpoint_path=path, resume=True), trained(potential)
+    )  # there is one basin here, so that its ratio is nothing
 
 
 def test_only_overlapping_flows_have_the_new_format(tmp_path, molecule, frames):

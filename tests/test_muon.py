@@ -4,6 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from openmm_tsf.dataset import MDDataset
+from openmm_tsf.flows import TemperatureSteerableFlow
+from openmm_tsf.potentials import GaussianWell
+from openmm_tsf.tensor_files import read_tensors, write_tensors
+from openmm_tsf.training import FitSettings, fit
 from openmm_tsf.training.muon import (
     VECTOR_RATE,
     Muon,
@@ -82,3 +87,28 @@ def test_vectors_are_refused():
         Muon([nn.Parameter(torch.zeros(3))], lr=0.1)
     with pytest.raises(ValueError, match="closure: expected none"):
         Muon([nn.Parameter(torch.zeros(3, 2))], lr=0.1).step(lambda: None)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda muon: muon["state"].pop(0),
+        lambda muon: muon["state"].clear(),
+        lambda muon: muon["state"][0].pop("momentum"),
+        lambda muon: muon["param_groups"][0].pop("momentum"),
+        lambda muon: muon["state"][0]["momentum"].fill_(float("nan")),
+    ],
+)
+def test_damaged_momentum_is_refused(tmp_path, damage):
+    path, potential = tmp_path / "training.pt", GaussianWell(torch.eye(2, dtype=torch.float64))
+    data = MDDataset(potential.sample(200, 1.0, torch.Generator().manual_seed(1)), 1.0)
+    settings = FitSettings(
+        n_steps=4, batch_size=16, lambda_max=0.0, validate_interval=2, optimizer="muon"
+    )
+    options = {"settings": settings, "checkpoint_path": path, "progress": False}
+    fit(TemperatureSteerableFlow(2, 2, 1, (8,), seed=1), data, **options)
+    content = read_tensors(path, "training checkpoint")
+    damage(content["optimizers"]["muon"])
+    write_tensors(path, content)
+    with pytest.raises(ValueError, match=r"training\.pt: not a readable training checkpoint"):
+        fit(TemperatureSteerableFlow(2, 2, 1, (8,), seed=1), data, resume=True, **options)

@@ -1,5 +1,6 @@
 """Path gradients: the same mean as the direct ones, none for an exact flow; chains are exact."""
 
+import copy
 import dataclasses
 import math
 
@@ -9,6 +10,7 @@ import torch
 from openmm_tsf.dataset import MDDataset
 from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
 from openmm_tsf.potentials import GaussianWell, MixedDoubleWell
+from openmm_tsf.tensor_files import read_tensors
 from openmm_tsf.training import FitSettings, fit
 from openmm_tsf.training import path as path_gradients
 from openmm_tsf.training.chains import IndependenceChains
@@ -293,7 +295,47 @@ def weights(flow):
     return torch.cat([parameter.detach().flatten() for parameter in flow.parameters()])
 
 
-def test_stopped_and_resumed_bit_by_bit(tmp_path):
+def two_basins(monkeypatch):
+    """The sign of the first coordinate, where there is no molecule."""
+    monkeypatch.setattr(
+        "openmm_tsf.training.points.basin_labels", lambda _, x: (x[:, 0] > 0).long()
+    )
+
+
+def test_populations_pull_in_the_loop(monkeypatch):
+    """A step with basin 1 known to be drawn too rarely raises the flow's density there."""
+    two_basins(monkeypatch)
+    potential, data = toy()
+    flow = rough_flow("tsf")
+    made = []
+    for ratio in (0.0, 1.0):
+        objective = PathObjective(
+            flow, [data.split().train], potential, SHORT, FAR, torch.Generator().manual_seed(1),
+            lambda *_: None,
+        )  # fmt: skip
+        network = copy.deepcopy(flow.network).float()
+        objective.populations._ratio[:, 1] = ratio
+        objective.populations._met[:] = 1
+        objective.backward(network, 0.3, torch.Generator().manual_seed(2))
+        made.append([parameter.grad.clone() for parameter in network.parameters()])
+        followed = objective.populations._ratio
+        assert bool((followed[:, 0] != 0).all())  # by the draws of this step
+    n = 4000
+    x, p, tau = sampled(potential, flow, 1.0, n, 3)
+    y, zero = torch.cat([x, p], dim=1).float(), torch.zeros(n)
+    levels = []
+    for sign in (-1, 1):
+        network = copy.deepcopy(flow.network).float()
+        with torch.no_grad():
+            for parameter, without, pulled in zip(network.parameters(), *made, strict=True):
+                parameter -= sign * 0.02 * (pulled - without)
+            nll = negative_log_likelihood(network, y[:, :D], zero, y[:, D:], tau.float())
+        levels.append(float(nll[x[:, 0] <= 0].mean() - nll[x[:, 0] > 0].mean()))
+    assert levels[1] > levels[0] + 1e-4
+
+
+def test_stopped_and_resumed_bit_by_bit(tmp_path, monkeypatch):
+    two_basins(monkeypatch)
     potential, data = toy()
     whole = TemperatureSteerableFlow(D, D, 2, (16,), seed=1)
     result = fit(whole, data, potential, settings=SHORT, seed=3, progress=False)
@@ -316,6 +358,9 @@ def test_stopped_and_resumed_bit_by_bit(tmp_path):
     with pytest.raises(Stop):
         fit(flow, data, stopping, checkpoint_seconds=0, **options)
     flow = TemperatureSteerableFlow(D, D, 2, (16,), seed=1)
+    state = read_tensors(path, "training checkpoint")["objective"]
+    assert bool(state["population_ratios"].any())  # or a resumed one would not need them
+    assert bool(state["basins_met"].all())
     again = fit(flow, data, potential, resume=True, **options)
     assert torch.equal(weights(flow), weights(whole))
     assert again.n_evaluations >= result.n_evaluations

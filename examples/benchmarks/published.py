@@ -162,7 +162,7 @@ def flow_alone(flow, potential, molecule, n_draws, n_repeats, generator):
                 norm = 0.5 * flow.n_momenta * math.log(2 * math.pi * tau)
                 log_weight = -energy / kt - momenta - norm - drawn.log_prob
                 log_weights.append(torch.where(inside, log_weight, -math.inf))
-                labels.append(basin_labels(molecule, drawn.x))
+                labels.append(basin_labels(molecule, drawn.x[inside]))
             every, basin = torch.cat(log_weights), torch.cat(labels).double()
             rows.append(
                 (
@@ -258,6 +258,8 @@ def main():
             command.add_argument("--repeats", type=int, default=5)
             command.add_argument("--output", default="published.json")
     args = parser.parse_args()
+    if getattr(args, "walkers", N_GROUPS) < N_GROUPS:
+        parser.error(f"--walkers: expected at least {N_GROUPS}, got {args.walkers}")
     args.function(args)
 
 

@@ -32,16 +32,14 @@ def read_checkpoint(path: Path, settings: FitSettings, origin: str) -> dict[str,
         If it is of another training, or no checkpoint.
     """
     content = _as_now(read_tensors(path, "training checkpoint"))
-    if content.get("format") != CHECKPOINT_FORMAT:
+    number = content.get("format")
+    if not isinstance(number, int) or number != CHECKPOINT_FORMAT:
         raise ValueError(f"{path}: not a training checkpoint of format {CHECKPOINT_FORMAT}")
     found = content.get("settings")
     asked = settings.to_config()
     if found != asked:
-        changed = [
-            key
-            for key, value in asked.items()
-            if not isinstance(found, dict) or found.get(key) != value
-        ]
+        found = found if isinstance(found, dict) else {}
+        changed = [str(key) for key in asked | found if found.get(key) != asked.get(key)]
         raise ValueError(f"{path}: made with other settings ({', '.join(changed)})")
     if content.get("origin") != origin:
         raise ValueError(f"{path}: made from other frames or with another seed")
@@ -74,7 +72,10 @@ def load_best_weights(flow: AugmentedFlow, checkpoint: str | os.PathLike[str]) -
 
 def _as_now(content: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint of an earlier format in the present one; whatever else it is, as it is."""
-    if content.get("format") not in (1, 2) or not isinstance(content.get("settings"), dict):
+    number = content.get("format")
+    if not isinstance(number, int) or number not in (1, 2):
+        return content
+    if not isinstance(content.get("settings"), dict):
         return content
     # Of before path gradients (1) or before Muon (2): what has come since is at its default.
     content = {"objective": {}, "optimizers": {"adam": content.get("optimizer")}} | content

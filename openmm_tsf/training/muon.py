@@ -1,7 +1,7 @@
 """Muon: momentum whose matrices are made orthogonal before they are taken as a step.
 
 All directions of a weight matrix move by the same length, not only those in which gradients are
-large; for the couplings of a flow that is worth several times as many steps of Adam
+large; for the couplings of a flow that is worth many times as many steps of Adam
 (``examples/training_trials.py``). ``torch.optim.Muon`` is the same rule, matrix by matrix and in
 bfloat16, which processors without it emulate: some 17 times as slow for networks of this size.
 """

@@ -46,8 +46,9 @@ def check_checkpoint(
     states = entry(content, "optimizers", dict)
     if states.keys() != optimizers.keys():
         raise ValueError(f"optimizers: expected {', '.join(optimizers)}, got others")
+    n_made = content["step"] - content["n_skipped"]
     for name, optimizer in optimizers.items():
-        _check_optimizer(name, entry(states, name, dict), optimizer)
+        _check_optimizer(name, entry(states, name, dict), optimizer, n_made)
     generator = entry(content, "generator", Tensor)
     if generator.dtype != torch.uint8 or generator.shape != torch.Generator().get_state().shape:
         raise ValueError("generator: expected the state of a random number generator")
@@ -62,7 +63,9 @@ def _check_like(name: str, value: Any, like: Tensor) -> None:
         raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
 
 
-def _check_optimizer(name: str, content: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+def _check_optimizer(
+    name: str, content: dict[str, Any], optimizer: torch.optim.Optimizer, n_made: int
+) -> None:
     """Moments have the shapes of their parameters: one kernel runs over all of them."""
     (own,) = optimizer.param_groups
     parameters = own["params"]
@@ -71,23 +74,25 @@ def _check_optimizer(name: str, content: dict[str, Any], optimizer: torch.optim.
         raise ValueError(f"{name}: expected one group of parameters, got {len(groups)}")
     if groups[0].get("params") != list(range(len(parameters))):
         raise ValueError(f"{name}: expected {len(parameters)} parameters, got others")
+    moments, needed = (_ADAM, {"betas", "eps"}) if name == "adam" else (_MUON, {"momentum"})
     for key, value in own.items():
         # Other versions of torch have more or fewer options.
-        if key not in ("params", "lr") and groups[0].get(key, value) != value:
-            raise ValueError(f"{name}: expected {key}={value}, got {str(groups[0].get(key))[:40]}")
-    if not state.keys() <= set(range(len(parameters))):
-        raise ValueError(f"{name}: expected moments of the parameters only, got others")
-    moments = _ADAM if name == "adam" else _MUON
-    for index, found in state.items():
+        found = groups[0].get(key, None if key in needed else value)
+        if key not in ("params", "lr") and found != value:
+            raise ValueError(f"{name}: expected {key}={value}, got {str(found)[:40]}")
+    every = set(range(len(parameters)))
+    if not (state.keys() == every or (name == "adam" and not n_made and not state)):
+        raise ValueError(f"{name}: expected moments of all parameters and no others")
+    for index, of_one in state.items():
         for key in moments - {"step"}:
-            _check_like(f"{name}: {key}", entry(found, key, Tensor), parameters[index])
-        if found.keys() != moments:
+            _check_like(f"{name}: {key}", entry(of_one, key, Tensor), parameters[index])
+        if of_one.keys() != moments:
             raise ValueError(f"{name}: expected {', '.join(sorted(moments))} only, got others")
         if name == "adam":
-            step = entry(found, "step", Tensor)
+            step = entry(of_one, "step", Tensor)
             if step.shape != () or step.dtype != torch.float32 or not 0 <= float(step) < math.inf:
                 raise ValueError("adam: expected a count of steps")
-            if bool((found["exp_avg_sq"] < 0).any()):
+            if bool((of_one["exp_avg_sq"] < 0).any()):
                 raise ValueError("adam: expected squares, got negative numbers")
 
 

@@ -32,7 +32,8 @@ class FitSettings:
     optimizer
         ``"adam"``, or ``"muon"``, which makes the steps of weight matrices orthogonal
         (:mod:`openmm_tsf.training.muon`) and needs far fewer of them. Learning rates that suit it
-        are about ten times those of Adam.
+        are about ten times those of Adam; what is no matrix is left to Adam, at a tenth of the
+        rate.
     learning_rate, final_learning_rate, warmup_steps
         Linear warm-up, then cosine decay.
     lambda_max, ramp

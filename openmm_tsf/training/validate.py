@@ -49,7 +49,8 @@ class Validation:
     inside
         By temperature: share of draws inside the domain.
     running
-        Exponential means of the training losses and of the chains' acceptance.
+        Exponential means of the training losses (by path gradients: without points whose
+        gradients are cut) and of the chains' acceptance.
     """
 
     step: int
