@@ -17,6 +17,8 @@ from openmm_tsf.doors import entry
 _LOG_RATIO_LIMIT = 3.0
 #: Memory of the populations' ratios, in points of a basin.
 _MEMORY = 50
+#: ln(P_p/P_q) is followed so far: a flow that is too poor to tell has both basins at one end.
+_RATIO_LIMIT = 3.0
 #: Memory of the basins' shares in a batch, in steps.
 _SHARE_MEMORY = 100
 #: Draws of infinite weight that a basin is given in a step, for those that are drawn no more.
@@ -117,17 +119,18 @@ class Populations:
             if not bool(here.any()):
                 continue
             middle = of_data[here].median()
-            for b in (0, 1):
-                data = of_data[here & (basin == b)] - middle
-                draws = torch.nan_to_num(ours[theirs == b] - middle, nan=-torch.inf)
-                n_data, n_draws = len(data), len(draws) + _PSEUDO_DRAWS
-                if n_data == 0:
-                    continue
-                self._met[k, b] = 1
-                ratio = self._ratio[k, b]
-                up = (torch.sigmoid(draws - ratio).sum() + _PSEUDO_DRAWS) / n_draws
-                down = torch.sigmoid(ratio - data).mean()
-                ratio += min(1.0, min(n_data, max(1.0, n_draws)) / _MEMORY) * (up - down)
+            sides = [
+                (of_data[here & (basin == b)] - middle, ours[theirs == b] - middle) for b in (0, 1)
+            ]
+            fewest = min(min(len(data), max(1, len(draws))) for data, draws in sides)
+            # Both basins at one rate: what is common to them must not set them apart.
+            rate = min(1.0, max(1, fewest) / _MEMORY)
+            for b, (data, draws) in enumerate(sides):
+                if len(data):
+                    self._met[k, b] = 1
+                    ratio = self._ratio[k, b]
+                    ratio += rate * _towards(ratio, data, draws)
+                    ratio.clamp_(-_RATIO_LIMIT, _RATIO_LIMIT)
 
     def state_dict(self) -> dict[str, Any]:
         """The running means."""
@@ -156,3 +159,10 @@ class Populations:
                 raise ValueError(f"{name}: expected numbers from 0 to 1, got others")
             loaded[name] = found.clone()
         self._shares, self._ratio, self._met = loaded.values()
+
+
+def _towards(ratio: Tensor, data: Tensor, draws: Tensor) -> Tensor:
+    """What Bennett's equation lacks at a ratio: 0 at the root, above it negative."""
+    weights = torch.sigmoid(torch.nan_to_num(draws, nan=-torch.inf, posinf=torch.inf) - ratio)
+    up = (weights.sum() + _PSEUDO_DRAWS) / (len(draws) + _PSEUDO_DRAWS)
+    return up - torch.sigmoid(ratio - data).mean()
