@@ -187,12 +187,13 @@ class RunSettings:
 
 
 # Path gradients, orthogonal steps and chains in place of rounds, and so good proposals that most
-# moves are independent draws: examples/results/training_trials.md says what each is worth.
+# moves are independent draws: examples/training_trials.py leaves each out.
 _FLOW = FlowSettings(n_blocks=6, overlap=True)
 _FIT = FitSettings(
     batch_size=256,
     kl_batch_size=510,
     optimizer="muon",
+    weight_decay=0.1,
     learning_rate=1e-2,
     final_learning_rate=1e-4,
     lambda_max=0.5,

@@ -19,7 +19,7 @@ from openmm_tsf.training import FitSettings, fit
 
 LATER = {
     "overlap", "estimator", "n_chains", "chain_share", "log_variance", "basin_balance",
-    "n_independent", "n_walk", "swap", "local_interval", "optimizer",
+    "n_independent", "n_walk", "swap", "local_interval", "optimizer", "weight_decay",
 }  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def test_a_training_is_resumed(number, estimator, tmp_path):
         for name in ("population_ratios", "basins_met"):
             del content["objective"][name]
         content["objective"]["by_basin"] = torch.zeros(2, 2)
-        keys = {"optimizer"}
+        keys = {"optimizer", "weight_decay"}
     settings_then = without_later(content["settings"], keys)
     content |= {"format": number, "settings": settings_then}
     write_tensors(path, content)

@@ -35,6 +35,8 @@ from openmm_tsf.training.validate import Validation, Validator
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 30.0
+#: Gradients are clipped to so many times their usual norm.
+_UNUSUAL = 2.0
 
 
 @dataclass
@@ -113,7 +115,9 @@ class _Fit:
         self.network: Chain = copy.deepcopy(flow.network).to(settings.dtype)
         set_conditioner_dtype(self.network, None)  # all of it in the precision asked for
         self.average: Chain = copy.deepcopy(self.network).requires_grad_(False)
-        self.optimizers = optimizers_of(self.network, settings.optimizer, settings.learning_rate)
+        self.optimizers = optimizers_of(
+            self.network, settings.optimizer, settings.learning_rate, settings.weight_decay
+        )
         self.step = self.n_skipped = self.skipped_in_a_row = 0
         self.wall_seconds = 0.0
         self.earlier_evaluations, self.earlier_seconds = 0, 0.0
@@ -140,12 +144,15 @@ class _Fit:
         self.network.zero_grad(set_to_none=True)
         mixing = settings.mixing(self.step)
         self.objective.backward(self.network, mixing, self.generator)
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.max_grad_norm)
+        # A few points that the network throws far off would lead it for many steps.
+        usual = self.running.get("grad_norm", math.inf)
+        limit = min(settings.max_grad_norm, _UNUSUAL * usual)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
         if bool(torch.isfinite(norm)):
             for optimizer in self.optimizers.values():
                 optimizer.step()
             self.skipped_in_a_row = 0
-            self._note("grad_norm", float(norm))
+            self._note("grad_norm", min(float(norm), limit))
         else:
             self.n_skipped += 1
             self.skipped_in_a_row += 1

@@ -41,6 +41,8 @@ class Muon(torch.optim.Optimizer):
         ``adjust_lr_fn="match_rms_adamw"`` of torch.optim.Muon; arXiv:2502.16982).
     momentum
         Decay of the mean of gradients, which is used with Nesterov's look ahead.
+    weight_decay
+        Every step takes this part, times `lr`, off the matrices.
 
     Raises
     ------
@@ -49,9 +51,13 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.ndim != 2:
@@ -71,6 +77,7 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     by_shape.setdefault(parameter.shape, []).append(parameter)
             for shape, alike in by_shape.items():
+                torch._foreach_mul_(list(alike), 1 - group["lr"] * group["weight_decay"])
                 self._step(alike, group["momentum"], 0.2 * max(shape) ** 0.5 * group["lr"])
 
     def _step(self, alike: list[nn.Parameter], momentum: float, length: float) -> None:
@@ -82,7 +89,9 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(list(alike), list(steps), alpha=-length)
 
 
-def optimizers_of(network: nn.Module, kind: str, lr: float) -> dict[str, torch.optim.Optimizer]:
+def optimizers_of(
+    network: nn.Module, kind: str, lr: float, weight_decay: float = 0.0
+) -> dict[str, torch.optim.Optimizer]:
     """Those of a training by name: ``adam`` for all parameters, or for all but the matrices."""
     parameters = list(network.parameters())
     if kind == "adam":
@@ -92,7 +101,7 @@ def optimizers_of(network: nn.Module, kind: str, lr: float) -> dict[str, torch.o
     matrices = [parameter for parameter in parameters if parameter.ndim == 2]
     return {
         "adam": torch.optim.Adam(vectors, lr=VECTOR_RATE * lr, fused=True),
-        "muon": Muon(matrices, lr=lr),
+        "muon": Muon(matrices, lr=lr, weight_decay=weight_decay),
     }
 
 

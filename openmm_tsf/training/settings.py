@@ -34,6 +34,8 @@ class FitSettings:
         (:mod:`openmm_tsf.training.muon`) and needs far fewer of them. Learning rates that suit it
         are about ten times those of Adam; what is no matrix is left to Adam, at a tenth of the
         rate.
+    weight_decay
+        Of ``"muon"``: a step takes this part, times the learning rate, off the weight matrices.
     learning_rate, final_learning_rate, warmup_steps
         Linear warm-up, then cosine decay.
     lambda_max, ramp
@@ -60,7 +62,7 @@ class FitSettings:
     ema_decay
         Decay of the running mean of the weights, which is what is validated and kept.
     max_grad_norm
-        Gradients are clipped to this norm.
+        Gradients are clipped to this norm, and to twice their usual one.
     validate_interval, n_validation_draws
         Steps between validations; draws per temperature in each.
     patience
@@ -80,6 +82,7 @@ class FitSettings:
     batch_size: int = 256
     kl_batch_size: int = 64
     optimizer: str = "adam"
+    weight_decay: float = 0.0
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5
     warmup_steps: int = 100
@@ -107,6 +110,7 @@ class FitSettings:
             batch_size=whole_number,
             kl_batch_size=partial(whole_number, least=0),
             optimizer=partial(one_of, allowed=("adam", "muon")),
+            weight_decay=partial(number_between, low=0, high=10),
             learning_rate=positive_number,
             final_learning_rate=partial(number_between, low=0, high=math.inf),
             warmup_steps=partial(whole_number, least=0),
@@ -139,6 +143,8 @@ class FitSettings:
             check_fields(self, temperatures=as_temperatures)
 
     def _check_estimator(self) -> None:
+        if self.optimizer == "adam" and self.weight_decay:
+            raise ValueError(f"weight_decay: expected 0 for Adam, got {self.weight_decay}")
         if self.estimator == "direct":
             if self.n_chains:
                 raise ValueError(
