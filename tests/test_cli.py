@@ -159,7 +159,7 @@ def test_sample_and_analyze(called):
         ("run --output {tmp} --frames 50 --trajectory x", "--frames: no MD is run where --traj"),
         ("run --output {tmp} --stride 0", "stride: expected an integer of at least 1, got 0"),
         ("train --output {tmp} --stride 0", "stride: expected an integer of at least 1, got 0"),
-        ("run --output {tmp} --walkers 2", "n_walkers: expected at least 3 where"),
+        ("run --output {tmp} --walkers 2 --rounds 1", "n_walkers: expected at least 3 where"),
         ("md --output {tmp} --seed -1", "seed: expected an integer of at least 0, got -1"),
         ("sample --output {tmp}", "--flow: expected flow.pt, or the folder of train or run"),
         ("sample --output {tmp} --resume", "flow: expected a flow file"),
