@@ -165,7 +165,10 @@ def md_side(args, best):
             for k in range(args.cores)
         ]
         rows = [job.result() for job in jobs]
-    return {"platform": platform, "steps_per_second": rates, **summarise(rows)[str(best)]}
+    found = summarise(rows)[str(best)]
+    # Minutes may not see the basin: its population has no error then.
+    known = {key: value for key, value in found.items() if math.isfinite(value)}
+    return {"platform": platform, "steps_per_second": rates, **known}
 
 
 def ratios(flow, md, costs, budget, wall):
