@@ -72,24 +72,29 @@ class Populations:
         self.seconds += time.perf_counter() - began
 
 
+def weighted_draws(flow, potential, molecule, kelvin, n_draws, generator):
+    """ln[exp(-U/kT - |p|^2/2tau)/q] of draws, -inf outside, and their basins."""
+    tau, kt = kelvin / flow.reference_temperature, potential.boltzmann_constant * kelvin
+    log_weights, labels = [], []
+    for _ in range(0, n_draws, 5000):
+        drawn = flow.sample(5000, kelvin, generator)
+        inside = torch.isfinite(drawn.log_prob)
+        energy = torch.full_like(drawn.log_prob, math.inf)
+        energy[inside] = potential.energy(drawn.x[inside])
+        kinetic = 0.5 * drawn.momenta.square().sum(dim=1) / tau
+        log_weight = -energy / kt - kinetic - drawn.log_prob
+        log_weights.append(torch.where(inside, log_weight, -math.inf))
+        labels.append(basin_labels(molecule, drawn.x))
+    return torch.cat(log_weights), torch.cat(labels).double()
+
+
 def proposals(flow, potential, molecule, n_draws, n_repeats, generator):
     """The flow alone: reverse ESS of the joint weights, population of the rare basin."""
     found = {}
     for kelvin in (LOW_K, HIGH_K):
-        tau, kt = kelvin / flow.reference_temperature, potential.boltzmann_constant * kelvin
         ess, largest, own, weighted = [], [], [], []
         for _ in range(n_repeats):
-            log_weights, labels = [], []
-            for _ in range(0, n_draws, 5000):
-                drawn = flow.sample(5000, kelvin, generator)
-                inside = torch.isfinite(drawn.log_prob)
-                energy = torch.full_like(drawn.log_prob, math.inf)
-                energy[inside] = potential.energy(drawn.x[inside])
-                kinetic = 0.5 * drawn.momenta.square().sum(dim=1) / tau
-                log_weight = -energy / kt - kinetic - drawn.log_prob
-                log_weights.append(torch.where(inside, log_weight, -math.inf))
-                labels.append(basin_labels(molecule, drawn.x))
-            every, basin = torch.cat(log_weights), torch.cat(labels).double()
+            every, basin = weighted_draws(flow, potential, molecule, kelvin, n_draws, generator)
             figures = reverse_ess(every.numpy())
             ess.append(figures.fraction)
             largest.append(figures.largest_weight)
@@ -135,7 +140,6 @@ def flow_side(flow, potential, molecule, frames, args):
         name: [round(a, 4) for a in total.acceptance.flatten().tolist() if math.isfinite(a)]
         for name, total in sampler.totals.items()
     }
-    acceptance["swap_plain"] = [float(info.accepted.sum() / info.proposed.sum())]
     return {
         "walkers": args.walkers,
         "iterations": args.iterations,

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from efficiency import weighted_draws
 
 import openmm_tsf as tsf
 from openmm_tsf import workflow
 from openmm_tsf.analysis.free_energy import solve_mbar
 from openmm_tsf.analysis.ramachandran import ramachandran_distance
-from openmm_tsf.dataset import basin_labels
 from openmm_tsf.files import read_json, write_json
 from openmm_tsf.flows import load_flow
 from openmm_tsf.md import MDSettings, run_md
@@ -148,27 +148,17 @@ def flow_alone(flow, potential, molecule, n_draws, n_repeats, generator):
     """Reverse ESS of the joint weights, P(phi > 0), ln Z; means over repeats and their spread."""
     found = {}
     for kelvin in (LOW_K, HIGH_K):
-        tau, kt = kelvin / flow.reference_temperature, potential.boltzmann_constant * kelvin
+        # The momenta's own density is normalised: what is left is ln Z of x alone.
+        tau = kelvin / flow.reference_temperature
+        norm = 0.5 * flow.n_momenta * math.log(2 * math.pi * tau)
         rows = []
         for _ in range(n_repeats):
-            log_weights, labels = [], []
-            for _ in range(0, n_draws, 5000):
-                drawn = flow.sample(5000, kelvin, generator)
-                inside = torch.isfinite(drawn.log_prob)
-                energy = torch.full_like(drawn.log_prob, math.inf)
-                energy[inside] = potential.energy(drawn.x[inside])
-                momenta = 0.5 * drawn.momenta.square().sum(dim=1) / tau
-                # The momenta's own density is normalised: what is left is ln Z of x alone.
-                norm = 0.5 * flow.n_momenta * math.log(2 * math.pi * tau)
-                log_weight = -energy / kt - momenta - norm - drawn.log_prob
-                log_weights.append(torch.where(inside, log_weight, -math.inf))
-                labels.append(basin_labels(molecule, drawn.x[inside]))
-            every, basin = torch.cat(log_weights), torch.cat(labels).double()
+            every, basin = weighted_draws(flow, potential, molecule, kelvin, n_draws, generator)
             rows.append(
                 (
                     reverse_ess(every.numpy()).fraction,
-                    float(basin.mean()),
-                    float(torch.logsumexp(every, 0)) - math.log(len(every)),
+                    float(basin[torch.isfinite(every)].mean()),
+                    float(torch.logsumexp(every, 0)) - math.log(len(every)) - norm,
                 )
             )
         mean, spread = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1)

@@ -3,7 +3,7 @@
 All directions of a weight matrix move by the same length, not only those in which gradients are
 large; for the couplings of a flow that is worth many times as many steps of Adam
 (``examples/training_trials.py``). ``torch.optim.Muon`` is the same rule, matrix by matrix and in
-bfloat16, which processors without it emulate: some 17 times as slow for networks of this size.
+bfloat16, which processors without it emulate: far slower for networks of this size.
 """
 
 from collections.abc import Callable, Iterable

@@ -139,12 +139,12 @@ class PathObjective:
         # What the NLL of y lacks to be that of x: a constant, on average.
         self._log_det = float((self.shares * log_dets).sum() / self.shares.sum())
         self.chains: IndependenceChains | None = None
-        with_chains = settings.n_chains > 0
-        if with_chains:
+        groups = [frames.tau[:1] for frames in self.frames]
+        if settings.n_chains:
             self.chains = IndependenceChains(self._starts(generator), len(ladder))
-        groups = [data.temperature / flow.reference_temperature for data in train]
+            groups.append(self.ladder)
         self.populations = Populations(
-            torch.cat([torch.tensor(groups, dtype=settings.dtype)] + [self.ladder] * with_chains),
+            torch.cat(groups),
             self.ladder,
             settings.log_variance,
             settings.basin_balance,

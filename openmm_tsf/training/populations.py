@@ -133,7 +133,7 @@ class Populations:
                     ratio.clamp_(-_RATIO_LIMIT, _RATIO_LIMIT)
 
     def state_dict(self) -> dict[str, Any]:
-        """The running means."""
+        """Everything a checkpoint needs."""
         return {
             "basin_shares": self._shares,
             "population_ratios": self._ratio,
