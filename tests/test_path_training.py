@@ -212,28 +212,62 @@ def test_turns_go_round():
 ONE = torch.ones(1, dtype=torch.float64)
 
 
-def test_what_pulls_the_populations():
-    """A basin with too little of the flow is pulled up; nothing is where ln(p/q) is constant."""
-    group, basin = torch.zeros(8).long(), torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
-    level = torch.full((8,), -7.0, dtype=torch.float64)
-    under = level + 2.0 * basin  # ln(p/q) larger where the flow has too little
-    for weights in ((0.3, 0.0), (0.0, 1.0)):
-        same, other = Populations(ONE, ONE, *weights), Populations(ONE, ONE, *weights)
-        for _ in range(2000):
-            same.follow(level, group, basin, level, basin)
-            other.follow(under, group, basin, under, basin)
-        assert float(same.pull(level, group, basin, 1)[0].abs().max()) < 2e-2 * weights[1] + 1e-12
-        pull, spread = other.pull(under, group, basin, 1)
-        assert (pull[basin == 1] > 0).all()
-        assert (pull[basin == 0] < 0).all()
-        assert spread == pytest.approx(float(under.std()))
-        broken = under.clone()
-        broken[0] = math.nan
-        other.follow(broken, group, basin, broken, basin)
-        assert torch.isfinite(other.pull(broken, group, basin, 1)[0]).all()
+def test_log_ratios_of_a_group_are_pulled_together():
+    found = Populations(ONE.repeat(2), ONE, 0.3, 0.0)
+    group = torch.tensor([0, 0, 0, 1, 1])
+    level = torch.tensor([-7.0, -7.0, -7.0, 4.0, 4.0], dtype=torch.float64)
+    pull, spread = found.pull(level, group, 2)  # groups need not agree: there is ln Z in between
+    assert float(pull.abs().max()) < 1e-12
+    assert spread < 1e-12
+    level[0] += 1.5  # the flow has too little here
+    pull, _ = found.pull(level, group, 2)
+    expected = 0.3 * torch.tensor([1.0, -0.5, -0.5, 0, 0], dtype=torch.float64) / 5
+    assert torch.allclose(pull, expected)
+    level[3] = math.nan
+    assert torch.isfinite(found.pull(level, group, 2)[0]).all()
 
 
-@pytest.mark.parametrize("apart", [0.0, -0.7])
+def test_what_pushes_the_populations():
+    """Draws of a basin with too little of the flow are pushed up; nothing is where all is right."""
+    ladder = torch.tensor([0.5, 1.0], dtype=torch.float64)
+    few, many = torch.tensor([0, 0, 0, 1]).repeat(20), torch.tensor([0, 0, 1, 1]).repeat(20)
+    basin = torch.cat([few, many])  # draws of one temperature, then of the other
+    level = torch.full((160,), -7.0, dtype=torch.float64)
+    under = level + 0.3 * basin  # ln(p/q) larger where the flow has too little
+    data = torch.arange(2).repeat_interleave(80)
+    same, other = Populations(ladder, ladder, 0.0, 0.6), Populations(ladder, ladder, 0.0, 0.6)
+    for _ in range(3000):
+        same.follow(level, data, basin, level, basin)
+        other.follow(under, data, basin, under, basin)
+        push = other.push(basin)
+    assert float(same.missing.abs().max()) < 0.03
+    assert float(same.push(basin).abs().max()) < 0.02
+    # weight / rungs * missing * d ln(P_1/P_0): 1/P_1 of a draw in basin 1, -1/P_0 of another.
+    expected = 0.3 * other.missing[:, None] / 80 * torch.tensor([[-4 / 3, 4.0], [-2.0, 2.0]])
+    assert torch.allclose(push[:80], expected[0][few])
+    assert torch.allclose(push[80:], expected[1][many])
+    assert torch.allclose(other.missing, torch.full((2,), 0.3).double(), atol=0.03)
+    assert float(push.view(2, 80).sum(1).abs().max()) < 1e-9
+
+
+def test_the_push_has_the_gradient_of_the_populations():
+    """E_q[push ln q] against d ln(P_1/P_0), which is known for a shifted normal density."""
+    found, n, shift = Populations(ONE, ONE, 0.0, 1.0), 200_000, 0.3
+    found._ratio[:, 1], found._met[:] = 0.2, 1.0
+    x = torch.randn(n, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + shift
+    basin = (x > 0).long()
+    for _ in range(1500):
+        push = found.push(basin)
+    each = push * (x - shift)  # d ln q / d shift
+    up = torch.special.ndtr(torch.tensor(shift, dtype=torch.float64))
+    density = math.exp(-0.5 * shift**2) / math.sqrt(2 * math.pi)
+    expected = 0.2 * density / float(up * (1 - up))
+    error = n**0.5 * float(each.std())
+    assert abs(float(each.sum()) - expected) < 4 * error
+    assert error < 0.02 * expected
+
+
+@pytest.mark.parametrize("apart", [0.0, -0.4])
 def test_populations_are_told_from_how_well_a_basin_is_known(apart):
     """ln(p/q) of data is larger, of draws smaller, where a basin is known less well."""
     generator, found = torch.Generator().manual_seed(4), Populations(ONE, ONE, 0.0, 1.0)
@@ -249,22 +283,21 @@ def test_populations_are_told_from_how_well_a_basin_is_known(apart):
             level + noise.flip(0) * width / width.flip(0) - 0.5 * width**2, basin,
         )  # fmt: skip
         if step >= 500:
-            measured.append(float(found.apart))
+            measured.append(float(found.missing))
     mean, spread = sum(measured) / len(measured), torch.tensor(measured).std()
     assert mean == pytest.approx(apart, abs=0.03)  # by data alone: 0.67 more
     assert 0.01 < float(spread) < 0.25
 
 
-def test_a_basin_that_is_not_drawn_is_pulled_up():
-    found = Populations(torch.tensor([1.0, 0.5]), ONE, 0.0, 1.0)  # nothing is drawn at 0.5
+def test_a_basin_that_is_not_drawn_is_missing():
+    found = Populations(ONE, ONE, 0.0, 1.0)
     basin, level = torch.tensor([0, 0, 0, 1]), torch.zeros(4).double()
     for _ in range(300):
         found.follow(level, torch.tensor([0, 0, 0, 0]), basin, level, torch.zeros(4).long())
-    assert float(found.apart[0]) > 0.5
-    assert float(found.apart[1]) == 0
-    never = Populations(ONE, ONE, 0.0, 1.0)  # and where there is one basin only, nothing is apart
+    assert float(found.missing) == 0.5  # as much as counts
+    never = Populations(ONE, ONE, 0.0, 1.0)  # and where there is one basin only, nothing is missing
     never.follow(level, torch.zeros(4).long(), torch.zeros(4).long(), level, basin)
-    assert float(never.apart) == 0
+    assert float(never.missing) == 0
 
 
 # -- the loop -----------------------------------------------------------------------------------
@@ -302,7 +335,7 @@ def two_basins(monkeypatch):
     )
 
 
-def test_populations_pull_in_the_loop(monkeypatch):
+def test_populations_are_pushed_in_the_loop(monkeypatch):
     """A step with basin 1 known to be drawn too rarely raises the flow's density there."""
     two_basins(monkeypatch)
     potential, data = toy()

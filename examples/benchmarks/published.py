@@ -28,6 +28,7 @@ from openmm_tsf.analysis.free_energy import solve_mbar
 from openmm_tsf.analysis.ramachandran import ramachandran_distance
 from openmm_tsf.files import read_json, write_json
 from openmm_tsf.flows import load_flow
+from openmm_tsf.inputs import load_trajectory
 from openmm_tsf.md import MDSettings, run_md
 from openmm_tsf.presets import preset
 from openmm_tsf.randomness import Seeds
@@ -62,7 +63,7 @@ def reference(args):
     frames = args.directory.with_name(args.directory.name + "_start")
     # Where the walkers start, and what a domain is made of.
     dynamics(molecule, frames, MDSettings(n_frames=400, steps_per_frame=500, seed=args.seed))
-    dataset = tsf.MDDataset.load(frames, molecule)
+    dataset = load_trajectory(frames, molecule)
     layers = InternalWalk.from_dataset(dataset, potential, LADDER).layers
     heavy = [
         HYDROGEN_MASS_AMU if atom.element.symbol == "H" else mass

@@ -13,7 +13,7 @@ from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.tensor_files import read_tensors
 from openmm_tsf.training.settings import FitSettings
 
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
 
 
 def read_checkpoint(path: Path, settings: FitSettings, origin: str) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def load_best_weights(flow: AugmentedFlow, checkpoint: str | os.PathLike[str]) -
 def _as_now(content: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint of an earlier format in the present one; whatever else it is, as it is."""
     number = content.get("format")
-    if not isinstance(number, int) or number not in (1, 2):
+    if not isinstance(number, int) or number not in (1, 2, 3):
         return content
     if not isinstance(content.get("settings"), dict):
         return content
@@ -81,10 +81,13 @@ def _as_now(content: dict[str, Any]) -> dict[str, Any]:
     content = {"objective": {}, "optimizers": {"adam": content.get("optimizer")}} | content
     settings = FitSettings().to_config() | {"optimizer": "adam"} | content["settings"]
     objective = content["objective"]
-    if isinstance(objective, dict) and "by_basin" in objective:  # Bennett's ratio came later
+    if isinstance(objective, dict) and "basin_shares" in objective:
+        # Shares of data in groups, not of draws at temperatures (3); no Bennett's ratio yet (2).
         ladder = settings["temperatures"]
-        none = torch.zeros(len(ladder) if isinstance(ladder, list) else 1, 2, dtype=torch.float64)
-        objective = objective | {"population_ratios": none, "basins_met": none}
+        n_rungs = len(ladder) if isinstance(ladder, list) else 1
+        none = torch.zeros(n_rungs, 2, dtype=torch.float64)
+        objective = {"population_ratios": none, "basins_met": none} | objective
+        objective["basin_shares"] = torch.full((n_rungs,), 0.5, dtype=torch.float64)
         content = content | {"objective": objective}
     return content | {"format": CHECKPOINT_FORMAT, "settings": settings}
 

@@ -16,7 +16,7 @@ from openmm_tsf.potentials.base import Potential
 from openmm_tsf.training.batches import TrainingFrames, n_from_each
 from openmm_tsf.training.chains import IndependenceChains
 from openmm_tsf.training.losses import negative_log_likelihood, variational_free_energy, whitened
-from openmm_tsf.training.path import data_cotangent, draw_cotangent, whole
+from openmm_tsf.training.path import data_cotangent, draw_cotangent, limited, whole
 from openmm_tsf.training.points import Points
 from openmm_tsf.training.populations import Populations
 from openmm_tsf.training.settings import FitSettings
@@ -113,8 +113,8 @@ class PathObjective:
     """The same two divergences by path gradients, with chains and with what path gradients lack.
 
     Two terms take the gradient of ln(p/q) (:mod:`openmm_tsf.training.populations`): `log_variance`
-    pulls every point by how far its ln(p/q) is from the mean (the log-variance divergence,
-    arXiv:2005.05409, on data and chains), `basin_balance` a basin as a whole.
+    pulls every point of the data by how far its ln(p/q) is from the mean (the log-variance
+    divergence, arXiv:2005.05409, on data and chains), `basin_balance` pushes draws of a basin.
     """
 
     def __init__(
@@ -267,7 +267,7 @@ class PathObjective:
         self.note("cotangent_data", float(cotangent.norm(dim=1).mean()))
         # ln(p/q) up to a constant of each temperature: the same for frames and for chains.
         log_ratio = self._log_ratio(points.action, momenta, v.detach(), log_det.detach(), tau)
-        pull, spread = self.populations.pull(log_ratio, data.group, points.basin, data.n_groups)
+        pull, spread = self.populations.pull(log_ratio, data.group, data.n_groups)
         self.note("log_ratio", spread)
         # Points that the network throws far off would outweigh all others.
         known = whole(cotangent)
@@ -308,13 +308,15 @@ class PathObjective:
             gradients = [torch.full_like(parameter, math.nan) for parameter in parameters]
             return _Energy(gradients, points, torch.full_like(ratio, math.nan))
         slope = torch.cat([points.slope, momenta / tau[:, None]], dim=1)
-        cotangent = draw_cotangent(v, pullback, slope, tau)
-        cotangent = torch.where(finite[:, None], cotangent, 0.0)
+        score = pullback(v / tau[:, None])  # pulled against y it gives grad ln q at fixed y
+        cotangent = torch.where(finite[:, None], limited(slope - score), 0.0)
         self.note("cotangent_draws", float(cotangent.norm(dim=1).mean()))
         free_energy = points.action + 0.5 * momenta.double().square().sum(1) / tau
         free_energy = free_energy - log_det.detach()
         self.note("kl", float(free_energy[finite & whole(cotangent)].mean()))
-        loss = (y * cotangent).sum() / finite.sum()
+        push = self.populations.push(points.basin).to(score)[:, None] * score
+        push = torch.where(whole(cotangent)[:, None], push, 0.0)
+        loss = (y * (cotangent / finite.sum() - push)).sum()
         return _Energy(list(torch.autograd.grad(loss, parameters)), points, ratio)
 
     def state_dict(self) -> dict[str, Any]:

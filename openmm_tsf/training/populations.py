@@ -19,14 +19,19 @@ _LOG_RATIO_LIMIT = 3.0
 _MEMORY = 50
 #: ln(P_p/P_q) is followed so far: a flow that is too poor to tell has both basins at one end.
 _RATIO_LIMIT = 3.0
-#: Memory of the basins' shares in a batch, in steps.
+#: Largest of those that pushes as hard as it is.
+_PUSH_LIMIT = 0.5
+#: Memory of the basins' shares of the draws, in steps.
 _SHARE_MEMORY = 100
 #: Draws of infinite weight that a basin is given in a step, for those that are drawn no more.
 _PSEUDO_DRAWS = 0.1
 
 
 class Populations:
-    """Coefficients of -ln q that pull ln(p/q) towards a constant in every group of points.
+    """What makes ln(p/q) constant, from point to point of the data and from basin to basin.
+
+    Whole basins are brought up or down at the flow's own draws, of which there are always new ones:
+    at data, those few that are in a rare basin would be learnt by heart.
 
     The ratio P_p/P_q of a basin's populations is Bennett's, from data and draws of the basin: at
     C = ln(P_p/P_q), up to a constant of the temperature,
@@ -52,51 +57,57 @@ class Populations:
         # Number K is of groups at whose temperature nothing is drawn.
         self._rung = torch.where(same.any(1), same.double().argmax(1), len(ladder))
         self._n_rungs = len(ladder)
-        self._shares = torch.full((len(tau), 2), 0.5, dtype=torch.float64)
+        self._shares = torch.full((len(ladder),), 0.5, dtype=torch.float64)
         self._ratio = torch.zeros(len(ladder), 2, dtype=torch.float64)
         self._met = torch.zeros(len(ladder), 2, dtype=torch.float64)  # 1: there have been data
 
-    def pull(
-        self, log_ratio: Tensor, group: Tensor, basin: Tensor, n_groups: int
-    ) -> tuple[Tensor, float]:
-        """Coefficients [B] of data points, float64, and the spread of their ln(p/q).
+    def pull(self, log_ratio: Tensor, group: Tensor, n_groups: int) -> tuple[Tensor, float]:
+        """Coefficients [B] of -ln q at data points, float64, and the spread of their ln(p/q).
 
         Parameters
         ----------
         log_ratio
             ln(p/q) [B], up to a constant of each temperature.
-        group, basin
-            Of each point [B]; basins are 0 and 1.
+        group
+            Of each point [B].
         n_groups
             The first so many groups have points.
         """
-        cells = torch.nn.functional.one_hot(2 * group + basin, 2 * n_groups).double()
         usable = torch.isfinite(log_ratio)
-        cells = cells * usable[:, None]
+        cells = torch.nn.functional.one_hot(group, n_groups).double() * usable[:, None]
         values = torch.where(usable, log_ratio, 0.0)
-        counts = cells.sum(0).view(n_groups, 2)
-        sums = (cells.T @ values).view(n_groups, 2)
-        centred = values - (sums.sum(1) / counts.sum(1).clamp(min=1))[group]
+        centred = values - ((cells.T @ values) / cells.sum(0).clamp(min=1))[group]
         centred = torch.where(usable, centred.clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT), 0.0)
-        pull = self.log_variance * centred / len(centred)
-        if self.basin_balance > 0:
-            both = counts.sum(1, keepdim=True).clamp(min=1)
-            shares = self._shares[:n_groups]
-            shares += (counts / both - shares) / _SHARE_MEMORY
-            # Divided by how many points a basin has in a batch on average: where it has few in
-            # this one they are not pulled the harder.
-            sign = 2.0 * basin - 1.0
-            expected = (shares * both).clamp(min=1).view(-1)
-            share = sign * self.apart[group] / expected[2 * group + basin]
-            pull = pull + self.basin_balance / (4 * n_groups) * share
-        return pull, float(centred.std())
+        return self.log_variance * centred / len(centred), float(centred.std())
+
+    def push(self, drawn: Tensor) -> Tensor:
+        """Coefficients [D] of ln q at draws, float64: what brings the basins' shares to p's.
+
+        Their sum over draws of one temperature has the gradient of `basin_balance` times what is
+        missing in ln(P_q(1)/P_q(0)) times that, since the mean of grad ln q over a basin's draws is
+        grad ln P_q(basin).
+
+        Parameters
+        ----------
+        drawn
+            Basins of draws [D], as in :meth:`follow`.
+        """
+        if self.basin_balance == 0:
+            return torch.zeros(len(drawn), dtype=torch.float64)
+        each = drawn.view(self._n_rungs, -1).double()
+        n = each.shape[1]
+        self._shares += (each.mean(1) - self._shares) / _SHARE_MEMORY
+        # Where few are drawn, those of this step are not pushed the harder.
+        share = self._shares.clamp(1 / n, 1 - 1 / n)[:, None]
+        missing = self.missing[:, None]
+        by_rung = missing * (each - share) / (share * (1 - share) * n)
+        return self.basin_balance / self._n_rungs * by_rung.flatten()
 
     @property
-    def apart(self) -> Tensor:
-        """ln(P_p/P_q) of basin 1 less that of basin 0, cut at 2, by group [G]; 0: not known."""
-        by_rung = (self._ratio[:, 1] - self._ratio[:, 0]).clamp(-2, 2)
-        by_rung = by_rung * self._met.prod(dim=1)  # where there is one basin, nothing is apart
-        return torch.cat([by_rung, by_rung.new_zeros(1)])[self._rung]
+    def missing(self) -> Tensor:
+        """ln(P_p/P_q) of basin 1 less that of basin 0, by rung [K]; 0 where there is one basin."""
+        apart = (self._ratio[:, 1] - self._ratio[:, 0]).clamp(-_PUSH_LIMIT, _PUSH_LIMIT)
+        return apart * self._met.prod(dim=1)
 
     def follow(
         self, of_data: Tensor, group: Tensor, basin: Tensor, of_draws: Tensor, drawn: Tensor

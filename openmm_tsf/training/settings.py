@@ -56,9 +56,9 @@ class FitSettings:
         and the share of data that is theirs once lambda is at its end: likelihood at temperatures
         of which there are no frames (:mod:`openmm_tsf.training.chains`). 0: none.
     log_variance, basin_balance
-        Of ``"path"``: weights of the terms that make ln(p/q) constant, point by point and basin by
-        basin (sign of the first phi). They keep the populations of basins, to which path gradients
-        are almost blind.
+        Of ``"path"``: weights of the terms that make ln(p/q) constant, from point to point of the
+        data and from basin to basin of the draws (sign of the first phi). They keep the populations
+        of basins, to which path gradients are almost blind.
     ema_decay
         Decay of the running mean of the weights, which is what is validated and kept.
     max_grad_norm
