@@ -62,7 +62,9 @@ def test_a_run_is_lengthened(tmp_path, molecule, frames):
     assert tsf.load_run(folder).n_iterations == 6
 
 
-@pytest.mark.parametrize(("number", "estimator"), [(1, "direct"), (2, "direct"), (2, "path"), (3, "path")])
+@pytest.mark.parametrize(
+    ("number", "estimator"), [(1, "direct"), (2, "direct"), (2, "path"), (3, "path")]
+)
 def test_a_training_is_resumed(number, estimator, tmp_path):
     """Of the older formats, without later settings; format 1: also no state of the objective."""
     path, potential = tmp_path / "training.pt", GaussianWell(torch.eye(2, dtype=torch.float64))

@@ -16,7 +16,15 @@ from openmm_tsf.training import path as path_gradients
 from openmm_tsf.training.chains import IndependenceChains
 from openmm_tsf.training.losses import negative_log_likelihood, variational_free_energy
 from openmm_tsf.training.objectives import PathObjective
-from openmm_tsf.training.path import COTANGENT_LIMIT, data_cotangent, draw_cotangent, limited, whole
+from openmm_tsf.training.path import (
+    COTANGENT_LIMIT,
+    data_cotangent,
+    draw_cotangent,
+    draw_score,
+    limited,
+    log_density_at_draws,
+    whole,
+)
 from openmm_tsf.training.points import Points
 from openmm_tsf.training.populations import Populations
 
@@ -97,9 +105,23 @@ def test_draw_gradients_have_the_same_mean(kind, temperature, monkeypatch):
     v = flow.sample_prior(n, temperature, torch.Generator().manual_seed(4))
     y, _, pullback = network.forward_and_pullback(v)
     slope = slope_of(potential, y[:, :D].detach(), y[:, D:].detach(), tau)
-    cotangent = draw_cotangent(v, pullback, slope, tau)
+    cotangent = draw_cotangent(draw_score(v, pullback, tau), slope)
     path = gradients((y * cotangent).sum(dim=1), parameters)
     assert_same(direct, path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_score_of_draws_is_the_gradient_at_fixed_points(kind):
+    flow, tau = rough_flow(kind), torch.full((20,), 0.6, dtype=torch.float64)
+    network, parameters = flow.network, list(flow.network.parameters())
+    v = flow.sample_prior(20, 0.6, torch.Generator().manual_seed(5))
+    y, log_det, pullback = network.forward_and_pullback(v)
+    found = gradients(log_density_at_draws(y, log_det, draw_score(v, pullback, tau)), parameters)
+    zero = torch.zeros(20, dtype=torch.float64)
+    x, p = y[:, :D].detach(), y[:, D:].detach()
+    expected = gradients(-negative_log_likelihood(network, x, zero, p, tau), parameters)
+    assert torch.allclose(found[0], expected[0], atol=1e-10)
+    assert float(found[0].norm()) > 0.1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,7 +163,7 @@ def test_an_exact_flow_is_left_alone_by_every_point(kind):
         assert float(data_cotangent(v, pullback, slope, tau).abs().max()) < 1e-12
         assert float(slope.norm(dim=1).mean()) > 1
         _, _, pullback = flow.network.forward_and_pullback(v.detach())
-        assert float(draw_cotangent(v, pullback, slope, tau).abs().max()) < 1e-12
+        assert float(draw_cotangent(draw_score(v, pullback, tau), slope).abs().max()) < 1e-12
 
 
 def test_steep_points_are_cut_and_others_left_out():

@@ -16,7 +16,13 @@ from openmm_tsf.potentials.base import Potential
 from openmm_tsf.training.batches import TrainingFrames, n_from_each
 from openmm_tsf.training.chains import IndependenceChains
 from openmm_tsf.training.losses import negative_log_likelihood, variational_free_energy, whitened
-from openmm_tsf.training.path import data_cotangent, draw_cotangent, limited, whole
+from openmm_tsf.training.path import (
+    data_cotangent,
+    draw_cotangent,
+    draw_score,
+    log_density_at_draws,
+    whole,
+)
 from openmm_tsf.training.points import Points
 from openmm_tsf.training.populations import Populations
 from openmm_tsf.training.settings import FitSettings
@@ -308,15 +314,16 @@ class PathObjective:
             gradients = [torch.full_like(parameter, math.nan) for parameter in parameters]
             return _Energy(gradients, points, torch.full_like(ratio, math.nan))
         slope = torch.cat([points.slope, momenta / tau[:, None]], dim=1)
-        score = pullback(v / tau[:, None])  # pulled against y it gives grad ln q at fixed y
-        cotangent = torch.where(finite[:, None], limited(slope - score), 0.0)
+        score = draw_score(v, pullback, tau)
+        cotangent = torch.where(finite[:, None], draw_cotangent(score, slope), 0.0)
         self.note("cotangent_draws", float(cotangent.norm(dim=1).mean()))
         free_energy = points.action + 0.5 * momenta.double().square().sum(1) / tau
         free_energy = free_energy - log_det.detach()
         self.note("kl", float(free_energy[finite & whole(cotangent)].mean()))
-        push = self.populations.push(points.basin).to(score)[:, None] * score
-        push = torch.where(whole(cotangent)[:, None], push, 0.0)
-        loss = (y * (cotangent / finite.sum() - push)).sum()
+        push = torch.where(whole(cotangent), self.populations.push(points.basin), 0.0).to(y)
+        pushed = push != 0  # the scores of others may be infinite
+        log_q = log_density_at_draws(y[pushed], log_det[pushed], score[pushed])
+        loss = (y * cotangent).sum() / finite.sum() - (push[pushed] * log_q).sum()
         return _Energy(list(torch.autograd.grad(loss, parameters)), points, ratio)
 
     def state_dict(self) -> dict[str, Any]:

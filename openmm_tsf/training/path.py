@@ -50,11 +50,8 @@ def data_cotangent(v: Tensor, pullback: Pullback, slope: Tensor, tau: Tensor) ->
     return limited(v.detach() / tau[:, None] - pullback(slope))
 
 
-def draw_cotangent(v: Tensor, pullback: Pullback, slope: Tensor, tau: Tensor) -> Tensor:
-    """What y(theta) of draws is to be pulled against for KL(q || p), [B, d+m].
-
-    grad KL = E[ d/dy (ln q - ln p) . dy/dtheta ], y = f(v), v drawn from the prior; the
-    dependence of q itself on theta has mean zero and is left out.
+def draw_score(v: Tensor, pullback: Pullback, tau: Tensor) -> Tensor:
+    """-grad ln q at draws y = f(v), [B, d+m].
 
     Parameters
     ----------
@@ -62,9 +59,38 @@ def draw_cotangent(v: Tensor, pullback: Pullback, slope: Tensor, tau: Tensor) ->
         Prior draws [B, d+m].
     pullback
         Of :meth:`openmm_tsf.flows.bijector.Chain.forward_and_pullback`, with y.
-    slope
-        -grad ln p at y [B, d+m].
     tau
         T/T_ref [B].
     """
-    return limited(slope - pullback(v.detach() / tau[:, None]))
+    return pullback(v.detach() / tau[:, None])
+
+
+def log_density_at_draws(y: Tensor, log_det: Tensor, score: Tensor) -> Tensor:
+    """Numbers [B] whose gradient with respect to the parameters is that of ln q at fixed y.
+
+    ln q(y(theta); theta) is ln prior(v) - log_det; what is due to y(theta) is taken off.
+
+    Parameters
+    ----------
+    y, log_det
+        f(v) [B, d+m] and its ln|det J| [B], with their graph.
+    score
+        Of :func:`draw_score`.
+    """
+    return (y * score).sum(dim=1) - log_det
+
+
+def draw_cotangent(score: Tensor, slope: Tensor) -> Tensor:
+    """What y(theta) of draws is to be pulled against for KL(q || p), [B, d+m].
+
+    grad KL = E[ d/dy (ln q - ln p) . dy/dtheta ], y = f(v), v drawn from the prior; the
+    dependence of q itself on theta has mean zero and is left out.
+
+    Parameters
+    ----------
+    score
+        Of :func:`draw_score`.
+    slope
+        -grad ln p at y [B, d+m].
+    """
+    return limited(slope - score)
