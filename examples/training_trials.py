@@ -45,7 +45,7 @@ TRIALS = {
     "direct gradients, Adam": ({}, {**DIRECT, **ADAM}),
     "no chains": ({}, {"n_chains": 0}),
     "no population terms": ({}, {"log_variance": 0.0, "basin_balance": 0.0}),
-    "log-variance term alone": ({}, {"log_variance": 0.15, "basin_balance": 0.0}),
+    "log-variance term alone": ({}, {"basin_balance": 0.0}),
     "walls between copies": ({"overlap": False}, {}),
     "lambda 0.1": ({}, {"lambda_max": 0.1}),
     "30 momenta": ({"n_momenta": 30}, {}),

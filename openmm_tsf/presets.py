@@ -199,10 +199,10 @@ _FIT = FitSettings(
     lambda_max=0.5,
     ramp=(0.08, 0.3),
     estimator="path",
-    n_chains=16_384,
+    n_chains=2048,
     chain_share=0.8,
     log_variance=0.05,
-    basin_balance=3.0,
+    basin_balance=0.6,
     n_validation_draws=2000,
 )
 _REFIT = replace(_FIT, n_steps=1000, warmup_steps=50, learning_rate=2e-3, ramp=(0.0, 0.0))

@@ -27,6 +27,7 @@ from openmm_tsf.training.path import (
 )
 from openmm_tsf.training.points import Points
 from openmm_tsf.training.populations import Populations
+from openmm_tsf.training.relax import relax
 
 D, FAR = 3, 1e9
 KINDS = {"tsf": (TemperatureSteerableFlow, D), "realnvp": (RealNVPFlow, 0)}
@@ -178,8 +179,9 @@ def test_steep_points_are_cut_and_others_left_out():
 # -- chains -------------------------------------------------------------------------------------
 
 
-def test_chains_sample_the_target():
-    """A poor flow as proposal: exact samples of two temperatures stay exact."""
+def test_chains_sample_the_target(monkeypatch):
+    """A poor flow as proposal: exact samples of two temperatures, and basins, stay exact."""
+    two_basins(monkeypatch)
     potential, flow = MixedDoubleWell.random(D, 3), rough_flow("tsf")
     generator, n, per_turn = torch.Generator().manual_seed(7), 20_000, 5000
     ladder = torch.tensor([0.7, 1.0], dtype=torch.float64)
@@ -202,10 +204,14 @@ def test_chains_sample_the_target():
             z = z * points.tau.sqrt()[:, None]
             y, _ = flow.network.forward_and_log_det(z)
             new = Points.at(flow, potential, None, y[:, :D], points.tau, FAR)
-            ratio = log_ratio(new, z, y[:, D:]) - log_ratio(points, v, p)
-            assert 0.05 < chains.propose(index, new, ratio, generator) < 0.95
+            ratios = log_ratio(new, z, y[:, D:]), log_ratio(points, v, p)
+            assert 0.05 < chains.propose(index, new, *ratios, generator) < 0.95
     for rung, temperature in enumerate(ladder.tolist()):
         x = chains.points.y[rung * n : (rung + 1) * n]
+        shares = chains.points.basin[rung * n : (rung + 1) * n].double()
+        share = (potential.sample(400_000, temperature, generator)[:, 0] > 0).double().mean()
+        assert 0.1 < share < 0.9
+        assert abs(shares.mean() - share) < 4 * (share * (1 - share) / n) ** 0.5
         for order in (1, 2):
             values = x**order
             z = (values.mean(0) - potential.moment(order, temperature)) / values.std(0) * n**0.5
@@ -223,9 +229,72 @@ def test_turns_go_round():
     before = chains.points.y.clone()
     one = points.take(torch.tensor([0, 1]))
     ratio = torch.tensor([math.nan, -math.inf], dtype=torch.float64)
-    accepted = chains.propose(torch.tensor([0, 1]), one, ratio, torch.Generator().manual_seed(0))
+    present = torch.zeros(2, dtype=torch.float64)
+    for seed in range(4):  # any chain, or of the same basin
+        generator = torch.Generator().manual_seed(seed)
+        assert chains.propose(torch.tensor([0, 1]), one, ratio, present, generator) == 0
     assert torch.equal(chains.points.y, before)
-    assert accepted == 0
+
+
+def test_a_rare_basin_meets_proposals_of_its_own():
+    """2 of 100 chains at each of two temperatures; 3 of 100 proposals."""
+    n, generator = 200, torch.Generator().manual_seed(1)
+
+    def made(numbers, where):
+        basin = torch.zeros(n).long()
+        basin[where] = 1
+        zero = torch.zeros(n)
+        return Points(numbers[:, None], zero.double(), zero[:, None], basin, torch.ones(n))
+
+    mine, theirs = torch.tensor([3, 40, 107, 188]), torch.tensor([5, 50, 80, 100, 120, 199])
+    start = made(-1.0 - torch.arange(n), mine)
+    new = made(torch.arange(n).float(), theirs)
+    zero = torch.zeros(n, dtype=torch.float64)  # all are accepted
+    own = 0
+    for _ in range(60):
+        chains = IndependenceChains(start.take(torch.arange(n)), 2)
+        chains.propose(chains.turn(100), new, zero, zero, generator)
+        now = chains.points
+        moved = now.y[:, 0] >= 0
+        assert bool((now.y[moved, 0].long() // 100 == moved.nonzero().flatten() // 100).all())
+        assert torch.equal(now.basin[moved], new.basin[now.y[moved, 0].long()])
+        if int(moved.sum()) < n:  # within basins
+            own += 1
+            assert torch.equal(now.basin, start.basin)
+            assert now.y[mine, 0].tolist() == [5, 50, 100, 120]
+            assert int((~moved).sum()) == 2  # 98 and 98 chains, 97 and 97 proposals
+    assert 15 < own < 45
+
+
+def test_frames_are_brought_to_another_temperature():
+    """From samples at T = 1 to T = 0.4 of a well, whose moments are known."""
+    scale = torch.linspace(0.5, 2.0, D, dtype=torch.float64)
+    potential, flow, n = GaussianWell(torch.diag(1 / scale**2)), rough_flow("tsf"), 8000
+    generator, tau = torch.Generator().manual_seed(5), torch.full((8000,), 0.4, dtype=torch.float64)
+
+    def at(y, tau):
+        return Points.at(flow, potential, None, y, tau, FAR)
+
+    points = at(potential.sample(n, 1.0, generator), tau)
+    points.put(torch.tensor([0]), at(torch.full((1, D), 6.0, dtype=torch.float64), tau[:1].clone()))
+    acceptance = relax(points, at, 100, generator)
+    assert 0.5 < acceptance < 0.65  # the step was tuned
+    again = at(points.y, tau)
+    for name in ("action", "slope", "tau"):
+        assert torch.allclose(getattr(points, name), getattr(again, name))
+    y = points.y / scale
+    for order, expected in ((1, 0.0), (2, 0.4)):
+        z = (y**order).mean(0).sub(expected) / (y**order).std(0) * n**0.5
+        assert float(z.abs().max()) < 4, (order, z)
+
+    def nowhere(y, tau):
+        found = at(y, tau)
+        found.action[:] = math.nan
+        return found
+
+    before = points.y.clone()
+    assert relax(points, nowhere, 4, generator) == 0
+    assert torch.equal(points.y, before)
 
 
 # -- populations ----------------------------------------------------------------------------------

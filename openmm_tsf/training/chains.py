@@ -44,30 +44,52 @@ class IndependenceChains:
         self,
         index: Tensor,
         points: Points,
-        log_ratio: Tensor,
+        proposed: Tensor,
+        present: Tensor,
         generator: torch.Generator,
     ) -> float:
         """Metropolis steps of the chains `index` [B] to other points.
+
+        Every other time, by chance, a proposal goes to a chain in its own basin: else a chain in a
+        rare basin would meet hardly any proposal of that basin, and would be there as it came from
+        the frames, of another temperature.
 
         Parameters
         ----------
         index
             From :meth:`turn`.
         points
-            Proposals, in the same order.
-        log_ratio
-            ln of (target/flow at the proposal) over (target/flow at the state), [B]; a proposal
-            with NaN is rejected.
+            Proposals [B], those of each temperature in the place of its chains.
+        proposed, present
+            ln(target/flow) at the proposals and at the chains' states [B]; a proposal with NaN is
+            rejected.
 
         Returns
         -------
         acceptance
             Share of proposals that were accepted.
         """
-        threshold = torch.rand(len(index), generator=generator, dtype=torch.float64).log()
-        accepted = threshold < log_ratio
-        self.points.put(index[accepted], points.take(accepted))
+        chain = draw = torch.arange(len(index))
+        if float(torch.rand((), generator=generator)) < 0.5:
+            # Basins do not change by such steps, so that the pairs are the same on the way back.
+            chain, draw = self._pairs_within(self.points.basin[index], points.basin)
+        threshold = torch.rand(len(chain), generator=generator, dtype=torch.float64).log()
+        accepted = threshold < proposed[draw] - present[chain]
+        self.points.put(index[chain[accepted]], points.take(draw[accepted]))
         return float(accepted.double().mean())
+
+    def _pairs_within(self, of_chain: Tensor, of_draw: Tensor) -> tuple[Tensor, Tensor]:
+        """Numbers of chains and of proposals of the same temperature and basin, in pairs."""
+        n = len(of_chain) // self.n_temperatures
+        chains, draws = [], []
+        for first in range(0, len(of_chain), n):
+            for basin in (0, 1):
+                ours = (of_chain[first : first + n] == basin).nonzero().flatten()
+                theirs = (of_draw[first : first + n] == basin).nonzero().flatten()
+                both = min(len(ours), len(theirs))
+                chains.append(first + ours[:both])
+                draws.append(first + theirs[:both])
+        return torch.cat(chains), torch.cat(draws)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a checkpoint needs."""

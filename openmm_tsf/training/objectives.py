@@ -25,12 +25,16 @@ from openmm_tsf.training.path import (
 )
 from openmm_tsf.training.points import Points
 from openmm_tsf.training.populations import Populations
+from openmm_tsf.training.relax import relax
 from openmm_tsf.training.settings import FitSettings
 
 Note = Callable[[str, float], None]
 
 #: Copies of each frame that are drawn where copies of a configuration overlap.
 _COPIES_OF_FRAMES = 2
+#: Evaluations that bring a frame of another temperature to that of its chain. Without, chains in a
+#: rare basin, which take few proposals, would stay as hot as they were for most of the training.
+_RELAXATION = 100
 
 
 class Objective(Protocol):
@@ -177,17 +181,17 @@ class PathObjective:
         return points, sum(log_dets) / len(log_dets)
 
     def _starts(self, generator: torch.Generator) -> Points:
-        """Frames of the dataset nearest in temperature, for each chain."""
+        """Frames of the dataset nearest in temperature, brought to that of each chain."""
         parts = []
         for tau in self.ladder:
             apart = [abs(math.log(float(frames.tau[0]) / float(tau))) for frames in self.frames]
             frames = self.frames[apart.index(min(apart))]
             index = torch.randint(len(frames), (self.settings.n_chains,), generator=generator)
             chosen = frames.take(index)
-            if float(frames.tau[0]) == float(tau):
-                parts.append(chosen)
-            else:
-                parts.append(self._at(chosen.y, torch.full_like(chosen.tau, float(tau))))
+            if float(frames.tau[0]) != float(tau):
+                chosen = self._at(chosen.y, torch.full_like(chosen.tau, float(tau)))
+                relax(chosen, self._at, _RELAXATION, generator)
+            parts.append(chosen)
         return Points.join(parts)
 
     def _at(self, y: Tensor, tau: Tensor) -> Points:
@@ -230,7 +234,7 @@ class PathObjective:
             if self.chains is not None and turn is not None:
                 state = log_ratio[self.settings.batch_size :]
                 accepted = self.chains.propose(
-                    turn, energy.points, energy.log_ratio - state, generator
+                    turn, energy.points, energy.log_ratio, state, generator
                 )
                 self.note("chains", accepted)
         for parameter, gradient in zip(parameters, gradients, strict=True):
