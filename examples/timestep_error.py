@@ -42,7 +42,7 @@ def frames(layers, n, generator):
 
 
 def mean_energy(x, side, molecule, potential, layers, args):
-    """Mean of U [n] over the walkers' dynamics, kJ/mol, and the acceptance of the last leg."""
+    """Mean of U [n] over the walkers' dynamics, kJ/mol, and the acceptance."""
     timestep, integrator = SIDES[side]
     masses = [
         HYDROGEN_MASS_AMU if atom.element.symbol == "H" else mass
@@ -61,9 +61,7 @@ def mean_energy(x, side, molecule, potential, layers, args):
     generator = torch.Generator().manual_seed(args.seed + 1)
     mass = torch.tensor(masses, dtype=torch.float64)
     start = x[:, None]
-    state = starting_state(
-        start, torch.zeros_like(start), len(x), (KELVIN,), layers, potential, mass, generator
-    )
+    state = starting_state(start, None, len(x), (KELVIN,), layers, potential, mass, generator)
     total, accepted, proposed = torch.zeros(len(x), dtype=torch.float64), 0.0, 0.0
     for leg in trange(args.relax + args.legs, desc=side, disable=args.quiet):
         state, info = kernel(state, generator)

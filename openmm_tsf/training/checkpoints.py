@@ -85,9 +85,11 @@ def _as_now(content: dict[str, Any]) -> dict[str, Any]:
         # Shares of data in groups, not of draws at temperatures (3); no Bennett's ratio yet (2).
         ladder = settings["temperatures"]
         n_rungs = len(ladder) if isinstance(ladder, list) else 1
-        none = torch.zeros(n_rungs, 2, dtype=torch.float64)
-        objective = {"population_ratios": none, "basins_met": none} | objective
-        objective["basin_shares"] = torch.full((n_rungs,), 0.5, dtype=torch.float64)
+        if number == 2:
+            none = torch.zeros(n_rungs, 2, dtype=torch.float64)
+            objective = {"population_ratios": none, "basins_met": none} | objective
+        shares = torch.full((n_rungs,), 0.5, dtype=torch.float64)
+        objective = objective | {"basin_shares": shares, "relaxed": True}
         content = content | {"objective": objective}
     return content | {"format": CHECKPOINT_FORMAT, "settings": settings}
 

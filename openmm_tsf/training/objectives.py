@@ -34,13 +34,15 @@ Note = Callable[[str, float], None]
 _COPIES_OF_FRAMES = 2
 #: Evaluations that bring a frame of another temperature to that of its chain. Without, chains in a
 #: rare basin, which take few proposals, would stay as hot as they were for most of the training.
-_RELAXATION = 100
+_RELAXATION = 60
 
 
 class Objective(Protocol):
     """What the training loop asks for."""
 
-    def backward(self, network: Chain, mixing: float, generator: torch.Generator) -> None: ...
+    def backward(
+        self, network: Chain, mixing: float, progress: float, generator: torch.Generator
+    ) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, content: Mapping[str, Any]) -> None: ...
 
@@ -63,7 +65,9 @@ class DirectObjective:
         self.data = TrainingFrames(flow, train, settings.dtype, settings.basin_share, generator)
         self.temperatures = settings.temperatures or (flow.reference_temperature,)
 
-    def backward(self, network: Chain, mixing: float, generator: torch.Generator) -> None:
+    def backward(
+        self, network: Chain, mixing: float, progress: float, generator: torch.Generator
+    ) -> None:
         """Set the gradients of the parameters."""
         self.loss(network, mixing, generator).backward()
 
@@ -149,6 +153,7 @@ class PathObjective:
         # What the NLL of y lacks to be that of x: a constant, on average.
         self._log_det = float((self.shares * log_dets).sum() / self.shares.sum())
         self.chains: IndependenceChains | None = None
+        self._relaxed = False
         groups = [frames.tau[:1] for frames in self.frames]
         if settings.n_chains:
             self.chains = IndependenceChains(self._starts(generator), len(ladder))
@@ -181,28 +186,47 @@ class PathObjective:
         return points, sum(log_dets) / len(log_dets)
 
     def _starts(self, generator: torch.Generator) -> Points:
-        """Frames of the dataset nearest in temperature, brought to that of each chain."""
+        """Frames of the dataset nearest in temperature, for each chain."""
         parts = []
         for tau in self.ladder:
             apart = [abs(math.log(float(frames.tau[0]) / float(tau))) for frames in self.frames]
             frames = self.frames[apart.index(min(apart))]
             index = torch.randint(len(frames), (self.settings.n_chains,), generator=generator)
             chosen = frames.take(index)
-            if float(frames.tau[0]) != float(tau):
-                chosen = self._at(chosen.y, torch.full_like(chosen.tau, float(tau)))
-                relax(chosen, self._at, _RELAXATION, generator)
-            parts.append(chosen)
+            parts.append(
+                chosen
+                if self._is_at(frames, tau)
+                else self._at(chosen.y, torch.full_like(chosen.tau, float(tau)))
+            )
         return Points.join(parts)
+
+    @staticmethod
+    def _is_at(frames: Points, tau: Tensor) -> bool:
+        return abs(math.log(float(frames.tau[0]) / float(tau))) < 1e-6
+
+    def _relax(self, chains: IndependenceChains, generator: torch.Generator) -> None:
+        """Bring frames of another temperature to that of their chains."""
+        n = self.settings.n_chains
+        for rung, tau in enumerate(self.ladder):
+            if not any(self._is_at(frames, tau) for frames in self.frames):
+                index = torch.arange(rung * n, (rung + 1) * n)
+                points = chains.points.take(index)
+                relax(points, self._at, _RELAXATION, generator)
+                chains.points.put(index, points)
+        self._relaxed = True
 
     def _at(self, y: Tensor, tau: Tensor) -> Points:
         return Points.at(self.flow, self.potential, self.molecule, y, tau, self.ceiling)
 
-    def backward(self, network: Chain, mixing: float, generator: torch.Generator) -> None:
+    def backward(
+        self, network: Chain, mixing: float, progress: float, generator: torch.Generator
+    ) -> None:
         """Set the gradients of the parameters: NaN where no draw had a finite energy.
 
         Likelihood and energy have no operation in common: where torch has two threads or more, each
         has one of its own. Results are the same.
         """
+        self.populations.progress = progress
         per_rung = self.settings.kl_batch_size // len(self.ladder)
         data, turn = self._data(mixing, per_rung, generator)
         momenta = self._momenta(data.points.tau, generator)
@@ -255,6 +279,8 @@ class PathObjective:
         if self.chains is not None and mixing > 0:
             # They are a while on their way from the frames to their own temperatures.
             share = settings.chain_share * mixing / settings.lambda_max
+            if not self._relaxed:
+                self._relax(self.chains, generator)
             turn = self.chains.turn(per_rung)
             parts += [self.chains.points.take(part) for part in turn.split(per_rung)]
         points = Points.join(parts)
@@ -333,7 +359,7 @@ class PathObjective:
     def state_dict(self) -> dict[str, Any]:
         """Chains and running means."""
         chains = {} if self.chains is None else self.chains.state_dict()
-        return {**self.populations.state_dict(), "chains": chains}
+        return {**self.populations.state_dict(), "chains": chains, "relaxed": self._relaxed}
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
         """Set what :meth:`state_dict` returned.
@@ -344,6 +370,7 @@ class PathObjective:
             If it is of another training.
         """
         self.populations.load_state_dict(content)
+        self._relaxed = entry(content, "relaxed", bool)
         if self.chains is not None:
             self.chains.load_state_dict(entry(content, "chains", dict))
 

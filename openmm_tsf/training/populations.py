@@ -53,6 +53,8 @@ class Populations:
         self, tau: Tensor, ladder: Tensor, log_variance: float, basin_balance: float
     ) -> None:
         self.log_variance, self.basin_balance = log_variance, basin_balance
+        #: Of the training, 0 to 1: the push is noisy, so it grows as the steps get smaller.
+        self.progress = 0.5
         same = (tau[:, None] / ladder[None, :]).log().abs() < 1e-6
         # Number K is of groups at whose temperature nothing is drawn.
         self._rung = torch.where(same.any(1), same.double().argmax(1), len(ladder))
@@ -83,9 +85,11 @@ class Populations:
     def push(self, drawn: Tensor) -> Tensor:
         """Coefficients [D] of ln q at draws, float64: what brings the basins' shares to p's.
 
-        Their sum over draws of one temperature has the gradient of `basin_balance` times what is
-        missing in ln(P_q(1)/P_q(0)) times that, since the mean of grad ln q over a basin's draws is
-        grad ln P_q(basin).
+        The mean of grad ln q is grad ln P_q(basin) over a basin's draws, and zero over all draws.
+        Summed over the draws of a temperature, times grad ln q, the coefficients are on average
+        what is missing there times grad P_q(1), over the temperatures' mean of P_q(1) P_q(0), times
+        `basin_balance`/K. So they are those of ln(P_q(1)/P_q(0)), weighted by how much of the basin
+        there is at a temperature: where it is rarer, fewer draws tell the direction.
 
         Parameters
         ----------
@@ -98,10 +102,11 @@ class Populations:
         n = each.shape[1]
         self._shares += (each.mean(1) - self._shares) / _SHARE_MEMORY
         # Where few are drawn, those of this step are not pushed the harder.
-        share = self._shares.clamp(1 / n, 1 - 1 / n)[:, None]
-        missing = self.missing[:, None]
-        by_rung = missing * (each - share) / (share * (1 - share) * n)
-        return self.basin_balance / self._n_rungs * by_rung.flatten()
+        share = self._shares.clamp(1 / (n + 1), n / (n + 1))
+        usual = (share * (1 - share)).mean()
+        by_rung = self.missing[:, None] * (each - share[:, None]) / (usual * n)
+        weight = 2 * self.progress * self.basin_balance / self._n_rungs
+        return weight * by_rung.flatten()
 
     @property
     def missing(self) -> Tensor:
@@ -112,7 +117,7 @@ class Populations:
     def follow(
         self, of_data: Tensor, group: Tensor, basin: Tensor, of_draws: Tensor, drawn: Tensor
     ) -> None:
-        """Take a step towards the ratios, for the next :meth:`pull`.
+        """Take a step towards the ratios, for the next :meth:`push`.
 
         Parameters
         ----------
