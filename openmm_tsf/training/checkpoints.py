@@ -1,6 +1,7 @@
 """Checkpoints of a training: read, of which training they are, and what earlier versions wrote."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from openmm_tsf.dataset import MDDataset
 from openmm_tsf.flows.augmented import AugmentedFlow
 from openmm_tsf.tensor_files import read_tensors
 from openmm_tsf.training.settings import FitSettings
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 4
 
@@ -91,6 +94,13 @@ def _as_now(content: dict[str, Any]) -> dict[str, Any]:
         shares = torch.full((n_rungs,), 0.5, dtype=torch.float64)
         objective = objective | {"basin_shares": shares, "relaxed": True}
         content = content | {"objective": objective}
+    if settings["estimator"] == "path" and settings["basin_balance"]:
+        logger.warning(
+            "training: a checkpoint of format %d, when basin_balance=%g was a weight at data and "
+            "not at draws; it goes on as a weight at draws",
+            number,
+            settings["basin_balance"],
+        )
     return content | {"format": CHECKPOINT_FORMAT, "settings": settings}
 
 
