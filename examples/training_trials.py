@@ -36,7 +36,12 @@ PRESET = preset("default")
 FLOW, FIT = PRESET.flow, PRESET.fit
 
 #: name: (changes of the flow's settings, changes of the training's).
-ADAM = {"optimizer": "adam", "learning_rate": 5e-4, "final_learning_rate": 1e-5}
+ADAM = {
+    "optimizer": "adam",
+    "weight_decay": 0.0,
+    "learning_rate": 5e-4,
+    "final_learning_rate": 1e-5,
+}
 DIRECT = {"estimator": "direct", "n_chains": 0}
 TRIALS = {
     "preset": ({}, {}),
