@@ -202,7 +202,7 @@ _FIT = FitSettings(
     n_chains=2048,
     chain_share=0.8,
     log_variance=0.05,
-    basin_balance=0.4,
+    basin_balance=0.3,
     n_validation_draws=2000,
 )
 _REFIT = replace(_FIT, n_steps=1000, warmup_steps=50, learning_rate=2e-3, ramp=(0.0, 0.0))

@@ -143,8 +143,7 @@ class _Fit:
         set_learning_rate(self.optimizers, settings.learning_rate_at(self.step))
         self.network.zero_grad(set_to_none=True)
         mixing = settings.mixing(self.step)
-        progress = self.step / settings.n_steps
-        self.objective.backward(self.network, mixing, progress, self.generator)
+        self.objective.backward(self.network, mixing, self.generator)
         # A few points that the network throws far off would lead it for many steps.
         usual = self.running.get("grad_norm", math.inf)
         limit = min(settings.max_grad_norm, _UNUSUAL * usual)

@@ -40,9 +40,7 @@ _RELAXATION = 60
 class Objective(Protocol):
     """What the training loop asks for."""
 
-    def backward(
-        self, network: Chain, mixing: float, progress: float, generator: torch.Generator
-    ) -> None: ...
+    def backward(self, network: Chain, mixing: float, generator: torch.Generator) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, content: Mapping[str, Any]) -> None: ...
 
@@ -65,9 +63,7 @@ class DirectObjective:
         self.data = TrainingFrames(flow, train, settings.dtype, settings.basin_share, generator)
         self.temperatures = settings.temperatures or (flow.reference_temperature,)
 
-    def backward(
-        self, network: Chain, mixing: float, progress: float, generator: torch.Generator
-    ) -> None:
+    def backward(self, network: Chain, mixing: float, generator: torch.Generator) -> None:
         """Set the gradients of the parameters."""
         self.loss(network, mixing, generator).backward()
 
@@ -218,15 +214,12 @@ class PathObjective:
     def _at(self, y: Tensor, tau: Tensor) -> Points:
         return Points.at(self.flow, self.potential, self.molecule, y, tau, self.ceiling)
 
-    def backward(
-        self, network: Chain, mixing: float, progress: float, generator: torch.Generator
-    ) -> None:
+    def backward(self, network: Chain, mixing: float, generator: torch.Generator) -> None:
         """Set the gradients of the parameters: NaN where no draw had a finite energy.
 
         Likelihood and energy have no operation in common: where torch has two threads or more, each
         has one of its own. Results are the same.
         """
-        self.populations.progress = progress
         per_rung = self.settings.kl_batch_size // len(self.ladder)
         data, turn = self._data(mixing, per_rung, generator)
         momenta = self._momenta(data.points.tau, generator)

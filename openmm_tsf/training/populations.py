@@ -53,8 +53,6 @@ class Populations:
         self, tau: Tensor, ladder: Tensor, log_variance: float, basin_balance: float
     ) -> None:
         self.log_variance, self.basin_balance = log_variance, basin_balance
-        #: Of the training, 0 to 1: the push is noisy, so it grows as the steps get smaller.
-        self.progress = 0.5
         same = (tau[:, None] / ladder[None, :]).log().abs() < 1e-6
         # Number K is of groups at whose temperature nothing is drawn.
         self._rung = torch.where(same.any(1), same.double().argmax(1), len(ladder))
@@ -87,9 +85,7 @@ class Populations:
 
         The mean of grad ln q is grad ln P_q(basin) over a basin's draws, and zero over all draws.
         Summed over the draws of a temperature, times grad ln q, the coefficients are on average
-        what is missing there times grad P_q(1), over the temperatures' mean of P_q(1) P_q(0), times
-        `basin_balance`/K. So they are those of ln(P_q(1)/P_q(0)), weighted by how much of the basin
-        there is at a temperature: where it is rarer, fewer draws tell the direction.
+        `basin_balance`/K times what is missing there times grad ln(P_q(1)/P_q(0)).
 
         Parameters
         ----------
@@ -102,11 +98,9 @@ class Populations:
         n = each.shape[1]
         self._shares += (each.mean(1) - self._shares) / _SHARE_MEMORY
         # Where few are drawn, those of this step are not pushed the harder.
-        share = self._shares.clamp(1 / (n + 1), n / (n + 1))
-        usual = (share * (1 - share)).mean()
-        by_rung = self.missing[:, None] * (each - share[:, None]) / (usual * n)
-        weight = 2 * self.progress * self.basin_balance / self._n_rungs
-        return weight * by_rung.flatten()
+        share = self._shares.clamp(1 / (n + 1), n / (n + 1))[:, None]
+        by_rung = self.missing[:, None] * (each - share) / (share * (1 - share) * n)
+        return self.basin_balance / self._n_rungs * by_rung.flatten()
 
     @property
     def missing(self) -> Tensor:
