@@ -1,6 +1,6 @@
 r"""What each part of the training is worth: the same flow trained in several ways.
 
-    python examples/training_trials.py --output examples/results/training_trials.json  # an hour
+    python examples/training_trials.py --output examples/results/training_trials.json  # an hour and a half
 
 Every trial is the training of the presets with something left out or put in, for the same number of
 steps on the shipped frames. Measured against frames of the reference, which no training sees:
@@ -172,7 +172,7 @@ def picture(trials, path):
     bars.set_yticks(rows, names)
     bars.invert_yaxis()
     bars.set_xlabel("accepted, or effective, part of the proposals")
-    bars.legend(fontsize=8)
+    bars.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     known = load_reference()
     known = known.phi_positive(known.rung(LADDER[0]))
     for k, name in enumerate(names):
@@ -182,7 +182,7 @@ def picture(trials, path):
     lines.set_yscale("log")
     lines.set_xlabel("training step")
     lines.set_ylabel("P(\u03c6 > 0) of the flow at 300 K; grey: reference")
-    lines.legend(fontsize=7)
+    lines.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     figure.savefig(path, dpi=130)
 
 
