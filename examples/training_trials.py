@@ -1,6 +1,6 @@
 r"""What each part of the training is worth: the same flow trained in several ways.
 
-    python examples/training_trials.py --output examples/results/training_trials.json  # an hour and a half
+    python examples/training_trials.py --output examples/results/training_trials.json
 
 Every trial is the training of the presets with something left out or put in, for the same number of
 steps on the shipped frames. Measured against frames of the reference, which no training sees:
