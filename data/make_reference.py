@@ -186,7 +186,7 @@ def run(args):
 
 def export(args):
     """All segments in one file, with standard errors, and thinned positions of two rungs."""
-    from openmm_tsf.analysis.errors import estimate_mean
+    from openmm_tsf.analysis.uncertainty import estimate_mean
 
     paths = sorted(Path(args.directory).glob("segment*.npz"))
     parts = [np.load(path) for path in paths if ".tmp" not in path.name]

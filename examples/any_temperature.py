@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 import openmm_tsf as tsf
 from openmm_tsf.analysis import importance_profile, importance_thermodynamics, load_run
 from openmm_tsf.analysis.summary import plain
-from openmm_tsf.inputs import load_molecule
+from openmm_tsf.systems.files import load_molecule
 
 BATCH = 5000
 

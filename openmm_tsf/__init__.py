@@ -10,28 +10,27 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openmm_tsf import statistics, systems, units
-    from openmm_tsf.analysis import Run, load_run
+    from openmm_tsf import systems, units
+    from openmm_tsf.analysis import Run, load_run, statistics
     from openmm_tsf.coordinates import InternalCoordinates
-    from openmm_tsf.dataset import MDDataset
     from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow, load_flow
     from openmm_tsf.potentials import OpenMMPotential, Potential, TorchPotential
     from openmm_tsf.sampling import ParallelTempering, kernels
-    from openmm_tsf.systems import MolecularSystem
+    from openmm_tsf.systems import MDDataset, MolecularSystem
     from openmm_tsf.training import FitSettings, fit
 
 __version__ = version("openmm-tsf")
 
 _MODULES = {
     "kernels": "openmm_tsf.sampling.kernels",
-    "statistics": "openmm_tsf.statistics",
+    "statistics": "openmm_tsf.analysis.statistics",
     "systems": "openmm_tsf.systems",
     "units": "openmm_tsf.units",
 }
 _HOMES = {
     "FitSettings": "openmm_tsf.training",
     "InternalCoordinates": "openmm_tsf.coordinates",
-    "MDDataset": "openmm_tsf.dataset",
+    "MDDataset": "openmm_tsf.systems",
     "MolecularSystem": "openmm_tsf.systems",
     "OpenMMPotential": "openmm_tsf.potentials",
     "ParallelTempering": "openmm_tsf.sampling",

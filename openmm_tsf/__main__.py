@@ -2,7 +2,7 @@
 
 import sys
 
-from openmm_tsf.cli import main
+from openmm_tsf.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from openmm_tsf.doors import check_fields, positive_number, seed_number, whole_number
 from openmm_tsf.units import PICOSECOND, as_temperature, in_unit
+from openmm_tsf.utils.validation import check_fields, positive_number, seed_number, whole_number
 
 #: Steps between frames, and before the first.
 _MOST_STEPS = 10**9

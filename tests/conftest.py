@@ -2,17 +2,12 @@
 
 import os
 import signal
-import sys
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
 
 import pytest
 import torch
-
-ROBUSTNESS = Path(__file__).parent.parent / "examples" / "robustness"
-sys.path.append(str(ROBUSTNESS))  # strategies that examples/robustness/fuzz.py uses, too
 
 
 def pytest_configure() -> None:
@@ -24,7 +19,7 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def molecule():
     """Alanine dipeptide in the default force field."""
-    from openmm_tsf.systems import alanine_dipeptide
+    from openmm_tsf.systems.molecule import alanine_dipeptide
 
     return alanine_dipeptide()
 
@@ -32,6 +27,6 @@ def molecule():
 @pytest.fixture(scope="session")
 def good(tmp_path_factory):
     """Tiny directories of every stage: ``run``, ``killed``, ``train``, ``sample``, ``md``."""
-    import corpus
+    from tests.robustness import corpus
 
     return corpus.build(tmp_path_factory.mktemp("good") / "good")

@@ -13,7 +13,7 @@ from timing import plain_loop, seconds
 
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.potentials.platforms import available_cores
-from openmm_tsf.systems import MolecularSystem
+from openmm_tsf.systems.molecule import MolecularSystem
 
 ONE_CORE = {"CPU": {"Threads": "1"}}
 

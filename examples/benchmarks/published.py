@@ -23,17 +23,17 @@ import torch
 from efficiency import weighted_draws
 
 import openmm_tsf as tsf
-from openmm_tsf import workflow
-from openmm_tsf.analysis.free_energy import solve_mbar
+from openmm_tsf.analysis.mbar import solve_mbar
 from openmm_tsf.analysis.ramachandran import ramachandran_distance
-from openmm_tsf.files import read_json, write_json
+from openmm_tsf.analysis.statistics import reverse_ess
 from openmm_tsf.flows import load_flow
-from openmm_tsf.inputs import load_trajectory
-from openmm_tsf.md import MDSettings, run_md
-from openmm_tsf.presets import preset
-from openmm_tsf.randomness import Seeds
+from openmm_tsf.io.files import read_json, write_json
 from openmm_tsf.sampling.kernels import BatchedLangevinLeg, Every, InternalWalk, PlainSwap
-from openmm_tsf.statistics import reverse_ess
+from openmm_tsf.systems.files import load_trajectory
+from openmm_tsf.utils.random import Seeds
+from openmm_tsf.workflow import run as workflow
+from openmm_tsf.workflow.md import MDSettings, run_md
+from openmm_tsf.workflow.settings import preset
 
 FORCE_FIELD = "ff96-obc1"
 LOW_K, HIGH_K = 300.0, 600.0

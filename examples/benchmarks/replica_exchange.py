@@ -26,10 +26,10 @@ import openmm
 import openmm.app as app
 import openmm.unit as unit
 
-from openmm_tsf.analysis.errors import estimate_mean
-from openmm_tsf.files import write_json
-from openmm_tsf.statistics import n_eff
-from openmm_tsf.systems import alanine_dipeptide
+from openmm_tsf.analysis.statistics import n_eff
+from openmm_tsf.analysis.uncertainty import estimate_mean
+from openmm_tsf.io.files import write_json
+from openmm_tsf.systems.molecule import alanine_dipeptide
 
 LOW_K, HIGH_K = 300.0, 600.0
 TIMESTEP_PS, FRICTION_PER_PS, HYDROGEN_MASS_AMU = 0.002, 1.0, 4.0

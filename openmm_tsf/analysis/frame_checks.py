@@ -13,7 +13,7 @@ import mdtraj
 import numpy as np
 import numpy.typing as npt
 
-from openmm_tsf.statistics import group_means
+from openmm_tsf.analysis.statistics import group_means
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -159,10 +159,10 @@ def read_branches(path: Path) -> Branches | None:
     FileNotFoundError, ValueError
         If it is no flow file.
     """
-    from openmm_tsf.coordinates.configs import layer_entries
+    from openmm_tsf.coordinates.config import layer_entries
     from openmm_tsf.coordinates.zmatrix import ZMatrix
-    from openmm_tsf.doors import entry
     from openmm_tsf.flows.files import read_flow_file
+    from openmm_tsf.utils.validation import entry
 
     content = read_flow_file(path)
     try:

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from openmm_tsf.analysis.statistics import (
+    EffectiveSampleSize,
+    logit_free_energy,
+    reverse_ess,
+    reverse_ess_stderr,
+    weighted_mean,
+)
 from openmm_tsf.analysis.thermodynamics import (
     PROFILE_BINS,
     Profile,
     dihedral_bins,
     kish_by_bin,
     make_profile,
-)
-from openmm_tsf.statistics import (
-    EffectiveSampleSize,
-    logit_free_energy,
-    reverse_ess,
-    reverse_ess_stderr,
-    weighted_mean,
 )
 
 Array = npt.NDArray[np.float64]

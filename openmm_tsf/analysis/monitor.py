@@ -12,7 +12,6 @@ import mdtraj
 import numpy as np
 import numpy.typing as npt
 
-from openmm_tsf.analysis.errors import MeanEstimate, estimate_mean
 from openmm_tsf.analysis.frame_checks import (
     Branches,
     Leak,
@@ -24,10 +23,11 @@ from openmm_tsf.analysis.frame_checks import (
     tetrahedral_centres,
 )
 from openmm_tsf.analysis.ramachandran import backbone_names
+from openmm_tsf.analysis.uncertainty import MeanEstimate, estimate_mean
 
 if TYPE_CHECKING:
+    from openmm_tsf.analysis.estimates import Run
     from openmm_tsf.analysis.reference import Reference
-    from openmm_tsf.analysis.run import Run
 
 Array = npt.NDArray[np.float64]
 Basin = Callable[[Mapping[str, Array]], npt.ArrayLike]

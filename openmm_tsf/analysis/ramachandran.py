@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from openmm_tsf.statistics import (
+from openmm_tsf.analysis.statistics import (
     group_means,
     kl_divergence,
     statistical_inefficiency,

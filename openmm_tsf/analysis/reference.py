@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import gammaincc  # type: ignore[import-untyped]
 
-from openmm_tsf.analysis.errors import MeanEstimate, covariance_of_means, estimate_mean
+from openmm_tsf.analysis.estimates import Run
 from openmm_tsf.analysis.ramachandran import RamachandranDistance, ramachandran_distance
-from openmm_tsf.analysis.run import Run
-from openmm_tsf.run_config import check_reference_name
+from openmm_tsf.analysis.uncertainty import MeanEstimate, covariance_of_means, estimate_mean
+from openmm_tsf.io.run_config import check_reference_name
 
 Array = npt.NDArray[np.float64]
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from openmm_tsf.analysis.ensemble import Check
-from openmm_tsf.analysis.errors import MeanEstimate
+from openmm_tsf.analysis.ensemble_checks import Check
+from openmm_tsf.analysis.estimates import Run
 from openmm_tsf.analysis.monitor import monitor
 from openmm_tsf.analysis.reference import Agreement, Comparison, Reference, compare
-from openmm_tsf.analysis.run import Run
-from openmm_tsf.files import write_json
+from openmm_tsf.analysis.uncertainty import MeanEstimate
+from openmm_tsf.io.files import write_json
 
 
 def summarize(

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from openmm_tsf.analysis.free_energy import Mbar
-from openmm_tsf.files import write_csv
+from openmm_tsf.analysis.mbar import Mbar
+from openmm_tsf.io.files import write_csv
 
 Array = npt.NDArray[np.float64]
 
@@ -81,7 +81,7 @@ def thermodynamics(
 ) -> Thermodynamics:
     """Thermodynamic functions by MBAR.
 
-    Every estimate is linearised in the samples (see `openmm_tsf.analysis.free_energy`), so its
+    Every estimate is linearised in the samples (see `openmm_tsf.analysis.mbar`), so its
     error knows of correlation in time, between rungs, and of the rungs' free energies.
 
     Parameters

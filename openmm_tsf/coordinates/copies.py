@@ -7,7 +7,7 @@ from torch import Tensor
 
 from openmm_tsf.coordinates.door import check_tensor
 from openmm_tsf.coordinates.geometry import TWO_PI, dihedral, wrap
-from openmm_tsf.coordinates.symmetry import Labels
+from openmm_tsf.coordinates.hydrogen_labels import Labels
 
 
 class LabelledCopies:

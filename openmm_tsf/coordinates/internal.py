@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from openmm_tsf.coordinates.branch_cuts import emptiest_angles
-from openmm_tsf.coordinates.configs import layer_entries
+from openmm_tsf.coordinates.chirality import is_mirrored, reference_handedness
+from openmm_tsf.coordinates.config import layer_entries
 from openmm_tsf.coordinates.copies import LabelledCopies
 from openmm_tsf.coordinates.door import check_tensor
 from openmm_tsf.coordinates.geometry import (
@@ -29,13 +30,12 @@ from openmm_tsf.coordinates.geometry import (
     norm,
     wrap,
 )
-from openmm_tsf.coordinates.handedness import is_mirrored, reference_handedness
-from openmm_tsf.coordinates.placement import Placement
-from openmm_tsf.coordinates.regularise import beyond_branch, hold, outside_half_circle
-from openmm_tsf.coordinates.symmetry import Labels, Triple
+from openmm_tsf.coordinates.hydrogen_labels import Labels, Triple
+from openmm_tsf.coordinates.nerf import Placement
+from openmm_tsf.coordinates.penalties import beyond_branch, hold, outside_half_circle
 from openmm_tsf.coordinates.zmatrix import ZMatrix
-from openmm_tsf.doors import entry
 from openmm_tsf.units import NANOMETER, in_unit
+from openmm_tsf.utils.validation import entry
 
 BOND, ANGLE, TORSION, OFFSET = range(4)
 
@@ -153,8 +153,9 @@ class InternalCoordinates(LabelledCopies, nn.Module):
             Of all computations: torch.float64 or torch.float32.
         equivalent
             Groups of three hydrogens to relabel so that one of three equal copies of the density
-            is left (:func:`openmm_tsf.coordinates.symmetry.equivalent_hydrogens`). Conformations
-            in another labelling map to the same u; :meth:`place` gives them their labels back.
+            is left (:func:`openmm_tsf.coordinates.hydrogen_labels.equivalent_hydrogens`).
+            Conformations in another labelling map to the same u; :meth:`place` gives them their
+            labels back.
         overlap
             Let the copies overlap where one passes into the next, so that a density has no step
             there: see :meth:`log_window`.

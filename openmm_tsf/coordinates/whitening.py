@@ -12,10 +12,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from openmm_tsf.coordinates.configs import dtype_entry
+from openmm_tsf.coordinates.config import dtype_entry
 from openmm_tsf.coordinates.door import check_tensor
 from openmm_tsf.coordinates.internal import TORSION
-from openmm_tsf.doors import array_entry, entry
+from openmm_tsf.utils.validation import array_entry, entry
 
 MODES = ("conditional", "full", "diagonal")
 #: Ridge of the shift's regression, in frames: a prior that the shift is zero. On 20 000, 5 000 and

@@ -15,10 +15,10 @@ from typing import Any, Self
 import numpy as np
 import openmm.app as app
 
-from openmm_tsf.coordinates.configs import check_rows
-from openmm_tsf.doors import array_entry, entry
-from openmm_tsf.structure import atom_label
+from openmm_tsf.coordinates.config import check_rows
+from openmm_tsf.systems.consistency import atom_label
 from openmm_tsf.units import NANOMETER, in_unit
+from openmm_tsf.utils.validation import array_entry, entry
 
 #: Reference angles closer than this to 0 or pi (radians) leave a dihedral angle undefined.
 LINEAR_TOLERANCE = np.deg2rad(5.0)

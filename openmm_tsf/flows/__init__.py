@@ -3,8 +3,8 @@
 import os
 from typing import Any
 
-from openmm_tsf.flows.augmented import AugmentedFlow, FlowSample
-from openmm_tsf.flows.bijector import Bijector, Chain
+from openmm_tsf.flows.base import AugmentedFlow, FlowSample
+from openmm_tsf.flows.bijectors import Bijector, Chain
 from openmm_tsf.flows.files import read_flow_file
 from openmm_tsf.flows.realnvp import RealNVPFlow
 from openmm_tsf.flows.tsf import TemperatureSteerableFlow

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from openmm_tsf.flows.bijector import Pullback
+from openmm_tsf.flows.bijectors import Pullback
 
 #: Log-scales are bounded smoothly to this, so that a coupling cannot overflow.
 LOG_SCALE_BOUND = 2.0

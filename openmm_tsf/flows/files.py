@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from openmm_tsf.tensor_files import read_tensors, write_tensors
+from openmm_tsf.io.tensors import read_tensors, write_tensors
 
 #: 2: copies that overlap, which readers of format 1 would take for walls.
 FILE_FORMAT = 2

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from openmm_tsf.flows.augmented import AugmentedFlow
+from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.coupling import AffineCoupling
 
 
@@ -13,7 +13,7 @@ class RealNVPFlow(AugmentedFlow):
 
     The Jacobian varies, so a prior N(0, T/T_ref) does not steer it to other temperatures: that is
     the comparison of arXiv:2012.00429, Fig. 2. See
-    :class:`openmm_tsf.flows.augmented.AugmentedFlow` for the parameters.
+    :class:`openmm_tsf.flows.base.AugmentedFlow` for the parameters.
     """
 
     kind: ClassVar[str] = "realnvp"

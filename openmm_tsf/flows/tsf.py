@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 from torch import nn
 
-from openmm_tsf.flows.augmented import AugmentedFlow
+from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.coupling import AffineCoupling, Scale
 
 _MASK_SEED = 99
@@ -17,7 +17,7 @@ class TemperatureSteerableFlow(AugmentedFlow):
     z is scaled by k, then coordinates and momenta are coupled by volume-preserving affine layers
     (arXiv:2012.00429, Fig. 1). With volume internal coordinates the whole map's Jacobian is
     constant, so p(x, p; T') is proportional to p(x, p; T)^(T/T') exactly (eq. 4). See
-    :class:`openmm_tsf.flows.augmented.AugmentedFlow` for the parameters.
+    :class:`openmm_tsf.flows.base.AugmentedFlow` for the parameters.
 
     The paper couples z with q only. There the identity is a saddle point of the likelihood (q is
     independent of z, so neither conditioner has a gradient at first), and training starts slowly;

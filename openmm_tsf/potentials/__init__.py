@@ -2,9 +2,9 @@
 
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.potentials.mixed_double_well import MixedDoubleWell
-from openmm_tsf.potentials.models import DoubleWell, GaussianWell
-from openmm_tsf.potentials.openmm_bridge import OpenMMPotential
+from openmm_tsf.potentials.openmm_potential import OpenMMPotential
 from openmm_tsf.potentials.torch_potential import TorchPotential
+from openmm_tsf.potentials.toy import DoubleWell, GaussianWell
 
 __all__ = [
     "DoubleWell",

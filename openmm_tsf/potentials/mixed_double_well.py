@@ -6,9 +6,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from openmm_tsf.doors import whole_number
-from openmm_tsf.potentials.models import DoubleWell, ModelPotential
-from openmm_tsf.randomness import seeded_generator
+from openmm_tsf.potentials.toy import DoubleWell, ModelPotential
+from openmm_tsf.utils.random import seeded_generator
+from openmm_tsf.utils.validation import whole_number
 
 
 class MixedDoubleWell(ModelPotential):

@@ -13,15 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from openmm_tsf.potentials.agreement import (
-    ForceAgreement,
-    check_tolerance,
-    choose_conformations,
-    compare,
-    judge,
-)
+from openmm_tsf.potentials.arguments import check_bytes, check_device, check_flag, check_groups
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.potentials.batch_geometry import AllPairs, Frame
 from openmm_tsf.potentials.blocks import (
     LEAST_COMPILED,
     block_size,
@@ -33,14 +26,16 @@ from openmm_tsf.potentials.blocks import (
     slices,
     threads_for,
 )
-from openmm_tsf.potentials.compiled import CompiledEnergy
-from openmm_tsf.potentials.torch_doors import (
-    check_bytes,
-    check_device,
-    check_flag,
-    check_groups,
+from openmm_tsf.potentials.compilation import CompiledEnergy
+from openmm_tsf.potentials.forces.geometry import AllPairs, Frame
+from openmm_tsf.potentials.forces.registry import global_parameters, read_forces
+from openmm_tsf.potentials.verification import (
+    ForceAgreement,
+    check_tolerance,
+    choose_conformations,
+    compare,
+    judge,
 )
-from openmm_tsf.potentials.torch_forces import global_parameters, read_forces
 from openmm_tsf.units import KB
 
 logger = logging.getLogger(__name__)

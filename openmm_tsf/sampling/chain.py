@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from openmm_tsf.doors import seed_number, whole_number
+from openmm_tsf.metropolis import StrandedWalker
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.randomness import seeded_generator
-from openmm_tsf.sampling.accept import StrandedWalker
-from openmm_tsf.sampling.agreement import (
+from openmm_tsf.sampling.consistency import (
     check_constants,
     check_distinct,
     check_domains,
@@ -24,15 +22,17 @@ from openmm_tsf.sampling.agreement import (
     with_members,
 )
 from openmm_tsf.sampling.doors import check_flow
-from openmm_tsf.sampling.dynamics import minimised
-from openmm_tsf.sampling.kernels import Every, default_kernels, kernels_by_name
-from openmm_tsf.sampling.moves import FlowLike
-from openmm_tsf.sampling.recording import Reporter
-from openmm_tsf.sampling.starting import starting_state
+from openmm_tsf.sampling.initial import starting_state
+from openmm_tsf.sampling.kernels.flow import FlowLike
+from openmm_tsf.sampling.kernels.langevin_openmm import minimised
+from openmm_tsf.sampling.kernels.schedule import Every, default_kernels, kernels_by_name
+from openmm_tsf.sampling.recorder import Reporter
 from openmm_tsf.sampling.state import Closable, Kernel, KernelInfo, WalkerState
 from openmm_tsf.sampling.tuning import HasStepSize, StepSizeTuner
-from openmm_tsf.systems import MolecularSystem
+from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import as_temperatures
+from openmm_tsf.utils.random import seeded_generator
+from openmm_tsf.utils.validation import seed_number, whole_number
 
 
 class TemperingChain:

@@ -11,26 +11,24 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from openmm_tsf.directories import DirectoryLock
-from openmm_tsf.interrupts import DeferredInterrupt
+from openmm_tsf.io.directory import DirectoryLock
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.sampling.agreement import (
-    check_potentials,
-)
 from openmm_tsf.sampling.chain import TemperingChain
-from openmm_tsf.sampling.choices import (
+from openmm_tsf.sampling.consistency import check_potentials
+from openmm_tsf.sampling.initial import restored_state
+from openmm_tsf.sampling.kernels.flow import FlowLike
+from openmm_tsf.sampling.kernels.schedule import Every
+from openmm_tsf.sampling.provenance import (
     check_run_arguments,
     check_same,
     check_unchanged,
     sampling_choices,
 )
-from openmm_tsf.sampling.kernels import Every
-from openmm_tsf.sampling.moves import FlowLike
-from openmm_tsf.sampling.output import RunWriter, read_run_config
-from openmm_tsf.sampling.recording import CHECKPOINT_SECONDS, Recorder
-from openmm_tsf.sampling.starting import restored_state
+from openmm_tsf.sampling.recorder import CHECKPOINT_SECONDS, Recorder
+from openmm_tsf.sampling.run_writer import RunWriter, read_run_config
 from openmm_tsf.sampling.state import Kernel
-from openmm_tsf.systems import MolecularSystem
+from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.utils.signals import DeferredInterrupt
 
 
 class ParallelTempering(TemperingChain):

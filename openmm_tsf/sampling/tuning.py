@@ -5,8 +5,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from openmm_tsf.doors import numbers_of
 from openmm_tsf.sampling.state import KernelInfo
+from openmm_tsf.utils.validation import numbers_of
 
 
 @runtime_checkable

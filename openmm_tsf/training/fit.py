@@ -14,23 +14,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from openmm_tsf.dataset import MDDataset, basin_labels
-from openmm_tsf.doors import entry
-from openmm_tsf.files import write_csv
-from openmm_tsf.flows.augmented import AugmentedFlow
-from openmm_tsf.flows.bijector import Chain
+from openmm_tsf.flows.base import AugmentedFlow
+from openmm_tsf.flows.bijectors import Chain
 from openmm_tsf.flows.coupling import set_conditioner_dtype
-from openmm_tsf.interrupts import DeferredInterrupt
+from openmm_tsf.io.files import write_csv
+from openmm_tsf.io.tensors import write_tensors
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.randomness import seeded_generator
-from openmm_tsf.tensor_files import write_tensors
-from openmm_tsf.threads import torch_threads
-from openmm_tsf.training.checkpoints import CHECKPOINT_FORMAT, origin_of, read_checkpoint
-from openmm_tsf.training.muon import optimizers_of, set_learning_rate
+from openmm_tsf.systems.dataset import MDDataset, basin_labels
+from openmm_tsf.training.checkpoint import CHECKPOINT_FORMAT, origin_of, read_checkpoint
 from openmm_tsf.training.objectives import OBJECTIVES
+from openmm_tsf.training.optimizers import optimizers_of, set_learning_rate
 from openmm_tsf.training.restore import check_checkpoint
 from openmm_tsf.training.settings import FitSettings
-from openmm_tsf.training.validate import Validation, Validator
+from openmm_tsf.training.validation import Validation, Validator
+from openmm_tsf.utils.random import seeded_generator
+from openmm_tsf.utils.signals import DeferredInterrupt
+from openmm_tsf.utils.threads import torch_threads
+from openmm_tsf.utils.validation import entry
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ import math
 import torch
 from torch import Tensor
 
-from openmm_tsf.coordinates.symmetry import OVERLAP_STIFFNESS
-from openmm_tsf.flows.augmented import AugmentedFlow
-from openmm_tsf.flows.bijector import Chain
+from openmm_tsf.coordinates.hydrogen_labels import OVERLAP_STIFFNESS
+from openmm_tsf.flows.base import AugmentedFlow
+from openmm_tsf.flows.bijectors import Chain
 from openmm_tsf.potentials.base import Potential
 
 #: Weight of a squared step (radians, or relative) outside the domain, in nats. Steep enough that

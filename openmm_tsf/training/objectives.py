@@ -8,25 +8,25 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from openmm_tsf.dataset import MDDataset
-from openmm_tsf.doors import entry
-from openmm_tsf.flows.augmented import AugmentedFlow
-from openmm_tsf.flows.bijector import Chain
+from openmm_tsf.flows.base import AugmentedFlow
+from openmm_tsf.flows.bijectors import Chain
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.training.batches import TrainingFrames, n_from_each
-from openmm_tsf.training.chains import IndependenceChains
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.training.basin_populations import Populations
+from openmm_tsf.training.frames import TrainingFrames, n_from_each
+from openmm_tsf.training.independence_chains import IndependenceChains
+from openmm_tsf.training.langevin_relaxation import relax
 from openmm_tsf.training.losses import negative_log_likelihood, variational_free_energy, whitened
-from openmm_tsf.training.path import (
+from openmm_tsf.training.path_gradients import (
     data_cotangent,
     draw_cotangent,
     draw_score,
     log_density_at_draws,
     whole,
 )
-from openmm_tsf.training.points import Points
-from openmm_tsf.training.populations import Populations
-from openmm_tsf.training.relax import relax
 from openmm_tsf.training.settings import FitSettings
+from openmm_tsf.training.target_points import Points
+from openmm_tsf.utils.validation import entry
 
 Note = Callable[[str, float], None]
 
@@ -122,9 +122,10 @@ class _Energy(NamedTuple):
 class PathObjective:
     """The same two divergences by path gradients, with chains and with what path gradients lack.
 
-    Two terms take the gradient of ln(p/q) (:mod:`openmm_tsf.training.populations`): `log_variance`
-    pulls every point of the data by how far its ln(p/q) is from the mean (the log-variance
-    divergence, arXiv:2005.05409, on data and chains), `basin_balance` pushes draws of a basin.
+    Two terms take the gradient of ln(p/q) (:mod:`openmm_tsf.training.basin_populations`):
+    `log_variance` pulls every point of the data by how far its ln(p/q) is from the mean (the
+    log-variance divergence, arXiv:2005.05409, on data and chains), `basin_balance` pushes draws of
+    a basin.
     """
 
     def __init__(

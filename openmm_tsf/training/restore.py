@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openmm_tsf.doors import entry, whole_number
-from openmm_tsf.training.validate import Validation
+from openmm_tsf.training.validation import Validation
+from openmm_tsf.utils.validation import entry, whole_number
 
 _COUNTS = ("step", "n_skipped", "skipped_in_a_row", "n_evaluations")
 _NETWORKS = ("network", "average", "best_weights")

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from openmm_tsf.doors import (
+from openmm_tsf.units import as_temperatures
+from openmm_tsf.utils.validation import (
     check_fields,
     number_between,
     one_of,
@@ -16,7 +17,6 @@ from openmm_tsf.doors import (
     real_number,
     whole_number,
 )
-from openmm_tsf.units import as_temperatures
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class FitSettings:
         Data frames, and flow draws, per step.
     optimizer
         ``"adam"``, or ``"muon"``, which makes the steps of weight matrices orthogonal
-        (:mod:`openmm_tsf.training.muon`) and needs far fewer of them. Learning rates that suit it
-        are about ten times those of Adam; what is no matrix is left to Adam, at a tenth of the
-        rate.
+        (:mod:`openmm_tsf.training.optimizers`) and needs far fewer of them. Learning rates that
+        suit it are about ten times those of Adam; what is no matrix is left to Adam, at a tenth
+        of the rate.
     weight_decay
         Of ``"muon"``: a step takes this part, times the learning rate, off the weight matrices.
     learning_rate, final_learning_rate, warmup_steps
@@ -50,11 +50,11 @@ class FitSettings:
     estimator
         ``"direct"``: the two losses as they stand (arXiv:2012.00429, eqs. 5 and 6). ``"path"``:
         their path gradients, which also use the forces at the data: far less noise, so that long
-        trainings gain instead of overfitting (:mod:`openmm_tsf.training.path`).
+        trainings gain instead of overfitting (:mod:`openmm_tsf.training.path_gradients`).
     n_chains, chain_share
         Of ``"path"``: Markov chains of each temperature to which the flow's draws are proposals,
         and the share of data that is theirs once lambda is at its end: likelihood at temperatures
-        of which there are no frames (:mod:`openmm_tsf.training.chains`). 0: none.
+        of which there are no frames (:mod:`openmm_tsf.training.independence_chains`). 0: none.
     log_variance, basin_balance
         Of ``"path"``: weights of the terms that make ln(p/q) constant, from point to point of the
         data and from basin to basin of the draws (sign of the first phi). They keep the populations

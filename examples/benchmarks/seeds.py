@@ -1,0 +1,232 @@
+"""Independent short runs from one trained flow: is their spread what each of them claims?
+
+    python examples/benchmarks/seeds.py run/ --output seeds/
+
+Replica exchange with the flow of a finished run, over and over with other seeds. Of delta F_phi,
+P(phi > 0), <U> and C_V at every rung: chi2 of the spread over the runs against their claimed
+standard errors, and z of their mean against the reference. Writes seeds.json and seeds.png. A run
+that is complete is not repeated, one that was interrupted goes on; one that was made with another
+flow or other settings is refused.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import chi2
+
+from openmm_tsf.analysis import load_reference, load_run
+from openmm_tsf.analysis.plots.thermodynamics import reference_thermodynamics
+from openmm_tsf.analysis.summary import plain
+from openmm_tsf.flows import load_flow
+from openmm_tsf.sampling.provenance import hash_of
+from openmm_tsf.systems.files import holds_molecule, read_molecule
+from openmm_tsf.systems.molecule import alanine_dipeptide
+from openmm_tsf.units import KB
+from openmm_tsf.workflow.settings import SamplingSettings
+from openmm_tsf.workflow.settings import plain as plain_settings
+from openmm_tsf.workflow.train import sample
+
+#: Name, where it stands in summary.json, value and error there.
+QUANTITIES = (
+    ("delta_F_phi_kT", "delta_F_phi_kT", "value", "stderr"),
+    ("delta_F_phi_mbar_kT", "delta_F_phi_kT", "mbar_value", "mbar_stderr"),
+    ("phi_positive", "phi_positive", "p", "stderr"),
+    ("energy_kJ_mol", "energy_kJ_mol", "mean", "stderr"),
+    ("heat_capacity_kJ_mol_K", "heat_capacity_kJ_mol_K", "value", "stderr"),
+)
+
+
+def digest_of(flow):
+    """SHA-256 of the flow of a folder, as config.json of its runs has it."""
+    home = Path(flow)
+    if home.is_file():
+        home = home.parent
+    molecule = read_molecule(home) if holds_molecule(home) else alanine_dipeptide()
+    file = Path(flow) / "flow.pt" if Path(flow).is_dir() else Path(flow)
+    return hash_of(load_flow(file, molecule))
+
+
+def check_same(run, settings, seed, digest):
+    """Refuse a folder whose run was made with another flow, seed or other settings."""
+    choices = run.config["choices"]
+    made_with = dict(choices.get("settings", {}), seed=run.config["seed"])
+    made_with["flow (sha256)"] = choices.get("flow", {}).get("sha256")
+    wanted = plain_settings(settings) | {"seed": seed, "flow (sha256)": digest}
+    different = [
+        f"{name}: {made_with.get(name)!r} there, {value!r} asked for"
+        for name, value in wanted.items()
+        if made_with.get(name) != value
+    ]
+    if run.n_iterations > settings.n_iterations:
+        different.append(
+            f"iterations made: {run.n_iterations} there, {settings.n_iterations} asked for"
+        )
+    if different:
+        raise ValueError(
+            f"{run.path}: was made otherwise ({'; '.join(different)}); give another --output"
+        )
+
+
+def one_run(flow, folder, settings, seed, digest, progress):
+    """Run, resume, or read what is there: the content of summary.json."""
+    if (folder / "checkpoint.pt").is_file():
+        existing = load_run(folder)
+        check_same(existing, settings, seed, digest)
+        if existing.n_iterations == settings.n_iterations:
+            return existing.summary()
+    return sample(flow, folder, settings, seed=seed, resume=True, progress=progress)
+
+
+def spread(values, errors, truth):
+    """chi2 of runs around their mean, and z of the mean against (value, error) of the truth."""
+    known = np.isfinite(values) & np.isfinite(errors) & (errors > 0)
+    v, e = values[known], errors[known]
+    n = len(v)
+    # Every run counts the same: the claimed error goes with the value, so weighting would bias.
+    mean = v.mean() if n else math.nan
+    result = {"n_runs": n, "n_unknown": int(len(values) - n), "mean": float(mean)}
+    if n < 2:
+        return result
+    deviation, sum_of_squares = v.std(ddof=1), float((((v - mean) / e) ** 2).sum())
+    result |= {
+        "stderr_of_mean": float(deviation / math.sqrt(n)),
+        "spread": float(deviation),
+        "claimed_rms": float(np.sqrt((e**2).mean())),
+        "chi2": sum_of_squares,
+        "degrees_of_freedom": n - 1,
+        "p_value": float(chi2.sf(sum_of_squares, n - 1)),
+    }
+    if truth is not None and np.isfinite(truth).all():
+        error = math.hypot(deviation / math.sqrt(n), truth[1])
+        result |= {
+            "reference": float(truth[0]),
+            "reference_stderr": float(truth[1]),
+            "z_against_reference": float((mean - truth[0]) / error),
+        }
+    return result
+
+
+def truths(run):
+    """(value, error) of the reference by quantity and rung, where it has them."""
+    if run.config.get("reference") is None:
+        return {}
+    reference = load_reference(run.config["reference"])
+    table = reference_thermodynamics(reference, KB)
+    found = {}
+    for t in map(float, run.temperatures):
+        k = reference.rung(t)
+        if k is None:
+            continue
+        p, delta_f = reference.phi_positive(k), (table.delta_f[k], table.delta_f_stderr[k])
+        found |= {
+            ("delta_F_phi_kT", f"{t:.2f}"): delta_f,
+            ("delta_F_phi_mbar_kT", f"{t:.2f}"): delta_f,
+            ("phi_positive", f"{t:.2f}"): (p.value, p.stderr),
+            ("energy_kJ_mol", f"{t:.2f}"): (table.energy[k], table.energy_stderr[k]),
+            ("heat_capacity_kJ_mol_K", f"{t:.2f}"): (
+                table.heat_capacity[k],
+                table.heat_capacity_stderr[k],
+            ),
+        }
+    return found
+
+
+def number(value):
+    return math.nan if value is None else float(value)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("flow", help="folder with flow.pt: a finished run, or of openmm-tsf train")
+    parser.add_argument("--output", default="seeds", help="folder of the runs")
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--iterations", type=int, default=300)
+    parser.add_argument("--tuning", type=int, default=100)
+    parser.add_argument("--walkers", type=int, default=64)
+    parser.add_argument("--temperatures", type=float, nargs="+", metavar="K")
+    parser.add_argument("--seed", type=int, default=1000, help="of the first run; then one more")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    args = parser.parse_args()
+    if args.runs < 1:
+        parser.error(f"--runs: expected at least 1, got {args.runs}")
+    ladder = {"temperatures": tuple(args.temperatures)} if args.temperatures else {}
+    settings = SamplingSettings(
+        n_walkers=args.walkers, n_iterations=args.iterations, n_tuning=args.tuning, **ladder
+    )
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    seeds = [args.seed + k for k in range(args.runs)]
+    summaries, digest = [], digest_of(args.flow)
+    for seed in seeds:
+        folder = output / f"seed_{seed}"
+        summaries.append(one_run(args.flow, folder, settings, seed, digest, not args.quiet))
+        print(f"seed {seed}: {summaries[-1]['n_iterations']} iterations", flush=True)
+    reference = truths(load_run(output / f"seed_{seeds[0]}"))
+    rungs = [f"{t:.2f}" for t in settings.temperatures]
+    report = {
+        "seeds": seeds,
+        "temperatures_K": list(settings.temperatures),
+        "n_iterations": args.iterations,
+        "n_tuning": args.tuning,
+        "n_walkers": args.walkers,
+        "spread": {},
+        "runs": {},
+    }
+    for name, key, value, error in QUANTITIES:
+        if key not in summaries[0]:
+            continue  # a molecule without a φ
+        report["runs"][name] = {
+            rung: [[s[key][rung][value], s[key][rung][error]] for s in summaries] for rung in rungs
+        }
+        report["spread"][name] = {}
+        for rung in rungs:
+            pairs = np.array([list(map(number, p)) for p in report["runs"][name][rung]])
+            report["spread"][name][rung] = spread(
+                pairs[:, 0], pairs[:, 1], reference.get((name, rung))
+            )
+    report = plain(report)
+    (output / "seeds.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    print(json.dumps(report["spread"], indent=1))
+    draw(report, output / "seeds.png")
+
+
+def draw(report, path):
+    names = [n for n in ("delta_F_phi_mbar_kT", "energy_kJ_mol") if n in report["runs"]]
+    rungs = list(report["runs"][names[0]])
+    figure = Figure(figsize=(3.8 * len(rungs), 3.4 * len(names)), layout="constrained")
+    axes = figure.subplots(len(names), len(rungs), squeeze=False)
+    for row, name in zip(axes, names, strict=True):
+        for axis, rung in zip(row, rungs, strict=True):
+            pairs = np.array([list(map(number, p)) for p in report["runs"][name][rung]])
+            found = report["spread"][name][rung]
+            axis.errorbar(range(len(pairs)), pairs[:, 0], pairs[:, 1], fmt="o", ms=3, capsize=2,
+                          color="#0b5394", label="runs")  # fmt: skip
+            axis.axhline(number(found["mean"]), color="#0b5394", lw=1, label="their mean")
+            if "reference" in found:
+                value, error = found["reference"], found["reference_stderr"]
+                axis.axhspan(value - error, value + error, color="#c0392b", alpha=0.25, lw=0,
+                             label="reference ± SE")  # fmt: skip
+            words = [f"{rung} K"]
+            if "chi2" in found:
+                words.append(f"χ²/dof {found['chi2'] / found['degrees_of_freedom']:.2f}")
+                words.append(f"p {found['p_value']:.2f}")
+            if "z_against_reference" in found:
+                words.append(f"z {found['z_against_reference']:+.1f}")
+            axis.set_title(", ".join(words), fontsize=10)
+            axis.set_xlabel("run")
+        row[0].set_ylabel({"delta_F_phi_mbar_kT": "ΔF(φ) by MBAR (kT)",
+                           "energy_kJ_mol": "⟨U⟩ (kJ/mol)"}[name])  # fmt: skip
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.suptitle(
+        f"{len(report['seeds'])} runs of {report['n_walkers']} walkers × "
+        f"{report['n_iterations']} iterations from one flow; bars: claimed SE"
+    )
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""Do the rungs hold the Boltzmann distributions of their temperatures? From energies alone.
+
+Two checks. The sharp one (Shirts, J. Chem. Theory Comput. 9, 909 (2013), and the package
+physical_validation): ln[P_b(U)/P_a(U)] of two rungs is a straight line in U of slope β_a - β_b,
+whatever the density of states. The plain one: the heat capacity from fluctuations within the rungs
+must integrate to the difference of ⟨U⟩ between them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from openmm_tsf.analysis.statistics import MIN_EFFECTIVE_SAMPLES
+from openmm_tsf.analysis.uncertainty import MeanEstimate, estimate_mean
+
+Array = npt.NDArray[np.float64]
+
+_NEWTON_STEPS = 100
+_TOLERANCE = 1e-10
+#: Information (of standardised energies) below this part of the samples is none.
+_SINGULAR = 1e-12
+#: Walkers shorter than this, in correlation times, show where they started.
+_MIN_LENGTH = 4
+
+
+@dataclass(frozen=True)
+class Check:
+    """A figure beside what it must be.
+
+    Attributes
+    ----------
+    value, stderr
+        As found, and its standard error.
+    expected
+        What it is for Boltzmann distributions at the stated temperatures.
+    n_eff
+        Effective samples of ⟨U⟩ at the rung that has fewer; NaN where they are not known, 0 where
+        the walkers are shorter than 4 correlation times g: they may not have left their start.
+    """
+
+    value: float
+    stderr: float
+    expected: float
+    n_eff: float
+
+    @property
+    def z(self) -> float:
+        """(value - expected)/stderr; NaN where the error is not known.
+
+        Nor is it with fewer than 100 effective samples of ⟨U⟩ at either rung: errors of
+        correlated series are too small then, and those of the third cumulant far too small.
+        """
+        if not self.n_eff >= MIN_EFFECTIVE_SAMPLES:
+            return float("nan")
+        return (self.value - self.expected) / self.stderr
+
+
+def heat_capacity(
+    energy: npt.ArrayLike, temperature: float, boltzmann_constant: float
+) -> MeanEstimate:
+    """Configurational heat capacity var(U)/(k T²) of one rung in kJ/(mol K).
+
+    The kinetic part, 3N k/2 without constraints, is not in it. Look at ``n_independent``: with
+    fewer than some 100 effective samples the value is too low, and its error too small, more often
+    than a normal distribution says.
+
+    Parameters
+    ----------
+    energy
+        [n, W] in kJ/mol.
+    temperature
+        In K.
+    boltzmann_constant
+        In kJ/(mol K).
+    """
+    values = np.asarray(energy, dtype=np.float64)
+    # ⟨U⟩ is stationary in the variance: its error does not enter to first order.
+    squares = (values - values.mean()) ** 2
+    return estimate_mean(squares / (boltzmann_constant * temperature**2))
+
+
+def energy_ratio(low: npt.ArrayLike, high: npt.ArrayLike, betas: tuple[float, float]) -> Check:
+    """Slope of ln[P_high(U)/P_low(U)] by maximum likelihood against β_low - β_high, in mol/kJ.
+
+    A logistic regression of the rung on the energy (Shirts 2013, eqs. 13 to 17). The error is the
+    estimate's linear influence of every iteration and walker, both rungs together, through the
+    same standard error as any other mean: it knows of correlation in time and through swaps.
+
+    Parameters
+    ----------
+    low, high
+        Energies [n, W] of two rungs in kJ/mol, sampled side by side.
+    betas
+        1/(k_B T) of the lower and the higher temperature.
+
+    Returns
+    -------
+    check
+        NaN where the energies of the rungs do not overlap, or so little that the slope rests on
+        no sample (the information of the regression is singular).
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or the arrays are empty.
+    RuntimeError
+        If the likelihood cannot be maximised.
+    """
+    series = np.stack([np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)], -1)
+    expected = betas[0] - betas[1]
+    if series.ndim != 3 or series.size == 0:
+        raise ValueError(f"low, high: expected energies [n, W], got shape {series.shape[:-1]}")
+    n_eff = _effective(series[..., 0], series[..., 1])
+    separate = series[..., 0].max() <= series[..., 1].min()
+    if separate or series[..., 1].max() <= series[..., 0].min():
+        return Check(np.nan, np.nan, expected, n_eff)
+    centre, scale = series.mean(), series.std()
+    x = (series - centre) / scale
+    design = np.stack([np.ones_like(x), x], axis=-1)  # [n, W, 2 rungs, 2]
+    theta = _maximum_likelihood(design, np.array([0.0, expected * scale]))
+    if theta is None:
+        return Check(np.nan, np.nan, expected, n_eff)
+    p = _logistic(design @ theta)
+    drawn_from = np.array([0.0, 1.0])
+    scores = np.einsum("nwr,nwri->nwi", drawn_from - p, design)
+    influence = np.linalg.solve(_information(design, p), np.array([0.0, 1.0]))
+    n, n_walkers, _ = series.shape
+    error = estimate_mean(scores @ influence * (n * n_walkers)).stderr
+    return Check(float(theta[1] / scale), float(error / scale), expected, n_eff)
+
+
+def _maximum_likelihood(design: Array, start: Array) -> Array | None:
+    """Newton steps, halved while they lower the likelihood; None where nothing overlaps."""
+    labels = np.array([-1.0, 1.0])
+
+    def log_likelihood(theta: Array) -> float:
+        return -float(np.logaddexp(0.0, -labels * (design @ theta)).sum())
+
+    theta, here = start, log_likelihood(start)
+    n = design[..., 0].size
+    for _ in range(_NEWTON_STEPS):
+        p = _logistic(design @ theta)
+        score = np.einsum("nwr,nwri->i", np.array([0.0, 1.0]) - p, design)
+        information = _information(design, p)
+        if np.linalg.eigvalsh(information)[0] <= _SINGULAR * n:
+            return None
+        if np.abs(score).max() <= _TOLERANCE * n:
+            return theta
+        step = np.linalg.solve(information, score)
+        while (there := log_likelihood(theta + step)) < here - _TOLERANCE * n:
+            step = 0.5 * step
+        theta, here = theta + step, there
+    raise RuntimeError(f"the likelihood of the energies cannot be maximised: {score / n} left")
+
+
+def _logistic(x: Array) -> Array:
+    return 0.5 * (1.0 + np.tanh(0.5 * x))
+
+
+def _information(design: Array, p: Array) -> Array:
+    weighted = design * (p * (1.0 - p))[..., None]
+    return np.einsum("nwri,nwrj->ij", weighted, design)
+
+
+def heat_capacity_difference(
+    low: npt.ArrayLike,
+    high: npt.ArrayLike,
+    temperatures: tuple[float, float],
+    boltzmann_constant: float,
+) -> Check:
+    """Mean heat capacity between two rungs: from fluctuations within, and as Δ⟨U⟩/ΔT.
+
+    ⟨U⟩_b - ⟨U⟩_a = ∫ C dT. The integral is the trapezoid with its end correction,
+    h/2 (C_a + C_b) - h²/12 (C'_b - C'_a), whose C' = κ₃/(k²T⁴) - 2κ₂/(kT³) comes from the second
+    and third cumulants of U; what is left out is of order h⁵ C''''/720.
+
+    Parameters
+    ----------
+    low, high
+        Energies [n, W] of two rungs in kJ/mol, sampled side by side.
+    temperatures
+        Their temperatures in K.
+    boltzmann_constant
+        In kJ/(mol K).
+
+    Returns
+    -------
+    check
+        ``value`` and ``expected`` are Δ⟨U⟩/ΔT and the mean C of fluctuations in kJ/(mol K);
+        ``stderr`` is that of their difference.
+    """
+    width = temperatures[1] - temperatures[0]
+    k = boltzmann_constant
+    slope = integral = 0.0
+    influence = np.zeros(np.shape(low))
+    for energy, kelvin, sign in ((low, temperatures[0], -1.0), (high, temperatures[1], 1.0)):
+        values = np.asarray(energy, dtype=np.float64)
+        d = values - values.mean()
+        second, third = np.mean(d**2), np.mean(d**3)
+        # Coefficients of the cumulants in the mean of C over the interval.
+        of_third = -sign * width / 12 / (k**2 * kelvin**4)
+        of_second = 0.5 / (k * kelvin**2) + sign * width / 6 / (k * kelvin**3)
+        slope += sign * values.mean() / width
+        integral += of_second * second + of_third * third
+        influence += sign * d / width - of_second * (d**2 - second)
+        influence -= of_third * (d**3 - third - 3.0 * second * d)
+    stderr = estimate_mean(influence).stderr
+    return Check(float(slope), stderr, float(integral), _effective(low, high))
+
+
+def _effective(low: npt.ArrayLike, high: npt.ArrayLike) -> float:
+    """Effective samples of ⟨U⟩ at the rung that has fewer; NaN where they are not known.
+
+    None, where walkers are so short that they show where they started.
+    """
+    estimates = [estimate_mean(energy) for energy in (low, high)]
+    if any(np.shape(low)[0] < _MIN_LENGTH * estimate.g for estimate in estimates):
+        return 0.0
+    return float(np.min([estimate.n_independent for estimate in estimates]))

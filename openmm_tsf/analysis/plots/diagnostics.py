@@ -1,0 +1,163 @@
+"""Is the sampler working? Acceptance, exchange of replicas, running estimates."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from openmm_tsf.analysis.estimates import Run
+from openmm_tsf.analysis.plots.ramachandran import FONT, RUN_COLOUR, extent, save_figure, symbol
+from openmm_tsf.analysis.uncertainty import estimate_mean
+
+_RUNNING_POINTS = 20
+
+
+def plot_diagnostics(run: Run, path: str | Path) -> None:
+    """Acceptance per kernel, exchange of replicas, and running estimates with their errors.
+
+    Raises
+    ------
+    ValueError
+        If the run has no data yet.
+    """
+    run.mean_energy(run.temperatures[0])
+    figure = Figure(figsize=(13.5, 9.0), layout="constrained")
+    axes = figure.subplots(2, 3)
+    _draw_acceptance(axes[0, 0], run)
+    if run.n_rungs > 1:
+        _draw_swaps(axes[0, 1], run)
+        _draw_mixing(figure, axes[0, 2], run)
+        _draw_replica(axes[1, 2], run)
+    else:  # nothing to exchange
+        for axis in (axes[0, 1], axes[0, 2], axes[1, 2]):
+            axis.set_axis_off()
+    # A φ where there is one: the first recorded dihedral may be a ψ.
+    name = min(run.dihedral_atoms, key=lambda n: not n.startswith("phi"), default=None)
+    if name is None:
+        axes[1, 0].set_axis_off()
+    else:
+        _draw_running(
+            axes[1, 0], run, lambda t: run.dihedral(name, t) > 0, f"P({symbol(name)}>0)", True
+        )
+    _draw_running(axes[1, 1], run, run.energies, "⟨U⟩ - final (kJ/mol)", False)
+    figure.suptitle(
+        f"{extent(run)}; "
+        f"{run.segments.n_evaluations:,} energy evaluations in {run.segments.wall_seconds:,.0f} s; "
+        f"rejected non-finite {run.segments.rejected_non_finite:,}, "
+        f"mirror images {run.segments.mirror_images:,}",
+        fontsize=12,
+    )
+    save_figure(figure, path)
+
+
+def _draw_acceptance(axis: Axes, run: Run) -> None:
+    tables = {k: v for k, v in run.acceptance().items() if v.shape == (run.n_rungs,)}
+    for name, rates in tables.items():
+        axis.plot(run.temperatures, rates, "o-", label=name)
+    if tables:
+        axis.legend(frameon=False, fontsize=9)
+    axis.set_ylim(0, 1.02)
+    axis.set_xticks(run.temperatures, [f"{t:.0f}" for t in run.temperatures])
+    axis.set_xlabel("T (K)", fontsize=FONT)
+    axis.set_ylabel("accepted / proposed", fontsize=FONT)
+    axis.set_title("moves", fontsize=FONT)
+
+
+def _draw_swaps(axis: Axes, run: Run) -> None:
+    pairs = [
+        f"{a:.0f}–{b:.0f}" for a, b in zip(run.temperatures, run.temperatures[1:], strict=False)
+    ]
+    drawn = False
+    for name, rates in run.acceptance().items():
+        if rates.shape == (run.n_rungs,):
+            continue
+        neighbours = np.diagonal(rates, offset=1) if rates.ndim == 2 else rates
+        axis.plot(range(len(pairs)), neighbours, "s-", label=name)
+        drawn = True
+    if drawn:
+        axis.legend(frameon=False, fontsize=9)
+    axis.set_ylim(0, 1.02)
+    axis.set_xticks(range(len(pairs)), pairs)
+    axis.set_xlabel("neighbouring rungs (K)", fontsize=FONT)
+    axis.set_ylabel("accepted / proposed", fontsize=FONT)
+    axis.set_title("swaps", fontsize=FONT)
+
+
+def _draw_mixing(figure: Figure, axis: Axes, run: Run) -> None:
+    matrix = run.mixing_matrix()
+    image = axis.imshow(np.ma.masked_invalid(matrix), cmap="Blues", vmin=0, vmax=1)
+    if run.n_rungs <= 8:
+        for (i, j), value in np.ndenumerate(matrix):
+            axis.text(
+                j, i, f"{value:.2f}", ha="center", va="center",
+                color="white" if value > 0.6 else "black", fontsize=9,
+            )  # fmt: skip
+    labels = [f"{t:.0f}" for t in run.temperatures]
+    axis.set_xticks(range(run.n_rungs), labels)
+    axis.set_yticks(range(run.n_rungs), labels)
+    axis.set_xlabel("rung one saved iteration later (K)", fontsize=FONT)
+    axis.set_ylabel("rung of the replica (K)", fontsize=FONT)
+    axis.set_title(
+        f"mixing; {run.round_trips().sum():,} round trips, "
+        f"relaxation {run.relaxation().iterations:.1f} iterations",
+        fontsize=FONT,
+    )
+    figure.colorbar(image, ax=axis, shrink=0.8, label="probability")
+
+
+def _draw_running(
+    axis: Axes, run: Run, series: Callable[[float], npt.ArrayLike], label: str, log: bool
+) -> None:
+    ends = np.unique(np.linspace(run.n_iterations / _RUNNING_POINTS, run.n_iterations,
+                                 _RUNNING_POINTS).astype(int))  # fmt: skip
+    ends = ends[ends > 0]
+    colours = _temperature_colours(run)
+    drawn = False
+    for temperature, colour in zip(run.temperatures, colours, strict=True):
+        values = np.asarray(series(temperature), dtype=np.float64)
+        estimates = [estimate_mean(values[:end]) for end in ends]
+        means = np.array([e.value for e in estimates])
+        errors = np.nan_to_num(np.array([e.stderr for e in estimates]))
+        if not log:
+            means = means - means[-1]
+        visible = means > 0 if log else np.ones(len(means), dtype=bool)
+        if not visible.any():
+            continue  # nothing to draw, nothing for the legend
+        drawn = True
+        axis.plot(ends[visible], means[visible], color=colour, label=f"{temperature:.0f} K")
+        low = means - errors
+        if log:
+            low = np.maximum(low, 0.1 * means)
+        axis.fill_between(
+            ends[visible], low[visible], (means + errors)[visible], color=colour, alpha=0.25, lw=0
+        )
+    if log and drawn:
+        axis.set_yscale("log")
+    if drawn:
+        axis.legend(frameon=False, fontsize=9)
+    else:
+        axis.text(0.5, 0.5, "never seen", ha="center", transform=axis.transAxes, fontsize=FONT)
+    axis.set_xlabel("saved iterations", fontsize=FONT)
+    axis.set_ylabel(label, fontsize=FONT)
+    axis.set_title(f"running estimate of {label.split(' -')[0]} ± SE", fontsize=FONT)
+
+
+def _draw_replica(axis: Axes, run: Run) -> None:
+    rung_of = np.argsort(run.segments.replica[:, 0], axis=1)
+    shown = min(run.n_iterations, 200)
+    # The replica that started at the bottom, over the first iterations: enough to see it move.
+    axis.plot(run.segments.iteration[:shown], run.temperatures[rung_of[:shown, 0]], "-", lw=0.9,
+              drawstyle="steps-post", color=RUN_COLOUR)  # fmt: skip
+    axis.set_yticks(run.temperatures, [f"{t:.0f}" for t in run.temperatures])
+    axis.set_xlabel("iteration", fontsize=FONT)
+    axis.set_ylabel("T (K)", fontsize=FONT)
+    axis.set_title("one replica of walker 0", fontsize=FONT)
+
+
+def _temperature_colours(run: Run) -> list[tuple[float, float, float, float]]:
+    scale = matplotlib.colormaps["plasma"]
+    return [scale(x) for x in np.linspace(0.05, 0.8, run.n_rungs)]

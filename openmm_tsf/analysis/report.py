@@ -1,0 +1,247 @@
+"""The content of ``summary.json`` in words: the table, and what is not converged."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from openmm_tsf.analysis.statistics import MIN_EFFECTIVE_SAMPLES
+
+#: What "converged" means here, beside effective samples: standard error of delta F.
+MAX_FREE_ENERGY_STDERR_KT = 0.25
+MAX_Z = 3.0
+MIN_P_VALUE = 0.01
+MAX_RAMACHANDRAN_RATIO = 1.5
+MIN_ROUND_TRIPS_PER_WALKER = 1
+
+_COMPARED = (("phi_positive", "P(phi > 0)"), ("energy_kJ_mol", "<U>"))
+_ENSEMBLE = {
+    "energy_ratio_mol_kJ": "the slope of ln[P(U)/P(U)]",
+    "heat_capacity_kJ_mol_K": "the change of <U> with temperature",
+}
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """A table of every rung, acceptance, mixing, what the energies say of the ensemble, cost."""
+    lines = [
+        f"{summary['n_walkers']} walkers, {summary['n_iterations']} iterations, "
+        f"{summary['n_samples_per_rung']} samples at every temperature"
+    ]
+    if summary["n_iterations"]:
+        lines += _rungs(summary)
+    lines += ["", "accepted moves"]
+    for name, rates in summary["acceptance"].items():
+        values = list(rates.values()) if isinstance(rates, dict) else _neighbours(rates)
+        if values:
+            lines.append(f"  {name:<18}" + "".join(f"{_number(rate, 3):>9}" for rate in values))
+    lines.append(f"  round trips of the temperature ladder: {summary['round_trips']}")
+    relaxation = summary.get("replica_relaxation", {}).get("iterations")
+    if relaxation is not None:
+        lines.append(f"  replicas forget their temperature in {relaxation:.1f} saved iterations")
+    lines += _energy_ratios(summary)
+    lines += ["", f"{'cost':<22}" + "".join(f"{k:>14}" for k in ("md", "training", "sampling"))]
+    for label, key in (("energy evaluations", "energy_evaluations"), ("seconds", "wall_seconds")):
+        costs = summary[key]
+        row = "".join(f"{_count(costs[k]):>14}" for k in ("md", "training", "sampling"))
+        lines.append(f"  {label:<20}{row}")
+    if (seconds := summary["wall_seconds"].get("compilation")) is not None:
+        lines.append(f"  {'of which compiling':<20}{_count(seconds):>14}")
+    notes = summary.get("monitor", {}).get("notes", [])
+    if notes:
+        lines += ["", "notes", *(f"  {note}" for note in notes)]
+    return "\n".join(lines)
+
+
+def shortcomings(summary: dict[str, Any]) -> list[str]:
+    """What is not converged, does not agree, or needs a look; empty if nothing is wrong."""
+    return [*unsampled(summary), *disagreements(summary), *concerns(summary)]
+
+
+def advice(summary: dict[str, Any]) -> str | None:
+    """What to do about the shortcomings; None if there are none.
+
+    More sampling cures what is not sampled. It does not cure a disagreement, with the reference or
+    with the Boltzmann distribution: that is a bias, of the sampler or of the setting up.
+    """
+    if disagreements(summary):
+        return (
+            "a difference from the reference or from the Boltzmann distribution beyond the errors "
+            "does not go away with more iterations: compare the System, the temperatures and the "
+            "burn-in with the reference's, and the time step with what the dynamics can take"
+        )
+    if unsampled(summary):
+        return "more iterations, training or walkers help"
+    if concerns(summary):
+        return "more walkers, started in other basins, or training on this run's frames may help"
+    return None
+
+
+def _rungs(summary: dict[str, Any]) -> Iterator[str]:
+    names = list(summary.get("dihedral_positive", {}))
+    titles = "".join(f"{f'P({name} > 0)':>22}{'N_eff':>8}" for name in names)
+    free_energies = summary.get("delta_F_phi_kT")
+    yield ""
+    yield f"{'T (K)':>8}{'<U> (kJ/mol)':>20}{titles}" + (
+        f"{'dF_phi (kT)':>18}" if free_energies else ""
+    )
+    for rung in (f"{kelvin:.2f}" for kelvin in summary["temperatures_K"]):
+        energy = summary["energy_kJ_mol"][rung]
+        line = f"{rung:>8}{_with_error(energy['mean'], energy['stderr'], 2):>20}"
+        for name in names:
+            p = summary["dihedral_positive"][name][rung]
+            line += f"{_with_error(p['p'], p['stderr'], 4):>22}{_number(p['n_eff'], 0):>8}"
+        if free_energies:
+            value = free_energies[rung]
+            line += f"{_with_error(value['value'], value['stderr'], 2):>18}"
+        yield line
+
+
+def _energy_ratios(summary: dict[str, Any]) -> Iterator[str]:
+    """Each pair of neighbouring rungs: the slope found beside the one expected."""
+    pairs = summary.get("ensemble_check", {}).get("energy_ratio_mol_kJ", {})
+    if not pairs:
+        return
+    yield ""
+    yield f"{'ln[P(U)/P(U)], slope':<22}{'(mol/kJ)':>18}{'expected':>12}{'z':>8}"
+    for pair, check in pairs.items():
+        found = _with_error(check["value"], check["stderr"], 4)
+        expected, z = _number(check["expected"], 4), check["z"]
+        yield f"  {f'{pair} K':<20}{found:>18}{expected:>12}{'?' if z is None else f'{z:+.1f}':>8}"
+
+
+def unsampled(summary: dict[str, Any]) -> list[str]:
+    """What more sampling would cure: too few effective samples, unknown errors, no round trips."""
+    return [*_few_samples(summary), *_unchecked(summary), *_uncompared(summary)]
+
+
+def _few_samples(summary: dict[str, Any]) -> Iterator[str]:
+    if summary["n_iterations"] == 0:
+        yield "no samples yet"
+        return
+    for name, rungs in summary["dihedral_positive"].items():
+        for rung, p in rungs.items():
+            if p["n_eff"] is None or p["n_eff"] < MIN_EFFECTIVE_SAMPLES:
+                yield f"{rung} K: P({name} > 0) {_rests_on(p['n_eff'])}"
+    for rung, energy in summary["energy_kJ_mol"].items():
+        if energy["n_eff"] is None or energy["n_eff"] < MIN_EFFECTIVE_SAMPLES:
+            yield f"{rung} K: <U> {_rests_on(energy['n_eff'])}"
+    for rung, capacity in summary.get("heat_capacity_kJ_mol_K", {}).items():
+        if "n_eff" not in capacity:
+            continue  # a summary of an earlier version
+        if capacity["n_eff"] is None or capacity["n_eff"] < MIN_EFFECTIVE_SAMPLES:
+            yield f"{rung} K: C_V {_rests_on(capacity['n_eff'])}"
+    for rung, value in summary.get("delta_F_phi_kT", {}).items():
+        if value["stderr"] is None:
+            yield f"{rung} K: the error of delta F is not known"
+        elif value["stderr"] > MAX_FREE_ENERGY_STDERR_KT:
+            yield (
+                f"{rung} K: the error of delta F is {value['stderr']:.2f} kT, more than "
+                f"{MAX_FREE_ENERGY_STDERR_KT} kT"
+            )
+    if len(summary["temperatures_K"]) > 1:
+        trips = summary["round_trips"] / summary["n_walkers"]
+        if trips < MIN_ROUND_TRIPS_PER_WALKER:
+            yield f"{trips:.2f} round trips of the temperature ladder for each walker"
+
+
+def _unchecked(summary: dict[str, Any]) -> Iterator[str]:
+    for key, pairs in summary.get("ensemble_check", {}).items():
+        for pair, check in pairs.items():
+            if check["z"] is not None:
+                continue
+            reason = (
+                f"{_ENSEMBLE.get(key, key)} cannot be tested on so few effective samples"
+                f" ({_number(check.get('n_eff'), 0)} of <U>)"
+            )
+            if check["value"] is None:
+                reason = "the energies of the two rungs do not overlap: bring them closer together"
+            yield f"{pair} K: {reason}"
+
+
+def _uncompared(summary: dict[str, Any]) -> Iterator[str]:
+    comparison = summary.get("comparison")
+    if comparison is None:
+        return
+    for key, label in _COMPARED:
+        for rung, z in comparison[key]["z"].items():
+            if z is None:
+                yield f"{rung} K: {label} cannot be compared with the reference (unknown error)"
+        if comparison[key]["p_value"] is None:
+            yield f"all rungs: {label} cannot be compared with the reference (unknown covariance)"
+    for rung, distance in comparison["ramachandran"].items():
+        if distance["total_variation"] is None or distance["floor_total_variation"] is None:
+            yield f"{rung} K: the Ramachandran distance has no floor to compare with"
+
+
+def disagreements(summary: dict[str, Any]) -> list[str]:
+    """Where the run is wrong beyond its errors.
+
+    Where it differs from the reference, any rung by |z| >= 3 or all by p <= 0.01; and, with or
+    without a reference, where energies of neighbouring rungs are not those of Boltzmann
+    distributions, |z| >= 3.
+    """
+    return [*_differences(summary), *_wrong_ensembles(summary)]
+
+
+def concerns(summary: dict[str, Any]) -> list[str]:
+    """Warnings of the monitor: lost basins, leaking branches, wrong handedness."""
+    return list(summary.get("monitor", {}).get("warnings", []))
+
+
+def _differences(summary: dict[str, Any]) -> Iterator[str]:
+    comparison = summary.get("comparison")
+    if comparison is None:
+        return
+    for key, label in _COMPARED:
+        for rung, z in comparison[key]["z"].items():
+            if z is not None and abs(z) >= MAX_Z:
+                yield f"{rung} K: {label} differs from the reference by {z:+.1f} standard errors"
+        p_value = comparison[key]["p_value"]
+        if p_value is not None and p_value <= MIN_P_VALUE:
+            yield (
+                f"all rungs: {label} differs from the reference, chi2 {comparison[key]['chi2']:.1f}"
+                f", p = {p_value:.1g}, not above {MIN_P_VALUE}"
+            )
+    for rung, distance in comparison["ramachandran"].items():
+        found, floor = distance["total_variation"], distance["floor_total_variation"]
+        if found is None or floor is None:
+            continue
+        if found > MAX_RAMACHANDRAN_RATIO * floor:
+            yield (
+                f"{rung} K: Ramachandran distance to the reference {found:.3f}, more than "
+                f"{MAX_RAMACHANDRAN_RATIO} times the floor {floor:.3f}"
+            )
+
+
+def _wrong_ensembles(summary: dict[str, Any]) -> Iterator[str]:
+    for key, pairs in summary.get("ensemble_check", {}).items():
+        for pair, check in pairs.items():
+            z = check["z"]
+            if z is not None and abs(z) >= MAX_Z:
+                yield (
+                    f"{pair} K: {_ENSEMBLE.get(key, key)} is not that of Boltzmann distributions, "
+                    f"by {z:+.1f} standard errors"
+                )
+
+
+def _rests_on(n_eff: float | None) -> str:
+    if not n_eff:
+        return "has no known error"
+    return f"rests on {n_eff:.0f} effective samples, fewer than {MIN_EFFECTIVE_SAMPLES}"
+
+
+def _neighbours(rates: list[Any]) -> list[Any]:
+    """Swap acceptance of neighbouring rungs, from a list of them or a matrix."""
+    if rates and isinstance(rates[0], list):
+        return [rates[k][k + 1] for k in range(len(rates) - 1)]
+    return rates
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "?" if value is None else f"{value:.{digits}f}"
+
+
+def _count(value: float | None) -> str:
+    return "?" if value is None else f"{value:,.0f}"
+
+
+def _with_error(value: float | None, stderr: float | None, digits: int) -> str:
+    return f"{_number(value, digits)} ± {_number(stderr, digits)}"

@@ -1,0 +1,128 @@
+"""Means of correlated series of several walkers, and how well they are known."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from openmm_tsf.analysis.statistics import (
+    between_walker_stderr,
+    group_means,
+    logit_free_energy,
+    n_eff,
+    statistical_inefficiency,
+)
+
+Array = npt.NDArray[np.float64]
+
+#: Fewer walkers than this are cut into blocks for the spread between groups.
+_MIN_GROUPS = 8
+
+
+@dataclass(frozen=True)
+class MeanEstimate:
+    """A mean over iterations and walkers with its standard error.
+
+    Attributes
+    ----------
+    value
+        The mean.
+    stderr
+        The larger of the two errors below; NaN where neither is known (a constant series, or a
+        single sample). NaN, unlike infinity, cannot pass a test of the form ``abs(z) < 3``.
+    stderr_correlation
+        From the statistical inefficiency: sqrt(variance g / (n W - g)).
+    stderr_groups
+        From the spread of the walkers' means; of the means of consecutive blocks of them where
+        there are fewer than 8 walkers.
+    g
+        Statistical inefficiency in saved iterations; NaN for a constant series.
+    n_samples
+        Number of samples averaged: n times W, for MBAR times the number of rungs.
+    variance
+        Of the observable.
+    """
+
+    value: float
+    stderr: float
+    stderr_correlation: float
+    stderr_groups: float
+    g: float
+    n_samples: int
+    variance: float
+
+    @property
+    def n_eff(self) -> float:
+        """p(1-p)/SE² for a probability: 0 where the error is not known."""
+        return n_eff(self.value, self.stderr)
+
+    @property
+    def n_independent(self) -> float:
+        """Variance/SE², for the mean of anything: NaN where the error is not known."""
+        return self.variance / self.stderr**2 if self.stderr > 0 else float("nan")
+
+    @property
+    def free_energy(self) -> tuple[float, float]:
+        """-ln[p/(1-p)] and its standard error, in kT, for a probability."""
+        return logit_free_energy(self.value, self.stderr)
+
+
+def estimate_mean(series: npt.ArrayLike) -> MeanEstimate:
+    """Mean of a series [n, W] of W independent walkers with an honest standard error.
+
+    Two errors are computed, from the statistical inefficiency and from the variance between
+    walkers, and the larger one is reported: g is too small where the slow motion was seen a few
+    times only.
+
+    Raises
+    ------
+    ValueError
+        If the series is empty, not [n, W], or not finite.
+    """
+    values = np.asarray(series, dtype=np.float64)
+    g = statistical_inefficiency(values)
+    size = values.size
+    if np.isnan(g) or size == 1:
+        nan = float("nan")
+        return MeanEstimate(float(values.mean()), nan, nan, nan, nan, size, float(values.var()))
+    n_independent = size / g
+    if n_independent > 1.0:
+        # Dividing by n-1 effective samples: the mean is the samples' own.
+        from_correlation = float(np.sqrt(values.var() / (n_independent - 1.0)))
+    else:
+        from_correlation = float(values.std())
+    groups = group_means(values, _MIN_GROUPS)
+    from_groups = between_walker_stderr(groups[None])
+    return MeanEstimate(
+        value=float(values.mean()),
+        stderr=float(np.nanmax([from_correlation, from_groups])),
+        stderr_correlation=from_correlation,
+        stderr_groups=from_groups,
+        g=g,
+        n_samples=size,
+        variance=float(values.var()),
+    )
+
+
+def covariance_of_means(series: npt.ArrayLike, stderr: npt.ArrayLike) -> Array:
+    """Covariance [R, R] of the means of R series that were sampled together.
+
+    The correlations come from the means of walkers (of blocks, where walkers are few), the
+    diagonal from the standard errors given.
+
+    Parameters
+    ----------
+    series
+        Values [n, W, R].
+    stderr
+        Standard errors [R] of their means.
+    """
+    means = group_means(series)
+    errors = np.asarray(stderr, dtype=np.float64)
+    n_rungs = errors.size
+    if n_rungs == 1:
+        return errors[:, None] ** 2
+    spread = means.std(axis=0)
+    if means.shape[0] <= n_rungs or (spread == 0).any():
+        return np.full((n_rungs, n_rungs), np.nan)
+    return np.corrcoef(means, rowvar=False) * np.outer(errors, errors)

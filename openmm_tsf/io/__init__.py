@@ -1,0 +1,1 @@
+"""Files of a run, read without trusting them and written atomically."""

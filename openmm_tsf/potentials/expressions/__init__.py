@@ -1,0 +1,1 @@
+"""Custom expressions of OpenMM Forces, as torch operations."""

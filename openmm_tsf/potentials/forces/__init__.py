@@ -1,0 +1,1 @@
+"""The energy of each kind of OpenMM Force, as torch operations."""

@@ -1,0 +1,101 @@
+"""What the terms of all Custom Forces share: named values, tabulated functions, expressions."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openmm_tsf.potentials.expressions import tabulated
+from openmm_tsf.potentials.expressions.parser import Expression
+from openmm_tsf.potentials.forces.base import NotCovered, Term
+
+
+class CustomTerm(Term):
+    """A Force whose energy is written in OpenMM's expression language.
+
+    Parameters
+    ----------
+    force
+        The Custom Force.
+    names
+        Names of its parameters per particle, bond, angle or torsion.
+    rows
+        Their values, a row for each particle, bond, angle or torsion.
+
+    Attributes
+    ----------
+    global_parameters : dict of str to float
+        Names and defaults of the global parameters that the expressions may use.
+
+    Raises
+    ------
+    NotCovered
+        If the Force uses periodic boundary conditions.
+    """
+
+    own: Tensor
+
+    def __init__(self, force: Any, names: Iterable[str], rows: Sequence[Sequence[float]]) -> None:
+        super().__init__()
+        if force.usesPeriodicBoundaryConditions():
+            raise NotCovered(force, "periodic boundary conditions")
+        self.global_parameters: dict[str, float] = {
+            force.getGlobalParameterName(i): force.getGlobalParameterDefaultValue(i)
+            for i in range(force.getNumGlobalParameters())
+        }
+        self.names = list(names)
+        table = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(self.names))
+        self.register_buffer("own", table.T.unsqueeze(-1).contiguous())
+        # Registered here, so that Module.to moves them; in a list, as any name is allowed.
+        self.tables = nn.ModuleList()
+        self._functions: dict[str, nn.Module] = {}
+        count = force.getNumTabulatedFunctions() if _has_tables(force) else 0
+        for i in range(count):
+            module = tabulated.from_openmm(force.getTabulatedFunction(i))
+            self.tables.append(module)
+            self._functions[force.getTabulatedFunctionName(i)] = module
+
+    def parse(self, force: Any, text: str, known: Iterable[str]) -> Expression:
+        """The expression `text`, of whose variables all must be known or global parameters.
+
+        Raises
+        ------
+        ExpressionError
+            If `text` is not in OpenMM's language.
+        NotCovered
+            If it uses a variable that the Force does not define.
+        """
+        expression = Expression(text, functions=self._functions)
+        unknown = sorted(expression.variables - set(known) - set(self.global_parameters))
+        if unknown:
+            raise NotCovered(force, f"the undefined variable {unknown[0]!r} of {text!r}")
+        return expression
+
+    def own_values(self) -> dict[str, Tensor]:
+        """The parameters by name, each [M, 1]."""
+        return dict(zip(self.names, self.own.unbind(0), strict=True))
+
+
+def evaluate(expression: Expression, like: Tensor, *scopes: Mapping[str, Tensor]) -> Tensor:
+    """The value of an expression whose variables are found in the last scope that has them.
+
+    `like` gives dtype and device to an expression without variables.
+    """
+    values = {"": like}
+    for scope in scopes:
+        values.update(scope)
+    result: Tensor = expression(values)
+    return result
+
+
+def total(values: Tensor, n_terms: int, x: Tensor) -> Tensor:
+    """Sums [B] of `n_terms` terms that may lack the batch: [M, B], [M, 1] or a scalar.
+
+    `x` [3, N, B] tells the size of the batch.
+    """
+    return values.expand(n_terms, x.shape[-1]).sum(dim=0)
+
+
+def _has_tables(force: Any) -> bool:
+    return hasattr(force, "getNumTabulatedFunctions")

@@ -1,0 +1,123 @@
+"""Reading a System: which term each of its Forces becomes."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import openmm
+
+from openmm_tsf.potentials.forces.base import NotCovered, Term
+from openmm_tsf.potentials.forces.bonded import (
+    CMAPTorsionTerm,
+    HarmonicAngleTerm,
+    HarmonicBondTerm,
+    PeriodicTorsionTerm,
+    RBTorsionTerm,
+)
+from openmm_tsf.potentials.forces.custom_bonded import (
+    CustomAngleTerm,
+    CustomBondTerm,
+    CustomExternalTerm,
+    CustomTorsionTerm,
+)
+from openmm_tsf.potentials.forces.custom_gb import CustomGBTerm
+from openmm_tsf.potentials.forces.custom_nonbonded import CustomNonbondedTerm
+from openmm_tsf.potentials.forces.geometry import AllPairs
+from openmm_tsf.potentials.forces.nonbonded import GBSAOBCTerm, NonbondedTerm
+
+_TERMS: dict[type, Callable[[Any, int, AllPairs], Term]] = {
+    openmm.HarmonicBondForce: HarmonicBondTerm,
+    openmm.HarmonicAngleForce: HarmonicAngleTerm,
+    openmm.PeriodicTorsionForce: PeriodicTorsionTerm,
+    openmm.RBTorsionForce: RBTorsionTerm,
+    openmm.CMAPTorsionForce: CMAPTorsionTerm,
+    openmm.NonbondedForce: NonbondedTerm,
+    openmm.GBSAOBCForce: GBSAOBCTerm,
+    openmm.CustomBondForce: CustomBondTerm,
+    openmm.CustomAngleForce: CustomAngleTerm,
+    openmm.CustomTorsionForce: CustomTorsionTerm,
+    openmm.CustomExternalForce: CustomExternalTerm,
+    openmm.CustomNonbondedForce: CustomNonbondedTerm,
+    openmm.CustomGBForce: CustomGBTerm,
+}
+
+
+@dataclass(frozen=True)
+class ReadForce:
+    """A Force of the System and its term.
+
+    Attributes
+    ----------
+    index
+        Of the Force in the System.
+    name
+        As OpenMM has it.
+    term
+        The energy in torch.
+    """
+
+    index: int
+    name: str
+    term: Term
+
+
+def read_forces(
+    system: openmm.System, pairs: AllPairs, groups: Iterable[int] | None = None
+) -> list[ReadForce]:
+    """The terms of a System's Forces in the given force groups (all by default).
+
+    Parameters
+    ----------
+    system
+        The System. A CMMotionRemover has no energy and is passed over.
+    pairs
+        The pairs of its particles.
+    groups
+        Force groups 0 to 31.
+
+    Raises
+    ------
+    NotCovered
+        If a Force, or something in it, has no counterpart in torch.
+    """
+    wanted = None if groups is None else set(groups)
+    found = []
+    for index, force in enumerate(system.getForces()):
+        if isinstance(force, openmm.CMMotionRemover):
+            continue
+        if wanted is not None and force.getForceGroup() not in wanted:
+            continue
+        build = _TERMS.get(type(force))
+        if build is None:
+            raise NotCovered(force, None)
+        if force.usesPeriodicBoundaryConditions():
+            raise NotCovered(force, "periodic boundary conditions")
+        try:
+            term = build(force, system.getNumParticles(), pairs)
+        except NotCovered:
+            raise
+        except ValueError as error:  # of an expression or a tabulated function
+            raise NotCovered(force, f"something ({error})") from error
+        found.append(ReadForce(index, force.getName(), term))
+    return found
+
+
+def global_parameters(system: openmm.System) -> dict[str, float]:
+    """Names and default values of the global parameters of all Forces.
+
+    Raises
+    ------
+    ValueError
+        If two Forces give one name different defaults (OpenMM makes no Context then).
+    """
+    defaults: dict[str, float] = {}
+    for force in system.getForces():
+        for index in range(getattr(force, "getNumGlobalParameters", lambda: 0)()):
+            name = force.getGlobalParameterName(index)
+            value = float(force.getGlobalParameterDefaultValue(index))
+            if defaults.setdefault(name, value) != value:
+                raise ValueError(
+                    f"system: expected one default of the global parameter {name!r}, got "
+                    f"{defaults[name]} and {value} (in {force.getName()})"
+                )
+    return defaults

@@ -1,0 +1,122 @@
+"""Where walkers start, checked."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openmm_tsf.potentials.base import Potential
+from openmm_tsf.sampling import energies as evaluate
+from openmm_tsf.sampling.kernels.dynamics import mass_per_coordinate
+from openmm_tsf.sampling.kernels.flow import FlowLike
+from openmm_tsf.sampling.state import WalkerState
+from openmm_tsf.units import NANOMETER, PICOSECOND, in_unit
+from openmm_tsf.utils.validation import numbers_of
+
+_FIELDS = {"x", "velocities", "energy", "replica", "iteration"}
+
+
+def starting_state(
+    x: Any,
+    velocities: Any,
+    n_walkers: int,
+    temperatures: tuple[float, ...],
+    flow: FlowLike,
+    potential: Potential,
+    masses: Tensor | None,
+    generator: torch.Generator,
+) -> WalkerState:
+    """Walkers at configurations x [W, R, *event]; see ``ParallelTempering.set_positions``.
+
+    Raises
+    ------
+    ValueError
+        If a shape is wrong, an energy is not finite, or a walker is outside the flow's domain.
+    """
+    shape = (n_walkers, len(temperatures), *potential.event_shape)
+    x = numbers_of(in_unit(x, NANOMETER, "x"), "x")
+    if tuple(x.shape) != shape:
+        raise ValueError(f"x: expected shape {shape}, got {tuple(x.shape)}")
+    flat = x.flatten(0, 1)
+    with torch.no_grad():
+        energy = evaluate.energy(potential, flat)
+        momenta = torch.zeros(len(flat), flow.n_momenta, dtype=flow.dtype)
+        _, log_det = flow.inverse_and_log_det(flat.to(flow.dtype), momenta)
+        log_det = log_det.masked_fill(flow.is_mirror_image(flat.to(flow.dtype)), -torch.inf)
+    for what, values in (
+        ("a non-finite energy", energy),
+        ("a place outside the flow's domain (a mirror image, or not computable)", log_det),
+    ):
+        bad = (~torch.isfinite(values)).nonzero().flatten()
+        if len(bad):
+            walker, rung = divmod(int(bad[0]), len(temperatures))
+            raise ValueError(
+                f"x: {len(bad)} of {len(flat)} configurations start at {what}, "
+                f"the first is walker {walker} at {temperatures[rung]:.2f} K"
+            )
+    if velocities is not None:
+        velocities = in_unit(velocities, NANOMETER / PICOSECOND, "velocities")
+        velocities = numbers_of(velocities, "velocities")
+        if tuple(velocities.shape) != shape:
+            raise ValueError(f"velocities: expected shape {shape}, got {tuple(velocities.shape)}")
+        if not bool(torch.isfinite(velocities).all()):
+            raise ValueError("velocities: expected finite numbers, got NaN or infinity")
+    elif masses is not None:
+        kt = potential.boltzmann_constant * torch.tensor(temperatures, dtype=torch.float64)
+        velocities = maxwell_boltzmann(shape, kt, masses, generator)
+    replica = torch.arange(shape[1]).repeat(shape[0], 1)
+    return WalkerState(x, velocities, energy.reshape(shape[:2]), replica)
+
+
+def restored_state(content: Any, n_walkers: int, n_rungs: int, potential: Potential) -> WalkerState:
+    """The walkers of a checkpoint.
+
+    Raises
+    ------
+    ValueError
+        If they do not fit the sampler, or their energies are not the potential's.
+    """
+    if not isinstance(content, dict) or content.keys() != _FIELDS:
+        raise ValueError(f"checkpoint: expected walkers with {', '.join(sorted(_FIELDS))}")
+    event, pair = tuple(potential.event_shape), (n_walkers, n_rungs)
+    for name, shape, dtype in (
+        ("x", (*pair, *event), torch.float64),
+        ("velocities", (*pair, *event), torch.float64),
+        ("energy", pair, torch.float64),
+        ("replica", pair, torch.int64),
+    ):
+        value = content[name]
+        if name == "velocities" and value is None:
+            continue
+        if not isinstance(value, Tensor) or value.shape != shape or value.dtype != dtype:
+            raise ValueError(f"checkpoint: expected {name} as {dtype} of shape {list(shape)}")
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"checkpoint: expected finite {name}")
+    if not isinstance(content["iteration"], int) or content["iteration"] < 0:
+        raise ValueError(f"checkpoint: expected a count of iterations, got {content['iteration']}")
+    if not bool((content["replica"].sort(dim=1).values == torch.arange(n_rungs)).all()):
+        raise ValueError("checkpoint: expected each replica once in every walker")
+    state = WalkerState.from_state_dict(content)
+    with torch.no_grad():
+        energy = evaluate.energy(potential, state.x.flatten(0, 1)).reshape(pair)
+    # Another platform, in single precision, is allowed to go on.
+    wrong = ~((energy - state.energy).abs() <= 0.1 + 1e-4 * state.energy.abs())
+    if bool(wrong.any()):
+        raise ValueError(
+            f"checkpoint: {int(wrong.sum())} of {wrong.numel()} energies are not those of their "
+            "configurations; it is damaged, or of another System"
+        )
+    return state
+
+
+def maxwell_boltzmann(
+    shape: tuple[int, ...], kt: Tensor, masses: Any, generator: torch.Generator
+) -> Tensor:
+    """Velocities [W, R, *event] in nm/ps at kT [R] in kJ/mol, for masses in amu.
+
+    See :func:`openmm_tsf.sampling.kernels.dynamics.mass_per_coordinate` for the masses.
+    """
+    mass = mass_per_coordinate(masses, shape[2:])
+    width = (kt.reshape(-1, *(1,) * mass.ndim) / mass).sqrt()
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return noise * width

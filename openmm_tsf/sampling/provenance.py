@@ -1,0 +1,151 @@
+"""What decides the numbers of a run: recorded when it starts, compared when it goes on."""
+
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from openmm_tsf.potentials.base import Potential, potential_choices
+from openmm_tsf.sampling.consistency import with_members
+from openmm_tsf.sampling.kernels.flow import FlowLike
+from openmm_tsf.sampling.kernels.schedule import Every
+from openmm_tsf.sampling.tuning import HasStepSize
+from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.utils.validation import whole_number
+
+
+def sampling_choices(
+    molecule: MolecularSystem | None,
+    flow: FlowLike,
+    potential: Potential,
+    schedule: Sequence[Every],
+    save_interval: int,
+) -> dict[str, Any]:
+    """Every choice of a sampler, measured ones included, json-able."""
+    kernels = [
+        {
+            "name": entry.kernel.name,
+            "exact": entry.kernel.exact,
+            "interval": entry.interval,
+            "repeats": entry.repeats,
+            **entry.kernel.settings(),
+        }
+        for entry in schedule
+    ]
+    members = dict(with_members(entry.kernel for entry in schedule))
+    tuned = {
+        name: kernel.sigma.tolist()
+        for name, kernel in members.items()
+        if isinstance(kernel, HasStepSize)
+    }
+    own = {name: getattr(kernel, "flow", None) for name, kernel in members.items()}
+    distinct = {id(value): value for value in (flow, *own.values()) if value is not None}
+    hashes = {key: hash_of(value) for key, value in distinct.items()}
+    return {
+        "molecule": None if molecule is None else molecule.fingerprint,
+        "kernels": kernels,
+        "sigma": tuned,
+        "flow": {
+            "class": type(flow).__name__,
+            "dtype": str(flow.dtype),
+            "reference_temperature_K": flow.reference_temperature,
+            "sha256": hashes[id(flow)],
+        },
+        "kernel_flows": {
+            name: hashes[id(value)] for name, value in own.items() if value is not None
+        },
+        "potential": potential_choices(potential),
+        "save_interval": int(save_interval),
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def check_same(where: Any, written: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Compare a run's ``config.json`` with the sampler that is to continue it.
+
+    Raises
+    ------
+    ValueError
+        If the ladder, the walkers, the molecule, the flow or the kernels differ. Another platform
+        or number of threads is only warned of: the samples are then valid, but not the same bit by
+        bit.
+    """
+    for name in ("temperatures_K", "n_walkers"):
+        if own[name] != written[name]:
+            raise ValueError(
+                f"{where}: expected the run's {name}, {written[name]}, got {own[name]}"
+            )
+    before, now = written["choices"], own["choices"]
+    for name in ("molecule", "flow", "kernels", "kernel_flows"):
+        if name == "kernel_flows" and name not in before:
+            continue  # runs of earlier versions have no record of it
+        if now[name] != before[name]:
+            raise ValueError(
+                f"{where}: expected the {name} that the run was started with, {before[name]}, "
+                f"got {now[name]}"
+            )
+    for name in ("potential", "torch_threads"):
+        if now[name] != before[name]:
+            warnings.warn(
+                f"{where}: written with {name} {before[name]}, resumed with {now[name]}; "
+                "the continuation is valid but not the same bit by bit",
+                stacklevel=3,
+            )
+
+
+def check_unchanged(where: Any, opened: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Compare the choices a run directory was opened with and those of a sampler that goes on.
+
+    Raises
+    ------
+    ValueError
+        If they differ in anything that changes which chain is sampled: a directory holds one.
+    """
+    for name in ("molecule", "flow", "kernels", "kernel_flows", "sigma"):
+        if now[name] != opened[name]:
+            raise ValueError(
+                f"output: the {name} changed since {where} was opened (by training, tuning or new "
+                f"settings), from {opened[name]} to {now[name]}; a run directory holds samples of "
+                "one frozen sampler, write to a new one"
+            )
+
+
+def check_run_arguments(
+    n_iterations: Any,
+    save_interval: Any,
+    checkpoint_interval: Any,
+    checkpoint_seconds: Any,
+    reporters: Sequence[Any],
+) -> None:
+    """Refuse numbers that are out of range, and reporters without an interval.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As said.
+    """
+    for name, value, least in (
+        ("n_iterations", n_iterations, 0),
+        ("save_interval", save_interval, 1),
+        ("checkpoint_interval", 1 if checkpoint_interval is None else checkpoint_interval, 1),
+    ):
+        whole_number(value, name, least)
+    if not isinstance(checkpoint_seconds, (int, float)) or not checkpoint_seconds >= 0:
+        raise ValueError(
+            f"checkpoint_seconds: expected a number of at least 0, got {checkpoint_seconds!r}"
+        )
+    for reporter in reporters:
+        if getattr(reporter, "interval", 0) < 1:
+            raise TypeError(f"reporters: expected an interval of at least 1, on {reporter!r}")
+
+
+def hash_of(flow: FlowLike) -> str | None:
+    """SHA-256 of the flow's parameters and buffers."""
+    if not isinstance(flow, torch.nn.Module):
+        return None
+    digest = hashlib.sha256(b"overlap" if getattr(flow, "overlap", False) else b"")
+    for name, value in flow.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,133 @@
+"""What a run collects between two checkpoints, and when it is written."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from openmm_tsf.sampling.run_writer import RunWriter
+from openmm_tsf.sampling.state import KernelInfo, WalkerState
+
+#: Time between two checkpoints, so that a run that is killed loses little.
+CHECKPOINT_SECONDS = 30.0
+#: Checkpoints take at most this share of the time,
+_CHECKPOINT_SHARE = 0.02
+#: unless so much waits to be written.
+_SEGMENT_BYTES = 256 * 2**20
+
+
+class Reporter(Protocol):
+    """A callable that sees the sampler and its walkers every `interval` iterations."""
+
+    interval: int
+
+    def __call__(self, sampler: Any, state: WalkerState) -> None: ...
+
+
+class Segment:
+    """Saved iterations and the kernels' counts since the last checkpoint.
+
+    Parameters
+    ----------
+    infos
+        Empty counts of every kernel, by name.
+    """
+
+    def __init__(self, infos: dict[str, KernelInfo]) -> None:
+        self._infos = infos
+        self._states: list[WalkerState] = []
+        self._seconds = 0.0
+        self.n_iterations = 0
+        self.n_bytes = 0
+
+    def add(self, infos: dict[str, KernelInfo], seconds: float, state: WalkerState | None) -> None:
+        """One iteration: its counts, its duration, and the walkers if they are to be saved."""
+        for name, info in infos.items():
+            self._infos[name] = self._infos[name] + info
+        self._seconds += seconds
+        self.n_iterations += 1
+        if state is not None:
+            self._states.append(state.evolve(velocities=None))  # which are not written
+            self.n_bytes += state.x.nbytes + state.energy.nbytes + state.replica.nbytes
+
+    def arrays(self, like: WalkerState) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The segment's numbers, and positions [n, W, R, *event].
+
+        Parameters
+        ----------
+        like
+            Gives the shapes if no iteration was saved.
+        """
+        states, shape = self._states, tuple(like.energy.shape)
+        numbers: dict[str, np.ndarray] = {
+            "energy": np.array([s.energy.numpy() for s in states]).reshape(-1, *shape),
+            "replica": np.array([s.replica.numpy() for s in states], np.int16).reshape(-1, *shape),
+            "iteration": np.array([s.iteration for s in states], dtype=np.int64),
+            "wall_seconds": np.array(self._seconds),
+        }
+        for name, info in self._infos.items():
+            numbers[f"accepted_{name}"] = info.accepted.numpy()
+            numbers[f"proposed_{name}"] = info.proposed.numpy()
+        for total in ("rejected_non_finite", "mirror_images", "n_evaluations", "outside_domain"):
+            count = sum(getattr(info, total) for info in self._infos.values())
+            numbers[total] = np.array(count, dtype=np.int64)
+        positions = np.array([s.x.numpy() for s in states]).reshape(-1, *like.x.shape)
+        return numbers, positions
+
+
+class Recorder:
+    """Hands iterations to the run directory, segment by segment.
+
+    Parameters
+    ----------
+    writer
+        The run directory.
+    zero
+        Makes empty counts of every kernel, by name.
+    checkpoint
+        Makes what the run continues from.
+    interval
+        Iterations between checkpoints, or None to go by the clock alone.
+    seconds
+        Time between checkpoints; longer where they would take over 2 percent of the time, shorter
+        where over 256 MiB would wait to be written.
+    """
+
+    def __init__(
+        self,
+        writer: RunWriter,
+        zero: Callable[[], dict[str, KernelInfo]],
+        checkpoint: Callable[[], Mapping[str, Any]],
+        interval: int | None,
+        seconds: float,
+    ) -> None:
+        self._writer, self._zero, self._checkpoint = writer, zero, checkpoint
+        self._interval, self._seconds = interval, seconds
+        self._segment = Segment(zero())
+        self._written, self._wait = time.monotonic(), seconds
+
+    def add(
+        self, infos: dict[str, KernelInfo], seconds: float, state: WalkerState, saved: bool
+    ) -> None:
+        """One iteration: its counts, its duration, and whether its walkers are saved."""
+        self._segment.add(infos, seconds, state if saved else None)
+
+    def write_if_due(self, state: WalkerState) -> None:
+        """Write a segment and a checkpoint, if it is time."""
+        now = time.monotonic()
+        due = self._interval is not None and state.iteration % self._interval == 0
+        full = self._segment.n_bytes >= _SEGMENT_BYTES
+        if due or full or now - self._written >= self._wait:
+            self.write(state)
+            self._written = time.monotonic()
+            self._wait = max(self._seconds, (self._written - now) / _CHECKPOINT_SHARE)
+
+    def write(self, state: WalkerState) -> None:
+        """Write what has been collected, if anything."""
+        # Taken out first: where a second Ctrl-C or a full disk ends the writing, nothing is written
+        # twice, and the run goes on from its last checkpoint.
+        segment, self._segment = self._segment, Segment(self._zero())
+        if segment.n_iterations:
+            numbers, positions = segment.arrays(state)
+            self._writer.write(numbers, positions, self._checkpoint())

@@ -1,0 +1,238 @@
+"""What a user hands over as files: molecules, trajectories, and a place for the results."""
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import openmm
+import openmm.app as app
+
+from openmm_tsf.io.files import PathLike, read_json, write_arrays, write_text
+from openmm_tsf.io.npz import read_arrays
+from openmm_tsf.io.openmm_xml import read_openmm_xml
+from openmm_tsf.io.topology import read_topology, write_topology
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.molecule import MolecularSystem, alanine_dipeptide
+
+POSITIONS, TOPOLOGY = "positions.npz", "topology.json"
+MD_FORMAT = 2
+
+
+def load_molecule(
+    pdb: PathLike | None = None,
+    system: PathLike | None = None,
+    force_field: Sequence[str] | None = None,
+) -> MolecularSystem:
+    """A molecule from files; without any, the shipped alanine dipeptide.
+
+    Parameters
+    ----------
+    pdb
+        PDB file with all atoms: Topology and reference conformation.
+    system
+        Serialized System (XML), without constraints and periodic box.
+    force_field
+        Instead of `system`: names of OpenMM force field files, e.g.
+        ``["amber14-all.xml", "implicit/obc2.xml"]``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing.
+    ValueError
+        If the combination makes no sense, a file cannot be read, or the System is not supported.
+    """
+    if pdb is None:
+        if system is not None or force_field:
+            raise ValueError("pdb: expected a PDB file beside the System or force field, got none")
+        return alanine_dipeptide()
+    if (system is None) == (not force_field):
+        raise ValueError(
+            "system, force_field: expected exactly one of the two with a PDB file, got "
+            + ("none" if system is None else "both")
+        )
+    structure = _read_pdb(_existing(pdb, "pdb"))
+    if system is not None:
+        built = read_openmm_xml(system, openmm.System, "system")
+    else:
+        assert force_field is not None
+        try:
+            built = app.ForceField(*force_field).createSystem(
+                structure.topology,
+                nonbondedMethod=app.NoCutoff,
+                constraints=None,
+                rigidWater=False,
+                removeCMMotion=False,
+            )
+        except Exception as error:
+            raise ValueError(
+                f"force_field: OpenMM cannot build a System for {pdb} with "
+                f"{', '.join(force_field)}: {error}"
+            ) from error
+    return MolecularSystem(built, structure.topology, structure.positions)
+
+
+def write_molecule(molecule: MolecularSystem, directory: PathLike) -> None:
+    """Write ``topology.pdb``, for viewers, and what `read_molecule` reads.
+
+    A PDB file rounds positions to 0.0001 nm, which other minima and other chains follow from, and
+    cuts names and reorders bonds: ``positions.npz`` and ``topology.json`` have them as they are.
+    They are written first: where `holds_molecule` finds the others, they are there.
+    """
+    folder = Path(directory)
+    write_arrays(folder / POSITIONS, {"positions": molecule.positions})
+    write_topology(molecule.topology, folder / TOPOLOGY)
+    text = StringIO()
+    app.PDBFile.writeFile(
+        molecule.topology, 10.0 * molecule.positions, text, keepIds=True
+    )  # PDB files are in Angstrom, which is what plain numbers mean to this writer
+    write_text(folder / "topology.pdb", text.getvalue())
+    write_text(folder / "system.xml", openmm.XmlSerializer.serialize(molecule.system))
+
+
+def holds_molecule(directory: PathLike) -> bool:
+    """Whether `read_molecule` has something to read."""
+    return all((Path(directory) / name).is_file() for name in ("system.xml", "topology.pdb"))
+
+
+def read_molecule(directory: PathLike) -> MolecularSystem:
+    """The molecule that a stage wrote into its directory.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If a file is missing or damaged.
+    """
+    folder = Path(directory)
+    path = folder / POSITIONS
+    if not (folder / TOPOLOGY).exists():  # directories of earlier versions
+        return load_molecule(folder / "topology.pdb", system=folder / "system.xml")
+    topology = read_topology(folder / TOPOLOGY)
+    shape = (topology.getNumAtoms(), 3)
+    positions = read_arrays(path, "file of positions", {"positions": shape})["positions"]
+    system = read_openmm_xml(folder / "system.xml", openmm.System, "system")
+    try:
+        return MolecularSystem(system, topology, positions)
+    except ValueError as error:
+        raise ValueError(f"{folder}: its files do not make a molecule: {error}") from error
+
+
+def load_trajectory(
+    trajectory: PathLike,
+    molecule: MolecularSystem,
+    temperature: float | None = None,
+    stride: int = 1,
+) -> MDDataset:
+    """Frames of a trajectory file, or of a directory that the ``md`` stage wrote.
+
+    Parameters
+    ----------
+    trajectory
+        A file that mdtraj reads, or a directory of the ``md`` stage, which knows its temperature
+        and its cost.
+    molecule
+        The molecule.
+    temperature
+        Temperature of a trajectory file in K.
+    stride
+        Keep every `stride`-th frame.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file or directory.
+    ValueError
+        If the temperature is missing or contradicts the directory's, or the frames do not fit.
+    """
+    path = Path(trajectory)
+    if not path.exists():
+        raise FileNotFoundError(f"trajectory: no such file or directory {path}")
+    if not path.is_dir():
+        if temperature is None:
+            raise ValueError(f"temperature: expected the temperature of {path} in K, got none")
+        return MDDataset.load(path, molecule, temperature, stride=stride)
+    if not (path / "md.dcd").is_file() or not (path / "config.json").is_file():
+        raise ValueError(f"trajectory: {path} is no directory of the md stage (no md.dcd in it)")
+    config = read_md_config(path)
+    known = float(config["settings"]["temperature"])
+    if temperature is not None and abs(temperature - known) > 1e-6:
+        raise ValueError(f"temperature: {path} was run at {known} K, got {temperature} K")
+    return MDDataset.load(
+        path / "md.dcd",
+        molecule,
+        known,
+        stride=stride,
+        n_evaluations=int(config["progress"]["n_evaluations"]),
+    )
+
+
+def read_md_config(folder: PathLike) -> dict[str, Any]:
+    """``config.json`` of an MD directory.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is none, or it is of something else, or damaged.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"output: {folder} holds no MD run (no config.json in it)")
+    found = read_json(path)
+    if found.get("stage") != "md":
+        raise ValueError(f"output: {folder} holds no MD run")
+    if found.get("format") not in (1, MD_FORMAT):
+        raise ValueError(
+            f"{path}: expected format {MD_FORMAT}, got {found.get('format')!r}, of another version"
+        )
+    for key, kind in (
+        ("settings", dict), ("choices", dict), ("progress", dict), ("fingerprint", str)
+    ):  # fmt: skip
+        if not isinstance(found.get(key), kind):
+            raise ValueError(f"{path}: damaged, {key} is missing")
+    for part, keys in (
+        ("progress", ("n_frames", "n_evaluations", "wall_seconds")), ("settings", ("temperature",))
+    ):  # fmt: skip
+        for key in keys:
+            if not isinstance(found[part].get(key), (int, float)):
+                raise ValueError(f"{path}: damaged, {key} is missing in {part}")
+    return found
+
+
+def check_platform(name: str | None) -> None:
+    """Refuse a platform that this OpenMM does not have; None stands for a measurement.
+
+    Raises
+    ------
+    ValueError
+        If there is no platform of that name.
+    """
+    platforms = map(openmm.Platform.getPlatform, range(openmm.Platform.getNumPlatforms()))
+    known = [found.getName() for found in platforms]
+    if name is not None and name not in known:
+        raise ValueError(f"platform: expected one of {', '.join(known)}, got {name!r}")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of this package and of what its numbers depend on."""
+    names = ("openmm-tsf", "openmm", "torch", "numpy", "mdtraj", "pymbar")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def _read_pdb(path: Path) -> app.PDBFile:
+    try:
+        with open(path) as file:
+            if not any(line.startswith(("ATOM", "HETATM")) for line in file):
+                raise ValueError("there are no atoms in it")
+            file.seek(0)
+            return app.PDBFile(file)
+    except Exception as error:  # OpenMM's reader raises many kinds
+        raise ValueError(f"pdb: OpenMM cannot read {path}: {error}") from error
+
+
+def _existing(path: PathLike, argument: str) -> Path:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{argument}: no such file {path}")
+    return Path(path)

@@ -1,0 +1,266 @@
+"""Molecules: a System, its Topology and one conformation, checked at the door."""
+
+import hashlib
+import logging
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.resources import as_file, files
+from typing import TYPE_CHECKING, Any
+
+import mdtraj
+import numpy as np
+import openmm
+import openmm.app as app
+import openmm.unit as unit
+
+from openmm_tsf.systems.consistency import check_reference, check_same_molecule
+from openmm_tsf.units import NANOMETER, in_unit
+
+if TYPE_CHECKING:
+    from openmm_tsf.potentials.base import Potential
+
+_BAROSTATS = (
+    openmm.MonteCarloBarostat,
+    openmm.MonteCarloAnisotropicBarostat,
+    openmm.MonteCarloMembraneBarostat,
+    openmm.MonteCarloFlexibleBarostat,
+    openmm.RPMDMonteCarloBarostat,
+)
+
+logger = logging.getLogger(__name__)
+
+_OPENMM_OPTIONS = {"platform", "platform_properties", "n_contexts"}
+_TORCH_OPTIONS = {
+    "dtype", "device", "compile", "positions", "force_groups", "memory", "tolerance"
+}  # fmt: skip
+
+_OPENMM_VERSION = re.compile(r'\sopenmmVersion="[^"]*"')
+
+
+@dataclass(frozen=True)
+class MolecularSystem:
+    """One molecule in vacuum or implicit solvent.
+
+    Parameters
+    ----------
+    system
+        The OpenMM System: not periodic, no constraints, virtual sites, thermostat, barostat or
+        fixed particles. A CMMotionRemover is allowed: dynamics go without it.
+    topology
+        Its Topology, bonds included, in the System's order of atoms.
+    positions
+        One conformation [N, 3] in nm (or a Quantity): the reference for handedness.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If the System has something that is not supported (named in the message); if System,
+        Topology and positions disagree in their numbers or bonds; if atoms overlap.
+    """
+
+    system: openmm.System
+    topology: app.Topology
+    positions: np.ndarray = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.system, openmm.System):
+            raise TypeError(f"system: expected an openmm.System, got {type(self.system).__name__}")
+        if not isinstance(self.topology, app.Topology):
+            raise TypeError(
+                "topology: expected an openmm.app.Topology, got "
+                f"{type(self.topology).__name__} (mdtraj's has a method to_openmm)"
+            )
+        n_atoms = self.system.getNumParticles()
+        if self.topology.getNumAtoms() != n_atoms:
+            raise ValueError(
+                f"topology: expected the System's {n_atoms} atoms, "
+                f"got {self.topology.getNumAtoms()}"
+            )
+        positions = np.asarray(in_unit(self.positions, NANOMETER, "positions"), dtype=np.float64)
+        if positions.shape != (n_atoms, 3):
+            raise ValueError(
+                f"positions: expected shape ({n_atoms}, 3) in nm, got {positions.shape}"
+            )
+        if not np.isfinite(positions).all():
+            raise ValueError("positions: expected finite numbers, got NaN or infinity")
+        positions = positions.copy()
+        positions.flags.writeable = False
+        object.__setattr__(self, "positions", positions)
+        self._refuse_unsupported()
+        check_same_molecule(self.system, self.topology)
+        check_reference(self.system, self.topology, positions)
+
+    def _refuse_unsupported(self) -> None:
+        system = self.system
+        for force in system.getForces():
+            if isinstance(force, _BAROSTATS):
+                raise ValueError(f"system: barostats are not supported, got {force.getName()}")
+            if isinstance(force, openmm.AndersenThermostat):
+                raise ValueError(
+                    f"system: forces that act on the integrator are not supported, got "
+                    f"{force.getName()}; leave it out, the sampler sets the temperatures"
+                )
+            if force.usesPeriodicBoundaryConditions():
+                raise ValueError(
+                    f"system: expected no periodic box, but {force.getName()} uses one; "
+                    "build the System with nonbondedMethod=NoCutoff"
+                )
+        for index in range(system.getNumParticles()):
+            if system.isVirtualSite(index):
+                raise ValueError(
+                    f"system: virtual sites are not supported, particle {index} is one"
+                )
+            if system.getParticleMass(index) <= 0 * unit.amu:
+                raise ValueError(
+                    f"system: fixed particles are not supported, particle {index} has no mass"
+                )
+        if system.getNumConstraints():
+            first, second, _ = system.getConstraintParameters(0)
+            raise ValueError(
+                f"system: constraints are not supported, got {system.getNumConstraints()} (the "
+                f"first between particles {first} and {second}); build the System with "
+                "forcefield.createSystem(topology, nonbondedMethod=NoCutoff, constraints=None, "
+                "rigidWater=False), or openmmtools test systems with constraints=None"
+            )
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms."""
+        return int(self.system.getNumParticles())
+
+    @cached_property
+    def masses(self) -> np.ndarray:
+        """Masses [N] in amu."""
+        return np.array(
+            [self.system.getParticleMass(i).value_in_unit(unit.amu) for i in range(self.n_atoms)]
+        )
+
+    @cached_property
+    def mdtraj_topology(self) -> mdtraj.Topology:
+        """The Topology as mdtraj's."""
+        return mdtraj.Topology.from_openmm(self.topology)
+
+    @cached_property
+    def dihedrals(self) -> dict[str, tuple[int, int, int, int]]:
+        """Named backbone dihedrals: phi and psi of each peptide residue that has them.
+
+        If both belong to the same, only residue, the names are ``phi`` and ``psi``; otherwise each
+        carries its residue's number in the Topology, counted from 1: ``phi2``, ``psi2``, ...
+        """
+        reference = mdtraj.Trajectory(self.positions[None], self.mdtraj_topology)
+        found: list[tuple[str, int, tuple[int, int, int, int]]] = []
+        # phi is C-N-CA-C, psi is N-CA-C-N: the alpha carbon says whose they are.
+        for name, compute, alpha in (
+            ("phi", mdtraj.compute_phi, 2),
+            ("psi", mdtraj.compute_psi, 1),
+        ):
+            indices, _ = compute(reference)
+            for quartet in indices:
+                a, b, c, d = (int(atom) for atom in quartet)
+                residue = self.mdtraj_topology.atom(int(quartet[alpha])).residue.index
+                found.append((name, residue + 1, (a, b, c, d)))
+        alone = len(found) == 2 and found[0][1] == found[1][1]
+        return {name if alone else f"{name}{n}": atoms for name, n, atoms in found}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the serialized System and the Topology's atoms and bonds.
+
+        The version of OpenMM that serializes is left out: flows survive its upgrades.
+        """
+        xml = openmm.XmlSerializer.serialize(self.system)
+        digest = hashlib.sha256(_OPENMM_VERSION.sub("", xml, count=1).encode())
+        for atom in self.topology.atoms():
+            element = atom.element.symbol if atom.element is not None else "-"
+            digest.update(f"{atom.index} {atom.name} {element} {atom.residue.name}\n".encode())
+        for bond in self.topology.bonds():
+            digest.update(f"{bond[0].index} {bond[1].index}\n".encode())
+        return digest.hexdigest()
+
+    def potential(self, kind: str = "auto", **options: Any) -> "Potential":
+        """The best potential of this System on this machine; which one is logged.
+
+        Parameters
+        ----------
+        kind
+            ``"torch"``: :class:`openmm_tsf.TorchPotential`, whole batches at once, differentiable
+            to any order. ``"openmm"``: :class:`openmm_tsf.OpenMMPotential`, OpenMM's own Contexts.
+            ``"auto"``: the first where it covers every Force of the System (and one conformation
+            fits its memory), the second where not or where `options` name a platform.
+        **options
+            Passed to ``TorchPotential.from_system`` or ``OpenMMPotential``.
+
+        Raises
+        ------
+        TypeError
+            If `options` are not those of the potential.
+        ValueError
+            If `kind` is unknown; if torch is wanted, by `kind` or by its options, and does not
+            cover the System.
+        """
+        from openmm_tsf.potentials.forces.base import NotCovered
+        from openmm_tsf.potentials.openmm_potential import OpenMMPotential
+        from openmm_tsf.potentials.torch_potential import TooLarge, TorchPotential
+
+        if kind not in ("auto", "torch", "openmm"):
+            raise ValueError(f"kind: expected 'auto', 'torch' or 'openmm', got {kind!r}")
+        given = {name: value for name, value in options.items() if value is not None}
+        for_openmm = kind == "openmm" or (kind == "auto" and not _OPENMM_OPTIONS.isdisjoint(given))
+        known = _OPENMM_OPTIONS if for_openmm else _TORCH_OPTIONS
+        if not given.keys() <= known:
+            other = ", ".join(sorted(given.keys() - known))
+            raise TypeError(
+                f"options: expected some of {', '.join(sorted(known))} for "
+                f"{'OpenMM' if for_openmm else 'torch'}, got {other}"
+            )
+        if for_openmm:
+            return OpenMMPotential(self.system, **given)
+        try:
+            found = TorchPotential.from_system(
+                self.system, **{"positions": self.positions, **given}
+            )
+        except (NotCovered, TooLarge) as reason:
+            # Options of the other kind, except compile, cannot be met by OpenMM's Contexts.
+            if kind == "torch" or given.keys() - {"compile"}:
+                raise
+            logger.info("energies by OpenMM's Contexts: %s", reason)
+            return OpenMMPotential(self.system)
+        logger.info("energies by torch: %r", found)
+        return found
+
+
+def alanine_dipeptide(force_field: str = "amber99sbildn-obc2") -> MolecularSystem:
+    """Alanine dipeptide (ACE-ALA-NME, 22 atoms) in implicit solvent, without constraints.
+
+    Parameters
+    ----------
+    force_field
+        ``"amber99sbildn-obc2"``: ``amber99sbildn.xml`` with ``amber96_obc.xml``, the System of
+        Dibak, Klein and Noé (arXiv:2012.00429). ``"ff96-obc1"``:
+        ``openmmtools.testsystems.AlanineDipeptideImplicit(constraints=None)``, the System of the
+        published Boltzmann-generator benchmarks.
+
+    Raises
+    ------
+    ValueError
+        If `force_field` is neither.
+    """
+    if force_field == "amber99sbildn-obc2":
+        with as_file(files("openmm_tsf.data") / "ala2.pdb") as path:
+            pdb = app.PDBFile(str(path))
+        xml = app.ForceField("amber99sbildn.xml", "amber96_obc.xml")
+        system = xml.createSystem(
+            pdb.topology, nonbondedMethod=app.NoCutoff, constraints=None, removeCMMotion=False
+        )
+        return MolecularSystem(system, pdb.topology, pdb.positions)
+    if force_field == "ff96-obc1":
+        from openmmtools.testsystems import AlanineDipeptideImplicit
+
+        test = AlanineDipeptideImplicit(constraints=None)
+        return MolecularSystem(test.system, test.topology, test.positions)
+    raise ValueError(
+        f"force_field: expected 'amber99sbildn-obc2' or 'ff96-obc1', got {force_field!r}"
+    )

@@ -1,0 +1,116 @@
+"""Which potential a run uses, and whether compiling it pays."""
+
+import logging
+from typing import Any
+
+import openmm
+
+from openmm_tsf.potentials.base import Potential, is_potential_choice
+from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.training import FitSettings
+from openmm_tsf.workflow.settings import SamplingSettings
+
+logger = logging.getLogger(__name__)
+
+#: Compiling takes a minute or two and saves some 50 microseconds an evaluation on small molecules.
+COMPILE_FROM = 1_000_000
+#: Smaller batches would mostly fill a compiled block with copies.
+COMPILE_BATCH = 32
+
+#: OpenMM is slow at these, torch's single operations are faster. At all other Forces of a small
+#: molecule they are not, until they are compiled.
+_SLOW_IN_OPENMM = (openmm.CustomGBForce, openmm.CustomNonbondedForce)
+
+
+def planned_sampling(settings: SamplingSettings, n_iterations: int | None = None) -> int:
+    """Evaluations that replica exchange takes, roughly."""
+    iterations = settings.n_iterations if n_iterations is None else n_iterations
+    per_walker = settings.n_independent + settings.n_walk + 2
+    per_iteration = per_walker * settings.n_walkers * len(settings.temperatures)
+    return (iterations + settings.n_tuning) * per_iteration
+
+
+def batch_of(settings: SamplingSettings) -> int:
+    """Conformations that the kernels evaluate at once."""
+    return settings.n_walkers * len(settings.temperatures)
+
+
+def planned_training(settings: FitSettings) -> int:
+    """Evaluations of the training's energy term."""
+    return settings.n_steps * settings.kl_batch_size if settings.lambda_max > 0 else 0
+
+
+def open_potential(
+    molecule: MolecularSystem,
+    platform: str | None,
+    planned: int,
+    batch: int,
+    compiled: bool | None = None,
+) -> Potential:
+    """The potential of a run: what is fastest for so much work, by rules that use no clock.
+
+    Torch, compiled, for a long run; torch without compiling, where OpenMM is slow at a Force;
+    OpenMM's Contexts otherwise.
+
+    Parameters
+    ----------
+    molecule
+        The molecule.
+    platform
+        An OpenMM platform, if the user asked for one: then OpenMM's Contexts.
+    planned
+        Evaluations that are to come.
+    batch
+        Conformations that are evaluated at once.
+    compiled
+        The choice made before, where a run on torch is resumed.
+    """
+    if platform is not None:
+        return molecule.potential(platform=platform)
+    if compiled is not None:
+        return molecule.potential(compile=compiled)
+    if planned >= COMPILE_FROM and batch >= COMPILE_BATCH:
+        return molecule.potential(compile=True)
+    if any(isinstance(force, _SLOW_IN_OPENMM) for force in molecule.system.getForces()):
+        return molecule.potential()
+    logger.info(
+        "energies by OpenMM's Contexts: %d evaluations would not pay for compiling", planned
+    )
+    return molecule.potential(kind="openmm")
+
+
+def reopen_potential(
+    molecule: MolecularSystem,
+    written: Any,
+    platform: str | None,
+    planned: int = 0,
+    batch: int = 0,
+) -> Potential:
+    """The potential of a stage that is resumed, on `platform` if given.
+
+    Parameters
+    ----------
+    molecule
+        The molecule.
+    written
+        What :func:`openmm_tsf.potentials.base.potential_choices` said at the start; None where the
+        stage had not come so far, or begins.
+    platform, planned, batch
+        As for `open_potential`.
+
+    Raises
+    ------
+    ValueError
+        If `written` is damaged.
+    """
+    if written is None:
+        return open_potential(molecule, platform, planned, batch)
+    if not is_potential_choice(written):
+        raise ValueError(f"potential: expected what a run wrote of its potential, got {written!r}")
+    before = written["platform"]
+    if platform is not None or before is not None:
+        same = platform in (None, before)
+        return molecule.potential(
+            platform=platform or before, n_contexts=written["n_contexts"] if same else None
+        )
+    return open_potential(molecule, None, planned, batch, compiled=bool(written.get("compiled")))

@@ -1,0 +1,142 @@
+import subprocess
+import sys
+
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib.text import Text
+
+from openmm_tsf.analysis import Reference, load_run, plot_diagnostics, plot_ramachandran
+from openmm_tsf.analysis.plots import diagnostics
+from openmm_tsf.analysis.plots import ramachandran as plots
+from tests.support.fabricate import write_run
+
+TEMPERATURES = [300.0, 600.0]
+
+
+def angles(rng, shape, p=0.1):
+    basin = rng.random(shape) < p
+    phi = np.where(basin, 1.0, -1.5) + 0.3 * rng.normal(size=shape)
+    return phi, rng.uniform(-np.pi, np.pi, shape)
+
+
+def make_run(path, temperatures=TEMPERATURES, n=40, n_walkers=6, p=0.1, **options):
+    rng = np.random.default_rng(1)
+    shape = (n, n_walkers, len(temperatures))
+    phi, psi = angles(rng, shape, p)
+    replica = np.argsort(rng.random(shape), axis=2)
+    energy = rng.normal(size=shape)
+    write_run(path, temperatures, energy, {"phi": phi, "psi": psi}, replica=replica, **options)
+    return load_run(path)
+
+
+def make_reference(temperatures):
+    rng = np.random.default_rng(2)
+    shape = (500, len(temperatures))
+    phi, psi = angles(rng, shape)
+    return Reference(temperatures, phi, psi, rng.normal(size=shape), 1.0)
+
+
+def check_image(path):
+    """A picture with something in it."""
+    pixels = matplotlib.image.imread(path)
+    assert pixels.shape[0] > 400
+    assert pixels.shape[1] > 800
+    assert 0.1 < np.mean(pixels[..., :3].min(axis=2) > 0.99) < 0.99
+
+
+def test_beside_a_reference_that_lacks_a_rung(tmp_path):
+    run = make_run(tmp_path / "run")
+    plot_ramachandran(run, tmp_path / "a.png", make_reference([300.0, 400.0]))
+    check_image(tmp_path / "a.png")
+
+
+def test_alone_and_never_in_the_basin(tmp_path):
+    run = make_run(tmp_path / "run", p=0.0)
+    run.plot(tmp_path / "a.png")  # its configuration names no reference
+    check_image(tmp_path / "a.png")
+    plot_diagnostics(run, tmp_path / "b.png")
+    check_image(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize(("n", "n_walkers"), [(1, 1), (30, 1)])
+def test_one_rung(tmp_path, n, n_walkers):
+    run = make_run(tmp_path / "run", [300.0], n=n, n_walkers=n_walkers)
+    plot_ramachandran(run, tmp_path / "a.png", make_reference([300.0]))
+    check_image(tmp_path / "a.png")
+    plot_diagnostics(run, tmp_path / "b.png")
+    check_image(tmp_path / "b.png")
+
+
+def test_diagnostics_with_swaps_of_any_pair(tmp_path):
+    temperatures = [300.0, 400.0, 500.0]
+    kernels = {"local": 3, "swap_plain": 2, "swap_steered": (3, 3)}
+    run = make_run(tmp_path / "run", temperatures, kernels=kernels)
+    assert run.acceptance()["swap_steered"].shape == (3, 3)
+    plot_diagnostics(run, tmp_path / "b.png")
+    check_image(tmp_path / "b.png")
+
+
+def test_several_residues(tmp_path):
+    rng = np.random.default_rng(4)
+    shape = (20, 3, 2)
+    names = ("psi1", "phi2", "phi3", "psi3", "phi4", "psi4")
+    angles_of = {name: rng.uniform(-np.pi, np.pi, shape) for name in names}
+    write_run(tmp_path / "run", TEMPERATURES, rng.normal(size=shape), angles_of)
+    run = load_run(tmp_path / "run")
+    assert run.backbone() == ("phi3", "psi3")  # the first that has both
+    phi, psi = run.ramachandran(300, residue=4)
+    np.testing.assert_allclose(phi, angles_of["phi4"][:, :, 0].ravel(), rtol=1e-6)
+    np.testing.assert_allclose(psi, angles_of["psi4"][:, :, 0].ravel(), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"residue: expected one of \[3, 4\].* got 2"):
+        run.ramachandran(300, residue=2)
+    run.plot(tmp_path / "a.png", residue=4)
+    check_image(tmp_path / "a.png")
+    plot_diagnostics(run, tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"got 'phi'"):
+        run.plot(tmp_path / "c.png", make_reference(TEMPERATURES))
+
+
+def test_a_single_pair_has_no_number(tmp_path):
+    run = make_run(tmp_path / "run", n=2)
+    assert run.backbone() == ("phi", "psi")
+    with pytest.raises(ValueError, match="residue: this run has a single pair, phi and psi, got 2"):
+        run.ramachandran(300, residue=2)
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(Text)]
+
+
+def test_figures_say_what_is_not_known(tmp_path, monkeypatch):
+    drawn = []
+    for module in (plots, diagnostics):
+        monkeypatch.setattr(module, "save_figure", lambda figure, path: drawn.append(figure))
+    run = make_run(tmp_path / "run", p=0.0)
+    plot_ramachandran(run, tmp_path / "a.png", make_reference(TEMPERATURES))
+    plot_diagnostics(run, tmp_path / "b.png")
+    ramachandran, diagnostic = map(texts, drawn)
+    words = "\n".join(ramachandran)
+    for expected in ("z not known", "p not known", "K: not known", "error not known"):
+        assert expected in words
+    assert not any(word in words for word in ("nan", "inf", "unknown"))
+    assert {"run mean", "reference mean"} <= set(ramachandran)
+    assert "never seen" in diagnostic
+    assert diagnostic.count("300 K") == 1  # the energies' legend; P(phi > 0) has drawn no rung
+
+
+def test_a_run_without_angles(tmp_path):
+    write_run(tmp_path / "run", [1.0, 2.0], np.random.default_rng(3).normal(size=(20, 2, 2)))
+    run = load_run(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"this recorded \[\]"):
+        plot_ramachandran(run, tmp_path / "a.png")
+    plot_diagnostics(run, tmp_path / "b.png")
+    check_image(tmp_path / "b.png")
+
+
+def test_no_pyplot_is_imported():
+    code = (
+        "import sys, openmm_tsf.analysis.plots.ramachandran; "
+        "sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,248 @@
+"""The command line: what it accepts, what it prints, how it ends."""
+
+import json
+import signal
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+from openmm_tsf.analysis.report import describe
+from openmm_tsf.cli import main as cli
+from openmm_tsf.workflow import run as workflow
+from openmm_tsf.workflow.settings import preset
+
+SUMMARY = {
+    "temperatures_K": [300.0, 600.0],
+    "n_walkers": 4,
+    "n_iterations": 10,
+    "n_samples_per_rung": 40,
+    "energy_kJ_mol": {
+        "300.00": {"mean": -60.123, "stderr": 0.5, "n_eff": 900.0},
+        "600.00": {"mean": 19.0, "stderr": None, "n_eff": None},
+    },
+    "dihedral_positive": {
+        "phi": {
+            "300.00": {"p": 0.02, "stderr": 0.001, "n_eff": 5000.0},
+            "600.00": {"p": 0.1, "stderr": None, "n_eff": None},
+        }
+    },
+    "delta_F_phi_kT": {
+        "300.00": {"value": 3.9, "stderr": 0.05},
+        "600.00": {"value": 2.2, "stderr": 0.4},
+    },
+    "acceptance": {
+        "flow_walk": {"300.00": 0.25, "600.00": None},
+        "swap_plain": [0.125],
+        "swap_random": [[0.0, 0.5], [0.0, 0.0]],
+    },
+    "round_trips": 2,
+    "energy_evaluations": {"md": None, "training": 100, "sampling": 12345},
+    "wall_seconds": {"md": 1.0, "training": 2.0, "sampling": 3.0},
+}
+SUMMARY["phi_positive"] = SUMMARY["dihedral_positive"]["phi"]
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """Calls of the workflow's functions, which do nothing."""
+    calls = []
+
+    def record(name):
+        def function(*args, **options):
+            calls.append((name, args, options))
+            return SUMMARY
+
+        return function
+
+    for name in ("run", "sample", "analyze"):
+        monkeypatch.setattr(workflow, name, record(name))
+    return calls
+
+
+@pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["md", "--help"],
+                                     ["train", "--help"], ["sample", "--help"],
+                                     ["analyze", "--help"]])  # fmt: skip
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(command)
+    assert end.value.code == 0
+    assert "usage: openmm-tsf" in capsys.readouterr().out
+
+
+def test_module_is_the_same_program(tmp_path):
+    command = [sys.executable, "-m", "openmm_tsf", "--version"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"openmm-tsf {version('openmm-tsf')}"
+    # Help and version must not wait for torch and OpenMM.
+    code = (
+        "import sys; from openmm_tsf.cli.main import build_parser; "
+        "build_parser(); print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_run_passes_what_it_was_given(called, capsys):
+    given = (
+        "run --output out --preset quick --seed 7 --temperatures 300 424 600 --walkers 8 "
+        "--iterations 50 --rounds 2 --tuning 5 --steps 30 --stride 9 "
+        "--trajectory x.dcd --temperature 600 --platform Reference --quiet"
+    )
+    assert cli.main(given.split()) == 0
+    ((name, (output, settings), options),) = called
+    assert (name, output) == ("run", "out")
+    assert settings.sampling.temperatures == (300.0, 424.0, 600.0)
+    assert (settings.sampling.n_walkers, settings.sampling.n_iterations) == (8, 50)
+    assert (settings.sampling.n_tuning, settings.n_rounds, settings.stride) == (5, 2, 9)
+    assert settings.fit.n_steps == 30
+    assert settings.flow == preset("quick").flow
+    assert options["trajectory"] == "x.dcd"
+    assert options["temperature"] == 600.0
+    assert (options["seed"], options["platform"], options["progress"]) == (7, "Reference", False)
+    assert options["molecule"] is None  # the default, or that of a folder which is resumed
+    printed = capsys.readouterr().out
+    assert "not converged" in printed
+    assert "600.00 K: P(phi > 0) has no known error" in printed
+    assert "sample --output out --iterations 20 --resume lengthens this run" in printed
+
+
+def test_run_without_options_is_the_default(called):
+    assert cli.main(["run", "--output", "out"]) == 0
+    ((_, (_, settings), options),) = called
+    assert settings == preset("default")
+    assert options["seed"] is None  # 1, or that of what is resumed
+    assert options["trajectory"] is None
+    assert not options["own_md"]
+
+
+def test_run_with_own_md(called):
+    assert cli.main(["run", "--output", "out", "--md", "--frames", "100"]) == 0
+    ((_, (_, settings), options),) = called
+    assert settings.md.n_frames == 100
+    assert options["own_md"]
+
+
+def test_sample_and_analyze(called):
+    given = ["--flow", "f", "--output", "out", "--quiet"]
+    assert cli.main(["sample", *given, "--walkers", "3", "--seed", "0"]) == 0
+    assert cli.main(["sample", *given, "--resume", "--iterations", "7"]) == 0
+    assert cli.main(["analyze", "out"]) == 0
+    (_, (flow, output, settings), options), resumed, (_, (analysed,), _) = called
+    assert (flow, output, analysed) == ("f", "out", "out")
+    assert settings.n_walkers == 3
+    assert options["seed"] == 0
+    assert not options["resume"]
+    assert resumed[2]["resume"]
+    assert resumed[1][2].n_iterations == 7
+    assert options["molecule"] is None  # the flow's own directory knows
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("run --output {tmp} --temperatures 600 300", "temperatures: expected ascending"),
+        ("run --output {tmp} --walkers 0", "n_walkers: expected an integer of at least 1, got 0"),
+        ("run --output {tmp} --pdb no.pdb --system x.xml", "pdb: no such file no.pdb"),
+        ("run --output {tmp} --system x.xml", "expected a PDB file"),
+        ("md --output {tmp} --frames 0", "n_frames: expected an integer of at least 1, got 0"),
+        ("md --output {tmp}/.. --resume", "holds no MD run"),
+        ("train --output {tmp} --trajectory no.dcd --temperature 600", "no such file or directory"),
+        ("sample --output {tmp} --flow no.pt", "flow: no such flow file no.pt"),
+        ("analyze {tmp}/no", "no such run directory"),
+        ("run --output {tmp} --temperature 500", "--temperature: it is the temperature of"),
+        ("train --output {tmp} --temperature 500", "--temperature: it is the temperature of"),
+        ("run --output {tmp} --frames 50", "--frames: no MD is run where frames are shipped"),
+        ("run --output {tmp} --frames 50 --trajectory x", "--frames: no MD is run where --traj"),
+        ("run --output {tmp} --stride 0", "stride: expected an integer of at least 1, got 0"),
+        ("train --output {tmp} --stride 0", "stride: expected an integer of at least 1, got 0"),
+        ("run --output {tmp} --walkers 2 --rounds 1", "n_walkers: expected at least 3 where"),
+        ("md --output {tmp} --seed -1", "seed: expected an integer of at least 0, got -1"),
+        ("sample --output {tmp}", "--flow: expected flow.pt, or the folder of train or run"),
+        ("sample --output {tmp} --resume", "flow: expected a flow file"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(arguments, message, tmp_path, capsys):
+    assert cli.main([part.replace("{tmp}", str(tmp_path)) for part in arguments.split()]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("openmm-tsf: error: ")
+    assert message in lines[0]
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        cli.main(["analyze", str(tmp_path / "no"), "--debug"])
+
+
+def test_unexpected_errors_say_so(called, monkeypatch, capsys):
+    monkeypatch.setattr(workflow, "analyze", lambda path: {}["key"])
+    assert cli.main(["analyze", "out"]) == 2
+    assert "unexpected KeyError: 'key' (--debug shows where)" in capsys.readouterr().err
+
+
+def test_interruption_is_status_130(monkeypatch, capsys):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workflow, "run", interrupted)
+    assert cli.main(["run", "--output", "out"]) == 130
+    assert "interrupted; what was done is in out" in capsys.readouterr().err
+
+
+def test_sigterm_is_like_ctrl_c(monkeypatch):
+    monkeypatch.setattr(workflow, "run", lambda *a, **b: signal.raise_signal(signal.SIGTERM))
+    assert cli.main(["run", "--output", "out"]) == 130
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_stages_from_the_shell(tmp_path, capsys):
+    """MD, then training on its folder, with real files; sampling is in test_workflow."""
+    md, flow = tmp_path / "md", tmp_path / "flow"
+    here = ["--platform", "Reference", "--quiet"]
+    given = ["--frames", "120", "--steps-per-frame", "1", "--equilibration-steps", "10", *here]
+    assert cli.main(["md", "--output", str(md), *given]) == 0
+    assert cli.main(["md", "--output", str(md), *given]) == 2
+    assert "is not empty; choose another directory" in capsys.readouterr().err
+    given[1] = "122"
+    assert cli.main(["md", "--output", str(md), "--resume", *given]) == 0
+    assert "122 frames in" in capsys.readouterr().out
+    pdb = ["--pdb", str(md / "topology.pdb"), "--system", str(md / "system.xml")]
+    given = ["--steps", "2", "--stride", "1", "--preset", "quick", *here]
+    assert cli.main(["train", "--output", str(flow), *pdb, *given]) == 2
+    assert "expected frames of your molecule" in capsys.readouterr().err
+    given += ["--trajectory", str(md)]
+    assert cli.main(["train", "--output", str(flow), *pdb, *given]) == 0
+    assert (flow / "flow.pt").is_file()
+    config = json.loads((flow / "config.json").read_text())
+    assert config["choices"]["settings"]["fit"]["n_steps"] == 2
+    frames = config["choices"]["frames"]
+    assert (frames["n_frames"], frames["temperature_K"]) == (122, 600.0)
+    again = ["train", "--output", str(flow), "--trajectory", str(md), "--stride", "1", "--resume"]
+    assert cli.main([*again, *here]) == 0  # nothing is left to do
+    assert cli.main([*again, *here, "--steps", "3"]) == 2
+    assert "settings.fit.n_steps: what is in" in capsys.readouterr().err
+
+
+def test_table():
+    text = describe(SUMMARY)
+    for expected in ("-60.12 ± 0.50", "19.00 ± ?", "0.0200 ± 0.0010", "5000", "3.90 ± 0.05",
+                     "0.250", "0.125", "0.500", "12,345", "round trips"):  # fmt: skip
+        assert expected in text
+
+
+def test_threads_are_asked_for_and_given_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = torch.get_num_threads()
+    args = ["sample", "--flow", str(tmp_path / "none.pt"), "--output", str(tmp_path / "run")]
+    assert cli.main([*args, "--threads", "0"]) == 2
+    assert "--threads: expected at least 1, got 0" in capsys.readouterr().err
+    assert cli.main([*args, "--threads", "2"]) == 2
+    assert "no such flow file" in capsys.readouterr().err
+    assert torch.get_num_threads() == before

@@ -1,0 +1,198 @@
+"""The Z-matrix: which atoms, in which order, relative to which."""
+
+import json
+from collections import Counter
+
+import mdtraj
+import numpy as np
+import openmm.app as app
+import openmm.unit as unit
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from openmm_tsf.coordinates import ZMatrix
+from tests.support.molecules import (
+    alanine,
+    capped,
+    disulfide,
+    graph_molecule,
+    protein_piece,
+    random_tree,
+)
+
+PEPTIDES = {
+    "alanine": alanine,
+    "proline": lambda: capped("PRO"),
+    "tryptophan": lambda: capped("TRP"),
+    "disulfide": disulfide,
+    "protein": protein_piece,
+}
+
+
+def check_structure(zmatrix: ZMatrix, topology: app.Topology) -> None:
+    """What every Z-matrix must satisfy."""
+    rows, n_atoms = zmatrix.rows, topology.getNumAtoms()
+    bonded: set[frozenset[int]] = {frozenset((a.index, b.index)) for a, b in topology.bonds()}
+    assert sorted(rows[:, 0]) == list(range(n_atoms))
+    assert (rows[:3] == -1).sum() == 6
+    placed: set[int] = set()
+    for row, sibling, level in zip(rows, zmatrix.siblings, zmatrix.levels, strict=True):
+        partners = [int(atom) for atom in row[1:] if atom >= 0]
+        # Siblings turn with the primary torsion of their own level, hence "level before or same".
+        assert len({int(row[0]), *partners}) == len(partners) + 1
+        if partners:
+            assert frozenset((int(row[0]), partners[0])) in bonded
+        if len(partners) > 1:
+            assert frozenset(partners[:2]) in bonded
+        if len(partners) > 2:
+            attached_to = partners[0] if sibling else partners[1]
+            assert frozenset((partners[2], attached_to)) in bonded
+        level_of = {int(r[0]): int(v) for r, v in zip(rows, zmatrix.levels, strict=True)}
+        assert all(level_of[atom] <= level for atom in partners)
+        placed.add(int(row[0]))
+    # Every tree bond with substituents at both ends has exactly one primary torsion.
+    tree = [tuple(int(atom) for atom in row[:2]) for row in rows[1:]]
+    degree = Counter(atom for bond in tree for atom in bond)
+    inner = {frozenset(bond) for bond in tree if degree[bond[0]] > 1 and degree[bond[1]] > 1}
+    primary = Counter(frozenset((int(r[1]), int(r[2]))) for r in rows[3:][~zmatrix.siblings[3:]])
+    assert set(primary) == inner
+    assert set(primary.values()) <= {1}
+
+
+def primary_quartets(zmatrix: ZMatrix) -> set[tuple[int, ...]]:
+    quartets = {tuple(map(int, row)) for row in zmatrix.rows[3:][~zmatrix.siblings[3:]]}
+    return quartets | {quartet[::-1] for quartet in quartets}
+
+
+@pytest.mark.parametrize("name", PEPTIDES)
+def test_phi_psi_and_omega_are_primary_torsions(name):
+    topology, positions = PEPTIDES[name]()
+    zmatrix = ZMatrix.from_topology(topology, positions)
+    check_structure(zmatrix, topology)
+    frame = mdtraj.Trajectory(positions[None], mdtraj.Topology.from_openmm(topology))
+    wanted = [mdtraj.compute_phi(frame)[0], mdtraj.compute_psi(frame)[0]]
+    if name in ("alanine", "protein"):  # mdtraj knows no omega of caps
+        wanted.append(mdtraj.compute_omega(frame)[0])
+    quartets = primary_quartets(zmatrix)
+    found = np.concatenate(wanted)
+    assert len(found) >= 2
+    assert all(tuple(map(int, quartet)) in quartets for quartet in found)
+
+
+def test_caps_have_their_omega():
+    topology, positions = alanine()
+    atoms = {f"{a.residue.name} {a.name}": a.index for a in topology.atoms()}
+    zmatrix = ZMatrix.from_topology(topology, positions)
+    first = [atoms[k] for k in ("ACE CH3", "ACE C", "ALA N", "ALA CA")]
+    second = [atoms[k] for k in ("ALA CA", "ALA C", "NME N", "NME C")]
+    assert {tuple(first), tuple(second)} <= primary_quartets(zmatrix)
+
+
+def test_alanine_in_detail():
+    topology, positions = alanine()
+    zmatrix = ZMatrix.from_topology(topology, positions)
+    root = [zmatrix.atom_names[row[0]].split("-")[1] for row in zmatrix.rows[:3]]
+    assert root == ["N", "CA", "C"]
+    assert (~zmatrix.siblings[3:]).sum() == 7  # phi, psi, two omegas, three methyls
+    assert zmatrix.levels.max() == 3
+    # CA has two offsets, each methyl two; planar N and C have none.
+    assert zmatrix.tetrahedral.sum() == 8
+    hydrogens = {a.index for a in topology.atoms() if a.element.symbol == "H"}
+    assert not hydrogens & set(zmatrix.rows[:, 1:3].ravel().tolist())
+
+
+def test_rings_are_opened_once():
+    for name, rings in (("PRO", 1), ("TRP", 2)):
+        topology, positions = capped(name)
+        assert topology.getNumBonds() == topology.getNumAtoms() - 1 + rings
+        check_structure(ZMatrix.from_topology(topology, positions), topology)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(n_atoms=st.integers(4, 30), seed=st.integers(0, 10**6), n_rings=st.integers(0, 3))
+def test_random_graphs(n_atoms, seed, n_rings):
+    topology, positions = random_tree(n_atoms, seed, n_rings)
+    try:
+        zmatrix = ZMatrix.from_topology(topology, positions)
+    except ValueError:
+        if n_rings == 0:
+            raise
+        assume(False)  # bonds across the tree may lie in line with others
+    check_structure(zmatrix, topology)
+
+
+@pytest.mark.parametrize(
+    ("bonds", "elements"),
+    [
+        ([(0, 1), (0, 2), (0, 3), (0, 4)], "CHHHH"),
+        ([(0, 1), (1, 2), (2, 3)], "HOOH"),
+        ([(0, 1), (0, 2), (0, 3)], "NHHH"),
+    ],
+)
+def test_small_molecules(bonds, elements):
+    rng = np.random.default_rng(0)
+    topology, positions = graph_molecule(bonds, rng.normal(size=(len(elements), 3)), elements)
+    check_structure(ZMatrix.from_topology(topology, positions), topology)
+
+
+def test_config_survives_json():
+    topology, positions = capped("PRO")
+    zmatrix = ZMatrix.from_topology(topology, positions)
+    again = ZMatrix.from_config(json.loads(json.dumps(zmatrix.to_config())))
+    for name in ("rows", "siblings", "tetrahedral", "levels"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(zmatrix, name))
+    assert again.atom_names == zmatrix.atom_names
+
+
+def test_quantities_are_understood():
+    topology, positions = alanine()
+    other = ZMatrix.from_topology(topology, 10 * positions * unit.angstrom)
+    np.testing.assert_array_equal(other.rows, ZMatrix.from_topology(topology, positions).rows)
+
+
+class TestErrors:
+    zigzag = np.array([[0, 0, 0], [0.1, 0, 0], [0.1, 0.1, 0], [0.2, 0.1, 0.05], [0.3, 0.2, 0.1]])
+
+    def test_no_bonds(self):
+        with pytest.raises(ValueError, match="expected bonds, got none"):
+            ZMatrix.from_topology(*graph_molecule([], self.zigzag))
+
+    def test_fragments(self):
+        topology, positions = graph_molecule([(0, 1), (1, 2), (3, 4)], self.zigzag)
+        with pytest.raises(ValueError, match=r"2 fragments .*C3"):
+            ZMatrix.from_topology(topology, positions)
+
+    def test_too_few_atoms(self):
+        with pytest.raises(ValueError, match="at least 4 atoms, got 3"):
+            ZMatrix.from_topology(*graph_molecule([(0, 1), (1, 2)], self.zigzag[:3]))
+
+    def test_linear(self):
+        line = self.zigzag.copy()
+        line[3] = [0.1, 0.3, 0.0]  # in line with atoms 1 and 2
+        topology, positions = graph_molecule([(0, 1), (1, 2), (2, 3), (3, 4)], line)
+        with pytest.raises(ValueError, match=r"linear angle.*MOL1-C1.*180\.00 degrees"):
+            ZMatrix.from_topology(topology, positions)
+
+    def test_all_linear(self):
+        line = np.arange(4)[:, None] * np.array([[0.1, 0.0, 0.0]])
+        with pytest.raises(ValueError, match="linear angle"):
+            ZMatrix.from_topology(*graph_molecule([(0, 1), (1, 2), (2, 3)], line))
+
+    def test_coinciding_atoms(self):
+        clash = self.zigzag.copy()
+        clash[4] = clash[3]
+        with pytest.raises(ValueError, match="coincide"):
+            ZMatrix.from_topology(*graph_molecule([(0, 1), (1, 2), (2, 3), (3, 4)], clash))
+
+    def test_positions(self):
+        topology, positions = graph_molecule([(0, 1), (1, 2), (2, 3), (3, 4)], self.zigzag)
+        with pytest.raises(ValueError, match=r"expected shape \(5, 3\)"):
+            ZMatrix.from_topology(topology, positions[:4])
+        with pytest.raises(ValueError, match="finite"):
+            ZMatrix.from_topology(topology, positions * np.nan)
+
+    def test_topology(self):
+        frame = mdtraj.Topology.from_openmm(alanine()[0])
+        with pytest.raises(TypeError, match=r"openmm\.app\.Topology"):
+            ZMatrix.from_topology(frame, alanine()[1])

@@ -1,0 +1,381 @@
+"""The flows: invertible, with the right density, steered by temperature, and safe on disk."""
+
+import copy
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow, load_flow
+from openmm_tsf.flows.coupling import AffineCoupling, Scale
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.molecule import alanine_dipeptide
+
+SMALL = {"n_blocks": 2, "hidden": (16,)}
+
+
+def roughen(flow, seed=3, size=0.3):
+    """Random weights of order one, so that no test passes because the map is the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in flow.network.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            scale = size / math.sqrt(max(1, parameter.shape[-1])) if parameter.ndim else size
+            parameter.add_(scale * noise)
+    return flow
+
+
+@pytest.fixture(scope="module")
+def dataset(molecule):
+    return MDDataset.shipped(molecule, stride=40)
+
+
+@pytest.fixture(scope="module")
+def tsf(dataset):
+    return roughen(TemperatureSteerableFlow.from_dataset(dataset, seed=5, **SMALL))
+
+
+@pytest.fixture(scope="module")
+def realnvp(dataset):
+    return roughen(RealNVPFlow.from_dataset(dataset, seed=5, **SMALL))
+
+
+@pytest.fixture(scope="module")
+def plain(dataset):
+    flow = TemperatureSteerableFlow.from_dataset(dataset, seed=5, coordinates="plain", **SMALL)
+    return roughen(flow)
+
+
+@pytest.fixture(scope="module")
+def mixed(tsf):
+    flow = copy.deepcopy(tsf)
+    flow.conditioner_dtype = torch.float32
+    return flow
+
+
+def draw_inside(flow, n, seed=1):
+    """Draws inside the domain: (v, x, momenta)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        v = flow.sample_prior(4 * n, flow.reference_temperature, generator)
+        (x, momenta), log_det = flow.forward_and_log_det(v)
+    inside = torch.isfinite(log_det).nonzero()[:n, 0]
+    assert len(inside) == n
+    return v[inside], x[inside], momenta[inside]
+
+
+@pytest.mark.parametrize("name", ["tsf", "realnvp", "plain"])
+def test_round_trip_and_log_determinants(name, request):
+    flow = request.getfixturevalue(name)
+    v, x, momenta = draw_inside(flow, 50)
+    _, forward = flow.forward_and_log_det(v)
+    back, inverse = flow.inverse_and_log_det(x, momenta)
+    torch.testing.assert_close(back, v, rtol=0, atol=1e-9)
+    torch.testing.assert_close(inverse, -forward, rtol=0, atol=1e-8)
+    (again, again_momenta), _ = flow.forward_and_log_det(back)
+    assert (again - x).abs().max() < 1e-9  # nm
+    torch.testing.assert_close(again_momenta, momenta, rtol=0, atol=1e-9)
+
+
+def test_conditioners_of_lower_precision_leave_the_map_invertible(tsf, mixed):
+    v, x, momenta = draw_inside(mixed, 2000)
+    with torch.no_grad():
+        back, inverse = mixed.inverse_and_log_det(x, momenta)
+        (again, again_momenta), forward = mixed.forward_and_log_det(back)
+        exact, _ = tsf.inverse_and_log_det(x, momenta)
+    # The same conditioner both ways: rounded in another way only where a number lies within
+    # rounding of a step between two float32 numbers.
+    off = (again - x).abs().amax(dim=(1, 2))
+    assert float((off > 1e-12).double().mean()) < 0.01
+    assert float(off.max()) < 1e-6  # nm
+    assert float((again_momenta - momenta).abs().max()) < 1e-5
+    torch.testing.assert_close(inverse, -forward, rtol=0, atol=1e-12)
+    # It is another map than in float64, though a close one.
+    assert 1e-9 < float((back - exact).abs().max()) < 1e-4
+    assert float((back - v).abs().max()) < 1e-4
+
+
+def test_conditioners_of_lower_precision_leave_the_jacobian_constant(mixed):
+    assert mixed.is_constant_log_det
+    # Autograd rounds what goes back through the conditioners, each row in its own way.
+    found, claimed = square_log_determinants(mixed)
+    torch.testing.assert_close(found, claimed, rtol=0, atol=1e-5)
+    for temperature in (300.0, 900.0):
+        residual, expected = steering_residual(mixed, temperature)
+        torch.testing.assert_close(residual, torch.full_like(residual, expected), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("conditioner_dtype", [None, torch.float32])
+@pytest.mark.parametrize("volume_preserving", [True, False])
+def test_coupling_against_autograd(volume_preserving, conditioner_dtype):
+    coupling = AffineCoupling(7, [0, 3, 4], [8], volume_preserving, conditioner_dtype).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in coupling.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    u = torch.randn(4, 7, generator=generator, dtype=torch.float64)
+    y, log_det = coupling.forward_and_log_det(u)
+    for direction, start in (
+        (coupling.forward_and_log_det, u),
+        (coupling.inverse_and_log_det, y),
+    ):
+        for row in start:
+            expected = direction(row[None])[1][0]
+            jacobian = torch.autograd.functional.jacobian(
+                lambda z, f=direction: f(z[None])[0][0], row
+            )
+            # Far below seven digits: the determinant does not see the conditioner's slope.
+            torch.testing.assert_close(
+                torch.linalg.slogdet(jacobian)[1], expected, rtol=1e-9, atol=1e-9
+            )
+    back, inverse_log_det = coupling.inverse_and_log_det(y)
+    torch.testing.assert_close(back, u, rtol=0, atol=1e-12)
+    torch.testing.assert_close(inverse_log_det, -log_det, rtol=0, atol=1e-12)
+    assert bool((log_det == 0).all()) == volume_preserving
+
+
+def test_scale_is_one_number():
+    scale = Scale(5, 3)
+    with torch.no_grad():
+        scale.log_k.fill_(0.3)
+    y, log_det = scale.forward_and_log_det(torch.ones(2, 5))
+    torch.testing.assert_close(y[0], torch.tensor([math.exp(0.3)] * 3 + [1.0, 1.0]))
+    torch.testing.assert_close(log_det, torch.full((2,), 0.9))
+
+
+def steering_residual(flow, temperature=300.0):
+    """log p^tau' - kappa log p^tau over a batch, and its closed form for a constant Jacobian."""
+    _, x, momenta = draw_inside(flow, 100)
+    reference = flow.reference_temperature
+    kappa = reference / temperature
+    with torch.no_grad():
+        residual = flow.log_prob(x, momenta, temperature) - kappa * flow.log_prob(
+            x, momenta, reference
+        )
+    size = flow.n_coordinates + flow.n_momenta
+    tau = temperature / reference
+    v = torch.zeros(1, size, dtype=torch.float64)
+    log_det = (
+        flow.network.forward_and_log_det(v)[1]
+        + flow.whitening.forward_and_log_det(v[:, : flow.n_coordinates])[1]
+    )
+    expected = -0.5 * size * math.log(2 * math.pi * tau)
+    constant = log_det.item() + flow.log_multiplicity
+    expected += kappa * 0.5 * size * math.log(2 * math.pi) + (kappa - 1) * constant
+    return residual, expected
+
+
+def test_steering_condition_holds_for_the_tsf(tsf):
+    """arXiv:2012.00429, eq. 4: the density's temperature scaling is exact."""
+    assert tsf.is_constant_log_det
+    for temperature in (300.0, 450.0, 900.0):
+        residual, expected = steering_residual(tsf, temperature)
+        torch.testing.assert_close(residual, torch.full_like(residual, expected), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["realnvp", "plain"])
+def test_steering_condition_fails_without_a_constant_jacobian(name, request):
+    flow = request.getfixturevalue(name)
+    assert not flow.is_constant_log_det
+    residual, _ = steering_residual(flow)
+    assert residual.std() > 0.05
+
+
+def square_log_determinants(flow, n=3):
+    """slogdet of the Jacobian of (z, pose, q) -> (x, p), 3N + m squared, at random points."""
+    layer, d = flow.coordinates, flow.n_coordinates
+
+    def rotation(alpha, cos_beta, gamma):
+        sin_beta = torch.sqrt(1 - cos_beta**2)
+        one, zero = torch.ones_like(alpha), torch.zeros_like(alpha)
+
+        def about_z(angle):
+            c, s = angle.cos(), angle.sin()
+            return torch.stack([c, -s, zero, s, c, zero, zero, zero, one]).reshape(3, 3)
+
+        tilt = torch.stack(
+            [cos_beta, zero, sin_beta, zero, one, zero, -sin_beta, zero, cos_beta]
+        ).reshape(3, 3)
+        return about_z(alpha) @ tilt @ about_z(gamma)
+
+    def square(w):
+        v, pose = w[: flow.n_coordinates + flow.n_momenta], w[-6:]
+        y, _ = flow.network.forward_and_log_det(v[None])
+        u, _ = flow.whitening.forward_and_log_det(y[:, :d])
+        turn = rotation(pose[0], pose[1], pose[2])
+        x = layer.from_pose(u, turn[None], pose[None, 3:])
+        return torch.cat([x.flatten(), y[0, d:]])
+
+    v, _, _ = draw_inside(flow, n)
+    generator = torch.Generator().manual_seed(8)
+    pose = 1.6 * torch.rand(n, 6, generator=generator, dtype=torch.float64) - 0.8
+    return torch.stack(
+        [
+            torch.linalg.slogdet(torch.autograd.functional.jacobian(square, w))[1]
+            for w in torch.cat([v, pose], dim=1)
+        ]
+    ), flow.forward_and_log_det(v)[1].detach()
+
+
+def test_jacobian_of_the_whole_map_is_constant(tsf):
+    found, claimed = square_log_determinants(tsf)
+    torch.testing.assert_close(found, claimed, rtol=0, atol=1e-7)
+    assert found.max() - found.min() < 1e-7
+
+
+@pytest.mark.parametrize("name", ["realnvp", "plain"])
+def test_jacobian_varies_for_the_others(name, request):
+    found, claimed = square_log_determinants(request.getfixturevalue(name))
+    torch.testing.assert_close(found, claimed, rtol=0, atol=1e-6)
+    assert found.max() - found.min() > 1e-3
+
+
+def test_sample_and_log_prob_agree(tsf):
+    sample = tsf.sample(200, 450.0, torch.Generator().manual_seed(2))
+    inside = torch.isfinite(sample.log_prob)
+    assert inside.any()
+    found = tsf.log_prob(sample.x[inside], sample.momenta[inside], 450.0)
+    torch.testing.assert_close(found, sample.log_prob[inside], rtol=0, atol=1e-7)
+    again = tsf.sample(200, 450.0, torch.Generator().manual_seed(2))
+    assert torch.equal(again.log_prob, sample.log_prob)
+
+
+def test_density_integrates_to_one():
+    """exp(log_prob) of a flow on the plane, integrated on a grid."""
+    flow = roughen(RealNVPFlow(2, 0, 2, (8,), seed=1))
+    axis = torch.linspace(-20, 20, 801, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    with torch.no_grad():
+        density = flow.log_prob(grid, grid[:, :0], 1.7).exp()
+    assert float(density.sum()) * (40 / 800) ** 2 == pytest.approx(1, abs=1e-6)
+
+
+def test_every_parameter_has_a_gradient(tsf):
+    v, x, momenta = draw_inside(tsf, 20)
+    for output in (tsf.forward_and_log_det(v)[0][0].sum(), tsf.log_prob(x, momenta, 600).sum()):
+        tsf.zero_grad()
+        output.backward()
+        for name, parameter in tsf.named_parameters():
+            gradient = parameter.grad
+            assert gradient is not None, name
+            assert torch.isfinite(gradient).all(), name
+            if "net.0" in name or "log_k" in name:
+                assert gradient.abs().max() > 0, name
+    tsf.zero_grad()
+
+
+def test_mirror_images_are_outside(tsf):
+    _, x, momenta = draw_inside(tsf, 10)
+    mirrored = x * torch.tensor([1.0, 1.0, -1.0])
+    assert tsf.is_mirror_image(mirrored).all()
+    assert not tsf.is_mirror_image(x).any()
+    assert torch.isneginf(tsf.log_prob(mirrored, momenta, 600)).all()
+
+
+def test_place_keeps_the_pose(tsf):
+    _, x, _ = draw_inside(tsf, 10)
+    turn = torch.linalg.qr(
+        torch.randn(3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    )[0]
+    turn = turn * torch.linalg.det(turn)
+    like = x.flip(0) @ turn.T + 0.7
+    torch.testing.assert_close(tsf.place(like, like=like), like, rtol=0, atol=1e-9)
+    placed = tsf.place(x, like=like)
+    torch.testing.assert_close(torch.pdist(placed[0]), torch.pdist(x[0]), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["tsf", "realnvp"])
+def test_save_and_load(name, request, tmp_path, molecule):
+    flow = request.getfixturevalue(name)
+    path = tmp_path / "flow.pt"
+    flow.save(path)
+    for again in (type(flow).load(path, molecule), load_flow(path, molecule)):
+        assert type(again) is type(flow)
+        assert again.reference_temperature == 600
+        v, x, momenta = draw_inside(flow, 5)
+        with torch.no_grad():
+            torch.testing.assert_close(again.forward_and_log_det(v)[0][0], x, rtol=0, atol=1e-12)
+        assert torch.equal(again.log_prob(x, momenta, 300), flow.log_prob(x, momenta, 300))
+
+
+def test_the_precision_of_conditioners_is_kept(mixed, tsf, tmp_path, molecule):
+    path, x = tmp_path / "flow.pt", torch.tensor(molecule.positions)[None]
+    momenta = torch.zeros(1, tsf.n_momenta, dtype=torch.float64)
+    mixed.save(path)
+    again = load_flow(path)
+    assert again.conditioner_dtype == torch.float32
+    assert again.dtype == torch.float64
+    assert torch.equal(again.log_prob(x, momenta, 300), mixed.log_prob(x, momenta, 300))
+    assert not torch.equal(again.log_prob(x, momenta, 300), tsf.log_prob(x, momenta, 300))
+    content = torch.load(path, weights_only=True)
+    del content["conditioner_dtype"]  # as in files of earlier versions
+    torch.save(content, path)
+    again = load_flow(path)
+    assert again.conditioner_dtype is None
+    assert torch.equal(again.log_prob(x, momenta, 300), tsf.log_prob(x, momenta, 300))
+    flow = TemperatureSteerableFlow(4, 4, 1, (8,), conditioner_dtype=torch.float32)
+    assert flow.conditioner_dtype == torch.float32
+    with pytest.raises(TypeError, match=r"conditioner_dtype: expected torch.float32"):
+        flow.conditioner_dtype = torch.float16
+
+
+def test_load_refuses_what_does_not_belong(tsf, tmp_path, molecule):
+    path = tmp_path / "flow.pt"
+    tsf.save(path)
+    with pytest.raises(ValueError, match="another molecule"):
+        load_flow(path, alanine_dipeptide("ff96-obc1"))
+    with pytest.raises(ValueError, match="expected a realnvp flow, got tsf"):
+        RealNVPFlow.load(path)
+    mirrored = dataclasses.replace(molecule, positions=molecule.positions * [1, 1, -1])
+    with pytest.raises(ValueError, match="another stereoisomer"):
+        load_flow(path, mirrored)
+    content = torch.load(path, weights_only=True)
+    torch.save(content | {"format": 99}, path)
+    with pytest.raises(ValueError, match="newer version"):
+        load_flow(path)
+    path.write_bytes(b"not a flow")
+    with pytest.raises(ValueError, match="not a readable flow file"):
+        load_flow(path)
+    with pytest.raises(FileNotFoundError, match="no such flow file"):
+        load_flow(tmp_path / "missing.pt")
+
+
+def test_the_door(tsf, molecule):
+    x = torch.tensor(molecule.positions)[None]
+    momenta = torch.zeros(1, tsf.n_momenta, dtype=torch.float64)
+    with pytest.raises(TypeError, match=r"x: expected torch.float64"):
+        tsf.log_prob(x.float(), momenta, 300)
+    with pytest.raises(ValueError, match=r"momenta: expected shape"):
+        tsf.log_prob(x, momenta[:, 1:], 300)
+    with pytest.raises(ValueError, match="temperature: expected a positive"):
+        tsf.log_prob(x, momenta, -1)
+    with pytest.raises(ValueError, match="temperature: expected one number or one per row"):
+        tsf.log_prob(x, momenta, torch.full((1, 1), 300.0))
+    with pytest.raises(ValueError, match="n_momenta: a TSF expects at least 1"):
+        TemperatureSteerableFlow(3, 0)
+    with pytest.raises(ValueError, match="n_momenta: RealNVP has none"):
+        RealNVPFlow(3, 2)
+    with pytest.raises(ValueError, match="n_blocks: expected an integer"):
+        TemperatureSteerableFlow(3, 3, n_blocks=0)
+    with pytest.raises(ValueError, match="transformed: expected a proper"):
+        AffineCoupling(3, [0, 1, 2], [4], True)
+
+
+def test_a_flow_without_a_molecule():
+    flow = roughen(TemperatureSteerableFlow(4, 3, 2, (8,), reference_temperature=2.0, seed=1))
+    sample = flow.sample(10, 1.0, torch.Generator().manual_seed(0))
+    assert sample.x.shape == (10, 4)
+    assert sample.momenta.shape == (10, 3)
+    assert torch.equal(flow.place(sample.x, like=sample.x + 1), sample.x)
+    assert flow.is_constant_log_det
+
+
+def test_seeds_make_the_weights(dataset):
+    one, same, other = (
+        TemperatureSteerableFlow(4, 4, 1, (8,), seed=seed).network.state_dict()
+        for seed in (1, 1, 2)
+    )
+    key = next(key for key in one if key.endswith("net.0.weight"))
+    assert torch.equal(one[key], same[key])
+    assert not torch.equal(one[key], other[key])

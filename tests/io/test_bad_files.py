@@ -1,0 +1,284 @@
+"""Bad trajectories and flow files: each is refused by an error that names the file."""
+
+import io
+import re
+import zipfile
+
+import mdtraj
+import pytest
+import torch
+
+from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow, load_flow
+from openmm_tsf.sampling import ParallelTempering
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.molecule import alanine_dipeptide
+from tests.support.refusals import from_shell, refused
+
+
+@pytest.fixture(scope="module")
+def frames(molecule):
+    return MDDataset.shipped(molecule, stride=2000).positions
+
+
+# ------------------------------------------------------------------------ trajectories
+
+
+@pytest.fixture(scope="module")
+def folder(molecule, frames, tmp_path_factory):
+    """Trajectories of every bad kind."""
+    path = tmp_path_factory.mktemp("trajectories")
+    good = mdtraj.Trajectory(frames.numpy(), molecule.mdtraj_topology)
+    good.save_dcd(str(path / "good.dcd"))
+    good.save_xtc(str(path / "a.xtc"))
+    (path / "B.XTC").write_bytes((path / "a.xtc").read_bytes())
+    good.atom_slice(range(10)).save_dcd(str(path / "few.dcd"))
+    good.atom_slice(range(10)).save_pdb(str(path / "few.pdb"))
+    (path / "empty.dcd").touch()
+    (path / "text.dcd").write_text("no trajectory\n" * 50)
+    (path / "header.dcd").write_bytes((path / "good.dcd").read_bytes()[:276])
+    (path / "a.npy").write_bytes(b"numbers")
+    good[0].save_pdb(str(path / "order.pdb"))
+    lines = (path / "order.pdb").read_text().splitlines(keepends=True)
+    first = next(index for index, line in enumerate(lines) if line.startswith("ATOM"))
+    lines[first : first + 2] = lines[first + 1], lines[first]
+    kept = [line for line in lines if not line.startswith("CONECT")]
+    (path / "order.pdb").write_text("".join(kept))
+    wrong = mdtraj.Trajectory(10 * frames.numpy(), molecule.mdtraj_topology)
+    wrong.save_dcd(str(path / "angstrom.dcd"))
+    return path
+
+
+TRAJECTORIES = [
+    ("few.dcd", r"path: mdtraj cannot read .*few\.dcd as a trajectory of 22 atoms"),
+    ("few.pdb", r"path: expected the molecule's 22 atoms, got 10 in .*few\.pdb"),
+    ("empty.dcd", r"path: expected frames, got the empty file .*empty\.dcd"),
+    ("text.dcd", r"path: mdtraj cannot read .*text\.dcd"),
+    ("header.dcd", r"path: mdtraj cannot read .*header\.dcd"),
+    ("a.npy", r"path: expected a trajectory that mdtraj reads \(.*\.dcd, .*\), got .*a\.npy"),
+    ("a.xtc", r"path: .*a\.xtc is XTC, which rounds positions"),
+    ("B.XTC", r"path: .*B\.XTC is XTC, which rounds positions"),
+    ("order.pdb", r"in its order, got another in .*order\.pdb: atom 0 is ACE1-CH3, expected ACE1"),
+    ("angstrom.dcd", r"positions: expected this molecule's bonds"),
+]
+
+
+@pytest.mark.parametrize(("name", "message"), TRAJECTORIES, ids=[name for name, _ in TRAJECTORIES])
+def test_trajectories(molecule, folder, name, message, tmp_path, capsys):
+    with refused(ValueError, message):
+        MDDataset.load([folder / "good.dcd", folder / name], molecule, 600)
+    command = ["train", "--output", tmp_path / "out", "--trajectory", folder / name]
+    assert re.search(message, from_shell([*command, "--temperature", "600"], capsys))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "message"),
+    [
+        pytest.param([], ValueError, "at least one trajectory file, got none", id="none"),
+        pytest.param(None, TypeError, "path: expected a trajectory file .* got None", id="None"),
+        pytest.param([3.5], TypeError, "path: expected a trajectory file", id="number"),
+        pytest.param("no.dcd", FileNotFoundError, "path: no such trajectory no.dcd", id="missing"),
+        pytest.param(".", IsADirectoryError, "got the directory", id="directory"),
+    ],
+)
+def test_paths(molecule, path, error, message):
+    with refused(error, message):
+        MDDataset.load(path, molecule, 600)
+
+
+def test_a_trajectory_goes_with_a_molecule(folder):
+    with refused(TypeError, "molecule: expected a MolecularSystem, got NoneType"):
+        MDDataset.load(folder / "good.dcd", None, 600)
+    with refused(TypeError, "molecule: expected a MolecularSystem or None, got str"):
+        MDDataset(torch.zeros(3, 2), 600, "molecule.pdb")
+
+
+# ------------------------------------------------------------------------ flow files
+
+
+@pytest.fixture(scope="module")
+def flow(molecule, frames):
+    return TemperatureSteerableFlow.from_dataset(
+        MDDataset(frames.repeat(5, 1, 1) + noise(100), 600, molecule), n_blocks=2, hidden=(8, 8)
+    )
+
+
+def noise(n):
+    generator = torch.Generator().manual_seed(0)
+    return 1e-3 * torch.randn(n, 22, 3, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def good(flow, tmp_path_factory):
+    path = tmp_path_factory.mktemp("flows") / "flow.pt"
+    flow.save(path)
+    return path.read_bytes()
+
+
+def check_file(path, message, molecule, capsys):
+    """From Python and from the shell; the file is named in both."""
+    with refused(ValueError, rf"flow\.pt: .*{message}"):
+        load_flow(path)
+    line = from_shell(["sample", "--flow", path, "--output", path.parent / "out"], capsys)
+    assert str(path) in line
+    assert not (path.parent / "out").exists()
+
+
+def flipped(data):
+    """One bit in the middle of the largest record: the weights of a layer."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        largest = max(archive.infolist(), key=lambda info: info.file_size)
+        start = data.index(archive.read(largest))
+    middle = start + largest.file_size // 2
+    return data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :]
+
+
+def of_torch(content):
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def plain_zip():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("flow/data.pkl", "no pickle")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        pytest.param(lambda d: d[: len(d) // 2], "not a readable flow file", id="half of it"),
+        pytest.param(lambda d: d[:-1], "not a readable flow file", id="without its last byte"),
+        pytest.param(lambda d: b"", "not a readable flow file", id="empty"),
+        pytest.param(lambda d: b"weights: 1 2 3\n", "not a readable flow file", id="text"),
+        pytest.param(flipped, "the checksum of .* is wrong", id="one bit"),
+        pytest.param(lambda d: plain_zip(), "not a readable flow file", id="another zip"),
+        pytest.param(lambda d: of_torch(torch.zeros(3)), "not a flow file", id="a tensor"),
+        pytest.param(lambda d: of_torch({"w": torch.zeros(3)}), "not a flow file", id="a model"),
+        pytest.param(
+            lambda d: of_torch(torch.nn.Linear(2, 2)), "not a readable flow file", id="code"
+        ),
+    ],
+)
+def test_flow_files_as_bytes(good, damage, message, molecule, tmp_path, capsys):
+    (tmp_path / "flow.pt").write_bytes(damage(good))
+    check_file(tmp_path / "flow.pt", message, molecule, capsys)
+
+
+def entry(*path):
+    """Sets an entry of a nested content to a value, or to what a function makes of the old one."""
+
+    def change(content, value):
+        *outer, last = path
+        for key in outer:
+            content = content[key]
+        content[last] = value(content[last]) if callable(value) else value
+
+    return change
+
+
+def without(*path):
+    def change(content, _):
+        *outer, last = path
+        for key in outer:
+            content = content[key]
+        del content[last]
+
+    return change
+
+
+WEIGHT = "network.bijectors.1.net.0.weight"
+CONTENTS = [
+    ("a newer format", entry("format"), 99, "written in format 99 by a newer version"),
+    ("a format that is no number", entry("format"), "1", "format: expected a number, got '1'"),
+    ("an unknown kind", entry("kind"), "glow", "unknown kind of flow 'glow'"),
+    *(
+        (f"no {name}", without(name), None, f"{name}: expected an entry, got none")
+        for name in ("n_coordinates", "n_momenta", "sizes", "reference_temperature", "state_dict",
+                     "coordinates", "whitening")
+    ),
+    ("no n_blocks", without("sizes", "n_blocks"), None, "n_blocks: expected an entry, got none"),
+    ("no zmatrix", without("coordinates", "zmatrix"), None, "zmatrix: expected an entry"),
+    ("no rows", without("coordinates", "zmatrix", "rows"), None, "rows: expected an entry"),
+    ("no cholesky", without("whitening", "cholesky"), None, "cholesky: expected an entry"),
+    ("no weights", without("state_dict", WEIGHT), None, f"expected {WEIGHT} .*got None"),
+    ("blocks as text", entry("sizes", "n_blocks"), "2", "n_blocks: expected int, got str"),
+    ("widths as text", entry("sizes", "hidden"), "8", "hidden: expected list, got str"),
+    ("temperature as text", entry("reference_temperature"), "600", "expected int | float, got str"),
+    ("temperature below zero", entry("reference_temperature"), -1.0, "positive temperature"),
+    ("coordinates as text", entry("coordinates"), "volume", "coordinates: expected dict"),
+    ("a precision there is not", entry("conditioner_dtype"), "float16", "conditioner_dtype: exp"),
+    ("a dtype there is not", entry("coordinates", "dtype"), "load", "dtype: expected one of"),
+    ("coordinates there are not", entry("coordinates", "coordinates"), "polar", "coordinates: ex"),
+    ("no blocks", entry("sizes", "n_blocks"), 0, "n_blocks: expected an integer of at least 1"),
+    ("a milliard blocks", entry("sizes", "n_blocks"), 10**9, "sizes: expected a network of"),
+    ("10^30 blocks", entry("sizes", "n_blocks"), 10**30, "n_blocks: expected an integer of at mo"),
+    ("wide layers", entry("sizes", "hidden"), [10**9, 10**9], "sizes: expected a network of"),
+    ("many layers", entry("sizes", "hidden"), [8] * 1000, "sizes: expected a network of"),
+    ("other layers", entry("sizes", "hidden"), [9, 8], f"expected {WEIGHT} .* got"),
+    ("many coordinates", entry("n_coordinates"), 10**9, "sizes: expected a network of"),
+    ("other coordinates", entry("n_coordinates"), 59, "expected network"),
+    ("many momenta", entry("n_momenta"), 10**9, "sizes: expected a network of"),
+    ("another shape", entry("state_dict", WEIGHT), lambda w: w[:-1], f"expected {WEIGHT} .* got"),
+    ("a list for a tensor", entry("state_dict", WEIGHT), lambda w: w.tolist(), "named tensors"),
+    ("a tensor too many", entry("state_dict", "more"), torch.zeros(3), "flow only, got more"),
+    ("NaN", entry("state_dict", WEIGHT), lambda w: w * torch.nan, f"infinity in {WEIGHT}"),
+    ("a repeated number", entry("state_dict", WEIGHT), torch.zeros(1).expand(10**12), "bytes of"),
+    ("an index twice", entry("state_dict", "network.bijectors.1.transformed"), lambda w: 0 * w,
+     "every feature once"),
+    ("other rows", entry("state_dict", "coordinates._rows"), lambda w: w + 1, "coordinates._rows"),
+    ("rows of text", entry("coordinates", "zmatrix", "rows"), [["a"] * 4] * 22, "rows: expected"),
+    ("ragged rows", entry("coordinates", "zmatrix", "rows", 5), [1, 2], "rows: expected numbers"),
+    ("an atom twice", entry("coordinates", "zmatrix", "rows", 5, 0), 0, "rows: expected each of"),
+    ("a partner there is not", entry("coordinates", "zmatrix", "rows", 5, 1), 99, "partners"),
+    ("fewer names", entry("coordinates", "zmatrix", "atom_names"), ["C"], "atom_names: expected"),
+    ("other levels", entry("coordinates", "zmatrix", "levels", 9), 7, "levels: expected"),
+    ("handedness of two", entry("coordinates", "handedness", 0), 2.0, "handedness: expected"),
+    ("a bond of no length", entry("coordinates", "reference_bonds", 3), 0.0, "positive lengths"),
+    ("a NaN cut", entry("coordinates", "branch_cuts", 3), float("nan"), "branch_cuts: expected"),
+    ("hydrogens there are not", entry("coordinates", "equivalent"), [[0, 1, 99]], "equivalent: ex"),
+    ("an unknown whitening", entry("whitening", "mode"), "bleach", "mode: expected one of"),
+    ("a scale of zero", entry("whitening", "soft_scale", 0), 0.0, "positive scales"),
+    ("fewer means", entry("whitening", "stiff_mean"), [0.0], "stiff_mean: expected numbers"),
+    ("fewer weights", entry("whitening", "weights"), lambda w: w[:-1], "weights: expected a mult"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "value", "message"),
+    [pytest.param(*rest, id=name) for name, *rest in CONTENTS],
+)
+def test_flow_files_by_content(good, change, value, message, tmp_path):
+    content = torch.load(io.BytesIO(good), weights_only=True)
+    change(content, value)
+    torch.save(content, tmp_path / "flow.pt")
+    with refused(ValueError, rf"flow\.pt: .*{message}"):
+        load_flow(tmp_path / "flow.pt")
+
+
+def test_flows_of_another_molecule(good, flow, molecule, tmp_path, capsys):
+    path = tmp_path / "flow.pt"
+    path.write_bytes(good)
+    other = alanine_dipeptide("ff96-obc1")
+    with refused(ValueError, r"flow\.pt: this flow belongs to another molecule"):
+        load_flow(path, other)
+    with refused(ValueError, "flow: it was made for another System or Topology"):
+        ParallelTempering(other, flow, [300, 600], 4)
+    with refused(ValueError, r"flow\.pt: expected a realnvp flow, got tsf"):
+        RealNVPFlow.load(path)
+    with refused(FileNotFoundError, "no such flow file"):
+        load_flow(tmp_path)
+    assert load_flow(path, molecule).fingerprint == molecule.fingerprint
+
+
+# ------------------------------------------------------------------------ the output directory
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["a file", "below a file"])
+def test_output_that_is_a_file(below, tmp_path, capsys):
+    (tmp_path / "taken").write_text("mine")
+    output = tmp_path / "taken" / "run" if below else tmp_path / "taken"
+    assert str(output) in from_shell(["md", "--output", output, "--frames", "1"], capsys)
+    assert (tmp_path / "taken").read_text() == "mine"

@@ -1,0 +1,219 @@
+"""Output directories: one owner at a time, a dead one stops nobody, files are whole or absent."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from openmm_tsf.flows import TemperatureSteerableFlow
+from openmm_tsf.io import files
+from openmm_tsf.io.directory import LOCK, DirectoryInUse, DirectoryLock, claimed, contents, stage_of
+from openmm_tsf.io.npz import read_arrays
+from openmm_tsf.io.tensors import read_tensors, write_tensors
+from openmm_tsf.potentials.toy import DoubleWell
+from openmm_tsf.sampling import ParallelTempering
+
+HOLD = """
+import sys, time
+from openmm_tsf.io.directory import DirectoryLock
+with DirectoryLock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_new_empty_and_used(tmp_path):
+    with claimed(tmp_path / "a" / "b") as lock:
+        assert lock.directory.is_dir()
+    with claimed(tmp_path / "a" / "b"):  # a lock that was left is nothing
+        pass
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "something").touch()
+    with pytest.raises(FileExistsError, match="is not empty"), claimed(used):
+        pass
+    assert [path.name for path in used.iterdir()] == ["something"]  # not even a lock
+    with pytest.raises(ValueError, match="holds nothing to resume"), claimed(used, resume=True):
+        pass
+    assert contents(used) == ["something"]
+    with pytest.raises(NotADirectoryError, match="is a file"), claimed(used / "something"):
+        pass
+    below = used / "something" / "new"
+    with pytest.raises(OSError, match="output: cannot make this directory"), claimed(below):
+        pass
+
+
+def test_a_directory_that_cannot_be_written(tmp_path, monkeypatch):
+    def denied(*args, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", denied)
+    with pytest.raises(PermissionError, match="output: cannot write there: Permission denied"):
+        DirectoryLock(tmp_path).__enter__()
+
+
+def test_the_second_is_refused_and_a_dead_owner_stops_nobody(tmp_path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        try:
+            assert owner.stdout.readline() == "held\n"
+            for resume in (False, True):
+                with (
+                    pytest.raises(DirectoryInUse, match=f"in use by process {owner.pid} on"),
+                    claimed(tmp_path, resume=resume),
+                ):
+                    pass
+        finally:
+            owner.send_signal(signal.SIGKILL)
+            owner.wait()
+    with claimed(tmp_path):
+        note = json.loads((tmp_path / ".lock-owner.json").read_text())
+        assert note["pid"] == os.getpid()
+
+
+def test_one_lock_may_be_entered_again_two_may_not(tmp_path):
+    lock = DirectoryLock(tmp_path)
+    with lock, lock, pytest.raises(DirectoryInUse), DirectoryLock(tmp_path):
+        pass
+    with DirectoryLock(tmp_path):
+        pass
+
+
+def toy(seed=1):
+    flow = TemperatureSteerableFlow(1, 2, 1, (4,))
+    made = ParallelTempering(None, flow, [1.0, 2.0], 2, potential=DoubleWell(0.1, -1.0, 0.3),
+                             seed=seed)  # fmt: skip
+    made.set_positions(torch.zeros(2, 2, 1))
+    return made
+
+
+def test_samplers_hold_the_lock_while_they_run(tmp_path):
+    path, other = tmp_path / "run", toy()
+
+    class Intruder:
+        interval = 2
+
+        def __call__(self, owner, state):
+            with pytest.raises(DirectoryInUse, match="is in use by process"):
+                other.resume(path)
+            with pytest.raises(FileExistsError, match=r"continue a run with resume\(\)"):
+                other.run(1, path, progress=False)
+
+    first = toy()
+    first.run(1, path, progress=False)
+    first.reporters.append(Intruder())
+    first.run(2, path, progress=False)
+    other.resume(path).run(1, path, progress=False)  # the first is not running now
+    with pytest.raises(RuntimeError, match="was continued by another sampler"):
+        first.run(1, path, progress=False)
+    first.reporters.clear()
+    first.resume(path).run(1, path, progress=False)
+    assert first.state.iteration == 5
+
+
+def test_stages_are_known_by_their_first_file(tmp_path):
+    assert stage_of(tmp_path) is None
+    (tmp_path / "settings.json").write_text("[")
+    assert stage_of(tmp_path) is None
+    (tmp_path / "config.json").write_text('{"stage": "md"}')
+    assert stage_of(tmp_path) == "md"
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, moment):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"old": 1})
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        if moment == "write":
+            patch.setattr(files, "open", lambda *a, **b: full(), raising=False)
+        else:
+            patch.setattr(os, moment, full)
+        with pytest.raises(OSError, match=r"No space left .*free some space.*a\.json"):
+            files.write_json(path, {"new": 2})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_full_disk_is_said_with_the_file(tmp_path):
+    """A real limit: the child may write 64 KiB a file and no more."""
+    code = (
+        "import resource, sys, torch\n"
+        "from openmm_tsf.io.tensors import write_tensors\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
+        "write_tensors(sys.argv[1], {'x': torch.zeros(100_000)})\n"
+    )
+    path = tmp_path / "checkpoint.pt"
+    write_tensors(path, {"x": torch.ones(3)})
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "File too large (free some space" in done.stderr
+    assert "checkpoint.pt" in done.stderr
+    assert torch.equal(read_tensors(path, "checkpoint")["x"], torch.ones(3))
+
+
+def test_temporary_files_of_the_dead_are_swept(tmp_path, monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    host = files._host()
+    mine = tmp_path / f".a.json.{host}.{os.getpid()}.0123abcd.tmp"
+    monkeypatch.setattr(files, "_writing", {mine.name})
+    dead = tmp_path / f".a.json.{host}.{gone.pid}.0123abcd.tmp"
+    far, old = (tmp_path / f".{name}.elsewhere.1.0123abcd.tmp" for name in ("far", "old"))
+    foreign = tmp_path / ".notes.tmp"
+    for path in (mine, dead, far, old, foreign):
+        path.touch()
+    os.utime(old, (time.time() - 1e6,) * 2)
+    with DirectoryLock(tmp_path):
+        assert {p.name for p in tmp_path.glob(".*.tmp")} == {mine.name, far.name, foreign.name}
+    assert contents(tmp_path) == []
+
+
+def test_links_are_replaced_and_never_followed(tmp_path):
+    outside = tmp_path / "outside.txt"
+    outside.write_text("precious")
+    inside = tmp_path / "run"
+    inside.mkdir()
+    (inside / "summary.json").symlink_to(outside)
+    files.write_json(inside / "summary.json", {})
+    assert outside.read_text() == "precious"
+    assert not (inside / "summary.json").is_symlink()
+    (inside / LOCK).symlink_to(outside)
+    with pytest.raises(ValueError, match=r"\.lock is a link"), DirectoryLock(inside):
+        pass
+    assert outside.read_text() == "precious"
+
+
+def test_arrays_are_numbers_of_the_right_shape(tmp_path):
+    path = tmp_path / "a.npz"
+    files.write_arrays(path, {"a": np.arange(3.0), "n": np.array(2)})
+    shapes = {"a": (3,), "n": ()}
+    assert read_arrays(path, "thing", shapes)["a"].tolist() == [0.0, 1.0, 2.0]
+    for wrong in ({"a": (4,)}, {"b": (3,)}):
+        with pytest.raises(ValueError, match=r"a\.npz: not a readable thing"):
+            read_arrays(path, "thing", wrong)
+    np.savez(path, a=np.array([{}], dtype=object), n=np.array(np.nan))
+    for name, shape in (("a", (1,)), ("n", ())):
+        with pytest.raises(ValueError, match=r"a\.npz: not a readable thing"):
+            read_arrays(path, "thing", {name: shape})
+    path.write_bytes(b"PK" + bytes(100))
+    with pytest.raises(ValueError, match="not a readable thing"):
+        read_arrays(path, "thing", shapes)
+    with pytest.raises(FileNotFoundError, match="no such thing"):
+        read_arrays(Path("none.npz"), "thing", shapes)

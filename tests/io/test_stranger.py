@@ -1,0 +1,426 @@
+"""A stranger's directory: to read, continue or analyse it runs no code and writes into it only.
+
+Each test takes a good directory, plants something, and lets every command at it.
+"""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import openmm_tsf
+from openmm_tsf.analysis.reference import load_reference
+from openmm_tsf.cli import main as cli
+from openmm_tsf.io.files import refuse_links
+from tests.robustness import corpus, readers
+from tests.robustness.mutations import BOOM, Boom
+from tests.robustness.sandbox import isolated
+
+REFERENCE = ["--platform", "Reference", "--quiet"]
+SHORT = [
+    "--walkers", "2", "--iterations", "1", "--tuning", "0", "--temperatures", "500", "600",
+    *REFERENCE,
+]  # fmt: skip
+
+
+@pytest.fixture
+def box(good, tmp_path):
+    """Copies of the good directories, and a secret beside them."""
+    BOOM.unlink(missing_ok=True)
+    shutil.copytree(good, tmp_path / "box")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_bytes(b"s3cret " * 1000)
+    yield tmp_path / "box"
+    assert not BOOM.exists()
+    assert (tmp_path / "secret" / "key").read_bytes() == b"s3cret " * 1000
+    assert [path.name for path in (tmp_path / "secret").iterdir()] == ["key"]
+
+
+def commands_of(box):
+    """What a user may do with what a stranger has sent."""
+    frames = ["--trajectory", str(box / "frames.dcd"), "--temperature", "600"]
+    return {
+        "sample": [
+            ["analyze", "{}"],
+            ["doctor", "{}"],
+            ["sample", "--output", "{}", "--resume", "--iterations", "6", *REFERENCE],
+            ["sample", "--flow", "{}", "--output", str(box / "new1"), *SHORT],
+        ],
+        "train": [
+            ["doctor", "{}"],
+            ["sample", "--flow", "{}", "--output", str(box / "new2"), *SHORT],
+            ["train", "--output", "{}", "--resume", *frames, *REFERENCE],  # writes a new flow.pt
+        ],
+        "md": [
+            ["doctor", "{}"],
+            ["md", "--output", "{}", "--resume", "--frames", "31", "--quiet"],
+            ["train", "--trajectory", "{}", "--output", str(box / "new3"), *REFERENCE],
+        ],
+        "killed": [["doctor", "{}"], ["run", "--output", "{}", "--resume", *REFERENCE]],
+    }  # fmt: skip
+
+
+def let_loose(box, folder, *, elsewhere=False):
+    """Every command at one directory; how they ended, and what they said.
+
+    With `elsewhere`, those too that write to a new directory what they make of it.
+    """
+    outcomes = []
+    for line in commands_of(box)[folder]:
+        if "{}" in line and not elsewhere and any(str(box / "new") in word for word in line):
+            continue
+        arguments = [word.format(box / folder) for word in line]
+
+        def call(arguments=arguments):
+            with readers.cut_short():
+                return corpus.main(arguments)
+
+        outcome = isolated(call)
+        assert outcome.killed is None, (arguments, outcome)
+        assert outcome.status in (0, 2), (arguments, outcome)
+        assert "unexpected" not in outcome.stderr, (arguments, outcome.stderr)
+        text = outcome.stdout + outcome.stderr
+        assert all(c.isprintable() or c in "\n\r\t" for c in text), (arguments, text)
+        outcomes.append((arguments[0], outcome.status, outcome.stderr))
+    return outcomes
+
+
+def boobytrapped(data, key):
+    """A torch file with a pickle in it that writes a file when it is loaded."""
+    content = torch.load(io.BytesIO(data), weights_only=True)
+    content[key] = Boom()
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def test_the_trap_works(tmp_path):
+    """Else the tests below would prove nothing."""
+    torch.save({"x": Boom()}, tmp_path / "trap.pt")
+    torch.load(tmp_path / "trap.pt", weights_only=False)
+    assert BOOM.exists()
+    BOOM.unlink()
+
+
+@pytest.mark.parametrize(
+    ("folder", "file"),
+    [
+        ("sample", "flow.pt"),
+        ("sample", "checkpoint.pt"),
+        ("train", "flow.pt"),
+        ("train", "training.pt"),
+        ("killed", "training/round_00_flow.pt"),
+        ("killed", "training/round_01.pt"),
+        ("killed", "training/round_01_samples.pt"),
+    ],
+)
+def test_pickles(box, folder, file):
+    path = box / folder / file
+    good = path.read_bytes()
+    for key in ("state", "extra")[: 1 if folder == "sample" else 2]:
+        path.write_bytes(boobytrapped(good, key))
+        assert any(status == 2 for _, status, _ in let_loose(box, folder, elsewhere=True))
+
+
+@pytest.mark.parametrize(
+    ("folder", "file"),
+    [
+        ("sample", "segments/segment_000000.npz"),
+        ("sample", "positions.npz"),
+        ("md", "checkpoint.npz"),
+        ("md", "positions.npz"),
+    ],
+)
+def test_arrays_of_objects(box, folder, file):
+    path = box / folder / file
+    with np.load(path) as data:
+        arrays = dict(data)
+    for name in sorted(arrays)[:3]:
+        np.savez(path, **{**arrays, name: np.array([Boom()], dtype=object)}, allow_pickle=True)
+        endings = let_loose(box, folder)
+        assert any(status == 2 and Path(file).name in said for _, status, said in endings)
+        if file.endswith("positions.npz"):
+            break
+
+
+def test_forces_of_python(box):
+    for folder in ("sample", "md", "killed", "train"):
+        path = box / folder / "system.xml"
+        text = path.read_text()
+        force = '<Force type="PythonForce" forceGroup="0" name="x" version="1" pickled="gASV"/>'
+        path.write_text(text.replace("<Forces>", f"<Forces>{force}"))
+        assert any("PythonForce" in said for _, _, said in let_loose(box, folder, elsewhere=True))
+
+
+NAMES = [
+    "../../secret/key", "/etc/passwd", "ala2_reference.npz/../../x", "{0.__class__}", "%s%s%n",
+    "\x1b]0;x\x07.npz", "ala2.pdb", 3, ["a"], "", "x" * 10_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
+def test_names_of_reference_data(box, name):
+    change(box / "sample" / "config.json", lambda config: config.update(reference=name))
+    command, status, said = let_loose(box, "sample")[0]
+    assert (command, status) == ("analyze", 2)
+    assert "reference" in said
+    assert len(said) < 1000
+    if isinstance(name, str) and not name.endswith(".npz"):
+        with pytest.raises((FileNotFoundError, ValueError)):
+            load_reference(name)
+
+
+def change(path, function):
+    content = json.loads(path.read_text())
+    function(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "ladder",
+    [[1e308, 2e308], [500.0, 500.001], ["../../secret/key", 600.0], [-1.0, 600.0], [], "500",
+     [500.0, float("nan")], [500.0, 1e300], {"500": 600}, [[500.0, 600.0]], [True, 600.0]],
+    ids=str,
+)  # fmt: skip
+def test_temperatures_that_make_odd_names(box, ladder):
+    change(box / "sample" / "config.json", lambda config: config.update(temperatures_K=ladder))
+    endings = let_loose(box, "sample")
+    assert [status for command, status, _ in endings if command != "doctor"][:2] == [2, 2]
+    assert all("config.json" in said for command, _, said in endings[:1])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../phi", "\x1b[2J", "$\\frac{1}$", "a/b", "\u202ephi", "", "x" * 100, "a\nb"],
+    ids=repr,
+)
+def test_names_of_dihedrals(box, name):
+    """They go to terminals, and into tables and pictures."""
+
+    def rename(config):
+        atoms = config["dihedrals"].pop("phi")
+        config["dihedrals"] = {name: atoms, **config["dihedrals"]}
+
+    change(box / "sample" / "config.json", rename)
+    ending = let_loose(box, "sample")[0]
+    assert ending[:2] == ("analyze", 2)
+    assert "config.json: damaged, dihedrals: expected names" in ending[2]
+
+
+def test_names_of_kernels_and_atoms(box):
+    """Control characters reach no terminal, wherever they come from."""
+    path = box / "sample" / "segments" / "segment_000000.npz"
+    with zipfile.ZipFile(path) as archive:
+        entries = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for entry, data in entries.items():
+            archive.writestr(entry.replace("flow_walk", "\x1b[2Jwalk"), data)
+    assert let_loose(box, "sample")[0][1] == 2
+    for folder in ("md", "train"):
+        topology = box / folder / "topology.pdb"
+        topology.write_text(topology.read_text().replace(" CA ", "\x1b[2J"))
+        let_loose(box, folder)
+    change(box / "killed" / "settings.json", lambda c: c.update({"stage": "\x1b[2J\x1b]0;a\x07"}))
+    change(box / "killed" / "config.json", lambda c: c.update({"\x1b[2J": "\x1b[2J"})) if (
+        box / "killed" / "config.json"
+    ).exists() else None
+    let_loose(box, "killed")
+
+
+# ------------------------------------------------------------------------ links
+
+
+FILES = [
+    ("sample", name)
+    for name in ("T500.00K.dcd", "T600.00K.dcd", "config.json", "checkpoint.pt", "flow.pt",
+                 "settings.json", "topology.pdb", "system.xml", "positions.npz", "topology.json",
+                 ".lock",
+                 ".lock-owner.json", "summary.json", "ramachandran.png", "diagnostics.png",
+                 "thermodynamics.csv", "thermodynamics.json", "thermodynamics.png",
+                 "summary.json.tmp", "thermodynamics.json.tmp", "segments/segment_000000.npz",
+                 "segments/segment_000001.npz", "segments/segment_000002.npz")
+] + [
+    ("md", name)
+    for name in ("md.dcd", "checkpoint.npz", "config.json", ".lock", ".lock-owner.json",
+                 "topology.pdb", "system.xml", "positions.npz", "topology.json")
+] + [
+    ("train", name)
+    for name in ("training.pt", "training.csv", "flow.pt", "config.json", "settings.json", ".lock")
+] + [
+    ("killed", name)
+    for name in ("training.csv", "training/round_01.csv", "training/round_01.pt",
+                 "training/round_01_flow.pt", "T500.00K.dcd", "checkpoint.pt", "config.json",
+                 ".lock")
+]  # fmt: skip
+
+#: The others are left to those who have time.
+FIRST = {
+    ("sample", "T500.00K.dcd"), ("sample", ".lock"), ("sample", "segments/segment_000001.npz"),
+    ("sample", "summary.json"), ("md", "md.dcd"), ("train", "training.pt"),
+    ("killed", "training/round_01.csv"),
+}  # fmt: skip
+MANY_FILES = pytest.mark.parametrize(
+    ("folder", "file"),
+    [pytest.param(*pair, marks=() if pair in FIRST else pytest.mark.slow) for pair in FILES],
+    ids=map("/".join, FILES),
+)
+
+
+@MANY_FILES
+def test_links_are_not_followed(box, folder, file, tmp_path):
+    """The good content lies elsewhere, so that only the link can be refused."""
+    path, elsewhere = box / folder / file, tmp_path / "elsewhere"
+    content = path.read_bytes() if path.exists() else b""
+    path.unlink(missing_ok=True)
+    elsewhere.write_bytes(content)
+    path.symlink_to(elsewhere)
+    let_loose(box, folder)
+    assert elsewhere.read_bytes() == content
+
+
+@MANY_FILES
+def test_links_to_nothing_make_no_files(box, folder, file, tmp_path):
+    path = box / folder / file
+    path.unlink(missing_ok=True)
+    path.symlink_to(tmp_path / "nothing")
+    let_loose(box, folder)
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize(
+    ("folder", "file"),
+    [("sample", "T500.00K.dcd"), ("sample", ".lock"), ("md", "md.dcd"), ("md", ".lock"),
+     ("sample", "checkpoint.pt"), ("sample", "segments/segment_000001.npz"),
+     ("md", "checkpoint.npz"), ("train", "flow.pt"), ("sample", "summary.json")],
+    ids="/".join,
+)  # fmt: skip
+def test_other_names_of_a_file_keep_its_content(box, folder, file, tmp_path):
+    """A hard link: files changed in place are refused, others are replaced."""
+    path, elsewhere = box / folder / file, tmp_path / "elsewhere"
+    if file == ".lock":
+        path.write_bytes(b"not a lock")
+    os.link(path, elsewhere)
+    before = elsewhere.read_bytes()
+    endings = let_loose(box, folder)
+    assert elsewhere.read_bytes() == before
+    if file.endswith((".dcd", ".lock")):
+        assert any("is a hard link" in said for _, _, said in endings)
+
+
+@pytest.mark.parametrize("target", ["a directory elsewhere", "nothing", "itself", "a file"])
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("sample", "segments"), ("killed", "training"), ("killed", "segments"), ("killed", "md")],
+    ids="/".join,
+)
+def test_folders_that_are_links(box, folder, name, target, tmp_path):
+    path, elsewhere = box / folder / name, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if path.exists():
+        shutil.copytree(path, elsewhere, dirs_exist_ok=True)
+        shutil.rmtree(path)
+    before = {file.name: file.read_bytes() for file in elsewhere.iterdir()}
+    path.symlink_to({
+        "a directory elsewhere": elsewhere, "nothing": tmp_path / "no", "itself": path,
+        "a file": tmp_path / "secret" / "key",
+    }[target])  # fmt: skip
+    endings = let_loose(box, folder)
+    assert any(status == 2 and name in said for _, status, said in endings)
+    assert before == {file.name: file.read_bytes() for file in elsewhere.iterdir()}
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "link to /dev/zero"])
+@MANY_FILES
+def test_what_is_no_file(box, folder, file, kind):
+    """Pipes would be waited for, devices read for ever."""
+    path = box / folder / file
+    path.unlink(missing_ok=True)
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    let_loose(box, folder)
+
+
+def test_the_users_own_path_may_be_a_link(box, tmp_path):
+    (tmp_path / "run").symlink_to(box / "sample")
+    arguments = ["sample", "--output", str(tmp_path / "run"), "--resume", "--iterations", "6"]
+    with readers.cut_short():
+        assert cli.main([*arguments, *REFERENCE]) == 0
+    (tmp_path / "new").symlink_to(tmp_path / "there")
+    (tmp_path / "there").mkdir()
+    with readers.cut_short():
+        assert cli.main(["md", "--output", str(tmp_path / "new"), "--frames", "2", "--quiet"]) == 0
+    assert (tmp_path / "there" / "md.dcd").is_file()
+
+
+def test_files_of_others_in_a_run_stay(box):
+    """Cutting back to the checkpoint, or beginning again, deletes the run's own files only."""
+    (box / "sample" / "segments" / "thesis.txt").write_text("mine")
+    (box / "sample" / "thesis.txt").write_text("mine")
+    assert all(status == 0 for _, status, _ in let_loose(box, "sample"))
+    assert (box / "sample" / "segments" / "thesis.txt").read_text() == "mine"
+    assert (box / "sample" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("folder", ["foreign", "empty"])
+def test_directories_of_others_stay_as_they_are(box, folder):
+    """``foreign`` has a ``.lock`` and a ``config.json`` of another program."""
+    (box / "empty").mkdir()
+    (box / "empty" / "thesis.txt").write_text("mine")
+
+    def content():
+        return {path: path.is_file() and path.read_bytes() for path in (box / folder).rglob("*")}
+
+    before = content()
+    frames = ["--trajectory", str(box / "frames.dcd"), "--temperature", "600"]
+    for line in (
+        ["md"], ["train", *frames], ["sample", "--flow", str(box / "train")], ["run", *frames],
+    ):  # fmt: skip
+        for more in ([], ["--resume"]):
+            assert cli.main([*line, "--output", str(box / folder), *more, *REFERENCE]) == 2
+    assert cli.main(["analyze", str(box / folder)]) == 2
+    assert content() == before
+
+
+@pytest.mark.parametrize("folder", ["sample", "md"])
+def test_a_lost_checkpoint_loses_no_samples(box, folder):
+    """To begin again would delete them."""
+    for path in (box / folder).glob("checkpoint.*"):
+        path.unlink()
+    before = {path: path.read_bytes() for path in (box / folder).rglob("*.[dn][cp][dz]")}
+    endings = [said for command, _, said in let_loose(box, folder) if command == folder]
+    assert "no such checkpoint, but there are" in endings[0]
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_refuse_links_names_what_it_found(tmp_path):
+    (tmp_path / "md.dcd").symlink_to("/dev/null")
+    with pytest.raises(ValueError, match=r"output: .*md\.dcd is a link; expected files of the"):
+        refuse_links(tmp_path, ["no", "md.dcd"])
+    os.mkfifo(tmp_path / "flow.pt")
+    with pytest.raises(ValueError, match=r"flow\.pt is a pipe or device"):
+        refuse_links(tmp_path, ["flow.pt"])
+
+
+def test_no_shell_and_no_code_from_files():
+    """What could run a stranger's words is not used anywhere in the package."""
+    package = Path(openmm_tsf.__file__).parent
+    words = "shell=True|os\\.system|os\\.popen|[^_.a-z]eval\\(|[^_.a-z]exec\\(|pickle\\.load|allow_pickle=True|weights_only=False|marshal|mktemp\\("  # noqa: E501
+    found = subprocess.run(
+        ["grep", "-rnE", words, str(package), "--include=*.py"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.stdout == "", found.stdout
+    assert sys.flags.optimize == 0

@@ -1,0 +1,458 @@
+"""The OpenMM bridge: agreement with a plain Context, autograd, non-finite input, lifetimes."""
+
+import logging
+import multiprocessing
+import os
+import pickle
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import openmm
+import pytest
+import torch
+
+from openmm_tsf.potentials import OpenMMPotential
+from openmm_tsf.potentials.platforms import available_platforms
+from openmm_tsf.systems.molecule import MolecularSystem, alanine_dipeptide
+from openmm_tsf.units import KB
+
+PLATFORMS = [name for name in ("Reference", "CPU") if name in available_platforms()]
+
+
+@pytest.fixture(scope="module")
+def molecule() -> MolecularSystem:
+    return alanine_dipeptide()
+
+
+@pytest.fixture(scope="module")
+def potential(molecule: MolecularSystem) -> Iterator[OpenMMPotential]:
+    with OpenMMPotential(molecule.system, "Reference", n_contexts=1) as shared:
+        yield shared
+
+
+def conformations(molecule: MolecularSystem, n: int, seed: int = 0) -> torch.Tensor:
+    """[n, N, 3]: the reference positions with noise of 0.01 nm."""
+    noise = np.random.default_rng(seed).normal(0.0, 0.01, size=(n, molecule.n_atoms, 3))
+    return torch.from_numpy(molecule.positions + noise)
+
+
+def plain_loop(
+    system: openmm.System, platform: str, x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    context = openmm.Context(
+        system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatform(platform)
+    )
+    energies, forces = [], []
+    for row in x.numpy():
+        context.setPositions(row)
+        state = context.getState(energy=True, forces=True)
+        energies.append(state.getPotentialEnergy()._value)
+        forces.append(torch.from_numpy(state.getForces(asNumpy=True)._value))
+    return torch.tensor(energies, dtype=torch.float64), torch.stack(forces)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_agrees_with_a_plain_context(molecule: MolecularSystem, platform: str) -> None:
+    x = conformations(molecule, 5)
+    energies, forces = plain_loop(molecule.system, platform, x)
+    with OpenMMPotential(molecule.system, platform, n_contexts=1) as potential:
+        got_energies, got_forces = potential.energy_and_forces(x)
+        alone = potential.energy(x)
+    tolerance = (
+        {"rtol": 0.0, "atol": 0.0} if platform == "Reference" else {"rtol": 1e-5, "atol": 0.01}
+    )
+    torch.testing.assert_close(got_energies, energies, **tolerance)
+    torch.testing.assert_close(got_forces, forces, **tolerance)
+    torch.testing.assert_close(alone, energies, **tolerance)
+    assert not got_energies.requires_grad
+    assert potential.boltzmann_constant == KB
+    assert potential.event_shape == (22, 3)
+
+
+def test_gradient_is_minus_the_force(molecule: MolecularSystem, potential: OpenMMPotential) -> None:
+    x = conformations(molecule, 3).requires_grad_()
+    _, forces = potential.energy_and_forces(x.detach())
+    weights = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((weights * potential.energy(x)).sum(), x)
+    torch.testing.assert_close(gradient, -weights[:, None, None] * forces, rtol=0.0, atol=0.0)
+
+
+def test_gradient_is_the_finite_difference(
+    molecule: MolecularSystem, potential: OpenMMPotential
+) -> None:
+    x = conformations(molecule, 1)[0]
+    directions = torch.from_numpy(np.random.default_rng(1).normal(size=(8, molecule.n_atoms, 3)))
+    step = 1e-6
+    ends = torch.stack([x + step * directions, x - step * directions])
+    up, down = potential.energy(ends.flatten(0, 1)).unflatten(0, (2, 8))
+    leaf = x[None].clone().requires_grad_()
+    potential.energy(leaf).sum().backward()
+    assert leaf.grad is not None
+    along = (directions * leaf.grad).sum(dim=(1, 2))
+    torch.testing.assert_close((up - down) / (2 * step), along, rtol=1e-5, atol=1e-3)
+
+
+def test_second_derivative_raises(molecule: MolecularSystem, potential: OpenMMPotential) -> None:
+    x = conformations(molecule, 2).requires_grad_()
+    for weights in (torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64) * 2):
+        energies = weights.requires_grad_() * potential.energy(x)
+        (gradient,) = torch.autograd.grad(energies.sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="second derivatives are not available"):
+            gradient.square().sum().backward()
+    # A constant weight must not turn the second derivative into a silent zero.
+    (gradient,) = torch.autograd.grad(potential.energy(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives are not available"):
+        torch.autograd.grad((gradient**2).sum() + (x**2).sum(), x)
+
+
+def test_forces_are_computed_only_for_a_gradient(
+    molecule: MolecularSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    original = openmm.Context.getState
+
+    def spy(self: openmm.Context, **what: bool) -> openmm.State:
+        asked.append(what.get("forces", False))
+        return original(self, **what)
+
+    with OpenMMPotential(molecule.system, "Reference", n_contexts=1) as potential:
+        monkeypatch.setattr(openmm.Context, "getState", spy)
+        x = conformations(molecule, 1)
+        potential.energy(x)
+        with torch.no_grad():
+            potential.energy(x.requires_grad_())
+        assert asked == [False, False]
+        potential.energy(x)
+        assert asked == [False, False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dtype_follows_the_input(
+    molecule: MolecularSystem, potential: OpenMMPotential, dtype: torch.dtype
+) -> None:
+    x = torch.tensor(molecule.positions)[None].to(dtype)
+    exact, exact_forces = potential.energy_and_forces(x.double())
+    leaf = x.clone().requires_grad_()
+    energies = potential.energy(leaf)
+    energies.sum().backward()
+    assert energies.dtype == dtype
+    assert leaf.grad is not None
+    assert leaf.grad.dtype == dtype
+    torch.testing.assert_close(energies, exact.to(dtype))
+    torch.testing.assert_close(leaf.grad, -exact_forces.to(dtype))
+
+
+def test_overflow_of_the_result_is_not_finite(molecule: MolecularSystem) -> None:
+    x = 100.0 * conformations(molecule, 1)  # stretched bonds: about 1e9 kJ/mol
+    with OpenMMPotential(molecule.system, "Reference", n_contexts=1) as potential:
+        assert potential.energy(x).isfinite().all()
+        energies, forces = potential.energy_and_forces(x.half())
+        assert energies.tolist() == [torch.inf]
+        assert not forces.any()
+        assert potential.n_non_finite == 1
+
+
+def test_non_contiguous_input_is_read_right(
+    molecule: MolecularSystem, potential: OpenMMPotential
+) -> None:
+    x = conformations(molecule, 4)
+    strided = x.permute(2, 1, 0).contiguous().permute(2, 1, 0)[::2]
+    assert not strided.is_contiguous()
+    torch.testing.assert_close(potential.energy(strided), potential.energy(x)[::2], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("n_contexts", [1, 2])
+def test_empty_batch(molecule: MolecularSystem, n_contexts: int) -> None:
+    x = torch.empty(0, 22, 3, dtype=torch.float32, requires_grad=True)
+    with OpenMMPotential(molecule.system, "Reference", n_contexts=n_contexts) as potential:
+        energies, forces = potential.energy_and_forces(x)
+        assert (energies.shape, forces.shape, energies.dtype) == ((0,), (0, 22, 3), torch.float32)
+        potential.energy(x).sum().backward()
+        assert x.grad is not None
+        assert x.grad.shape == (0, 22, 3)
+        assert potential.n_evaluations == 0
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_non_finite_rows_are_alike_on_every_platform(
+    molecule: MolecularSystem, platform: str
+) -> None:
+    good = conformations(molecule, 1)[0]
+    nan, infinite, coincident, collapsed, far = (good.clone() for _ in range(5))
+    nan[3, 1] = torch.nan
+    infinite[0, 0] = -torch.inf
+    coincident[0] = coincident[21]  # not bonded to each other
+    collapsed[:] = 0.0
+    far *= 1e200
+    x = torch.stack([good, nan, infinite, coincident, collapsed, far, good])
+    bad = [False, True, True, True, True, True, False]
+    with OpenMMPotential(molecule.system, platform, n_contexts=1) as potential:
+        energies, forces = potential.energy_and_forces(x)
+        assert (energies == torch.inf).tolist() == bad
+        assert not forces[torch.tensor(bad)].any()
+        assert forces[0].any()
+        assert forces[-1].any()
+        assert (potential.n_evaluations, potential.n_non_finite) == (7, 5)
+        assert (potential.energy(x) == torch.inf).tolist() == bad
+        leaf = x.clone().requires_grad_()
+        # 0 * inf and inf weights: a gradient of NaN at the bad rows must not come through.
+        potential.energy(leaf).square().sum().backward()
+        assert leaf.grad is not None
+        assert not leaf.grad[torch.tensor(bad)].any()
+        assert leaf.grad.isfinite().all()
+        assert leaf.grad[0].any()
+        assert (potential.n_evaluations, potential.n_non_finite) == (21, 15)
+        assert potential.energy(good[None]).isfinite().all()
+
+
+class _Fussy(openmm.Context):
+    """Raises beyond 5 nm, for a reason that is no number's fault; for ever once `lost`."""
+
+    lost = False
+
+    def setPositions(self, positions: np.ndarray) -> None:
+        if self.lost or np.abs(positions).max() > 5.0:
+            raise openmm.OpenMMException("Error launching kernel: device unavailable")
+        super().setPositions(positions)
+
+
+def test_exceptions_are_infinite_only_if_the_conformation_is_at_fault(
+    molecule: MolecularSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openmm, "Context", _Fussy)
+    good = conformations(molecule, 1)
+    with OpenMMPotential(molecule.system, "Reference", n_contexts=1) as potential:
+        with pytest.raises(openmm.OpenMMException, match="device unavailable"):
+            potential.energy(good + 10.0)  # nothing has worked yet
+        assert potential.energy(torch.cat([good, good + 10.0])).isfinite().tolist() == [True, False]
+        assert potential.n_non_finite == 1
+        monkeypatch.setattr(_Fussy, "lost", True)
+        with pytest.raises(openmm.OpenMMException, match="device unavailable"):
+            potential.energy(good)
+
+
+def test_two_contexts_equal_one(molecule: MolecularSystem) -> None:
+    x = conformations(molecule, 67)
+    x[5] = torch.nan
+    with (
+        OpenMMPotential(molecule.system, "Reference", n_contexts=1) as one,
+        OpenMMPotential(molecule.system, "Reference", n_contexts=2) as two,
+    ):
+        for rows in (1, 2, 3, 67):
+            expected, got = one.energy_and_forces(x[:rows]), two.energy_and_forces(x[:rows])
+            torch.testing.assert_close(got, expected, rtol=0.0, atol=0.0)
+        assert (one.n_evaluations, one.n_non_finite) == (two.n_evaluations, two.n_non_finite)
+        assert two.n_contexts == 2
+
+
+def test_an_exception_in_a_thread_comes_out(
+    molecule: MolecularSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with OpenMMPotential(molecule.system, "Reference", n_contexts=2) as potential:
+        x = conformations(molecule, 40)
+        potential.energy(x)
+        monkeypatch.setattr(openmm.State, "getPotentialEnergy", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            potential.energy(x)
+        monkeypatch.undo()
+        assert potential.energy(x).isfinite().all()
+
+
+def test_pickle_copies_the_system_and_the_choice(molecule: MolecularSystem) -> None:
+    x = conformations(molecule, 2)
+    with OpenMMPotential(molecule.system, "CPU", {"Threads": 1}, n_contexts=2) as potential:
+        expected = potential.energy(x)
+        with pickle.loads(pickle.dumps(potential)) as copy:
+            assert copy.n_evaluations == 0
+            assert copy.platform_name == "CPU"
+            assert copy.platform_properties == {"Threads": "1"}
+            assert copy.n_contexts == 2
+            torch.testing.assert_close(copy.energy(x), expected)
+    with pytest.raises(RuntimeError, match="closed"):
+        pickle.dumps(potential)
+
+
+def _energies_in_child(potential: OpenMMPotential, x: np.ndarray) -> list[float]:
+    with potential:
+        energies: list[float] = potential.energy(torch.from_numpy(x)).tolist()
+    return energies
+
+
+def test_spawned_process(molecule: MolecularSystem, potential: OpenMMPotential) -> None:
+    x = conformations(molecule, 2)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        got = pool.apply(_energies_in_child, (potential, x.numpy()))
+        pool.close()
+        pool.join()
+    assert got == potential.energy(x).tolist()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_forked_child_gets_an_error_and_ends(molecule: MolecularSystem) -> None:
+    x = conformations(molecule, 1)
+    potential = OpenMMPotential(molecule.system, "CPU", n_contexts=2)
+    potential.energy(x)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork with threads
+        child = os.fork()
+    if child == 0:
+        try:
+            potential.energy(x)
+            sender.send("no error")
+        except RuntimeError as error:
+            potential.close()
+            del potential  # must not wait for threads that stayed in the parent
+            sender.send(str(error))
+        finally:
+            os._exit(0)
+    assert receiver.poll(10.0), "the forked child hangs"
+    message = receiver.recv()
+    os.waitpid(child, 0)
+    assert "spawn" in message
+    assert str(child) in message
+    assert potential.energy(x).isfinite().all()
+    potential.close()
+
+
+def test_closing(molecule: MolecularSystem) -> None:
+    x = conformations(molecule, 1)
+    with OpenMMPotential(molecule.system, "Reference", n_contexts=2) as potential:
+        context = potential.make_context(openmm.VerletIntegrator(0.001))
+        potential.energy(x)
+    potential.close()
+    for use in (
+        lambda: potential.energy(x),
+        lambda: potential.energy_and_forces(x),
+        lambda: potential.make_context(openmm.VerletIntegrator(0.001)),
+    ):
+        with pytest.raises(RuntimeError, match="closed"):
+            use()
+    assert potential.n_evaluations == 1
+    assert "closed" in repr(potential)
+    context.setPositions(x[0].numpy())
+    context.getIntegrator().step(1)
+
+
+def test_make_context_has_the_same_platform(molecule: MolecularSystem) -> None:
+    with OpenMMPotential(molecule.system, "CPU", {"Threads": "1"}, n_contexts=1) as potential:
+        context = potential.make_context(openmm.LangevinMiddleIntegrator(300.0, 1.0, 0.001))
+        platform = context.getPlatform()
+        assert platform.getName() == "CPU"
+        assert platform.getPropertyValue(context, "Threads") == "1"
+        with pytest.raises(TypeError, match="integrator: expected"):
+            potential.make_context("verlet")  # type: ignore[arg-type]
+
+
+def test_the_system_is_copied(molecule: MolecularSystem) -> None:
+    x = conformations(molecule, 1)
+    system = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(molecule.system))
+    before = openmm.XmlSerializer.serialize(system)
+    with OpenMMPotential(system, "Reference", n_contexts=1) as potential:
+        expected = potential.energy(x)
+        context = potential.make_context(openmm.VerletIntegrator(0.001))
+        context.setPositions(x[0].numpy())
+        assert openmm.XmlSerializer.serialize(system) == before
+        for index in reversed(range(system.getNumForces())):
+            system.removeForce(index)
+        torch.testing.assert_close(potential.energy(x), expected, rtol=0.0, atol=0.0)
+        torch.testing.assert_close(pickle.loads(pickle.dumps(potential)).energy(x), expected)
+
+
+def test_measured_choice_is_readable_and_logged(
+    molecule: MolecularSystem, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="openmm_tsf")
+    with OpenMMPotential(molecule.system) as potential:
+        assert potential.platform_name in available_platforms()
+        assert potential.n_contexts >= 1
+        assert potential.energy(conformations(molecule, 3)).isfinite().all()
+        assert potential.n_evaluations == 3  # the measurement is not counted
+        again = OpenMMPotential(
+            molecule.system,
+            potential.platform_name,
+            potential.platform_properties,
+            potential.n_contexts,
+        )
+        assert again.platform_properties == potential.platform_properties
+        again.close()
+    text = caplog.text
+    assert all(name in text for name in PLATFORMS)
+    assert f"chose {potential.platform_name}" in text
+
+
+def test_platform_object_is_accepted(molecule: MolecularSystem) -> None:
+    platform = openmm.Platform.getPlatform("Reference")
+    with OpenMMPotential(molecule.system, platform) as potential:
+        assert potential.platform_name == "Reference"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"platform": "Quantum"}, ValueError, r"platform: .*Reference.*'Quantum'"),
+        ({"platform": 3}, TypeError, "platform: expected a name"),
+        (
+            {"platform": "CPU", "platform_properties": {"Cores": "1"}},
+            ValueError,
+            r"platform_properties: .*Threads.*'Cores'",
+        ),
+        (
+            {"platform": "CPU", "platform_properties": {"Threads": 1.5}},
+            TypeError,
+            "str, int or bool for Threads",
+        ),
+        (
+            {"platform": "CPU", "platform_properties": {"Threads": "all"}},
+            ValueError,
+            "positive number of Threads",
+        ),
+        ({"platform": "CPU", "platform_properties": "Threads"}, TypeError, "expected a mapping"),
+        ({"platform_properties": {"Threads": "1"}}, ValueError, "expected a platform to go with"),
+        ({"n_contexts": 0}, ValueError, "n_contexts: expected a positive int"),
+        ({"n_contexts": True}, ValueError, "n_contexts: expected a positive int"),
+    ],
+)
+def test_wrong_options(
+    molecule: MolecularSystem, options: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        OpenMMPotential(molecule.system, **options)  # type: ignore[arg-type]
+
+
+def test_wrong_systems() -> None:
+    with pytest.raises(TypeError, match="system: expected an openmm"):
+        OpenMMPotential("system")
+    with pytest.raises(ValueError, match="at least one particle"):
+        OpenMMPotential(openmm.System())
+    system = openmm.System()
+    for _ in range(3):
+        system.addParticle(1.0)
+    system.setVirtualSite(2, openmm.TwoParticleAverageSite(0, 1, 0.5, 0.5))
+    with pytest.raises(ValueError, match="virtual sites are not supported, particle 2"):
+        OpenMMPotential(system)
+    periodic = openmm.System()
+    periodic.addParticle(1.0)
+    force = openmm.NonbondedForce()
+    force.addParticle(0.0, 0.1, 0.0)
+    force.setNonbondedMethod(openmm.NonbondedForce.PME)
+    periodic.addForce(force)
+    with pytest.raises(ValueError, match="no periodic box, but NonbondedForce"):
+        OpenMMPotential(periodic)
+
+
+@pytest.mark.parametrize(
+    ("x", "error"),
+    [
+        (torch.zeros(22, 3), ValueError),
+        (torch.zeros(1, 21, 3), ValueError),
+        (torch.zeros(1, 66), ValueError),
+        (torch.zeros(1, 22, 3, dtype=torch.int64), TypeError),
+        (np.zeros((1, 22, 3)), TypeError),
+    ],
+)
+def test_wrong_positions(potential: OpenMMPotential, x: object, error: type[Exception]) -> None:
+    for method in (potential.energy, potential.energy_and_forces):
+        with pytest.raises(error, match="x: expected"):
+            method(x)  # type: ignore[arg-type]

@@ -1,0 +1,269 @@
+"""TorchPotential equals OpenMM Force by Force, alone and together, on particles at random."""
+
+import math
+
+import numpy as np
+import openmm
+import pytest
+import torch
+from torch import Tensor
+
+from openmm_tsf.potentials import OpenMMPotential, TorchPotential
+from tests.support.torch_cases import N_PARTICLES as N
+from tests.support.torch_cases import (
+    assert_agrees,
+    cluster,
+    errors,
+    hessian_rows,
+    reference_values,
+    system_of,
+)
+from tests.support.torch_zoo import PLAIN, Builder, everything, harmonic_bonds, nonbonded, offsets
+
+
+def check(*forces: openmm.Force, x: Tensor | None = None) -> None:
+    x = cluster() if x is None else x
+    system = system_of(*forces, n=x.shape[1])
+    assert_agrees(TorchPotential.from_system(system), system, x)
+
+
+@pytest.mark.parametrize("builder", PLAIN, ids=lambda b: b.__name__)
+def test_one_force(builder: Builder) -> None:
+    check(builder(np.random.default_rng(1)))
+
+
+@pytest.mark.parametrize("builder", PLAIN, ids=lambda b: b.__name__)
+def test_second_derivatives_of_one_force(builder: Builder) -> None:
+    """The whole Hessian against differences of OpenMM's forces."""
+    _check_hessian(system_of(builder(np.random.default_rng(2))))
+
+
+def test_second_derivatives_of_everything() -> None:
+    _check_hessian(everything())
+
+
+def _check_hessian(system: openmm.System) -> None:
+    potential, x = TorchPotential.from_system(system), cluster(1)[0]
+    hessian = torch.autograd.functional.hessian(lambda y: potential.energy(y[None]).sum(), x)
+    hessian = hessian.reshape(x.numel(), x.numel())
+    expected = hessian_rows(system, x, range(x.numel()))
+    assert (hessian - expected).abs().max() <= 1e-7 * hessian.abs().max()
+
+
+def test_third_derivatives_of_everything() -> None:
+    """The gradient of the curvature along a direction, against its differences."""
+    potential, x = TorchPotential.from_system(everything()), cluster(1)
+    direction = torch.from_numpy(np.random.default_rng(12).normal(size=x.shape))
+
+    def curvatures(y: Tensor) -> Tensor:
+        (slope,) = torch.autograd.grad(potential.energy(y).sum(), y, create_graph=True)
+        (second,) = torch.autograd.grad((slope * direction).sum(), y, create_graph=True)
+        return (second * direction).sum(dim=(1, 2))
+
+    leaf = x.clone().requires_grad_()
+    (third,) = torch.autograd.grad(curvatures(leaf).sum(), leaf)
+    steps = 1e-5 * torch.eye(x.numel(), dtype=x.dtype).reshape(-1, *x.shape[1:])
+    ends = [curvatures((x + k * steps).requires_grad_()).detach() for k in (1, -1, 2, -2)]
+    expected = (8 * (ends[0] - ends[1]) - (ends[2] - ends[3])) / 12e-5
+    assert (third.flatten() - expected).abs().max() <= 1e-6 * third.abs().max()
+
+
+def test_cmap_everywhere_on_the_torus() -> None:
+    """Both dihedrals around the whole circle, next to the knots and at the cut too."""
+    rng = np.random.default_rng(3)
+    size, n = 6, 8
+    force = openmm.CMAPTorsionForce()
+    force.addMap(size, rng.uniform(-10, 10, size=size * size))
+    force.addTorsion(0, 0, 1, 2, 3, 4, 5, 6, 7)
+    knots = 2 * math.pi * np.arange(size) / size
+    angles = np.concatenate([knots + 1e-4, knots - 1e-4, rng.uniform(0, 2 * math.pi, size=6)])
+    first, second = (a.ravel() for a in np.meshgrid(angles, angles))
+    x = torch.zeros(len(first), n, 3, dtype=torch.float64)
+    for start, phi in ((0, first), (4, second)):
+        turn = torch.from_numpy(phi)
+        x[:, start, 0] = 0.1
+        x[:, start + 2, 2] = 0.15
+        x[:, start + 3] = torch.stack(
+            [0.1 * turn.cos(), 0.1 * turn.sin(), torch.full_like(turn, 0.2)], dim=1
+        )
+    check(force, x=x)
+
+
+def test_torsions_at_planar_conformations() -> None:
+    """Dihedrals of exactly 0 and 180 degrees, where an inverse cosine has no derivative."""
+    x = torch.tensor([[0.1, 0, 0], [0, 0, 0], [0, 0.14, 0], [0.1, 0.2, 0]], dtype=torch.float64)
+    trans = x.clone()
+    trans[3, 0] = -0.1
+    periodic = openmm.PeriodicTorsionForce()
+    for n in (1, 2, 3):
+        periodic.addTorsion(0, 1, 2, 3, n, 0.7, 5.0)
+    rb = openmm.RBTorsionForce()
+    rb.addTorsion(0, 1, 2, 3, 1.0, 2.0, -3.0, 4.0, -5.0, 6.0)
+    cmap = openmm.CMAPTorsionForce()
+    cmap.addMap(4, np.random.default_rng(0).uniform(-5, 5, size=16))
+    cmap.addTorsion(0, 0, 1, 2, 3, 0, 1, 2, 3)
+    check(periodic, rb, cmap, x=torch.stack([x, trans]))
+
+
+@pytest.mark.parametrize("end", [-0.1, 0.1], ids=["straight", "folded"])
+def test_angles_without_a_plane(end: float) -> None:
+    """Exactly 180 and 0 degrees, as drawn by hand: finite for OpenMM, with a force of zero."""
+    x = torch.tensor([[0.1, 0, 0], [0, 0, 0], [end, 0, 0]], dtype=torch.float64)[None]
+    harmonic = openmm.HarmonicAngleForce()
+    harmonic.addAngle(0, 1, 2, 2.0, 100.0)
+    custom = openmm.CustomAngleForce("50*(theta-2)^2")
+    custom.addAngle(0, 1, 2)
+    for force in (harmonic, custom):
+        system = system_of(force, n=3)
+        expected = reference_values(system, x)
+        assert expected[0].isfinite().all()
+        assert not expected[1].any()
+        got = TorchPotential.from_system(system).energy_and_forces(x)
+        assert max(errors(got, expected)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("bend", "energy_limit", "force_limit"),
+    [(1e-2, 1e-12, 1e-12), (1e-3, 1e-11, 1e-10), (1e-4, 1e-10, 1e-8), (1e-6, 1e-8, 1.0)],
+)
+def test_nearly_straight_angles(bend: float, energy_limit: float, force_limit: float) -> None:
+    """OpenMM limits the agreement here: its error grows, that from the exact answer does not.
+
+    Its angle is an inverse cosine, precise to 2e-16 / bend, and its force is divided by the sine's
+    numerator, taken as at least 1e-6 nm^2: 1 % of the true force is left at a bend of 1e-6.
+    """
+    force = openmm.HarmonicAngleForce()
+    force.addAngle(0, 1, 2, 2.0, 100.0)
+    system = system_of(force, n=3)
+    end = [-0.1 * math.cos(bend), 0.1 * math.sin(bend), 0.0]
+    x = torch.tensor([[[0.1, 0.0, 0.0], [0.0, 0.0, 0.0], end]], dtype=torch.float64)
+    stretch = math.pi - bend - 2.0
+    energies, forces = TorchPotential.from_system(system).energy_and_forces(x)
+    exact = 50.0 * stretch**2, 100.0 * stretch / 0.1
+    assert float(energies[0]) == pytest.approx(exact[0], rel=1e-13)
+    assert float(forces[0, 0].norm()) == pytest.approx(exact[1], rel=1e-13)
+    theirs, their_forces = reference_values(system, x)
+    assert float(theirs[0]) == pytest.approx(exact[0], rel=energy_limit)
+    assert float(their_forces[0, 0].norm()) == pytest.approx(exact[1], rel=force_limit)
+    if bend == 1e-6:
+        assert float(their_forces[0, 0].norm()) == pytest.approx(0.01 * exact[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("closest", [0.02, 0.05])
+def test_overlapping_particles_of_gbsa_obc(closest: float) -> None:
+    """Every case of the pair integral: apart, overlapping, one inside the other."""
+    rng = np.random.default_rng(4)
+    force = openmm.GBSAOBCForce()
+    radii = rng.uniform(0.05, 0.35, size=N)
+    for radius in radii:
+        force.addParticle(rng.uniform(-1, 1), radius, rng.uniform(0.5, 1.1))
+    x = cluster(30, closest=closest, seed=5)
+    reach = np.array([0.8 * (r - 0.009) for r in radii])
+    r = torch.cdist(x, x).numpy()
+    assert (r < (reach[None, :] - (radii[:, None] - 0.009))[None]).any(), "no particle is inside"
+    check(force, x=x)
+
+
+def test_parameter_offsets() -> None:
+    check(offsets(np.random.default_rng(6)))
+
+
+def test_everything_together() -> None:
+    system = everything()
+    assert_agrees(TorchPotential.from_system(system), system, cluster())
+
+
+def test_global_parameters_changed_afterwards() -> None:
+    """Offsets, a Custom Force that shares their parameter, and back to the defaults."""
+    system, x = everything(), cluster()
+    potential = TorchPotential.from_system(system)
+    defaults = potential.global_parameters
+    assert defaults == {"charging": 0.4, "growth": 0.0, "bridge": 1.3, "k": 60.0, "strength": 2.0}
+    changed = {"charging": -0.7, "growth": 0.9, "bridge": 0.0, "k": 11.0, "strength": -1.0}
+    for values in (changed, {"growth": 1e-3, "k": 0.0}, defaults):
+        for name, value in {**defaults, **values}.items():
+            potential.set_global_parameter(name, value)
+        assert_agrees(potential, system, x, parameters=values)
+
+
+@pytest.mark.parametrize("groups", [[0], [1, 3], [0, 1, 2, 3], [5]])
+def test_force_groups(groups: list[int]) -> None:
+    system, x = everything(), cluster()
+    potential = TorchPotential.from_system(system, force_groups=groups)
+    expected = reference_values(system, x, groups=groups)
+    assert bool(expected[0].any()) == (groups != [5])
+    assert max(errors(potential.energy_and_forces(x), expected)) < 1e-10
+
+
+EMPTY: dict[str, tuple[str, ...]] = {
+    "HarmonicBondForce": (),
+    "HarmonicAngleForce": (),
+    "PeriodicTorsionForce": (),
+    "RBTorsionForce": (),
+    "CMAPTorsionForce": (),
+    "CustomBondForce": ("r^2",),
+    "CustomAngleForce": ("theta",),
+    "CustomTorsionForce": ("theta",),
+    "CustomExternalForce": ("x",),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_force_without_terms(name: str) -> None:
+    x = cluster()
+    alone = TorchPotential.from_system(system_of(getattr(openmm, name)(*EMPTY[name])))
+    energies, forces = alone.energy_and_forces(x)
+    assert not energies.any()
+    assert not forces.any()
+    check(nonbonded(np.random.default_rng(9)), getattr(openmm, name)(*EMPTY[name]))
+
+
+def test_a_system_without_forces() -> None:
+    for force in ((), (openmm.CMMotionRemover(),)):
+        energies, forces = TorchPotential.from_system(system_of(*force)).energy_and_forces(
+            cluster()
+        )
+        assert energies.tolist() == [0.0] * 6
+        assert not forces.any()
+
+
+def test_motion_removal_is_ignored() -> None:
+    rng = np.random.default_rng(10)
+    check(harmonic_bonds(rng), openmm.CMMotionRemover(1))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_one_and_two_particles(n: int) -> None:
+    pair = openmm.NonbondedForce()
+    born = openmm.GBSAOBCForce()
+    well = openmm.CustomExternalForce("50*(x^2+2*y^2+3*z^2)")
+    for i in range(n):
+        pair.addParticle(0.3, 0.15, 0.4)
+        born.addParticle(0.3, 0.15, 0.8)
+        well.addParticle(i)
+    check(pair, born, well, x=cluster(3, n=n))
+
+
+def test_one_conformation_and_none() -> None:
+    potential = TorchPotential.from_system(everything())
+    x = cluster()
+    together = potential.energy_and_forces(x)
+    alone = [potential.energy_and_forces(row[None]) for row in x]
+    torch.testing.assert_close(torch.cat([e for e, _ in alone]), together[0], rtol=1e-12, atol=1e-8)
+    torch.testing.assert_close(torch.cat([f for _, f in alone]), together[1], rtol=1e-11, atol=1e-6)
+    energies, forces = potential.energy_and_forces(x[:0])
+    assert (energies.shape, forces.shape) == ((0,), (0, N, 3))
+    assert potential.energy(x[:0]).shape == (0,)
+
+
+def test_coincident_particles_that_do_not_interact() -> None:
+    """Excluded from each other: the Coulomb energy has no pole there, and nothing is NaN."""
+    rng = np.random.default_rng(11)
+    system = system_of(nonbonded(rng))
+    x = cluster(2)
+    x[0, 1] = x[0, 0]  # an exception of nothing
+    with OpenMMPotential(system, "Reference", n_contexts=1) as reference:
+        expected = reference.energy_and_forces(x)
+    got = TorchPotential.from_system(system).energy_and_forces(x)
+    assert expected[0].isfinite().all()
+    assert max(errors(got, expected)) < 1e-8

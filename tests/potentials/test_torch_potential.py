@@ -1,0 +1,529 @@
+"""TorchPotential as an object: batches, derivatives, non-finite input, copies, checks, threads."""
+
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openmm
+import pytest
+import torch
+from torch import Tensor
+
+from openmm_tsf.potentials import TorchPotential
+from openmm_tsf.potentials.blocks import threads_for
+from openmm_tsf.potentials.forces.bonded import HarmonicBondTerm
+from openmm_tsf.potentials.verification import Disagreement
+from openmm_tsf.systems.molecule import MolecularSystem, alanine_dipeptide
+from openmm_tsf.units import KB
+from tests.support.torch_cases import cluster, errors, reference_values, system_of
+from tests.support.torch_zoo import everything
+
+
+@pytest.fixture(scope="module")
+def molecule() -> MolecularSystem:
+    return alanine_dipeptide()
+
+
+@pytest.fixture(scope="module")
+def shared(molecule: MolecularSystem) -> TorchPotential:
+    return TorchPotential.from_system(molecule.system)
+
+
+@pytest.fixture(scope="module")
+def small() -> TorchPotential:
+    return TorchPotential.from_system(small_system())
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def conformations(molecule: MolecularSystem, n: int, seed: int = 0) -> Tensor:
+    """[n, N, 3]: the reference positions with noise of 0.01 nm."""
+    noise = np.random.default_rng(seed).normal(0.0, 0.01, size=(n, molecule.n_atoms, 3))
+    return torch.from_numpy(molecule.positions + noise)
+
+
+def small_system() -> openmm.System:
+    """Five particles, charges and radii, a bond, an angle and a torsion."""
+    bond, angle, torsion = (
+        openmm.HarmonicBondForce(),
+        openmm.HarmonicAngleForce(),
+        openmm.PeriodicTorsionForce(),
+    )
+    bond.addBond(0, 1, 0.2, 50.0)
+    angle.addAngle(0, 1, 2, 1.9, 3.0)
+    torsion.addTorsion(0, 1, 2, 3, 2, 0.4, 1.5)
+    pair, born = openmm.NonbondedForce(), openmm.GBSAOBCForce()
+    for i in range(5):
+        pair.addParticle(0.1 * (i - 2), 0.12, 0.2)
+        born.addParticle(0.1 * (i - 2), 0.15, 0.8)
+    return system_of(bond, angle, torsion, pair, born, n=5)
+
+
+def bonded_pair(k: float = 1000.0) -> openmm.System:
+    bond = openmm.HarmonicBondForce()
+    bond.addBond(0, 1, 0.1, k)
+    spring = openmm.CustomExternalForce("0.5*strength*(x^2+y^2+z^2)")
+    spring.addGlobalParameter("strength", 3.0)
+    spring.addParticle(0)
+    return system_of(bond, spring, n=2)
+
+
+# ---- batches -------------------------------------------------------------------------------------
+
+
+def test_what_it_says_it_is(shared: TorchPotential, small: TorchPotential) -> None:
+    assert shared.event_shape == (22, 3)
+    assert shared.boltzmann_constant == KB
+    assert (shared.dtype, shared.device) == (torch.float64, torch.device("cpu"))
+    assert "22 atoms" in repr(shared)
+    assert "GBSAOBCForce" in repr(shared)
+    assert not shared.is_compiled
+    assert shared.compile_seconds == 0.0
+    assert small.global_parameters == {}
+    assert [item.index for item in small.agreement] == [0, 1, 2, 3, 4]
+    assert all(item.energy_error < 1e-12 for item in small.agreement)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "text"),
+    [
+        (torch.zeros(22, 3, dtype=torch.float64), ValueError, r"x: expected shape \[B, \(22, 3\)"),
+        (torch.zeros(2, 21, 3, dtype=torch.float64), ValueError, r"x: expected shape .*21"),
+        (torch.zeros(2, 22, 3, dtype=torch.float32), ValueError, "x: expected torch.float64.*32"),
+        (torch.zeros(2, 22, 3, dtype=torch.int64), TypeError, "x: expected a floating-point"),
+        (np.zeros((2, 22, 3)), TypeError, "x: expected a floating-point.*ndarray"),
+        (torch.zeros(2, 22, 3, dtype=torch.float64, device="meta"), ValueError, "x: .*on meta"),
+    ],
+    ids=["no batch", "atoms", "float32", "integers", "numpy", "device"],
+)
+def test_wrong_positions(shared: TorchPotential, x: Any, error: type[Exception], text: str) -> None:
+    for evaluate in (shared.energy, shared.energy_and_forces):
+        with pytest.raises(error, match=text):
+            evaluate(x)
+
+
+def test_evaluations_are_counted(small: TorchPotential) -> None:
+    x, before = cluster(3, n=5), small.n_evaluations
+    small.energy(x)
+    small.energy_and_forces(x[:2])
+    small.energy(x[:0])
+    assert small.n_evaluations == before + 5
+    leaf = x.clone().requires_grad_()
+    small.energy(leaf).sum().backward()  # its forces are computed with the energy
+    assert small.n_evaluations == before + 8
+    assert small.n_non_finite == 0
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_none_and_one(shared: TorchPotential, molecule: MolecularSystem, n: int) -> None:
+    x = conformations(molecule, n).requires_grad_()
+    energy = shared.energy(x)
+    (gradient,) = torch.autograd.grad(energy.sum(), x)
+    energies, forces = shared.energy_and_forces(x)
+    assert (energy.shape, gradient.shape) == ((n,), (n, 22, 3))
+    assert not energies.requires_grad
+    assert not forces.requires_grad
+    torch.testing.assert_close(energy.detach(), energies, rtol=1e-14, atol=0.0)
+    torch.testing.assert_close(gradient, -forces, rtol=0.0, atol=0.0)
+
+
+def test_blocks_do_not_show(shared: TorchPotential, molecule: MolecularSystem) -> None:
+    """Rows are the same to rounding whatever they are evaluated with."""
+    x = conformations(molecule, 203)
+    energies, forces = shared.energy_and_forces(x)
+    scale = float(forces.abs().max())
+    little = TorchPotential.from_system(molecule.system, memory=2**20)
+    assert little._block_size() < shared._block_size()
+    for got in (
+        little.energy_and_forces(x),
+        tuple(map(torch.cat, zip(*[shared.energy_and_forces(r) for r in x.split(7)], strict=True))),
+    ):
+        torch.testing.assert_close(got[0], energies, rtol=1e-12, atol=0.0)
+        torch.testing.assert_close(got[1], forces, rtol=0.0, atol=1e-12 * scale)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_threads_do_not_show(shared: TorchPotential, molecule: MolecularSystem) -> None:
+    x = conformations(molecule, 500)
+    two = shared.energy_and_forces(x)
+    assert threads_for(molecule.n_atoms, shared.device) == 2
+    torch.set_num_threads(1)
+    one = shared.energy_and_forces(x)
+    assert torch.equal(one[0], two[0])
+    assert torch.equal(one[1], two[1])
+
+
+def test_strides_do_not_matter(shared: TorchPotential, molecule: MolecularSystem) -> None:
+    x = conformations(molecule, 6)
+    energies, forces = shared.energy_and_forces(x)
+    batch_last = x.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    every_other = torch.repeat_interleave(x, 2, dim=0)[::2]
+    part = torch.cat([x, x], dim=2)[..., 3:]
+    for view in (batch_last, every_other, part):
+        got = shared.energy_and_forces(view)
+        assert torch.equal(got[0], energies)
+        assert torch.equal(got[1], forces)
+        leaf = view.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(shared.energy(leaf).sum(), leaf)
+        assert torch.equal(gradient, -forces)
+    same = shared.energy_and_forces(x[:1].expand(6, -1, -1))
+    assert same[1].shape == x.shape
+    torch.testing.assert_close(same[0], energies[:1].expand(6), rtol=1e-14, atol=0.0)
+    torch.testing.assert_close(same[1][-1], forces[0], rtol=1e-12, atol=1e-9)
+    one = x[:1].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(shared.energy(one.expand(6, -1, -1)).sum(), one)
+    torch.testing.assert_close(gradient[0], -6 * forces[0], rtol=1e-12, atol=1e-8)
+
+
+def test_memory_is_kept_within(molecule: MolecularSystem) -> None:
+    for memory in (2**20, 2**24):
+        potential = TorchPotential.from_system(molecule.system, memory=memory)
+        assert potential._block_size() >= 1
+        assert potential._block_size() == 1 or 80 * potential._block_size() * 22**2 * 8 <= memory
+
+
+# ---- derivatives ---------------------------------------------------------------------------------
+
+
+def test_gradients_by_finite_differences(small: TorchPotential) -> None:
+    x = cluster(2, n=5).requires_grad_()
+    weights = torch.tensor([1.0, -0.5], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda y: weights * small.energy(y), (x,), atol=1e-4)
+    assert torch.autograd.gradgradcheck(
+        lambda y: 1e-3 * small.energy(y), (x,), atol=1e-3, rtol=1e-3
+    )
+
+
+def test_third_derivatives(small: TorchPotential) -> None:
+    """The derivative of the Hessian along a direction, against its difference."""
+    x = cluster(1, n=5)[0]
+    direction = torch.from_numpy(np.random.default_rng(3).normal(size=x.shape))
+
+    def total(y: Tensor) -> Tensor:
+        return small.energy(y[None]).sum()
+
+    def hessian(y: Tensor, create_graph: bool = False) -> Tensor:
+        return torch.autograd.functional.hessian(total, y, create_graph=create_graph)
+
+    leaf = x.clone().requires_grad_()
+    (third,) = torch.autograd.grad((hessian(leaf, True) * hessian(x)).sum(), leaf)
+    h = 1e-5
+    expected = ((hessian(x + h * direction) - hessian(x - h * direction)) * hessian(x)).sum()
+    along = (third * direction).sum()
+    assert float(along) == pytest.approx(float(expected) / (2 * h), rel=1e-6)
+
+
+def test_gradients_through_what_comes_before(small: TorchPotential) -> None:
+    """A chain rule of second order: scaled positions, a weight that needs a gradient itself."""
+    x = cluster(2, n=5)
+    scale = torch.tensor(1.01, dtype=torch.float64, requires_grad=True)
+
+    def value(s: Tensor) -> Tensor:
+        return (s * small.energy(s * x)).sum()
+
+    (first,) = torch.autograd.grad(value(scale), scale, create_graph=True)
+    (second,) = torch.autograd.grad(first, scale)
+    h = 1e-4
+    values = [float(value(scale.detach() + k * h)) for k in (-2, -1, 0, 1, 2)]
+    one = (values[0] - 8 * values[1] + 8 * values[3] - values[4]) / (12 * h)
+    two = (-values[0] + 16 * values[1] - 30 * values[2] + 16 * values[3] - values[4]) / (12 * h**2)
+    assert first.item() == pytest.approx(one, rel=1e-6)
+    assert second.item() == pytest.approx(two, rel=1e-5)
+
+
+def test_no_graph_without_need(small: TorchPotential) -> None:
+    x = cluster(2, n=5).requires_grad_()
+    with torch.no_grad():
+        assert not small.energy(x).requires_grad
+    assert not small.energy(x.detach()).requires_grad
+    assert small.energy(x).requires_grad
+    energies, forces = small.energy_and_forces(x)
+    assert not energies.requires_grad
+    assert not forces.requires_grad
+
+
+# ---- what is not finite --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 0.0], ids=str)
+def test_rows_that_are_not_finite(bad: float) -> None:
+    """+inf and zero force, counted; 0.0 puts all particles of a row on one point."""
+    potential, x = TorchPotential.from_system(small_system()), cluster(6, n=5)
+    clean = potential.energy_and_forces(x)
+    where = torch.tensor([1, 4])
+    good = torch.tensor([0, 2, 3, 5])
+    poisoned = x.clone()
+    poisoned[where] = bad if bad == 0.0 else poisoned[where]
+    poisoned[where, 2, 1] = bad
+    assert potential.n_non_finite == 0
+    energies, forces = potential.energy_and_forces(poisoned)
+    assert potential.n_non_finite == 2
+    assert energies[where].tolist() == [torch.inf] * 2
+    assert not forces[where].any()
+    assert torch.equal(energies[good], clean[0][good])
+    assert torch.equal(forces[good], clean[1][good])
+    assert torch.equal(potential.energy(poisoned), energies)
+
+    leaf = poisoned.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(potential.energy(leaf).sum(), leaf, create_graph=True)
+    assert not gradient[where].any()
+    torch.testing.assert_close(gradient[good].detach(), -forces[good], rtol=1e-12, atol=1e-9)
+    (second,) = torch.autograd.grad(gradient.square().sum(), leaf)
+    assert not second[where].any()
+    alone = x[good].clone().requires_grad_()
+    (first,) = torch.autograd.grad(potential.energy(alone).sum(), alone, create_graph=True)
+    (expected,) = torch.autograd.grad(first.square().sum(), alone)
+    torch.testing.assert_close(second[good], expected, rtol=1e-12, atol=1e-9)
+
+
+def test_a_bad_weight_of_a_bad_row(small: TorchPotential) -> None:
+    """exp(-U) and the like have gradients of NaN where U is infinite: they must not get through."""
+    x = cluster(2, n=5)
+    x[0, 0, 0] = torch.nan
+    leaf = x.requires_grad_()
+    (gradient,) = torch.autograd.grad((0.0 * small.energy(leaf)).sum(), leaf)
+    assert not gradient[0].any()
+    assert gradient.isfinite().all()
+
+
+# ---- parameters and groups -----------------------------------------------------------------------
+
+
+def test_global_parameters() -> None:
+    potential, x = TorchPotential.from_system(bonded_pair()), cluster(3, n=2)
+    assert potential.global_parameters == {"strength": 3.0}
+    for strength in (3.0, -1.5, 0.0):
+        potential.set_global_parameter("strength", strength)
+        expected = reference_values(bonded_pair(), x, {"strength": strength})
+        assert max(errors(potential.energy_and_forces(x), expected)) < 1e-12
+        potential.check()
+    with pytest.raises(ValueError, match=r"name: expected a global parameter \(strength\), got 'k"):
+        potential.set_global_parameter("k", 1.0)
+    with pytest.raises(ValueError, match="value: expected a finite number, got nan"):
+        potential.set_global_parameter("strength", float("nan"))
+
+
+# ---- copies --------------------------------------------------------------------------------------
+
+
+def test_pickle(small: TorchPotential) -> None:
+    original = TorchPotential.from_system(everything(), force_groups=[1, 3], memory=2**24)
+    original.set_global_parameter("k", 7.0)
+    x = cluster()
+    original.energy(x)
+    with pickle.loads(pickle.dumps(original)) as copy:
+        assert (copy.n_evaluations, copy.memory, copy.force_groups) == (0, 2**24, (1, 3))
+        assert copy.global_parameters == original.global_parameters
+        assert copy.agreement == original.agreement
+        for got, expected in zip(
+            copy.energy_and_forces(x), original.energy_and_forces(x), strict=True
+        ):
+            assert torch.equal(got, expected)
+
+
+def _energies(potential: TorchPotential, x: np.ndarray) -> np.ndarray:
+    return potential.energy(torch.from_numpy(x)).numpy()
+
+
+@pytest.mark.slow
+def test_another_process(small: TorchPotential) -> None:
+    x = cluster(3, n=5)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        got = pool.apply(_energies, (small, x.numpy()))
+    assert torch.equal(torch.from_numpy(got), small.energy(x))
+
+
+def test_after_closing() -> None:
+    with TorchPotential.from_system(bonded_pair()) as potential:
+        x = cluster(3, n=2)
+        before = potential.energy(x)
+    potential.close()
+    assert torch.equal(potential.energy(x), before)
+
+
+# ---- the check -----------------------------------------------------------------------------------
+
+
+def test_check_again(shared: TorchPotential, molecule: MolecularSystem) -> None:
+    names = [force.getName() for force in molecule.system.getForces()]
+    for positions, n in (
+        (None, 2),
+        (molecule.positions, 3),
+        (molecule.positions * openmm.unit.nanometer, 1),
+        (conformations(molecule, 3).numpy(), 1),
+    ):
+        found = shared.check(positions, n_conformations=n, seed=5)
+        assert [item.name for item in found] == [
+            name for name in names if name != "CMMotionRemover"
+        ]
+        assert all(item.n_finite >= 1 for item in found)
+    assert shared.agreement == found
+
+
+def test_a_tolerance_that_is_too_small(molecule: MolecularSystem) -> None:
+    with pytest.raises(Disagreement, match=r"Force \d\) differs from OpenMM's Reference"):
+        TorchPotential.from_system(molecule.system, tolerance=(1e-20, 1e-20))
+    assert issubclass(Disagreement, ValueError)
+
+
+@pytest.mark.parametrize("factor", [1 + 1e-8, float("nan")])
+def test_a_wrong_term_is_found(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    right = HarmonicBondTerm.energy
+    monkeypatch.setattr(HarmonicBondTerm, "energy", lambda *a: factor * right(*a))
+    with pytest.raises(Disagreement, match=r"system: HarmonicBondForce \(Force 0\) differs"):
+        TorchPotential.from_system(bonded_pair())
+
+
+def test_nothing_to_compare_with() -> None:
+    pair = openmm.NonbondedForce()
+    for _ in range(2):
+        pair.addParticle(1.0, 0.2, 0.0)
+    potential = TorchPotential.from_system(system_of(pair, n=2))
+    with pytest.raises(Disagreement, match="finite at none of 1 conformations; give positions"):
+        potential.check(np.zeros((1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"n_conformations": 0}, "n_conformations: expected an integer of at least 1, got 0"),
+        ({"tolerance": (1e-3, 0.0)}, "tolerance: expected two positive numbers"),
+        ({"tolerance": (1e-3,)}, "tolerance: expected two positive numbers"),
+        ({"positions": np.zeros((4, 3))}, r"positions: expected shape \(5, 3\).*got \(4, 3\)"),
+        ({"positions": np.full((5, 3), np.nan)}, "positions: expected finite numbers"),
+        ({"positions": np.zeros((0, 5, 3))}, "positions: expected shape"),
+    ],
+    ids=lambda a: next(iter(a)) if isinstance(a, dict) else "",
+)
+def test_wrong_arguments_of_check(
+    small: TorchPotential, arguments: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        small.check(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"dtype": torch.float16}, "dtype: expected torch.float64 or torch.float32, got torch.fl"),
+        ({"memory": 2**19}, "memory: expected at least 1048576 bytes, got 524288"),
+        ({"force_groups": [32]}, r"force_groups: expected integers from 0 to 31, got \[32\]"),
+        ({"force_groups": []}, r"force_groups: expected integers"),
+        ({"tolerance": (-1.0, 1.0)}, "tolerance: expected two positive numbers"),
+        ({"positions": np.zeros((3, 3))}, r"positions: expected shape \(2, 3\)"),
+    ],
+    ids=lambda a: next(iter(a)) if isinstance(a, dict) else "",
+)
+def test_wrong_arguments(arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        TorchPotential.from_system(bonded_pair(), **arguments)
+
+
+def test_single_precision(shared: TorchPotential, molecule: MolecularSystem) -> None:
+    single = TorchPotential.from_system(molecule.system, dtype=torch.float32)
+    x = conformations(molecule, 8)
+    energies, forces = single.energy_and_forces(x.float())
+    assert energies.dtype == forces.dtype == torch.float32
+    found = errors((energies.double(), forces.double()), shared.energy_and_forces(x))
+    assert max(found) < 1e-3
+
+
+# ---- compiled ------------------------------------------------------------------------------------
+
+COMPILED = """
+import logging
+import openmm, torch
+from tests.potentials.test_torch_potential import bonded_pair, cluster
+from openmm_tsf.potentials import TorchPotential
+
+logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+torch.set_num_threads(1)
+plain = TorchPotential.from_system(bonded_pair())
+potential = TorchPotential.from_system(bonded_pair(), compile=True)
+x = cluster(300, n=2)
+assert not potential.is_compiled
+potential.energy(x[:10])
+assert not potential.is_compiled and potential.compile_seconds == 0.0, "compiled for ten rows"
+"""
+
+
+def run_compiled(code: str, tmp_path: Path, **environment: str) -> str:
+    """Run code in a process of its own, where the compiler starts anew; its log."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED + code],
+        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), **environment},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_without_a_compiler(tmp_path: Path) -> None:
+    """One warning with the reason, the right energies, and no second attempt."""
+    log = run_compiled(
+        """
+for _ in range(2):
+    torch.testing.assert_close(potential.energy(x), plain.energy(x), rtol=1e-14, atol=0)
+    for ours, theirs in zip(potential.energy_and_forces(x), plain.energy_and_forces(x)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-9)
+    assert not potential.is_compiled
+    seconds = potential.compile_seconds
+assert potential.compile_seconds == seconds
+""",
+        tmp_path,
+        CXX="/nonexistent/c++",
+    )
+    assert log.count("WARNING") == 1
+    assert "not compiled, operations stay single: No working C++ compiler" in log
+    assert "/nonexistent/c++" in log
+
+
+@pytest.mark.slow
+def test_compiled_object(tmp_path: Path) -> None:
+    """Parameters change without a new program, threads too; the disk cache serves a second one."""
+    log = run_compiled(
+        """
+def same(one, other):
+    torch.testing.assert_close(one.energy(x), other.energy(x), rtol=1e-12, atol=1e-10)
+    for ours, theirs in zip(one.energy_and_forces(x), other.energy_and_forces(x)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-9)
+
+same(potential, plain)
+assert potential.is_compiled
+seconds = potential.compile_seconds
+for strength in (-2.0, 0.0):
+    for one in (potential, plain):
+        one.set_global_parameter("strength", strength)
+    same(potential, plain)
+torch.set_num_threads(2)
+same(potential, plain)
+bad = x.clone()
+bad[7, 0, 0] = torch.nan
+energies, forces = potential.energy_and_forces(bad)
+assert energies[7] == torch.inf and not forces[7].any() and potential.n_non_finite == 1
+assert torch.equal(energies[8:], potential.energy_and_forces(x)[0][8:])
+assert potential.compile_seconds == seconds, "compiled again"
+stiffer = TorchPotential.from_system(bonded_pair(2000.0), compile=True)
+same(stiffer, TorchPotential.from_system(bonded_pair(2000.0)))
+assert stiffer.compile_seconds < 0.5 * seconds, "not from the cache"
+empty = TorchPotential.from_system(bonded_pair(), compile=True, force_groups=[9])
+assert not empty.energy_and_forces(x)[1].any()
+""",
+        tmp_path,
+    )
+    assert "WARNING" not in log

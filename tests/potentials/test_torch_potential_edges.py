@@ -1,0 +1,242 @@
+"""TorchPotential where it is easily wrong: inference mode, autocast, forks, zeros, big Systems."""
+
+import os
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import openmm
+import pytest
+import torch
+from torch import Tensor
+
+from openmm_tsf.potentials import OpenMMPotential, TorchPotential
+from openmm_tsf.potentials.expressions.parser import ExpressionError
+from openmm_tsf.potentials.forces.base import NotCovered
+from openmm_tsf.potentials.forces.bonded import HarmonicBondTerm
+from openmm_tsf.potentials.forces.custom_bonded import CustomBondTerm
+from openmm_tsf.potentials.forces.geometry import AllPairs, Frame
+from openmm_tsf.potentials.verification import Disagreement
+from openmm_tsf.systems.molecule import MolecularSystem, alanine_dipeptide
+
+
+def chain(n_atoms: int, length: float = 0.1) -> openmm.System:
+    """Particles in a row, bonded."""
+    system = openmm.System()
+    bonds = openmm.HarmonicBondForce()
+    for i in range(n_atoms):
+        system.addParticle(12.0)
+        if i:
+            bonds.addBond(i - 1, i, length, 1000.0)
+    system.addForce(bonds)
+    return system
+
+
+def scaled_bond(value: float) -> openmm.System:
+    """A bond that a global parameter switches."""
+    system = openmm.System()
+    force = openmm.CustomBondForce("lam*k*(r-r0)^2")
+    force.addGlobalParameter("lam", value)
+    force.addPerBondParameter("k")
+    force.addPerBondParameter("r0")
+    for _ in range(2):
+        system.addParticle(12.0)
+    force.addBond(0, 1, [300.0, 0.15])
+    system.addForce(force)
+    return system
+
+
+def scattered(n: int, n_atoms: int, seed: int = 0) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).normal(0.0, 0.2, (n, n_atoms, 3)))
+
+
+@pytest.mark.parametrize("system", [chain(3), scaled_bond(1.0), alanine_dipeptide().system])
+def test_inference_mode(system: openmm.System) -> None:
+    n_atoms = system.getNumParticles()
+    potential = TorchPotential.from_system(system)
+    x = scattered(40, n_atoms)
+    energies, forces = potential.energy_and_forces(x)
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            with torch.inference_mode():
+                for given in (x, x.clone()):
+                    got = potential.energy_and_forces(given)
+                    assert torch.equal(got[0], energies)
+                    assert torch.equal(got[1], forces)
+                    torch.testing.assert_close(potential.energy(given), energies)
+                made_there = x.clone()
+        finally:
+            torch.set_num_threads(before)
+    assert torch.equal(potential.energy_and_forces(made_there)[1], forces)
+    with torch.inference_mode():
+        TorchPotential.from_system(system)  # its check works there too
+
+
+def test_autocast_does_not_cost_digits() -> None:
+    molecule = alanine_dipeptide()
+    potential = TorchPotential.from_system(molecule.system, dtype=torch.float32)
+    x = torch.tensor(molecule.positions[None], dtype=torch.float32)
+    _, forces = potential.energy_and_forces(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(potential.energy_and_forces(x)[1], forces)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_after_threads() -> None:
+    potential = TorchPotential.from_system(chain(5))
+    x = scattered(60_000, 5)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        potential.energy_and_forces(x)
+    finally:
+        torch.set_num_threads(before)
+    child = os.fork()
+    if child == 0:  # pragma: no cover (the other process)
+        potential.energy_and_forces(x[:10])
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_construction_grows_no_faster_than_the_pairs() -> None:
+    potential = TorchPotential.from_system(chain(500))
+    numbers = sum(
+        b.numel() for module in (potential._pairs, potential._terms) for b in module.buffers()
+    )
+    assert numbers < 8 * 500**2
+    pairs = AllPairs(500)
+    assert sum(b.numel() for b in pairs.buffers()) < 8 * 500**2
+
+
+def test_too_large_for_the_memory() -> None:
+    with pytest.raises(ValueError, match=r"memory: expected at least \d+ bytes, which one conf"):
+        TorchPotential.from_system(chain(300), memory=2**20)
+
+
+def test_blocks_too_small_to_fuse_are_not_compiled(caplog: pytest.LogCaptureFixture) -> None:
+    potential = TorchPotential.from_system(chain(120), compile=True, memory=2**24)
+    assert "not compiled" in caplog.text
+    energies = potential.energy(scattered(300, 120))
+    assert not potential.is_compiled
+    assert energies.isfinite().all()
+
+
+@pytest.mark.parametrize("length", [0.0, 0.1])
+def test_a_bond_of_no_length(length: float) -> None:
+    """A tether in its minimum, or two atoms at the same place: no force, as in OpenMM."""
+    system = chain(2, length)
+    x = torch.zeros(1, 2, 3, dtype=torch.float64)
+    energies, forces = TorchPotential.from_system(system).energy_and_forces(x)
+    expected = OpenMMPotential(system, "Reference").energy_and_forces(x)
+    torch.testing.assert_close(energies, expected[0], rtol=1e-14, atol=0.0)
+    assert torch.equal(forces, expected[1])
+    potential = TorchPotential.from_system(system)
+    assert potential.check(np.zeros((1, 2, 3)))[0].n_finite == 1
+
+
+def test_parameters_of_the_time_of_the_energy() -> None:
+    potential = TorchPotential.from_system(scaled_bond(1.0))
+    x = scattered(1, 2).requires_grad_()
+    energy = potential.energy(x).sum()
+    potential.set_global_parameter("lam", 2.0)
+    (plain,) = torch.autograd.grad(energy, x, retain_graph=True)
+    (with_graph,) = torch.autograd.grad(energy, x, create_graph=True)
+    torch.testing.assert_close(with_graph, plain, rtol=1e-12, atol=1e-12)
+
+
+def _times(factor: float) -> Callable[[HarmonicBondTerm, Frame, Any], Tensor]:
+    right = HarmonicBondTerm.energy
+
+    def wrong(self: HarmonicBondTerm, frame: Frame, parameters: Any) -> Tensor:
+        return factor * right(self, frame, parameters)
+
+    return wrong
+
+
+def test_the_check_sees_what_a_parameter_switches_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TorchPotential.from_system(scaled_bond(0.0)).agreement[0].n_finite
+    right = CustomBondTerm.energy
+    monkeypatch.setattr(CustomBondTerm, "energy", lambda *args: -3 * right(*args))
+    with pytest.raises(Disagreement, match=r"CustomBondForce.*at lam=0.2"):
+        TorchPotential.from_system(scaled_bond(0.0))
+
+
+def test_the_check_is_as_sharp_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HarmonicBondTerm, "energy", _times(1.0001))
+    with pytest.raises(Disagreement, match="HarmonicBondForce"):
+        TorchPotential.from_system(chain(4), dtype=torch.float32)
+
+
+def test_errors_travel_between_processes() -> None:
+    system = chain(3)
+    system.addForce(openmm.GayBerneForce())
+    with pytest.raises(NotCovered) as caught:
+        TorchPotential.from_system(system)
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert type(copy) is NotCovered
+    assert str(copy) == str(caught.value)
+    error = ExpressionError("a+", 2, "nothing")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"memory": None}, ValueError, "memory: expected at least"),
+        ({"memory": float("nan")}, ValueError, "memory: expected at least"),
+        ({"tolerance": 1e-5}, ValueError, "tolerance: expected two positive numbers"),
+        ({"tolerance": (float("inf"), 1.0)}, ValueError, "tolerance: expected two positive"),
+        ({"force_groups": 3.5}, ValueError, "force_groups: expected integers"),
+        ({"force_groups": [True]}, ValueError, "force_groups: expected integers"),
+        ({"compile": "yes"}, TypeError, "compile: expected True or False, got 'yes'"),
+        ({"device": "nowhere"}, ValueError, "device: expected a torch device, got 'nowhere'"),
+        ({"device": 3.5}, ValueError, "device: expected a torch device"),
+        ({"positions": "x"}, ValueError, "positions: expected numbers in nm"),
+    ],
+)
+def test_doors(arguments: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        TorchPotential.from_system(chain(3), **arguments)
+
+
+def test_doors_of_methods() -> None:
+    potential = TorchPotential.from_system(scaled_bond(1.0), force_groups=[np.int64(0)])
+    for value in (None, "2", float("nan"), True):
+        with pytest.raises(ValueError, match="value: expected a finite number"):
+            potential.set_global_parameter("lam", value)
+    for arguments in ({"n_conformations": 2.5}, {"seed": -1}):
+        with pytest.raises(ValueError, match="expected an integer"):
+            potential.check(**arguments)  # type: ignore[arg-type]
+
+
+class TestPotentialOfAMolecule:
+    """MolecularSystem.potential."""
+
+    def test_kinds(self) -> None:
+        molecule = alanine_dipeptide()
+        assert isinstance(molecule.potential(), TorchPotential)
+        assert isinstance(molecule.potential(platform="Reference"), OpenMMPotential)
+        assert isinstance(molecule.potential(kind="openmm", n_contexts=1), OpenMMPotential)
+        with pytest.raises(ValueError, match=r"kind: expected 'auto', .*, got 'x'"):
+            molecule.potential(kind="x")
+        with pytest.raises(TypeError, match=r"options: .* for torch, got platform"):
+            molecule.potential(kind="torch", platform="Reference")
+        with pytest.raises(TypeError, match=r"options: .* for OpenMM, got compile"):
+            molecule.potential(kind="openmm", compile=True)
+
+    def test_what_torch_does_not_cover(self, caplog: pytest.LogCaptureFixture) -> None:
+        molecule = alanine_dipeptide()
+        system = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(molecule.system))
+        force = openmm.CustomCompoundBondForce(2, "distance(p1, p2)")
+        force.addBond([0, 1], [])
+        system.addForce(force)
+        other = MolecularSystem(system, molecule.topology, molecule.positions)
+        with caplog.at_level("INFO", logger="openmm_tsf"):
+            assert isinstance(other.potential(compile=True), OpenMMPotential)
+        assert "CustomCompoundBondForce" in caplog.text
+        with pytest.raises(NotCovered, match="CustomCompoundBondForce"):
+            other.potential(kind="torch")

@@ -1,0 +1,293 @@
+"""Command lines of every command, of all its options, with good and with nasty values."""
+
+import argparse
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import openmm
+from hypothesis import strategies as st
+
+from openmm_tsf.cli.arguments import build_parser
+from openmm_tsf.doctor import report as doctor
+from openmm_tsf.sampling import ParallelTempering
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.training.fit import _Fit
+from openmm_tsf.utils.validation import whole_number
+from openmm_tsf.workflow.md import MDSettings
+from openmm_tsf.workflow.settings import PRESETS
+from tests.robustness import corpus
+from tests.robustness.readers import judged
+from tests.robustness.sandbox import Outcome
+
+COMMANDS = ("run", "md", "train", "sample", "analyze", "doctor")
+
+#: Integers, fractions, words and what is on the way between them.
+WHOLE = [
+    "1", "2", "3", "8", "0", "-1", "7.5", "1e3", "99999999999", "9223372036854775807",
+    "18446744073709551616", "1" * 100, "nan", "", "x", "٣", "1_0", "0x10", "2147483648",
+]  # fmt: skip
+REAL = [
+    "1", "300", "600.0", "0.002", "0", "-1", "-0.0", "nan", "inf", "-inf", "1e-320", "1e308",
+    "1e400", "1e10", "", "x", "0.001", "6e2", "1_0",
+]  # fmt: skip
+TEXT = [
+    "", "Reference", "CPU", "CUDA", "reference", "\x1b[2J", "../x", "ü", "a b", "{0}", "%s",
+    "\udcff",
+]  # fmt: skip
+PATHS = [
+    "missing", "foreign", "md", "md/md.dcd", "frames.dcd", "frames.nc", "train", "train/flow.pt",
+    "sample", "sample/checkpoint.pt", "killed", "sample/config.json", "sample/topology.pdb",
+    "sample/system.xml", "md/system.xml", "fifo", "fifo.dcd", "loop", "zero", "zero.dcd",
+    "/dev/null", "/dev/zero", "/proc/self/mem", "/proc/self/fd/0", "", ".", "..", "x" * 300,
+    "a\x00b", "ü.dcd", "\x1b[2J.dcd", "\udcff", "-", "foreign/thesis.txt", "~", "$HOME",
+    "sample/T500.00K.dcd", "dangling", "amber14-all.xml", "implicit/obc2.xml", "directory.dcd",
+]  # fmt: skip
+OUTPUTS = [
+    "new", "new", "new", "new/deeper", "new/", "./new", "empty", "foreign", "foreign/new", "md",
+    "train", "sample", "killed", "frames.dcd", "frames.dcd/x", "fifo", "loop", "loop/x", "link",
+    "dangling", "/dev/null", "/dev/null/x", "/dev/zero", "/proc/x", "/sys/x", "", ".", "y" * 300,
+    "a\x00b", "ünï", "\x1b[2J", "\udcff", "fifo/x", "zero", "foreign/thesis.txt",
+    "sample/segments",
+]  # fmt: skip
+
+#: Options that make a command do what it is for, so that not all die at the first door.
+SENSIBLE = {
+    "run": [
+        ["--trajectory", "frames.dcd", "--temperature", "600"],
+        ["--preset", "quick"],
+        ["--md"],
+        [],
+    ],
+    "md": [["--frames", "2"], ["--frames", "2", "--temperature", "500"], []],
+    "train": [["--trajectory", "frames.dcd", "--temperature", "600"], ["--trajectory", "md"], []],
+    "sample": [["--flow", "train"], ["--flow", "train/flow.pt", "--walkers", "2"], []],
+    "analyze": [[]],
+    "doctor": [[]],
+}
+SMALL = {"--iterations": "1", "--walkers": "2"}
+
+
+def options_of(command: str) -> dict[str, argparse.Action]:
+    """The options of a command, and its positional argument as ``""``."""
+    parser = build_parser()
+    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    found = {}
+    for action in commands.choices[command]._actions:
+        if action.dest not in ("help", "debug"):  # which is for tracebacks
+            found[action.option_strings[-1] if action.option_strings else ""] = action
+    return found
+
+
+@st.composite
+def lines(draw: Any, command: str) -> list[str]:
+    """Arguments of one command."""
+    options = options_of(command)
+    arguments = [command]
+    if "--output" in options and draw(st.integers(0, 19)):
+        arguments += ["--output", draw(st.sampled_from(OUTPUTS))]
+    if "" in options and draw(st.integers(0, 9)):
+        arguments.append(draw(st.sampled_from(OUTPUTS)))
+    arguments += draw(st.sampled_from(SENSIBLE[command]))
+    if draw(st.integers(0, 3)) == 0 and "--resume" in options:
+        arguments.append("--resume")
+    names = sorted(set(options) - {"", "--output"})
+    for name in draw(st.lists(st.sampled_from(names), max_size=4)):
+        arguments += draw(_option(name, options[name]))
+    if draw(st.integers(0, 19)) == 0:
+        arguments.append(
+            draw(st.sampled_from(["--nonsense", "extra", "--", "--help", "--version", ""]))
+        )
+    return arguments
+
+
+@st.composite
+def _option(draw: Any, name: str, action: argparse.Action) -> list[str]:
+    if action.nargs == 0:
+        return [name]
+    values = {int: WHOLE, float: REAL}.get(action.type) or (  # type: ignore[call-overload]
+        PATHS if action.metavar in ("PATH", "FILE", "DIR", "XML") else TEXT
+    )
+    if action.choices and draw(st.integers(0, 3)):
+        values = list(action.choices)
+    if action.nargs == "+":
+        ladders = [
+            ["300", "600"],
+            ["300", "424.26", "600"],
+            ["300", "300.001"],
+            ["600", "300"],
+            ["1e5"],
+        ]
+        if values is REAL and draw(st.booleans()):
+            return [name, *draw(st.sampled_from(ladders))]
+        return [name, *draw(st.lists(st.sampled_from(values), min_size=1, max_size=3))]
+    value = draw(st.sampled_from(values))
+    return [f"{name}={value}"] if draw(st.booleans()) else [name, value]
+
+
+class Lines:
+    """Runs command lines in a box of good and of odd files, of which only the output may change."""
+
+    def __init__(self, home: Path, box: Path) -> None:
+        self.home, self.box = home, box
+        self._before: dict[str, str] | None = None
+
+    def cases(self, command: str | None = None) -> st.SearchStrategy[list[str]]:
+        """Command lines of one command, or of all."""
+        if command is not None:
+            return lines(command)
+        return st.sampled_from(COMMANDS).flatmap(lines)
+
+    def _fill(self) -> None:
+        shutil.rmtree(self.box, ignore_errors=True)
+        shutil.copytree(self.home, self.box)
+        (self.box / "empty").mkdir()
+        (self.box / "directory.dcd").mkdir()
+        for name in ("fifo", "fifo.dcd"):
+            os.mkfifo(self.box / name)
+        (self.box / "loop").symlink_to("loop")
+        (self.box / "link").symlink_to("linked")
+        (self.box / "linked").mkdir()
+        (self.box / "dangling").symlink_to("nowhere")
+        for name in ("zero", "zero.dcd"):
+            (self.box / name).symlink_to("/dev/zero")
+
+    def run(self, arguments: list[str]) -> Callable[[], Any]:
+        """What the sandbox is to call."""
+        if self._before is None or self._snapshot() != self._before:
+            self._fill()
+            self._before = self._snapshot()
+
+        def call() -> Any:
+            os.chdir(self.box)
+            with without_work():
+                return corpus.main([*arguments])
+
+        return call
+
+    def verdict(self, arguments: list[str], outcome: Outcome) -> str:
+        """``worked``, ``refused``, or what is wrong."""
+        assert self._before is not None
+        after = self._snapshot()
+        places = [p for p in self._outputs(arguments)]
+        for name in sorted(self._before.keys() | after.keys()):
+            if self._before.get(name) == after.get(name):
+                continue
+            new = name not in self._before
+            inside = any(
+                name == place
+                or name.startswith(f"{place}/")
+                or (new and place.startswith(f"{name}/"))  # a folder above, made for it
+                for place in places
+            )
+            ours = not name.startswith("foreign") and inside
+            if not (ours or (inside and new and name.startswith("foreign/new"))):
+                return f"FAILED: {name} was changed"
+        if outcome.status == 2 and any(
+            line.startswith("usage: ") for line in outcome.stderr.splitlines()
+        ):
+            errors = [x for x in outcome.stderr.splitlines() if ": error: " in x]
+            return "refused" if len(errors) == 1 else f"FAILED: {outcome.stderr}"
+        names = [a.strip("/") for a in arguments[1:] if a and not a.startswith("-")] + [
+            a.partition("=")[2] for a in arguments if "=" in a and a.partition("=")[2]
+        ]
+        return judged(outcome, True, [n for n in names if len(n) > 1])
+
+    def _outputs(self, arguments: list[str]) -> list[str]:
+        """The output directory relative to the box, where it is one."""
+        found = []
+        for index, argument in enumerate(arguments):
+            value = None
+            if argument == "--output" and index + 1 < len(arguments):
+                value = arguments[index + 1]
+            elif argument.startswith("--output="):
+                value = argument.partition("=")[2]
+            elif arguments[0] == "analyze" and index and not argument.startswith("-"):
+                value = argument
+            if value is None or "\x00" in value:
+                continue
+            try:
+                place = Path(os.path.realpath(self.box / value))
+            except OSError:
+                continue
+            if place == self.box:
+                found += [path.name for path in self.box.iterdir()]
+            elif place.is_relative_to(self.box):
+                found.append(str(place.relative_to(self.box)))
+        return found
+
+    def _snapshot(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        if not self.box.is_dir():
+            return found
+        for root, folders, files in os.walk(self.box):
+            for name in (*folders, *files):
+                path = os.path.join(root, name)
+                relative = os.path.relpath(path, self.box)
+                if os.path.islink(path):
+                    found[relative] = "-> " + os.readlink(path)
+                elif os.path.isfile(path):
+                    with open(path, "rb") as file:
+                        found[relative] = hashlib.sha1(file.read()).hexdigest()
+                else:
+                    found[relative] = "folder" if os.path.isdir(path) else "special"
+        return found
+
+
+@contextmanager
+def without_work() -> Iterator[None]:
+    """All doors, and none of the work behind them."""
+
+    def shipped(cls: type, molecule: Any, *, stride: int = 1) -> Any:
+        whole_number(stride, "stride")
+        data = corpus.frames()
+        return replace(data, molecule=molecule) if molecule is not corpus.molecule() else data
+
+    def step(self: Any) -> None:
+        self.step = self.settings.n_steps
+
+    def tune(self: Any, n_iterations: int = 200, **options: Any) -> Any:
+        whole_number(n_iterations, "n_iterations", least=0)
+        return {}
+
+    def run(self: Any, n_iterations: int, output: Any = None, **options: Any) -> Any:
+        return real_run(self, min(n_iterations, 1), output, **options)
+
+    def advance(self: Any, interrupt: Any, progress: bool) -> None:
+        self.step += 0
+
+    def open_potential(molecule: Any, platform: Any, *rest: Any, **options: Any) -> Any:
+        return molecule.potential(platform=platform or "Reference", n_contexts=1)
+
+    real_run = ParallelTempering.run
+    tiny = {
+        name: replace(
+            settings, flow=corpus.TINY.flow, fit=replace(corpus.FIT, n_steps=settings.fit.n_steps),
+            refit=corpus.TINY.refit, n_rounds=0,
+            sampling=replace(settings.sampling, n_walkers=2),
+            md=replace(MDSettings(), n_frames=2),
+        )
+        for name, settings in PRESETS.items()
+    }  # fmt: skip
+    with ExitStack() as stack:
+        for patch in (
+            mock.patch.object(MDDataset, "shipped", classmethod(shipped)),
+            mock.patch.object(_Fit, "train_step", step),
+            mock.patch.object(ParallelTempering, "tune", tune),
+            mock.patch.object(ParallelTempering, "run", run),
+            mock.patch("openmm_tsf.workflow.md_simulation.Dynamics.advance", advance),
+            mock.patch("openmm_tsf.workflow.md.fastest_platform", return_value="Reference"),
+            mock.patch.object(openmm.LocalEnergyMinimizer, "minimize"),
+            mock.patch("openmm_tsf.workflow.potential_choice.open_potential", open_potential),
+            mock.patch.dict(PRESETS, tiny),
+            mock.patch.object(doctor, "self_test", return_value=[]),
+            corpus.no_pictures(),
+        ):
+            stack.enter_context(patch)
+        yield

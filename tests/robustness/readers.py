@@ -1,0 +1,351 @@
+"""Every file that the program reads, damaged, and everything that reads it."""
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from hypothesis import strategies as st
+
+from openmm_tsf import load_run
+from openmm_tsf.doctor import report as doctor
+from openmm_tsf.flows import load_flow
+from openmm_tsf.sampling import ParallelTempering
+from openmm_tsf.sampling.provenance import hash_of
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.files import load_molecule, load_trajectory, read_molecule
+from openmm_tsf.training.fit import _Fit
+from tests.robustness import corpus
+from tests.robustness.mutations import BOOM, Damage, damages
+from tests.robustness.sandbox import Outcome
+
+ALLOWED = {
+    "ValueError", "TypeError", "FileNotFoundError", "OSError", "RuntimeError", "NotADirectoryError",
+    "IsADirectoryError", "FileExistsError", "PermissionError",
+}  # fmt: skip
+
+
+def _digest(*arrays: Any) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(repr((array.shape, str(array.dtype))).encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def _load_run(folder: Path) -> Any:
+    """Every number of a run, as a digest, beside its number of iterations."""
+    logging.getLogger("openmm_tsf").setLevel(logging.WARNING)  # what is left out is said
+    run = load_run(folder)
+    digests = []
+    for kelvin in run.temperatures:
+        phi, psi = run.ramachandran(kelvin)
+        digests.append(_digest(run.energies(kelvin), phi, psi, run.trajectory(kelvin).xyz))
+    run.summary()
+    return run.n_iterations, run.segments.replica.tobytes(), digests
+
+
+def _command(line: str) -> Callable[[Path], Any]:
+    def call(folder: Path) -> Any:
+        filled = [word.format(dir=folder, box=folder.parent) for word in line.split()]
+        return corpus.main([*filled, *([] if filled[0] == "doctor" else ["--quiet"])])
+
+    return call
+
+
+def _load_molecule(folder: Path) -> str:
+    return load_molecule(folder / "topology.pdb", folder / "system.xml").fingerprint
+
+
+def _frames(dataset: MDDataset) -> str:
+    return _digest(dataset.positions.numpy())
+
+
+ANALYZE, DOCTOR = _command("analyze {dir}"), _command("doctor {dir}")
+LOAD_MOLECULE = _load_molecule
+READ_MOLECULE: Callable[[Path], Any] = lambda folder: read_molecule(folder).fingerprint  # noqa: E731
+LOAD_FLOW: Callable[[Path], Any] = lambda folder: hash_of(  # noqa: E731
+    load_flow(folder / "flow.pt", corpus.molecule())
+)
+LOAD_TRAJECTORY: Callable[[Path], Any] = lambda folder: _frames(  # noqa: E731
+    load_trajectory(folder, corpus.molecule())
+)
+LOAD_FRAMES: Callable[[Path], Any] = lambda folder: _frames(  # noqa: E731
+    MDDataset.load(folder / "md.dcd", corpus.molecule(), 600)
+)
+
+#: By directory: names of files, and who reads them.
+READERS: dict[str, dict[str, tuple[tuple[str, Callable[[Path], Any]], ...]]] = {}
+
+
+def _add(folder: str, names: str, *readers: tuple[str, Callable[[Path], Any]]) -> None:
+    for name in names.split():
+        known = READERS.setdefault(folder, {})
+        known[name] = known.get(name, ()) + readers
+
+
+_add(
+    "sample",
+    "config.json segments/segment_000000.npz segments/segment_000001.npz T500.00K.dcd flow.pt "
+    "topology.pdb summary.json",
+    ("load_run", _load_run),
+    ("analyze", ANALYZE),
+)
+_add(
+    "sample",
+    "config.json settings.json checkpoint.pt flow.pt positions.npz topology.json "
+    "system.xml topology.pdb "
+    "T600.00K.dcd segments/segment_000001.npz",
+    (
+        "sample --resume",
+        _command("sample --output {dir} --resume --iterations 6 --platform Reference"),
+    ),
+)
+_add("sample", "config.json settings.json summary.json", ("doctor", DOCTOR))
+_add("sample", "flow.pt", ("load_flow", LOAD_FLOW))
+_add(
+    "sample",
+    "system.xml topology.pdb topology.json positions.npz",
+    ("read_molecule", READ_MOLECULE),
+)
+_add("sample", "system.xml topology.pdb", ("load_molecule", LOAD_MOLECULE))
+_add(
+    "train",
+    "config.json settings.json training.pt training.csv flow.pt positions.npz topology.json "
+    "system.xml "
+    "topology.pdb",
+    (
+        "train --resume",
+        _command(
+            "train --output {dir} --resume --trajectory {box}/frames.dcd --temperature 600 "
+            "--platform Reference"
+        ),
+    ),
+)
+_add(
+    "train",
+    "flow.pt config.json system.xml topology.pdb topology.json positions.npz",
+    (
+        "sample --flow",
+        _command(
+            "sample --flow {dir} --output {box}/out --walkers 2 --iterations 1 --tuning 0 "
+            "--temperatures 500 600 --platform Reference"
+        ),
+    ),
+)
+_add(
+    "md",
+    "config.json checkpoint.npz md.dcd system.xml topology.pdb topology.json positions.npz",
+    ("md --resume", _command("md --output {dir} --resume --frames 31")),
+)
+_add("md", "md.dcd config.json", ("load_trajectory", LOAD_TRAJECTORY))
+_add("md", "md.dcd", ("MDDataset.load", LOAD_FRAMES))
+_add("md", "config.json", ("doctor", DOCTOR))
+_add(
+    "killed",
+    "settings.json training/round_00_flow.pt training/round_01.pt training/round_01_samples.pt "
+    "training/round_00.csv training/round_01.csv flow.pt system.xml topology.pdb "
+    "topology.json positions.npz",
+    ("run --resume", _command("run --output {dir} --resume --platform Reference")),
+)
+
+ALL = [
+    (folder, file, reader)
+    for folder, files in READERS.items()
+    for file, readers in files.items()
+    for reader, _ in readers
+]
+
+
+@dataclass
+class Case:
+    """A damaged file in a directory, and who is to read it."""
+
+    folder: str
+    file: str
+    reader: str
+    damage: Damage
+
+    def __repr__(self) -> str:
+        size = self.damage.no_file or f"{len(self.damage.content)} bytes"
+        return f"{self.reader} of {self.folder}/{self.file}, damage {self.damage.kind!r} ({size})"
+
+
+class Corpus:
+    """The good directories, whose files are copied and damaged."""
+
+    def __init__(self, home: Path, box: Path) -> None:
+        self.home, self.box = home, box
+        self._good: dict[tuple[str, str], Any] = {}
+        self.files = {
+            f"{folder}/{name}": (home / folder / name).read_bytes()
+            for folder, files in READERS.items()
+            for name in files
+        }
+        self.others = {
+            name: self.files[name]
+            for name in ("md/md.dcd", "sample/flow.pt", "sample/checkpoint.pt", "train/training.pt",
+                         "sample/config.json", "md/config.json", "md/checkpoint.npz",
+                         "sample/positions.npz", "sample/segments/segment_000000.npz",
+                         "sample/topology.pdb", "sample/system.xml", "killed/settings.json",
+                         "killed/training/round_01_samples.pt")
+        }  # fmt: skip
+
+    def cases(
+        self, reader: str | None = None, folder: str | None = None
+    ) -> st.SearchStrategy[Case]:
+        """Damage to any file of a reader."""
+        known = [c for c in ALL if reader in (None, c[2]) and folder in (None, c[0])]
+
+        @st.composite
+        def strategy(draw: Any) -> Case:
+            where, file, who = draw(st.sampled_from(known))
+            return Case(
+                where, file, who, draw(damages(file, self.files[f"{where}/{file}"], self.others))
+            )
+
+        return strategy()
+
+    def prepared(self, case: Case) -> Path:
+        """The directory with its damaged file, in an otherwise good box."""
+        shutil.rmtree(self.box, ignore_errors=True)
+        self.box.mkdir(parents=True)
+        folder = self.box / case.folder
+        shutil.copytree(self.home / case.folder, folder)
+        shutil.copy(self.home / "frames.dcd", self.box / "frames.dcd")
+        target = folder / case.file
+        target.unlink()
+        kind = case.damage.no_file
+        if kind is None:
+            target.write_bytes(case.damage.content)
+        elif kind == "directory":
+            target.mkdir()
+        elif kind == "fifo":
+            os.mkfifo(target)
+        elif kind == "link to itself":
+            target.symlink_to(target.name)
+        elif kind == "link to /dev/zero":
+            target.symlink_to("/dev/zero")
+        return folder
+
+    def run(self, case: Case) -> Callable[[], Any]:
+        """What the sandbox is to call."""
+        folder = self.prepared(case)
+        readers = dict(READERS[case.folder][case.file])
+
+        def call() -> Any:
+            os.chdir(self.box)
+            with cut_short():
+                return readers[case.reader](folder)
+
+        return call
+
+    def verdict(self, case: Case, outcome: Outcome) -> str:
+        """``worked``, ``refused``, or what is wrong."""
+        command = case.reader.split()[0] in ("analyze", "sample", "train", "md", "run", "doctor")
+        found = judged(outcome, command, [str(self.box), case.file, case.folder])
+        if BOOM.exists():
+            BOOM.unlink()
+            return "FAILED: code of the file was executed"
+        if self.box.is_dir():
+            for name in os.listdir(self.box):
+                if name not in (case.folder, "frames.dcd", "out"):
+                    return f"FAILED: wrote {name} outside"
+        if found == "worked" and not command and case.damage.kind in _CHECKED:
+            return self._same(case, outcome)
+        return found
+
+    def _same(self, case: Case, outcome: Outcome) -> str:
+        """Where bytes of an archive were damaged, its checksums tell: nothing else may come out."""
+        if not case.file.endswith((".npz", ".pt")):
+            return "worked"
+        key = (case.folder, case.reader)
+        if key not in self._good:
+            readers = dict(READERS[case.folder][case.file])
+            self._good[key] = readers[case.reader](self.home / case.folder)
+        if outcome.status == self._good[key]:
+            return "worked"
+        if case.reader == "load_run" and outcome.status[0] < self._good[key][0]:
+            return "worked" if "left out" in outcome.stderr else "FAILED: left out without a word"
+        return "FAILED: damage that a checksum tells of changed the result"
+
+
+_CHECKED = ("flip", "cut", "insert", "delete", "zero", "repeat")
+_NAMES = re.compile(
+    r"(--)?(output|temperatures?|n_walkers|walkers|platform|threads|seed|flow|frames|n_frames|stride|"
+    r"system|pdb|topology|positions|force_?field|trajectory|path|checkpoint[_-]seconds|directory|"
+    r"timestep|friction|steps_per_frame|n_equilibration_steps|equilibration-steps|n_iterations|"
+    r"iterations|tuning|n_tuning|rounds|n_rounds|steps|n_steps|md|molecule|start|kernels|dataset|"
+    r"settings|choices|sampler_seed|stage|reference|dihedral|training|expected|source|versions|"
+    r"platform_asked_for|frames_sha256|start_sha256|flow_sha256|costs|checkpoint|memory)[\w.]*: "
+    r"|\b[\w.-]+\.(json|pt|npz|dcd|pdb|xml|csv)\b"
+)
+
+
+def judged(outcome: Outcome, command: bool, names: list[str]) -> str:
+    """Whether an end is one that a user can understand."""
+    if outcome.killed is not None:
+        return f"FAILED: {outcome.killed}"
+    if not command:
+        if outcome.error is None:
+            return "worked"
+        if outcome.error not in ALLOWED and outcome.error not in ("DirectoryInUse", "_Misfit"):
+            return f"FAILED: {outcome.error}: {outcome.message}\n{outcome.trace}"
+        if not any(name in outcome.message for name in names) and not _NAMES.search(
+            outcome.message
+        ):
+            return f"FAILED: names nothing: {outcome.message}\n{outcome.trace}"
+        return "refused"
+    if outcome.error is not None:
+        return f"FAILED: {outcome.error} got through: {outcome.message}\n{outcome.trace}"
+    if outcome.status not in (0, 1, 2, 130):
+        return f"FAILED: exit status {outcome.status!r}"
+    text = outcome.stdout + outcome.stderr
+    if any(not c.isprintable() and c not in "\n\r\t" for c in text):
+        return f"FAILED: control characters printed: {text[-500:]!r}"
+    if "Traceback" in text:
+        return f"FAILED: a traceback: {text[-2000:]}"
+    if outcome.status != 2:
+        return "worked"
+    lines = [line for line in outcome.stderr.splitlines() if ": error: " in line]
+    if len(lines) != 1:
+        return f"FAILED: {len(lines)} error lines: {outcome.stderr[-500:]}"
+    message = lines[0].partition(": error: ")[2]
+    if not message.strip() or message.startswith("unexpected "):
+        return f"FAILED: {lines[0]}"
+    if len(message) > 3000:
+        return f"FAILED: a message of {len(message)} characters: {message[:200]}"
+    if not any(name in message for name in names) and not _NAMES.search(message):
+        return f"FAILED: names nothing: {lines[0]}"
+    return "refused"
+
+
+@contextmanager
+def cut_short() -> Iterator[None]:
+    """Real readers and doors; steps, tuning, the self-test and pictures are left out."""
+
+    def step(self: Any) -> None:
+        self.step += 1
+
+    def run(self: Any, n_iterations: int, output: Any = None, **options: Any) -> Any:
+        return real_run(self, min(n_iterations, 1), output, **options)
+
+    real_run = ParallelTempering.run
+    with ExitStack() as stack:
+        for patch in (
+            mock.patch.object(_Fit, "train_step", step),
+            mock.patch.object(ParallelTempering, "run", run),
+            mock.patch.object(doctor, "self_test", return_value=[]),
+            corpus.no_pictures(),
+        ):
+            stack.enter_context(patch)
+        yield
+
+
+__all__ = ["ALL", "Case", "Corpus", "cut_short", "judged"]

@@ -1,0 +1,135 @@
+"""The table of README's section "Nothing lost, nothing wrong let in".
+
+    python -m tests.robustness.report                  # measures everything: about two hours
+    python -m tests.robustness.report --from-results   # the table alone, from the JSON files
+
+Runs the tests of bad input, the fuzzer, the kills and the long runs, each of which writes a JSON
+file into ``examples/results/``, and prints one table of their figures.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "examples" / "results"
+BAD_INPUT = [
+    "robustness/test_bad_input.py",
+    "io/test_bad_files.py",
+    "robustness/test_bad_numbers.py",
+    "io/test_stranger.py",
+]
+
+
+def bad_input():
+    """Run the tests of bad input and count them."""
+    tests = [str(ROOT / "tests" / name) for name in BAD_INPUT]
+    command = [sys.executable, "-m", "pytest", "-q", *tests]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped)", done.stdout)}
+    write("bad_input.json", {"tests": BAD_INPUT, **counts})
+
+
+def measure():
+    """Make all JSON files anew."""
+    bad_input()
+    for name, *arguments in (
+        ("fuzz", "--examples", "60", "--seed", "11"), ("kills", "--kills", "120"), ("long_run",),
+    ):  # fmt: skip
+        target = RESULTS / f"{name}.json"
+        subprocess.run(
+            [sys.executable, "-m", f"tests.robustness.{name}", *arguments, "--output", str(target)],
+            check=False,
+        )  # a failure is in the file
+
+
+def write(name, content):
+    (RESULTS / name).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read(name):
+    return json.loads((RESULTS / name).read_text())
+
+
+def rows():
+    """Question, figure and command of each line of the table."""
+    bad, fuzz, kills, long = map(
+        read, ("bad_input.json", "fuzz.json", "kills.json", "long_run.json")
+    )
+    tried, refused, worked, failed = (
+        sum(row[key] for row in fuzz.values()) for key in ("tried", "refused", "worked", "failed")
+    )
+    means = {}
+    for stage in kills["stages"].values():
+        for name, n in stage["by_means"].items():
+            means[name] = means.get(name, 0) + n
+    toy, peptide = long["memory_toy"], long["memory_alanine_dipeptide"]
+    large, checkpoints = long["large"], long["checkpoints"]
+    size = peptide["MB_for_1e6_samples"]
+    stages = ", ".join(f"{name} {stage['kills']}" for name, stage in kills["stages"].items())
+    return [
+        (
+            "wrong inputs, one by one",
+            f"{bad['passed']} cases refused with a message or harmless, {bad.get('failed', 0)} not",
+            f"pytest {' '.join('tests/' + name for name in bad['tests'])}",
+        ),
+        (
+            f"fuzzing: {len(fuzz)} readers and commands",
+            f"{tried} inputs: {refused} refused with a message, {worked} worked, {failed} failed",
+            "fuzz.py --examples 60 --seed 11",
+        ),
+        (
+            "kills, each resumed, compared bit by bit",
+            f"{kills['kills']} ({stages}); {kills['mismatches']} mismatches",
+            "kills.py --kills 120",
+        ),
+        ("by", ", ".join(f"{name} {n}" for name, n in sorted(means.items())), ""),
+        (
+            "memory over a run, MiB at a tenth and at the end",
+            f"{toy['iterations']:,} iterations, toy: {toy['resident_MiB_at_a_tenth']:.0f}, "
+            f"{toy['resident_MiB_at_the_end']:.0f}; {peptide['iterations']:,}, alanine dipeptide: "
+            f"{peptide['resident_MiB_at_a_tenth']:.0f}, "
+            f"{peptide['resident_MiB_at_the_end']:.0f}",
+            "long_run.py",
+        ),
+        (
+            "MB on disk for 10^6 samples of alanine dipeptide",
+            f"{size['frames']:.0f} frames, {size['numbers']:.0f} numbers",
+            "long_run.py",
+        ),
+        (
+            f"a run of {large['frames']:,} frames, {large['segments']} segments",
+            f"opened in {large['open_seconds']:.1f} s and {large['open_MiB']:.0f} MiB; energies of "
+            f"a rung in {large['energies_seconds']:.1f} s, {large['energies_MiB']:.0f} MiB",
+            "long_run.py",
+        ),
+        (
+            "checkpoints of a run of the default size",
+            f"{100 * checkpoints['share']:.2f} % of the time ({checkpoints['checkpoints']}, "
+            f"{1000 * checkpoints['seconds_each']:.0f} ms each)",
+            "long_run.py",
+        ),
+    ]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--from-results", action="store_true", help="measure nothing")
+    args = parser.parse_args()
+    if not args.from_results:
+        measure()
+    lines = ["| | figure | command in `tests/robustness/` |", "|---|---|---|"]
+    lines += [
+        f"| {what} | {figure} | {f'`{command}`' if command else ''} |"
+        for what, figure, command in rows()
+    ]
+    text = "\n".join(lines) + "\n"
+    (RESULTS / "robustness.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""What a killed stage left, looked at; and two directories compared, bit by bit.
+
+Used by ``kills.py`` and ``walk.py`` beside it.
+"""
+
+import csv
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import mdtraj
+import numpy as np
+import torch
+
+from openmm_tsf.analysis import load_run
+from openmm_tsf.io.dcd import HEADER_BYTES
+
+#: Figures that say how long something took, or which process did it; and how many Contexts were
+#: quickest, which is measured once for a directory and changes no number on the Reference platform.
+_CLOCK = ("wall_seconds", "n_eff_phi_per_second", "since", "pid", "n_contexts")
+
+
+def quiet_stdout() -> None:
+    """Keep for Python what mdtraj's reader of DCD files prints on."""
+    sys.stdout.flush()
+    sys.stdout = open(os.dup(1), "w", buffering=1)  # noqa: SIM115
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def temporaries(directory: Path) -> list[str]:
+    """Temporary files, relative to the directory."""
+    return sorted(str(p.relative_to(directory)) for p in directory.rglob("*.tmp"))
+
+
+def _files(directory: Path) -> dict[str, Path]:
+    """Everything but locks and temporary files, by relative name."""
+    return {
+        str(path.relative_to(directory)): path
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(directory).parts)
+    }
+
+
+def content(path: Path) -> Any:
+    """A file's content without what the clock decides; raises where it is damaged."""
+    if path.suffix == ".json":
+        return _timeless(json.loads(path.read_text(encoding="utf-8")))
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as data:
+            return _timeless({name: data[name] for name in data.files})
+    if path.suffix == ".pt":
+        return _timeless(torch.load(path, weights_only=True))
+    if path.suffix == ".csv":
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+        if not rows or any(len(row) != len(rows[0]) for row in rows):
+            raise ValueError("not a table")
+        return rows
+    raw = path.read_bytes()
+    for suffix, end in ((".png", b"IEND\xaeB`\x82"), (".xml", b"</System>\n"), (".pdb", b"END\n")):
+        if path.suffix == suffix and not raw.endswith(end):
+            raise ValueError("cut short")
+    if path.suffix == ".pdb":  # OpenMM notes the day
+        return [line for line in raw.splitlines() if not line.startswith(b"REMARK")]
+    return raw
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _timeless(item) for key, item in value.items() if key not in _CLOCK}
+    return value
+
+
+def damaged(directory: Path) -> list[str]:
+    """Files that cannot be read; trajectories are looked at elsewhere."""
+    found = []
+    for name, path in _files(directory).items():
+        if path.suffix == ".dcd":
+            continue
+        try:
+            content(path)
+        except Exception as error:
+            found.append(f"{name}: damaged: {type(error).__name__}: {error}")
+    return found
+
+
+def frame_bytes(path: Path, n_atoms: int) -> int:
+    """Bytes of the whole frames of a DCD, its header included."""
+    size, frame = path.stat().st_size, 3 * (4 * n_atoms + 8)
+    return HEADER_BYTES + max(0, size - HEADER_BYTES) // frame * frame
+
+
+def check_trajectory(path: Path, whole: Path, topology: Path) -> list[str]:
+    """Whole frames are the first ones of `whole`, and mdtraj reads those that are counted."""
+    raw, expected = path.read_bytes(), whole.read_bytes()
+    if len(raw) < HEADER_BYTES:
+        return []  # killed while it was made: nothing counts on it yet
+    n_atoms = mdtraj.load_topology(str(topology)).n_atoms
+    end = frame_bytes(path, n_atoms)
+    problems = []
+    if raw[HEADER_BYTES:end] != expected[HEADER_BYTES:end]:
+        problems.append(f"{path.name}: other frames than without a kill")
+    counted = int(np.frombuffer(raw[8:12], "<i4")[0])
+    there = (end - HEADER_BYTES) // (3 * (4 * n_atoms + 8))
+    if counted > there:
+        problems.append(f"{path.name}: its header counts {counted} frames of {there}")
+    if counted:
+        try:
+            read = mdtraj.load_dcd(str(path), top=str(topology)).n_frames
+        except Exception as error:
+            return [*problems, f"{path.name}: mdtraj: {type(error).__name__}: {error}"]
+        if read not in (counted, there):
+            problems.append(
+                f"{path.name}: mdtraj reads {read} frames of {there}, {counted} counted"
+            )
+    return problems
+
+
+def check_run(directory: Path, whole: Path) -> tuple[str, list[str]]:
+    """What `load_run` shows is the first part of the whole run; what it did, and what is wrong."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            run = load_run(directory)
+        except (FileNotFoundError, ValueError) as error:
+            if (directory / "config.json").is_file():
+                return "refused", [f"load_run: {error}"]
+            return "no run yet", []
+        except Exception as error:
+            return "failed", [f"load_run: {type(error).__name__}: {error}"]
+        n, problems = run.n_iterations, []
+        complete = load_run(whole)
+        if not np.array_equal(run.segments.energy, complete.segments.energy[:n]):
+            problems.append(f"load_run: other energies in the first {n} iterations")
+        if not np.array_equal(run.segments.dihedrals, complete.segments.dihedrals[:n]):
+            problems.append(f"load_run: other dihedrals in the first {n} iterations")
+        for kelvin in run.temperatures if n else ():
+            try:
+                frames = run.trajectory(kelvin).xyz
+            except Exception as error:
+                problems.append(f"trajectory({kelvin}): {type(error).__name__}: {error}")
+                continue
+            if len(frames) != n * run.n_walkers:
+                problems.append(f"trajectory({kelvin}): {len(frames)} frames of {n} iterations")
+            if not np.array_equal(frames, complete.trajectory(kelvin).xyz[: len(frames)]):
+                problems.append(f"trajectory({kelvin}): other frames")
+    return f"{n} iterations" if n else "no samples yet", problems
+
+
+def differences(directory: Path, whole: Path, ignored: tuple[str, ...] = ()) -> list[str]:
+    """Where a directory differs from that of the uninterrupted run; clocks apart.
+
+    Segments are cut where the clock says: their arrays are compared end to end, their counts in
+    sum.
+    """
+    ours, theirs = _files(directory), _files(whole)
+    is_segment = {name for name in ours.keys() | theirs.keys() if "segments/" in name}
+    problems = []
+    for name in sorted((ours.keys() | theirs.keys()) - is_segment):
+        if name in ignored:
+            continue
+        if name not in ours or name not in theirs:
+            problems.append(f"{name}: {'not' if name not in ours else 'only'} there after kills")
+            continue
+        try:
+            a, b = content(ours[name]), content(theirs[name])
+        except Exception as error:
+            problems.append(f"{name}: damaged: {error}")
+            continue
+        if name == "checkpoint.pt":  # how many segments there are is up to the clock
+            a, b = a | {"n_segments": 0}, b | {"n_segments": 0}
+        problems += [f"{name}{where}" for where in _unequal(a, b)]
+    if is_segment:
+        a, b = _segments(directory), _segments(whole)
+        problems += [f"segments{where}" for where in _unequal(a, b)]
+    return problems + [f"{name}: left over" for name in temporaries(directory)]
+
+
+def _segments(directory: Path) -> dict[str, np.ndarray]:
+    parts = [content(path) for path in sorted((directory / "segments").glob("*.npz"))]
+    series = ("energy", "replica", "iteration", "dihedrals", "positions")
+    return {
+        name: np.concatenate([part[name] for part in parts])
+        if name in series
+        else np.sum([part[name] for part in parts], axis=0)
+        for name in (parts[0] if parts else {})
+    }
+
+
+def _unequal(a: Any, b: Any, where: str = "") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        if a.keys() != b.keys():
+            return [f"{where}: other entries: {sorted(map(str, a.keys() ^ b.keys()))}"]
+        return [line for key in a for line in _unequal(a[key], b[key], f"{where}[{key}]")]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        pairs = enumerate(zip(a, b, strict=True))
+        return [line for k, (x, y) in pairs for line in _unequal(x, y, f"{where}[{k}]")]
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        same = a.dtype == b.dtype and torch.equal(a, b)
+    elif isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        same = a.dtype == b.dtype and np.array_equal(a, b)
+    else:
+        same = type(a) is type(b) and (a == b or (a != a and b != b))
+    return [] if same else [f"{where}: differs"]

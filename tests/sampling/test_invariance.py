@@ -1,0 +1,327 @@
+"""Every kernel, and mixtures of them, leave exact distributions invariant; mutants do not.
+
+The table and the check are in ``invariance.py``; seeds were fixed beforehand.
+"""
+
+import copy
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+import torch
+
+import openmm_tsf.sampling
+from openmm_tsf.metropolis import metropolis
+from openmm_tsf.sampling.kernels import Every, Kernel, PlainSwap
+from openmm_tsf.sampling.kernels.dynamics import LangevinDynamics, Leg
+from openmm_tsf.sampling.kernels.flow import FlowIndependence, _FlowMove
+from openmm_tsf.sampling.kernels.internal_walk import InternalWalk
+from openmm_tsf.sampling.kernels.mixtures import OneOf, OnRungs
+from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
+from openmm_tsf.sampling.state import KernelInfo, per_rung
+from tests.support import invariance
+from tests.support.exact_cases import LADDERS
+from tests.support.invariance import KERNELS, check, model, notice, tree
+from tests.support.mixtures import MIXTURES, everything
+from tests.support.mutants import MUTANTS
+
+slow = pytest.mark.slow
+MODELS = ("gaussian", "double-well")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def contexts():
+    """OpenMM's Contexts are closed in the end."""
+    yield
+    invariance.openmm_potential().close()
+    invariance.openmm_potential.cache_clear()
+
+
+# -- the table ---------------------------------------------------------------------------------
+
+
+def kernel_classes():
+    """Every public class of the package's sampling rooms that is a kernel."""
+    members = {name for name in dir(Kernel) if not name.startswith("_")} | {"__call__"}
+    members -= {"name", "temperatures"}  # set by the constructors
+    rooms = [
+        importlib.import_module(module.name)
+        for module in pkgutil.walk_packages(openmm_tsf.sampling.__path__, "openmm_tsf.sampling.")
+    ]
+    return {
+        cls
+        for room in rooms
+        for name, cls in vars(room).items()
+        if inspect.isclass(cls)
+        and not cls.__name__.startswith("_")
+        and cls.__module__.startswith("openmm_tsf.")
+        and all(hasattr(cls, member) for member in members)
+    }
+
+
+def test_every_kernel_is_in_the_table():
+    """A new kernel without a case fails here."""
+    unfinished = {Kernel, Leg, LangevinDynamics}  # the protocol, and what legs are made of
+    found = kernel_classes() - unfinished
+    assert len(found) >= 11
+    assert found == {entry.kind for entry in KERNELS.values()}
+    for cls in unfinished - {Kernel}:
+        assert cls._propagate is Leg._propagate  # which is not implemented
+
+
+def test_every_kernel_is_in_a_mixture():
+    case = tree("tsf-volume", 7, False)
+    kernels = everything(case)
+    assert {type(kernel) for kernel in kernels} == {entry.kind for entry in KERNELS.values()}
+    for kernel in kernels:
+        if hasattr(kernel, "close"):
+            kernel.close()
+
+
+def test_every_kernel_has_its_mutants():
+    """Each mutation, of every kernel for which it means something."""
+    made = {(mutant.mutation, mutant.kind) for mutant in MUTANTS}
+    for kind in {entry.kind for entry in KERNELS.values()}:
+        needed = {"temperature" if (("temperature", kind) in made) else "tau"}
+        if issubclass(kind, OneOf | OnRungs):  # whose members have the others
+            needed = {"choice"} if kind is OneOf else {"rung"}
+        if issubclass(kind, _FlowMove):
+            needed |= {"jacobian", "pose"}
+        if issubclass(kind, Leg) or (issubclass(kind, _FlowMove) and kind is not InternalWalk):
+            needed |= {"momenta"}
+        missing = needed - {mutation for mutation, of in made if of is kind}
+        assert not missing, (kind.__name__, missing)
+    assert {("wrap", FlowIndependence), ("wrap", SteeredSwap)} <= made
+
+
+# -- each alone --------------------------------------------------------------------------------
+
+
+def on_tree():
+    """(kernel, flow, rungs): all flows on the shortest ladder, all ladders with the first flow."""
+    for name, entry in KERNELS.items():
+        first, *longer = entry.rungs
+        for flow in entry.flows:
+            yield pytest.param(name, flow, first)
+        for n_rungs in longer:
+            yield pytest.param(name, entry.flows[0], n_rungs)
+        for flow in entry.slow_flows:
+            yield pytest.param(name, flow, first, marks=slow)
+        for flow in (*entry.flows[1:], *entry.slow_flows):
+            for n_rungs in longer:
+                yield pytest.param(name, flow, n_rungs, marks=slow)
+
+
+@pytest.mark.parametrize(("name", "flow", "n_rungs"), list(on_tree()))
+def test_kernels_on_the_molecule(name, flow, n_rungs):
+    entry = KERNELS[name]
+    case = tree(flow, n_rungs, not entry.is_leg)
+    n_walkers = entry.n_walkers if n_rungs < 7 else min(entry.n_walkers, 1000)
+    lowest = 0.005 if n_rungs == 7 else 0.02  # of 300 and 600 K few pairs agree
+    outcome = check(entry, case, n_walkers, 72, entry.times, acceptance=(lowest, 0.98))
+    start, end = outcome.start, outcome.end
+    (info,) = outcome.totals.values()
+    if entry.is_swap:
+        assert_counts_of_swaps(info, entry(case), n_walkers, entry.times)
+    else:
+        steps = entry.on_tree.get("n_steps", 1) if entry.moves_inside else 1
+        rungs = entry.on_tree.get("rungs", range(n_rungs))
+        proposed = entry.times * steps * n_walkers
+        assert info.proposed.tolist() == [proposed * (rung in rungs) for rung in range(n_rungs)]
+        assert torch.equal(end.replica, start.replica)
+    if entry.moves_inside:
+        assert end.velocities is start.velocities
+        poses = [case.tree.plain.pose(state.x.flatten(0, 1)) for state in (start, end)]
+        for before, after in zip(*poses, strict=True):
+            torch.testing.assert_close(before, after, rtol=0, atol=1e-9)
+        if name.startswith(("latent", "internal")):
+            far = (end.x - start.x).abs().amax(dim=(2, 3)) > 1e-4
+            assert float(far.double().mean()) > 0.3
+    if "steered" in name or entry.moves_inside:
+        assert info.rejected_non_finite > 0
+        rejected = info.rejected_non_finite + info.mirror_images
+        n_proposed = int(info.proposed.sum())
+        if "steered" in name:  # both or neither
+            assert info.n_evaluations == 2 * (n_proposed - rejected)
+        elif "latent" not in name:
+            assert n_proposed - info.n_evaluations <= rejected
+    if entry.is_leg:
+        assert info.n_evaluations == entry.times * n_walkers * n_rungs * (entry(case).n_steps + 1)
+        assert bool((info.acceptance > 0.3).all())
+    if entry.is_leg or name.startswith(("walk", "independence", "latent hmc")):
+        assert info.mirror_images > 0
+
+
+def assert_counts_of_swaps(info, kernel, n_walkers, times):
+    """Proposals of as many pairs as the scheme has."""
+    n_rungs, scheme = len(kernel.temperatures), kernel.settings()["scheme"]
+    if scheme == "even_odd":
+        even, odd = n_walkers * ((times + 1) // 2), n_walkers * (times // 2)
+        assert info.proposed.tolist() == [odd if k % 2 else even for k in range(n_rungs - 1)]
+        return
+    assert torch.equal(info.proposed.triu(1), info.proposed)
+    if scheme == "random_pairs":
+        assert int(info.proposed.sum()) == times * n_walkers * (n_rungs // 2)
+        return
+    assert int(info.proposed.sum()) == times * n_walkers * len(scheme)
+    for pair in scheme:
+        assert int(info.proposed[tuple(pair)]) == times * n_walkers
+
+
+def on_models():
+    """(kernel, kind of flow); kernels without a flow once."""
+    for name, entry in KERNELS.items():
+        if entry.on_model is not None:
+            yield name, "tsf"
+            if not (entry.is_leg or issubclass(entry.kind, PlainSwap | InternalWalk)):
+                yield name, "realnvp"
+
+
+@pytest.mark.parametrize(("name", "kind"), list(on_models()))
+@pytest.mark.parametrize("which", MODELS)
+def test_kernels_on_models(name, kind, which):
+    entry = KERNELS[name]
+    check(entry, model(which, kind), 3000, 73, 8 if entry.is_leg else 3)
+
+
+# -- mixtures ----------------------------------------------------------------------------------
+
+
+def mixtures():
+    for name, (_, ladders, _) in MIXTURES.items():
+        for flow in ("tsf-volume", "realnvp-plain", "tsf-plain", "realnvp-volume"):
+            for n_rungs in LADDERS:
+                wanted = flow in invariance.BOTH and n_rungs in ladders
+                if wanted and (n_rungs < 7 or flow == "tsf-volume"):
+                    yield pytest.param(name, flow, n_rungs)
+                elif name != "everything" or n_rungs == 7:
+                    yield pytest.param(name, flow, n_rungs, marks=slow)
+
+
+@pytest.mark.parametrize(("name", "flow", "n_rungs"), list(mixtures()))
+def test_mixtures_on_the_molecule(name, flow, n_rungs):
+    make, _, n_walkers = MIXTURES[name]
+    case = tree(flow, n_rungs, name == "through flow")
+    outcome = check(make, case, n_walkers, 74, 2, acceptance=(0.0, 1.0))
+    for name, info in outcome.totals.items():
+        rate = int(info.accepted.sum()) / int(info.proposed.sum())
+        assert 0.02 < rate < 0.98, (name, rate)
+    assert float((outcome.end.replica != outcome.start.replica).double().mean()) > 0.15
+
+
+@pytest.mark.parametrize("kind", ["tsf", "realnvp"])
+@pytest.mark.parametrize("which", MODELS)
+@pytest.mark.parametrize("name", [name for name in MIXTURES if name != "whole"])
+def test_mixtures_on_models(name, which, kind):
+    make, *_ = MIXTURES[name]
+    check(make, model(which, kind), 3000, 75, 2, acceptance=(0.02, 0.99))
+
+
+@pytest.mark.parametrize("which", MODELS)
+@pytest.mark.parametrize("name", ["default", "through flow"])
+def test_mixtures_without_velocities(name, which):
+    case = model(which, velocities=False)
+    outcome = check(MIXTURES[name][0], case, 3000, 80, 4, acceptance=(0.02, 0.99))
+    assert outcome.end.velocities is None
+    assert "local" not in outcome.totals
+
+
+# -- mutants -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_mutants_are_noticed(mutant):
+    notice(mutant.make, mutant.case(), mutant.n_walkers, 79, mutant.times)
+
+
+@slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_what_was_mutated_is_exact(mutant):
+    """The same cases, walkers and seeds without the mutation."""
+    check(mutant.original, mutant.case(), mutant.n_walkers, 79, mutant.times, (0.01, 0.99))
+
+
+# -- kernels from elsewhere --------------------------------------------------------------------
+
+
+class CartesianWalk:
+    """A user's kernel: a random step of every coordinate."""
+
+    exact, name = True, "cartesian_walk"
+
+    def __init__(self, potential, ladder, step, flow=None):
+        self.potential, self.temperatures, self.step = potential, tuple(ladder), step
+        self.counts_shape, self.flow = (len(ladder),), flow
+
+    def __call__(self, state, generator):
+        noise = torch.randn(state.x.shape, generator=generator, dtype=state.x.dtype)
+        x = state.x + self.step * noise
+        energy = self.potential.energy(x.flatten(0, 1))
+        if self.flow is not None:  # the mirror image is no place to go
+            energy[self.flow.is_mirror_image(x.flatten(0, 1))] = torch.inf
+        kt = torch.tensor(self.temperatures) * self.potential.boltzmann_constant
+        kt = kt.double().repeat(state.n_walkers)
+        accepted, _ = metropolis(-state.energy.flatten() / kt, -energy / kt, generator)
+        shape = state.energy.shape
+        take = accepted.reshape(*shape, *(1,) * (x.ndim - 2))
+        new = state.evolve(
+            x=torch.where(take, x, state.x),
+            energy=torch.where(accepted, energy, state.energy.flatten()).reshape(shape),
+        )
+        counts = per_rung(accepted.reshape(shape), shape[0])
+        return new, KernelInfo(*counts, n_evaluations=accepted.numel())
+
+    def settings(self):
+        return {"step": self.step}
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, content):
+        pass
+
+
+class DriftingWalk(CartesianWalk):
+    """The same with steps that are not symmetric, and no correction for it."""
+
+    def __call__(self, state, generator):
+        shifted = state.evolve(x=state.x + 0.3 * self.step)
+        shifted = shifted.evolve(energy=self.potential.energy(shifted.x.flatten(0, 1)).reshape(
+            state.energy.shape))  # fmt: skip
+        return super().__call__(shifted, generator)
+
+
+def test_a_users_kernel_goes_through_the_same_check():
+    on_r3, molecule = model("double-well"), tree("tsf-volume", 3, False)
+
+    def walk(case, kind=CartesianWalk):
+        step, flow = (0.006, case.flow) if case is molecule else (0.5, None)
+        return kind(case.potential, case.ladder, step, flow)
+
+    check(walk, on_r3, 2000, 76, 5)
+    check(walk, molecule, 600, 77, 6)
+    notice(lambda case: walk(case, DriftingWalk), on_r3, 2000, 76, 5)
+
+
+@pytest.mark.parametrize("which", ["molecule", *MODELS])
+def test_mixtures_by_chance_and_by_rung(which):
+    """Members drawn at random, and other kernels at other rungs, beside swaps on all."""
+
+    def mixture(case):
+        part = {rungs: copy.copy(case) for rungs in ((0,), (1, 2))}
+        for rungs, cut in part.items():
+            cut.ladder = tuple(case.ladder[rung] for rung in rungs)
+        moves = ("walk", "independence", "batched langevin")
+        hmc: dict = {} if which == "molecule" else {"timestep": [0.5, 0.4]}
+        swaps = [KERNELS[name](case) for name in ("steered swap, random", "plain swap, random")]
+        return [
+            OneOf([KERNELS[name](case) for name in moves], [2, 1, 1]),
+            OnRungs(KERNELS["latent mala"](part[(0,)]), case.ladder),
+            OnRungs(KERNELS["hmc"](part[(1, 2)], **hmc), case.ladder),
+            Every(OneOf(swaps, name="swaps"), repeats=2),
+            OnRungs(KERNELS["plain swap"](part[(1, 2)]), case.ladder),
+        ]
+
+    case = tree("realnvp-plain", 3, False) if which == "molecule" else model(which, "realnvp")
+    check(mixture, case, 600 if which == "molecule" else 3000, 78, 3)

@@ -1,0 +1,321 @@
+"""The invariance suite: one check for any kernel or mixture, and the table of all of them.
+
+Walkers start from exact samples of every rung, the sampler's own loop applies the kernels, and the
+walkers must still be exact samples: |z| < 4 for every mean, variance, histogram and correlation of
+coordinates, poses, velocities and rungs. A kernel with one thing wrong must exceed |z| = 6.
+
+A check reads up to 1218 scores, so that now and then one exceeds 4 by chance. It is then
+looked at once more, with another fixed seed and four times as many walkers: a bias has twice the
+|z| there, chance has not.
+
+A kernel of your own, which need only satisfy :class:`openmm_tsf.sampling.state.Kernel`:
+
+    check(lambda case: MyKernel(case.potential, case.ladder), tree("tsf-plain", n_rungs=3))
+"""
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from openmm_tsf.potentials import OpenMMPotential
+from openmm_tsf.sampling.kernels.cartesian import CartesianHMC, CartesianMALA
+from openmm_tsf.sampling.kernels.dynamics import Leg
+from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
+from openmm_tsf.sampling.kernels.internal_walk import InternalWalk
+from openmm_tsf.sampling.kernels.langevin_openmm import LangevinLeg
+from openmm_tsf.sampling.kernels.langevin_torch import BatchedLangevinLeg
+from openmm_tsf.sampling.kernels.latent import LatentHMC, LatentMALA
+from openmm_tsf.sampling.kernels.mixtures import OneOf, OnRungs
+from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
+from openmm_tsf.sampling.kernels.swap import PlainSwap
+from openmm_tsf.sampling.state import KernelInfo, WalkerState
+from openmm_tsf.sampling.tempering import ParallelTempering
+from tests.support.exact_cases import (
+    FLOWS,
+    LIMIT,
+    NOTICED,
+    ModelCase,
+    ModelWithVelocities,
+    TreeCase,
+    assert_energies_are_stored,
+    the_tree,
+    worst,
+)
+
+# -- cases -------------------------------------------------------------------------------------
+
+
+@functools.cache
+def tree(flow: str = "tsf-volume", n_rungs: int = 2, pose_kept: bool = True) -> TreeCase:
+    """The exactly solvable molecule of unequal masses; `pose_kept` without dynamics."""
+    return TreeCase(flow, n_rungs, pose_kept)
+
+
+@functools.cache
+def model(which: str = "gaussian", kind: str = "tsf", velocities: bool = True) -> ModelCase:
+    """``"gaussian"`` or ``"double-well"`` on R^3, with a ``"tsf"`` or ``"realnvp"``."""
+    return (ModelWithVelocities if velocities else ModelCase)(which, kind)
+
+
+@functools.cache
+def openmm_potential() -> OpenMMPotential:
+    """The tree's energy by OpenMM, for the kernels whose steps OpenMM takes."""
+    return OpenMMPotential(the_tree().system(), platform="Reference", n_contexts=1)
+
+
+@functools.cache
+def layers(case: Any, mode: str = "conditional") -> Any:
+    """The walk's whitened coordinates, fitted once a case: volume or plain as the case's flow's."""
+    coordinates = FLOWS[case.flow_name][1] if isinstance(case, TreeCase) else "volume"
+    walk = InternalWalk.from_dataset(
+        case.dataset(), case.potential, case.ladder, mode=mode, coordinates=coordinates
+    )
+    return walk.layers
+
+
+# -- the check ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The largest |z| and its name, all z; the walkers before and after; counts by kernel."""
+
+    z: float
+    where: str
+    scores: dict[str, Any]
+    start: WalkerState
+    end: WalkerState
+    totals: dict[str, KernelInfo]
+
+
+def run(
+    factory: Callable[[Any], Any], case: Any, n_walkers: int, seed: int, times: int
+) -> tuple[Outcome, ParallelTempering, int]:
+    """Exact walkers after `times` iterations; the sampler; evaluations that potentials counted."""
+    made = factory(case)
+    schedule = list(made) if isinstance(made, list | tuple) else [made]
+    start = case.start(n_walkers, torch.Generator().manual_seed(seed))
+    with ParallelTempering(
+        None, case.flow, case.ladder, n_walkers, schedule, case.potential, seed=seed + 1000
+    ) as sampler:
+        sampler.set_positions(start.x, start.velocities)
+        start, before = sampler.state, _evaluations(case)
+        sampler.run(times, progress=False)
+        counted = _evaluations(case) - before
+    scores = case.scores(sampler.state)
+    outcome = Outcome(*worst(scores), scores, start, sampler.state, sampler.totals)
+    return outcome, sampler, counted
+
+
+def check(
+    factory: Callable[[Any], Any],
+    case: Any,
+    n_walkers: int = 1000,
+    seed: int = 71,
+    times: int = 4,
+    acceptance: tuple[float, float] = (0.02, 0.98),
+) -> Outcome:
+    """Assert that kernels leave a case's distribution invariant, and keep a kernel's promises.
+
+    Parameters
+    ----------
+    factory
+        Makes from the case a kernel, or the kernels (or their ``Every``) of one iteration in order.
+    case
+        :func:`tree` or :func:`model`, or anything with ``potential``, ``flow``, ``ladder``,
+        ``start(n_walkers, generator)`` and ``scores(state)``.
+    n_walkers, seed, times
+        Walkers, seed and iterations.
+    acceptance
+        Where every kernel's acceptance must lie: a kernel that never or always accepts shows
+        nothing.
+    """
+    outcome, sampler, counted = run(factory, case, n_walkers, seed, times)
+    start, end = outcome.start, outcome.end
+    print(f"|z| = {outcome.z:.2f}: {outcome.where}")
+    for name, kernel in sampler.kernels.items():
+        info = outcome.totals[name]
+        assert kernel.exact, name
+        assert info.accepted.shape == info.proposed.shape == kernel.counts_shape
+        rate = info.acceptance[info.proposed > 0]
+        assert len(rate), f"{name} proposed nothing"
+        assert bool(((rate > acceptance[0]) & (rate < acceptance[1])).all()), (name, rate)
+    assert counted == sum(info.n_evaluations for info in outcome.totals.values())
+    assert_energies_are_stored(case, end)
+    assert torch.equal(end.replica.sort(dim=1).values, start.replica)
+    moved = (end.x != start.x).flatten(2).any(dim=2)
+    assert float(moved.double().mean()) > 0.05
+    if outcome.z >= LIMIT:
+        again, _, _ = run(factory, case, 4 * n_walkers, seed + 2000, times)
+        z = float(np.abs(again.scores[outcome.where]).max())
+        print(f"once more: |z| = {z:.2f}")
+        assert z < LIMIT, f"{outcome.where}: |z| = {outcome.z:.1f}, and {z:.1f} with more walkers"
+    return outcome
+
+
+def notice(
+    factory: Callable[[Any], Any], case: Any, n_walkers: int, seed: int, times: int
+) -> Outcome:
+    """Assert that the same scores find a mutant out."""
+    outcome, _, _ = run(factory, case, n_walkers, seed, times)
+    print(f"|z| = {outcome.z:.1f}: {outcome.where}")
+    assert outcome.z > NOTICED, f"a mutant passes: |z| = {outcome.z:.1f}, {outcome.where}"
+    return outcome
+
+
+def _evaluations(case: Any) -> int:
+    return case.potential.n_evaluations + openmm_potential().n_evaluations
+
+
+# -- the table ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A kernel of the table.
+
+    Attributes
+    ----------
+    kind
+        Its class.
+    on_tree, on_model
+        Settings on the molecule and on R^3; None where it does not go.
+    n_walkers, times
+        On the molecule.
+    rungs
+        Ladders on the molecule.
+    flows
+        Flows on the molecule, by default; `slow_flows` are left to the marker.
+    """
+
+    kind: type
+    on_tree: dict[str, Any] = field(default_factory=dict)
+    on_model: dict[str, Any] | None = field(default_factory=dict)
+    n_walkers: int = 1200
+    times: int = 4
+    rungs: tuple[int, ...] = (2,)
+    flows: tuple[str, ...] = ("tsf-volume",)
+    slow_flows: tuple[str, ...] = ()
+
+    @property
+    def moves_inside(self) -> bool:
+        """Whether only internal coordinates change: pose and velocities stay."""
+        return issubclass(self.kind, FlowWalk | FlowIndependence)
+
+    @property
+    def is_swap(self) -> bool:
+        """Whether replicas change rungs."""
+        return issubclass(self.kind, PlainSwap | SteeredSwap)
+
+    @property
+    def is_leg(self) -> bool:
+        """Whether the molecule moves as a whole."""
+        return issubclass(self.kind, Leg)
+
+    def __call__(self, case: Any, **more: Any) -> Any:
+        """The kernel for a case."""
+        settings = self.on_tree if isinstance(case, TreeCase) else self.on_model
+        return build(self.kind, case, **(settings or {}) | more)
+
+
+def build(kind: type, case: Any, **settings: Any) -> Any:
+    """A kernel of this class, or of a class derived from it, for a case."""
+    flow, potential, ladder = case.flow, case.potential, case.ladder
+    if issubclass(kind, PlainSwap):
+        return kind(ladder, potential.boltzmann_constant, **settings)
+    if issubclass(kind, OneOf):
+        return kind([KERNELS[name](case) for name in settings.pop("of")], **settings)
+    if issubclass(kind, OnRungs):
+        part = copy.copy(case)
+        part.ladder = tuple(ladder[rung] for rung in settings.pop("rungs"))
+        return kind(KERNELS[settings.pop("of")](part), ladder, **settings)
+    if issubclass(kind, InternalWalk):
+        whitened = layers(case, settings.pop("mode", "conditional"))
+        return kind(whitened, potential, ladder, **settings)
+    if not issubclass(kind, Leg):
+        return kind(settings.pop("flow", flow), potential, ladder, **settings)
+    domain = flow if isinstance(case, TreeCase) else None
+    if issubclass(kind, LangevinLeg):
+        potential = openmm_potential()
+    return kind(potential, ladder, case.masses, domain, **settings)
+
+
+TSF = ("tsf-volume", "tsf-plain")
+BOTH = ("tsf-volume", "realnvp-plain")
+REST = ("realnvp-volume", "tsf-volume-rough")
+TRIO = (*TSF, "realnvp-plain")
+MIXED = ("tsf-volume-mixed", "realnvp-plain-mixed")
+LEG = {"timestep": 0.02, "friction": 20.0, "n_steps": 10}
+MODEL_LEG = {"timestep": 0.4, "friction": 0.5, "n_steps": 5}
+
+KERNELS: dict[str, Entry] = {
+    "walk": Entry(
+        FlowWalk, {"sigma": 0.17}, {"sigma": 0.6}, 2500, 5, flows=TRIO, slow_flows=REST
+    ),
+    "walk of 4 steps": Entry(
+        FlowWalk, {"sigma": 0.17, "n_steps": 4}, {"sigma": 0.6, "n_steps": 4}, 2500, 3,
+        flows=(*TRIO, *MIXED), slow_flows=REST,
+    ),
+    "independence": Entry(
+        FlowIndependence, n_walkers=2500, times=5, flows=TRIO, slow_flows=("realnvp-volume",)
+    ),
+    "independence of 4 steps": Entry(
+        FlowIndependence, {"n_steps": 4}, {"n_steps": 4}, 2500, 3,
+        flows=(*TRIO, *MIXED), slow_flows=("realnvp-volume",),
+    ),
+    "latent mala": Entry(
+        LatentMALA, {"sigma": 0.27, "n_steps": 2}, {"sigma": 0.3}, 1500, 2,
+        flows=TRIO, slow_flows=("realnvp-volume",),
+    ),
+    "latent hmc": Entry(
+        LatentHMC, {"sigma": 0.25, "n_leapfrog": 3}, {"sigma": 0.25, "n_leapfrog": 2}, 1200, 3,
+        flows=BOTH, slow_flows=("tsf-plain", "realnvp-volume"),
+    ),
+    "internal walk": Entry(
+        InternalWalk, {"sigma": 0.25}, {"sigma": 0.7}, 2500, 6, flows=TSF,
+    ),
+    "internal walk, full": Entry(
+        InternalWalk, {"sigma": 0.25, "mode": "full"}, None, 2500, 6, flows=("tsf-plain",)
+    ),
+    "plain swap": Entry(PlainSwap, n_walkers=2000, times=6, rungs=(2, 3, 7)),
+    "plain swap, random": Entry(
+        PlainSwap, {"scheme": "random_pairs"}, {"scheme": "random_pairs"}, 2000, 6, (2, 3, 7)
+    ),
+    "plain swap, ends": Entry(
+        PlainSwap, {"scheme": [(6, 0), (1, 4)]}, {"scheme": [(2, 0)]}, 2000, 6, (7,)
+    ),
+    "steered swap": Entry(
+        SteeredSwap, n_walkers=2000, times=5, rungs=(2, 3, 7), flows=(*TRIO, *REST)
+    ),
+    "steered swap, random": Entry(
+        SteeredSwap, {"scheme": "random_pairs"}, {"scheme": "random_pairs"}, 1000, 4, (2, 3, 7),
+        slow_flows=("tsf-plain", "realnvp-plain", *REST),
+    ),
+    "steered swap, ends": Entry(
+        SteeredSwap, {"scheme": [(6, 0), (1, 4)]}, {"scheme": [(2, 0)]}, 1000, 4, (7,),
+        slow_flows=("tsf-plain", "realnvp-plain", *REST),
+    ),
+    "langevin": Entry(LangevinLeg, LEG, None, 800),
+    "batched langevin": Entry(BatchedLangevinLeg, LEG, MODEL_LEG, slow_flows=("realnvp-plain",)),
+    "hmc": Entry(
+        CartesianHMC, {"timestep": 0.019, "n_steps": 8}, {"timestep": [0.6, 0.5, 0.4], "n_steps": 4}
+    ),
+    "hmc, persistent": Entry(
+        CartesianHMC, {"timestep": 0.018, "n_steps": 8, "persistence": 0.7},
+        {"timestep": [0.6, 0.5, 0.4], "n_steps": 4, "persistence": 0.8},
+    ),
+    "one of": Entry(
+        OneOf, {"of": ("walk", "independence"), "weights": (3, 1)},
+        {"of": ("walk", "hmc"), "weights": (1, 2)}, 2500, 5,
+    ),
+    "on rungs": Entry(
+        OnRungs, {"of": "walk", "rungs": (0, 2)}, {"of": "latent mala", "rungs": (0, 2)}, 2500, 5,
+        rungs=(3,),
+    ),
+    "mala": Entry(CartesianMALA, {"timestep": 0.02}, {"timestep": [0.8, 0.6, 0.5]}),
+}  # fmt: skip

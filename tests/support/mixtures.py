@@ -1,0 +1,70 @@
+"""Sensible mixtures of the table's kernels, each the schedule of one iteration."""
+
+from collections.abc import Callable
+from typing import Any
+
+from openmm_tsf.sampling.kernels import Every, default_kernels
+from tests.support.exact_cases import TreeCase
+from tests.support.invariance import KERNELS
+
+
+def default(case: Any) -> list[Every]:
+    """What a user gets who asks for nothing, with dynamics more often and at a larger step."""
+    return default_kernels(
+        case.potential, case.flow, case.ladder, case.masses,
+        sigma=0.17 if isinstance(case, TreeCase) else 0.6, local_interval=2, local_steps=10,
+        local_timestep=0.015 if isinstance(case, TreeCase) else 0.45,
+    )  # fmt: skip
+
+
+def whole(case: Any) -> list[Any]:
+    """Flow moves, OpenMM's dynamics and both kinds of plain swaps, with a schedule."""
+    return [
+        KERNELS["independence"](case),
+        Every(KERNELS["walk"](case), repeats=3),
+        KERNELS["langevin"](case, n_steps=12, timestep=0.012, friction=1.0),
+        Every(KERNELS["plain swap"](case), interval=2),
+        KERNELS["plain swap, random"](case, name="swap_random"),
+    ]
+
+
+def through_flow(case: Any) -> list[Any]:
+    """All that goes through the flow or whitened coordinates, and plain swaps."""
+    names = ("steered swap, random", "latent mala", "plain swap, random", "walk of 4 steps",
+             "latent hmc", "internal walk", "independence")  # fmt: skip
+    return [KERNELS[name](case) for name in names]
+
+
+def with_dynamics(case: Any) -> list[Any]:
+    """Flow moves, Hamiltonian dynamics that keeps its velocities, and steered swaps."""
+    if isinstance(case, TreeCase):
+        step: Any = {"timestep": 0.012, "n_steps": 12}
+    else:
+        step = {}
+    return [
+        Every(KERNELS["walk"](case), repeats=2),
+        KERNELS["hmc, persistent"](case, persistence=0.95, **step),
+        KERNELS["steered swap, random"](case),
+        KERNELS["latent mala"](case),
+        KERNELS["batched langevin"](case),
+    ]
+
+
+def everything(case: Any) -> list[Any]:
+    """The whole table, one after the other."""
+    settings = "on_tree" if isinstance(case, TreeCase) else "on_model"
+    return [
+        entry(case, name=name)
+        for name, entry in KERNELS.items()
+        if getattr(entry, settings) is not None
+    ]
+
+
+#: Mixture, ladders and walkers on the molecule.
+MIXTURES: dict[str, tuple[Callable[[Any], list[Any]], tuple[int, ...], int]] = {
+    "default": (default, (3,), 700),
+    "whole": (whole, (3,), 500),
+    "through flow": (through_flow, (3,), 600),
+    "with dynamics": (with_dynamics, (2, 3, 7), 500),
+    "everything": (everything, (7,), 200),
+}

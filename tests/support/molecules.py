@@ -1,0 +1,169 @@
+"""Molecules for the tests, built offline from what OpenMM and openmmtools ship."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import openmm
+import openmm.app as app
+import openmm.unit as unit
+
+from openmm_tsf.systems.molecule import alanine_dipeptide
+
+Molecule = tuple[app.Topology, np.ndarray]
+
+
+@cache
+def dihydrofolate_reductase() -> app.PDBFile:
+    """The protein of the JAC benchmark, without its water."""
+    spec = find_spec("openmmtools")  # found, not imported: that takes seconds
+    assert spec is not None
+    assert spec.origin is not None
+    path = Path(spec.origin).parent / "data" / "dhfr" / "system.pdb"
+    protein, _, _ = path.read_text().partition("\nTER")
+    return app.PDBFile(StringIO(protein + "\nTER\nEND\n"))
+
+
+@cache
+def alanine() -> Molecule:
+    """Alanine dipeptide: topology and positions in nm."""
+    molecule = alanine_dipeptide()
+    return molecule.topology, molecule.positions
+
+
+@contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """``Modeller.addHydrogens`` starts from random places: the same ones in every test run."""
+    state = random.getstate()
+    random.seed(1)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+@cache
+def capped(residue_name: str) -> Molecule:
+    """ACE-X-NME with X cut out of a protein: topology and positions in nm.
+
+    CA, C, O of the residue before become ACE, N and CA of the one after NME; hydrogens are added
+    and relaxed by ``Modeller.addHydrogens``.
+    """
+    pdb = dihydrofolate_reductase()
+    residues = list(pdb.topology.residues())
+    where = next(i for i, r in enumerate(residues) if r.name == residue_name and i > 0)
+    wanted = [
+        ("ACE", residues[where - 1], {"CA": "CH3", "C": "C", "O": "O"}),
+        (residue_name, residues[where], None),
+        ("NME", residues[where + 1], {"N": "N", "CA": "C"}),
+    ]
+    xyz = np.array(pdb.positions.value_in_unit(unit.nanometer))
+    topology, positions = app.Topology(), []
+    chain = topology.addChain()
+    for name, residue, names in wanted:
+        new = topology.addResidue(name, chain)
+        for atom in residue.atoms():
+            label = atom.name if names is None else names.get(atom.name)
+            if label is not None and atom.element is not app.element.hydrogen:
+                topology.addAtom(label, atom.element, new)
+                positions.append(xyz[atom.index])
+    topology.createStandardBonds()
+    modeller = app.Modeller(topology, np.array(positions) * unit.nanometer)
+    with same_random_numbers():
+        modeller.addHydrogens(
+            app.ForceField("amber14/protein.ff14SB.xml"),
+            platform=openmm.Platform.getPlatformByName("Reference"),
+        )
+    return modeller.topology, np.array(modeller.positions.value_in_unit(unit.nanometer))
+
+
+@cache
+def protein_piece(first: int = 20, last: int = 44) -> Molecule:
+    """Residues `first` to `last` of the protein: uncapped, connected, without relaxation."""
+    pdb = dihydrofolate_reductase()
+    modeller = app.Modeller(pdb.topology, pdb.positions)
+    residues = list(pdb.topology.residues())
+    modeller.delete([r for r in residues if not first <= r.index < last])
+    return modeller.topology, np.array(modeller.positions.value_in_unit(unit.nanometer))
+
+
+def graph_molecule(
+    bonds: list[tuple[int, int]], positions: np.ndarray, elements: str | None = None
+) -> Molecule:
+    """A molecule of given bonds; one letter per atom (C, N, O, H), carbon by default."""
+    letters = elements or "C" * len(positions)
+    topology = app.Topology()
+    residue = topology.addResidue("MOL", topology.addChain())
+    atoms = [
+        topology.addAtom(f"{letter}{i}", app.element.get_by_symbol(letter), residue)
+        for i, letter in enumerate(letters)
+    ]
+    for i, j in bonds:
+        topology.addBond(atoms[i], atoms[j])
+    return topology, positions
+
+
+def random_tree(n_atoms: int, seed: int, n_rings: int = 0) -> Molecule:
+    """A random tree of at most four bonds per atom in about tetrahedral directions.
+
+    `n_rings` further bonds close rings of any length (of bonds of any length).
+    """
+    rng = np.random.default_rng(seed)
+    tetrahedron = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / np.sqrt(3)
+    slots = [list(tetrahedron @ random_rotation(rng))]
+    xyz, bonds, degree = [np.zeros(3)], [], [0]
+    while len(xyz) < n_atoms:
+        parent = int(rng.choice([atom for atom, free in enumerate(slots) if free]))
+        direction = slots[parent].pop() + rng.normal(scale=0.08, size=3)
+        direction /= np.linalg.norm(direction)
+        bonds.append((parent, len(xyz)))
+        xyz.append(xyz[parent] + rng.uniform(0.1, 0.16) * direction)
+        slots.append(list(_without_one_towards(tetrahedron @ random_rotation(rng), -direction)))
+        degree[parent] += 1
+        degree.append(1)
+    for _ in range(n_rings):
+        i, j = (int(atom) for atom in rng.choice(n_atoms, size=2, replace=False))
+        if max(degree[i], degree[j]) < 4 and (i, j) not in bonds and (j, i) not in bonds:
+            bonds.append((i, j))
+            degree[i] += 1
+            degree[j] += 1
+    return graph_molecule(bonds, np.array(xyz))
+
+
+def random_rotation(rng: np.random.Generator) -> np.ndarray:
+    """A proper rotation [3, 3], uniform."""
+    q, r = np.linalg.qr(rng.normal(size=(3, 3)))
+    q = q * np.sign(np.diagonal(r))
+    return q * np.sign(np.linalg.det(q))
+
+
+def _without_one_towards(directions: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The other three of a tetrahedron's directions, turned so that its first is `target`."""
+    one = directions[0]
+    axis, cosine = np.cross(one, target), one @ target
+    matrix = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    turn = np.eye(3) + matrix + matrix @ matrix / (1.0 + cosine)
+    return directions[1:] @ turn.T
+
+
+@cache
+def disulfide() -> Molecule:
+    """Two capped cysteines joined by a disulfide: two chains, one molecule."""
+    topology, xyz = capped("CYS")
+    modeller = app.Modeller(topology, xyz * unit.nanometer)
+    modeller.delete([atom for atom in topology.atoms() if atom.name == "HG"])
+    half, place = modeller.topology, modeller.positions.value_in_unit(unit.nanometer)
+    place = np.array(place)
+    sulphur = next(a.index for a in half.atoms() if a.name == "SG")
+    turned = (place - place[sulphur]) @ random_rotation(np.random.default_rng(1)).T
+    outward = place[sulphur] - place.mean(axis=0)
+    turned += place[sulphur] + 0.205 * outward / np.linalg.norm(outward)
+    modeller.add(half, turned * unit.nanometer)
+    first, second = (a for a in modeller.topology.atoms() if a.name == "SG")
+    modeller.topology.addBond(first, second)
+    return modeller.topology, np.array(modeller.positions.value_in_unit(unit.nanometer))

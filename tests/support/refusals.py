@@ -1,0 +1,18 @@
+"""What the tests of bad input share."""
+
+import pytest
+
+from openmm_tsf.cli import main as cli
+
+
+def refused(error, message):
+    return pytest.raises(error, match=message)
+
+
+def from_shell(arguments, capsys):
+    """The one line in which a command ends."""
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    (line,) = [line for line in lines if line.startswith("openmm-tsf: error: ")]
+    assert "unexpected" not in line
+    return line

@@ -1,0 +1,109 @@
+"""Frames at the door, their blocked split and their basins."""
+
+import mdtraj
+import numpy as np
+import openmm.unit as unit
+import pytest
+import torch
+
+from openmm_tsf.potentials import OpenMMPotential
+from openmm_tsf.systems.dataset import MDDataset, basin_labels
+
+
+@pytest.fixture(scope="module")
+def dataset(molecule):
+    return MDDataset.shipped(molecule, stride=100)
+
+
+def test_shipped_frames(dataset, molecule):
+    assert len(dataset) == 400
+    assert dataset.temperature == 600
+    assert dataset.positions.dtype == torch.float64
+    with OpenMMPotential(molecule.system, platform="Reference", n_contexts=1) as potential:
+        energies = dataset.with_energies(potential).energies
+    # Equipartition of a nearly harmonic molecule: <U> - U_min is about (3N-6)/2 kT.
+    assert 0 < energies.mean() < 60
+    assert energies.std() == pytest.approx((30**0.5) * 600 * 0.0083145, rel=0.2)
+
+
+def test_split_is_blocked_and_complete(dataset):
+    train, validation, test = dataset.split()
+    assert len(train) + len(validation) + len(test) == len(dataset)
+    assert (len(train), len(validation), len(test)) == (320, 40, 40)
+    together = torch.cat([train.positions, validation.positions, test.positions])
+    assert len(together.flatten(1).unique(dim=0)) == len(dataset)
+    # The first block of ten: 32 frames to train on, four to validate, four to test.
+    assert torch.equal(validation.positions[:4], dataset.positions[32:36])
+
+
+def test_basins_are_those_of_phi(dataset, molecule):
+    frames = mdtraj.Trajectory(dataset.positions.numpy(), molecule.mdtraj_topology)
+    phi = mdtraj.compute_phi(frames)[1][:, 0]
+    assert np.array_equal(basin_labels(molecule, dataset.positions).numpy(), (phi > 0).astype(int))
+    broken = dataset.positions[:3].clone()
+    broken[1, 0, 0] = torch.nan
+    assert basin_labels(molecule, broken)[1] == 0
+    assert torch.equal(basin_labels(None, torch.zeros(3, 2)), torch.zeros(3, dtype=torch.int64))
+
+
+def test_load_any_trajectory(dataset, molecule, tmp_path):
+    frames = mdtraj.Trajectory(dataset.positions.numpy(), molecule.mdtraj_topology)
+    for name in ("a.dcd", "a.nc"):
+        frames.save(str(tmp_path / name))
+        again = MDDataset.load(tmp_path / name, molecule, 600)
+        # The shipped molecule drifts away from the origin: float32 there is 4e-6 nm coarse.
+        assert (again.positions - dataset.positions).abs().max() < 1e-5
+    two = MDDataset.load(
+        [tmp_path / "a.dcd", tmp_path / "a.dcd"], molecule, 600, skip=100, stride=7
+    )
+    assert len(two) == 100
+
+
+def test_the_door(dataset, molecule, tmp_path):
+    frames = mdtraj.Trajectory(dataset.positions.numpy(), molecule.mdtraj_topology)
+    frames.save_xtc(str(tmp_path / "a.xtc"))
+    with pytest.raises(ValueError, match="XTC"):
+        MDDataset.load(tmp_path / "a.xtc", molecule, 600)
+    with pytest.raises(FileNotFoundError, match="no such trajectory"):
+        MDDataset.load(tmp_path / "missing.dcd", molecule, 600)
+    frames.atom_slice(range(10)).save_dcd(str(tmp_path / "b.dcd"))
+    with pytest.raises(ValueError, match="mdtraj cannot read"):
+        MDDataset.load(tmp_path / "b.dcd", molecule, 600)
+    frames.save_dcd(str(tmp_path / "c.dcd"))
+    with pytest.raises(ValueError, match="no frames left"):
+        MDDataset.load(tmp_path / "c.dcd", molecule, 600, skip=10**6)
+    with pytest.raises(ValueError, match="positive temperature"):
+        MDDataset(dataset.positions, -300)
+    with pytest.raises(ValueError, match=r"positions: expected shape \[F, 22, 3\]"):
+        MDDataset(dataset.positions[:, :4], 300, molecule)
+    broken = dataset.positions.clone()
+    broken[5] = torch.nan
+    with pytest.raises(ValueError, match="the first is frame 5"):
+        MDDataset(broken, 300, molecule)
+    with pytest.raises(ValueError, match="too few to split"):
+        dataset[:5].split()
+    overlapping = dataset.positions.clone()
+    overlapping[7, 3] = overlapping[7, 4]
+    with (
+        OpenMMPotential(molecule.system, platform="Reference", n_contexts=1) as potential,
+        pytest.raises(ValueError, match="the first is frame 7"),
+    ):
+        MDDataset(overlapping, 600, molecule).with_energies(potential)
+
+
+def test_chains_are_held_out_whole(dataset):
+    chains = torch.arange(20).repeat(20)
+    parts = MDDataset(dataset.positions, 600, chains=chains).split()
+    held = [set(part.chains.tolist()) for part in parts]
+    assert [len(part) for part in held] == [16, 2, 2]
+    assert not held[0] & held[1] | held[0] & held[2] | held[1] & held[2]
+    with pytest.raises(ValueError, match="chains: expected at least 3"):
+        MDDataset(dataset.positions, 600, chains=chains % 2).split()
+    with pytest.raises(ValueError, match="chains: expected shape"):
+        MDDataset(dataset.positions, 600, chains=chains[:5])
+
+
+def test_quantities(dataset, molecule):
+    angstrom = dataset.positions.numpy() * 10 * unit.angstrom
+    again = MDDataset(angstrom, 600 * unit.kelvin, molecule)
+    assert (again.positions - dataset.positions).abs().max() < 1e-12

@@ -1,0 +1,165 @@
+"""Molecules at the door: what is accepted, what is refused and by which name."""
+
+import copy
+
+import numpy as np
+import openmm
+import openmm.app as app
+import openmm.unit as unit
+import pytest
+
+from openmm_tsf.systems.molecule import MolecularSystem, alanine_dipeptide
+
+
+def changed(molecule, change):
+    system = copy.deepcopy(molecule.system)
+    change(system)
+    return MolecularSystem(system, molecule.topology, molecule.positions)
+
+
+def test_alanine_dipeptide(molecule):
+    assert molecule.n_atoms == 22
+    assert molecule.dihedrals == {"phi": (4, 6, 8, 14), "psi": (6, 8, 14, 16)}
+    assert molecule.masses.sum() == pytest.approx(144.18, abs=0.05)
+    assert molecule.mdtraj_topology.n_bonds == 21
+    kinds = {type(force).__name__ for force in molecule.system.getForces()}
+    assert "GBSAOBCForce" in kinds
+
+
+def test_the_other_force_field():
+    other = alanine_dipeptide("ff96-obc1")
+    assert other.system.getNumConstraints() == 0
+    assert other.dihedrals == {"phi": (4, 6, 8, 14), "psi": (6, 8, 14, 16)}
+    with pytest.raises(ValueError, match=r"force_field: expected .* got 'charmm'"):
+        alanine_dipeptide("charmm")
+
+
+def test_fingerprint_depends_on_the_system_and_the_topology(molecule):
+    assert alanine_dipeptide().fingerprint == molecule.fingerprint
+    heavier = changed(molecule, lambda system: system.setParticleMass(0, 4.0))
+    assert heavier.fingerprint != molecule.fingerprint
+
+
+def test_fingerprint_survives_an_upgrade_of_openmm(molecule, monkeypatch):
+    serialize = openmm.XmlSerializer.serialize
+    xml = serialize(molecule.system)
+    assert f'openmmVersion="{openmm.__version__}"' in xml
+    monkeypatch.setattr(
+        openmm.XmlSerializer,
+        "serialize",
+        lambda thing: serialize(thing).replace(openmm.__version__, "99.1"),
+    )
+    again = MolecularSystem(molecule.system, molecule.topology, molecule.positions)
+    assert again.fingerprint == molecule.fingerprint
+
+
+def peptide(n_residues, capped):
+    """Of alanines, backbone only, with masses and nothing else."""
+    topology, system = app.Topology(), openmm.System()
+    chain = topology.addChain()
+    names = ["ALA"] * n_residues
+    if capped:
+        names = ["ACE", *names, "NME"]
+    previous = None
+    for name in names:
+        residue = topology.addResidue(name, chain)
+        for label in {"ACE": ("C",), "NME": ("N",)}.get(name, ("N", "CA", "C")):
+            element = app.Element.getBySymbol(label[0])
+            atom = topology.addAtom(label, element, residue)
+            system.addParticle(element.mass)
+            if previous is not None:
+                topology.addBond(previous, atom)
+            previous = atom
+    positions = np.random.default_rng(0).normal(scale=0.1, size=(system.getNumParticles(), 3))
+    return MolecularSystem(system, topology, positions)
+
+
+@pytest.mark.parametrize(
+    ("n_residues", "capped", "expected"),
+    [
+        (1, True, {"phi": (0, 1, 2, 3), "psi": (1, 2, 3, 4)}),
+        (1, False, {}),
+        (2, False, {"phi2": (2, 3, 4, 5), "psi1": (0, 1, 2, 3)}),
+        (
+            2,
+            True,
+            {
+                "phi2": (0, 1, 2, 3),
+                "phi3": (3, 4, 5, 6),
+                "psi2": (1, 2, 3, 4),
+                "psi3": (4, 5, 6, 7),
+            },
+        ),
+        (
+            3,
+            False,
+            {
+                "phi2": (2, 3, 4, 5),
+                "phi3": (5, 6, 7, 8),
+                "psi1": (0, 1, 2, 3),
+                "psi2": (3, 4, 5, 6),
+            },
+        ),
+    ],
+)
+def test_dihedrals_are_named_by_their_residue(n_residues, capped, expected):
+    assert peptide(n_residues, capped).dihedrals == expected
+
+
+def test_removal_of_the_centre_of_mass_motion_is_allowed(molecule):
+    changed(molecule, lambda system: system.addForce(openmm.CMMotionRemover()))
+
+
+def test_positions_are_a_frozen_copy_and_quantities_are_converted(molecule):
+    given = molecule.positions.copy()
+    built = MolecularSystem(molecule.system, molecule.topology, 10 * given * unit.angstrom)
+    np.testing.assert_allclose(built.positions, given)
+    with pytest.raises(ValueError, match="read-only"):
+        built.positions[0, 0] = 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.addConstraint(0, 1, 0.1), "constraints are not supported, got 1"),
+        (lambda s: s.setParticleMass(3, 0.0), "particle 3 has no mass"),
+        (
+            lambda s: s.setVirtualSite(2, openmm.TwoParticleAverageSite(0, 1, 0.5, 0.5)),
+            "particle 2 is one",
+        ),
+        (lambda s: s.addForce(openmm.MonteCarloBarostat(1.0, 300.0)), "MonteCarloBarostat"),
+        (
+            lambda s: s.addForce(openmm.AndersenThermostat(300.0, 1.0)),
+            "AndersenThermostat; leave it out",
+        ),
+    ],
+)
+def test_unsupported_systems_name_the_offender(molecule, change, message):
+    with pytest.raises(ValueError, match=message):
+        changed(molecule, change)
+
+
+def test_periodic_box_is_refused(molecule):
+    def periodic(system):
+        for force in system.getForces():
+            if isinstance(force, openmm.NonbondedForce):
+                force.setNonbondedMethod(openmm.NonbondedForce.PME)
+
+    with pytest.raises(ValueError, match="expected no periodic box, but NonbondedForce uses one"):
+        changed(molecule, periodic)
+
+
+def test_wrong_arguments(molecule):
+    system, topology, positions = molecule.system, molecule.topology, molecule.positions
+    with pytest.raises(TypeError, match=r"system: expected an openmm\.System, got str"):
+        MolecularSystem("system.xml", topology, positions)
+    with pytest.raises(TypeError, match="to_openmm"):
+        MolecularSystem(system, molecule.mdtraj_topology, positions)
+    with pytest.raises(ValueError, match="topology: expected the System's 22 atoms, got 0"):
+        MolecularSystem(system, app.Topology(), positions)
+    with pytest.raises(ValueError, match=r"positions: expected shape \(22, 3\)"):
+        MolecularSystem(system, topology, positions[:-1])
+    broken = positions.copy()
+    broken[5, 1] = np.nan
+    with pytest.raises(ValueError, match="positions: expected finite"):
+        MolecularSystem(system, topology, broken)

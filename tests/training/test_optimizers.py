@@ -1,0 +1,114 @@
+"""Muon: its matrices are nearly orthogonal, and its steps those of torch's own."""
+
+import pytest
+import torch
+from torch import nn
+
+from openmm_tsf.flows import TemperatureSteerableFlow
+from openmm_tsf.io.tensors import read_tensors, write_tensors
+from openmm_tsf.potentials import GaussianWell
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.training import FitSettings, fit
+from openmm_tsf.training.optimizers import (
+    VECTOR_RATE,
+    Muon,
+    optimizers_of,
+    orthogonalised,
+    set_learning_rate,
+)
+
+SHAPES = [(16, 16), (24, 10), (10, 24), (16, 16)]
+
+
+def random_matrices(seed=1, **options):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, **options) for shape in SHAPES]
+
+
+@pytest.mark.parametrize("shape", [(5, 16, 16), (3, 24, 10), (3, 10, 24)])
+def test_singular_values_are_near_one_and_vectors_kept(shape):
+    generator = torch.Generator().manual_seed(2)
+    matrices = torch.randn(shape, generator=generator, dtype=torch.float64)
+    u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
+    s = 0.05 + s / s.max()  # not so small that five rounds do not bring them up
+    matrices = 1e3 * u @ torch.diag_embed(s) @ vh
+    found = orthogonalised(matrices)
+    inner = u.mT @ found @ vh.mT
+    values = torch.diagonal(inner, dim1=1, dim2=2)
+    assert float(values.min()) > 0.6
+    assert float(values.max()) < 1.3
+    torch.testing.assert_close(inner, torch.diag_embed(values), rtol=0, atol=1e-9)
+
+
+def test_zero_gradients_do_nothing():
+    assert not orthogonalised(torch.zeros(2, 4, 3)).any()
+
+
+def test_steps_are_those_of_torch():
+    """torch works in bfloat16, whose numbers are 0.8 % apart."""
+    found = []
+    for make in (
+        lambda p: Muon(p, lr=0.01),
+        lambda p: torch.optim.Muon(
+            p, lr=0.01, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        ),
+    ):
+        parameters = [nn.Parameter(x.clone()) for x in random_matrices()]
+        optimizer = make(parameters)
+        for seed in range(5):
+            for parameter, gradient in zip(parameters, random_matrices(10 + seed), strict=True):
+                parameter.grad = gradient.clone()
+            optimizer.step()
+        start = random_matrices()
+        found.append([p.detach() - x for p, x in zip(parameters, start, strict=True)])
+    for ours, theirs in zip(*found, strict=True):
+        assert float((ours - theirs).norm() / theirs.norm()) < 0.02
+
+
+def test_every_parameter_has_one_optimizer():
+    network = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 3))
+    optimizers = optimizers_of(network, "muon", 0.1)
+    set_learning_rate(optimizers, 0.02)
+    rates = {
+        parameter: group["lr"]
+        for optimizer in optimizers.values()
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert set(rates) == set(network.parameters())
+    for parameter, rate in rates.items():
+        assert rate == pytest.approx(0.02 * (1 if parameter.ndim == 2 else VECTOR_RATE))
+    assert [len(o.param_groups[0]["params"]) for o in optimizers.values()] == [2, 2]
+    assert list(optimizers_of(network, "adam", 0.1)) == ["adam"]
+
+
+def test_vectors_are_refused():
+    with pytest.raises(ValueError, match=r"expected matrices, got one of shape \(3,\)"):
+        Muon([nn.Parameter(torch.zeros(3))], lr=0.1)
+    with pytest.raises(ValueError, match="closure: expected none"):
+        Muon([nn.Parameter(torch.zeros(3, 2))], lr=0.1).step(lambda: None)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda muon: muon["state"].pop(0),
+        lambda muon: muon["state"].clear(),
+        lambda muon: muon["state"][0].pop("momentum"),
+        lambda muon: muon["param_groups"][0].pop("momentum"),
+        lambda muon: muon["state"][0]["momentum"].fill_(float("nan")),
+    ],
+)
+def test_damaged_momentum_is_refused(tmp_path, damage):
+    path, potential = tmp_path / "training.pt", GaussianWell(torch.eye(2, dtype=torch.float64))
+    data = MDDataset(potential.sample(200, 1.0, torch.Generator().manual_seed(1)), 1.0)
+    settings = FitSettings(
+        n_steps=4, batch_size=16, lambda_max=0.0, validate_interval=2, optimizer="muon"
+    )
+    options = {"settings": settings, "checkpoint_path": path, "progress": False}
+    fit(TemperatureSteerableFlow(2, 2, 1, (8,), seed=1), data, **options)
+    content = read_tensors(path, "training checkpoint")
+    damage(content["optimizers"]["muon"])
+    write_tensors(path, content)
+    with pytest.raises(ValueError, match=r"training\.pt: not a readable training checkpoint"):
+        fit(TemperatureSteerableFlow(2, 2, 1, (8,), seed=1), data, resume=True, **options)

@@ -1,0 +1,321 @@
+"""Losses, the training loop, its guards and its resumption."""
+
+import csv
+import math
+
+import pytest
+import torch
+
+from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
+from openmm_tsf.potentials import GaussianWell
+from openmm_tsf.potentials.base import Potential
+from openmm_tsf.systems.dataset import MDDataset, basin_labels
+from openmm_tsf.training import FitSettings, fit
+from openmm_tsf.training.losses import (
+    marginal_nll_bound,
+    negative_log_likelihood,
+    soften,
+    variational_free_energy,
+    whitened,
+)
+from openmm_tsf.training.validation import Validator, effective_sample_fraction
+
+D = 3
+PRECISION = torch.tensor([[2.0, 0.8, 0.0], [0.8, 1.0, 0.2], [0.0, 0.2, 0.5]], dtype=torch.float64)
+
+
+def gaussian_data(n=2000, temperature=1.0, seed=0):
+    """Exact samples of the correlated Gaussian."""
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.linalg.cholesky(torch.linalg.inv(PRECISION) * temperature)
+    x = torch.randn(n, D, generator=generator, dtype=torch.float64) @ root.T
+    return MDDataset(x, temperature)
+
+
+def small_flow(seed=1):
+    return TemperatureSteerableFlow(D, D, 2, (16,), seed=seed)
+
+
+SHORT = FitSettings(
+    n_steps=40,
+    batch_size=64,
+    kl_batch_size=16,
+    validate_interval=10,
+    n_validation_draws=100,
+    ramp=(0.0, 0.5),
+    temperatures=(0.5, 1.0),
+)
+
+
+def test_likelihood_is_the_flows_own():
+    flow, data = small_flow(), gaussian_data(50)
+    y, log_det = whitened(flow, data.positions)
+    generator = torch.Generator().manual_seed(4)
+    momenta = torch.randn(50, D, generator=generator, dtype=torch.float64)
+    tau = torch.full((50,), 0.7, dtype=torch.float64)
+    found = negative_log_likelihood(flow.network, y, log_det, momenta, tau)
+    torch.testing.assert_close(found, -flow.log_prob(data.positions, momenta, 0.7))
+
+
+def test_likelihood_of_a_molecule(molecule):
+    dataset = MDDataset.shipped(molecule, stride=200)
+    flow = TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(8,))
+    y, log_det = whitened(flow, dataset.positions)
+    momenta = torch.zeros(len(y), flow.n_momenta, dtype=torch.float64)
+    tau = torch.full((len(y),), 0.5, dtype=torch.float64)
+    found = negative_log_likelihood(flow.network, y, log_det, momenta, tau)
+    torch.testing.assert_close(found, -flow.log_prob(dataset.positions, momenta, 300))
+
+
+def test_free_energy_is_bounded_by_the_exact_one():
+    """E[U/kT + p^2/2tau - log J] - (entropy of the prior) >= -ln Z, with equality when exact."""
+    flow = small_flow()
+    root = torch.linalg.cholesky(torch.linalg.inv(PRECISION))
+    temperature = 0.6
+    log_z = 0.5 * D * math.log(2 * math.pi * temperature) + root.diagonal().log().sum().item()
+    generator = torch.Generator().manual_seed(1)
+    v = flow.sample_prior(20_000, temperature, generator)
+    tau = torch.full((len(v),), temperature, dtype=torch.float64)
+    potential = GaussianWell(PRECISION)
+
+    def free_energy(network):
+        value = variational_free_energy(flow, network, potential, v, tau, 1e9)
+        log_z_momenta = 0.5 * D * math.log(2 * math.pi * temperature)
+        entropy = 0.5 * 2 * D * (1 + math.log(2 * math.pi * temperature))
+        return value.mean() - entropy + log_z_momenta, value.std() / len(v) ** 0.5
+
+    class Exact(torch.nn.Module):
+        def forward_and_log_det(self, u):
+            x = u[:, :D] @ root.T
+            log_det = root.diagonal().log().sum().expand(len(u))
+            return torch.cat([x, u[:, D:]], dim=1), log_det
+
+    value, error = free_energy(Exact())
+    assert abs(value + log_z) < 4 * error
+    with torch.no_grad():
+        value, error = free_energy(flow.network)
+    assert value > -log_z + 10 * error
+
+
+def test_validated_free_energy_bounds_the_exact_one():
+    """The logged figure is a bound on -ln Z of x, whatever the number of momenta."""
+    temperature = 0.7
+    exact = -0.5 * D * math.log(2 * math.pi * temperature)
+    for n_momenta in (1, 8):
+        flow = TemperatureSteerableFlow(D, n_momenta, 1, (8,), seed=1)
+        validator = Validator(
+            flow, [gaussian_data(50)], GaussianWell(torch.eye(D, dtype=torch.float64)),
+            (temperature,), 20_000, torch.float64, 3,
+        )  # fmt: skip
+        found = validator.validate(flow.network, 0, 0.0, 1e9, {})
+        # Weights are zero: the flow is exact for this Gaussian, at every temperature.
+        assert found.free_energy["0.7K"] == pytest.approx(exact, abs=4 * (2 * D) ** 0.5 / 141)
+        assert found.ess["0.7K"] == pytest.approx(1)
+        assert found.inside["0.7K"] == 1
+
+
+def test_score_notices_lost_basins_and_draws_outside(molecule):
+    dataset = MDDataset.shipped(molecule, stride=40)
+    flow = TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(8,))
+    potential = GaussianWell(torch.eye(D, dtype=torch.float64))
+    validator = Validator(flow, [dataset], None, (600.0,), 200, torch.float64, 1)
+    share = float(basin_labels(molecule, dataset.positions).double().mean())
+    assert validator._population_error({"600K": share}) == pytest.approx(0)
+    assert validator._population_error({"600K": share / 10}) > 1
+    assert math.isfinite(validator._population_error({"600K": 0.0}))
+    assert potential.n_evaluations == 0
+    other = Validator(flow, [dataset], None, (600.0,), 200, torch.float64, 1, [2 * share])
+    assert other._population_error({"600K": 2 * share}) == pytest.approx(0)
+
+
+def test_few_frames_of_a_basin_weigh_little(molecule):
+    frames = MDDataset.shipped(molecule, stride=10)
+    flow = TemperatureSteerableFlow.from_dataset(frames, n_blocks=1, hidden=(8,))
+    labels = basin_labels(molecule, frames.positions)
+    some = torch.cat([torch.where(labels == 0)[0][:400], torch.where(labels == 1)[0][:10]])
+    few = MDDataset(frames.positions[some], 600.0, molecule)
+    validator = Validator(flow, [few], None, (600.0,), 200, torch.float64, 1)
+    basins = validator.groups[600.0]
+    nll = {basins[0][0]: 1.0, basins[1][0]: 12.0}
+    assert validator._likelihood(basins, nll) == pytest.approx(2.0)  # 100 to 10
+
+
+def test_softened_energies_join_smoothly():
+    energy = torch.tensor([1.0, 9.999, 10.001, 1e8], dtype=torch.float64, requires_grad=True)
+    kt = torch.tensor(2.0, dtype=torch.float64)
+    soft = soften(energy, 10.0, kt)
+    torch.testing.assert_close(soft[:3], energy[:3], rtol=0, atol=1e-6)
+    assert soft[3] < 50
+    soft.sum().backward()
+    torch.testing.assert_close(
+        energy.grad[:3], torch.ones(3, dtype=torch.float64), atol=1e-3, rtol=0
+    )
+
+
+def test_marginal_bound_is_exact_when_x_and_p_factorise():
+    flow, data = small_flow(), gaussian_data(4000)
+    tau = torch.full((4000,), 1.0, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    momenta = torch.randn(4000, D, generator=generator, dtype=torch.float64)
+    # Zero weights: D is the identity, so log p(x) = log N(x; 0, 1).
+    joint = negative_log_likelihood(
+        flow.network, data.positions, torch.zeros(4000, dtype=torch.float64), momenta, tau
+    )
+    exact = 0.5 * (data.positions.square().sum(1) + D * math.log(2 * math.pi))
+    difference = marginal_nll_bound(joint, D, tau) - exact
+    assert abs(difference.mean()) < 4 * difference.std() / 4000**0.5
+
+
+def test_effective_sample_fraction():
+    assert effective_sample_fraction(torch.zeros(50)) == pytest.approx(1)
+    assert effective_sample_fraction(torch.tensor([0.0, -math.inf])) == pytest.approx(0.5)
+    assert effective_sample_fraction(torch.tensor([800.0, 0.0, 0.0, 0.0])) == pytest.approx(0.25)
+    assert effective_sample_fraction(torch.full((3,), -math.inf)) == 0
+
+
+def test_training_finds_a_gaussian():
+    """A correlated Gaussian is within reach: the weights become nearly equal."""
+    flow, data = small_flow(), gaussian_data()
+    settings = FitSettings(
+        n_steps=600, batch_size=256, kl_batch_size=64, validate_interval=100, ramp=(0.2, 0.5),
+        learning_rate=1e-2, temperatures=(0.5, 1.0), lambda_max=0.3,
+    )  # fmt: skip
+    result = fit(flow, data, GaussianWell(PRECISION), settings=settings, seed=2, progress=False)
+    assert result.best.ess["1K"] > 0.9
+    assert result.history[0].ess["1K"] < 0.75
+    assert result.best.score < result.history[0].score - 0.3
+    assert flow.dtype == torch.float64
+
+
+def test_training_realnvp_with_the_same_loop():
+    flow, data = RealNVPFlow(D, 0, 2, (16,), seed=1), gaussian_data()
+    result = fit(flow, data, GaussianWell(PRECISION), settings=SHORT, progress=False)
+    assert result.best.score <= result.history[0].score
+
+
+def weights(flow):
+    return torch.cat([p.detach().flatten() for p in flow.network.parameters()])
+
+
+def test_seeds(tmp_path):
+    flows = [small_flow() for _ in range(3)]
+    for flow, seed in zip(flows, (5, 5, 6), strict=True):
+        potential = GaussianWell(PRECISION)
+        fit(flow, gaussian_data(), potential, settings=SHORT, seed=seed, progress=False)
+    assert torch.equal(weights(flows[0]), weights(flows[1]))
+    assert not torch.equal(weights(flows[0]), weights(flows[2]))
+
+
+class Interrupted(GaussianWell):
+    """A potential that gives up after so many calls."""
+
+    calls_left = 10**9
+
+    def energy(self, x):
+        self.calls_left -= 1
+        if self.calls_left < 0:
+            raise KeyboardInterrupt
+        return super().energy(x)
+
+
+def test_resume_is_exact(tmp_path):
+    whole, parts = small_flow(), small_flow()
+    path, log = tmp_path / "checkpoint.pt", tmp_path / "training.csv"
+    expected = fit(
+        whole, gaussian_data(), GaussianWell(PRECISION), settings=SHORT, seed=3, progress=False
+    )
+    potential = Interrupted(PRECISION)
+    potential.calls_left = 29
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            parts, gaussian_data(), potential, settings=SHORT, seed=3, checkpoint_path=path,
+            log_path=log, progress=False,
+        )  # fmt: skip
+    parts = small_flow()
+    result = fit(
+        parts, gaussian_data(), GaussianWell(PRECISION), settings=SHORT, seed=3,
+        checkpoint_path=path, log_path=log, resume=True, progress=False,
+    )  # fmt: skip
+    assert torch.equal(weights(whole), weights(parts))
+    assert [v.score for v in result.history] == [v.score for v in expected.history]
+    with open(log) as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["step"]) for row in rows] == [0, 10, 20, 30, 40]
+    # The energies that set the training's ceiling are computed once more, and count once.
+    assert result.n_evaluations == expected.n_evaluations
+
+
+def test_interrupt_in_the_first_validation_leaves_the_flow_as_it_was():
+    flow, potential = small_flow(), Interrupted(PRECISION)
+    potential.calls_left = 1
+    with pytest.raises(KeyboardInterrupt):
+        fit(flow, gaussian_data(), potential, settings=SHORT, progress=False)
+    assert torch.equal(weights(flow), weights(small_flow()))
+
+
+def test_resume_refuses_other_settings(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    run = dict(potential=GaussianWell(PRECISION), checkpoint_path=path, progress=False)
+    fit(small_flow(), gaussian_data(), settings=SHORT, **run)
+    other = FitSettings(n_steps=50, batch_size=32)
+    with pytest.raises(ValueError, match="made with other settings"):
+        fit(small_flow(), gaussian_data(), settings=other, resume=True, **run)
+    with pytest.raises(ValueError, match="other frames or with another seed"):
+        fit(small_flow(), gaussian_data(), settings=SHORT, seed=9, resume=True, **run)
+    with pytest.raises(ValueError, match="other frames or with another seed"):
+        fit(small_flow(), gaussian_data(seed=5), settings=SHORT, resume=True, **run)
+    path.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="not a readable training checkpoint"):
+        fit(small_flow(), gaussian_data(), settings=SHORT, resume=True, **run)
+
+
+def test_non_finite_gradients_are_counted_then_an_error():
+    class Broken(Potential):
+        event_shape, boltzmann_constant = (D,), 1.0
+
+        def energy(self, x):
+            return torch.full((len(x),), math.inf, dtype=x.dtype)
+
+        def energy_and_forces(self, x):
+            return self.energy(x), torch.zeros_like(x)
+
+    settings = FitSettings(
+        n_steps=40, batch_size=16, kl_batch_size=4, ramp=(0.0, 0.0), max_skipped=5,
+        validate_interval=10, n_validation_draws=10,
+    )  # fmt: skip
+    flow, before = small_flow(), weights(small_flow())
+    with pytest.raises(FloatingPointError, match="6 steps in a row"):
+        fit(flow, gaussian_data(), Broken(), settings=settings, progress=False)
+    assert torch.equal(weights(flow), before)
+
+
+def test_the_door():
+    data, potential = gaussian_data(100), GaussianWell(PRECISION)
+    with pytest.raises(ValueError, match="potential: expected one"):
+        fit(small_flow(), data, progress=False)
+    with pytest.raises(ValueError, match="dataset: expected at least one"):
+        fit(small_flow(), [], potential, progress=False)
+    with pytest.raises(ValueError, match="lambda_max"):
+        FitSettings(lambda_max=1.5)
+    with pytest.raises(ValueError, match="n_steps"):
+        FitSettings(n_steps=0)
+    with pytest.raises(ValueError, match="ramp"):
+        FitSettings(ramp=(0.5, 0.2))
+
+
+def test_frames_of_a_mirror_image_are_refused(molecule):
+    dataset = MDDataset.shipped(molecule, stride=400)
+    flow = TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(8,))
+    mirrored = MDDataset(dataset.positions * torch.tensor([1.0, 1.0, -1.0]), 600, molecule)
+    settings = FitSettings(n_steps=1, lambda_max=0.0)
+    with pytest.raises(ValueError, match="outside the flow's domain"):
+        fit(flow, mirrored, settings=settings, progress=False)
+    with pytest.raises(ValueError, match="another handedness"):
+        TemperatureSteerableFlow.from_dataset(mirrored)
+
+
+def test_lambda_and_learning_rate_schedules():
+    settings = FitSettings(n_steps=100, lambda_max=0.2, ramp=(0.2, 0.6), warmup_steps=10)
+    assert [settings.mixing(s) for s in (0, 19, 40, 60, 99)] == pytest.approx([0, 0, 0.1, 0.2, 0.2])
+    assert settings.learning_rate_at(9) == pytest.approx(settings.learning_rate)
+    assert settings.learning_rate_at(100) == pytest.approx(settings.final_learning_rate)

@@ -1,0 +1,181 @@
+"""Death at any file operation, a full disk, a Ctrl-C that lands in a write: nothing is lost.
+
+``tests/robustness/walk.py`` does the killing; ``kills.py`` beside it kills at random moments.
+"""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from openmm_tsf.flows import load_flow
+from openmm_tsf.io import files
+from openmm_tsf.io.dcd import DCDWriter
+from openmm_tsf.sampling import recorder as recording
+from openmm_tsf.sampling.state import KernelInfo, WalkerState
+from openmm_tsf.systems import files as inputs
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.files import holds_molecule, write_molecule
+from openmm_tsf.training import FitSettings
+from openmm_tsf.workflow import run as workflow
+from openmm_tsf.workflow.settings import FlowSettings
+
+ROOT = Path(__file__).parents[2]
+FIT = FitSettings(
+    n_steps=4, batch_size=8, kl_batch_size=4, validate_interval=2, n_validation_draws=4
+)
+
+
+def walk(*arguments):
+    """The walk in a process of its own, which forks: it must have no threads."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.robustness.walk", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ", 0 wrong" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("stage", "faults", "n"),
+    [
+        ("md", ["die", "full", "interrupt"], "1"),
+        ("train", ["die"], "1"),
+        ("sample", ["die", "interrupt"], "1"),
+    ],
+)
+def test_a_stage_that_dies_in_a_file_operation_goes_on(stage, faults, n):
+    walk("--stages", stage, "--points", n, "--faults", *faults)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["die", "full", "interrupt"])
+@pytest.mark.parametrize("stage", ["md", "train", "sample"])
+def test_every_file_operation(stage, fault):
+    walk("--stages", stage, "--faults", fault)
+
+
+@pytest.mark.slow
+def test_every_seventh_file_operation_of_a_whole_run():
+    walk("--stages", "run", "--every", "7")
+
+
+# ------------------------------------------------------------------------ what was found so
+
+
+def test_positions_are_there_before_the_molecule_is_complete(molecule, tmp_path, monkeypatch):
+    """Without them it would be read with the PDB file's rounded ones, and go on from those."""
+    write = files.write_bytes
+
+    def watched(path, content):
+        write(path, content)
+        assert not holds_molecule(tmp_path) or (tmp_path / inputs.POSITIONS).is_file()
+
+    monkeypatch.setattr(files, "write_bytes", watched)
+    write_molecule(molecule, tmp_path)
+    assert holds_molecule(tmp_path)
+
+
+def test_the_header_of_a_trajectory_never_counts_too_many(tmp_path, monkeypatch):
+    dcd = DCDWriter(tmp_path / "x.dcd", 3)
+    dcd.create("frames")
+    dcd.append(np.zeros((5, 3, 3)), 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(DCDWriter, "_count", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            dcd.cut_back(2)
+    assert dcd.n_frames == 5  # not cut before the header says so
+    dcd.cut_back(2)
+    assert dcd.n_frames == int(np.frombuffer(dcd.path.read_bytes()[8:12], "<i4")[0]) == 2
+
+
+def test_a_full_disk_names_the_trajectory(tmp_path, monkeypatch):
+    dcd = DCDWriter(tmp_path / "x.dcd", 3)
+    dcd.create("frames")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device .*--resume.*x\.dcd"):
+        dcd.append(np.zeros((5, 3, 3)), 0)
+
+
+def test_a_predecessor_with_the_same_process_number_is_swept(tmp_path):
+    left = tmp_path / f".x.json.{files._host()}.{os.getpid()}.01234567.tmp"
+    left.touch()
+    files.sweep(tmp_path)
+    assert not left.exists()
+
+
+def test_results_replace_earlier_ones_together(tmp_path):
+    (tmp_path / "a.json").write_text("old")
+
+    def fill(folder):
+        with files.written_together(folder) as new:
+            (new / "a.json").write_text("new")
+            raise OSError(28, "full", str(new / "b.json"))
+
+    with pytest.raises(OSError, match="full") as caught:
+        fill(tmp_path)
+    assert caught.value.filename == str(tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_text() == "old"
+    with files.written_together(tmp_path) as new:
+        (new / "a.json").write_text("new")
+        assert (tmp_path / "a.json").read_text() == "old"
+    assert (tmp_path / "a.json").read_text() == "new"
+    left = tmp_path / f".new.{files._host()}.{os.getpid()}.01234567.tmp"
+    left.mkdir()
+    files.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_nothing_is_written_twice_after_a_second_ctrl_c():
+    """It comes when the checkpoint is there and the recorder does not know yet."""
+    written = []
+
+    class Writer:
+        def write(self, numbers, positions, checkpoint):
+            written.append(len(positions))
+            if len(written) == 1:
+                raise KeyboardInterrupt
+
+    state = WalkerState(
+        torch.zeros(1, 1, 2), None, torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64), 1
+    )
+    zero = {"walk": KernelInfo.zero((1,))}
+    recorder = recording.Recorder(Writer(), lambda: dict(zero), dict, None, 30.0)
+    recorder.add({}, 0.1, state, True)
+    with pytest.raises(KeyboardInterrupt):
+        recorder.write(state)
+    recorder.write(state)  # as the sampler does on its way out
+    assert written == [1]
+
+
+def test_ctrl_c_before_a_training_goes_on_keeps_its_flow(molecule, tmp_path, monkeypatch):
+    dataset = MDDataset.shipped(molecule, stride=400)
+    given = (dataset, tmp_path / "flow", FlowSettings(n_blocks=2, hidden=(4,)), FIT)
+    quiet = {"seed": 3, "platform": "Reference", "progress": False}
+    workflow.train(*given, **quiet)
+    before = load_flow(tmp_path / "flow" / "flow.pt", molecule).network.state_dict()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    fitting = importlib.import_module("openmm_tsf.training.fit")  # fit, there, is the function
+    monkeypatch.setattr(fitting, "OBJECTIVES", {"direct": interrupted})
+    with pytest.raises(KeyboardInterrupt):
+        workflow.train(*given, resume=True, **quiet)
+    after = load_flow(tmp_path / "flow" / "flow.pt", molecule).network.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    with pytest.raises(KeyboardInterrupt):
+        workflow.train(dataset, tmp_path / "new", *given[2:], **quiet)
+    assert not (tmp_path / "new" / "flow.pt").exists()

@@ -1,0 +1,256 @@
+"""Molecular dynamics with its files: frames, accounts, interruption, continuation."""
+
+import json
+import shutil
+import signal
+from dataclasses import replace
+
+import mdtraj
+import numpy as np
+import openmm
+import openmm.app as app
+import pytest
+
+from openmm_tsf.systems.files import load_molecule, load_trajectory, read_molecule, write_molecule
+from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.workflow import md_simulation as md_dynamics
+from openmm_tsf.workflow.md import MDSettings, fastest_platform, run_md
+
+SHORT = MDSettings(n_frames=8, steps_per_frame=5, n_equilibration_steps=20, seed=3)
+REFERENCE = {"platform": "Reference", "progress": False}
+
+
+@pytest.fixture(scope="module")
+def run(molecule, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "md"
+    return run_md(molecule, folder, SHORT, **REFERENCE), folder
+
+
+def test_frames_and_accounts(molecule, run):
+    result, folder = run
+    assert not result.interrupted
+    assert result.n_frames == 8
+    config = json.loads((folder / "config.json").read_text())
+    steps = 20 + 8 * 5
+    minimizer = config["progress"]["n_minimizer_iterations"]
+    assert minimizer > 0
+    assert result.n_evaluations == config["progress"]["n_evaluations"] == steps + minimizer
+    assert config["choices"] == {"platform": "Reference", "threads": 1}
+    frames = mdtraj.load(str(result.trajectory), top=str(folder / "topology.pdb"))
+    assert frames.xyz.shape == (8, 22, 3)
+    dataset = load_trajectory(folder, molecule)
+    assert len(dataset) == 8
+    assert dataset.temperature == 600
+    assert dataset.n_evaluations == result.n_evaluations
+    assert len(load_trajectory(folder, molecule, stride=3)) == 3
+
+
+def test_directory_reads_back_as_the_same_molecule(molecule, run):
+    _, folder = run
+    again = load_molecule(folder / "topology.pdb", system=folder / "system.xml")
+    assert again.fingerprint == molecule.fingerprint
+    np.testing.assert_allclose(again.positions, molecule.positions, atol=1e-4)
+
+
+@pytest.mark.parametrize("changed", ["nothing", "long names", "no names", "bonds"])
+def test_a_directory_keeps_what_a_pdb_file_would_lose(molecule, tmp_path, changed):
+    residue_names = {"long names": "LIGAND", "no names": ""}
+    topology, atoms, residues = app.Topology(), [], {}
+    chain = topology.addChain()
+    for atom in molecule.topology.atoms():
+        if atom.residue.index not in residues:
+            name = residue_names.get(changed, atom.residue.name)
+            residues[atom.residue.index] = topology.addResidue(name, chain)
+        name = {"long names": f"LONG{atom.index}", "no names": ""}.get(changed, atom.name)
+        atoms.append(topology.addAtom(name, atom.element, residues[atom.residue.index]))
+    bonds = [(first.index, second.index) for first, second in molecule.topology.bonds()]
+    if changed == "bonds":
+        bonds = [(j, i) for i, j in reversed(bonds)]
+    for i, j in bonds:
+        topology.addBond(atoms[i], atoms[j])
+    positions = molecule.positions + 1e-9  # below the last digit of a PDB file
+    written = MolecularSystem(molecule.system, topology, positions)
+    write_molecule(written, tmp_path)
+    again = read_molecule(tmp_path)
+    assert again.fingerprint == written.fingerprint
+    np.testing.assert_array_equal(again.positions, positions)
+    (tmp_path / "topology.json").write_text('{"chains": [], "bonds": [[0, 1]]}')
+    with pytest.raises(ValueError, match=r"topology\.json: not a readable topology"):
+        read_molecule(tmp_path)
+
+
+def test_shrinking_and_older_runs_are_refused(molecule, run, tmp_path):
+    folder = tmp_path / "md"
+    shutil.copytree(run[1], folder)
+    with pytest.raises(ValueError, match=r"n_frames: the run in .* has 8, which can grow, got 2"):
+        run_md(molecule, folder, replace(SHORT, n_frames=2), resume=True, **REFERENCE)
+    config = json.loads((folder / "config.json").read_text()) | {"format": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert len(load_trajectory(folder, molecule)) == 8
+    with pytest.raises(ValueError, match="made by an earlier version"):
+        run_md(molecule, folder, SHORT, resume=True, **REFERENCE)
+
+
+def test_same_seed_same_frames_on_the_reference_platform(molecule, run, tmp_path):
+    again = run_md(molecule, tmp_path / "again", SHORT, **REFERENCE)
+    assert again.trajectory.read_bytes()[276:] == run[0].trajectory.read_bytes()[276:]
+
+
+def test_a_used_directory_is_refused_and_resuming_appends(molecule, run, tmp_path):
+    folder = tmp_path / "md"
+    first = run_md(molecule, folder, SHORT, **REFERENCE)
+    with pytest.raises(FileExistsError, match="is not empty; choose another"):
+        run_md(molecule, folder, SHORT, **REFERENCE)
+    before = first.trajectory.read_bytes()
+    # A killed run has frames, and half a frame, that its checkpoint does not know.
+    with open(first.trajectory, "ab") as file:
+        file.write(before[-500:])
+    longer = run_md(molecule, folder, replace(SHORT, n_frames=11), resume=True, **REFERENCE)
+    assert longer.n_frames == 11
+    assert longer.n_evaluations == first.n_evaluations + 3 * 5
+    after = longer.trajectory.read_bytes()
+    assert after[276 : len(before)] == before[276:]
+    frames = mdtraj.load(str(longer.trajectory), top=molecule.mdtraj_topology)
+    assert len(frames) == 11
+    steps = np.abs(np.diff(frames.xyz, axis=0)).max(axis=(1, 2))
+    assert (steps > 0).all()
+    assert (steps < 0.1).all()  # it went on where it was
+    with pytest.raises(ValueError, match=r"timestep: the run in .* has 0\.001, got 0\.002"):
+        run_md(
+            molecule, folder, replace(SHORT, n_frames=11, timestep=0.002), resume=True, **REFERENCE
+        )
+
+
+def test_nothing_to_resume(molecule, tmp_path):
+    """Nothing was begun: resuming begins. Something else lies there: refused, untouched."""
+    run_md(molecule, tmp_path / "new", SHORT, resume=True, **REFERENCE)
+    assert len(load_trajectory(tmp_path / "new", molecule)) == 8
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds nothing to resume"):
+        run_md(molecule, other, SHORT, resume=True, **REFERENCE)
+    assert (other / "notes.txt").read_text() == "mine"
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 7 steps: frames, checkpoints and blocks begin at different steps."""
+    monkeypatch.setitem(md_dynamics._BLOCK_STEPS, "Reference", 7)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("stop", [1, 3, 12, 30, 55])
+def test_a_killed_run_goes_on_bit_by_bit(molecule, tmp_path, monkeypatch, stop):
+    """The same frames as without a stop, wherever it was and however often it was saved."""
+    whole = run_md(molecule, tmp_path / "whole", SHORT, **REFERENCE)
+    step, made = openmm.LangevinMiddleIntegrator.step, 0
+
+    def killed(self, n):
+        nonlocal made
+        made += n
+        if made > stop:
+            raise SystemExit  # nothing is written any more, as after kill -9
+        step(self, n)
+
+    for seconds in (0.0, 1000.0):
+        folder, made = tmp_path / f"{seconds}", 0
+        with monkeypatch.context() as patch:
+            patch.setattr(openmm.LangevinMiddleIntegrator, "step", killed)
+            with pytest.raises(SystemExit):
+                run_md(molecule, folder, SHORT, checkpoint_seconds=seconds, **REFERENCE)
+        done = run_md(molecule, folder, resume=True, **REFERENCE)
+        assert done.trajectory.read_bytes() == whole.trajectory.read_bytes()
+        assert done.n_evaluations == whole.n_evaluations
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_interruption_leaves_whole_frames(molecule, tmp_path, monkeypatch):
+    whole = run_md(molecule, tmp_path / "whole", SHORT, **REFERENCE)
+    step = openmm.LangevinMiddleIntegrator.step
+
+    def interrupted(self, n):
+        step(self, n)
+        interrupted.calls += 1
+        if interrupted.calls == 9:
+            signal.raise_signal(signal.SIGINT)
+
+    interrupted.calls = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(openmm.LangevinMiddleIntegrator, "step", interrupted)
+        result = run_md(molecule, tmp_path / "md", SHORT, **REFERENCE)
+    assert result.interrupted
+    assert 0 < result.n_frames < 8
+    assert len(load_trajectory(tmp_path / "md", molecule)) == result.n_frames
+    done = run_md(molecule, tmp_path / "md", SHORT, resume=True, **REFERENCE)
+    assert done.n_frames == 8
+    assert done.n_evaluations == whole.n_evaluations
+    assert done.trajectory.read_bytes() == whole.trajectory.read_bytes()
+
+
+def test_a_longer_run_begins_like_a_shorter_one(molecule, tmp_path):
+    """Frames do not depend on how often the run was lengthened."""
+    whole = run_md(molecule, tmp_path / "a", replace(SHORT, n_frames=12), **REFERENCE)
+    for n in (3, 7, 12):
+        grown = run_md(
+            molecule, tmp_path / "b", replace(SHORT, n_frames=n), resume=True, **REFERENCE
+        )
+    assert grown.trajectory.read_bytes() == whole.trajectory.read_bytes()
+    same = run_md(molecule, tmp_path / "b", resume=True, **REFERENCE)  # nothing is left to do
+    assert (same.n_frames, same.n_evaluations) == (12, whole.n_evaluations)
+
+
+def test_blow_up_is_an_error(molecule, tmp_path):
+    wild = replace(SHORT, timestep=1.0)
+    with pytest.raises(RuntimeError, match="blew up"):
+        run_md(molecule, tmp_path / "md", wild, **REFERENCE)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"n_frames": 0}, {"steps_per_frame": 0}, {"timestep": 0.0}, {"friction": -1.0},
+     {"temperature": -5.0}, {"seed": -1}],
+)  # fmt: skip
+def test_settings_at_the_door(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        MDSettings(**wrong)
+
+
+def test_platform_is_measured(molecule):
+    assert fastest_platform(molecule, n_steps=5) in {"Reference", "CPU", "OpenCL", "CUDA"}
+
+
+def test_molecules_from_files(molecule, tmp_path):
+    write_molecule(molecule, tmp_path)
+    pdb, system = tmp_path / "topology.pdb", tmp_path / "system.xml"
+    built = load_molecule(pdb, force_field=["amber99sbildn.xml", "amber96_obc.xml"])
+    assert built.fingerprint == molecule.fingerprint
+    with pytest.raises(ValueError, match="expected a PDB file"):
+        load_molecule(system=system)
+    with pytest.raises(ValueError, match="exactly one of the two with a PDB file, got none"):
+        load_molecule(pdb)
+    with pytest.raises(ValueError, match="got both"):
+        load_molecule(pdb, system, ["amber14-all.xml"])
+    with pytest.raises(FileNotFoundError, match="pdb: no such file"):
+        load_molecule(tmp_path / "no.pdb", system)
+    with pytest.raises(ValueError, match="force_field: OpenMM cannot build"):
+        load_molecule(pdb, force_field=["nosuch.xml"])
+    with pytest.raises(ValueError, match="system: OpenMM cannot read"):
+        load_molecule(pdb, system=pdb)
+    (tmp_path / "empty.pdb").write_text("END\n")
+    with pytest.raises(ValueError, match="there are no atoms in it"):
+        load_molecule(tmp_path / "empty.pdb", system)
+
+
+def test_trajectories_from_files(molecule, run, tmp_path):
+    result, folder = run
+    assert len(load_trajectory(result.trajectory, molecule, temperature=600)) == 8
+    with pytest.raises(ValueError, match=r"temperature: expected the temperature of .*md\.dcd"):
+        load_trajectory(result.trajectory, molecule)
+    with pytest.raises(ValueError, match=r"was run at 600\.0 K, got 500 K"):
+        load_trajectory(folder, molecule, temperature=500)
+    with pytest.raises(ValueError, match="no directory of the md stage"):
+        load_trajectory(tmp_path, molecule)
+    with pytest.raises(FileNotFoundError, match="no such file or directory"):
+        load_trajectory(tmp_path / "no.dcd", molecule)

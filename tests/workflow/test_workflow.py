@@ -1,0 +1,355 @@
+"""The hybrid driver from end to end, its stages one by one, interruption and continuation."""
+
+import csv
+import json
+import signal
+from dataclasses import replace
+
+import mdtraj
+import numpy as np
+import pytest
+from openmmtools.testsystems import AlanineDipeptideVacuum
+
+import openmm_tsf as tsf
+from openmm_tsf import analysis
+from openmm_tsf.sampling import ParallelTempering
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.files import load_trajectory
+from openmm_tsf.training import FitSettings
+from openmm_tsf.training.validation import Validator
+from openmm_tsf.workflow import run as workflow
+from openmm_tsf.workflow.md import MDSettings
+from openmm_tsf.workflow.sample import has_reference
+from openmm_tsf.workflow.settings import FlowSettings, RunSettings, SamplingSettings, plain, preset
+from openmm_tsf.workflow.train import _flow_file
+
+FIT = FitSettings(
+    n_steps=6, batch_size=32, kl_batch_size=4, validate_interval=3, n_validation_draws=8,
+    warmup_steps=2, ramp=(0.2, 0.5),
+)  # fmt: skip
+TINY = RunSettings(
+    md=MDSettings(n_frames=150, steps_per_frame=2, n_equilibration_steps=10),
+    stride=100,
+    flow=FlowSettings(n_blocks=2, hidden=(16,)),
+    fit=FIT,
+    n_rounds=1,
+    round_iterations=15,
+    round_stride=1,
+    refit=replace(FIT, ramp=(0.0, 0.0)),
+    sampling=SamplingSettings(
+        temperatures=(500.0, 600.0), n_walkers=8, n_iterations=12, n_tuning=3
+    ),
+)
+QUIET = {"platform": "Reference", "progress": False}
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Pictures take seconds, and are looked at elsewhere."""
+    monkeypatch.setattr(tsf.Run, "plot", lambda self, path, reference=None: None)
+    monkeypatch.setattr(analysis, "plot_diagnostics", lambda run, path: None)
+    monkeypatch.setattr(analysis, "write_thermodynamics", lambda run, folder, reference: {})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workflow") / "run"
+    return workflow.run(folder, TINY, seed=5, **QUIET), folder
+
+
+def test_run_writes_everything(finished):
+    summary, folder = finished
+    written = {path.name for path in folder.iterdir()}
+    assert written >= {
+        "T500.00K.dcd", "T600.00K.dcd", "checkpoint.pt", "config.json", "diagnostics.png",
+        "flow.pt", "ramachandran.png", "segments", "summary.json", "system.xml", "topology.pdb",
+        "thermodynamics.csv", "thermodynamics.json", "thermodynamics.png", "training.csv",
+    }  # fmt: skip
+    assert not any(name.endswith(".tmp") for name in written)
+    assert {path.suffix for path in (folder / "training").iterdir()} == {".csv"}
+    assert summary == json.loads((folder / "summary.json").read_text())
+    assert summary["temperatures_K"] == [500.0, 600.0]
+    assert summary["n_samples_per_rung"] == 96
+    assert set(summary["acceptance"]) >= {"flow_walk", "flow_independent", "local", "swap_plain"}
+    frames = mdtraj.load(str(folder / "T500.00K.dcd"), top=str(folder / "topology.pdb"))
+    assert len(frames) == 96
+
+
+def test_run_accounts_for_every_evaluation(finished):
+    summary, _ = finished
+    assert summary["energy_evaluations"]["md"] == 10_020_000  # of the shipped frames
+    production = summary["production"]["energy_evaluations"]
+    # Rounds and tuning are in the account, beside production: 15 + 3 + 3 against 12 iterations.
+    assert summary["energy_evaluations"]["sampling"] > 2 * production
+    # Two trainings; each draws 8 at two temperatures three times, and makes KL draws.
+    assert summary["energy_evaluations"]["training"] > 2 * 3 * 16
+    assert summary["wall_seconds"]["training"] > 0
+    assert summary["wall_seconds"]["sampling"] > 0
+
+
+def test_run_records_every_choice(finished):
+    _, folder = finished
+    config = json.loads((folder / "config.json").read_text())
+    choices = config["choices"]
+    assert config["seed"] == 5
+    assert choices["sampler_seed"] not in (5, None)
+    asked = json.loads((folder / "settings.json").read_text())
+    assert asked["settings"] == plain(TINY)
+    assert asked["fingerprint"] == choices["molecule"]
+    assert choices["settings"] == plain(TINY)
+    assert choices["frames"] == {"source": "shipped", "n_frames": 400, "temperature_K": 600.0}
+    assert choices["seed"] == 5
+    assert choices["potential"]["platform"] == "Reference"
+    with open(folder / "training.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["round"] for row in rows} == {"0", "1"}
+    # The second training was validated on the sampler's own samples of both temperatures, too.
+    assert any(key.startswith("nll 500K") and row[key] for row in rows for key in row)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_quick_preset_scaled_down(tmp_path):
+    quick = preset("quick")
+    short = {"validate_interval": 4, "n_validation_draws": 8, "warmup_steps": 2}
+    small = replace(
+        quick,
+        stride=200,
+        fit=replace(quick.fit, n_steps=8, **short),
+        refit=replace(quick.refit, n_steps=4, **short),
+        round_iterations=1,
+        sampling=replace(quick.sampling, n_walkers=3, n_iterations=2, n_tuning=2),
+    )
+    assert small.n_rounds == 1
+    summary = workflow.run(tmp_path / "run", small, **QUIET)
+    assert summary["temperatures_K"] == [300.0, 424.26, 600.0]
+    assert summary["n_samples_per_rung"] == 6
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_same_seed_same_run(finished, tmp_path):
+    summary, _ = finished
+    again = workflow.run(tmp_path / "again", TINY, seed=5, **QUIET)
+    assert again["energy_kJ_mol"] == summary["energy_kJ_mol"]
+    assert again["phi_positive"] == summary["phi_positive"]
+
+
+def test_a_used_directory_is_refused(finished):
+    _, folder = finished
+    with pytest.raises(FileExistsError, match="is not empty; choose another directory"):
+        workflow.run(folder, TINY, **QUIET)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_run_from_own_md_and_from_a_trajectory(molecule, tmp_path):
+    short = replace(TINY, stride=1, n_rounds=0)
+    summary = workflow.run(tmp_path / "a", short, own_md=True, **QUIET)
+    assert 310 < summary["energy_evaluations"]["md"] < 5000
+    assert summary["wall_seconds"]["md"] > 0
+    again = workflow.run(tmp_path / "b", short, trajectory=tmp_path / "a" / "md", **QUIET)
+    assert again["energy_evaluations"]["md"] == summary["energy_evaluations"]["md"]
+    with pytest.raises(ValueError, match="expected the temperature"):
+        workflow.run(tmp_path / "c", short, trajectory=tmp_path / "a" / "md" / "md.dcd", **QUIET)
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(ValueError, match="trajectory: expected none where MD is to be run"):
+        workflow.run(tmp_path / "c", short, trajectory="md.dcd", own_md=True, **QUIET)
+
+
+@pytest.fixture(scope="module")
+def trained(molecule, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workflow") / "flow"
+    dataset = MDDataset.shipped(molecule, stride=100)
+    return workflow.train(dataset, folder, TINY.flow, FIT, seed=2, **QUIET), folder, dataset
+
+
+def test_train_alone(molecule, trained):
+    flow, folder, dataset = trained
+    config = json.loads((folder / "config.json").read_text())
+    assert config["energy_evaluations"]["training"] > 0
+    assert config["energy_evaluations"]["md"] == dataset.n_evaluations
+    again = tsf.TemperatureSteerableFlow.load(folder / "flow.pt", molecule)
+    for name, value in flow.state_dict().items():
+        np.testing.assert_array_equal(again.state_dict()[name], value)
+    assert len((folder / "training.csv").read_text().splitlines()) == 4
+    with pytest.raises(FileExistsError, match="is not empty"):
+        workflow.train(dataset, folder, TINY.flow, FIT, **QUIET)
+    before = {path: path.read_bytes() for path in folder.glob("[!.]*")}
+    with pytest.raises(ValueError, match=r"seed: what is in .* was made with 2, got 3"):
+        workflow.train(dataset, folder, TINY.flow, FIT, seed=3, resume=True, **QUIET)
+    again = {"seed": 2, "resume": True, **QUIET}
+    moved = replace(dataset, positions=dataset.positions.roll(1, 0))
+    with pytest.raises(ValueError, match="frames_sha256: what is in"):
+        workflow.train(moved, folder, TINY.flow, FIT, **again)
+    other = replace(dataset, molecule=tsf.systems.alanine_dipeptide("ff96-obc1"))
+    with pytest.raises(ValueError, match="is of another molecule"):
+        workflow.train(other, folder, TINY.flow, FIT, **again)
+    assert before == {path: path.read_bytes() for path in folder.glob("[!.]*")}
+    (folder / "no").mkdir()
+    (folder / "no" / "mine").touch()
+    with pytest.raises(ValueError, match="holds nothing to resume"):
+        workflow.train(dataset, folder / "no", TINY.flow, FIT, resume=True, **QUIET)
+
+
+def test_training_resumes_exactly(trained, tmp_path, monkeypatch):
+    flow, _, dataset = trained
+    validate = Validator.validate
+
+    def interrupted(self, network, step, *rest):
+        if step == 6:
+            raise KeyboardInterrupt
+        return validate(self, network, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Validator, "validate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            workflow.train(dataset, tmp_path / "flow", TINY.flow, FIT, seed=2, **QUIET)
+    assert (tmp_path / "flow" / "flow.pt").is_file()
+    again = workflow.train(dataset, tmp_path / "flow", TINY.flow, FIT, seed=2, resume=True, **QUIET)
+    for name, value in flow.state_dict().items():
+        np.testing.assert_array_equal(again.state_dict()[name], value)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_sample_alone_and_resumed(trained, tmp_path):
+    _, folder, dataset = trained
+    settings = replace(TINY.sampling, n_iterations=4)
+    summary = workflow.sample(folder, tmp_path / "run", settings, **QUIET)
+    assert summary["n_iterations"] == 4
+    assert summary["energy_evaluations"]["training"] > 0  # known from the flow's directory
+    again = workflow.sample(None, tmp_path / "run", resume=True, **QUIET)
+    assert again["n_iterations"] == 4  # all that were asked for are there
+    more = replace(settings, n_iterations=8)
+    longer = workflow.sample(folder, tmp_path / "run", more, resume=True, **QUIET)
+    assert longer["n_iterations"] == 8
+    other_ladder = replace(more, temperatures=(400.0, 600.0))
+    with pytest.raises(ValueError, match=r"settings\.temperatures: what is in .* was made with"):
+        workflow.sample(folder, tmp_path / "run", other_ladder, resume=True, **QUIET)
+    with pytest.raises(ValueError, match=r"seed: what is in .* was made with 1, got 3"):
+        workflow.sample(folder, tmp_path / "run", more, seed=3, resume=True, **QUIET)
+    with pytest.raises(ValueError, match="start: these are not the frames"):
+        workflow.sample(folder, tmp_path / "run", more, start=dataset, resume=True, **QUIET)
+    other = workflow.sample(
+        folder / "flow.pt", tmp_path / "other", settings, start=dataset, **QUIET
+    )
+    assert other["n_iterations"] == 4
+    with pytest.raises(FileExistsError, match="is not empty"):
+        workflow.sample(folder, tmp_path / "run", settings, **QUIET)
+    with pytest.raises(ValueError, match="another molecule"):
+        workflow.sample(
+            folder, tmp_path / "x", settings,
+            molecule=tsf.systems.alanine_dipeptide("ff96-obc1"), **QUIET,
+        )  # fmt: skip
+    with pytest.raises(FileNotFoundError, match="flow: no such flow file"):
+        workflow.sample(tmp_path / "no", tmp_path / "x", settings, **QUIET)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_interrupted_production_is_written_and_analysed(trained, tmp_path, monkeypatch):
+    _, folder, _ = trained
+    advance = ParallelTempering._advance
+
+    def interrupted(self):
+        if self.state.iteration == 9:
+            signal.raise_signal(signal.SIGINT)
+        return advance(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ParallelTempering, "_advance", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            workflow.sample(folder, tmp_path / "run", TINY.sampling, **QUIET)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["n_iterations"] == 7  # of which three were tuning
+    resumed = workflow.sample(folder, tmp_path / "run", resume=True, **QUIET)
+    assert resumed["n_iterations"] == TINY.sampling.n_iterations
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_damaged_run_names_its_file(trained, tmp_path):
+    _, folder, _ = trained
+    run, settings = tmp_path / "run", replace(TINY.sampling, n_iterations=1, n_tuning=0)
+    workflow.sample(folder, run, settings, seed=4, **QUIET)
+    assert json.loads((run / "config.json").read_text())["seed"] == 4
+    for name in ("checkpoint.pt", "config.json", "T500.00K.dcd"):
+        good = (run / name).read_bytes()
+        if name.endswith("dcd"):
+            (run / name).unlink()
+        else:
+            (run / name).write_bytes(good[: len(good) // 2])
+        with pytest.raises(ValueError, match=name):
+            workflow.sample(folder, run, settings, resume=True, **QUIET)
+        (run / name).write_bytes(good)
+    more = replace(settings, n_iterations=2)
+    assert workflow.sample(folder, run, more, resume=True, **QUIET)["n_iterations"] == 2
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_folder_without_config_knows_its_molecule(trained, tmp_path):
+    _, folder, _ = trained
+    for name in ("flow.pt", "system.xml", "topology.pdb"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    assert _flow_file(tmp_path) == (tmp_path, tmp_path / "flow.pt")
+    (tmp_path / "system.xml").unlink()
+    assert _flow_file(tmp_path) == (None, tmp_path / "flow.pt")
+    with pytest.raises(FileExistsError, match="its flow can be used: sample --flow"):
+        workflow.run(tmp_path, TINY, **QUIET)
+
+
+def test_failed_starts_leave_nothing(trained, tmp_path):
+    _, folder, dataset = trained
+    there = tmp_path / "there"
+    wrong = {"platform": "Abacus", "progress": False}
+    for start in (
+        lambda: workflow.run(there, TINY, **wrong),
+        lambda: workflow.train(dataset, there, TINY.flow, FIT, **wrong),
+        lambda: workflow.sample(folder, there, TINY.sampling, **wrong),
+        lambda: workflow.run_md(dataset.molecule, there, TINY.md, **wrong),
+    ):
+        with pytest.raises(ValueError, match=r"platform: expected one of .* got 'Abacus'"):
+            start()
+    with pytest.raises(ValueError, match="frames are too few to split"):
+        workflow.train(dataset[:5], there, TINY.flow, FIT, **QUIET)
+    with pytest.raises(ValueError, match="temperature: expected none without a trajectory"):
+        workflow.run(there, TINY, temperature=500.0, **QUIET)
+    assert not there.exists()
+
+
+def test_analyze_alone(finished, tmp_path):
+    summary, folder = finished
+    (folder / "ramachandran.png").unlink()
+    assert workflow.analyze(folder) == summary
+    assert (folder / "ramachandran.png").is_file()
+    with pytest.raises(FileNotFoundError):
+        workflow.analyze(tmp_path / "no")
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_another_system_has_no_reference(tmp_path):
+    vacuum = AlanineDipeptideVacuum(constraints=None)
+    molecule = tsf.MolecularSystem(vacuum.system, vacuum.topology, vacuum.positions)
+    assert not has_reference(molecule)
+    # Frames are not shipped for it: it runs its own MD without being told to.
+    short = replace(TINY, stride=1, n_rounds=0)
+    summary = workflow.run(tmp_path / "run", short, molecule=molecule, **QUIET)
+    assert "comparison" not in summary
+    assert len(load_trajectory(tmp_path / "run" / "md", molecule)) == 150
+
+
+def test_settings_at_the_door():
+    assert preset("quick").sampling.n_walkers < preset("default").sampling.n_walkers
+    with pytest.raises(ValueError, match="preset: expected one of quick, default"):
+        preset("best")
+    with pytest.raises(ValueError, match="kind: expected one of tsf, realnvp"):
+        FlowSettings(kind="nice")
+    with pytest.raises(ValueError, match="ascending"):
+        SamplingSettings(temperatures=(600.0, 300.0))
+    with pytest.raises(ValueError, match="n_walkers: expected an integer of at least 1"):
+        SamplingSettings(n_walkers=0)
+    with pytest.raises(ValueError, match="n_rounds: expected an integer of at least 0"):
+        RunSettings(n_rounds=-1)
+    few = SamplingSettings(n_walkers=2)
+    with pytest.raises(ValueError, match=r"n_walkers: expected at least 3 where .* got 2"):
+        RunSettings(n_rounds=1, sampling=few)
+    RunSettings(n_rounds=0, sampling=few)
+    with pytest.raises(ValueError, match="seed: expected an integer of at least 0"):
+        workflow.run("unused", TINY, seed=-1)
+    json.dumps(plain(preset("default")))
