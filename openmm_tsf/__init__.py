@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from openmm_tsf import systems, units
     from openmm_tsf.analysis import Run, load_run, statistics
     from openmm_tsf.coordinates import InternalCoordinates
-    from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow, load_flow
+    from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
+    from openmm_tsf.flows.load import load_flow
     from openmm_tsf.potentials import OpenMMPotential, Potential, TorchPotential
     from openmm_tsf.sampling import ParallelTempering, kernels
     from openmm_tsf.systems import MDDataset, MolecularSystem

@@ -19,7 +19,7 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def molecule():
     """Alanine dipeptide in the default force field."""
-    from openmm_tsf.systems.molecule import alanine_dipeptide
+    from openmm_tsf.systems.library import alanine_dipeptide
 
     return alanine_dipeptide()
 

@@ -31,7 +31,7 @@ import openmm_tsf as tsf
 from openmm_tsf.analysis.reference import load_reference
 from openmm_tsf.analysis.statistics import reverse_ess
 from openmm_tsf.analysis.uncertainty import estimate_mean
-from openmm_tsf.flows import load_flow
+from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io.files import read_json, write_json
 from openmm_tsf.sampling.kernels import (
     Every,
@@ -41,7 +41,7 @@ from openmm_tsf.sampling.kernels import (
     PlainSwap,
     SteeredSwap,
 )
-from openmm_tsf.systems.dataset import basin_labels
+from openmm_tsf.training.basins import basin_labels
 
 LOW_K, HIGH_K = 300.0, 600.0
 N_GROUPS = 20

@@ -32,7 +32,8 @@ from timing import Side, both_clocks, plain_loop, take_turns
 
 from openmm_tsf.potentials import OpenMMPotential, TorchPotential
 from openmm_tsf.potentials.platforms import available_cores, available_platforms
-from openmm_tsf.systems.molecule import MolecularSystem, alanine_dipeptide
+from openmm_tsf.systems.library import alanine_dipeptide
+from openmm_tsf.systems.molecule import MolecularSystem
 
 #: How many times faster than the fastest plain loop a batch should be: energy, with forces.
 TARGETS = {

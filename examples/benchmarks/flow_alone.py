@@ -28,12 +28,13 @@ from openmm_tsf.analysis.statistics import (
     torus_histogram,
     total_variation,
 )
+from openmm_tsf.io.serialization import changed
 from openmm_tsf.training.losses import (
     marginal_nll_bound,
     negative_log_likelihood,
     whitened,
 )
-from openmm_tsf.workflow.settings import changed, preset
+from openmm_tsf.workflow.presets import preset
 
 BINS = 64
 BATCH = 5000

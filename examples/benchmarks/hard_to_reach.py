@@ -16,7 +16,7 @@ import torch
 from training_trials import LADDER, reference_frames
 
 import openmm_tsf as tsf
-from openmm_tsf.flows import load_flow
+from openmm_tsf.flows.load import load_flow
 
 WEIGHTS = (3, 10, 100)
 

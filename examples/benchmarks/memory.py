@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from openmm_tsf.potentials import TorchPotential
-from openmm_tsf.systems.molecule import alanine_dipeptide
+from openmm_tsf.systems.library import alanine_dipeptide
 
 MIB = 2**20
 # ru_maxrss is in KiB, on macOS in bytes.

@@ -26,14 +26,15 @@ import openmm_tsf as tsf
 from openmm_tsf.analysis.mbar import solve_mbar
 from openmm_tsf.analysis.ramachandran import ramachandran_distance
 from openmm_tsf.analysis.statistics import reverse_ess
-from openmm_tsf.flows import load_flow
+from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io.files import read_json, write_json
 from openmm_tsf.sampling.kernels import BatchedLangevinLeg, Every, InternalWalk, PlainSwap
-from openmm_tsf.systems.files import load_trajectory
 from openmm_tsf.utils.random import Seeds
 from openmm_tsf.workflow import run as workflow
-from openmm_tsf.workflow.md import MDSettings, run_md
-from openmm_tsf.workflow.settings import preset
+from openmm_tsf.workflow.frames import load_trajectory
+from openmm_tsf.workflow.md import run_md
+from openmm_tsf.workflow.presets import preset
+from openmm_tsf.workflow.settings import MDSettings
 
 FORCE_FIELD = "ff96-obc1"
 LOW_K, HIGH_K = 300.0, 600.0

@@ -29,7 +29,7 @@ import openmm.unit as unit
 from openmm_tsf.analysis.statistics import n_eff
 from openmm_tsf.analysis.uncertainty import estimate_mean
 from openmm_tsf.io.files import write_json
-from openmm_tsf.systems.molecule import alanine_dipeptide
+from openmm_tsf.systems.library import alanine_dipeptide
 
 LOW_K, HIGH_K = 300.0, 600.0
 TIMESTEP_PS, FRICTION_PER_PS, HYDROGEN_MASS_AMU = 0.002, 1.0, 4.0

@@ -21,14 +21,14 @@ from scipy.stats import chi2
 from openmm_tsf.analysis import load_reference, load_run
 from openmm_tsf.analysis.plots.thermodynamics import reference_thermodynamics
 from openmm_tsf.analysis.summary import plain
-from openmm_tsf.flows import load_flow
+from openmm_tsf.flows.load import load_flow
+from openmm_tsf.io.serialization import plain as plain_settings
 from openmm_tsf.sampling.provenance import hash_of
 from openmm_tsf.systems.files import holds_molecule, read_molecule
-from openmm_tsf.systems.molecule import alanine_dipeptide
+from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.units import KB
+from openmm_tsf.workflow.sample import sample
 from openmm_tsf.workflow.settings import SamplingSettings
-from openmm_tsf.workflow.settings import plain as plain_settings
-from openmm_tsf.workflow.train import sample
 
 #: Name, where it stands in summary.json, value and error there.
 QUANTITIES = (

@@ -27,8 +27,8 @@ from openmm_tsf.analysis.statistics import reverse_ess
 from openmm_tsf.io.files import read_json, write_json, write_text
 from openmm_tsf.sampling.initial import starting_state
 from openmm_tsf.sampling.kernels import FlowIndependence, SteeredSwap
-from openmm_tsf.systems.dataset import basin_labels
-from openmm_tsf.workflow.settings import preset
+from openmm_tsf.training.basins import basin_labels
+from openmm_tsf.workflow.presets import preset
 from openmm_tsf.workflow.train import build_flow
 
 LADDER = (300.0, 600.0)

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from openmm_tsf.analysis.plots.ramachandran import save_figure
+from openmm_tsf.analysis.plots.style import save_figure
 
 # Told apart by the colour-blind too (Okabe and Ito), and by marks and dashes without any colour.
 STYLES = {

@@ -27,7 +27,7 @@ from figure3_tables import (
 
 import openmm_tsf as tsf
 from openmm_tsf.analysis.statistics import reverse_ess
-from openmm_tsf.flows import load_flow
+from openmm_tsf.flows.load import load_flow
 from openmm_tsf.sampling.kernels import FlowWalk, WalkerState
 from openmm_tsf.systems.files import load_molecule
 

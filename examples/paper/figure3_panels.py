@@ -19,8 +19,8 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from molecule_drawing import draw_molecule
 
-from openmm_tsf.analysis.estimates import Run
-from openmm_tsf.analysis.plots.ramachandran import save_figure, symbol
+from openmm_tsf.analysis.load import Run
+from openmm_tsf.analysis.plots.style import save_figure, symbol
 from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.analysis.statistics import group_means, torus_histogram
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from figure3_panels import FLOW, REFERENCE, SAMPLER, FlowDraws, energy_edges, series_of
 
-from openmm_tsf.analysis.estimates import Run
+from openmm_tsf.analysis.load import Run
 from openmm_tsf.analysis.ramachandran import ramachandran_distance
 from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.analysis.uncertainty import MeanEstimate, estimate_mean

@@ -1,11 +1,11 @@
 """A run directory read back: trajectories, free energies, tables, pictures. Knows no models."""
 
-from openmm_tsf.analysis.estimates import Run, load_run
 from openmm_tsf.analysis.importance import (
     ImportanceEstimate,
     importance_profile,
     importance_thermodynamics,
 )
+from openmm_tsf.analysis.load import Run, load_run
 from openmm_tsf.analysis.plots.diagnostics import plot_diagnostics
 from openmm_tsf.analysis.plots.ramachandran import plot_ramachandran
 from openmm_tsf.analysis.plots.thermodynamics import (

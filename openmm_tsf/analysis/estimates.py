@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mdtraj
 import numpy as np
@@ -34,56 +34,13 @@ from openmm_tsf.analysis.thermodynamics import (
 from openmm_tsf.analysis.uncertainty import MeanEstimate, estimate_mean
 from openmm_tsf.units import KELVIN, in_unit
 
-if TYPE_CHECKING:
-    from openmm_tsf.analysis.reference import Reference
-
 Array = npt.NDArray[np.float64]
 
 _GRID_POINTS = 13
 
 
-def load_run(path: str | Path) -> "Run":
-    """Read a run directory as it is at this moment; call again to see what has come since.
-
-    Runs of the command line whose System is that of the shipped reference name it in their
-    ``config.json`` (``reference``), and are compared with it. Runs made with the Python sampler
-    name none: give one to `Run.summary`, `Run.plot` or `write_summary`, as in
-    ``run.summary(reference=load_reference())``. It is for alanine dipeptide in the default force
-    field only; this module does not know the System and cannot check that.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the directory, its ``config.json`` or a segment is missing.
-    ValueError
-        If one of its files cannot be understood (the message names it).
-    """
-    return Run(path)
-
-
-class Run(RunFiles):
-    """What `load_run` returns.
-
-    Saved iterations, walkers and rungs are the axes [n, W, R] of everything; temperatures in K,
-    energies in kJ/mol, angles in rad, lengths in nm.
-
-    Attributes
-    ----------
-    path
-        The directory.
-    config
-        Its ``config.json``.
-    temperatures
-        [R] in K, ascending.
-    n_walkers
-        W.
-    boltzmann_constant
-        In kJ/(mol K), or 1 for toy systems.
-    dihedral_atoms
-        Named dihedrals and their atoms.
-    segments
-        The numbers written so far.
-    """
+class RunEstimates(RunFiles):
+    """Estimates from the data of a run, with their errors."""
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
@@ -313,48 +270,3 @@ class Run(RunFiles):
     def relaxation(self) -> Relaxation:
         """Second eigenvalue of the mixing matrix and 1/(1 - λ₂) in saved iterations."""
         return relaxation(self.mixing_matrix())
-
-    # --------------------------------------------------------------- reports
-
-    def reference(self) -> "Reference | None":
-        """The shipped reference data that the configuration names, if any."""
-        from openmm_tsf.analysis.reference import load_reference
-
-        name = self.config.get("reference")
-        return None if name is None else load_reference(name)
-
-    def summary(self, reference: "Reference | None" = None) -> dict[str, Any]:
-        """The figures of the run as plain numbers; see `openmm_tsf.analysis.summary`.
-
-        They are compared with `reference`, or with the one that the configuration names.
-        """
-        from openmm_tsf.analysis.summary import summarize
-
-        return summarize(self, reference or self.reference())
-
-    def plot(
-        self,
-        path: str | Path,
-        reference: "Reference | None" = None,
-        residue: int | None = None,
-    ) -> None:
-        """Ramachandran plots, φ and energy histograms of every rung as a PNG (or PDF, SVG).
-
-        They are drawn beside `reference`, or beside the one that the configuration names, and are
-        of the given residue (see `backbone`).
-        """
-        from openmm_tsf.analysis.plots.ramachandran import plot_ramachandran
-
-        plot_ramachandran(self, path, reference or self.reference(), residue)
-
-    def plot_thermodynamics(
-        self, path: str | Path, reference: "Reference | None" = None
-    ) -> Thermodynamics:
-        """ΔF(T), ⟨U⟩(T), C_V(T) and φ profiles with their errors as a PNG (or PDF, SVG).
-
-        Drawn beside `reference`, or beside the one that the configuration names. Returns what is
-        drawn.
-        """
-        from openmm_tsf.analysis.plots.thermodynamics import plot_thermodynamics
-
-        return plot_thermodynamics(self, path, reference or self.reference())

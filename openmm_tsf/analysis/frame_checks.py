@@ -161,7 +161,7 @@ def read_branches(path: Path) -> Branches | None:
     """
     from openmm_tsf.coordinates.config import layer_entries
     from openmm_tsf.coordinates.zmatrix import ZMatrix
-    from openmm_tsf.flows.files import read_flow_file
+    from openmm_tsf.flows.serialization import read_flow_file
     from openmm_tsf.utils.validation import entry
 
     content = read_flow_file(path)

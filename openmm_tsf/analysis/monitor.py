@@ -6,12 +6,13 @@ handedness are found here, in the numbers and frames of the run directory.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mdtraj
 import numpy as np
 import numpy.typing as npt
 
+from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.frame_checks import (
     Branches,
     Leak,
@@ -23,11 +24,8 @@ from openmm_tsf.analysis.frame_checks import (
     tetrahedral_centres,
 )
 from openmm_tsf.analysis.ramachandran import backbone_names
+from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.analysis.uncertainty import MeanEstimate, estimate_mean
-
-if TYPE_CHECKING:
-    from openmm_tsf.analysis.estimates import Run
-    from openmm_tsf.analysis.reference import Reference
 
 Array = npt.NDArray[np.float64]
 Basin = Callable[[Mapping[str, Array]], npt.ArrayLike]
@@ -45,8 +43,8 @@ _MAX_FRAMES = 20_000
 
 
 def monitor(
-    run: "Run",
-    reference: "Reference | None" = None,
+    run: RunEstimates,
+    reference: Reference | None = None,
     basins: Mapping[str, Basin] | None = None,
     max_frames: int = _MAX_FRAMES,
 ) -> dict[str, Any]:
@@ -136,7 +134,7 @@ def default_basins(dihedrals: list[str]) -> dict[str, Basin]:
 
 
 def _watch_basin(
-    run: "Run", reference: "Reference | None", name: str, basin: Basin, result: dict[str, Any]
+    run: RunEstimates, reference: Reference | None, name: str, basin: Basin, result: dict[str, Any]
 ) -> None:
     names = list(run.dihedral_atoms)
     dihedrals = run.segments.dihedrals
@@ -200,7 +198,7 @@ def _crossings(
 
 
 def _expected(
-    reference: "Reference | None", temperature: float, name: str, basin: Basin, names: list[str]
+    reference: Reference | None, temperature: float, name: str, basin: Basin, names: list[str]
 ) -> tuple[float, float]:
     rung = None if reference is None else reference.rung(temperature)
     if reference is None or rung is None or not {"phi", "psi"} >= set(names):
@@ -210,7 +208,7 @@ def _expected(
     return estimate.value, estimate.stderr
 
 
-def _by_mbar(run: "Run", inside: npt.NDArray[np.bool_], rung: int) -> tuple[float, float]:
+def _by_mbar(run: RunEstimates, inside: npt.NDArray[np.bool_], rung: int) -> tuple[float, float]:
     found = run.mbar().at(float(run.betas[rung])).mean(inside)
     return found.value, found.stderr
 
@@ -250,7 +248,7 @@ def _few_visits(
 # ----------------------------------------------------------------------------- frames
 
 
-def _watch_frames(run: "Run", max_frames: int, result: dict[str, Any]) -> None:
+def _watch_frames(run: RunEstimates, max_frames: int, result: dict[str, Any]) -> None:
     reference = run.structure
     centres = tetrahedral_centres(run.topology, reference.xyz[0])
     bonds, omegas = peptide_bonds(run.topology)
@@ -291,7 +289,7 @@ def _watch_frames(run: "Run", max_frames: int, result: dict[str, Any]) -> None:
     result["wrong_handedness"] = {"frames": turned, "centres": sorted(turned_at)}
 
 
-def _thinned(run: "Run", temperature: float, max_frames: int) -> mdtraj.Trajectory:
+def _thinned(run: RunEstimates, temperature: float, max_frames: int) -> mdtraj.Trajectory:
     """Evenly spaced iterations of all walkers, walker by walker: each has equally many frames."""
     stride = max(1, -(-run.n_iterations * run.n_walkers // max_frames))
     parts = [run.trajectory(temperature, walker).xyz[::stride] for walker in range(run.n_walkers)]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import gammaincc  # type: ignore[import-untyped]
 
-from openmm_tsf.analysis.estimates import Run
+from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.ramachandran import RamachandranDistance, ramachandran_distance
 from openmm_tsf.analysis.uncertainty import MeanEstimate, covariance_of_means, estimate_mean
 from openmm_tsf.io.run_config import check_reference_name
@@ -150,7 +150,7 @@ class Comparison:
     ramachandran: tuple[RamachandranDistance, ...]
 
 
-def compare(run: Run, reference: Reference) -> Comparison:
+def compare(run: RunEstimates, reference: Reference) -> Comparison:
     """Compare a run with the reference at the rungs that both have.
 
     Raises
@@ -219,3 +219,20 @@ def _agree(
         # The χ² distribution's survival function.
         p_value = float(gammaincc(len(difference) / 2, chi2 / 2))
     return Agreement(tuple(run), tuple(reference), tuple(map(float, z)), chi2, p_value)
+
+
+REFERENCE = "ala2_reference.npz"
+
+
+def has_reference(fingerprint: str | None) -> bool:
+    """Whether reference data of the System with this fingerprint are shipped."""
+    from openmm_tsf.systems.library import alanine_dipeptide  # imports torch and OpenMM: seconds
+
+    is_shipped = (files("openmm_tsf.data") / REFERENCE).is_file()
+    return is_shipped and fingerprint == alanine_dipeptide().fingerprint
+
+
+def recorded_reference(run: RunEstimates) -> Reference | None:
+    """The shipped reference data that the configuration of a run names; None if it names none."""
+    name = run.config.get("reference")
+    return None if name is None else load_reference(name)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_tsf.analysis.ramachandran import backbone_names
-from openmm_tsf.analysis.trajectory import dcd_layout, read_dcd
+from openmm_tsf.io.dcd import dcd_layout, read_dcd
 from openmm_tsf.io.files import read_json, regular_file
 from openmm_tsf.io.run_config import check_run_config, rung_file
 from openmm_tsf.io.segments import Segments

@@ -10,15 +10,21 @@ from typing import Any
 import numpy as np
 
 from openmm_tsf.analysis.ensemble_checks import Check
-from openmm_tsf.analysis.estimates import Run
+from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.monitor import monitor
-from openmm_tsf.analysis.reference import Agreement, Comparison, Reference, compare
+from openmm_tsf.analysis.reference import (
+    Agreement,
+    Comparison,
+    Reference,
+    compare,
+    recorded_reference,
+)
 from openmm_tsf.analysis.uncertainty import MeanEstimate
 from openmm_tsf.io.files import write_json
 
 
 def summarize(
-    run: Run,
+    run: RunEstimates,
     reference: Reference | None = None,
     costs: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
@@ -82,7 +88,7 @@ def summarize(
 
 
 def write_summary(
-    run: Run,
+    run: RunEstimates,
     path: str | Path,
     reference: Reference | None = None,
     costs: Mapping[str, Mapping[str, float]] | None = None,
@@ -99,12 +105,12 @@ def write_summary(
         What was spent before production, as ``energy_evaluations`` and ``wall_seconds`` in
         ``config.json`` (see `summarize`), which these replace.
     """
-    summary = summarize(run, reference or run.reference(), costs)
+    summary = summarize(run, reference or recorded_reference(run), costs)
     write_json(path, summary)
     return summary
 
 
-def _estimates(run: Run) -> dict[str, Any]:
+def _estimates(run: RunEstimates) -> dict[str, Any]:
     def per_rung(function: Callable[[float], dict[str, Any]]) -> dict[str, Any]:
         return {f"{t:.2f}": function(float(t)) for t in run.temperatures}
 
@@ -143,7 +149,7 @@ def _estimates(run: Run) -> dict[str, Any]:
     return result
 
 
-def _delta_f_phi(run: Run, temperature: float) -> dict[str, float]:
+def _delta_f_phi(run: RunEstimates, temperature: float) -> dict[str, float]:
     """From the rung's own samples, and by MBAR from those of all rungs."""
     value, stderr = run.positive("phi", temperature).free_energy
     mbar_value, mbar_stderr = run.free_energy_positive("phi", temperature)
@@ -155,7 +161,7 @@ def _delta_f_phi(run: Run, temperature: float) -> dict[str, float]:
     }
 
 
-def _ensemble_check(run: Run) -> dict[str, Any]:
+def _ensemble_check(run: RunEstimates) -> dict[str, Any]:
     """Per pair of neighbouring rungs, what energies alone say about their temperatures.
 
     ``energy_ratio_mol_kJ``: slope of ln[P(U)/P(U)] beside the difference of 1/kT;
@@ -176,7 +182,7 @@ def _ensemble_check(run: Run) -> dict[str, Any]:
     }
 
 
-def _rates(run: Run, table: np.ndarray) -> Any:
+def _rates(run: RunEstimates, table: np.ndarray) -> Any:
     if table.shape == (run.n_rungs,):
         return {f"{t:.2f}": rate for t, rate in zip(run.temperatures, table, strict=True)}
     return table.tolist()  # swaps: per pair of neighbours, or per any pair
@@ -194,7 +200,7 @@ def _costs(costs: Mapping[str, Any], key: str, sampling: float) -> dict[str, Any
     return found
 
 
-def _efficiency(run: Run, trips: int) -> dict[str, Any]:
+def _efficiency(run: RunEstimates, trips: int) -> dict[str, Any]:
     """Of production only: N_eff of 1[φ > 0] at the lowest rung and round trips."""
     millions, seconds = run.segments.n_evaluations / 1e6, run.segments.wall_seconds
     result: dict[str, Any] = {

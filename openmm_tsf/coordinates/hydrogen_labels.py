@@ -7,17 +7,16 @@ where there were three. The labels of a configuration are kept beside it, as its
 """
 
 import logging
+import math
 from collections.abc import Sequence
 
 import numpy as np
-import openmm
-import openmm.app as app
 import torch
 from torch import Tensor, nn
 
 from openmm_tsf.coordinates.branch_cuts import emptiest_angles
-from openmm_tsf.coordinates.geometry import TWO_PI
-from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.coordinates.geometry import TWO_PI, dihedral, wrap
+from openmm_tsf.utils.tensors import check_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -30,53 +29,6 @@ OVERLAP_STIFFNESS = 50.0
 _PERTURBATION, _N_CHECKS = 0.004, 3
 #: Largest change of the energy, relative to its size, that still is rounding.
 _TOLERANCE = 1e-9
-
-
-def methyl_hydrogens(topology: app.Topology) -> list[Triple]:
-    """The three hydrogens of each carbon that has exactly three, and four neighbours."""
-    neighbours: dict[int, list[app.topology.Atom]] = {a.index: [] for a in topology.atoms()}
-    for first, second in topology.bonds():
-        neighbours[first.index].append(second)
-        neighbours[second.index].append(first)
-    triples: list[Triple] = []
-    for atom in topology.atoms():
-        around = neighbours[atom.index]
-        hydrogens = [a.index for a in around if a.element is app.element.hydrogen]
-        if atom.element is app.element.carbon and len(around) == 4 and len(hydrogens) == 3:
-            triples.append((hydrogens[0], hydrogens[1], hydrogens[2]))
-    return triples
-
-
-def equivalent_hydrogens(molecule: MolecularSystem) -> list[Triple]:
-    """Methyl groups whose hydrogens the System really does not tell apart.
-
-    Each group is turned by a third on perturbed conformations; where the energy changes by more
-    than rounding, or the masses differ, the group is left out, with a warning.
-    """
-    integrator = openmm.VerletIntegrator(0.001)
-    platform = openmm.Platform.getPlatformByName("Reference")
-    system = openmm.XmlSerializer.clone(molecule.system)
-    context = openmm.Context(system, integrator, platform)
-
-    def energy(x: np.ndarray) -> float:
-        context.setPositions(x)
-        return float(context.getState(getEnergy=True).getPotentialEnergy()._value)
-
-    rng = np.random.default_rng(0)
-    shape = (_N_CHECKS, molecule.n_atoms, 3)
-    x = molecule.positions + _PERTURBATION * rng.standard_normal(shape)
-    before = [energy(frame) for frame in x]
-    good: list[Triple] = []
-    for triple in methyl_hydrogens(molecule.topology):
-        turned = x.copy()
-        turned[:, list(triple)] = x[:, list(np.roll(triple, 1))]
-        after = [energy(frame) for frame in turned]
-        same = np.allclose(after, before, rtol=_TOLERANCE, atol=1e-6)
-        if same and len({float(molecule.masses[i]) for i in triple}) == 1:
-            good.append(triple)
-        else:
-            logger.warning("hydrogens %s are not equivalent in this System", triple)
-    return good
 
 
 class Labels(nn.Module):
@@ -224,3 +176,108 @@ def _columns(
     if not len(primary) == len(following) == len(last) == 1:
         return None
     return [primary[0], following[0], last[0]]
+
+
+class LabelledCopies:
+    """What :class:`InternalCoordinates` knows of labels; it provides what is declared here.
+
+    Attributes
+    ----------
+    labelling
+        The groups of equivalent hydrogens.
+    overlap
+        Whether copies overlap where one passes into the next.
+    """
+
+    n_atoms: int
+    labelling: Labels
+    overlap: bool
+    branch_cuts: Tensor
+    _rows: Tensor
+    _torsions: slice
+
+    def _check_x(self, x: Tensor, name: str = "x") -> None:
+        check_tensor(x, name, (self.n_atoms, 3), self.branch_cuts)
+
+    def labels(self, x: Tensor) -> Tensor:
+        """Which third of the circle each group of equivalent hydrogens is in: [B, G], 0 to 2.
+
+        ``relabel(x, labels(x))`` has labels 0, which is where the coordinates live.
+        """
+        self._check_x(x)
+        return self.labelling.of(self._group_torsions(x), self.branch_cuts)
+
+    def _group_torsions(self, x: Tensor) -> Tensor:
+        """Dihedrals [B, N-3] of the groups of equivalent hydrogens; zeros elsewhere."""
+        columns = self.labelling.columns.flatten()
+        xt = x.permute(2, 1, 0)
+        atom, bonded, angle, partner = (xt[:, atoms] for atoms in self._rows[3:][columns].T)
+        torsions = x.new_zeros(len(x), len(self.branch_cuts))
+        torsions[:, columns] = dihedral(atom - bonded, bonded - angle, partner - angle).T
+        return torsions
+
+    def relabel(self, x: Tensor, shift: Tensor) -> Tensor:
+        """x [B, N, 3] with each group's hydrogens turned by shift [B, G] thirds."""
+        return self.labelling.turn(x, shift)
+
+    @property
+    def log_multiplicity(self) -> float:
+        """ln of the number of labelled copies of each u: G ln 3."""
+        return len(self.labelling) * math.log(3.0)
+
+    def log_window(self, u: Tensor, tau: Tensor) -> Tensor:
+        """ln of the share [B] that the copy u [B, 3N-6] has of its configuration.
+
+        With walls between the copies a density on u ends at a step, which no smooth flow meets and
+        beyond which its draws are lost. With `overlap` a copy fades out beyond its walls instead,
+        by as much as the next one fades in (:meth:`Labels.log_overlap`); shares of all copies of a
+        configuration sum to one. So p(x) w(u) is a density on copies whose marginal is p(x), and
+        which copy a configuration is taken for is drawn by its shares (:meth:`draw_copies`), just
+        as momenta are. Zero (one copy has all) without `overlap`.
+
+        Parameters
+        ----------
+        u
+            Coordinates in the domain.
+        tau
+            T/T_ref [B]. The share's numerator steers as a Boltzmann factor does; its denominator,
+            which differs from one within 0.3 rad of a wall only, does not.
+        """
+        if not self.overlap:
+            return u.new_zeros(len(u))
+        beyond, every = self.log_overlap(u, tau)
+        return beyond - every
+
+    def log_overlap(self, u: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """ln of the numerator and of the denominator of the share of u [B, 3N-6], each [B]."""
+        return self.labelling.log_overlap(u[:, self._torsions], self.branch_cuts, tau)
+
+    def log_window_of(self, x: Tensor, tau: Tensor) -> Tensor:
+        """:meth:`log_window` [B] of the copies whose conformations, as built, are x [B, N, 3].
+
+        The primary hydrogen need not come first: the labels of x tell which copy it is.
+        """
+        self._check_x(x)
+        torsions, primary = self._group_torsions(x), self.labelling.columns[:, 0]
+        copies = (-self.labelling.of(torsions, self.branch_cuts)) % 3
+        before = TWO_PI * (copies == 2).to(x)
+        turned = wrap(torsions[:, primary], self.branch_cuts[primary]) - before
+        beyond, every = self.labelling.log_overlap(
+            torsions.index_copy(1, primary, turned), self.branch_cuts, tau
+        )
+        return beyond - every
+
+    def draw_copies(
+        self, x: Tensor, tau: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Which copy each x [B, N, 3] is taken for, [B, G], and :meth:`log_window` of it [B].
+
+        Copies are drawn by their shares.
+        """
+        self._check_x(x)
+        x = self.relabel(x, self.labels(x))
+        torsions, primary = self._group_torsions(x), self.labelling.columns[:, 0]
+        start = wrap(torsions[:, primary], self.branch_cuts[primary])
+        torsions = torsions.index_copy(1, primary, start)
+        copies = self.labelling.draw(torsions, self.branch_cuts, tau, generator)
+        return copies, self.log_window_of(self.relabel(x, copies), tau)

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from openmm_tsf.coordinates.branch_cuts import emptiest_angles
 from openmm_tsf.coordinates.chirality import is_mirrored, reference_handedness
 from openmm_tsf.coordinates.config import layer_entries
-from openmm_tsf.coordinates.copies import LabelledCopies
-from openmm_tsf.coordinates.door import check_tensor
 from openmm_tsf.coordinates.geometry import (
     TWO_PI,
     axes_of,
@@ -30,11 +28,12 @@ from openmm_tsf.coordinates.geometry import (
     norm,
     wrap,
 )
-from openmm_tsf.coordinates.hydrogen_labels import Labels, Triple
+from openmm_tsf.coordinates.hydrogen_labels import LabelledCopies, Labels, Triple
 from openmm_tsf.coordinates.nerf import Placement
 from openmm_tsf.coordinates.penalties import beyond_branch, hold, outside_half_circle
 from openmm_tsf.coordinates.zmatrix import ZMatrix
 from openmm_tsf.units import NANOMETER, in_unit
+from openmm_tsf.utils.tensors import check_tensor
 from openmm_tsf.utils.validation import entry
 
 BOND, ANGLE, TORSION, OFFSET = range(4)
@@ -153,7 +152,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
             Of all computations: torch.float64 or torch.float32.
         equivalent
             Groups of three hydrogens to relabel so that one of three equal copies of the density
-            is left (:func:`openmm_tsf.coordinates.hydrogen_labels.equivalent_hydrogens`).
+            is left (:func:`openmm_tsf.systems.equivalent_hydrogens.equivalent_hydrogens`).
             Conformations in another labelling map to the same u; :meth:`place` gives them their
             labels back.
         overlap

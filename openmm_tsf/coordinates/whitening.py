@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from openmm_tsf.coordinates.config import dtype_entry
-from openmm_tsf.coordinates.door import check_tensor
 from openmm_tsf.coordinates.internal import TORSION
+from openmm_tsf.utils.tensors import check_tensor
 from openmm_tsf.utils.validation import array_entry, entry
 
 MODES = ("conditional", "full", "diagonal")

@@ -16,8 +16,8 @@ import numpy as np
 import openmm.app as app
 
 from openmm_tsf.coordinates.config import check_rows
-from openmm_tsf.systems.consistency import atom_label
 from openmm_tsf.units import NANOMETER, in_unit
+from openmm_tsf.utils.topology import atom_label
 from openmm_tsf.utils.validation import array_entry, entry
 
 #: Reference angles closer than this to 0 or pi (radians) leave a dihedral angle undefined.

@@ -18,8 +18,8 @@ import torch
 
 from openmm_tsf.doctor.self_test import brief
 from openmm_tsf.io.directory import stage_of
+from openmm_tsf.io.files import read_json
 from openmm_tsf.potentials.platforms import available_cores
-from openmm_tsf.systems.files import read_json
 
 #: Lines of a section: name to a value, or to a list of lines.
 Lines = dict[str, Any]

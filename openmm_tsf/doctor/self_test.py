@@ -13,7 +13,8 @@ from openmm_tsf.coordinates import InternalCoordinates
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.potentials import OpenMMPotential, Potential, TorchPotential
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.molecule import MolecularSystem, alanine_dipeptide
+from openmm_tsf.systems.library import alanine_dipeptide
+from openmm_tsf.systems.molecule import MolecularSystem
 
 FORCE_FIELDS = ("amber99sbildn-obc2", "ff96-obc1")
 

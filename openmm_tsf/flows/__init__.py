@@ -1,11 +1,8 @@
 """Normalizing flows."""
 
-import os
-from typing import Any
-
 from openmm_tsf.flows.base import AugmentedFlow, FlowSample
 from openmm_tsf.flows.bijectors import Bijector, Chain
-from openmm_tsf.flows.files import read_flow_file
+from openmm_tsf.flows.load import load_flow
 from openmm_tsf.flows.realnvp import RealNVPFlow
 from openmm_tsf.flows.tsf import TemperatureSteerableFlow
 
@@ -18,12 +15,3 @@ __all__ = [
     "TemperatureSteerableFlow",
     "load_flow",
 ]
-
-
-def load_flow(path: str | os.PathLike[str], molecule: Any = None) -> AugmentedFlow:
-    """Read a flow file of either class; see :meth:`AugmentedFlow.load`."""
-    content = read_flow_file(path)
-    for kind in (TemperatureSteerableFlow, RealNVPFlow):
-        if content["kind"] == kind.kind:
-            return kind._from_content(content, path, molecule)
-    raise ValueError(f"{path}: unknown kind of flow {content['kind']!r}")

@@ -15,18 +15,13 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from openmm_tsf.coordinates.hydrogen_labels import equivalent_hydrogens
 from openmm_tsf.coordinates.internal import InternalCoordinates
 from openmm_tsf.coordinates.whitening import Whitening
 from openmm_tsf.flows.bijectors import Chain
 from openmm_tsf.flows.coupling import set_conditioner_dtype
-from openmm_tsf.flows.files import (
-    FILE_FORMAT,
-    read_flow_file,
-    write_flow_file,
-)
-from openmm_tsf.flows.serialization import rebuilt
+from openmm_tsf.flows.serialization import FILE_FORMAT, read_flow_file, rebuilt, write_flow_file
 from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.equivalent_hydrogens import equivalent_hydrogens
 from openmm_tsf.units import as_temperature
 from openmm_tsf.utils.random import generator_seed
 from openmm_tsf.utils.validation import seed_number, whole_number, whole_numbers
@@ -473,10 +468,10 @@ class AugmentedFlow(nn.Module, ABC):
         content = read_flow_file(path)
         if content["kind"] != cls.kind:
             raise ValueError(f"{path}: expected a {cls.kind} flow, got {content['kind']}")
-        return cls._from_content(content, path, molecule)
+        return cls.from_content(content, path, molecule)
 
     @classmethod
-    def _from_content(cls, content: dict[str, Any], path: Any, molecule: Any) -> Self:
+    def from_content(cls, content: dict[str, Any], path: Any, molecule: Any) -> Self:
         fingerprint = content.get("fingerprint")
         if molecule is not None and fingerprint != molecule.fingerprint:
             raise ValueError(
@@ -484,7 +479,7 @@ class AugmentedFlow(nn.Module, ABC):
                 f"{str(fingerprint)[:12]}, expected {molecule.fingerprint[:12]})"
             )
         try:
-            flow = rebuilt(cls, content)
+            flow: Self = rebuilt(cls, content)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path}: damaged flow file: {error}") from error
         if molecule is not None and flow.coordinates is not None:

@@ -1,8 +1,9 @@
 """A flow from the content of its file: nothing is believed before it is checked."""
 
+import os
 from collections.abc import Mapping
 from types import NoneType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,17 +11,13 @@ from torch import Tensor
 from openmm_tsf.coordinates.internal import InternalCoordinates
 from openmm_tsf.coordinates.whitening import Whitening
 from openmm_tsf.flows.coupling import AffineCoupling
+from openmm_tsf.io.tensors import read_tensors, write_tensors
 from openmm_tsf.utils.validation import entry, one_of, whole_number, whole_numbers
-
-if TYPE_CHECKING:
-    from openmm_tsf.flows.base import AugmentedFlow
-
-Flow = TypeVar("Flow", bound="AugmentedFlow")
 
 _PRECISIONS = (None, "float32", "float64")
 
 
-def rebuilt(kind: type[Flow], content: dict[str, Any]) -> Flow:
+def rebuilt(kind: type[Any], content: dict[str, Any]) -> Any:
     """The flow of this class that the content of a file describes.
 
     Raises
@@ -116,3 +113,36 @@ def _size_of(tensors: dict[Any, Any]) -> int:
             raise ValueError(f"state_dict: expected finite numbers, got NaN or infinity in {name}")
         size += used
     return size
+
+
+#: 2: copies that overlap, which readers of format 1 would take for walls.
+FILE_FORMAT = 2
+
+
+def write_flow_file(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write tensors, numbers, strings, lists and dictionaries to a file, all or nothing."""
+    write_tensors(path, content)
+
+
+def read_flow_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The raw content of a flow file, checked for its format.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not a flow file, damaged, or of a newer format.
+    """
+    content = read_tensors(path, "flow file")
+    if "kind" not in content or "format" not in content:
+        raise ValueError(f"{path}: not a flow file")
+    number = content["format"]
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"{path}: not a flow file (format: expected a number, got {number!r})")
+    if number > FILE_FORMAT:
+        raise ValueError(
+            f"{path}: written in format {number} by a newer version; "
+            f"this one reads up to format {FILE_FORMAT}"
+        )
+    return content

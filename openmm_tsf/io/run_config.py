@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from openmm_tsf.io.files import read_json
 from openmm_tsf.units import as_temperatures
 from openmm_tsf.utils.validation import positive_number, whole_number
 
@@ -140,3 +141,37 @@ def _short(error: Exception) -> str:
     """A stranger's values may be long."""
     text = str(error)
     return text if len(text) < 300 else f"{text[:300]}..."
+
+
+RUN_FORMAT = 1
+
+
+_IN_CHOICES = {"molecule", "flow", "kernels", "potential", "save_interval", "torch_threads"}
+
+
+def read_run_config(directory: Path) -> dict[str, Any]:
+    """``config.json`` of a run directory.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the directory is no run directory.
+    ValueError
+        If it is damaged or was written in a newer format.
+    """
+    path = directory / "config.json"
+    if not (path.exists() or path.is_symlink()):
+        raise FileNotFoundError(f"{directory}: no run directory, config.json is missing")
+    config = read_json(path)
+    if not {"format", "temperatures_K", "n_walkers", "choices"} <= config.keys():
+        raise ValueError(f"{path}: no config.json of a sampling run")
+    if not isinstance(config["format"], int) or config["format"] > RUN_FORMAT:
+        raise ValueError(
+            f"{path}: written in format {config['format']} by a newer version; this one "
+            f"reads up to format {RUN_FORMAT}"
+        )
+    check_run_config(config, path)
+    choices = config["choices"]
+    if not choices.keys() >= _IN_CHOICES:
+        raise ValueError(f"{path}: damaged, choices are missing")
+    return config

@@ -53,7 +53,8 @@ def check_platform(platform: str | openmm.Platform) -> str:
             f"platform: expected a name or an openmm.Platform, got {type(platform).__name__}"
         )
     if name not in available_platforms():
-        raise ValueError(f"platform: expected one of {available_platforms()}, got {name!r}")
+        known = ", ".join(available_platforms())
+        raise ValueError(f"platform: expected one of {known}, got {name!r}")
     return name
 
 

@@ -21,13 +21,12 @@ from openmm_tsf.sampling.consistency import (
     member_infos,
     with_members,
 )
-from openmm_tsf.sampling.doors import check_flow
-from openmm_tsf.sampling.initial import starting_state
+from openmm_tsf.sampling.initial import minimised, starting_state
+from openmm_tsf.sampling.kernels.base import Closable, Kernel, check_flow
 from openmm_tsf.sampling.kernels.flow import FlowLike
-from openmm_tsf.sampling.kernels.langevin_openmm import minimised
 from openmm_tsf.sampling.kernels.schedule import Every, default_kernels, kernels_by_name
 from openmm_tsf.sampling.recorder import Reporter
-from openmm_tsf.sampling.state import Closable, Kernel, KernelInfo, WalkerState
+from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.sampling.tuning import HasStepSize, StepSizeTuner
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import as_temperatures

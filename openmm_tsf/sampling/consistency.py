@@ -8,8 +8,9 @@ import torch
 
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
+from openmm_tsf.sampling.kernels.base import Kernel
 from openmm_tsf.sampling.kernels.dynamics import Leg
-from openmm_tsf.sampling.state import Kernel, KernelInfo, WalkerState
+from openmm_tsf.sampling.state import KernelInfo, WalkerState
 
 #: Walkers on which two potentials are compared.
 _ROWS = 4

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+import openmm
 import torch
 from torch import Tensor
 
@@ -9,7 +11,9 @@ from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
 from openmm_tsf.sampling.kernels.dynamics import mass_per_coordinate
 from openmm_tsf.sampling.kernels.flow import FlowLike
+from openmm_tsf.sampling.kernels.langevin_openmm import DynamicsPotential
 from openmm_tsf.sampling.state import WalkerState
+from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import NANOMETER, PICOSECOND, in_unit
 from openmm_tsf.utils.validation import numbers_of
 
@@ -120,3 +124,23 @@ def maxwell_boltzmann(
     width = (kt.reshape(-1, *(1,) * mass.ndim) / mass).sqrt()
     noise = torch.randn(shape, generator=generator, dtype=torch.float64)
     return noise * width
+
+
+def minimised(potential: Potential, molecule: MolecularSystem) -> np.ndarray:
+    """Positions [N, 3] in nm after at most 200 steps of OpenMM's local minimiser.
+
+    It runs in a Context of the potential if that opens any, otherwise in one of the molecule's own
+    System: on the CPU platform, with one thread so that the result can be repeated.
+    """
+    integrator = openmm.VerletIntegrator(0.001)
+    if isinstance(potential, DynamicsPotential):
+        context = potential.make_context(integrator)
+    else:
+        # Not Reference: it takes minutes for a peptide of ten residues with a CustomGBForce.
+        platform = openmm.Platform.getPlatformByName("CPU")
+        properties = {"Threads": "1", "DeterministicForces": "true"}
+        context = openmm.Context(molecule.system, integrator, platform, properties)
+    context.setPositions(molecule.positions)
+    openmm.LocalEnergyMinimizer.minimize(context, 10.0, 200)
+    state = context.getState(getPositions=True)
+    return np.asarray(state.getPositions(asNumpy=True)._value)

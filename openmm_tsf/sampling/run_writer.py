@@ -7,10 +7,8 @@ cut off.
 """
 
 import os
-import platform
 import re
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +16,19 @@ import numpy as np
 
 from openmm_tsf.io.dcd import DCDWriter
 from openmm_tsf.io.directory import contents
-from openmm_tsf.io.files import read_json, refuse_links, sweep, write_arrays, write_json
-from openmm_tsf.io.run_config import check_distinct, check_run_config, rung_file
+from openmm_tsf.io.files import refuse_links, sweep, write_arrays, write_json
+from openmm_tsf.io.run_config import RUN_FORMAT, check_distinct, rung_file
 from openmm_tsf.io.tensors import read_tensors, write_tensors
 from openmm_tsf.systems.files import holds_molecule, write_molecule
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.validation import whole_number
+from openmm_tsf.utils.versions import versions
 
-RUN_FORMAT = 1
 CHECKPOINT = "checkpoint.pt"
 _IN_CHECKPOINT = {
     "state", "generator", "kernels", "seed", "n_frames_written", "n_segments"
 }  # fmt: skip
-_IN_CHOICES = {"molecule", "flow", "kernels", "potential", "save_interval", "torch_threads"}
 _SEGMENT = re.compile(r"segment_(\d{6,})\.(npz|tmp)")  # the latter: of earlier versions
-_PACKAGES = ("openmm-tsf", "openmm", "torch", "numpy", "mdtraj")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and the packages that the numbers depend on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
 
 
 def dihedral_angles(x: np.ndarray, quartets: np.ndarray) -> np.ndarray:
@@ -47,34 +38,6 @@ def dihedral_angles(x: np.ndarray, quartets: np.ndarray) -> np.ndarray:
     normal_1, normal_2 = np.cross(first, axis), np.cross(axis, last)
     sine = (first * normal_2).sum(-1) * np.linalg.norm(axis, axis=-1)
     return np.asarray(np.arctan2(sine, (normal_1 * normal_2).sum(-1)))
-
-
-def read_run_config(directory: Path) -> dict[str, Any]:
-    """``config.json`` of a run directory.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the directory is no run directory.
-    ValueError
-        If it is damaged or was written in a newer format.
-    """
-    path = directory / "config.json"
-    if not (path.exists() or path.is_symlink()):
-        raise FileNotFoundError(f"{directory}: no run directory, config.json is missing")
-    config = read_json(path)
-    if not {"format", "temperatures_K", "n_walkers", "choices"} <= config.keys():
-        raise ValueError(f"{path}: no config.json of a sampling run")
-    if not isinstance(config["format"], int) or config["format"] > RUN_FORMAT:
-        raise ValueError(
-            f"{path}: written in format {config['format']} by a newer version; this one "
-            f"reads up to format {RUN_FORMAT}"
-        )
-    check_run_config(config, path)
-    choices = config["choices"]
-    if not choices.keys() >= _IN_CHOICES:
-        raise ValueError(f"{path}: damaged, choices are missing")
-    return config
 
 
 class RunWriter:

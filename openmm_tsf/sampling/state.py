@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -141,66 +141,7 @@ def sum_of(first: KernelInfo | None, second: KernelInfo | None) -> KernelInfo:
     return first + second
 
 
-@runtime_checkable
-class Kernel(Protocol):
-    """A Markov kernel on walkers that leaves the Boltzmann distribution of every rung invariant.
-
-    Attributes
-    ----------
-    name : str
-        Name in counts and summaries.
-    exact : bool
-        Whether the distribution is left invariant exactly, or up to a time-step error.
-    """
-
-    @property
-    def name(self) -> str:
-        """Name in counts and summaries."""
-        ...
-
-    @property
-    def exact(self) -> bool:
-        """No time-step error."""
-        ...
-
-    @property
-    def temperatures(self) -> tuple[float, ...]:
-        """The ladder, K."""
-        ...
-
-    @property
-    def counts_shape(self) -> tuple[int, ...]:
-        """Shape of :attr:`KernelInfo.accepted`."""
-        ...
-
-    def __call__(
-        self, state: WalkerState, generator: torch.Generator
-    ) -> tuple[WalkerState, KernelInfo]:
-        """The next state and what happened. All randomness comes from `generator`."""
-        ...
-
-    def settings(self) -> dict[str, Any]:
-        """Every choice made, as json-able values; equal settings make equal kernels."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """What changes from call to call or by tuning, as tensors and plain numbers."""
-        ...
-
-    def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Set what :meth:`state_dict` returned."""
-        ...
-
-
 def per_rung(accepted: Tensor, n_walkers: int) -> tuple[Tensor, Tensor]:
     """Counts (accepted [R], proposed [R]) from accepted [W, R] bool."""
     total = accepted.sum(dim=0)
     return total, torch.full_like(total, n_walkers)
-
-
-@runtime_checkable
-class Closable(Protocol):
-    """A kernel that holds Contexts or threads until it is closed."""
-
-    def close(self) -> None:
-        """Free them."""

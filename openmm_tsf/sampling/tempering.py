@@ -12,10 +12,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from openmm_tsf.io.directory import DirectoryLock
+from openmm_tsf.io.run_config import read_run_config
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.chain import TemperingChain
 from openmm_tsf.sampling.consistency import check_potentials
 from openmm_tsf.sampling.initial import restored_state
+from openmm_tsf.sampling.kernels.base import Kernel
 from openmm_tsf.sampling.kernels.flow import FlowLike
 from openmm_tsf.sampling.kernels.schedule import Every
 from openmm_tsf.sampling.provenance import (
@@ -25,8 +27,7 @@ from openmm_tsf.sampling.provenance import (
     sampling_choices,
 )
 from openmm_tsf.sampling.recorder import CHECKPOINT_SECONDS, Recorder
-from openmm_tsf.sampling.run_writer import RunWriter, read_run_config
-from openmm_tsf.sampling.state import Kernel
+from openmm_tsf.sampling.run_writer import RunWriter
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.signals import DeferredInterrupt
 

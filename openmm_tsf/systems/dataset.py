@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openmm_tsf.systems.consistency import check_frames
+from openmm_tsf.systems.frame_checks import check_frames
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import NANOMETER, as_temperature, in_unit
 from openmm_tsf.utils.validation import check_fields, numbers_of, positive_number, whole_number
@@ -352,21 +352,3 @@ def _silent_stdout() -> Iterator[None]:
         os.dup2(kept, 1)
         os.close(kept)
         os.close(nowhere)
-
-
-def basin_labels(molecule: MolecularSystem | None, x: Tensor) -> Tensor:
-    """Basin of each configuration [B, *event], as int64 [B]: 1 where the first phi is positive.
-
-    Molecules without a phi, and potentials on R^d, have one basin. Rows that are not finite are
-    in basin 0.
-    """
-    if molecule is None or not any(name.startswith("phi") for name in molecule.dihedrals):
-        return torch.zeros(len(x), dtype=torch.int64)
-    quartet = next(q for name, q in molecule.dihedrals.items() if name.startswith("phi"))
-    positions = x.detach().cpu().numpy().astype(np.float32)
-    finite = np.isfinite(positions).all(axis=(1, 2))
-    labels = np.zeros(len(x), dtype=np.int64)
-    if finite.any():
-        frames = mdtraj.Trajectory(positions[finite], molecule.mdtraj_topology)
-        labels[finite] = mdtraj.compute_dihedrals(frames, [quartet])[:, 0] > 0
-    return torch.from_numpy(labels)

@@ -1,24 +1,20 @@
 """What a user hands over as files: molecules, trajectories, and a place for the results."""
 
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import openmm
 import openmm.app as app
 
-from openmm_tsf.io.files import PathLike, read_json, write_arrays, write_text
+from openmm_tsf.io.files import PathLike, write_arrays, write_text
 from openmm_tsf.io.npz import read_arrays
 from openmm_tsf.io.openmm_xml import read_openmm_xml
 from openmm_tsf.io.topology import read_topology, write_topology
-from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.molecule import MolecularSystem, alanine_dipeptide
+from openmm_tsf.systems.library import alanine_dipeptide
+from openmm_tsf.systems.molecule import MolecularSystem
 
 POSITIONS, TOPOLOGY = "positions.npz", "topology.json"
-MD_FORMAT = 2
 
 
 def load_molecule(
@@ -118,107 +114,6 @@ def read_molecule(directory: PathLike) -> MolecularSystem:
         return MolecularSystem(system, topology, positions)
     except ValueError as error:
         raise ValueError(f"{folder}: its files do not make a molecule: {error}") from error
-
-
-def load_trajectory(
-    trajectory: PathLike,
-    molecule: MolecularSystem,
-    temperature: float | None = None,
-    stride: int = 1,
-) -> MDDataset:
-    """Frames of a trajectory file, or of a directory that the ``md`` stage wrote.
-
-    Parameters
-    ----------
-    trajectory
-        A file that mdtraj reads, or a directory of the ``md`` stage, which knows its temperature
-        and its cost.
-    molecule
-        The molecule.
-    temperature
-        Temperature of a trajectory file in K.
-    stride
-        Keep every `stride`-th frame.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file or directory.
-    ValueError
-        If the temperature is missing or contradicts the directory's, or the frames do not fit.
-    """
-    path = Path(trajectory)
-    if not path.exists():
-        raise FileNotFoundError(f"trajectory: no such file or directory {path}")
-    if not path.is_dir():
-        if temperature is None:
-            raise ValueError(f"temperature: expected the temperature of {path} in K, got none")
-        return MDDataset.load(path, molecule, temperature, stride=stride)
-    if not (path / "md.dcd").is_file() or not (path / "config.json").is_file():
-        raise ValueError(f"trajectory: {path} is no directory of the md stage (no md.dcd in it)")
-    config = read_md_config(path)
-    known = float(config["settings"]["temperature"])
-    if temperature is not None and abs(temperature - known) > 1e-6:
-        raise ValueError(f"temperature: {path} was run at {known} K, got {temperature} K")
-    return MDDataset.load(
-        path / "md.dcd",
-        molecule,
-        known,
-        stride=stride,
-        n_evaluations=int(config["progress"]["n_evaluations"]),
-    )
-
-
-def read_md_config(folder: PathLike) -> dict[str, Any]:
-    """``config.json`` of an MD directory.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is none, or it is of something else, or damaged.
-    """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"output: {folder} holds no MD run (no config.json in it)")
-    found = read_json(path)
-    if found.get("stage") != "md":
-        raise ValueError(f"output: {folder} holds no MD run")
-    if found.get("format") not in (1, MD_FORMAT):
-        raise ValueError(
-            f"{path}: expected format {MD_FORMAT}, got {found.get('format')!r}, of another version"
-        )
-    for key, kind in (
-        ("settings", dict), ("choices", dict), ("progress", dict), ("fingerprint", str)
-    ):  # fmt: skip
-        if not isinstance(found.get(key), kind):
-            raise ValueError(f"{path}: damaged, {key} is missing")
-    for part, keys in (
-        ("progress", ("n_frames", "n_evaluations", "wall_seconds")), ("settings", ("temperature",))
-    ):  # fmt: skip
-        for key in keys:
-            if not isinstance(found[part].get(key), (int, float)):
-                raise ValueError(f"{path}: damaged, {key} is missing in {part}")
-    return found
-
-
-def check_platform(name: str | None) -> None:
-    """Refuse a platform that this OpenMM does not have; None stands for a measurement.
-
-    Raises
-    ------
-    ValueError
-        If there is no platform of that name.
-    """
-    platforms = map(openmm.Platform.getPlatform, range(openmm.Platform.getNumPlatforms()))
-    known = [found.getName() for found in platforms]
-    if name is not None and name not in known:
-        raise ValueError(f"platform: expected one of {', '.join(known)}, got {name!r}")
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of this package and of what its numbers depend on."""
-    names = ("openmm-tsf", "openmm", "torch", "numpy", "mdtraj", "pymbar")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def _read_pdb(path: Path) -> app.PDBFile:

@@ -20,11 +20,16 @@ from openmm_tsf.flows.coupling import set_conditioner_dtype
 from openmm_tsf.io.files import write_csv
 from openmm_tsf.io.tensors import write_tensors
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.systems.dataset import MDDataset, basin_labels
-from openmm_tsf.training.checkpoint import CHECKPOINT_FORMAT, origin_of, read_checkpoint
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.training.basins import basin_labels
+from openmm_tsf.training.checkpoint import (
+    CHECKPOINT_FORMAT,
+    check_checkpoint,
+    origin_of,
+    read_checkpoint,
+)
 from openmm_tsf.training.objectives import OBJECTIVES
 from openmm_tsf.training.optimizers import optimizers_of, set_learning_rate
-from openmm_tsf.training.restore import check_checkpoint
 from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.validation import Validation, Validator
 from openmm_tsf.utils.random import seeded_generator

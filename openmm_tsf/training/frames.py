@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.flows.base import AugmentedFlow
-from openmm_tsf.systems.dataset import MDDataset, basin_labels
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.training.basins import basin_labels
 from openmm_tsf.training.losses import whitened
 
 

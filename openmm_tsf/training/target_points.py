@@ -9,8 +9,8 @@ from torch import Tensor
 
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.systems.dataset import basin_labels
 from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.training.basins import basin_labels
 from openmm_tsf.training.losses import action
 
 _BLOCK = 4096

@@ -14,7 +14,8 @@ from torch import Tensor
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.bijectors import Chain
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.systems.dataset import MDDataset, basin_labels
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.training.basins import basin_labels
 from openmm_tsf.training.losses import (
     marginal_nll_bound,
     negative_log_likelihood,

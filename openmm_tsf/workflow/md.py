@@ -10,12 +10,12 @@ import openmm
 from openmm_tsf.io.directory import claimed, contents
 from openmm_tsf.io.files import PathLike
 from openmm_tsf.io.serialization import from_plain
-from openmm_tsf.md_settings import MDSettings
-from openmm_tsf.systems.files import MD_FORMAT, check_platform, read_md_config
+from openmm_tsf.potentials.platforms import check_platform
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.signals import DeferredInterrupt
 from openmm_tsf.utils.validation import seconds_between, thread_count
-from openmm_tsf.workflow.md_simulation import Dynamics, fastest_platform
+from openmm_tsf.workflow.md_simulation import MD_FORMAT, Dynamics, fastest_platform, read_md_config
+from openmm_tsf.workflow.settings import MDSettings
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,8 @@ def run_md(
     RuntimeError
         If the dynamics blow up.
     """
-    check_platform(platform)
+    if platform is not None:
+        check_platform(platform)
     seconds_between(checkpoint_seconds)
     if threads is not None:
         threads = thread_count(threads)
@@ -172,6 +173,7 @@ def _same_choices(
                 "%s: the run was started with %s, it goes on with %s: valid, but not the same bit "
                 "by bit", name, written.get(name), now,
             )  # fmt: skip
-    found = platform or written.get("platform")
-    check_platform(found)
-    return str(found), thread_count(threads or written.get("threads") or 1)
+    chosen = platform or written.get("platform")
+    if chosen is not None:
+        check_platform(chosen)
+    return str(chosen), thread_count(threads or written.get("threads") or 1)

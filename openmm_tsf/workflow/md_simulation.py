@@ -15,12 +15,13 @@ import openmm
 from tqdm.auto import tqdm
 
 from openmm_tsf.io.dcd import DCDWriter
-from openmm_tsf.io.files import write_arrays, write_json
+from openmm_tsf.io.files import PathLike, read_json, write_arrays, write_json
 from openmm_tsf.io.npz import read_arrays
-from openmm_tsf.md_settings import MDSettings
-from openmm_tsf.systems.files import MD_FORMAT, package_versions, write_molecule
+from openmm_tsf.systems.files import write_molecule
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.signals import DeferredInterrupt
+from openmm_tsf.utils.versions import package_versions
+from openmm_tsf.workflow.settings import MDSettings
 
 logger = logging.getLogger(__name__)
 
@@ -305,3 +306,38 @@ class _IterationCounter(openmm.MinimizationReporter):
     def report(self, iteration: int, x: Any, grad: Any, args: Any) -> bool:
         self.count += 1
         return False
+
+
+MD_FORMAT = 2
+
+
+def read_md_config(folder: PathLike) -> dict[str, Any]:
+    """``config.json`` of an MD directory.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is none, or it is of something else, or damaged.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"output: {folder} holds no MD run (no config.json in it)")
+    found = read_json(path)
+    if found.get("stage") != "md":
+        raise ValueError(f"output: {folder} holds no MD run")
+    if found.get("format") not in (1, MD_FORMAT):
+        raise ValueError(
+            f"{path}: expected format {MD_FORMAT}, got {found.get('format')!r}, of another version"
+        )
+    for key, kind in (
+        ("settings", dict), ("choices", dict), ("progress", dict), ("fingerprint", str)
+    ):  # fmt: skip
+        if not isinstance(found.get(key), kind):
+            raise ValueError(f"{path}: damaged, {key} is missing")
+    for part, keys in (
+        ("progress", ("n_frames", "n_evaluations", "wall_seconds")), ("settings", ("temperature",))
+    ):  # fmt: skip
+        for key in keys:
+            if not isinstance(found[part].get(key), (int, float)):
+                raise ValueError(f"{path}: damaged, {key} is missing in {part}")
+    return found

@@ -15,10 +15,10 @@ from openmm_tsf.io.directory import contents
 from openmm_tsf.io.files import PathLike, read_json, write_json
 from openmm_tsf.io.serialization import from_plain, plain
 from openmm_tsf.potentials.base import Potential, is_potential_choice, potential_choices
-from openmm_tsf.systems.files import package_versions
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.training import FitSettings
 from openmm_tsf.utils.validation import most_threads
+from openmm_tsf.utils.versions import package_versions
 from openmm_tsf.workflow.settings import FlowSettings, SamplingSettings
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openmm_tsf.flows import load_flow
 from openmm_tsf.flows.base import AugmentedFlow
+from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io.directory import DirectoryLock
 from openmm_tsf.io.files import sweep
 from openmm_tsf.io.tensors import read_tensors, write_tensors

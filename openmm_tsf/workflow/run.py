@@ -10,24 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from openmm_tsf.analysis.analyze import analyze
 from openmm_tsf.coordinates import InternalCoordinates
-from openmm_tsf.flows import load_flow
+from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io.directory import DirectoryLock, claimed
+from openmm_tsf.io.files import PathLike
 from openmm_tsf.io.serialization import from_plain
+from openmm_tsf.potentials.platforms import check_platform
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.files import (
-    PathLike,
-    check_platform,
-    holds_molecule,
-    load_trajectory,
-    read_molecule,
-    write_molecule,
-)
-from openmm_tsf.systems.molecule import MolecularSystem, alanine_dipeptide
+from openmm_tsf.systems.files import holds_molecule, read_molecule, write_molecule
+from openmm_tsf.systems.library import alanine_dipeptide
+from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.random import Seeds
 from openmm_tsf.utils.validation import seconds_between, seed_number
 from openmm_tsf.workflow import sample as production
 from openmm_tsf.workflow.costs import Costs
+from openmm_tsf.workflow.frames import hash_of_frames, load_trajectory
 from openmm_tsf.workflow.md import run_md
 from openmm_tsf.workflow.potential_choice import (
     batch_of,
@@ -35,6 +33,7 @@ from openmm_tsf.workflow.potential_choice import (
     planned_training,
     reopen_potential,
 )
+from openmm_tsf.workflow.presets import preset
 from openmm_tsf.workflow.record import (
     SETTINGS,
     check_same_record,
@@ -44,9 +43,9 @@ from openmm_tsf.workflow.record import (
     write_record,
 )
 from openmm_tsf.workflow.rounds import Rounds
-from openmm_tsf.workflow.sample import analyze
-from openmm_tsf.workflow.settings import RunSettings, preset
-from openmm_tsf.workflow.train import CHECKPOINT_SECONDS, build_flow, hash_of_frames, sample, train
+from openmm_tsf.workflow.sample import sample
+from openmm_tsf.workflow.settings import RunSettings
+from openmm_tsf.workflow.train import CHECKPOINT_SECONDS, build_flow, train
 
 __all__ = ["analyze", "run", "run_md", "sample", "train"]
 
@@ -124,7 +123,8 @@ def run(
         raise ValueError("trajectory: expected none where MD is to be run, got both")
     if trajectory is None and temperature is not None:
         raise ValueError("temperature: expected none without a trajectory, got one")
-    check_platform(platform)
+    if platform is not None:
+        check_platform(platform)
     seconds_between(checkpoint_seconds)
     record = read_record(Path(output), ["run"]) if resume else None
     if record is not None:

@@ -2,35 +2,52 @@
 
 import logging
 from contextlib import AbstractContextManager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from openmm_tsf.analysis.analyze import analyze
+from openmm_tsf.analysis.reference import REFERENCE, has_reference
 from openmm_tsf.flows.base import AugmentedFlow
-from openmm_tsf.io.directory import DirectoryLock
-from openmm_tsf.io.files import read_json, sweep, write_json, written_together
-from openmm_tsf.io.serialization import from_plain
+from openmm_tsf.flows.load import load_flow
+from openmm_tsf.io.directory import DirectoryLock, claimed
+from openmm_tsf.io.files import PathLike, read_json, write_json
+from openmm_tsf.io.run_config import read_run_config
+from openmm_tsf.io.serialization import from_plain, plain
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.potentials.platforms import check_platform
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.sampling.kernels.schedule import Every, default_kernels
-from openmm_tsf.sampling.run_writer import CHECKPOINT, RunWriter, read_run_config
+from openmm_tsf.sampling.provenance import hash_of
+from openmm_tsf.sampling.run_writer import CHECKPOINT, RunWriter
 from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.files import PathLike
-from openmm_tsf.systems.molecule import MolecularSystem, alanine_dipeptide
+from openmm_tsf.systems.files import holds_molecule, read_molecule, write_molecule
+from openmm_tsf.systems.library import alanine_dipeptide
+from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.random import Seeds, seeded_generator
 from openmm_tsf.utils.threads import torch_threads
+from openmm_tsf.utils.validation import seconds_between, seed_number
+from openmm_tsf.workflow import sample as production
 from openmm_tsf.workflow.costs import Costs
-from openmm_tsf.workflow.potential_choice import reopen_potential
-from openmm_tsf.workflow.record import warn_of_other_versions
+from openmm_tsf.workflow.frames import hash_of_frames
+from openmm_tsf.workflow.potential_choice import batch_of, planned_sampling, reopen_potential
+from openmm_tsf.workflow.record import (
+    SETTINGS,
+    check_same_record,
+    new_record,
+    note_potential,
+    read_record,
+    warn_of_other_versions,
+    write_record,
+)
 from openmm_tsf.workflow.settings import SamplingSettings
+from openmm_tsf.workflow.train import CHECKPOINT_SECONDS
 
 logger = logging.getLogger(__name__)
 
-REFERENCE = "ala2_reference.npz"
 _DRAWS_PER_WALKER = 20
 
 
@@ -166,7 +183,7 @@ def begin(
     clear_unbegun(lock.directory, molecule, settings)
     # The seed of a run is the user's; the sampler's was derived from it.
     entries = costs.to_config() | {"seed": choices["seed"]}
-    if has_reference(molecule):
+    if has_reference(molecule.fingerprint):
         entries["reference"] = REFERENCE
     sampler.run(
         0,
@@ -281,12 +298,47 @@ def produce(
     return analyze(folder)
 
 
-def analyze(path: PathLike) -> dict[str, Any]:
-    """Tables and pictures of a run directory, written into it.
+def sample(
+    flow: PathLike | None,
+    output: PathLike,
+    settings: SamplingSettings | None = None,
+    *,
+    molecule: MolecularSystem | None = None,
+    start: MDDataset | None = None,
+    seed: int | None = None,
+    platform: str | None = None,
+    resume: bool = False,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Replica exchange with a frozen flow, and its analysis.
 
-    ``summary.json``; ``ramachandran.png`` where the molecule has φ and ψ; ``diagnostics.png``; and
-    ``thermodynamics.{csv,json,png}``, functions of the temperature over the whole ladder. The run
-    may still be writing. The files replace earlier ones together, when all are made.
+    Parameters
+    ----------
+    flow
+        A flow file, or a directory that ``train`` or ``run`` wrote; None where `output`, which is
+        resumed, has it already.
+    output
+        Run directory, new or empty (or the one to resume).
+    settings
+        Ladder, walkers, lengths. When resuming, those of the run by default; ``n_iterations`` may
+        grow: it counts the iterations of production in all.
+    molecule
+        The molecule; by default the one in the flow's directory, else alanine dipeptide.
+    start
+        Configurations to start from, drawn at random; by default draws of the flow, weighted to
+        each temperature.
+    seed
+        Seed of everything (default 1).
+    platform
+        OpenMM platform; by default the fastest, by a short measurement.
+    resume
+        Continue the run in `output` from its checkpoint, the same as if it had not stopped. Where
+        nothing was begun yet, begin.
+    checkpoint_seconds
+        Time between checkpoints.
+    progress
+        Show progress bars.
 
     Returns
     -------
@@ -295,44 +347,132 @@ def analyze(path: PathLike) -> dict[str, Any]:
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        If it is no run directory, or has no samples yet.
+    FileExistsError
+        If `output` is not empty and `resume` is false.
+    DirectoryInUse
+        If another process writes to `output`.
+    ValueError
+        If the flow belongs to another molecule, or the run to resume does not fit.
+    KeyboardInterrupt
+        After Ctrl-C, with everything written and analysed.
     """
-    from openmm_tsf.analysis import (
-        load_reference,
-        load_run,
-        plot_diagnostics,
-        write_summary,
-        write_thermodynamics,
+    if platform is not None:
+        check_platform(platform)
+    seconds_between(checkpoint_seconds)
+    own = Path(output)
+    if resume and flow is None and (own / "flow.pt").is_file():
+        flow = own
+    if flow is None:
+        raise ValueError("flow: expected a flow file, or a directory of train or run, got none")
+    home, file = _flow_file(flow)
+    if molecule is None:
+        where = next((f for f in (own, home) if f is not None and holds_molecule(f)), None)
+        molecule = alanine_dipeptide() if where is None else read_molecule(where)
+    model = load_flow(file, molecule)
+    known = home is not None and home != own and (home / "config.json").is_file()
+    costs = Costs.from_config(read_json(home / "config.json")) if home and known else Costs()
+    seed = None if seed is None else seed_number(seed)
+    with claimed(output, resume=resume) as lock:
+        if resume and production.has_begun(lock.directory):
+            total = _checked_total(lock, settings, start, seed)
+            return production.take_up(
+                model, lock, total, molecule, platform, checkpoint_seconds, progress
+            )
+        return _sample_from_the_start(
+            model, lock, settings, molecule, start, seed, platform, resume, costs, str(file),
+            checkpoint_seconds, progress,
+        )  # fmt: skip
+
+
+def _checked_total(
+    lock: DirectoryLock, settings: SamplingSettings | None, start: MDDataset | None,
+    seed: int | None,
+) -> int | None:  # fmt: skip
+    """Iterations in all, where the rest of what is asked is what the run was started with."""
+    choices = read_json(lock.directory / "config.json").get("choices")
+    if not isinstance(choices, dict):
+        raise ValueError(f"{lock.directory / 'config.json'}: damaged, choices are missing")
+    if seed is not None and seed != choices.get("seed", seed):
+        raise ValueError(
+            f"seed: what is in {lock.directory} was made with {choices['seed']}, got {seed}"
+        )
+    if start is not None and choices.get("start_sha256", None) != hash_of_frames(start):
+        raise ValueError("start: these are not the frames that the run was started from")
+    if settings is None:
+        return None
+    asked = choices.get("settings")
+    if isinstance(asked, dict):
+        before = {"fingerprint": "", "settings": asked.get("sampling", asked)}
+        now = {"fingerprint": "", "settings": plain(settings)}
+        check_same_record(lock.directory, before, now, growing=["n_iterations"])
+    return settings.n_iterations
+
+
+def _sample_from_the_start(
+    flow: AugmentedFlow,
+    lock: DirectoryLock,
+    settings: SamplingSettings | None,
+    molecule: MolecularSystem,
+    start: MDDataset | None,
+    seed: int | None,
+    platform: str | None,
+    resume: bool,
+    costs: Costs,
+    file: str,
+    checkpoint_seconds: float,
+    progress: bool,
+) -> dict[str, Any]:
+    folder = lock.directory
+    record = read_record(folder, ["sample"]) if resume else None
+    if record is not None:
+        seed = record["seed"] if seed is None else seed
+        settings = settings or from_plain(
+            SamplingSettings, record["settings"], str(folder / SETTINGS)
+        )
+        costs = Costs.from_config(record.get("costs") or {})
+    settings, seed = settings or SamplingSettings(), 1 if seed is None else seed
+    seeds = Seeds(seed)
+    asked = new_record(
+        "sample",
+        molecule,
+        settings=settings,
+        seed=seed,
+        flow_sha256=hash_of(flow),
+        start_sha256=None if start is None else hash_of_frames(start),
     )
+    if record is None:
+        record = asked | {"costs": costs.to_config()}
+        write_record(folder, record)
+    check_same_record(folder, record, asked, growing=["n_iterations"])
+    write_molecule(molecule, folder)
+    flow.save(folder / "flow.pt")  # the directory can be resumed, moved and read alone
+    planned, batch = planned_sampling(settings), batch_of(settings)
+    with reopen_potential(molecule, record.get("potential"), platform, planned, batch) as potential:
+        note_potential(folder, record, potential)
+        with costs.counting("sampling", potential):
+            sampler = production.make_sampler(
+                molecule, flow, settings, potential, production.sampler_seeds(seeds, True), start,
+                None,
+            )  # fmt: skip
+            sampler.tune(settings.n_tuning, progress=progress)
+        choices = {
+            "settings": plain(settings),
+            "flow_file": file,
+            "seed": seed,
+            "start_sha256": record["start_sha256"],
+        }
+        with sampler:
+            production.begin(sampler, lock, settings, costs, choices, molecule)
+            return production.produce(
+                sampler, lock, settings.n_iterations, checkpoint_seconds, progress
+            )
 
-    result = load_run(Path(path))
-    if result.n_iterations == 0:
-        raise ValueError(f"{path}: there are no samples yet")
-    # Runs started from Python do not name the reference; the molecule's fingerprint tells.
-    reference = result.reference()
-    known = result.config.get("choices", {}).get("molecule")
-    if reference is None and known == alanine_dipeptide().fingerprint and has_reference_file():
-        reference = load_reference()
-    sweep(result.path)
-    with written_together(result.path) as folder:
-        summary = write_summary(result, folder / "summary.json", reference)
-        try:
-            result.backbone()
-        except ValueError:
-            logger.info("no residue with both phi and psi: no Ramachandran plot")
-        else:
-            result.plot(folder / "ramachandran.png", reference)
-        plot_diagnostics(result, folder / "diagnostics.png")
-        write_thermodynamics(result, folder, reference)
-    return summary
 
-
-def has_reference_file() -> bool:
-    """Whether the reference data are installed."""
-    return (files("openmm_tsf.data") / REFERENCE).is_file()
-
-
-def has_reference(molecule: MolecularSystem) -> bool:
-    """Whether reference data of this very System are shipped."""
-    return has_reference_file() and molecule.fingerprint == alanine_dipeptide().fingerprint
+def _flow_file(flow: PathLike) -> tuple[Path | None, Path]:
+    """The directory that a flow's stage wrote, if it is one, and the flow's file."""
+    path = Path(flow)
+    file = path / "flow.pt" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"flow: no such flow file {file}")
+    home = file.parent
+    return (home if holds_molecule(home) else None), file

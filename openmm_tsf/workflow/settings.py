@@ -1,24 +1,85 @@
 """Settings of a whole run, and those that come with the package."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from openmm_tsf.io.run_config import check_distinct
-from openmm_tsf.io.serialization import changed, plain
 from openmm_tsf.training import FitSettings
-from openmm_tsf.units import as_temperatures
+from openmm_tsf.units import PICOSECOND, as_temperature, as_temperatures, in_unit
 from openmm_tsf.utils.validation import (
     check_fields,
     one_of,
+    positive_number,
     real_number,
+    seed_number,
     whole_number,
     whole_numbers,
 )
-from openmm_tsf.workflow.md import MDSettings
 
-__all__ = [
-    "PRESETS", "FlowSettings", "RunSettings", "SamplingSettings", "changed", "plain", "preset"
-]  # fmt: skip
+#: Steps between frames, and before the first.
+_MOST_STEPS = 10**9
+#: In ps: a thousand times what molecules stand.
+_LONGEST_STEP = 1.0
+
+
+def _time_step(value: Any, name: str) -> float:
+    step = positive_number(in_unit(value, PICOSECOND, name), name)
+    if step > _LONGEST_STEP:
+        raise ValueError(f"{name}: expected at most {_LONGEST_STEP:g} ps, got {value!r}")
+    return step
+
+
+@dataclass(frozen=True)
+class MDSettings:
+    """Langevin dynamics at one temperature.
+
+    Parameters
+    ----------
+    temperature
+        In K.
+    n_frames
+        Frames to write in all.
+    steps_per_frame
+        Time steps between frames.
+    timestep
+        In ps.
+    friction
+        In 1/ps.
+    n_equilibration_steps
+        Time steps before the first frame, after a minimization.
+    seed
+        Seed of velocities and noise.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is none, or out of its range.
+    """
+
+    temperature: float = 600.0
+    n_frames: int = 40_000
+    steps_per_frame: int = 250
+    timestep: float = 0.001
+    friction: float = 1.0
+    n_equilibration_steps: int = 20_000
+    seed: int = field(default=1)
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            temperature=as_temperature,
+            # The header of a DCD file counts in 32 bits.
+            n_frames=partial(whole_number, most=2**31 - 1),
+            steps_per_frame=partial(whole_number, most=_MOST_STEPS),
+            timestep=_time_step,
+            friction=lambda value, name: positive_number(
+                in_unit(value, 1 / PICOSECOND, name), name
+            ),
+            n_equilibration_steps=partial(whole_number, least=0, most=_MOST_STEPS),
+            seed=seed_number,
+        )
+
 
 #: Three rungs a factor of sqrt(2) apart, all of them rungs of the reference.
 LADDER_K = (300.0, 424.26, 600.0)
@@ -190,82 +251,3 @@ class RunSettings:
                 "n_walkers: expected at least 3 where the flow is trained on samples (or "
                 f"n_rounds=0), got {self.sampling.n_walkers}"
             )
-
-
-# Path gradients, orthogonal steps and chains in place of rounds, and so good proposals that most
-# moves are independent draws: examples/training_trials.py leaves each out.
-_FLOW = FlowSettings(n_blocks=6, overlap=True)
-_FIT = FitSettings(
-    batch_size=256,
-    kl_batch_size=510,
-    optimizer="muon",
-    weight_decay=0.1,
-    learning_rate=1e-2,
-    final_learning_rate=1e-4,
-    lambda_max=0.5,
-    ramp=(0.08, 0.3),
-    estimator="path",
-    n_chains=2048,
-    chain_share=0.8,
-    log_variance=0.05,
-    basin_balance=0.3,
-    n_validation_draws=2000,
-)
-_REFIT = replace(_FIT, n_steps=1000, warmup_steps=50, learning_rate=2e-3, ramp=(0.0, 0.0))
-_SAMPLING = SamplingSettings(
-    n_walkers=64,
-    n_iterations=1000,
-    n_tuning=100,
-    n_independent=2,
-    n_walk=1,
-    swap="steered",
-    local_interval=20,
-)
-
-PRESETS: dict[str, RunSettings] = {
-    # Minutes: shows every stage at work; the statistics are poor, and the summary says so.
-    "quick": RunSettings(
-        md=MDSettings(n_frames=2000),
-        stride=4,
-        flow=FlowSettings(n_blocks=4, hidden=(64, 64)),
-        fit=FitSettings(
-            n_steps=400, batch_size=128, kl_batch_size=32, validate_interval=200, ramp=(0.5, 0.9)
-        ),
-        n_rounds=1,
-        round_iterations=20,
-        refit=FitSettings(
-            n_steps=200, batch_size=128, kl_batch_size=32, validate_interval=100, ramp=(0.0, 0.0)
-        ),
-        sampling=SamplingSettings(n_walkers=16, n_iterations=100, n_tuning=20),
-    ),
-    # A quarter of an hour on two cores.
-    "default": RunSettings(
-        flow=_FLOW,
-        fit=replace(_FIT, n_steps=2500),
-        n_rounds=0,
-        refit=_REFIT,
-        sampling=_SAMPLING,
-    ),
-    # Twenty minutes on two cores, MD included.
-    "thorough": RunSettings(
-        md=MDSettings(n_frames=40_000, steps_per_frame=50),
-        flow=_FLOW,
-        fit=replace(_FIT, n_steps=4000),
-        n_rounds=0,
-        refit=_REFIT,
-        sampling=replace(_SAMPLING, n_walkers=128),
-    ),
-}
-
-
-def preset(name: str) -> RunSettings:
-    """Settings by name.
-
-    Raises
-    ------
-    ValueError
-        If there is no such preset.
-    """
-    if name not in PRESETS:
-        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
-    return PRESETS[name]

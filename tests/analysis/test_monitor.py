@@ -20,7 +20,7 @@ from openmm_tsf.analysis.frame_checks import (
 from openmm_tsf.analysis.monitor import default_basins, monitor
 from openmm_tsf.coordinates.internal import InternalCoordinates
 from openmm_tsf.flows import TemperatureSteerableFlow
-from openmm_tsf.flows.files import write_flow_file
+from openmm_tsf.flows.serialization import write_flow_file
 from openmm_tsf.sampling.kernels import (
     Every,
     FlowIndependence,

@@ -13,7 +13,7 @@ import torch
 from openmm_tsf.analysis.report import describe
 from openmm_tsf.cli import main as cli
 from openmm_tsf.workflow import run as workflow
-from openmm_tsf.workflow.settings import preset
+from openmm_tsf.workflow.presets import preset
 
 SUMMARY = {
     "temperatures_K": [300.0, 600.0],

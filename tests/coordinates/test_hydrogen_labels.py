@@ -9,7 +9,6 @@ import openmm.app as app
 import pytest
 import torch
 
-from openmm_tsf.coordinates.hydrogen_labels import equivalent_hydrogens, methyl_hydrogens
 from openmm_tsf.coordinates.internal import InternalCoordinates
 from openmm_tsf.coordinates.whitening import Whitening
 from openmm_tsf.flows import TemperatureSteerableFlow
@@ -22,6 +21,7 @@ from openmm_tsf.sampling.kernels import (
     WalkerState,
 )
 from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.equivalent_hydrogens import equivalent_hydrogens, methyl_hydrogens
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import KB
 

@@ -16,7 +16,7 @@ from openmm_tsf.doctor import report as doctor
 from openmm_tsf.doctor import self_test
 from openmm_tsf.doctor.self_test import Check, Figure
 from openmm_tsf.io.files import write_json
-from openmm_tsf.systems.files import package_versions
+from openmm_tsf.utils.versions import package_versions
 
 TITLES = ("versions", "machine", "OpenMM platforms", "torch", "environment", "shipped data")
 

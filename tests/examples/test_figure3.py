@@ -14,9 +14,10 @@ from matplotlib.text import Text
 
 from openmm_tsf.analysis import Reference, load_run
 from openmm_tsf.flows import TemperatureSteerableFlow
+from openmm_tsf.io.serialization import plain
 from openmm_tsf.sampling.tempering import ParallelTempering
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.workflow.settings import SamplingSettings, plain
+from openmm_tsf.workflow.settings import SamplingSettings
 from tests.support.examples import load_example
 from tests.support.fabricate import write_run
 

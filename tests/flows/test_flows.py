@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 
-from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow, load_flow
+from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
 from openmm_tsf.flows.coupling import AffineCoupling, Scale
+from openmm_tsf.flows.load import load_flow
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.molecule import alanine_dipeptide
+from openmm_tsf.systems.library import alanine_dipeptide
 
 SMALL = {"n_blocks": 2, "hidden": (16,)}
 

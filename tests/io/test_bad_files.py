@@ -8,10 +8,11 @@ import mdtraj
 import pytest
 import torch
 
-from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow, load_flow
+from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
+from openmm_tsf.flows.load import load_flow
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.molecule import alanine_dipeptide
+from openmm_tsf.systems.library import alanine_dipeptide
 from tests.support.refusals import from_shell, refused
 
 

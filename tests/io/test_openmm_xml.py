@@ -12,7 +12,7 @@ import pytest
 
 from openmm_tsf.io.openmm_xml import SAFE_FORCES, SAFE_FUNCTIONS, read_openmm_xml
 from openmm_tsf.systems.files import load_molecule, write_molecule
-from openmm_tsf.systems.molecule import alanine_dipeptide
+from openmm_tsf.systems.library import alanine_dipeptide
 from tests.support.xml_cases import (
     BOX,
     EMPTY,

@@ -6,7 +6,8 @@ import pytest
 
 from openmm_tsf.io.openmm_xml import SAFE_FORCES, read_openmm_xml
 from openmm_tsf.systems.files import write_molecule
-from openmm_tsf.systems.molecule import MolecularSystem, alanine_dipeptide
+from openmm_tsf.systems.library import alanine_dipeptide
+from openmm_tsf.systems.molecule import MolecularSystem
 from tests.support import torch_zoo
 from tests.support.xml_cases import EMPTY, SPRING, nested_in_atm, nested_in_cv, read, system_with
 

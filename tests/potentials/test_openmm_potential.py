@@ -14,7 +14,8 @@ import torch
 
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.potentials.platforms import available_platforms
-from openmm_tsf.systems.molecule import MolecularSystem, alanine_dipeptide
+from openmm_tsf.systems.library import alanine_dipeptide
+from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import KB
 
 PLATFORMS = [name for name in ("Reference", "CPU") if name in available_platforms()]

@@ -19,7 +19,8 @@ from openmm_tsf.potentials import TorchPotential
 from openmm_tsf.potentials.blocks import threads_for
 from openmm_tsf.potentials.forces.bonded import HarmonicBondTerm
 from openmm_tsf.potentials.verification import Disagreement
-from openmm_tsf.systems.molecule import MolecularSystem, alanine_dipeptide
+from openmm_tsf.systems.library import alanine_dipeptide
+from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import KB
 from tests.support.torch_cases import cluster, errors, reference_values, system_of
 from tests.support.torch_zoo import everything

@@ -18,7 +18,8 @@ from openmm_tsf.potentials.forces.bonded import HarmonicBondTerm
 from openmm_tsf.potentials.forces.custom_bonded import CustomBondTerm
 from openmm_tsf.potentials.forces.geometry import AllPairs, Frame
 from openmm_tsf.potentials.verification import Disagreement
-from openmm_tsf.systems.molecule import MolecularSystem, alanine_dipeptide
+from openmm_tsf.systems.library import alanine_dipeptide
+from openmm_tsf.systems.molecule import MolecularSystem
 
 
 def chain(n_atoms: int, length: float = 0.1) -> openmm.System:

@@ -20,8 +20,8 @@ from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training.fit import _Fit
 from openmm_tsf.utils.validation import whole_number
-from openmm_tsf.workflow.md import MDSettings
-from openmm_tsf.workflow.settings import PRESETS
+from openmm_tsf.workflow.presets import PRESETS
+from openmm_tsf.workflow.settings import MDSettings
 from tests.robustness import corpus
 from tests.robustness.readers import judged
 from tests.robustness.sandbox import Outcome

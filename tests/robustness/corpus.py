@@ -13,13 +13,13 @@ import torch
 
 from openmm_tsf.cli import main as cli
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.files import load_trajectory
-from openmm_tsf.systems.molecule import MolecularSystem, alanine_dipeptide
+from openmm_tsf.systems.library import alanine_dipeptide
+from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.training import FitSettings
 from openmm_tsf.training.fit import _Fit
 from openmm_tsf.workflow import run as workflow
-from openmm_tsf.workflow.md import MDSettings
-from openmm_tsf.workflow.settings import FlowSettings, RunSettings, SamplingSettings
+from openmm_tsf.workflow.frames import load_trajectory
+from openmm_tsf.workflow.settings import FlowSettings, MDSettings, RunSettings, SamplingSettings
 
 FIT = FitSettings(
     n_steps=2, batch_size=8, kl_batch_size=2, validate_interval=2, n_validation_draws=4,
@@ -110,10 +110,10 @@ def build(folder: Path) -> Path:
 def no_pictures() -> Any:
     """Pictures take seconds."""
     import openmm_tsf as tsf
-    from openmm_tsf import analysis
+    from openmm_tsf.analysis import analyze
 
     stack = mock.patch.multiple(
-        analysis,
+        analyze,
         plot_diagnostics=lambda run, path: None,
         write_thermodynamics=lambda run, folder, reference: {},
     )

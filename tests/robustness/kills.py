@@ -46,7 +46,7 @@ import numpy as np
 import torch
 
 from openmm_tsf.cli import main as cli
-from openmm_tsf.systems.files import package_versions
+from openmm_tsf.utils.versions import package_versions
 from tests.robustness.wreckage import (
     check_run,
     check_trajectory,

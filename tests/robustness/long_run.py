@@ -26,8 +26,8 @@ from openmm_tsf.analysis import load_run
 from openmm_tsf.potentials.toy import DoubleWell
 from openmm_tsf.sampling.kernels import FlowWalk, PlainSwap, default_kernels
 from openmm_tsf.sampling.run_writer import RunWriter
-from openmm_tsf.systems.files import package_versions
 from openmm_tsf.units import KB
+from openmm_tsf.utils.versions import package_versions
 
 LADDER = (300.0, 424.26, 600.0)
 

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from openmm_tsf import load_run
 from openmm_tsf.doctor import report as doctor
-from openmm_tsf.flows import load_flow
+from openmm_tsf.flows.load import load_flow
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.sampling.provenance import hash_of
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.files import load_molecule, load_trajectory, read_molecule
+from openmm_tsf.systems.files import load_molecule, read_molecule
 from openmm_tsf.training.fit import _Fit
+from openmm_tsf.workflow.frames import load_trajectory
 from tests.robustness import corpus
 from tests.robustness.mutations import BOOM, Damage, damages
 from tests.robustness.sandbox import Outcome

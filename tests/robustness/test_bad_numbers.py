@@ -11,11 +11,16 @@ import torch
 import openmm_tsf as tsf
 from openmm_tsf import kernels
 from openmm_tsf.cli import main as cli
+from openmm_tsf.io.serialization import plain
 from openmm_tsf.potentials import GaussianWell, OpenMMPotential
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training import FitSettings, fit
-from openmm_tsf.workflow.md import MDSettings
-from openmm_tsf.workflow.settings import FlowSettings, RunSettings, SamplingSettings, plain
+from openmm_tsf.workflow.settings import (
+    FlowSettings,
+    MDSettings,
+    RunSettings,
+    SamplingSettings,
+)
 from tests.support.refusals import from_shell, refused
 
 NAN, INF = math.nan, math.inf
@@ -372,7 +377,7 @@ def test_datasets(changes, message):
         ({"precision": "mixed"}, "options: expected some of compile, device, .* got precision"),
         ({"platform": "CPU", "dtype": 3}, "options: expected some of n_contexts, .* got dtype"),
         ({"kind": "jax"}, "kind: expected 'auto', 'torch' or 'openmm', got 'jax'"),
-        ({"platform": "Abacus"}, r"platform: expected one of \['Reference', 'CPU'.*got 'Abacus'"),
+        ({"platform": "Abacus"}, r"platform: expected one of Reference', 'CPU'.*got 'Abacus'"),
         (
             {"platform": "CPU", "platform_properties": {"Precision": "mixed"}},
             r"platform_properties: expected names among \['Threads', .* got 'Precision'",

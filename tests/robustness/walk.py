@@ -32,14 +32,13 @@ import torch
 from openmm_tsf.cli.main import _one_line
 from openmm_tsf.sampling import recorder as recording
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.molecule import alanine_dipeptide
+from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.training import FitSettings
 from openmm_tsf.workflow import md
 from openmm_tsf.workflow import md_simulation as md_dynamics
 from openmm_tsf.workflow import run as workflow
 from openmm_tsf.workflow import sample as production
-from openmm_tsf.workflow.md import MDSettings
-from openmm_tsf.workflow.settings import FlowSettings, RunSettings, SamplingSettings
+from openmm_tsf.workflow.settings import FlowSettings, MDSettings, RunSettings, SamplingSettings
 from tests.robustness.faulty_disk import FAULTS, KILLED, FaultyDisk
 from tests.robustness.wreckage import (
     check_run,

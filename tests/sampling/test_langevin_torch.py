@@ -24,13 +24,15 @@ from openmm_tsf.sampling.kernels import (
     LangevinLeg,
     default_kernels,
 )
+from openmm_tsf.sampling.kernels.base import Kernel
 from openmm_tsf.sampling.kernels.dynamics import mass_per_coordinate
 from openmm_tsf.sampling.kernels.langevin_torch import velocity_verlet
-from openmm_tsf.sampling.state import Kernel, WalkerState
+from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.sampling.tempering import ParallelTempering
 from openmm_tsf.sampling.tuning import HasStepSize, StepSizeTuner
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.molecule import MolecularSystem, alanine_dipeptide
+from openmm_tsf.systems.library import alanine_dipeptide
+from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import KB
 from tests.support.exact_cases import (
     ModelCase,

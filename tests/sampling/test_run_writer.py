@@ -10,10 +10,12 @@ import torch
 
 from openmm_tsf.analysis import load_run
 from openmm_tsf.flows import TemperatureSteerableFlow
+from openmm_tsf.io.run_config import read_run_config
 from openmm_tsf.potentials.toy import DoubleWell
-from openmm_tsf.sampling.run_writer import RunWriter, dihedral_angles, read_run_config, versions
+from openmm_tsf.sampling.run_writer import RunWriter, dihedral_angles
 from openmm_tsf.sampling.tempering import ParallelTempering
 from openmm_tsf.units import KB
+from openmm_tsf.utils.versions import versions
 
 LADDER = (300.0, 424.264)
 W = 3

@@ -18,5 +18,9 @@ def load_example(path: str) -> ModuleType:
         specification = importlib.util.spec_from_file_location(name, EXAMPLES / path)
         module = importlib.util.module_from_spec(specification)
         sys.modules[name] = module
-        specification.loader.exec_module(module)
+        try:
+            specification.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
     return sys.modules[name]

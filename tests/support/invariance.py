@@ -8,7 +8,7 @@ A check reads up to 1218 scores, so that now and then one exceeds 4 by chance. I
 looked at once more, with another fixed seed and four times as many walkers: a bias has twice the
 |z| there, chance has not.
 
-A kernel of your own, which need only satisfy :class:`openmm_tsf.sampling.state.Kernel`:
+A kernel of your own, which need only satisfy :class:`openmm_tsf.sampling.kernels.base.Kernel`:
 
     check(lambda case: MyKernel(case.potential, case.ladder), tree("tsf-plain", n_rungs=3))
 """

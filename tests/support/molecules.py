@@ -13,7 +13,7 @@ import openmm
 import openmm.app as app
 import openmm.unit as unit
 
-from openmm_tsf.systems.molecule import alanine_dipeptide
+from openmm_tsf.systems.library import alanine_dipeptide
 
 Molecule = tuple[app.Topology, np.ndarray]
 

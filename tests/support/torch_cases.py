@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.systems.molecule import alanine_dipeptide
+from openmm_tsf.systems.library import alanine_dipeptide
 from tests.support.molecules import Molecule, capped, dihydrofolate_reductase, same_random_numbers
 
 # fmt: off

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from openmm_tsf.potentials import OpenMMPotential
-from openmm_tsf.systems.dataset import MDDataset, basin_labels
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.training.basins import basin_labels
 
 
 @pytest.fixture(scope="module")

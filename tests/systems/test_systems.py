@@ -8,7 +8,8 @@ import openmm.app as app
 import openmm.unit as unit
 import pytest
 
-from openmm_tsf.systems.molecule import MolecularSystem, alanine_dipeptide
+from openmm_tsf.systems.library import alanine_dipeptide
+from openmm_tsf.systems.molecule import MolecularSystem
 
 
 def changed(molecule, change):

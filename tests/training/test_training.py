@@ -9,8 +9,9 @@ import torch
 from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
 from openmm_tsf.potentials import GaussianWell
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.systems.dataset import MDDataset, basin_labels
+from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training import FitSettings, fit
+from openmm_tsf.training.basins import basin_labels
 from openmm_tsf.training.losses import (
     marginal_nll_bound,
     negative_log_likelihood,

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import openmm_tsf as tsf
-from openmm_tsf.flows import TemperatureSteerableFlow, load_flow
+from openmm_tsf.flows import TemperatureSteerableFlow
+from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io.serialization import plain
 from openmm_tsf.io.tensors import read_tensors, write_tensors
 from openmm_tsf.potentials import GaussianWell
@@ -14,8 +15,8 @@ from openmm_tsf.sampling.kernels.internal_walk import WhitenedCoordinates
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training import FitSettings, fit
 from openmm_tsf.workflow.record import with_later_fields
+from openmm_tsf.workflow.sample import sample
 from openmm_tsf.workflow.settings import RunSettings, SamplingSettings
-from openmm_tsf.workflow.train import sample
 
 LATER = {
     "overlap", "estimator", "n_chains", "chain_share", "log_variance", "basin_balance",

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from openmm_tsf.flows import load_flow
+from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io import files
 from openmm_tsf.io.dcd import DCDWriter
 from openmm_tsf.sampling import recorder as recording

@@ -11,10 +11,13 @@ import openmm
 import openmm.app as app
 import pytest
 
-from openmm_tsf.systems.files import load_molecule, load_trajectory, read_molecule, write_molecule
+from openmm_tsf.systems.files import load_molecule, read_molecule, write_molecule
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.workflow import md_simulation as md_dynamics
-from openmm_tsf.workflow.md import MDSettings, fastest_platform, run_md
+from openmm_tsf.workflow.frames import load_trajectory
+from openmm_tsf.workflow.md import run_md
+from openmm_tsf.workflow.md_simulation import fastest_platform
+from openmm_tsf.workflow.settings import MDSettings
 
 SHORT = MDSettings(n_frames=8, steps_per_frame=5, n_equilibration_steps=20, seed=3)
 REFERENCE = {"platform": "Reference", "progress": False}

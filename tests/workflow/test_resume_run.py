@@ -20,9 +20,7 @@ from openmm_tsf.workflow import md_simulation as md_dynamics
 from openmm_tsf.workflow import rounds
 from openmm_tsf.workflow import run as workflow
 from openmm_tsf.workflow import sample as production
-from openmm_tsf.workflow import train as stages
-from openmm_tsf.workflow.md import MDSettings
-from openmm_tsf.workflow.settings import FlowSettings, RunSettings, SamplingSettings
+from openmm_tsf.workflow.settings import FlowSettings, MDSettings, RunSettings, SamplingSettings
 
 FIT = FitSettings(
     n_steps=6, batch_size=32, kl_batch_size=4, validate_interval=3, n_validation_draws=8,
@@ -158,7 +156,7 @@ def test_another_question_is_refused(whole, tmp_path):
             workflow.run(folder, resume=True, **options, **QUIET)
     (folder / "checkpoint.pt").unlink()
     with pytest.raises(ValueError, match="no such checkpoint, but there are samples"):
-        stages.sample(None, folder, resume=True, **QUIET)
+        production.sample(None, folder, resume=True, **QUIET)
     shutil.copy(whole / "checkpoint.pt", folder / "checkpoint.pt")
     assert content(folder) == before
     workflow.run(folder, longer, resume=True, **QUIET)

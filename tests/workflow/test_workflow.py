@@ -11,17 +11,23 @@ import pytest
 from openmmtools.testsystems import AlanineDipeptideVacuum
 
 import openmm_tsf as tsf
-from openmm_tsf import analysis
+from openmm_tsf.analysis import analyze
+from openmm_tsf.analysis.reference import has_reference
+from openmm_tsf.io.serialization import plain
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.files import load_trajectory
 from openmm_tsf.training import FitSettings
 from openmm_tsf.training.validation import Validator
 from openmm_tsf.workflow import run as workflow
-from openmm_tsf.workflow.md import MDSettings
-from openmm_tsf.workflow.sample import has_reference
-from openmm_tsf.workflow.settings import FlowSettings, RunSettings, SamplingSettings, plain, preset
-from openmm_tsf.workflow.train import _flow_file
+from openmm_tsf.workflow.frames import load_trajectory
+from openmm_tsf.workflow.presets import preset
+from openmm_tsf.workflow.sample import _flow_file
+from openmm_tsf.workflow.settings import (
+    FlowSettings,
+    MDSettings,
+    RunSettings,
+    SamplingSettings,
+)
 
 FIT = FitSettings(
     n_steps=6, batch_size=32, kl_batch_size=4, validate_interval=3, n_validation_draws=8,
@@ -47,8 +53,8 @@ QUIET = {"platform": "Reference", "progress": False}
 def no_pictures(monkeypatch):
     """Pictures take seconds, and are looked at elsewhere."""
     monkeypatch.setattr(tsf.Run, "plot", lambda self, path, reference=None: None)
-    monkeypatch.setattr(analysis, "plot_diagnostics", lambda run, path: None)
-    monkeypatch.setattr(analysis, "write_thermodynamics", lambda run, folder, reference: {})
+    monkeypatch.setattr(analyze, "plot_diagnostics", lambda run, path: None)
+    monkeypatch.setattr(analyze, "write_thermodynamics", lambda run, folder, reference: {})
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +332,7 @@ def test_analyze_alone(finished, tmp_path):
 def test_another_system_has_no_reference(tmp_path):
     vacuum = AlanineDipeptideVacuum(constraints=None)
     molecule = tsf.MolecularSystem(vacuum.system, vacuum.topology, vacuum.positions)
-    assert not has_reference(molecule)
+    assert not has_reference(molecule.fingerprint)
     # Frames are not shipped for it: it runs its own MD without being told to.
     short = replace(TINY, stride=1, n_rounds=0)
     summary = workflow.run(tmp_path / "run", short, molecule=molecule, **QUIET)

@@ -9,14 +9,14 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from openmm_tsf.analysis.estimates import Run
-from openmm_tsf.analysis.plots.ramachandran import FONT, RUN_COLOUR, extent, save_figure, symbol
+from openmm_tsf.analysis.estimates import RunEstimates
+from openmm_tsf.analysis.plots.style import FONT, RUN_COLOUR, extent, save_figure, symbol
 from openmm_tsf.analysis.uncertainty import estimate_mean
 
 _RUNNING_POINTS = 20
 
 
-def plot_diagnostics(run: Run, path: str | Path) -> None:
+def plot_diagnostics(run: RunEstimates, path: str | Path) -> None:
     """Acceptance per kernel, exchange of replicas, and running estimates with their errors.
 
     Raises
@@ -54,7 +54,7 @@ def plot_diagnostics(run: Run, path: str | Path) -> None:
     save_figure(figure, path)
 
 
-def _draw_acceptance(axis: Axes, run: Run) -> None:
+def _draw_acceptance(axis: Axes, run: RunEstimates) -> None:
     tables = {k: v for k, v in run.acceptance().items() if v.shape == (run.n_rungs,)}
     for name, rates in tables.items():
         axis.plot(run.temperatures, rates, "o-", label=name)
@@ -67,7 +67,7 @@ def _draw_acceptance(axis: Axes, run: Run) -> None:
     axis.set_title("moves", fontsize=FONT)
 
 
-def _draw_swaps(axis: Axes, run: Run) -> None:
+def _draw_swaps(axis: Axes, run: RunEstimates) -> None:
     pairs = [
         f"{a:.0f}–{b:.0f}" for a, b in zip(run.temperatures, run.temperatures[1:], strict=False)
     ]
@@ -87,7 +87,7 @@ def _draw_swaps(axis: Axes, run: Run) -> None:
     axis.set_title("swaps", fontsize=FONT)
 
 
-def _draw_mixing(figure: Figure, axis: Axes, run: Run) -> None:
+def _draw_mixing(figure: Figure, axis: Axes, run: RunEstimates) -> None:
     matrix = run.mixing_matrix()
     image = axis.imshow(np.ma.masked_invalid(matrix), cmap="Blues", vmin=0, vmax=1)
     if run.n_rungs <= 8:
@@ -110,7 +110,7 @@ def _draw_mixing(figure: Figure, axis: Axes, run: Run) -> None:
 
 
 def _draw_running(
-    axis: Axes, run: Run, series: Callable[[float], npt.ArrayLike], label: str, log: bool
+    axis: Axes, run: RunEstimates, series: Callable[[float], npt.ArrayLike], label: str, log: bool
 ) -> None:
     ends = np.unique(np.linspace(run.n_iterations / _RUNNING_POINTS, run.n_iterations,
                                  _RUNNING_POINTS).astype(int))  # fmt: skip
@@ -146,7 +146,7 @@ def _draw_running(
     axis.set_title(f"running estimate of {label.split(' -')[0]} ± SE", fontsize=FONT)
 
 
-def _draw_replica(axis: Axes, run: Run) -> None:
+def _draw_replica(axis: Axes, run: RunEstimates) -> None:
     rung_of = np.argsort(run.segments.replica[:, 0], axis=1)
     shown = min(run.n_iterations, 200)
     # The replica that started at the bottom, over the first iterations: enough to see it move.
@@ -158,6 +158,6 @@ def _draw_replica(axis: Axes, run: Run) -> None:
     axis.set_title("one replica of walker 0", fontsize=FONT)
 
 
-def _temperature_colours(run: Run) -> list[tuple[float, float, float, float]]:
+def _temperature_colours(run: RunEstimates) -> list[tuple[float, float, float, float]]:
     scale = matplotlib.colormaps["plasma"]
     return [scale(x) for x in np.linspace(0.05, 0.8, run.n_rungs)]

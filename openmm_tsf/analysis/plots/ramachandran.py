@@ -4,31 +4,33 @@ Figures are made without pyplot, so no window or global state is touched.
 """
 
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from openmm_tsf.analysis.estimates import Run
+from openmm_tsf.analysis.estimates import RunEstimates
+from openmm_tsf.analysis.plots.style import (
+    FONT,
+    REFERENCE_COLOUR,
+    RUN_COLOUR,
+    extent,
+    save_figure,
+    symbol,
+)
 from openmm_tsf.analysis.ramachandran import BINS
 from openmm_tsf.analysis.reference import Comparison, Reference, compare
 from openmm_tsf.analysis.statistics import group_means, torus_histogram
-from openmm_tsf.io.files import write_bytes
 
 Array = npt.NDArray[np.float64]
 
-RUN_COLOUR, REFERENCE_COLOUR = "#0b5394", "#c0392b"
 _CUTOFF_KT = 8.0
 _PHI_BINS = 60  # of 6°: an edge at 0
 _ENERGY_BINS = 50
-_DPI = 150
-FONT = 11
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class _Sample:
 
 
 def plot_ramachandran(
-    run: Run,
+    run: RunEstimates,
     path: str | Path,
     reference: Reference | None = None,
     residue: int | None = None,
@@ -124,19 +126,6 @@ def plot_ramachandran(
     bar.set_label(r"$-\ln\,p(\varphi,\psi)$ above the minimum ($k_\mathrm{B}T$); white: no sample")
     figure.suptitle(_caption(run, phi, comparison), fontsize=12)
     save_figure(figure, path)
-
-
-def save_figure(figure: Figure, path: str | Path, dpi: float = _DPI) -> None:
-    """Render without a window, in the format of the path's suffix."""
-    FigureCanvasAgg(figure)
-    content = BytesIO()
-    figure.savefig(content, dpi=dpi, format=Path(path).suffix[1:].lower() or "png")
-    write_bytes(path, content.getbuffer())
-
-
-def symbol(name: str) -> str:
-    """A dihedral's name as it is written in figures: phi2 is φ2."""
-    return name.replace("phi", "φ").replace("psi", "ψ")
 
 
 def _degree_axis(axis: Axes, which: str, label: str) -> None:
@@ -254,7 +243,7 @@ def _position(temperature: float, comparison: Comparison | None) -> int | None:
     return comparison.temperatures.index(temperature)
 
 
-def _run_title(run: Run, temperature: float, comparison: Comparison | None) -> str:
+def _run_title(run: RunEstimates, temperature: float, comparison: Comparison | None) -> str:
     title = f"{temperature:.2f} K, run: {run.n_iterations * run.n_walkers:,} frames"
     k = _position(temperature, comparison)
     if comparison is None or k is None:
@@ -273,7 +262,9 @@ def _reference_title(temperature: float, comparison: Comparison) -> str:
     )
 
 
-def _phi_title(run: Run, phi: str, temperature: float, comparison: Comparison | None) -> str:
+def _phi_title(
+    run: RunEstimates, phi: str, temperature: float, comparison: Comparison | None
+) -> str:
     ours = run.positive(phi, temperature)
     title = f"P({symbol(phi)}>0): run {_plus_minus(ours.value, ours.stderr)}"
     k = _position(temperature, comparison)
@@ -284,7 +275,7 @@ def _phi_title(run: Run, phi: str, temperature: float, comparison: Comparison | 
     return f"{title}\nref. {_plus_minus(theirs.value, theirs.stderr)}, {z}"
 
 
-def _energy_title(run: Run, temperature: float, comparison: Comparison | None) -> str:
+def _energy_title(run: RunEstimates, temperature: float, comparison: Comparison | None) -> str:
     ours = run.mean_energy(temperature)
     title = f"⟨U⟩ (kJ/mol): run {_plus_minus(ours.value, ours.stderr)}"
     k = _position(temperature, comparison)
@@ -308,13 +299,7 @@ def _figure(name: str, value: float, form: str) -> str:
     return f"{name} = {value:{form}}" if np.isfinite(value) else f"{name} not known"
 
 
-def extent(run: Run) -> str:
-    """How much of it there is, in words."""
-    walkers = "1 walker" if run.n_walkers == 1 else f"{run.n_walkers} walkers"
-    return f"{walkers} × {run.n_iterations:,} saved iterations"
-
-
-def _caption(run: Run, phi: str, comparison: Comparison | None) -> str:
+def _caption(run: RunEstimates, phi: str, comparison: Comparison | None) -> str:
     value, stderr = run.positive(phi, run.temperatures[0]).free_energy
     text = (
         f"{extent(run)}, ΔF({symbol(phi)})/kT at {run.temperatures[0]:.2f} K: "

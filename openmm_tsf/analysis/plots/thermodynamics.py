@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from openmm_tsf.analysis.ensemble_checks import heat_capacity
-from openmm_tsf.analysis.estimates import Run
-from openmm_tsf.analysis.plots.ramachandran import (
+from openmm_tsf.analysis.estimates import RunEstimates
+from openmm_tsf.analysis.plots.style import (
     FONT,
     REFERENCE_COLOUR,
     RUN_COLOUR,
@@ -19,7 +19,7 @@ from openmm_tsf.analysis.plots.ramachandran import (
     save_figure,
     symbol,
 )
-from openmm_tsf.analysis.reference import Reference
+from openmm_tsf.analysis.reference import Reference, recorded_reference
 from openmm_tsf.analysis.run_data import TOLERANCE_K
 from openmm_tsf.analysis.summary import plain
 from openmm_tsf.analysis.thermodynamics import (
@@ -75,7 +75,7 @@ def reference_thermodynamics(reference: Reference, boltzmann_constant: float) ->
     )
 
 
-def compare_thermodynamics(run: Run, reference: Reference) -> dict[str, dict[str, float]]:
+def compare_thermodynamics(run: RunEstimates, reference: Reference) -> dict[str, dict[str, float]]:
     """z of the run's MBAR estimates at every rung of the reference inside the run's ladder.
 
     Most of these need not be rungs of the run: what is tested there is the reweighting.
@@ -104,7 +104,7 @@ def compare_thermodynamics(run: Run, reference: Reference) -> dict[str, dict[str
 
 
 def write_thermodynamics(
-    run: Run, folder: str | Path, reference: Reference | None = None
+    run: RunEstimates, folder: str | Path, reference: Reference | None = None
 ) -> dict[str, Any]:
     """Write ``thermodynamics.csv``, ``thermodynamics.json`` and ``thermodynamics.png``.
 
@@ -127,7 +127,7 @@ def write_thermodynamics(
     ValueError
         If the run has no data yet.
     """
-    target, reference = Path(folder), reference or run.reference()
+    target, reference = Path(folder), reference or recorded_reference(run)
     table = plot_thermodynamics(run, target / "thermodynamics.png", reference)
     table.to_csv(target / "thermodynamics.csv")
     content: dict[str, Any] = {"functions": table.rows(), "profiles": {}}
@@ -155,7 +155,7 @@ def _numbers(profile: Profile) -> dict[str, Any]:
 
 
 def plot_thermodynamics(
-    run: Run, path: str | Path, reference: Reference | None = None
+    run: RunEstimates, path: str | Path, reference: Reference | None = None
 ) -> Thermodynamics:
     """ΔF(T), ⟨U⟩(T), C_V(T) by MBAR and φ profiles at the outer rungs, with standard errors.
 
@@ -190,7 +190,7 @@ def plot_thermodynamics(
 
 def _draw_function(
     axis: Axes,
-    run: Run,
+    run: RunEstimates,
     table: Thermodynamics,
     points: Thermodynamics | None,
     field: str,
@@ -221,7 +221,7 @@ def _draw_function(
 
 
 def _draw_energy(
-    axis: Axes, run: Run, table: Thermodynamics, points: Thermodynamics | None
+    axis: Axes, run: RunEstimates, table: Thermodynamics, points: Thermodynamics | None
 ) -> None:
     """⟨U⟩ less the straight line between the outer rungs, which would hide the errors."""
     (t_low, t_high), (low, high) = table.temperatures[[0, -1]], table.energy[[0, -1]]
@@ -239,7 +239,7 @@ def _draw_energy(
     )
 
 
-def _draw_profiles(axis: Axes, run: Run, name: str, reference: Reference | None) -> None:
+def _draw_profiles(axis: Axes, run: RunEstimates, name: str, reference: Reference | None) -> None:
     kelvins = [float(run.temperatures[0])]
     if run.n_rungs > 1:
         kelvins.append(float(run.temperatures[-1]))

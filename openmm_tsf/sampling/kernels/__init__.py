@@ -9,6 +9,7 @@ real masses: :class:`LangevinLeg` (OpenMM's steps), :class:`BatchedLangevinLeg` 
 that say so. A sampler takes any sequence of them; :class:`Every` gives one a schedule.
 """
 
+from openmm_tsf.sampling.kernels.base import Kernel
 from openmm_tsf.sampling.kernels.cartesian import CartesianHMC, CartesianMALA
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.kernels.internal_walk import InternalWalk, WhitenedCoordinates
@@ -19,7 +20,7 @@ from openmm_tsf.sampling.kernels.mixtures import OneOf, OnRungs
 from openmm_tsf.sampling.kernels.schedule import Every, default_kernels, kernels_by_name
 from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.kernels.swap import PlainSwap
-from openmm_tsf.sampling.state import Kernel, KernelInfo, WalkerState
+from openmm_tsf.sampling.state import KernelInfo, WalkerState
 
 __all__ = [
     "BatchedLangevinLeg",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.metropolis import metropolis
-from openmm_tsf.sampling.doors import check_flow, kernel_name
+from openmm_tsf.sampling.kernels.base import check_flow, kernel_name
 from openmm_tsf.sampling.kernels.flow import FlowLike
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
 from openmm_tsf.units import PICOSECOND, as_temperatures, in_unit

@@ -9,7 +9,7 @@ from torch import Tensor
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
-from openmm_tsf.sampling.doors import check_flow, kernel_name
+from openmm_tsf.sampling.kernels.base import check_flow, kernel_name
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
 from openmm_tsf.sampling.tuning import step_sizes
 from openmm_tsf.units import as_temperatures

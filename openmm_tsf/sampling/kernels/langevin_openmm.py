@@ -17,11 +17,9 @@ import openmm
 import torch
 from torch import Tensor
 
-from openmm_tsf.potentials.base import Potential
 from openmm_tsf.potentials.context_pool import NUMERICAL_ERROR
 from openmm_tsf.sampling.kernels.dynamics import LangevinDynamics
 from openmm_tsf.sampling.kernels.flow import FlowLike
-from openmm_tsf.systems.molecule import MolecularSystem
 
 
 @runtime_checkable
@@ -130,26 +128,6 @@ class LangevinLeg(LangevinDynamics):
         """Free the Contexts and threads. Calling it twice is allowed."""
         self._pool.shutdown()
         self._workers = []
-
-
-def minimised(potential: Potential, molecule: MolecularSystem) -> np.ndarray:
-    """Positions [N, 3] in nm after at most 200 steps of OpenMM's local minimiser.
-
-    It runs in a Context of the potential if that opens any, otherwise in one of the molecule's own
-    System: on the CPU platform, with one thread so that the result can be repeated.
-    """
-    integrator = openmm.VerletIntegrator(0.001)
-    if isinstance(potential, DynamicsPotential):
-        context = potential.make_context(integrator)
-    else:
-        # Not Reference: it takes minutes for a peptide of ten residues with a CustomGBForce.
-        platform = openmm.Platform.getPlatformByName("CPU")
-        properties = {"Threads": "1", "DeterministicForces": "true"}
-        context = openmm.Context(molecule.system, integrator, platform, properties)
-    context.setPositions(molecule.positions)
-    openmm.LocalEnergyMinimizer.minimize(context, 10.0, 200)
-    state = context.getState(getPositions=True)
-    return np.asarray(state.getPositions(asNumpy=True)._value)
 
 
 def _open_context(potential: DynamicsPotential, integrator: openmm.Integrator) -> openmm.Context:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openmm_tsf.sampling.doors import kernel_name
-from openmm_tsf.sampling.state import Closable, Kernel, KernelInfo, WalkerState
+from openmm_tsf.sampling.kernels.base import Closable, Kernel, kernel_name
+from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.units import as_temperatures
 
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.sampling.kernels.base import Kernel
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowLike, FlowWalk
 from openmm_tsf.sampling.kernels.langevin_openmm import DynamicsPotential, LangevinLeg
 from openmm_tsf.sampling.kernels.langevin_torch import BatchedLangevinLeg
 from openmm_tsf.sampling.kernels.pairing import Scheme
 from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.kernels.swap import PlainSwap
-from openmm_tsf.sampling.state import Kernel
 from openmm_tsf.utils.validation import whole_number
 
 SWAPS = ("plain", "steered", "both")

@@ -8,7 +8,7 @@ from torch import Tensor
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
-from openmm_tsf.sampling.doors import kernel_name
+from openmm_tsf.sampling.kernels.base import kernel_name
 from openmm_tsf.sampling.kernels.flow import FlowLike, _FlowMove
 from openmm_tsf.sampling.kernels.pairing import Pairing, Scheme
 from openmm_tsf.sampling.state import KernelInfo, WalkerState

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from openmm_tsf.metropolis import metropolis
-from openmm_tsf.sampling.doors import kernel_name
+from openmm_tsf.sampling.kernels.base import kernel_name
 from openmm_tsf.sampling.kernels.pairing import Pairing, Scheme
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.units import as_temperatures

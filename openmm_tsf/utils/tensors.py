@@ -1,4 +1,4 @@
-"""What every layer checks of its inputs."""
+"""What every layer checks of the tensors it is given."""
 
 from typing import Any
 

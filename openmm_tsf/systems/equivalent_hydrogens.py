@@ -1,0 +1,59 @@
+"""Hydrogens of a molecule that its System does not tell apart."""
+
+import logging
+
+import numpy as np
+import openmm
+import openmm.app as app
+
+from openmm_tsf.coordinates.hydrogen_labels import _N_CHECKS, _PERTURBATION, _TOLERANCE, Triple
+from openmm_tsf.systems.molecule import MolecularSystem
+
+logger = logging.getLogger(__name__)
+
+
+def methyl_hydrogens(topology: app.Topology) -> list[Triple]:
+    """The three hydrogens of each carbon that has exactly three, and four neighbours."""
+    neighbours: dict[int, list[app.topology.Atom]] = {a.index: [] for a in topology.atoms()}
+    for first, second in topology.bonds():
+        neighbours[first.index].append(second)
+        neighbours[second.index].append(first)
+    triples: list[Triple] = []
+    for atom in topology.atoms():
+        around = neighbours[atom.index]
+        hydrogens = [a.index for a in around if a.element is app.element.hydrogen]
+        if atom.element is app.element.carbon and len(around) == 4 and len(hydrogens) == 3:
+            triples.append((hydrogens[0], hydrogens[1], hydrogens[2]))
+    return triples
+
+
+def equivalent_hydrogens(molecule: MolecularSystem) -> list[Triple]:
+    """Methyl groups whose hydrogens the System really does not tell apart.
+
+    Each group is turned by a third on perturbed conformations; where the energy changes by more
+    than rounding, or the masses differ, the group is left out, with a warning.
+    """
+    integrator = openmm.VerletIntegrator(0.001)
+    platform = openmm.Platform.getPlatformByName("Reference")
+    system = openmm.XmlSerializer.clone(molecule.system)
+    context = openmm.Context(system, integrator, platform)
+
+    def energy(x: np.ndarray) -> float:
+        context.setPositions(x)
+        return float(context.getState(getEnergy=True).getPotentialEnergy()._value)
+
+    rng = np.random.default_rng(0)
+    shape = (_N_CHECKS, molecule.n_atoms, 3)
+    x = molecule.positions + _PERTURBATION * rng.standard_normal(shape)
+    before = [energy(frame) for frame in x]
+    good: list[Triple] = []
+    for triple in methyl_hydrogens(molecule.topology):
+        turned = x.copy()
+        turned[:, list(triple)] = x[:, list(np.roll(triple, 1))]
+        after = [energy(frame) for frame in turned]
+        same = np.allclose(after, before, rtol=_TOLERANCE, atol=1e-6)
+        if same and len({float(molecule.masses[i]) for i in triple}) == 1:
+            good.append(triple)
+        else:
+            logger.warning("hydrogens %s are not equivalent in this System", triple)
+    return good

@@ -1,0 +1,91 @@
+"""The settings of the presets."""
+
+from dataclasses import replace
+
+from openmm_tsf.training import FitSettings
+from openmm_tsf.workflow.settings import FlowSettings, MDSettings, RunSettings, SamplingSettings
+
+# Path gradients, orthogonal steps and chains in place of rounds, and so good proposals that most
+# moves are independent draws: examples/training_trials.py leaves each out.
+_FLOW = FlowSettings(n_blocks=6, overlap=True)
+
+
+_FIT = FitSettings(
+    batch_size=256,
+    kl_batch_size=510,
+    optimizer="muon",
+    weight_decay=0.1,
+    learning_rate=1e-2,
+    final_learning_rate=1e-4,
+    lambda_max=0.5,
+    ramp=(0.08, 0.3),
+    estimator="path",
+    n_chains=2048,
+    chain_share=0.8,
+    log_variance=0.05,
+    basin_balance=0.3,
+    n_validation_draws=2000,
+)
+
+
+_REFIT = replace(_FIT, n_steps=1000, warmup_steps=50, learning_rate=2e-3, ramp=(0.0, 0.0))
+
+
+_SAMPLING = SamplingSettings(
+    n_walkers=64,
+    n_iterations=1000,
+    n_tuning=100,
+    n_independent=2,
+    n_walk=1,
+    swap="steered",
+    local_interval=20,
+)
+
+
+PRESETS: dict[str, RunSettings] = {
+    # Minutes: shows every stage at work; the statistics are poor, and the summary says so.
+    "quick": RunSettings(
+        md=MDSettings(n_frames=2000),
+        stride=4,
+        flow=FlowSettings(n_blocks=4, hidden=(64, 64)),
+        fit=FitSettings(
+            n_steps=400, batch_size=128, kl_batch_size=32, validate_interval=200, ramp=(0.5, 0.9)
+        ),
+        n_rounds=1,
+        round_iterations=20,
+        refit=FitSettings(
+            n_steps=200, batch_size=128, kl_batch_size=32, validate_interval=100, ramp=(0.0, 0.0)
+        ),
+        sampling=SamplingSettings(n_walkers=16, n_iterations=100, n_tuning=20),
+    ),
+    # A quarter of an hour on two cores.
+    "default": RunSettings(
+        flow=_FLOW,
+        fit=replace(_FIT, n_steps=2500),
+        n_rounds=0,
+        refit=_REFIT,
+        sampling=_SAMPLING,
+    ),
+    # Twenty minutes on two cores, MD included.
+    "thorough": RunSettings(
+        md=MDSettings(n_frames=40_000, steps_per_frame=50),
+        flow=_FLOW,
+        fit=replace(_FIT, n_steps=4000),
+        n_rounds=0,
+        refit=_REFIT,
+        sampling=replace(_SAMPLING, n_walkers=128),
+    ),
+}
+
+
+def preset(name: str) -> RunSettings:
+    """Settings by name.
+
+    Raises
+    ------
+    ValueError
+        If there is no such preset.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+    return PRESETS[name]
