@@ -377,7 +377,7 @@ def test_datasets(changes, message):
         ({"precision": "mixed"}, "options: expected some of compile, device, .* got precision"),
         ({"platform": "CPU", "dtype": 3}, "options: expected some of n_contexts, .* got dtype"),
         ({"kind": "jax"}, "kind: expected 'auto', 'torch' or 'openmm', got 'jax'"),
-        ({"platform": "Abacus"}, r"platform: expected one of Reference', 'CPU'.*got 'Abacus'"),
+        ({"platform": "Abacus"}, r"platform: expected one of Reference, CPU.*got 'Abacus'"),
         (
             {"platform": "CPU", "platform_properties": {"Precision": "mixed"}},
             r"platform_properties: expected names among \['Threads', .* got 'Precision'",
@@ -400,5 +400,4 @@ def test_potentials(molecule, options, message):
 def test_no_cuda(molecule):
     with refused(ValueError, r"device: expected a torch device, got 'cuda' .*available here: cpu"):
         molecule.potential(device="cuda")
-    with refused(ValueError, r"platform: expected one of \[.*'CPU'.*\], got 'CUDA'"):
-        molecule.potential(platform="CUDA")
+    with refused(ValueError, r"platform: expected one of .*CPU.*, got 'CUDA'"):
