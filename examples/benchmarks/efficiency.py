@@ -34,11 +34,11 @@ from openmm_tsf.analysis.uncertainty import estimate_mean
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io.files import read_json, write_json
 from openmm_tsf.sampling.kernels import (
-    Every,
     FlowIndependence,
     FlowWalk,
     OnRungs,
     PlainSwap,
+    Scheduled,
     SteeredSwap,
 )
 from openmm_tsf.training.basins import basin_labels
@@ -51,10 +51,10 @@ def lean_kernels(flow, potential, ladder, n_independent, interval):
     """Independence proposals at the lowest rung; the other rung, a walk and swaps now and then."""
     lowest = FlowIndependence(flow, potential, ladder[:1], "lowest", n_steps=n_independent)
     return [
-        Every(OnRungs(lowest, ladder, "flow_lowest")),
-        Every(FlowIndependence(flow, potential, ladder), interval=interval),
-        Every(FlowWalk(flow, potential, ladder), interval=interval),
-        Every(SteeredSwap(flow, potential, ladder, [(0, 1)]), interval=interval),
+        Scheduled(OnRungs(lowest, ladder, "flow_lowest")),
+        Scheduled(FlowIndependence(flow, potential, ladder), interval=interval),
+        Scheduled(FlowWalk(flow, potential, ladder), interval=interval),
+        Scheduled(SteeredSwap(flow, potential, ladder, [(0, 1)]), interval=interval),
     ]
 
 

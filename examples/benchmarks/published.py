@@ -28,7 +28,7 @@ from openmm_tsf.analysis.ramachandran import ramachandran_distance
 from openmm_tsf.analysis.statistics import reverse_ess
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io.files import read_json, write_json
-from openmm_tsf.sampling.kernels import BatchedLangevinLeg, Every, InternalWalk, PlainSwap
+from openmm_tsf.sampling.kernels import InternalWalk, PlainSwap, Scheduled, TorchLangevin
 from openmm_tsf.utils.random import Seeds
 from openmm_tsf.workflow import run as workflow
 from openmm_tsf.workflow.frames import load_trajectory
@@ -71,8 +71,8 @@ def reference(args):
         for atom, mass in zip(molecule.topology.atoms(), molecule.masses, strict=True)
     ]
     kernels = [
-        Every(BatchedLangevinLeg(potential, LADDER, heavy, flow=layers, **LEG)),
-        Every(PlainSwap(LADDER, potential.boltzmann_constant)),
+        Scheduled(TorchLangevin(potential, LADDER, heavy, flow=layers, **LEG)),
+        Scheduled(PlainSwap(LADDER, potential.boltzmann_constant)),
     ]
     sampler = tsf.ParallelTempering(
         molecule, layers, LADDER, args.walkers, kernels, potential, seed=args.seed

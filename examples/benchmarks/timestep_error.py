@@ -22,7 +22,7 @@ import openmm_tsf as tsf
 from openmm_tsf.analysis.reference import load_reference
 from openmm_tsf.io.files import write_json
 from openmm_tsf.sampling.initial import starting_state
-from openmm_tsf.sampling.kernels import BatchedLangevinLeg, InternalWalk
+from openmm_tsf.sampling.kernels import InternalWalk, TorchLangevin
 
 KELVIN, HYDROGEN_MASS_AMU, FRICTION, LEG_PS = 300.0, 4.0, 1.0, 0.1
 #: Timestep in ps, and integrator: "verlet" is Metropolised.
@@ -48,7 +48,7 @@ def mean_energy(x, side, molecule, potential, layers, args):
         HYDROGEN_MASS_AMU if atom.element.symbol == "H" else mass
         for atom, mass in zip(molecule.topology.atoms(), molecule.masses, strict=True)
     ]
-    kernel = BatchedLangevinLeg(
+    kernel = TorchLangevin(
         potential,
         (KELVIN,),
         masses,

@@ -162,14 +162,14 @@ def read_branches(path: Path) -> Branches | None:
     from openmm_tsf.coordinates.config import layer_entries
     from openmm_tsf.coordinates.zmatrix import ZMatrix
     from openmm_tsf.flows.serialization import read_flow_file
-    from openmm_tsf.utils.validation import entry
+    from openmm_tsf.utils.validation import require_entry
 
     content = read_flow_file(path)
     try:
-        layer = entry(content, "coordinates", dict | NoneType)
+        layer = require_entry(content, "coordinates", dict | NoneType)
         if layer is None:
             return None
-        zmatrix = ZMatrix.from_config(entry(layer, "zmatrix", dict))
+        zmatrix = ZMatrix.from_config(require_entry(layer, "zmatrix", dict))
         entries = layer_entries(layer, zmatrix.n_atoms)
     except ValueError as error:
         raise ValueError(f"{path}: damaged flow file: {error}") from error

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from openmm_tsf.utils.validation import array_entry, entry, one_of
+from openmm_tsf.utils.validation import check_choice, require_array, require_entry
 
 
 def dtype_entry(config: Any) -> torch.dtype:
@@ -16,7 +16,7 @@ def dtype_entry(config: Any) -> torch.dtype:
     ValueError
         If it is neither float32 nor float64.
     """
-    name = one_of(entry(config, "dtype", str), "dtype", ("float32", "float64"))
+    name = check_choice(require_entry(config, "dtype", str), "dtype", ("float32", "float64"))
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 
@@ -29,26 +29,26 @@ def layer_entries(config: Any, n_atoms: int) -> dict[str, Any]:
     ValueError
         If an entry is missing, or has another shape or a value that cannot be.
     """
-    handedness = array_entry(config, "handedness", "if", n_atoms - 3)
+    handedness = require_array(config, "handedness", "if", n_atoms - 3)
     if not np.isin(handedness, (-1, 0, 1)).all():
         raise ValueError(f"handedness: expected -1, 0 and 1, got {handedness.tolist()}")
-    bonds = array_entry(config, "reference_bonds", "if", n_atoms - 1)
+    bonds = require_array(config, "reference_bonds", "if", n_atoms - 1)
     if not (bonds > 0).all():
         raise ValueError(f"reference_bonds: expected positive lengths, got {bonds.tolist()}")
-    n_groups = len(entry(config, "equivalent", list))
-    equivalent = array_entry(config, "equivalent", "i", n_groups, 3).astype(np.int64)
+    n_groups = len(require_entry(config, "equivalent", list))
+    equivalent = require_array(config, "equivalent", "i", n_groups, 3).astype(np.int64)
     if ((equivalent < 0) | (equivalent >= n_atoms)).any():
         raise ValueError(f"equivalent: expected atoms below {n_atoms}, got {equivalent.tolist()}")
-    cuts = array_entry(config, "branch_cuts", "if", n_atoms - 3)
+    cuts = require_array(config, "branch_cuts", "if", n_atoms - 3)
     return {
         "handedness": torch.tensor(handedness, dtype=torch.float64),
         "reference_bonds": torch.tensor(bonds, dtype=torch.float64),
         "branch_cuts": torch.tensor(cuts, dtype=torch.float64),
-        "coordinates": entry(config, "coordinates", str),
+        "coordinates": require_entry(config, "coordinates", str),
         "dtype": dtype_entry(config),
         "equivalent": equivalent.tolist(),
         # Files of earlier versions do not name it.
-        "overlap": entry(config, "overlap", bool) if "overlap" in config else False,
+        "overlap": require_entry(config, "overlap", bool) if "overlap" in config else False,
     }
 
 

@@ -34,7 +34,7 @@ from openmm_tsf.coordinates.penalties import beyond_branch, hold, outside_half_c
 from openmm_tsf.coordinates.zmatrix import ZMatrix
 from openmm_tsf.units import NANOMETER, in_unit
 from openmm_tsf.utils.tensors import check_tensor
-from openmm_tsf.utils.validation import entry
+from openmm_tsf.utils.validation import require_entry
 
 BOND, ANGLE, TORSION, OFFSET = range(4)
 
@@ -462,5 +462,5 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         ValueError
             If an entry is missing or not what :meth:`to_config` could have written.
         """
-        zmatrix = ZMatrix.from_config(entry(config, "zmatrix", dict))
+        zmatrix = ZMatrix.from_config(require_entry(config, "zmatrix", dict))
         return cls(zmatrix, **layer_entries(config, zmatrix.n_atoms))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from openmm_tsf.coordinates.config import dtype_entry
 from openmm_tsf.coordinates.internal import TORSION
 from openmm_tsf.utils.tensors import check_tensor
-from openmm_tsf.utils.validation import array_entry, entry
+from openmm_tsf.utils.validation import require_array, require_entry
 
 MODES = ("conditional", "full", "diagonal")
 #: Ridge of the shift's regression, in frames: a prior that the shift is zero. On 20 000, 5 000 and
@@ -205,13 +205,13 @@ class Whitening(nn.Module):
             If an entry is missing or not what :meth:`to_config` could have written.
         """
         dtype = dtype_entry(config)
-        soft = array_entry(config, "soft", "b", -1)
+        soft = require_array(config, "soft", "b", -1)
         n_soft, n_stiff = int(soft.sum()), int((~soft).sum())
 
         def numbers(name: str, *shape: int) -> Tensor:
-            return torch.tensor(array_entry(config, name, "if", *shape), dtype=dtype)
+            return torch.tensor(require_array(config, name, "if", *shape), dtype=dtype)
 
-        n_weights = len(entry(config, "weights", list))
+        n_weights = len(require_entry(config, "weights", list))
         if n_weights % max(2 * n_soft, 1):
             raise ValueError(f"weights: expected a multiple of {2 * n_soft} rows, got {n_weights}")
         scale = numbers("soft_scale", n_soft)
@@ -219,7 +219,7 @@ class Whitening(nn.Module):
         if not bool((scale > 0).all() and (cholesky.diagonal() > 0).all()):
             raise ValueError("soft_scale, cholesky: expected positive scales")
         return cls(
-            entry(config, "mode", str),
+            require_entry(config, "mode", str),
             torch.from_numpy(soft),
             numbers("soft_mean", n_soft),
             scale,

@@ -18,7 +18,7 @@ import openmm.app as app
 from openmm_tsf.coordinates.config import check_rows
 from openmm_tsf.units import NANOMETER, in_unit
 from openmm_tsf.utils.topology import atom_label
-from openmm_tsf.utils.validation import array_entry, entry
+from openmm_tsf.utils.validation import require_array, require_entry
 
 #: Reference angles closer than this to 0 or pi (radians) leave a dihedral angle undefined.
 LINEAR_TOLERANCE = np.deg2rad(5.0)
@@ -104,17 +104,17 @@ class ZMatrix:
         ValueError
             If an entry is missing or not what :meth:`to_config` could have written.
         """
-        rows = array_entry(config, "rows", "i", -1, 4)
+        rows = require_array(config, "rows", "i", -1, 4)
         n_atoms = len(rows)
-        names = tuple(entry(config, "atom_names", list))
+        names = tuple(require_entry(config, "atom_names", list))
         if len(names) != n_atoms or not all(isinstance(name, str) for name in names):
             raise ValueError(f"atom_names: expected {n_atoms} names, got {names}")
-        levels = array_entry(config, "levels", "i", n_atoms)
+        levels = require_array(config, "levels", "i", n_atoms)
         check_rows(rows, levels)
         return cls(
             rows.astype(np.int64),
-            array_entry(config, "siblings", "b", n_atoms),
-            array_entry(config, "tetrahedral", "b", n_atoms),
+            require_array(config, "siblings", "b", n_atoms),
+            require_array(config, "tetrahedral", "b", n_atoms),
             levels.astype(np.int64),
             names,
         )
@@ -365,14 +365,19 @@ def _make_rows(
             molecule.check_angle(row[0], atom, axis)
             placed.append((level[row[0]], row, is_sibling))
     # Within a level, atoms that carry others first: only they need a frame.
-    body = sorted(placed[3:], key=lambda entry: (entry[0], not children[entry[1][0]]))
+    body = sorted(placed[3:], key=lambda item: (item[0], not children[item[1][0]]))
     placed[3:] = body
     rows_array = np.array([row for _, row, _ in placed], dtype=np.int64)
     siblings = np.array([is_sibling for _, _, is_sibling in placed], dtype=bool)
     tetrahedral = np.array(
         [sib and molecule.is_tetrahedral(row[1]) for _, row, sib in placed], dtype=bool
     )
-    return rows_array, siblings, tetrahedral, np.array([entry[0] for entry in placed])
+    return (
+        rows_array,
+        siblings,
+        tetrahedral,
+        np.array([item[0] for item in placed]),
+    )
 
 
 def _anchor(

@@ -17,7 +17,7 @@ import openmm
 import torch
 
 from openmm_tsf.doctor.self_test import brief
-from openmm_tsf.io.directory import stage_of
+from openmm_tsf.io.directory import read_stage
 from openmm_tsf.io.files import read_json
 from openmm_tsf.potentials.platforms import available_cores
 
@@ -227,7 +227,7 @@ def directory(folder: Path) -> Lines:
 
 
 def _stage(folder: Path, config: dict[str, Any]) -> str:
-    stage = stage_of(folder)
+    stage = read_stage(folder)
     if stage is not None:
         return stage
     if (folder / "settings.json").exists():  # damaged

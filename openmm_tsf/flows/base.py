@@ -24,7 +24,7 @@ from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.equivalent_hydrogens import equivalent_hydrogens
 from openmm_tsf.units import as_temperature
 from openmm_tsf.utils.random import generator_seed
-from openmm_tsf.utils.validation import seed_number, whole_number, whole_numbers
+from openmm_tsf.utils.validation import check_int, check_ints, check_seed
 
 #: log_prob sums over 3^6 copies at most.
 MOST_GROUPS = 6
@@ -92,10 +92,10 @@ class AugmentedFlow(nn.Module, ABC):
         conditioner_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        n_coordinates = whole_number(n_coordinates, "n_coordinates")
-        n_momenta = whole_number(n_momenta, "n_momenta", least=0)
-        n_blocks, hidden = whole_number(n_blocks, "n_blocks"), whole_numbers(hidden, "hidden")
-        seed = seed_number(seed)
+        n_coordinates = check_int(n_coordinates, "n_coordinates")
+        n_momenta = check_int(n_momenta, "n_momenta", least=0)
+        n_blocks, hidden = check_int(n_blocks, "n_blocks"), check_ints(hidden, "hidden")
+        seed = check_seed(seed)
         if coordinates is not None and coordinates.n_coordinates != n_coordinates:
             raise ValueError(
                 f"n_coordinates: expected the coordinate layer's {coordinates.n_coordinates}, "

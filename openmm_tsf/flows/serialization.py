@@ -12,7 +12,7 @@ from openmm_tsf.coordinates.internal import InternalCoordinates
 from openmm_tsf.coordinates.whitening import Whitening
 from openmm_tsf.flows.coupling import AffineCoupling
 from openmm_tsf.io.tensors import read_tensors, write_tensors
-from openmm_tsf.utils.validation import entry, one_of, whole_number, whole_numbers
+from openmm_tsf.utils.validation import check_choice, check_int, check_ints, require_entry
 
 _PRECISIONS = (None, "float32", "float64")
 
@@ -29,16 +29,16 @@ def rebuilt(kind: type[Any], content: dict[str, Any]) -> Any:
     with torch.device("meta"):  # takes no memory
         network = kind(*sizes).network
     _check_shapes(tensors, {f"network.{k}": v for k, v in network.state_dict().items()})
-    layer = entry(content, "coordinates", dict | NoneType)
-    whitening = entry(content, "whitening", dict | NoneType)
+    layer = require_entry(content, "coordinates", dict | NoneType)
+    whitening = require_entry(content, "whitening", dict | NoneType)
     # Files of earlier versions do not name it.
-    precision = one_of(content.get("conditioner_dtype"), "conditioner_dtype", _PRECISIONS)
+    precision = check_choice(content.get("conditioner_dtype"), "conditioner_dtype", _PRECISIONS)
     flow = kind(
         *sizes,
-        entry(content, "reference_temperature", int | float),
+        require_entry(content, "reference_temperature", int | float),
         None if layer is None else InternalCoordinates.from_config(layer),
         None if whitening is None else Whitening.from_config(whitening),
-        entry(content, "fingerprint", str | NoneType),
+        require_entry(content, "fingerprint", str | NoneType),
         conditioner_dtype=None if precision is None else getattr(torch, precision),
     )
     fixed = {
@@ -69,13 +69,13 @@ def _network_sizes(content: dict[str, Any]) -> tuple[int, int, int, tuple[int, .
     ValueError
         If a size, or a tensor, is none or cannot be.
     """
-    tensors = entry(content, "state_dict", dict)
+    tensors = require_entry(content, "state_dict", dict)
     n_bytes = _size_of(tensors)
-    sizes = entry(content, "sizes", dict)
-    n_coordinates = whole_number(entry(content, "n_coordinates", int), "n_coordinates")
-    n_momenta = whole_number(entry(content, "n_momenta", int), "n_momenta", least=0)
-    n_blocks = whole_number(entry(sizes, "n_blocks", int), "n_blocks")
-    hidden = whole_numbers(entry(sizes, "hidden", list), "hidden")
+    sizes = require_entry(content, "sizes", dict)
+    n_coordinates = check_int(require_entry(content, "n_coordinates", int), "n_coordinates")
+    n_momenta = check_int(require_entry(content, "n_momenta", int), "n_momenta", least=0)
+    n_blocks = check_int(require_entry(sizes, "n_blocks", int), "n_blocks")
+    hidden = check_ints(require_entry(sizes, "hidden", list), "hidden")
     # Every block has a permutation of all features; every hidden layer has weights.
     largest = max(8 * n_blocks * (n_coordinates + n_momenta), n_blocks * sum(hidden))
     if largest > n_bytes or n_blocks * len(hidden) > len(tensors):

@@ -12,7 +12,13 @@ from typing import Self
 
 import filelock
 
-from openmm_tsf.io.files import PathLike, read_json, refuse_links, sweep, write_json
+from openmm_tsf.io.files import (
+    PathLike,
+    read_json,
+    refuse_links,
+    remove_stale_temporaries,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +83,7 @@ class DirectoryLock:
             ) from error
         if first:
             try:
-                sweep(self.directory)
+                remove_stale_temporaries(self.directory)
                 owner = {
                     "pid": os.getpid(),
                     "host": socket.gethostname(),
@@ -101,14 +107,14 @@ class DirectoryLock:
             return ""
 
 
-def contents(directory: PathLike) -> list[str]:
+def list_contents(directory: PathLike) -> list[str]:
     """Names of what lies in a directory, without locks and temporary files, sorted."""
     names = (path.name for path in Path(directory).iterdir())
     return sorted(n for n in names if n not in _OURS and not (n[0] == "." and n.endswith(".tmp")))
 
 
 @contextmanager
-def claimed(output: PathLike, *, resume: bool = False) -> Iterator[DirectoryLock]:
+def open_output_directory(output: PathLike, *, resume: bool = False) -> Iterator[DirectoryLock]:
     """Hold the lock of an output directory: a new or an empty one, or any with `resume`.
 
     Raises
@@ -131,7 +137,7 @@ def claimed(output: PathLike, *, resume: bool = False) -> Iterator[DirectoryLock
     if path.is_dir() and not _is_known(path):  # not even given a lock
         if not resume:
             _refuse_used(path)
-        elif contents(path):
+        elif list_contents(path):
             raise ValueError(f"output: {path} holds nothing to resume")
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -143,7 +149,7 @@ def claimed(output: PathLike, *, resume: bool = False) -> Iterator[DirectoryLock
     with DirectoryLock(path) as lock:
         if not resume:
             _refuse_used(path)
-        elif contents(path):
+        elif list_contents(path):
             _refuse_foreign(path)
         else:
             logger.warning("nothing to resume in %s: from the beginning", path)
@@ -171,7 +177,7 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _refuse_used(path: Path) -> None:
-    if contents(path):
+    if list_contents(path):
         raise FileExistsError(
             f"output: {path} is not empty; choose another directory, or delete this one if its "
             f"results are no longer needed{_what_can_be_done(path)}"
@@ -180,7 +186,7 @@ def _refuse_used(path: Path) -> None:
 
 def _what_can_be_done(path: Path) -> str:
     """How the results in a directory can be used or continued, as the end of a sentence."""
-    stage = stage_of(path)
+    stage = read_stage(path)
     possible = {
         "flow.pt": f"its flow can be used: sample --flow {path}",
         "md/md.dcd": f"its frames can be used: --trajectory {path / 'md'}",
@@ -191,7 +197,7 @@ def _what_can_be_done(path: Path) -> str:
     return "".join(f"; {text}" for text in there)
 
 
-def stage_of(path: PathLike) -> str | None:
+def read_stage(path: PathLike) -> str | None:
     """Which stage writes to a directory; None if no stage of the command line does."""
     for name in ("settings.json", "config.json"):
         try:

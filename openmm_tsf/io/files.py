@@ -242,7 +242,7 @@ def written_together(directory: Path) -> Iterator[Path]:
         _writing.discard(folder.name)
 
 
-def sweep(directory: Path) -> None:
+def remove_stale_temporaries(directory: Path) -> None:
     """Remove temporary files and folders whose writers were killed."""
     for path in directory.glob(".*.tmp"):
         found = _TEMPORARY.fullmatch(path.name)

@@ -8,7 +8,7 @@ from typing import Any
 
 from openmm_tsf.io.files import read_json
 from openmm_tsf.units import as_temperatures
-from openmm_tsf.utils.validation import positive_number, whole_number
+from openmm_tsf.utils.validation import check_int, check_positive
 
 #: Names that go to terminals, pictures and tables.
 _NAME = re.compile(r"[\w.+-][\w .+-]{0,39}")
@@ -33,9 +33,9 @@ def check_run_config(config: Mapping[str, Any], path: Path) -> None:
     """
     checks: dict[str, Callable[[Any, str], Any]] = {
         "temperatures_K": _ladder,
-        "n_walkers": whole_number,
-        "seed": lambda value, name: whole_number(value, name, 0, 2**64 - 1),
-        "boltzmann_constant": positive_number,
+        "n_walkers": check_int,
+        "seed": lambda value, name: check_int(value, name, 0, 2**64 - 1),
+        "boltzmann_constant": check_positive,
         "dihedrals": _dihedrals,
         "choices": _choices,
         "versions": _words,
@@ -88,17 +88,17 @@ def _dihedrals(value: Any, name: str) -> None:
         if not isinstance(atoms, list) or len(atoms) != 4:
             raise ValueError(f"{name}: expected four atoms of {key}, got {atoms!r}")
         for atom in atoms:
-            whole_number(atom, f"{name}: {key}", least=0)
+            check_int(atom, f"{name}: {key}", least=0)
 
 
 def _choices(value: Any, name: str) -> None:
     choices = _object(value, name)
     for key in ("seed", "sampler_seed"):
         if choices.get(key) is not None:
-            whole_number(choices[key], f"{name}.{key}", 0, 2**64 - 1)
+            check_int(choices[key], f"{name}.{key}", 0, 2**64 - 1)
     for key in ("save_interval", "torch_threads"):
         if key in choices:
-            whole_number(choices[key], f"{name}.{key}")
+            check_int(choices[key], f"{name}.{key}")
 
 
 def _words(value: Any, name: str) -> None:

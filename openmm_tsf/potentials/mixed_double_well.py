@@ -8,7 +8,7 @@ from torch import Tensor
 
 from openmm_tsf.potentials.toy import DoubleWell, ModelPotential
 from openmm_tsf.utils.random import seeded_generator
-from openmm_tsf.utils.validation import whole_number
+from openmm_tsf.utils.validation import check_int
 
 
 class MixedDoubleWell(ModelPotential):
@@ -80,7 +80,7 @@ class MixedDoubleWell(ModelPotential):
         seed
             Seed of a and A.
         """
-        dimension = whole_number(dimension, "dimension")
+        dimension = check_int(dimension, "dimension")
         generator = seeded_generator(seed)
 
         def rotation() -> Tensor:

@@ -23,15 +23,15 @@ from openmm_tsf.sampling.consistency import (
 )
 from openmm_tsf.sampling.initial import minimised, starting_state
 from openmm_tsf.sampling.kernels.base import Closable, Kernel, check_flow
-from openmm_tsf.sampling.kernels.flow import FlowLike
-from openmm_tsf.sampling.kernels.schedule import Every, default_kernels, kernels_by_name
+from openmm_tsf.sampling.kernels.flow import SteerableMap
+from openmm_tsf.sampling.kernels.schedule import Scheduled, default_kernels, kernels_by_name
 from openmm_tsf.sampling.recorder import Reporter
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.sampling.tuning import HasStepSize, StepSizeTuner
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import as_temperatures
 from openmm_tsf.utils.random import seeded_generator
-from openmm_tsf.utils.validation import seed_number, whole_number
+from openmm_tsf.utils.validation import check_int, check_seed
 
 
 class TemperingChain:
@@ -40,15 +40,15 @@ class TemperingChain:
     def __init__(
         self,
         molecule: MolecularSystem | None,
-        flow: FlowLike,
+        flow: SteerableMap,
         temperatures: Any,
         n_walkers: int,
-        kernels: Sequence[Kernel | Every] | None = None,
+        kernels: Sequence[Kernel | Scheduled] | None = None,
         potential: Potential | None = None,
         seed: int | None = None,
     ) -> None:
         self.temperatures = as_temperatures(temperatures)
-        n_walkers = whole_number(n_walkers, "n_walkers")
+        n_walkers = check_int(n_walkers, "n_walkers")
         if not isinstance(molecule, MolecularSystem | None):
             raise TypeError(
                 f"molecule: expected a MolecularSystem or None, got {type(molecule).__name__}"
@@ -70,14 +70,14 @@ class TemperingChain:
         self.n_walkers = n_walkers
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
-        self.seed = seed_number(seed)
+        self.seed = check_seed(seed)
         self._generator = seeded_generator(self.seed)
         self._masses = None
         if molecule is not None:
             self._masses = torch.tensor(molecule.masses, dtype=torch.float64)
         if kernels is None:
             kernels = default_kernels(potential, flow, self.temperatures, self._masses)
-        self.schedule = [k if isinstance(k, Every) else Every(k) for k in kernels]
+        self.schedule = [k if isinstance(k, Scheduled) else Scheduled(k) for k in kernels]
         self.kernels: dict[str, Kernel] = kernels_by_name(self.schedule, self.temperatures)
         for check in (check_distinct, check_step_sizes, check_domains):
             check(self.kernels.values())
@@ -225,7 +225,7 @@ class TemperingChain:
         ValueError
             If a number is out of range.
         """
-        n_iterations = whole_number(n_iterations, "n_iterations", least=0)
+        n_iterations = check_int(n_iterations, "n_iterations", least=0)
         tuners = {
             name: StepSizeTuner(kernel, n_iterations, target_acceptance)
             for name, kernel in with_members(self.kernels.values())

@@ -10,12 +10,12 @@ from torch import Tensor
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
 from openmm_tsf.sampling.kernels.dynamics import mass_per_coordinate
-from openmm_tsf.sampling.kernels.flow import FlowLike
+from openmm_tsf.sampling.kernels.flow import SteerableMap
 from openmm_tsf.sampling.kernels.langevin_openmm import DynamicsPotential
 from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import NANOMETER, PICOSECOND, in_unit
-from openmm_tsf.utils.validation import numbers_of
+from openmm_tsf.utils.validation import as_float_tensor
 
 _FIELDS = {"x", "velocities", "energy", "replica", "iteration"}
 
@@ -25,7 +25,7 @@ def starting_state(
     velocities: Any,
     n_walkers: int,
     temperatures: tuple[float, ...],
-    flow: FlowLike,
+    flow: SteerableMap,
     potential: Potential,
     masses: Tensor | None,
     generator: torch.Generator,
@@ -38,7 +38,7 @@ def starting_state(
         If a shape is wrong, an energy is not finite, or a walker is outside the flow's domain.
     """
     shape = (n_walkers, len(temperatures), *potential.event_shape)
-    x = numbers_of(in_unit(x, NANOMETER, "x"), "x")
+    x = as_float_tensor(in_unit(x, NANOMETER, "x"), "x")
     if tuple(x.shape) != shape:
         raise ValueError(f"x: expected shape {shape}, got {tuple(x.shape)}")
     flat = x.flatten(0, 1)
@@ -60,7 +60,7 @@ def starting_state(
             )
     if velocities is not None:
         velocities = in_unit(velocities, NANOMETER / PICOSECOND, "velocities")
-        velocities = numbers_of(velocities, "velocities")
+        velocities = as_float_tensor(velocities, "velocities")
         if tuple(velocities.shape) != shape:
             raise ValueError(f"velocities: expected shape {shape}, got {tuple(velocities.shape)}")
         if not bool(torch.isfinite(velocities).all()):

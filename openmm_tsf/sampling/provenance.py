@@ -9,18 +9,18 @@ import torch
 
 from openmm_tsf.potentials.base import Potential, potential_choices
 from openmm_tsf.sampling.consistency import with_members
-from openmm_tsf.sampling.kernels.flow import FlowLike
-from openmm_tsf.sampling.kernels.schedule import Every
+from openmm_tsf.sampling.kernels.flow import SteerableMap
+from openmm_tsf.sampling.kernels.schedule import Scheduled
 from openmm_tsf.sampling.tuning import HasStepSize
 from openmm_tsf.systems.molecule import MolecularSystem
-from openmm_tsf.utils.validation import whole_number
+from openmm_tsf.utils.validation import check_int
 
 
 def sampling_choices(
     molecule: MolecularSystem | None,
-    flow: FlowLike,
+    flow: SteerableMap,
     potential: Potential,
-    schedule: Sequence[Every],
+    schedule: Sequence[Scheduled],
     save_interval: int,
 ) -> dict[str, Any]:
     """Every choice of a sampler, measured ones included, json-able."""
@@ -131,7 +131,7 @@ def check_run_arguments(
         ("save_interval", save_interval, 1),
         ("checkpoint_interval", 1 if checkpoint_interval is None else checkpoint_interval, 1),
     ):
-        whole_number(value, name, least)
+        check_int(value, name, least)
     if not isinstance(checkpoint_seconds, (int, float)) or not checkpoint_seconds >= 0:
         raise ValueError(
             f"checkpoint_seconds: expected a number of at least 0, got {checkpoint_seconds!r}"
@@ -141,7 +141,7 @@ def check_run_arguments(
             raise TypeError(f"reporters: expected an interval of at least 1, on {reporter!r}")
 
 
-def hash_of(flow: FlowLike) -> str | None:
+def hash_of(flow: SteerableMap) -> str | None:
     """SHA-256 of the flow's parameters and buffers."""
     if not isinstance(flow, torch.nn.Module):
         return None

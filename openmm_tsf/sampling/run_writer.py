@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from openmm_tsf.io.dcd import DCDWriter
-from openmm_tsf.io.directory import contents
-from openmm_tsf.io.files import refuse_links, sweep, write_arrays, write_json
+from openmm_tsf.io.directory import list_contents
+from openmm_tsf.io.files import refuse_links, remove_stale_temporaries, write_arrays, write_json
 from openmm_tsf.io.run_config import RUN_FORMAT, check_distinct, rung_file
 from openmm_tsf.io.tensors import read_tensors, write_tensors
 from openmm_tsf.systems.files import holds_molecule, write_molecule
 from openmm_tsf.systems.molecule import MolecularSystem
-from openmm_tsf.utils.validation import whole_number
+from openmm_tsf.utils.validation import check_int
 from openmm_tsf.utils.versions import versions
 
 CHECKPOINT = "checkpoint.pt"
@@ -141,7 +141,7 @@ class RunWriter:
         """
         if self.directory.exists() and not self.directory.is_dir():
             raise NotADirectoryError(f"output: {self.directory} is a file, expected a directory")
-        found = contents(self.directory) if self.directory.exists() else []
+        found = list_contents(self.directory) if self.directory.exists() else []
         own = {"config.json", CHECKPOINT, "segments", *(dcd.path.name for dcd in self._dcds)}
         if allow_existing:
             found = [name for name in found if name in own]
@@ -157,7 +157,7 @@ class RunWriter:
         (self.directory / "config.json").unlink(missing_ok=True)  # it says that this is a run
         segments = self.directory / "segments"
         if segments.is_dir():
-            sweep(segments)
+            remove_stale_temporaries(segments)
             for path in segments.iterdir():
                 if not _SEGMENT.fullmatch(path.name):
                     raise ValueError(f"output: expected segments of the run only, got {path}")
@@ -255,7 +255,7 @@ class RunWriter:
             raise ValueError(f"{path}: no checkpoint of a run, {', '.join(missing)} missing")
         for name in ("n_frames_written", "n_segments", "seed"):
             try:
-                whole_number(content[name], name, least=0, most=2**64 - 1)
+                check_int(content[name], name, least=0, most=2**64 - 1)
             except ValueError as error:
                 raise ValueError(f"{path}: no checkpoint of a run, {error}") from error
         self._checkpoint_seen = _identity(path)
@@ -280,7 +280,7 @@ class RunWriter:
                 raise ValueError(
                     f"{dcd.path}: expected {n_frames} frames, the file has {dcd.n_frames}"
                 )
-        sweep(self.directory / "segments")
+        remove_stale_temporaries(self.directory / "segments")
         # From the last one on: segments that are left follow one another.
         for path in sorted((self.directory / "segments").iterdir(), reverse=True):
             found = _SEGMENT.fullmatch(path.name)

@@ -18,8 +18,8 @@ from openmm_tsf.sampling.chain import TemperingChain
 from openmm_tsf.sampling.consistency import check_potentials
 from openmm_tsf.sampling.initial import restored_state
 from openmm_tsf.sampling.kernels.base import Kernel
-from openmm_tsf.sampling.kernels.flow import FlowLike
-from openmm_tsf.sampling.kernels.schedule import Every
+from openmm_tsf.sampling.kernels.flow import SteerableMap
+from openmm_tsf.sampling.kernels.schedule import Scheduled
 from openmm_tsf.sampling.provenance import (
     check_run_arguments,
     check_same,
@@ -49,8 +49,8 @@ class ParallelTempering(TemperingChain):
     n_walkers
         Number of walkers W.
     kernels
-        Kernels, or kernels with a schedule (:class:`openmm_tsf.sampling.kernels.Every`), applied in
-        this order in every iteration; by default those of
+        Kernels, or kernels with a schedule (:class:`openmm_tsf.sampling.kernels.Scheduled`),
+        applied in this order in every iteration; by default those of
         :func:`openmm_tsf.sampling.kernels.default_kernels`.
     potential
         The energy; ``molecule.potential()`` by default.
@@ -73,10 +73,10 @@ class ParallelTempering(TemperingChain):
     def __init__(
         self,
         molecule: MolecularSystem | None,
-        flow: FlowLike,
+        flow: SteerableMap,
         temperatures: Any,
         n_walkers: int,
-        kernels: Sequence[Kernel | Every] | None = None,
+        kernels: Sequence[Kernel | Scheduled] | None = None,
         potential: Potential | None = None,
         seed: int | None = None,
     ) -> None:

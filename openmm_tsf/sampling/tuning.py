@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.sampling.state import KernelInfo
-from openmm_tsf.utils.validation import numbers_of
+from openmm_tsf.utils.validation import as_float_tensor
 
 
 @runtime_checkable
@@ -30,7 +30,7 @@ def step_sizes(value: Any, n_rungs: int, name: str = "sigma") -> Tensor:
     ValueError
         If they are not positive and finite, or not as many.
     """
-    sizes = numbers_of(value, name)
+    sizes = as_float_tensor(value, name)
     if sizes.ndim > 1 or (sizes.ndim == 1 and len(sizes) != n_rungs):
         raise ValueError(f"{name}: expected one number or {n_rungs}, got {tuple(sizes.shape)}")
     if not bool(((sizes > 0) & torch.isfinite(sizes)).all()):

@@ -20,7 +20,7 @@ from torch import Tensor
 from openmm_tsf.systems.frame_checks import check_frames
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import NANOMETER, as_temperature, in_unit
-from openmm_tsf.utils.validation import check_fields, numbers_of, positive_number, whole_number
+from openmm_tsf.utils.validation import as_float_tensor, check_fields, check_int, check_positive
 
 _RUNS_PICKLES = (".h5", ".hdf5", ".lh5")
 
@@ -96,8 +96,8 @@ class MDDataset:
         check_fields(
             self,
             temperature=as_temperature,
-            n_evaluations=partial(whole_number, least=0),
-            weight=positive_number,
+            n_evaluations=partial(check_int, least=0),
+            weight=check_positive,
         )
         if positions.ndim < 2 or len(positions) == 0:
             raise ValueError(
@@ -116,7 +116,7 @@ class MDDataset:
         if self.molecule is not None:
             check_frames(self.molecule, positions)
         if self.energies is not None:
-            energies = numbers_of(self.energies, "energies")
+            energies = as_float_tensor(self.energies, "energies")
             if energies.shape != (len(positions),):
                 raise ValueError(
                     f"energies: expected shape [{len(positions)}], got {tuple(energies.shape)}"
@@ -174,7 +174,7 @@ class MDDataset:
         """
         if not isinstance(molecule, MolecularSystem):
             raise TypeError(f"molecule: expected a MolecularSystem, got {type(molecule).__name__}")
-        stride, skip = whole_number(stride, "stride"), whole_number(skip, "skip", least=0)
+        stride, skip = check_int(stride, "stride"), check_int(skip, "skip", least=0)
         names = _trajectory_files(path)
         parts = [_read_frames(name, molecule) for name in names]
         positions = np.concatenate(parts)[skip::stride]

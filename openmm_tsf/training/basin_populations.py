@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openmm_tsf.utils.validation import entry
+from openmm_tsf.utils.validation import require_entry
 
 #: Largest |ln(p/q)|, about its mean, that pulls as hard as it is.
 _LOG_RATIO_LIMIT = 3.0
@@ -160,7 +160,7 @@ class Populations:
         """
         loaded = {}
         for name, like in self.state_dict().items():
-            found = entry(content, name, Tensor)
+            found = require_entry(content, name, Tensor)
             if found.shape != like.shape or found.dtype != like.dtype:
                 raise ValueError(f"{name}: expected {like.dtype} of shape {tuple(like.shape)}")
             if not bool(torch.isfinite(found).all()):

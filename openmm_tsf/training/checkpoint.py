@@ -17,7 +17,7 @@ from openmm_tsf.io.tensors import read_tensors
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.validation import Validation
-from openmm_tsf.utils.validation import entry, whole_number
+from openmm_tsf.utils.validation import check_int, require_entry
 
 logger = logging.getLogger(__name__)
 
@@ -141,30 +141,30 @@ def check_checkpoint(
         If weights, moments of the optimizer or figures are missing or cannot be.
     """
     for name in _COUNTS:
-        whole_number(entry(content, name, int), name, least=0)
+        check_int(require_entry(content, name, int), name, least=0)
     if content["step"] > n_steps:
         raise ValueError(f"step: expected at most {n_steps}, got {content['step']}")
-    seconds = entry(content, "wall_seconds", int | float)
+    seconds = require_entry(content, "wall_seconds", int | float)
     if not 0 <= seconds < math.inf:
         raise ValueError(f"wall_seconds: expected a time, got {seconds}")
     weights = network.state_dict()
     for name in _NETWORKS:
-        found = entry(content, name, dict)
+        found = require_entry(content, name, dict)
         if list(found) != list(weights):
             raise ValueError(f"{name}: expected the network's weights, got others")
         for key, like in weights.items():
             _check_like(f"{name}: {key}", found[key], like)
-    states = entry(content, "optimizers", dict)
+    states = require_entry(content, "optimizers", dict)
     if states.keys() != optimizers.keys():
         raise ValueError(f"optimizers: expected {', '.join(optimizers)}, got others")
     n_made = content["step"] - content["n_skipped"]
     for name, optimizer in optimizers.items():
-        _check_optimizer(name, entry(states, name, dict), optimizer, n_made)
-    generator = entry(content, "generator", Tensor)
+        _check_optimizer(name, require_entry(states, name, dict), optimizer, n_made)
+    generator = require_entry(content, "generator", Tensor)
     if generator.dtype != torch.uint8 or generator.shape != torch.Generator().get_state().shape:
         raise ValueError("generator: expected the state of a random number generator")
-    _check_figures(entry(content, "running", dict), "running")
-    _check_history(entry(content, "history", list), content["step"])
+    _check_figures(require_entry(content, "running", dict), "running")
+    _check_history(require_entry(content, "history", list), content["step"])
 
 
 def _check_like(name: str, value: Any, like: Tensor) -> None:
@@ -180,7 +180,10 @@ def _check_optimizer(
     """Moments have the shapes of their parameters: one kernel runs over all of them."""
     (own,) = optimizer.param_groups
     parameters = own["params"]
-    state, groups = entry(content, "state", dict), entry(content, "param_groups", list)
+    state, groups = (
+        require_entry(content, "state", dict),
+        require_entry(content, "param_groups", list),
+    )
     if len(groups) != 1 or not isinstance(groups[0], dict):
         raise ValueError(f"{name}: expected one group of parameters, got {len(groups)}")
     if groups[0].get("params") != list(range(len(parameters))):
@@ -196,11 +199,11 @@ def _check_optimizer(
         raise ValueError(f"{name}: expected moments of all parameters and no others")
     for index, of_one in state.items():
         for key in moments - {"step"}:
-            _check_like(f"{name}: {key}", entry(of_one, key, Tensor), parameters[index])
+            _check_like(f"{name}: {key}", require_entry(of_one, key, Tensor), parameters[index])
         if of_one.keys() != moments:
             raise ValueError(f"{name}: expected {', '.join(sorted(moments))} only, got others")
         if name == "adam":
-            step = entry(of_one, "step", Tensor)
+            step = require_entry(of_one, "step", Tensor)
             if step.shape != () or step.dtype != torch.float32 or not 0 <= float(step) < math.inf:
                 raise ValueError("adam: expected a count of steps")
             if bool((of_one["exp_avg_sq"] < 0).any()):
@@ -214,7 +217,7 @@ def _check_history(history: list[Any], step: int) -> None:
     for row in history:
         if not isinstance(row, dict) or row.keys() != names:
             raise ValueError(f"history: expected validations with {', '.join(sorted(names))}")
-        at = whole_number(row["step"], "history: step", least=0, most=step)
+        at = check_int(row["step"], "history: step", least=0, most=step)
         if at <= before:
             raise ValueError(f"history: expected ascending steps, got {at} after {before}")
         before = at

@@ -35,7 +35,7 @@ from openmm_tsf.training.validation import Validation, Validator
 from openmm_tsf.utils.random import seeded_generator
 from openmm_tsf.utils.signals import DeferredInterrupt
 from openmm_tsf.utils.threads import torch_threads
-from openmm_tsf.utils.validation import entry
+from openmm_tsf.utils.validation import require_entry
 
 logger = logging.getLogger(__name__)
 
@@ -244,7 +244,7 @@ class _Fit:
         self.generator.set_state(content["generator"])
         self.step, self.n_skipped = int(content["step"]), int(content["n_skipped"])
         self.skipped_in_a_row = int(content["skipped_in_a_row"])
-        self.objective.load_state_dict(entry(content, "objective", dict))
+        self.objective.load_state_dict(require_entry(content, "objective", dict))
         self.running = {str(key): float(value) for key, value in content["running"].items()}
         self.wall_seconds = self.earlier_seconds = float(content["wall_seconds"])
         self.earlier_evaluations = int(content["n_evaluations"]) - preparing

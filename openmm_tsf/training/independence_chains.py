@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.training.target_points import Points
-from openmm_tsf.utils.validation import whole_number
+from openmm_tsf.utils.validation import check_int
 
 
 class IndependenceChains:
@@ -104,4 +104,4 @@ class IndependenceChains:
             If it is not of chains like these.
         """
         self.points.load_state_dict(content)
-        self._next = whole_number(content.get("next"), "next", least=0, most=self.n_chains - 1)
+        self._next = check_int(content.get("next"), "next", least=0, most=self.n_chains - 1)

@@ -26,7 +26,7 @@ from openmm_tsf.training.path_gradients import (
 )
 from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.target_points import Points
-from openmm_tsf.utils.validation import entry
+from openmm_tsf.utils.validation import require_entry
 
 Note = Callable[[str, float], None]
 
@@ -364,9 +364,9 @@ class PathObjective:
             If it is of another training.
         """
         self.populations.load_state_dict(content)
-        self._relaxed = entry(content, "relaxed", bool)
+        self._relaxed = require_entry(content, "relaxed", bool)
         if self.chains is not None:
-            self.chains.load_state_dict(entry(content, "chains", dict))
+            self.chains.load_state_dict(require_entry(content, "chains", dict))
 
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {

@@ -10,12 +10,12 @@ import torch
 
 from openmm_tsf.units import as_temperatures
 from openmm_tsf.utils.validation import (
+    check_between,
+    check_choice,
     check_fields,
-    number_between,
-    one_of,
-    positive_number,
-    real_number,
-    whole_number,
+    check_float,
+    check_int,
+    check_positive,
 )
 
 
@@ -106,39 +106,39 @@ class FitSettings:
     def __post_init__(self) -> None:
         check_fields(
             self,
-            n_steps=whole_number,
-            batch_size=whole_number,
-            kl_batch_size=partial(whole_number, least=0),
-            optimizer=partial(one_of, allowed=("adam", "muon")),
-            weight_decay=partial(number_between, low=0, high=10),
-            learning_rate=positive_number,
-            final_learning_rate=partial(number_between, low=0, high=math.inf),
-            warmup_steps=partial(whole_number, least=0),
-            lambda_max=partial(number_between, low=0, high=1),
-            basin_share=partial(number_between, low=0, high=0.5),
-            estimator=partial(one_of, allowed=("direct", "path")),
-            n_chains=partial(whole_number, least=0),
-            chain_share=partial(number_between, low=0, high=1),
-            log_variance=partial(number_between, low=0, high=math.inf),
-            basin_balance=partial(number_between, low=0, high=math.inf),
-            ema_decay=partial(number_between, low=0, high=1),
-            max_grad_norm=positive_number,
-            validate_interval=whole_number,
-            n_validation_draws=whole_number,
-            max_skipped=partial(whole_number, least=0),
-            dtype=partial(one_of, allowed=(torch.float32, torch.float64)),
+            n_steps=check_int,
+            batch_size=check_int,
+            kl_batch_size=partial(check_int, least=0),
+            optimizer=partial(check_choice, allowed=("adam", "muon")),
+            weight_decay=partial(check_between, low=0, high=10),
+            learning_rate=check_positive,
+            final_learning_rate=partial(check_between, low=0, high=math.inf),
+            warmup_steps=partial(check_int, least=0),
+            lambda_max=partial(check_between, low=0, high=1),
+            basin_share=partial(check_between, low=0, high=0.5),
+            estimator=partial(check_choice, allowed=("direct", "path")),
+            n_chains=partial(check_int, least=0),
+            chain_share=partial(check_between, low=0, high=1),
+            log_variance=partial(check_between, low=0, high=math.inf),
+            basin_balance=partial(check_between, low=0, high=math.inf),
+            ema_decay=partial(check_between, low=0, high=1),
+            max_grad_norm=check_positive,
+            validate_interval=check_int,
+            n_validation_draws=check_int,
+            max_skipped=partial(check_int, least=0),
+            dtype=partial(check_choice, allowed=(torch.float32, torch.float64)),
         )
         if not isinstance(self.ramp, Sequence) or isinstance(self.ramp, str) or len(self.ramp) != 2:
             raise ValueError(f"ramp: expected two ascending fractions, got {self.ramp!r}")
-        ramp = (real_number(self.ramp[0], "ramp"), real_number(self.ramp[1], "ramp"))
+        ramp = (check_float(self.ramp[0], "ramp"), check_float(self.ramp[1], "ramp"))
         if not 0 <= ramp[0] <= ramp[1]:
             raise ValueError(f"ramp: expected two ascending fractions, got {self.ramp!r}")
         object.__setattr__(self, "ramp", ramp)
         if self.lambda_max > 0:
-            check_fields(self, kl_batch_size=whole_number)
+            check_fields(self, kl_batch_size=check_int)
         self._check_estimator()
         if self.patience is not None:
-            check_fields(self, patience=whole_number)
+            check_fields(self, patience=check_int)
         if self.temperatures is not None:
             check_fields(self, temperatures=as_temperatures)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from openmm_tsf.utils.validation import seed_number
+from openmm_tsf.utils.validation import check_seed
 
 _TORCH_SEEDS = 2**32
 
@@ -13,7 +13,7 @@ def generator_seed(seed: int) -> int:
 
     torch takes any number below 2^64 and uses its lower half: 1 and 2^32 + 1 would be the same.
     """
-    number = seed_number(seed)
+    number = check_seed(seed)
     if number < _TORCH_SEEDS:
         return number
     return int(np.random.SeedSequence(number).generate_state(1)[0])
@@ -40,7 +40,7 @@ class Seeds:
     """
 
     def __init__(self, seed: int) -> None:
-        self._sequence = np.random.SeedSequence(seed_number(seed))
+        self._sequence = np.random.SeedSequence(check_seed(seed))
 
     def next(self) -> int:
         """The next seed."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _LARGEST_WHOLE, _LARGEST_SEED = 2**63 - 1, 2**64 - 1
 
 
-def whole_number(value: Any, name: str, least: int = 1, most: int = _LARGEST_WHOLE) -> int:
+def check_int(value: Any, name: str, least: int = 1, most: int = _LARGEST_WHOLE) -> int:
     """An integer from `least` to `most`, no bool; numpy's are made Python's.
 
     Raises
@@ -34,7 +34,7 @@ def whole_number(value: Any, name: str, least: int = 1, most: int = _LARGEST_WHO
     return int(value)
 
 
-def seed_number(value: Any, name: str = "seed") -> int:
+def check_seed(value: Any, name: str = "seed") -> int:
     """A seed: an integer from 0 to 2^64 - 1.
 
     Raises
@@ -42,15 +42,15 @@ def seed_number(value: Any, name: str = "seed") -> int:
     ValueError
         If it is none.
     """
-    return whole_number(value, name, least=0, most=_LARGEST_SEED)
+    return check_int(value, name, least=0, most=_LARGEST_SEED)
 
 
-def most_threads() -> int:
+def max_threads() -> int:
     """So many threads may be asked for: more are a slip of the pen, and can end the process."""
     return max(64, os.cpu_count() or 1)
 
 
-def thread_count(value: Any, name: str = "threads") -> int:
+def check_threads(value: Any, name: str = "threads") -> int:
     """A number of threads.
 
     Raises
@@ -58,10 +58,10 @@ def thread_count(value: Any, name: str = "threads") -> int:
     ValueError
         If it is none, or far more than the machine has cores.
     """
-    return whole_number(value, name, most=most_threads())
+    return check_int(value, name, most=max_threads())
 
 
-def seconds_between(value: Any, name: str = "checkpoint_seconds") -> float:
+def check_seconds(value: Any, name: str = "checkpoint_seconds") -> float:
     """Time between two events in s, from 0 to infinity.
 
     Raises
@@ -75,7 +75,7 @@ def seconds_between(value: Any, name: str = "checkpoint_seconds") -> float:
     return float(value)
 
 
-def real_number(value: Any, name: str) -> float:
+def check_float(value: Any, name: str) -> float:
     """One finite number.
 
     Raises
@@ -95,7 +95,7 @@ def real_number(value: Any, name: str) -> float:
     return float(value)
 
 
-def positive_number(value: Any, name: str) -> float:
+def check_positive(value: Any, name: str) -> float:
     """One finite number above zero.
 
     Raises
@@ -105,13 +105,13 @@ def positive_number(value: Any, name: str) -> float:
     ValueError
         If it is not finite and positive.
     """
-    number = real_number(value, name)
+    number = check_float(value, name)
     if not number > 0:
         raise ValueError(f"{name}: expected a positive number, got {value!r}")
     return number
 
 
-def number_between(value: Any, name: str, low: float, high: float) -> float:
+def check_between(value: Any, name: str, low: float, high: float) -> float:
     """One number in [low, high].
 
     Raises
@@ -121,13 +121,13 @@ def number_between(value: Any, name: str, low: float, high: float) -> float:
     ValueError
         If it is outside.
     """
-    number = real_number(value, name)
+    number = check_float(value, name)
     if not low <= number <= high:
         raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}], got {value!r}")
     return number
 
 
-def whole_numbers(values: Any, name: str, least: int = 1) -> tuple[int, ...]:
+def check_ints(values: Any, name: str, least: int = 1) -> tuple[int, ...]:
     """Integers of at least `least`.
 
     Raises
@@ -139,10 +139,10 @@ def whole_numbers(values: Any, name: str, least: int = 1) -> tuple[int, ...]:
     """
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise TypeError(f"{name}: expected a sequence of integers, got {values!r}")
-    return tuple(whole_number(value, name, least) for value in values)
+    return tuple(check_int(value, name, least) for value in values)
 
 
-def one_of(value: Any, name: str, allowed: Sequence[Any]) -> Any:
+def check_choice(value: Any, name: str, allowed: Sequence[Any]) -> Any:
     """One of a few values.
 
     Raises
@@ -155,7 +155,7 @@ def one_of(value: Any, name: str, allowed: Sequence[Any]) -> Any:
     return value
 
 
-def entry(config: Any, name: str, kind: type | UnionType) -> Any:
+def require_entry(config: Any, name: str, kind: type | UnionType) -> Any:
     """The entry `name` of a mapping that was read from a file.
 
     Raises
@@ -172,13 +172,13 @@ def entry(config: Any, name: str, kind: type | UnionType) -> Any:
     return value
 
 
-def array_entry(config: Any, name: str, kinds: str, *shape: int) -> NDArray[Any]:
+def require_array(config: Any, name: str, kinds: str, *shape: int) -> NDArray[Any]:
     """The entry `name`, nested lists, as an array of this shape (-1 for any length).
 
     Parameters
     ----------
     config, name
-        See :func:`entry`.
+        See :func:`require_entry`.
     kinds
         numpy's codes of what the numbers may be: ``"b"`` bool, ``"i"`` integer, ``"f"`` float.
     *shape
@@ -189,7 +189,7 @@ def array_entry(config: Any, name: str, kinds: str, *shape: int) -> NDArray[Any]
     ValueError
         If it is none, or has numbers that are not finite.
     """
-    value = entry(config, name, list)
+    value = require_entry(config, name, list)
     try:
         array = np.array(value)
     except (ValueError, OverflowError) as error:
@@ -220,7 +220,7 @@ def check_fields(settings: Any, **checks: Callable[[Any, str], Any]) -> None:
         object.__setattr__(settings, name, check(getattr(settings, name), name))
 
 
-def numbers_of(value: Any, name: str) -> "Tensor":
+def as_float_tensor(value: Any, name: str) -> "Tensor":
     """A copy of one or more numbers as a Tensor, float64.
 
     Raises

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import openmm
 
-from openmm_tsf.io.directory import claimed, contents
+from openmm_tsf.io.directory import list_contents, open_output_directory
 from openmm_tsf.io.files import PathLike
 from openmm_tsf.io.serialization import from_plain
 from openmm_tsf.potentials.platforms import check_platform
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.signals import DeferredInterrupt
-from openmm_tsf.utils.validation import seconds_between, thread_count
+from openmm_tsf.utils.validation import check_seconds, check_threads
 from openmm_tsf.workflow.md_simulation import MD_FORMAT, Dynamics, fastest_platform, read_md_config
 from openmm_tsf.workflow.settings import MDSettings
 
@@ -83,12 +83,12 @@ def run_md(
     """
     if platform is not None:
         check_platform(platform)
-    seconds_between(checkpoint_seconds)
+    check_seconds(checkpoint_seconds)
     if threads is not None:
-        threads = thread_count(threads)
-    with claimed(output, resume=resume) as lock:
+        threads = check_threads(threads)
+    with open_output_directory(output, resume=resume) as lock:
         folder = lock.directory
-        before = read_md_config(folder) if resume and contents(folder) else None
+        before = read_md_config(folder) if resume and list_contents(folder) else None
         if before is not None:
             settings = _same_settings(before, settings, molecule, folder)
             platform, threads = _same_choices(before["choices"], platform, threads)
@@ -129,7 +129,7 @@ def recorded_settings(folder: PathLike) -> MDSettings | None:
     ValueError
         If the directory is of something else, or damaged.
     """
-    if not Path(folder).is_dir() or not contents(folder):
+    if not Path(folder).is_dir() or not list_contents(folder):
         return None
     written = read_md_config(folder)["settings"]
     settings: MDSettings = from_plain(MDSettings, written, str(Path(folder) / "config.json"))
@@ -176,4 +176,4 @@ def _same_choices(
     chosen = platform or written.get("platform")
     if chosen is not None:
         check_platform(chosen)
-    return str(chosen), thread_count(threads or written.get("threads") or 1)
+    return str(chosen), check_threads(threads or written.get("threads") or 1)

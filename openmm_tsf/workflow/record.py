@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from openmm_tsf.io.directory import contents
+from openmm_tsf.io.directory import list_contents
 from openmm_tsf.io.files import PathLike, read_json, write_json
 from openmm_tsf.io.serialization import from_plain, plain
 from openmm_tsf.potentials.base import Potential, is_potential_choice, potential_choices
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.training import FitSettings
-from openmm_tsf.utils.validation import most_threads
+from openmm_tsf.utils.validation import max_threads
 from openmm_tsf.utils.versions import package_versions
 from openmm_tsf.workflow.settings import FlowSettings, SamplingSettings
 
@@ -76,7 +76,7 @@ def read_record(folder: Path, stages: Sequence[str]) -> dict[str, Any] | None:
     ValueError
         If the directory is of another stage, or the record is damaged.
     """
-    if not folder.is_dir() or not contents(folder):
+    if not folder.is_dir() or not list_contents(folder):
         return None
     path = folder / SETTINGS
     if not path.is_file():
@@ -134,7 +134,7 @@ def recorded_threads(folder: PathLike) -> int | None:
     """Threads of torch that a stage began with; None where that is not known."""
     path = Path(folder) / SETTINGS
     found = read_json(path).get("torch_threads") if path.is_file() else None
-    return found if isinstance(found, int) and 0 < found <= most_threads() else None
+    return found if isinstance(found, int) and 0 < found <= max_threads() else None
 
 
 def recorded_source(folder: PathLike) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io.directory import DirectoryLock
-from openmm_tsf.io.files import sweep
+from openmm_tsf.io.files import remove_stale_temporaries
 from openmm_tsf.io.tensors import read_tensors, write_tensors
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.initial import restored_state
@@ -59,7 +59,7 @@ class Rounds:
         )  # fmt: skip
         self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
         (self.folder / "training").mkdir(exist_ok=True)
-        sweep(self.folder / "training")
+        remove_stale_temporaries(self.folder / "training")
 
     def run(self, seeds: Seeds) -> WalkerState | None:
         """All trainings and rounds, or what is left of them.
@@ -193,6 +193,6 @@ class Rounds:
     @staticmethod
     def tidy(folder: Path) -> None:
         """Remove what was kept for resuming before production began; the logs stay."""
-        sweep(folder / "training")
+        remove_stale_temporaries(folder / "training")
         for path in (folder / "training").glob("round_*.pt"):
             path.unlink()

@@ -13,7 +13,7 @@ from typing import Any
 from openmm_tsf.analysis.analyze import analyze
 from openmm_tsf.coordinates import InternalCoordinates
 from openmm_tsf.flows.load import load_flow
-from openmm_tsf.io.directory import DirectoryLock, claimed
+from openmm_tsf.io.directory import DirectoryLock, open_output_directory
 from openmm_tsf.io.files import PathLike
 from openmm_tsf.io.serialization import from_plain
 from openmm_tsf.potentials.platforms import check_platform
@@ -22,7 +22,7 @@ from openmm_tsf.systems.files import holds_molecule, read_molecule, write_molecu
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.random import Seeds
-from openmm_tsf.utils.validation import seconds_between, seed_number
+from openmm_tsf.utils.validation import check_seconds, check_seed
 from openmm_tsf.workflow import sample as production
 from openmm_tsf.workflow.costs import Costs
 from openmm_tsf.workflow.frames import hash_of_frames, load_trajectory
@@ -125,7 +125,7 @@ def run(
         raise ValueError("temperature: expected none without a trajectory, got one")
     if platform is not None:
         check_platform(platform)
-    seconds_between(checkpoint_seconds)
+    check_seconds(checkpoint_seconds)
     record = read_record(Path(output), ["run"]) if resume else None
     if record is not None:
         where = str(Path(output) / SETTINGS)
@@ -141,7 +141,7 @@ def run(
             molecule = read_molecule(output)
     settings = settings or preset("default")
     molecule = molecule or alanine_dipeptide()
-    seed = 1 if seed is None else seed_number(seed)
+    seed = 1 if seed is None else check_seed(seed)
     seeds = Seeds(seed)
     own_md = own_md or (
         trajectory is None and molecule.fingerprint != alanine_dipeptide().fingerprint
@@ -175,7 +175,7 @@ def run(
         },
         platform_asked_for=platform if record is None else record.get("platform_asked_for"),
     )
-    with claimed(output, resume=resume) as lock:
+    with open_output_directory(output, resume=resume) as lock:
         if resume:  # again: it may have grown until the lock was free
             record = read_record(lock.directory, ["run"])
         if record is None:

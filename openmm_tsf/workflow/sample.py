@@ -12,14 +12,14 @@ from openmm_tsf.analysis.analyze import analyze
 from openmm_tsf.analysis.reference import REFERENCE, has_reference
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.load import load_flow
-from openmm_tsf.io.directory import DirectoryLock, claimed
+from openmm_tsf.io.directory import DirectoryLock, open_output_directory
 from openmm_tsf.io.files import PathLike, read_json, write_json
 from openmm_tsf.io.run_config import read_run_config
 from openmm_tsf.io.serialization import from_plain, plain
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.potentials.platforms import check_platform
 from openmm_tsf.sampling import ParallelTempering
-from openmm_tsf.sampling.kernels.schedule import Every, default_kernels
+from openmm_tsf.sampling.kernels.schedule import Scheduled, default_kernels
 from openmm_tsf.sampling.provenance import hash_of
 from openmm_tsf.sampling.run_writer import CHECKPOINT, RunWriter
 from openmm_tsf.sampling.state import WalkerState
@@ -29,7 +29,7 @@ from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.random import Seeds, seeded_generator
 from openmm_tsf.utils.threads import torch_threads
-from openmm_tsf.utils.validation import seconds_between, seed_number
+from openmm_tsf.utils.validation import check_seconds, check_seed
 from openmm_tsf.workflow import sample as production
 from openmm_tsf.workflow.costs import Costs
 from openmm_tsf.workflow.frames import hash_of_frames
@@ -78,7 +78,7 @@ def kernels_of(
     molecule: MolecularSystem,
     flow: AugmentedFlow,
     potential: Potential,
-) -> list[Every]:
+) -> list[Scheduled]:
     """The sequence of an iteration."""
     return default_kernels(
         potential,
@@ -358,7 +358,7 @@ def sample(
     """
     if platform is not None:
         check_platform(platform)
-    seconds_between(checkpoint_seconds)
+    check_seconds(checkpoint_seconds)
     own = Path(output)
     if resume and flow is None and (own / "flow.pt").is_file():
         flow = own
@@ -371,8 +371,8 @@ def sample(
     model = load_flow(file, molecule)
     known = home is not None and home != own and (home / "config.json").is_file()
     costs = Costs.from_config(read_json(home / "config.json")) if home and known else Costs()
-    seed = None if seed is None else seed_number(seed)
-    with claimed(output, resume=resume) as lock:
+    seed = None if seed is None else check_seed(seed)
+    with open_output_directory(output, resume=resume) as lock:
         if resume and production.has_begun(lock.directory):
             total = _checked_total(lock, settings, start, seed)
             return production.take_up(

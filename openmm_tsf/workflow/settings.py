@@ -8,13 +8,13 @@ from openmm_tsf.io.run_config import check_distinct
 from openmm_tsf.training import FitSettings
 from openmm_tsf.units import PICOSECOND, as_temperature, as_temperatures, in_unit
 from openmm_tsf.utils.validation import (
+    check_choice,
     check_fields,
-    one_of,
-    positive_number,
-    real_number,
-    seed_number,
-    whole_number,
-    whole_numbers,
+    check_float,
+    check_int,
+    check_ints,
+    check_positive,
+    check_seed,
 )
 
 #: Steps between frames, and before the first.
@@ -24,7 +24,7 @@ _LONGEST_STEP = 1.0
 
 
 def _time_step(value: Any, name: str) -> float:
-    step = positive_number(in_unit(value, PICOSECOND, name), name)
+    step = check_positive(in_unit(value, PICOSECOND, name), name)
     if step > _LONGEST_STEP:
         raise ValueError(f"{name}: expected at most {_LONGEST_STEP:g} ps, got {value!r}")
     return step
@@ -70,14 +70,12 @@ class MDSettings:
             self,
             temperature=as_temperature,
             # The header of a DCD file counts in 32 bits.
-            n_frames=partial(whole_number, most=2**31 - 1),
-            steps_per_frame=partial(whole_number, most=_MOST_STEPS),
+            n_frames=partial(check_int, most=2**31 - 1),
+            steps_per_frame=partial(check_int, most=_MOST_STEPS),
             timestep=_time_step,
-            friction=lambda value, name: positive_number(
-                in_unit(value, 1 / PICOSECOND, name), name
-            ),
-            n_equilibration_steps=partial(whole_number, least=0, most=_MOST_STEPS),
-            seed=seed_number,
+            friction=lambda value, name: check_positive(in_unit(value, 1 / PICOSECOND, name), name),
+            n_equilibration_steps=partial(check_int, least=0, most=_MOST_STEPS),
+            seed=check_seed,
         )
 
 
@@ -125,15 +123,15 @@ class FlowSettings:
     def __post_init__(self) -> None:
         check_fields(
             self,
-            kind=partial(one_of, allowed=("tsf", "realnvp")),
-            coordinates=partial(one_of, allowed=("volume", "plain")),
-            n_blocks=whole_number,
-            hidden=whole_numbers,
-            conditioner_dtype=partial(one_of, allowed=("float32", "float64")),
-            overlap=partial(one_of, allowed=(False, True)),
+            kind=partial(check_choice, allowed=("tsf", "realnvp")),
+            coordinates=partial(check_choice, allowed=("volume", "plain")),
+            n_blocks=check_int,
+            hidden=check_ints,
+            conditioner_dtype=partial(check_choice, allowed=("float32", "float64")),
+            overlap=partial(check_choice, allowed=(False, True)),
         )
         if self.n_momenta is not None:
-            check_fields(self, n_momenta=partial(whole_number, least=0))
+            check_fields(self, n_momenta=partial(check_int, least=0))
 
 
 @dataclass(frozen=True)
@@ -176,13 +174,13 @@ class SamplingSettings:
         check_fields(
             self,
             temperatures=as_temperatures,
-            n_walkers=partial(whole_number, most=MOST_WALKERS),
-            n_iterations=whole_number,
-            n_tuning=partial(whole_number, least=0),
-            n_independent=partial(whole_number, least=0),
-            n_walk=partial(whole_number, least=0),
-            swap=partial(one_of, allowed=("plain", "steered", "both")),
-            local_interval=partial(whole_number, least=0),
+            n_walkers=partial(check_int, most=MOST_WALKERS),
+            n_iterations=check_int,
+            n_tuning=partial(check_int, least=0),
+            n_independent=partial(check_int, least=0),
+            n_walk=partial(check_int, least=0),
+            swap=partial(check_choice, allowed=("plain", "steered", "both")),
+            local_interval=partial(check_int, least=0),
         )
         if not (self.n_independent or self.n_walk or self.local_interval):
             raise ValueError(
@@ -237,11 +235,11 @@ class RunSettings:
     def __post_init__(self) -> None:
         check_fields(
             self,
-            stride=whole_number,
-            n_rounds=partial(whole_number, least=0),
-            round_iterations=whole_number,
-            round_stride=whole_number,
-            sample_share=real_number,
+            stride=check_int,
+            n_rounds=partial(check_int, least=0),
+            round_iterations=check_int,
+            round_stride=check_int,
+            sample_share=check_float,
         )
         if not 0 < self.sample_share < 1:
             raise ValueError(f"sample_share: expected a number in (0, 1), got {self.sample_share}")

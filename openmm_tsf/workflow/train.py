@@ -8,7 +8,7 @@ import torch
 
 from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
 from openmm_tsf.flows.base import AugmentedFlow
-from openmm_tsf.io.directory import claimed
+from openmm_tsf.io.directory import open_output_directory
 from openmm_tsf.io.files import PathLike, write_json
 from openmm_tsf.io.serialization import from_plain
 from openmm_tsf.potentials.platforms import check_platform
@@ -17,7 +17,7 @@ from openmm_tsf.systems.files import write_molecule
 from openmm_tsf.training import FitSettings, fit
 from openmm_tsf.training.checkpoint import load_best_weights
 from openmm_tsf.utils.random import Seeds
-from openmm_tsf.utils.validation import seconds_between, seed_number
+from openmm_tsf.utils.validation import check_seconds, check_seed
 from openmm_tsf.workflow.costs import Costs
 from openmm_tsf.workflow.frames import hash_of_frames
 from openmm_tsf.workflow.potential_choice import (
@@ -93,10 +93,10 @@ def train(
         raise ValueError("dataset: expected frames of a molecule, got none")
     if platform is not None:
         check_platform(platform)
-    seconds_between(checkpoint_seconds)
+    check_seconds(checkpoint_seconds)
     dataset.split()  # too few frames are refused before anything is written
-    seed = None if seed is None else seed_number(seed)
-    with claimed(output, resume=resume) as lock:
+    seed = None if seed is None else check_seed(seed)
+    with open_output_directory(output, resume=resume) as lock:
         folder = lock.directory
         record = read_record(folder, ["train"]) if resume else None
         where = str(folder / SETTINGS)

@@ -22,10 +22,10 @@ from openmm_tsf.coordinates.internal import InternalCoordinates
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.flows.serialization import write_flow_file
 from openmm_tsf.sampling.kernels import (
-    Every,
     FlowIndependence,
     FlowWalk,
     PlainSwap,
+    Scheduled,
     default_kernels,
 )
 from openmm_tsf.sampling.tempering import ParallelTempering
@@ -374,7 +374,7 @@ def test_mirror_images_are_all_counted_and_none_is_taken(tmp_path, molecule):
         )  # fmt: skip
         walk = FlowWalk(flow, potential, ladder, 0.02, **once)
         independent = FlowIndependence(flow, potential, ladder, **once)
-        kernels = [Every(independent), Every(walk, repeats=3), *kernels]
+        kernels = [Scheduled(independent), Scheduled(walk, repeats=3), *kernels]
         assert isinstance(kernels[-1].kernel, PlainSwap)
         with ParallelTempering(
             molecule, flow, ladder, n_walkers, kernels, potential, seed=18

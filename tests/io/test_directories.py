@@ -15,7 +15,14 @@ import torch
 
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.io import files
-from openmm_tsf.io.directory import LOCK, DirectoryInUse, DirectoryLock, claimed, contents, stage_of
+from openmm_tsf.io.directory import (
+    LOCK,
+    DirectoryInUse,
+    DirectoryLock,
+    list_contents,
+    open_output_directory,
+    read_stage,
+)
 from openmm_tsf.io.npz import read_arrays
 from openmm_tsf.io.tensors import read_tensors, write_tensors
 from openmm_tsf.potentials.toy import DoubleWell
@@ -31,23 +38,32 @@ with DirectoryLock(sys.argv[1]):
 
 
 def test_new_empty_and_used(tmp_path):
-    with claimed(tmp_path / "a" / "b") as lock:
+    with open_output_directory(tmp_path / "a" / "b") as lock:
         assert lock.directory.is_dir()
-    with claimed(tmp_path / "a" / "b"):  # a lock that was left is nothing
+    with open_output_directory(tmp_path / "a" / "b"):  # a lock that was left is nothing
         pass
     used = tmp_path / "used"
     used.mkdir()
     (used / "something").touch()
-    with pytest.raises(FileExistsError, match="is not empty"), claimed(used):
+    with pytest.raises(FileExistsError, match="is not empty"), open_output_directory(used):
         pass
     assert [path.name for path in used.iterdir()] == ["something"]  # not even a lock
-    with pytest.raises(ValueError, match="holds nothing to resume"), claimed(used, resume=True):
+    with (
+        pytest.raises(ValueError, match="holds nothing to resume"),
+        open_output_directory(used, resume=True),
+    ):
         pass
-    assert contents(used) == ["something"]
-    with pytest.raises(NotADirectoryError, match="is a file"), claimed(used / "something"):
+    assert list_contents(used) == ["something"]
+    with (
+        pytest.raises(NotADirectoryError, match="is a file"),
+        open_output_directory(used / "something"),
+    ):
         pass
     below = used / "something" / "new"
-    with pytest.raises(OSError, match="output: cannot make this directory"), claimed(below):
+    with (
+        pytest.raises(OSError, match="output: cannot make this directory"),
+        open_output_directory(below),
+    ):
         pass
 
 
@@ -68,13 +84,13 @@ def test_the_second_is_refused_and_a_dead_owner_stops_nobody(tmp_path):
             for resume in (False, True):
                 with (
                     pytest.raises(DirectoryInUse, match=f"in use by process {owner.pid} on"),
-                    claimed(tmp_path, resume=resume),
+                    open_output_directory(tmp_path, resume=resume),
                 ):
                     pass
         finally:
             owner.send_signal(signal.SIGKILL)
             owner.wait()
-    with claimed(tmp_path):
+    with open_output_directory(tmp_path):
         note = json.loads((tmp_path / ".lock-owner.json").read_text())
         assert note["pid"] == os.getpid()
 
@@ -120,11 +136,11 @@ def test_samplers_hold_the_lock_while_they_run(tmp_path):
 
 
 def test_stages_are_known_by_their_first_file(tmp_path):
-    assert stage_of(tmp_path) is None
+    assert read_stage(tmp_path) is None
     (tmp_path / "settings.json").write_text("[")
-    assert stage_of(tmp_path) is None
+    assert read_stage(tmp_path) is None
     (tmp_path / "config.json").write_text('{"stage": "md"}')
-    assert stage_of(tmp_path) == "md"
+    assert read_stage(tmp_path) == "md"
 
 
 # -- files -------------------------------------------------------------------------------------
@@ -182,7 +198,7 @@ def test_temporary_files_of_the_dead_are_swept(tmp_path, monkeypatch):
     os.utime(old, (time.time() - 1e6,) * 2)
     with DirectoryLock(tmp_path):
         assert {p.name for p in tmp_path.glob(".*.tmp")} == {mine.name, far.name, foreign.name}
-    assert contents(tmp_path) == []
+    assert list_contents(tmp_path) == []
 
 
 def test_links_are_replaced_and_never_followed(tmp_path):

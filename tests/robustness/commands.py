@@ -19,7 +19,7 @@ from openmm_tsf.doctor import report as doctor
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training.fit import _Fit
-from openmm_tsf.utils.validation import whole_number
+from openmm_tsf.utils.validation import check_int
 from openmm_tsf.workflow.presets import PRESETS
 from openmm_tsf.workflow.settings import MDSettings
 from tests.robustness import corpus
@@ -245,7 +245,7 @@ def without_work() -> Iterator[None]:
     """All doors, and none of the work behind them."""
 
     def shipped(cls: type, molecule: Any, *, stride: int = 1) -> Any:
-        whole_number(stride, "stride")
+        check_int(stride, "stride")
         data = corpus.frames()
         return replace(data, molecule=molecule) if molecule is not corpus.molecule() else data
 
@@ -253,7 +253,7 @@ def without_work() -> Iterator[None]:
         self.step = self.settings.n_steps
 
     def tune(self: Any, n_iterations: int = 200, **options: Any) -> Any:
-        whole_number(n_iterations, "n_iterations", least=0)
+        check_int(n_iterations, "n_iterations", least=0)
         return {}
 
     def run(self: Any, n_iterations: int, output: Any = None, **options: Any) -> Any:

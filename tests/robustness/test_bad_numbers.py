@@ -286,7 +286,7 @@ def test_velocities_that_a_kernel_needs():
     d = well.event_shape[0]
     flow = tsf.TemperatureSteerableFlow(d, d, 1, (4,))
     ladder, x = (1.0, 2.0), torch.zeros(3, 2, d, dtype=torch.float64)
-    leg = kernels.BatchedLangevinLeg(well, ladder, 1.0)
+    leg = kernels.TorchLangevin(well, ladder, 1.0)
     fresh = kernels.CartesianHMC(well, ladder, 1.0)
     kept = kernels.CartesianHMC(well, ladder, 1.0, persistence=0.5, name="kept")
     mixed = kernels.OneOf([leg, kernels.CartesianMALA(well, ladder, 1.0)])
@@ -401,3 +401,4 @@ def test_no_cuda(molecule):
     with refused(ValueError, r"device: expected a torch device, got 'cuda' .*available here: cpu"):
         molecule.potential(device="cuda")
     with refused(ValueError, r"platform: expected one of .*CPU.*, got 'CUDA'"):
+        molecule.potential(platform="CUDA")

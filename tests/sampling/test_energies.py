@@ -11,7 +11,6 @@ from openmm_tsf.potentials.toy import GaussianWell
 from openmm_tsf.sampling.energies import energy, energy_and_forces
 from openmm_tsf.sampling.initial import starting_state
 from openmm_tsf.sampling.kernels import (
-    BatchedLangevinLeg,
     CartesianHMC,
     CartesianMALA,
     FlowIndependence,
@@ -19,6 +18,7 @@ from openmm_tsf.sampling.kernels import (
     LatentHMC,
     LatentMALA,
     SteeredSwap,
+    TorchLangevin,
 )
 from openmm_tsf.sampling.kernels.langevin_torch import velocity_verlet
 from tests.support.exact_cases import TreeCase
@@ -59,8 +59,8 @@ KERNELS = {
     "steered": lambda case, u: SteeredSwap(case.flow, u, case.ladder),
     "latent-mala": lambda case, u: LatentMALA(case.flow, u, case.ladder, 0.1),
     "latent-hmc": lambda case, u: LatentHMC(case.flow, u, case.ladder, 0.1, n_leapfrog=2),
-    "leg": lambda case, u: BatchedLangevinLeg(u, case.ladder, case.masses, case.flow, 3),
-    "baoab": lambda case, u: BatchedLangevinLeg(
+    "leg": lambda case, u: TorchLangevin(u, case.ladder, case.masses, case.flow, 3),
+    "baoab": lambda case, u: TorchLangevin(
         u, case.ladder, case.masses, case.flow, 3, integrator="baoab"
     ),
     "hmc": lambda case, u: CartesianHMC(u, case.ladder, case.masses, case.flow, 3),

@@ -15,7 +15,7 @@ from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.sampling.kernels import (
     FlowIndependence,
     FlowWalk,
-    LangevinLeg,
+    OpenMMLangevin,
     PlainSwap,
     WalkerState,
 )
@@ -163,7 +163,7 @@ def test_a_flow_that_does_not_round_trip_is_refused(tree, potential):
 
 
 def leg(tree, openmm_potential, flow, **settings):
-    return LangevinLeg(openmm_potential, LADDER, tree.masses, flow, friction=20.0, **settings)
+    return OpenMMLangevin(openmm_potential, LADDER, tree.masses, flow, friction=20.0, **settings)
 
 
 def test_a_leg_without_metropolis_is_nearly_exact(tree, openmm_potential, flow):
@@ -327,7 +327,7 @@ def test_a_pose_dependent_energy_is_sampled_exactly(tree, flow):
 def test_an_infinite_number_in_openmm_is_a_rejection(tree, openmm_potential):
     generator = torch.Generator().manual_seed(20)
     state = exact_state(tree, openmm_potential, LADDER, 3, generator)
-    leg = LangevinLeg(openmm_potential, LADDER, tree.masses, None, n_steps=2)
+    leg = OpenMMLangevin(openmm_potential, LADDER, tree.masses, None, n_steps=2)
     worker = leg._workers[0]
     working = worker._context
 

@@ -17,11 +17,11 @@ from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.potentials.toy import GaussianWell
 from openmm_tsf.sampling.initial import maxwell_boltzmann
 from openmm_tsf.sampling.kernels import (
-    BatchedLangevinLeg,
     CartesianHMC,
     CartesianMALA,
-    Every,
-    LangevinLeg,
+    OpenMMLangevin,
+    Scheduled,
+    TorchLangevin,
     default_kernels,
 )
 from openmm_tsf.sampling.kernels.base import Kernel
@@ -65,11 +65,11 @@ def on_tree(case, kind, **settings):
 
 ON_TREE = {
     "leg-small-step": (
-        BatchedLangevinLeg,
+        TorchLangevin,
         {"timestep": 0.004, "friction": 20.0, "n_steps": 10, "metropolized": False},
     ),
     "baoab-small-step": (
-        BatchedLangevinLeg,
+        TorchLangevin,
         {"timestep": 0.004, "friction": 20.0, "n_steps": 10, "integrator": "baoab"},
     ),
 }
@@ -97,7 +97,7 @@ def test_small_steps_are_nearly_exact_on_the_tree(case, which):
 def test_small_steps_are_nearly_exact_on_models(potential):
     case = ModelWithVelocities(potential)
     settings = {"timestep": 0.1, "friction": 0.5, "n_steps": 5, "integrator": "baoab"}
-    kernel = BatchedLangevinLeg(case.potential, case.ladder, case.masses, **settings)
+    kernel = TorchLangevin(case.potential, case.ladder, case.masses, **settings)
     generator = torch.Generator().manual_seed(32)
     new, _ = apply([kernel], case.start(3000, generator), generator, times=8)
     assert_exact(case.scores(new))
@@ -140,7 +140,7 @@ def test_hmc_forgets_where_it_started():
 )
 def test_time_step_errors_of_a_harmonic_well(settings, x2, v2):
     potential, n = GaussianWell(torch.eye(2, dtype=torch.float64)), 20000
-    kernel = BatchedLangevinLeg(
+    kernel = TorchLangevin(
         potential, (1.0,), 1.0, n_steps=2, timestep=1.0, friction=0.7, **settings
     )
     generator = torch.Generator().manual_seed(37)
@@ -201,7 +201,7 @@ def test_trajectories_are_those_of_openmm(alanine):
     kt = torch.tensor([KB * 600.0], dtype=torch.float64)
     generator = torch.Generator().manual_seed(40)
     v = maxwell_boltzmann((4, 1, *x.shape[1:]), kt, masses, generator)[:, 0]
-    leg = LangevinLeg(potential, (600.0,), masses, n_steps=20, timestep=0.001)
+    leg = OpenMMLangevin(potential, (600.0,), masses, n_steps=20, timestep=0.001)
     theirs = leg._propagate(x, v)
     leg.close()
     mass = mass_per_coordinate(masses, x.shape[1:])
@@ -222,7 +222,7 @@ def test_trajectories_are_those_of_openmm(alanine):
 def test_both_legs_do_the_same(case, openmm_potential):
     settings = {"n_steps": 20, "timestep": 0.01, "friction": 5.0}
     arguments = (openmm_potential, case.ladder, case.masses, case.flow)
-    first, second = LangevinLeg(*arguments, **settings), BatchedLangevinLeg(*arguments, **settings)
+    first, second = OpenMMLangevin(*arguments, **settings), TorchLangevin(*arguments, **settings)
     assert first.settings() == second.settings()
     assert first.name == second.name == "local"
     state = case.start(100, torch.Generator().manual_seed(41))
@@ -273,9 +273,9 @@ class Wall(GaussianWell):
 
 
 ALL = [
-    (BatchedLangevinLeg, {}),
-    (BatchedLangevinLeg, {"metropolized": False}),
-    (BatchedLangevinLeg, {"integrator": "baoab"}),
+    (TorchLangevin, {}),
+    (TorchLangevin, {"metropolized": False}),
+    (TorchLangevin, {"integrator": "baoab"}),
     (CartesianHMC, {}),
     (CartesianMALA, {}),
 ]
@@ -367,7 +367,7 @@ def test_seeds_decide_everything(kind, settings):
 
 def test_doors(case):
     def leg(masses=case.masses, **settings):
-        return BatchedLangevinLeg(case.potential, case.ladder, masses, **settings)
+        return TorchLangevin(case.potential, case.ladder, masses, **settings)
 
     def hmc(masses=case.masses, **settings):
         return CartesianHMC(case.potential, case.ladder, masses, **settings)
@@ -416,7 +416,7 @@ def test_time_steps_are_tuned_to_each_kernels_target(case):
     molecule = MolecularSystem(case.tree.system(), case.tree.topology, POSITIONS)
     kernels = [
         on_tree(case, CartesianHMC, n_steps=4, timestep=0.002),
-        Every(on_tree(case, CartesianMALA, timestep=0.1), interval=2),
+        Scheduled(on_tree(case, CartesianMALA, timestep=0.1), interval=2),
     ]
     sampler = ParallelTempering(
         molecule, case.flow, case.ladder, 80, kernels, case.potential, seed=47
@@ -448,8 +448,8 @@ def test_any_potential_gets_the_default_sequence(case, openmm_potential, tmp_pat
         return ParallelTempering(molecule, case.flow, case.ladder, 3, kernels, potential, seed=49)
 
     ours, theirs = make(case.potential), make(openmm_potential)
-    assert type(ours.kernels["local"]) is BatchedLangevinLeg
-    assert type(theirs.kernels["local"]) is LangevinLeg
+    assert type(ours.kernels["local"]) is TorchLangevin
+    assert type(theirs.kernels["local"]) is OpenMMLangevin
     for sampler in (ours, theirs):  # the default start: minimised in a Context of the System's
         assert float(sampler.state.energy.max()) < 20.0
     assert torch.equal(ours.state.x, make(case.potential).state.x)
@@ -494,7 +494,7 @@ def test_ensemble_averages_are_those_of_openmms_integrator(alanine, integrator, 
     v = maxwell_boltzmann(shape, kt, torch.tensor(molecule.masses), generator)
     n_steps = round(every / timestep)
 
-    leg = BatchedLangevinLeg(
+    leg = TorchLangevin(
         potential,
         (temperature,),
         molecule.masses,

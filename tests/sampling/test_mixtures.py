@@ -8,9 +8,7 @@ from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.potentials.toy import DoubleWell
 from openmm_tsf.sampling.kernels import (
-    BatchedLangevinLeg,
     CartesianHMC,
-    Every,
     FlowIndependence,
     FlowWalk,
     Kernel,
@@ -18,7 +16,9 @@ from openmm_tsf.sampling.kernels import (
     OneOf,
     OnRungs,
     PlainSwap,
+    Scheduled,
     SteeredSwap,
+    TorchLangevin,
 )
 from openmm_tsf.sampling.state import KernelInfo
 from openmm_tsf.sampling.tempering import ParallelTempering
@@ -56,7 +56,7 @@ def mixtures(flow, potential):
     inner = OneOf([FlowIndependence(flow, potential, ENDS), FlowWalk(flow, potential, ENDS)])
     return [
         OneOf([walk, FlowIndependence(flow, potential, LADDER)], [3, 1], name="moves"),
-        Every(OnRungs(inner, LADDER), repeats=2),
+        Scheduled(OnRungs(inner, LADDER), repeats=2),
         OnRungs(CartesianHMC(potential, [1.0], 1.0, timestep=0.3), LADDER),
         OneOf([PlainSwap(LADDER, 1), SteeredSwap(flow, potential, LADDER)], name="swaps"),
         OnRungs(PlainSwap(ENDS, 1), LADDER),
@@ -255,7 +255,7 @@ def test_rungs_without_proposals_are_not_tuned():
 def test_hardly_tuned_is_warned_of(sampler, flow, potential):
     walk = FlowWalk(flow, potential, LADDER)
     with pytest.warns(UserWarning, match="of flow_walk were adapted 1 times in 3 iterations"):
-        sampler([Every(walk, interval=10)]).tune(3)
+        sampler([Scheduled(walk, interval=10)]).tune(3)
     sampler([walk]).tune(2)
     sampler([walk]).tune(0)
 
@@ -292,10 +292,10 @@ def test_doors_of_flow_kernels(flow, potential, kind, settings, names):
         (CartesianHMC, {"timestep": "a"}),
         (CartesianHMC, {"name": None}),
         (CartesianHMC, {"flow": 3}),
-        (BatchedLangevinLeg, {"timestep": [0.1, 0.1, 0.1]}),
-        (BatchedLangevinLeg, {"timestep": -1}),
-        (BatchedLangevinLeg, {"friction": "a"}),
-        (BatchedLangevinLeg, {"friction": float("nan")}),
+        (TorchLangevin, {"timestep": [0.1, 0.1, 0.1]}),
+        (TorchLangevin, {"timestep": -1}),
+        (TorchLangevin, {"friction": "a"}),
+        (TorchLangevin, {"friction": float("nan")}),
     ],
 )
 def test_doors_of_legs(potential, kind, settings):
@@ -311,4 +311,4 @@ def test_other_doors(flow, potential):
     with pytest.raises(TypeError, match="scheme: expected pairs"):
         PlainSwap(LADDER, 1, 5)
     with pytest.raises(ValueError, match="interval: expected an integer"):
-        Every(PlainSwap(LADDER, 1), interval=True)
+        Scheduled(PlainSwap(LADDER, 1), interval=True)

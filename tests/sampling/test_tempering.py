@@ -15,10 +15,10 @@ from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.potentials.toy import DoubleWell
 from openmm_tsf.sampling import recorder as recording
 from openmm_tsf.sampling.kernels import (
-    Every,
     FlowIndependence,
     FlowWalk,
     PlainSwap,
+    Scheduled,
     default_kernels,
 )
 from openmm_tsf.sampling.run_writer import RunWriter
@@ -131,7 +131,7 @@ def test_doors(molecule, potential, flow, tree):
     with pytest.raises(TypeError, match="kernels: expected kernels, got str"):
         sampler(kernels=["flow_walk"])
     with pytest.raises(ValueError, match="interval: expected an integer"):
-        Every(walk, interval=0)
+        Scheduled(walk, interval=0)
     with pytest.raises(ValueError, match="potential: expected one where molecule is None"):
         ParallelTempering(None, flow, LADDER, 2)
     with pytest.raises(ValueError, match=r"flow: expected configurations of shape \(7, 3\)"):
@@ -458,11 +458,11 @@ def test_an_error_in_a_kernel_costs_only_its_iteration(make, tmp_path, reference
                 raise MemoryError("out of memory")
             return new
 
-    sampler.schedule[place] = Every(Failing())
+    sampler.schedule[place] = Scheduled(Failing())
     with pytest.raises(MemoryError):
         sampler.run(7, output=path, progress=False)
     assert sampler.state.iteration == 7
-    sampler.schedule[place] = Every(swap)
+    sampler.schedule[place] = Scheduled(swap)
     sampler.run(4, output=path, progress=False)  # the same object can go on, too
     assert_same_run(reference, path)
 

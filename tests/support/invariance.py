@@ -27,8 +27,8 @@ from openmm_tsf.sampling.kernels.cartesian import CartesianHMC, CartesianMALA
 from openmm_tsf.sampling.kernels.dynamics import Leg
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.kernels.internal_walk import InternalWalk
-from openmm_tsf.sampling.kernels.langevin_openmm import LangevinLeg
-from openmm_tsf.sampling.kernels.langevin_torch import BatchedLangevinLeg
+from openmm_tsf.sampling.kernels.langevin_openmm import OpenMMLangevin
+from openmm_tsf.sampling.kernels.langevin_torch import TorchLangevin
 from openmm_tsf.sampling.kernels.latent import LatentHMC, LatentMALA
 from openmm_tsf.sampling.kernels.mixtures import OneOf, OnRungs
 from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
@@ -125,7 +125,8 @@ def check(
     Parameters
     ----------
     factory
-        Makes from the case a kernel, or the kernels (or their ``Every``) of one iteration in order.
+        Makes from the case a kernel, or the kernels (or their ``Scheduled``) of one iteration in
+        order.
     case
         :func:`tree` or :func:`model`, or anything with ``potential``, ``flow``, ``ladder``,
         ``start(n_walkers, generator)`` and ``scores(state)``.
@@ -240,7 +241,7 @@ def build(kind: type, case: Any, **settings: Any) -> Any:
     if not issubclass(kind, Leg):
         return kind(settings.pop("flow", flow), potential, ladder, **settings)
     domain = flow if isinstance(case, TreeCase) else None
-    if issubclass(kind, LangevinLeg):
+    if issubclass(kind, OpenMMLangevin):
         potential = openmm_potential()
     return kind(potential, ladder, case.masses, domain, **settings)
 
@@ -300,8 +301,8 @@ KERNELS: dict[str, Entry] = {
         SteeredSwap, {"scheme": [(6, 0), (1, 4)]}, {"scheme": [(2, 0)]}, 1000, 4, (7,),
         slow_flows=("tsf-plain", "realnvp-plain", *REST),
     ),
-    "langevin": Entry(LangevinLeg, LEG, None, 800),
-    "batched langevin": Entry(BatchedLangevinLeg, LEG, MODEL_LEG, slow_flows=("realnvp-plain",)),
+    "langevin": Entry(OpenMMLangevin, LEG, None, 800),
+    "batched langevin": Entry(TorchLangevin, LEG, MODEL_LEG, slow_flows=("realnvp-plain",)),
     "hmc": Entry(
         CartesianHMC, {"timestep": 0.019, "n_steps": 8}, {"timestep": [0.6, 0.5, 0.4], "n_steps": 4}
     ),

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from openmm_tsf.sampling.kernels import Every, default_kernels
+from openmm_tsf.sampling.kernels import Scheduled, default_kernels
 from tests.support.exact_cases import TreeCase
 from tests.support.invariance import KERNELS
 
 
-def default(case: Any) -> list[Every]:
+def default(case: Any) -> list[Scheduled]:
     """What a user gets who asks for nothing, with dynamics more often and at a larger step."""
     return default_kernels(
         case.potential, case.flow, case.ladder, case.masses,
@@ -21,9 +21,9 @@ def whole(case: Any) -> list[Any]:
     """Flow moves, OpenMM's dynamics and both kinds of plain swaps, with a schedule."""
     return [
         KERNELS["independence"](case),
-        Every(KERNELS["walk"](case), repeats=3),
+        Scheduled(KERNELS["walk"](case), repeats=3),
         KERNELS["langevin"](case, n_steps=12, timestep=0.012, friction=1.0),
-        Every(KERNELS["plain swap"](case), interval=2),
+        Scheduled(KERNELS["plain swap"](case), interval=2),
         KERNELS["plain swap, random"](case, name="swap_random"),
     ]
 
@@ -42,7 +42,7 @@ def with_dynamics(case: Any) -> list[Any]:
     else:
         step = {}
     return [
-        Every(KERNELS["walk"](case), repeats=2),
+        Scheduled(KERNELS["walk"](case), repeats=2),
         KERNELS["hmc, persistent"](case, persistence=0.95, **step),
         KERNELS["steered swap, random"](case),
         KERNELS["latent mala"](case),

@@ -20,8 +20,8 @@ import torch
 from openmm_tsf.sampling.kernels.cartesian import CartesianHMC, CartesianMALA
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.kernels.internal_walk import InternalWalk
-from openmm_tsf.sampling.kernels.langevin_openmm import LangevinLeg
-from openmm_tsf.sampling.kernels.langevin_torch import BatchedLangevinLeg
+from openmm_tsf.sampling.kernels.langevin_openmm import OpenMMLangevin
+from openmm_tsf.sampling.kernels.langevin_torch import TorchLangevin
 from openmm_tsf.sampling.kernels.latent import LatentHMC, LatentMALA
 from openmm_tsf.sampling.kernels.mixtures import OneOf, OnRungs
 from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
@@ -290,8 +290,8 @@ def bent(mutation: str, change: Callable[[Any], Any], kind: type, case: Any, n_w
 PAIR = {"scheme": [(0, 1)]}
 HMC = {"timestep": 0.016, "n_steps": 8}
 LEGS = {
-    LangevinLeg: (LEG, 800),
-    BatchedLangevinLeg: (LEG, 1800),
+    OpenMMLangevin: (LEG, 800),
+    TorchLangevin: (LEG, 1800),
     CartesianHMC: (HMC, 1200),
     CartesianMALA: ({"timestep": 0.02}, 2500),
 }
@@ -388,10 +388,10 @@ MUTANTS = [
                 n_steps=2, **settings)
         for kind, settings in (
             (CartesianHMC, {"timestep": [1.0, 0.8, 0.7], "persistence": 0.95}),
-            (BatchedLangevinLeg, {"timestep": 0.8, "friction": 0.03}),
+            (TorchLangevin, {"timestep": 0.8, "friction": 0.03}),
         )
         for which in ("gaussian", "double-well")
     ),
-    mutated("time step", never_rejecting, LangevinLeg, on_tree(moving=True), 800, 4, **LEG),
-    mutated("time step", never_rejecting, BatchedLangevinLeg, on_tree(moving=True), 800, 4, **LEG),
+    mutated("time step", never_rejecting, OpenMMLangevin, on_tree(moving=True), 800, 4, **LEG),
+    mutated("time step", never_rejecting, TorchLangevin, on_tree(moving=True), 800, 4, **LEG),
 ]  # fmt: skip

@@ -112,7 +112,7 @@ def test_a_full_disk_names_the_trajectory(tmp_path, monkeypatch):
 def test_a_predecessor_with_the_same_process_number_is_swept(tmp_path):
     left = tmp_path / f".x.json.{files._host()}.{os.getpid()}.01234567.tmp"
     left.touch()
-    files.sweep(tmp_path)
+    files.remove_stale_temporaries(tmp_path)
     assert not left.exists()
 
 
@@ -134,7 +134,7 @@ def test_results_replace_earlier_ones_together(tmp_path):
     assert (tmp_path / "a.json").read_text() == "new"
     left = tmp_path / f".new.{files._host()}.{os.getpid()}.01234567.tmp"
     left.mkdir()
-    files.sweep(tmp_path)
+    files.remove_stale_temporaries(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 

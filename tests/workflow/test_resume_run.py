@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from openmm_tsf.analysis import load_run
-from openmm_tsf.io.directory import stage_of
+from openmm_tsf.io.directory import read_stage
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.sampling import recorder as recording
 from openmm_tsf.sampling.run_writer import RunWriter
@@ -134,7 +134,7 @@ def test_killed_anywhere_and_resumed(whole, tmp_path, monkeypatch, kill):
         kill(patch)
         with pytest.raises(Killed):
             workflow.run(folder, SETTINGS, own_md=True, seed=8, **QUIET)
-    assert stage_of(folder) == "run"
+    assert read_stage(folder) == "run"
     workflow.run(folder, resume=True, **QUIET)
     assert content(folder) == content(whole)
     assert not list((folder / "training").glob("*.pt"))

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.kernels.dynamics import Leg
-from openmm_tsf.sampling.kernels.flow import FlowLike
+from openmm_tsf.sampling.kernels.flow import SteerableMap
 from openmm_tsf.sampling.kernels.langevin_torch import velocity_verlet
 from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.sampling.tuning import step_sizes
 from openmm_tsf.units import PICOSECOND, in_unit
-from openmm_tsf.utils.validation import real_number
+from openmm_tsf.utils.validation import check_float
 
 
 class CartesianHMC(Leg):
@@ -64,7 +64,7 @@ class CartesianHMC(Leg):
         potential: Potential,
         temperatures: Any,
         masses: Any,
-        flow: FlowLike | None = None,
+        flow: SteerableMap | None = None,
         n_steps: int = 10,
         timestep: Any = 0.001,
         persistence: float = 0.0,
@@ -72,7 +72,7 @@ class CartesianHMC(Leg):
     ) -> None:
         super().__init__(potential, temperatures, masses, flow, n_steps, True, name)
         self.potential = potential
-        self.persistence = real_number(persistence, "persistence")
+        self.persistence = check_float(persistence, "persistence")
         if not 0 <= self.persistence < 1:
             raise ValueError(f"persistence: expected a number in [0, 1), got {persistence!r}")
         self._sigma = step_sizes(
@@ -153,7 +153,7 @@ class CartesianMALA(CartesianHMC):
         potential: Potential,
         temperatures: Any,
         masses: Any,
-        flow: FlowLike | None = None,
+        flow: SteerableMap | None = None,
         timestep: Any = 0.001,
         name: str = "mala",
     ) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.sampling.kernels.base import check_flow, kernel_name
-from openmm_tsf.sampling.kernels.flow import FlowLike
+from openmm_tsf.sampling.kernels.flow import SteerableMap
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
 from openmm_tsf.units import PICOSECOND, as_temperatures, in_unit
-from openmm_tsf.utils.validation import numbers_of, real_number, whole_number
+from openmm_tsf.utils.validation import as_float_tensor, check_float, check_int
 
 
 class LegPotential(Protocol):
@@ -39,7 +39,7 @@ def mass_per_coordinate(masses: Any, event_shape: Sequence[int]) -> Tensor:
     ValueError
         If numbers are not finite and positive, or not as many.
     """
-    values = numbers_of(masses, "masses")
+    values = as_float_tensor(masses, "masses")
     if values.ndim == 0 and len(event_shape) == 1:
         values = values.expand(event_shape[0]).clone()
     if values.shape != event_shape[:1] or not bool(((values > 0) & values.isfinite()).all()):
@@ -89,7 +89,7 @@ class Leg(ABC):
         potential: LegPotential,
         temperatures: Any,
         masses: Any,
-        flow: FlowLike | None,
+        flow: SteerableMap | None,
         n_steps: int,
         metropolized: bool,
         name: str,
@@ -98,7 +98,7 @@ class Leg(ABC):
             check_flow(flow)
         self.flow, self.name = flow, kernel_name(name)
         self.temperatures = as_temperatures(temperatures)
-        self.n_steps, self.metropolized = whole_number(n_steps, "n_steps"), metropolized
+        self.n_steps, self.metropolized = check_int(n_steps, "n_steps"), metropolized
         self._event_shape = tuple(potential.event_shape)
         self._mass = mass_per_coordinate(masses, self._event_shape)
         kelvin = torch.tensor(self.temperatures, dtype=torch.float64)
@@ -247,7 +247,7 @@ class LangevinDynamics(Leg):
         potential: LegPotential,
         temperatures: Any,
         masses: Any,
-        flow: FlowLike | None,
+        flow: SteerableMap | None,
         n_steps: int,
         timestep: Any,
         friction: Any,
@@ -255,8 +255,8 @@ class LangevinDynamics(Leg):
         name: str,
     ) -> None:
         super().__init__(potential, temperatures, masses, flow, n_steps, metropolized, name)
-        self.timestep = real_number(in_unit(timestep, PICOSECOND, "timestep"), "timestep")
-        self.friction = real_number(in_unit(friction, 1 / PICOSECOND, "friction"), "friction")
+        self.timestep = check_float(in_unit(timestep, PICOSECOND, "timestep"), "timestep")
+        self.friction = check_float(in_unit(friction, 1 / PICOSECOND, "friction"), "friction")
         if not self.timestep > 0:
             raise ValueError(f"timestep: expected a positive number of ps, got {timestep!r}")
         if not self.friction >= 0:
@@ -266,7 +266,7 @@ class LangevinDynamics(Leg):
     def settings(self) -> dict[str, Any]:
         """The choices made; the same for the same leg, whoever takes its steps."""
         return {
-            "kernel": "LangevinLeg",
+            "kernel": "Langevin",
             "integrator": "O Verlet^n O",
             "n_steps": self.n_steps,
             "timestep_ps": self.timestep,

@@ -13,11 +13,11 @@ from openmm_tsf.sampling.kernels.base import check_flow, kernel_name
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
 from openmm_tsf.sampling.tuning import step_sizes
 from openmm_tsf.units import as_temperatures
-from openmm_tsf.utils.validation import real_number, whole_number
+from openmm_tsf.utils.validation import check_float, check_int
 
 
 @runtime_checkable
-class FlowLike(Protocol):
+class SteerableMap(Protocol):
     """What the moves ask of a flow v -> (x, p)."""
 
     n_coordinates: int
@@ -34,7 +34,7 @@ class FlowLike(Protocol):
     def is_mirror_image(self, x: Tensor) -> Tensor: ...
 
 
-class _FlowMove:
+class FlowKernel:
     """What both moves share: the augmented state, the proposal's evaluation, the acceptance.
 
     The momenta are drawn once a call, and v = D^-1(x, p) is computed once: after each of the
@@ -66,7 +66,7 @@ class _FlowMove:
 
     def __init__(
         self,
-        flow: FlowLike,
+        flow: SteerableMap,
         potential: Potential,
         temperatures: Any,
         n_steps: int = 1,
@@ -80,15 +80,15 @@ class _FlowMove:
                 f"flow: expected configurations of the potential's shape "
                 f"{tuple(potential.event_shape)}, got {tuple(flow.event_shape)}"
             )
-        if not real_number(round_trip_tolerance, "round_trip_tolerance") > 0:
+        if not check_float(round_trip_tolerance, "round_trip_tolerance") > 0:
             raise ValueError(
                 f"round_trip_tolerance: expected a positive number, got {round_trip_tolerance!r}"
             )
         self.flow, self.potential = flow, potential
         self.temperatures = as_temperatures(temperatures)
-        self.n_steps = whole_number(n_steps, "n_steps")
-        self.round_trip_interval = whole_number(round_trip_interval, "round_trip_interval")
-        self.round_trip_walkers = whole_number(round_trip_walkers, "round_trip_walkers")
+        self.n_steps = check_int(n_steps, "n_steps")
+        self.round_trip_interval = check_int(round_trip_interval, "round_trip_interval")
+        self.round_trip_walkers = check_int(round_trip_walkers, "round_trip_walkers")
         self.round_trip_tolerance = round_trip_tolerance
         kelvin = torch.tensor(self.temperatures, dtype=torch.float64)
         # Copies of a configuration that overlap: one is drawn with the momenta, and its share is
@@ -221,7 +221,7 @@ class _FlowMove:
                 )
 
 
-class _FlowProposal(_FlowMove, ABC):
+class FlowProposalKernel(FlowKernel, ABC):
     """A proposal for every walker by itself."""
 
     @abstractmethod
@@ -271,7 +271,7 @@ class _FlowProposal(_FlowMove, ABC):
         return state.evolve(x=x.reshape(state.x.shape), energy=energy.reshape(shape)), total
 
 
-class FlowWalk(_FlowProposal):
+class FlowWalk(FlowProposalKernel):
     """TSF-MCMC (arXiv:2012.00429, section 2): a random step in the latent space.
 
     p ~ N(0, tau); v = D^-1(x, p); v' = v + xi, xi ~ N(0, sigma^2 tau); (x', p') = D(v');
@@ -280,14 +280,14 @@ class FlowWalk(_FlowProposal):
     Parameters
     ----------
     flow, potential, temperatures, n_steps
-        See :class:`_FlowMove`.
+        See :class:`FlowKernel`.
     sigma
         Step size, one number or one per rung [R].
     """
 
     def __init__(
         self,
-        flow: FlowLike,
+        flow: SteerableMap,
         potential: Potential,
         temperatures: Any,
         sigma: Any = 0.1,
@@ -325,7 +325,7 @@ class FlowWalk(_FlowProposal):
         return 0.0
 
 
-class FlowIndependence(_FlowProposal):
+class FlowIndependence(FlowProposalKernel):
     """A fresh draw from the flow: v' ~ N(0, tau).
 
     log alpha = -dU/kT - d|p|^2 / 2 tau + d|v|^2 / 2 tau + d log|J_D|. Velocities stay as they are.
@@ -333,12 +333,12 @@ class FlowIndependence(_FlowProposal):
     Parameters
     ----------
     flow, potential, temperatures, n_steps
-        See :class:`_FlowMove`.
+        See :class:`FlowKernel`.
     """
 
     def __init__(
         self,
-        flow: FlowLike,
+        flow: SteerableMap,
         potential: Potential,
         temperatures: Any,
         name: str = "flow_independent",

@@ -12,7 +12,7 @@ from openmm_tsf.flows import RealNVPFlow
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.kernels.flow import FlowWalk
 from openmm_tsf.units import as_temperature
-from openmm_tsf.utils.validation import whole_number
+from openmm_tsf.utils.validation import check_int
 
 
 class WhitenedCoordinates:
@@ -54,7 +54,7 @@ class WhitenedCoordinates:
     @classmethod
     def identity(cls, n_coordinates: int) -> Self:
         """y = x on R^d, T_ref = 1: :class:`InternalWalk` is then x' = x + N(0, sigma^2 T)."""
-        d = whole_number(n_coordinates, "n_coordinates")
+        d = check_int(n_coordinates, "n_coordinates")
         zeros, ones = torch.zeros(d, dtype=torch.float64), torch.ones(d, dtype=torch.float64)
         none = zeros[:0]
         square = none.reshape(0, 0)

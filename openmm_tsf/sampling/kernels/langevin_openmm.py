@@ -19,7 +19,7 @@ from torch import Tensor
 
 from openmm_tsf.potentials.context_pool import NUMERICAL_ERROR
 from openmm_tsf.sampling.kernels.dynamics import LangevinDynamics
-from openmm_tsf.sampling.kernels.flow import FlowLike
+from openmm_tsf.sampling.kernels.flow import SteerableMap
 
 
 @runtime_checkable
@@ -37,7 +37,7 @@ class DynamicsPotential(Protocol):
     def make_context(self, integrator: openmm.Integrator) -> openmm.Context: ...
 
 
-class LangevinLeg(LangevinDynamics):
+class OpenMMLangevin(LangevinDynamics):
     """n steps of Langevin dynamics for every walker at its rung's temperature.
 
     With ``metropolized=True`` the leg is accepted with probability min(1, exp(-dH/kT)), H the total
@@ -78,7 +78,7 @@ class LangevinLeg(LangevinDynamics):
         potential: DynamicsPotential,
         temperatures: Any,
         masses: Any,
-        flow: FlowLike | None = None,
+        flow: SteerableMap | None = None,
         n_steps: int = 20,
         timestep: Any = 0.001,
         friction: Any = 1.0,

@@ -9,7 +9,7 @@ from torch import Tensor
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.energies import device_of, energy_and_forces
 from openmm_tsf.sampling.kernels.dynamics import LangevinDynamics
-from openmm_tsf.sampling.kernels.flow import FlowLike
+from openmm_tsf.sampling.kernels.flow import SteerableMap
 
 INTEGRATORS = ("verlet", "baoab")
 
@@ -108,10 +108,10 @@ def velocity_verlet(
     return batch.end()
 
 
-class BatchedLangevinLeg(LangevinDynamics):
+class TorchLangevin(LangevinDynamics):
     """n steps of Langevin dynamics for every walker at its rung's temperature, as one batch.
 
-    The same leg as :class:`openmm_tsf.sampling.kernels.langevin_openmm.LangevinLeg`, for any
+    The same leg as :class:`openmm_tsf.sampling.kernels.langevin_openmm.OpenMMLangevin`, for any
     potential: only ``energy_and_forces`` is asked of it. ``integrator="verlet"`` is O V^n O,
     metropolised by default. ``integrator="baoab"`` (Leimkuhler and Matthews 2013) has a thermostat
     in every step; its positions are those of OpenMM's ``LangevinMiddleIntegrator`` given the same
@@ -150,7 +150,7 @@ class BatchedLangevinLeg(LangevinDynamics):
         potential: Potential,
         temperatures: Any,
         masses: Any,
-        flow: FlowLike | None = None,
+        flow: SteerableMap | None = None,
         n_steps: int = 20,
         timestep: Any = 0.001,
         friction: Any = 1.0,

@@ -13,9 +13,9 @@ from torch import Tensor
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.energies import energy_and_forces
-from openmm_tsf.sampling.kernels.flow import FlowLike, FlowWalk
+from openmm_tsf.sampling.kernels.flow import FlowWalk, SteerableMap
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
-from openmm_tsf.utils.validation import real_number, whole_number
+from openmm_tsf.utils.validation import check_float, check_int
 
 
 class _Rows(NamedTuple):
@@ -153,7 +153,7 @@ class LatentMALA(_LatentGradientMove):
 
     def __init__(
         self,
-        flow: FlowLike,
+        flow: SteerableMap,
         potential: Potential,
         temperatures: Any,
         sigma: Any = 0.3,
@@ -205,7 +205,7 @@ class LatentHMC(_LatentGradientMove):
 
     def __init__(
         self,
-        flow: FlowLike,
+        flow: SteerableMap,
         potential: Potential,
         temperatures: Any,
         sigma: Any = 0.2,
@@ -216,8 +216,8 @@ class LatentHMC(_LatentGradientMove):
         **round_trip: Any,
     ) -> None:
         super().__init__(flow, potential, temperatures, sigma, name, n_steps, **round_trip)
-        self.n_leapfrog = whole_number(n_leapfrog, "n_leapfrog")
-        self.jitter = real_number(jitter, "jitter")
+        self.n_leapfrog = check_int(n_leapfrog, "n_leapfrog")
+        self.jitter = check_float(jitter, "jitter")
         if not 0 <= self.jitter < 1:
             raise ValueError(f"jitter: expected a number from 0 to below 1, got {jitter!r}")
 

@@ -6,19 +6,19 @@ from typing import Any
 
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.kernels.base import Kernel
-from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowLike, FlowWalk
-from openmm_tsf.sampling.kernels.langevin_openmm import DynamicsPotential, LangevinLeg
-from openmm_tsf.sampling.kernels.langevin_torch import BatchedLangevinLeg
+from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk, SteerableMap
+from openmm_tsf.sampling.kernels.langevin_openmm import DynamicsPotential, OpenMMLangevin
+from openmm_tsf.sampling.kernels.langevin_torch import TorchLangevin
 from openmm_tsf.sampling.kernels.pairing import Scheme
 from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.kernels.swap import PlainSwap
-from openmm_tsf.utils.validation import whole_number
+from openmm_tsf.utils.validation import check_int
 
 SWAPS = ("plain", "steered", "both")
 
 
 @dataclass(frozen=True)
-class Every:
+class Scheduled:
     """Apply a kernel `repeats` times in every `interval`-th iteration.
 
     The schedule is fixed beforehand and does not depend on the walkers, so the sequence is as
@@ -36,11 +36,11 @@ class Every:
 
     def __post_init__(self) -> None:
         for name, value in (("interval", self.interval), ("repeats", self.repeats)):
-            whole_number(value, name)
+            check_int(value, name)
 
 
 def kernels_by_name(
-    schedule: Sequence[Every], temperatures: tuple[float, ...]
+    schedule: Sequence[Scheduled], temperatures: tuple[float, ...]
 ) -> dict[str, Kernel]:
     """The kernels of a schedule, made for this ladder and with distinct names.
 
@@ -67,7 +67,7 @@ def kernels_by_name(
 
 def default_kernels(
     potential: Potential,
-    flow: FlowLike,
+    flow: SteerableMap,
     temperatures: Any,
     masses: Any = None,
     *,
@@ -81,7 +81,7 @@ def default_kernels(
     local_timestep: Any = 0.001,
     local_friction: Any = 1.0,
     local_metropolized: bool = True,
-) -> list[Every]:
+) -> list[Scheduled]:
     """The default sequence: flow independence, flow walks, now and then dynamics, swaps.
 
     All members are exact, unless ``local_metropolized=False``. Why both kinds of swap: on alanine
@@ -109,8 +109,8 @@ def default_kernels(
     local_interval
         A Langevin leg every so many iterations; 0 for none.
     local_steps, local_timestep, local_friction, local_metropolized
-        The leg: steps, ps, 1/ps, exact or not. It is a :class:`LangevinLeg` where the potential
-        opens OpenMM Contexts, and a :class:`BatchedLangevinLeg` otherwise.
+        The leg: steps, ps, 1/ps, exact or not. It is a :class:`OpenMMLangevin` where the potential
+        opens OpenMM Contexts, and a :class:`TorchLangevin` otherwise.
 
     Raises
     ------
@@ -119,13 +119,13 @@ def default_kernels(
     """
     if swap not in SWAPS:
         raise ValueError(f"swap: expected one of {SWAPS}, got {swap!r}")
-    sequence: list[Every] = []
+    sequence: list[Scheduled] = []
     if n_flow_independent:
         draw = FlowIndependence(flow, potential, temperatures, n_steps=n_flow_independent)
-        sequence.append(Every(draw))
+        sequence.append(Scheduled(draw))
     if n_flow_walk:
         walk = FlowWalk(flow, potential, temperatures, sigma, n_steps=n_flow_walk)
-        sequence.append(Every(walk))
+        sequence.append(Scheduled(walk))
     if masses is not None and local_interval:
         # OpenMM takes the steps itself where it can; everybody else's walkers step as one batch.
         leg: Kernel
@@ -136,18 +136,18 @@ def default_kernels(
             "metropolized": local_metropolized,
         }
         if isinstance(potential, DynamicsPotential):
-            leg = LangevinLeg(potential, temperatures, masses, flow, **leg_settings)
+            leg = OpenMMLangevin(potential, temperatures, masses, flow, **leg_settings)
         else:
-            leg = BatchedLangevinLeg(potential, temperatures, masses, flow, **leg_settings)
-        sequence.append(Every(leg, interval=local_interval))
+            leg = TorchLangevin(potential, temperatures, masses, flow, **leg_settings)
+        sequence.append(Scheduled(leg, interval=local_interval))
     if len(temperatures) > 1 and swap != "steered":
         plain = PlainSwap(temperatures, potential.boltzmann_constant, swap_scheme)
-        sequence.append(Every(plain))
+        sequence.append(Scheduled(plain))
     if len(temperatures) > 1 and swap != "plain":
         steered = SteeredSwap(flow, potential, temperatures, swap_scheme)
         if swap == "both":
             # One call ahead: with even-odd pairs a replica can climb two rungs an iteration,
             # and the steered swap does not take back what the plain one did.
             steered.load_state_dict({"calls": 1})
-        sequence.append(Every(steered))
+        sequence.append(Scheduled(steered))
     return sequence

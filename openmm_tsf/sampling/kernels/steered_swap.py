@@ -9,12 +9,12 @@ from openmm_tsf.metropolis import metropolis
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
 from openmm_tsf.sampling.kernels.base import kernel_name
-from openmm_tsf.sampling.kernels.flow import FlowLike, _FlowMove
+from openmm_tsf.sampling.kernels.flow import FlowKernel, SteerableMap
 from openmm_tsf.sampling.kernels.pairing import Pairing, Scheme
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 
 
-class SteeredSwap(_FlowMove):
+class SteeredSwap(FlowKernel):
     """Replica exchange along the flow: one network serves every pair of temperatures.
 
     Learned replica exchange (arXiv:2210.14104) and neural transport (arXiv:2502.10328) train a map
@@ -51,7 +51,7 @@ class SteeredSwap(_FlowMove):
 
     def __init__(
         self,
-        flow: FlowLike,
+        flow: SteerableMap,
         potential: Potential,
         temperatures: Any,
         scheme: Scheme = "even_odd",
