@@ -255,8 +255,8 @@ class AugmentedFlow(nn.Module, ABC):
         """Which copy each x [B, *event] is taken for, and ln of its share.
 
         The target of a flow with overlapping copies is p(x, p) times the share w of the copy
-        (:meth:`openmm_tsf.coordinates.internal.InternalCoordinates.log_partition`), whose marginal is
-        p(x, p). Drawing the copy by its shares is a Gibbs step, as drawing the momenta is.
+        (:meth:`openmm_tsf.coordinates.internal.InternalCoordinates.log_partition`), whose marginal
+        is p(x, p). Drawing the copy by its shares is a Gibbs step, as drawing the momenta is.
 
         Returns
         -------

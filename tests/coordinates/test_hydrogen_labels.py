@@ -442,7 +442,9 @@ def test_density_with_overlap(methyl, start):
         copies = torch.full((len(x), 1), copy)
         v, log_det = flow.inverse_and_log_det(x, momenta, copies)
         log_prob = flow.prior_log_prob(v, temperature) + log_det - flow.log_multiplicity
-        share = flow.coordinates.log_partition(flow.coordinates.inverse_and_log_det(x, copies)[0], tau)
+        share = flow.coordinates.log_partition(
+            flow.coordinates.inverse_and_log_det(x, copies)[0], tau
+        )
         mean += share.exp() * (log_prob - share).exp()
     torch.testing.assert_close(mean.log(), flow.log_prob(x, momenta, temperature))
     # The same in expectations over the flow's own draws: the mean of exp(log p - log_prob) is Z.
