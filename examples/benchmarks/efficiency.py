@@ -32,6 +32,7 @@ from openmm_tsf.analysis.reference import load_reference
 from openmm_tsf.analysis.statistics import reverse_ess
 from openmm_tsf.analysis.uncertainty import estimate_mean
 from openmm_tsf.flows.load import load_flow
+from openmm_tsf.flows.weights import log_weight
 from openmm_tsf.io.files import read_json, write_json
 from openmm_tsf.sampling.kernels import (
     FlowIndependence,
@@ -81,9 +82,8 @@ def weighted_draws(flow, potential, molecule, kelvin, n_draws, generator):
         inside = torch.isfinite(drawn.log_prob)
         energy = torch.full_like(drawn.log_prob, math.inf)
         energy[inside] = potential.energy(drawn.x[inside])
-        kinetic = 0.5 * drawn.momenta.square().sum(dim=1) / tau
-        log_weight = -energy / kt - kinetic - drawn.log_prob
-        log_weights.append(torch.where(inside, log_weight, -math.inf))
+        weight = log_weight(energy / kt, drawn.momenta, tau, drawn.log_prob)
+        log_weights.append(torch.where(inside, weight, -math.inf))
         labels.append(basin_labels(molecule, drawn.x))
     return torch.cat(log_weights), torch.cat(labels).double()
 

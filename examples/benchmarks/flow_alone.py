@@ -28,11 +28,12 @@ from openmm_tsf.analysis.statistics import (
     torus_histogram,
     total_variation,
 )
+from openmm_tsf.flows.weights import log_weight
 from openmm_tsf.io.serialization import changed
 from openmm_tsf.training.losses import (
     marginal_nll_bound,
     negative_log_likelihood,
-    whitened,
+    whiten,
 )
 from openmm_tsf.workflow.presets import preset
 
@@ -46,9 +47,9 @@ def log_weights(flow, potential, x, momenta, log_prob, temperature):
     inside = torch.isfinite(log_prob)
     energy = torch.full_like(log_prob, math.inf)
     energy[inside] = potential.energy(x[inside])
-    action = energy / (potential.boltzmann_constant * temperature)
-    action = action + 0.5 * momenta.square().sum(dim=1) / tau
-    return torch.where(inside, -action - log_prob, -math.inf).numpy()
+    reduced_energy = energy / (potential.boltzmann_constant * temperature)
+    weight = log_weight(reduced_energy, momenta, tau, log_prob)
+    return torch.where(inside, weight, -math.inf).numpy()
 
 
 def dihedrals(molecule, x):
@@ -72,7 +73,7 @@ def likelihood(flow, x, temperature, generator):
     """Held-out NLL: a bound on the marginal's for a TSF, exact for RealNVP."""
     tau = torch.full((len(x),), temperature / flow.reference_temperature, dtype=torch.float64)
     noise = torch.randn(len(x), flow.n_momenta, generator=generator, dtype=torch.float64)
-    y, log_det = whitened(flow, x, float(tau[0]), generator)
+    y, log_det = whiten(flow, x, float(tau[0]), generator)
     joint = negative_log_likelihood(flow.network, y, log_det, noise * tau.sqrt()[:, None], tau)
     nll = marginal_nll_bound(joint, flow.n_momenta, tau)
     return float(nll.mean()), float(nll.std() / len(x) ** 0.5)

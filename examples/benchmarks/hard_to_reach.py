@@ -17,12 +17,9 @@ from training_trials import LADDER, reference_frames
 
 import openmm_tsf as tsf
 from openmm_tsf.flows.load import load_flow
+from openmm_tsf.flows.weights import log_weight
 
 WEIGHTS = (3, 10, 100)
-
-
-def target(potential, x, momenta, kt, tau):
-    return -potential.energy(x) / kt - 0.5 * momenta.square().sum(dim=1) / tau
 
 
 @torch.no_grad()
@@ -31,18 +28,18 @@ def log_weights(flow, potential, x, kelvin, n_draws, repeats, generator):
     tau, kt = kelvin / flow.reference_temperature, potential.boltzmann_constant * kelvin
     drawn = flow.sample(n_draws, kelvin, generator)
     inside = torch.isfinite(drawn.log_prob)
-    of_draws = target(potential, drawn.x[inside], drawn.momenta[inside], kt, tau)
-    of_draws = of_draws - drawn.log_prob[inside]
+    energy = potential.energy(drawn.x[inside])
+    of_draws = log_weight(energy / kt, drawn.momenta[inside], tau, drawn.log_prob[inside])
     mean = torch.logsumexp(of_draws, 0) - math.log(n_draws)
     found = []
     kelvins = torch.full((len(x),), kelvin, dtype=torch.float64)
     for _ in range(repeats):
         momenta = torch.randn(len(x), flow.n_momenta, generator=generator, dtype=torch.float64)
         momenta = momenta * math.sqrt(tau)
-        copies, share = flow.draw_copies(x, kelvins, generator)
+        copies, log_partition = flow.draw_copies(x, kelvins, generator)
         v, log_det = flow.inverse_and_log_det(x, momenta, copies)
-        log_q = -0.5 * (v.square() / tau + math.log(2 * math.pi * tau)).sum(dim=1) + log_det
-        found.append(target(potential, x, momenta, kt, tau) + share - log_q - mean)
+        log_q = flow.prior_log_prob(v, kelvin) + log_det - log_partition
+        found.append(log_weight(potential.energy(x) / kt, momenta, tau, log_q) - mean)
     return torch.cat(found)
 
 

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 import openmm_tsf as tsf
 from openmm_tsf.analysis.reference import load_reference
 from openmm_tsf.analysis.statistics import reverse_ess
+from openmm_tsf.flows.weights import log_weight
 from openmm_tsf.io.files import read_json, write_json, write_text
 from openmm_tsf.sampling.initial import starting_state
 from openmm_tsf.sampling.kernels import FlowIndependence, SteeredSwap
@@ -89,14 +90,14 @@ def quality(flow, potential, molecule, n_draws, generator):
         energy = torch.full_like(drawn.log_prob, math.inf)
         energy[inside] = potential.energy(drawn.x[inside])
         tau = kelvin / flow.reference_temperature
-        log_weight = -energy / (potential.boltzmann_constant * kelvin) - drawn.log_prob
-        log_weight = log_weight - 0.5 * drawn.momenta.square().sum(dim=1) / tau
-        log_weight = torch.where(inside, log_weight, -math.inf)
+        reduced_energy = energy / (potential.boltzmann_constant * kelvin)
+        weights = log_weight(reduced_energy, drawn.momenta, tau, drawn.log_prob)
+        weights = torch.where(inside, weights, -math.inf)
         known = reference.phi_positive(reference.rung(kelvin)).value
         own = float(basin_labels(molecule, drawn.x).double().mean())
         found[f"{kelvin:g}"] = {
             "independence": independence[rung],
-            "reverse_ess_joint": reverse_ess(log_weight.numpy()).fraction,
+            "reverse_ess_joint": reverse_ess(weights.numpy()).fraction,
             "p_over_reference": own / known,
         }
     return found

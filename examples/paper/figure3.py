@@ -28,6 +28,7 @@ from figure3_tables import (
 import openmm_tsf as tsf
 from openmm_tsf.analysis.statistics import reverse_ess
 from openmm_tsf.flows.load import load_flow
+from openmm_tsf.flows.weights import log_weight
 from openmm_tsf.sampling.kernels import FlowWalk, WalkerState
 from openmm_tsf.systems.files import load_molecule
 
@@ -53,8 +54,8 @@ def draw(run, flow, potential, kelvin, n, generator):
         energy = torch.full_like(log_prob, math.inf)
         energy[inside] = potential.energy(x[inside])
         inside = torch.isfinite(energy)
-        action = energy / kt + 0.5 * momenta.square().sum(dim=1) / tau
-        weights.append(torch.where(inside, -action - log_prob, -math.inf).numpy())
+        weight = log_weight(energy / kt, momenta, tau, log_prob)
+        weights.append(torch.where(inside, weight, -math.inf).numpy())
         angles.append(angles_of(run, x[inside]))
         energies.append(energy[inside].numpy())
     phi, psi = np.concatenate(angles).astype(np.float64).T

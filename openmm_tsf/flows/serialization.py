@@ -37,16 +37,20 @@ def read_flow_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     content = read_tensors(path, "flow file")
     if "kind" not in content or "format" not in content:
         raise ValueError(f"{path}: not a flow file")
-    number = content["format"]
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ValueError(f"{path}: not a flow file (format: expected a number, got {number!r})")
-    if number != FILE_FORMAT:
-        version = "a newer" if number > FILE_FORMAT else "an earlier"
-        raise ValueError(
-            f"{path}: written in format {number} by {version} version; "
-            f"this one reads format {FILE_FORMAT}"
-        )
+    check_format(path, "flow file", content["format"], FILE_FORMAT)
     return content
+
+
+def check_format(path: str | os.PathLike[str], what: str, number: Any, current: int) -> None:
+    """Refuse a file of any format but the current one."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"{path}: not a {what} (format: expected a number, got {number!r})")
+    if number != current:
+        version = "a newer" if number > current else "an earlier"
+        raise ValueError(
+            f"{path}: {what} written in format {number} by {version} version; "
+            f"this one reads format {current}"
+        )
 
 
 def network_sizes(content: dict[str, Any]) -> tuple[int, int, int, tuple[int, ...]]:

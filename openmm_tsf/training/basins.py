@@ -1,4 +1,4 @@
-"""Which basin a conformation is in."""
+"""The basins of a molecule: the sign of its first phi."""
 
 import mdtraj
 import numpy as np
@@ -9,9 +9,9 @@ from openmm_tsf.systems.molecule import MolecularSystem
 
 
 def basin_labels(molecule: MolecularSystem | None, x: Tensor) -> Tensor:
-    """Basin of each configuration [B, *event], as int64 [B]: 1 where the first phi is positive.
+    """Return the basin of each x [B, *event], int64 [B]: 1 where the first phi is positive.
 
-    Molecules without a phi, and potentials on R^d, have one basin. Rows that are not finite are
+    Molecules without a phi, and potentials on R^d, have one basin, 0. Rows that are not finite are
     in basin 0.
     """
     if molecule is None or not any(name.startswith("phi") for name in molecule.dihedrals):

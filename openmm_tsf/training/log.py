@@ -1,30 +1,38 @@
-"""One table from the logs of several trainings."""
+"""Tables of validations: of one training, and of several merged."""
 
 import csv
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from openmm_tsf.io.files import regular_file, write_csv
+from openmm_tsf.training.validation import Validation
 
 _NAME = re.compile(r"round_(\d{2,6})\.csv")
+
+
+def write_log(path: Path, history: Sequence[Validation]) -> None:
+    """Write a CSV file with a row per validation."""
+    rows = [validation.row() for validation in history]
+    write_csv(path, list(rows[0]), rows)
 
 
 def merge_logs(folder: Path) -> None:
     """Write ``training.csv`` from ``training/round_00.csv``, ``round_01.csv``, ...
 
     Rounds have different columns (later ones validate at more temperatures): the table has all of
-    them, empty where a round has none, and the round's number in front.
+    them, empty where a round has none, after a column with the round's number.
 
     Raises
     ------
     ValueError
-        If one of them is no table.
+        If one of the files is not a readable table.
     """
     rows: list[dict[str, str]] = []
     for path in sorted((folder / "training").iterdir()):
-        if found := _NAME.fullmatch(path.name):
-            rows += [{"round": str(int(found[1])), **row} for row in _rows(path)]
+        if match := _NAME.fullmatch(path.name):
+            rows += [{"round": str(int(match[1])), **row} for row in _rows(path)]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     write_csv(folder / "training.csv", columns or ["round"], rows)
 

@@ -1,25 +1,25 @@
-"""Muon: momentum whose matrices are made orthogonal before they are taken as a step.
+"""Muon: momentum with steps of weight matrices made orthogonal.
 
-All directions of a weight matrix move by the same length, not only those in which gradients are
-large; for the couplings of a flow that is worth many times as many steps of Adam
-(``examples/training_trials.py``). ``torch.optim.Muon`` is the same rule, matrix by matrix and in
-bfloat16, which processors without it emulate: far slower for networks of this size.
+All directions of a weight matrix move equally far, not only those with large gradients; for the
+couplings of a flow a step is worth many steps of Adam (``examples/benchmarks/training_trials.py``).
+``torch.optim.Muon`` is the same rule, one matrix at a time and in bfloat16, which is emulated on
+processors without it: far slower for networks of this size.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import NoReturn, overload
 
 import torch
 from torch import Tensor, nn
 
-#: Keller Jordan's quintic: five rounds bring singular values of 0.001 to 1 into 0.7 to 1.2.
+#: Keller Jordan's quintic: five rounds bring singular values from [0.001, 1] to [0.7, 1.2].
 _QUINTIC, _ROUNDS = (3.4445, -4.7750, 2.0315), 5
-#: Adam's rule is kept for what is no matrix, at this part of the matrices' learning rate.
+#: Parameters that are not matrices are left to Adam, at this fraction of the learning rate.
 VECTOR_RATE = 0.1
 
 
-def orthogonalised(matrices: Tensor) -> Tensor:
-    """About U V^T for every matrix U S V^T of [n, rows, columns]; zero for zero."""
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Return about U V^T for each matrix U S V^T of [n, rows, columns]; zero for zero."""
     wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
     x = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-20)
     a, b, c = _QUINTIC
@@ -30,7 +30,7 @@ def orthogonalised(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al., https://kellerjordan.github.io/posts/muon), matrices of a shape at once.
+    """Muon (Jordan et al., https://kellerjordan.github.io/posts/muon), batched over equal shapes.
 
     Parameters
     ----------
@@ -40,14 +40,14 @@ class Muon(torch.optim.Optimizer):
         Learning rate; steps have the size of Adam's at the same one (as
         ``adjust_lr_fn="match_rms_adamw"`` of torch.optim.Muon; arXiv:2502.16982).
     momentum
-        Decay of the mean of gradients, which is used with Nesterov's look ahead.
+        Decay of the mean of gradients, used with Nesterov's rule.
     weight_decay
-        Every step takes this part, times `lr`, off the matrices.
+        Each step subtracts this fraction, times `lr`, from the matrices.
 
     Raises
     ------
     ValueError
-        If a parameter is no matrix.
+        If a parameter is not a matrix.
     """
 
     def __init__(
@@ -66,11 +66,21 @@ class Muon(torch.optim.Optimizer):
                     )
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> NoReturn: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One step along the present gradients."""
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """Make one step with the present gradients.
+
+        Raises
+        ------
+        ValueError
+            If there is a closure.
+        """
         if closure is not None:
-            raise ValueError("closure: expected none, Muon takes gradients that are there")
+            raise ValueError("closure: expected none, Muon uses the present gradients")
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group["params"]:
@@ -85,17 +95,17 @@ class Muon(torch.optim.Optimizer):
         means = [self.state[parameter]["momentum"] for parameter in alike]
         torch._foreach_lerp_(means, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, means, momentum)
-        steps = orthogonalised(torch.stack(ahead)).unbind()
+        steps = orthogonalize(torch.stack(ahead)).unbind()
         torch._foreach_add_(list(alike), list(steps), alpha=-length)
 
 
-def optimizers_of(
+def make_optimizers(
     network: nn.Module, kind: str, lr: float, weight_decay: float = 0.0
 ) -> dict[str, torch.optim.Optimizer]:
-    """Those of a training by name: ``adam`` for all parameters, or for all but the matrices."""
+    """Return optimizers by name: ``adam`` for all parameters, or ``muon`` for the matrices too."""
     parameters = list(network.parameters())
     if kind == "adam":
-        # One kernel for all parameters: there are many, and they are small.
+        # Fused: one kernel for all of the many small parameters.
         return {"adam": torch.optim.Adam(parameters, lr=lr, fused=True)}
     vectors = [parameter for parameter in parameters if parameter.ndim != 2]
     matrices = [parameter for parameter in parameters if parameter.ndim == 2]
@@ -106,8 +116,8 @@ def optimizers_of(
 
 
 def set_learning_rate(optimizers: dict[str, torch.optim.Optimizer], lr: float) -> None:
-    """That of a step for all of :func:`optimizers_of`."""
+    """Set the learning rate of optimizers from :func:`make_optimizers`."""
     for name, optimizer in optimizers.items():
-        share = VECTOR_RATE if name == "adam" and "muon" in optimizers else 1.0
+        factor = VECTOR_RATE if name == "adam" and "muon" in optimizers else 1.0
         for group in optimizer.param_groups:
-            group["lr"] = share * lr
+            group["lr"] = factor * lr

@@ -31,51 +31,60 @@ class FitSettings:
         Data frames, and flow draws, per step.
     optimizer
         ``"adam"``, or ``"muon"``, which makes the steps of weight matrices orthogonal
-        (:mod:`openmm_tsf.training.optimizers`) and needs far fewer of them. Learning rates that
-        suit it are about ten times those of Adam; what is no matrix is left to Adam, at a tenth
-        of the rate.
+        (:mod:`openmm_tsf.training.optimizers`) and needs far fewer of them. Suitable learning
+        rates are about ten times those of Adam; parameters that are not matrices are left to Adam
+        at a tenth of the rate.
     weight_decay
-        Of ``"muon"``: a step takes this part, times the learning rate, off the weight matrices.
+        For ``"muon"``: each step subtracts this fraction, times the learning rate, from the weight
+        matrices.
     learning_rate, final_learning_rate, warmup_steps
         Linear warm-up, then cosine decay.
     lambda_max, ramp
         The loss is (1 - lambda) ML + lambda KL; lambda is zero until the fraction ``ramp[0]`` of
         the steps and reaches `lambda_max` at ``ramp[1]``.
     temperatures
-        Where KL draws are made and the flow is validated, K; None means T_ref only.
+        Temperatures of the KL draws and of the validation, K; None means T_ref only.
     basin_share
-        Least share of a minor basin (sign of the first phi) in the batches of data. Above its
-        population it keeps the basin through KL training, which would drop it; the flow then
-        proposes the basin somewhat too often, which Metropolis steps correct. 0: as in the data.
+        Least fraction of a minor basin (sign of the first phi) in the batches of data. Above its
+        population it keeps the basin in KL training, which would lose it; the flow then proposes
+        the basin somewhat too often, which Metropolis steps correct. 0: as in the data.
     estimator
-        ``"direct"``: the two losses as they stand (arXiv:2012.00429, eqs. 5 and 6). ``"path"``:
-        their path gradients, which also use the forces at the data: far less noise, so that long
-        trainings gain instead of overfitting (:mod:`openmm_tsf.training.path_gradients`).
+        ``"direct"``: the two losses differentiated directly (arXiv:2012.00429, eqs. 5 and 6).
+        ``"path"``: their path gradients, which also use the forces at the data and have far less
+        noise, so that long trainings improve instead of overfitting
+        (:mod:`openmm_tsf.training.path_gradients`).
     n_chains, chain_share
-        Of ``"path"``: Markov chains of each temperature to which the flow's draws are proposals,
-        and the share of data that is theirs once lambda is at its end: likelihood at temperatures
-        of which there are no frames (:mod:`openmm_tsf.training.independence_chains`). 0: none.
+        For ``"path"``: the number of Markov chains at each temperature to which the flow's draws
+        are proposals, and their fraction of the data at the largest lambda: likelihood at
+        temperatures without frames (:mod:`openmm_tsf.training.independence_chains`). 0: none.
     log_variance, basin_balance
-        Of ``"path"``: weights of the terms that make ln(p/q) constant, from point to point of the
-        data and from basin to basin of the draws (sign of the first phi). They keep the populations
-        of basins, to which path gradients are almost blind.
+        For ``"path"``: weights of the terms that make ln(p/q) constant, over the data and, at the
+        draws, from basin to basin (sign of the first phi). They keep the populations of basins, to
+        which path gradients are almost insensitive.
     ema_decay
-        Decay of the running mean of the weights, which is what is validated and kept.
+        Decay of the running mean of the weights, which is validated and kept.
     max_grad_norm
-        Gradients are clipped to this norm, and to twice their usual one.
+        Gradients are clipped to this norm, and to twice their usual norm.
     validate_interval, n_validation_draws
         Steps between validations; draws per temperature in each.
     patience
-        Stop after so many validations without a better score; None never stops early.
+        Stop after this number of validations without a better score; None never stops early.
     max_skipped
-        Steps with non-finite gradients that are skipped in a row before it is an error.
+        The number of successive steps with non-finite gradients that are skipped without an error.
     dtype
-        Precision of the network while training; the flow returns in float64.
+        Precision of the network in training; the flow is returned in float64.
 
     Raises
     ------
     TypeError, ValueError
-        If a number is none, or out of its range.
+        If a value is not a number or is out of range, or settings contradict each other.
+
+    Examples
+    --------
+    >>> from openmm_tsf import FitSettings
+    >>> settings = FitSettings(n_steps=100, lambda_max=0.2, ramp=(0.2, 0.6))
+    >>> [round(settings.mixing(step), 3) for step in (0, 40, 60)]
+    [0.0, 0.1, 0.2]
     """
 
     n_steps: int = 6000
@@ -171,7 +180,7 @@ class FitSettings:
             )
 
     def mixing(self, step: int) -> float:
-        """lambda at a step."""
+        """Return lambda at a step."""
         low, high = (fraction * self.n_steps for fraction in self.ramp)
         if step < low:
             return 0.0
@@ -179,7 +188,7 @@ class FitSettings:
         return self.lambda_max * rise
 
     def learning_rate_at(self, step: int) -> float:
-        """Learning rate at a step."""
+        """Return the learning rate at a step."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, self.n_steps - self.warmup_steps)
@@ -187,7 +196,7 @@ class FitSettings:
         return self.final_learning_rate + cosine * (self.learning_rate - self.final_learning_rate)
 
     def to_config(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists."""
+        """Return the settings as numbers, strings and lists."""
         return {
             key: list(value)
             if isinstance(value, tuple)

@@ -1,4 +1,4 @@
-"""Points of the target with what path gradients need of them: computed once."""
+"""Points of the target with what path gradients need of them, computed once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -7,26 +7,38 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from openmm_tsf.flows.base import AugmentedFlow
-from openmm_tsf.potentials.base import Potential
-from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.training.basins import basin_labels
-from openmm_tsf.training.losses import action
+from openmm_tsf.training.target import Target
 
 _BLOCK = 4096
 
 
+def check_tensor_like(value: Any, like: Tensor, name: str) -> Tensor:
+    """Return a tensor read from a file if it has the type and shape of `like` and is finite.
+
+    Raises
+    ------
+    ValueError
+        Otherwise.
+    """
+    if not isinstance(value, Tensor) or value.shape != like.shape or value.dtype != like.dtype:
+        raise ValueError(f"{name}: expected {like.dtype} of shape {tuple(like.shape)}")
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
+    return value
+
+
 @dataclass
 class Points:
-    """B points in the network's output space, each of a temperature.
+    """B points in the network's output space, each with a temperature.
 
     Attributes
     ----------
     y
         [B, d], in the training's precision.
-    action
-        :func:`openmm_tsf.training.losses.action` [B], float64.
-    slope
+    reduced_energy
+        :meth:`openmm_tsf.training.target.Target.reduced_energy` [B], float64.
+    gradient
         Its gradient [B, d], in the training's precision.
     basin
         Basin [B], int64.
@@ -35,55 +47,47 @@ class Points:
     """
 
     y: Tensor
-    action: Tensor
-    slope: Tensor
+    reduced_energy: Tensor
+    gradient: Tensor
     basin: Tensor
     tau: Tensor
 
     @classmethod
-    def at(
-        cls,
-        flow: AugmentedFlow,
-        potential: Potential,
-        molecule: MolecularSystem | None,
-        y: Tensor,
-        tau: Tensor,
-        ceiling: float,
-    ) -> Self:
-        """Evaluate the target at y [B, d] of temperatures tau [B]: one energy with forces each."""
-        actions, slopes, basins = [], [], []
-        for some, at in zip(y.split(_BLOCK), tau.split(_BLOCK), strict=True):
-            leaf = some.detach().double().requires_grad_()
+    def at(cls, target: Target, y: Tensor, tau: Tensor) -> Self:
+        """Evaluate the target at y [B, d] and tau [B]: one energy with forces per point."""
+        energies, gradients, basins = [], [], []
+        for block, block_tau in zip(y.split(_BLOCK), tau.split(_BLOCK), strict=True):
+            leaf = block.detach().double().requires_grad_()
             with torch.enable_grad():
-                value, x = action(flow, potential, leaf, at.double(), ceiling)
-                finite = torch.isfinite(value)
-                (slope,) = torch.autograd.grad(torch.where(finite, value, 0.0).sum(), leaf)
-            actions.append(value.detach())
-            slopes.append(slope.to(y.dtype))
-            basins.append(basin_labels(molecule, x))
-        return cls(y.detach(), torch.cat(actions), torch.cat(slopes), torch.cat(basins), tau)
+                energy, x = target.reduced_energy(leaf, block_tau.double())
+                finite = torch.isfinite(energy)
+                (gradient,) = torch.autograd.grad(torch.where(finite, energy, 0.0).sum(), leaf)
+            energies.append(energy.detach())
+            gradients.append(gradient.to(y.dtype))
+            basins.append(basin_labels(target.molecule, x))
+        return cls(y.detach(), torch.cat(energies), torch.cat(gradients), torch.cat(basins), tau)
 
     def __len__(self) -> int:
         return len(self.y)
 
     def take(self, index: Tensor) -> "Points":
-        """Those at `index`, numbers or bools."""
+        """Return the points at `index`, integers or bools."""
         return Points(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def put(self, index: Tensor, other: "Points") -> None:
-        """Replace those at `index`, numbers."""
+        """Replace the points at `index`, integers."""
         for field in fields(self):
             getattr(self, field.name)[index] = getattr(other, field.name)
 
     @staticmethod
     def join(parts: "list[Points]") -> "Points":
-        """All of several, in order."""
+        """Concatenate several sets of points."""
         return Points(
             *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Points))
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """All tensors by name."""
+        """Return all tensors by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
@@ -92,22 +96,12 @@ class Points:
         Raises
         ------
         ValueError
-            If a tensor is missing, of another shape or type, or not finite.
+            If a tensor is missing, of another shape or type, not finite or out of range.
         """
-        for field in fields(self):
-            like, found = getattr(self, field.name), content.get(field.name)
-            if (
-                not isinstance(found, Tensor)
-                or found.shape != like.shape
-                or found.dtype != like.dtype
-            ):
-                raise ValueError(
-                    f"{field.name}: expected {like.dtype} of shape {tuple(like.shape)}"
-                )
-            if not bool(torch.isfinite(found).all()):
-                raise ValueError(f"{field.name}: expected finite numbers, got NaN or infinity")
-            if field.name == "basin" and bool(((found < 0) | (found > 1)).any()):
+        for name, like in self.state_dict().items():
+            tensor = check_tensor_like(content.get(name), like, name)
+            if name == "basin" and bool(((tensor < 0) | (tensor > 1)).any()):
                 raise ValueError("basin: expected 0 and 1, got others")
-            if field.name == "tau" and not torch.equal(found, like):
+            if name == "tau" and not torch.equal(tensor, like):
                 raise ValueError("tau: expected the temperatures of the training, got others")
-            setattr(self, field.name, found.clone())
+            setattr(self, name, tensor.clone())

@@ -18,7 +18,7 @@ from openmm_tsf.cli.arguments import build_parser
 from openmm_tsf.doctor import report as doctor
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.training.fit import _Fit
+from openmm_tsf.training.trainer import Trainer
 from openmm_tsf.utils.validation import check_int
 from openmm_tsf.workflow.presets import PRESETS
 from openmm_tsf.workflow.settings import MDSettings
@@ -278,7 +278,7 @@ def without_work() -> Iterator[None]:
     with ExitStack() as stack:
         for patch in (
             mock.patch.object(MDDataset, "shipped", classmethod(shipped)),
-            mock.patch.object(_Fit, "train_step", step),
+            mock.patch.object(Trainer, "train_step", step),
             mock.patch.object(ParallelTempering, "tune", tune),
             mock.patch.object(ParallelTempering, "run", run),
             mock.patch("openmm_tsf.workflow.md_simulation.Dynamics.advance", advance),

@@ -16,7 +16,7 @@ from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.training import FitSettings
-from openmm_tsf.training.fit import _Fit
+from openmm_tsf.training.trainer import Trainer
 from openmm_tsf.workflow import run as workflow
 from openmm_tsf.workflow.frames import load_trajectory
 from openmm_tsf.workflow.settings import FlowSettings, MDSettings, RunSettings, SamplingSettings
@@ -76,7 +76,7 @@ def build(folder: Path) -> Path:
         workflow.run_md(molecule(), folder / "md", TINY.md, **QUIET)
         run = {"trajectory": folder / "frames.dcd", "temperature": 600.0, **QUIET}
         workflow.run(folder / "run", TINY, seed=5, **run)
-        step, calls = _Fit.train_step, []
+        step, calls = Trainer.train_step, []
 
         def killed(self: Any) -> None:
             calls.append(self)
@@ -85,7 +85,7 @@ def build(folder: Path) -> Path:
                 raise Killed
             step(self)
 
-        with mock.patch.object(_Fit, "train_step", killed), suppress(Killed):
+        with mock.patch.object(Trainer, "train_step", killed), suppress(Killed):
             workflow.run(folder / "killed", TINY, seed=5, **run)
         workflow.train(
             load_trajectory(folder / "frames.dcd", molecule(), 600.0),

@@ -21,7 +21,7 @@ from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.sampling.provenance import hash_of
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.files import load_molecule, read_molecule
-from openmm_tsf.training.fit import _Fit
+from openmm_tsf.training.trainer import Trainer
 from openmm_tsf.workflow.frames import load_trajectory
 from tests.robustness import corpus
 from tests.robustness.mutations import BOOM, Damage, damages
@@ -340,7 +340,7 @@ def cut_short() -> Iterator[None]:
     real_run = ParallelTempering.run
     with ExitStack() as stack:
         for patch in (
-            mock.patch.object(_Fit, "train_step", step),
+            mock.patch.object(Trainer, "train_step", step),
             mock.patch.object(ParallelTempering, "run", run),
             mock.patch.object(doctor, "self_test", return_value=[]),
             corpus.no_pictures(),

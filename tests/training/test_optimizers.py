@@ -12,8 +12,8 @@ from openmm_tsf.training import FitSettings, fit
 from openmm_tsf.training.optimizers import (
     VECTOR_RATE,
     Muon,
-    optimizers_of,
-    orthogonalised,
+    make_optimizers,
+    orthogonalize,
     set_learning_rate,
 )
 
@@ -32,7 +32,7 @@ def test_singular_values_are_near_one_and_vectors_kept(shape):
     u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
     s = 0.05 + s / s.max()  # not so small that five rounds do not bring them up
     matrices = 1e3 * u @ torch.diag_embed(s) @ vh
-    found = orthogonalised(matrices)
+    found = orthogonalize(matrices)
     inner = u.mT @ found @ vh.mT
     values = torch.diagonal(inner, dim1=1, dim2=2)
     assert float(values.min()) > 0.6
@@ -41,7 +41,7 @@ def test_singular_values_are_near_one_and_vectors_kept(shape):
 
 
 def test_zero_gradients_do_nothing():
-    assert not orthogonalised(torch.zeros(2, 4, 3)).any()
+    assert not orthogonalize(torch.zeros(2, 4, 3)).any()
 
 
 def test_steps_are_those_of_torch():
@@ -61,13 +61,13 @@ def test_steps_are_those_of_torch():
             optimizer.step()
         start = random_matrices()
         found.append([p.detach() - x for p, x in zip(parameters, start, strict=True)])
-    for ours, theirs in zip(*found, strict=True):
-        assert float((ours - theirs).norm() / theirs.norm()) < 0.02
+    for step, expected in zip(*found, strict=True):
+        assert float((step - expected).norm() / expected.norm()) < 0.02
 
 
 def test_every_parameter_has_one_optimizer():
     network = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 3))
-    optimizers = optimizers_of(network, "muon", 0.1)
+    optimizers = make_optimizers(network, "muon", 0.1)
     set_learning_rate(optimizers, 0.02)
     rates = {
         parameter: group["lr"]
@@ -79,7 +79,7 @@ def test_every_parameter_has_one_optimizer():
     for parameter, rate in rates.items():
         assert rate == pytest.approx(0.02 * (1 if parameter.ndim == 2 else VECTOR_RATE))
     assert [len(o.param_groups[0]["params"]) for o in optimizers.values()] == [2, 2]
-    assert list(optimizers_of(network, "adam", 0.1)) == ["adam"]
+    assert list(make_optimizers(network, "adam", 0.1)) == ["adam"]
 
 
 def test_vectors_are_refused():

@@ -15,10 +15,10 @@ from openmm_tsf.training.basins import basin_labels
 from openmm_tsf.training.losses import (
     marginal_nll_bound,
     negative_log_likelihood,
-    soften,
     variational_free_energy,
-    whitened,
+    whiten,
 )
+from openmm_tsf.training.target import Target, soften
 from openmm_tsf.training.validation import Validator, effective_sample_fraction
 
 D = 3
@@ -48,9 +48,12 @@ SHORT = FitSettings(
 )
 
 
-def test_likelihood_is_the_flows_own():
+VALIDATION = FitSettings(n_validation_draws=200, temperatures=(600.0,), dtype=torch.float64)
+
+
+def test_likelihood_agrees_with_log_prob():
     flow, data = small_flow(), gaussian_data(50)
-    y, log_det = whitened(flow, data.positions)
+    y, log_det = whiten(flow, data.positions)
     generator = torch.Generator().manual_seed(4)
     momenta = torch.randn(50, D, generator=generator, dtype=torch.float64)
     tau = torch.full((50,), 0.7, dtype=torch.float64)
@@ -61,7 +64,7 @@ def test_likelihood_is_the_flows_own():
 def test_likelihood_of_a_molecule(molecule):
     dataset = MDDataset.shipped(molecule, stride=200)
     flow = TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(8,))
-    y, log_det = whitened(flow, dataset.positions)
+    y, log_det = whiten(flow, dataset.positions)
     momenta = torch.zeros(len(y), flow.n_momenta, dtype=torch.float64)
     tau = torch.full((len(y),), 0.5, dtype=torch.float64)
     found = negative_log_likelihood(flow.network, y, log_det, momenta, tau)
@@ -77,10 +80,10 @@ def test_free_energy_is_bounded_by_the_exact_one():
     generator = torch.Generator().manual_seed(1)
     v = flow.sample_prior(20_000, temperature, generator)
     tau = torch.full((len(v),), temperature, dtype=torch.float64)
-    potential = GaussianWell(PRECISION)
+    target = Target(flow, GaussianWell(PRECISION), None, 1e9)
 
     def free_energy(network):
-        value = variational_free_energy(flow, network, potential, v, tau, 1e9)
+        value = variational_free_energy(target, network, v, tau)
         log_z_momenta = 0.5 * D * math.log(2 * math.pi * temperature)
         entropy = 0.5 * 2 * D * (1 + math.log(2 * math.pi * temperature))
         return value.mean() - entropy + log_z_momenta, value.std() / len(v) ** 0.5
@@ -104,29 +107,28 @@ def test_validated_free_energy_bounds_the_exact_one():
     exact = -0.5 * D * math.log(2 * math.pi * temperature)
     for n_momenta in (1, 8):
         flow = TemperatureSteerableFlow(D, n_momenta, 1, (8,), seed=1)
-        validator = Validator(
-            flow, [gaussian_data(50)], GaussianWell(torch.eye(D, dtype=torch.float64)),
-            (temperature,), 20_000, torch.float64, 3,
-        )  # fmt: skip
-        found = validator.validate(flow.network, 0, 0.0, 1e9, {})
+        target = Target(flow, GaussianWell(torch.eye(D, dtype=torch.float64)), None, 1e9)
+        settings = FitSettings(
+            temperatures=(temperature,), n_validation_draws=20_000, dtype=torch.float64
+        )
+        validator = Validator(flow, [gaussian_data(50)], target, settings, seed=3)
+        found = validator.validate(flow.network, 0, 0.0, {})
         # Weights are zero: the flow is exact for this Gaussian, at every temperature.
         assert found.free_energy["0.7K"] == pytest.approx(exact, abs=4 * (2 * D) ** 0.5 / 141)
         assert found.ess["0.7K"] == pytest.approx(1)
         assert found.inside["0.7K"] == 1
 
 
-def test_score_notices_lost_basins_and_draws_outside(molecule):
+def test_population_error_of_lost_basins(molecule):
     dataset = MDDataset.shipped(molecule, stride=40)
     flow = TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(8,))
-    potential = GaussianWell(torch.eye(D, dtype=torch.float64))
-    validator = Validator(flow, [dataset], None, (600.0,), 200, torch.float64, 1)
-    share = float(basin_labels(molecule, dataset.positions).double().mean())
-    assert validator._population_error({"600K": share}) == pytest.approx(0)
-    assert validator._population_error({"600K": share / 10}) > 1
-    assert math.isfinite(validator._population_error({"600K": 0.0}))
-    assert potential.n_evaluations == 0
-    other = Validator(flow, [dataset], None, (600.0,), 200, torch.float64, 1, [2 * share])
-    assert other._population_error({"600K": 2 * share}) == pytest.approx(0)
+    validator = Validator(flow, [dataset], None, VALIDATION, seed=1)
+    population = float(basin_labels(molecule, dataset.positions).double().mean())
+    assert validator.population_error({"600K": population}) == pytest.approx(0)
+    assert validator.population_error({"600K": population / 10}) > 1
+    assert math.isfinite(validator.population_error({"600K": 0.0}))
+    other = Validator(flow, [dataset], None, VALIDATION, 1, [2 * population])
+    assert other.population_error({"600K": 2 * population}) == pytest.approx(0)
 
 
 def test_few_frames_of_a_basin_weigh_little(molecule):
@@ -135,10 +137,10 @@ def test_few_frames_of_a_basin_weigh_little(molecule):
     labels = basin_labels(molecule, frames.positions)
     some = torch.cat([torch.where(labels == 0)[0][:400], torch.where(labels == 1)[0][:10]])
     few = MDDataset(frames.positions[some], 600.0, molecule)
-    validator = Validator(flow, [few], None, (600.0,), 200, torch.float64, 1)
+    validator = Validator(flow, [few], None, VALIDATION, seed=1)
     basins = validator.groups[600.0]
     nll = {basins[0][0]: 1.0, basins[1][0]: 12.0}
-    assert validator._likelihood(basins, nll) == pytest.approx(2.0)  # 100 to 10
+    assert validator.likelihood(basins, nll) == pytest.approx(2.0)  # 100 to 10
 
 
 def test_softened_energies_join_smoothly():
@@ -208,7 +210,7 @@ def test_seeds(tmp_path):
 
 
 class Interrupted(GaussianWell):
-    """A potential that gives up after so many calls."""
+    """A potential that raises after a number of calls."""
 
     calls_left = 10**9
 
@@ -242,7 +244,7 @@ def test_resume_is_exact(tmp_path):
     with open(log) as stream:
         rows = list(csv.DictReader(stream))
     assert [int(row["step"]) for row in rows] == [0, 10, 20, 30, 40]
-    # The energies that set the training's ceiling are computed once more, and count once.
+    # The energies that set the ceiling are computed once more, and count once.
     assert result.n_evaluations == expected.n_evaluations
 
 
@@ -290,7 +292,7 @@ def test_non_finite_gradients_are_counted_then_an_error():
     assert torch.equal(weights(flow), before)
 
 
-def test_the_door():
+def test_bad_arguments_are_refused():
     data, potential = gaussian_data(100), GaussianWell(PRECISION)
     with pytest.raises(ValueError, match="potential: expected one"):
         fit(small_flow(), data, progress=False)

@@ -15,7 +15,7 @@ from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.sampling import recorder as recording
 from openmm_tsf.sampling.run_writer import RunWriter
 from openmm_tsf.training import FitSettings
-from openmm_tsf.training.fit import _Fit
+from openmm_tsf.training.trainer import Trainer
 from openmm_tsf.workflow import md_simulation as md_dynamics
 from openmm_tsf.workflow import rounds
 from openmm_tsf.workflow import run as workflow
@@ -101,7 +101,7 @@ def nth(owner, name, n, after=False):
 
 SOME = [
     nth(md_dynamics.Dynamics, "save", 4),
-    nth(_Fit, "train_step", 5),
+    nth(Trainer, "train_step", 5),
     nth(rounds.Rounds, "_note_costs", 2),
     nth(RunWriter, "create", 1, after=True),
     nth(RunWriter, "write", 4),
@@ -113,8 +113,8 @@ MORE = [
     nth(md_dynamics.Dynamics, "_write_frames", 3, after=True),
     nth(md_dynamics.Dynamics, "finish", 1, after=True),
     nth(workflow, "build_flow", 1),
-    nth(_Fit, "train_step", 2, after=True),
-    nth(_Fit, "train_step", 8),
+    nth(Trainer, "train_step", 2, after=True),
+    nth(Trainer, "train_step", 8),
     nth(rounds.Rounds, "_note_costs", 1),
     nth(rounds.Rounds, "_note_costs", 5),
     nth(ParallelTempering, "tune", 2, after=True),

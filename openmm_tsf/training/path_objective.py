@@ -1,0 +1,283 @@
+"""The loss of a training step by path gradients, with Markov chains and population terms."""
+
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from openmm_tsf.flows.base import AugmentedFlow
+from openmm_tsf.flows.bijectors import Chain
+from openmm_tsf.flows.weights import log_weight
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.training.basin_populations import Populations
+from openmm_tsf.training.frames import dataset_weights, split_batch, whiten_frames
+from openmm_tsf.training.independence_chains import IndependenceChains
+from openmm_tsf.training.langevin_relaxation import relax_mala
+from openmm_tsf.training.losses import draw_normal
+from openmm_tsf.training.objectives import Record
+from openmm_tsf.training.path_gradients import (
+    data_cotangent,
+    draw_cotangent,
+    draw_score,
+    is_uncut,
+    log_density_at_draws,
+)
+from openmm_tsf.training.settings import FitSettings
+from openmm_tsf.training.target import Target
+from openmm_tsf.training.target_points import Points
+from openmm_tsf.utils.validation import require_entry
+
+#: Copies drawn of each frame where the copies of a configuration overlap.
+_COPIES_OF_FRAMES = 2
+#: MALA steps that bring a frame to the temperature of its chain. Without them, chains in a rare
+#: basin, which accept few proposals, would keep the frames' temperature for most of the training.
+_RELAXATION_STEPS = 60
+
+
+class _Batch(NamedTuple):
+    """The points of a step with group (a dataset, or a temperature's chains) and weight of each."""
+
+    points: Points
+    group: Tensor
+    n_groups: int
+    weight: Tensor
+    chains: Tensor | None  # indices of the chains among the points
+
+
+class _EnergyPart(NamedTuple):
+    """Gradients of the energy loss, the draws they were computed from, and their ln(p/q)."""
+
+    gradients: list[Tensor]
+    points: Points
+    log_ratio: Tensor
+
+
+class PathObjective:
+    """Both divergences by path gradients, with chains and terms for the populations.
+
+    Two terms contain the gradient of ln(p/q) (:mod:`openmm_tsf.training.basin_populations`):
+    `log_variance` draws the ln(p/q) of every data point towards the mean (the log-variance
+    divergence, arXiv:2005.05409, on data and chains); `basin_balance` corrects the populations of
+    basins at the flow's draws.
+
+    The parameters are those of :class:`openmm_tsf.training.objectives.DirectObjective`; `target` is
+    required.
+    """
+
+    def __init__(
+        self,
+        flow: AugmentedFlow,
+        train: Sequence[MDDataset],
+        target: Target,
+        settings: FitSettings,
+        generator: torch.Generator,
+        record: Record,
+    ) -> None:
+        self.flow, self.settings, self.record = flow, settings, record
+        self._evaluate = partial(Points.at, target)
+        temperatures = settings.temperatures or (flow.reference_temperature,)
+        self.ladder = torch.tensor(temperatures, dtype=settings.dtype) / flow.reference_temperature
+        self.dataset_weights = dataset_weights(train)
+        frames = [self._frames(dataset, generator) for dataset in train]
+        self.frames = [points for points, _ in frames]
+        log_dets = torch.tensor([log_det for _, log_det in frames], dtype=torch.float64)
+        # The NLL of y differs from that of x by this, on average.
+        weights = self.dataset_weights
+        self._log_det = float((weights * log_dets).sum() / weights.sum())
+        self.chains: IndependenceChains | None = None
+        self._relaxed = False
+        groups = [points.tau[:1] for points in self.frames]
+        if settings.n_chains:
+            self.chains = IndependenceChains(self._initial_states(generator), len(temperatures))
+            groups.append(self.ladder)
+        self.populations = Populations(
+            torch.cat(groups), self.ladder, settings.log_variance, settings.basin_balance
+        )
+        threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(1, "energy") if threads > 1 else None
+
+    def _frames(self, dataset: MDDataset, generator: torch.Generator) -> tuple[Points, float]:
+        """Points of a dataset, several copies of each frame where copies overlap; mean log|det|."""
+        ys, log_dets = [], []
+        for _ in range(_COPIES_OF_FRAMES if self.flow.overlap else 1):
+            y, log_det = whiten_frames(self.flow, dataset, generator)
+            ys.append(y.to(self.settings.dtype))
+            log_dets.append(float(log_det.mean()))
+        y = torch.cat(ys)
+        tau = dataset.temperature / self.flow.reference_temperature
+        points = self._evaluate(y, torch.full((len(y),), tau, dtype=y.dtype))
+        return points, sum(log_dets) / len(log_dets)
+
+    def _initial_states(self, generator: torch.Generator) -> Points:
+        """Initial states of all chains: frames of the dataset nearest in temperature."""
+        parts = []
+        for tau in self.ladder:
+            distances = [abs(math.log(float(frames.tau[0]) / float(tau))) for frames in self.frames]
+            frames = self.frames[distances.index(min(distances))]
+            index = torch.randint(len(frames), (self.settings.n_chains,), generator=generator)
+            chosen = frames.take(index)
+            if not self._has_tau(frames, tau):
+                chosen = self._evaluate(chosen.y, torch.full_like(chosen.tau, float(tau)))
+            parts.append(chosen)
+        return Points.join(parts)
+
+    @staticmethod
+    def _has_tau(frames: Points, tau: Tensor) -> bool:
+        return abs(math.log(float(frames.tau[0]) / float(tau))) < 1e-6
+
+    def _relax(self, chains: IndependenceChains, generator: torch.Generator) -> None:
+        """Bring initial states of another temperature to the temperature of their chains."""
+        n = self.settings.n_chains
+        for rung, tau in enumerate(self.ladder):
+            if not any(self._has_tau(frames, tau) for frames in self.frames):
+                index = torch.arange(rung * n, (rung + 1) * n)
+                points = chains.points.take(index)
+                relax_mala(points, self._evaluate, _RELAXATION_STEPS, generator)
+                chains.points.put(index, points)
+        self._relaxed = True
+
+    def backward(self, network: Chain, mixing: float, generator: torch.Generator) -> None:
+        """Set the gradients of the parameters: NaN where no draw had a finite energy.
+
+        Likelihood and energy share no operation: with two or more of torch's threads they run in
+        parallel, with the same results.
+        """
+        draws_per_rung = self.settings.kl_batch_size // len(self.ladder)
+        batch = self._batch(mixing, draws_per_rung, generator)
+        momenta = draw_normal(batch.points.tau, self.flow.n_momenta, generator)
+        energy: _EnergyPart | None = None
+        future: Future[_EnergyPart] | None = None
+        if mixing > 0:
+            tau = self.ladder.repeat_interleave(draws_per_rung)
+            v = draw_normal(tau, self.flow.n_coordinates + self.flow.n_momenta, generator)
+            if self._pool is None:
+                energy = self._energy(network, v, tau)
+            else:
+                future = self._pool.submit(self._energy, network, v, tau)
+        try:
+            gradients, log_ratio = self._likelihood(network, batch, momenta)
+        finally:  # also after an error: no thread is left working
+            if future is not None:
+                energy = future.result()
+        if energy is not None:
+            gradients = [
+                (1 - mixing) * of_likelihood + mixing * of_energy
+                for of_likelihood, of_energy in zip(gradients, energy.gradients, strict=True)
+            ]
+            self.populations.update(
+                log_ratio, batch.group, batch.points.basin, energy.log_ratio, energy.points.basin
+            )
+            if self.chains is not None and batch.chains is not None:
+                current = log_ratio[self.settings.batch_size :]
+                acceptance = self.chains.propose(
+                    batch.chains, energy.points, energy.log_ratio, current, generator
+                )
+                self.record("chains", acceptance)
+        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+
+    def _batch(self, mixing: float, n_per_rung: int, generator: torch.Generator) -> _Batch:
+        """Frames, and states of chains once there are draws."""
+        settings, n_frames = self.settings, self.settings.batch_size
+        parts = [
+            frames.take(torch.randint(len(frames), (n,), generator=generator))
+            for frames, n in zip(
+                self.frames, split_batch(self.dataset_weights, n_frames), strict=True
+            )
+        ]
+        share, chains = 0.0, None
+        if self.chains is not None and mixing > 0:
+            # Chains take time to forget the frames: their share of the data rises with lambda.
+            share = settings.chain_share * mixing / settings.lambda_max
+            if not self._relaxed:
+                self._relax(self.chains, generator)
+            chains = self.chains.next_chains(n_per_rung)
+            parts += [self.chains.points.take(part) for part in chains.split(n_per_rung)]
+        points = Points.join(parts)
+        sizes = torch.tensor([len(part) for part in parts])
+        group = torch.arange(len(parts)).repeat_interleave(sizes)
+        weight = torch.full((len(points),), (1 - share) / n_frames, dtype=settings.dtype)
+        weight[n_frames:] = share / max(1, len(points) - n_frames)
+        return _Batch(points, group, len(parts), weight, chains)
+
+    def _likelihood(
+        self, network: Chain, batch: _Batch, momenta: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """Gradients of KL(p || q) and of the log-variance term, and ln(p/q) of the points."""
+        points, tau = batch.points, batch.points.tau
+        y = torch.cat([points.y, momenta], dim=1)
+        v, log_det, pullback = network.inverse_and_pullback(y)
+        gradient = torch.cat([points.gradient, momenta / tau[:, None]], dim=1)
+        cotangent = data_cotangent(v, pullback, gradient, tau)
+        self.record("cotangent_data", float(cotangent.norm(dim=1).mean()))
+        # Up to a constant of each temperature, the same for frames and for chains.
+        log_ratio = _log_ratio(points, momenta, v.detach(), log_det.detach())
+        coefficients, spread = self.populations.data_coefficients(
+            log_ratio, batch.group, batch.n_groups
+        )
+        self.record("log_ratio", spread)
+        # A point that the network maps far away would outweigh all others.
+        uncut = is_uncut(cotangent)
+        nll = torch.where(uncut, 0.5 * v.square().sum(dim=1) / tau - log_det, 0.0)
+        self._record_likelihood(nll.detach(), v, tau, uncut)
+        path_loss = (v * cotangent).sum(dim=1) * batch.weight
+        loss = (path_loss + coefficients.to(nll) * nll).sum()
+        return list(torch.autograd.grad(loss, list(network.parameters()))), log_ratio
+
+    def _record_likelihood(self, nll: Tensor, v: Tensor, tau: Tensor, uncut: Tensor) -> None:
+        """Record the joint NLL of the frames, as the direct estimator does."""
+        frames = uncut[: self.settings.batch_size].nonzero().flatten()
+        norm = 0.5 * v.shape[1] * torch.log(2 * math.pi * tau[frames])
+        self.record("nll", float((nll[frames] + norm).mean()) - self._log_det)
+
+    def _energy(self, network: Chain, v: Tensor, tau: Tensor) -> _EnergyPart:
+        """Gradients of KL(q || p) and of the population term over draws v [B, d+m]."""
+        parameters, d = list(network.parameters()), self.flow.n_coordinates
+        y, log_det, pullback = network.forward_and_pullback(v)
+        points, momenta = self._evaluate(y[:, :d].detach(), tau), y[:, d:].detach()
+        finite = torch.isfinite(points.reduced_energy)
+        log_ratio = _log_ratio(points, momenta, v, -log_det.detach())
+        if not bool(finite.any()):
+            gradients = [torch.full_like(parameter, math.nan) for parameter in parameters]
+            return _EnergyPart(gradients, points, torch.full_like(log_ratio, math.nan))
+        gradient = torch.cat([points.gradient, momenta / tau[:, None]], dim=1)
+        score = draw_score(v, pullback, tau)
+        cotangent = torch.where(finite[:, None], draw_cotangent(score, gradient), 0.0)
+        self.record("cotangent_draws", float(cotangent.norm(dim=1).mean()))
+        uncut = is_uncut(cotangent)
+        weight = log_weight(points.reduced_energy, momenta.double(), tau, -log_det.detach())
+        self.record("kl", float(-weight[finite & uncut].mean()))
+        coefficients = self.populations.draw_coefficients(points.basin)
+        coefficients = torch.where(uncut, coefficients, 0.0).to(y)
+        chosen = coefficients != 0  # the scores of the others may be infinite
+        log_q = log_density_at_draws(y[chosen], log_det[chosen], score[chosen])
+        loss = (y * cotangent).sum() / finite.sum() - (coefficients[chosen] * log_q).sum()
+        return _EnergyPart(list(torch.autograd.grad(loss, parameters)), points, log_ratio)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the chains and running estimates."""
+        chains = {} if self.chains is None else self.chains.state_dict()
+        return {**self.populations.state_dict(), "chains": chains, "relaxed": self._relaxed}
+
+    def load_state_dict(self, content: Mapping[str, Any]) -> None:
+        """Set what :meth:`state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            If it does not fit this training.
+        """
+        self.populations.load_state_dict(content)
+        self._relaxed = require_entry(content, "relaxed", bool)
+        if self.chains is not None:
+            self.chains.load_state_dict(require_entry(content, "chains", dict))
+
+
+def _log_ratio(points: Points, momenta: Tensor, v: Tensor, log_det_inverse: Tensor) -> Tensor:
+    """ln(p/q) [B] of (y, momenta), whose preimage is v, up to a constant of tau; float64."""
+    squares = v.double().square().sum(dim=1) - momenta.double().square().sum(dim=1)
+    return -points.reduced_energy + 0.5 * squares / points.tau.double() - log_det_inverse.double()

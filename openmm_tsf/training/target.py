@@ -1,0 +1,93 @@
+"""The Boltzmann distribution that a flow is trained towards, with guards far from the data."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openmm_tsf.coordinates.hydrogen_labels import OVERLAP_STIFFNESS
+from openmm_tsf.flows.base import AugmentedFlow
+from openmm_tsf.potentials.base import Potential
+from openmm_tsf.systems.molecule import MolecularSystem
+
+#: Weight of a squared step (radians, or relative) outside the domain, in nats. Steep enough that
+#: the draws return within about 0.1 rad of the wall; overlapping copies fade out at the same rate.
+PENALTY = OVERLAP_STIFFNESS
+
+
+@dataclass(frozen=True)
+class Target:
+    """The target density in the network's output space y.
+
+    Attributes
+    ----------
+    flow
+        Its fixed layers and T_ref are used.
+    potential
+        Energies with first-order autograd.
+    molecule
+        The molecule; None for potentials on R^d.
+    energy_ceiling
+        Energy in kJ/mol above which energies are softened.
+    """
+
+    flow: AugmentedFlow
+    potential: Potential
+    molecule: MolecularSystem | None
+    energy_ceiling: float
+
+    def reduced_energy(self, y: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """Return -ln of the target's density on y, up to a constant, and the configurations.
+
+        U/kT less ln of the volume element of the flow's fixed layers. Energies are softened above
+        the ceiling and a smooth penalty guards the coordinate layer's domain, so that the value
+        differs from the true one far from the data: for training only. Where copies of a
+        configuration overlap, the penalty is the numerator of their partition weights
+        (:meth:`InternalCoordinates.log_partition`), and the denominator is added.
+
+        Parameters
+        ----------
+        y
+            Points in the network's output space [B, d], float64.
+        tau
+            T/T_ref of each, [B] float64.
+
+        Returns
+        -------
+        reduced_energy : Tensor
+            [B]; +inf where the energy is not finite.
+        x : Tensor
+            The configurations [B, *event].
+        """
+        flow, potential = self.flow, self.potential
+        total = y.new_full((len(y),), flow.log_multiplicity)
+        x = y
+        if flow.whitening is not None:
+            x, extra = flow.whitening.forward_and_log_det(x)
+            total = total + extra
+        penalty = torch.zeros_like(total)
+        layer = flow.coordinates
+        if layer is not None:
+            u = x
+            if not layer.is_constant_log_det:
+                total = total + layer.log_abs_det(layer.regularise(u)[0])
+            x, penalty = layer.forward_regularised(u)
+            penalty = PENALTY * penalty
+            if flow.overlap:
+                # The fading of the copies is part of the target and scales with temperature.
+                penalty = penalty / tau + layer.log_overlap(u, tau)[1]
+        kt = potential.boltzmann_constant * flow.reference_temperature * tau
+        energy = soften(potential.energy(x), self.energy_ceiling, kt)
+        return energy / kt + penalty - total, x
+
+
+def soften(energy: Tensor, energy_ceiling: float, kt: Tensor) -> Tensor:
+    """Return energies [B] that grow only logarithmically above a ceiling: for training only.
+
+    Below the ceiling (kJ/mol) nothing changes; above it U becomes
+    ceiling + kT ln(1 + (U - ceiling)/kT), with a continuous first derivative.
+    """
+    excess = (energy - energy_ceiling).clamp(min=0)
+    return torch.where(
+        energy > energy_ceiling, energy_ceiling + kt * torch.log1p(excess / kt), energy
+    )

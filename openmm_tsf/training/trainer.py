@@ -1,0 +1,254 @@
+"""The state of one training, its steps and validations, and its checkpoints."""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openmm_tsf.flows.base import AugmentedFlow
+from openmm_tsf.flows.bijectors import Chain
+from openmm_tsf.flows.coupling import set_conditioner_dtype
+from openmm_tsf.io.tensors import write_tensors
+from openmm_tsf.potentials.base import Potential
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.training.basins import basin_labels
+from openmm_tsf.training.checkpoint import (
+    CHECKPOINT_FORMAT,
+    check_checkpoint,
+    compute_origin,
+    read_checkpoint,
+)
+from openmm_tsf.training.objectives import DirectObjective, Objective
+from openmm_tsf.training.optimizers import make_optimizers, set_learning_rate
+from openmm_tsf.training.path_objective import PathObjective
+from openmm_tsf.training.settings import FitSettings
+from openmm_tsf.training.target import Target
+from openmm_tsf.training.validation import Validation, Validator
+from openmm_tsf.utils.random import seeded_generator
+from openmm_tsf.utils.validation import require_entry
+
+#: Gradients are clipped to this multiple of their usual norm.
+_CLIP_FACTOR = 2.0
+
+
+class Trainer:
+    """One training: everything that a checkpoint must hold, and what changes it.
+
+    Parameters
+    ----------
+    flow
+        The flow; only :meth:`restore` changes it.
+    datasets
+        Frames, each dataset at one temperature.
+    potential
+        Energies; None trains and validates on likelihood alone.
+    settings
+        Sizes and schedules.
+    seed
+        Seed of batches, momenta and draws.
+    """
+
+    def __init__(
+        self,
+        flow: AugmentedFlow,
+        datasets: Sequence[MDDataset],
+        potential: Potential | None,
+        settings: FitSettings,
+        seed: int,
+    ) -> None:
+        self.flow, self.potential, self.settings = flow, potential, settings
+        self.generator = seeded_generator(seed)
+        self.origin = compute_origin(flow, datasets, seed)
+        self.evaluations_at_start = potential.n_evaluations if potential else 0
+        target = None if potential is None else make_target(flow, datasets, potential)
+        splits = [dataset.split() for dataset in datasets]
+        self.validator = Validator(
+            flow,
+            [split.validation for split in splits],
+            target,
+            settings,
+            seed,
+            [float(basin_labels(d.molecule, d.positions).double().mean()) for d in datasets],
+        )
+        self.running: dict[str, float] = {}
+        train = [split.train for split in splits]
+        self.objective: Objective
+        if settings.estimator == "path":
+            assert target is not None
+            self.objective = PathObjective(
+                flow, train, target, settings, self.generator, self._record
+            )
+        else:
+            self.objective = DirectObjective(
+                flow, train, target, settings, self.generator, self._record
+            )
+        self.network: Chain = copy.deepcopy(flow.network).to(settings.dtype)
+        set_conditioner_dtype(self.network, None)  # all of it in the settings' precision
+        self.average: Chain = copy.deepcopy(self.network).requires_grad_(False)
+        self.optimizers = make_optimizers(
+            self.network, settings.optimizer, settings.learning_rate, settings.weight_decay
+        )
+        self.step = self.n_skipped = self.skipped_in_a_row = 0
+        self.wall_seconds = 0.0
+        self.earlier_evaluations, self.earlier_seconds = 0, 0.0
+        self.history: list[Validation] = []
+        self.best_weights: dict[str, Tensor] = copy.deepcopy(self.average.state_dict())
+
+    @property
+    def n_evaluations(self) -> int:
+        """Energy evaluations, those before a resumption included."""
+        now = self.potential.n_evaluations if self.potential else 0
+        return self.earlier_evaluations + now - self.evaluations_at_start
+
+    @property
+    def best(self) -> Validation:
+        """The validation with the lowest score."""
+        return min(self.history, key=lambda validation: validation.score)
+
+    def _record(self, name: str, value: float) -> None:
+        if math.isfinite(value):
+            old = self.running.get(name, value)
+            self.running[name] = 0.98 * old + 0.02 * value
+
+    def train_step(self) -> None:
+        """Make one step of the optimizers.
+
+        Raises
+        ------
+        FloatingPointError
+            If too many steps in a row have non-finite gradients.
+        """
+        settings = self.settings
+        set_learning_rate(self.optimizers, settings.learning_rate_at(self.step))
+        self.network.zero_grad(set_to_none=True)
+        self.objective.backward(self.network, settings.mixing(self.step), self.generator)
+        # A few points that the network maps far away would misdirect it for many steps.
+        usual = self.running.get("grad_norm", math.inf)
+        limit = min(settings.max_grad_norm, _CLIP_FACTOR * usual)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+        if bool(torch.isfinite(norm)):
+            for optimizer in self.optimizers.values():
+                optimizer.step()
+            self.skipped_in_a_row = 0
+            self._record("grad_norm", min(float(norm), limit))
+        else:
+            self.n_skipped += 1
+            self.skipped_in_a_row += 1
+            if self.skipped_in_a_row > settings.max_skipped:
+                raise FloatingPointError(
+                    f"training: {self.skipped_in_a_row} steps in a row had non-finite gradients "
+                    f"(step {self.step}); lower the learning rate or check the energies"
+                )
+        # The running mean starts short, so that it forgets the initial weights.
+        decay = min(settings.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.average.parameters()), list(self.network.parameters()), 1 - decay
+            )
+        self.step += 1
+
+    def validate(self) -> Validation:
+        """Validate the averaged weights and keep them if they are the best."""
+        mixing = self.settings.mixing(self.step)
+        validation = self.validator.validate(self.average, self.step, mixing, self.running)
+        self.history.append(validation)
+        if self.best is validation:
+            self.best_weights = copy.deepcopy(self.average.state_dict())
+        return validation
+
+    @property
+    def is_validation_due(self) -> bool:
+        """Whether the present step is one after which to validate."""
+        return self.step % self.settings.validate_interval == 0 or self.is_complete
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all steps are made."""
+        return self.step >= self.settings.n_steps
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether to stop early; decided directly after a validation only."""
+        settings = self.settings
+        if settings.patience is None or self.history[-1].step != self.step:
+            return False
+        # Before the ramp ends the loss itself still changes.
+        if self.step < settings.ramp[1] * settings.n_steps:
+            return False
+        since = len(self.history) - 1 - self.history.index(self.best)
+        return since >= settings.patience
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint."""
+        content = {
+            "format": CHECKPOINT_FORMAT,
+            "settings": self.settings.to_config(),
+            "origin": self.origin,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "best_weights": self.best_weights,
+            "optimizers": {name: each.state_dict() for name, each in self.optimizers.items()},
+            "generator": self.generator.get_state(),
+            "step": self.step,
+            "n_skipped": self.n_skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "running": self.running,
+            "objective": self.objective.state_dict(),
+            "wall_seconds": self.wall_seconds,
+            "n_evaluations": self.n_evaluations,
+            "history": [asdict(validation) for validation in self.history],
+        }
+        write_tensors(path, content)
+
+    def restore(self, path: Path) -> None:
+        """Continue from a checkpoint.
+
+        Raises
+        ------
+        ValueError
+            If it is damaged or not of this training.
+        """
+        content = read_checkpoint(path, self.settings, self.origin)
+        try:
+            self._restore(content)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise ValueError(
+                f"{path}: not a readable training checkpoint ({type(error).__name__}: {error})"
+            ) from error
+
+    def _restore(self, content: dict[str, Any]) -> None:
+        preparation = self.n_evaluations  # already counted by the process that began
+        check_checkpoint(content, self.network, self.optimizers, self.settings.n_steps)
+        self.network.load_state_dict(content["network"])
+        self.average.load_state_dict(content["average"])
+        self.flow.network.load_state_dict(content["best_weights"])  # raises if they do not fit
+        self.best_weights = content["best_weights"]
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(content["optimizers"][name])
+        self.generator.set_state(content["generator"])
+        self.step, self.n_skipped = int(content["step"]), int(content["n_skipped"])
+        self.skipped_in_a_row = int(content["skipped_in_a_row"])
+        self.objective.load_state_dict(require_entry(content, "objective", dict))
+        self.running = {str(key): float(value) for key, value in content["running"].items()}
+        self.wall_seconds = self.earlier_seconds = float(content["wall_seconds"])
+        self.earlier_evaluations = int(content["n_evaluations"]) - preparation
+        self.history = [Validation(**row) for row in content["history"]]
+
+
+def make_target(flow: AugmentedFlow, datasets: Sequence[MDDataset], potential: Potential) -> Target:
+    """Return the target, softened 20 kT_ref above the highest energy of the frames.
+
+    Energies that the datasets do not have are computed for a thousand frames of the first.
+    """
+    energies = [dataset.energies for dataset in datasets if dataset.energies is not None]
+    if not energies:
+        sample = datasets[0][:: max(1, len(datasets[0]) // 1000)]
+        energies = [potential.energy(sample.positions)]
+    kt = potential.boltzmann_constant * flow.reference_temperature
+    ceiling = max(float(energy.max()) for energy in energies) + 20 * kt
+    return Target(flow, potential, datasets[0].molecule, ceiling)

@@ -1,0 +1,154 @@
+"""The training's Markov chains sample the target, whatever the flow."""
+
+import copy
+import dataclasses
+import math
+from functools import partial
+
+import torch
+
+from openmm_tsf.potentials import GaussianWell, MixedDoubleWell
+from openmm_tsf.training.independence_chains import IndependenceChains
+from openmm_tsf.training.langevin_relaxation import relax_mala
+from openmm_tsf.training.target import Target
+from openmm_tsf.training.target_points import Points
+from tests.support.path_training import FAR, SHORT, D, make_objective, rough_flow, toy, two_basins
+
+
+def test_chains_sample_the_target(monkeypatch):
+    """A poor flow as proposal: exact samples of two temperatures, and basins, stay exact."""
+    two_basins(monkeypatch)
+    potential, flow = MixedDoubleWell.random(D, 3), rough_flow("tsf")
+    generator, n, per_turn = torch.Generator().manual_seed(7), 20_000, 5000
+    ladder = torch.tensor([0.7, 1.0], dtype=torch.float64)
+    tau = ladder.repeat_interleave(n)
+    start = torch.cat([potential.sample(n, t, generator) for t in ladder.tolist()])
+    target = Target(flow, potential, None, FAR)
+    chains = IndependenceChains(Points.at(target, start, tau), 2)
+
+    def log_ratio(points, v, momenta):
+        squares = v.square().sum(1) - momenta.square().sum(1)
+        return -points.reduced_energy + 0.5 * squares / points.tau
+
+    with torch.no_grad():
+        for _ in range(60):
+            index = chains.next_chains(per_turn)
+            points = chains.points.take(index)
+            p = torch.randn(len(index), D, generator=generator, dtype=torch.float64)
+            p = p * points.tau.sqrt()[:, None]
+            v, _ = flow.network.inverse_and_log_det(torch.cat([points.y, p], dim=1))
+            z = torch.randn(len(index), 2 * D, generator=generator, dtype=torch.float64)
+            z = z * points.tau.sqrt()[:, None]
+            y, _ = flow.network.forward_and_log_det(z)
+            new = Points.at(target, y[:, :D], points.tau)
+            ratios = log_ratio(new, z, y[:, D:]), log_ratio(points, v, p)
+            assert 0.05 < chains.propose(index, new, *ratios, generator) < 0.95
+    for rung, temperature in enumerate(ladder.tolist()):
+        x = chains.points.y[rung * n : (rung + 1) * n]
+        basins = chains.points.basin[rung * n : (rung + 1) * n].double()
+        exact = (potential.sample(400_000, temperature, generator)[:, 0] > 0).double().mean()
+        assert 0.1 < exact < 0.9
+        assert abs(basins.mean() - exact) < 4 * (exact * (1 - exact) / n) ** 0.5
+        for order in (1, 2):
+            values = x**order
+            z = (values.mean(0) - potential.moment(order, temperature)) / values.std(0) * n**0.5
+            assert float(z.abs().max()) < 4, (temperature, order, z)
+
+
+def test_chains_take_turns_cyclically():
+    points = Points(
+        torch.zeros(10, 1), torch.zeros(10).double(), torch.zeros(10, 1), torch.zeros(10).long(),
+        torch.ones(10),
+    )  # fmt: skip
+    chains = IndependenceChains(points, 2)
+    seen = torch.cat([chains.next_chains(2) for _ in range(5)])
+    assert sorted(seen.tolist()) == sorted([*range(10)] * 2)
+    before = chains.points.y.clone()
+    one = points.take(torch.tensor([0, 1]))
+    ratio = torch.tensor([math.nan, -math.inf], dtype=torch.float64)
+    present = torch.zeros(2, dtype=torch.float64)
+    for seed in range(4):  # proposals to any chain, or within basins
+        generator = torch.Generator().manual_seed(seed)
+        assert chains.propose(torch.tensor([0, 1]), one, ratio, present, generator) == 0
+    assert torch.equal(chains.points.y, before)
+
+
+def test_a_rare_basin_receives_proposals_of_the_same_basin():
+    """2 of 100 chains at each of two temperatures; 3 of 100 proposals."""
+    n, generator = 200, torch.Generator().manual_seed(1)
+
+    def points_with(numbers, in_basin_1):
+        basin = torch.zeros(n).long()
+        basin[in_basin_1] = 1
+        zero = torch.zeros(n)
+        return Points(numbers[:, None], zero.double(), zero[:, None], basin, torch.ones(n))
+
+    rare_chains, rare_draws = (
+        torch.tensor([3, 40, 107, 188]),
+        torch.tensor([5, 50, 80, 100, 120, 199]),
+    )
+    start = points_with(-1.0 - torch.arange(n), rare_chains)
+    new = points_with(torch.arange(n).float(), rare_draws)
+    zero = torch.zeros(n, dtype=torch.float64)  # all are accepted
+    n_within = 0
+    for _ in range(60):
+        chains = IndependenceChains(start.take(torch.arange(n)), 2)
+        chains.propose(chains.next_chains(100), new, zero, zero, generator)
+        now = chains.points
+        moved = now.y[:, 0] >= 0
+        assert bool((now.y[moved, 0].long() // 100 == moved.nonzero().flatten() // 100).all())
+        assert torch.equal(now.basin[moved], new.basin[now.y[moved, 0].long()])
+        if int(moved.sum()) < n:  # within basins
+            n_within += 1
+            assert torch.equal(now.basin, start.basin)
+            assert now.y[rare_chains, 0].tolist() == [5, 50, 100, 120]
+            assert int((~moved).sum()) == 2  # 98 and 98 chains, 97 and 97 proposals
+    assert 15 < n_within < 45
+
+
+def test_frames_relax_to_another_temperature():
+    """From samples at T = 1 to T = 0.4 of a well, whose moments are known."""
+    scale = torch.linspace(0.5, 2.0, D, dtype=torch.float64)
+    potential, flow, n = GaussianWell(torch.diag(1 / scale**2)), rough_flow("tsf"), 8000
+    generator, tau = torch.Generator().manual_seed(5), torch.full((8000,), 0.4, dtype=torch.float64)
+
+    evaluate = partial(Points.at, Target(flow, potential, None, FAR))
+    points = evaluate(potential.sample(n, 1.0, generator), tau)
+    points.put(torch.tensor([0]), evaluate(torch.full((1, D), 6.0).double(), tau[:1].clone()))
+    acceptance = relax_mala(points, evaluate, 100, generator)
+    assert 0.5 < acceptance < 0.65  # the step was tuned
+    again = evaluate(points.y, tau)
+    for name in ("reduced_energy", "gradient", "tau"):
+        assert torch.allclose(getattr(points, name), getattr(again, name))
+    y = points.y / scale
+    for order, expected in ((1, 0.0), (2, 0.4)):
+        z = (y**order).mean(0).sub(expected) / (y**order).std(0) * n**0.5
+        assert float(z.abs().max()) < 4, (order, z)
+
+    def without_energy(y, tau):
+        result = evaluate(y, tau)
+        result.reduced_energy[:] = math.nan
+        return result
+
+    before = points.y.clone()
+    assert relax_mala(points, without_energy, 4, generator) == 0
+    assert torch.equal(points.y, before)
+
+
+def test_the_objectives_chains_sample_their_temperatures(monkeypatch):
+    """Also at temperatures without frames, and with a poor flow, which does not change here."""
+    two_basins(monkeypatch)
+    potential, data = toy()
+    flow, n = rough_flow("tsf"), 2000
+    settings = dataclasses.replace(SHORT, n_chains=n, kl_batch_size=2 * n)
+    objective = make_objective(flow, potential, data, settings)
+    network, generator = copy.deepcopy(flow.network).float(), torch.Generator().manual_seed(2)
+    for _ in range(80):
+        objective.backward(network, 0.3, generator)
+    assert objective.chains is not None
+    for rung, temperature in enumerate((0.5, 1.0)):
+        y = objective.chains.points.y[rung * n : (rung + 1) * n].double()
+        for order in (1, 2):
+            values = y**order
+            z = (values.mean(0) - potential.moment(order, temperature)) / values.std(0) * n**0.5
+            assert float(z.abs().max()) < 4, (temperature, order, z)

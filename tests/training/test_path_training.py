@@ -1,0 +1,181 @@
+"""The training loop with path gradients, chains and population terms."""
+
+import copy
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from openmm_tsf.flows import TemperatureSteerableFlow
+from openmm_tsf.io.tensors import read_tensors
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.training import fit
+from openmm_tsf.training.losses import negative_log_likelihood
+from tests.support.path_training import (
+    KINDS,
+    SHORT,
+    D,
+    make_objective,
+    rough_flow,
+    sampled,
+    toy,
+    two_basins,
+    weights,
+)
+
+
+def test_a_step_corrects_populations(monkeypatch):
+    """A step that knows basin 1 to be drawn too rarely raises the flow's density in it."""
+    two_basins(monkeypatch)
+    potential, data = toy()
+    flow = rough_flow("tsf")
+    made = []
+    for ratio in (0.0, 1.0):
+        objective = make_objective(flow, potential, data)
+        network = copy.deepcopy(flow.network).float()
+        objective.populations.population_ratios[:, 1] = ratio
+        objective.populations.basins_met[:] = 1
+        objective.backward(network, 0.3, torch.Generator().manual_seed(2))
+        made.append([parameter.grad.clone() for parameter in network.parameters()])
+        ratios = objective.populations.population_ratios
+        assert bool((ratios[:, 0] != 0).all())  # updated by the draws of this step
+    n = 4000
+    x, p, tau = sampled(potential, flow, 1.0, n, 3)
+    y, zero = torch.cat([x, p], dim=1).float(), torch.zeros(n)
+    levels = []
+    for sign in (-1, 1):
+        network = copy.deepcopy(flow.network).float()
+        with torch.no_grad():
+            for parameter, without, with_term in zip(network.parameters(), *made, strict=True):
+                parameter -= sign * 0.02 * (with_term - without)
+            nll = negative_log_likelihood(network, y[:, :D], zero, y[:, D:], tau.float())
+        levels.append(float(nll[x[:, 0] <= 0].mean() - nll[x[:, 0] > 0].mean()))
+    assert levels[1] > levels[0] + 1e-4
+
+
+@pytest.mark.parametrize("calls", [30, 75])  # while the chains relax to T = 0.5; after it
+def test_resume_is_exact_bit_by_bit(calls, tmp_path, monkeypatch):
+    two_basins(monkeypatch)
+    potential, data = toy()
+    whole = TemperatureSteerableFlow(D, D, 2, (16,), seed=1)
+    result = fit(whole, data, potential, settings=SHORT, seed=3, progress=False)
+    flow = TemperatureSteerableFlow(D, D, 2, (16,), seed=1)
+    path = tmp_path / "training.pt"
+    steps = []
+
+    class Stop(Exception):
+        pass
+
+    class Stopping(type(potential)):
+        def energy(self, x):
+            if path.exists():
+                steps.append(len(x))
+            if len(steps) == calls:
+                raise Stop
+            return super().energy(x)
+
+    stopping = Stopping(potential.wells, potential.mixing)
+    options = {"settings": SHORT, "seed": 3, "checkpoint_path": path, "progress": False}
+    with pytest.raises(Stop):
+        fit(flow, data, stopping, checkpoint_seconds=0, **options)
+    flow = TemperatureSteerableFlow(D, D, 2, (16,), seed=1)
+    state = read_tensors(path, "training checkpoint")["objective"]
+    assert state["relaxed"] == (calls == 75)
+    # or a resumed one would not need them
+    assert bool(state["population_ratios"].any()) == (calls == 75)
+    assert bool(state["basins_met"].all()) == (calls == 75)
+    again = fit(flow, data, potential, resume=True, **options)
+    assert torch.equal(weights(flow), weights(whole))
+    assert again.n_evaluations >= result.n_evaluations
+
+
+def test_the_recorded_likelihood_is_that_of_the_direct_estimator(tmp_path):
+    """The acceptance of the chains is recorded, too."""
+    potential, data = toy()
+    recorded = {}
+    for name, estimator, chains in (("direct", "direct", 0), ("path", "path", 40)):
+        settings = dataclasses.replace(
+            SHORT, estimator=estimator, n_chains=chains, learning_rate=1e-9,
+            final_learning_rate=1e-9, n_steps=200, validate_interval=200,
+        )  # fmt: skip
+        flow = TemperatureSteerableFlow(D, D, 2, (16,), seed=1)
+        recorded[name] = fit(flow, data, potential, settings=settings, progress=False).history[-1]
+    apart = recorded["path"].row()["train_nll"] - recorded["direct"].row()["train_nll"]
+    assert abs(apart) < 0.3, recorded  # means over some 50 batches of 64
+    assert 0.01 < recorded["path"].row()["train_chains"] < 1
+    assert math.isnan(recorded["direct"].row()["train_chains"])
+
+
+def test_a_second_thread_changes_nothing():
+    potential, data = toy()
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            flow = TemperatureSteerableFlow(D, D, 2, (16,), seed=1)
+            fit(flow, data, potential, settings=SHORT, seed=3, progress=False)
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+        found.append(weights(flow))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns(kind):
+    """Held-out NLL and free energy go down; several datasets, one per temperature."""
+    potential, data = toy()
+    cold = MDDataset(potential.sample(2000, 0.5, torch.Generator().manual_seed(2)), 0.5)
+    flow_class, n_momenta = KINDS[kind]
+    flow = flow_class(D, n_momenta, 2, (32,), seed=1)
+    settings = dataclasses.replace(SHORT, n_steps=300, validate_interval=150, n_chains=64)
+    result = fit(flow, [data, cold], potential, settings=settings, seed=3, progress=False)
+    assert result.history[-1].score < result.history[0].score - 0.3
+    assert result.n_skipped == 0
+
+
+def test_draws_without_energies_are_skipped_steps():
+    potential, data = toy()
+
+    class Broken(type(potential)):
+        broken = False
+
+        def energy(self, x):
+            return super().energy(x) + (math.nan if self.broken else 0.0)
+
+    broken = Broken(potential.wells, potential.mixing)
+    flow = TemperatureSteerableFlow(D, D, 2, (16,), seed=1)
+    objective = make_objective(flow, broken, data)
+    network = flow.network.to(SHORT.dtype)
+    broken.broken = True
+    before = objective.chains.points.y.clone()
+    objective.backward(network, 0.3, torch.Generator().manual_seed(2))
+    assert all(bool(torch.isnan(p.grad).all()) for p in network.parameters())
+    assert torch.equal(objective.chains.points.y, before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"estimator": "other"}, "estimator"),
+        ({"estimator": "direct"}, "n_chains: expected 0 for the direct estimator"),
+        ({"basin_share": 0.1}, "basin_share: expected 0 for path gradients"),
+        ({"kl_batch_size": 1, "n_chains": 0}, "at least one draw of each of 2 temperatures"),
+        ({"n_chains": 10}, "n_chains: expected at least the 16 draws"),
+        ({"lambda_max": 0.0}, "without draws"),
+        ({"chain_share": 1.5}, "chain_share"),
+        ({"log_variance": -1.0}, "log_variance"),
+    ],
+)
+def test_contradicting_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SHORT, **changes)
+
+
+def test_path_gradients_need_a_potential():
+    _, data = toy()
+    settings = dataclasses.replace(SHORT, lambda_max=0.0, n_chains=0)
+    with pytest.raises(ValueError, match="potential: expected one for path gradients"):
+        fit(TemperatureSteerableFlow(D, D, 1, (8,)), data, settings=settings, progress=False)
