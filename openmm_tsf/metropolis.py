@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 class StrandedWalker(ValueError):
-    """A walker where its target density vanishes: no kernel could have brought it there."""
+    """A walker is in a state of zero target density, which no kernel reaches."""
 
 
 def metropolis(
@@ -14,14 +14,14 @@ def metropolis(
     """Accept or reject a batch of proposals (Metropolis et al. 1953; Hastings 1970).
 
     The probability is min(1, exp(proposed - current)), compared as logarithms, which cannot
-    overflow. One uniform number is drawn per row whatever the values, so that the stream of random
-    numbers does not depend on them.
+    overflow. Every row draws one uniform number, so that the stream of random numbers does not
+    depend on the log-weights.
 
     Parameters
     ----------
     current, proposed
-        Log-weights [B]: log of target density, times the density of proposing the other state
-        from this one where the proposal is not symmetric.
+        Log-weights [B]: the log of the target density, plus the log-density of proposing the other
+        state from this one where proposals are not symmetric.
     generator
         Source of the uniform numbers.
 
@@ -37,7 +37,7 @@ def metropolis(
     ValueError
         If shapes differ.
     StrandedWalker
-        If a current log-weight is not finite: a walker must never be there. A ValueError.
+        If a current log-weight is not finite: no kernel brings a walker to such a state.
     """
     if current.ndim != 1 or current.shape != proposed.shape:
         raise ValueError(

@@ -207,21 +207,9 @@ class AugmentedMap(nn.Module, ABC):
         return v, total + log_det
 
     def apply_layers(self, y: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
-        """Map y [B, d] by the standardisation and the coordinate layer.
+        """Map y [B, d], the network's output, by the standardisation and the coordinate layer.
 
-        Parameters
-        ----------
-        y
-            Configurational part of the network's output.
-        log_det
-            Log-determinants [B] so far.
-
-        Returns
-        -------
-        x : Tensor
-            Configurations [B, *event].
-        log_det : Tensor
-            `log_det` plus those of the layers, [B].
+        Returns configurations x [B, *event], and `log_det` [B] plus the layers' log-determinants.
         """
         for layer in (self.whitening, self.coordinates):
             if layer is not None:
@@ -232,7 +220,7 @@ class AugmentedMap(nn.Module, ABC):
     def undo_layers(
         self, x: Tensor, log_det: Tensor, copies: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Map x [B, *event] to y [B, d]: the inverse of :meth:`apply_layers`, likewise."""
+        """Map x [B, *event] to y [B, d]: the inverse of :meth:`apply_layers`."""
         if self.coordinates is not None:
             x, extra = self.coordinates.inverse_and_log_det(x, copies)
             log_det = log_det + extra

@@ -173,13 +173,7 @@ class Populations:
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
-        """Set what :meth:`state_dict` returned.
-
-        Raises
-        ------
-        ValueError
-            If a tensor is missing, of another shape or type, not finite or out of range.
-        """
+        """Set what :meth:`state_dict` returned; a ValueError if it does not fit."""
         for name, like in self.state_dict().items():
             tensor = check_tensor_like(content.get(name), like, name)
             if name != "population_ratios" and bool(((tensor < 0) | (tensor > 1)).any()):

@@ -134,14 +134,10 @@ def fit(
     threads = torch.get_num_threads()
     threads = max(1, threads // 2) if settings.estimator == "path" else threads
     trainer = Trainer(flow, datasets, potential, settings, seed)
-    files = _Files(
-        trainer,
-        None if log_path is None else Path(log_path),
-        None if checkpoint_path is None else Path(checkpoint_path),
-        checkpoint_seconds,
-    )
-    if resume:
-        files.resume()
+    log, checkpoint = (None if p is None else Path(p) for p in (log_path, checkpoint_path))
+    if resume and checkpoint is not None and checkpoint.exists():
+        trainer.restore(checkpoint)
+    files = _Files(trainer, log, checkpoint, checkpoint_seconds)
     bar = tqdm(
         total=settings.n_steps,
         initial=trainer.step,
@@ -156,7 +152,7 @@ def fit(
             flow.network.load_state_dict(trainer.best_weights)
         if interrupt.requested:
             raise KeyboardInterrupt
-    files.update_time()
+    trainer.wall_seconds = time.monotonic() - files.started
     logger.info("training: kept step %d: %s", trainer.best.step, trainer.best)
     return FitResult(
         trainer.best,
@@ -190,16 +186,8 @@ class _Files:
         self, trainer: Trainer, log: Path | None, checkpoint: Path | None, seconds: float
     ) -> None:
         self.trainer, self.log, self.checkpoint, self.seconds = trainer, log, checkpoint, seconds
-        self.saved = self.started = time.monotonic()
-
-    def resume(self) -> None:
-        if self.checkpoint is not None and self.checkpoint.exists():
-            self.trainer.restore(self.checkpoint)
-            self.saved = time.monotonic()
-            self.started = self.saved - self.trainer.wall_seconds
-
-    def update_time(self) -> None:
-        self.trainer.wall_seconds = time.monotonic() - self.started
+        self.saved = time.monotonic()
+        self.started = self.saved - trainer.wall_seconds
 
     @property
     def is_checkpoint_due(self) -> bool:
@@ -207,7 +195,7 @@ class _Files:
 
     def save_checkpoint(self) -> None:
         self.saved = time.monotonic()
-        self.update_time()
+        self.trainer.wall_seconds = self.saved - self.started
         if self.checkpoint is not None:
             self.trainer.save(self.checkpoint)
 

@@ -98,12 +98,6 @@ class IndependenceChains:
         return {**self.points.state_dict(), "next": self._next}
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
-        """Set what :meth:`state_dict` returned.
-
-        Raises
-        ------
-        ValueError
-            If it does not fit these chains.
-        """
+        """Set what :meth:`state_dict` returned; a ValueError if it does not fit."""
         self.points.load_state_dict(content)
         self._next = check_int(content.get("next"), "next", least=0, most=self.n_chains - 1)

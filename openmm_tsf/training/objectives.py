@@ -19,24 +19,15 @@ from openmm_tsf.training.losses import (
 from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.target import Target
 
-#: Takes the name and value of a quantity of which running means are kept.
 Record = Callable[[str, float], None]
 
 
 class Objective(Protocol):
     """What the training loop needs of an estimator of the loss."""
 
-    def backward(self, network: Chain, mixing: float, generator: torch.Generator) -> None:
-        """Set the gradients of the parameters; `mixing` is lambda."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that a checkpoint needs."""
-        ...
-
-    def load_state_dict(self, content: Mapping[str, Any]) -> None:
-        """Set what :meth:`state_dict` returned."""
-        ...
+    def backward(self, network: Chain, mixing: float, generator: torch.Generator) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, content: Mapping[str, Any]) -> None: ...
 
 
 class DirectObjective:
@@ -44,18 +35,14 @@ class DirectObjective:
 
     Parameters
     ----------
-    flow
-        Its fixed layers are used, not its network.
-    train
-        Training frames.
+    flow, train, settings
+        As in :func:`openmm_tsf.fit`; of the flow only the fixed layers are used.
     target
         The training's target; None trains on likelihood alone.
-    settings
-        Sizes and schedules.
     generator
         Source of the copies of frames, where copies overlap.
     record
-        Called with the losses.
+        Called with the name and value of each loss.
     """
 
     def __init__(

@@ -38,14 +38,12 @@ def data_cotangent(v: Tensor, pullback: Pullback, gradient: Tensor, tau: Tensor)
 
     Parameters
     ----------
-    v
-        f^-1 of the data [B, d+m].
+    v, tau
+        f^-1 of the data [B, d+m] and their T/T_ref [B].
     pullback
         From :meth:`openmm_tsf.flows.bijectors.Chain.inverse_and_pullback`, with v.
     gradient
         -grad ln p at the data [B, d+m].
-    tau
-        T/T_ref [B].
     """
     return limit_norm(v.detach() / tau[:, None] - pullback(gradient))
 
@@ -55,12 +53,10 @@ def draw_score(v: Tensor, pullback: Pullback, tau: Tensor) -> Tensor:
 
     Parameters
     ----------
-    v
-        Prior draws [B, d+m].
+    v, tau
+        Prior draws [B, d+m] and their T/T_ref [B].
     pullback
         From :meth:`openmm_tsf.flows.bijectors.Chain.forward_and_pullback`, with y.
-    tau
-        T/T_ref [B].
     """
     return pullback(v.detach() / tau[:, None])
 

@@ -264,13 +264,7 @@ class PathObjective:
         return {**self.populations.state_dict(), "chains": chains, "relaxed": self._relaxed}
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
-        """Set what :meth:`state_dict` returned.
-
-        Raises
-        ------
-        ValueError
-            If it does not fit this training.
-        """
+        """Set what :meth:`state_dict` returned; a ValueError if it does not fit."""
         self.populations.load_state_dict(content)
         self._relaxed = require_entry(content, "relaxed", bool)
         if self.chains is not None:

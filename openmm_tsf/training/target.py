@@ -47,17 +47,13 @@ class Target:
 
         Parameters
         ----------
-        y
-            Points in the network's output space [B, d], float64.
-        tau
-            T/T_ref of each, [B] float64.
+        y, tau
+            Points in the network's output space [B, d] and T/T_ref of each [B], both float64.
 
         Returns
         -------
-        reduced_energy : Tensor
-            [B]; +inf where the energy is not finite.
-        x : Tensor
-            The configurations [B, *event].
+        reduced_energy, x : Tensor
+            [B], +inf where the energy is not finite; the configurations [B, *event].
         """
         flow, potential = self.flow, self.potential
         total = y.new_full((len(y),), flow.log_multiplicity)

@@ -14,13 +14,7 @@ _BLOCK = 4096
 
 
 def check_tensor_like(value: Any, like: Tensor, name: str) -> Tensor:
-    """Return a tensor read from a file if it has the type and shape of `like` and is finite.
-
-    Raises
-    ------
-    ValueError
-        Otherwise.
-    """
+    """Return a value from a file if it is a finite tensor with the type and shape of `like`."""
     if not isinstance(value, Tensor) or value.shape != like.shape or value.dtype != like.dtype:
         raise ValueError(f"{name}: expected {like.dtype} of shape {tuple(like.shape)}")
     if not bool(torch.isfinite(value).all()):
@@ -91,13 +85,7 @@ class Points:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
-        """Set what :meth:`state_dict` returned.
-
-        Raises
-        ------
-        ValueError
-            If a tensor is missing, of another shape or type, not finite or out of range.
-        """
+        """Set what :meth:`state_dict` returned; a ValueError if a tensor does not fit."""
         for name, like in self.state_dict().items():
             tensor = check_tensor_like(content.get(name), like, name)
             if name == "basin" and bool(((tensor < 0) | (tensor > 1)).any()):

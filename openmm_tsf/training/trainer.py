@@ -37,20 +37,10 @@ _CLIP_FACTOR = 2.0
 
 
 class Trainer:
-    """One training: everything that a checkpoint must hold, and what changes it.
+    """The state of one training: everything that a checkpoint must hold.
 
-    Parameters
-    ----------
-    flow
-        The flow; only :meth:`restore` changes it.
-    datasets
-        Frames, each dataset at one temperature.
-    potential
-        Energies; None trains and validates on likelihood alone.
-    settings
-        Sizes and schedules.
-    seed
-        Seed of batches, momenta and draws.
+    The parameters are those of :func:`openmm_tsf.fit`. The flow itself changes only in
+    :meth:`restore`.
     """
 
     def __init__(
@@ -67,26 +57,18 @@ class Trainer:
         self.evaluations_at_start = potential.n_evaluations if potential else 0
         target = None if potential is None else make_target(flow, datasets, potential)
         splits = [dataset.split() for dataset in datasets]
-        self.validator = Validator(
-            flow,
-            [split.validation for split in splits],
-            target,
-            settings,
-            seed,
-            [float(basin_labels(d.molecule, d.positions).double().mean()) for d in datasets],
-        )
+        train, held_out = zip(*((split.train, split.validation) for split in splits), strict=True)
+        labels = [basin_labels(dataset.molecule, dataset.positions) for dataset in datasets]
+        populations = [float(each.double().mean()) for each in labels]
+        self.validator = Validator(flow, held_out, target, settings, seed, populations)
         self.running: dict[str, float] = {}
-        train = [split.train for split in splits]
+        options = settings, self.generator, self._record
         self.objective: Objective
         if settings.estimator == "path":
             assert target is not None
-            self.objective = PathObjective(
-                flow, train, target, settings, self.generator, self._record
-            )
+            self.objective = PathObjective(flow, train, target, *options)
         else:
-            self.objective = DirectObjective(
-                flow, train, target, settings, self.generator, self._record
-            )
+            self.objective = DirectObjective(flow, train, target, *options)
         self.network: Chain = copy.deepcopy(flow.network).to(settings.dtype)
         set_conditioner_dtype(self.network, None)  # all of it in the settings' precision
         self.average: Chain = copy.deepcopy(self.network).requires_grad_(False)
@@ -116,13 +98,7 @@ class Trainer:
             self.running[name] = 0.98 * old + 0.02 * value
 
     def train_step(self) -> None:
-        """Make one step of the optimizers.
-
-        Raises
-        ------
-        FloatingPointError
-            If too many steps in a row have non-finite gradients.
-        """
+        """Make one step of the optimizers; too many skipped in a row: a FloatingPointError."""
         settings = self.settings
         set_learning_rate(self.optimizers, settings.learning_rate_at(self.step))
         self.network.zero_grad(set_to_none=True)
@@ -206,13 +182,7 @@ class Trainer:
         write_tensors(path, content)
 
     def restore(self, path: Path) -> None:
-        """Continue from a checkpoint.
-
-        Raises
-        ------
-        ValueError
-            If it is damaged or not of this training.
-        """
+        """Continue from a checkpoint; a ValueError if it is damaged or of another training."""
         content = read_checkpoint(path, self.settings, self.origin)
         try:
             self._restore(content)

@@ -1,4 +1,4 @@
-"""The flows: invertible, with the right density, steered by temperature, and safe on disk."""
+"""The flows: invertibility, density, steering by temperature, and files."""
 
 import copy
 import dataclasses
@@ -85,23 +85,23 @@ def test_conditioners_of_lower_precision_leave_the_map_invertible(tsf, mixed):
         back, inverse = mixed.inverse_and_log_det(x, momenta)
         (again, again_momenta), forward = mixed.forward_and_log_det(back)
         exact, _ = tsf.inverse_and_log_det(x, momenta)
-    # The same conditioner both ways: rounded in another way only where a number lies within
-    # rounding of a step between two float32 numbers.
+    # Both directions use the same conditioner: its rounding differs only where a number lies
+    # within rounding of a boundary between two float32 numbers.
     off = (again - x).abs().amax(dim=(1, 2))
     assert float((off > 1e-12).double().mean()) < 0.01
     assert float(off.max()) < 1e-6  # nm
     assert float((again_momenta - momenta).abs().max()) < 1e-5
     torch.testing.assert_close(inverse, -forward, rtol=0, atol=1e-12)
-    # It is another map than in float64, though a close one.
+    # The map differs slightly from that in float64.
     assert 1e-9 < float((back - exact).abs().max()) < 1e-4
     assert float((back - v).abs().max()) < 1e-4
 
 
 def test_conditioners_of_lower_precision_leave_the_jacobian_constant(mixed):
     assert mixed.is_constant_log_det
-    # Autograd rounds what goes back through the conditioners, each row in its own way.
-    found, claimed = square_log_determinants(mixed)
-    torch.testing.assert_close(found, claimed, rtol=0, atol=1e-5)
+    # Autograd rounds the gradients of the conditioners, each row differently.
+    expected, log_det = square_log_determinants(mixed)
+    torch.testing.assert_close(log_det, expected, rtol=0, atol=1e-5)
     for temperature in (300.0, 900.0):
         residual, expected = steering_residual(mixed, temperature)
         torch.testing.assert_close(residual, torch.full_like(residual, expected), rtol=0, atol=1e-7)
@@ -126,7 +126,7 @@ def test_coupling_against_autograd(volume_preserving, conditioner_dtype):
             jacobian = torch.autograd.functional.jacobian(
                 lambda z, f=direction: f(z[None])[0][0], row
             )
-            # Far below seven digits: the determinant does not see the conditioner's slope.
+            # Closer than seven digits: the determinant is independent of the conditioner.
             torch.testing.assert_close(
                 torch.linalg.slogdet(jacobian)[1], expected, rtol=1e-9, atol=1e-9
             )
@@ -220,24 +220,24 @@ def square_log_determinants(flow, n=3):
 
 
 def test_jacobian_of_the_whole_map_is_constant(tsf):
-    found, claimed = square_log_determinants(tsf)
-    torch.testing.assert_close(found, claimed, rtol=0, atol=1e-7)
-    assert found.max() - found.min() < 1e-7
+    expected, log_det = square_log_determinants(tsf)
+    torch.testing.assert_close(log_det, expected, rtol=0, atol=1e-7)
+    assert expected.max() - expected.min() < 1e-7
 
 
 @pytest.mark.parametrize("name", ["realnvp", "polar"])
 def test_jacobian_varies_for_the_others(name, request):
-    found, claimed = square_log_determinants(request.getfixturevalue(name))
-    torch.testing.assert_close(found, claimed, rtol=0, atol=1e-6)
-    assert found.max() - found.min() > 1e-3
+    expected, log_det = square_log_determinants(request.getfixturevalue(name))
+    torch.testing.assert_close(log_det, expected, rtol=0, atol=1e-6)
+    assert expected.max() - expected.min() > 1e-3
 
 
 def test_sample_and_log_prob_agree(tsf):
     sample = tsf.sample(200, 450.0, torch.Generator().manual_seed(2))
     inside = torch.isfinite(sample.log_prob)
     assert inside.any()
-    found = tsf.log_prob(sample.x[inside], sample.momenta[inside], 450.0)
-    torch.testing.assert_close(found, sample.log_prob[inside], rtol=0, atol=1e-7)
+    log_prob = tsf.log_prob(sample.x[inside], sample.momenta[inside], 450.0)
+    torch.testing.assert_close(log_prob, sample.log_prob[inside], rtol=0, atol=1e-7)
     again = tsf.sample(200, 450.0, torch.Generator().manual_seed(2))
     assert torch.equal(again.log_prob, sample.log_prob)
 

@@ -30,7 +30,7 @@ SHORT = FitSettings(
 
 
 def rough_flow(kind, seed=2):
-    """A flow that is no identity and fits nothing."""
+    """Return a flow with random weights: not the identity, and fitted to nothing."""
     flow_class, n_momenta = KINDS[kind]
     flow = flow_class(D, n_momenta, 2, (8,), seed=seed)
     generator = torch.Generator().manual_seed(5)

@@ -1,4 +1,4 @@
-"""The training's Markov chains sample the target, whatever the flow."""
+"""The training's Markov chains sample the target for any flow."""
 
 import copy
 import dataclasses
@@ -56,10 +56,8 @@ def test_chains_sample_the_target(monkeypatch):
 
 
 def test_chains_take_turns_cyclically():
-    points = Points(
-        torch.zeros(10, 1), torch.zeros(10).double(), torch.zeros(10, 1), torch.zeros(10).long(),
-        torch.ones(10),
-    )  # fmt: skip
+    zero = torch.zeros(10)
+    points = Points(zero[:, None], zero.double(), zero[:, None], zero.long(), torch.ones(10))
     chains = IndependenceChains(points, 2)
     seen = torch.cat([chains.next_chains(2) for _ in range(5)])
     assert sorted(seen.tolist()) == sorted([*range(10)] * 2)

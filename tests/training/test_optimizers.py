@@ -1,4 +1,4 @@
-"""Muon: its matrices are nearly orthogonal, and its steps those of torch's own."""
+"""Muon: the steps of matrices are nearly orthogonal and agree with torch.optim.Muon."""
 
 import pytest
 import torch
@@ -30,10 +30,9 @@ def test_singular_values_are_near_one_and_vectors_kept(shape):
     generator = torch.Generator().manual_seed(2)
     matrices = torch.randn(shape, generator=generator, dtype=torch.float64)
     u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
-    s = 0.05 + s / s.max()  # not so small that five rounds do not bring them up
+    s = 0.05 + s / s.max()  # large enough for five rounds
     matrices = 1e3 * u @ torch.diag_embed(s) @ vh
-    found = orthogonalize(matrices)
-    inner = u.mT @ found @ vh.mT
+    inner = u.mT @ orthogonalize(matrices) @ vh.mT
     values = torch.diagonal(inner, dim1=1, dim2=2)
     assert float(values.min()) > 0.6
     assert float(values.max()) < 1.3
@@ -45,8 +44,8 @@ def test_zero_gradients_do_nothing():
 
 
 def test_steps_are_those_of_torch():
-    """torch works in bfloat16, whose numbers are 0.8 % apart."""
-    found = []
+    """torch computes in bfloat16, whose numbers differ by 0.8 %."""
+    changes = []
     for make in (
         lambda p: Muon(p, lr=0.01),
         lambda p: torch.optim.Muon(
@@ -60,8 +59,8 @@ def test_steps_are_those_of_torch():
                 parameter.grad = gradient.clone()
             optimizer.step()
         start = random_matrices()
-        found.append([p.detach() - x for p, x in zip(parameters, start, strict=True)])
-    for step, expected in zip(*found, strict=True):
+        changes.append([p.detach() - x for p, x in zip(parameters, start, strict=True)])
+    for step, expected in zip(*changes, strict=True):
         assert float((step - expected).norm() / expected.norm()) < 0.02
 
 

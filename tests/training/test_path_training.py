@@ -94,11 +94,10 @@ def test_the_recorded_likelihood_is_that_of_the_direct_estimator(tmp_path):
     """The acceptance of the chains is recorded, too."""
     potential, data = toy()
     recorded = {}
-    for name, estimator, chains in (("direct", "direct", 0), ("path", "path", 40)):
-        settings = dataclasses.replace(
-            SHORT, estimator=estimator, n_chains=chains, learning_rate=1e-9,
-            final_learning_rate=1e-9, n_steps=200, validate_interval=200,
-        )  # fmt: skip
+    for name, chains in (("direct", 0), ("path", 40)):
+        changes = {"n_steps": 200, "validate_interval": 200, "estimator": name, "n_chains": chains}
+        rates = {"learning_rate": 1e-9, "final_learning_rate": 1e-9}
+        settings = dataclasses.replace(SHORT, **changes, **rates)
         flow = TemperatureSteerableFlow(D, D, 2, (16,), seed=1)
         recorded[name] = fit(flow, data, potential, settings=settings, progress=False).history[-1]
     apart = recorded["path"].row()["train_nll"] - recorded["direct"].row()["train_nll"]
@@ -109,7 +108,7 @@ def test_the_recorded_likelihood_is_that_of_the_direct_estimator(tmp_path):
 
 def test_a_second_thread_changes_nothing():
     potential, data = toy()
-    found = []
+    trained = []
     before = torch.get_num_threads()
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -119,8 +118,8 @@ def test_a_second_thread_changes_nothing():
             assert torch.get_num_threads() == threads
         finally:
             torch.set_num_threads(before)
-        found.append(weights(flow))
-    assert torch.equal(*found)
+        trained.append(weights(flow))
+    assert torch.equal(*trained)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -84,10 +84,9 @@ def test_populations_are_separated_from_the_quality_within_a_basin(apart):
         # q is p times a log-normal factor: KL(p || q) = KL(q || p) = width^2 / 2 in each basin.
         noise = torch.randn(400, generator=generator, dtype=torch.float64) * width
         level = apart * basin.double() - 3.0
-        populations.update(
-            level + noise + 0.5 * width**2, torch.zeros(400).long(), basin,
-            level + noise.flip(0) * width / width.flip(0) - 0.5 * width**2, basin,
-        )  # fmt: skip
+        data = level + noise + 0.5 * width**2
+        draws = level + noise.flip(0) * width / width.flip(0) - 0.5 * width**2
+        populations.update(data, torch.zeros(400).long(), basin, draws, basin)
         if step >= 500:
             measured.append(float(populations.missing))
     mean, spread = sum(measured) / len(measured), torch.tensor(measured).std()
@@ -101,6 +100,6 @@ def test_a_basin_without_draws_is_missing():
     for _ in range(300):
         populations.update(level, torch.tensor([0, 0, 0, 0]), basin, level, torch.zeros(4).long())
     assert float(populations.missing) == 0.5  # as much as counts
-    never = Populations(ONE, ONE, 0.0, 1.0)  # and where there is one basin only, nothing is missing
+    never = Populations(ONE, ONE, 0.0, 1.0)  # nothing is missing where there is one basin only
     never.update(level, torch.zeros(4).long(), torch.zeros(4).long(), level, basin)
     assert float(never.missing) == 0

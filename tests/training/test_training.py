@@ -1,18 +1,21 @@
 """Losses, the training loop, its guards and its resumption."""
 
 import csv
+import dataclasses
 import math
 
 import pytest
 import torch
 
 from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
+from openmm_tsf.io.tensors import read_tensors, write_tensors
 from openmm_tsf.potentials import GaussianWell
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training import FitSettings, fit
 from openmm_tsf.training.basins import basin_labels
 from openmm_tsf.training.losses import (
+    draw_normal,
     marginal_nll_bound,
     negative_log_likelihood,
     variational_free_energy,
@@ -51,24 +54,16 @@ SHORT = FitSettings(
 VALIDATION = FitSettings(n_validation_draws=200, temperatures=(600.0,), dtype=torch.float64)
 
 
-def test_likelihood_agrees_with_log_prob():
-    flow, data = small_flow(), gaussian_data(50)
-    y, log_det = whiten(flow, data.positions)
-    generator = torch.Generator().manual_seed(4)
-    momenta = torch.randn(50, D, generator=generator, dtype=torch.float64)
-    tau = torch.full((50,), 0.7, dtype=torch.float64)
-    found = negative_log_likelihood(flow.network, y, log_det, momenta, tau)
-    torch.testing.assert_close(found, -flow.log_prob(data.positions, momenta, 0.7))
-
-
-def test_likelihood_of_a_molecule(molecule):
-    dataset = MDDataset.shipped(molecule, stride=200)
-    flow = TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(8,))
-    y, log_det = whiten(flow, dataset.positions)
-    momenta = torch.zeros(len(y), flow.n_momenta, dtype=torch.float64)
-    tau = torch.full((len(y),), 0.5, dtype=torch.float64)
-    found = negative_log_likelihood(flow.network, y, log_det, momenta, tau)
-    torch.testing.assert_close(found, -flow.log_prob(dataset.positions, momenta, 300))
+def test_likelihood_agrees_with_log_prob(molecule):
+    frames = MDDataset.shipped(molecule, stride=200)
+    molecular = TemperatureSteerableFlow.from_dataset(frames, n_blocks=1, hidden=(8,))
+    for flow, data in ((small_flow(), gaussian_data(50)), (molecular, frames)):
+        y, log_det = whiten(flow, data.positions)
+        tau = torch.full((len(y),), 0.7, dtype=torch.float64)
+        momenta = draw_normal(tau, flow.n_momenta, torch.Generator().manual_seed(4))
+        nll = negative_log_likelihood(flow.network, y, log_det, momenta, tau)
+        expected = -flow.log_prob(data.positions, momenta, 0.7 * flow.reference_temperature)
+        torch.testing.assert_close(nll, expected)
 
 
 def test_free_energy_is_bounded_by_the_exact_one():
@@ -102,7 +97,7 @@ def test_free_energy_is_bounded_by_the_exact_one():
 
 
 def test_validated_free_energy_bounds_the_exact_one():
-    """The logged figure is a bound on -ln Z of x, whatever the number of momenta."""
+    """The logged free energy is a bound on -ln Z of x for any number of momenta."""
     temperature = 0.7
     exact = -0.5 * D * math.log(2 * math.pi * temperature)
     for n_momenta in (1, 8):
@@ -112,11 +107,11 @@ def test_validated_free_energy_bounds_the_exact_one():
             temperatures=(temperature,), n_validation_draws=20_000, dtype=torch.float64
         )
         validator = Validator(flow, [gaussian_data(50)], target, settings, seed=3)
-        found = validator.validate(flow.network, 0, 0.0, {})
+        validation = validator.validate(flow.network, 0, 0.0, {})
         # Weights are zero: the flow is exact for this Gaussian, at every temperature.
-        assert found.free_energy["0.7K"] == pytest.approx(exact, abs=4 * (2 * D) ** 0.5 / 141)
-        assert found.ess["0.7K"] == pytest.approx(1)
-        assert found.inside["0.7K"] == 1
+        assert validation.free_energy["0.7K"] == pytest.approx(exact, abs=4 * (2 * D) ** 0.5 / 141)
+        assert validation.ess["0.7K"] == pytest.approx(1)
+        assert validation.inside["0.7K"] == 1
 
 
 def test_population_error_of_lost_basins(molecule):
@@ -179,10 +174,9 @@ def test_effective_sample_fraction():
 def test_training_finds_a_gaussian():
     """A correlated Gaussian is within reach: the weights become nearly equal."""
     flow, data = small_flow(), gaussian_data()
-    settings = FitSettings(
-        n_steps=600, batch_size=256, kl_batch_size=64, validate_interval=100, ramp=(0.2, 0.5),
-        learning_rate=1e-2, temperatures=(0.5, 1.0), lambda_max=0.3,
-    )  # fmt: skip
+    sizes = {"n_steps": 600, "batch_size": 256, "kl_batch_size": 64, "validate_interval": 100}
+    schedule = {"ramp": (0.2, 0.5), "learning_rate": 1e-2, "lambda_max": 0.3}
+    settings = FitSettings(temperatures=(0.5, 1.0), **sizes, **schedule)
     result = fit(flow, data, GaussianWell(PRECISION), settings=settings, seed=2, progress=False)
     assert result.best.ess["1K"] > 0.9
     assert result.history[0].ess["1K"] < 0.75
@@ -224,21 +218,15 @@ class Interrupted(GaussianWell):
 def test_resume_is_exact(tmp_path):
     whole, parts = small_flow(), small_flow()
     path, log = tmp_path / "checkpoint.pt", tmp_path / "training.csv"
-    expected = fit(
-        whole, gaussian_data(), GaussianWell(PRECISION), settings=SHORT, seed=3, progress=False
-    )
+    options = {"settings": SHORT, "seed": 3, "progress": False}
+    expected = fit(whole, gaussian_data(), GaussianWell(PRECISION), **options)
+    options |= {"checkpoint_path": path, "log_path": log}
     potential = Interrupted(PRECISION)
     potential.calls_left = 29
     with pytest.raises(KeyboardInterrupt):
-        fit(
-            parts, gaussian_data(), potential, settings=SHORT, seed=3, checkpoint_path=path,
-            log_path=log, progress=False,
-        )  # fmt: skip
+        fit(parts, gaussian_data(), potential, **options)
     parts = small_flow()
-    result = fit(
-        parts, gaussian_data(), GaussianWell(PRECISION), settings=SHORT, seed=3,
-        checkpoint_path=path, log_path=log, resume=True, progress=False,
-    )  # fmt: skip
+    result = fit(parts, gaussian_data(), GaussianWell(PRECISION), resume=True, **options)
     assert torch.equal(weights(whole), weights(parts))
     assert [v.score for v in result.history] == [v.score for v in expected.history]
     with open(log) as stream:
@@ -256,7 +244,7 @@ def test_interrupt_in_the_first_validation_leaves_the_flow_as_it_was():
     assert torch.equal(weights(flow), weights(small_flow()))
 
 
-def test_resume_refuses_other_settings(tmp_path):
+def test_resume_refuses_checkpoints_of_other_trainings(tmp_path):
     path = tmp_path / "checkpoint.pt"
     run = dict(potential=GaussianWell(PRECISION), checkpoint_path=path, progress=False)
     fit(small_flow(), gaussian_data(), settings=SHORT, **run)
@@ -267,6 +255,11 @@ def test_resume_refuses_other_settings(tmp_path):
         fit(small_flow(), gaussian_data(), settings=SHORT, seed=9, resume=True, **run)
     with pytest.raises(ValueError, match="other frames or with another seed"):
         fit(small_flow(), gaussian_data(seed=5), settings=SHORT, resume=True, **run)
+    content = read_tensors(path, "training checkpoint")
+    for number, version in ((99, "a newer version"), (4, "an earlier version")):
+        write_tensors(path, content | {"format": number})
+        with pytest.raises(ValueError, match=f"written in format {number} by {version}"):
+            fit(small_flow(), gaussian_data(), settings=SHORT, resume=True, **run)
     path.write_bytes(b"damaged")
     with pytest.raises(ValueError, match="not a readable training checkpoint"):
         fit(small_flow(), gaussian_data(), settings=SHORT, resume=True, **run)
@@ -282,10 +275,7 @@ def test_non_finite_gradients_are_counted_then_an_error():
         def energy_and_forces(self, x):
             return self.energy(x), torch.zeros_like(x)
 
-    settings = FitSettings(
-        n_steps=40, batch_size=16, kl_batch_size=4, ramp=(0.0, 0.0), max_skipped=5,
-        validate_interval=10, n_validation_draws=10,
-    )  # fmt: skip
+    settings = dataclasses.replace(SHORT, ramp=(0.0, 0.0), max_skipped=5)
     flow, before = small_flow(), weights(small_flow())
     with pytest.raises(FloatingPointError, match="6 steps in a row"):
         fit(flow, gaussian_data(), Broken(), settings=settings, progress=False)

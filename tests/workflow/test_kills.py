@@ -3,7 +3,6 @@
 ``tests/robustness/walk.py`` does the killing; ``kills.py`` beside it kills at random moments.
 """
 
-import importlib
 import os
 import subprocess
 import sys
@@ -170,8 +169,7 @@ def test_ctrl_c_before_a_training_goes_on_keeps_its_flow(molecule, tmp_path, mon
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    fitting = importlib.import_module("openmm_tsf.training.fit")  # fit, there, is the function
-    monkeypatch.setattr(fitting, "OBJECTIVES", {"direct": interrupted})
+    monkeypatch.setattr("openmm_tsf.training.trainer.DirectObjective", interrupted)
     with pytest.raises(KeyboardInterrupt):
         workflow.train(*given, resume=True, **quiet)
     after = load_flow(tmp_path / "flow" / "flow.pt", molecule).network.state_dict()
