@@ -72,7 +72,6 @@ class AugmentedFlow(AugmentedMap):
     """
 
     kind: ClassVar[str]
-    volume_preserving: ClassVar[bool]
 
     @staticmethod
     def default_momenta(n_coordinates: int) -> int:

@@ -29,7 +29,6 @@ class RealNVPFlow(AugmentedFlow):
     """
 
     kind: ClassVar[str] = "realnvp"
-    volume_preserving: ClassVar[bool] = False
 
     def couplings(self, n_blocks: int, hidden: tuple[int, ...]) -> list[nn.Module]:
         d, m = self.n_coordinates, self.n_momenta

@@ -44,7 +44,6 @@ class TemperatureSteerableFlow(AugmentedFlow):
     """
 
     kind: ClassVar[str] = "tsf"
-    volume_preserving: ClassVar[bool] = True
 
     def couplings(self, n_blocks: int, hidden: tuple[int, ...]) -> list[nn.Module]:
         d, m = self.n_coordinates, self.n_momenta

@@ -49,6 +49,11 @@ def polar(dataset):
 
 
 @pytest.fixture(scope="module")
+def overlapping(dataset):
+    return TemperatureSteerableFlow.from_dataset(dataset, overlap=True, **SMALL)
+
+
+@pytest.fixture(scope="module")
 def mixed(tsf):
     flow = copy.deepcopy(tsf)
     flow.conditioner_dtype = torch.float32
@@ -286,13 +291,14 @@ def test_place_keeps_the_pose(tsf):
     torch.testing.assert_close(torch.pdist(placed[0]), torch.pdist(x[0]), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["tsf", "realnvp"])
+@pytest.mark.parametrize("name", ["tsf", "realnvp", "overlapping"])
 def test_save_and_load(name, request, tmp_path, molecule):
     flow = request.getfixturevalue(name)
     path = tmp_path / "flow.pt"
     flow.save(path)
     for again in (type(flow).load(path, molecule), load_flow(path, molecule)):
         assert type(again) is type(flow)
+        assert again.overlap == flow.overlap == (name == "overlapping")
         assert again.reference_temperature == 600
         v, x, momenta = draw_inside(flow, 5)
         with torch.no_grad():
@@ -346,17 +352,9 @@ def test_load_refuses_what_does_not_belong(tsf, tmp_path, molecule):
         load_flow(tmp_path / "missing.pt")
 
 
-def test_overlapping_copies_are_saved_and_loaded(dataset, tmp_path, molecule):
-    for overlap in (False, True):
-        flow = TemperatureSteerableFlow.from_dataset(dataset, overlap=overlap, **SMALL)
-        flow.save(tmp_path / "flow.pt")
-        assert load_flow(tmp_path / "flow.pt", molecule).overlap == overlap
-
-
-def test_draws_without_geometry_have_no_weight(dataset):
+def test_draws_without_geometry_have_no_weight(overlapping):
     """Wide draws of an overlapping flow: log_prob is finite or +inf, never NaN."""
-    flow = TemperatureSteerableFlow.from_dataset(dataset, overlap=True, **SMALL)
-    drawn = flow.sample(2000, 60_000.0, torch.Generator().manual_seed(1))
+    drawn = overlapping.sample(2000, 60_000.0, torch.Generator().manual_seed(1))
     assert not bool(torch.isnan(drawn.log_prob).any())
     outside = ~torch.isfinite(drawn.log_prob)
     assert int(outside.sum()) > 0
