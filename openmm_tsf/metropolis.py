@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 class StrandedWalker(ValueError):
-    """A walker is in a state of zero target density, which no kernel reaches."""
+    """A walker where its target density vanishes: no kernel could have brought it there."""
 
 
 def metropolis(
@@ -37,7 +37,7 @@ def metropolis(
     ValueError
         If shapes differ.
     StrandedWalker
-        If a current log-weight is not finite: no kernel brings a walker to such a state.
+        If a current log-weight is not finite: a walker must never be there. A ValueError.
     """
     if current.ndim != 1 or current.shape != proposed.shape:
         raise ValueError(
