@@ -351,7 +351,7 @@ class AugmentedFlow(nn.Module, ABC):
         n_momenta: int | None = None,
         n_blocks: int = 8,
         hidden: Sequence[int] = (128, 128),
-        coordinates: str = "volume",
+        metric: str = "volume",
         fold_methyls: bool = True,
         overlap: bool = False,
         seed: int = 0,
@@ -368,8 +368,8 @@ class AugmentedFlow(nn.Module, ABC):
             m; by default d for a TSF. RealNVP has none.
         n_blocks, hidden
             Sizes of the network.
-        coordinates
-            ``"volume"`` (constant Jacobian) or ``"plain"``.
+        metric
+            ``"volume"`` (constant Jacobian) or ``"polar"``.
         fold_methyls
             Learn one of the three equal copies that each methyl group's labelled hydrogens make
             (only where the System really does not tell them apart).
@@ -398,7 +398,7 @@ class AugmentedFlow(nn.Module, ABC):
         layer = InternalCoordinates.from_topology(
             molecule.topology,
             molecule.positions,
-            coordinates=coordinates,
+            metric=metric,
             equivalent=equivalent_hydrogens(molecule) if fold_methyls else (),
             overlap=overlap,
         )

@@ -153,7 +153,7 @@ class InternalWalk(FlowWalk):
         temperatures: Any,
         *,
         mode: str = "conditional",
-        coordinates: str = "volume",
+        metric: str = "volume",
         fold_methyls: bool = True,
         **settings: Any,
     ) -> Self:
@@ -169,7 +169,7 @@ class InternalWalk(FlowWalk):
             Of the whitening: ``"conditional"`` as in a flow (stiff coordinates follow the
             torsions), ``"full"`` for one fixed linear map, ``"diagonal"`` for scales alone.
             Potentials on R^d have no torsions: ``"conditional"`` is ``"full"`` there.
-        coordinates, fold_methyls
+        metric, fold_methyls
             See :meth:`openmm_tsf.TemperatureSteerableFlow.from_dataset`.
         **settings
             ``sigma``, ``name``, ``n_steps`` and the round-trip check's.
@@ -179,7 +179,7 @@ class InternalWalk(FlowWalk):
         if dataset.molecule is not None:
             # No network is used of this flow: it knows how the layer is made.
             template = RealNVPFlow.from_dataset(
-                dataset, n_blocks=1, hidden=(), coordinates=coordinates, fold_methyls=fold_methyls
+                dataset, n_blocks=1, hidden=(), metric=metric, fold_methyls=fold_methyls
             )
             layer = template.coordinates
             assert layer is not None
@@ -194,7 +194,7 @@ class InternalWalk(FlowWalk):
         return {
             **super().settings(),
             "whitening": self.layers.whitening.mode,
-            "coordinates": None if layer is None else layer.coordinates,
+            "metric": None if layer is None else layer.metric,
             "reference_temperature_K": self.layers.reference_temperature,
             "sha256": self.layers.digest,
         }
