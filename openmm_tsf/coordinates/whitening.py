@@ -12,8 +12,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from openmm_tsf.coordinates.config import dtype_entry
-from openmm_tsf.coordinates.internal import TORSION
+from openmm_tsf.coordinates.config import require_dtype
+from openmm_tsf.coordinates.zmatrix import TORSION
 from openmm_tsf.utils.tensors import check_tensor
 from openmm_tsf.utils.validation import require_array, require_entry
 
@@ -204,7 +204,7 @@ class Whitening(nn.Module):
         ValueError
             If an entry is missing or not what :meth:`to_config` could have written.
         """
-        dtype = dtype_entry(config)
+        dtype = require_dtype(config)
         soft = require_array(config, "soft", "b", -1)
         n_soft, n_stiff = int(soft.sum()), int((~soft).sum())
 

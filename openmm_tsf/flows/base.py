@@ -175,7 +175,7 @@ class AugmentedFlow(nn.Module, ABC):
         """Configurations x in the pose (and hydrogen labels) of `like`, both [B, *event]."""
         if self.coordinates is None:
             return x
-        return self.coordinates.move(x, like=like)
+        return self.coordinates.match_pose(x, like=like)
 
     def is_mirror_image(self, x: Tensor) -> Tensor:
         """Which x [B, *event] have a centre of the wrong handedness, [B] bool."""

@@ -146,7 +146,7 @@ def action(
         penalty = PENALTY * penalty
         if flow.overlap:
             # What fades a copy out is part of the target, and steers with it.
-            penalty = penalty / tau + layer.log_overlap(u, tau)[1]
+            penalty = penalty / tau + layer.log_partition_terms(u, tau)[1]
     kt = potential.boltzmann_constant * flow.reference_temperature * tau
     energy = soften(potential.energy(x), ceiling, kt)
     return energy / kt + penalty - total, x

@@ -101,15 +101,15 @@ class TestRoundTrips:
         torch.testing.assert_close(layer.place(u, like=x), x, rtol=0, atol=1e-12)
 
     @pytest.mark.parametrize("name", MOLECULES)
-    def test_moving_is_placing(self, name):
+    def test_match_pose_is_placing(self, name):
         layer, like = build(name), noisy(name, 32)
         u = random_u(layer, 32, seed=2)
         x = layer.from_pose(u, *random_pose(32, 7))
-        moved = layer.move(x, like=like)
+        moved = layer.match_pose(x, like=like)
         torch.testing.assert_close(moved, layer.place(u, like=like), rtol=0, atol=1e-12)
-        torch.testing.assert_close(layer.move(like, like=like), like, rtol=0, atol=1e-12)
+        torch.testing.assert_close(layer.match_pose(like, like=like), like, rtol=0, atol=1e-12)
         with pytest.raises(ValueError, match=r"like: expected shape \[B, "):
-            layer.move(x, like=like[:, 1:])
+            layer.match_pose(x, like=like[:, 1:])
 
     def test_residues_of_a_protein(self):
         topology, positions = protein_piece()
@@ -512,7 +512,7 @@ class TestErrors:
             layer.in_domain(u.to("meta"))
 
     def test_options(self):
-        with pytest.raises(ValueError, match="metric: expected 'volume' or 'polar'"):
+        with pytest.raises(ValueError, match="metric: expected one of volume, polar"):
             build("alanine", "plain")
         with pytest.raises(TypeError, match="dtype: expected"):
             build("alanine", dtype=torch.int64)
