@@ -48,8 +48,8 @@ class ZMatrix:
     >>> zmatrix = ZMatrix.from_topology(molecule.topology, molecule.positions)
     >>> zmatrix.rows.shape
     (22, 4)
-    >>> zmatrix.coordinate_names[42]  # the dihedral angle psi
-    'torsion NME3-N ALA2-C ALA2-CA ALA2-N'
+    >>> zmatrix.coordinate_names[0], zmatrix.coordinate_names[-1]
+    ('bond ALA2-CA ALA2-N', 'offset NME3-H3 NME3-C NME3-N NME3-H1')
     """
 
     rows: np.ndarray
