@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 import openmm.app as app
 
-from openmm_tsf.units import NANOMETER, in_unit
+from openmm_tsf.units import as_positions
 from openmm_tsf.utils.topology import atom_label
 
 #: Reference angles closer than this to 0 or pi (radians) leave a dihedral angle undefined.
@@ -58,11 +58,7 @@ class BondGraph:
         n_atoms = len(atoms)
         if n_atoms < 4:
             raise ValueError(f"topology: expected at least 4 atoms, got {n_atoms}")
-        xyz = np.asarray(in_unit(positions, NANOMETER, "positions"), dtype=np.float64)
-        if xyz.shape != (n_atoms, 3):
-            raise ValueError(f"positions: expected shape ({n_atoms}, 3) in nm, got {xyz.shape}")
-        if not np.isfinite(xyz).all():
-            raise ValueError("positions: expected finite numbers, got NaN or infinity")
+        xyz = as_positions(positions, n_atoms)
         neighbours: list[set[int]] = [set() for _ in atoms]
         backbone: set[tuple[int, int]] = set()
         bridges: set[tuple[int, int]] = set()

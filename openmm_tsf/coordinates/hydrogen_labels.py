@@ -21,7 +21,7 @@ from openmm_tsf.coordinates.measures import dihedrals_of
 from openmm_tsf.utils.tensors import check_tensor
 
 #: Stiffness of the partition of unity over a group's copies, in nats per squared radian at T_ref:
-#: copies overlap within about 0.1 rad of a wall.
+#: copies overlap within about 0.1 rad of their boundary.
 OVERLAP_STIFFNESS = 50.0
 
 
@@ -69,7 +69,7 @@ class HydrogenLabels(nn.Module):
         """Whether every group has label 0 and no gap of half a turn: bool [B].
 
         With all three gaps below pi the handedness is the same whichever atom comes first. With
-        `overlap` one atom may be beyond a wall: the first before the cut, or the last behind it.
+        `overlap` one atom may be beyond the cut: the first before it, or the last behind it.
         """
         _, following, last = self.columns.T
         gap = torsions[:, last] - torsions[:, following]
@@ -100,8 +100,8 @@ class HydrogenLabels(nn.Module):
         """ln of the numerator and of the denominator of the partition of unity, each [B].
 
         A configuration with atoms at angles 0 <= t1 < t2 < t3 < 2 pi from the cut has three copies
-        with neighbouring labels: itself, one where t1 comes last (t1 beyond the upper wall) and
-        one where t3 comes first (2 pi - t3 before the lower one). They are weighted
+        with neighbouring labels: itself, one where t1 comes last (t1 behind the cut) and one where
+        t3 comes first (2 pi - t3 before the cut). They are weighted
         1 : exp(-q t1^2) : exp(-q (2 pi - t3)^2), q = 50/tau, normalised to one. The logarithms are
         sums over groups.
 
@@ -216,12 +216,13 @@ class LabelledCopies:
     def log_window(self, u: Tensor, tau: Tensor) -> Tensor:
         """ln of the partition of unity [B] over hydrogen label copies, at the copies u [B, 3N-6].
 
-        With walls between the copies a density on u ends at a step, which no smooth flow fits and
-        beyond which its draws are lost. With `overlap` a copy fades out beyond its walls instead,
-        by as much as the next one fades in (:meth:`log_partition_terms`); the weights w of all
-        copies of a configuration sum to one. So p(x) w(u) is a density on copies whose marginal is
-        p(x), and a configuration's copy is drawn with probability w (:meth:`draw_copies`), just as
-        momenta are drawn. Zero (one copy has all the weight) without `overlap`.
+        If copies are disjoint, a density on u ends at a step, which no smooth flow fits and beyond
+        which its draws are lost. With `overlap` the weight w of a copy decreases smoothly beyond
+        its boundary, by as much as that of the next increases (:meth:`log_partition_terms`); the
+        weights of all copies of a configuration sum to one. So p(x) w(u) is a density on copies
+        whose marginal is p(x), and a configuration's copy is drawn with probability w
+        (:meth:`draw_copies`), just as momenta are drawn. Zero without `overlap`: one copy has all
+        the weight.
 
         Parameters
         ----------
@@ -229,7 +230,7 @@ class LabelledCopies:
             Coordinates in the domain.
         tau
             T/T_ref [B]. The numerator of w steers as a Boltzmann factor does; its denominator,
-            which differs from one only within 0.3 rad of a wall, does not.
+            which differs from one only within 0.3 rad of a boundary, does not.
         """
         if not self.overlap:
             return u.new_zeros(len(u))

@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-import numpy as np
 import openmm.app as app
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ from openmm_tsf.coordinates.penalties import (
     handedness_penalty,
 )
 from openmm_tsf.coordinates.zmatrix import ZMatrix
-from openmm_tsf.units import NANOMETER, in_unit
+from openmm_tsf.units import as_positions
 from openmm_tsf.utils.tensors import check_tensor
 from openmm_tsf.utils.validation import check_choice, require_entry
 
@@ -145,8 +144,8 @@ class InternalCoordinates(LabelledCopies, nn.Module):
             is left (:func:`openmm_tsf.systems.equivalent_hydrogens.equivalent_hydrogens`).
             Conformations with other labels map to the same u; :meth:`place` restores the labels.
         overlap
-            Let the copies overlap where one passes into the next, so that a density has no step
-            there: see :meth:`log_window`.
+            Let neighbouring copies overlap, so that a density has no step at their boundary: see
+            :meth:`log_window`.
 
         Raises
         ------
@@ -155,9 +154,9 @@ class InternalCoordinates(LabelledCopies, nn.Module):
             tetrahedral centre of the reference is flat (its atoms are named).
         """
         zmatrix = ZMatrix.from_topology(topology, positions)
-        reference = np.array(in_unit(positions, NANOMETER, "positions"), dtype=np.float64)
+        reference = as_positions(positions, zmatrix.n_atoms)
         rows = torch.as_tensor(zmatrix.rows)
-        bonds, _, _, torsions = bonds_angles_dihedrals(torch.from_numpy(reference)[None], rows)
+        bonds, _, _, torsions = bonds_angles_dihedrals(torch.tensor(reference)[None], rows)
         handedness = reference_handedness(zmatrix, torsions[:, 0])
         cuts = torsions[:, 0] - math.pi
         return cls(zmatrix, handedness, bonds[:, 0], cuts, metric, dtype, equivalent, overlap)
@@ -184,7 +183,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         inside &= ((angles > low) & (angles < high)).all(-1)
         on_branch = (torsions >= cuts) & (torsions < cuts + TWO_PI)
         if self.overlap:
-            on_branch[:, self.labelling.columns[:, 0]] = True  # the labels have their own walls
+            on_branch[:, self.labelling.columns[:, 0]] = True  # checked with the labels below
         inside &= on_branch.all(-1)
         inside &= (torsions[:, handed].sin() * self.handedness[handed] > 0).all(-1)
         if len(self.labelling):
@@ -249,7 +248,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
             Conformations.
         copies
             Which copy of each group of equivalent hydrogens, [B, G] as :meth:`draw_copies` draws
-            them; by default the one between the walls.
+            them; by default the one with label 0.
         """
         self._check_x(x)
         if len(self.labelling):

@@ -47,7 +47,7 @@ class Whitening(nn.Module):
     >>> from openmm_tsf.coordinates import Whitening
     >>> y = torch.randn(1000, 2, generator=torch.Generator().manual_seed(1)).double()
     >>> u = y @ torch.tensor([[0.3, 0.1], [0.0, 0.2]]).double() + 5.0
-    >>> whitening = Whitening.fit(u, kinds=torch.zeros(2), mode="full")
+    >>> whitening = Whitening.fit(u, kinds=torch.tensor([0, 0]), mode="full")
     >>> standard, _ = whitening.inverse_and_log_det(u)
     >>> torch.allclose(standard.T.cov(correction=0), torch.eye(2).double())
     True

@@ -107,19 +107,14 @@ class MDDataset:
                 f"positions: expected shape [F, {self.molecule.n_atoms}, 3], "
                 f"got {tuple(positions.shape)}"
             )
-        if self.chains is not None and self.chains.shape != (len(positions),):
-            raise ValueError(
-                f"chains: expected shape [{len(positions)}], got {tuple(self.chains.shape)}"
-            )
+        if self.chains is not None:
+            _check_length(self.chains, "chains", len(positions))
         _check_finite(positions, "positions")
         if self.molecule is not None:
             check_frames(self.molecule, positions)
         if self.energies is not None:
             energies = as_float_tensor(self.energies, "energies")
-            if energies.shape != (len(positions),):
-                raise ValueError(
-                    f"energies: expected shape [{len(positions)}], got {tuple(energies.shape)}"
-                )
+            _check_length(energies, "energies", len(positions))
             _check_finite(energies, "energies")
             object.__setattr__(self, "energies", energies)
 
@@ -253,6 +248,11 @@ class MDDataset:
             raise ValueError(f"chains: expected at least 3 to split, got {len(distinct)}")
         parts = distinct.split([n_train, *sizes])
         return Split(*(self[torch.isin(chains, part).nonzero()[:, 0]] for part in parts))
+
+
+def _check_length(values: Tensor, name: str, n_frames: int) -> None:
+    if values.shape != (n_frames,):
+        raise ValueError(f"{name}: expected shape [{n_frames}], got {tuple(values.shape)}")
 
 
 def _check_finite(values: Tensor, name: str) -> None:

@@ -18,7 +18,7 @@ from openmm_tsf.potentials.forces.base import NotCovered
 from openmm_tsf.potentials.openmm_potential import OpenMMPotential
 from openmm_tsf.potentials.torch_potential import TooLarge, TorchPotential
 from openmm_tsf.systems.consistency import check_reference, check_same_molecule
-from openmm_tsf.units import NANOMETER, in_unit
+from openmm_tsf.units import as_positions
 
 _BAROSTATS = (
     openmm.MonteCarloBarostat,
@@ -87,14 +87,7 @@ class MolecularSystem:
                 f"topology: expected the System's {n_atoms} atoms, "
                 f"got {self.topology.getNumAtoms()}"
             )
-        positions = np.asarray(in_unit(self.positions, NANOMETER, "positions"), dtype=np.float64)
-        if positions.shape != (n_atoms, 3):
-            raise ValueError(
-                f"positions: expected shape ({n_atoms}, 3) in nm, got {positions.shape}"
-            )
-        if not np.isfinite(positions).all():
-            raise ValueError("positions: expected finite numbers, got NaN or infinity")
-        positions = positions.copy()
+        positions = as_positions(self.positions, n_atoms).copy()
         positions.flags.writeable = False
         object.__setattr__(self, "positions", positions)
         self._check_supported()
@@ -160,7 +153,7 @@ class MolecularSystem:
         """
         reference = mdtraj.Trajectory(self.positions[None], self.mdtraj_topology)
         dihedrals: list[tuple[str, int, tuple[int, int, int, int]]] = []
-        # phi is C-N-CA-C, psi is N-CA-C-N: the alpha carbon tells the residue.
+        # phi is C-N-CA-C, psi is N-CA-C-N: the alpha carbon is in the residue.
         for name, compute, alpha in (
             ("phi", mdtraj.compute_phi, 2),
             ("psi", mdtraj.compute_psi, 1),

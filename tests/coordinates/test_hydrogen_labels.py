@@ -374,7 +374,7 @@ def test_partition_of_unity_over_copies(methyl, start):
         assert abs(measured - expected) < 4 * (expected / len(drawn)).sqrt() + 1e-9
 
 
-def test_the_domain_has_no_copies_with_two_atoms_beyond_a_wall(methyl, start):
+def test_the_domain_has_no_copies_with_two_atoms_beyond_the_cut(methyl, start):
     """No configuration is taken for such a copy."""
     flow = folded_flow(methyl, start, overlap=True)
     layer = flow.coordinates
@@ -440,7 +440,7 @@ def test_density_with_overlap(methyl, start):
         log_weight = flow.coordinates.log_window(u, tau)
         mean += log_weight.exp() * (log_prob - log_weight).exp()
     torch.testing.assert_close(mean.log(), flow.log_prob(x, momenta, temperature))
-    # The same in expectations over the flow's own draws: the mean of exp(log p - log_prob) is Z.
+    # The same in expectations over the flow's draws: the mean of exp(log p - log_prob) is Z.
     drawn = flow.sample(100_000, temperature, generator)
     kt = KB * temperature
     kinetic = 0.5 * drawn.momenta.square().sum(1) / (temperature / flow.reference_temperature)
