@@ -283,10 +283,14 @@ def test_exact_start(methyl, start):
 @pytest.mark.parametrize(
     ("metric", "overlap", "n_steps"),
     [
-        ("volume", False, 1), ("polar", False, 1), ("volume", False, 5),
-        ("volume", True, 1), ("polar", True, 2), ("volume", True, 5),
+        ("volume", False, 1),
+        ("polar", False, 1),
+        ("volume", False, 5),
+        ("volume", True, 1),
+        ("polar", True, 2),
+        ("volume", True, 5),
     ],
-)  # fmt: skip
+)
 def test_moves_leave_the_exact_distribution(methyl, start, metric, overlap, n_steps):
     x, acceptance = run(methyl, start, folded_flow(methyl, start, metric, overlap), n_steps)
     assert (acceptance > 0.02).all(), acceptance
