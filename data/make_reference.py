@@ -1,16 +1,16 @@
-"""Molecular-dynamics replica exchange of alanine dipeptide: the reference, without any flow.
+"""Replica exchange of alanine dipeptide by molecular dynamics alone: the reference data.
 
     python data/make_reference.py run --directory reference_run --minutes 120
     python data/make_reference.py export --directory reference_run
 
-``run`` continues where the directory's last segment ended, so the reference grows by calling it
-again; ``export`` writes ``data/ala2_reference.npz`` from all segments. Where the directory is gone,
-a new one (with another ``--seed``) is added to the file by ``export --append``.
+``run`` continues after the directory's last segment, so that the reference can be extended by
+calling it again; ``export`` writes ``data/ala2_reference.npz`` from all segments. If the directory
+no longer exists, ``export --append`` adds a new one (with another ``--seed``) to the file.
 
-The System is the paper's (amber99sbildn + amber96_obc, no cutoff, no constraints). Hydrogens weigh
-4 amu, which slows the stiffest vibrations and so allows 2 fs; masses do not enter the Boltzmann
-distribution of the positions. Swaps are even-odd between neighbours, temperatures move and the
-replicas stay.
+The System is the paper's (amber99sbildn + amber96_obc, no cutoff, no constraints). Hydrogens have a
+mass of 4 amu, which slows the stiffest vibrations and so allows a time step of 2 fs; masses do not
+enter the Boltzmann distribution of the positions. Swaps are even-odd between neighbours; they
+exchange the temperatures of replicas, not their positions.
 """
 
 import argparse
@@ -42,6 +42,7 @@ OMEGAS = [[1, 4, 6, 8], [8, 14, 16, 18]]
 
 
 def build_system(pdb):
+    """Return the System with heavy hydrogens."""
     force_field = app.ForceField("amber99sbildn.xml", "amber96_obc.xml")
     system = force_field.createSystem(
         pdb.topology, nonbondedMethod=app.NoCutoff, constraints=None, removeCMMotion=False
@@ -53,6 +54,8 @@ def build_system(pdb):
 
 
 class ReplicaExchange:
+    """Replicas with one OpenMM Context each, resumed from a checkpoint if the directory has one."""
+
     def __init__(self, directory, seed):
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -85,6 +88,7 @@ class ReplicaExchange:
                 self.advance()
 
     def load(self, path):
+        """Restore the state from a checkpoint."""
         with np.load(path) as data:
             self.rung_of = data["rung_of"]
             self.swap_index, self.segment = int(data["swap_index"]), int(data["segment"])
@@ -96,6 +100,7 @@ class ReplicaExchange:
                 context.getIntegrator().setTemperature(TEMPERATURES_K[self.rung_of[k]])
 
     def save(self):
+        """Write a checkpoint, atomically."""
         states = [c.getState(getPositions=True, getVelocities=True) for c in self.contexts]
         path = self.directory / "checkpoint.tmp.npz"
         np.savez(
@@ -112,7 +117,7 @@ class ReplicaExchange:
         os.replace(path, self.directory / "checkpoint.npz")
 
     def advance(self):
-        """One leg of dynamics for every replica, then one even-odd sweep of swaps."""
+        """Run dynamics of every replica, then even-odd swaps; return the energies by replica."""
         energies = np.empty(len(self.contexts))
         for k, context in enumerate(self.contexts):
             context.getIntegrator().step(STEPS_PER_SWAP)
@@ -132,6 +137,7 @@ class ReplicaExchange:
         return energies
 
     def set_rung(self, replica, rung):
+        """Move a replica to another temperature, rescaling its velocities."""
         context = self.contexts[replica]
         scale = np.sqrt(TEMPERATURES_K[rung] / TEMPERATURES_K[self.rung_of[replica]])
         state = context.getState(getVelocities=True)
@@ -140,6 +146,7 @@ class ReplicaExchange:
         self.rung_of[replica] = rung
 
     def run_segment(self):
+        """Run and write the next segment of records."""
         n_rungs = len(self.contexts)
         positions = np.empty((RECORDS_PER_SEGMENT, n_rungs, self.topology.n_atoms, 3))
         energies = np.empty((RECORDS_PER_SEGMENT, n_rungs))
@@ -170,6 +177,7 @@ class ReplicaExchange:
 
 
 def run(args):
+    """Append segments to the directory until the time is over."""
     segments = len(list(Path(args.directory).glob("segment*.npz")))
     sampler = ReplicaExchange(args.directory, args.seed + segments)
     end = time.monotonic() + 60 * args.minutes
@@ -185,7 +193,7 @@ def run(args):
 
 
 def export(args):
-    """All segments in one file, with standard errors, and thinned positions of two rungs."""
+    """Write all segments to one file, with standard errors and thinned positions of two rungs."""
     from openmm_tsf.analysis.uncertainty import estimate_mean
 
     paths = sorted(Path(args.directory).glob("segment*.npz"))
@@ -210,9 +218,9 @@ def export(args):
             }
     columns = {}
     for name, series in (("phi_positive", data["phi"] > 0), ("mean_energy", data["energy"])):
-        found = [estimate_mean(series[:, rung, None]) for rung in range(len(TEMPERATURES_K))]
-        columns[name] = np.array([estimate.value for estimate in found])
-        columns[name + "_stderr"] = np.array([estimate.stderr for estimate in found])
+        means = [estimate_mean(series[:, rung, None]) for rung in range(len(TEMPERATURES_K))]
+        columns[name] = np.array([estimate.value for estimate in means])
+        columns[name + "_stderr"] = np.array([estimate.stderr for estimate in means])
     np.savez_compressed(
         args.output,
         temperatures_K=TEMPERATURES_K,
@@ -246,7 +254,7 @@ def main():
     command.add_argument("--directory", required=True)
     command.add_argument("--output", default=str(HERE / "ala2_reference.npz"))
     command.add_argument(
-        "--append", action="store_true", help="to the records that the output file holds already"
+        "--append", action="store_true", help="keep the records already in the output file"
     )
     command.set_defaults(function=export)
     args = parser.parse_args()

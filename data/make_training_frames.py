@@ -1,8 +1,8 @@
-"""Plain molecular dynamics of alanine dipeptide at 600 K: the frames the default flow learns from.
+"""Molecular dynamics of alanine dipeptide at 600 K: the training frames of the default flow.
 
     python data/make_training_frames.py
 
-writes ``data/ala2_600K.dcd``: 10 ns of Langevin dynamics (1 fs, friction 1/ps, real masses),
+writes ``data/ala2_600K.dcd``: 10 ns of Langevin dynamics (1 fs, friction 1/ps, unchanged masses),
 10^7 energy evaluations after 20 ps of equilibration, a frame every 0.25 ps.
 """
 

@@ -92,3 +92,13 @@ def as_temperatures(values: Any, name: str = "temperatures") -> tuple[float, ...
             f"{name}: expected ascending temperatures without duplicates, got {ladder}"
         )
     return ladder
+
+
+def as_positions(positions: Any, n_atoms: int) -> np.ndarray:
+    """Return one conformation (or a Quantity) as finite float64 numbers [n_atoms, 3] in nm."""
+    xyz = np.asarray(in_unit(positions, NANOMETER, "positions"), dtype=np.float64)
+    if xyz.shape != (n_atoms, 3):
+        raise ValueError(f"positions: expected shape ({n_atoms}, 3) in nm, got {xyz.shape}")
+    if not np.isfinite(xyz).all():
+        raise ValueError("positions: expected finite numbers, got NaN or infinity")
+    return xyz

@@ -159,7 +159,7 @@ def read_branches(path: Path) -> Branches | None:
     FileNotFoundError, ValueError
         If it is no flow file.
     """
-    from openmm_tsf.coordinates.config import layer_entries
+    from openmm_tsf.coordinates.config import parse_layer_config
     from openmm_tsf.coordinates.zmatrix import ZMatrix
     from openmm_tsf.flows.serialization import read_flow_file
     from openmm_tsf.utils.validation import require_entry
@@ -170,7 +170,7 @@ def read_branches(path: Path) -> Branches | None:
         if layer is None:
             return None
         zmatrix = ZMatrix.from_config(require_entry(layer, "zmatrix", dict))
-        entries = layer_entries(layer, zmatrix.n_atoms)
+        entries = parse_layer_config(layer, zmatrix.n_atoms)
     except ValueError as error:
         raise ValueError(f"{path}: damaged flow file: {error}") from error
     rows, siblings = zmatrix.rows[3:], zmatrix.siblings[3:]

@@ -15,7 +15,7 @@ _BINS = 720
 
 
 def emptiest_angles(angles: Tensor) -> Tensor:
-    """The emptiest angle of each column.
+    """Return the emptiest angle of each column.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def emptiest_angles(angles: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If `angles` is not [F, n] with F >= 1, or not finite.
+        If `angles` does not have the shape [F, n] with F >= 1, or is not finite.
     """
     if angles.ndim != 2 or len(angles) < 1:
         raise ValueError(f"angles: expected shape [F, n] with F >= 1, got {tuple(angles.shape)}")
@@ -41,12 +41,12 @@ def emptiest_angles(angles: Tensor) -> Tensor:
     gaps = torch.cat((ordered[1:], ordered[:1] + TWO_PI)) - ordered
     width, index = gaps.max(dim=0)
     middle = ordered.gather(0, index[None])[0] + 0.5 * width
-    cuts = torch.where(width >= GAP, middle, _sparsest(ordered))
+    cuts = torch.where(width >= GAP, middle, _minimum_density(ordered))
     return torch.remainder(cuts + math.pi, TWO_PI) - math.pi
 
 
-def _sparsest(angles: Tensor) -> Tensor:
-    """Minimum [n] of the smoothed circular density of angles [F, n] in [0, 2 pi]."""
+def _minimum_density(angles: Tensor) -> Tensor:
+    """Return the minimum [n] of the smoothed circular density of angles [F, n] in [0, 2 pi]."""
     bins = (angles * (_BINS / TWO_PI)).long().remainder(_BINS)
     counts = torch.zeros(_BINS, angles.shape[1], dtype=torch.float64)
     counts.scatter_add_(0, bins, torch.ones_like(angles))

@@ -1,6 +1,6 @@
 """Handedness of tetrahedral centres.
 
-The force field does not know it, so a proposal could leave it unnoticed: it is part of the domain.
+The energy does not depend on it, so a proposal could change it unnoticed: it is part of the domain.
 A sibling's offset about the bond between a centre and its angle partner has the sign of a triple
 product of three of the centre's substituents.
 """
@@ -16,7 +16,7 @@ FLAT_TOLERANCE = 0.05
 
 
 def reference_handedness(zmatrix: ZMatrix, torsions: Tensor) -> Tensor:
-    """Sign of the sine of each dihedral [N-3] at a tetrahedral centre, 0 elsewhere.
+    """Return the sign of the sine of each dihedral [N-3] at a tetrahedral centre, 0 elsewhere.
 
     Raises
     ------
@@ -36,12 +36,12 @@ def reference_handedness(zmatrix: ZMatrix, torsions: Tensor) -> Tensor:
 def is_mirrored(x: Tensor, rows: Tensor, handedness: Tensor) -> Tensor:
     """Whether any of the rows' centres in x [B, N, 3] has the other handedness: bool [B].
 
-    `rows` [n, 4] are Z-matrix rows with handedness [n] of +1 or -1.
+    `rows` [n, 4] are Z-matrix rows at tetrahedral centres, `handedness` [n] is +1 or -1.
     """
     atom, centre, partner, primary = rows.T
     xt = x.permute(2, 1, 0).contiguous()
     middle = xt[:, centre]
     to_partner, to_primary = xt[:, partner] - middle, xt[:, primary] - middle
-    # Its sign is that of minus the sine of the offset.
+    # The sign is that of minus the sine of the offset.
     volume = dot(cross(to_partner, to_primary), xt[:, atom] - middle)
     return (volume * handedness[:, None] >= 0).any(0)

@@ -1,4 +1,4 @@
-"""What the layers check of configurations that were read from a file."""
+"""Checks of coordinate-layer configurations that were read from a file."""
 
 from typing import Any
 
@@ -8,26 +8,20 @@ import torch
 from openmm_tsf.utils.validation import check_choice, require_array, require_entry
 
 
-def dtype_entry(config: Any) -> torch.dtype:
-    """The entry ``dtype``, by name.
-
-    Raises
-    ------
-    ValueError
-        If it is neither float32 nor float64.
-    """
+def require_dtype(config: Any) -> torch.dtype:
+    """Return the entry ``dtype`` of a configuration, which names float32 or float64."""
     name = check_choice(require_entry(config, "dtype", str), "dtype", ("float32", "float64"))
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 
 
-def layer_entries(config: Any, n_atoms: int) -> dict[str, Any]:
-    """What internal coordinates of so many atoms are made of, besides their Z-matrix.
+def parse_layer_config(config: Any, n_atoms: int) -> dict[str, Any]:
+    """Return the arguments of internal coordinates of `n_atoms` atoms, except their Z-matrix.
 
     Raises
     ------
     ValueError
-        If an entry is missing, or has another shape or a value that cannot be.
+        If an entry is missing, or has another shape or an impossible value.
     """
     handedness = require_array(config, "handedness", "if", n_atoms - 3)
     if not np.isin(handedness, (-1, 0, 1)).all():
@@ -45,36 +39,7 @@ def layer_entries(config: Any, n_atoms: int) -> dict[str, Any]:
         "reference_bonds": torch.tensor(bonds, dtype=torch.float64),
         "branch_cuts": torch.tensor(cuts, dtype=torch.float64),
         "metric": require_entry(config, "metric", str),
-        "dtype": dtype_entry(config),
+        "dtype": require_dtype(config),
         "equivalent": equivalent.tolist(),
-        # Files of earlier versions do not name it.
-        "overlap": require_entry(config, "overlap", bool) if "overlap" in config else False,
+        "overlap": require_entry(config, "overlap", bool),
     }
-
-
-def check_rows(rows: np.ndarray, levels: np.ndarray) -> None:
-    """Refuse Z-matrix rows [N, 4] that do not place every atom once, by others that are placed.
-
-    Raises
-    ------
-    ValueError
-        If rows or levels [N] are not in order.
-    """
-    n_atoms = len(rows)
-    if n_atoms < 4 or not np.array_equal(np.sort(rows[:, 0]), np.arange(n_atoms)):
-        raise ValueError(f"rows: expected each of 4 or more atoms once, got {rows[:, 0].tolist()}")
-    place = np.empty(n_atoms, dtype=np.int64)
-    place[rows[:, 0]] = np.arange(n_atoms)
-    for index, (row, level) in enumerate(zip(rows.tolist(), levels.tolist(), strict=True)):
-        partners = row[1 : min(index, 3) + 1]
-        root, unused = index < 3, row[len(partners) + 1 :]
-        ahead = all(0 <= atom < n_atoms for atom in partners) and all(
-            place[atom] < index or levels[place[atom]] <= level for atom in partners
-        )
-        distinct = len({row[0], *partners}) == len(partners) + 1
-        if not ahead or not distinct or any(atom != -1 for atom in unused):
-            raise ValueError(f"rows: expected partners that are placed before, got {row}")
-        if level != (0 if root else levels[place[row[1]]] + 1):
-            raise ValueError(f"levels: expected one more than the bond partner's, got {level}")
-    if (np.diff(levels) < 0).any():
-        raise ValueError(f"levels: expected ascending ones, got {levels.tolist()}")

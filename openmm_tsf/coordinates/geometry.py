@@ -42,7 +42,7 @@ def dihedral(to_atom: Tensor, axis: Tensor, to_partner: Tensor) -> Tensor:
     axis
         From the angle partner to the bond partner.
     to_partner
-        From the angle partner to the torsion partner, or any vector of that half plane.
+        From the angle partner to the torsion partner, or any vector in that half plane.
     """
     normal = cross(axis, to_atom)
     sine = -norm(axis) * dot(to_partner, normal)
@@ -61,7 +61,7 @@ Frame = tuple[Tensor, Tensor, Tensor]
 
 
 def turn(frame: Frame, minus_cos: Tensor, sin: Tensor, cos_phi: Tensor, sin_phi: Tensor) -> Frame:
-    """The frame of an atom from the frame of the atom that it is bonded to.
+    """Return the frame of an atom from the frame of the atom that it is bonded to.
 
     A frame (e1, e2, e3) is right-handed: e1 points from the angle partner to the bond partner, e2
     to the side of the torsion partner. The new e1 is the direction of the new bond, the new e2
@@ -86,7 +86,7 @@ def turn(frame: Frame, minus_cos: Tensor, sin: Tensor, cos_phi: Tensor, sin_phi:
 
 
 def axes_of(first: Tensor, second: Tensor, third: Tensor) -> Frame:
-    """Right-handed axes of three points [3, B]: e1 to the second, e2 to the third's side of it."""
+    """Right-handed axes of three points [3, B]: e1 to the second, e2 towards the third."""
     e1 = second - first
     e1 = e1 / norm(e1)
     e2 = third - second

@@ -16,37 +16,29 @@ import openmm.app as app
 import torch
 from torch import Tensor, nn
 
+from openmm_tsf.coordinates.bond_graph import Triple
 from openmm_tsf.coordinates.branch_cuts import emptiest_angles
 from openmm_tsf.coordinates.chirality import is_mirrored, reference_handedness
-from openmm_tsf.coordinates.config import layer_entries
-from openmm_tsf.coordinates.geometry import (
-    TWO_PI,
-    axes_of,
-    cross,
-    dihedral,
-    dot,
-    norm,
-    wrap,
-)
-from openmm_tsf.coordinates.hydrogen_labels import LabelledCopies, Labels, Triple
+from openmm_tsf.coordinates.config import parse_layer_config
+from openmm_tsf.coordinates.geometry import TWO_PI, wrap
+from openmm_tsf.coordinates.hydrogen_labels import HydrogenLabels, LabelledCopies
+from openmm_tsf.coordinates.measures import bonds_angles_dihedrals, pose_of
 from openmm_tsf.coordinates.nerf import Placement
-from openmm_tsf.coordinates.penalties import beyond_branch, hold, outside_half_circle
+from openmm_tsf.coordinates.penalties import (
+    branch_penalty,
+    clamp_bonds_and_angles,
+    handedness_penalty,
+)
 from openmm_tsf.coordinates.zmatrix import ZMatrix
-from openmm_tsf.units import NANOMETER, in_unit
+from openmm_tsf.units import as_positions
 from openmm_tsf.utils.tensors import check_tensor
-from openmm_tsf.utils.validation import require_entry
+from openmm_tsf.utils.validation import check_choice, require_entry
 
-BOND, ANGLE, TORSION, OFFSET = range(4)
 METRICS = ("volume", "polar")
-
-#: Training geometry: bonds r^3/3 (or r) below this part of the reference's are held there.
-BOND_FLOOR = 0.3
-#: Training geometry: |cos theta| is held below this.
-COS_CEILING = 0.999
 
 
 class InternalCoordinates(LabelledCopies, nn.Module):
-    """Map between internal coordinates u [B, 3N-6] and Cartesian ones x [B, N, 3] in nm.
+    """Map between internal coordinates u [B, 3N-6] and Cartesian positions x [B, N, 3] in nm.
 
     u holds N-1 bonds, N-2 angles and N-3 dihedral angles, each in the order of the Z-matrix's rows:
     (r^3/3, -cos theta, phi) for ``"volume"``, (r, theta, phi) for ``"polar"``; nm and radians. A
@@ -61,13 +53,29 @@ class InternalCoordinates(LabelledCopies, nn.Module):
     ----------
     n_atoms, n_coordinates : int
         N and 3N-6.
+    metric : str
+        ``"volume"`` or ``"polar"``.
     is_constant_log_det : bool
-        True for volume coordinates.
+        True for ``"volume"``.
     kinds : Tensor of int64 [3N-6]
         0 bond, 1 angle, 2 primary torsion, 3 sibling offset.
     names : list of str
+        The kind and the atoms of each coordinate.
     branch_cuts : Tensor [N-3]
         Where the branch of each dihedral begins, radians.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import openmm_tsf as tsf
+    >>> molecule = tsf.systems.alanine_dipeptide()
+    >>> layer = tsf.InternalCoordinates.from_topology(molecule.topology, molecule.positions)
+    >>> x = torch.tensor(molecule.positions)[None]
+    >>> u, log_det = layer.inverse_and_log_det(x)
+    >>> u.shape, float(log_det) == 0.0  # the Jacobian of volume coordinates is constant
+    (torch.Size([1, 60]), True)
+    >>> torch.allclose(layer.place(u, like=x), x)
+    True
     """
 
     branch_cuts: Tensor
@@ -89,44 +97,24 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         overlap: bool = False,
     ) -> None:
         super().__init__()
-        if metric not in METRICS:
-            raise ValueError(f"metric: expected 'volume' or 'polar', got {metric!r}")
+        check_choice(metric, "metric", METRICS)
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(f"dtype: expected torch.float64 or torch.float32, got {dtype}")
         self.zmatrix = zmatrix
         self.metric = metric
+        self.is_constant_log_det = metric == "volume"
         self.n_atoms = zmatrix.n_atoms
         self.n_coordinates = 3 * self.n_atoms - 6
-        self.is_constant_log_det = metric == "volume"
-        n_bonds, n_angles = self.n_atoms - 1, self.n_atoms - 2
-        self._angles = slice(n_bonds, n_bonds + n_angles)
-        self._torsions = slice(n_bonds + n_angles, None)
-        self._bonds = slice(0, n_bonds)
-        rows = torch.as_tensor(zmatrix.rows)
-        siblings = torch.as_tensor(zmatrix.siblings)[3:]
+        self.names = zmatrix.coordinate_names
         self.placement = Placement(zmatrix)
-        self.register_buffer("_rows", rows)
+        self.register_buffer("_rows", torch.as_tensor(zmatrix.rows))
         self.register_buffer("handedness", handedness.to(dtype))
         self.register_buffer("_handed", handedness.nonzero()[:, 0], persistent=False)
         self.register_buffer("reference_bonds", reference_bonds.to(dtype))
         self.register_buffer("branch_cuts", branch_cuts.to(dtype))
-        kinds = torch.cat(
-            (
-                torch.full((n_bonds,), BOND),
-                torch.full((n_angles,), ANGLE),
-                torch.where(siblings, OFFSET, TORSION),
-            )
-        )
-        self.register_buffer("kinds", kinds)
-        self.labelling = Labels(zmatrix.rows, handedness.tolist(), equivalent)
+        self.register_buffer("kinds", torch.as_tensor(zmatrix.coordinate_kinds))
+        self.labelling = HydrogenLabels(zmatrix.rows, handedness.tolist(), equivalent)
         self.overlap = bool(overlap) and len(self.labelling) > 0
-        labels = ("bond", "angle", "torsion", "offset")
-        atoms = [zmatrix.rows[1:, :2], zmatrix.rows[2:, :3], zmatrix.rows[3:, :4]]
-        quartets = [quartet for block in atoms for quartet in block]
-        self.names = [
-            " ".join((labels[int(kind)], *(zmatrix.atom_names[i] for i in quartet)))
-            for kind, quartet in zip(kinds, quartets, strict=True)
-        ]
 
     @classmethod
     def from_topology(
@@ -138,7 +126,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         equivalent: Sequence[Triple] = (),
         overlap: bool = False,
     ) -> Self:
-        """Coordinates of a single molecule.
+        """Return the coordinates of a single molecule.
 
         Parameters
         ----------
@@ -154,65 +142,53 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         equivalent
             Groups of three hydrogens to relabel so that one of three equal copies of the density
             is left (:func:`openmm_tsf.systems.equivalent_hydrogens.equivalent_hydrogens`).
-            Conformations in another labelling map to the same u; :meth:`place` gives them their
-            labels back.
+            Conformations with other labels map to the same u; :meth:`place` restores the labels.
         overlap
-            Let the copies overlap where one passes into the next, so that a density has no step
-            there: see :meth:`log_partition`.
+            Let neighbouring copies overlap, so that a density has no step at their boundary: see
+            :meth:`log_window`.
 
         Raises
         ------
         TypeError, ValueError
-            As :meth:`ZMatrix.from_topology`; or if `metric` or `dtype` is another, or a
+            As :meth:`ZMatrix.from_topology`; or if `metric` or `dtype` is unknown, or a
             tetrahedral centre of the reference is flat (its atoms are named).
         """
         zmatrix = ZMatrix.from_topology(topology, positions)
-        reference = torch.as_tensor(
-            [list(map(float, row)) for row in in_unit(positions, NANOMETER, "positions")],
-            dtype=torch.float64,
-        )
-        n_torsions = zmatrix.n_atoms - 3
-        plain = cls(
-            zmatrix,
-            torch.zeros(n_torsions),
-            torch.ones(zmatrix.n_atoms - 1),
-            torch.full((n_torsions,), -math.pi),
-            "polar",
-        )
-        bonds, _, torsions = (part[0] for part in plain.bonds_angles_torsions(reference[None]))
-        handedness = reference_handedness(zmatrix, torsions)
-        return cls(
-            zmatrix, handedness, bonds, torsions - math.pi, metric, dtype, equivalent, overlap
-        )
-
-    # ------------------------------------------------------------------ the door
+        reference = as_positions(positions, zmatrix.n_atoms)
+        rows = torch.as_tensor(zmatrix.rows)
+        bonds, _, _, torsions = bonds_angles_dihedrals(torch.tensor(reference)[None], rows)
+        handedness = reference_handedness(zmatrix, torsions[:, 0])
+        cuts = torsions[:, 0] - math.pi
+        return cls(zmatrix, handedness, bonds[:, 0], cuts, metric, dtype, equivalent, overlap)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of all inputs and outputs."""
+        """The dtype of all inputs and outputs."""
         return self.branch_cuts.dtype
 
     def _check_u(self, u: Tensor) -> None:
         check_tensor(u, "u", (self.n_coordinates,), self.branch_cuts)
 
-    # ------------------------------------------------------------------ the domain
+    def _split(self, u: Tensor, dim: int = 1) -> Sequence[Tensor]:
+        """Bonds, angles and dihedrals of u."""
+        return u.split((self.n_atoms - 1, self.n_atoms - 2, self.n_atoms - 3), dim)
 
     def in_domain(self, u: Tensor) -> Tensor:
         """Whether each row of u [B, 3N-6] is in the domain: bool [B]. NaN is not."""
         self._check_u(u)
-        bonds, angles, torsions = u[:, self._bonds], u[:, self._angles], u[:, self._torsions]
+        bonds, angles, torsions = self._split(u)
         low, high = (-1.0, 1.0) if self.is_constant_log_det else (0.0, math.pi)
         cuts, handed = self.branch_cuts, self._handed
-        good = ((bonds > 0) & (bonds < math.inf)).all(-1)
-        good &= ((angles > low) & (angles < high)).all(-1)
+        inside = ((bonds > 0) & (bonds < math.inf)).all(-1)
+        inside &= ((angles > low) & (angles < high)).all(-1)
         on_branch = (torsions >= cuts) & (torsions < cuts + TWO_PI)
         if self.overlap:
-            on_branch[:, self.labelling.columns[:, 0]] = True  # the labels have their own walls
-        good &= on_branch.all(-1)
-        good &= (torsions[:, handed].sin() * self.handedness[handed] > 0).all(-1)
+            on_branch[:, self.labelling.columns[:, 0]] = True  # checked with the labels below
+        inside &= on_branch.all(-1)
+        inside &= (torsions[:, handed].sin() * self.handedness[handed] > 0).all(-1)
         if len(self.labelling):
-            good &= self.labelling.inside(torsions, cuts, self.overlap)
-        return good
+            inside &= self.labelling.in_domain(torsions, cuts, self.overlap)
+        return inside
 
     def is_mirror_image(self, x: Tensor) -> Tensor:
         """Whether any tetrahedral centre of x [B, N, 3] has the wrong handedness: bool [B].
@@ -236,39 +212,20 @@ class InternalCoordinates(LabelledCopies, nn.Module):
             self.branch_cuts.copy_(cuts)
 
     def fit_branch_cuts(self, angles: Tensor) -> Tensor:
-        """Cut each circle at the emptiest angle of data.
+        """Set the branch cuts to the emptiest angles of data, and return them [N-3].
 
-        Parameters
-        ----------
-        angles
-            Dihedrals [F, N-3] in radians, as :meth:`bonds_angles_torsions` gives them.
-
-        Returns
-        -------
-        Tensor
-            The new cuts [N-3], which are set.
+        `angles` are dihedrals [F, N-3] in radians, as :meth:`bonds_angles_torsions` returns them.
         """
         n_torsions = len(self.branch_cuts)
         if angles.ndim != 2 or angles.shape[1] != n_torsions:
             raise ValueError(f"angles: expected shape [F, {n_torsions}], got {tuple(angles.shape)}")
-        self.set_branch_cuts(self.labelling.fold_cuts(emptiest_angles(angles), angles))
+        self.set_branch_cuts(self.labelling.fit_cuts(emptiest_angles(angles), angles))
         return self.branch_cuts
-
-    # ------------------------------------------------------------------ Cartesian to internal
 
     def _measure(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Bonds, cosines, sines and dihedrals on their branch, each [n, B], of x [B, N, 3]."""
-        xt = x.permute(2, 1, 0).contiguous()
-        atom, bonded, angle, partner = self._rows.T
-        to_atom = xt[:, atom[1:]] - xt[:, bonded[1:]]
-        r = norm(to_atom)
-        to_angle = xt[:, angle[2:]] - xt[:, bonded[2:]]
-        product = dot(to_atom[:, 1:], to_angle)
-        area = norm(cross(to_atom[:, 1:], to_angle))
-        length = r[1:] * norm(to_angle)
-        to_partner = xt[:, partner[3:]] - xt[:, angle[3:]]
-        torsion = dihedral(to_atom[:, 2:], -to_angle[:, 1:], to_partner)
-        return r, product / length, area / length, wrap(torsion, self.branch_cuts[:, None])
+        r, cos, sin, torsions = bonds_angles_dihedrals(x, self._rows)
+        return r, cos, sin, wrap(torsions, self.branch_cuts[:, None])
 
     def bonds_angles_torsions(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Bonds [B, N-1] nm, angles [B, N-2] and dihedrals [B, N-3] in radians of x [B, N, 3].
@@ -276,8 +233,8 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         A sibling's dihedral is its offset from the primary torsion; all are on their branch.
         """
         self._check_x(x)
-        r, cos, sin, torsion = self._measure(x)
-        return r.T, torch.atan2(sin, cos).T, torsion.T
+        r, cos, sin, torsions = self._measure(x)
+        return r.T, torch.atan2(sin, cos).T, torsions.T
 
     def inverse_and_log_det(self, x: Tensor, copies: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Internal coordinates u [B, 3N-6] of x [B, N, 3] and log|det du/dx| [B].
@@ -291,37 +248,37 @@ class InternalCoordinates(LabelledCopies, nn.Module):
             Conformations.
         copies
             Which copy of each group of equivalent hydrogens, [B, G] as :meth:`draw_copies` draws
-            them; by default the one between the walls.
+            them; by default the one with label 0.
         """
         self._check_x(x)
         if len(self.labelling):
             labels = self.labels(x)
             x = self.relabel(x, labels if copies is None else (labels + copies) % 3)
-        r, cos, sin, torsion = self._measure(x)
+        r, cos, sin, torsions = self._measure(x)
         if copies is not None:
-            before = TWO_PI * (copies == 2).to(torsion)
-            torsion = torsion.index_add(0, self.labelling.columns[:, 0], before.T, alpha=-1)
+            before = TWO_PI * (copies == 2).to(torsions)
+            torsions = torsions.index_add(0, self.labelling.columns[:, 0], before.T, alpha=-1)
         if self.is_constant_log_det:
-            parts = (r * r * r / 3.0, -cos, torsion)
+            parts = (r * r * r / 3.0, -cos, torsions)
         else:
-            parts = (r, torch.atan2(sin, cos), torsion)
+            parts = (r, torch.atan2(sin, cos), torsions)
         u = torch.cat(parts).T
-        log_det = -self.log_abs_det(u)
-        inside = self.in_domain(u)
-        return u, torch.where(inside, log_det, torch.full_like(log_det, -math.inf))
-
-    # ------------------------------------------------------------------ internal to Cartesian
+        return u, self._inside_only(u, -self.log_abs_det(u))
 
     def log_abs_det(self, u: Tensor) -> Tensor:
         """log|det dx/du| [B] at u [B, 3N-6], whatever the branch and handedness."""
         if self.is_constant_log_det:
             return u.new_zeros(len(u))
-        r, theta = u[:, self._bonds], u[:, self._angles]
+        r, theta, _ = self._split(u)
         return 2.0 * r.log().sum(-1) + theta.sin().log().sum(-1)
 
-    def _build(self, u: Tensor, rotation: Tensor | None, translation: Tensor | None) -> Tensor:
-        ut = u.T
-        bonds, angles = ut[self._bonds], ut[self._angles]
+    def _inside_only(self, u: Tensor, log_det: Tensor) -> Tensor:
+        """`log_det` [B] where u is in the domain, -inf elsewhere."""
+        return torch.where(self.in_domain(u), log_det, torch.full_like(log_det, -math.inf))
+
+    def _build(self, u: Tensor, pose: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Conformations of u in a pose, by default the canonical one; NaN without a geometry."""
+        bonds, angles, torsions = self._split(u.T, dim=0)
         if self.is_constant_log_det:
             r = torch.pow(3.0 * bonds, 1.0 / 3.0)
             minus_cos = angles
@@ -331,21 +288,16 @@ class InternalCoordinates(LabelledCopies, nn.Module):
             inside = (angles > 0) & (angles < math.pi)
             theta = torch.where(inside, angles, torch.full_like(angles, math.nan))
             minus_cos, sin = -theta.cos(), theta.sin()
-        return self.placement(r, minus_cos, sin, ut[self._torsions], rotation, translation)
+        return self.placement(r, minus_cos, sin, torsions, pose)
 
     def forward_and_log_det(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Conformations x [B, N, 3] in the canonical pose and log|det dx/du| [B] of u [B, 3N-6].
 
         Outside the domain the log-determinant is -inf; x is NaN where there is no geometry (a bond
-        <= 0, |cos theta| > 1) and honest elsewhere.
+        <= 0, |cos theta| > 1) and correct elsewhere.
         """
         self._check_u(u)
-        x = self._build(u, None, None)
-        log_det = self.log_abs_det(u)
-        inside = self.in_domain(u)
-        return x, torch.where(inside, log_det, torch.full_like(log_det, -math.inf))
-
-    # ------------------------------------------------------------------ the pose
+        return self._build(u), self._inside_only(u, self.log_abs_det(u))
 
     def pose(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Rotation [B, 3, 3] (axes as columns) and translation [B, 3] of x [B, N, 3].
@@ -354,8 +306,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         third is normal to the plane of the root's three atoms. The identity is the canonical pose.
         """
         self._check_x(x)
-        first, second, third = (x[:, int(atom)].T for atom in self._rows[:3, 0])
-        return torch.stack(axes_of(first, second, third)).permute(2, 1, 0), first.T
+        return pose_of(x, self._rows)
 
     def from_pose(self, u: Tensor, rotation: Tensor, translation: Tensor) -> Tensor:
         """Conformations x [B, N, 3] of u [B, 3N-6] in a given pose (see :meth:`pose`)."""
@@ -367,7 +318,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
                 f"u, rotation, translation: expected one batch size, got {len(u)}, "
                 f"{len(rotation)}, {len(translation)}"
             )
-        return self._build(u, rotation, translation)
+        return self._build(u, (rotation, translation))
 
     def place(self, u: Tensor, like: Tensor) -> Tensor:
         """Conformations [B, N, 3] with coordinates u [B, 3N-6], each in the pose of `like`.
@@ -376,73 +327,56 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         """
         self._check_x(like, "like")
         x = self.from_pose(u, *self.pose(like))
-        if not len(self.labelling):
-            return x
-        return self.relabel(x, (self.labels(x) - self.labels(like)) % 3)
+        return self._match_labels(x, x, like)
 
-    def move(self, x: Tensor, like: Tensor) -> Tensor:
-        """Conformations x [B, N, 3] moved rigidly to the pose of `like`, and given its labels.
+    def match_pose(self, x: Tensor, like: Tensor) -> Tensor:
+        """Move conformations x [B, N, 3] rigidly to the pose of `like`, and give them its labels.
 
         As ``place(u, like)`` with the coordinates u of x, to rounding.
         """
-        self._check_x(x)
         self._check_x(like, "like")
-        (own, origin), (rotation, translation) = self.pose(x), self.pose(like)
-        turn = own @ rotation.transpose(1, 2)
-        moved = (x - origin[:, None]) @ turn + translation[:, None]
-        if len(self.labelling):
-            moved = self.relabel(moved, (self.labels(x) - self.labels(like)) % 3)
-        return moved
+        (axes, origin), (rotation, translation) = self.pose(x), self.pose(like)
+        moved = (x - origin[:, None]) @ (axes @ rotation.transpose(1, 2)) + translation[:, None]
+        return self._match_labels(moved, x, like)
 
-    # ------------------------------------------------------------------ training only
+    def _match_labels(self, moved: Tensor, x: Tensor, like: Tensor) -> Tensor:
+        """Give `moved`, which has the labels of x, those of `like`."""
+        if not len(self.labelling):
+            return moved
+        return self.relabel(moved, (self.labels(x) - self.labels(like)) % 3)
 
     def regularise(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Move u [B, 3N-6] to where geometry is finite; say how far outside it was.
+        """Clamp u [B, 3N-6] to where the geometry is finite; return a penalty for the violation.
 
-        For training only: never for samples, whose proposals outside the domain are rejected.
+        For training only: proposals of a sampler outside the domain are rejected.
 
         Returns
         -------
         u : Tensor [B, 3N-6]
-            Bonds held above 0.3 of the reference's coordinate, |cos theta| below 0.999; the rest
-            as it came.
+            Bonds clamped to 0.3 of the reference's coordinate or more, |cos theta| to 0.999 or
+            less; the rest unchanged.
         penalty : Tensor [B]
             Sum of squared violations: bonds relative to the reference's, cosines, dihedrals beyond
             their branch and offsets outside the half circle of their handedness in radians. Zero
             with zero gradient inside, continuously differentiable.
         """
         self._check_u(u)
-        bonds, angles, torsions = u[:, self._bonds], u[:, self._angles], u[:, self._torsions]
-        limit, scale = COS_CEILING, self.reference_bonds
-        if self.is_constant_log_det:
-            scale, low, high = scale**3 / 3.0, -limit, limit
-        else:
-            low, high = math.acos(limit), math.acos(-limit)
-        bonds, short = hold(bonds / scale, BOND_FLOOR, math.inf)
-        angles, straight = hold(angles, low, high)
-        handed = self._handed
-        penalty = (
-            short
-            + straight
-            + beyond_branch(torsions, self.branch_cuts)
-            + outside_half_circle(torsions[:, handed], self.handedness[handed])
-        )
+        bonds, angles, torsions = self._split(u)
+        scale, cuts, handed = self.reference_bonds, self.branch_cuts, self._handed
+        bonds, angles, penalty = clamp_bonds_and_angles(bonds, angles, scale, self.metric)
+        penalty = penalty + branch_penalty(torsions, cuts)
+        penalty = penalty + handedness_penalty(torsions[:, handed], self.handedness[handed])
         if len(self.labelling):
-            penalty = penalty + self.labelling.penalty(torsions, self.branch_cuts)
-        return torch.cat((bonds * scale, angles, torsions), dim=1), penalty
+            penalty = penalty + self.labelling.penalty(torsions, cuts)
+        return torch.cat((bonds, angles, torsions), dim=1), penalty
 
     def forward_regularised(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Finite conformations x [B, N, 3] for any finite u [B, 3N-6], and a penalty [B].
-
-        Training only; see :meth:`regularise`.
-        """
-        kept, penalty = self.regularise(u)
-        return self._build(kept, None, None), penalty
-
-    # ------------------------------------------------------------------ keeping it
+        """Conformations x [B, N, 3] and penalty [B] of :meth:`regularise`, finite for any u."""
+        clamped, penalty = self.regularise(u)
+        return self._build(clamped), penalty
 
     def to_config(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists from which :meth:`from_config` rebuilds this."""
+        """Return numbers, strings and lists from which :meth:`from_config` rebuilds this."""
         return {
             "zmatrix": self.zmatrix.to_config(),
             "metric": self.metric,
@@ -456,12 +390,6 @@ class InternalCoordinates(LabelledCopies, nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Inverse of :meth:`to_config`; needs no Topology.
-
-        Raises
-        ------
-        ValueError
-            If an entry is missing or not what :meth:`to_config` could have written.
-        """
+        """Rebuild a layer from what :meth:`to_config` returned; ValueError for anything else."""
         zmatrix = ZMatrix.from_config(require_entry(config, "zmatrix", dict))
-        return cls(zmatrix, **layer_entries(config, zmatrix.n_atoms))
+        return cls(zmatrix, **parse_layer_config(config, zmatrix.n_atoms))

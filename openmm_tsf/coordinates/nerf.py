@@ -1,8 +1,7 @@
 """Cartesian positions from bonds, angles and dihedrals, one level of the tree at a time.
 
-As in the natural extension reference frame method (J. Comput. Chem. 26, 1063, 2005), but on frames
-that are handed down the tree (no vector products, no normalisation) and for all atoms of a level
-at once.
+The natural extension reference frame method (J. Comput. Chem. 26, 1063, 2005) on frames that are
+passed down the tree (no vector products, no normalisation), for all atoms of a level at once.
 """
 
 import torch
@@ -13,9 +12,9 @@ from openmm_tsf.coordinates.zmatrix import ZMatrix
 
 
 class Placement(nn.Module):
-    """Places the atoms of a Z-matrix. Holds index buffers only.
+    """Places the atoms of a Z-matrix; holds index buffers only.
 
-    Frames of a level are kept only for its carriers, the rows that other atoms are bonded to; they
+    A level's frames are kept only for its carriers, the rows that other atoms are bonded to, which
     come first in their level.
     """
 
@@ -31,8 +30,8 @@ class Placement(nn.Module):
         bonded_to = {int(row[1]) for row in rows[3:]}
         #: Per level: first row, one past the last, number of carriers.
         self._levels: list[tuple[int, int, int]] = []
-        #: Of the level's carriers: whether any takes its plane from a neighbour of its own level.
-        self._anchored: list[bool] = []
+        #: Per level: whether any carrier takes its plane from a neighbour in the same level.
+        self._has_anchors: list[bool] = []
         start = 3
         while start < len(rows):
             level = int(levels[start])
@@ -45,21 +44,21 @@ class Placement(nn.Module):
             number = len(self._levels)
             self.register_buffer(f"_parents_{number}", parents, persistent=False)
             anchors = self._anchors(zmatrix, row_of, start, start + carriers)
-            self._anchored.append(bool(anchors))
+            self._has_anchors.append(bool(anchors))
             if anchors:
-                own, other = torch.tensor(anchors).T
-                self.register_buffer(f"_anchor_own_{number}", own, persistent=False)
-                self.register_buffer(f"_anchor_other_{number}", other, persistent=False)
+                carrier, anchor = torch.tensor(anchors).T
+                self.register_buffer(f"_anchored_{number}", carrier, persistent=False)
+                self.register_buffer(f"_anchor_{number}", anchor, persistent=False)
             self._levels.append((start, stop, carriers))
             start = stop
-        # A sibling turns with its primary torsion. At the root's middle atom that is the third
-        # atom, which defines the plane.
-        turning = [
+        # A sibling rotates with its primary torsion. At the root's middle atom the primary is the
+        # third atom, which defines the plane.
+        rotating = [
             (index - 3, row_of[int(row[3])] - 3)
             for index, row in enumerate(rows)
             if zmatrix.siblings[index] and int(row[1]) != vertex
         ]
-        pairs = torch.tensor(turning, dtype=torch.int64).reshape(-1, 2)
+        pairs = torch.tensor(rotating, dtype=torch.int64).reshape(-1, 2)
         self.register_buffer("_siblings", pairs[:, 0], persistent=False)
         self.register_buffer("_primaries", pairs[:, 1], persistent=False)
         order = torch.tensor([row_of[atom] for atom in range(len(rows))])
@@ -72,8 +71,8 @@ class Placement(nn.Module):
     def _anchors(
         zmatrix: ZMatrix, row_of: dict[int, int], start: int, stop: int
     ) -> list[tuple[int, int]]:
-        """Carriers (counted from `start`) and the neighbours their primary torsion starts from,
-        where that is not the carrier's own angle partner."""
+        """Carriers whose primary torsion does not start from their angle partner, with the atom
+        that it starts from instead; both are counted from `start`."""
         pairs = []
         for row in zmatrix.rows[3:][~zmatrix.siblings[3:]]:
             carrier, partner = row_of[int(row[1])], int(row[3])
@@ -87,10 +86,9 @@ class Placement(nn.Module):
         minus_cos: Tensor,
         sin: Tensor,
         torsions: Tensor,
-        rotation: Tensor | None = None,
-        translation: Tensor | None = None,
+        pose: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Positions [B, N, 3] in nm.
+        """Return positions [B, N, 3] in nm.
 
         Parameters
         ----------
@@ -100,23 +98,21 @@ class Placement(nn.Module):
             -cos theta and sin theta [N-2, B].
         torsions
             Primary torsions and sibling offsets [N-3, B] in radians.
-        rotation, translation
-            Pose [B, 3, 3] (axes as columns) and [B, 3] in nm; the canonical one without.
+        pose
+            Rotation [B, 3, 3] (axes as columns) and translation [B, 3] in nm; by default the
+            canonical pose.
         """
-        batch = r.shape[-1]
-        if rotation is None:
+        if pose is None:
+            batch = r.shape[-1]
             axes = torch.eye(3, dtype=r.dtype, device=r.device)[:, :, None].expand(3, 3, batch)
-        else:
-            axes = rotation.permute(2, 1, 0)
-        e1, e2, e3 = (axis[:, None] for axis in axes)
-        if translation is None:
             origin = torch.zeros(3, 1, batch, dtype=r.dtype, device=r.device)
         else:
-            origin = translation.T[:, None]
+            axes, origin = pose[0].permute(2, 1, 0), pose[1].T[:, None]
+        e1, e2, e3 = (axis[:, None] for axis in axes)
         phi = torsions.index_add(0, self._siblings, torsions[self._primaries])
         cos_phi, sin_phi = phi.cos(), phi.sin()
 
-        # The root triple: its frames look along the bond from the middle atom outwards.
+        # The root triple: its frames point along the bonds outwards from the middle atom.
         one = torch.ones_like(r[:1])
         last = turn((e1, e2, e3), minus_cos[:1], sin[:1], one, torch.zeros_like(one))
         second = origin + r[0] * e1
@@ -126,7 +122,7 @@ class Placement(nn.Module):
             torch.cat((e2, e2, last[1]), dim=1),
             torch.cat((-e3, e3, last[2]), dim=1),
         )
-        placed = [position]
+        positions = [position]
         for number, (start, stop, carriers) in enumerate(self._levels):
             parents = getattr(self, f"_parents_{number}")
             torsion = slice(start - 3, stop - 3)
@@ -134,23 +130,21 @@ class Placement(nn.Module):
             above: Frame = (frame[0][:, parents], frame[1][:, parents], frame[2][:, parents])
             below = turn(above, minus_cos[angle], sin[angle], cos_phi[torsion], sin_phi[torsion])
             position = position[:, parents] + r[start - 1 : stop - 1] * below[0]
-            placed.append(position)
+            positions.append(position)
             frame = (below[0], below[1][:, :carriers], below[2][:, :carriers])
-            if self._anchored[number]:
+            if self._has_anchors[number]:
                 frame = self._reanchor(frame, number)
-            # Parents of the next level are carriers.
-        return torch.cat(placed, dim=1)[:, self._order].permute(2, 1, 0).contiguous()
+        return torch.cat(positions, dim=1)[:, self._order].permute(2, 1, 0).contiguous()
 
     def _reanchor(self, frame: Frame, number: int) -> Frame:
-        """Turn carriers' frames about e1 to the side of another neighbour of their parent."""
+        """Rotate carriers' frames about e1 to the side of another neighbour of their parent."""
         e1, e2, e3 = frame
-        own = getattr(self, f"_anchor_own_{number}")
-        other = getattr(self, f"_anchor_other_{number}")
-        axis, towards = e1[:, own], e1[:, other]
+        carriers = getattr(self, f"_anchored_{number}")
+        axis, towards = e1[:, carriers], e1[:, getattr(self, f"_anchor_{number}")]
         side = towards - dot(axis, towards) * axis
         side = side / norm(side)
         return (
             e1,
-            e2.index_copy(1, own, side),
-            e3.index_copy(1, own, cross(axis, side)),
+            e2.index_copy(1, carriers, side),
+            e3.index_copy(1, carriers, cross(axis, side)),
         )

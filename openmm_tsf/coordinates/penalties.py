@@ -1,4 +1,7 @@
-"""Smooth penalties for leaving the domain. For training only: samples are rejected there."""
+"""Finite geometry and smooth penalties outside the domain, for training only.
+
+Never for samples: proposals outside the domain are rejected.
+"""
 
 import math
 
@@ -7,24 +10,49 @@ from torch import Tensor
 
 from openmm_tsf.coordinates.geometry import TWO_PI, wrap
 
+#: Bonds r^3/3 (or r) are clamped to at least this fraction of the reference's.
+BOND_FLOOR = 0.3
+#: |cos theta| is clamped to at most this.
+COS_CEILING = 0.999
 
-def hold(values: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """`values` [B, n] held in [low, high], and the sum of squares [B] of what was cut off."""
-    held = values.clamp(low, high)
-    return held, (values - held).square().sum(-1)
+
+def clamp_bonds_and_angles(
+    bonds: Tensor, angles: Tensor, reference_bonds: Tensor, metric: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Clamp bonds [B, N-1] and angles [B, N-2] to where the geometry is finite.
+
+    Returns
+    -------
+    tuple of Tensor
+        Bonds, angles, and the sum of the squared changes [B], those of bonds relative to the
+        reference's.
+    """
+    limit, scale = COS_CEILING, reference_bonds
+    if metric == "volume":
+        scale, low, high = scale**3 / 3.0, -limit, limit
+    else:
+        low, high = math.acos(limit), math.acos(-limit)
+    bonds, bond_penalty = _clamp(bonds / scale, BOND_FLOOR, math.inf)
+    angles, angle_penalty = _clamp(angles, low, high)
+    return bonds * scale, angles, bond_penalty + angle_penalty
 
 
-def beyond_branch(torsions: Tensor, cuts: Tensor) -> Tensor:
+def _clamp(values: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    clamped = values.clamp(low, high)
+    return clamped, (values - clamped).square().sum(-1)
+
+
+def branch_penalty(torsions: Tensor, cuts: Tensor) -> Tensor:
     """Sum of squared distances [B] of torsions [B, n] to [cut, cut + 2 pi], in radians^2."""
-    held = torch.maximum(torch.minimum(torsions, cuts + TWO_PI), cuts)
-    return (torsions - held).square().sum(-1)
+    clamped = torch.maximum(torch.minimum(torsions, cuts + TWO_PI), cuts)
+    return (torsions - clamped).square().sum(-1)
 
 
-def outside_half_circle(offsets: Tensor, handedness: Tensor) -> Tensor:
+def handedness_penalty(offsets: Tensor, handedness: Tensor) -> Tensor:
     """Sum of squared distances [B] of offsets [B, n] to the half circle of their handedness [n].
 
-    Radians^2; the half circle is where the sine has the sign of the handedness.
+    In radians^2; the half circle is where the sine has the sign of the handedness.
     """
     middle = handedness * (0.5 * math.pi)
-    apart = wrap(offsets - middle, torch.full_like(middle, -math.pi))
-    return torch.relu(apart.abs() - 0.5 * math.pi).square().sum(-1)
+    distance = wrap(offsets - middle, torch.full_like(middle, -math.pi)).abs()
+    return torch.relu(distance - 0.5 * math.pi).square().sum(-1)

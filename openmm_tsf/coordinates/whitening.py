@@ -1,8 +1,8 @@
 """Standardisation of internal coordinates by a map with a constant Jacobian.
 
-Bonds, angles and offsets are stiff and correlated with each other; where they sit depends on the
-soft torsions (a wider N-CA-C angle in one basin than in another). A shift that is a function of
-other coordinates leaves the determinant alone, so the map may be block-triangular and still keep
+Bonds, angles and offsets are stiff and correlated with each other; their means depend on the soft
+torsions (a wider N-CA-C angle in one basin than in another). A shift that is a function of other
+coordinates does not change the determinant, so the map may be block-triangular and still satisfy
 the steering condition (arXiv:2012.00429, eq. 4).
 """
 
@@ -12,16 +12,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from openmm_tsf.coordinates.config import dtype_entry
-from openmm_tsf.coordinates.internal import TORSION
+from openmm_tsf.coordinates.config import require_dtype
+from openmm_tsf.coordinates.zmatrix import TORSION
 from openmm_tsf.utils.tensors import check_tensor
-from openmm_tsf.utils.validation import require_array, require_entry
+from openmm_tsf.utils.validation import check_choice, require_array, require_entry
 
 MODES = ("conditional", "full", "diagonal")
 #: Ridge of the shift's regression, in frames: a prior that the shift is zero. On 20 000, 5 000 and
 #: 2 000 frames of alanine dipeptide it is close to the best by held-out likelihood.
 RIDGE_FRAMES = 20.0
-#: A standard deviation smaller than this part of what it should be at least counts as none.
+#: Diagonal elements of the correlation matrix's Cholesky factor below this are taken for zero.
 DEGENERATE = 1e-6
 
 
@@ -38,8 +38,19 @@ class Whitening(nn.Module):
     Attributes
     ----------
     mode : str
-        ``"conditional"``: t are the primary torsions. ``"full"``: there is no t. ``"diagonal"``:
-        all are t.
+        ``"conditional"``: t are the primary torsions. ``"full"``: t is empty. ``"diagonal"``: s is
+        empty.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from openmm_tsf.coordinates import Whitening
+    >>> y = torch.randn(1000, 2, generator=torch.Generator().manual_seed(1)).double()
+    >>> u = y @ torch.tensor([[0.3, 0.1], [0.0, 0.2]]).double() + 5.0
+    >>> whitening = Whitening.fit(u, kinds=torch.tensor([0, 0]), mode="full")
+    >>> standard, _ = whitening.inverse_and_log_det(u)
+    >>> torch.allclose(standard.T.cov(correction=0), torch.eye(2).double())
+    True
     """
 
     is_constant_log_det = True
@@ -64,9 +75,7 @@ class Whitening(nn.Module):
         cholesky: Tensor,
     ) -> None:
         super().__init__()
-        if mode not in MODES:
-            raise ValueError(f"mode: expected one of {MODES}, got {mode!r}")
-        self.mode = mode
+        self.mode = check_choice(mode, "mode", MODES)
         self.n_coordinates = len(soft)
         # Number of k in sin(k t), cos(k t).
         self.harmonics = len(weights) // max(2 * int(soft.sum()), 1)
@@ -81,20 +90,20 @@ class Whitening(nn.Module):
 
     @classmethod
     def fit(cls, u: Tensor, kinds: Tensor, mode: str = "conditional", harmonics: int = 3) -> Self:
-        """Fit to training frames.
+        """Fit the map to training frames.
 
         Parameters
         ----------
         u
             Internal coordinates [F, d] on their branches.
         kinds
-            Kind of each coordinate [d], as :attr:`InternalCoordinates.kinds`.
+            The kind of each coordinate [d], as :attr:`InternalCoordinates.kinds`.
         mode
             ``"conditional"``, ``"full"`` or ``"diagonal"``.
         harmonics
             Highest multiple of the torsions in the shift of ``"conditional"``; 0 for a constant
-            one. Products of functions of two torsions do not pay: on alanine dipeptide they worsen
-            the held-out likelihood at 20 000 frames and fewer.
+            shift. (Products of functions of two torsions worsen the held-out likelihood of alanine
+            dipeptide with 20 000 frames or fewer.)
 
         Raises
         ------
@@ -102,25 +111,11 @@ class Whitening(nn.Module):
             If shapes disagree, numbers are not finite, there are fewer frames than a covariance
             needs, or a coordinate does not vary (it is named).
         """
-        if mode not in MODES:
-            raise ValueError(f"mode: expected one of {MODES}, got {mode!r}")
-        if harmonics < 0:
-            raise ValueError(f"harmonics: expected 0 or more, got {harmonics}")
-        if u.ndim != 2 or tuple(kinds.shape) != tuple(u.shape[1:]):
-            raise ValueError(
-                "u, kinds: expected shapes [F, d] and [d], "
-                f"got {tuple(u.shape)} and {tuple(kinds.shape)}"
-            )
-        if not torch.isfinite(u).all():
-            raise ValueError("u: expected finite numbers, got NaN or infinity")
-        n_frames, d = u.shape
-        needed = 2 if mode == "diagonal" else d + 1
-        if n_frames < needed:
-            raise ValueError(f"u: expected at least {needed} frames for {mode!r}, got {n_frames}")
+        _check_fit(u, kinds, mode, harmonics)
         data, is_torsion = u.detach().to(torch.float64), kinds == TORSION
         mean, scale = data.mean(0), data.std(0)
-        size = data.abs().amax(0)
-        for index in (scale <= DEGENERATE * 1e-6 * size).nonzero()[:, 0].tolist():
+        rounding = 1e-12 * data.abs().amax(0)
+        for index in (scale <= rounding).nonzero()[:, 0].tolist():
             raise ValueError(f"u: coordinate {index} does not vary (always {float(mean[index])!r})")
         if mode == "diagonal":
             is_torsion = torch.ones_like(is_torsion)
@@ -129,34 +124,27 @@ class Whitening(nn.Module):
         torsions, stiff = data[:, is_torsion], ~is_torsion
         standard = (data[:, stiff] - mean[stiff]) / scale[stiff]
         basis = _harmonics(torsions, harmonics if mode == "conditional" else 0)
-        centre = basis.mean(0)
-        basis = basis - centre
+        basis_mean = basis.mean(0)
+        basis = basis - basis_mean
         gram = basis.T @ basis + RIDGE_FRAMES * torch.eye(basis.shape[1], dtype=torch.float64)
         weights = torch.linalg.solve(gram, basis.T @ standard)
         residual = standard - basis @ weights
-        factor, failed = torch.linalg.cholesky_ex(residual.T @ residual / n_frames)
-        small = (factor.diagonal() < DEGENERATE).nonzero()[:, 0].tolist()
-        if int(failed) or small:
-            which = int(failed) - 1 if int(failed) else small[0]
-            raise ValueError(
-                f"u: coordinate {int(stiff.nonzero()[which, 0])} is a linear function of those "
-                "before it (degenerate covariance); more frames may help"
-            )
+        factor = _cholesky(residual.T @ residual / len(u), stiff)
         weights = weights * scale[stiff]
         parts = (
             mean[is_torsion],
             scale[is_torsion],
-            mean[stiff] - centre @ weights,
+            mean[stiff] - basis_mean @ weights,
             weights,
             scale[stiff][:, None] * factor,
         )
         # Contiguous, so that a reloaded map gives the same bits.
-        own = tuple(part.contiguous().to(u.dtype).to(u.device) for part in parts)
-        return cls(mode, is_torsion.to(u.device), *own)
+        tensors = [part.contiguous().to(u.dtype).to(u.device) for part in parts]
+        return cls(mode, is_torsion.to(u.device), *tensors)
 
     @property
     def log_abs_det(self) -> Tensor:
-        """log|det du/dy|, a number."""
+        """log|det du/dy|, a scalar."""
         return self.soft_scale.log().sum() + self.cholesky.diagonal().log().sum()
 
     def _shift(self, torsions: Tensor) -> Tensor:
@@ -181,7 +169,7 @@ class Whitening(nn.Module):
         return y, (-self.log_abs_det).expand(len(u))
 
     def to_config(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists from which :meth:`from_config` rebuilds this."""
+        """Return numbers, strings and lists from which :meth:`from_config` rebuilds this."""
         soft = torch.zeros(self.n_coordinates, dtype=torch.bool)
         soft[self._soft.cpu()] = True
         return {
@@ -197,14 +185,8 @@ class Whitening(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Inverse of :meth:`to_config`.
-
-        Raises
-        ------
-        ValueError
-            If an entry is missing or not what :meth:`to_config` could have written.
-        """
-        dtype = dtype_entry(config)
+        """Rebuild a map from what :meth:`to_config` returned; ValueError for anything else."""
+        dtype = require_dtype(config)
         soft = require_array(config, "soft", "b", -1)
         n_soft, n_stiff = int(soft.sum()), int((~soft).sum())
 
@@ -234,3 +216,32 @@ def _harmonics(torsions: Tensor, highest: int) -> Tensor:
     multiples = [k * torsions for k in range(1, highest + 1)]
     waves = [wave for t in multiples for wave in (t.sin(), t.cos())]
     return torch.cat(waves, dim=1) if waves else torsions.new_zeros(len(torsions), 0)
+
+
+def _check_fit(u: Tensor, kinds: Tensor, mode: str, harmonics: int) -> None:
+    check_choice(mode, "mode", MODES)
+    if harmonics < 0:
+        raise ValueError(f"harmonics: expected 0 or more, got {harmonics}")
+    if u.ndim != 2 or tuple(kinds.shape) != tuple(u.shape[1:]):
+        raise ValueError(
+            "u, kinds: expected shapes [F, d] and [d], "
+            f"got {tuple(u.shape)} and {tuple(kinds.shape)}"
+        )
+    if not torch.isfinite(u).all():
+        raise ValueError("u: expected finite numbers, got NaN or infinity")
+    needed = 2 if mode == "diagonal" else u.shape[1] + 1
+    if len(u) < needed:
+        raise ValueError(f"u: expected at least {needed} frames for {mode!r}, got {len(u)}")
+
+
+def _cholesky(covariance: Tensor, stiff: Tensor) -> Tensor:
+    """Return the Cholesky factor of the residuals' covariance, naming a dependent coordinate."""
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    small = (factor.diagonal() < DEGENERATE).nonzero()[:, 0].tolist()
+    if int(failed) or small:
+        first = int(failed) - 1 if int(failed) else small[0]
+        raise ValueError(
+            f"u: coordinate {int(stiff.nonzero()[first, 0])} is a linear function of those "
+            "before it (degenerate covariance); more frames may help"
+        )
+    return factor

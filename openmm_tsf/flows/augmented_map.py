@@ -148,7 +148,7 @@ class AugmentedMap(nn.Module, ABC):
         """Return x in the pose (and hydrogen labels) of `like`, both [B, *event]."""
         if self.coordinates is None:
             return x
-        return self.coordinates.move(x, like=like)
+        return self.coordinates.match_pose(x, like=like)
 
     def is_mirror_image(self, x: Tensor) -> Tensor:
         """Return which x [B, *event] have a centre of the wrong handedness, [B] bool."""

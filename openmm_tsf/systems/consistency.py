@@ -1,7 +1,8 @@
-"""Whether a System, a Topology and positions can be of one molecule, in one order, in nm."""
+"""Checks that a System, a Topology and positions are of one molecule, in one order, in nm."""
 
+from collections.abc import Iterable
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import openmm
@@ -11,23 +12,22 @@ from scipy.spatial import KDTree  # type: ignore[import-untyped]
 
 from openmm_tsf.utils.topology import atom_label, bonds_of
 
-if TYPE_CHECKING:
-    pass
-
 #: Atoms closer than this (nm) overlap: the shortest bond, of H2, is 0.074 nm.
-OVERLAP = 0.03
+MIN_DISTANCE = 0.03
 #: Longest bond (nm) where the System gives no length; those of molecules are below 0.4.
-LONGEST_BOND = 0.5
-#: A bond may be so many times longer or shorter than it should be, in one conformation ...
-STRETCH = 2.0
-#: ... and in the mean over frames, which is off wherever two atoms have changed places.
-MEAN_STRETCH = 1.3
-#: Atoms in one block of frames.
-_BLOCK = 2**16
+MAX_BOND = 0.5
+#: Largest factor between a bond and its reference length in one conformation.
+MAX_STRETCH = 2.0
+#: Advice in errors about positions.
+POSITIONS_HINT = (
+    "lengths are in nm (not Angstrom), atoms in the Topology's order, and a molecule must not be "
+    "broken across a periodic box"
+)
+
 #: Masses (amu) closer than this are of the same element.
 _MASS_TOLERANCE = 0.05
 
-#: Forces that hold no bonds; those of further kinds may hide some, as CustomCVForce does.
+#: Forces without bond terms; others may contain some, as CustomCVForce does.
 _WITHOUT_BONDS = (
     openmm.CMAPTorsionForce,
     openmm.CMMotionRemover,
@@ -43,27 +43,16 @@ _WITHOUT_BONDS = (
     openmm.RBTorsionForce,
 )
 
-_HINT = (
-    "lengths are in nm (not Angstrom), atoms in the Topology's order, and a molecule must not be "
-    "broken across a periodic box"
-)
-
 Pair = tuple[int, int]
 
 
 def check_same_molecule(system: openmm.System, topology: app.Topology) -> None:
-    """Refuse a Topology whose bonds or order of atoms are not the System's.
+    """Refuse (ValueError) a Topology whose bonds or order of atoms are not the System's.
 
-    As far as the System shows: it must have a term for every bond if it has any (and no Force that
-    may hide some), and the elements' masses in the Topology's order if it has those masses at all.
-    Further terms (Urey-Bradley) and other masses (hydrogen mass repartitioning) are let pass.
-
-    Raises
-    ------
-    ValueError
-        If they differ.
+    A System with bond terms (and no Force that may contain others) must have one for every bond;
+    a System with the masses of the Topology's elements must have them in the same order.
+    Additional terms (Urey-Bradley) and other masses (hydrogen mass repartitioning) are accepted.
     """
-    atoms = list(topology.atoms())
     terms = _bond_terms(system)
     bonds = [_pair(first.index, second.index) for first, second in topology.bonds()]
     missing = [pair for pair in bonds if pair not in terms]
@@ -72,10 +61,15 @@ def check_same_molecule(system: openmm.System, topology: app.Topology) -> None:
         raise ValueError(
             "topology: expected the System's bonds in the System's order of atoms, but for "
             f"{len(missing)} of {len(bonds)} bonds the System has no term; the first is between "
-            f"{atom_label(atoms[first])} and {atom_label(atoms[second])} (atoms {first} and "
-            f"{second})"
+            f"{pair_label(topology, missing[0])} (atoms {first} and {second})"
         )
-    _check_masses(system, atoms)
+    _check_masses(system, list(topology.atoms()))
+
+
+def pair_label(topology: app.Topology, pair: Iterable[Any]) -> str:
+    """Return the names of two atoms for messages, e.g. ``ALA2-N and ALA2-CA``."""
+    atoms = list(topology.atoms())
+    return " and ".join(atom_label(atoms[int(atom)]) for atom in pair)
 
 
 def _pair(first: int, second: int) -> Pair:
@@ -83,9 +77,9 @@ def _pair(first: int, second: int) -> Pair:
 
 
 def _bond_terms(system: openmm.System) -> dict[Pair, float]:
-    """Pairs in bond terms with their rest length in nm, 0 where it is not known.
+    """Return pairs in bond terms with their rest length in nm, or 0 where it is not known.
 
-    Empty as well where a Force may hide further ones.
+    Empty also if a Force may contain bonds that cannot be listed.
     """
     terms: dict[Pair, float] = {}
     for force in system.getForces():
@@ -107,8 +101,8 @@ def _bond_terms(system: openmm.System) -> dict[Pair, float]:
     return terms
 
 
-def _rest_lengths(system: openmm.System, bonds: np.ndarray) -> np.ndarray:
-    """Of bonds [n, 2], in nm; 0 where the System does not say."""
+def rest_lengths(system: openmm.System, bonds: np.ndarray) -> np.ndarray:
+    """Rest lengths of bonds [n, 2] in nm; 0 where the System has none."""
     terms = _bond_terms(system)
     return np.array([terms.get(_pair(int(i), int(j)), 0.0) for i, j in bonds])
 
@@ -116,44 +110,37 @@ def _rest_lengths(system: openmm.System, bonds: np.ndarray) -> np.ndarray:
 def _check_masses(system: openmm.System, atoms: list[app.topology.Atom]) -> None:
     if any(atom.element is None for atom in atoms):
         return
-    own = np.array([system.getParticleMass(i).value_in_unit(unit.amu) for i in range(len(atoms))])
+    masses = [system.getParticleMass(i).value_in_unit(unit.amu) for i in range(len(atoms))]
     expected = np.array([atom.element.mass.value_in_unit(unit.amu) for atom in atoms])
-    same_set = np.allclose(np.sort(own), np.sort(expected), rtol=0, atol=_MASS_TOLERANCE)
-    wrong = np.flatnonzero(np.abs(own - expected) > _MASS_TOLERANCE)
-    if same_set and len(wrong):
+    is_permuted = np.allclose(np.sort(masses), np.sort(expected), rtol=0, atol=_MASS_TOLERANCE)
+    wrong = np.flatnonzero(np.abs(masses - expected) > _MASS_TOLERANCE)
+    if is_permuted and len(wrong):
         atom = atoms[wrong[0]]
         raise ValueError(
             "topology: expected the elements in the order of the System's masses, but "
             f"{len(wrong)} atoms have another's; the first is {atom_label(atom)} (atom "
-            f"{atom.index}), {atom.element.symbol} with a mass of {own[wrong[0]]:g} amu"
+            f"{atom.index}), {atom.element.symbol} with a mass of {masses[wrong[0]]:g} amu"
         )
 
 
 def check_reference(system: openmm.System, topology: app.Topology, positions: np.ndarray) -> None:
-    """Refuse one conformation [N, 3] (nm) with overlapping atoms or bonds far too long.
-
-    Raises
-    ------
-    ValueError
-        If it has some.
-    """
-    atoms, bonds = list(topology.atoms()), bonds_of(topology)
-    rest = _rest_lengths(system, bonds)
-    limits = np.where(rest > 0, STRETCH * rest, LONGEST_BOND)
+    """Refuse (ValueError) a conformation [N, 3] (nm) with overlapping atoms or too long bonds."""
+    bonds = bonds_of(topology)
+    rest = rest_lengths(system, bonds)
+    limits = np.where(rest > 0, MAX_STRETCH * rest, MAX_BOND)
     lengths = np.linalg.norm(positions[bonds[:, 0]] - positions[bonds[:, 1]], axis=1)
     long = np.flatnonzero(lengths > limits)
     if len(long):
-        first, second = (atom_label(atoms[atom]) for atom in bonds[long[0]])
         raise ValueError(
             f"positions: expected bonds of at most {limits[long[0]]:.3g} nm, but "
-            f"{first} and {second} are bonded at {lengths[long[0]]:.4g} nm ({len(long)} of "
-            f"{len(bonds)} bonds are too long); {_HINT}"
+            f"{pair_label(topology, bonds[long[0]])} are bonded at {lengths[long[0]]:.4g} nm "
+            f"({len(long)} of {len(bonds)} bonds are too long); {POSITIONS_HINT}"
         )
-    pairs = KDTree(positions).query_pairs(OVERLAP, output_type="ndarray")
+    pairs = KDTree(positions).query_pairs(MIN_DISTANCE, output_type="ndarray")
     if len(pairs):
-        first, second = (atom_label(atoms[atom]) for atom in pairs[0])
         distance = np.linalg.norm(positions[pairs[0, 0]] - positions[pairs[0, 1]])
         raise ValueError(
-            f"positions: expected atoms at least {OVERLAP} nm apart, but {first} and {second} "
-            f"are at {distance:.4g} nm ({len(pairs)} pairs are too close); {_HINT}"
+            f"positions: expected atoms at least {MIN_DISTANCE} nm apart, but "
+            f"{pair_label(topology, pairs[0])} are at {distance:.4g} nm ({len(pairs)} pairs are "
+            f"too close); {POSITIONS_HINT}"
         )

@@ -1,37 +1,25 @@
-"""Configurations at one temperature, with energies: what a flow learns from."""
+"""Configurations at one temperature, with energies: the data that a flow is trained on."""
 
 import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.resources import as_file, files
 from itertools import pairwise
-from operator import attrgetter
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import mdtraj
 import numpy as np
 import torch
 from torch import Tensor
 
 from openmm_tsf.systems.frame_checks import check_frames
 from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.systems.trajectories import check_trajectory_paths, load_frames
 from openmm_tsf.units import NANOMETER, as_temperature, in_unit
 from openmm_tsf.utils.validation import as_float_tensor, check_fields, check_int, check_positive
 
-_RUNS_PICKLES = (".h5", ".hdf5", ".lh5")
-
 #: Energy evaluations that made the shipped 600 K frames (data/make_training_frames.py).
 SHIPPED_MD_EVALUATIONS = 10_020_000
-
-#: Trajectories that name their own atoms.
-_NAMES_ATOMS = (
-    ".cif", ".cif.gz", ".gro", ".h5", ".hdf5", ".mmcif", ".mmcif.gz", ".pdb", ".pdb.gz", ".pdbx",
-    ".pdbx.gz",
-)  # fmt: skip
 
 
 class Split(NamedTuple):
@@ -44,7 +32,7 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class MDDataset:
-    """Frames of one temperature.
+    """Frames at one temperature.
 
     Parameters
     ----------
@@ -57,18 +45,29 @@ class MDDataset:
     energies
         Potential energies [F], optional.
     n_evaluations
-        Energy evaluations that it took to make the frames, for the accounts.
+        Energy evaluations that were spent on the frames, for the costs of a run.
     weight
-        Share of a training batch, relative to the other datasets'.
+        Weight of the dataset in a training batch, relative to other datasets.
     chains
-        Which Markov chain each frame comes from [F]; :meth:`split` then holds out whole chains,
-        because a chain's samples repeat each other. None for one trajectory in time order.
+        The Markov chain of each frame [F]; :meth:`split` then holds out whole chains, because a
+        chain's samples are correlated. None for one trajectory in time order.
 
     Raises
     ------
     TypeError, ValueError
-        If shapes disagree, numbers are not finite, or frames are no conformations of the molecule
-        (overlapping atoms, other bonds: another order of atoms or another unit).
+        If shapes disagree, numbers are not finite, or frames are not conformations of the molecule
+        (overlapping atoms; other bonds, hence another order of atoms or another unit).
+
+    Examples
+    --------
+    >>> import openmm_tsf as tsf
+    >>> molecule = tsf.systems.alanine_dipeptide()
+    >>> dataset = tsf.MDDataset.shipped(molecule, stride=100)
+    >>> dataset.positions.shape, dataset.temperature
+    (torch.Size([400, 22, 3]), 600.0)
+    >>> train, validation, test = dataset.split()
+    >>> len(train), len(validation), len(test)
+    (320, 40, 40)
     """
 
     positions: Tensor
@@ -85,12 +84,12 @@ class MDDataset:
             raise TypeError(
                 f"molecule: expected a MolecularSystem or None, got {type(self.molecule).__name__}"
             )
-        plain = in_unit(self.positions, NANOMETER, "positions")
+        values = in_unit(self.positions, NANOMETER, "positions")
         try:
-            positions = torch.as_tensor(plain, dtype=torch.float64)
+            positions = torch.as_tensor(values, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
-                f"positions: expected numbers [F, *event], got {type(plain).__name__}: {error}"
+                f"positions: expected numbers [F, *event], got {type(values).__name__}: {error}"
             ) from error
         object.__setattr__(self, "positions", positions)
         check_fields(
@@ -108,19 +107,14 @@ class MDDataset:
                 f"positions: expected shape [F, {self.molecule.n_atoms}, 3], "
                 f"got {tuple(positions.shape)}"
             )
-        if self.chains is not None and self.chains.shape != (len(positions),):
-            raise ValueError(
-                f"chains: expected shape [{len(positions)}], got {tuple(self.chains.shape)}"
-            )
+        if self.chains is not None:
+            _check_length(self.chains, "chains", len(positions))
         _check_finite(positions, "positions")
         if self.molecule is not None:
             check_frames(self.molecule, positions)
         if self.energies is not None:
             energies = as_float_tensor(self.energies, "energies")
-            if energies.shape != (len(positions),):
-                raise ValueError(
-                    f"energies: expected shape [{len(positions)}], got {tuple(energies.shape)}"
-                )
+            _check_length(energies, "energies", len(positions))
             _check_finite(energies, "energies")
             object.__setattr__(self, "energies", energies)
 
@@ -128,7 +122,7 @@ class MDDataset:
         return len(self.positions)
 
     def __getitem__(self, index: Any) -> "MDDataset":
-        """A sub-dataset: any index that keeps the frame axis."""
+        """Return a sub-dataset, by any index that keeps the frame axis."""
         energies = None if self.energies is None else self.energies[index]
         chains = None if self.chains is None else self.chains[index]
         return replace(self, positions=self.positions[index], energies=energies, chains=chains)
@@ -144,7 +138,7 @@ class MDDataset:
         skip: int = 0,
         n_evaluations: int = 0,
     ) -> Self:
-        """Frames of a trajectory that mdtraj reads (DCD, NetCDF, ...).
+        """Load the frames of a trajectory that mdtraj reads (DCD, NetCDF, ...).
 
         Parameters
         ----------
@@ -157,16 +151,16 @@ class MDDataset:
         stride
             Keep every `stride`-th frame.
         skip
-            Leave out so many frames at the start (before the stride).
+            Number of frames to leave out at the start (before the stride).
         n_evaluations
-            Energy evaluations that the trajectory cost, for the accounts.
+            Energy evaluations that were spent on the trajectory, for the costs of a run.
 
         Raises
         ------
         FileNotFoundError, IsADirectoryError
             If a file is missing, or a directory.
         TypeError
-            If `path` is no path.
+            If `path` is not a path.
         ValueError
             If a file is XTC (its 0.001 nm rounding spoils energies), unreadable or empty, or its
             frames are not the molecule's: see :class:`MDDataset`. A file that names its atoms (PDB)
@@ -175,9 +169,8 @@ class MDDataset:
         if not isinstance(molecule, MolecularSystem):
             raise TypeError(f"molecule: expected a MolecularSystem, got {type(molecule).__name__}")
         stride, skip = check_int(stride, "stride"), check_int(skip, "skip", least=0)
-        names = _trajectory_files(path)
-        parts = [_read_frames(name, molecule) for name in names]
-        positions = np.concatenate(parts)[skip::stride]
+        names = check_trajectory_paths(path)
+        positions = np.concatenate([load_frames(name, molecule) for name in names])[skip::stride]
         if not len(positions):
             raise ValueError(f"path: no frames left in {', '.join(names)}")
         return cls(
@@ -190,19 +183,19 @@ class MDDataset:
 
     @classmethod
     def shipped(cls, molecule: MolecularSystem, *, stride: int = 1) -> Self:
-        """The 600 K frames of alanine dipeptide that come with the package."""
+        """Load the 600 K frames of alanine dipeptide that come with the package."""
         with as_file(files("openmm_tsf.data") / "ala2_600K.dcd") as path:
             return cls.load(
                 path, molecule, 600.0, stride=stride, n_evaluations=SHIPPED_MD_EVALUATIONS
             )
 
     def with_energies(self, potential: Any) -> "MDDataset":
-        """The same frames with energies from a potential.
+        """Return the same frames with energies from a potential.
 
         Raises
         ------
         ValueError
-            If a frame's energy is not finite (overlapping atoms, another molecule's frames).
+            If a frame's energy is not finite.
         """
         with torch.no_grad():
             energies = potential.energy(self.positions)
@@ -217,10 +210,10 @@ class MDDataset:
     def split(
         self, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1), n_blocks: int = 10
     ) -> Split:
-        """Blocked train/validation/test split: each of n_blocks stretches of time gives its share.
+        """Split every one of `n_blocks` blocks of time into train, validation and test frames.
 
-        Neighbouring frames are correlated, so frames are not shuffled between the parts; many
-        short blocks rather than three long ones, so that each part sees every slow basin. With
+        Neighbouring frames are correlated, so frames are not shuffled between the parts; with many
+        short blocks instead of three long ones each part sees every slow basin. With
         :attr:`chains`, whole chains go to each part instead.
 
         Raises
@@ -240,95 +233,26 @@ class MDDataset:
             size = stop - start
             first = start + round(fractions[0] * size)
             second = start + round((fractions[0] + fractions[1]) * size)
-            for part, (low, high) in zip(
-                parts, ((start, first), (first, second), (second, stop)), strict=True
-            ):
-                part.append(np.arange(low, high))
+            for part, limits in zip(parts, pairwise((start, first, second, stop)), strict=True):
+                part.append(np.arange(*limits))
         indices = [torch.from_numpy(np.concatenate(part)) for part in parts]
         if min(len(part) for part in indices) == 0:
             raise ValueError(f"dataset: {len(self)} frames are too few to split {n_blocks} ways")
         return Split(*(self[part] for part in indices))
 
     def _split_chains(self, chains: Tensor, fractions: tuple[float, float, float]) -> Split:
-        names = chains.unique()
-        sizes = [max(1, round(fraction * len(names))) for fraction in fractions[1:]]
-        n_train = len(names) - sum(sizes)
+        distinct = chains.unique()
+        sizes = [max(1, round(fraction * len(distinct))) for fraction in fractions[1:]]
+        n_train = len(distinct) - sum(sizes)
         if n_train < 1:
-            raise ValueError(f"chains: expected at least 3 to split, got {len(names)}")
-        parts = names.split([n_train, *sizes])
+            raise ValueError(f"chains: expected at least 3 to split, got {len(distinct)}")
+        parts = distinct.split([n_train, *sizes])
         return Split(*(self[torch.isin(chains, part).nonzero()[:, 0]] for part in parts))
 
 
-def _trajectory_files(path: Any) -> list[str]:
-    """Names of one or several trajectory files, checked before the first is read."""
-    try:
-        paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-        names = [os.fsdecode(item) for item in paths]
-    except TypeError as error:
-        raise TypeError(f"path: expected a trajectory file or several, got {path!r}") from error
-    if not names:
-        raise ValueError("path: expected at least one trajectory file, got none")
-    readable = tuple(ending for ending in mdtraj.FormatRegistry.loaders if ending != ".xtc")
-    for name in names:
-        if Path(name).is_dir():
-            raise IsADirectoryError(f"path: expected a trajectory file, got the directory {name}")
-        if not Path(name).is_file():
-            raise FileNotFoundError(f"path: no such trajectory {name}")
-        if name.lower().endswith(".xtc"):
-            raise ValueError(
-                f"path: {name} is XTC, which rounds positions to 0.001 nm and spoils energies; use "
-                "DCD or NetCDF"
-            )
-        if name.lower().endswith(_RUNS_PICKLES):
-            raise ValueError(
-                f"path: {name} is HDF5, whose reader (PyTables) runs pickled code in a file; use "
-                "DCD or NetCDF, or load a file that you trust with mdtraj and pass its positions"
-            )
-        if not name.endswith(readable):
-            raise ValueError(
-                f"path: expected a trajectory that mdtraj reads ({', '.join(sorted(readable))}), "
-                f"got {name}"
-            )
-        if Path(name).stat().st_size == 0:
-            raise ValueError(f"path: expected frames, got the empty file {name}")
-    return names
-
-
-def _read_frames(name: str, molecule: MolecularSystem) -> np.ndarray:
-    """All frames [F, N, 3] of a trajectory file in nm."""
-    top = {} if name.endswith(_NAMES_ATOMS) else {"top": molecule.mdtraj_topology}
-    try:
-        with _silent_stdout():
-            frames = mdtraj.load(name, **top)
-    except Exception as error:
-        raise ValueError(
-            f"path: mdtraj cannot read {name} as a trajectory of {molecule.n_atoms} atoms: {error}"
-        ) from error
-    if frames.n_atoms != molecule.n_atoms:
-        raise ValueError(
-            f"path: expected the molecule's {molecule.n_atoms} atoms, got {frames.n_atoms} in "
-            f"{name}"
-        )
-    _check_order(name, list(frames.topology.atoms), list(molecule.mdtraj_topology.atoms))
-    return np.asarray(frames.xyz, dtype=np.float64)
-
-
-def _check_order(name: str, found: list[Any], expected: list[Any]) -> None:
-    """Refuse the same elements, or the same names, in another order.
-
-    Programs name atoms, and guess elements, in their own ways: that alone is no other molecule.
-    """
-    for what in ("element.symbol", "name"):
-        of = attrgetter(what)
-        theirs, ours = list(map(of, found)), list(map(of, expected))
-        if theirs != ours and sorted(theirs) == sorted(ours):
-            first = next(
-                i for i, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1]
-            )
-            raise ValueError(
-                f"path: expected the molecule's atoms in its order, got another in {name}: atom "
-                f"{first} is {found[first]}, expected {expected[first]}"
-            )
+def _check_length(values: Tensor, name: str, n_frames: int) -> None:
+    if values.shape != (n_frames,):
+        raise ValueError(f"{name}: expected shape [{n_frames}], got {tuple(values.shape)}")
 
 
 def _check_finite(values: Tensor, name: str) -> None:
@@ -338,17 +262,3 @@ def _check_finite(values: Tensor, name: str) -> None:
             f"{name}: expected finite numbers, got NaN or infinity in {int(bad.sum())} "
             f"frames, the first is frame {int(bad.nonzero()[0])}"
         )
-
-
-@contextmanager
-def _silent_stdout() -> Iterator[None]:
-    """Drop what C code prints: mdtraj's DCD plugin announces itself on the process's stdout."""
-    sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)

@@ -1,4 +1,4 @@
-"""Hydrogens of a molecule that its System does not tell apart."""
+"""Hydrogens of a molecule that its System does not distinguish."""
 
 import logging
 
@@ -6,31 +6,36 @@ import numpy as np
 import openmm
 import openmm.app as app
 
-from openmm_tsf.coordinates.hydrogen_labels import _N_CHECKS, _PERTURBATION, _TOLERANCE, Triple
+from openmm_tsf.coordinates.bond_graph import Triple
 from openmm_tsf.systems.molecule import MolecularSystem
 
 logger = logging.getLogger(__name__)
 
+#: Perturbation (nm) and number of conformations on which the energy's invariance is checked.
+_PERTURBATION, _N_CHECKS = 0.004, 3
+#: Largest change of the energy, relative to its size, that still is rounding.
+_TOLERANCE = 1e-9
+
 
 def methyl_hydrogens(topology: app.Topology) -> list[Triple]:
-    """The three hydrogens of each carbon that has exactly three, and four neighbours."""
+    """Return the three hydrogens of each carbon that has exactly three, and four neighbours."""
     neighbours: dict[int, list[app.topology.Atom]] = {a.index: [] for a in topology.atoms()}
     for first, second in topology.bonds():
         neighbours[first.index].append(second)
         neighbours[second.index].append(first)
     triples: list[Triple] = []
     for atom in topology.atoms():
-        around = neighbours[atom.index]
-        hydrogens = [a.index for a in around if a.element is app.element.hydrogen]
-        if atom.element is app.element.carbon and len(around) == 4 and len(hydrogens) == 3:
+        bonded = neighbours[atom.index]
+        hydrogens = [a.index for a in bonded if a.element is app.element.hydrogen]
+        if atom.element is app.element.carbon and len(bonded) == 4 and len(hydrogens) == 3:
             triples.append((hydrogens[0], hydrogens[1], hydrogens[2]))
     return triples
 
 
 def equivalent_hydrogens(molecule: MolecularSystem) -> list[Triple]:
-    """Methyl groups whose hydrogens the System really does not tell apart.
+    """Return the methyl groups whose hydrogens the System does not distinguish.
 
-    Each group is turned by a third on perturbed conformations; where the energy changes by more
+    Each group is rotated by a third on perturbed conformations; where the energy changes by more
     than rounding, or the masses differ, the group is left out, with a warning.
     """
     integrator = openmm.VerletIntegrator(0.001)
@@ -46,14 +51,14 @@ def equivalent_hydrogens(molecule: MolecularSystem) -> list[Triple]:
     shape = (_N_CHECKS, molecule.n_atoms, 3)
     x = molecule.positions + _PERTURBATION * rng.standard_normal(shape)
     before = [energy(frame) for frame in x]
-    good: list[Triple] = []
+    equivalent: list[Triple] = []
     for triple in methyl_hydrogens(molecule.topology):
-        turned = x.copy()
-        turned[:, list(triple)] = x[:, list(np.roll(triple, 1))]
-        after = [energy(frame) for frame in turned]
-        same = np.allclose(after, before, rtol=_TOLERANCE, atol=1e-6)
-        if same and len({float(molecule.masses[i]) for i in triple}) == 1:
-            good.append(triple)
+        rotated = x.copy()
+        rotated[:, list(triple)] = x[:, list(np.roll(triple, 1))]
+        after = [energy(frame) for frame in rotated]
+        is_invariant = np.allclose(after, before, rtol=_TOLERANCE, atol=1e-6)
+        if is_invariant and len({float(molecule.masses[i]) for i in triple}) == 1:
+            equivalent.append(triple)
         else:
             logger.warning("hydrogens %s are not equivalent in this System", triple)
-    return good
+    return equivalent

@@ -1,4 +1,4 @@
-"""What a user hands over as files: molecules, trajectories, and a place for the results."""
+"""Molecules from a user's files, and in the directories of runs."""
 
 from collections.abc import Sequence
 from io import StringIO
@@ -22,16 +22,16 @@ def load_molecule(
     system: PathLike | None = None,
     force_field: Sequence[str] | None = None,
 ) -> MolecularSystem:
-    """A molecule from files; without any, the shipped alanine dipeptide.
+    """Load a molecule from files; without any, return the shipped alanine dipeptide.
 
     Parameters
     ----------
     pdb
         PDB file with all atoms: Topology and reference conformation.
     system
-        Serialized System (XML), without constraints and periodic box.
+        Serialized System (XML), without constraints or a periodic box.
     force_field
-        Instead of `system`: names of OpenMM force field files, e.g.
+        Names of OpenMM force field files, in place of `system`, e.g.
         ``["amber14-all.xml", "implicit/obc2.xml"]``.
 
     Raises
@@ -39,7 +39,8 @@ def load_molecule(
     FileNotFoundError
         If a file is missing.
     ValueError
-        If the combination makes no sense, a file cannot be read, or the System is not supported.
+        If neither or both of `system` and `force_field` come with `pdb`, a file cannot be read, or
+        the System is not supported.
     """
     if pdb is None:
         if system is not None or force_field:
@@ -50,52 +51,51 @@ def load_molecule(
             "system, force_field: expected exactly one of the two with a PDB file, got "
             + ("none" if system is None else "both")
         )
-    structure = _read_pdb(_existing(pdb, "pdb"))
+    structure = _read_pdb(Path(pdb))
     if system is not None:
-        built = read_openmm_xml(system, openmm.System, "system")
-    else:
-        assert force_field is not None
-        try:
-            built = app.ForceField(*force_field).createSystem(
-                structure.topology,
-                nonbondedMethod=app.NoCutoff,
-                constraints=None,
-                rigidWater=False,
-                removeCMMotion=False,
-            )
-        except Exception as error:
-            raise ValueError(
-                f"force_field: OpenMM cannot build a System for {pdb} with "
-                f"{', '.join(force_field)}: {error}"
-            ) from error
+        loaded = read_openmm_xml(system, openmm.System, "system")
+        return MolecularSystem(loaded, structure.topology, structure.positions)
+    assert force_field is not None
+    try:
+        built = app.ForceField(*force_field).createSystem(
+            structure.topology,
+            nonbondedMethod=app.NoCutoff,
+            constraints=None,
+            rigidWater=False,
+            removeCMMotion=False,
+        )
+    except Exception as error:
+        raise ValueError(
+            f"force_field: OpenMM cannot build a System for {pdb} with "
+            f"{', '.join(force_field)}: {error}"
+        ) from error
     return MolecularSystem(built, structure.topology, structure.positions)
 
 
 def write_molecule(molecule: MolecularSystem, directory: PathLike) -> None:
-    """Write ``topology.pdb``, for viewers, and what `read_molecule` reads.
+    """Write ``topology.pdb``, for viewers, and the files that `read_molecule` reads.
 
-    A PDB file rounds positions to 0.0001 nm, which other minima and other chains follow from, and
-    cuts names and reorders bonds: ``positions.npz`` and ``topology.json`` have them as they are.
-    They are written first: where `holds_molecule` finds the others, they are there.
+    A PDB file rounds positions to 0.0001 nm (which leads to other minima and other chains),
+    shortens names and reorders bonds; ``positions.npz`` and ``topology.json`` have them unchanged.
+    These are written first, so that they exist where `holds_molecule` is true.
     """
     folder = Path(directory)
     write_arrays(folder / POSITIONS, {"positions": molecule.positions})
     write_topology(molecule.topology, folder / TOPOLOGY)
     text = StringIO()
-    app.PDBFile.writeFile(
-        molecule.topology, 10.0 * molecule.positions, text, keepIds=True
-    )  # PDB files are in Angstrom, which is what plain numbers mean to this writer
+    angstrom = 10.0 * molecule.positions  # the unit of PDB files and of this writer
+    app.PDBFile.writeFile(molecule.topology, angstrom, text, keepIds=True)
     write_text(folder / "topology.pdb", text.getvalue())
     write_text(folder / "system.xml", openmm.XmlSerializer.serialize(molecule.system))
 
 
 def holds_molecule(directory: PathLike) -> bool:
-    """Whether `read_molecule` has something to read."""
+    """Whether the directory has the files of a molecule."""
     return all((Path(directory) / name).is_file() for name in ("system.xml", "topology.pdb"))
 
 
 def read_molecule(directory: PathLike) -> MolecularSystem:
-    """The molecule that a stage wrote into its directory.
+    """Read the molecule that a stage wrote into its directory.
 
     Raises
     ------
@@ -103,12 +103,9 @@ def read_molecule(directory: PathLike) -> MolecularSystem:
         If a file is missing or damaged.
     """
     folder = Path(directory)
-    path = folder / POSITIONS
-    if not (folder / TOPOLOGY).exists():  # directories of earlier versions
-        return load_molecule(folder / "topology.pdb", system=folder / "system.xml")
     topology = read_topology(folder / TOPOLOGY)
-    shape = (topology.getNumAtoms(), 3)
-    positions = read_arrays(path, "file of positions", {"positions": shape})["positions"]
+    shape = {"positions": (topology.getNumAtoms(), 3)}
+    positions = read_arrays(folder / POSITIONS, "file of positions", shape)["positions"]
     system = read_openmm_xml(folder / "system.xml", openmm.System, "system")
     try:
         return MolecularSystem(system, topology, positions)
@@ -117,17 +114,13 @@ def read_molecule(directory: PathLike) -> MolecularSystem:
 
 
 def _read_pdb(path: Path) -> app.PDBFile:
+    if not path.is_file():
+        raise FileNotFoundError(f"pdb: no such file {path}")
     try:
         with open(path) as file:
             if not any(line.startswith(("ATOM", "HETATM")) for line in file):
                 raise ValueError("there are no atoms in it")
             file.seek(0)
             return app.PDBFile(file)
-    except Exception as error:  # OpenMM's reader raises many kinds
+    except Exception as error:  # OpenMM's reader raises errors of many types
         raise ValueError(f"pdb: OpenMM cannot read {path}: {error}") from error
-
-
-def _existing(path: PathLike, argument: str) -> Path:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{argument}: no such file {path}")
-    return Path(path)

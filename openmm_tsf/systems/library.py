@@ -1,4 +1,4 @@
-"""Molecules that are known by name."""
+"""Molecules available by name."""
 
 from importlib.resources import as_file, files
 
@@ -8,7 +8,7 @@ from openmm_tsf.systems.molecule import MolecularSystem
 
 
 def alanine_dipeptide(force_field: str = "amber99sbildn-obc2") -> MolecularSystem:
-    """Alanine dipeptide (ACE-ALA-NME, 22 atoms) in implicit solvent, without constraints.
+    """Return alanine dipeptide (ACE-ALA-NME, 22 atoms) in implicit solvent, without constraints.
 
     Parameters
     ----------
@@ -21,7 +21,13 @@ def alanine_dipeptide(force_field: str = "amber99sbildn-obc2") -> MolecularSyste
     Raises
     ------
     ValueError
-        If `force_field` is neither.
+        If `force_field` is unknown.
+
+    Examples
+    --------
+    >>> import openmm_tsf as tsf
+    >>> tsf.systems.alanine_dipeptide().dihedrals
+    {'phi': (4, 6, 8, 14), 'psi': (6, 8, 14, 16)}
     """
     if force_field == "amber99sbildn-obc2":
         with as_file(files("openmm_tsf.data") / "ala2.pdb") as path:

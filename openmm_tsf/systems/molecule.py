@@ -1,11 +1,11 @@
-"""Molecules: a System, its Topology and one conformation, checked at the door."""
+"""Molecules: a System, its Topology and one conformation, checked at construction."""
 
 import hashlib
 import logging
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mdtraj
 import numpy as np
@@ -13,11 +13,12 @@ import openmm
 import openmm.app as app
 import openmm.unit as unit
 
+from openmm_tsf.potentials.base import Potential
+from openmm_tsf.potentials.forces.base import NotCovered
+from openmm_tsf.potentials.openmm_potential import OpenMMPotential
+from openmm_tsf.potentials.torch_potential import TooLarge, TorchPotential
 from openmm_tsf.systems.consistency import check_reference, check_same_molecule
-from openmm_tsf.units import NANOMETER, in_unit
-
-if TYPE_CHECKING:
-    from openmm_tsf.potentials.base import Potential
+from openmm_tsf.units import as_positions
 
 _BAROSTATS = (
     openmm.MonteCarloBarostat,
@@ -30,10 +31,7 @@ _BAROSTATS = (
 logger = logging.getLogger(__name__)
 
 _OPENMM_OPTIONS = {"platform", "platform_properties", "n_contexts"}
-_TORCH_OPTIONS = {
-    "dtype", "device", "compile", "positions", "force_groups", "memory", "tolerance"
-}  # fmt: skip
-
+_TORCH_OPTIONS = {"compile", "device", "dtype", "force_groups", "memory", "positions", "tolerance"}
 _OPENMM_VERSION = re.compile(r'\sopenmmVersion="[^"]*"')
 
 
@@ -45,11 +43,11 @@ class MolecularSystem:
     ----------
     system
         The OpenMM System: not periodic, no constraints, virtual sites, thermostat, barostat or
-        fixed particles. A CMMotionRemover is allowed: dynamics go without it.
+        fixed particles. A CMMotionRemover is allowed, and left out of the dynamics.
     topology
         Its Topology, bonds included, in the System's order of atoms.
     positions
-        One conformation [N, 3] in nm (or a Quantity): the reference for handedness.
+        One conformation [N, 3] in nm (or a Quantity), the reference for handedness.
 
     Raises
     ------
@@ -57,7 +55,18 @@ class MolecularSystem:
         If an argument has the wrong type.
     ValueError
         If the System has something that is not supported (named in the message); if System,
-        Topology and positions disagree in their numbers or bonds; if atoms overlap.
+        Topology and positions differ in their numbers of atoms or bonds; if atoms overlap.
+
+    Examples
+    --------
+    >>> import openmm.app as app
+    >>> import openmm_tsf as tsf
+    >>> shipped = tsf.systems.alanine_dipeptide()
+    >>> force_field = app.ForceField("amber14-all.xml", "implicit/obc2.xml")
+    >>> system = force_field.createSystem(shipped.topology)
+    >>> molecule = tsf.MolecularSystem(system, shipped.topology, shipped.positions)
+    >>> molecule.n_atoms
+    22
     """
 
     system: openmm.System
@@ -78,21 +87,14 @@ class MolecularSystem:
                 f"topology: expected the System's {n_atoms} atoms, "
                 f"got {self.topology.getNumAtoms()}"
             )
-        positions = np.asarray(in_unit(self.positions, NANOMETER, "positions"), dtype=np.float64)
-        if positions.shape != (n_atoms, 3):
-            raise ValueError(
-                f"positions: expected shape ({n_atoms}, 3) in nm, got {positions.shape}"
-            )
-        if not np.isfinite(positions).all():
-            raise ValueError("positions: expected finite numbers, got NaN or infinity")
-        positions = positions.copy()
+        positions = as_positions(self.positions, n_atoms).copy()
         positions.flags.writeable = False
         object.__setattr__(self, "positions", positions)
-        self._refuse_unsupported()
+        self._check_supported()
         check_same_molecule(self.system, self.topology)
         check_reference(self.system, self.topology, positions)
 
-    def _refuse_unsupported(self) -> None:
+    def _check_supported(self) -> None:
         system = self.system
         for force in system.getForces():
             if isinstance(force, _BAROSTATS):
@@ -127,19 +129,19 @@ class MolecularSystem:
 
     @property
     def n_atoms(self) -> int:
-        """Number of atoms."""
+        """The number of atoms."""
         return int(self.system.getNumParticles())
 
     @cached_property
     def masses(self) -> np.ndarray:
-        """Masses [N] in amu."""
+        """The masses [N] in amu."""
         return np.array(
             [self.system.getParticleMass(i).value_in_unit(unit.amu) for i in range(self.n_atoms)]
         )
 
     @cached_property
     def mdtraj_topology(self) -> mdtraj.Topology:
-        """The Topology as mdtraj's."""
+        """The Topology as an mdtraj.Topology."""
         return mdtraj.Topology.from_openmm(self.topology)
 
     @cached_property
@@ -147,11 +149,11 @@ class MolecularSystem:
         """Named backbone dihedrals: phi and psi of each peptide residue that has them.
 
         If both belong to the same, only residue, the names are ``phi`` and ``psi``; otherwise each
-        carries its residue's number in the Topology, counted from 1: ``phi2``, ``psi2``, ...
+        ends with its residue's number in the Topology, counted from 1: ``phi2``, ``psi2``, ...
         """
         reference = mdtraj.Trajectory(self.positions[None], self.mdtraj_topology)
-        found: list[tuple[str, int, tuple[int, int, int, int]]] = []
-        # phi is C-N-CA-C, psi is N-CA-C-N: the alpha carbon says whose they are.
+        dihedrals: list[tuple[str, int, tuple[int, int, int, int]]] = []
+        # phi is C-N-CA-C, psi is N-CA-C-N: the alpha carbon is in the residue.
         for name, compute, alpha in (
             ("phi", mdtraj.compute_phi, 2),
             ("psi", mdtraj.compute_psi, 1),
@@ -160,15 +162,15 @@ class MolecularSystem:
             for quartet in indices:
                 a, b, c, d = (int(atom) for atom in quartet)
                 residue = self.mdtraj_topology.atom(int(quartet[alpha])).residue.index
-                found.append((name, residue + 1, (a, b, c, d)))
-        alone = len(found) == 2 and found[0][1] == found[1][1]
-        return {name if alone else f"{name}{n}": atoms for name, n, atoms in found}
+                dihedrals.append((name, residue + 1, (a, b, c, d)))
+        is_single = len(dihedrals) == 2 and dihedrals[0][1] == dihedrals[1][1]
+        return {name if is_single else f"{name}{n}": atoms for name, n, atoms in dihedrals}
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the serialized System and the Topology's atoms and bonds.
+        """The SHA-256 of the serialized System and the Topology's atoms and bonds.
 
-        The version of OpenMM that serializes is left out: flows survive its upgrades.
+        OpenMM's version is left out, so that flows remain valid when it is upgraded.
         """
         xml = openmm.XmlSerializer.serialize(self.system)
         digest = hashlib.sha256(_OPENMM_VERSION.sub("", xml, count=1).encode())
@@ -179,16 +181,16 @@ class MolecularSystem:
             digest.update(f"{bond[0].index} {bond[1].index}\n".encode())
         return digest.hexdigest()
 
-    def potential(self, kind: str = "auto", **options: Any) -> "Potential":
-        """The best potential of this System on this machine; which one is logged.
+    def potential(self, kind: str = "auto", **options: Any) -> Potential:
+        """Return the best potential of this System on this machine; the choice is logged.
 
         Parameters
         ----------
         kind
             ``"torch"``: :class:`openmm_tsf.TorchPotential`, whole batches at once, differentiable
-            to any order. ``"openmm"``: :class:`openmm_tsf.OpenMMPotential`, OpenMM's own Contexts.
-            ``"auto"``: the first where it covers every Force of the System (and one conformation
-            fits its memory), the second where not or where `options` name a platform.
+            to any order. ``"openmm"``: :class:`openmm_tsf.OpenMMPotential`, OpenMM's Contexts.
+            ``"auto"``: the first if it covers every Force of the System (and one conformation
+            fits in its memory), the second if not or if `options` name a platform.
         **options
             Passed to ``TorchPotential.from_system`` or ``OpenMMPotential``.
 
@@ -197,13 +199,9 @@ class MolecularSystem:
         TypeError
             If `options` are not those of the potential.
         ValueError
-            If `kind` is unknown; if torch is wanted, by `kind` or by its options, and does not
-            cover the System.
+            If `kind` is unknown; if `kind` or the options require torch, which does not cover the
+            System.
         """
-        from openmm_tsf.potentials.forces.base import NotCovered
-        from openmm_tsf.potentials.openmm_potential import OpenMMPotential
-        from openmm_tsf.potentials.torch_potential import TooLarge, TorchPotential
-
         if kind not in ("auto", "torch", "openmm"):
             raise ValueError(f"kind: expected 'auto', 'torch' or 'openmm', got {kind!r}")
         given = {name: value for name, value in options.items() if value is not None}
@@ -218,14 +216,14 @@ class MolecularSystem:
         if for_openmm:
             return OpenMMPotential(self.system, **given)
         try:
-            found = TorchPotential.from_system(
+            potential = TorchPotential.from_system(
                 self.system, **{"positions": self.positions, **given}
             )
         except (NotCovered, TooLarge) as reason:
-            # Options of the other kind, except compile, cannot be met by OpenMM's Contexts.
+            # OpenMM's Contexts have no options for torch; compile alone may be dropped.
             if kind == "torch" or given.keys() - {"compile"}:
                 raise
             logger.info("energies by OpenMM's Contexts: %s", reason)
             return OpenMMPotential(self.system)
-        logger.info("energies by torch: %r", found)
-        return found
+        logger.info("energies by torch: %r", potential)
+        return potential

@@ -71,7 +71,7 @@ class Target:
             penalty = PENALTY * penalty
             if flow.overlap:
                 # The fading of the copies is part of the target and scales with temperature.
-                penalty = penalty / tau + layer.log_overlap(u, tau)[1]
+                penalty = penalty / tau + layer.log_partition_terms(u, tau)[1]
         kt = potential.boltzmann_constant * flow.reference_temperature * tau
         energy = soften(potential.energy(x), self.energy_ceiling, kt)
         return energy / kt + penalty - total, x

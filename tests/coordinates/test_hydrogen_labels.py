@@ -1,4 +1,4 @@
-"""Equivalent hydrogens: found, verified, relabelled, and sampled without bias."""
+"""Equivalent hydrogens: detected, verified, relabelled, and sampled without bias."""
 
 import itertools
 import math
@@ -33,7 +33,7 @@ def test_methyls_of_alanine_dipeptide(molecule):
     assert [tuple(sorted(t)) for t in equivalent_hydrogens(molecule)] == METHYLS
 
 
-def test_groups_that_the_system_tells_apart_are_left_out(molecule):
+def test_groups_that_the_system_distinguishes_are_left_out(molecule):
     system = openmm.XmlSerializer.clone(molecule.system)
     system.setParticleMass(12, 2.0)  # deuterium
     force = next(f for f in system.getForces() if isinstance(f, openmm.NonbondedForce))
@@ -67,11 +67,11 @@ def test_relabelling(layer, frames):
     assert torch.isfinite(log_det).all()
     torch.testing.assert_close(layer.inverse_and_log_det(first)[0], u, rtol=0, atol=1e-12)
     torch.testing.assert_close(layer.place(u, like=frames), frames, rtol=0, atol=1e-9)
-    # Each third of a turn is another labelling of the same conformation.
-    turned = layer.relabel(frames, torch.ones_like(labels))
-    assert (turned - frames).abs().max() > 0.1
-    torch.testing.assert_close(layer.inverse_and_log_det(turned)[0], u, rtol=0, atol=1e-12)
-    torch.testing.assert_close(layer.relabel(turned, 2 * torch.ones_like(labels)), frames)
+    # Each rotation by a third gives other labels of the same conformation.
+    rotated = layer.relabel(frames, torch.ones_like(labels))
+    assert (rotated - frames).abs().max() > 0.1
+    torch.testing.assert_close(layer.inverse_and_log_det(rotated)[0], u, rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer.relabel(rotated, 2 * torch.ones_like(labels)), frames)
     assert layer.log_multiplicity == pytest.approx(math.log(27))
 
 
@@ -90,25 +90,21 @@ def test_one_third_of_the_circle_is_the_domain(layer, frames):
     assert torch.equal(again.inverse_and_log_det(frames)[0], u)
 
 
-def test_draws_have_every_labelling(molecule):
+def test_draws_have_all_labels(molecule):
     dataset = MDDataset.shipped(molecule, stride=40)
     flow = TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(8,))
     sample = flow.sample(900, 600.0, torch.Generator().manual_seed(1))
     inside = torch.isfinite(sample.log_prob)
-    counts = torch.stack(
-        [(flow.coordinates.labels(sample.x[inside]) == k).sum(0) for k in range(3)]
-    )
-    n = int(inside.sum())
+    labels, n = flow.coordinates.labels(sample.x[inside]), int(inside.sum())
+    counts = torch.stack([(labels == k).sum(0) for k in range(3)])
     assert (counts - n / 3).abs().max() < 4 * math.sqrt(n * 2 / 9)
     # A density over labelled configurations: NLL with and without folding are comparable.
-    plain = TemperatureSteerableFlow.from_dataset(
+    unfolded = TemperatureSteerableFlow.from_dataset(
         dataset, n_blocks=1, hidden=(8,), fold_methyls=False
     )
-    p = torch.zeros(len(dataset), flow.n_momenta, dtype=torch.float64)
-    gain = (
-        flow.log_prob(dataset.positions, p, 600) - plain.log_prob(dataset.positions, p, 600)
-    ).mean()
-    assert 0 < gain < math.log(27)
+    x, p = dataset.positions, torch.zeros(len(dataset), flow.n_momenta, dtype=torch.float64)
+    gain = flow.log_prob(x, p, 600) - unfolded.log_prob(x, p, 600)
+    assert 0 < gain.mean() < math.log(27)
 
 
 # -- a methyl group with an exact distribution of its three dihedrals ---------------------------
@@ -119,7 +115,7 @@ POSITIONS = 0.1 * np.array(
     [[0, 0, 0], [1.5, 0, 0], [2.0, 1.3, 0], [-0.4, 1.0, 0.1], [-0.4, -0.5, 0.9], [-0.4, -0.5, -0.9]]
 )
 
-PAIRS = 30.0
+PAIR_ENERGY = 30.0
 
 
 class Methyl(Potential):
@@ -142,7 +138,7 @@ class Methyl(Potential):
     def of_dihedrals(t):
         single = 2.0 * t.cos() + 3.0 * (3 * t).cos() + 1.5 * (2 * t).sin()
         pairs = sum((t[:, i] - t[:, j]).cos() for i, j in itertools.combinations(range(3), 2))
-        return single.sum(1) + PAIRS * pairs
+        return single.sum(1) + PAIR_ENERGY * pairs
 
     def dihedrals(self, x):
         """Of the three hydrogens [B, 3], by label."""
@@ -192,9 +188,9 @@ class Methyl(Potential):
             draws = torch.rand(200_000, 4, generator=generator, dtype=torch.float64)
             t = 2 * math.pi * draws[:, :3]
             # Each single term is at least -6.5, the three pairs together at least -1.5.
-            lowest = -3 * 6.5 - 1.5 * PAIRS
-            accept = draws[:, 3].log() < (lowest - self.of_dihedrals(t)) / kt
-            kept.append(t[accept & self.right_handed(t)])
+            lowest = -3 * 6.5 - 1.5 * PAIR_ENERGY
+            accepted = draws[:, 3].log() < (lowest - self.of_dihedrals(t)) / kt
+            kept.append(t[accepted & self.right_handed(t)])
         t = torch.cat(kept)[:n]
         rows = self.polar.zmatrix.rows[3:].tolist()
         columns = [t[:, r[0] - 3] - (t[:, r[3] - 3] if r[3] in (3, 4, 5) else 0.0) for r in rows]
@@ -239,9 +235,7 @@ def folded_flow(methyl, start, metric="volume", overlap=False):
     )
     assert len(layer.labelling) == 1
     cuts = layer.fit_branch_cuts(layer.bonds_angles_torsions(start)[2]).clone()
-    cuts[layer.labelling.columns[0, 0]] += (
-        math.pi / 3
-    )  # through the middle of a mode: the hard case
+    cuts[layer.labelling.columns[0, 0]] += math.pi / 3  # through a mode: the hard case
     layer.set_branch_cuts(cuts)
     whitening = Whitening.fit(layer.inverse_and_log_det(start)[0], layer.kinds)
     flow = TemperatureSteerableFlow(12, 4, 2, (12,), 500.0, layer, whitening, seed=2)
@@ -286,16 +280,26 @@ def test_exact_start(methyl, start):
     assert scores(methyl, start) < 4
 
 
-@pytest.mark.parametrize(("metric", "n_steps"), [("volume", 1), ("polar", 1), ("volume", 5)])
-def test_moves_leave_the_exact_distribution(methyl, start, metric, n_steps):
-    x, acceptance = run(methyl, start, folded_flow(methyl, start, metric), n_steps)
+@pytest.mark.parametrize(
+    ("metric", "overlap", "n_steps"),
+    [
+        ("volume", False, 1),
+        ("polar", False, 1),
+        ("volume", False, 5),
+        ("volume", True, 1),
+        ("polar", True, 2),
+        ("volume", True, 5),
+    ],
+)
+def test_moves_leave_the_exact_distribution(methyl, start, metric, overlap, n_steps):
+    x, acceptance = run(methyl, start, folded_flow(methyl, start, metric, overlap), n_steps)
     assert (acceptance > 0.02).all(), acceptance
     assert (acceptance < 0.95).all()
     assert scores(methyl, x) < 4
 
 
 def test_the_latent_does_not_depend_on_pose_and_labels(methyl, start):
-    """Moves keep v over several steps: placing and relabelling must not change it."""
+    """Kernels keep v over several steps: match_pose and relabelling must not change it."""
     flow, generator = folded_flow(methyl, start), torch.Generator().manual_seed(6)
     v = flow.sample_prior(N, TEMPERATURE, generator)
     (x, momenta), log_det = flow.forward_and_log_det(v)
@@ -315,12 +319,12 @@ def test_the_latent_does_not_depend_on_pose_and_labels(methyl, start):
 
 
 def test_wrapping_into_the_domain_is_noticed(methyl, start, monkeypatch):
-    """A mutant: any third of the circle is let in, though the way back leads to another v."""
+    """A mutant: any third of the circle is accepted, though the inverse gives another v."""
     flow = folded_flow(methyl, start)
     _, following, last = flow.coordinates.labelling.columns[0].tolist()
     monkeypatch.setattr(
         flow.coordinates.labelling,
-        "inside",
+        "in_domain",
         lambda torsions, cuts, overlap: (torsions[:, last] - torsions[:, following]).sin() > 0,
     )
     x, _ = run(methyl, start, flow, round_trip_tolerance=1e9)
@@ -337,60 +341,54 @@ class WithForces(Methyl):
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             energy = self.energy(leaf)
-            (slope,) = torch.autograd.grad(energy.sum(), leaf)
-        return energy.detach(), -slope
+            (gradient,) = torch.autograd.grad(energy.sum(), leaf)
+        return energy.detach(), -gradient
 
 
-def test_shares_of_copies(methyl, start):
-    """They sum to one, whichever copy they are computed from, and go there and back."""
+def test_partition_of_unity_over_copies(methyl, start):
+    """The weights sum to one, whichever copy they are computed from; u and x are consistent."""
     flow = folded_flow(methyl, start, overlap=True)
     layer, x = flow.coordinates, start[:2000]
     tau = torch.linspace(0.3, 2.0, len(x), dtype=torch.float64)
-    plain, _ = layer.inverse_and_log_det(x)
+    folded, _ = layer.inverse_and_log_det(x)
     total, crossed = torch.zeros(len(x), dtype=torch.float64), 0
     for copy in range(3):
         copies = torch.full((len(x), 1), copy)
         u, log_det = layer.inverse_and_log_det(x, copies)
         assert torch.isfinite(log_det).all()
-        built, there = layer.forward_and_log_det(u)
-        torch.testing.assert_close(there, -log_det, rtol=0, atol=1e-12)
+        built, forward_log_det = layer.forward_and_log_det(u)
+        torch.testing.assert_close(forward_log_det, -log_det, rtol=0, atol=1e-12)
         torch.testing.assert_close(layer.place(u, like=x), x, rtol=0, atol=1e-12)
-        torch.testing.assert_close(layer.inverse_and_log_det(built)[0], plain, rtol=0, atol=1e-9)
-        share = layer.log_partition(u, tau)
-        torch.testing.assert_close(share, layer.log_partition_of(built, tau), rtol=1e-9, atol=1e-9)
-        total += share.exp()
-        crossed += int(((share.exp() > 0.1) & (share.exp() < 0.9)).sum())
+        torch.testing.assert_close(layer.inverse_and_log_det(built)[0], folded, rtol=0, atol=1e-9)
+        log_weight = layer.log_window(u, tau)
+        torch.testing.assert_close(
+            log_weight, layer.log_window_of(built, tau), rtol=1e-9, atol=1e-9
+        )
+        weight = log_weight.exp()
+        total += weight
+        crossed += int(((weight > 0.1) & (weight < 0.9)).sum())
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-12)
     assert crossed > 300  # the cut goes through a mode
     generator = torch.Generator().manual_seed(4)
     drawn = torch.stack([layer.draw_copies(x, tau, generator)[0][:, 0] for _ in range(200)])
     for copy in range(3):
         u, _ = layer.inverse_and_log_det(x, torch.full((len(x), 1), copy))
-        expected = layer.log_partition(u, tau).exp().sum()
-        found = (drawn == copy).double().sum() / len(drawn)
-        assert abs(found - expected) < 4 * (expected / len(drawn)).sqrt() + 1e-9
+        expected = layer.log_window(u, tau).exp().sum()
+        measured = (drawn == copy).double().sum() / len(drawn)
+        assert abs(measured - expected) < 4 * (expected / len(drawn)).sqrt() + 1e-9
 
 
-def test_the_domain_ends_where_no_copy_leads(methyl, start):
-    """More than one atom beyond a wall: no configuration is taken for such a copy."""
+def test_the_domain_has_no_copies_with_two_atoms_beyond_the_cut(methyl, start):
+    """No configuration is taken for such a copy."""
     flow = folded_flow(methyl, start, overlap=True)
     layer = flow.coordinates
     u, _ = layer.inverse_and_log_det(start[:500])
-    column = layer._torsions.start + int(layer.labelling.columns[0, 0])
-    for turn, allowed in ((-2.1, True), (-4.2, False), (2.1, True), (4.2, False)):
+    column = int((layer.kinds >= 2).nonzero()[0, 0]) + int(layer.labelling.columns[0, 0])
+    for shift, allowed in ((-2.1, True), (-4.2, False), (2.1, True), (4.2, False)):
         moved = u.clone()
-        moved[:, column] += turn
+        moved[:, column] += shift
         inside = torch.isfinite(layer.forward_and_log_det(moved)[1])
-        assert (inside.double().mean() > 0.2) == allowed, turn
-
-
-@pytest.mark.parametrize(("metric", "n_steps"), [("volume", 1), ("polar", 2), ("volume", 5)])
-def test_moves_with_overlap_leave_the_exact_distribution(methyl, start, metric, n_steps):
-    flow = folded_flow(methyl, start, metric, overlap=True)
-    x, acceptance = run(methyl, start, flow, n_steps)
-    assert (acceptance > 0.02).all(), acceptance
-    assert (acceptance < 0.95).all()
-    assert scores(methyl, x) < 4
+        assert (inside.double().mean() > 0.2) == allowed, shift
 
 
 def test_gradient_moves_and_swaps_with_overlap(methyl, start):
@@ -413,18 +411,18 @@ def test_gradient_moves_and_swaps_with_overlap(methyl, start):
     assert scores(methyl, state.x[:, 1], 700.0) < 4
 
 
-@pytest.mark.parametrize("mutant", ["share", "copy"])
+@pytest.mark.parametrize("mutant", ["weight", "copy"])
 def test_mutants_of_the_overlap_are_noticed(methyl, start, monkeypatch, mutant):
     flow = folded_flow(methyl, start, overlap=True)
     layer = flow.coordinates
-    if mutant == "share":  # left out of the proposal's density
-        monkeypatch.setattr(layer, "log_partition_of", lambda x, tau: 0 * tau)
-    else:  # drawn without a look at the shares
+    if mutant == "weight":  # left out of the proposal's density
+        monkeypatch.setattr(layer, "log_window_of", lambda x, tau: 0 * tau)
+    else:  # drawn without the weights
 
         def uniform(x, tau, generator):
             copies = torch.randint(3, (len(x), 1), generator=generator)
             u, _ = layer.inverse_and_log_det(x, copies)
-            return copies, layer.log_partition(u, tau)
+            return copies, layer.log_window(u, tau)
 
         monkeypatch.setattr(layer, "draw_copies", uniform)
     x, _ = run(methyl, start, flow, round_trip_tolerance=1e9)
@@ -432,7 +430,7 @@ def test_mutants_of_the_overlap_are_noticed(methyl, start, monkeypatch, mutant):
 
 
 def test_density_with_overlap(methyl, start):
-    """log_prob sums over copies; the density of a copy drawn, over its share, has that mean."""
+    """log_prob sums over copies; the density of a drawn copy, over its weight, has that mean."""
     flow, generator = folded_flow(methyl, start, overlap=True), torch.Generator().manual_seed(9)
     x, temperature = start[:400], 450.0
     momenta = 0.9 * torch.randn(len(x), flow.n_momenta, generator=generator, dtype=torch.float64)
@@ -442,12 +440,11 @@ def test_density_with_overlap(methyl, start):
         copies = torch.full((len(x), 1), copy)
         v, log_det = flow.inverse_and_log_det(x, momenta, copies)
         log_prob = flow.prior_log_prob(v, temperature) + log_det - flow.log_multiplicity
-        share = flow.coordinates.log_partition(
-            flow.coordinates.inverse_and_log_det(x, copies)[0], tau
-        )
-        mean += share.exp() * (log_prob - share).exp()
+        u, _ = flow.coordinates.inverse_and_log_det(x, copies)
+        log_weight = flow.coordinates.log_window(u, tau)
+        mean += log_weight.exp() * (log_prob - log_weight).exp()
     torch.testing.assert_close(mean.log(), flow.log_prob(x, momenta, temperature))
-    # The same in expectations over the flow's own draws: the mean of exp(log p - log_prob) is Z.
+    # The same in expectations over the flow's draws: the mean of exp(log p - log_prob) is Z.
     drawn = flow.sample(100_000, temperature, generator)
     kt = KB * temperature
     kinetic = 0.5 * drawn.momenta.square().sum(1) / (temperature / flow.reference_temperature)
@@ -460,9 +457,9 @@ def test_density_with_overlap(methyl, start):
     angles = methyl.dihedrals(torch.where(usable[:, None, None], drawn.x, start[:1]))
     for function, expected in zip(FUNCTIONS, methyl.exact(FUNCTIONS, temperature), strict=True):
         values = function(angles)
-        found = float((weight * values).sum())
-        stderr = float((weight.square() * (values - found).square()).sum().sqrt())
-        assert abs(found - expected) < 4 * stderr
+        estimate = float((weight * values).sum())
+        stderr = float((weight.square() * (values - estimate).square()).sum().sqrt())
+        assert abs(estimate - expected) < 4 * stderr
 
 
 def test_files_keep_the_overlap(methyl, start, tmp_path):
@@ -471,7 +468,5 @@ def test_files_keep_the_overlap(methyl, start, tmp_path):
     again = TemperatureSteerableFlow.load(tmp_path / "flow.pt")
     assert again.overlap
     config = flow.coordinates.to_config()
-    del config["overlap"]  # a file of an earlier version
-    assert not InternalCoordinates.from_config(config).overlap
-    with pytest.raises(ValueError, match="overlap"):
+    with pytest.raises(ValueError, match="overlap: expected bool"):
         InternalCoordinates.from_config({**config, "overlap": "yes"})

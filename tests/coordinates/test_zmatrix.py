@@ -36,10 +36,9 @@ def check_structure(zmatrix: ZMatrix, topology: app.Topology) -> None:
     bonded: set[frozenset[int]] = {frozenset((a.index, b.index)) for a, b in topology.bonds()}
     assert sorted(rows[:, 0]) == list(range(n_atoms))
     assert (rows[:3] == -1).sum() == 6
-    placed: set[int] = set()
+    level_of = {int(row[0]): int(level) for row, level in zip(rows, zmatrix.levels, strict=True)}
     for row, sibling, level in zip(rows, zmatrix.siblings, zmatrix.levels, strict=True):
         partners = [int(atom) for atom in row[1:] if atom >= 0]
-        # Siblings turn with the primary torsion of their own level, hence "level before or same".
         assert len({int(row[0]), *partners}) == len(partners) + 1
         if partners:
             assert frozenset((int(row[0]), partners[0])) in bonded
@@ -48,9 +47,8 @@ def check_structure(zmatrix: ZMatrix, topology: app.Topology) -> None:
         if len(partners) > 2:
             attached_to = partners[0] if sibling else partners[1]
             assert frozenset((partners[2], attached_to)) in bonded
-        level_of = {int(r[0]): int(v) for r, v in zip(rows, zmatrix.levels, strict=True)}
+        # The same level only for siblings, which rotate with a primary torsion of it.
         assert all(level_of[atom] <= level for atom in partners)
-        placed.add(int(row[0]))
     # Every tree bond with substituents at both ends has exactly one primary torsion.
     tree = [tuple(int(atom) for atom in row[:2]) for row in rows[1:]]
     degree = Counter(atom for bond in tree for atom in bond)
@@ -71,13 +69,13 @@ def test_phi_psi_and_omega_are_primary_torsions(name):
     zmatrix = ZMatrix.from_topology(topology, positions)
     check_structure(zmatrix, topology)
     frame = mdtraj.Trajectory(positions[None], mdtraj.Topology.from_openmm(topology))
-    wanted = [mdtraj.compute_phi(frame)[0], mdtraj.compute_psi(frame)[0]]
-    if name in ("alanine", "protein"):  # mdtraj knows no omega of caps
-        wanted.append(mdtraj.compute_omega(frame)[0])
+    dihedrals = [mdtraj.compute_phi(frame)[0], mdtraj.compute_psi(frame)[0]]
+    if name in ("alanine", "protein"):  # mdtraj has no omega of caps
+        dihedrals.append(mdtraj.compute_omega(frame)[0])
+    expected = np.concatenate(dihedrals)
+    assert len(expected) >= 2
     quartets = primary_quartets(zmatrix)
-    found = np.concatenate(wanted)
-    assert len(found) >= 2
-    assert all(tuple(map(int, quartet)) in quartets for quartet in found)
+    assert all(tuple(map(int, quartet)) in quartets for quartet in expected)
 
 
 def test_caps_have_their_omega():
@@ -154,36 +152,34 @@ def test_quantities_are_understood():
 class TestErrors:
     zigzag = np.array([[0, 0, 0], [0.1, 0, 0], [0.1, 0.1, 0], [0.2, 0.1, 0.05], [0.3, 0.2, 0.1]])
 
-    def test_no_bonds(self):
-        with pytest.raises(ValueError, match="expected bonds, got none"):
-            ZMatrix.from_topology(*graph_molecule([], self.zigzag))
-
-    def test_fragments(self):
-        topology, positions = graph_molecule([(0, 1), (1, 2), (3, 4)], self.zigzag)
-        with pytest.raises(ValueError, match=r"2 fragments .*C3"):
-            ZMatrix.from_topology(topology, positions)
+    @pytest.mark.parametrize(
+        ("bonds", "changes", "message"),
+        [
+            ([], {}, "expected bonds, got none"),
+            ([(0, 1), (1, 2), (3, 4)], {}, r"2 fragments .*C3"),
+            (
+                [(0, 1), (1, 2), (2, 3), (3, 4)],
+                {3: (0.1, 0.3, 0.0)},  # in line with atoms 1 and 2
+                r"linear angle.*MOL1-C1.*180\.00 degrees",
+            ),
+            ([(0, 1), (1, 2), (2, 3), (3, 4)], {4: (0.2, 0.1, 0.05)}, "coincide"),
+        ],
+    )
+    def test_molecules(self, bonds, changes, message):
+        positions = self.zigzag.copy()
+        for atom, position in changes.items():
+            positions[atom] = position
+        with pytest.raises(ValueError, match=message):
+            ZMatrix.from_topology(*graph_molecule(bonds, positions))
 
     def test_too_few_atoms(self):
         with pytest.raises(ValueError, match="at least 4 atoms, got 3"):
             ZMatrix.from_topology(*graph_molecule([(0, 1), (1, 2)], self.zigzag[:3]))
 
-    def test_linear(self):
-        line = self.zigzag.copy()
-        line[3] = [0.1, 0.3, 0.0]  # in line with atoms 1 and 2
-        topology, positions = graph_molecule([(0, 1), (1, 2), (2, 3), (3, 4)], line)
-        with pytest.raises(ValueError, match=r"linear angle.*MOL1-C1.*180\.00 degrees"):
-            ZMatrix.from_topology(topology, positions)
-
     def test_all_linear(self):
         line = np.arange(4)[:, None] * np.array([[0.1, 0.0, 0.0]])
         with pytest.raises(ValueError, match="linear angle"):
             ZMatrix.from_topology(*graph_molecule([(0, 1), (1, 2), (2, 3)], line))
-
-    def test_coinciding_atoms(self):
-        clash = self.zigzag.copy()
-        clash[4] = clash[3]
-        with pytest.raises(ValueError, match="coincide"):
-            ZMatrix.from_topology(*graph_molecule([(0, 1), (1, 2), (2, 3), (3, 4)], clash))
 
     def test_positions(self):
         topology, positions = graph_molecule([(0, 1), (1, 2), (2, 3), (3, 4)], self.zigzag)

@@ -326,7 +326,7 @@ def test_samplers(make, changes, message):
         ({"n_momenta": 0}, "n_momenta: a TSF expects at least 1, got 0"),
         ({"hidden": 64}, "hidden: expected a sequence of integers, got 64"),
         ({"hidden": (64, 2.5)}, r"hidden: expected an integer of at least 1, got 2\.5"),
-        ({"metric": "plain"}, "metric: expected 'volume' or 'polar', got 'plain'"),
+        ({"metric": "plain"}, "metric: expected one of volume, polar, got 'plain'"),
         ({"conditioner_dtype": "float32"}, "conditioner_dtype: expected torch.float32"),
     ],
     ids=ids,

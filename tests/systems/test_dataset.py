@@ -1,4 +1,4 @@
-"""Frames at the door, their blocked split and their basins."""
+"""Datasets: which frames are accepted, the blocked split and the basins."""
 
 import mdtraj
 import numpy as np
@@ -52,7 +52,7 @@ def test_load_any_trajectory(dataset, molecule, tmp_path):
     for name in ("a.dcd", "a.nc"):
         frames.save(str(tmp_path / name))
         again = MDDataset.load(tmp_path / name, molecule, 600)
-        # The shipped molecule drifts away from the origin: float32 there is 4e-6 nm coarse.
+        # The molecule diffuses far from the origin, where the spacing of float32 is 4e-6 nm.
         assert (again.positions - dataset.positions).abs().max() < 1e-5
     two = MDDataset.load(
         [tmp_path / "a.dcd", tmp_path / "a.dcd"], molecule, 600, skip=100, stride=7
@@ -60,7 +60,7 @@ def test_load_any_trajectory(dataset, molecule, tmp_path):
     assert len(two) == 100
 
 
-def test_the_door(dataset, molecule, tmp_path):
+def test_refused_frames(dataset, molecule, tmp_path):
     frames = mdtraj.Trajectory(dataset.positions.numpy(), molecule.mdtraj_topology)
     frames.save_xtc(str(tmp_path / "a.xtc"))
     with pytest.raises(ValueError, match="XTC"):
@@ -95,9 +95,9 @@ def test_the_door(dataset, molecule, tmp_path):
 def test_chains_are_held_out_whole(dataset):
     chains = torch.arange(20).repeat(20)
     parts = MDDataset(dataset.positions, 600, chains=chains).split()
-    held = [set(part.chains.tolist()) for part in parts]
-    assert [len(part) for part in held] == [16, 2, 2]
-    assert not held[0] & held[1] | held[0] & held[2] | held[1] & held[2]
+    names = [set(part.chains.tolist()) for part in parts]
+    assert [len(part) for part in names] == [16, 2, 2]
+    assert not names[0] & names[1] | names[0] & names[2] | names[1] & names[2]
     with pytest.raises(ValueError, match="chains: expected at least 3"):
         MDDataset(dataset.positions, 600, chains=chains % 2).split()
     with pytest.raises(ValueError, match="chains: expected shape"):

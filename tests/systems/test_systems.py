@@ -1,4 +1,4 @@
-"""Molecules at the door: what is accepted, what is refused and by which name."""
+"""Molecules: which Systems are accepted or refused, and what errors name."""
 
 import copy
 
@@ -55,12 +55,10 @@ def test_fingerprint_survives_an_upgrade_of_openmm(molecule, monkeypatch):
 
 
 def peptide(n_residues, capped):
-    """Of alanines, backbone only, with masses and nothing else."""
+    """A peptide of alanines, backbone only, with masses and no Forces."""
     topology, system = app.Topology(), openmm.System()
     chain = topology.addChain()
-    names = ["ALA"] * n_residues
-    if capped:
-        names = ["ACE", *names, "NME"]
+    names = ["ACE"] * capped + ["ALA"] * n_residues + ["NME"] * capped
     previous = None
     for name in names:
         residue = topology.addResidue(name, chain)
@@ -76,34 +74,17 @@ def peptide(n_residues, capped):
 
 
 @pytest.mark.parametrize(
-    ("n_residues", "capped", "expected"),
+    ("n_residues", "capped", "first_atoms"),
     [
-        (1, True, {"phi": (0, 1, 2, 3), "psi": (1, 2, 3, 4)}),
+        (1, True, {"phi": 0, "psi": 1}),
         (1, False, {}),
-        (2, False, {"phi2": (2, 3, 4, 5), "psi1": (0, 1, 2, 3)}),
-        (
-            2,
-            True,
-            {
-                "phi2": (0, 1, 2, 3),
-                "phi3": (3, 4, 5, 6),
-                "psi2": (1, 2, 3, 4),
-                "psi3": (4, 5, 6, 7),
-            },
-        ),
-        (
-            3,
-            False,
-            {
-                "phi2": (2, 3, 4, 5),
-                "phi3": (5, 6, 7, 8),
-                "psi1": (0, 1, 2, 3),
-                "psi2": (3, 4, 5, 6),
-            },
-        ),
+        (2, False, {"phi2": 2, "psi1": 0}),
+        (2, True, {"phi2": 0, "phi3": 3, "psi2": 1, "psi3": 4}),
+        (3, False, {"phi2": 2, "phi3": 5, "psi1": 0, "psi2": 3}),
     ],
 )
-def test_dihedrals_are_named_by_their_residue(n_residues, capped, expected):
+def test_dihedrals_are_named_by_their_residue(n_residues, capped, first_atoms):
+    expected = {name: tuple(range(first, first + 4)) for name, first in first_atoms.items()}
     assert peptide(n_residues, capped).dihedrals == expected
 
 

@@ -1,0 +1,224 @@
+"""The bonds of a molecule as a graph, and the spanning tree on which its Z-matrix is built."""
+
+import heapq
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import openmm.app as app
+
+from openmm_tsf.units import as_positions
+from openmm_tsf.utils.topology import atom_label
+
+#: Reference angles closer than this to 0 or pi (radians) leave a dihedral angle undefined.
+LINEAR_TOLERANCE = np.deg2rad(5.0)
+
+_TETRAHEDRAL_ELEMENTS = frozenset({"B", "C", "N", "Si", "P", "S", None})
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class BondGraph:
+    """The bonded atoms of one molecule and what is needed to rank atoms and bonds.
+
+    Attributes
+    ----------
+    names, elements, atomic_numbers : tuple
+        Of each atom; an atom without an element has None and 0.
+    neighbours : tuple of tuple of int
+        The atoms bonded to each atom.
+    backbone, bridges : frozenset of (int, int)
+        Peptide backbone bonds and other bonds between residues, in both directions.
+    alpha_triples : tuple of (int, int, int)
+        N, CA and C of each residue that has them.
+    positions : ndarray [N, 3]
+        The reference conformation in nm.
+    """
+
+    names: tuple[str, ...]
+    elements: tuple[str | None, ...]
+    atomic_numbers: tuple[int, ...]
+    neighbours: tuple[tuple[int, ...], ...]
+    backbone: frozenset[tuple[int, int]]
+    bridges: frozenset[tuple[int, int]]
+    alpha_triples: tuple[Triple, ...]
+    positions: np.ndarray
+
+    @classmethod
+    def from_topology(cls, topology: app.Topology, positions: Any) -> Self:
+        """Return the graph of a Topology; the errors are those of `ZMatrix.from_topology`."""
+        if not isinstance(topology, app.Topology):
+            raise TypeError(
+                f"topology: expected an openmm.app.Topology, got {type(topology).__name__}"
+            )
+        atoms = list(topology.atoms())
+        n_atoms = len(atoms)
+        if n_atoms < 4:
+            raise ValueError(f"topology: expected at least 4 atoms, got {n_atoms}")
+        xyz = as_positions(positions, n_atoms)
+        neighbours: list[set[int]] = [set() for _ in atoms]
+        backbone: set[tuple[int, int]] = set()
+        bridges: set[tuple[int, int]] = set()
+        for first, second in topology.bonds():
+            i, j = first.index, second.index
+            neighbours[i].add(j)
+            neighbours[j].add(i)
+            if _is_backbone(first, second):
+                backbone |= {(i, j), (j, i)}
+            elif first.residue is not second.residue:
+                bridges |= {(i, j), (j, i)}
+        if not any(neighbours):
+            raise ValueError(
+                "topology: expected bonds, got none; Topology.createStandardBonds() adds those of "
+                "standard residues, Topology.addBond any other"
+            )
+        names = tuple(atom_label(atom) for atom in atoms)
+        _check_connected(neighbours, names)
+        residues: dict[int, dict[str, int]] = {}
+        for atom in atoms:
+            residues.setdefault(atom.residue.index, {})[atom.name] = atom.index
+        alpha_triples = tuple(
+            (residue["N"], residue["CA"], residue["C"])
+            for residue in residues.values()
+            if {"N", "CA", "C"} <= residue.keys()
+            and {residue["N"], residue["C"]} <= neighbours[residue["CA"]]
+        )
+        return cls(
+            names,
+            tuple(None if atom.element is None else atom.element.symbol for atom in atoms),
+            tuple(0 if atom.element is None else atom.element.atomic_number for atom in atoms),
+            tuple(tuple(sorted(bonded)) for bonded in neighbours),
+            frozenset(backbone),
+            frozenset(bridges),
+            alpha_triples,
+            xyz,
+        )
+
+    def is_heavy(self, atom: int) -> bool:
+        """Whether the atom is not a hydrogen."""
+        return self.elements[atom] not in ("H", "D")
+
+    def is_tetrahedral(self, atom: int) -> bool:
+        """Whether the atom has four neighbours and an element that is then tetrahedral."""
+        return len(self.neighbours[atom]) == 4 and self.elements[atom] in _TETRAHEDRAL_ELEMENTS
+
+    def check_angle(self, first: int, vertex: int, last: int) -> None:
+        """Refuse a reference angle that is linear or undefined, naming its atoms."""
+        for atom in (first, last):
+            if np.linalg.norm(self.positions[atom] - self.positions[vertex]) < 1e-3:
+                raise ValueError(
+                    f"positions: atoms {self.names[atom]} and {self.names[vertex]} coincide"
+                )
+        if not self._is_bent(first, vertex, last):
+            raise ValueError(
+                "positions: expected no linear angle, but "
+                f"{self.names[first]} {self.names[vertex]} {self.names[last]} is at "
+                f"{np.rad2deg(self._angle(first, vertex, last)):.2f} degrees; dihedral angles "
+                "about it are undefined"
+            )
+
+    def _angle(self, first: int, vertex: int, last: int) -> float:
+        one = self.positions[first] - self.positions[vertex]
+        two = self.positions[last] - self.positions[vertex]
+        return float(np.arctan2(np.linalg.norm(np.cross(one, two)), one @ two))
+
+    def _is_bent(self, first: int, vertex: int, last: int) -> bool:
+        angle = self._angle(first, vertex, last)
+        return min(angle, np.pi - angle) >= LINEAR_TOLERANCE
+
+    def _eccentricity(self, atom: int) -> int:
+        """Number of bonds to the farthest atom."""
+        depth = {atom: 0}
+        queue = deque([atom])
+        while queue:
+            current = queue.popleft()
+            for other in self.neighbours[current]:
+                if other not in depth:
+                    depth[other] = depth[current] + 1
+                    queue.append(other)
+        return max(depth.values())
+
+    def root_triple(self) -> Triple:
+        """Return three bonded atoms (a0, a1, a2) for the root of the tree.
+
+        N, CA, C of the most central residue, or else heavy atoms at the centre: rounding errors and
+        the number of levels grow with the depth of the tree.
+        """
+        candidates: Sequence[Triple] = self.alpha_triples
+        if not candidates:
+            candidates = [
+                (first, vertex, last)
+                for vertex, bonded in enumerate(self.neighbours)
+                for first in bonded
+                for last in bonded
+                if first < last
+            ]
+        bent = [triple for triple in candidates if self._is_bent(*triple)]
+        if not bent:
+            self.check_angle(*candidates[0])  # raises, and names the atoms
+        n_heavy = {triple: sum(map(self.is_heavy, triple)) for triple in bent}
+        most = max(n_heavy.values())
+        heaviest = [triple for triple in bent if n_heavy[triple] == most]
+        eccentricity = {vertex: self._eccentricity(vertex) for vertex in {t[1] for t in heaviest}}
+
+        def rank(triple: Triple) -> tuple[int, int, Triple]:
+            n_bonds = sum(len(self.neighbours[atom]) for atom in triple)
+            return eccentricity[triple[1]], -n_bonds, triple
+
+        return min(heaviest, key=rank)
+
+    def spanning_tree(self, root: Triple) -> dict[int, int]:
+        """Return the parent of each atom (Prim's algorithm): rings open far from the root.
+
+        Backbone bonds come first and bridges between residues (disulfides) last, so that a ring
+        through a bridge is never opened in the backbone.
+        """
+        parents = {root[0]: root[1], root[2]: root[1]}
+        reached = set(root)
+        heap: list[tuple[int, int, int, int, int]] = []
+
+        def add_bonds(atom: int, depth: int) -> None:
+            for other in self.neighbours[atom]:
+                bond = (atom, other)
+                order = 0 if bond in self.backbone else 2 if bond in self.bridges else 1
+                heapq.heappush(heap, (order, depth, not self.is_heavy(other), other, atom))
+
+        for atom in root:
+            add_bonds(atom, 1)
+        while heap:
+            _, depth, _, atom, parent = heapq.heappop(heap)
+            if atom not in reached:
+                reached.add(atom)
+                parents[atom] = parent
+                add_bonds(atom, depth + 1)
+        return parents
+
+
+def _is_backbone(first: app.topology.Atom, second: app.topology.Atom) -> bool:
+    pair = {first.name, second.name}
+    if first.residue is second.residue:
+        return pair in ({"N", "CA"}, {"CA", "C"})
+    return pair == {"C", "N"}
+
+
+def _check_connected(neighbours: Sequence[set[int]], names: Sequence[str]) -> None:
+    """Refuse several fragments, naming an atom of each of the first few."""
+    unseen = set(range(len(neighbours)))
+    fragments = []
+    while unseen:
+        fragments.append(min(unseen))
+        stack = [fragments[-1]]
+        while stack:
+            atom = stack.pop()
+            if atom in unseen:
+                unseen.remove(atom)
+                stack.extend(neighbours[atom])
+    if len(fragments) > 1:
+        shown = ", ".join(names[atom] for atom in fragments[:4])
+        raise ValueError(
+            f"topology: expected one molecule connected by bonds, got {len(fragments)} fragments "
+            f"(starting at {shown}{', ...' if len(fragments) > 4 else ''})"
+        )
