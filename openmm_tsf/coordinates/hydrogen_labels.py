@@ -213,7 +213,7 @@ class LabelledCopies:
         """ln of the number of labelled copies of each u: G ln 3."""
         return len(self.labelling) * math.log(3.0)
 
-    def log_window(self, u: Tensor, tau: Tensor) -> Tensor:
+    def log_partition(self, u: Tensor, tau: Tensor) -> Tensor:
         """ln of the partition of unity [B] over hydrogen label copies, at the copies u [B, 3N-6].
 
         If copies are disjoint, a density on u ends at a step, which no smooth flow fits and beyond
@@ -238,12 +238,12 @@ class LabelledCopies:
         return log_numerator - log_denominator
 
     def log_partition_terms(self, u: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-        """ln of the numerator and of the denominator of :meth:`log_window` at u, each [B]."""
+        """ln of the numerator and of the denominator of :meth:`log_partition` at u, each [B]."""
         torsions = u[:, -len(self.branch_cuts) :]
         return self.labelling.log_partition_terms(torsions, self.branch_cuts, tau)
 
-    def log_window_of(self, x: Tensor, tau: Tensor) -> Tensor:
-        """:meth:`log_window` [B] of the copies whose conformations, as built, are x [B, N, 3].
+    def log_partition_of(self, x: Tensor, tau: Tensor) -> Tensor:
+        """:meth:`log_partition` [B] of the copies whose conformations, as built, are x [B, N, 3].
 
         The primary hydrogen need not come first: the labels of x tell which copy it is.
         """
@@ -260,11 +260,11 @@ class LabelledCopies:
     def draw_copies(
         self, x: Tensor, tau: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Draw copies [B, G] of x [B, N, 3] by weight; return them and their :meth:`log_window`."""
+        """Draw copies [B, G] of x [B, N, 3]; return them and their :meth:`log_partition` [B]."""
         self._check_x(x)
         x = self.relabel(x, self.labels(x))
         torsions, primary = self.labelling.dihedrals(x), self.labelling.columns[:, 0]
         start = wrap(torsions[:, primary], self.branch_cuts[primary])
         torsions = torsions.index_copy(1, primary, start)
         copies = self.labelling.draw_copies(torsions, self.branch_cuts, tau, generator)
-        return copies, self.log_window_of(self.relabel(x, copies), tau)
+        return copies, self.log_partition_of(self.relabel(x, copies), tau)

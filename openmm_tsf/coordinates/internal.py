@@ -145,7 +145,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
             Conformations with other labels map to the same u; :meth:`place` restores the labels.
         overlap
             Let neighbouring copies overlap, so that a density has no step at their boundary: see
-            :meth:`log_window`.
+            :meth:`log_partition`.
 
         Raises
         ------

@@ -360,9 +360,9 @@ def test_partition_of_unity_over_copies(methyl, start):
         torch.testing.assert_close(forward_log_det, -log_det, rtol=0, atol=1e-12)
         torch.testing.assert_close(layer.place(u, like=x), x, rtol=0, atol=1e-12)
         torch.testing.assert_close(layer.inverse_and_log_det(built)[0], folded, rtol=0, atol=1e-9)
-        log_weight = layer.log_window(u, tau)
+        log_weight = layer.log_partition(u, tau)
         torch.testing.assert_close(
-            log_weight, layer.log_window_of(built, tau), rtol=1e-9, atol=1e-9
+            log_weight, layer.log_partition_of(built, tau), rtol=1e-9, atol=1e-9
         )
         weight = log_weight.exp()
         total += weight
@@ -373,7 +373,7 @@ def test_partition_of_unity_over_copies(methyl, start):
     drawn = torch.stack([layer.draw_copies(x, tau, generator)[0][:, 0] for _ in range(200)])
     for copy in range(3):
         u, _ = layer.inverse_and_log_det(x, torch.full((len(x), 1), copy))
-        expected = layer.log_window(u, tau).exp().sum()
+        expected = layer.log_partition(u, tau).exp().sum()
         measured = (drawn == copy).double().sum() / len(drawn)
         assert abs(measured - expected) < 4 * (expected / len(drawn)).sqrt() + 1e-9
 
@@ -416,13 +416,13 @@ def test_mutants_of_the_overlap_are_noticed(methyl, start, monkeypatch, mutant):
     flow = folded_flow(methyl, start, overlap=True)
     layer = flow.coordinates
     if mutant == "weight":  # left out of the proposal's density
-        monkeypatch.setattr(layer, "log_window_of", lambda x, tau: 0 * tau)
+        monkeypatch.setattr(layer, "log_partition_of", lambda x, tau: 0 * tau)
     else:  # drawn without the weights
 
         def uniform(x, tau, generator):
             copies = torch.randint(3, (len(x), 1), generator=generator)
             u, _ = layer.inverse_and_log_det(x, copies)
-            return copies, layer.log_window(u, tau)
+            return copies, layer.log_partition(u, tau)
 
         monkeypatch.setattr(layer, "draw_copies", uniform)
     x, _ = run(methyl, start, flow, round_trip_tolerance=1e9)
@@ -441,7 +441,7 @@ def test_density_with_overlap(methyl, start):
         v, log_det = flow.inverse_and_log_det(x, momenta, copies)
         log_prob = flow.prior_log_prob(v, temperature) + log_det - flow.log_multiplicity
         u, _ = flow.coordinates.inverse_and_log_det(x, copies)
-        log_weight = flow.coordinates.log_window(u, tau)
+        log_weight = flow.coordinates.log_partition(u, tau)
         mean += log_weight.exp() * (log_prob - log_weight).exp()
     torch.testing.assert_close(mean.log(), flow.log_prob(x, momenta, temperature))
     # The same in expectations over the flow's draws: the mean of exp(log p - log_prob) is Z.
