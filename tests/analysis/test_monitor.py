@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from openmm_tsf.analysis import Reference, load_run
+from openmm_tsf.analysis.basin_checks import default_basins
 from openmm_tsf.analysis.frame_checks import (
-    leak,
-    mirrored,
+    is_mirrored,
+    measure_leak,
     peptide_bonds,
     read_branches,
     signed_volumes,
     tetrahedral_centres,
 )
-from openmm_tsf.analysis.monitor import default_basins, monitor
+from openmm_tsf.analysis.monitor import monitor
 from openmm_tsf.coordinates.internal import InternalCoordinates
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.flows.serialization import write_flow_file
@@ -122,7 +123,7 @@ def test_nothing_ever_crosses(tmp_path):
     found = monitor(make_run(tmp_path / "run", -sign * np.abs(phi), psi))
     assert "all rungs: no replica ever entered or left the basin phi > 0; its populations are " \
         "those of the start" in found["warnings"]  # fmt: skip
-    assert "300.00 K: the basin phi > 0 was visited by 1 of 8 walkers only" in found["warnings"]
+    assert "300.00 K: the basin phi > 0 was visited by only 1 of 8 walkers" in found["warnings"]
 
 
 def test_a_rung_that_lives_on_exchanges(tmp_path):
@@ -138,7 +139,9 @@ def test_a_rung_that_lives_on_exchanges(tmp_path):
     assert found["basins"]["phi > 0"]["300.00"]["crossings"] == 0
     assert found["basins"]["phi > 0"]["600.00"]["crossings"] > 0
     assert any(
-        w.startswith("300.00 K: the basin phi > 0: no replica entered or left it here")
+        w.startswith(
+            "300.00 K: the basin phi > 0: no replica entered or left it at this temperature"
+        )
         for w in found["warnings"]
     )
 
@@ -189,7 +192,7 @@ def run_of_chain(path, angles, cut):
     ("cut", "expected"),
     [
         (2.9, None),  # in the gap
-        (0.4, "cut there"),  # on the flank of the peak
+        (0.4, "place the cut there"),  # on the flank of the peak
     ],
 )
 def test_where_a_branch_is_cut(tmp_path, cut, expected):
@@ -209,7 +212,7 @@ def test_samples_that_pile_up_at_a_wall(tmp_path):
     """All angles on one side of the cut, densest there: nothing passes."""
     angles = np.abs(0.5 * np.random.default_rng(11).normal(size=(300, 8)))
     found = run_of_chain(tmp_path / "run", angles, 0.0)
-    assert "pile up at the cut" in found["warnings"][0]
+    assert "do not cross the cut" in found["warnings"][0]
     assert found["leaking_branches"][0]["frames_below"] == 0
 
 
@@ -218,7 +221,7 @@ def test_a_cut_with_no_better_place_is_a_note(tmp_path):
     angles = np.random.default_rng(12).uniform(-np.pi, np.pi, (300, 8))
     found = run_of_chain(tmp_path / "run", angles, 1.0)
     assert found["warnings"] == []
-    assert "nowhere much lower" in found["notes"][0]
+    assert "not much lower anywhere" in found["notes"][0]
 
 
 def test_leak_of_a_density_that_is_known():
@@ -227,7 +230,7 @@ def test_leak_of_a_density_that_is_known():
     x = rng.uniform(-np.pi, np.pi, (40_000, 8))
     kept = rng.random(x.shape) < 0.5 * (1 + 0.8 * np.cos(x))
     angles = np.stack([c[k][:15_000] for c, k in zip(x.T, kept.T, strict=True)], axis=1)
-    found = leak(angles, np.pi)
+    found = measure_leak(angles, np.pi)
     window = np.sinc(np.radians(5.0) / np.pi)  # mean of the cosine over 5 degrees at its extremum
     expected = (1 - 0.8 * window) / (1 + 0.8 * window)
     assert found.density == pytest.approx(expected, rel=0.15)
@@ -281,7 +284,7 @@ def test_frames_turned_over_and_cis_bonds(tmp_path, molecule):
     assert found["wrong_handedness"]["frames"] == {"300.00": 0, "600.00": 1}
     assert {"ALA2-CA", "ALA2-CB"} <= set(found["wrong_handedness"]["centres"])
     assert found["warnings"] == [
-        "600.00 K: 1 of 20 frames have another handedness than topology.pdb"
+        "600.00 K: 1 of 20 frames have a centre of the opposite handedness to topology.pdb"
     ]
 
     names, quartets = peptide_bonds(molecule.mdtraj_topology)
@@ -310,10 +313,10 @@ def test_a_bent_centre_is_not_turned(molecule):
     flipped = signed_volumes(bent[None], centres.atoms[k])[0] * centres.signs[k] < 0
     assert flipped.tolist() == [True, False, False, False]
     frames = np.stack([x, bent, x * [1, 1, -1], bent * [1, 1, -1]])
-    assert mirrored(frames, centres)[:, k].tolist() == [False, False, True, False]
+    assert is_mirrored(frames, centres)[:, k].tolist() == [False, False, True, False]
     exchanged = x.copy()  # two neighbours trade places: the other handedness
     exchanged[lowest[:2]] = x[lowest[1::-1]]
-    assert mirrored(exchanged[None], centres)[0, k]
+    assert is_mirrored(exchanged[None], centres)[0, k]
 
 
 def test_few_of_many_frames(tmp_path, molecule):

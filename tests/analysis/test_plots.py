@@ -121,14 +121,14 @@ def test_figures_say_what_is_not_known(tmp_path, monkeypatch):
         assert expected in words
     assert not any(word in words for word in ("nan", "inf", "unknown"))
     assert {"run mean", "reference mean"} <= set(ramachandran)
-    assert "never seen" in diagnostic
+    assert "never visited" in diagnostic
     assert diagnostic.count("300 K") == 1  # the energies' legend; P(phi > 0) has drawn no rung
 
 
 def test_a_run_without_angles(tmp_path):
     write_run(tmp_path / "run", [1.0, 2.0], np.random.default_rng(3).normal(size=(20, 2, 2)))
     run = load_run(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"this recorded \[\]"):
+    with pytest.raises(ValueError, match=r"this one recorded \[\]"):
         plot_ramachandran(run, tmp_path / "a.png")
     plot_diagnostics(run, tmp_path / "b.png")
     check_image(tmp_path / "b.png")

@@ -24,7 +24,7 @@ from openmm_tsf.analysis.ensemble_checks import (
 )
 from openmm_tsf.analysis.mbar import Mbar
 from openmm_tsf.analysis.report import disagreements, unsampled
-from openmm_tsf.analysis.thermodynamics import dihedral_profile, thermodynamics
+from openmm_tsf.analysis.thermodynamics import compute_thermodynamics, dihedral_profile
 from openmm_tsf.analysis.uncertainty import estimate_mean
 from openmm_tsf.units import KB
 from tests.support.fabricate import DoubleWell, write_run
@@ -62,7 +62,7 @@ def test_functions_of_temperature_are_exact_and_their_errors_calibrated():
     z = np.empty((repeats, 3, 3))
     for k in range(repeats):
         energy, phi = WELL.draw(rng, (300, 8), LADDER, rho=0.6)
-        found = thermodynamics(Mbar(energy, BETAS), targets, KB, "phi", phi > 0)
+        found = compute_thermodynamics(Mbar(energy, BETAS), targets, KB, "phi", phi > 0)
         values = np.stack([found.energy, found.heat_capacity, found.delta_f], axis=1)
         errors = [found.energy_stderr, found.heat_capacity_stderr, found.delta_f_stderr]
         z[k] = (values - exact) / np.stack(errors, axis=1)
@@ -128,7 +128,7 @@ def test_a_bin_that_was_never_visited():
 
 def test_one_rung_is_its_own_average():
     energy, phi = WELL.draw(np.random.default_rng(5), (200, 4), [300.0], rho=0.5)
-    found = thermodynamics(Mbar(energy, BETAS[:1]), [300.0], KB, "phi", phi > 0)
+    found = compute_thermodynamics(Mbar(energy, BETAS[:1]), [300.0], KB, "phi", phi > 0)
     own = heat_capacity(energy[..., 0], 300.0, KB)
     assert found.energy[0] == pytest.approx(energy.mean())
     assert found.energy_stderr[0] == pytest.approx(estimate_mean(energy[..., 0]).stderr)
@@ -278,17 +278,17 @@ def test_mbar_of_rungs_that_do_not_overlap():
     energy = far_apart(kelvins, modes=4000)
     mbar, near = Mbar(energy, 1 / (KB * kelvins)), Mbar(energy[..., :2], 1 / (KB * kelvins[:2]))
     for kelvin in (300.0, 301.5, 303.0):
-        found = mbar.at(1 / (KB * kelvin)).mean(energy)
-        same = near.at(1 / (KB * kelvin)).mean(energy[..., :2])
+        found = mbar.reweight(1 / (KB * kelvin)).mean(energy)
+        same = near.reweight(1 / (KB * kelvin)).mean(energy[..., :2])
         assert (found.value, found.stderr) == pytest.approx((same.value, same.stderr), rel=1e-6)
-    hot = mbar.at(1 / (KB * 1200.0)).mean(energy)
+    hot = mbar.reweight(1 / (KB * 1200.0)).mean(energy)
     own = estimate_mean(energy[..., 2])
     assert (hot.value, hot.stderr) == pytest.approx((own.value, own.stderr), rel=1e-6)
     # The temperature whose samples would lie where the two blocks have equal weights.
     border = 1 / (KB * np.sqrt(303.0 * 1200.0))
-    weights = [mbar.at(b).weights[..., 2].sum() for b in np.linspace(0.7, 1.3, 301) * border]
+    weights = [mbar.reweight(b).weights[..., 2].sum() for b in np.linspace(0.7, 1.3, 301) * border]
     middle = (np.linspace(0.7, 1.3, 301) * border)[np.argmin(np.abs(np.array(weights) - 0.5))]
-    between = mbar.at(middle).mean(energy)
+    between = mbar.reweight(middle).mean(energy)
     assert np.isfinite(between.value)
     assert np.isnan([between.stderr, between.n_independent]).all()
 
@@ -324,10 +324,10 @@ def test_independent_samples_of_mbar_estimates():
     """Variance/SE² at the target temperature; of one rung, those of its own mean."""
     energy, _ = WELL.draw(np.random.default_rng(16), (200, 4), LADDER, rho=0.5)
     own = estimate_mean(energy[..., 0])
-    alone = Mbar(energy[..., :1], BETAS[:1]).at(BETAS[0]).mean(energy[..., :1])
+    alone = Mbar(energy[..., :1], BETAS[:1]).reweight(BETAS[0]).mean(energy[..., :1])
     assert alone.n_independent == pytest.approx(own.n_independent)
     assert own.n_independent == pytest.approx(energy[..., 0].var() / own.stderr**2)
-    found = Mbar(energy, BETAS).at(BETAS[1]).mean(energy)
+    found = Mbar(energy, BETAS).reweight(BETAS[1]).mean(energy)
     assert found.n_samples == energy.size
     assert found.variance == pytest.approx(energy[..., 1].var(), rel=0.15)
     assert found.n_independent == pytest.approx(found.variance / found.stderr**2)
@@ -379,7 +379,7 @@ def test_of_a_run(tmp_path):
     profile = run.phi_profile(350, bins=10)
     half = profile.probability[5:].sum()
     assert np.log((1 - half) / half) == pytest.approx(some.delta_f[0], abs=1e-5)
-    with pytest.raises(ValueError, match=r"within 300\.00 to 600\.00 K, got 610 K"):
+    with pytest.raises(ValueError, match=r"expected 300\.00 to 600\.00 K, got 610 K"):
         run.thermodynamics([610])
     with pytest.raises(ValueError, match="chi"):
         run.thermodynamics([300], dihedral="chi")
