@@ -44,19 +44,19 @@ class Run(RunEstimates):
     >>> flow = tsf.TemperatureSteerableFlow(1, 2, 1, (4,))
     >>> well = DoubleWell(0.0, -1.0, 0.25)
     >>> sampler = tsf.ParallelTempering(
-    ...     None, flow, [1.0, 2.0], n_walkers=8, potential=well, seed=1
+    ...     None, flow, [1.0, 2.0], n_walkers=16, potential=well, seed=1
     ... )
-    >>> sampler.set_positions(torch.zeros(8, 2, 1))
-    >>> _ = sampler.run(200, output="run", progress=False)
+    >>> sampler.set_positions(torch.zeros(16, 2, 1))
+    >>> _ = sampler.run(20, output="run", progress=False)
 
     >>> run = tsf.load_run("run")
     >>> run.energies(temperature=2.0).shape
-    (200, 8)
+    (20, 16)
     >>> run.mean_energy(1.0).value < run.mean_energy(2.0).value
     True
     >>> u_kn, n_k = run.u_kn()
     >>> u_kn.shape, n_k.tolist()
-    ((2, 3200), [1600, 1600])
+    ((2, 640), [320, 320])
 
     Of a molecule's run, ``run.trajectory(300)`` has the frames, ``run.ramachandran(300)`` φ and ψ,
     and ``run.free_energy_difference(lambda frames: ..., 300)`` a free-energy difference by MBAR.

@@ -158,10 +158,10 @@ class Profile:
     --------
     >>> import numpy as np
     >>> from openmm_tsf.analysis import importance_profile
-    >>> angles = np.random.default_rng(1).uniform(-np.pi, np.pi, 1000)
-    >>> profile = importance_profile(2 * np.log(1 + np.cos(angles)), angles, 300.0, bins=3)
-    >>> [round(float(f), 1) for f in profile.free_energy]  # in kT, of p ∝ (1 + cos φ)²
-    [2.5, 0.0, 2.5]
+    >>> angles = np.linspace(-np.pi, np.pi, 1000)
+    >>> profile = importance_profile(2 * np.cos(angles), angles, 300.0, bins=3)  # U = -2 kT cos φ
+    >>> [round(float(f), 1) for f in profile.free_energy]  # in kT
+    [2.1, 0.0, 2.1]
     """
 
     temperature: float
