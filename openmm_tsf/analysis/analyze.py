@@ -75,11 +75,6 @@ def write_thermodynamics(
         Of the JSON file: ``functions`` (the rows of the CSV file), ``profiles`` of φ at every rung,
         and, beside a reference, ``reference`` (its rows) and ``z``. Numbers that are not known are
         None.
-
-    Raises
-    ------
-    ValueError
-        If the run has no data yet.
     """
     target, reference = Path(folder), reference or run.reference()
     table = plot_thermodynamics(run, target / "thermodynamics.png", reference)

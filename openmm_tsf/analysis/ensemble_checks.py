@@ -101,13 +101,6 @@ def energy_ratio(
     check
         NaN where the energies of the rungs do not overlap, or so little that the information of
         the regression is singular.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, or the arrays are empty.
-    RuntimeError
-        If the likelihood cannot be maximised.
     """
     series = np.stack([np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)], -1)
     expected = betas[0] - betas[1]

@@ -140,12 +140,6 @@ class RunEstimates(RunData):
             the rungs and 13 evenly spaced temperatures.
         dihedral
             The dihedral of ΔF; by default the first φ, if the run recorded one.
-
-        Raises
-        ------
-        ValueError
-            If `temperatures` is empty or one is outside the ladder, or the run did not record the
-            dihedral.
         """
         self.require_samples()
         if temperatures is None:
@@ -179,13 +173,7 @@ class RunEstimates(RunData):
         return dihedral_profile(self.mbar(), angles, kelvin, self.boltzmann_constant, bins)
 
     def phi_profile(self, temperature: Any, bins: int = PROFILE_BINS) -> Profile:
-        """Return the `profile` along the first φ.
-
-        Raises
-        ------
-        ValueError
-            If the run recorded no φ.
-        """
+        """Return the `profile` along the first φ."""
         name = self.first_phi()
         if name is None:
             raise ValueError(f"phi: this run recorded {list(self.dihedral_atoms)}, no phi")
@@ -214,11 +202,7 @@ class RunEstimates(RunData):
         """Compare the slope of ln[P_b(U)/P_a(U)] with β_a - β_b of each pair of neighbours."""
         self.require_samples()
         return [
-            energy_ratio(
-                self.energies(a),
-                self.energies(b),
-                (1.0 / (self.boltzmann_constant * a), 1.0 / (self.boltzmann_constant * b)),
-            )
+            energy_ratio(self.energies(a), self.energies(b), (self.beta(a), self.beta(b)))
             for a, b in pairwise(map(float, self.temperatures))
         ]
 

@@ -154,11 +154,6 @@ def read_branches(path: Path) -> Branches | None:
 
     Groups of equivalent hydrogens are left out: they rotate freely, and their cuts separate
     equivalent thirds of the circle.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If the file is missing or is not a flow file.
     """
     from openmm_tsf.coordinates.config import layer_entries
     from openmm_tsf.coordinates.zmatrix import ZMatrix

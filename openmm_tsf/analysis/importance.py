@@ -80,11 +80,6 @@ def importance_thermodynamics(
         Of the target, in K and kJ/(mol K).
     inside
         Truth values [N] of a state.
-
-    Raises
-    ------
-    ValueError
-        If shapes differ, every weight is zero, or an energy with a weight is not finite.
     """
     logs, kept, values = _weighted(log_weights, "energy", energy)
     mean = weighted_mean(values, logs)

@@ -158,11 +158,6 @@ def solve_mbar(energy: Array, betas: Array) -> Array:
         Samples [n, W, K] in kJ/mol, each at its own rung.
     betas
         Inverse temperatures [K] in mol/kJ.
-
-    Raises
-    ------
-    RuntimeError
-        If the equations do not converge.
     """
     n, n_walkers, n_rungs = energy.shape
     if n_rungs == 1:

@@ -90,11 +90,6 @@ def relaxation(matrix: npt.ArrayLike) -> Relaxation:
     ----------
     matrix
         A mixing matrix [R, R], as `mixing_matrix` returns it.
-
-    Raises
-    ------
-    ValueError
-        If the matrix is not square, or its rows are not probabilities.
     """
     values = np.asarray(matrix, dtype=np.float64)
     if values.ndim != 2 or values.shape[0] != values.shape[1] or values.size == 0:
@@ -144,11 +139,6 @@ def split_r_hat(series: npt.ArrayLike) -> float:
     r_hat
         At least √((n'-1)/n') with halves of n' values; infinite where every half is constant but
         not all are equal; NaN for fewer than 4 iterations or a constant series.
-
-    Raises
-    ------
-    ValueError
-        If the series is empty, not of shape [n, W], or not finite.
     """
     values = finite_series(series)
     if len(values) < _MIN_ITERATIONS:

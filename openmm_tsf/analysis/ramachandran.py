@@ -54,13 +54,7 @@ class RamachandranDistance:
 
 
 def backbone_names(recorded: Sequence[str], residue: int | None) -> tuple[str, str]:
-    """Return the names of a residue's φ and ψ among the recorded dihedrals; see `Run.backbone`.
-
-    Raises
-    ------
-    ValueError
-        If the pair was not recorded.
-    """
+    """Return the names of a residue's φ and ψ among the recorded dihedrals; see `Run.backbone`."""
     if residue is None and {"phi", "psi"} <= set(recorded):
         return "phi", "psi"
     numbers = sorted(
@@ -138,13 +132,7 @@ def ramachandran_distance(
     reference_psi: npt.ArrayLike,
     bins: int = BINS,
 ) -> RamachandranDistance:
-    """Return the distance of a sample [n, W] from a reference [F, W'], angles in rad.
-
-    Raises
-    ------
-    ValueError
-        If either sample is empty.
-    """
+    """Return the distance of a sample [n, W] from a reference [F, W'], angles in rad."""
     sample = torus_histogram(phi, psi, bins)
     target = torus_histogram(reference_phi, reference_psi, bins)
     n_sample = decorrelated_frames(phi, psi, bins)

@@ -88,18 +88,19 @@ class Reference:
             In kJ/(mol K).
         """
         rungs = range(len(self.temperatures))
-        energies = [self.mean_energy(k) for k in rungs]
+        energy = np.array([self.mean_energy(k).pair for k in rungs])
         capacities = [
-            heat_capacity(self.energy[:, k, None], float(t), boltzmann_constant)
+            heat_capacity(self.energy[:, k, None], float(t), boltzmann_constant).pair
             for k, t in enumerate(self.temperatures)
         ]
+        capacity = np.array(capacities)
         delta_f = np.array([self.phi_positive(k).free_energy for k in rungs])
         return Thermodynamics(
             temperatures=self.temperatures,
-            energy=np.array([e.value for e in energies]),
-            energy_stderr=np.array([e.stderr for e in energies]),
-            heat_capacity=np.array([c.value for c in capacities]),
-            heat_capacity_stderr=np.array([c.stderr for c in capacities]),
+            energy=energy[:, 0],
+            energy_stderr=energy[:, 1],
+            heat_capacity=capacity[:, 0],
+            heat_capacity_stderr=capacity[:, 1],
             dihedral="phi",
             delta_f=delta_f[:, 0],
             delta_f_stderr=delta_f[:, 1],
@@ -108,27 +109,14 @@ class Reference:
 
     def phi_profile(self, rung: int) -> Profile:
         """Return the free-energy profile along φ at a rung."""
-
-        def mean(inside: npt.NDArray[np.bool_]) -> tuple[float, float]:
-            estimate = estimate_mean(inside)
-            return estimate.value, estimate.stderr
-
-        phi = self.phi[:, rung, None]
+        phi, temperature = self.phi[:, rung, None], float(self.temperatures[rung])
         return make_profile(
-            float(self.temperatures[rung]), phi, PROFILE_BINS, np.ones(phi.shape), mean
+            temperature, phi, PROFILE_BINS, np.ones(phi.shape), lambda x: estimate_mean(x).pair
         )
 
 
 def load_reference(name: str = REFERENCE_FILE) -> Reference:
-    """Read reference data from the package ``openmm_tsf.data``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the package has no file of this name.
-    ValueError
-        If the file lacks an array, or `name` is not the name of reference data.
-    """
+    """Read reference data from the package ``openmm_tsf.data``."""
     check_reference_name(name)
     resource = files("openmm_tsf.data") / name
     if not resource.is_file():

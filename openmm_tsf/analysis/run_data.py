@@ -60,13 +60,7 @@ class RunData:
         return 1.0 / (self.boltzmann_constant * self.temperatures)
 
     def rung(self, temperature: Any) -> int:
-        """Return the index of the rung at a temperature (K, or a Quantity), within 0.01 K.
-
-        Raises
-        ------
-        ValueError
-            If the run has no such rung.
-        """
+        """Return the index of the rung at a temperature (K, or a Quantity), within 0.01 K."""
         kelvin = as_temperature(temperature)
         nearest = nearest_rung(self.temperatures, kelvin)
         if nearest is None:
@@ -75,13 +69,7 @@ class RunData:
         return nearest
 
     def beta(self, temperature: Any) -> float:
-        """Return 1/(k_B T) in mol/kJ at a temperature from the lowest to the highest rung.
-
-        Raises
-        ------
-        ValueError
-            If the temperature is outside the ladder.
-        """
+        """Return 1/(k_B T) in mol/kJ at a temperature from the lowest to the highest rung."""
         kelvin = as_temperature(temperature)
         low, high = self.temperatures[0] - TOLERANCE_K, self.temperatures[-1] + TOLERANCE_K
         if not low <= kelvin <= high:
@@ -147,11 +135,6 @@ class RunData:
         -------
         trajectory
             Its ``time`` is the iteration of the sampler.
-
-        Raises
-        ------
-        ValueError
-            If the run has no such rung or walker, or `stride` is not a positive integer.
         """
         rung = self.rung(temperature)
         if walker is not None:
@@ -223,13 +206,7 @@ class RunData:
         return np.outer(self.betas, flat), np.full(self.n_rungs, n_each, dtype=np.int64)
 
     def dihedral(self, name: str, temperature: Any) -> Array:
-        """Return one named dihedral [n, W] at one rung, in rad.
-
-        Raises
-        ------
-        ValueError
-            If the run did not record it.
-        """
+        """Return one named dihedral [n, W] at one rung, in rad."""
         return self._dihedral(name)[:, :, self.rung(temperature)].astype(np.float64)
 
     def dihedral_at_all_rungs(self, name: str) -> Array:
@@ -251,11 +228,6 @@ class RunData:
             Its number in the Topology, counted from 1, as in the names of the dihedrals; by default
             the first that has both. Runs of a single pair name it ``phi`` and ``psi``, without a
             number: omit the residue.
-
-        Raises
-        ------
-        ValueError
-            If the run did not record the pair.
         """
         return backbone_names(list(self.dihedral_atoms), residue)
 
@@ -268,11 +240,6 @@ class RunData:
             Of the rung.
         residue
             As in `backbone`.
-
-        Raises
-        ------
-        ValueError
-            If the run did not record the pair, or has no such rung.
         """
         phi, psi = self.backbone(residue)
         return self.dihedral(phi, temperature).ravel(), self.dihedral(psi, temperature).ravel()

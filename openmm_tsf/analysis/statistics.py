@@ -246,13 +246,7 @@ def _check_series(series: npt.ArrayLike) -> Array:
 
 
 def finite_series(series: npt.ArrayLike) -> Array:
-    """Return a series of n values of W walkers as an array [n, W].
-
-    Raises
-    ------
-    ValueError
-        If the series is empty, not of shape [n, W], or not finite.
-    """
+    """Return a series of W walkers as an array [n, W]; refuse an empty or non-finite one."""
     values = _check_series(series)
     if not np.isfinite(values).all():
         raise ValueError("series: expected finite values")
@@ -278,11 +272,6 @@ def statistical_inefficiency(series: npt.ArrayLike) -> float:
     -------
     g
         At least 1, at most n (all of a walker counts as one sample); NaN for a constant series.
-
-    Raises
-    ------
-    ValueError
-        If the series is empty, not of shape [n, W], or not finite.
     """
     values = finite_series(series)
     if np.ptp(values) == 0.0:

@@ -115,8 +115,8 @@ def compute_thermodynamics(
         energy = samples.mean(mbar.energy)
         # The variance is stationary in ⟨U⟩: the error of ⟨U⟩ does not enter to first order.
         variance = samples.mean((mbar.energy - energy.value) ** 2)
-        row[:2] = energy.value, energy.stderr
-        row[2:4] = np.array([variance.value, variance.stderr]) / (boltzmann_constant * kelvin**2)
+        row[:2] = energy.pair
+        row[2:4] = np.array(variance.pair) / (boltzmann_constant * kelvin**2)
         if inside is not None:
             row[4:6] = samples.free_energy(inside)
         row[6] = samples.kish
@@ -243,9 +243,6 @@ def dihedral_profile(
         Number of equal bins over [-π, π].
     """
     samples = mbar.reweight(1.0 / (boltzmann_constant * temperature))
-
-    def mean(inside: npt.NDArray[np.bool_]) -> tuple[float, float]:
-        estimate = samples.mean(inside)
-        return estimate.value, estimate.stderr
-
-    return make_profile(temperature, angles, bins, samples.weights, mean)
+    return make_profile(
+        temperature, angles, bins, samples.weights, lambda inside: samples.mean(inside).pair
+    )

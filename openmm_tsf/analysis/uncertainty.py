@@ -58,6 +58,11 @@ class MeanEstimate:
         return cls(value, nan, nan, nan, nan, n_samples, variance)
 
     @property
+    def pair(self) -> tuple[float, float]:
+        """The mean and its standard error."""
+        return self.value, self.stderr
+
+    @property
     def n_eff(self) -> float:
         """The effective samples of a probability, p(1-p)/SE²; 0 where the error is not known."""
         return n_eff(self.value, self.stderr)
@@ -79,11 +84,6 @@ def estimate_mean(series: npt.ArrayLike) -> MeanEstimate:
     Two errors are computed, from the statistical inefficiency g and from the variance between
     walkers, and the larger one is reported: g is too small where the slow motion was seen only a
     few times.
-
-    Raises
-    ------
-    ValueError
-        If the series is empty, not of shape [n, W], or not finite.
     """
     values = np.asarray(series, dtype=np.float64)
     g = statistical_inefficiency(values)

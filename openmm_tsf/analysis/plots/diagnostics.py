@@ -1,6 +1,7 @@
 """Figure of how the sampler works: acceptance, exchange of replicas, running estimates."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -20,21 +21,17 @@ from openmm_tsf.analysis.plots.style import (
 )
 from openmm_tsf.analysis.uncertainty import estimate_mean
 
+Array = npt.NDArray[np.float64]
+
 _RUNNING_POINTS = 20
 
 
 def plot_diagnostics(run: RunEstimates, path: str | Path) -> None:
-    """Plot acceptance per kernel, exchange of replicas, and running estimates with their errors.
-
-    Raises
-    ------
-    ValueError
-        If the run has no data yet.
-    """
+    """Plot acceptance per kernel, exchange of replicas, and running estimates with their errors."""
     run.require_samples()
     figure = Figure(figsize=(13.5, 9.0), layout="constrained")
     axes = figure.subplots(2, 3)
-    _draw_acceptance(axes[0, 0], run)
+    _draw_moves(axes[0, 0], run)
     if run.n_rungs > 1:
         _draw_swaps(axes[0, 1], run)
         _draw_mixing(figure, axes[0, 2], run)
@@ -61,37 +58,34 @@ def plot_diagnostics(run: RunEstimates, path: str | Path) -> None:
     save_figure(figure, path)
 
 
-def _draw_acceptance(axis: Axes, run: RunEstimates) -> None:
-    tables = {k: v for k, v in run.acceptance().items() if v.shape == (run.n_rungs,)}
-    for name, rates in tables.items():
-        axis.plot(run.temperatures, rates, "o-", label=name)
-    if tables:
-        axis.legend(frameon=False, fontsize=9)
-    axis.set_ylim(0, 1.02)
+def _draw_moves(axis: Axes, run: RunEstimates) -> None:
+    rates = {k: v for k, v in run.acceptance().items() if v.shape == (run.n_rungs,)}
+    _draw_rates(axis, run.temperatures, rates, "o-")
     axis.set_xticks(run.temperatures, [f"{t:.0f}" for t in run.temperatures])
     axis.set_xlabel("T (K)", fontsize=FONT)
-    axis.set_ylabel("accepted / proposed", fontsize=FONT)
     axis.set_title("moves", fontsize=FONT)
 
 
 def _draw_swaps(axis: Axes, run: RunEstimates) -> None:
-    pairs = [
-        f"{a:.0f}–{b:.0f}" for a, b in zip(run.temperatures, run.temperatures[1:], strict=False)
-    ]
-    drawn = False
-    for name, rates in run.acceptance().items():
-        if rates.shape == (run.n_rungs,):
-            continue
-        neighbours = np.diagonal(rates, offset=1) if rates.ndim == 2 else rates
-        axis.plot(range(len(pairs)), neighbours, "s-", label=name)
-        drawn = True
-    if drawn:
+    rates = {
+        name: np.diagonal(table, offset=1) if table.ndim == 2 else table
+        for name, table in run.acceptance().items()
+        if table.shape != (run.n_rungs,)
+    }
+    places = np.arange(run.n_rungs - 1)
+    _draw_rates(axis, places, rates, "s-")
+    axis.set_xticks(places, [f"{a:.0f}–{b:.0f}" for a, b in pairwise(run.temperatures)])
+    axis.set_xlabel("neighbouring rungs (K)", fontsize=FONT)
+    axis.set_title("swaps", fontsize=FONT)
+
+
+def _draw_rates(axis: Axes, x: npt.ArrayLike, rates: dict[str, Array], style: str) -> None:
+    for name, values in rates.items():
+        axis.plot(x, values, style, label=name)
+    if rates:
         axis.legend(frameon=False, fontsize=9)
     axis.set_ylim(0, 1.02)
-    axis.set_xticks(range(len(pairs)), pairs)
-    axis.set_xlabel("neighbouring rungs (K)", fontsize=FONT)
     axis.set_ylabel("accepted / proposed", fontsize=FONT)
-    axis.set_title("swaps", fontsize=FONT)
 
 
 def _draw_mixing(figure: Figure, axis: Axes, run: RunEstimates) -> None:

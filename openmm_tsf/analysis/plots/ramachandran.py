@@ -66,11 +66,6 @@ def plot_ramachandran(
         Drawn beside the run at the rungs that it has.
     residue
         The residue of φ and ψ; as in `Run.backbone`.
-
-    Raises
-    ------
-    ValueError
-        If the run did not record φ and ψ, or has no data yet.
     """
     phi, psi = run.backbone(residue)
     run.require_samples()

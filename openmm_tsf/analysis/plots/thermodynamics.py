@@ -42,13 +42,7 @@ class _Tables:
 def plot_thermodynamics(
     run: RunEstimates, path: str | Path, reference: Reference | None = None
 ) -> Thermodynamics:
-    """Plot ΔF(T), ⟨U⟩(T), C_V(T) by MBAR and φ profiles at the outer rungs, and return them.
-
-    Raises
-    ------
-    ValueError
-        If the run has no data yet.
-    """
+    """Plot ΔF(T), ⟨U⟩(T), C_V(T) by MBAR and φ profiles at the outer rungs, and return them."""
     table = run.thermodynamics()
     points = None if reference is None else reference.thermodynamics(run.boltzmann_constant)
     tables = _Tables(table, points, run.temperatures)
