@@ -22,15 +22,23 @@ def harmonic(rng, shape, kelvin, modes=60, rho=0.0):
     return 0.5 * KB * kelvin * radius
 
 
+def both_checks(low, high, cold, hot):
+    """The slope of the energy ratio and the difference of heat capacities."""
+    betas = 1 / (KB * cold), 1 / (KB * hot)
+    return (
+        energy_ratio(low, high, betas),
+        heat_capacity_difference(low, high, (cold, hot), KB),
+    )
+
+
 def test_ensemble_checks_are_exact_and_calibrated():
     rng, repeats, modes = np.random.default_rng(8), 50, 60
     z = np.empty((repeats, 3))
     for k in range(repeats):
         low = harmonic(rng, (150, 8), 300.0, modes, rho=0.5)
         high = harmonic(rng, (150, 8), 350.0, modes, rho=0.5)
-        slope = energy_ratio(low, high, (1 / (KB * 300), 1 / (KB * 350)))
+        slope, difference = both_checks(low, high, 300.0, 350.0)
         capacity = heat_capacity(low, 300.0, KB)
-        difference = heat_capacity_difference(low, high, (300.0, 350.0), KB)
         z[k] = slope.z, (capacity.value - modes / 2 * KB) / capacity.stderr, difference.z
     assert slope.expected == pytest.approx(1 / (KB * 300) - 1 / (KB * 350))
     assert_calibrated(z)
@@ -42,22 +50,19 @@ def test_errors_include_correlation_between_rungs():
     z = np.empty((repeats, 2))
     for k in range(repeats):
         energy, _ = WELL.draw(rng, (150, 8), [300.0, 400.0], rho=0.5)
-        low, high = np.moveaxis(energy, 2, 0)
-        z[k, 0] = energy_ratio(low, high, (1 / (KB * 300), 1 / (KB * 400))).z
-        z[k, 1] = heat_capacity_difference(low, high, (300.0, 400.0), KB).z
+        z[k] = [check.z for check in both_checks(*np.moveaxis(energy, 2, 0), 300.0, 400.0)]
     assert_calibrated(z)
 
 
 def test_the_integral_of_the_heat_capacity_is_of_high_order():
-    """Its end correction: exact where C_V is a cubic in T; here within a part in 10⁴."""
+    """The end correction is exact where C_V is a cubic in T; here within a part in 10⁴."""
     exact = np.array([WELL.exact(t) for t in (300.0, 400.0)])
     slope = (exact[1, 0] - exact[0, 0]) / 100
     grid, v = WELL.grid, WELL.potential(WELL.grid)
     # A quasi-infinite sample: 2000 quantiles of the well alone, no noise.
     levels = (np.arange(2000) + 0.5) / 2000
     low, high = (
-        WELL.potential(np.interp(levels, WELL._cumulative(t), grid))[:, None]
-        for t in (300.0, 400.0)
+        WELL.potential(np.interp(levels, WELL.cumulative(t), grid))[:, None] for t in (300.0, 400.0)
     )
     assert v.max() > high.max() > low.max()
     check = heat_capacity_difference(low, high, (300.0, 400.0), KB)
@@ -92,9 +97,7 @@ def test_short_runs_are_not_called_biased(n, n_walkers, rho):
     for _ in range(20):
         low = harmonic(rng, (n, n_walkers), 300.0, rho=rho)
         high = harmonic(rng, (n, n_walkers), 350.0, rho=rho)
-        slope = energy_ratio(low, high, (1 / (KB * 300), 1 / (KB * 350)))
-        difference = heat_capacity_difference(low, high, (300.0, 350.0), KB)
-        for check in (slope, difference):
+        for check in both_checks(low, high, 300.0, 350.0):
             assert np.isfinite(check.value)
             assert not check.n_eff >= 100
             assert np.isnan(check.z)

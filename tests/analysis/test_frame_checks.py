@@ -22,47 +22,42 @@ from openmm_tsf.flows.serialization import write_flow_file
 from tests.support.fabricate import chain_positions, four_atoms, write_frames, write_run
 
 
-def write_flow_of_chain(path, cut):
-    """A flow file of a chain of four atoms whose dihedral has this branch cut (rad)."""
-    topology = four_atoms()
-    atoms = list(topology.atoms)
-    for first, second in pairwise(atoms):
-        topology.add_bond(first, second)
-    layer = InternalCoordinates.from_topology(topology.to_openmm(), chain_positions(1.0))
-    layer.set_branch_cuts(torch.tensor([cut]))
+def write_flow(path, layer):
+    """A flow file as far as the monitor reads it."""
     write_flow_file({"format": 1, "kind": "tsf", "coordinates": layer.to_config()}, path)
 
 
 def run_of_chain(path, angles, cut):
-    """A run whose only dihedral has these values [n, W] at one rung."""
+    """The monitor's result for a chain of four atoms: dihedrals [n, W], their branch cut in rad."""
     positions = chain_positions(angles)[:, :, None]
     energy = np.random.default_rng(8).normal(size=(*angles.shape, 1))
     write_run(path, [300.0], energy, positions=positions)
-    write_flow_of_chain(path / "flow.pt", cut)
+    topology = four_atoms()
+    for first, second in pairwise(list(topology.atoms)):
+        topology.add_bond(first, second)
+    layer = InternalCoordinates.from_topology(topology.to_openmm(), chain_positions(1.0))
+    layer.set_branch_cuts(torch.tensor([cut]))
+    write_flow(path / "flow.pt", layer)
     return monitor(load_run(path))
 
 
-@pytest.mark.parametrize(
-    ("cut", "expected"),
-    [
-        (2.9, None),  # in the gap
-        (0.4, "place the cut there"),  # on the flank of the peak
-    ],
-)
-def test_where_a_branch_is_cut(tmp_path, cut, expected):
+def test_a_cut_in_a_gap(tmp_path):
     angles = 0.3 * np.random.default_rng(10).normal(size=(300, 8))
-    result = run_of_chain(tmp_path / "run", angles, cut)
-    if expected is None:
-        assert (result["warnings"], result["leaking_branches"]) == ([], [])
-    else:
-        (words,) = result["warnings"]
-        assert expected in words
-        (entry,) = result["leaking_branches"]
-        assert entry["cut_degrees"] == pytest.approx(np.degrees(cut))
-        assert entry["emptiest_density"] == 0.0
+    result = run_of_chain(tmp_path / "run", angles, 2.9)
+    assert (result["warnings"], result["leaking_branches"]) == ([], [])
 
 
-def test_samples_that_pile_up_at_a_wall(tmp_path):
+def test_a_cut_on_the_flank_of_the_peak(tmp_path):
+    angles = 0.3 * np.random.default_rng(10).normal(size=(300, 8))
+    result = run_of_chain(tmp_path / "run", angles, 0.4)
+    (words,) = result["warnings"]
+    assert "place the cut there" in words
+    (entry,) = result["leaking_branches"]
+    assert entry["cut_degrees"] == pytest.approx(np.degrees(0.4))
+    assert entry["emptiest_density"] == 0.0
+
+
+def test_a_cut_that_walkers_do_not_cross(tmp_path):
     """All angles on one side of the cut, densest next to it."""
     angles = np.abs(0.5 * np.random.default_rng(11).normal(size=(300, 8)))
     result = run_of_chain(tmp_path / "run", angles, 0.0)
@@ -70,8 +65,7 @@ def test_samples_that_pile_up_at_a_wall(tmp_path):
     assert result["leaking_branches"][0]["frames_below"] == 0
 
 
-def test_a_cut_with_no_better_place_is_a_note(tmp_path):
-    """A free rotor has no better place for its cut."""
+def test_a_cut_of_a_free_rotor_is_a_note(tmp_path):
     angles = np.random.default_rng(12).uniform(-np.pi, np.pi, (300, 8))
     result = run_of_chain(tmp_path / "run", angles, 1.0)
     assert result["warnings"] == []
@@ -95,9 +89,7 @@ def test_dihedrals_of_the_file_are_those_of_the_layer(tmp_path, molecule):
     layer = InternalCoordinates.from_topology(
         molecule.topology, molecule.positions, equivalent=[[0, 2, 3]]
     )
-    write_flow_file(
-        {"format": 1, "kind": "tsf", "coordinates": layer.to_config()}, tmp_path / "flow.pt"
-    )
+    write_flow(tmp_path / "flow.pt", layer)
     branches = read_branches(tmp_path / "flow.pt")
     x = molecule.positions + 0.01 * np.random.default_rng(14).normal(size=(5, 22, 3))
     angles = mdtraj.compute_dihedrals(

@@ -26,9 +26,9 @@ from tests.support.fabricate import two_state_chains, write_run
 N, W = 400, 8
 
 
-def healthy_angles(rng, p=0.1):
-    """φ and ψ [N, W, R] of chains that cross often, with the populations of `reference`."""
-    shape = (N, W, len(TEMPERATURES))
+def healthy_angles(rng, p=0.1, n=N, n_walkers=W):
+    """φ and ψ [n, W, R] of chains that cross often."""
+    shape = (n, n_walkers, len(TEMPERATURES))
     positive = two_state_chains(rng, shape, p, 0.5)
     alpha = two_state_chains(rng, shape, 0.4, 0.5)
     phi = np.where(positive, 1.0, -1.5) + 0.2 * rng.normal(size=shape)
@@ -37,10 +37,8 @@ def healthy_angles(rng, p=0.1):
 
 
 def reference(rng, p=0.1):
-    shape = (4000, 1, len(TEMPERATURES))
-    phi = np.where(rng.random(shape) < p, 1.0, -1.5) + 0.2 * rng.normal(size=shape)
-    psi = np.where(rng.random(shape) < 0.4, -0.7, 2.5) + 0.2 * rng.normal(size=shape)
-    return Reference(TEMPERATURES, phi[:, 0], psi[:, 0], rng.normal(size=shape)[:, 0], 1.0)
+    phi, psi = healthy_angles(rng, p, n=8000, n_walkers=1)
+    return Reference(TEMPERATURES, phi[:, 0], psi[:, 0], rng.normal(size=phi[:, 0].shape), 1.0)
 
 
 def make_run(path, phi, psi, **options):
