@@ -64,7 +64,7 @@ class RunEstimates(RunData):
     def positive(self, name: str, temperature: Any) -> MeanEstimate:
         """Return P(dihedral > 0) at one rung, from the samples of that rung alone."""
         return self._estimate(
-            name, temperature, lambda: estimate_mean(self.dihedral(name, temperature) > 0)
+            f"{name} > 0", temperature, lambda: estimate_mean(self.dihedral(name, temperature) > 0)
         )
 
     def _estimate(

@@ -155,20 +155,7 @@ class RunData:
     def evaluate(
         self, indicator: Callable[[mdtraj.Trajectory], npt.ArrayLike]
     ) -> npt.NDArray[np.bool_]:
-        """Return the truth values [n, W, R] of an indicator at the frames of all rungs.
-
-        Parameters
-        ----------
-        indicator
-            Maps a trajectory of F frames to F truth values. It is called once per rung.
-
-        Raises
-        ------
-        TypeError
-            If the indicator returns something other than truth values.
-        ValueError
-            If it returns another number of them, or there are no frames yet.
-        """
+        """Return the values [n, W, R] of an indicator, a map from F frames to F truth values."""
         n = min(self._n_iterations_with_frames(rung) for rung in range(self.n_rungs))
         if n == 0:
             raise ValueError(f"{self.path}: the trajectories have no complete iteration yet")
