@@ -54,19 +54,22 @@ def tetrahedral_centres(topology: mdtraj.Topology, positions: npt.ArrayLike) -> 
         ],
         dtype=np.int64,
     ).reshape(-1, 4, 4)
-    volume = _volumes_of_triples(np.asarray(positions, dtype=np.float64)[None], atoms)[0]
+    volume = signed_volumes(np.asarray(positions, dtype=np.float64)[None], atoms)[0]
     known = (np.abs(volume) > _FLAT).all(axis=1)
     names = tuple(str(topology.atom(int(centre))) for centre in atoms[known, 0, 0])
     return Centres(names, atoms[known], np.sign(volume[known]))
 
 
 def signed_volumes(x: npt.ArrayLike, atoms: Indices) -> Array:
-    """Return the volumes [F, C] that the unit bonds to three neighbours span, for x [F, N, 3]."""
+    """Return the volumes [F, ...] that unit bonds span, for x [F, N, 3].
+
+    The bonds are those of a centre to three neighbours, in this order in atoms [..., 4].
+    """
     frames = np.asarray(x, dtype=np.float64)
-    bonds = frames[:, atoms[:, 1:]] - frames[:, atoms[:, :1]]
+    bonds = frames[:, atoms[..., 1:]] - frames[:, atoms[..., :1]]
     bonds /= np.linalg.norm(bonds, axis=-1, keepdims=True)
-    first, second, third = np.moveaxis(bonds, 2, 0)
-    return np.asarray(np.einsum("fci,fci->fc", np.cross(first, second), third))
+    first, second, third = np.moveaxis(bonds, -2, 0)
+    return np.asarray(np.sum(np.cross(first, second) * third, axis=-1))
 
 
 def is_mirrored(x: npt.ArrayLike, centres: Centres) -> npt.NDArray[np.bool_]:
@@ -75,14 +78,8 @@ def is_mirrored(x: npt.ArrayLike, centres: Centres) -> npt.NDArray[np.bool_]:
     All four triples of its neighbours must span volumes of the opposite sign: a single triple may
     flip in hot, bent frames whose handedness is not in doubt.
     """
-    opposite = _volumes_of_triples(x, centres.atoms) * centres.signs < 0
+    opposite = signed_volumes(x, centres.atoms) * centres.signs < 0
     return np.asarray(opposite.all(axis=-1))
-
-
-def _volumes_of_triples(x: npt.ArrayLike, atoms: Indices) -> Array:
-    """Return the volumes [F, C, 4] for atoms [C, 4, 4]."""
-    volumes = signed_volumes(x, atoms.reshape(-1, 4))
-    return volumes.reshape(len(volumes), *atoms.shape[:2])
 
 
 def peptide_bonds(topology: mdtraj.Topology) -> tuple[tuple[str, ...], Indices]:

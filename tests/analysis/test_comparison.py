@@ -33,7 +33,7 @@ def test_an_exact_run_agrees_with_the_reference(tmp_path):
     assert max(ratios) < 1.3
 
 
-def test_a_wrong_run_does_not(tmp_path):
+def test_a_wrong_run_disagrees(tmp_path):
     rng = np.random.default_rng(11)
     run = run_like_reference(rng, tmp_path / "run", p=0.6, temperatures=[300.0, 350.0])
     result = compare(run, make_reference(rng))
