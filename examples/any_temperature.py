@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 import openmm_tsf as tsf
 from openmm_tsf.analysis import importance_profile, importance_thermodynamics, load_run
-from openmm_tsf.analysis.summary import plain
+from openmm_tsf.analysis.summary import json_ready
 from openmm_tsf.systems.files import load_molecule
 
 BATCH = 5000
@@ -105,7 +105,7 @@ def main():
                 run.phi_profile(kelvin, args.bins),
                 importance_profile(log_weights, phi, kelvin, args.bins),
             )
-    text = json.dumps(plain(report), indent=1, allow_nan=False)
+    text = json.dumps(json_ready(report), indent=1, allow_nan=False)
     Path(args.output).write_text(text + "\n")
     print(text)
     draw(profiles, Path(args.output).with_suffix(".png"))

@@ -7,8 +7,8 @@
 well set up: hydrogens of 4 amu, so that LangevinMiddle takes 2 fs; an exchange every 0.1 ps; the
 fastest platform, measured first. Each replicate is a run of its own in its own process. N_eff is
 that of 1[phi > 0] at 300 K, p(1 - p)/SE^2 with the larger of the two standard errors of
-``analysis.errors`` within a run, and, where there are several replicates, also from their spread.
-An evaluation is one MD step of one replica; the energies that the exchanges ask for are not
+``analysis.uncertainty`` within a run, and, where there are several replicates, also from their
+spread. An evaluation is one MD step of one replica; the energies that the exchanges ask for are not
 counted, their time is.
 """
 

@@ -19,8 +19,7 @@ from matplotlib.figure import Figure
 from scipy.stats import chi2
 
 from openmm_tsf.analysis import load_reference, load_run
-from openmm_tsf.analysis.plots.thermodynamics import reference_thermodynamics
-from openmm_tsf.analysis.summary import plain
+from openmm_tsf.analysis.summary import json_ready
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io.serialization import plain as plain_settings
 from openmm_tsf.sampling.provenance import hash_of
@@ -115,7 +114,7 @@ def truths(run):
     if run.config.get("reference") is None:
         return {}
     reference = load_reference(run.config["reference"])
-    table = reference_thermodynamics(reference, KB)
+    table = reference.thermodynamics(KB)
     found = {}
     for t in map(float, run.temperatures):
         k = reference.rung(t)
@@ -188,7 +187,7 @@ def main():
             report["spread"][name][rung] = spread(
                 pairs[:, 0], pairs[:, 1], reference.get((name, rung))
             )
-    report = plain(report)
+    report = json_ready(report)
     (output / "seeds.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     print(json.dumps(report["spread"], indent=1))
     draw(report, output / "seeds.png")

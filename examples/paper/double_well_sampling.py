@@ -6,8 +6,8 @@ Three samplers of the same mixed double wells (arXiv:2012.00429, section 3): Gau
 the reference's 100 rungs; the same on 13 rungs, because 100 are more than swaps need; the default
 kernels through a TSF, trained at T = 1, on a few rungs from 0.1 to 1. N_eff is that of the wells'
 populations 1[y_i > 0], y = A x, of the worst of the d wells, by the larger of the two standard
-errors of ``analysis.errors``; an evaluation is one energy, of whatever rung. All samplers have the
-same number of walkers. Populations are also compared with the quadrature: where the root mean
+errors of ``analysis.uncertainty``; an evaluation is one energy, of whatever rung. All samplers have
+the same number of walkers. Populations are also compared with the quadrature: where the root mean
 square of z is far above 1, N_eff is not to be believed. The flow is trained on exact samples; what
 the 100-rung walk would have paid for as many effective ones, and the training itself, is
 ``paid_evaluations``. Each figure is the median over seeds, with the range. Writes JSON.

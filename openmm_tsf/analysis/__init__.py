@@ -1,5 +1,45 @@
-"""A run directory read back: trajectories, free energies, tables, pictures. Knows no models."""
+"""Trajectories, estimates, tables and figures of a run directory.
 
+`load_run` reads a directory, finished or still growing. ``openmm-tsf analyze``, and every run of
+the command line, writes into it
+
+``summary.json``
+    All results as plain numbers; its keys are explained in `openmm_tsf.analysis.summary`.
+``ramachandran.png``
+    (φ, ψ) of run and reference, histograms of φ and energy, per temperature; if φ and ψ were
+    recorded.
+``diagnostics.png``
+    Acceptance, exchange of replicas, running estimates.
+``thermodynamics.csv``
+    ⟨U⟩, the configurational C_V and ΔF_φ as functions of temperature by MBAR, with standard errors
+    and Kish's effective sample size.
+``thermodynamics.json``
+    The same (``functions``), φ profiles of every rung (``profiles``), the values of the reference
+    (``reference``) and their difference in standard errors (``z``).
+``thermodynamics.png``
+    The same as a figure.
+
+Conventions
+-----------
+Energy evaluation
+    One energy, or one energy with forces, of one conformation. A step of MD is one.
+ΔF_φ
+    -ln[P(φ > 0)/P(φ < 0)] in kT. φ of alanine dipeptide: atoms 4 6 8 14; ψ: 6 8 14 16.
+Standard errors
+    From the statistical inefficiency g over all walkers around their pooled mean
+    (``pymbar.timeseries.statistical_inefficiency_multiple``), and from the spread of the walkers'
+    means; the larger of the two is reported. By MBAR: the same for the series of influences on the
+    estimate (`openmm_tsf.analysis.mbar`).
+N_eff
+    p(1-p)/SE² of a probability; variance/SE² of any other mean.
+Ramachandran distance
+    Total variation ½Σ|p - q| on 64×64 bins, and KL(reference ‖ sample) with 1e-10 added to every
+    bin, beside their floor: the same between two blocks of the reference that each have as many
+    decorrelated frames as the run.
+"""
+
+from openmm_tsf.analysis.analyze import write_thermodynamics
+from openmm_tsf.analysis.comparison import compare, compare_thermodynamics
 from openmm_tsf.analysis.importance import (
     ImportanceEstimate,
     importance_profile,
@@ -8,17 +48,12 @@ from openmm_tsf.analysis.importance import (
 from openmm_tsf.analysis.load import Run, load_run
 from openmm_tsf.analysis.plots.diagnostics import plot_diagnostics
 from openmm_tsf.analysis.plots.ramachandran import plot_ramachandran
-from openmm_tsf.analysis.plots.thermodynamics import (
-    compare_thermodynamics,
-    plot_thermodynamics,
-    write_thermodynamics,
-)
-from openmm_tsf.analysis.reference import Comparison, Reference, compare, load_reference
+from openmm_tsf.analysis.plots.thermodynamics import plot_thermodynamics
+from openmm_tsf.analysis.reference import Reference, load_reference
 from openmm_tsf.analysis.summary import write_summary
 from openmm_tsf.analysis.thermodynamics import Profile, Thermodynamics
 
 __all__ = [
-    "Comparison",
     "ImportanceEstimate",
     "Profile",
     "Reference",

@@ -4,22 +4,25 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from openmm_tsf.analysis.comparison import compare_thermodynamics
+from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.load import load_run
 from openmm_tsf.analysis.plots.diagnostics import plot_diagnostics
-from openmm_tsf.analysis.plots.thermodynamics import write_thermodynamics
-from openmm_tsf.analysis.reference import has_reference, load_reference
-from openmm_tsf.analysis.summary import write_summary
-from openmm_tsf.io.files import PathLike, remove_stale_temporaries, written_together
+from openmm_tsf.analysis.plots.thermodynamics import plot_thermodynamics
+from openmm_tsf.analysis.reference import Reference, has_reference, load_reference
+from openmm_tsf.analysis.summary import json_ready, write_summary
+from openmm_tsf.analysis.thermodynamics import Profile
+from openmm_tsf.io.files import PathLike, remove_stale_temporaries, write_json, written_together
 
 logger = logging.getLogger(__name__)
 
 
 def analyze(path: PathLike) -> dict[str, Any]:
-    """Tables and pictures of a run directory, written into it.
+    """Write the tables and figures of a run directory into it.
 
-    ``summary.json``; ``ramachandran.png`` where the molecule has φ and ψ; ``diagnostics.png``; and
-    ``thermodynamics.{csv,json,png}``, functions of the temperature over the whole ladder. The run
-    may still be writing. The files replace earlier ones together, when all are made.
+    ``summary.json``; ``ramachandran.png`` if the run recorded φ and ψ; ``diagnostics.png``; and
+    ``thermodynamics.{csv,json,png}``; see `openmm_tsf.analysis`. The run may still be writing. The
+    files replace earlier ones together, once all are made.
 
     Returns
     -------
@@ -29,25 +32,72 @@ def analyze(path: PathLike) -> dict[str, Any]:
     Raises
     ------
     FileNotFoundError, ValueError
-        If it is no run directory, or has no samples yet.
+        If `path` is not a run directory, or has no samples yet.
     """
-    result = load_run(Path(path))
-    if result.n_iterations == 0:
+    run = load_run(Path(path))
+    if run.n_iterations == 0:
         raise ValueError(f"{path}: there are no samples yet")
-    # Runs started from Python do not name the reference; the molecule's fingerprint tells.
-    reference = result.reference()
-    known = result.config.get("choices", {}).get("molecule")
-    if reference is None and has_reference(known):
+    # Runs of the Python sampler do not name the reference: the molecule's fingerprint decides.
+    reference = run.reference()
+    if reference is None and has_reference(run.config.get("choices", {}).get("molecule")):
         reference = load_reference()
-    remove_stale_temporaries(result.path)
-    with written_together(result.path) as folder:
-        summary = write_summary(result, folder / "summary.json", reference)
+    remove_stale_temporaries(run.path)
+    with written_together(run.path) as folder:
+        summary = write_summary(run, folder / "summary.json", reference)
         try:
-            result.backbone()
+            run.backbone()
         except ValueError:
             logger.info("no residue with both phi and psi: no Ramachandran plot")
         else:
-            result.plot(folder / "ramachandran.png", reference)
-        plot_diagnostics(result, folder / "diagnostics.png")
-        write_thermodynamics(result, folder, reference)
+            run.plot(folder / "ramachandran.png", reference)
+        plot_diagnostics(run, folder / "diagnostics.png")
+        write_thermodynamics(run, folder, reference)
     return summary
+
+
+def write_thermodynamics(
+    run: RunEstimates, folder: PathLike, reference: Reference | None = None
+) -> dict[str, Any]:
+    """Write ``thermodynamics.csv``, ``thermodynamics.json`` and ``thermodynamics.png``.
+
+    Parameters
+    ----------
+    run
+        Finished or growing.
+    folder
+        The folder to write into.
+    reference
+        The reference to compare with; by default the one that the configuration names.
+
+    Returns
+    -------
+    content
+        Of the JSON file: ``functions`` (the rows of the CSV file), ``profiles`` of φ at every rung,
+        and, beside a reference, ``reference`` (its rows) and ``z``. Numbers that are not known are
+        None.
+    """
+    target, reference = Path(folder), reference or run.reference()
+    table = plot_thermodynamics(run, target / "thermodynamics.png", reference)
+    table.to_csv(target / "thermodynamics.csv")
+    content: dict[str, Any] = {"functions": table.rows(), "profiles": {}}
+    if run.first_phi() is not None:
+        content["profiles"] = {
+            f"{t:.2f}": _profile_columns(run.phi_profile(t)) for t in map(float, run.temperatures)
+        }
+    if reference is not None:
+        content["reference"] = reference.thermodynamics(run.boltzmann_constant).rows()
+        content["z"] = compare_thermodynamics(run, reference)
+    content = json_ready(content)
+    write_json(target / "thermodynamics.json", content)
+    return content
+
+
+def _profile_columns(profile: Profile) -> dict[str, Any]:
+    return {
+        "edges_rad": profile.edges.tolist(),
+        "free_energy_kT": profile.free_energy.tolist(),
+        "stderr_kT": profile.stderr.tolist(),
+        "probability": profile.probability.tolist(),
+        "probability_stderr": profile.probability_stderr.tolist(),
+        "kish": profile.kish.tolist(),
+    }

@@ -1,9 +1,9 @@
-"""Do the rungs hold the Boltzmann distributions of their temperatures? From energies alone.
+"""Do the rungs sample the Boltzmann distributions of their temperatures? Tests from energies alone.
 
-Two checks. The sharp one (Shirts, J. Chem. Theory Comput. 9, 909 (2013), and the package
+`energy_ratio`, the sharp test (Shirts, J. Chem. Theory Comput. 9, 909 (2013), and the package
 physical_validation): ln[P_b(U)/P_a(U)] of two rungs is a straight line in U of slope β_a - β_b,
-whatever the density of states. The plain one: the heat capacity from fluctuations within the rungs
-must integrate to the difference of ⟨U⟩ between them.
+whatever the density of states. `heat_capacity_difference`, the simple one: the heat capacity from
+fluctuations within the rungs must integrate to the difference of ⟨U⟩ between them.
 """
 
 from dataclasses import dataclass
@@ -18,25 +18,25 @@ Array = npt.NDArray[np.float64]
 
 _NEWTON_STEPS = 100
 _TOLERANCE = 1e-10
-#: Information (of standardised energies) below this part of the samples is none.
+#: Eigenvalues of the information (of standardised energies) below this, per sample, are zero.
 _SINGULAR = 1e-12
-#: Walkers shorter than this, in correlation times, show where they started.
+#: Walkers shorter than this, in correlation times, still depend on where they started.
 _MIN_LENGTH = 4
 
 
 @dataclass(frozen=True)
-class Check:
-    """A figure beside what it must be.
+class EnsembleCheck:
+    """An estimate beside the value that it has for Boltzmann distributions.
 
     Attributes
     ----------
     value, stderr
-        As found, and its standard error.
+        The estimate and its standard error.
     expected
-        What it is for Boltzmann distributions at the stated temperatures.
+        The value for Boltzmann distributions at the stated temperatures.
     n_eff
         Effective samples of ⟨U⟩ at the rung that has fewer; NaN where they are not known, 0 where
-        the walkers are shorter than 4 correlation times g: they may not have left their start.
+        the walkers are shorter than 4 correlation times g: they may still depend on their start.
     """
 
     value: float
@@ -48,8 +48,8 @@ class Check:
     def z(self) -> float:
         """(value - expected)/stderr; NaN where the error is not known.
 
-        Nor is it with fewer than 100 effective samples of ⟨U⟩ at either rung: errors of
-        correlated series are too small then, and those of the third cumulant far too small.
+        It is not known with fewer than 100 effective samples of ⟨U⟩ at either rung: errors of
+        correlated series are too small then, those of the third cumulant far too small.
         """
         if not self.n_eff >= MIN_EFFECTIVE_SAMPLES:
             return float("nan")
@@ -59,11 +59,11 @@ class Check:
 def heat_capacity(
     energy: npt.ArrayLike, temperature: float, boltzmann_constant: float
 ) -> MeanEstimate:
-    """Configurational heat capacity var(U)/(k T²) of one rung in kJ/(mol K).
+    """Return the configurational heat capacity var(U)/(k T²) of one rung in kJ/(mol K).
 
-    The kinetic part, 3N k/2 without constraints, is not in it. Look at ``n_independent``: with
-    fewer than some 100 effective samples the value is too low, and its error too small, more often
-    than a normal distribution says.
+    It lacks the kinetic part, 3N k/2 without constraints. With fewer than some 100 effective
+    samples (``n_independent``) the value is too low, and its error too small, more often than a
+    normal distribution says.
 
     Parameters
     ----------
@@ -75,69 +75,65 @@ def heat_capacity(
         In kJ/(mol K).
     """
     values = np.asarray(energy, dtype=np.float64)
-    # ⟨U⟩ is stationary in the variance: its error does not enter to first order.
+    # The variance is stationary in ⟨U⟩: the error of ⟨U⟩ does not enter to first order.
     squares = (values - values.mean()) ** 2
     return estimate_mean(squares / (boltzmann_constant * temperature**2))
 
 
-def energy_ratio(low: npt.ArrayLike, high: npt.ArrayLike, betas: tuple[float, float]) -> Check:
-    """Slope of ln[P_high(U)/P_low(U)] by maximum likelihood against β_low - β_high, in mol/kJ.
+def energy_ratio(
+    low: npt.ArrayLike, high: npt.ArrayLike, betas: tuple[float, float]
+) -> EnsembleCheck:
+    """Estimate the slope of ln[P_high(U)/P_low(U)], to be β_low - β_high, in mol/kJ.
 
-    A logistic regression of the rung on the energy (Shirts 2013, eqs. 13 to 17). The error is the
-    estimate's linear influence of every iteration and walker, both rungs together, through the
-    same standard error as any other mean: it knows of correlation in time and through swaps.
+    Maximum likelihood, by a logistic regression of the rung on the energy (Shirts 2013, eqs. 13 to
+    17). The error is that of a mean, of the linear influence that each iteration and walker, both
+    rungs together, has on the estimate: it includes correlation in time and through swaps.
 
     Parameters
     ----------
     low, high
         Energies [n, W] of two rungs in kJ/mol, sampled side by side.
     betas
-        1/(k_B T) of the lower and the higher temperature.
+        1/(k_B T) of the lower and the higher temperature in mol/kJ.
 
     Returns
     -------
     check
-        NaN where the energies of the rungs do not overlap, or so little that the slope rests on
-        no sample (the information of the regression is singular).
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, or the arrays are empty.
-    RuntimeError
-        If the likelihood cannot be maximised.
+        NaN where the energies of the rungs do not overlap, or so little that the information of
+        the regression is singular.
     """
     series = np.stack([np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)], -1)
     expected = betas[0] - betas[1]
     if series.ndim != 3 or series.size == 0:
         raise ValueError(f"low, high: expected energies [n, W], got shape {series.shape[:-1]}")
-    n_eff = _effective(series[..., 0], series[..., 1])
+    n_eff = _effective_samples(series[..., 0], series[..., 1])
+    unknown = EnsembleCheck(np.nan, np.nan, expected, n_eff)
     separate = series[..., 0].max() <= series[..., 1].min()
     if separate or series[..., 1].max() <= series[..., 0].min():
-        return Check(np.nan, np.nan, expected, n_eff)
+        return unknown
     centre, scale = series.mean(), series.std()
     x = (series - centre) / scale
     design = np.stack([np.ones_like(x), x], axis=-1)  # [n, W, 2 rungs, 2]
     theta = _maximum_likelihood(design, np.array([0.0, expected * scale]))
     if theta is None:
-        return Check(np.nan, np.nan, expected, n_eff)
+        return unknown
     p = _logistic(design @ theta)
     drawn_from = np.array([0.0, 1.0])
     scores = np.einsum("nwr,nwri->nwi", drawn_from - p, design)
     influence = np.linalg.solve(_information(design, p), np.array([0.0, 1.0]))
     n, n_walkers, _ = series.shape
     error = estimate_mean(scores @ influence * (n * n_walkers)).stderr
-    return Check(float(theta[1] / scale), float(error / scale), expected, n_eff)
+    return EnsembleCheck(float(theta[1] / scale), float(error / scale), expected, n_eff)
 
 
 def _maximum_likelihood(design: Array, start: Array) -> Array | None:
-    """Newton steps, halved while they lower the likelihood; None where nothing overlaps."""
+    """Return the estimate by damped Newton steps; None where the information is singular."""
     labels = np.array([-1.0, 1.0])
 
     def log_likelihood(theta: Array) -> float:
         return -float(np.logaddexp(0.0, -labels * (design @ theta)).sum())
 
-    theta, here = start, log_likelihood(start)
+    theta, likelihood = start, log_likelihood(start)
     n = design[..., 0].size
     for _ in range(_NEWTON_STEPS):
         p = _logistic(design @ theta)
@@ -148,10 +144,13 @@ def _maximum_likelihood(design: Array, start: Array) -> Array | None:
         if np.abs(score).max() <= _TOLERANCE * n:
             return theta
         step = np.linalg.solve(information, score)
-        while (there := log_likelihood(theta + step)) < here - _TOLERANCE * n:
+        while (proposed := log_likelihood(theta + step)) < likelihood - _TOLERANCE * n:
             step = 0.5 * step
-        theta, here = theta + step, there
-    raise RuntimeError(f"the likelihood of the energies cannot be maximised: {score / n} left")
+        theta, likelihood = theta + step, proposed
+    raise RuntimeError(
+        f"the likelihood of the energies cannot be maximised: its gradient is {score / n} per "
+        "sample"
+    )
 
 
 def _logistic(x: Array) -> Array:
@@ -168,12 +167,12 @@ def heat_capacity_difference(
     high: npt.ArrayLike,
     temperatures: tuple[float, float],
     boltzmann_constant: float,
-) -> Check:
-    """Mean heat capacity between two rungs: from fluctuations within, and as Δ⟨U⟩/ΔT.
+) -> EnsembleCheck:
+    """Compare Δ⟨U⟩/ΔT between two rungs with the mean heat capacity from fluctuations within them.
 
     ⟨U⟩_b - ⟨U⟩_a = ∫ C dT. The integral is the trapezoid with its end correction,
-    h/2 (C_a + C_b) - h²/12 (C'_b - C'_a), whose C' = κ₃/(k²T⁴) - 2κ₂/(kT³) comes from the second
-    and third cumulants of U; what is left out is of order h⁵ C''''/720.
+    h/2 (C_a + C_b) - h²/12 (C'_b - C'_a), with C' = κ₃/(k²T⁴) - 2κ₂/(kT³) from the second and
+    third cumulants of U; the remainder is of order h⁵ C''''/720.
 
     Parameters
     ----------
@@ -206,14 +205,11 @@ def heat_capacity_difference(
         influence += sign * d / width - of_second * (d**2 - second)
         influence -= of_third * (d**3 - third - 3.0 * second * d)
     stderr = estimate_mean(influence).stderr
-    return Check(float(slope), stderr, float(integral), _effective(low, high))
+    return EnsembleCheck(float(slope), stderr, float(integral), _effective_samples(low, high))
 
 
-def _effective(low: npt.ArrayLike, high: npt.ArrayLike) -> float:
-    """Effective samples of ⟨U⟩ at the rung that has fewer; NaN where they are not known.
-
-    None, where walkers are so short that they show where they started.
-    """
+def _effective_samples(low: npt.ArrayLike, high: npt.ArrayLike) -> float:
+    """Return the effective samples of ⟨U⟩ as `EnsembleCheck.n_eff` defines them."""
     estimates = [estimate_mean(energy) for energy in (low, high)]
     if any(np.shape(low)[0] < _MIN_LENGTH * estimate.g for estimate in estimates):
         return 0.0

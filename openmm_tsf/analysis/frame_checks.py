@@ -1,4 +1,4 @@
-"""What recorded frames show of trouble: other handedness, cis peptide bonds, torsions at their cut.
+"""Problems in recorded frames: opposite handedness, cis peptide bonds, dihedrals at branch cuts.
 
 Topology and frames are enough for the first two. Branch cuts are read from the flow's file as plain
 numbers; no model is built.
@@ -18,9 +18,9 @@ from openmm_tsf.analysis.statistics import group_means
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
-#: A centre flatter than this (volume of any three unit bonds) in the reference is left out.
+#: A centre flatter than this (volume of any three unit bonds) has no handedness.
 _FLAT = 0.05
-#: Bins of a full turn for the density next to a cut: windows of 5 degrees on either side.
+#: Windows of a full turn: 5 degrees each.
 _BINS = 72
 
 
@@ -31,11 +31,11 @@ class Centres:
     Attributes
     ----------
     names
-        Of the atoms, as mdtraj writes them: ``ALA2-CA``.
+        Of the centres, as mdtraj writes them: ``ALA2-CA``.
     atoms
-        Centre and three of its neighbours, for each of the four such triples [C, 4, 4].
+        Centre and three of its neighbours [C, 4, 4], for each of the four triples.
     signs
-        Signs [C, 4] of the volumes that they span in the reference.
+        Signs [C, 4] of the volumes that the triples span.
     """
 
     names: tuple[str, ...]
@@ -44,7 +44,7 @@ class Centres:
 
 
 def tetrahedral_centres(topology: mdtraj.Topology, positions: npt.ArrayLike) -> Centres:
-    """The atoms with exactly four bonds, with the handedness of positions [N, 3]."""
+    """Return the atoms with exactly four bonds, with their handedness in positions [N, 3]."""
     neighbours = _neighbours(topology)
     atoms = np.array(
         [
@@ -54,41 +54,39 @@ def tetrahedral_centres(topology: mdtraj.Topology, positions: npt.ArrayLike) -> 
         ],
         dtype=np.int64,
     ).reshape(-1, 4, 4)
-    volume = _volumes_of_triples(np.asarray(positions, dtype=np.float64)[None], atoms)[0]
+    volume = signed_volumes(np.asarray(positions, dtype=np.float64)[None], atoms)[0]
     known = (np.abs(volume) > _FLAT).all(axis=1)
     names = tuple(str(topology.atom(int(centre))) for centre in atoms[known, 0, 0])
     return Centres(names, atoms[known], np.sign(volume[known]))
 
 
 def signed_volumes(x: npt.ArrayLike, atoms: Indices) -> Array:
-    """Volumes [F, C] that the unit bonds to three neighbours span, for x [F, N, 3]."""
-    frames = np.asarray(x, dtype=np.float64)
-    bonds = frames[:, atoms[:, 1:]] - frames[:, atoms[:, :1]]
-    bonds /= np.linalg.norm(bonds, axis=-1, keepdims=True)
-    first, second, third = np.moveaxis(bonds, 2, 0)
-    return np.asarray(np.einsum("fci,fci->fc", np.cross(first, second), third))
+    """Return the volumes [F, ...] that unit bonds span, for x [F, N, 3].
 
-
-def mirrored(x: npt.ArrayLike, centres: Centres) -> npt.NDArray[np.bool_]:
-    """Whether each centre in each frame has the other handedness, [F, C].
-
-    It has where all four triples of its neighbours span volumes of the other sign. A single triple
-    goes flat in hot, bent frames whose handedness no coordinates would doubt.
+    The bonds are those of a centre to three neighbours, in this order in atoms [..., 4].
     """
-    turned = _volumes_of_triples(x, centres.atoms) * centres.signs < 0
-    return np.asarray(turned.all(axis=-1))
+    frames = np.asarray(x, dtype=np.float64)
+    bonds = frames[:, atoms[..., 1:]] - frames[:, atoms[..., :1]]
+    bonds /= np.linalg.norm(bonds, axis=-1, keepdims=True)
+    first, second, third = np.moveaxis(bonds, -2, 0)
+    return np.asarray(np.sum(np.cross(first, second) * third, axis=-1))
 
 
-def _volumes_of_triples(x: npt.ArrayLike, atoms: Indices) -> Array:
-    """Volumes [F, C, 4] for atoms [C, 4, 4]."""
-    volumes = signed_volumes(x, atoms.reshape(-1, 4))
-    return volumes.reshape(len(volumes), *atoms.shape[:2])
+def is_mirrored(x: npt.ArrayLike, centres: Centres) -> npt.NDArray[np.bool_]:
+    """Return whether each centre has the opposite handedness in each frame, [F, C].
+
+    All four triples of its neighbours must span volumes of the opposite sign: a single triple may
+    flip in hot, bent frames whose handedness is not in doubt.
+    """
+    opposite = signed_volumes(x, centres.atoms) * centres.signs < 0
+    return np.asarray(opposite.all(axis=-1))
 
 
 def peptide_bonds(topology: mdtraj.Topology) -> tuple[tuple[str, ...], Indices]:
-    """Names and atoms [P, 4] of every omega: carbon, amide carbon, amide nitrogen, carbon.
+    """Return names and atoms [P, 4] of every omega: carbon, amide carbon, amide nitrogen, carbon.
 
-    Found by bonds and elements, so that caps, whose atoms have other names, are included.
+    They are recognised by bonds and elements, so that caps, whose atoms have other names, are
+    included.
     """
     neighbours = _neighbours(topology)
     symbol = [atom.element.symbol if atom.element else "" for atom in topology.atoms]
@@ -101,8 +99,8 @@ def peptide_bonds(topology: mdtraj.Topology) -> tuple[tuple[str, ...], Indices]:
             before = [a for a in bonded if symbol[a] == "C"]
             after = [a for a in neighbours[nitrogen] if symbol[a] == "C" and a != carbon]
             if not before or not after:
-                continue  # a primary amide: nothing to be cis to
-            # A proline's nitrogen has two: the alpha carbon bears the next carbonyl.
+                continue  # a primary amide: cis and trans are the same
+            # The nitrogen of proline has two carbons: omega is defined by the alpha carbon.
             after.sort(key=lambda a: (topology.atom(a).name != "CA", a))
             pair = topology.atom(carbon).residue, topology.atom(nitrogen).residue
             names.append(f"{pair[0]}-{pair[1]}")
@@ -110,8 +108,8 @@ def peptide_bonds(topology: mdtraj.Topology) -> tuple[tuple[str, ...], Indices]:
     return tuple(names), np.array(quartets, dtype=np.int64).reshape(-1, 4)
 
 
-def cis(frames: mdtraj.Trajectory, quartets: Indices) -> npt.NDArray[np.bool_]:
-    """Whether each omega of each frame is within 90 degrees of 0, [F, P]."""
+def is_cis(frames: mdtraj.Trajectory, quartets: Indices) -> npt.NDArray[np.bool_]:
+    """Return whether each omega of each frame is within 90 degrees of 0, [F, P]."""
     if not len(quartets):
         return np.zeros((frames.n_frames, 0), dtype=bool)
     omega = mdtraj.compute_dihedrals(frames, quartets, periodic=False)
@@ -119,11 +117,11 @@ def cis(frames: mdtraj.Trajectory, quartets: Indices) -> npt.NDArray[np.bool_]:
 
 
 def _neighbours(topology: mdtraj.Topology) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {atom.index: [] for atom in topology.atoms}
+    neighbours: dict[int, list[int]] = {atom.index: [] for atom in topology.atoms}
     for first, second in topology.bonds:
-        found[first.index].append(second.index)
-        found[second.index].append(first.index)
-    return found
+        neighbours[first.index].append(second.index)
+        neighbours[second.index].append(first.index)
+    return neighbours
 
 
 # ------------------------------------------------------------------------ branch cuts
@@ -131,12 +129,12 @@ def _neighbours(topology: mdtraj.Topology) -> dict[int, list[int]]:
 
 @dataclass(frozen=True)
 class Branches:
-    """The dihedrals of a flow's coordinates and where their circles are cut.
+    """The dihedrals of a flow's coordinates and their branch cuts.
 
     Attributes
     ----------
     names
-        Their four atoms each.
+        Names of the four atoms of each.
     atoms
         [T, 4].
     cuts
@@ -149,15 +147,10 @@ class Branches:
 
 
 def read_branches(path: Path) -> Branches | None:
-    """The branch cuts in a flow file; None if its flow has no coordinates.
+    """Read the branch cuts from a flow file; None if the flow has no internal coordinates.
 
-    Groups of equivalent hydrogens are left out: they turn freely, and are cut in thirds between
-    copies that are the same.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If it is no flow file.
+    Groups of equivalent hydrogens are left out: they rotate freely, and their cuts separate
+    equivalent thirds of the circle.
     """
     from openmm_tsf.coordinates.config import parse_layer_config
     from openmm_tsf.coordinates.zmatrix import ZMatrix
@@ -174,9 +167,11 @@ def read_branches(path: Path) -> Branches | None:
     except ValueError as error:
         raise ValueError(f"{path}: damaged flow file: {error}") from error
     rows, siblings = zmatrix.rows[3:], zmatrix.siblings[3:]
-    turning = {atom for group in entries["equivalent"] for atom in group}
-    kept = np.array([bool(s) or int(row[0]) not in turning
-                     for row, s in zip(rows, siblings, strict=True)], dtype=bool)  # fmt: skip
+    equivalent = {atom for group in entries["equivalent"] for atom in group}
+    kept = np.array(
+        [bool(s) or int(row[0]) not in equivalent for row, s in zip(rows, siblings, strict=True)],
+        dtype=bool,
+    )
     names = tuple(" ".join(zmatrix.atom_names[int(atom)] for atom in row) for row in rows[kept])
     cuts = entries["branch_cuts"].numpy()[kept]
     return Branches(names, rows[kept].astype(np.int64), cuts)
@@ -184,20 +179,20 @@ def read_branches(path: Path) -> Branches | None:
 
 @dataclass(frozen=True)
 class Leak:
-    """How much a sample populates the cut of one dihedral.
+    """The density of samples next to the branch cut of one dihedral, in windows of 5 degrees.
 
     Attributes
     ----------
     density
-        Within 5 degrees of the cut, on its fuller side, over the fullest such window's.
+        In the fuller window next to the cut, relative to the fullest window of all.
     emptiest, emptiest_density
-        The angle (rad) around which the two windows together hold least, and its density.
+        The angle (rad) whose two adjacent windows hold fewest samples, and their mean density.
     n_at_cut
-        Frames in both windows.
+        Frames in both windows next to the cut.
     below, above
-        Frames on either side.
+        Frames in the window on either side.
     z
-        Of the difference between the sides, by the spread of walkers; NaN where it is not known.
+        Of the difference between the sides, by the spread of walkers; NaN if it is not known.
     """
 
     density: float
@@ -209,11 +204,11 @@ class Leak:
     z: float
 
 
-def leak(angles: npt.ArrayLike, cut: float) -> Leak:
-    """Density of a dihedral [n, W] (rad) next to its cut.
+def measure_leak(angles: npt.ArrayLike, cut: float) -> Leak:
+    """Measure the density of a dihedral [n, W] (rad) next to its branch cut.
 
-    The true density is continuous there. Where the sides differ beyond their errors, walkers pile
-    up at a wall that they do not pass.
+    The Boltzmann density is continuous there: if the sides differ beyond their errors, walkers
+    accumulate at a cut that they do not cross.
     """
     values = np.asarray(angles, dtype=np.float64)
     from_cut = np.remainder(values - cut, 2 * np.pi)

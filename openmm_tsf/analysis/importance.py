@@ -1,7 +1,7 @@
-"""Thermodynamics from independent weighted draws: of arrays, whoever made the draws.
+"""Thermodynamic functions from independent weighted draws, whatever model made them.
 
-A flow gives draws at any temperature, also where there is no rung; its log weights
-ln[exp(-U/kT)/q], or of the joint with auxiliary momenta, are all that enters here.
+A flow gives draws at any temperature, with or without a rung there; only their log weights
+ln[exp(-U/kT)/q], or those of the joint density with auxiliary momenta, are needed here.
 """
 
 from dataclasses import dataclass
@@ -16,35 +16,40 @@ from openmm_tsf.analysis.statistics import (
     reverse_ess_stderr,
     weighted_mean,
 )
-from openmm_tsf.analysis.thermodynamics import (
-    PROFILE_BINS,
-    Profile,
-    dihedral_bins,
-    kish_by_bin,
-    make_profile,
-)
+from openmm_tsf.analysis.thermodynamics import PROFILE_BINS, Profile, make_profile
 
 Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class ImportanceEstimate:
-    """What weighted draws say at one temperature; estimates are (value, standard error).
+    """Estimates at one temperature from weighted draws; each is (value, standard error).
 
     Attributes
     ----------
     temperature
         In K.
     ess, ess_stderr
-        Kish's effective sample size, and the standard error of its fraction. Estimates, errors
-        included, hold as far as no region was left undrawn: with a largest weight near 1 they rest
-        on a single draw, and a basin that the model has dropped is not seen by any of them.
+        Kish's effective sample size, and the standard error of its fraction. No estimate or error
+        here sees a basin that the model never draws; with a largest weight near 1 all of them rest
+        on a single draw.
     energy
         ⟨U⟩ in kJ/mol.
     heat_capacity
         Configurational part in kJ/(mol K).
     delta_f
         -ln[P(inside)/P(outside)] in kT; (NaN, NaN) where `inside` was not given.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from openmm_tsf.analysis import importance_thermodynamics
+    >>> x = np.random.default_rng(1).normal(0.0, 1.2, 10_000)  # draws of N(0, 1.2²)
+    >>> energy = 0.5 * x**2  # the target at T = 1, k_B = 1: N(0, 1), so that ⟨U⟩ = 1/2
+    >>> result = importance_thermodynamics(-energy + 0.5 * (x / 1.2) ** 2, energy, 1.0, 1.0)
+    >>> mean, stderr = result.energy
+    >>> bool(abs(mean - 0.5) < 3 * stderr)
+    True
     """
 
     temperature: float
@@ -62,7 +67,7 @@ def importance_thermodynamics(
     boltzmann_constant: float,
     inside: npt.ArrayLike | None = None,
 ) -> ImportanceEstimate:
-    """Thermodynamic functions from independent draws with weights.
+    """Compute thermodynamic functions from independent weighted draws.
 
     Parameters
     ----------
@@ -70,21 +75,15 @@ def importance_thermodynamics(
         ln[target/model] [N] up to a constant; -inf where the target vanishes or the draw is outside
         the model's domain.
     energy
-        U [N] in kJ/mol; anything where the weight is zero.
+        U [N] in kJ/mol; any value where the weight is zero.
     temperature, boltzmann_constant
-        The target's, in K and kJ/(mol K).
+        Of the target, in K and kJ/(mol K).
     inside
         Truth values [N] of a state.
-
-    Raises
-    ------
-    ValueError
-        If shapes differ, every weight is zero, or an energy with a weight is not finite.
     """
-    weights, kept, (values,) = _weighted(log_weights, energy=energy)
-    ess = reverse_ess(log_weights)
-    mean = weighted_mean(values, weights)
-    variance, stderr = weighted_mean((values - mean[0]) ** 2, weights)
+    logs, kept, values = _weighted(log_weights, "energy", energy)
+    mean = weighted_mean(values, logs)
+    variance, stderr = weighted_mean((values - mean[0]) ** 2, logs)
     scale = boltzmann_constant * temperature**2
     delta_f = (np.nan, np.nan)
     if inside is not None:
@@ -94,11 +93,11 @@ def importance_thermodynamics(
                 f"inside: expected truth values of shape {kept.shape}, got {state.dtype} of shape "
                 f"{state.shape}"
             )
-        probability, error = weighted_mean(state[kept], weights)
+        probability, error = weighted_mean(state[kept], logs)
         delta_f = logit_free_energy(min(probability, 1.0), error)
     return ImportanceEstimate(
         temperature=float(temperature),
-        ess=ess,
+        ess=reverse_ess(log_weights),
         ess_stderr=reverse_ess_stderr(log_weights),
         energy=mean,
         heat_capacity=(variance / scale, stderr / scale),
@@ -112,42 +111,36 @@ def importance_profile(
     temperature: float,
     bins: int = PROFILE_BINS,
 ) -> Profile:
-    """Free-energy profile along a dihedral from independent draws with weights.
+    """Compute the free-energy profile along a dihedral from independent weighted draws.
 
     Parameters
     ----------
     log_weights
         As for `importance_thermodynamics`.
     angles
-        The dihedral [N] in rad; anything where the weight is zero.
+        The dihedral [N] in rad; any value where the weight is zero.
     temperature
         In K, for the record.
     bins
-        Equal bins over [-π, π].
+        Number of equal bins over [-π, π].
     """
-    weights, _, (values,) = _weighted(log_weights, angles=angles)
-    edges, index = dihedral_bins(values, bins)
-    probability, stderr = np.zeros(bins), np.full(bins, np.nan)
-    for b in np.unique(index):
-        probability[b], stderr[b] = weighted_mean(index == b, weights)
-    kish = kish_by_bin(index, np.exp(weights - weights.max()), bins)
-    return make_profile(float(temperature), edges, probability, stderr, kish)
+    logs, _, values = _weighted(log_weights, "angles", angles)
+    weights = np.exp(logs - logs.max())
+    return make_profile(
+        float(temperature), values, bins, weights, lambda inside: weighted_mean(inside, logs)
+    )
 
 
 def _weighted(
-    log_weights: npt.ArrayLike, **series: npt.ArrayLike
-) -> tuple[Array, npt.NDArray[np.bool_], list[Array]]:
-    """The draws that have a weight: their log weights, which ones, their values."""
-    logs = np.asarray(log_weights, dtype=np.float64)
+    log_weights: npt.ArrayLike, name: str, values: npt.ArrayLike
+) -> tuple[Array, npt.NDArray[np.bool_], Array]:
+    """Return log weights and values of the draws whose weight is not zero, and which they are."""
+    logs, array = np.asarray(log_weights, dtype=np.float64), np.asarray(values, dtype=np.float64)
     kept = ~np.isneginf(logs)
     if logs.ndim != 1 or not kept.any():
-        raise ValueError("log_weights: expected a vector with weights that are not all zero")
-    values = []
-    for name, given in series.items():
-        array = np.asarray(given, dtype=np.float64)
-        if array.shape != logs.shape:
-            raise ValueError(f"{name}: expected shape {logs.shape}, got {array.shape}")
-        if not np.isfinite(array[kept]).all():
-            raise ValueError(f"{name}: expected finite values where the weight is not zero")
-        values.append(array[kept])
-    return logs[kept], kept, values
+        raise ValueError("log_weights: expected a vector with at least one weight above zero")
+    if array.shape != logs.shape:
+        raise ValueError(f"{name}: expected shape {logs.shape}, got {array.shape}")
+    if not np.isfinite(array[kept]).all():
+        raise ValueError(f"{name}: expected finite values where the weight is not zero")
+    return logs[kept], kept, array[kept]

@@ -1,4 +1,4 @@
-"""A run directory, finished or still growing, as numpy, mdtraj and pymbar objects."""
+"""Load a run directory, finished or still growing."""
 
 from pathlib import Path
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.plots.ramachandran import plot_ramachandran
 from openmm_tsf.analysis.plots.thermodynamics import plot_thermodynamics
-from openmm_tsf.analysis.reference import Reference, recorded_reference
+from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.analysis.summary import summarize
 from openmm_tsf.analysis.thermodynamics import Thermodynamics
 
 
 class Run(RunEstimates):
-    """What `load_run` returns.
+    """A run directory as numpy, mdtraj and pymbar objects, as `load_run` returns it.
 
-    Saved iterations, walkers and rungs are the axes [n, W, R] of everything; temperatures in K,
+    Arrays have the axes [n, W, R]: saved iterations, walkers, rungs. Temperatures are in K,
     energies in kJ/mol, angles in rad, lengths in nm.
 
     Attributes
@@ -22,7 +22,7 @@ class Run(RunEstimates):
     path
         The directory.
     config
-        Its ``config.json``.
+        The content of its ``config.json``.
     temperatures
         [R] in K, ascending.
     n_walkers
@@ -30,19 +30,42 @@ class Run(RunEstimates):
     boltzmann_constant
         In kJ/(mol K), or 1 for toy systems.
     dihedral_atoms
-        Named dihedrals and their atoms.
+        Names of the recorded dihedrals, and their atoms.
     segments
         The numbers written so far.
+
+    Examples
+    --------
+    A short run on a double well, without a molecule:
+
+    >>> import torch
+    >>> import openmm_tsf as tsf
+    >>> from openmm_tsf.potentials.toy import DoubleWell
+    >>> flow = tsf.TemperatureSteerableFlow(1, 2, 1, (4,))
+    >>> well = DoubleWell(0.0, -1.0, 0.25)
+    >>> sampler = tsf.ParallelTempering(
+    ...     None, flow, [1.0, 2.0], n_walkers=16, potential=well, seed=1
+    ... )
+    >>> sampler.set_positions(torch.zeros(16, 2, 1))
+    >>> _ = sampler.run(20, output="run", progress=False)
+
+    >>> run = tsf.load_run("run")
+    >>> run.energies(temperature=2.0).shape
+    (20, 16)
+    >>> run.mean_energy(1.0).value < run.mean_energy(2.0).value
+    True
+    >>> u_kn, n_k = run.u_kn()
+    >>> u_kn.shape, n_k.tolist()
+    ((2, 640), [320, 320])
+
+    Of a molecule's run, ``run.trajectory(300)`` has the frames, ``run.ramachandran(300)`` φ and ψ,
+    and ``run.free_energy_difference(lambda frames: ..., 300)`` a free-energy difference by MBAR.
     """
 
-    def reference(self) -> Reference | None:
-        """The shipped reference data that the configuration names, if any."""
-        return recorded_reference(self)
-
     def summary(self, reference: Reference | None = None) -> dict[str, Any]:
-        """The figures of the run as plain numbers; see `openmm_tsf.analysis.summary`.
+        """Return the content of ``summary.json``; see `openmm_tsf.analysis.summary`.
 
-        They are compared with `reference`, or with the one that the configuration names.
+        The run is compared with `reference`, by default with the one that its configuration names.
         """
         return summarize(self, reference or self.reference())
 
@@ -52,9 +75,9 @@ class Run(RunEstimates):
         reference: Reference | None = None,
         residue: int | None = None,
     ) -> None:
-        """Ramachandran plots, φ and energy histograms of every rung as a PNG (or PDF, SVG).
+        """Plot Ramachandran maps and histograms of φ and energy of every rung (PNG, PDF or SVG).
 
-        They are drawn beside `reference`, or beside the one that the configuration names, and are
+        They are drawn beside `reference`, by default the one that the configuration names, and are
         of the given residue (see `backbone`).
         """
         plot_ramachandran(self, path, reference or self.reference(), residue)
@@ -62,28 +85,31 @@ class Run(RunEstimates):
     def plot_thermodynamics(
         self, path: str | Path, reference: Reference | None = None
     ) -> Thermodynamics:
-        """ΔF(T), ⟨U⟩(T), C_V(T) and φ profiles with their errors as a PNG (or PDF, SVG).
+        """Plot ΔF(T), ⟨U⟩(T), C_V(T) and φ profiles with their errors, and return them.
 
-        Drawn beside `reference`, or beside the one that the configuration names. Returns what is
-        drawn.
+        They are drawn beside `reference`, by default the one that the configuration names.
         """
         return plot_thermodynamics(self, path, reference or self.reference())
 
 
 def load_run(path: str | Path) -> Run:
-    """Read a run directory as it is at this moment; call again to see what has come since.
+    """Read a run directory as it is now; call again to see what was written since.
 
     Runs of the command line whose System is that of the shipped reference name it in their
-    ``config.json`` (``reference``), and are compared with it. Runs made with the Python sampler
-    name none: give one to `Run.summary`, `Run.plot` or `write_summary`, as in
-    ``run.summary(reference=load_reference())``. It is for alanine dipeptide in the default force
-    field only; this module does not know the System and cannot check that.
+    ``config.json`` (``reference``), and are compared with it. Runs of the Python sampler name none:
+    pass one to `Run.summary`, `Run.plot` or `write_summary`, as in
+    ``run.summary(reference=load_reference())``. It is valid only for alanine dipeptide in the
+    default force field, which is not checked there.
 
     Raises
     ------
     FileNotFoundError
         If the directory, its ``config.json`` or a segment is missing.
     ValueError
-        If one of its files cannot be understood (the message names it).
+        If one of its files cannot be read (the message names it).
+
+    Examples
+    --------
+    See `Run`.
     """
     return Run(path)

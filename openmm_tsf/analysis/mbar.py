@@ -1,10 +1,11 @@
-"""Free-energy differences by MBAR over all rungs, with errors that know about correlation.
+"""Means and free-energy differences by MBAR over all rungs, with errors of correlated samples.
 
-pymbar solves for the rungs' free energies. Its own covariance takes samples as independent; ours
-are correlated in time and, through the swaps, between rungs. So the estimate is linearised: every
-sample has an influence on it (the estimating equations of MBAR are those of a multinomial logistic
-regression), the influences of one iteration and walker are summed over the rungs, and that series
-goes through the same standard error as any other mean.
+Shirts and Chodera, J. Chem. Phys. 129, 124105 (2008). pymbar solves for the free energies of the
+rungs. Its covariance takes the samples as independent; samples of replica exchange are correlated
+in time and, through the swaps, between rungs. So the estimate is linearised: every sample has an
+influence on it (the estimating equations of MBAR are those of a multinomial logistic regression),
+the influences of one iteration and walker are summed over the rungs, and the error is that of the
+mean of this series, as `openmm_tsf.analysis.uncertainty` computes it.
 """
 
 import logging
@@ -23,35 +24,33 @@ Array = npt.NDArray[np.float64]
 _PYMBAR_SAMPLES = 60_000
 _NEWTON_STEPS = 20
 _TOLERANCE = 1e-10
-#: Information below this part of a rung's samples is none: rungs do not overlap.
+#: Eigenvalues of the information below this, per sample of a rung, are zero: rungs do not overlap.
 _SINGULAR = 1e-12
-#: What an estimate may pull, relative to all its residuals, at free energies that are not known.
-_NO_PULL = 1e-9
+#: An estimate may depend this much, relative to its residuals, on free energies that are not known.
+_NEGLIGIBLE = 1e-9
 
 
 class Mbar:
-    """Samples of all rungs and their reduced free energies, ready to be weighted anywhere.
-
-    Attributes
-    ----------
-    energy
-        [n, W, K] in kJ/mol.
-    betas
-        Inverse temperatures [K] of the rungs in mol/kJ.
-    f
-        Reduced free energies [K] of the rungs.
-    memberships
-        Probability [n, W, K, K] that a sample stems from rung k, given its energy.
-    scores
-        1 - Σ p_k over the samples of one iteration and walker [n, W, K-1]: what they pull at f_k
-        with, k > 0. The first f is the gauge.
+    """Samples of all rungs and their reduced free energies, to be reweighted to any temperature.
 
     Parameters
     ----------
-    energy, betas
-        As above.
+    energy
+        Energies [n, W, K] in kJ/mol.
+    betas
+        Inverse temperatures [K] of the rungs in mol/kJ.
     f
-        What `solve_mbar` returns for them; solved here when left out.
+        Reduced free energies [K] of the rungs; those of `solve_mbar` by default.
+
+    Attributes
+    ----------
+    energy, betas, f
+        As above.
+    memberships
+        Probability [n, W, K, K] that a sample was drawn at rung k, given its energy.
+    scores
+        1 - Σ p_k over the samples of one iteration and walker [n, W, K-1]: their influence on f_k,
+        k > 0, up to the inverse of the information. The first f is the gauge.
     """
 
     def __init__(self, energy: Array, betas: Array, f: Array | None = None) -> None:
@@ -64,30 +63,26 @@ class Mbar:
     def _information(self) -> Array:
         return _information(self.memberships)
 
-    def at(self, beta: float) -> "Reweighted":
-        """Weight the samples of all rungs to the inverse temperature `beta` (eq. 13, ibid.)."""
+    def reweight(self, beta: float) -> "Reweighted":
+        """Weight the samples of all rungs to the inverse temperature `beta` (eq. 13)."""
         log_weights = -beta * self.energy - self._log_total
         weights = np.exp(log_weights - log_weights.max())
         return Reweighted(weights / weights.sum(), self)
 
-    def pull(self, residual: Array) -> Array:
-        """What a sum of residuals [n, W, K] owes to the uncertainty of f: [n, W].
+    def influence_through_f(self, residual: Array) -> Array:
+        """Return the influence [n, W] on a sum of residuals [n, W, K] that acts through f.
 
-        NaN where it hangs on the free energies of rungs that do not overlap.
+        NaN where the sum depends on free energies between rungs that do not overlap.
         """
-        if self.betas.size == 1:  # no f to be uncertain of
-            return np.zeros(self.energy.shape[:2])
+        n, n_walkers, n_rungs = self.energy.shape
+        if n_rungs == 1:  # f has no error
+            return np.zeros((n, n_walkers))
         gradient = -np.einsum("nwr,nwrk->k", residual, self.memberships[..., 1:])
-        response, left = _solve(self._information, gradient, self._n_each)
-        if left > _NO_PULL * np.abs(residual).sum():
-            return np.full(self.energy.shape[:2], np.nan)
-        pulled: Array = self.scores @ response
-        return pulled
-
-    @property
-    def _n_each(self) -> int:
-        """Samples of every rung."""
-        return self.energy.shape[0] * self.energy.shape[1]
+        response, unresolved = _solve(self._information, gradient, n * n_walkers)
+        if unresolved > _NEGLIGIBLE * np.abs(residual).sum():
+            return np.full((n, n_walkers), np.nan)
+        influence: Array = self.scores @ response
+        return influence
 
 
 @dataclass(frozen=True)
@@ -99,31 +94,26 @@ class Reweighted:
     weights
         Normalised weights [n, W, R].
     mbar
-        Where they come from.
+        The samples.
     """
 
     weights: Array
     mbar: Mbar
 
     @property
-    def memberships(self) -> Array:
-        """Probability [n, W, R, K] that a sample stems from rung k, given its energy."""
-        return self.mbar.memberships
-
-    @property
     def kish(self) -> float:
-        """1/Σw², the number of equal weights that would scatter as much; correlation apart."""
+        """Kish's effective sample size 1/Σw², without the cost of correlation."""
         return float(1.0 / np.sum(self.weights**2))
 
     def free_energy(self, inside: npt.NDArray[np.bool_]) -> tuple[float, float]:
-        """-ln[P(inside)/P(outside)] in kT at the target temperature, and its standard error.
+        """Return -ln[P(inside)/P(outside)] in kT at the target temperature, and its standard error.
 
-        Infinite with a NaN error where a state was never, or always, visited.
+        Infinite, with a NaN error, where one of the two states was never visited.
 
         Parameters
         ----------
         inside
-            [n, W, R].
+            Truth values [n, W, R].
         """
         if inside.all() or not inside.any():
             return (-np.inf if inside.all() else np.inf), np.nan
@@ -131,11 +121,11 @@ class Reweighted:
         return logit_free_energy(min(probability.value, 1.0), probability.stderr)
 
     def mean(self, observable: npt.ArrayLike) -> MeanEstimate:
-        """Mean of an observable [n, W, R] at the target temperature.
+        """Return the mean of an observable [n, W, R] at the target temperature.
 
-        ``g`` and the two errors refer to the series of summed influences; ``variance`` is that of
-        the observable at the target temperature. The errors are NaN where the mean hangs on the
-        free energies of rungs that do not overlap.
+        ``g`` and the two errors are those of the series of influences summed over rungs;
+        ``variance`` is that of the observable at the target temperature. The errors are NaN where
+        the mean depends on free energies between rungs that do not overlap.
         """
         values = np.asarray(observable, dtype=np.float64)
         if values.shape != self.weights.shape:
@@ -143,11 +133,10 @@ class Reweighted:
         mean = float(np.sum(self.weights * values))
         residual = self.weights * (values - mean)
         variance = float(np.sum(residual * (values - mean)))
-        influence = residual.sum(axis=2) + self.mbar.pull(residual)
+        influence = residual.sum(axis=2) + self.mbar.influence_through_f(residual)
         n, n_walkers, _ = values.shape
         if np.isnan(influence).any():
-            nan = float("nan")
-            return MeanEstimate(mean, nan, nan, nan, nan, values.size, variance)
+            return MeanEstimate.without_error(mean, values.size, variance)
         return replace(
             estimate_mean(influence * (n * n_walkers)),
             value=mean,
@@ -157,17 +146,18 @@ class Reweighted:
 
 
 def solve_mbar(energy: Array, betas: Array) -> Array:
-    """Reduced free energies f [K] of the rungs, f[0] = 0, from samples [n, W, K] of them.
+    """Return the reduced free energies f [K] of the rungs, f[0] = 0.
 
-    Shirts and Chodera, J. Chem. Phys. 129, 124105 (2008), eq. 11. pymbar solves on at most
-    60 000 samples; Newton steps on all of them follow, which the solution there starts well. Where
-    neighbouring rungs do not overlap, nothing fixes the difference of their f: it is left as the
-    trapezoid of ⟨U⟩ over β has it.
+    Shirts and Chodera 2008, eq. 11. pymbar solves on at most 60 000 samples; Newton steps on all of
+    them start from its solution. Where neighbouring rungs do not overlap, nothing determines the
+    difference of their f: it stays the trapezoid of ⟨U⟩ over β.
 
-    Raises
-    ------
-    RuntimeError
-        If the equations do not converge.
+    Parameters
+    ----------
+    energy
+        Samples [n, W, K] in kJ/mol, each at its own rung.
+    betas
+        Inverse temperatures [K] in mol/kJ.
     """
     n, n_walkers, n_rungs = energy.shape
     if n_rungs == 1:
@@ -176,31 +166,31 @@ def solve_mbar(energy: Array, betas: Array) -> Array:
     f = np.append(0.0, np.cumsum(0.5 * (mean[1:] + mean[:-1]) * np.diff(betas)))
     information = _information(_memberships(energy, betas, f)[0])
     if np.linalg.eigvalsh(information)[0] > _SINGULAR * n * n_walkers:
-        f = _solved_by_pymbar(energy, betas)
+        f = _solve_by_pymbar(energy, betas)
     for _ in range(_NEWTON_STEPS):
         p, _ = _memberships(energy, betas, f)
         score = n * n_walkers - p.sum(axis=(0, 1, 2))
         if np.abs(score).max() <= _TOLERANCE * n * n_walkers:
             return f - f[0]
         f[1:] += _solve(_information(p), score[1:], n * n_walkers)[0]
-    raise RuntimeError(f"MBAR did not converge: {score / (n * n_walkers)} left of 1 sample each")
+    raise RuntimeError(f"MBAR did not converge: residuals {score / (n * n_walkers)} per sample")
 
 
-def _solved_by_pymbar(energy: Array, betas: Array) -> Array:
+def _solve_by_pymbar(energy: Array, betas: Array) -> Array:
     _, n_walkers, n_rungs = energy.shape
     stride = -(-energy.size // _PYMBAR_SAMPLES)
     thinned = energy[::stride]
     flat = np.moveaxis(thinned, 2, 0).ravel()
     counts = np.full(n_rungs, thinned.shape[0] * n_walkers)
-    # pymbar's default solver warns about an option that scipy does not know, and its default
-    # tolerance is relative: where every f is near 0, rounding keeps it from ever being met.
+    # pymbar's default solver warns about an option that scipy does not know; its default tolerance
+    # is relative, and cannot be met up to rounding where every f is near 0.
     solver = {"method": "adaptive", "tol": 1e-6, "options": {"maxiter": 100}}
     solved = _pymbar().MBAR(np.outer(betas, flat), counts, solver_protocol=(solver,))
     return np.array(solved.f_k, dtype=np.float64)
 
 
 def _solve(information: Array, right: Array, n_each: int) -> tuple[Array, float]:
-    """Solution x of information x = right where the information is not null; what is left there."""
+    """Solve information x = right outside the null space; also return the largest part in it."""
     values, vectors = np.linalg.eigh(information)
     known = values > _SINGULAR * n_each
     components = vectors.T @ right
@@ -209,7 +199,7 @@ def _solve(information: Array, right: Array, n_each: int) -> tuple[Array, float]
 
 
 def _memberships(energy: Array, betas: Array, f: Array) -> tuple[Array, Array]:
-    """Probabilities [..., K] that a sample stems from rung k; log of their denominator [...]."""
+    """Return the probabilities [..., K] of the rungs and the log of their denominator [...]."""
     log_terms = f - energy[..., None] * betas
     high = log_terms.max(axis=-1, keepdims=True)
     terms = np.exp(log_terms - high)
@@ -218,14 +208,14 @@ def _memberships(energy: Array, betas: Array, f: Array) -> tuple[Array, Array]:
 
 
 def _information(memberships: Array) -> Array:
-    """Σ p_k (δ_kl - p_l) [K-1, K-1] over all samples; the first rung is the gauge."""
+    """Return Σ p_k (δ_kl - p_l) [K-1, K-1] over all samples; the first rung is the gauge."""
     p = memberships[..., 1:].reshape(-1, memberships.shape[-1] - 1)
     return np.diag(p.sum(axis=0)) - p.T @ p
 
 
 @cache
 def _pymbar() -> ModuleType:
-    """pymbar, imported late: it takes seconds, and announces itself in the log."""
+    """Import pymbar when it is needed, quietly: it takes seconds, and writes to the log."""
     logger = logging.getLogger("pymbar")
     level = logger.level
     logger.setLevel(logging.ERROR)

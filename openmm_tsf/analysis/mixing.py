@@ -1,4 +1,4 @@
-"""Do replicas and walkers mix? Round trips, mixing matrix, relaxation, split-R̂: plain numbers."""
+"""How well replicas and walkers mix: round trips, mixing matrix, relaxation, split-R̂."""
 
 from dataclasses import dataclass
 
@@ -10,31 +10,28 @@ from openmm_tsf.analysis.statistics import finite_series
 
 Array = npt.NDArray[np.float64]
 
-#: Fewer iterations than this cannot be split into two halves that each have a variance.
+#: The fewest iterations whose two halves each have a variance.
 _MIN_ITERATIONS = 4
 
 
 def round_trips(replica: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Completed trips lowest rung → highest → lowest of each replica.
+    """Count the completed trips lowest rung → highest → lowest [W, R] of each replica.
+
+    Zero for a single rung.
 
     Parameters
     ----------
     replica
-        Labels [n, W, R]: which replica sits at rung r. Trips between saved iterations are not
-        seen, so with thinned output the count is a lower bound.
-
-    Returns
-    -------
-    trips
-        Counts [W, R] by replica; all zero with a single rung, where there is nothing to travel.
+        Labels [n, W, R]: the replica at each rung. Trips between saved iterations are not seen, so
+        with thinned output the count is a lower bound.
     """
-    labels = _checked_labels(replica)
+    labels = _check_labels(replica)
     _, n_walkers, n_rungs = labels.shape
     trips = np.zeros((n_walkers, n_rungs), dtype=np.int64)
     if n_rungs == 1:
         return trips
     walkers = np.arange(n_walkers)
-    #: 0: never at the bottom so far; 1: going up, last end seen was the bottom; 2: coming down.
+    # 0: not yet at the lowest rung; 1: on the way up from there; 2: on the way down from the top.
     phase = np.zeros((n_walkers, n_rungs), dtype=np.int8)
     for now in labels:
         bottom, top = now[:, 0], now[:, -1]
@@ -45,14 +42,16 @@ def round_trips(replica: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
 
 def mixing_matrix(replica: npt.ArrayLike) -> Array:
-    """Probability [R, R] that the replica at rung i is at rung j one saved iteration later.
+    """Return the probability [R, R] that the replica at rung i is at rung j one iteration later.
+
+    Iterations are the saved ones. With fewer than two of them every entry is NaN.
 
     Parameters
     ----------
     replica
-        Labels [n, W, R]. With fewer than two iterations every entry is NaN.
+        Labels [n, W, R]: the replica at each rung.
     """
-    labels = _checked_labels(replica)
+    labels = _check_labels(replica)
     n_iterations, _, n_rungs = labels.shape
     rung_of = np.argsort(labels, axis=2)
     flat = (rung_of[:-1] * n_rungs + rung_of[1:]).ravel()
@@ -64,13 +63,13 @@ def mixing_matrix(replica: npt.ArrayLike) -> Array:
 
 @dataclass(frozen=True)
 class Relaxation:
-    """How fast replicas forget their rung.
+    """The relaxation time of the walk of replicas over rungs.
 
     Attributes
     ----------
     second_eigenvalue
-        The largest eigenvalue below the trivial 1 of the symmetrised mixing matrix; NaN where there
-        is nothing to mix (one rung) or nothing was seen (fewer than two iterations).
+        The largest eigenvalue below the trivial 1 of the symmetrised mixing matrix; NaN for one
+        rung or fewer than two iterations.
     iterations
         1/(1 - second_eigenvalue) in saved iterations; infinite where some rungs never exchange.
     """
@@ -80,22 +79,17 @@ class Relaxation:
 
 
 def relaxation(matrix: npt.ArrayLike) -> Relaxation:
-    """Relaxation of the walk over rungs, as openmmtools reports it.
+    """Return the relaxation time of the walk over rungs, as openmmtools reports it.
 
     The matrix is symmetrised first: the uniform distribution is stationary, so (M + Mᵀ)/2 is the
-    additive reversibilisation. Where replicas remember more than their rung (a conformation that
-    is slow to change), the true relaxation is slower: read the figure as a lower bound, beside
-    `round_trips`. With a deterministic even-odd scheme the walk is not reversible either.
+    additive reversibilisation (Fill, Ann. Appl. Probab. 1, 62 (1991)). The walk is not Markovian
+    where a conformation changes more slowly than the rung, nor reversible in a deterministic
+    even-odd scheme: read the time as a lower bound, beside `round_trips`.
 
     Parameters
     ----------
     matrix
-        What `mixing_matrix` returned, [R, R].
-
-    Raises
-    ------
-    ValueError
-        If it is not square, or its rows are not probabilities.
+        A mixing matrix [R, R], as `mixing_matrix` returns it.
     """
     values = np.asarray(matrix, dtype=np.float64)
     if values.ndim != 2 or values.shape[0] != values.shape[1] or values.size == 0:
@@ -105,12 +99,12 @@ def relaxation(matrix: npt.ArrayLike) -> Relaxation:
     if not ((values >= 0).all() and np.allclose(values.sum(axis=1), 1.0)):
         raise ValueError("matrix: expected rows of probabilities that sum to one")
     eigenvalue = float(np.linalg.eigvalsh(0.5 * (values + values.T))[-2])
-    if eigenvalue > 1.0 - 1e-12:  # 1, but for rounding
+    if eigenvalue > 1.0 - 1e-12:  # 1 up to rounding
         return Relaxation(1.0, np.inf)
     return Relaxation(eigenvalue, 1.0 / (1.0 - eigenvalue))
 
 
-def _checked_labels(replica: npt.ArrayLike) -> npt.NDArray[np.int64]:
+def _check_labels(replica: npt.ArrayLike) -> npt.NDArray[np.int64]:
     labels = np.asarray(replica)
     if labels.ndim != 3 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
@@ -126,14 +120,14 @@ def _checked_labels(replica: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
 
 def split_r_hat(series: npt.ArrayLike) -> float:
-    """Rank-normalised split-R̂ over walkers: 1 where they agree, larger where they do not.
+    """Return the rank-normalised split-R̂ over walkers: 1 if they agree, larger if they do not.
 
     Vehtari, Gelman, Simpson, Carpenter and Bürkner, Bayesian Analysis 16, 667 (2021), eqs. 1 to 4
     and 14: every walker's series is cut into two halves, values are replaced by normal scores of
     their ranks, and the larger of R̂ of the values and of their distances from the median is
-    returned. For a truth value it is the classic split-R̂ (Gelman and Rubin 1992). Of walkers
-    shorter than their correlation time a large R̂ says that they differ, not that their mean is
-    wrong: that is for the standard error, which counts such walkers as one sample each.
+    returned. For a truth value it is the classic split-R̂ (Gelman and Rubin, Statist. Sci. 7, 457
+    (1992)). For walkers shorter than their correlation time, a large R̂ says that they differ, not
+    that their mean is wrong: the standard error counts such walkers as one sample each.
 
     Parameters
     ----------
@@ -143,13 +137,8 @@ def split_r_hat(series: npt.ArrayLike) -> float:
     Returns
     -------
     r_hat
-        At least √((n'-1)/n') with halves of n' values; infinite where no half ever changes but
-        they differ; NaN for fewer than 4 iterations or a constant series.
-
-    Raises
-    ------
-    ValueError
-        If the series is empty, not [n, W], or not finite.
+        At least √((n'-1)/n') with halves of n' values; infinite where every half is constant but
+        not all are equal; NaN for fewer than 4 iterations or a constant series.
     """
     values = finite_series(series)
     if len(values) < _MIN_ITERATIONS:
@@ -159,12 +148,11 @@ def split_r_hat(series: npt.ArrayLike) -> float:
     if np.ptp(halves) == 0.0:
         return np.nan
     folded = np.abs(halves - np.median(halves))
-    found = [_r_hat(_normal_scores(chains)) for chains in (halves, folded)]
-    return float(np.nanmax(found))
+    return float(np.nanmax([_r_hat(_normal_scores(chains)) for chains in (halves, folded)]))
 
 
 def _r_hat(chains: Array) -> float:
-    """sqrt[((n-1)/n W + B/n) / W] of chains [n, M]: within and between variances W and B."""
+    """Return sqrt[((n-1)/n W + B/n) / W] of chains [n, M] with variances W within, B between."""
     if not np.ptp(chains, axis=0).any():
         return np.inf if np.ptp(chains) > 0.0 else np.nan
     n = len(chains)
@@ -174,7 +162,7 @@ def _r_hat(chains: Array) -> float:
 
 
 def _normal_scores(values: Array) -> Array:
-    """Φ⁻¹[(rank - 3/8)/(S + 1/4)]; ties share their mean rank."""
+    """Return Φ⁻¹[(rank - 3/8)/(S + 1/4)] of S values; ties share their mean rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks = np.cumsum(counts) - 0.5 * (counts - 1)
     scores: Array = ndtri((ranks - 0.375) / (values.size + 0.25))

@@ -1,4 +1,4 @@
-"""How far two (φ, ψ) samples are apart, and how far apart they would be by chance."""
+"""The distance between two (φ, ψ) samples, and the distance that chance alone would give."""
 
 import re
 from collections.abc import Sequence
@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_tsf.analysis.statistics import (
-    group_means,
+    group_labels,
     kl_divergence,
     statistical_inefficiency,
+    torus_bins,
     torus_histogram,
     total_variation,
 )
@@ -24,46 +25,36 @@ _FLOOR_SEED = 2024
 
 @dataclass(frozen=True)
 class RamachandranDistance:
-    """Distance of a sample from the reference on 64×64 bins, beside its floor.
+    """The distance of a sample from the reference on 64×64 bins, beside its floor.
 
     Attributes
     ----------
     total_variation, kl
         ½Σ|p - q| and KL(reference ‖ sample) with ε = 1e-10.
     floor_total_variation, floor_kl
-        The same figures between two blocks drawn from the reference, each of as many decorrelated
-        frames as the sample has (or as the reference has, where that is fewer); see
-        `chance_distance`.
+        The same between two blocks drawn from the reference, each of as many decorrelated frames as
+        the sample has (or the reference, whichever is fewer); see `chance_distance`.
     expected_total_variation
-        What an exact sampler of this size would score against a reference of this size: the same
+        The distance of an exact sampler of this size from a reference of this size: the same
         between a block as large as the sample and one as large as the reference.
     n_decorrelated, n_decorrelated_reference
         See `decorrelated_frames`.
     n_slowest
-        See `slowest_frames`; for the sample.
-    n_frames
-        Frames of the sample.
+        See `slowest_frames`; of the sample.
     """
 
     total_variation: float
-    kl: float
     floor_total_variation: float
-    floor_kl: float
     expected_total_variation: float
+    kl: float
+    floor_kl: float
     n_decorrelated: float
     n_decorrelated_reference: float
     n_slowest: float
-    n_frames: int
 
 
 def backbone_names(recorded: Sequence[str], residue: int | None) -> tuple[str, str]:
-    """Which of the recorded dihedrals are a residue's φ and ψ; see `Run.backbone`.
-
-    Raises
-    ------
-    ValueError
-        If there is no such pair.
-    """
+    """Return the names of a residue's φ and ψ among the recorded dihedrals; see `Run.backbone`."""
     if residue is None and {"phi", "psi"} <= set(recorded):
         return "phi", "psi"
     numbers = sorted(
@@ -74,7 +65,7 @@ def backbone_names(recorded: Sequence[str], residue: int | None) -> tuple[str, s
     if residue is None and numbers:
         residue = numbers[0]
     if residue is None:
-        raise ValueError(f"expected a run that recorded phi and psi, this recorded {recorded}")
+        raise ValueError(f"expected a run that recorded phi and psi, this one recorded {recorded}")
     if not numbers and {"phi", "psi"} <= set(recorded):
         raise ValueError(f"residue: this run has a single pair, phi and psi, got {residue!r}")
     if residue not in numbers:
@@ -86,12 +77,13 @@ def backbone_names(recorded: Sequence[str], residue: int | None) -> tuple[str, s
 
 
 def decorrelated_frames(phi: npt.ArrayLike, psi: npt.ArrayLike, bins: int = BINS) -> float:
-    """Independent frames that would give the histogram the noise that it has.
+    """Return the number of independent frames whose histogram would be as noisy as this one.
 
     N_eff = p(1-p)/SE², summed over the bins: (1 - Σp²) / Σ SE². The errors of the bins come from
-    the spread between walkers (between blocks, where walkers are few). Slow exchange of basins and
-    fast motion within them enter as they enter the histogram. Dividing by the slowest observable's
-    g instead gives far fewer frames, hence a much higher floor, which anything passes.
+    the spread between walkers (between blocks, where walkers are few), so that slow exchange of
+    basins and fast motion within them enter as they enter the histogram. Dividing the frames by
+    the g of the slowest observable instead would give far fewer, hence a floor so high that any
+    sample passes.
 
     Parameters
     ----------
@@ -103,33 +95,24 @@ def decorrelated_frames(phi: npt.ArrayLike, psi: npt.ArrayLike, bins: int = BINS
     n
         At most n W; NaN for fewer than two groups.
     """
-    first, second = np.asarray(phi), np.asarray(psi)
-    index = np.arange(first.size).reshape(first.shape)
-    # Which group each frame belongs to: the group means of the frames' own numbers order them.
-    n_groups = len(group_means(index))
+    index = torus_bins(phi, psi, bins)
+    labels = group_labels(*index.shape)
+    n_groups = int(labels.max()) + 1
     if n_groups < 2:
         return np.nan
-    n_blocks = n_groups // first.shape[1]
-    length = first.shape[0] // n_blocks
-    kept = slice(first.shape[0] - n_blocks * length, None)
-    histograms = np.stack(
-        [
-            torus_histogram(a, b, bins).ravel()
-            for block_phi, block_psi in zip(
-                np.split(first[kept], n_blocks), np.split(second[kept], n_blocks), strict=True
-            )
-            for a, b in zip(block_phi.T, block_psi.T, strict=True)
-        ]
-    )
+    kept = labels >= 0
+    flat = labels[kept] * bins**2 + index[kept]
+    counts = np.bincount(flat, minlength=n_groups * bins**2).reshape(n_groups, bins**2)
+    histograms = counts / counts.sum(axis=1, keepdims=True)
     variance = float(histograms.var(axis=0, ddof=1).sum() / n_groups)
     p = histograms.mean(axis=0)
     if variance == 0.0:
         return np.nan
-    return float(min((1.0 - np.sum(p**2) + variance) / variance, first.size))
+    return float(min((1.0 - np.sum(p**2) + variance) / variance, index.size))
 
 
 def slowest_frames(phi: npt.ArrayLike, psi: npt.ArrayLike) -> float:
-    """Frames over the largest g among cos φ, sin φ, cos ψ, sin ψ and 1[φ > 0].
+    """Return the frames over the largest g among cos φ, sin φ, cos ψ, sin ψ and 1[φ > 0].
 
     Parameters
     ----------
@@ -149,13 +132,7 @@ def ramachandran_distance(
     reference_psi: npt.ArrayLike,
     bins: int = BINS,
 ) -> RamachandranDistance:
-    """Compare a sample [n, W] with a reference [F, W'], angles in rad.
-
-    Raises
-    ------
-    ValueError
-        If either is empty.
-    """
+    """Return the distance of a sample [n, W] from a reference [F, W'], angles in rad."""
     sample = torus_histogram(phi, psi, bins)
     target = torus_histogram(reference_phi, reference_psi, bins)
     n_sample = decorrelated_frames(phi, psi, bins)
@@ -164,28 +141,27 @@ def ramachandran_distance(
     if np.isfinite(n_sample) and np.isfinite(n_target):
         counts = np.rint(target.ravel() * np.asarray(reference_phi).size).astype(np.int64)
         floor_tv, floor_kl = chance_distance(counts, min(n_sample, n_target))
-        # Two blocks of unequal sizes are as noisy as two of their harmonic mean.
+        # Two blocks of unequal sizes are as noisy as two of the harmonic mean of the sizes.
         expected, _ = chance_distance(counts, 2.0 / (1.0 / n_sample + 1.0 / n_target))
     return RamachandranDistance(
         total_variation=total_variation(target, sample),
-        kl=kl_divergence(target, sample),
         floor_total_variation=floor_tv,
-        floor_kl=floor_kl,
         expected_total_variation=expected,
+        kl=kl_divergence(target, sample),
+        floor_kl=floor_kl,
         n_decorrelated=n_sample,
         n_decorrelated_reference=n_target,
         n_slowest=slowest_frames(phi, psi),
-        n_frames=np.asarray(phi).size,
     )
 
 
 def chance_distance(counts: npt.NDArray[np.int64], n: float) -> tuple[float, float]:
-    """Total variation and KL between two disjoint blocks of `n` reference frames each.
+    """Return total variation and KL between two disjoint blocks of `n` reference frames each.
 
     Means over 20 pairs of blocks, drawn at random without replacement (a bootstrap would lack the
-    bins that the reference has missed, and come out too low). Where the reference has fewer than
-    2n frames, its two halves stand in, scaled by the smaller noise of n: with n^(-1/2) and n^(-1).
-    Sparse bins shrink more slowly than that, so the floor then errs on the low side.
+    bins that the reference has missed, and give too small a distance). Where the reference has
+    fewer than 2n frames, its two halves are compared, and the distances scaled to n as n^(-1/2)
+    and n^(-1). Sparse bins shrink more slowly than that, so the floor is then too low if anything.
 
     Parameters
     ----------

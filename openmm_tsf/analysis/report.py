@@ -5,14 +5,14 @@ from typing import Any
 
 from openmm_tsf.analysis.statistics import MIN_EFFECTIVE_SAMPLES
 
-#: What "converged" means here, beside effective samples: standard error of delta F.
+#: A run counts as converged up to this standard error of delta F (and enough effective samples).
 MAX_FREE_ENERGY_STDERR_KT = 0.25
 MAX_Z = 3.0
 MIN_P_VALUE = 0.01
 MAX_RAMACHANDRAN_RATIO = 1.5
 MIN_ROUND_TRIPS_PER_WALKER = 1
 
-_COMPARED = (("phi_positive", "P(phi > 0)"), ("energy_kJ_mol", "<U>"))
+_COMPARED = {"phi_positive": "P(phi > 0)", "energy_kJ_mol": "<U>"}
 _ENSEMBLE = {
     "energy_ratio_mol_kJ": "the slope of ln[P(U)/P(U)]",
     "heat_capacity_kJ_mol_K": "the change of <U> with temperature",
@@ -20,7 +20,7 @@ _ENSEMBLE = {
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """A table of every rung, acceptance, mixing, what the energies say of the ensemble, cost."""
+    """Return the tables of a summary: estimates, acceptance, mixing, test of the ensemble, cost."""
     lines = [
         f"{summary['n_walkers']} walkers, {summary['n_iterations']} iterations, "
         f"{summary['n_samples_per_rung']} samples at every temperature"
@@ -33,9 +33,9 @@ def describe(summary: dict[str, Any]) -> str:
         if values:
             lines.append(f"  {name:<18}" + "".join(f"{_number(rate, 3):>9}" for rate in values))
     lines.append(f"  round trips of the temperature ladder: {summary['round_trips']}")
-    relaxation = summary.get("replica_relaxation", {}).get("iterations")
+    relaxation = summary["replica_relaxation"]["iterations"]
     if relaxation is not None:
-        lines.append(f"  replicas forget their temperature in {relaxation:.1f} saved iterations")
+        lines.append(f"  relaxation time of replicas: {relaxation:.1f} saved iterations")
     lines += _energy_ratios(summary)
     lines += ["", f"{'cost':<22}" + "".join(f"{k:>14}" for k in ("md", "training", "sampling"))]
     for label, key in (("energy evaluations", "energy_evaluations"), ("seconds", "wall_seconds")):
@@ -44,22 +44,16 @@ def describe(summary: dict[str, Any]) -> str:
         lines.append(f"  {label:<20}{row}")
     if (seconds := summary["wall_seconds"].get("compilation")) is not None:
         lines.append(f"  {'of which compiling':<20}{_count(seconds):>14}")
-    notes = summary.get("monitor", {}).get("notes", [])
-    if notes:
+    if notes := summary["monitor"]["notes"]:
         lines += ["", "notes", *(f"  {note}" for note in notes)]
     return "\n".join(lines)
 
 
-def shortcomings(summary: dict[str, Any]) -> list[str]:
-    """What is not converged, does not agree, or needs a look; empty if nothing is wrong."""
-    return [*unsampled(summary), *disagreements(summary), *concerns(summary)]
-
-
 def advice(summary: dict[str, Any]) -> str | None:
-    """What to do about the shortcomings; None if there are none.
+    """Return what to do about the most serious problem of a run; None if there is none.
 
-    More sampling cures what is not sampled. It does not cure a disagreement, with the reference or
-    with the Boltzmann distribution: that is a bias, of the sampler or of the setting up.
+    More sampling does not cure a disagreement with the reference or the Boltzmann distribution:
+    that is a bias, of the sampler or of its settings.
     """
     if disagreements(summary):
         return (
@@ -74,8 +68,28 @@ def advice(summary: dict[str, Any]) -> str | None:
     return None
 
 
+def unsampled(summary: dict[str, Any]) -> list[str]:
+    """Return what more sampling would cure: few effective samples, unknown errors, round trips."""
+    return [*_few_samples(summary), *_not_tested(summary), *_not_compared(summary)]
+
+
+def disagreements(summary: dict[str, Any]) -> list[str]:
+    """Return where the run is wrong beyond its errors.
+
+    That is where it differs from the reference, at a rung by |z| >= 3 or over all by p <= 0.01;
+    and, with or without a reference, where energies of neighbouring rungs are not those of
+    Boltzmann distributions, |z| >= 3.
+    """
+    return [*_differences(summary), *_wrong_ensembles(summary)]
+
+
+def concerns(summary: dict[str, Any]) -> list[str]:
+    """Return the warnings of the monitor."""
+    return list(summary["monitor"]["warnings"])
+
+
 def _rungs(summary: dict[str, Any]) -> Iterator[str]:
-    names = list(summary.get("dihedral_positive", {}))
+    names = list(summary["dihedral_positive"])
     titles = "".join(f"{f'P({name} > 0)':>22}{'N_eff':>8}" for name in names)
     free_energies = summary.get("delta_F_phi_kT")
     yield ""
@@ -95,39 +109,30 @@ def _rungs(summary: dict[str, Any]) -> Iterator[str]:
 
 
 def _energy_ratios(summary: dict[str, Any]) -> Iterator[str]:
-    """Each pair of neighbouring rungs: the slope found beside the one expected."""
     pairs = summary.get("ensemble_check", {}).get("energy_ratio_mol_kJ", {})
     if not pairs:
         return
     yield ""
     yield f"{'ln[P(U)/P(U)], slope':<22}{'(mol/kJ)':>18}{'expected':>12}{'z':>8}"
     for pair, check in pairs.items():
-        found = _with_error(check["value"], check["stderr"], 4)
+        slope = _with_error(check["value"], check["stderr"], 4)
         expected, z = _number(check["expected"], 4), check["z"]
-        yield f"  {f'{pair} K':<20}{found:>18}{expected:>12}{'?' if z is None else f'{z:+.1f}':>8}"
-
-
-def unsampled(summary: dict[str, Any]) -> list[str]:
-    """What more sampling would cure: too few effective samples, unknown errors, no round trips."""
-    return [*_few_samples(summary), *_unchecked(summary), *_uncompared(summary)]
+        yield f"  {f'{pair} K':<20}{slope:>18}{expected:>12}{'?' if z is None else f'{z:+.1f}':>8}"
 
 
 def _few_samples(summary: dict[str, Any]) -> Iterator[str]:
     if summary["n_iterations"] == 0:
         yield "no samples yet"
         return
-    for name, rungs in summary["dihedral_positive"].items():
-        for rung, p in rungs.items():
-            if p["n_eff"] is None or p["n_eff"] < MIN_EFFECTIVE_SAMPLES:
-                yield f"{rung} K: P({name} > 0) {_rests_on(p['n_eff'])}"
-    for rung, energy in summary["energy_kJ_mol"].items():
-        if energy["n_eff"] is None or energy["n_eff"] < MIN_EFFECTIVE_SAMPLES:
-            yield f"{rung} K: <U> {_rests_on(energy['n_eff'])}"
-    for rung, capacity in summary.get("heat_capacity_kJ_mol_K", {}).items():
-        if "n_eff" not in capacity:
-            continue  # a summary of an earlier version
-        if capacity["n_eff"] is None or capacity["n_eff"] < MIN_EFFECTIVE_SAMPLES:
-            yield f"{rung} K: C_V {_rests_on(capacity['n_eff'])}"
+    estimates = {
+        **{f"P({name} > 0)": rungs for name, rungs in summary["dihedral_positive"].items()},
+        "<U>": summary["energy_kJ_mol"],
+        "C_V": summary["heat_capacity_kJ_mol_K"],
+    }
+    for label, rungs in estimates.items():
+        for rung, estimate in rungs.items():
+            if (estimate["n_eff"] or 0) < MIN_EFFECTIVE_SAMPLES:
+                yield f"{rung} K: {label} {_rests_on(estimate['n_eff'])}"
     for rung, value in summary.get("delta_F_phi_kT", {}).items():
         if value["stderr"] is None:
             yield f"{rung} K: the error of delta F is not known"
@@ -142,25 +147,25 @@ def _few_samples(summary: dict[str, Any]) -> Iterator[str]:
             yield f"{trips:.2f} round trips of the temperature ladder for each walker"
 
 
-def _unchecked(summary: dict[str, Any]) -> Iterator[str]:
+def _not_tested(summary: dict[str, Any]) -> Iterator[str]:
     for key, pairs in summary.get("ensemble_check", {}).items():
         for pair, check in pairs.items():
             if check["z"] is not None:
                 continue
             reason = (
-                f"{_ENSEMBLE.get(key, key)} cannot be tested on so few effective samples"
-                f" ({_number(check.get('n_eff'), 0)} of <U>)"
+                f"{_ENSEMBLE[key]} cannot be tested on so few effective samples"
+                f" ({_number(check['n_eff'], 0)} of <U>)"
             )
             if check["value"] is None:
                 reason = "the energies of the two rungs do not overlap: bring them closer together"
             yield f"{pair} K: {reason}"
 
 
-def _uncompared(summary: dict[str, Any]) -> Iterator[str]:
+def _not_compared(summary: dict[str, Any]) -> Iterator[str]:
     comparison = summary.get("comparison")
     if comparison is None:
         return
-    for key, label in _COMPARED:
+    for key, label in _COMPARED.items():
         for rung, z in comparison[key]["z"].items():
             if z is None:
                 yield f"{rung} K: {label} cannot be compared with the reference (unknown error)"
@@ -171,26 +176,11 @@ def _uncompared(summary: dict[str, Any]) -> Iterator[str]:
             yield f"{rung} K: the Ramachandran distance has no floor to compare with"
 
 
-def disagreements(summary: dict[str, Any]) -> list[str]:
-    """Where the run is wrong beyond its errors.
-
-    Where it differs from the reference, any rung by |z| >= 3 or all by p <= 0.01; and, with or
-    without a reference, where energies of neighbouring rungs are not those of Boltzmann
-    distributions, |z| >= 3.
-    """
-    return [*_differences(summary), *_wrong_ensembles(summary)]
-
-
-def concerns(summary: dict[str, Any]) -> list[str]:
-    """Warnings of the monitor: lost basins, leaking branches, wrong handedness."""
-    return list(summary.get("monitor", {}).get("warnings", []))
-
-
 def _differences(summary: dict[str, Any]) -> Iterator[str]:
     comparison = summary.get("comparison")
     if comparison is None:
         return
-    for key, label in _COMPARED:
+    for key, label in _COMPARED.items():
         for rung, z in comparison[key]["z"].items():
             if z is not None and abs(z) >= MAX_Z:
                 yield f"{rung} K: {label} differs from the reference by {z:+.1f} standard errors"
@@ -201,12 +191,10 @@ def _differences(summary: dict[str, Any]) -> Iterator[str]:
                 f", p = {p_value:.1g}, not above {MIN_P_VALUE}"
             )
     for rung, distance in comparison["ramachandran"].items():
-        found, floor = distance["total_variation"], distance["floor_total_variation"]
-        if found is None or floor is None:
-            continue
-        if found > MAX_RAMACHANDRAN_RATIO * floor:
+        value, floor = distance["total_variation"], distance["floor_total_variation"]
+        if value is not None and floor is not None and value > MAX_RAMACHANDRAN_RATIO * floor:
             yield (
-                f"{rung} K: Ramachandran distance to the reference {found:.3f}, more than "
+                f"{rung} K: Ramachandran distance to the reference {value:.3f}, more than "
                 f"{MAX_RAMACHANDRAN_RATIO} times the floor {floor:.3f}"
             )
 
@@ -217,7 +205,7 @@ def _wrong_ensembles(summary: dict[str, Any]) -> Iterator[str]:
             z = check["z"]
             if z is not None and abs(z) >= MAX_Z:
                 yield (
-                    f"{pair} K: {_ENSEMBLE.get(key, key)} is not that of Boltzmann distributions, "
+                    f"{pair} K: {_ENSEMBLE[key]} is not that of Boltzmann distributions, "
                     f"by {z:+.1f} standard errors"
                 )
 
@@ -229,7 +217,7 @@ def _rests_on(n_eff: float | None) -> str:
 
 
 def _neighbours(rates: list[Any]) -> list[Any]:
-    """Swap acceptance of neighbouring rungs, from a list of them or a matrix."""
+    """Return the swap acceptance of neighbouring rungs from a list of them or a matrix."""
     if rates and isinstance(rates[0], list):
         return [rates[k][k + 1] for k in range(len(rates) - 1)]
     return rates

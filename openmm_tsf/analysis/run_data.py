@@ -1,5 +1,6 @@
-"""What a run directory holds, as numpy and mdtraj objects; estimates from it are in ``run``."""
+"""The content of a run directory as numpy and mdtraj objects."""
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,23 @@ from openmm_tsf.io.files import read_json, regular_file
 from openmm_tsf.io.run_config import check_run_config, rung_file
 from openmm_tsf.io.segments import Segments
 from openmm_tsf.units import as_temperature
+from openmm_tsf.utils.validation import check_int
 
 Array = npt.NDArray[np.float64]
 
 _FORMAT = 1
-#: Two temperatures that differ by less are one.
+#: Two temperatures that differ by no more than this are the same rung.
 TOLERANCE_K = 0.01
 
 
-class RunFiles:
-    """Frames and numbers of a run directory; `openmm_tsf.analysis.Run` says what they are."""
+def nearest_rung(temperatures: Array, kelvin: float) -> int | None:
+    """Return the index of the rung at a temperature within 0.01 K; None without one."""
+    nearest = int(np.argmin(np.abs(temperatures - kelvin)))
+    return nearest if abs(temperatures[nearest] - kelvin) <= TOLERANCE_K else None
+
+
+class RunData:
+    """Frames and numbers of a run directory; see `openmm_tsf.analysis.Run` for the attributes."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -38,45 +46,41 @@ class RunFiles:
 
     @property
     def n_rungs(self) -> int:
-        """R."""
+        """The number of rungs R."""
         return len(self.temperatures)
 
     @property
     def n_iterations(self) -> int:
-        """Saved iterations so far, n."""
+        """The number n of iterations saved so far."""
         return len(self.segments.iteration)
 
     @property
     def betas(self) -> Array:
-        """1/(k_B T) [R] in mol/kJ."""
+        """1/(k_B T) [R] of the rungs in mol/kJ."""
         return 1.0 / (self.boltzmann_constant * self.temperatures)
 
     def rung(self, temperature: Any) -> int:
-        """Index of the rung at a temperature (K, or a Quantity), within 0.01 K.
-
-        Raises
-        ------
-        ValueError
-            If the run has no such rung.
-        """
+        """Return the index of the rung at a temperature (K, or a Quantity), within 0.01 K."""
         kelvin = as_temperature(temperature)
-        nearest = int(np.argmin(np.abs(self.temperatures - kelvin)))
-        if abs(self.temperatures[nearest] - kelvin) > TOLERANCE_K:
+        nearest = nearest_rung(self.temperatures, kelvin)
+        if nearest is None:
             rungs = ", ".join(f"{t:.2f}" for t in self.temperatures)
             raise ValueError(f"temperature: this run has rungs at {rungs} K, got {kelvin:g} K")
         return nearest
 
-    def _beta(self, temperature: Any) -> float:
+    def beta(self, temperature: Any) -> float:
+        """Return 1/(k_B T) in mol/kJ at a temperature from the lowest to the highest rung."""
         kelvin = as_temperature(temperature)
         low, high = self.temperatures[0] - TOLERANCE_K, self.temperatures[-1] + TOLERANCE_K
         if not low <= kelvin <= high:
             raise ValueError(
-                f"temperature: expected one within {self.temperatures[0]:.2f} to "
+                f"temperature: expected {self.temperatures[0]:.2f} to "
                 f"{self.temperatures[-1]:.2f} K, got {kelvin:g} K"
             )
         return 1.0 / (self.boltzmann_constant * kelvin)
 
-    def _require_data(self) -> None:
+    def require_samples(self) -> None:
+        """Raise a ValueError if no iteration has been saved yet."""
         if self.n_iterations == 0:
             raise ValueError(f"{self.path / 'segments'}: no complete segment yet")
 
@@ -89,15 +93,15 @@ class RunFiles:
 
     @cached_property
     def structure(self) -> mdtraj.Trajectory:
-        """The molecule in its reference conformation."""
+        """The molecule in the conformation of ``topology.pdb``."""
         path = self._file("topology.pdb", "PDB file")
         try:
-            found = mdtraj.load_pdb(str(path))
-        except Exception as error:  # mdtraj's reader raises many kinds
+            structure = mdtraj.load_pdb(str(path))
+        except Exception as error:  # mdtraj's reader raises errors of many types
             raise ValueError(f"{path}: mdtraj cannot read it: {error!r}") from error
-        if found.n_atoms == 0 or not np.isfinite(found.xyz).all():
-            raise ValueError(f"{path}: expected atoms at finite positions, got {found}")
-        return found
+        if structure.n_atoms == 0 or not np.isfinite(structure.xyz).all():
+            raise ValueError(f"{path}: expected atoms at finite positions, got {structure}")
+        return structure
 
     def _file(self, name: str, what: str) -> Path:
         path = self.path / name
@@ -115,39 +119,28 @@ class RunFiles:
     def trajectory(
         self, temperature: Any, walker: int | None = None, stride: int = 1
     ) -> mdtraj.Trajectory:
-        """Frames of one rung, as far as both positions and numbers have been written.
+        """Return the frames of one rung, as far as both positions and numbers have been written.
 
         Parameters
         ----------
         temperature
-            The rung's.
+            Of the rung.
         walker
-            One walker's frames only; all, with the walkers of an iteration following one another,
-            when left out.
+            Of one walker only; by default of all, iteration by iteration, the walkers of an
+            iteration in order.
         stride
-            Every so many-th saved iteration only: a frame takes 12 bytes an atom.
+            Read only every `stride`-th saved iteration: a frame takes 12 bytes per atom.
 
         Returns
         -------
         trajectory
-            Its ``time`` is the sampler's iteration.
-
-        Raises
-        ------
-        ValueError
-            If the run has no such rung or walker, or `stride` is no positive integer.
+            Its ``time`` is the iteration of the sampler.
         """
         rung = self.rung(temperature)
         if walker is not None:
-            number = isinstance(walker, (int, np.integer)) and not isinstance(walker, bool)
-            if not number or not 0 <= walker < self.n_walkers:
-                raise ValueError(
-                    f"walker: expected an integer of 0 to {self.n_walkers - 1}, got {walker!r}"
-                )
-        if not isinstance(stride, (int, np.integer)) or isinstance(stride, bool) or stride < 1:
-            raise ValueError(f"stride: expected an integer of at least 1, got {stride!r}")
-        n = self._n_iterations_with_frames(rung)
-        return self._frames(rung, n, walker, int(stride))
+            walker = check_int(walker, "walker", 0, self.n_walkers - 1)
+        stride = check_int(stride, "stride")
+        return self._frames(rung, self._n_iterations_with_frames(rung), walker, stride)
 
     def _frames(
         self, rung: int, n: int, walker: int | None = None, stride: int = 1
@@ -159,14 +152,33 @@ class RunFiles:
             time = np.repeat(time, self.n_walkers)
         return mdtraj.Trajectory(xyz, self.topology, time=time)
 
+    def evaluate(
+        self, indicator: Callable[[mdtraj.Trajectory], npt.ArrayLike]
+    ) -> npt.NDArray[np.bool_]:
+        """Return the values [n, W, R] of an indicator, a map from F frames to F truth values."""
+        n = min(self._n_iterations_with_frames(rung) for rung in range(self.n_rungs))
+        if n == 0:
+            raise ValueError(f"{self.path}: the trajectories have no complete iteration yet")
+        inside = np.empty((n, self.n_walkers, self.n_rungs), dtype=bool)
+        for rung in range(self.n_rungs):
+            values = np.asarray(indicator(self._frames(rung, n)))
+            if values.dtype != np.bool_:
+                raise TypeError(f"indicator: expected truth values, got {values.dtype}")
+            if values.size != n * self.n_walkers:
+                raise ValueError(
+                    f"indicator: expected {n * self.n_walkers} values, got shape {values.shape}"
+                )
+            inside[:, :, rung] = values.reshape(n, self.n_walkers)
+        return inside
+
     # --------------------------------------------------------------- numbers
 
     def energies(self, temperature: Any) -> Array:
-        """Potential energies [n, W] of one rung in kJ/mol."""
+        """Return the potential energies [n, W] of one rung in kJ/mol."""
         return self.segments.energy[:, :, self.rung(temperature)]
 
     def u_kn(self) -> tuple[Array, npt.NDArray[np.int64]]:
-        """Reduced energies as pymbar's MBAR takes them.
+        """Return the reduced energies as pymbar's MBAR takes them.
 
         Returns
         -------
@@ -181,50 +193,40 @@ class RunFiles:
         return np.outer(self.betas, flat), np.full(self.n_rungs, n_each, dtype=np.int64)
 
     def dihedral(self, name: str, temperature: Any) -> Array:
-        """One named dihedral [n, W] at one rung, in rad.
+        """Return one named dihedral [n, W] at one rung, in rad."""
+        return self._dihedral(name)[:, :, self.rung(temperature)].astype(np.float64)
 
-        Raises
-        ------
-        ValueError
-            If the run did not record it.
-        """
+    def dihedral_at_all_rungs(self, name: str) -> Array:
+        """Return one named dihedral [n, W, R] at all rungs, in rad."""
+        return self._dihedral(name).astype(np.float64)
+
+    def _dihedral(self, name: str) -> npt.NDArray[np.float32]:
         names = list(self.dihedral_atoms)
         if name not in names:
             raise ValueError(f"dihedral: this run recorded {names}, got {name!r}")
-        angles = self.segments.dihedrals[:, :, self.rung(temperature), names.index(name)]
-        return angles.astype(np.float64)
+        return self.segments.dihedrals[..., names.index(name)]
 
     def backbone(self, residue: int | None = None) -> tuple[str, str]:
-        """Names of the recorded φ and ψ of one residue.
+        """Return the names of the recorded φ and ψ of one residue.
 
         Parameters
         ----------
         residue
-            Its number in the Topology, counted from 1, as the dihedrals' names carry it; the first
-            that has both when left out. Runs of a single pair name it ``phi`` and ``psi``, without
-            a number: leave it out.
-
-        Raises
-        ------
-        ValueError
-            If the run recorded no such pair.
+            Its number in the Topology, counted from 1, as in the names of the dihedrals; by default
+            the first that has both. Runs of a single pair name it ``phi`` and ``psi``, without a
+            number: omit the residue.
         """
         return backbone_names(list(self.dihedral_atoms), residue)
 
     def ramachandran(self, temperature: Any, residue: int | None = None) -> tuple[Array, Array]:
-        """φ and ψ [n W] of one residue at one rung in rad, in the order of `trajectory`.
+        """Return φ and ψ [n W] of one residue at one rung in rad, in the order of `trajectory`.
 
         Parameters
         ----------
         temperature
-            The rung's.
+            Of the rung.
         residue
             As in `backbone`.
-
-        Raises
-        ------
-        ValueError
-            If the run recorded no such pair, or has no such rung.
         """
         phi, psi = self.backbone(residue)
         return self.dihedral(phi, temperature).ravel(), self.dihedral(psi, temperature).ravel()

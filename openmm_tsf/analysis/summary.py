@@ -1,4 +1,41 @@
-"""``summary.json``: the figures of a run as plain numbers."""
+"""``summary.json``: the results of a run as plain numbers; those that are not known are null.
+
+Keys, with "per rung" for a dictionary by temperature in K (``"300.00"``) and "per pair" for one by
+neighbouring rungs (``"300.00-424.26"``):
+
+``temperatures_K``, ``seed``, ``n_walkers``, ``n_iterations``, ``n_samples_per_rung``
+    The run; ``seed`` is the one that the user chose (``choices.seed`` in ``config.json``).
+``dihedral_positive``
+    P(dihedral > 0) of every recorded dihedral, per rung: ``p``, ``stderr``, ``n_eff``, ``g`` and
+    ``r_hat``. ``phi_positive`` is that of ``phi``.
+``energy_kJ_mol``, ``heat_capacity_kJ_mol_K``
+    ⟨U⟩ and the configurational C_V, per rung.
+``delta_F_phi_kT``
+    -ln[P(φ > 0)/P(φ < 0)] per rung, from its samples and (``mbar_``) from those of all rungs.
+``acceptance``
+    Accepted over proposed moves of each kernel, per rung; of swaps a list over neighbours, or a
+    matrix over pairs of rungs.
+``round_trips``, ``mixing_matrix``, ``replica_relaxation``
+    Exchange of replicas; see `openmm_tsf.analysis.mixing`.
+``energy_evaluations``, ``wall_seconds``
+    Cost of MD, training and sampling; ``sampling`` includes tuning and earlier rounds, which
+    ``production`` does not.
+``rejected_non_finite``, ``mirror_images``
+    Proposals that were rejected for these reasons.
+``versions``
+    Of the packages.
+``ensemble_check``
+    Tests of the energies of neighbouring rungs, per pair: ``value``, ``stderr``, ``expected``,
+    ``n_eff``, ``z``; see `openmm_tsf.analysis.ensemble_checks`.
+``efficiency``
+    Of production: round trips, and effective samples of 1[φ > 0] at the lowest rung, per million
+    evaluations and per second.
+``monitor``
+    See `openmm_tsf.analysis.monitor`.
+``comparison``
+    z and χ² against the reference, and the Ramachandran distance; where there is a reference and
+    the run recorded ``phi`` and ``psi``.
+"""
 
 import dataclasses
 import math
@@ -9,40 +46,25 @@ from typing import Any
 
 import numpy as np
 
-from openmm_tsf.analysis.ensemble_checks import Check
+from openmm_tsf.analysis.comparison import MeanComparison, ReferenceComparison, compare
+from openmm_tsf.analysis.ensemble_checks import EnsembleCheck
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.monitor import monitor
-from openmm_tsf.analysis.reference import (
-    Agreement,
-    Comparison,
-    Reference,
-    compare,
-    recorded_reference,
-)
-from openmm_tsf.analysis.uncertainty import MeanEstimate
+from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.io.files import write_json
 
 
-def summarize(
-    run: RunEstimates,
-    reference: Reference | None = None,
-    costs: Mapping[str, Mapping[str, float]] | None = None,
-) -> dict[str, Any]:
-    """Everything in ``summary.json``; numbers that are not known are None.
+def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str, Any]:
+    """Return the content of ``summary.json``; numbers that are not known are None.
 
-    ``energy_evaluations`` and ``wall_seconds`` of MD and training are taken from dictionaries of
-    these names in ``config.json``; what stands there under ``sampling`` (tuning, earlier rounds) is
-    added to production's. ``phi_positive`` and ``delta_F_phi_kT`` are there where the run recorded
-    a φ; ``dihedral_positive`` has every named dihedral. ``seed`` is the one that the user chose
-    (``choices.seed``) where the sampler's own was derived from it. ``monitor``: see
-    `openmm_tsf.analysis.monitor`, with its warnings in words. ``comparison`` is there where a
-    reference is, and the run recorded the dihedrals ``phi`` and ``psi`` that it has; a note of the
-    monitor says so where it did not.
+    Parameters
+    ----------
+    run
+        Finished or growing.
+    reference
+        The reference to compare with.
     """
     segments = run.segments
-    before = run.config if costs is None else costs
-    evaluations = _costs(before, "energy_evaluations", segments.n_evaluations)
-    seconds = _costs(before, "wall_seconds", segments.wall_seconds)
     result: dict[str, Any] = {
         "temperatures_K": run.temperatures.tolist(),
         "seed": run.config.get("choices", {}).get("seed", run.config["seed"]),
@@ -54,14 +76,14 @@ def summarize(
         result |= _estimates(run)
     trips = int(run.round_trips().sum())
     result |= {
-        # Steered swaps are listed even where the run has none.
+        # Steered swaps are listed even if the run has none.
         "acceptance": {"swap_steered": []}
         | {name: _rates(run, table) for name, table in run.acceptance().items()},
         "round_trips": trips,
         "mixing_matrix": run.mixing_matrix().tolist(),
         "replica_relaxation": dataclasses.asdict(run.relaxation()),
-        "energy_evaluations": evaluations,
-        "wall_seconds": seconds,
+        "energy_evaluations": _costs(run, "energy_evaluations", segments.n_evaluations),
+        "wall_seconds": _costs(run, "wall_seconds", segments.wall_seconds),
         "production": {
             "energy_evaluations": segments.n_evaluations,
             "wall_seconds": segments.wall_seconds,
@@ -78,34 +100,30 @@ def summarize(
         if {"phi", "psi"} <= run.dihedral_atoms.keys():
             result["comparison"] = _comparison(compare(run, reference))
         else:
-            # Which of several φ the reference is of, nobody knows.
+            # The reference does not say which of several φ its own corresponds to.
             result["monitor"]["notes"].append(
                 "not compared with the reference, which is of the dihedrals phi and psi: this run "
                 f"recorded {', '.join(run.dihedral_atoms) or 'none'}"
             )
-    numbers: dict[str, Any] = plain(result)
+    numbers: dict[str, Any] = json_ready(result)
     return numbers
 
 
 def write_summary(
-    run: RunEstimates,
-    path: str | Path,
-    reference: Reference | None = None,
-    costs: Mapping[str, Mapping[str, float]] | None = None,
+    run: RunEstimates, path: str | Path, reference: Reference | None = None
 ) -> dict[str, Any]:
-    """Write a run's summary as JSON (numbers that are not known are null) and return it.
+    """Write the summary of a run as JSON and return it.
 
     Parameters
     ----------
-    run, path
-        What to write where.
+    run
+        Finished or growing.
+    path
+        The file to write.
     reference
-        To compare with; the one that the configuration names when left out.
-    costs
-        What was spent before production, as ``energy_evaluations`` and ``wall_seconds`` in
-        ``config.json`` (see `summarize`), which these replace.
+        The reference to compare with; by default the one that the configuration names.
     """
-    summary = summarize(run, reference or recorded_reference(run), costs)
+    summary = summarize(run, reference or run.reference())
     write_json(path, summary)
     return summary
 
@@ -150,7 +168,6 @@ def _estimates(run: RunEstimates) -> dict[str, Any]:
 
 
 def _delta_f_phi(run: RunEstimates, temperature: float) -> dict[str, float]:
-    """From the rung's own samples, and by MBAR from those of all rungs."""
     value, stderr = run.positive("phi", temperature).free_energy
     mbar_value, mbar_stderr = run.free_energy_positive("phi", temperature)
     return {
@@ -162,15 +179,9 @@ def _delta_f_phi(run: RunEstimates, temperature: float) -> dict[str, float]:
 
 
 def _ensemble_check(run: RunEstimates) -> dict[str, Any]:
-    """Per pair of neighbouring rungs, what energies alone say about their temperatures.
-
-    ``energy_ratio_mol_kJ``: slope of ln[P(U)/P(U)] beside the difference of 1/kT;
-    ``heat_capacity_kJ_mol_K``: Δ⟨U⟩/ΔT beside C_V from fluctuations. ``z`` is not known with fewer
-    than 100 effective samples of ⟨U⟩ at either rung (``n_eff``).
-    """
     pairs = [f"{a:.2f}-{b:.2f}" for a, b in pairwise(run.temperatures)]
 
-    def table(checks: list[Check]) -> dict[str, dict[str, float]]:
+    def table(checks: list[EnsembleCheck]) -> dict[str, dict[str, float]]:
         return {
             pair: dataclasses.asdict(check) | {"z": check.z}
             for pair, check in zip(pairs, checks, strict=True)
@@ -188,20 +199,20 @@ def _rates(run: RunEstimates, table: np.ndarray) -> Any:
     return table.tolist()  # swaps: per pair of neighbours, or per any pair
 
 
-def _costs(costs: Mapping[str, Any], key: str, sampling: float) -> dict[str, Any]:
-    before = costs.get(key, {})
-    found = {
-        "md": before.get("md"),
-        "training": before.get("training"),
-        "sampling": before.get("sampling", 0) + sampling,
+def _costs(run: RunEstimates, key: str, production: float) -> dict[str, Any]:
+    """Return what ``config.json`` says of the costs, with those of production added."""
+    recorded: Mapping[str, Any] = run.config.get(key, {})
+    costs = {
+        "md": recorded.get("md"),
+        "training": recorded.get("training"),
+        "sampling": recorded.get("sampling", 0) + production,
     }
-    if "compilation" in before:  # a part of the others
-        found["compilation"] = before["compilation"]
-    return found
+    if "compilation" in recorded:  # included in the others
+        costs["compilation"] = recorded["compilation"]
+    return costs
 
 
 def _efficiency(run: RunEstimates, trips: int) -> dict[str, Any]:
-    """Of production only: N_eff of 1[φ > 0] at the lowest rung and round trips."""
     millions, seconds = run.segments.n_evaluations / 1e6, run.segments.wall_seconds
     result: dict[str, Any] = {
         "round_trips_per_million_evaluations": trips / millions if millions else None
@@ -213,46 +224,37 @@ def _efficiency(run: RunEstimates, trips: int) -> dict[str, Any]:
     return result
 
 
-def _comparison(comparison: Comparison) -> dict[str, Any]:
+def _comparison(comparison: ReferenceComparison) -> dict[str, Any]:
     keys = [f"{t:.2f}" for t in comparison.temperatures]
 
-    def estimate(value: MeanEstimate) -> dict[str, float]:
-        return {"value": value.value, "stderr": value.stderr}
-
-    def agreement(value: Agreement) -> dict[str, Any]:
+    def means(compared: MeanComparison) -> dict[str, Any]:
         return {
-            "z": dict(zip(keys, value.z, strict=True)),
-            "reference": dict(zip(keys, map(estimate, value.reference), strict=True)),
-            "chi2": value.chi2,
-            "p_value": value.p_value,
+            "z": dict(zip(keys, compared.z, strict=True)),
+            "reference": {
+                key: {"value": estimate.value, "stderr": estimate.stderr}
+                for key, estimate in zip(keys, compared.reference, strict=True)
+            },
+            "chi2": compared.chi2,
+            "p_value": compared.p_value,
         }
 
     return {
         "not_compared_K": list(comparison.not_compared),
-        "phi_positive": agreement(comparison.phi_positive),
-        "energy_kJ_mol": agreement(comparison.energy),
+        "phi_positive": means(comparison.phi_positive),
+        "energy_kJ_mol": means(comparison.energy),
         "ramachandran": {
-            key: {
-                "total_variation": d.total_variation,
-                "floor_total_variation": d.floor_total_variation,
-                "expected_total_variation": d.expected_total_variation,
-                "kl": d.kl,
-                "floor_kl": d.floor_kl,
-                "n_decorrelated": d.n_decorrelated,
-                "n_decorrelated_reference": d.n_decorrelated_reference,
-                "n_slowest": d.n_slowest,
-            }
-            for key, d in zip(keys, comparison.ramachandran, strict=True)
+            key: dataclasses.asdict(distance)
+            for key, distance in zip(keys, comparison.ramachandran, strict=True)
         },
     }
 
 
-def plain(value: Any) -> Any:
-    """Numpy scalars to Python's, NaN and infinities to None."""
+def json_ready(value: Any) -> Any:
+    """Return a value with numpy scalars as Python's, tuples as lists, NaN and infinity as None."""
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: json_ready(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [json_ready(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,6 +1,6 @@
 """⟨U⟩, C_V, free energies and profiles at any temperature of the ladder, by MBAR over all rungs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_tsf.analysis.mbar import Mbar
+from openmm_tsf.analysis.statistics import angle_bins
 from openmm_tsf.io.files import write_csv
+from openmm_tsf.utils.validation import check_int
 
 Array = npt.NDArray[np.float64]
 
@@ -30,12 +32,23 @@ class Thermodynamics:
         samples are few: below some 300 of them it is too low, with too small an error, more often
         than a normal distribution says.
     dihedral
-        Name of the dihedral of the free-energy difference; None where there is none.
+        Name of the dihedral of the free-energy difference; None if it was not computed.
     delta_f, delta_f_stderr
-        -ln[P(dihedral > 0)/P(dihedral < 0)] in kT; NaN where there is no dihedral.
+        -ln[P(dihedral > 0)/P(dihedral < 0)] in kT; NaN if it was not computed.
     kish
-        1/Σw² of the normalised weights: how many of the samples count at this temperature. What
-        their correlation costs is in the errors, not in here.
+        Kish's effective sample size 1/Σw² of the normalised weights at this temperature. The cost
+        of correlation is in the errors, not in here.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from openmm_tsf.analysis.mbar import Mbar
+    >>> from openmm_tsf.analysis.thermodynamics import compute_thermodynamics
+    >>> ladder = np.array([1.0, 2.0])  # of one harmonic mode, k_B = 1: ⟨U⟩ = T/2, C_V = 1/2
+    >>> energy = 0.5 * ladder * np.random.default_rng(1).chisquare(1, (2000, 4, 2))
+    >>> table = compute_thermodynamics(Mbar(energy, 1 / ladder), [1.5], boltzmann_constant=1.0)
+    >>> bool(abs(table.energy[0] - 0.75) < 3 * table.energy_stderr[0])
+    True
     """
 
     temperatures: Array
@@ -49,8 +62,8 @@ class Thermodynamics:
     kish: Array
 
     def rows(self) -> list[dict[str, float]]:
-        """A dictionary per temperature, with units in the names."""
-        names = {
+        """Return a dictionary per temperature, with units in the names."""
+        columns = {
             "temperature_K": self.temperatures,
             "energy_kJ_mol": self.energy,
             "energy_stderr": self.energy_stderr,
@@ -58,11 +71,11 @@ class Thermodynamics:
             "heat_capacity_stderr": self.heat_capacity_stderr,
         }
         if self.dihedral is not None:
-            names[f"delta_F_{self.dihedral}_kT"] = self.delta_f
-            names[f"delta_F_{self.dihedral}_stderr"] = self.delta_f_stderr
-        names["kish"] = self.kish
+            columns[f"delta_F_{self.dihedral}_kT"] = self.delta_f
+            columns[f"delta_F_{self.dihedral}_stderr"] = self.delta_f_stderr
+        columns["kish"] = self.kish
         return [
-            {name: float(values[i]) for name, values in names.items()}
+            {name: float(values[i]) for name, values in columns.items()}
             for i in range(len(self.temperatures))
         ]
 
@@ -72,24 +85,24 @@ class Thermodynamics:
         write_csv(path, list(rows[0]), rows)
 
 
-def thermodynamics(
+def compute_thermodynamics(
     mbar: Mbar,
     temperatures: Sequence[float] | Array,
     boltzmann_constant: float,
     dihedral: str | None = None,
     inside: npt.NDArray[np.bool_] | None = None,
 ) -> Thermodynamics:
-    """Thermodynamic functions by MBAR.
+    """Compute thermodynamic functions by MBAR.
 
-    Every estimate is linearised in the samples (see `openmm_tsf.analysis.mbar`), so its
-    error knows of correlation in time, between rungs, and of the rungs' free energies.
+    The errors include correlation in time and between rungs, and the error of the rungs' free
+    energies (see `openmm_tsf.analysis.mbar`).
 
     Parameters
     ----------
     mbar
         The samples of all rungs.
     temperatures
-        Where, in K.
+        The target temperatures in K.
     boltzmann_constant
         In kJ/(mol K).
     dihedral, inside
@@ -98,15 +111,15 @@ def thermodynamics(
     kelvins = np.asarray(temperatures, dtype=np.float64)
     table = np.full((7, len(kelvins)), np.nan)
     for row, kelvin in zip(table.T, kelvins, strict=True):
-        at = mbar.at(1.0 / (boltzmann_constant * kelvin))
-        energy = at.mean(mbar.energy)
-        # ⟨U⟩ is stationary in the variance: its error does not enter to first order.
-        variance = at.mean((mbar.energy - energy.value) ** 2)
-        row[:2] = energy.value, energy.stderr
-        row[2:4] = np.array([variance.value, variance.stderr]) / (boltzmann_constant * kelvin**2)
+        samples = mbar.reweight(1.0 / (boltzmann_constant * kelvin))
+        energy = samples.mean(mbar.energy)
+        # The variance is stationary in ⟨U⟩: the error of ⟨U⟩ does not enter to first order.
+        variance = samples.mean((mbar.energy - energy.value) ** 2)
+        row[:2] = energy.pair
+        row[2:4] = np.array(variance.pair) / (boltzmann_constant * kelvin**2)
         if inside is not None:
-            row[4:6] = at.free_energy(inside)
-        row[6] = at.kish
+            row[4:6] = samples.free_energy(inside)
+        row[6] = samples.kish
     return Thermodynamics(
         temperatures=kelvins,
         energy=table[0],
@@ -122,7 +135,7 @@ def thermodynamics(
 
 @dataclass(frozen=True)
 class Profile:
-    """Free energy along a dihedral.
+    """The free energy along a dihedral.
 
     Attributes
     ----------
@@ -131,15 +144,24 @@ class Profile:
     edges
         Bin edges [B+1] in rad.
     free_energy, stderr
-        -ln p in kT [B], zero at the deepest bin; infinite with a NaN error where no sample lies.
+        -ln p in kT [B], zero at the deepest bin; infinite with a NaN error where a bin is empty.
         The error is that of ln p of the normalised density (pymbar's ``from-normalization``), not
         that of a difference from one chosen bin.
     probability, probability_stderr
         Of the bins [B].
     kish
-        1/Σw² of the weights within every bin [B]. Where few samples of a hotter rung carry a bin,
-        the best of them are likely to be missing: below some 10, expect the free energy to be too
-        high and its error too small.
+        Kish's effective sample size 1/Σw² of the weights within every bin [B]. Where few samples
+        of a hotter rung carry a bin, those of the largest weight are likely to be missing: below
+        some 10, expect the free energy to be too high and its error too small.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from openmm_tsf.analysis import importance_profile
+    >>> angles = np.linspace(-np.pi, np.pi, 1000)
+    >>> profile = importance_profile(2 * np.cos(angles), angles, 300.0, bins=3)  # U = -2 kT cos φ
+    >>> [round(float(f), 1) for f in profile.free_energy]  # in kT
+    [2.1, 0.0, 2.1]
     """
 
     temperature: float
@@ -153,44 +175,51 @@ class Profile:
 
 def make_profile(
     temperature: float,
-    edges: Array,
-    probability: Array,
-    probability_stderr: Array,
-    kish: Array,
+    angles: Array,
+    bins: int,
+    weights: Array,
+    mean: Callable[[npt.NDArray[np.bool_]], tuple[float, float]],
 ) -> Profile:
-    """A profile from the probabilities of equally wide bins."""
+    """Return the profile along a dihedral from an estimator of means.
+
+    Parameters
+    ----------
+    temperature
+        In K.
+    angles
+        The dihedral of every sample in rad, any shape; wrapped.
+    bins
+        Number of equal bins over [-π, π].
+    weights
+        Weights of the samples, up to a constant.
+    mean
+        Returns the mean of truth values of the samples, and its standard error.
+    """
+    check_int(bins, "bins")
+    index = angle_bins(angles, bins)
+    probability, probability_stderr = np.zeros(bins), np.full(bins, np.nan)
+    for b in np.unique(index):
+        probability[b], probability_stderr[b] = mean(index == b)
     seen = probability > 0
-    free_energy, stderr = np.full(len(seen), np.inf), np.full(len(seen), np.nan)
+    free_energy, stderr = np.full(bins, np.inf), np.full(bins, np.nan)
     free_energy[seen] = -np.log(probability[seen])
     stderr[seen] = probability_stderr[seen] / probability[seen]
     return Profile(
         temperature=temperature,
-        edges=edges,
+        edges=np.linspace(-np.pi, np.pi, bins + 1),
         free_energy=free_energy - free_energy.min(),
         stderr=stderr,
         probability=probability,
         probability_stderr=probability_stderr,
-        kish=kish,
+        kish=_kish_by_bin(index.ravel(), weights.ravel(), bins),
     )
 
 
-def kish_by_bin(
-    index: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], n_bins: int
-) -> Array:
-    """(Σw)²/Σw² within every bin [B]; 0 where it is empty."""
-    flat, w = index.ravel(), weights.ravel()
-    total = np.bincount(flat, weights=w, minlength=n_bins)
-    squares = np.bincount(flat, weights=w**2, minlength=n_bins)
+def _kish_by_bin(index: npt.NDArray[np.int64], weights: Array, n_bins: int) -> Array:
+    """Return (Σw)²/Σw² within every bin; 0 if it is empty."""
+    total = np.bincount(index, weights=weights, minlength=n_bins)
+    squares = np.bincount(index, weights=weights**2, minlength=n_bins)
     return np.divide(total**2, squares, out=np.zeros(n_bins), where=squares > 0)
-
-
-def dihedral_bins(angles: Array, n_bins: int) -> tuple[Array, npt.NDArray[np.int64]]:
-    """Edges [B+1] of equal bins over [-π, π] and the bin of every angle (wrapped)."""
-    if isinstance(n_bins, bool) or not isinstance(n_bins, int) or n_bins < 1:
-        raise ValueError(f"bins: expected an integer of at least 1, got {n_bins!r}")
-    edges = np.linspace(-np.pi, np.pi, n_bins + 1)
-    fraction = np.mod(np.asarray(angles, dtype=np.float64) + np.pi, 2 * np.pi) / (2 * np.pi)
-    return edges, (fraction * n_bins).astype(np.int64) % n_bins
 
 
 def dihedral_profile(
@@ -200,7 +229,7 @@ def dihedral_profile(
     boltzmann_constant: float,
     bins: int = PROFILE_BINS,
 ) -> Profile:
-    """Free-energy profile along a dihedral at any temperature of the ladder, by MBAR.
+    """Compute the free-energy profile along a dihedral at any temperature by MBAR.
 
     Parameters
     ----------
@@ -211,13 +240,9 @@ def dihedral_profile(
     temperature, boltzmann_constant
         In K, kJ/(mol K).
     bins
-        Equal bins over [-π, π].
+        Number of equal bins over [-π, π].
     """
-    edges, index = dihedral_bins(angles, bins)
-    at = mbar.at(1.0 / (boltzmann_constant * temperature))
-    probability, stderr = np.zeros(bins), np.full(bins, np.nan)
-    for b in np.unique(index):
-        estimate = at.mean(index == b)
-        probability[b], stderr[b] = estimate.value, estimate.stderr
-    kish = kish_by_bin(index, at.weights, bins)
-    return make_profile(temperature, edges, probability, stderr, kish)
+    samples = mbar.reweight(1.0 / (boltzmann_constant * temperature))
+    return make_profile(
+        temperature, angles, bins, samples.weights, lambda inside: samples.mean(inside).pair
+    )

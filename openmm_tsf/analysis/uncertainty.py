@@ -1,4 +1,4 @@
-"""Means of correlated series of several walkers, and how well they are known."""
+"""Means of correlated series of several walkers, with their standard errors."""
 
 from dataclasses import dataclass
 
@@ -40,7 +40,7 @@ class MeanEstimate:
     n_samples
         Number of samples averaged: n times W, for MBAR times the number of rungs.
     variance
-        Of the observable.
+        The variance of the observable.
     """
 
     value: float
@@ -51,48 +51,52 @@ class MeanEstimate:
     n_samples: int
     variance: float
 
+    @classmethod
+    def without_error(cls, value: float, n_samples: int, variance: float) -> "MeanEstimate":
+        """Return a mean whose standard errors and g are not known."""
+        nan = float("nan")
+        return cls(value, nan, nan, nan, nan, n_samples, variance)
+
+    @property
+    def pair(self) -> tuple[float, float]:
+        """The mean and its standard error."""
+        return self.value, self.stderr
+
     @property
     def n_eff(self) -> float:
-        """p(1-p)/SE² for a probability: 0 where the error is not known."""
+        """The effective samples of a probability, p(1-p)/SE²; 0 where the error is not known."""
         return n_eff(self.value, self.stderr)
 
     @property
     def n_independent(self) -> float:
-        """Variance/SE², for the mean of anything: NaN where the error is not known."""
+        """The effective samples of any mean, variance/SE²; NaN where the error is not known."""
         return self.variance / self.stderr**2 if self.stderr > 0 else float("nan")
 
     @property
     def free_energy(self) -> tuple[float, float]:
-        """-ln[p/(1-p)] and its standard error, in kT, for a probability."""
+        """-ln[p/(1-p)] of a probability and its standard error, in kT."""
         return logit_free_energy(self.value, self.stderr)
 
 
 def estimate_mean(series: npt.ArrayLike) -> MeanEstimate:
-    """Mean of a series [n, W] of W independent walkers with an honest standard error.
+    """Return the mean of a series [n, W] of W independent walkers with its standard error.
 
-    Two errors are computed, from the statistical inefficiency and from the variance between
-    walkers, and the larger one is reported: g is too small where the slow motion was seen a few
-    times only.
-
-    Raises
-    ------
-    ValueError
-        If the series is empty, not [n, W], or not finite.
+    Two errors are computed, from the statistical inefficiency g and from the variance between
+    walkers, and the larger one is reported: g is too small where the slow motion was seen only a
+    few times.
     """
     values = np.asarray(series, dtype=np.float64)
     g = statistical_inefficiency(values)
     size = values.size
     if np.isnan(g) or size == 1:
-        nan = float("nan")
-        return MeanEstimate(float(values.mean()), nan, nan, nan, nan, size, float(values.var()))
+        return MeanEstimate.without_error(float(values.mean()), size, float(values.var()))
     n_independent = size / g
     if n_independent > 1.0:
-        # Dividing by n-1 effective samples: the mean is the samples' own.
+        # n - 1 effective samples: the variance is taken around the samples' own mean.
         from_correlation = float(np.sqrt(values.var() / (n_independent - 1.0)))
     else:
         from_correlation = float(values.std())
-    groups = group_means(values, _MIN_GROUPS)
-    from_groups = between_walker_stderr(groups[None])
+    from_groups = between_walker_stderr(group_means(values, _MIN_GROUPS)[None])
     return MeanEstimate(
         value=float(values.mean()),
         stderr=float(np.nanmax([from_correlation, from_groups])),
@@ -105,10 +109,11 @@ def estimate_mean(series: npt.ArrayLike) -> MeanEstimate:
 
 
 def covariance_of_means(series: npt.ArrayLike, stderr: npt.ArrayLike) -> Array:
-    """Covariance [R, R] of the means of R series that were sampled together.
+    """Return the covariance [R, R] of the means of R series that were sampled together.
 
-    The correlations come from the means of walkers (of blocks, where walkers are few), the
-    diagonal from the standard errors given.
+    Correlations come from the means of walkers (of blocks, where walkers are few), the diagonal
+    from the standard errors. NaN where there are no more groups than series, or a series is
+    constant.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.analysis.analyze import analyze
-from openmm_tsf.analysis.reference import REFERENCE, has_reference
+from openmm_tsf.analysis.reference import REFERENCE_FILE, has_reference
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io.directory import DirectoryLock, open_output_directory
@@ -184,7 +184,7 @@ def begin(
     # The seed of a run is the user's; the sampler's was derived from it.
     entries = costs.to_config() | {"seed": choices["seed"]}
     if has_reference(molecule.fingerprint):
-        entries["reference"] = REFERENCE
+        entries["reference"] = REFERENCE_FILE
     sampler.run(
         0,
         lock.directory,

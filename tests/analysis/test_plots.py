@@ -6,35 +6,27 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from openmm_tsf.analysis import Reference, load_run, plot_diagnostics, plot_ramachandran
+from openmm_tsf.analysis import load_run, plot_diagnostics, plot_ramachandran
 from openmm_tsf.analysis.plots import diagnostics
 from openmm_tsf.analysis.plots import ramachandran as plots
+from tests.support.analysis_runs import angles_of_two_basins, make_reference
 from tests.support.fabricate import write_run
 
-TEMPERATURES = [300.0, 600.0]
+RUNGS = [300.0, 600.0]
 
 
-def angles(rng, shape, p=0.1):
-    basin = rng.random(shape) < p
-    phi = np.where(basin, 1.0, -1.5) + 0.3 * rng.normal(size=shape)
-    return phi, rng.uniform(-np.pi, np.pi, shape)
-
-
-def make_run(path, temperatures=TEMPERATURES, n=40, n_walkers=6, p=0.1, **options):
+def make_run(path, temperatures=RUNGS, n=40, n_walkers=6, p=0.1, **options):
     rng = np.random.default_rng(1)
     shape = (n, n_walkers, len(temperatures))
-    phi, psi = angles(rng, shape, p)
+    phi, psi = angles_of_two_basins(rng, shape, p)
     replica = np.argsort(rng.random(shape), axis=2)
     energy = rng.normal(size=shape)
     write_run(path, temperatures, energy, {"phi": phi, "psi": psi}, replica=replica, **options)
     return load_run(path)
 
 
-def make_reference(temperatures):
-    rng = np.random.default_rng(2)
-    shape = (500, len(temperatures))
-    phi, psi = angles(rng, shape)
-    return Reference(temperatures, phi, psi, rng.normal(size=shape), 1.0)
+def reference_at(temperatures):
+    return make_reference(np.random.default_rng(2), 500, temperatures)
 
 
 def check_image(path):
@@ -47,7 +39,7 @@ def check_image(path):
 
 def test_beside_a_reference_that_lacks_a_rung(tmp_path):
     run = make_run(tmp_path / "run")
-    plot_ramachandran(run, tmp_path / "a.png", make_reference([300.0, 400.0]))
+    plot_ramachandran(run, tmp_path / "a.png", reference_at([300.0, 400.0]))
     check_image(tmp_path / "a.png")
 
 
@@ -62,7 +54,7 @@ def test_alone_and_never_in_the_basin(tmp_path):
 @pytest.mark.parametrize(("n", "n_walkers"), [(1, 1), (30, 1)])
 def test_one_rung(tmp_path, n, n_walkers):
     run = make_run(tmp_path / "run", [300.0], n=n, n_walkers=n_walkers)
-    plot_ramachandran(run, tmp_path / "a.png", make_reference([300.0]))
+    plot_ramachandran(run, tmp_path / "a.png", reference_at([300.0]))
     check_image(tmp_path / "a.png")
     plot_diagnostics(run, tmp_path / "b.png")
     check_image(tmp_path / "b.png")
@@ -82,7 +74,7 @@ def test_several_residues(tmp_path):
     shape = (20, 3, 2)
     names = ("psi1", "phi2", "phi3", "psi3", "phi4", "psi4")
     angles_of = {name: rng.uniform(-np.pi, np.pi, shape) for name in names}
-    write_run(tmp_path / "run", TEMPERATURES, rng.normal(size=shape), angles_of)
+    write_run(tmp_path / "run", RUNGS, rng.normal(size=shape), angles_of)
     run = load_run(tmp_path / "run")
     assert run.backbone() == ("phi3", "psi3")  # the first that has both
     phi, psi = run.ramachandran(300, residue=4)
@@ -94,7 +86,7 @@ def test_several_residues(tmp_path):
     check_image(tmp_path / "a.png")
     plot_diagnostics(run, tmp_path / "b.png")
     with pytest.raises(ValueError, match=r"got 'phi'"):
-        run.plot(tmp_path / "c.png", make_reference(TEMPERATURES))
+        run.plot(tmp_path / "c.png", reference_at(RUNGS))
 
 
 def test_a_single_pair_has_no_number(tmp_path):
@@ -113,7 +105,7 @@ def test_figures_say_what_is_not_known(tmp_path, monkeypatch):
     for module in (plots, diagnostics):
         monkeypatch.setattr(module, "save_figure", lambda figure, path: drawn.append(figure))
     run = make_run(tmp_path / "run", p=0.0)
-    plot_ramachandran(run, tmp_path / "a.png", make_reference(TEMPERATURES))
+    plot_ramachandran(run, tmp_path / "a.png", reference_at(RUNGS))
     plot_diagnostics(run, tmp_path / "b.png")
     ramachandran, diagnostic = map(texts, drawn)
     words = "\n".join(ramachandran)
@@ -121,14 +113,14 @@ def test_figures_say_what_is_not_known(tmp_path, monkeypatch):
         assert expected in words
     assert not any(word in words for word in ("nan", "inf", "unknown"))
     assert {"run mean", "reference mean"} <= set(ramachandran)
-    assert "never seen" in diagnostic
+    assert "never visited" in diagnostic
     assert diagnostic.count("300 K") == 1  # the energies' legend; P(phi > 0) has drawn no rung
 
 
 def test_a_run_without_angles(tmp_path):
     write_run(tmp_path / "run", [1.0, 2.0], np.random.default_rng(3).normal(size=(20, 2, 2)))
     run = load_run(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"this recorded \[\]"):
+    with pytest.raises(ValueError, match=r"this one recorded \[\]"):
         plot_ramachandran(run, tmp_path / "a.png")
     plot_diagnostics(run, tmp_path / "b.png")
     check_image(tmp_path / "b.png")

@@ -1,13 +1,22 @@
 import pytest
 
-from openmm_tsf.analysis.report import (
-    advice,
-    concerns,
-    describe,
-    disagreements,
-    shortcomings,
-    unsampled,
-)
+from openmm_tsf.analysis.report import advice, concerns, describe, disagreements, unsampled
+
+
+def problems(summary):
+    """Everything that a report says is wrong, by kind."""
+    return unsampled(summary), disagreements(summary), concerns(summary)
+
+
+def changed(path, value):
+    """The summary of a good run with one entry replaced."""
+    summary = good_summary()
+    *keys, last = path.split("/")
+    part = summary
+    for key in keys:
+        part = part[key]
+    part[last] = value
+    return summary
 
 
 def good_summary():
@@ -15,7 +24,7 @@ def good_summary():
     rungs = ("300.00", "600.00")
     probability = {"p": 0.1, "stderr": 0.01, "n_eff": 900.0, "g": 2.0}
     agreement = {"z": dict.fromkeys(rungs, 0.5), "chi2": 1.0, "p_value": 0.6}
-    check = {"value": 0.2, "stderr": 0.01, "expected": 0.195, "z": 0.5}
+    check = {"value": 0.2, "stderr": 0.01, "expected": 0.195, "n_eff": 500.0, "z": 0.5}
     distance = {"total_variation": 0.05, "floor_total_variation": 0.05}
     return {
         "temperatures_K": [300.0, 600.0],
@@ -48,12 +57,13 @@ def good_summary():
 
 def test_a_good_run():
     summary = good_summary()
-    assert shortcomings(summary) == []
+    assert problems(summary) == ([], [], [])
     assert advice(summary) is None
-    assert "P(psi > 0)" in describe(summary)
-    assert "forget their temperature in 8.0 saved iterations" in describe(summary)
-    assert "notes" not in describe(summary)
-    (line,) = [line for line in describe(summary).splitlines() if "300.00-600.00 K" in line]
+    text = describe(summary)
+    assert "P(psi > 0)" in text
+    assert "relaxation time of replicas: 8.0 saved iterations" in text
+    assert "notes" not in text
+    (line,) = [line for line in text.splitlines() if "300.00-600.00 K" in line]
     assert line.split() == ["300.00-600.00", "K", "0.2000", "±", "0.0100", "0.1950", "+0.5"]
 
 
@@ -62,25 +72,17 @@ def test_runs_without_a_reference_and_of_one_rung():
     del summary["comparison"]
     summary["ensemble_check"] = {"energy_ratio_mol_kJ": {}, "heat_capacity_kJ_mol_K": {}}
     summary["replica_relaxation"] = {"second_eigenvalue": None, "iterations": None}
-    assert shortcomings(summary) == []
-    assert "forget" not in describe(summary)
+    assert problems(summary) == ([], [], [])
+    assert "relaxation" not in describe(summary)
     assert "ln[P(U)/P(U)]" not in describe(summary)
-
-
-def test_summaries_of_earlier_versions():
-    summary = good_summary()
-    for key in ("replica_relaxation", "ensemble_check", "monitor", "heat_capacity_kJ_mol_K"):
-        del summary[key]
-    assert shortcomings(summary) == []
-    describe(summary)
 
 
 def test_what_the_monitor_says():
     summary = changed("monitor/warnings", ["300.00 K: the basin was lost"])
-    assert concerns(summary) == shortcomings(summary) == ["300.00 K: the basin was lost"]
+    assert problems(summary) == ([], [], ["300.00 K: the basin was lost"])
     assert "other basins" in advice(summary)
     summary = changed("monitor/notes", ["phi is cut at 0 degrees"])
-    assert shortcomings(summary) == []
+    assert problems(summary) == ([], [], [])
     assert advice(summary) is None
     assert describe(summary).endswith("\nnotes\n  phi is cut at 0 degrees")
 
@@ -94,7 +96,7 @@ def test_a_wrong_ensemble_needs_no_reference(key, with_reference):
     (line,) = disagreements(summary)
     assert line.startswith("300.00-600.00 K: ")
     assert "not that of Boltzmann distributions, by -3.0 standard errors" in line
-    assert shortcomings(summary) == [line]
+    assert problems(summary) == ([], [line], [])
     assert "does not go away" in advice(summary)
     unknown = changed(f"ensemble_check/{key}/300.00-600.00/z", None)
     assert disagreements(unknown) == []
@@ -127,8 +129,7 @@ def test_what_more_sampling_cures(path, value, words):
     summary = changed(path, value)
     (line,) = unsampled(summary)
     assert words in line
-    assert disagreements(summary) == []
-    assert shortcomings(summary) == [line]
+    assert problems(summary) == ([line], [], [])
     assert "more iterations" in advice(summary)
     describe(summary)
 
@@ -147,16 +148,5 @@ def test_what_more_sampling_does_not_cure(path, value, words):
     summary = changed(path, value)
     (line,) = disagreements(summary)
     assert words in line
-    assert unsampled(summary) == []
-    assert shortcomings(summary) == [line]
+    assert problems(summary) == ([], [line], [])
     assert "does not go away" in advice(summary)
-
-
-def changed(path, value):
-    summary = good_summary()
-    *keys, last = path.split("/")
-    part = summary
-    for key in keys:
-        part = part[key]
-    part[last] = value
-    return summary

@@ -227,14 +227,9 @@ def neighbour_swaps(rng, n, n_walkers, n_rungs, accepted):
 def test_relaxation_against_an_exact_answer(n_rungs, accepted):
     exact = 1 - accepted / (n_rungs - 1) * 2 * (1 - np.cos(np.pi / n_rungs))
     rng = np.random.default_rng(22)
-    found = np.array(
-        [
-            relaxation(mixing_matrix(neighbour_swaps(rng, 400, 20, n_rungs, accepted)))
-            .second_eigenvalue
-            for _ in range(12)
-        ]
-    )  # fmt: skip
-    assert abs(found.mean() - exact) < 4 * found.std(ddof=1) / np.sqrt(12) + 1e-3
+    labels = [neighbour_swaps(rng, 400, 20, n_rungs, accepted) for _ in range(12)]
+    values = np.array([relaxation(mixing_matrix(each)).second_eigenvalue for each in labels])
+    assert abs(values.mean() - exact) < 4 * values.std(ddof=1) / np.sqrt(12) + 1e-3
 
 
 def test_relaxation_limits():

@@ -30,6 +30,10 @@ SUMMARY = {
             "600.00": {"p": 0.1, "stderr": None, "n_eff": None},
         }
     },
+    "heat_capacity_kJ_mol_K": {
+        "300.00": {"value": 0.25, "stderr": 0.01, "n_eff": 900.0},
+        "600.00": {"value": 0.25, "stderr": None, "n_eff": None},
+    },
     "delta_F_phi_kT": {
         "300.00": {"value": 3.9, "stderr": 0.05},
         "600.00": {"value": 2.2, "stderr": 0.4},
@@ -40,6 +44,8 @@ SUMMARY = {
         "swap_random": [[0.0, 0.5], [0.0, 0.0]],
     },
     "round_trips": 2,
+    "replica_relaxation": {"second_eigenvalue": 0.5, "iterations": 2.0},
+    "monitor": {"warnings": [], "notes": []},
     "energy_evaluations": {"md": None, "training": 100, "sampling": 12345},
     "wall_seconds": {"md": 1.0, "training": 2.0, "sampling": 3.0},
 }

@@ -61,12 +61,12 @@ class DoubleWell:
     def potential(phi):
         return 4 * (1 + np.cos(2 * phi)) + 3 * np.sin(phi)
 
-    def _density(self, kelvin):
+    def density(self, kelvin):
         weight = np.exp(-self.potential(self.grid) / (KB * kelvin))
         return weight / np.trapezoid(weight, self.grid)
 
     def _mean(self, values, kelvin):
-        return np.trapezoid(values * self._density(kelvin), self.grid)
+        return np.trapezoid(values * self.density(kelvin), self.grid)
 
     def exact(self, kelvin):
         """⟨U⟩ in kJ/mol, configurational C_V in kJ/(mol K), ΔF_φ in kT."""
@@ -85,12 +85,13 @@ class DoubleWell:
 
     def probability(self, low, high, kelvin):
         """P(low < φ < high)."""
-        return np.interp(high, self.grid, self._cumulative(kelvin)) - np.interp(
-            low, self.grid, self._cumulative(kelvin)
+        return np.interp(high, self.grid, self.cumulative(kelvin)) - np.interp(
+            low, self.grid, self.cumulative(kelvin)
         )
 
-    def _cumulative(self, kelvin):
-        p = self._density(kelvin)
+    def cumulative(self, kelvin):
+        """The cumulative distribution of φ on the grid."""
+        p = self.density(kelvin)
         steps = 0.5 * (p[1:] + p[:-1]) * np.diff(self.grid)
         total = np.concatenate([[0.0], np.cumsum(steps)])
         return total / total[-1]
@@ -108,7 +109,7 @@ class DoubleWell:
             uniform[i] = np.where(keep[i], uniform[i - 1], uniform[i])
             radius[i] = np.where(keep[i], radius[i - 1], radius[i])
         phi = np.stack(
-            [np.interp(uniform, self._cumulative(t), self.grid) for t in temperatures], axis=-1
+            [np.interp(uniform, self.cumulative(t), self.grid) for t in temperatures], axis=-1
         )
         energy = self.potential(phi) + 0.5 * KB * np.asarray(temperatures) * radius[..., None]
         return energy, phi

@@ -1,6 +1,7 @@
-"""Is the sampler working? Acceptance, exchange of replicas, running estimates."""
+"""Figure of how the sampler works: acceptance, exchange of replicas, running estimates."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -10,32 +11,35 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from openmm_tsf.analysis.estimates import RunEstimates
-from openmm_tsf.analysis.plots.style import FONT, RUN_COLOUR, extent, save_figure, symbol
+from openmm_tsf.analysis.plots.style import (
+    FONT,
+    RUN_COLOUR,
+    draw_band,
+    extent,
+    save_figure,
+    symbol,
+)
 from openmm_tsf.analysis.uncertainty import estimate_mean
+
+Array = npt.NDArray[np.float64]
 
 _RUNNING_POINTS = 20
 
 
 def plot_diagnostics(run: RunEstimates, path: str | Path) -> None:
-    """Acceptance per kernel, exchange of replicas, and running estimates with their errors.
-
-    Raises
-    ------
-    ValueError
-        If the run has no data yet.
-    """
-    run.mean_energy(run.temperatures[0])
+    """Plot acceptance per kernel, exchange of replicas, and running estimates with their errors."""
+    run.require_samples()
     figure = Figure(figsize=(13.5, 9.0), layout="constrained")
     axes = figure.subplots(2, 3)
-    _draw_acceptance(axes[0, 0], run)
+    _draw_moves(axes[0, 0], run)
     if run.n_rungs > 1:
         _draw_swaps(axes[0, 1], run)
         _draw_mixing(figure, axes[0, 2], run)
         _draw_replica(axes[1, 2], run)
-    else:  # nothing to exchange
+    else:
         for axis in (axes[0, 1], axes[0, 2], axes[1, 2]):
             axis.set_axis_off()
-    # A φ where there is one: the first recorded dihedral may be a ψ.
+    # A φ if one was recorded: the first recorded dihedral may be a ψ.
     name = min(run.dihedral_atoms, key=lambda n: not n.startswith("phi"), default=None)
     if name is None:
         axes[1, 0].set_axis_off()
@@ -54,37 +58,34 @@ def plot_diagnostics(run: RunEstimates, path: str | Path) -> None:
     save_figure(figure, path)
 
 
-def _draw_acceptance(axis: Axes, run: RunEstimates) -> None:
-    tables = {k: v for k, v in run.acceptance().items() if v.shape == (run.n_rungs,)}
-    for name, rates in tables.items():
-        axis.plot(run.temperatures, rates, "o-", label=name)
-    if tables:
-        axis.legend(frameon=False, fontsize=9)
-    axis.set_ylim(0, 1.02)
+def _draw_moves(axis: Axes, run: RunEstimates) -> None:
+    rates = {k: v for k, v in run.acceptance().items() if v.shape == (run.n_rungs,)}
+    _draw_rates(axis, run.temperatures, rates, "o-")
     axis.set_xticks(run.temperatures, [f"{t:.0f}" for t in run.temperatures])
     axis.set_xlabel("T (K)", fontsize=FONT)
-    axis.set_ylabel("accepted / proposed", fontsize=FONT)
     axis.set_title("moves", fontsize=FONT)
 
 
 def _draw_swaps(axis: Axes, run: RunEstimates) -> None:
-    pairs = [
-        f"{a:.0f}–{b:.0f}" for a, b in zip(run.temperatures, run.temperatures[1:], strict=False)
-    ]
-    drawn = False
-    for name, rates in run.acceptance().items():
-        if rates.shape == (run.n_rungs,):
-            continue
-        neighbours = np.diagonal(rates, offset=1) if rates.ndim == 2 else rates
-        axis.plot(range(len(pairs)), neighbours, "s-", label=name)
-        drawn = True
-    if drawn:
+    rates = {
+        name: np.diagonal(table, offset=1) if table.ndim == 2 else table
+        for name, table in run.acceptance().items()
+        if table.shape != (run.n_rungs,)
+    }
+    places = np.arange(run.n_rungs - 1)
+    _draw_rates(axis, places, rates, "s-")
+    axis.set_xticks(places, [f"{a:.0f}–{b:.0f}" for a, b in pairwise(run.temperatures)])
+    axis.set_xlabel("neighbouring rungs (K)", fontsize=FONT)
+    axis.set_title("swaps", fontsize=FONT)
+
+
+def _draw_rates(axis: Axes, x: npt.ArrayLike, rates: dict[str, Array], style: str) -> None:
+    for name, values in rates.items():
+        axis.plot(x, values, style, label=name)
+    if rates:
         axis.legend(frameon=False, fontsize=9)
     axis.set_ylim(0, 1.02)
-    axis.set_xticks(range(len(pairs)), pairs)
-    axis.set_xlabel("neighbouring rungs (K)", fontsize=FONT)
     axis.set_ylabel("accepted / proposed", fontsize=FONT)
-    axis.set_title("swaps", fontsize=FONT)
 
 
 def _draw_mixing(figure: Figure, axis: Axes, run: RunEstimates) -> None:
@@ -92,10 +93,8 @@ def _draw_mixing(figure: Figure, axis: Axes, run: RunEstimates) -> None:
     image = axis.imshow(np.ma.masked_invalid(matrix), cmap="Blues", vmin=0, vmax=1)
     if run.n_rungs <= 8:
         for (i, j), value in np.ndenumerate(matrix):
-            axis.text(
-                j, i, f"{value:.2f}", ha="center", va="center",
-                color="white" if value > 0.6 else "black", fontsize=9,
-            )  # fmt: skip
+            colour = "white" if value > 0.6 else "black"
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
     labels = [f"{t:.0f}" for t in run.temperatures]
     axis.set_xticks(range(run.n_rungs), labels)
     axis.set_yticks(range(run.n_rungs), labels)
@@ -112,8 +111,8 @@ def _draw_mixing(figure: Figure, axis: Axes, run: RunEstimates) -> None:
 def _draw_running(
     axis: Axes, run: RunEstimates, series: Callable[[float], npt.ArrayLike], label: str, log: bool
 ) -> None:
-    ends = np.unique(np.linspace(run.n_iterations / _RUNNING_POINTS, run.n_iterations,
-                                 _RUNNING_POINTS).astype(int))  # fmt: skip
+    first = run.n_iterations / _RUNNING_POINTS
+    ends = np.unique(np.linspace(first, run.n_iterations, _RUNNING_POINTS).astype(int))
     ends = ends[ends > 0]
     colours = _temperature_colours(run)
     drawn = False
@@ -126,21 +125,19 @@ def _draw_running(
             means = means - means[-1]
         visible = means > 0 if log else np.ones(len(means), dtype=bool)
         if not visible.any():
-            continue  # nothing to draw, nothing for the legend
+            continue
         drawn = True
         axis.plot(ends[visible], means[visible], color=colour, label=f"{temperature:.0f} K")
         low = means - errors
         if log:
             low = np.maximum(low, 0.1 * means)
-        axis.fill_between(
-            ends[visible], low[visible], (means + errors)[visible], color=colour, alpha=0.25, lw=0
-        )
+        draw_band(axis, ends[visible], low[visible], (means + errors)[visible], colour)
     if log and drawn:
         axis.set_yscale("log")
     if drawn:
         axis.legend(frameon=False, fontsize=9)
     else:
-        axis.text(0.5, 0.5, "never seen", ha="center", transform=axis.transAxes, fontsize=FONT)
+        axis.text(0.5, 0.5, "never visited", ha="center", transform=axis.transAxes, fontsize=FONT)
     axis.set_xlabel("saved iterations", fontsize=FONT)
     axis.set_ylabel(label, fontsize=FONT)
     axis.set_title(f"running estimate of {label.split(' -')[0]} ± SE", fontsize=FONT)
@@ -149,9 +146,9 @@ def _draw_running(
 def _draw_replica(axis: Axes, run: RunEstimates) -> None:
     rung_of = np.argsort(run.segments.replica[:, 0], axis=1)
     shown = min(run.n_iterations, 200)
-    # The replica that started at the bottom, over the first iterations: enough to see it move.
-    axis.plot(run.segments.iteration[:shown], run.temperatures[rung_of[:shown, 0]], "-", lw=0.9,
-              drawstyle="steps-post", color=RUN_COLOUR)  # fmt: skip
+    # The replica that started at the lowest rung, over the first iterations only.
+    iterations, temperatures = run.segments.iteration[:shown], run.temperatures[rung_of[:shown, 0]]
+    axis.plot(iterations, temperatures, lw=0.9, drawstyle="steps-post", color=RUN_COLOUR)
     axis.set_yticks(run.temperatures, [f"{t:.0f}" for t in run.temperatures])
     axis.set_xlabel("iteration", fontsize=FONT)
     axis.set_ylabel("T (K)", fontsize=FONT)

@@ -1,6 +1,6 @@
 """Ramachandran plots and histograms of a run.
 
-Figures are made without pyplot, so no window or global state is touched.
+Figures are made without pyplot: no window is opened and no global state changed.
 """
 
 from dataclasses import dataclass
@@ -13,18 +13,22 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from openmm_tsf.analysis.comparison import MeanComparison, ReferenceComparison, compare
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.plots.style import (
     FONT,
     REFERENCE_COLOUR,
     RUN_COLOUR,
+    draw_band,
     extent,
+    label_degrees,
     save_figure,
     symbol,
 )
-from openmm_tsf.analysis.ramachandran import BINS
-from openmm_tsf.analysis.reference import Comparison, Reference, compare
-from openmm_tsf.analysis.statistics import group_means, torus_histogram
+from openmm_tsf.analysis.ramachandran import BINS, RamachandranDistance
+from openmm_tsf.analysis.reference import Reference
+from openmm_tsf.analysis.statistics import group_labels, torus_histogram
+from openmm_tsf.analysis.uncertainty import MeanEstimate
 
 Array = npt.NDArray[np.float64]
 
@@ -35,7 +39,7 @@ _ENERGY_BINS = 50
 
 @dataclass(frozen=True)
 class _Sample:
-    """What is drawn of one rung of a run or of the reference; arrays [n, W]."""
+    """Samples of one rung of the run or the reference; arrays [n, W]."""
 
     phi: Array
     psi: Array
@@ -50,26 +54,21 @@ def plot_ramachandran(
     reference: Reference | None = None,
     residue: int | None = None,
 ) -> None:
-    """A row per rung: (φ, ψ) of the run and the reference, φ and energy histograms.
+    """Plot, a row per rung, (φ, ψ) of run and reference, and histograms of φ and energy.
 
     Parameters
     ----------
     run
-        Must have recorded φ and ψ.
+        With recorded φ and ψ.
     path
         A file whose suffix matplotlib can write.
     reference
-        Drawn beside the run where it has the same rungs.
+        Drawn beside the run at the rungs that it has.
     residue
-        Which residue's φ and ψ; as in `Run.backbone`.
-
-    Raises
-    ------
-    ValueError
-        If the run has no such φ and ψ, or no data yet.
+        The residue of φ and ψ; as in `Run.backbone`.
     """
     phi, psi = run.backbone(residue)
-    run.mean_energy(run.temperatures[0])
+    run.require_samples()
     comparison = None
     if reference is not None and any(reference.rung(t) is not None for t in run.temperatures):
         comparison = compare(run, reference)
@@ -81,44 +80,7 @@ def plot_ramachandran(
     axes = [[figure.add_subplot(grid[r, c]) for c in range(n_columns)] for r in range(run.n_rungs)]
     image = None
     for row, temperature in zip(axes, map(float, run.temperatures), strict=True):
-        ours = _Sample(
-            run.dihedral(phi, temperature),
-            run.dihedral(psi, temperature),
-            run.energies(temperature),
-            "run",
-            RUN_COLOUR,
-        )
-        samples = [ours]
-        k = None if reference is None else reference.rung(temperature)
-        if comparison is not None and reference is not None and k is not None:
-            samples.append(
-                _Sample(
-                    reference.phi[:, k, None],
-                    reference.psi[:, k, None],
-                    reference.energy[:, k, None],
-                    "reference",
-                    REFERENCE_COLOUR,
-                )
-            )
-        # One zero for both maps, so that equal colours are equal probabilities.
-        maps = [torus_histogram(sample.phi, sample.psi, BINS) for sample in samples]
-        highest = float(maps[-1].max())
-        image = _draw_torus(row[0], maps[0], highest, phi, psi)
-        row[0].set_title(_run_title(run, temperature, comparison), fontsize=10)
-        if comparison is not None:
-            if len(samples) == 2:
-                _draw_torus(row[1], maps[1], highest, phi, psi)
-                row[1].set_title(_reference_title(temperature, comparison), fontsize=10)
-            else:
-                row[1].set_axis_off()
-                row[1].text(
-                    0.5, 0.5, f"{temperature:.2f} K:\nnot in the reference",
-                    ha="center", va="center", transform=row[1].transAxes, fontsize=FONT,
-                )  # fmt: skip
-        _draw_phi(row[-2], samples, symbol(phi))
-        row[-2].set_title(_phi_title(run, phi, temperature, comparison), fontsize=10)
-        _draw_energies(row[-1], samples)
-        row[-1].set_title(_energy_title(run, temperature, comparison), fontsize=10)
+        image = _draw_rung(row, run, (phi, psi), temperature, reference, comparison)
     assert image is not None
     bar = figure.colorbar(
         image, cax=figure.add_subplot(grid[-1, :n_maps]), orientation="horizontal", extend="max"
@@ -128,13 +90,65 @@ def plot_ramachandran(
     save_figure(figure, path)
 
 
-def _degree_axis(axis: Axes, which: str, label: str) -> None:
-    getattr(axis, f"set_{which}lim")(-180, 180)
-    getattr(axis, f"set_{which}ticks")(range(-180, 181, 90))
-    getattr(axis, f"set_{which}label")(f"{label} (°)", fontsize=FONT)
+def _draw_rung(
+    row: list[Axes],
+    run: RunEstimates,
+    names: tuple[str, str],
+    temperature: float,
+    reference: Reference | None,
+    comparison: ReferenceComparison | None,
+) -> AxesImage:
+    samples = [_run_sample(run, names, temperature)]
+    k = distance = None
+    if comparison is not None and reference is not None:
+        if temperature in comparison.temperatures:
+            k = comparison.temperatures.index(temperature)
+            distance = comparison.ramachandran[k]
+            samples.append(_reference_sample(reference, temperature))
+        else:
+            _draw_missing(row[1], temperature)
+    # The same zero for both maps, so that equal colours are equal probabilities.
+    maps = [torus_histogram(sample.phi, sample.psi, BINS) for sample in samples]
+    highest = float(maps[-1].max())
+    image = _draw_torus(row[0], maps[0], highest, names)
+    row[0].set_title(_run_title(run, temperature, distance), fontsize=10)
+    if distance is not None:
+        _draw_torus(row[1], maps[1], highest, names)
+        title = _reference_title(temperature, len(samples[1].phi), distance)
+        row[1].set_title(title, fontsize=10)
+    label = symbol(names[0])
+    _draw_phi(row[-2], samples, label)
+    positive = run.positive(names[0], temperature)
+    compared = None if comparison is None else comparison.phi_positive
+    row[-2].set_title(_mean_title(f"P({label}>0)", positive, compared, k), fontsize=10)
+    _draw_energies(row[-1], samples)
+    compared = None if comparison is None else comparison.energy
+    title = _mean_title("⟨U⟩ (kJ/mol)", run.mean_energy(temperature), compared, k)
+    row[-1].set_title(title, fontsize=10)
+    return image
 
 
-def _draw_torus(axis: Axes, p: Array, highest: float, phi: str, psi: str) -> AxesImage:
+def _run_sample(run: RunEstimates, names: tuple[str, str], temperature: float) -> _Sample:
+    phi, psi = (run.dihedral(name, temperature) for name in names)
+    return _Sample(phi, psi, run.energies(temperature), "run", RUN_COLOUR)
+
+
+def _reference_sample(reference: Reference, temperature: float) -> _Sample:
+    k = reference.rung(temperature)
+    phi, psi, energy = (
+        values[:, k].reshape(-1, 1) for values in (reference.phi, reference.psi, reference.energy)
+    )
+    return _Sample(phi, psi, energy, "reference", REFERENCE_COLOUR)
+
+
+def _draw_missing(axis: Axes, temperature: float) -> None:
+    axis.set_axis_off()
+    text = f"{temperature:.2f} K:\nnot in the reference"
+    place = axis.transAxes
+    axis.text(0.5, 0.5, text, ha="center", va="center", transform=place, fontsize=FONT)
+
+
+def _draw_torus(axis: Axes, p: Array, highest: float, names: tuple[str, str]) -> AxesImage:
     with np.errstate(divide="ignore"):
         free_energy = -np.log(p / highest)
     image = axis.imshow(
@@ -146,8 +160,8 @@ def _draw_torus(axis: Axes, p: Array, highest: float, phi: str, psi: str) -> Axe
         cmap="viridis",
         norm=Normalize(0.0, _CUTOFF_KT),
     )
-    _degree_axis(axis, "x", symbol(phi))
-    _degree_axis(axis, "y", symbol(psi))
+    label_degrees(axis, "x", symbol(names[0]))
+    label_degrees(axis, "y", symbol(names[1]))
     axis.axvline(0.0, color="0.4", lw=0.7, ls=":")
     return image
 
@@ -161,7 +175,7 @@ def _draw_phi(axis: Axes, samples: list[_Sample], label: str) -> None:
         smallest.append(density[density > 0].min())
     axis.set_yscale("log")
     axis.set_ylim(bottom=max(0.5 * min(smallest), 1e-7))
-    _degree_axis(axis, "x", label)
+    label_degrees(axis, "x", label)
     axis.axvline(0.0, color="0.4", lw=0.7, ls=":")
     axis.set_ylabel(f"p({label}) (1/°)", fontsize=FONT)
     axis.set_box_aspect(1)
@@ -180,7 +194,7 @@ def _draw_energies(axis: Axes, samples: list[_Sample]) -> None:
         axis.vlines(
             mean, 0, top, color=sample.colour, lw=0.8, ls="--", label=f"{sample.label} mean"
         )
-    axis.set_ylim(0, 1.35 * top)  # the legend's room
+    axis.set_ylim(0, 1.35 * top)  # room for the legend
     axis.set_xlabel("U (kJ/mol)", fontsize=FONT)
     axis.set_ylabel("p(U) (mol/kJ)", fontsize=FONT)
     axis.set_box_aspect(1)
@@ -188,35 +202,21 @@ def _draw_energies(axis: Axes, samples: list[_Sample]) -> None:
 
 
 def _histogram(values: Array, edges: Array) -> tuple[Array, Array]:
-    """Density and its standard error [bins] from the spread of walkers (of blocks)."""
+    """Return the density and its standard error [bins] from the spread of walkers (of blocks)."""
     bins = np.digitize(values, edges) - 1
     width = np.diff(edges)
-    # One column per bin would be large: group first, count within groups.
-    order = np.arange(values.size).reshape(values.shape)
-    groups = _group_labels(order)
-    n_groups = int(groups.max()) + 1
-    inside = (bins >= 0) & (bins < len(width)) & (groups >= 0)
-    flat = groups[inside] * len(width) + bins[inside]
+    # Counts by group directly: one series per bin would be large.
+    labels = group_labels(*values.shape)
+    n_groups = int(labels.max()) + 1
+    inside = (bins >= 0) & (bins < len(width)) & (labels >= 0)
+    flat = labels[inside] * len(width) + bins[inside]
     counts = np.bincount(flat, minlength=n_groups * len(width)).reshape(n_groups, len(width))
-    sizes = np.bincount(groups[groups >= 0], minlength=n_groups)
+    sizes = np.bincount(labels[labels >= 0], minlength=n_groups)
     densities = counts / sizes[:, None] / width
-    error = (
-        densities.std(axis=0, ddof=1) / np.sqrt(n_groups)
-        if n_groups > 1
-        else np.full(len(width), np.nan)
-    )
+    error = np.full(len(width), np.nan)
+    if n_groups > 1:
+        error = densities.std(axis=0, ddof=1) / np.sqrt(n_groups)
     return densities.mean(axis=0), error
-
-
-def _group_labels(order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Which of the groups of `group_means` every entry [n, W] belongs to; -1 for those left out."""
-    n, n_walkers = order.shape
-    n_blocks = len(group_means(order)) // n_walkers
-    length = n // n_blocks
-    block = (np.arange(n) - (n - n_blocks * length)) // length
-    labels = block[:, None] * n_walkers + np.arange(n_walkers)
-    labels[block < 0] = -1
-    return labels
 
 
 def _draw_histogram(
@@ -224,66 +224,39 @@ def _draw_histogram(
 ) -> None:
     axis.stairs(density, edges, color=sample.colour, lw=1.4, label=sample.label)
     band = np.nan_to_num(error)
-    axis.fill_between(
-        np.repeat(edges, 2)[1:-1],
-        np.repeat(np.maximum(density - band, 0.0), 2),
-        np.repeat(density + band, 2),
-        color=sample.colour,
-        alpha=0.25,
-        lw=0,
-    )
+    low, high = np.maximum(density - band, 0.0), density + band
+    draw_band(axis, np.repeat(edges, 2)[1:-1], np.repeat(low, 2), np.repeat(high, 2), sample.colour)
 
 
 # ------------------------------------------------------------------------ words
 
 
-def _position(temperature: float, comparison: Comparison | None) -> int | None:
-    if comparison is None or temperature not in comparison.temperatures:
-        return None
-    return comparison.temperatures.index(temperature)
-
-
-def _run_title(run: RunEstimates, temperature: float, comparison: Comparison | None) -> str:
+def _run_title(run: RunEstimates, temperature: float, distance: RamachandranDistance | None) -> str:
     title = f"{temperature:.2f} K, run: {run.n_iterations * run.n_walkers:,} frames"
-    k = _position(temperature, comparison)
-    if comparison is None or k is None:
+    if distance is None:
         return title
-    d = comparison.ramachandran[k]
-    return f"{title}\nTV {d.total_variation:.3f} (floor {d.floor_total_variation:.3f})"
+    tv, floor = distance.total_variation, distance.floor_total_variation
+    return f"{title}\nTV {tv:.3f} (floor {floor:.3f})"
 
 
-def _reference_title(temperature: float, comparison: Comparison) -> str:
-    k = comparison.temperatures.index(temperature)
-    n_frames = comparison.phi_positive.reference[k].n_samples
-    d = comparison.ramachandran[k]
+def _reference_title(temperature: float, n_frames: int, distance: RamachandranDistance) -> str:
     return (
         f"{temperature:.2f} K, reference: {n_frames:,} frames\n"
-        f"decorrelated: run {d.n_decorrelated:,.0f}, ref. {d.n_decorrelated_reference:,.0f}"
+        f"decorrelated: run {distance.n_decorrelated:,.0f}, "
+        f"ref. {distance.n_decorrelated_reference:,.0f}"
     )
 
 
-def _phi_title(
-    run: RunEstimates, phi: str, temperature: float, comparison: Comparison | None
+def _mean_title(
+    label: str, estimate: MeanEstimate, compared: MeanComparison | None, k: int | None
 ) -> str:
-    ours = run.positive(phi, temperature)
-    title = f"P({symbol(phi)}>0): run {_plus_minus(ours.value, ours.stderr)}"
-    k = _position(temperature, comparison)
-    if comparison is None or k is None:
+    """Return a mean of the run, beside that of the reference at the k-th compared rung."""
+    title = f"{label}: run {_plus_minus(estimate.value, estimate.stderr)}"
+    if compared is None or k is None:
         return title
-    theirs = comparison.phi_positive.reference[k]
-    z = _figure("z", comparison.phi_positive.z[k], "+.1f")
-    return f"{title}\nref. {_plus_minus(theirs.value, theirs.stderr)}, {z}"
-
-
-def _energy_title(run: RunEstimates, temperature: float, comparison: Comparison | None) -> str:
-    ours = run.mean_energy(temperature)
-    title = f"⟨U⟩ (kJ/mol): run {_plus_minus(ours.value, ours.stderr)}"
-    k = _position(temperature, comparison)
-    if comparison is None or k is None:
-        return title
-    theirs = comparison.energy.reference[k]
-    z = _figure("z", comparison.energy.z[k], "+.1f")
-    return f"{title}\nref. {_plus_minus(theirs.value, theirs.stderr)}, {z}"
+    reference = compared.reference[k]
+    z = _figure("z", compared.z[k], "+.1f")
+    return f"{title}\nref. {_plus_minus(reference.value, reference.stderr)}, {z}"
 
 
 def _plus_minus(value: float, stderr: float) -> str:
@@ -299,7 +272,7 @@ def _figure(name: str, value: float, form: str) -> str:
     return f"{name} = {value:{form}}" if np.isfinite(value) else f"{name} not known"
 
 
-def _caption(run: RunEstimates, phi: str, comparison: Comparison | None) -> str:
+def _caption(run: RunEstimates, phi: str, comparison: ReferenceComparison | None) -> str:
     value, stderr = run.positive(phi, run.temperatures[0]).free_energy
     text = (
         f"{extent(run)}, ΔF({symbol(phi)})/kT at {run.temperatures[0]:.2f} K: "

@@ -1,8 +1,10 @@
-"""What all figures share: colours, fonts, the file they are saved to."""
+"""What all figures share: colours, fonts, axes, the file they are saved to."""
 
 from io import BytesIO
 from pathlib import Path
 
+import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -10,16 +12,12 @@ from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.io.files import write_bytes
 
 RUN_COLOUR, REFERENCE_COLOUR = "#0b5394", "#c0392b"
-
-
+FONT = 11
 _DPI = 150
 
 
-FONT = 11
-
-
 def save_figure(figure: Figure, path: str | Path, dpi: float = _DPI) -> None:
-    """Render without a window, in the format of the path's suffix."""
+    """Save a figure in the format of the path's suffix, without opening a window."""
     FigureCanvasAgg(figure)
     content = BytesIO()
     figure.savefig(content, dpi=dpi, format=Path(path).suffix[1:].lower() or "png")
@@ -27,11 +25,25 @@ def save_figure(figure: Figure, path: str | Path, dpi: float = _DPI) -> None:
 
 
 def symbol(name: str) -> str:
-    """A dihedral's name as it is written in figures: phi2 is φ2."""
+    """Return a dihedral's name as figures show it: phi2 is φ2."""
     return name.replace("phi", "φ").replace("psi", "ψ")
 
 
 def extent(run: RunEstimates) -> str:
-    """How much of it there is, in words."""
+    """Return the number of walkers and iterations in words."""
     walkers = "1 walker" if run.n_walkers == 1 else f"{run.n_walkers} walkers"
     return f"{walkers} × {run.n_iterations:,} saved iterations"
+
+
+def draw_band(
+    axis: Axes, x: npt.ArrayLike, low: npt.ArrayLike, high: npt.ArrayLike, colour: object
+) -> None:
+    """Shade the standard error around a line."""
+    axis.fill_between(x, low, high, color=colour, alpha=0.25, lw=0)
+
+
+def label_degrees(axis: Axes, which: str, label: str) -> None:
+    """Let an axis, ``"x"`` or ``"y"``, show an angle from -180 to 180 degrees."""
+    getattr(axis, f"set_{which}lim")(-180, 180)
+    getattr(axis, f"set_{which}ticks")(range(-180, 181, 90))
+    getattr(axis, f"set_{which}label")(f"{label} (°)", fontsize=FONT)

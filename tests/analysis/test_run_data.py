@@ -1,0 +1,209 @@
+"""Reading run directories: complete, still growing, damaged."""
+
+import subprocess
+import sys
+
+import mdtraj
+import numpy as np
+import openmm.unit as unit
+import pytest
+
+from openmm_tsf.analysis import load_run, write_summary
+from tests.support.analysis_runs import BETAS, TEMPERATURES, phi_of, small_run
+from tests.support.fabricate import four_atoms, write_run
+
+
+def test_numbers_of_a_run(shared):
+    path, energy, phi, psi = shared
+    run = load_run(str(path))
+    np.testing.assert_allclose(run.temperatures, TEMPERATURES)
+    assert (run.n_iterations, run.n_walkers, run.n_rungs) == (60, 4, 3)
+    np.testing.assert_array_equal(run.energies(424.265), energy[:, :, 1])
+    np.testing.assert_array_equal(run.energies(600 * unit.kelvin), energy[:, :, 2])
+    np.testing.assert_allclose(run.dihedral("psi", 300), psi[:, :, 0], rtol=1e-6)
+    a, b = run.ramachandran(300)
+    np.testing.assert_allclose(a, phi[:, :, 0].ravel(), rtol=1e-6)
+    np.testing.assert_allclose(b, psi[:, :, 0].ravel(), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"rungs at 300\.00, 424\.26, 600\.00 K, got 350 K"):
+        run.energies(350)
+    with pytest.raises(ValueError, match="omega"):
+        run.dihedral("omega", 300)
+    u_kn, n_k = run.u_kn()
+    assert u_kn.shape == (3, 720)
+    assert n_k.tolist() == [240] * 3
+    np.testing.assert_allclose(u_kn[2, 240:480], energy[:, :, 1].ravel() * BETAS[2])
+    table = run.acceptance()
+    assert table.keys() == {"local", "flow_walk", "swap_plain"}
+    np.testing.assert_allclose(table["flow_walk"], [0.3] * 3)
+    np.testing.assert_allclose(table["swap_plain"], [0.4] * 2)
+    np.testing.assert_array_equal(run.mixing_matrix(), np.eye(3))
+    assert run.round_trips().shape == (4, 3)
+
+
+def test_trajectory(shared):
+    path, _, phi, _ = shared
+    run = load_run(path)
+    frames = run.trajectory(424.26)
+    assert isinstance(frames, mdtraj.Trajectory)
+    assert len(frames) == 240
+    np.testing.assert_allclose(phi_of(frames), run.ramachandran(424.26)[0], atol=1e-5)
+    one = run.trajectory(600, walker=3)
+    np.testing.assert_allclose(phi_of(one), phi[:, 3, 2], atol=1e-5)
+    np.testing.assert_array_equal(one.time, np.arange(60))
+    whole = mdtraj.load(str(path / "T600.00K.dcd"), top=str(path / "topology.pdb"))
+    np.testing.assert_allclose(whole.xyz, run.trajectory(600).xyz, atol=1e-6)
+    with pytest.raises(ValueError, match="walker: expected an integer of at most 3, got 4"):
+        run.trajectory(600, walker=4)
+    with pytest.raises(ValueError, match=r"walker: expected an integer of at least 0, got 1\.5"):
+        run.trajectory(600, walker=1.5)
+    with pytest.raises(ValueError, match="rungs at"):
+        run.trajectory(599)
+
+
+def test_a_run_still_writing(tmp_path):
+    path = tmp_path / "run"
+    small_run(path)
+    dcd = path / "T300.00K.dcd"
+    whole = dcd.read_bytes()
+    # Frames ahead of the numbers: the last segment is not complete.
+    last = path / "segments" / "segment_000002.npz"
+    numbers = last.read_bytes()
+    last.write_bytes(numbers[: len(numbers) // 2])
+    (path / "segments" / "segment_000003.npz.tmp").write_bytes(b"half")
+    assert len(load_run(path).trajectory(300)) == 4 * 50
+    # A truncated last frame, and numbers ahead of the frames.
+    last.write_bytes(numbers)
+    dcd.write_bytes(whole[:-10])
+    run = load_run(path)
+    assert run.n_iterations == 60
+    assert len(run.trajectory(300)) == 4 * 59
+    assert len(run.trajectory(300, walker=3)) == 59
+    assert len(run.trajectory(600)) == 4 * 60
+    assert np.isfinite(run.free_energy_difference(lambda t: phi_of(t) > 0, 300)).all()
+    # A file that was just created.
+    for size in (0, 50, 95, 200):
+        dcd.write_bytes(whole[:size])
+        assert len(load_run(path).trajectory(300)) == 0
+    with pytest.raises(ValueError, match="no complete iteration"):
+        load_run(path).free_energy_difference(lambda t: phi_of(t) > 0, 300)
+
+
+def test_before_the_first_segment(tmp_path):
+    write_run(tmp_path / "run", TEMPERATURES, np.empty((0, 4, 3)), {"phi": np.empty((0, 4, 3))})
+    run = load_run(tmp_path / "run")
+    assert run.n_iterations == 0
+    assert run.energies(300).shape == (0, 4)
+    with pytest.raises(ValueError, match="no complete segment yet"):
+        run.mean_energy(300)
+    summary = write_summary(run, tmp_path / "summary.json")
+    assert summary["n_iterations"] == 0
+
+
+def test_trajectory_with_a_stride(tmp_path):
+    small_run(tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    whole = run.trajectory(300)
+    w = run.n_walkers
+    for stride in (1, 7, 1000):
+        kept = np.arange(0, run.n_iterations, stride)
+        rows = (kept[:, None] * w + np.arange(w)).ravel()
+        part = run.trajectory(300, stride=stride)
+        np.testing.assert_array_equal(part.xyz, whole.xyz[rows])
+        np.testing.assert_array_equal(part.time, whole.time[rows])
+        one = run.trajectory(300, walker=1, stride=stride)
+        np.testing.assert_array_equal(one.xyz, whole.xyz[kept * w + 1])
+    with pytest.raises(ValueError, match="stride: expected an integer of at least 1, got 0"):
+        run.trajectory(300, stride=0)
+
+
+def test_damaged_directories_are_named(tmp_path):
+    path = tmp_path / "run"
+    with pytest.raises(FileNotFoundError, match="no such run directory"):
+        load_run(path)
+    path.mkdir()
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+        load_run(path)
+    (path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json: no readable JSON"):
+        load_run(path)
+    (path / "config.json").write_text('{"format": 99}')
+    with pytest.raises(ValueError, match="expected format 1, got 99"):
+        load_run(path)
+    (path / "config.json").write_text('{"format": 1}')
+    with pytest.raises(ValueError, match="has no 'temperatures_K'"):
+        load_run(path)
+
+
+def test_damaged_segments_are_named(tmp_path):
+    path = tmp_path / "run"
+    small_run(path, positions=None)
+    segment = path / "segments" / "segment_000001.npz"
+    whole = segment.read_bytes()
+    with np.load(segment) as data:
+        arrays = dict(data)
+    segment.unlink()
+    with pytest.raises(FileNotFoundError, match=r"segment_000001\.npz is missing"):
+        load_run(path)
+    segment.write_bytes(whole[:100])
+    with pytest.raises(ValueError, match=r"segment_000001\.npz: cannot be read"):
+        load_run(path)
+    np.savez(segment, **{**arrays, "energy": arrays["energy"][:, :2]})
+    with pytest.raises(ValueError, match=r"segment_000001\.npz: energy: expected shape"):
+        load_run(path)
+    np.savez(segment, **{**arrays, "energy": arrays["energy"] * np.inf})
+    with pytest.raises(ValueError, match=r"segment_000001\.npz: energy: expected finite"):
+        load_run(path).energies(300)  # checked when read, not when opened
+    np.savez(segment, **arrays)
+    damaged = bytearray(segment.read_bytes())
+    damaged[damaged.index(b"energy.npy") + 300] ^= 1  # one bit, in the middle of the numbers
+    segment.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"segment_000001\.npz: .*Bad CRC"):
+        load_run(path).energies(300)
+    np.savez(segment, **{k: v for k, v in arrays.items() if k != "replica"})
+    with pytest.raises(ValueError, match=r"segment_000001\.npz: has no array 'replica'"):
+        load_run(path)
+    np.savez(segment, **arrays)
+    with pytest.raises(FileNotFoundError, match=r"T300\.00K\.dcd is missing"):
+        load_run(path).trajectory(300)
+
+
+def test_proposals_outside_the_domain_are_known_if_every_segment_counted_them(tmp_path):
+    small_run(tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    assert run.segments.outside_domain is None  # written by an earlier version
+    paths = sorted((run.path / "segments").glob("*.npz"))
+    for number, path in enumerate(paths):
+        assert load_run(run.path).segments.outside_domain is None
+        with np.load(path) as data:
+            arrays = dict(data)
+        np.savez(path, **arrays, outside_domain=np.int64(number + 5))
+    assert len(paths) == 3
+    assert load_run(run.path).segments.outside_domain == 5 + 6 + 7
+
+
+def test_damaged_trajectories_are_named(tmp_path):
+    path = tmp_path / "run"
+    small_run(path, n=10)
+    dcd = path / "T300.00K.dcd"
+    whole = dcd.read_bytes()
+    run = load_run(path)
+    dcd.write_bytes(b"x" * 500)
+    with pytest.raises(ValueError, match=r"T300\.00K\.dcd: not a DCD file"):
+        run.trajectory(300)
+    middle = len(whole) // 2
+    dcd.write_bytes(whole[:middle] + whole[middle + 4 :])
+    with pytest.raises(ValueError, match=r"T300\.00K\.dcd: corrupt"):
+        run.trajectory(300)
+    dcd.unlink()
+    with pytest.raises(FileNotFoundError, match=r"T300\.00K\.dcd is missing"):
+        run.trajectory(300)
+    five = four_atoms()
+    five.add_atom("X", mdtraj.element.carbon, next(five.residues))
+    mdtraj.Trajectory(np.zeros((1, 5, 3)), five).save_pdb(str(path / "topology.pdb"))
+    with pytest.raises(ValueError, match="expected 5 atoms as in the topology, got 4"):
+        load_run(path).trajectory(600)
+
+
+def test_analysis_does_not_import_torch():
+    code = "import openmm_tsf.analysis, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
