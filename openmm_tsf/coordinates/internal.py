@@ -19,20 +19,13 @@ from torch import Tensor, nn
 from openmm_tsf.coordinates.branch_cuts import emptiest_angles
 from openmm_tsf.coordinates.chirality import is_mirrored, reference_handedness
 from openmm_tsf.coordinates.config import layer_entries
-from openmm_tsf.coordinates.geometry import (
-    TWO_PI,
-    axes_of,
-    cross,
-    dihedral,
-    dot,
-    norm,
-    wrap,
-)
+from openmm_tsf.coordinates.geometry import TWO_PI, axes_of, dihedral, norm, wrap
 from openmm_tsf.coordinates.hydrogen_labels import LabelledCopies, Labels, Triple
 from openmm_tsf.coordinates.nerf import Placement
 from openmm_tsf.coordinates.penalties import beyond_branch, hold, outside_half_circle
 from openmm_tsf.coordinates.zmatrix import ZMatrix
 from openmm_tsf.units import NANOMETER, in_unit
+from openmm_tsf.utils.geometry import cross, dot
 from openmm_tsf.utils.tensors import check_tensor
 from openmm_tsf.utils.validation import require_entry
 

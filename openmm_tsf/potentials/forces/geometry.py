@@ -11,6 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from openmm_tsf.utils.geometry import cross, dot
+
 #: Sums over an atom's terms are a product with the incidence matrix up to so many terms per atom,
 #: and gathers of each atom's terms beyond: the matrix grows faster than the number of terms.
 _MATRIX_UP_TO = 16
@@ -168,11 +170,6 @@ class Difference(nn.Module):
         return cast(Tensor, _Difference.apply(x, self.first, self.second, self.which, self.weight))
 
 
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Scalar products [M, B] of vectors [3, M, B]."""
-    return (a * b).sum(dim=0)
-
-
 class _Length(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vectors: Tensor) -> Tensor:
@@ -189,13 +186,6 @@ class _Length(torch.autograd.Function):
 def norm(vectors: Tensor) -> Tensor:
     """Lengths [M, B] of vectors [3, M, B]; the derivative at 0 is 0, as in OpenMM."""
     return cast(Tensor, _Length.apply(vectors))
-
-
-def cross(a: Tensor, b: Tensor) -> Tensor:
-    """Vector products [3, M, B] of vectors [3, M, B]."""
-    # unbind, not a[0]: the derivative of an index is a whole array of zeros with one row filled.
-    (ax, ay, az), (bx, by, bz) = a.unbind(0), b.unbind(0)
-    return torch.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx])
 
 
 class _VectorAngle(torch.autograd.Function):
