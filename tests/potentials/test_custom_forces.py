@@ -12,25 +12,11 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from openmm_tsf.potentials.forces.base import NotCovered, Term
-from openmm_tsf.potentials.forces.custom_bonded import (
-    CustomAngleTerm,
-    CustomBondTerm,
-    CustomExternalTerm,
-    CustomTorsionTerm,
-)
-from openmm_tsf.potentials.forces.custom_gb import CustomGBTerm
-from openmm_tsf.potentials.forces.custom_nonbonded import CustomNonbondedTerm
-from openmm_tsf.potentials.forces.geometry import AllPairs, Frame
+from openmm_tsf.potentials.forces.pairs import AllPairs, Batch
+from openmm_tsf.potentials.forces.registry import TERMS
 from tests.support.molecules import alanine, capped
+from tests.support.torch_cases import reference_values, system_of
 
-TERMS = {
-    openmm.CustomBondForce: CustomBondTerm,
-    openmm.CustomAngleForce: CustomAngleTerm,
-    openmm.CustomTorsionForce: CustomTorsionTerm,
-    openmm.CustomExternalForce: CustomExternalTerm,
-    openmm.CustomNonbondedForce: CustomNonbondedTerm,
-    openmm.CustomGBForce: CustomGBTerm,
-}
 GB = openmm.CustomGBForce
 
 #: Particles of the clusters that most tests use, and their conformations [B, N, 3] in nm.
@@ -42,8 +28,14 @@ CHARGES = [0.4, -0.3, 0.2, -0.5, 0.1, 0.6, -0.5]
 RADII = [0.15, 0.12, 0.17, 0.15, 0.155, 0.12, 0.16]
 
 
+def prepared_pairs(n_atoms: int) -> AllPairs:
+    pairs = AllPairs(n_atoms)
+    pairs.prepare_list()
+    return pairs
+
+
 def term_of(force, n_atoms: int) -> Term:
-    return TERMS[type(force)](force, n_atoms, AllPairs(n_atoms))
+    return TERMS[type(force)](force, AllPairs(n_atoms))
 
 
 def defaults(force, **changed: float) -> dict[str, float]:
@@ -54,9 +46,9 @@ def defaults(force, **changed: float) -> dict[str, float]:
 
 def energy(term: Term, x: torch.Tensor, parameters: dict[str, float]) -> torch.Tensor:
     """Energies [B] of positions [B, N, 3]."""
-    frame = Frame(x.permute(2, 1, 0).contiguous(), AllPairs(x.shape[1]))
+    batch = Batch(x.permute(2, 1, 0).contiguous(), prepared_pairs(x.shape[1]))
     scalars = {name: torch.tensor(value, dtype=x.dtype) for name, value in parameters.items()}
-    return term.energy(frame, scalars)
+    return term.energy(batch, scalars)
 
 
 def energy_and_forces(force, x: torch.Tensor, **changed: float):
@@ -67,21 +59,9 @@ def energy_and_forces(force, x: torch.Tensor, **changed: float):
 
 
 def reference(force, x: torch.Tensor, **changed: float):
-    system = openmm.System()
-    for _ in range(x.shape[1]):
-        system.addParticle(1.0)
-    system.addForce(openmm.XmlSerializer.clone(force))
-    platform = openmm.Platform.getPlatform("Reference")
-    context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
-    for name, value in changed.items():
-        context.setParameter(name, value)
-    energies, forces = [], []
-    for positions in x.numpy():
-        context.setPositions(positions)
-        state = context.getState(getEnergy=True, getForces=True)
-        energies.append(state.getPotentialEnergy()._value)
-        forces.append(state.getForces(asNumpy=True)._value)
-    return np.array(energies), np.array(forces)
+    system = system_of(openmm.XmlSerializer.clone(force), n=x.shape[1])
+    energies, forces = reference_values(system, x, changed)
+    return energies.numpy(), forces.numpy()
 
 
 def errors(force, x: torch.Tensor, **changed: float) -> tuple[float, float]:
@@ -483,12 +463,12 @@ def test_second_derivatives_are_those_of_the_reference_forces(force):
 @pytest.mark.parametrize("force", rich_forces(), ids=lambda force: force.getName())
 def test_traced_energy_and_gradient_are_the_same_on_another_batch(force):
     term = term_of(force, N)
-    pairs = AllPairs(N)
+    pairs = prepared_pairs(N)
     parameters = {k: torch.tensor(v, dtype=torch.float64) for k, v in defaults(force).items()}
 
     def gradient(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = x.detach().requires_grad_()
-        energies = term.energy(Frame(x.permute(2, 1, 0).contiguous(), pairs), parameters)
+        energies = term.energy(Batch(x.permute(2, 1, 0).contiguous(), pairs), parameters)
         return energies, torch.autograd.grad(energies.sum(), x)[0]
 
     graph = make_fx(gradient)(CLUSTERS)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials import OpenMMPotential, TorchPotential
+from openmm_tsf.potentials.energy_function import SystemEnergy
 from openmm_tsf.potentials.expressions.parser import ExpressionError
 from openmm_tsf.potentials.forces.base import NotCovered
 from openmm_tsf.potentials.forces.bonded import HarmonicBondTerm
 from openmm_tsf.potentials.forces.custom_bonded import CustomBondTerm
-from openmm_tsf.potentials.forces.geometry import AllPairs, Frame
+from openmm_tsf.potentials.forces.pairs import AllPairs, Batch
 from openmm_tsf.potentials.verification import Disagreement
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
@@ -104,13 +105,10 @@ def test_a_fork_after_threads() -> None:
 
 
 def test_construction_grows_no_faster_than_the_pairs() -> None:
-    potential = TorchPotential.from_system(chain(500))
-    numbers = sum(
-        b.numel() for module in (potential._pairs, potential._terms) for b in module.buffers()
-    )
-    assert numbers < 8 * 500**2
     pairs = AllPairs(500)
-    assert sum(b.numel() for b in pairs.buffers()) < 8 * 500**2
+    pairs.prepare_list()
+    for module in (SystemEnergy(chain(500)), pairs):
+        assert sum(buffer.numel() for buffer in module.buffers()) < 8 * 500**2
 
 
 def test_too_large_for_the_memory() -> None:
@@ -149,11 +147,11 @@ def test_parameters_of_the_time_of_the_energy() -> None:
     torch.testing.assert_close(with_graph, plain, rtol=1e-12, atol=1e-12)
 
 
-def _times(factor: float) -> Callable[[HarmonicBondTerm, Frame, Any], Tensor]:
+def _times(factor: float) -> Callable[[HarmonicBondTerm, Batch, Any], Tensor]:
     right = HarmonicBondTerm.energy
 
-    def wrong(self: HarmonicBondTerm, frame: Frame, parameters: Any) -> Tensor:
-        return factor * right(self, frame, parameters)
+    def wrong(self: HarmonicBondTerm, batch: Batch, parameters: Any) -> Tensor:
+        return factor * right(self, batch, parameters)
 
     return wrong
 
