@@ -74,8 +74,8 @@ class TorchPotential(MolecularPotential):
     >>> potential = TorchPotential.from_system(system)
     >>> x = torch.tensor([[[0.0, 0.0, 0.0], [0.2, 0.0, 0.0]]], dtype=torch.float64)
     >>> energies, forces = potential.energy_and_forces(x)
-    >>> energies, forces[0, 0]
-    (tensor([5.0000], dtype=torch.float64), tensor([100., 0., 0.], dtype=torch.float64))
+    >>> round(energies[0].item(), 9), round(forces[0, 0, 0].item(), 9)
+    (5.0, 100.0)
     >>> [item.name for item in potential.agreement]
     ['HarmonicBondForce']
     """

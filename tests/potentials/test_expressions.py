@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openmm_tsf.potentials.expressions.graph import Graph
-from openmm_tsf.potentials.expressions.parser import Expression, ExpressionError, _Parser
+from openmm_tsf.potentials.expressions.parser import Expression, ExpressionError, Parser
 from openmm_tsf.potentials.expressions.tabulated import from_openmm
 
 POINTS = np.array([[1.3, 0.7, -2.0], [-1.5, 2.0, 0.3], [0.41, -0.62, 0.93], [3.1, 0.11, 1.7]])
@@ -166,7 +166,7 @@ class Unfolded(Graph):
 
 def is_safe_for_openmm(text):
     try:
-        _Parser(text, Unfolded(), {}).parse()
+        Parser(text, Unfolded(), {}).parse()
     except ArithmeticError:
         return False
     return True
@@ -290,9 +290,9 @@ def test_common_subexpressions_are_evaluated_once():
         ("sqrt(x,y)", 0, "takes 1"),
         ("1+select(x,y)", 2, "takes 3"),
         ("min(x,y,z)", 0, "takes 2"),
-        ("sqrt()", 5, "found '\\)'"),
-        ("x**2", 2, "found '\\*'"),
-        ("+x", 0, "found '\\+'"),
+        ("sqrt()", 5, "got '\\)'"),
+        ("x**2", 2, "got '\\*'"),
+        ("+x", 0, "got '\\+'"),
         ("2x", 1, "unexpected 'x'"),
         ("x y", 2, "unexpected 'y'"),
         ("sqrt (x)", 5, "unexpected '\\('"),
@@ -326,7 +326,7 @@ def test_variables_and_missing_values():
         expression({"x": torch.ones(1), "c": torch.ones(1)})
     circular = Expression("a;a=b;b=a+1")
     assert circular.variables == {"a"}
-    with pytest.raises(ValueError, match=r"'a' .a definition is seen only by"):
+    with pytest.raises(ValueError, match=r"'a' .a definition can be used only by"):
         circular({})
     with pytest.raises(TypeError, match="text: expected a string"):
         Expression(3)

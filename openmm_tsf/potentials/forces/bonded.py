@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import openmm
 import torch
 from openmm import unit
 from torch import Tensor, nn
 
+from openmm_tsf.potentials.expressions.tabulated import HERMITE, bicubic_data
 from openmm_tsf.potentials.forces.base import Term
 from openmm_tsf.potentials.forces.geometry import Angle, Difference, Dihedral, norm
 from openmm_tsf.potentials.forces.pairs import AllPairs, Batch
@@ -140,16 +142,7 @@ def _periodic_derivatives(values: Tensor) -> Tensor:
     return torch.linalg.solve(matrix, right)
 
 
-#: From (f, f') at 0 and 1 to the coefficients of a cubic on [0, 1].
-_HERMITE = (
-    (1.0, 0.0, 0.0, 0.0),
-    (0.0, 0.0, 1.0, 0.0),
-    (-3.0, 3.0, -2.0, -1.0),
-    (2.0, -2.0, 1.0, 1.0),
-)
-
-
-def bicubic_coefficients(energy: Tensor) -> Tensor:
+def _bicubic_coefficients(energy: Tensor) -> Tensor:
     """Return the coefficients [n * n, 4, 4] of the periodic bicubic spline through energy [n, n].
 
     Patch n * i + j covers [i, i + 1] x [j, j + 1] in units of the spacing; the value there is
@@ -159,21 +152,9 @@ def bicubic_coefficients(energy: Tensor) -> Tensor:
     d_first = _periodic_derivatives(energy)
     d_second = _periodic_derivatives(energy.T).T
     d_both = _periodic_derivatives(d_second)
-    hermite = torch.tensor(_HERMITE, dtype=torch.float64)
-    following = torch.arange(1, n + 1) % n
-
-    def corners(f: Tensor) -> Tensor:
-        both = torch.stack([f, f[following]])
-        return torch.stack([both, both[:, :, following]], dim=1)  # [2, 2, n, n]
-
-    block = torch.cat(
-        [
-            torch.cat([corners(energy), corners(d_second)], dim=1),
-            torch.cat([corners(d_first), corners(d_both)], dim=1),
-        ]
-    )  # [4, 4, n, n]
-    c = torch.einsum("ka,lb,abij->ijkl", hermite, hermite, block)
-    return c.reshape(n * n, 4, 4)
+    f, fx, fy, fxy = (np.pad(g, (0, 1), mode="wrap") for g in (energy, d_first, d_second, d_both))
+    hermite, data = torch.tensor(HERMITE), torch.tensor(bicubic_data(f, fx, fy, fxy))
+    return torch.einsum("ka,lb,abij->ijkl", hermite, hermite, data).reshape(n * n, 4, 4)
 
 
 class CMAPTorsionTerm(Term):
@@ -194,7 +175,7 @@ class CMAPTorsionTerm(Term):
             starts.append(sum(s * s for s in sizes))
             sizes.append(n)
             # OpenMM's map runs over the first angle fastest.
-            tables.append(bicubic_coefficients(values.reshape(n, n).T.contiguous()))
+            tables.append(_bicubic_coefficients(values.reshape(n, n).T.contiguous()))
         terms = [force.getTorsionParameters(i) for i in range(force.getNumTorsions())]
         maps = [t[0] for t in terms]
         self.dihedrals = nn.ModuleList(
