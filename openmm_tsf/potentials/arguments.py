@@ -37,15 +37,7 @@ class TorchSettings:
 def check_settings(
     dtype: Any, device: Any, compile: Any, force_groups: Any, memory: Any
 ) -> TorchSettings:
-    """Return the settings that a user gave.
-
-    Raises
-    ------
-    TypeError
-        If `compile` is not True or False.
-    ValueError
-        If another argument is out of range, or the device does not exist.
-    """
+    """Return the settings that a user gave."""
     if dtype not in TOLERANCES:
         raise ValueError(f"dtype: expected torch.float64 or torch.float32, got {dtype}")
     if not isinstance(compile, bool):

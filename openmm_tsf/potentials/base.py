@@ -61,15 +61,7 @@ class Potential(ABC):
         """Return the detached energies [B] and forces [B, *event] of configurations [B, *event]."""
 
     def check_positions(self, x: Tensor) -> None:
-        """Refuse anything but a floating-point tensor [B, *event].
-
-        Raises
-        ------
-        TypeError
-            If `x` is not a floating-point tensor.
-        ValueError
-            If its shape is not [B, *event].
-        """
+        """Refuse anything but a floating-point tensor [B, *event]."""
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
             raise TypeError(f"x: expected a floating-point torch.Tensor, got {type(x).__name__}")
         if x.ndim != 1 + len(self.event_shape) or tuple(x.shape[1:]) != self.event_shape:

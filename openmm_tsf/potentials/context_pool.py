@@ -122,11 +122,6 @@ class ContextPool:
             Zero where the row was not passed to OpenMM or OpenMM raised; may hold NaN or infinity.
         all_finite : bool
             Whether every number above is finite; may be False although they are.
-
-        Raises
-        ------
-        openmm.OpenMMException
-            If OpenMM fails for a reason other than the conformation.
         """
         # Sums find non-finite numbers at a tenth of isfinite's cost for a single conformation.
         n_rows = len(positions)

@@ -25,11 +25,6 @@ class SystemEnergy(nn.Module):
         The Forces with their terms.
     default_parameters : dict of str to float
         The System's global parameters.
-
-    Raises
-    ------
-    NotCovered
-        If a Force, or something in it, has no counterpart in torch.
     """
 
     def __init__(self, system: openmm.System, force_groups: Iterable[int] | None = None) -> None:

@@ -25,13 +25,6 @@ class MixedDoubleWell(ModelPotential):
     mixing
         A [d, d], invertible.
 
-    Raises
-    ------
-    TypeError
-        If `wells` is not a DoubleWell, or `mixing` not a floating-point tensor.
-    ValueError
-        If `mixing` is not [d, d], or singular.
-
     Examples
     --------
     >>> import torch

@@ -81,15 +81,7 @@ class MolecularPotential(Potential):
 
 
 def check_system(system: openmm.System) -> None:
-    """Refuse anything but a System with particles and without virtual sites.
-
-    Raises
-    ------
-    TypeError
-        If `system` is not a System.
-    ValueError
-        If it has no particles, or a virtual site.
-    """
+    """Refuse anything but a System with particles and without virtual sites."""
     if not isinstance(system, openmm.System):
         raise TypeError(f"system: expected an openmm.System, got {type(system).__name__}")
     if system.getNumParticles() == 0:

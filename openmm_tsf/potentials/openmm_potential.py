@@ -124,13 +124,6 @@ class OpenMMPotential(MolecularPotential):
 
         The Context belongs to the caller and remains usable after :meth:`close`. Evaluations in it
         are not counted here.
-
-        Raises
-        ------
-        TypeError
-            If `integrator` is not an ``openmm.Integrator``.
-        RuntimeError
-            As :meth:`energy`.
         """
         if not isinstance(integrator, openmm.Integrator):
             raise TypeError(

@@ -38,15 +38,7 @@ def available_cores() -> int:
 
 
 def check_platform(platform: str | openmm.Platform) -> str:
-    """Return the name of a Platform that OpenMM has loaded.
-
-    Raises
-    ------
-    TypeError
-        If `platform` is neither a name nor an ``openmm.Platform``.
-    ValueError
-        If OpenMM has not loaded it.
-    """
+    """Return the name of a Platform that OpenMM has loaded."""
     name = platform.getName() if isinstance(platform, openmm.Platform) else platform
     if not isinstance(name, str):
         raise TypeError(
@@ -59,15 +51,7 @@ def check_platform(platform: str | openmm.Platform) -> str:
 
 
 def check_properties(name: str, properties: Mapping[str, object]) -> dict[str, str]:
-    """Return properties of the Platform `name`, as strings.
-
-    Raises
-    ------
-    TypeError
-        If `properties` is not a mapping of names to str, int or bool.
-    ValueError
-        If the Platform has no such property.
-    """
+    """Return properties of the Platform `name`, as strings."""
     if not isinstance(properties, Mapping):
         raise TypeError(f"platform_properties: expected a mapping, got {type(properties).__name__}")
     known = list(openmm.Platform.getPlatform(name).getPropertyNames())
@@ -109,13 +93,6 @@ def choose_platform(
         Platform properties; only together with `platform`.
     n_contexts
         Contexts that share a batch; None to measure.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is invalid; the message lists what is available.
-    openmm.OpenMMException
-        If no candidate can compute this System.
     """
     if n_contexts is not None and (
         isinstance(n_contexts, bool) or not isinstance(n_contexts, int) or n_contexts < 1

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from math import isfinite
 from numbers import Real
 from typing import Any, Self, cast
@@ -57,10 +58,10 @@ class TorchPotential(MolecularPotential):
         In kJ/(mol K).
     n_evaluations, n_non_finite : int
         See :class:`~openmm_tsf.potentials.base.Potential`.
-    dtype : torch.dtype
+    dtype, device : torch.dtype, torch.device
         Of positions, energies and forces.
-    device : torch.device
-        Of positions, energies and forces.
+    force_groups, memory, compile_requested
+        As given to :meth:`from_system`.
     agreement : list of ForceAgreement
         The result of the last :meth:`check`.
 
@@ -90,6 +91,9 @@ class TorchPotential(MolecularPotential):
         self._xml = openmm.XmlSerializer.serialize(system)
         self._system = openmm.XmlSerializer.deserialize(self._xml)
         self._settings = settings
+        self.dtype, self.device = settings.dtype, settings.device
+        self.force_groups, self.memory = settings.force_groups, settings.memory
+        self.compile_requested = settings.compile
         self.event_shape = (system.getNumParticles(), 3)
         self.n_evaluations = 0
         self.n_non_finite = 0
@@ -167,8 +171,8 @@ class TorchPotential(MolecularPotential):
                 f"atoms takes, got {settings.memory}"
             )
         # Always checked in double precision: errors of single precision would hide wrong terms.
-        cpu, groups = torch.device("cpu"), settings.force_groups
-        exact = TorchSettings(torch.float64, cpu, False, groups, settings.memory)
+        cpu = torch.device("cpu")
+        exact = replace(settings, dtype=torch.float64, device=cpu, compile=False)
         reference = cls(system, exact)
         is_exact = (settings.dtype, settings.device) == (exact.dtype, exact.device)
         reference.check(positions, tolerance=tolerance if dtype == torch.float64 else None)
@@ -180,31 +184,6 @@ class TorchPotential(MolecularPotential):
         else:
             potential.check(positions, tolerance=tolerance)
         return potential
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of positions, energies and forces."""
-        return self._settings.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device of positions, energies and forces."""
-        return self._settings.device
-
-    @property
-    def force_groups(self) -> tuple[int, ...] | None:
-        """The force groups that are included; None for all."""
-        return self._settings.force_groups
-
-    @property
-    def memory(self) -> int:
-        """Bytes that one block of a batch may take."""
-        return self._settings.memory
-
-    @property
-    def compile_requested(self) -> bool:
-        """Whether the potential was constructed with ``compile=True``."""
-        return self._settings.compile
 
     @property
     def is_compiled(self) -> bool:
@@ -247,15 +226,7 @@ class TorchPotential(MolecularPotential):
         )
 
     def check_positions(self, x: Tensor) -> None:
-        """Refuse anything but a tensor [B, N, 3] of the potential's dtype on its device.
-
-        Raises
-        ------
-        TypeError
-            If `x` is not a floating-point tensor.
-        ValueError
-            If its shape, dtype or device is another.
-        """
+        """Refuse anything but a tensor [B, N, 3] of the potential's dtype on its device."""
         super().check_positions(x)
         if x.dtype != self.dtype or x.device != self.device:
             raise ValueError(

@@ -34,13 +34,7 @@ class ModelPotential(Potential):
         """Return U [B] of finite x [B, d] in x's dtype on its device, without counting."""
 
     def energy(self, x: Tensor) -> Tensor:
-        """Return the energies [B] of x [B, d], differentiable to any order.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `x` is not a floating-point tensor [B, d].
-        """
+        """Return the energies [B] of x [B, d], differentiable to any order."""
         self.check_positions(x)
         self.n_evaluations += len(x)
         energies = self.formula(x)
@@ -53,13 +47,7 @@ class ModelPotential(Potential):
         return torch.where(finite, energies, torch.inf)
 
     def energy_and_forces(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the detached energies [B] and forces [B, d] of x [B, d].
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `x` is not a floating-point tensor [B, d].
-        """
+        """Return the detached energies [B] and forces [B, d] of x [B, d]."""
         self.check_positions(x)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
@@ -75,13 +63,6 @@ class GaussianWell(ModelPotential):
     ----------
     precision
         P [d, d], symmetric and positive definite.
-
-    Raises
-    ------
-    TypeError
-        If `precision` is not a floating-point tensor.
-    ValueError
-        If it is not square, symmetric and positive definite.
 
     Examples
     --------
@@ -145,15 +126,7 @@ class DoubleWell(ModelPotential):
     Parameters
     ----------
     a, b, c
-        Coefficients [d], or numbers for d = 1.
-
-    Raises
-    ------
-    TypeError
-        If a coefficient is not a number or floating-point tensor.
-    ValueError
-        If shapes differ, a coefficient is not finite, or the potential does not confine
-        (c_i > 0, or c_i = 0 and b_i > 0, is needed).
+        Coefficients [d], or numbers for d = 1. They confine: c_i > 0, or c_i = 0 and b_i > 0.
 
     Examples
     --------

@@ -55,11 +55,6 @@ def choose_conformations(n_atoms: int, positions: Any, n: Any, seed: Any) -> Arr
     With `positions` [n, N, 3] these themselves. Otherwise half of them are `positions` [N, 3] with
     noise; the others (all without positions) are atoms on the sites of a perturbed lattice, where
     angles and torsions take values that they do not have in a molecule at rest.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
     """
     check_int(n, "n_conformations")
     check_int(seed, "seed", least=0)
@@ -94,13 +89,7 @@ def _perturbed(n_atoms: int, positions: Array | None, n: int, seed: int) -> Arra
 
 
 def check_tolerance(tolerance: Any) -> tuple[float, float]:
-    """Return two finite, positive numbers.
-
-    Raises
-    ------
-    ValueError
-        If `tolerance` is anything else.
-    """
+    """Return two finite, positive numbers."""
     try:
         energy, force = (float(limit) for limit in tolerance)
     except (TypeError, ValueError):
@@ -131,11 +120,6 @@ def require_agreement(
     parameters
         Global parameters other than the present ones: a Force without a finite energy at these is
         ignored.
-
-    Raises
-    ------
-    Disagreement
-        If a Force does not agree, or has no finite energy.
     """
     at = "" if not parameters else f" at {', '.join(f'{k}={v:.3g}' for k, v in parameters.items())}"
     for item in agreement:

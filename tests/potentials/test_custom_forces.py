@@ -1,6 +1,6 @@
 """The terms of the Custom Forces against OpenMM's Reference platform."""
 
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -77,48 +77,32 @@ def errors(force, x: torch.Tensor, **changed: float) -> tuple[float, float]:
 
 
 def assert_agrees(force, x: torch.Tensor = CLUSTERS, **changed: float) -> None:
-    of_energy, of_force = errors(force, x, **changed)
-    print(f"{force.getName()}: energy {of_energy:.1e}, forces {of_force:.1e}")
-    assert of_energy < 1e-10
-    assert of_force < 1e-8
+    energy_error, force_error = errors(force, x, **changed)
+    assert energy_error < 1e-10
+    assert force_error < 1e-8
 
 
 # --- one internal coordinate ------------------------------------------------------------------
 
 
-def bonds(text: str, names: str, *groups, **global_parameters: float) -> openmm.CustomBondForce:
-    return _internal(openmm.CustomBondForce(text), "Bond", names, groups, global_parameters)
-
-
-def angles(text: str, names: str, *groups, **global_parameters: float) -> openmm.CustomAngleForce:
-    return _internal(openmm.CustomAngleForce(text), "Angle", names, groups, global_parameters)
-
-
-def torsions(
-    text: str, names: str, *groups, **global_parameters: float
-) -> openmm.CustomTorsionForce:
-    return _internal(openmm.CustomTorsionForce(text), "Torsion", names, groups, global_parameters)
-
-
-def _internal(force, kind: str, names: str, groups, global_parameters):
+def build_internal(
+    force_type: type, group: str, text: str, names: str, *groups, **global_parameters: float
+):
+    """A Force of groups (Bond, Angle, Torsion or Particle), each (*atoms, parameters)."""
+    force = force_type(text)
     for name in names.split():
-        getattr(force, f"addPer{kind}Parameter")(name)
+        getattr(force, f"addPer{group}Parameter")(name)
     for name, value in global_parameters.items():
         force.addGlobalParameter(name, value)
     for *atoms, parameters in groups:
-        getattr(force, f"add{kind}")(*atoms, parameters)
+        getattr(force, f"add{group}")(*atoms, parameters)
     return force
 
 
-def external(text: str, names: str, *particles, **global_parameters: float):
-    force = openmm.CustomExternalForce(text)
-    for name in names.split():
-        force.addPerParticleParameter(name)
-    for name, value in global_parameters.items():
-        force.addGlobalParameter(name, value)
-    for particle, parameters in particles:
-        force.addParticle(particle, parameters)
-    return force
+bonds = partial(build_internal, openmm.CustomBondForce, "Bond")
+angles = partial(build_internal, openmm.CustomAngleForce, "Angle")
+torsions = partial(build_internal, openmm.CustomTorsionForce, "Torsion")
+external = partial(build_internal, openmm.CustomExternalForce, "Particle")
 
 
 INTERNAL = {
@@ -222,8 +206,7 @@ def test_global_parameters_change_after_construction():
     term = term_of(force, N)
     for value in (0.6, 0.1, 1.0):
         exact, _ = reference(force, CLUSTERS, lam=value)
-        found = energy(term, CLUSTERS, {"lam": value})
-        np.testing.assert_allclose(found, exact, rtol=1e-10)
+        np.testing.assert_allclose(energy(term, CLUSTERS, {"lam": value}), exact, rtol=1e-10)
     assert term.global_parameters == {"lam": 0.6}
 
 
@@ -365,8 +348,8 @@ def test_pair_values_after_others_follow_their_definition():
         [("J*I", GB.SingleParticle)],
         [(0, 3)],
     )
-    found, _ = energy_and_forces(force, CLUSTERS)
-    for x, value in zip(CLUSTERS.numpy(), found, strict=True):
+    got, _ = energy_and_forces(force, CLUSTERS)
+    for x, value in zip(CLUSTERS.numpy(), got, strict=True):
         s = np.array(CHARGES) * x[:, 0]
         r = np.linalg.norm(x[:, None] - x, axis=-1)
         i = np.zeros(N)
@@ -430,7 +413,7 @@ def test_ff96_obc1_of_openmmtools():
     assert_agrees(force, conformations(lambda: (None, np.array(coordinates._value)), 6))
 
 
-# --- what the engine demands -------------------------------------------------------------------
+# --- all terms ---------------------------------------------------------------------------------
 
 
 def rich_forces() -> list:
@@ -473,17 +456,17 @@ def test_traced_energy_and_gradient_are_the_same_on_another_batch(force):
 
     graph = make_fx(gradient)(CLUSTERS)
     moved = CLUSTERS + 0.01 * torch.tensor(np.random.default_rng(4).normal(size=CLUSTERS.shape))
-    for found, expected in zip(graph(moved), gradient(moved), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-10)
+    for got, expected in zip(graph(moved), gradient(moved), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-10)
 
 
 @pytest.mark.parametrize("force", rich_forces(), ids=lambda force: force.getName())
-def test_single_precision_follows_the_buffers(force):
+def test_single_precision(force):
     term = term_of(force, N).to(torch.float32)
-    found = energy(term, CLUSTERS.float(), defaults(force))
-    assert found.dtype == torch.float32
+    got = energy(term, CLUSTERS.float(), defaults(force))
+    assert got.dtype == torch.float32
     exact = energy(term_of(force, N), CLUSTERS, defaults(force)).float()
-    torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(got, exact, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

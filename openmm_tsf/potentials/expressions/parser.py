@@ -269,11 +269,6 @@ class Expression(nn.Module):
         ----------
         values
             A floating-point tensor for each of ``variables``; other names are ignored.
-
-        Raises
-        ------
-        ValueError
-            If a variable has no value.
         """
         registers = self._registers.copy()
         like: Tensor | None = None

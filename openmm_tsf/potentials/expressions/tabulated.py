@@ -18,13 +18,6 @@ def from_openmm(function: openmm.TabulatedFunction) -> nn.Module:
 
     It takes one floating-point tensor for each of its ``n_arguments`` arguments, which broadcast;
     the result has the dtype of the first.
-
-    Raises
-    ------
-    TypeError
-        If `function` is not a TabulatedFunction.
-    ValueError
-        If its type is not covered (Continuous3DFunction).
     """
     if not isinstance(function, openmm.TabulatedFunction):
         raise TypeError(

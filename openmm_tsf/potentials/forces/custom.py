@@ -27,11 +27,6 @@ class CustomTerm(Term):
     ----------
     global_parameters : dict of str to float
         Names and defaults of the global parameters that the expressions may use.
-
-    Raises
-    ------
-    NotCovered
-        If the Force uses periodic boundary conditions.
     """
 
     values: Tensor
@@ -58,15 +53,7 @@ class CustomTerm(Term):
             self._functions[force.getTabulatedFunctionName(i)] = module
 
     def parse(self, force: Any, text: str, known: Iterable[str]) -> Expression:
-        """Return the expression `text`, whose variables are `known` or global parameters.
-
-        Raises
-        ------
-        ExpressionError
-            If `text` is not in OpenMM's language.
-        NotCovered
-            If it uses a variable that the Force does not define.
-        """
+        """Return the expression `text`, whose variables are `known` or global parameters."""
         expression = Expression(text, functions=self._functions)
         unknown = sorted(expression.variables - set(known) - set(self.global_parameters))
         if unknown:

@@ -52,16 +52,11 @@ class CustomGBTerm(CustomTerm):
     particle 2. A pair energy counts once for each pair, particle 1 being the atom of lower number.
     Values may depend on all values before them. (OpenMM's own platforms demand that the first
     value, and no other, is one of pairs.)
-
-    Raises
-    ------
-    NotCovered
-        If there is a cutoff, or no computed value (OpenMM's Reference platform then crashes).
     """
 
     def __init__(self, force: openmm.CustomGBForce, pairs: AllPairs) -> None:
         refuse_cutoff(force)
-        if force.getNumComputedValues() == 0:
+        if force.getNumComputedValues() == 0:  # OpenMM's Reference platform crashes
             raise NotCovered(force, "the absence of computed values")
         names, rows = particle_parameters(force)
         super().__init__(force, names, rows)

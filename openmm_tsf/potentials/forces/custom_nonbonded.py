@@ -25,11 +25,6 @@ class CustomNonbondedTerm(CustomTerm):
     Particle 1 is the atom of lower number; with interaction groups, the one in the first set. A
     pair counts once in each group, even if both atoms are in both sets. Long-range corrections and
     switching act on cutoffs only.
-
-    Raises
-    ------
-    NotCovered
-        If there is a cutoff.
     """
 
     def __init__(self, force: openmm.CustomNonbondedForce, pairs: AllPairs) -> None:

@@ -102,13 +102,7 @@ def read_forces(
 
 
 def global_parameters(system: openmm.System) -> dict[str, float]:
-    """Return the names and default values of the global parameters of all Forces.
-
-    Raises
-    ------
-    ValueError
-        If two Forces give one name different defaults (OpenMM makes no Context then).
-    """
+    """Return the names and default values of the global parameters of all Forces."""
     defaults: dict[str, float] = {}
     for force in system.getForces():
         for index in range(getattr(force, "getNumGlobalParameters", lambda: 0)()):
