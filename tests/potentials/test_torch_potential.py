@@ -354,12 +354,12 @@ def test_check_again(shared: TorchPotential, molecule: MolecularSystem) -> None:
         (molecule.positions * openmm.unit.nanometer, 1),
         (conformations(molecule, 3).numpy(), 1),
     ):
-        found = shared.check(positions, n_conformations=n, seed=5)
-        assert [item.name for item in found] == [
+        agreement = shared.check(positions, n_conformations=n, seed=5)
+        assert [item.name for item in agreement] == [
             name for name in names if name != "CMMotionRemover"
         ]
-        assert all(item.n_finite >= 1 for item in found)
-    assert shared.agreement == found
+        assert all(item.n_finite >= 1 for item in agreement)
+    assert shared.agreement == agreement
 
 
 def test_a_tolerance_that_is_too_small(molecule: MolecularSystem) -> None:
@@ -390,8 +390,8 @@ def test_single_precision(shared: TorchPotential, molecule: MolecularSystem) -> 
     x = conformations(molecule, 8)
     energies, forces = single.energy_and_forces(x.float())
     assert energies.dtype == forces.dtype == torch.float32
-    found = errors((energies.double(), forces.double()), shared.energy_and_forces(x))
-    assert max(found) < 1e-3
+    double = energies.double(), forces.double()
+    assert max(errors(double, shared.energy_and_forces(x))) < 1e-3
 
 
 # ---- compiled ------------------------------------------------------------------------------------
@@ -414,7 +414,7 @@ assert not potential.is_compiled and potential.compile_seconds == 0.0, "compiled
 
 
 def run_compiled(code: str, tmp_path: Path, **environment: str) -> str:
-    """Run code in a process of its own, where the compiler starts anew; its log."""
+    """Run code in a new process, with an empty compiler cache; return its log."""
     done = subprocess.run(
         [sys.executable, "-c", COMPILED + code],
         env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), **environment},

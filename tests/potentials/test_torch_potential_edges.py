@@ -122,14 +122,14 @@ def test_a_bond_of_no_length(length: float) -> None:
     assert potential.check(np.zeros((1, 2, 3)))[0].n_finite == 1
 
 
-def test_parameters_of_the_time_of_the_energy() -> None:
+def test_gradients_use_the_parameters_of_the_energy() -> None:
     potential = TorchPotential.from_system(scaled_bond(1.0))
     x = scattered(1, 2).requires_grad_()
     energy = potential.energy(x).sum()
     potential.set_global_parameter("lam", 2.0)
-    (plain,) = torch.autograd.grad(energy, x, retain_graph=True)
+    (gradient,) = torch.autograd.grad(energy, x, retain_graph=True)
     (with_graph,) = torch.autograd.grad(energy, x, create_graph=True)
-    torch.testing.assert_close(with_graph, plain, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(with_graph, gradient, rtol=1e-12, atol=1e-12)
 
 
 def _times(factor: float) -> Callable[[HarmonicBondTerm, Batch, Any], Tensor]:
