@@ -1,4 +1,4 @@
-"""OpenMM itself: where a plain loop's time goes, and what more cores give the bridge."""
+"""Times of OpenMM: of a loop over one Context, and of OpenMMPotential on several cores."""
 
 import multiprocessing
 import statistics
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import openmm
 import torch
-from timing import plain_loop, seconds
+from timing import openmm_loop, seconds
 
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.potentials.platforms import available_cores
@@ -19,7 +19,7 @@ ONE_CORE = {"CPU": {"Threads": "1"}}
 
 
 def measure_steps(context: openmm.Context, x: torch.Tensor, repeats: int) -> float:
-    """Microseconds per step of the Verlet integrator, 200 steps a call."""
+    """Return microseconds per step of the Verlet integrator, 200 steps a call."""
     context.setPositions(x[0].numpy())
     integrator = context.getIntegrator()
     integrator.step(10)
@@ -28,12 +28,12 @@ def measure_steps(context: openmm.Context, x: torch.Tensor, repeats: int) -> flo
 
 
 def measure_interpreter(context: openmm.Context, x: torch.Tensor, repeats: int) -> dict[str, float]:
-    """How a plain loop's time splits: ``getState`` releases the interpreter lock, the rest holds
+    """Return the parts of a loop's time: ``getState`` releases the interpreter lock, the rest holds
     it."""
     rows = x.numpy()[:256]
     compute, total = [], []
     for _ in range(repeats):
-        total.append(1e6 * seconds(lambda: plain_loop(context, rows, True)) / len(rows))
+        total.append(1e6 * seconds(lambda: openmm_loop(context, rows, True)) / len(rows))
         spent = 0.0
         for row in rows:
             context.setPositions(row)
@@ -55,7 +55,7 @@ def serve(
     forces: torch.Tensor,
     pipe: Connection,
 ) -> None:
-    """One process of :func:`measure_processes`: evaluates the rows that it is told to."""
+    """Evaluate the rows that the pipe names: one process of :func:`measure_processes`."""
     torch.set_num_threads(1)
     with potential:
         while (job := pipe.recv()) is not None:
@@ -67,17 +67,17 @@ def serve(
 def measure_processes(
     potential: OpenMMPotential, x: torch.Tensor, n_processes: int, repeats: int
 ) -> float:
-    """Microseconds per energy with forces, shared between spawned processes."""
+    """Return microseconds per energy with forces, with rows shared by spawned processes."""
     spawn = multiprocessing.get_context("spawn")
     shared = [x.clone(), torch.zeros(len(x), dtype=x.dtype), torch.zeros_like(x)]
     for tensor in shared:
         tensor.share_memory_()
     pipes, processes = [], []
     for _ in range(n_processes):
-        mine, theirs = spawn.Pipe()
-        processes.append(spawn.Process(target=serve, args=(potential, *shared, theirs)))
+        pipe, other_end = spawn.Pipe()
+        processes.append(spawn.Process(target=serve, args=(potential, *shared, other_end)))
         processes[-1].start()
-        pipes.append(mine)
+        pipes.append(pipe)
     edges = np.linspace(0, len(x), n_processes + 1).astype(int).tolist()
 
     def evaluate() -> None:
@@ -97,7 +97,7 @@ def measure_processes(
 def measure_cores(
     molecule: MolecularSystem, name: str, x: torch.Tensor, batches: list[int], repeats: int
 ) -> dict[str, Any]:
-    """Energies with forces on all cores: threads with a Context each, and processes."""
+    """Measure energies with forces on all cores: threads with a Context each, and processes."""
     cores = available_cores()
     properties = ONE_CORE.get(name, {})
     figures: dict[str, Any] = {"cores": cores, "batches": {}}
@@ -109,11 +109,11 @@ def measure_cores(
             batch = x[:size]
             one.energy_and_forces(batch)
             many.energy_and_forces(batch)
-            alone, threads = [], []
+            single_times, thread_times = [], []
             for _ in range(repeats):
-                alone.append(1e6 * seconds(partial(one.energy_and_forces, batch)) / size)
-                threads.append(1e6 * seconds(partial(many.energy_and_forces, batch)) / size)
-            single, threaded = statistics.median(alone), statistics.median(threads)
+                single_times.append(1e6 * seconds(partial(one.energy_and_forces, batch)) / size)
+                thread_times.append(1e6 * seconds(partial(many.energy_and_forces, batch)) / size)
+            single, threaded = map(statistics.median, (single_times, thread_times))
             processes = measure_processes(one, batch, cores, repeats)
             figures["batches"][size] = {
                 "one_context_us": round(single, 2),

@@ -1,14 +1,15 @@
-"""What an energy costs: TorchPotential and OpenMMPotential beside a plain loop over one Context.
+"""Time per energy: TorchPotential and OpenMMPotential, compared with a loop over one Context.
 
     python examples/benchmarks/energy.py                   # batches 1 to 65536, up to 10 minutes
     python examples/benchmarks/energy.py --max-batch 256   # some minutes, compilation most of it
     python examples/benchmarks/energy.py --device cuda     # batches to 10^6 on a GPU
 
-Times are microseconds per conformation of alanine dipeptide, medians over repeats. All sides take
-turns in one process, so that the ratios, medians over repeats of loop time / time in the same
-repeat, do not feel the machine's other work; where it is busy, read those of CPU time. The plain
-loop runs on OpenMM's fastest platform for the System, found beforehand, one core. Compilation is
-timed in processes of its own, without and with torch's disk cache. Everything goes to a JSON file.
+Times are microseconds per conformation of alanine dipeptide, medians over repeats. All methods are
+measured alternately in one process, so that the ratios, medians over repeats of loop time / time in
+the same repeat, do not depend on the machine's other work; where it is busy, read those of CPU
+time. The loop runs on OpenMM's fastest platform for the System, measured first, on one core.
+Compilation is timed in separate processes, without and with torch's disk cache. All figures are
+written to a JSON file.
 """
 
 import argparse
@@ -28,20 +29,20 @@ import numpy as np
 import openmm
 import torch
 from bridge import ONE_CORE, measure_cores, measure_interpreter, measure_steps
-from timing import Side, both_clocks, plain_loop, take_turns
+from timing import Method, openmm_loop, time_alternately, time_clocks
 
 from openmm_tsf.potentials import OpenMMPotential, TorchPotential
 from openmm_tsf.potentials.platforms import available_cores, available_platforms
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 
-#: How many times faster than the fastest plain loop a batch should be: energy, with forces.
+#: Speed of a batch, relative to the loop on the fastest platform, that is aimed at.
 TARGETS = {
     "amber99sbildn-obc2": {"energy": 4.0, "forces": 2.0},
     "ff96-obc1": {"energy": 40.0, "forces": 20.0},
 }
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
-LOOP_SECONDS = 0.1  # of one turn of the plain loop
+LOOP_SECONDS = 0.1  # of one measurement of the loop
 LOOP = "OpenMM loop"
 
 
@@ -52,7 +53,7 @@ def conformations(molecule: MolecularSystem, n: int) -> torch.Tensor:
 
 
 def fastest_platform(molecule: MolecularSystem, names: list[str]) -> dict[str, Any]:
-    """Microseconds of the plain loop by platform, and the names of the fastest."""
+    """Return microseconds of the loop by platform, and the names of the fastest."""
     rows = conformations(molecule, 64).numpy()
     figures: dict[str, Any] = {"energy": {}, "forces": {}}
     for name in names:
@@ -64,15 +65,15 @@ def fastest_platform(molecule: MolecularSystem, names: list[str]) -> dict[str, A
             properties,
         )
         for key in ("energy", "forces"):
-            side = Side(partial(plain_loop, context, rows, key == "forces"), len(rows))
-            side.work()
-            figures[key][name] = round(min(both_clocks(side, 1)[0] for _ in range(5)), 2)
+            method = Method(partial(openmm_loop, context, rows, key == "forces"), len(rows))
+            method.work()
+            figures[key][name] = round(min(time_clocks(method, 1)[0] for _ in range(5)), 2)
     figures["fastest"] = {key: min(figures[key], key=figures[key].get) for key in figures}
     return figures
 
 
-class Sides:
-    """Everything that takes turns for one System."""
+class Methods:
+    """The methods that are compared on one System."""
 
     def __init__(self, molecule: MolecularSystem, dtype: torch.dtype, device: str) -> None:
         self.molecule, self.dtype, self.device = molecule, dtype, device
@@ -96,17 +97,17 @@ class Sides:
         for potential in (self.eager, self.compiled, *self.bridges.values()):
             potential.close()
 
-    def of(self, x: torch.Tensor, key: str, n_threads: list[int]) -> dict[str, Side]:
-        """The sides for a batch x, energies alone or with forces."""
+    def of(self, x: torch.Tensor, key: str, n_threads: list[int]) -> dict[str, Method]:
+        """Return the methods for a batch x, energies alone or with forces."""
         fastest, forces = self.platforms["fastest"][key], key == "forces"
         size = len(x)
-        fits = max(1, int(1e6 * LOOP_SECONDS / self.platforms[key][fastest]))
-        rows = x[: min(size, fits)]
-        sides = {
-            LOOP: Side(
-                partial(plain_loop, self.contexts[fastest], rows.numpy(), forces), len(rows)
+        n_rows = max(1, int(1e6 * LOOP_SECONDS / self.platforms[key][fastest]))
+        rows = x[: min(size, n_rows)]
+        methods = {
+            LOOP: Method(
+                partial(openmm_loop, self.contexts[fastest], rows.numpy(), forces), len(rows)
             ),
-            "OpenMMPotential": Side(
+            "OpenMMPotential": Method(
                 partial(evaluate, self.bridges[fastest], rows, forces), len(rows)
             ),
         }
@@ -115,8 +116,8 @@ class Sides:
             label = "" if threads == 1 else f", {threads} cores"
             for name, potential in (("eager", self.eager), ("compiled", self.compiled)):
                 work = partial(evaluate, potential, y, forces)
-                sides[f"{name}{label}"] = Side(work, size, threads)
-        return sides
+                methods[f"{name}{label}"] = Method(work, size, threads)
+        return methods
 
 
 def evaluate(potential: OpenMMPotential | TorchPotential, x: torch.Tensor, forces: bool) -> None:
@@ -126,7 +127,7 @@ def evaluate(potential: OpenMMPotential | TorchPotential, x: torch.Tensor, force
 
 
 def compile_times(force_field: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Seconds of compilation in fresh processes: the first, and one that finds torch's cache."""
+    """Return seconds of compilation in new processes: the first, and one with torch's cache."""
     command = [sys.executable, __file__, "--compile-only", "--force-field", force_field]
     command += ["--dtype", arguments.dtype, "--device", arguments.device]
     figures = {}
@@ -157,30 +158,30 @@ def compile_only(force_field: str, arguments: argparse.Namespace) -> None:
     print(json.dumps({"energy": round(energy, 1), "forces": round(total - energy, 1)}))
 
 
-def one_system(
+def measure_system(
     force_field: str, batches: list[int], n_threads: list[int], arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """All figures of one System."""
+    """Return all figures of one System."""
     report: dict[str, Any] = {"targets": TARGETS[force_field]}
     report["compile_seconds"] = compile_times(force_field, arguments)
     molecule = alanine_dipeptide(force_field)
     x = conformations(molecule, batches[-1])
     torch.set_num_threads(1)
-    sides = Sides(molecule, DTYPES[arguments.dtype], arguments.device)
-    report["plain_loop_by_platform_us"] = sides.platforms
+    methods = Methods(molecule, DTYPES[arguments.dtype], arguments.device)
+    report["plain_loop_by_platform_us"] = methods.platforms
     for key in ("energy", "forces"):
         report[key] = {}
         for size in batches:
-            figures = take_turns(
-                sides.of(x[:size], key, n_threads), LOOP, arguments.repeats, arguments.budget
+            figures = time_alternately(
+                methods.of(x[:size], key, n_threads), LOOP, arguments.repeats, arguments.budget
             )
             report[key][size] = figures
         print_table(force_field, key, report, arguments.device)
-    context = sides.contexts[sides.platforms["fastest"]["forces"]]
+    context = methods.contexts[methods.platforms["fastest"]["forces"]]
     torch.set_num_threads(1)
     report["split_of_the_loop"] = measure_interpreter(context, x, 5)
     report["integrator_step_us"] = measure_steps(context, x, 5)
-    sides.close()
+    methods.close()
     return report
 
 
@@ -245,7 +246,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         for force_field in force_fields:
-            report["systems"][force_field] = one_system(force_field, batches, n_threads, arguments)
+            report["systems"][force_field] = measure_system(
+                force_field, batches, n_threads, arguments
+            )
     if len(n_threads) > 1:
         molecule = alanine_dipeptide()
         shared = [size for size in batches if size in (16, 256, 4096)]
@@ -258,7 +261,7 @@ def main() -> None:
 
 
 def processor() -> str:
-    """The CPU's name where the system tells it."""
+    """Return the CPU's name, where the system has it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -3,10 +3,10 @@
     python examples/benchmarks/memory.py                  # 10^6 conformations, minutes a budget
     python examples/benchmarks/memory.py --rows 200000
 
-For each budget (``memory=`` of TorchPotential) a process of its own makes alanine dipeptides, and
-evaluates them in one call: energies with forces, and energies whose sum is differentiated. Peaks of
-resident memory are taken above what the process held with its input in place; the results, that
-any way of computing them must hold, are listed beside them. Everything goes to a JSON file.
+For each budget (``memory=`` of TorchPotential) a separate process creates conformations of alanine
+dipeptide, and evaluates them in one call: energies with forces, and energies whose sum is
+differentiated. Peaks of resident memory are relative to the process with its input; the size of the
+results, which any method must hold, is listed too. All figures are written to a JSON file.
 """
 
 import argparse
@@ -31,14 +31,14 @@ UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 def peak() -> float:
-    """Largest resident memory of this process so far, in MiB."""
+    """Return the largest resident memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT / MIB
 
 
 def measure(
     what: str, budget: int, n_rows: int, n_threads: int, compiled: bool
 ) -> dict[str, float]:
-    """One call in this process, which must be fresh: peaks do not come down again."""
+    """Measure one call in this process, which must be new: peaks do not decrease."""
     torch.set_num_threads(n_threads)
     molecule = alanine_dipeptide()
     potential = TorchPotential.from_system(
@@ -48,12 +48,12 @@ def measure(
     rng, centre = np.random.default_rng(0), torch.tensor(molecule.positions)
     for rows in x.split(4096):
         rows.copy_(centre + torch.from_numpy(rng.normal(0.0, 0.003, size=tuple(rows.shape))))
-    evaluate(potential, what, x[:1024].clone())  # libraries, threads and programs are there then
+    evaluate(potential, what, x[:1024].clone())  # loads libraries, starts threads, compiles
     before = peak()
     start = time.perf_counter()
     results = evaluate(potential, what, x)
     spent = time.perf_counter() - start
-    above = peak() - before  # before the results are looked at, which takes memory too
+    above = peak() - before  # before the check of the results, which takes memory
     if not all(torch.isfinite(result).all() for result in results):
         raise SystemExit("the results are not finite")
     held = sum(result.numel() * result.element_size() for result in results) / MIB

@@ -1,4 +1,4 @@
-"""Clocks, the plain OpenMM loop, and sides that take turns."""
+"""Wall and CPU time of methods that are measured alternately, and the loop over one Context."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ SHORTEST = 0.03
 
 
 @dataclass(frozen=True)
-class Side:
+class Method:
     """One way to evaluate a batch.
 
     Attributes
@@ -22,9 +22,9 @@ class Side:
     work
         Evaluates ``rows`` conformations.
     rows
-        How many.
+        Number of conformations.
     threads
-        How many of torch's it may use.
+        Number of torch's threads.
     """
 
     work: Callable[[], object]
@@ -33,23 +33,24 @@ class Side:
 
 
 def seconds(work: Callable[[], object]) -> float:
+    """Return the wall time of one call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
-def both_clocks(side: Side, calls: int) -> NDArray[np.float64]:
-    """Microseconds per conformation, [wall time, CPU time of all threads of this process]."""
-    torch.set_num_threads(side.threads)
+def time_clocks(method: Method, calls: int) -> NDArray[np.float64]:
+    """Return microseconds per conformation, [wall time, CPU time of all threads]."""
+    torch.set_num_threads(method.threads)
     start = np.array([time.perf_counter(), time.process_time()])
     for _ in range(calls):
-        side.work()
+        method.work()
     stop = np.array([time.perf_counter(), time.process_time()])
-    return 1e6 * (stop - start) / (calls * side.rows)
+    return 1e6 * (stop - start) / (calls * method.rows)
 
 
-def plain_loop(context: openmm.Context, x: NDArray[np.float64], forces: bool) -> None:
-    """What a user would write, at its quickest: numpy in, no conversions between equal units."""
+def openmm_loop(context: openmm.Context, x: NDArray[np.float64], forces: bool) -> None:
+    """Evaluate conformations one by one in a Context: numpy arrays, no conversion of units."""
     for row in x:
         context.setPositions(row)
         state = context.getState(energy=True, forces=forces)
@@ -58,38 +59,38 @@ def plain_loop(context: openmm.Context, x: NDArray[np.float64], forces: bool) ->
             _ = state.getForces(asNumpy=True)._value
 
 
-def take_turns(
-    sides: dict[str, Side], against: str, repeats: int, budget: float
+def time_alternately(
+    methods: dict[str, Method], reference: str, repeats: int, budget: float
 ) -> dict[str, dict[str, float]]:
-    """Measure all sides in turns, `repeats` times or for `budget` seconds (but twice at least).
+    """Measure all methods alternately, `repeats` times or for `budget` seconds (at least twice).
 
     Returns
     -------
     dict
-        For each side the median wall and CPU time in microseconds per conformation, and the
-        medians over repeats of how many times faster than `against` it was in the same repeat.
+        For each method the median wall and CPU time in microseconds per conformation, and the
+        median over repeats of its speed relative to `reference` in the same repeat.
     """
     calls = {}
-    for name, side in sides.items():
-        torch.set_num_threads(side.threads)
-        side.work()
-        calls[name] = max(1, int(np.ceil(SHORTEST / max(1e-6, seconds(side.work)))))
-    times: dict[str, list[NDArray[np.float64]]] = {name: [] for name in sides}
+    for name, method in methods.items():
+        torch.set_num_threads(method.threads)
+        method.work()
+        calls[name] = max(1, int(np.ceil(SHORTEST / max(1e-6, seconds(method.work)))))
+    times: dict[str, list[NDArray[np.float64]]] = {name: [] for name in methods}
     start = time.perf_counter()
     for repeat in range(repeats):
-        for name, side in sides.items():
-            times[name].append(both_clocks(side, calls[name]))
+        for name, method in methods.items():
+            times[name].append(time_clocks(method, calls[name]))
         if repeat >= 1 and time.perf_counter() - start > budget:
             break
-    loop = np.array(times[against])
+    loop = np.array(times[reference])
     figures = {}
     for name, values in times.items():
-        typical = np.median(values, axis=0)
+        medians = np.median(values, axis=0)
         faster = np.median(loop / np.maximum(values, 1e-9), axis=0)
         figures[name] = {
             "repeats": len(values),
-            "us": round(float(typical[0]), 3),
-            "cpu_us": round(float(typical[1]), 3),
+            "us": round(float(medians[0]), 3),
+            "cpu_us": round(float(medians[1]), 3),
             "times_faster": round(float(faster[0]), 2),
             "times_faster_by_cpu_time": round(float(faster[1]), 2),
         }

@@ -8,8 +8,8 @@ product of three of the centre's substituents.
 import torch
 from torch import Tensor
 
-from openmm_tsf.coordinates.geometry import cross, dot
 from openmm_tsf.coordinates.zmatrix import ZMatrix
+from openmm_tsf.utils.geometry import cross, dot
 
 #: A tetrahedral centre of the reference flatter than this (sine of the offset) has no handedness.
 FLAT_TOLERANCE = 0.05

@@ -8,23 +8,9 @@ import math
 import torch
 from torch import Tensor
 
+from openmm_tsf.utils.geometry import cross, dot
+
 TWO_PI = 2.0 * math.pi
-
-
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Scalar products [..., B] of vectors [3, ..., B]."""
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
-
-
-def cross(a: Tensor, b: Tensor) -> Tensor:
-    """Vector products [3, ..., B]."""
-    return torch.stack(
-        (
-            a[1] * b[2] - a[2] * b[1],
-            a[2] * b[0] - a[0] * b[2],
-            a[0] * b[1] - a[1] * b[0],
-        )
-    )
 
 
 def norm(a: Tensor) -> Tensor:

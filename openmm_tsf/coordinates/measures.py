@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from openmm_tsf.coordinates.geometry import axes_of, cross, dihedral, dot, norm
+from openmm_tsf.coordinates.geometry import axes_of, dihedral, norm
+from openmm_tsf.utils.geometry import cross, dot
 
 
 def bonds_angles_dihedrals(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -7,8 +7,9 @@ passed down the tree (no vector products, no normalisation), for all atoms of a 
 import torch
 from torch import Tensor, nn
 
-from openmm_tsf.coordinates.geometry import Frame, cross, dot, norm, turn
+from openmm_tsf.coordinates.geometry import Frame, norm, turn
 from openmm_tsf.coordinates.zmatrix import ZMatrix
+from openmm_tsf.utils.geometry import cross, dot
 
 
 class Placement(nn.Module):

@@ -1,4 +1,61 @@
-"""Potential energies: x [B, *event] to U [B], differentiable."""
+"""Potential energies: batched, differentiable, counting their evaluations.
+
+:class:`Potential` is the interface: configurations [B, *event] in, energies [B] (and forces) out.
+
+:class:`TorchPotential`
+    An implicit-solvent OpenMM System as a torch function, on the CPU or a GPU, differentiable to
+    any order.
+:class:`OpenMMPotential`
+    Any System without a periodic box, evaluated by OpenMM's Contexts, one conformation at a time;
+    differentiable once.
+:class:`GaussianWell`, :class:`DoubleWell`, :class:`MixedDoubleWell`
+    Toy potentials on R^d with exact thermodynamics, k_B = 1.
+
+``molecule.potential()`` returns a TorchPotential where it covers the System and an OpenMMPotential
+otherwise, and logs which. The command line compiles it when a million evaluations or more are
+planned, and uses OpenMM's Contexts for shorter runs; ``config.json`` records the choice.
+
+Any implicit-solvent System as a torch function
+-----------------------------------------------
+::
+
+    potential = tsf.TorchPotential.from_system(system, positions=positions)
+    energies = potential.energy(x)  # x [B, N, 3] in nm; [B] in kJ/mol
+    energies, forces = potential.energy_and_forces(x)  # detached
+    print(potential.agreement)  # errors of each Force against OpenMM's Reference platform
+    fast = tsf.TorchPotential.from_system(system, positions=positions, compile=True)
+
+Covered Forces
+    HarmonicBond, HarmonicAngle, PeriodicTorsion, RBTorsion, CMAPTorsion, Nonbonded (without a
+    cutoff; with exceptions and parameter offsets), GBSAOBC, and CustomBond, CustomAngle,
+    CustomTorsion, CustomExternal, CustomNonbonded and CustomGB with OpenMM's expression language
+    and tabulated functions. Anything else raises NotCovered, which names the Force and the feature.
+Verification
+    OpenMM is the reference: ``from_system`` compares energies and forces of every Force with the
+    Reference platform, in double precision, and raises Disagreement if they differ.
+    :meth:`TorchPotential.check` repeats the comparison at any time, also on given conformations.
+Force groups and global parameters
+    As in a Context: ``force_groups=`` selects the groups that are included,
+    ``set_global_parameter`` changes a parameter.
+Memory
+    Batches of any size are evaluated block by block within ``memory=`` bytes, forces included.
+Compilation
+    ``compile=True`` compiles energies and forces with torch's compiler: a minute or two once,
+    seconds later from torch's cache on disk. Without a C++ compiler a warning is logged and
+    energies are evaluated eagerly.
+
+Adding a Force
+--------------
+1. Write a :class:`~openmm_tsf.potentials.forces.base.Term` in ``potentials/forces/``. Its
+   constructor takes the Force and the pairs of the System's particles, registers constants as
+   float64 buffers and raises NotCovered for every feature that it does not compute. Its ``energy``
+   returns [B] in torch operations with the batch last, without branches on values;
+   ``forces/geometry.py`` and ``forces/pairs.py`` have distances, angles and dihedrals whose
+   derivatives are finite where OpenMM's are.
+2. Add it to ``TERMS`` in ``forces/registry.py``.
+3. Add a Force with random parameters to ``tests/support/torch_zoo.py``: energies, forces and second
+   derivatives are then compared with OpenMM's. The verification at construction needs no change.
+"""
 
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.potentials.mixed_double_well import MixedDoubleWell

@@ -1,45 +1,71 @@
-"""Arguments of TorchPotential, checked; every error names the argument."""
+"""The settings of a TorchPotential, checked; every error names the argument."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 import torch
 
+#: Largest relative errors of energies and forces that a TorchPotential may have, by dtype.
+TOLERANCES = {torch.float64: (1e-10, 1e-8), torch.float32: (1e-3, 1e-3)}
 
-def check_flag(compile: Any) -> bool:
-    """True or False, and nothing that passes for it."""
+
+@dataclass(frozen=True)
+class TorchSettings:
+    """How a TorchPotential computes.
+
+    Attributes
+    ----------
+    dtype, device
+        Of positions, energies and forces.
+    compile
+        Whether to compile energies and forces.
+    force_groups
+        Force groups that are included, ascending; None for all.
+    memory
+        Bytes that one block of a batch may take.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    compile: bool
+    force_groups: tuple[int, ...] | None
+    memory: int
+
+
+def check_settings(
+    dtype: Any, device: Any, compile: Any, force_groups: Any, memory: Any
+) -> TorchSettings:
+    """Return the settings that a user gave."""
+    if dtype not in TOLERANCES:
+        raise ValueError(f"dtype: expected torch.float64 or torch.float32, got {dtype}")
     if not isinstance(compile, bool):
         raise TypeError(f"compile: expected True or False, got {compile!r}")
-    return compile
-
-
-def check_bytes(memory: Any) -> int:
-    """At least a MiB."""
     if isinstance(memory, bool) or not isinstance(memory, Integral) or memory < 2**20:
         raise ValueError(f"memory: expected at least {2**20} bytes, got {memory!r}")
-    return int(memory)
+    groups = _check_force_groups(force_groups)
+    return TorchSettings(dtype, _check_device(device), compile, groups, int(memory))
 
 
-def check_groups(force_groups: Any) -> tuple[int, ...] | None:
-    """Force groups in order; None stands for all."""
+def _check_force_groups(force_groups: Any) -> tuple[int, ...] | None:
     if force_groups is None:
         return None
     groups = list(force_groups) if isinstance(force_groups, Iterable) else [force_groups]
-    whole = all(isinstance(g, Integral) and not isinstance(g, bool) for g in groups)
-    if not whole or not groups or not all(0 <= g <= 31 for g in groups):
+    are_ints = all(isinstance(g, Integral) and not isinstance(g, bool) for g in groups)
+    if not are_ints or not groups or not all(0 <= g <= 31 for g in groups):
         raise ValueError(f"force_groups: expected integers from 0 to 31, got {force_groups!r}")
     return tuple(sorted({int(g) for g in groups}))
 
 
-def check_device(device: torch.device | str | None) -> torch.device:
-    """The device, with its number, if it is there."""
+def _check_device(device: Any) -> torch.device:
+    """Return the device, with its index."""
     try:
         return torch.empty(0, device="cpu" if device is None else device).device
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         raise ValueError(
             f"device: expected a torch device, got {device!r} ({reason}); available here: "
-            f"{', '.join(there)}"
+            f"{', '.join(available)}"
         ) from error

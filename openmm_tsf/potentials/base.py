@@ -1,4 +1,4 @@
-"""The contract of a potential: batched, differentiable, counting."""
+"""The interface of a potential: batched, differentiable, counting its evaluations."""
 
 from abc import ABC, abstractmethod
 from types import TracebackType
@@ -11,6 +11,9 @@ from torch import Tensor
 class Potential(ABC):
     """A potential energy U(x) for batches of configurations.
 
+    A subclass sets `event_shape` and `boltzmann_constant`, computes energies that torch can
+    differentiate, and counts its evaluations.
+
     Attributes
     ----------
     event_shape : tuple of int
@@ -18,9 +21,30 @@ class Potential(ABC):
     boltzmann_constant : float
         k_B in the potential's energy unit per kelvin (1 for toy systems).
     n_evaluations : int
-        Energies computed so far; an energy with its forces counts once.
+        Number of energies computed so far; an energy with its forces counts once.
     n_non_finite : int
-        How many of them were not finite. Such energies are +inf, with zero force.
+        Number of them that were not finite. Such energies are +inf, with zero force.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from openmm_tsf import Potential
+    >>> class Spring(Potential):
+    ...     event_shape = (1,)
+    ...     boltzmann_constant = 1.0
+    ...
+    ...     def energy(self, x):
+    ...         self.check_positions(x)
+    ...         self.n_evaluations += len(x)
+    ...         return 0.5 * x.square().sum(dim=1)
+    ...
+    ...     def energy_and_forces(self, x):
+    ...         return self.energy(x.detach()), -x.detach()
+    >>> spring = Spring()
+    >>> spring.energy(torch.tensor([[1.0], [2.0]]))
+    tensor([0.5000, 2.0000])
+    >>> spring.n_evaluations
+    2
     """
 
     event_shape: tuple[int, ...]
@@ -30,29 +54,21 @@ class Potential(ABC):
 
     @abstractmethod
     def energy(self, x: Tensor) -> Tensor:
-        """Potential energies [B] of configurations [B, *event], differentiable."""
+        """Return the potential energies [B] of configurations [B, *event], differentiable."""
 
     @abstractmethod
     def energy_and_forces(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Detached potential energies [B] and forces [B, *event] of configurations [B, *event]."""
+        """Return the detached energies [B] and forces [B, *event] of configurations [B, *event]."""
 
-    def check_shape(self, x: Tensor) -> None:
-        """Refuse anything but a floating tensor [B, *event].
-
-        Raises
-        ------
-        TypeError
-            If `x` is not a floating-point tensor.
-        ValueError
-            If its shape is not [B, *event].
-        """
+    def check_positions(self, x: Tensor) -> None:
+        """Refuse anything but a floating-point tensor [B, *event]."""
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
             raise TypeError(f"x: expected a floating-point torch.Tensor, got {type(x).__name__}")
         if x.ndim != 1 + len(self.event_shape) or tuple(x.shape[1:]) != self.event_shape:
             raise ValueError(f"x: expected shape [B, {self.event_shape}], got {tuple(x.shape)}")
 
-    def close(self) -> None:  # noqa: B027 (most potentials hold nothing)
-        """Free what the potential holds. Calling it twice is allowed."""
+    def close(self) -> None:  # noqa: B027 (most potentials hold no resources)
+        """Free the potential's resources. Calling it twice is allowed."""
 
     def __enter__(self) -> Self:
         return self
@@ -66,8 +82,8 @@ class Potential(ABC):
         self.close()
 
 
-def potential_choices(potential: Potential) -> dict[str, Any]:
-    """Which potential it is, json-able: what a resumed run opens again."""
+def describe_potential(potential: Potential) -> dict[str, Any]:
+    """Return what a resumed run needs to open the same potential again, JSON-serialisable."""
     return {
         "class": type(potential).__name__,
         "platform": getattr(potential, "platform_name", None),
@@ -76,8 +92,8 @@ def potential_choices(potential: Potential) -> dict[str, Any]:
     }
 
 
-def is_potential_choice(content: Any) -> bool:
-    """Whether something read from a file can be what `potential_choices` said."""
+def is_potential_description(content: Any) -> bool:
+    """Return whether `content`, read from a file, can be from :func:`describe_potential`."""
     if not isinstance(content, dict) or not {"platform", "n_contexts"} <= content.keys():
         return False
     platform, count = content["platform"], content["n_contexts"]

@@ -1,46 +1,52 @@
-"""An energy and its gradient as one fused program, by torch's compiler."""
+"""An energy and its gradient as one program, by torch's compiler."""
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from openmm_tsf.potentials.blocks import plain
+from openmm_tsf.potentials.blocks import EnergyFunction, evaluate_eagerly
 
 logger = logging.getLogger(__name__)
 
-#: What torch raises without a compiler that works, by name: not every version has all of them.
+#: Names of the errors that torch raises without a working compiler: not every version has all.
 _NO_COMPILER = {"InvalidCxxCompiler", "CppCompileError", "TritonMissing", "GPUTooOldForTriton"}
 _NO_COMPILER_MESSAGES = ("Failed to find C compiler", "Cannot find a working triton")
-#: Rows that go through single operations at once where a program could not be made.
-_SINGLE = 16
+#: Rows that are evaluated eagerly at once where compilation failed.
+_EAGER_ROWS = 16
 
 
 class CompiledEnergy:
-    """Energies [B] of positions [3, N, B], and their derivative, fused for one size of block.
+    """Energies [B] of positions [3, N, B], and their gradient, compiled for one block size.
 
-    The derivative is traced once (``make_fx``), so that the compiler sees energy and gradient as
-    one program and keeps what they share. Programs are made when first asked for, and cached on
-    disk by torch. One runs on one thread and without the interpreter's lock: threads share blocks.
+    The gradient is traced once (``make_fx``), so that the compiler sees energy and gradient as one
+    program and keeps what they share. Programs are compiled on first use, and cached on disk by
+    torch. One runs on one thread and without the interpreter's lock: threads share blocks.
 
-    Where no compiler works, a warning gives the reason and operations stay single from then on.
+    Where no compiler works, a warning gives the reason and everything is evaluated eagerly from
+    then on.
 
     Parameters
     ----------
-    total
+    function
         From positions [3, N, B] and parameters to energies [B].
     n_atoms
         Number N of atoms.
     block_size
-        Conformations that a program takes at once.
+        Conformations that a program evaluates at once.
+
+    Attributes
+    ----------
+    seconds : float
+        Time spent in compilation so far.
     """
 
-    def __init__(self, total: Callable[..., Tensor], n_atoms: int, block_size: int) -> None:
-        self._total = total
+    def __init__(self, function: EnergyFunction, n_atoms: int, block_size: int) -> None:
+        self._function = function
         self._shape = (3, n_atoms)
         self._programs: dict[bool, Any] = {}
         self._lock = threading.Lock()
@@ -53,21 +59,21 @@ class CompiledEnergy:
         """Whether a program has been compiled."""
         return bool(self._programs)
 
-    def wants(self, n: int) -> bool:
-        """Whether a batch of n is worth a program: less would be mostly padding."""
+    def pays_for(self, n: int) -> bool:
+        """Return whether n rows are worth a program: fewer would be mostly padding."""
         return not self._failed and n >= self.block_size // 4
 
     def __call__(
         self, y: Tensor, parameters: tuple[Tensor, ...], with_forces: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Energies [B] and derivative [3, N, B] (None if not asked for), B up to the block size."""
+        """Return the energies [B], and gradient [3, N, B] if requested, B up to the block size."""
         n = y.shape[-1]
         program = self._program(y, parameters, with_forces)
         if program is None:
-            return self._singly(y, parameters, with_forces)
+            return self._evaluate_eagerly(y, parameters, with_forces)
         if n < self.block_size:
-            last = y[..., -1:].expand(*self._shape, self.block_size - n)
-            y = torch.cat([y, last], dim=-1)
+            padding = y[..., -1:].expand(*self._shape, self.block_size - n)
+            y = torch.cat([y, padding], dim=-1)
         with torch.no_grad():
             result = program(y, *parameters)
         if not with_forces:
@@ -75,7 +81,7 @@ class CompiledEnergy:
         return result[0][:n], result[1][..., :n]
 
     def _program(self, y: Tensor, parameters: tuple[Tensor, ...], with_forces: bool) -> Any:
-        """The program; None where no compiler works."""
+        """Return the program; None where no compiler works."""
         with self._lock:
             if with_forces not in self._programs and not self._failed:
                 start = time.perf_counter()
@@ -87,7 +93,7 @@ class CompiledEnergy:
                     if reason is None:
                         raise
                     self._failed = True
-                    logger.warning("not compiled, operations stay single: %s", reason)
+                    logger.warning("not compiled, evaluating eagerly: %s", reason)
                 self.seconds += time.perf_counter() - start
                 if not self._failed:
                     logger.info("compiled in %.1f s", time.perf_counter() - start)
@@ -101,12 +107,12 @@ class CompiledEnergy:
         from torch.fx.experimental.proxy_tensor import make_fx
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-        function = self._both if with_forces else self._total
+        function = self._energy_and_gradient if with_forces else self._energy
         traced = make_fx(function)(example, *parameters)
         _fold_constants(traced)
         # Not torch.compile: its guards compile all again when the number of threads changes.
         options = {"cpp.threads": 1, "cpp_wrapper": True} if example.device.type == "cpu" else {}
-        # The disk cache is passed over without a ShapeEnv, though all shapes are fixed.
+        # Without a ShapeEnv torch does not use its disk cache, though all shapes are fixed.
         context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))
         with torch.no_grad():
             with tracing(context):
@@ -114,24 +120,27 @@ class CompiledEnergy:
             program(example, *parameters)
         return program
 
-    def _both(self, y: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor | None]:
-        return plain(self._total, y, parameters, with_forces=True)
+    def _energy(self, y: Tensor, *parameters: Tensor) -> Tensor:
+        return self._function(y, *parameters)
 
-    def _singly(
+    def _energy_and_gradient(self, y: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor | None]:
+        return evaluate_eagerly(self._function, y, parameters, with_forces=True)
+
+    def _evaluate_eagerly(
         self, y: Tensor, parameters: tuple[Tensor, ...], with_forces: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """The same by single operations, a few rows at once: only the batch that found no compiler
-        comes here."""
+        """Evaluate a few rows at once: only the batch that found no compiler comes here."""
         parts = [
-            plain(self._total, part, parameters, with_forces) for part in y.split(_SINGLE, dim=-1)
+            evaluate_eagerly(self._function, rows, parameters, with_forces)
+            for rows in y.split(_EAGER_ROWS, dim=-1)
         ]
-        slopes = [slope for _, slope in parts if slope is not None]
         energy = torch.cat([energy for energy, _ in parts])
-        return energy, torch.cat(slopes, dim=-1) if with_forces else None
+        gradients = [gradient for _, gradient in parts if gradient is not None]
+        return energy, torch.cat(gradients, dim=-1) if with_forces else None
 
 
 def _missing_compiler(error: BaseException) -> str | None:
-    """Why there is no compiler, if that is what the error is about."""
+    """Return why no compiler works, if that is what the error says."""
     if isinstance(error, (ImportError, AttributeError)) and "torch" in str(error):
         return f"this torch has another compiler ({error})"
     for cause in _causes(error):
@@ -150,7 +159,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _fold_constants(module: torch.fx.GraphModule) -> None:
-    """Compute once what depends on constants only, force-field parameters first of all."""
+    """Compute once what depends on constants only, such as force-field parameters."""
     graph = module.graph
     values: dict[torch.fx.Node, Any] = {}
     for node in graph.nodes:

@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 #: What OpenMM's exceptions say when the conformation, not the machine, is at fault.
 NUMERICAL_ERROR = re.compile(r"\bnan\b|infinit|overflow|non-?finite", re.IGNORECASE)
 
-#: Rows handed to a thread at a time: large enough to hide the queue, small enough to balance.
-_BLOCK = 16
+#: Rows that a thread takes at a time: large enough to hide the queue, small enough to balance.
+_BLOCK_SIZE = 16
 
 _contexts: "WeakSet[openmm.Context]" = WeakSet()
 _kept_in_child: list[openmm.Context] = []
+
+Array = NDArray[np.float64]
+Rows = range | list[int]
 
 
 def _keep_contexts_in_child() -> None:
@@ -34,7 +37,7 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass(frozen=True)
 class PlatformChoice:
-    """Where energies are computed: a Platform, its properties, and how many Contexts.
+    """A Platform, its properties, and the number of Contexts.
 
     Parameters
     ----------
@@ -52,7 +55,7 @@ class PlatformChoice:
 
     @property
     def n_threads(self) -> int:
-        """Threads that compute at the same time (a GPU counts as its Contexts)."""
+        """The number of threads that compute at the same time (on a GPU, one for each Context)."""
         return self.n_contexts * int(self.properties.get("Threads", 1))
 
     def __str__(self) -> str:
@@ -63,7 +66,7 @@ class PlatformChoice:
 def build_context(
     system: openmm.System, integrator: openmm.Integrator, choice: PlatformChoice
 ) -> openmm.Context:
-    """A Context of `system` on the chosen Platform, safe to leave behind in a forked child."""
+    """Return a Context of `system` on the chosen Platform, which a forked child can ignore."""
     platform = openmm.Platform.getPlatform(choice.name)
     context = openmm.Context(system, integrator, platform, dict(choice.properties))
     _contexts.add(context)
@@ -78,7 +81,7 @@ class ContextPool:
     Parameters
     ----------
     system
-        The System; it must not change while the pool lives.
+        The System; it must not change while the pool is open.
     choice
         Platform, properties and number of Contexts.
     """
@@ -93,7 +96,7 @@ class ContextPool:
             if choice.n_contexts > 1
             else None
         )
-        self._known_good: NDArray[np.float64] | None = None
+        self._valid_positions: Array | None = None
 
     def close(self) -> None:
         """Free Contexts and threads."""
@@ -101,15 +104,13 @@ class ContextPool:
             self._threads.shutdown()
         self._contexts.clear()
 
-    def evaluate(
-        self, positions: NDArray[np.float64], with_forces: bool
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None, bool]:
-        """Energies and forces as OpenMM gives them, +inf where it gives none.
+    def evaluate(self, positions: Array, with_forces: bool) -> tuple[Array, Array | None, bool]:
+        """Return energies and forces as OpenMM gives them, +inf where it raises.
 
         Parameters
         ----------
         positions
-            [B, N, 3] in nm, C-contiguous. Rows that are not finite never reach OpenMM.
+            [B, N, 3] in nm, C-contiguous. Rows that are not finite are not passed to OpenMM.
         with_forces
             Whether to compute forces.
 
@@ -118,20 +119,15 @@ class ContextPool:
         energies : ndarray [B] in kJ/mol
             May hold NaN or infinity.
         forces : ndarray [B, N, 3] in kJ/(mol nm), or None
-            Zero where OpenMM raised or was not asked; may hold NaN or infinity.
+            Zero where the row was not passed to OpenMM or OpenMM raised; may hold NaN or infinity.
         all_finite : bool
-            Whether every number above is finite; may err on the side of False.
-
-        Raises
-        ------
-        openmm.OpenMMException
-            If OpenMM fails for a reason other than the conformation.
+            Whether every number above is finite; may be False although they are.
         """
         # Sums find non-finite numbers at a tenth of isfinite's cost for a single conformation.
         n_rows = len(positions)
         energies = np.empty(n_rows)
         forces = np.empty(positions.shape) if with_forces else None
-        rows: range | list[int] = range(n_rows)
+        rows: Rows = range(n_rows)
         if not math.isfinite(positions.sum()):
             rows = np.flatnonzero(np.isfinite(positions).all(axis=(1, 2))).tolist()
             energies[:] = math.inf
@@ -141,34 +137,26 @@ class ContextPool:
         if self._threads is None or n_workers < 2:
             self._run(self._contexts[0], rows, positions, energies, forces)
         else:
-            self._share(n_workers, rows, positions, energies, forces)
+            self._run_threads(n_workers, rows, positions, energies, forces)
         total = energies.sum() if forces is None else energies.sum() + forces.sum()
         return energies, forces, math.isfinite(total)
 
-    def _share(
-        self,
-        n_workers: int,
-        rows: range | list[int],
-        positions: NDArray[np.float64],
-        energies: NDArray[np.float64],
-        forces: NDArray[np.float64] | None,
+    def _run_threads(
+        self, n_workers: int, rows: Rows, positions: Array, energies: Array, forces: Array | None
     ) -> None:
         assert self._threads is not None
-        size = min(_BLOCK, -(-len(rows) // n_workers))
-        blocks: SimpleQueue[range | list[int]] = SimpleQueue()
+        size = min(_BLOCK_SIZE, -(-len(rows) // n_workers))
+        blocks: SimpleQueue[Rows] = SimpleQueue()
         for start in range(0, len(rows), size):
             blocks.put(rows[start : start + size])
 
         def work(context: openmm.Context) -> None:
             try:
-                while True:
-                    try:
-                        block = blocks.get_nowait()
-                    except Empty:
-                        return
+                while (block := _next_block(blocks)) is not None:
                     self._run(context, block, positions, energies, forces)
             except BaseException:
-                _drain(blocks)  # the others stop at the end of their block
+                while _next_block(blocks) is not None:
+                    pass  # the other threads stop at the end of their block
                 raise
 
         futures = [self._threads.submit(work, c) for c in self._contexts[1:n_workers]]
@@ -183,9 +171,9 @@ class ContextPool:
         self,
         context: openmm.Context,
         rows: Iterable[int],
-        positions: NDArray[np.float64],
-        energies: NDArray[np.float64],
-        forces: NDArray[np.float64] | None,
+        positions: Array,
+        energies: Array,
+        forces: Array | None,
     ) -> None:
         set_positions, get_state = context.setPositions, context.getState
         with_forces = forces is not None
@@ -201,31 +189,30 @@ class ContextPool:
                     forces[row] = 0.0
                 continue
             energies[row] = energy = state.getPotentialEnergy()._value
-            if self._known_good is None and math.isfinite(energy):
-                self._known_good = positions[row].copy()
+            if self._valid_positions is None and math.isfinite(energy):
+                self._valid_positions = positions[row].copy()
             if forces is not None:
                 forces[row] = state.getForces(asNumpy=True)._value
 
     def _is_conformation_at_fault(
         self, context: openmm.Context, error: openmm.OpenMMException
     ) -> bool:
-        # A lost GPU or a wrong Force raises too, and must not pass for an infinite energy: unless
-        # the message speaks of numbers, a conformation that worked before decides.
+        # A lost GPU or an invalid Force raises too, and must not become an infinite energy: unless
+        # the message is about numbers, a conformation that worked before is tried again.
         if NUMERICAL_ERROR.search(str(error)):
             return True
-        if self._known_good is None:
+        if self._valid_positions is None:
             return False
         try:
-            context.setPositions(self._known_good)
+            context.setPositions(self._valid_positions)
             context.getState(energy=True)
         except openmm.OpenMMException:
             return False
         return True
 
 
-def _drain(blocks: "SimpleQueue[range | list[int]]") -> None:
-    while True:
-        try:
-            blocks.get_nowait()
-        except Empty:
-            return
+def _next_block(blocks: "SimpleQueue[Rows]") -> Rows | None:
+    try:
+        return blocks.get_nowait()
+    except Empty:
+        return None

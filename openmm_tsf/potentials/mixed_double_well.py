@@ -1,4 +1,4 @@
-"""Double wells in mixed coordinates: the test system of arXiv:2012.00429, section 3."""
+"""Double wells in mixed coordinates, the test system of arXiv:2012.00429, section 3."""
 
 import math
 from typing import Self
@@ -14,9 +14,9 @@ from openmm_tsf.utils.validation import check_int
 class MixedDoubleWell(ModelPotential):
     """Double wells whose coordinates are mixed, U(x) = U_dw(A x) (arXiv:2012.00429, section 3).
 
-    y = A x are independent, so everything exact about x is made of one-dimensional quadratures in
-    y: with B = A⁻¹, x_j = Σ_i B_ji y_i has the product of their characteristic functions and the
-    sum of their cumulants.
+    The components of y = A x are independent, so that exact thermodynamics of x follow from
+    one-dimensional quadratures: with B = A⁻¹, the characteristic function of x_j = Σ_i B_ji y_i
+    is the product of those of B_ji y_i, and its cumulants are their sums.
 
     Parameters
     ----------
@@ -25,12 +25,15 @@ class MixedDoubleWell(ModelPotential):
     mixing
         A [d, d], invertible.
 
-    Raises
-    ------
-    TypeError
-        If `wells` is no DoubleWell, or `mixing` no floating tensor.
-    ValueError
-        If `mixing` is not [d, d], or singular.
+    Examples
+    --------
+    >>> import torch
+    >>> from openmm_tsf.potentials import MixedDoubleWell
+    >>> potential = MixedDoubleWell.random(dimension=3, seed=0)
+    >>> x = potential.sample(1000, 1.0, torch.Generator().manual_seed(0))
+    >>> error = potential.energy(x).mean().item() - potential.mean_energy(1.0)
+    >>> abs(error) < 0.2
+    True
     """
 
     #: Quadratic and quartic coefficients that :meth:`random` gives every well.
@@ -60,18 +63,17 @@ class MixedDoubleWell(ModelPotential):
 
     @classmethod
     def random(cls, dimension: int, seed: int) -> Self:
-        """A potential with random tilts a and mixing A, after the paper.
+        """Return a potential with random tilts a and mixing A, as in the paper.
 
-        The paper names no constants. b = -2 and c = 1/2 put the wells at ±√2, 2 below the barrier:
-        20 kT at T = 0.1, which no local move crosses in a run of any length; 2 kT at T = 1, where
-        wells are apart and still joined, so that samples train a flow; 0.2 kT at T = 10, where
-        there is nothing to cross. Tilts up to 0.1 set the wells up to 0.1 · 2√2 = 0.28 apart: the
-        higher one holds 44 % at T = 1 and still 5.7 % at T = 0.1, so that both count at every
-        temperature.
+        The paper gives no constants. b = -2 and c = 1/2 put the wells at ±√2, 2 below the barrier:
+        20 kT at T = 0.1, which local moves do not cross in a run of any length; 2 kT at T = 1,
+        where they do, so that samples train a flow; 0.2 kT at T = 10. Tilts up to 0.1 give the two
+        wells energies that differ by up to 0.1 · 2√2 = 0.28: the population of the higher one is
+        44 % at T = 1 and still 5.7 % at T = 0.1, so that both matter at every temperature.
 
         A = V diag(s) Wᵀ with V, W uniformly random rotations (and reflections), and s geometric
         from 1/√2 to √2: every coordinate mixes all wells, the condition number is 2 in any
-        dimension, and volumes stay as they are.
+        dimension, and volumes are preserved.
 
         Parameters
         ----------
@@ -91,42 +93,43 @@ class MixedDoubleWell(ModelPotential):
         tilt = torch.rand(dimension, dtype=torch.float64, generator=generator)
         ones = torch.ones(dimension, dtype=torch.float64)
         wells = DoubleWell(cls.TILT * (2.0 * tilt - 1.0), cls.B * ones, cls.C * ones)
-        reach = 0.5 * math.log(cls.CONDITION)
-        scales = torch.linspace(-reach, reach, dimension, dtype=torch.float64).exp()
+        largest = 0.5 * math.log(cls.CONDITION)
+        scales = torch.linspace(-largest, largest, dimension, dtype=torch.float64).exp()
         return cls(wells, rotation() * scales @ rotation().T)
 
-    def _formula(self, x: Tensor) -> Tensor:
-        return self.wells._formula(self.unmixed(x))
+    def formula(self, x: Tensor) -> Tensor:
+        """Return U [B] of finite x [B, d]."""
+        return self.wells.formula(self.unmixed(x))
 
     def unmixed(self, x: Tensor) -> Tensor:
-        """y = A x [..., d]."""
+        """Return y = A x [..., d]."""
         return x @ self.mixing.to(x).T
 
     def log_partition_function(self, temperature: float) -> float:
-        """ln Z = ln ∫ exp(−U/T) dx."""
+        """Return ln Z = ln ∫ exp(−U/T) dx."""
         return self.wells.log_partition_function(temperature) - self._log_det
 
     def mean_energy(self, temperature: float) -> float:
-        """⟨U⟩."""
+        """Return ⟨U⟩."""
         return self.wells.mean_energy(temperature)
 
     def entropy(self, temperature: float) -> float:
-        """⟨U⟩/T + ln Z in k_B: what no model's NLL of equilibrium samples can be below."""
+        """Return ⟨U⟩/T + ln Z in k_B: no model has a smaller mean NLL on equilibrium samples."""
         return self.mean_energy(temperature) / temperature + self.log_partition_function(
             temperature
         )
 
     def cumulants(self, temperature: float) -> Tensor:
-        """The first four cumulants of every x_j: [4, d], float64."""
+        """Return the first four cumulants of every x_j, [4, d], float64."""
         orders = zip((1, 2, 3, 4), self.wells.cumulants(temperature), strict=True)
         return torch.stack([self.inverse**order @ of_y for order, of_y in orders])
 
     def covariance(self, temperature: float) -> Tensor:
-        """Covariance of x [d, d], float64."""
+        """Return the covariance of x [d, d], float64."""
         return self.inverse * self.wells.cumulants(temperature)[1] @ self.inverse.T
 
     def moment(self, order: int, temperature: float) -> Tensor:
-        """⟨x_j^order⟩ [d], float64, for orders 1 to 4."""
+        """Return ⟨x_j^order⟩ [d], float64, for orders 1 to 4."""
         if order not in (1, 2, 3, 4):
             raise ValueError(f"order: expected 1, 2, 3 or 4, got {order!r}")
         mean, k2, k3, k4 = self.cumulants(temperature)
@@ -138,40 +141,40 @@ class MixedDoubleWell(ModelPotential):
         )[order - 1]
 
     def marginal(self, coordinate: int, x: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """Density and cumulative probability of x_j at points x [K], float64.
+        """Return the density and cumulative probability [K] of x_j at points x [K], float64.
 
-        By the Fourier series of the density, whose coefficients are the characteristic function.
+        They are Fourier series, whose coefficients are the characteristic function.
 
         Parameters
         ----------
         coordinate
             j.
         x
-            Where, any numbers.
+            The points.
         temperature
             T.
         """
         row = self.inverse[coordinate]
-        reach = (row.abs() * self.wells.reach(temperature)).sum()  # x_j is between ±reach
-        unit = math.pi / reach
+        limit = (row.abs() * self.wells.half_width(temperature)).sum()  # x_j is between ±limit
+        unit = math.pi / limit
         points = x.to("cpu", torch.float64)
-        wave = self.wells.characteristic_function(temperature)
-        density = torch.full_like(points, 0.5 / float(reach))
-        cumulative = 0.5 * (points / reach + 1.0)
+        mean_wave = self.wells.characteristic_function(temperature)
+        density = torch.full_like(points, 0.5 / float(limit))
+        cumulative = 0.5 * (points / limit + 1.0)
         first, weight = 1, torch.ones(1, dtype=torch.float64)
-        while weight.abs().max() > 1e-12:  # above what rounding of the phases leaves of zero
+        while weight.abs().max() > 1e-12:  # above the rounding errors of the phases
             k = unit * torch.arange(first, first + 64, dtype=torch.float64)
-            weight = wave(k[:, None] * row).prod(dim=1)
-            turn = torch.exp(-1j * k * points[:, None])
-            density += (turn @ weight).real / reach
-            since = (turn - torch.exp(1j * k * reach)) / (-1j * k)
-            cumulative += (since @ weight).real / reach
+            weight = mean_wave(k[:, None] * row).prod(dim=1)
+            wave = torch.exp(-1j * k * points[:, None])
+            density += (wave @ weight).real / limit
+            integral = (wave - torch.exp(1j * k * limit)) / (-1j * k)
+            cumulative += (integral @ weight).real / limit
             first += 64
-        beyond = points.abs() > reach  # where the series repeats itself
+        beyond = points.abs() > limit  # where the series repeats itself
         density = torch.where(beyond, 0.0, density)
         cumulative = torch.where(beyond, (points > 0).to(points), cumulative)
         return density, cumulative
 
     def sample(self, n: int, temperature: float, generator: torch.Generator) -> Tensor:
-        """Independent samples [n, d] at `temperature`, float64: A⁻¹ y."""
+        """Draw independent samples A⁻¹ y [n, d] at `temperature`, float64."""
         return self.wells.sample(n, temperature, generator) @ self.inverse.T

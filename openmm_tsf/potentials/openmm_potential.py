@@ -9,15 +9,14 @@ import openmm
 import torch
 from torch import Tensor
 
-from openmm_tsf.potentials.base import Potential
-from openmm_tsf.potentials.blocks import settle_non_finite
+from openmm_tsf.potentials.blocks import replace_non_finite
 from openmm_tsf.potentials.context_pool import ContextPool, PlatformChoice, build_context
+from openmm_tsf.potentials.molecular import MolecularPotential, check_system
 from openmm_tsf.potentials.platforms import check_platform, check_properties, choose_platform
-from openmm_tsf.units import KB
 
 
-class OpenMMPotential(Potential):
-    """The potential energy of a non-periodic OpenMM System.
+class OpenMMPotential(MolecularPotential):
+    """The potential energy of a non-periodic OpenMM System, computed by OpenMM.
 
     Energies are in kJ/mol, positions in nm, forces in kJ/(mol nm). Everything is passed to OpenMM
     in double precision; results have the dtype and device of the input. The first derivative of
@@ -27,20 +26,20 @@ class OpenMMPotential(Potential):
     finite, where OpenMM raises because of the conformation, or where the energy (or a force, if
     forces are computed) is not finite or overflows the dtype of the result.
 
-    The object can be pickled, also into a spawned process; the copy opens Contexts of its own on
-    the same platform and counts from zero. It may be used from several threads, which take turns.
+    The object can be pickled, also into a spawned process; the copy opens new Contexts on the same
+    platform and counts from zero. It may be used from several threads, one at a time.
 
     Parameters
     ----------
     system
         The System; it is copied.
     platform
-        Name of a Platform, or an ``openmm.Platform``. None measures which one is the fastest for
-        this System on this machine (about a second; logged).
+        Name of a Platform, or an ``openmm.Platform``. By default the fastest one for this System on
+        this machine, by measurement (about a second; logged).
     platform_properties
         Properties of the Platform, for example ``{"Threads": "1"}`` or ``{"DeviceIndex": "0"}``.
     n_contexts
-        Contexts that share a batch, one thread each. None measures.
+        Contexts that share a batch, one thread each. By default the fastest number, by measurement.
 
     Attributes
     ----------
@@ -60,9 +59,19 @@ class OpenMMPotential(Potential):
         unknown (the message lists what is available); if `n_contexts` is not positive.
     openmm.OpenMMException
         If the platform cannot run this System.
-    """
 
-    boltzmann_constant = KB
+    Examples
+    --------
+    >>> import openmm, torch
+    >>> from openmm_tsf import OpenMMPotential
+    >>> system, bond = openmm.System(), openmm.HarmonicBondForce()
+    >>> _ = system.addParticle(12.0), system.addParticle(12.0)
+    >>> _ = bond.addBond(0, 1, 0.1, 1000.0), system.addForce(bond)
+    >>> x = torch.tensor([[[0.0, 0.0, 0.0], [0.2, 0.0, 0.0]]], dtype=torch.float64)
+    >>> with OpenMMPotential(system, "Reference", n_contexts=1) as potential:
+    ...     round(potential.energy(x)[0].item(), 9)
+    5.0
+    """
 
     def __init__(
         self,
@@ -71,7 +80,13 @@ class OpenMMPotential(Potential):
         platform_properties: Mapping[str, object] | None = None,
         n_contexts: int | None = None,
     ) -> None:
-        _check_system(system)
+        check_system(system)
+        for force in system.getForces():
+            if force.usesPeriodicBoundaryConditions():
+                raise ValueError(
+                    f"system: expected no periodic box, but {force.getName()} uses one; "
+                    "build the System with nonbondedMethod=NoCutoff"
+                )
         self._xml = openmm.XmlSerializer.serialize(system)
         self._system = openmm.XmlSerializer.deserialize(self._xml)
         self._open(choose_platform(self._system, platform, platform_properties, n_contexts))
@@ -87,93 +102,34 @@ class OpenMMPotential(Potential):
 
     @property
     def platform_name(self) -> str:
-        """Name of the Platform in use."""
+        """The name of the Platform in use."""
         return self._choice.name
 
     @property
     def platform_properties(self) -> dict[str, str]:
-        """Properties in use, as far as they were given or measured."""
+        """The properties in use, as far as they were given or measured."""
         return dict(self._choice.properties)
 
     @property
     def n_contexts(self) -> int:
-        """Contexts that share a batch."""
+        """The number of Contexts that share a batch."""
         return self._choice.n_contexts
 
     def __repr__(self) -> str:
         state = "" if self._pool is not None else ", closed"
         return f"OpenMMPotential({self.event_shape[0]} atoms, {self._choice}{state})"
 
-    def energy(self, x: Tensor) -> Tensor:
-        """Potential energies, differentiable once.
-
-        Forces are computed only if `x` asks for a gradient.
-
-        Parameters
-        ----------
-        x
-            Positions [B, N, 3] in nm.
-
-        Returns
-        -------
-        Tensor [B]
-            Energies in kJ/mol.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `x` is not a floating tensor [B, N, 3].
-        RuntimeError
-            If the potential is closed, or came into this process by a fork.
-        """
-        self.check_shape(x)
-        if x.requires_grad and torch.is_grad_enabled():
-            return cast(Tensor, _Energy.apply(x, self))
-        return self._evaluate(x, with_forces=False)[0]
-
-    def energy_and_forces(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Potential energies and forces, detached.
-
-        Parameters
-        ----------
-        x
-            Positions [B, N, 3] in nm.
-
-        Returns
-        -------
-        energies : Tensor [B]
-            In kJ/mol.
-        forces : Tensor [B, N, 3]
-            In kJ/(mol nm).
-
-        Raises
-        ------
-        TypeError, ValueError, RuntimeError
-            As :meth:`energy`.
-        """
-        self.check_shape(x)
-        energies, forces = self._evaluate(x, with_forces=True)
-        assert forces is not None
-        return energies, forces
-
     def make_context(self, integrator: openmm.Integrator) -> openmm.Context:
-        """A new Context of this System on the same platform, with the integrator given.
+        """Return a new Context of this System on the same platform.
 
-        The Context belongs to the caller and outlives :meth:`close`. Evaluations in it are not
-        counted here.
-
-        Raises
-        ------
-        TypeError
-            If `integrator` is no ``openmm.Integrator``.
-        RuntimeError
-            As :meth:`energy`.
+        The Context belongs to the caller and remains usable after :meth:`close`. Evaluations in it
+        are not counted here.
         """
         if not isinstance(integrator, openmm.Integrator):
             raise TypeError(
                 f"integrator: expected an openmm.Integrator, got {type(integrator).__name__}"
             )
-        self._check_usable()
+        self._require_pool()
         return build_context(self._system, integrator, self._choice)
 
     def close(self) -> None:
@@ -185,7 +141,8 @@ class OpenMMPotential(Potential):
             if pool is not None:
                 pool.close()
 
-    def _check_usable(self) -> ContextPool:
+    def _require_pool(self) -> ContextPool:
+        """Return the pool, or raise if this process has none."""
         if os.getpid() != self._process:
             raise RuntimeError(
                 f"this OpenMMPotential was opened in process {self._process} and does not survive "
@@ -196,21 +153,24 @@ class OpenMMPotential(Potential):
             raise RuntimeError("this OpenMMPotential is closed")
         return self._pool
 
+    def _differentiable_energy(self, x: Tensor) -> Tensor:
+        return cast(Tensor, _OpenMMEnergy.apply(x, self))
+
     def _evaluate(self, x: Tensor, with_forces: bool) -> tuple[Tensor, Tensor | None]:
-        self._check_usable()
+        self._require_pool()
         positions = x.detach().to("cpu", torch.float64).contiguous().numpy()
         with self._lock:
-            pool = self._check_usable()
+            pool = self._require_pool()
             raw_energies, raw_forces, all_finite = pool.evaluate(positions, with_forces)
             energies = torch.from_numpy(raw_energies).to(x)
             forces = None if raw_forces is None else torch.from_numpy(raw_forces).to(x)
             self.n_evaluations += len(x)
             if not (all_finite and x.dtype == torch.float64):
-                self.n_non_finite += settle_non_finite(energies, forces)
+                self.n_non_finite += replace_non_finite(energies, forces)
         return energies, forces
 
     def __getstate__(self) -> dict[str, Any]:
-        self._check_usable()
+        self._require_pool()
         return {"xml": self._xml, "choice": self._choice}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -221,24 +181,8 @@ class OpenMMPotential(Potential):
         self._open(choice)
 
 
-def _check_system(system: openmm.System) -> None:
-    if not isinstance(system, openmm.System):
-        raise TypeError(f"system: expected an openmm.System, got {type(system).__name__}")
-    if system.getNumParticles() == 0:
-        raise ValueError("system: expected at least one particle, got none")
-    for force in system.getForces():
-        if force.usesPeriodicBoundaryConditions():
-            raise ValueError(
-                f"system: expected no periodic box, but {force.getName()} uses one; "
-                "build the System with nonbondedMethod=NoCutoff"
-            )
-    for index in range(system.getNumParticles()):
-        if system.isVirtualSite(index):
-            raise ValueError(f"system: virtual sites are not supported, particle {index} is one")
-
-
-class _Energy(torch.autograd.Function):
-    """U(x) with OpenMM's forces as its derivative."""
+class _OpenMMEnergy(torch.autograd.Function):
+    """U(x), with OpenMM's forces as its derivative."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, potential: OpenMMPotential) -> Tensor:
@@ -249,7 +193,7 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         x, forces, finite = ctx.saved_tensors
-        # torch's once_differentiable is silent when grad_output is a constant, as for U.sum().
+        # torch's once_differentiable does not raise when grad_output is a constant, as for U.sum().
         forces = _NoSecondDerivative.apply(x, forces)
         # A non-finite row may well come with a gradient of inf or NaN: zero force, zero gradient.
         weight = torch.where(finite, grad_outputs[0], 0.0)
@@ -257,7 +201,7 @@ class _Energy(torch.autograd.Function):
 
 
 class _NoSecondDerivative(torch.autograd.Function):
-    """Passes forces on and raises if they are differentiated."""
+    """The identity on forces, which raises if they are differentiated."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, forces: Tensor) -> Tensor:

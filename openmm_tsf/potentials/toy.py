@@ -1,4 +1,4 @@
-"""Toy potentials with exact answers: batched, differentiable, k_B = 1."""
+"""Toy potentials with exact thermodynamics: batched, differentiable, k_B = 1."""
 
 import math
 from abc import abstractmethod
@@ -13,8 +13,8 @@ from openmm_tsf.potentials.base import Potential
 class ModelPotential(Potential):
     """A potential on R^d written in torch. k_B = 1, so temperatures are energies.
 
-    Subclasses give ``_formula``, U of finite x [B, d], in x's dtype and device. Rows that are not
-    finite, or overflow, are +inf with zero gradient and are counted.
+    Subclasses define :meth:`formula`. Rows that are not finite, or overflow, are +inf with zero
+    gradient and are counted.
 
     Parameters
     ----------
@@ -30,37 +30,25 @@ class ModelPotential(Potential):
         self.n_non_finite = 0
 
     @abstractmethod
-    def _formula(self, x: Tensor) -> Tensor:
-        """U [B] of finite x [B, d]."""
+    def formula(self, x: Tensor) -> Tensor:
+        """Return U [B] of finite x [B, d] in x's dtype on its device, without counting."""
 
     def energy(self, x: Tensor) -> Tensor:
-        """Energies [B] of x [B, d], differentiable to any order.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `x` is not a floating tensor [B, d].
-        """
-        self.check_shape(x)
+        """Return the energies [B] of x [B, d], differentiable to any order."""
+        self.check_positions(x)
         self.n_evaluations += len(x)
-        energies = self._formula(x)
+        energies = self.formula(x)
         if math.isfinite(energies.sum().item()):
             return energies
         finite = energies.detach().isfinite() & x.detach().isfinite().all(dim=1)
         self.n_non_finite += int((~finite).sum())
-        # Bad rows leave before the formula: 0 * inf in its derivative would be NaN.
-        energies = self._formula(torch.where(finite[:, None], x, 0.0))
+        # Without the bad rows: 0 * inf in the formula's derivative would be NaN.
+        energies = self.formula(torch.where(finite[:, None], x, 0.0))
         return torch.where(finite, energies, torch.inf)
 
     def energy_and_forces(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Detached energies [B] and forces [B, d] of x [B, d].
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `x` is not a floating tensor [B, d].
-        """
-        self.check_shape(x)
+        """Return the detached energies [B] and forces [B, d] of x [B, d]."""
+        self.check_positions(x)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             energies = self.energy(leaf)
@@ -76,12 +64,15 @@ class GaussianWell(ModelPotential):
     precision
         P [d, d], symmetric and positive definite.
 
-    Raises
-    ------
-    TypeError
-        If `precision` is no floating tensor.
-    ValueError
-        If it is not square, symmetric and positive definite.
+    Examples
+    --------
+    >>> import torch
+    >>> from openmm_tsf.potentials import GaussianWell
+    >>> well = GaussianWell(torch.tensor([[4.0, 0.0], [0.0, 1.0]]))
+    >>> well.energy(torch.tensor([[1.0, 2.0]]))
+    tensor([4.])
+    >>> well.mean_energy(temperature=3.0)
+    3.0
     """
 
     def __init__(self, precision: Tensor) -> None:
@@ -98,27 +89,28 @@ class GaussianWell(ModelPotential):
             raise ValueError("precision: expected a symmetric positive definite matrix")
         self._factor = factor
 
-    def _formula(self, x: Tensor) -> Tensor:
+    def formula(self, x: Tensor) -> Tensor:
+        """Return U [B] of finite x [B, d]."""
         return 0.5 * ((x @ self.precision.to(x)) * x).sum(dim=1)
 
     def log_partition_function(self, temperature: float) -> float:
-        """ln Z = ln ∫ exp(−U/T) dx."""
+        """Return ln Z = ln ∫ exp(−U/T) dx."""
         _check_temperature(temperature)
         log_det = 2.0 * self._factor.diagonal().log().sum().item()
         return 0.5 * (self.event_shape[0] * math.log(2.0 * math.pi * temperature) - log_det)
 
     def mean_energy(self, temperature: float) -> float:
-        """⟨U⟩ = d T / 2."""
+        """Return ⟨U⟩ = d T / 2."""
         _check_temperature(temperature)
         return 0.5 * self.event_shape[0] * temperature
 
     def covariance(self, temperature: float) -> Tensor:
-        """T P⁻¹ [d, d], float64."""
+        """Return the covariance T P⁻¹ [d, d], float64."""
         _check_temperature(temperature)
         return temperature * torch.cholesky_inverse(self._factor)
 
     def sample(self, n: int, temperature: float, generator: torch.Generator) -> Tensor:
-        """Independent samples [n, d] at `temperature`, float64."""
+        """Draw independent samples [n, d] at `temperature`, float64."""
         _check_temperature(temperature)
         noise = torch.randn(self.event_shape[0], n, dtype=torch.float64, generator=generator)
         scaled = math.sqrt(temperature) * noise
@@ -128,21 +120,23 @@ class GaussianWell(ModelPotential):
 class DoubleWell(ModelPotential):
     """Independent quartic wells, U(x) = Σ_i a_i x_i + b_i x_i² + c_i x_i⁴.
 
-    Two wells where b_i < 0, tilted by a_i; harmonic where c_i = 0. Exact answers are products of
-    one-dimensional quadratures.
+    Two wells where b_i < 0, tilted by a_i; harmonic where c_i = 0. Exact thermodynamics are
+    products of one-dimensional quadratures.
 
     Parameters
     ----------
     a, b, c
-        Coefficients [d], or numbers for d = 1.
+        Coefficients [d], or numbers for d = 1. They confine: c_i > 0, or c_i = 0 and b_i > 0.
 
-    Raises
-    ------
-    TypeError
-        If a coefficient is no number or floating tensor.
-    ValueError
-        If shapes differ, a coefficient is not finite, or the potential does not confine
-        (c_i > 0, or c_i = 0 and b_i > 0, is needed).
+    Examples
+    --------
+    >>> import torch
+    >>> from openmm_tsf.potentials import DoubleWell
+    >>> well = DoubleWell(0.1, -2.0, 0.5)
+    >>> well.energy(torch.tensor([[0.0], [1.0]]))
+    tensor([ 0.0000, -1.4000])
+    >>> round(well.probability_positive(temperature=1.0).item(), 3)
+    0.439
     """
 
     #: Points (odd) of the trapezium rule, spectrally accurate for integrands that decay.
@@ -171,90 +165,92 @@ class DoubleWell(ModelPotential):
             raise ValueError("b, c: expected a confining potential, c > 0 or c = 0 and b > 0")
         super().__init__(len(self.a))
 
-    def _formula(self, x: Tensor) -> Tensor:
+    def formula(self, x: Tensor) -> Tensor:
+        """Return U [B] of finite x [B, d]."""
         return self._terms(x).sum(dim=1)
 
     def _terms(self, x: Tensor) -> Tensor:
-        """U_i(x_i) [..., d]."""
+        """Return U_i(x_i) [..., d]."""
         squared = x * x
         return (self.a.to(x) + self.b.to(x) * x + self.c.to(x) * squared * x) * x
 
     def log_partition_function(self, temperature: float) -> float:
-        """ln Z = ln ∫ exp(−U/T) dx."""
+        """Return ln Z = ln ∫ exp(−U/T) dx."""
         grid, log_weights = self._quadrature(temperature)
         steps = grid[1] - grid[0]
         return float((log_weights.logsumexp(dim=0) + steps.log()).sum())
 
     def moment(self, order: int, temperature: float) -> Tensor:
-        """⟨x_i^order⟩ [d], float64."""
+        """Return ⟨x_i^order⟩ [d], float64."""
         grid, log_weights = self._quadrature(temperature)
         return (log_weights.softmax(dim=0) * grid**order).sum(dim=0)
 
     def probability_positive(self, temperature: float) -> Tensor:
-        """P(x_i > 0) [d], float64."""
+        """Return P(x_i > 0) [d], float64."""
         grid, log_weights = self._quadrature(temperature)
-        # x = 0 is the middle point of the symmetric grid and belongs to both sides by half.
+        # x = 0 is the middle point of the symmetric grid; half of its weight is on either side.
         return (log_weights.softmax(dim=0) * (0.5 * (1.0 + grid.sign()))).sum(dim=0)
 
     def mean_energy(self, temperature: float) -> float:
-        """⟨U⟩."""
+        """Return ⟨U⟩."""
         grid, log_weights = self._quadrature(temperature)
         return float((log_weights.softmax(dim=0) * self._terms(grid)).sum())
 
     def sample(self, n: int, temperature: float, generator: torch.Generator) -> Tensor:
-        """Independent samples [n, d] at `temperature`, float64.
+        """Draw independent samples [n, d] at `temperature`, float64.
 
-        Grid points are drawn with their quadrature weights and smeared over a grid step. The step
-        is about 1e-3 of a well's standard deviation (5e-3 with barriers of 100 T); variances are
-        exact to the step's square.
+        Grid points are drawn with their quadrature weights and displaced uniformly within a grid
+        step. The step is about 1e-3 of a well's standard deviation (5e-3 with barriers of 100 T);
+        variances are exact to the step's square.
         """
         grid, log_weights = self._quadrature(temperature)
         weights = log_weights.softmax(dim=0).T.contiguous()
         drawn = torch.multinomial(weights, n, replacement=True, generator=generator).T
-        smear = torch.rand(n, len(self.a), dtype=torch.float64, generator=generator) - 0.5
-        return grid.gather(0, drawn) + smear * (grid[1] - grid[0])
+        displacement = torch.rand(n, len(self.a), dtype=torch.float64, generator=generator) - 0.5
+        return grid.gather(0, drawn) + displacement * (grid[1] - grid[0])
 
     def cumulants(self, temperature: float) -> Tensor:
-        """The first four cumulants of every x_i: [4, d], float64."""
+        """Return the first four cumulants of every x_i, [4, d], float64."""
         grid, log_weights = self._quadrature(temperature)
         weights = log_weights.softmax(dim=0)
         mean = (weights * grid).sum(dim=0)
         second, third, fourth = ((weights * (grid - mean) ** k).sum(dim=0) for k in (2, 3, 4))
         return torch.stack((mean, second, third, fourth - 3.0 * second**2))
 
-    def reach(self, temperature: float) -> Tensor:
-        """Half widths [d] of the symmetric ranges that hold all but e^-60 of the weight."""
+    def half_width(self, temperature: float) -> Tensor:
+        """Return half the widths [d] of symmetric ranges with all but e^-60 of the weight."""
         return self._quadrature(temperature)[0][-1]
 
     def characteristic_function(self, temperature: float) -> Callable[[Tensor], Tensor]:
-        """The function of wave numbers k [K, d] that gives ⟨exp(i k x_i)⟩ [K, d], complex128."""
+        """Return the function of wave numbers k [K, d] whose value is ⟨exp(i k x_i)⟩ [K, d],
+        complex128."""
         grid, log_weights = self._quadrature(temperature)
         # Every twentieth point: still ten or more in a well's standard deviation.
         grid, weights = grid[::20], log_weights[::20].softmax(dim=0)
 
-        def wave(k: Tensor) -> Tensor:
+        def mean_wave(k: Tensor) -> Tensor:
             columns = []
             for column, points, weight in zip(k.T, grid.T, weights.T, strict=True):
                 phase = column[:, None] * points
                 columns.append(torch.complex(phase.cos() @ weight, phase.sin() @ weight))
             return torch.stack(columns, dim=1)
 
-        return wave
+        return mean_wave
 
     def _quadrature(self, temperature: float) -> tuple[Tensor, Tensor]:
-        """Symmetric grid [points, d] that holds all but e^-60 of the weight, and −U/T there."""
+        """Return a symmetric grid [points, d] with all but e^-60 of the weight, and −U/T on it."""
         _check_temperature(temperature)
         half = self.N_POINTS // 2
         unit = torch.arange(-half, half + 1, dtype=torch.float64)[:, None] / half  # 0 is a point
-        reach = torch.full_like(self.a, 1e-3)
+        half_width = torch.full_like(self.a, 1e-3)
         for _ in range(200):
-            # Some of the points: their minimum is at most too high, and the range too wide.
-            terms = self._terms(unit[::100] * reach)
+            # On some of the points: their minimum is at most too high, and the range too wide.
+            terms = self._terms(unit[::100] * half_width)
             edge = torch.minimum(terms[0], terms[-1]) - terms.amin(dim=0)
-            short = edge < 60.0 * temperature
-            if not short.any():
-                return unit * reach, -self._terms(unit * reach) / temperature
-            reach = torch.where(short, 1.25 * reach, reach)
+            too_short = edge < 60.0 * temperature
+            if not too_short.any():
+                return unit * half_width, -self._terms(unit * half_width) / temperature
+            half_width = torch.where(too_short, 1.25 * half_width, half_width)
         raise ValueError(
             f"temperature: no finite range holds the distribution at {temperature}; "
             "rescale the coefficients"

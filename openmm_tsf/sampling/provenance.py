@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from openmm_tsf.potentials.base import Potential, potential_choices
+from openmm_tsf.potentials.base import Potential, describe_potential
 from openmm_tsf.sampling.consistency import with_members
 from openmm_tsf.sampling.kernels.flow import SteerableMap
 from openmm_tsf.sampling.kernels.schedule import Scheduled
@@ -56,7 +56,7 @@ def sampling_choices(
         "kernel_flows": {
             name: hashes[id(value)] for name, value in own.items() if value is not None
         },
-        "potential": potential_choices(potential),
+        "potential": describe_potential(potential),
         "save_interval": int(save_interval),
         "torch_threads": torch.get_num_threads(),
     }

@@ -5,7 +5,7 @@ from typing import Any
 
 import openmm
 
-from openmm_tsf.potentials.base import Potential, is_potential_choice
+from openmm_tsf.potentials.base import Potential, is_potential_description
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.training import FitSettings
 from openmm_tsf.workflow.settings import SamplingSettings
@@ -93,7 +93,7 @@ def reopen_potential(
     molecule
         The molecule.
     written
-        What :func:`openmm_tsf.potentials.base.potential_choices` said at the start; None where the
+        What :func:`openmm_tsf.potentials.base.describe_potential` said at the start; None where the
         stage had not come so far, or begins.
     platform, planned, batch
         As for `open_potential`.
@@ -105,7 +105,7 @@ def reopen_potential(
     """
     if written is None:
         return open_potential(molecule, platform, planned, batch)
-    if not is_potential_choice(written):
+    if not is_potential_description(written):
         raise ValueError(f"potential: expected what a run wrote of its potential, got {written!r}")
     before = written["platform"]
     if platform is not None or before is not None:

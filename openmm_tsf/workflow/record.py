@@ -14,7 +14,7 @@ import torch
 from openmm_tsf.io.directory import list_contents
 from openmm_tsf.io.files import PathLike, read_json, write_json
 from openmm_tsf.io.serialization import from_plain, plain
-from openmm_tsf.potentials.base import Potential, is_potential_choice, potential_choices
+from openmm_tsf.potentials.base import Potential, describe_potential, is_potential_description
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.training import FitSettings
 from openmm_tsf.utils.validation import max_threads
@@ -64,7 +64,7 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 def note_potential(folder: Path, record: dict[str, Any], potential: Potential) -> None:
     """Keep which potential was chosen, for the same stage begun again."""
     if record.get("potential") is None:
-        record["potential"] = potential_choices(potential)
+        record["potential"] = describe_potential(potential)
         write_record(folder, record)
 
 
@@ -95,7 +95,7 @@ def read_record(folder: Path, stages: Sequence[str]) -> dict[str, Any] | None:
         if not isinstance(record.get(key), kind):
             raise ValueError(f"{path}: damaged, {key} is missing")
     potential = record.get("potential")
-    if potential is not None and not is_potential_choice(potential):
+    if potential is not None and not is_potential_description(potential):
         raise ValueError(f"{path}: damaged, potential is {potential!r}")
     warn_of_other_versions(folder, record.get("versions"))
     return record

@@ -1,6 +1,6 @@
 """The terms of the Custom Forces against OpenMM's Reference platform."""
 
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,25 +12,11 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from openmm_tsf.potentials.forces.base import NotCovered, Term
-from openmm_tsf.potentials.forces.custom_bonded import (
-    CustomAngleTerm,
-    CustomBondTerm,
-    CustomExternalTerm,
-    CustomTorsionTerm,
-)
-from openmm_tsf.potentials.forces.custom_gb import CustomGBTerm
-from openmm_tsf.potentials.forces.custom_nonbonded import CustomNonbondedTerm
-from openmm_tsf.potentials.forces.geometry import AllPairs, Frame
+from openmm_tsf.potentials.forces.pairs import AllPairs, Batch
+from openmm_tsf.potentials.forces.registry import TERMS
 from tests.support.molecules import alanine, capped
+from tests.support.torch_cases import reference_values, system_of
 
-TERMS = {
-    openmm.CustomBondForce: CustomBondTerm,
-    openmm.CustomAngleForce: CustomAngleTerm,
-    openmm.CustomTorsionForce: CustomTorsionTerm,
-    openmm.CustomExternalForce: CustomExternalTerm,
-    openmm.CustomNonbondedForce: CustomNonbondedTerm,
-    openmm.CustomGBForce: CustomGBTerm,
-}
 GB = openmm.CustomGBForce
 
 #: Particles of the clusters that most tests use, and their conformations [B, N, 3] in nm.
@@ -42,8 +28,14 @@ CHARGES = [0.4, -0.3, 0.2, -0.5, 0.1, 0.6, -0.5]
 RADII = [0.15, 0.12, 0.17, 0.15, 0.155, 0.12, 0.16]
 
 
+def prepared_pairs(n_atoms: int) -> AllPairs:
+    pairs = AllPairs(n_atoms)
+    pairs.prepare_list()
+    return pairs
+
+
 def term_of(force, n_atoms: int) -> Term:
-    return TERMS[type(force)](force, n_atoms, AllPairs(n_atoms))
+    return TERMS[type(force)](force, AllPairs(n_atoms))
 
 
 def defaults(force, **changed: float) -> dict[str, float]:
@@ -54,9 +46,9 @@ def defaults(force, **changed: float) -> dict[str, float]:
 
 def energy(term: Term, x: torch.Tensor, parameters: dict[str, float]) -> torch.Tensor:
     """Energies [B] of positions [B, N, 3]."""
-    frame = Frame(x.permute(2, 1, 0).contiguous(), AllPairs(x.shape[1]))
+    batch = Batch(x.permute(2, 1, 0).contiguous(), prepared_pairs(x.shape[1]))
     scalars = {name: torch.tensor(value, dtype=x.dtype) for name, value in parameters.items()}
-    return term.energy(frame, scalars)
+    return term.energy(batch, scalars)
 
 
 def energy_and_forces(force, x: torch.Tensor, **changed: float):
@@ -67,21 +59,9 @@ def energy_and_forces(force, x: torch.Tensor, **changed: float):
 
 
 def reference(force, x: torch.Tensor, **changed: float):
-    system = openmm.System()
-    for _ in range(x.shape[1]):
-        system.addParticle(1.0)
-    system.addForce(openmm.XmlSerializer.clone(force))
-    platform = openmm.Platform.getPlatform("Reference")
-    context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
-    for name, value in changed.items():
-        context.setParameter(name, value)
-    energies, forces = [], []
-    for positions in x.numpy():
-        context.setPositions(positions)
-        state = context.getState(getEnergy=True, getForces=True)
-        energies.append(state.getPotentialEnergy()._value)
-        forces.append(state.getForces(asNumpy=True)._value)
-    return np.array(energies), np.array(forces)
+    system = system_of(openmm.XmlSerializer.clone(force), n=x.shape[1])
+    energies, forces = reference_values(system, x, changed)
+    return energies.numpy(), forces.numpy()
 
 
 def errors(force, x: torch.Tensor, **changed: float) -> tuple[float, float]:
@@ -97,48 +77,32 @@ def errors(force, x: torch.Tensor, **changed: float) -> tuple[float, float]:
 
 
 def assert_agrees(force, x: torch.Tensor = CLUSTERS, **changed: float) -> None:
-    of_energy, of_force = errors(force, x, **changed)
-    print(f"{force.getName()}: energy {of_energy:.1e}, forces {of_force:.1e}")
-    assert of_energy < 1e-10
-    assert of_force < 1e-8
+    energy_error, force_error = errors(force, x, **changed)
+    assert energy_error < 1e-10
+    assert force_error < 1e-8
 
 
 # --- one internal coordinate ------------------------------------------------------------------
 
 
-def bonds(text: str, names: str, *groups, **global_parameters: float) -> openmm.CustomBondForce:
-    return _internal(openmm.CustomBondForce(text), "Bond", names, groups, global_parameters)
-
-
-def angles(text: str, names: str, *groups, **global_parameters: float) -> openmm.CustomAngleForce:
-    return _internal(openmm.CustomAngleForce(text), "Angle", names, groups, global_parameters)
-
-
-def torsions(
-    text: str, names: str, *groups, **global_parameters: float
-) -> openmm.CustomTorsionForce:
-    return _internal(openmm.CustomTorsionForce(text), "Torsion", names, groups, global_parameters)
-
-
-def _internal(force, kind: str, names: str, groups, global_parameters):
+def build_internal(
+    force_type: type, group: str, text: str, names: str, *groups, **global_parameters: float
+):
+    """A Force of groups (Bond, Angle, Torsion or Particle), each (*atoms, parameters)."""
+    force = force_type(text)
     for name in names.split():
-        getattr(force, f"addPer{kind}Parameter")(name)
+        getattr(force, f"addPer{group}Parameter")(name)
     for name, value in global_parameters.items():
         force.addGlobalParameter(name, value)
     for *atoms, parameters in groups:
-        getattr(force, f"add{kind}")(*atoms, parameters)
+        getattr(force, f"add{group}")(*atoms, parameters)
     return force
 
 
-def external(text: str, names: str, *particles, **global_parameters: float):
-    force = openmm.CustomExternalForce(text)
-    for name in names.split():
-        force.addPerParticleParameter(name)
-    for name, value in global_parameters.items():
-        force.addGlobalParameter(name, value)
-    for particle, parameters in particles:
-        force.addParticle(particle, parameters)
-    return force
+bonds = partial(build_internal, openmm.CustomBondForce, "Bond")
+angles = partial(build_internal, openmm.CustomAngleForce, "Angle")
+torsions = partial(build_internal, openmm.CustomTorsionForce, "Torsion")
+external = partial(build_internal, openmm.CustomExternalForce, "Particle")
 
 
 INTERNAL = {
@@ -242,8 +206,7 @@ def test_global_parameters_change_after_construction():
     term = term_of(force, N)
     for value in (0.6, 0.1, 1.0):
         exact, _ = reference(force, CLUSTERS, lam=value)
-        found = energy(term, CLUSTERS, {"lam": value})
-        np.testing.assert_allclose(found, exact, rtol=1e-10)
+        np.testing.assert_allclose(energy(term, CLUSTERS, {"lam": value}), exact, rtol=1e-10)
     assert term.global_parameters == {"lam": 0.6}
 
 
@@ -385,8 +348,8 @@ def test_pair_values_after_others_follow_their_definition():
         [("J*I", GB.SingleParticle)],
         [(0, 3)],
     )
-    found, _ = energy_and_forces(force, CLUSTERS)
-    for x, value in zip(CLUSTERS.numpy(), found, strict=True):
+    got, _ = energy_and_forces(force, CLUSTERS)
+    for x, value in zip(CLUSTERS.numpy(), got, strict=True):
         s = np.array(CHARGES) * x[:, 0]
         r = np.linalg.norm(x[:, None] - x, axis=-1)
         i = np.zeros(N)
@@ -450,7 +413,7 @@ def test_ff96_obc1_of_openmmtools():
     assert_agrees(force, conformations(lambda: (None, np.array(coordinates._value)), 6))
 
 
-# --- what the engine demands -------------------------------------------------------------------
+# --- all terms ---------------------------------------------------------------------------------
 
 
 def rich_forces() -> list:
@@ -483,27 +446,27 @@ def test_second_derivatives_are_those_of_the_reference_forces(force):
 @pytest.mark.parametrize("force", rich_forces(), ids=lambda force: force.getName())
 def test_traced_energy_and_gradient_are_the_same_on_another_batch(force):
     term = term_of(force, N)
-    pairs = AllPairs(N)
+    pairs = prepared_pairs(N)
     parameters = {k: torch.tensor(v, dtype=torch.float64) for k, v in defaults(force).items()}
 
     def gradient(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = x.detach().requires_grad_()
-        energies = term.energy(Frame(x.permute(2, 1, 0).contiguous(), pairs), parameters)
+        energies = term.energy(Batch(x.permute(2, 1, 0).contiguous(), pairs), parameters)
         return energies, torch.autograd.grad(energies.sum(), x)[0]
 
     graph = make_fx(gradient)(CLUSTERS)
     moved = CLUSTERS + 0.01 * torch.tensor(np.random.default_rng(4).normal(size=CLUSTERS.shape))
-    for found, expected in zip(graph(moved), gradient(moved), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-10)
+    for got, expected in zip(graph(moved), gradient(moved), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-10)
 
 
 @pytest.mark.parametrize("force", rich_forces(), ids=lambda force: force.getName())
-def test_single_precision_follows_the_buffers(force):
+def test_single_precision(force):
     term = term_of(force, N).to(torch.float32)
-    found = energy(term, CLUSTERS.float(), defaults(force))
-    assert found.dtype == torch.float32
+    got = energy(term, CLUSTERS.float(), defaults(force))
+    assert got.dtype == torch.float32
     exact = energy(term_of(force, N), CLUSTERS, defaults(force)).float()
-    torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(got, exact, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openmm_tsf.potentials.expressions.graph import Graph
-from openmm_tsf.potentials.expressions.parser import Expression, ExpressionError, _Parser
+from openmm_tsf.potentials.expressions.parser import Expression, ExpressionError, Parser
 from openmm_tsf.potentials.expressions.tabulated import from_openmm
+from tests.support.torch_cases import reference_values, system_of
 
 POINTS = np.array([[1.3, 0.7, -2.0], [-1.5, 2.0, 0.3], [0.41, -0.62, 0.93], [3.1, 0.11, 1.7]])
 
@@ -25,18 +26,8 @@ def by_openmm(text, points, functions=None):
     for name, function in (functions or {}).items():
         force.addTabulatedFunction(name, function.__copy__())
     force.addBond([0])
-    system = openmm.System()
-    system.addParticle(1.0)
-    system.addForce(force)
-    platform = openmm.Platform.getPlatformByName("Reference")
-    context = openmm.Context(system, openmm.VerletIntegrator(1.0), platform)
-    energies, gradients = [], []
-    for point in points:
-        context.setPositions([tuple(point)])
-        state = context.getState(getEnergy=True, getForces=True)
-        energies.append(state.getPotentialEnergy()._value)
-        gradients.append(-state.getForces(asNumpy=True)._value[0])
-    return np.array(energies), np.array(gradients)
+    energies, forces = reference_values(system_of(force, n=1), torch.tensor(points)[:, None])
+    return energies.numpy(), -forces[:, 0].numpy()
 
 
 def by_torch(text, points, functions=None):
@@ -52,13 +43,13 @@ def by_torch(text, points, functions=None):
 
 def check(text, points=POINTS, functions=None, tolerance=1e-10):
     """Equal to OpenMM wherever OpenMM is finite; infinities and NaNs at the same energies."""
-    for theirs, ours in zip(
+    for expected, got in zip(
         by_openmm(text, points, functions), by_torch(text, points, functions), strict=True
     ):
-        known = np.isfinite(theirs)
-        np.testing.assert_allclose(ours[known], theirs[known], rtol=tolerance, atol=1e-13)
-        if theirs.ndim == 1:
-            np.testing.assert_array_equal(ours[~known], theirs[~known])
+        finite = np.isfinite(expected)
+        np.testing.assert_allclose(got[finite], expected[finite], rtol=tolerance, atol=1e-13)
+        if expected.ndim == 1:
+            np.testing.assert_array_equal(got[~finite], expected[~finite])
 
 
 UNARY = re.findall(
@@ -126,7 +117,7 @@ def test_singular_points_and_ties(text):
     check(text, ORIGIN)
 
 
-def test_square_root_at_zero_is_as_steep_as_openmm_s():
+def test_derivative_of_the_square_root_at_zero():
     assert by_torch("sqrt(x)", ORIGIN[:1])[1][0, 0] == math.inf
     assert by_openmm("sqrt(x)", ORIGIN[:1])[1][0, 0] == math.inf
 
@@ -135,23 +126,23 @@ def random_expression(rng, depth):
     if depth == 0 or rng.random() < 0.1:
         return rng.choice("xxyyz") if rng.random() < 0.8 else f"{rng.uniform(0.2, 3):.3g}"
 
-    def below():
+    def operand():
         return random_expression(rng, depth - 1)
 
     kind = rng.random()
     if kind < 0.5:
-        return f"{below()}{rng.choice('++--**/')}{below()}"
+        return f"{operand()}{rng.choice('++--**/')}{operand()}"
     if kind < 0.6:
-        return f"({below()})^{rng.choice(['2', '3', '-1', '-2', '0.5', '1.5', '4', '(y)'])}"
+        return f"({operand()})^{rng.choice(['2', '3', '-1', '-2', '0.5', '1.5', '4', '(y)'])}"
     if kind < 0.65:
-        return f"-({below()})"
+        return f"-({operand()})"
     if kind < 0.75:
-        return f"({below()})"
+        return f"({operand()})"
     if kind < 0.8:
-        return f"{rng.choice(['min', 'max', 'atan2'])}({below()},{below()})"
+        return f"{rng.choice(['min', 'max', 'atan2'])}({operand()},{operand()})"
     if kind < 0.85:
-        return f"select({below()},{below()},step({below()})*{below()})"
-    return f"{rng.choice(UNARY)}({below()})"
+        return f"select({operand()},{operand()},step({operand()})*{operand()})"
+    return f"{rng.choice(UNARY)}({operand()})"
 
 
 class Unfolded(Graph):
@@ -166,7 +157,7 @@ class Unfolded(Graph):
 
 def is_safe_for_openmm(text):
     try:
-        _Parser(text, Unfolded(), {}).parse()
+        Parser(text, Unfolded(), {}).parse()
     except ArithmeticError:
         return False
     return True
@@ -181,10 +172,10 @@ def test_random_expressions(seed):
         if not is_safe_for_openmm(text):
             continue
         energies, gradients = by_openmm(text, POINTS)
-        ours = by_torch(text, POINTS)
+        got = by_torch(text, POINTS)
         finite = np.isfinite(energies)
-        for a, b in ((energies, ours[0]), (gradients, ours[1])):
-            # Rounding is magnified where terms of the whole's size cancel, and near poles.
+        for a, b in ((energies, got[0]), (gradients, got[1])):
+            # Rounding errors are magnified near poles and where large terms cancel.
             known = np.isfinite(a) & (np.abs(a) < 1e6) & finite.reshape(-1, *[1] * (a.ndim - 1))
             if "min(" in text or "max(" in text:
                 known &= ~np.isnan(b)  # min(NaN, 1) is the processor's choice in OpenMM
@@ -240,7 +231,7 @@ SINGULAR = [
         "select(1-c, select(z, B, B+1), H)",
     ],
 )
-def test_the_branch_not_taken_leaves_no_trace(body, form):
+def test_the_branch_not_taken_contributes_nothing(body, form):
     expression = Expression(form.replace("H", "(x^3+y)").replace("B", f"({body})"))
     x = torch.tensor([0.0, -1.0, 1e-300]).double().requires_grad_()
     y = torch.tensor([0.0, 0.0, -1.0]).double().requires_grad_()
@@ -249,9 +240,9 @@ def test_the_branch_not_taken_leaves_no_trace(body, form):
     torch.testing.assert_close(result, x**3 + y, rtol=0, atol=0)
     for expected_x, expected_y in ((3 * x * x, one), (6 * x, 0 * one), (6 * one, 0 * one)):
         # x*y keeps both in the graph of every order.
-        result, slope = torch.autograd.grad((result + 0 * x * y).sum(), [x, y], create_graph=True)
+        result, along_y = torch.autograd.grad((result + 0 * x * y).sum(), [x, y], create_graph=True)
         torch.testing.assert_close(result, expected_x, rtol=0, atol=0)
-        torch.testing.assert_close(slope, expected_y, rtol=0, atol=0)
+        torch.testing.assert_close(along_y, expected_y, rtol=0, atol=0)
 
 
 class Count(TorchDispatchMode):
@@ -290,9 +281,9 @@ def test_common_subexpressions_are_evaluated_once():
         ("sqrt(x,y)", 0, "takes 1"),
         ("1+select(x,y)", 2, "takes 3"),
         ("min(x,y,z)", 0, "takes 2"),
-        ("sqrt()", 5, "found '\\)'"),
-        ("x**2", 2, "found '\\*'"),
-        ("+x", 0, "found '\\+'"),
+        ("sqrt()", 5, "got '\\)'"),
+        ("x**2", 2, "got '\\*'"),
+        ("+x", 0, "got '\\+'"),
         ("2x", 1, "unexpected 'x'"),
         ("x y", 2, "unexpected 'y'"),
         ("sqrt (x)", 5, "unexpected '\\('"),
@@ -326,7 +317,7 @@ def test_variables_and_missing_values():
         expression({"x": torch.ones(1), "c": torch.ones(1)})
     circular = Expression("a;a=b;b=a+1")
     assert circular.variables == {"a"}
-    with pytest.raises(ValueError, match=r"'a' .a definition is seen only by"):
+    with pytest.raises(ValueError, match=r"'a' .a definition can be used only by"):
         circular({})
     with pytest.raises(TypeError, match="text: expected a string"):
         Expression(3)
@@ -401,12 +392,12 @@ def test_tabulated_functions(text, function):
     halves = rng.integers(-3, 6, size=(40, 3)) + 0.5
     ends = np.array([[0.2, 1.0, 2.0], [1.1, 0.0, 1.0], [-0.5, 0.0, 1.0], [1.4, 2.0, 1.0]])
     points = np.concatenate([rng.uniform(-2, 4, size=(150, 3)), ends, halves])
-    for theirs, ours in zip(
-        by_openmm(text, points, {"t": function}),
-        by_torch(text, points, {"t": function}),
-        strict=True,
+    functions = {"t": function}
+    for expected, got in zip(
+        by_openmm(text, points, functions), by_torch(text, points, functions), strict=True
     ):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12 * np.abs(theirs).max())
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12 * scale)
 
 
 def test_splines_differentiate_twice():

@@ -1,4 +1,4 @@
-"""Double wells in mixed coordinates: forces, exact answers, samples; the walk on plain R^d."""
+"""Double wells in mixed coordinates: forces, exact answers, samples; the walk on R^d."""
 
 import math
 
@@ -103,8 +103,8 @@ def test_marginals_agree_with_their_moments_and_end() -> None:
                 potential.moment(order, temperature)[2].item(), abs=1e-7
             )
         assert (cumulative[0], cumulative[-1]) == (0.0, 1.0)
-        slope = torch.gradient(cumulative, spacing=(x[1] - x[0]).item())[0]
-        assert (slope - density)[1:-1].abs().max() < 1e-3
+        derivative = torch.gradient(cumulative, spacing=(x[1] - x[0]).item())[0]
+        assert (derivative - density)[1:-1].abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 10.0])
@@ -125,8 +125,8 @@ def test_samples_agree_with_the_exact_answers(temperature: float) -> None:
     for j in range(5):
         edges = x[:200, j].quantile(torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64))
         expected = potential.marginal(j, edges, temperature)[1]
-        found = (x[200:, j, None] < edges).double().mean(dim=0)
-        assert ((found - expected) / (expected * (1 - expected) / n).sqrt()).abs().max() < 4
+        fraction = (x[200:, j, None] < edges).double().mean(dim=0)
+        assert ((fraction - expected) / (expected * (1 - expected) / n).sqrt()).abs().max() < 4
 
 
 def test_random_potentials() -> None:
@@ -164,7 +164,7 @@ def test_wrong_input(make: object, error: type[Exception], message: str) -> None
         make()  # type: ignore[operator]
 
 
-def test_the_walk_on_plain_coordinates_makes_gaussian_increments() -> None:
+def test_the_walk_makes_gaussian_increments() -> None:
     """At a very high temperature everything is accepted: increments are N(0, sigma^2 T)."""
     potential, temperatures, n = MixedDoubleWell.random(3, 0), (1e8, 4e8), 20_000
     walk = InternalWalk(WhitenedCoordinates.identity(3), potential, temperatures, sigma=1e-4)

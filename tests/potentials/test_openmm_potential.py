@@ -1,11 +1,12 @@
-"""The OpenMM bridge: agreement with a plain Context, autograd, non-finite input, lifetimes."""
+"""OpenMMPotential: agreement with a Context, autograd, non-finite input, lifetimes."""
 
 import logging
 import multiprocessing
 import os
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import numpy as np
 import openmm
@@ -14,16 +15,12 @@ import torch
 
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.potentials.platforms import available_platforms
-from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import KB
+from tests.support.torch_cases import conformations, context_values, system_of
 
+New = Callable[..., OpenMMPotential]
 PLATFORMS = [name for name in ("Reference", "CPU") if name in available_platforms()]
-
-
-@pytest.fixture(scope="module")
-def molecule() -> MolecularSystem:
-    return alanine_dipeptide()
 
 
 @pytest.fixture(scope="module")
@@ -32,34 +29,27 @@ def potential(molecule: MolecularSystem) -> Iterator[OpenMMPotential]:
         yield shared
 
 
-def conformations(molecule: MolecularSystem, n: int, seed: int = 0) -> torch.Tensor:
-    """[n, N, 3]: the reference positions with noise of 0.01 nm."""
-    noise = np.random.default_rng(seed).normal(0.0, 0.01, size=(n, molecule.n_atoms, 3))
-    return torch.from_numpy(molecule.positions + noise)
+@pytest.fixture
+def new(molecule: MolecularSystem) -> Iterator[New]:
+    """Opens potentials of the molecule, by default with one Context on the Reference platform."""
+    with ExitStack() as stack:
 
+        def open_potential(platform: str = "Reference", n_contexts: int = 1) -> OpenMMPotential:
+            return stack.enter_context(OpenMMPotential(molecule.system, platform, None, n_contexts))
 
-def plain_loop(
-    system: openmm.System, platform: str, x: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    context = openmm.Context(
-        system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatform(platform)
-    )
-    energies, forces = [], []
-    for row in x.numpy():
-        context.setPositions(row)
-        state = context.getState(energy=True, forces=True)
-        energies.append(state.getPotentialEnergy()._value)
-        forces.append(torch.from_numpy(state.getForces(asNumpy=True)._value))
-    return torch.tensor(energies, dtype=torch.float64), torch.stack(forces)
+        yield open_potential
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_agrees_with_a_plain_context(molecule: MolecularSystem, platform: str) -> None:
+def test_agrees_with_a_context(molecule: MolecularSystem, new: New, platform: str) -> None:
     x = conformations(molecule, 5)
-    energies, forces = plain_loop(molecule.system, platform, x)
-    with OpenMMPotential(molecule.system, platform, n_contexts=1) as potential:
-        got_energies, got_forces = potential.energy_and_forces(x)
-        alone = potential.energy(x)
+    context = openmm.Context(
+        molecule.system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatform(platform)
+    )
+    energies, forces = context_values(context, x)
+    potential = new(platform)
+    got_energies, got_forces = potential.energy_and_forces(x)
+    alone = potential.energy(x)
     tolerance = (
         {"rtol": 0.0, "atol": 0.0} if platform == "Reference" else {"rtol": 1e-5, "atol": 0.01}
     )
@@ -108,24 +98,24 @@ def test_second_derivative_raises(molecule: MolecularSystem, potential: OpenMMPo
 
 
 def test_forces_are_computed_only_for_a_gradient(
-    molecule: MolecularSystem, monkeypatch: pytest.MonkeyPatch
+    molecule: MolecularSystem, new: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    with_forces = []
     original = openmm.Context.getState
 
-    def spy(self: openmm.Context, **what: bool) -> openmm.State:
-        asked.append(what.get("forces", False))
-        return original(self, **what)
+    def spy(self: openmm.Context, **options: bool) -> openmm.State:
+        with_forces.append(options.get("forces", False))
+        return original(self, **options)
 
-    with OpenMMPotential(molecule.system, "Reference", n_contexts=1) as potential:
-        monkeypatch.setattr(openmm.Context, "getState", spy)
-        x = conformations(molecule, 1)
-        potential.energy(x)
-        with torch.no_grad():
-            potential.energy(x.requires_grad_())
-        assert asked == [False, False]
-        potential.energy(x)
-        assert asked == [False, False, True]
+    potential = new()
+    monkeypatch.setattr(openmm.Context, "getState", spy)
+    x = conformations(molecule, 1)
+    potential.energy(x)
+    with torch.no_grad():
+        potential.energy(x.requires_grad_())
+    assert with_forces == [False, False]
+    potential.energy(x)
+    assert with_forces == [False, False, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -144,14 +134,14 @@ def test_dtype_follows_the_input(
     torch.testing.assert_close(leaf.grad, -exact_forces.to(dtype))
 
 
-def test_overflow_of_the_result_is_not_finite(molecule: MolecularSystem) -> None:
+def test_overflow_of_the_result_is_not_finite(molecule: MolecularSystem, new: New) -> None:
     x = 100.0 * conformations(molecule, 1)  # stretched bonds: about 1e9 kJ/mol
-    with OpenMMPotential(molecule.system, "Reference", n_contexts=1) as potential:
-        assert potential.energy(x).isfinite().all()
-        energies, forces = potential.energy_and_forces(x.half())
-        assert energies.tolist() == [torch.inf]
-        assert not forces.any()
-        assert potential.n_non_finite == 1
+    potential = new()
+    assert potential.energy(x).isfinite().all()
+    energies, forces = potential.energy_and_forces(x.half())
+    assert energies.tolist() == [torch.inf]
+    assert not forces.any()
+    assert potential.n_non_finite == 1
 
 
 def test_non_contiguous_input_is_read_right(
@@ -164,20 +154,20 @@ def test_non_contiguous_input_is_read_right(
 
 
 @pytest.mark.parametrize("n_contexts", [1, 2])
-def test_empty_batch(molecule: MolecularSystem, n_contexts: int) -> None:
+def test_empty_batch(new: New, n_contexts: int) -> None:
     x = torch.empty(0, 22, 3, dtype=torch.float32, requires_grad=True)
-    with OpenMMPotential(molecule.system, "Reference", n_contexts=n_contexts) as potential:
-        energies, forces = potential.energy_and_forces(x)
-        assert (energies.shape, forces.shape, energies.dtype) == ((0,), (0, 22, 3), torch.float32)
-        potential.energy(x).sum().backward()
-        assert x.grad is not None
-        assert x.grad.shape == (0, 22, 3)
-        assert potential.n_evaluations == 0
+    potential = new(n_contexts=n_contexts)
+    energies, forces = potential.energy_and_forces(x)
+    assert (energies.shape, forces.shape, energies.dtype) == ((0,), (0, 22, 3), torch.float32)
+    potential.energy(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == (0, 22, 3)
+    assert potential.n_evaluations == 0
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_non_finite_rows_are_alike_on_every_platform(
-    molecule: MolecularSystem, platform: str
+def test_non_finite_rows_are_the_same_on_every_platform(
+    molecule: MolecularSystem, new: New, platform: str
 ) -> None:
     good = conformations(molecule, 1)[0]
     nan, infinite, coincident, collapsed, far = (good.clone() for _ in range(5))
@@ -188,27 +178,27 @@ def test_non_finite_rows_are_alike_on_every_platform(
     far *= 1e200
     x = torch.stack([good, nan, infinite, coincident, collapsed, far, good])
     bad = [False, True, True, True, True, True, False]
-    with OpenMMPotential(molecule.system, platform, n_contexts=1) as potential:
-        energies, forces = potential.energy_and_forces(x)
-        assert (energies == torch.inf).tolist() == bad
-        assert not forces[torch.tensor(bad)].any()
-        assert forces[0].any()
-        assert forces[-1].any()
-        assert (potential.n_evaluations, potential.n_non_finite) == (7, 5)
-        assert (potential.energy(x) == torch.inf).tolist() == bad
-        leaf = x.clone().requires_grad_()
-        # 0 * inf and inf weights: a gradient of NaN at the bad rows must not come through.
-        potential.energy(leaf).square().sum().backward()
-        assert leaf.grad is not None
-        assert not leaf.grad[torch.tensor(bad)].any()
-        assert leaf.grad.isfinite().all()
-        assert leaf.grad[0].any()
-        assert (potential.n_evaluations, potential.n_non_finite) == (21, 15)
-        assert potential.energy(good[None]).isfinite().all()
+    potential = new(platform)
+    energies, forces = potential.energy_and_forces(x)
+    assert (energies == torch.inf).tolist() == bad
+    assert not forces[torch.tensor(bad)].any()
+    assert forces[0].any()
+    assert forces[-1].any()
+    assert (potential.n_evaluations, potential.n_non_finite) == (7, 5)
+    assert (potential.energy(x) == torch.inf).tolist() == bad
+    leaf = x.clone().requires_grad_()
+    # 0 * inf and inf weights: a gradient of NaN at the bad rows must not be propagated.
+    potential.energy(leaf).square().sum().backward()
+    assert leaf.grad is not None
+    assert not leaf.grad[torch.tensor(bad)].any()
+    assert leaf.grad.isfinite().all()
+    assert leaf.grad[0].any()
+    assert (potential.n_evaluations, potential.n_non_finite) == (21, 15)
+    assert potential.energy(good[None]).isfinite().all()
 
 
-class _Fussy(openmm.Context):
-    """Raises beyond 5 nm, for a reason that is no number's fault; for ever once `lost`."""
+class LimitedContext(openmm.Context):
+    """Raises a device error beyond 5 nm; always once `lost`."""
 
     lost = False
 
@@ -219,45 +209,40 @@ class _Fussy(openmm.Context):
 
 
 def test_exceptions_are_infinite_only_if_the_conformation_is_at_fault(
-    molecule: MolecularSystem, monkeypatch: pytest.MonkeyPatch
+    molecule: MolecularSystem, new: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openmm, "Context", _Fussy)
-    good = conformations(molecule, 1)
-    with OpenMMPotential(molecule.system, "Reference", n_contexts=1) as potential:
-        with pytest.raises(openmm.OpenMMException, match="device unavailable"):
-            potential.energy(good + 10.0)  # nothing has worked yet
-        assert potential.energy(torch.cat([good, good + 10.0])).isfinite().tolist() == [True, False]
-        assert potential.n_non_finite == 1
-        monkeypatch.setattr(_Fussy, "lost", True)
-        with pytest.raises(openmm.OpenMMException, match="device unavailable"):
-            potential.energy(good)
+    monkeypatch.setattr(openmm, "Context", LimitedContext)
+    good, potential = conformations(molecule, 1), new()
+    with pytest.raises(openmm.OpenMMException, match="device unavailable"):
+        potential.energy(good + 10.0)  # no conformation has worked yet
+    assert potential.energy(torch.cat([good, good + 10.0])).isfinite().tolist() == [True, False]
+    assert potential.n_non_finite == 1
+    monkeypatch.setattr(LimitedContext, "lost", True)
+    with pytest.raises(openmm.OpenMMException, match="device unavailable"):
+        potential.energy(good)
 
 
-def test_two_contexts_equal_one(molecule: MolecularSystem) -> None:
+def test_two_contexts_equal_one(molecule: MolecularSystem, new: New) -> None:
     x = conformations(molecule, 67)
     x[5] = torch.nan
-    with (
-        OpenMMPotential(molecule.system, "Reference", n_contexts=1) as one,
-        OpenMMPotential(molecule.system, "Reference", n_contexts=2) as two,
-    ):
-        for rows in (1, 2, 3, 67):
-            expected, got = one.energy_and_forces(x[:rows]), two.energy_and_forces(x[:rows])
-            torch.testing.assert_close(got, expected, rtol=0.0, atol=0.0)
-        assert (one.n_evaluations, one.n_non_finite) == (two.n_evaluations, two.n_non_finite)
-        assert two.n_contexts == 2
+    one, two = new(), new(n_contexts=2)
+    for rows in (1, 2, 3, 67):
+        expected, got = one.energy_and_forces(x[:rows]), two.energy_and_forces(x[:rows])
+        torch.testing.assert_close(got, expected, rtol=0.0, atol=0.0)
+    assert (one.n_evaluations, one.n_non_finite) == (two.n_evaluations, two.n_non_finite)
+    assert two.n_contexts == 2
 
 
-def test_an_exception_in_a_thread_comes_out(
-    molecule: MolecularSystem, monkeypatch: pytest.MonkeyPatch
+def test_an_exception_in_a_thread_is_raised(
+    molecule: MolecularSystem, new: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with OpenMMPotential(molecule.system, "Reference", n_contexts=2) as potential:
-        x = conformations(molecule, 40)
+    x, potential = conformations(molecule, 40), new(n_contexts=2)
+    potential.energy(x)
+    monkeypatch.setattr(openmm.State, "getPotentialEnergy", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
         potential.energy(x)
-        monkeypatch.setattr(openmm.State, "getPotentialEnergy", lambda self: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            potential.energy(x)
-        monkeypatch.undo()
-        assert potential.energy(x).isfinite().all()
+    monkeypatch.undo()
+    assert potential.energy(x).isfinite().all()
 
 
 def test_pickle_copies_the_system_and_the_choice(molecule: MolecularSystem) -> None:
@@ -304,7 +289,7 @@ def test_forked_child_gets_an_error_and_ends(molecule: MolecularSystem) -> None:
             sender.send("no error")
         except RuntimeError as error:
             potential.close()
-            del potential  # must not wait for threads that stayed in the parent
+            del potential  # must not wait for the parent's threads
             sender.send(str(error))
         finally:
             os._exit(0)
@@ -427,20 +412,15 @@ def test_wrong_systems() -> None:
         OpenMMPotential("system")
     with pytest.raises(ValueError, match="at least one particle"):
         OpenMMPotential(openmm.System())
-    system = openmm.System()
-    for _ in range(3):
-        system.addParticle(1.0)
+    system = system_of(n=3)
     system.setVirtualSite(2, openmm.TwoParticleAverageSite(0, 1, 0.5, 0.5))
     with pytest.raises(ValueError, match="virtual sites are not supported, particle 2"):
         OpenMMPotential(system)
-    periodic = openmm.System()
-    periodic.addParticle(1.0)
     force = openmm.NonbondedForce()
     force.addParticle(0.0, 0.1, 0.0)
     force.setNonbondedMethod(openmm.NonbondedForce.PME)
-    periodic.addForce(force)
     with pytest.raises(ValueError, match="no periodic box, but NonbondedForce"):
-        OpenMMPotential(periodic)
+        OpenMMPotential(system_of(force, n=1))
 
 
 @pytest.mark.parametrize(

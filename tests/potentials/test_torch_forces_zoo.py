@@ -56,8 +56,8 @@ def test_third_derivatives_of_everything() -> None:
     direction = torch.from_numpy(np.random.default_rng(12).normal(size=x.shape))
 
     def curvatures(y: Tensor) -> Tensor:
-        (slope,) = torch.autograd.grad(potential.energy(y).sum(), y, create_graph=True)
-        (second,) = torch.autograd.grad((slope * direction).sum(), y, create_graph=True)
+        (first,) = torch.autograd.grad(potential.energy(y).sum(), y, create_graph=True)
+        (second,) = torch.autograd.grad((first * direction).sum(), y, create_graph=True)
         return (second * direction).sum(dim=(1, 2))
 
     leaf = x.clone().requires_grad_()
@@ -80,11 +80,11 @@ def test_cmap_everywhere_on_the_torus() -> None:
     first, second = (a.ravel() for a in np.meshgrid(angles, angles))
     x = torch.zeros(len(first), n, 3, dtype=torch.float64)
     for start, phi in ((0, first), (4, second)):
-        turn = torch.from_numpy(phi)
+        angle = torch.from_numpy(phi)
         x[:, start, 0] = 0.1
         x[:, start + 2, 2] = 0.15
         x[:, start + 3] = torch.stack(
-            [0.1 * turn.cos(), 0.1 * turn.sin(), torch.full_like(turn, 0.2)], dim=1
+            [0.1 * angle.cos(), 0.1 * angle.sin(), torch.full_like(angle, 0.2)], dim=1
         )
     check(force, x=x)
 
@@ -127,7 +127,7 @@ def test_angles_without_a_plane(end: float) -> None:
     [(1e-2, 1e-12, 1e-12), (1e-3, 1e-11, 1e-10), (1e-4, 1e-10, 1e-8), (1e-6, 1e-8, 1.0)],
 )
 def test_nearly_straight_angles(bend: float, energy_limit: float, force_limit: float) -> None:
-    """OpenMM limits the agreement here: its error grows, that from the exact answer does not.
+    """OpenMM limits the agreement: its error grows, that of TorchPotential does not.
 
     Its angle is an inverse cosine, precise to 2e-16 / bend, and its force is divided by the sine's
     numerator, taken as at least 1e-6 nm^2: 1 % of the true force is left at a bend of 1e-6.
@@ -142,11 +142,11 @@ def test_nearly_straight_angles(bend: float, energy_limit: float, force_limit: f
     exact = 50.0 * stretch**2, 100.0 * stretch / 0.1
     assert float(energies[0]) == pytest.approx(exact[0], rel=1e-13)
     assert float(forces[0, 0].norm()) == pytest.approx(exact[1], rel=1e-13)
-    theirs, their_forces = reference_values(system, x)
-    assert float(theirs[0]) == pytest.approx(exact[0], rel=energy_limit)
-    assert float(their_forces[0, 0].norm()) == pytest.approx(exact[1], rel=force_limit)
+    reference_energies, reference_forces = reference_values(system, x)
+    assert float(reference_energies[0]) == pytest.approx(exact[0], rel=energy_limit)
+    assert float(reference_forces[0, 0].norm()) == pytest.approx(exact[1], rel=force_limit)
     if bend == 1e-6:
-        assert float(their_forces[0, 0].norm()) == pytest.approx(0.01 * exact[1], rel=1e-6)
+        assert float(reference_forces[0, 0].norm()) == pytest.approx(0.01 * exact[1], rel=1e-6)
 
 
 @pytest.mark.parametrize("closest", [0.02, 0.05])
@@ -195,34 +195,32 @@ def test_force_groups(groups: list[int]) -> None:
     assert max(errors(potential.energy_and_forces(x), expected)) < 1e-10
 
 
-EMPTY: dict[str, tuple[str, ...]] = {
-    "HarmonicBondForce": (),
-    "HarmonicAngleForce": (),
-    "PeriodicTorsionForce": (),
-    "RBTorsionForce": (),
-    "CMAPTorsionForce": (),
-    "CustomBondForce": ("r^2",),
-    "CustomAngleForce": ("theta",),
-    "CustomTorsionForce": ("theta",),
-    "CustomExternalForce": ("x",),
-}
+EMPTY = [
+    openmm.HarmonicBondForce(),
+    openmm.HarmonicAngleForce(),
+    openmm.PeriodicTorsionForce(),
+    openmm.RBTorsionForce(),
+    openmm.CMAPTorsionForce(),
+    openmm.CustomBondForce("r^2"),
+    openmm.CustomAngleForce("theta"),
+    openmm.CustomTorsionForce("theta"),
+    openmm.CustomExternalForce("x"),
+]
 
 
-@pytest.mark.parametrize("name", EMPTY)
-def test_a_force_without_terms(name: str) -> None:
-    x = cluster()
-    alone = TorchPotential.from_system(system_of(getattr(openmm, name)(*EMPTY[name])))
-    energies, forces = alone.energy_and_forces(x)
+@pytest.mark.parametrize("force", EMPTY, ids=lambda force: force.getName())
+def test_a_force_without_terms(force: openmm.Force) -> None:
+    potential = TorchPotential.from_system(system_of(openmm.XmlSerializer.clone(force)))
+    energies, forces = potential.energy_and_forces(cluster())
     assert not energies.any()
     assert not forces.any()
-    check(nonbonded(np.random.default_rng(9)), getattr(openmm, name)(*EMPTY[name]))
+    check(nonbonded(np.random.default_rng(9)), openmm.XmlSerializer.clone(force))
 
 
 def test_a_system_without_forces() -> None:
-    for force in ((), (openmm.CMMotionRemover(),)):
-        energies, forces = TorchPotential.from_system(system_of(*force)).energy_and_forces(
-            cluster()
-        )
+    for none in ((), (openmm.CMMotionRemover(),)):
+        potential = TorchPotential.from_system(system_of(*none))
+        energies, forces = potential.energy_and_forces(cluster())
         assert energies.tolist() == [0.0] * 6
         assert not forces.any()
 

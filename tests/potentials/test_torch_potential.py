@@ -5,7 +5,6 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,20 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials import TorchPotential
-from openmm_tsf.potentials.blocks import threads_for
+from openmm_tsf.potentials.blocks import block_threads, eager_block_size
 from openmm_tsf.potentials.forces.bonded import HarmonicBondTerm
 from openmm_tsf.potentials.verification import Disagreement
-from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import KB
-from tests.support.torch_cases import cluster, errors, reference_values, system_of
+from openmm_tsf.utils.threads import torch_threads
+from tests.support.torch_cases import (
+    cluster,
+    conformations,
+    errors,
+    reference_values,
+    system_of,
+)
 from tests.support.torch_zoo import everything
-
-
-@pytest.fixture(scope="module")
-def molecule() -> MolecularSystem:
-    return alanine_dipeptide()
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +39,6 @@ def shared(molecule: MolecularSystem) -> TorchPotential:
 @pytest.fixture(scope="module")
 def small() -> TorchPotential:
     return TorchPotential.from_system(small_system())
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-def conformations(molecule: MolecularSystem, n: int, seed: int = 0) -> Tensor:
-    """[n, N, 3]: the reference positions with noise of 0.01 nm."""
-    noise = np.random.default_rng(seed).normal(0.0, 0.01, size=(n, molecule.n_atoms, 3))
-    return torch.from_numpy(molecule.positions + noise)
 
 
 def small_system() -> openmm.System:
@@ -140,13 +126,14 @@ def test_none_and_one(shared: TorchPotential, molecule: MolecularSystem, n: int)
     torch.testing.assert_close(gradient, -forces, rtol=0.0, atol=0.0)
 
 
-def test_blocks_do_not_show(shared: TorchPotential, molecule: MolecularSystem) -> None:
-    """Rows are the same to rounding whatever they are evaluated with."""
+def test_results_do_not_depend_on_blocks(shared: TorchPotential, molecule: MolecularSystem) -> None:
+    """Rows are the same to rounding, whatever the rest of their batch."""
     x = conformations(molecule, 203)
     energies, forces = shared.energy_and_forces(x)
     scale = float(forces.abs().max())
     little = TorchPotential.from_system(molecule.system, memory=2**20)
-    assert little._block_size() < shared._block_size()
+    sizes = [eager_block_size(22, p.dtype, p.device, p.memory) for p in (little, shared)]
+    assert sizes[0] < sizes[1]
     for got in (
         little.energy_and_forces(x),
         tuple(map(torch.cat, zip(*[shared.energy_and_forces(r) for r in x.split(7)], strict=True))),
@@ -155,13 +142,15 @@ def test_blocks_do_not_show(shared: TorchPotential, molecule: MolecularSystem) -
         torch.testing.assert_close(got[1], forces, rtol=0.0, atol=1e-12 * scale)
 
 
-@pytest.mark.usefixtures("two_threads")
-def test_threads_do_not_show(shared: TorchPotential, molecule: MolecularSystem) -> None:
+def test_results_do_not_depend_on_threads(
+    shared: TorchPotential, molecule: MolecularSystem
+) -> None:
     x = conformations(molecule, 500)
-    two = shared.energy_and_forces(x)
-    assert threads_for(molecule.n_atoms, shared.device) == 2
-    torch.set_num_threads(1)
-    one = shared.energy_and_forces(x)
+    with torch_threads(2):
+        two = shared.energy_and_forces(x)
+        assert block_threads(molecule.n_atoms, shared.device) == 2
+    with torch_threads(1):
+        one = shared.energy_and_forces(x)
     assert torch.equal(one[0], two[0])
     assert torch.equal(one[1], two[1])
 
@@ -188,11 +177,11 @@ def test_strides_do_not_matter(shared: TorchPotential, molecule: MolecularSystem
     torch.testing.assert_close(gradient[0], -6 * forces[0], rtol=1e-12, atol=1e-8)
 
 
-def test_memory_is_kept_within(molecule: MolecularSystem) -> None:
-    for memory in (2**20, 2**24):
-        potential = TorchPotential.from_system(molecule.system, memory=memory)
-        assert potential._block_size() >= 1
-        assert potential._block_size() == 1 or 80 * potential._block_size() * 22**2 * 8 <= memory
+@pytest.mark.parametrize("memory", [2**20, 2**24])
+def test_blocks_fit_the_memory(memory: int) -> None:
+    size = eager_block_size(22, torch.float64, torch.device("cpu"), memory)
+    assert size >= 1
+    assert size == 1 or 80 * size * 22**2 * 8 <= memory
 
 
 # ---- derivatives ---------------------------------------------------------------------------------
@@ -365,12 +354,12 @@ def test_check_again(shared: TorchPotential, molecule: MolecularSystem) -> None:
         (molecule.positions * openmm.unit.nanometer, 1),
         (conformations(molecule, 3).numpy(), 1),
     ):
-        found = shared.check(positions, n_conformations=n, seed=5)
-        assert [item.name for item in found] == [
+        agreement = shared.check(positions, n_conformations=n, seed=5)
+        assert [item.name for item in agreement] == [
             name for name in names if name != "CMMotionRemover"
         ]
-        assert all(item.n_finite >= 1 for item in found)
-    assert shared.agreement == found
+        assert all(item.n_finite >= 1 for item in agreement)
+    assert shared.agreement == agreement
 
 
 def test_a_tolerance_that_is_too_small(molecule: MolecularSystem) -> None:
@@ -396,49 +385,13 @@ def test_nothing_to_compare_with() -> None:
         potential.check(np.zeros((1, 2, 3)))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ({"n_conformations": 0}, "n_conformations: expected an integer of at least 1, got 0"),
-        ({"tolerance": (1e-3, 0.0)}, "tolerance: expected two positive numbers"),
-        ({"tolerance": (1e-3,)}, "tolerance: expected two positive numbers"),
-        ({"positions": np.zeros((4, 3))}, r"positions: expected shape \(5, 3\).*got \(4, 3\)"),
-        ({"positions": np.full((5, 3), np.nan)}, "positions: expected finite numbers"),
-        ({"positions": np.zeros((0, 5, 3))}, "positions: expected shape"),
-    ],
-    ids=lambda a: next(iter(a)) if isinstance(a, dict) else "",
-)
-def test_wrong_arguments_of_check(
-    small: TorchPotential, arguments: dict[str, Any], text: str
-) -> None:
-    with pytest.raises(ValueError, match=text):
-        small.check(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ({"dtype": torch.float16}, "dtype: expected torch.float64 or torch.float32, got torch.fl"),
-        ({"memory": 2**19}, "memory: expected at least 1048576 bytes, got 524288"),
-        ({"force_groups": [32]}, r"force_groups: expected integers from 0 to 31, got \[32\]"),
-        ({"force_groups": []}, r"force_groups: expected integers"),
-        ({"tolerance": (-1.0, 1.0)}, "tolerance: expected two positive numbers"),
-        ({"positions": np.zeros((3, 3))}, r"positions: expected shape \(2, 3\)"),
-    ],
-    ids=lambda a: next(iter(a)) if isinstance(a, dict) else "",
-)
-def test_wrong_arguments(arguments: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        TorchPotential.from_system(bonded_pair(), **arguments)
-
-
 def test_single_precision(shared: TorchPotential, molecule: MolecularSystem) -> None:
     single = TorchPotential.from_system(molecule.system, dtype=torch.float32)
     x = conformations(molecule, 8)
     energies, forces = single.energy_and_forces(x.float())
     assert energies.dtype == forces.dtype == torch.float32
-    found = errors((energies.double(), forces.double()), shared.energy_and_forces(x))
-    assert max(found) < 1e-3
+    double = energies.double(), forces.double()
+    assert max(errors(double, shared.energy_and_forces(x))) < 1e-3
 
 
 # ---- compiled ------------------------------------------------------------------------------------
@@ -451,7 +404,7 @@ from openmm_tsf.potentials import TorchPotential
 
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
 torch.set_num_threads(1)
-plain = TorchPotential.from_system(bonded_pair())
+eager = TorchPotential.from_system(bonded_pair())
 potential = TorchPotential.from_system(bonded_pair(), compile=True)
 x = cluster(300, n=2)
 assert not potential.is_compiled
@@ -461,7 +414,7 @@ assert not potential.is_compiled and potential.compile_seconds == 0.0, "compiled
 
 
 def run_compiled(code: str, tmp_path: Path, **environment: str) -> str:
-    """Run code in a process of its own, where the compiler starts anew; its log."""
+    """Run code in a new process, with an empty compiler cache; return its log."""
     done = subprocess.run(
         [sys.executable, "-c", COMPILED + code],
         env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), **environment},
@@ -479,9 +432,9 @@ def test_without_a_compiler(tmp_path: Path) -> None:
     log = run_compiled(
         """
 for _ in range(2):
-    torch.testing.assert_close(potential.energy(x), plain.energy(x), rtol=1e-14, atol=0)
-    for ours, theirs in zip(potential.energy_and_forces(x), plain.energy_and_forces(x)):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(potential.energy(x), eager.energy(x), rtol=1e-14, atol=0)
+    for got, expected in zip(potential.energy_and_forces(x), eager.energy_and_forces(x)):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-9)
     assert not potential.is_compiled
     seconds = potential.compile_seconds
 assert potential.compile_seconds == seconds
@@ -490,7 +443,7 @@ assert potential.compile_seconds == seconds
         CXX="/nonexistent/c++",
     )
     assert log.count("WARNING") == 1
-    assert "not compiled, operations stay single: No working C++ compiler" in log
+    assert "not compiled, evaluating eagerly: No working C++ compiler" in log
     assert "/nonexistent/c++" in log
 
 
@@ -501,18 +454,18 @@ def test_compiled_object(tmp_path: Path) -> None:
         """
 def same(one, other):
     torch.testing.assert_close(one.energy(x), other.energy(x), rtol=1e-12, atol=1e-10)
-    for ours, theirs in zip(one.energy_and_forces(x), other.energy_and_forces(x)):
-        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-9)
+    for got, expected in zip(one.energy_and_forces(x), other.energy_and_forces(x)):
+        torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-9)
 
-same(potential, plain)
+same(potential, eager)
 assert potential.is_compiled
 seconds = potential.compile_seconds
 for strength in (-2.0, 0.0):
-    for one in (potential, plain):
+    for one in (potential, eager):
         one.set_global_parameter("strength", strength)
-    same(potential, plain)
+    same(potential, eager)
 torch.set_num_threads(2)
-same(potential, plain)
+same(potential, eager)
 bad = x.clone()
 bad[7, 0, 0] = torch.nan
 energies, forces = potential.energy_and_forces(bad)

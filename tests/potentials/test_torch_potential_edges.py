@@ -1,4 +1,4 @@
-"""TorchPotential where it is easily wrong: inference mode, autocast, forks, zeros, big Systems."""
+"""TorchPotential in inference mode, autocast and forks, with zeros, big Systems, bad arguments."""
 
 import os
 import pickle
@@ -12,40 +12,35 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials import OpenMMPotential, TorchPotential
+from openmm_tsf.potentials.energy_function import SystemEnergy
 from openmm_tsf.potentials.expressions.parser import ExpressionError
 from openmm_tsf.potentials.forces.base import NotCovered
 from openmm_tsf.potentials.forces.bonded import HarmonicBondTerm
 from openmm_tsf.potentials.forces.custom_bonded import CustomBondTerm
-from openmm_tsf.potentials.forces.geometry import AllPairs, Frame
+from openmm_tsf.potentials.forces.pairs import AllPairs, Batch
 from openmm_tsf.potentials.verification import Disagreement
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.utils.threads import torch_threads
+from tests.support.torch_cases import system_of
 
 
 def chain(n_atoms: int, length: float = 0.1) -> openmm.System:
     """Particles in a row, bonded."""
-    system = openmm.System()
     bonds = openmm.HarmonicBondForce()
-    for i in range(n_atoms):
-        system.addParticle(12.0)
-        if i:
-            bonds.addBond(i - 1, i, length, 1000.0)
-    system.addForce(bonds)
-    return system
+    for i in range(1, n_atoms):
+        bonds.addBond(i - 1, i, length, 1000.0)
+    return system_of(bonds, n=n_atoms)
 
 
 def scaled_bond(value: float) -> openmm.System:
     """A bond that a global parameter switches."""
-    system = openmm.System()
     force = openmm.CustomBondForce("lam*k*(r-r0)^2")
     force.addGlobalParameter("lam", value)
     force.addPerBondParameter("k")
     force.addPerBondParameter("r0")
-    for _ in range(2):
-        system.addParticle(12.0)
     force.addBond(0, 1, [300.0, 0.15])
-    system.addForce(force)
-    return system
+    return system_of(force, n=2)
 
 
 def scattered(n: int, n_atoms: int, seed: int = 0) -> Tensor:
@@ -58,22 +53,17 @@ def test_inference_mode(system: openmm.System) -> None:
     potential = TorchPotential.from_system(system)
     x = scattered(40, n_atoms)
     energies, forces = potential.energy_and_forces(x)
-    before = torch.get_num_threads()
     for threads in (1, 2):
-        torch.set_num_threads(threads)
-        try:
-            with torch.inference_mode():
-                for given in (x, x.clone()):
-                    got = potential.energy_and_forces(given)
-                    assert torch.equal(got[0], energies)
-                    assert torch.equal(got[1], forces)
-                    torch.testing.assert_close(potential.energy(given), energies)
-                made_there = x.clone()
-        finally:
-            torch.set_num_threads(before)
-    assert torch.equal(potential.energy_and_forces(made_there)[1], forces)
+        with torch_threads(threads), torch.inference_mode():
+            for given in (x, x.clone()):
+                got = potential.energy_and_forces(given)
+                assert torch.equal(got[0], energies)
+                assert torch.equal(got[1], forces)
+                torch.testing.assert_close(potential.energy(given), energies)
+            inference_tensor = x.clone()
+    assert torch.equal(potential.energy_and_forces(inference_tensor)[1], forces)
     with torch.inference_mode():
-        TorchPotential.from_system(system)  # its check works there too
+        TorchPotential.from_system(system)  # with its check
 
 
 def test_autocast_does_not_cost_digits() -> None:
@@ -90,12 +80,8 @@ def test_autocast_does_not_cost_digits() -> None:
 def test_a_fork_after_threads() -> None:
     potential = TorchPotential.from_system(chain(5))
     x = scattered(60_000, 5)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with torch_threads(2):
         potential.energy_and_forces(x)
-    finally:
-        torch.set_num_threads(before)
     child = os.fork()
     if child == 0:  # pragma: no cover (the other process)
         potential.energy_and_forces(x[:10])
@@ -104,13 +90,10 @@ def test_a_fork_after_threads() -> None:
 
 
 def test_construction_grows_no_faster_than_the_pairs() -> None:
-    potential = TorchPotential.from_system(chain(500))
-    numbers = sum(
-        b.numel() for module in (potential._pairs, potential._terms) for b in module.buffers()
-    )
-    assert numbers < 8 * 500**2
     pairs = AllPairs(500)
-    assert sum(b.numel() for b in pairs.buffers()) < 8 * 500**2
+    pairs.prepare_list()
+    for module in (SystemEnergy(chain(500)), pairs):
+        assert sum(buffer.numel() for buffer in module.buffers()) < 8 * 500**2
 
 
 def test_too_large_for_the_memory() -> None:
@@ -139,21 +122,21 @@ def test_a_bond_of_no_length(length: float) -> None:
     assert potential.check(np.zeros((1, 2, 3)))[0].n_finite == 1
 
 
-def test_parameters_of_the_time_of_the_energy() -> None:
+def test_gradients_use_the_parameters_of_the_energy() -> None:
     potential = TorchPotential.from_system(scaled_bond(1.0))
     x = scattered(1, 2).requires_grad_()
     energy = potential.energy(x).sum()
     potential.set_global_parameter("lam", 2.0)
-    (plain,) = torch.autograd.grad(energy, x, retain_graph=True)
+    (gradient,) = torch.autograd.grad(energy, x, retain_graph=True)
     (with_graph,) = torch.autograd.grad(energy, x, create_graph=True)
-    torch.testing.assert_close(with_graph, plain, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(with_graph, gradient, rtol=1e-12, atol=1e-12)
 
 
-def _times(factor: float) -> Callable[[HarmonicBondTerm, Frame, Any], Tensor]:
+def _times(factor: float) -> Callable[[HarmonicBondTerm, Batch, Any], Tensor]:
     right = HarmonicBondTerm.energy
 
-    def wrong(self: HarmonicBondTerm, frame: Frame, parameters: Any) -> Tensor:
-        return factor * right(self, frame, parameters)
+    def wrong(self: HarmonicBondTerm, batch: Batch, parameters: Any) -> Tensor:
+        return factor * right(self, batch, parameters)
 
     return wrong
 
@@ -187,31 +170,53 @@ def test_errors_travel_between_processes() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
+        ({"dtype": torch.float16}, ValueError, "dtype: expected torch.float64 or torch.float32, "),
+        ({"memory": 2**19}, ValueError, "memory: expected at least 1048576 bytes, got 524288"),
         ({"memory": None}, ValueError, "memory: expected at least"),
         ({"memory": float("nan")}, ValueError, "memory: expected at least"),
         ({"tolerance": 1e-5}, ValueError, "tolerance: expected two positive numbers"),
+        ({"tolerance": (-1.0, 1.0)}, ValueError, "tolerance: expected two positive numbers"),
         ({"tolerance": (float("inf"), 1.0)}, ValueError, "tolerance: expected two positive"),
+        ({"force_groups": [32]}, ValueError, r"force_groups: expected integers .* got \[32\]"),
+        ({"force_groups": []}, ValueError, "force_groups: expected integers"),
         ({"force_groups": 3.5}, ValueError, "force_groups: expected integers"),
         ({"force_groups": [True]}, ValueError, "force_groups: expected integers"),
         ({"compile": "yes"}, TypeError, "compile: expected True or False, got 'yes'"),
         ({"device": "nowhere"}, ValueError, "device: expected a torch device, got 'nowhere'"),
         ({"device": 3.5}, ValueError, "device: expected a torch device"),
         ({"positions": "x"}, ValueError, "positions: expected numbers in nm"),
+        ({"positions": np.zeros((4, 3))}, ValueError, r"positions: expected shape \(3, 3\)"),
     ],
 )
-def test_doors(arguments: dict[str, Any], error: type[Exception], text: str) -> None:
+def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         TorchPotential.from_system(chain(3), **arguments)
 
 
-def test_doors_of_methods() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"n_conformations": 0}, "n_conformations: expected an integer of at least 1, got 0"),
+        ({"n_conformations": 2.5}, "n_conformations: expected an integer"),
+        ({"seed": -1}, "seed: expected an integer"),
+        ({"tolerance": (1e-3, 0.0)}, "tolerance: expected two positive numbers"),
+        ({"tolerance": (1e-3,)}, "tolerance: expected two positive numbers"),
+        ({"positions": np.zeros((4, 3))}, r"positions: expected shape \(2, 3\).*got \(4, 3\)"),
+        ({"positions": np.full((2, 3), np.nan)}, "positions: expected finite numbers"),
+        ({"positions": np.zeros((0, 2, 3))}, "positions: expected shape"),
+    ],
+)
+def test_wrong_arguments_of_check(arguments: dict[str, Any], text: str) -> None:
     potential = TorchPotential.from_system(scaled_bond(1.0), force_groups=[np.int64(0)])
-    for value in (None, "2", float("nan"), True):
-        with pytest.raises(ValueError, match="value: expected a finite number"):
-            potential.set_global_parameter("lam", value)
-    for arguments in ({"n_conformations": 2.5}, {"seed": -1}):
-        with pytest.raises(ValueError, match="expected an integer"):
-            potential.check(**arguments)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=text):
+        potential.check(**arguments)
+
+
+@pytest.mark.parametrize("value", [None, "2", float("nan"), True])
+def test_wrong_values_of_a_parameter(value: Any) -> None:
+    potential = TorchPotential.from_system(scaled_bond(1.0))
+    with pytest.raises(ValueError, match="value: expected a finite number"):
+        potential.set_global_parameter("lam", value)
 
 
 class TestPotentialOfAMolecule:

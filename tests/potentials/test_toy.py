@@ -96,8 +96,8 @@ def test_mean_energy_is_the_derivative_of_log_z() -> None:
     for potential in (gaussian(), double_well()):
         cold = potential.log_partition_function(0.999)
         hot = potential.log_partition_function(1.001)
-        slope = (hot - cold) / (1 / 1.001 - 1 / 0.999)  # d ln Z / d(1/T)
-        assert slope == pytest.approx(-potential.mean_energy(1.0), rel=1e-5)
+        derivative = (hot - cold) / (1 / 1.001 - 1 / 0.999)  # d ln Z / d(1/T)
+        assert derivative == pytest.approx(-potential.mean_energy(1.0), rel=1e-5)
 
 
 @pytest.mark.parametrize("make", MODELS)

@@ -268,8 +268,8 @@ def test_mala_has_the_acceptance_of_its_proposal_densities(case):
 class Wall(GaussianWell):
     """A harmonic well whose energy is not finite beyond x_0 = 3."""
 
-    def _formula(self, x):
-        return torch.where(x[:, 0] > 3.0, torch.inf, super()._formula(x))
+    def formula(self, x):
+        return torch.where(x[:, 0] > 3.0, torch.inf, super().formula(x))
 
 
 ALL = [

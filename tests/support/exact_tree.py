@@ -214,7 +214,7 @@ class TreePotential(Potential):
         self.boltzmann_constant = KB
 
     def energy(self, x):
-        self.check_shape(x)
+        self.check_positions(x)
         self.n_evaluations += len(x)
         r, theta, torsions = self.tree.plain.bonds_angles_torsions(x)
         return self.tree.term_energies(torch.cat([r, theta, torsions], dim=1)).sum(dim=1)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.systems.library import alanine_dipeptide
+from openmm_tsf.systems.molecule import MolecularSystem
 from tests.support.molecules import Molecule, capped, dihydrofolate_reductase, same_random_numbers
 
 # fmt: off
@@ -132,13 +133,13 @@ def hessian_rows(system: openmm.System, x: Tensor, coordinates: Iterable[int]) -
     """
     context, rows = reference_context(system), []
     for coordinate in coordinates:
-        slopes = []
+        rows_of_steps = []
         for step in (1e-5, 2e-5):
             ends = x.repeat(2, 1, 1)
             ends.view(2, -1)[:, coordinate] += torch.tensor([step, -step], dtype=x.dtype)
             _, (up, down) = context_values(context, ends)
-            slopes.append((down - up).flatten() / (2 * step))
-        rows.append((4 * slopes[0] - slopes[1]) / 3)
+            rows_of_steps.append((down - up).flatten() / (2 * step))
+        rows.append((4 * rows_of_steps[0] - rows_of_steps[1]) / 3)
     return torch.stack(rows)
 
 
@@ -153,6 +154,12 @@ def perturbed(positions: np.ndarray, seed: int, widths: Iterable[float] = WIDTHS
     )
 
 
+def conformations(molecule: MolecularSystem, n: int, seed: int = 0) -> Tensor:
+    """[n, N, 3]: the reference positions with noise of 0.01 nm."""
+    noise = np.random.default_rng(seed).normal(0.0, 0.01, size=(n, molecule.n_atoms, 3))
+    return torch.from_numpy(molecule.positions + noise)
+
+
 def cluster(
     n_conformations: int = 6, n: int = N_PARTICLES, seed: int = 0, closest: float = 0.12
 ) -> Tensor:
@@ -162,9 +169,9 @@ def cluster(
     while len(chosen) < n_conformations:
         x: list[np.ndarray] = []
         while len(x) < n:
-            place = rng.uniform(0.0, 0.45, size=3)
-            if all(np.linalg.norm(place - other) > closest for other in x):
-                x.append(place)
+            point = rng.uniform(0.0, 0.45, size=3)
+            if all(np.linalg.norm(point - other) > closest for other in x):
+                x.append(point)
         chosen.append(np.array(x))
     return torch.from_numpy(np.stack(chosen))
 

@@ -1,8 +1,8 @@
 """An expression as a graph in which equal subexpressions are one node, and its torch operations.
 
 Nodes are numbered in the order of their creation, arguments first, so ascending numbers are an
-order of evaluation. Constants are folded and the identities that Lepton (OpenMM's expression
-library) applies are applied here too, because they decide what happens at singular points:
+order of evaluation. Constants are folded, and the identities that Lepton (OpenMM's expression
+library) applies are applied here too, because the values at singular points depend on them:
 x - x = 0, x/x = 1, 0·x = 0, x·(1/y) = x/y, x/(1/y) = x·y, √(x²) = |x|, √x·√x = x.
 """
 
@@ -25,7 +25,7 @@ def _delta(x: Tensor) -> Tensor:
     return (x == 0).to(x.dtype)
 
 
-# floor and ceil cut the graph: torch would hand a zero gradient on, and 0 * inf below is NaN.
+# floor and ceil detach: torch would propagate a zero gradient, and 0 * inf is NaN.
 def _floor(x: Tensor) -> Tensor:
     return x.detach().floor()
 
@@ -34,9 +34,9 @@ def _ceil(x: Tensor) -> Tensor:
     return x.detach().ceil()
 
 
-# The derivatives of abs, min and max at ties are Lepton's: |x|' = 1 at 0; for x = y the second
-# argument's in min(x, y) and the first's in max(x, y). torch's own average them. A NaN as first
-# argument stays NaN; in OpenMM that depends on the platform and the processor.
+# The derivatives of abs, min and max at ties are Lepton's: |x|' = 1 at 0; for x = y that of the
+# second argument in min(x, y) and of the first in max(x, y), where torch's functions average. NaN
+# as first argument stays NaN; in OpenMM that depends on the platform and the processor.
 def _abs(x: Tensor) -> Tensor:
     return torch.where(x >= 0, x, -x)
 
@@ -61,7 +61,7 @@ def _cot(x: Tensor) -> Tensor:
     return x.tan().reciprocal()
 
 
-# Names of the language and of the graph's own nodes; arguments are tensors or Python floats.
+# Functions of the language and operations of the graph; arguments are tensors or Python floats.
 OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "add": operator.add,
     "sub": operator.sub,
@@ -101,8 +101,8 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "where": torch.where,
     "guard": torch.where,
 }
-# Operations whose value or a derivative of some order is infinite, or overflows, somewhere; with
-# arguments at which all are finite (None: that argument needs no guard).
+# Operations whose value or a derivative of some order can be infinite or overflow, with arguments
+# at which all are finite (None: that argument needs no guard).
 _SAFE: dict[str, tuple[float | None, ...]] = {
     "div": (None, 1.0),
     "pow": (1.0, 1.0),
@@ -139,42 +139,42 @@ class Graph:
         self._guarded: dict[tuple[int, int, bool], int] = {}
 
     def constant(self, value: float) -> int:
-        """The node of a number; 0 and -0 are different ones."""
+        """Return the node of a number; those of 0 and -0 are different."""
         return self._node(("constant", value), (math.copysign(1.0, value),))
 
     def variable(self, name: str) -> int:
-        """The node of a variable."""
+        """Return the node of a variable."""
         return self._node(("variable", name))
 
     def call(self, function: str, arguments: Iterable[int]) -> int:
-        """The node of a function given from outside."""
+        """Return the node of a call of a function that the language does not have."""
         return self._node(("call", function, *map(self._tensor, arguments)))
 
     def value(self, node: int) -> float | None:
-        """The number, if the node is a constant."""
+        """Return the number, if the node is a constant."""
         operation, *rest = self.nodes[node]
         return rest[0] if operation == "constant" else None
 
     def reachable(self, *roots: int) -> list[int]:
-        """The nodes that `roots` depend on, themselves included, in an order of evaluation."""
-        found: set[int] = set()
+        """Return the nodes that `roots` depend on, including `roots`, in an order of evaluation."""
+        reached: set[int] = set()
         todo = list(roots)
         while todo:
             node = todo.pop()
-            if node not in found:
-                found.add(node)
+            if node not in reached:
+                reached.add(node)
                 todo.extend(self.arguments(node))
-        return sorted(found)
+        return sorted(reached)
 
     def arguments(self, node: int) -> tuple[int, ...]:
-        """The arguments of a node."""
+        """Return the arguments of a node."""
         operation, *rest = self.nodes[node]
         if operation in ("constant", "variable"):
             return ()
         return tuple(rest[1:]) if operation == "call" else tuple(rest)
 
     def apply(self, operation: str, *arguments: int) -> int:
-        """The node of an operation or of a function of the language, simplified."""
+        """Return the node of an operation or of a function of the language, simplified."""
         values = [self.value(a) for a in arguments]
         if operation == "square":
             return self.apply("mul", arguments[0], arguments[0])
@@ -183,7 +183,7 @@ class Graph:
         if operation == "select":
             return self._select(*arguments)
         if all(v is not None for v in values):
-            # Folded by the very operations that would run: inf and NaN follow IEEE rules.
+            # By the operations that would run otherwise: inf and NaN follow IEEE rules.
             tensors = [torch.tensor(v, dtype=torch.float64) for v in values]
             return self.constant(OPERATIONS[operation](*tensors).item())
         simpler = self._simplified(operation, arguments, values)
@@ -213,10 +213,10 @@ class Graph:
             if 1.0 in (va, vb):
                 return b if va == 1.0 else a
             for x, y in ((a, b), (b, a)):
-                kind, *rest = self.nodes[y]
-                if kind == "recip":
+                inner, *rest = self.nodes[y]
+                if inner == "recip":
                     return self.apply("div", x, rest[0])
-                if kind == "sqrt" and x == y:
+                if inner == "sqrt" and x == y:
                     return int(rest[0])
         if operation == "div":
             if a == b:
@@ -232,8 +232,8 @@ class Graph:
         if operation == "neg" and self.nodes[a][0] == "neg":
             return int(self.nodes[a][1])
         if operation == "sqrt":
-            kind, *rest = self.nodes[a]
-            if kind == "mul" and rest[0] == rest[1]:
+            inner, *rest = self.nodes[a]
+            if inner == "mul" and rest[0] == rest[1]:
                 return self.apply("abs", rest[0])
         if operation == "pow":
             if va in (0.0, 1.0):
@@ -247,7 +247,7 @@ class Graph:
         return None
 
     def _integer_power(self, base: int, exponent: int) -> int:
-        """Products only, so that negative bases and all derivatives at 0 are fine."""
+        """Return a power as products, valid for negative bases and with all derivatives at 0."""
         if exponent == 0:
             return self.constant(1.0)
         if exponent < 0:
@@ -260,7 +260,7 @@ class Graph:
         return self._product(half, half)
 
     def _product(self, a: int, b: int) -> int:
-        """Unlike ``apply``: a power of 1/x or of √x stays one, as in Lepton."""
+        """Return a product without identities: powers of 1/x and √x are kept, as in Lepton."""
         both = self.value(a) is not None and self.value(b) is not None
         return self.apply("mul", a, b) if both else self._node(("mul", a, b))
 
@@ -279,11 +279,11 @@ class Graph:
         return self._node(("where", mask, x, y))
 
     def _guard(self, root: int, mask: int) -> int:
-        """A copy of `root` that no derivative of any order makes non-finite where `mask` is false.
+        """Return a copy of `root` whose derivatives of any order are finite where `mask` is false.
 
         torch multiplies the zero gradient of the branch not taken by the branch's derivatives,
-        and 0 * inf is NaN. So the copy sees, where it is not taken, harmless arguments: variables
-        in products are 1, and singular operations get the arguments in ``_SAFE``.
+        and 0 * inf is NaN. So the copy has other arguments where it is not taken: variables in
+        products are 1, and singular operations get the arguments in ``_SAFE``.
         """
         # Linear uses of a variable need no guard; nodes are visited arguments first.
         for node in self.reachable(root):

@@ -1,7 +1,7 @@
 """OpenMM's expression language (Lepton) as torch operations.
 
 The grammar is Lepton's, checked against OpenMM: ``^`` is right-associative and binds tighter than
-unary minus, which binds tighter than ``*`` and ``/``; a function's name touches its parenthesis;
+unary minus, which binds tighter than ``*`` and ``/``; no space before a function's parenthesis;
 ``expression; name = definition; ...``, where a definition may use those after it.
 """
 
@@ -21,7 +21,7 @@ _ARITY = dict.fromkeys(_UNARY.split(), 1) | {"atan2": 2, "min": 2, "max": 2, "se
 _OPERATORS = {"+": "add", "-": "sub", "*": "mul", "/": "div", "^": "pow"}
 _PRECEDENCE = {"+": 0, "-": 0, "*": 1, "/": 1, "^": 3}
 _NEGATION = 2  # between "*" and "^"
-_FOREIGN = set("=<>!&|%?")  # Lepton would take them for letters of a name
+_INVALID = set("=<>!&|%?")  # Lepton would take them for letters of a name
 
 
 class ExpressionError(ValueError):
@@ -32,9 +32,9 @@ class ExpressionError(ValueError):
     text
         The whole expression.
     position
-        Where in it, from 0.
+        Index of the character at which reading failed.
     problem
-        What was found there.
+        What is wrong.
     """
 
     def __init__(self, text: str, position: int, problem: str) -> None:
@@ -53,8 +53,8 @@ class _Token(NamedTuple):
     position: int
 
 
-class _Parser:
-    """Precedence climbing over one expression, into one graph."""
+class Parser:
+    """Reads an expression into a graph, by precedence climbing."""
 
     def __init__(self, text: str, graph: Graph, functions: Mapping[str, nn.Module]) -> None:
         self.text = text
@@ -63,21 +63,21 @@ class _Parser:
         self.defined: dict[str, int] = {}
 
     def parse(self) -> int:
-        """The node of the main expression."""
+        """Return the node of the main expression."""
         starts = [0] + [i + 1 for i, c in enumerate(self.text) if c == ";"]
         ends = [*(s - 1 for s in starts[1:]), len(self.text)]
-        # Last to first, as Lepton does: a definition sees the ones after it, and of two with one
-        # name everything sees the nearest one after itself.
+        # From last to first, as in Lepton: a definition may use those after it, and of two with one
+        # name an expression uses the nearest one after itself.
         for start, end in zip(reversed(starts[1:]), reversed(ends[1:]), strict=True):
             if self.text[start:end].strip():
                 equals = self.text.find("=", start, end)
                 name = self.text[start:equals].strip()
                 if equals < 0 or not name:
                     raise self._error(start, "expected a definition, name = expression")
-                self.defined[name] = self._whole(equals + 1, end)
-        return self._whole(0, ends[0])
+                self.defined[name] = self._expression(equals + 1, end)
+        return self._expression(0, ends[0])
 
-    def _whole(self, start: int, end: int) -> int:
+    def _expression(self, start: int, end: int) -> int:
         self.tokens = self._tokenize(start, end)
         self.next = 0
         node = self._binary(0)
@@ -104,8 +104,8 @@ class _Parser:
                     self.text[stop] in "(),+-*/^" or self.text[stop].isspace()
                 ):
                     stop += 1
-                if foreign := _FOREIGN.intersection(self.text[position:stop]):
-                    at = min(self.text.index(f, position) for f in foreign)
+                if invalid := _INVALID.intersection(self.text[position:stop]):
+                    at = min(self.text.index(c, position) for c in invalid)
                     raise self._error(at, f"unexpected {self.text[at]!r}")
                 if stop < end and self.text[stop] == "(":
                     kind = "function"
@@ -131,11 +131,11 @@ class _Parser:
     def _binary(self, precedence: int) -> int:
         node = self._operand()
         while (token := self.tokens[self.next]).kind in _OPERATORS:
-            own = _PRECEDENCE[token.kind]
-            if own < precedence:
+            level = _PRECEDENCE[token.kind]
+            if level < precedence:
                 break
             self.next += 1
-            right = self._binary(own if token.kind == "^" else own + 1)
+            right = self._binary(level if token.kind == "^" else level + 1)
             node = self.graph.apply(_OPERATORS[token.kind], node, right)
         return node
 
@@ -160,8 +160,8 @@ class _Parser:
             return self._function(token)
         if token.kind == "-":
             return self.graph.apply("neg", self._binary(_NEGATION))
-        what = "end of expression" if token.kind == "end" else repr(token.text)
-        raise self._error(token.position, f"expected a number, a name or '(', found {what}")
+        got = "end of expression" if token.kind == "end" else repr(token.text)
+        raise self._error(token.position, f"expected a number, a name or '(', got {got}")
 
     def _function(self, token: _Token) -> int:
         name, given = token.text, self.functions.get(token.text)
@@ -197,28 +197,28 @@ class _Parser:
 class Expression(nn.Module):
     """A function of named variables, read from OpenMM's expression language.
 
-    Values, first derivatives and the derivatives at ties and steps are OpenMM's (min, max, abs,
-    step, delta, floor, ceil); √ has an infinite derivative at 0, as there. Differentiable to any
-    order; the branch of a ``select`` that is not taken contributes exact zeros, whatever it is.
-    Like OpenMM, a product with ``step`` is a product: 0 · NaN is NaN. Where base and exponent of
-    ``^`` both vary, ∂²/∂x∂y is not torch's to get right at exponent exactly 0.
+    Values and derivatives are OpenMM's, also at ties and steps (min, max, abs, step, delta, floor,
+    ceil) and at 0, where √ has an infinite derivative. Differentiable to any order; the branch of a
+    ``select`` that is not taken contributes exact zeros, whatever its value. A product with
+    ``step`` is a product, as in OpenMM: 0 · NaN is NaN. Where base and exponent of ``^`` both vary,
+    torch's ∂²/∂x∂y is wrong at exponent exactly 0.
 
     Parameters
     ----------
     text
         The expression, for example ``"k*(r-r0)^2; k=100; r0=0.1"``.
     functions
-        Modules for names that the language does not have, called with one tensor an argument. An
-        attribute ``n_arguments`` of theirs is enforced.
+        Modules for functions that the language does not have, called with one tensor for each
+        argument. The attribute ``n_arguments``, if a module has it, is enforced.
 
     Raises
     ------
     ExpressionError
-        If `text` is not an expression, naming the position.
+        If `text` is not an expression; the message has the position.
     """
 
     variables: frozenset[str]
-    """Names that must have values: after definitions are put in and terms that cancel are gone."""
+    """Names that must have values: those left when definitions are inserted and terms cancelled."""
 
     def __init__(self, text: str, functions: Mapping[str, nn.Module] | None = None) -> None:
         super().__init__()
@@ -228,13 +228,13 @@ class Expression(nn.Module):
         functions = dict(functions or {})
         self.functions = nn.ModuleList(functions.values())
         graph = Graph()
-        parser = _Parser(text, graph, functions)
+        parser = Parser(text, graph, functions)
         root = parser.parse()
         self._defined = frozenset(parser.defined)
         self._emit(graph, root, list(functions))
 
     def _emit(self, graph: Graph, root: int, functions: list[str]) -> None:
-        """Registers and instructions; constants sit in their registers beforehand."""
+        """Translate the graph to instructions on registers, of which some hold constants."""
         order = graph.reachable(root)
         register = {node: i for i, node in enumerate(order)}
         self._registers: list[Any] = [graph.value(node) for node in order]
@@ -259,21 +259,16 @@ class Expression(nn.Module):
 
     @property
     def n_operations(self) -> int:
-        """Number of torch operations of one call (a function given from outside is one)."""
+        """The number of torch operations of one call (each of `functions` counts as one)."""
         return len(self._program)
 
     def forward(self, values: Mapping[str, Tensor]) -> Tensor:
-        """The expression's values, of the shape to which the variables' values broadcast.
+        """Return the expression's values, of the shape to which the variables' values broadcast.
 
         Parameters
         ----------
         values
-            A floating tensor for each of ``variables``; other names are ignored.
-
-        Raises
-        ------
-        ValueError
-            If a variable has no value.
+            A floating-point tensor for each of ``variables``; other names are ignored.
         """
         registers = self._registers.copy()
         like: Tensor | None = None
@@ -293,9 +288,9 @@ class Expression(nn.Module):
     def _missing(self, name: str) -> ValueError:
         hint = ""
         if name in self._defined:
-            hint = " (a definition is seen only by what comes before it, itself excluded)"
+            hint = " (a definition can be used only by what comes before it)"
         return ValueError(f"values: expression {self.text!r} needs one for {name!r}{hint}")
 
     def extra_repr(self) -> str:
-        """The text."""
+        """Return the text."""
         return repr(self.text)

@@ -1,4 +1,4 @@
-"""What a Force of OpenMM becomes: a term of the energy."""
+"""A term of the energy: the counterpart of one Force of OpenMM."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -7,52 +7,54 @@ from typing import Any
 import openmm
 from torch import Tensor, nn
 
-from openmm_tsf.potentials.forces.geometry import Frame
+from openmm_tsf.potentials.forces.pairs import Batch
 
 
 class Term(nn.Module, ABC):
-    """One Force as a sum over a batch; constants are float64 buffers, moved by ``Module.to``.
+    """The energy of one Force; constants are float64 buffers, converted by ``Module.to``.
 
     The energy is a pure function of its arguments in torch operations, without branches on values,
-    so that it can be differentiated to any order, traced and compiled.
+    so that it can be differentiated to any order, traced and compiled. A subclass is constructed
+    from a Force and the pairs of the System's particles.
     """
 
     @abstractmethod
-    def energy(self, frame: Frame, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Energies [B] in kJ/mol.
+    def energy(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Return the energies [B] in kJ/mol.
 
         Parameters
         ----------
-        frame
-            The conformations, batch last.
+        batch
+            The conformations.
         parameters
             The System's global parameters, scalars of the batch's dtype.
         """
 
 
 class NotCovered(ValueError):
-    """Something in a Force that has no counterpart here.
+    """A Force, or something in it, has no counterpart in torch.
 
     Parameters
     ----------
     force
         The Force.
-    what
-        What in it, for example ``"a cutoff (CutoffNonPeriodic)"``; None for all of it.
+    feature
+        What in it is not covered, for example ``"a cutoff (CutoffNonPeriodic)"``; None for all of
+        it.
     """
 
-    def __init__(self, force: openmm.Force, what: str | None) -> None:
-        kind, name = type(force).__name__, force.getName()
-        named = kind if name == kind else f"{kind} named {name!r}"
-        part = "" if what is None else f"{what} in "
-        super().__init__(f"system: TorchPotential does not cover {part}{named}")
+    def __init__(self, force: openmm.Force, feature: str | None) -> None:
+        type_name, name = type(force).__name__, force.getName()
+        label = type_name if name == type_name else f"{type_name} named {name!r}"
+        part = "" if feature is None else f"{feature} in "
+        super().__init__(f"system: TorchPotential does not cover {part}{label}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (str(self),)
 
 
 def _restored(message: str) -> NotCovered:
-    """A copy in another process, where the Force is not."""
+    """Return a copy in another process, to which the Force is not sent."""
     error = NotCovered.__new__(NotCovered)
     error.args = (message,)
     return error

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import openmm
 import torch
 from openmm import unit
 from torch import Tensor, nn
 
+from openmm_tsf.potentials.expressions.tabulated import HERMITE, bicubic_data
 from openmm_tsf.potentials.forces.base import Term
-from openmm_tsf.potentials.forces.geometry import AllPairs, Angle, Difference, Dihedral, Frame, norm
+from openmm_tsf.potentials.forces.geometry import Angle, Difference, Dihedral, norm
+from openmm_tsf.potentials.forces.pairs import AllPairs, Batch
 
 _LENGTH, _ENERGY = unit.nanometer, unit.kilojoule_per_mole
 
@@ -27,19 +30,18 @@ class HarmonicBondTerm(Term):
     length: Tensor
     k: Tensor
 
-    def __init__(self, force: openmm.HarmonicBondForce, n_atoms: int, pairs: AllPairs) -> None:
+    def __init__(self, force: openmm.HarmonicBondForce, pairs: AllPairs) -> None:
         super().__init__()
         bonds = [force.getBondParameters(i) for i in range(force.getNumBonds())]
         atoms = _atoms([[i, j] for i, j, *_ in bonds], 2)
-        self.difference = Difference(atoms[:, 0], atoms[:, 1], n_atoms)
+        self.difference = Difference(atoms[:, 0], atoms[:, 1], pairs.n_atoms)
         self.register_buffer("length", _column([b[2].value_in_unit(_LENGTH) for b in bonds]))
         self.register_buffer(
             "k", _column([b[3].value_in_unit(_ENERGY / _LENGTH**2) for b in bonds])
         )
 
-    def energy(self, frame: Frame, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Energies [B] in kJ/mol."""
-        stretch = norm(self.difference(frame.x)) - self.length
+    def energy(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
+        stretch = norm(self.difference(batch.x)) - self.length
         return (0.5 * self.k * stretch * stretch).sum(dim=0)
 
 
@@ -49,32 +51,31 @@ class HarmonicAngleTerm(Term):
     theta: Tensor
     k: Tensor
 
-    def __init__(self, force: openmm.HarmonicAngleForce, n_atoms: int, pairs: AllPairs) -> None:
+    def __init__(self, force: openmm.HarmonicAngleForce, pairs: AllPairs) -> None:
         super().__init__()
         angles = [force.getAngleParameters(i) for i in range(force.getNumAngles())]
-        self.angle = Angle(_atoms([list(a[:3]) for a in angles], 3), n_atoms)
+        self.angle = Angle(_atoms([list(a[:3]) for a in angles], 3), pairs.n_atoms)
         self.register_buffer("theta", _column([a[3].value_in_unit(unit.radian) for a in angles]))
         self.register_buffer(
             "k", _column([a[4].value_in_unit(_ENERGY / unit.radian**2) for a in angles])
         )
 
-    def energy(self, frame: Frame, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Energies [B] in kJ/mol."""
-        bend = self.angle(frame.x) - self.theta
+    def energy(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
+        bend = self.angle(batch.x) - self.theta
         return (0.5 * self.k * bend * bend).sum(dim=0)
 
 
 class PeriodicTorsionTerm(Term):
     """k (1 + cos(n phi - phi0)), all terms of one quadruple of atoms together.
 
-    cos(n phi) and sin(n phi) come from cos(phi) and sin(phi) by the addition theorem: no angle is
-    ever computed.
+    cos(n phi) and sin(n phi) follow from cos(phi) and sin(phi) by the addition theorem, without the
+    angle.
     """
 
     cosines: Tensor
     sines: Tensor
 
-    def __init__(self, force: openmm.PeriodicTorsionForce, n_atoms: int, pairs: AllPairs) -> None:
+    def __init__(self, force: openmm.PeriodicTorsionForce, pairs: AllPairs) -> None:
         super().__init__()
         rows: dict[tuple[int, ...], int] = {}
         terms: list[tuple[int, int, float, float]] = []
@@ -91,13 +92,12 @@ class PeriodicTorsionTerm(Term):
             cosines[0, row] += k
             cosines[abs(n), row] += k * c
             sines[abs(n), row] += k * s * (1 if n >= 0 else -1)
-        self.dihedral = Dihedral(_atoms([list(atoms) for atoms in rows], 4), n_atoms)
+        self.dihedral = Dihedral(_atoms([list(atoms) for atoms in rows], 4), pairs.n_atoms)
         self.register_buffer("cosines", cosines)
         self.register_buffer("sines", sines)
 
-    def energy(self, frame: Frame, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Energies [B] in kJ/mol."""
-        c, s = self.dihedral.cos_sin(frame.x)
+    def energy(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
+        c, s = self.dihedral.cos_sin(batch.x)
         total = self.cosines[0].expand_as(c)
         c_n, s_n = c, s
         for n in range(1, len(self.cosines)):
@@ -112,17 +112,16 @@ class RBTorsionTerm(Term):
 
     c: Tensor
 
-    def __init__(self, force: openmm.RBTorsionForce, n_atoms: int, pairs: AllPairs) -> None:
+    def __init__(self, force: openmm.RBTorsionForce, pairs: AllPairs) -> None:
         super().__init__()
         torsions = [force.getTorsionParameters(i) for i in range(force.getNumTorsions())]
-        self.dihedral = Dihedral(_atoms([list(t[:4]) for t in torsions], 4), n_atoms)
+        self.dihedral = Dihedral(_atoms([list(t[:4]) for t in torsions], 4), pairs.n_atoms)
         c = [[x.value_in_unit(_ENERGY) for x in t[4:]] for t in torsions]
         table = torch.tensor(c, dtype=torch.float64).reshape(-1, 6)
         self.register_buffer("c", table.T.unsqueeze(2).contiguous())
 
-    def energy(self, frame: Frame, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Energies [B] in kJ/mol."""
-        cosine = -self.dihedral.cos_sin(frame.x)[0]
+    def energy(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
+        cosine = -self.dihedral.cos_sin(batch.x)[0]
         total = self.c[5].expand_as(cosine)
         for n in range(4, -1, -1):
             total = total * cosine + self.c[n]
@@ -130,7 +129,8 @@ class RBTorsionTerm(Term):
 
 
 def _periodic_derivatives(values: Tensor) -> Tensor:
-    """Derivatives at the knots of periodic cubic splines through values [n, columns], spacing 1."""
+    """Return the derivatives at the knots of periodic cubic splines through values [n, columns],
+    spacing 1."""
     n = len(values)
     matrix = torch.zeros(n, n, dtype=torch.float64)
     right = torch.zeros_like(values)
@@ -142,40 +142,19 @@ def _periodic_derivatives(values: Tensor) -> Tensor:
     return torch.linalg.solve(matrix, right)
 
 
-#: From (f, f') at 0 and 1 to the coefficients of a cubic on [0, 1].
-_HERMITE = (
-    (1.0, 0.0, 0.0, 0.0),
-    (0.0, 0.0, 1.0, 0.0),
-    (-3.0, 3.0, -2.0, -1.0),
-    (2.0, -2.0, 1.0, 1.0),
-)
-
-
-def bicubic_coefficients(energy: Tensor) -> Tensor:
-    """Coefficients [n * n, 4, 4] of the periodic bicubic spline through energy [n, n].
+def _bicubic_coefficients(energy: Tensor) -> Tensor:
+    """Return the coefficients [n * n, 4, 4] of the periodic bicubic spline through energy [n, n].
 
     Patch n * i + j covers [i, i + 1] x [j, j + 1] in units of the spacing; the value there is
-    sum_kl c[k, l] s^k t^l. Splines in one direction, then in the other, as OpenMM makes them.
+    sum_kl c[k, l] s^k t^l. Splines are along one direction, then along the other, as in OpenMM.
     """
     n = len(energy)
     d_first = _periodic_derivatives(energy)
     d_second = _periodic_derivatives(energy.T).T
     d_both = _periodic_derivatives(d_second)
-    hermite = torch.tensor(_HERMITE, dtype=torch.float64)
-    following = torch.arange(1, n + 1) % n
-
-    def corners(f: Tensor) -> Tensor:
-        both = torch.stack([f, f[following]])
-        return torch.stack([both, both[:, :, following]], dim=1)  # [2, 2, n, n]
-
-    block = torch.cat(
-        [
-            torch.cat([corners(energy), corners(d_second)], dim=1),
-            torch.cat([corners(d_first), corners(d_both)], dim=1),
-        ]
-    )  # [4, 4, n, n]
-    c = torch.einsum("ka,lb,abij->ijkl", hermite, hermite, block)
-    return c.reshape(n * n, 4, 4)
+    f, fx, fy, fxy = (np.pad(g, (0, 1), mode="wrap") for g in (energy, d_first, d_second, d_both))
+    hermite, data = torch.tensor(HERMITE), torch.tensor(bicubic_data(f, fx, fy, fxy))
+    return torch.einsum("ka,lb,abij->ijkl", hermite, hermite, data).reshape(n * n, 4, 4)
 
 
 class CMAPTorsionTerm(Term):
@@ -185,7 +164,7 @@ class CMAPTorsionTerm(Term):
     offset: Tensor
     size: Tensor
 
-    def __init__(self, force: openmm.CMAPTorsionForce, n_atoms: int, pairs: AllPairs) -> None:
+    def __init__(self, force: openmm.CMAPTorsionForce, pairs: AllPairs) -> None:
         super().__init__()
         sizes: list[int] = []
         starts: list[int] = []
@@ -196,11 +175,11 @@ class CMAPTorsionTerm(Term):
             starts.append(sum(s * s for s in sizes))
             sizes.append(n)
             # OpenMM's map runs over the first angle fastest.
-            tables.append(bicubic_coefficients(values.reshape(n, n).T.contiguous()))
+            tables.append(_bicubic_coefficients(values.reshape(n, n).T.contiguous()))
         terms = [force.getTorsionParameters(i) for i in range(force.getNumTorsions())]
         maps = [t[0] for t in terms]
         self.dihedrals = nn.ModuleList(
-            Dihedral(_atoms([list(t[1 + 4 * k : 5 + 4 * k]) for t in terms], 4), n_atoms)
+            Dihedral(_atoms([list(t[1 + 4 * k : 5 + 4 * k]) for t in terms], 4), pairs.n_atoms)
             for k in range(2)
         )
         table = torch.cat(tables) if tables else torch.zeros(1, 4, 4, dtype=torch.float64)
@@ -208,22 +187,22 @@ class CMAPTorsionTerm(Term):
         self.register_buffer("offset", torch.tensor([starts[m] for m in maps]).long()[:, None])
         self.register_buffer("size", torch.tensor([sizes[m] for m in maps]).long()[:, None])
 
-    def energy(self, frame: Frame, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Energies [B] in kJ/mol."""
+    def energy(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
         cells, fractions = [], []
         for dihedral in self.dihedrals:
-            angle = dihedral(frame.x)
+            angle = dihedral(batch.x)
             turn = torch.where(angle < 0, angle + 2 * torch.pi, angle) / (2 * torch.pi)
-            place = turn * self.size
-            # A NaN would be no index: such a conformation gets cell 0 and stays NaN.
-            cell = torch.nan_to_num(place.detach(), nan=0.0).floor().long()
+            position = turn * self.size
+            # NaN is not an index: such a conformation gets cell 0 and stays NaN.
+            cell = torch.nan_to_num(position.detach(), nan=0.0).floor().long()
             cell = torch.minimum(cell, self.size - 1)
             cells.append(cell)
-            fractions.append(place - cell)
+            fractions.append(position - cell)
         c = self.coefficients[self.offset + self.size * cells[0] + cells[1]]  # [M, B, 4, 4]
         s, t = fractions
-        rows = ((c[..., 3] * t[..., None] + c[..., 2]) * t[..., None] + c[..., 1]) * t[
-            ..., None
-        ] + c[..., 0]
-        value = ((rows[..., 3] * s + rows[..., 2]) * s + rows[..., 1]) * s + rows[..., 0]
-        return value.sum(dim=0)
+        return _cubic(_cubic(c, t[..., None]), s).sum(dim=0)
+
+
+def _cubic(c: Tensor, t: Tensor) -> Tensor:
+    """Return the value at t of the cubic with coefficients c [..., 4]."""
+    return ((c[..., 3] * t + c[..., 2]) * t + c[..., 1]) * t + c[..., 0]

@@ -15,8 +15,13 @@ from openmm_tsf.potentials.forces.custom_nonbonded import (
     particle_parameters,
     refuse_cutoff,
 )
-from openmm_tsf.potentials.forces.geometry import AllPairs, Frame
-from openmm_tsf.potentials.forces.pairs import OrderedPairs, PairList, all_but
+from openmm_tsf.potentials.forces.pairs import (
+    AllPairs,
+    Batch,
+    OrderedPairs,
+    PairList,
+    included_pairs,
+)
 
 _SINGLE = openmm.CustomGBForce.SingleParticle
 _PAIR = openmm.CustomGBForce.ParticlePair
@@ -24,8 +29,8 @@ _PAIR_NO_EXCLUSIONS = openmm.CustomGBForce.ParticlePairNoExclusions
 
 
 @dataclass(frozen=True)
-class _Value:
-    """A computed value; `pairs` is None if it is of single atoms."""
+class _ComputedValue:
+    """A computed value; `pairs` is None for one of single atoms."""
 
     name: str
     expression: Expression
@@ -33,8 +38,8 @@ class _Value:
 
 
 @dataclass(frozen=True)
-class _Energy:
-    """An energy term; `pairs` is None if it is of single atoms."""
+class _EnergyTerm:
+    """An energy term; `pairs` is None for one of single atoms."""
 
     expression: Expression
     pairs: PairList | None
@@ -47,20 +52,15 @@ class CustomGBTerm(CustomTerm):
     particle 2. A pair energy counts once for each pair, particle 1 being the atom of lower number.
     Values may depend on all values before them. (OpenMM's own platforms demand that the first
     value, and no other, is one of pairs.)
-
-    Raises
-    ------
-    NotCovered
-        If there is a cutoff, or no computed value (OpenMM's Reference platform then crashes).
     """
 
-    def __init__(self, force: openmm.CustomGBForce, n_atoms: int, pairs: AllPairs) -> None:
+    def __init__(self, force: openmm.CustomGBForce, pairs: AllPairs) -> None:
         refuse_cutoff(force)
-        if force.getNumComputedValues() == 0:
+        if force.getNumComputedValues() == 0:  # OpenMM's Reference platform crashes
             raise NotCovered(force, "the absence of computed values")
         names, rows = particle_parameters(force)
         super().__init__(force, names, rows)
-        self.n_atoms = n_atoms
+        self.n_atoms = pairs.n_atoms
         values = [force.getComputedValueParameters(i) for i in range(force.getNumComputedValues())]
         energies = [force.getEnergyTermParameters(i) for i in range(force.getNumEnergyTerms())]
         excluded = {_PAIR: exclusions(force), _PAIR_NO_EXCLUSIONS: set[tuple[int, int]]()}
@@ -69,49 +69,48 @@ class CustomGBTerm(CustomTerm):
             for kind in {kind for _, _, kind in values} - {_SINGLE}
         }
         unordered = {
-            kind: PairList(*all_but(excluded[kind], n_atoms), pairs)
+            kind: PairList(*included_pairs(excluded[kind], pairs.n_atoms), pairs)
             for kind in {kind for _, kind in energies} - {_SINGLE}
         }
         self.lists = nn.ModuleList([*ordered.values(), *unordered.values()])
-        self.values: list[_Value] = []
+        self.computed: list[_ComputedValue] = []
         per_atom = list(names)
         for name, text, kind in values:
             expression = self.parse(force, text, _variables(per_atom, kind))
-            self.values.append(_Value(name, expression, ordered.get(kind)))
+            self.computed.append(_ComputedValue(name, expression, ordered.get(kind)))
             per_atom.append(name)
         self.terms = [
-            _Energy(self.parse(force, text, _variables(per_atom, kind)), unordered.get(kind))
+            _EnergyTerm(self.parse(force, text, _variables(per_atom, kind)), unordered.get(kind))
             for text, kind in energies
         ]
 
-    def energy(self, frame: Frame, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Energies [B] in kJ/mol."""
-        x = frame.x
-        atoms = self.own_values()
-        place = dict(zip("xyz", x.unbind(0), strict=True))
-        for value in self.values:
+    def energy(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
+        x = batch.x
+        atoms = self.named_values()
+        position = dict(zip("xyz", x.unbind(0), strict=True))
+        for value in self.computed:
             if value.pairs is None:
-                result = evaluate(value.expression, x, parameters, place, atoms)
+                result = evaluate(value.expression, x, parameters, position, atoms)
                 result = result.expand(self.n_atoms, result.shape[-1] if result.ndim else 1)
             else:
-                local = pair_values(value.expression, value.pairs, atoms, frame)
+                local = pair_values(value.expression, value.pairs, atoms, batch)
                 terms = evaluate(value.expression, x, parameters, local)
                 result = value.pairs.sum_over_partners(terms)
             atoms[value.name] = result
         energy = x.new_zeros(x.shape[-1])
         for term in self.terms:
             if term.pairs is None:
-                terms = evaluate(term.expression, x, parameters, place, atoms)
+                terms = evaluate(term.expression, x, parameters, position, atoms)
                 energy = energy + total(terms, self.n_atoms, x)
             else:
-                local = pair_values(term.expression, term.pairs, atoms, frame)
+                local = pair_values(term.expression, term.pairs, atoms, batch)
                 terms = evaluate(term.expression, x, parameters, local)
                 energy = energy + total(terms, term.pairs.shape[0], x)
         return energy
 
 
 def _variables(per_atom: list[str], kind: int) -> list[str]:
-    """What an expression of this kind may use."""
+    """Return the variables that an expression of this kind may use."""
     if kind == _SINGLE:
         return ["x", "y", "z", *per_atom]
     return ["r", *(f"{name}{particle}" for name in per_atom for particle in (1, 2))]

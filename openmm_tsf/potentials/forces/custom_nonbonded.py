@@ -10,8 +10,13 @@ from torch import Tensor
 from openmm_tsf.potentials.expressions.parser import Expression
 from openmm_tsf.potentials.forces.base import NotCovered
 from openmm_tsf.potentials.forces.custom import CustomTerm, evaluate, total
-from openmm_tsf.potentials.forces.geometry import AllPairs, Frame
-from openmm_tsf.potentials.forces.pairs import OrderedPairs, PairList, all_but
+from openmm_tsf.potentials.forces.pairs import (
+    AllPairs,
+    Batch,
+    OrderedPairs,
+    PairList,
+    included_pairs,
+)
 
 
 class CustomNonbondedTerm(CustomTerm):
@@ -20,51 +25,45 @@ class CustomNonbondedTerm(CustomTerm):
     Particle 1 is the atom of lower number; with interaction groups, the one in the first set. A
     pair counts once in each group, even if both atoms are in both sets. Long-range corrections and
     switching act on cutoffs only.
-
-    Raises
-    ------
-    NotCovered
-        If there is a cutoff.
     """
 
-    def __init__(self, force: openmm.CustomNonbondedForce, n_atoms: int, pairs: AllPairs) -> None:
+    def __init__(self, force: openmm.CustomNonbondedForce, pairs: AllPairs) -> None:
         refuse_cutoff(force)
         names, rows = particle_parameters(force)
         super().__init__(force, names, rows)
-        self.n_atoms = n_atoms
-        self.values: list[tuple[str, Expression]] = []
+        self.n_atoms = pairs.n_atoms
+        self.computed: list[tuple[str, Expression]] = []
         for i in range(force.getNumComputedValues()):
             name, text = force.getComputedValueParameters(i)
-            self.values.append((name, self.parse(force, text, names)))
-        per_atom = [*names, *(name for name, _ in self.values)]
+            self.computed.append((name, self.parse(force, text, names)))
+        per_atom = [*names, *(name for name, _ in self.computed)]
         known = ["r", *(f"{name}{k}" for name in per_atom for k in (1, 2))]
         self.expression = self.parse(force, force.getEnergyFunction(), known)
-        self.pairs = PairList(*_interactions(force, n_atoms), pairs)
+        self.pairs = PairList(*_interactions(force, pairs.n_atoms), pairs)
         (self.n_pairs,) = self.pairs.shape
 
-    def energy(self, frame: Frame, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Energies [B] in kJ/mol."""
+    def energy(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
         if self.n_pairs == 0:
-            return frame.x.new_zeros(frame.x.shape[-1])
-        own = self.own_values()
-        atoms = dict(own)
-        for name, expression in self.values:
-            value = evaluate(expression, frame.x, parameters, own)
+            return batch.x.new_zeros(batch.x.shape[-1])
+        given = self.named_values()
+        atoms = dict(given)
+        for name, expression in self.computed:
+            value = evaluate(expression, batch.x, parameters, given)
             atoms[name] = value.expand(self.n_atoms, 1)
-        local = pair_values(self.expression, self.pairs, atoms, frame)
-        return total(evaluate(self.expression, frame.x, parameters, local), self.n_pairs, frame.x)
+        local = pair_values(self.expression, self.pairs, atoms, batch)
+        return total(evaluate(self.expression, batch.x, parameters, local), self.n_pairs, batch.x)
 
 
 def pair_values(
     expression: Expression,
     pairs: PairList | OrderedPairs,
     atoms: Mapping[str, Tensor],
-    frame: Frame,
+    batch: Batch,
 ) -> dict[str, Tensor]:
-    """What an expression needs of pairs: r, and the atoms' values [N, B] as name1 and name2."""
+    """Return the variables of an expression of pairs: r, and atoms' values as name1 and name2."""
     local = {}
     if "r" in expression.variables:
-        local["r"] = pairs.distances(frame)
+        local["r"] = pairs.distances(batch)
     for name, value in atoms.items():
         for particle in (1, 2):
             if f"{name}{particle}" in expression.variables:
@@ -73,7 +72,7 @@ def pair_values(
 
 
 def particle_parameters(force: Any) -> tuple[list[str], list[list[float]]]:
-    """Names of the parameters per particle, and their values, a row for each particle."""
+    """Return the names of the parameters per particle, and a row of values for each particle."""
     names = [
         force.getPerParticleParameterName(i) for i in range(force.getNumPerParticleParameters())
     ]
@@ -90,21 +89,21 @@ def refuse_cutoff(force: Any) -> None:
 
 
 def exclusions(force: Any) -> set[tuple[int, int]]:
-    """Excluded pairs (low, high)."""
+    """Return the excluded pairs (low, high)."""
     pairs = [force.getExclusionParticles(i) for i in range(force.getNumExclusions())]
     return {(min(i, j), max(i, j)) for i, j in pairs}
 
 
 def _interactions(force: openmm.CustomNonbondedForce, n_atoms: int) -> tuple[Tensor, Tensor]:
-    """Particles 1 [M] and 2 [M] of the pairs that interact."""
+    """Return particles 1 [M] and 2 [M] of the pairs that interact."""
     excluded = exclusions(force)
     if force.getNumInteractionGroups() == 0:
-        return all_but(excluded, n_atoms)
-    chosen = []
+        return included_pairs(excluded, n_atoms)
+    interacting = []
     for group in range(force.getNumInteractionGroups()):
         one, two = (set(atoms) for atoms in force.getInteractionGroupParameters(group))
         both = one & two
-        chosen += [
+        interacting += [
             (i, j)
             for i in sorted(one)
             for j in sorted(two)
@@ -112,5 +111,5 @@ def _interactions(force: openmm.CustomNonbondedForce, n_atoms: int) -> tuple[Ten
             and not (i > j and i in both and j in both)
             and (min(i, j), max(i, j)) not in excluded
         ]
-    first, second = torch.tensor(chosen, dtype=torch.int64).reshape(-1, 2).T
+    first, second = torch.tensor(interacting, dtype=torch.int64).reshape(-1, 2).T
     return first, second

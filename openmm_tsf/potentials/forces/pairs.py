@@ -1,15 +1,119 @@
-"""A list of pairs of atoms: what a pair knows of its atoms, and sums over an atom's pairs."""
+"""Pairs of atoms: all of them, lists of some, ordered pairs; and the batch that pairs belong to."""
 
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from openmm_tsf.potentials.forces.geometry import AllPairs, Difference, Frame, Gather, norm
+from openmm_tsf.potentials.forces.geometry import Difference, Gather, norm
+
+
+class _DenseDistances(torch.autograd.Function):
+    """Distances of all ordered pairs; 1 on the diagonal, so that nothing divides by zero there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, diagonal: Tensor) -> Tensor:
+        total = diagonal
+        for c in x.unbind(0):
+            d = c[:, None] - c[None]
+            total = total + d * d
+        r = total.sqrt()
+        ctx.save_for_backward(x, r)
+        return r
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        x, r = ctx.saved_tensors
+        g = grads[0]
+        # Atoms at the same point have no direction: no force between them.
+        weight = (g + g.transpose(0, 1)) / (r + (r == 0))
+        gradient = [(weight * (c[:, None] - c[None])).sum(dim=1) for c in x.unbind(0)]
+        return torch.stack(gradient), None
+
+
+class AllPairs(nn.Module):
+    """All pairs of N atoms: dense [N, N], and i < j in the order of ``torch.triu_indices``.
+
+    The list of pairs i < j is large, and few Systems need it: see :meth:`prepare_list`.
+    """
+
+    diagonal: Tensor
+    off_diagonal: Tensor
+
+    def __init__(self, n_atoms: int) -> None:
+        super().__init__()
+        self.n_atoms = n_atoms
+        self.first, self.second = torch.triu_indices(n_atoms, n_atoms, 1)
+        self.difference: Difference | None = None
+        diagonal = torch.eye(n_atoms, dtype=torch.float64)[:, :, None]
+        self.register_buffer("diagonal", diagonal)
+        self.register_buffer("off_diagonal", 1 - diagonal)
+
+    def row_numbers(self, i: Tensor, j: Tensor) -> Tensor:
+        """Return the rows [M] of pairs of atoms, in either order, in the list of pairs i < j."""
+        low, high = torch.minimum(i, j), torch.maximum(i, j)
+        return low * (2 * self.n_atoms - low - 1) // 2 + high - low - 1
+
+    def prepare_list(self) -> None:
+        """Prepare the distances of pairs i < j."""
+        if self.difference is None:
+            self.difference = Difference(self.first, self.second, self.n_atoms)
+
+    def dense_row_numbers(self) -> Tensor:
+        """Return the rows [N, N] of all ordered pairs; one past the last row on the diagonal."""
+        i, j = torch.meshgrid(*[torch.arange(self.n_atoms)] * 2, indexing="ij")
+        past_last = self.n_atoms * (self.n_atoms - 1) // 2
+        return torch.where(i == j, past_last, self.row_numbers(i, j))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the distances [P, B] of pairs i < j, from positions [3, N, B]."""
+        if self.difference is None:
+            raise RuntimeError("the list of pairs i < j was not prepared")
+        return norm(self.difference(x))
+
+    def dense(self, x: Tensor) -> Tensor:
+        """Return the distances [N, N, B] of positions [3, N, B], with 1 on the diagonal."""
+        return cast(Tensor, _DenseDistances.apply(x, self.diagonal))
+
+
+class Batch:
+    """A batch of conformations, whose distances are computed once for all terms.
+
+    Parameters
+    ----------
+    x
+        Positions [3, N, B] in nm.
+    pairs
+        The pairs of the N atoms.
+    """
+
+    def __init__(self, x: Tensor, pairs: AllPairs) -> None:
+        self.x = x
+        self.pairs = pairs
+        self._distances: Tensor | None = None
+        self._dense: Tensor | None = None
+
+    @property
+    def distances(self) -> Tensor:
+        """The distances [P, B] of all pairs i < j, in nm."""
+        if self._distances is None:
+            self._distances = self.pairs(self.x)
+        return self._distances
+
+    @property
+    def dense_distances(self) -> Tensor:
+        """The distances [N, N, B] of all ordered pairs, in nm; 1 on the diagonal.
+
+        Faster than :attr:`distances` where a term sums over every partner of an atom: no gathers,
+        and the derivative is one sum over the second index.
+        """
+        if self._dense is None:
+            self._dense = self.pairs.dense(self.x)
+        return self._dense
 
 
 class PairList(nn.Module):
-    """M pairs of atoms, of which the first is particle 1.
+    """A list of M pairs of atoms, of which the first is particle 1.
 
     Parameters
     ----------
@@ -22,74 +126,75 @@ class PairList(nn.Module):
     def __init__(self, first: Tensor, second: Tensor, pairs: AllPairs) -> None:
         super().__init__()
         n_atoms = pairs.n_atoms
-        rows = pairs.number(first, second)
-        everything = torch.equal(rows, torch.arange(n_atoms * (n_atoms - 1) // 2))
+        rows = pairs.row_numbers(first, second)
+        is_complete = torch.equal(rows, torch.arange(n_atoms * (n_atoms - 1) // 2))
         self.shape = (len(first),)
         self.first = Gather(first, n_atoms)
         self.second = Gather(second, n_atoms)
-        self.difference = None if everything else Difference(first, second, n_atoms)
-        if everything:
+        self.difference = None if is_complete else Difference(first, second, n_atoms)
+        if is_complete:
             pairs.prepare_list()
 
-    def distances(self, frame: Frame) -> Tensor:
-        """Distances [M, B]."""
-        return frame.distances if self.difference is None else norm(self.difference(frame.x))
+    def distances(self, batch: Batch) -> Tensor:
+        """Return the distances [M, B]."""
+        return batch.distances if self.difference is None else norm(self.difference(batch.x))
 
     def select(self, values: Tensor, particle: int) -> Tensor:
-        """Values [M, B] of particle 1 or 2, from those of the atoms [N, B]."""
-        half: Tensor = (self.first if particle == 1 else self.second)(values)
-        return half
+        """Return the values [M, B] of particle 1 or 2, from those of the atoms [N, B]."""
+        selected: Tensor = (self.first if particle == 1 else self.second)(values)
+        return selected
 
 
 class OrderedPairs(nn.Module):
-    """Every pair twice, with either atom as particle 1, and sums over its partners.
+    """Every pair twice, with either atom as particle 1, and sums over an atom's partners.
 
-    Without exclusions the arrangement is [N - 1, N]: column i has the pairs of atom i, of which row
-    k is with atom i + k (modulo N), so that sums over partners are sums over rows. With exclusions
-    it is [2, M]: the M pairs i < j that are left, and the same with their atoms exchanged.
+    Without exclusions the shape is [N - 1, N]: column i has the pairs of atom i, of which row k is
+    with atom i + k (modulo N), so that sums over partners are sums over rows. With exclusions it is
+    [2, M]: the M pairs i < j that are left, and the same with their atoms exchanged.
 
     Parameters
     ----------
     excluded
-        Pairs (low, high) that are left out.
+        Excluded pairs (low, high).
     pairs
         All pairs of the atoms.
     """
 
     rows: Tensor
-    once: Tensor
-    again: Tensor
+    first_use: Tensor
+    second_use: Tensor
 
     def __init__(self, excluded: set[tuple[int, int]], pairs: AllPairs) -> None:
         super().__init__()
         n_atoms = pairs.n_atoms
         self.pairs: PairList | None = None
         if excluded:
-            low, high = all_but(excluded, n_atoms)
+            low, high = included_pairs(excluded, n_atoms)
             self.pairs = PairList(low, high, pairs)
             first, second = torch.stack([low, high]), torch.stack([high, low])
         else:
             first = torch.arange(n_atoms).expand(max(0, n_atoms - 1), n_atoms)
             second = (first + torch.arange(1, n_atoms)[:, None]) % n_atoms
             pairs.prepare_list()
-            rows = pairs.number(first, second).flatten()
-            places = torch.argsort(rows, stable=True).reshape(-1, 2)
+            rows = pairs.row_numbers(first, second).flatten()
+            uses = torch.argsort(rows, stable=True).reshape(-1, 2)
             self.register_buffer("rows", rows)
-            self.register_buffer("once", places[:, 0].contiguous())
-            self.register_buffer("again", places[:, 1].contiguous())
+            self.register_buffer("first_use", uses[:, 0].contiguous())
+            self.register_buffer("second_use", uses[:, 1].contiguous())
         self.shape = tuple(first.shape)
         self.first = None if self.pairs is None else Gather(first.reshape(-1), n_atoms)
         self.second = Gather(second.reshape(-1), n_atoms)
 
-    def distances(self, frame: Frame) -> Tensor:
-        """Distances, [N - 1, N, B] or, the same for both orders, [M, B]."""
+    def distances(self, batch: Batch) -> Tensor:
+        """Return the distances, [N - 1, N, B] or, the same for both orders, [M, B]."""
         if self.pairs is not None:
-            return self.pairs.distances(frame)
-        distances = _Spread.apply(frame.distances, self.rows, self.once, self.again)
+            return self.pairs.distances(batch)
+        uses = self.first_use, self.second_use
+        distances = _BothOrders.apply(batch.distances, self.rows, *uses)
         return cast(Tensor, distances).unflatten(0, self.shape)
 
     def select(self, values: Tensor, particle: int) -> Tensor:
-        """Values [*shape, B] of particle 1 or 2, from those of the atoms [N, B]."""
+        """Return the values [*shape, B] of particle 1 or 2, from those of the atoms [N, B]."""
         if particle == 1 and self.first is None:
             return values.unsqueeze(0)
         gather = self.first if particle == 1 and self.first is not None else self.second
@@ -97,39 +202,39 @@ class OrderedPairs(nn.Module):
         return selected.unflatten(0, self.shape)
 
     def sum_over_partners(self, values: Tensor) -> Tensor:
-        """Sums [N, B] over each atom's partners, its pairs' values broadcasting to [*shape, B]."""
+        """Return the sums [N, B] over each atom's partners of values [*shape, B]."""
         values = values.expand(*self.shape, values.shape[-1] if values.ndim else 1)
         return values.sum(dim=0) if self.first is None else self.first.collect(values.flatten(0, 1))
 
 
-class _Spread(torch.autograd.Function):
-    """Values of pairs [P, B] to both orders of each pair [2 P, B]: a gather..."""
+class _BothOrders(torch.autograd.Function):
+    """The values [2 P, B] of both orders of each pair, from those of the pairs [P, B]."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, rows: Tensor, once: Tensor, again: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, once, again)
+    def forward(ctx: Any, values: Tensor, rows: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, first, second)
         return values.index_select(0, rows)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _Fold.apply(grads[0], *ctx.saved_tensors), None, None, None
+        return _SumOfOrders.apply(grads[0], *ctx.saved_tensors), None, None, None
 
 
-class _Fold(torch.autograd.Function):
-    """...and its transpose, two gathers."""
+class _SumOfOrders(torch.autograd.Function):
+    """The transpose of _BothOrders, in two gathers."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, rows: Tensor, once: Tensor, again: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, once, again)
-        return values.index_select(0, once) + values.index_select(0, again)
+    def forward(ctx: Any, values: Tensor, rows: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, first, second)
+        return values.index_select(0, first) + values.index_select(0, second)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _Spread.apply(grads[0], *ctx.saved_tensors), None, None, None
+        return _BothOrders.apply(grads[0], *ctx.saved_tensors), None, None, None
 
 
-def all_but(excluded: set[tuple[int, int]], n_atoms: int) -> tuple[Tensor, Tensor]:
-    """Atoms [M] and [M] of the pairs i < j that are not among the excluded (low, high)."""
+def included_pairs(excluded: set[tuple[int, int]], n_atoms: int) -> tuple[Tensor, Tensor]:
+    """Return the atoms [M] and [M] of the pairs i < j that are not excluded (low, high)."""
     first, second = torch.triu_indices(n_atoms, n_atoms, 1)
     if excluded:
         codes = torch.tensor([low * n_atoms + high for low, high in excluded])

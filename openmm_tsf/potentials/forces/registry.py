@@ -1,4 +1,4 @@
-"""Reading a System: which term each of its Forces becomes."""
+"""The Forces that are covered, and the term of each."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,10 +22,11 @@ from openmm_tsf.potentials.forces.custom_bonded import (
 )
 from openmm_tsf.potentials.forces.custom_gb import CustomGBTerm
 from openmm_tsf.potentials.forces.custom_nonbonded import CustomNonbondedTerm
-from openmm_tsf.potentials.forces.geometry import AllPairs
 from openmm_tsf.potentials.forces.nonbonded import GBSAOBCTerm, NonbondedTerm
+from openmm_tsf.potentials.forces.pairs import AllPairs
 
-_TERMS: dict[type, Callable[[Any, int, AllPairs], Term]] = {
+#: The term of each Force that is covered.
+TERMS: dict[type, Callable[[Any, AllPairs], Term]] = {
     openmm.HarmonicBondForce: HarmonicBondTerm,
     openmm.HarmonicAngleForce: HarmonicAngleTerm,
     openmm.PeriodicTorsionForce: PeriodicTorsionTerm,
@@ -43,17 +44,15 @@ _TERMS: dict[type, Callable[[Any, int, AllPairs], Term]] = {
 
 
 @dataclass(frozen=True)
-class ReadForce:
+class CoveredForce:
     """A Force of the System and its term.
 
     Attributes
     ----------
-    index
+    index, name
         Of the Force in the System.
-    name
-        As OpenMM has it.
     term
-        The energy in torch.
+        Its energy in torch.
     """
 
     index: int
@@ -63,13 +62,13 @@ class ReadForce:
 
 def read_forces(
     system: openmm.System, pairs: AllPairs, groups: Iterable[int] | None = None
-) -> list[ReadForce]:
-    """The terms of a System's Forces in the given force groups (all by default).
+) -> list[CoveredForce]:
+    """Return a System's Forces in the given force groups (all by default), with their terms.
 
     Parameters
     ----------
     system
-        The System. A CMMotionRemover has no energy and is passed over.
+        The System. A CMMotionRemover has no energy and is ignored.
     pairs
         The pairs of its particles.
     groups
@@ -80,36 +79,30 @@ def read_forces(
     NotCovered
         If a Force, or something in it, has no counterpart in torch.
     """
-    wanted = None if groups is None else set(groups)
-    found = []
+    included = None if groups is None else set(groups)
+    forces = []
     for index, force in enumerate(system.getForces()):
         if isinstance(force, openmm.CMMotionRemover):
             continue
-        if wanted is not None and force.getForceGroup() not in wanted:
+        if included is not None and force.getForceGroup() not in included:
             continue
-        build = _TERMS.get(type(force))
+        build = TERMS.get(type(force))
         if build is None:
             raise NotCovered(force, None)
         if force.usesPeriodicBoundaryConditions():
             raise NotCovered(force, "periodic boundary conditions")
         try:
-            term = build(force, system.getNumParticles(), pairs)
+            term = build(force, pairs)
         except NotCovered:
             raise
         except ValueError as error:  # of an expression or a tabulated function
             raise NotCovered(force, f"something ({error})") from error
-        found.append(ReadForce(index, force.getName(), term))
-    return found
+        forces.append(CoveredForce(index, force.getName(), term))
+    return forces
 
 
 def global_parameters(system: openmm.System) -> dict[str, float]:
-    """Names and default values of the global parameters of all Forces.
-
-    Raises
-    ------
-    ValueError
-        If two Forces give one name different defaults (OpenMM makes no Context then).
-    """
+    """Return the names and default values of the global parameters of all Forces."""
     defaults: dict[str, float] = {}
     for force in system.getForces():
         for index in range(getattr(force, "getNumGlobalParameters", lambda: 0)()):
