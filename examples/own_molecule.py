@@ -16,7 +16,7 @@ import openmm_tsf as tsf
 PDB = str(files("openmm_tsf.data") / "ala2.pdb")
 TEMPERATURE = 600  # high enough that MD crosses the barriers
 N_EQUILIBRATION = 20_000
-N_MD = 1_000_000
+N_MD = 500_000
 N_STEPS = 2000
 N_ITERATIONS = 500
 
@@ -32,8 +32,7 @@ molecule = tsf.MolecularSystem(system, pdb.topology, pdb.positions)
 # %%
 integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE, 1 / unit.picosecond, 1 * unit.femtosecond)
 integrator.setRandomNumberSeed(1)
-platform = openmm.Platform.getPlatformByName("Reference")  # the fastest for so few atoms
-simulation = app.Simulation(pdb.topology, system, integrator, platform)
+simulation = app.Simulation(pdb.topology, system, integrator)
 simulation.context.setPositions(pdb.positions)
 simulation.minimizeEnergy()
 simulation.step(N_EQUILIBRATION)
