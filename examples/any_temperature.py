@@ -11,7 +11,7 @@ import torch
 
 import openmm_tsf as tsf
 from openmm_tsf.analysis import importance_thermodynamics
-from openmm_tsf.flows.weights import log_weight
+from openmm_tsf.flows.draws import draw_weighted
 
 RUN = "run/"
 TEMPERATURES = [350.0, 500.0]
@@ -46,12 +46,9 @@ flow = tsf.load_flow(run.path / "flow.pt", molecule)
 potential = molecule.potential()
 generator = torch.Generator().manual_seed(1)
 for kelvin in TEMPERATURES:
-    with torch.no_grad():
-        draws = flow.sample(N_DRAWS, kelvin, generator)
-        energy = potential.energy(draws.x)
-    tau = kelvin / flow.reference_temperature
-    reduced_energy = energy / (run.boltzmann_constant * kelvin)
-    weights = log_weight(reduced_energy, draws.momenta, tau, draws.log_prob)  # [N], ln(p/q)
-    estimate = importance_thermodynamics(weights, energy, kelvin, run.boltzmann_constant)
+    draws = draw_weighted(flow, potential, kelvin, N_DRAWS, generator)
+    estimate = importance_thermodynamics(
+        draws.log_weights, draws.energy, kelvin, potential.boltzmann_constant
+    )
     value, stderr = estimate.energy
     print(f"{kelvin:g} K, flow: <U> = {value:.2f} ± {stderr:.2f}, ESS {estimate.ess.fraction:.3f}")

@@ -57,7 +57,7 @@ def test_first_run(first_run):
 def test_any_temperature(first_run, monkeypatch, capsys):
     monkeypatch.chdir(first_run[0])
     variables = run_short("any_temperature.py", {"N_DRAWS = 20_000": "N_DRAWS = 200"})
-    assert variables["weights"].shape == (200,)
+    assert variables["draws"].log_weights.shape == (200,)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == [
         *["350 K, MBAR"] * 2, *["500 K, MBAR"] * 2, "350 K, flow", "500 K, flow",
