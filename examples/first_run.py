@@ -2,8 +2,8 @@
 # # A first run
 #
 # Alanine dipeptide in implicit solvent: a flow learns from molecular dynamics at 600 K, then
-# proposes moves in replica exchange between 300 and 600 K. The numbers below keep it to about
-# five minutes; the command `openmm-tsf run --output run/` does the same at full length.
+# proposes moves in replica exchange between 300 and 600 K. In these sizes it takes three minutes;
+# `openmm-tsf run --output run/` does the same at full length.
 
 # %%
 import openmm_tsf as tsf

@@ -2,7 +2,6 @@
 
 import csv
 import sys
-from dataclasses import replace
 
 import matplotlib.image
 import numpy as np
@@ -14,10 +13,8 @@ from matplotlib.text import Text
 
 from openmm_tsf.analysis import Reference, load_run
 from openmm_tsf.flows import TemperatureSteerableFlow
-from openmm_tsf.io.serialization import plain
 from openmm_tsf.sampling.tempering import ParallelTempering
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.workflow.settings import SamplingSettings
 from tests.support.examples import load_example
 from tests.support.fabricate import write_run
 
@@ -205,37 +202,6 @@ def test_the_view_is_no_mirror_image(molecule):
         return np.linalg.det(x[[6, 14, 10]] - x[8])
 
     assert volume(seen) == pytest.approx(volume(x))
-
-
-def test_seeds_refuses_runs_made_otherwise(tmp_path):
-    seeds = load_example("benchmarks/seeds.py")
-    settings = SamplingSettings(
-        temperatures=(300.0, 600.0), n_walkers=4, n_iterations=30, n_tuning=7
-    )
-    phi, psi, energy = sample(np.random.default_rng(5), (30, 4, 2), (-60.0, 20.0))
-    write_run(
-        tmp_path / "seed_9", settings.temperatures, energy, {"phi": phi, "psi": psi}, seed=9,
-        choices={"settings": plain(settings), "flow": {"sha256": "abc"}, "seed": 9},
-    )  # fmt: skip
-    (tmp_path / "seed_9" / "checkpoint.pt").touch()
-
-    def again(seed=9, digest="abc", **changes):
-        return seeds.one_run(
-            "no/flow", tmp_path / "seed_9", replace(settings, **changes), seed, digest, False
-        )
-
-    assert again()["n_iterations"] == 30
-    for changes, words in (
-        ({"n_tuning": 8}, "n_tuning: 7 there, 8 asked for"),
-        ({"n_iterations": 20}, "n_iterations: 30 there, 20 asked for"),
-        ({"n_iterations": 40}, "n_iterations: 30 there, 40 asked for"),
-        ({"n_walkers": 5}, "n_walkers: 4 there, 5"),
-        ({"temperatures": (300.0, 500.0)}, "temperatures: "),
-        ({"seed": 8}, "seed: 9 there, 8"),
-        ({"digest": "abd"}, r"flow \(sha256\): 'abc' there, 'abd' asked for"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            again(**changes)
 
 
 def test_a_run_of_one_rung_is_refused_at_the_door(tmp_path, monkeypatch, capsys):
