@@ -1,4 +1,4 @@
-"""What the figure and the benchmark of the mixed double wells share.
+"""The experiment of the mixed double wells, for the figure and the benchmark.
 
 The ladder and the reference sampler of arXiv:2012.00429, section 3, the two flows, and what is
 measured of a flow at a temperature.
@@ -57,7 +57,7 @@ class Reference:
 
 
 class _Kept:
-    """A reporter that keeps the configurations of some rungs: all of them are too many."""
+    """A reporter that keeps the configurations of some rungs."""
 
     def __init__(self, rungs, interval):
         self.rungs, self.interval, self.x = rungs, interval, []
@@ -69,11 +69,11 @@ class _Kept:
 def walk_sampler(potential, temperatures, n_walkers, seed, n_steps=1):
     """Gaussian increments and swaps of neighbours; walkers start far from equilibrium, N(0, 1)."""
     d = potential.event_shape[0]
-    plain = WhitenedCoordinates.identity(d)
-    walk = InternalWalk(plain, potential, temperatures, name="walk", n_steps=n_steps)
+    identity = WhitenedCoordinates.identity(d)
+    walk = InternalWalk(identity, potential, temperatures, name="walk", n_steps=n_steps)
     swap = PlainSwap(temperatures, potential.boltzmann_constant)
     sampler = tsf.ParallelTempering(
-        None, plain, temperatures, n_walkers, [walk, swap], potential, seed=seed
+        None, identity, temperatures, n_walkers, [walk, swap], potential, seed=seed
     )
     shape = (n_walkers, len(temperatures), d)
     generator = torch.Generator().manual_seed(seed)
@@ -95,9 +95,8 @@ def reference(potential, n_walkers, n_burn, n_iterations, seed, n_steps=2, inter
     rungs = [*range(0, 100, 10), 99]
     sampler = walk_sampler(potential, temperatures, n_walkers, seed, n_steps)
     before = potential.n_evaluations
-    # Burn-in, too. In 20-d it takes long until the replicas that the start put into the wrong
-    # wells of the cold rungs have all been exchanged for better ones: after 4000 iterations |z| was
-    # 5.4 at T = 0.1, after 8000 still 4.2.
+    # Also the burn-in, which is slow in 20-d: replicas that start in the wrong wells leave the cold
+    # rungs by exchanges only. After 4000 iterations |z| was 5.4 at T = 0.1, after 8000 it was 4.2.
     sampler.tune(n_burn)
     x = kept_run(sampler, rungs, n_iterations, interval)
     return Reference(
@@ -117,14 +116,14 @@ def quantiles(potential, coordinate, temperature, mean, spread):
     return grid[cuts], cumulative[cuts]
 
 
-def normal_score(found, exact, n_walkers):
+def normal_score(estimate, exact, n_walkers):
     """Deviation in standard errors, on the scale of a normal distribution.
 
     A standard error from the spread of W walkers' means is itself known from W - 1 degrees of
     freedom only: the deviation over it has Student's distribution.
     """
-    t = (found.value - exact) / found.stderr
-    if found.stderr_groups < found.stderr_correlation:
+    t = (estimate.value - exact) / estimate.stderr
+    if estimate.stderr_groups < estimate.stderr_correlation:
         return t
     return math.copysign(stats.norm.isf(stats.t.sf(abs(t), n_walkers - 1)), t)
 
@@ -142,7 +141,7 @@ def reference_scores(potential, samples):
             for cut, point, share in zip(CUTS, points, shares, strict=True):
                 checks.append((f"P(x < q{100 * cut:.0f})", (values < point).double(), share))
             for name, series, exact in checks:
-                found = estimate_mean(series.numpy())
+                estimate = estimate_mean(series.numpy())
                 rows.append(
                     {
                         "dimension": potential.event_shape[0],
@@ -150,9 +149,9 @@ def reference_scores(potential, samples):
                         "coordinate": j,
                         "quantity": name,
                         "exact": float(exact),
-                        "found": found.value,
-                        "stderr": found.stderr,
-                        "z": normal_score(found, float(exact), samples.x.shape[1]),
+                        "found": estimate.value,
+                        "stderr": estimate.stderr,
+                        "z": normal_score(estimate, float(exact), samples.x.shape[1]),
                     }
                 )
     return rows
@@ -244,8 +243,8 @@ def measure(flow, potential, temperature, n, seed, n_repeats=5, n_momenta=16):
         "distance_stderr": gap_stderr,
         "distance_tighter": tighter,
         "distance_tighter_stderr": tighter_stderr,
-        "reverse_ess": float(np.mean([found.fraction for found in reverse])),
-        "reverse_ess_spread": float(np.std([found.fraction for found in reverse], ddof=1)),
-        "largest_weight": max(found.largest_weight for found in reverse),
+        "reverse_ess": float(np.mean([ess.fraction for ess in reverse])),
+        "reverse_ess_spread": float(np.std([ess.fraction for ess in reverse], ddof=1)),
+        "largest_weight": max(ess.largest_weight for ess in reverse),
         "forward_ess": forward_ess(forward.numpy()).fraction,
     }

@@ -90,7 +90,7 @@ def overlapping(figure):
 
 @pytest.mark.parametrize("with_reference", [True, False])
 def test_the_figure(tmp_path, monkeypatch, run, draws, reference, with_reference):
-    monkeypatch.setattr(panels, "_DPI", 100)
+    monkeypatch.setattr(panels, "DPI", 100)
     drawn = []
     save = Figure.savefig
     monkeypatch.setattr(
@@ -164,7 +164,7 @@ def test_histogram_and_its_error():
     assert np.isnan(panels.histogram(values[:1, :1], np.linspace(0, 4, 5))[1]).all()
 
 
-def test_doors(run, draws, reference):
+def test_wrong_arguments_are_refused(run, draws, reference):
     with pytest.raises(ValueError, match="draws: expected two temperatures"):
         panels.series_of(run, {300.0: draws[300.0]}, None)
     with pytest.raises(ValueError, match="temperature: this run has rungs"):
@@ -196,15 +196,15 @@ def test_the_molecule_is_drawn_as_it_is(molecule):
 def test_the_view_is_no_mirror_image(molecule):
     """Left-handed alanine stays left-handed in the drawing."""
     x = np.asarray(molecule.positions)
-    seen = molecule_drawing._seen(x, np.full(22, 0.04), np.ones(22, dtype=bool))
+    view = molecule_drawing.project(x, np.full(22, 0.04), np.ones(22, dtype=bool))
 
     def volume(x):
         return np.linalg.det(x[[6, 14, 10]] - x[8])
 
-    assert volume(seen) == pytest.approx(volume(x))
+    assert volume(view) == pytest.approx(volume(x))
 
 
-def test_a_run_of_one_rung_is_refused_at_the_door(tmp_path, monkeypatch, capsys):
+def test_a_run_of_one_rung_is_refused(tmp_path, monkeypatch, capsys):
     phi, psi, energy = sample(np.random.default_rng(6), (5, 2, 1), (-60.0,))
     write_run(tmp_path / "run", [300.0], energy, {"phi": phi, "psi": psi})
     monkeypatch.setattr(sys, "argv", ["figure3.py", str(tmp_path / "run")])
@@ -214,7 +214,7 @@ def test_a_run_of_one_rung_is_refused_at_the_door(tmp_path, monkeypatch, capsys)
 
 
 def test_one_command(tmp_path, monkeypatch, molecule, capsys):
-    """Draws, scan, figure, tables from a run directory with a flow that knows little."""
+    """Draws, scan, figure and tables from a run directory with an untrained flow."""
     dataset = MDDataset.shipped(molecule, stride=40)
     flow = TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(8,), seed=1)
     with (
@@ -225,7 +225,7 @@ def test_one_command(tmp_path, monkeypatch, molecule, capsys):
         sampler.run(12, tmp_path / "run", progress=False)
     written = load_run(tmp_path / "run").config["choices"]["flow"]["sha256"]
     assert load_example("benchmarks/seeds.py").digest_of(tmp_path / "run") == written
-    monkeypatch.setattr(panels, "_DPI", 100)
+    monkeypatch.setattr(panels, "DPI", 100)
     monkeypatch.setattr(
         sys, "argv",
         ["figure3.py", str(tmp_path / "run"), "--output", str(tmp_path / "f.png"), "--draws",

@@ -81,3 +81,17 @@ def test_the_settings_named_in_the_troubleshooting_exist():
     expected = set(re.findall(r"`(\w+)(?:=[^`]*)?`", training)) - {"score", "default"}
     assert {"learning_rate", "basin_balance", "n_chains", "estimator"} <= expected
     assert expected <= names
+
+
+def test_the_messages_quoted_in_the_troubleshooting_exist():
+    """Numbers and what is filled in are left out of the comparison."""
+
+    def normal(text):
+        return re.sub(r"\{[^}]*\}|\d+", "#", " ".join(text.split())).lower()
+
+    source = "".join(path.read_text() for path in (ROOT / "openmm_tsf").rglob("*.py"))
+    messages = normal(re.sub(r'"\s*f?"', "", source))
+    quotes = re.findall(r'(?<!=)"([^"`=]+)"', (EXAMPLES / "troubleshooting.md").read_text())
+    parts = [normal(part) for quote in quotes for part in quote.split("...")]
+    assert len(parts) > 15
+    assert [part for part in parts if part not in messages] == []
