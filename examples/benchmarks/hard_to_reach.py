@@ -37,8 +37,8 @@ def log_weights(flow, potential, x, kelvin, n_draws, repeats, generator):
         momenta = momenta * math.sqrt(tau)
         copies, log_partition = flow.draw_copies(x, kelvins, generator)
         v, log_det = flow.inverse_and_log_det(x, momenta, copies)
-        log_q = -0.5 * (v.square() / tau + math.log(2 * math.pi * tau)).sum(dim=1) + log_det
-        parts.append(log_weight(reduced_energy, momenta, tau, log_q - log_partition) - log_mean)
+        log_q = flow.prior_log_prob(v, kelvin) + log_det - log_partition
+        parts.append(log_weight(reduced_energy, momenta, tau, log_q) - log_mean)
     return torch.cat(parts)
 
 

@@ -14,6 +14,7 @@ from scipy import stats
 import openmm_tsf as tsf
 from openmm_tsf.analysis.statistics import forward_ess, reverse_ess
 from openmm_tsf.analysis.uncertainty import estimate_mean
+from openmm_tsf.flows.weights import log_weight
 from openmm_tsf.sampling.kernels import InternalWalk, PlainSwap, WhitenedCoordinates
 from openmm_tsf.training.losses import marginal_nll_bound
 
@@ -191,14 +192,9 @@ def train(kind, potential, dataset, settings, n_blocks, width, seed):
 
 def log_target(potential, x, momenta, temperature):
     """ln of the normalised density of (x, p) at T (T_ref = 1): the best that a flow can be."""
-    kinetic = 0.5 * momenta.square().sum(dim=1) / temperature
-    log_z = 0.5 * momenta.shape[1] * math.log(2.0 * math.pi * temperature)
-    return (
-        -potential.energy(x) / temperature
-        - potential.log_partition_function(temperature)
-        - kinetic
-        - log_z
-    )
+    log_z = potential.log_partition_function(temperature)
+    log_z = log_z + 0.5 * momenta.shape[1] * math.log(2.0 * math.pi * temperature)
+    return log_weight(potential.energy(x) / temperature, momenta, temperature, log_z)
 
 
 def mean_and_stderr(values):
