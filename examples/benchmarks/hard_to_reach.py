@@ -24,11 +24,9 @@ WEIGHTS = (3, 10, 100)
 
 
 @torch.no_grad()
-def log_weights(flow, potential, x, kelvin, n_draws, repeats, generator):
-    """ln(p/q) less ln of its mean over draws, of frames x [n, N, 3] with momenta: [repeats n]."""
+def log_weights(flow, potential, x, kelvin, repeats, generator):
+    """ln(p/q) [repeats n] of frames x [n, N, 3] with momenta."""
     tau, kt = kelvin / flow.reference_temperature, potential.boltzmann_constant * kelvin
-    draws = draw_weighted(flow, potential, kelvin, n_draws, generator, batch_size=n_draws)
-    log_mean = torch.logsumexp(draws.log_weights, 0) - math.log(n_draws)
     reduced_energy = potential.energy(x) / kt
     parts = []
     kelvins = torch.full((len(x),), kelvin, dtype=torch.float64)
@@ -38,7 +36,7 @@ def log_weights(flow, potential, x, kelvin, n_draws, repeats, generator):
         copies, log_partition = flow.draw_copies(x, kelvins, generator)
         v, log_det = flow.inverse_and_log_det(x, momenta, copies)
         log_q = flow.prior_log_prob(v, kelvin) + log_det - log_partition
-        parts.append(log_weight(reduced_energy, momenta, tau, log_q) - log_mean)
+        parts.append(log_weight(reduced_energy, momenta, tau, log_q))
     return torch.cat(parts)
 
 
@@ -57,7 +55,9 @@ def main():
     for kelvin in TEMPERATURES:
         x = reference_frames(kelvin)
         x = x[~flow.is_mirror_image(x)]
-        weights = log_weights(flow, potential, x, kelvin, args.draws, args.repeats, generator)
+        draws = draw_weighted(flow, potential, kelvin, args.draws, generator, args.draws)
+        log_mean = torch.logsumexp(draws.log_weights, 0) - math.log(args.draws)
+        weights = log_weights(flow, potential, x, kelvin, args.repeats, generator) - log_mean
         deviation = potential.energy(x).repeat(args.repeats)
         deviation = deviation - deviation.mean()
         for weight in WEIGHTS:

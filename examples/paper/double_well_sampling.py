@@ -93,15 +93,8 @@ def three_samplers(d, seed, n_walkers):
     potential = MixedDoubleWell.random(d, POTENTIAL_SEED)
     frames = potential.sample(N_FRAMES, 1.0, torch.Generator().manual_seed(seed))
     size = SIZES[d]
-    flow, result = train(
-        "TSF",
-        potential,
-        tsf.MDDataset(frames, 1.0),
-        settings(size),
-        size.n_blocks,
-        size.width,
-        seed,
-    )
+    dataset = tsf.MDDataset(frames, 1.0)
+    flow, result = train("TSF", potential, dataset, size, settings(size), seed)
     figures = {
         "training_evaluations": result.n_evaluations,
         "training_seconds": result.wall_seconds,

@@ -124,7 +124,7 @@ def train_and_measure(d, kind, seed, size, dataset):
     """Train one flow; return its figures by temperature, its training, and draws for panel A."""
     torch.set_num_threads(1)
     potential = MixedDoubleWell.random(d, POTENTIAL_SEED)
-    flow, result = train(kind, potential, dataset, settings(size), size.n_blocks, size.width, seed)
+    flow, result = train(kind, potential, dataset, size, settings(size), seed)
     rows = [
         {
             "dimension": d,

@@ -100,7 +100,7 @@ def test_weights_at_given_frames(molecule, flow, potential):
     """Both scripts return one weight for each draw of the momenta."""
     frames = load_example("benchmarks/common.py").reference_frames(600.0)[:20]
     weigh = load_example("benchmarks/hard_to_reach.py").log_weights
-    weights = weigh(flow, potential, frames, 600.0, 200, 3, generator())
+    weights = weigh(flow, potential, frames, 600.0, 3, generator())
     assert weights.shape == (60,)
     assert bool(torch.isfinite(weights).any())
     forward = load_example("benchmarks/flow_alone.py").forward_weights
