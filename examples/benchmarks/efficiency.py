@@ -5,14 +5,14 @@ r"""What an effective sample costs: flow and Monte Carlo beside OpenMM's own rep
     python examples/benchmarks/efficiency.py run/ --md examples/results/replica_exchange.json \
         --output examples/results/efficiency.json
 
-Both sides here, one after the other, on one core: ``openmm.app.ReplicaExchangeSampler``
-(examples/benchmarks/replica_exchange.py; the ladder that was best in ``--md``) and the run's frozen
-flow with a lean sequence for 300 K: an independence proposal there in every iteration; in every
-eighth also one at 600 K, a walk step and a steered swap of the two, no rung between.
-Counted is N_eff = p(1 - p)/SE^2 of 1[phi > 0] at 300 K,
-SE the larger of that from the correlation time and that from the spread of the walkers, which are
-independent runs; the spread of twenty groups of them is compared with it. Per 10^6 evaluations,
-per second, and all in (MD and training paid for). Writes JSON.
+Both run here, one after the other, on one core: ``openmm.app.ReplicaExchangeSampler``
+(replica_exchange.py; the best ladder in ``--md``), and the run's frozen flow with few kernels for
+300 K: an independence proposal at 300 K in every iteration; in every eighth also one at 600 K, a
+walk step and a steered swap of the two temperatures, without a rung between them.
+N_eff = p(1 - p)/SE^2 of 1[phi > 0] at 300 K, with the larger of the standard errors from the
+correlation time and from the spread of the walkers, which are independent; the spread of twenty
+groups of walkers is compared with it. Per 10^6 evaluations, per second, and all in (MD and training
+included). Writes JSON.
 """
 
 import argparse
@@ -24,15 +24,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import reference_population
 from replica_exchange import fastest_platform, summarise
 from replica_exchange import run as run_md
 
 import openmm_tsf as tsf
-from openmm_tsf.analysis.reference import load_reference
 from openmm_tsf.analysis.statistics import reverse_ess
 from openmm_tsf.analysis.uncertainty import estimate_mean
+from openmm_tsf.flows.draws import draw_weighted
 from openmm_tsf.flows.load import load_flow
-from openmm_tsf.flows.weights import log_weight
 from openmm_tsf.io.files import read_json, write_json
 from openmm_tsf.sampling.kernels import (
     FlowIndependence,
@@ -73,41 +73,27 @@ class Populations:
         self.seconds += time.perf_counter() - began
 
 
-def weighted_draws(flow, potential, molecule, kelvin, n_draws, generator):
-    """ln[exp(-U/kT - |p|^2/2tau)/q] of draws, -inf outside, and their basins."""
-    tau, kt = kelvin / flow.reference_temperature, potential.boltzmann_constant * kelvin
-    log_weights, labels = [], []
-    for _ in range(0, n_draws, 5000):
-        drawn = flow.sample(5000, kelvin, generator)
-        inside = torch.isfinite(drawn.log_prob)
-        energy = torch.full_like(drawn.log_prob, math.inf)
-        energy[inside] = potential.energy(drawn.x[inside])
-        weight = log_weight(energy / kt, drawn.momenta, tau, drawn.log_prob)
-        log_weights.append(torch.where(inside, weight, -math.inf))
-        labels.append(basin_labels(molecule, drawn.x))
-    return torch.cat(log_weights), torch.cat(labels).double()
-
-
 def proposals(flow, potential, molecule, n_draws, n_repeats, generator):
     """The flow alone: reverse ESS of the joint weights, population of the rare basin."""
-    found = {}
+    report = {}
     for kelvin in (LOW_K, HIGH_K):
-        ess, largest, own, weighted = [], [], [], []
+        ess, largest, unweighted, weighted = [], [], [], []
         for _ in range(n_repeats):
-            every, basin = weighted_draws(flow, potential, molecule, kelvin, n_draws, generator)
-            figures = reverse_ess(every.numpy())
+            draws = draw_weighted(flow, potential, kelvin, n_draws, generator)
+            basin = basin_labels(molecule, draws.x).double()
+            figures = reverse_ess(draws.log_weights.numpy())
             ess.append(figures.fraction)
             largest.append(figures.largest_weight)
-            own.append(float(basin.mean()))
-            weighted.append(float((torch.softmax(every, 0) * basin).sum()))
-        found[f"{kelvin:g}"] = {
+            unweighted.append(float(basin.mean()))
+            weighted.append(float((torch.softmax(draws.log_weights, 0) * basin).sum()))
+        report[f"{kelvin:g}"] = {
             "reverse_ess_joint": float(np.mean(ess)),
             "spread": float(np.std(ess, ddof=1)) if n_repeats > 1 else 0.0,
             "largest_weight": max(largest),
-            "p_flow": float(np.mean(own)),
+            "p_flow": float(np.mean(unweighted)),
             "p_weighted": float(np.mean(weighted)),
         }
-    return found
+    return report
 
 
 def flow_side(flow, potential, molecule, frames, args):
@@ -130,12 +116,12 @@ def flow_side(flow, potential, molecule, frames, args):
     seconds = time.perf_counter() - began - kept.seconds
     evaluations = potential.n_evaluations - before
     series = torch.stack(kept.values).double().numpy()
-    found = estimate_mean(series)
+    estimate = estimate_mean(series)
     groups = series.mean(axis=0).reshape(N_GROUPS, -1).mean(axis=1)
     # Each group's error by the claim; the spread of 20 groups gives chi^2 with 19 degrees.
-    claimed = found.stderr * math.sqrt(N_GROUPS)
-    plain = PlainSwap(ladder, potential.boltzmann_constant)
-    info = plain(sampler.state, generator)[1]
+    claimed = estimate.stderr * math.sqrt(N_GROUPS)
+    plain_swap = PlainSwap(ladder, potential.boltzmann_constant)
+    info = plain_swap(sampler.state, generator)[1]
     acceptance = {
         name: [round(a, 4) for a in total.acceptance.flatten().tolist() if math.isfinite(a)]
         for name, total in sampler.totals.items()
@@ -143,18 +129,18 @@ def flow_side(flow, potential, molecule, frames, args):
     return {
         "walkers": args.walkers,
         "iterations": args.iterations,
-        "p": found.value,
-        "stderr": found.stderr,
-        "stderr_correlation": found.stderr_correlation,
-        "stderr_walkers": found.stderr_groups,
-        "g": found.g,
-        "n_eff": found.n_eff,
+        "p": estimate.value,
+        "stderr": estimate.stderr,
+        "stderr_correlation": estimate.stderr_correlation,
+        "stderr_walkers": estimate.stderr_groups,
+        "g": estimate.g,
+        "n_eff": estimate.n_eff,
         "n_evaluations": evaluations,
         "burn_in_evaluations": burn_in,
         "seconds": seconds,
-        "n_eff_per_million": 1e6 * found.n_eff / evaluations,
-        "n_eff_per_core_second": found.n_eff / seconds,
-        "chi2_of_20_groups": float(((groups - found.value) ** 2).sum() / claimed**2),
+        "n_eff_per_million": 1e6 * estimate.n_eff / evaluations,
+        "n_eff_per_core_second": estimate.n_eff / seconds,
+        "chi2_of_20_groups": float(((groups - estimate.value) ** 2).sum() / claimed**2),
         "acceptance": acceptance
         | {"swap_plain": [float(info.accepted.sum() / info.proposed.sum())]},
     }
@@ -169,9 +155,9 @@ def md_side(args, best):
             for k in range(args.cores)
         ]
         rows = [job.result() for job in jobs]
-    found = summarise(rows)[str(best)]
-    # Minutes may not see the basin: its population has no error then.
-    known = {key: value for key, value in found.items() if math.isfinite(value)}
+    summary = summarise(rows)[str(best)]
+    # A run of minutes may not visit the basin: its population then has no error.
+    known = {key: value for key, value in summary.items() if math.isfinite(value)}
     return {"platform": platform, "steps_per_second": rates, **known}
 
 
@@ -239,10 +225,9 @@ def main():
     generator = torch.Generator().manual_seed(args.seed)
     report = {"costs": costs}
     report["proposals"] = proposals(flow, potential, molecule, args.draws, args.repeats, generator)
-    reference = load_reference()
     report["reference"] = {}
     for kelvin in (LOW_K, HIGH_K):
-        known = reference.phi_positive(reference.rung(kelvin))
+        known = reference_population(kelvin)
         report["reference"][f"{kelvin:g}"] = {"p": known.value, "stderr": known.stderr}
     print(report["proposals"], flush=True)
     report["flow"] = flow_side(flow, potential, molecule, frames, args)

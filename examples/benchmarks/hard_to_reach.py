@@ -1,11 +1,10 @@
-"""How much of the ensemble a run's flow can hardly reach, and what that could do to <U>.
+"""How much of the ensemble a run's flow proposes too rarely, and its contribution to <U>.
 
     python examples/benchmarks/hard_to_reach.py run/
 
-A state of weight w = p/q far above the mean is proposed too rarely: a run that is too short lacks
-it, and says nothing. Here w is measured at frames of the reference, which is dynamics alone and
-knows nothing of the flow: the part of them above a weight, and what they contribute to <U>. Prints
-a table.
+A state whose weight w = p/q is far above the mean is proposed too rarely: a short run lacks it
+without a sign of it. Here w is computed at frames of the reference, which is MD without a flow: the
+fraction of frames above a weight, and what they contribute to <U>. Prints a table.
 """
 
 import argparse
@@ -13,25 +12,23 @@ import math
 from pathlib import Path
 
 import torch
-from training_trials import LADDER, reference_frames
+from common import reference_frames
 
 import openmm_tsf as tsf
+from openmm_tsf.flows.draws import draw_weighted
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.flows.weights import log_weight
 
+TEMPERATURES = (300.0, 600.0)
 WEIGHTS = (3, 10, 100)
 
 
 @torch.no_grad()
-def log_weights(flow, potential, x, kelvin, n_draws, repeats, generator):
-    """ln(p/q) less ln of its mean over draws, of frames x [n, N, 3] with momenta: [repeats n]."""
+def log_weights(flow, potential, x, kelvin, repeats, generator):
+    """ln(p/q) [repeats n] of frames x [n, N, 3] with momenta."""
     tau, kt = kelvin / flow.reference_temperature, potential.boltzmann_constant * kelvin
-    drawn = flow.sample(n_draws, kelvin, generator)
-    inside = torch.isfinite(drawn.log_prob)
-    energy = potential.energy(drawn.x[inside])
-    of_draws = log_weight(energy / kt, drawn.momenta[inside], tau, drawn.log_prob[inside])
-    mean = torch.logsumexp(of_draws, 0) - math.log(n_draws)
-    found = []
+    reduced_energy = potential.energy(x) / kt
+    parts = []
     kelvins = torch.full((len(x),), kelvin, dtype=torch.float64)
     for _ in range(repeats):
         momenta = torch.randn(len(x), flow.n_momenta, generator=generator, dtype=torch.float64)
@@ -39,8 +36,8 @@ def log_weights(flow, potential, x, kelvin, n_draws, repeats, generator):
         copies, log_partition = flow.draw_copies(x, kelvins, generator)
         v, log_det = flow.inverse_and_log_det(x, momenta, copies)
         log_q = flow.prior_log_prob(v, kelvin) + log_det - log_partition
-        found.append(log_weight(potential.energy(x) / kt, momenta, tau, log_q) - mean)
-    return torch.cat(found)
+        parts.append(log_weight(reduced_energy, momenta, tau, log_q))
+    return torch.cat(parts)
 
 
 def main():
@@ -55,18 +52,19 @@ def main():
     if not flow.overlap:
         parser.error(f"{args.run}: expected a flow whose copies overlap")
     generator = torch.Generator().manual_seed(args.seed)
-    frames = reference_frames()
-    for rung, kelvin in enumerate(LADDER):
-        x = frames[:, rung]
+    for kelvin in TEMPERATURES:
+        x = reference_frames(kelvin)
         x = x[~flow.is_mirror_image(x)]
-        weights = log_weights(flow, potential, x, kelvin, args.draws, args.repeats, generator)
-        apart = potential.energy(x).repeat(args.repeats)
-        apart = apart - apart.mean()
+        draws = draw_weighted(flow, potential, kelvin, args.draws, generator, args.draws)
+        log_mean = torch.logsumexp(draws.log_weights, 0) - math.log(args.draws)
+        weights = log_weights(flow, potential, x, kelvin, args.repeats, generator) - log_mean
+        deviation = potential.energy(x).repeat(args.repeats)
+        deviation = deviation - deviation.mean()
         for weight in WEIGHTS:
             above = weights > math.log(weight)
             print(
                 f"{kelvin:g} K: w > {weight}: {float(above.double().mean()):.5f} of the frames, "
-                f"{float((apart * above).mean()):+.3f} kJ/mol of <U>"
+                f"{float((deviation * above).mean()):+.3f} kJ/mol of <U>"
             )
 
 

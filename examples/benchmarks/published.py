@@ -1,16 +1,16 @@
-r"""The System of the published Boltzmann-generator benchmarks, with its ledger of evaluations.
+r"""The System of the published Boltzmann-generator benchmarks, with all energy evaluations.
 
     python examples/benchmarks/published.py reference reference/ --iterations 6000  # half an hour
     python examples/benchmarks/published.py run run/                                # half an hour
     python examples/benchmarks/published.py compare run/ reference/ \
         --output examples/results/published.json
 
-``systems.alanine_dipeptide("ff96-obc1")``, d = 60. ``run`` is the preset ``thorough`` with MD of
-its own: unbiased samples at 300 and 600 K from one flow. ``reference`` has no flow: dynamics that
-are Metropolised, so without an error of the time step (hydrogens of 4 amu, 2 fs, legs of 0.1 ps),
-with plain swaps on a ladder of eight rungs. ``compare`` sets P(phi > 0), Delta F_phi and
-ln Z(600 K) - ln Z(300 K) side by side, and the total variation of the Ramachandran histograms
-beside what an exact sampler of that many decorrelated frames would score.
+``systems.alanine_dipeptide("ff96-obc1")``, d = 60. ``run`` is the preset ``thorough`` with its own
+MD: unbiased samples at 300 and 600 K from one flow. ``reference`` has no flow: Metropolised
+dynamics, which has no error of the time step (hydrogens of 4 amu, 2 fs, 0.1 ps an iteration), with
+plain swaps on a ladder of eight rungs. ``compare`` writes P(phi > 0), Delta F_phi and
+ln Z(600 K) - ln Z(300 K) of both, and the total variation of the Ramachandran histograms beside
+that of an exact sampler with as many decorrelated frames.
 """
 
 import argparse
@@ -20,15 +20,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from efficiency import weighted_draws
+from common import heavy_masses
 
 import openmm_tsf as tsf
 from openmm_tsf.analysis.mbar import solve_mbar
 from openmm_tsf.analysis.ramachandran import ramachandran_distance
 from openmm_tsf.analysis.statistics import reverse_ess
+from openmm_tsf.flows.draws import draw_weighted
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io.files import read_json, write_json
 from openmm_tsf.sampling.kernels import InternalWalk, PlainSwap, Scheduled, TorchLangevin
+from openmm_tsf.training.basins import basin_labels
 from openmm_tsf.utils.random import Seeds
 from openmm_tsf.workflow import run as workflow
 from openmm_tsf.workflow.frames import load_trajectory
@@ -39,9 +41,9 @@ from openmm_tsf.workflow.settings import MDSettings
 FORCE_FIELD = "ff96-obc1"
 LOW_K, HIGH_K = 300.0, 600.0
 LADDER = tuple(round(t, 2) for t in np.geomspace(LOW_K, HIGH_K, 8).tolist())
-HYDROGEN_MASS_AMU, LEG = 4.0, {"n_steps": 50, "timestep": 0.002, "friction": 1.0}
+LEG = {"n_steps": 50, "timestep": 0.002, "friction": 1.0}
 BURN_IN, N_GROUPS = 1500, 16
-#: What others report for 300 K: target evaluations, reverse ESS of the marginal, Ramachandran TV.
+#: Published for 300 K: target evaluations, reverse ESS of the marginal, Ramachandran TV.
 PUBLISHED = {
     "reverse KL": (2.56e8, 0.941, 1.36e-2),
     "FAB": (2.13e8, 0.948, 1.03e-2),
@@ -51,27 +53,23 @@ PUBLISHED = {
 
 
 def dynamics(molecule, directory, settings):
-    """MD into a directory; continued if it is there."""
+    """Run MD into a directory, or continue the run there."""
     if run_md(molecule, directory, settings, resume=directory.exists()).interrupted:
         raise KeyboardInterrupt
 
 
 def reference(args):
-    """Replica exchange of dynamics alone, into a run directory; continued if it is there."""
+    """Run replica exchange without a flow into a directory, or continue it."""
     torch.set_num_threads(1)
     molecule = tsf.systems.alanine_dipeptide(args.force_field)
     potential = molecule.potential(compile=True)
     frames = args.directory.with_name(args.directory.name + "_start")
-    # Where the walkers start, and what a domain is made of.
+    # The walkers start at these frames, and the domain of the coordinates is made from them.
     dynamics(molecule, frames, MDSettings(n_frames=400, steps_per_frame=500, seed=args.seed))
     dataset = load_trajectory(frames, molecule)
     layers = InternalWalk.from_dataset(dataset, potential, LADDER).layers
-    heavy = [
-        HYDROGEN_MASS_AMU if atom.element.symbol == "H" else mass
-        for atom, mass in zip(molecule.topology.atoms(), molecule.masses, strict=True)
-    ]
     kernels = [
-        Scheduled(TorchLangevin(potential, LADDER, heavy, flow=layers, **LEG)),
+        Scheduled(TorchLangevin(potential, LADDER, heavy_masses(molecule), flow=layers, **LEG)),
         Scheduled(PlainSwap(LADDER, potential.boltzmann_constant)),
     ]
     sampler = tsf.ParallelTempering(
@@ -92,7 +90,7 @@ def reference(args):
 
 
 def run(args):
-    """The preset, on this System."""
+    """Run the preset on this System."""
     molecule, settings = tsf.systems.alanine_dipeptide(FORCE_FIELD), preset("thorough")
     if args.iterations is not None:
         sampling = replace(settings.sampling, n_iterations=args.iterations)
@@ -115,8 +113,8 @@ def run(args):
 def log_z(energy, betas):
     """ln Z at the last of the temperatures over that at the first, from energies [n, W, K], and SE.
 
-    MBAR over all rungs; the error is from the spread between groups of walkers, which know nothing
-    of each other.
+    MBAR over all rungs; the error is from the spread between groups of walkers, which are
+    independent.
     """
     # f = -ln Z, up to a constant
     value = -float(solve_mbar(energy, betas)[-1])
@@ -125,58 +123,57 @@ def log_z(energy, betas):
     return value, float(parts.std(ddof=1) / math.sqrt(N_GROUPS))
 
 
-def sampled(result):
-    """What a run directory knows."""
-    value, stderr = log_z(result.segments.energy.astype(float), result.betas)
-    found = {"log_z_difference": {"value": value, "stderr": stderr}}
+def estimates(run):
+    """Populations, free energies and mean energies of a run directory."""
+    value, stderr = log_z(run.segments.energy.astype(float), run.betas)
+    figures = {"log_z_difference": {"value": value, "stderr": stderr}}
     for kelvin in (LOW_K, HIGH_K):
-        p, (free, error) = (
-            result.positive("phi", kelvin),
-            result.free_energy_positive("phi", kelvin),
-        )
-        found[f"{kelvin:g}"] = {
+        p, energy = run.positive("phi", kelvin), run.mean_energy(kelvin)
+        free_energy, free_energy_stderr = run.free_energy_positive("phi", kelvin)
+        figures[f"{kelvin:g}"] = {
             "p": p.value,
             "p_stderr": p.stderr,
             "n_eff": p.n_eff,
-            "delta_F_phi_kT": free,
-            "delta_F_phi_stderr": error,
-            "mean_energy": result.mean_energy(kelvin).value,
-            "mean_energy_stderr": result.mean_energy(kelvin).stderr,
+            "delta_F_phi_kT": free_energy,
+            "delta_F_phi_stderr": free_energy_stderr,
+            "mean_energy": energy.value,
+            "mean_energy_stderr": energy.stderr,
         }
-    return found
+    return figures
 
 
 def flow_alone(flow, potential, molecule, n_draws, n_repeats, generator):
     """Reverse ESS of the joint weights, P(phi > 0), ln Z; means over repeats and their spread."""
-    found = {}
+    figures = {}
     for kelvin in (LOW_K, HIGH_K):
         # The momenta's own density is normalised: what is left is ln Z of x alone.
         tau = kelvin / flow.reference_temperature
         norm = 0.5 * flow.n_momenta * math.log(2 * math.pi * tau)
         rows = []
         for _ in range(n_repeats):
-            every, basin = weighted_draws(flow, potential, molecule, kelvin, n_draws, generator)
+            draws = draw_weighted(flow, potential, kelvin, n_draws, generator)
+            weights, basin = draws.log_weights, basin_labels(molecule, draws.x).double()
             rows.append(
                 (
-                    reverse_ess(every.numpy()).fraction,
-                    float(basin[torch.isfinite(every)].mean()),
-                    float(torch.logsumexp(every, 0)) - math.log(len(every)) - norm,
+                    reverse_ess(weights.numpy()).fraction,
+                    float(basin[torch.isfinite(weights)].mean()),
+                    float(torch.logsumexp(weights, 0)) - math.log(n_draws) - norm,
                 )
             )
         mean, spread = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1)
-        found[f"{kelvin:g}"] = {
+        figures[f"{kelvin:g}"] = {
             "reverse_ess_joint": mean[0],
             "spread": spread[0],
             "p": mean[1],
             "log_z": mean[2],
             "log_z_stderr": spread[2] / math.sqrt(n_repeats),
         }
-    low, high = found[f"{LOW_K:g}"], found[f"{HIGH_K:g}"]
-    found["log_z_difference"] = {
+    low, high = figures[f"{LOW_K:g}"], figures[f"{HIGH_K:g}"]
+    figures["log_z_difference"] = {
         "value": high["log_z"] - low["log_z"],
         "stderr": math.hypot(low["log_z_stderr"], high["log_z_stderr"]),
     }
-    return found
+    return figures
 
 
 def z(a, b, value, error):
@@ -184,10 +181,10 @@ def z(a, b, value, error):
 
 
 def compare(args):
-    """A run beside the reference."""
+    """Compare a run with the reference."""
     torch.set_num_threads(1)
     molecule = tsf.systems.alanine_dipeptide(FORCE_FIELD)
-    ours, theirs = tsf.load_run(args.directory), tsf.load_run(args.reference)
+    result, reference_result = tsf.load_run(args.directory), tsf.load_run(args.reference)
     spent = read_json(args.directory / "summary.json")
     report = {
         "published_at_300K": {
@@ -198,8 +195,8 @@ def compare(args):
         | {"all": sum(spent["energy_evaluations"].values())},
         "wall_seconds": spent["wall_seconds"],
         "acceptance": spent["acceptance"],
-        "run": sampled(ours),
-        "reference": sampled(theirs),
+        "run": estimates(result),
+        "reference": estimates(reference_result),
     }
     flow, potential = load_flow(args.directory / "flow.pt", molecule), molecule.potential()
     generator = torch.Generator().manual_seed(args.seed)
@@ -207,8 +204,8 @@ def compare(args):
     compared = {}
     for kelvin in (LOW_K, HIGH_K):
         distance = ramachandran_distance(
-            *(ours.dihedral(name, kelvin) for name in ("phi", "psi")),
-            *(theirs.dihedral(name, kelvin) for name in ("phi", "psi")),
+            *(result.dihedral(name, kelvin) for name in ("phi", "psi")),
+            *(reference_result.dihedral(name, kelvin) for name in ("phi", "psi")),
         )
         a, b = report["run"][f"{kelvin:g}"], report["reference"][f"{kelvin:g}"]
         compared[f"{kelvin:g}"] = {

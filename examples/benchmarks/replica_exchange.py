@@ -1,15 +1,15 @@
-"""What an effective sample costs by OpenMM's own replica exchange: the side to beat.
+"""What an effective sample costs by OpenMM's own replica exchange.
 
     python examples/benchmarks/replica_exchange.py --minutes 10 --rungs 3 5 8 --replicates 4 \
         --output examples/results/replica_exchange.json
 
 ``openmm.app.ReplicaExchangeSampler`` (OpenMM 8.6 and later) on alanine dipeptide from 300 to 600 K,
-well set up: hydrogens of 4 amu, so that LangevinMiddle takes 2 fs; an exchange every 0.1 ps; the
-fastest platform, measured first. Each replicate is a run of its own in its own process. N_eff is
-that of 1[phi > 0] at 300 K, p(1 - p)/SE^2 with the larger of the two standard errors of
-``analysis.uncertainty`` within a run, and, where there are several replicates, also from their
-spread. An evaluation is one MD step of one replica; the energies that the exchanges ask for are not
-counted, their time is.
+with hydrogens of 4 amu, so that LangevinMiddle takes 2 fs; an exchange every 0.1 ps; the fastest
+platform, measured first. Each replicate is an independent run in its own process. N_eff is that of
+1[phi > 0] at 300 K, p(1 - p)/SE^2 with the larger of the two standard errors of
+``analysis.uncertainty`` within a run, and for several replicates also from their spread. An
+evaluation is one MD step of one replica; the energies of the exchanges are not counted, their time
+is.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import numpy as np
 import openmm
 import openmm.app as app
 import openmm.unit as unit
+from common import heavy_masses
 
 from openmm_tsf.analysis.statistics import n_eff
 from openmm_tsf.analysis.uncertainty import estimate_mean
@@ -32,13 +33,13 @@ from openmm_tsf.io.files import write_json
 from openmm_tsf.systems.library import alanine_dipeptide
 
 LOW_K, HIGH_K = 300.0, 600.0
-TIMESTEP_PS, FRICTION_PER_PS, HYDROGEN_MASS_AMU = 0.002, 1.0, 4.0
+TIMESTEP_PS, FRICTION_PER_PS = 0.002, 1.0
 STEPS_PER_EXCHANGE = 50
 EQUILIBRATION_EXCHANGES = 500  # 50 ps a replica
 
 
 def one_thread(name):
-    """Properties of a platform: one core, as the flow's side is counted in cores, too."""
+    """Properties of a platform that limit it to one core, as the flow has one."""
     return {"Threads": "1"} if name == "CPU" else {}
 
 
@@ -46,9 +47,8 @@ def make_simulation(platform, force_field, seed):
     """A Simulation with heavy hydrogens, minimised."""
     molecule = alanine_dipeptide(force_field)
     system = openmm.XmlSerializer.clone(molecule.system)
-    for atom in molecule.topology.atoms():
-        if atom.element is app.element.hydrogen:
-            system.setParticleMass(atom.index, HYDROGEN_MASS_AMU)
+    for index, mass in enumerate(heavy_masses(molecule)):
+        system.setParticleMass(index, mass)
     integrator = openmm.LangevinMiddleIntegrator(LOW_K, FRICTION_PER_PS, TIMESTEP_PS)
     integrator.setRandomNumberSeed(seed)
     simulation = app.Simulation(
@@ -65,7 +65,7 @@ def make_simulation(platform, force_field, seed):
 
 
 def fastest_platform(force_field):
-    """The name of the platform with the most MD steps a second, and what each does."""
+    """The platform with the most MD steps a second, and the rate of each."""
     rates = {}
     for index in range(openmm.Platform.getNumPlatforms()):
         name = openmm.Platform.getPlatform(index).getName()
@@ -104,18 +104,18 @@ def run(n_rungs, seed, seconds, platform, force_field):
     elapsed = time.perf_counter() - began
     trajectory = mdtraj.Trajectory(np.array(frames), molecule.mdtraj_topology)
     phi = mdtraj.compute_dihedrals(trajectory, [molecule.dihedrals["phi"]])[:, 0]
-    found = estimate_mean((phi > 0).astype(float)[:, None])
+    estimate = estimate_mean((phi > 0).astype(float)[:, None])
     evaluations = len(frames) * n_rungs * STEPS_PER_EXCHANGE
     return {
         "n_rungs": n_rungs,
         "seed": seed,
-        "p": found.value,
-        "stderr": found.stderr,
-        "n_eff": found.n_eff,
+        "p": estimate.value,
+        "stderr": estimate.stderr,
+        "n_eff": estimate.n_eff,
         "n_evaluations": evaluations,
         "seconds": elapsed,
-        "n_eff_per_million": 1e6 * found.n_eff / evaluations,
-        "n_eff_per_second": found.n_eff / elapsed,
+        "n_eff_per_million": 1e6 * estimate.n_eff / evaluations,
+        "n_eff_per_second": estimate.n_eff / elapsed,
     }
 
 
@@ -123,16 +123,16 @@ def summarise(rows):
     """By number of rungs: totals, and N_eff by the spread of the replicates."""
     table = {}
     for n_rungs in sorted({row["n_rungs"] for row in rows}):
-        mine = [row for row in rows if row["n_rungs"] == n_rungs]
-        evaluations = sum(row["n_evaluations"] for row in mine)
-        seconds = sum(row["seconds"] for row in mine)
-        counted = sum(row["n_eff"] for row in mine)
-        weights = [row["n_evaluations"] / evaluations for row in mine]
-        p = sum(w * row["p"] for w, row in zip(weights, mine, strict=True))
+        replicates = [row for row in rows if row["n_rungs"] == n_rungs]
+        evaluations = sum(row["n_evaluations"] for row in replicates)
+        seconds = sum(row["seconds"] for row in replicates)
+        counted = sum(row["n_eff"] for row in replicates)
+        weights = [row["n_evaluations"] / evaluations for row in replicates]
+        p = sum(w * row["p"] for w, row in zip(weights, replicates, strict=True))
         entry = {
             "p": p,
             "stderr": math.sqrt(
-                sum((w * row["stderr"]) ** 2 for w, row in zip(weights, mine, strict=True))
+                sum((w * row["stderr"]) ** 2 for w, row in zip(weights, replicates, strict=True))
             ),
             "n_evaluations": evaluations,
             "core_seconds": seconds,
@@ -140,8 +140,8 @@ def summarise(rows):
             "n_eff_per_million": 1e6 * counted / evaluations,
             "n_eff_per_core_second": counted / seconds,
         }
-        if len(mine) > 1:
-            spread = statistics.stdev([row["p"] for row in mine]) / math.sqrt(len(mine))
+        if len(replicates) > 1:
+            spread = statistics.stdev([row["p"] for row in replicates]) / math.sqrt(len(replicates))
             entry["stderr_spread"] = spread
             entry["n_eff_per_million_spread"] = 1e6 * n_eff(p, spread) / evaluations
         table[str(n_rungs)] = entry

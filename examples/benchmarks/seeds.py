@@ -1,12 +1,11 @@
-"""Independent short runs from one trained flow: is their spread what each of them claims?
+"""The spread of short runs with one flow, against the standard errors of each.
 
     python examples/benchmarks/seeds.py run/ --output seeds/
 
-Replica exchange with the flow of a finished run, over and over with other seeds. Of delta F_phi,
-P(phi > 0), <U> and C_V at every rung: chi2 of the spread over the runs against their claimed
-standard errors, and z of their mean against the reference. Writes seeds.json and seeds.png. A run
-that is complete is not repeated, one that was interrupted goes on; one that was made with another
-flow or other settings is refused.
+Replica exchange with the flow of a finished run, once for each seed. For delta F_phi, P(phi > 0),
+<U> and C_V at every rung: chi2 of the spread of the runs against their standard errors, and z of
+their mean against the reference. Writes seeds.json and seeds.png. A complete run is not repeated,
+an interrupted one is continued; one that was made with another flow or other settings is refused.
 """
 
 import argparse
@@ -29,7 +28,7 @@ from openmm_tsf.units import KB
 from openmm_tsf.workflow.sample import sample
 from openmm_tsf.workflow.settings import SamplingSettings
 
-#: Name, where it stands in summary.json, value and error there.
+#: Name; key in summary.json; keys of value and error.
 QUANTITIES = (
     ("delta_F_phi_kT", "delta_F_phi_kT", "value", "stderr"),
     ("delta_F_phi_mbar_kT", "delta_F_phi_kT", "mbar_value", "mbar_stderr"),
@@ -54,24 +53,25 @@ def check_same(run, settings, seed, digest):
     choices = run.config["choices"]
     made_with = dict(choices.get("settings", {}), seed=run.config["seed"])
     made_with["flow (sha256)"] = choices.get("flow", {}).get("sha256")
-    wanted = plain_settings(settings) | {"seed": seed, "flow (sha256)": digest}
+    expected = plain_settings(settings) | {"seed": seed, "flow (sha256)": digest}
     different = [
-        f"{name}: {made_with.get(name)!r} there, {value!r} asked for"
-        for name, value in wanted.items()
+        f"{name}: expected {value!r}, got {made_with.get(name)!r}"
+        for name, value in expected.items()
         if made_with.get(name) != value
     ]
     if run.n_iterations > settings.n_iterations:
         different.append(
-            f"iterations made: {run.n_iterations} there, {settings.n_iterations} asked for"
+            f"iterations made: expected {settings.n_iterations}, got {run.n_iterations}"
         )
     if different:
         raise ValueError(
-            f"{run.path}: was made otherwise ({'; '.join(different)}); give another --output"
+            f"{run.path}: was made with other settings ({'; '.join(different)}); "
+            "choose another --output"
         )
 
 
 def one_run(flow, folder, settings, seed, digest, progress):
-    """Run, resume, or read what is there: the content of summary.json."""
+    """Run, resume or read one run, and return its summary."""
     if (folder / "checkpoint.pt").is_file():
         existing = load_run(folder)
         check_same(existing, settings, seed, digest)
@@ -80,12 +80,12 @@ def one_run(flow, folder, settings, seed, digest, progress):
     return sample(flow, folder, settings, seed=seed, resume=True, progress=progress)
 
 
-def spread(values, errors, truth):
-    """chi2 of runs around their mean, and z of the mean against (value, error) of the truth."""
+def spread(values, errors, reference):
+    """chi2 of runs around their mean, and z of the mean against the reference's (value, error)."""
     known = np.isfinite(values) & np.isfinite(errors) & (errors > 0)
     v, e = values[known], errors[known]
     n = len(v)
-    # Every run counts the same: the claimed error goes with the value, so weighting would bias.
+    # Runs are not weighted: errors are correlated with values, so that weights would bias.
     mean = v.mean() if n else math.nan
     result = {"n_runs": n, "n_unknown": int(len(values) - n), "mean": float(mean)}
     if n < 2:
@@ -99,29 +99,29 @@ def spread(values, errors, truth):
         "degrees_of_freedom": n - 1,
         "p_value": float(chi2.sf(sum_of_squares, n - 1)),
     }
-    if truth is not None and np.isfinite(truth).all():
-        error = math.hypot(deviation / math.sqrt(n), truth[1])
+    if reference is not None and np.isfinite(reference).all():
+        error = math.hypot(deviation / math.sqrt(n), reference[1])
         result |= {
-            "reference": float(truth[0]),
-            "reference_stderr": float(truth[1]),
-            "z_against_reference": float((mean - truth[0]) / error),
+            "reference": float(reference[0]),
+            "reference_stderr": float(reference[1]),
+            "z_against_reference": float((mean - reference[0]) / error),
         }
     return result
 
 
-def truths(run):
-    """(value, error) of the reference by quantity and rung, where it has them."""
+def reference_values(run):
+    """(value, error) of the reference by quantity and rung, where it has the rung."""
     if run.config.get("reference") is None:
         return {}
     reference = load_reference(run.config["reference"])
     table = reference.thermodynamics(KB)
-    found = {}
+    values = {}
     for t in map(float, run.temperatures):
         k = reference.rung(t)
         if k is None:
             continue
         p, delta_f = reference.phi_positive(k), (table.delta_f[k], table.delta_f_stderr[k])
-        found |= {
+        values |= {
             ("delta_F_phi_kT", f"{t:.2f}"): delta_f,
             ("delta_F_phi_mbar_kT", f"{t:.2f}"): delta_f,
             ("phi_positive", f"{t:.2f}"): (p.value, p.stderr),
@@ -131,7 +131,7 @@ def truths(run):
                 table.heat_capacity_stderr[k],
             ),
         }
-    return found
+    return values
 
 
 def number(value):
@@ -164,7 +164,7 @@ def main():
         folder = output / f"seed_{seed}"
         summaries.append(one_run(args.flow, folder, settings, seed, digest, not args.quiet))
         print(f"seed {seed}: {summaries[-1]['n_iterations']} iterations", flush=True)
-    reference = truths(load_run(output / f"seed_{seeds[0]}"))
+    reference = reference_values(load_run(output / f"seed_{seeds[0]}"))
     rungs = [f"{t:.2f}" for t in settings.temperatures]
     report = {
         "seeds": seeds,
@@ -201,21 +201,21 @@ def draw(report, path):
     for row, name in zip(axes, names, strict=True):
         for axis, rung in zip(row, rungs, strict=True):
             pairs = np.array([list(map(number, p)) for p in report["runs"][name][rung]])
-            found = report["spread"][name][rung]
+            figures = report["spread"][name][rung]
             axis.errorbar(range(len(pairs)), pairs[:, 0], pairs[:, 1], fmt="o", ms=3, capsize=2,
                           color="#0b5394", label="runs")  # fmt: skip
-            axis.axhline(number(found["mean"]), color="#0b5394", lw=1, label="their mean")
-            if "reference" in found:
-                value, error = found["reference"], found["reference_stderr"]
+            axis.axhline(number(figures["mean"]), color="#0b5394", lw=1, label="their mean")
+            if "reference" in figures:
+                value, error = figures["reference"], figures["reference_stderr"]
                 axis.axhspan(value - error, value + error, color="#c0392b", alpha=0.25, lw=0,
                              label="reference ± SE")  # fmt: skip
-            words = [f"{rung} K"]
-            if "chi2" in found:
-                words.append(f"χ²/dof {found['chi2'] / found['degrees_of_freedom']:.2f}")
-                words.append(f"p {found['p_value']:.2f}")
-            if "z_against_reference" in found:
-                words.append(f"z {found['z_against_reference']:+.1f}")
-            axis.set_title(", ".join(words), fontsize=10)
+            title = [f"{rung} K"]
+            if "chi2" in figures:
+                title.append(f"χ²/dof {figures['chi2'] / figures['degrees_of_freedom']:.2f}")
+                title.append(f"p {figures['p_value']:.2f}")
+            if "z_against_reference" in figures:
+                title.append(f"z {figures['z_against_reference']:+.1f}")
+            axis.set_title(", ".join(title), fontsize=10)
             axis.set_xlabel("run")
         row[0].set_ylabel({"delta_F_phi_mbar_kT": "ΔF(φ) by MBAR (kT)",
                            "energy_kJ_mol": "⟨U⟩ (kJ/mol)"}[name])  # fmt: skip

@@ -2,20 +2,19 @@ r"""How far off is the mean energy of dynamics that is not Metropolised?
 
     python examples/benchmarks/timestep_error.py --output timestep_error.json  # half an hour
 
-Many walkers start at frames of the reference, 300 K, which has steps of 2 fs and hydrogens of
-4 amu (data/README.md), and go on alone, each in its basin: the same integrator (BAOAB, whose
-positions are LangevinMiddle's) at several timesteps, and Metropolised dynamics, which has no error
-of the timestep. The mean of U over each is by walkers, whose spread is the error: what the timestep
-does to U, without the exchange of basins that takes a reference so long.
+Walkers start at frames of the reference at 300 K, which was made with steps of 2 fs and hydrogens
+of 4 amu (data/README.md), and continue without exchange, each in its basin: with the same
+integrator (BAOAB, whose positions are those of LangevinMiddle) at several time steps, and with
+Metropolised dynamics, which has no error of the time step. The error is from the spread of the
+walkers' means of U: the effect of the time step, without the slow exchange between basins.
 """
 
 import argparse
 import math
-from importlib.resources import as_file, files
 from pathlib import Path
 
-import numpy as np
 import torch
+from common import heavy_masses, reference_frames
 from tqdm import trange
 
 import openmm_tsf as tsf
@@ -24,7 +23,7 @@ from openmm_tsf.io.files import write_json
 from openmm_tsf.sampling.initial import starting_state
 from openmm_tsf.sampling.kernels import InternalWalk, TorchLangevin
 
-KELVIN, HYDROGEN_MASS_AMU, FRICTION, LEG_PS = 300.0, 4.0, 1.0, 0.1
+KELVIN, FRICTION, LEG_PS = 300.0, 1.0, 0.1
 #: Timestep in ps, and integrator: "verlet" is Metropolised.
 SIDES = {
     "Metropolised, 2 fs": (0.002, "verlet"),
@@ -35,8 +34,7 @@ SIDES = {
 
 def frames(layers, n, generator):
     """Frames [n, N, 3] of the reference at 300 K, of the handedness that walkers keep."""
-    with as_file(files("openmm_tsf.data") / "ala2_reference.npz") as path, np.load(path) as data:
-        x = torch.tensor(data[f"positions_{KELVIN:.0f}K"], dtype=torch.float64)
+    x = reference_frames(KELVIN)
     x = x[~layers.is_mirror_image(x)]
     return x[torch.randperm(len(x), generator=generator)[:n]]
 
@@ -44,10 +42,7 @@ def frames(layers, n, generator):
 def mean_energy(x, side, molecule, potential, layers, args):
     """Mean of U [n] over the walkers' dynamics, kJ/mol, and the acceptance."""
     timestep, integrator = SIDES[side]
-    masses = [
-        HYDROGEN_MASS_AMU if atom.element.symbol == "H" else mass
-        for atom, mass in zip(molecule.topology.atoms(), molecule.masses, strict=True)
-    ]
+    masses = heavy_masses(molecule)
     kernel = TorchLangevin(
         potential,
         (KELVIN,),
@@ -101,9 +96,9 @@ def main():
     exact = means[args.sides[0]]
     for side, mean in means.items():
         # Walker by walker: both began at one frame, and the basin is common to both.
-        apart = mean - exact
-        report["sides"][side]["above_first"] = float(apart.mean())
-        report["sides"][side]["above_stderr"] = float(apart.std()) / math.sqrt(len(x))
+        difference = mean - exact
+        report["sides"][side]["above_first"] = float(difference.mean())
+        report["sides"][side]["above_stderr"] = float(difference.std()) / math.sqrt(len(x))
     known = load_reference()
     rung = known.rung(KELVIN)
     report["reference"] = {
@@ -111,10 +106,10 @@ def main():
         "stderr": known.mean_energy(rung).stderr,
     }
     write_json(args.output, report)
-    for side, found in report["sides"].items():
+    for side, figures in report["sides"].items():
         print(
-            f"{side:20s} {found['mean_energy']:8.3f} +- {found['stderr']:.3f} kJ/mol, above the "
-            f"first by {found['above_first']:6.3f} +- {found['above_stderr']:.3f}"
+            f"{side:20s} {figures['mean_energy']:8.3f} +- {figures['stderr']:.3f} kJ/mol, above "
+            f"the first by {figures['above_first']:6.3f} +- {figures['above_stderr']:.3f}"
         )
 
 

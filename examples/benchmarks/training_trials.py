@@ -2,29 +2,27 @@ r"""What each part of the training is worth: the same flow trained in several wa
 
     python examples/benchmarks/training_trials.py --output examples/results/training_trials.json
 
-Every trial is the training of the presets with something left out or put in, for the same number of
-steps on the shipped frames. Measured against frames of the reference, which no training sees:
-acceptance of independence moves at 300 and 600 K and of the steered swap between the two, no rung
-between; reverse ESS of the joint weights; the flow's own P(phi > 0) over the reference's, also
-along the training. Trials that are in the output already are not repeated. Writes JSON, and beside
-it a table in Markdown and a picture.
+Every trial is the training of the presets with one part changed, for the same number of steps on
+the shipped frames. Measured at frames of the reference, which no training uses: acceptance of
+independence moves at 300 and 600 K and of the steered swap between the two, without a rung between
+them; reverse ESS of the joint weights; P(phi > 0) of the flow's draws divided by the reference's,
+also during the training. Trials in an existing output are not repeated. Writes JSON, and beside it
+a table in Markdown and a picture.
 """
 
 import argparse
-import math
 import time
 from dataclasses import replace
-from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
 import torch
+from common import reference_frames, reference_population
 from matplotlib.figure import Figure
 
 import openmm_tsf as tsf
-from openmm_tsf.analysis.reference import load_reference
 from openmm_tsf.analysis.statistics import reverse_ess
-from openmm_tsf.flows.weights import log_weight
+from openmm_tsf.flows.draws import draw_weighted
 from openmm_tsf.io.files import read_json, write_json, write_text
 from openmm_tsf.sampling.initial import starting_state
 from openmm_tsf.sampling.kernels import FlowIndependence, SteeredSwap
@@ -59,19 +57,10 @@ TRIALS = {
 }
 
 
-def reference_frames():
-    """Frames [n, 2, N, 3] of the reference at the two temperatures."""
-    with as_file(files("openmm_tsf.data") / "ala2_reference.npz") as path, np.load(path) as data:
-        x = [torch.tensor(data[f"positions_{t:.0f}K"], dtype=torch.float64) for t in LADDER]
-    n = min(map(len, x))
-    return torch.stack([part[:n] for part in x], dim=1)
-
-
 def quality(flow, potential, molecule, n_draws, generator):
-    """Figures of a flow as a proposal."""
-    x = reference_frames()
-    right = ~(flow.is_mirror_image(x[:, 0]) | flow.is_mirror_image(x[:, 1]))
-    x = x[right]
+    """Acceptance, ESS and population of a flow as a proposal."""
+    x = torch.stack([reference_frames(kelvin) for kelvin in LADDER], dim=1)
+    x = x[~(flow.is_mirror_image(x[:, 0]) | flow.is_mirror_image(x[:, 1]))]
     masses = torch.tensor(molecule.masses, dtype=torch.float64)
     state = starting_state(
         x, torch.zeros_like(x), len(x), LADDER, flow, potential, masses, generator
@@ -82,38 +71,29 @@ def quality(flow, potential, molecule, n_draws, generator):
         return (info.accepted / info.proposed).flatten().tolist()
 
     independence = acceptance(FlowIndependence(flow, potential, LADDER))
-    found = {"swap": acceptance(SteeredSwap(flow, potential, LADDER))[0], "n_frames": len(x)}
-    reference = load_reference()
+    figures = {"swap": acceptance(SteeredSwap(flow, potential, LADDER))[0], "n_frames": len(x)}
     for rung, kelvin in enumerate(LADDER):
-        drawn = flow.sample(n_draws, kelvin, generator)
-        inside = torch.isfinite(drawn.log_prob)
-        energy = torch.full_like(drawn.log_prob, math.inf)
-        energy[inside] = potential.energy(drawn.x[inside])
-        tau = kelvin / flow.reference_temperature
-        reduced_energy = energy / (potential.boltzmann_constant * kelvin)
-        weights = log_weight(reduced_energy, drawn.momenta, tau, drawn.log_prob)
-        weights = torch.where(inside, weights, -math.inf)
-        known = reference.phi_positive(reference.rung(kelvin)).value
-        own = float(basin_labels(molecule, drawn.x).double().mean())
-        found[f"{kelvin:g}"] = {
+        draws = draw_weighted(flow, potential, kelvin, n_draws, generator, batch_size=n_draws)
+        population = float(basin_labels(molecule, draws.x).double().mean())
+        figures[f"{kelvin:g}"] = {
             "independence": independence[rung],
-            "reverse_ess_joint": reverse_ess(weights.numpy()).fraction,
-            "p_over_reference": own / known,
+            "reverse_ess_joint": reverse_ess(draws.log_weights.numpy()).fraction,
+            "p_over_reference": population / reference_population(kelvin).value,
         }
-    return found
+    return figures
 
 
-def trial(changes, n_steps, molecule, potential, dataset, args):
+def run_trial(changes, molecule, potential, dataset, args):
     """Train one flow and measure it."""
-    of_flow, of_fit = changes
-    flow = build_flow(dataset, replace(FLOW, **of_flow), args.seed)
+    flow_changes, fit_changes = changes
+    flow = build_flow(dataset, replace(FLOW, **flow_changes), args.seed)
     settings = replace(
         FIT,
         **{
-            "n_steps": n_steps,
+            "n_steps": args.steps,
             "temperatures": PRESET.sampling.temperatures,
-            "validate_interval": max(1, n_steps // 10),
-            **of_fit,
+            "validate_interval": max(1, args.steps // 10),
+            **fit_changes,
         },
     )
     began, before = time.monotonic(), potential.n_evaluations
@@ -125,7 +105,7 @@ def trial(changes, n_steps, molecule, potential, dataset, args):
     return {
         **quality(flow, potential, molecule, args.draws, generator),
         "n_parameters": flow.n_parameters,
-        "n_steps": n_steps,
+        "n_steps": args.steps,
         "best_step": result.best.step,
         "seconds": seconds,
         "n_evaluations": evaluations,
@@ -135,20 +115,20 @@ def trial(changes, n_steps, molecule, potential, dataset, args):
 
 
 def table(trials):
-    """Markdown."""
+    """A table in Markdown."""
     lines = [
         "| trial | parameters | s | swap 300 ↔ 600 | independence 300 / 600 K | reverse ESS "
         "| P(φ>0) / reference |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, found in trials.items():
-        low, high = (found[f"{t:g}"] for t in LADDER)
+    for name, trial in trials.items():
+        low, high = (trial[f"{t:g}"] for t in LADDER)
         pairs = [
             f"{low[key]:.2f} / {high[key]:.2f}"
             for key in ("independence", "reverse_ess_joint", "p_over_reference")
         ]
         lines.append(
-            f"| {name} | {found['n_parameters']} | {found['seconds']:.0f} | {found['swap']:.2f} | "
+            f"| {name} | {trial['n_parameters']} | {trial['seconds']:.0f} | {trial['swap']:.2f} | "
             + " | ".join(pairs)
             + " |"
         )
@@ -174,8 +154,7 @@ def picture(trials, path):
     bars.invert_yaxis()
     bars.set_xlabel("accepted, or effective, part of the proposals")
     bars.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    known = load_reference()
-    known = known.phi_positive(known.rung(LADDER[0]))
+    known = reference_population(LADDER[0])
     for k, name in enumerate(names):
         style = "-" if k < 7 else "--"
         lines.plot(trials[name]["steps"], trials[name]["basin_300K"], style, label=name)
@@ -200,15 +179,15 @@ def main():
     molecule = tsf.systems.alanine_dipeptide()
     potential = molecule.potential(compile=True)
     dataset = tsf.MDDataset.shipped(molecule, stride=args.stride)
-    asked = {"steps": args.steps, "stride": args.stride, "seed": args.seed}
-    before = read_json(args.output) if args.output.is_file() else {"trials": {}, **asked}
-    if any(before.get(key) != value for key, value in asked.items()):
+    arguments = {"steps": args.steps, "stride": args.stride, "seed": args.seed}
+    before = read_json(args.output) if args.output.is_file() else {"trials": {}, **arguments}
+    if any(before.get(key) != value for key, value in arguments.items()):
         parser.error(f"--output: {args.output} has trials of other steps, stride or seed")
     trials = before["trials"]
     for name in args.trials:
         if name not in trials:
-            trials[name] = trial(TRIALS[name], args.steps, molecule, potential, dataset, args)
-            write_json(args.output, {**asked, "trials": trials})
+            trials[name] = run_trial(TRIALS[name], molecule, potential, dataset, args)
+            write_json(args.output, {**arguments, "trials": trials})
             print(name, trials[name], flush=True)
     write_text(args.output.with_suffix(".md"), table(trials))
     picture(trials, args.output.with_suffix(".png"))

@@ -1,4 +1,4 @@
-"""What the figure and the benchmark of the mixed double wells share.
+"""The experiment of the mixed double wells, for the figure and the benchmark.
 
 The ladder and the reference sampler of arXiv:2012.00429, section 3, the two flows, and what is
 measured of a flow at a temperature.
@@ -22,6 +22,10 @@ from openmm_tsf.training.losses import marginal_nll_bound
 TEMPERATURES = (0.1, 0.14, 0.2, 0.3, 0.45, 0.67, 1.0, 1.5, 2.2, 3.0, 4.5, 6.7, 10.0)
 #: Coefficients and mixing of every potential in the figure and the benchmark.
 POTENTIAL_SEED = 0
+#: Steps of the reference walk in an iteration; iterations between the samples that are kept.
+N_WALK_STEPS, INTERVAL = 2, 4
+#: Batches of draws for the reverse ESS; draws of the momenta for the tighter bound.
+N_REPEATS, N_MOMENTA = 5, 16
 #: Probabilities whose quantiles cut a marginal for its comparison.
 CUTS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -58,7 +62,7 @@ class Reference:
 
 
 class _Kept:
-    """A reporter that keeps the configurations of some rungs: all of them are too many."""
+    """A reporter that keeps the configurations of some rungs."""
 
     def __init__(self, rungs, interval):
         self.rungs, self.interval, self.x = rungs, interval, []
@@ -70,11 +74,11 @@ class _Kept:
 def walk_sampler(potential, temperatures, n_walkers, seed, n_steps=1):
     """Gaussian increments and swaps of neighbours; walkers start far from equilibrium, N(0, 1)."""
     d = potential.event_shape[0]
-    plain = WhitenedCoordinates.identity(d)
-    walk = InternalWalk(plain, potential, temperatures, name="walk", n_steps=n_steps)
+    identity = WhitenedCoordinates.identity(d)
+    walk = InternalWalk(identity, potential, temperatures, name="walk", n_steps=n_steps)
     swap = PlainSwap(temperatures, potential.boltzmann_constant)
     sampler = tsf.ParallelTempering(
-        None, plain, temperatures, n_walkers, [walk, swap], potential, seed=seed
+        None, identity, temperatures, n_walkers, [walk, swap], potential, seed=seed
     )
     shape = (n_walkers, len(temperatures), d)
     generator = torch.Generator().manual_seed(seed)
@@ -90,17 +94,16 @@ def kept_run(sampler, rungs, n_iterations, interval=1):
     return torch.stack(kept.x)
 
 
-def reference(potential, n_walkers, n_burn, n_iterations, seed, n_steps=2, interval=4):
+def reference(potential, n_walkers, n_burn, n_iterations, seed):
     """The reference sampler's samples at every tenth rung (T = 1 is one of them) and the last."""
     temperatures = ladder()
     rungs = [*range(0, 100, 10), 99]
-    sampler = walk_sampler(potential, temperatures, n_walkers, seed, n_steps)
+    sampler = walk_sampler(potential, temperatures, n_walkers, seed, N_WALK_STEPS)
     before = potential.n_evaluations
-    # Burn-in, too. In 20-d it takes long until the replicas that the start put into the wrong
-    # wells of the cold rungs have all been exchanged for better ones: after 4000 iterations |z| was
-    # 5.4 at T = 0.1, after 8000 still 4.2.
+    # Also the burn-in, which is slow in 20-d: replicas that start in the wrong wells leave the cold
+    # rungs by exchanges only. After 4000 iterations |z| was 5.4 at T = 0.1, after 8000 it was 4.2.
     sampler.tune(n_burn)
-    x = kept_run(sampler, rungs, n_iterations, interval)
+    x = kept_run(sampler, rungs, n_iterations, INTERVAL)
     return Reference(
         tuple(temperatures[rung] for rung in rungs),
         x,
@@ -118,14 +121,14 @@ def quantiles(potential, coordinate, temperature, mean, spread):
     return grid[cuts], cumulative[cuts]
 
 
-def normal_score(found, exact, n_walkers):
+def normal_score(estimate, exact, n_walkers):
     """Deviation in standard errors, on the scale of a normal distribution.
 
     A standard error from the spread of W walkers' means is itself known from W - 1 degrees of
     freedom only: the deviation over it has Student's distribution.
     """
-    t = (found.value - exact) / found.stderr
-    if found.stderr_groups < found.stderr_correlation:
+    t = (estimate.value - exact) / estimate.stderr
+    if estimate.stderr_groups < estimate.stderr_correlation:
         return t
     return math.copysign(stats.norm.isf(stats.t.sf(abs(t), n_walkers - 1)), t)
 
@@ -143,7 +146,7 @@ def reference_scores(potential, samples):
             for cut, point, share in zip(CUTS, points, shares, strict=True):
                 checks.append((f"P(x < q{100 * cut:.0f})", (values < point).double(), share))
             for name, series, exact in checks:
-                found = estimate_mean(series.numpy())
+                estimate = estimate_mean(series.numpy())
                 rows.append(
                     {
                         "dimension": potential.event_shape[0],
@@ -151,9 +154,9 @@ def reference_scores(potential, samples):
                         "coordinate": j,
                         "quantity": name,
                         "exact": float(exact),
-                        "found": found.value,
-                        "stderr": found.stderr,
-                        "z": normal_score(found, float(exact), samples.x.shape[1]),
+                        "found": estimate.value,
+                        "stderr": estimate.stderr,
+                        "z": normal_score(estimate, float(exact), samples.x.shape[1]),
                     }
                 )
     return rows
@@ -185,9 +188,9 @@ def make_flow(kind, dataset, n_blocks, width, seed):
     return min(flows, key=lambda flow: abs(flow.n_parameters - target))
 
 
-def train(kind, potential, dataset, settings, n_blocks, width, seed):
-    """A flow trained by the package's loop, and the loop's result."""
-    flow = make_flow(kind, dataset, n_blocks, width, seed)
+def train(kind, potential, dataset, size, settings, seed):
+    """A flow of a size with ``n_blocks`` and ``width``, trained; and the result of ``fit``."""
+    flow = make_flow(kind, dataset, size.n_blocks, size.width, seed)
     return flow, tsf.fit(flow, dataset, potential, settings=settings, seed=seed, progress=False)
 
 
@@ -203,12 +206,12 @@ def mean_and_stderr(values):
 
 
 @torch.no_grad()
-def measure(flow, potential, temperature, n, seed, n_repeats=5, n_momenta=16):
+def measure(flow, potential, temperature, n, seed):
     """NLL, its distance to the entropy, and ESS of a flow, from exact samples and from draws.
 
     The distance is the mean of ln(target/flow) over exact samples, momenta included: the NLL (for
     a TSF, the bound on it) less the entropy, without the noise of the energies. ``tighter`` is the
-    same with `n_momenta` draws of the momenta a sample, -ln of their mean weight: a TSF's NLL is
+    same with `N_MOMENTA` draws of the momenta a sample, -ln of their mean weight: a TSF's NLL is
     below that, too, and a RealNVP's is that.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -225,11 +228,11 @@ def measure(flow, potential, temperature, n, seed, n_repeats=5, n_momenta=16):
     nll, nll_stderr = mean_and_stderr(marginal_nll_bound(-log_prob, flow.n_momenta, tau))
     gap, gap_stderr = mean_and_stderr(forward)
     some = x[: n // 20]
-    many = torch.stack([-weights_of(some)[1] for _ in range(n_momenta)])
-    tighter, tighter_stderr = mean_and_stderr(math.log(n_momenta) - many.logsumexp(dim=0))
+    many = torch.stack([-weights_of(some)[1] for _ in range(N_MOMENTA)])
+    tighter, tighter_stderr = mean_and_stderr(math.log(N_MOMENTA) - many.logsumexp(dim=0))
     reverse = []
-    for _ in range(n_repeats):
-        drawn, momenta, log_prob = flow.sample(n // n_repeats, temperature, generator)
+    for _ in range(N_REPEATS):
+        drawn, momenta, log_prob = flow.sample(n // N_REPEATS, temperature, generator)
         weight = log_target(potential, drawn, momenta, temperature) - log_prob
         reverse.append(reverse_ess(weight.numpy()))
     return {
@@ -240,8 +243,8 @@ def measure(flow, potential, temperature, n, seed, n_repeats=5, n_momenta=16):
         "distance_stderr": gap_stderr,
         "distance_tighter": tighter,
         "distance_tighter_stderr": tighter_stderr,
-        "reverse_ess": float(np.mean([found.fraction for found in reverse])),
-        "reverse_ess_spread": float(np.std([found.fraction for found in reverse], ddof=1)),
-        "largest_weight": max(found.largest_weight for found in reverse),
+        "reverse_ess": float(np.mean([ess.fraction for ess in reverse])),
+        "reverse_ess_spread": float(np.std([ess.fraction for ess in reverse], ddof=1)),
+        "largest_weight": max(ess.largest_weight for ess in reverse),
         "forward_ess": forward_ess(forward.numpy()).fraction,
     }

@@ -1,23 +1,22 @@
 """What an effective sample costs: TSF-MCMC on few rungs beside the 100-rung reference.
 
-    python examples/benchmarks/double_well_sampling.py    # d = 5 and 20, three seeds
+    python examples/paper/double_well_sampling.py    # d = 5 and 20, three seeds
 
 Three samplers of the same mixed double wells (arXiv:2012.00429, section 3): Gaussian increments on
 the reference's 100 rungs; the same on 13 rungs, because 100 are more than swaps need; the default
-kernels through a TSF, trained at T = 1, on a few rungs from 0.1 to 1. N_eff is that of the wells'
+kernels with a TSF, trained at T = 1, on a few rungs from 0.1 to 1. N_eff is that of the wells'
 populations 1[y_i > 0], y = A x, of the worst of the d wells, by the larger of the two standard
-errors of ``analysis.uncertainty``; an evaluation is one energy, of whatever rung. All samplers have
-the same number of walkers. Populations are also compared with the quadrature: where the root mean
-square of z is far above 1, N_eff is not to be believed. The flow is trained on exact samples; what
-the 100-rung walk would have paid for as many effective ones, and the training itself, is
-``paid_evaluations``. Each figure is the median over seeds, with the range. Writes JSON.
+errors of ``analysis.uncertainty``; an evaluation is one energy at any rung. All samplers have the
+same number of walkers. Populations are also compared with the quadrature: where the root mean
+square of z is far above 1, N_eff is too large. The flow is trained on exact samples;
+``paid_evaluations`` is what as many effective samples cost by the 100-rung walk, and the training.
+Each figure is the median over seeds, with the range. Writes JSON.
 """
 
 import argparse
 import math
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ from openmm_tsf.io.files import write_json
 from openmm_tsf.potentials import MixedDoubleWell
 from openmm_tsf.sampling.kernels import default_kernels
 
-WANTED = (0.1, 1.0)
+COMPARED = (0.1, 1.0)
 FEW = tuple(np.geomspace(0.1, 1.0, 7).tolist()) + tuple(np.geomspace(1.0, 10.0, 7).tolist()[1:])
 STEERED = {5: (0.1, 0.316, 1.0), 20: (0.1, 0.18, 0.316, 0.56, 1.0)}
 #: Burn-in of the walks, in iterations: double_well_experiment.reference says why so many.
@@ -48,7 +47,7 @@ N_FRAMES = 32_000
 
 
 def flow_sampler(potential, flow, temperatures, n_walkers, seed):
-    """The package's default kernels; walkers start as the other samplers' do."""
+    """The default kernels; walkers start as those of the other samplers."""
     kernels = default_kernels(potential, flow, temperatures)
     sampler = tsf.ParallelTempering(
         None, flow, temperatures, n_walkers, kernels, potential, seed=seed
@@ -60,8 +59,8 @@ def flow_sampler(potential, flow, temperatures, n_walkers, seed):
 
 
 def efficiency(sampler, potential, n_iterations, n_burn):
-    """N_eff per 10^6 evaluations at the wanted temperatures, and z of the populations."""
-    rungs = [sampler.temperatures.index(t) for t in WANTED]
+    """N_eff per 10^6 evaluations at the compared temperatures, and z of the populations."""
+    rungs = [sampler.temperatures.index(t) for t in COMPARED]
     sampler.tune(n_burn)
     began, before = time.perf_counter(), potential.n_evaluations
     x = kept_run(sampler, rungs, n_iterations)
@@ -69,11 +68,11 @@ def efficiency(sampler, potential, n_iterations, n_burn):
     assert evaluations == potential.n_evaluations - before
     figures = {"n_evaluations": evaluations, "seconds": time.perf_counter() - began}
     positive = (potential.unmixed(x) > 0).double().numpy()
-    for k, temperature in enumerate(WANTED):
+    for k, temperature in enumerate(COMPARED):
         exact = potential.wells.probability_positive(temperature).tolist()
-        found = [estimate_mean(positive[:, :, k, i]) for i in range(len(exact))]
-        counts = [f.n_eff for f in found]
-        z = [(f.value - p) / f.stderr for f, p in zip(found, exact, strict=True)]
+        estimates = [estimate_mean(positive[:, :, k, i]) for i in range(len(exact))]
+        counts = [estimate.n_eff for estimate in estimates]
+        z = [(e.value - p) / e.stderr for e, p in zip(estimates, exact, strict=True)]
         figures[f"T = {temperature:g}"] = {
             "n_eff_worst": min(counts),
             "n_eff_median": statistics.median(counts),
@@ -94,15 +93,8 @@ def three_samplers(d, seed, n_walkers):
     potential = MixedDoubleWell.random(d, POTENTIAL_SEED)
     frames = potential.sample(N_FRAMES, 1.0, torch.Generator().manual_seed(seed))
     size = SIZES[d]
-    flow, result = train(
-        "TSF",
-        potential,
-        tsf.MDDataset(frames, 1.0),
-        settings(size),
-        size.n_blocks,
-        size.width,
-        seed,
-    )
+    dataset = tsf.MDDataset(frames, 1.0)
+    flow, result = train("TSF", potential, dataset, size, settings(size), seed)
     figures = {
         "training_evaluations": result.n_evaluations,
         "training_seconds": result.wall_seconds,
@@ -128,7 +120,7 @@ def summary(runs):
     """Medians and ranges over the seeds, and how many times more the flow gives."""
     names = [name for name in runs[0] if isinstance(runs[0][name], dict)]
     table = {}
-    for temperature in (f"T = {t:g}" for t in WANTED):
+    for temperature in (f"T = {t:g}" for t in COMPARED):
         table[temperature] = {}
         for name in names:
             values = [run[name][temperature]["n_eff_per_million"] for run in runs]
@@ -150,9 +142,7 @@ def main():
     parser.add_argument("--dimensions", type=int, nargs="+", default=[5, 20])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--walkers", type=int, default=8)
-    parser.add_argument(
-        "--output", default=str(Path(__file__).with_suffix(".json")), help="a JSON file"
-    )
+    parser.add_argument("--output", default="double_well_sampling.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     report = {"walkers": args.walkers}

@@ -1,7 +1,7 @@
 """Figure 2 of the paper (arXiv:2012.00429): mixtures of double wells, TSF beside RealNVP.
 
     python examples/paper/double_wells.py --output examples/results/double_wells.png   # two cores
-    python examples/paper/double_wells.py --quick --output quick.png   # a minute, a sketch
+    python examples/paper/double_wells.py --quick --output quick.png   # a minute, a short form
 
 For d = 5 and 20: the reference sampler (100 rungs) against the exact marginals; flows of both
 kinds trained at T = 1 on its samples, several seeds each; their NLL, its distance to the entropy
@@ -37,11 +37,11 @@ from openmm_tsf.io.files import read_json, write_csv, write_json
 from openmm_tsf.potentials import MixedDoubleWell
 
 KINDS = ("TSF", "RealNVP")
-#: Temperatures of panel A, and of the README's table.
+#: Temperatures of panel A, and of the table.
 SHOWN = (0.1, 1.0)
 TABLE = (0.1, 0.3, 1.0, 3.0, 10.0)
 N_SHOWN, N_BINS = 5, 60
-#: Of the largest |z| of the reference sampler's marginals against the quadrature.
+#: Least probability of the largest |z| of the reference sampler's marginals.
 LEAST_P = 0.01
 
 
@@ -67,37 +67,37 @@ QUICK = {
 
 
 def settings(size):
-    """The same training for both kinds and both dimensions, but for its length."""
+    """The training: the same for both kinds of flow and all dimensions, except for its length."""
     return tsf.FitSettings(
         n_steps=size.n_steps, batch_size=512, kl_batch_size=128, learning_rate=2e-3, lambda_max=0.5
     )
 
 
 def edges(potential, coordinate, temperature):
-    """Of the bins of a marginal's histogram: 3.2 standard deviations about the mean."""
+    """Edges of the bins of a marginal: 3.2 standard deviations about the mean."""
     mean, variance = potential.cumulants(temperature)[:2, coordinate].tolist()
     return np.linspace(mean - 3.2 * variance**0.5, mean + 3.2 * variance**0.5, N_BINS + 1)
 
 
 def histograms(potential, x, temperature):
-    """Densities of the first coordinates of x [..., d]; what is beyond the bins counts, too."""
-    found = []
+    """Densities of the first coordinates of x [..., d]; values outside the bins count, too."""
+    densities = []
     for j in range(N_SHOWN):
         bins = edges(potential, j, temperature)
         counts = np.histogram(x[..., j].numpy().ravel(), bins)[0]
-        found.append((counts / x[..., j].numel() / np.diff(bins)).tolist())
-    return found
+        densities.append((counts / x[..., j].numel() / np.diff(bins)).tolist())
+    return densities
 
 
 def exact_marginals(potential, temperature):
     """The bins, points and exact densities of the first coordinates."""
-    found = []
+    marginals = []
     for j in range(N_SHOWN):
         bins = edges(potential, j, temperature)
         x = np.linspace(bins[0], bins[-1], 241)
         density = potential.marginal(j, torch.from_numpy(x), temperature)[0]
-        found.append({"edges": bins.tolist(), "x": x.tolist(), "density": density.tolist()})
-    return found
+        marginals.append({"edges": bins.tolist(), "x": x.tolist(), "density": density.tolist()})
+    return marginals
 
 
 def sample_reference(d, size):
@@ -121,10 +121,10 @@ def sample_reference(d, size):
 
 
 def train_and_measure(d, kind, seed, size, dataset):
-    """One flow: what it is, its figures by temperature, and draws for panel A."""
+    """Train one flow; return its figures by temperature, its training, and draws for panel A."""
     torch.set_num_threads(1)
     potential = MixedDoubleWell.random(d, POTENTIAL_SEED)
-    flow, result = train(kind, potential, dataset, settings(size), size.n_blocks, size.width, seed)
+    flow, result = train(kind, potential, dataset, size, settings(size), seed)
     rows = [
         {
             "dimension": d,
@@ -164,17 +164,17 @@ def by_seeds(rows, d, kind, temperature, key):
 
 
 def table(rows, temperatures):
-    """The README's table in Markdown: distances to the entropy, and ESS; medians and ranges."""
-    wanted = [t for t in TABLE if t in temperatures]
-    lines = ["| d | flow | parameters | " + " | ".join(f"T = {t:g}" for t in wanted) + " |"]
-    lines.append("|---" * (3 + len(wanted)) + "|")
+    """A table in Markdown: distances to the entropy, and ESS; medians and ranges."""
+    shown = [t for t in TABLE if t in temperatures]
+    lines = ["| d | flow | parameters | " + " | ".join(f"T = {t:g}" for t in shown) + " |"]
+    lines.append("|---" * (3 + len(shown)) + "|")
     for d in sorted({row["dimension"] for row in rows}):
         for kind in KINDS:
             size = next(
                 r["n_parameters"] for r in rows if r["flow"] == kind and r["dimension"] == d
             )
             cells = []
-            for t in wanted:
+            for t in shown:
                 distance, low, high = by_seeds(rows, d, kind, t, "distance")
                 ess = by_seeds(rows, d, kind, t, "reverse_ess")[0]
                 cells.append(f"{distance:.3g} ({low:.3g} to {high:.3g}); {ess:.2g}")
@@ -183,7 +183,7 @@ def table(rows, temperatures):
 
 
 def run(sizes, n_seeds, n_workers):
-    """Everything that is drawn and written."""
+    """Sample the references, train the flows; return all that is drawn and written."""
     began = time.monotonic()
     rows, trainings, draws = [], [], {}
     context = multiprocessing.get_context("spawn")
@@ -201,8 +201,8 @@ def run(sizes, n_seeds, n_workers):
             for job in jobs
         ]
         for (d, kind, seed), future in zip(jobs, futures, strict=True):
-            found, training, sampled = future.result()
-            rows += found
+            figures, training, sampled = future.result()
+            rows += figures
             trainings.append(training)
             draws.setdefault((d, kind), sampled)
             print(f"d = {d}, {kind}, seed {seed}: {training['seconds']:.0f} s", flush=True)
@@ -216,10 +216,12 @@ def main():
     parser.add_argument("--dimensions", type=int, nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
     parser.add_argument(
-        "--quick", action="store_true", help="a sketch of two seeds: nothing is right"
+        "--quick",
+        action="store_true",
+        help="a short form with two seeds",
     )
     parser.add_argument(
-        "--redraw", action="store_true", help="draw the figure anew from the numbers beside it"
+        "--redraw", action="store_true", help="draw the figure from the numbers beside it"
     )
     args = parser.parse_args()
     output = Path(args.output)
@@ -249,12 +251,12 @@ def main():
         "fit": {str(d): settings(size).to_config() for d, size in sizes.items()},
         "ladder": list(ladder()),
         "reference": {
-            str(d): {k: v for k, v in found.items() if k not in ("dataset", "marginals")}
+            str(d): {k: v for k, v in figures.items() if k not in ("dataset", "marginals")}
             | {
                 "worst_z": max(abs(row["z"]) for row in scores if row["dimension"] == d),
                 "n_z": sum(row["dimension"] == d for row in scores),
             }
-            for d, found in references.items()
+            for d, figures in references.items()
         },
         "trainings": trainings,
         "marginals": marginals,
@@ -266,7 +268,7 @@ def main():
     plot_double_wells(output, summary)
     print(table(rows, next(iter(sizes.values())).temperatures))
     print(f"reference: {summary['reference']}\n{seconds:.0f} s")
-    worst = max(found["worst_z"] for found in summary["reference"].values())
+    worst = max(figures["worst_z"] for figures in summary["reference"].values())
     by_chance = len(scores) * 2 * stats.norm.sf(worst)
     if by_chance < LEAST_P and not args.quick:
         raise SystemExit(

@@ -1,4 +1,4 @@
-"""The picture of examples/double_wells.py."""
+"""The picture of examples/paper/double_wells.py."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -6,7 +6,7 @@ from matplotlib.lines import Line2D
 
 from openmm_tsf.analysis.plots.style import save_figure
 
-# Told apart by the colour-blind too (Okabe and Ito), and by marks and dashes without any colour.
+# Distinct for the colour-blind (Okabe and Ito), and by marks and dashes without colours.
 STYLES = {
     "exact": {"color": "#000000", "lw": 1.5},
     "TSF": {"color": "#0072B2", "lw": 1.1},
@@ -101,26 +101,26 @@ def _draw_key(figure):
     )  # fmt: skip
 
 
-def _draw_marginal(axis, found):
-    exact = found["exact"]
+def _draw_marginal(axis, densities):
+    exact = densities["exact"]
     edges, top = np.array(exact["edges"]), max(exact["density"])
     axis.plot(exact["x"], exact["density"], zorder=2, **STYLES["exact"])
     for kind in ("RealNVP", "TSF"):
-        axis.stairs(found[kind], edges, baseline=None, zorder=3, **STYLES[kind])
-        top = max(top, *found[kind])
+        axis.stairs(densities[kind], edges, baseline=None, zorder=3, **STYLES[kind])
+        top = max(top, *densities[kind])
     middles = 0.5 * (edges[1:] + edges[:-1])
-    axis.plot(middles[::2], found["sampler"][::2], zorder=4, **SAMPLER)
+    axis.plot(middles[::2], densities["sampler"][::2], zorder=4, **SAMPLER)
     axis.set_xlim(edges[0], edges[-1])
     axis.set_ylim(0.0, 1.08 * top)
 
 
 def by_seed(rows, kind, key):
     """Temperatures [K] and figures [seeds, K] of one kind of flow."""
-    mine = [row for row in rows if row["flow"] == kind]
-    temperatures = sorted({row["temperature"] for row in mine})
-    seeds = sorted({row["seed"] for row in mine})
-    found = {(row["seed"], row["temperature"]): row[key] for row in mine}
-    return np.array(temperatures), np.array([[found[s, t] for t in temperatures] for s in seeds])
+    rows = [row for row in rows if row["flow"] == kind]
+    temperatures = sorted({row["temperature"] for row in rows})
+    seeds = sorted({row["seed"] for row in rows})
+    values = {(row["seed"], row["temperature"]): row[key] for row in rows}
+    return np.array(temperatures), np.array([[values[s, t] for t in temperatures] for s in seeds])
 
 
 def _draw_flows(axis, rows, key):

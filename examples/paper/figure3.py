@@ -1,4 +1,4 @@
-"""Figure 3 of the paper (arXiv:2012.00429) from a finished run, and what it left unsaid.
+"""Figure 3 of the paper (arXiv:2012.00429) from a finished run, with tables.
 
     python examples/paper/figure3.py run/ --output figure3.png
 
@@ -8,7 +8,6 @@ table as CSV.
 """
 
 import argparse
-import math
 import time
 from pathlib import Path
 
@@ -27,8 +26,8 @@ from figure3_tables import (
 
 import openmm_tsf as tsf
 from openmm_tsf.analysis.statistics import reverse_ess
+from openmm_tsf.flows.draws import draw_weighted
 from openmm_tsf.flows.load import load_flow
-from openmm_tsf.flows.weights import log_weight
 from openmm_tsf.sampling.kernels import FlowWalk, WalkerState
 from openmm_tsf.systems.files import load_molecule
 
@@ -44,32 +43,27 @@ def angles_of(run, x):
 
 
 def draw(run, flow, potential, kelvin, n, generator):
-    """n independent draws, with the log weights of the joint (x, p)."""
-    tau = kelvin / flow.reference_temperature
-    kt = potential.boltzmann_constant * kelvin
-    angles, energies, weights = [], [], []
-    for start in range(0, n, BATCH):
-        x, momenta, log_prob = flow.sample(min(BATCH, n - start), kelvin, generator)
-        inside = torch.isfinite(log_prob)
-        energy = torch.full_like(log_prob, math.inf)
-        energy[inside] = potential.energy(x[inside])
-        inside = torch.isfinite(energy)
-        weight = log_weight(energy / kt, momenta, tau, log_prob)
-        weights.append(torch.where(inside, weight, -math.inf).numpy())
-        angles.append(angles_of(run, x[inside]))
-        energies.append(energy[inside].numpy())
-    phi, psi = np.concatenate(angles).astype(np.float64).T
-    weights = np.concatenate(weights)
+    """n independent draws, with the reverse ESS of the joint (x, p) weights."""
+    draws = draw_weighted(flow, potential, kelvin, n, generator, batch_size=BATCH)
+    finite = torch.isfinite(draws.energy)
+    phi, psi = angles_of(run, draws.x[finite]).astype(np.float64).T
+    weights = draws.log_weights.numpy()
     whole = reverse_ess(weights)
     tenths = [reverse_ess(part).fraction for part in np.array_split(weights, 10)]
     return FlowDraws(
-        phi, psi, np.concatenate(energies), n, whole.fraction, float(np.std(tenths, ddof=1)),
+        phi,
+        psi,
+        draws.energy[finite].numpy(),
+        n,
+        whole.fraction,
+        float(np.std(tenths, ddof=1)),
         whole.largest_weight,
-    )  # fmt: skip
+    )
 
 
-def scan(run, flow, potential, kelvin, sigmas, n_walkers, n_steps, generator):
+def scan(run, flow, potential, kelvin, args, generator):
     """Acceptance of the flow walk from equilibrated frames, for each step size."""
+    n_walkers, n_steps = args.scan_walkers, args.scan_steps
     frames = run.trajectory(kelvin)
     chosen = np.linspace(len(frames) // 2, len(frames) - 1, n_walkers).astype(int)
     x = torch.from_numpy(frames.xyz[chosen]).double()[:, None]
@@ -77,16 +71,16 @@ def scan(run, flow, potential, kelvin, sigmas, n_walkers, n_steps, generator):
         x, None, potential.energy(x[:, 0])[:, None], torch.zeros(n_walkers, 1, dtype=torch.int64)
     )
     rows = []
-    for sigma in sigmas:
+    for sigma in args.sigmas:
         walk = FlowWalk(flow, potential, (kelvin,), sigma)
         state, moved, distances = start, [], []
         for _ in range(n_steps):
             before = state
             state, _ = walk(state, generator)
             moved.append((state.energy != before.energy)[:, 0].double())
-            turn = angles_of(run, state.x[:, 0]) - angles_of(run, before.x[:, 0])
-            turn = np.remainder(turn + np.pi, 2 * np.pi) - np.pi
-            distances.append((turn**2).sum(axis=1))
+            change = angles_of(run, state.x[:, 0]) - angles_of(run, before.x[:, 0])
+            change = np.remainder(change + np.pi, 2 * np.pi) - np.pi
+            distances.append((change**2).sum(axis=1))
         by_walker = torch.stack(moved).mean(dim=0).numpy()
         jump = np.mean(distances, axis=0)
         rows.append(
@@ -111,7 +105,7 @@ def main():
     parser.add_argument("--scan-walkers", type=int, default=128)
     parser.add_argument("--scan-steps", type=int, default=8, help="proposals of each walker")
     parser.add_argument("--sigmas", type=float, nargs="+", default=list(SIGMAS))
-    parser.add_argument("--no-reference", action="store_true", help="another molecule than its own")
+    parser.add_argument("--no-reference", action="store_true", help="for other molecules")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     if args.draws < 100 or args.scan_walkers < 2 or args.scan_steps < 1:
@@ -135,14 +129,11 @@ def main():
         for kelvin in temperatures:
             draws[kelvin] = draw(run, flow, potential, kelvin, args.draws, generator)
         for kelvin in temperatures:
-            scanned += scan(
-                run, flow, potential, kelvin, args.sigmas, args.scan_walkers, args.scan_steps,
-                generator,
-            )  # fmt: skip
+            scanned += scan(run, flow, potential, kelvin, args, generator)
         evaluations = potential.n_evaluations
     text = caption(run, draws, reference)
     plot_figure3(run, draws, output, reference, text)
-    spent = [
+    costs = [
         *run_table(run),
         {"quantity": "energy evaluations, this figure", "value": evaluations},
         {"quantity": "seconds, this figure", "value": round(time.monotonic() - began, 1)},
@@ -152,7 +143,7 @@ def main():
         "temperatures": ("Samples by temperature and source", sources),
         "ladder": ("Rungs, step sizes and acceptance in production", ladder_table(run)),
         "sigma": ("Acceptance of the flow walk against its step size", scanned),
-        "run": ("The run", spent),
+        "run": ("The run", costs),
     }
     sections = [f"# Figure 3\n\n{text}"]
     for name, (title, rows) in tables.items():

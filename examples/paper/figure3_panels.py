@@ -1,7 +1,6 @@
 """Figure 3 of arXiv:2012.00429 (Dibak, Klein and Noé) from a run: flow, sampler and reference.
 
-Panels have the letters of the paper. The flow's own draws are handed in as arrays: nothing here
-knows a model.
+Panels have the letters of the paper. The flow's draws are passed as arrays: no model is needed.
 """
 
 import textwrap
@@ -26,7 +25,7 @@ from openmm_tsf.analysis.statistics import group_means, torus_histogram
 
 Array = npt.NDArray[np.float64]
 
-# Told apart by the colour-blind too (Okabe and Ito), and by width and dash without any colour.
+# Distinct for the colour-blind (Okabe and Ito), and by width and dash without colours.
 FLOW, SAMPLER, REFERENCE = "flow alone", "TSF-MCMC replica exchange", "reference"
 _STYLES = {
     REFERENCE: {"color": "#000000", "lw": 1.7},
@@ -35,7 +34,7 @@ _STYLES = {
 }
 _MAP_BINS, _PHI_BINS, _ENERGY_BINS = 60, 72, 90
 _CUTOFF_KT = 8.0
-_FONT, _SMALL, _DPI = 7.5, 6.5, 300
+_FONT, _SMALL, DPI = 7.5, 6.5, 300
 _WIDTH, _PANEL = 7.2, 1.36  # inches: two columns of a journal
 _CAPTION_CHARACTERS = 146
 
@@ -88,7 +87,7 @@ class Series:
 def series_of(
     run: Run, draws: Mapping[float, FlowDraws], reference: Reference | None
 ) -> dict[float, dict[str, Series]]:
-    """By temperature and source: what the figure shows.
+    """The samples that the figure shows, by temperature and source.
 
     Raises
     ------
@@ -98,10 +97,10 @@ def series_of(
     if len(draws) != 2:
         raise ValueError(f"draws: expected two temperatures, got {sorted(draws)}")
     phi, psi = run.backbone()
-    found: dict[float, dict[str, Series]] = {}
+    series: dict[float, dict[str, Series]] = {}
     for kelvin in sorted(draws):
         flow = draws[kelvin]
-        found[kelvin] = {
+        series[kelvin] = {
             FLOW: Series(flow.phi[:, None], flow.psi[:, None], flow.energy[:, None]),
             SAMPLER: Series(
                 run.dihedral(phi, kelvin), run.dihedral(psi, kelvin), run.energies(kelvin)
@@ -115,10 +114,10 @@ def series_of(
                 f"reference: expected a rung at {kelvin:.2f} K, "
                 f"got {reference.temperatures.tolist()}"
             )
-        found[kelvin][REFERENCE] = Series(
+        series[kelvin][REFERENCE] = Series(
             reference.phi[:, k, None], reference.psi[:, k, None], reference.energy[:, k, None]
         )
-    return found
+    return series
 
 
 def plot_figure3(
@@ -167,18 +166,18 @@ def plot_figure3(
     truth = SAMPLER if reference is None else REFERENCE
     image = None
     for row, (kelvin, letters) in enumerate(((hot, "ABC"), (cold, "EFG"))):
-        here = samples[kelvin]
-        highest = float(torus_histogram(here[truth].phi, here[truth].psi, _MAP_BINS).max())
+        sources = samples[kelvin]
+        highest = float(torus_histogram(sources[truth].phi, sources[truth].psi, _MAP_BINS).max())
         for column, source in enumerate((FLOW, truth)):
             axis = panel(columns[column], row)
-            image = _draw_map(axis, here[source], highest)
+            image = _draw_map(axis, sources[source], highest)
             _angle_axis(axis, "x", symbol(phi), row == 1)
             _angle_axis(axis, "y", symbol(psi), column == 0)
             name = "replica exchange" if source == SAMPLER else source
             _title(axis, letters[column], f"{name}, {kelvin:.0f} K")
         axis = panel(columns[2], row)
         _draw_histograms(
-            axis, {k: np.degrees(s.phi) for k, s in here.items()},
+            axis, {k: np.degrees(s.phi) for k, s in sources.items()},
             np.linspace(-180, 180, _PHI_BINS + 1),
         )  # fmt: skip
         axis.set_yscale("log")
@@ -203,7 +202,7 @@ def plot_figure3(
         0.06 / _WIDTH, (0.118 * len(lines) + 0.06) / height, "\n".join(lines), fontsize=6.2,
         va="top", linespacing=1.25,
     )  # fmt: skip
-    save_figure(figure, path, _DPI)
+    save_figure(figure, path, DPI)
 
 
 def _draw_keys(
@@ -309,8 +308,8 @@ def _same_limits(axes: list[Axes]) -> None:
 
 
 def energy_edges(samples: Mapping[float, Mapping[str, Series]]) -> Array:
-    """Bins over what the sampler and the reference visit; the flow's tail may go on above."""
-    known = [s for here in samples.values() for source, s in here.items() if source != FLOW]
+    """Bins over the range of the sampler and the reference; the flow's tail may lie above it."""
+    known = [s for sources in samples.values() for source, s in sources.items() if source != FLOW]
     low = min(float(np.quantile(s.energy, 5e-4)) for s in known)
     high = max(float(np.quantile(s.energy, 0.9995)) for s in known)
     margin = 0.04 * (high - low) + 0.5
@@ -320,11 +319,11 @@ def energy_edges(samples: Mapping[float, Mapping[str, Series]]) -> Array:
 def _draw_energies(axis: Axes, samples: Mapping[float, Mapping[str, Series]]) -> None:
     edges = energy_edges(samples)
     highest = 0.0
-    for kelvin, here in samples.items():
-        tops = _draw_histograms(axis, {k: s.energy for k, s in here.items()}, edges)
+    for kelvin, sources in samples.items():
+        tops = _draw_histograms(axis, {k: s.energy for k, s in sources.items()}, edges)
         top = max(float(t.max()) for t in tops)
         highest = max(highest, top)
-        mean = float(next(s for k, s in here.items() if k != FLOW).energy.mean())
+        mean = float(next(s for k, s in sources.items() if k != FLOW).energy.mean())
         axis.text(mean, 1.04 * top, f"{kelvin:.0f} K", fontsize=_SMALL, ha="center")
     axis.set_xlim(edges[0], edges[-1])
     axis.set_ylim(0, 1.22 * highest)

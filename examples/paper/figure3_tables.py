@@ -1,4 +1,4 @@
-"""The caption and the tables beside figure 3: what was sampled, how, and at what cost."""
+"""The caption and the tables of figure 3: samples, settings and costs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,7 +63,8 @@ def caption(run: Run, draws: Mapping[float, FlowDraws], reference: Reference | N
     parts.append("D: the molecule.")
     for kelvin in (hot, cold):
         populations = "; ".join(
-            f"{source} {_plus_minus(_positive(one.phi))}" for source, one in samples[kelvin].items()
+            f"{source} {_plus_minus(_positive(series.phi))}"
+            for source, series in samples[kelvin].items()
         )
         parts.append(f"P(φ > 0) at {kelvin:.0f} K: {populations}.")
     return " ".join(parts)
@@ -75,18 +76,18 @@ def temperature_table(
     """A row per temperature and source: sample size, P(φ > 0), ⟨U⟩, ESS, distance."""
     rows = []
     for kelvin, sources in series_of(run, draws, reference).items():
-        for source, one in sources.items():
-            p, energy = _positive(one.phi), estimate_mean(one.energy)
+        for source, series in sources.items():
+            p, energy = _positive(series.phi), estimate_mean(series.energy)
             row: Row = {
                 "temperature_K": kelvin,
                 "source": source,
-                "n_samples": one.phi.size,
+                "n_samples": series.phi.size,
                 "p_phi_positive": p.value,
                 "p_phi_positive_stderr": p.stderr,
                 "n_eff_phi_positive": p.n_eff,
                 "mean_energy_kJ_mol": energy.value,
                 "mean_energy_stderr": energy.stderr,
-                "median_energy_kJ_mol": float(np.median(one.energy)),
+                "median_energy_kJ_mol": float(np.median(series.energy)),
                 "ramachandran_tv": None,
                 "ramachandran_tv_floor": None,
                 "reverse_ess": None,
@@ -96,15 +97,15 @@ def temperature_table(
             }
             if reference is not None and source != REFERENCE:
                 truth = sources[REFERENCE]
-                distance = ramachandran_distance(one.phi, one.psi, truth.phi, truth.psi)
+                distance = ramachandran_distance(series.phi, series.psi, truth.phi, truth.psi)
                 row["ramachandran_tv"] = distance.total_variation
                 row["ramachandran_tv_floor"] = distance.floor_total_variation
             if source == FLOW:
-                drawn = draws[kelvin]
-                row["reverse_ess"] = drawn.ess
-                row["reverse_ess_spread"] = drawn.ess_spread
-                row["largest_weight"] = drawn.largest_weight
-                row["outside_domain"] = _outside(drawn)
+                flow_draws = draws[kelvin]
+                row["reverse_ess"] = flow_draws.ess
+                row["reverse_ess_spread"] = flow_draws.ess_spread
+                row["largest_weight"] = flow_draws.largest_weight
+                row["outside_domain"] = _outside(flow_draws)
             rows.append(row)
     return rows
 
@@ -143,9 +144,9 @@ def run_table(run: Run) -> list[Row]:
         ("seconds, production", round(segments.wall_seconds, 1)),
     ]
     for key, unit in (("energy_evaluations", "energy evaluations"), ("wall_seconds", "seconds")):
-        for stage, spent in config.get(key, {}).items():
+        for stage, cost in config.get(key, {}).items():
             name = "tuning and earlier rounds" if stage == "sampling" else stage
-            rows.append((f"{unit}, {name}", spent))
+            rows.append((f"{unit}, {name}", cost))
     return [{"quantity": name, "value": value} for name, value in rows]
 
 
@@ -184,8 +185,8 @@ def _outside(draws: FlowDraws) -> float:
     return 1.0 - len(draws.phi) / draws.n_drawn
 
 
-def _percent(share: float) -> str:
-    return "none" if share == 0 else f"{100 * share:.2g} %"
+def _percent(fraction: float) -> str:
+    return "none" if fraction == 0 else f"{100 * fraction:.2g} %"
 
 
 def _moves(kernels: Sequence[Mapping[str, Any]]) -> str:

@@ -25,18 +25,18 @@ def draw_molecule(
     dihedrals: Mapping[str, Sequence[int]],
     font_size: float = 7.0,
 ) -> None:
-    """Draw one conformation, seen so that most of its heavy atoms spread out.
+    """Draw one conformation, from the side on which its heavy atoms spread out most.
 
     Parameters
     ----------
     axis
-        Where to draw; its frame is taken off.
+        Where to draw; its frame is removed.
     topology
         With bonds.
     positions
         [N, 3] in nm.
     dihedrals
-        Labels and the four atoms each: a turning arrow goes round the middle bond.
+        Labels and their four atoms: an arrow is drawn around the middle bond.
     font_size
         Of the dihedrals' labels, in points.
 
@@ -50,7 +50,7 @@ def draw_molecule(
         raise ValueError(f"positions: expected shape ({topology.n_atoms}, 3), got {x.shape}")
     symbols = [atom.element.symbol if atom.element else "C" for atom in topology.atoms]
     radii = np.array([_RADII.get(s, _RADIUS) for s in symbols])
-    seen = _seen(x, radii, np.array([s != "H" for s in symbols]))
+    view = project(x, radii, np.array([s != "H" for s in symbols]))
     neighbours: list[int] = [0] * topology.n_atoms
     for first, second in topology.bonds:
         neighbours[first.index] += 1
@@ -60,21 +60,21 @@ def draw_molecule(
         ends = {symbols[i], symbols[j]}
         oxygen = i if symbols[i] == "O" else j
         double = ends == {"C", "O"} and neighbours[oxygen] == 1
-        _draw_stick(axis, seen, symbols, i, j, double)
-    for atom, place in enumerate(seen):
-        _draw_ball(axis, place, symbols[atom])
-        if symbols[atom] not in ("C", "H"):
+        _draw_stick(axis, view, symbols, i, j, double)
+    for symbol, ball in zip(symbols, view, strict=True):
+        _draw_ball(axis, ball, symbol)
+        if symbol not in ("C", "H"):
             axis.text(
-                place[0], place[1], symbols[atom], color="white", fontsize=0.75 * font_size,
-                fontweight="bold", ha="center", va="center_baseline", zorder=_order(place[2]) + 0.1,
+                ball[0], ball[1], symbol, color="white", fontsize=0.75 * font_size,
+                fontweight="bold", ha="center", va="center_baseline", zorder=_order(ball[2]) + 0.1,
             )  # fmt: skip
-    middles = {label: 0.5 * (seen[atoms[1]] + seen[atoms[2]]) for label, atoms in dihedrals.items()}
+    middles = {label: 0.5 * (view[atoms[1]] + view[atoms[2]]) for label, atoms in dihedrals.items()}
     labels = []
     for label, atoms in dihedrals.items():
-        # A label keeps clear of atoms, and further from the other arrows, whose it is not.
+        # A label keeps its distance from atoms, and more of it from the other arrows.
         others = [middle[:2] for name, middle in middles.items() if name != label]
-        labels.append(_draw_turn(axis, seen, atoms, label, others, font_size))
-    everything = np.vstack([seen[:, :2] - 0.06, seen[:, :2] + 0.06, *(p[None] for p in labels)])
+        labels.append(_draw_arrow(axis, view, atoms, label, others, font_size))
+    everything = np.vstack([view[:, :2] - 0.06, view[:, :2] + 0.06, *(p[None] for p in labels)])
     (left, low), (right, high) = everything.min(axis=0), everything.max(axis=0)
     axis.set_xlim(left, right)
     axis.set_ylim(low - 0.02, high + 0.02)
@@ -82,10 +82,10 @@ def draw_molecule(
     axis.set_axis_off()
 
 
-def _seen(x: Array, radii: Array, heavy: npt.NDArray[np.bool_]) -> Array:
+def project(x: Array, radii: Array, heavy: npt.NDArray[np.bool_]) -> Array:
     """Rotated positions [N, 3]: widest extent to the right, depth towards the reader.
 
-    Of the views that are tilted a little from there, the one in which balls hide each other least.
+    Among views tilted a little from that one, the one with the least overlap of the balls.
     """
     chosen = x[heavy] if heavy.sum() > 2 else x
     _, _, axes = np.linalg.svd(chosen - chosen.mean(axis=0))
@@ -96,59 +96,59 @@ def _seen(x: Array, radii: Array, heavy: npt.NDArray[np.bool_]) -> Array:
     reach = radii[:, None] + radii
     above = np.triu_indices(len(x), 1)
 
-    def hidden(view: Array) -> float:
-        distance = np.linalg.norm(view[:, None, :2] - view[None, :, :2], axis=-1)
+    def hidden(candidate: Array) -> float:
+        distance = np.linalg.norm(candidate[:, None, :2] - candidate[None, :, :2], axis=-1)
         return float(np.square(np.maximum(1.1 * reach - distance, 0.0))[above].sum())
 
     views = [
-        _turned(_turned(flat, 1, 2, up), 0, 2, aside)
+        _rotate(_rotate(flat, 1, 2, up), 0, 2, aside)
         for up in np.radians(np.arange(-50, 51, 5))
         for aside in np.radians(np.arange(-25, 26, 5))
     ]
     return min(views, key=hidden)
 
 
-def _turned(x: Array, first: int, second: int, angle: float) -> Array:
-    """x [N, 3] turned in the plane of two axes."""
-    turned = x.copy()
-    turned[:, first] = np.cos(angle) * x[:, first] - np.sin(angle) * x[:, second]
-    turned[:, second] = np.sin(angle) * x[:, first] + np.cos(angle) * x[:, second]
-    return turned
+def _rotate(x: Array, first: int, second: int, angle: float) -> Array:
+    """Return x [N, 3] rotated in the plane of two axes."""
+    rotated = x.copy()
+    rotated[:, first] = np.cos(angle) * x[:, first] - np.sin(angle) * x[:, second]
+    rotated[:, second] = np.sin(angle) * x[:, first] + np.cos(angle) * x[:, second]
+    return rotated
 
 
 def _order(depth: float) -> float:
-    """Drawing order of something at this depth (nm): what is nearer comes later."""
+    """Drawing order at a depth (nm): nearer parts are drawn later."""
     return 100.0 + 100.0 * float(depth)
 
 
 Colour = str | tuple[float, float, float]
 
 
-def _mix(colour: Colour, other: Colour, share: float) -> tuple[float, float, float]:
+def _mix(colour: Colour, other: Colour, fraction: float) -> tuple[float, float, float]:
     a, b = np.array(to_rgb(colour)), np.array(to_rgb(other))
-    red, green, blue = (1 - share) * a + share * b
+    red, green, blue = (1 - fraction) * a + fraction * b
     return float(red), float(green), float(blue)
 
 
-def _draw_ball(axis: Axes, place: Array, symbol: str) -> None:
+def _draw_ball(axis: Axes, position: Array, symbol: str) -> None:
     radius, colour = _RADII.get(symbol, _RADIUS), _COLOURS.get(symbol, "#b06fb0")
-    order = _order(place[2])
+    order = _order(position[2])
     axis.add_patch(
-        Circle((place[0], place[1]), radius, facecolor=_mix(colour, "black", 0.25),
+        Circle((position[0], position[1]), radius, facecolor=_mix(colour, "black", 0.25),
                edgecolor=_mix(colour, "black", 0.65), lw=0.5, zorder=order)
     )  # fmt: skip
     for k in range(1, _SHADES + 1):  # light from the upper left
-        share = k / _SHADES
-        shift = 0.33 * radius * share
-        shade = _mix(_mix(colour, "black", 0.25 * (1 - share)), "white", 0.55 * share**3)
+        fraction = k / _SHADES
+        shift = 0.33 * radius * fraction
+        shade = _mix(_mix(colour, "black", 0.25 * (1 - fraction)), "white", 0.55 * fraction**3)
         axis.add_patch(
-            Circle((place[0] - shift, place[1] + shift), radius * (1 - 0.85 * share),
-                   facecolor=shade, lw=0, zorder=order + 0.05 * share)
+            Circle((position[0] - shift, position[1] + shift), radius * (1 - 0.85 * fraction),
+                   facecolor=shade, lw=0, zorder=order + 0.05 * fraction)
         )  # fmt: skip
 
 
-def _draw_stick(axis: Axes, seen: Array, symbols: list[str], i: int, j: int, double: bool) -> None:
-    start, end = seen[i], seen[j]
+def _draw_stick(axis: Axes, view: Array, symbols: list[str], i: int, j: int, double: bool) -> None:
+    start, end = view[i], view[j]
     flat = end[:2] - start[:2]
     length = float(np.linalg.norm(flat))
     if length == 0.0:
@@ -162,7 +162,7 @@ def _draw_stick(axis: Axes, seen: Array, symbols: list[str], i: int, j: int, dou
             ends = [near[:2] + offset * across, middle[:2] + offset * across]
             corners = [ends[0] + width * across, ends[1] + width * across,
                        ends[1] - width * across, ends[0] - width * across]  # fmt: skip
-            # Behind its own ball, in front of what lies deeper than the half bond's middle.
+            # Behind its ball, in front of everything deeper than the middle of the half bond.
             order = min(_order(near[2]), _order(0.5 * (near[2] + middle[2]))) - 0.2
             axis.add_patch(
                 Polygon(corners, facecolor=_mix(colour, "white", 0.12),
@@ -170,16 +170,16 @@ def _draw_stick(axis: Axes, seen: Array, symbols: list[str], i: int, j: int, dou
             )  # fmt: skip
 
 
-def _draw_turn(
+def _draw_arrow(
     axis: Axes,
-    seen: Array,
+    view: Array,
     atoms: Sequence[int],
     label: str,
     others: list[Array],
     font_size: float,
 ) -> Array:
-    """A turning arrow round the middle bond and its label; where the label stands [2]."""
-    start, end = seen[atoms[1]], seen[atoms[2]]
+    """Draw an arrow around the middle bond and its label; return a point beyond the label [2]."""
+    start, end = view[atoms[1]], view[atoms[2]]
     middle, along = 0.5 * (start + end), (end - start) / np.linalg.norm(end - start)
     first = np.cross(along, [0.0, 0.0, 1.0])
     first /= np.linalg.norm(first)
@@ -208,14 +208,14 @@ def _draw_turn(
         if abs(np.cos(angle)) > 0.5
     ]
 
-    def room(place: Array) -> float:
-        to_atoms = np.linalg.norm(seen[:, :2] - place, axis=1).min()
-        to_others = [0.6 * np.linalg.norm(other - place) for other in others]
+    def clearance(position: Array) -> float:
+        to_atoms = np.linalg.norm(view[:, :2] - position, axis=1).min()
+        to_others = [0.6 * np.linalg.norm(other - position) for other in others]
         return float(min([to_atoms, *to_others]))
 
-    place = max(choices, key=room)
+    position = max(choices, key=clearance)
     axis.text(
-        place[0], place[1], label, fontsize=font_size + 2, fontstyle="italic", ha="center",
+        position[0], position[1], label, fontsize=font_size + 2, fontstyle="italic", ha="center",
         va="center", color=colour, zorder=301,
     )  # fmt: skip
-    return np.asarray(place + 0.04 * np.sign(place - middle[:2]))
+    return np.asarray(position + 0.04 * np.sign(position - middle[:2]))

@@ -2,7 +2,6 @@
 
 import csv
 import sys
-from dataclasses import replace
 
 import matplotlib.image
 import numpy as np
@@ -14,10 +13,8 @@ from matplotlib.text import Text
 
 from openmm_tsf.analysis import Reference, load_run
 from openmm_tsf.flows import TemperatureSteerableFlow
-from openmm_tsf.io.serialization import plain
 from openmm_tsf.sampling.tempering import ParallelTempering
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.workflow.settings import SamplingSettings
 from tests.support.examples import load_example
 from tests.support.fabricate import write_run
 
@@ -93,7 +90,7 @@ def overlapping(figure):
 
 @pytest.mark.parametrize("with_reference", [True, False])
 def test_the_figure(tmp_path, monkeypatch, run, draws, reference, with_reference):
-    monkeypatch.setattr(panels, "_DPI", 100)
+    monkeypatch.setattr(panels, "DPI", 100)
     drawn = []
     save = Figure.savefig
     monkeypatch.setattr(
@@ -167,7 +164,7 @@ def test_histogram_and_its_error():
     assert np.isnan(panels.histogram(values[:1, :1], np.linspace(0, 4, 5))[1]).all()
 
 
-def test_doors(run, draws, reference):
+def test_wrong_arguments_are_refused(run, draws, reference):
     with pytest.raises(ValueError, match="draws: expected two temperatures"):
         panels.series_of(run, {300.0: draws[300.0]}, None)
     with pytest.raises(ValueError, match="temperature: this run has rungs"):
@@ -199,46 +196,15 @@ def test_the_molecule_is_drawn_as_it_is(molecule):
 def test_the_view_is_no_mirror_image(molecule):
     """Left-handed alanine stays left-handed in the drawing."""
     x = np.asarray(molecule.positions)
-    seen = molecule_drawing._seen(x, np.full(22, 0.04), np.ones(22, dtype=bool))
+    view = molecule_drawing.project(x, np.full(22, 0.04), np.ones(22, dtype=bool))
 
     def volume(x):
         return np.linalg.det(x[[6, 14, 10]] - x[8])
 
-    assert volume(seen) == pytest.approx(volume(x))
+    assert volume(view) == pytest.approx(volume(x))
 
 
-def test_seeds_refuses_runs_made_otherwise(tmp_path):
-    seeds = load_example("benchmarks/seeds.py")
-    settings = SamplingSettings(
-        temperatures=(300.0, 600.0), n_walkers=4, n_iterations=30, n_tuning=7
-    )
-    phi, psi, energy = sample(np.random.default_rng(5), (30, 4, 2), (-60.0, 20.0))
-    write_run(
-        tmp_path / "seed_9", settings.temperatures, energy, {"phi": phi, "psi": psi}, seed=9,
-        choices={"settings": plain(settings), "flow": {"sha256": "abc"}, "seed": 9},
-    )  # fmt: skip
-    (tmp_path / "seed_9" / "checkpoint.pt").touch()
-
-    def again(seed=9, digest="abc", **changes):
-        return seeds.one_run(
-            "no/flow", tmp_path / "seed_9", replace(settings, **changes), seed, digest, False
-        )
-
-    assert again()["n_iterations"] == 30
-    for changes, words in (
-        ({"n_tuning": 8}, "n_tuning: 7 there, 8 asked for"),
-        ({"n_iterations": 20}, "n_iterations: 30 there, 20 asked for"),
-        ({"n_iterations": 40}, "n_iterations: 30 there, 40 asked for"),
-        ({"n_walkers": 5}, "n_walkers: 4 there, 5"),
-        ({"temperatures": (300.0, 500.0)}, "temperatures: "),
-        ({"seed": 8}, "seed: 9 there, 8"),
-        ({"digest": "abd"}, r"flow \(sha256\): 'abc' there, 'abd' asked for"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            again(**changes)
-
-
-def test_a_run_of_one_rung_is_refused_at_the_door(tmp_path, monkeypatch, capsys):
+def test_a_run_of_one_rung_is_refused(tmp_path, monkeypatch, capsys):
     phi, psi, energy = sample(np.random.default_rng(6), (5, 2, 1), (-60.0,))
     write_run(tmp_path / "run", [300.0], energy, {"phi": phi, "psi": psi})
     monkeypatch.setattr(sys, "argv", ["figure3.py", str(tmp_path / "run")])
@@ -248,7 +214,7 @@ def test_a_run_of_one_rung_is_refused_at_the_door(tmp_path, monkeypatch, capsys)
 
 
 def test_one_command(tmp_path, monkeypatch, molecule, capsys):
-    """Draws, scan, figure, tables from a run directory with a flow that knows little."""
+    """Draws, scan, figure and tables from a run directory with an untrained flow."""
     dataset = MDDataset.shipped(molecule, stride=40)
     flow = TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(8,), seed=1)
     with (
@@ -259,7 +225,7 @@ def test_one_command(tmp_path, monkeypatch, molecule, capsys):
         sampler.run(12, tmp_path / "run", progress=False)
     written = load_run(tmp_path / "run").config["choices"]["flow"]["sha256"]
     assert load_example("benchmarks/seeds.py").digest_of(tmp_path / "run") == written
-    monkeypatch.setattr(panels, "_DPI", 100)
+    monkeypatch.setattr(panels, "DPI", 100)
     monkeypatch.setattr(
         sys, "argv",
         ["figure3.py", str(tmp_path / "run"), "--output", str(tmp_path / "f.png"), "--draws",

@@ -1,0 +1,144 @@
+"""The scripts of the benchmarks and figures: arguments, figures of a flow, repeated runs."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from openmm_tsf.flows import TemperatureSteerableFlow
+from openmm_tsf.io.serialization import plain
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.workflow.settings import SamplingSettings
+from tests.support.examples import EXAMPLES, load_example
+from tests.support.fabricate import write_run
+
+#: Scripts and the modules beside them, in an order in which they can be loaded.
+MODULES = [
+    "benchmarks/common", "benchmarks/timing", "benchmarks/bridge", "benchmarks/replica_exchange",
+    "paper/molecule_drawing", "paper/figure3_panels", "paper/figure3_tables",
+    "paper/double_well_experiment", "paper/double_wells_figure",
+]  # fmt: skip
+SCRIPTS = [
+    "benchmarks/efficiency", "benchmarks/energy", "benchmarks/flow_alone",
+    "benchmarks/hard_to_reach", "benchmarks/memory", "benchmarks/published",
+    "benchmarks/replica_exchange", "benchmarks/seeds", "benchmarks/timestep_error",
+    "benchmarks/training_trials", "paper/double_wells", "paper/double_well_sampling",
+    "paper/figure3",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules():
+    """Load what the scripts import from beside them."""
+    for name in MODULES:
+        load_example(f"{name}.py")
+
+
+@pytest.fixture(scope="module")
+def flow(molecule):
+    """A small untrained flow whose copies overlap, as those of the presets do."""
+    dataset = MDDataset.shipped(molecule, stride=40)
+    return TemperatureSteerableFlow.from_dataset(
+        dataset, n_blocks=1, hidden=(8,), overlap=True, seed=1
+    )
+
+
+@pytest.fixture(scope="module")
+def potential(molecule):
+    with molecule.potential(platform="Reference", n_contexts=1) as potential:
+        yield potential
+
+
+def generator():
+    return torch.Generator().manual_seed(1)
+
+
+def test_every_script_is_known():
+    found = {str(path.relative_to(EXAMPLES).with_suffix("")) for path in EXAMPLES.glob("*/*.py")}
+    assert found == {*MODULES, *SCRIPTS}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_arguments(name, monkeypatch, capsys):
+    script = load_example(f"{name}.py")
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as end:
+        script.main()
+    assert end.value.code == 0
+    assert "usage: " in capsys.readouterr().out
+
+
+def test_reference_frames_and_masses(molecule):
+    common = load_example("benchmarks/common.py")
+    frames = common.reference_frames(300.0)
+    assert frames.shape[1:] == (22, 3)
+    assert frames.dtype == torch.float64
+    masses = common.heavy_masses(molecule)
+    assert sorted(set(masses))[0] == 4.0
+    assert masses.count(4.0) == 12
+    assert common.reference_population(300.0).value == pytest.approx(0.0231, abs=1e-4)
+
+
+def test_figures_of_a_flow_as_a_proposal(molecule, flow, potential, monkeypatch):
+    trials = load_example("benchmarks/training_trials.py")
+    frames = trials.reference_frames
+    monkeypatch.setattr(trials, "reference_frames", lambda kelvin: frames(kelvin)[:40])
+    quality = trials.quality(flow, potential, molecule, 100, generator())
+    assert 0 <= quality["swap"] <= 1
+    for kelvin in ("300", "600"):
+        assert 0 < quality[kelvin]["reverse_ess_joint"] <= 1
+        assert 0 <= quality[kelvin]["independence"] <= 1
+    for script, repeats in (("efficiency", "proposals"), ("published", "flow_alone")):
+        measure = getattr(load_example(f"benchmarks/{script}.py"), repeats)
+        report = measure(flow, potential, molecule, 100, 2, generator())
+        assert 0 < report["300"]["reverse_ess_joint"] <= 1
+
+
+def test_weights_at_given_frames(molecule, flow, potential):
+    """Both scripts return one weight for each draw of the momenta."""
+    frames = load_example("benchmarks/common.py").reference_frames(600.0)[:20]
+    weigh = load_example("benchmarks/hard_to_reach.py").log_weights
+    weights = weigh(flow, potential, frames, 600.0, 3, generator())
+    assert weights.shape == (60,)
+    assert bool(torch.isfinite(weights).any())
+    forward = load_example("benchmarks/flow_alone.py").forward_weights
+    assert forward(flow, potential, frames, 600.0, generator()).shape == (20,)
+
+
+def sample(rng, shape, energy, p=0.1):
+    """φ, ψ and energies of independent samples of two basins."""
+    phi = np.where(rng.random(shape) < p, 1.0, -1.5) + 0.3 * rng.normal(size=shape)
+    return phi, rng.uniform(-np.pi, np.pi, shape), rng.normal(energy, 8.0, shape)
+
+
+def test_seeds_refuses_runs_made_otherwise(tmp_path):
+    seeds = load_example("benchmarks/seeds.py")
+    settings = SamplingSettings(
+        temperatures=(300.0, 600.0), n_walkers=4, n_iterations=30, n_tuning=7
+    )
+    phi, psi, energy = sample(np.random.default_rng(5), (30, 4, 2), (-60.0, 20.0))
+    write_run(
+        tmp_path / "seed_9", settings.temperatures, energy, {"phi": phi, "psi": psi}, seed=9,
+        choices={"settings": plain(settings), "flow": {"sha256": "abc"}, "seed": 9},
+    )  # fmt: skip
+    (tmp_path / "seed_9" / "checkpoint.pt").touch()
+
+    def again(seed=9, digest="abc", **changes):
+        return seeds.one_run(
+            "no/flow", tmp_path / "seed_9", replace(settings, **changes), seed, digest, False
+        )
+
+    assert again()["n_iterations"] == 30
+    for changes, words in (
+        ({"n_tuning": 8}, "n_tuning: expected 8, got 7"),
+        ({"n_iterations": 20}, "n_iterations: expected 20, got 30"),
+        ({"n_iterations": 40}, "n_iterations: expected 40, got 30"),
+        ({"n_walkers": 5}, "n_walkers: expected 5, got 4"),
+        ({"temperatures": (300.0, 500.0)}, "temperatures: "),
+        ({"seed": 8}, "seed: expected 8, got 9"),
+        ({"digest": "abd"}, r"flow \(sha256\): expected 'abd', got 'abc'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            again(**changes)

@@ -1,0 +1,105 @@
+"""The tutorials run, in a short form, and stay short."""
+
+import re
+
+import pytest
+import torch
+
+from tests.support.examples import EXAMPLES, run_source, shortened
+
+TUTORIALS = {path.name for path in EXAMPLES.glob("*.py")}
+
+
+def run_short(name, changes):
+    """Run a tutorial with some of its lines replaced, in the present directory."""
+    return run_source(shortened((EXAMPLES / name).read_text(), changes))
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory):
+    """The directory and the variables of ``first_run.py``."""
+    changes = {
+        "N_STEPS = 1000": "N_STEPS = 4",
+        "N_WALKERS = 32": "N_WALKERS = 4",
+        "N_TUNING = 100": "N_TUNING = 3",
+        "N_ITERATIONS = 500": "N_ITERATIONS = 12",
+        "STRIDE = 2": "STRIDE = 40",
+        "(dataset, seed=1)": "(dataset, seed=1, n_blocks=2, hidden=(16,))",
+    }
+    directory = tmp_path_factory.mktemp("first_run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        return directory, run_short("first_run.py", changes)
+
+
+def test_only_short_tutorials_and_the_troubleshooting_are_at_the_top():
+    names = ("any_temperature", "first_run", "own_kernel", "own_molecule", "torch_potential")
+    assert {f"{name}.py" for name in names} == TUTORIALS
+    assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} - TUTORIALS == {
+        "troubleshooting.md"
+    }
+    for name in TUTORIALS:
+        source = (EXAMPLES / name).read_text()
+        assert source.count("\n") < 60, name
+        assert source.startswith("# %% [markdown]\n# # "), name
+        assert "# %%\n" in source, name
+
+
+def test_first_run(first_run):
+    directory, variables = first_run
+    assert (directory / "ramachandran.png").stat().st_size > 10_000
+    assert variables["run"].n_iterations == 12
+    assert variables["phi"].shape == (4 * 12,)
+    assert set(variables["summary"]["phi_positive"]) == {"300.00", "424.00", "600.00"}
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of a state that so few samples never visit
+def test_any_temperature(first_run, monkeypatch, capsys):
+    monkeypatch.chdir(first_run[0])
+    variables = run_short("any_temperature.py", {"N_DRAWS = 20_000": "N_DRAWS = 200"})
+    assert variables["draws"].log_weights.shape == (200,)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        *["350 K, MBAR"] * 2, *["500 K, MBAR"] * 2, "350 K, flow", "500 K, flow",
+    ]  # fmt: skip
+
+
+def test_own_molecule(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changes = {
+        "N_EQUILIBRATION = 20_000": "N_EQUILIBRATION = 100",
+        "N_MD = 500_000": "N_MD = 2000",
+        '"md.dcd", 100': '"md.dcd", 20',
+        "N_STEPS = 2000": "N_STEPS = 4",
+        "N_ITERATIONS = 500": "N_ITERATIONS = 2",
+        "ladder, 32": "ladder, 3",
+        "tune(100)": "tune(2)",
+        "(dataset, seed=1)": "(dataset, seed=1, n_blocks=2, hidden=(16,))",
+    }
+    variables = run_short("own_molecule.py", changes)
+    assert len(variables["dataset"]) == 100
+    assert list(variables["run"].dihedral_atoms) == ["phi", "psi"]
+
+
+def test_torch_potential(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    try:
+        run_short(
+            "torch_potential.py",
+            {"BATCH = 4096": "BATCH = 64", "COMPILE = True": "COMPILE = False"},
+        )
+    finally:
+        torch.set_num_threads(threads)
+    printed = capsys.readouterr().out
+    assert float(re.search(r"difference: (\S+) kJ/mol", printed)[1]) < 1e-4
+    assert float(re.search(r"takes (\S+) times", printed)[1]) > 0
+    assert "force = -gradient: True" in printed
+
+
+def test_own_kernel_and_a_wrong_one(tmp_path, monkeypatch):
+    """The kernel passes its test; accepting at another temperature does not."""
+    monkeypatch.chdir(tmp_path)
+    run_short("own_kernel.py", {})
+    with pytest.raises(AssertionError):
+        run_short("own_kernel.py", {"(-u / self.kt)": "(-0.8 * u / self.kt)"})
