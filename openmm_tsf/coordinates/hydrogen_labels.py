@@ -225,7 +225,7 @@ class LabelledCopies:
         """ln of the number of labelled copies of each u: G ln 3."""
         return len(self.labelling) * math.log(3.0)
 
-    def log_window(self, u: Tensor, tau: Tensor) -> Tensor:
+    def log_partition(self, u: Tensor, tau: Tensor) -> Tensor:
         """ln of the share [B] that the copy u [B, 3N-6] has of its configuration.
 
         With walls between the copies a density on u ends at a step, which no smooth flow meets and
@@ -252,8 +252,8 @@ class LabelledCopies:
         """ln of the numerator and of the denominator of the share of u [B, 3N-6], each [B]."""
         return self.labelling.log_overlap(u[:, self._torsions], self.branch_cuts, tau)
 
-    def log_window_of(self, x: Tensor, tau: Tensor) -> Tensor:
-        """:meth:`log_window` [B] of the copies whose conformations, as built, are x [B, N, 3].
+    def log_partition_of(self, x: Tensor, tau: Tensor) -> Tensor:
+        """:meth:`log_partition` [B] of the copies whose conformations, as built, are x [B, N, 3].
 
         The primary hydrogen need not come first: the labels of x tell which copy it is.
         """
@@ -270,7 +270,7 @@ class LabelledCopies:
     def draw_copies(
         self, x: Tensor, tau: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Which copy each x [B, N, 3] is taken for, [B, G], and :meth:`log_window` of it [B].
+        """Which copy each x [B, N, 3] is taken for, [B, G], and :meth:`log_partition` of it [B].
 
         Copies are drawn by their shares.
         """
@@ -280,4 +280,4 @@ class LabelledCopies:
         start = wrap(torsions[:, primary], self.branch_cuts[primary])
         torsions = torsions.index_copy(1, primary, start)
         copies = self.labelling.draw(torsions, self.branch_cuts, tau, generator)
-        return copies, self.log_window_of(self.relabel(x, copies), tau)
+        return copies, self.log_partition_of(self.relabel(x, copies), tau)

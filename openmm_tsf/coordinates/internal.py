@@ -157,7 +157,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
             labels back.
         overlap
             Let the copies overlap where one passes into the next, so that a density has no step
-            there: see :meth:`log_window`.
+            there: see :meth:`log_partition`.
 
         Raises
         ------

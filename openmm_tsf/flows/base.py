@@ -255,14 +255,14 @@ class AugmentedFlow(nn.Module, ABC):
         """Which copy each x [B, *event] is taken for, and ln of its share.
 
         The target of a flow with overlapping copies is p(x, p) times the share w of the copy
-        (:meth:`openmm_tsf.coordinates.internal.InternalCoordinates.log_window`), whose marginal is
+        (:meth:`openmm_tsf.coordinates.internal.InternalCoordinates.log_partition`), whose marginal is
         p(x, p). Drawing the copy by its shares is a Gibbs step, as drawing the momenta is.
 
         Returns
         -------
         copies : Tensor
             [B, G], for :meth:`inverse_and_log_det`.
-        log_window : Tensor
+        log_partition : Tensor
             [B].
         """
         layer = self.coordinates
@@ -270,12 +270,12 @@ class AugmentedFlow(nn.Module, ABC):
         tau = self._tau(temperature, x).expand(len(x))
         return layer.draw_copies(x, tau, generator)
 
-    def log_window(self, x: Tensor, temperature: Any) -> Tensor:
+    def log_partition(self, x: Tensor, temperature: Any) -> Tensor:
         """ln of the share [B] of the copies that :meth:`forward_and_log_det` has returned as x."""
         layer = self.coordinates
         if layer is None or not layer.overlap:
             return x.new_zeros(len(x))
-        return layer.log_window_of(x, self._tau(temperature, x).expand(len(x)))
+        return layer.log_partition_of(x, self._tau(temperature, x).expand(len(x)))
 
     # -- the density -------------------------------------------------------------------------
 
@@ -303,7 +303,7 @@ class AugmentedFlow(nn.Module, ABC):
         (x, momenta), log_det = self.forward_and_log_det(v)
         if self.overlap:
             # Where there is no geometry there is no share: such draws stay outside.
-            share = self.log_window(x, temperature)
+            share = self.log_partition(x, temperature)
             log_det = torch.where(torch.isfinite(log_det), log_det + share, log_det)
         if self.coordinates is not None and self.log_multiplicity:
             shape = (n, len(self.coordinates.labelling))
@@ -375,7 +375,7 @@ class AugmentedFlow(nn.Module, ABC):
             (only where the System really does not tell them apart).
         overlap
             Let these copies overlap where one passes into the next, instead of ending at a step
-            (:meth:`openmm_tsf.coordinates.internal.InternalCoordinates.log_window`).
+            (:meth:`openmm_tsf.coordinates.internal.InternalCoordinates.log_partition`).
         seed
             Seed of the weights.
         conditioner_dtype

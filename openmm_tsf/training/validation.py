@@ -248,7 +248,7 @@ class Validator:
                 x, extra = layer.forward_and_log_det(x)
                 total = total + extra
         if flow.overlap:
-            total = total + flow.log_window(x, temperature)
+            total = total + flow.log_partition(x, temperature)
         kt = potential.boltzmann_constant * temperature
         energy = potential.energy(x)
         inside = torch.isfinite(total) & torch.isfinite(energy)

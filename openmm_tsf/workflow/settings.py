@@ -104,7 +104,7 @@ class FlowSettings:
         applied in float64 either way: the flow is as invertible, and faster, in float32.
     overlap
         Let the copies of a configuration that equivalent hydrogens make overlap, instead of each
-        ending at a step (:meth:`openmm_tsf.InternalCoordinates.log_window`).
+        ending at a step (:meth:`openmm_tsf.InternalCoordinates.log_partition`).
 
     Raises
     ------

@@ -356,8 +356,8 @@ def test_shares_of_copies(methyl, start):
         torch.testing.assert_close(there, -log_det, rtol=0, atol=1e-12)
         torch.testing.assert_close(layer.place(u, like=x), x, rtol=0, atol=1e-12)
         torch.testing.assert_close(layer.inverse_and_log_det(built)[0], plain, rtol=0, atol=1e-9)
-        share = layer.log_window(u, tau)
-        torch.testing.assert_close(share, layer.log_window_of(built, tau), rtol=1e-9, atol=1e-9)
+        share = layer.log_partition(u, tau)
+        torch.testing.assert_close(share, layer.log_partition_of(built, tau), rtol=1e-9, atol=1e-9)
         total += share.exp()
         crossed += int(((share.exp() > 0.1) & (share.exp() < 0.9)).sum())
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-12)
@@ -366,7 +366,7 @@ def test_shares_of_copies(methyl, start):
     drawn = torch.stack([layer.draw_copies(x, tau, generator)[0][:, 0] for _ in range(200)])
     for copy in range(3):
         u, _ = layer.inverse_and_log_det(x, torch.full((len(x), 1), copy))
-        expected = layer.log_window(u, tau).exp().sum()
+        expected = layer.log_partition(u, tau).exp().sum()
         found = (drawn == copy).double().sum() / len(drawn)
         assert abs(found - expected) < 4 * (expected / len(drawn)).sqrt() + 1e-9
 
@@ -418,13 +418,13 @@ def test_mutants_of_the_overlap_are_noticed(methyl, start, monkeypatch, mutant):
     flow = folded_flow(methyl, start, overlap=True)
     layer = flow.coordinates
     if mutant == "share":  # left out of the proposal's density
-        monkeypatch.setattr(layer, "log_window_of", lambda x, tau: 0 * tau)
+        monkeypatch.setattr(layer, "log_partition_of", lambda x, tau: 0 * tau)
     else:  # drawn without a look at the shares
 
         def uniform(x, tau, generator):
             copies = torch.randint(3, (len(x), 1), generator=generator)
             u, _ = layer.inverse_and_log_det(x, copies)
-            return copies, layer.log_window(u, tau)
+            return copies, layer.log_partition(u, tau)
 
         monkeypatch.setattr(layer, "draw_copies", uniform)
     x, _ = run(methyl, start, flow, round_trip_tolerance=1e9)
@@ -442,7 +442,7 @@ def test_density_with_overlap(methyl, start):
         copies = torch.full((len(x), 1), copy)
         v, log_det = flow.inverse_and_log_det(x, momenta, copies)
         log_prob = flow.prior_log_prob(v, temperature) + log_det - flow.log_multiplicity
-        share = flow.coordinates.log_window(flow.coordinates.inverse_and_log_det(x, copies)[0], tau)
+        share = flow.coordinates.log_partition(flow.coordinates.inverse_and_log_det(x, copies)[0], tau)
         mean += share.exp() * (log_prob - share).exp()
     torch.testing.assert_close(mean.log(), flow.log_prob(x, momenta, temperature))
     # The same in expectations over the flow's own draws: the mean of exp(log p - log_prob) is Z.

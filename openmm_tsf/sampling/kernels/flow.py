@@ -160,7 +160,7 @@ class FlowKernel:
         if self._overlap:
             inside = torch.isfinite(log_det.detach()).nonzero().flatten()
             kelvin = (tau[inside] * self.flow.reference_temperature).to(x)
-            share = self.flow.log_window(x[inside], kelvin)  # type: ignore[attr-defined]
+            share = self.flow.log_partition(x[inside], kelvin)  # type: ignore[attr-defined]
             log_det = log_det.index_add(0, inside, share)
         return x.to(v), momenta.to(v), log_det.to(v)
 
