@@ -171,7 +171,7 @@ class AugmentedFlow(nn.Module, ABC):
         """ln of the number of labelled configurations that share one v."""
         return 0.0 if self.coordinates is None else self.coordinates.log_multiplicity
 
-    def place(self, x: Tensor, like: Tensor) -> Tensor:
+    def match_pose(self, x: Tensor, like: Tensor) -> Tensor:
         """Configurations x in the pose (and hydrogen labels) of `like`, both [B, *event]."""
         if self.coordinates is None:
             return x

@@ -14,7 +14,7 @@ import torch
 import openmm_tsf.sampling
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.sampling.kernels import Kernel, PlainSwap, Scheduled
-from openmm_tsf.sampling.kernels.dynamics import LangevinDynamics, Leg
+from openmm_tsf.sampling.kernels.dynamics import LangevinKernel, DynamicsKernel
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowKernel, FlowProposalKernel
 from openmm_tsf.sampling.kernels.internal_walk import InternalWalk
 from openmm_tsf.sampling.kernels.mixtures import OneOf, OnRungs
@@ -62,13 +62,13 @@ def kernel_classes():
 
 def test_every_kernel_is_in_the_table():
     """A new kernel without a case fails here."""
-    legs = {Leg, LangevinDynamics}
+    legs = {DynamicsKernel, LangevinKernel}
     unfinished = {Kernel, FlowKernel, FlowProposalKernel} | legs  # what kernels are made of
     found = kernel_classes() - unfinished
     assert len(found) >= 11
     assert found == {entry.kind for entry in KERNELS.values()}
     for cls in legs:
-        assert cls._propagate is Leg._propagate  # which is not implemented
+        assert cls.propagate is DynamicsKernel.propagate  # which is not implemented
 
 
 def test_every_kernel_is_in_a_mixture():
@@ -89,7 +89,7 @@ def test_every_kernel_has_its_mutants():
             needed = {"choice"} if kind is OneOf else {"rung"}
         if issubclass(kind, FlowKernel):
             needed |= {"jacobian", "pose"}
-        if issubclass(kind, Leg) or (issubclass(kind, FlowKernel) and kind is not InternalWalk):
+        if issubclass(kind, DynamicsKernel) or (issubclass(kind, FlowKernel) and kind is not InternalWalk):
             needed |= {"momenta"}
         missing = needed - {mutation for mutation, of in made if of is kind}
         assert not missing, (kind.__name__, missing)
@@ -117,7 +117,7 @@ def on_tree():
 @pytest.mark.parametrize(("name", "flow", "n_rungs"), list(on_tree()))
 def test_kernels_on_the_molecule(name, flow, n_rungs):
     entry = KERNELS[name]
-    case = tree(flow, n_rungs, not entry.is_leg)
+    case = tree(flow, n_rungs, not entry.is_dynamics)
     n_walkers = entry.n_walkers if n_rungs < 7 else min(entry.n_walkers, 1000)
     lowest = 0.005 if n_rungs == 7 else 0.02  # of 300 and 600 K few pairs agree
     outcome = check(entry, case, n_walkers, 72, entry.times, acceptance=(lowest, 0.98))
@@ -147,10 +147,10 @@ def test_kernels_on_the_molecule(name, flow, n_rungs):
             assert info.n_evaluations == 2 * (n_proposed - rejected)
         elif "latent" not in name:
             assert n_proposed - info.n_evaluations <= rejected
-    if entry.is_leg:
+    if entry.is_dynamics:
         assert info.n_evaluations == entry.times * n_walkers * n_rungs * (entry(case).n_steps + 1)
         assert bool((info.acceptance > 0.3).all())
-    if entry.is_leg or name.startswith(("walk", "independence", "latent hmc")):
+    if entry.is_dynamics or name.startswith(("walk", "independence", "latent hmc")):
         assert info.mirror_images > 0
 
 
@@ -175,7 +175,7 @@ def on_models():
     for name, entry in KERNELS.items():
         if entry.on_model is not None:
             yield name, "tsf"
-            if not (entry.is_leg or issubclass(entry.kind, PlainSwap | InternalWalk)):
+            if not (entry.is_dynamics or issubclass(entry.kind, PlainSwap | InternalWalk)):
                 yield name, "realnvp"
 
 
@@ -183,7 +183,7 @@ def on_models():
 @pytest.mark.parametrize("which", MODELS)
 def test_kernels_on_models(name, kind, which):
     entry = KERNELS[name]
-    check(entry, model(which, kind), 3000, 73, 8 if entry.is_leg else 3)
+    check(entry, model(which, kind), 3000, 73, 8 if entry.is_dynamics else 3)
 
 
 # -- mixtures ----------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def test_one_step_and_more_are_the_same_walk(tree, potential, flow):
         noise = torch.randn(v.shape, generator=generator, dtype=torch.float64)
         (x_new, p_new), log_det = flow.forward_and_log_det(v + 0.15 * tau.sqrt()[:, None] * noise)
         inside = torch.isfinite(log_det)
-        x_new = flow.place(torch.where(inside[:, None, None], x_new, x), like=x)
+        x_new = flow.match_pose(torch.where(inside[:, None, None], x_new, x), like=x)
         energy_new = torch.where(inside, potential.energy(x_new), torch.inf)
         log_ratio = (energy - energy_new) / (KB * flow.reference_temperature) / tau
         log_ratio = log_ratio + (p.square() - p_new.square()).sum(dim=1) / (2 * tau)
@@ -221,14 +221,14 @@ def test_a_leg_that_blows_up_is_rejected_and_counted(tree, openmm_potential, flo
     generator = torch.Generator().manual_seed(10)
     state = exact_state(tree, openmm_potential, LADDER, 5, generator)
     kernel = leg(tree, openmm_potential, flow, timestep=0.001, metropolized=False)
-    propagate = kernel._propagate
+    propagate = kernel.propagate
 
     def blow_up(x, v):
         x, v, energy = propagate(x, v)
         energy[5] = torch.inf  # walker 2, rung 1
         return x, v, energy
 
-    monkeypatch.setattr(kernel, "_propagate", blow_up)
+    monkeypatch.setattr(kernel, "propagate", blow_up)
     new, info = kernel(state, generator)
     kernel.close()
     assert info.rejected_non_finite == 1

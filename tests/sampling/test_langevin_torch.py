@@ -202,7 +202,7 @@ def test_trajectories_are_those_of_openmm(alanine):
     generator = torch.Generator().manual_seed(40)
     v = maxwell_boltzmann((4, 1, *x.shape[1:]), kt, masses, generator)[:, 0]
     leg = OpenMMLangevin(potential, (600.0,), masses, n_steps=20, timestep=0.001)
-    theirs = leg._propagate(x, v)
+    theirs = leg.propagate(x, v)
     leg.close()
     mass = mass_per_coordinate(masses, x.shape[1:])
     ours = velocity_verlet(potential, x, v, mass, 0.001, 20)
@@ -246,8 +246,8 @@ def test_mala_has_the_acceptance_of_its_proposal_densities(case):
     kernel = on_tree(case, CartesianMALA, timestep=h)
     state = case.start(40, torch.Generator().manual_seed(43))
     x, kt = state.x.flatten(0, 1), KB * torch.tensor(case.ladder, dtype=torch.float64).repeat(40)
-    v = kernel._before(torch.zeros_like(x), kt, torch.Generator().manual_seed(44))
-    x_new, v_new, _ = kernel._propagate(x, v)
+    v = kernel.refresh_before(torch.zeros_like(x), kt, torch.Generator().manual_seed(44))
+    x_new, v_new, _ = kernel.propagate(x, v)
     mass, column = case.masses[:, None], kt[:, None, None]
     energy, force = case.potential.energy_and_forces(x)
     energy_new, force_new = case.potential.energy_and_forces(x_new)
@@ -257,7 +257,7 @@ def test_mala_has_the_acceptance_of_its_proposal_densities(case):
         return -(mass * away.square() / (2 * h**2 * column)).sum(dim=(1, 2))
 
     by_density = -(energy_new - energy) / kt + log_q(x, x_new, force_new) - log_q(x_new, x, force)
-    by_energy = -(energy_new + kernel._kinetic(v_new) - energy - kernel._kinetic(v)) / kt
+    by_energy = -(energy_new + kernel.kinetic_energy(v_new) - energy - kernel.kinetic_energy(v)) / kt
     assert float(by_energy.abs().max()) > 0.3
     torch.testing.assert_close(by_energy, by_density, rtol=0, atol=1e-9)
 

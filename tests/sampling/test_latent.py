@@ -14,7 +14,7 @@ from openmm_tsf.flows import RealNVPFlow
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.kernels.internal_walk import InternalWalk, WhitenedCoordinates
-from openmm_tsf.sampling.kernels.latent import LatentHMC, LatentMALA, _Rows
+from openmm_tsf.sampling.kernels.latent import LatentHMC, LatentMALA, LatentBatch
 from openmm_tsf.sampling.kernels.pairing import Pairing
 from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.kernels.swap import PlainSwap
@@ -161,16 +161,16 @@ def test_the_gradient_is_that_of_the_target(peptide):
     _, flow, potential, start = peptide
     kernel = LatentMALA(flow, potential, (500.0, 600.0))
     x = start.x[:, 0]
-    rows = _Rows(*(torch.full((6,), value, dtype=torch.float64) for value in (0.9, 4.2)), x,
+    rows = LatentBatch(*(torch.full((6,), value, dtype=torch.float64) for value in (0.9, 4.2)), x,
                  torch.ones(6, 1, dtype=torch.float64))  # fmt: skip
     v, _ = flow.inverse_and_log_det(x, x.new_zeros(6, 0))
-    point, n_evaluations = kernel._at(v, rows)
+    point, n_evaluations = kernel.evaluate_at(v, rows)
     assert n_evaluations == 6
     torch.testing.assert_close(point.x, x, rtol=0, atol=1e-9)
     generator = torch.Generator().manual_seed(61)
     direction = torch.randn(v.shape, generator=generator, dtype=torch.float64)
     step = 1e-5
-    up, down = (kernel._at(v + sign * step * direction, rows)[0] for sign in (1, -1))
+    up, down = (kernel.evaluate_at(v + sign * step * direction, rows)[0] for sign in (1, -1))
     slope = (up.log_weight - down.log_weight) / (2 * step)
     torch.testing.assert_close((point.gradient * direction).sum(dim=1), slope, rtol=1e-5, atol=1e-4)
 

@@ -24,7 +24,7 @@ import torch
 
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.sampling.kernels.cartesian import CartesianHMC, CartesianMALA
-from openmm_tsf.sampling.kernels.dynamics import Leg
+from openmm_tsf.sampling.kernels.dynamics import DynamicsKernel
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.kernels.internal_walk import InternalWalk
 from openmm_tsf.sampling.kernels.langevin_openmm import OpenMMLangevin
@@ -214,9 +214,9 @@ class Entry:
         return issubclass(self.kind, PlainSwap | SteeredSwap)
 
     @property
-    def is_leg(self) -> bool:
+    def is_dynamics(self) -> bool:
         """Whether the molecule moves as a whole."""
-        return issubclass(self.kind, Leg)
+        return issubclass(self.kind, DynamicsKernel)
 
     def __call__(self, case: Any, **more: Any) -> Any:
         """The kernel for a case."""
@@ -238,7 +238,7 @@ def build(kind: type, case: Any, **settings: Any) -> Any:
     if issubclass(kind, InternalWalk):
         whitened = layers(case, settings.pop("mode", "conditional"))
         return kind(whitened, potential, ladder, **settings)
-    if not issubclass(kind, Leg):
+    if not issubclass(kind, DynamicsKernel):
         return kind(settings.pop("flow", flow), potential, ladder, **settings)
     domain = flow if isinstance(case, TreeCase) else None
     if issubclass(kind, OpenMMLangevin):
@@ -251,8 +251,8 @@ BOTH = ("tsf-volume", "realnvp-plain")
 REST = ("realnvp-volume", "tsf-volume-rough")
 TRIO = (*TSF, "realnvp-plain")
 MIXED = ("tsf-volume-mixed", "realnvp-plain-mixed")
-LEG = {"timestep": 0.02, "friction": 20.0, "n_steps": 10}
-MODEL_LEG = {"timestep": 0.4, "friction": 0.5, "n_steps": 5}
+LANGEVIN = {"timestep": 0.02, "friction": 20.0, "n_steps": 10}
+MODEL_LANGEVIN = {"timestep": 0.4, "friction": 0.5, "n_steps": 5}
 
 KERNELS: dict[str, Entry] = {
     "walk": Entry(
@@ -301,8 +301,8 @@ KERNELS: dict[str, Entry] = {
         SteeredSwap, {"scheme": [(6, 0), (1, 4)]}, {"scheme": [(2, 0)]}, 1000, 4, (7,),
         slow_flows=("tsf-plain", "realnvp-plain", *REST),
     ),
-    "langevin": Entry(OpenMMLangevin, LEG, None, 800),
-    "batched langevin": Entry(TorchLangevin, LEG, MODEL_LEG, slow_flows=("realnvp-plain",)),
+    "langevin": Entry(OpenMMLangevin, LANGEVIN, None, 800),
+    "batched langevin": Entry(TorchLangevin, LANGEVIN, MODEL_LANGEVIN, slow_flows=("realnvp-plain",)),
     "hmc": Entry(
         CartesianHMC, {"timestep": 0.019, "n_steps": 8}, {"timestep": [0.6, 0.5, 0.4], "n_steps": 4}
     ),

@@ -27,7 +27,7 @@ from openmm_tsf.sampling.kernels.mixtures import OneOf, OnRungs
 from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.kernels.swap import PlainSwap
 from tests.support.exact_cases import ModelCase, WithoutJacobian, WithoutPose, Wrapping, the_tree
-from tests.support.invariance import LEG, build, model, tree
+from tests.support.invariance import LANGEVIN, build, model, tree
 
 # -- flows with one thing wrong ----------------------------------------------------------------
 
@@ -46,21 +46,21 @@ def without_momenta(kind: type) -> type:
     """|p|^2 / 2 tau is left out; of a leg's or a trajectory's energy, the kinetic part."""
 
     class Mutant(kind):
-        def _log_weight(self, energy, kt, momenta, tau, log_det):
+        def log_weight(self, energy, kt, momenta, tau, log_det):
             return -energy / kt + log_det
 
-    class MutantLeg(kind):
-        def _kinetic(self, v):
+    class MutantDynamics(kind):
+        def kinetic_energy(self, v):
             return v.new_zeros(len(v))
 
-    return MutantLeg if hasattr(kind, "_propagate") else Mutant
+    return MutantDynamics if hasattr(kind, "propagate") else Mutant
 
 
 def without_kinetic_energy(kind: type) -> type:
     """LatentHMC without |w|^2 / 2."""
 
     class Mutant(kind):
-        def _kinetic(self, velocity):
+        def kinetic_energy(self, velocity):
             return 0.0 * velocity.sum(dim=1)
 
     return Mutant
@@ -70,8 +70,8 @@ def wrong_tau(kind: type) -> type:
     """tau = 1 in the momenta's term."""
 
     class Mutant(kind):
-        def _log_weight(self, energy, kt, momenta, tau, log_det):
-            return super()._log_weight(energy, kt, momenta, torch.ones_like(tau), log_det)
+        def log_weight(self, energy, kt, momenta, tau, log_det):
+            return super().log_weight(energy, kt, momenta, torch.ones_like(tau), log_det)
 
     return Mutant
 
@@ -95,22 +95,22 @@ def wrong_temperature(kind: type) -> type:
             if hasattr(self, "_beta"):
                 self._beta[-1] /= 1.5
             else:
-                self._kt[-1] *= 1.1
+                self.kt[-1] *= 1.1
 
-    class MutantLeg(kind):
-        def _width(self, kt):
-            return super()._width(1.1 * kt)
+    class MutantDynamics(kind):
+        def velocity_width(self, kt):
+            return super().velocity_width(1.1 * kt)
 
-    return MutantLeg if hasattr(kind, "_propagate") else Mutant
+    return MutantDynamics if hasattr(kind, "propagate") else Mutant
 
 
 def one_temperature(kind: type) -> type:
     """Both of a steered swap's energies are weighed at the mean temperature."""
 
     class Mutant(kind):
-        def _weights(self, energy, momenta, log_det, rung):
-            kt = self._kt[rung].mean().expand(len(rung))
-            weights = self._log_weight(energy, kt, momenta, self._tau[rung], log_det)
+        def pair_log_weights(self, energy, momenta, log_det, rung):
+            kt = self.kt[rung].mean().expand(len(rung))
+            weights = self.log_weight(energy, kt, momenta, self.tau[rung], log_det)
             return weights.reshape(2, -1).sum(dim=0)
 
     return Mutant
@@ -120,8 +120,8 @@ def one_way(kind: type) -> type:
     """v is scaled upwards only: the Jacobian of the scaling does not cancel."""
 
     class Mutant(kind):
-        def _steer(self, v, old, new):
-            return torch.where((new > old)[:, None], super()._steer(v, old, new), v)
+        def rescale(self, v, old, new):
+            return torch.where((new > old)[:, None], super().rescale(v, old, new), v)
 
     return Mutant
 
@@ -130,7 +130,7 @@ def without_densities(kind: type) -> type:
     """The densities of proposing there and back are left out."""
 
     class Mutant(kind):
-        def _density_ratio(self, there, back):
+        def log_density_ratio(self, there, back):
             return torch.zeros(len(there), dtype=there.dtype)
 
         def _reverse(self, v, tau):
@@ -147,8 +147,8 @@ def forgets_the_latent(kind: type) -> type:
             self._last = None
             return super().__call__(state, generator)
 
-        def _propose(self, v, tau, generator):
-            self._last = super()._propose(v if self._last is None else self._last, tau, generator)
+        def propose(self, v, tau, generator):
+            self._last = super().propose(v if self._last is None else self._last, tau, generator)
             return self._last
 
     return Mutant
@@ -182,13 +182,13 @@ def without_reversal(kind: type) -> type:
     """Rejected walkers go on with the velocities that the trajectory began with."""
 
     class Mutant(kind):
-        def _before(self, v, kt, generator):
-            self._began = super()._before(v, kt, generator)
+        def refresh_before(self, v, kt, generator):
+            self._began = super().refresh_before(v, kt, generator)
             return self._began
 
-        def _after(self, v, kt, generator):
-            rejected = self._column((v == -self._began).flatten(1).all(dim=1))
-            return super()._after(torch.where(rejected, -v, v), kt, generator)
+        def refresh_after(self, v, kt, generator):
+            rejected = self.as_column((v == -self._began).flatten(1).all(dim=1))
+            return super().refresh_after(torch.where(rejected, -v, v), kt, generator)
 
     return Mutant
 
@@ -198,17 +198,17 @@ def leapfrog(last_kick: float, wide: bool = False) -> Callable[[type], type]:
 
     def change(kind: type) -> type:
         class Mutant(kind):
-            def _advance(self, start, rows, generator):
+            def propose_point(self, start, rows, generator):
                 noise = torch.randn(start.v.shape, generator=generator, dtype=start.v.dtype)
                 if wide:
                     noise = noise * rows.tau.sqrt().unsqueeze(1)
                 velocity, end, total = noise + 0.5 * rows.step * start.gradient, start, 0
                 for number in range(self.n_leapfrog):
-                    end, n_evaluations = self._at(end.v + rows.step * velocity, rows)
+                    end, n_evaluations = self.evaluate_at(end.v + rows.step * velocity, rows)
                     total += n_evaluations
                     kick = last_kick if number == self.n_leapfrog - 1 else 1.0
                     velocity = velocity + kick * rows.step * end.gradient
-                return end, self._kinetic(noise) - self._kinetic(velocity), total
+                return end, self.kinetic_energy(noise) - self.kinetic_energy(velocity), total
 
         return Mutant
 
@@ -235,7 +235,7 @@ def on_the_next_rung(kind: type) -> type:
     class Mutant(kind):
         def __init__(self, *arguments, **settings):
             super().__init__(*arguments, **settings)
-            self._here = (self._here + 1) % len(self.temperatures)
+            self.rung_index = (self.rung_index + 1) % len(self.temperatures)
 
     return Mutant
 
@@ -289,9 +289,9 @@ def bent(mutation: str, change: Callable[[Any], Any], kind: type, case: Any, n_w
 
 PAIR = {"scheme": [(0, 1)]}
 HMC = {"timestep": 0.016, "n_steps": 8}
-LEGS = {
-    OpenMMLangevin: (LEG, 800),
-    TorchLangevin: (LEG, 1800),
+DYNAMICS = {
+    OpenMMLangevin: (LANGEVIN, 800),
+    TorchLangevin: (LANGEVIN, 1800),
     CartesianHMC: (HMC, 1200),
     CartesianMALA: ({"timestep": 0.02}, 2500),
 }
@@ -351,7 +351,7 @@ MUTANTS = [
     mutated("momenta", without_momenta, SteeredSwap, toy(noise=0.36), 10000, 6, **PAIR),
     *(
         mutated("momenta", without_momenta, kind, on_tree(moving=True), n_walkers, 4, **settings)
-        for kind, (settings, n_walkers) in LEGS.items()
+        for kind, (settings, n_walkers) in DYNAMICS.items()
     ),
     mutated("kinetic energy", without_kinetic_energy, LatentHMC, toy(), 5000, 2, sigma=0.5),
     # a temperature wrong in one place
@@ -368,7 +368,7 @@ MUTANTS = [
     mutated("temperature", wrong_temperature, PlainSwap, toy(upper=1.0), 40000, 5),
     *(
         mutated("temperature", wrong_temperature, kind, on_tree(moving=True), n, 4, **settings)
-        for kind, (settings, n) in LEGS.items()
+        for kind, (settings, n) in DYNAMICS.items()
     ),
     # what belongs to one kernel
     mutated("one way", one_way, SteeredSwap, toy(), 5000, 4, **PAIR),
@@ -392,6 +392,6 @@ MUTANTS = [
         )
         for which in ("gaussian", "double-well")
     ),
-    mutated("time step", never_rejecting, OpenMMLangevin, on_tree(moving=True), 800, 4, **LEG),
-    mutated("time step", never_rejecting, TorchLangevin, on_tree(moving=True), 800, 4, **LEG),
+    mutated("time step", never_rejecting, OpenMMLangevin, on_tree(moving=True), 800, 4, **LANGEVIN),
+    mutated("time step", never_rejecting, TorchLangevin, on_tree(moving=True), 800, 4, **LANGEVIN),
 ]  # fmt: skip
