@@ -44,7 +44,7 @@ def layer_entries(config: Any, n_atoms: int) -> dict[str, Any]:
         "handedness": torch.tensor(handedness, dtype=torch.float64),
         "reference_bonds": torch.tensor(bonds, dtype=torch.float64),
         "branch_cuts": torch.tensor(cuts, dtype=torch.float64),
-        "coordinates": require_entry(config, "coordinates", str),
+        "metric": require_entry(config, "metric", str),
         "dtype": dtype_entry(config),
         "equivalent": equivalent.tolist(),
         # Files of earlier versions do not name it.

@@ -2,7 +2,7 @@
 
 Volume coordinates (r^3/3, -cos theta, phi) have a constant Jacobian, because
 r^2 sin(theta) dr dtheta dphi = d(r^3/3) d(-cos theta) dphi: with them the steering condition of
-temperature-steerable flows (arXiv:2012.00429, eq. 4) holds for the whole molecule. Plain
+temperature-steerable flows (arXiv:2012.00429, eq. 4) holds for the whole molecule. Polar
 coordinates (r, theta, phi) have the log-determinant sum 2 ln r + sum ln sin theta. Both are
 relative to Cartesian volume modulo rigid motion: the square map is 3N -> 3N with the pose
 (alpha, cos beta, gamma, translation) appended.
@@ -37,6 +37,7 @@ from openmm_tsf.utils.tensors import check_tensor
 from openmm_tsf.utils.validation import require_entry
 
 BOND, ANGLE, TORSION, OFFSET = range(4)
+METRICS = ("volume", "polar")
 
 #: Training geometry: bonds r^3/3 (or r) below this part of the reference's are held there.
 BOND_FLOOR = 0.3
@@ -48,7 +49,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
     """Map between internal coordinates u [B, 3N-6] and Cartesian ones x [B, N, 3] in nm.
 
     u holds N-1 bonds, N-2 angles and N-3 dihedral angles, each in the order of the Z-matrix's rows:
-    (r^3/3, -cos theta, phi) for ``"volume"``, (r, theta, phi) for ``"plain"``; nm and radians. A
+    (r^3/3, -cos theta, phi) for ``"volume"``, (r, theta, phi) for ``"polar"``; nm and radians. A
     dihedral is either a primary torsion or a sibling's offset from it.
 
     The domain: bonds > 0, -1 < cos theta < 1, dihedrals on their branch [cut, cut + 2 pi), and at
@@ -82,21 +83,21 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         handedness: Tensor,
         reference_bonds: Tensor,
         branch_cuts: Tensor,
-        coordinates: str = "volume",
+        metric: str = "volume",
         dtype: torch.dtype = torch.float64,
         equivalent: Sequence[Triple] = (),
         overlap: bool = False,
     ) -> None:
         super().__init__()
-        if coordinates not in ("volume", "plain"):
-            raise ValueError(f"coordinates: expected 'volume' or 'plain', got {coordinates!r}")
+        if metric not in METRICS:
+            raise ValueError(f"metric: expected 'volume' or 'polar', got {metric!r}")
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(f"dtype: expected torch.float64 or torch.float32, got {dtype}")
         self.zmatrix = zmatrix
-        self.coordinates = coordinates
+        self.metric = metric
         self.n_atoms = zmatrix.n_atoms
         self.n_coordinates = 3 * self.n_atoms - 6
-        self.is_constant_log_det = coordinates == "volume"
+        self.is_constant_log_det = metric == "volume"
         n_bonds, n_angles = self.n_atoms - 1, self.n_atoms - 2
         self._angles = slice(n_bonds, n_bonds + n_angles)
         self._torsions = slice(n_bonds + n_angles, None)
@@ -132,7 +133,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         cls,
         topology: app.Topology,
         positions: Any,
-        coordinates: str = "volume",
+        metric: str = "volume",
         dtype: torch.dtype = torch.float64,
         equivalent: Sequence[Triple] = (),
         overlap: bool = False,
@@ -146,8 +147,8 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         positions
             Reference conformation [N, 3] in nm, or a Quantity: defines the handedness and the
             default branches, which are centred on it.
-        coordinates
-            ``"volume"`` (constant Jacobian) or ``"plain"``.
+        metric
+            ``"volume"`` (constant Jacobian) or ``"polar"``.
         dtype
             Of all computations: torch.float64 or torch.float32.
         equivalent
@@ -162,7 +163,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         Raises
         ------
         TypeError, ValueError
-            As :meth:`ZMatrix.from_topology`; or if `coordinates` or `dtype` is another, or a
+            As :meth:`ZMatrix.from_topology`; or if `metric` or `dtype` is another, or a
             tetrahedral centre of the reference is flat (its atoms are named).
         """
         zmatrix = ZMatrix.from_topology(topology, positions)
@@ -176,12 +177,12 @@ class InternalCoordinates(LabelledCopies, nn.Module):
             torch.zeros(n_torsions),
             torch.ones(zmatrix.n_atoms - 1),
             torch.full((n_torsions,), -math.pi),
-            "plain",
+            "polar",
         )
         bonds, _, torsions = (part[0] for part in plain.bonds_angles_torsions(reference[None]))
         handedness = reference_handedness(zmatrix, torsions)
         return cls(
-            zmatrix, handedness, bonds, torsions - math.pi, coordinates, dtype, equivalent, overlap
+            zmatrix, handedness, bonds, torsions - math.pi, metric, dtype, equivalent, overlap
         )
 
     # ------------------------------------------------------------------ the door
@@ -444,7 +445,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         """Plain numbers, strings and lists from which :meth:`from_config` rebuilds this."""
         return {
             "zmatrix": self.zmatrix.to_config(),
-            "coordinates": self.coordinates,
+            "metric": self.metric,
             "dtype": str(self.dtype).removeprefix("torch."),
             "handedness": self.handedness.tolist(),
             "reference_bonds": self.reference_bonds.tolist(),

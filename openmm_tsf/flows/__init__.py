@@ -1,6 +1,7 @@
 """Normalizing flows."""
 
-from openmm_tsf.flows.base import AugmentedFlow, FlowSample
+from openmm_tsf.flows.augmented_map import FlowSample
+from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.bijectors import Bijector, Chain
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.flows.realnvp import RealNVPFlow

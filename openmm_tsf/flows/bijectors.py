@@ -1,91 +1,136 @@
-"""The contract of an invertible map, and the composition of several."""
+"""Protocols of invertible maps, and the composition of several."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-#: Of a map y = g(x), run backwards from y to x: takes a cotangent c of y [B, n] to
-#: J_g(x)^T c - grad_x log|det J_g(x)|, detached. The graph that x was made with is used, and stays.
+#: Of a map y = g(x), from y back to x: takes a cotangent c of y [B, n] to
+#: J_g(x)^T c - grad_x log|det J_g(x)|, detached. It uses the graph that x was made with and keeps
+#: it.
 Pullback = Callable[[Tensor], Tensor]
 
 
 @runtime_checkable
 class Bijector(Protocol):
-    """An invertible map, batch first.
+    """An invertible map with known log-determinants; the batch is the first dimension.
 
-    ``is_constant_log_det`` promises that the log-determinant is the same number at every point of
-    the domain, which is what the steering condition asks for (arXiv:2012.00429, eq. 4).
+    Examples
+    --------
+    >>> from openmm_tsf.flows import Bijector
+    >>> from openmm_tsf.flows.coupling import Scale
+    >>> isinstance(Scale(n_features=3, n_scaled=2), Bijector)
+    True
     """
 
-    is_constant_log_det: bool
+    @property
+    def is_constant_log_det(self) -> bool:
+        """Whether the log-determinant is the same number at every point of the domain.
+
+        The steering condition asks for it (arXiv:2012.00429, eq. 4).
+        """
+        ...
 
     def forward_and_log_det(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """y = f(u) and log|det df/du| [B]."""
+        """Return y = f(u) and log|det df/du| [B]."""
         ...
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """u = f^-1(x) and log|det df^-1/dx| [B]."""
+        """Return u = f^-1(x) and log|det df^-1/dx| [B]."""
+        ...
+
+
+class PathwiseBijector(Bijector, Protocol):
+    """A bijector that also returns what path gradients need: the pull-back of the other way."""
+
+    def forward_and_pullback(self, u: Tensor) -> tuple[Tensor, Tensor, Pullback]:
+        """Return y = f(u), log|det df/du| [B], and the pull-back of f^-1 from u to y."""
+        ...
+
+    def inverse_and_pullback(self, x: Tensor) -> tuple[Tensor, Tensor, Pullback]:
+        """Return u = f^-1(x), log|det df^-1/dx| [B], and the pull-back of f from x to u."""
         ...
 
 
 class Chain(nn.Module):
-    """Bijectors applied one after the other: the first in the list acts first in ``forward``."""
+    """Bijectors applied one after the other: the first in the list acts first in ``forward``.
+
+    Parameters
+    ----------
+    bijectors
+        Modules that are each a :class:`PathwiseBijector`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from openmm_tsf.flows import Chain
+    >>> from openmm_tsf.flows.coupling import AffineCoupling, Scale
+    >>> coupling = AffineCoupling(3, transformed=[0], hidden=[8], volume_preserving=True)
+    >>> chain = Chain([Scale(n_features=3, n_scaled=2), coupling])
+    >>> y, log_det = chain.forward_and_log_det(torch.ones(5, 3))
+    >>> back, log_det_inverse = chain.inverse_and_log_det(y)
+    >>> torch.allclose(back, torch.ones(5, 3)), torch.allclose(log_det, -log_det_inverse)
+    (True, True)
+    """
 
     def __init__(self, bijectors: Sequence[nn.Module]) -> None:
         super().__init__()
         self.bijectors = nn.ModuleList(bijectors)
 
+    def _links(self) -> "list[PathwiseBijector]":
+        return list(cast("Iterable[PathwiseBijector]", self.bijectors))
+
     @property
     def is_constant_log_det(self) -> bool:
-        """Whether every link's log-determinant is constant."""
-        return all(bool(link.is_constant_log_det) for link in self.bijectors)
+        """Whether every bijector's log-determinant is constant."""
+        return all(bool(link.is_constant_log_det) for link in self._links())
 
     def forward_and_log_det(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Image of u [B, ...] and log|det| [B]."""
+        """Return the image of u [B, ...] and log|det| [B]."""
         total = torch.zeros(len(u), dtype=u.dtype, device=u.device)
-        for link in self.bijectors:
-            u, log_det = link.forward_and_log_det(u)  # type: ignore[operator]
+        for link in self._links():
+            u, log_det = link.forward_and_log_det(u)
             total = total + log_det
         return u, total
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Preimage of x [B, ...] and log|det| of the inverse [B]."""
+        """Return the preimage of x [B, ...] and log|det| of the inverse [B]."""
         total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-        for link in reversed(self.bijectors):
-            x, log_det = link.inverse_and_log_det(x)  # type: ignore[operator]
+        for link in reversed(self._links()):
+            x, log_det = link.inverse_and_log_det(x)
             total = total + log_det
         return x, total
 
     def forward_and_pullback(self, u: Tensor) -> tuple[Tensor, Tensor, Pullback]:
-        """Image of u [B, n], log|det| [B], and the inverse's pull-back from u to the image.
+        """Return the image of u [B, n], log|det| [B], and the inverse's pull-back to the image.
 
-        What the links have computed on the way serves again: cheaper by one pass through all of
-        them than to differentiate the inverse at the image. Needs gradients enabled.
+        The bijectors reuse what they computed on the way: cheaper by one pass through all of them
+        than to differentiate the inverse at the image. Gradients must be enabled.
         """
         total = torch.zeros(len(u), dtype=u.dtype, device=u.device)
         pullbacks = []
-        for link in self.bijectors:
-            u, log_det, pullback = link.forward_and_pullback(u)  # type: ignore[operator]
+        for link in self._links():
+            u, log_det, pullback = link.forward_and_pullback(u)
             total = total + log_det
             pullbacks.append(pullback)
-        return u, total, lambda cotangent: _through(pullbacks, cotangent)
+        return u, total, lambda cotangent: _apply_all(pullbacks, cotangent)
 
     def inverse_and_pullback(self, x: Tensor) -> tuple[Tensor, Tensor, Pullback]:
-        """Preimage of x [B, n], log|det| of the inverse [B], and the pull-back of the map itself
-        from x to the preimage. See :meth:`forward_and_pullback`.
+        """Return the preimage of x [B, n], log|det| of the inverse [B], and the map's pull-back.
+
+        See :meth:`forward_and_pullback`.
         """
         total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
         pullbacks = []
-        for link in reversed(self.bijectors):
-            x, log_det, pullback = link.inverse_and_pullback(x)  # type: ignore[operator]
+        for link in reversed(self._links()):
+            x, log_det, pullback = link.inverse_and_pullback(x)
             total = total + log_det
             pullbacks.append(pullback)
-        return x, total, lambda cotangent: _through(pullbacks, cotangent)
+        return x, total, lambda cotangent: _apply_all(pullbacks, cotangent)
 
 
-def _through(pullbacks: Sequence[Pullback], cotangent: Tensor) -> Tensor:
+def _apply_all(pullbacks: Sequence[Pullback], cotangent: Tensor) -> Tensor:
     for pullback in pullbacks:
         cotangent = pullback(cotangent)
     return cotangent

@@ -9,7 +9,7 @@ from openmm_tsf.flows.bijectors import Pullback
 
 #: Log-scales are bounded smoothly to this, so that a coupling cannot overflow.
 LOG_SCALE_BOUND = 2.0
-_SLOPE = 2.0 / LOG_SCALE_BOUND
+_SIGMOID_RATE = 2.0 / LOG_SCALE_BOUND
 
 
 def _perceptron(n_in: int, hidden: Sequence[int], n_out: int) -> nn.Sequential:
@@ -27,15 +27,14 @@ def _perceptron(n_in: int, hidden: Sequence[int], n_out: int) -> nn.Sequential:
 class AffineCoupling(nn.Module):
     """y_t = v_t * exp(s(v_c)) + t(v_c) on the transformed features t; the others c stay.
 
-    The conditioner (s, t) may run in a lower precision than the features. That takes nothing from
-    exactness: whatever deterministic function of v_c gives s and t, smooth or with steps of
-    rounding, at fixed v_c the map is affine in v_t with determinant exp(sum s), so it is a
-    bijection that changes volumes by that factor (Fubini). Only the multiply-and-add and the
-    mean of s decide how well the inverse and the volume are met, and they are of the features'
-    precision. The inverse needs the same s and t: v_c comes back to the last bits of the features'
-    precision, which rarely (1 in 10^8 numbers) lie across a rounding boundary of the conditioner's,
-    and matrix products may differ in their last bit between batch sizes. The round trip measures
-    both.
+    The conditioner (s, t) may run in a lower precision than the features without loss of
+    exactness: for any deterministic functions s and t, smooth or rounded, at fixed v_c the map is
+    affine in v_t with determinant exp(sum s), hence a bijection that changes volumes by that
+    factor (Fubini). How accurate the inverse and the volume are depends only on the
+    multiply-and-add and the mean of s, which have the features' precision. The inverse needs the
+    same s and t: v_c is recovered to the last bits of the features' precision, which rarely (1 in
+    10^8 numbers) lie across a rounding boundary of the conditioner's, and matrix products may
+    differ in their last bit between batch sizes. The round-trip check of the kernels measures both.
 
     Parameters
     ----------
@@ -85,20 +84,20 @@ class AffineCoupling(nn.Module):
         self.net = _perceptron(len(others), hidden, 2 * len(chosen))
 
     def check_indices(self) -> None:
-        """Refuse indices, as they come from a file, that do not take every feature once.
+        """Refuse indices, read from a file, that do not contain every feature once.
 
         Raises
         ------
         ValueError
-            If they do not.
+            If a feature is missing or repeated, or the order does not belong to the indices.
         """
         both = torch.cat([self.transformed, self.conditioner])
-        every = torch.arange(len(both), device=both.device)
-        if not torch.equal(both.sort()[0], every) or not torch.equal(both.argsort(), self.order):
+        features = torch.arange(len(both), device=both.device)
+        if not torch.equal(both.sort()[0], features) or not torch.equal(both.argsort(), self.order):
             raise ValueError("state_dict: expected every feature once in a coupling's indices")
 
-    # Features come first within: their selection then copies whole rows, and the results are
-    # handed on as transposed views, so that a chain of couplings never transposes.
+    # Inside, features are the first dimension: selecting them copies whole rows, and the results
+    # are passed on as transposed views, so that a chain of couplings never transposes.
 
     def _select(self, v: Tensor) -> tuple[Tensor, Tensor]:
         vt = v.T
@@ -107,7 +106,7 @@ class AffineCoupling(nn.Module):
     def _split(self, v: Tensor, track: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         active, passive = self._select(v)
         if track and not passive.requires_grad:
-            passive.requires_grad_()  # of its own: nothing is behind it
+            passive.requires_grad_()  # a leaf: nothing was computed before it
         dtype = self.conditioner_dtype or v.dtype
         hidden = passive.to(dtype)
         for layer in self.net:
@@ -117,8 +116,8 @@ class AffineCoupling(nn.Module):
             else:
                 hidden = layer(hidden)
         shift, raw = hidden.split(len(active))
-        # bound * (1 + tanh(raw / bound)), as the logistic function, which is quicker.
-        bounded = torch.sigmoid(raw if _SLOPE == 1.0 else raw * _SLOPE)
+        # bound * (1 + tanh(raw / bound)), as the logistic function, which is faster.
+        bounded = torch.sigmoid(raw if _SIGMOID_RATE == 1.0 else raw * _SIGMOID_RATE)
         log_scale = bounded.to(v.dtype) * (2 * LOG_SCALE_BOUND)
         if self.is_constant_log_det:
             log_scale = torch.sub(log_scale, log_scale.sum(dim=0), alpha=1 / len(active))
@@ -130,11 +129,11 @@ class AffineCoupling(nn.Module):
     def _through_conditioner(
         passive: Tensor, shift: Tensor, log_scale: Tensor, of_shift: Tensor, of_scale: Tensor
     ) -> Tensor:
-        """Cotangent of the passive features by way of shift and log-scale; the graph stays."""
-        (found,) = torch.autograd.grad(
+        """Cotangent of the passive features from those of shift and log-scale; keeps the graph."""
+        (cotangent,) = torch.autograd.grad(
             (shift, log_scale), passive, (of_shift, of_scale), retain_graph=True
         )
-        return found
+        return cotangent
 
     def _join(self, active: Tensor, passive: Tensor) -> Tensor:
         return torch.cat([active, passive]).index_select(0, self.order).T
@@ -145,19 +144,19 @@ class AffineCoupling(nn.Module):
         return log_scale.sum(dim=0)
 
     def forward_and_log_det(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Image of u [B, n_features] and log|det| [B]."""
+        """Return the image of u [B, n_features] and log|det| [B]."""
         active, passive, shift, log_scale = self._split(u)
         active = torch.addcmul(shift, active, log_scale.exp())
         return self._join(active, passive), self._log_det(log_scale)
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Preimage of x [B, n_features] and log|det| of the inverse [B]."""
+        """Return the preimage of x [B, n_features] and log|det| of the inverse [B]."""
         active, passive, shift, log_scale = self._split(x)
         active = (active - shift) * log_scale.neg().exp()
         return self._join(active, passive), -self._log_det(log_scale)
 
     def forward_and_pullback(self, u: Tensor) -> tuple[Tensor, Tensor, Pullback]:
-        """:meth:`forward_and_log_det`, and cotangents of u carried to the image."""
+        """Return :meth:`forward_and_log_det` of u, and the inverse's pull-back to the image."""
         active, passive, shift, log_scale = self._split(u, track=True)
         image = torch.addcmul(shift, active, log_scale.exp())
 
@@ -167,13 +166,13 @@ class AffineCoupling(nn.Module):
             of_scale = -of_active * active.detach()
             if not self.is_constant_log_det:
                 of_scale = of_scale + 1
-            found = self._through_conditioner(passive, shift, log_scale, -of_image, of_scale)
-            return self._join(of_image, of_passive + found)
+            indirect = self._through_conditioner(passive, shift, log_scale, -of_image, of_scale)
+            return self._join(of_image, of_passive + indirect)
 
         return self._join(image, passive), self._log_det(log_scale), pullback
 
     def inverse_and_pullback(self, x: Tensor) -> tuple[Tensor, Tensor, Pullback]:
-        """:meth:`inverse_and_log_det`, and cotangents of x carried to the preimage."""
+        """Return :meth:`inverse_and_log_det` of x, and the map's pull-back to the preimage."""
         image, passive, shift, log_scale = self._split(x, track=True)
         offset = image - shift
         active = offset * log_scale.neg().exp()
@@ -183,19 +182,19 @@ class AffineCoupling(nn.Module):
             of_scale = of_image * offset.detach()
             if not self.is_constant_log_det:
                 of_scale = of_scale - 1
-            found = self._through_conditioner(passive, shift, log_scale, of_image, of_scale)
-            return self._join(of_image * log_scale.detach().exp(), of_passive + found)
+            indirect = self._through_conditioner(passive, shift, log_scale, of_image, of_scale)
+            return self._join(of_image * log_scale.detach().exp(), of_passive + indirect)
 
         return self._join(active, passive), -self._log_det(log_scale), pullback
 
 
 def set_conditioner_dtype(network: nn.Module, dtype: torch.dtype | None) -> None:
-    """Evaluate the conditioners of all couplings in a network in this precision.
+    """Set the precision of the conditioners of all couplings in a network.
 
     Parameters
     ----------
     network
-        The couplings, wherever they are in it.
+        Contains couplings at any depth.
     dtype
         torch.float32 or torch.float64; None for the precision of the features.
     """
@@ -223,21 +222,21 @@ class Scale(nn.Module):
         self.n_scaled = n_scaled
 
     def forward_and_log_det(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Image of u [B, n_features] and log|det| [B]."""
+        """Return the image of u [B, n_features] and log|det| [B]."""
         log_det = (self.n_scaled * self.log_k).expand(len(u))
         return u * torch.exp(self.log_k * self.mask), log_det
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Preimage of x [B, n_features] and log|det| of the inverse [B]."""
+        """Return the preimage of x [B, n_features] and log|det| of the inverse [B]."""
         log_det = (-self.n_scaled * self.log_k).expand(len(x))
         return x * torch.exp(-self.log_k * self.mask), log_det
 
     def forward_and_pullback(self, u: Tensor) -> tuple[Tensor, Tensor, Pullback]:
-        """:meth:`forward_and_log_det`, and cotangents of u carried to the image."""
+        """Return :meth:`forward_and_log_det` of u, and the inverse's pull-back to the image."""
         factor = torch.exp(-self.log_k.detach() * self.mask)
         return *self.forward_and_log_det(u), lambda cotangent: cotangent * factor
 
     def inverse_and_pullback(self, x: Tensor) -> tuple[Tensor, Tensor, Pullback]:
-        """:meth:`inverse_and_log_det`, and cotangents of x carried to the preimage."""
+        """Return :meth:`inverse_and_log_det` of x, and the map's pull-back to the preimage."""
         factor = torch.exp(self.log_k.detach() * self.mask)
         return *self.inverse_and_log_det(x), lambda cotangent: cotangent * factor

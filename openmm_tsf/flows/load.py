@@ -1,4 +1,4 @@
-"""Flow files of any class."""
+"""Flow files of either class."""
 
 import os
 from typing import Any
@@ -12,7 +12,7 @@ from openmm_tsf.flows.tsf import TemperatureSteerableFlow
 def load_flow(path: str | os.PathLike[str], molecule: Any = None) -> AugmentedFlow:
     """Read a flow file of either class; see :meth:`AugmentedFlow.load`."""
     content = read_flow_file(path)
-    for kind in (TemperatureSteerableFlow, RealNVPFlow):
-        if content["kind"] == kind.kind:
-            return kind.from_content(content, path, molecule)
+    for flow_class in (TemperatureSteerableFlow, RealNVPFlow):
+        if content["kind"] == flow_class.kind:
+            return flow_class.from_content(content, path, molecule)
     raise ValueError(f"{path}: unknown kind of flow {content['kind']!r}")

@@ -1,4 +1,4 @@
-"""A flow from the content of its file: nothing is believed before it is checked."""
+"""Flow files: written, read, and checked before a network is built from them."""
 
 import os
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from types import NoneType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from openmm_tsf.coordinates.internal import InternalCoordinates
 from openmm_tsf.coordinates.whitening import Whitening
@@ -14,60 +14,49 @@ from openmm_tsf.flows.coupling import AffineCoupling
 from openmm_tsf.io.tensors import read_tensors, write_tensors
 from openmm_tsf.utils.validation import check_choice, check_int, check_ints, require_entry
 
+#: The only format that is read.
+FILE_FORMAT = 2
 _PRECISIONS = (None, "float32", "float64")
 
 
-def rebuilt(kind: type[Any], content: dict[str, Any]) -> Any:
-    """The flow of this class that the content of a file describes.
+def write_flow_file(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write tensors, numbers, strings, lists and dictionaries to a file, all or nothing."""
+    write_tensors(path, content)
+
+
+def read_flow_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the content of a flow file, of which only the format is checked.
 
     Raises
     ------
-    TypeError, ValueError, RuntimeError
-        If it does not describe one. No network is built whose weights the file does not hold.
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not a flow file, is damaged, or has another format.
     """
-    sizes, tensors = _network_sizes(content), content["state_dict"]
-    with torch.device("meta"):  # takes no memory
-        network = kind(*sizes).network
-    _check_shapes(tensors, {f"network.{k}": v for k, v in network.state_dict().items()})
-    layer = require_entry(content, "coordinates", dict | NoneType)
-    whitening = require_entry(content, "whitening", dict | NoneType)
-    # Files of earlier versions do not name it.
-    precision = check_choice(content.get("conditioner_dtype"), "conditioner_dtype", _PRECISIONS)
-    flow = kind(
-        *sizes,
-        require_entry(content, "reference_temperature", int | float),
-        None if layer is None else InternalCoordinates.from_config(layer),
-        None if whitening is None else Whitening.from_config(whitening),
-        require_entry(content, "fingerprint", str | NoneType),
-        conditioner_dtype=None if precision is None else getattr(torch, precision),
-    )
-    fixed = {
-        name: buffer.clone()
-        for name, buffer in flow.named_buffers()
-        if not name.startswith("network.")
-    }
-    _check_shapes(tensors, flow.state_dict())
-    if unknown := sorted(tensors.keys() - flow.state_dict().keys()):
-        raise ValueError(f"state_dict: expected tensors of the flow only, got {unknown[0]}")
-    flow.load_state_dict(tensors)
-    for coupling in flow.network.modules():
-        if isinstance(coupling, AffineCoupling):
-            coupling.check_indices()
-    for name, buffer in flow.named_buffers():
-        if name in fixed and not torch.equal(buffer, fixed[name]):
-            raise ValueError(f"state_dict: expected {name} as in the layer's entries")
-    return flow
+    content = read_tensors(path, "flow file")
+    if "kind" not in content or "format" not in content:
+        raise ValueError(f"{path}: not a flow file")
+    number = content["format"]
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"{path}: not a flow file (format: expected a number, got {number!r})")
+    if number != FILE_FORMAT:
+        version = "a newer" if number > FILE_FORMAT else "an earlier"
+        raise ValueError(
+            f"{path}: written in format {number} by {version} version; "
+            f"this one reads format {FILE_FORMAT}"
+        )
+    return content
 
 
-def _network_sizes(content: dict[str, Any]) -> tuple[int, int, int, tuple[int, ...]]:
-    """Coordinates, momenta, blocks and widths in a flow file, not larger than its tensors can be.
-
-    A network is only built once the file is known to hold its weights.
+def network_sizes(content: dict[str, Any]) -> tuple[int, int, int, tuple[int, ...]]:
+    """Return coordinates, momenta, blocks and hidden widths of the network in a flow file.
 
     Raises
     ------
     ValueError
-        If a size, or a tensor, is none or cannot be.
+        If a size is not an integer in range, a tensor is not finite, or the network would be
+        larger than the file's tensors.
     """
     tensors = require_entry(content, "state_dict", dict)
     n_bytes = _size_of(tensors)
@@ -86,18 +75,53 @@ def _network_sizes(content: dict[str, Any]) -> tuple[int, int, int, tuple[int, .
     return n_coordinates, n_momenta, n_blocks, hidden
 
 
-def _check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are missing or have another shape than those of the same name.
+def layer_arguments(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the constructor's arguments besides the sizes, from the content of a flow file."""
+    layer = require_entry(content, "coordinates", dict | NoneType)
+    whitening = require_entry(content, "whitening", dict | NoneType)
+    precision = require_entry(content, "conditioner_dtype", str | NoneType)
+    precision = check_choice(precision, "conditioner_dtype", _PRECISIONS)
+    return {
+        "reference_temperature": require_entry(content, "reference_temperature", int | float),
+        "coordinates": None if layer is None else InternalCoordinates.from_config(layer),
+        "whitening": None if whitening is None else Whitening.from_config(whitening),
+        "fingerprint": require_entry(content, "fingerprint", str | NoneType),
+        "conditioner_dtype": None if precision is None else getattr(torch, precision),
+    }
+
+
+def check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are missing or differ in shape from the expected ones."""
+    for name, like in expected.items():
+        shape = tuple(tensors[name].shape) if name in tensors else None
+        if shape != tuple(like.shape):
+            raise ValueError(f"state_dict: expected {name} {tuple(like.shape)}, got {shape}")
+
+
+def load_tensors(flow: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Load the tensors of a flow file into a flow built from the file's other entries.
 
     Raises
     ------
     ValueError
-        If one has.
+        If tensors are missing, unknown or of another shape, do not index every feature once, or
+        contradict the entries of the coordinate layer.
     """
-    for name, like in expected.items():
-        found = tuple(tensors[name].shape) if name in tensors else None
-        if found != tuple(like.shape):
-            raise ValueError(f"state_dict: expected {name} {tuple(like.shape)}, got {found}")
+    fixed = {
+        name: buffer.clone()
+        for name, buffer in flow.named_buffers()
+        if not name.startswith("network.")
+    }
+    check_shapes(tensors, flow.state_dict())
+    if unknown := sorted(tensors.keys() - flow.state_dict().keys()):
+        raise ValueError(f"state_dict: expected tensors of the flow only, got {unknown[0]}")
+    flow.load_state_dict(tensors)
+    for module in flow.modules():
+        if isinstance(module, AffineCoupling):
+            module.check_indices()
+    for name, buffer in flow.named_buffers():
+        if name in fixed and not torch.equal(buffer, fixed[name]):
+            raise ValueError(f"state_dict: expected {name} as in the layer's entries")
 
 
 def _size_of(tensors: dict[Any, Any]) -> int:
@@ -113,36 +137,3 @@ def _size_of(tensors: dict[Any, Any]) -> int:
             raise ValueError(f"state_dict: expected finite numbers, got NaN or infinity in {name}")
         size += used
     return size
-
-
-#: 2: copies that overlap, which readers of format 1 would take for walls.
-FILE_FORMAT = 2
-
-
-def write_flow_file(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write tensors, numbers, strings, lists and dictionaries to a file, all or nothing."""
-    write_tensors(path, content)
-
-
-def read_flow_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The raw content of a flow file, checked for its format.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is not a flow file, damaged, or of a newer format.
-    """
-    content = read_tensors(path, "flow file")
-    if "kind" not in content or "format" not in content:
-        raise ValueError(f"{path}: not a flow file")
-    number = content["format"]
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ValueError(f"{path}: not a flow file (format: expected a number, got {number!r})")
-    if number > FILE_FORMAT:
-        raise ValueError(
-            f"{path}: written in format {number} by a newer version; "
-            f"this one reads up to format {FILE_FORMAT}"
-        )
-    return content

@@ -19,15 +19,34 @@ class TemperatureSteerableFlow(AugmentedFlow):
     constant, so p(x, p; T') is proportional to p(x, p; T)^(T/T') exactly (eq. 4). See
     :class:`openmm_tsf.flows.base.AugmentedFlow` for the parameters.
 
-    The paper couples z with q only. There the identity is a saddle point of the likelihood (q is
-    independent of z, so neither conditioner has a gradient at first), and training starts slowly;
-    here each block updates a random half of z and of q given the other halves, then the converse.
+    The paper couples z with q only. Then the identity is a saddle point of the likelihood (q is
+    independent of z, so neither conditioner has a gradient at first) and training starts slowly.
+    Here each block updates a random half of z and of q given the other halves, then the converse.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from openmm_tsf import TemperatureSteerableFlow
+    >>> flow = TemperatureSteerableFlow(n_coordinates=2, n_momenta=2, n_blocks=2, hidden=(16,))
+    >>> flow.is_constant_log_det
+    True
+
+    A flow for a molecule is built with :meth:`from_dataset`, trained with :func:`openmm_tsf.fit`
+    and saved with :meth:`save`:
+
+    >>> flow.save("flow.pt")
+    >>> flow = TemperatureSteerableFlow.load("flow.pt")
+    >>> x, momenta, log_prob = flow.sample(
+    ...     100, temperature=0.5, generator=torch.Generator().manual_seed(0)
+    ... )
+    >>> torch.allclose(flow.log_prob(x, momenta, temperature=0.5), log_prob)
+    True
     """
 
     kind: ClassVar[str] = "tsf"
     volume_preserving: ClassVar[bool] = True
 
-    def _couplings(self, n_blocks: int, hidden: tuple[int, ...]) -> list[nn.Module]:
+    def couplings(self, n_blocks: int, hidden: tuple[int, ...]) -> list[nn.Module]:
         d, m = self.n_coordinates, self.n_momenta
         if m < 1:
             raise ValueError(f"n_momenta: a TSF expects at least 1, got {m}")

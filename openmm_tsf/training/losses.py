@@ -108,8 +108,8 @@ def action(
     U/kT less ln of the volume element of the flow's fixed layers. Energies are softened above the
     ceiling and the coordinate layer's domain is guarded by a smooth penalty, so that the value is
     not the true one far off: training only. Where copies of a configuration overlap, the penalty
-    is the numerator of their shares (:meth:`InternalCoordinates.log_partition`), and the denominator
-    is added.
+    is the numerator of their shares (:meth:`InternalCoordinates.log_partition`), and the
+    denominator is added.
 
     Parameters
     ----------

@@ -93,8 +93,8 @@ class FlowSettings:
     ----------
     kind
         ``"tsf"``, or ``"realnvp"`` for the paper's baseline.
-    coordinates
-        ``"volume"`` (constant Jacobian) or ``"plain"``.
+    metric
+        ``"volume"`` (constant Jacobian) or ``"polar"``.
     n_momenta
         Auxiliary momenta; None for as many as coordinates (a RealNVP has none).
     n_blocks, hidden
@@ -109,11 +109,11 @@ class FlowSettings:
     Raises
     ------
     TypeError, ValueError
-        If `kind`, `coordinates` or `conditioner_dtype` is unknown, or a size is none.
+        If `kind`, `metric` or `conditioner_dtype` is unknown, or a size is none.
     """
 
     kind: str = "tsf"
-    coordinates: str = "volume"
+    metric: str = "volume"
     n_momenta: int | None = None
     n_blocks: int = 8
     hidden: tuple[int, ...] = (128, 128)
@@ -124,7 +124,7 @@ class FlowSettings:
         check_fields(
             self,
             kind=partial(check_choice, allowed=("tsf", "realnvp")),
-            coordinates=partial(check_choice, allowed=("volume", "plain")),
+            metric=partial(check_choice, allowed=("volume", "polar")),
             n_blocks=check_int,
             hidden=check_ints,
             conditioner_dtype=partial(check_choice, allowed=("float32", "float64")),

@@ -173,7 +173,7 @@ def build_flow(dataset: MDDataset, settings: FlowSettings, seed: int) -> Augment
         n_momenta=settings.n_momenta,
         n_blocks=settings.n_blocks,
         hidden=settings.hidden,
-        coordinates=settings.coordinates,
+        metric=settings.metric,
         conditioner_dtype=getattr(torch, settings.conditioner_dtype),
         overlap=settings.overlap,
         seed=seed,

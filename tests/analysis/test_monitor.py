@@ -20,7 +20,7 @@ from openmm_tsf.analysis.frame_checks import (
 from openmm_tsf.analysis.monitor import default_basins, monitor
 from openmm_tsf.coordinates.internal import InternalCoordinates
 from openmm_tsf.flows import TemperatureSteerableFlow
-from openmm_tsf.flows.serialization import write_flow_file
+from openmm_tsf.flows.serialization import FILE_FORMAT, write_flow_file
 from openmm_tsf.sampling.kernels import (
     FlowIndependence,
     FlowWalk,
@@ -173,7 +173,7 @@ def write_flow_of_chain(path, cut):
         topology.add_bond(first, second)
     layer = InternalCoordinates.from_topology(topology.to_openmm(), chain_positions(1.0))
     layer.set_branch_cuts(torch.tensor([cut]))
-    write_flow_file({"format": 1, "kind": "tsf", "coordinates": layer.to_config()}, path)
+    write_flow_file({"format": FILE_FORMAT, "kind": "tsf", "coordinates": layer.to_config()}, path)
 
 
 def run_of_chain(path, angles, cut):
@@ -239,7 +239,8 @@ def test_dihedrals_of_the_file_are_those_of_the_layer(tmp_path, molecule):
         molecule.topology, molecule.positions, equivalent=[[0, 2, 3]]
     )
     write_flow_file(
-        {"format": 1, "kind": "tsf", "coordinates": layer.to_config()}, tmp_path / "flow.pt"
+        {"format": FILE_FORMAT, "kind": "tsf", "coordinates": layer.to_config()},
+        tmp_path / "flow.pt",
     )
     branches = read_branches(tmp_path / "flow.pt")
     x = molecule.positions + 0.01 * np.random.default_rng(14).normal(size=(5, 22, 3))

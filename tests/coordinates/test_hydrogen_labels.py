@@ -136,7 +136,7 @@ class Methyl(Potential):
         atoms = [self.topology.addAtom(n, app.Element.getBySymbol(s), residue) for n, s in ATOMS]
         for first, second in BONDS:
             self.topology.addBond(atoms[first], atoms[second])
-        self.plain = InternalCoordinates.from_topology(self.topology, POSITIONS, "plain")
+        self.polar = InternalCoordinates.from_topology(self.topology, POSITIONS, "polar")
 
     @staticmethod
     def of_dihedrals(t):
@@ -146,8 +146,8 @@ class Methyl(Potential):
 
     def dihedrals(self, x):
         """Of the three hydrogens [B, 3], by label."""
-        torsions = self.plain.bonds_angles_torsions(x)[2]
-        rows = self.plain.zmatrix.rows[3:]
+        torsions = self.polar.bonds_angles_torsions(x)[2]
+        rows = self.polar.zmatrix.rows[3:]
         primary = next(i for i, row in enumerate(rows) if int(row[3]) not in (3, 4, 5))
         order = np.argsort(rows[:, 0])
         total = torsions + torsions[:, primary : primary + 1]
@@ -156,7 +156,7 @@ class Methyl(Potential):
 
     def energy(self, x):
         self.n_evaluations += len(x)
-        r, theta, _ = self.plain.bonds_angles_torsions(x)
+        r, theta, _ = self.polar.bonds_angles_torsions(x)
         harmonic = 2e4 * (r - 0.12).square().sum(1) + 60 * (theta - 1.9).square().sum(1)
         return harmonic + self.of_dihedrals(self.dihedrals(x))
 
@@ -165,15 +165,15 @@ class Methyl(Potential):
 
     def right_handed(self, t):
         """Whether the hydrogens follow each other within half a turn, in the reference's order."""
-        hand = self.plain.handedness[self.plain.handedness != 0]
-        rows = [r for r in self.plain.zmatrix.rows[3:].tolist() if r[3] in (3, 4, 5)]
+        hand = self.polar.handedness[self.polar.handedness != 0]
+        rows = [r for r in self.polar.zmatrix.rows[3:].tolist() if r[3] in (3, 4, 5)]
         order = [rows[0][3] - 3, *(r[0] - 3 for _, r in sorted(zip(-hand, rows, strict=True)))]
         gaps = t[:, [order[1], order[2], order[0]]] - t[:, order]
         return (gaps.sin() > 0).all(1)
 
     def sample(self, n, temperature, generator):
         """Exact samples by rejection (dihedrals) and quadrature (bonds, angles)."""
-        kt, kinds = KB * temperature, self.plain.kinds.tolist()
+        kt, kinds = KB * temperature, self.polar.kinds.tolist()
         u = torch.zeros(n, 12, dtype=torch.float64)
         for column, kind in enumerate(kinds):
             if kind == 0:
@@ -196,11 +196,11 @@ class Methyl(Potential):
             accept = draws[:, 3].log() < (lowest - self.of_dihedrals(t)) / kt
             kept.append(t[accept & self.right_handed(t)])
         t = torch.cat(kept)[:n]
-        rows = self.plain.zmatrix.rows[3:].tolist()
+        rows = self.polar.zmatrix.rows[3:].tolist()
         columns = [t[:, r[0] - 3] - (t[:, r[3] - 3] if r[3] in (3, 4, 5) else 0.0) for r in rows]
-        cuts = self.plain.branch_cuts
+        cuts = self.polar.branch_cuts
         u[:, 9:] = cuts + torch.remainder(torch.stack(columns, dim=1) - cuts, 2 * math.pi)
-        x, log_det = self.plain.forward_and_log_det(u)
+        x, log_det = self.polar.forward_and_log_det(u)
         assert torch.isfinite(log_det).all()
         return x
 
@@ -233,9 +233,9 @@ def start(methyl):
     return methyl.sample(N, TEMPERATURE, torch.Generator().manual_seed(11))
 
 
-def folded_flow(methyl, start, coordinates="volume", overlap=False):
+def folded_flow(methyl, start, metric="volume", overlap=False):
     layer = InternalCoordinates.from_topology(
-        methyl.topology, POSITIONS, coordinates, equivalent=[(3, 4, 5)], overlap=overlap
+        methyl.topology, POSITIONS, metric, equivalent=[(3, 4, 5)], overlap=overlap
     )
     assert len(layer.labelling) == 1
     cuts = layer.fit_branch_cuts(layer.bonds_angles_torsions(start)[2]).clone()
@@ -286,9 +286,9 @@ def test_exact_start(methyl, start):
     assert scores(methyl, start) < 4
 
 
-@pytest.mark.parametrize(("coordinates", "n_steps"), [("volume", 1), ("plain", 1), ("volume", 5)])
-def test_moves_leave_the_exact_distribution(methyl, start, coordinates, n_steps):
-    x, acceptance = run(methyl, start, folded_flow(methyl, start, coordinates), n_steps)
+@pytest.mark.parametrize(("metric", "n_steps"), [("volume", 1), ("polar", 1), ("volume", 5)])
+def test_moves_leave_the_exact_distribution(methyl, start, metric, n_steps):
+    x, acceptance = run(methyl, start, folded_flow(methyl, start, metric), n_steps)
     assert (acceptance > 0.02).all(), acceptance
     assert (acceptance < 0.95).all()
     assert scores(methyl, x) < 4
@@ -384,9 +384,9 @@ def test_the_domain_ends_where_no_copy_leads(methyl, start):
         assert (inside.double().mean() > 0.2) == allowed, turn
 
 
-@pytest.mark.parametrize(("coordinates", "n_steps"), [("volume", 1), ("plain", 2), ("volume", 5)])
-def test_moves_with_overlap_leave_the_exact_distribution(methyl, start, coordinates, n_steps):
-    flow = folded_flow(methyl, start, coordinates, overlap=True)
+@pytest.mark.parametrize(("metric", "n_steps"), [("volume", 1), ("polar", 2), ("volume", 5)])
+def test_moves_with_overlap_leave_the_exact_distribution(methyl, start, metric, n_steps):
+    flow = folded_flow(methyl, start, metric, overlap=True)
     x, acceptance = run(methyl, start, flow, n_steps)
     assert (acceptance > 0.02).all(), acceptance
     assert (acceptance < 0.95).all()
@@ -442,7 +442,9 @@ def test_density_with_overlap(methyl, start):
         copies = torch.full((len(x), 1), copy)
         v, log_det = flow.inverse_and_log_det(x, momenta, copies)
         log_prob = flow.prior_log_prob(v, temperature) + log_det - flow.log_multiplicity
-        share = flow.coordinates.log_partition(flow.coordinates.inverse_and_log_det(x, copies)[0], tau)
+        share = flow.coordinates.log_partition(
+            flow.coordinates.inverse_and_log_det(x, copies)[0], tau
+        )
         mean += share.exp() * (log_prob - share).exp()
     torch.testing.assert_close(mean.log(), flow.log_prob(x, momenta, temperature))
     # The same in expectations over the flow's own draws: the mean of exp(log p - log_prob) is Z.

@@ -32,11 +32,11 @@ MOLECULES = {
     "disulfide": disulfide,
     "tree": lambda: random_tree(14, 3, n_rings=1),
 }
-KINDS = ("volume", "plain")
+METRICS = ("volume", "polar")
 
 
-def build(name: str, coordinates: str = "volume", **options) -> InternalCoordinates:
-    return InternalCoordinates.from_topology(*MOLECULES[name](), coordinates, **options)
+def build(name: str, metric: str = "volume", **options) -> InternalCoordinates:
+    return InternalCoordinates.from_topology(*MOLECULES[name](), metric, **options)
 
 
 def random_u(layer: InternalCoordinates, batch: int, seed: int) -> Tensor:
@@ -79,10 +79,10 @@ def noisy(name: str, batch: int, scale: float = 0.004) -> Tensor:
 
 
 class TestRoundTrips:
-    @pytest.mark.parametrize("coordinates", KINDS)
+    @pytest.mark.parametrize("metric", METRICS)
     @pytest.mark.parametrize("name", MOLECULES)
-    def test_u_to_x_to_u(self, name, coordinates):
-        layer = build(name, coordinates)
+    def test_u_to_x_to_u(self, name, metric):
+        layer = build(name, metric)
         u = random_u(layer, 32, seed=1)
         assert layer.in_domain(u).all()
         x, log_det = layer.forward_and_log_det(u)
@@ -92,10 +92,10 @@ class TestRoundTrips:
         assert x.shape == (32, layer.n_atoms, 3)
         assert log_det.shape == (32,)
 
-    @pytest.mark.parametrize("coordinates", KINDS)
+    @pytest.mark.parametrize("metric", METRICS)
     @pytest.mark.parametrize("name", MOLECULES)
-    def test_x_to_u_to_x_in_the_same_pose(self, name, coordinates):
-        layer, x = build(name, coordinates), noisy(name, 32)
+    def test_x_to_u_to_x_in_the_same_pose(self, name, metric):
+        layer, x = build(name, metric), noisy(name, 32)
         u, log_det = layer.inverse_and_log_det(x)
         assert torch.isfinite(log_det).all()
         torch.testing.assert_close(layer.place(u, like=x), x, rtol=0, atol=1e-12)
@@ -125,12 +125,12 @@ class TestRoundTrips:
         n_atoms=st.integers(4, 60),
         seed=st.integers(0, 10**6),
         n_rings=st.integers(0, 2),
-        coordinates=st.sampled_from(KINDS),
+        metric=st.sampled_from(METRICS),
     )
-    def test_random_graphs(self, n_atoms, seed, n_rings, coordinates):
+    def test_random_graphs(self, n_atoms, seed, n_rings, metric):
         topology, positions = random_tree(n_atoms, seed, n_rings)
         try:
-            layer = InternalCoordinates.from_topology(topology, positions, coordinates)
+            layer = InternalCoordinates.from_topology(topology, positions, metric)
         except ValueError:
             if n_rings == 0:
                 raise
@@ -167,10 +167,10 @@ class TestJacobian:
         rotation = torch.stack((e1, e2, torch.linalg.cross(e1, e2)), dim=1)
         return layer.from_pose(v[None, :d], rotation[None], v[None, d + 3 :])[0].reshape(-1)
 
-    @pytest.mark.parametrize("coordinates", KINDS)
+    @pytest.mark.parametrize("metric", METRICS)
     @pytest.mark.parametrize("name", MOLECULES)
-    def test_log_det(self, name, coordinates):
-        layer = build(name, coordinates)
+    def test_log_det(self, name, metric):
+        layer = build(name, metric)
         points = random_u(layer, 1 if layer.n_atoms > 30 else 3, seed=2)
         _, log_dets = layer.forward_and_log_det(points)
         for u, log_det in zip(points, log_dets, strict=True):
@@ -178,16 +178,16 @@ class TestJacobian:
             jacobian = torch.autograd.functional.jacobian(lambda v: self.square_map(layer, v), v)
             measured = torch.linalg.slogdet(jacobian).logabsdet
             assert abs(float(measured - log_det)) < 1e-8
-            if coordinates == "volume":
+            if metric == "volume":
                 assert float(log_det) == 0.0
             else:
                 r, theta = u[layer.kinds == 0], u[layer.kinds == 1]
                 formula = 2 * r.log().sum() + theta.sin().log().sum()
                 assert abs(float(measured - formula)) < 1e-8
 
-    @pytest.mark.parametrize("coordinates", KINDS)
-    def test_gradients(self, coordinates):
-        layer = InternalCoordinates.from_topology(*random_tree(7, 1), coordinates)
+    @pytest.mark.parametrize("metric", METRICS)
+    def test_gradients(self, metric):
+        layer = InternalCoordinates.from_topology(*random_tree(7, 1), metric)
         u = random_u(layer, 2, seed=3).requires_grad_()
         assert torch.autograd.gradcheck(layer.forward_and_log_det, u)
         x = layer.forward_and_log_det(u)[0].detach().requires_grad_()
@@ -242,7 +242,7 @@ class TestDomain:
         u[1, int((layer.kinds == kind).nonzero()[0])] = value
         return u
 
-    @pytest.mark.parametrize("coordinates", KINDS)
+    @pytest.mark.parametrize("metric", METRICS)
     @pytest.mark.parametrize(
         ("kind", "value", "computable"),
         [
@@ -255,8 +255,8 @@ class TestDomain:
             (2, -40.0, True),
         ],
     )
-    def test_each_violation(self, coordinates, kind, value, computable):
-        layer = build("alanine", coordinates)
+    def test_each_violation(self, metric, kind, value, computable):
+        layer = build("alanine", metric)
         u = self.violate(layer, kind, value)
         x, log_det = layer.forward_and_log_det(u)
         inside = torch.tensor([True, False, True, True])
@@ -275,9 +275,9 @@ class TestDomain:
         u[:, torsion] = torch.stack((cut, cut + 2 * math.pi, torch.nextafter(cut, cut - 1)))
         assert layer.in_domain(u).tolist() == [True, False, False]
 
-    @pytest.mark.parametrize("coordinates", KINDS)
-    def test_mirrored_offset(self, coordinates):
-        layer = build("alanine", coordinates)
+    @pytest.mark.parametrize("metric", METRICS)
+    def test_mirrored_offset(self, metric):
+        layer = build("alanine", metric)
         u = random_u(layer, 2, seed=5)
         for index in (layer.handedness.nonzero()[:, 0] + 41).tolist():
             flipped = u.clone()
@@ -330,9 +330,9 @@ class TestDomain:
         assert not layer.is_mirror_image(-x).any()
         assert torch.isfinite(layer.inverse_and_log_det(-x)[1]).all()
 
-    @pytest.mark.parametrize("coordinates", KINDS)
-    def test_broken_conformations_have_no_coordinates(self, coordinates):
-        layer, x = build("alanine", coordinates), noisy("alanine", 3)
+    @pytest.mark.parametrize("metric", METRICS)
+    def test_broken_conformations_have_no_coordinates(self, metric):
+        layer, x = build("alanine", metric), noisy("alanine", 3)
         x[1, 5] = x[1, 4]
         x[2, 0] = math.nan
         _, log_det = layer.inverse_and_log_det(x)
@@ -409,9 +409,9 @@ class TestPose:
 
 
 class TestRegularised:
-    @pytest.mark.parametrize("coordinates", KINDS)
-    def test_inside_it_is_the_plain_map(self, coordinates):
-        layer = build("proline", coordinates)
+    @pytest.mark.parametrize("metric", METRICS)
+    def test_inside_it_is_the_plain_map(self, metric):
+        layer = build("proline", metric)
         u = random_u(layer, 16, seed=10).requires_grad_()
         x, penalty = layer.forward_regularised(u)
         torch.testing.assert_close(x, layer.forward_and_log_det(u)[0])
@@ -419,9 +419,9 @@ class TestRegularised:
         assert not penalty.any()
         assert not gradient.any()
 
-    @pytest.mark.parametrize("coordinates", KINDS)
-    def test_anywhere_it_is_finite_and_pushes_back(self, coordinates):
-        layer = build("proline", coordinates)
+    @pytest.mark.parametrize("metric", METRICS)
+    def test_anywhere_it_is_finite_and_pushes_back(self, metric):
+        layer = build("proline", metric)
         generator = torch.Generator().manual_seed(11)
         u = 10 * torch.randn(64, layer.n_coordinates, generator=generator, dtype=torch.float64)
         u[0], u[1] = 0.0, 1.0
@@ -456,13 +456,13 @@ class TestRegularised:
 
 
 class TestKeeping:
-    @pytest.mark.parametrize("coordinates", KINDS)
-    def test_config_and_state(self, coordinates):
-        layer, x = build("tryptophan", coordinates), noisy("tryptophan", 5)
+    @pytest.mark.parametrize("metric", METRICS)
+    def test_config_and_state(self, metric):
+        layer, x = build("tryptophan", metric), noisy("tryptophan", 5)
         layer.fit_branch_cuts(layer.bonds_angles_torsions(x)[2])
         again = InternalCoordinates.from_config(json.loads(json.dumps(layer.to_config())))
         assert again.names == layer.names
-        assert again.coordinates == coordinates
+        assert again.metric == metric
         assert again.state_dict().keys() == layer.state_dict().keys()
         for key, value in layer.state_dict().items():
             assert torch.equal(again.state_dict()[key], value), key
@@ -483,7 +483,7 @@ class TestKeeping:
         assert layer.kinds.bincount().tolist() == [21, 20, 7, 12]
         assert len(set(layer.names)) == 60
         assert layer.is_constant_log_det
-        assert not build("alanine", "plain").is_constant_log_det
+        assert not build("alanine", "polar").is_constant_log_det
 
     def test_single_precision(self):
         layer, x = build("alanine"), noisy("alanine", 8)
@@ -512,8 +512,8 @@ class TestErrors:
             layer.in_domain(u.to("meta"))
 
     def test_options(self):
-        with pytest.raises(ValueError, match="coordinates: expected 'volume' or 'plain'"):
-            build("alanine", "polar")
+        with pytest.raises(ValueError, match="metric: expected 'volume' or 'polar'"):
+            build("alanine", "plain")
         with pytest.raises(TypeError, match="dtype: expected"):
             build("alanine", dtype=torch.int64)
 

@@ -43,8 +43,8 @@ def realnvp(dataset):
 
 
 @pytest.fixture(scope="module")
-def plain(dataset):
-    flow = TemperatureSteerableFlow.from_dataset(dataset, seed=5, coordinates="plain", **SMALL)
+def polar(dataset):
+    flow = TemperatureSteerableFlow.from_dataset(dataset, seed=5, metric="polar", **SMALL)
     return roughen(flow)
 
 
@@ -66,7 +66,7 @@ def draw_inside(flow, n, seed=1):
     return v[inside], x[inside], momenta[inside]
 
 
-@pytest.mark.parametrize("name", ["tsf", "realnvp", "plain"])
+@pytest.mark.parametrize("name", ["tsf", "realnvp", "polar"])
 def test_round_trip_and_log_determinants(name, request):
     flow = request.getfixturevalue(name)
     v, x, momenta = draw_inside(flow, 50)
@@ -175,7 +175,7 @@ def test_steering_condition_holds_for_the_tsf(tsf):
         torch.testing.assert_close(residual, torch.full_like(residual, expected), rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["realnvp", "plain"])
+@pytest.mark.parametrize("name", ["realnvp", "polar"])
 def test_steering_condition_fails_without_a_constant_jacobian(name, request):
     flow = request.getfixturevalue(name)
     assert not flow.is_constant_log_det
@@ -225,7 +225,7 @@ def test_jacobian_of_the_whole_map_is_constant(tsf):
     assert found.max() - found.min() < 1e-7
 
 
-@pytest.mark.parametrize("name", ["realnvp", "plain"])
+@pytest.mark.parametrize("name", ["realnvp", "polar"])
 def test_jacobian_varies_for_the_others(name, request):
     found, claimed = square_log_determinants(request.getfixturevalue(name))
     torch.testing.assert_close(found, claimed, rtol=0, atol=1e-6)
@@ -310,8 +310,11 @@ def test_the_precision_of_conditioners_is_kept(mixed, tsf, tmp_path, molecule):
     assert torch.equal(again.log_prob(x, momenta, 300), mixed.log_prob(x, momenta, 300))
     assert not torch.equal(again.log_prob(x, momenta, 300), tsf.log_prob(x, momenta, 300))
     content = torch.load(path, weights_only=True)
-    del content["conditioner_dtype"]  # as in files of earlier versions
+    del content["conditioner_dtype"]
     torch.save(content, path)
+    with pytest.raises(ValueError, match="conditioner_dtype: expected an entry"):
+        load_flow(path)
+    tsf.save(path)
     again = load_flow(path)
     assert again.conditioner_dtype is None
     assert torch.equal(again.log_prob(x, momenta, 300), tsf.log_prob(x, momenta, 300))
@@ -332,9 +335,10 @@ def test_load_refuses_what_does_not_belong(tsf, tmp_path, molecule):
     with pytest.raises(ValueError, match="another stereoisomer"):
         load_flow(path, mirrored)
     content = torch.load(path, weights_only=True)
-    torch.save(content | {"format": 99}, path)
-    with pytest.raises(ValueError, match="newer version"):
-        load_flow(path)
+    for number, version in ((99, "a newer version"), (1, "an earlier version")):
+        torch.save(content | {"format": number}, path)
+        with pytest.raises(ValueError, match=f"written in format {number} by {version}"):
+            load_flow(path)
     path.write_bytes(b"not a flow")
     with pytest.raises(ValueError, match="not a readable flow file"):
         load_flow(path)
@@ -342,7 +346,24 @@ def test_load_refuses_what_does_not_belong(tsf, tmp_path, molecule):
         load_flow(tmp_path / "missing.pt")
 
 
-def test_the_door(tsf, molecule):
+def test_overlapping_copies_are_saved_and_loaded(dataset, tmp_path, molecule):
+    for overlap in (False, True):
+        flow = TemperatureSteerableFlow.from_dataset(dataset, overlap=overlap, **SMALL)
+        flow.save(tmp_path / "flow.pt")
+        assert load_flow(tmp_path / "flow.pt", molecule).overlap == overlap
+
+
+def test_draws_without_geometry_have_no_weight(dataset):
+    """Wide draws of an overlapping flow: log_prob is finite or +inf, never NaN."""
+    flow = TemperatureSteerableFlow.from_dataset(dataset, overlap=True, **SMALL)
+    drawn = flow.sample(2000, 60_000.0, torch.Generator().manual_seed(1))
+    assert not bool(torch.isnan(drawn.log_prob).any())
+    outside = ~torch.isfinite(drawn.log_prob)
+    assert int(outside.sum()) > 0
+    assert bool((drawn.log_prob[outside] == torch.inf).all())
+
+
+def test_bad_arguments_are_refused(tsf, molecule):
     x = torch.tensor(molecule.positions)[None]
     momenta = torch.zeros(1, tsf.n_momenta, dtype=torch.float64)
     with pytest.raises(TypeError, match=r"x: expected torch.float64"):

@@ -212,7 +212,7 @@ CONTENTS = [
     ("coordinates as text", entry("coordinates"), "volume", "coordinates: expected dict"),
     ("a precision there is not", entry("conditioner_dtype"), "float16", "conditioner_dtype: exp"),
     ("a dtype there is not", entry("coordinates", "dtype"), "load", "dtype: expected one of"),
-    ("coordinates there are not", entry("coordinates", "coordinates"), "polar", "coordinates: ex"),
+    ("a metric there is not", entry("coordinates", "metric"), "plain", "metric: expected"),
     ("no blocks", entry("sizes", "n_blocks"), 0, "n_blocks: expected an integer of at least 1"),
     ("a milliard blocks", entry("sizes", "n_blocks"), 10**9, "sizes: expected a network of"),
     ("10^30 blocks", entry("sizes", "n_blocks"), 10**30, "n_blocks: expected an integer of at mo"),

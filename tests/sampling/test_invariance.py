@@ -191,7 +191,7 @@ def test_kernels_on_models(name, kind, which):
 
 def mixtures():
     for name, (_, ladders, _) in MIXTURES.items():
-        for flow in ("tsf-volume", "realnvp-plain", "tsf-plain", "realnvp-volume"):
+        for flow in ("tsf-volume", "realnvp-polar", "tsf-polar", "realnvp-volume"):
             for n_rungs in LADDERS:
                 wanted = flow in invariance.BOTH and n_rungs in ladders
                 if wanted and (n_rungs < 7 or flow == "tsf-volume"):
@@ -324,5 +324,5 @@ def test_mixtures_by_chance_and_by_rung(which):
             OnRungs(KERNELS["plain swap"](part[(1, 2)]), case.ladder),
         ]
 
-    case = tree("realnvp-plain", 3, False) if which == "molecule" else model(which, "realnvp")
+    case = tree("realnvp-polar", 3, False) if which == "molecule" else model(which, "realnvp")
     check(mixture, case, 600 if which == "molecule" else 3000, 78, 3)

@@ -487,7 +487,7 @@ def test_ensemble_averages_are_those_of_openmms_integrator(alanine, integrator, 
     molecule, _, potential = alanine
     n_walkers, n_kept, temperature, every = 40, 150, 600.0, 0.1
     frames = MDDataset.shipped(molecule, stride=500).positions[: 2 * n_walkers]
-    coordinates = InternalCoordinates.from_topology(molecule.topology, molecule.positions, "plain")
+    coordinates = InternalCoordinates.from_topology(molecule.topology, molecule.positions, "polar")
     generator = torch.Generator().manual_seed(50)
     kt = torch.tensor([KB * temperature], dtype=torch.float64)
     shape = (n_walkers, 1, molecule.n_atoms, 3)

@@ -43,7 +43,7 @@ def internal_walk(flow_name="tsf-volume", n_rungs=2, mode="conditional", sigma=0
         case.potential,
         case.ladder,
         mode=mode,
-        coordinates=FLOWS[flow_name][1],
+        metric=FLOWS[flow_name][1],
         sigma=sigma,
     )
 

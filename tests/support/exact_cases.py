@@ -31,12 +31,12 @@ from tests.support.exact_tree import (
 
 LIMIT = 4.0
 NOTICED = 6.0
-#: Kind of flow, coordinates, size of the noise on its weights.
+#: Kind of flow, metric of its coordinates, size of the noise on its weights.
 FLOWS = {
     "tsf-volume": ("tsf", "volume", 0.3),
-    "tsf-plain": ("tsf", "plain", 0.3),
+    "tsf-polar": ("tsf", "polar", 0.3),
     "realnvp-volume": ("realnvp", "volume", 0.4),
-    "realnvp-plain": ("realnvp", "plain", 0.4),
+    "realnvp-polar": ("realnvp", "polar", 0.4),
     "tsf-volume-rough": ("tsf", "volume", 0.8),
 }
 LADDERS = {

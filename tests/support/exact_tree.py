@@ -70,7 +70,7 @@ class ExactTree:
             self.topology.addBond(atoms[first], atoms[second])
         self.n_atoms = len(ATOMS)
         self.masses = torch.tensor(MASSES, dtype=torch.float64)
-        self.plain = InternalCoordinates.from_topology(self.topology, POSITIONS, "plain")
+        self.plain = InternalCoordinates.from_topology(self.topology, POSITIONS, "polar")
         self.n_coordinates = self.plain.n_coordinates
         reference = torch.tensor(POSITIONS)[None]
         self.centre = self.plain.inverse_and_log_det(reference)[0][0]
@@ -81,7 +81,7 @@ class ExactTree:
         self.k_double = torch.where(kinds == 2, 2.5, 0.0).to(torch.float64)  # second harmonic
 
     def term_energies(self, u):
-        """Energy of every term [..., d] at plain coordinates u [..., d], kJ/mol."""
+        """Energy of every term [..., d] at polar coordinates u [..., d], kJ/mol."""
         away = u - self.centre
         harmonic = 0.5 * self.k * away.square()
         periodic = self.k * (1 - torch.cos(away)) + self.k_double * (1 - torch.cos(2 * u))
@@ -184,13 +184,13 @@ class ExactTree:
             system.addForce(force)
         return system
 
-    def flow(self, kind, coordinates, strength, seed=5, cuts_from_centre=None):
+    def flow(self, kind, metric, strength, seed=5, cuts_from_centre=None):
         """A random flow with weights of order one around a whitening of exact samples.
 
         Torsions without handedness are cut opposite the reference, or so many radians from it.
         """
         generator = torch.Generator().manual_seed(seed)
-        layer = InternalCoordinates.from_topology(self.topology, POSITIONS, coordinates)
+        layer = InternalCoordinates.from_topology(self.topology, POSITIONS, metric)
         if cuts_from_centre is not None:
             near = self.centre[-len(layer.branch_cuts) :] + cuts_from_centre
             layer.set_branch_cuts(torch.where(layer.handedness == 0, near, layer.branch_cuts))

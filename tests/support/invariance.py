@@ -10,7 +10,7 @@ looked at once more, with another fixed seed and four times as many walkers: a b
 
 A kernel of your own, which need only satisfy :class:`openmm_tsf.sampling.kernels.base.Kernel`:
 
-    check(lambda case: MyKernel(case.potential, case.ladder), tree("tsf-plain", n_rungs=3))
+    check(lambda case: MyKernel(case.potential, case.ladder), tree("tsf-polar", n_rungs=3))
 """
 
 import copy
@@ -70,10 +70,10 @@ def openmm_potential() -> OpenMMPotential:
 
 @functools.cache
 def layers(case: Any, mode: str = "conditional") -> Any:
-    """The walk's whitened coordinates, fitted once a case: volume or plain as the case's flow's."""
-    coordinates = FLOWS[case.flow_name][1] if isinstance(case, TreeCase) else "volume"
+    """The walk's whitened coordinates, fitted once a case: volume or polar as the case's flow's."""
+    metric = FLOWS[case.flow_name][1] if isinstance(case, TreeCase) else "volume"
     walk = InternalWalk.from_dataset(
-        case.dataset(), case.potential, case.ladder, mode=mode, coordinates=coordinates
+        case.dataset(), case.potential, case.ladder, mode=mode, metric=metric
     )
     return walk.layers
 
@@ -246,11 +246,11 @@ def build(kind: type, case: Any, **settings: Any) -> Any:
     return kind(potential, ladder, case.masses, domain, **settings)
 
 
-TSF = ("tsf-volume", "tsf-plain")
-BOTH = ("tsf-volume", "realnvp-plain")
+TSF = ("tsf-volume", "tsf-polar")
+BOTH = ("tsf-volume", "realnvp-polar")
 REST = ("realnvp-volume", "tsf-volume-rough")
-TRIO = (*TSF, "realnvp-plain")
-MIXED = ("tsf-volume-mixed", "realnvp-plain-mixed")
+TRIO = (*TSF, "realnvp-polar")
+MIXED = ("tsf-volume-mixed", "realnvp-polar-mixed")
 LANGEVIN = {"timestep": 0.02, "friction": 20.0, "n_steps": 10}
 MODEL_LANGEVIN = {"timestep": 0.4, "friction": 0.5, "n_steps": 5}
 
@@ -275,13 +275,13 @@ KERNELS: dict[str, Entry] = {
     ),
     "latent hmc": Entry(
         LatentHMC, {"sigma": 0.25, "n_leapfrog": 3}, {"sigma": 0.25, "n_leapfrog": 2}, 1200, 3,
-        flows=BOTH, slow_flows=("tsf-plain", "realnvp-volume"),
+        flows=BOTH, slow_flows=("tsf-polar", "realnvp-volume"),
     ),
     "internal walk": Entry(
         InternalWalk, {"sigma": 0.25}, {"sigma": 0.7}, 2500, 6, flows=TSF,
     ),
     "internal walk, full": Entry(
-        InternalWalk, {"sigma": 0.25, "mode": "full"}, None, 2500, 6, flows=("tsf-plain",)
+        InternalWalk, {"sigma": 0.25, "mode": "full"}, None, 2500, 6, flows=("tsf-polar",)
     ),
     "plain swap": Entry(PlainSwap, n_walkers=2000, times=6, rungs=(2, 3, 7)),
     "plain swap, random": Entry(
@@ -295,14 +295,14 @@ KERNELS: dict[str, Entry] = {
     ),
     "steered swap, random": Entry(
         SteeredSwap, {"scheme": "random_pairs"}, {"scheme": "random_pairs"}, 1000, 4, (2, 3, 7),
-        slow_flows=("tsf-plain", "realnvp-plain", *REST),
+        slow_flows=("tsf-polar", "realnvp-polar", *REST),
     ),
     "steered swap, ends": Entry(
         SteeredSwap, {"scheme": [(6, 0), (1, 4)]}, {"scheme": [(2, 0)]}, 1000, 4, (7,),
-        slow_flows=("tsf-plain", "realnvp-plain", *REST),
+        slow_flows=("tsf-polar", "realnvp-polar", *REST),
     ),
     "langevin": Entry(OpenMMLangevin, LANGEVIN, None, 800),
-    "batched langevin": Entry(TorchLangevin, LANGEVIN, MODEL_LANGEVIN, slow_flows=("realnvp-plain",)),
+    "batched langevin": Entry(TorchLangevin, LANGEVIN, MODEL_LANGEVIN, slow_flows=("realnvp-polar",)),
     "hmc": Entry(
         CartesianHMC, {"timestep": 0.019, "n_steps": 8}, {"timestep": [0.6, 0.5, 0.4], "n_steps": 4}
     ),

@@ -40,7 +40,7 @@ still be exact samples after the kernel was applied. In a checkout of the reposi
 
     from tests.support.invariance import check, tree
 
-    check(lambda case: MyKernel(case.potential, case.ladder), tree("tsf-plain", n_rungs=3))
+    check(lambda case: MyKernel(case.potential, case.ladder), tree("tsf-polar", n_rungs=3))
 
 All kernels here pass this test, alone and in mixtures, and copies of them with one mistake each
 (a missing Jacobian, a forgotten pose, ...; ``tests/support/mutants.py``) fail it.

@@ -193,7 +193,7 @@ class InternalWalk(FlowWalk):
         temperatures: Any,
         *,
         mode: str = "conditional",
-        coordinates: str = "volume",
+        metric: str = "volume",
         fold_methyls: bool = True,
         **settings: Any,
     ) -> Self:
@@ -209,7 +209,7 @@ class InternalWalk(FlowWalk):
             Of the whitening: ``"conditional"`` as in a flow (the mean of stiff coordinates
             depends on the torsions), ``"full"`` for one fixed linear map, ``"diagonal"`` for
             scales alone. Without torsions, on R^d, ``"conditional"`` is ``"full"``.
-        coordinates, fold_methyls
+        metric, fold_methyls
             See :meth:`openmm_tsf.TemperatureSteerableFlow.from_dataset`.
         **settings
             ``sigma``, ``name``, ``n_steps`` and those of the round-trip check.
@@ -219,7 +219,7 @@ class InternalWalk(FlowWalk):
         if dataset.molecule is not None:
             # Only its layers are used: they are then those of a flow for this dataset.
             template = RealNVPFlow.from_dataset(
-                dataset, n_blocks=1, hidden=(), coordinates=coordinates, fold_methyls=fold_methyls
+                dataset, n_blocks=1, hidden=(), metric=metric, fold_methyls=fold_methyls
             )
             layer = template.coordinates
             assert layer is not None
@@ -234,7 +234,7 @@ class InternalWalk(FlowWalk):
         return {
             **super().settings(),
             "whitening": self.layers.whitening.mode,
-            "coordinates": None if layer is None else layer.coordinates,
+            "metric": None if layer is None else layer.metric,
             "reference_temperature_K": self.layers.reference_temperature,
             "sha256": self.layers.digest,
         }

@@ -1,0 +1,41 @@
+"""The fixed layers of a molecule's flow, fitted on frames: coordinates and standardisation."""
+
+import torch
+
+from openmm_tsf.coordinates.internal import InternalCoordinates
+from openmm_tsf.coordinates.whitening import Whitening
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.equivalent_hydrogens import equivalent_hydrogens
+
+
+def fit_layers(
+    dataset: MDDataset, metric: str, fold_methyls: bool, overlap: bool
+) -> tuple[InternalCoordinates, Whitening]:
+    """Return the coordinate layer and the standardisation for a dataset with a molecule.
+
+    The parameters are those of :meth:`openmm_tsf.flows.base.AugmentedFlow.from_dataset`.
+
+    Raises
+    ------
+    ValueError
+        If frames have another handedness than the molecule's reference positions.
+    """
+    molecule = dataset.molecule
+    assert molecule is not None
+    layer = InternalCoordinates.from_topology(
+        molecule.topology,
+        molecule.positions,
+        metric=metric,
+        equivalent=equivalent_hydrogens(molecule) if fold_methyls else (),
+        overlap=overlap,
+    )
+    layer.fit_branch_cuts(layer.bonds_angles_torsions(dataset.positions)[2])
+    u, log_det = layer.inverse_and_log_det(dataset.positions)
+    outside = int((~torch.isfinite(log_det)).sum())
+    if outside:
+        raise ValueError(
+            f"dataset: {outside} of {len(u)} frames have another handedness than the "
+            "molecule's reference positions"
+        )
+    train, _ = layer.inverse_and_log_det(dataset.split().train.positions)
+    return layer, Whitening.fit(train, layer.kinds)
