@@ -14,7 +14,7 @@ import torch
 import openmm_tsf.sampling
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.sampling.kernels import Kernel, PlainSwap, Scheduled
-from openmm_tsf.sampling.kernels.dynamics import LangevinKernel, DynamicsKernel
+from openmm_tsf.sampling.kernels.dynamics import DynamicsKernel, LangevinKernel
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowKernel, FlowProposalKernel
 from openmm_tsf.sampling.kernels.internal_walk import InternalWalk
 from openmm_tsf.sampling.kernels.mixtures import OneOf, OnRungs
@@ -89,7 +89,9 @@ def test_every_kernel_has_its_mutants():
             needed = {"choice"} if kind is OneOf else {"rung"}
         if issubclass(kind, FlowKernel):
             needed |= {"jacobian", "pose"}
-        if issubclass(kind, DynamicsKernel) or (issubclass(kind, FlowKernel) and kind is not InternalWalk):
+        if issubclass(kind, DynamicsKernel) or (
+            issubclass(kind, FlowKernel) and kind is not InternalWalk
+        ):
             needed |= {"momenta"}
         missing = needed - {mutation for mutation, of in made if of is kind}
         assert not missing, (kind.__name__, missing)
@@ -133,7 +135,7 @@ def test_kernels_on_the_molecule(name, flow, n_rungs):
         assert torch.equal(end.replica, start.replica)
     if entry.moves_inside:
         assert end.velocities is start.velocities
-        poses = [case.tree.plain.pose(state.x.flatten(0, 1)) for state in (start, end)]
+        poses = [case.tree.polar.pose(state.x.flatten(0, 1)) for state in (start, end)]
         for before, after in zip(*poses, strict=True):
             torch.testing.assert_close(before, after, rtol=0, atol=1e-9)
         if name.startswith(("latent", "internal")):

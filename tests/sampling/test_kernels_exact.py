@@ -163,7 +163,8 @@ def test_a_flow_that_does_not_round_trip_is_refused(tree, potential):
 
 
 def leg(tree, openmm_potential, flow, **settings):
-    return OpenMMLangevin(openmm_potential, LADDER, tree.masses, flow, friction=20.0, **settings)
+    settings = {"friction": 20.0, **settings}
+    return OpenMMLangevin(openmm_potential, LADDER, tree.masses, flow, **settings)
 
 
 def test_a_leg_without_metropolis_is_nearly_exact(tree, openmm_potential, flow):
@@ -240,8 +241,8 @@ def test_a_leg_that_blows_up_is_rejected_and_counted(tree, openmm_potential, flo
 
 def test_resetting_the_pose_is_noticed(tree, openmm_potential, flow):
     """Flow moves and dynamics in turn: exact as they are, wrong if the pose is forgotten."""
-    kernel = leg(tree, openmm_potential, flow, n_steps=100, timestep=0.008)
-    kernel._keep = 1.0  # Hamiltonian dynamics: no friction that would hide the error
+    # Hamiltonian dynamics: without friction, which would hide the error.
+    kernel = leg(tree, openmm_potential, flow, n_steps=100, timestep=0.008, friction=0.0)
     for mover, check in ((flow, assert_exact), (WithoutPose(flow), assert_noticed)):
         generator = torch.Generator().manual_seed(11)
         state = exact_state(tree, openmm_potential, LADDER, 700, generator)
@@ -306,7 +307,7 @@ def test_a_pose_dependent_energy_is_sampled_exactly(tree, flow):
     generator = torch.Generator().manual_seed(19)
     u = tree.sample_internal(n, 600.0, generator)
     like = torch.tensor(POSITIONS)[None].expand(n, -1, -1)
-    x = tree.plain.place(u, like=like)
+    x = tree.polar.place(u, like=like)
     field = (potential.energy(x) - plain.energy(x)) / (KB * 600.0)
     weight = torch.softmax(-field, 0)
     chosen = torch.multinomial(weight, n, replacement=True, generator=generator)
@@ -324,33 +325,50 @@ def test_a_pose_dependent_energy_is_sampled_exactly(tree, flow):
     assert abs(float((after.mean() - expected) / stderr)) < LIMIT
 
 
+class FailingContext:
+    """A Context that cannot return the state at the end of a trajectory."""
+
+    message = "unforeseen"
+    broken_for_good = False
+
+    def __init__(self, context):
+        self.working = context
+
+    def __getattr__(self, name):
+        return getattr(self.working, name)
+
+    def getState(self, **what):
+        if self.broken_for_good or "getVelocities" in what:
+            raise openmm.OpenMMException(self.message)
+        return self.working.getState(**what)
+
+
+class OneFailingContext:
+    """A potential that opens a failing Context, kept as `context`."""
+
+    def __init__(self, potential):
+        self.working = potential
+
+    def __getattr__(self, name):
+        return getattr(self.working, name)
+
+    def make_context(self, integrator):
+        self.context = FailingContext(self.working.make_context(integrator))
+        return self.context
+
+
 def test_an_infinite_number_in_openmm_is_a_rejection(tree, openmm_potential):
     generator = torch.Generator().manual_seed(20)
     state = exact_state(tree, openmm_potential, LADDER, 3, generator)
-    leg = OpenMMLangevin(openmm_potential, LADDER, tree.masses, None, n_steps=2)
-    worker = leg._workers[0]
-    working = worker._context
-
-    class Context:
-        """OpenMM's Context, out of which one leg's state does not come."""
-
-        def __init__(self, message, broken_for_good=False):
-            self.message, self.broken_for_good = message, broken_for_good
-
-        def __getattr__(self, name):
-            return getattr(working, name)
-
-        def getState(self, **what):
-            if self.broken_for_good or "getVelocities" in what:
-                raise openmm.OpenMMException(self.message)
-            return working.getState(**what)
-
+    potential = OneFailingContext(openmm_potential)
+    potential.n_evaluations = 0
+    langevin = OpenMMLangevin(potential, LADDER, tree.masses, None, n_steps=2)
     for message in ("Energy or force is infinite", "overflow in neighbor list", "unforeseen"):
-        worker._context = Context(message)
-        after, info = leg(state, generator)
+        potential.context.message = message
+        after, info = langevin(state, generator)
         assert info.rejected_non_finite == 6
         assert torch.equal(after.x, state.x)
-    worker._context = Context("device lost", broken_for_good=True)
+    potential.context.message, potential.context.broken_for_good = "device lost", True
     with pytest.raises(openmm.OpenMMException, match="device lost"):
-        leg(state, generator)
-    leg.close()
+        langevin(state, generator)
+    langevin.close()

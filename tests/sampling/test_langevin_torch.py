@@ -21,6 +21,7 @@ from openmm_tsf.sampling.kernels import (
     CartesianMALA,
     OpenMMLangevin,
     Scheduled,
+    SequenceSettings,
     TorchLangevin,
     default_kernels,
 )
@@ -257,7 +258,9 @@ def test_mala_has_the_acceptance_of_its_proposal_densities(case):
         return -(mass * away.square() / (2 * h**2 * column)).sum(dim=(1, 2))
 
     by_density = -(energy_new - energy) / kt + log_q(x, x_new, force_new) - log_q(x_new, x, force)
-    by_energy = -(energy_new + kernel.kinetic_energy(v_new) - energy - kernel.kinetic_energy(v)) / kt
+    by_energy = (
+        -(energy_new + kernel.kinetic_energy(v_new) - energy - kernel.kinetic_energy(v)) / kt
+    )
     assert float(by_energy.abs().max()) > 0.3
     torch.testing.assert_close(by_energy, by_density, rtol=0, atol=1e-9)
 
@@ -311,8 +314,8 @@ def test_rows_that_fail_stay_and_are_counted(kind, settings):
 class Narrow(Mutant):
     """A flow outside whose domain every third configuration is, and every third a mirror image."""
 
-    def inverse_and_log_det(self, x, momenta):
-        v, log_det = self._flow.inverse_and_log_det(x, momenta)
+    def inverse_and_log_det(self, x, momenta, copies=None):
+        v, log_det = self.unchanged.inverse_and_log_det(x, momenta, copies)
         return v, torch.where(torch.arange(len(x)) % 3 == 1, -torch.inf, log_det)
 
     def is_mirror_image(self, x):
@@ -442,9 +445,8 @@ def test_any_potential_gets_the_default_sequence(case, openmm_potential, tmp_pat
     molecule = MolecularSystem(case.tree.system(), case.tree.topology, POSITIONS)
 
     def make(potential):
-        kernels = default_kernels(
-            potential, case.flow, case.ladder, case.masses, local_interval=2, n_flow_walk=1
-        )
+        settings = SequenceSettings(local_interval=2, n_flow_walk=1)
+        kernels = default_kernels(potential, case.flow, case.ladder, case.masses, settings)
         return ParallelTempering(molecule, case.flow, case.ladder, 3, kernels, potential, seed=49)
 
     ours, theirs = make(case.potential), make(openmm_potential)

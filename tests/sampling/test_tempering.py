@@ -19,6 +19,7 @@ from openmm_tsf.sampling.kernels import (
     FlowWalk,
     PlainSwap,
     Scheduled,
+    SequenceSettings,
     default_kernels,
 )
 from openmm_tsf.sampling.run_writer import RunWriter
@@ -56,8 +57,8 @@ def make(molecule, potential, flow, tree):
     """A sampler with all kinds of kernels; two with the same seed do the same."""
 
     def make(seed=3, n_walkers=4, temperatures=LADDER, **settings):
-        settings = {"local_interval": 2, **settings}
-        kernels = default_kernels(potential, flow, temperatures, molecule.masses, **settings)
+        settings = SequenceSettings(**{"local_interval": 2, **settings})
+        kernels = default_kernels(potential, flow, temperatures, molecule.masses, settings)
         return ParallelTempering(
             molecule, flow, temperatures, n_walkers, kernels, potential, seed=seed
         )
@@ -284,25 +285,25 @@ def test_schedule_counts_and_reporters(make, flow, potential):
      ("both", ["swap_plain", "swap_steered"])],
 )  # fmt: skip
 def test_the_default_sequence(potential, flow, swap, names):
-    kernels = default_kernels(
-        potential, flow, LADDER, swap=swap, n_flow_independent=2, n_flow_walk=5,
-        swap_scheme="random_pairs",
-    )  # fmt: skip
+    settings = SequenceSettings(
+        swap=swap, n_flow_independent=2, n_flow_walk=5, swap_scheme="random_pairs"
+    )
+    kernels = default_kernels(potential, flow, LADDER, settings=settings)
     assert [entry.kernel.name for entry in kernels] == ["flow_independent", "flow_walk", *names]
     assert {(entry.interval, entry.repeats) for entry in kernels} == {(1, 1)}
     assert [entry.kernel.settings().get("n_steps") for entry in kernels[:2]] == [2, 5]
     for entry in kernels[2:]:
         assert entry.kernel.settings()["scheme"] == "random_pairs"
-    kernels = default_kernels(
-        potential, flow, LADDER, swap=swap, n_flow_independent=0, n_flow_walk=0
-    )
+    settings = SequenceSettings(swap=swap, n_flow_independent=0, n_flow_walk=0)
+    kernels = default_kernels(potential, flow, LADDER, settings=settings)
     assert [entry.kernel.name for entry in kernels] == names
-    assert default_kernels(potential, flow, [300.0], swap=swap)[2:] == []
+    one_rung = default_kernels(potential, flow, [300.0], settings=SequenceSettings(swap=swap))
+    assert one_rung[2:] == []
 
 
-def test_the_kind_of_swap_is_checked(potential, flow):
+def test_the_kind_of_swap_is_checked():
     with pytest.raises(ValueError, match=r"swap: expected one of .*, got 'neural'"):
-        default_kernels(potential, flow, LADDER, swap="neural")
+        SequenceSettings(swap="neural")
 
 
 def test_same_seed_same_samples(make):
@@ -474,8 +475,8 @@ def test_resume_refuses_another_sampler(make, molecule, potential, flow, tree, r
         make(temperatures=(300.0, 600.0)).resume(reference)
     with pytest.raises(ValueError, match="expected the kernels that the run was started with"):
         make(n_flow_walk=3).resume(reference)
-    other = tree.flow("tsf", "volume", 0.2)
-    kernels = default_kernels(potential, other, LADDER, molecule.masses, local_interval=2)
+    other, settings = tree.flow("tsf", "volume", 0.2), SequenceSettings(local_interval=2)
+    kernels = default_kernels(potential, other, LADDER, molecule.masses, settings)
     with pytest.raises(ValueError, match="expected the flow that the run was started with"):
         ParallelTempering(molecule, other, LADDER, 4, kernels, potential).resume(reference)
     with pytest.raises(FileNotFoundError, match="no run directory"):
@@ -486,7 +487,8 @@ def test_resume_refuses_another_sampler(make, molecule, potential, flow, tree, r
 
 def test_resume_warns_of_another_platform(make, molecule, flow, tree, reference):
     with OpenMMPotential(tree.system(), platform="Reference", n_contexts=2) as potential:
-        kernels = default_kernels(potential, flow, LADDER, molecule.masses, local_interval=2)
+        settings = SequenceSettings(local_interval=2)
+        kernels = default_kernels(potential, flow, LADDER, molecule.masses, settings)
         sampler = ParallelTempering(molecule, flow, LADDER, 4, kernels, potential)
         with pytest.warns(UserWarning, match="not the same bit by bit"):
             sampler.resume(reference)
@@ -512,7 +514,7 @@ def test_a_changed_sampler_does_not_append(make, molecule, potential, tree, tmp_
         again.run(1, output=path, progress=False)
 
     trained = tree.flow("tsf", "volume", 0.3)
-    kernels = default_kernels(potential, trained, LADDER, local_interval=0)
+    kernels = default_kernels(potential, trained, LADDER)
     sampler = ParallelTempering(molecule, trained, LADDER, 2, kernels, potential, seed=1)
     sampler.run(1, output=tmp_path / "trained", progress=False)
     with torch.no_grad():
@@ -557,7 +559,7 @@ def test_a_sampler_frees_its_contexts(make):
     with make() as sampler:
         sampler.run(1, progress=False)
     sampler.close()
-    with pytest.raises(RuntimeError, match="local: this Langevin leg is closed"):
+    with pytest.raises(RuntimeError, match="local: this kernel of Langevin dynamics is closed"):
         sampler.run(2, progress=False)
 
 

@@ -68,7 +68,7 @@ def pose_scores(tree, x, kept):
     box of 1 nm: N(0, 1) wrapped into it is uniform to 1e-8, and motion at Maxwell-Boltzmann
     velocities leaves it so.
     """
-    rotation, translation = tree.plain.pose(x)
+    rotation, translation = tree.polar.pose(x)
     shift = torch.special.ndtr(translation) if kept else torch.remainder(translation, 1.0)
     turn = 0.5 * (rotation.flatten(1) + 1)  # each component of a uniform direction is uniform
     scores = {f"translation {k}": z for k, z in uniform_scores(shift.numpy()).items()}
@@ -255,28 +255,28 @@ class Mutant:
     """A flow with one thing changed."""
 
     def __init__(self, flow):
-        self._flow = flow
+        self.unchanged = flow
 
     def __getattr__(self, name):
-        return getattr(self._flow, name)
+        return getattr(self.unchanged, name)
 
 
 class WithoutJacobian(Mutant):
     """log|J_D| taken for zero wherever there is one."""
 
     def forward_and_log_det(self, v):
-        image, log_det = self._flow.forward_and_log_det(v)
+        image, log_det = self.unchanged.forward_and_log_det(v)
         return image, torch.where(torch.isfinite(log_det), 0.0 * v.sum(1), log_det.detach())
 
-    def inverse_and_log_det(self, x, momenta):
-        v, log_det = self._flow.inverse_and_log_det(x, momenta)
+    def inverse_and_log_det(self, x, momenta, copies=None):
+        v, log_det = self.unchanged.inverse_and_log_det(x, momenta, copies)
         return v, torch.where(torch.isfinite(log_det), 0.0, log_det)
 
 
 class WithoutPose(Mutant):
     """Proposals stay in the canonical pose."""
 
-    def place(self, x, like):
+    def match_pose(self, x, like):
         return x
 
 
@@ -284,7 +284,7 @@ class Wrapping(Mutant):
     """Dihedrals beyond their branch are wrapped back onto it instead of rejected."""
 
     def forward_and_log_det(self, v):
-        flow, d = self._flow, self._flow.n_coordinates
+        flow, d = self.unchanged, self.unchanged.n_coordinates
         y, log_det = flow.network.forward_and_log_det(v)
         u, extra = flow.whitening.forward_and_log_det(y[:, :d])
         n_straight = d - len(flow.coordinates.branch_cuts)

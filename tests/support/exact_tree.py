@@ -70,11 +70,11 @@ class ExactTree:
             self.topology.addBond(atoms[first], atoms[second])
         self.n_atoms = len(ATOMS)
         self.masses = torch.tensor(MASSES, dtype=torch.float64)
-        self.plain = InternalCoordinates.from_topology(self.topology, POSITIONS, "polar")
-        self.n_coordinates = self.plain.n_coordinates
+        self.polar = InternalCoordinates.from_topology(self.topology, POSITIONS, "polar")
+        self.n_coordinates = self.polar.n_coordinates
         reference = torch.tensor(POSITIONS)[None]
-        self.centre = self.plain.inverse_and_log_det(reference)[0][0]
-        kinds = self.plain.kinds
+        self.centre = self.polar.inverse_and_log_det(reference)[0][0]
+        kinds = self.polar.kinds
         variety = 1 + 0.3 * torch.sin(3.0 * torch.arange(self.n_coordinates))
         table = torch.tensor([1.1e4, 100.0, 4.0, 50.0], dtype=torch.float64)
         self.k = table[kinds] * variety  # kJ/mol per nm^2, per rad^2, and in front of cosines
@@ -85,13 +85,13 @@ class ExactTree:
         away = u - self.centre
         harmonic = 0.5 * self.k * away.square()
         periodic = self.k * (1 - torch.cos(away)) + self.k_double * (1 - torch.cos(2 * u))
-        return torch.where(self.plain.kinds < 2, harmonic, periodic)
+        return torch.where(self.polar.kinds < 2, harmonic, periodic)
 
     @functools.cache  # noqa: B019 (one object a session)
     def marginals(self, temperature):
         kt = KB * temperature
         out = []
-        for index, kind in enumerate(self.plain.kinds.tolist()):
+        for index, kind in enumerate(self.polar.kinds.tolist()):
 
             def log_density(values, index=index, kind=kind):
                 u = self.centre.repeat(len(values), 1)
@@ -109,9 +109,9 @@ class ExactTree:
                 low, high = 1e-9, math.pi - 1e-9
             else:
                 row = index - (2 * self.n_atoms - 3)
-                low = float(self.plain.branch_cuts[row])
+                low = float(self.polar.branch_cuts[row])
                 high = low + 2 * math.pi
-                handed = float(self.plain.handedness[row])
+                handed = float(self.polar.handedness[row])
                 if handed:  # the half circle on which sin has the sign of the reference
                     start = 0.0 if handed > 0 else math.pi
                     low = start + 2 * math.pi * math.ceil((low - start) / (2 * math.pi))
@@ -130,7 +130,7 @@ class ExactTree:
     def sample(self, n, temperature, generator):
         """Independent exact samples [n, N, 3] in random poses."""
         u = self.sample_internal(n, temperature, generator)
-        x, log_det = self.plain.forward_and_log_det(u)
+        x, log_det = self.polar.forward_and_log_det(u)
         assert bool(torch.isfinite(log_det).all())
         q, r = torch.linalg.qr(torch.randn(n, 3, 3, generator=generator, dtype=torch.float64))
         # Uniform (Haar) only once the signs that the factorisation leaves open are removed.
@@ -146,7 +146,7 @@ class ExactTree:
 
     def pit(self, x, temperature):
         """PITs [n, d] of positions x [n, N, 3]: uniform and independent if x is exact."""
-        u, _ = self.plain.inverse_and_log_det(x)
+        u, _ = self.polar.inverse_and_log_det(x)
         columns = [
             marginal.pit(u[:, i].numpy()) for i, marginal in enumerate(self.marginals(temperature))
         ]
@@ -154,7 +154,7 @@ class ExactTree:
 
     def body_velocities(self, x, v):
         """Velocities [n, N, 3] along the axes that the molecule carries with it."""
-        rotation, _ = self.plain.pose(x)
+        rotation, _ = self.polar.pose(x)
         return v @ rotation
 
     def system(self):
@@ -168,7 +168,7 @@ class ExactTree:
         )
         for name in ("k", "k_double", "centre"):
             torsions.addPerTorsionParameter(name)
-        rows = self.plain.zmatrix.rows.tolist()
+        rows = self.polar.zmatrix.rows.tolist()
         k, centre = self.k.tolist(), self.centre.tolist()
         position = iter(range(self.n_coordinates))
         for row in rows[1:]:
@@ -216,7 +216,7 @@ class TreePotential(Potential):
     def energy(self, x):
         self.check_shape(x)
         self.n_evaluations += len(x)
-        r, theta, torsions = self.tree.plain.bonds_angles_torsions(x)
+        r, theta, torsions = self.tree.polar.bonds_angles_torsions(x)
         return self.tree.term_energies(torch.cat([r, theta, torsions], dim=1)).sum(dim=1)
 
     def energy_and_forces(self, x):

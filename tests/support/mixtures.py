@@ -3,18 +3,18 @@
 from collections.abc import Callable
 from typing import Any
 
-from openmm_tsf.sampling.kernels import Scheduled, default_kernels
+from openmm_tsf.sampling.kernels import Scheduled, SequenceSettings, default_kernels
 from tests.support.exact_cases import TreeCase
 from tests.support.invariance import KERNELS
 
 
 def default(case: Any) -> list[Scheduled]:
     """What a user gets who asks for nothing, with dynamics more often and at a larger step."""
-    return default_kernels(
-        case.potential, case.flow, case.ladder, case.masses,
-        sigma=0.17 if isinstance(case, TreeCase) else 0.6, local_interval=2, local_steps=10,
-        local_timestep=0.015 if isinstance(case, TreeCase) else 0.45,
-    )  # fmt: skip
+    sigma, timestep = (0.17, 0.015) if isinstance(case, TreeCase) else (0.6, 0.45)
+    settings = SequenceSettings(
+        sigma=sigma, local_interval=2, local_steps=10, local_timestep=timestep
+    )
+    return default_kernels(case.potential, case.flow, case.ladder, case.masses, settings)
 
 
 def whole(case: Any) -> list[Any]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from openmm_tsf.sampling.kernels.cartesian import CartesianHMC, CartesianMALA
+from openmm_tsf.sampling.kernels.dynamics import DynamicsKernel
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.kernels.internal_walk import InternalWalk
 from openmm_tsf.sampling.kernels.langevin_openmm import OpenMMLangevin
@@ -53,7 +54,7 @@ def without_momenta(kind: type) -> type:
         def kinetic_energy(self, v):
             return v.new_zeros(len(v))
 
-    return MutantDynamics if hasattr(kind, "propagate") else Mutant
+    return MutantDynamics if issubclass(kind, DynamicsKernel) else Mutant
 
 
 def without_kinetic_energy(kind: type) -> type:
@@ -80,8 +81,8 @@ def wrong_prior(kind: type) -> type:
     """FlowIndependence draws at tau, and weighs the draws at tau = 1."""
 
     class Mutant(kind):
-        def _reverse(self, v, tau):
-            return super()._reverse(v, torch.ones_like(tau))
+        def log_proposal_density(self, v, tau):
+            return super().log_proposal_density(v, torch.ones_like(tau))
 
     return Mutant
 
@@ -92,16 +93,13 @@ def wrong_temperature(kind: type) -> type:
     class Mutant(kind):
         def __init__(self, *arguments, **settings):
             super().__init__(*arguments, **settings)
-            if hasattr(self, "_beta"):
-                self._beta[-1] /= 1.5
-            else:
-                self.kt[-1] *= 1.1
+            self.kt[-1] *= 1.5 if kind is PlainSwap else 1.1
 
     class MutantDynamics(kind):
         def velocity_width(self, kt):
             return super().velocity_width(1.1 * kt)
 
-    return MutantDynamics if hasattr(kind, "propagate") else Mutant
+    return MutantDynamics if issubclass(kind, DynamicsKernel) else Mutant
 
 
 def one_temperature(kind: type) -> type:
@@ -130,10 +128,10 @@ def without_densities(kind: type) -> type:
     """The densities of proposing there and back are left out."""
 
     class Mutant(kind):
-        def log_density_ratio(self, there, back):
-            return torch.zeros(len(there), dtype=there.dtype)
+        def log_density_ratio(self, forward, back):
+            return torch.zeros(len(forward), dtype=forward.dtype)
 
-        def _reverse(self, v, tau):
+        def log_proposal_density(self, v, tau):
             return torch.zeros_like(tau)
 
     return Mutant
@@ -235,7 +233,7 @@ def on_the_next_rung(kind: type) -> type:
     class Mutant(kind):
         def __init__(self, *arguments, **settings):
             super().__init__(*arguments, **settings)
-            self.rung_index = (self.rung_index + 1) % len(self.temperatures)
+            self.rungs = tuple((rung + 1) % len(self.temperatures) for rung in self.rungs)
 
     return Mutant
 
