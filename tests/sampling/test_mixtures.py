@@ -1,4 +1,4 @@
-"""OneOf and OnRungs: counts, tuning, resuming bit by bit, doors; what a sampler asks of kernels."""
+"""OneOf and OnRungs: counts, tuning, resuming, arguments; what a sampler requires of kernels."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def flow():
 
 @pytest.fixture
 def sampler(potential, flow):
-    """A sampler with these kernels, or with all kinds of mixtures."""
+    """Make a sampler with these kernels, or with all kinds of mixtures."""
 
     def sampler(kernels=None, seed=3, n_walkers=6):
         kernels = mixtures(flow, potential) if kernels is None else kernels
@@ -165,7 +165,7 @@ def test_resume_refuses_other_members(sampler, flow, potential, tmp_path):
     made([2, 2]).resume(tmp_path / "run")
 
 
-def test_mixtures_doors(flow, potential, sampler):
+def test_arguments_of_mixtures_are_checked(flow, potential, sampler):
     walk, swap = FlowWalk(flow, potential, LADDER), PlainSwap(LADDER, 1)
     with pytest.raises(ValueError, match="kernels: expected at least one"):
         OneOf([])
@@ -192,19 +192,21 @@ def test_mixtures_doors(flow, potential, sampler):
         sampler([OneOf([PlainSwap(LADDER, 2)])])
 
 
-# -- what the sampler asks of kernels ----------------------------------------------------------
+# -- what the sampler requires of kernels ------------------------------------------------------
 
 
-def test_legs_without_a_domain_are_refused_beside_coordinates(potential, flow, sampler):
+def test_dynamics_without_a_domain_is_refused_beside_coordinates(potential, flow, sampler):
     bounded = TemperatureSteerableFlow(1, 2, 1, (4,))
     bounded.coordinates = torch.nn.Identity()  # as a molecule's flow has
-    walk, leg = FlowWalk(flow, potential, LADDER), CartesianHMC(potential, LADDER, 1.0)
+    walk, hmc = FlowWalk(flow, potential, LADDER), CartesianHMC(potential, LADDER, 1.0)
     walk.flow = bounded
     with pytest.raises(ValueError, match=r"hmc has flow=None .* flow_walk works; .* flow=flow"):
-        sampler([walk, leg])
+        sampler([walk, hmc])
     with pytest.raises(ValueError, match=r"one_of\.hmc has flow=None"):
-        sampler([walk, OneOf([leg])])
-    sampler([leg, FlowWalk(flow, potential, LADDER)])  # there is no domain to leave
+        sampler([walk, OneOf([hmc])])
+    sampler(
+        [hmc, FlowWalk(flow, potential, LADDER)]
+    )  # all of R^d is the domain
 
 
 class Stuck:
@@ -225,7 +227,7 @@ class Stuck:
         pass
 
 
-def test_a_stranded_walker_is_reported_with_the_kernel(sampler):
+def test_an_invalid_walker_is_reported_with_the_kernel(sampler):
     made = sampler([Stuck(torch.ones(3))])
     with pytest.raises(ValueError, match="kernel stuck: current: expected finite log-weights"):
         made.run(1, progress=False)
@@ -254,7 +256,7 @@ def test_rungs_without_proposals_are_not_tuned():
     assert tuner.fewest_updates == 0
 
 
-def test_hardly_tuned_is_warned_of(sampler, flow, potential):
+def test_too_few_updates_are_warned_of(sampler, flow, potential):
     walk = FlowWalk(flow, potential, LADDER)
     with pytest.warns(UserWarning, match="of flow_walk were adapted 1 times in 3 iterations"):
         sampler([Scheduled(walk, interval=10)]).tune(3)
@@ -281,7 +283,7 @@ def test_hardly_tuned_is_warned_of(sampler, flow, potential):
         (LatentHMC, {"n_leapfrog": 0}, "n_leapfrog"),
     ],
 )
-def test_doors_of_flow_kernels(flow, potential, kind, settings, names):
+def test_arguments_of_flow_kernels_are_checked(flow, potential, kind, settings, names):
     with pytest.raises((TypeError, ValueError), match=f"^{names}: expected"):
         kind(flow, potential, LADDER, **settings)
 
@@ -300,12 +302,12 @@ def test_doors_of_flow_kernels(flow, potential, kind, settings, names):
         (TorchLangevin, {"friction": float("nan")}),
     ],
 )
-def test_doors_of_legs(potential, kind, settings):
+def test_arguments_of_dynamics_are_checked(potential, kind, settings):
     with pytest.raises((TypeError, ValueError), match=f"^{next(iter(settings))}: expected"):
         kind(potential, LADDER, **{"masses": 1.0, **settings})
 
 
-def test_other_doors(flow, potential):
+def test_other_arguments_are_checked(flow, potential):
     with pytest.raises(TypeError, match="flow: expected a flow, got NoneType"):
         FlowWalk(None, potential, LADDER)
     with pytest.raises(TypeError, match="flow: expected a flow, got NoneType"):

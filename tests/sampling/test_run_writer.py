@@ -1,4 +1,4 @@
-"""The run directory as other programs see it."""
+"""The run directory, read by mdtraj, OpenMM and the analysis."""
 
 import json
 
@@ -48,7 +48,7 @@ def run(molecule, tmp_path):
     return writer, x
 
 
-def test_config_says_everything(run, molecule):
+def test_config_is_complete(run, molecule):
     writer, _ = run
     config = json.loads((writer.directory / "config.json").read_text())
     assert config["format"] == 1
@@ -71,7 +71,7 @@ def test_mdtraj_reads_the_frames(run):
         np.testing.assert_allclose(read.xyz, expected, rtol=0, atol=2e-7)
 
 
-def test_openmm_can_append_to_our_dcd(run, molecule, tmp_path):
+def test_openmm_can_append_to_the_dcd(run, molecule, tmp_path):
     writer, x = run
     path = tmp_path / "appended.dcd"
     path.write_bytes((writer.directory / "T300.00K.dcd").read_bytes())

@@ -1,4 +1,4 @@
-"""The loop: doors, tuning, schedule, interrupts, and resuming bit by bit."""
+"""The sampler: arguments, tuning, schedule, interrupts, and resuming bit by bit."""
 
 import math
 import shutil
@@ -54,7 +54,7 @@ def flow(tree):
 
 @pytest.fixture
 def make(molecule, potential, flow, tree):
-    """A sampler with all kinds of kernels; two with the same seed do the same."""
+    """Make a sampler with the default kernels; two with the same seed do the same."""
 
     def make(seed=3, n_walkers=4, temperatures=LADDER, **settings):
         settings = SequenceSettings(**{"local_interval": 2, **settings})
@@ -69,7 +69,7 @@ def make(molecule, potential, flow, tree):
 # -- the Metropolis rule -----------------------------------------------------------------------
 
 
-def test_metropolis_takes_extremes():
+def test_metropolis_accepts_and_rejects_extremes():
     current = torch.zeros(7, dtype=torch.float64)
     inf, nan = float("inf"), float("nan")
     proposed = torch.tensor([1e300, -1e300, nan, inf, -inf, 0.0, 800.0], dtype=torch.float64)
@@ -109,10 +109,10 @@ def test_metropolis_refuses_shapes_that_differ():
         metropolis(torch.zeros(3), torch.zeros(3, 1), torch.Generator())
 
 
-# -- doors -------------------------------------------------------------------------------------
+# -- arguments ---------------------------------------------------------------------------------
 
 
-def test_doors(molecule, potential, flow, tree):
+def test_arguments_are_checked(molecule, potential, flow, tree):
     def sampler(ladder=LADDER, n_walkers=2, **more):
         return ParallelTempering(molecule, flow, ladder, n_walkers, potential=potential, **more)
 
@@ -167,9 +167,9 @@ def test_kernels_of_another_boltzmann_constant_are_refused(molecule, potential, 
 
 def test_kernels_of_another_energy_are_refused():
     flow = TemperatureSteerableFlow(1, 2, 1, (4,))
-    own, other = DoubleWell(0.1, -1.0, 0.3), DoubleWell(0.1, -1.1, 0.3)
+    potential, other = DoubleWell(0.1, -1.0, 0.3), DoubleWell(0.1, -1.1, 0.3)
     walk = FlowWalk(flow, other, [1.0, 2.0])
-    sampler = ParallelTempering(None, flow, [1.0, 2.0], 5, [walk], own, seed=1)
+    sampler = ParallelTempering(None, flow, [1.0, 2.0], 5, [walk], potential, seed=1)
     with pytest.raises(ValueError, match="the potential of flow_walk gives walker 0 the energy"):
         sampler.set_positions(torch.ones(5, 2, 1))
     with pytest.raises(RuntimeError, match="call set_positions"):
@@ -179,7 +179,7 @@ def test_kernels_of_another_energy_are_refused():
     sampler.run(1, progress=False)
 
 
-def test_the_flows_inside_kernels_are_the_runs(molecule, potential, flow, tree, tmp_path):
+def test_other_flows_inside_kernels_are_refused(molecule, potential, flow, tree, tmp_path):
     def sampler(inner):
         walk = FlowWalk(inner, potential, LADDER)
         return ParallelTempering(molecule, flow, LADDER, 2, [walk], potential, seed=1)
@@ -202,7 +202,7 @@ def test_a_flow_of_another_molecule_is_refused(molecule, potential, tree):
         ParallelTempering(molecule, other, LADDER, 2, potential=potential)
 
 
-def test_walkers_must_start_well(make, tree):
+def test_walkers_must_start_in_the_domain(make, tree):
     sampler = make(n_walkers=2)
     generator = torch.Generator().manual_seed(4)
     good = tree.sample(6, 300.0, generator).reshape(2, 3, 7, 3)
@@ -271,7 +271,10 @@ def test_schedule_counts_and_reporters(make, flow, potential):
     assert totals["flow_walk"].proposed.tolist() == [112, 112, 112]
     assert totals["local"].proposed.tolist() == [16, 16, 16]  # iterations 0, 2, 4, 6
     assert totals["swap_plain"].proposed.tolist() == [16, 12]  # even and odd calls
-    assert totals["swap_steered"].proposed.tolist() == [12, 16]  # the other way round
+    assert totals["swap_steered"].proposed.tolist() == [
+        12,
+        16,
+    ]  # odd pairs first
     assert potential.n_evaluations - before - 12 == sum(t.n_evaluations for t in totals.values())
     assert sampler.exact
     sampler.reporters.append(lambda owner, state: None)
@@ -331,7 +334,7 @@ def test_tuning_reaches_the_target_and_freezes(make, tree):
 
 
 def everything(path):
-    """All numbers of a run, joined over its segments, and the DCDs' frames as bytes."""
+    """Return all numbers of a run, joined over its segments, and the bytes of its DCD files."""
     parts = [dict(np.load(file)) for file in sorted((path / "segments").iterdir())]
     joined = {
         name: np.concatenate([part[name] for part in parts])
@@ -357,12 +360,12 @@ def assert_same_run(first, second):
 
 
 def resumed(make, path):
-    return make(seed=99).resume(path)  # nothing but the checkpoint decides
+    return make(seed=99).resume(path)  # the checkpoint decides everything
 
 
 @pytest.fixture
 def reference(make, tmp_path):
-    """Tuned, then seven iterations in one go."""
+    """A run directory: tuned, then seven iterations in one call."""
     sampler = make()
     sampler.tune(4)
     sampler.run(7, output=tmp_path / "whole", checkpoint_interval=3, progress=False)
@@ -381,7 +384,7 @@ def test_resume_is_the_same_bit_by_bit(make, tmp_path, reference):
     assert_same_run(reference, path)
 
 
-def test_a_killed_run_goes_on_from_its_checkpoint(make, tmp_path, reference):
+def test_a_killed_run_continues_from_its_checkpoint(make, tmp_path, reference):
     path = tmp_path / "killed"
     sampler = make()
     sampler.tune(4)
@@ -464,7 +467,7 @@ def test_an_error_in_a_kernel_costs_only_its_iteration(make, tmp_path, reference
         sampler.run(7, output=path, progress=False)
     assert sampler.state.iteration == 7
     sampler.schedule[place] = Scheduled(swap)
-    sampler.run(4, output=path, progress=False)  # the same object can go on, too
+    sampler.run(4, output=path, progress=False)  # the same object continues, too
     assert_same_run(reference, path)
 
 
@@ -499,7 +502,7 @@ def test_a_changed_sampler_does_not_append(make, molecule, potential, tree, tmp_
     path = tmp_path / "changed"
     sampler = make()
     sampler.run(2, output=path, progress=False)
-    sampler.run(1, output=path, progress=False)  # unchanged: goes on
+    sampler.run(1, output=path, progress=False)  # unchanged
     sampler.tune(0)
     sampler.run(1, output=path, progress=False)
     sigma = sampler.kernels["flow_walk"].sigma.clone()
