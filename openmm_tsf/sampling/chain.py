@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from openmm_tsf.metropolis import StrandedWalker
+from openmm_tsf.metropolis import InvalidWalker
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.consistency import (
     check_constants,
@@ -168,8 +168,8 @@ class TemperingChain:
                 for _ in range(entry.repeats):
                     try:
                         state, info = entry.kernel(state, self._generator)
-                    except StrandedWalker as error:
-                        raise StrandedWalker(f"kernel {name}: {error}") from error
+                    except InvalidWalker as error:
+                        raise InvalidWalker(f"kernel {name}: {error}") from error
                     infos[name] = infos[name] + info if name in infos else info
         except BaseException:
             self._generator.set_state(before[0])

@@ -204,9 +204,7 @@ def test_dynamics_without_a_domain_is_refused_beside_coordinates(potential, flow
         sampler([walk, hmc])
     with pytest.raises(ValueError, match=r"one_of\.hmc has flow=None"):
         sampler([walk, OneOf([hmc])])
-    sampler(
-        [hmc, FlowWalk(flow, potential, LADDER)]
-    )  # all of R^d is the domain
+    sampler([hmc, FlowWalk(flow, potential, LADDER)])  # all of R^d is the domain
 
 
 class Stuck:

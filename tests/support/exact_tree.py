@@ -81,7 +81,7 @@ class ExactTree:
         self.k_double = torch.where(kinds == 2, 2.5, 0.0).to(torch.float64)  # second harmonic
 
     def term_energies(self, u):
-        """Energy of every term [..., d] at polar coordinates u [..., d], kJ/mol."""
+        """Return the energy of every term [..., d] at polar coordinates u [..., d], kJ/mol."""
         away = u - self.centre
         harmonic = 0.5 * self.k * away.square()
         periodic = self.k * (1 - torch.cos(away)) + self.k_double * (1 - torch.cos(2 * u))
@@ -128,7 +128,7 @@ class ExactTree:
         return torch.from_numpy(np.stack(columns, axis=1))
 
     def sample(self, n, temperature, generator):
-        """Independent exact samples [n, N, 3] in random poses."""
+        """Return independent exact samples [n, N, 3] in random poses."""
         u = self.sample_internal(n, temperature, generator)
         x, log_det = self.polar.forward_and_log_det(u)
         assert bool(torch.isfinite(log_det).all())
@@ -140,12 +140,12 @@ class ExactTree:
         return x @ rotation.transpose(1, 2) + shift
 
     def velocities(self, n, temperature, generator):
-        """Maxwell-Boltzmann velocities [n, N, 3], nm/ps."""
+        """Return Maxwell-Boltzmann velocities [n, N, 3], nm/ps."""
         noise = torch.randn(n, self.n_atoms, 3, generator=generator, dtype=torch.float64)
         return noise * (KB * temperature / self.masses).sqrt()[:, None]
 
     def pit(self, x, temperature):
-        """PITs [n, d] of positions x [n, N, 3]: uniform and independent if x is exact."""
+        """Return PITs [n, d] of positions x [n, N, 3]: uniform and independent if x is exact."""
         u, _ = self.polar.inverse_and_log_det(x)
         columns = [
             marginal.pit(u[:, i].numpy()) for i, marginal in enumerate(self.marginals(temperature))
@@ -153,12 +153,12 @@ class ExactTree:
         return np.stack(columns, axis=1)
 
     def body_velocities(self, x, v):
-        """Velocities [n, N, 3] along the axes that the molecule carries with it."""
+        """Return velocities [n, N, 3] along axes fixed in the molecule."""
         rotation, _ = self.polar.pose(x)
         return v @ rotation
 
     def system(self):
-        """The same potential as an openmm.System."""
+        """Return the same potential as an openmm.System."""
         system = openmm.System()
         for mass in MASSES:
             system.addParticle(mass)
@@ -185,9 +185,10 @@ class ExactTree:
         return system
 
     def flow(self, kind, metric, strength, seed=5, cuts_from_centre=None):
-        """A random flow with weights of order one around a whitening of exact samples.
+        """Return a random flow with weights of order one and a whitening of exact samples.
 
-        Torsions without handedness are cut opposite the reference, or so many radians from it.
+        Torsions without handedness are cut opposite the reference, or `cuts_from_centre` radians
+        from it.
         """
         generator = torch.Generator().manual_seed(seed)
         layer = InternalCoordinates.from_topology(self.topology, POSITIONS, metric)
@@ -227,12 +228,12 @@ class TreePotential(Potential):
 
 
 def chi2_z(chi2, dof):
-    """Standard normal score of a chi-square value (Wilson and Hilferty 1931)."""
+    """Return the standard normal score of a chi-square value (Wilson and Hilferty 1931)."""
     return ((chi2 / dof) ** (1 / 3) - (1 - 2 / (9 * dof))) / np.sqrt(2 / (9 * dof))
 
 
 def uniform_scores(pit, n_bins=20):
-    """z values of PITs [n, d]: means, variances, histograms, and all correlations together."""
+    """Return z values of PITs [n, d]: means, variances, histograms, all correlations together."""
     n, d = pit.shape
     centred = pit - 0.5
     counts = np.stack([np.histogram(pit[:, i], bins=n_bins, range=(0, 1))[0] for i in range(d)])
@@ -249,7 +250,7 @@ def uniform_scores(pit, n_bins=20):
 
 
 def velocity_scores(tree, x, v, temperature):
-    """z values of velocities [n, N, 3]: lab and body frame, kinetic energy, and with positions."""
+    """Return z values of velocities [n, N, 3]: in lab and body frame, and with positions."""
     n = len(x)
     width = np.sqrt(KB * temperature / tree.masses.numpy())[:, None]
     lab = (v.numpy() / width).reshape(n, -1)

@@ -70,7 +70,7 @@ def openmm_potential() -> OpenMMPotential:
 
 @functools.cache
 def layers(case: Any, mode: str = "conditional") -> Any:
-    """The walk's whitened coordinates, fitted once a case: volume or polar as the case's flow's."""
+    """Return whitened coordinates, fitted once a case, with the metric of the case's flow."""
     metric = FLOWS[case.flow_name][1] if isinstance(case, TreeCase) else "volume"
     walk = InternalWalk.from_dataset(
         case.dataset(), case.potential, case.ladder, mode=mode, metric=metric
