@@ -38,6 +38,30 @@ def step_sizes(value: Any, n_rungs: int, name: str = "sigma") -> Tensor:
     return sizes.expand(n_rungs).clone()
 
 
+class StepSizes:
+    """What kernels with step sizes share: `sigma` [R], one for every rung, and its state."""
+
+    temperatures: tuple[float, ...]
+    _sigma: Tensor
+
+    @property
+    def sigma(self) -> Tensor:
+        """The step sizes [R]."""
+        return self._sigma
+
+    @sigma.setter
+    def sigma(self, value: Any) -> None:
+        self._sigma = step_sizes(value, len(self.temperatures))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step sizes."""
+        return {"sigma": self._sigma.clone()}
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Restore the step sizes."""
+        self.sigma = content["sigma"]
+
+
 class StepSizeTuner:
     """Robbins-Monro on log sigma, rung by rung; the second half's average is kept.
 

@@ -38,15 +38,9 @@ def case_of(ladder):
     return case
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def case():
     return case_of(LADDER)
-
-
-@pytest.fixture(scope="module")
-def openmm_potential(case):
-    with OpenMMPotential(case.tree.system(), platform="Reference", n_contexts=1) as potential:
-        yield potential
 
 
 # -- the molecule itself -----------------------------------------------------------------------

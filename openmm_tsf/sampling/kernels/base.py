@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
+from openmm_tsf.units import as_temperatures
 
 
 @runtime_checkable
@@ -102,6 +103,32 @@ class Closable(Protocol):
 
     def close(self) -> None:
         """Free them."""
+
+
+class RungKernel:
+    """What kernels with counts per rung share: temperatures, kT, and an empty state.
+
+    Attributes
+    ----------
+    kt : Tensor
+        kT of every rung [R], in the potential's energy unit.
+    """
+
+    def __init__(self, temperatures: Any, boltzmann_constant: float) -> None:
+        self.temperatures = as_temperatures(temperatures)
+        self.kt = boltzmann_constant * torch.tensor(self.temperatures, dtype=torch.float64)
+
+    @property
+    def counts_shape(self) -> tuple[int, ...]:
+        """The shape of the counts: one number per rung."""
+        return (len(self.temperatures),)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what changes from call to call or by tuning: nothing."""
+        return {}
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
 
 
 class SteerableMap(Protocol):

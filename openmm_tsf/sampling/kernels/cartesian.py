@@ -10,12 +10,12 @@ from openmm_tsf.sampling.kernels.base import SteerableMap
 from openmm_tsf.sampling.kernels.dynamics import DynamicsKernel
 from openmm_tsf.sampling.kernels.langevin_torch import velocity_verlet
 from openmm_tsf.sampling.state import WalkerState
-from openmm_tsf.sampling.tuning import step_sizes
+from openmm_tsf.sampling.tuning import StepSizes, step_sizes
 from openmm_tsf.units import PICOSECOND, in_unit
 from openmm_tsf.utils.validation import check_float
 
 
-class CartesianHMC(DynamicsKernel):
+class CartesianHMC(StepSizes, DynamicsKernel):
     """Hamiltonian Monte Carlo: refreshed velocities, a Verlet trajectory, accepted or rejected.
 
     Velocities become c v + sqrt(1 - c^2) noise, c = `persistence`, with Maxwell-Boltzmann noise of
@@ -29,22 +29,12 @@ class CartesianHMC(DynamicsKernel):
 
     Parameters
     ----------
-    potential
-        The energy; n_steps + 1 evaluations a walker and rung.
-    temperatures
-        The ladder, K.
-    masses
-        [N] amu for molecules; [d] or one number for potentials on R^d.
-    flow
-        Its domain is the walkers' domain; None to allow every configuration.
-    n_steps
-        The number of Verlet steps of a trajectory.
+    potential, temperatures, masses, flow, n_steps, name
+        See :class:`openmm_tsf.sampling.kernels.dynamics.DynamicsKernel`.
     timestep
         ps; one number, or one per rung [R].
     persistence
         c, at least 0 and below 1. With 0 walkers need no velocities, and have none afterwards.
-    name
-        The name in counts and summaries.
 
     Attributes
     ----------
@@ -95,15 +85,6 @@ class CartesianHMC(DynamicsKernel):
         """Whether walkers must have velocities."""
         return self.persistence > 0
 
-    @property
-    def sigma(self) -> Tensor:
-        """The time steps [R], ps."""
-        return self._sigma
-
-    @sigma.setter
-    def sigma(self, value: Any) -> None:
-        self._sigma = step_sizes(value, len(self.temperatures))
-
     def settings(self) -> dict[str, Any]:
         """Return the choices made; tuned time steps are in :meth:`state_dict`."""
         return {
@@ -113,14 +94,6 @@ class CartesianHMC(DynamicsKernel):
             "persistence": self.persistence,
             "target_acceptance": self.target_acceptance,
         }
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the time steps."""
-        return {"sigma": self._sigma.clone()}
-
-    def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Restore the time steps."""
-        self.sigma = content["sigma"]
 
     def _start(self, state: WalkerState) -> Tensor:
         if state.velocities is None and not self.needs_velocities:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.metropolis import metropolis
-from openmm_tsf.sampling.kernels.base import SteerableMap, check_flow, check_name
+from openmm_tsf.sampling.kernels.base import RungKernel, SteerableMap, check_flow, check_name
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
-from openmm_tsf.units import PICOSECOND, as_temperatures, in_unit
+from openmm_tsf.units import PICOSECOND, in_unit
 from openmm_tsf.utils.validation import as_float_tensor, check_float, check_int
 
 
@@ -49,7 +49,7 @@ def mass_per_coordinate(masses: Any, event_shape: Sequence[int]) -> Tensor:
     return values.reshape(-1, *(1,) * (len(event_shape) - 1))
 
 
-class DynamicsKernel(ABC):
+class DynamicsKernel(RungKernel, ABC):
     """A trajectory for every walker at the temperature of its rung, accepted or rejected.
 
     A subclass says how velocities are refreshed before and after (:meth:`refresh_before`,
@@ -63,11 +63,11 @@ class DynamicsKernel(ABC):
     Parameters
     ----------
     potential
-        The energy.
+        The energy; n_steps + 1 evaluations a walker and rung.
     temperatures
         The ladder, K.
     masses
-        [N] amu; see :func:`mass_per_coordinate`.
+        [N] amu for molecules; [d] or one number for potentials on R^d.
     flow
         Its domain is the walkers' domain; None to allow every configuration.
     n_steps
@@ -95,13 +95,11 @@ class DynamicsKernel(ABC):
     ) -> None:
         if flow is not None:
             check_flow(flow)
+        super().__init__(temperatures, potential.boltzmann_constant)
         self.flow, self.name = flow, check_name(name)
-        self.temperatures = as_temperatures(temperatures)
         self.n_steps, self.metropolized = check_int(n_steps, "n_steps"), metropolized
         self._event_shape = tuple(potential.event_shape)
         self._mass = mass_per_coordinate(masses, self._event_shape)
-        kelvin = torch.tensor(self.temperatures, dtype=torch.float64)
-        self.kt = potential.boltzmann_constant * kelvin
 
     @property
     def exact(self) -> bool:
@@ -113,21 +111,9 @@ class DynamicsKernel(ABC):
         """Whether walkers must have velocities."""
         return True
 
-    @property
-    def counts_shape(self) -> tuple[int, ...]:
-        """The shape of the counts: one number per rung."""
-        return (len(self.temperatures),)
-
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Return the choices made."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what changes from call to call: nothing, the noise is the sampler's."""
-        return {}
-
-    def load_state_dict(self, content: dict[str, Any]) -> None:  # noqa: B027 (often empty)
-        """Restore what :meth:`state_dict` returned."""
 
     def _start(self, state: WalkerState) -> Tensor:
         """Return the velocities [B, *event] before the first refreshment."""

@@ -11,7 +11,7 @@ from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.kernels.base import SteerableMap, check_name
 from openmm_tsf.sampling.kernels.flow_base import FlowKernel
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
-from openmm_tsf.sampling.tuning import step_sizes
+from openmm_tsf.sampling.tuning import StepSizes
 
 
 class FlowProposalKernel(FlowKernel, ABC):
@@ -62,7 +62,7 @@ class FlowProposalKernel(FlowKernel, ABC):
         return state.evolve(x=x.reshape(state.x.shape), energy=energy.reshape(shape)), total
 
 
-class FlowWalk(FlowProposalKernel):
+class FlowWalk(StepSizes, FlowProposalKernel):
     """TSF-MCMC (arXiv:2012.00429, section 2): a random step in the latent space.
 
     p ~ N(0, tau); v = D^-1(x, p); v' = v + xi, xi ~ N(0, sigma^2 tau); (x', p') = D(v');
@@ -105,23 +105,6 @@ class FlowWalk(FlowProposalKernel):
         super().__init__(flow, potential, temperatures, n_steps, **round_trip)
         self.name = check_name(name)
         self.sigma = sigma
-
-    @property
-    def sigma(self) -> Tensor:
-        """The step sizes [R]."""
-        return self._sigma
-
-    @sigma.setter
-    def sigma(self, value: Any) -> None:
-        self._sigma = step_sizes(value, len(self.temperatures))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the step sizes."""
-        return {"sigma": self._sigma.clone()}
-
-    def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Restore the step sizes."""
-        self.sigma = content["sigma"]
 
     def propose(self, v: Tensor, tau: Tensor, generator: torch.Generator) -> Tensor:
         """Return v plus Gaussian noise of width sigma sqrt(tau)."""

@@ -8,8 +8,7 @@ from torch import Tensor
 from openmm_tsf.flows.weights import log_weight
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
-from openmm_tsf.sampling.kernels.base import SteerableMap, check_flow
-from openmm_tsf.units import as_temperatures
+from openmm_tsf.sampling.kernels.base import RungKernel, SteerableMap, check_flow
 from openmm_tsf.utils.validation import check_float, check_int
 
 
@@ -42,7 +41,7 @@ class Proposal(NamedTuple):
     mirror: Tensor
 
 
-class FlowKernel:
+class FlowKernel(RungKernel):
     """What all kernels through a flow share: latents, domain, target density, round-trip check.
 
     The momenta are drawn once a call, and v = D^-1(x, p) is computed once: after each of the
@@ -99,20 +98,14 @@ class FlowKernel:
             raise ValueError(
                 f"round_trip_tolerance: expected a positive number, got {round_trip_tolerance!r}"
             )
+        super().__init__(temperatures, potential.boltzmann_constant)
         self.flow, self.potential = flow, potential
-        self.temperatures = as_temperatures(temperatures)
         self.n_steps = check_int(n_steps, "n_steps")
         self.round_trip_interval = check_int(round_trip_interval, "round_trip_interval")
         self.round_trip_walkers = check_int(round_trip_walkers, "round_trip_walkers")
         self.round_trip_tolerance = round_trip_tolerance
         kelvin = torch.tensor(self.temperatures, dtype=torch.float64)
-        self.kt = potential.boltzmann_constant * kelvin
         self.tau = kelvin / flow.reference_temperature
-
-    @property
-    def counts_shape(self) -> tuple[int, ...]:
-        """The shape of the counts: one number per rung."""
-        return (len(self.temperatures),)
 
     def settings(self) -> dict[str, Any]:
         """Return the choices made."""
@@ -123,13 +116,6 @@ class FlowKernel:
             "round_trip_walkers": self.round_trip_walkers,
             "round_trip_tolerance": self.round_trip_tolerance,
         }
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what changes from call to call or by tuning: nothing."""
-        return {}
-
-    def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
 
     def log_weight(
         self, energy: Tensor, kt: Tensor, momenta: Tensor, tau: Tensor, log_det: Tensor

@@ -45,25 +45,11 @@ class OpenMMLangevin(LangevinKernel):
     Parameters
     ----------
     potential
-        Opens the Contexts and counts evaluations: n_steps + 1 a walker and rung.
-    temperatures
-        The ladder, K.
-    masses
-        [N] amu.
-    flow
-        Its domain is the walkers' domain; None to allow every configuration.
-    n_steps
-        The number of Verlet steps of a trajectory.
-    timestep
-        ps.
-    friction
-        1/ps.
-    metropolized
-        Accept or reject by the energy error.
+        Opens the Contexts and counts evaluations.
+    temperatures, masses, flow, n_steps, timestep, friction, metropolized, name
+        See :class:`openmm_tsf.sampling.kernels.dynamics.LangevinKernel`.
     n_contexts
         The number of Contexts, each with a thread; that of the potential by default.
-    name
-        The name in counts and summaries.
 
     Examples
     --------

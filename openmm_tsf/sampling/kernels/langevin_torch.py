@@ -119,26 +119,12 @@ class TorchLangevin(LangevinKernel):
 
     Parameters
     ----------
-    potential
-        The energy; n_steps + 1 evaluations a walker and rung.
-    temperatures
-        The ladder, K.
-    masses
-        [N] amu for molecules; [d] or one number for potentials on R^d.
-    flow
-        Its domain is the walkers' domain; None to allow every configuration.
-    n_steps
-        The number of steps of a trajectory.
-    timestep
-        ps.
-    friction
-        1/ps.
+    potential, temperatures, masses, flow, n_steps, timestep, friction, name
+        See :class:`openmm_tsf.sampling.kernels.dynamics.LangevinKernel`.
     metropolized
         Accept or reject by the energy error; by default wherever the integrator allows it.
     integrator
         ``"verlet"`` or ``"baoab"``.
-    name
-        The name in counts and summaries.
 
     Examples
     --------
