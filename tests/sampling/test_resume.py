@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from openmm_tsf.io.dcd import DCDWriter
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.sampling import recorder as recording
 from openmm_tsf.sampling.kernels import (
@@ -15,7 +16,6 @@ from openmm_tsf.sampling.kernels import (
     SequenceSettings,
     default_kernels,
 )
-from openmm_tsf.sampling.run_writer import RunWriter
 from openmm_tsf.sampling.tempering import ParallelTempering
 from tests.sampling.conftest import LADDER
 
@@ -218,6 +218,5 @@ def test_a_damaged_run_is_refused(make, reference):
     (reference / "segments" / "segment_000001.npz").unlink()
     with pytest.raises(ValueError, match="segment 1 is missing"):
         make().resume(reference)
-    writer = RunWriter(reference, make().molecule, LADDER, 4)
     with pytest.raises(ValueError, match="expected 1000 frames, the file is shorter"):
-        writer._dcds[0].cut_back(1000)
+        DCDWriter(reference / "T300.00K.dcd", 7).cut_back(1000)

@@ -10,6 +10,7 @@ import torch
 
 from openmm_tsf.analysis import load_run
 from openmm_tsf.flows import TemperatureSteerableFlow
+from openmm_tsf.io.dcd import DCDWriter
 from openmm_tsf.io.run_config import read_run_config
 from openmm_tsf.potentials.toy import DoubleWell
 from openmm_tsf.sampling.run_writer import RunWriter, dihedral_angles
@@ -150,7 +151,8 @@ def test_checkpoint_is_plain_and_counts(run):
 def test_writing_again_after_a_failure_leaves_no_trace(run):
     """A segment is written once, even if the first attempt died after its frames."""
     writer, x = run
-    writer._dcds[0].append(x[:2, :, 0].reshape(-1, *x.shape[3:]), writer.n_frames)
+    dcd = DCDWriter(writer.directory / "T300.00K.dcd", x.shape[-2])
+    dcd.append(x[:2, :, 0].reshape(-1, *x.shape[3:]), writer.n_frames)
     writer.write(numbers(1, 7), x[:1], {"seed": 7})
     assert load_run(writer.directory).n_iterations == 8
     assert len(load_run(writer.directory).trajectory(300)) == 8 * W

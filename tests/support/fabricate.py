@@ -123,7 +123,6 @@ def write_run(
     positions=None,
     per_segment=100,
     kernels=None,
-    boltzmann_constant=KB,
     **config,
 ):
     """Write a run directory: energy [n, W, R], named dihedrals, positions [n, W, R, N, 3]."""
@@ -143,7 +142,7 @@ def write_run(
                 "n_walkers": n_walkers,
                 "seed": 5,
                 "dihedrals": {name: [0, 1, 2, 3] for name in dihedrals},
-                "boltzmann_constant": boltzmann_constant,
+                "boltzmann_constant": KB,
                 "choices": {},
                 "versions": {"numpy": np.__version__},
                 **config,

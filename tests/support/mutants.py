@@ -31,8 +31,6 @@ from openmm_tsf.sampling.kernels.swap import PlainSwap
 from tests.support.exact_cases import ModelCase, WithoutJacobian, WithoutPose, Wrapping, the_tree
 from tests.support.invariance import LANGEVIN, build, model, tree
 
-# -- kernels with one mistake ------------------------------------------------------------------
-
 
 def without_momenta(kind: type) -> type:
     """Without |p|^2 / 2 tau; without the kinetic energy in kernels of dynamics."""
@@ -227,9 +225,6 @@ def on_the_next_rung(kind: type) -> type:
             self.rungs = tuple((rung + 1) % len(self.temperatures) for rung in self.rungs)
 
     return Mutant
-
-
-# -- the table ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
