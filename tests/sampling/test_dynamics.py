@@ -135,48 +135,30 @@ def test_seeds_decide_everything(kind, settings):
         assert (kernel.settings()["time_step_error"] is None) == kernel.exact
 
 
-def test_arguments_are_checked(case):
-    def langevin(masses=case.masses, **settings):
-        return TorchLangevin(case.potential, case.ladder, masses, **settings)
+@pytest.mark.parametrize("kind", [TorchLangevin, CartesianHMC])
+def test_arguments_are_checked(case, kind):
+    def make(masses=case.masses, **settings):
+        return kind(case.potential, case.ladder, masses, **settings)
 
-    def hmc(masses=case.masses, **settings):
-        return CartesianHMC(case.potential, case.ladder, masses, **settings)
-
-    for settings, message in (
-        ({"masses": case.masses[:3]}, "masses: expected 7 positive masses, one for each atom"),
-        ({"masses": -case.masses}, "masses: expected 7 positive"),
-        ({"masses": 1.0}, "masses: expected 7 positive"),
-        ({"n_steps": 0}, "n_steps: expected an integer of at least 1, got 0"),
-        ({"n_steps": True}, "n_steps: expected an integer"),
-        ({"timestep": 0.0}, "timestep: expected"),
-        ({"timestep": float("nan")}, "timestep: expected"),
-    ):
-        for make in (langevin, hmc):
-            with pytest.raises(ValueError, match=message):
-                make(**settings)
-    for settings, message in (
-        ({"friction": -1.0}, "friction: expected a non-negative rate"),
-        ({"integrator": "euler"}, "integrator: expected one of .*baoab.*, got 'euler'"),
-        ({"integrator": "baoab", "metropolized": True}, "metropolized: expected False"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            langevin(**settings)
-    for settings, message in (
-        ({"timestep": [0.001] * 3}, r"timestep: expected one number or 2, got \(3,\)"),
-        ({"persistence": 1.0}, r"persistence: expected a number in \[0, 1\)"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            hmc(**settings)
-    assert langevin(timestep=2 * unit.femtosecond).timestep == pytest.approx(0.002)
-    assert hmc(timestep=2 * unit.femtosecond).sigma.tolist() == pytest.approx([0.002, 0.002])
+    for masses in (case.masses[:3], -case.masses, 1.0):
+        with pytest.raises(
+            ValueError, match="masses: expected 7 positive masses, one for each atom"
+        ):
+            make(masses)
+    kernel = make(timestep=2 * unit.femtosecond)
+    step = kernel.timestep if kind is TorchLangevin else kernel.sigma.tolist()
+    assert step == pytest.approx(0.002 if kind is TorchLangevin else [0.002, 0.002])
     with pytest.raises(TypeError, match="timestep: expected a quantity in"):
-        hmc(timestep=1 * unit.nanometer)
-    with pytest.raises(ValueError, match="sigma: expected positive"):
-        hmc().sigma = -1.0
+        make(timestep=1 * unit.nanometer)
     state = case.start(2, torch.Generator().manual_seed(46)).evolve(velocities=None)
-    for kernel in (langevin(), hmc(persistence=0.5)):
-        with pytest.raises(ValueError, match="expects walkers with velocities, got None"):
-            kernel(state, torch.Generator())
+    kernel = make() if kind is TorchLangevin else make(persistence=0.5)
+    with pytest.raises(ValueError, match="expects walkers with velocities, got None"):
+        kernel(state, torch.Generator())
+
+
+def test_step_sizes_are_positive(case):
+    with pytest.raises(ValueError, match="sigma: expected positive"):
+        on_tree(case, CartesianHMC).sigma = -1.0
 
 
 # -- in the sampler ----------------------------------------------------------------------------

@@ -93,12 +93,6 @@ def test_two_steps_in_one_call_are_two_calls(case):
     torch.testing.assert_close(final.energy.flatten(), energy, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("n_steps", [0, 1.5, True])
-def test_the_number_of_steps_is_checked(case, n_steps):
-    with pytest.raises(ValueError, match=r"n_steps: expected an integer of at least 1"):
-        FlowWalk(case.flow, case.potential, LADDER, n_steps=n_steps)
-
-
 # -- dynamics ----------------------------------------------------------------------------------
 
 

@@ -269,26 +269,10 @@ def test_a_flow_that_does_not_round_trip_is_refused():
             kernel(start, torch.Generator().manual_seed(58))
 
 
-def test_arguments_are_checked():
-    case = tree_case()
-    parts = (case.flow, case.potential, case.ladder)
-    for scheme in ("odd_even", [], [(0, 2)], [(0, 1), (1, 0)], [(0, 0)]):
-        with pytest.raises(ValueError, match="scheme: expected"):
-            SteeredSwap(*parts, scheme)
-    for scheme in ([(0, 1, 2)], [(0.0, 1.0)]):
-        with pytest.raises(TypeError, match="scheme: expected pairs"):
-            SteeredSwap(*parts, scheme)
-    with pytest.raises(TypeError, match="n_steps: a steered swap proposes once"):
-        SteeredSwap(*parts, n_steps=2)
-    with pytest.raises(ValueError, match="n_leapfrog: expected an integer"):
-        LatentHMC(*parts, n_leapfrog=0)
-    with pytest.raises(ValueError, match="jitter: expected a number"):
-        LatentHMC(*parts, jitter=1.0)
-    with pytest.raises(ValueError, match="sigma: expected positive"):
-        LatentMALA(*parts, sigma=-1.0)
+def test_layers_are_checked():
+    case, layers, model = tree_case(), internal_walk().layers, ModelCase()
     with pytest.raises(TypeError, match="layers: expected WhitenedCoordinates"):
         InternalWalk(case.flow, case.potential, case.ladder)
-    layers, model = internal_walk().layers, ModelCase()
     other = InternalWalk.from_dataset(model.dataset(), model.potential, model.ladder).layers
     with pytest.raises(ValueError, match="whitening: expected 15 coordinates"):
         WhitenedCoordinates(other.whitening, layers.coordinates, 300.0)

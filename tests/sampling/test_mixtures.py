@@ -12,13 +12,11 @@ from openmm_tsf.sampling.kernels import (
     FlowIndependence,
     FlowWalk,
     Kernel,
-    LatentHMC,
     OneOf,
     OnRungs,
     PlainSwap,
     Scheduled,
     SteeredSwap,
-    TorchLangevin,
 )
 from openmm_tsf.sampling.provenance import sampling_choices
 from openmm_tsf.sampling.state import KernelInfo
@@ -260,57 +258,3 @@ def test_too_few_updates_are_warned_of(sampler, flow, potential):
         sampler([Scheduled(walk, interval=10)]).tune(3)
     sampler([walk]).tune(2)
     sampler([walk]).tune(0)
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings", "names"),
-    [
-        (FlowWalk, {"sigma": "a"}, "sigma"),
-        (FlowWalk, {"sigma": None}, "sigma"),
-        (FlowWalk, {"round_trip_interval": "a"}, "round_trip_interval"),
-        (FlowWalk, {"round_trip_interval": 2.5}, "round_trip_interval"),
-        (FlowWalk, {"round_trip_walkers": True}, "round_trip_walkers"),
-        (FlowWalk, {"round_trip_tolerance": "a"}, "round_trip_tolerance"),
-        (FlowWalk, {"round_trip_tolerance": 0.0}, "round_trip_tolerance"),
-        (FlowWalk, {"name": 3}, "name"),
-        (SteeredSwap, {"name": ""}, "name"),
-        (SteeredSwap, {"scheme": 5}, "scheme"),
-        (SteeredSwap, {"scheme": [1, 2]}, "scheme"),
-        (LatentHMC, {"jitter": "x"}, "jitter"),
-        (LatentHMC, {"jitter": 1.0}, "jitter"),
-        (LatentHMC, {"n_leapfrog": 0}, "n_leapfrog"),
-    ],
-)
-def test_arguments_of_flow_kernels_are_checked(flow, potential, kind, settings, names):
-    with pytest.raises((TypeError, ValueError), match=f"^{names}: expected"):
-        kind(flow, potential, LADDER, **settings)
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    [
-        (CartesianHMC, {"persistence": "a"}),
-        (CartesianHMC, {"masses": "a"}),
-        (CartesianHMC, {"timestep": "a"}),
-        (CartesianHMC, {"name": None}),
-        (CartesianHMC, {"flow": 3}),
-        (TorchLangevin, {"timestep": [0.1, 0.1, 0.1]}),
-        (TorchLangevin, {"timestep": -1}),
-        (TorchLangevin, {"friction": "a"}),
-        (TorchLangevin, {"friction": float("nan")}),
-    ],
-)
-def test_arguments_of_dynamics_are_checked(potential, kind, settings):
-    with pytest.raises((TypeError, ValueError), match=f"^{next(iter(settings))}: expected"):
-        kind(potential, LADDER, **{"masses": 1.0, **settings})
-
-
-def test_other_arguments_are_checked(flow, potential):
-    with pytest.raises(TypeError, match="flow: expected a flow, got NoneType"):
-        FlowWalk(None, potential, LADDER)
-    with pytest.raises(TypeError, match="flow: expected a flow, got NoneType"):
-        ParallelTempering(None, None, LADDER, 2, potential=potential)
-    with pytest.raises(TypeError, match="scheme: expected pairs"):
-        PlainSwap(LADDER, 1, 5)
-    with pytest.raises(ValueError, match="interval: expected an integer"):
-        Scheduled(PlainSwap(LADDER, 1), interval=True)

@@ -11,7 +11,6 @@ from openmm_tsf.sampling.kernels import (
     FlowIndependence,
     FlowWalk,
     PlainSwap,
-    Scheduled,
     SequenceSettings,
     default_kernels,
 )
@@ -43,27 +42,13 @@ def test_arguments_are_checked(tree_molecule, potential, flow, tree):
         sampler(kernels=[])
     with pytest.raises(TypeError, match="kernels: expected kernels, got str"):
         sampler(kernels=["flow_walk"])
-    with pytest.raises(ValueError, match="interval: expected an integer"):
-        Scheduled(walk, interval=0)
     with pytest.raises(ValueError, match="potential: expected one where molecule is None"):
         ParallelTempering(None, flow, LADDER, 2)
     with pytest.raises(ValueError, match=r"flow: expected configurations of shape \(7, 3\)"):
         ParallelTempering(
             tree_molecule, TemperatureSteerableFlow(3, 2, 1, (4,)), LADDER, 2, potential=potential
         )
-    with pytest.raises(ValueError, match="scheme: expected one of"):
-        PlainSwap(LADDER, KB, "neighbours")
-    with pytest.raises(ValueError, match="sigma: expected"):
-        FlowWalk(flow, potential, LADDER, [0.1, 0.2])
-    with pytest.raises(ValueError, match="sigma: expected positive"):
-        FlowWalk(flow, potential, LADDER, -0.1)
     assert ParallelTempering(None, flow, LADDER, 2, [walk], potential).seed >= 0
-
-
-@pytest.mark.parametrize("constant", [0, -1, float("nan"), float("inf"), "a", None])
-def test_a_boltzmann_constant_is_positive(constant):
-    with pytest.raises(ValueError, match="boltzmann_constant: expected a finite, positive number"):
-        PlainSwap(LADDER, constant)
 
 
 def test_kernels_of_another_boltzmann_constant_are_refused(tree_molecule, potential, flow):
