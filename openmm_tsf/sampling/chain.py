@@ -156,7 +156,7 @@ class TemperingChain:
 
     # -- iterations --------------------------------------------------------------------------
 
-    def _sweep(self, state: WalkerState) -> tuple[WalkerState, dict[str, KernelInfo]]:
+    def _iterate(self, state: WalkerState) -> tuple[WalkerState, dict[str, KernelInfo]]:
         """Run one iteration; after an error generator and kernels are as before."""
         before = self._generator.get_state(), self._kernel_states()
         infos: dict[str, KernelInfo] = {}
@@ -178,7 +178,7 @@ class TemperingChain:
         return state.evolve(iteration=state.iteration + 1), infos
 
     def _advance(self) -> dict[str, KernelInfo]:
-        self._state, infos = self._sweep(self.state)
+        self._state, infos = self._iterate(self.state)
         for name, info in infos.items():
             self.totals[name] = self.totals[name] + info
         return infos

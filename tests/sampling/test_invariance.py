@@ -289,10 +289,9 @@ class DriftingWalk(CartesianWalk):
     """The same with steps that are not symmetric, without the correction."""
 
     def __call__(self, state, generator):
-        shifted = state.evolve(x=state.x + 0.3 * self.step)
-        shifted = shifted.evolve(energy=self.potential.energy(shifted.x.flatten(0, 1)).reshape(
-            state.energy.shape))  # fmt: skip
-        return super().__call__(shifted, generator)
+        x = state.x + 0.3 * self.step
+        energy = self.potential.energy(x.flatten(0, 1)).reshape(state.energy.shape)
+        return super().__call__(state.evolve(x=x, energy=energy), generator)
 
 
 def test_a_users_kernel_goes_through_the_same_check():

@@ -151,8 +151,8 @@ def test_labels_are_kept_with_the_pose(peptide):
     for info in totals.values():
         assert int(info.accepted.sum()) > 0
     rows = torch.arange(6)[:, None]
-    assert torch.equal(layer.labels(state.x.flatten(0, 1)).reshape(6, 2, -1),
-                       labels[rows, state.replica])  # fmt: skip
+    labels_after = layer.labels(state.x.flatten(0, 1)).reshape(6, 2, -1)
+    assert torch.equal(labels_after, labels[rows, state.replica])
     energy = potential.energy(state.x.flatten(0, 1)).reshape(6, 2)
     torch.testing.assert_close(state.energy, energy, rtol=0, atol=1e-8)
 
@@ -161,8 +161,8 @@ def test_the_gradient_is_that_of_the_target(peptide):
     _, flow, potential, start = peptide
     kernel = LatentMALA(flow, potential, (500.0, 600.0))
     x = start.x[:, 0]
-    rows = LatentBatch(*(torch.full((6,), value, dtype=torch.float64) for value in (0.9, 4.2)), x,
-                 torch.ones(6, 1, dtype=torch.float64))  # fmt: skip
+    tau, kt = (torch.full((6,), value, dtype=torch.float64) for value in (0.9, 4.2))
+    rows = LatentBatch(tau, kt, x, torch.ones(6, 1, dtype=torch.float64))
     v, _ = flow.inverse_and_log_det(x, x.new_zeros(6, 0))
     point, n_evaluations = kernel.evaluate_at(v, rows)
     assert n_evaluations == 6

@@ -181,9 +181,12 @@ def test_schedule_counts_and_reporters(make, flow, potential):
 
 @pytest.mark.parametrize(
     ("swap", "names"),
-    [("plain", ["swap_plain"]), ("steered", ["swap_steered"]),
-     ("both", ["swap_plain", "swap_steered"])],
-)  # fmt: skip
+    [
+        ("plain", ["swap_plain"]),
+        ("steered", ["swap_steered"]),
+        ("both", ["swap_plain", "swap_steered"]),
+    ],
+)
 def test_the_default_sequence(potential, flow, swap, names):
     settings = SequenceSettings(
         swap=swap, n_flow_independent=2, n_flow_walk=5, swap_scheme="random_pairs"

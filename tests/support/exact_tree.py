@@ -7,7 +7,6 @@ velocities. The probability integral transform (PIT) of every coordinate is unif
 checks serves all.
 """
 
-import functools
 import math
 
 import numpy as np
@@ -78,6 +77,7 @@ class ExactTree:
         variety = 1 + 0.3 * torch.sin(3.0 * torch.arange(self.n_coordinates))
         table = torch.tensor([1.1e4, 100.0, 4.0, 50.0], dtype=torch.float64)
         self.k = table[kinds] * variety  # kJ/mol per nm^2, per rad^2, and in front of cosines
+        self._marginals = {}
         self.k_double = torch.where(kinds == 2, 2.5, 0.0).to(torch.float64)  # second harmonic
 
     def term_energies(self, u):
@@ -87,8 +87,13 @@ class ExactTree:
         periodic = self.k * (1 - torch.cos(away)) + self.k_double * (1 - torch.cos(2 * u))
         return torch.where(self.polar.kinds < 2, harmonic, periodic)
 
-    @functools.cache  # noqa: B019 (one object a session)
     def marginals(self, temperature):
+        """Return the marginal of every coordinate at a temperature, computed once."""
+        if temperature not in self._marginals:
+            self._marginals[temperature] = self._compute_marginals(temperature)
+        return self._marginals[temperature]
+
+    def _compute_marginals(self, temperature):
         kt = KB * temperature
         out = []
         for index, kind in enumerate(self.polar.kinds.tolist()):

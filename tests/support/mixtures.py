@@ -30,8 +30,8 @@ def whole(case: Any) -> list[Any]:
 
 def through_flow(case: Any) -> list[Any]:
     """Return all kernels through the flow or whitened coordinates, and plain swaps."""
-    names = ("steered swap, random", "latent mala", "plain swap, random", "walk of 4 steps",
-             "latent hmc", "internal walk", "independence")  # fmt: skip
+    first = ("steered swap, random", "latent mala", "plain swap, random", "walk of 4 steps")
+    names = (*first, "latent hmc", "internal walk", "independence")
     return [KERNELS[name](case) for name in names]
 
 

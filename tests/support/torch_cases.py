@@ -20,12 +20,8 @@ from openmm_tsf.potentials.base import Potential
 from openmm_tsf.systems.library import alanine_dipeptide
 from tests.support.molecules import capped, capped_stretch, force_field
 
-# fmt: off
-AMINO_ACIDS = (
-    "ALA", "ARG", "ASN", "ASP", "CYS", "GLN", "GLU", "GLY", "HIS", "ILE",
-    "LEU", "LYS", "MET", "PHE", "PRO", "SER", "THR", "TRP", "TYR", "VAL",
-)
-# fmt: on
+NAMES = "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL"
+AMINO_ACIDS = tuple(NAMES.split())
 PROTEINS = {"amber14": "amber14-all.xml", "amber19": "amber19-all.xml"}
 SOLVENTS = ("hct", "obc1", "obc2", "gbn", "gbn2")
 ENERGY_TOLERANCE = 1e-10

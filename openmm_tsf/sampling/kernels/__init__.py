@@ -19,9 +19,12 @@ Made of kernels           :class:`OneOf` (one drawn at random), :class:`OnRungs`
 Kernels through the flow, swaps and HMC are always exact, Langevin dynamics is by default: Verlet
 steps between two halves of a thermostat, accepted by the energy error. With ``metropolized=False``
 (``local_metropolized=False`` of the default sequence) it has a bias of order dt^2, and its
-``settings()`` say so with the time step. The attribute ``exact`` tells which. Proposals keep the
-pose of a walker and its labels of equivalent hydrogens. No kernel reaches basins that the flow's
-training frames lack and that barriers separate (a cis peptide bond); mirror images are rejected.
+``settings()`` say so with the time step. The attribute ``exact`` tells which. Steering is exact for
+the joint density of coordinates and auxiliary momenta; the flow's marginal at another temperature
+is an approximation, the samples of the Markov chain are not. Round trips of the flow are checked
+during sampling, every ``round_trip_interval`` iterations. Proposals keep the pose of a walker and
+its labels of equivalent hydrogens. No kernel reaches basins that the flow's training frames lack
+and that barriers separate (a cis peptide bond); mirror images are rejected.
 
 **Default sequence** (:func:`default_kernels` with :class:`SequenceSettings`) of an iteration: one
 independence proposal; four walk steps that share one inverse of the flow; every tenth iteration 20
