@@ -61,40 +61,32 @@ class Kernel(Protocol):
     @property
     def name(self) -> str:
         """The name in counts and summaries."""
-        ...
 
     @property
     def exact(self) -> bool:
         """Whether the distribution is left invariant exactly, without a time-step error."""
-        ...
 
     @property
     def temperatures(self) -> tuple[float, ...]:
         """The temperatures of the ladder, K."""
-        ...
 
     @property
     def counts_shape(self) -> tuple[int, ...]:
         """The shape of :attr:`KernelInfo.accepted`."""
-        ...
 
     def __call__(
         self, state: WalkerState, generator: torch.Generator
     ) -> tuple[WalkerState, KernelInfo]:
         """Return the next state and the counts. All random numbers come from `generator`."""
-        ...
 
     def settings(self) -> dict[str, Any]:
         """Return every choice made, as JSON values; equal settings make equal kernels."""
-        ...
 
     def state_dict(self) -> dict[str, Any]:
         """Return what changes from call to call or by tuning, as tensors and plain numbers."""
-        ...
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        ...
 
 
 @runtime_checkable
@@ -144,41 +136,33 @@ class SteerableMap(Protocol):
     @property
     def n_coordinates(self) -> int:
         """The number d of coordinates."""
-        ...
 
     @property
     def n_momenta(self) -> int:
         """The number m of auxiliary momenta."""
-        ...
 
     @property
     def reference_temperature(self) -> float:
         """T_ref in K, the temperature at which the prior of v is N(0, 1)."""
-        ...
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         """The shape of one configuration, (N, 3) or (d,)."""
-        ...
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of all inputs and outputs."""
-        ...
 
     @property
     def coordinates(self) -> object | None:
         """The layer of internal coordinates; None where all of R^d is in the domain of the map."""
-        ...
 
     @property
     def overlap(self) -> bool:
         """Whether one x belongs to several v (copies by equivalent hydrogens), with weights."""
-        ...
 
     def forward_and_log_det(self, v: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Map v [B, d + m] to (x [B, *event], p [B, m]) and log|J| [B], -inf outside the domain."""
-        ...
 
     def inverse_and_log_det(
         self, x: Tensor, momenta: Tensor, copies: Tensor | None = None
@@ -187,7 +171,6 @@ class SteerableMap(Protocol):
 
         `copies` [B, G], from :meth:`draw_copies`, says which of overlapping copies each x is.
         """
-        ...
 
     def draw_copies(
         self, x: Tensor, temperature: Any, generator: torch.Generator
@@ -196,22 +179,18 @@ class SteerableMap(Protocol):
 
         `temperature` in K, one number or one per row [B]. Called only where :attr:`overlap`.
         """
-        ...
 
     def log_partition(self, x: Tensor, temperature: Any) -> Tensor:
         """Return ln of the weight [B] of the copies that the forward map has returned as x.
 
         `temperature` in K, one number or one per row [B]. Called only where :attr:`overlap`.
         """
-        ...
 
     def match_pose(self, x: Tensor, like: Tensor) -> Tensor:
         """Return x in the pose (and with the hydrogen labels) of `like`, all [B, *event]."""
-        ...
 
     def is_mirror_image(self, x: Tensor) -> Tensor:
         """Return which x [B, *event] have a centre of the wrong handedness, [B] bool."""
-        ...
 
 
 _MAP_MEMBERS = tuple(name for name in vars(SteerableMap) if not name.startswith("_"))

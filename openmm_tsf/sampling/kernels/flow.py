@@ -10,7 +10,7 @@ from openmm_tsf.metropolis import metropolis
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.kernels.base import SteerableMap, check_name
 from openmm_tsf.sampling.kernels.flow_base import FlowKernel
-from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
+from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.sampling.tuning import StepSizes
 
 
@@ -47,14 +47,8 @@ class FlowProposalKernel(FlowKernel, ABC):
                 proposed - self.log_proposal_density(v_new, tau),
                 generator,
             )
-            mirrors, n_evaluations = int(new.mirror.sum()), int(new.inside.sum())
-            total = total + KernelInfo(
-                *per_rung(accepted.reshape(shape), shape[0]),
-                rejected_non_finite=int(non_finite.sum()) - mirrors,
-                mirror_images=mirrors,
-                n_evaluations=n_evaluations,
-                outside_domain=len(x) - n_evaluations - mirrors,
-            )
+            n_evaluations = int(new.inside.sum())
+            total += self._counts(accepted, non_finite, new.inside, new.mirror, n_evaluations)
             x = torch.where(accepted.reshape(-1, *(1,) * (x.ndim - 1)), new.x, x)
             v = torch.where(accepted.unsqueeze(1), v_new, v)
             energy = torch.where(accepted, new.energy, energy)

@@ -9,6 +9,7 @@ from openmm_tsf.flows.weights import log_weight
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
 from openmm_tsf.sampling.kernels.base import RungKernel, SteerableMap, check_flow
+from openmm_tsf.sampling.state import KernelInfo, per_rung
 from openmm_tsf.utils.validation import check_float, check_int
 
 
@@ -125,6 +126,19 @@ class FlowKernel(RungKernel):
         It is -U/kT - |p|^2 / 2 tau + log|J_D|.
         """
         return log_weight(energy / kt, momenta, tau, -log_det)
+
+    def _counts(
+        self, accepted: Tensor, non_finite: Tensor, inside: Tensor, mirror: Tensor, evaluated: int
+    ) -> KernelInfo:
+        """Return the counts of one proposal for every walker and rung, from masks [B]."""
+        n_walkers, mirrors = len(accepted) // len(self.temperatures), int(mirror.sum())
+        return KernelInfo(
+            *per_rung(accepted.reshape(n_walkers, -1), n_walkers),
+            rejected_non_finite=int(non_finite.sum()) - mirrors,
+            mirror_images=mirrors,
+            n_evaluations=evaluated,
+            outside_domain=int((~inside).sum()) - mirrors,
+        )
 
     def _to_latent(
         self, x: Tensor, tau: Tensor, iteration: int, generator: torch.Generator

@@ -15,7 +15,7 @@ from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.energies import energy_and_forces
 from openmm_tsf.sampling.kernels.base import SteerableMap
 from openmm_tsf.sampling.kernels.flow import FlowWalk
-from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
+from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.utils.validation import check_float, check_int
 
 
@@ -84,14 +84,7 @@ class LatentGradientKernel(FlowWalk, ABC):
             n_evaluations += n_more
             proposed = end.log_weight + correction
             accepted, non_finite = metropolis(point.log_weight, proposed, generator)
-            mirrors = int(end.mirror.sum())
-            total = total + KernelInfo(
-                *per_rung(accepted.reshape(shape), shape[0]),
-                rejected_non_finite=int(non_finite.sum()) - mirrors,
-                mirror_images=mirrors,
-                n_evaluations=n_evaluations,
-                outside_domain=int((~end.inside).sum()) - mirrors,
-            )
+            total += self._counts(accepted, non_finite, end.inside, end.mirror, n_evaluations)
             n_evaluations = 0
             point = end.where(accepted, point)
         new = state.evolve(x=point.x.reshape(state.x.shape), energy=point.energy.reshape(shape))
