@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 
-class StrandedWalker(ValueError):
-    """A walker where its target density vanishes: no kernel could have brought it there."""
+class InvalidWalker(ValueError):
+    """The error of a walker at which the target density vanishes; no kernel leads there."""
 
 
 def metropolis(
@@ -36,7 +36,7 @@ def metropolis(
     ------
     ValueError
         If shapes differ.
-    StrandedWalker
+    InvalidWalker
         If a current log-weight is not finite: a walker must never be there. A ValueError.
     """
     if current.ndim != 1 or current.shape != proposed.shape:
@@ -47,7 +47,7 @@ def metropolis(
     bad = ~torch.isfinite(current)
     if bool(bad.any()):
         rows = bad.nonzero().flatten().tolist()
-        raise StrandedWalker(
+        raise InvalidWalker(
             f"current: expected finite log-weights, got {current[rows[0]].item()} at row {rows[0]}"
             f" ({len(rows)} of {len(current)} rows): the walker's state has a non-finite energy "
             "or lies outside the domain of the coordinates"

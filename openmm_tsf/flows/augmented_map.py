@@ -144,7 +144,7 @@ class AugmentedMap(nn.Module, ABC):
         """The ln of the number of labelled configurations with the same v."""
         return 0.0 if self.coordinates is None else self.coordinates.log_multiplicity
 
-    def place(self, x: Tensor, like: Tensor) -> Tensor:
+    def match_pose(self, x: Tensor, like: Tensor) -> Tensor:
         """Return x in the pose (and hydrogen labels) of `like`, both [B, *event]."""
         if self.coordinates is None:
             return x

@@ -1,4 +1,4 @@
-"""Walkers at every rung of a ladder under a sequence of kernels: the chain, without its files."""
+"""Walkers at every rung of a ladder under a sequence of kernels: the chain without files."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from openmm_tsf.metropolis import StrandedWalker
+from openmm_tsf.metropolis import InvalidWalker
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.consistency import (
     check_constants,
@@ -22,8 +22,7 @@ from openmm_tsf.sampling.consistency import (
     with_members,
 )
 from openmm_tsf.sampling.initial import minimised, starting_state
-from openmm_tsf.sampling.kernels.base import Closable, Kernel, check_flow
-from openmm_tsf.sampling.kernels.flow import SteerableMap
+from openmm_tsf.sampling.kernels.base import Closable, Kernel, SteerableMap, check_flow
 from openmm_tsf.sampling.kernels.schedule import Scheduled, default_kernels, kernels_by_name
 from openmm_tsf.sampling.recorder import Reporter
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
@@ -35,7 +34,7 @@ from openmm_tsf.utils.validation import check_int, check_seed
 
 
 class TemperingChain:
-    """What :class:`openmm_tsf.sampling.tempering.ParallelTempering` does without a directory."""
+    """The part of :class:`openmm_tsf.ParallelTempering` that needs no run directory."""
 
     def __init__(
         self,
@@ -93,7 +92,7 @@ class TemperingChain:
 
     @property
     def state(self) -> WalkerState:
-        """The walkers; the default start if none was set (see :meth:`set_positions`)."""
+        """The walkers; without :meth:`set_positions` they start at the default positions."""
         if self._state is None:
             if self.molecule is None:
                 raise RuntimeError("no walkers yet: call set_positions(x) first")
@@ -105,14 +104,14 @@ class TemperingChain:
 
     @property
     def exact(self) -> bool:
-        """Whether every kernel is free of time-step errors."""
+        """Whether every kernel is exact, without time-step errors."""
         return all(kernel.exact for kernel in self.kernels.values())
 
     def set_positions(self, x: Any, velocities: Any = None) -> None:
         """Start the walkers at given configurations, iteration 0.
 
-        Without this call molecules start at the minimised reference conformation, all walkers
-        alike: legal, but the first part of the run must then be discarded.
+        Without this call all walkers of a molecule start at the minimised reference conformation,
+        and the first part of the run must be discarded.
 
         Parameters
         ----------
@@ -126,8 +125,8 @@ class TemperingChain:
         ------
         ValueError
             If the shape is wrong, a walker starts at a non-finite energy or outside the flow's
-            domain (mirror images), a kernel works on another energy than the sampler, or one needs
-            velocities and there are none.
+            domain (mirror images), a kernel has another energy than the sampler, or needs
+            velocities where there are none.
         """
         state = starting_state(
             x,
@@ -144,10 +143,7 @@ class TemperingChain:
         self._state = state
 
     def close(self) -> None:
-        """Free the kernels' Contexts and threads. Calling it twice is allowed.
-
-        Kernels without a method ``close`` have none. The potential is left to its owner.
-        """
+        """Free the kernels' Contexts and threads, not the potential's; may be called twice."""
         for kernel in self.kernels.values():
             if isinstance(kernel, Closable):
                 kernel.close()
@@ -160,8 +156,8 @@ class TemperingChain:
 
     # -- iterations --------------------------------------------------------------------------
 
-    def _sweep(self, state: WalkerState) -> tuple[WalkerState, dict[str, KernelInfo]]:
-        """One iteration; all or nothing, as far as generator and kernels are concerned."""
+    def _iterate(self, state: WalkerState) -> tuple[WalkerState, dict[str, KernelInfo]]:
+        """Run one iteration; after an error generator and kernels are as before."""
         before = self._generator.get_state(), self._kernel_states()
         infos: dict[str, KernelInfo] = {}
         try:
@@ -172,8 +168,8 @@ class TemperingChain:
                 for _ in range(entry.repeats):
                     try:
                         state, info = entry.kernel(state, self._generator)
-                    except StrandedWalker as error:
-                        raise StrandedWalker(f"kernel {name}: {error}") from error
+                    except InvalidWalker as error:
+                        raise InvalidWalker(f"kernel {name}: {error}") from error
                     infos[name] = infos[name] + info if name in infos else info
         except BaseException:
             self._generator.set_state(before[0])
@@ -182,7 +178,7 @@ class TemperingChain:
         return state.evolve(iteration=state.iteration + 1), infos
 
     def _advance(self) -> dict[str, KernelInfo]:
-        self._state, infos = self._sweep(self.state)
+        self._state, infos = self._iterate(self.state)
         for name, info in infos.items():
             self.totals[name] = self.totals[name] + info
         return infos
@@ -197,16 +193,16 @@ class TemperingChain:
     def tune(
         self, n_iterations: int = 200, target_acceptance: float = 0.3, progress: bool = False
     ) -> dict[str, Tensor]:
-        """Adapt every walk's step size, rung by rung, then freeze it.
+        """Adapt the step sizes of all kernels, rung by rung, then fix them.
 
-        The chain is not a Markov chain meanwhile: nothing of it is written or enters estimates.
+        Meanwhile this is not a Markov chain, and nothing is written or enters estimates.
 
         Parameters
         ----------
         n_iterations
-            Iterations to tune for; they also serve as burn-in. With 0 nothing happens.
+            The number of iterations, which also serve as burn-in; 0 changes nothing.
         target_acceptance
-            Between 0 and 1.
+            Between 0 and 1; kernels may have a target of their own.
         progress
             Show a bar.
 
@@ -218,7 +214,7 @@ class TemperingChain:
         Warns
         -----
         UserWarning
-            If a kernel's turn came less than twice (at some rung).
+            If a step size was adapted fewer than two times.
 
         Raises
         ------

@@ -1,31 +1,61 @@
-"""Whether kernels belong to the sampler that applies them: constants, energies, domains."""
+"""Whether kernels fit the sampler that applies them: constants, energies, domains, step sizes."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
-from openmm_tsf.sampling.kernels.base import Kernel
-from openmm_tsf.sampling.kernels.dynamics import Leg
+from openmm_tsf.sampling.kernels.base import Kernel, SteerableMap
+from openmm_tsf.sampling.kernels.dynamics import DynamicsKernel
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
+from openmm_tsf.sampling.tuning import HasStepSize
 
-#: Walkers on which two potentials are compared.
-_ROWS = 4
+#: The number of walkers on which two potentials are compared.
+_N_COMPARED = 4
+
+
+@runtime_checkable
+class HasMembers(Protocol):
+    """A kernel made of kernels."""
+
+    members: tuple[Kernel, ...]
+
+
+@runtime_checkable
+class HasFlow(Protocol):
+    """A kernel whose proposals go through a flow, or stay in its domain."""
+
+    flow: SteerableMap | None
+
+
+@runtime_checkable
+class HasPotential(Protocol):
+    """A kernel with a potential."""
+
+    potential: Potential
+
+
+@runtime_checkable
+class HasBoltzmannConstant(Protocol):
+    """A kernel or a potential made for a Boltzmann constant."""
+
+    boltzmann_constant: float
 
 
 def with_members(kernels: Iterable[Kernel]) -> Iterator[tuple[str, Kernel]]:
-    """Kernels by name, and what they are made of as ``"mixture.member"``, to any depth."""
+    """Yield kernels by name, and their members as ``"mixture.member"``, to any depth."""
     for kernel in kernels:
         yield kernel.name, kernel
-        for name, member in with_members(getattr(kernel, "members", ())):
-            yield f"{kernel.name}.{name}", member
+        if isinstance(kernel, HasMembers):
+            for name, member in with_members(kernel.members):
+                yield f"{kernel.name}.{name}", member
 
 
 def member_infos(infos: Mapping[str, KernelInfo]) -> Iterator[tuple[str, KernelInfo]]:
-    """Counts under the names of :func:`with_members`."""
+    """Yield counts under the names of :func:`with_members`."""
     for name, info in infos.items():
         yield name, info
         for member, part in member_infos(info.members):
@@ -33,16 +63,10 @@ def member_infos(infos: Mapping[str, KernelInfo]) -> Iterator[tuple[str, KernelI
 
 
 def check_distinct(kernels: Iterable[Kernel]) -> None:
-    """Refuse a kernel that occurs in two places: it would be tuned, and count its calls, twice.
-
-    Raises
-    ------
-    ValueError
-        If one does.
-    """
-    seen: dict[int, str] = {}
+    """Refuse a kernel that occurs in two places: it would be tuned, and count its calls, twice."""
+    names: dict[int, str] = {}
     for name, kernel in with_members(kernels):
-        other = seen.setdefault(id(kernel), name)
+        other = names.setdefault(id(kernel), name)
         if other != name:
             raise ValueError(
                 f"kernels: expected each in one place, got the same object as {other} and {name}; "
@@ -51,18 +75,17 @@ def check_distinct(kernels: Iterable[Kernel]) -> None:
 
 
 def check_constants(kernels: Iterable[Kernel], potential: Potential) -> None:
-    """Refuse kernels made for another Boltzmann constant; those that have none are let pass.
-
-    Raises
-    ------
-    ValueError
-        If a kernel's constant, or that of its potential, is not the potential's.
-    """
+    """Refuse kernels made for another Boltzmann constant, or whose potential is."""
     expected = potential.boltzmann_constant
     for name, kernel in with_members(kernels):
-        for owner in (kernel, getattr(kernel, "potential", None)):
-            constant = getattr(owner, "boltzmann_constant", None)
-            if constant is not None and not math.isclose(constant, expected, rel_tol=1e-9):
+        holders: list[Any] = [kernel]
+        if isinstance(kernel, HasPotential):
+            holders.append(kernel.potential)
+        for holder in holders:
+            if not isinstance(holder, HasBoltzmannConstant):
+                continue
+            constant = holder.boltzmann_constant
+            if not math.isclose(constant, expected, rel_tol=1e-9):
                 raise ValueError(
                     f"kernels: {name} was made for the Boltzmann constant {constant!r}, expected "
                     f"the potential's, {expected!r} (in its energy unit per kelvin)"
@@ -70,21 +93,17 @@ def check_constants(kernels: Iterable[Kernel], potential: Potential) -> None:
 
 
 def check_domains(kernels: Iterable[Kernel]) -> None:
-    """Refuse legs that may leave the domain of the coordinates which another kernel's flow has.
-
-    Raises
-    ------
-    ValueError
-        If a leg has no flow and another kernel has one with internal coordinates.
-    """
-    everyone = list(with_members(kernels))
+    """Refuse dynamics that may leave the domain of the coordinates in another kernel's flow."""
+    named = list(with_members(kernels))
     bounded = [
         name
-        for name, kernel in everyone
-        if getattr(getattr(kernel, "flow", None), "coordinates", None) is not None
+        for name, kernel in named
+        if isinstance(kernel, HasFlow)
+        and kernel.flow is not None
+        and kernel.flow.coordinates is not None
     ]
-    for name, kernel in everyone:
-        if bounded and isinstance(kernel, Leg) and kernel.flow is None:
+    for name, kernel in named:
+        if bounded and isinstance(kernel, DynamicsKernel) and kernel.flow is None:
             raise ValueError(
                 f"kernels: {name} has flow=None and lets walkers leave the domain of the "
                 f"coordinates (mirror images) in which {bounded[0]} works; make it with flow=flow"
@@ -92,17 +111,12 @@ def check_domains(kernels: Iterable[Kernel]) -> None:
 
 
 def check_step_sizes(kernels: Iterable[Kernel]) -> None:
-    """Refuse step sizes ``sigma`` that cannot be tuned and recorded.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If ``sigma`` is no Tensor [R] of positive numbers, or the kernel does not count by rung.
-    """
+    """Refuse step sizes ``sigma`` that are not a Tensor [R] > 0, or have no counts per rung."""
     for name, kernel in with_members(kernels):
-        if not hasattr(kernel, "sigma"):
+        if not isinstance(kernel, HasStepSize):
             continue
-        sigma, shape = kernel.sigma, (len(kernel.temperatures),)
+        sigma: Any = kernel.sigma
+        shape = (len(kernel.temperatures),)
         if not isinstance(sigma, torch.Tensor):
             raise TypeError(
                 f"kernels: expected the attribute sigma of {name} to be a Tensor of "
@@ -122,15 +136,13 @@ def check_step_sizes(kernels: Iterable[Kernel]) -> None:
 
 
 def check_velocities(kernels: Iterable[Kernel], state: WalkerState) -> None:
-    """Refuse walkers without velocities where a kernel needs some.
-
-    Raises
-    ------
-    ValueError
-        If one does.
-    """
+    """Refuse walkers without velocities where a kernel needs them."""
     for name, kernel in with_members(kernels):
-        if state.velocities is None and isinstance(kernel, Leg) and kernel.needs_velocities:
+        if (
+            state.velocities is None
+            and isinstance(kernel, DynamicsKernel)
+            and kernel.needs_velocities
+        ):
             raise ValueError(
                 f"velocities: expected some of shape {tuple(state.x.shape)} for the kernel {name}, "
                 "got None; they are drawn by default only where a molecule has masses"
@@ -138,32 +150,28 @@ def check_velocities(kernels: Iterable[Kernel], state: WalkerState) -> None:
 
 
 def check_potentials(kernels: Iterable[Kernel], potential: Potential, state: WalkerState) -> None:
-    """Compare the energies of kernels' own potentials with those that the walkers carry.
+    """Compare the energies of the kernels' potentials with those that the walkers carry.
 
-    On a few walkers of the uppermost rung, where they are spread the most. Another object for the
-    same energy is let pass, with the differences of precision that platforms have: a relative 1e-6,
-    or 0.001 kT.
-
-    Raises
-    ------
-    ValueError
-        If a kernel works on another energy.
+    On a few walkers of the hottest rung, where they differ most from each other. Another object for
+    the same energy is allowed, with the differences of precision that platforms have: a relative
+    1e-6, or 0.001 kT.
     """
-    x, energy = state.x[:_ROWS, -1], state.energy[:_ROWS, -1]
-    compared: set[int] = {id(potential)}
+    x, expected = state.x[:_N_COMPARED, -1], state.energy[:_N_COMPARED, -1]
+    compared = {id(potential)}
     for name, kernel in with_members(kernels):
-        own: Any = getattr(kernel, "potential", None)
-        if not hasattr(own, "energy") or id(own) in compared:
+        if not isinstance(kernel, HasPotential) or not hasattr(kernel.potential, "energy"):
             continue
-        compared.add(id(own))
+        if id(kernel.potential) in compared:
+            continue
+        compared.add(id(kernel.potential))
         with torch.no_grad():
-            found = evaluate.energy(own, x)
+            energy = evaluate.energy(kernel.potential, x)
         kt = potential.boltzmann_constant * kernel.temperatures[-1]
-        wrong = ~torch.isclose(found, energy, rtol=1e-6, atol=1e-3 * kt)
+        wrong = ~torch.isclose(energy, expected, rtol=1e-6, atol=1e-3 * kt)
         if bool(wrong.any()):
             row = int(wrong.nonzero()[0])
             raise ValueError(
                 f"kernels: the potential of {name} gives walker {row} the energy "
-                f"{found[row].item()!r}, expected {energy[row].item()!r} as the sampler's potential"
-                " gives; make the kernel with the sampler's potential"
+                f"{energy[row].item()!r}, expected {expected[row].item()!r} as the sampler's "
+                "potential gives; make the kernel with the sampler's potential"
             )

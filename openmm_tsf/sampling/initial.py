@@ -9,8 +9,8 @@ from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
+from openmm_tsf.sampling.kernels.base import SteerableMap
 from openmm_tsf.sampling.kernels.dynamics import mass_per_coordinate
-from openmm_tsf.sampling.kernels.flow import SteerableMap
 from openmm_tsf.sampling.kernels.langevin_openmm import DynamicsPotential
 from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.systems.molecule import MolecularSystem

@@ -9,7 +9,7 @@ import torch
 
 from openmm_tsf.potentials.base import Potential, describe_potential
 from openmm_tsf.sampling.consistency import with_members
-from openmm_tsf.sampling.kernels.flow import SteerableMap
+from openmm_tsf.sampling.kernels.base import SteerableMap
 from openmm_tsf.sampling.kernels.schedule import Scheduled
 from openmm_tsf.sampling.tuning import HasStepSize
 from openmm_tsf.systems.molecule import MolecularSystem

@@ -1,4 +1,4 @@
-"""The walkers, and what a kernel is."""
+"""The walkers, and the counts of what kernels did with them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ from torch import Tensor
 class WalkerState:
     """W walkers, each with one replica at every one of R rungs of the temperature ladder.
 
-    Kernels never change a state in place: they return a new one.
+    Kernels do not change a state in place: they return a new one.
 
     Attributes
     ----------
@@ -23,9 +23,22 @@ class WalkerState:
     energy : Tensor
         Potential energies [W, R], float64.
     replica : Tensor
-        Identity (the starting rung) of the replica that now sits at each rung [W, R], int64.
+        The replica at each rung, named by the rung at which it started [W, R], int64.
     iteration : int
-        Iterations completed.
+        The number of iterations completed.
+
+    Examples
+    --------
+    Two walkers at three temperatures, on a line:
+
+    >>> import torch
+    >>> from openmm_tsf.sampling.kernels import WalkerState
+    >>> x = torch.zeros(2, 3, 1).double()
+    >>> state = WalkerState(x, None, torch.zeros(2, 3).double(), torch.arange(3).repeat(2, 1))
+    >>> state.n_walkers, state.n_rungs
+    (2, 3)
+    >>> state.evolve(iteration=1).iteration
+    1
     """
 
     x: Tensor
@@ -36,20 +49,20 @@ class WalkerState:
 
     @property
     def n_walkers(self) -> int:
-        """Number of walkers W."""
+        """The number of walkers W."""
         return int(self.energy.shape[0])
 
     @property
     def n_rungs(self) -> int:
-        """Number of rungs R."""
+        """The number of rungs R."""
         return int(self.energy.shape[1])
 
     def evolve(self, **changes: Any) -> Self:
-        """A copy with some fields replaced."""
+        """Return a copy with some fields replaced."""
         return replace(self, **changes)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain numbers for a checkpoint."""
+        """Return the fields, for a checkpoint."""
         return {
             "x": self.x,
             "velocities": self.velocities,
@@ -60,7 +73,7 @@ class WalkerState:
 
     @classmethod
     def from_state_dict(cls, content: dict[str, Any]) -> Self:
-        """The state of a checkpoint."""
+        """Return the state of a checkpoint."""
         return cls(**content)
 
 
@@ -71,7 +84,7 @@ class KernelInfo:
     Attributes
     ----------
     accepted, proposed : Tensor
-        Counts, int64: [R] per rung; even-odd swaps [R-1] per adjacent pair; random-pair swaps
+        Counts, int64: [R] per rung; for even-odd swaps [R-1] per adjacent pair; for other swaps
         [R, R], in the upper triangle.
     rejected_non_finite : int
         Proposals rejected for a non-finite energy or for leaving the coordinates' domain
@@ -79,12 +92,21 @@ class KernelInfo:
     mirror_images : int
         Proposals rejected for the wrong handedness.
     n_evaluations : int
-        Energies (or energies with forces) asked of the potential.
+        The number of energies, or energies with forces, that the potential computed.
     outside_domain : int
-        Those of `rejected_non_finite` that left the flow's domain: a torsion beyond its branch, a
-        bond or an angle that there is not. Of the others, the energy was not finite.
+        Those of `rejected_non_finite` that left the flow's domain: a torsion beyond its branch, or
+        an impossible bond or angle. Of the others, the energy was not finite.
     members : mapping of str to KernelInfo
-        Of a kernel made of kernels, what each of them did: its part of the counts.
+        The counts of every member of a kernel made of kernels.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from openmm_tsf.sampling.kernels import KernelInfo
+    >>> info = KernelInfo(torch.tensor([2, 1]), torch.tensor([4, 4]), n_evaluations=8)
+    >>> total = info + info
+    >>> total.acceptance, total.n_evaluations
+    (tensor([0.5000, 0.2500], dtype=torch.float64), 16)
     """
 
     accepted: Tensor
@@ -97,16 +119,19 @@ class KernelInfo:
 
     @classmethod
     def zero(cls, counts_shape: tuple[int, ...]) -> "KernelInfo":
-        """The neutral element: nothing proposed."""
+        """Return counts of zero."""
         zeros = torch.zeros(counts_shape, dtype=torch.int64)
         return cls(zeros, zeros)
 
     @property
     def acceptance(self) -> Tensor:
-        """Accepted over proposed; NaN where nothing was proposed."""
+        """The acceptance: accepted over proposed, NaN where nothing was proposed."""
         return self.accepted.double() / self.proposed.double()
 
     def __add__(self, other: "KernelInfo") -> "KernelInfo":
+        members = dict(self.members)
+        for name, info in other.members.items():
+            members[name] = members[name] + info if name in members else info
         return KernelInfo(
             self.accepted + other.accepted,
             self.proposed + other.proposed,
@@ -114,16 +139,16 @@ class KernelInfo:
             self.mirror_images + other.mirror_images,
             self.n_evaluations + other.n_evaluations,
             self.outside_domain + other.outside_domain,
-            {
-                name: sum_of(self.members.get(name), other.members.get(name))
-                for name in {**self.members, **other.members}
-            },
+            members,
         )
 
     def of_member(
         self, name: str, accepted: Tensor | None = None, proposed: Tensor | None = None
     ) -> "KernelInfo":
-        """The mixture's counts where this is what its member `name` did, in its own shapes."""
+        """Return the counts of a mixture of which only the member `name` was applied.
+
+        `accepted` and `proposed` replace the member's where the mixture's shapes are others.
+        """
         return replace(
             self,
             accepted=self.accepted if accepted is None else accepted,
@@ -132,16 +157,7 @@ class KernelInfo:
         )
 
 
-def sum_of(first: KernelInfo | None, second: KernelInfo | None) -> KernelInfo:
-    """The sum of counts of which one may be missing."""
-    if first is None or second is None:
-        found = second if first is None else first
-        assert found is not None
-        return found
-    return first + second
-
-
 def per_rung(accepted: Tensor, n_walkers: int) -> tuple[Tensor, Tensor]:
-    """Counts (accepted [R], proposed [R]) from accepted [W, R] bool."""
+    """Return the counts (accepted [R], proposed [R]) from accepted [W, R] bool."""
     total = accepted.sum(dim=0)
     return total, torch.full_like(total, n_walkers)

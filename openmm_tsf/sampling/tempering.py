@@ -17,8 +17,7 @@ from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.chain import TemperingChain
 from openmm_tsf.sampling.consistency import check_potentials
 from openmm_tsf.sampling.initial import restored_state
-from openmm_tsf.sampling.kernels.base import Kernel
-from openmm_tsf.sampling.kernels.flow import SteerableMap
+from openmm_tsf.sampling.kernels.base import Kernel, SteerableMap
 from openmm_tsf.sampling.kernels.schedule import Scheduled
 from openmm_tsf.sampling.provenance import (
     check_run_arguments,

@@ -11,24 +11,24 @@ from openmm_tsf.utils.validation import as_float_tensor
 
 @runtime_checkable
 class HasStepSize(Protocol):
-    """A kernel with one step size per rung.
+    """A kernel with one step size per rung, `sigma` [R].
 
-    A kernel may also have an attribute ``target_acceptance``: what its step sizes are best tuned
-    to, whatever the tuner was asked for.
+    A kernel may also have an attribute ``target_acceptance``, which its step sizes are tuned to in
+    place of the tuner's.
     """
 
     sigma: Tensor
 
 
 def step_sizes(value: Any, n_rungs: int, name: str = "sigma") -> Tensor:
-    """Step sizes [R], float64, from one number or one per rung.
+    """Return step sizes [R], float64, from one number or one per rung.
 
     Raises
     ------
     TypeError
-        If they are no numbers.
+        If `value` has entries that are not numbers.
     ValueError
-        If they are not positive and finite, or not as many.
+        If a number is not positive and finite, or there are neither 1 nor R of them.
     """
     sizes = as_float_tensor(value, name)
     if sizes.ndim > 1 or (sizes.ndim == 1 and len(sizes) != n_rungs):
@@ -36,6 +36,30 @@ def step_sizes(value: Any, n_rungs: int, name: str = "sigma") -> Tensor:
     if not bool(((sizes > 0) & torch.isfinite(sizes)).all()):
         raise ValueError(f"{name}: expected positive step sizes, got {sizes.tolist()}")
     return sizes.expand(n_rungs).clone()
+
+
+class StepSizes:
+    """What kernels with step sizes share: `sigma` [R], one for every rung, and its state."""
+
+    temperatures: tuple[float, ...]
+    _sigma: Tensor
+
+    @property
+    def sigma(self) -> Tensor:
+        """The step sizes [R]."""
+        return self._sigma
+
+    @sigma.setter
+    def sigma(self, value: Any) -> None:
+        self._sigma = step_sizes(value, len(self.temperatures))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step sizes."""
+        return {"sigma": self._sigma.clone()}
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Restore the step sizes."""
+        self.sigma = content["sigma"]
 
 
 class StepSizeTuner:
@@ -49,9 +73,9 @@ class StepSizeTuner:
     kernel
         The kernel to tune.
     n_updates
-        Largest number of updates that will come; without any the step sizes stay as they are.
+        The largest number of updates.
     target
-        Acceptance to reach; the kernel's own ``target_acceptance`` goes first, if it has one.
+        The acceptance to reach, for kernels without a ``target_acceptance``.
 
     Raises
     ------
@@ -71,7 +95,7 @@ class StepSizeTuner:
         self._path: list[Tensor] = []
 
     def update(self, info: KernelInfo) -> None:
-        """Take one iteration's counts into account; rungs without proposals stay as they are."""
+        """Adapt the step sizes by the counts of one iteration; rungs without proposals are left."""
         seen = info.proposed > 0
         rate = 2 * (self._n_updates + 1).double() ** -0.6
         step = torch.where(seen, rate * (info.acceptance - self.target), 0.0)
@@ -82,13 +106,13 @@ class StepSizeTuner:
 
     @property
     def fewest_updates(self) -> int:
-        """How often the step size of the rung that came up least was adapted."""
+        """The smallest number of updates of a rung's step size."""
         return int(self._n_updates.min())
 
     def freeze(self) -> Tensor:
-        """Set and return the averaged step sizes [R]."""
+        """Set and return the averaged step sizes [R]; without updates they stay as they were."""
         if self._path:
-            # Half of the updates that came: a kernel with an interval has fewer than announced.
+            # Half of the actual updates, which an interval makes fewer than n_updates.
             kept = self._path[len(self._path) // 2 :]
             self.kernel.sigma = torch.stack(kept).mean(dim=0).exp()
         return self.kernel.sigma

@@ -19,7 +19,7 @@ from openmm_tsf.io.serialization import from_plain, plain
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.potentials.platforms import check_platform
 from openmm_tsf.sampling import ParallelTempering
-from openmm_tsf.sampling.kernels.schedule import Scheduled, default_kernels
+from openmm_tsf.sampling.kernels.schedule import Scheduled, SequenceSettings, default_kernels
 from openmm_tsf.sampling.provenance import hash_of
 from openmm_tsf.sampling.run_writer import CHECKPOINT, RunWriter
 from openmm_tsf.sampling.state import WalkerState
@@ -85,10 +85,12 @@ def kernels_of(
         flow,
         settings.temperatures,
         torch.tensor(molecule.masses, dtype=torch.float64),
-        n_flow_independent=settings.n_independent,
-        n_flow_walk=settings.n_walk,
-        swap=settings.swap,
-        local_interval=settings.local_interval,
+        SequenceSettings(
+            n_flow_independent=settings.n_independent,
+            n_flow_walk=settings.n_walk,
+            swap=settings.swap,
+            local_interval=settings.local_interval,
+        ),
     )
 
 

@@ -16,6 +16,7 @@ from openmm_tsf.sampling.kernels import (
     FlowWalk,
     PlainSwap,
     Scheduled,
+    SequenceSettings,
     default_kernels,
 )
 from openmm_tsf.sampling.tempering import ParallelTempering
@@ -180,9 +181,10 @@ def test_mirror_images_are_all_counted_and_none_is_accepted(tmp_path, molecule):
     start_to_mirror.interval = 1
     with molecule.potential(platform="Reference", n_contexts=1) as potential:
         once = {"round_trip_interval": 10**6}  # in the first iteration, which is not mirrored
-        others = {"n_flow_independent": 0, "n_flow_walk": 0, "swap": "plain"}
-        others |= {"local_interval": 4, "local_steps": 5}
-        kernels = default_kernels(potential, flow, ladder, molecule.masses, **others)
+        settings = SequenceSettings(
+            n_flow_independent=0, n_flow_walk=0, swap="plain", local_interval=4, local_steps=5
+        )
+        kernels = default_kernels(potential, flow, ladder, molecule.masses, settings)
         walk = FlowWalk(flow, potential, ladder, 0.02, **once)
         independent = FlowIndependence(flow, potential, ladder, **once)
         kernels = [Scheduled(independent), Scheduled(walk, repeats=3), *kernels]

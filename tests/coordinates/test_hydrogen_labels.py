@@ -305,10 +305,12 @@ def test_the_latent_does_not_depend_on_pose_and_labels(methyl, start):
     (x, momenta), log_det = flow.forward_and_log_det(v)
     inside = torch.isfinite(log_det)
     v, x, momenta, like = v[inside], x[inside], momenta[inside], start[inside]
-    placed = flow.place(x, like=like)
+    placed = flow.match_pose(x, like=like)
     u, _ = flow.coordinates.inverse_and_log_det(x)
     torch.testing.assert_close(placed, flow.coordinates.place(u, like=like), rtol=0, atol=1e-12)
-    again = flow.place(flow.coordinates.relabel(placed, torch.ones(len(x), 1).long()), like=like)
+    again = flow.match_pose(
+        flow.coordinates.relabel(placed, torch.ones(len(x), 1).long()), like=like
+    )
     torch.testing.assert_close(again, placed, rtol=0, atol=1e-12)
     labels = flow.coordinates.labels(placed)
     assert torch.equal(labels, flow.coordinates.labels(like))

@@ -286,8 +286,8 @@ def test_place_keeps_the_pose(tsf):
     )[0]
     turn = turn * torch.linalg.det(turn)
     like = x.flip(0) @ turn.T + 0.7
-    torch.testing.assert_close(tsf.place(like, like=like), like, rtol=0, atol=1e-9)
-    placed = tsf.place(x, like=like)
+    torch.testing.assert_close(tsf.match_pose(like, like=like), like, rtol=0, atol=1e-9)
+    placed = tsf.match_pose(x, like=like)
     torch.testing.assert_close(torch.pdist(placed[0]), torch.pdist(x[0]), rtol=0, atol=1e-9)
 
 
@@ -387,7 +387,7 @@ def test_a_flow_without_a_molecule():
     sample = flow.sample(10, 1.0, torch.Generator().manual_seed(0))
     assert sample.x.shape == (10, 4)
     assert sample.momenta.shape == (10, 3)
-    assert torch.equal(flow.place(sample.x, like=sample.x + 1), sample.x)
+    assert torch.equal(flow.match_pose(sample.x, like=sample.x + 1), sample.x)
     assert flow.is_constant_log_det
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from openmm_tsf.potentials import OpenMMPotential, TorchPotential
-from tests.support.molecules import disulfide, protein_piece
+from tests.support.molecules import disulfide, force_field, protein_piece, with_hydrogens
 from tests.support.torch_cases import (
     AMINO_ACIDS,
     PROTEINS,
@@ -17,13 +17,11 @@ from tests.support.torch_cases import (
     build,
     dipeptide,
     errors,
-    force_field,
     hessian_rows,
     minimised_and_dynamics,
     peptide,
     perturbed,
     reference_values,
-    with_hydrogens,
 )
 
 FORCE_FIELDS = [(protein, solvent) for protein in PROTEINS for solvent in SOLVENTS]

@@ -1,4 +1,4 @@
-"""Walkers are float64 on the CPU; potentials may compute in another dtype and elsewhere."""
+"""Walkers are float64 on the CPU; potentials may have another dtype and device."""
 
 import functools
 
@@ -27,7 +27,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 
 class Strict(Potential):
-    """Takes nothing but its own dtype and device, and gives nothing else."""
+    """A potential that accepts and returns only its own dtype and device."""
 
     def __init__(self, inner, dtype, device="cpu"):
         self.inner, self.dtype, self.device = inner, dtype, torch.device(device)
@@ -59,7 +59,7 @@ KERNELS = {
     "steered": lambda case, u: SteeredSwap(case.flow, u, case.ladder),
     "latent-mala": lambda case, u: LatentMALA(case.flow, u, case.ladder, 0.1),
     "latent-hmc": lambda case, u: LatentHMC(case.flow, u, case.ladder, 0.1, n_leapfrog=2),
-    "leg": lambda case, u: TorchLangevin(u, case.ladder, case.masses, case.flow, 3),
+    "langevin": lambda case, u: TorchLangevin(u, case.ladder, case.masses, case.flow, 3),
     "baoab": lambda case, u: TorchLangevin(
         u, case.ladder, case.masses, case.flow, 3, integrator="baoab"
     ),
@@ -79,7 +79,7 @@ def one_call(case, name, potential):
 
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
-def test_kernels_take_potentials_of_another_kind(name, device):
+def test_kernels_work_with_potentials_of_another_dtype_and_device(name, device):
     """The same chain, up to the potential's rounding."""
     case = tree_case()
     expected, expected_info = one_call(case, name, case.potential)
@@ -98,7 +98,7 @@ def test_kernels_take_potentials_of_another_kind(name, device):
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 def test_a_trajectory_is_not_rounded_with_its_potential(device):
-    """Verlet with rounded forces is still reversible to the last digits of float64."""
+    """Verlet with rounded forces is reversible to the last digits of float64."""
     potential = Strict(GaussianWell(torch.eye(3, dtype=torch.float64)), torch.float32, device)
     generator = torch.Generator().manual_seed(72)
     x, v = torch.randn(2, 5, 3, dtype=torch.float64, generator=generator)
@@ -106,31 +106,31 @@ def test_a_trajectory_is_not_rounded_with_its_potential(device):
     x_end, v_end, _ = velocity_verlet(potential, x, v, mass, step, 20)
     assert float((x_end - x).abs().min()) > 1e-3
     x_back, v_back, _ = velocity_verlet(potential, x_end, -v_end, mass, step, 20)
-    # The two ways may round a position to different neighbours in float32, once in a while.
+    # Forward and back may occasionally round a position to different neighbours in float32.
     torch.testing.assert_close(x_back, x, rtol=0, atol=1e-7)
     torch.testing.assert_close(v_back, -v, rtol=0, atol=1e-7)
     assert x_end.dtype == torch.float64
     assert x_end.device.type == "cpu"
 
 
-def test_energies_come_back_as_they_went():
+def test_energies_have_the_dtype_of_the_configurations():
     case = tree_case()
     system = case.tree.system()
     x = case.start(4, torch.Generator().manual_seed(73)).x[:, 0]
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-3)):
         potential = TorchPotential.from_system(system, dtype)
         y = x.to(torch.float32 if dtype == torch.float64 else torch.float64).requires_grad_()
-        found, forces = energy_and_forces(potential, y.detach())
-        asked = energy(potential, y)
-        assert {part.dtype for part in (found, forces, asked)} == {y.dtype}
-        (slope,) = torch.autograd.grad(asked.sum(), y)
-        torch.testing.assert_close(slope, -forces)
+        detached, forces = energy_and_forces(potential, y.detach())
+        differentiable = energy(potential, y)
+        assert {part.dtype for part in (detached, forces, differentiable)} == {y.dtype}
+        (gradient,) = torch.autograd.grad(differentiable.sum(), y)
+        torch.testing.assert_close(gradient, -forces)
         expected = case.potential.energy(y.detach().double())
         scale = 1e-3 if y.dtype == torch.float32 else tolerance
-        torch.testing.assert_close(found.double(), expected, rtol=scale, atol=scale)
+        torch.testing.assert_close(detached.double(), expected, rtol=scale, atol=scale)
 
 
-def test_potentials_without_a_home_take_what_comes():
+def test_potentials_without_a_dtype_get_configurations_as_they_are():
     well = GaussianWell(torch.eye(2, dtype=torch.float64))
     for dtype in (torch.float32, torch.float64):
         x = torch.ones(3, 2, dtype=dtype)

@@ -14,9 +14,11 @@ import torch
 import openmm_tsf.sampling
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.sampling.kernels import Kernel, PlainSwap, Scheduled
-from openmm_tsf.sampling.kernels.dynamics import LangevinDynamics, Leg
-from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowKernel, FlowProposalKernel
+from openmm_tsf.sampling.kernels.dynamics import DynamicsKernel, LangevinKernel
+from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowProposalKernel
+from openmm_tsf.sampling.kernels.flow_base import FlowKernel
 from openmm_tsf.sampling.kernels.internal_walk import InternalWalk
+from openmm_tsf.sampling.kernels.latent import LatentGradientKernel
 from openmm_tsf.sampling.kernels.mixtures import OneOf, OnRungs
 from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.state import KernelInfo, per_rung
@@ -42,17 +44,17 @@ def contexts():
 
 
 def kernel_classes():
-    """Every public class of the package's sampling rooms that is a kernel."""
+    """Return every public class of ``openmm_tsf.sampling`` that is a kernel."""
     members = {name for name in dir(Kernel) if not name.startswith("_")} | {"__call__"}
     members -= {"name", "temperatures"}  # set by the constructors
-    rooms = [
+    modules = [
         importlib.import_module(module.name)
         for module in pkgutil.walk_packages(openmm_tsf.sampling.__path__, "openmm_tsf.sampling.")
     ]
     return {
         cls
-        for room in rooms
-        for name, cls in vars(room).items()
+        for module in modules
+        for cls in vars(module).values()
         if inspect.isclass(cls)
         and not cls.__name__.startswith("_")
         and cls.__module__.startswith("openmm_tsf.")
@@ -61,14 +63,14 @@ def kernel_classes():
 
 
 def test_every_kernel_is_in_the_table():
-    """A new kernel without a case fails here."""
-    legs = {Leg, LangevinDynamics}
-    unfinished = {Kernel, FlowKernel, FlowProposalKernel} | legs  # what kernels are made of
-    found = kernel_classes() - unfinished
-    assert len(found) >= 11
-    assert found == {entry.kind for entry in KERNELS.values()}
-    for cls in legs:
-        assert cls._propagate is Leg._propagate  # which is not implemented
+    """A new kernel without a case in the table fails here."""
+    bases = {Kernel, FlowKernel, FlowProposalKernel, LatentGradientKernel}
+    bases |= {DynamicsKernel, LangevinKernel}
+    classes = kernel_classes() - bases
+    assert len(classes) >= 11
+    assert classes == {entry.kind for entry in KERNELS.values()}
+    for cls in bases - {Kernel, FlowKernel}:
+        assert inspect.isabstract(cls)
 
 
 def test_every_kernel_is_in_a_mixture():
@@ -85,11 +87,11 @@ def test_every_kernel_has_its_mutants():
     made = {(mutant.mutation, mutant.kind) for mutant in MUTANTS}
     for kind in {entry.kind for entry in KERNELS.values()}:
         needed = {"temperature" if (("temperature", kind) in made) else "tau"}
-        if issubclass(kind, OneOf | OnRungs):  # whose members have the others
+        if issubclass(kind, OneOf | OnRungs):  # the other mutations are those of the members
             needed = {"choice"} if kind is OneOf else {"rung"}
         if issubclass(kind, FlowKernel):
             needed |= {"jacobian", "pose"}
-        if issubclass(kind, Leg) or (issubclass(kind, FlowKernel) and kind is not InternalWalk):
+        if issubclass(kind, DynamicsKernel | FlowKernel) and kind is not InternalWalk:
             needed |= {"momenta"}
         missing = needed - {mutation for mutation, of in made if of is kind}
         assert not missing, (kind.__name__, missing)
@@ -117,7 +119,7 @@ def on_tree():
 @pytest.mark.parametrize(("name", "flow", "n_rungs"), list(on_tree()))
 def test_kernels_on_the_molecule(name, flow, n_rungs):
     entry = KERNELS[name]
-    case = tree(flow, n_rungs, not entry.is_leg)
+    case = tree(flow, n_rungs, not entry.is_dynamics)
     n_walkers = entry.n_walkers if n_rungs < 7 else min(entry.n_walkers, 1000)
     lowest = 0.005 if n_rungs == 7 else 0.02  # of 300 and 600 K few pairs agree
     outcome = check(entry, case, n_walkers, 72, entry.times, acceptance=(lowest, 0.98))
@@ -126,20 +128,20 @@ def test_kernels_on_the_molecule(name, flow, n_rungs):
     if entry.is_swap:
         assert_counts_of_swaps(info, entry(case), n_walkers, entry.times)
     else:
-        steps = entry.on_tree.get("n_steps", 1) if entry.moves_inside else 1
+        steps = entry.on_tree.get("n_steps", 1) if entry.keeps_pose else 1
         rungs = entry.on_tree.get("rungs", range(n_rungs))
         proposed = entry.times * steps * n_walkers
         assert info.proposed.tolist() == [proposed * (rung in rungs) for rung in range(n_rungs)]
         assert torch.equal(end.replica, start.replica)
-    if entry.moves_inside:
+    if entry.keeps_pose:
         assert end.velocities is start.velocities
-        poses = [case.tree.plain.pose(state.x.flatten(0, 1)) for state in (start, end)]
+        poses = [case.tree.polar.pose(state.x.flatten(0, 1)) for state in (start, end)]
         for before, after in zip(*poses, strict=True):
             torch.testing.assert_close(before, after, rtol=0, atol=1e-9)
         if name.startswith(("latent", "internal")):
             far = (end.x - start.x).abs().amax(dim=(2, 3)) > 1e-4
             assert float(far.double().mean()) > 0.3
-    if "steered" in name or entry.moves_inside:
+    if "steered" in name or entry.keeps_pose:
         assert info.rejected_non_finite > 0
         rejected = info.rejected_non_finite + info.mirror_images
         n_proposed = int(info.proposed.sum())
@@ -147,15 +149,15 @@ def test_kernels_on_the_molecule(name, flow, n_rungs):
             assert info.n_evaluations == 2 * (n_proposed - rejected)
         elif "latent" not in name:
             assert n_proposed - info.n_evaluations <= rejected
-    if entry.is_leg:
+    if entry.is_dynamics:
         assert info.n_evaluations == entry.times * n_walkers * n_rungs * (entry(case).n_steps + 1)
         assert bool((info.acceptance > 0.3).all())
-    if entry.is_leg or name.startswith(("walk", "independence", "latent hmc")):
+    if entry.is_dynamics or name.startswith(("walk", "independence", "latent hmc")):
         assert info.mirror_images > 0
 
 
 def assert_counts_of_swaps(info, kernel, n_walkers, times):
-    """Proposals of as many pairs as the scheme has."""
+    """Assert the number of proposals for every pair of the scheme."""
     n_rungs, scheme = len(kernel.temperatures), kernel.settings()["scheme"]
     if scheme == "even_odd":
         even, odd = n_walkers * ((times + 1) // 2), n_walkers * (times // 2)
@@ -175,7 +177,7 @@ def on_models():
     for name, entry in KERNELS.items():
         if entry.on_model is not None:
             yield name, "tsf"
-            if not (entry.is_leg or issubclass(entry.kind, PlainSwap | InternalWalk)):
+            if not (entry.is_dynamics or issubclass(entry.kind, PlainSwap | InternalWalk)):
                 yield name, "realnvp"
 
 
@@ -183,7 +185,7 @@ def on_models():
 @pytest.mark.parametrize("which", MODELS)
 def test_kernels_on_models(name, kind, which):
     entry = KERNELS[name]
-    check(entry, model(which, kind), 3000, 73, 8 if entry.is_leg else 3)
+    check(entry, model(which, kind), 3000, 73, 8 if entry.is_dynamics else 3)
 
 
 # -- mixtures ----------------------------------------------------------------------------------
@@ -259,7 +261,7 @@ class CartesianWalk:
         noise = torch.randn(state.x.shape, generator=generator, dtype=state.x.dtype)
         x = state.x + self.step * noise
         energy = self.potential.energy(x.flatten(0, 1))
-        if self.flow is not None:  # the mirror image is no place to go
+        if self.flow is not None:  # mirror images are outside the domain
             energy[self.flow.is_mirror_image(x.flatten(0, 1))] = torch.inf
         kt = torch.tensor(self.temperatures) * self.potential.boltzmann_constant
         kt = kt.double().repeat(state.n_walkers)
@@ -284,13 +286,12 @@ class CartesianWalk:
 
 
 class DriftingWalk(CartesianWalk):
-    """The same with steps that are not symmetric, and no correction for it."""
+    """The same with steps that are not symmetric, without the correction."""
 
     def __call__(self, state, generator):
-        shifted = state.evolve(x=state.x + 0.3 * self.step)
-        shifted = shifted.evolve(energy=self.potential.energy(shifted.x.flatten(0, 1)).reshape(
-            state.energy.shape))  # fmt: skip
-        return super().__call__(shifted, generator)
+        x = state.x + 0.3 * self.step
+        energy = self.potential.energy(x.flatten(0, 1)).reshape(state.energy.shape)
+        return super().__call__(state.evolve(x=x, energy=energy), generator)
 
 
 def test_a_users_kernel_goes_through_the_same_check():

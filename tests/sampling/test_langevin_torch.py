@@ -1,7 +1,7 @@
-"""Batched Langevin legs, HMC and MALA: reversible, and the same trajectories as OpenMM's.
+"""Langevin dynamics in torch, HMC and MALA: reversible, with the trajectories of OpenMM.
 
-That those of them that are metropolised leave ensembles invariant, and that mutants do not, is in
-test_invariance.py. Small steps without the accept rule are here: |z| < 4 from exact samples.
+That the metropolised ones leave ensembles invariant, and that mutants do not, is in
+test_invariance.py. Small steps without acceptance are here: |z| < 4 from exact samples.
 """
 
 import math
@@ -20,41 +20,22 @@ from openmm_tsf.sampling.kernels import (
     CartesianHMC,
     CartesianMALA,
     OpenMMLangevin,
-    Scheduled,
     TorchLangevin,
-    default_kernels,
 )
 from openmm_tsf.sampling.kernels.base import Kernel
 from openmm_tsf.sampling.kernels.dynamics import mass_per_coordinate
 from openmm_tsf.sampling.kernels.langevin_torch import velocity_verlet
 from openmm_tsf.sampling.state import WalkerState
-from openmm_tsf.sampling.tempering import ParallelTempering
-from openmm_tsf.sampling.tuning import HasStepSize, StepSizeTuner
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.library import alanine_dipeptide
-from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import KB
 from tests.support.exact_cases import (
     ModelCase,
     ModelWithVelocities,
-    Mutant,
-    TreeCase,
     apply,
     assert_energies_are_stored,
     assert_exact,
 )
-from tests.support.exact_tree import POSITIONS
-
-
-@pytest.fixture(scope="module")
-def case():
-    return TreeCase(pose_kept=False)
-
-
-@pytest.fixture(scope="module")
-def openmm_potential(case):
-    with OpenMMPotential(case.tree.system(), platform="Reference", n_contexts=1) as potential:
-        yield potential
 
 
 def on_tree(case, kind, **settings):
@@ -64,7 +45,7 @@ def on_tree(case, kind, **settings):
 # -- exact -------------------------------------------------------------------------------------
 
 ON_TREE = {
-    "leg-small-step": (
+    "verlet-small-step": (
         TorchLangevin,
         {"timestep": 0.004, "friction": 20.0, "n_steps": 10, "metropolized": False},
     ),
@@ -114,7 +95,7 @@ def test_walkers_without_velocities(kind):
     assert_exact(case.scores(new))
 
 
-def test_hmc_forgets_where_it_started():
+def test_hmc_reaches_equilibrium_from_far_away():
     case = ModelCase("gaussian")
     kernel = CartesianHMC(case.potential, case.ladder, 1.0, timestep=0.3, n_steps=6)
     generator = torch.Generator().manual_seed(34)
@@ -201,13 +182,13 @@ def test_trajectories_are_those_of_openmm(alanine):
     kt = torch.tensor([KB * 600.0], dtype=torch.float64)
     generator = torch.Generator().manual_seed(40)
     v = maxwell_boltzmann((4, 1, *x.shape[1:]), kt, masses, generator)[:, 0]
-    leg = OpenMMLangevin(potential, (600.0,), masses, n_steps=20, timestep=0.001)
-    theirs = leg._propagate(x, v)
-    leg.close()
+    kernel = OpenMMLangevin(potential, (600.0,), masses, n_steps=20, timestep=0.001)
+    by_openmm = kernel.propagate(x, v)
+    kernel.close()
     mass = mass_per_coordinate(masses, x.shape[1:])
-    ours = velocity_verlet(potential, x, v, mass, 0.001, 20)
-    for what, expected in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(what, expected, rtol=0, atol=1e-8)
+    in_torch = velocity_verlet(potential, x, v, mass, 0.001, 20)
+    for values, expected in zip(in_torch, by_openmm, strict=True):
+        torch.testing.assert_close(values, expected, rtol=0, atol=1e-8)
 
     integrator = openmm.VerletIntegrator(0.001)  # leapfrog: velocities half a step behind
     context = potential.make_context(integrator)
@@ -216,29 +197,27 @@ def test_trajectories_are_those_of_openmm(alanine):
     context.setVelocities(v[0].numpy() - 0.0005 * force / masses.numpy()[:, None])
     integrator.step(20)
     end = context.getState(getPositions=True).getPositions(asNumpy=True)
-    assert np.abs(ours[0][0].numpy() - end.value_in_unit(unit.nanometer)).max() < 1e-8
+    assert np.abs(in_torch[0][0].numpy() - end.value_in_unit(unit.nanometer)).max() < 1e-8
 
 
-def test_both_legs_do_the_same(case, openmm_potential):
+def test_openmm_and_torch_have_the_same_dynamics(case, openmm_potential):
     settings = {"n_steps": 20, "timestep": 0.01, "friction": 5.0}
     arguments = (openmm_potential, case.ladder, case.masses, case.flow)
     first, second = OpenMMLangevin(*arguments, **settings), TorchLangevin(*arguments, **settings)
     assert first.settings() == second.settings()
     assert first.name == second.name == "local"
     state = case.start(100, torch.Generator().manual_seed(41))
-    results = []
-    for leg in (first, second):
-        results.append(apply([leg], state, torch.Generator().manual_seed(42)))
+    (one, one_info), (two, two_info) = (
+        kernel(state, torch.Generator().manual_seed(42)) for kernel in (first, second)
+    )
     first.close()
-    (old, old_info), (new, new_info) = results
-    assert bool((old_info["local"].accepted < 100).all())
-    for name in ("accepted", "proposed"):
-        expected = getattr(old_info["local"], name)
-        assert torch.equal(getattr(new_info["local"], name), expected)
-    assert old_info["local"].n_evaluations == new_info["local"].n_evaluations == 200 * 21
-    assert old_info["local"].mirror_images == new_info["local"].mirror_images
+    assert bool((one_info.accepted < 100).all())
+    assert torch.equal(two_info.accepted, one_info.accepted)
+    assert torch.equal(two_info.proposed, one_info.proposed)
+    assert one_info.n_evaluations == two_info.n_evaluations == 200 * 21
+    assert one_info.mirror_images == two_info.mirror_images
     for name in ("x", "velocities", "energy"):
-        torch.testing.assert_close(getattr(new, name), getattr(old, name), rtol=0, atol=1e-8)
+        torch.testing.assert_close(getattr(two, name), getattr(one, name), rtol=0, atol=1e-8)
 
 
 def test_mala_has_the_acceptance_of_its_proposal_densities(case):
@@ -246,8 +225,8 @@ def test_mala_has_the_acceptance_of_its_proposal_densities(case):
     kernel = on_tree(case, CartesianMALA, timestep=h)
     state = case.start(40, torch.Generator().manual_seed(43))
     x, kt = state.x.flatten(0, 1), KB * torch.tensor(case.ladder, dtype=torch.float64).repeat(40)
-    v = kernel._before(torch.zeros_like(x), kt, torch.Generator().manual_seed(44))
-    x_new, v_new, _ = kernel._propagate(x, v)
+    v = kernel.refresh_before(torch.zeros_like(x), kt, torch.Generator().manual_seed(44))
+    x_new, v_new, _ = kernel.propagate(x, v)
     mass, column = case.masses[:, None], kt[:, None, None]
     energy, force = case.potential.energy_and_forces(x)
     energy_new, force_new = case.potential.energy_and_forces(x_new)
@@ -257,217 +236,18 @@ def test_mala_has_the_acceptance_of_its_proposal_densities(case):
         return -(mass * away.square() / (2 * h**2 * column)).sum(dim=(1, 2))
 
     by_density = -(energy_new - energy) / kt + log_q(x, x_new, force_new) - log_q(x_new, x, force)
-    by_energy = -(energy_new + kernel._kinetic(v_new) - energy - kernel._kinetic(v)) / kt
+    by_energy = (
+        -(energy_new + kernel.kinetic_energy(v_new) - energy - kernel.kinetic_energy(v)) / kt
+    )
     assert float(by_energy.abs().max()) > 0.3
     torch.testing.assert_close(by_energy, by_density, rtol=0, atol=1e-9)
-
-
-# -- failures, doors, reproducibility ----------------------------------------------------------
-
-
-class Wall(GaussianWell):
-    """A harmonic well whose energy is not finite beyond x_0 = 3."""
-
-    def formula(self, x):
-        return torch.where(x[:, 0] > 3.0, torch.inf, super().formula(x))
-
-
-ALL = [
-    (TorchLangevin, {}),
-    (TorchLangevin, {"metropolized": False}),
-    (TorchLangevin, {"integrator": "baoab"}),
-    (CartesianHMC, {}),
-    (CartesianMALA, {}),
-]
-
-
-@pytest.mark.parametrize(("kind", "settings"), ALL)
-def test_rows_that_fail_stay_and_are_counted(kind, settings):
-    potential = Wall(torch.eye(2, dtype=torch.float64))
-    kernel = kind(potential, (1.0, 2.0), 1.0, timestep=1e-3, **settings)
-    x = torch.zeros(3, 2, 2, dtype=torch.float64)
-    x[1, 0, 0] = 3.0 - 1e-9
-    x[2, 1] = 1e200  # the energy overflows: no walker may start there
-    v = torch.zeros_like(x)
-    energy = potential.energy(x[:2].flatten(0, 1)).reshape(2, 2)
-    replica = torch.arange(2).repeat(2, 1)
-    state = WalkerState(x[:2], v[:2], energy, replica)
-    for seed in range(20):  # until the noise points at the wall
-        new, info = kernel(state, torch.Generator().manual_seed(seed))
-        if info.rejected_non_finite:
-            break
-    assert info.rejected_non_finite == 1
-    assert info.outside_domain == 0
-    assert info.accepted[0] == 1
-    assert torch.equal(new.x[1, 0], x[1, 0])
-    assert float(new.energy[1, 0]) == float(energy[1, 0])
-    assert bool(torch.isfinite(new.x).all() & torch.isfinite(new.velocities).all())
-    assert not torch.equal(new.x[0], x[0])
-    bad = WalkerState(x[2:], v[2:], potential.energy(x[2])[None], replica[:1])
-    with pytest.raises(ValueError, match="current: expected finite log-weights"):
-        kernel(bad, torch.Generator())
-
-
-class Narrow(Mutant):
-    """A flow outside whose domain every third configuration is, and every third a mirror image."""
-
-    def inverse_and_log_det(self, x, momenta):
-        v, log_det = self._flow.inverse_and_log_det(x, momenta)
-        return v, torch.where(torch.arange(len(x)) % 3 == 1, -torch.inf, log_det)
-
-    def is_mirror_image(self, x):
-        return torch.arange(len(x)) % 3 == 2
-
-
-@pytest.mark.parametrize(("kind", "settings"), ALL)
-def test_ends_outside_the_domain_are_told_from_mirror_images(case, kind, settings):
-    settings = {"timestep": 1e-6, **settings}
-    kernel = kind(case.potential, case.ladder, case.masses, Narrow(case.flow), **settings)
-    generator = torch.Generator().manual_seed(35)
-    state = case.start(6, generator)  # 12 rows, rung by rung within each walker
-    new, info = kernel(state, generator)
-    counts = (info.rejected_non_finite, info.outside_domain, info.mirror_images)
-    assert counts == (4, 4, 4)
-    moved = (new.x != state.x).flatten(2).any(dim=2).flatten()
-    assert moved.tolist() == [row % 3 == 0 for row in range(12)]
-
-
-def test_a_failed_row_stops_and_the_others_go_on():
-    potential = Wall(torch.eye(1, dtype=torch.float64))
-    mass = mass_per_coordinate(1.0, (1,))
-    x = torch.tensor([[2.9], [0.5]], dtype=torch.float64)
-    v = torch.tensor([[5.0], [0.0]], dtype=torch.float64)
-    x_end, v_end, energy = velocity_verlet(potential, x, v, mass, 0.1, 7)
-    alone = velocity_verlet(potential, x[1:], v[1:], mass, 0.1, 7)
-    assert energy[0] == torch.inf
-    assert potential.n_non_finite == 1  # it is not sent beyond the wall again
-    assert float(x_end[0, 0]) == 2.9
-    for both, expected in zip((x_end, v_end, energy), alone, strict=True):
-        assert torch.equal(both[1:], expected)
-
-
-@pytest.mark.parametrize(("kind", "settings"), ALL)
-def test_seeds_decide_everything(kind, settings):
-    case = ModelWithVelocities("double-well")
-    state = case.start(20, torch.Generator().manual_seed(45))
-    kernel = kind(case.potential, case.ladder, case.masses, timestep=0.2, **settings)
-    ends = [apply([kernel], state, torch.Generator().manual_seed(seed), 3)[0] for seed in (1, 1, 2)]
-    assert torch.equal(ends[0].x, ends[1].x)
-    assert torch.equal(ends[0].velocities, ends[1].velocities)
-    assert not torch.equal(ends[0].x, ends[2].x)
-    copy = kind(case.potential, case.ladder, case.masses, timestep=0.9, **settings)
-    copy.load_state_dict(kernel.state_dict())
-    if isinstance(kernel, HasStepSize):
-        assert copy.sigma.tolist() == [0.2, 0.2, 0.2]
-        assert copy.settings() == kernel.settings()
-    else:
-        assert kernel.settings()["timestep_ps"] == 0.2
-        assert (kernel.settings()["time_step_error"] is None) == kernel.exact
-
-
-def test_doors(case):
-    def leg(masses=case.masses, **settings):
-        return TorchLangevin(case.potential, case.ladder, masses, **settings)
-
-    def hmc(masses=case.masses, **settings):
-        return CartesianHMC(case.potential, case.ladder, masses, **settings)
-
-    for settings, message in (
-        ({"masses": case.masses[:3]}, "masses: expected 7 positive masses, one for each atom"),
-        ({"masses": -case.masses}, "masses: expected 7 positive"),
-        ({"masses": 1.0}, "masses: expected 7 positive"),
-        ({"n_steps": 0}, "n_steps: expected an integer of at least 1, got 0"),
-        ({"n_steps": True}, "n_steps: expected an integer"),
-        ({"timestep": 0.0}, "timestep: expected"),
-        ({"timestep": float("nan")}, "timestep: expected"),
-    ):
-        for make in (leg, hmc):
-            with pytest.raises(ValueError, match=message):
-                make(**settings)
-    for settings, message in (
-        ({"friction": -1.0}, "friction: expected a non-negative rate"),
-        ({"integrator": "euler"}, "integrator: expected one of .*baoab.*, got 'euler'"),
-        ({"integrator": "baoab", "metropolized": True}, "metropolized: expected False"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            leg(**settings)
-    for settings, message in (
-        ({"timestep": [0.001] * 3}, r"timestep: expected one number or 2, got \(3,\)"),
-        ({"persistence": 1.0}, r"persistence: expected a number in \[0, 1\)"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            hmc(**settings)
-    assert leg(timestep=2 * unit.femtosecond).timestep == pytest.approx(0.002)
-    assert hmc(timestep=2 * unit.femtosecond).sigma.tolist() == pytest.approx([0.002, 0.002])
-    with pytest.raises(TypeError, match="timestep: expected a quantity in"):
-        hmc(timestep=1 * unit.nanometer)
-    with pytest.raises(ValueError, match="sigma: expected positive"):
-        hmc().sigma = -1.0
-    state = case.start(2, torch.Generator().manual_seed(46)).evolve(velocities=None)
-    for kernel in (leg(), hmc(persistence=0.5)):
-        with pytest.raises(ValueError, match="expects walkers with velocities, got None"):
-            kernel(state, torch.Generator())
-
-
-# -- in the sampler ----------------------------------------------------------------------------
-
-
-def test_time_steps_are_tuned_to_each_kernels_target(case):
-    molecule = MolecularSystem(case.tree.system(), case.tree.topology, POSITIONS)
-    kernels = [
-        on_tree(case, CartesianHMC, n_steps=4, timestep=0.002),
-        Scheduled(on_tree(case, CartesianMALA, timestep=0.1), interval=2),
-    ]
-    sampler = ParallelTempering(
-        molecule, case.flow, case.ladder, 80, kernels, case.potential, seed=47
-    )
-    start = case.start(80, torch.Generator().manual_seed(48))
-    sampler.set_positions(start.x, start.velocities)
-    steps = sampler.tune(50, target_acceptance=0.2)
-    sampler.run(10, progress=False)
-    for name, target in (("hmc", 0.65), ("mala", 0.574)):
-        assert bool(((steps[name] > 0.005) & (steps[name] < 0.05)).all()), steps
-        acceptance = sampler.totals[name].acceptance
-        assert float((acceptance - target).abs().max()) < 0.1, (name, acceptance)
-    assert sampler.exact
-    assert torch.equal(sampler.kernels["hmc"].state_dict()["sigma"], steps["hmc"])
-
-
-def test_a_tuner_without_updates_leaves_the_steps_alone(case):
-    kernel = on_tree(case, CartesianHMC, timestep=[0.001, 0.002])
-    assert StepSizeTuner(kernel, 10, 0.3).freeze().tolist() == [0.001, 0.002]
-
-
-def test_any_potential_gets_the_default_sequence(case, openmm_potential, tmp_path):
-    molecule = MolecularSystem(case.tree.system(), case.tree.topology, POSITIONS)
-
-    def make(potential):
-        kernels = default_kernels(
-            potential, case.flow, case.ladder, case.masses, local_interval=2, n_flow_walk=1
-        )
-        return ParallelTempering(molecule, case.flow, case.ladder, 3, kernels, potential, seed=49)
-
-    ours, theirs = make(case.potential), make(openmm_potential)
-    assert type(ours.kernels["local"]) is TorchLangevin
-    assert type(theirs.kernels["local"]) is OpenMMLangevin
-    for sampler in (ours, theirs):  # the default start: minimised in a Context of the System's
-        assert float(sampler.state.energy.max()) < 20.0
-    assert torch.equal(ours.state.x, make(case.potential).state.x)
-    theirs.set_positions(ours.state.x, ours.state.velocities)
-    for sampler in (ours, theirs):
-        sampler.run(4, tmp_path / type(sampler.potential).__name__, progress=False)
-    theirs.close()
-    assert ours.totals["local"].n_evaluations == theirs.totals["local"].n_evaluations == 2 * 6 * 21
-    with pytest.warns(UserWarning, match="written with potential .*resumed with"):
-        resumed = make(case.potential).resume(tmp_path / "OpenMMPotential")
-    assert resumed.state.iteration == 4
 
 
 # -- ensembles ---------------------------------------------------------------------------------
 
 
 def averages(molecule, coordinates, frames, energies):
-    """Mean potential energy, bonds, angles and their squares of every walker [W, K]."""
+    """Return mean energy, bonds, angles and their squares of every walker [W, K]."""
     n_kept, n_walkers = energies.shape
     r, theta, _ = coordinates.bonds_angles_torsions(frames.flatten(0, 1))
     internal = torch.cat([r, theta], dim=1).reshape(n_kept, n_walkers, -1)
@@ -479,22 +259,22 @@ def averages(molecule, coordinates, frames, energies):
 @pytest.mark.slow
 @pytest.mark.parametrize(("integrator", "timestep"), [("baoab", 0.002), ("verlet", 0.001)])
 def test_ensemble_averages_are_those_of_openmms_integrator(alanine, integrator, timestep):
-    """<U>, its fluctuation, bonds and angles at 600 K, beside LangevinMiddleIntegrator's.
+    """<U>, its fluctuation, bonds and angles at 600 K equal those of LangevinMiddleIntegrator.
 
-    BAOAB at the same large step has the same time-step error; the Metropolised leg has none, and
+    BAOAB at the same large step has the same time-step error; the Metropolised kernel has none, and
     is compared with LangevinMiddle at a step whose error is below the statistical one.
     """
     molecule, _, potential = alanine
-    n_walkers, n_kept, temperature, every = 40, 150, 600.0, 0.1
+    n_walkers, n_kept, temperature, interval = 40, 150, 600.0, 0.1
     frames = MDDataset.shipped(molecule, stride=500).positions[: 2 * n_walkers]
     coordinates = InternalCoordinates.from_topology(molecule.topology, molecule.positions, "polar")
     generator = torch.Generator().manual_seed(50)
     kt = torch.tensor([KB * temperature], dtype=torch.float64)
     shape = (n_walkers, 1, molecule.n_atoms, 3)
     v = maxwell_boltzmann(shape, kt, torch.tensor(molecule.masses), generator)
-    n_steps = round(every / timestep)
+    n_steps = round(interval / timestep)
 
-    leg = TorchLangevin(
+    kernel = TorchLangevin(
         potential,
         (temperature,),
         molecule.masses,
@@ -507,10 +287,11 @@ def test_ensemble_averages_are_those_of_openmms_integrator(alanine, integrator, 
     state = WalkerState(x, v, energy, torch.zeros(n_walkers, 1, dtype=torch.int64))
     kept = []
     for iteration in range(n_kept + 10):  # the first ten are discarded
-        state, _ = apply([leg], state, generator, times=n_steps // leg.n_steps)
+        state, _ = apply([kernel], state, generator, times=n_steps // kernel.n_steps)
         if iteration >= 10:
             kept.append((state.x[:, 0], state.energy[:, 0]))
-    ours = averages(molecule, coordinates, *(torch.stack(part) for part in zip(*kept, strict=True)))
+    parts = (torch.stack(part) for part in zip(*kept, strict=True))
+    by_kernel = averages(molecule, coordinates, *parts)
 
     positions = torch.zeros(n_kept, n_walkers, molecule.n_atoms, 3, dtype=torch.float64)
     energies = torch.zeros(n_kept, n_walkers, dtype=torch.float64)
@@ -526,11 +307,12 @@ def test_ensemble_averages_are_those_of_openmms_integrator(alanine, integrator, 
             end = context.getState(getPositions=True, getEnergy=True)
             positions[k, walker] = torch.from_numpy(end.getPositions(asNumpy=True)._value)
             energies[k, walker] = end.getPotentialEnergy()._value
-    theirs = averages(molecule, coordinates, positions, energies)
+    by_openmm = averages(molecule, coordinates, positions, energies)
 
-    variance = (ours.var(dim=0) + theirs.var(dim=0)) / n_walkers
-    z = (ours.mean(dim=0) - theirs.mean(dim=0)) / variance.sqrt()
-    mean, other, stderr = (float(t[0]) for t in (ours.mean(0), theirs.mean(0), variance.sqrt()))
+    variance = (by_kernel.var(dim=0) + by_openmm.var(dim=0)) / n_walkers
+    means = by_kernel.mean(dim=0), by_openmm.mean(dim=0)
+    z = (means[0] - means[1]) / variance.sqrt()
+    mean, other, stderr = (float(values[0]) for values in (*means, variance.sqrt()))
     rms, largest = float(z.square().mean().sqrt()), float(z.abs().max())
     print(f"{integrator}: <U> {mean:.2f} and {other:.2f} kJ/mol, difference +- {stderr:.2f}")
     print(f"|z| of {len(z)} averages: largest {largest:.2f}, rms {rms:.2f}")

@@ -1,4 +1,4 @@
-"""Steered swaps, latent MALA and HMC, and the walk without a flow: what they take along, and doors.
+"""Steered swaps, latent MALA and HMC, the walk without a flow: what they change, arguments.
 
 That they leave ensembles invariant, and that mutants do not, is in test_invariance.py.
 """
@@ -14,7 +14,7 @@ from openmm_tsf.flows import RealNVPFlow
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.kernels.internal_walk import InternalWalk, WhitenedCoordinates
-from openmm_tsf.sampling.kernels.latent import LatentHMC, LatentMALA, _Rows
+from openmm_tsf.sampling.kernels.latent import LatentBatch, LatentHMC, LatentMALA
 from openmm_tsf.sampling.kernels.pairing import Pairing
 from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.kernels.swap import PlainSwap
@@ -51,8 +51,8 @@ def internal_walk(flow_name="tsf-volume", n_rungs=2, mode="conditional", sigma=0
 # -- steered swaps -----------------------------------------------------------------------------
 
 
-def test_what_a_steered_swap_takes_along():
-    """Pose, velocities and name of a replica travel; its conformation changes on the way."""
+def test_steered_swaps_exchange_replicas():
+    """Pose, velocities and name of a replica are kept; its conformation changes."""
     case = tree_case("tsf-volume", 7)
     generator = torch.Generator().manual_seed(36)
     start = case.start(100, generator)
@@ -64,7 +64,7 @@ def test_what_a_steered_swap_takes_along():
         still[moved, target] = False
         assert end.replica[moved, target].tolist() == [source] * len(moved)
         before, after = start.x[moved, source], end.x[moved, target]
-        for a, b in zip(case.tree.plain.pose(before), case.tree.plain.pose(after), strict=True):
+        for a, b in zip(case.tree.polar.pose(before), case.tree.polar.pose(after), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
         assert float((after - before).abs().amax()) > 1e-3
         scale = (case.ladder[target] / case.ladder[source]) ** 0.5
@@ -111,11 +111,11 @@ def test_openmm_gradients_give_the_same_chain():
     with OpenMMPotential(case.tree.system(), platform="Reference", n_contexts=1) as potential:
         for kind in (LatentMALA, LatentHMC):
             ends = []
-            for energies in (case.potential, potential):
-                kernel = kind(case.flow, energies, case.ladder, 0.2, n_steps=3)
-                before = energies.n_evaluations
+            for target in (case.potential, potential):
+                kernel = kind(case.flow, target, case.ladder, 0.2, n_steps=3)
+                before = target.n_evaluations
                 end, info = kernel(start, torch.Generator().manual_seed(42))
-                assert energies.n_evaluations - before == info.n_evaluations
+                assert target.n_evaluations - before == info.n_evaluations
                 ends.append(end)
             torch.testing.assert_close(ends[0].x, ends[1].x, rtol=0, atol=1e-7)
             assert float((ends[0].x - start.x).abs().amax()) > 1e-2
@@ -137,7 +137,7 @@ def peptide(molecule):
         yield dataset, flow, potential, fresh_state(potential, x, None)
 
 
-def test_labels_travel_with_the_pose(peptide):
+def test_labels_are_kept_with_the_pose(peptide):
     dataset, flow, potential, start = peptide
     ladder, layer = (500.0, 600.0), flow.coordinates
     swap = SteeredSwap(flow, potential, ladder)
@@ -151,8 +151,8 @@ def test_labels_travel_with_the_pose(peptide):
     for info in totals.values():
         assert int(info.accepted.sum()) > 0
     rows = torch.arange(6)[:, None]
-    assert torch.equal(layer.labels(state.x.flatten(0, 1)).reshape(6, 2, -1),
-                       labels[rows, state.replica])  # fmt: skip
+    labels_after = layer.labels(state.x.flatten(0, 1)).reshape(6, 2, -1)
+    assert torch.equal(labels_after, labels[rows, state.replica])
     energy = potential.energy(state.x.flatten(0, 1)).reshape(6, 2)
     torch.testing.assert_close(state.energy, energy, rtol=0, atol=1e-8)
 
@@ -161,27 +161,28 @@ def test_the_gradient_is_that_of_the_target(peptide):
     _, flow, potential, start = peptide
     kernel = LatentMALA(flow, potential, (500.0, 600.0))
     x = start.x[:, 0]
-    rows = _Rows(*(torch.full((6,), value, dtype=torch.float64) for value in (0.9, 4.2)), x,
-                 torch.ones(6, 1, dtype=torch.float64))  # fmt: skip
+    tau, kt = (torch.full((6,), value, dtype=torch.float64) for value in (0.9, 4.2))
+    rows = LatentBatch(tau, kt, x, torch.ones(6, 1, dtype=torch.float64))
     v, _ = flow.inverse_and_log_det(x, x.new_zeros(6, 0))
-    point, n_evaluations = kernel._at(v, rows)
+    point, n_evaluations = kernel.evaluate_at(v, rows)
     assert n_evaluations == 6
     torch.testing.assert_close(point.x, x, rtol=0, atol=1e-9)
     generator = torch.Generator().manual_seed(61)
     direction = torch.randn(v.shape, generator=generator, dtype=torch.float64)
     step = 1e-5
-    up, down = (kernel._at(v + sign * step * direction, rows)[0] for sign in (1, -1))
-    slope = (up.log_weight - down.log_weight) / (2 * step)
-    torch.testing.assert_close((point.gradient * direction).sum(dim=1), slope, rtol=1e-5, atol=1e-4)
+    up, down = (kernel.evaluate_at(v + sign * step * direction, rows)[0] for sign in (1, -1))
+    expected = (up.log_weight - down.log_weight) / (2 * step)
+    derivative = (point.gradient * direction).sum(dim=1)
+    torch.testing.assert_close(derivative, expected, rtol=1e-5, atol=1e-4)
 
 
 # -- failures of single walkers ----------------------------------------------------------------
 
 
 class Mirroring(Mutant):
-    """A flow half of whose images are mirrored, with their log-determinants as if nothing were.
+    """A flow that mirrors half of its images and leaves their log-determinants as they are.
 
-    All but the first `n_good` times.
+    The first `n_good` calls are correct.
     """
 
     def __init__(self, flow, n_good):
@@ -189,12 +190,12 @@ class Mirroring(Mutant):
         self.n_good = n_good
 
     def forward_and_log_det(self, v):
-        (x, momenta), log_det = self._flow.forward_and_log_det(v)
+        (x, momenta), log_det = self.unchanged.forward_and_log_det(v)
         self.n_good -= 1
         if self.n_good >= 0:
             return (x, momenta), log_det
         flip = torch.where(torch.arange(len(x)) % 2 == 0, -1.0, 1.0)[:, None].to(x)
-        # Not in place: the latent moves' gradients pass here.
+        # Not in place: gradients in latent space pass through here.
         return (torch.cat([x[..., :2], x[..., 2:] * flip[:, None]], dim=2), momenta), log_det
 
 
@@ -210,27 +211,27 @@ MIRRORED = {
 @pytest.mark.parametrize("which", MIRRORED)
 def test_mirror_images_are_refused_whatever_their_log_determinant(which):
     case = tree_case()
-    # The gradient moves first map their walkers, which are no mirror images.
+    # Kernels with gradients map their walkers first, which are not mirror images.
     flow = Mirroring(case.flow, n_good=1 if which in ("mala", "hmc") else 0)
     kernel = MIRRORED[which](flow, case.potential, case.ladder)
     generator = torch.Generator().manual_seed(61)
-    state = case.start(60, generator).evolve(iteration=1)  # the round-trip check sees it, too
+    state = case.start(60, generator).evolve(iteration=1)  # without the round-trip check
     new, info = kernel(state, generator)
     assert not bool(case.flow.is_mirror_image(new.x.flatten(0, 1)).any())
     assert int(info.accepted.sum()) > 0
     if which == "steered":
-        # Pairs whose first member is mirrored; of the others, the flow's own mirror images.
+        # Pairs whose first member is mirrored, and mirror images of the unchanged flow.
         assert 30 <= info.mirror_images < 60
         assert info.n_evaluations == 2 * (60 - info.mirror_images - info.outside_domain)
     else:
-        # Every second row of 120, but for those that the flow had mirrored itself.
+        # Every second row of 120, except for mirror images of the unchanged flow.
         assert 0.8 < info.mirror_images / (3 * 60) <= 1.1
     assert 0 <= info.outside_domain <= info.rejected_non_finite
 
 
 @pytest.mark.parametrize("kind", [LatentMALA, LatentHMC])
-def test_walkers_that_fail_spoil_nobody(kind, monkeypatch):
-    """One walker's proposal has infinite energy: it stays, the others go where they went."""
+def test_a_walker_that_fails_does_not_affect_others(kind, monkeypatch):
+    """One walker's proposal has infinite energy: it stays, the others are the same as without."""
     case = tree_case()
     start = case.start(30, torch.Generator().manual_seed(49))
     kernel = kind(case.flow, case.potential, case.ladder, 0.1)
@@ -255,39 +256,23 @@ def test_walkers_that_fail_spoil_nobody(kind, monkeypatch):
     assert broken.n_evaluations == sum(calls)
 
 
-# -- the door, settings, tuning ----------------------------------------------------------------
+# -- arguments, settings, tuning ---------------------------------------------------------------
 
 
 def test_a_flow_that_does_not_round_trip_is_refused():
     case = tree_case()
     start = case.start(10, torch.Generator().manual_seed(57))
     flow = copy.deepcopy(case.flow).float()
-    for kind in (SteeredSwap, LatentMALA, LatentHMC):
+    for kind in (FlowWalk, SteeredSwap, LatentMALA, LatentHMC):
         kernel = kind(flow, case.potential, case.ladder, round_trip_tolerance=1e-9)
         with pytest.raises(RuntimeError, match=r"round trip .* misses the positions .*float32"):
             kernel(start, torch.Generator().manual_seed(58))
 
 
-def test_arguments_are_checked():
-    case = tree_case()
-    parts = (case.flow, case.potential, case.ladder)
-    for scheme in ("odd_even", [], [(0, 2)], [(0, 1), (1, 0)], [(0, 0)]):
-        with pytest.raises(ValueError, match="scheme: expected"):
-            SteeredSwap(*parts, scheme)
-    for scheme in ([(0, 1, 2)], [(0.0, 1.0)]):
-        with pytest.raises(TypeError, match="scheme: expected pairs"):
-            SteeredSwap(*parts, scheme)
-    with pytest.raises(TypeError, match="n_steps: a steered swap proposes once"):
-        SteeredSwap(*parts, n_steps=2)
-    with pytest.raises(ValueError, match="n_leapfrog: expected an integer"):
-        LatentHMC(*parts, n_leapfrog=0)
-    with pytest.raises(ValueError, match="jitter: expected a number"):
-        LatentHMC(*parts, jitter=1.0)
-    with pytest.raises(ValueError, match="sigma: expected positive"):
-        LatentMALA(*parts, sigma=-1.0)
+def test_layers_are_checked():
+    case, layers, model = tree_case(), internal_walk().layers, ModelCase()
     with pytest.raises(TypeError, match="layers: expected WhitenedCoordinates"):
         InternalWalk(case.flow, case.potential, case.ladder)
-    layers, model = internal_walk().layers, ModelCase()
     other = InternalWalk.from_dataset(model.dataset(), model.potential, model.ladder).layers
     with pytest.raises(ValueError, match="whitening: expected 15 coordinates"):
         WhitenedCoordinates(other.whitening, layers.coordinates, 300.0)
@@ -319,8 +304,8 @@ def test_both_swaps_pair_rungs_alike():
             assert torch.equal(infos[0].proposed, infos[1].proposed)
 
 
-def test_random_pairs_are_those_of_earlier_versions():
-    low, high = Pairing("random_pairs", 5).draw(4, 0, torch.Generator().manual_seed(52))
+def test_random_pairs_are_reproducible():
+    low, high = Pairing("random_pairs", 5).draw(4, torch.Generator().manual_seed(52))
     assert low.tolist() == [[2, 0], [1, 0], [0, 2], [0, 3]]
     assert high.tolist() == [[3, 1], [3, 4], [1, 4], [2, 4]]
 
@@ -345,7 +330,7 @@ def test_settings_and_states_restore_a_kernel():
     assert walk.settings() != internal_walk(mode="full").settings()
 
 
-def test_step_sizes_are_tuned_to_each_kernels_own_target():
+def test_step_sizes_are_tuned_to_each_kernels_target():
     case = ModelCase("gaussian")
     kernels = [
         LatentMALA(case.flow, case.potential, case.ladder, 0.05),

@@ -1,4 +1,4 @@
-"""OneOf and OnRungs: counts, tuning, resuming bit by bit, doors; what a sampler asks of kernels."""
+"""OneOf and OnRungs: counts, tuning, resuming, arguments; what a sampler requires of kernels."""
 
 import numpy as np
 import pytest
@@ -12,14 +12,13 @@ from openmm_tsf.sampling.kernels import (
     FlowIndependence,
     FlowWalk,
     Kernel,
-    LatentHMC,
     OneOf,
     OnRungs,
     PlainSwap,
     Scheduled,
     SteeredSwap,
-    TorchLangevin,
 )
+from openmm_tsf.sampling.provenance import sampling_choices
 from openmm_tsf.sampling.state import KernelInfo
 from openmm_tsf.sampling.tempering import ParallelTempering
 from openmm_tsf.sampling.tuning import StepSizeTuner
@@ -40,7 +39,7 @@ def flow():
 
 @pytest.fixture
 def sampler(potential, flow):
-    """A sampler with these kernels, or with all kinds of mixtures."""
+    """Make a sampler with these kernels, or with all kinds of mixtures."""
 
     def sampler(kernels=None, seed=3, n_walkers=6):
         kernels = mixtures(flow, potential) if kernels is None else kernels
@@ -121,8 +120,9 @@ def test_members_are_tuned_and_recorded(sampler):
     sigma = made.tune(60, target_acceptance=0.4)
     names = {"moves.flow_walk", "one_of_on_0_2.one_of.flow_walk", "hmc_on_1.hmc"}
     assert sigma.keys() == names
-    assert made._choices(1)["sigma"] == {name: value.tolist() for name, value in sigma.items()}
-    assert made._choices(1)["kernel_flows"].keys() >= {"moves.flow_walk", "swaps.swap_steered"}
+    choices = sampling_choices(made.molecule, made.flow, made.potential, made.schedule, 1)
+    assert choices["sigma"] == {name: value.tolist() for name, value in sigma.items()}
+    assert choices["kernel_flows"].keys() >= {"moves.flow_walk", "swaps.swap_steered"}
     walk = made.kernels["moves"].members[0]
     assert torch.equal(walk.sigma, sigma["moves.flow_walk"])
     assert bool((walk.sigma != 0.3).all())
@@ -163,7 +163,7 @@ def test_resume_refuses_other_members(sampler, flow, potential, tmp_path):
     made([2, 2]).resume(tmp_path / "run")
 
 
-def test_mixtures_doors(flow, potential, sampler):
+def test_arguments_of_mixtures_are_checked(flow, potential, sampler):
     walk, swap = FlowWalk(flow, potential, LADDER), PlainSwap(LADDER, 1)
     with pytest.raises(ValueError, match="kernels: expected at least one"):
         OneOf([])
@@ -190,19 +190,19 @@ def test_mixtures_doors(flow, potential, sampler):
         sampler([OneOf([PlainSwap(LADDER, 2)])])
 
 
-# -- what the sampler asks of kernels ----------------------------------------------------------
+# -- what the sampler requires of kernels ------------------------------------------------------
 
 
-def test_legs_without_a_domain_are_refused_beside_coordinates(potential, flow, sampler):
+def test_dynamics_without_a_domain_is_refused_beside_coordinates(potential, flow, sampler):
     bounded = TemperatureSteerableFlow(1, 2, 1, (4,))
     bounded.coordinates = torch.nn.Identity()  # as a molecule's flow has
-    walk, leg = FlowWalk(flow, potential, LADDER), CartesianHMC(potential, LADDER, 1.0)
+    walk, hmc = FlowWalk(flow, potential, LADDER), CartesianHMC(potential, LADDER, 1.0)
     walk.flow = bounded
     with pytest.raises(ValueError, match=r"hmc has flow=None .* flow_walk works; .* flow=flow"):
-        sampler([walk, leg])
+        sampler([walk, hmc])
     with pytest.raises(ValueError, match=r"one_of\.hmc has flow=None"):
-        sampler([walk, OneOf([leg])])
-    sampler([leg, FlowWalk(flow, potential, LADDER)])  # there is no domain to leave
+        sampler([walk, OneOf([hmc])])
+    sampler([hmc, FlowWalk(flow, potential, LADDER)])  # all of R^d is the domain
 
 
 class Stuck:
@@ -223,7 +223,7 @@ class Stuck:
         pass
 
 
-def test_a_stranded_walker_is_reported_with_the_kernel(sampler):
+def test_an_invalid_walker_is_reported_with_the_kernel(sampler):
     made = sampler([Stuck(torch.ones(3))])
     with pytest.raises(ValueError, match="kernel stuck: current: expected finite log-weights"):
         made.run(1, progress=False)
@@ -252,63 +252,9 @@ def test_rungs_without_proposals_are_not_tuned():
     assert tuner.fewest_updates == 0
 
 
-def test_hardly_tuned_is_warned_of(sampler, flow, potential):
+def test_too_few_updates_are_warned_of(sampler, flow, potential):
     walk = FlowWalk(flow, potential, LADDER)
     with pytest.warns(UserWarning, match="of flow_walk were adapted 1 times in 3 iterations"):
         sampler([Scheduled(walk, interval=10)]).tune(3)
     sampler([walk]).tune(2)
     sampler([walk]).tune(0)
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings", "names"),
-    [
-        (FlowWalk, {"sigma": "a"}, "sigma"),
-        (FlowWalk, {"sigma": None}, "sigma"),
-        (FlowWalk, {"round_trip_interval": "a"}, "round_trip_interval"),
-        (FlowWalk, {"round_trip_interval": 2.5}, "round_trip_interval"),
-        (FlowWalk, {"round_trip_walkers": True}, "round_trip_walkers"),
-        (FlowWalk, {"round_trip_tolerance": "a"}, "round_trip_tolerance"),
-        (FlowWalk, {"round_trip_tolerance": 0.0}, "round_trip_tolerance"),
-        (FlowWalk, {"name": 3}, "name"),
-        (SteeredSwap, {"name": ""}, "name"),
-        (SteeredSwap, {"scheme": 5}, "scheme"),
-        (SteeredSwap, {"scheme": [1, 2]}, "scheme"),
-        (LatentHMC, {"jitter": "x"}, "jitter"),
-        (LatentHMC, {"jitter": 1.0}, "jitter"),
-        (LatentHMC, {"n_leapfrog": 0}, "n_leapfrog"),
-    ],
-)
-def test_doors_of_flow_kernels(flow, potential, kind, settings, names):
-    with pytest.raises((TypeError, ValueError), match=f"^{names}: expected"):
-        kind(flow, potential, LADDER, **settings)
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    [
-        (CartesianHMC, {"persistence": "a"}),
-        (CartesianHMC, {"masses": "a"}),
-        (CartesianHMC, {"timestep": "a"}),
-        (CartesianHMC, {"name": None}),
-        (CartesianHMC, {"flow": 3}),
-        (TorchLangevin, {"timestep": [0.1, 0.1, 0.1]}),
-        (TorchLangevin, {"timestep": -1}),
-        (TorchLangevin, {"friction": "a"}),
-        (TorchLangevin, {"friction": float("nan")}),
-    ],
-)
-def test_doors_of_legs(potential, kind, settings):
-    with pytest.raises((TypeError, ValueError), match=f"^{next(iter(settings))}: expected"):
-        kind(potential, LADDER, **{"masses": 1.0, **settings})
-
-
-def test_other_doors(flow, potential):
-    with pytest.raises(TypeError, match="flow: expected a flow, got NoneType"):
-        FlowWalk(None, potential, LADDER)
-    with pytest.raises(TypeError, match="flow: expected a flow, got NoneType"):
-        ParallelTempering(None, None, LADDER, 2, potential=potential)
-    with pytest.raises(TypeError, match="scheme: expected pairs"):
-        PlainSwap(LADDER, 1, 5)
-    with pytest.raises(ValueError, match="interval: expected an integer"):
-        Scheduled(PlainSwap(LADDER, 1), interval=True)

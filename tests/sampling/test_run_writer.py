@@ -1,4 +1,4 @@
-"""The run directory as other programs see it."""
+"""The run directory, read by mdtraj, OpenMM and the analysis."""
 
 import json
 
@@ -10,6 +10,7 @@ import torch
 
 from openmm_tsf.analysis import load_run
 from openmm_tsf.flows import TemperatureSteerableFlow
+from openmm_tsf.io.dcd import DCDWriter
 from openmm_tsf.io.run_config import read_run_config
 from openmm_tsf.potentials.toy import DoubleWell
 from openmm_tsf.sampling.run_writer import RunWriter, dihedral_angles
@@ -48,7 +49,7 @@ def run(molecule, tmp_path):
     return writer, x
 
 
-def test_config_says_everything(run, molecule):
+def test_config_is_complete(run, molecule):
     writer, _ = run
     config = json.loads((writer.directory / "config.json").read_text())
     assert config["format"] == 1
@@ -71,7 +72,7 @@ def test_mdtraj_reads_the_frames(run):
         np.testing.assert_allclose(read.xyz, expected, rtol=0, atol=2e-7)
 
 
-def test_openmm_can_append_to_our_dcd(run, molecule, tmp_path):
+def test_openmm_can_append_to_the_dcd(run, molecule, tmp_path):
     writer, x = run
     path = tmp_path / "appended.dcd"
     path.write_bytes((writer.directory / "T300.00K.dcd").read_bytes())
@@ -150,7 +151,8 @@ def test_checkpoint_is_plain_and_counts(run):
 def test_writing_again_after_a_failure_leaves_no_trace(run):
     """A segment is written once, even if the first attempt died after its frames."""
     writer, x = run
-    writer._dcds[0].append(x[:2, :, 0].reshape(-1, *x.shape[3:]), writer.n_frames)
+    dcd = DCDWriter(writer.directory / "T300.00K.dcd", x.shape[-2])
+    dcd.append(x[:2, :, 0].reshape(-1, *x.shape[3:]), writer.n_frames)
     writer.write(numbers(1, 7), x[:1], {"seed": 7})
     assert load_run(writer.directory).n_iterations == 8
     assert len(load_run(writer.directory).trajectory(300)) == 8 * W

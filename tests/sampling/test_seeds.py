@@ -1,4 +1,4 @@
-"""Randomness: one seed fixes everything, no two parts share a stream, cuts change nothing."""
+"""Random numbers: one seed fixes everything, streams are distinct, interruptions change nothing."""
 
 from itertools import pairwise
 
@@ -17,25 +17,25 @@ W, N = 3, 400
 
 
 def sampler(seed, kernels=None):
-    """Every proposal of the identity is accepted: the walkers are the noise itself."""
+    """Make a sampler of the identity, which accepts everything: the walkers are the noise."""
     potential = GaussianWell(torch.eye(1, dtype=torch.float64))
     flow = TemperatureSteerableFlow(1, 1, 1, (4,))
     kernels = kernels or [FlowIndependence(flow, potential, LADDER)]
-    found = ParallelTempering(None, flow, LADDER, W, kernels, potential, seed=seed)
-    found.set_positions(torch.zeros(W, 2, 1))
-    return found
+    made = ParallelTempering(None, flow, LADDER, W, kernels, potential, seed=seed)
+    made.set_positions(torch.zeros(W, 2, 1))
+    return made
 
 
 def noise(seed, n=N):
-    """[n, W R] of one run: standard normal, if nothing is wrong."""
+    """Return the noise of a run, [n, W R], standard normal."""
     made = sampler(seed)
     x = made.run(n, collect=True, progress=False)
     assert float(made.totals["flow_independent"].acceptance.min()) == 1.0
     return (x[..., 0] / torch.tensor(LADDER).sqrt()).flatten(1).numpy()
 
 
-def test_walkers_rungs_and_seeds_share_nothing():
-    """Neighbouring seeds, and those that torch alone would take for one another, too."""
+def test_walkers_rungs_and_seeds_are_independent():
+    """Also neighbouring seeds, and seeds that are the same to torch alone."""
     seeds = (0, 1, 2, 7, 2**32 + 1, 2**33 + 7, 2**64 - 1)
     series = np.concatenate([noise(seed) for seed in seeds], axis=1)
     n_series = series.shape[1]
@@ -46,8 +46,8 @@ def test_walkers_rungs_and_seeds_share_nothing():
         assert abs((pairs**2).mean() - 1) < 4 * np.sqrt(2 / (len(pairs) / (2 - lag)))
 
 
-def test_large_seeds_are_not_cut_off():
-    assert generator_seed(5) == 5  # runs of earlier versions stay what they were
+def test_large_seeds_are_not_truncated():
+    assert generator_seed(5) == 5
     assert generator_seed(2**32 + 5) != 5
     numbers = [generator_seed(base * 2**32 + low) for base in range(1, 40) for low in range(25)]
     assert len(set(numbers)) == len(numbers)
@@ -59,7 +59,7 @@ def test_large_seeds_are_not_cut_off():
 
 
 def test_purposes_of_a_run_have_different_seeds():
-    """Of 1000 user's seeds: no two of the first 40 purposes share one."""
+    """For 1000 seeds, the first 40 derived from each are distinct."""
     for seed in range(1000):
         seeds = Seeds(seed)
         if len({seeds.next() for _ in range(40)}) < 40:
@@ -83,8 +83,8 @@ def all_kinds(seed):
 
 
 @pytest.mark.parametrize("cut_seed", range(5))
-def test_results_do_not_depend_on_how_a_run_is_cut(tmp_path, cut_seed):
-    """Into calls of run, with and without files, segments, reporters; and by resuming."""
+def test_results_do_not_depend_on_interruptions(tmp_path, cut_seed):
+    """By calls of run, with several lengths of segments, with reporters, and by resuming."""
     whole = all_kinds(11).run(60, collect=True, progress=False)
     rng = np.random.default_rng(cut_seed)
     cuts = [0, *sorted(rng.choice(np.arange(1, 60), size=4, replace=False).tolist()), 60]
@@ -98,7 +98,7 @@ def test_results_do_not_depend_on_how_a_run_is_cut(tmp_path, cut_seed):
             state.x.sum()
 
     for k, (low, high) in enumerate(pairwise(cuts)):
-        if k == 2:  # another process goes on
+        if k == 2:  # another process continues
             made = all_kinds(11).resume(path)
         if k == 3:
             made.reporters.append(Idle())

@@ -1,4 +1,4 @@
-"""Cases with exact answers for kernels: exact starts, and z values of what they became.
+"""Exactly solvable cases for kernels: exact starts, and z values of the walkers afterwards.
 
 A case is a potential, a ladder, a flow with weights of order one, walkers drawn exactly at every
 rung, and scores that are standard normal as long as the walkers are exact samples.
@@ -53,7 +53,7 @@ def the_tree():
 
 @functools.cache
 def tree_flow(name):
-    """The flow of this name; ``"...-mixed"``: its conditioners work in float32."""
+    """Return the flow of this name; ``"...-mixed"``: with conditioners in float32."""
     if not name.endswith("-mixed"):
         return the_tree().flow(*FLOWS[name])
     flow = copy.deepcopy(tree_flow(name.removesuffix("-mixed")))
@@ -62,13 +62,13 @@ def tree_flow(name):
 
 
 def pose_scores(tree, x, kept):
-    """z values of the poses [n]: uniform rotations, and translations N(0, 1), as they started.
+    """Return z values of the poses [n]: uniform rotations, and translations N(0, 1).
 
     Where the molecule moved as a whole (`kept` is False), translations are uniform in a periodic
     box of 1 nm: N(0, 1) wrapped into it is uniform to 1e-8, and motion at Maxwell-Boltzmann
     velocities leaves it so.
     """
-    rotation, translation = tree.plain.pose(x)
+    rotation, translation = tree.polar.pose(x)
     shift = torch.special.ndtr(translation) if kept else torch.remainder(translation, 1.0)
     turn = 0.5 * (rotation.flatten(1) + 1)  # each component of a uniform direction is uniform
     scores = {f"translation {k}": z for k, z in uniform_scores(shift.numpy()).items()}
@@ -78,7 +78,7 @@ def pose_scores(tree, x, kept):
 
 
 def rung_scores(pits):
-    """z values of the correlations between the rungs of a walker, from PITs of every rung."""
+    """Return z values of the correlations between the rungs of a walker, from PITs [n, d]."""
     scores = {}
     for low in range(len(pits)):
         for high in range(low + 1, len(pits)):
@@ -107,7 +107,7 @@ class TreeCase:
         return fresh_state(self.potential, torch.stack(x, dim=1), torch.stack(v, dim=1))
 
     def dataset(self, n=2000):
-        """Frames to fit coordinates on, between the ladder's temperatures."""
+        """Return frames to fit coordinates on, between the ladder's temperatures."""
         frames = self.tree.sample(n, 400.0, torch.Generator().manual_seed(22))
         molecule = MolecularSystem(self.tree.system(), self.tree.topology, POSITIONS)
         return MDDataset(frames, 400.0, molecule)
@@ -157,7 +157,7 @@ class ModelCase:
         return fresh_state(self.potential, torch.stack(x, dim=1), None)
 
     def dataset(self, n=2000):
-        """Frames to fit coordinates on."""
+        """Return frames to fit coordinates on."""
         return MDDataset(self.potential.sample(n, 1.0, torch.Generator().manual_seed(22)), 1.0)
 
     def pit(self, x, temperature):
@@ -188,7 +188,7 @@ class ModelWithVelocities(ModelCase):
         )
 
     def scores(self, state):
-        """Positions and velocities together, and correlations of their squares."""
+        """Return z values of positions and velocities together, with their squares."""
         scores, pits = {}, []
         for rung, temperature in enumerate(self.ladder):
             unit_v = state.velocities[:, rung] * (self.masses / temperature).sqrt()
@@ -209,14 +209,14 @@ def _well(potential, i, temperature):
 
 
 def fresh_state(potential, x, velocities):
-    """Walkers at x [W, R, *event], replicas at home."""
+    """Return walkers at x [W, R, *event], each replica at its rung."""
     shape = tuple(x.shape[:2])
     energy = potential.energy(x.flatten(0, 1)).reshape(shape)
     return WalkerState(x, velocities, energy, torch.arange(shape[1]).repeat(shape[0], 1))
 
 
 def apply(kernels, state, generator, times=1):
-    """The state after the kernels, `times` over, and each kernel's summed counts by name."""
+    """Return the state after `times` iterations of the kernels, and the counts by name."""
     totals = {}
     for iteration in range(times):
         for kernel in kernels:
@@ -227,7 +227,7 @@ def apply(kernels, state, generator, times=1):
 
 
 def worst(scores):
-    """Largest |z| and its name."""
+    """Return the largest |z| and its name."""
     name = max(scores, key=lambda key: np.abs(scores[key]).max())
     return float(np.abs(scores[name]).max()), name
 
@@ -243,7 +243,7 @@ def assert_noticed(scores):
 
 
 def assert_energies_are_stored(case, state):
-    """Every energy of the state is that of its configuration."""
+    """Assert that every energy of the state is that of its configuration."""
     energy = case.potential.energy(state.x.flatten(0, 1)).reshape(state.energy.shape)
     torch.testing.assert_close(state.energy, energy, rtol=0, atol=1e-8)
 
@@ -255,28 +255,28 @@ class Mutant:
     """A flow with one thing changed."""
 
     def __init__(self, flow):
-        self._flow = flow
+        self.unchanged = flow
 
     def __getattr__(self, name):
-        return getattr(self._flow, name)
+        return getattr(self.unchanged, name)
 
 
 class WithoutJacobian(Mutant):
-    """log|J_D| taken for zero wherever there is one."""
+    """log|J_D| is 0 in the domain."""
 
     def forward_and_log_det(self, v):
-        image, log_det = self._flow.forward_and_log_det(v)
+        image, log_det = self.unchanged.forward_and_log_det(v)
         return image, torch.where(torch.isfinite(log_det), 0.0 * v.sum(1), log_det.detach())
 
-    def inverse_and_log_det(self, x, momenta):
-        v, log_det = self._flow.inverse_and_log_det(x, momenta)
+    def inverse_and_log_det(self, x, momenta, copies=None):
+        v, log_det = self.unchanged.inverse_and_log_det(x, momenta, copies)
         return v, torch.where(torch.isfinite(log_det), 0.0, log_det)
 
 
 class WithoutPose(Mutant):
     """Proposals stay in the canonical pose."""
 
-    def place(self, x, like):
+    def match_pose(self, x, like):
         return x
 
 
@@ -284,7 +284,7 @@ class Wrapping(Mutant):
     """Dihedrals beyond their branch are wrapped back onto it instead of rejected."""
 
     def forward_and_log_det(self, v):
-        flow, d = self._flow, self._flow.n_coordinates
+        flow, d = self.unchanged, self.unchanged.n_coordinates
         y, log_det = flow.network.forward_and_log_det(v)
         u, extra = flow.whitening.forward_and_log_det(y[:, :d])
         n_straight = d - len(flow.coordinates.branch_cuts)

@@ -7,7 +7,6 @@ velocities. The probability integral transform (PIT) of every coordinate is unif
 checks serves all.
 """
 
-import functools
 import math
 
 import numpy as np
@@ -70,28 +69,34 @@ class ExactTree:
             self.topology.addBond(atoms[first], atoms[second])
         self.n_atoms = len(ATOMS)
         self.masses = torch.tensor(MASSES, dtype=torch.float64)
-        self.plain = InternalCoordinates.from_topology(self.topology, POSITIONS, "polar")
-        self.n_coordinates = self.plain.n_coordinates
+        self.polar = InternalCoordinates.from_topology(self.topology, POSITIONS, "polar")
+        self.n_coordinates = self.polar.n_coordinates
         reference = torch.tensor(POSITIONS)[None]
-        self.centre = self.plain.inverse_and_log_det(reference)[0][0]
-        kinds = self.plain.kinds
+        self.centre = self.polar.inverse_and_log_det(reference)[0][0]
+        kinds = self.polar.kinds
         variety = 1 + 0.3 * torch.sin(3.0 * torch.arange(self.n_coordinates))
         table = torch.tensor([1.1e4, 100.0, 4.0, 50.0], dtype=torch.float64)
         self.k = table[kinds] * variety  # kJ/mol per nm^2, per rad^2, and in front of cosines
+        self._marginals = {}
         self.k_double = torch.where(kinds == 2, 2.5, 0.0).to(torch.float64)  # second harmonic
 
     def term_energies(self, u):
-        """Energy of every term [..., d] at polar coordinates u [..., d], kJ/mol."""
+        """Return the energy of every term [..., d] at polar coordinates u [..., d], kJ/mol."""
         away = u - self.centre
         harmonic = 0.5 * self.k * away.square()
         periodic = self.k * (1 - torch.cos(away)) + self.k_double * (1 - torch.cos(2 * u))
-        return torch.where(self.plain.kinds < 2, harmonic, periodic)
+        return torch.where(self.polar.kinds < 2, harmonic, periodic)
 
-    @functools.cache  # noqa: B019 (one object a session)
     def marginals(self, temperature):
+        """Return the marginal of every coordinate at a temperature, computed once."""
+        if temperature not in self._marginals:
+            self._marginals[temperature] = self._compute_marginals(temperature)
+        return self._marginals[temperature]
+
+    def _compute_marginals(self, temperature):
         kt = KB * temperature
         out = []
-        for index, kind in enumerate(self.plain.kinds.tolist()):
+        for index, kind in enumerate(self.polar.kinds.tolist()):
 
             def log_density(values, index=index, kind=kind):
                 u = self.centre.repeat(len(values), 1)
@@ -109,9 +114,9 @@ class ExactTree:
                 low, high = 1e-9, math.pi - 1e-9
             else:
                 row = index - (2 * self.n_atoms - 3)
-                low = float(self.plain.branch_cuts[row])
+                low = float(self.polar.branch_cuts[row])
                 high = low + 2 * math.pi
-                handed = float(self.plain.handedness[row])
+                handed = float(self.polar.handedness[row])
                 if handed:  # the half circle on which sin has the sign of the reference
                     start = 0.0 if handed > 0 else math.pi
                     low = start + 2 * math.pi * math.ceil((low - start) / (2 * math.pi))
@@ -128,9 +133,9 @@ class ExactTree:
         return torch.from_numpy(np.stack(columns, axis=1))
 
     def sample(self, n, temperature, generator):
-        """Independent exact samples [n, N, 3] in random poses."""
+        """Return independent exact samples [n, N, 3] in random poses."""
         u = self.sample_internal(n, temperature, generator)
-        x, log_det = self.plain.forward_and_log_det(u)
+        x, log_det = self.polar.forward_and_log_det(u)
         assert bool(torch.isfinite(log_det).all())
         q, r = torch.linalg.qr(torch.randn(n, 3, 3, generator=generator, dtype=torch.float64))
         # Uniform (Haar) only once the signs that the factorisation leaves open are removed.
@@ -140,25 +145,25 @@ class ExactTree:
         return x @ rotation.transpose(1, 2) + shift
 
     def velocities(self, n, temperature, generator):
-        """Maxwell-Boltzmann velocities [n, N, 3], nm/ps."""
+        """Return Maxwell-Boltzmann velocities [n, N, 3], nm/ps."""
         noise = torch.randn(n, self.n_atoms, 3, generator=generator, dtype=torch.float64)
         return noise * (KB * temperature / self.masses).sqrt()[:, None]
 
     def pit(self, x, temperature):
-        """PITs [n, d] of positions x [n, N, 3]: uniform and independent if x is exact."""
-        u, _ = self.plain.inverse_and_log_det(x)
+        """Return PITs [n, d] of positions x [n, N, 3]: uniform and independent if x is exact."""
+        u, _ = self.polar.inverse_and_log_det(x)
         columns = [
             marginal.pit(u[:, i].numpy()) for i, marginal in enumerate(self.marginals(temperature))
         ]
         return np.stack(columns, axis=1)
 
     def body_velocities(self, x, v):
-        """Velocities [n, N, 3] along the axes that the molecule carries with it."""
-        rotation, _ = self.plain.pose(x)
+        """Return velocities [n, N, 3] along axes fixed in the molecule."""
+        rotation, _ = self.polar.pose(x)
         return v @ rotation
 
     def system(self):
-        """The same potential as an openmm.System."""
+        """Return the same potential as an openmm.System."""
         system = openmm.System()
         for mass in MASSES:
             system.addParticle(mass)
@@ -168,7 +173,7 @@ class ExactTree:
         )
         for name in ("k", "k_double", "centre"):
             torsions.addPerTorsionParameter(name)
-        rows = self.plain.zmatrix.rows.tolist()
+        rows = self.polar.zmatrix.rows.tolist()
         k, centre = self.k.tolist(), self.centre.tolist()
         position = iter(range(self.n_coordinates))
         for row in rows[1:]:
@@ -185,9 +190,10 @@ class ExactTree:
         return system
 
     def flow(self, kind, metric, strength, seed=5, cuts_from_centre=None):
-        """A random flow with weights of order one around a whitening of exact samples.
+        """Return a random flow with weights of order one and a whitening of exact samples.
 
-        Torsions without handedness are cut opposite the reference, or so many radians from it.
+        Torsions without handedness are cut opposite the reference, or `cuts_from_centre` radians
+        from it.
         """
         generator = torch.Generator().manual_seed(seed)
         layer = InternalCoordinates.from_topology(self.topology, POSITIONS, metric)
@@ -216,7 +222,7 @@ class TreePotential(Potential):
     def energy(self, x):
         self.check_positions(x)
         self.n_evaluations += len(x)
-        r, theta, torsions = self.tree.plain.bonds_angles_torsions(x)
+        r, theta, torsions = self.tree.polar.bonds_angles_torsions(x)
         return self.tree.term_energies(torch.cat([r, theta, torsions], dim=1)).sum(dim=1)
 
     def energy_and_forces(self, x):
@@ -227,12 +233,12 @@ class TreePotential(Potential):
 
 
 def chi2_z(chi2, dof):
-    """Standard normal score of a chi-square value (Wilson and Hilferty 1931)."""
+    """Return the standard normal score of a chi-square value (Wilson and Hilferty 1931)."""
     return ((chi2 / dof) ** (1 / 3) - (1 - 2 / (9 * dof))) / np.sqrt(2 / (9 * dof))
 
 
 def uniform_scores(pit, n_bins=20):
-    """z values of PITs [n, d]: means, variances, histograms, and all correlations together."""
+    """Return z values of PITs [n, d]: means, variances, histograms, all correlations together."""
     n, d = pit.shape
     centred = pit - 0.5
     counts = np.stack([np.histogram(pit[:, i], bins=n_bins, range=(0, 1))[0] for i in range(d)])
@@ -249,7 +255,7 @@ def uniform_scores(pit, n_bins=20):
 
 
 def velocity_scores(tree, x, v, temperature):
-    """z values of velocities [n, N, 3]: lab and body frame, kinetic energy, and with positions."""
+    """Return z values of velocities [n, N, 3]: in lab and body frame, and with positions."""
     n = len(x)
     width = np.sqrt(KB * temperature / tree.masses.numpy())[:, None]
     lab = (v.numpy() / width).reshape(n, -1)

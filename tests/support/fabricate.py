@@ -12,7 +12,7 @@ from openmm_tsf.units import KB
 
 
 def four_atoms() -> mdtraj.Topology:
-    """A chain of four carbons: one dihedral."""
+    """Return a chain of four carbons: one dihedral."""
     topology = mdtraj.Topology()
     residue = topology.add_residue("BUT", topology.add_chain())
     for k in range(4):
@@ -21,7 +21,7 @@ def four_atoms() -> mdtraj.Topology:
 
 
 def chain_positions(dihedral):
-    """Positions [..., 4, 3] in nm of a chain with right angles and the given dihedral (rad)."""
+    """Return positions [..., 4, 3] in nm of a chain with right angles and a dihedral (rad)."""
     phi = np.asarray(dihedral)
     x = np.zeros((*phi.shape, 4, 3), dtype=np.float32)
     x[..., 0, 0] = 0.15
@@ -33,7 +33,7 @@ def chain_positions(dihedral):
 
 
 def two_state_chains(rng, shape, p, rho):
-    """Stationary two-state Markov chains [n, ...] with P(1) = p and autocorrelation rho**lag.
+    """Return stationary two-state chains [n, ...] with P(1) = p and autocorrelation rho**lag.
 
     Exact statistical inefficiency: (1 + rho) / (1 - rho).
     """
@@ -69,7 +69,7 @@ class DoubleWell:
         return np.trapezoid(values * self.density(kelvin), self.grid)
 
     def exact(self, kelvin):
-        """⟨U⟩ in kJ/mol, configurational C_V in kJ/(mol K), ΔF_φ in kT."""
+        """Return ⟨U⟩ in kJ/mol, configurational C_V in kJ/(mol K), ΔF_φ in kT."""
         v = self.potential(self.grid)
         mean = self._mean(v, kelvin)
         variance = self._mean((v - mean) ** 2, kelvin)
@@ -84,7 +84,7 @@ class DoubleWell:
         )
 
     def probability(self, low, high, kelvin):
-        """P(low < φ < high)."""
+        """Return P(low < φ < high)."""
         return np.interp(high, self.grid, self.cumulative(kelvin)) - np.interp(
             low, self.grid, self.cumulative(kelvin)
         )
@@ -97,10 +97,10 @@ class DoubleWell:
         return total / total[-1]
 
     def draw(self, rng, shape, temperatures, rho=0.0):
-        """Energies and φ [n, W, R]: stationary chains of autocorrelation rho**lag, exact at each T.
+        """Return energies and φ [n, W, R]: stationary chains, autocorrelation rho**lag, exact.
 
-        The rungs of a walker move together (one uniform number for all), so their samples are
-        correlated as replica exchange makes them.
+        All rungs of a walker use one uniform number, so that they are correlated as in replica
+        exchange.
         """
         uniform = rng.random(shape)
         radius = rng.chisquare(self.MODES, shape)
@@ -124,7 +124,6 @@ def write_run(
     positions=None,
     per_segment=100,
     kernels=None,
-    boltzmann_constant=KB,
     **config,
 ):
     """Write a run directory: energy [n, W, R], named dihedrals, positions [n, W, R, N, 3]."""
@@ -144,7 +143,7 @@ def write_run(
                 "n_walkers": n_walkers,
                 "seed": 5,
                 "dihedrals": {name: [0, 1, 2, 3] for name in dihedrals},
-                "boltzmann_constant": boltzmann_constant,
+                "boltzmann_constant": KB,
                 "choices": {},
                 "versions": {"numpy": np.__version__},
                 **config,
@@ -175,7 +174,7 @@ def write_run(
 
 
 def write_frames(path, temperatures, positions, topology=None):
-    """DCD files as OpenMM writes them, and topology.pdb."""
+    """Write DCD files with OpenMM, and topology.pdb."""
     topology = topology or four_atoms()
     openmm_topology = topology.to_openmm()
     n_atoms = positions.shape[-2]

@@ -1,14 +1,14 @@
-"""The invariance suite: one check for any kernel or mixture, and the table of all of them.
+"""The invariance test: one check for any kernel or mixture, and the table of all of them.
 
-Walkers start from exact samples of every rung, the sampler's own loop applies the kernels, and the
-walkers must still be exact samples: |z| < 4 for every mean, variance, histogram and correlation of
-coordinates, poses, velocities and rungs. A kernel with one thing wrong must exceed |z| = 6.
+Walkers start from exact samples of every rung, the sampler applies the kernels, and the walkers
+must still be exact samples: |z| < 4 for every mean, variance, histogram and correlation of
+coordinates, poses, velocities and rungs. A kernel with one mistake must exceed |z| = 6.
 
-A check reads up to 1218 scores, so that now and then one exceeds 4 by chance. It is then
-looked at once more, with another fixed seed and four times as many walkers: a bias has twice the
-|z| there, chance has not.
+A check computes up to 1218 scores, and one of them exceeds 4 by chance occasionally. That score is
+then computed again, with another fixed seed and four times as many walkers: a bias has twice the
+|z| there, a chance deviation has not.
 
-A kernel of your own, which need only satisfy :class:`openmm_tsf.sampling.kernels.base.Kernel`:
+A kernel of your own needs the members of :class:`openmm_tsf.sampling.kernels.base.Kernel`:
 
     check(lambda case: MyKernel(case.potential, case.ladder), tree("tsf-polar", n_rungs=3))
 """
@@ -24,7 +24,7 @@ import torch
 
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.sampling.kernels.cartesian import CartesianHMC, CartesianMALA
-from openmm_tsf.sampling.kernels.dynamics import Leg
+from openmm_tsf.sampling.kernels.dynamics import DynamicsKernel
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.kernels.internal_walk import InternalWalk
 from openmm_tsf.sampling.kernels.langevin_openmm import OpenMMLangevin
@@ -52,25 +52,25 @@ from tests.support.exact_cases import (
 
 @functools.cache
 def tree(flow: str = "tsf-volume", n_rungs: int = 2, pose_kept: bool = True) -> TreeCase:
-    """The exactly solvable molecule of unequal masses; `pose_kept` without dynamics."""
+    """Return the exactly solvable molecule; `pose_kept` False with dynamics."""
     return TreeCase(flow, n_rungs, pose_kept)
 
 
 @functools.cache
 def model(which: str = "gaussian", kind: str = "tsf", velocities: bool = True) -> ModelCase:
-    """``"gaussian"`` or ``"double-well"`` on R^3, with a ``"tsf"`` or ``"realnvp"``."""
+    """Return ``"gaussian"`` or ``"double-well"`` on R^3, with a ``"tsf"`` or ``"realnvp"``."""
     return (ModelWithVelocities if velocities else ModelCase)(which, kind)
 
 
 @functools.cache
 def openmm_potential() -> OpenMMPotential:
-    """The tree's energy by OpenMM, for the kernels whose steps OpenMM takes."""
+    """Return the tree's energy by OpenMM, for the kernels whose steps OpenMM takes."""
     return OpenMMPotential(the_tree().system(), platform="Reference", n_contexts=1)
 
 
 @functools.cache
 def layers(case: Any, mode: str = "conditional") -> Any:
-    """The walk's whitened coordinates, fitted once a case: volume or polar as the case's flow's."""
+    """Return whitened coordinates, fitted once a case, with the metric of the case's flow."""
     metric = FLOWS[case.flow_name][1] if isinstance(case, TreeCase) else "volume"
     walk = InternalWalk.from_dataset(
         case.dataset(), case.potential, case.ladder, mode=mode, metric=metric
@@ -96,7 +96,7 @@ class Outcome:
 def run(
     factory: Callable[[Any], Any], case: Any, n_walkers: int, seed: int, times: int
 ) -> tuple[Outcome, ParallelTempering, int]:
-    """Exact walkers after `times` iterations; the sampler; evaluations that potentials counted."""
+    """Apply kernels to exact walkers; return outcome, sampler and the evaluations of potentials."""
     made = factory(case)
     schedule = list(made) if isinstance(made, list | tuple) else [made]
     start = case.start(n_walkers, torch.Generator().manual_seed(seed))
@@ -120,7 +120,7 @@ def check(
     times: int = 4,
     acceptance: tuple[float, float] = (0.02, 0.98),
 ) -> Outcome:
-    """Assert that kernels leave a case's distribution invariant, and keep a kernel's promises.
+    """Assert that kernels leave a case's distribution invariant, and count correctly.
 
     Parameters
     ----------
@@ -133,8 +133,7 @@ def check(
     n_walkers, seed, times
         Walkers, seed and iterations.
     acceptance
-        Where every kernel's acceptance must lie: a kernel that never or always accepts shows
-        nothing.
+        The range of every kernel's acceptance: one that never or always accepts tests nothing.
     """
     outcome, sampler, counted = run(factory, case, n_walkers, seed, times)
     start, end = outcome.start, outcome.end
@@ -162,7 +161,7 @@ def check(
 def notice(
     factory: Callable[[Any], Any], case: Any, n_walkers: int, seed: int, times: int
 ) -> Outcome:
-    """Assert that the same scores find a mutant out."""
+    """Assert that the same scores reject a mutant."""
     outcome, _, _ = run(factory, case, n_walkers, seed, times)
     print(f"|z| = {outcome.z:.1f}: {outcome.where}")
     assert outcome.z > NOTICED, f"a mutant passes: |z| = {outcome.z:.1f}, {outcome.where}"
@@ -185,13 +184,13 @@ class Entry:
     kind
         Its class.
     on_tree, on_model
-        Settings on the molecule and on R^3; None where it does not go.
+        Settings on the molecule and on R^3; None where the kernel does not apply.
     n_walkers, times
-        On the molecule.
+        Walkers and iterations on the molecule.
     rungs
-        Ladders on the molecule.
-    flows
-        Flows on the molecule, by default; `slow_flows` are left to the marker.
+        Lengths of the ladders on the molecule.
+    flows, slow_flows
+        Flows on the molecule; the slow ones have the marker ``slow``.
     """
 
     kind: type
@@ -204,7 +203,7 @@ class Entry:
     slow_flows: tuple[str, ...] = ()
 
     @property
-    def moves_inside(self) -> bool:
+    def keeps_pose(self) -> bool:
         """Whether only internal coordinates change: pose and velocities stay."""
         return issubclass(self.kind, FlowWalk | FlowIndependence)
 
@@ -214,18 +213,18 @@ class Entry:
         return issubclass(self.kind, PlainSwap | SteeredSwap)
 
     @property
-    def is_leg(self) -> bool:
+    def is_dynamics(self) -> bool:
         """Whether the molecule moves as a whole."""
-        return issubclass(self.kind, Leg)
+        return issubclass(self.kind, DynamicsKernel)
 
     def __call__(self, case: Any, **more: Any) -> Any:
-        """The kernel for a case."""
+        """Return the kernel for a case."""
         settings = self.on_tree if isinstance(case, TreeCase) else self.on_model
         return build(self.kind, case, **(settings or {}) | more)
 
 
 def build(kind: type, case: Any, **settings: Any) -> Any:
-    """A kernel of this class, or of a class derived from it, for a case."""
+    """Return a kernel of this class, or of a class derived from it, for a case."""
     flow, potential, ladder = case.flow, case.potential, case.ladder
     if issubclass(kind, PlainSwap):
         return kind(ladder, potential.boltzmann_constant, **settings)
@@ -238,7 +237,7 @@ def build(kind: type, case: Any, **settings: Any) -> Any:
     if issubclass(kind, InternalWalk):
         whitened = layers(case, settings.pop("mode", "conditional"))
         return kind(whitened, potential, ladder, **settings)
-    if not issubclass(kind, Leg):
+    if not issubclass(kind, DynamicsKernel):
         return kind(settings.pop("flow", flow), potential, ladder, **settings)
     domain = flow if isinstance(case, TreeCase) else None
     if issubclass(kind, OpenMMLangevin):
@@ -251,8 +250,8 @@ BOTH = ("tsf-volume", "realnvp-polar")
 REST = ("realnvp-volume", "tsf-volume-rough")
 TRIO = (*TSF, "realnvp-polar")
 MIXED = ("tsf-volume-mixed", "realnvp-polar-mixed")
-LEG = {"timestep": 0.02, "friction": 20.0, "n_steps": 10}
-MODEL_LEG = {"timestep": 0.4, "friction": 0.5, "n_steps": 5}
+LANGEVIN = {"timestep": 0.02, "friction": 20.0, "n_steps": 10}
+MODEL_LANGEVIN = {"timestep": 0.4, "friction": 0.5, "n_steps": 5}
 
 KERNELS: dict[str, Entry] = {
     "walk": Entry(
@@ -301,8 +300,10 @@ KERNELS: dict[str, Entry] = {
         SteeredSwap, {"scheme": [(6, 0), (1, 4)]}, {"scheme": [(2, 0)]}, 1000, 4, (7,),
         slow_flows=("tsf-polar", "realnvp-polar", *REST),
     ),
-    "langevin": Entry(OpenMMLangevin, LEG, None, 800),
-    "batched langevin": Entry(TorchLangevin, LEG, MODEL_LEG, slow_flows=("realnvp-polar",)),
+    "langevin": Entry(OpenMMLangevin, LANGEVIN, None, 800),
+    "batched langevin": Entry(
+        TorchLangevin, LANGEVIN, MODEL_LANGEVIN, slow_flows=("realnvp-polar",)
+    ),
     "hmc": Entry(
         CartesianHMC, {"timestep": 0.019, "n_steps": 8}, {"timestep": [0.6, 0.5, 0.4], "n_steps": 4}
     ),

@@ -1,24 +1,24 @@
-"""Sensible mixtures of the table's kernels, each the schedule of one iteration."""
+"""Mixtures of the kernels in the table, each the schedule of one iteration."""
 
 from collections.abc import Callable
 from typing import Any
 
-from openmm_tsf.sampling.kernels import Scheduled, default_kernels
+from openmm_tsf.sampling.kernels import Scheduled, SequenceSettings, default_kernels
 from tests.support.exact_cases import TreeCase
 from tests.support.invariance import KERNELS
 
 
 def default(case: Any) -> list[Scheduled]:
-    """What a user gets who asks for nothing, with dynamics more often and at a larger step."""
-    return default_kernels(
-        case.potential, case.flow, case.ladder, case.masses,
-        sigma=0.17 if isinstance(case, TreeCase) else 0.6, local_interval=2, local_steps=10,
-        local_timestep=0.015 if isinstance(case, TreeCase) else 0.45,
-    )  # fmt: skip
+    """Return the default sequence, with dynamics more often and at a larger step."""
+    sigma, timestep = (0.17, 0.015) if isinstance(case, TreeCase) else (0.6, 0.45)
+    settings = SequenceSettings(
+        sigma=sigma, local_interval=2, local_steps=10, local_timestep=timestep
+    )
+    return default_kernels(case.potential, case.flow, case.ladder, case.masses, settings)
 
 
 def whole(case: Any) -> list[Any]:
-    """Flow moves, OpenMM's dynamics and both kinds of plain swaps, with a schedule."""
+    """Return flow kernels, OpenMM's dynamics and both kinds of plain swaps, with a schedule."""
     return [
         KERNELS["independence"](case),
         Scheduled(KERNELS["walk"](case), repeats=3),
@@ -29,18 +29,15 @@ def whole(case: Any) -> list[Any]:
 
 
 def through_flow(case: Any) -> list[Any]:
-    """All that goes through the flow or whitened coordinates, and plain swaps."""
-    names = ("steered swap, random", "latent mala", "plain swap, random", "walk of 4 steps",
-             "latent hmc", "internal walk", "independence")  # fmt: skip
+    """Return all kernels through the flow or whitened coordinates, and plain swaps."""
+    first = ("steered swap, random", "latent mala", "plain swap, random", "walk of 4 steps")
+    names = (*first, "latent hmc", "internal walk", "independence")
     return [KERNELS[name](case) for name in names]
 
 
 def with_dynamics(case: Any) -> list[Any]:
-    """Flow moves, Hamiltonian dynamics that keeps its velocities, and steered swaps."""
-    if isinstance(case, TreeCase):
-        step: Any = {"timestep": 0.012, "n_steps": 12}
-    else:
-        step = {}
+    """Return flow kernels, Hamiltonian dynamics that keeps its velocities, and steered swaps."""
+    step: Any = {"timestep": 0.012, "n_steps": 12} if isinstance(case, TreeCase) else {}
     return [
         Scheduled(KERNELS["walk"](case), repeats=2),
         KERNELS["hmc, persistent"](case, persistence=0.95, **step),
@@ -51,7 +48,7 @@ def with_dynamics(case: Any) -> list[Any]:
 
 
 def everything(case: Any) -> list[Any]:
-    """The whole table, one after the other."""
+    """Return all kernels of the table."""
     settings = "on_tree" if isinstance(case, TreeCase) else "on_model"
     return [
         entry(case, name=name)

@@ -20,8 +20,8 @@ Molecule = tuple[app.Topology, np.ndarray]
 
 @cache
 def dihydrofolate_reductase() -> app.PDBFile:
-    """The protein of the JAC benchmark, without its water."""
-    spec = find_spec("openmmtools")  # found, not imported: that takes seconds
+    """Return the protein of the JAC benchmark, without its water."""
+    spec = find_spec("openmmtools")  # importing it would take seconds
     assert spec is not None
     assert spec.origin is not None
     path = Path(spec.origin).parent / "data" / "dhfr" / "system.pdb"
@@ -31,14 +31,14 @@ def dihydrofolate_reductase() -> app.PDBFile:
 
 @cache
 def alanine() -> Molecule:
-    """Alanine dipeptide: topology and positions in nm."""
+    """Return alanine dipeptide: topology and positions in nm."""
     molecule = alanine_dipeptide()
     return molecule.topology, molecule.positions
 
 
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """``Modeller.addHydrogens`` starts from random places: the same ones in every test run."""
+    """Fix the random positions from which ``Modeller.addHydrogens`` starts."""
     state = random.getstate()
     random.seed(1)
     try:
@@ -48,43 +48,59 @@ def same_random_numbers() -> Iterator[None]:
 
 
 @cache
-def capped(residue_name: str) -> Molecule:
-    """ACE-X-NME with X cut out of a protein: topology and positions in nm.
+def force_field(*names: str) -> app.ForceField:
+    """Return a force field of OpenMM, read once."""
+    return app.ForceField(*names)
 
-    CA, C, O of the residue before become ACE, N and CA of the one after NME; hydrogens are added
-    and relaxed by ``Modeller.addHydrogens``.
-    """
-    pdb = dihydrofolate_reductase()
-    residues = list(pdb.topology.residues())
-    where = next(i for i, r in enumerate(residues) if r.name == residue_name and i > 0)
-    wanted = [
-        ("ACE", residues[where - 1], {"CA": "CH3", "C": "C", "O": "O"}),
-        (residue_name, residues[where], None),
-        ("NME", residues[where + 1], {"N": "N", "CA": "C"}),
-    ]
-    xyz = np.array(pdb.positions.value_in_unit(unit.nanometer))
-    topology, positions = app.Topology(), []
-    chain = topology.addChain()
-    for name, residue, names in wanted:
-        new = topology.addResidue(name, chain)
-        for atom in residue.atoms():
-            label = atom.name if names is None else names.get(atom.name)
-            if label is not None and atom.element is not app.element.hydrogen:
-                topology.addAtom(label, atom.element, new)
-                positions.append(xyz[atom.index])
-    topology.createStandardBonds()
-    modeller = app.Modeller(topology, np.array(positions) * unit.nanometer)
+
+def with_hydrogens(
+    topology: app.Topology, positions: np.ndarray, forces: app.ForceField
+) -> Molecule:
+    """Return the heavy atoms of a molecule with the hydrogens of a force field, relaxed."""
+    modeller = app.Modeller(topology, positions * unit.nanometer)
+    modeller.delete([a for a in topology.atoms() if a.element is app.element.hydrogen])
     with same_random_numbers():
-        modeller.addHydrogens(
-            app.ForceField("amber14/protein.ff14SB.xml"),
-            platform=openmm.Platform.getPlatformByName("Reference"),
-        )
+        modeller.addHydrogens(forces, platform=openmm.Platform.getPlatformByName("Reference"))
     return modeller.topology, np.array(modeller.positions.value_in_unit(unit.nanometer))
 
 
 @cache
+def capped_stretch(first: int, n_residues: int) -> Molecule:
+    """Return residues of the protein from number `first`, capped with ACE and NME.
+
+    CA, C, O of the residue before become ACE, N and CA of the one after NME.
+    """
+    pdb = dihydrofolate_reductase()
+    residues = list(pdb.topology.residues())[first - 1 : first + n_residues + 1]
+    caps = {
+        0: ("ACE", {"CA": "CH3", "C": "C", "O": "O"}),
+        n_residues + 1: ("NME", {"N": "N", "CA": "C"}),
+    }
+    xyz = np.array(pdb.positions.value_in_unit(unit.nanometer))
+    topology, positions = app.Topology(), []
+    chain = topology.addChain()
+    for k, residue in enumerate(residues):
+        name, labels = caps.get(k, (residue.name, None))
+        new = topology.addResidue(name, chain)
+        for atom in residue.atoms():
+            label = atom.name if labels is None else labels.get(atom.name)
+            if label is not None and atom.element is not app.element.hydrogen:
+                topology.addAtom(label, atom.element, new)
+                positions.append(xyz[atom.index])
+    topology.createStandardBonds()
+    return with_hydrogens(topology, np.array(positions), force_field("amber14/protein.ff14SB.xml"))
+
+
+def capped(residue_name: str) -> Molecule:
+    """Return ACE-X-NME with X cut out of a protein: topology and positions in nm."""
+    residues = dihydrofolate_reductase().topology.residues()
+    index = next(i for i, r in enumerate(residues) if r.name == residue_name and i > 0)
+    return capped_stretch(index, 1)
+
+
+@cache
 def protein_piece(first: int = 20, last: int = 44) -> Molecule:
-    """Residues `first` to `last` of the protein: uncapped, connected, without relaxation."""
+    """Return residues `first` to `last` of the protein: uncapped, connected, not relaxed."""
     pdb = dihydrofolate_reductase()
     modeller = app.Modeller(pdb.topology, pdb.positions)
     residues = list(pdb.topology.residues())
@@ -95,7 +111,7 @@ def protein_piece(first: int = 20, last: int = 44) -> Molecule:
 def graph_molecule(
     bonds: list[tuple[int, int]], positions: np.ndarray, elements: str | None = None
 ) -> Molecule:
-    """A molecule of given bonds; one letter per atom (C, N, O, H), carbon by default."""
+    """Return a molecule of given bonds; one letter per atom (C, N, O, H), carbon by default."""
     letters = elements or "C" * len(positions)
     topology = app.Topology()
     residue = topology.addResidue("MOL", topology.addChain())
@@ -109,7 +125,7 @@ def graph_molecule(
 
 
 def random_tree(n_atoms: int, seed: int, n_rings: int = 0) -> Molecule:
-    """A random tree of at most four bonds per atom in about tetrahedral directions.
+    """Return a random tree of at most four bonds per atom in about tetrahedral directions.
 
     `n_rings` further bonds close rings of any length (of bonds of any length).
     """
@@ -136,14 +152,14 @@ def random_tree(n_atoms: int, seed: int, n_rings: int = 0) -> Molecule:
 
 
 def random_rotation(rng: np.random.Generator) -> np.ndarray:
-    """A proper rotation [3, 3], uniform."""
+    """Return a uniformly random proper rotation [3, 3]."""
     q, r = np.linalg.qr(rng.normal(size=(3, 3)))
     q = q * np.sign(np.diagonal(r))
     return q * np.sign(np.linalg.det(q))
 
 
 def _without_one_towards(directions: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The other three of a tetrahedron's directions, turned so that its first is `target`."""
+    """Return three of a tetrahedron's directions, turned so that the other is `target`."""
     one = directions[0]
     axis, cosine = np.cross(one, target), one @ target
     matrix = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
@@ -153,16 +169,16 @@ def _without_one_towards(directions: np.ndarray, target: np.ndarray) -> np.ndarr
 
 @cache
 def disulfide() -> Molecule:
-    """Two capped cysteines joined by a disulfide: two chains, one molecule."""
+    """Return two capped cysteines joined by a disulfide: two chains, one molecule."""
     topology, xyz = capped("CYS")
     modeller = app.Modeller(topology, xyz * unit.nanometer)
     modeller.delete([atom for atom in topology.atoms() if atom.name == "HG"])
-    half, place = modeller.topology, modeller.positions.value_in_unit(unit.nanometer)
-    place = np.array(place)
+    half, xyz = modeller.topology, modeller.positions.value_in_unit(unit.nanometer)
+    xyz = np.array(xyz)
     sulphur = next(a.index for a in half.atoms() if a.name == "SG")
-    turned = (place - place[sulphur]) @ random_rotation(np.random.default_rng(1)).T
-    outward = place[sulphur] - place.mean(axis=0)
-    turned += place[sulphur] + 0.205 * outward / np.linalg.norm(outward)
+    turned = (xyz - xyz[sulphur]) @ random_rotation(np.random.default_rng(1)).T
+    outward = xyz[sulphur] - xyz.mean(axis=0)
+    turned += xyz[sulphur] + 0.205 * outward / np.linalg.norm(outward)
     modeller.add(half, turned * unit.nanometer)
     first, second = (a for a in modeller.topology.atoms() if a.name == "SG")
     modeller.topology.addBond(first, second)

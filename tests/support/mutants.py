@@ -1,12 +1,13 @@
-"""Kernels with one thing wrong, and where each is found out: the suite's own test.
+"""Kernels with one mistake, and the cases in which each is noticed: the test of the test.
 
-Every mutation of ``invariance.py``'s kernels that means something for them: a Jacobian's term
-removed, the pose reset, a torsion wrapped instead of rejected, the momenta's term forgotten, a
-temperature wrong in one place, and some that belong to one kernel alone.
+Every mutation of the kernels in ``invariance.py`` that applies to them: the Jacobian left out, the
+pose reset, a torsion wrapped instead of rejected, the term of the momenta left out, a temperature
+wrong in one place, and some that concern a single kernel.
 
-Not here, since it is exact: a steered swap that leaves v as it is (a plain swap). Wrapping shows
-where a draw is weighed by the v that it came from. In walks, which come back just as often, its
-bias is too small to be seen on this molecule; test_symmetry.py sees it on a methyl group.
+Not here, since it is exact: a steered swap that leaves v as it is (a plain swap). Wrapping is
+noticed in kernels that weigh a draw by the v it came from. In walks, which return equally often,
+its bias is too small to be seen on this molecule; tests/coordinates/test_hydrogen_labels.py sees it
+on a methyl group.
 """
 
 import copy
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from openmm_tsf.sampling.kernels.cartesian import CartesianHMC, CartesianMALA
+from openmm_tsf.sampling.kernels.dynamics import DynamicsKernel
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.kernels.internal_walk import InternalWalk
 from openmm_tsf.sampling.kernels.langevin_openmm import OpenMMLangevin
@@ -27,40 +29,28 @@ from openmm_tsf.sampling.kernels.mixtures import OneOf, OnRungs
 from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.kernels.swap import PlainSwap
 from tests.support.exact_cases import ModelCase, WithoutJacobian, WithoutPose, Wrapping, the_tree
-from tests.support.invariance import LEG, build, model, tree
-
-# -- flows with one thing wrong ----------------------------------------------------------------
-
-
-def through(mutant: Callable[[Any], Any], kind: type, case: Any, **settings: Any) -> Any:
-    """A kernel whose flow (or whitened coordinates) is a mutant; it may miss the round trip."""
-    kernel = build(kind, case, round_trip_tolerance=1e9, **settings)
-    kernel.flow = mutant(kernel.flow)
-    return kernel
-
-
-# -- kernels with one thing wrong --------------------------------------------------------------
+from tests.support.invariance import LANGEVIN, build, model, tree
 
 
 def without_momenta(kind: type) -> type:
-    """|p|^2 / 2 tau is left out; of a leg's or a trajectory's energy, the kinetic part."""
+    """Without |p|^2 / 2 tau; without the kinetic energy in kernels of dynamics."""
 
     class Mutant(kind):
-        def _log_weight(self, energy, kt, momenta, tau, log_det):
+        def log_weight(self, energy, kt, momenta, tau, log_det):
             return -energy / kt + log_det
 
-    class MutantLeg(kind):
-        def _kinetic(self, v):
+    class MutantDynamics(kind):
+        def kinetic_energy(self, v):
             return v.new_zeros(len(v))
 
-    return MutantLeg if hasattr(kind, "_propagate") else Mutant
+    return MutantDynamics if issubclass(kind, DynamicsKernel) else Mutant
 
 
 def without_kinetic_energy(kind: type) -> type:
     """LatentHMC without |w|^2 / 2."""
 
     class Mutant(kind):
-        def _kinetic(self, velocity):
+        def kinetic_energy(self, velocity):
             return 0.0 * velocity.sum(dim=1)
 
     return Mutant
@@ -70,47 +60,44 @@ def wrong_tau(kind: type) -> type:
     """tau = 1 in the momenta's term."""
 
     class Mutant(kind):
-        def _log_weight(self, energy, kt, momenta, tau, log_det):
-            return super()._log_weight(energy, kt, momenta, torch.ones_like(tau), log_det)
+        def log_weight(self, energy, kt, momenta, tau, log_det):
+            return super().log_weight(energy, kt, momenta, torch.ones_like(tau), log_det)
 
     return Mutant
 
 
 def wrong_prior(kind: type) -> type:
-    """FlowIndependence draws at tau, and weighs the draws at tau = 1."""
+    """FlowIndependence that draws at tau, and weighs the draws at tau = 1."""
 
     class Mutant(kind):
-        def _reverse(self, v, tau):
-            return super()._reverse(v, torch.ones_like(tau))
+        def log_proposal_density(self, v, tau):
+            return super().log_proposal_density(v, torch.ones_like(tau))
 
     return Mutant
 
 
 def wrong_temperature(kind: type) -> type:
-    """The upper rung's kT is 1.1 kT (a swap's: 1.5 kT), or a leg's noise is of 1.1 kT."""
+    """The upper rung's kT is 1.1 kT (1.5 kT in swaps), or the noise of dynamics has 1.1 kT."""
 
     class Mutant(kind):
         def __init__(self, *arguments, **settings):
             super().__init__(*arguments, **settings)
-            if hasattr(self, "_beta"):
-                self._beta[-1] /= 1.5
-            else:
-                self._kt[-1] *= 1.1
+            self.kt[-1] *= 1.5 if kind is PlainSwap else 1.1
 
-    class MutantLeg(kind):
-        def _width(self, kt):
-            return super()._width(1.1 * kt)
+    class MutantDynamics(kind):
+        def velocity_width(self, kt):
+            return super().velocity_width(1.1 * kt)
 
-    return MutantLeg if hasattr(kind, "_propagate") else Mutant
+    return MutantDynamics if issubclass(kind, DynamicsKernel) else Mutant
 
 
 def one_temperature(kind: type) -> type:
     """Both of a steered swap's energies are weighed at the mean temperature."""
 
     class Mutant(kind):
-        def _weights(self, energy, momenta, log_det, rung):
-            kt = self._kt[rung].mean().expand(len(rung))
-            weights = self._log_weight(energy, kt, momenta, self._tau[rung], log_det)
+        def pair_log_weights(self, energy, momenta, log_det, rung):
+            kt = self.kt[rung].mean().expand(len(rung))
+            weights = self.log_weight(energy, kt, momenta, self.tau[rung], log_det)
             return weights.reshape(2, -1).sum(dim=0)
 
     return Mutant
@@ -120,42 +107,42 @@ def one_way(kind: type) -> type:
     """v is scaled upwards only: the Jacobian of the scaling does not cancel."""
 
     class Mutant(kind):
-        def _steer(self, v, old, new):
-            return torch.where((new > old)[:, None], super()._steer(v, old, new), v)
+        def rescale(self, v, old, new):
+            return torch.where((new > old)[:, None], super().rescale(v, old, new), v)
 
     return Mutant
 
 
 def without_densities(kind: type) -> type:
-    """The densities of proposing there and back are left out."""
+    """Without the densities of the proposal and its reverse."""
 
     class Mutant(kind):
-        def _density_ratio(self, there, back):
-            return torch.zeros(len(there), dtype=there.dtype)
+        def log_density_ratio(self, forward, back):
+            return torch.zeros(len(forward), dtype=forward.dtype)
 
-        def _reverse(self, v, tau):
+        def log_proposal_density(self, v, tau):
             return torch.zeros_like(tau)
 
     return Mutant
 
 
 def forgets_the_latent(kind: type) -> type:
-    """Walks on from proposals that were rejected: v and x no longer belong together."""
+    """The walk continues from rejected proposals: v is not that of x."""
 
     class Mutant(kind):
         def __call__(self, state, generator):
             self._last = None
             return super().__call__(state, generator)
 
-        def _propose(self, v, tau, generator):
-            self._last = super()._propose(v if self._last is None else self._last, tau, generator)
+        def propose(self, v, tau, generator):
+            self._last = super().propose(v if self._last is None else self._last, tau, generator)
             return self._last
 
     return Mutant
 
 
 def unscaled_velocities(kind: type) -> type:
-    """Velocities travel with their configurations and stay as hot as they were."""
+    """Velocities stay with their configurations and are not scaled."""
 
     class Mutant(kind):
         def __call__(self, state, generator):
@@ -168,7 +155,7 @@ def unscaled_velocities(kind: type) -> type:
 
 
 def never_rejecting(kind: type) -> type:
-    """A leg of a large time step that is not metropolised."""
+    """Dynamics of a large time step that is not metropolised."""
 
     class Mutant(kind):
         def __init__(self, *arguments, **settings):
@@ -179,36 +166,36 @@ def never_rejecting(kind: type) -> type:
 
 
 def without_reversal(kind: type) -> type:
-    """Rejected walkers go on with the velocities that the trajectory began with."""
+    """Rejected walkers keep the velocities at the trajectory's beginning, not reversed."""
 
     class Mutant(kind):
-        def _before(self, v, kt, generator):
-            self._began = super()._before(v, kt, generator)
-            return self._began
+        def refresh_before(self, v, kt, generator):
+            self._initial = super().refresh_before(v, kt, generator)
+            return self._initial
 
-        def _after(self, v, kt, generator):
-            rejected = self._column((v == -self._began).flatten(1).all(dim=1))
-            return super()._after(torch.where(rejected, -v, v), kt, generator)
+        def refresh_after(self, v, kt, generator):
+            rejected = self.as_column((v == -self._initial).flatten(1).all(dim=1))
+            return super().refresh_after(torch.where(rejected, -v, v), kt, generator)
 
     return Mutant
 
 
-def leapfrog(last_kick: float, wide: bool = False) -> Callable[[type], type]:
-    """LatentHMC whose last kick is not a half, or whose velocities are drawn at sqrt(tau)."""
+def leapfrog(last_step: float, wide: bool = False) -> Callable[[type], type]:
+    """LatentHMC whose last half step is not a half, or whose velocities are of width sqrt(tau)."""
 
     def change(kind: type) -> type:
         class Mutant(kind):
-            def _advance(self, start, rows, generator):
+            def propose_point(self, start, rows, generator):
                 noise = torch.randn(start.v.shape, generator=generator, dtype=start.v.dtype)
                 if wide:
                     noise = noise * rows.tau.sqrt().unsqueeze(1)
                 velocity, end, total = noise + 0.5 * rows.step * start.gradient, start, 0
                 for number in range(self.n_leapfrog):
-                    end, n_evaluations = self._at(end.v + rows.step * velocity, rows)
+                    end, n_evaluations = self.evaluate_at(end.v + rows.step * velocity, rows)
                     total += n_evaluations
-                    kick = last_kick if number == self.n_leapfrog - 1 else 1.0
-                    velocity = velocity + kick * rows.step * end.gradient
-                return end, self._kinetic(noise) - self._kinetic(velocity), total
+                    fraction = last_step if number == self.n_leapfrog - 1 else 1.0
+                    velocity = velocity + fraction * rows.step * end.gradient
+                return end, self.kinetic_energy(noise) - self.kinetic_energy(velocity), total
 
         return Mutant
 
@@ -230,168 +217,184 @@ def chosen_by_energy(kind: type) -> type:
 
 
 def on_the_next_rung(kind: type) -> type:
-    """A kernel that is applied one rung above its temperature."""
+    """A kernel applied one rung above its temperature."""
 
     class Mutant(kind):
         def __init__(self, *arguments, **settings):
             super().__init__(*arguments, **settings)
-            self._here = (self._here + 1) % len(self.temperatures)
+            self.rungs = tuple((rung + 1) % len(self.temperatures) for rung in self.rungs)
 
     return Mutant
-
-
-# -- the table ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Mutant:
     """A mutation of a kernel, and the case, walkers and iterations that show it.
 
-    `make` and `original` take the case and give the mutant, and the kernel as it should be.
+    `change` is a flow with one mistake, or makes a mutant of the kernel's class.
     """
 
     mutation: str
+    change: Callable[[Any], Any]
     kind: type
-    make: Callable[[Any], Any]
-    original: Callable[[Any], Any]
     case: Callable[[], Any]
     n_walkers: int
     times: int
+    settings: dict[str, Any]
 
     def __str__(self) -> str:
         return f"{self.mutation}-{self.kind.__name__}"
 
+    @property
+    def changes_flow(self) -> bool:
+        """Whether the mistake is in the flow."""
+        return self.change in (WithoutJacobian, WithoutPose, Wrapping)
+
+    def original(self, case: Any) -> Any:
+        """Return the correct kernel for a case."""
+        # The mutant of a flow may fail the round-trip check.
+        tolerance = {"round_trip_tolerance": 1e9} if self.changes_flow else {}
+        return build(self.kind, case, **tolerance, **self.settings)
+
+    def make(self, case: Any) -> Any:
+        """Return the mutant for a case."""
+        if not self.changes_flow:
+            return build(self.change(self.kind), case, **self.settings)
+        kernel = self.original(case)
+        kernel.flow = self.change(kernel.flow)
+        return kernel
+
 
 def toy(which: str = "gaussian", kind: str = "tsf", noise: float = 0.2, upper: float = 1.6) -> Any:
-    """Two rungs on R^3, without velocities."""
+    """Return a case on R^3 with two rungs, without velocities."""
     return functools.partial(ModelCase, which, kind, (0.7, upper), noise)
 
 
-def mutated(mutation: str, change: Callable[[type], type], kind: type, case: Any, n_walkers: int,
-            times: int, **settings: Any) -> Mutant:  # fmt: skip
-    """A kernel's class changed."""
-
-    def make(case: Any, kind: type = kind) -> Any:
-        return build(kind, case, **settings)
-
-    return Mutant(mutation, kind, functools.partial(make, kind=change(kind)), make, case,
-                  n_walkers, times)  # fmt: skip
-
-
-def bent(mutation: str, change: Callable[[Any], Any], kind: type, case: Any, n_walkers: int,
-         times: int, **settings: Any) -> Mutant:  # fmt: skip
-    """A kernel's flow changed."""
-    make, original = (
-        functools.partial(through, what, kind, **settings) for what in (change, lambda flow: flow)
-    )
-    return Mutant(mutation, kind, make, original, case, n_walkers, times)
+def group(mutation: str, change: Callable[[Any], Any], *rows: Any) -> list[Mutant]:
+    """Return mutants by one change, of rows (kind, case, n_walkers, times, settings)."""
+    return [Mutant(mutation, change, *row) for row in rows]
 
 
 PAIR = {"scheme": [(0, 1)]}
-HMC = {"timestep": 0.016, "n_steps": 8}
-LEGS = {
-    OpenMMLangevin: (LEG, 800),
-    TorchLangevin: (LEG, 1800),
-    CartesianHMC: (HMC, 1200),
-    CartesianMALA: ({"timestep": 0.02}, 2500),
-}
+DYNAMICS = (  # kind, walkers on the molecule, settings
+    (OpenMMLangevin, 800, LANGEVIN),
+    (TorchLangevin, 1800, LANGEVIN),
+    (CartesianHMC, 1200, {"timestep": 0.016, "n_steps": 8}),
+    (CartesianMALA, 2500, {"timestep": 0.02}),
+)
 
 
 @functools.cache
 def cut_tree() -> Any:
-    """The molecule with a flow whose torsions are cut near where they are most populated."""
+    """Return the molecule with a flow whose torsions are cut close to their maxima."""
     case = copy.copy(tree())
     case.flow = the_tree().flow("tsf", "volume", 0.3, cuts_from_centre=1.0)
     return case
 
 
 def on_tree(flow: str = "tsf-volume", moving: bool = False) -> Any:
-    """The molecule; `moving` as a whole."""
+    """Return the molecule; `moving` as a whole with dynamics."""
     return functools.partial(tree, flow, 2, not moving)
 
 
+WELL, BENT = toy("double-well"), toy("double-well", "realnvp")
+HOT = toy("double-well", noise=0.36, upper=4.0)
+MOVING = on_tree(moving=True)
+REVERSAL = (
+    (CartesianHMC, {"timestep": [1.0, 0.8, 0.7], "persistence": 0.95, "n_steps": 2}),
+    (TorchLangevin, {"timestep": 0.8, "friction": 0.03, "n_steps": 2}),
+)
+WALK_OF_4 = {"sigma": 0.17, "n_steps": 4}
+HMC_OF_3 = {"sigma": 0.35, "n_leapfrog": 3}
 MUTANTS = [
-    # a Jacobian's term removed: the network's, or the coordinate layer's
-    bent("jacobian", WithoutJacobian, FlowWalk, toy("double-well", "realnvp"), 4000, 2, sigma=0.6,
-         n_steps=6),
-    bent("jacobian", WithoutJacobian, FlowWalk, on_tree("tsf-polar"), 4000, 1, sigma=0.2,
-         n_steps=30),
-    bent("jacobian", WithoutJacobian, FlowIndependence, toy("double-well", "realnvp"), 4000, 2,
-         n_steps=3),
-    bent("jacobian", WithoutJacobian, LatentMALA, toy("double-well", "realnvp"), 10000, 6,
-         sigma=0.4),
-    bent("jacobian", WithoutJacobian, LatentHMC, toy("double-well", "realnvp"), 4000, 4, sigma=0.4),
-    bent("jacobian", WithoutJacobian, InternalWalk, on_tree("tsf-polar"), 3000, 1, sigma=0.3,
-         n_steps=30),
-    bent("jacobian", WithoutJacobian, SteeredSwap, toy("gaussian", "realnvp", 0.2, 3.0), 40000, 6,
-         **PAIR),
-    # the pose reset
-    *(
-        bent("pose", WithoutPose, kind, on_tree(), 300, 1, **settings)
-        for kind, settings in (
-            (FlowWalk, {"sigma": 0.17}),
-            (FlowIndependence, {"n_steps": 4}),
-            (LatentMALA, {}),
-            (LatentHMC, {}),
-            (InternalWalk, {"sigma": 0.25}),
-            (SteeredSwap, {}),
-        )
+    *group(
+        "jacobian",  # of the network, or of the coordinate layer
+        WithoutJacobian,
+        (FlowWalk, BENT, 4000, 2, {"sigma": 0.6, "n_steps": 6}),
+        (FlowWalk, on_tree("tsf-polar"), 4000, 1, {"sigma": 0.2, "n_steps": 30}),
+        (FlowIndependence, BENT, 4000, 2, {"n_steps": 3}),
+        (LatentMALA, BENT, 10000, 6, {"sigma": 0.4}),
+        (LatentHMC, BENT, 4000, 4, {"sigma": 0.4}),
+        (InternalWalk, on_tree("tsf-polar"), 3000, 1, {"sigma": 0.3, "n_steps": 30}),
+        (SteeredSwap, toy("gaussian", "realnvp", 0.2, 3.0), 40000, 6, PAIR),
     ),
-    # a torsion wrapped instead of rejected
-    bent("wrap", Wrapping, SteeredSwap, on_tree(), 5000, 6, **PAIR),
-    bent("wrap", Wrapping, FlowIndependence, cut_tree, 3000, 2, n_steps=10),
-    # the momenta forgotten
-    mutated("momenta", without_momenta, FlowWalk, on_tree("tsf-volume-rough"), 4000, 1, sigma=0.15,
-            n_steps=40),
-    mutated("momenta", without_momenta, FlowWalk, toy("double-well", noise=0.36), 10000, 1,
-            sigma=0.6, n_steps=6),
-    mutated("momenta", without_momenta, FlowIndependence, toy("double-well"), 6000, 2, n_steps=6),
-    mutated("momenta", without_momenta, LatentMALA, toy("double-well"), 10000, 6, sigma=0.5),
-    mutated("momenta", without_momenta, LatentHMC, toy("double-well"), 5000, 4, sigma=0.5),
-    mutated("momenta", without_momenta, SteeredSwap, toy(noise=0.36), 10000, 6, **PAIR),
-    *(
-        mutated("momenta", without_momenta, kind, on_tree(moving=True), n_walkers, 4, **settings)
-        for kind, (settings, n_walkers) in LEGS.items()
+    *group(
+        "pose",
+        WithoutPose,
+        (FlowWalk, on_tree(), 300, 1, {"sigma": 0.17}),
+        (FlowIndependence, on_tree(), 300, 1, {"n_steps": 4}),
+        (LatentMALA, on_tree(), 300, 1, {}),
+        (LatentHMC, on_tree(), 300, 1, {}),
+        (InternalWalk, on_tree(), 300, 1, {"sigma": 0.25}),
+        (SteeredSwap, on_tree(), 300, 1, {}),
     ),
-    mutated("kinetic energy", without_kinetic_energy, LatentHMC, toy(), 5000, 2, sigma=0.5),
-    # a temperature wrong in one place
-    mutated("tau", wrong_tau, FlowWalk, toy("double-well", noise=0.36, upper=4.0), 10000, 2,
-            sigma=0.6, n_steps=10),
-    mutated("tau", wrong_tau, FlowIndependence, toy("double-well", upper=4.0), 10000, 2, n_steps=6),
-    mutated("tau of the prior", wrong_prior, FlowIndependence, toy("double-well"), 4000, 2,
-            n_steps=3),
-    mutated("tau", wrong_tau, LatentMALA, toy("double-well"), 10000, 12, sigma=0.5),
-    mutated("tau", wrong_tau, LatentHMC, toy("double-well"), 16000, 8, sigma=0.35, n_leapfrog=3),
-    mutated("tau", wrong_tau, SteeredSwap, toy(noise=0.36), 10000, 6, **PAIR),
-    mutated("one temperature", one_temperature, SteeredSwap, toy(), 5000, 6, **PAIR),
-    mutated("temperature", wrong_temperature, InternalWalk, toy(), 20000, 2, sigma=0.7, n_steps=5),
-    mutated("temperature", wrong_temperature, PlainSwap, toy(upper=1.0), 40000, 5),
-    *(
-        mutated("temperature", wrong_temperature, kind, on_tree(moving=True), n, 4, **settings)
-        for kind, (settings, n) in LEGS.items()
+    *group(
+        "wrap",
+        Wrapping,
+        (SteeredSwap, on_tree(), 5000, 6, PAIR),
+        (FlowIndependence, cut_tree, 3000, 2, {"n_steps": 10}),
     ),
-    # what belongs to one kernel
-    mutated("one way", one_way, SteeredSwap, toy(), 5000, 4, **PAIR),
-    mutated("densities", without_densities, LatentMALA, toy(), 4000, 6, sigma=0.5),
-    mutated("densities", without_densities, FlowIndependence, on_tree(), 2000, 2, n_steps=4),
-    mutated("latent", forgets_the_latent, FlowWalk, on_tree(), 4000, 8, sigma=0.17, n_steps=4),
-    mutated("last kick", leapfrog(1.0), LatentHMC, toy("double-well"), 16000, 8, sigma=0.35,
-            n_leapfrog=3),
-    mutated("wide noise", leapfrog(0.5, wide=True), LatentHMC, toy("double-well"), 16000, 8,
-            sigma=0.35, n_leapfrog=3),
-    mutated("choice", chosen_by_energy, OneOf, toy(), 4000, 4, of=("walk", "independence")),
-    mutated("rung", on_the_next_rung, OnRungs, toy(), 4000, 4, of="walk", rungs=(0,)),
-    mutated("velocities", unscaled_velocities, SteeredSwap, on_tree(), 1500, 1),
-    mutated("velocities", unscaled_velocities, PlainSwap, on_tree(), 3000, 2),
-    *(
-        mutated("reversal", without_reversal, kind, functools.partial(model, which), 4000, 20,
-                n_steps=2, **settings)
-        for kind, settings in (
-            (CartesianHMC, {"timestep": [1.0, 0.8, 0.7], "persistence": 0.95}),
-            (TorchLangevin, {"timestep": 0.8, "friction": 0.03}),
-        )
-        for which in ("gaussian", "double-well")
+    *group(
+        "momenta",
+        without_momenta,
+        (FlowWalk, on_tree("tsf-volume-rough"), 4000, 1, {"sigma": 0.15, "n_steps": 40}),
+        (FlowWalk, toy("double-well", noise=0.36), 10000, 1, {"sigma": 0.6, "n_steps": 6}),
+        (FlowIndependence, WELL, 6000, 2, {"n_steps": 6}),
+        (LatentMALA, WELL, 10000, 6, {"sigma": 0.5}),
+        (LatentHMC, WELL, 5000, 4, {"sigma": 0.5}),
+        (SteeredSwap, toy(noise=0.36), 10000, 6, PAIR),
+        *((kind, MOVING, n_walkers, 4, settings) for kind, n_walkers, settings in DYNAMICS),
     ),
-    mutated("time step", never_rejecting, OpenMMLangevin, on_tree(moving=True), 800, 4, **LEG),
-    mutated("time step", never_rejecting, TorchLangevin, on_tree(moving=True), 800, 4, **LEG),
-]  # fmt: skip
+    *group(
+        "tau",
+        wrong_tau,
+        (FlowWalk, HOT, 10000, 2, {"sigma": 0.6, "n_steps": 10}),
+        (FlowIndependence, toy("double-well", upper=4.0), 10000, 2, {"n_steps": 6}),
+        (LatentMALA, WELL, 10000, 12, {"sigma": 0.5}),
+        (LatentHMC, WELL, 16000, 8, HMC_OF_3),
+        (SteeredSwap, toy(noise=0.36), 10000, 6, PAIR),
+    ),
+    *group(
+        "temperature",
+        wrong_temperature,
+        (InternalWalk, toy(), 20000, 2, {"sigma": 0.7, "n_steps": 5}),
+        (PlainSwap, toy(upper=1.0), 40000, 5, {}),
+        *((kind, MOVING, n_walkers, 4, settings) for kind, n_walkers, settings in DYNAMICS),
+    ),
+    *group(
+        "densities",
+        without_densities,
+        (LatentMALA, toy(), 4000, 6, {"sigma": 0.5}),
+        (FlowIndependence, on_tree(), 2000, 2, {"n_steps": 4}),
+    ),
+    *group(
+        "velocities",
+        unscaled_velocities,
+        (SteeredSwap, on_tree(), 1500, 1, {}),
+        (PlainSwap, on_tree(), 3000, 2, {}),
+    ),
+    *group(
+        "reversal",
+        without_reversal,
+        *(
+            (kind, functools.partial(model, which), 4000, 20, settings)
+            for kind, settings in REVERSAL
+            for which in ("gaussian", "double-well")
+        ),
+    ),
+    *group(
+        "time step",
+        never_rejecting,
+        (OpenMMLangevin, MOVING, 800, 4, LANGEVIN),
+        (TorchLangevin, MOVING, 800, 4, LANGEVIN),
+    ),
+    Mutant("kinetic energy", without_kinetic_energy, LatentHMC, toy(), 5000, 2, {"sigma": 0.5}),
+    Mutant("tau of the prior", wrong_prior, FlowIndependence, WELL, 4000, 2, {"n_steps": 3}),
+    Mutant("one temperature", one_temperature, SteeredSwap, toy(), 5000, 6, PAIR),
+    Mutant("one way", one_way, SteeredSwap, toy(), 5000, 4, PAIR),
+    Mutant("latent", forgets_the_latent, FlowWalk, on_tree(), 4000, 8, WALK_OF_4),
+    Mutant("last step", leapfrog(1.0), LatentHMC, WELL, 16000, 8, HMC_OF_3),
+    Mutant("wide noise", leapfrog(0.5, wide=True), LatentHMC, WELL, 16000, 8, HMC_OF_3),
+    Mutant("choice", chosen_by_energy, OneOf, toy(), 4000, 4, {"of": ("walk", "independence")}),
+    Mutant("rung", on_the_next_rung, OnRungs, toy(), 4000, 4, {"of": "walk", "rungs": (0,)}),
+]

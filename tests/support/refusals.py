@@ -1,4 +1,4 @@
-"""What the tests of bad input share."""
+"""Assertions about refused input."""
 
 import pytest
 
@@ -10,7 +10,7 @@ def refused(error, message):
 
 
 def from_shell(arguments, capsys):
-    """The one line in which a command ends."""
+    """Return the error message of a command line that must fail."""
     assert cli.main([str(argument) for argument in arguments]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     (line,) = [line for line in lines if line.startswith("openmm-tsf: error: ")]

@@ -13,21 +13,16 @@ import mdtraj
 import numpy as np
 import openmm
 import openmm.app as app
-import openmm.unit as unit
 import torch
 from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
-from tests.support.molecules import Molecule, capped, dihydrofolate_reductase, same_random_numbers
+from tests.support.molecules import capped, capped_stretch, force_field
 
-# fmt: off
-AMINO_ACIDS = (
-    "ALA", "ARG", "ASN", "ASP", "CYS", "GLN", "GLU", "GLY", "HIS", "ILE",
-    "LEU", "LYS", "MET", "PHE", "PRO", "SER", "THR", "TRP", "TYR", "VAL",
-)
-# fmt: on
+NAMES = "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL"
+AMINO_ACIDS = tuple(NAMES.split())
 PROTEINS = {"amber14": "amber14-all.xml", "amber19": "amber19-all.xml"}
 SOLVENTS = ("hct", "obc1", "obc2", "gbn", "gbn2")
 ENERGY_TOLERANCE = 1e-10
@@ -50,7 +45,7 @@ class Case:
 def reference_context(
     system: openmm.System, parameters: Mapping[str, float] | None = None
 ) -> openmm.Context:
-    """A Context on the Reference platform, with global parameters set."""
+    """Return a Context on the Reference platform, with global parameters set."""
     context = openmm.Context(
         system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatform("Reference")
     )
@@ -62,7 +57,7 @@ def reference_context(
 def context_values(
     context: openmm.Context, x: Tensor, groups: Iterable[int] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Energies [B] and forces [B, N, 3] of conformations one by one in a plain Context."""
+    """Return energies [B] and forces [B, N, 3] of conformations, one by one in a Context."""
     which: dict[str, Any] = {} if groups is None else {"groups": set(groups)}
     energies, forces = [], []
     for row in x.detach().numpy():
@@ -79,12 +74,12 @@ def reference_values(
     parameters: Mapping[str, float] | None = None,
     groups: Iterable[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Energies [B] and forces [B, N, 3] on the Reference platform."""
+    """Return energies [B] and forces [B, N, 3] on the Reference platform."""
     return context_values(reference_context(system, parameters), x, groups)
 
 
-def errors(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> tuple[float, float]:
-    """The largest errors of energies and forces over the conformations.
+def errors(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> tuple[float, ...]:
+    """Return the largest errors of energies and forces over the conformations.
 
     Energies: relative, to 1 kJ/mol where the energy is smaller than that. Forces: relative to the
     largest component of the conformation's force (to 1 kJ/(mol nm) where that is smaller).
@@ -93,8 +88,8 @@ def errors(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> tuple
     force_scale = expected[1].abs().amax(dim=(1, 2)).clamp(min=1.0)
     energy = (got[0] - expected[0]).abs() / scale
     force = (got[1] - expected[1]).abs().amax(dim=(1, 2)) / force_scale
-    nothing = {"nan": torch.inf}  # two NaNs do not agree
-    return float(energy.nan_to_num(**nothing).max()), float(force.nan_to_num(**nothing).max())
+    # Two NaNs do not agree.
+    return tuple(float(error.nan_to_num(nan=torch.inf).max()) for error in (energy, force))
 
 
 def assert_agrees(
@@ -105,7 +100,7 @@ def assert_agrees(
     energy_tolerance: float = ENERGY_TOLERANCE,
     force_tolerance: float = FORCE_TOLERANCE,
 ) -> None:
-    """Energies, forces and the gradient of the energy equal the Reference platform's."""
+    """Assert that energies, forces and the energy's gradient are the Reference platform's."""
     expected = reference_values(system, x, parameters)
     assert expected[0].isfinite().all(), "the case itself: OpenMM's energies are not finite"
     assert expected[1].isfinite().all(), "the case itself: OpenMM's forces are not finite"
@@ -127,19 +122,19 @@ def assert_agrees(
 
 
 def hessian_rows(system: openmm.System, x: Tensor, coordinates: Iterable[int]) -> Tensor:
-    """Rows [n, 3N] of the Hessian at `x` [N, 3] by central differences of OpenMM's forces.
+    """Return rows [n, 3N] of the Hessian at `x` [N, 3], by differences of OpenMM's forces.
 
     Two step widths, extrapolated: the error is of fourth order in the step.
     """
     context, rows = reference_context(system), []
     for coordinate in coordinates:
-        rows_of_steps = []
+        differences = []
         for step in (1e-5, 2e-5):
             ends = x.repeat(2, 1, 1)
             ends.view(2, -1)[:, coordinate] += torch.tensor([step, -step], dtype=x.dtype)
             _, (up, down) = context_values(context, ends)
-            rows_of_steps.append((down - up).flatten() / (2 * step))
-        rows.append((4 * rows_of_steps[0] - rows_of_steps[1]) / 3)
+            differences.append((down - up).flatten() / (2 * step))
+        rows.append((4 * differences[0] - differences[1]) / 3)
     return torch.stack(rows)
 
 
@@ -147,7 +142,7 @@ def hessian_rows(system: openmm.System, x: Tensor, coordinates: Iterable[int]) -
 
 
 def perturbed(positions: np.ndarray, seed: int, widths: Iterable[float] = WIDTHS) -> Tensor:
-    """[len(widths), N, 3]: positions with Gaussian noise of each width, nm."""
+    """Return positions with Gaussian noise of each width in nm, [len(widths), N, 3]."""
     rng = np.random.default_rng(seed)
     return torch.from_numpy(
         np.stack([positions + rng.normal(scale=width, size=positions.shape) for width in widths])
@@ -163,21 +158,21 @@ def conformations(molecule: MolecularSystem, n: int, seed: int = 0) -> Tensor:
 def cluster(
     n_conformations: int = 6, n: int = N_PARTICLES, seed: int = 0, closest: float = 0.12
 ) -> Tensor:
-    """Conformations [B, n, 3] of particles at random, none closer than `closest` nm."""
+    """Return random conformations [B, n, 3] of particles, none closer than `closest` nm."""
     rng = np.random.default_rng(seed)
     chosen: list[np.ndarray] = []
     while len(chosen) < n_conformations:
         x: list[np.ndarray] = []
         while len(x) < n:
-            point = rng.uniform(0.0, 0.45, size=3)
-            if all(np.linalg.norm(point - other) > closest for other in x):
-                x.append(point)
+            position = rng.uniform(0.0, 0.45, size=3)
+            if all(np.linalg.norm(position - other) > closest for other in x):
+                x.append(position)
         chosen.append(np.array(x))
     return torch.from_numpy(np.stack(chosen))
 
 
 def system_of(*forces: openmm.Force, n: int = N_PARTICLES) -> openmm.System:
-    """A System of `n` particles with these Forces, which it takes over."""
+    """Return a System of `n` particles with these Forces, which it owns then."""
     system = openmm.System()
     for _ in range(n):
         system.addParticle(12.0)
@@ -189,7 +184,7 @@ def system_of(*forces: openmm.Force, n: int = N_PARTICLES) -> openmm.System:
 def minimised_and_dynamics(
     system: openmm.System, positions: np.ndarray, seed: int, n_frames: int = 4
 ) -> Tensor:
-    """[4 + n_frames, N, 3]: perturbed minima, and frames 0.2 ps apart of dynamics at 600 K."""
+    """Return [4 + n_frames, N, 3]: perturbed minima, and frames of dynamics at 600 K."""
     integrator = openmm.LangevinMiddleIntegrator(600.0, 5.0, 0.001)
     integrator.setRandomNumberSeed(seed)
     context = openmm.Context(system, integrator, openmm.Platform.getPlatform("Reference"))
@@ -212,14 +207,8 @@ def _positions(context: openmm.Context) -> np.ndarray:
 # ---- molecules -----------------------------------------------------------------------------------
 
 
-@cache
-def force_field(*names: str) -> app.ForceField:
-    """A force field of OpenMM, read once."""
-    return app.ForceField(*names)
-
-
 def build(topology: app.Topology, protein: str, solvent: str | None, **options: Any) -> Any:
-    """System of a Topology without cutoff and constraints; `solvent` None is vacuum."""
+    """Return a System without cutoff and constraints; `solvent` None is vacuum."""
     names = [PROTEINS[protein]] + ([] if solvent is None else [f"implicit/{solvent}.xml"])
     return force_field(*names).createSystem(
         topology, nonbondedMethod=app.NoCutoff, constraints=None, **options
@@ -228,55 +217,20 @@ def build(topology: app.Topology, protein: str, solvent: str | None, **options: 
 
 @cache
 def conformations_of(residue: str) -> Tensor:
-    """Conformations [8, N, 3] of the capped residue, by minimisation and dynamics in vacuum."""
+    """Return conformations [8, N, 3] of the capped residue, from vacuum."""
     topology, positions = capped(residue)
     return minimised_and_dynamics(build(topology, "amber14", None), positions, seed=7)
 
 
 def dipeptide(residue: str, protein: str, solvent: str | None, **options: Any) -> Case:
-    """ACE-X-NME in a force field."""
+    """Return ACE-X-NME in a force field."""
     system = build(capped(residue)[0], protein, solvent, **options)
     return Case(system, conformations_of(residue))
 
 
 @cache
-def capped_stretch(first: int, n_residues: int) -> Molecule:
-    """Residues of the protein from number `first`, capped with ACE and NME: as `capped`, longer."""
-    pdb = dihydrofolate_reductase()
-    residues = list(pdb.topology.residues())
-    xyz = np.array(pdb.positions.value_in_unit(unit.nanometer))
-    topology, places = app.Topology(), []
-    chain = topology.addChain()
-    for k, residue in enumerate(residues[first - 1 : first + n_residues + 1]):
-        labels = {
-            0: {"CA": "CH3", "C": "C", "O": "O"},
-            n_residues + 1: {"N": "N", "CA": "C"},
-        }.get(k)
-        name = {0: "ACE", n_residues + 1: "NME"}.get(k, residue.name)
-        new = topology.addResidue(name, chain)
-        for atom in residue.atoms():
-            label = atom.name if labels is None else labels.get(atom.name)
-            if label is not None and atom.element is not app.element.hydrogen:
-                topology.addAtom(label, atom.element, new)
-                places.append(xyz[atom.index])
-    topology.createStandardBonds()
-    return with_hydrogens(topology, np.array(places), force_field("amber14/protein.ff14SB.xml"))
-
-
-def with_hydrogens(
-    topology: app.Topology, positions: np.ndarray, forces: app.ForceField
-) -> Molecule:
-    """The heavy atoms of a molecule with the hydrogens that a force field expects."""
-    modeller = app.Modeller(topology, positions * unit.nanometer)
-    modeller.delete([a for a in topology.atoms() if a.element is app.element.hydrogen])
-    with same_random_numbers():
-        modeller.addHydrogens(forces, platform=openmm.Platform.getPlatformByName("Reference"))
-    return modeller.topology, np.array(modeller.positions.value_in_unit(unit.nanometer))
-
-
-@cache
 def peptide(protein: str, solvent: str | None) -> Case:
-    """Twelve residues of the protein with caps."""
+    """Return twelve residues of the protein with caps."""
     topology, positions = capped_stretch(24, 12)
     x = minimised_and_dynamics(build(topology, "amber14", None), positions, seed=3, n_frames=1)
     return Case(build(topology, protein, solvent), x[[0, 2, 4]])
@@ -284,7 +238,7 @@ def peptide(protein: str, solvent: str | None) -> Case:
 
 @cache
 def alanine_frames() -> Tensor:
-    """[8, 22, 3]: four frames of the shipped dynamics at 600 K, and four perturbed minima."""
+    """Return [8, 22, 3]: four frames of the shipped dynamics at 600 K, four perturbed minima."""
     molecule = alanine_dipeptide()
     folder = files("openmm_tsf.data")
     with as_file(folder / "ala2_600K.dcd") as dcd, as_file(folder / "ala2.pdb") as pdb:
@@ -295,7 +249,7 @@ def alanine_frames() -> Tensor:
 
 @cache
 def alanine_case(name: str) -> Case:
-    """Alanine dipeptide: ``default``, openmmtools' ``implicit`` or ``vacuum``."""
+    """Return alanine dipeptide: ``default``, openmmtools' ``implicit`` or ``vacuum``."""
     if name == "default":
         return Case(alanine_dipeptide().system, alanine_frames())
     from openmmtools import testsystems

@@ -18,7 +18,7 @@ def tuples(rng: np.random.Generator, size: int, n_tuples: int = 8) -> list[list[
 
 def harmonic_bonds(rng: np.random.Generator) -> openmm.Force:
     force = openmm.HarmonicBondForce()
-    for i, j in [*tuples(rng, 2), [0, 1], [1, 0]]:  # the last two: one pair, twice
+    for i, j in [*tuples(rng, 2), [0, 1], [1, 0]]:  # one pair, twice
         force.addBond(i, j, rng.uniform(0.1, 0.3), rng.uniform(1e3, 3e5))
     return force
 
@@ -96,7 +96,7 @@ def gbsa_obc_of_other_constants(rng: np.random.Generator) -> openmm.GBSAOBCForce
     force.setSolventDielectric(31.0)
     force.setSurfaceAreaEnergy(7.0)
     force.setParticleParameters(0, 0.0, 0.15, 0.8)  # no charge
-    force.setParticleParameters(1, 0.5, 0.15, 1e-3)  # shields nobody
+    force.setParticleParameters(1, 0.5, 0.15, 1e-3)  # does not shield
     force.setParticleParameters(2, 0.5, 0.3, 1.2)  # buries its neighbours
     return force
 
@@ -136,7 +136,7 @@ PLAIN: list[Builder] = [
 
 
 def everything() -> openmm.System:
-    """Plain and custom Forces, two of a kind, one global parameter shared, groups."""
+    """Return a System of all kinds of Forces, with a shared global parameter and groups."""
     rng = np.random.default_rng(8)
     forces = [builder(rng) for builder in PLAIN[:5]]
     forces += [harmonic_bonds(rng), offsets(rng), gbsa_obc(rng), openmm.CMMotionRemover(10)]

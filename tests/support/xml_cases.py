@@ -1,4 +1,4 @@
-"""XML files for the tests of reading them: a System to fill in, forces inside forces."""
+"""XML text and nested Forces for the tests of reading XML files."""
 
 import openmm
 

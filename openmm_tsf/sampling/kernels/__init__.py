@@ -1,12 +1,52 @@
-"""The kernels under one name (``tsf.kernels.FlowWalk``), and the default sequence.
+"""Markov kernels for walkers on a temperature ladder, and the default sequence of them.
 
-Through the flow: :class:`FlowWalk`, :class:`FlowIndependence`, :class:`LatentMALA`,
-:class:`LatentHMC`. Between temperatures: :class:`PlainSwap`, :class:`SteeredSwap`. Dynamics with
-real masses: :class:`OpenMMLangevin` (OpenMM's steps), :class:`TorchLangevin` (any potential),
-:class:`CartesianHMC`, :class:`CartesianMALA`. Without a flow: :class:`InternalWalk` on
-:class:`WhitenedCoordinates`. Made of others: :class:`OneOf` (drawn at random), :class:`OnRungs`
-(some rungs only). All are Metropolised by the one rule and exact, except Langevin legs
-that say so. A sampler takes any sequence of them; :class:`Scheduled` gives one a schedule.
+A sampler takes any sequence of kernels (``kernels=[...]`` of
+:class:`openmm_tsf.ParallelTempering`), each of which leaves the Boltzmann distribution of every
+temperature invariant; :class:`Scheduled` gives one a schedule.
+
+========================  =========================================================================
+Through the flow          :class:`FlowWalk` (TSF-MCMC), :class:`FlowIndependence`;
+                          :class:`LatentMALA`, :class:`LatentHMC` with gradients in latent space
+Between temperatures      :class:`PlainSwap` (replica exchange), :class:`SteeredSwap` (through the
+                          flow, any pair of rungs with a single network)
+Dynamics with masses      :class:`OpenMMLangevin` (OpenMM takes the steps), :class:`TorchLangevin`
+                          (any potential, one batch), :class:`CartesianHMC`, :class:`CartesianMALA`
+Without a flow            :class:`InternalWalk`, a random walk in :class:`WhitenedCoordinates`
+Made of kernels           :class:`OneOf` (one drawn at random), :class:`OnRungs` (some rungs only)
+========================  =========================================================================
+
+**Exactness.** All proposals are accepted or rejected by :func:`openmm_tsf.metropolis.metropolis`.
+Kernels through the flow, swaps and HMC are always exact, Langevin dynamics is by default: Verlet
+steps between two halves of a thermostat, accepted by the energy error. With ``metropolized=False``
+(``local_metropolized=False`` of the default sequence) it has a bias of order dt^2, and its
+``settings()`` say so with the time step. The attribute ``exact`` tells which. Steering is exact for
+the joint density of coordinates and auxiliary momenta; the flow's marginal at another temperature
+is an approximation, the samples of the Markov chain are not. Round trips of the flow are checked
+during sampling, every ``round_trip_interval`` iterations. Proposals keep the pose of a walker and
+its labels of equivalent hydrogens. No kernel reaches basins that the flow's training frames lack
+and that barriers separate (a cis peptide bond); mirror images are rejected.
+
+**Default sequence** (:func:`default_kernels` with :class:`SequenceSettings`) of an iteration: one
+independence proposal; four walk steps that share one inverse of the flow; every tenth iteration 20
+steps of Langevin dynamics; a plain and a steered swap, of which one takes the even and the other
+the odd pairs of neighbours, alternating. The command line's presets ``default`` and ``thorough``
+use two independence proposals, one walk step, a steered swap, and dynamics every twentieth
+iteration.
+
+**Step sizes** (the attribute ``sigma``, one for every rung) are tuned by
+:meth:`ParallelTempering.tune`, then fixed and written to ``config.json``.
+
+**A kernel of your own** is any class with the members of :class:`Kernel`, which has an example.
+Draw all random numbers from the `generator`, and return a new state. Whether it is exact is tested
+by ``tests/support/invariance.py``: walkers start as exact samples of solvable models, and must
+still be exact samples after the kernel was applied. In a checkout of the repository::
+
+    from tests.support.invariance import check, tree
+
+    check(lambda case: MyKernel(case.potential, case.ladder), tree("tsf-polar", n_rungs=3))
+
+All kernels here pass this test, alone and in mixtures, and copies of them with one mistake each
+(a missing Jacobian, a forgotten pose, ...; ``tests/support/mutants.py``) fail it.
 """
 
 from openmm_tsf.sampling.kernels.base import Kernel
@@ -17,7 +57,12 @@ from openmm_tsf.sampling.kernels.langevin_openmm import OpenMMLangevin
 from openmm_tsf.sampling.kernels.langevin_torch import TorchLangevin
 from openmm_tsf.sampling.kernels.latent import LatentHMC, LatentMALA
 from openmm_tsf.sampling.kernels.mixtures import OneOf, OnRungs
-from openmm_tsf.sampling.kernels.schedule import Scheduled, default_kernels, kernels_by_name
+from openmm_tsf.sampling.kernels.schedule import (
+    Scheduled,
+    SequenceSettings,
+    default_kernels,
+    kernels_by_name,
+)
 from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.kernels.swap import PlainSwap
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
@@ -37,6 +82,7 @@ __all__ = [
     "OpenMMLangevin",
     "PlainSwap",
     "Scheduled",
+    "SequenceSettings",
     "SteeredSwap",
     "TorchLangevin",
     "WalkerState",

@@ -6,43 +6,35 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.sampling.kernels.dynamics import Leg
-from openmm_tsf.sampling.kernels.flow import SteerableMap
+from openmm_tsf.sampling.kernels.base import SteerableMap
+from openmm_tsf.sampling.kernels.dynamics import DynamicsKernel
 from openmm_tsf.sampling.kernels.langevin_torch import velocity_verlet
 from openmm_tsf.sampling.state import WalkerState
-from openmm_tsf.sampling.tuning import step_sizes
+from openmm_tsf.sampling.tuning import StepSizes, step_sizes
 from openmm_tsf.units import PICOSECOND, in_unit
 from openmm_tsf.utils.validation import check_float
 
 
-class CartesianHMC(Leg):
-    """Hamiltonian Monte Carlo: fresh velocities, a Verlet trajectory, accepted or rejected.
+class CartesianHMC(StepSizes, DynamicsKernel):
+    """Hamiltonian Monte Carlo: refreshed velocities, a Verlet trajectory, accepted or rejected.
 
     Velocities become c v + sqrt(1 - c^2) noise, c = `persistence`, with Maxwell-Boltzmann noise of
     the rung's temperature: drawn afresh for c = 0 (Duane et al. 1987), partially refreshed
-    otherwise (Horowitz 1991). They are the walkers' own: after the move the state carries those of
-    the trajectory's end, or of its beginning reversed where it was rejected. The Boltzmann
-    distribution of positions and velocities together is left invariant exactly, at any time step.
+    otherwise (Horowitz 1991). Afterwards the state carries the velocities at the trajectory's end,
+    or those at its beginning reversed where it was rejected. The Boltzmann distribution of
+    positions and velocities together is left invariant exactly, at any time step.
 
     Time steps are per rung, tuned through :class:`openmm_tsf.sampling.tuning.StepSizeTuner` to an
     acceptance of 0.65 (Beskos et al. 2013).
 
     Parameters
     ----------
-    potential
-        The energy; n_steps + 1 evaluations a walker.
-    temperatures
-        The ladder, K.
-    masses
-        [N] amu for molecules; [d] or one number for potentials on R^d.
-    flow
-        Its domain is the walkers'; None to allow every configuration.
-    n_steps
-        Verlet steps a trajectory.
+    potential, temperatures, masses, flow, n_steps, name
+        See :class:`openmm_tsf.sampling.kernels.dynamics.DynamicsKernel`.
     timestep
         ps; one number, or one per rung [R].
     persistence
-        c, at least 0 and below 1. With 0, walkers without velocities are served too, and stay so.
+        c, at least 0 and below 1. With 0 walkers need no velocities, and have none afterwards.
 
     Attributes
     ----------
@@ -51,10 +43,19 @@ class CartesianHMC(Leg):
     target_acceptance : float
         What they are tuned to.
 
-    Raises
-    ------
-    ValueError
-        If a number is out of range.
+    Examples
+    --------
+    >>> import torch
+    >>> from openmm_tsf.potentials.toy import GaussianWell
+    >>> from openmm_tsf.sampling.kernels import CartesianHMC, WalkerState
+    >>> potential, ladder = GaussianWell(torch.eye(2).double()), (1.0, 2.0)
+    >>> hmc = CartesianHMC(potential, ladder, masses=1.0, n_steps=5, timestep=0.1)
+    >>> x = torch.ones(4, 2, 2).double()
+    >>> energy = potential.energy(x.flatten(0, 1)).reshape(4, 2)
+    >>> state = WalkerState(x, None, energy, torch.arange(2).repeat(4, 1))
+    >>> state, info = hmc(state, torch.Generator().manual_seed(1))
+    >>> info.n_evaluations
+    48
     """
 
     target_acceptance = 0.65
@@ -81,20 +82,11 @@ class CartesianHMC(Leg):
 
     @property
     def needs_velocities(self) -> bool:
-        """Whether walkers without velocities cannot be served."""
+        """Whether walkers must have velocities."""
         return self.persistence > 0
 
-    @property
-    def sigma(self) -> Tensor:
-        """Time steps [R], ps."""
-        return self._sigma
-
-    @sigma.setter
-    def sigma(self, value: Any) -> None:
-        self._sigma = step_sizes(value, len(self.temperatures))
-
     def settings(self) -> dict[str, Any]:
-        """The choices made; tuned time steps are in :meth:`state_dict`."""
+        """Return the choices made; tuned time steps are in :meth:`state_dict`."""
         return {
             "kernel": type(self).__name__,
             "integrator": "Verlet^n",
@@ -102,14 +94,6 @@ class CartesianHMC(Leg):
             "persistence": self.persistence,
             "target_acceptance": self.target_acceptance,
         }
-
-    def state_dict(self) -> dict[str, Any]:
-        """The time steps."""
-        return {"sigma": self._sigma.clone()}
-
-    def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Set the time steps."""
-        self.sigma = content["sigma"]
 
     def _start(self, state: WalkerState) -> Tensor:
         if state.velocities is None and not self.needs_velocities:
@@ -119,14 +103,17 @@ class CartesianHMC(Leg):
     def _stored(self, state: WalkerState, v: Tensor) -> Tensor | None:
         return None if state.velocities is None else super()._stored(state, v)
 
-    def _before(self, v: Tensor, kt: Tensor, generator: torch.Generator) -> Tensor:
-        return self._mix(v, self._width(kt), self.persistence, generator)
+    def refresh_before(self, v: Tensor, kt: Tensor, generator: torch.Generator) -> Tensor:
+        """Refresh the velocities, wholly or in part."""
+        return self.ornstein_uhlenbeck(v, self.velocity_width(kt), self.persistence, generator)
 
-    def _after(self, v: Tensor, kt: Tensor, generator: torch.Generator) -> Tensor:
+    def refresh_after(self, v: Tensor, kt: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the velocities as they are."""
         return v
 
-    def _propagate(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        timestep = self._column(self._sigma.repeat(len(x) // len(self._sigma)))
+    def propagate(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Take the Verlet steps."""
+        timestep = self.as_column(self._sigma.repeat(len(x) // len(self._sigma)))
         return velocity_verlet(self.potential, x, v, self._mass, timestep, self.n_steps)
 
 
@@ -134,16 +121,26 @@ class CartesianMALA(CartesianHMC):
     """Metropolis-adjusted Langevin algorithm with the masses as preconditioner.
 
     x' = x + (h^2 / 2) M^-1 F(x) + h sqrt(kT) M^-1/2 noise (Rossky, Doll and Friedman 1978; Roberts
-    and Tweedie 1996), accepted by the ratio of targets and of proposal densities. That is HMC with
-    one step h and fresh velocities, and is computed so: the ratio is exp(-dH/kT), and the walkers'
-    velocities are those of :class:`CartesianHMC`. In the usual notation the step size is
+    and Tweedie 1996), accepted by the ratio of targets and of proposal densities. This is HMC with
+    one step h and fresh velocities, and is computed as such: the ratio is exp(-dH/kT), and the
+    walkers' velocities are those of :class:`CartesianHMC`. In the usual notation the step size is
     epsilon = h sqrt(kT) and the preconditioner M^-1. Target acceptance 0.574 (Roberts and Rosenthal
     1998).
 
     Parameters
     ----------
     potential, temperatures, masses, flow, timestep, name
-        See :class:`CartesianHMC`; `timestep` is h, and two evaluations are made a walker.
+        See :class:`CartesianHMC`; `timestep` is h, and there are two evaluations a walker and rung.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from openmm_tsf.potentials.toy import GaussianWell
+    >>> from openmm_tsf.sampling.kernels import CartesianMALA
+    >>> potential = GaussianWell(torch.eye(2).double())
+    >>> mala = CartesianMALA(potential, (1.0, 2.0), masses=1.0, timestep=[0.1, 0.2])
+    >>> mala.sigma
+    tensor([0.1000, 0.2000], dtype=torch.float64)
     """
 
     target_acceptance = 0.574

@@ -1,4 +1,4 @@
-"""A random walk in whitened internal coordinates: what sampling is without a network."""
+"""A random walk in whitened internal coordinates: the baseline without a network."""
 
 import hashlib
 from typing import Any, Self
@@ -16,9 +16,9 @@ from openmm_tsf.utils.validation import check_int
 
 
 class WhitenedCoordinates:
-    """Standardised coordinates y [B, d] to configurations: a flow's layers without its network.
+    """Map of standardised coordinates y [B, d] to configurations: a flow without its network.
 
-    Behind the face that the moves ask of a flow, with no momenta.
+    It is a :class:`openmm_tsf.sampling.kernels.base.SteerableMap` without momenta.
 
     Parameters
     ----------
@@ -28,9 +28,19 @@ class WhitenedCoordinates:
         Internal coordinates to x; None for potentials on R^d.
     reference_temperature
         K, of the frames that the whitening was fitted on.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from openmm_tsf.sampling.kernels import WhitenedCoordinates
+    >>> layers = WhitenedCoordinates.identity(2)
+    >>> (x, momenta), log_det = layers.forward_and_log_det(torch.ones(1, 2).double())
+    >>> x, log_det
+    (tensor([[1., 1.]], dtype=torch.float64), tensor([0.], dtype=torch.float64))
     """
 
     n_momenta = 0
+    overlap = False
 
     def __init__(
         self,
@@ -53,7 +63,7 @@ class WhitenedCoordinates:
 
     @classmethod
     def identity(cls, n_coordinates: int) -> Self:
-        """y = x on R^d, T_ref = 1: :class:`InternalWalk` is then x' = x + N(0, sigma^2 T)."""
+        """Return y = x on R^d, T_ref = 1: the walk is then x' = x + N(0, sigma^2 T)."""
         d = check_int(n_coordinates, "n_coordinates")
         zeros, ones = torch.zeros(d, dtype=torch.float64), torch.ones(d, dtype=torch.float64)
         none = zeros[:0]
@@ -63,18 +73,18 @@ class WhitenedCoordinates:
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """Shape of one configuration."""
+        """The shape of one configuration."""
         layer = self.coordinates
         return (self.n_coordinates,) if layer is None else (layer.n_atoms, 3)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of all inputs and outputs."""
+        """The dtype of all inputs and outputs."""
         return self.whitening.cholesky.dtype
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the layers' numbers."""
+        """The SHA-256 of the numbers in both layers."""
         parts = [self.whitening] if self.coordinates is None else [self.whitening, self.coordinates]
         digest = hashlib.sha256()
         for part in parts:
@@ -90,22 +100,37 @@ class WhitenedCoordinates:
             log_det = log_det + extra
         return (x, v[:, :0]), log_det
 
-    def inverse_and_log_det(self, x: Tensor, momenta: Tensor) -> tuple[Tensor, Tensor]:
-        """Map x [B, *event] to y [B, d] and the log-determinant [B], -inf outside the domain."""
+    def inverse_and_log_det(
+        self, x: Tensor, momenta: Tensor, copies: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Map x [B, *event] to y [B, d] and the log-determinant [B], -inf outside the domain.
+
+        Momenta and copies are empty here.
+        """
         total = x.new_zeros(len(x))
         if self.coordinates is not None:
             x, total = self.coordinates.inverse_and_log_det(x)
         y, log_det = self.whitening.inverse_and_log_det(x)
         return y, total + log_det
 
-    def place(self, x: Tensor, like: Tensor) -> Tensor:
-        """Configurations x in the pose (and hydrogen labels) of `like`, both [B, *event]."""
+    def draw_copies(
+        self, x: Tensor, temperature: Any, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return empty copies [B, 0] and ln 1 [B]: the copies do not overlap."""
+        return x.new_zeros(len(x), 0, dtype=torch.int64), x.new_zeros(len(x))
+
+    def log_partition(self, x: Tensor, temperature: Any) -> Tensor:
+        """Return ln 1 [B]: the copies do not overlap."""
+        return x.new_zeros(len(x))
+
+    def match_pose(self, x: Tensor, like: Tensor) -> Tensor:
+        """Return x in the pose (and with the hydrogen labels) of `like`, all [B, *event]."""
         if self.coordinates is None:
             return x
         return self.coordinates.place(self.coordinates.inverse_and_log_det(x)[0], like=like)
 
     def is_mirror_image(self, x: Tensor) -> Tensor:
-        """Which x [B, *event] have a centre of the wrong handedness, [B] bool."""
+        """Return which x [B, *event] have a centre of the wrong handedness, [B] bool."""
         if self.coordinates is None:
             return torch.zeros(len(x), dtype=torch.bool, device=x.device)
         return self.coordinates.is_mirror_image(x)
@@ -123,8 +148,23 @@ class InternalWalk(FlowWalk):
     ----------
     layers
         The coordinates; :meth:`from_dataset` fits them.
-    potential, temperatures, sigma, n_steps
+    potential, temperatures, sigma, name, n_steps, **round_trip
         See :class:`openmm_tsf.sampling.kernels.flow.FlowWalk`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import openmm_tsf as tsf
+    >>> from openmm_tsf.potentials.toy import GaussianWell
+    >>> potential = GaussianWell(torch.tensor([[2.0, 0.9], [0.9, 1.0]]).double())
+    >>> frames = potential.sample(500, 1.0, torch.Generator().manual_seed(1))
+    >>> dataset = tsf.MDDataset(frames, 1.0)
+    >>> walk = tsf.kernels.InternalWalk.from_dataset(dataset, potential, (1.0, 2.0), sigma=0.8)
+    >>> sampler = tsf.ParallelTempering(None, walk.layers, (1.0, 2.0), 4, [walk], potential)
+    >>> sampler.set_positions(torch.zeros(4, 2, 2))
+    >>> sampler.run(10, progress=False)
+    >>> sampler.totals["internal_walk"].proposed
+    tensor([40, 40])
     """
 
     def __init__(
@@ -157,27 +197,27 @@ class InternalWalk(FlowWalk):
         fold_methyls: bool = True,
         **settings: Any,
     ) -> Self:
-        """The walk with the layers that a flow for this dataset would have.
+        """Return the walk in the coordinates that a flow for this dataset would have.
 
         Parameters
         ----------
         dataset : MDDataset
-            Frames; the whitening is fitted on its training part.
+            The frames; the whitening is fitted on the training part.
         potential, temperatures
             See :class:`openmm_tsf.sampling.kernels.flow.FlowWalk`.
         mode
-            Of the whitening: ``"conditional"`` as in a flow (stiff coordinates follow the
-            torsions), ``"full"`` for one fixed linear map, ``"diagonal"`` for scales alone.
-            Potentials on R^d have no torsions: ``"conditional"`` is ``"full"`` there.
+            Of the whitening: ``"conditional"`` as in a flow (the mean of stiff coordinates
+            depends on the torsions), ``"full"`` for one fixed linear map, ``"diagonal"`` for
+            scales alone. Without torsions, on R^d, ``"conditional"`` is ``"full"``.
         metric, fold_methyls
             See :meth:`openmm_tsf.TemperatureSteerableFlow.from_dataset`.
         **settings
-            ``sigma``, ``name``, ``n_steps`` and the round-trip check's.
+            ``sigma``, ``name``, ``n_steps`` and those of the round-trip check.
         """
         layer, frames = None, dataset.split().train.positions
         kinds = torch.zeros(frames[0].numel(), dtype=torch.int64)
         if dataset.molecule is not None:
-            # No network is used of this flow: it knows how the layer is made.
+            # Only its layers are used: they are then those of a flow for this dataset.
             template = RealNVPFlow.from_dataset(
                 dataset, n_blocks=1, hidden=(), metric=metric, fold_methyls=fold_methyls
             )
@@ -189,7 +229,7 @@ class InternalWalk(FlowWalk):
         return cls(layers, potential, temperatures, **settings)
 
     def settings(self) -> dict[str, Any]:
-        """The choices made."""
+        """Return the choices made."""
         layer = self.layers.coordinates
         return {
             **super().settings(),

@@ -1,12 +1,10 @@
-"""Local dynamics: legs of Langevin dynamics whose deterministic steps OpenMM takes.
+"""Langevin dynamics whose deterministic steps are taken by OpenMM.
 
-A leg is O V^n O: half of the leg's Ornstein-Uhlenbeck thermostat, n steps of velocity Verlet by
-``openmm.VerletIntegrator``, the other half (Bussi and Parrinello 2007; generalised hybrid Monte
-Carlo, Horowitz 1991). Why not ``LangevinMiddleIntegrator``: its noise comes from the platform's
-own generator, which is one global stream for all Contexts on the Reference platform and cannot be
-saved on the CPU platform. Here the noise comes from the sampler's generator, so results depend
-neither on the number of Contexts and threads nor on where a run was interrupted; and the
-deterministic part can be Metropolised, which removes the time-step error altogether.
+Why not ``LangevinMiddleIntegrator``: its noise comes from a generator of the platform, which is one
+global stream for all Contexts on the Reference platform and cannot be saved on the CPU platform.
+Here the noise comes from the sampler's generator and ``openmm.VerletIntegrator`` takes the steps,
+so results depend neither on the number of Contexts and threads nor on where a run was interrupted;
+and the deterministic part can be Metropolised, which removes the time-step error altogether.
 """
 
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -18,16 +16,14 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials.context_pool import NUMERICAL_ERROR
-from openmm_tsf.sampling.kernels.dynamics import LangevinDynamics
-from openmm_tsf.sampling.kernels.flow import SteerableMap
+from openmm_tsf.sampling.kernels.base import SteerableMap
+from openmm_tsf.sampling.kernels.dynamics import LangevinKernel, PotentialConstants
 
 
 @runtime_checkable
-class DynamicsPotential(Protocol):
-    """A potential that can open OpenMM Contexts (:class:`openmm_tsf.OpenMMPotential`)."""
+class DynamicsPotential(PotentialConstants, Protocol):
+    """A potential that opens OpenMM Contexts (:class:`openmm_tsf.OpenMMPotential`)."""
 
-    event_shape: tuple[int, ...]
-    boltzmann_constant: float
     n_evaluations: int
 
     @property
@@ -37,40 +33,45 @@ class DynamicsPotential(Protocol):
     def make_context(self, integrator: openmm.Integrator) -> openmm.Context: ...
 
 
-class OpenMMLangevin(LangevinDynamics):
-    """n steps of Langevin dynamics for every walker at its rung's temperature.
+class OpenMMLangevin(LangevinKernel):
+    """n steps of Langevin dynamics for every walker at the temperature of its rung.
 
-    With ``metropolized=True`` the leg is accepted with probability min(1, exp(-dH/kT)), H the total
-    energy before and after the Verlet steps; a rejected walker keeps its positions and reverses
-    its velocities (the leg is then exact). With False there is no such step, and averages carry
-    an error of order dt^2. Either way a leg that ends in a non-finite energy or outside the flow's
-    domain (the mirror image, first of all) is rejected in the same manner and counted.
+    With ``metropolized=True`` a trajectory is accepted with probability min(1, exp(-dH/kT)), H the
+    total energy before and after the Verlet steps; a rejected walker keeps its positions and
+    reverses its velocities, and the kernel is exact. With False there is no such step, and averages
+    have an error of order dt^2. Either way a trajectory that ends in a non-finite energy or outside
+    the domain of the flow (mirror images in particular) is rejected and counted.
 
     Parameters
     ----------
     potential
-        Gives Contexts and counts evaluations: n_steps + 1 per walker.
-    temperatures
-        The ladder, K.
-    masses
-        [N] amu.
-    flow
-        Its domain is the walkers'; None to allow every configuration.
-    n_steps
-        Verlet steps a leg.
-    timestep
-        ps.
-    friction
-        1/ps.
-    metropolized
-        Accept or reject by the energy error.
+        Opens the Contexts and counts evaluations.
+    temperatures, masses, flow, n_steps, timestep, friction, metropolized, name
+        See :class:`openmm_tsf.sampling.kernels.dynamics.LangevinKernel`.
     n_contexts
-        Contexts, each with its thread; the potential's number by default.
+        The number of Contexts, each with a thread; that of the potential by default.
 
-    Raises
-    ------
-    ValueError
-        If a number is out of range.
+    Examples
+    --------
+    >>> import openmm
+    >>> import torch
+    >>> from openmm_tsf import OpenMMPotential
+    >>> from openmm_tsf.sampling.kernels import OpenMMLangevin, WalkerState
+    >>> system = openmm.System()
+    >>> bond = openmm.HarmonicBondForce()
+    >>> for _ in range(2):
+    ...     _ = system.addParticle(12.0)
+    >>> _ = bond.addBond(0, 1, 0.15, 1e5)
+    >>> _ = system.addForce(bond)
+    >>> x = torch.tensor([[0.0, 0.0, 0.0], [0.15, 0.0, 0.0]]).double().reshape(1, 1, 2, 3)
+    >>> energy, replica = torch.zeros(1, 1).double(), torch.zeros(1, 1).long()
+    >>> state = WalkerState(x, torch.zeros_like(x), energy, replica)
+    >>> with OpenMMPotential(system, platform="Reference") as potential:
+    ...     langevin = OpenMMLangevin(potential, [300.0], [12.0, 12.0], n_steps=10)
+    ...     state, info = langevin(state, torch.Generator().manual_seed(1))
+    ...     langevin.close()
+    >>> info.n_evaluations
+    11
     """
 
     def __init__(
@@ -93,32 +94,31 @@ class OpenMMLangevin(LangevinDynamics):
         self.n_contexts = potential.n_contexts if n_contexts is None else n_contexts
         if self.n_contexts < 1:
             raise ValueError(f"n_contexts: expected at least 1, got {n_contexts!r}")
-        half_kick = 0.5 * self.timestep / self._mass.numpy()
+        half_step = 0.5 * self.timestep / self._mass.numpy()
         self._workers = [
-            _Verlet(potential, half_kick, self.timestep, n_steps) for _ in range(self.n_contexts)
+            _Verlet(potential, half_step, self.timestep, n_steps) for _ in range(self.n_contexts)
         ]
         self._pool = ThreadPoolExecutor(self.n_contexts, "langevin")
 
-    def _propagate(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions, velocities and energies [B] after the Verlet steps."""
+    def propagate(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Take the Verlet steps, a contiguous block of walkers in each Context."""
         if not self._workers:
-            raise RuntimeError(f"{self.name}: this Langevin leg is closed")
+            raise RuntimeError(f"{self.name}: this kernel of Langevin dynamics is closed")
         x_end, v_end = x.clone(), v.clone()
         u_end = torch.empty(len(x), dtype=torch.float64)
-        positions, velocities, energies = x_end.numpy(), v_end.numpy(), u_end.numpy()
+        arrays = x_end.numpy(), v_end.numpy(), u_end.numpy()
         blocks = np.array_split(np.arange(len(x)), len(self._workers))
         tasks = [
-            (worker, positions[b[0] : b[-1] + 1], velocities[b[0] : b[-1] + 1],
-             energies[b[0] : b[-1] + 1])
-            for worker, b in zip(self._workers, blocks, strict=True)
-            if len(b)
-        ]  # fmt: skip
+            (worker, [array[block[0] : block[-1] + 1] for array in arrays])
+            for worker, block in zip(self._workers, blocks, strict=True)
+            if len(block)
+        ]
         if len(tasks) == 1:
-            worker, *arrays = tasks[0]
-            worker.run(*arrays)
+            worker, parts = tasks[0]
+            worker.run(*parts)
         else:
-            futures = [self._pool.submit(worker.run, *arrays) for worker, *arrays in tasks]
-            wait(futures)  # all of them, so that a failure leaves no thread behind in a Context
+            futures = [self._pool.submit(worker.run, *parts) for worker, parts in tasks]
+            wait(futures)  # all, so that after a failure no thread is still in a Context
             for future in futures:
                 future.result()
         self.potential.n_evaluations += len(x) * (self.n_steps + 1)
@@ -131,9 +131,9 @@ class OpenMMLangevin(LangevinDynamics):
 
 
 def _open_context(potential: DynamicsPotential, integrator: openmm.Integrator) -> openmm.Context:
-    """A Context of the potential's System without CMMotionRemover.
+    """Return a Context of the potential's System without CMMotionRemover.
 
-    Taking out the centre of mass's motion is not Hamiltonian: it would bias the leg's acceptance.
+    Removing the motion of the centre of mass is not Hamiltonian: the acceptance would be biased.
     """
     context = potential.make_context(integrator)
     system = context.getSystem()
@@ -156,14 +156,14 @@ def _open_context(potential: DynamicsPotential, integrator: openmm.Integrator) -
 class _Verlet:
     """Velocity Verlet in one Context.
 
-    ``VerletIntegrator`` is leapfrog: it holds v(t - dt/2). Half a kick with the force at either end
-    turns its n steps into n steps of velocity Verlet, which is reversible and preserves volume.
+    ``VerletIntegrator`` is leapfrog: it holds v(t - dt/2). Half a step of the velocities with the
+    force at either end makes its n steps velocity Verlet, reversible and volume-preserving.
     """
 
     def __init__(
-        self, potential: DynamicsPotential, half_kick: np.ndarray, timestep: float, n_steps: int
+        self, potential: DynamicsPotential, half_step: np.ndarray, timestep: float, n_steps: int
     ) -> None:
-        self._half = half_kick
+        self._half_step = half_step
         self._n_steps = n_steps
         self._context = _open_context(potential, openmm.VerletIntegrator(timestep))
         self._integrator = self._context.getIntegrator()
@@ -171,35 +171,35 @@ class _Verlet:
     def run(self, x: np.ndarray, v: np.ndarray, energy: np.ndarray) -> None:
         """Advance x, v [b, N, 3] in place; a failed walker gets energy +inf."""
         for row in range(len(x)):
-            energy[row] = self._one(x[row], v[row])
+            energy[row] = self._run_row(x[row], v[row])
 
-    def _one(self, x: np.ndarray, v: np.ndarray) -> float:
+    def _run_row(self, x: np.ndarray, v: np.ndarray) -> float:
         context = self._context
         try:
             context.setPositions(x)
             force = context.getState(getForces=True).getForces(asNumpy=True)._value
-            context.setVelocities(v - self._half * force)
+            context.setVelocities(v - self._half_step * force)
             self._integrator.step(self._n_steps)
             end = context.getState(
                 getPositions=True, getVelocities=True, getForces=True, getEnergy=True
             )
         except openmm.OpenMMException as error:
             # OpenMM reports a blown-up trajectory as an exception on some platforms.
-            if self._is_trajectory_at_fault(x, error):
+            if self._is_blow_up(x, error):
                 return float("inf")
             raise
         energy = float(end.getPotentialEnergy()._value)
         x_end = end.getPositions(asNumpy=True)._value
         v_end = end.getVelocities(asNumpy=True)._value
-        v_end = v_end + self._half * end.getForces(asNumpy=True)._value
+        v_end = v_end + self._half_step * end.getForces(asNumpy=True)._value
         if not (np.isfinite(energy) and np.isfinite(x_end).all() and np.isfinite(v_end).all()):
             return float("inf")
         x[:], v[:] = x_end, v_end
         return energy
 
-    def _is_trajectory_at_fault(self, x: np.ndarray, error: openmm.OpenMMException) -> bool:
-        # A lost GPU or a wrong Force raises too, and must not pass for a rejection: unless the
-        # message speaks of numbers, the conformation [N, 3] where the leg began decides.
+    def _is_blow_up(self, x: np.ndarray, error: openmm.OpenMMException) -> bool:
+        # A lost GPU or a wrong Force raises too and is no rejection. Unless the message is about
+        # numbers, it is one if the energy at the start [N, 3] can still be computed.
         if NUMERICAL_ERROR.search(str(error)):
             return True
         try:

@@ -1,6 +1,6 @@
-"""Gradient-driven moves in the flow's latent space: Langevin (MALA) and Hamiltonian (HMC).
+"""Proposals by gradients in the flow's latent space: Langevin (MALA) and Hamiltonian (HMC).
 
-The target is the Boltzmann distribution pulled back to v (NeuTra, arXiv:1903.03704), momenta
+The target is the Boltzmann distribution as a density of v (NeuTra, arXiv:1903.03704), momenta
 included: pi(v) = exp(-U(x(v))/kT - |p(v)|^2 / 2 tau + log|J_D(v)|).
 """
 
@@ -13,13 +13,14 @@ from torch import Tensor
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.energies import energy_and_forces
-from openmm_tsf.sampling.kernels.flow import FlowWalk, SteerableMap
-from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
+from openmm_tsf.sampling.kernels.base import SteerableMap
+from openmm_tsf.sampling.kernels.flow import FlowWalk
+from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.utils.validation import check_float, check_int
 
 
-class _Rows(NamedTuple):
-    """What belongs to each row of a batch: rung's tau and kT [B], pose [B, *event], step [B, 1]."""
+class LatentBatch(NamedTuple):
+    """What belongs to each row: tau and kT of its rung [B], its pose [B, *event], step [B, 1]."""
 
     tau: Tensor
     kt: Tensor
@@ -27,12 +28,11 @@ class _Rows(NamedTuple):
     step: Tensor
 
 
-class _Point(NamedTuple):
-    """v [B, n], log pi [B] and its gradient [B, n] there, x [B, *event], its energy [B].
+class LatentPoint(NamedTuple):
+    """v [B, n], log pi [B] and its gradient [B, n], x [B, *event] and its energy [B].
 
-    `inside` [B]: whether x is in the flow's domain; `mirror` [B]: whether it is a mirror image.
-
-    Where pi vanishes the gradient is NaN, so that whoever steps on from there stays rejected.
+    `inside` [B] says whether x is in the flow's domain, `mirror` [B] whether it is a mirror image.
+    Where pi vanishes the gradient is NaN, so that a trajectory through such a point is rejected.
     """
 
     v: Tensor
@@ -43,22 +43,21 @@ class _Point(NamedTuple):
     inside: Tensor
     mirror: Tensor
 
-    def where(self, chosen: Tensor, other: "_Point") -> "_Point":
-        """These rows where `chosen` [B], the other's elsewhere."""
-        pairs = zip(self, other, strict=True)
-        return _Point(*(torch.where(_along(chosen, a), a, b) for a, b in pairs))
+    def where(self, chosen: Tensor, other: "LatentPoint") -> "LatentPoint":
+        """Return these rows where `chosen` [B], those of the other point elsewhere."""
+        return LatentPoint(
+            *(
+                torch.where(chosen.reshape(-1, *(1,) * (mine.ndim - 1)), mine, others)
+                for mine, others in zip(self, other, strict=True)
+            )
+        )
 
 
-def _along(rows: Tensor, like: Tensor) -> Tensor:
-    """rows [B] with trailing axes, to be broadcast against `like` [B, ...]."""
-    return rows.reshape(-1, *(1,) * (like.ndim - 1))
-
-
-class _LatentGradientMove(FlowWalk, ABC):
-    """What both share: pi with its gradient, and the acceptance. Step sizes as FlowWalk's.
+class LatentGradientKernel(FlowWalk, ABC):
+    """What latent MALA and HMC share: pi with its gradient, and the acceptance.
 
     As in FlowWalk the momenta are drawn once a call; with several `n_steps` the end of a proposal,
-    and its gradient, is the beginning of the next.
+    and its gradient, is the beginning of the next. Step sizes are those of FlowWalk.
     """
 
     #: The acceptance to tune for.
@@ -71,45 +70,37 @@ class _LatentGradientMove(FlowWalk, ABC):
         """Propose for every walker at every rung in one batch, and accept or reject."""
         shape = state.energy.shape
         x, energy = state.x.flatten(0, 1), state.energy.flatten()
-        tau, kt = self._tau.repeat(shape[0]), self._kt.repeat(shape[0])
+        tau, kt = self.tau.repeat(shape[0]), self.kt.repeat(shape[0])
         step = (self.sigma.repeat(shape[0]) * tau.sqrt()).unsqueeze(1)
-        noise = torch.randn(len(x), self.flow.n_momenta, generator=generator, dtype=torch.float64)
-        momenta = noise * tau.sqrt().unsqueeze(1)
-        v, inverse_log_det = self._inverse(x, momenta, tau, generator)
-        if state.iteration % self.round_trip_interval == 0:
-            self._check_round_trip(state.iteration, x, momenta, v, inverse_log_det, tau)
-        rows = _Rows(tau, kt, x, step)
-        point, n_evaluations = self._at(v, rows)
-        # The walker's own configuration and energy, not those that rounding makes of them.
-        log_weight = self._log_weight(energy, kt, momenta, tau, -inverse_log_det)
+        latent = self._to_latent(x, tau, state.iteration, generator)
+        rows = LatentBatch(tau, kt, x, step)
+        point, n_evaluations = self.evaluate_at(latent.v, rows)
+        # The stored configuration and energy, without the rounding of the round trip.
+        log_weight = self.log_weight(energy, kt, latent.momenta, tau, latent.log_det)
         point = point._replace(log_weight=log_weight, x=x, energy=energy)
         total = KernelInfo.zero(self.counts_shape)
         for _ in range(self.n_steps):
-            end, correction, n_more = self._advance(point, rows, generator)
+            end, correction, n_more = self.propose_point(point, rows, generator)
             n_evaluations += n_more
             proposed = end.log_weight + correction
             accepted, non_finite = metropolis(point.log_weight, proposed, generator)
-            mirrors = int(end.mirror.sum())
-            total = total + KernelInfo(
-                *per_rung(accepted.reshape(shape), shape[0]),
-                rejected_non_finite=int(non_finite.sum()) - mirrors,
-                mirror_images=mirrors,
-                n_evaluations=n_evaluations,
-                outside_domain=int((~end.inside).sum()) - mirrors,
-            )
+            total += self._counts(accepted, non_finite, end.inside, end.mirror, n_evaluations)
             n_evaluations = 0
             point = end.where(accepted, point)
         new = state.evolve(x=point.x.reshape(state.x.shape), energy=point.energy.reshape(shape))
         return new, total
 
     @abstractmethod
-    def _advance(
-        self, start: _Point, rows: _Rows, generator: torch.Generator
-    ) -> tuple[_Point, Tensor, int]:
-        """A proposal, what the acceptance has besides the two densities [B], evaluations."""
+    def propose_point(
+        self, start: LatentPoint, rows: LatentBatch, generator: torch.Generator
+    ) -> tuple[LatentPoint, Tensor, int]:
+        """Return a proposal, the rest [B] of the log acceptance ratio, and the evaluations.
 
-    def _at(self, v: Tensor, rows: _Rows) -> tuple[_Point, int]:
-        """pi and its gradient at v [B, n]: one energy with forces for each row in the domain."""
+        The rest is what log alpha has besides the difference of log pi.
+        """
+
+    def evaluate_at(self, v: Tensor, rows: LatentBatch) -> tuple[LatentPoint, int]:
+        """Return pi and its gradient at v [B, n], and the number of energies with forces."""
         energy = torch.full_like(rows.kt, float("inf"))
         gradient = torch.full_like(v, float("nan"))
         with torch.enable_grad():
@@ -119,34 +110,48 @@ class _LatentGradientMove(FlowWalk, ABC):
             inside = allowed.nonzero().flatten()
             stored = x.detach()
             if len(inside):
-                placed = self._place(x[inside], rows.like[inside])
-                stored = stored.index_put((inside,), placed.detach())
-                found, forces = energy_and_forces(self.potential, placed.detach())
-                energy[inside] = found.to(energy)
-                # Its gradient is that of U, without asking the potential for a graph.
-                work = -(forces * placed).flatten(1).sum(dim=1)
-                log_weight = self._log_weight(
+                posed = self._match_pose(x[inside], rows.like[inside])
+                stored = stored.index_put((inside,), posed.detach())
+                energies, forces = energy_and_forces(self.potential, posed.detach())
+                energy[inside] = energies.to(energy)
+                # Has the gradient of U, without a graph through the potential.
+                work = -(forces * posed).flatten(1).sum(dim=1)
+                log_weight = self.log_weight(
                     work, rows.kt[inside], momenta[inside], rows.tau[inside], log_det[inside]
                 )
-                # Rows do not see each other: those outside, with NaN here, spoil nobody.
-                (slope,) = torch.autograd.grad(log_weight.sum(), leaf)
-                good = torch.isfinite(energy[inside]).unsqueeze(1)
-                gradient[inside] = torch.where(good, slope[inside], float("nan"))
-        log_weight = self._log_weight(energy, rows.kt, momenta.detach(), rows.tau, log_det.detach())
-        return _Point(v, log_weight, gradient, stored, energy, allowed, mirror), len(inside)
+                # Rows are independent of each other: NaN outside the domain stays in its row.
+                (all_gradients,) = torch.autograd.grad(log_weight.sum(), leaf)
+                finite = torch.isfinite(energy[inside]).unsqueeze(1)
+                gradient[inside] = torch.where(finite, all_gradients[inside], float("nan"))
+        log_weight = self.log_weight(energy, rows.kt, momenta.detach(), rows.tau, log_det.detach())
+        return LatentPoint(v, log_weight, gradient, stored, energy, allowed, mirror), len(inside)
 
 
-class LatentMALA(_LatentGradientMove):
-    """Metropolis-adjusted Langevin in the latent space (Roberts and Tweedie 1996).
+class LatentMALA(LatentGradientKernel):
+    """Metropolis-adjusted Langevin algorithm in the latent space (Roberts and Tweedie 1996).
 
     p ~ N(0, tau); v = D^-1(x, p); v' ~ q(.|v) = N(v + s^2/2 grad log pi(v), s^2), s = sigma
     sqrt(tau); log alpha = d log pi + log q(v|v') - log q(v'|v). Velocities stay as they are.
-    n_steps + 1 energies with forces each.
+    A call takes n_steps + 1 energies with forces for each walker and rung.
 
     Parameters
     ----------
-    flow, potential, temperatures, sigma, n_steps
+    flow, potential, temperatures, sigma, name, n_steps, **round_trip
         See :class:`openmm_tsf.sampling.kernels.flow.FlowWalk`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import openmm_tsf as tsf
+    >>> from openmm_tsf.potentials.toy import DoubleWell
+    >>> potential, ladder = DoubleWell(0.1, -1.0, 0.3), (1.0, 2.0)
+    >>> flow = tsf.TemperatureSteerableFlow(1, 1, 1, (4,))
+    >>> mala = tsf.kernels.LatentMALA(flow, potential, ladder, sigma=0.5)
+    >>> sampler = tsf.ParallelTempering(None, flow, ladder, 4, [mala], potential, seed=1)
+    >>> sampler.set_positions(torch.zeros(4, 2, 1))
+    >>> sampler.run(10, progress=False)
+    >>> sampler.totals["latent_mala"].n_evaluations
+    160
     """
 
     target_acceptance = 0.57
@@ -163,42 +168,54 @@ class LatentMALA(_LatentGradientMove):
     ) -> None:
         super().__init__(flow, potential, temperatures, sigma, name, n_steps, **round_trip)
 
-    def _advance(
-        self, start: _Point, rows: _Rows, generator: torch.Generator
-    ) -> tuple[_Point, Tensor, int]:
+    def propose_point(
+        self, start: LatentPoint, rows: LatentBatch, generator: torch.Generator
+    ) -> tuple[LatentPoint, Tensor, int]:
+        """Draw v' around the drift from v; the rest is the ratio of proposal densities."""
         noise = torch.randn(start.v.shape, generator=generator, dtype=start.v.dtype)
         drift = 0.5 * rows.step.square()
-        end, n_evaluations = self._at(start.v + drift * start.gradient + rows.step * noise, rows)
+        end, n_evaluations = self.evaluate_at(
+            start.v + drift * start.gradient + rows.step * noise, rows
+        )
         back = (start.v - end.v - drift * end.gradient) / rows.step
-        return end, self._density_ratio(noise, back), n_evaluations
+        return end, self.log_density_ratio(noise, back), n_evaluations
 
-    def _density_ratio(self, there: Tensor, back: Tensor) -> Tensor:
-        """log q(v|v') - log q(v'|v) [B] from the standard normal noise [B, n] that each takes."""
-        return 0.5 * (there.square() - back.square()).sum(dim=1)
+    def log_density_ratio(self, forward: Tensor, back: Tensor) -> Tensor:
+        """Return log q(v|v') - log q(v'|v) [B] from the standard normal noise [B, n] of each."""
+        return 0.5 * (forward.square() - back.square()).sum(dim=1)
 
 
-class LatentHMC(_LatentGradientMove):
+class LatentHMC(LatentGradientKernel):
     """Hamiltonian Monte Carlo in the latent space (Duane et al. 1987; Neal 2011).
 
     p ~ N(0, tau); v = D^-1(x, p); w ~ N(0, 1); leapfrog steps of length sigma in v / sqrt(tau)
-    under H = -log pi + |w|^2 / 2; log alpha = -dH. A trajectory that leaves the domain on its way
-    is rejected, wherever it would have ended: so is its reverse. The atoms' velocities stay as
-    they are. n_steps * n_leapfrog + 1 energies with forces each.
+    under H = -log pi + |w|^2 / 2; log alpha = -dH. A trajectory that leaves the domain at any step
+    is rejected, and so is its reverse. The atoms' velocities stay as they are. A call takes
+    n_steps * n_leapfrog + 1 energies with forces for each walker and rung.
 
     Parameters
     ----------
-    flow, potential, temperatures, sigma, n_steps
+    flow, potential, temperatures, sigma, name, n_steps, **round_trip
         See :class:`openmm_tsf.sampling.kernels.flow.FlowWalk`; n_steps counts trajectories.
     n_leapfrog
-        Leapfrog steps of a trajectory.
+        The number of leapfrog steps of a trajectory.
     jitter
-        Each trajectory's step is sigma times a number drawn from [1 - jitter, 1 + jitter], so that
-        no period of the motion resonates with the trajectory's length (Neal 2011, section 5.4.2).
+        The step of each trajectory is sigma times a number drawn from [1 - jitter, 1 + jitter], so
+        that no period of the motion resonates with its length (Neal 2011, section 5.4.2).
 
-    Raises
-    ------
-    ValueError
-        If a number is out of range.
+    Examples
+    --------
+    >>> import torch
+    >>> import openmm_tsf as tsf
+    >>> from openmm_tsf.potentials.toy import DoubleWell
+    >>> potential, ladder = DoubleWell(0.1, -1.0, 0.3), (1.0, 2.0)
+    >>> flow = tsf.TemperatureSteerableFlow(1, 1, 1, (4,))
+    >>> hmc = tsf.kernels.LatentHMC(flow, potential, ladder, sigma=0.3, n_leapfrog=4)
+    >>> sampler = tsf.ParallelTempering(None, flow, ladder, 4, [hmc], potential, seed=1)
+    >>> sampler.set_positions(torch.zeros(4, 2, 1))
+    >>> sampler.run(10, progress=False)
+    >>> sampler.totals["latent_hmc"].n_evaluations
+    400
     """
 
     target_acceptance = 0.7
@@ -222,12 +239,13 @@ class LatentHMC(_LatentGradientMove):
             raise ValueError(f"jitter: expected a number from 0 to below 1, got {jitter!r}")
 
     def settings(self) -> dict[str, Any]:
-        """The choices made."""
+        """Return the choices made."""
         return {**super().settings(), "n_leapfrog": self.n_leapfrog, "jitter": self.jitter}
 
-    def _advance(
-        self, start: _Point, rows: _Rows, generator: torch.Generator
-    ) -> tuple[_Point, Tensor, int]:
+    def propose_point(
+        self, start: LatentPoint, rows: LatentBatch, generator: torch.Generator
+    ) -> tuple[LatentPoint, Tensor, int]:
+        """Integrate a leapfrog trajectory; the rest is the change of kinetic energy."""
         uniform = torch.rand(rows.step.shape, generator=generator, dtype=start.v.dtype)
         noise = torch.randn(start.v.shape, generator=generator, dtype=start.v.dtype)
         step = rows.step * (1 + self.jitter * (2 * uniform - 1))
@@ -236,17 +254,18 @@ class LatentHMC(_LatentGradientMove):
         end, n_evaluations = start, 0
         for number in range(self.n_leapfrog):
             v = end.v + step * velocity
-            on_its_way = torch.isfinite(v).all(dim=1)
-            point, n_more = self._at(v, rows)
+            running = torch.isfinite(v).all(dim=1)
+            point, n_more = self.evaluate_at(v, rows)
             n_evaluations += n_more
-            # Of those that left it stays known where to.
+            # Trajectories that have left the domain keep the reason for which they did.
             end = point._replace(
-                inside=torch.where(on_its_way, point.inside, end.inside),
-                mirror=torch.where(on_its_way, point.mirror, end.mirror),
+                inside=torch.where(running, point.inside, end.inside),
+                mirror=torch.where(running, point.mirror, end.mirror),
             )
             half = 0.5 if number == self.n_leapfrog - 1 else 1.0
             velocity = velocity + half * step * end.gradient
-        return end, self._kinetic(noise) - self._kinetic(velocity), n_evaluations
+        return end, self.kinetic_energy(noise) - self.kinetic_energy(velocity), n_evaluations
 
-    def _kinetic(self, velocity: Tensor) -> Tensor:
+    def kinetic_energy(self, velocity: Tensor) -> Tensor:
+        """Return |w|^2 / 2 [B] of velocities w [B, n] in latent space."""
         return 0.5 * velocity.square().sum(dim=1)

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openmm_tsf.sampling.kernels.base import Closable, Kernel, kernel_name
+from openmm_tsf.sampling.kernels.base import Closable, Kernel, check_name
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.units import as_temperatures
 
 
 class _Mixture:
-    """What both share: members, whose settings and states are passed through.
+    """What both share: members with their settings and states.
 
-    `members` are found by the sampler: their step sizes are tuned and recorded under
-    ``"mixture.member"``, from the counts that each call returns in ``KernelInfo.members``.
+    The sampler tunes and records the step sizes of `members` under ``"mixture.member"``, by the
+    counts that each call returns in ``KernelInfo.members``.
     """
 
     members: tuple[Kernel, ...]
@@ -27,7 +27,7 @@ class _Mixture:
         for member in members:
             if not isinstance(member, Kernel):
                 raise TypeError(f"kernels: expected kernels, got {type(member).__name__}")
-        self.members, self.name = tuple(members), kernel_name(name)
+        self.members, self.name = tuple(members), check_name(name)
 
     @property
     def exact(self) -> bool:
@@ -36,45 +36,51 @@ class _Mixture:
 
     @property
     def counts_shape(self) -> tuple[int, ...]:
-        """Shape of the counts."""
+        """The shape of the counts."""
         return self._counts_shape
 
     def state_dict(self) -> dict[str, Any]:
-        """The members' states by name."""
+        """Return the members' states by name."""
         return {member.name: member.state_dict() for member in self.members}
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Set what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned."""
         for member in self.members:
             member.load_state_dict(content[member.name])
 
     def close(self) -> None:
-        """Close the members that hold something. Calling it twice is allowed."""
+        """Close the members that hold Contexts or threads. Calling it twice is allowed."""
         for member in self.members:
             if isinstance(member, Closable):
                 member.close()
 
 
 class OneOf(_Mixture):
-    """In each call one of several kernels, drawn for all walkers by fixed weights.
+    """One of several kernels in each call, drawn for all walkers by fixed weights.
 
-    The draw does not look at the walkers, so the mixture leaves invariant what its members do
-    (Tierney 1994, section 2.4). Even-odd swaps among the members count their own calls.
+    The draw does not depend on the walkers, so the mixture leaves invariant what its members do
+    (Tierney 1994, section 2.4). Even-odd swaps among the members alternate by their calls.
 
     Parameters
     ----------
     kernels
-        Kernels with distinct names, for one ladder, that count alike: all rung by rung, say, or
-        all pair by pair.
+        Kernels with distinct names, for one ladder, with counts of one shape: all per rung, for
+        example, or all per pair.
     weights
-        Positive numbers, one for each kernel, in proportion to which they are drawn; alike if None.
+        The probabilities of the kernels up to a factor, positive numbers; equal if None.
     name
-        Name in counts and summaries.
+        The name in counts and summaries.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If the kernels do not go together, or weights are not positive, or not as many.
+    Examples
+    --------
+    >>> import openmm_tsf as tsf
+    >>> from openmm_tsf.potentials.toy import DoubleWell
+    >>> potential, ladder = DoubleWell(0.1, -1.0, 0.3), (1.0, 2.0)
+    >>> flow = tsf.TemperatureSteerableFlow(1, 1, 1, (4,))
+    >>> walk = tsf.kernels.FlowWalk(flow, potential, ladder)
+    >>> draw = tsf.kernels.FlowIndependence(flow, potential, ladder)
+    >>> tsf.kernels.OneOf([walk, draw], weights=[3, 1]).weights
+    (0.75, 0.25)
     """
 
     def __init__(
@@ -109,14 +115,14 @@ class OneOf(_Mixture):
     def __call__(
         self, state: WalkerState, generator: torch.Generator
     ) -> tuple[WalkerState, KernelInfo]:
-        """Draw a member and apply it."""
+        """Draw a member and apply it to all walkers."""
         weights = torch.tensor(self.weights, dtype=torch.float64)
         member = self.members[int(torch.multinomial(weights, 1, generator=generator))]
         state, info = member(state, generator)
         return state, info.of_member(member.name)
 
     def settings(self) -> dict[str, Any]:
-        """The choices made, those of the members included."""
+        """Return the choices made, those of the members included."""
         return {
             "kernel": "OneOf",
             "weights": list(self.weights),
@@ -125,10 +131,10 @@ class OneOf(_Mixture):
 
 
 class OnRungs(_Mixture):
-    """A kernel on some rungs of the ladder only; at the others nothing happens.
+    """A kernel on some rungs of the ladder only; the others stay as they are.
 
-    The kernel is made for the temperatures of its rungs, and sees no other walkers: nothing is
-    computed for the rest. A swap may trade rungs that are not neighbours in the whole ladder.
+    The kernel is made for the temperatures of its rungs, and nothing is computed for the others. A
+    swap may exchange rungs that are not neighbours in the whole ladder.
 
     Counts are per rung [R] if the kernel's are, with 0 at the other rungs, and a matrix [R, R] for
     swaps (upper triangle).
@@ -136,22 +142,26 @@ class OnRungs(_Mixture):
     Parameters
     ----------
     kernel
-        The kernel. Its ``temperatures`` say on which rungs it is applied.
+        The kernel; its ``temperatures`` are those of the rungs.
     temperatures
         The whole ladder, K.
     name
-        Name in counts and summaries; the kernel's with the numbers of the rungs by default.
+        The name in counts and summaries; by default the kernel's with the numbers of the rungs.
 
     Attributes
     ----------
     rungs : tuple of int
-        Where it is applied.
+        The rungs on which the kernel is applied.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If the kernel is none, has a temperature that is not in the ladder, or counts neither
-        rungs nor pairs.
+    Examples
+    --------
+    >>> from openmm_tsf.potentials.toy import GaussianWell
+    >>> from openmm_tsf.sampling.kernels import CartesianHMC, OnRungs
+    >>> import torch
+    >>> hmc = CartesianHMC(GaussianWell(torch.eye(2).double()), [2.0, 4.0], masses=1.0)
+    >>> hot = OnRungs(hmc, temperatures=[1.0, 2.0, 3.0, 4.0])
+    >>> hot.rungs, hot.name
+    ((1, 3), 'hmc_on_1_3')
     """
 
     def __init__(self, kernel: Kernel, temperatures: Any, name: str | None = None) -> None:
@@ -169,51 +179,50 @@ class OnRungs(_Mixture):
             name = f"{kernel.name}_on_{'_'.join(map(str, self.rungs))}"
         super().__init__([kernel], name)
         n_rungs, n_all = len(self.rungs), len(self.temperatures)
-        own = tuple(kernel.counts_shape)
-        if own not in ((n_rungs,), (n_rungs - 1,), (n_rungs, n_rungs)):
+        shape = tuple(kernel.counts_shape)
+        if shape not in ((n_rungs,), (n_rungs - 1,), (n_rungs, n_rungs)):
             raise ValueError(
                 f"kernel: expected counts by rung [{n_rungs}], neighbours [{n_rungs - 1}] or pairs "
-                f"[{n_rungs}, {n_rungs}], got {own} of {kernel.name}"
+                f"[{n_rungs}, {n_rungs}], got {shape} of {kernel.name}"
             )
-        self._counts_shape = (n_all,) if own == (n_rungs,) else (n_all, n_all)
-        self._here = torch.tensor(self.rungs)
+        self._counts_shape = (n_all,) if shape == (n_rungs,) else (n_all, n_all)
 
     def __call__(
         self, state: WalkerState, generator: torch.Generator
     ) -> tuple[WalkerState, KernelInfo]:
         """Apply the kernel to the walkers of its rungs."""
-        kernel, here, velocities = self.members[0], self._here, state.velocities
+        kernel, rungs, velocities = self.members[0], torch.tensor(self.rungs), state.velocities
         part = state.evolve(
-            x=state.x[:, here],
-            velocities=None if velocities is None else velocities[:, here],
-            energy=state.energy[:, here],
-            replica=state.replica[:, here],
+            x=state.x[:, rungs],
+            velocities=None if velocities is None else velocities[:, rungs],
+            energy=state.energy[:, rungs],
+            replica=state.replica[:, rungs],
         )
         end, info = kernel(part, generator)
         if velocities is not None and end.velocities is not None:
-            velocities = velocities.index_copy(1, here, end.velocities)
+            velocities = velocities.index_copy(1, rungs, end.velocities)
         new = state.evolve(
-            x=state.x.index_copy(1, here, end.x),
+            x=state.x.index_copy(1, rungs, end.x),
             velocities=velocities,
-            energy=state.energy.index_copy(1, here, end.energy),
-            replica=state.replica.index_copy(1, here, end.replica),
+            energy=state.energy.index_copy(1, rungs, end.energy),
+            replica=state.replica.index_copy(1, rungs, end.replica),
         )
         counts = self._spread(info.accepted), self._spread(info.proposed)
         return new, info.of_member(kernel.name, *counts)
 
     def _spread(self, counts: Tensor) -> Tensor:
-        """The kernel's counts in their places in the whole ladder."""
-        spread, here = counts.new_zeros(self.counts_shape), self._here
+        """Return the kernel's counts at their rungs of the whole ladder."""
+        spread, rungs = counts.new_zeros(self.counts_shape), torch.tensor(self.rungs)
         if len(self.counts_shape) == 1:
-            spread[here] = counts
+            spread[rungs] = counts
         elif counts.ndim == 1:
-            spread[here[:-1], here[1:]] = counts
+            spread[rungs[:-1], rungs[1:]] = counts
         else:
-            spread[here[:, None], here[None, :]] = counts
+            spread[rungs[:, None], rungs[None, :]] = counts
         return spread
 
     def settings(self) -> dict[str, Any]:
-        """The choices made, those of the kernel included."""
+        """Return the choices made, those of the kernel included."""
         return {
             "kernel": "OnRungs",
             "rungs": list(self.rungs),

@@ -1,10 +1,12 @@
-"""Which rungs of the temperature ladder trade in one call of a swap."""
+"""Which rungs of the temperature ladder exchange replicas in a call of a swap."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from openmm_tsf.utils.validation import check_choice
 
 SCHEMES = ("even_odd", "random_pairs")
 Scheme = str | Sequence[tuple[int, int]]
@@ -16,12 +18,15 @@ class Pairing:
     Parameters
     ----------
     scheme
-        ``"even_odd"``: neighbours, pairs (0,1), (2,3), ... on even calls, (1,2), (3,4), ... on odd
-        ones. ``"random_pairs"``: every rung gets a partner drawn at random, walker by walker
-        (arXiv:2012.00429 draws the two temperatures at random). Or the pairs themselves, such as
-        ``[(0, 6)]``, which no rung may share.
+        ``"even_odd"``: neighbours, alternating between the pairs (0,1), (2,3), ... and (1,2),
+        (3,4), ... from call to call. ``"random_pairs"``: every rung gets a partner drawn at random,
+        walker by walker (arXiv:2012.00429 draws the two temperatures at random). Or the pairs
+        themselves, such as ``[(0, 6)]``, in which no rung occurs twice.
     n_rungs
-        R.
+        The number of rungs R.
+    first_pairs
+        ``"even"`` or ``"odd"``: the pairs of the first call of ``"even_odd"``. With ``"odd"``
+        these are (1,2), (3,4), ...
 
     Raises
     ------
@@ -31,42 +36,23 @@ class Pairing:
         If the scheme is unknown, or a rung does not exist or occurs twice.
     """
 
-    def __init__(self, scheme: Scheme, n_rungs: int) -> None:
+    def __init__(self, scheme: Scheme, n_rungs: int, first_pairs: str = "even") -> None:
         self.n_rungs = n_rungs
-        if isinstance(scheme, str):
-            if scheme not in SCHEMES:
-                raise ValueError(
-                    f"scheme: expected one of {SCHEMES} or a list of pairs, got {scheme!r}"
-                )
-            self.scheme: str | list[list[int]] = scheme
-            return
-        given: Any = scheme
-        if not isinstance(given, Sequence) or not all(isinstance(p, Sequence) for p in given):
-            raise TypeError(f"scheme: expected pairs of rung numbers, or a name, got {scheme!r}")
-        pairs = [list(pair) for pair in scheme]
-        if not all(len(pair) == 2 and all(type(rung) is int for rung in pair) for pair in pairs):
-            raise TypeError(f"scheme: expected pairs of rung numbers, got {scheme!r}")
-        rungs = [rung for pair in pairs for rung in pair]
-        if not rungs or min(rungs) < 0 or max(rungs) >= n_rungs:
-            raise ValueError(
-                f"scheme: expected one or more pairs of rungs 0 to {n_rungs - 1}, got {scheme!r}"
-            )
-        if len(set(rungs)) != len(rungs):
-            raise ValueError(
-                f"scheme: expected pairs that share no rung, got {scheme!r}; use one kernel each"
-            )
-        self.scheme = sorted(sorted(pair) for pair in pairs)
+        self.scheme: str | list[list[int]] = _checked_scheme(scheme, n_rungs)
+        self.first_pairs = check_choice(first_pairs, "first_pairs", ("even", "odd"))
+        self._call = int(first_pairs == "odd")  # the number of the next call
 
     @property
     def counts_shape(self) -> tuple[int, ...]:
         """[R-1], one number per adjacent pair, for ``"even_odd"``; else [R, R]."""
         return (self.n_rungs - 1,) if self.scheme == "even_odd" else (self.n_rungs, self.n_rungs)
 
-    def draw(self, n_walkers: int, call: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Disjoint pairs of rungs (low, high), each [W, P], of the call with this number."""
+    def draw(self, n_walkers: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the disjoint pairs of rungs (low, high), each [W, P], of the next call."""
+        parity, self._call = self._call % 2, self._call + 1
         if self.scheme == "even_odd":
             # Not arange(parity, n_rungs - 1, 2), which refuses to be empty for a single rung.
-            low = torch.arange(self.n_rungs - 1)[call % 2 :: 2].expand(n_walkers, -1)
+            low = torch.arange(self.n_rungs - 1)[parity::2].expand(n_walkers, -1)
             return low, low + 1
         if isinstance(self.scheme, list):
             low, high = torch.tensor(self.scheme).T[:, None].expand(2, n_walkers, -1)
@@ -77,7 +63,63 @@ class Pairing:
         return torch.minimum(first, second), torch.maximum(first, second)
 
     def counts(self, chosen: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """How often each pair occurs among the chosen [W, P]; shape :attr:`counts_shape`."""
+        """Return how often each pair occurs among the chosen [W, P]; shape :attr:`counts_shape`."""
         table = torch.zeros(self.n_rungs, self.n_rungs, dtype=torch.int64)
         table.index_put_((low[chosen], high[chosen]), torch.tensor(1), accumulate=True)
         return torch.diagonal(table, offset=1).clone() if self.scheme == "even_odd" else table
+
+    def settings(self) -> dict[str, Any]:
+        """Return the choices made."""
+        return {"scheme": self.scheme, "first_pairs": self.first_pairs}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of the next call, which selects the even or the odd pairs."""
+        return {"calls": self._call}
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._call = int(content["calls"])
+
+
+class SwapKernel:
+    """What swaps share: the pairs of rungs, their counts and the state of the pairing."""
+
+    pairing: Pairing
+
+    @property
+    def counts_shape(self) -> tuple[int, ...]:
+        """The shape of the counts: one number per adjacent pair, or a matrix."""
+        return self.pairing.counts_shape
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the pairing."""
+        return self.pairing.state_dict()
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.pairing.load_state_dict(content)
+
+
+def _checked_scheme(scheme: Any, n_rungs: int) -> str | list[list[int]]:
+    if isinstance(scheme, str):
+        if scheme not in SCHEMES:
+            raise ValueError(
+                f"scheme: expected one of {SCHEMES} or a list of pairs, got {scheme!r}"
+            )
+        return scheme
+    if not isinstance(scheme, Sequence) or not all(isinstance(p, Sequence) for p in scheme):
+        raise TypeError(f"scheme: expected pairs of rung numbers, or a name, got {scheme!r}")
+    pairs = [list(pair) for pair in scheme]
+    if not all(len(pair) == 2 and all(type(rung) is int for rung in pair) for pair in pairs):
+        raise TypeError(f"scheme: expected pairs of rung numbers, got {scheme!r}")
+    rungs = [rung for pair in pairs for rung in pair]
+    if not rungs or min(rungs) < 0 or max(rungs) >= n_rungs:
+        raise ValueError(
+            f"scheme: expected one or more pairs of rungs 0 to {n_rungs - 1}, got {scheme!r}"
+        )
+    if len(set(rungs)) != len(rungs):
+        raise ValueError(
+            f"scheme: expected pairs in which no rung occurs twice, got {scheme!r}; use one kernel "
+            "for each"
+        )
+    return sorted(sorted(pair) for pair in pairs)

@@ -2,32 +2,41 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.sampling.kernels.base import Kernel
-from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk, SteerableMap
+from openmm_tsf.sampling.kernels.base import Kernel, SteerableMap
+from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.kernels.langevin_openmm import DynamicsPotential, OpenMMLangevin
 from openmm_tsf.sampling.kernels.langevin_torch import TorchLangevin
 from openmm_tsf.sampling.kernels.pairing import Scheme
 from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.kernels.swap import PlainSwap
-from openmm_tsf.utils.validation import check_int
-
-SWAPS = ("plain", "steered", "both")
+from openmm_tsf.utils.validation import check_choice, check_fields, check_int
 
 
 @dataclass(frozen=True)
 class Scheduled:
-    """Apply a kernel `repeats` times in every `interval`-th iteration.
+    """A kernel with its schedule: `repeats` applications every `interval` iterations.
 
-    The schedule is fixed beforehand and does not depend on the walkers, so the sequence is as
-    exact as its members.
+    The schedule does not depend on the walkers, so a sequence is as exact as its members.
 
-    Raises
-    ------
-    ValueError
-        If a number is below 1.
+    Parameters
+    ----------
+    kernel
+        The kernel.
+    interval
+        The number of iterations from one application to the next; the first is in iteration 0.
+    repeats
+        The number of applications in such an iteration.
+
+    Examples
+    --------
+    >>> from openmm_tsf.sampling.kernels import PlainSwap, Scheduled
+    >>> swap = PlainSwap((1.0, 2.0), boltzmann_constant=1.0)
+    >>> Scheduled(swap, interval=10).repeats
+    1
     """
 
     kernel: Kernel
@@ -35,19 +44,62 @@ class Scheduled:
     repeats: int = 1
 
     def __post_init__(self) -> None:
-        for name, value in (("interval", self.interval), ("repeats", self.repeats)):
-            check_int(value, name)
+        check_fields(self, interval=check_int, repeats=check_int)
+
+
+@dataclass(frozen=True)
+class SequenceSettings:
+    """Settings of :func:`default_kernels`.
+
+    Parameters
+    ----------
+    n_flow_independent, n_flow_walk
+        The numbers of proposals in each iteration; those of a kernel share one draw of the momenta
+        and one inverse of the flow. 0 leaves the kernel out.
+    sigma
+        The step size of the walk before tuning.
+    swap
+        ``"plain"``, ``"steered"`` (through the flow) or ``"both"``; with one rung there is none.
+    swap_scheme
+        Which rungs exchange: see :class:`openmm_tsf.sampling.kernels.pairing.Pairing`. With
+        ``"even_odd"`` and both kinds of swap, one takes the even pairs where the other takes the
+        odd ones.
+    local_interval
+        The number of iterations between two applications of Langevin dynamics; 0 for none.
+    local_steps, local_timestep, local_friction, local_metropolized
+        The dynamics: steps, ps, 1/ps, and whether it is exact.
+
+    Examples
+    --------
+    >>> from openmm_tsf.sampling.kernels import SequenceSettings
+    >>> SequenceSettings(n_flow_walk=1, swap="steered").local_interval
+    10
+    """
+
+    n_flow_independent: int = 1
+    n_flow_walk: int = 4
+    sigma: Any = 0.1
+    swap: str = "both"
+    swap_scheme: Scheme = "even_odd"
+    local_interval: int = 10
+    local_steps: int = 20
+    local_timestep: Any = 0.001
+    local_friction: Any = 1.0
+    local_metropolized: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self, swap=partial(check_choice, allowed=("plain", "steered", "both")))
 
 
 def kernels_by_name(
     schedule: Sequence[Scheduled], temperatures: tuple[float, ...]
 ) -> dict[str, Kernel]:
-    """The kernels of a schedule, made for this ladder and with distinct names.
+    """Return the kernels of a schedule by name.
 
     Raises
     ------
     TypeError, ValueError
-        If they are not.
+        If one is not a kernel, was made for another ladder, or has the name of another.
     """
     named: dict[str, Kernel] = {}
     for kernel in (entry.kernel for entry in schedule):
@@ -70,84 +122,74 @@ def default_kernels(
     flow: SteerableMap,
     temperatures: Any,
     masses: Any = None,
-    *,
-    n_flow_independent: int = 1,
-    n_flow_walk: int = 4,
-    sigma: Any = 0.1,
-    swap: str = "both",
-    swap_scheme: Scheme = "even_odd",
-    local_interval: int = 10,
-    local_steps: int = 20,
-    local_timestep: Any = 0.001,
-    local_friction: Any = 1.0,
-    local_metropolized: bool = True,
+    settings: SequenceSettings | None = None,
 ) -> list[Scheduled]:
-    """The default sequence: flow independence, flow walks, now and then dynamics, swaps.
+    """Return the default sequence: flow independence, flow walks, dynamics, swaps.
 
     All members are exact, unless ``local_metropolized=False``. Why both kinds of swap: on alanine
     dipeptide (300, 424.26, 600 K, a flow of the default size) round trips per second of one core
-    were 4 with plain swaps, 12 with steered ones and 18 with both, and replicas forgot their rung
-    in 10.8, 5.9 and 3.3 iterations.
+    were 4 with plain swaps, 12 with steered ones and 18 with both, and the correlation time of a
+    replica's rung was 10.8, 5.9 and 3.3 iterations.
 
     Parameters
     ----------
     potential, flow, temperatures
-        What the kernels work on.
+        The target of the kernels. Dynamics is :class:`OpenMMLangevin` where the potential opens
+        OpenMM Contexts, and :class:`TorchLangevin` otherwise.
     masses
         [N] amu; None (no dynamics) for potentials that are not molecules.
-    n_flow_independent, n_flow_walk
-        Proposals in each iteration, which share one draw of the momenta and one inverse of the
-        flow; 0 leaves the kernel out.
-    sigma
-        Step size of the walk before tuning.
-    swap
-        ``"plain"``, ``"steered"`` (through the flow) or ``"both"``; with one rung there is none.
-    swap_scheme
-        Which rungs trade: see :class:`openmm_tsf.sampling.kernels.pairing.Pairing`. With
-        ``"even_odd"`` and both kinds of swap, one takes the even and the other the odd pairs, in
-        turns.
-    local_interval
-        A Langevin leg every so many iterations; 0 for none.
-    local_steps, local_timestep, local_friction, local_metropolized
-        The leg: steps, ps, 1/ps, exact or not. It is a :class:`OpenMMLangevin` where the potential
-        opens OpenMM Contexts, and a :class:`TorchLangevin` otherwise.
+    settings
+        The defaults of :class:`SequenceSettings` if None.
 
-    Raises
-    ------
-    ValueError
-        If `swap` is none of these.
+    Examples
+    --------
+    >>> import openmm_tsf as tsf
+    >>> from openmm_tsf.potentials.toy import DoubleWell
+    >>> flow = tsf.TemperatureSteerableFlow(1, 1, 1, (4,))
+    >>> settings = tsf.kernels.SequenceSettings(n_flow_walk=2, swap="plain")
+    >>> sequence = tsf.kernels.default_kernels(
+    ...     DoubleWell(0.1, -1.0, 0.3), flow, (1.0, 2.0), settings=settings
+    ... )
+    >>> [scheduled.kernel.name for scheduled in sequence]
+    ['flow_independent', 'flow_walk', 'swap_plain']
     """
-    if swap not in SWAPS:
-        raise ValueError(f"swap: expected one of {SWAPS}, got {swap!r}")
-    sequence: list[Scheduled] = []
-    if n_flow_independent:
-        draw = FlowIndependence(flow, potential, temperatures, n_steps=n_flow_independent)
-        sequence.append(Scheduled(draw))
-    if n_flow_walk:
-        walk = FlowWalk(flow, potential, temperatures, sigma, n_steps=n_flow_walk)
-        sequence.append(Scheduled(walk))
-    if masses is not None and local_interval:
-        # OpenMM takes the steps itself where it can; everybody else's walkers step as one batch.
-        leg: Kernel
-        leg_settings: dict[str, Any] = {
-            "n_steps": local_steps,
-            "timestep": local_timestep,
-            "friction": local_friction,
-            "metropolized": local_metropolized,
-        }
-        if isinstance(potential, DynamicsPotential):
-            leg = OpenMMLangevin(potential, temperatures, masses, flow, **leg_settings)
-        else:
-            leg = TorchLangevin(potential, temperatures, masses, flow, **leg_settings)
-        sequence.append(Scheduled(leg, interval=local_interval))
-    if len(temperatures) > 1 and swap != "steered":
-        plain = PlainSwap(temperatures, potential.boltzmann_constant, swap_scheme)
-        sequence.append(Scheduled(plain))
-    if len(temperatures) > 1 and swap != "plain":
-        steered = SteeredSwap(flow, potential, temperatures, swap_scheme)
-        if swap == "both":
-            # One call ahead: with even-odd pairs a replica can climb two rungs an iteration,
-            # and the steered swap does not take back what the plain one did.
-            steered.load_state_dict({"calls": 1})
-        sequence.append(Scheduled(steered))
+    chosen = SequenceSettings() if settings is None else settings
+    kernels: list[Kernel] = []
+    if chosen.n_flow_independent:
+        n_steps = chosen.n_flow_independent
+        kernels.append(FlowIndependence(flow, potential, temperatures, n_steps=n_steps))
+    if chosen.n_flow_walk:
+        n_steps = chosen.n_flow_walk
+        kernels.append(FlowWalk(flow, potential, temperatures, chosen.sigma, n_steps=n_steps))
+    sequence = [Scheduled(kernel) for kernel in kernels]
+    if masses is not None and chosen.local_interval:
+        dynamics = _langevin(potential, flow, temperatures, masses, chosen)
+        sequence.append(Scheduled(dynamics, interval=chosen.local_interval))
+    if len(temperatures) > 1 and chosen.swap != "steered":
+        constant, scheme = potential.boltzmann_constant, chosen.swap_scheme
+        sequence.append(Scheduled(PlainSwap(temperatures, constant, scheme)))
+    if len(temperatures) > 1 and chosen.swap != "plain":
+        # Beside a plain swap the other pairs: a replica can then climb two rungs an iteration, and
+        # the steered swap does not reverse the plain one.
+        first = "odd" if chosen.swap == "both" else "even"
+        swap = SteeredSwap(flow, potential, temperatures, chosen.swap_scheme, first_pairs=first)
+        sequence.append(Scheduled(swap))
     return sequence
+
+
+def _langevin(
+    potential: Potential,
+    flow: SteerableMap,
+    temperatures: Any,
+    masses: Any,
+    settings: SequenceSettings,
+) -> Kernel:
+    numbers: dict[str, Any] = {
+        "n_steps": settings.local_steps,
+        "timestep": settings.local_timestep,
+        "friction": settings.local_friction,
+        "metropolized": settings.local_metropolized,
+    }
+    if isinstance(potential, DynamicsPotential):
+        return OpenMMLangevin(potential, temperatures, masses, flow, **numbers)
+    return TorchLangevin(potential, temperatures, masses, flow, **numbers)

@@ -1,4 +1,4 @@
-"""Steered swaps: replicas trade temperatures, and the flow moves each to where it belongs."""
+"""Steered swaps: replicas exchange temperatures, and the flow maps each to its new one."""
 
 from typing import Any
 
@@ -8,45 +8,53 @@ from torch import Tensor
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
-from openmm_tsf.sampling.kernels.base import kernel_name
-from openmm_tsf.sampling.kernels.flow import FlowKernel, SteerableMap
-from openmm_tsf.sampling.kernels.pairing import Pairing, Scheme
+from openmm_tsf.sampling.kernels.base import SteerableMap, check_name
+from openmm_tsf.sampling.kernels.flow_base import FlowKernel
+from openmm_tsf.sampling.kernels.pairing import Pairing, Scheme, SwapKernel
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 
 
-class SteeredSwap(FlowKernel):
-    """Replica exchange along the flow: one network serves every pair of temperatures.
+class SteeredSwap(SwapKernel, FlowKernel):
+    """Replica exchange through the flow: one network serves every pair of temperatures.
 
     Learned replica exchange (arXiv:2210.14104) and neural transport (arXiv:2502.10328) train a map
-    for each pair of temperatures; here steering gives all of them. With p_a ~ N(0, tau_a) drawn
-    afresh, (x_a, p_a) -> v_a -> v_a sqrt(tau_b / tau_a) -> (x_a', p_a') is proposed at T_b, and the
+    for each pair of temperatures; here steering gives all of them. With p_a ~ N(0, tau_a),
+    (x_a, p_a) -> v_a -> v_a sqrt(tau_b / tau_a) -> (x_a', p_a') is proposed at T_b, and the
     converse at T_a:
 
     log alpha = - [U(x_a')/kT_b + |p_a'|^2/2 tau_b + U(x_b')/kT_a + |p_b'|^2/2 tau_a]
     + [U(x_a)/kT_a + |p_a|^2/2 tau_a + U(x_b)/kT_b + |p_b|^2/2 tau_b] + d log|J_D| of both.
 
-    The scaling's own Jacobian is (tau_b / tau_a)^(n/2) for v_a, n its dimension, and the inverse of
-    that for v_b: they cancel, whatever the temperatures, because both replicas are moved at once.
+    The Jacobian of the scaling is (tau_b / tau_a)^(n/2) for v_a, n its dimension, and the inverse
+    of that for v_b: they cancel, because both replicas are proposed together.
 
-    Configurations keep their pose (and labels of equivalent hydrogens) on the way. Velocities
-    travel with their configuration and are scaled by sqrt(T_new / T_old).
+    Configurations keep their pose and the labels of equivalent hydrogens. Velocities stay with
+    their configuration and are scaled by sqrt(T_new / T_old).
 
     Parameters
     ----------
-    flow, potential, temperatures
-        See :class:`openmm_tsf.sampling.kernels.flow.FlowWalk`.
-    scheme
-        ``"even_odd"``, ``"random_pairs"`` or pairs such as ``[(0, 6)]``; see
-        :class:`openmm_tsf.sampling.kernels.pairing.Pairing`.
+    flow, potential, temperatures, **round_trip
+        See :class:`openmm_tsf.sampling.kernels.flow_base.FlowKernel`.
+    scheme, first_pairs
+        Which rungs exchange: see :class:`openmm_tsf.sampling.kernels.pairing.Pairing`.
     name
-        Name in counts and summaries.
-    **round_trip
-        See :class:`openmm_tsf.sampling.kernels.flow.FlowWalk`.
+        The name in counts and summaries.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If the arguments do not fit each other; the message names them.
+    Examples
+    --------
+    On a Gaussian under the identity the steered map is exact and every swap is accepted:
+
+    >>> import torch
+    >>> import openmm_tsf as tsf
+    >>> from openmm_tsf.potentials.toy import GaussianWell
+    >>> potential, ladder = GaussianWell(torch.eye(2).double()), (1.0, 4.0)
+    >>> flow = tsf.TemperatureSteerableFlow(2, 2, 1, (4,))
+    >>> swap = tsf.kernels.SteeredSwap(flow, potential, ladder)
+    >>> sampler = tsf.ParallelTempering(None, flow, ladder, 5, [swap], potential, seed=1)
+    >>> sampler.set_positions(torch.ones(5, 2, 2))
+    >>> sampler.run(2, progress=False)
+    >>> sampler.totals["swap_steered"].acceptance
+    tensor([1.], dtype=torch.float64)
     """
 
     def __init__(
@@ -56,6 +64,7 @@ class SteeredSwap(FlowKernel):
         temperatures: Any,
         scheme: Scheme = "even_odd",
         name: str = "swap_steered",
+        first_pairs: str = "even",
         **round_trip: Any,
     ) -> None:
         if "n_steps" in round_trip:
@@ -63,36 +72,21 @@ class SteeredSwap(FlowKernel):
                 "n_steps: a steered swap proposes once a call, expected no such argument"
             )
         super().__init__(flow, potential, temperatures, **round_trip)
-        self.name = kernel_name(name)
-        self.pairing = Pairing(scheme, len(self.temperatures))
-        self._calls = 0
-
-    @property
-    def counts_shape(self) -> tuple[int, ...]:
-        """Shape of the counts: one number per adjacent pair, or a matrix."""
-        return self.pairing.counts_shape
+        self.name = check_name(name)
+        self.pairing = Pairing(scheme, len(self.temperatures), first_pairs)
 
     def settings(self) -> dict[str, Any]:
-        """The choices made."""
-        settings = {**super().settings(), "scheme": self.pairing.scheme}
+        """Return the choices made."""
+        settings = {**super().settings(), **self.pairing.settings()}
         del settings["n_steps"]
         return settings
-
-    def state_dict(self) -> dict[str, Any]:
-        """The number of the next call, which chooses the even or the odd pairs."""
-        return {"calls": self._calls}
-
-    def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Set what :meth:`state_dict` returned."""
-        self._calls = int(content["calls"])
 
     @torch.no_grad()
     def __call__(
         self, state: WalkerState, generator: torch.Generator
     ) -> tuple[WalkerState, KernelInfo]:
         """Propose all pairs of all walkers in one batch, and accept or reject pair by pair."""
-        low, high = self.pairing.draw(state.n_walkers, self._calls, generator)
-        self._calls += 1
+        low, high = self.pairing.draw(state.n_walkers, generator)
         if not low.numel():
             return state, KernelInfo.zero(self.counts_shape)
         # The batch: the lower members of all pairs, then, in the same order, the upper ones.
@@ -100,26 +94,22 @@ class SteeredSwap(FlowKernel):
         old = torch.cat([low.flatten(), high.flatten()])
         new = torch.cat([high.flatten(), low.flatten()])
         x, energy = state.x[walker, old], state.energy[walker, old]
-        noise = torch.randn(len(x), self.flow.n_momenta, generator=generator, dtype=torch.float64)
-        momenta = noise * self._tau[old].sqrt().unsqueeze(1)
-        tau_old, tau_new = self._tau[old], self._tau[new]
-        v, inverse_log_det = self._inverse(x, momenta, tau_old, generator)
-        if state.iteration % self.round_trip_interval == 0:
-            self._check_round_trip(state.iteration, x, momenta, v, inverse_log_det, tau_old)
-        x_new, momenta_new, log_det_new = self._forward(self._steer(v, old, new), tau_new)
+        latent = self._to_latent(x, self.tau[old], state.iteration, generator)
+        v_new = self.rescale(latent.v, old, new)
+        x_new, momenta_new, log_det_new = self._forward(v_new, self.tau[new])
 
         inside, mirror = self._domain(x_new, log_det_new)
-        both = inside.reshape(2, -1).all(dim=0).repeat(2)  # else there is nothing to evaluate
+        both = inside.reshape(2, -1).all(dim=0).repeat(2)  # otherwise the pair is rejected
         energy_new = torch.full_like(energy, float("inf"))
         if bool(both.any()):
             x_new = x_new.clone()
-            x_new[both] = self._place(x_new[both], x[both])
+            x_new[both] = self._match_pose(x_new[both], x[both])
             energy_new[both] = evaluate.energy(self.potential, x_new[both])
-        current = self._weights(energy, momenta, -inverse_log_det, old)
-        proposed = self._weights(energy_new, momenta_new, log_det_new, new)
+        current = self.pair_log_weights(energy, latent.momenta, latent.log_det, old)
+        proposed = self.pair_log_weights(energy_new, momenta_new, log_det_new, new)
         accepted, non_finite = metropolis(current, proposed, generator)
 
-        mirrors = int(mirror.reshape(2, -1).any(dim=0).sum())  # pairs that hold one
+        mirrors = int(mirror.reshape(2, -1).any(dim=0).sum())  # pairs with one or two
         accepted_pairs = accepted.reshape(low.shape)
         info = KernelInfo(
             self.pairing.counts(accepted_pairs, low, high),
@@ -129,30 +119,32 @@ class SteeredSwap(FlowKernel):
             n_evaluations=int(both.sum()),
             outside_domain=int((~both).sum()) // 2 - mirrors,
         )
-        take = accepted.repeat(2)
-        walker, old, new = walker[take], old[take], new[take]
+        taken = accepted.repeat(2)
+        walker, old, new = walker[taken], old[taken], new[taken]
         if not len(walker):
             return state, info
-        arrive = (walker, new)
+        target = (walker, new)
         velocities = state.velocities
         if velocities is not None:
-            scale = (self._tau[new] / self._tau[old]).sqrt()
-            moving = velocities[walker, old]
-            moving = moving * scale.reshape(-1, *(1,) * (moving.ndim - 1))
-            velocities = velocities.index_put(arrive, moving)
-        changed = state.evolve(
-            x=state.x.index_put(arrive, x_new[take]),
+            scale = (self.tau[new] / self.tau[old]).sqrt()
+            moved = velocities[walker, old]
+            moved = moved * scale.reshape(-1, *(1,) * (moved.ndim - 1))
+            velocities = velocities.index_put(target, moved)
+        exchanged = state.evolve(
+            x=state.x.index_put(target, x_new[taken]),
             velocities=velocities,
-            energy=state.energy.index_put(arrive, energy_new[take]),
-            replica=state.replica.index_put(arrive, state.replica[walker, old]),
+            energy=state.energy.index_put(target, energy_new[taken]),
+            replica=state.replica.index_put(target, state.replica[walker, old]),
         )
-        return changed, info
+        return exchanged, info
 
-    def _steer(self, v: Tensor, old: Tensor, new: Tensor) -> Tensor:
-        """v [B, n] scaled from the priors of the rungs `old` [B] to those of `new` [B]."""
-        return v * (self._tau[new] / self._tau[old]).sqrt().unsqueeze(1)
+    def rescale(self, v: Tensor, old: Tensor, new: Tensor) -> Tensor:
+        """Return v [B, n] scaled from the priors of the rungs `old` [B] to those of `new` [B]."""
+        return v * (self.tau[new] / self.tau[old]).sqrt().unsqueeze(1)
 
-    def _weights(self, energy: Tensor, momenta: Tensor, log_det: Tensor, rung: Tensor) -> Tensor:
-        """log of the joint target density of both members of every pair [B / 2]."""
-        weights = self._log_weight(energy, self._kt[rung], momenta, self._tau[rung], log_det)
+    def pair_log_weights(
+        self, energy: Tensor, momenta: Tensor, log_det: Tensor, rung: Tensor
+    ) -> Tensor:
+        """Return the log-weight of both members of every pair together [B / 2]."""
+        weights = self.log_weight(energy, self.kt[rung], momenta, self.tau[rung], log_det)
         return weights.reshape(2, -1).sum(dim=0)

@@ -1,0 +1,233 @@
+"""What kernels through a flow share: latents, target density, domain, the round-trip check."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from openmm_tsf.flows.weights import log_weight
+from openmm_tsf.potentials.base import Potential
+from openmm_tsf.sampling import energies as evaluate
+from openmm_tsf.sampling.kernels.base import RungKernel, SteerableMap, check_flow
+from openmm_tsf.sampling.state import KernelInfo, per_rung
+from openmm_tsf.utils.validation import check_float, check_int
+
+
+class LatentState(NamedTuple):
+    """Configurations with momenta and their latents: v [B, d + m] = D^-1(x [B, *event], p [B, m]).
+
+    `log_det` [B] is log|J_D|, plus ln of the weight of the copy drawn where copies overlap; `tau`
+    [B] is T/T_ref.
+    """
+
+    x: Tensor
+    momenta: Tensor
+    v: Tensor
+    log_det: Tensor
+    tau: Tensor
+
+
+class Proposal(NamedTuple):
+    """Images (x [B, *event], p [B, m]) of latents, with log|J_D| and energies, both [B].
+
+    `inside` [B] says which are in the domain of the flow; the energy of the others is +inf.
+    `mirror` [B] says which of those are mirror images.
+    """
+
+    x: Tensor
+    momenta: Tensor
+    log_det: Tensor
+    energy: Tensor
+    inside: Tensor
+    mirror: Tensor
+
+
+class FlowKernel(RungKernel):
+    """What all kernels through a flow share: latents, domain, target density, round-trip check.
+
+    The momenta are drawn once a call, and v = D^-1(x, p) is computed once: after each of the
+    `n_steps` decisions the walker's v is known, v' if accepted and v if not. Every step leaves the
+    joint density of (x, p) invariant, and so does drawing p from its conditional; their product
+    therefore leaves that of x invariant. The round-trip check of the next call verifies that v' is
+    also the preimage of the stored x', which has the pose and the labels of x.
+
+    Parameters
+    ----------
+    flow
+        The flow, in float64 or in a dtype in which the round trip stays below the tolerance.
+    potential
+        The energy.
+    temperatures
+        The ladder, K. The prior of v at temperature T is N(0, tau), tau = T / T_ref.
+    n_steps
+        The number of proposals in a call, each accepted or rejected.
+    round_trip_interval
+        The number of iterations between two checks of D(D^-1(x)) = x.
+    round_trip_walkers
+        The number of walkers in a check; a different set each time.
+    round_trip_tolerance
+        The largest deviation of a coordinate that is allowed (nm for molecules).
+
+    Attributes
+    ----------
+    kt : Tensor
+        kT of every rung [R], in the potential's energy unit.
+    tau : Tensor
+        T / T_ref of every rung [R].
+    """
+
+    exact = True
+    name: str
+
+    def __init__(
+        self,
+        flow: SteerableMap,
+        potential: Potential,
+        temperatures: Any,
+        n_steps: int = 1,
+        round_trip_interval: int = 25,
+        round_trip_walkers: int = 4,
+        round_trip_tolerance: float = 1e-6,
+    ) -> None:
+        check_flow(flow)
+        if tuple(flow.event_shape) != tuple(potential.event_shape):
+            raise ValueError(
+                f"flow: expected configurations of the potential's shape "
+                f"{tuple(potential.event_shape)}, got {tuple(flow.event_shape)}"
+            )
+        if not check_float(round_trip_tolerance, "round_trip_tolerance") > 0:
+            raise ValueError(
+                f"round_trip_tolerance: expected a positive number, got {round_trip_tolerance!r}"
+            )
+        super().__init__(temperatures, potential.boltzmann_constant)
+        self.flow, self.potential = flow, potential
+        self.n_steps = check_int(n_steps, "n_steps")
+        self.round_trip_interval = check_int(round_trip_interval, "round_trip_interval")
+        self.round_trip_walkers = check_int(round_trip_walkers, "round_trip_walkers")
+        self.round_trip_tolerance = round_trip_tolerance
+        kelvin = torch.tensor(self.temperatures, dtype=torch.float64)
+        self.tau = kelvin / flow.reference_temperature
+
+    def settings(self) -> dict[str, Any]:
+        """Return the choices made."""
+        return {
+            "kernel": type(self).__name__,
+            "n_steps": self.n_steps,
+            "round_trip_interval": self.round_trip_interval,
+            "round_trip_walkers": self.round_trip_walkers,
+            "round_trip_tolerance": self.round_trip_tolerance,
+        }
+
+    def log_weight(
+        self, energy: Tensor, kt: Tensor, momenta: Tensor, tau: Tensor, log_det: Tensor
+    ) -> Tensor:
+        """Return the log-density [B] of the target in latent space, up to a constant.
+
+        It is -U/kT - |p|^2 / 2 tau + log|J_D|.
+        """
+        return log_weight(energy / kt, momenta, tau, -log_det)
+
+    def _counts(
+        self, accepted: Tensor, non_finite: Tensor, inside: Tensor, mirror: Tensor, evaluated: int
+    ) -> KernelInfo:
+        """Return the counts of one proposal for every walker and rung, from masks [B]."""
+        n_walkers, mirrors = len(accepted) // len(self.temperatures), int(mirror.sum())
+        return KernelInfo(
+            *per_rung(accepted.reshape(n_walkers, -1), n_walkers),
+            rejected_non_finite=int(non_finite.sum()) - mirrors,
+            mirror_images=mirrors,
+            n_evaluations=evaluated,
+            outside_domain=int((~inside).sum()) - mirrors,
+        )
+
+    def _to_latent(
+        self, x: Tensor, tau: Tensor, iteration: int, generator: torch.Generator
+    ) -> LatentState:
+        """Draw momenta for x and map both to latents; check the round trip if it is due."""
+        noise = torch.randn(len(x), self.flow.n_momenta, generator=generator, dtype=torch.float64)
+        momenta = noise * tau.sqrt().unsqueeze(1)
+        v, inverse_log_det = self._inverse(x, momenta, tau, generator)
+        latent = LatentState(x, momenta, v, -inverse_log_det, tau)
+        if iteration % self.round_trip_interval == 0:
+            self._check_round_trip(latent, iteration)
+        return latent
+
+    def _evaluate(self, v: Tensor, like: Tensor, tau: Tensor) -> Proposal:
+        """Map each v [B, d + m] to x in the pose of `like`, with its energy."""
+        x, momenta, log_det = self._forward(v, tau)
+        inside, mirror = self._domain(x, log_det)
+        energy = torch.full_like(log_det, float("inf"))
+        if bool(inside.any()):
+            # The energy of what would be stored: it may depend on the pose, and the flow's dtype
+            # on the last digits.
+            x = x.clone()
+            x[inside] = self._match_pose(x[inside], like[inside])
+            energy[inside] = evaluate.energy(self.potential, x[inside])
+        return Proposal(x, momenta, log_det, energy, inside, mirror)
+
+    def _domain(self, x: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which rows [B] are in the domain, and which are mirror images.
+
+        Mirror images are outside whatever their log|J_D|: no walker starts at one, and a flow that
+        proposed one without mapping it back would not be reversible.
+        """
+        finite = torch.isfinite(x).flatten(1).all(dim=1)
+        mirror = torch.zeros_like(finite)
+        if bool(finite.any()):
+            mirror[finite] = self.flow.is_mirror_image(x[finite].to(self.flow.dtype))
+        return finite & torch.isfinite(log_det) & ~mirror, mirror
+
+    def _forward(self, v: Tensor, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return x, p and log|J_D|, plus ln of the copy's weight where copies overlap."""
+        (x, momenta), log_det = self.flow.forward_and_log_det(v.to(self.flow.dtype))
+        if self.flow.overlap:
+            inside = torch.isfinite(log_det.detach()).nonzero().flatten()
+            kelvin = (tau[inside] * self.flow.reference_temperature).to(x)
+            log_partition = self.flow.log_partition(x[inside], kelvin)
+            log_det = log_det.index_add(0, inside, log_partition)
+        return x.to(v), momenta.to(v), log_det.to(v)
+
+    def _inverse(
+        self, x: Tensor, momenta: Tensor, tau: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return v and -log|J_D|, less ln of the weight of the copy drawn where copies overlap."""
+        in_flow, momenta = x.to(self.flow.dtype), momenta.to(self.flow.dtype)
+        if self.flow.overlap:
+            kelvin = (tau * self.flow.reference_temperature).to(in_flow)
+            copies, log_partition = self.flow.draw_copies(in_flow, kelvin, generator)
+            v, log_det = self.flow.inverse_and_log_det(in_flow, momenta, copies)
+            log_det = log_det - log_partition
+        else:
+            v, log_det = self.flow.inverse_and_log_det(in_flow, momenta)
+        return v.to(x), log_det.to(x)
+
+    def _match_pose(self, x: Tensor, like: Tensor) -> Tensor:
+        dtype = self.flow.dtype
+        return self.flow.match_pose(x.to(dtype), like=like.to(dtype)).to(x)
+
+    def _check_round_trip(self, latent: LatentState, iteration: int) -> None:
+        """Compare D(D^-1(x, p)) with (x, p), and the two log-determinants.
+
+        Where they differ by more than the tolerance the chain would be biased: RuntimeError.
+        """
+        x, momenta = latent.x, latent.momenta
+        n = min(self.round_trip_walkers, len(x))
+        start = iteration // self.round_trip_interval * n
+        rows = (start + torch.arange(n)) % len(x)
+        # All rows, as in a proposal: a product of a few rows may be rounded in another way.
+        x_back, momenta_back, log_det = (p[rows] for p in self._forward(latent.v, latent.tau))
+        x_back = self._match_pose(x_back, x[rows])
+        deviations = {
+            "positions": (x_back - x[rows]).abs().max().item(),
+            "momenta": (momenta_back - momenta[rows]).abs().max().item() if momenta.numel() else 0,
+            "log-determinant": (log_det - latent.log_det[rows]).abs().max().item(),
+        }
+        for what, deviation in deviations.items():
+            if not deviation <= self.round_trip_tolerance:
+                raise RuntimeError(
+                    f"{self.name}: the flow's round trip D(D^-1(x)) misses the {what} by "
+                    f"{deviation:.3g} at iteration {iteration} (tolerance "
+                    f"{self.round_trip_tolerance:.3g}, flow in {self.flow.dtype}); the chain "
+                    "would be biased. Use flow.double() and conditioner_dtype=None, or retrain the "
+                    "flow with weight decay"
+                )
