@@ -28,7 +28,7 @@ from openmm_tsf.analysis.statistics import (
     torus_histogram,
     total_variation,
 )
-from openmm_tsf.io.serialization import changed
+from openmm_tsf.io.serialization import replace_given
 from openmm_tsf.training.losses import (
     marginal_nll_bound,
     negative_log_likelihood,
@@ -110,7 +110,7 @@ def train_realnvp(molecule, potential, n_parameters, seed):
             break
         width += 8
     flow = tsf.RealNVPFlow.from_dataset(dataset, hidden=(width, width), seed=seed)
-    fit = changed(settings.fit, temperatures=settings.sampling.temperatures)
+    fit = replace_given(settings.fit, temperatures=settings.sampling.temperatures)
     result = tsf.fit(flow, dataset, potential, settings=fit, seed=seed)
     return flow, result
 

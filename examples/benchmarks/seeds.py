@@ -22,7 +22,7 @@ from openmm_tsf.analysis import load_reference, load_run
 from openmm_tsf.analysis.plots.thermodynamics import reference_thermodynamics
 from openmm_tsf.analysis.summary import plain
 from openmm_tsf.flows.load import load_flow
-from openmm_tsf.io.serialization import plain as plain_settings
+from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.sampling.provenance import hash_of
 from openmm_tsf.systems.files import holds_molecule, read_molecule
 from openmm_tsf.systems.library import alanine_dipeptide
@@ -55,7 +55,7 @@ def check_same(run, settings, seed, digest):
     choices = run.config["choices"]
     made_with = dict(choices.get("settings", {}), seed=run.config["seed"])
     made_with["flow (sha256)"] = choices.get("flow", {}).get("sha256")
-    wanted = plain_settings(settings) | {"seed": seed, "flow (sha256)": digest}
+    wanted = to_plain_data(settings) | {"seed": seed, "flow (sha256)": digest}
     different = [
         f"{name}: {made_with.get(name)!r} there, {value!r} asked for"
         for name, value in wanted.items()

@@ -9,7 +9,7 @@ from openmm_tsf.analysis.plots.diagnostics import plot_diagnostics
 from openmm_tsf.analysis.plots.thermodynamics import write_thermodynamics
 from openmm_tsf.analysis.reference import has_reference, load_reference
 from openmm_tsf.analysis.summary import write_summary
-from openmm_tsf.io.files import PathLike, remove_stale_temporaries, written_together
+from openmm_tsf.io.files import PathLike, remove_stale_temporaries, replace_together
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def analyze(path: PathLike) -> dict[str, Any]:
     if reference is None and has_reference(known):
         reference = load_reference()
     remove_stale_temporaries(result.path)
-    with written_together(result.path) as folder:
+    with replace_together(result.path) as folder:
         summary = write_summary(result, folder / "summary.json", reference)
         try:
             result.backbone()

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_tsf.analysis.ramachandran import backbone_names
-from openmm_tsf.io.dcd import dcd_layout, read_dcd
-from openmm_tsf.io.files import read_json, regular_file
+from openmm_tsf.io.dcd import read_dcd, read_dcd_layout
+from openmm_tsf.io.files import check_regular_file, read_json
 from openmm_tsf.io.run_config import check_run_config, rung_file
 from openmm_tsf.io.segments import Segments
 from openmm_tsf.units import as_temperature
@@ -103,13 +103,13 @@ class RunFiles:
         path = self.path / name
         if not (path.exists() or path.is_symlink()):
             raise FileNotFoundError(f"{path} is missing")
-        return regular_file(path, what)
+        return check_regular_file(path, what)
 
     def _dcd(self, rung: int) -> Path:
         return self._file(rung_file(self.temperatures[rung]), "DCD file")
 
     def _n_iterations_with_frames(self, rung: int) -> int:
-        n_frames = dcd_layout(self._dcd(rung), self.topology.n_atoms).n_frames
+        n_frames = read_dcd_layout(self._dcd(rung), self.topology.n_atoms).n_frames
         return min(self.n_iterations, n_frames // self.n_walkers)
 
     def trajectory(

@@ -10,7 +10,7 @@ from openmm_tsf.utils.terminal import say
 
 
 def _run(args: argparse.Namespace) -> None:
-    from openmm_tsf.io.serialization import changed
+    from openmm_tsf.io.serialization import replace_given
     from openmm_tsf.workflow import run as workflow
     from openmm_tsf.workflow.presets import preset
     from openmm_tsf.workflow.settings import RunSettings
@@ -18,12 +18,12 @@ def _run(args: argparse.Namespace) -> None:
     molecule = _molecule(args)
     _check_run_options(args, molecule)
     settings = _settings(args, RunSettings, lambda: preset(args.preset or "default"))
-    settings = changed(
+    settings = replace_given(
         settings,
         stride=args.stride,
         n_rounds=args.rounds,
-        md=changed(settings.md, n_frames=args.frames),
-        fit=changed(settings.fit, n_steps=args.steps),
+        md=replace_given(settings.md, n_frames=args.frames),
+        fit=replace_given(settings.fit, n_steps=args.steps),
         sampling=_sampling_settings(args, settings.sampling),
     )
     summary = workflow.run(
@@ -44,14 +44,14 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _md(args: argparse.Namespace) -> None:
-    from openmm_tsf.io.serialization import changed
+    from openmm_tsf.io.serialization import replace_given
     from openmm_tsf.systems.library import alanine_dipeptide
     from openmm_tsf.workflow import run as workflow
     from openmm_tsf.workflow.md import recorded_settings
     from openmm_tsf.workflow.settings import MDSettings
 
     before = recorded_settings(args.output) if args.resume else None
-    settings = changed(
+    settings = replace_given(
         MDSettings(seed=SEED) if before is None else before,
         seed=args.seed,
         temperature=args.temperature,
@@ -77,7 +77,7 @@ def _md(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from openmm_tsf.io.serialization import changed
+    from openmm_tsf.io.serialization import replace_given
     from openmm_tsf.systems.dataset import MDDataset
     from openmm_tsf.systems.library import alanine_dipeptide
     from openmm_tsf.training import FitSettings
@@ -92,7 +92,7 @@ def _train(args: argparse.Namespace) -> None:
     given = {"trajectory": args.trajectory, "temperature": args.temperature, "stride": args.stride}
     before = recorded_source(args.output) if args.resume else {}
     source = {key: before.get(key) if value is None else value for key, value in given.items()}
-    stride = source["stride"] = changed(settings, stride=source["stride"]).stride
+    stride = source["stride"] = replace_given(settings, stride=source["stride"]).stride
     if source["trajectory"] is not None:
         source["trajectory"] = str(Path(source["trajectory"]).resolve())
         dataset = load_trajectory(source["trajectory"], molecule, source["temperature"], stride)
@@ -101,12 +101,14 @@ def _train(args: argparse.Namespace) -> None:
     else:
         dataset = MDDataset.shipped(molecule, stride=stride)
     ladder = tuple(args.temperatures or settings.sampling.temperatures)
-    fresh = changed(settings.fit, temperatures=ladder)
+    fresh = replace_given(settings.fit, temperatures=ladder)
     flow = workflow.train(
         dataset,
         args.output,
-        changed(_settings(args, FlowSettings, lambda: settings.flow, "flow"), kind=args.flow_kind),
-        changed(
+        replace_given(
+            _settings(args, FlowSettings, lambda: settings.flow, "flow"), kind=args.flow_kind
+        ),
+        replace_given(
             _settings(args, FitSettings, lambda: fresh, "fit"),
             n_steps=args.steps,
             temperatures=None if args.temperatures is None else ladder,
@@ -202,9 +204,9 @@ def _molecule(args: argparse.Namespace) -> Any:
 
 
 def _sampling_settings(args: argparse.Namespace, settings: Any) -> Any:
-    from openmm_tsf.io.serialization import changed
+    from openmm_tsf.io.serialization import replace_given
 
-    return changed(
+    return replace_given(
         settings,
         temperatures=None if args.temperatures is None else tuple(args.temperatures),
         n_walkers=args.walkers,

@@ -22,7 +22,7 @@ from openmm_tsf.io.tensors import read_tensors, write_tensors
 from openmm_tsf.systems.files import holds_molecule, write_molecule
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.validation import check_int
-from openmm_tsf.utils.versions import versions
+from openmm_tsf.utils.versions import package_versions
 
 CHECKPOINT = "checkpoint.pt"
 _IN_CHECKPOINT = {
@@ -126,7 +126,7 @@ class RunWriter:
             "dihedrals": {name: list(atoms) for name, atoms in self._dihedrals.items()},
             "boltzmann_constant": boltzmann_constant,
             "choices": dict(choices),
-            "versions": versions(),
+            "versions": package_versions(),
             **(entries or {}),
         }
         write_json(self.directory / "config.json", config)

@@ -9,7 +9,7 @@ import openmm
 
 from openmm_tsf.io.directory import list_contents, open_output_directory
 from openmm_tsf.io.files import PathLike
-from openmm_tsf.io.serialization import from_plain
+from openmm_tsf.io.serialization import from_plain_data
 from openmm_tsf.potentials.platforms import check_platform
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.signals import DeferredInterrupt
@@ -132,7 +132,7 @@ def recorded_settings(folder: PathLike) -> MDSettings | None:
     if not Path(folder).is_dir() or not list_contents(folder):
         return None
     written = read_md_config(folder)["settings"]
-    settings: MDSettings = from_plain(MDSettings, written, str(Path(folder) / "config.json"))
+    settings: MDSettings = from_plain_data(MDSettings, written, str(Path(folder) / "config.json"))
     return settings
 
 

@@ -13,7 +13,7 @@ import torch
 
 from openmm_tsf.io.directory import list_contents
 from openmm_tsf.io.files import PathLike, read_json, write_json
-from openmm_tsf.io.serialization import from_plain, plain
+from openmm_tsf.io.serialization import from_plain_data, to_plain_data
 from openmm_tsf.potentials.base import Potential, is_potential_choice, potential_choices
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.training import FitSettings
@@ -32,7 +32,7 @@ def new_record(stage: str, molecule: MolecularSystem, **asked: Any) -> dict[str,
     return {
         "format": _FORMAT,
         "stage": stage,
-        **plain(asked),
+        **to_plain_data(asked),
         "fingerprint": molecule.fingerprint,
         "torch_threads": torch.get_num_threads(),
         "versions": package_versions(),
@@ -127,7 +127,7 @@ def recorded_settings(folder: PathLike, cls: type, part: str | None = None) -> A
         part = "sampling" if "sampling" in found else None
     if part is not None:
         found = found.get(part) if isinstance(found, dict) else None
-    return from_plain(cls, found, str(path))
+    return from_plain_data(cls, found, str(path))
 
 
 def recorded_threads(folder: PathLike) -> int | None:
@@ -196,7 +196,7 @@ def with_later_fields(settings: Any) -> Any:
         ("n_walkers", SamplingSettings()),
     ):
         if known in found:
-            return plain(defaults) | found
+            return to_plain_data(defaults) | found
     return found
 
 

@@ -15,7 +15,7 @@ from openmm_tsf.coordinates import InternalCoordinates
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io.directory import DirectoryLock, open_output_directory
 from openmm_tsf.io.files import PathLike
-from openmm_tsf.io.serialization import from_plain
+from openmm_tsf.io.serialization import from_plain_data
 from openmm_tsf.potentials.platforms import check_platform
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.files import holds_molecule, read_molecule, write_molecule
@@ -129,7 +129,7 @@ def run(
     record = read_record(Path(output), ["run"]) if resume else None
     if record is not None:
         where = str(Path(output) / SETTINGS)
-        settings = settings or from_plain(RunSettings, record["settings"], where)
+        settings = settings or from_plain_data(RunSettings, record["settings"], where)
         seed = record["seed"] if seed is None else seed
         source = record.get("source")
         if not isinstance(source, dict):

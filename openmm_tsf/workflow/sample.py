@@ -15,7 +15,7 @@ from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io.directory import DirectoryLock, open_output_directory
 from openmm_tsf.io.files import PathLike, read_json, write_json
 from openmm_tsf.io.run_config import read_run_config
-from openmm_tsf.io.serialization import from_plain, plain
+from openmm_tsf.io.serialization import from_plain_data, to_plain_data
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.potentials.platforms import check_platform
 from openmm_tsf.sampling import ParallelTempering
@@ -259,7 +259,7 @@ def _sampling_settings(settings: Any, where: str) -> SamplingSettings | None:
     """SamplingSettings, or those of RunSettings, as they were written; None if none were."""
     if not isinstance(settings, dict):
         return None
-    found: SamplingSettings = from_plain(
+    found: SamplingSettings = from_plain_data(
         SamplingSettings, settings.get("sampling", settings), where
     )
     return found
@@ -403,7 +403,7 @@ def _checked_total(
     asked = choices.get("settings")
     if isinstance(asked, dict):
         before = {"fingerprint": "", "settings": asked.get("sampling", asked)}
-        now = {"fingerprint": "", "settings": plain(settings)}
+        now = {"fingerprint": "", "settings": to_plain_data(settings)}
         check_same_record(lock.directory, before, now, growing=["n_iterations"])
     return settings.n_iterations
 
@@ -426,7 +426,7 @@ def _sample_from_the_start(
     record = read_record(folder, ["sample"]) if resume else None
     if record is not None:
         seed = record["seed"] if seed is None else seed
-        settings = settings or from_plain(
+        settings = settings or from_plain_data(
             SamplingSettings, record["settings"], str(folder / SETTINGS)
         )
         costs = Costs.from_config(record.get("costs") or {})
@@ -456,7 +456,7 @@ def _sample_from_the_start(
             )  # fmt: skip
             sampler.tune(settings.n_tuning, progress=progress)
         choices = {
-            "settings": plain(settings),
+            "settings": to_plain_data(settings),
             "flow_file": file,
             "seed": seed,
             "start_sha256": record["start_sha256"],

@@ -10,7 +10,7 @@ from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.io.directory import open_output_directory
 from openmm_tsf.io.files import PathLike, write_json
-from openmm_tsf.io.serialization import from_plain
+from openmm_tsf.io.serialization import from_plain_data
 from openmm_tsf.potentials.platforms import check_platform
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.files import write_molecule
@@ -103,8 +103,8 @@ def train(
         if record is not None:
             seed = record["seed"] if seed is None else seed
             parts = record["settings"]
-            flow_settings = flow_settings or from_plain(FlowSettings, parts.get("flow"), where)
-            fit_settings = fit_settings or from_plain(FitSettings, parts.get("fit"), where)
+            flow_settings = flow_settings or from_plain_data(FlowSettings, parts.get("flow"), where)
+            fit_settings = fit_settings or from_plain_data(FitSettings, parts.get("fit"), where)
         flow_settings, fit_settings = flow_settings or FlowSettings(), fit_settings or FitSettings()
         seed = 1 if seed is None else seed
         seeds = Seeds(seed)

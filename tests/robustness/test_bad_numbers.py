@@ -11,7 +11,7 @@ import torch
 import openmm_tsf as tsf
 from openmm_tsf import kernels
 from openmm_tsf.cli import main as cli
-from openmm_tsf.io.serialization import plain
+from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.potentials import GaussianWell, OpenMMPotential
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training import FitSettings, fit
@@ -179,7 +179,7 @@ def test_counts(settings, name, value):
 def test_counts_of_numpy(settings, name):
     made = settings(**{name: np.int64(5)})
     assert type(getattr(made, name)) is int
-    json.dumps(plain(made))
+    json.dumps(to_plain_data(made))
 
 
 @pytest.mark.parametrize("value", NO_SIZES, ids=ids)

@@ -15,7 +15,7 @@ from openmm_tsf.potentials.toy import DoubleWell
 from openmm_tsf.sampling.run_writer import RunWriter, dihedral_angles
 from openmm_tsf.sampling.tempering import ParallelTempering
 from openmm_tsf.units import KB
-from openmm_tsf.utils.versions import versions
+from openmm_tsf.utils.versions import package_versions
 
 LADDER = (300.0, 424.264)
 W = 3
@@ -56,7 +56,7 @@ def test_config_says_everything(run, molecule):
     assert (config["n_walkers"], config["seed"]) == (W, 7)
     assert config["dihedrals"] == {"phi": [4, 6, 8, 14], "psi": [6, 8, 14, 16]}
     assert config["boltzmann_constant"] == KB
-    assert config["versions"] == versions()
+    assert config["versions"] == package_versions()
     assert {"python", "openmm", "torch", "openmm-tsf"} <= config["versions"].keys()
     topology = mdtraj.load_topology(str(writer.directory / "topology.pdb"))
     assert [a.name for a in topology.atoms] == [a.name for a in molecule.mdtraj_topology.atoms]

@@ -8,7 +8,7 @@ import torch
 import openmm_tsf as tsf
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.flows.load import load_flow
-from openmm_tsf.io.serialization import plain
+from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.io.tensors import read_tensors, write_tensors
 from openmm_tsf.potentials import GaussianWell
 from openmm_tsf.sampling.kernels.internal_walk import WhitenedCoordinates
@@ -37,7 +37,7 @@ def frames(molecule):
 
 
 def test_later_fields_are_filled_in():
-    every = plain(RunSettings())
+    every = to_plain_data(RunSettings())
     assert without_later(every) != every
     assert with_later_fields(without_later(every)) == every
     assert with_later_fields(None) is None

@@ -120,7 +120,7 @@ def test_results_replace_earlier_ones_together(tmp_path):
     (tmp_path / "a.json").write_text("old")
 
     def fill(folder):
-        with files.written_together(folder) as new:
+        with files.replace_together(folder) as new:
             (new / "a.json").write_text("new")
             raise OSError(28, "full", str(new / "b.json"))
 
@@ -128,7 +128,7 @@ def test_results_replace_earlier_ones_together(tmp_path):
         fill(tmp_path)
     assert caught.value.filename == str(tmp_path / "b.json")
     assert (tmp_path / "a.json").read_text() == "old"
-    with files.written_together(tmp_path) as new:
+    with files.replace_together(tmp_path) as new:
         (new / "a.json").write_text("new")
         assert (tmp_path / "a.json").read_text() == "old"
     assert (tmp_path / "a.json").read_text() == "new"

@@ -13,7 +13,7 @@ from openmmtools.testsystems import AlanineDipeptideVacuum
 import openmm_tsf as tsf
 from openmm_tsf.analysis import analyze
 from openmm_tsf.analysis.reference import has_reference
-from openmm_tsf.io.serialization import plain
+from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training import FitSettings
@@ -100,9 +100,9 @@ def test_run_records_every_choice(finished):
     assert config["seed"] == 5
     assert choices["sampler_seed"] not in (5, None)
     asked = json.loads((folder / "settings.json").read_text())
-    assert asked["settings"] == plain(TINY)
+    assert asked["settings"] == to_plain_data(TINY)
     assert asked["fingerprint"] == choices["molecule"]
-    assert choices["settings"] == plain(TINY)
+    assert choices["settings"] == to_plain_data(TINY)
     assert choices["frames"] == {"source": "shipped", "n_frames": 400, "temperature_K": 600.0}
     assert choices["seed"] == 5
     assert choices["potential"]["platform"] == "Reference"
@@ -358,4 +358,4 @@ def test_settings_at_the_door():
     RunSettings(n_rounds=0, sampling=few)
     with pytest.raises(ValueError, match="seed: expected an integer of at least 0"):
         workflow.run("unused", TINY, seed=-1)
-    json.dumps(plain(preset("default")))
+    json.dumps(to_plain_data(preset("default")))
