@@ -1,8 +1,9 @@
-"""Tiny directories of every stage, finished and not, and stand-ins for what takes long."""
+"""Tiny directories of every stage, finished and interrupted."""
 
 import json
 import logging
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from unittest import mock
 import mdtraj
 import torch
 
-from openmm_tsf.cli import main as cli
+from openmm_tsf.analysis import Run, analyze
+from openmm_tsf.cli import main as command_line
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
@@ -42,7 +44,7 @@ _frames: MDDataset | None = None
 
 
 def molecule() -> MolecularSystem:
-    """Alanine dipeptide, made once."""
+    """Return alanine dipeptide, built once."""
     global _molecule
     if _molecule is None:
         _molecule = alanine_dipeptide()
@@ -51,7 +53,7 @@ def molecule() -> MolecularSystem:
 
 
 def frames() -> MDDataset:
-    """A hundred of the shipped frames, read once."""
+    """Return a hundred of the shipped frames, read once."""
     global _frames
     if _frames is None:
         _frames = MDDataset.shipped(molecule(), stride=400)
@@ -59,13 +61,13 @@ def frames() -> MDDataset:
 
 
 class Killed(BaseException):
-    """A kill: nothing tidies up after it."""
+    """A simulated kill: no handler of the program catches it."""
 
 
 def build(folder: Path) -> Path:
-    """Directories ``run``, ``killed`` (in its second training), ``train``, ``sample``, ``md``.
+    """Write ``run``, ``killed`` (in its second training), ``train``, ``sample`` and ``md``.
 
-    ``out`` is not there; ``foreign`` holds what is not ours.
+    ``foreign`` holds files that are not of this program.
     """
     logging.getLogger("openmm_tsf").setLevel(logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,34 +109,21 @@ def build(folder: Path) -> Path:
     return folder
 
 
-def no_pictures() -> Any:
-    """Pictures take seconds."""
-    import openmm_tsf as tsf
-    from openmm_tsf.analysis import analyze
-
-    stack = mock.patch.multiple(
-        analyze,
-        plot_diagnostics=lambda run, path: None,
-        write_thermodynamics=lambda run, folder, reference: {},
-    )
-    plot = mock.patch.object(tsf.Run, "plot")
-    return _Both(stack, plot)
-
-
-class _Both:
-    def __init__(self, *managers: Any) -> None:
-        self.managers = managers
-
-    def __enter__(self) -> None:
-        for manager in self.managers:
-            manager.__enter__()
-
-    def __exit__(self, *exception: Any) -> None:
-        for manager in reversed(self.managers):
-            manager.__exit__(*exception)
+@contextmanager
+def no_pictures() -> Iterator[None]:
+    """Leave out figures, which take seconds."""
+    with (
+        mock.patch.multiple(
+            analyze,
+            plot_diagnostics=lambda run, path: None,
+            write_thermodynamics=lambda run, folder, reference: {},
+        ),
+        mock.patch.object(Run, "plot"),
+    ):
+        yield
 
 
 def main(arguments: list[str]) -> int:
-    """The command line."""
+    """Run a command line."""
     torch.set_num_threads(1)
-    return cli.main(arguments)
+    return command_line.main(arguments)
