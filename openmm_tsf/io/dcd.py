@@ -4,9 +4,8 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -141,23 +140,12 @@ def _frame_dtype(n_atoms: int, order: str = "<", has_cell: bool = False) -> np.d
     return np.dtype(fields)
 
 
-@dataclass(frozen=True)
-class DCDLayout:
-    """The position of the frames in a DCD file.
+class DCDLayout(NamedTuple):
+    """The position of the frames in a DCD file."""
 
-    Attributes
-    ----------
-    offset
-        Byte of the first frame.
-    dtype
-        The structured type of a frame, with fields x, y, z in Å.
-    n_frames
-        The number of complete frames, from the file's size.
-    """
-
-    offset: int
-    dtype: np.dtype[np.void]
-    n_frames: int
+    offset: int  #: byte of the first frame
+    dtype: np.dtype[np.void]  #: of a frame, with fields x, y, z in Å
+    n_frames: int  #: complete frames, from the file's size
 
 
 def read_dcd_layout(path: Path, n_atoms: int) -> DCDLayout:

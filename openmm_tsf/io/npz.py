@@ -79,13 +79,7 @@ def read_array_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, .
 
 
 def read_array(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
-    """Return an array of numbers, after a comparison of its checksum.
-
-    Raises
-    ------
-    ValueError
-        As `read_array_header`. Errors of the archive (`UNREADABLE`) are not caught.
-    """
+    """Return an array of numbers, after a comparison of its checksum; see `read_array_header`."""
     stream = io.BytesIO(archive.read(f"{name}{_SUFFIX}"))
     shape, is_fortran, dtype = _read_header(stream)
     data = stream.getbuffer()[stream.tell() :]

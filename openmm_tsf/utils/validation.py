@@ -1,4 +1,8 @@
-"""Checks of arguments and of entries read from files; every error names what was refused."""
+"""Checks of arguments and of entries read from files; every error names what was refused.
+
+The checks return the value in the type of their annotation. What is not such a value is a
+ValueError; `check_float` and the checks that use it raise a TypeError for what is not a number.
+"""
 
 import math
 import numbers
@@ -19,13 +23,7 @@ _MAX_INT, _MAX_SEED = 2**63 - 1, 2**64 - 1
 
 
 def check_int(value: Any, name: str, least: int = 1, most: int = _MAX_INT) -> int:
-    """Return an integer from `least` to `most` as an int; bool is refused.
-
-    Raises
-    ------
-    ValueError
-        If `value` is not such an integer.
-    """
+    """Return an integer from `least` to `most` as an int; bool is refused."""
     is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not is_integer or value < least:
         raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
@@ -35,13 +33,7 @@ def check_int(value: Any, name: str, least: int = 1, most: int = _MAX_INT) -> in
 
 
 def check_seed(value: Any, name: str = "seed") -> int:
-    """Return a seed: an integer from 0 to 2^64 - 1.
-
-    Raises
-    ------
-    ValueError
-        If `value` is not such an integer.
-    """
+    """Return a seed: an integer from 0 to 2^64 - 1."""
     return check_int(value, name, least=0, most=_MAX_SEED)
 
 
@@ -51,24 +43,12 @@ def max_threads() -> int:
 
 
 def check_threads(value: Any, name: str = "threads") -> int:
-    """Return a number of threads from 1 to `max_threads`.
-
-    Raises
-    ------
-    ValueError
-        If `value` is not such an integer.
-    """
+    """Return a number of threads from 1 to `max_threads`."""
     return check_int(value, name, most=max_threads())
 
 
 def check_seconds(value: Any, name: str = "checkpoint_seconds") -> float:
-    """Return a duration in s, from 0 to infinity.
-
-    Raises
-    ------
-    ValueError
-        If `value` is not such a number.
-    """
+    """Return a duration in s, from 0 to infinity."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or not value >= 0:
         raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
@@ -76,15 +56,7 @@ def check_seconds(value: Any, name: str = "checkpoint_seconds") -> float:
 
 
 def check_float(value: Any, name: str) -> float:
-    """Return one finite number as a float.
-
-    Raises
-    ------
-    TypeError
-        If `value` is not a number.
-    ValueError
-        If it is not finite.
-    """
+    """Return one finite number as a float."""
     torch = sys.modules.get("torch")  # imported wherever there is a tensor; analysis goes without
     if torch is not None and isinstance(value, torch.Tensor) and value.ndim == 0:
         value = value.item()
@@ -96,7 +68,7 @@ def check_float(value: Any, name: str) -> float:
 
 
 def check_positive(value: Any, name: str) -> float:
-    """Return one finite number above zero; errors as in `check_float`."""
+    """Return one finite number above zero."""
     number = check_float(value, name)
     if not number > 0:
         raise ValueError(f"{name}: expected a positive number, got {value!r}")
@@ -104,7 +76,7 @@ def check_positive(value: Any, name: str) -> float:
 
 
 def check_between(value: Any, name: str, low: float, high: float) -> float:
-    """Return one number in [low, high]; errors as in `check_float`."""
+    """Return one number in [low, high]."""
     number = check_float(value, name)
     if not low <= number <= high:
         raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}], got {value!r}")
@@ -112,22 +84,14 @@ def check_between(value: Any, name: str, low: float, high: float) -> float:
 
 
 def check_ints(values: Any, name: str, least: int = 1) -> tuple[int, ...]:
-    """Return integers of at least `least`.
-
-    Raises
-    ------
-    TypeError
-        If `values` is not a sequence.
-    ValueError
-        If one of them is not such an integer.
-    """
+    """Return integers of at least `least`; what is not a sequence is a TypeError."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise TypeError(f"{name}: expected a sequence of integers, got {values!r}")
     return tuple(check_int(value, name, least) for value in values)
 
 
 def check_choice(value: Any, name: str, allowed: Sequence[Any]) -> Any:
-    """Return `value`, which must be one of `allowed`; anything else is a ValueError."""
+    """Return `value`, which must be one of `allowed`."""
     if value not in allowed:
         raise ValueError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {value!r}")
     return value

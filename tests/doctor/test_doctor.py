@@ -101,15 +101,15 @@ def test_no_secrets(quick, monkeypatch, tmp_path):
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
     monkeypatch.setenv("OPENMM_PLUGIN_DIR", str(home / "plugins"))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    found = examine(home / "run")
-    for text in (str(found), json.dumps(found.to_dict())):
+    result = examine(home / "run")
+    for text in (str(result), json.dumps(result.to_dict())):
         assert "alice" not in text
         assert "xyzzy" not in text
         assert "SECRET_TOKEN" not in text
         assert "~/run/config.json" in text
         assert "~/plugins" in text
-    assert found.to_dict()["environment"]["OPENBLAS_NUM_THREADS"] == "3"
-    assert set(found.sections["environment"]) <= {*probes.VARIABLES, "OPENBLAS_NUM_THREADS"}
+    assert result.to_dict()["environment"]["OPENBLAS_NUM_THREADS"] == "3"
+    assert set(result.sections["environment"]) <= {*probes.VARIABLES, "OPENBLAS_NUM_THREADS"}
 
 
 def test_a_machine_that_lacks_everything(quick, monkeypatch):
@@ -129,14 +129,14 @@ def test_a_machine_that_lacks_everything(quick, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(tempfile, "TemporaryFile", fails)
     monkeypatch.setattr(Path, "is_file", lambda self: False)  # no /proc either
-    found = examine()
-    assert found.ok
-    assert found.results == (SelfTestResult(""),)  # no platform is left to test
-    text = str(found)
+    result = examine()
+    assert result.ok
+    assert result.results == (SelfTestResult(""),)  # no platform is left to test
+    text = str(result)
     assert "failed: OSError: not on? this machine" in text
     assert "speed 10, does not run: OSError: not on? this machine" in text
-    assert found.sections["machine"]["memory"] == "unknown"
-    assert found.sections["torch"]["C++ compiler"].startswith("none: torch takes ")
+    assert result.sections["machine"]["memory"] == "unknown"
+    assert result.sections["torch"]["C++ compiler"].startswith("none: torch takes ")
 
 
 def test_a_missing_compiler_is_reported():
@@ -145,10 +145,10 @@ def test_a_missing_compiler_is_reported():
     cpp_builder.cpp_compiler_search.cache_clear()
     try:
         with config.patch({"cpp.cxx": ("no-such-compiler",)}):
-            found = probes.torch_devices()["C++ compiler"]
+            line = probes.torch_devices()["C++ compiler"]
     finally:
         cpp_builder.cpp_compiler_search.cache_clear()
-    assert "no-such-compiler" in found or "InvalidCxxCompiler" in found
+    assert "no-such-compiler" in line or "InvalidCxxCompiler" in line
 
 
 def test_warnings_are_reported():
@@ -206,9 +206,9 @@ def test_damaged_files_are_named(folder, quick, damage):
     (folder / "config.json").write_text(damage, encoding="latin-1")
     write_json(folder / "summary.json", {"n_iterations": 7})
     write_json(folder / "settings.json", {"versions": 3})
-    found = examine(folder)
-    content = found.to_dict()["directory"]
-    assert found.ok
+    result = examine(folder)
+    content = result.to_dict()["directory"]
+    assert result.ok
     assert len(content["damaged"]) == 1
     assert "config.json" in content["damaged"][0]
     assert content["stage"] == "run"

@@ -31,28 +31,25 @@ _KINDS = ("flip", "flip", "cut", "insert", "delete", "zero", "repeat", "append",
 @st.composite
 def of_bytes(draw: Any, data: bytes) -> Damage:
     kind = draw(st.sampled_from(_KINDS))
-    place = draw(st.integers(0, max(0, len(data) - 1)))
-    size = draw(st.sampled_from([1, 2, 4, 8, 64, 1000, 20000]))
-    if kind == "flip":
-        if not data:
-            return Damage("empty")
-        mask = draw(st.integers(1, 255))
-        return Damage(kind, data[:place] + bytes([data[place] ^ mask]) + data[place + 1 :])
-    if kind == "cut":
-        return Damage(kind, data[:place])
-    if kind == "insert":
-        more = draw(st.binary(min_size=1, max_size=8))
-        return Damage(kind, data[:place] + more + data[place:])
-    if kind == "delete":
-        return Damage(kind, data[:place] + data[place + size :])
-    if kind == "zero":
-        piece = data[place : place + size]
-        return Damage(kind, data[:place] + bytes(len(piece)) + data[place + len(piece) :])
-    if kind == "repeat":
-        return Damage(kind, data[:place] + data[place : place + size] + data[place:])
-    if kind == "append":
-        return Damage(kind, data + draw(st.binary(min_size=1, max_size=16)))
-    return Damage(kind, b"" if kind == "empty" else draw(st.binary(max_size=200)))
+    start = draw(st.integers(0, max(0, len(data) - 1)))
+    end = min(len(data), start + draw(st.sampled_from([1, 2, 4, 8, 64, 1000, 20000])))
+    before, piece, after = data[:start], data[start:end], data[end:]
+    changes = {
+        "flip": lambda: (
+            before
+            + bytes(byte ^ draw(st.integers(1, 255)) for byte in data[start : start + 1])
+            + data[start + 1 :]
+        ),
+        "cut": lambda: before,
+        "insert": lambda: before + draw(st.binary(min_size=1, max_size=8)) + data[start:],
+        "delete": lambda: before + after,
+        "zero": lambda: before + bytes(len(piece)) + after,
+        "repeat": lambda: before + piece + data[start:],
+        "append": lambda: data + draw(st.binary(min_size=1, max_size=16)),
+        "empty": lambda: b"",
+        "noise": lambda: draw(st.binary(max_size=200)),
+    }
+    return Damage(kind, changes[kind]())
 
 
 def get_entry(content: Any, path: tuple[Any, ...]) -> Any:

@@ -204,22 +204,23 @@ def main() -> int:
     for stage in args.stages:
         start = time.monotonic()
         walk = Walk(stage, folder / stage)
-        found = {"": walk.repeatable} if walk.repeatable else {}
+        problems_of = {"": walk.repeatable} if walk.repeatable else {}
         count = 0
         for fault in args.faults:
             for at in points(walk.n_operations, args.points, args.every):
                 count += 1
                 if problems := walk.die(fault, at):
-                    found[f"{fault} {at}"] = problems
+                    problems_of[f"{fault} {at}"] = problems
                     print(f"{stage}: {fault} at {at}:", *problems, sep="\n  ", file=sys.stderr)
         report[stage] = {
             "operations": walk.n_operations,
             "deaths": count,
-            "problems": found,
+            "problems": problems_of,
             "seconds": round(time.monotonic() - start, 1),
         }
-        wrong += len(found)
-        print(f"{stage}: {walk.n_operations} file operations, {count} faults, {len(found)} wrong")
+        wrong += len(problems_of)
+        n = walk.n_operations
+        print(f"{stage}: {n} file operations, {count} faults, {len(problems_of)} wrong")
     if args.output is not None:
         args.output.write_text(json.dumps(report, indent=1) + "\n")
     if wrong:
