@@ -52,7 +52,8 @@ PUBLISHED = {
 
 def dynamics(molecule, directory, settings):
     """MD into a directory; continued if it is there."""
-    if run_md(molecule, directory, settings, resume=directory.exists()).interrupted:
+    options = RunOptions(resume=directory.exists())
+    if run_md(molecule, directory, settings, options=options).interrupted:
         raise KeyboardInterrupt
 
 
@@ -105,10 +106,8 @@ def run(args):
         args.directory,
         settings,
         molecule=molecule,
-        trajectory=frames,
-        seed=args.seed,
-        resume=args.directory.exists(),
-        progress=not args.quiet,
+        frames=FrameSource(frames),
+        options=RunOptions(seed=args.seed, resume=args.directory.exists(), progress=not args.quiet),
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from openmm_tsf.cli.arguments import build_parser
-from openmm_tsf.cli.commands import _COMMANDS
+from openmm_tsf.cli.commands import COMMANDS
 from openmm_tsf.utils.terminal import PrintableFormatter, say
 
 logger = logging.getLogger("openmm_tsf")
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tqdm.contrib.logging import logging_redirect_tqdm
 
         with logging_redirect_tqdm(), _sigterm_like_ctrl_c(), _threads(args):
-            status = _COMMANDS[args.command](args)
+            status = COMMANDS[args.command](args)
     except KeyboardInterrupt:
         where = f"; what was done is in {args.output}" if "output" in args else ""
         say(f"openmm-tsf: interrupted{where}", file=sys.stderr)
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
-        say(f"openmm-tsf: error: {_one_line(error)}", file=sys.stderr)
+        say(f"openmm-tsf: error: {error_line(error)}", file=sys.stderr)
         return 2
     return int(status or 0)
 
@@ -87,7 +87,7 @@ def _sigterm_like_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
 
 
-def _one_line(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """The message alone where it was written for users, else the kind of error with it."""
     text = " ".join(str(error).split())
     if len(text) > _LONGEST_MESSAGE:  # values from a stranger's file

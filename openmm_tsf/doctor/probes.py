@@ -205,7 +205,7 @@ def directory(folder: Path) -> Lines:
     """What lies in a directory that a stage wrote, from its JSON files and names."""
     damaged: list[str] = []
     found: dict[str, dict[str, Any]] = {}
-    for name in ("config.json", "settings.json", "summary.json"):
+    for name in ("config.json", "summary.json"):
         if not (folder / name).is_file():
             continue
         try:
@@ -230,8 +230,6 @@ def _stage(folder: Path, config: dict[str, Any]) -> str:
     stage = read_stage(folder)
     if stage is not None:
         return stage
-    if (folder / "settings.json").exists():  # damaged
-        return "run"
     if "temperatures_K" in config:
         return "sample"
     return "unknown"
@@ -243,7 +241,8 @@ def _progress(folder: Path, found: dict[str, dict[str, Any]]) -> list[str]:
     lines = []
     if isinstance(config.get("progress"), dict):  # MD
         lines += [_line(name, value) for name, value in config["progress"].items()]
-        settings = config.get("settings")
+        choices = config.get("choices")
+        settings = choices.get("settings") if isinstance(choices, dict) else None
         if isinstance(settings, dict):
             lines.append(_line("n_frames asked for", settings.get("n_frames")))
     for name in ("energy_evaluations", "wall_seconds", "temperatures_K", "n_walkers"):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from openmm_tsf.io.run_config import check_distinct
+from openmm_tsf.io.run_config import check_distinct_temperatures
 from openmm_tsf.training import FitSettings
 from openmm_tsf.units import PICOSECOND, as_temperature, as_temperatures, in_unit
 from openmm_tsf.utils.validation import (
@@ -187,7 +187,7 @@ class SamplingSettings:
                 "n_independent: expected proposals of some kind, got 0, with n_walk=0 and "
                 "local_interval=0"
             )
-        check_distinct(self.temperatures)
+        check_distinct_temperatures(self.temperatures)
 
 
 @dataclass(frozen=True)
