@@ -31,8 +31,9 @@ from openmm_tsf.io.files import read_json, write_json
 from openmm_tsf.sampling.kernels import InternalWalk, PlainSwap, Scheduled, TorchLangevin
 from openmm_tsf.utils.random import Seeds
 from openmm_tsf.workflow import run as workflow
-from openmm_tsf.workflow.frames import load_trajectory
+from openmm_tsf.workflow.frames import FrameSource, load_trajectory
 from openmm_tsf.workflow.md import run_md
+from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.presets import preset
 from openmm_tsf.workflow.settings import MDSettings
 
