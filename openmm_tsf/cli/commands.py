@@ -1,4 +1,4 @@
-"""What each command of the command line does with its arguments."""
+"""The commands of the command line."""
 
 import argparse
 import json
@@ -174,7 +174,7 @@ def _check_run_options(args: argparse.Namespace, molecule: Any) -> None:
 
 
 def _molecule(args: argparse.Namespace) -> Any:
-    """The molecule of the arguments; of the folder that is resumed; None for the default."""
+    """The molecule of the arguments, or of the folder that is resumed; None for the default."""
     from openmm_tsf.systems.files import holds_molecule, load_molecule, read_molecule
 
     if args.pdb is not None or args.system is not None or args.forcefield is not None:

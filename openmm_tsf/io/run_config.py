@@ -1,4 +1,4 @@
-"""``config.json``: what a stage was asked to do, and every choice made since.
+"""``config.json``: the settings and inputs of a stage, and every choice made since.
 
 All stages write the same file. It is the first file in their directory, and holds
 

@@ -76,7 +76,7 @@ class FrameSource:
         )
 
     def load(self, molecule: MolecularSystem) -> MDDataset:
-        """Return the frames; those of MD must be there already, as a trajectory.
+        """Return the frames of the trajectory, or the shipped ones.
 
         Raises
         ------

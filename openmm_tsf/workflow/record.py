@@ -1,7 +1,7 @@
-"""What a stage was asked to do: the first content of its ``config.json``, see `io.run_config`.
+"""The request to a stage: the first content of its ``config.json``, see `io.run_config`.
 
-It says how to start again where a stage was killed before its first checkpoint, and what a stage
-that is resumed must be asked for again.
+A stage that was killed before its first checkpoint starts again from it, and a stage is resumed
+only with the same request.
 """
 
 import logging
@@ -30,7 +30,7 @@ _NOT_COMPARED = (*_ONLY_WARNED_OF, "molecule", "frames", "requested_platform", "
 
 
 def new_config(stage: str, molecule: MolecularSystem, **request: Any) -> dict[str, Any]:
-    """Return the ``config.json`` of a stage that starts: what it was asked to do, json-able."""
+    """Return the ``config.json`` of a stage that starts, json-able."""
     choices = {"molecule": molecule.fingerprint, "threads": torch.get_num_threads()}
     return {
         "format": CONFIG_FORMAT,

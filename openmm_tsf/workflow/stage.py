@@ -55,7 +55,7 @@ class Stage:
         request: dict[str, Any],
         may_differ: Sequence[str] = (),
     ) -> Self:
-        """Start a stage, or resume the one in the directory if it was asked to do the same.
+        """Start a stage, or resume the one in the directory if its request was the same.
 
         Parameters
         ----------
@@ -88,7 +88,7 @@ class Stage:
 
     @property
     def choices(self) -> dict[str, Any]:
-        """What the stage was asked to do, and what was measured since."""
+        """The settings and inputs of the stage, and what was measured since."""
         choices: dict[str, Any] = self.config["choices"]
         return choices
 
@@ -125,7 +125,7 @@ class Stage:
             self.save()
 
     def remove_sampling_entries(self) -> None:
-        """Remove from ``config.json`` what a killed start of sampling has written there."""
+        """Remove from ``config.json`` what a killed start of sampling has added."""
         kept = {name: v for name, v in self.config.items() if name not in SAMPLING_ENTRIES}
         if kept != self.config:
             self.config = kept
@@ -137,7 +137,7 @@ class Stage:
         Parameters
         ----------
         n_planned
-            Evaluations that are to come.
+            Evaluations that are planned.
         batch
             Conformations that are evaluated at once.
         """

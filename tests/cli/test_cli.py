@@ -196,7 +196,7 @@ def test_interruption_is_status_130(monkeypatch, capsys):
 
     monkeypatch.setattr("openmm_tsf.workflow.run.run", interrupted)
     assert cli.main(["run", "--output", "out"]) == 130
-    assert "interrupted; what was done is in out" in capsys.readouterr().err
+    assert "interrupted; the results so far are in out" in capsys.readouterr().err
 
 
 def test_sigterm_is_like_ctrl_c(monkeypatch):
