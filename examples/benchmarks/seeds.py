@@ -27,6 +27,7 @@ from openmm_tsf.sampling.provenance import hash_of
 from openmm_tsf.systems.files import holds_molecule, read_molecule
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.units import KB
+from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.sample import sample
 from openmm_tsf.workflow.settings import SamplingSettings
 
@@ -78,7 +79,8 @@ def one_run(flow, folder, settings, seed, digest, progress):
         check_same(existing, settings, seed, digest)
         if existing.n_iterations == settings.n_iterations:
             return existing.summary()
-    return sample(flow, folder, settings, seed=seed, resume=True, progress=progress)
+    options = RunOptions(seed=seed, resume=True, progress=progress)
+    return sample(flow, folder, settings, options=options)
 
 
 def spread(values, errors, truth):

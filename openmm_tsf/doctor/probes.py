@@ -204,7 +204,7 @@ def describe_directory(folder: Path) -> Lines:
     """Describe the output directory of a stage from its JSON files and file names."""
     damaged: list[str] = []
     contents: dict[str, dict[str, Any]] = {}
-    for name in ("config.json", "settings.json", "summary.json"):
+    for name in ("config.json", "summary.json"):
         if not (folder / name).is_file():
             continue
         try:
@@ -229,8 +229,6 @@ def _stage(folder: Path, config: dict[str, Any]) -> str:
     stage = read_stage(folder)
     if stage is not None:
         return stage
-    if (folder / "settings.json").exists():  # damaged
-        return "run"
     if "temperatures_K" in config:
         return "sample"
     return "unknown"
@@ -242,7 +240,8 @@ def _progress(folder: Path, contents: dict[str, dict[str, Any]]) -> list[str]:
     lines = []
     if isinstance(config.get("progress"), dict):  # MD
         lines += [_line(name, value) for name, value in config["progress"].items()]
-        settings = config.get("settings")
+        choices = config.get("choices")
+        settings = choices.get("settings") if isinstance(choices, dict) else None
         if isinstance(settings, dict):
             lines.append(_line("n_frames requested", settings.get("n_frames")))
     for name in ("energy_evaluations", "wall_seconds", "temperatures_K", "n_walkers"):

@@ -1,4 +1,4 @@
-"""Where walkers start, checked."""
+"""Configurations that walkers start from: checks, velocities, a minimised conformation."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def starting_state(
     masses: Tensor | None,
     generator: torch.Generator,
 ) -> WalkerState:
-    """Walkers at configurations x [W, R, *event]; see ``ParallelTempering.set_positions``.
+    """Return walkers at configurations x [W, R, *event]; see ``ParallelTempering.set_positions``.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def starting_state(
         log_det = log_det.masked_fill(flow.is_mirror_image(flat.to(flow.dtype)), -torch.inf)
     for what, values in (
         ("a non-finite energy", energy),
-        ("a place outside the flow's domain (a mirror image, or not computable)", log_det),
+        ("a point outside the flow's domain (a mirror image, or not computable)", log_det),
     ):
         bad = (~torch.isfinite(values)).nonzero().flatten()
         if len(bad):
@@ -73,7 +73,7 @@ def starting_state(
 
 
 def restored_state(content: Any, n_walkers: int, n_rungs: int, potential: Potential) -> WalkerState:
-    """The walkers of a checkpoint.
+    """Return the walkers of a checkpoint.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def restored_state(content: Any, n_walkers: int, n_rungs: int, potential: Potent
     state = WalkerState.from_state_dict(content)
     with torch.no_grad():
         energy = evaluate.energy(potential, state.x.flatten(0, 1)).reshape(pair)
-    # Another platform, in single precision, is allowed to go on.
+    # A platform of single precision may continue the run of another one.
     wrong = ~((energy - state.energy).abs() <= 0.1 + 1e-4 * state.energy.abs())
     if bool(wrong.any()):
         raise ValueError(
@@ -116,7 +116,7 @@ def restored_state(content: Any, n_walkers: int, n_rungs: int, potential: Potent
 def maxwell_boltzmann(
     shape: tuple[int, ...], kt: Tensor, masses: Any, generator: torch.Generator
 ) -> Tensor:
-    """Velocities [W, R, *event] in nm/ps at kT [R] in kJ/mol, for masses in amu.
+    """Draw velocities [W, R, *event] in nm/ps at kT [R] in kJ/mol, for masses in amu.
 
     See :func:`openmm_tsf.sampling.kernels.dynamics.mass_per_coordinate` for the masses.
     """
@@ -127,10 +127,10 @@ def maxwell_boltzmann(
 
 
 def minimised(potential: Potential, molecule: MolecularSystem) -> np.ndarray:
-    """Positions [N, 3] in nm after at most 200 steps of OpenMM's local minimiser.
+    """Return positions [N, 3] in nm after at most 200 steps of OpenMM's local minimiser.
 
-    It runs in a Context of the potential if that opens any, otherwise in one of the molecule's own
-    System: on the CPU platform, with one thread so that the result can be repeated.
+    It runs in a Context of the potential if that makes any, otherwise in one of the molecule's
+    System: on the CPU platform, with one thread so that the result is reproducible.
     """
     integrator = openmm.VerletIntegrator(0.001)
     if isinstance(potential, DynamicsPotential):

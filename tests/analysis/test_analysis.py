@@ -224,7 +224,7 @@ def test_damaged_directories_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"config\.json: not a readable JSON"):
         load_run(path)
     (path / "config.json").write_text('{"format": 99}')
-    with pytest.raises(ValueError, match="expected format 1, got 99"):
+    with pytest.raises(ValueError, match="written in format 99 by a newer version"):
         load_run(path)
     (path / "config.json").write_text('{"format": 1}')
     with pytest.raises(ValueError, match="has no 'temperatures_K'"):

@@ -167,8 +167,7 @@ def folder(tmp_path):
     config = {
         "format": 1,
         "stage": "md",
-        "settings": {"n_frames": 400},
-        "choices": {"platform": "CPU"},
+        "choices": {"platform": "CPU", "settings": {"n_frames": 400}},
         "progress": {"n_frames": 123, "wall_seconds": 1.5},
         "versions": package_versions() | {"openmm": "8.1", "other": "3"},
     }
@@ -205,13 +204,12 @@ def test_a_directory_is_described(folder, quick, capsys):
 def test_damaged_files_are_named(folder, quick, damage):
     (folder / "config.json").write_text(damage, encoding="latin-1")
     write_json(folder / "summary.json", {"n_iterations": 7})
-    write_json(folder / "settings.json", {"versions": 3})
     result = examine(folder)
     content = result.to_dict()["directory"]
     assert result.ok
     assert len(content["damaged"]) == 1
     assert "config.json" in content["damaged"][0]
-    assert content["stage"] == "run"
+    assert content["stage"] == "unknown"
     assert "n_iterations of summary.json: 7" in content["progress"]
 
 

@@ -72,7 +72,7 @@ def test_a_directory_that_cannot_be_written(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr("filelock.FileLock.acquire", denied)
-    with pytest.raises(PermissionError, match="output: cannot write there: Permission denied"):
+    with pytest.raises(PermissionError, match="output: cannot write to it: Permission denied"):
         DirectoryLock(tmp_path).__enter__()
 
 
@@ -138,7 +138,7 @@ def test_samplers_hold_the_lock_while_they_run(tmp_path):
 
 def test_the_stage_is_read_from_the_first_file(tmp_path):
     assert read_stage(tmp_path) is None
-    (tmp_path / "settings.json").write_text("[")
+    (tmp_path / "config.json").write_text("[")
     assert read_stage(tmp_path) is None
     (tmp_path / "config.json").write_text('{"stage": "md"}')
     assert read_stage(tmp_path) == "md"

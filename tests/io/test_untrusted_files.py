@@ -232,11 +232,9 @@ def test_names_of_kernels_and_atoms(box):
         topology = box / folder / "topology.pdb"
         topology.write_text(topology.read_text().replace(" CA ", "\x1b[2J"))
         run_commands(box, folder)
-    change(box / "killed" / "settings.json", lambda c: c.update({"stage": "\x1b[2J\x1b]0;a\x07"}))
-    change(box / "killed" / "config.json", lambda c: c.update({"\x1b[2J": "\x1b[2J"})) if (
-        box / "killed" / "config.json"
-    ).exists() else None
-    run_commands(box, "killed")
+    for name, value in (("\x1b[2J", "\x1b[2J"), ("stage", "\x1b[2J\x1b]0;a\x07")):
+        change(box / "killed" / "config.json", lambda c, n=name, v=value: c.update({n: v}))
+        run_commands(box, "killed")
 
 
 # ------------------------------------------------------------------------ links
@@ -245,7 +243,7 @@ def test_names_of_kernels_and_atoms(box):
 FILES = [
     ("sample", name)
     for name in ("T500.00K.dcd", "T600.00K.dcd", "config.json", "checkpoint.pt", "flow.pt",
-                 "settings.json", "topology.pdb", "system.xml", "positions.npz", "topology.json",
+                 "topology.pdb", "system.xml", "positions.npz", "topology.json",
                  ".lock",
                  ".lock-owner.json", "summary.json", "ramachandran.png", "diagnostics.png",
                  "thermodynamics.csv", "thermodynamics.json", "thermodynamics.png",
@@ -257,7 +255,7 @@ FILES = [
                  "topology.pdb", "system.xml", "positions.npz", "topology.json")
 ] + [
     ("train", name)
-    for name in ("training.pt", "training.csv", "flow.pt", "config.json", "settings.json", ".lock")
+    for name in ("training.pt", "training.csv", "flow.pt", "config.json", ".lock")
 ] + [
     ("killed", name)
     for name in ("training.csv", "training/round_01.csv", "training/round_01.pt",

@@ -19,9 +19,13 @@ from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.training import FitSettings
 from openmm_tsf.training.fit import _Fit
-from openmm_tsf.workflow import run as workflow
-from openmm_tsf.workflow.frames import load_trajectory
+from openmm_tsf.workflow.frames import FrameSource, load_trajectory
+from openmm_tsf.workflow.md import run_md
+from openmm_tsf.workflow.options import RunOptions
+from openmm_tsf.workflow.run import run
+from openmm_tsf.workflow.sample import sample
 from openmm_tsf.workflow.settings import FlowSettings, MDSettings, RunSettings, SamplingSettings
+from openmm_tsf.workflow.train import train
 
 FIT = FitSettings(
     n_steps=2, batch_size=8, kl_batch_size=2, validate_interval=2, n_validation_draws=4,
@@ -37,7 +41,7 @@ TINY = RunSettings(
     refit=replace(FIT, ramp=(0.0, 0.0)),
     sampling=SamplingSettings(temperatures=(500.0, 600.0), n_walkers=5, n_iterations=4, n_tuning=0),
 )
-QUIET = {"platform": "Reference", "progress": False}
+QUIET = RunOptions(platform="Reference", progress=False)
 
 _molecule: MolecularSystem | None = None
 _frames: MDDataset | None = None
@@ -75,9 +79,12 @@ def build(folder: Path) -> Path:
     trajectory = mdtraj.Trajectory(data.positions.numpy(), molecule().mdtraj_topology)
     trajectory.save_dcd(str(folder / "frames.dcd"))
     with no_pictures():
-        workflow.run_md(molecule(), folder / "md", TINY.md, **QUIET)
-        run = {"trajectory": folder / "frames.dcd", "temperature": 600.0, **QUIET}
-        workflow.run(folder / "run", TINY, seed=5, **run)
+        run_md(molecule(), folder / "md", TINY.md, options=QUIET)
+        given = {
+            "frames": FrameSource(folder / "frames.dcd", 600.0),
+            "options": replace(QUIET, seed=5),
+        }
+        run(folder / "run", TINY, **given)
         step, calls = _Fit.train_step, []
 
         def killed(self: Any) -> None:
@@ -88,19 +95,20 @@ def build(folder: Path) -> Path:
             step(self)
 
         with mock.patch.object(_Fit, "train_step", killed), suppress(Killed):
-            workflow.run(folder / "killed", TINY, seed=5, **run)
-        workflow.train(
+            run(folder / "killed", TINY, **given)
+        train(
             load_trajectory(folder / "frames.dcd", molecule(), 600.0),
             folder / "train",
             TINY.flow,
             FIT,
-            seed=2,
-            **QUIET,
+            options=replace(QUIET, seed=2),
         )
         sampling = replace(TINY.sampling, n_iterations=3)
-        workflow.sample(folder / "train", folder / "sample", sampling, seed=3, **QUIET)
+        options = replace(QUIET, seed=3)
+        sample(folder / "train", folder / "sample", sampling, options=options)
         more = replace(sampling, n_iterations=5)
-        workflow.sample(folder / "train", folder / "sample", more, resume=True, **QUIET)
+        options = replace(QUIET, resume=True)
+        sample(folder / "train", folder / "sample", more, options=options)
     (folder / "foreign" / "deeper").mkdir(parents=True)
     (folder / "foreign" / "thesis.txt").write_text("mine\n")
     (folder / "foreign" / "deeper" / "data.bin").write_bytes(bytes(range(256)))

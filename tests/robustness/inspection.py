@@ -118,7 +118,7 @@ def check_run(directory: Path, whole: Path) -> tuple[str, list[str]]:
         try:
             run = load_run(directory)
         except (FileNotFoundError, ValueError) as error:
-            if (directory / "config.json").is_file():
+            if (directory / "config.json").is_file() and "not started sampling" not in str(error):
                 return "refused", [f"load_run: {error}"]
             return "no run yet", []
         except Exception as error:

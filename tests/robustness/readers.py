@@ -107,7 +107,7 @@ _add(
 )
 _add(
     "sample",
-    "config.json settings.json checkpoint.pt flow.pt positions.npz topology.json "
+    "config.json checkpoint.pt flow.pt positions.npz topology.json "
     "system.xml topology.pdb "
     "T600.00K.dcd segments/segment_000001.npz",
     (
@@ -115,7 +115,7 @@ _add(
         _command("sample --output {dir} --resume --iterations 6 --platform Reference"),
     ),
 )
-_add("sample", "config.json settings.json summary.json", ("doctor", DOCTOR))
+_add("sample", "config.json summary.json", ("doctor", DOCTOR))
 _add("sample", "flow.pt", ("load_flow", _load_flow))
 _add(
     "sample",
@@ -125,7 +125,7 @@ _add(
 _add("sample", "system.xml topology.pdb", ("load_molecule", _load_molecule))
 _add(
     "train",
-    "config.json settings.json training.pt training.csv flow.pt positions.npz topology.json "
+    "config.json training.pt training.csv flow.pt positions.npz topology.json "
     "system.xml "
     "topology.pdb",
     (
@@ -157,7 +157,7 @@ _add("md", "md.dcd", ("MDDataset.load", _load_frames))
 _add("md", "config.json", ("doctor", DOCTOR))
 _add(
     "killed",
-    "settings.json training/round_00_flow.pt training/round_01.pt training/round_01_samples.pt "
+    "config.json training/round_00_flow.pt training/round_01.pt training/round_01_samples.pt "
     "training/round_00.csv training/round_01.csv flow.pt system.xml topology.pdb "
     "topology.json positions.npz",
     ("run --resume", _command("run --output {dir} --resume --platform Reference")),
@@ -204,7 +204,7 @@ class DamagedFiles:
             for name in ("md/md.dcd", "sample/flow.pt", "sample/checkpoint.pt", "train/training.pt",
                          "sample/config.json", "md/config.json", "md/checkpoint.npz",
                          "sample/positions.npz", "sample/segments/segment_000000.npz",
-                         "sample/topology.pdb", "sample/system.xml", "killed/settings.json",
+                         "sample/topology.pdb", "sample/system.xml", "killed/config.json",
                          "killed/training/round_01_samples.pt")
         }  # fmt: skip
 
@@ -292,7 +292,7 @@ _NAMES = re.compile(
     r"timestep|friction|steps_per_frame|n_equilibration_steps|equilibration-steps|n_iterations|"
     r"iterations|tuning|n_tuning|rounds|n_rounds|steps|n_steps|md|molecule|start|kernels|dataset|"
     r"settings|choices|sampler_seed|stage|reference|dihedral|training|expected|source|versions|"
-    r"platform_asked_for|frames_sha256|start_sha256|flow_sha256|costs|checkpoint|memory)[\w.]*: "
+    r"requested_platform|frames_sha256|start_sha256|flow_sha256|costs|checkpoint|memory)[\w.]*: "
     r"|\b[\w.-]+\.(json|pt|npz|dcd|pdb|xml|csv)\b"
 )
 

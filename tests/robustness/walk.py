@@ -20,19 +20,25 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from openmm_tsf.cli.main import _one_line
+from openmm_tsf.cli.main import error_line
 from openmm_tsf.sampling import recorder
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.training import FitSettings
-from openmm_tsf.workflow import md, md_simulation, sample
-from openmm_tsf.workflow import run as workflow
+from openmm_tsf.workflow import md_simulation
+from openmm_tsf.workflow import sample as sample_module
+from openmm_tsf.workflow.frames import FrameSource
+from openmm_tsf.workflow.md import run_md
+from openmm_tsf.workflow.options import RunOptions
+from openmm_tsf.workflow.run import run
 from openmm_tsf.workflow.settings import FlowSettings, MDSettings, RunSettings, SamplingSettings
+from openmm_tsf.workflow.train import train
 from tests.robustness.faulty_disk import FAULTS, KILLED, FaultyDisk
 from tests.robustness.inspection import (
     check_run,
@@ -78,34 +84,32 @@ class Walk:
 
     def _job(self, output: Path) -> None:
         # Checkpoints in quick succession; their number does not change the results.
-        md_simulation._BLOCK_STEPS["Reference"], md_simulation._BUFFERED_FRAMES = 700, 40
-        recorder._CHECKPOINT_SHARE = 1e9
-        sample.analyze = lambda folder: {}
-        every = {
-            "platform": "Reference",
-            "resume": True,
-            "checkpoint_seconds": 0.0,
-            "progress": False,
-        }
+        md_simulation.BLOCK_STEPS["Reference"], md_simulation.BUFFERED_FRAMES = 700, 40
+        recorder.CHECKPOINT_SHARE = 1e9
+        sample_module.analyze = lambda folder: {}
+        options = RunOptions(
+            platform="Reference", resume=True, checkpoint_seconds=0.0, progress=False
+        )
         if self.stage == "md":
-            done = md.run_md(self.molecule, output, MD, **every)
+            done = run_md(self.molecule, output, MD, options=options)
             if done.interrupted:
                 raise KeyboardInterrupt
         elif self.stage == "train":
-            self._train(output, **every)
+            self._train(output, replace(options, seed=3))
         elif self.stage == "sample":
-            workflow.sample(self.flow, output, SAMPLING, seed=3, **every)
+            sample_module.sample(self.flow, output, SAMPLING, options=replace(options, seed=3))
         else:
             settings = RunSettings(
                 md=MD, flow=FlowSettings(n_blocks=2, hidden=(4,)), fit=FIT, n_rounds=1,
                 round_iterations=2, round_stride=1, refit=FIT, sampling=SAMPLING,
             )  # fmt: skip
-            workflow.run(output, settings, own_md=True, seed=3, **every)
+            simulated = FrameSource(simulate=True)
+            run(output, settings, frames=simulated, options=replace(options, seed=3))
 
-    def _train(self, output: Path, **every: Any) -> None:
-        every = every or {"platform": "Reference", "progress": False}
+    def _train(self, output: Path, options: RunOptions | None = None) -> None:
+        options = options or RunOptions(seed=3, platform="Reference", progress=False)
         flow = FlowSettings(n_blocks=2, hidden=(4,))
-        workflow.train(self.dataset, output, flow, FIT, seed=3, **every)
+        train(self.dataset, output, flow, FIT, options=options)
 
     def _child(
         self, job: Callable[[Path], None], output: Path, fault: str = "die", at: int | None = None
@@ -124,7 +128,7 @@ class Walk:
             except KeyboardInterrupt:
                 status = INTERRUPTED
             except Exception as error:
-                status, message = 2, _one_line(error)
+                status, message = 2, error_line(error)
                 if fault != "full":
                     message += "\n" + traceback.format_exc()
             os.write(write, json.dumps([message[:4000], disk.count]).encode())

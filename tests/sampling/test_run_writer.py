@@ -109,17 +109,15 @@ def test_dihedral_angles_agree_with_mdtraj():
 
 def test_used_directories_are_refused(run, molecule, tmp_path):
     writer, _ = run
-    for allow_existing in (False, True):
+    for config in (None, {}):
         with pytest.raises(FileExistsError, match="output: expected an empty or new directory"):
-            RunWriter(writer.directory, molecule, LADDER, W).create(
-                7, KB, {}, allow_existing=allow_existing
-            )
+            RunWriter(writer.directory, molecule, LADDER, W).create(7, KB, {}, config)
     other = tmp_path / "other"
     other.mkdir()
     (other / "training.csv").write_text("step\n")
     with pytest.raises(FileExistsError, match=r"has training\.csv"):
         RunWriter(other, molecule, LADDER, W).create(7, KB, {})
-    RunWriter(other, molecule, LADDER, W).create(7, KB, {}, allow_existing=True)
+    RunWriter(other, molecule, LADDER, W).create(7, KB, {}, config={})
     assert (other / "T300.00K.dcd").exists()
 
 
@@ -150,7 +148,7 @@ def test_checkpoint_is_plain_and_counts(run):
 def test_writing_again_after_a_failure_leaves_no_trace(run):
     """A segment is written once, even if the first attempt died after its frames."""
     writer, x = run
-    writer._dcds[0].append(x[:2, :, 0].reshape(-1, *x.shape[3:]), writer.n_frames)
+    writer.dcds[0].append(x[:2, :, 0].reshape(-1, *x.shape[3:]), writer.n_frames)
     writer.write(numbers(1, 7), x[:1], {"seed": 7})
     assert load_run(writer.directory).n_iterations == 8
     assert len(load_run(writer.directory).trajectory(300)) == 8 * W

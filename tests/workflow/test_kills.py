@@ -7,6 +7,7 @@ import importlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,14 @@ import torch
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io import files
 from openmm_tsf.io.dcd import DCDWriter
-from openmm_tsf.sampling import recorder as recording
+from openmm_tsf.sampling.recorder import Recorder
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
-from openmm_tsf.systems import files as inputs
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.files import holds_molecule, write_molecule
+from openmm_tsf.systems.files import POSITIONS, holds_molecule, write_molecule
 from openmm_tsf.training import FitSettings
-from openmm_tsf.workflow import run as workflow
+from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.settings import FlowSettings
+from openmm_tsf.workflow.train import train
 
 ROOT = Path(__file__).parents[2]
 FIT = FitSettings(
@@ -77,7 +78,7 @@ def test_positions_are_there_before_the_molecule_is_complete(molecule, tmp_path,
 
     def watched(path, content):
         write(path, content)
-        assert not holds_molecule(tmp_path) or (tmp_path / inputs.POSITIONS).is_file()
+        assert not holds_molecule(tmp_path) or (tmp_path / POSITIONS).is_file()
 
     monkeypatch.setattr(files, "write_bytes", watched)
     write_molecule(molecule, tmp_path)
@@ -152,7 +153,7 @@ def test_nothing_is_written_twice_after_a_second_ctrl_c():
         torch.zeros(1, 1, 2), None, torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64), 1
     )
     zero = {"walk": KernelInfo.zero((1,))}
-    recorder = recording.Recorder(Writer(), lambda: dict(zero), dict, None, 30.0)
+    recorder = Recorder(Writer(), lambda: dict(zero), dict, None, 30.0)
     recorder.add({}, 0.1, state, True)
     with pytest.raises(KeyboardInterrupt):
         recorder.write(state)
@@ -163,8 +164,8 @@ def test_nothing_is_written_twice_after_a_second_ctrl_c():
 def test_ctrl_c_before_a_training_goes_on_keeps_its_flow(molecule, tmp_path, monkeypatch):
     dataset = MDDataset.shipped(molecule, stride=400)
     given = (dataset, tmp_path / "flow", FlowSettings(n_blocks=2, hidden=(4,)), FIT)
-    quiet = {"seed": 3, "platform": "Reference", "progress": False}
-    workflow.train(*given, **quiet)
+    options = RunOptions(seed=3, platform="Reference", progress=False)
+    train(*given, options=options)
     before = load_flow(tmp_path / "flow" / "flow.pt", molecule).network.state_dict()
 
     def interrupted(*_):
@@ -173,9 +174,9 @@ def test_ctrl_c_before_a_training_goes_on_keeps_its_flow(molecule, tmp_path, mon
     fitting = importlib.import_module("openmm_tsf.training.fit")  # fit, there, is the function
     monkeypatch.setattr(fitting, "OBJECTIVES", {"direct": interrupted})
     with pytest.raises(KeyboardInterrupt):
-        workflow.train(*given, resume=True, **quiet)
+        train(*given, options=replace(options, resume=True))
     after = load_flow(tmp_path / "flow" / "flow.pt", molecule).network.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     with pytest.raises(KeyboardInterrupt):
-        workflow.train(dataset, tmp_path / "new", *given[2:], **quiet)
+        train(dataset, tmp_path / "new", *given[2:], options=options)
     assert not (tmp_path / "new" / "flow.pt").exists()
