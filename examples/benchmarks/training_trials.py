@@ -66,7 +66,7 @@ def reference_frames():
     return torch.stack([part[:n] for part in x], dim=1)
 
 
-def quality(flow, potential, n_draws, generator):
+def quality(flow, potential, molecule, n_draws, generator):
     """Figures of a flow as a proposal."""
     x = reference_frames()
     right = ~(flow.is_mirror_image(x[:, 0]) | flow.is_mirror_image(x[:, 1]))
@@ -119,7 +119,7 @@ def trial(changes, n_steps, molecule, potential, dataset, args):
     seconds, evaluations = time.monotonic() - began, potential.n_evaluations - before
     generator = torch.Generator().manual_seed(args.seed)
     return {
-        **quality(flow, potential, args.draws, generator),
+        **quality(flow, potential, molecule, args.draws, generator),
         "n_parameters": flow.n_parameters,
         "n_steps": n_steps,
         "best_step": result.best.step,
