@@ -71,10 +71,7 @@ def quality(flow, potential, molecule, n_draws, generator):
     x = reference_frames()
     right = ~(flow.is_mirror_image(x[:, 0]) | flow.is_mirror_image(x[:, 1]))
     x = x[right]
-    masses = torch.tensor(molecule.masses, dtype=torch.float64)
-    state = starting_state(
-        x, torch.zeros_like(x), len(x), LADDER, flow, potential, masses, generator
-    )
+    state = starting_state(x, torch.zeros_like(x), len(x), LADDER, flow, potential)
 
     def acceptance(kernel):
         info = kernel(state, generator)[1]

@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument(
         "--trajectory",
         metavar="PATH",
-        help="start from these frames (default: from draws of the flow)",
+        help="frames to start from (default: draws of the flow)",
     )
     sample.add_argument("--temperature", type=float, help="temperature of --trajectory in K")
     analyze.add_argument("output", metavar="DIR", help="run directory, complete or not")
@@ -108,8 +108,8 @@ def _molecule_arguments(command: argparse.ArgumentParser) -> None:
         "--forcefield",
         nargs="+",
         metavar="XML",
-        help="OpenMM force field files, instead of --system. They may contain Python scripts, which "
-        "OpenMM runs: use only files that you trust",
+        help="OpenMM force field files, instead of --system. They may contain Python scripts, "
+        "which OpenMM runs: use only files that you trust",
     )
 
 
@@ -131,7 +131,7 @@ def _training_arguments(command: argparse.ArgumentParser) -> None:
             type=float,
             nargs="+",
             metavar="K",
-            help="temperatures at which the flow will be used",
+            help="where the flow is used",
         )
 
 

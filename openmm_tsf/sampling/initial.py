@@ -27,8 +27,6 @@ def starting_state(
     temperatures: tuple[float, ...],
     flow: SteerableMap,
     potential: Potential,
-    masses: Tensor | None,
-    generator: torch.Generator,
 ) -> WalkerState:
     """Return walkers at configurations x [W, R, *event]; see ``ParallelTempering.set_positions``.
 
@@ -65,11 +63,20 @@ def starting_state(
             raise ValueError(f"velocities: expected shape {shape}, got {tuple(velocities.shape)}")
         if not bool(torch.isfinite(velocities).all()):
             raise ValueError("velocities: expected finite numbers, got NaN or infinity")
-    elif masses is not None:
-        kt = potential.boltzmann_constant * torch.tensor(temperatures, dtype=torch.float64)
-        velocities = maxwell_boltzmann(shape, kt, masses, generator)
     replica = torch.arange(shape[1]).repeat(shape[0], 1)
     return WalkerState(x, velocities, energy.reshape(shape[:2]), replica)
+
+
+def with_velocities(
+    state: WalkerState,
+    temperatures: tuple[float, ...],
+    potential: Potential,
+    masses: Tensor,
+    generator: torch.Generator,
+) -> WalkerState:
+    """Draw velocities of the walkers from the Maxwell-Boltzmann distribution of every rung."""
+    kt = potential.boltzmann_constant * torch.tensor(temperatures, dtype=torch.float64)
+    return state.evolve(velocities=maxwell_boltzmann(tuple(state.x.shape), kt, masses, generator))
 
 
 def restored_state(content: Any, n_walkers: int, n_rungs: int, potential: Potential) -> WalkerState:

@@ -36,10 +36,10 @@ Stopping and resuming
 ---------------------
 ``--resume`` (``RunOptions(resume=True)``) continues wherever a stage stopped: in MD, training, a
 round, or production. Where nothing was started yet, it starts, so that a job script may always pass
-it. Ctrl-C and SIGTERM end a stage with everything written. After ``kill -9``, a crash or a full disk
-at most the work since the last checkpoint is repeated (``--checkpoint-seconds``, 30 by default).
-Tuning and the sampling of a round start again, and MD on a GPU has checkpoints every million steps
-only.
+it. Ctrl-C and SIGTERM end a stage with everything written. After ``kill -9``, a crash or a full
+disk at most the work since the last checkpoint is repeated (``--checkpoint-seconds``, 30 by
+default). Tuning and the sampling of a round start again, and MD on a GPU has checkpoints every
+million steps only.
 
 On the same machine with as many threads the result is the same, bit by bit, as without the stop:
 what was measured at the first start, such as the platform, is read from ``config.json``. MD on
@@ -58,7 +58,7 @@ are cut back to their checkpoint; ``tsf.load_run`` can read at any moment. No fi
 OpenMM's XML is read without the parts that may contain Python code: directories from untrusted
 sources can be opened, analysed and resumed.
 
-``python -m tests.robustness.kills`` kills every stage at random moments, by signals, limits of memory
-and file size, and a full disk, and compares the end with that of an uninterrupted run;
+``python -m tests.robustness.kills`` kills every stage at random moments, by signals, limits of
+memory and file size, and a full disk, and compares the end with that of an uninterrupted run;
 ``python -m tests.robustness.walk`` lets small stages die at every single file operation.
 """

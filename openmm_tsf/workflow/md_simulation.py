@@ -120,7 +120,10 @@ class MDSimulation:
 
     def resume(self) -> bool:
         """Continue from the checkpoint; return whether there is one."""
-        path, progress = self.directory / CHECKPOINT, self._recorded_progress()
+        path, progress = (
+            self.directory / CHECKPOINT,
+            check_progress(self.stage.config, self.directory),
+        )
         if not path.exists():
             if progress["n_frames"] or self.dcd.n_frames:
                 raise ValueError(
@@ -146,9 +149,6 @@ class MDSimulation:
         self._boundary = checkpoint
         self._new_block()
         return True
-
-    def _recorded_progress(self) -> dict[str, Any]:
-        return check_progress(self.stage.config, self.directory)
 
     def _check_counts(self, path: Path, checkpoint: dict[str, np.ndarray]) -> None:
         """Refuse counts that are not possible, or contradict each other."""

@@ -100,8 +100,8 @@ class FlowSettings:
     n_blocks, hidden
         Sizes of the network.
     conditioner_dtype
-        Precision of the couplings' networks, ``"float32"`` or ``"float64"``. Their output is applied
-        in float64 either way: float32 is faster, and the flow as invertible.
+        Precision of the couplings' networks, ``"float32"`` or ``"float64"``. Their output is
+        applied in float64 either way: float32 is faster, and the flow as invertible.
     overlap
         Let the densities of configurations that differ by the labels of equivalent hydrogens
         overlap, instead of ending in a step (:meth:`openmm_tsf.InternalCoordinates.log_window`).

@@ -144,7 +144,7 @@ def test_sample_and_analyze(called):
     assert not options["options"].resume
     assert resumed[2]["options"].resume
     assert resumed[1][2].n_iterations == 7
-    assert options["molecule"] is None  # the flow's own directory knows
+    assert options["molecule"] is None  # recorded in the flow's directory
 
 
 @pytest.mark.parametrize(
@@ -243,9 +243,7 @@ def test_table():
         assert expected in text
 
 
-def test_threads_are_asked_for_and_given_back(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_threads_are_set_and_restored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = torch.get_num_threads()
     args = ["sample", "--flow", str(tmp_path / "none.pt"), "--output", str(tmp_path / "run")]
     assert cli.main([*args, "--threads", "0"]) == 2

@@ -254,7 +254,7 @@ def without_work() -> Iterator[None]:
     def run(self: Any, n_iterations: int, output: Any = None, **options: Any) -> Any:
         return real_run(self, min(n_iterations, 1), output, **options)
 
-    def advance(self: Any, interrupt: Any, progress: bool) -> None:
+    def advance(self: Any, interrupt: Any) -> None:
         self.step += 0
 
     def open_potential(molecule: Any, platform: Any, *rest: Any, **options: Any) -> Any:
@@ -276,7 +276,7 @@ def without_work() -> Iterator[None]:
             mock.patch.object(_Fit, "train_step", step),
             mock.patch.object(ParallelTempering, "tune", tune),
             mock.patch.object(ParallelTempering, "run", run),
-            mock.patch("openmm_tsf.workflow.md_simulation.Dynamics.advance", advance),
+            mock.patch("openmm_tsf.workflow.md_simulation.MDSimulation.advance", advance),
             mock.patch("openmm_tsf.workflow.md.fastest_platform", return_value="Reference"),
             mock.patch.object(openmm.LocalEnergyMinimizer, "minimize"),
             mock.patch("openmm_tsf.workflow.potential_choice.open_potential", open_potential),

@@ -1,6 +1,6 @@
-"""Death at any file operation, a full disk, a Ctrl-C that lands in a write: nothing is lost.
+"""Kills at any file operation, a full disk, a Ctrl-C within a write: nothing is lost.
 
-``tests/robustness/walk.py`` does the killing; ``kills.py`` beside it kills at random moments.
+``tests/robustness/walk.py`` kills; ``kills.py`` beside it does so at random moments.
 """
 
 import importlib
@@ -33,7 +33,7 @@ FIT = FitSettings(
 
 
 def walk(*arguments):
-    """The walk in a process of its own, which forks: it must have no threads."""
+    """Run the walk in another process, which forks: it must have no threads."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.robustness.walk", *arguments],
         cwd=ROOT,
@@ -53,7 +53,7 @@ def walk(*arguments):
         ("sample", ["die", "interrupt"], "1"),
     ],
 )
-def test_a_stage_that_dies_in_a_file_operation_goes_on(stage, faults, n):
+def test_a_stage_that_dies_in_a_file_operation_continues(stage, faults, n):
     walk("--stages", stage, "--points", n, "--faults", *faults)
 
 
@@ -69,11 +69,11 @@ def test_every_seventh_file_operation_of_a_whole_run():
     walk("--stages", "run", "--every", "7")
 
 
-# ------------------------------------------------------------------------ what was found so
+# ------------------------------------------------------------------------ failures found before
 
 
 def test_positions_are_there_before_the_molecule_is_complete(molecule, tmp_path, monkeypatch):
-    """Without them it would be read with the PDB file's rounded ones, and go on from those."""
+    """Else it would be read with the rounded positions of the PDB file."""
     write = files.write_bytes
 
     def watched(path, content):
@@ -140,7 +140,7 @@ def test_results_replace_earlier_ones_together(tmp_path):
 
 
 def test_nothing_is_written_twice_after_a_second_ctrl_c():
-    """It comes when the checkpoint is there and the recorder does not know yet."""
+    """It comes when the checkpoint is written and the recorder has not noted it yet."""
     written = []
 
     class Writer:
@@ -157,11 +157,11 @@ def test_nothing_is_written_twice_after_a_second_ctrl_c():
     recorder.add({}, 0.1, state, True)
     with pytest.raises(KeyboardInterrupt):
         recorder.write(state)
-    recorder.write(state)  # as the sampler does on its way out
+    recorder.write(state)  # as the sampler does when it ends
     assert written == [1]
 
 
-def test_ctrl_c_before_a_training_goes_on_keeps_its_flow(molecule, tmp_path, monkeypatch):
+def test_ctrl_c_before_a_training_continues_keeps_its_flow(molecule, tmp_path, monkeypatch):
     dataset = MDDataset.shipped(molecule, stride=400)
     given = (dataset, tmp_path / "flow", FlowSettings(n_blocks=2, hidden=(4,)), FIT)
     options = RunOptions(seed=3, platform="Reference", progress=False)
@@ -171,7 +171,9 @@ def test_ctrl_c_before_a_training_goes_on_keeps_its_flow(molecule, tmp_path, mon
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    fitting = importlib.import_module("openmm_tsf.training.fit")  # fit, there, is the function
+    fitting = importlib.import_module(
+        "openmm_tsf.training.fit"
+    )  # its attribute `fit` is the function
     monkeypatch.setattr(fitting, "OBJECTIVES", {"direct": interrupted})
     with pytest.raises(KeyboardInterrupt):
         train(*given, options=replace(options, resume=True))

@@ -1,4 +1,4 @@
-"""Molecular dynamics with its files: frames, accounts, interruption, continuation."""
+"""Molecular dynamics with its files: frames, costs, interruption, continuation."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def run(molecule, tmp_path_factory):
     return run_md(molecule, folder, SHORT, options=REFERENCE), folder
 
 
-def test_frames_and_accounts(molecule, run):
+def test_frames_and_costs(molecule, run):
     result, folder = run
     assert not result.interrupted
     assert result.n_frames == 8
@@ -121,7 +121,7 @@ def test_a_used_directory_is_refused_and_resuming_appends(molecule, run, tmp_pat
     assert len(frames) == 11
     steps = np.abs(np.diff(frames.xyz, axis=0)).max(axis=(1, 2))
     assert (steps > 0).all()
-    assert (steps < 0.1).all()  # it went on where it was
+    assert (steps < 0.1).all()  # it continued where it was
     with pytest.raises(
         ValueError, match=r"timestep: what is in .* was made with 0\.001, got 0\.002"
     ):
@@ -129,7 +129,7 @@ def test_a_used_directory_is_refused_and_resuming_appends(molecule, run, tmp_pat
 
 
 def test_nothing_to_resume(molecule, tmp_path):
-    """Nothing was begun: resuming begins. Something else lies there: refused, untouched."""
+    """An empty directory is started; one with other files is refused and left as it was."""
     run_md(molecule, tmp_path / "new", SHORT, options=RESUME)
     assert len(load_trajectory(tmp_path / "new", molecule)) == 8
     other = tmp_path / "other"
@@ -148,8 +148,8 @@ def small_blocks(monkeypatch):
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("stop", [1, 3, 12, 30, 55])
-def test_a_killed_run_goes_on_bit_by_bit(molecule, tmp_path, monkeypatch, stop):
-    """The same frames as without a stop, wherever it was and however often it was saved."""
+def test_a_killed_run_continues_bit_by_bit(molecule, tmp_path, monkeypatch, stop):
+    """The same frames as without a stop, wherever it was killed and however often saved."""
     whole = run_md(molecule, tmp_path / "whole", SHORT, options=REFERENCE)
     step, made = openmm.LangevinMiddleIntegrator.step, 0
 
@@ -157,7 +157,7 @@ def test_a_killed_run_goes_on_bit_by_bit(molecule, tmp_path, monkeypatch, stop):
         nonlocal made
         made += n
         if made > stop:
-            raise SystemExit  # nothing is written any more, as after kill -9
+            raise SystemExit  # nothing more is written, as after kill -9
         step(self, n)
 
     for seconds in (0.0, 1000.0):
@@ -197,7 +197,7 @@ def test_interruption_leaves_whole_frames(molecule, tmp_path, monkeypatch):
     assert done.trajectory.read_bytes() == whole.trajectory.read_bytes()
 
 
-def test_a_longer_run_begins_like_a_shorter_one(molecule, tmp_path):
+def test_a_longer_run_starts_like_a_shorter_one(molecule, tmp_path):
     """Frames do not depend on how often the run was lengthened."""
     whole = run_md(molecule, tmp_path / "a", replace(SHORT, n_frames=12), options=REFERENCE)
     for n in (3, 7, 12):
@@ -218,7 +218,7 @@ def test_blow_up_is_an_error(molecule, tmp_path):
     [{"n_frames": 0}, {"steps_per_frame": 0}, {"timestep": 0.0}, {"friction": -1.0},
      {"temperature": -5.0}, {"seed": -1}],
 )  # fmt: skip
-def test_settings_at_the_door(wrong):
+def test_invalid_settings_are_refused(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"{name}: expected"):
         MDSettings(**wrong)

@@ -1,4 +1,4 @@
-"""The whole run, stopped dead in each of its stages and resumed: the same to the last bit."""
+"""A run that is killed in each of its stages and resumed: the same to the last bit."""
 
 import json
 import math
@@ -45,12 +45,12 @@ SIMULATED = FrameSource(simulate=True)
 
 
 class Killed(BaseException):
-    """Nothing that the program catches, as nothing is written after kill -9."""
+    """A kill: the program does not catch it, and writes nothing more."""
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Pictures take seconds, and are looked at elsewhere."""
+def no_plots(monkeypatch):
+    """Plots take seconds, and are tested elsewhere."""
     monkeypatch.setattr(sample_module, "analyze", lambda folder: {"analysed": str(folder)})
     monkeypatch.setitem(md_simulation.BLOCK_STEPS, "Reference", 40)
     monkeypatch.setattr(recorder, "CHECKPOINT_SHARE", math.inf)
@@ -67,7 +67,7 @@ def whole(tmp_path_factory):
 
 
 def content(folder):
-    """All that a run is: frames, numbers, weights; not when, nor in how many segments."""
+    """Frames, numbers, weights of a run; neither times nor the number of segments."""
     found = {name: (folder / name).read_bytes() for name in ("T500.00K.dcd", "T600.00K.dcd",
              "md/md.dcd", "training.csv", "topology.pdb", "system.xml")}  # fmt: skip
     for name, value in torch.load(folder / "flow.pt", weights_only=True)["state_dict"].items():
@@ -85,7 +85,7 @@ def content(folder):
 
 
 def nth(owner, name, n, after=False):
-    """Patch a function so that its n-th call is where the process is killed."""
+    """Return a patch that kills the process at the n-th call of a function."""
 
     def patch(monkeypatch):
         original, calls = getattr(owner, name), [0]
@@ -145,7 +145,7 @@ def test_killed_anywhere_and_resumed(whole, tmp_path, monkeypatch, kill):
     assert not list((folder / "training").glob("*.pt"))
 
 
-def test_another_question_is_refused(whole, tmp_path):
+def test_another_request_is_refused(whole, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     before = content(folder)
@@ -171,7 +171,7 @@ def test_another_question_is_refused(whole, tmp_path):
     assert len(grown["energy"]) == len(before["energy"]) * 11 // 9
 
 
-def test_a_longer_total_is_kept_and_frames_may_go(whole, tmp_path, monkeypatch):
+def test_a_longer_total_is_kept_and_frames_may_be_missing(whole, tmp_path, monkeypatch):
     frames, folder = tmp_path / "md", tmp_path / "run"
     shutil.copytree(whole / "md", frames)
     short = replace(SETTINGS, n_rounds=0)
@@ -179,7 +179,7 @@ def test_a_longer_total_is_kept_and_frames_may_go(whole, tmp_path, monkeypatch):
         nth(RunWriter, "write", 4)(patch)
         with pytest.raises(Killed):
             run(folder, short, frames=FrameSource(frames), options=OPTIONS)
-    frames.rename(tmp_path / "elsewhere")  # production has begun: nothing reads them
+    frames.rename(tmp_path / "elsewhere")  # production has started: nothing reads them
     longer = replace(short, sampling=replace(short.sampling, n_iterations=12))
     with monkeypatch.context() as patch:
         nth(RunWriter, "write", 2)(patch)

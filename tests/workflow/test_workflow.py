@@ -1,4 +1,4 @@
-"""The hybrid driver from end to end, its stages one by one, interruption and continuation."""
+"""A run from end to end, its stages one by one, interruption and continuation."""
 
 import csv
 import json
@@ -57,8 +57,8 @@ RESUME = replace(QUIET, resume=True)
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
-    """Pictures take seconds, and are looked at elsewhere."""
+def no_plots(monkeypatch):
+    """Plots take seconds, and are tested elsewhere."""
     monkeypatch.setattr(tsf.Run, "plot", lambda self, path, reference=None: None)
     monkeypatch.setattr(analyze_module, "plot_diagnostics", lambda run, path: None)
     monkeypatch.setattr(analyze_module, "write_thermodynamics", lambda run, folder, reference: {})
@@ -88,11 +88,11 @@ def test_run_writes_everything(finished):
     assert len(frames) == 96
 
 
-def test_run_accounts_for_every_evaluation(finished):
+def test_run_counts_every_evaluation(finished):
     summary, _ = finished
     assert summary["energy_evaluations"]["md"] == 10_020_000  # of the shipped frames
     production = summary["production"]["energy_evaluations"]
-    # Rounds and tuning are in the account, beside production: 15 + 3 + 3 against 12 iterations.
+    # Rounds and tuning are counted, beside production: 15 + 3 + 3 against 12 iterations.
     assert summary["energy_evaluations"]["sampling"] > 2 * production
     # Two trainings; each draws 8 at two temperatures three times, and makes KL draws.
     assert summary["energy_evaluations"]["training"] > 2 * 3 * 16
@@ -119,7 +119,7 @@ def test_run_records_every_choice(finished):
     assert any(key.startswith("nll 500K") and row[key] for row in rows for key in row)
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_the_quick_preset_scaled_down(tmp_path):
     quick = preset("quick")
     short = {"validate_interval": 4, "n_validation_draws": 8, "warmup_steps": 2}
@@ -137,7 +137,7 @@ def test_the_quick_preset_scaled_down(tmp_path):
     assert summary["n_samples_per_rung"] == 6
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_same_seed_same_run(finished, tmp_path):
     summary, _ = finished
     again = run(tmp_path / "again", TINY, options=replace(QUIET, seed=5))
@@ -151,8 +151,8 @@ def test_a_used_directory_is_refused(finished):
         run(folder, TINY, options=QUIET)
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_run_from_own_md_and_from_a_trajectory(molecule, tmp_path):
+@pytest.mark.usefixtures("no_plots")
+def test_run_from_md_and_from_a_trajectory(molecule, tmp_path):
     short = replace(TINY, stride=1, n_rounds=0)
     summary = run(tmp_path / "a", short, frames=FrameSource(simulate=True), options=QUIET)
     assert 310 < summary["energy_evaluations"]["md"] < 5000
@@ -225,7 +225,7 @@ def test_training_resumes_exactly(trained, tmp_path, monkeypatch):
         np.testing.assert_array_equal(again.state_dict()[name], value)
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_sample_alone_and_resumed(trained, tmp_path):
     _, folder, dataset = trained
     settings = replace(TINY.sampling, n_iterations=4)
@@ -258,7 +258,7 @@ def test_sample_alone_and_resumed(trained, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_interrupted_production_is_written_and_analysed(trained, tmp_path, monkeypatch):
     _, folder, _ = trained
     advance = ParallelTempering._advance
@@ -278,7 +278,7 @@ def test_interrupted_production_is_written_and_analysed(trained, tmp_path, monke
     assert resumed["n_iterations"] == TINY.sampling.n_iterations
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_a_damaged_run_names_its_file(trained, tmp_path):
     _, folder, _ = trained
     run, settings = tmp_path / "run", replace(TINY.sampling, n_iterations=1, n_tuning=0)
@@ -297,7 +297,7 @@ def test_a_damaged_run_names_its_file(trained, tmp_path):
     assert sample(folder, run, more, options=RESUME)["n_iterations"] == 2
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_a_folder_without_config_knows_its_molecule(trained, tmp_path):
     _, folder, _ = trained
     for name in ("flow.pt", "system.xml", "topology.pdb"):
@@ -336,19 +336,19 @@ def test_analyze_alone(finished, tmp_path):
         analyze(tmp_path / "no")
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_another_system_has_no_reference(tmp_path):
     vacuum = AlanineDipeptideVacuum(constraints=None)
     molecule = tsf.MolecularSystem(vacuum.system, vacuum.topology, vacuum.positions)
     assert not has_reference(molecule.fingerprint)
-    # Frames are not shipped for it: it runs its own MD without being told to.
+    # No frames are shipped for it: MD is run.
     short = replace(TINY, stride=1, n_rounds=0)
     summary = run(tmp_path / "run", short, molecule=molecule, options=QUIET)
     assert "comparison" not in summary
     assert len(load_trajectory(tmp_path / "run" / "md", molecule)) == 150
 
 
-def test_settings_at_the_door():
+def test_invalid_settings_are_refused():
     assert preset("quick").sampling.n_walkers < preset("default").sampling.n_walkers
     with pytest.raises(ValueError, match="preset: expected one of quick, default"):
         preset("best")
