@@ -30,6 +30,7 @@ def numbers(n, iteration=0, seed=0):
         "accepted_flow_walk": np.array([1, 2]),
         "proposed_flow_walk": np.array([5, 5]),
         "rejected_non_finite": np.array(1),
+        "outside_domain": np.array(0),
         "mirror_images": np.array(0),
         "n_evaluations": np.array(10),
         "wall_seconds": np.array(0.5),
