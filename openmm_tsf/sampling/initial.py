@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.sampling import energies as evaluate
+from openmm_tsf.sampling import energies
 from openmm_tsf.sampling.kernels.dynamics import mass_per_coordinate
 from openmm_tsf.sampling.kernels.flow import SteerableMap
 from openmm_tsf.sampling.kernels.langevin_openmm import DynamicsPotential
@@ -41,7 +41,7 @@ def starting_state(
         raise ValueError(f"x: expected shape {shape}, got {tuple(x.shape)}")
     flat = x.flatten(0, 1)
     with torch.no_grad():
-        energy = evaluate.energy(potential, flat)
+        energy = energies.energy(potential, flat)
         momenta = torch.zeros(len(flat), flow.n_momenta, dtype=flow.dtype)
         _, log_det = flow.inverse_and_log_det(flat.to(flow.dtype), momenta)
         log_det = log_det.masked_fill(flow.is_mirror_image(flat.to(flow.dtype)), -torch.inf)
@@ -109,7 +109,7 @@ def restored_state(content: Any, n_walkers: int, n_rungs: int, potential: Potent
         raise ValueError("checkpoint: expected each replica once in every walker")
     state = WalkerState.from_state_dict(content)
     with torch.no_grad():
-        energy = evaluate.energy(potential, state.x.flatten(0, 1)).reshape(pair)
+        energy = energies.energy(potential, state.x.flatten(0, 1)).reshape(pair)
     # A platform of single precision may continue the run of another one.
     wrong = ~((energy - state.energy).abs() <= 0.1 + 1e-4 * state.energy.abs())
     if bool(wrong.any()):

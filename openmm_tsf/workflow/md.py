@@ -73,9 +73,9 @@ def run_md(
     with open_output_directory(output, resume=options.resume) as lock:
         earlier = read_stage_config(lock.directory, "md") if options.resume else None
         recorded = {} if earlier is None else earlier["choices"]
-        if settings is None:
+        if settings is None and recorded:
             path = str(lock.directory / CONFIG)
-            settings = from_plain_data(MDSettings, recorded["settings"], path) if earlier else None
+            settings = from_plain_data(MDSettings, recorded["settings"], path)
         settings = settings or MDSettings()
         if options.seed is not None:
             settings = replace(settings, seed=options.seed)

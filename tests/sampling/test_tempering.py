@@ -389,7 +389,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(make, tmp_path, reference):
     sampler.run(2, output=path, progress=False)
     # As if the process had died between the second segment and its checkpoint, in mid-frame.
     shutil.copy(tmp_path / "saved.pt", path / "checkpoint.pt")
-    (path / "segments" / "segment_000002.tmp").write_bytes(b"half")
+    (path / "segments" / "segment_000002.npz").write_bytes(b"half")
     with open(path / "T420.00K.dcd", "ab") as file:
         file.write(b"half a frame")
     resumed(make, path).run(5, output=path, progress=False)

@@ -25,6 +25,7 @@ from openmm_tsf.training.validation import Validator
 from openmm_tsf.workflow.frames import FrameSource, load_trajectory
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.presets import preset
+from openmm_tsf.workflow.record import new_config
 from openmm_tsf.workflow.run import run
 from openmm_tsf.workflow.sample import find_flow, sample
 from openmm_tsf.workflow.settings import (
@@ -325,6 +326,18 @@ def test_failed_starts_leave_nothing(trained, tmp_path, capsys):
     with pytest.raises(ValueError, match="temperature: expected none without a trajectory"):
         FrameSource(temperature=500.0)
     assert not output.exists()
+
+
+def test_directories_without_samples_are_refused(trained, tmp_path):
+    _, folder, _ = trained
+    with pytest.raises(ValueError, match="expected a directory with samples, got one of train"):
+        tsf.load_run(folder)
+    config = new_config("run", alanine_dipeptide(), settings=TINY, seed=1)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FileNotFoundError, match="no samples, the run has not started sampling"):
+        tsf.load_run(tmp_path)
+    with pytest.raises(ValueError, match=r"expected a directory of the sample stage, .* 'run'"):
+        sample(folder, tmp_path, TINY.sampling, options=RESUME)
 
 
 def test_analyze_alone(finished, tmp_path):
