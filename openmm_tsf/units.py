@@ -1,4 +1,4 @@
-"""Units: the only place that converts between ``openmm.unit`` and the internal ones.
+"""Conversion of ``openmm.unit`` quantities to the internal units.
 
 Internal units: nm, kJ/mol, ps, K, amu, radians.
 """
@@ -13,8 +13,8 @@ import openmm.unit as unit
 #: Boltzmann constant (molar gas constant) in kJ/(mol K).
 KB = float(unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin))
 
-#: Beyond these, 1/kT and names of files with temperatures in them make no sense.
-_COLDEST, _HOTTEST = 1e-6, 1e9
+#: Accepted temperatures in K: beyond them 1/kT overflows or names of files become useless.
+_MIN_KELVIN, _MAX_KELVIN = 1e-6, 1e9
 
 KELVIN = unit.kelvin
 PICOSECOND = unit.picosecond
@@ -22,12 +22,12 @@ NANOMETER = unit.nanometer
 
 
 def in_unit(value: Any, target: unit.Unit, name: str) -> Any:
-    """Strip an ``openmm.unit.Quantity`` to a number in `target`; pass plain numbers through.
+    """Return the number of a Quantity in the unit `target`; numbers are returned unchanged.
 
     Parameters
     ----------
     value
-        A Quantity, or anything already in internal units.
+        A Quantity, or a number in internal units.
     target
         The internal unit.
     name
@@ -36,7 +36,7 @@ def in_unit(value: Any, target: unit.Unit, name: str) -> Any:
     Raises
     ------
     TypeError
-        If the Quantity has another dimension.
+        If `value` is a Quantity of another dimension.
     """
     if not unit.is_quantity(value):
         return value
@@ -46,45 +46,45 @@ def in_unit(value: Any, target: unit.Unit, name: str) -> Any:
 
 
 def as_temperature(value: Any, name: str = "temperature") -> float:
-    """A single temperature in K.
+    """Return one temperature in K.
 
     Raises
     ------
     TypeError
-        If `value` is no number or Quantity of temperature.
+        If `value` is not a number or a Quantity of temperature.
     ValueError
-        If it is not finite and positive, or beyond any sense.
+        If it is not in 1e-6 to 1e9 K.
     """
-    plain = in_unit(value, KELVIN, name)
-    if isinstance(plain, (str, bytes, bool)) or np.ndim(plain) != 0:
+    number = in_unit(value, KELVIN, name)
+    if isinstance(number, (str, bytes, bool)) or np.ndim(number) != 0:
         raise TypeError(f"{name}: expected a number in kelvin, got {value!r}")
     try:
-        kelvin = float(plain)
+        kelvin = float(number)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name}: expected a number in kelvin, got {value!r}") from error
     if not (np.isfinite(kelvin) and kelvin > 0):
         raise ValueError(f"{name}: expected a positive temperature in kelvin, got {value!r}")
-    if not _COLDEST <= kelvin <= _HOTTEST:
+    if not _MIN_KELVIN <= kelvin <= _MAX_KELVIN:
         raise ValueError(
-            f"{name}: expected a temperature of {_COLDEST:g} to {_HOTTEST:g} K, got {value!r}"
+            f"{name}: expected a temperature of {_MIN_KELVIN:g} to {_MAX_KELVIN:g} K, got {value!r}"
         )
     return kelvin
 
 
 def as_temperatures(values: Any, name: str = "temperatures") -> tuple[float, ...]:
-    """A ladder of temperatures in K, ascending and without duplicates (one rung is allowed).
+    """Return a ladder of temperatures in K, ascending and without duplicates; one is enough.
 
     Raises
     ------
     TypeError
-        If `values` is no sequence of temperatures.
+        If `values` is not a sequence of temperatures.
     ValueError
         If it is empty, unsorted, or has duplicates.
     """
-    plain = in_unit(values, KELVIN, name)
-    if isinstance(plain, (str, bytes)) or not isinstance(plain, Iterable):
+    numbers = in_unit(values, KELVIN, name)
+    if isinstance(numbers, (str, bytes)) or not isinstance(numbers, Iterable):
         raise TypeError(f"{name}: expected a sequence of temperatures in kelvin, got {values!r}")
-    ladder = tuple(as_temperature(value, name) for value in plain)
+    ladder = tuple(as_temperature(value, name) for value in numbers)
     if not ladder:
         raise ValueError(f"{name}: expected at least one temperature, got none")
     if any(high <= low for low, high in pairwise(ladder)):

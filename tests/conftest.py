@@ -1,4 +1,4 @@
-"""What every test shares: no display, one thread, slow and GPU tests only when asked for."""
+"""Settings and fixtures of all tests: no display, one thread."""
 
 import os
 import signal
@@ -11,8 +11,8 @@ import torch
 
 
 def pytest_configure() -> None:
-    torch.set_num_threads(1)  # the tests' tensors are small: threads only cost
-    # A shell ignores Ctrl-C for what it runs in the background; the tests of interrupts need it.
+    torch.set_num_threads(1)  # the tensors of the tests are small: more threads are slower
+    # A shell makes its background processes ignore Ctrl-C; the tests of interrupts need it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -26,7 +26,7 @@ def molecule():
 
 @pytest.fixture(scope="session")
 def good(tmp_path_factory):
-    """Tiny directories of every stage: ``run``, ``killed``, ``train``, ``sample``, ``md``."""
+    """A folder with a tiny directory of every stage; see `tests.robustness.corpus.build`."""
     from tests.robustness import corpus
 
     return corpus.build(tmp_path_factory.mktemp("good") / "good")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+DATA_SUFFIXES = {".pdb", ".dcd", ".npz"}
 DATA_FILES = {"ala2.pdb", "ala2_600K.dcd", "ala2_reference.npz"}
 
 LOAD = """
@@ -48,12 +49,12 @@ def test_wheel_installed_elsewhere_loads_the_shipped_data(tmp_path):
     source, target = tmp_path / "source", tmp_path / "site"
     source.mkdir()
     for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "openmm_tsf", "data"):
-        (source / name).symlink_to(ROOT / name)  # the build writes beside it, not into the clone
+        (source / name).symlink_to(ROOT / name)  # the build writes into tmp_path
     pip = (sys.executable, "-m", "pip")
     run(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source, cwd=tmp_path)
     (wheel,) = tmp_path.glob("openmm_tsf-*.whl")
     run(*pip, "install", "--no-deps", "--no-index", "--target", target, wheel, cwd=tmp_path)
-    # -P and the target first: neither the working directory nor the clone may help.
+    # -P and the target first: nothing is imported from the working directory or the repository.
     out = run(sys.executable, "-P", "-c", LOAD, cwd=tmp_path, PYTHONPATH=str(target))
     assert f"package from {target}" in out
     assert f"data from {target}" in out
@@ -67,7 +68,7 @@ def test_wheel_installed_elsewhere_loads_the_shipped_data(tmp_path):
 
 
 def test_every_requirement_has_a_tested_version():
-    def normal(name):
+    def normalized(name):
         return re.sub(r"[-_.]+", "-", name).lower()
 
     pins = {}
@@ -75,20 +76,19 @@ def test_every_requirement_has_a_tested_version():
         if not line.startswith("#"):
             assert re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9.]+", line), line
             name, version = line.split("==")
-            pins[normal(name)] = version
+            pins[normalized(name)] = version
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = [*project["dependencies"], *project["optional-dependencies"]["test"]]
-    needed = {normal(re.match(r"[A-Za-z0-9_.-]+", text).group()) for text in requirements}
+    needed = {normalized(re.match(r"[A-Za-z0-9_.-]+", text).group()) for text in requirements}
     assert needed <= set(pins)
 
 
 def test_every_data_file_and_array_is_described():
     text = (ROOT / "data" / "README.md").read_text()
-    found = {item.name for pattern in ("*.pdb", "*.dcd", "*.npz") for item in
-             (ROOT / "data").glob(pattern)}  # fmt: skip
-    assert found == DATA_FILES
+    files = {path.name for path in (ROOT / "data").iterdir() if path.suffix in DATA_SUFFIXES}
+    assert files == DATA_FILES
     with np.load(ROOT / "data" / "ala2_reference.npz") as data:
-        names = found | set(data.files)
+        names = files | set(data.files)
     assert [name for name in sorted(names) if f"`{name}`" not in text] == []
 
 

@@ -1,4 +1,4 @@
-"""Quantities at the door."""
+"""Conversion of quantities to internal units, and checks of temperatures."""
 
 import numpy as np
 import openmm.unit as unit
@@ -11,7 +11,7 @@ def test_boltzmann_constant():
     assert abs(units.KB / 8.31446261815324e-3 - 1) < 1e-8  # CODATA 2018
 
 
-def test_plain_numbers_pass_through_and_quantities_are_converted():
+def test_numbers_are_unchanged_and_quantities_converted():
     assert units.in_unit(1.5, units.NANOMETER, "r") == 1.5
     assert units.in_unit(1.5 * unit.angstrom, units.NANOMETER, "r") == pytest.approx(0.15)
     positions = np.ones((2, 3)) * unit.angstrom
@@ -43,7 +43,7 @@ def test_temperature(value):
         (float("inf"), ValueError),
     ],
 )
-def test_what_is_no_temperature(value, error):
+def test_invalid_temperatures(value, error):
     with pytest.raises(error, match="T_md: expected"):
         units.as_temperature(value, "T_md")
 
@@ -66,6 +66,6 @@ def test_ladders():
         (["300"], TypeError),
     ],
 )
-def test_what_is_no_ladder(values, error):
+def test_invalid_ladders(values, error):
     with pytest.raises(error, match="temperatures: expected"):
         units.as_temperatures(values)

@@ -31,7 +31,7 @@ from openmm_tsf.analysis.statistics import (
 )
 from openmm_tsf.flows.draws import draw_weighted
 from openmm_tsf.flows.weights import log_weight
-from openmm_tsf.io.serialization import changed
+from openmm_tsf.io.serialization import replace_given
 from openmm_tsf.training.losses import (
     marginal_nll_bound,
     negative_log_likelihood,
@@ -81,7 +81,7 @@ def train_realnvp(molecule, potential, n_parameters, seed):
             break
         width += 8
     flow = tsf.RealNVPFlow.from_dataset(dataset, hidden=(width, width), seed=seed)
-    fit = changed(settings.fit, temperatures=settings.sampling.temperatures)
+    fit = replace_given(settings.fit, temperatures=settings.sampling.temperatures)
     result = tsf.fit(flow, dataset, potential, settings=fit, seed=seed)
     return flow, result
 

@@ -33,8 +33,9 @@ from openmm_tsf.sampling.kernels import InternalWalk, PlainSwap, Scheduled, Torc
 from openmm_tsf.training.basins import basin_labels
 from openmm_tsf.utils.random import Seeds
 from openmm_tsf.workflow import run as workflow
-from openmm_tsf.workflow.frames import load_trajectory
+from openmm_tsf.workflow.frames import FrameSource, load_trajectory
 from openmm_tsf.workflow.md import run_md
+from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.presets import preset
 from openmm_tsf.workflow.settings import MDSettings
 
@@ -53,8 +54,9 @@ PUBLISHED = {
 
 
 def dynamics(molecule, directory, settings):
-    """Run MD into a directory, or continue the run there."""
-    if run_md(molecule, directory, settings, resume=directory.exists()).interrupted:
+    """MD into a directory; continued if it is there."""
+    options = RunOptions(resume=directory.exists())
+    if run_md(molecule, directory, settings, options=options).interrupted:
         raise KeyboardInterrupt
 
 
@@ -103,10 +105,8 @@ def run(args):
         args.directory,
         settings,
         molecule=molecule,
-        trajectory=frames,
-        seed=args.seed,
-        resume=args.directory.exists(),
-        progress=not args.quiet,
+        frames=FrameSource(frames),
+        options=RunOptions(seed=args.seed, resume=args.directory.exists(), progress=not args.quiet),
     )
 
 

@@ -20,11 +20,12 @@ from scipy.stats import chi2
 from openmm_tsf.analysis import load_reference, load_run
 from openmm_tsf.analysis.summary import json_ready
 from openmm_tsf.flows.load import load_flow
-from openmm_tsf.io.serialization import plain as plain_settings
+from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.sampling.provenance import hash_of
 from openmm_tsf.systems.files import holds_molecule, read_molecule
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.units import KB
+from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.sample import sample
 from openmm_tsf.workflow.settings import SamplingSettings
 
@@ -53,7 +54,7 @@ def check_same(run, settings, seed, digest):
     choices = run.config["choices"]
     made_with = dict(choices.get("settings", {}), seed=run.config["seed"])
     made_with["flow (sha256)"] = choices.get("flow", {}).get("sha256")
-    expected = plain_settings(settings) | {"seed": seed, "flow (sha256)": digest}
+    expected = to_plain_data(settings) | {"seed": seed, "flow (sha256)": digest}
     different = [
         f"{name}: expected {value!r}, got {made_with.get(name)!r}"
         for name, value in expected.items()
@@ -77,7 +78,8 @@ def one_run(flow, folder, settings, seed, digest, progress):
         check_same(existing, settings, seed, digest)
         if existing.n_iterations == settings.n_iterations:
             return existing.summary()
-    return sample(flow, folder, settings, seed=seed, resume=True, progress=progress)
+    options = RunOptions(seed=seed, resume=True, progress=progress)
+    return sample(flow, folder, settings, options=options)
 
 
 def spread(values, errors, reference):

@@ -20,7 +20,7 @@ from tqdm import trange
 import openmm_tsf as tsf
 from openmm_tsf.analysis.reference import load_reference
 from openmm_tsf.io.files import write_json
-from openmm_tsf.sampling.initial import starting_state
+from openmm_tsf.sampling.initial import starting_state, with_velocities
 from openmm_tsf.sampling.kernels import InternalWalk, TorchLangevin
 
 KELVIN, FRICTION, LEG_PS = 300.0, 1.0, 0.1
@@ -56,7 +56,8 @@ def mean_energy(x, side, molecule, potential, layers, args):
     generator = torch.Generator().manual_seed(args.seed + 1)
     mass = torch.tensor(masses, dtype=torch.float64)
     start = x[:, None]
-    state = starting_state(start, None, len(x), (KELVIN,), layers, potential, mass, generator)
+    state = starting_state(start, None, len(x), (KELVIN,), layers, potential)
+    state = with_velocities(state, (KELVIN,), potential, mass, generator)
     total, accepted, proposed = torch.zeros(len(x), dtype=torch.float64), 0.0, 0.0
     for leg in trange(args.relax + args.legs, desc=side, disable=args.quiet):
         state, info = kernel(state, generator)

@@ -61,10 +61,7 @@ def quality(flow, potential, molecule, n_draws, generator):
     """Acceptance, ESS and population of a flow as a proposal."""
     x = torch.stack([reference_frames(kelvin) for kelvin in LADDER], dim=1)
     x = x[~(flow.is_mirror_image(x[:, 0]) | flow.is_mirror_image(x[:, 1]))]
-    masses = torch.tensor(molecule.masses, dtype=torch.float64)
-    state = starting_state(
-        x, torch.zeros_like(x), len(x), LADDER, flow, potential, masses, generator
-    )
+    state = starting_state(x, torch.zeros_like(x), len(x), LADDER, flow, potential)
 
     def acceptance(kernel):
         info = kernel(state, generator)[1]

@@ -12,7 +12,7 @@ from openmm_tsf.analysis.plots.thermodynamics import plot_thermodynamics
 from openmm_tsf.analysis.reference import Reference, has_reference, load_reference
 from openmm_tsf.analysis.summary import json_ready, write_summary
 from openmm_tsf.analysis.thermodynamics import Profile
-from openmm_tsf.io.files import PathLike, remove_stale_temporaries, write_json, written_together
+from openmm_tsf.io.files import PathLike, remove_stale_temporaries, replace_together, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def analyze(path: PathLike) -> dict[str, Any]:
     if reference is None and has_reference(run.config.get("choices", {}).get("molecule")):
         reference = load_reference()
     remove_stale_temporaries(run.path)
-    with written_together(run.path) as folder:
+    with replace_together(run.path) as folder:
         summary = write_summary(run, folder / "summary.json", reference)
         try:
             run.backbone()

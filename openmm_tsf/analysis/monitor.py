@@ -24,7 +24,7 @@ from openmm_tsf.analysis.frame_checks import (
     tetrahedral_centres,
 )
 from openmm_tsf.analysis.reference import Reference
-from openmm_tsf.io.run_config import rung_file
+from openmm_tsf.io.run_config import trajectory_name
 
 #: A branch cut leaks above this density (of the maximum) and with this many frames next to it.
 LEAK_DENSITY, MIN_FRAMES_AT_CUT = 1e-3, 20
@@ -102,7 +102,7 @@ def _check_frames(run: RunEstimates, max_frames: int, result: dict[str, Any]) ->
     for temperature in map(float, run.temperatures):
         key = f"{temperature:.2f}"
         result["frames_checked"][key] = 0
-        if not (run.path / rung_file(temperature)).exists():
+        if not (run.path / trajectory_name(temperature)).exists():
             continue  # removed to save space: ``frames_checked`` says so
         frames = _thin(run, temperature, max_frames)
         if frames.n_frames == 0:

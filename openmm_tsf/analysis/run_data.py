@@ -10,17 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_tsf.analysis.ramachandran import backbone_names
-from openmm_tsf.io.dcd import dcd_layout, read_dcd
-from openmm_tsf.io.files import read_json, regular_file
-from openmm_tsf.io.run_config import check_run_config, rung_file
+from openmm_tsf.io.dcd import read_dcd, read_dcd_layout
+from openmm_tsf.io.files import check_regular_file
+from openmm_tsf.io.run_config import read_run_config, trajectory_name
 from openmm_tsf.io.segments import Segments
 from openmm_tsf.units import as_temperature
 from openmm_tsf.utils.validation import check_int
 
 Array = npt.NDArray[np.float64]
 
-_FORMAT = 1
-#: Two temperatures that differ by no more than this are the same rung.
+#: Two temperatures that differ by less are one.
 TOLERANCE_K = 0.01
 
 
@@ -35,7 +34,7 @@ class RunData:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.config = _read_config(self.path)
+        self.config = read_run_config(self.path)
         self.temperatures: Array = np.asarray(self.config["temperatures_K"], dtype=np.float64)
         self.n_walkers = int(self.config["n_walkers"])
         self.boltzmann_constant = float(self.config["boltzmann_constant"])
@@ -107,13 +106,13 @@ class RunData:
         path = self.path / name
         if not (path.exists() or path.is_symlink()):
             raise FileNotFoundError(f"{path} is missing")
-        return regular_file(path, what)
+        return check_regular_file(path, what)
 
     def _dcd(self, rung: int) -> Path:
-        return self._file(rung_file(self.temperatures[rung]), "DCD file")
+        return self._file(trajectory_name(self.temperatures[rung]), "DCD file")
 
     def _n_iterations_with_frames(self, rung: int) -> int:
-        n_frames = dcd_layout(self._dcd(rung), self.topology.n_atoms).n_frames
+        n_frames = read_dcd_layout(self._dcd(rung), self.topology.n_atoms).n_frames
         return min(self.n_iterations, n_frames // self.n_walkers)
 
     def trajectory(
@@ -230,19 +229,3 @@ class RunData:
         """
         phi, psi = self.backbone(residue)
         return self.dihedral(phi, temperature).ravel(), self.dihedral(psi, temperature).ravel()
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / "config.json"
-    if not directory.is_dir():
-        raise FileNotFoundError(f"{directory}: no such run directory")
-    if not (path.exists() or path.is_symlink()):
-        raise FileNotFoundError(f"{path} is missing: not a run directory")
-    config = read_json(path)
-    if config.get("format") != _FORMAT:
-        raise ValueError(f"{path}: expected format {_FORMAT}, got {config.get('format')!r}")
-    for key in ("temperatures_K", "n_walkers", "seed", "dihedrals", "boltzmann_constant"):
-        if key not in config:
-            raise ValueError(f"{path}: has no {key!r}")
-    check_run_config(config, path)
-    return config

@@ -4,11 +4,9 @@ import argparse
 from importlib.metadata import version
 from typing import Any
 
-SEED = 1
-
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``openmm-tsf``."""
+    """Return the parser of ``openmm-tsf``."""
     parser = argparse.ArgumentParser(
         prog="openmm-tsf",
         description="Boltzmann ensembles of a molecule at several temperatures, sampled by replica "
@@ -21,34 +19,33 @@ def build_parser() -> argparse.ArgumentParser:
     train = _command(commands, "train", "train a flow on frames of one temperature")
     sample = _command(commands, "sample", "replica exchange with a trained flow")
     analyze = _command(commands, "analyze", "tables and plots of a run directory")
-    doctor = _command(commands, "doctor", "self-test, and what a bug report needs")
+    doctor = _command(commands, "doctor", "self-test, and the facts for a bug report")
 
     for command in (everything, md, train, sample):
         command.add_argument("--output", required=True, metavar="DIR", help="new or empty folder")
         _molecule_arguments(command)
-        command.add_argument("--seed", type=int, help=f"seed of everything (default: {SEED})")
+        command.add_argument("--seed", type=int, help="seed of everything (default: 1)")
         command.add_argument(
             "--platform",
-            help="OpenMM platform (default: energies of long runs by torch, where it covers the "
+            help="OpenMM platform (default: torch for energies of long runs, if it covers the "
             "System; otherwise, and for MD, the fastest platform, measured)",
         )
         command.add_argument(
             "--threads",
             type=int,
-            help="threads of torch, and of OpenMM's CPU platform (default: 1, but where a "
-            "flow is trained by path gradients, as the presets default and thorough do, 2: "
-            "networks of this size are slower on more, and MD on more is not the same bit by bit)",
+            help="threads of torch, and of OpenMM's CPU platform (default: 1; 2 for torch where a "
+            "flow is trained by path gradients, as in the presets default and thorough; more are "
+            "slower for networks of this size, and make MD differ in its last bits)",
         )
         command.add_argument(
             "--resume",
             action="store_true",
-            help="continue what is in the output folder, the same as if it had not stopped; begin "
-            "if there is nothing yet",
+            help="continue what is in the output folder, as if it had not stopped; start if it is "
+            "empty or new",
         )
         command.add_argument(
             "--checkpoint-seconds",
             type=float,
-            default=30.0,
             metavar="S",
             help="time between checkpoints (default: 30)",
         )
@@ -58,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         _sampling_arguments(command)
 
     everything.add_argument(
-        "--md", action="store_true", help="run MD also where frames are shipped"
+        "--md", action="store_true", help="run MD even where frames are shipped"
     )
     everything.add_argument(
         "--rounds", type=int, help="rounds of sampling and retraining before the flow is frozen"
@@ -78,15 +75,17 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument(
         "--flow",
         metavar="PATH",
-        help="flow.pt, or the folder of train or run (with --resume: by default the run's own)",
+        help="flow.pt, or the folder of train or run (default with --resume: that of the run)",
     )
     sample.add_argument(
-        "--trajectory", metavar="PATH", help="start from these frames (default: from the flow)"
+        "--trajectory",
+        metavar="PATH",
+        help="frames to start from (default: draws of the flow)",
     )
     sample.add_argument("--temperature", type=float, help="temperature of --trajectory in K")
-    analyze.add_argument("output", metavar="DIR", help="run directory, finished or still growing")
+    analyze.add_argument("output", metavar="DIR", help="run directory, complete or not")
     doctor.add_argument(
-        "directory", nargs="?", metavar="DIR", help="what a stage wrote, to look at"
+        "directory", nargs="?", metavar="DIR", help="directory of a stage to examine"
     )
     doctor.add_argument("--json", action="store_true", help="print a JSON object")
     return parser
@@ -109,8 +108,8 @@ def _molecule_arguments(command: argparse.ArgumentParser) -> None:
         "--forcefield",
         nargs="+",
         metavar="XML",
-        help="OpenMM force field files, instead. They can hold Python scripts, which OpenMM runs: "
-        "use only files that you trust",
+        help="OpenMM force field files, instead of --system. They may contain Python scripts, "
+        "which OpenMM runs: use only files that you trust",
     )
 
 
@@ -124,11 +123,15 @@ def _training_arguments(command: argparse.ArgumentParser) -> None:
         "--trajectory", metavar="PATH", help="frames: a file that mdtraj reads, or a folder of md"
     )
     command.add_argument("--temperature", type=float, help="temperature of --trajectory in K")
-    command.add_argument("--stride", type=int, help="use every so many-th frame")
+    command.add_argument("--stride", type=int, help="distance of the frames that are used")
     command.add_argument("--steps", type=int, help="steps of the first training")
     if command.prog.endswith("train"):
         command.add_argument(
-            "--temperatures", type=float, nargs="+", metavar="K", help="where the flow will be used"
+            "--temperatures",
+            type=float,
+            nargs="+",
+            metavar="K",
+            help="where the flow is used",
         )
 
 

@@ -1,59 +1,48 @@
-"""What each command of the command line does with its arguments."""
+"""The commands of the command line."""
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
-from openmm_tsf.cli.arguments import SEED
 from openmm_tsf.utils.terminal import say
 
 
 def _run(args: argparse.Namespace) -> None:
-    from openmm_tsf.io.serialization import changed
-    from openmm_tsf.workflow import run as workflow
+    from openmm_tsf.io.serialization import replace_given
+    from openmm_tsf.workflow.frames import FrameSource
     from openmm_tsf.workflow.presets import preset
+    from openmm_tsf.workflow.run import run
     from openmm_tsf.workflow.settings import RunSettings
 
     molecule = _molecule(args)
     _check_run_options(args, molecule)
     settings = _settings(args, RunSettings, lambda: preset(args.preset or "default"))
-    settings = changed(
+    settings = replace_given(
         settings,
         stride=args.stride,
         n_rounds=args.rounds,
-        md=changed(settings.md, n_frames=args.frames),
-        fit=changed(settings.fit, n_steps=args.steps),
+        md=replace_given(settings.md, n_frames=args.frames),
+        fit=replace_given(settings.fit, n_steps=args.steps),
         sampling=_sampling_settings(args, settings.sampling),
     )
-    summary = workflow.run(
+    summary = run(
         args.output,
         settings,
         molecule=molecule,
-        trajectory=args.trajectory,
-        temperature=args.temperature,
-        own_md=args.md,
-        seed=args.seed,
-        platform=args.platform,
-        threads=args.threads,
-        resume=args.resume,
-        checkpoint_seconds=args.checkpoint_seconds,
-        progress=not args.quiet,
+        frames=FrameSource(args.trajectory, args.temperature, simulate=args.md),
+        options=_options(args),
     )
     _show(summary, args.output)
 
 
 def _md(args: argparse.Namespace) -> None:
-    from openmm_tsf.io.serialization import changed
+    from openmm_tsf.io.serialization import replace_given
     from openmm_tsf.systems.library import alanine_dipeptide
-    from openmm_tsf.workflow import run as workflow
-    from openmm_tsf.workflow.md import recorded_settings
+    from openmm_tsf.workflow.md import run_md
     from openmm_tsf.workflow.settings import MDSettings
 
-    before = recorded_settings(args.output) if args.resume else None
-    settings = changed(
-        MDSettings(seed=SEED) if before is None else before,
-        seed=args.seed,
+    settings = replace_given(
+        _settings(args, MDSettings, MDSettings),
         temperature=args.temperature,
         n_frames=args.frames,
         steps_per_frame=args.steps_per_frame,
@@ -61,70 +50,57 @@ def _md(args: argparse.Namespace) -> None:
         timestep=args.timestep,
         friction=args.friction,
     )
-    result = workflow.run_md(
-        _molecule(args) or alanine_dipeptide(),
-        args.output,
-        settings,
-        platform=args.platform,
-        threads=args.threads,
-        resume=args.resume,
-        checkpoint_seconds=args.checkpoint_seconds,
-        progress=not args.quiet,
-    )
+    molecule = _molecule(args) or alanine_dipeptide()
+    result = run_md(molecule, args.output, settings, options=_options(args))
     say(f"{result.n_frames} frames in {result.trajectory}")
     if result.interrupted:
         raise KeyboardInterrupt
 
 
 def _train(args: argparse.Namespace) -> None:
-    from openmm_tsf.io.serialization import changed
-    from openmm_tsf.systems.dataset import MDDataset
+    from openmm_tsf.io.serialization import from_plain_data, replace_given
     from openmm_tsf.systems.library import alanine_dipeptide
     from openmm_tsf.training import FitSettings
-    from openmm_tsf.workflow import run as workflow
-    from openmm_tsf.workflow.frames import load_trajectory
+    from openmm_tsf.workflow.frames import FrameSource
     from openmm_tsf.workflow.presets import preset
-    from openmm_tsf.workflow.record import recorded_source
+    from openmm_tsf.workflow.record import recorded_choices
     from openmm_tsf.workflow.settings import FlowSettings
+    from openmm_tsf.workflow.train import train
 
     _check_temperature(args)
     settings, molecule = preset(args.preset or "default"), _molecule(args) or alanine_dipeptide()
-    given = {"trajectory": args.trajectory, "temperature": args.temperature, "stride": args.stride}
-    before = recorded_source(args.output) if args.resume else {}
-    source = {key: before.get(key) if value is None else value for key, value in given.items()}
-    stride = source["stride"] = changed(settings, stride=source["stride"]).stride
-    if source["trajectory"] is not None:
-        source["trajectory"] = str(Path(source["trajectory"]).resolve())
-        dataset = load_trajectory(source["trajectory"], molecule, source["temperature"], stride)
-    elif args.pdb is not None:
+    source = FrameSource(args.trajectory, args.temperature)
+    recorded = recorded_choices(args.output).get("source") if args.resume else None
+    stride = settings.stride
+    if recorded is not None:
+        earlier = from_plain_data(FrameSource, recorded, f"{args.output}/config.json")
+        source, stride = source.completed_from(earlier), earlier.stride
+    source = replace_given(source, stride=stride if args.stride is None else args.stride)
+    if source.trajectory is None and args.pdb is not None:
         raise ValueError("--trajectory: expected frames of your molecule, got none")
-    else:
-        dataset = MDDataset.shipped(molecule, stride=stride)
     ladder = tuple(args.temperatures or settings.sampling.temperatures)
-    fresh = changed(settings.fit, temperatures=ladder)
-    flow = workflow.train(
-        dataset,
+    fresh = replace_given(settings.fit, temperatures=ladder)
+    flow = train(
+        source.load(molecule),
         args.output,
-        changed(_settings(args, FlowSettings, lambda: settings.flow, "flow"), kind=args.flow_kind),
-        changed(
+        replace_given(
+            _settings(args, FlowSettings, lambda: settings.flow, "flow"), kind=args.flow_kind
+        ),
+        replace_given(
             _settings(args, FitSettings, lambda: fresh, "fit"),
             n_steps=args.steps,
             temperatures=None if args.temperatures is None else ladder,
         ),
-        seed=args.seed,
-        platform=args.platform,
-        resume=args.resume,
-        checkpoint_seconds=args.checkpoint_seconds,
         source=source,
-        progress=not args.quiet,
+        options=_options(args),
     )
     say(f"a flow with {flow.n_parameters} parameters in {args.output}/flow.pt")
 
 
 def _sample(args: argparse.Namespace) -> None:
     from openmm_tsf.systems.library import alanine_dipeptide
-    from openmm_tsf.workflow import run as workflow
     from openmm_tsf.workflow.frames import load_trajectory
+    from openmm_tsf.workflow.sample import sample
     from openmm_tsf.workflow.settings import SamplingSettings
 
     _check_temperature(args)
@@ -134,35 +110,44 @@ def _sample(args: argparse.Namespace) -> None:
     start = None
     if args.trajectory is not None:
         start = load_trajectory(args.trajectory, molecule or alanine_dipeptide(), args.temperature)
-    settings = _settings(args, SamplingSettings, SamplingSettings)
-    summary = workflow.sample(
+    summary = sample(
         args.flow,
         args.output,
-        _sampling_settings(args, settings),
+        _sampling_settings(args, _settings(args, SamplingSettings, SamplingSettings)),
         molecule=molecule,
         start=start,
-        seed=args.seed,
-        platform=args.platform,
-        resume=args.resume,
-        checkpoint_seconds=args.checkpoint_seconds,
-        progress=not args.quiet,
+        options=_options(args),
     )
     _show(summary, args.output)
 
 
 def _analyze(args: argparse.Namespace) -> None:
-    from openmm_tsf.workflow import run as workflow
+    from openmm_tsf.analysis.analyze import analyze
 
-    _show(workflow.analyze(args.output), args.output)
+    _show(analyze(args.output), args.output)
+
+
+def _options(args: argparse.Namespace) -> Any:
+    """The RunOptions of the arguments."""
+    from openmm_tsf.io.serialization import replace_given
+    from openmm_tsf.workflow.options import RunOptions
+
+    return replace_given(
+        RunOptions(resume=args.resume, progress=not args.quiet),
+        seed=args.seed,
+        platform=args.platform,
+        threads=args.threads,
+        checkpoint_seconds=args.checkpoint_seconds,
+    )
 
 
 def _settings(args: argparse.Namespace, cls: type, fresh: Any, part: str | None = None) -> Any:
-    """Settings to change by arguments: those of what is resumed, or fresh ones."""
+    """The settings that arguments change: those of what is resumed, or else fresh ones."""
     from openmm_tsf.workflow.record import recorded_settings
 
-    recorded = args.resume and getattr(args, "preset", None) is None
-    before = recorded_settings(args.output, cls, part) if recorded else None
-    return fresh() if before is None else before
+    use_recorded = args.resume and getattr(args, "preset", None) is None
+    recorded = recorded_settings(args.output, cls, part) if use_recorded else None
+    return fresh() if recorded is None else recorded
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -191,7 +176,7 @@ def _check_run_options(args: argparse.Namespace, molecule: Any) -> None:
 
 
 def _molecule(args: argparse.Namespace) -> Any:
-    """The molecule of the arguments; of the folder that is resumed; None for the default."""
+    """The molecule of the arguments, or of the folder that is resumed; None for the default."""
     from openmm_tsf.systems.files import holds_molecule, load_molecule, read_molecule
 
     if args.pdb is not None or args.system is not None or args.forcefield is not None:
@@ -202,9 +187,9 @@ def _molecule(args: argparse.Namespace) -> Any:
 
 
 def _sampling_settings(args: argparse.Namespace, settings: Any) -> Any:
-    from openmm_tsf.io.serialization import changed
+    from openmm_tsf.io.serialization import replace_given
 
-    return changed(
+    return replace_given(
         settings,
         temperatures=None if args.temperatures is None else tuple(args.temperatures),
         n_walkers=args.walkers,
@@ -234,7 +219,7 @@ def _show(summary: dict[str, Any], output: str) -> None:
     say(f"\nsummary.json and the plots are in {output}")
 
 
-_COMMANDS = {
+COMMANDS = {
     "run": _run,
     "md": _md,
     "train": _train,

@@ -1,4 +1,4 @@
-"""Command line: argument parsing and progress, nothing else."""
+"""The program ``openmm-tsf``: logging, signals, exit status."""
 
 import argparse
 import logging
@@ -9,20 +9,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from openmm_tsf.cli.arguments import build_parser
-from openmm_tsf.cli.commands import _COMMANDS
+from openmm_tsf.cli.commands import COMMANDS
 from openmm_tsf.utils.terminal import PrintableFormatter, say
 
 logger = logging.getLogger("openmm_tsf")
 
 _LONGEST_MESSAGE = 2000
-INTERRUPTED = 130  # what a shell expects of a program ended by Ctrl-C
+INTERRUPTED = 130  # what shells expect of a program that Ctrl-C ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program.
+    """Run the program and return its exit status.
 
-    The exit status is 0, 1 if doctor's self-test failed, 2 after an error, 130 after Ctrl-C or
-    SIGTERM.
+    It is 0, 1 if the self-test of doctor failed, 2 after an error, 130 after Ctrl-C or SIGTERM.
     """
     args = build_parser().parse_args(arguments)
     level = logging.DEBUG if args.debug else logging.WARNING if args.quiet else logging.INFO
@@ -34,22 +33,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tqdm.contrib.logging import logging_redirect_tqdm
 
         with logging_redirect_tqdm(), _sigterm_like_ctrl_c(), _threads(args):
-            status = _COMMANDS[args.command](args)
+            status = COMMANDS[args.command](args)
     except KeyboardInterrupt:
-        where = f"; what was done is in {args.output}" if "output" in args else ""
+        where = f"; the results so far are in {args.output}" if "output" in args else ""
         say(f"openmm-tsf: interrupted{where}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if args.debug:
             raise
-        say(f"openmm-tsf: error: {_one_line(error)}", file=sys.stderr)
+        say(f"openmm-tsf: error: {error_line(error)}", file=sys.stderr)
         return 2
     return int(status or 0)
 
 
 @contextmanager
 def _threads(args: argparse.Namespace) -> Iterator[None]:
-    """Torch on so many threads as were asked for, or what is resumed began with, or the usual."""
+    """Set torch's threads: as given, else as when the stage was started, else the default."""
     if "threads" not in args:
         yield
         return
@@ -63,20 +62,20 @@ def _threads(args: argparse.Namespace) -> Iterator[None]:
     if args.threads is not None and args.threads > (most := max_threads()):
         raise ValueError(f"--threads: expected at most {most} on this machine, got {args.threads}")
     recorded = recorded_threads(args.output) if args.resume else None
-    usual = 1
+    default = 1
     if args.command in ("run", "train"):
         from openmm_tsf.workflow.presets import preset
 
-        # Path gradients keep two threads busy; everything else is quicker on one.
+        # Path gradients use two threads; everything else is faster on one.
         if preset(args.preset or "default").fit.estimator == "path":
-            usual = min(2, available_cores())
-    with torch_threads(args.threads or recorded or usual):
+            default = min(2, available_cores())
+    with torch_threads(args.threads or recorded or default):
         yield
 
 
 @contextmanager
 def _sigterm_like_ctrl_c() -> Iterator[None]:
-    """Let batch systems and shutdowns end a stage as Ctrl-C does, with everything written."""
+    """Let SIGTERM, from batch systems and shutdowns, end a stage as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -87,10 +86,10 @@ def _sigterm_like_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
 
 
-def _one_line(error: Exception) -> str:
-    """The message alone where it was written for users, else the kind of error with it."""
+def error_line(error: Exception) -> str:
+    """Return the message in one line, with the type of errors that are not meant for users."""
     text = " ".join(str(error).split())
-    if len(text) > _LONGEST_MESSAGE:  # values from a stranger's file
+    if len(text) > _LONGEST_MESSAGE:  # values from a file
         text = f"{text[:_LONGEST_MESSAGE]}... (--debug shows all)"
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
         return f"memory: expected what fits, try fewer walkers, temperatures or frames: {text}"

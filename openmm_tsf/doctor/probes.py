@@ -1,4 +1,4 @@
-"""What a bug report needs to know about a machine and a directory. No probe raises."""
+"""Facts about a machine and a directory; what cannot be determined is reported as a failure."""
 
 import json
 import os
@@ -16,61 +16,63 @@ from typing import Any
 import openmm
 import torch
 
-from openmm_tsf.doctor.self_test import brief
+from openmm_tsf.doctor.self_test import summarize_error
 from openmm_tsf.io.directory import read_stage
 from openmm_tsf.io.files import read_json
 from openmm_tsf.potentials.platforms import available_cores
 
-#: Lines of a section: name to a value, or to a list of lines.
+#: A section: names with a value, or with a list of lines.
 Lines = dict[str, Any]
 
 _PACKAGES = (
     "openmm-tsf", "openmm", "torch", "numpy", "mdtraj", "pymbar", "openmmtools", "scipy",
     "matplotlib",
 )  # fmt: skip
-_VARIABLES = (
+#: The environment variables that are reported, beside those of OpenBLAS.
+VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENMM_CPU_THREADS", "CUDA_VISIBLE_DEVICES",
     "OPENMM_PLUGIN_DIR",
 )  # fmt: skip
 _DATA = ("ala2.pdb", "ala2_600K.dcd", "ala2_reference.npz")
-_MOST_FILES = 40
+_MAX_FILES = 40
 
 
-def probed(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the probe says, or how it failed, with the warnings it gave."""
+def run_probe(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the result of a function, or its error as text, with the warnings it gave."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warnings.simplefilter("ignore", DeprecationWarning)  # of libraries among themselves
+        warnings.simplefilter("ignore", DeprecationWarning)  # from one library to another
         try:
-            found = function(*arguments)
+            result = function(*arguments)
         except Exception as error:
-            found = f"failed: {brief(error)}"
+            result = f"failed: {summarize_error(error)}"
     if not caught:
-        return found
-    said = list(dict.fromkeys(" ".join(str(item.message).split()) for item in caught))
-    return [*(found if isinstance(found, list) else [found]), *(f"warning: {w}" for w in said)]
+        return result
+    messages = dict.fromkeys(" ".join(str(item.message).split()) for item in caught)
+    lines = result if isinstance(result, list) else [result]
+    return [*lines, *(f"warning: {message}" for message in messages)]
 
 
-def versions() -> Lines:
-    """Python and the packages."""
-    found = {"python": f"{platform.python_version()} ({platform.python_implementation()})"}
+def installed_versions() -> Lines:
+    """Return the versions of Python and of packages that may be missing."""
+    lines = {"python": f"{platform.python_version()} ({platform.python_implementation()})"}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            lines[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            lines[name] = "not installed"
+    return lines
 
 
 def machine() -> Lines:
-    """Operating system, processor, memory, temporary files."""
+    """Describe the operating system, processor, memory and temporary files."""
     return {
-        "system": probed(platform.platform),
-        "architecture": probed(platform.machine),
-        "processor": probed(_processor),
-        "cores": probed(lambda: f"{available_cores()} for this process, of {os.cpu_count()}"),
-        "memory": probed(_memory),
-        "temporary files": probed(_temporary),
+        "system": run_probe(platform.platform),
+        "architecture": run_probe(platform.machine),
+        "processor": run_probe(_processor),
+        "cores": run_probe(lambda: f"{available_cores()} for this process, of {os.cpu_count()}"),
+        "memory": run_probe(_memory),
+        "temporary files": run_probe(_temporary),
     }
 
 
@@ -106,43 +108,43 @@ def _temporary() -> str:
 
 
 def openmm_platforms() -> tuple[Lines, list[str]]:
-    """What OpenMM has loaded and what not, and the names of the platforms that run."""
+    """Describe OpenMM's platforms and plugins, and return the names of the platforms that run."""
     lines: Lines = {}
     running = []
     for index in range(openmm.Platform.getNumPlatforms()):
-        found = openmm.Platform.getPlatform(index)
-        name = found.getName()
+        candidate = openmm.Platform.getPlatform(index)
+        name, speed = candidate.getName(), f"speed {candidate.getSpeed():g}"
         try:
-            lines[name] = f"speed {found.getSpeed():g}, runs{_properties(found)}"
+            lines[name] = f"{speed}, runs{_properties(candidate)}"
             running.append(name)
         except Exception as error:
-            lines[name] = f"speed {found.getSpeed():g}, does not run: {brief(error)}"
-    lines["plugins"] = probed(
+            lines[name] = f"{speed}, does not run: {summarize_error(error)}"
+    lines["plugins"] = run_probe(
         lambda: [", ".join(sorted(Path(name).name for name in openmm.pluginLoadedLibNames))]
     )
-    lines["plugins that failed"] = probed(
+    lines["plugins that failed"] = run_probe(
         lambda: [" ".join(line.split()) for line in openmm.Platform.getPluginLoadFailures()]
     )
     return lines, running
 
 
-def _properties(found: openmm.Platform) -> str:
-    """What a Context on this platform says of itself."""
+def _properties(candidate: openmm.Platform) -> str:
+    """Return the properties of a Context on this platform."""
     system = openmm.System()
     system.addParticle(1.0)
-    context = openmm.Context(system, openmm.VerletIntegrator(0.001), found)
-    known = found.getPropertyNames()
-    shown = [name for name in ("DeviceName", "Precision", "Threads") if name in known]
-    return "".join(f", {name} {found.getPropertyValue(context, name)}" for name in shown)
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), candidate)
+    known = candidate.getPropertyNames()
+    names = [name for name in ("DeviceName", "Precision", "Threads") if name in known]
+    return "".join(f", {name} {candidate.getPropertyValue(context, name)}" for name in names)
 
 
 def torch_devices() -> Lines:
-    """CUDA, threads, and whether torch can compile."""
+    """Describe CUDA, torch's threads, and its C++ compiler."""
     return {
-        "CUDA": probed(_cuda),
-        "threads": probed(torch.get_num_threads),
-        "C++ compiler": probed(_compiler),
-        "compile cache": probed(_compile_cache),
+        "CUDA": run_probe(_cuda),
+        "threads": run_probe(torch.get_num_threads),
+        "C++ compiler": run_probe(_compiler),
+        "compile cache": run_probe(_compile_cache),
     }
 
 
@@ -150,76 +152,73 @@ def _cuda() -> list[str] | str:
     if not torch.cuda.is_available():
         built = torch.version.cuda
         return "not available, " + (f"torch is built for CUDA {built}" if built else "CPU build")
+    devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
     return [
-        f"{index}: {found.name}, {_size(found.total_memory)}"
-        for index in range(torch.cuda.device_count())
-        for found in [torch.cuda.get_device_properties(index)]
+        f"{index}: {device.name}, {_size(device.total_memory)}"
+        for index, device in enumerate(devices)
     ]
 
 
 def _compiler() -> str:
-    # Private, but the only word on which compiler torch takes: CXX, or its own search.
+    # Private, but the only way to learn which compiler torch uses: CXX, or the result of a search.
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     name = get_cpp_compiler()
     path = shutil.which(name)
     if path is None:
-        return f"none: torch takes {name}, which is not there; TorchPotential runs uncompiled"
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10)
-    first = (said.stdout or said.stderr).strip().splitlines()[:1]
-    return f"{path}, {first[0] if first else 'says no version'}"
+        return f"none: torch takes {name}, which is missing; TorchPotential runs uncompiled"
+    output = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10)
+    lines = (output.stdout or output.stderr).strip().splitlines()
+    return f"{path}, {lines[0] if lines else 'unknown version'}"
 
 
 def _compile_cache() -> str:
-    given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    shown = given
-    if given is None:
+    folder = shown = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if folder is None:
         from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-        given = default_cache_dir()  # ends in the user's name, which is nobody's business
-        shown = str(Path(given).with_name("torchinductor_USER"))
-    if not Path(given).is_dir():
-        return f"{shown}, not there yet"
-    return f"{shown}, {'' if os.access(given, os.W_OK) else 'not '}writable"
+        folder = default_cache_dir()  # ends in the user's name, which is private
+        shown = str(Path(folder).with_name("torchinductor_USER"))
+    if not Path(folder).is_dir():
+        return f"{shown}, does not exist yet"
+    return f"{shown}, {'' if os.access(folder, os.W_OK) else 'not '}writable"
 
 
 def environment() -> Lines:
-    """Variables that change how many threads, which devices and plugins; only those set."""
-    names = sorted({*_VARIABLES, *(name for name in os.environ if name.startswith("OPENBLAS_"))})
+    """Return the variables that are set and choose threads, devices and plugins."""
+    names = sorted({*VARIABLES, *(name for name in os.environ if name.startswith("OPENBLAS_"))})
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def shipped_data() -> Lines:
-    """The data files of the package."""
-    return {name: probed(_data_file, name) for name in _DATA}
+    """Return the data files of the package with their sizes."""
+    return {name: run_probe(_data_file, name) for name in _DATA}
 
 
 def _data_file(name: str) -> str:
-    found = files("openmm_tsf.data") / name
-    if not found.is_file():
-        return "missing"
-    return _size(len(found.read_bytes()))
+    file = files("openmm_tsf.data") / name
+    return _size(len(file.read_bytes())) if file.is_file() else "missing"
 
 
-def directory(folder: Path) -> Lines:
-    """What lies in a directory that a stage wrote, from its JSON files and names."""
+def describe_directory(folder: Path) -> Lines:
+    """Describe the output directory of a stage from its JSON files and file names."""
     damaged: list[str] = []
-    found: dict[str, dict[str, Any]] = {}
-    for name in ("config.json", "settings.json", "summary.json"):
+    contents: dict[str, dict[str, Any]] = {}
+    for name in ("config.json", "summary.json"):
         if not (folder / name).is_file():
             continue
         try:
-            found[name] = read_json(folder / name)
+            contents[name] = read_json(folder / name)
         except (ValueError, OSError, RecursionError) as error:
-            damaged.append(f"{folder / name}: {brief(error)}")
-    config = found.get("config.json", {})
+            damaged.append(f"{folder / name}: {summarize_error(error)}")
+    config = contents.get("config.json", {})
     lines: Lines = {
         "path": str(folder),
-        "stage": probed(_stage, folder, config),
-        "progress": probed(_progress, folder, found),
-        "choices": probed(_choices, config),
-        "other versions": probed(_other_versions, found),
-        "files": probed(_files, folder),
+        "stage": run_probe(_stage, folder, config),
+        "progress": run_probe(_progress, folder, contents),
+        "choices": run_probe(_choices, config),
+        "other versions": run_probe(_other_versions, contents),
+        "files": run_probe(_files, folder),
     }
     if damaged:
         lines["damaged"] = damaged
@@ -230,22 +229,21 @@ def _stage(folder: Path, config: dict[str, Any]) -> str:
     stage = read_stage(folder)
     if stage is not None:
         return stage
-    if (folder / "settings.json").exists():  # damaged
-        return "run"
     if "temperatures_K" in config:
         return "sample"
     return "unknown"
 
 
-def _progress(folder: Path, found: dict[str, dict[str, Any]]) -> list[str]:
-    """Figures as they were written, whatever they are."""
-    config, summary = found.get("config.json", {}), found.get("summary.json", {})
+def _progress(folder: Path, contents: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the numbers of JSON files as they were written; they are not checked."""
+    config, summary = contents.get("config.json", {}), contents.get("summary.json", {})
     lines = []
     if isinstance(config.get("progress"), dict):  # MD
         lines += [_line(name, value) for name, value in config["progress"].items()]
-        settings = config.get("settings")
+        choices = config.get("choices")
+        settings = choices.get("settings") if isinstance(choices, dict) else None
         if isinstance(settings, dict):
-            lines.append(_line("n_frames asked for", settings.get("n_frames")))
+            lines.append(_line("n_frames requested", settings.get("n_frames")))
     for name in ("energy_evaluations", "wall_seconds", "temperatures_K", "n_walkers"):
         if name in config:
             lines.append(_line(name, config[name]))
@@ -266,33 +264,35 @@ def _choices(config: dict[str, Any]) -> list[str]:
     return [_line(name, choices[name]) for name in names if choices and name in choices]
 
 
-def _other_versions(found: dict[str, dict[str, Any]]) -> list[str]:
-    now = versions() | {"python": platform.python_version()}
+def _other_versions(contents: dict[str, dict[str, Any]]) -> list[str]:
+    installed = installed_versions() | {"python": platform.python_version()}
     lines = []
-    for file, content in found.items():
-        written = content.get("versions")
-        for name, then in written.items() if isinstance(written, dict) else ():
-            if now.get(name) != then:
-                there = now.get(name, "not looked for")
-                lines.append(f"{_line(f'{file}: {name}', then)}, now {there}")
+    for file, content in contents.items():
+        recorded = content.get("versions")
+        for name, before in recorded.items() if isinstance(recorded, dict) else ():
+            if installed.get(name) != before:
+                now = installed.get(name, "unknown")
+                lines.append(f"{_line(f'{file}: {name}', before)}, now {now}")
     return lines
 
 
 def _files(folder: Path) -> list[str]:
     entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
     lines = []
-    for entry in entries[:_MOST_FILES]:
+    for entry in entries[:_MAX_FILES]:
         if entry.is_dir():
-            lines.append(f"{entry.name}/: {probed(_folder, entry)}")
+            lines.append(f"{entry.name}/: {run_probe(_folder, entry)}")
         else:
-            lines.append(f"{entry.name}: {probed(lambda path=entry: _size(path.stat().st_size))}")
-    if len(entries) > _MOST_FILES:
-        lines.append(f"and {len(entries) - _MOST_FILES} more")
+            lines.append(
+                f"{entry.name}: {run_probe(lambda path=entry: _size(path.stat().st_size))}"
+            )
+    if len(entries) > _MAX_FILES:
+        lines.append(f"and {len(entries) - _MAX_FILES} more")
     return lines
 
 
 def _folder(folder: Path) -> str:
-    # One level: the directory may be somebody's home.
+    # One level only: the directory may be a user's home.
     sizes = [path.stat().st_size for path in folder.iterdir() if path.is_file()]
     return f"{len(sizes)} files, {_size(sum(sizes))}"
 

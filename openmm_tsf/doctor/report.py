@@ -1,4 +1,4 @@
-"""What a bug report needs: the machine, its packages, a directory, and a self-test."""
+"""The report of the doctor: the machine, its packages, a directory, and a self-test."""
 
 import os
 import re
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openmm_tsf.doctor import probes as probes
-from openmm_tsf.doctor.self_test import Check, self_test
+from openmm_tsf.doctor import probes
+from openmm_tsf.doctor.self_test import SelfTestResult, self_test
 from openmm_tsf.utils.terminal import printable
 
 _WIDTH = 20
@@ -16,70 +16,88 @@ _WIDTH = 20
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`examine` found. ``str()`` is the text that the command prints.
+    """The result of `examine`; ``str(report)`` is the text that ``openmm-tsf doctor`` prints.
 
     Attributes
     ----------
     sections
-        From titles to named values.
-    checks
-        The self-test, line by line.
+        Named values under their titles.
+    results
+        The results of the self-test.
     seconds
-        How long the self-test took.
+        The duration of the self-test.
+
+    Examples
+    --------
+    >>> from openmm_tsf.doctor import Report
+    >>> report = Report({"torch": {"threads": 2}}, results=(), seconds=0.0)
+    >>> print(report)
+    torch
+      threads              2
+    <BLANKLINE>
+    self-test
+    self-test ok: 0 of 0 checks passed, in 0.0 s
+    >>> report.to_dict()["torch"]
+    {'threads': 2}
     """
 
     sections: dict[str, dict[str, Any]]
-    checks: tuple[Check, ...]
+    results: tuple[SelfTestResult, ...]
     seconds: float
 
     @property
     def ok(self) -> bool:
         """Whether the self-test passed."""
-        return all(check.ok for check in self.checks)
+        return all(result.ok for result in self.results)
 
     def to_dict(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """Return the report as a JSON object."""
         content = {
             "ok": self.ok,
             **self.sections,
-            "self-test": [check.to_dict() for check in self.checks],
+            "self-test": [result.to_dict() for result in self.results],
             "self-test seconds": round(self.seconds, 2),
         }
-        return dict(_tidy(content))
+        return dict(_without_home(content))
 
     def __str__(self) -> str:
         lines = []
         for title, content in self.sections.items():
             lines.append(title)
             for name, value in content.items() or [("none", "")]:
-                shown = value if isinstance(value, list) else [value]
-                for number, item in enumerate(shown or ["none"]):
+                items = value if isinstance(value, list) else [value]
+                for number, item in enumerate(items or ["none"]):
                     lines.append(f"  {name if number == 0 else '':<{_WIDTH}} {item}".rstrip())
             lines.append("")
         lines.append("self-test")
-        lines += [f"  {check}" for check in self.checks]
-        good = sum(check.ok for check in self.checks)
+        lines += [f"  {result}" for result in self.results]
+        n_passed = sum(result.ok for result in self.results)
         verdict = "ok" if self.ok else "FAILED"
         lines.append(
-            f"self-test {verdict}: {good} of {len(self.checks)} checks passed, "
+            f"self-test {verdict}: {n_passed} of {len(self.results)} checks passed, "
             f"in {self.seconds:.1f} s"
         )
-        return str(_tidy("\n".join(lines)))
+        return str(_without_home("\n".join(lines)))
 
 
 def examine(directory: str | os.PathLike[str] | None = None) -> Report:
-    """Look at the machine, at a directory if given, and run a self-test of about five seconds.
+    """Describe the machine and optionally a directory, and run a self-test of about five seconds.
 
     Parameters
     ----------
     directory
-        Where a stage (md, train, sample, run) wrote its results; only names, sizes and JSON files
-        are read.
+        The output directory of a stage (md, train, sample, run). Only its JSON files and the names
+        and sizes of its files are read.
+
+    Returns
+    -------
+    report
+        A `Report`. Facts that could not be determined are reported as such.
 
     Raises
     ------
     FileNotFoundError, NotADirectoryError
-        If it is no directory. Nothing else raises: what cannot be found out is reported.
+        If `directory` is not a directory.
     """
     folder = None if directory is None else Path(directory)
     if folder is not None and not folder.is_dir():
@@ -88,7 +106,7 @@ def examine(directory: str | os.PathLike[str] | None = None) -> Report:
         raise FileNotFoundError(f"directory: no such directory {folder}")
     platforms, running = probes.openmm_platforms()
     sections = {
-        "versions": probes.versions(),
+        "versions": probes.installed_versions(),
         "machine": probes.machine(),
         "OpenMM platforms": platforms,
         "torch": probes.torch_devices(),
@@ -96,18 +114,18 @@ def examine(directory: str | os.PathLike[str] | None = None) -> Report:
         "shipped data": probes.shipped_data(),
     }
     if folder is not None:
-        sections["directory"] = probes.directory(folder)
+        sections["directory"] = probes.describe_directory(folder)
     start = time.perf_counter()
-    checks = tuple(self_test(running))
-    return Report(sections, checks, time.perf_counter() - start)
+    results = tuple(self_test(running))
+    return Report(sections, results, time.perf_counter() - start)
 
 
-def _tidy(content: Any) -> Any:
-    """Fit to be pasted, at any depth: ``~`` for the home directory, no control characters."""
+def _without_home(content: Any) -> Any:
+    """Return content with ``~`` for the home directory and without control characters."""
     if isinstance(content, dict):
-        return {_tidy(key): _tidy(value) for key, value in content.items()}
+        return {_without_home(key): _without_home(value) for key, value in content.items()}
     if isinstance(content, list):
-        return [_tidy(value) for value in content]
+        return [_without_home(value) for value in content]
     if not isinstance(content, str):
         return content
     content = printable(content)

@@ -1,43 +1,40 @@
-"""A DCD file that takes whole batches of frames, and is cut back to what is known to be whole."""
+"""DCD trajectories: written in batches, truncated to complete frames, read without trust."""
 
 import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from openmm_tsf.io.files import named_error
+from openmm_tsf.io.files import error_with_path
 
 HEADER_BYTES = 276  # three records of 84, 164 and 4 bytes, with their lengths
+_CONTROL_BYTES = 84  # the first record
+_MAX_TITLE_BYTES = 2**20
 _AKMA_PICOSECONDS = 0.04888821  # CHARMM's unit of time
 
 
 class DCDWriter:
     """A DCD file in CHARMM's layout without a unit cell.
 
-    ``openmm.app.DCDFile`` writes the same bytes frame by frame, about 0.2 ms each in Python, and
-    counts a frame before it is written.
+    The bytes are those of ``openmm.app.DCDFile``, which takes about 0.2 ms of Python for a frame
+    and counts a frame before it is written.
 
     Parameters
     ----------
     path
         The file.
     n_atoms
-        Atoms of a frame.
+        The number of atoms.
     """
 
     def __init__(self, path: Path, n_atoms: int) -> None:
         self.path, self.n_atoms = path, n_atoms
-        self._record = np.dtype(
-            [(f"{part}_{axis}", kind, shape) for axis in "xyz" for part, kind, shape in
-             (("head", "<i4", ()), ("value", "<f4", (n_atoms,)), ("tail", "<i4", ()))]
-        )  # fmt: skip
-        self._size = 4 * n_atoms
+        self._frame = _frame_dtype(n_atoms)
 
     def create(
         self, title: str, first_step: int = 0, interval: int = 1, timestep: float | None = None
@@ -49,13 +46,13 @@ class DCDWriter:
         title
             Up to 80 characters.
         first_step, interval, timestep
-            Step of the first frame, steps between frames, and ps of a step (the file then says
-            times in CHARMM's unit; without, each frame is one unit of time).
+            The step of the first frame, the steps between frames, and a step in ps. Without
+            `timestep`, a step is one unit of time.
 
         Raises
         ------
         FileExistsError
-            If there is one.
+            If the file exists.
         """
         delta = 1.0 if timestep is None else timestep / _AKMA_PICOSECONDS
         control = struct.pack(
@@ -68,31 +65,31 @@ class DCDWriter:
 
     @property
     def n_frames(self) -> int:
-        """Whole frames in the file, whatever its header says; 0 where there is no file."""
+        """The number of complete frames, from the file's size; 0 if there is no file."""
         if not self.path.is_file():
             return 0
-        return max(0, self.path.stat().st_size - HEADER_BYTES) // self._record.itemsize
+        return max(0, self.path.stat().st_size - HEADER_BYTES) // self._frame.itemsize
 
     def append(self, x: np.ndarray, n_before: int) -> None:
-        """Add frames x [n, N, 3] in nm after the first `n_before`; later ones are cut off.
+        """Add frames x [n, N, 3] in nm after the first `n_before`; later ones are removed.
 
-        The header never counts a frame that is not whole in the file.
+        The header never counts an incomplete frame.
         """
-        frames = np.empty(len(x), dtype=self._record)
+        frames = np.empty(len(x), dtype=self._frame)
         for k, axis in enumerate("xyz"):
-            frames[f"head_{axis}"] = frames[f"tail_{axis}"] = self._size
-            frames[f"value_{axis}"] = 10.0 * x[:, :, k]
+            frames[f"{axis}_head"] = frames[f"{axis}_tail"] = 4 * self.n_atoms
+            frames[axis] = 10.0 * x[:, :, k]
         with self._opened("r+b") as file:
-            self._cut(file, n_before)
+            self._truncate(file, n_before)
             file.seek(0, os.SEEK_END)
             file.write(frames.tobytes())
             file.flush()
-            self._count(file, n_before + len(x))
+            self._write_count(file, n_before + len(x))
             file.flush()
             os.fsync(file.fileno())
 
     def cut_back(self, n_frames: int) -> None:
-        """Keep the first frames only.
+        """Keep only the first `n_frames` frames.
 
         Raises
         ------
@@ -100,78 +97,74 @@ class DCDWriter:
             If the file has fewer.
         """
         with self._opened("r+b") as file:
-            self._cut(file, n_frames)
-            self._count(file, n_frames)
+            self._truncate(file, n_frames)
+            self._write_count(file, n_frames)
 
     @contextmanager
     def _opened(self, mode: str) -> Iterator[IO[bytes]]:
-        """The file; a full disk is reported with its name."""
+        """Open the file; errors name it."""
         try:
             with open(self.path, mode) as file:
                 yield file
         except OSError as error:
-            raise named_error(error, self.path) from error
+            raise error_with_path(error, self.path) from error
 
-    def _cut(self, file: IO[bytes], n_frames: int) -> None:
-        wanted = HEADER_BYTES + n_frames * self._record.itemsize
+    def _truncate(self, file: IO[bytes], n_frames: int) -> None:
+        n_bytes = HEADER_BYTES + n_frames * self._frame.itemsize
         size = file.seek(0, os.SEEK_END)
-        if size < wanted:
+        if size < n_bytes:
             raise ValueError(f"{self.path}: expected {n_frames} frames, the file is shorter")
-        if size > wanted:
-            self._count(file, n_frames)  # first: whoever reads meanwhile finds what is counted
+        if size > n_bytes:
+            self._write_count(file, n_frames)  # before, for programs that read at the same time
             file.flush()
-            file.truncate(wanted)
+            file.truncate(n_bytes)
 
     @staticmethod
-    def _count(file: IO[bytes], n_frames: int) -> None:
-        file.seek(8)
-        file.write(struct.pack("<i", n_frames))
-        file.seek(20)
-        file.write(struct.pack("<i", n_frames))
+    def _write_count(file: IO[bytes], n_frames: int) -> None:
+        for offset in (8, 20):
+            file.seek(offset)
+            file.write(struct.pack("<i", n_frames))
 
 
-_HEADER_BYTES = 84
+def _frame_dtype(n_atoms: int, order: str = "<", has_cell: bool = False) -> np.dtype[np.void]:
+    """Return the layout of a frame: every record is enclosed by its length in bytes."""
+    fields: list[tuple[str, str] | tuple[str, str, tuple[int, ...]]] = []
+    if has_cell:
+        fields.append(("cell", "V56"))
+    for axis in "xyz":
+        fields += [
+            (f"{axis}_head", order + "i4"),
+            (axis, order + "f4", (n_atoms,)),
+            (f"{axis}_tail", order + "i4"),
+        ]
+    return np.dtype(fields)
 
 
-_LONGEST_TITLES = 2**20
+class DCDLayout(NamedTuple):
+    """The position of the frames in a DCD file."""
+
+    offset: int  #: byte of the first frame
+    dtype: np.dtype[np.void]  #: of a frame, with fields x, y, z in Å
+    n_frames: int  #: complete frames, from the file's size
 
 
-@dataclass(frozen=True)
-class DCDLayout:
-    """Where the frames of a DCD file lie.
-
-    Attributes
-    ----------
-    offset
-        Byte of the first frame.
-    dtype
-        One frame as a structured type, with fields x, y, z in Å.
-    n_frames
-        Complete frames, from the file's size.
-    """
-
-    offset: int
-    dtype: np.dtype[np.void]
-    n_frames: int
-
-
-def dcd_layout(path: Path, n_atoms: int) -> DCDLayout:
-    """Read the header of a DCD file (CHARMM format, as OpenMM and mdtraj write it).
+def read_dcd_layout(path: Path, n_atoms: int) -> DCDLayout:
+    """Read the header of a DCD file in CHARMM's format, as OpenMM and mdtraj write it.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no DCD file of `n_atoms` atoms.
+        If the file is not a DCD file of `n_atoms` atoms.
     """
-    empty = DCDLayout(0, np.dtype([]), 0)  # the writer has only just opened it
+    empty = DCDLayout(0, np.dtype([]), 0)  # another process is creating the file
     with open(path, "rb") as file:
-        head = file.read(8 + _HEADER_BYTES)
-        if len(head) < 8 + _HEADER_BYTES:
+        head = file.read(8 + _CONTROL_BYTES)
+        if len(head) < 8 + _CONTROL_BYTES:
             return empty
-        order = "<" if head[:4] == struct.pack("<i", _HEADER_BYTES) else ">"
-        if head[:8] != struct.pack(order + "i", _HEADER_BYTES) + b"CORD":
+        order = "<" if head[:4] == struct.pack("<i", _CONTROL_BYTES) else ">"
+        if head[:8] != struct.pack(order + "i", _CONTROL_BYTES) + b"CORD":
             raise ValueError(f"{path}: not a DCD file")
         control = struct.unpack(order + "20i", head[8:88])
         if control[8] != 0:
@@ -180,27 +173,17 @@ def dcd_layout(path: Path, n_atoms: int) -> DCDLayout:
         if len(titles) < 4:
             return empty
         length = struct.unpack(order + "i", titles)[0]
-        if not 4 <= length <= _LONGEST_TITLES:
+        if not 4 <= length <= _MAX_TITLE_BYTES:
             raise ValueError(f"{path}: corrupt: titles of {length} bytes")
         file.seek(length + 4, os.SEEK_CUR)
         atoms = file.read(12)
         if len(atoms) < 12:
             return empty
         offset = file.tell()
-    found = struct.unpack(order + "3i", atoms)[1]
-    if found != n_atoms:
-        raise ValueError(f"{path}: expected {n_atoms} atoms as in the topology, got {found}")
-    # Every record is enclosed by its length in bytes.
-    fields: list[tuple[str, str] | tuple[str, str, tuple[int, ...]]] = []
-    if control[10] != 0:
-        fields.append(("cell", "V56"))
-    for axis in "xyz":
-        fields += [
-            (f"{axis}_head", order + "i4"),
-            (axis, order + "f4", (n_atoms,)),
-            (f"{axis}_tail", order + "i4"),
-        ]
-    dtype = np.dtype(fields)
+    n_in_file = struct.unpack(order + "3i", atoms)[1]
+    if n_in_file != n_atoms:
+        raise ValueError(f"{path}: expected {n_atoms} atoms as in the topology, got {n_in_file}")
+    dtype = _frame_dtype(n_atoms, order, has_cell=control[10] != 0)
     return DCDLayout(offset, dtype, max(0, os.path.getsize(path) - offset) // dtype.itemsize)
 
 
@@ -211,31 +194,31 @@ def read_dcd(
     stride: int = 1,
     walkers: slice = slice(None),
 ) -> npt.NDArray[np.float32]:
-    """Positions [F, n_atoms, 3] in nm of the first frames, iterations with walkers inside.
+    """Return positions [F, n_atoms, 3] in nm; the walkers of an iteration are consecutive frames.
 
     Parameters
     ----------
     path
         The file.
     n_atoms
-        Its atoms.
+        The number of atoms.
     shape
-        Iterations and walkers of them that there should be.
+        The numbers of iterations and of walkers. Frames beyond them are ignored.
     stride
-        Every so many-th iteration.
+        Read one iteration in `stride`.
     walkers
-        Which walkers.
+        The walkers to read.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no DCD file of `n_atoms` atoms, is corrupt, or has fewer frames.
+        If the file is not a DCD file of `n_atoms` atoms, is corrupt, or has fewer frames.
     """
-    layout = dcd_layout(path, n_atoms)
+    layout = read_dcd_layout(path, n_atoms)
     if layout.n_frames < shape[0] * shape[1]:
-        raise ValueError(f"{path}: expected {shape[0] * shape[1]} frames, found {layout.n_frames}")
+        raise ValueError(f"{path}: expected {shape[0] * shape[1]} frames, got {layout.n_frames}")
     if shape[0] == 0:
         return np.empty((0, n_atoms, 3), dtype=np.float32)
     mapped = np.memmap(path, layout.dtype, mode="r", offset=layout.offset, shape=shape)

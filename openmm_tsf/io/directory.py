@@ -1,4 +1,4 @@
-"""Output directories: claimed by one process at a time, never mixed, never lost."""
+"""Output directories: one process writes at a time, and results are never mixed or overwritten."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import filelock
 
@@ -24,11 +24,13 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 _OWNER = ".lock-owner.json"
-_OURS = {LOCK, _OWNER}
+_LOCK_FILES = {LOCK, _OWNER}
+#: Time between checkpoints in s, unless the user chooses another: what a killed process loses.
+CHECKPOINT_SECONDS = 30.0
 
-#: Files that stages write, and folders.
+#: Files and folders that stages write.
 _FILES = re.compile(
-    r"(settings|config|summary|thermodynamics)\.json|checkpoint\.(pt|npz)|flow\.pt"
+    r"(config|summary|thermodynamics)\.json|checkpoint\.(pt|npz)|flow\.pt"
     r"|training\.(pt|csv)|topology\.pdb|system\.xml|positions\.npz|(md|T[\d.]+K)\.dcd"
     r"|(ramachandran|diagnostics|thermodynamics)\.(png|csv)"
 )
@@ -37,14 +39,14 @@ _FOLDERS = ("segments", "training", "md")
 
 
 class DirectoryInUse(OSError):
-    """Another process, or another sampler in this one, is writing to the directory."""
+    """Another process, or another sampler of this process, is writing to the directory."""
 
 
 class DirectoryLock:
     """The right to write to a directory, held by one owner at a time.
 
-    The operating system gives it back when the owner ends, however it ends: what a killed job
-    leaves behind stops nobody. Reading needs no lock. May be entered several times.
+    The operating system releases it when the owner ends, also by a kill: a lock file that is left
+    over blocks nobody. Reading needs no lock. The same object may be entered several times.
 
     Parameters
     ----------
@@ -54,9 +56,19 @@ class DirectoryLock:
     Raises
     ------
     DirectoryInUse
-        On entering, if somebody else holds it.
+        On entering, if another owner holds it.
     OSError
-        On entering, if the directory cannot be written.
+        On entering, if the directory is not writable.
+
+    Examples
+    --------
+    >>> from openmm_tsf.io.directory import DirectoryInUse, DirectoryLock
+    >>> with DirectoryLock("."):
+    ...     try:
+    ...         DirectoryLock(".").__enter__()
+    ...     except DirectoryInUse:
+    ...         print("in use")
+    in use
     """
 
     def __init__(self, directory: PathLike) -> None:
@@ -64,12 +76,12 @@ class DirectoryLock:
         self._lock = filelock.FileLock(self.directory / LOCK, timeout=0, thread_local=False)
 
     def is_of(self, path: PathLike) -> bool:
-        """Whether it locks that directory."""
+        """Return whether this is the lock of the directory `path`."""
         return self.directory.resolve() == Path(path).resolve()
 
     def __enter__(self) -> Self:
         first = not self._lock.is_locked
-        refuse_links(self.directory, _OURS)  # the lock is opened, and emptied, in place
+        refuse_links(self.directory, _LOCK_FILES)  # filelock opens and empties the file in place
         try:
             self._lock.acquire()
         except filelock.Timeout:
@@ -79,7 +91,7 @@ class DirectoryLock:
             ) from None
         except OSError as error:
             raise type(error)(
-                error.errno, f"output: cannot write there: {error.strerror}", str(self.directory)
+                error.errno, f"output: cannot write to it: {error.strerror}", str(self.directory)
             ) from error
         if first:
             try:
@@ -99,7 +111,7 @@ class DirectoryLock:
         self._lock.release()
 
     def _owner(self) -> str:
-        """Who holds it, as far as is known: the note may be that of an earlier owner."""
+        """Return who holds the lock, as the end of a sentence; the note may be out of date."""
         try:
             note = read_json(self.directory / _OWNER)
             return f" by process {note['pid']} on {note['host']} since {note['since']}"
@@ -108,33 +120,42 @@ class DirectoryLock:
 
 
 def list_contents(directory: PathLike) -> list[str]:
-    """Names of what lies in a directory, without locks and temporary files, sorted."""
+    """Return the sorted names in a directory, without lock files and temporary files."""
     names = (path.name for path in Path(directory).iterdir())
-    return sorted(n for n in names if n not in _OURS and not (n[0] == "." and n.endswith(".tmp")))
+    return sorted(
+        n for n in names if n not in _LOCK_FILES and not (n[0] == "." and n.endswith(".tmp"))
+    )
 
 
 @contextmanager
 def open_output_directory(output: PathLike, *, resume: bool = False) -> Iterator[DirectoryLock]:
-    """Hold the lock of an output directory: a new or an empty one, or any with `resume`.
+    """Make an output directory if needed, and hold its lock.
+
+    Parameters
+    ----------
+    output
+        A new or empty directory, or with `resume` also one that a stage wrote.
+    resume
+        Continue what is in the directory.
 
     Raises
     ------
     FileExistsError
-        If it is not empty and `resume` is false: results are never mixed or overwritten.
+        If the directory is not empty and `resume` is false.
     NotADirectoryError
-        If the path is a file.
+        If `output` is a file.
     DirectoryInUse
-        If somebody is writing to it.
+        If another owner holds the lock.
     ValueError
-        If it is to be resumed and nothing in it is of a stage, or something in it is a link: what
-        is written would be somewhere else.
+        With `resume`, if no stage wrote to the directory, or if it contains links: files would be
+        written outside of it.
     OSError
-        If it cannot be made or written.
+        If the directory cannot be made or written.
     """
     path = Path(output)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"output: {path} is a file, expected a directory")
-    if path.is_dir() and not _is_known(path):  # not even given a lock
+    if path.is_dir() and not _is_of_a_stage(path):  # refused before a lock file is written
         if not resume:
             _refuse_used(path)
         elif list_contents(path):
@@ -150,25 +171,29 @@ def open_output_directory(output: PathLike, *, resume: bool = False) -> Iterator
         if not resume:
             _refuse_used(path)
         elif list_contents(path):
-            _refuse_foreign(path)
+            _refuse_links(path)
         else:
-            logger.warning("nothing to resume in %s: from the beginning", path)
+            logger.warning("nothing to resume in %s: starting from the beginning", path)
         yield lock
 
 
-def _is_known(path: Path) -> bool:
-    """Whether a stage has begun in a directory, as far as names and its first words say."""
-    if all((path / name).exists() for name in _OURS) or (path / "settings.json").exists():
+def _is_of_a_stage(path: Path) -> bool:
+    """Whether a stage or a sampler wrote to the directory, by its lock files or ``config.json``."""
+    if all((path / name).exists() for name in _LOCK_FILES):
         return True
+    return read_stage(path) is not None or "temperatures_K" in _read_config(path)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The content of ``config.json``; empty if it cannot be read."""
     try:
-        found = read_json(path / "config.json")
+        return read_json(path / "config.json")
     except (OSError, ValueError):
-        return False
-    return "temperatures_K" in found or found.get("stage") in _STAGES
+        return {}
 
 
-def _refuse_foreign(path: Path) -> None:
-    """Refuse links, pipes and devices among what the stages write, or read to go on."""
+def _refuse_links(path: Path) -> None:
+    """Refuse links, pipes and devices in place of files that stages write or read."""
     names = [entry.name for entry in path.iterdir()]
     refuse_links(path, [name for name in names if name in _FOLDERS or _FILES.fullmatch(name)])
     for folder in _FOLDERS:
@@ -180,30 +205,24 @@ def _refuse_used(path: Path) -> None:
     if list_contents(path):
         raise FileExistsError(
             f"output: {path} is not empty; choose another directory, or delete this one if its "
-            f"results are no longer needed{_what_can_be_done(path)}"
+            f"results are no longer needed{_possible_uses(path)}"
         )
 
 
-def _what_can_be_done(path: Path) -> str:
+def _possible_uses(path: Path) -> str:
     """How the results in a directory can be used or continued, as the end of a sentence."""
     stage = read_stage(path)
     possible = {
         "flow.pt": f"its flow can be used: sample --flow {path}",
         "md/md.dcd": f"its frames can be used: --trajectory {path / 'md'}",
     }
-    there = [text for name, text in possible.items() if (path / name).is_file()]
+    uses = [text for name, text in possible.items() if (path / name).is_file()]
     if stage is not None:
-        there.insert(0, f"the {stage} stage in it continues with {stage} --resume")
-    return "".join(f"; {text}" for text in there)
+        uses.insert(0, f"the {stage} stage in it continues with {stage} --resume")
+    return "".join(f"; {text}" for text in uses)
 
 
 def read_stage(path: PathLike) -> str | None:
-    """Which stage writes to a directory; None if no stage of the command line does."""
-    for name in ("settings.json", "config.json"):
-        try:
-            found = read_json(Path(path) / name)
-        except (OSError, ValueError):
-            continue
-        if found.get("stage") in _STAGES:
-            return str(found["stage"])
-    return None
+    """Return the stage that wrote to a directory; None if there is none or it is not known."""
+    stage = _read_config(Path(path)).get("stage")
+    return stage if stage in _STAGES else None

@@ -1,8 +1,8 @@
-"""Files that are either whole or not there: written beside their place, then renamed.
+"""Atomic writing of files, reading of JSON, and checks of links.
 
-What is written survives a kill at any moment, a full disk, and, being flushed to the disk before it
-is renamed, a crash of the machine. Names are never followed through links: a temporary file is
-always a new one, and the rename replaces a link instead of writing through it.
+A file is written to a temporary file beside it, flushed to the disk, then renamed: it is complete
+or absent after a kill, on a full disk and after a crash of the machine. Links are never written
+through: a temporary file is always new, and the rename replaces a link.
 """
 
 import csv
@@ -28,22 +28,29 @@ PathLike = str | os.PathLike[str]
 
 _TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]*)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
 _ABANDONED_SECONDS = 86_400.0
-_writing: set[str] = set()  # names of this process's own temporary files
+_MAX_JSON_BYTES = 64 * 2**20
+_MAX_JSON_DEPTH = 40
+#: Endings of files that are changed in place. All others are replaced, so that a hard link to them
+#: keeps its content.
+_IN_PLACE = (".dcd", ".lock")
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_writing: set[str] = set()  # names of this process's temporary files
 
 
 def write_bytes(path: PathLike, content: bytes | bytearray | memoryview) -> None:
-    """Write a file, all or nothing.
+    """Write a file atomically.
 
     Raises
     ------
     OSError
-        If the directory is not writable or full, naming the file. What was there before stays.
+        If the directory is not writable or the disk is full. The message names `path`, and its
+        previous content stays.
     """
     path = Path(path)
     partial = path.with_name(_temporary_name(path.name))
     _writing.add(partial.name)
     try:
-        # Exclusive: never through somebody's link. The mode is what open() would give.
+        # O_EXCL: a link of this name is not followed. The mode is that of open().
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o666)
         with open(descriptor, "wb") as file:
             file.write(content)
@@ -53,7 +60,7 @@ def write_bytes(path: PathLike, content: bytes | bytearray | memoryview) -> None
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise named_error(error, path) from error
+            raise error_with_path(error, path) from error
         raise
     finally:
         _writing.discard(partial.name)
@@ -61,17 +68,17 @@ def write_bytes(path: PathLike, content: bytes | bytearray | memoryview) -> None
 
 
 def write_text(path: PathLike, content: str) -> None:
-    """Write a UTF-8 text, all or nothing."""
+    """Write a UTF-8 text atomically."""
     write_bytes(path, content.encode("utf-8"))
 
 
 def write_json(path: PathLike, content: Any) -> None:
-    """Write JSON, all or nothing; numbers must be finite."""
+    """Write JSON atomically; numbers must be finite."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_csv(path: PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a table with a header, all or nothing."""
+    """Write a CSV table with a header atomically."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(columns))
     writer.writeheader()
@@ -80,37 +87,44 @@ def write_csv(path: PathLike, columns: Sequence[str], rows: Iterable[Mapping[str
 
 
 def write_arrays(path: PathLike, arrays: Mapping[str, Any]) -> None:
-    """Write an ``.npz`` of plain arrays, all or nothing."""
+    """Write arrays of numbers to an ``.npz`` file atomically."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     write_bytes(path, buffer.getbuffer())
 
 
-def regular_file(path: PathLike, what: str) -> Path:
-    """The path of a file that can be read to its end: no directory, pipe or device.
+def check_regular_file(path: PathLike, what: str) -> Path:
+    """Return `path`; refuse directories, pipes and devices.
+
+    Parameters
+    ----------
+    path
+        The file.
+    what
+        What the file should be, for the message.
 
     Raises
     ------
     FileNotFoundError
-        If there is nothing, or something else.
+        If `path` does not exist or is not a regular file.
     ValueError
-        If nobody can say what it is.
+        If the system cannot tell what `path` is.
     """
     path = Path(path)
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such {what}") from None
-    except (OSError, ValueError) as error:  # a link to itself, a directory that is a file, NUL
+    except (OSError, ValueError) as error:  # a link to itself, a path below a file, a NUL
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{path}: expected a {what}, it cannot be read: {reason}") from error
     if not stat.S_ISREG(mode):
-        raise FileNotFoundError(f"{path}: no such {what}, it is {_kind(mode)}")
+        raise FileNotFoundError(f"{path}: no such {what}, it is {_file_type(mode)}")
     return path
 
 
-def _kind(mode: int) -> str:
-    """What a path is, in words."""
+def _file_type(mode: int) -> str:
+    """Return the type of a file in words."""
     if stat.S_ISLNK(mode):
         return "a link"
     if stat.S_ISDIR(mode):
@@ -119,57 +133,53 @@ def _kind(mode: int) -> str:
 
 
 def read_json(path: PathLike) -> dict[str, Any]:
-    """Read a JSON object: finite numbers, no key twice, not deeper than settings are.
+    """Read a JSON object with finite numbers, distinct keys and limited size and depth.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is damaged, or none that this program wrote.
+        If the file does not contain such an object.
     """
-    path = regular_file(path, "JSON file")
-    if (size := path.stat().st_size) > _LARGEST_JSON:
-        raise ValueError(f"{path}: expected at most {_LARGEST_JSON} bytes of JSON, got {size}")
+    path = check_regular_file(path, "JSON file")
+    if (size := path.stat().st_size) > _MAX_JSON_BYTES:
+        raise ValueError(f"{path}: expected at most {_MAX_JSON_BYTES} bytes of JSON, got {size}")
     try:
         content = json.loads(
             path.read_text(encoding="utf-8"),
-            object_pairs_hook=_distinct,
-            parse_constant=_finite,
-            parse_float=_finite,
+            object_pairs_hook=_distinct_keys,
+            parse_constant=_finite_number,
+            parse_float=_finite_number,
         )
-        deep = _deeper(content, _DEEPEST_JSON)
+        too_deep = _is_deeper(content, _MAX_JSON_DEPTH)
     except (ValueError, RecursionError) as error:  # JSON and Unicode errors are ValueErrors
-        raise ValueError(f"{path}: no readable JSON file: {error}") from error
-    if deep:
-        raise ValueError(f"{path}: expected at most {_DEEPEST_JSON} levels of JSON, got more")
+        raise ValueError(f"{path}: not a readable JSON file: {error}") from error
+    if too_deep:
+        raise ValueError(f"{path}: expected at most {_MAX_JSON_DEPTH} levels of JSON, got more")
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
 
 
-_LARGEST_JSON = 64 * 2**20
-_DEEPEST_JSON = 40
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:40]!r} is there twice")
+        raise ValueError(f"the key {twice[:40]!r} occurs twice")
     return content
 
 
-def _finite(text: str) -> float:
+def _finite_number(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"expected finite numbers, got {text[:40]}")
     return number
 
 
-def _deeper(content: Any, levels: int) -> bool:
-    """Whether lists and objects are nested deeper than so many levels."""
+def _is_deeper(content: Any, levels: int) -> bool:
+    """Whether lists and objects are nested deeper than `levels`."""
     layer = [content]
     for _ in range(levels + 1):
         layer = [
@@ -181,47 +191,44 @@ def _deeper(content: Any, levels: int) -> bool:
     return bool(layer)
 
 
-#: Files that are changed in place; all others are replaced, whatever other names they have.
-_IN_PLACE = (".dcd", ".lock")
-
-
 def refuse_links(directory: PathLike, names: Iterable[str] = ()) -> None:
-    """Refuse a directory in which writing would reach outside it, or wait for ever.
+    """Refuse links, pipes and devices among the files of a directory.
+
+    Writing through a link would change a file elsewhere; reading a pipe may never end.
 
     Parameters
     ----------
     directory
-        Whose files are about to be changed in place, or read.
+        The directory whose files are about to be read or changed.
     names
         Files and folders in it, which need not exist.
 
     Raises
     ------
     ValueError
-        If one of them is a link, a pipe or a device, or a file changed in place that has a
-        second name elsewhere.
+        If one of them is a link, a pipe or a device, or is changed in place and has hard links.
     """
     for name in names:
         path = Path(directory) / name
         try:
-            found = path.lstat()
+            status = path.lstat()
         except (FileNotFoundError, NotADirectoryError):
             continue
-        expected = f"expected files of the run's own in {directory}"
-        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-            raise ValueError(f"output: {path} is {_kind(found.st_mode)}; {expected}")
-        in_place = str(name).endswith(_IN_PLACE) and stat.S_ISREG(found.st_mode)
-        if in_place and found.st_nlink > 1:
+        expected = f"expected regular files and folders in {directory}"
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise ValueError(f"output: {path} is {_file_type(status.st_mode)}; {expected}")
+        in_place = str(name).endswith(_IN_PLACE) and stat.S_ISREG(status.st_mode)
+        if in_place and status.st_nlink > 1:
             raise ValueError(
-                f"output: {path} is a hard link, {found.st_nlink} names of one file; {expected}"
+                f"output: {path} is a hard link, {status.st_nlink} names of one file; {expected}"
             )
 
 
 @contextmanager
-def written_together(directory: Path) -> Iterator[Path]:
-    """A folder whose files, once all are written, replace those of `directory`.
+def replace_together(directory: Path) -> Iterator[Path]:
+    """Give a temporary folder whose files replace those of `directory` on exit.
 
-    Nothing changes where writing one of them fails, or is killed.
+    If writing one of them fails or is killed, none is replaced.
     """
     folder = directory / _temporary_name("new")
     _writing.add(folder.name)
@@ -234,7 +241,7 @@ def written_together(directory: Path) -> Iterator[Path]:
     except OSError as error:
         if not str(error.filename).startswith(str(folder)):
             raise
-        # About the place that the user knows.
+        # The message names the directory that the user knows.
         name = str(error.filename).replace(str(folder), str(directory))
         raise type(error)(error.errno, error.strerror, name) from error
     finally:
@@ -245,34 +252,32 @@ def written_together(directory: Path) -> Iterator[Path]:
 def remove_stale_temporaries(directory: Path) -> None:
     """Remove temporary files and folders whose writers were killed."""
     for path in directory.glob(".*.tmp"):
-        found = _TEMPORARY.fullmatch(path.name)
-        if found is None:
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None:
             continue
-        # Windows has no signal that only asks whether a process lives.
-        if found["host"] == _host() and os.name == "posix":
-            # A process in a container often has the number that its killed predecessor had.
-            own = int(found["pid"]) == os.getpid()
-            dead = path.name not in _writing if own else not _alive(int(found["pid"]))
+        # Windows has no signal that only tests whether a process is running.
+        if match["host"] == host_name() and os.name == "posix":
+            # In a container, the killed process often had the number of this one.
+            is_mine = int(match["pid"]) == os.getpid()
+            stale = path.name not in _writing if is_mine else not _is_running(int(match["pid"]))
         else:
-            dead = time.time() - path.lstat().st_mtime > _ABANDONED_SECONDS
-        if dead and path.is_dir() and not path.is_symlink():
+            stale = time.time() - path.lstat().st_mtime > _ABANDONED_SECONDS
+        if stale and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
-        elif dead:
+        elif stale:
             path.unlink(missing_ok=True)
 
 
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
-
-
 def _temporary_name(name: str) -> str:
-    return f".{name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    return f".{name}.{host_name()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
 
 
-def _host() -> str:
+def host_name() -> str:
+    """Return the name of this machine as it stands in names of temporary files."""
     return re.sub(r"\W", "-", socket.gethostname())[:40]
 
 
-def _alive(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -282,8 +287,8 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def named_error(error: OSError, path: Path) -> OSError:
-    """The same error about the file that the user knows, with what to do where that is clear."""
+def error_with_path(error: OSError, path: Path) -> OSError:
+    """Return the same error with the name of `path`, and with advice if the disk is full."""
     if error.filename == str(path):
         return error
     reason = error.strerror or str(error)
@@ -293,7 +298,7 @@ def named_error(error: OSError, path: Path) -> OSError:
 
 
 def _sync_directory(folder: Path) -> None:
-    """Make a rename last; not every file system can."""
+    """Flush a rename to the disk, on file systems that support it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

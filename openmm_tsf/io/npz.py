@@ -1,6 +1,7 @@
-"""Files of arrays (``.npz``): nothing in them is executed, and nothing is believed about sizes.
+"""Reading of ``.npz`` archives that need not be trusted.
 
-An entry takes as much memory as it has bytes in the file, whatever its header says.
+No pickle in them is loaded, and an entry takes as much memory as it has bytes in the file, whatever
+its header says.
 """
 
 import io
@@ -14,46 +15,45 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from openmm_tsf.io.files import PathLike, regular_file
+from openmm_tsf.io.files import PathLike, check_regular_file
 
-#: What reading damaged archives and arrays raises.
+#: Errors that damaged archives and arrays raise.
 UNREADABLE = (
     zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, TypeError,
     AttributeError, IndexError, MemoryError, NotImplementedError, RuntimeError, OverflowError,
     SyntaxError, tokenize.TokenError,
 )  # fmt: skip
 _SUFFIX = ".npy"
-_LONGEST_NAME = 200
+_MAX_NAME_LENGTH = 200
 
 
-def array_names(archive: zipfile.ZipFile) -> frozenset[str]:
-    """Names of the arrays in an archive as `numpy.savez` writes it.
+def read_array_names(archive: zipfile.ZipFile) -> frozenset[str]:
+    """Return the names of the arrays in an archive written by `numpy.savez`.
 
     Raises
     ------
     ValueError
-        If it holds something else, a name twice, or compressed entries: a few bytes of those may
-        stand for any number.
+        If `check_archive` refuses the archive, or an entry is not an array.
     """
-    check_entries(archive)
+    check_archive(archive)
     names = [info.filename for info in archive.infolist()]
     for name in names:
-        if not (name.endswith(_SUFFIX) and name.isprintable() and len(name) < _LONGEST_NAME):
+        if not (name.endswith(_SUFFIX) and name.isprintable() and len(name) < _MAX_NAME_LENGTH):
             raise ValueError(f"expected arrays, got the entry {name[:40]!r}")
     return frozenset(name.removesuffix(_SUFFIX) for name in names)
 
 
-def check_entries(archive: zipfile.ZipFile) -> None:
-    """Refuse an archive that promises more than it holds.
+def check_archive(archive: zipfile.ZipFile) -> None:
+    """Refuse an archive whose content could be larger than its file.
 
     Raises
     ------
     ValueError
-        If an entry is compressed or there twice, or all together are larger than the file.
+        If an entry is compressed or occurs twice, or the entries together exceed the file's size.
     """
     entries = archive.infolist()
     if len({info.filename for info in entries}) < len(entries):
-        raise ValueError("an entry of the archive is there twice")
+        raise ValueError("an entry of the archive occurs twice")
     if any(info.compress_type != zipfile.ZIP_STORED for info in entries):
         raise ValueError("an entry of the archive is compressed")
     stream = archive.fp
@@ -63,38 +63,32 @@ def check_entries(archive: zipfile.ZipFile) -> None:
         raise ValueError("the archive's entries are larger than its file")
 
 
-def array_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and dtype of an array, its size compared with the entry's.
+def read_array_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return the shape and dtype of an array.
 
     Raises
     ------
     ValueError
-        If it is no array of numbers, or has another size than its header says.
+        If the array does not hold numbers, or its size differs from that of its entry.
     """
     with archive.open(f"{name}{_SUFFIX}") as stream:
-        shape, _, dtype = _header(stream)
+        shape, _, dtype = _read_header(stream)
         start = stream.tell()
     _check_size(name, shape, dtype, archive.getinfo(f"{name}{_SUFFIX}").file_size - start)
     return shape, dtype
 
 
-def array_of(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
-    """One array of numbers; its checksum is compared.
-
-    Raises
-    ------
-    ValueError
-        As `array_header`; errors of the archive (`UNREADABLE`) are let through.
-    """
+def read_array(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
+    """Return an array of numbers, after a comparison of its checksum; see `read_array_header`."""
     stream = io.BytesIO(archive.read(f"{name}{_SUFFIX}"))
-    shape, is_fortran, dtype = _header(stream)
+    shape, is_fortran, dtype = _read_header(stream)
     data = stream.getbuffer()[stream.tell() :]
     _check_size(name, shape, dtype, len(data))
     array: npt.NDArray[Any] = np.frombuffer(data, dtype).copy()
     return array.reshape(shape, order="F" if is_fortran else "C")
 
 
-def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
@@ -115,29 +109,34 @@ def _check_size(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], n_bytes
 def read_arrays(
     path: PathLike, what: str, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, npt.NDArray[Any]]:
-    """Arrays that `openmm_tsf.io.files.write_arrays` wrote: finite numbers of the given shapes.
+    """Return the finite arrays that `openmm_tsf.io.files.write_arrays` wrote.
+
+    Parameters
+    ----------
+    path
+        The file.
+    what
+        What the file should be, for the message.
+    shapes
+        Names of the arrays to read, and the shapes that they must have.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is something else, or damaged.
+        If the file cannot be read, or an array is missing, not finite or of another shape.
     """
-    path = regular_file(path, what)
+    path = check_regular_file(path, what)
     try:
         with zipfile.ZipFile(path) as archive:
-            array_names(archive)
-            found = {name: array_of(archive, name) for name in shapes}
+            read_array_names(archive)
+            arrays = {name: read_array(archive, name) for name in shapes}
     except UNREADABLE as error:
-        raise ValueError(f"{path}: not a readable {what} ({_brief(error)})") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{path}: not a readable {what} ({reason})") from error
     for name, shape in shapes.items():
-        array = found[name]
+        array = arrays[name]
         if array.shape != shape or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
             raise ValueError(f"{path}: not a readable {what} ({name}: not numbers {list(shape)})")
-    return found
-
-
-def _brief(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:200]
-    return text or type(error).__name__
+    return arrays

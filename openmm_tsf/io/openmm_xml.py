@@ -1,12 +1,12 @@
-"""Serialized OpenMM objects from files that need not be trusted.
+"""Reading of serialized OpenMM objects that need not be trusted.
 
-``openmm.XmlSerializer.deserialize`` trusts its input. A PythonForce in it is a pickle, which runs
-code while it is read; a Force of a plugin may load a file of code. The class that an element claims
-is not compared with the one expected in its place, so that memory is read as what it is not. And
-its parser is lenient: it can see other elements than a parser that keeps to the standard.
+``openmm.XmlSerializer.deserialize`` trusts its input. A PythonForce is a pickle, which runs code
+when it is loaded; a Force of a plugin may load a library. The class that an element names is not
+compared with the class that belongs there, so that memory is read as the wrong type. And OpenMM's
+parser is lenient: it can find elements that a standard parser does not.
 
-Here a strict parser reads the file, everything is compared with lists of what is known, and OpenMM
-is given only what was understood, written anew.
+Here a strict parser reads the file, compares elements with lists of known ones, and writes the XML
+that OpenMM is given.
 """
 
 import os
@@ -20,8 +20,8 @@ import openmm
 
 T = TypeVar("T")
 
-#: Forces that are numbers and expressions. A list of names, not whatever this OpenMM has: a Force
-#: of a later version may carry code, as PythonForce does.
+#: Forces that hold only numbers and expressions. The names are listed because a Force of a later
+#: OpenMM may contain code, as PythonForce does.
 SAFE_FORCES = frozenset({
     "ATMForce", "AmoebaGeneralizedKirkwoodForce", "AmoebaMultipoleForce",
     "AmoebaTorsionTorsionForce", "AmoebaVdwForce", "AmoebaWcaDispersionForce",
@@ -39,16 +39,16 @@ SAFE_FUNCTIONS = frozenset(
     f"{kind}{n}DFunction" for kind in ("Continuous", "Discrete") for n in (1, 2, 3)
 )
 
-#: OpenMM takes these children for granted, by their place: it looks at no name.
+#: OpenMM does not check the names of these children.
 _ONLY_CHILD = {
     "Forces": "Force",
     "CollectiveVariables": "CollectiveVariable",
     "CollectiveVariable": "Force",
     "Functions": "Function",
 }
-#: A type that is no class: a number (particles, stages of computation) or a word of ATMForce.
+#: A type that is not a class: a number (particles, stages of computation) or a word of ATMForce.
 _NO_CLASS = re.compile(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?|fixed|offset")
-#: OpenMM's parser and its decoder call themselves for every level, without a limit.
+#: OpenMM's parser and its decoder are recursive, without a limit.
 _MAX_DEPTH = 100
 #: OpenMM's parser counts characters in a C int.
 _MAX_LENGTH = 2**31 - 16
@@ -60,7 +60,7 @@ _SPECIAL = re.compile('[&"<\n\r\t]')
 
 
 def read_openmm_xml(path: str | os.PathLike[str], expected: type[T], argument: str) -> T:
-    """Read a serialized System or State, without running code that a stranger put into the file.
+    """Read a serialized System or State without running code from the file.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def read_openmm_xml(path: str | os.PathLike[str], expected: type[T], argument: s
     expected
         ``openmm.System`` or ``openmm.State``.
     argument
-        What the caller's user calls it: messages begin with it.
+        The name of the caller's argument: messages begin with it.
 
     Raises
     ------
@@ -78,8 +78,8 @@ def read_openmm_xml(path: str | os.PathLike[str], expected: type[T], argument: s
     TypeError
         If `expected` is another class.
     ValueError
-        If the file is no such XML, is damaged, or holds anything that is not known to be data: a
-        PythonForce, a plugin's Force, a class where it does not belong, a document type.
+        If the file is not such an XML file, is damaged, or holds anything that is not known to be
+        data: a PythonForce, a plugin's Force, a class in the wrong place, a document type.
     """
     if expected not in (openmm.System, openmm.State):
         raise TypeError(f"expected: expected openmm.System or openmm.State, got {expected!r}")
@@ -88,10 +88,10 @@ def read_openmm_xml(path: str | os.PathLike[str], expected: type[T], argument: s
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{argument}: OpenMM cannot read {path}: no XML: {error}") from error
-    understood = _Guard(expected.__name__, argument, path).rewrite(text)
+        raise ValueError(f"{argument}: OpenMM cannot read {path}: not XML: {error}") from error
+    checked = _StrictReader(expected.__name__, argument, path).rewrite(text)
     try:
-        result = openmm.XmlSerializer.deserialize(understood)
+        result = openmm.XmlSerializer.deserialize(checked)
     except Exception as error:
         raise ValueError(f"{argument}: OpenMM cannot read {path}: {error}") from error
     if not isinstance(result, expected):
@@ -109,8 +109,8 @@ class _Element:
     n_children: int = 0
 
 
-class _Guard:
-    """Reads XML strictly, refuses what is not known, and writes the rest anew."""
+class _StrictReader:
+    """Parses XML, refuses unknown elements, and writes the others."""
 
     def __init__(self, root: str, argument: str, path: Any) -> None:
         self._root, self._argument, self._path = root, argument, path
@@ -118,7 +118,7 @@ class _Guard:
         self._pieces: list[str] = []
 
     def rewrite(self, text: str) -> str:
-        """The elements and attributes of `text`, all of them checked, and nothing else."""
+        """Return XML with the elements and attributes of `text`, all of them checked."""
         self._parser = parser = expat.ParserCreate()
         parser.StartDoctypeDeclHandler = self._doctype
         parser.StartElementHandler = self._start
@@ -127,7 +127,7 @@ class _Guard:
             parser.Parse(text, True)
         except expat.ExpatError as error:
             raise ValueError(
-                f"{self._argument}: OpenMM cannot read {self._path}: no XML, or damaged: {error}"
+                f"{self._argument}: OpenMM cannot read {self._path}: not XML, or damaged: {error}"
             ) from error
         result = "".join(self._pieces)
         if len(result.encode()) > _MAX_LENGTH:
@@ -150,14 +150,14 @@ class _Guard:
                     f"{_shown(tag, kind)}"
                 )
         else:
-            self._check_place(tag, kind)
+            self._check_child(tag, kind)
         self._open.append(_Element(tag, kind))
         if len(self._open) > _MAX_DEPTH:
             raise self._refused(f"expected at most {_MAX_DEPTH} levels of elements, got more")
         written = (f' {name}="{_escaped(value)}"' for name, value in attributes.items())
         self._pieces.append(f"<{tag}{''.join(written)}>\n")
 
-    def _check_place(self, tag: str, kind: str | None) -> None:
+    def _check_child(self, tag: str, kind: str | None) -> None:
         parent = self._open[-1]
         parent.n_children += 1
         only = _ONLY_CHILD.get(parent.tag, tag)
@@ -165,7 +165,7 @@ class _Guard:
             raise self._refused(f"expected <{only}> in <{parent.tag}>, got {_shown(tag, kind)}")
         if kind is None or _NO_CLASS.fullmatch(kind):
             return
-        # A Force stands in a list, is a collective variable, or is wrapped in one of ATMForce's.
+        # A Force is in a list, is a collective variable, or is in a Force element of ATMForce.
         holds_force = parent.tag in ("Forces", "CollectiveVariable") or (
             parent.tag == "Force" and parent.kind is None
         )
@@ -173,7 +173,7 @@ class _Guard:
             return
         if tag == "Function" and parent.tag == "Functions" and kind in SAFE_FUNCTIONS:
             return
-        reason = "it runs Python code when it is read" if kind == "PythonForce" else "not known"
+        reason = "it runs Python code when it is read" if kind == "PythonForce" else "unknown"
         raise self._refused(
             f"expected forces and functions of OpenMM that hold data only, got {_shown(tag, kind)} "
             f"in <{parent.tag}> ({reason})"
@@ -190,16 +190,16 @@ class _Guard:
 
 
 def _shown(tag: str, kind: str | None) -> str:
-    """An element in a message: a stranger's names may be long."""
+    """Return an element for a message; names in the file may be long."""
     return f"<{tag[:40]}>" if kind is None else f"<{tag[:40]} type={kind[:40]!r}>"
 
 
 def _escaped(value: str) -> str:
-    """An attribute's value as OpenMM's parser reads it back."""
+    """Return an attribute's value so that OpenMM's parser reads it unchanged."""
     if not _SPECIAL.search(value):
         return value
     parts = [_ESCAPES.get(character, character) for character in value]
-    # That parser loses a single character behind the last escape.
+    # OpenMM's parser drops a single character after the last escape.
     if len(value) > 1 and len(parts[-2]) > 1 and len(parts[-1].encode()) == 1:
         parts[-1] = f"&#{ord(value[-1])};"
     return "".join(parts)

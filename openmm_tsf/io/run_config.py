@@ -1,4 +1,21 @@
-"""What ``config.json`` of a run directory has to say before any of it is used."""
+"""``config.json``: the settings and inputs of a stage, and every choice made since.
+
+All stages write the same file. It is the first file in their directory, and holds
+
+``format``
+    Version of this layout; newer ones are refused.
+``stage``
+    ``"md"``, ``"train"``, ``"sample"`` or ``"run"``; absent for a sampler that was run from Python.
+``choices``
+    The settings, seed and inputs that were given, then what was measured (platform, number of
+    Contexts, step sizes), with the fingerprint of the ``molecule``.
+``versions``
+    Of the packages.
+``progress``, ``costs``
+    How far MD is; what a run had cost after each of its steps.
+``temperatures_K``, ``n_walkers``, ``seed``, ``dihedrals``, ``boltzmann_constant``, ...
+    Added when replica exchange starts to write samples, see `SAMPLING_ENTRIES`.
+"""
 
 import math
 import re
@@ -10,79 +27,148 @@ from openmm_tsf.io.files import read_json
 from openmm_tsf.units import as_temperatures
 from openmm_tsf.utils.validation import check_int, check_positive
 
+CONFIG = "config.json"
+CONFIG_FORMAT = 1
+#: What a directory with samples has to say.
+REQUIRED_FOR_SAMPLES = ("temperatures_K", "n_walkers", "seed", "dihedrals", "boltzmann_constant")
+#: Entries that are added when sampling starts.
+SAMPLING_ENTRIES = (*REQUIRED_FOR_SAMPLES, "energy_evaluations", "wall_seconds", "reference")
+
 #: Names that go to terminals, pictures and tables.
 _NAME = re.compile(r"[\w.+-][\w .+-]{0,39}")
 #: Reference data are files of the package, without folders.
 _REFERENCE = re.compile(r"[\w-]{1,60}\.npz")
 
 
-def check_run_config(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse a run's configuration that nothing could be made of.
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return the content of ``config.json`` in a directory of any stage.
 
-    Entries that are missing are let pass: who needs them says so.
+    Raises
+    ------
+    FileNotFoundError
+        If the directory or the file does not exist.
+    ValueError
+        If the file is damaged or was written in a newer format.
+    """
+    path = directory / CONFIG
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory}: no such run directory")
+    if not (path.exists() or path.is_symlink()):
+        raise FileNotFoundError(f"{directory}: not a run directory, {CONFIG} is missing")
+    config = read_json(path)
+    number = config.get("format")
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise ValueError(f"{path}: format: expected a number, got {number!r}")
+    if number > CONFIG_FORMAT:
+        raise ValueError(
+            f"{path}: written in format {number} by a newer version; this one reads up to format "
+            f"{CONFIG_FORMAT}"
+        )
+    check_config(config, path)
+    return config
+
+
+def read_run_config(directory: Path) -> dict[str, Any]:
+    """Return the content of ``config.json`` in a directory with samples.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the directory or the file does not exist, or sampling has not started.
+    ValueError
+        If the file is damaged, of a newer format, or of a stage without samples.
+    """
+    config = read_config(directory)
+    stage = config.get("stage")
+    missing = [name for name in REQUIRED_FOR_SAMPLES if name not in config]
+    if missing and stage in ("md", "train"):
+        raise ValueError(f"{directory}: expected a directory with samples, got one of {stage}")
+    if missing and stage in ("sample", "run") and "temperatures_K" in missing:
+        raise FileNotFoundError(f"{directory}: no samples, the {stage} has not started sampling")
+    if missing:
+        raise ValueError(f"{directory / CONFIG}: has no {missing[0]!r}")
+    return config
+
+
+def check_config(config: Mapping[str, Any], path: Path) -> None:
+    """Refuse entries of a wrong type or range; missing ones are the reader's to refuse.
 
     Parameters
     ----------
-    config, path
-        What was read from where.
+    config
+        The content.
+    path
+        The file it was read from, for the message.
 
     Raises
     ------
     ValueError
-        If an entry is not what it should be, naming the file.
+        If an entry is not valid, naming the file.
     """
     checks: dict[str, Callable[[Any, str], Any]] = {
-        "temperatures_K": _ladder,
+        "temperatures_K": _check_temperatures,
         "n_walkers": check_int,
         "seed": lambda value, name: check_int(value, name, 0, 2**64 - 1),
         "boltzmann_constant": check_positive,
-        "dihedrals": _dihedrals,
-        "choices": _choices,
-        "versions": _words,
-        "energy_evaluations": _counts,
-        "wall_seconds": _counts,
-        "reference": _reference,
+        "dihedrals": _check_dihedrals,
+        "choices": _check_choices,
+        "versions": _check_texts,
+        "energy_evaluations": _check_counts,
+        "wall_seconds": _check_counts,
+        "progress": _check_counts,
+        "costs": _check_object,
+        "reference": _check_reference,
     }
-    for name, check in checks.items():
-        if name in config:
-            try:
+    try:
+        for name, check in checks.items():
+            if name in config:
                 check(config[name], name)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{path}: damaged, {_short(error)}") from error
-    if isinstance(config.get("choices"), dict) and config["choices"].get("molecule") is not None:
-        try:  # a molecule's rungs have trajectories, which are named by their temperature
-            check_distinct(as_temperatures(config.get("temperatures_K")))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: damaged, {_short(error)}") from error
+        if "temperatures_K" in config and config.get("choices", {}).get("molecule") is not None:
+            # A molecule's trajectories are named by their temperature.
+            check_distinct_temperatures(as_temperatures(config["temperatures_K"]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: damaged, {_shortened(error)}") from error
 
 
-def rung_file(kelvin: float) -> str:
-    """Name of the trajectory of one temperature."""
+def trajectory_name(kelvin: float) -> str:
+    """Return the name of the trajectory of one temperature."""
     return f"T{kelvin:.2f}K.dcd"
 
 
-def check_distinct(temperatures: tuple[float, ...]) -> None:
-    """Refuse rungs whose trajectories would have one name.
+def check_distinct_temperatures(temperatures: tuple[float, ...]) -> None:
+    """Refuse temperatures whose trajectories would have the same name.
 
     Raises
     ------
     ValueError
         If two are within 0.01 K.
     """
-    if len(set(map(rung_file, temperatures))) < len(temperatures):
+    if len(set(map(trajectory_name, temperatures))) < len(temperatures):
         raise ValueError(
             f"temperatures: expected rungs that differ by more than 0.01 K, got {temperatures}"
         )
 
 
-def _ladder(value: Any, name: str) -> None:
+def check_reference_name(value: Any, name: str = "reference") -> None:
+    """Refuse a name of reference data that contains a path.
+
+    Raises
+    ------
+    ValueError
+        If `value` is not the name of an ``.npz`` file.
+    """
+    if not (isinstance(value, str) and _REFERENCE.fullmatch(value)):
+        raise ValueError(f"{name}: expected the name of reference data, got {value!r}")
+
+
+def _check_temperatures(value: Any, name: str) -> None:
     if not isinstance(value, list):
         raise TypeError(f"{name}: expected a list of temperatures in kelvin, got {value!r}")
     as_temperatures(value, name)
 
 
-def _dihedrals(value: Any, name: str) -> None:
-    for key, atoms in _object(value, name).items():
+def _check_dihedrals(value: Any, name: str) -> None:
+    for key, atoms in _check_object(value, name).items():
         if not _NAME.fullmatch(key):
             raise ValueError(f"{name}: expected names of letters and numbers, got {key[:40]!r}")
         if not isinstance(atoms, list) or len(atoms) != 4:
@@ -91,87 +177,41 @@ def _dihedrals(value: Any, name: str) -> None:
             check_int(atom, f"{name}: {key}", least=0)
 
 
-def _choices(value: Any, name: str) -> None:
-    choices = _object(value, name)
+def _check_choices(value: Any, name: str) -> None:
+    choices = _check_object(value, name)
     for key in ("seed", "sampler_seed"):
         if choices.get(key) is not None:
             check_int(choices[key], f"{name}.{key}", 0, 2**64 - 1)
-    for key in ("save_interval", "torch_threads"):
+    for key in ("save_interval", "threads", "torch_threads"):
         if key in choices:
             check_int(choices[key], f"{name}.{key}")
 
 
-def _words(value: Any, name: str) -> None:
-    for key, word in _object(value, name).items():
-        if not isinstance(word, str):
-            raise TypeError(f"{name}: expected text for {key[:40]!r}, got {word!r}")
+def _check_texts(value: Any, name: str) -> None:
+    for key, text in _check_object(value, name).items():
+        if not isinstance(text, str):
+            raise TypeError(f"{name}: expected text for {key[:40]!r}, got {text!r}")
 
 
-def _counts(value: Any, name: str) -> None:
-    for key, count in _object(value, name).items():
-        number = isinstance(count, (int, float)) and not isinstance(count, bool)
-        if count is not None and not (number and 0 <= count < math.inf):
+def _check_counts(value: Any, name: str) -> None:
+    for key, count in _check_object(value, name).items():
+        is_number = isinstance(count, (int, float)) and not isinstance(count, bool)
+        if count is not None and not (is_number and 0 <= count < math.inf):
             raise ValueError(f"{name}: expected a number for {key[:40]!r}, got {count!r}")
 
 
-def check_reference_name(value: Any, name: str = "reference") -> None:
-    """Refuse a name of reference data with anything of a path in it.
-
-    Raises
-    ------
-    ValueError
-        If it is none.
-    """
-    if not (isinstance(value, str) and _REFERENCE.fullmatch(value)):
-        raise ValueError(f"{name}: expected the name of reference data, got {value!r}")
-
-
-def _reference(value: Any, name: str) -> None:
+def _check_reference(value: Any, name: str) -> None:
     if value is not None:
         check_reference_name(value, name)
 
 
-def _object(value: Any, name: str) -> dict[str, Any]:
+def _check_object(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError(f"{name}: expected an object, got {value!r}")
     return value
 
 
-def _short(error: Exception) -> str:
-    """A stranger's values may be long."""
+def _shortened(error: Exception) -> str:
+    """The message, cut: values from a file may be long."""
     text = str(error)
     return text if len(text) < 300 else f"{text[:300]}..."
-
-
-RUN_FORMAT = 1
-
-
-_IN_CHOICES = {"molecule", "flow", "kernels", "potential", "save_interval", "torch_threads"}
-
-
-def read_run_config(directory: Path) -> dict[str, Any]:
-    """``config.json`` of a run directory.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the directory is no run directory.
-    ValueError
-        If it is damaged or was written in a newer format.
-    """
-    path = directory / "config.json"
-    if not (path.exists() or path.is_symlink()):
-        raise FileNotFoundError(f"{directory}: no run directory, config.json is missing")
-    config = read_json(path)
-    if not {"format", "temperatures_K", "n_walkers", "choices"} <= config.keys():
-        raise ValueError(f"{path}: no config.json of a sampling run")
-    if not isinstance(config["format"], int) or config["format"] > RUN_FORMAT:
-        raise ValueError(
-            f"{path}: written in format {config['format']} by a newer version; this one "
-            f"reads up to format {RUN_FORMAT}"
-        )
-    check_run_config(config, path)
-    choices = config["choices"]
-    if not choices.keys() >= _IN_CHOICES:
-        raise ValueError(f"{path}: damaged, choices are missing")
-    return config

@@ -1,4 +1,4 @@
-"""Files of tensors: written all or nothing, read without running anything that is in them."""
+"""Atomic writing of tensors, and reading of tensor files that need not be trusted."""
 
 import io
 import zipfile
@@ -9,46 +9,46 @@ from typing import Any
 
 import torch
 
-from openmm_tsf.io.files import PathLike, regular_file, write_bytes
-from openmm_tsf.io.npz import check_entries
+from openmm_tsf.io.files import PathLike, check_regular_file, write_bytes
+from openmm_tsf.io.npz import check_archive
 
-_DEEPEST = 40
+_MAX_DEPTH = 40
 
 
 def write_tensors(path: PathLike, content: Mapping[str, Any]) -> None:
-    """Write tensors, numbers, strings, lists and dictionaries for `read_tensors`."""
+    """Write tensors, numbers, strings, lists and dictionaries for `read_tensors`, atomically."""
     buffer = io.BytesIO()  # torch's own writer hides the reason when a disk is full
     torch.save(dict(content), buffer)
     write_bytes(path, buffer.getbuffer())
 
 
 def read_tensors(path: PathLike, what: str) -> dict[str, Any]:
-    """What `write_tensors` wrote; nothing in the file is executed.
+    """Return what `write_tensors` wrote, without running code from the file.
 
     Parameters
     ----------
     path
         The file.
     what
-        What it should be, for the message.
+        What the file should be, for the message.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is something else, or damaged; if a checksum is wrong.
+        If the file cannot be read, has a wrong checksum, or holds anything else.
     """
-    path = regular_file(path, what)
+    path = check_regular_file(path, what)
     damaged = None
     try:
         with open(path, "rb") as file:
             with zipfile.ZipFile(file) as archive:
-                check_entries(archive)
-                damaged = archive.testzip()  # torch itself does not look at the checksums
+                check_archive(archive)
+                damaged = archive.testzip()  # torch does not compare the checksums
             file.seek(0)
             content = {} if damaged else torch.load(file, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch's reader raises many kinds, with pages of advice
+    except Exception as error:  # of many types, with pages of advice
         raise ValueError(f"{path}: not a readable {what} ({type(error).__name__})") from error
     if damaged:
         raise ValueError(f"{path}: damaged {what}: the checksum of {damaged[:80]!r} is wrong")
@@ -59,41 +59,41 @@ def read_tensors(path: PathLike, what: str) -> dict[str, Any]:
 
 
 def _check_content(content: dict[Any, Any], path: Path, what: str) -> None:
-    """Refuse what `write_tensors` is never given: other types, and few bytes that mean many.
+    """Refuse types that `write_tensors` does not write, and content larger than the file.
 
-    Lists may hold themselves, or each other many times over, and tensors may repeat one number for
-    ever: printing or copying them would take all memory.
+    A list can contain itself, or another list many times, and a tensor can repeat one number
+    without limit: printing or copying them would take all memory.
     """
-    budget = path.stat().st_size  # nothing takes less than a byte
-    layer: list[Any] = [content]
-    for _ in range(_DEEPEST):
-        below: list[Any] = []
-        for item in layer:
+    budget = path.stat().st_size  # every item takes at least a byte
+    level: list[Any] = [content]
+    for _ in range(_MAX_DEPTH):
+        next_level: list[Any] = []
+        for item in level:
             problem = _problem(item)
             if problem is not None:
                 raise ValueError(f"{path}: not a readable {what}: expected {problem}")
             if type(item) in (dict, OrderedDict):
-                below += [*item.keys(), *item.values()]
+                next_level += [*item.keys(), *item.values()]
             elif isinstance(item, (list, tuple)):
-                below += item
-            if len(below) > budget:
-                raise ValueError(
-                    f"{path}: not a readable {what}: it holds more than its bytes can say"
-                )
-        budget -= len(below)
-        if not below:
+                next_level += item
+            if len(next_level) > budget:
+                raise ValueError(f"{path}: not a readable {what}: more items than bytes")
+        budget -= len(next_level)
+        if not next_level:
             return
-        layer = below
-    raise ValueError(f"{path}: not a readable {what}: expected at most {_DEEPEST} levels, got more")
+        level = next_level
+    raise ValueError(
+        f"{path}: not a readable {what}: expected at most {_MAX_DEPTH} levels, got more"
+    )
 
 
 def _problem(item: Any) -> str | None:
-    """What was expected instead of this item, and what it is; None where nothing is wrong."""
+    """Return what was expected instead of this item; None if it may occur."""
     if isinstance(item, torch.Tensor):
         if item.layout is not torch.strided or item.device.type != "cpu" or item.is_quantized:
-            return f"plain tensors, got one of {item.layout} on {item.device}"
-        used, held = item.numel() * item.element_size(), item.untyped_storage().nbytes()
-        return f"{used} bytes of a tensor, got {held}" if used > held else None
+            return f"dense tensors on the CPU, got one of {item.layout} on {item.device}"
+        used, stored = item.numel() * item.element_size(), item.untyped_storage().nbytes()
+        return f"{used} bytes of a tensor, got {stored}" if used > stored else None
     if item is None or isinstance(item, (bool, int, float, str, dict, list, tuple, torch.dtype)):
         return None
     return f"tensors, numbers, strings, lists and dictionaries, got {type(item).__name__}"

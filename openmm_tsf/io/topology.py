@@ -1,4 +1,7 @@
-"""A Topology as JSON: all that a PDB file cuts, merges or reorders (names, elements, bonds)."""
+"""An OpenMM Topology as JSON.
+
+A PDB file would cut long names, merge chains and lose elements and bonds.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ from openmm_tsf.io.files import PathLike, read_json, write_json
 
 
 def write_topology(topology: app.Topology, path: PathLike) -> None:
-    """Write chains, residues, atoms and bonds, in order."""
+    """Write the chains, residues, atoms and bonds in their order."""
     chains = [
         {
             "id": chain.id,
@@ -32,40 +35,42 @@ def write_topology(topology: app.Topology, path: PathLike) -> None:
 
 
 def read_topology(path: PathLike) -> app.Topology:
-    """What `write_topology` wrote.
+    """Return the Topology that `write_topology` wrote.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is damaged.
+        If the file does not contain a Topology.
     """
     content = read_json(path)
     topology = app.Topology()
     try:
         for chain in content["chains"]:
-            new_chain = topology.addChain(_word(chain["id"]))
+            new_chain = topology.addChain(_check_name(chain["id"]))
             for residue in chain["residues"]:
                 new_residue = topology.addResidue(
-                    _word(residue["name"]), new_chain, _word(residue["id"])
+                    _check_name(residue["name"]), new_chain, _check_name(residue["id"])
                 )
                 for atom in residue["atoms"]:
                     symbol = atom["element"]
-                    element = None if symbol is None else app.element.get_by_symbol(_word(symbol))
-                    topology.addAtom(_word(atom["name"]), element, new_residue)
+                    element = (
+                        None if symbol is None else app.element.get_by_symbol(_check_name(symbol))
+                    )
+                    topology.addAtom(_check_name(atom["name"]), element, new_residue)
         atoms = list(topology.atoms())
         for first, second in content["bonds"]:
             if min(first, second) < 0:
                 raise ValueError(f"expected atoms from 0, got {first} and {second}")
             topology.addBond(atoms[first], atoms[second])
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        kind = type(error).__name__
-        raise ValueError(f"{Path(path)}: not a readable topology ({kind}: {error})") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{Path(path)}: not a readable topology ({reason})") from error
     return topology
 
 
-def _word(value: Any) -> Any:
+def _check_name(value: Any) -> Any:
     if not isinstance(value, str):
         raise TypeError(f"expected a name, got {str(value)[:40]!r}")
     return value

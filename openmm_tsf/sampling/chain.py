@@ -21,7 +21,7 @@ from openmm_tsf.sampling.consistency import (
     member_infos,
     with_members,
 )
-from openmm_tsf.sampling.initial import minimised, starting_state
+from openmm_tsf.sampling.initial import minimised, starting_state, with_velocities
 from openmm_tsf.sampling.kernels.base import Closable, Kernel, SteerableMap, check_flow
 from openmm_tsf.sampling.kernels.schedule import Scheduled, default_kernels, kernels_by_name
 from openmm_tsf.sampling.recorder import Reporter
@@ -135,9 +135,11 @@ class TemperingChain:
             self.temperatures,
             self.flow,
             self.potential,
-            self._masses,
-            self._generator,
         )
+        if velocities is None and self._masses is not None:
+            state = with_velocities(
+                state, self.temperatures, self.potential, self._masses, self._generator
+            )
         check_velocities(self.kernels.values(), state)
         check_potentials(self.kernels.values(), self.potential, state)
         self._state = state

@@ -1,4 +1,4 @@
-"""Where walkers start, checked."""
+"""Configurations that walkers start from: checks, velocities, a minimised conformation."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.sampling import energies as evaluate
+from openmm_tsf.sampling import energies
 from openmm_tsf.sampling.kernels.base import SteerableMap
 from openmm_tsf.sampling.kernels.dynamics import mass_per_coordinate
 from openmm_tsf.sampling.kernels.langevin_openmm import DynamicsPotential
@@ -27,10 +27,8 @@ def starting_state(
     temperatures: tuple[float, ...],
     flow: SteerableMap,
     potential: Potential,
-    masses: Tensor | None,
-    generator: torch.Generator,
 ) -> WalkerState:
-    """Walkers at configurations x [W, R, *event]; see ``ParallelTempering.set_positions``.
+    """Return walkers at configurations x [W, R, *event]; see ``ParallelTempering.set_positions``.
 
     Raises
     ------
@@ -43,13 +41,13 @@ def starting_state(
         raise ValueError(f"x: expected shape {shape}, got {tuple(x.shape)}")
     flat = x.flatten(0, 1)
     with torch.no_grad():
-        energy = evaluate.energy(potential, flat)
+        energy = energies.energy(potential, flat)
         momenta = torch.zeros(len(flat), flow.n_momenta, dtype=flow.dtype)
         _, log_det = flow.inverse_and_log_det(flat.to(flow.dtype), momenta)
         log_det = log_det.masked_fill(flow.is_mirror_image(flat.to(flow.dtype)), -torch.inf)
     for what, values in (
         ("a non-finite energy", energy),
-        ("a place outside the flow's domain (a mirror image, or not computable)", log_det),
+        ("a point outside the flow's domain (a mirror image, or not computable)", log_det),
     ):
         bad = (~torch.isfinite(values)).nonzero().flatten()
         if len(bad):
@@ -65,15 +63,24 @@ def starting_state(
             raise ValueError(f"velocities: expected shape {shape}, got {tuple(velocities.shape)}")
         if not bool(torch.isfinite(velocities).all()):
             raise ValueError("velocities: expected finite numbers, got NaN or infinity")
-    elif masses is not None:
-        kt = potential.boltzmann_constant * torch.tensor(temperatures, dtype=torch.float64)
-        velocities = maxwell_boltzmann(shape, kt, masses, generator)
     replica = torch.arange(shape[1]).repeat(shape[0], 1)
     return WalkerState(x, velocities, energy.reshape(shape[:2]), replica)
 
 
+def with_velocities(
+    state: WalkerState,
+    temperatures: tuple[float, ...],
+    potential: Potential,
+    masses: Tensor,
+    generator: torch.Generator,
+) -> WalkerState:
+    """Draw velocities of the walkers from the Maxwell-Boltzmann distribution of every rung."""
+    kt = potential.boltzmann_constant * torch.tensor(temperatures, dtype=torch.float64)
+    return state.evolve(velocities=maxwell_boltzmann(tuple(state.x.shape), kt, masses, generator))
+
+
 def restored_state(content: Any, n_walkers: int, n_rungs: int, potential: Potential) -> WalkerState:
-    """The walkers of a checkpoint.
+    """Return the walkers of a checkpoint.
 
     Raises
     ------
@@ -102,8 +109,8 @@ def restored_state(content: Any, n_walkers: int, n_rungs: int, potential: Potent
         raise ValueError("checkpoint: expected each replica once in every walker")
     state = WalkerState.from_state_dict(content)
     with torch.no_grad():
-        energy = evaluate.energy(potential, state.x.flatten(0, 1)).reshape(pair)
-    # Another platform, in single precision, is allowed to go on.
+        energy = energies.energy(potential, state.x.flatten(0, 1)).reshape(pair)
+    # A platform of single precision may continue the run of another one.
     wrong = ~((energy - state.energy).abs() <= 0.1 + 1e-4 * state.energy.abs())
     if bool(wrong.any()):
         raise ValueError(
@@ -116,7 +123,7 @@ def restored_state(content: Any, n_walkers: int, n_rungs: int, potential: Potent
 def maxwell_boltzmann(
     shape: tuple[int, ...], kt: Tensor, masses: Any, generator: torch.Generator
 ) -> Tensor:
-    """Velocities [W, R, *event] in nm/ps at kT [R] in kJ/mol, for masses in amu.
+    """Draw velocities [W, R, *event] in nm/ps at kT [R] in kJ/mol, for masses in amu.
 
     See :func:`openmm_tsf.sampling.kernels.dynamics.mass_per_coordinate` for the masses.
     """
@@ -127,10 +134,10 @@ def maxwell_boltzmann(
 
 
 def minimised(potential: Potential, molecule: MolecularSystem) -> np.ndarray:
-    """Positions [N, 3] in nm after at most 200 steps of OpenMM's local minimiser.
+    """Return positions [N, 3] in nm after at most 200 steps of OpenMM's local minimiser.
 
-    It runs in a Context of the potential if that opens any, otherwise in one of the molecule's own
-    System: on the CPU platform, with one thread so that the result can be repeated.
+    It runs in a Context of the potential if that makes any, otherwise in one of the molecule's
+    System: on the CPU platform, with one thread so that the result is reproducible.
     """
     integrator = openmm.VerletIntegrator(0.001)
     if isinstance(potential, DynamicsPotential):

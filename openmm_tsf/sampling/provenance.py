@@ -1,19 +1,44 @@
-"""What decides the numbers of a run: recorded when it starts, compared when it goes on."""
+"""What determines the numbers of a run: recorded when it starts, compared when it continues."""
 
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from openmm_tsf.io.run_config import CONFIG, read_run_config
 from openmm_tsf.potentials.base import Potential, describe_potential
 from openmm_tsf.sampling.consistency import with_members
 from openmm_tsf.sampling.kernels.base import SteerableMap
 from openmm_tsf.sampling.kernels.schedule import Scheduled
 from openmm_tsf.sampling.tuning import HasStepSize
 from openmm_tsf.systems.molecule import MolecularSystem
-from openmm_tsf.utils.validation import check_int
+from openmm_tsf.utils.validation import check_int, check_seconds
+
+#: Choices that decide which chain is sampled: a run directory holds samples of one.
+_OF_THE_CHAIN = ("molecule", "flow", "kernels", "kernel_flows")
+_REQUIRED = {*_OF_THE_CHAIN, "potential", "save_interval", "torch_threads"}
+
+
+def read_sampler_config(directory: Path) -> dict[str, Any]:
+    """Return ``config.json`` of a run directory with everything that a sampler recorded.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file does not exist, or sampling has not started.
+    ValueError
+        If the file is damaged.
+    """
+    config = read_run_config(directory)
+    missing = sorted(_REQUIRED - config.get("choices", {}).keys())
+    if missing:
+        raise ValueError(
+            f"{directory / CONFIG}: damaged, choices are missing: {', '.join(missing)}"
+        )
+    return config
 
 
 def sampling_choices(
@@ -23,7 +48,7 @@ def sampling_choices(
     schedule: Sequence[Scheduled],
     save_interval: int,
 ) -> dict[str, Any]:
-    """Every choice of a sampler, measured ones included, json-able."""
+    """Return every choice of a sampler, measured ones included, json-able."""
     kernels = [
         {
             "name": entry.kernel.name,
@@ -40,8 +65,8 @@ def sampling_choices(
         for name, kernel in members.items()
         if isinstance(kernel, HasStepSize)
     }
-    own = {name: getattr(kernel, "flow", None) for name, kernel in members.items()}
-    distinct = {id(value): value for value in (flow, *own.values()) if value is not None}
+    flows = {name: getattr(kernel, "flow", None) for name, kernel in members.items()}
+    distinct = {id(value): value for value in (flow, *flows.values()) if value is not None}
     hashes = {key: hash_of(value) for key, value in distinct.items()}
     return {
         "molecule": None if molecule is None else molecule.fingerprint,
@@ -54,7 +79,7 @@ def sampling_choices(
             "sha256": hashes[id(flow)],
         },
         "kernel_flows": {
-            name: hashes[id(value)] for name, value in own.items() if value is not None
+            name: hashes[id(value)] for name, value in flows.items() if value is not None
         },
         "potential": describe_potential(potential),
         "save_interval": int(save_interval),
@@ -62,25 +87,24 @@ def sampling_choices(
     }
 
 
-def check_same(where: Any, written: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+def check_same(where: Any, recorded: Mapping[str, Any], sampler: Mapping[str, Any]) -> None:
     """Compare a run's ``config.json`` with the sampler that is to continue it.
+
+    Another platform or number of threads is only warned of: the samples are then valid, but not
+    the same bit by bit.
 
     Raises
     ------
     ValueError
-        If the ladder, the walkers, the molecule, the flow or the kernels differ. Another platform
-        or number of threads is only warned of: the samples are then valid, but not the same bit by
-        bit.
+        If the ladder, the walkers, the molecule, the flow or the kernels differ.
     """
     for name in ("temperatures_K", "n_walkers"):
-        if own[name] != written[name]:
+        if sampler[name] != recorded[name]:
             raise ValueError(
-                f"{where}: expected the run's {name}, {written[name]}, got {own[name]}"
+                f"{where}: expected the run's {name}, {recorded[name]}, got {sampler[name]}"
             )
-    before, now = written["choices"], own["choices"]
-    for name in ("molecule", "flow", "kernels", "kernel_flows"):
-        if name == "kernel_flows" and name not in before:
-            continue  # runs of earlier versions have no record of it
+    before, now = recorded["choices"], sampler["choices"]
+    for name in _OF_THE_CHAIN:
         if now[name] != before[name]:
             raise ValueError(
                 f"{where}: expected the {name} that the run was started with, {before[name]}, "
@@ -95,19 +119,19 @@ def check_same(where: Any, written: Mapping[str, Any], own: Mapping[str, Any]) -
             )
 
 
-def check_unchanged(where: Any, opened: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Compare the choices a run directory was opened with and those of a sampler that goes on.
+def check_unchanged(where: Any, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Compare a sampler's choices with those that it had when it opened the run directory.
 
     Raises
     ------
     ValueError
-        If they differ in anything that changes which chain is sampled: a directory holds one.
+        If they differ in anything that decides which chain is sampled.
     """
-    for name in ("molecule", "flow", "kernels", "kernel_flows", "sigma"):
-        if now[name] != opened[name]:
+    for name in (*_OF_THE_CHAIN, "sigma"):
+        if now[name] != before[name]:
             raise ValueError(
                 f"output: the {name} changed since {where} was opened (by training, tuning or new "
-                f"settings), from {opened[name]} to {now[name]}; a run directory holds samples of "
+                f"settings), from {before[name]} to {now[name]}; a run directory holds samples of "
                 "one frozen sampler, write to a new one"
             )
 
@@ -119,30 +143,21 @@ def check_run_arguments(
     checkpoint_seconds: Any,
     reporters: Sequence[Any],
 ) -> None:
-    """Refuse numbers that are out of range, and reporters without an interval.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As said.
-    """
+    """Refuse numbers that are out of range, and reporters without an interval."""
     for name, value, least in (
         ("n_iterations", n_iterations, 0),
         ("save_interval", save_interval, 1),
         ("checkpoint_interval", 1 if checkpoint_interval is None else checkpoint_interval, 1),
     ):
         check_int(value, name, least)
-    if not isinstance(checkpoint_seconds, (int, float)) or not checkpoint_seconds >= 0:
-        raise ValueError(
-            f"checkpoint_seconds: expected a number of at least 0, got {checkpoint_seconds!r}"
-        )
+    check_seconds(checkpoint_seconds)
     for reporter in reporters:
         if getattr(reporter, "interval", 0) < 1:
             raise TypeError(f"reporters: expected an interval of at least 1, on {reporter!r}")
 
 
 def hash_of(flow: SteerableMap) -> str | None:
-    """SHA-256 of the flow's parameters and buffers."""
+    """Return the SHA-256 of the flow's parameters and buffers; None if it is not a module."""
     if not isinstance(flow, torch.nn.Module):
         return None
     digest = hashlib.sha256(b"overlap" if getattr(flow, "overlap", False) else b"")

@@ -9,16 +9,14 @@ import numpy as np
 from openmm_tsf.sampling.run_writer import RunWriter
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 
-#: Time between two checkpoints, so that a run that is killed loses little.
-CHECKPOINT_SECONDS = 30.0
-#: Checkpoints take at most this share of the time,
-_CHECKPOINT_SHARE = 0.02
-#: unless so much waits to be written.
-_SEGMENT_BYTES = 256 * 2**20
+#: Checkpoints take at most this fraction of the time,
+CHECKPOINT_SHARE = 0.02
+#: unless more than this waits to be written.
+SEGMENT_BYTES = 256 * 2**20
 
 
 class Reporter(Protocol):
-    """A callable that sees the sampler and its walkers every `interval` iterations."""
+    """A callable that gets the sampler and its walkers every `interval` iterations."""
 
     interval: int
 
@@ -42,17 +40,17 @@ class Segment:
         self.n_bytes = 0
 
     def add(self, infos: dict[str, KernelInfo], seconds: float, state: WalkerState | None) -> None:
-        """One iteration: its counts, its duration, and the walkers if they are to be saved."""
+        """Add one iteration: its counts, its duration, and the walkers if they are to be saved."""
         for name, info in infos.items():
             self._infos[name] = self._infos[name] + info
         self._seconds += seconds
         self.n_iterations += 1
         if state is not None:
-            self._states.append(state.evolve(velocities=None))  # which are not written
+            self._states.append(state.evolve(velocities=None))  # velocities are not written
             self.n_bytes += state.x.nbytes + state.energy.nbytes + state.replica.nbytes
 
     def arrays(self, like: WalkerState) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The segment's numbers, and positions [n, W, R, *event].
+        """Return the segment's numbers, and positions [n, W, R, *event].
 
         Parameters
         ----------
@@ -77,16 +75,16 @@ class Segment:
 
 
 class Recorder:
-    """Hands iterations to the run directory, segment by segment.
+    """Writes iterations to the run directory, segment by segment.
 
     Parameters
     ----------
     writer
         The run directory.
     zero
-        Makes empty counts of every kernel, by name.
+        Returns empty counts of every kernel, by name.
     checkpoint
-        Makes what the run continues from.
+        Returns the state that the run continues from.
     interval
         Iterations between checkpoints, or None to go by the clock alone.
     seconds
@@ -110,23 +108,23 @@ class Recorder:
     def add(
         self, infos: dict[str, KernelInfo], seconds: float, state: WalkerState, saved: bool
     ) -> None:
-        """One iteration: its counts, its duration, and whether its walkers are saved."""
+        """Add one iteration: its counts, its duration, and whether its walkers are saved."""
         self._segment.add(infos, seconds, state if saved else None)
 
     def write_if_due(self, state: WalkerState) -> None:
-        """Write a segment and a checkpoint, if it is time."""
+        """Write a segment and a checkpoint, if they are due."""
         now = time.monotonic()
         due = self._interval is not None and state.iteration % self._interval == 0
-        full = self._segment.n_bytes >= _SEGMENT_BYTES
+        full = self._segment.n_bytes >= SEGMENT_BYTES
         if due or full or now - self._written >= self._wait:
             self.write(state)
             self._written = time.monotonic()
-            self._wait = max(self._seconds, (self._written - now) / _CHECKPOINT_SHARE)
+            self._wait = max(self._seconds, (self._written - now) / CHECKPOINT_SHARE)
 
     def write(self, state: WalkerState) -> None:
         """Write what has been collected, if anything."""
-        # Taken out first: where a second Ctrl-C or a full disk ends the writing, nothing is written
-        # twice, and the run goes on from its last checkpoint.
+        # Reset first: if a second Ctrl-C or a full disk ends the writing, nothing is written twice,
+        # and the run continues from its last checkpoint.
         segment, self._segment = self._segment, Segment(self._zero())
         if segment.n_iterations:
             numbers, positions = segment.arrays(state)

@@ -2,8 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from openmm_tsf.io.directory import DirectoryLock
-from openmm_tsf.io.run_config import read_run_config
+from openmm_tsf.io.directory import CHECKPOINT_SECONDS, DirectoryLock
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.chain import TemperingChain
 from openmm_tsf.sampling.consistency import check_potentials
@@ -23,9 +22,10 @@ from openmm_tsf.sampling.provenance import (
     check_run_arguments,
     check_same,
     check_unchanged,
+    read_sampler_config,
     sampling_choices,
 )
-from openmm_tsf.sampling.recorder import CHECKPOINT_SECONDS, Recorder
+from openmm_tsf.sampling.recorder import Recorder
 from openmm_tsf.sampling.run_writer import RunWriter
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.signals import DeferredInterrupt
@@ -42,7 +42,7 @@ class ParallelTempering(TemperingChain):
     molecule
         The molecule; None for a potential on R^d, which must then be given.
     flow
-        The flow, frozen: no kernel changes it, and nobody else may while sampling.
+        The flow, frozen: it must not change while sampling.
     temperatures
         The ladder, ascending, K (or a Quantity). One rung is allowed.
     n_walkers
@@ -67,6 +67,19 @@ class ParallelTempering(TemperingChain):
     ------
     TypeError, ValueError
         If arguments do not fit each other; the message names them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import openmm_tsf as tsf
+    >>> from openmm_tsf.potentials import DoubleWell
+    >>> well = DoubleWell(0.1, -1.0, 0.3)
+    >>> flow = tsf.TemperatureSteerableFlow(1, 2, 1, (4,))
+    >>> sampler = tsf.ParallelTempering(None, flow, [1.0, 2.0], 8, potential=well, seed=1)
+    >>> sampler.set_positions(torch.zeros(8, 2, 1))
+    >>> sampler.run(5, "run", progress=False)
+    >>> tsf.load_run("run").n_iterations
+    5
     """
 
     def __init__(
@@ -81,11 +94,12 @@ class ParallelTempering(TemperingChain):
     ) -> None:
         super().__init__(molecule, flow, temperatures, n_walkers, kernels, potential, seed)
         self._writer: RunWriter | None = None
-        self._opened: dict[str, Any] = {}  # the choices that the writer's directory stands for
+        self._opened: dict[str, Any] = {}  # the sampler's choices when it opened that directory
+        self._lock: DirectoryLock | None = None  # of a directory whose lock the caller holds
 
     @property
     def n_written(self) -> int:
-        """Saved iterations in the run directory."""
+        """The number of saved iterations in the run directory."""
         return 0 if self._writer is None else self._writer.n_saved
 
     def run(
@@ -98,10 +112,6 @@ class ParallelTempering(TemperingChain):
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         progress: bool = True,
         collect: bool = False,
-        choices: Mapping[str, Any] | None = None,
-        entries: Mapping[str, Any] | None = None,
-        allow_existing: bool = False,
-        lock: DirectoryLock | None = None,
     ) -> Tensor | None:
         """Sample.
 
@@ -117,24 +127,17 @@ class ParallelTempering(TemperingChain):
             Run directory: new or empty, or the one that this sampler wrote last or resumed. None:
             nothing is written.
         save_interval
-            Save the walkers every so many iterations.
+            Iterations between saved ones.
         checkpoint_interval
-            Write a segment, its frames and the checkpoint every so many iterations, too.
+            Iterations between checkpoints: a segment, its frames and the state to continue from.
+            None: by the clock alone.
         checkpoint_seconds
-            Write them after so many seconds (more, where writing would take over 2 percent of the
-            time; less, where over 256 MiB would wait). This does not change the samples.
+            Time between checkpoints (longer, where they would take over 2 percent of the time;
+            shorter, where over 256 MiB would wait). It does not change the samples.
         progress
-            Show a bar.
+            Show a progress bar.
         collect
             Return the saved configurations.
-        choices
-            Further entries for ``choices`` in ``config.json``.
-        entries
-            Further entries for ``config.json``.
-        allow_existing
-            Let the new run directory hold files that are not a sampler's.
-        lock
-            The directory's lock, where the caller holds it; otherwise it is held during this call.
 
         Returns
         -------
@@ -156,21 +159,41 @@ class ParallelTempering(TemperingChain):
         check_run_arguments(
             n_iterations, save_interval, checkpoint_interval, checkpoint_seconds, self.reporters
         )
-        if lock is not None and (output is None or not lock.is_of(output)):
-            raise ValueError(f"lock: expected that of output, {output}, got {lock.directory}'s")
         _ = self.state  # the default start, before anything is written
         recorder: Recorder | None = None
         with ExitStack() as stack:
             if output is not None:
-                stack.enter_context(lock or self._locked(output, allow_existing))
+                stack.enter_context(self._lock_of(output))
                 recorder = Recorder(
-                    self._open(output, save_interval, choices or {}, entries or {}, allow_existing),
+                    self._open(output, save_interval),
                     self._zero,
                     self._checkpoint,
                     checkpoint_interval,
                     checkpoint_seconds,
                 )
             return self._run(recorder, n_iterations, save_interval, progress, collect)
+
+    def start(self, lock: DirectoryLock, config: Mapping[str, Any]) -> None:
+        """Start a run in the directory of a stage, which may hold other files.
+
+        ``run(n, lock.directory)`` then samples.
+
+        Parameters
+        ----------
+        lock
+            The directory's lock, which the caller holds; also the one of later calls.
+        config
+            The stage's ``config.json``; the sampler adds its entries.
+
+        Raises
+        ------
+        FileExistsError
+            If the directory has files of a run.
+        """
+        _ = self.state  # the default start, before anything is written
+        self._lock = lock
+        with lock:
+            self._create(lock.directory, 1, config)
 
     def _run(
         self,
@@ -224,14 +247,14 @@ class ParallelTempering(TemperingChain):
             "seed": self.seed,
         }
 
-    @contextmanager
-    def _locked(self, output: str | os.PathLike[str], allow_existing: bool) -> Iterator[None]:
-        """Hold a directory's lock; one that is refused is left as it was."""
-        if not allow_existing and not self._writes_to(output):
+    def _lock_of(self, output: str | os.PathLike[str]) -> DirectoryLock:
+        """The directory's lock; a directory that is refused is left as it was."""
+        if self._lock is not None and self._lock.is_of(output):
+            return self._lock
+        if not self._writes_to(output):
             self._new_writer(output).check_new()
         Path(output).mkdir(parents=True, exist_ok=True)
-        with DirectoryLock(output):
-            yield
+        return DirectoryLock(output)
 
     def _writes_to(self, output: str | os.PathLike[str]) -> bool:
         writer = self._writer
@@ -240,36 +263,36 @@ class ParallelTempering(TemperingChain):
     def _new_writer(self, output: str | os.PathLike[str]) -> RunWriter:
         return RunWriter(output, self.molecule, self.temperatures, self.n_walkers)
 
-    def _open(
+    def _open(self, output: str | os.PathLike[str], save_interval: int) -> RunWriter:
+        writer = self._writer
+        if writer is None or not self._writes_to(output):
+            return self._create(output, save_interval, None)
+        writer.check_untouched()
+        if save_interval != self._opened["save_interval"]:
+            raise ValueError(
+                f"save_interval: this run was started with {self._opened['save_interval']}, "
+                f"got {save_interval}"
+            )
+        check_unchanged(output, self._opened, self.choices(save_interval))
+        return writer
+
+    def _create(
         self,
         output: str | os.PathLike[str],
         save_interval: int,
-        choices: Mapping[str, Any],
-        entries: Mapping[str, Any],
-        allow_existing: bool,
+        config: Mapping[str, Any] | None,
     ) -> RunWriter:
-        writer = self._writer
-        if writer is not None and self._writes_to(output):
-            writer.check_untouched()
-            if save_interval != self._opened["save_interval"]:
-                raise ValueError(
-                    f"save_interval: this run was started with {self._opened['save_interval']}, "
-                    f"got {save_interval}"
-                )
-            check_unchanged(output, self._opened, self._choices(save_interval))
-            return writer
-        writer = self._new_writer(output)
-        own = self._choices(save_interval)
-        constant = self.potential.boltzmann_constant
-        writer.create(self.seed, constant, {**choices, **own}, allow_existing, entries)
+        writer, choices = self._new_writer(output), self.choices(save_interval)
+        writer.create(self.seed, self.potential.boltzmann_constant, choices, config)
         flow_file = writer.directory / "flow.pt"
         if hasattr(self.flow, "save") and not flow_file.exists():
             self.flow.save(flow_file)
         writer.write_first_checkpoint(self._checkpoint())
-        self._writer, self._opened = writer, own
+        self._writer, self._opened = writer, choices
         return writer
 
-    def _choices(self, save_interval: int) -> dict[str, Any]:
+    def choices(self, save_interval: int = 1) -> dict[str, Any]:
+        """Return every choice of this sampler, as ``config.json`` records them."""
         return sampling_choices(
             self.molecule, self.flow, self.potential, self.schedule, save_interval
         )
@@ -286,28 +309,31 @@ class ParallelTempering(TemperingChain):
         path
             The run directory.
         lock
-            Its lock, where the caller holds it; otherwise it is held during this call.
+            Its lock, if the caller holds it; also the one of later calls.
 
         Raises
         ------
         FileNotFoundError
-            If there is no run directory or no checkpoint.
+            If the run directory or its checkpoint does not exist.
         DirectoryInUse
             If another process is writing to it.
         ValueError
             If this sampler is not the one that wrote it, or a file is damaged.
         """
         writer = self._new_writer(path)
-        config = read_run_config(writer.directory)
+        config = read_sampler_config(writer.directory)
         with lock or DirectoryLock(path):
             content = writer.read_checkpoint()
-            choices = config["choices"]
-            own = {
-                "temperatures_K": list(self.temperatures),
-                "n_walkers": self.n_walkers,
-                "choices": self._choices(choices["save_interval"]),
-            }
-            check_same(path, config, own)
+            choices = self.choices(config["choices"]["save_interval"])
+            check_same(
+                path,
+                config,
+                {
+                    "temperatures_K": list(self.temperatures),
+                    "n_walkers": self.n_walkers,
+                    "choices": choices,
+                },
+            )
             before = self._generator.get_state(), self._kernel_states()
             try:
                 state = restored_state(
@@ -321,6 +347,6 @@ class ParallelTempering(TemperingChain):
                 self._generator.set_state(before[0])
                 self._load_kernel_states(before[1])
                 raise ValueError(f"{path}: cannot be continued: {error}") from error
-            self._state, self.seed = state, content["seed"]
-            self._writer, self._opened = writer, self._choices(choices["save_interval"])
+            self._state, self.seed, self._lock = state, content["seed"], lock
+            self._writer, self._opened = writer, self.choices(choices["save_interval"])
         return self

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from openmm_tsf.io.files import regular_file, write_csv
+from openmm_tsf.io.files import check_regular_file, write_csv
 from openmm_tsf.training.validation import Validation
 
 _NAME = re.compile(r"round_(\d{2,6})\.csv")
@@ -39,7 +39,7 @@ def merge_logs(folder: Path) -> None:
 
 def _rows(path: Path) -> list[dict[str, str]]:
     try:
-        text = regular_file(path, "table of a training").read_text(encoding="utf-8")
+        text = check_regular_file(path, "table of a training").read_text(encoding="utf-8")
         rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a readable table of a training: {error}") from error

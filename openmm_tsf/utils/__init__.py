@@ -1,1 +1,1 @@
-"""Small helpers that know nothing of molecules or flows."""
+"""Helpers that do not depend on the rest of the package."""

@@ -1,4 +1,4 @@
-"""Where randomness comes from: generators and seeds that follow from the user's seed."""
+"""Generators and seeds that derive from the user's seed."""
 
 import numpy as np
 import torch
@@ -9,9 +9,9 @@ _TORCH_SEEDS = 2**32
 
 
 def generator_seed(seed: int) -> int:
-    """What torch's generator of 32 bits is seeded with: larger seeds are hashed, not cut off.
+    """Return the number below 2^32 that seeds torch's generator; larger seeds are hashed.
 
-    torch takes any number below 2^64 and uses its lower half: 1 and 2^32 + 1 would be the same.
+    torch accepts seeds up to 2^64 - 1 but uses only 32 bits: 1 and 2^32 + 1 would be the same.
     """
     number = check_seed(seed)
     if number < _TORCH_SEEDS:
@@ -20,28 +20,22 @@ def generator_seed(seed: int) -> int:
 
 
 def seeded_generator(seed: int) -> torch.Generator:
-    """A CPU generator with the given seed.
-
-    Raises
-    ------
-    ValueError
-        If it is no integer from 0 to 2^64 - 1.
-    """
+    """Return a CPU generator with the given seed, an integer from 0 to 2^64 - 1."""
     return torch.Generator().manual_seed(generator_seed(seed))
 
 
 class Seeds:
-    """One independent seed for each purpose, from the user's.
+    """A sequence of independent seeds that derive from one.
 
-    Raises
-    ------
-    ValueError
-        If `seed` is no integer from 0 to 2^64 - 1.
+    Parameters
+    ----------
+    seed
+        An integer from 0 to 2^64 - 1.
     """
 
     def __init__(self, seed: int) -> None:
         self._sequence = np.random.SeedSequence(check_seed(seed))
 
     def next(self) -> int:
-        """The next seed."""
+        """Return the next seed."""
         return int(self._sequence.spawn(1)[0].generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM without half-written files."""
+"""Deferral of Ctrl-C and SIGTERM."""
 
 import signal
 import threading
@@ -7,10 +7,10 @@ from typing import Any, Self
 
 
 class DeferredInterrupt:
-    """Turn the first Ctrl-C or SIGTERM into a flag: no iteration or file is left half done.
+    """Turn the first Ctrl-C or SIGTERM into the flag `requested`.
 
-    Batch systems and shutdowns send SIGTERM some seconds before they kill. A second signal does
-    what it did before.
+    The running iteration can be completed and saved: batch systems send SIGTERM some seconds before
+    SIGKILL. A second signal has its previous effect.
     """
 
     def __init__(self) -> None:
@@ -21,16 +21,16 @@ class DeferredInterrupt:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 previous = signal.getsignal(number)
-                if previous is not None:  # None: installed outside Python, cannot be put back
+                if previous is not None:  # None: set outside Python, cannot be restored
                     self._previous[number] = previous
                     signal.signal(number, self._request)
         return self
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        self._put_back()
+        self._restore()
 
-    def _put_back(self) -> None:
+    def _restore(self) -> None:
         for number, previous in self._previous.items():
             signal.signal(number, previous)
         self._previous = {}
@@ -41,4 +41,4 @@ class DeferredInterrupt:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._put_back()
+        self._restore()

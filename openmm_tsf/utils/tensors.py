@@ -1,4 +1,4 @@
-"""What every layer checks of the tensors it is given."""
+"""A check of tensors that all coordinate layers share."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def check_tensor(value: Any, name: str, shape: tuple[int, ...], like: Tensor) ->
     Raises
     ------
     TypeError
-        If `value` is no tensor or has another dtype.
+        If `value` is not a tensor or has another dtype.
     ValueError
         If it is on another device or has another shape.
     """
@@ -23,5 +23,5 @@ def check_tensor(value: Any, name: str, shape: tuple[int, ...], like: Tensor) ->
     if value.device != like.device:
         raise ValueError(f"{name}: expected device {like.device}, got {value.device}")
     if value.ndim != 1 + len(shape) or tuple(value.shape[1:]) != shape:
-        wanted = ", ".join(map(str, ("B", *shape)))
-        raise ValueError(f"{name}: expected shape [{wanted}], got {tuple(value.shape)}")
+        expected = ", ".join(map(str, ("B", *shape)))
+        raise ValueError(f"{name}: expected shape [{expected}], got {tuple(value.shape)}")

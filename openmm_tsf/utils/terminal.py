@@ -1,4 +1,4 @@
-"""What goes to a terminal: names from files of strangers may hold anything, terminals obey much."""
+"""Output to a terminal: names from untrusted files may contain control sequences."""
 
 import logging
 import sys
@@ -6,14 +6,14 @@ from typing import Any, TextIO
 
 
 def printable(text: str) -> str:
-    """Text without control characters, line breaks aside."""
+    """Return the text with control characters replaced by ``?``; line breaks stay."""
     if text.isascii() and text.replace("\n", "").isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 def say(*parts: Any, sep: str = " ", file: TextIO | None = None) -> None:
-    """As ``print``, for text that nothing is known of."""
+    """Print without control characters, and escape what the encoding cannot represent."""
     file = sys.stdout if file is None else file
     encoding = getattr(file, "encoding", None) or "utf-8"
     text = printable(sep.join(map(str, parts)))
@@ -24,5 +24,5 @@ class PrintableFormatter(logging.Formatter):
     """Log lines without control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One record."""
+        """Return the line of a record."""
         return printable(super().format(record))

@@ -1,4 +1,4 @@
-"""How many threads torch uses, for a while."""
+"""A temporary number of torch's threads."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """So many threads of torch within, as many as before afterwards."""
+    """Let torch use `number` threads within the ``with`` block."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

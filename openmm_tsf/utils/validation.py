@@ -1,4 +1,8 @@
-"""What every part checks of numbers it is given: an error that names the argument, or the value."""
+"""Checks of arguments and of entries read from files; every error names what was refused.
+
+The checks return the value in the type of their annotation. What is not such a value is a
+ValueError; `check_float` and the checks that use it raise a TypeError for what is not a number.
+"""
 
 import math
 import numbers
@@ -14,20 +18,14 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: What torch and numpy count with, and what torch seeds its generators with.
-_LARGEST_WHOLE, _LARGEST_SEED = 2**63 - 1, 2**64 - 1
+#: The largest integer of torch and numpy, and the largest seed of torch's generators.
+_MAX_INT, _MAX_SEED = 2**63 - 1, 2**64 - 1
 
 
-def check_int(value: Any, name: str, least: int = 1, most: int = _LARGEST_WHOLE) -> int:
-    """An integer from `least` to `most`, no bool; numpy's are made Python's.
-
-    Raises
-    ------
-    ValueError
-        If it is none.
-    """
-    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_whole or value < least:
+def check_int(value: Any, name: str, least: int = 1, most: int = _MAX_INT) -> int:
+    """Return an integer from `least` to `most` as an int; bool is refused."""
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_integer or value < least:
         raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
     if value > most:
         raise ValueError(f"{name}: expected an integer of at most {most}, got {value!r}")
@@ -35,40 +33,22 @@ def check_int(value: Any, name: str, least: int = 1, most: int = _LARGEST_WHOLE)
 
 
 def check_seed(value: Any, name: str = "seed") -> int:
-    """A seed: an integer from 0 to 2^64 - 1.
-
-    Raises
-    ------
-    ValueError
-        If it is none.
-    """
-    return check_int(value, name, least=0, most=_LARGEST_SEED)
+    """Return a seed: an integer from 0 to 2^64 - 1."""
+    return check_int(value, name, least=0, most=_MAX_SEED)
 
 
 def max_threads() -> int:
-    """So many threads may be asked for: more are a slip of the pen, and can end the process."""
+    """Return the largest accepted number of threads; more can end the process."""
     return max(64, os.cpu_count() or 1)
 
 
 def check_threads(value: Any, name: str = "threads") -> int:
-    """A number of threads.
-
-    Raises
-    ------
-    ValueError
-        If it is none, or far more than the machine has cores.
-    """
+    """Return a number of threads from 1 to `max_threads`."""
     return check_int(value, name, most=max_threads())
 
 
 def check_seconds(value: Any, name: str = "checkpoint_seconds") -> float:
-    """Time between two events in s, from 0 to infinity.
-
-    Raises
-    ------
-    ValueError
-        If it is none.
-    """
+    """Return a duration in s, from 0 to infinity."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or not value >= 0:
         raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
@@ -76,16 +56,8 @@ def check_seconds(value: Any, name: str = "checkpoint_seconds") -> float:
 
 
 def check_float(value: Any, name: str) -> float:
-    """One finite number.
-
-    Raises
-    ------
-    TypeError
-        If it is no number.
-    ValueError
-        If it is not finite.
-    """
-    torch = sys.modules.get("torch")  # who has a tensor has imported it; analysis does without
+    """Return one finite number as a float."""
+    torch = sys.modules.get("torch")  # imported wherever there is a tensor; analysis goes without
     if torch is not None and isinstance(value, torch.Tensor) and value.ndim == 0:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -96,15 +68,7 @@ def check_float(value: Any, name: str) -> float:
 
 
 def check_positive(value: Any, name: str) -> float:
-    """One finite number above zero.
-
-    Raises
-    ------
-    TypeError
-        If it is no number.
-    ValueError
-        If it is not finite and positive.
-    """
+    """Return one finite number above zero."""
     number = check_float(value, name)
     if not number > 0:
         raise ValueError(f"{name}: expected a positive number, got {value!r}")
@@ -112,15 +76,7 @@ def check_positive(value: Any, name: str) -> float:
 
 
 def check_between(value: Any, name: str, low: float, high: float) -> float:
-    """One number in [low, high].
-
-    Raises
-    ------
-    TypeError
-        If it is no number.
-    ValueError
-        If it is outside.
-    """
+    """Return one number in [low, high]."""
     number = check_float(value, name)
     if not low <= number <= high:
         raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}], got {value!r}")
@@ -128,40 +84,26 @@ def check_between(value: Any, name: str, low: float, high: float) -> float:
 
 
 def check_ints(values: Any, name: str, least: int = 1) -> tuple[int, ...]:
-    """Integers of at least `least`.
-
-    Raises
-    ------
-    TypeError
-        If `values` is no sequence.
-    ValueError
-        If one is no such integer.
-    """
+    """Return integers of at least `least`; what is not a sequence is a TypeError."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise TypeError(f"{name}: expected a sequence of integers, got {values!r}")
     return tuple(check_int(value, name, least) for value in values)
 
 
 def check_choice(value: Any, name: str, allowed: Sequence[Any]) -> Any:
-    """One of a few values.
-
-    Raises
-    ------
-    ValueError
-        If it is none of them.
-    """
+    """Return `value`, which must be one of `allowed`."""
     if value not in allowed:
         raise ValueError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {value!r}")
     return value
 
 
 def require_entry(config: Any, name: str, kind: type | UnionType) -> Any:
-    """The entry `name` of a mapping that was read from a file.
+    """Return the entry `name` of a mapping that was read from a file.
 
     Raises
     ------
     ValueError
-        If `config` is no mapping, or has no such entry of this type.
+        If `config` is not a mapping, or has no such entry of type `kind`.
     """
     if not isinstance(config, Mapping) or name not in config:
         raise ValueError(f"{name}: expected an entry, got none")
@@ -173,21 +115,21 @@ def require_entry(config: Any, name: str, kind: type | UnionType) -> Any:
 
 
 def require_array(config: Any, name: str, kinds: str, *shape: int) -> NDArray[Any]:
-    """The entry `name`, nested lists, as an array of this shape (-1 for any length).
+    """Return the entry `name`, nested lists, as an array.
 
     Parameters
     ----------
     config, name
-        See :func:`require_entry`.
+        As in `require_entry`.
     kinds
-        numpy's codes of what the numbers may be: ``"b"`` bool, ``"i"`` integer, ``"f"`` float.
+        The accepted ``dtype.kind`` of numpy: ``"b"`` bool, ``"i"`` integer, ``"f"`` float.
     *shape
-        The shape.
+        The expected shape; -1 for any length.
 
     Raises
     ------
     ValueError
-        If it is none, or has numbers that are not finite.
+        If the entry is missing, has another shape or type, or is not finite.
     """
     value = require_entry(config, name, list)
     try:
@@ -195,9 +137,9 @@ def require_array(config: Any, name: str, kinds: str, *shape: int) -> NDArray[An
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{name}: expected numbers of shape {shape}, got {error}") from error
     if array.size == 0 and 0 in shape:
-        return np.zeros(shape)  # nested lists do not keep what is beside a length of zero
+        return np.zeros(shape)  # nested lists lose the lengths beside a length of zero
     fits = array.ndim == len(shape) and all(
-        wanted in (-1, found) for wanted, found in zip(shape, array.shape, strict=True)
+        expected in (-1, length) for expected, length in zip(shape, array.shape, strict=True)
     )
     if array.dtype.kind not in kinds or not fits:
         raise ValueError(
@@ -209,25 +151,13 @@ def require_array(config: Any, name: str, kinds: str, *shape: int) -> NDArray[An
 
 
 def check_fields(settings: Any, **checks: Callable[[Any, str], Any]) -> None:
-    """Pass fields of a frozen dataclass through checks ``check(value, name)``, and keep the result.
-
-    Raises
-    ------
-    TypeError, ValueError
-        What the checks raise.
-    """
+    """Replace fields of a frozen dataclass by what their checks ``check(value, name)`` return."""
     for name, check in checks.items():
         object.__setattr__(settings, name, check(getattr(settings, name), name))
 
 
 def as_float_tensor(value: Any, name: str) -> "Tensor":
-    """A copy of one or more numbers as a Tensor, float64.
-
-    Raises
-    ------
-    TypeError
-        If they are no numbers.
-    """
+    """Return a copy of numbers as a float64 Tensor; anything else is a TypeError."""
     import torch
 
     try:

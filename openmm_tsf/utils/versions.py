@@ -3,16 +3,9 @@
 import platform
 from importlib.metadata import version
 
+_PACKAGES = ("openmm-tsf", "openmm", "torch", "numpy", "mdtraj", "pymbar")
+
 
 def package_versions() -> dict[str, str]:
-    """Versions of this package and of what its numbers depend on."""
-    names = ("openmm-tsf", "openmm", "torch", "numpy", "mdtraj", "pymbar")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-_PACKAGES = ("openmm-tsf", "openmm", "torch", "numpy", "mdtraj")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and the packages that the numbers depend on."""
+    """Return the versions of Python, this package and the packages that its numbers depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}

@@ -1,1 +1,64 @@
-"""The stages of a run: MD, training, replica exchange, analysis; and all of them in one go."""
+"""The stages of a run: MD, training, replica exchange, analysis; and all of them in one.
+
+Functions are imported from their modules::
+
+    from openmm_tsf.workflow.run import run
+    from openmm_tsf.workflow.md import run_md
+    from openmm_tsf.workflow.train import train
+    from openmm_tsf.workflow.sample import sample
+
+They are the commands of ``openmm-tsf``; :class:`openmm_tsf.workflow.options.RunOptions` holds the
+options that all of them have.
+
+The run directory
+-----------------
+``topology.pdb``, ``system.xml``, ``positions.npz``, ``topology.json``
+    The molecule.
+``T300.00K.dcd``, ...
+    One trajectory per temperature: frames iteration by iteration, with the walkers inside.
+``segments/``
+    Energies, replicas, dihedrals [n_iterations, walkers, rungs] and the counts of every kernel.
+``flow.pt``, ``training.csv``
+    The flow and the log of its training.
+``checkpoint.pt``
+    The state that production continues from.
+``config.json``
+    What the stage was asked to do and every choice made since, measured ones included; see
+    :mod:`openmm_tsf.io.run_config`. All stages write it, and it is the first file of each.
+``summary.json``, ``ramachandran.png``, ``diagnostics.png``, ``thermodynamics.{csv,json,png}``
+    The analysis: thermodynamics has the free-energy difference of φ, the mean energy and the heat
+    capacity from the lowest to the highest temperature by MBAR, beside the reference.
+
+The md stage writes ``md.dcd`` and ``checkpoint.npz``, the train stage ``training.pt`` to continue
+from; ``run`` keeps what it needs for that in ``md/`` and ``training/``.
+
+Stopping and resuming
+---------------------
+``--resume`` (``RunOptions(resume=True)``) continues wherever a stage stopped: in MD, training, a
+round, or production. Where nothing was started yet, it starts, so that a job script may always pass
+it. Ctrl-C and SIGTERM end a stage with everything written. After ``kill -9``, a crash or a full
+disk at most the work since the last checkpoint is repeated (``--checkpoint-seconds``, 30 by
+default). Tuning and the sampling of a round start again, and MD on a GPU has checkpoints every
+million steps only.
+
+On the same machine with as many threads the result is the same, bit by bit, as without the stop:
+what was measured at the first start, such as the platform, is read from ``config.json``. MD on
+several threads of OpenMM's CPU platform is the exception, since its sums depend on the order in
+which the threads end; it has one thread by default.
+
+Other arguments need not be repeated. Those that are must be the same, but for two totals that may
+grow: the frames of MD and the iterations of production. ``sample --output run/ --iterations 5000
+--resume`` lengthens a run that is complete.
+
+A directory belongs to one process at a time. A second one is refused, with the name of the first;
+the lock of a process that ended blocks nobody. (It is ``flock``: on a file system without it, the
+``.lock`` of another host may have to be removed by hand.) A directory that is not empty is refused
+without ``--resume``. Every file is either complete or absent, except trajectories, which grow and
+are cut back to their checkpoint; ``tsf.load_run`` can read at any moment. No file is unpickled, and
+OpenMM's XML is read without the parts that may contain Python code: directories from untrusted
+sources can be opened, analysed and resumed.
+
+``python -m tests.robustness.kills`` kills every stage at random moments, by signals, limits of
+memory and file size, and a full disk, and compares the end with that of an uninterrupted run;
+``python -m tests.robustness.walk`` lets small stages die at every single file operation.
+"""

@@ -13,8 +13,8 @@ from openmm_tsf.potentials.base import Potential
 class Costs:
     """Energy evaluations and wall seconds by stage: md, training, sampling.
 
-    ``sampling`` has what came before production (rounds, tuning, the start); production itself is
-    in the segments. ``compilation`` is a part of the others. None: not known.
+    ``sampling`` is what came before production (rounds, tuning, the start); the costs of production
+    are in its segments. ``compilation`` is a part of the others. None: not known.
     """
 
     evaluations: dict[str, int | None] = field(
@@ -26,37 +26,30 @@ class Costs:
 
     @contextmanager
     def counting(self, stage: str, potential: Potential) -> Iterator[None]:
-        """Add what happens in the block to a stage."""
+        """Add the costs of the block to a stage."""
         before, start = potential.n_evaluations, time.monotonic()
         compiled = getattr(potential, "compile_seconds", 0.0)
         try:
             yield
         finally:
-            evaluations, seconds = self.evaluations[stage] or 0, self.seconds[stage] or 0.0
-            self.evaluations[stage] = evaluations + potential.n_evaluations - before
-            self.seconds[stage] = round(seconds + time.monotonic() - start, 3)
+            self.add(stage, potential.n_evaluations - before, time.monotonic() - start)
             if (more := getattr(potential, "compile_seconds", 0.0) - compiled) > 0:
-                so_far = self.seconds.get("compilation") or 0.0
-                self.seconds["compilation"] = round(so_far + more, 3)
+                self.seconds["compilation"] = round(
+                    (self.seconds.get("compilation") or 0.0) + more, 3
+                )
 
     def add(self, stage: str, evaluations: int, seconds: float) -> None:
-        """Add what an earlier process did."""
+        """Add to a stage."""
         self.evaluations[stage] = (self.evaluations[stage] or 0) + evaluations
         self.seconds[stage] = round((self.seconds[stage] or 0.0) + seconds, 3)
 
-    def restore(self, config: Any) -> None:
-        """Take what `to_config` gave in an earlier process, where there is any."""
-        if isinstance(config, dict):
-            before = self.from_config(config)
-            self.evaluations, self.seconds = before.evaluations, before.seconds
-
     def to_config(self) -> dict[str, Any]:
-        """Entries of ``config.json``."""
+        """Return the entries of ``config.json``."""
         return {"energy_evaluations": dict(self.evaluations), "wall_seconds": dict(self.seconds)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Costs":
-        """What an earlier stage wrote; what is no number is not known."""
+        """Return the costs that an earlier stage recorded; other entries are left out."""
         costs = cls()
         for stage, value in _numbers(config.get("energy_evaluations")):
             costs.evaluations[stage] = int(value)

@@ -1,27 +1,28 @@
-"""Plain molecular dynamics with OpenMM: where the training frames come from."""
+"""Molecular dynamics with OpenMM, which makes frames to train on."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import openmm
 
-from openmm_tsf.io.directory import list_contents, open_output_directory
+from openmm_tsf.io.directory import open_output_directory
 from openmm_tsf.io.files import PathLike
-from openmm_tsf.io.serialization import from_plain
+from openmm_tsf.io.run_config import CONFIG
+from openmm_tsf.io.serialization import from_plain_data
 from openmm_tsf.potentials.platforms import check_platform
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.signals import DeferredInterrupt
-from openmm_tsf.utils.validation import check_seconds, check_threads
-from openmm_tsf.workflow.md_simulation import MD_FORMAT, Dynamics, fastest_platform, read_md_config
+from openmm_tsf.utils.validation import check_threads
+from openmm_tsf.workflow.md_simulation import NO_PROGRESS, MDSimulation, fastest_platform
+from openmm_tsf.workflow.options import RunOptions
+from openmm_tsf.workflow.record import new_config, read_stage_config
 from openmm_tsf.workflow.settings import MDSettings
+from openmm_tsf.workflow.stage import Stage
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["MDResult", "MDSettings", "fastest_platform", "recorded_settings", "run_md"]
-
-CHECKPOINT_SECONDS = 30.0
 
 
 class MDResult(NamedTuple):
@@ -39,13 +40,9 @@ def run_md(
     output: PathLike,
     settings: MDSettings | None = None,
     *,
-    platform: str | None = None,
-    threads: int | None = None,
-    resume: bool = False,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    progress: bool = True,
+    options: RunOptions | None = None,
 ) -> MDResult:
-    """Langevin dynamics with frames in ``md.dcd``; Ctrl-C ends it with everything written.
+    """Run Langevin dynamics with frames in ``md.dcd``; Ctrl-C ends it with everything written.
 
     Parameters
     ----------
@@ -55,125 +52,82 @@ def run_md(
         Directory for ``md.dcd``, ``topology.pdb``, ``system.xml``, ``config.json`` and
         ``checkpoint.npz``.
     settings
-        Length, temperature, time step; when resuming, those of the run by default.
-    platform
-        OpenMM platform; by default the fastest, by a short measurement that ``config.json`` keeps.
-    threads
-        Threads of the CPU platform (default 1). With more of them OpenMM's sums depend on which
-        thread is first: frames are then not the same bit by bit from run to run.
-    resume
-        Continue what is in `output`, also to more frames than were asked for at first; the same as
-        if it had not stopped. Where nothing was begun yet, begin.
-    checkpoint_seconds
-        Time between checkpoints, which lie between blocks of 10 000 steps (a million on GPUs).
-    progress
-        Show a progress bar.
+        Length, temperature, time step; when resuming, those of the run by default. The number of
+        frames may grow.
+    options
+        How it is run. Checkpoints lie between blocks of 10 000 steps (a million on GPUs). A seed
+        replaces that of `settings`.
 
     Raises
     ------
     FileExistsError
-        If `output` is not empty and `resume` is false.
+        If `output` is not empty and is not to be resumed.
     DirectoryInUse
         If another process writes to `output`.
     ValueError
-        If `output` is not of an MD run, or it was another molecule, temperature or time step, or
-        there is no such platform.
+        If `output` is not of an MD run, or of one with another molecule, temperature or time step.
     RuntimeError
         If the dynamics blow up.
     """
-    if platform is not None:
-        check_platform(platform)
-    check_seconds(checkpoint_seconds)
-    if threads is not None:
-        threads = check_threads(threads)
-    with open_output_directory(output, resume=resume) as lock:
-        folder = lock.directory
-        before = read_md_config(folder) if resume and list_contents(folder) else None
-        if before is not None:
-            settings = _same_settings(before, settings, molecule, folder)
-            platform, threads = _same_choices(before["choices"], platform, threads)
+    options = options or RunOptions()
+    with open_output_directory(output, resume=options.resume) as lock:
+        earlier = read_stage_config(lock.directory, "md") if options.resume else None
+        recorded = {} if earlier is None else earlier["choices"]
+        if settings is None and recorded:
+            path = str(lock.directory / CONFIG)
+            settings = from_plain_data(MDSettings, recorded["settings"], path)
         settings = settings or MDSettings()
-        threads = threads or 1
-        if before is None:
-            platform = platform or fastest_platform(molecule, threads)
-        assert platform is not None
-        run = Dynamics(molecule, folder, settings, platform, threads, checkpoint_seconds)
+        if options.seed is not None:
+            settings = replace(settings, seed=options.seed)
+        choices = _platform_and_threads(recorded, molecule, options)
+        request = new_config("md", molecule, settings=settings, **choices)
+        request["progress"] = NO_PROGRESS
+        _check_growing(lock.directory, recorded, settings)
+        stage = Stage.open(lock, molecule, options, request, may_differ=["n_frames"])
+        stage.choices.update(settings=asdict(settings), **choices)  # written with the progress
+        simulation = MDSimulation(stage, settings)
         with DeferredInterrupt() as interrupt:
-            if not run.take_up(before):
-                run.begin()
+            if not simulation.resume():
+                simulation.start()
             try:
-                run.advance(interrupt, progress)
+                simulation.advance(interrupt)
             except (RuntimeError, openmm.OpenMMException) as error:
-                run.finish()  # what came before the dynamics blew up is good
+                simulation.finish()  # the frames before are good
                 if isinstance(error, RuntimeError):
                     raise
                 raise RuntimeError(
-                    f"the dynamics blew up after frame {run.n_frames}: {error}; try a time step "
-                    f"below {settings.timestep} ps"
+                    f"the dynamics blew up after frame {simulation.n_frames}: {error}; try a time "
+                    f"step below {settings.timestep} ps"
                 ) from error
-            run.finish()
+            simulation.finish()
+        n_frames = simulation.n_frames
         if interrupt.requested:
-            logger.warning(
-                "interrupted: %d of %d frames are written", run.n_frames, settings.n_frames
-            )
+            logger.warning("interrupted: %d of %d frames are written", n_frames, settings.n_frames)
         return MDResult(
-            run.dcd.path, run.n_frames, run.n_evaluations, run.wall_seconds, interrupt.requested
+            simulation.dcd.path,
+            n_frames,
+            simulation.n_evaluations,
+            simulation.wall_seconds,
+            interrupt.requested,
         )
 
 
-def recorded_settings(folder: PathLike) -> MDSettings | None:
-    """Settings of the MD run in a directory; None where nothing was begun.
-
-    Raises
-    ------
-    ValueError
-        If the directory is of something else, or damaged.
-    """
-    if not Path(folder).is_dir() or not list_contents(folder):
-        return None
-    written = read_md_config(folder)["settings"]
-    settings: MDSettings = from_plain(MDSettings, written, str(Path(folder) / "config.json"))
-    return settings
-
-
-def _same_settings(
-    before: dict[str, Any], settings: MDSettings | None, molecule: MolecularSystem, folder: Path
-) -> MDSettings:
-    if before["fingerprint"] != molecule.fingerprint:
-        raise ValueError(f"output: the MD run in {folder} is of another molecule")
-    if before["format"] != MD_FORMAT:
+def _check_growing(directory: Path, recorded: Mapping[str, Any], settings: MDSettings) -> None:
+    before = recorded.get("settings", {}).get("n_frames", 0)
+    if isinstance(before, int) and settings.n_frames < before:
         raise ValueError(
-            f"output: the MD run in {folder} was made by an earlier version, which kept no "
-            "checkpoint that this one reads; its frames can be used"
-        )
-    written = recorded_settings(folder)
-    assert written is not None
-    if settings is None:
-        return written
-    if settings.n_frames < written.n_frames:
-        raise ValueError(
-            f"n_frames: the run in {folder} has {written.n_frames}, which can grow, got "
+            f"n_frames: the run in {directory} has {before}, which can grow, got "
             f"{settings.n_frames}"
         )
-    for name, value in asdict(replace(written, n_frames=settings.n_frames)).items():
-        if getattr(settings, name) != value:
-            raise ValueError(
-                f"{name}: the run in {folder} has {value}, got {getattr(settings, name)}"
-            )
-    return settings
 
 
-def _same_choices(
-    written: dict[str, Any], platform: str | None, threads: int | None
-) -> tuple[str, int]:
-    """Platform and threads of the run; others are the user's to choose, and said."""
-    for name, now in (("platform", platform), ("threads", threads)):
-        if now is not None and now != written.get(name):
-            logger.warning(
-                "%s: the run was started with %s, it goes on with %s: valid, but not the same bit "
-                "by bit", name, written.get(name), now,
-            )  # fmt: skip
-    chosen = platform or written.get("platform")
-    if chosen is not None:
-        check_platform(chosen)
-    return str(chosen), check_threads(threads or written.get("threads") or 1)
+def _platform_and_threads(
+    recorded: Mapping[str, Any], molecule: MolecularSystem, options: RunOptions
+) -> dict[str, Any]:
+    """The platform and its threads: as given, else as recorded, else the fastest and one."""
+    threads = check_threads(options.threads or recorded.get("threads") or 1)
+    platform = options.platform or recorded.get("platform")
+    if platform is None:
+        platform = fastest_platform(molecule, threads)
+    check_platform(platform)
+    return {"platform": platform, "threads": threads}

@@ -1,12 +1,11 @@
 """One simulation of molecular dynamics with its files, block by block.
 
-Each block of steps has noise of its own seed: so a run that goes on from a block's beginning is the
-same, bit by bit, as one that never stopped, and does not depend on how it was cut into pieces.
+Every block of steps has a seed for its noise. A run that continues from the start of a block is
+therefore the same, bit by bit, as one that never stopped.
 """
 
 import logging
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,30 @@ import openmm
 from tqdm.auto import tqdm
 
 from openmm_tsf.io.dcd import DCDWriter
-from openmm_tsf.io.files import PathLike, read_json, write_arrays, write_json
+from openmm_tsf.io.files import write_arrays
 from openmm_tsf.io.npz import read_arrays
-from openmm_tsf.systems.files import write_molecule
+from openmm_tsf.io.run_config import CONFIG
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.signals import DeferredInterrupt
-from openmm_tsf.utils.versions import package_versions
+from openmm_tsf.utils.validation import require_entry
+from openmm_tsf.workflow.record import read_stage_config
 from openmm_tsf.workflow.settings import MDSettings
+from openmm_tsf.workflow.stage import Stage
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.npz"
-#: Frames that wait to be written, at most.
-_BUFFERED_FRAMES = 100
-#: Steps that share a seed. A Context is made anew for each block, which takes a millisecond where
-#: nothing is compiled for it, and up to seconds elsewhere.
-_BLOCK_STEPS = {"Reference": 10_000, "CPU": 10_000}
-_BLOCK_STEPS_GPU = 1_000_000
+TRAJECTORY = "md.dcd"
+#: The most frames that wait to be written.
+BUFFERED_FRAMES = 100
+#: Steps that share a seed. Every block has a new Context, which takes a millisecond on these
+#: platforms, and up to seconds where it is compiled.
+BLOCK_STEPS = {"Reference": 10_000, "CPU": 10_000}
+BLOCK_STEPS_GPU = 1_000_000
 
 
 def fastest_platform(molecule: MolecularSystem, threads: int = 1, n_steps: int = 50) -> str:
-    """Name of the platform that makes the quickest dynamics steps here, by measurement.
+    """Return the name of the platform with the fastest dynamics steps, by measurement.
 
     Raises
     ------
@@ -45,7 +47,7 @@ def fastest_platform(molecule: MolecularSystem, threads: int = 1, n_steps: int =
     seconds: dict[str, float] = {}
     for index in range(openmm.Platform.getNumPlatforms()):
         name = openmm.Platform.getPlatform(index).getName()
-        integrator = openmm.VerletIntegrator(1e-9)  # in ps: nothing moves, everything is computed
+        integrator = openmm.VerletIntegrator(1e-9)  # ps: forces without motion
         try:
             context = _context(molecule, integrator, name, threads)
             context.setPositions(molecule.positions)
@@ -78,39 +80,37 @@ def _context(
     return openmm.Context(molecule.system, integrator, chosen, properties)
 
 
-class Dynamics:
-    """One simulation with its files: the checkpoint is the truth, the DCD is cut to fit it."""
+#: ``progress`` in ``config.json`` at the start.
+NO_PROGRESS = {"n_frames": 0, "n_evaluations": 0, "n_minimizer_iterations": 0, "wall_seconds": 0.0}
 
-    def __init__(
-        self,
-        molecule: MolecularSystem,
-        folder: Path,
-        settings: MDSettings,
-        platform: str,
-        threads: int,
-        checkpoint_seconds: float,
-    ) -> None:
-        self.molecule, self.folder, self.settings = molecule, folder, settings
-        self.platform, self.threads = platform, threads
-        self.checkpoint_seconds = checkpoint_seconds
-        self.dcd = DCDWriter(folder / "md.dcd", molecule.n_atoms)
-        self.block_steps = _BLOCK_STEPS.get(platform, _BLOCK_STEPS_GPU)
+
+class MDSimulation:
+    """One simulation with its files: it continues from the checkpoint, to which the DCD is cut."""
+
+    def __init__(self, stage: Stage, settings: MDSettings) -> None:
+        self.stage, self.settings = stage, settings
+        self.molecule, self.directory = stage.molecule, stage.directory
+        self.platform: str = stage.choices["platform"]
+        self.threads: int = stage.choices["threads"]
+        self.dcd = DCDWriter(self.directory / TRAJECTORY, self.molecule.n_atoms)
+        self.block_steps = BLOCK_STEPS.get(self.platform, BLOCK_STEPS_GPU)
         self.step = self.n_frames = self.n_minimizer = 0
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._saved = self._started
-        self._boundary: dict[str, np.ndarray] = {}  # where the present block began
-        self._waiting: list[np.ndarray] = []  # frames not yet in the file
+        self._boundary: dict[str, np.ndarray] = {}  # the state at the start of the block
+        self._waiting: list[np.ndarray] = []  # frames that are not in the file yet
         self._integrator: openmm.Integrator | None = None
         self._context: openmm.Context | None = None
 
     @property
     def wall_seconds(self) -> float:
+        """The time so far, with that of earlier processes."""
         return self._seconds_before + time.monotonic() - self._started
 
     @property
     def n_evaluations(self) -> int:
-        """Steps so far, and one for each iteration of the minimizer."""
+        """The number of steps so far, and of iterations of the minimizer."""
         return self.n_minimizer + self.step
 
     @property
@@ -118,46 +118,46 @@ class Dynamics:
         settings = self.settings
         return settings.n_equilibration_steps + settings.n_frames * settings.steps_per_frame
 
-    def take_up(self, before: dict[str, Any] | None) -> bool:
-        """Go on from the checkpoint, if there is one."""
-        path = self.folder / CHECKPOINT
-        if before is None:
-            return False
+    def resume(self) -> bool:
+        """Continue from the checkpoint; return whether there is one."""
+        path, progress = (
+            self.directory / CHECKPOINT,
+            check_progress(self.stage.config, self.directory),
+        )
         if not path.exists():
-            if before["progress"]["n_frames"] or self.dcd.n_frames:
+            if progress["n_frames"] or self.dcd.n_frames:
                 raise ValueError(
                     f"{path}: no such checkpoint, but there are frames; they stay as they are, and "
                     "cannot be continued"
                 )
             self.dcd.path.unlink(missing_ok=True)  # killed before the first checkpoint
-            logger.info("no checkpoint yet in %s: from the beginning", self.folder)
             return False
         shape = (self.molecule.n_atoms, 3)
         scalars = ("step", "n_frames", "n_minimizer", "wall_seconds", "block_steps")
         layout = {"positions": shape, "velocities": shape} | dict.fromkeys(scalars, ())
-        found = read_arrays(path, "checkpoint of an MD run", layout)
-        self.step, self.n_frames = int(found["step"]), int(found["n_frames"])
-        self.n_minimizer = int(found["n_minimizer"])
-        self.block_steps = int(found["block_steps"])
-        self._seconds_before = float(found["wall_seconds"])
-        self._check_counts(path, found)
-        progress = before["progress"]
+        checkpoint = read_arrays(path, "checkpoint of an MD run", layout)
+        self.step, self.n_frames = int(checkpoint["step"]), int(checkpoint["n_frames"])
+        self.n_minimizer = int(checkpoint["n_minimizer"])
+        self.block_steps = int(checkpoint["block_steps"])
+        self._seconds_before = float(checkpoint["wall_seconds"])
+        self._check_counts(path, checkpoint)
         if min(progress["n_frames"], self.dcd.n_frames) >= self.settings.n_frames:
-            self.step, self.n_frames = self._n_steps, self.dcd.n_frames  # nothing is left to do
+            self.step, self.n_frames = self._n_steps, self.dcd.n_frames  # it is complete
             self._seconds_before = float(progress["wall_seconds"])
             return True
         self.dcd.cut_back(self.n_frames)
-        self._boundary = found
+        self._boundary = checkpoint
         self._new_block()
         return True
 
-    def _check_counts(self, path: Path, found: dict[str, np.ndarray]) -> None:
-        """Refuse counts that cannot be, or contradict each other."""
+    def _check_counts(self, path: Path, checkpoint: dict[str, np.ndarray]) -> None:
+        """Refuse counts that are not possible, or contradict each other."""
         settings = self.settings
         for name in ("step", "n_frames", "n_minimizer", "block_steps"):
-            if found[name].dtype.kind != "i" or found[name] < (name == "block_steps"):
+            least = 1 if name == "block_steps" else 0
+            if checkpoint[name].dtype.kind != "i" or checkpoint[name] < least:
                 raise ValueError(
-                    f"{path}: not a readable checkpoint of an MD run ({name}: no count)"
+                    f"{path}: not a readable checkpoint of an MD run ({name}: expected a count)"
                 )
         frames = max(0, self.step - settings.n_equilibration_steps) // settings.steps_per_frame
         if frames != self.n_frames or self.step % self.block_steps or self._seconds_before < 0:
@@ -166,10 +166,8 @@ class Dynamics:
                 f"expected {frames} frames, got {self.n_frames})"
             )
 
-    def begin(self) -> None:
-        """Minimise, draw velocities, write everything that a continuation needs."""
-        self._write_config()  # first: it says what this directory is
-        write_molecule(self.molecule, self.folder)
+    def start(self) -> None:
+        """Minimise, draw velocities, and write the first checkpoint."""
         self.dcd.create(
             "frames of Langevin dynamics",
             self.settings.n_equilibration_steps + self.settings.steps_per_frame,
@@ -184,19 +182,19 @@ class Dynamics:
         self.n_minimizer = counter.count
         context.setVelocitiesToTemperature(self.settings.temperature, self._seed("velocities", 0))
         self._context = context
-        self._note_boundary()
+        self._keep_boundary()
         self.save()
         self._new_block()
 
-    def advance(self, interrupt: DeferredInterrupt, progress: bool) -> None:
-        """Steps and frames until n_frames are written, or an interrupt."""
-        settings = self.settings
+    def advance(self, interrupt: DeferredInterrupt) -> None:
+        """Simulate until n_frames are written, or an interrupt."""
+        settings, options = self.settings, self.stage.options
         with tqdm(
             total=settings.n_frames,
             initial=self.n_frames,
             desc=f"MD at {settings.temperature:g} K",
             unit="frame",
-            disable=not progress,
+            disable=not options.progress,
         ) as bar:
             while self.step < self._n_steps and not interrupt.requested:
                 done = self.n_frames + len(self._waiting)
@@ -209,21 +207,21 @@ class Dynamics:
                 if target == frame:
                     self._waiting.append(self._positions())
                     bar.update()
-                if len(self._waiting) >= _BUFFERED_FRAMES:
-                    self._write_frames()
+                if len(self._waiting) >= BUFFERED_FRAMES:
+                    self.write_frames()
                 if target == boundary:
-                    self._write_frames()
-                    self._note_boundary()
+                    self.write_frames()
+                    self._keep_boundary()
                     self._new_block()
-                    if time.monotonic() - self._saved >= self.checkpoint_seconds:
+                    if time.monotonic() - self._saved >= options.checkpoint_seconds:
                         self.save()
 
     def finish(self) -> None:
         """Write what is not written yet."""
         if self._boundary:
-            self._write_frames()
+            self.write_frames()
             self.save()
-        self._write_config()
+        self._record_progress()
 
     def _positions(self) -> np.ndarray:
         assert self._context is not None
@@ -236,13 +234,14 @@ class Dynamics:
             )
         return positions
 
-    def _write_frames(self) -> None:
+    def write_frames(self) -> None:
+        """Append the frames that wait to the trajectory."""
         if self._waiting:
             self.dcd.append(np.array(self._waiting), self.n_frames)
             self.n_frames += len(self._waiting)
             self._waiting = []
 
-    def _note_boundary(self) -> None:
+    def _keep_boundary(self) -> None:
         assert self._context is not None
         state = self._context.getState(velocities=True)
         self._boundary = {
@@ -255,7 +254,7 @@ class Dynamics:
         }
 
     def _new_block(self) -> None:
-        """A Context at the boundary, with the block's own noise."""
+        """Make a Context at the start of a block, with the seed of the block."""
         settings = self.settings
         self._integrator = openmm.LangevinMiddleIntegrator(
             settings.temperature, settings.friction, settings.timestep
@@ -269,33 +268,25 @@ class Dynamics:
         self._context.setTime(self.step * settings.timestep)
 
     def _seed(self, purpose: str, block: int) -> int:
-        """An OpenMM seed: 31 bits, and not 0, which would mean one of the clock."""
+        """A seed for OpenMM: 31 bits, and not 0, for which OpenMM takes one from the clock."""
         words = [self.settings.seed, ("velocities", "noise").index(purpose), block]
         return int(np.random.SeedSequence(words).generate_state(1)[0]) & 0x7FFFFFFF or 1
 
     def save(self) -> None:
-        """The checkpoint at the last block's beginning, then the figures of config.json."""
+        """Write the checkpoint at the start of the block, then the progress."""
         seconds = {"wall_seconds": np.array(self.wall_seconds)}
-        write_arrays(self.folder / CHECKPOINT, self._boundary | seconds)
-        self._write_config()
+        write_arrays(self.directory / CHECKPOINT, self._boundary | seconds)
+        self._record_progress()
         self._saved = time.monotonic()
 
-    def _write_config(self) -> None:
-        content = {
-            "format": MD_FORMAT,
-            "stage": "md",
-            "settings": asdict(self.settings),
-            "choices": {"platform": self.platform, "threads": self.threads},
-            "fingerprint": self.molecule.fingerprint,
-            "progress": {
-                "n_frames": self.n_frames,
-                "n_evaluations": self.n_evaluations,
-                "n_minimizer_iterations": self.n_minimizer,
-                "wall_seconds": round(self.wall_seconds, 3),
-            },
-            "versions": package_versions(),
+    def _record_progress(self) -> None:
+        self.stage.config["progress"] = {
+            "n_frames": self.n_frames,
+            "n_evaluations": self.n_evaluations,
+            "n_minimizer_iterations": self.n_minimizer,
+            "wall_seconds": round(self.wall_seconds, 3),
         }
-        write_json(self.folder / "config.json", content)
+        self.stage.save()
 
 
 class _IterationCounter(openmm.MinimizationReporter):
@@ -308,36 +299,31 @@ class _IterationCounter(openmm.MinimizationReporter):
         return False
 
 
-MD_FORMAT = 2
-
-
-def read_md_config(folder: PathLike) -> dict[str, Any]:
-    """``config.json`` of an MD directory.
+def read_md_config(directory: Path) -> dict[str, Any]:
+    """Return ``config.json`` of a directory of the md stage.
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        If there is none, or it is of something else, or damaged.
+    ValueError
+        If it is missing or damaged, or of another stage.
     """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"output: {folder} holds no MD run (no config.json in it)")
-    found = read_json(path)
-    if found.get("stage") != "md":
-        raise ValueError(f"output: {folder} holds no MD run")
-    if found.get("format") not in (1, MD_FORMAT):
-        raise ValueError(
-            f"{path}: expected format {MD_FORMAT}, got {found.get('format')!r}, of another version"
-        )
-    for key, kind in (
-        ("settings", dict), ("choices", dict), ("progress", dict), ("fingerprint", str)
-    ):  # fmt: skip
-        if not isinstance(found.get(key), kind):
-            raise ValueError(f"{path}: damaged, {key} is missing")
-    for part, keys in (
-        ("progress", ("n_frames", "n_evaluations", "wall_seconds")), ("settings", ("temperature",))
-    ):  # fmt: skip
-        for key in keys:
-            if not isinstance(found[part].get(key), (int, float)):
-                raise ValueError(f"{path}: damaged, {key} is missing in {part}")
-    return found
+    config = read_stage_config(directory, "md")
+    if config is None:
+        raise ValueError(f"output: {directory} is not a directory of the md stage")
+    check_progress(config, directory)
+    try:
+        require_entry(config["choices"]["settings"], "temperature", int | float)
+    except ValueError as error:
+        raise ValueError(f"{directory / CONFIG}: damaged, {error}") from error
+    return config
+
+
+def check_progress(config: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Return ``progress`` of the ``config.json`` of a directory, complete."""
+    try:
+        progress: dict[str, Any] = require_entry(config, "progress", dict)
+        for name in ("n_frames", "n_evaluations", "wall_seconds"):
+            require_entry(progress, name, int | float)
+    except ValueError as error:
+        raise ValueError(f"{directory / CONFIG}: damaged, {error}") from error
+    return progress

@@ -12,18 +12,17 @@ from openmm_tsf.workflow.settings import SamplingSettings
 
 logger = logging.getLogger(__name__)
 
-#: Compiling takes a minute or two and saves some 50 microseconds an evaluation on small molecules.
+#: Compiling takes a minute or two and saves some 50 microseconds per evaluation of small molecules.
 COMPILE_FROM = 1_000_000
-#: Smaller batches would mostly fill a compiled block with copies.
+#: Smaller batches would fill a compiled block mostly with copies.
 COMPILE_BATCH = 32
 
-#: OpenMM is slow at these, torch's single operations are faster. At all other Forces of a small
-#: molecule they are not, until they are compiled.
+#: Forces of small molecules for which torch is faster than OpenMM without being compiled.
 _SLOW_IN_OPENMM = (openmm.CustomGBForce, openmm.CustomNonbondedForce)
 
 
 def planned_sampling(settings: SamplingSettings, n_iterations: int | None = None) -> int:
-    """Evaluations that replica exchange takes, roughly."""
+    """Return the number of evaluations that replica exchange takes, roughly."""
     iterations = settings.n_iterations if n_iterations is None else n_iterations
     per_walker = settings.n_independent + settings.n_walk + 2
     per_iteration = per_walker * settings.n_walkers * len(settings.temperatures)
@@ -31,12 +30,12 @@ def planned_sampling(settings: SamplingSettings, n_iterations: int | None = None
 
 
 def batch_of(settings: SamplingSettings) -> int:
-    """Conformations that the kernels evaluate at once."""
+    """Return the number of conformations that the kernels evaluate at once."""
     return settings.n_walkers * len(settings.temperatures)
 
 
 def planned_training(settings: FitSettings) -> int:
-    """Evaluations of the training's energy term."""
+    """Return the number of evaluations in the energy term of training."""
     return settings.n_steps * settings.kl_batch_size if settings.lambda_max > 0 else 0
 
 
@@ -47,23 +46,23 @@ def open_potential(
     batch: int,
     compiled: bool | None = None,
 ) -> Potential:
-    """The potential of a run: what is fastest for so much work, by rules that use no clock.
+    """Open the potential that is fastest for this much work, by rules that use no clock.
 
-    Torch, compiled, for a long run; torch without compiling, where OpenMM is slow at a Force;
-    OpenMM's Contexts otherwise.
+    It is compiled torch for a long run, torch where OpenMM is slow at a Force, and OpenMM's
+    Contexts otherwise.
 
     Parameters
     ----------
     molecule
         The molecule.
     platform
-        An OpenMM platform, if the user asked for one: then OpenMM's Contexts.
+        An OpenMM platform, if the user chose one: then OpenMM's Contexts.
     planned
-        Evaluations that are to come.
+        Evaluations that are planned.
     batch
         Conformations that are evaluated at once.
     compiled
-        The choice made before, where a run on torch is resumed.
+        The earlier choice, where a run on torch is resumed.
     """
     if platform is not None:
         return molecule.potential(platform=platform)
@@ -81,36 +80,36 @@ def open_potential(
 
 def reopen_potential(
     molecule: MolecularSystem,
-    written: Any,
+    recorded: Any,
     platform: str | None,
     planned: int = 0,
     batch: int = 0,
 ) -> Potential:
-    """The potential of a stage that is resumed, on `platform` if given.
+    """Open the potential of a stage that is resumed, on `platform` if given.
 
     Parameters
     ----------
     molecule
         The molecule.
-    written
-        What :func:`openmm_tsf.potentials.base.describe_potential` said at the start; None where the
-        stage had not come so far, or begins.
+    recorded
+        What :func:`openmm_tsf.potentials.base.describe_potential` returned at the start; None where
+        the stage did not get that far, or starts.
     platform, planned, batch
         As for `open_potential`.
 
     Raises
     ------
     ValueError
-        If `written` is damaged.
+        If `recorded` is damaged.
     """
-    if written is None:
+    if recorded is None:
         return open_potential(molecule, platform, planned, batch)
-    if not is_potential_description(written):
-        raise ValueError(f"potential: expected what a run wrote of its potential, got {written!r}")
-    before = written["platform"]
+    if not is_potential_description(recorded):
+        raise ValueError(f"potential: expected what a run records of it, got {recorded!r}")
+    before = recorded["platform"]
     if platform is not None or before is not None:
         same = platform in (None, before)
         return molecule.potential(
-            platform=platform or before, n_contexts=written["n_contexts"] if same else None
+            platform=platform or before, n_contexts=recorded["n_contexts"] if same else None
         )
-    return open_potential(molecule, None, planned, batch, compiled=bool(written.get("compiled")))
+    return open_potential(molecule, None, planned, batch, compiled=bool(recorded.get("compiled")))

@@ -5,8 +5,8 @@ from dataclasses import replace
 from openmm_tsf.training import FitSettings
 from openmm_tsf.workflow.settings import FlowSettings, MDSettings, RunSettings, SamplingSettings
 
-# Path gradients, orthogonal steps and chains in place of rounds, and so good proposals that most
-# moves are independent draws: examples/training_trials.py leaves each out.
+# Path gradients, orthogonal steps and chains in place of rounds: the flow becomes good enough that
+# most moves are independent draws. examples/benchmarks/training_trials.py leaves each of them out.
 _FLOW = FlowSettings(n_blocks=6, overlap=True)
 
 
@@ -43,7 +43,7 @@ _SAMPLING = SamplingSettings(
 
 
 PRESETS: dict[str, RunSettings] = {
-    # Minutes: shows every stage at work; the statistics are poor, and the summary says so.
+    # Minutes: every stage at work, with poor statistics, as the summary says.
     "quick": RunSettings(
         md=MDSettings(n_frames=2000),
         stride=4,
@@ -79,12 +79,12 @@ PRESETS: dict[str, RunSettings] = {
 
 
 def preset(name: str) -> RunSettings:
-    """Settings by name.
+    """Return the settings of a preset: ``"quick"``, ``"default"`` or ``"thorough"``.
 
     Raises
     ------
     ValueError
-        If there is no such preset.
+        If `name` is not one of them.
     """
     if name not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")

@@ -1,7 +1,7 @@
-"""What a stage was asked to do: ``settings.json``, the first file in its directory.
+"""The request to a stage: the first content of its ``config.json``, see `io.run_config`.
 
-It is written before anything else and says how to begin again where a stage was killed before its
-first checkpoint, with the choices that were measured at the first start.
+A stage that was killed before its first checkpoint starts again from it, and a stage is resumed
+only with the same request.
 """
 
 import logging
@@ -12,198 +12,180 @@ from typing import Any
 import torch
 
 from openmm_tsf.io.directory import list_contents
-from openmm_tsf.io.files import PathLike, read_json, write_json
-from openmm_tsf.io.serialization import from_plain, plain
-from openmm_tsf.potentials.base import Potential, describe_potential, is_potential_description
+from openmm_tsf.io.files import PathLike
+from openmm_tsf.io.run_config import CONFIG, CONFIG_FORMAT, read_config
+from openmm_tsf.io.serialization import from_plain_data, to_plain_data
+from openmm_tsf.potentials.base import is_potential_description
 from openmm_tsf.systems.molecule import MolecularSystem
-from openmm_tsf.training import FitSettings
-from openmm_tsf.utils.validation import max_threads
+from openmm_tsf.utils.validation import max_threads, require_entry
 from openmm_tsf.utils.versions import package_versions
-from openmm_tsf.workflow.settings import FlowSettings, SamplingSettings
+from openmm_tsf.workflow.settings import SamplingSettings
 
 logger = logging.getLogger(__name__)
 
-SETTINGS = "settings.json"
-_FORMAT = 1
+#: Others make the continuation differ in its last bits; they are warned of.
+_ONLY_WARNED_OF = ("threads", "platform")
+#: What a continuation may be given differently, or not at all.
+_NOT_COMPARED = (*_ONLY_WARNED_OF, "molecule", "frames", "requested_platform", "flow_file")
 
 
-def new_record(stage: str, molecule: MolecularSystem, **asked: Any) -> dict[str, Any]:
-    """What a stage was asked, json-able."""
+def new_config(stage: str, molecule: MolecularSystem, **request: Any) -> dict[str, Any]:
+    """Return the ``config.json`` of a stage that starts, json-able."""
+    choices = {"molecule": molecule.fingerprint, "threads": torch.get_num_threads()}
     return {
-        "format": _FORMAT,
+        "format": CONFIG_FORMAT,
         "stage": stage,
-        **plain(asked),
-        "fingerprint": molecule.fingerprint,
-        "torch_threads": torch.get_num_threads(),
+        "choices": choices | to_plain_data(request),
         "versions": package_versions(),
     }
 
 
-def warn_of_other_versions(where: PathLike, written: Any) -> None:
-    """Say which packages changed since a stage began: its results are then valid, but others."""
-    now = package_versions()
-    if not isinstance(written, dict):
-        return
-    changes = [
-        f"{name} {written[name]} -> {now[name]}"
-        for name in sorted(now.keys() & written.keys())
-        if written[name] != now[name]
-    ]
-    if changes:
-        logger.warning(
-            "%s: packages changed since it began (%s); it goes on, valid, but not the same bit by "
-            "bit", where, ", ".join(changes),
-        )  # fmt: skip
-
-
-def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write ``settings.json``."""
-    write_json(folder / SETTINGS, record)
-
-
-def note_potential(folder: Path, record: dict[str, Any], potential: Potential) -> None:
-    """Keep which potential was chosen, for the same stage begun again."""
-    if record.get("potential") is None:
-        record["potential"] = describe_potential(potential)
-        write_record(folder, record)
-
-
-def read_record(folder: Path, stages: Sequence[str]) -> dict[str, Any] | None:
-    """The record of a directory that is to be resumed; None where nothing was begun.
+def read_stage_config(directory: Path, stage: str) -> dict[str, Any] | None:
+    """Return the ``config.json`` of a stage that is to be resumed; None where nothing was started.
 
     Raises
     ------
     ValueError
-        If the directory is of another stage, or the record is damaged.
+        If the directory is not of this stage, or the file is damaged.
     """
-    if not folder.is_dir() or not list_contents(folder):
+    if not directory.is_dir() or not list_contents(directory):
         return None
-    path = folder / SETTINGS
+    path = directory / CONFIG
     if not path.is_file():
-        raise ValueError(f"output: {folder} holds nothing to resume (no {SETTINGS} in it)")
-    record = read_json(path)
-    if record.get("stage") not in stages:
+        raise ValueError(f"output: {directory} holds nothing to resume (no {CONFIG} in it)")
+    config = read_config(directory)
+    if config.get("stage") != stage:
         raise ValueError(
-            f"output: {folder} holds no {' or '.join(stages)} to resume, it is of the stage "
-            f"{record.get('stage')!r}"
+            f"output: expected a directory of the {stage} stage, {directory} is of "
+            f"{config.get('stage')!r}"
         )
-    if not isinstance(record.get("format"), int) or record["format"] > _FORMAT:
-        raise ValueError(
-            f"{path}: expected format {_FORMAT}, got {record.get('format')!r}, of another version"
-        )
-    for key, kind in (("settings", dict), ("seed", int), ("fingerprint", str)):
-        if not isinstance(record.get(key), kind):
-            raise ValueError(f"{path}: damaged, {key} is missing")
-    potential = record.get("potential")
-    if potential is not None and not is_potential_description(potential):
-        raise ValueError(f"{path}: damaged, potential is {potential!r}")
-    warn_of_other_versions(folder, record.get("versions"))
-    return record
+    try:
+        choices = require_entry(config, "choices", dict)
+        require_entry(choices, "settings", dict)
+        require_entry(choices, "molecule", str)
+        if stage != "md":  # its seed is one of its settings
+            require_entry(choices, "seed", int)
+        potential = choices.get("potential")
+        if potential is not None and not is_potential_description(potential):
+            raise ValueError(f"potential: expected what a run records of it, got {potential!r}")
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged, {error}") from error
+    return config
 
 
-def recorded_settings(folder: PathLike, cls: type, part: str | None = None) -> Any:
-    """Settings of the stage in a directory that is to be resumed; None where none are recorded.
+def warn_of_other_versions(directory: PathLike, recorded: Any) -> None:
+    """Warn of packages that changed since a stage started."""
+    if not isinstance(recorded, dict):
+        return
+    now = package_versions()
+    changes = [
+        f"{name} {recorded[name]} -> {now[name]}"
+        for name in sorted(now.keys() & recorded.keys())
+        if recorded[name] != now[name]
+    ]
+    if changes:
+        logger.warning(
+            "%s: packages changed since it started (%s); the continuation is valid, but not the "
+            "same bit by bit",
+            directory,
+            ", ".join(changes),
+        )
+
+
+def recorded_choices(directory: PathLike) -> dict[str, Any]:
+    """Return the choices of what is in a directory; empty where nothing is recorded.
+
+    Raises
+    ------
+    ValueError
+        If ``config.json`` is damaged.
+    """
+    if not (Path(directory) / CONFIG).is_file():
+        return {}
+    choices: dict[str, Any] = read_config(Path(directory)).get("choices", {})
+    return choices
+
+
+def recorded_settings(directory: PathLike, cls: type, part: str | None = None) -> Any:
+    """Return the settings of the stage in a directory; None where none are recorded.
 
     Parameters
     ----------
-    folder
+    directory
         The directory.
     cls
         Their dataclass.
     part
-        Which of several; None for all of them. Where a run was recorded, its sampling is meant
-        where that is what `cls` is.
+        Which of several; None for all of them, or for the sampling of a run.
 
     Raises
     ------
     ValueError
         If the record is damaged.
     """
-    path = Path(folder) / SETTINGS
-    if not path.is_file():
+    settings = recorded_choices(directory).get("settings")
+    if settings is None:
         return None
-    found: Any = read_json(path).get("settings")
-    if part is None and cls is SamplingSettings and isinstance(found, dict):
-        part = "sampling" if "sampling" in found else None
-    if part is not None:
-        found = found.get(part) if isinstance(found, dict) else None
-    return from_plain(cls, found, str(path))
+    if part is None and cls is SamplingSettings:
+        settings = sampling_part(settings)
+    elif part is not None:
+        settings = settings.get(part) if isinstance(settings, dict) else None
+    return from_plain_data(cls, settings, str(Path(directory) / CONFIG))
 
 
-def recorded_threads(folder: PathLike) -> int | None:
-    """Threads of torch that a stage began with; None where that is not known."""
-    path = Path(folder) / SETTINGS
-    found = read_json(path).get("torch_threads") if path.is_file() else None
-    return found if isinstance(found, int) and 0 < found <= max_threads() else None
+def sampling_part(settings: Any) -> Any:
+    """Return the recorded SamplingSettings: all settings of sample, a part of those of run."""
+    return settings.get("sampling", settings) if isinstance(settings, dict) else settings
 
 
-def recorded_source(folder: PathLike) -> dict[str, Any]:
-    """Where the frames of a training that is to be resumed came from, as far as is known."""
-    path = Path(folder) / SETTINGS
-    found = read_json(path).get("source") if path.is_file() else None
-    return found if isinstance(found, dict) else {}
+def recorded_threads(directory: PathLike) -> int | None:
+    """Return the number of torch's threads when a stage started; None where it is not known."""
+    threads = recorded_choices(directory).get("threads")
+    return threads if isinstance(threads, int) and 0 < threads <= max_threads() else None
 
 
-def check_same_record(
-    folder: Path, before: dict[str, Any], now: dict[str, Any], growing: Sequence[str] = ()
+def check_same_request(
+    directory: Path, recorded: dict[str, Any], request: dict[str, Any], may_differ: Sequence[str]
 ) -> None:
-    """Refuse to resume with another question than the one that was asked.
+    """Refuse to resume a stage with another request than it was started with.
 
     Parameters
     ----------
-    folder
+    directory
         The directory, for the message.
-    before, now
-        Records.
-    growing
-        Settings that may differ, as ``"sampling.n_iterations"``.
+    recorded, request
+        Choices in ``config.json``, and those that the continuation was given.
+    may_differ
+        Choices that may differ, as ``"sampling.n_iterations"``.
 
     Raises
     ------
     ValueError
-        If they differ in anything but versions and measured choices.
+        If they differ in anything else.
     """
-    if before["fingerprint"] != now["fingerprint"]:
-        raise ValueError(f"output: what is in {folder} is of another molecule")
-    if before.get("torch_threads") != now.get("torch_threads"):
-        logger.warning(
-            "%s: begun with %s threads of torch, it goes on with %s: valid, but not the same bit "
-            "by bit", folder, before.get("torch_threads"), now.get("torch_threads"),
-        )  # fmt: skip
-    skipped = {
-        "versions", "potential", "costs", "fingerprint", "format", "frames", "torch_threads"
-    }  # fmt: skip
-    for name in sorted((before.keys() | now.keys()) - skipped):
-        differ = _differences(with_later_fields(before.get(name)), now.get(name), name)
-        for key, (was, is_now) in differ.items():
-            if key.removeprefix("settings.") not in growing:
+    if "molecule" in request and recorded.get("molecule") != request["molecule"]:
+        raise ValueError(f"output: what is in {directory} is of another molecule")
+    for name in _ONLY_WARNED_OF:
+        if name in request and recorded.get(name) != request[name]:
+            logger.warning(
+                "%s: started with %s %s, continued with %s: valid, but not the same bit by bit",
+                directory,
+                name,
+                recorded.get(name),
+                request[name],
+            )
+    for name in sorted(request.keys() - set(_NOT_COMPARED)):
+        for key, (before, now) in _differences(recorded.get(name), request[name], name).items():
+            if key.removeprefix("settings.") not in may_differ:
                 raise ValueError(
-                    f"{key}: what is in {folder} was made with {was!r}, got {is_now!r}"
+                    f"{key}: what is in {directory} was made with {before!r}, got {now!r}"
                 )
-
-
-def with_later_fields(settings: Any) -> Any:
-    """Settings as written by an earlier version, with the fields that have come since.
-
-    Their defaults are what that version did.
-    """
-    if not isinstance(settings, dict):
-        return settings
-    found = {name: with_later_fields(value) for name, value in settings.items()}
-    for known, defaults in (
-        ("conditioner_dtype", FlowSettings()),
-        ("kl_batch_size", FitSettings()),
-        ("n_walkers", SamplingSettings()),
-    ):
-        if known in found:
-            return plain(defaults) | found
-    return found
 
 
 def _differences(before: Any, now: Any, name: str) -> dict[str, tuple[Any, Any]]:
     if isinstance(before, dict) and isinstance(now, dict):
-        found: dict[str, tuple[Any, Any]] = {}
-        for key in before.keys() | now.keys():
-            found |= _differences(before.get(key), now.get(key), f"{name}.{key}")
-        return dict(sorted(found.items()))
+        different: dict[str, tuple[Any, Any]] = {}
+        for key in sorted(before.keys() | now.keys()):
+            different |= _differences(before.get(key), now.get(key), f"{name}.{key}")
+        return different
     return {} if before == now else {name: (before, now)}

@@ -1,109 +1,119 @@
-"""Training on frames, then, round by round, on the sampler's own samples of all temperatures.
+"""Training on frames, then, round by round, also on samples of all temperatures.
 
-What is done lies in ``training/`` until production has begun: the flow after each training, the
-samples and walkers of each round, and the checkpoint of the training under way. A run that is
-resumed skips what is there.
+Until production starts, ``training/`` keeps the flow after each training, the samples and walkers
+of each round, and the checkpoint of the present training. A run that is resumed skips what is
+complete there.
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.load import load_flow
-from openmm_tsf.io.directory import DirectoryLock
 from openmm_tsf.io.files import remove_stale_temporaries
 from openmm_tsf.io.tensors import read_tensors, write_tensors
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.initial import restored_state
 from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.training import fit
 from openmm_tsf.training.checkpoint import load_best_weights
 from openmm_tsf.training.log import merge_logs
 from openmm_tsf.utils.random import Seeds
-from openmm_tsf.workflow import sample as production
-from openmm_tsf.workflow.costs import Costs
-from openmm_tsf.workflow.record import write_record
+from openmm_tsf.workflow.sample import make_sampler, sampler_seeds, sampling_threads
 from openmm_tsf.workflow.settings import RunSettings
+from openmm_tsf.workflow.stage import Stage
 
 logger = logging.getLogger(__name__)
 
 
 class Rounds:
-    """Trainings and rounds of sampling of one run; `openmm_tsf.workflow.run` says what they are."""
+    """Trainings and rounds of sampling of one run, as its settings say.
+
+    Parameters
+    ----------
+    stage
+        The stage.
+    settings
+        The settings of the run.
+    dataset
+        The frames of the first training.
+    potential
+        The energy.
+    flow
+        The flow to train.
+    """
 
     def __init__(
         self,
-        flow: AugmentedFlow,
+        stage: Stage,
+        settings: RunSettings,
         dataset: MDDataset,
         potential: Potential,
-        settings: RunSettings,
-        lock: DirectoryLock,
-        record: dict[str, Any],
-        costs: Costs,
-        checkpoint_seconds: float,
-        progress: bool,
+        flow: AugmentedFlow,
     ) -> None:
-        assert dataset.molecule is not None
-        self.flow, self.dataset, self.potential = flow, dataset, potential
-        self.molecule: MolecularSystem = dataset.molecule
-        self.settings, self.folder, self.record, self.costs = (
-            settings, lock.directory, record, costs
-        )  # fmt: skip
-        self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
-        (self.folder / "training").mkdir(exist_ok=True)
-        remove_stale_temporaries(self.folder / "training")
+        self.stage, self.settings, self.dataset = stage, settings, dataset
+        self.potential, self.flow = potential, flow
+        self.folder = stage.directory / "training"
+        self.folder.mkdir(exist_ok=True)
+        remove_stale_temporaries(self.folder)
 
     def run(self, seeds: Seeds) -> WalkerState | None:
-        """All trainings and rounds, or what is left of them.
+        """Do all trainings and rounds, or what is left of them.
 
         Returns
         -------
         walkers
-            Where those of the last round are, for production to go on from.
+            Those of the last round, which production continues from; None without rounds.
         """
         walkers: WalkerState | None = None
         samples: list[list[Tensor]] = [[] for _ in self.settings.sampling.temperatures]
         for number in range(self.settings.n_rounds + 1):
             if number:
-                of_sampler = production.sampler_seeds(seeds, walkers is None)
-                walkers = self._round(number, of_sampler, walkers, samples)
+                x, walkers = self._round(number, sampler_seeds(seeds, walkers is None), walkers)
+                for rung, frames in enumerate(samples):
+                    frames.append(x[:, :, rung])
             self._train(number, seeds.next(), samples)
         return walkers
 
     def _round(
-        self,
-        number: int,
-        seeds: tuple[int, int | None],
-        before: WalkerState | None,
-        samples: Sequence[list[Tensor]],
-    ) -> WalkerState:
-        """Replica exchange with the flow as it is; its samples are added to `samples`."""
-        settings, sampling, path = self.settings, self.settings.sampling, self._samples(number)
+        self, number: int, seeds: tuple[int, int | None], start: WalkerState | None
+    ) -> tuple[Tensor, WalkerState]:
+        """Replica exchange with the present flow: samples [n, W, R, N, 3] and walkers."""
+        settings, stage, sampling = self.settings, self.stage, self.settings.sampling
+        path = self.folder / f"round_{number:02d}_samples.pt"
         if path.is_file():
-            self._costs_after(f"round {number}")
+            stage.restore_costs(f"round {number}")
         else:
             logger.info("round %d of %d: sampling", number, settings.n_rounds)
-            with production.sampling_threads(), self.costs.counting("sampling", self.potential):
-                sampler = production.make_sampler(
-                    self.molecule, self.flow, sampling, self.potential, seeds, self.dataset, before
+            progress = stage.options.progress
+            with sampling_threads(), stage.costs.counting("sampling", self.potential):
+                sampler = make_sampler(
+                    stage.molecule,
+                    self.flow,
+                    sampling,
+                    self.potential,
+                    seeds,
+                    self.dataset if start is None else start,
                 )
                 with sampler:
-                    sampler.tune(sampling.n_tuning, progress=self.progress)
-                    x = sampler.run(settings.round_iterations, collect=True, progress=self.progress)
+                    sampler.tune(sampling.n_tuning, progress=progress)
+                    x = sampler.run(settings.round_iterations, collect=True, progress=progress)
             assert x is not None
             kept = x[:: settings.round_stride].clone()
-            self._note_costs(f"round {number}")
+            stage.record_costs(f"round {number}")
             write_tensors(path, {"x": kept, "walkers": sampler.state.state_dict()})
-        found = read_tensors(path, "file of a round's samples")
-        x, shape = found.get("x"), (sampling.n_walkers, len(sampling.temperatures))
+        return self._read_round(path)
+
+    def _read_round(self, path: Path) -> tuple[Tensor, WalkerState]:
+        sampling = self.settings.sampling
+        content = read_tensors(path, "file of a round's samples")
+        x, shape = content.get("x"), (sampling.n_walkers, len(sampling.temperatures))
         event = tuple(self.potential.event_shape)
         if (
             not isinstance(x, Tensor)
@@ -114,16 +124,16 @@ class Rounds:
             raise ValueError(f"{path}: expected samples of shape {[*shape, *event]}")
         if not bool(torch.isfinite(x).all()):
             raise ValueError(f"{path}: expected finite samples, got NaN or infinity")
-        for rung, frames in enumerate(samples):
-            frames.append(x[:, :, rung])
-        return restored_state(found.get("walkers"), *shape, self.potential)
+        return x, restored_state(content.get("walkers"), *shape, self.potential)
 
     def _train(self, number: int, seed: int, samples: Sequence[Sequence[Tensor]]) -> None:
-        settings, finished = self.settings, self._flow(number)
+        settings, stage = self.settings, self.stage
+        finished = self.folder / f"round_{number:02d}_flow.pt"
+        log = self.folder / f"round_{number:02d}.csv"
         if finished.is_file():
-            weights = load_flow(finished, self.molecule).network.state_dict()
+            weights = load_flow(finished, stage.molecule).network.state_dict()
             self.flow.network.load_state_dict(weights)
-            self._costs_after(f"training {number}")
+            stage.restore_costs(f"training {number}")
             return
         logger.info("training %d of %d", number + 1, settings.n_rounds + 1)
         data = [self.dataset]
@@ -132,67 +142,50 @@ class Rounds:
             weight = share / (1 - share) / len(samples)
             data += self._as_datasets(samples, weight)
         plan = settings.refit if number else settings.fit
-        checkpoint = self._log(number).with_suffix(".pt")
+        checkpoint = log.with_suffix(".pt")
         try:
-            with self.costs.counting("training", self.potential):
+            with stage.costs.counting("training", self.potential):
                 result = fit(
                     self.flow,
                     data,
                     self.potential,
                     settings=replace(plan, temperatures=settings.sampling.temperatures),
                     seed=seed,
-                    log_path=self._log(number),
+                    log_path=log,
                     checkpoint_path=checkpoint,
-                    checkpoint_seconds=self.checkpoint_seconds,
+                    checkpoint_seconds=stage.options.checkpoint_seconds,
                     resume=True,
-                    progress=self.progress,
+                    progress=stage.options.progress,
                 )
         except BaseException:
             if load_best_weights(self.flow, checkpoint):
                 self._save_flow()
             raise
         self._save_flow()
-        self.costs.add("training", result.earlier_evaluations, result.earlier_seconds)
-        self._note_costs(f"training {number}")
+        stage.costs.add("training", result.earlier_evaluations, result.earlier_seconds)
+        stage.record_costs(f"training {number}")
         self.flow.save(finished)
         checkpoint.unlink(missing_ok=True)
 
     def _save_flow(self) -> None:
-        self.flow.save(self.folder / "flow.pt")
-        merge_logs(self.folder)
-
-    def _note_costs(self, done: str) -> None:
-        """Keep what the run has cost after a step, just before the file that says it is done."""
-        self.record["costs"] = (self.record.get("costs") or {}) | {done: self.costs.to_config()}
-        write_record(self.folder, self.record)
-
-    def _costs_after(self, done: str) -> None:
-        self.costs.restore((self.record.get("costs") or {}).get(done))
+        self.flow.save(self.stage.directory / "flow.pt")
+        merge_logs(self.stage.directory)
 
     def _as_datasets(self, samples: Sequence[Sequence[Tensor]], weight: float) -> list[MDDataset]:
         return [
             MDDataset(
                 torch.cat(list(frames)).flatten(0, 1),
                 kelvin,
-                self.molecule,
+                self.stage.molecule,
                 weight=weight,
                 chains=torch.arange(frames[0].shape[1]).repeat(sum(map(len, frames))),
             )
             for frames, kelvin in zip(samples, self.settings.sampling.temperatures, strict=True)
         ]
 
-    def _log(self, number: int) -> Path:
-        return self.folder / "training" / f"round_{number:02d}.csv"
 
-    def _flow(self, number: int) -> Path:
-        return self.folder / "training" / f"round_{number:02d}_flow.pt"
-
-    def _samples(self, number: int) -> Path:
-        return self.folder / "training" / f"round_{number:02d}_samples.pt"
-
-    @staticmethod
-    def tidy(folder: Path) -> None:
-        """Remove what was kept for resuming before production began; the logs stay."""
-        remove_stale_temporaries(folder / "training")
-        for path in (folder / "training").glob("round_*.pt"):
-            path.unlink()
+def remove_training_files(directory: Path) -> None:
+    """Remove what a run needs no more when production has started; the logs stay."""
+    remove_stale_temporaries(directory / "training")
+    for path in (directory / "training").glob("round_*.pt"):
+        path.unlink()

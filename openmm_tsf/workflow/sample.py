@@ -1,4 +1,4 @@
-"""Replica exchange with a frozen flow into a run directory: begun, continued, analysed."""
+"""Replica exchange with a frozen flow into a run directory: started, continued, analysed."""
 
 import logging
 from contextlib import AbstractContextManager
@@ -12,39 +12,35 @@ from openmm_tsf.analysis.analyze import analyze
 from openmm_tsf.analysis.reference import REFERENCE_FILE, has_reference
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.load import load_flow
-from openmm_tsf.io.directory import DirectoryLock, open_output_directory
-from openmm_tsf.io.files import PathLike, read_json, write_json
-from openmm_tsf.io.run_config import read_run_config
-from openmm_tsf.io.serialization import from_plain, plain
+from openmm_tsf.io.directory import open_output_directory
+from openmm_tsf.io.files import PathLike
+from openmm_tsf.io.run_config import CONFIG, read_config
+from openmm_tsf.io.serialization import from_plain_data, to_plain_data
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.potentials.platforms import check_platform
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.sampling.kernels.schedule import Scheduled, SequenceSettings, default_kernels
-from openmm_tsf.sampling.provenance import hash_of
+from openmm_tsf.sampling.provenance import hash_of, read_sampler_config
 from openmm_tsf.sampling.run_writer import CHECKPOINT, RunWriter
 from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.files import holds_molecule, read_molecule, write_molecule
+from openmm_tsf.systems.files import holds_molecule, read_molecule
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.random import Seeds, seeded_generator
 from openmm_tsf.utils.threads import torch_threads
-from openmm_tsf.utils.validation import check_seconds, check_seed
-from openmm_tsf.workflow import sample as production
 from openmm_tsf.workflow.costs import Costs
 from openmm_tsf.workflow.frames import hash_of_frames
-from openmm_tsf.workflow.potential_choice import batch_of, planned_sampling, reopen_potential
+from openmm_tsf.workflow.options import DEFAULT_SEED, RunOptions
+from openmm_tsf.workflow.potential_choice import batch_of, planned_sampling
 from openmm_tsf.workflow.record import (
-    SETTINGS,
-    check_same_record,
-    new_record,
-    note_potential,
-    read_record,
+    check_same_request,
+    new_config,
+    read_stage_config,
+    sampling_part,
     warn_of_other_versions,
-    write_record,
 )
 from openmm_tsf.workflow.settings import SamplingSettings
-from openmm_tsf.workflow.train import CHECKPOINT_SECONDS
+from openmm_tsf.workflow.stage import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -52,25 +48,24 @@ _DRAWS_PER_WALKER = 20
 
 
 def sampler_seeds(seeds: Seeds, fresh: bool) -> tuple[int, int | None]:
-    """Seeds of a sampler and, where its walkers do not go on from others, of their start.
+    """Return the seeds of a sampler and, with `fresh`, of its walkers' start.
 
-    They are taken also for a sampler that a resumed run no longer needs, so that the next ones
-    have theirs.
+    A resumed run takes them also for samplers that it skips, so that later ones get the same.
     """
     return seeds.next(), seeds.next() if fresh else None
 
 
-def sampling_threads(begun_with: int | None = None) -> AbstractContextManager[None]:
-    """Of two threads of torch, one: the second is for training, and networks of this size are
-    quicker on one. Other numbers are as the user asked.
+def sampling_threads(recorded: int | None = None) -> AbstractContextManager[None]:
+    """Use one of two threads of torch: the second is for training, networks of this size are faster
+    on one. Other numbers are left as the user chose them.
 
     Parameters
     ----------
-    begun_with
-        What sampling that is continued was begun with.
+    recorded
+        The number of threads with which sampling that is continued was started.
     """
     now = torch.get_num_threads()
-    return torch_threads(1 if now == 2 and begun_with in (None, 1) else now)
+    return torch_threads(1 if now == 2 and recorded in (None, 1) else now)
 
 
 def kernels_of(
@@ -79,7 +74,7 @@ def kernels_of(
     flow: AugmentedFlow,
     potential: Potential,
 ) -> list[Scheduled]:
-    """The sequence of an iteration."""
+    """Return the kernels of an iteration, in their order."""
     return default_kernels(
         potential,
         flow,
@@ -100,10 +95,9 @@ def make_sampler(
     settings: SamplingSettings,
     potential: Potential,
     seeds: tuple[int, int | None],
-    start: MDDataset | None,
-    before: WalkerState | None,
+    start: WalkerState | MDDataset | None,
 ) -> ParallelTempering:
-    """A sampler whose walkers go on from earlier ones, or from frames, or from the flow."""
+    """Return a sampler; its walkers start from earlier ones, random frames, or the flow."""
     sampler = ParallelTempering(
         molecule,
         flow,
@@ -113,8 +107,8 @@ def make_sampler(
         potential=potential,
         seed=seeds[0],
     )
-    if before is not None:
-        sampler.set_positions(before.x, before.velocities)
+    if isinstance(start, WalkerState):
+        sampler.set_positions(start.x, start.velocities)
         return sampler
     assert seeds[1] is not None
     generator = seeded_generator(seeds[1])
@@ -124,15 +118,15 @@ def make_sampler(
         index = torch.randint(len(start), (n,), generator=generator)
         sampler.set_positions(start.positions[index].reshape(shape))
         return sampler
-    x = [_draws(flow, potential, t, settings.n_walkers, generator) for t in settings.temperatures]
+    x = [_draw(flow, potential, t, settings.n_walkers, generator) for t in settings.temperatures]
     sampler.set_positions(torch.stack(x, dim=1))
     return sampler
 
 
-def _draws(
+def _draw(
     flow: AugmentedFlow, potential: Potential, kelvin: float, n: int, generator: torch.Generator
 ) -> Tensor:
-    """n configurations from the flow, resampled by their importance weights at a temperature."""
+    """Draw n configurations from the flow, resampled by their importance weights."""
     drawn = flow.sample(_DRAWS_PER_WALKER * n, kelvin, generator)
     x = drawn.x.to(torch.float64)
     x = torch.where(torch.isfinite(drawn.log_prob)[:, None, None], x, torch.nan)  # outside
@@ -149,155 +143,91 @@ def _draws(
     return x[torch.multinomial(weight, n, replacement=True, generator=generator)]
 
 
-def has_begun(folder: Path) -> bool:
-    """Whether production in a run directory has a checkpoint to go on from.
+def has_started(directory: Path) -> bool:
+    """Return whether sampling in a directory has a checkpoint to continue from.
 
     Raises
     ------
     ValueError
-        If it has none, but samples: to begin again would be to delete them.
+        If it has samples but no checkpoint: to start again would delete them.
     """
-    if (folder / CHECKPOINT).is_file():
+    if (directory / CHECKPOINT).is_file():
         return True
-    if any((folder / "segments").glob("segment_*.npz")):
+    if any((directory / "segments").glob("segment_*.npz")):
         raise ValueError(
-            f"{folder / CHECKPOINT}: no such checkpoint, but there are samples; they stay as they "
-            "are, and cannot be continued"
+            f"{directory / CHECKPOINT}: no such checkpoint, but there are samples; they stay as "
+            "they are, and cannot be continued"
         )
     return False
 
 
-def clear_unbegun(folder: Path, molecule: MolecularSystem, settings: SamplingSettings) -> None:
-    """Remove what a run that was killed before its first checkpoint left of production."""
-    RunWriter(folder, molecule, settings.temperatures, settings.n_walkers).remove()
-
-
-def begin(
-    sampler: ParallelTempering,
-    lock: DirectoryLock,
-    settings: SamplingSettings,
-    costs: Costs,
-    choices: dict[str, Any],
-    molecule: MolecularSystem,
-) -> None:
-    """Everything of a run directory but samples; the first checkpoint comes last."""
-    choices = choices | {"sampler_seed": sampler.seed}
-    clear_unbegun(lock.directory, molecule, settings)
+def start_sampling(stage: Stage, sampler: ParallelTempering) -> None:
+    """Write everything of a run directory but samples; the first checkpoint comes last."""
+    # A killed process may have done a part of it.
+    stage.remove_sampling_entries()
+    RunWriter(stage.directory, stage.molecule, sampler.temperatures, sampler.n_walkers).remove()
     # The seed of a run is the user's; the sampler's was derived from it.
-    entries = costs.to_config() | {"seed": choices["seed"]}
-    if has_reference(molecule.fingerprint):
-        entries["reference"] = REFERENCE_FILE
-    sampler.run(
-        0,
-        lock.directory,
-        choices=choices,
-        entries=entries,
-        allow_existing=True,
-        lock=lock,
-        progress=False,
-    )
+    choices = stage.choices | {"sampler_seed": sampler.seed}
+    config = stage.config | {"choices": choices, "seed": choices["seed"]} | stage.costs.to_config()
+    if has_reference(stage.molecule.fingerprint):
+        config["reference"] = REFERENCE_FILE
+    sampler.start(stage.lock, config)
+    stage.reload()
 
 
-def take_up(
-    flow: AugmentedFlow,
-    lock: DirectoryLock,
-    n_iterations: int | None,
-    molecule: MolecularSystem,
-    platform: str | None,
-    checkpoint_seconds: float,
-    progress: bool,
-) -> dict[str, Any]:
-    """Continue a run directory to `n_iterations` in all; by default to what was asked at first."""
-    folder = lock.directory
-    config = read_run_config(folder)
+def resume_sampling(stage: Stage, flow: AugmentedFlow, n_iterations: int | None) -> dict[str, Any]:
+    """Continue to `n_iterations` in all, by default to the recorded target; then analyse."""
+    directory, config = stage.directory, read_sampler_config(stage.directory)
     choices = config["choices"]
-    warn_of_other_versions(folder, config.get("versions"))
+    settings: SamplingSettings | None = None
+    if choices.get("settings") is not None:
+        part = sampling_part(choices["settings"])
+        settings = from_plain_data(SamplingSettings, part, str(directory / CONFIG))
+        n_iterations = n_iterations or settings.n_iterations
     if n_iterations is None:
-        asked = choices.get("settings")
-        n_iterations = _asked_iterations(asked)
-        if n_iterations is None:
-            raise ValueError(
-                f"n_iterations: expected how many there shall be in all, {folder} does not say"
-            )
-    note_total(folder, n_iterations)
+        raise ValueError(
+            f"n_iterations: expected the total number of iterations, which {directory} does not "
+            "record"
+        )
+    stage.record_target(n_iterations)
     with (
-        sampling_threads(choices.get("torch_threads", 0)),
-        reopen_potential(molecule, choices["potential"], platform) as potential,
+        sampling_threads(choices["torch_threads"]),
+        stage.open_potential() as potential,
     ):
-        asked = _sampling_settings(choices.get("settings"), str(folder / "config.json"))
         sampler = ParallelTempering(
-            molecule,
+            stage.molecule,
             flow,
             config["temperatures_K"],
             config["n_walkers"],
-            None if asked is None else kernels_of(asked, molecule, flow, potential),
+            None if settings is None else kernels_of(settings, stage.molecule, flow, potential),
             potential=potential,
             seed=choices.get("sampler_seed", config["seed"]),
         )
         with sampler:
-            sampler.resume(folder, lock=lock)
+            sampler.resume(directory, lock=stage.lock)
             left = n_iterations - sampler.n_written * choices["save_interval"]
             if left <= 0:
-                logger.info("all %d iterations are there already", n_iterations)
-            return produce(sampler, lock, max(0, left), checkpoint_seconds, progress)
+                logger.info("all %d iterations are complete", n_iterations)
+            return sample_and_analyze(stage, sampler, max(0, left))
 
 
-def note_total(folder: Path, n_iterations: int) -> None:
-    """Keep a total that has grown, so that a run that is killed goes on to that one."""
-    for name, home in (("settings.json", None), ("config.json", "choices")):
-        path = folder / name
-        if not path.is_file():  # of a run that was started from Python
-            continue
-        content = read_json(path)
-        holder = content if home is None else content.get(home)
-        settings = holder.get("settings") if isinstance(holder, dict) else None
-        asked = settings.get("sampling", settings) if isinstance(settings, dict) else None
-        if isinstance(asked, dict) and asked.get("n_iterations", n_iterations) < n_iterations:
-            asked["n_iterations"] = n_iterations
-            write_json(path, content)
-
-
-def _sampling_settings(settings: Any, where: str) -> SamplingSettings | None:
-    """SamplingSettings, or those of RunSettings, as they were written; None if none were."""
-    if not isinstance(settings, dict):
-        return None
-    found: SamplingSettings = from_plain(
-        SamplingSettings, settings.get("sampling", settings), where
-    )
-    return found
-
-
-def _asked_iterations(settings: Any) -> int | None:
-    """n_iterations of SamplingSettings or RunSettings, as they were written."""
-    if not isinstance(settings, dict):
-        return None
-    found = settings.get("sampling", settings)
-    number = found.get("n_iterations") if isinstance(found, dict) else None
-    return number if isinstance(number, int) else None
-
-
-def produce(
-    sampler: ParallelTempering,
-    lock: DirectoryLock,
-    n_iterations: int,
-    checkpoint_seconds: float,
-    progress: bool,
+def sample_and_analyze(
+    stage: Stage, sampler: ParallelTempering, n_iterations: int
 ) -> dict[str, Any]:
     """Sample with everything frozen, write, analyse."""
-    folder = lock.directory
+    options = stage.options
     try:
         sampler.run(
             n_iterations,
-            folder,
-            checkpoint_seconds=checkpoint_seconds,
-            lock=lock,
-            progress=progress,
+            stage.directory,
+            checkpoint_seconds=options.checkpoint_seconds,
+            progress=options.progress,
         )
     except KeyboardInterrupt:
         if sampler.n_written:
-            analyze(folder)
+            analyze(stage.directory)
         raise
-    return analyze(folder)
+    return analyze(stage.directory)
 
 
 def sample(
@@ -307,13 +237,9 @@ def sample(
     *,
     molecule: MolecularSystem | None = None,
     start: MDDataset | None = None,
-    seed: int | None = None,
-    platform: str | None = None,
-    resume: bool = False,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    progress: bool = True,
+    options: RunOptions | None = None,
 ) -> dict[str, Any]:
-    """Replica exchange with a frozen flow, and its analysis.
+    """Sample by replica exchange with a frozen flow, and analyse.
 
     Parameters
     ----------
@@ -321,26 +247,17 @@ def sample(
         A flow file, or a directory that ``train`` or ``run`` wrote; None where `output`, which is
         resumed, has it already.
     output
-        Run directory, new or empty (or the one to resume).
+        Run directory, new or empty, or the one to resume.
     settings
-        Ladder, walkers, lengths. When resuming, those of the run by default; ``n_iterations`` may
-        grow: it counts the iterations of production in all.
+        Ladder, walkers, lengths. When resuming, those of the run by default; ``n_iterations``, the
+        iterations of production in all, may grow.
     molecule
         The molecule; by default the one in the flow's directory, else alanine dipeptide.
     start
         Configurations to start from, drawn at random; by default draws of the flow, weighted to
         each temperature.
-    seed
-        Seed of everything (default 1).
-    platform
-        OpenMM platform; by default the fastest, by a short measurement.
-    resume
-        Continue the run in `output` from its checkpoint, the same as if it had not stopped. Where
-        nothing was begun yet, begin.
-    checkpoint_seconds
-        Time between checkpoints.
-    progress
-        Show progress bars.
+    options
+        How it is run.
 
     Returns
     -------
@@ -350,7 +267,7 @@ def sample(
     Raises
     ------
     FileExistsError
-        If `output` is not empty and `resume` is false.
+        If `output` is not empty and is not to be resumed.
     DirectoryInUse
         If another process writes to `output`.
     ValueError
@@ -358,120 +275,79 @@ def sample(
     KeyboardInterrupt
         After Ctrl-C, with everything written and analysed.
     """
-    if platform is not None:
-        check_platform(platform)
-    check_seconds(checkpoint_seconds)
-    own = Path(output)
-    if resume and flow is None and (own / "flow.pt").is_file():
-        flow = own
+    options, directory = options or RunOptions(), Path(output)
+    if options.resume and flow is None and (directory / "flow.pt").is_file():
+        flow = directory
     if flow is None:
         raise ValueError("flow: expected a flow file, or a directory of train or run, got none")
-    home, file = _flow_file(flow)
+    home, file = find_flow(flow)
     if molecule is None:
-        where = next((f for f in (own, home) if f is not None and holds_molecule(f)), None)
-        molecule = alanine_dipeptide() if where is None else read_molecule(where)
+        known = [f for f in (directory, home) if f is not None and holds_molecule(f)]
+        molecule = read_molecule(known[0]) if known else alanine_dipeptide()
     model = load_flow(file, molecule)
-    known = home is not None and home != own and (home / "config.json").is_file()
-    costs = Costs.from_config(read_json(home / "config.json")) if home and known else Costs()
-    seed = None if seed is None else check_seed(seed)
-    with open_output_directory(output, resume=resume) as lock:
-        if resume and production.has_begun(lock.directory):
-            total = _checked_total(lock, settings, start, seed)
-            return production.take_up(
-                model, lock, total, molecule, platform, checkpoint_seconds, progress
-            )
-        return _sample_from_the_start(
-            model, lock, settings, molecule, start, seed, platform, resume, costs, str(file),
-            checkpoint_seconds, progress,
-        )  # fmt: skip
-
-
-def _checked_total(
-    lock: DirectoryLock, settings: SamplingSettings | None, start: MDDataset | None,
-    seed: int | None,
-) -> int | None:  # fmt: skip
-    """Iterations in all, where the rest of what is asked is what the run was started with."""
-    choices = read_json(lock.directory / "config.json").get("choices")
-    if not isinstance(choices, dict):
-        raise ValueError(f"{lock.directory / 'config.json'}: damaged, choices are missing")
-    if seed is not None and seed != choices.get("seed", seed):
-        raise ValueError(
-            f"seed: what is in {lock.directory} was made with {choices['seed']}, got {seed}"
+    costs = Costs()
+    if home is not None and home != directory and (home / CONFIG).is_file():
+        costs = Costs.from_config(read_config(home))
+    with open_output_directory(output, resume=options.resume) as lock:
+        if options.resume and has_started(lock.directory):
+            stage = Stage(lock, molecule, options, read_sampler_config(lock.directory))
+            warn_of_other_versions(lock.directory, stage.config.get("versions"))
+            return resume_sampling(stage, model, _check_target(stage, settings, start))
+        earlier = read_stage_config(lock.directory, "sample") if options.resume else None
+        recorded = {} if earlier is None else earlier["choices"]
+        if settings is None and recorded:
+            path = str(lock.directory / CONFIG)
+            settings = from_plain_data(SamplingSettings, recorded["settings"], path)
+        settings = settings or SamplingSettings()
+        request = new_config(
+            "sample",
+            molecule,
+            settings=settings,
+            seed=recorded.get("seed", DEFAULT_SEED) if options.seed is None else options.seed,
+            flow_file=str(file),
+            flow_sha256=hash_of(model),
+            start_sha256=None if start is None else hash_of_frames(start),
         )
-    if start is not None and choices.get("start_sha256", None) != hash_of_frames(start):
+        request["costs"] = {"flow": costs.to_config()}
+        stage = Stage.open(lock, molecule, options, request, ["n_iterations"])
+        return _start(stage, model, settings, start)
+
+
+def _check_target(
+    stage: Stage, settings: SamplingSettings | None, start: MDDataset | None
+) -> int | None:
+    """Iterations in all; everything else must be what the run was started with."""
+    request: dict[str, Any] = {}
+    if settings is not None and stage.choices.get("settings") is not None:
+        request["settings"] = to_plain_data(settings)
+    if stage.options.seed is not None and "seed" in stage.choices:
+        request["seed"] = stage.options.seed
+    recorded = stage.choices | {"settings": sampling_part(stage.choices.get("settings"))}
+    check_same_request(stage.directory, recorded, request, ["n_iterations"])
+    if start is not None and stage.choices.get("start_sha256") != hash_of_frames(start):
         raise ValueError("start: these are not the frames that the run was started from")
-    if settings is None:
-        return None
-    asked = choices.get("settings")
-    if isinstance(asked, dict):
-        before = {"fingerprint": "", "settings": asked.get("sampling", asked)}
-        now = {"fingerprint": "", "settings": plain(settings)}
-        check_same_record(lock.directory, before, now, growing=["n_iterations"])
-    return settings.n_iterations
+    return None if settings is None else settings.n_iterations
 
 
-def _sample_from_the_start(
-    flow: AugmentedFlow,
-    lock: DirectoryLock,
-    settings: SamplingSettings | None,
-    molecule: MolecularSystem,
-    start: MDDataset | None,
-    seed: int | None,
-    platform: str | None,
-    resume: bool,
-    costs: Costs,
-    file: str,
-    checkpoint_seconds: float,
-    progress: bool,
+def _start(
+    stage: Stage, flow: AugmentedFlow, settings: SamplingSettings, start: MDDataset | None
 ) -> dict[str, Any]:
-    folder = lock.directory
-    record = read_record(folder, ["sample"]) if resume else None
-    if record is not None:
-        seed = record["seed"] if seed is None else seed
-        settings = settings or from_plain(
-            SamplingSettings, record["settings"], str(folder / SETTINGS)
-        )
-        costs = Costs.from_config(record.get("costs") or {})
-    settings, seed = settings or SamplingSettings(), 1 if seed is None else seed
-    seeds = Seeds(seed)
-    asked = new_record(
-        "sample",
-        molecule,
-        settings=settings,
-        seed=seed,
-        flow_sha256=hash_of(flow),
-        start_sha256=None if start is None else hash_of_frames(start),
-    )
-    if record is None:
-        record = asked | {"costs": costs.to_config()}
-        write_record(folder, record)
-    check_same_record(folder, record, asked, growing=["n_iterations"])
-    write_molecule(molecule, folder)
-    flow.save(folder / "flow.pt")  # the directory can be resumed, moved and read alone
-    planned, batch = planned_sampling(settings), batch_of(settings)
-    with reopen_potential(molecule, record.get("potential"), platform, planned, batch) as potential:
-        note_potential(folder, record, potential)
-        with costs.counting("sampling", potential):
-            sampler = production.make_sampler(
-                molecule, flow, settings, potential, production.sampler_seeds(seeds, True), start,
-                None,
-            )  # fmt: skip
-            sampler.tune(settings.n_tuning, progress=progress)
-        choices = {
-            "settings": plain(settings),
-            "flow_file": file,
-            "seed": seed,
-            "start_sha256": record["start_sha256"],
-        }
+    """Tune, start sampling, sample."""
+    flow.save(stage.directory / "flow.pt")  # the directory can be resumed and read without others
+    stage.restore_costs("flow")
+    stage.record_target(settings.n_iterations)
+    seeds = sampler_seeds(Seeds(stage.choices["seed"]), fresh=True)
+    with stage.open_potential(planned_sampling(settings), batch_of(settings)) as potential:
+        with stage.costs.counting("sampling", potential):
+            sampler = make_sampler(stage.molecule, flow, settings, potential, seeds, start)
+            sampler.tune(settings.n_tuning, progress=stage.options.progress)
         with sampler:
-            production.begin(sampler, lock, settings, costs, choices, molecule)
-            return production.produce(
-                sampler, lock, settings.n_iterations, checkpoint_seconds, progress
-            )
+            start_sampling(stage, sampler)
+            return sample_and_analyze(stage, sampler, settings.n_iterations)
 
 
-def _flow_file(flow: PathLike) -> tuple[Path | None, Path]:
-    """The directory that a flow's stage wrote, if it is one, and the flow's file."""
+def find_flow(flow: PathLike) -> tuple[Path | None, Path]:
+    """Return the directory that a stage wrote around a flow, or None, and the flow's file."""
     path = Path(flow)
     file = path / "flow.pt" if path.is_dir() else path
     if not file.is_file():

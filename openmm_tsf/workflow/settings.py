@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from openmm_tsf.io.run_config import check_distinct
+from openmm_tsf.io.run_config import check_distinct_temperatures
 from openmm_tsf.training import FitSettings
 from openmm_tsf.units import PICOSECOND, as_temperature, as_temperatures, in_unit
 from openmm_tsf.utils.validation import (
@@ -17,9 +17,9 @@ from openmm_tsf.utils.validation import (
     check_seed,
 )
 
-#: Steps between frames, and before the first.
+#: The most steps between frames, and before the first.
 _MOST_STEPS = 10**9
-#: In ps: a thousand times what molecules stand.
+#: ps; a thousand times the stable time step of molecules.
 _LONGEST_STEP = 1.0
 
 
@@ -54,7 +54,7 @@ class MDSettings:
     Raises
     ------
     TypeError, ValueError
-        If a number is none, or out of its range.
+        If a value is not a number, or out of range.
     """
 
     temperature: float = 600.0
@@ -79,15 +79,15 @@ class MDSettings:
         )
 
 
-#: Three rungs a factor of sqrt(2) apart, all of them rungs of the reference.
+#: Three rungs a factor of sqrt(2) apart, which the reference has, too.
 LADDER_K = (300.0, 424.26, 600.0)
-#: Walkers beyond this many fit no memory.
+#: More walkers than this do not fit into memory.
 MOST_WALKERS = 2**24
 
 
 @dataclass(frozen=True)
 class FlowSettings:
-    """Which flow.
+    """The kind and the sizes of a flow.
 
     Parameters
     ----------
@@ -100,8 +100,8 @@ class FlowSettings:
     n_blocks, hidden
         Sizes of the network.
     conditioner_dtype
-        Precision of the couplings' networks, ``"float32"`` or ``"float64"``. What they return is
-        applied in float64 either way: the flow is as invertible, and faster, in float32.
+        Precision of the couplings' networks, ``"float32"`` or ``"float64"``. Their output is
+        applied in float64 either way: float32 is faster, and the flow as invertible.
     overlap
         Let the copies of a configuration that equivalent hydrogens make overlap, instead of each
         ending at a step (:meth:`openmm_tsf.InternalCoordinates.log_partition`).
@@ -109,7 +109,7 @@ class FlowSettings:
     Raises
     ------
     TypeError, ValueError
-        If `kind`, `metric` or `conditioner_dtype` is unknown, or a size is none.
+        If `kind`, `metric` or `conditioner_dtype` is unknown, or a size is not an integer.
     """
 
     kind: str = "tsf"
@@ -153,12 +153,12 @@ class SamplingSettings:
     swap
         ``"plain"``, ``"steered"`` or ``"both"``.
     local_interval
-        A leg of dynamics every so many iterations; 0: none.
+        Iterations between pieces of dynamics; 0: none.
 
     Raises
     ------
     TypeError, ValueError
-        If a number is out of its range.
+        If a number is out of range.
     """
 
     temperatures: tuple[float, ...] = LADDER_K
@@ -187,27 +187,27 @@ class SamplingSettings:
                 "n_independent: expected proposals of some kind, got 0, with n_walk=0 and "
                 "local_interval=0"
             )
-        check_distinct(self.temperatures)
+        check_distinct_temperatures(self.temperatures)
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Everything that :func:`openmm_tsf.workflow.run` does.
+    """Everything that :func:`openmm_tsf.workflow.run.run` does.
 
     Parameters
     ----------
     md
         Dynamics, where frames are not given.
     stride
-        Keep every so many-th frame of the trajectory.
+        Keep every `stride`-th frame of the trajectory.
     flow
         The flow.
     fit
         The first training, on the trajectory.
     n_rounds
-        Rounds of sampling all temperatures and training on the samples, before the flow is frozen.
+        Rounds of sampling all temperatures and training on the samples before the flow is frozen.
     round_iterations, round_stride
-        Replica-exchange iterations in each round; every so many-th is trained on.
+        Replica-exchange iterations in each round, and the distance of those trained on.
     sample_share
         Share of the samples, all rungs together, in a batch of data; the rest is the trajectory's.
     refit
@@ -218,7 +218,7 @@ class RunSettings:
     Raises
     ------
     TypeError, ValueError
-        If a number is out of its range, or there are too few walkers to train on their samples.
+        If a number is out of range, or the walkers are too few to train on their samples.
     """
 
     md: MDSettings = field(default_factory=MDSettings)

@@ -12,7 +12,7 @@ import torch
 
 from openmm_tsf.analysis.report import describe
 from openmm_tsf.cli import main as cli
-from openmm_tsf.workflow import run as workflow
+from openmm_tsf.workflow.frames import FrameSource
 from openmm_tsf.workflow.presets import preset
 
 SUMMARY = {
@@ -49,6 +49,11 @@ SUMMARY = {
     "energy_evaluations": {"md": None, "training": 100, "sampling": 12345},
     "wall_seconds": {"md": 1.0, "training": 2.0, "sampling": 3.0},
 }
+FUNCTIONS = {
+    "run": "openmm_tsf.workflow.run",
+    "sample": "openmm_tsf.workflow.sample",
+    "analyze": "openmm_tsf.analysis.analyze",
+}
 SUMMARY["phi_positive"] = SUMMARY["dihedral_positive"]["phi"]
 
 
@@ -64,8 +69,8 @@ def called(monkeypatch):
 
         return function
 
-    for name in ("run", "sample", "analyze"):
-        monkeypatch.setattr(workflow, name, record(name))
+    for name, module in FUNCTIONS.items():
+        monkeypatch.setattr(f"{module}.{name}", record(name))
     return calls
 
 
@@ -108,9 +113,9 @@ def test_run_passes_what_it_was_given(called, capsys):
     assert (settings.sampling.n_tuning, settings.n_rounds, settings.stride) == (5, 2, 9)
     assert settings.fit.n_steps == 30
     assert settings.flow == preset("quick").flow
-    assert options["trajectory"] == "x.dcd"
-    assert options["temperature"] == 600.0
-    assert (options["seed"], options["platform"], options["progress"]) == (7, "Reference", False)
+    assert options["frames"] == FrameSource("x.dcd", 600.0)
+    given = options["options"]
+    assert (given.seed, given.platform, given.progress) == (7, "Reference", False)
     assert options["molecule"] is None  # the default, or that of a folder which is resumed
     printed = capsys.readouterr().out
     assert "not converged" in printed
@@ -122,16 +127,15 @@ def test_run_without_options_is_the_default(called):
     assert cli.main(["run", "--output", "out"]) == 0
     ((_, (_, settings), options),) = called
     assert settings == preset("default")
-    assert options["seed"] is None  # 1, or that of what is resumed
-    assert options["trajectory"] is None
-    assert not options["own_md"]
+    assert options["options"].seed is None  # 1, or that of what is resumed
+    assert options["frames"] == FrameSource()
 
 
-def test_run_with_own_md(called):
+def test_run_with_md(called):
     assert cli.main(["run", "--output", "out", "--md", "--frames", "100"]) == 0
     ((_, (_, settings), options),) = called
     assert settings.md.n_frames == 100
-    assert options["own_md"]
+    assert options["frames"] == FrameSource(simulate=True)
 
 
 def test_sample_and_analyze(called):
@@ -142,11 +146,11 @@ def test_sample_and_analyze(called):
     (_, (flow, output, settings), options), resumed, (_, (analysed,), _) = called
     assert (flow, output, analysed) == ("f", "out", "out")
     assert settings.n_walkers == 3
-    assert options["seed"] == 0
-    assert not options["resume"]
-    assert resumed[2]["resume"]
+    assert options["options"].seed == 0
+    assert not options["options"].resume
+    assert resumed[2]["options"].resume
     assert resumed[1][2].n_iterations == 7
-    assert options["molecule"] is None  # the flow's own directory knows
+    assert options["molecule"] is None  # recorded in the flow's directory
 
 
 @pytest.mark.parametrize(
@@ -157,7 +161,7 @@ def test_sample_and_analyze(called):
         ("run --output {tmp} --pdb no.pdb --system x.xml", "pdb: no such file no.pdb"),
         ("run --output {tmp} --system x.xml", "expected a PDB file"),
         ("md --output {tmp} --frames 0", "n_frames: expected an integer of at least 1, got 0"),
-        ("md --output {tmp}/.. --resume", "holds no MD run"),
+        ("md --output {tmp}/.. --resume", "holds nothing to resume"),
         ("train --output {tmp} --trajectory no.dcd --temperature 600", "no such file or directory"),
         ("sample --output {tmp} --flow no.pt", "flow: no such flow file no.pt"),
         ("analyze {tmp}/no", "no such run directory"),
@@ -187,7 +191,7 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 def test_unexpected_errors_say_so(called, monkeypatch, capsys):
-    monkeypatch.setattr(workflow, "analyze", lambda path: {}["key"])
+    monkeypatch.setattr("openmm_tsf.analysis.analyze.analyze", lambda path: {}["key"])
     assert cli.main(["analyze", "out"]) == 2
     assert "unexpected KeyError: 'key' (--debug shows where)" in capsys.readouterr().err
 
@@ -196,13 +200,16 @@ def test_interruption_is_status_130(monkeypatch, capsys):
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(workflow, "run", interrupted)
+    monkeypatch.setattr("openmm_tsf.workflow.run.run", interrupted)
     assert cli.main(["run", "--output", "out"]) == 130
-    assert "interrupted; what was done is in out" in capsys.readouterr().err
+    assert "interrupted; the results so far are in out" in capsys.readouterr().err
 
 
 def test_sigterm_is_like_ctrl_c(monkeypatch):
-    monkeypatch.setattr(workflow, "run", lambda *a, **b: signal.raise_signal(signal.SIGTERM))
+    def terminated(*args, **options):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("openmm_tsf.workflow.run.run", terminated)
     assert cli.main(["run", "--output", "out"]) == 130
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -242,9 +249,7 @@ def test_table():
         assert expected in text
 
 
-def test_threads_are_asked_for_and_given_back(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_threads_are_set_and_restored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = torch.get_num_threads()
     args = ["sample", "--flow", str(tmp_path / "none.pt"), "--output", str(tmp_path / "run")]
     assert cli.main([*args, "--threads", "0"]) == 2

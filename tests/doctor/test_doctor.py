@@ -1,20 +1,20 @@
-"""The doctor: everything a bug report needs, no secrets, and a self-test that can fail."""
+"""The doctor: a complete report without secrets, and a self-test that can fail."""
 
 import json
 import math
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
+import openmm
 import pytest
 import torch
 
-from openmm_tsf.cli import main as cli
-from openmm_tsf.doctor import probes as doctor_probes
-from openmm_tsf.doctor import report as doctor
-from openmm_tsf.doctor import self_test
-from openmm_tsf.doctor.self_test import Check, Figure
+from openmm_tsf.cli.main import main
+from openmm_tsf.doctor import Report, examine, probes, report, self_test
+from openmm_tsf.doctor.self_test import Deviation, SelfTestResult
 from openmm_tsf.io.files import write_json
 from openmm_tsf.utils.versions import package_versions
 
@@ -23,12 +23,12 @@ TITLES = ("versions", "machine", "OpenMM platforms", "torch", "environment", "sh
 
 @pytest.fixture
 def quick(monkeypatch):
-    """No self-test: one check that passes."""
-    monkeypatch.setattr(doctor, "self_test", lambda platforms: [Check("nothing")])
+    """Replace the self-test by one result that passed."""
+    monkeypatch.setattr(report, "self_test", lambda platforms: [SelfTestResult("nothing")])
 
 
-def test_all_is_well_here_and_said(capsys):
-    assert cli.main(["doctor"]) == 0
+def test_the_report_is_complete(capsys):
+    assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert [line for line in text.splitlines() if line in TITLES] == list(TITLES)
     for name in (
@@ -45,7 +45,7 @@ def test_all_is_well_here_and_said(capsys):
     assert text.count("evaluations/s") == 6
 
 
-def test_a_wrong_potential_fails_and_the_rest_goes_on(monkeypatch, capsys):
+def test_a_wrong_potential_fails_and_the_other_tests_run(monkeypatch, capsys):
     right = self_test.TorchPotential.energy_and_forces
 
     def wrong(self, x):
@@ -53,13 +53,13 @@ def test_a_wrong_potential_fails_and_the_rest_goes_on(monkeypatch, capsys):
         return energies + 1e-3, forces
 
     def broken(self, u, like):
-        raise RuntimeError("no coordinates today")
+        raise RuntimeError("no coordinates")
 
     monkeypatch.setattr(self_test.TorchPotential, "energy_and_forces", wrong)
     monkeypatch.setattr(self_test.InternalCoordinates, "place", broken)
-    monkeypatch.setattr(self_test, "_RATE_SECONDS", 0.0)
-    monkeypatch.setattr(self_test, "FORCE_FIELDS", ("amber99sbildn-obc2", "no such"))
-    assert cli.main(["doctor", "--json"]) == 1
+    monkeypatch.setattr(self_test, "RATE_SECONDS", 0.0)
+    monkeypatch.setattr(self_test, "FORCE_FIELDS", ("amber99sbildn-obc2", "unknown"))
+    assert main(["doctor", "--json"]) == 1
     content = json.loads(capsys.readouterr().out)
     assert content["ok"] is False
     by_name = {
@@ -67,26 +67,24 @@ def test_a_wrong_potential_fails_and_the_rest_goes_on(monkeypatch, capsys):
     }
     bad = by_name["TorchPotential"]["figures"]["energies"]
     assert bad["value"] == pytest.approx(1e-3)
-    assert by_name["internal coordinates"]["problem"] == "RuntimeError: no coordinates today"
-    assert by_name["no such"]["problem"].startswith("ValueError: force_field: expected")
+    assert by_name["internal coordinates"]["problem"] == "RuntimeError: no coordinates"
+    assert by_name["unknown"]["problem"].startswith("ValueError: force_field: expected")
     assert {name for name, check in by_name.items() if check["ok"]} == {
         "Reference", "CPU", "untrained flow"
     }  # fmt: skip
 
 
-def test_what_is_not_a_number_fails():
-    check = Check("x", (Figure("error", math.nan, 1.0),))
-    assert not check.ok
-    assert str(check).startswith("FAILED x: error nan")
-    assert (
-        json.loads(json.dumps(check.to_dict(), allow_nan=False))["figures"]["error"]["value"]
-        is None
-    )
-    assert str(Check("y", problem="none here")) == "FAILED y: none here"
+def test_nan_fails():
+    result = SelfTestResult("x", (Deviation("error", math.nan, 1.0),))
+    assert not result.ok
+    assert str(result).startswith("FAILED x: error nan")
+    content = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert content["figures"]["error"]["value"] is None
+    assert str(SelfTestResult("y", problem="missing")) == "FAILED y: missing"
 
 
-def test_json_says_the_same(quick, capsys):
-    assert cli.main(["doctor", "--json"]) == 0
+def test_json(quick, capsys):
+    assert main(["doctor", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert set(content) == {"ok", "self-test", "self-test seconds", *TITLES}
     assert content["versions"]["torch"] == torch.__version__
@@ -103,17 +101,15 @@ def test_no_secrets(quick, monkeypatch, tmp_path):
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
     monkeypatch.setenv("OPENMM_PLUGIN_DIR", str(home / "plugins"))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    report = doctor.examine(home / "run")
-    for text in (str(report), json.dumps(report.to_dict())):
+    result = examine(home / "run")
+    for text in (str(result), json.dumps(result.to_dict())):
         assert "alice" not in text
         assert "xyzzy" not in text
         assert "SECRET_TOKEN" not in text
         assert "~/run/config.json" in text
         assert "~/plugins" in text
-    assert report.to_dict()["environment"]["OPENBLAS_NUM_THREADS"] == "3"
-    assert set(report.sections["environment"]) <= {
-        *doctor_probes._VARIABLES, "OPENBLAS_NUM_THREADS"
-    }  # fmt: skip
+    assert result.to_dict()["environment"]["OPENBLAS_NUM_THREADS"] == "3"
+    assert set(result.sections["environment"]) <= {*probes.VARIABLES, "OPENBLAS_NUM_THREADS"}
 
 
 def test_a_machine_that_lacks_everything(quick, monkeypatch):
@@ -121,51 +117,46 @@ def test_a_machine_that_lacks_everything(quick, monkeypatch):
         raise OSError("not on\x1b this machine")
 
     monkeypatch.setenv("CXX", "no-such-compiler")
+    with monkeypatch.context() as patch:
+        patch.setattr(probes, "version", lambda name: fails())
+        with pytest.raises(OSError, match="not on"):
+            examine()  # only a package that is missing is expected
+    monkeypatch.setattr(
+        report, "self_test", lambda platforms: [SelfTestResult(",".join(platforms))]
+    )
     monkeypatch.setattr(torch.cuda, "is_available", fails)
-    monkeypatch.setattr(doctor_probes, "_properties", fails)
-    monkeypatch.setattr(doctor_probes, "_compiler", fails)
-    monkeypatch.setattr(doctor_probes, "version", lambda name: fails())
-    monkeypatch.setattr(tempfile, "TemporaryFile", fails)
-    monkeypatch.setattr(Path, "is_file", lambda self: False)  # no /proc either
-    with pytest.raises(OSError, match="not on"):
-        doctor.examine()  # versions: only a package that is missing is expected
-    monkeypatch.undo()
-    monkeypatch.setattr(doctor, "self_test", lambda platforms: [Check(",".join(platforms))])
-    monkeypatch.setattr(torch.cuda, "is_available", fails)
-    monkeypatch.setattr(doctor_probes, "_properties", fails)
+    monkeypatch.setattr(openmm, "Context", fails)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(tempfile, "TemporaryFile", fails)
-    monkeypatch.setattr(Path, "is_file", lambda self: False)
-    report = doctor.examine()
-    assert report.ok
-    assert report.checks == (Check(""),)  # no platform is left to test
-    text = str(report)
+    monkeypatch.setattr(Path, "is_file", lambda self: False)  # no /proc either
+    result = examine()
+    assert result.ok
+    assert result.results == (SelfTestResult(""),)  # no platform is left to test
+    text = str(result)
     assert "failed: OSError: not on? this machine" in text
     assert "speed 10, does not run: OSError: not on? this machine" in text
-    assert report.sections["machine"]["memory"] == "unknown"
-    assert report.sections["torch"]["C++ compiler"].startswith("none: torch takes ")
+    assert result.sections["machine"]["memory"] == "unknown"
+    assert result.sections["torch"]["C++ compiler"].startswith("none: torch takes ")
 
 
-def test_missing_compiler_is_a_line():
+def test_a_missing_compiler_is_reported():
     from torch._inductor import config, cpp_builder
 
     cpp_builder.cpp_compiler_search.cache_clear()
     try:
         with config.patch({"cpp.cxx": ("no-such-compiler",)}):
-            found = doctor_probes.torch_devices()["C++ compiler"]
+            line = probes.torch_devices()["C++ compiler"]
     finally:
         cpp_builder.cpp_compiler_search.cache_clear()
-    assert "no-such-compiler" in found or "InvalidCxxCompiler" in found
+    assert "no-such-compiler" in line or "InvalidCxxCompiler" in line
 
 
-def test_warnings_are_lines():
+def test_warnings_are_reported():
     def warns():
-        import warnings
-
         warnings.warn("an old driver", stacklevel=1)
         return "not available"
 
-    assert doctor_probes.probed(warns) == ["not available", "warning: an old driver"]
+    assert probes.run_probe(warns) == ["not available", "warning: an old driver"]
 
 
 # -- directories -----------------------------------------------------------------------------------
@@ -176,8 +167,7 @@ def folder(tmp_path):
     config = {
         "format": 1,
         "stage": "md",
-        "settings": {"n_frames": 400},
-        "choices": {"platform": "CPU"},
+        "choices": {"platform": "CPU", "settings": {"n_frames": 400}},
         "progress": {"n_frames": 123, "wall_seconds": 1.5},
         "versions": package_versions() | {"openmm": "8.1", "other": "3"},
     }
@@ -188,17 +178,17 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_what_lies_in_a_directory(folder, quick, capsys):
-    assert cli.main(["doctor", str(folder)]) == 0
+def test_a_directory_is_described(folder, quick, capsys):
+    assert main(["doctor", str(folder)]) == 0
     text = capsys.readouterr().out
-    content = doctor.examine(folder).to_dict()["directory"]
+    content = examine(folder).to_dict()["directory"]
     assert content["stage"] == "md"
     assert content["progress"] == [
-        "n_frames: 123", "wall_seconds: 1.5", "n_frames asked for: 400", "segments: 1"
+        "n_frames: 123", "wall_seconds: 1.5", "n_frames requested: 400", "segments: 1"
     ]  # fmt: skip
     now = package_versions()["openmm"]
     assert content["other versions"] == [
-        f'config.json: openmm: "8.1", now {now}', 'config.json: other: "3", now not looked for'
+        f'config.json: openmm: "8.1", now {now}', 'config.json: other: "3", now unknown'
     ]  # fmt: skip
     assert "md.dcd: 2.0 KiB" in content["files"]
     assert "segments/: 1 files, 10 B" in content["files"]
@@ -214,33 +204,32 @@ def test_what_lies_in_a_directory(folder, quick, capsys):
 def test_damaged_files_are_named(folder, quick, damage):
     (folder / "config.json").write_text(damage, encoding="latin-1")
     write_json(folder / "summary.json", {"n_iterations": 7})
-    write_json(folder / "settings.json", {"versions": 3})
-    report = doctor.examine(folder)
-    content = report.to_dict()["directory"]
-    assert report.ok
+    result = examine(folder)
+    content = result.to_dict()["directory"]
+    assert result.ok
     assert len(content["damaged"]) == 1
     assert "config.json" in content["damaged"][0]
-    assert content["stage"] == "run"
+    assert content["stage"] == "unknown"
     assert "n_iterations of summary.json: 7" in content["progress"]
 
 
 @pytest.mark.parametrize("name", ["progress", "choices", "versions", "settings", "stage"])
 @pytest.mark.parametrize("value", [None, 3, "text", [1], {"a": {"b": [None]}}])
-def test_strange_contents_are_no_matter(folder, name, value):
+def test_unexpected_contents_are_reported(folder, name, value):
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", config | {name: value})
-    content = doctor_probes.directory(folder)
+    content = probes.describe_directory(folder)
     assert "failed" not in json.dumps(content)
 
 
-def test_strange_names_and_many_files(folder):
+def test_control_characters_and_many_files(folder):
     if os.name == "posix":
         (folder / "a\x1b[31m\n").touch()
         os.close(os.open(os.fsencode(str(folder)) + b"/\xff", os.O_CREAT))
         (folder / "dangling").symlink_to("nowhere")
     for number in range(60):
         (folder / f"z{number:03d}").touch()
-    content = doctor.Report({"directory": doctor_probes.directory(folder)}, (), 0.0)
+    content = Report({"directory": probes.describe_directory(folder)}, (), 0.0)
     text = str(content)
     text.encode()
     assert "\x1b" not in text
@@ -248,8 +237,8 @@ def test_strange_names_and_many_files(folder):
 
 
 def test_no_directory(tmp_path, capsys):
-    assert cli.main(["doctor", str(tmp_path / "no")]) == 2
+    assert main(["doctor", str(tmp_path / "no")]) == 2
     assert "directory: no such directory" in capsys.readouterr().err
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="got the file"):
-        doctor.examine(tmp_path / "file")
+        examine(tmp_path / "file")

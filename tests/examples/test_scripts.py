@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from openmm_tsf.flows import TemperatureSteerableFlow
-from openmm_tsf.io.serialization import plain
+from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.workflow.settings import SamplingSettings
 from tests.support.examples import EXAMPLES, load_example
@@ -121,7 +121,7 @@ def test_seeds_refuses_runs_made_otherwise(tmp_path):
     phi, psi, energy = sample(np.random.default_rng(5), (30, 4, 2), (-60.0, 20.0))
     write_run(
         tmp_path / "seed_9", settings.temperatures, energy, {"phi": phi, "psi": psi}, seed=9,
-        choices={"settings": plain(settings), "flow": {"sha256": "abc"}, "seed": 9},
+        choices={"settings": to_plain_data(settings), "flow": {"sha256": "abc"}, "seed": 9},
     )  # fmt: skip
     (tmp_path / "seed_9" / "checkpoint.pt").touch()
 

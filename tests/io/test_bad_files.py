@@ -1,4 +1,4 @@
-"""Bad trajectories and flow files: each is refused by an error that names the file."""
+"""Bad trajectories and flow files are refused by an error that names the file."""
 
 import io
 import re
@@ -26,7 +26,7 @@ def frames(molecule):
 
 @pytest.fixture(scope="module")
 def folder(molecule, frames, tmp_path_factory):
-    """Trajectories of every bad kind."""
+    """A folder of bad trajectories."""
     path = tmp_path_factory.mktemp("trajectories")
     good = mdtraj.Trajectory(frames.numpy(), molecule.mdtraj_topology)
     good.save_dcd(str(path / "good.dcd"))
@@ -87,7 +87,7 @@ def test_paths(molecule, path, error, message):
         MDDataset.load(path, molecule, 600)
 
 
-def test_a_trajectory_goes_with_a_molecule(folder):
+def test_a_trajectory_needs_a_molecule(folder):
     with refused(TypeError, "molecule: expected a MolecularSystem, got NoneType"):
         MDDataset.load(folder / "good.dcd", None, 600)
     with refused(TypeError, "molecule: expected a MolecularSystem or None, got str"):
@@ -117,7 +117,7 @@ def good(flow, tmp_path_factory):
 
 
 def check_file(path, message, molecule, capsys):
-    """From Python and from the shell; the file is named in both."""
+    """Check that errors in Python and in the shell name the file."""
     with refused(ValueError, rf"flow\.pt: .*{message}"):
         load_flow(path)
     line = from_shell(["sample", "--flow", path, "--output", path.parent / "out"], capsys)
@@ -125,8 +125,8 @@ def check_file(path, message, molecule, capsys):
     assert not (path.parent / "out").exists()
 
 
-def flipped(data):
-    """One bit in the middle of the largest record: the weights of a layer."""
+def with_flipped_bit(data):
+    """Flip a bit in the middle of the largest record, the weights of a layer."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         largest = max(archive.infolist(), key=lambda info: info.file_size)
         start = data.index(archive.read(largest))
@@ -134,13 +134,13 @@ def flipped(data):
     return data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :]
 
 
-def of_torch(content):
+def torch_bytes(content):
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
 
 
-def plain_zip():
+def other_zip():
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("flow/data.pkl", "no pickle")
@@ -154,12 +154,12 @@ def plain_zip():
         pytest.param(lambda d: d[:-1], "not a readable flow file", id="without its last byte"),
         pytest.param(lambda d: b"", "not a readable flow file", id="empty"),
         pytest.param(lambda d: b"weights: 1 2 3\n", "not a readable flow file", id="text"),
-        pytest.param(flipped, "the checksum of .* is wrong", id="one bit"),
-        pytest.param(lambda d: plain_zip(), "not a readable flow file", id="another zip"),
-        pytest.param(lambda d: of_torch(torch.zeros(3)), "not a flow file", id="a tensor"),
-        pytest.param(lambda d: of_torch({"w": torch.zeros(3)}), "not a flow file", id="a model"),
+        pytest.param(with_flipped_bit, "the checksum of .* is wrong", id="one bit"),
+        pytest.param(lambda d: other_zip(), "not a readable flow file", id="another zip"),
+        pytest.param(lambda d: torch_bytes(torch.zeros(3)), "not a flow file", id="a tensor"),
+        pytest.param(lambda d: torch_bytes({"w": torch.zeros(3)}), "not a flow file", id="a model"),
         pytest.param(
-            lambda d: of_torch(torch.nn.Linear(2, 2)), "not a readable flow file", id="code"
+            lambda d: torch_bytes(torch.nn.Linear(2, 2)), "not a readable flow file", id="code"
         ),
     ],
 )
@@ -169,7 +169,7 @@ def test_flow_files_as_bytes(good, damage, message, molecule, tmp_path, capsys):
 
 
 def entry(*path):
-    """Sets an entry of a nested content to a value, or to what a function makes of the old one."""
+    """Return a change that sets a nested entry to a value, or to a function of the old one."""
 
     def change(content, value):
         *outer, last = path
@@ -214,7 +214,7 @@ CONTENTS = [
     ("a dtype there is not", entry("coordinates", "dtype"), "load", "dtype: expected one of"),
     ("a metric there is not", entry("coordinates", "metric"), "plain", "metric: expected"),
     ("no blocks", entry("sizes", "n_blocks"), 0, "n_blocks: expected an integer of at least 1"),
-    ("a milliard blocks", entry("sizes", "n_blocks"), 10**9, "sizes: expected a network of"),
+    ("10^9 blocks", entry("sizes", "n_blocks"), 10**9, "sizes: expected a network of"),
     ("10^30 blocks", entry("sizes", "n_blocks"), 10**30, "n_blocks: expected an integer of at mo"),
     ("wide layers", entry("sizes", "hidden"), [10**9, 10**9], "sizes: expected a network of"),
     ("many layers", entry("sizes", "hidden"), [8] * 1000, "sizes: expected a network of"),
@@ -233,13 +233,13 @@ CONTENTS = [
     ("rows of text", entry("coordinates", "zmatrix", "rows"), [["a"] * 4] * 22, "rows: expected"),
     ("ragged rows", entry("coordinates", "zmatrix", "rows", 5), [1, 2], "rows: expected numbers"),
     ("an atom twice", entry("coordinates", "zmatrix", "rows", 5, 0), 0, "rows: expected each of"),
-    ("a partner there is not", entry("coordinates", "zmatrix", "rows", 5, 1), 99, "partners"),
+    ("an unknown partner", entry("coordinates", "zmatrix", "rows", 5, 1), 99, "partners"),
     ("fewer names", entry("coordinates", "zmatrix", "atom_names"), ["C"], "atom_names: expected"),
     ("other levels", entry("coordinates", "zmatrix", "levels", 9), 7, "levels: expected"),
     ("handedness of two", entry("coordinates", "handedness", 0), 2.0, "handedness: expected"),
     ("a bond of no length", entry("coordinates", "reference_bonds", 3), 0.0, "positive lengths"),
     ("a NaN cut", entry("coordinates", "branch_cuts", 3), float("nan"), "branch_cuts: expected"),
-    ("hydrogens there are not", entry("coordinates", "equivalent"), [[0, 1, 99]], "equivalent: ex"),
+    ("unknown hydrogens", entry("coordinates", "equivalent"), [[0, 1, 99]], "equivalent: ex"),
     ("an unknown whitening", entry("whitening", "mode"), "bleach", "mode: expected one of"),
     ("a scale of zero", entry("whitening", "soft_scale", 0), 0.0, "positive scales"),
     ("fewer means", entry("whitening", "stiff_mean"), [0.0], "stiff_mean: expected numbers"),

@@ -1,4 +1,4 @@
-"""Output directories: one owner at a time, a dead one stops nobody, files are whole or absent."""
+"""Output directories have one owner at a time; files are complete or absent."""
 
 import errno
 import json
@@ -40,7 +40,7 @@ with DirectoryLock(sys.argv[1]):
 def test_new_empty_and_used(tmp_path):
     with open_output_directory(tmp_path / "a" / "b") as lock:
         assert lock.directory.is_dir()
-    with open_output_directory(tmp_path / "a" / "b"):  # a lock that was left is nothing
+    with open_output_directory(tmp_path / "a" / "b"):  # the lock file that is left does not matter
         pass
     used = tmp_path / "used"
     used.mkdir()
@@ -72,11 +72,11 @@ def test_a_directory_that_cannot_be_written(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr("filelock.FileLock.acquire", denied)
-    with pytest.raises(PermissionError, match="output: cannot write there: Permission denied"):
+    with pytest.raises(PermissionError, match="output: cannot write to it: Permission denied"):
         DirectoryLock(tmp_path).__enter__()
 
 
-def test_the_second_is_refused_and_a_dead_owner_stops_nobody(tmp_path):
+def test_a_second_owner_is_refused_until_the_first_has_ended(tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
         try:
@@ -95,7 +95,7 @@ def test_the_second_is_refused_and_a_dead_owner_stops_nobody(tmp_path):
         assert note["pid"] == os.getpid()
 
 
-def test_one_lock_may_be_entered_again_two_may_not(tmp_path):
+def test_a_lock_is_reentrant_and_exclusive(tmp_path):
     lock = DirectoryLock(tmp_path)
     with lock, lock, pytest.raises(DirectoryInUse), DirectoryLock(tmp_path):
         pass
@@ -103,16 +103,17 @@ def test_one_lock_may_be_entered_again_two_may_not(tmp_path):
         pass
 
 
-def toy(seed=1):
+def toy_sampler(seed=1):
     flow = TemperatureSteerableFlow(1, 2, 1, (4,))
-    made = ParallelTempering(None, flow, [1.0, 2.0], 2, potential=DoubleWell(0.1, -1.0, 0.3),
-                             seed=seed)  # fmt: skip
-    made.set_positions(torch.zeros(2, 2, 1))
-    return made
+    sampler = ParallelTempering(
+        None, flow, [1.0, 2.0], 2, potential=DoubleWell(0.1, -1.0, 0.3), seed=seed
+    )
+    sampler.set_positions(torch.zeros(2, 2, 1))
+    return sampler
 
 
 def test_samplers_hold_the_lock_while_they_run(tmp_path):
-    path, other = tmp_path / "run", toy()
+    path, other = tmp_path / "run", toy_sampler()
 
     class Intruder:
         interval = 2
@@ -123,7 +124,7 @@ def test_samplers_hold_the_lock_while_they_run(tmp_path):
             with pytest.raises(FileExistsError, match=r"continue a run with resume\(\)"):
                 other.run(1, path, progress=False)
 
-    first = toy()
+    first = toy_sampler()
     first.run(1, path, progress=False)
     first.reporters.append(Intruder())
     first.run(2, path, progress=False)
@@ -135,9 +136,9 @@ def test_samplers_hold_the_lock_while_they_run(tmp_path):
     assert first.state.iteration == 5
 
 
-def test_stages_are_known_by_their_first_file(tmp_path):
+def test_the_stage_is_read_from_the_first_file(tmp_path):
     assert read_stage(tmp_path) is None
-    (tmp_path / "settings.json").write_text("[")
+    (tmp_path / "config.json").write_text("[")
     assert read_stage(tmp_path) is None
     (tmp_path / "config.json").write_text('{"stage": "md"}')
     assert read_stage(tmp_path) == "md"
@@ -165,7 +166,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, moment):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_a_full_disk_is_said_with_the_file(tmp_path):
+def test_the_error_of_a_full_disk_names_the_file(tmp_path):
     """A real limit: the child may write 64 KiB a file and no more."""
     code = (
         "import resource, sys, torch\n"
@@ -184,24 +185,29 @@ def test_a_full_disk_is_said_with_the_file(tmp_path):
     assert torch.equal(read_tensors(path, "checkpoint")["x"], torch.ones(3))
 
 
-def test_temporary_files_of_the_dead_are_swept(tmp_path, monkeypatch):
-    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
-        gone.wait()
-    host = files._host()
-    mine = tmp_path / f".a.json.{host}.{os.getpid()}.0123abcd.tmp"
-    monkeypatch.setattr(files, "_writing", {mine.name})
-    dead = tmp_path / f".a.json.{host}.{gone.pid}.0123abcd.tmp"
-    far, old = (tmp_path / f".{name}.elsewhere.1.0123abcd.tmp" for name in ("far", "old"))
+def test_temporary_files_of_ended_processes_are_removed(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    host = files.host_name()
+    for pid in (process.pid, os.getpid()):  # in containers, processes often have the same number
+        (tmp_path / f".a.json.{host}.{pid}.0123abcd.tmp").touch()
+    recent, old = (tmp_path / f".{name}.elsewhere.1.0123abcd.tmp" for name in ("recent", "old"))
     foreign = tmp_path / ".notes.tmp"
-    for path in (mine, dead, far, old, foreign):
+    for path in (recent, old, foreign):
         path.touch()
     os.utime(old, (time.time() - 1e6,) * 2)
     with DirectoryLock(tmp_path):
-        assert {p.name for p in tmp_path.glob(".*.tmp")} == {mine.name, far.name, foreign.name}
+        assert {p.name for p in tmp_path.glob(".*.tmp")} == {recent.name, foreign.name}
     assert list_contents(tmp_path) == []
 
 
-def test_links_are_replaced_and_never_followed(tmp_path):
+def test_the_temporary_file_that_is_being_written_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: files.remove_stale_temporaries(tmp_path))
+    files.write_json(tmp_path / "a.json", {"a": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+
+
+def test_links_are_replaced_and_not_followed(tmp_path):
     outside = tmp_path / "outside.txt"
     outside.write_text("precious")
     inside = tmp_path / "run"
@@ -216,7 +222,7 @@ def test_links_are_replaced_and_never_followed(tmp_path):
     assert outside.read_text() == "precious"
 
 
-def test_arrays_are_numbers_of_the_right_shape(tmp_path):
+def test_arrays_must_be_finite_and_of_the_expected_shape(tmp_path):
     path = tmp_path / "a.npz"
     files.write_arrays(path, {"a": np.arange(3.0), "n": np.array(2)})
     shapes = {"a": (3,), "n": ()}

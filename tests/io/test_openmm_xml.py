@@ -1,4 +1,4 @@
-"""XML of OpenMM from strangers: no code runs, and no class is out of place."""
+"""Untrusted XML of OpenMM: no code runs, and no class is in a wrong place."""
 
 import contextlib
 import os
@@ -13,6 +13,7 @@ import pytest
 from openmm_tsf.io.openmm_xml import SAFE_FORCES, SAFE_FUNCTIONS, read_openmm_xml
 from openmm_tsf.systems.files import load_molecule, write_molecule
 from openmm_tsf.systems.library import alanine_dipeptide
+from tests.support.marker import WritesMarker
 from tests.support.xml_cases import (
     BOX,
     EMPTY,
@@ -24,19 +25,6 @@ from tests.support.xml_cases import (
 )
 
 
-class MakesMarker:
-    """Unpickled, it writes a file."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __call__(self, state):
-        return 0.0, None
-
-    def __reduce__(self):
-        return (open, (self.path, "w"))
-
-
 @pytest.fixture
 def marker(tmp_path):
     return tmp_path / "marker"
@@ -45,7 +33,7 @@ def marker(tmp_path):
 def python_force(marker):
     if not hasattr(openmm, "PythonForce"):
         pytest.skip("this OpenMM has no PythonForce")
-    return openmm.PythonForce(MakesMarker(marker))
+    return openmm.PythonForce(WritesMarker(marker))
 
 
 def refused(tmp_path, content, match, expected=openmm.System):
@@ -77,7 +65,7 @@ def test_python_code_is_refused_and_does_not_run(tmp_path, marker, wrap):
     with pytest.raises(ValueError, match=r"system: .*PythonForce"):
         load_molecule(tmp_path / "topology.pdb", system=tmp_path / "given.xml")
     assert not marker.exists()
-    with contextlib.suppress(Exception):  # why all this is needed
+    with contextlib.suppress(Exception):  # OpenMM itself runs the code
         openmm.XmlSerializer.deserialize(xml)
     assert marker.exists()
 
@@ -93,7 +81,7 @@ def python_force_element(marker, tag="Force", kind="PythonForce"):
 
 
 @pytest.mark.parametrize("tag", ["System", "Force", "Integrator", "State", "TabulatedFunction"])
-def test_no_root_but_the_expected_one(tmp_path, marker, tag):
+def test_other_roots_are_refused(tmp_path, marker, tag):
     refused(tmp_path, python_force_element(marker, tag), "expected a serialized System")
     refused(
         tmp_path, python_force_element(marker, tag), "expected a serialized State", openmm.State
@@ -114,12 +102,12 @@ def test_no_root_but_the_expected_one(tmp_path, marker, tag):
     ],
 )
 @pytest.mark.parametrize("tag", ["Force", "Function", "force", "x:Force"])
-def test_not_anywhere_and_by_no_other_name(tmp_path, marker, around, tag):
+def test_nested_and_renamed_code_is_refused(tmp_path, marker, around, tag):
     refused(tmp_path, EMPTY.format(around.format(python_force_element(marker, tag))), "system: ")
     assert not marker.exists()
 
 
-# Where OpenMM's parser and the standard differ: what would become a PythonForce for OpenMM alone.
+# Where OpenMM's parser and the standard differ: a PythonForce for OpenMM's parser alone.
 TRICKS = {
     "comment": "<!-- > -->{force}<!-- < -->",
     "comment that closes early": "<!-- <a> {force} -->",
@@ -137,7 +125,7 @@ TRICKS = {
 
 
 @pytest.mark.parametrize("trick", TRICKS)
-def test_parsers_that_disagree_are_no_way_in(tmp_path, marker, trick):
+def test_differences_between_parsers_run_no_code(tmp_path, marker, trick):
     force = python_force_element(marker)
     kind = 'type="PythonForce"'
     text = TRICKS[trick].format(
@@ -157,8 +145,8 @@ def test_parsers_that_disagree_are_no_way_in(tmp_path, marker, trick):
     assert not marker.exists()
 
 
-def test_openmm_is_given_only_what_was_understood(tmp_path, marker):
-    """A comment for the standard, a PythonForce for OpenMM's parser alone."""
+def test_openmm_is_given_only_checked_elements(tmp_path, marker):
+    """A comment in standard XML, a PythonForce for OpenMM's parser."""
     hidden = EMPTY.format(f"<!-- x > {python_force_element(marker)} -->")
     assert read(tmp_path, hidden).getNumForces() == 0
     assert not marker.exists()
@@ -183,7 +171,7 @@ def test_openmm_is_given_only_what_was_understood(tmp_path, marker):
     ],
 )
 @pytest.mark.parametrize("tag", ["Force", "Foo"])
-def test_a_class_that_is_no_known_force(tmp_path, kind, tag):
+def test_unknown_classes(tmp_path, kind, tag):
     element = f'<{tag} type="{kind}" version="1" time="0" min="0" max="1">{BOX}</{tag}>'
     refused(tmp_path, EMPTY.format(element), f"line 5.*expected .*<{tag} type='{kind}'>")
 
@@ -201,7 +189,7 @@ def test_a_class_that_is_no_known_force(tmp_path, kind, tag):
         f"<Forces><Force>{SPRING.format('a', 'RGForce') * 2}</Force></Forces>",
     ],
 )
-def test_what_openmm_takes_for_granted(tmp_path, body):
+def test_children_that_openmm_does_not_check(tmp_path, body):
     refused(tmp_path, EMPTY.format(f'<Force type="ATMForce">{body}</Force>'), "expected .* got")
 
 
@@ -221,7 +209,7 @@ def test_the_list_of_forces_is_that_of_the_tested_openmm():
     assert names(openmm.TabulatedFunction) == SAFE_FUNCTIONS
 
 
-# -- files that are nothing of the kind ------------------------------------------------------------
+# -- other and damaged files ------------------------------------------------------------
 
 ENTITIES = (f'<!ENTITY {new} "{f"&{old};" * 10}">' for old, new in pairwise("abcdefghi"))
 LAUGHS = f'<!DOCTYPE System [<!ENTITY a "ha">{"".join(ENTITIES)}]>'
@@ -232,11 +220,11 @@ LAUGHS = f'<!DOCTYPE System [<!ENTITY a "ha">{"".join(ENTITIES)}]>'
     [
         (b"", "no element found"),
         (b"\n", "no element found"),
-        (bytes(range(256)), "no XML"),
-        (b"\x00" * 64, "no XML"),
-        (b"CORD\x00\x00", "no XML"),
-        (b"no XML at all", "no XML"),
-        (EMPTY[:200], "no XML, or damaged"),
+        (bytes(range(256)), "not XML"),
+        (b"\x00" * 64, "not XML"),
+        (b"CORD\x00\x00", "not XML"),
+        (b"no XML at all", "not XML"),
+        (EMPTY[:200], "not XML, or damaged"),
         (EMPTY + "<System/>", "junk after document element"),
         (EMPTY.replace("</System>", "</Systen>"), "mismatched tag"),
         ('<ForceField type="System"/>', "got <ForceField type='System'>"),
@@ -250,7 +238,7 @@ LAUGHS = f'<!DOCTYPE System [<!ENTITY a "ha">{"".join(ENTITIES)}]>'
         ('<!DOCTYPE a SYSTEM "file:///etc/hostname"><a/>', "document type"),
         (EMPTY.format("&unknown;"), "undefined entity"),
         ('<System type="System">' + "<a>" * 200_000, "100 levels"),
-        (EMPTY.encode("utf-16"), "no XML"),
+        (EMPTY.encode("utf-16"), "not XML"),
     ],
 )
 def test_damaged_and_foreign_files(tmp_path, content, match):
@@ -267,7 +255,7 @@ def test_missing_file_and_other_class(tmp_path):
 
 
 def test_reading_what_crashes_openmm_leaves_the_process_alive(tmp_path):
-    """In a process of its own, should one get through."""
+    """In a child process, in case one is not refused."""
     (tmp_path / "a.xml").write_text(EMPTY.format(f'<Foo type="State">{BOX}</Foo>'))
     (tmp_path / "b.xml").write_text('<System type="System">' + "<a>" * 50 + "</a>" * 50)
     code = (

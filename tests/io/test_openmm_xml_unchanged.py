@@ -27,7 +27,7 @@ def test_alanine_dipeptide_keeps_its_fingerprint(tmp_path, force_field):
     assert again.fingerprint == molecule.fingerprint
 
 
-def test_the_tests_other_forces(tmp_path):
+def test_forces_of_the_other_tests(tmp_path):
     assert_unchanged(tmp_path, torch_zoo.everything())
     rng = np.random.default_rng(0)
     for builder in torch_zoo.PLAIN:
@@ -67,7 +67,7 @@ def born():
     return force
 
 
-#: As many classes as can be built of no particles or few.
+#: Forces whose constructors need arguments.
 BUILT = {
     "CustomAngleForce": lambda: openmm.CustomAngleForce("theta"),
     "CustomBondForce": lambda: openmm.CustomBondForce("r"),
@@ -90,7 +90,7 @@ BUILT = {
     "RMSDForce": lambda: openmm.RMSDForce([[0, 0, 0]], [0]),
     "OrientationRestraintForce": lambda: openmm.OrientationRestraintForce(1, [[0, 0, 0]], [0]),
 }
-#: OpenMM itself cannot write it.
+#: OpenMM itself cannot write these.
 NOT_SERIALIZABLE = {"RPMDMonteCarloBarostat"}
 
 
@@ -127,18 +127,18 @@ def test_virtual_sites_and_constraints(tmp_path):
         "&é", "  x  y  ", "a'b", "\ta", "a\t",
     ],
 )  # fmt: skip
-def test_text_arrives_as_it_was(tmp_path, text):
-    """Also where OpenMM's own reader drops the last character."""
+def test_text_is_unchanged(tmp_path, text):
+    """Even where OpenMM's parser drops the last character."""
     force = openmm.CustomExternalForce(text)
     force.setName(text)
     xml = openmm.XmlSerializer.serialize(system_with(force))
     system = read(tmp_path, xml)  # kept: a Force lives as long as its System
-    found = system.getForce(0)
-    assert found.getName() == text
-    assert found.getEnergyFunction() == text
+    again = system.getForce(0)
+    assert again.getName() == text
+    assert again.getEnergyFunction() == text
 
 
-def test_comments_encodings_and_marks_do_no_harm(tmp_path):
+def test_comments_encodings_and_byte_order_marks(tmp_path):
     text = EMPTY.format("<!-- > < -->" + SPRING.format("ü", "CustomExternalForce"))
     for content in (text, text.encode("utf-8-sig"), text.replace("?>", 'encoding="latin-1"?>')):
         system = read(tmp_path, content)

@@ -1,4 +1,4 @@
-"""Command lines of every command, of all its options, with good and with nasty values."""
+"""Command lines with all options of every command, and with good and bad values."""
 
 import argparse
 import hashlib
@@ -15,7 +15,7 @@ import openmm
 from hypothesis import strategies as st
 
 from openmm_tsf.cli.arguments import build_parser
-from openmm_tsf.doctor import report as doctor
+from openmm_tsf.doctor import report
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training.trainer import Trainer
@@ -23,17 +23,17 @@ from openmm_tsf.utils.validation import check_int
 from openmm_tsf.workflow.presets import PRESETS
 from openmm_tsf.workflow.settings import MDSettings
 from tests.robustness import corpus
-from tests.robustness.readers import judged
+from tests.robustness.readers import judge
 from tests.robustness.sandbox import Outcome
 
 COMMANDS = ("run", "md", "train", "sample", "analyze", "doctor")
 
-#: Integers, fractions, words and what is on the way between them.
-WHOLE = [
+#: Values of integer options: good ones, numbers of other kinds, and words.
+INTEGERS = [
     "1", "2", "3", "8", "0", "-1", "7.5", "1e3", "99999999999", "9223372036854775807",
     "18446744073709551616", "1" * 100, "nan", "", "x", "٣", "1_0", "0x10", "2147483648",
 ]  # fmt: skip
-REAL = [
+FLOATS = [
     "1", "300", "600.0", "0.002", "0", "-1", "-0.0", "nan", "inf", "-inf", "1e-320", "1e308",
     "1e400", "1e10", "", "x", "0.001", "6e2", "1_0",
 ]  # fmt: skip
@@ -57,7 +57,7 @@ OUTPUTS = [
     "sample/segments",
 ]  # fmt: skip
 
-#: Options that make a command do what it is for, so that not all die at the first door.
+#: Options with which a command works, so that not all are refused by the first check.
 SENSIBLE = {
     "run": [
         ["--trajectory", "frames.dcd", "--temperature", "600"],
@@ -71,23 +71,22 @@ SENSIBLE = {
     "analyze": [[]],
     "doctor": [[]],
 }
-SMALL = {"--iterations": "1", "--walkers": "2"}
 
 
 def options_of(command: str) -> dict[str, argparse.Action]:
-    """The options of a command, and its positional argument as ``""``."""
+    """Return the options of a command; its positional argument is named ``""``."""
     parser = build_parser()
     (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    found = {}
-    for action in commands.choices[command]._actions:
-        if action.dest not in ("help", "debug"):  # which is for tracebacks
-            found[action.option_strings[-1] if action.option_strings else ""] = action
-    return found
+    return {
+        action.option_strings[-1] if action.option_strings else "": action
+        for action in commands.choices[command]._actions
+        if action.dest not in ("help", "debug")  # debug shows tracebacks
+    }
 
 
 @st.composite
 def lines(draw: Any, command: str) -> list[str]:
-    """Arguments of one command."""
+    """Draw the arguments of a command."""
     options = options_of(command)
     arguments = [command]
     if "--output" in options and draw(st.integers(0, 19)):
@@ -111,7 +110,7 @@ def lines(draw: Any, command: str) -> list[str]:
 def _option(draw: Any, name: str, action: argparse.Action) -> list[str]:
     if action.nargs == 0:
         return [name]
-    values = {int: WHOLE, float: REAL}.get(action.type) or (  # type: ignore[call-overload]
+    values = {int: INTEGERS, float: FLOATS}.get(action.type) or (  # type: ignore[call-overload]
         PATHS if action.metavar in ("PATH", "FILE", "DIR", "XML") else TEXT
     )
     if action.choices and draw(st.integers(0, 3)):
@@ -124,25 +123,23 @@ def _option(draw: Any, name: str, action: argparse.Action) -> list[str]:
             ["600", "300"],
             ["1e5"],
         ]
-        if values is REAL and draw(st.booleans()):
+        if values is FLOATS and draw(st.booleans()):
             return [name, *draw(st.sampled_from(ladders))]
         return [name, *draw(st.lists(st.sampled_from(values), min_size=1, max_size=3))]
     value = draw(st.sampled_from(values))
     return [f"{name}={value}"] if draw(st.booleans()) else [name, value]
 
 
-class Lines:
-    """Runs command lines in a box of good and of odd files, of which only the output may change."""
+class CommandLines:
+    """Runs command lines among good and unusual files, of which only the output may change."""
 
     def __init__(self, home: Path, box: Path) -> None:
         self.home, self.box = home, box
         self._before: dict[str, str] | None = None
 
     def cases(self, command: str | None = None) -> st.SearchStrategy[list[str]]:
-        """Command lines of one command, or of all."""
-        if command is not None:
-            return lines(command)
-        return st.sampled_from(COMMANDS).flatmap(lines)
+        """Return a strategy for the arguments of a command, or of all."""
+        return st.sampled_from([command] if command else COMMANDS).flatmap(lines)
 
     def _fill(self) -> None:
         shutil.rmtree(self.box, ignore_errors=True)
@@ -159,7 +156,7 @@ class Lines:
             (self.box / name).symlink_to("/dev/zero")
 
     def run(self, arguments: list[str]) -> Callable[[], Any]:
-        """What the sandbox is to call."""
+        """Return the function to call in a child process."""
         if self._before is None or self._snapshot() != self._before:
             self._fill()
             self._before = self._snapshot()
@@ -172,22 +169,22 @@ class Lines:
         return call
 
     def verdict(self, arguments: list[str], outcome: Outcome) -> str:
-        """``worked``, ``refused``, or what is wrong."""
+        """Return ``worked``, ``refused``, or ``FAILED`` with the reason."""
         assert self._before is not None
         after = self._snapshot()
-        places = [p for p in self._outputs(arguments)]
+        outputs = self._outputs(arguments)
         for name in sorted(self._before.keys() | after.keys()):
             if self._before.get(name) == after.get(name):
                 continue
             new = name not in self._before
             inside = any(
-                name == place
-                or name.startswith(f"{place}/")
-                or (new and place.startswith(f"{name}/"))  # a folder above, made for it
-                for place in places
+                name == output
+                or name.startswith(f"{output}/")
+                or (new and output.startswith(f"{name}/"))  # a new parent folder
+                for output in outputs
             )
-            ours = not name.startswith("foreign") and inside
-            if not (ours or (inside and new and name.startswith("foreign/new"))):
+            foreign = name.startswith("foreign")
+            if not inside or (foreign and not (new and name.startswith("foreign/new"))):
                 return f"FAILED: {name} was changed"
         if outcome.status == 2 and any(
             line.startswith("usage: ") for line in outcome.stderr.splitlines()
@@ -197,11 +194,11 @@ class Lines:
         names = [a.strip("/") for a in arguments[1:] if a and not a.startswith("-")] + [
             a.partition("=")[2] for a in arguments if "=" in a and a.partition("=")[2]
         ]
-        return judged(outcome, True, [n for n in names if len(n) > 1])
+        return judge(outcome, True, [n for n in names if len(n) > 1])
 
     def _outputs(self, arguments: list[str]) -> list[str]:
-        """The output directory relative to the box, where it is one."""
-        found = []
+        """Return the output directory relative to the box, if it is inside."""
+        outputs = []
         for index, argument in enumerate(arguments):
             value = None
             if argument == "--output" and index + 1 < len(arguments):
@@ -213,36 +210,34 @@ class Lines:
             if value is None or "\x00" in value:
                 continue
             try:
-                place = Path(os.path.realpath(self.box / value))
+                path = Path(os.path.realpath(self.box / value))
             except OSError:
                 continue
-            if place == self.box:
-                found += [path.name for path in self.box.iterdir()]
-            elif place.is_relative_to(self.box):
-                found.append(str(place.relative_to(self.box)))
-        return found
+            if path == self.box:
+                outputs += [entry.name for entry in self.box.iterdir()]
+            elif path.is_relative_to(self.box):
+                outputs.append(str(path.relative_to(self.box)))
+        return outputs
 
     def _snapshot(self) -> dict[str, str]:
-        found: dict[str, str] = {}
-        if not self.box.is_dir():
-            return found
+        snapshot: dict[str, str] = {}
         for root, folders, files in os.walk(self.box):
             for name in (*folders, *files):
                 path = os.path.join(root, name)
                 relative = os.path.relpath(path, self.box)
                 if os.path.islink(path):
-                    found[relative] = "-> " + os.readlink(path)
+                    snapshot[relative] = "-> " + os.readlink(path)
                 elif os.path.isfile(path):
                     with open(path, "rb") as file:
-                        found[relative] = hashlib.sha1(file.read()).hexdigest()
+                        snapshot[relative] = hashlib.sha1(file.read()).hexdigest()
                 else:
-                    found[relative] = "folder" if os.path.isdir(path) else "special"
-        return found
+                    snapshot[relative] = "folder" if os.path.isdir(path) else "special"
+        return snapshot
 
 
 @contextmanager
 def without_work() -> Iterator[None]:
-    """All doors, and none of the work behind them."""
+    """Check everything, but leave out the computations."""
 
     def shipped(cls: type, molecule: Any, *, stride: int = 1) -> Any:
         check_int(stride, "stride")
@@ -259,7 +254,7 @@ def without_work() -> Iterator[None]:
     def run(self: Any, n_iterations: int, output: Any = None, **options: Any) -> Any:
         return real_run(self, min(n_iterations, 1), output, **options)
 
-    def advance(self: Any, interrupt: Any, progress: bool) -> None:
+    def advance(self: Any, interrupt: Any) -> None:
         self.step += 0
 
     def open_potential(molecule: Any, platform: Any, *rest: Any, **options: Any) -> Any:
@@ -281,12 +276,12 @@ def without_work() -> Iterator[None]:
             mock.patch.object(Trainer, "train_step", step),
             mock.patch.object(ParallelTempering, "tune", tune),
             mock.patch.object(ParallelTempering, "run", run),
-            mock.patch("openmm_tsf.workflow.md_simulation.Dynamics.advance", advance),
+            mock.patch("openmm_tsf.workflow.md_simulation.MDSimulation.advance", advance),
             mock.patch("openmm_tsf.workflow.md.fastest_platform", return_value="Reference"),
             mock.patch.object(openmm.LocalEnergyMinimizer, "minimize"),
             mock.patch("openmm_tsf.workflow.potential_choice.open_potential", open_potential),
             mock.patch.dict(PRESETS, tiny),
-            mock.patch.object(doctor, "self_test", return_value=[]),
+            mock.patch.object(report, "self_test", return_value=[]),
             corpus.no_pictures(),
         ):
             stack.enter_context(patch)

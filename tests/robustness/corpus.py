@@ -1,8 +1,9 @@
-"""Tiny directories of every stage, finished and not, and stand-ins for what takes long."""
+"""Tiny directories of every stage, finished and interrupted."""
 
 import json
 import logging
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,20 @@ from unittest import mock
 import mdtraj
 import torch
 
-from openmm_tsf.cli import main as cli
+from openmm_tsf.analysis import Run, analyze
+from openmm_tsf.cli import main as command_line
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.training import FitSettings
 from openmm_tsf.training.trainer import Trainer
-from openmm_tsf.workflow import run as workflow
-from openmm_tsf.workflow.frames import load_trajectory
+from openmm_tsf.workflow.frames import FrameSource, load_trajectory
+from openmm_tsf.workflow.md import run_md
+from openmm_tsf.workflow.options import RunOptions
+from openmm_tsf.workflow.run import run
+from openmm_tsf.workflow.sample import sample
 from openmm_tsf.workflow.settings import FlowSettings, MDSettings, RunSettings, SamplingSettings
+from openmm_tsf.workflow.train import train
 
 FIT = FitSettings(
     n_steps=2, batch_size=8, kl_batch_size=2, validate_interval=2, n_validation_draws=4,
@@ -35,14 +41,14 @@ TINY = RunSettings(
     refit=replace(FIT, ramp=(0.0, 0.0)),
     sampling=SamplingSettings(temperatures=(500.0, 600.0), n_walkers=5, n_iterations=4, n_tuning=0),
 )
-QUIET = {"platform": "Reference", "progress": False}
+QUIET = RunOptions(platform="Reference", progress=False)
 
 _molecule: MolecularSystem | None = None
 _frames: MDDataset | None = None
 
 
 def molecule() -> MolecularSystem:
-    """Alanine dipeptide, made once."""
+    """Return alanine dipeptide, built once."""
     global _molecule
     if _molecule is None:
         _molecule = alanine_dipeptide()
@@ -51,7 +57,7 @@ def molecule() -> MolecularSystem:
 
 
 def frames() -> MDDataset:
-    """A hundred of the shipped frames, read once."""
+    """Return a hundred of the shipped frames, read once."""
     global _frames
     if _frames is None:
         _frames = MDDataset.shipped(molecule(), stride=400)
@@ -59,13 +65,13 @@ def frames() -> MDDataset:
 
 
 class Killed(BaseException):
-    """A kill: nothing tidies up after it."""
+    """A simulated kill: no handler of the program catches it."""
 
 
 def build(folder: Path) -> Path:
-    """Directories ``run``, ``killed`` (in its second training), ``train``, ``sample``, ``md``.
+    """Write ``run``, ``killed`` (in its second training), ``train``, ``sample`` and ``md``.
 
-    ``out`` is not there; ``foreign`` holds what is not ours.
+    ``foreign`` holds files that are not of this program.
     """
     logging.getLogger("openmm_tsf").setLevel(logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,9 +79,12 @@ def build(folder: Path) -> Path:
     trajectory = mdtraj.Trajectory(data.positions.numpy(), molecule().mdtraj_topology)
     trajectory.save_dcd(str(folder / "frames.dcd"))
     with no_pictures():
-        workflow.run_md(molecule(), folder / "md", TINY.md, **QUIET)
-        run = {"trajectory": folder / "frames.dcd", "temperature": 600.0, **QUIET}
-        workflow.run(folder / "run", TINY, seed=5, **run)
+        run_md(molecule(), folder / "md", TINY.md, options=QUIET)
+        given = {
+            "frames": FrameSource(folder / "frames.dcd", 600.0),
+            "options": replace(QUIET, seed=5),
+        }
+        run(folder / "run", TINY, **given)
         step, calls = Trainer.train_step, []
 
         def killed(self: Any) -> None:
@@ -86,19 +95,20 @@ def build(folder: Path) -> Path:
             step(self)
 
         with mock.patch.object(Trainer, "train_step", killed), suppress(Killed):
-            workflow.run(folder / "killed", TINY, seed=5, **run)
-        workflow.train(
+            run(folder / "killed", TINY, **given)
+        train(
             load_trajectory(folder / "frames.dcd", molecule(), 600.0),
             folder / "train",
             TINY.flow,
             FIT,
-            seed=2,
-            **QUIET,
+            options=replace(QUIET, seed=2),
         )
         sampling = replace(TINY.sampling, n_iterations=3)
-        workflow.sample(folder / "train", folder / "sample", sampling, seed=3, **QUIET)
+        options = replace(QUIET, seed=3)
+        sample(folder / "train", folder / "sample", sampling, options=options)
         more = replace(sampling, n_iterations=5)
-        workflow.sample(folder / "train", folder / "sample", more, resume=True, **QUIET)
+        options = replace(QUIET, resume=True)
+        sample(folder / "train", folder / "sample", more, options=options)
     (folder / "foreign" / "deeper").mkdir(parents=True)
     (folder / "foreign" / "thesis.txt").write_text("mine\n")
     (folder / "foreign" / "deeper" / "data.bin").write_bytes(bytes(range(256)))
@@ -107,34 +117,21 @@ def build(folder: Path) -> Path:
     return folder
 
 
-def no_pictures() -> Any:
-    """Pictures take seconds."""
-    import openmm_tsf as tsf
-    from openmm_tsf.analysis import analyze
-
-    stack = mock.patch.multiple(
-        analyze,
-        plot_diagnostics=lambda run, path: None,
-        write_thermodynamics=lambda run, folder, reference: {},
-    )
-    plot = mock.patch.object(tsf.Run, "plot")
-    return _Both(stack, plot)
-
-
-class _Both:
-    def __init__(self, *managers: Any) -> None:
-        self.managers = managers
-
-    def __enter__(self) -> None:
-        for manager in self.managers:
-            manager.__enter__()
-
-    def __exit__(self, *exception: Any) -> None:
-        for manager in reversed(self.managers):
-            manager.__exit__(*exception)
+@contextmanager
+def no_pictures() -> Iterator[None]:
+    """Leave out figures, which take seconds."""
+    with (
+        mock.patch.multiple(
+            analyze,
+            plot_diagnostics=lambda run, path: None,
+            write_thermodynamics=lambda run, folder, reference: {},
+        ),
+        mock.patch.object(Run, "plot"),
+    ):
+        yield
 
 
 def main(arguments: list[str]) -> int:
-    """The command line."""
+    """Run a command line."""
     torch.set_num_threads(1)
-    return cli.main(arguments)
+    return command_line.main(arguments)

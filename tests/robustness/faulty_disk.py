@@ -1,7 +1,7 @@
-"""A disk that fails at a chosen operation: for processes that are to die, or to cope.
+"""A disk that fails at a chosen operation.
 
-Everything that changes a directory is counted: making, writing, truncating, flushing to the disk,
-renaming and removing files. A failing write has written half of its bytes.
+All operations that change a directory are counted: creating, writing, truncating, flushing to the
+disk, renaming and removing files. A failing write has written half of its bytes.
 """
 
 import builtins
@@ -12,23 +12,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-#: What happens at the chosen operation: the process is gone, the disk is full from then on, or
-#: Ctrl-C comes for the second time and is not deferred.
+#: What happens at the chosen operation: the process ends, the disk is full from then on, or a
+#: second Ctrl-C comes, which is not deferred.
 FAULTS = ("die", "full", "interrupt")
 KILLED = 9
 
 
 class FaultyDisk:
-    """Count the operations under a directory, and let one fail.
+    """Counts the operations under a directory, and lets one fail.
 
     Parameters
     ----------
     directory
-        The directory; what is outside it is left alone.
+        The directory; operations outside are not changed.
     fault
         One of `FAULTS`.
     at
-        Which operation, from 1; None for counting only.
+        The number of the operation, from 1; None to count only.
     """
 
     def __init__(self, directory: Path, fault: str = "die", at: int | None = None) -> None:
@@ -39,7 +39,7 @@ class FaultyDisk:
         self._open, self._os_open = builtins.open, os.open
 
     def install(self) -> None:
-        """From now on, in this process, for good."""
+        """Replace the functions of this process; they are not restored."""
         builtins.open = self._opened  # type: ignore[assignment]
         os.open = self._os_opened  # type: ignore[assignment]
         for name in ("replace", "rename", "mkdir", "rmdir", "unlink", "remove", "truncate"):
@@ -56,7 +56,7 @@ class FaultyDisk:
     def step(
         self, half: Callable[[], Any] | None = None, frees: bool = False, path: Any = None
     ) -> None:
-        """One operation begins; `half` does half of it, `frees` needs no space."""
+        """Begin an operation; `half` does half of it, `frees` says that it needs no space."""
         self.count += 1
         if self.at is None or self.count < self.at:
             return
@@ -117,11 +117,11 @@ class _CutFile(io.FileIO):
 
     def write(self, content: Any) -> int:
         whole = memoryview(content).cast("B")
-        # A number in a header is never torn: it lies in one page of memory.
+        # A number in a header is written completely or not at all: it is in one page of memory.
         half = whole[: len(whole) // 2 if len(whole) > 16 else 0]
         disk = self._disk
         if disk.fault == "interrupt" and disk.count + 1 == disk.at and len(half):
-            disk.count += 1  # as the system does: so much was written, and the signal comes next
+            disk.count += 1  # as the system does: half was written, then the signal comes
             return super().write(half)
         disk.step(half=lambda: super(_CutFile, self).write(half))
         return super().write(content)

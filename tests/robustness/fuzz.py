@@ -1,13 +1,12 @@
-"""Feeds the program damaged files and odd command lines, and counts how it takes them.
+"""Give the program damaged files and unusual command lines, and count the outcomes.
 
     python -m tests.robustness.fuzz --examples 200 --output fuzz.json
 
-Every input runs in a process of its own, with a limit of time and memory.
+Every input runs in a child process with limits of time and memory.
 """
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -15,34 +14,42 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("MPLBACKEND", "Agg")
-
+import hypothesis
 import torch
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.robustness import commands, corpus, readers
 from tests.robustness.sandbox import isolated
 
 
-def tried(
-    strategy: Any, run: Any, verdict: Any, n: int, number: int
+def try_inputs(
+    subject: Any, cases: Any, n_examples: int, seed: int
 ) -> tuple[Counter[str], list[str]]:
-    """Verdicts of n inputs, and the failures in words."""
+    """Return the counts of verdicts and the failures in words.
+
+    Parameters
+    ----------
+    subject
+        Has ``run(case)``, the function to call in a child process, and ``verdict(case, outcome)``.
+    cases
+        A hypothesis strategy.
+    n_examples, seed
+        The number of inputs, and the seed that they depend on.
+    """
     counts: Counter[str] = Counter()
     failures: list[str] = []
 
-    @seed(number)
+    @hypothesis.seed(seed)
     @settings(
-        max_examples=n, database=None, deadline=None, phases=[Phase.generate],
+        max_examples=n_examples, database=None, deadline=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    @given(strategy)
+    @given(cases)
     def test(case: Any) -> None:
-        found = verdict(case, isolated(run(case)))
-        counts[found.split(":")[0]] += 1
-        if found.startswith("FAILED"):
-            failures.append(f"{case!r}: {found}")
+        verdict = subject.verdict(case, isolated(subject.run(case)))
+        counts[verdict.split(":")[0]] += 1
+        if verdict.startswith("FAILED"):
+            failures.append(f"{case!r}: {verdict}")
 
     test()
     return counts, failures
@@ -52,30 +59,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--examples", type=int, default=100, help="inputs for each (default: 100)")
     parser.add_argument("--output", required=True, help="JSON file with the counts")
-    parser.add_argument("--only", nargs="+", help="readers and commands, anew; all by default")
+    parser.add_argument("--only", nargs="+", help="parts of names (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     table: dict[str, dict[str, Any]] = {}
     if args.only and Path(args.output).is_file():
-        table = json.loads(Path(args.output).read_text())  # what is not tried anew stays
+        table = json.loads(Path(args.output).read_text())  # the other results stay
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         home = corpus.build(Path(name) / "good")
-        good = readers.Corpus(home, Path(name) / "box")
-        subjects: dict[str, Any] = {}
-        for reader in dict.fromkeys(case[2] for case in readers.ALL):
-            subjects[f"files: {reader}"] = (good.cases(reader), good.run, good.verdict)
-        for command in commands.COMMANDS:
-            lines = commands.Lines(home, Path(name) / "box")
-            subjects[f"command line: {command}"] = (
-                lines.cases(command), lines.run, lines.verdict,
-            )  # fmt: skip
-        for subject, (strategy, run, verdict) in subjects.items():
-            if args.only and not any(word in subject for word in args.only):
+        files = readers.DamagedFiles(home, Path(name) / "box")
+        subjects: dict[str, Any] = {
+            f"files: {reader}": (files, reader) for reader in readers.NAMES
+        } | {
+            f"command line: {command}": (commands.CommandLines(home, Path(name) / "box"), command)
+            for command in commands.COMMANDS
+        }
+        for title, (subject, part) in subjects.items():
+            if args.only and not any(word in title for word in args.only):
                 continue
-            counts, failures = tried(strategy, run, verdict, args.examples, args.seed)
-            table[subject] = {
+            cases = subject.cases(part)
+            counts, failures = try_inputs(subject, cases, args.examples, args.seed)
+            table[title] = {
                 "tried": sum(counts.values()),
                 "refused": counts["refused"],
                 "worked": counts["worked"],
@@ -86,11 +92,9 @@ def main() -> int:
                 print(failure, "\n", file=sys.stderr, flush=True)
             Path(args.output).write_text(json.dumps(table, indent=1) + "\n")
     print(f"{'':<32}{'tried':>8}{'refused':>9}{'worked':>8}{'failed':>8}")
-    for subject, row in table.items():
-        figures = row["tried"], row["refused"], row["worked"], row["failed"]
+    for title, row in table.items():
         print(
-            f"{subject:<32}"
-            + "".join(f"{n:>{w}}" for n, w in zip(figures, (8, 9, 8, 8), strict=True))
+            f"{title:<32}{row['tried']:>8}{row['refused']:>9}{row['worked']:>8}{row['failed']:>8}"
         )
     total = sum(row["tried"] for row in table.values())
     print(f"{total} inputs in {time.monotonic() - start:.0f} s")

@@ -1,12 +1,12 @@
-"""Long runs: memory, bytes, opening, and what checkpoints cost.
+"""Long runs: memory, bytes on disk, time to open, and the cost of checkpoints.
 
     python -m tests.robustness.long_run --output examples/results/long_run.json
 
-Four measurements, each in a process of its own: (1) resident memory over 10^5 iterations of a
-sampler on a toy potential and on alanine dipeptide; (2) bytes on disk for a million samples;
-(3) a run directory of 10^7 frames, written by the package's own writer, and how long and with how
-much memory a fresh process opens it; (4) the share of the time that checkpoints take. About 25
-minutes on two cores and 3 GB of disk; `--iterations` and `--frames` make it shorter.
+Four measurements in separate processes: (1) resident memory over 10^5 iterations of a sampler on a
+toy potential and on alanine dipeptide; (2) bytes on disk for a million samples; (3) the time and
+memory with which a new process opens a run directory of 10^7 frames; (4) the share of the time that
+checkpoints take. About 25 minutes on two cores and 3 GB of disk; `--iterations` and `--frames` make
+it shorter.
 """
 
 import argparse
@@ -33,13 +33,13 @@ LADDER = (300.0, 424.26, 600.0)
 
 
 def resident_mib():
-    """Resident memory of this process in MiB (Linux)."""
+    """Return the resident memory of this process in MiB (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 2**20
 
 
 class Watch:
-    """A reporter that notes the memory."""
+    """A reporter that records the resident memory."""
 
     def __init__(self, interval):
         self.interval, self.rows = interval, []
@@ -48,49 +48,49 @@ class Watch:
         self.rows.append((state.iteration, resident_mib()))
 
 
-def toy(n_walkers):
+def toy_sampler(n_walkers):
     potential = DoubleWell(0.1, -1.0, 0.3)
     flow = tsf.TemperatureSteerableFlow(1, 1, 1, (8,))
     ladder = (1.0, 2.0)
-    kernels = [
-        FlowWalk(flow, potential, ladder, 0.7),
-        PlainSwap(ladder, potential.boltzmann_constant),
-    ]
+    kernels = walk_and_swap(flow, potential, ladder, 0.7)
     sampler = tsf.ParallelTempering(None, flow, ladder, n_walkers, kernels, potential, seed=1)
     sampler.set_positions(torch.zeros(n_walkers, 2, 1))
     return sampler
 
 
-def peptide(n_walkers):
+def walk_and_swap(flow, potential, ladder, sigma):
+    return [
+        FlowWalk(flow, potential, ladder, sigma),
+        PlainSwap(ladder, potential.boltzmann_constant),
+    ]
+
+
+def peptide_sampler(n_walkers):
     molecule = tsf.systems.alanine_dipeptide()
     dataset = tsf.MDDataset.shipped(molecule, stride=40)
     flow = tsf.TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(8,), seed=1)
     potential = molecule.potential(platform="Reference", n_contexts=1)
     ladder = LADDER[-2:]
-    kernels = [
-        FlowWalk(flow, potential, ladder, 0.05),
-        PlainSwap(ladder, potential.boltzmann_constant),
-    ]
+    kernels = walk_and_swap(flow, potential, ladder, 0.05)
     sampler = tsf.ParallelTempering(
         molecule, flow, ladder, n_walkers, kernels, potential=potential, seed=1
     )
-    start = dataset.positions[: 2 * n_walkers].reshape(n_walkers, 2, -1, 3)
-    sampler.set_positions(start)
+    sampler.set_positions(dataset.positions[: 2 * n_walkers].reshape(n_walkers, 2, -1, 3))
     return sampler
 
 
-def memory(make, n_iterations, folder):
-    """Memory over a run, its bytes, and its speed."""
+def memory(make_sampler, n_iterations, folder):
+    """Return the memory over a run, its bytes on disk, and its duration."""
     torch.set_num_threads(1)
-    sampler, n_walkers = make(2), 2
+    sampler, n_walkers = make_sampler(2), 2
     watch = Watch(max(1, n_iterations // 200))
     sampler.reporters.append(watch)
     start = time.monotonic()
     sampler.run(n_iterations, folder, progress=False)
     seconds = time.monotonic() - start
     rows = np.array(watch.rows)
-    rest = rows[len(rows) // 10 :]  # allocators have settled
-    slope = np.polyfit(rest[:, 0], rest[:, 1], 1)[0] * 1e5
+    rest = rows[len(rows) // 10 :]  # the allocators have reached a steady state
+    growth = np.polyfit(rest[:, 0], rest[:, 1], 1)[0] * 1e5
     n_samples = n_iterations * n_walkers * 2
     sizes = {p.name: p.stat().st_size for p in Path(folder).iterdir() if p.is_file()}
     segments = list((Path(folder) / "segments").iterdir())
@@ -101,7 +101,7 @@ def memory(make, n_iterations, folder):
         "seconds": round(seconds, 1),
         "resident_MiB_at_a_tenth": round(float(rest[0, 1]), 2),
         "resident_MiB_at_the_end": round(float(rest[-1, 1]), 2),
-        "growth_MiB_in_1e5_iterations": round(float(slope), 3),
+        "growth_MiB_in_1e5_iterations": round(float(growth), 3),
         "segments": len(segments),
         "MB_for_1e6_samples": {
             "numbers": round(numbers / n_samples, 2),
@@ -111,12 +111,12 @@ def memory(make, n_iterations, folder):
 
 
 def write_large(folder, n_frames):
-    """A run directory of alanine dipeptide with so many frames in all, 64 walkers, 3 rungs."""
+    """Write a run directory of alanine dipeptide: `n_frames` in total, 64 walkers, 3 rungs."""
     molecule, n_walkers = tsf.systems.alanine_dipeptide(), 64
     writer = RunWriter(folder, molecule, LADDER, n_walkers)
     writer.create(1, KB, {"kernels": []})
     rng = np.random.default_rng(1)
-    per_segment = 150  # what 30 seconds of a default run make
+    per_segment = 150  # 30 seconds of a default run
     n_iterations = n_frames // (n_walkers * len(LADDER))
     noise = rng.normal(scale=0.003, size=(per_segment, n_walkers, 3, molecule.n_atoms, 3))
     x = molecule.positions + noise
@@ -138,8 +138,8 @@ def write_large(folder, n_frames):
 
 
 def open_large(folder):
-    """How long, and with how much memory, a fresh process opens and reads it."""
-    load_run(folder)  # imports and caches of the file system are not what is measured
+    """Return the time and memory for opening and reading a run."""
+    load_run(folder)  # imports and caches of the file system are not measured
     before, start = resident_mib(), time.monotonic()
     run = load_run(folder)
     opened = time.monotonic() - start
@@ -164,7 +164,7 @@ def open_large(folder):
 
 
 def checkpoints(n_iterations, folder):
-    """Share of the time that writing takes in a run of the default size, every 30 seconds."""
+    """Return the share of writing in the duration of a run of the default size."""
     torch.set_num_threads(1)
     molecule = tsf.systems.alanine_dipeptide()
     dataset = tsf.MDDataset.shipped(molecule, stride=40)
@@ -200,7 +200,7 @@ def checkpoints(n_iterations, folder):
 
 
 def alone(function, *arguments):
-    """The function's result from a fresh process, whose memory is its own."""
+    """Return the result of a function in a new process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 
@@ -216,8 +216,10 @@ def main():
     work = Path(tempfile.mkdtemp(dir=args.work))
     try:
         result = {
-            "memory_toy": alone(memory, toy, args.iterations, work / "toy"),
-            "memory_alanine_dipeptide": alone(memory, peptide, args.iterations, work / "peptide"),
+            "memory_toy": alone(memory, toy_sampler, args.iterations, work / "toy"),
+            "memory_alanine_dipeptide": alone(
+                memory, peptide_sampler, args.iterations, work / "peptide"
+            ),
             "large": alone(write_large, work / "large", args.frames),
         }
         result["large"] |= alone(open_large, work / "large")

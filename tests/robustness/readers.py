@@ -1,4 +1,4 @@
-"""Every file that the program reads, damaged, and everything that reads it."""
+"""Damage to every file that the program reads, and the functions and commands that read it."""
 
 import hashlib
 import logging
@@ -15,7 +15,7 @@ from unittest import mock
 from hypothesis import strategies as st
 
 from openmm_tsf import load_run
-from openmm_tsf.doctor import report as doctor
+from openmm_tsf.doctor import report
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.sampling.provenance import hash_of
@@ -24,12 +24,14 @@ from openmm_tsf.systems.files import load_molecule, read_molecule
 from openmm_tsf.training.trainer import Trainer
 from openmm_tsf.workflow.frames import load_trajectory
 from tests.robustness import corpus
-from tests.robustness.mutations import BOOM, Damage, damages
+from tests.robustness.damage import damages
+from tests.robustness.damage_basics import Damage
 from tests.robustness.sandbox import Outcome
+from tests.support.marker import MARKER
 
 ALLOWED = {
     "ValueError", "TypeError", "FileNotFoundError", "OSError", "RuntimeError", "NotADirectoryError",
-    "IsADirectoryError", "FileExistsError", "PermissionError",
+    "IsADirectoryError", "FileExistsError", "PermissionError", "DirectoryInUse", "_WrongContent",
 }  # fmt: skip
 
 
@@ -41,8 +43,8 @@ def _digest(*arrays: Any) -> str:
 
 
 def _load_run(folder: Path) -> Any:
-    """Every number of a run, as a digest, beside its number of iterations."""
-    logging.getLogger("openmm_tsf").setLevel(logging.WARNING)  # what is left out is said
+    """Return the number of iterations of a run, and a digest of every number in it."""
+    logging.getLogger("openmm_tsf").setLevel(logging.WARNING)  # segments left out are logged
     run = load_run(folder)
     digests = []
     for kelvin in run.temperatures:
@@ -60,28 +62,33 @@ def _command(line: str) -> Callable[[Path], Any]:
     return call
 
 
+def _digest_of_frames(dataset: MDDataset) -> str:
+    return _digest(dataset.positions.numpy())
+
+
 def _load_molecule(folder: Path) -> str:
     return load_molecule(folder / "topology.pdb", folder / "system.xml").fingerprint
 
 
-def _frames(dataset: MDDataset) -> str:
-    return _digest(dataset.positions.numpy())
+def _read_molecule(folder: Path) -> str:
+    return read_molecule(folder).fingerprint
+
+
+def _load_flow(folder: Path) -> Any:
+    return hash_of(load_flow(folder / "flow.pt", corpus.molecule()))
+
+
+def _load_trajectory(folder: Path) -> str:
+    return _digest_of_frames(load_trajectory(folder, corpus.molecule()))
+
+
+def _load_frames(folder: Path) -> str:
+    return _digest_of_frames(MDDataset.load(folder / "md.dcd", corpus.molecule(), 600))
 
 
 ANALYZE, DOCTOR = _command("analyze {dir}"), _command("doctor {dir}")
-LOAD_MOLECULE = _load_molecule
-READ_MOLECULE: Callable[[Path], Any] = lambda folder: read_molecule(folder).fingerprint  # noqa: E731
-LOAD_FLOW: Callable[[Path], Any] = lambda folder: hash_of(  # noqa: E731
-    load_flow(folder / "flow.pt", corpus.molecule())
-)
-LOAD_TRAJECTORY: Callable[[Path], Any] = lambda folder: _frames(  # noqa: E731
-    load_trajectory(folder, corpus.molecule())
-)
-LOAD_FRAMES: Callable[[Path], Any] = lambda folder: _frames(  # noqa: E731
-    MDDataset.load(folder / "md.dcd", corpus.molecule(), 600)
-)
 
-#: By directory: names of files, and who reads them.
+#: The readers of every file of a directory, with their names.
 READERS: dict[str, dict[str, tuple[tuple[str, Callable[[Path], Any]], ...]]] = {}
 
 
@@ -100,7 +107,7 @@ _add(
 )
 _add(
     "sample",
-    "config.json settings.json checkpoint.pt flow.pt positions.npz topology.json "
+    "config.json checkpoint.pt flow.pt positions.npz topology.json "
     "system.xml topology.pdb "
     "T600.00K.dcd segments/segment_000001.npz",
     (
@@ -108,17 +115,17 @@ _add(
         _command("sample --output {dir} --resume --iterations 6 --platform Reference"),
     ),
 )
-_add("sample", "config.json settings.json summary.json", ("doctor", DOCTOR))
-_add("sample", "flow.pt", ("load_flow", LOAD_FLOW))
+_add("sample", "config.json summary.json", ("doctor", DOCTOR))
+_add("sample", "flow.pt", ("load_flow", _load_flow))
 _add(
     "sample",
     "system.xml topology.pdb topology.json positions.npz",
-    ("read_molecule", READ_MOLECULE),
+    ("read_molecule", _read_molecule),
 )
-_add("sample", "system.xml topology.pdb", ("load_molecule", LOAD_MOLECULE))
+_add("sample", "system.xml topology.pdb", ("load_molecule", _load_molecule))
 _add(
     "train",
-    "config.json settings.json training.pt training.csv flow.pt positions.npz topology.json "
+    "config.json training.pt training.csv flow.pt positions.npz topology.json "
     "system.xml "
     "topology.pdb",
     (
@@ -145,12 +152,12 @@ _add(
     "config.json checkpoint.npz md.dcd system.xml topology.pdb topology.json positions.npz",
     ("md --resume", _command("md --output {dir} --resume --frames 31")),
 )
-_add("md", "md.dcd config.json", ("load_trajectory", LOAD_TRAJECTORY))
-_add("md", "md.dcd", ("MDDataset.load", LOAD_FRAMES))
+_add("md", "md.dcd config.json", ("load_trajectory", _load_trajectory))
+_add("md", "md.dcd", ("MDDataset.load", _load_frames))
 _add("md", "config.json", ("doctor", DOCTOR))
 _add(
     "killed",
-    "settings.json training/round_00_flow.pt training/round_01.pt training/round_01_samples.pt "
+    "config.json training/round_00_flow.pt training/round_01.pt training/round_01_samples.pt "
     "training/round_00.csv training/round_01.csv flow.pt system.xml topology.pdb "
     "topology.json positions.npz",
     ("run --resume", _command("run --output {dir} --resume --platform Reference")),
@@ -164,9 +171,12 @@ ALL = [
 ]
 
 
+NAMES = tuple(dict.fromkeys(reader for _, _, reader in ALL))
+
+
 @dataclass
 class Case:
-    """A damaged file in a directory, and who is to read it."""
+    """A damaged file in a directory, and its reader."""
 
     folder: str
     file: str
@@ -174,12 +184,12 @@ class Case:
     damage: Damage
 
     def __repr__(self) -> str:
-        size = self.damage.no_file or f"{len(self.damage.content)} bytes"
+        size = self.damage.not_file or f"{len(self.damage.content)} bytes"
         return f"{self.reader} of {self.folder}/{self.file}, damage {self.damage.kind!r} ({size})"
 
 
-class Corpus:
-    """The good directories, whose files are copied and damaged."""
+class DamagedFiles:
+    """Damages files in copies of the good directories, and lets them be read."""
 
     def __init__(self, home: Path, box: Path) -> None:
         self.home, self.box = home, box
@@ -194,27 +204,24 @@ class Corpus:
             for name in ("md/md.dcd", "sample/flow.pt", "sample/checkpoint.pt", "train/training.pt",
                          "sample/config.json", "md/config.json", "md/checkpoint.npz",
                          "sample/positions.npz", "sample/segments/segment_000000.npz",
-                         "sample/topology.pdb", "sample/system.xml", "killed/settings.json",
+                         "sample/topology.pdb", "sample/system.xml", "killed/config.json",
                          "killed/training/round_01_samples.pt")
         }  # fmt: skip
 
-    def cases(
-        self, reader: str | None = None, folder: str | None = None
-    ) -> st.SearchStrategy[Case]:
-        """Damage to any file of a reader."""
-        known = [c for c in ALL if reader in (None, c[2]) and folder in (None, c[0])]
+    def cases(self, reader: str | None = None) -> st.SearchStrategy[Case]:
+        """Return a strategy for damage to any file of a reader, or of all."""
+        known = [case for case in ALL if reader in (None, case[2])]
 
         @st.composite
         def strategy(draw: Any) -> Case:
-            where, file, who = draw(st.sampled_from(known))
-            return Case(
-                where, file, who, draw(damages(file, self.files[f"{where}/{file}"], self.others))
-            )
+            folder, file, name = draw(st.sampled_from(known))
+            damage = draw(damages(file, self.files[f"{folder}/{file}"], self.others))
+            return Case(folder, file, name, damage)
 
         return strategy()
 
     def prepared(self, case: Case) -> Path:
-        """The directory with its damaged file, in an otherwise good box."""
+        """Return a copy of the directory with the damaged file."""
         shutil.rmtree(self.box, ignore_errors=True)
         self.box.mkdir(parents=True)
         folder = self.box / case.folder
@@ -222,7 +229,7 @@ class Corpus:
         shutil.copy(self.home / "frames.dcd", self.box / "frames.dcd")
         target = folder / case.file
         target.unlink()
-        kind = case.damage.no_file
+        kind = case.damage.not_file
         if kind is None:
             target.write_bytes(case.damage.content)
         elif kind == "directory":
@@ -236,7 +243,7 @@ class Corpus:
         return folder
 
     def run(self, case: Case) -> Callable[[], Any]:
-        """What the sandbox is to call."""
+        """Return the function to call in a child process."""
         folder = self.prepared(case)
         readers = dict(READERS[case.folder][case.file])
 
@@ -248,22 +255,22 @@ class Corpus:
         return call
 
     def verdict(self, case: Case, outcome: Outcome) -> str:
-        """``worked``, ``refused``, or what is wrong."""
+        """Return ``worked``, ``refused``, or ``FAILED`` with the reason."""
         command = case.reader.split()[0] in ("analyze", "sample", "train", "md", "run", "doctor")
-        found = judged(outcome, command, [str(self.box), case.file, case.folder])
-        if BOOM.exists():
-            BOOM.unlink()
+        verdict = judge(outcome, command, [str(self.box), case.file, case.folder])
+        if MARKER.exists():
+            MARKER.unlink()
             return "FAILED: code of the file was executed"
         if self.box.is_dir():
             for name in os.listdir(self.box):
                 if name not in (case.folder, "frames.dcd", "out"):
                     return f"FAILED: wrote {name} outside"
-        if found == "worked" and not command and case.damage.kind in _CHECKED:
-            return self._same(case, outcome)
-        return found
+        if verdict == "worked" and not command and case.damage.kind in _DETECTED:
+            return self._compare(case, outcome)
+        return verdict
 
-    def _same(self, case: Case, outcome: Outcome) -> str:
-        """Where bytes of an archive were damaged, its checksums tell: nothing else may come out."""
+    def _compare(self, case: Case, outcome: Outcome) -> str:
+        """Compare the result with that of the good file: an archive has checksums."""
         if not case.file.endswith((".npz", ".pt")):
             return "worked"
         key = (case.folder, case.reader)
@@ -273,35 +280,46 @@ class Corpus:
         if outcome.status == self._good[key]:
             return "worked"
         if case.reader == "load_run" and outcome.status[0] < self._good[key][0]:
-            return "worked" if "left out" in outcome.stderr else "FAILED: left out without a word"
-        return "FAILED: damage that a checksum tells of changed the result"
+            return "worked" if "left out" in outcome.stderr else "FAILED: no warning"
+        return "FAILED: damage that a checksum detects changed the result"
 
 
-_CHECKED = ("flip", "cut", "insert", "delete", "zero", "repeat")
+#: Damage of bytes that the checksums of an archive detect.
+_DETECTED = ("flip", "cut", "insert", "delete", "zero", "repeat")
 _NAMES = re.compile(
     r"(--)?(output|temperatures?|n_walkers|walkers|platform|threads|seed|flow|frames|n_frames|stride|"
     r"system|pdb|topology|positions|force_?field|trajectory|path|checkpoint[_-]seconds|directory|"
     r"timestep|friction|steps_per_frame|n_equilibration_steps|equilibration-steps|n_iterations|"
     r"iterations|tuning|n_tuning|rounds|n_rounds|steps|n_steps|md|molecule|start|kernels|dataset|"
     r"settings|choices|sampler_seed|stage|reference|dihedral|training|expected|source|versions|"
-    r"platform_asked_for|frames_sha256|start_sha256|flow_sha256|costs|checkpoint|memory)[\w.]*: "
+    r"requested_platform|frames_sha256|start_sha256|flow_sha256|costs|checkpoint|memory)[\w.]*: "
     r"|\b[\w.-]+\.(json|pt|npz|dcd|pdb|xml|csv)\b"
 )
 
 
-def judged(outcome: Outcome, command: bool, names: list[str]) -> str:
-    """Whether an end is one that a user can understand."""
+def judge(outcome: Outcome, command: bool, names: list[str]) -> str:
+    """Return ``worked``, ``refused`` if a message names the cause, or ``FAILED`` with the reason.
+
+    Parameters
+    ----------
+    outcome
+        How the call ended.
+    command
+        Whether it was a command line rather than a function.
+    names
+        Names of files or arguments, one of which the message should contain.
+    """
     if outcome.killed is not None:
         return f"FAILED: {outcome.killed}"
     if not command:
         if outcome.error is None:
             return "worked"
-        if outcome.error not in ALLOWED and outcome.error not in ("DirectoryInUse", "_Misfit"):
+        if outcome.error not in ALLOWED:
             return f"FAILED: {outcome.error}: {outcome.message}\n{outcome.trace}"
         if not any(name in outcome.message for name in names) and not _NAMES.search(
             outcome.message
         ):
-            return f"FAILED: names nothing: {outcome.message}\n{outcome.trace}"
+            return f"FAILED: names no cause: {outcome.message}\n{outcome.trace}"
         return "refused"
     if outcome.error is not None:
         return f"FAILED: {outcome.error} got through: {outcome.message}\n{outcome.trace}"
@@ -323,13 +341,13 @@ def judged(outcome: Outcome, command: bool, names: list[str]) -> str:
     if len(message) > 3000:
         return f"FAILED: a message of {len(message)} characters: {message[:200]}"
     if not any(name in message for name in names) and not _NAMES.search(message):
-        return f"FAILED: names nothing: {lines[0]}"
+        return f"FAILED: names no cause: {lines[0]}"
     return "refused"
 
 
 @contextmanager
 def cut_short() -> Iterator[None]:
-    """Real readers and doors; steps, tuning, the self-test and pictures are left out."""
+    """Read and check everything, but leave out steps, tuning, the self-test and figures."""
 
     def step(self: Any) -> None:
         self.step += 1
@@ -342,11 +360,8 @@ def cut_short() -> Iterator[None]:
         for patch in (
             mock.patch.object(Trainer, "train_step", step),
             mock.patch.object(ParallelTempering, "run", run),
-            mock.patch.object(doctor, "self_test", return_value=[]),
+            mock.patch.object(report, "self_test", return_value=[]),
             corpus.no_pictures(),
         ):
             stack.enter_context(patch)
         yield
-
-
-__all__ = ["ALL", "Case", "Corpus", "cut_short", "judged"]

@@ -1,10 +1,10 @@
-"""The table of README's section "Nothing lost, nothing wrong let in".
+"""Measure the robustness of the program, and print a table.
 
     python -m tests.robustness.report                  # measures everything: about two hours
-    python -m tests.robustness.report --from-results   # the table alone, from the JSON files
+    python -m tests.robustness.report --from-results   # only the table, from the JSON files
 
-Runs the tests of bad input, the fuzzer, the kills and the long runs, each of which writes a JSON
-file into ``examples/results/``, and prints one table of their figures.
+The tests of bad input, the fuzzer, the kills and the long runs write a JSON file each into
+``examples/results/``; the table is ``robustness.md`` there.
 """
 
 import argparse
@@ -20,12 +20,12 @@ BAD_INPUT = [
     "robustness/test_bad_input.py",
     "io/test_bad_files.py",
     "robustness/test_bad_numbers.py",
-    "io/test_stranger.py",
+    "io/test_untrusted_files.py",
 ]
 
 
 def bad_input():
-    """Run the tests of bad input and count them."""
+    """Run the tests of bad input and write their counts."""
     tests = [str(ROOT / "tests" / name) for name in BAD_INPUT]
     command = [sys.executable, "-m", "pytest", "-q", *tests]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -34,7 +34,7 @@ def bad_input():
 
 
 def measure():
-    """Make all JSON files anew."""
+    """Write all JSON files."""
     bad_input()
     for name, *arguments in (
         ("fuzz", "--examples", "60", "--seed", "11"), ("kills", "--kills", "120"), ("long_run",),
@@ -43,7 +43,7 @@ def measure():
         subprocess.run(
             [sys.executable, "-m", f"tests.robustness.{name}", *arguments, "--output", str(target)],
             check=False,
-        )  # a failure is in the file
+        )  # failures are in the file
 
 
 def write(name, content):
@@ -55,7 +55,7 @@ def read(name):
 
 
 def rows():
-    """Question, figure and command of each line of the table."""
+    """Return the subject, figures and command of each line of the table."""
     bad, fuzz, kills, long = map(
         read, ("bad_input.json", "fuzz.json", "kills.json", "long_run.json")
     )

@@ -1,4 +1,4 @@
-"""Runs a function in a forked child that can neither hang, nor crash, nor eat its parent."""
+"""Runs a function in a forked child with limits of time and memory."""
 
 import contextlib
 import io
@@ -9,6 +9,7 @@ import resource
 import select
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -26,13 +27,13 @@ class Outcome:
     Attributes
     ----------
     status
-        What it returned, or the status of ``SystemExit``.
-    error, message
-        Kind and text of its exception, with the traceback.
+        The returned value, or the status of ``SystemExit``.
+    error, message, trace
+        Type, text and traceback of the exception.
     stdout, stderr
-        What it printed.
+        The printed text.
     killed
-        What killed the child, if anything did.
+        The reason why the child did not end by itself, if it did not.
     """
 
     status: Any = None
@@ -47,12 +48,12 @@ class Outcome:
 def isolated(
     function: Callable[[], Any], seconds: float = SECONDS, memory: int = MEMORY_BYTES
 ) -> Outcome:
-    """Call a function in a child process with a limit of time and of further memory."""
+    """Call a function in a child process with limits of time and of additional memory."""
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the child starts no thread's work
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child uses no threads
         pid = os.fork()
     if pid == 0:
         os.close(reading)
@@ -74,14 +75,12 @@ def isolated(
     if os.WIFSIGNALED(code):
         return Outcome(killed=signal.Signals(os.WTERMSIG(code)).name)
     if not data:
-        return Outcome(killed=f"exit status {os.waitstatus_to_exitcode(code)} without a word")
-    result: Outcome = pickle.loads(data)  # of our own child
+        return Outcome(killed=f"exit status {os.waitstatus_to_exitcode(code)} without a result")
+    result: Outcome = pickle.loads(data)  # of a child of this process
     return result
 
 
 def _read(descriptor: int, seconds: float) -> tuple[bytes, bool]:
-    import time
-
     parts, end = [], time.monotonic() + seconds
     while True:
         left = end - time.monotonic()
@@ -108,7 +107,7 @@ def _child(function: Callable[[], Any], descriptor: int, memory: int) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         warnings.simplefilter("ignore")
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            # Warnings of the log count as words, whoever set up logging in the parent.
+            # Logged warnings are part of stderr, whatever the parent's logging is.
             logging.getLogger("openmm_tsf").addHandler(logging.StreamHandler(err))
             try:
                 outcome.status = function()

@@ -1,4 +1,4 @@
-"""Bad molecules and frames: each is refused by an error that names the argument."""
+"""Bad molecules and frames are refused by an error that names the argument."""
 
 import copy
 
@@ -76,8 +76,8 @@ def test_system_and_topology_disagree(build, message):
         build()
 
 
-def test_what_a_system_may_add_or_change():
-    """No false alarms: repartitioned masses, terms beyond the bonds, no terms, hidden terms."""
+def test_systems_with_other_masses_and_terms_are_accepted():
+    """Repartitioned masses, terms beyond the bonds, no terms, terms in a CustomCVForce."""
     chain("CHCHC", masses=[9.0, 4.0, 9.0, 4.0, 9.0])
     chain(bonds=[*CHAIN, (0, 2), (1, 3)])  # Urey-Bradley
     chain(bonds=[])
@@ -91,7 +91,7 @@ def test_what_a_system_may_add_or_change():
     tsf.MolecularSystem(system, topology, positions)
 
 
-def test_constraints_show_the_line_that_leaves_them_out(molecule):
+def test_the_error_of_constraints_shows_how_to_omit_them(molecule):
     system = copy.deepcopy(molecule.system)
     system.addConstraint(0, 1, 0.1)
     line = r"forcefield\.createSystem\(topology, nonbondedMethod=NoCutoff, constraints=None"
@@ -101,7 +101,7 @@ def test_constraints_show_the_line_that_leaves_them_out(molecule):
 
 @pytest.fixture(scope="module")
 def built(molecule, tmp_path_factory):
-    """Writes a changed System beside the PDB; gives the arguments of the command line."""
+    """A function that writes a changed System and returns the arguments of the command line."""
     folder = tmp_path_factory.mktemp("molecules")
     with open(folder / "a.pdb", "w") as file:
         app.PDBFile.writeFile(molecule.topology, 10 * molecule.positions, file)
@@ -152,8 +152,8 @@ def moved(molecule, change):
     return tsf.MolecularSystem(molecule.system, molecule.topology, positions)
 
 
-def put(atom, place):
-    return lambda x: x.__setitem__(atom, place(x))
+def put(atom, position):
+    return lambda x: x.__setitem__(atom, position(x))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_reference_positions_without_bond_lengths_in_the_system():
         tsf.MolecularSystem(system, topology, positions)
 
 
-# ------------------------------------------------------------------------ what has coordinates
+# ------------------------------------------------------------------------ internal coordinates
 
 
 def flow_for(bonds, elements, positions):
@@ -275,7 +275,7 @@ def swapped(x, first, second):
             lambda x: swapped(x, 0, 1),
             r"positions: expected the molecule's atoms in its order, but ACE1-\w+ and ACE1-\w+ are "
             r"bonded at 0\.\d+ nm in the mean of 20 frames \(reference positions: 0\.\d+ nm\)",
-            id="two neighbours changed places",
+            id="two neighbours exchanged",
         ),
         pytest.param(
             lambda x: x.index_fill(0, torch.tensor([4, 7]), torch.nan),
@@ -308,7 +308,7 @@ def test_one_bad_frame(molecule, frames):
 
 
 def test_overlapping_atoms_that_are_not_bonded():
-    """A chain closed upon itself: every bond is right."""
+    """A chain that overlaps itself, with correct bonds."""
     topology, positions = graph_molecule(CHAIN, ZIGZAG)
     molecule = tsf.MolecularSystem(system_of(topology, []), topology, positions)
     x = torch.tensor(ZIGZAG).repeat(6, 1, 1)

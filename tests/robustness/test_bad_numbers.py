@@ -1,4 +1,4 @@
-"""Bad numbers, names and seeds: each is refused by an error that names the argument."""
+"""Bad numbers, names and seeds are refused by an error that names the argument."""
 
 import json
 import math
@@ -10,8 +10,8 @@ import torch
 
 import openmm_tsf as tsf
 from openmm_tsf import kernels
-from openmm_tsf.cli import main as cli
-from openmm_tsf.io.serialization import plain
+from openmm_tsf.cli.main import main
+from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.potentials import GaussianWell, OpenMMPotential
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training import FitSettings, fit
@@ -39,18 +39,18 @@ def flow(dataset):
 
 @pytest.fixture(scope="module")
 def make(molecule, flow):
-    """A sampler with some of its arguments changed."""
+    """A function that makes a sampler with changed arguments."""
     with OpenMMPotential(molecule.system, platform="Reference", n_contexts=1) as potential:
         usual = {"molecule": molecule, "flow": flow, "temperatures": LADDER, "n_walkers": 2,
                  "potential": potential, "seed": 1}  # fmt: skip
-        made = []
+        samplers = []
 
         def make(**changes):
-            made.append(tsf.ParallelTempering(**{**usual, **changes}))
-            return made[-1]
+            samplers.append(tsf.ParallelTempering(**{**usual, **changes}))
+            return samplers[-1]
 
         yield make
-        for sampler in made:
+        for sampler in samplers:
             sampler.close()
 
 
@@ -137,17 +137,17 @@ def test_numbers_from_the_shell(given, message, tmp_path, capsys):
     ],
     ids=ids,
 )
-def test_what_the_parser_refuses(given, message, capsys):
+def test_the_parser_refuses(given, message, capsys):
     with pytest.raises(SystemExit) as end:
-        cli.main([*given.split(), "--output", "out"])
+        main([*given.split(), "--output", "out"])
     assert end.value.code == 2
     assert message in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------ settings
 
-NO_COUNTS = (-1, 2.5, 2.0, NAN, INF, "3", True, None, 10**30)
-NO_SIZES = (0, -1.0, NAN, INF, "3", True, None)
+BAD_COUNTS = (-1, 2.5, 2.0, NAN, INF, "3", True, None, 10**30)
+BAD_SIZES = (0, -1.0, NAN, INF, "3", True, None)
 COUNTS = {
     MDSettings: ("n_frames", "steps_per_frame", "n_equilibration_steps", "seed"),
     SamplingSettings: ("n_walkers", "n_iterations", "n_tuning"),
@@ -164,7 +164,7 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("value", NO_COUNTS, ids=ids)
+@pytest.mark.parametrize("value", BAD_COUNTS, ids=ids)
 @pytest.mark.parametrize(
     ("settings", "name"), [(s, name) for s, names in COUNTS.items() for name in names]
 )
@@ -179,10 +179,10 @@ def test_counts(settings, name, value):
 def test_counts_of_numpy(settings, name):
     made = settings(**{name: np.int64(5)})
     assert type(getattr(made, name)) is int
-    json.dumps(plain(made))
+    json.dumps(to_plain_data(made))
 
 
-@pytest.mark.parametrize("value", NO_SIZES, ids=ids)
+@pytest.mark.parametrize("value", BAD_SIZES, ids=ids)
 @pytest.mark.parametrize(
     ("settings", "name"), [(s, name) for s, names in SIZES.items() for name in names]
 )
@@ -227,13 +227,13 @@ def test_settings(settings, changes, message):
 # ------------------------------------------------------------------------ the sampler
 
 
-@pytest.mark.parametrize("value", [0, *NO_COUNTS], ids=ids)
+@pytest.mark.parametrize("value", [0, *BAD_COUNTS], ids=ids)
 def test_number_of_walkers(make, value):
     with refused(ValueError, "n_walkers: expected an integer of at (least 1|most)"):
         make(n_walkers=value)
 
 
-@pytest.mark.parametrize("value", NO_COUNTS, ids=ids)
+@pytest.mark.parametrize("value", BAD_COUNTS, ids=ids)
 def test_number_of_iterations(make, value):
     sampler = make(n_walkers=np.int64(2))
     for start in (sampler.tune, lambda n: sampler.run(n, progress=False)):
@@ -248,10 +248,10 @@ def test_numbers_of_numpy_in_a_run(make, tmp_path):
     assert (config["n_walkers"], config["seed"]) == (2, 2**64 - 1)
 
 
-NO_SEEDS = (-1, 1.5, 2.0, "1", True, NAN, 2**64, 2**70)
+BAD_SEEDS = (-1, 1.5, 2.0, "1", True, NAN, 2**64, 2**70)
 
 
-@pytest.mark.parametrize("value", NO_SEEDS, ids=ids)
+@pytest.mark.parametrize("value", BAD_SEEDS, ids=ids)
 def test_seeds(make, dataset, value):
     with refused(ValueError, "seed: expected an integer of at (least 0|most)"):
         make(seed=value)
@@ -281,16 +281,16 @@ def test_starts(make, molecule, x, velocities, message):
 
 
 def test_velocities_that_a_kernel_needs():
-    """Without a molecule there are no masses to draw them with."""
+    """Without a molecule there are no masses to draw velocities with."""
     well = GaussianWell(torch.eye(2, dtype=torch.float64))
     d = well.event_shape[0]
     flow = tsf.TemperatureSteerableFlow(d, d, 1, (4,))
     ladder, x = (1.0, 2.0), torch.zeros(3, 2, d, dtype=torch.float64)
-    leg = kernels.TorchLangevin(well, ladder, 1.0)
+    langevin = kernels.TorchLangevin(well, ladder, 1.0)
     fresh = kernels.CartesianHMC(well, ladder, 1.0)
     kept = kernels.CartesianHMC(well, ladder, 1.0, persistence=0.5, name="kept")
-    mixed = kernels.OneOf([leg, kernels.CartesianMALA(well, ladder, 1.0)])
-    for kernel, name in ((leg, "local"), (kept, "kept"), (mixed, f"{mixed.name}.local")):
+    mixed = kernels.OneOf([langevin, kernels.CartesianMALA(well, ladder, 1.0)])
+    for kernel, name in ((langevin, "local"), (kept, "kept"), (mixed, f"{mixed.name}.local")):
         sampler = tsf.ParallelTempering(None, flow, ladder, 3, [kernel], well)
         with refused(ValueError, rf"velocities: expected .* for the kernel {name}, got None"):
             sampler.set_positions(x)
@@ -344,7 +344,7 @@ def test_flows_are_made_from_a_dataset(dataset, flow):
 
 
 @pytest.mark.parametrize("name", ["stride", "skip"])
-@pytest.mark.parametrize("value", NO_COUNTS, ids=ids)
+@pytest.mark.parametrize("value", BAD_COUNTS, ids=ids)
 def test_strides(molecule, name, value, tmp_path):
     with refused(ValueError, f"{name}: expected an integer of at (least|most)"):
         MDDataset.load(tmp_path, molecule, 600, **{name: value})

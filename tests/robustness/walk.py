@@ -1,13 +1,13 @@
-"""Let a tiny stage die at its k-th file operation, for every k, and resume it.
+"""Stop a tiny stage at each of its file operations, and resume it.
 
-    python -m tests.robustness.walk                                  # every k: half an hour
+    python -m tests.robustness.walk                              # all operations: half an hour
     python -m tests.robustness.walk --stages md --faults die --points 5
 
-Each death is followed by a second one during ``--resume``, then by a run to the end, whose
-directory must be that of an uninterrupted one, bit by bit. Stages: md, train, sample (without its
+After a fault, the stage is resumed, stopped again, and run to the end. The directory must then be
+identical to that of an uninterrupted run, bit by bit. Stages: md, train, sample (without its
 analysis) and run (md, two trainings with a round of sampling between them, and production). Faults:
-the process is gone with half of a write written (``die``), the disk is full from then on (``full``:
-the process must end with one line that names a file), or a Ctrl-C is not deferred (``interrupt``).
+the process ends with half of a write written (``die``), the disk is full from then on (``full``:
+the message must name a file), or a Ctrl-C is not deferred (``interrupt``).
 """
 
 import argparse
@@ -20,27 +20,27 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"  # a process with threads must not be forked
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
-os.environ["MKL_NUM_THREADS"] = "1"
-
 import torch
 
-from openmm_tsf.cli.main import _one_line
-from openmm_tsf.sampling import recorder as recording
+from openmm_tsf.cli.main import error_line
+from openmm_tsf.sampling import recorder
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.training import FitSettings
-from openmm_tsf.workflow import md
-from openmm_tsf.workflow import md_simulation as md_dynamics
-from openmm_tsf.workflow import run as workflow
-from openmm_tsf.workflow import sample as production
+from openmm_tsf.workflow import md_simulation
+from openmm_tsf.workflow import sample as sample_module
+from openmm_tsf.workflow.frames import FrameSource
+from openmm_tsf.workflow.md import run_md
+from openmm_tsf.workflow.options import RunOptions
+from openmm_tsf.workflow.run import run
 from openmm_tsf.workflow.settings import FlowSettings, MDSettings, RunSettings, SamplingSettings
+from openmm_tsf.workflow.train import train
 from tests.robustness.faulty_disk import FAULTS, KILLED, FaultyDisk
-from tests.robustness.wreckage import (
+from tests.robustness.inspection import (
     check_run,
     check_trajectory,
     damaged,
@@ -60,7 +60,7 @@ MD = MDSettings(n_frames=200, steps_per_frame=10, n_equilibration_steps=100, see
 
 
 class Walk:
-    """Deaths of one stage in a folder of its own."""
+    """The faults of a stage, and the folder of its runs."""
 
     def __init__(self, stage: str, folder: Path) -> None:
         self.stage, self.folder = stage, folder
@@ -71,57 +71,55 @@ class Walk:
         self.reference = folder / "reference"
         if stage == "sample":
             self._child(self._train, self.flow)
-        status, words, self.n_operations = self._child(self._job, self.reference)
+        status, message, self.n_operations = self._child(self._job, self.reference)
         if status:
-            raise RuntimeError(f"{stage}: the uninterrupted run ended with {status}: {words}")
+            raise RuntimeError(f"{stage}: the uninterrupted run ended with {status}: {message}")
         again, _, n = self._child(self._job, folder / "again")
         self.repeatable = (
             [] if (again, n) == (0, self.n_operations) else ["another number of operations"]
         )
         self.repeatable += differences(folder / "again", self.reference)
 
-    # -- the stage, in a process of its own ------------------------------------------------
+    # -- the stage, in a child process ----------------------------------------------------
 
     def _job(self, output: Path) -> None:
-        # Many checkpoints in little time; where they lie does not change what is computed.
-        md_dynamics._BLOCK_STEPS["Reference"], md_dynamics._BUFFERED_FRAMES = 700, 40
-        recording._CHECKPOINT_SHARE = 1e9
-        production.analyze = lambda folder: {}
-        every = {
-            "platform": "Reference",
-            "resume": True,
-            "checkpoint_seconds": 0.0,
-            "progress": False,
-        }
+        # Checkpoints in quick succession; their number does not change the results.
+        md_simulation.BLOCK_STEPS["Reference"], md_simulation.BUFFERED_FRAMES = 700, 40
+        recorder.CHECKPOINT_SHARE = 1e9
+        sample_module.analyze = lambda folder: {}
+        options = RunOptions(
+            platform="Reference", resume=True, checkpoint_seconds=0.0, progress=False
+        )
         if self.stage == "md":
-            done = md.run_md(self.molecule, output, MD, **every)
+            done = run_md(self.molecule, output, MD, options=options)
             if done.interrupted:
                 raise KeyboardInterrupt
         elif self.stage == "train":
-            self._train(output, **every)
+            self._train(output, replace(options, seed=3))
         elif self.stage == "sample":
-            workflow.sample(self.flow, output, SAMPLING, seed=3, **every)
+            sample_module.sample(self.flow, output, SAMPLING, options=replace(options, seed=3))
         else:
             settings = RunSettings(
                 md=MD, flow=FlowSettings(n_blocks=2, hidden=(4,)), fit=FIT, n_rounds=1,
                 round_iterations=2, round_stride=1, refit=FIT, sampling=SAMPLING,
             )  # fmt: skip
-            workflow.run(output, settings, own_md=True, seed=3, **every)
+            simulated = FrameSource(simulate=True)
+            run(output, settings, frames=simulated, options=replace(options, seed=3))
 
-    def _train(self, output: Path, **every: Any) -> None:
-        every = every or {"platform": "Reference", "progress": False}
+    def _train(self, output: Path, options: RunOptions | None = None) -> None:
+        options = options or RunOptions(seed=3, platform="Reference", progress=False)
         flow = FlowSettings(n_blocks=2, hidden=(4,))
-        workflow.train(self.dataset, output, flow, FIT, seed=3, **every)
+        train(self.dataset, output, flow, FIT, options=options)
 
     def _child(
         self, job: Callable[[Path], None], output: Path, fault: str = "die", at: int | None = None
     ) -> tuple[int, str, int]:
-        """Exit status, the error's line, and the file operations that were counted."""
+        """Return the exit status, the error in a line, and the number of file operations."""
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(read)
-            status, words = 0, ""
+            status, message = 0, ""
             disk = FaultyDisk(output, fault, at)
             try:
                 torch.set_num_threads(1)
@@ -130,48 +128,48 @@ class Walk:
             except KeyboardInterrupt:
                 status = INTERRUPTED
             except Exception as error:
-                status, words = 2, _one_line(error)
+                status, message = 2, error_line(error)
                 if fault != "full":
-                    words += "\n" + traceback.format_exc()
-            os.write(write, json.dumps([words[:4000], disk.count]).encode())
+                    message += "\n" + traceback.format_exc()
+            os.write(write, json.dumps([message[:4000], disk.count]).encode())
             os._exit(status)
         os.close(write)
         with open(read, "rb") as pipe:
-            said = pipe.read()
+            data = pipe.read()
         _, code = os.waitpid(pid, 0)
-        words, count = json.loads(said) if said else ("", 0)
-        return os.waitstatus_to_exitcode(code), words, count
+        message, count = json.loads(data) if data else ("", 0)
+        return os.waitstatus_to_exitcode(code), message, count
 
-    # -- one death --------------------------------------------------------------------------
+    # -- one fault --------------------------------------------------------------------------
 
     def die(self, fault: str, at: int) -> list[str]:
-        """What is wrong after a fault at operation `at`; the directory is kept if something is."""
+        """Return the problems after a fault at operation `at`; the directory is then kept."""
         output = self.folder / f"{fault}_{at}"
-        status, words, _ = self._child(self._job, output, fault, at)
-        problems = self._status(fault, status, words)
-        problems += self._look(output)
-        # The resumed process dies, too, mostly early: in what it does before it goes on.
+        status, message, _ = self._child(self._job, output, fault, at)
+        problems = self._status(fault, status, message)
+        problems += self._inspect(output)
+        # The resumed process is stopped too, mostly before it continues the computation.
         second = 1 + (7 * at) % max(10, self.n_operations // 3)
         self._child(self._job, output, "die", second)
-        problems += self._look(output)
-        status, words, _ = self._child(self._job, output)
+        problems += self._inspect(output)
+        status, message, _ = self._child(self._job, output)
         if status:
-            problems.append(f"resuming ended with {status}: {words}")
+            problems.append(f"resuming ended with {status}: {message}")
         else:
             problems += differences(output, self.reference)
         if not problems:
             shutil.rmtree(output)
         return problems
 
-    def _status(self, fault: str, status: int, words: str) -> list[str]:
+    def _status(self, fault: str, status: int, message: str) -> list[str]:
         expected = {"die": (KILLED,), "full": (0, 2), "interrupt": (INTERRUPTED,)}[fault]
         if status not in expected:
-            return [f"ended with {status}, expected {expected}: {words}"]
-        if status == 2 and not ("No space left" in words and str(self.folder) in words):
-            return [f"the message does not name a file on a full disk: {words}"]
+            return [f"ended with {status}, expected {expected}: {message}"]
+        if status == 2 and not ("No space left" in message and str(self.folder) in message):
+            return [f"the message does not name a file on a full disk: {message}"]
         return []
 
-    def _look(self, output: Path) -> list[str]:
+    def _inspect(self, output: Path) -> list[str]:
         if not output.is_dir():
             return []
         problems = damaged(output)
@@ -185,19 +183,19 @@ class Walk:
         return problems
 
 
-def points(n: int, wanted: int | None, every: int) -> list[int]:
-    """Operations at which to fail: all, every so many-th, or so many spread over them."""
-    if wanted is None:
-        return list(range(1, n + 1, every))
-    return sorted({1 + round((k + 0.5) * (n - 1) / wanted) for k in range(wanted)})
+def points(n: int, n_points: int | None, stride: int) -> list[int]:
+    """Return the operations of n that fail: one in `stride`, or `n_points` spread evenly."""
+    if n_points is None:
+        return list(range(1, n + 1, stride))
+    return sorted({1 + round((k + 0.5) * (n - 1) / n_points) for k in range(n_points)})
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=FAULTS)
-    parser.add_argument("--points", type=int, help="so many operations, spread; all if left out")
-    parser.add_argument("--every", type=int, default=1, help="every so many-th operation")
+    parser.add_argument("--points", type=int, help="number of operations, spread evenly")
+    parser.add_argument("--every", type=int, default=1, help="stride of operations (default: all)")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     parser.add_argument("--output", type=Path, help="JSON file for the counts")
     args = parser.parse_args()
@@ -210,22 +208,23 @@ def main() -> int:
     for stage in args.stages:
         start = time.monotonic()
         walk = Walk(stage, folder / stage)
-        found = {"": walk.repeatable} if walk.repeatable else {}
+        problems_of = {"": walk.repeatable} if walk.repeatable else {}
         count = 0
         for fault in args.faults:
             for at in points(walk.n_operations, args.points, args.every):
                 count += 1
                 if problems := walk.die(fault, at):
-                    found[f"{fault} {at}"] = problems
+                    problems_of[f"{fault} {at}"] = problems
                     print(f"{stage}: {fault} at {at}:", *problems, sep="\n  ", file=sys.stderr)
         report[stage] = {
             "operations": walk.n_operations,
             "deaths": count,
-            "problems": found,
+            "problems": problems_of,
             "seconds": round(time.monotonic() - start, 1),
         }
-        wrong += len(found)
-        print(f"{stage}: {walk.n_operations} file operations, {count} faults, {len(found)} wrong")
+        wrong += len(problems_of)
+        n = walk.n_operations
+        print(f"{stage}: {n} file operations, {count} faults, {len(problems_of)} wrong")
     if args.output is not None:
         args.output.write_text(json.dumps(report, indent=1) + "\n")
     if wrong:

@@ -72,7 +72,7 @@ def one_call(case, name, potential):
     kernel = KERNELS[name](case, potential)
     generator = torch.Generator().manual_seed(71)
     drawn = case.start(30, generator)
-    parts = (30, case.ladder, case.flow, potential, case.masses, generator)
+    parts = (30, case.ladder, case.flow, potential)
     state = starting_state(drawn.x, drawn.velocities, *parts)
     return kernel(state, generator)
 

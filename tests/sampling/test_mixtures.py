@@ -18,7 +18,6 @@ from openmm_tsf.sampling.kernels import (
     Scheduled,
     SteeredSwap,
 )
-from openmm_tsf.sampling.provenance import sampling_choices
 from openmm_tsf.sampling.state import KernelInfo
 from openmm_tsf.sampling.tempering import ParallelTempering
 from openmm_tsf.sampling.tuning import StepSizeTuner
@@ -120,9 +119,8 @@ def test_members_are_tuned_and_recorded(sampler):
     sigma = made.tune(60, target_acceptance=0.4)
     names = {"moves.flow_walk", "one_of_on_0_2.one_of.flow_walk", "hmc_on_1.hmc"}
     assert sigma.keys() == names
-    choices = sampling_choices(made.molecule, made.flow, made.potential, made.schedule, 1)
-    assert choices["sigma"] == {name: value.tolist() for name, value in sigma.items()}
-    assert choices["kernel_flows"].keys() >= {"moves.flow_walk", "swaps.swap_steered"}
+    assert made.choices()["sigma"] == {name: value.tolist() for name, value in sigma.items()}
+    assert made.choices()["kernel_flows"].keys() >= {"moves.flow_walk", "swaps.swap_steered"}
     walk = made.kernels["moves"].members[0]
     assert torch.equal(walk.sigma, sigma["moves.flow_walk"])
     assert bool((walk.sigma != 0.3).all())

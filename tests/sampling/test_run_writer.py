@@ -10,13 +10,12 @@ import torch
 
 from openmm_tsf.analysis import load_run
 from openmm_tsf.flows import TemperatureSteerableFlow
-from openmm_tsf.io.dcd import DCDWriter
 from openmm_tsf.io.run_config import read_run_config
 from openmm_tsf.potentials.toy import DoubleWell
 from openmm_tsf.sampling.run_writer import RunWriter, dihedral_angles
 from openmm_tsf.sampling.tempering import ParallelTempering
 from openmm_tsf.units import KB
-from openmm_tsf.utils.versions import versions
+from openmm_tsf.utils.versions import package_versions
 
 LADDER = (300.0, 424.264)
 W = 3
@@ -31,6 +30,7 @@ def numbers(n, iteration=0, seed=0):
         "accepted_flow_walk": np.array([1, 2]),
         "proposed_flow_walk": np.array([5, 5]),
         "rejected_non_finite": np.array(1),
+        "outside_domain": np.array(0),
         "mirror_images": np.array(0),
         "n_evaluations": np.array(10),
         "wall_seconds": np.array(0.5),
@@ -57,7 +57,7 @@ def test_config_is_complete(run, molecule):
     assert (config["n_walkers"], config["seed"]) == (W, 7)
     assert config["dihedrals"] == {"phi": [4, 6, 8, 14], "psi": [6, 8, 14, 16]}
     assert config["boltzmann_constant"] == KB
-    assert config["versions"] == versions()
+    assert config["versions"] == package_versions()
     assert {"python", "openmm", "torch", "openmm-tsf"} <= config["versions"].keys()
     topology = mdtraj.load_topology(str(writer.directory / "topology.pdb"))
     assert [a.name for a in topology.atoms] == [a.name for a in molecule.mdtraj_topology.atoms]
@@ -110,17 +110,15 @@ def test_dihedral_angles_agree_with_mdtraj():
 
 def test_used_directories_are_refused(run, molecule, tmp_path):
     writer, _ = run
-    for allow_existing in (False, True):
+    for config in (None, {}):
         with pytest.raises(FileExistsError, match="output: expected an empty or new directory"):
-            RunWriter(writer.directory, molecule, LADDER, W).create(
-                7, KB, {}, allow_existing=allow_existing
-            )
+            RunWriter(writer.directory, molecule, LADDER, W).create(7, KB, {}, config)
     other = tmp_path / "other"
     other.mkdir()
     (other / "training.csv").write_text("step\n")
     with pytest.raises(FileExistsError, match=r"has training\.csv"):
         RunWriter(other, molecule, LADDER, W).create(7, KB, {})
-    RunWriter(other, molecule, LADDER, W).create(7, KB, {}, allow_existing=True)
+    RunWriter(other, molecule, LADDER, W).create(7, KB, {}, config={})
     assert (other / "T300.00K.dcd").exists()
 
 
@@ -151,8 +149,7 @@ def test_checkpoint_is_plain_and_counts(run):
 def test_writing_again_after_a_failure_leaves_no_trace(run):
     """A segment is written once, even if the first attempt died after its frames."""
     writer, x = run
-    dcd = DCDWriter(writer.directory / "T300.00K.dcd", x.shape[-2])
-    dcd.append(x[:2, :, 0].reshape(-1, *x.shape[3:]), writer.n_frames)
+    writer.dcds[0].append(x[:2, :, 0].reshape(-1, *x.shape[3:]), writer.n_frames)
     writer.write(numbers(1, 7), x[:1], {"seed": 7})
     assert load_run(writer.directory).n_iterations == 8
     assert len(load_run(writer.directory).trajectory(300)) == 8 * W

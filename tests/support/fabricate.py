@@ -160,6 +160,7 @@ def write_run(
             "iteration": np.arange(part.start, part.stop),
             "dihedrals": angles[part].astype(np.float32),
             "rejected_non_finite": np.int64(1),
+            "outside_domain": np.int64(0),
             "mirror_images": np.int64(2),
             "n_evaluations": np.int64(100 * length),
             "wall_seconds": 0.5,

@@ -1,11 +1,12 @@
-"""Death at any file operation, a full disk, a Ctrl-C that lands in a write: nothing is lost.
+"""Kills at any file operation, a full disk, a Ctrl-C within a write: nothing is lost.
 
-``tests/robustness/walk.py`` does the killing; ``kills.py`` beside it kills at random moments.
+``tests/robustness/walk.py`` kills; ``kills.py`` beside it does so at random moments.
 """
 
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,14 @@ import torch
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io import files
 from openmm_tsf.io.dcd import DCDWriter
-from openmm_tsf.sampling import recorder as recording
+from openmm_tsf.sampling.recorder import Recorder
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
-from openmm_tsf.systems import files as inputs
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.files import holds_molecule, write_molecule
+from openmm_tsf.systems.files import POSITIONS, holds_molecule, write_molecule
 from openmm_tsf.training import FitSettings
-from openmm_tsf.workflow import run as workflow
+from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.settings import FlowSettings
+from openmm_tsf.workflow.train import train
 
 ROOT = Path(__file__).parents[2]
 FIT = FitSettings(
@@ -31,7 +32,7 @@ FIT = FitSettings(
 
 
 def walk(*arguments):
-    """The walk in a process of its own, which forks: it must have no threads."""
+    """Run the walk in another process, which forks: it must have no threads."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.robustness.walk", *arguments],
         cwd=ROOT,
@@ -51,7 +52,7 @@ def walk(*arguments):
         ("sample", ["die", "interrupt"], "1"),
     ],
 )
-def test_a_stage_that_dies_in_a_file_operation_goes_on(stage, faults, n):
+def test_a_stage_that_dies_in_a_file_operation_continues(stage, faults, n):
     walk("--stages", stage, "--points", n, "--faults", *faults)
 
 
@@ -67,16 +68,16 @@ def test_every_seventh_file_operation_of_a_whole_run():
     walk("--stages", "run", "--every", "7")
 
 
-# ------------------------------------------------------------------------ what was found so
+# ------------------------------------------------------------------------ failures found before
 
 
 def test_positions_are_there_before_the_molecule_is_complete(molecule, tmp_path, monkeypatch):
-    """Without them it would be read with the PDB file's rounded ones, and go on from those."""
+    """Else it would be read with the rounded positions of the PDB file."""
     write = files.write_bytes
 
     def watched(path, content):
         write(path, content)
-        assert not holds_molecule(tmp_path) or (tmp_path / inputs.POSITIONS).is_file()
+        assert not holds_molecule(tmp_path) or (tmp_path / POSITIONS).is_file()
 
     monkeypatch.setattr(files, "write_bytes", watched)
     write_molecule(molecule, tmp_path)
@@ -119,7 +120,7 @@ def test_results_replace_earlier_ones_together(tmp_path):
     (tmp_path / "a.json").write_text("old")
 
     def fill(folder):
-        with files.written_together(folder) as new:
+        with files.replace_together(folder) as new:
             (new / "a.json").write_text("new")
             raise OSError(28, "full", str(new / "b.json"))
 
@@ -127,7 +128,7 @@ def test_results_replace_earlier_ones_together(tmp_path):
         fill(tmp_path)
     assert caught.value.filename == str(tmp_path / "b.json")
     assert (tmp_path / "a.json").read_text() == "old"
-    with files.written_together(tmp_path) as new:
+    with files.replace_together(tmp_path) as new:
         (new / "a.json").write_text("new")
         assert (tmp_path / "a.json").read_text() == "old"
     assert (tmp_path / "a.json").read_text() == "new"
@@ -138,7 +139,7 @@ def test_results_replace_earlier_ones_together(tmp_path):
 
 
 def test_nothing_is_written_twice_after_a_second_ctrl_c():
-    """It comes when the checkpoint is there and the recorder does not know yet."""
+    """It comes when the checkpoint is written and the recorder has not noted it yet."""
     written = []
 
     class Writer:
@@ -151,19 +152,19 @@ def test_nothing_is_written_twice_after_a_second_ctrl_c():
         torch.zeros(1, 1, 2), None, torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64), 1
     )
     zero = {"walk": KernelInfo.zero((1,))}
-    recorder = recording.Recorder(Writer(), lambda: dict(zero), dict, None, 30.0)
+    recorder = Recorder(Writer(), lambda: dict(zero), dict, None, 30.0)
     recorder.add({}, 0.1, state, True)
     with pytest.raises(KeyboardInterrupt):
         recorder.write(state)
-    recorder.write(state)  # as the sampler does on its way out
+    recorder.write(state)  # as the sampler does when it ends
     assert written == [1]
 
 
-def test_ctrl_c_before_a_training_goes_on_keeps_its_flow(molecule, tmp_path, monkeypatch):
+def test_ctrl_c_before_a_training_continues_keeps_its_flow(molecule, tmp_path, monkeypatch):
     dataset = MDDataset.shipped(molecule, stride=400)
     given = (dataset, tmp_path / "flow", FlowSettings(n_blocks=2, hidden=(4,)), FIT)
-    quiet = {"seed": 3, "platform": "Reference", "progress": False}
-    workflow.train(*given, **quiet)
+    options = RunOptions(seed=3, platform="Reference", progress=False)
+    train(*given, options=options)
     before = load_flow(tmp_path / "flow" / "flow.pt", molecule).network.state_dict()
 
     def interrupted(*_):
@@ -171,9 +172,9 @@ def test_ctrl_c_before_a_training_goes_on_keeps_its_flow(molecule, tmp_path, mon
 
     monkeypatch.setattr("openmm_tsf.training.trainer.DirectObjective", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        workflow.train(*given, resume=True, **quiet)
+        train(*given, options=replace(options, resume=True))
     after = load_flow(tmp_path / "flow" / "flow.pt", molecule).network.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     with pytest.raises(KeyboardInterrupt):
-        workflow.train(dataset, tmp_path / "new", *given[2:], **quiet)
+        train(dataset, tmp_path / "new", *given[2:], options=options)
     assert not (tmp_path / "new" / "flow.pt").exists()

@@ -1,9 +1,9 @@
-"""Molecular dynamics with its files: frames, accounts, interruption, continuation."""
+"""Molecular dynamics with its files: frames, costs, interruption, continuation."""
 
 import json
 import shutil
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import mdtraj
 import numpy as np
@@ -13,23 +13,25 @@ import pytest
 
 from openmm_tsf.systems.files import load_molecule, read_molecule, write_molecule
 from openmm_tsf.systems.molecule import MolecularSystem
-from openmm_tsf.workflow import md_simulation as md_dynamics
+from openmm_tsf.workflow import md_simulation
 from openmm_tsf.workflow.frames import load_trajectory
 from openmm_tsf.workflow.md import run_md
 from openmm_tsf.workflow.md_simulation import fastest_platform
+from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.settings import MDSettings
 
 SHORT = MDSettings(n_frames=8, steps_per_frame=5, n_equilibration_steps=20, seed=3)
-REFERENCE = {"platform": "Reference", "progress": False}
+REFERENCE = RunOptions(platform="Reference", progress=False)
+RESUME = replace(REFERENCE, resume=True)
 
 
 @pytest.fixture(scope="module")
 def run(molecule, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "md"
-    return run_md(molecule, folder, SHORT, **REFERENCE), folder
+    return run_md(molecule, folder, SHORT, options=REFERENCE), folder
 
 
-def test_frames_and_accounts(molecule, run):
+def test_frames_and_costs(molecule, run):
     result, folder = run
     assert not result.interrupted
     assert result.n_frames == 8
@@ -38,7 +40,9 @@ def test_frames_and_accounts(molecule, run):
     minimizer = config["progress"]["n_minimizer_iterations"]
     assert minimizer > 0
     assert result.n_evaluations == config["progress"]["n_evaluations"] == steps + minimizer
-    assert config["choices"] == {"platform": "Reference", "threads": 1}
+    assert config["choices"]["platform"] == "Reference"
+    assert config["choices"]["threads"] == 1
+    assert config["choices"]["settings"] == asdict(SHORT)
     frames = mdtraj.load(str(result.trajectory), top=str(folder / "topology.pdb"))
     assert frames.xyz.shape == (8, 22, 3)
     dataset = load_trajectory(folder, molecule)
@@ -82,33 +86,33 @@ def test_a_directory_keeps_what_a_pdb_file_would_lose(molecule, tmp_path, change
         read_molecule(tmp_path)
 
 
-def test_shrinking_and_older_runs_are_refused(molecule, run, tmp_path):
+def test_fewer_frames_and_newer_formats_are_refused(molecule, run, tmp_path):
     folder = tmp_path / "md"
     shutil.copytree(run[1], folder)
     with pytest.raises(ValueError, match=r"n_frames: the run in .* has 8, which can grow, got 2"):
-        run_md(molecule, folder, replace(SHORT, n_frames=2), resume=True, **REFERENCE)
-    config = json.loads((folder / "config.json").read_text()) | {"format": 1}
+        run_md(molecule, folder, replace(SHORT, n_frames=2), options=RESUME)
+    config = json.loads((folder / "config.json").read_text()) | {"format": 2}
     (folder / "config.json").write_text(json.dumps(config))
-    assert len(load_trajectory(folder, molecule)) == 8
-    with pytest.raises(ValueError, match="made by an earlier version"):
-        run_md(molecule, folder, SHORT, resume=True, **REFERENCE)
+    for read in (load_trajectory, lambda *given: run_md(*given[::-1], options=RESUME)):
+        with pytest.raises(ValueError, match="written in format 2 by a newer version"):
+            read(folder, molecule)
 
 
 def test_same_seed_same_frames_on_the_reference_platform(molecule, run, tmp_path):
-    again = run_md(molecule, tmp_path / "again", SHORT, **REFERENCE)
+    again = run_md(molecule, tmp_path / "again", SHORT, options=REFERENCE)
     assert again.trajectory.read_bytes()[276:] == run[0].trajectory.read_bytes()[276:]
 
 
 def test_a_used_directory_is_refused_and_resuming_appends(molecule, run, tmp_path):
     folder = tmp_path / "md"
-    first = run_md(molecule, folder, SHORT, **REFERENCE)
+    first = run_md(molecule, folder, SHORT, options=REFERENCE)
     with pytest.raises(FileExistsError, match="is not empty; choose another"):
-        run_md(molecule, folder, SHORT, **REFERENCE)
+        run_md(molecule, folder, SHORT, options=REFERENCE)
     before = first.trajectory.read_bytes()
     # A killed run has frames, and half a frame, that its checkpoint does not know.
     with open(first.trajectory, "ab") as file:
         file.write(before[-500:])
-    longer = run_md(molecule, folder, replace(SHORT, n_frames=11), resume=True, **REFERENCE)
+    longer = run_md(molecule, folder, replace(SHORT, n_frames=11), options=RESUME)
     assert longer.n_frames == 11
     assert longer.n_evaluations == first.n_evaluations + 3 * 5
     after = longer.trajectory.read_bytes()
@@ -117,43 +121,43 @@ def test_a_used_directory_is_refused_and_resuming_appends(molecule, run, tmp_pat
     assert len(frames) == 11
     steps = np.abs(np.diff(frames.xyz, axis=0)).max(axis=(1, 2))
     assert (steps > 0).all()
-    assert (steps < 0.1).all()  # it went on where it was
-    with pytest.raises(ValueError, match=r"timestep: the run in .* has 0\.001, got 0\.002"):
-        run_md(
-            molecule, folder, replace(SHORT, n_frames=11, timestep=0.002), resume=True, **REFERENCE
-        )
+    assert (steps < 0.1).all()  # it continued where it was
+    with pytest.raises(
+        ValueError, match=r"timestep: what is in .* was made with 0\.001, got 0\.002"
+    ):
+        run_md(molecule, folder, replace(SHORT, n_frames=11, timestep=0.002), options=RESUME)
 
 
 def test_nothing_to_resume(molecule, tmp_path):
-    """Nothing was begun: resuming begins. Something else lies there: refused, untouched."""
-    run_md(molecule, tmp_path / "new", SHORT, resume=True, **REFERENCE)
+    """An empty directory is started; one with other files is refused and left as it was."""
+    run_md(molecule, tmp_path / "new", SHORT, options=RESUME)
     assert len(load_trajectory(tmp_path / "new", molecule)) == 8
     other = tmp_path / "other"
     other.mkdir()
     (other / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds nothing to resume"):
-        run_md(molecule, other, SHORT, resume=True, **REFERENCE)
+        run_md(molecule, other, SHORT, options=RESUME)
     assert (other / "notes.txt").read_text() == "mine"
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 7 steps: frames, checkpoints and blocks begin at different steps."""
-    monkeypatch.setitem(md_dynamics._BLOCK_STEPS, "Reference", 7)
+    monkeypatch.setitem(md_simulation.BLOCK_STEPS, "Reference", 7)
 
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("stop", [1, 3, 12, 30, 55])
-def test_a_killed_run_goes_on_bit_by_bit(molecule, tmp_path, monkeypatch, stop):
-    """The same frames as without a stop, wherever it was and however often it was saved."""
-    whole = run_md(molecule, tmp_path / "whole", SHORT, **REFERENCE)
+def test_a_killed_run_continues_bit_by_bit(molecule, tmp_path, monkeypatch, stop):
+    """The same frames as without a stop, wherever it was killed and however often saved."""
+    whole = run_md(molecule, tmp_path / "whole", SHORT, options=REFERENCE)
     step, made = openmm.LangevinMiddleIntegrator.step, 0
 
     def killed(self, n):
         nonlocal made
         made += n
         if made > stop:
-            raise SystemExit  # nothing is written any more, as after kill -9
+            raise SystemExit  # nothing more is written, as after kill -9
         step(self, n)
 
     for seconds in (0.0, 1000.0):
@@ -161,15 +165,17 @@ def test_a_killed_run_goes_on_bit_by_bit(molecule, tmp_path, monkeypatch, stop):
         with monkeypatch.context() as patch:
             patch.setattr(openmm.LangevinMiddleIntegrator, "step", killed)
             with pytest.raises(SystemExit):
-                run_md(molecule, folder, SHORT, checkpoint_seconds=seconds, **REFERENCE)
-        done = run_md(molecule, folder, resume=True, **REFERENCE)
+                run_md(
+                    molecule, folder, SHORT, options=replace(REFERENCE, checkpoint_seconds=seconds)
+                )
+        done = run_md(molecule, folder, options=RESUME)
         assert done.trajectory.read_bytes() == whole.trajectory.read_bytes()
         assert done.n_evaluations == whole.n_evaluations
 
 
 @pytest.mark.usefixtures("small_blocks")
 def test_interruption_leaves_whole_frames(molecule, tmp_path, monkeypatch):
-    whole = run_md(molecule, tmp_path / "whole", SHORT, **REFERENCE)
+    whole = run_md(molecule, tmp_path / "whole", SHORT, options=REFERENCE)
     step = openmm.LangevinMiddleIntegrator.step
 
     def interrupted(self, n):
@@ -181,32 +187,30 @@ def test_interruption_leaves_whole_frames(molecule, tmp_path, monkeypatch):
     interrupted.calls = 0
     with monkeypatch.context() as patch:
         patch.setattr(openmm.LangevinMiddleIntegrator, "step", interrupted)
-        result = run_md(molecule, tmp_path / "md", SHORT, **REFERENCE)
+        result = run_md(molecule, tmp_path / "md", SHORT, options=REFERENCE)
     assert result.interrupted
     assert 0 < result.n_frames < 8
     assert len(load_trajectory(tmp_path / "md", molecule)) == result.n_frames
-    done = run_md(molecule, tmp_path / "md", SHORT, resume=True, **REFERENCE)
+    done = run_md(molecule, tmp_path / "md", SHORT, options=RESUME)
     assert done.n_frames == 8
     assert done.n_evaluations == whole.n_evaluations
     assert done.trajectory.read_bytes() == whole.trajectory.read_bytes()
 
 
-def test_a_longer_run_begins_like_a_shorter_one(molecule, tmp_path):
+def test_a_longer_run_starts_like_a_shorter_one(molecule, tmp_path):
     """Frames do not depend on how often the run was lengthened."""
-    whole = run_md(molecule, tmp_path / "a", replace(SHORT, n_frames=12), **REFERENCE)
+    whole = run_md(molecule, tmp_path / "a", replace(SHORT, n_frames=12), options=REFERENCE)
     for n in (3, 7, 12):
-        grown = run_md(
-            molecule, tmp_path / "b", replace(SHORT, n_frames=n), resume=True, **REFERENCE
-        )
+        grown = run_md(molecule, tmp_path / "b", replace(SHORT, n_frames=n), options=RESUME)
     assert grown.trajectory.read_bytes() == whole.trajectory.read_bytes()
-    same = run_md(molecule, tmp_path / "b", resume=True, **REFERENCE)  # nothing is left to do
+    same = run_md(molecule, tmp_path / "b", options=RESUME)  # nothing is left to do
     assert (same.n_frames, same.n_evaluations) == (12, whole.n_evaluations)
 
 
 def test_blow_up_is_an_error(molecule, tmp_path):
     wild = replace(SHORT, timestep=1.0)
     with pytest.raises(RuntimeError, match="blew up"):
-        run_md(molecule, tmp_path / "md", wild, **REFERENCE)
+        run_md(molecule, tmp_path / "md", wild, options=REFERENCE)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +218,7 @@ def test_blow_up_is_an_error(molecule, tmp_path):
     [{"n_frames": 0}, {"steps_per_frame": 0}, {"timestep": 0.0}, {"friction": -1.0},
      {"temperature": -5.0}, {"seed": -1}],
 )  # fmt: skip
-def test_settings_at_the_door(wrong):
+def test_invalid_settings_are_refused(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"{name}: expected"):
         MDSettings(**wrong)
@@ -253,7 +257,7 @@ def test_trajectories_from_files(molecule, run, tmp_path):
         load_trajectory(result.trajectory, molecule)
     with pytest.raises(ValueError, match=r"was run at 600\.0 K, got 500 K"):
         load_trajectory(folder, molecule, temperature=500)
-    with pytest.raises(ValueError, match="no directory of the md stage"):
+    with pytest.raises(ValueError, match="is not a directory of the md stage"):
         load_trajectory(tmp_path, molecule)
     with pytest.raises(FileNotFoundError, match="no such file or directory"):
         load_trajectory(tmp_path / "no.dcd", molecule)

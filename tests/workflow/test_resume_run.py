@@ -1,4 +1,4 @@
-"""The whole run, stopped dead in each of its stages and resumed: the same to the last bit."""
+"""A run that is killed in each of its stages and resumed: the same to the last bit."""
 
 import json
 import math
@@ -11,15 +11,18 @@ import torch
 
 from openmm_tsf.analysis import load_run
 from openmm_tsf.io.directory import read_stage
-from openmm_tsf.sampling import ParallelTempering
-from openmm_tsf.sampling import recorder as recording
+from openmm_tsf.sampling import ParallelTempering, recorder
 from openmm_tsf.sampling.run_writer import RunWriter
 from openmm_tsf.training import FitSettings
 from openmm_tsf.training.trainer import Trainer
-from openmm_tsf.workflow import md_simulation as md_dynamics
-from openmm_tsf.workflow import rounds
-from openmm_tsf.workflow import run as workflow
-from openmm_tsf.workflow import sample as production
+from openmm_tsf.workflow import md_simulation
+from openmm_tsf.workflow import run as run_module
+from openmm_tsf.workflow import sample as sample_module
+from openmm_tsf.workflow import stage as stage_module
+from openmm_tsf.workflow.frames import FrameSource
+from openmm_tsf.workflow.options import RunOptions
+from openmm_tsf.workflow.run import run
+from openmm_tsf.workflow.sample import sample
 from openmm_tsf.workflow.settings import FlowSettings, MDSettings, RunSettings, SamplingSettings
 
 FIT = FitSettings(
@@ -36,33 +39,35 @@ SETTINGS = RunSettings(
     refit=replace(FIT, n_steps=4, ramp=(0.0, 0.0)),
     sampling=SamplingSettings(temperatures=(500.0, 600.0), n_walkers=4, n_iterations=9, n_tuning=3),
 )
-QUIET = {"platform": "Reference", "progress": False, "checkpoint_seconds": 0.0}
+OPTIONS = RunOptions(seed=8, platform="Reference", progress=False, checkpoint_seconds=0.0)
+RESUME = replace(OPTIONS, seed=None, resume=True)
+SIMULATED = FrameSource(simulate=True)
 
 
 class Killed(BaseException):
-    """Nothing that the program catches, as nothing is written after kill -9."""
+    """A kill: the program does not catch it, and writes nothing more."""
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Pictures take seconds, and are looked at elsewhere."""
-    monkeypatch.setattr(production, "analyze", lambda folder: {"analysed": str(folder)})
-    monkeypatch.setitem(md_dynamics._BLOCK_STEPS, "Reference", 40)
-    monkeypatch.setattr(recording, "_CHECKPOINT_SHARE", math.inf)
+def no_plots(monkeypatch):
+    """Plots take seconds, and are tested elsewhere."""
+    monkeypatch.setattr(sample_module, "analyze", lambda folder: {"analysed": str(folder)})
+    monkeypatch.setitem(md_simulation.BLOCK_STEPS, "Reference", 40)
+    monkeypatch.setattr(recorder, "CHECKPOINT_SHARE", math.inf)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(production, "analyze", lambda folder: {})
-        patch.setitem(md_dynamics._BLOCK_STEPS, "Reference", 40)
+        patch.setattr(sample_module, "analyze", lambda folder: {})
+        patch.setitem(md_simulation.BLOCK_STEPS, "Reference", 40)
         folder = tmp_path_factory.mktemp("run") / "whole"
-        workflow.run(folder, SETTINGS, own_md=True, seed=8, **QUIET)
+        run(folder, SETTINGS, frames=SIMULATED, options=OPTIONS)
     return folder
 
 
 def content(folder):
-    """All that a run is: frames, numbers, weights; not when, nor in how many segments."""
+    """Frames, numbers, weights of a run; neither times nor the number of segments."""
     found = {name: (folder / name).read_bytes() for name in ("T500.00K.dcd", "T600.00K.dcd",
              "md/md.dcd", "training.csv", "topology.pdb", "system.xml")}  # fmt: skip
     for name, value in torch.load(folder / "flow.pt", weights_only=True)["state_dict"].items():
@@ -80,7 +85,7 @@ def content(folder):
 
 
 def nth(owner, name, n, after=False):
-    """Patch a function so that its n-th call is where the process is killed."""
+    """Return a patch that kills the process at the n-th call of a function."""
 
     def patch(monkeypatch):
         original, calls = getattr(owner, name), [0]
@@ -100,30 +105,30 @@ def nth(owner, name, n, after=False):
 
 
 SOME = [
-    nth(md_dynamics.Dynamics, "save", 4),
+    nth(md_simulation.MDSimulation, "save", 4),
     nth(Trainer, "train_step", 5),
-    nth(rounds.Rounds, "_note_costs", 2),
+    nth(stage_module.Stage, "record_costs", 2),
     nth(RunWriter, "create", 1, after=True),
     nth(RunWriter, "write", 4),
 ]
 MORE = [
-    nth(workflow, "write_molecule", 1),
-    nth(md_dynamics, "write_molecule", 1),
-    nth(md_dynamics.Dynamics, "save", 1),
-    nth(md_dynamics.Dynamics, "_write_frames", 3, after=True),
-    nth(md_dynamics.Dynamics, "finish", 1, after=True),
-    nth(workflow, "build_flow", 1),
+    nth(stage_module, "write_molecule", 1),
+    nth(stage_module, "write_molecule", 2),
+    nth(md_simulation.MDSimulation, "save", 1),
+    nth(md_simulation.MDSimulation, "write_frames", 3, after=True),
+    nth(md_simulation.MDSimulation, "finish", 1, after=True),
+    nth(run_module, "build_flow", 1),
     nth(Trainer, "train_step", 2, after=True),
     nth(Trainer, "train_step", 8),
-    nth(rounds.Rounds, "_note_costs", 1),
-    nth(rounds.Rounds, "_note_costs", 5),
+    nth(stage_module.Stage, "record_costs", 1),
+    nth(stage_module.Stage, "record_costs", 5),
     nth(ParallelTempering, "tune", 2, after=True),
     nth(ParallelTempering, "tune", 3),
     nth(RunWriter, "create", 1),
     nth(RunWriter, "write_first_checkpoint", 1, after=True),
-    nth(rounds.Rounds, "tidy", 1),
-    nth(RunWriter, "_save_checkpoint", 5),
-    nth(production, "analyze", 1),
+    nth(run_module, "remove_training_files", 1),
+    nth(RunWriter, "save_checkpoint", 5),
+    nth(sample_module, "analyze", 1),
 ]
 
 
@@ -133,52 +138,52 @@ def test_killed_anywhere_and_resumed(whole, tmp_path, monkeypatch, kill):
     with monkeypatch.context() as patch:
         kill(patch)
         with pytest.raises(Killed):
-            workflow.run(folder, SETTINGS, own_md=True, seed=8, **QUIET)
+            run(folder, SETTINGS, frames=SIMULATED, options=OPTIONS)
     assert read_stage(folder) == "run"
-    workflow.run(folder, resume=True, **QUIET)
+    run(folder, options=RESUME)
     assert content(folder) == content(whole)
     assert not list((folder / "training").glob("*.pt"))
 
 
-def test_another_question_is_refused(whole, tmp_path):
+def test_another_request_is_refused(whole, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     before = content(folder)
-    workflow.run(folder, resume=True, **QUIET)  # nothing is left to do
+    run(folder, options=RESUME)  # nothing is left to do
     assert content(folder) == before
     longer = replace(SETTINGS, sampling=replace(SETTINGS.sampling, n_iterations=11))
-    for options, message in (
-        ({"seed": 9}, "seed: what is in .* was made with 8, got 9"),
-        ({"settings": replace(SETTINGS, n_rounds=1)}, r"settings\.n_rounds: what is in"),
-        ({"settings": replace(longer, stride=2)}, r"settings\.stride: what is in"),
+    for given, message in (
+        ((None, replace(RESUME, seed=9)), "seed: what is in .* was made with 8, got 9"),
+        ((replace(SETTINGS, n_rounds=1), RESUME), r"settings\.n_rounds: what is in"),
+        ((replace(longer, stride=2), RESUME), r"settings\.stride: what is in"),
     ):
         with pytest.raises(ValueError, match=message):
-            workflow.run(folder, resume=True, **options, **QUIET)
+            run(folder, given[0], options=given[1])
     (folder / "checkpoint.pt").unlink()
     with pytest.raises(ValueError, match="no such checkpoint, but there are samples"):
-        production.sample(None, folder, resume=True, **QUIET)
+        sample(None, folder, options=RESUME)
     shutil.copy(whole / "checkpoint.pt", folder / "checkpoint.pt")
     assert content(folder) == before
-    workflow.run(folder, longer, resume=True, **QUIET)
+    run(folder, longer, options=RESUME)
     assert len(np.load(sorted((folder / "segments").iterdir())[-1])["iteration"]) > 0
     grown = content(folder)
     assert grown["T500.00K.dcd"][276:].startswith(before["T500.00K.dcd"][276:])
     assert len(grown["energy"]) == len(before["energy"]) * 11 // 9
 
 
-def test_a_longer_total_is_kept_and_frames_may_go(whole, tmp_path, monkeypatch):
+def test_a_longer_total_is_kept_and_frames_may_be_missing(whole, tmp_path, monkeypatch):
     frames, folder = tmp_path / "md", tmp_path / "run"
     shutil.copytree(whole / "md", frames)
     short = replace(SETTINGS, n_rounds=0)
     with monkeypatch.context() as patch:
         nth(RunWriter, "write", 4)(patch)
         with pytest.raises(Killed):
-            workflow.run(folder, short, trajectory=frames, seed=8, **QUIET)
-    frames.rename(tmp_path / "elsewhere")  # production has begun: nothing reads them
+            run(folder, short, frames=FrameSource(frames), options=OPTIONS)
+    frames.rename(tmp_path / "elsewhere")  # production has started: nothing reads them
     longer = replace(short, sampling=replace(short.sampling, n_iterations=12))
     with monkeypatch.context() as patch:
         nth(RunWriter, "write", 2)(patch)
         with pytest.raises(Killed):
-            workflow.run(folder, longer, resume=True, **QUIET)
-    workflow.run(folder, resume=True, **QUIET)  # to the total that was asked for last
+            run(folder, longer, options=RESUME)
+    run(folder, options=RESUME)  # to the last target
     assert load_run(folder).n_iterations == 12

@@ -1,7 +1,8 @@
-"""The hybrid driver from end to end, its stages one by one, interruption and continuation."""
+"""A run from end to end, its stages one by one, interruption and continuation."""
 
 import csv
 import json
+import re
 import signal
 from dataclasses import replace
 
@@ -11,23 +12,29 @@ import pytest
 from openmmtools.testsystems import AlanineDipeptideVacuum
 
 import openmm_tsf as tsf
-from openmm_tsf.analysis import analyze
+from openmm_tsf.analysis import analyze as analyze_module
+from openmm_tsf.analysis.analyze import analyze
 from openmm_tsf.analysis.reference import has_reference
-from openmm_tsf.io.serialization import plain
+from openmm_tsf.cli.main import main
+from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.training import FitSettings
 from openmm_tsf.training.validation import Validator
-from openmm_tsf.workflow import run as workflow
-from openmm_tsf.workflow.frames import load_trajectory
+from openmm_tsf.workflow.frames import FrameSource, load_trajectory
+from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.presets import preset
-from openmm_tsf.workflow.sample import _flow_file
+from openmm_tsf.workflow.record import new_config
+from openmm_tsf.workflow.run import run
+from openmm_tsf.workflow.sample import find_flow, sample
 from openmm_tsf.workflow.settings import (
     FlowSettings,
     MDSettings,
     RunSettings,
     SamplingSettings,
 )
+from openmm_tsf.workflow.train import train
 
 FIT = FitSettings(
     n_steps=6, batch_size=32, kl_batch_size=4, validate_interval=3, n_validation_draws=8,
@@ -46,21 +53,22 @@ TINY = RunSettings(
         temperatures=(500.0, 600.0), n_walkers=8, n_iterations=12, n_tuning=3
     ),
 )
-QUIET = {"platform": "Reference", "progress": False}
+QUIET = RunOptions(platform="Reference", progress=False)
+RESUME = replace(QUIET, resume=True)
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
-    """Pictures take seconds, and are looked at elsewhere."""
+def no_plots(monkeypatch):
+    """Plots take seconds, and are tested elsewhere."""
     monkeypatch.setattr(tsf.Run, "plot", lambda self, path, reference=None: None)
-    monkeypatch.setattr(analyze, "plot_diagnostics", lambda run, path: None)
-    monkeypatch.setattr(analyze, "write_thermodynamics", lambda run, folder, reference: {})
+    monkeypatch.setattr(analyze_module, "plot_diagnostics", lambda run, path: None)
+    monkeypatch.setattr(analyze_module, "write_thermodynamics", lambda run, folder, reference: {})
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workflow") / "run"
-    return workflow.run(folder, TINY, seed=5, **QUIET), folder
+    return run(folder, TINY, options=replace(QUIET, seed=5)), folder
 
 
 def test_run_writes_everything(finished):
@@ -81,11 +89,11 @@ def test_run_writes_everything(finished):
     assert len(frames) == 96
 
 
-def test_run_accounts_for_every_evaluation(finished):
+def test_run_counts_every_evaluation(finished):
     summary, _ = finished
     assert summary["energy_evaluations"]["md"] == 10_020_000  # of the shipped frames
     production = summary["production"]["energy_evaluations"]
-    # Rounds and tuning are in the account, beside production: 15 + 3 + 3 against 12 iterations.
+    # Rounds and tuning are counted, beside production: 15 + 3 + 3 against 12 iterations.
     assert summary["energy_evaluations"]["sampling"] > 2 * production
     # Two trainings; each draws 8 at two temperatures three times, and makes KL draws.
     assert summary["energy_evaluations"]["training"] > 2 * 3 * 16
@@ -99,10 +107,9 @@ def test_run_records_every_choice(finished):
     choices = config["choices"]
     assert config["seed"] == 5
     assert choices["sampler_seed"] not in (5, None)
-    asked = json.loads((folder / "settings.json").read_text())
-    assert asked["settings"] == plain(TINY)
-    assert asked["fingerprint"] == choices["molecule"]
-    assert choices["settings"] == plain(TINY)
+    assert config["stage"] == "run"
+    assert choices["molecule"] == alanine_dipeptide().fingerprint
+    assert choices["settings"] == to_plain_data(TINY)
     assert choices["frames"] == {"source": "shipped", "n_frames": 400, "temperature_K": 600.0}
     assert choices["seed"] == 5
     assert choices["potential"]["platform"] == "Reference"
@@ -113,7 +120,7 @@ def test_run_records_every_choice(finished):
     assert any(key.startswith("nll 500K") and row[key] for row in rows for key in row)
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_the_quick_preset_scaled_down(tmp_path):
     quick = preset("quick")
     short = {"validate_interval": 4, "n_validation_draws": 8, "warmup_steps": 2}
@@ -126,15 +133,15 @@ def test_the_quick_preset_scaled_down(tmp_path):
         sampling=replace(quick.sampling, n_walkers=3, n_iterations=2, n_tuning=2),
     )
     assert small.n_rounds == 1
-    summary = workflow.run(tmp_path / "run", small, **QUIET)
+    summary = run(tmp_path / "run", small, options=QUIET)
     assert summary["temperatures_K"] == [300.0, 424.26, 600.0]
     assert summary["n_samples_per_rung"] == 6
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_same_seed_same_run(finished, tmp_path):
     summary, _ = finished
-    again = workflow.run(tmp_path / "again", TINY, seed=5, **QUIET)
+    again = run(tmp_path / "again", TINY, options=replace(QUIET, seed=5))
     assert again["energy_kJ_mol"] == summary["energy_kJ_mol"]
     assert again["phi_positive"] == summary["phi_positive"]
 
@@ -142,29 +149,34 @@ def test_same_seed_same_run(finished, tmp_path):
 def test_a_used_directory_is_refused(finished):
     _, folder = finished
     with pytest.raises(FileExistsError, match="is not empty; choose another directory"):
-        workflow.run(folder, TINY, **QUIET)
+        run(folder, TINY, options=QUIET)
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_run_from_own_md_and_from_a_trajectory(molecule, tmp_path):
+@pytest.mark.usefixtures("no_plots")
+def test_run_from_md_and_from_a_trajectory(molecule, tmp_path):
     short = replace(TINY, stride=1, n_rounds=0)
-    summary = workflow.run(tmp_path / "a", short, own_md=True, **QUIET)
+    summary = run(tmp_path / "a", short, frames=FrameSource(simulate=True), options=QUIET)
     assert 310 < summary["energy_evaluations"]["md"] < 5000
     assert summary["wall_seconds"]["md"] > 0
-    again = workflow.run(tmp_path / "b", short, trajectory=tmp_path / "a" / "md", **QUIET)
+    again = run(tmp_path / "b", short, frames=FrameSource(tmp_path / "a" / "md"), options=QUIET)
     assert again["energy_evaluations"]["md"] == summary["energy_evaluations"]["md"]
     with pytest.raises(ValueError, match="expected the temperature"):
-        workflow.run(tmp_path / "c", short, trajectory=tmp_path / "a" / "md" / "md.dcd", **QUIET)
+        run(
+            tmp_path / "c",
+            short,
+            frames=FrameSource(tmp_path / "a" / "md" / "md.dcd"),
+            options=QUIET,
+        )
     assert not (tmp_path / "c").exists()
     with pytest.raises(ValueError, match="trajectory: expected none where MD is to be run"):
-        workflow.run(tmp_path / "c", short, trajectory="md.dcd", own_md=True, **QUIET)
+        FrameSource("md.dcd", simulate=True)
 
 
 @pytest.fixture(scope="module")
 def trained(molecule, tmp_path_factory):
     folder = tmp_path_factory.mktemp("workflow") / "flow"
     dataset = MDDataset.shipped(molecule, stride=100)
-    return workflow.train(dataset, folder, TINY.flow, FIT, seed=2, **QUIET), folder, dataset
+    return train(dataset, folder, TINY.flow, FIT, options=replace(QUIET, seed=2)), folder, dataset
 
 
 def test_train_alone(molecule, trained):
@@ -177,22 +189,22 @@ def test_train_alone(molecule, trained):
         np.testing.assert_array_equal(again.state_dict()[name], value)
     assert len((folder / "training.csv").read_text().splitlines()) == 4
     with pytest.raises(FileExistsError, match="is not empty"):
-        workflow.train(dataset, folder, TINY.flow, FIT, **QUIET)
+        train(dataset, folder, TINY.flow, FIT, options=QUIET)
     before = {path: path.read_bytes() for path in folder.glob("[!.]*")}
     with pytest.raises(ValueError, match=r"seed: what is in .* was made with 2, got 3"):
-        workflow.train(dataset, folder, TINY.flow, FIT, seed=3, resume=True, **QUIET)
-    again = {"seed": 2, "resume": True, **QUIET}
+        train(dataset, folder, TINY.flow, FIT, options=replace(RESUME, seed=3))
+    again = {"options": replace(RESUME, seed=2)}
     moved = replace(dataset, positions=dataset.positions.roll(1, 0))
     with pytest.raises(ValueError, match="frames_sha256: what is in"):
-        workflow.train(moved, folder, TINY.flow, FIT, **again)
+        train(moved, folder, TINY.flow, FIT, **again)
     other = replace(dataset, molecule=tsf.systems.alanine_dipeptide("ff96-obc1"))
     with pytest.raises(ValueError, match="is of another molecule"):
-        workflow.train(other, folder, TINY.flow, FIT, **again)
+        train(other, folder, TINY.flow, FIT, **again)
     assert before == {path: path.read_bytes() for path in folder.glob("[!.]*")}
     (folder / "no").mkdir()
     (folder / "no" / "mine").touch()
     with pytest.raises(ValueError, match="holds nothing to resume"):
-        workflow.train(dataset, folder / "no", TINY.flow, FIT, resume=True, **QUIET)
+        train(dataset, folder / "no", TINY.flow, FIT, options=RESUME)
 
 
 def test_training_resumes_exactly(trained, tmp_path, monkeypatch):
@@ -207,49 +219,47 @@ def test_training_resumes_exactly(trained, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Validator, "validate", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            workflow.train(dataset, tmp_path / "flow", TINY.flow, FIT, seed=2, **QUIET)
+            train(dataset, tmp_path / "flow", TINY.flow, FIT, options=replace(QUIET, seed=2))
     assert (tmp_path / "flow" / "flow.pt").is_file()
-    again = workflow.train(dataset, tmp_path / "flow", TINY.flow, FIT, seed=2, resume=True, **QUIET)
+    again = train(dataset, tmp_path / "flow", TINY.flow, FIT, options=replace(RESUME, seed=2))
     for name, value in flow.state_dict().items():
         np.testing.assert_array_equal(again.state_dict()[name], value)
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_sample_alone_and_resumed(trained, tmp_path):
     _, folder, dataset = trained
     settings = replace(TINY.sampling, n_iterations=4)
-    summary = workflow.sample(folder, tmp_path / "run", settings, **QUIET)
+    summary = sample(folder, tmp_path / "run", settings, options=QUIET)
     assert summary["n_iterations"] == 4
     assert summary["energy_evaluations"]["training"] > 0  # known from the flow's directory
-    again = workflow.sample(None, tmp_path / "run", resume=True, **QUIET)
-    assert again["n_iterations"] == 4  # all that were asked for are there
+    again = sample(None, tmp_path / "run", options=RESUME)
+    assert again["n_iterations"] == 4  # nothing is left to do
     more = replace(settings, n_iterations=8)
-    longer = workflow.sample(folder, tmp_path / "run", more, resume=True, **QUIET)
+    longer = sample(folder, tmp_path / "run", more, options=RESUME)
     assert longer["n_iterations"] == 8
     other_ladder = replace(more, temperatures=(400.0, 600.0))
     with pytest.raises(ValueError, match=r"settings\.temperatures: what is in .* was made with"):
-        workflow.sample(folder, tmp_path / "run", other_ladder, resume=True, **QUIET)
+        sample(folder, tmp_path / "run", other_ladder, options=RESUME)
     with pytest.raises(ValueError, match=r"seed: what is in .* was made with 1, got 3"):
-        workflow.sample(folder, tmp_path / "run", more, seed=3, resume=True, **QUIET)
+        sample(folder, tmp_path / "run", more, options=replace(RESUME, seed=3))
     with pytest.raises(ValueError, match="start: these are not the frames"):
-        workflow.sample(folder, tmp_path / "run", more, start=dataset, resume=True, **QUIET)
-    other = workflow.sample(
-        folder / "flow.pt", tmp_path / "other", settings, start=dataset, **QUIET
-    )
+        sample(folder, tmp_path / "run", more, start=dataset, options=RESUME)
+    other = sample(folder / "flow.pt", tmp_path / "other", settings, start=dataset, options=QUIET)
     assert other["n_iterations"] == 4
     with pytest.raises(FileExistsError, match="is not empty"):
-        workflow.sample(folder, tmp_path / "run", settings, **QUIET)
+        sample(folder, tmp_path / "run", settings, options=QUIET)
     with pytest.raises(ValueError, match="another molecule"):
-        workflow.sample(
+        sample(
             folder, tmp_path / "x", settings,
-            molecule=tsf.systems.alanine_dipeptide("ff96-obc1"), **QUIET,
+            molecule=tsf.systems.alanine_dipeptide("ff96-obc1"), options=QUIET,
         )  # fmt: skip
     with pytest.raises(FileNotFoundError, match="flow: no such flow file"):
-        workflow.sample(tmp_path / "no", tmp_path / "x", settings, **QUIET)
+        sample(tmp_path / "no", tmp_path / "x", settings, options=QUIET)
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_interrupted_production_is_written_and_analysed(trained, tmp_path, monkeypatch):
     _, folder, _ = trained
     advance = ParallelTempering._advance
@@ -262,18 +272,18 @@ def test_interrupted_production_is_written_and_analysed(trained, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(ParallelTempering, "_advance", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            workflow.sample(folder, tmp_path / "run", TINY.sampling, **QUIET)
+            sample(folder, tmp_path / "run", TINY.sampling, options=QUIET)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["n_iterations"] == 7  # of which three were tuning
-    resumed = workflow.sample(folder, tmp_path / "run", resume=True, **QUIET)
+    resumed = sample(folder, tmp_path / "run", options=RESUME)
     assert resumed["n_iterations"] == TINY.sampling.n_iterations
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_a_damaged_run_names_its_file(trained, tmp_path):
     _, folder, _ = trained
     run, settings = tmp_path / "run", replace(TINY.sampling, n_iterations=1, n_tuning=0)
-    workflow.sample(folder, run, settings, seed=4, **QUIET)
+    sample(folder, run, settings, options=replace(QUIET, seed=4))
     assert json.loads((run / "config.json").read_text())["seed"] == 4
     for name in ("checkpoint.pt", "config.json", "T500.00K.dcd"):
         good = (run / name).read_bytes()
@@ -282,65 +292,76 @@ def test_a_damaged_run_names_its_file(trained, tmp_path):
         else:
             (run / name).write_bytes(good[: len(good) // 2])
         with pytest.raises(ValueError, match=name):
-            workflow.sample(folder, run, settings, resume=True, **QUIET)
+            sample(folder, run, settings, options=RESUME)
         (run / name).write_bytes(good)
     more = replace(settings, n_iterations=2)
-    assert workflow.sample(folder, run, more, resume=True, **QUIET)["n_iterations"] == 2
+    assert sample(folder, run, more, options=RESUME)["n_iterations"] == 2
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_a_folder_without_config_knows_its_molecule(trained, tmp_path):
     _, folder, _ = trained
     for name in ("flow.pt", "system.xml", "topology.pdb"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    assert _flow_file(tmp_path) == (tmp_path, tmp_path / "flow.pt")
+    assert find_flow(tmp_path) == (tmp_path, tmp_path / "flow.pt")
     (tmp_path / "system.xml").unlink()
-    assert _flow_file(tmp_path) == (None, tmp_path / "flow.pt")
+    assert find_flow(tmp_path) == (None, tmp_path / "flow.pt")
     with pytest.raises(FileExistsError, match="its flow can be used: sample --flow"):
-        workflow.run(tmp_path, TINY, **QUIET)
+        run(tmp_path, TINY, options=QUIET)
 
 
-def test_failed_starts_leave_nothing(trained, tmp_path):
+def test_failed_starts_leave_nothing(trained, tmp_path, capsys):
     _, folder, dataset = trained
-    there = tmp_path / "there"
-    wrong = {"platform": "Abacus", "progress": False}
-    for start in (
-        lambda: workflow.run(there, TINY, **wrong),
-        lambda: workflow.train(dataset, there, TINY.flow, FIT, **wrong),
-        lambda: workflow.sample(folder, there, TINY.sampling, **wrong),
-        lambda: workflow.run_md(dataset.molecule, there, TINY.md, **wrong),
+    output = tmp_path / "output"
+    for command in (
+        ["run"],
+        ["train"],
+        ["sample", "--flow", str(folder)],
+        ["md"],
     ):
-        with pytest.raises(ValueError, match=r"platform: expected one of .* got 'Abacus'"):
-            start()
+        assert main([*command, "--output", str(output), "--platform", "Abacus", "--quiet"]) == 2
+        assert re.search(r"platform: expected one of .* got 'Abacus'", capsys.readouterr().err)
     with pytest.raises(ValueError, match="frames are too few to split"):
-        workflow.train(dataset[:5], there, TINY.flow, FIT, **QUIET)
+        train(dataset[:5], output, TINY.flow, FIT, options=QUIET)
     with pytest.raises(ValueError, match="temperature: expected none without a trajectory"):
-        workflow.run(there, TINY, temperature=500.0, **QUIET)
-    assert not there.exists()
+        FrameSource(temperature=500.0)
+    assert not output.exists()
+
+
+def test_directories_without_samples_are_refused(trained, tmp_path):
+    _, folder, _ = trained
+    with pytest.raises(ValueError, match="expected a directory with samples, got one of train"):
+        tsf.load_run(folder)
+    config = new_config("run", alanine_dipeptide(), settings=TINY, seed=1)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FileNotFoundError, match="no samples, the run has not started sampling"):
+        tsf.load_run(tmp_path)
+    with pytest.raises(ValueError, match=r"expected a directory of the sample stage, .* 'run'"):
+        sample(folder, tmp_path, TINY.sampling, options=RESUME)
 
 
 def test_analyze_alone(finished, tmp_path):
     summary, folder = finished
     (folder / "ramachandran.png").unlink()
-    assert workflow.analyze(folder) == summary
+    assert analyze(folder) == summary
     assert (folder / "ramachandran.png").is_file()
     with pytest.raises(FileNotFoundError):
-        workflow.analyze(tmp_path / "no")
+        analyze(tmp_path / "no")
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_another_system_has_no_reference(tmp_path):
     vacuum = AlanineDipeptideVacuum(constraints=None)
     molecule = tsf.MolecularSystem(vacuum.system, vacuum.topology, vacuum.positions)
     assert not has_reference(molecule.fingerprint)
-    # Frames are not shipped for it: it runs its own MD without being told to.
+    # No frames are shipped for it: MD is run.
     short = replace(TINY, stride=1, n_rounds=0)
-    summary = workflow.run(tmp_path / "run", short, molecule=molecule, **QUIET)
+    summary = run(tmp_path / "run", short, molecule=molecule, options=QUIET)
     assert "comparison" not in summary
     assert len(load_trajectory(tmp_path / "run" / "md", molecule)) == 150
 
 
-def test_settings_at_the_door():
+def test_invalid_settings_are_refused():
     assert preset("quick").sampling.n_walkers < preset("default").sampling.n_walkers
     with pytest.raises(ValueError, match="preset: expected one of quick, default"):
         preset("best")
@@ -357,5 +378,5 @@ def test_settings_at_the_door():
         RunSettings(n_rounds=1, sampling=few)
     RunSettings(n_rounds=0, sampling=few)
     with pytest.raises(ValueError, match="seed: expected an integer of at least 0"):
-        workflow.run("unused", TINY, seed=-1)
-    json.dumps(plain(preset("default")))
+        RunOptions(seed=-1)
+    json.dumps(to_plain_data(preset("default")))

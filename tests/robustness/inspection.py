@@ -1,7 +1,4 @@
-"""What a killed stage left, looked at; and two directories compared, bit by bit.
-
-Used by ``kills.py`` and ``walk.py`` beside it.
-"""
+"""Checks of what a killed stage left behind, and a comparison of directories, bit by bit."""
 
 import csv
 import json
@@ -18,25 +15,25 @@ import torch
 from openmm_tsf.analysis import load_run
 from openmm_tsf.io.dcd import HEADER_BYTES
 
-#: Figures that say how long something took, or which process did it; and how many Contexts were
-#: quickest, which is measured once for a directory and changes no number on the Reference platform.
-_CLOCK = ("wall_seconds", "n_eff_phi_per_second", "since", "pid", "n_contexts")
+#: Entries that differ from run to run: times, processes, and the number of Contexts, which is
+#: measured and changes no result on the Reference platform.
+_VARIABLE = ("wall_seconds", "n_eff_phi_per_second", "since", "pid", "n_contexts")
 
 
 def quiet_stdout() -> None:
-    """Keep for Python what mdtraj's reader of DCD files prints on."""
+    """Silence mdtraj's reader of DCD files, which prints; Python's own output stays."""
     sys.stdout.flush()
     sys.stdout = open(os.dup(1), "w", buffering=1)  # noqa: SIM115
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def temporaries(directory: Path) -> list[str]:
-    """Temporary files, relative to the directory."""
+    """Return the temporary files, relative to the directory."""
     return sorted(str(p.relative_to(directory)) for p in directory.rglob("*.tmp"))
 
 
 def _files(directory: Path) -> dict[str, Path]:
-    """Everything but locks and temporary files, by relative name."""
+    """Return all files but locks and temporary files, by relative name."""
     return {
         str(path.relative_to(directory)): path
         for path in sorted(directory.rglob("*"))
@@ -46,14 +43,14 @@ def _files(directory: Path) -> dict[str, Path]:
 
 
 def content(path: Path) -> Any:
-    """A file's content without what the clock decides; raises where it is damaged."""
+    """Return the content of a file without variable entries; raise if it is damaged."""
     if path.suffix == ".json":
-        return _timeless(json.loads(path.read_text(encoding="utf-8")))
+        return _constant_part(json.loads(path.read_text(encoding="utf-8")))
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as data:
-            return _timeless({name: data[name] for name in data.files})
+            return _constant_part({name: data[name] for name in data.files})
     if path.suffix == ".pt":
-        return _timeless(torch.load(path, weights_only=True))
+        return _constant_part(torch.load(path, weights_only=True))
     if path.suffix == ".csv":
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
@@ -64,70 +61,64 @@ def content(path: Path) -> Any:
     for suffix, end in ((".png", b"IEND\xaeB`\x82"), (".xml", b"</System>\n"), (".pdb", b"END\n")):
         if path.suffix == suffix and not raw.endswith(end):
             raise ValueError("cut short")
-    if path.suffix == ".pdb":  # OpenMM notes the day
+    if path.suffix == ".pdb":  # OpenMM writes the date
         return [line for line in raw.splitlines() if not line.startswith(b"REMARK")]
     return raw
 
 
-def _timeless(value: Any) -> Any:
+def _constant_part(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _timeless(item) for key, item in value.items() if key not in _CLOCK}
+        return {key: _constant_part(item) for key, item in value.items() if key not in _VARIABLE}
     return value
 
 
 def damaged(directory: Path) -> list[str]:
-    """Files that cannot be read; trajectories are looked at elsewhere."""
-    found = []
+    """Return the files that cannot be read; `check_trajectory` is for trajectories."""
+    problems = []
     for name, path in _files(directory).items():
         if path.suffix == ".dcd":
             continue
         try:
             content(path)
         except Exception as error:
-            found.append(f"{name}: damaged: {type(error).__name__}: {error}")
-    return found
-
-
-def frame_bytes(path: Path, n_atoms: int) -> int:
-    """Bytes of the whole frames of a DCD, its header included."""
-    size, frame = path.stat().st_size, 3 * (4 * n_atoms + 8)
-    return HEADER_BYTES + max(0, size - HEADER_BYTES) // frame * frame
+            problems.append(f"{name}: damaged: {type(error).__name__}: {error}")
+    return problems
 
 
 def check_trajectory(path: Path, whole: Path, topology: Path) -> list[str]:
-    """Whole frames are the first ones of `whole`, and mdtraj reads those that are counted."""
+    """Compare the complete frames with the first ones of `whole`, and read them with mdtraj."""
     raw, expected = path.read_bytes(), whole.read_bytes()
     if len(raw) < HEADER_BYTES:
-        return []  # killed while it was made: nothing counts on it yet
-    n_atoms = mdtraj.load_topology(str(topology)).n_atoms
-    end = frame_bytes(path, n_atoms)
+        return []  # killed while it was created
+    frame = 3 * (4 * mdtraj.load_topology(str(topology)).n_atoms + 8)
+    n_frames = (len(raw) - HEADER_BYTES) // frame
+    end = HEADER_BYTES + n_frames * frame
     problems = []
     if raw[HEADER_BYTES:end] != expected[HEADER_BYTES:end]:
         problems.append(f"{path.name}: other frames than without a kill")
     counted = int(np.frombuffer(raw[8:12], "<i4")[0])
-    there = (end - HEADER_BYTES) // (3 * (4 * n_atoms + 8))
-    if counted > there:
-        problems.append(f"{path.name}: its header counts {counted} frames of {there}")
+    if counted > n_frames:
+        problems.append(f"{path.name}: its header counts {counted} frames of {n_frames}")
     if counted:
         try:
             read = mdtraj.load_dcd(str(path), top=str(topology)).n_frames
         except Exception as error:
             return [*problems, f"{path.name}: mdtraj: {type(error).__name__}: {error}"]
-        if read not in (counted, there):
+        if read not in (counted, n_frames):
             problems.append(
-                f"{path.name}: mdtraj reads {read} frames of {there}, {counted} counted"
+                f"{path.name}: mdtraj reads {read} frames of {n_frames}, {counted} counted"
             )
     return problems
 
 
 def check_run(directory: Path, whole: Path) -> tuple[str, list[str]]:
-    """What `load_run` shows is the first part of the whole run; what it did, and what is wrong."""
+    """Compare `load_run` with the first part of the whole run; return its state and problems."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             run = load_run(directory)
         except (FileNotFoundError, ValueError) as error:
-            if (directory / "config.json").is_file():
+            if (directory / "config.json").is_file() and "not started sampling" not in str(error):
                 return "refused", [f"load_run: {error}"]
             return "no run yet", []
         except Exception as error:
@@ -152,29 +143,27 @@ def check_run(directory: Path, whole: Path) -> tuple[str, list[str]]:
 
 
 def differences(directory: Path, whole: Path, ignored: tuple[str, ...] = ()) -> list[str]:
-    """Where a directory differs from that of the uninterrupted run; clocks apart.
+    """Return the differences from the directory of the uninterrupted run.
 
-    Segments are cut where the clock says: their arrays are compared end to end, their counts in
-    sum.
+    The time decides where segments end: their arrays are concatenated, and their counts summed.
     """
-    ours, theirs = _files(directory), _files(whole)
-    is_segment = {name for name in ours.keys() | theirs.keys() if "segments/" in name}
+    files, expected = _files(directory), _files(whole)
+    names = files.keys() | expected.keys()
+    segments = {name for name in names if "segments/" in name}
     problems = []
-    for name in sorted((ours.keys() | theirs.keys()) - is_segment):
-        if name in ignored:
-            continue
-        if name not in ours or name not in theirs:
-            problems.append(f"{name}: {'not' if name not in ours else 'only'} there after kills")
+    for name in sorted(names - segments - set(ignored)):
+        if name not in files or name not in expected:
+            problems.append(f"{name}: {'missing' if name not in files else 'new'} after kills")
             continue
         try:
-            a, b = content(ours[name]), content(theirs[name])
+            a, b = content(files[name]), content(expected[name])
         except Exception as error:
             problems.append(f"{name}: damaged: {error}")
             continue
-        if name == "checkpoint.pt":  # how many segments there are is up to the clock
+        if name == "checkpoint.pt":  # the time decides how many there are
             a, b = a | {"n_segments": 0}, b | {"n_segments": 0}
         problems += [f"{name}{where}" for where in _unequal(a, b)]
-    if is_segment:
+    if segments:
         a, b = _segments(directory), _segments(whole)
         problems += [f"segments{where}" for where in _unequal(a, b)]
     return problems + [f"{name}: left over" for name in temporaries(directory)]

@@ -1,0 +1,153 @@
+"""A stage at work in its directory."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from openmm_tsf.io.directory import DirectoryLock
+from openmm_tsf.io.files import write_json
+from openmm_tsf.io.run_config import CONFIG, SAMPLING_ENTRIES, read_config
+from openmm_tsf.potentials.base import Potential, describe_potential
+from openmm_tsf.systems.files import write_molecule
+from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.workflow.costs import Costs
+from openmm_tsf.workflow.options import RunOptions
+from openmm_tsf.workflow.potential_choice import reopen_potential
+from openmm_tsf.workflow.record import (
+    check_same_request,
+    read_stage_config,
+    sampling_part,
+    warn_of_other_versions,
+)
+
+
+class Stage:
+    """A stage at work: its directory, ``config.json``, molecule, options and costs.
+
+    Parameters
+    ----------
+    lock
+        The lock of the directory, held.
+    molecule
+        The molecule.
+    options
+        How the stage is run.
+    config
+        The content of ``config.json``.
+    """
+
+    def __init__(
+        self,
+        lock: DirectoryLock,
+        molecule: MolecularSystem,
+        options: RunOptions,
+        config: dict[str, Any],
+    ) -> None:
+        self.lock, self.molecule, self.options, self.config = lock, molecule, options, config
+        self.costs = Costs()
+
+    @classmethod
+    def open(
+        cls,
+        lock: DirectoryLock,
+        molecule: MolecularSystem,
+        options: RunOptions,
+        request: dict[str, Any],
+        may_differ: Sequence[str] = (),
+    ) -> Self:
+        """Start a stage, or resume the one in the directory if its request was the same.
+
+        Parameters
+        ----------
+        lock, molecule, options
+            As of the class.
+        request
+            The ``config.json`` that a stage starts with, from `new_config`.
+        may_differ
+            Choices that may differ from those of the stage that is resumed.
+
+        Raises
+        ------
+        ValueError
+            If the directory is of another stage, molecule or request.
+        """
+        config = read_stage_config(lock.directory, request["stage"]) if options.resume else None
+        stage = cls(lock, molecule, options, request if config is None else config)
+        if config is None:
+            stage.save()  # the first file: it says what this directory is
+        else:
+            warn_of_other_versions(lock.directory, config.get("versions"))
+            check_same_request(lock.directory, config["choices"], request["choices"], may_differ)
+        write_molecule(molecule, lock.directory)
+        return stage
+
+    @property
+    def directory(self) -> Path:
+        """The directory."""
+        return self.lock.directory
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """The settings and inputs of the stage, and what was measured since."""
+        choices: dict[str, Any] = self.config["choices"]
+        return choices
+
+    def save(self) -> None:
+        """Write ``config.json``."""
+        write_json(self.directory / CONFIG, self.config)
+
+    def reload(self) -> None:
+        """Read ``config.json`` again, after the sampler has added its entries."""
+        self.config = read_config(self.directory)
+
+    def record(self, **choices: Any) -> None:
+        """Add choices to ``config.json``."""
+        if any(name not in self.choices or self.choices[name] != choices[name] for name in choices):
+            self.choices.update(choices)
+            self.save()
+
+    def record_costs(self, step: str) -> None:
+        """Keep what the stage has cost up to a step, just before the file that completes it."""
+        self.config["costs"] = self.config.get("costs", {}) | {step: self.costs.to_config()}
+        self.save()
+
+    def restore_costs(self, step: str) -> None:
+        """Continue from the costs up to a step that an earlier process completed."""
+        recorded = self.config.get("costs", {}).get(step)
+        if isinstance(recorded, dict):
+            self.costs = Costs.from_config(recorded)
+
+    def record_target(self, n_iterations: int) -> None:
+        """Keep a total number of iterations that has grown, for a continuation after a kill."""
+        settings = sampling_part(self.choices.get("settings"))
+        if isinstance(settings, dict) and settings.get("n_iterations", n_iterations) < n_iterations:
+            settings["n_iterations"] = n_iterations
+            self.save()
+
+    def remove_sampling_entries(self) -> None:
+        """Remove from ``config.json`` what a killed start of sampling has added."""
+        kept = {name: v for name, v in self.config.items() if name not in SAMPLING_ENTRIES}
+        if kept != self.config:
+            self.config = kept
+            self.save()
+
+    def open_potential(self, n_planned: int = 0, batch: int = 0) -> Potential:
+        """Open the potential that the stage has recorded, or choose one and record it.
+
+        Parameters
+        ----------
+        n_planned
+            Evaluations that are planned.
+        batch
+            Conformations that are evaluated at once.
+        """
+        potential = reopen_potential(
+            self.molecule,
+            self.choices.get("potential"),
+            self.options.platform,
+            n_planned,
+            batch,
+        )
+        if self.choices.get("potential") is None:
+            self.record(potential=describe_potential(potential))
+        return potential
