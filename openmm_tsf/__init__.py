@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openmm_tsf import systems, units
+    from openmm_tsf import doctor, systems, units
     from openmm_tsf.analysis import Run, load_run, statistics
     from openmm_tsf.coordinates import InternalCoordinates
     from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = version("openmm-tsf")
 
 _MODULES = {
+    "doctor": "openmm_tsf.doctor",
     "kernels": "openmm_tsf.sampling.kernels",
     "statistics": "openmm_tsf.analysis.statistics",
     "systems": "openmm_tsf.systems",
@@ -57,6 +58,7 @@ __all__ = [
     "TemperatureSteerableFlow",
     "TorchPotential",
     "__version__",
+    "doctor",
     "fit",
     "kernels",
     "load_flow",

@@ -10,6 +10,7 @@ import torch
 from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
 from openmm_tsf.flows.coupling import AffineCoupling, Scale
 from openmm_tsf.flows.load import load_flow
+from openmm_tsf.sampling.kernels import WhitenedCoordinates
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.library import alanine_dipeptide
 
@@ -399,3 +400,8 @@ def test_seeds_make_the_weights(dataset):
     key = next(key for key in one if key.endswith("net.0.weight"))
     assert torch.equal(one[key], same[key])
     assert not torch.equal(one[key], other[key])
+
+
+def test_whitened_coordinates_refuse_overlapping_copies(overlapping):
+    with pytest.raises(ValueError, match="coordinates: expected a layer whose copies do not over"):
+        WhitenedCoordinates(overlapping.whitening, overlapping.coordinates, 600.0)

@@ -303,7 +303,7 @@ def test_velocities_that_a_kernel_needs():
     [
         ({"walkers": 3}, "unexpected keyword argument 'walkers'"),
         ({"molecule": "ala2"}, "molecule: expected a MolecularSystem or None, got str"),
-        ({"flow": None}, "flow: expected a flow, got NoneType, which has no n_momenta"),
+        ({"flow": None}, "flow: expected a flow, got NoneType, which has no n_coordinates"),
         ({"kernels": []}, "kernels: expected at least one, got none"),
         ({"molecule": None, "potential": None}, "potential: expected one where molecule is None"),
     ],

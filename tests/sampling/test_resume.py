@@ -80,7 +80,7 @@ def test_a_killed_run_continues_from_its_checkpoint(make, tmp_path, reference):
     sampler.run(2, output=path, progress=False)
     # As if the process had died between the second segment and its checkpoint, in mid-frame.
     shutil.copy(tmp_path / "saved.pt", path / "checkpoint.pt")
-    (path / "segments" / "segment_000002.tmp").write_bytes(b"half")
+    (path / "segments" / "segment_000002.npz").write_bytes(b"half")
     with open(path / "T420.00K.dcd", "ab") as file:
         file.write(b"half a frame")
     resumed(make, path).run(5, output=path, progress=False)
@@ -98,7 +98,7 @@ def test_a_run_killed_before_its_first_segment_can_resume(make, tmp_path, refere
 
 def test_checkpoints_by_the_clock_change_nothing(make, tmp_path, reference, monkeypatch):
     path = tmp_path / "slow"
-    monkeypatch.setattr(recording, "_CHECKPOINT_SHARE", math.inf)
+    monkeypatch.setattr(recording, "CHECKPOINT_SHARE", math.inf)
     sampler = make()
     sampler.tune(4)
     sampler.run(4, output=path, checkpoint_seconds=0.0, progress=False)
@@ -169,7 +169,7 @@ def test_resume_refuses_another_sampler(make, tree_molecule, potential, flow, tr
     kernels = default_kernels(potential, other, LADDER, tree_molecule.masses, settings)
     with pytest.raises(ValueError, match="expected the flow that the run was started with"):
         ParallelTempering(tree_molecule, other, LADDER, 4, kernels, potential).resume(reference)
-    with pytest.raises(FileNotFoundError, match="no run directory"):
+    with pytest.raises(FileNotFoundError, match="no such run directory"):
         make().resume(reference / "nowhere")
     with pytest.raises(ValueError, match="save_interval: this run was started with 1, got 2"):
         make().resume(reference).run(1, output=reference, save_interval=2, progress=False)
