@@ -32,11 +32,7 @@ from openmm_tsf.analysis.statistics import (
 from openmm_tsf.flows.draws import draw_weighted
 from openmm_tsf.flows.weights import log_weight
 from openmm_tsf.io.serialization import replace_given
-from openmm_tsf.training.losses import (
-    marginal_nll_bound,
-    negative_log_likelihood,
-    whiten,
-)
+from openmm_tsf.training.losses import marginal_nll_bound, negative_log_likelihood, whiten
 from openmm_tsf.workflow.presets import preset
 
 BINS = 64

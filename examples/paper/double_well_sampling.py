@@ -20,13 +20,7 @@ import time
 
 import numpy as np
 import torch
-from double_well_experiment import (
-    POTENTIAL_SEED,
-    kept_run,
-    ladder,
-    train,
-    walk_sampler,
-)
+from double_well_experiment import POTENTIAL_SEED, kept_run, ladder, train, walk_sampler
 from double_wells import SIZES, settings
 
 import openmm_tsf as tsf

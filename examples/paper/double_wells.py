@@ -215,11 +215,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each flow")
     parser.add_argument("--dimensions", type=int, nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="a short form with two seeds",
-    )
+    parser.add_argument("--quick", action="store_true", help="a short form with two seeds")
     parser.add_argument(
         "--redraw", action="store_true", help="draw the figure from the numbers beside it"
     )

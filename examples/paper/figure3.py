@@ -15,14 +15,7 @@ import mdtraj
 import numpy as np
 import torch
 from figure3_panels import FlowDraws, plot_figure3
-from figure3_tables import (
-    caption,
-    ladder_table,
-    markdown,
-    run_table,
-    temperature_table,
-    write_csv,
-)
+from figure3_tables import caption, ladder_table, markdown, run_table, temperature_table, write_csv
 
 import openmm_tsf as tsf
 from openmm_tsf.analysis.statistics import reverse_ess

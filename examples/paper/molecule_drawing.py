@@ -171,12 +171,7 @@ def _draw_stick(axis: Axes, view: Array, symbols: list[str], i: int, j: int, dou
 
 
 def _draw_arrow(
-    axis: Axes,
-    view: Array,
-    atoms: Sequence[int],
-    label: str,
-    others: list[Array],
-    font_size: float,
+    axis: Axes, view: Array, atoms: Sequence[int], label: str, others: list[Array], font_size: float
 ) -> Array:
     """Draw an arrow around the middle bond and its label; return a point beyond the label [2]."""
     start, end = view[atoms[1]], view[atoms[2]]

@@ -106,10 +106,7 @@ def importance_thermodynamics(
 
 
 def importance_profile(
-    log_weights: npt.ArrayLike,
-    angles: npt.ArrayLike,
-    temperature: float,
-    bins: int = PROFILE_BINS,
+    log_weights: npt.ArrayLike, angles: npt.ArrayLike, temperature: float, bins: int = PROFILE_BINS
 ) -> Profile:
     """Compute the free-energy profile along a dihedral from independent weighted draws.
 

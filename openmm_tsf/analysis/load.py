@@ -70,10 +70,7 @@ class Run(RunEstimates):
         return summarize(self, reference or self.reference())
 
     def plot(
-        self,
-        path: str | Path,
-        reference: Reference | None = None,
-        residue: int | None = None,
+        self, path: str | Path, reference: Reference | None = None, residue: int | None = None
     ) -> None:
         """Plot Ramachandran maps and histograms of φ and energy of every rung (PNG, PDF or SVG).
 

@@ -170,12 +170,7 @@ def _estimates(run: RunEstimates) -> dict[str, Any]:
 def _delta_f_phi(run: RunEstimates, temperature: float) -> dict[str, float]:
     value, stderr = run.positive("phi", temperature).free_energy
     mbar_value, mbar_stderr = run.free_energy_positive("phi", temperature)
-    return {
-        "value": value,
-        "stderr": stderr,
-        "mbar_value": mbar_value,
-        "mbar_stderr": mbar_stderr,
-    }
+    return {"value": value, "stderr": stderr, "mbar_value": mbar_value, "mbar_stderr": mbar_stderr}
 
 
 def _ensemble_check(run: RunEstimates) -> dict[str, Any]:

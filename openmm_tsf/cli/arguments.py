@@ -78,9 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="flow.pt, or the folder of train or run (default with --resume: that of the run)",
     )
     sample.add_argument(
-        "--trajectory",
-        metavar="PATH",
-        help="frames to start from (default: draws of the flow)",
+        "--trajectory", metavar="PATH", help="frames to start from (default: draws of the flow)"
     )
     sample.add_argument("--temperature", type=float, help="temperature of --trajectory in K")
     analyze.add_argument("output", metavar="DIR", help="run directory, complete or not")
@@ -127,11 +125,7 @@ def _training_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--steps", type=int, help="steps of the first training")
     if command.prog.endswith("train"):
         command.add_argument(
-            "--temperatures",
-            type=float,
-            nargs="+",
-            metavar="K",
-            help="where the flow is used",
+            "--temperatures", type=float, nargs="+", metavar="K", help="where the flow is used"
         )
 
 

@@ -204,10 +204,7 @@ def _show(summary: dict[str, Any], output: str) -> None:
     say(describe(summary))
     for title, lines in (
         ("not converged", unsampled(summary)),
-        (
-            "not in agreement (reference, Boltzmann distribution)",
-            disagreements(summary),
-        ),
+        ("not in agreement (reference, Boltzmann distribution)", disagreements(summary)),
         ("to be looked at", concerns(summary)),
     ):
         if lines:

@@ -64,11 +64,7 @@ def turn(frame: Frame, minus_cos: Tensor, sin: Tensor, cos_phi: Tensor, sin_phi:
     """
     e1, e2, e3 = frame
     side = cos_phi * e2 + sin_phi * e3
-    return (
-        minus_cos * e1 + sin * side,
-        minus_cos * side - sin * e1,
-        cos_phi * e3 - sin_phi * e2,
-    )
+    return (minus_cos * e1 + sin * side, minus_cos * side - sin * e1, cos_phi * e3 - sin_phi * e2)
 
 
 def axes_of(first: Tensor, second: Tensor, third: Tensor) -> Frame:

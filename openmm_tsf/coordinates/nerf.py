@@ -144,8 +144,4 @@ class Placement(nn.Module):
         axis, towards = e1[:, carriers], e1[:, getattr(self, f"_anchor_{number}")]
         side = towards - dot(axis, towards) * axis
         side = side / norm(side)
-        return (
-            e1,
-            e2.index_copy(1, carriers, side),
-            e3.index_copy(1, carriers, cross(axis, side)),
-        )
+        return (e1, e2.index_copy(1, carriers, side), e3.index_copy(1, carriers, cross(axis, side)))

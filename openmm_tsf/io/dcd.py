@@ -188,11 +188,7 @@ def read_dcd_layout(path: Path, n_atoms: int) -> DCDLayout:
 
 
 def read_dcd(
-    path: Path,
-    n_atoms: int,
-    shape: tuple[int, int],
-    stride: int = 1,
-    walkers: slice = slice(None),
+    path: Path, n_atoms: int, shape: tuple[int, int], stride: int = 1, walkers: slice = slice(None)
 ) -> npt.NDArray[np.float32]:
     """Return positions [F, n_atoms, 3] in nm; the walkers of an iteration are consecutive frames.
 

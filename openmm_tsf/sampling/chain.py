@@ -129,12 +129,7 @@ class TemperingChain:
             velocities where there are none.
         """
         state = starting_state(
-            x,
-            velocities,
-            self.n_walkers,
-            self.temperatures,
-            self.flow,
-            self.potential,
+            x, velocities, self.n_walkers, self.temperatures, self.flow, self.potential
         )
         if velocities is None and self._masses is not None:
             state = with_velocities(

@@ -277,10 +277,7 @@ class ParallelTempering(TemperingChain):
         return writer
 
     def _create(
-        self,
-        output: str | os.PathLike[str],
-        save_interval: int,
-        config: Mapping[str, Any] | None,
+        self, output: str | os.PathLike[str], save_interval: int, config: Mapping[str, Any] | None
     ) -> RunWriter:
         writer, choices = self._new_writer(output), self.choices(save_interval)
         writer.create(self.seed, self.potential.boltzmann_constant, choices, config)

@@ -15,10 +15,7 @@ from openmm_tsf.training.target import Target
 
 
 def whiten(
-    flow: AugmentedFlow,
-    x: Tensor,
-    tau: float = 1.0,
-    generator: torch.Generator | None = None,
+    flow: AugmentedFlow, x: Tensor, tau: float = 1.0, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
     """Map data to the network's output space; done once before training.
 

@@ -11,11 +11,7 @@ from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.bijectors import Chain
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training.frames import TrainingFrames
-from openmm_tsf.training.losses import (
-    draw_normal,
-    negative_log_likelihood,
-    variational_free_energy,
-)
+from openmm_tsf.training.losses import draw_normal, negative_log_likelihood, variational_free_energy
 from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.target import Target
 

@@ -79,11 +79,7 @@ def open_potential(
 
 
 def reopen_potential(
-    molecule: MolecularSystem,
-    recorded: Any,
-    platform: str | None,
-    planned: int = 0,
-    batch: int = 0,
+    molecule: MolecularSystem, recorded: Any, platform: str | None, planned: int = 0, batch: int = 0
 ) -> Potential:
     """Open the potential of a stage that is resumed, on `platform` if given.
 

@@ -60,11 +60,7 @@ PRESETS: dict[str, RunSettings] = {
     ),
     # A quarter of an hour on two cores.
     "default": RunSettings(
-        flow=_FLOW,
-        fit=replace(_FIT, n_steps=2500),
-        n_rounds=0,
-        refit=_REFIT,
-        sampling=_SAMPLING,
+        flow=_FLOW, fit=replace(_FIT, n_steps=2500), n_rounds=0, refit=_REFIT, sampling=_SAMPLING
     ),
     # Twenty minutes on two cores, MD included.
     "thorough": RunSettings(

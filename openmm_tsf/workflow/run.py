@@ -143,11 +143,7 @@ def _run_stages(
         dataset = _simulate(stage, settings, seeds.next() % 2**31)
     stage.costs.evaluations["md"] = dataset.n_evaluations or None
     stage.record(
-        frames={
-            "source": source,
-            "n_frames": len(dataset),
-            "temperature_K": dataset.temperature,
-        }
+        frames={"source": source, "n_frames": len(dataset), "temperature_K": dataset.temperature}
     )
     with stage.open_potential(_planned(settings), batch_of(sampling)) as potential:
         with stage.costs.counting("training", potential):

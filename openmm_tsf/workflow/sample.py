@@ -69,10 +69,7 @@ def sampling_threads(recorded: int | None = None) -> AbstractContextManager[None
 
 
 def kernels_of(
-    settings: SamplingSettings,
-    molecule: MolecularSystem,
-    flow: AugmentedFlow,
-    potential: Potential,
+    settings: SamplingSettings, molecule: MolecularSystem, flow: AugmentedFlow, potential: Potential
 ) -> list[Scheduled]:
     """Return the kernels of an iteration, in their order."""
     return default_kernels(
@@ -190,10 +187,7 @@ def resume_sampling(stage: Stage, flow: AugmentedFlow, n_iterations: int | None)
             "record"
         )
     stage.record_target(n_iterations)
-    with (
-        sampling_threads(choices["torch_threads"]),
-        stage.open_potential() as potential,
-    ):
+    with sampling_threads(choices["torch_threads"]), stage.open_potential() as potential:
         sampler = ParallelTempering(
             stage.molecule,
             flow,

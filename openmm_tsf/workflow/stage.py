@@ -142,11 +142,7 @@ class Stage:
             Conformations that are evaluated at once.
         """
         potential = reopen_potential(
-            self.molecule,
-            self.choices.get("potential"),
-            self.options.platform,
-            n_planned,
-            batch,
+            self.molecule, self.choices.get("potential"), self.options.platform, n_planned, batch
         )
         if self.choices.get("potential") is None:
             self.record(potential=describe_potential(potential))

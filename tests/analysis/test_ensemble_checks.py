@@ -25,10 +25,7 @@ def harmonic(rng, shape, kelvin, modes=60, rho=0.0):
 def both_checks(low, high, cold, hot):
     """The slope of the energy ratio and the difference of heat capacities."""
     betas = 1 / (KB * cold), 1 / (KB * hot)
-    return (
-        energy_ratio(low, high, betas),
-        heat_capacity_difference(low, high, (cold, hot), KB),
-    )
+    return (energy_ratio(low, high, betas), heat_capacity_difference(low, high, (cold, hot), KB))
 
 
 def test_ensemble_checks_are_exact_and_calibrated():

@@ -123,10 +123,7 @@ def test_coupling_against_autograd(volume_preserving, conditioner_dtype):
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
     u = torch.randn(4, 7, generator=generator, dtype=torch.float64)
     y, log_det = coupling.forward_and_log_det(u)
-    for direction, start in (
-        (coupling.forward_and_log_det, u),
-        (coupling.inverse_and_log_det, y),
-    ):
+    for direction, start in ((coupling.forward_and_log_det, u), (coupling.inverse_and_log_det, y)):
         for row in start:
             expected = direction(row[None])[1][0]
             jacobian = torch.autograd.functional.jacobian(

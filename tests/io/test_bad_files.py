@@ -248,8 +248,7 @@ CONTENTS = [
 
 
 @pytest.mark.parametrize(
-    ("change", "value", "message"),
-    [pytest.param(*rest, id=name) for name, *rest in CONTENTS],
+    ("change", "value", "message"), [pytest.param(*rest, id=name) for name, *rest in CONTENTS]
 )
 def test_flow_files_by_content(good, change, value, message, tmp_path):
     content = torch.load(io.BytesIO(good), weights_only=True)

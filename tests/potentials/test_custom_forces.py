@@ -471,12 +471,7 @@ def test_single_precision(force):
 
 @pytest.mark.parametrize(
     "force",
-    [
-        bonds("k*r", "k"),
-        angles("theta", ""),
-        torsions("theta", ""),
-        external("x", ""),
-    ],
+    [bonds("k*r", "k"), angles("theta", ""), torsions("theta", ""), external("x", "")],
     ids=lambda force: force.getName(),
 )
 def test_empty_forces_have_zero_energy(force):

@@ -21,13 +21,7 @@ from openmm_tsf.potentials.verification import Disagreement
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import KB
 from openmm_tsf.utils.threads import torch_threads
-from tests.support.torch_cases import (
-    cluster,
-    conformations,
-    errors,
-    reference_values,
-    system_of,
-)
+from tests.support.torch_cases import cluster, conformations, errors, reference_values, system_of
 from tests.support.torch_zoo import everything
 
 

@@ -15,12 +15,7 @@ from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.potentials import GaussianWell, OpenMMPotential
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training import FitSettings, fit
-from openmm_tsf.workflow.settings import (
-    FlowSettings,
-    MDSettings,
-    RunSettings,
-    SamplingSettings,
-)
+from openmm_tsf.workflow.settings import FlowSettings, MDSettings, RunSettings, SamplingSettings
 from tests.support.refusals import from_shell, refused
 
 NAN, INF = math.nan, math.inf
@@ -158,10 +153,7 @@ COUNTS = {
         "n_validation_draws", "max_skipped",
     ),
 }  # fmt: skip
-SIZES = {
-    MDSettings: ("timestep", "friction"),
-    FitSettings: ("learning_rate", "max_grad_norm"),
-}
+SIZES = {MDSettings: ("timestep", "friction"), FitSettings: ("learning_rate", "max_grad_norm")}
 
 
 @pytest.mark.parametrize("value", BAD_COUNTS, ids=ids)

@@ -20,11 +20,7 @@ from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.sampling.tempering import ParallelTempering
 from openmm_tsf.sampling.tuning import HasStepSize, StepSizeTuner
 from openmm_tsf.systems.molecule import MolecularSystem
-from tests.support.exact_cases import (
-    ModelWithVelocities,
-    Mutant,
-    apply,
-)
+from tests.support.exact_cases import ModelWithVelocities, Mutant, apply
 from tests.support.exact_tree import POSITIONS
 
 

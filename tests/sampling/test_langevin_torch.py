@@ -16,12 +16,7 @@ from openmm_tsf.coordinates.internal import InternalCoordinates
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.potentials.toy import GaussianWell
 from openmm_tsf.sampling.initial import maxwell_boltzmann
-from openmm_tsf.sampling.kernels import (
-    CartesianHMC,
-    CartesianMALA,
-    OpenMMLangevin,
-    TorchLangevin,
-)
+from openmm_tsf.sampling.kernels import CartesianHMC, CartesianMALA, OpenMMLangevin, TorchLangevin
 from openmm_tsf.sampling.kernels.base import Kernel
 from openmm_tsf.sampling.kernels.dynamics import mass_per_coordinate
 from openmm_tsf.sampling.kernels.langevin_torch import velocity_verlet

@@ -20,14 +20,7 @@ from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.kernels.swap import PlainSwap
 from openmm_tsf.sampling.tempering import ParallelTempering
 from openmm_tsf.systems.dataset import MDDataset
-from tests.support.exact_cases import (
-    FLOWS,
-    ModelCase,
-    Mutant,
-    TreeCase,
-    apply,
-    fresh_state,
-)
+from tests.support.exact_cases import FLOWS, ModelCase, Mutant, TreeCase, apply, fresh_state
 
 
 @functools.cache

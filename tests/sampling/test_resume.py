@@ -11,11 +11,7 @@ import torch
 from openmm_tsf.io.dcd import DCDWriter
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.sampling import recorder as recording
-from openmm_tsf.sampling.kernels import (
-    Scheduled,
-    SequenceSettings,
-    default_kernels,
-)
+from openmm_tsf.sampling.kernels import Scheduled, SequenceSettings, default_kernels
 from openmm_tsf.sampling.tempering import ParallelTempering
 from tests.sampling.conftest import LADDER
 

@@ -168,10 +168,7 @@ def test_schedule_counts_and_reporters(make, flow, potential):
     assert totals["flow_walk"].proposed.tolist() == [112, 112, 112]
     assert totals["local"].proposed.tolist() == [16, 16, 16]  # iterations 0, 2, 4, 6
     assert totals["swap_plain"].proposed.tolist() == [16, 12]  # even and odd calls
-    assert totals["swap_steered"].proposed.tolist() == [
-        12,
-        16,
-    ]  # odd pairs first
+    assert totals["swap_steered"].proposed.tolist() == [12, 16]  # odd pairs first
     assert potential.n_evaluations - before - 12 == sum(t.n_evaluations for t in totals.values())
     assert sampler.exact
     sampler.reporters.append(lambda owner, state: None)

@@ -28,12 +28,7 @@ from openmm_tsf.workflow.presets import preset
 from openmm_tsf.workflow.record import new_config
 from openmm_tsf.workflow.run import run
 from openmm_tsf.workflow.sample import find_flow, sample
-from openmm_tsf.workflow.settings import (
-    FlowSettings,
-    MDSettings,
-    RunSettings,
-    SamplingSettings,
-)
+from openmm_tsf.workflow.settings import FlowSettings, MDSettings, RunSettings, SamplingSettings
 from openmm_tsf.workflow.train import train
 
 FIT = FitSettings(
@@ -313,12 +308,7 @@ def test_a_folder_without_config_knows_its_molecule(trained, tmp_path):
 def test_failed_starts_leave_nothing(trained, tmp_path, capsys):
     _, folder, dataset = trained
     output = tmp_path / "output"
-    for command in (
-        ["run"],
-        ["train"],
-        ["sample", "--flow", str(folder)],
-        ["md"],
-    ):
+    for command in (["run"], ["train"], ["sample", "--flow", str(folder)], ["md"]):
         assert main([*command, "--output", str(output), "--platform", "Abacus", "--quiet"]) == 2
         assert re.search(r"platform: expected one of .* got 'Abacus'", capsys.readouterr().err)
     with pytest.raises(ValueError, match="frames are too few to split"):

@@ -11,14 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from openmm_tsf.analysis.estimates import RunEstimates
-from openmm_tsf.analysis.plots.style import (
-    FONT,
-    RUN_COLOUR,
-    draw_band,
-    extent,
-    save_figure,
-    symbol,
-)
+from openmm_tsf.analysis.plots.style import FONT, RUN_COLOUR, draw_band, extent, save_figure, symbol
 from openmm_tsf.analysis.uncertainty import estimate_mean
 
 Array = npt.NDArray[np.float64]

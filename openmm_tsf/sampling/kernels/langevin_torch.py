@@ -74,12 +74,7 @@ class Trajectory:
 
 
 def velocity_verlet(
-    potential: Potential,
-    x: Tensor,
-    v: Tensor,
-    mass: Tensor,
-    timestep: Tensor | float,
-    n_steps: int,
+    potential: Potential, x: Tensor, v: Tensor, mass: Tensor, timestep: Tensor | float, n_steps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Integrate a batch by n steps of velocity Verlet: n + 1 evaluations a row.
 
