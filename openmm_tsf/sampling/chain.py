@@ -47,7 +47,6 @@ class TemperingChain:
         seed: int | None = None,
     ) -> None:
         self.temperatures = as_temperatures(temperatures)
-        n_walkers = check_int(n_walkers, "n_walkers")
         if not isinstance(molecule, MolecularSystem | None):
             raise TypeError(
                 f"molecule: expected a MolecularSystem or None, got {type(molecule).__name__}"
@@ -66,14 +65,12 @@ class TemperingChain:
         if molecule is not None and fingerprint not in (None, molecule.fingerprint):
             raise ValueError("flow: it was made for another System or Topology than molecule's")
         self.molecule, self.flow, self.potential = molecule, flow, potential
-        self.n_walkers = n_walkers
-        if seed is None:
-            seed = int(np.random.SeedSequence().generate_state(1)[0])
-        self.seed = check_seed(seed)
+        self.n_walkers = check_int(n_walkers, "n_walkers")
+        drawn = int(np.random.SeedSequence().generate_state(1)[0])
+        self.seed = drawn if seed is None else check_seed(seed)
         self._generator = seeded_generator(self.seed)
-        self._masses = None
-        if molecule is not None:
-            self._masses = torch.tensor(molecule.masses, dtype=torch.float64)
+        masses = None if molecule is None else torch.tensor(molecule.masses, dtype=torch.float64)
+        self._masses = masses
         if kernels is None:
             kernels = default_kernels(potential, flow, self.temperatures, self._masses)
         self.schedule = [k if isinstance(k, Scheduled) else Scheduled(k) for k in kernels]
@@ -88,17 +85,14 @@ class TemperingChain:
     def _zero(self) -> dict[str, KernelInfo]:
         return {name: KernelInfo.zero(k.counts_shape) for name, k in self.kernels.items()}
 
-    # -- the walkers -------------------------------------------------------------------------
-
     @property
     def state(self) -> WalkerState:
         """The walkers; without :meth:`set_positions` they start at the default positions."""
         if self._state is None:
             if self.molecule is None:
                 raise RuntimeError("no walkers yet: call set_positions(x) first")
-            start = minimised(self.potential, self.molecule)
-            shape = (self.n_walkers, len(self.temperatures), 1, 1)
-            self.set_positions(torch.tensor(start, dtype=torch.float64).repeat(shape))
+            start = torch.tensor(minimised(self.potential, self.molecule), dtype=torch.float64)
+            self.set_positions(start.repeat(self.n_walkers, len(self.temperatures), 1, 1))
         assert self._state is not None
         return self._state
 
@@ -110,23 +104,21 @@ class TemperingChain:
     def set_positions(self, x: Any, velocities: Any = None) -> None:
         """Start the walkers at given configurations, iteration 0.
 
-        Without this call all walkers of a molecule start at the minimised reference conformation,
-        and the first part of the run must be discarded.
+        Otherwise all walkers of a molecule start at the minimised reference conformation, and the
+        first part of the run must be discarded.
 
         Parameters
         ----------
         x
             [W, R, *event], nm for molecules (or a Quantity).
         velocities
-            The same shape, nm/ps; by default drawn from the Maxwell-Boltzmann distribution of
-            every rung (molecules) or absent.
+            The same shape, nm/ps; by default Maxwell-Boltzmann at every rung (molecules) or absent.
 
         Raises
         ------
         ValueError
-            If the shape is wrong, a walker starts at a non-finite energy or outside the flow's
-            domain (mirror images), a kernel has another energy than the sampler, or needs
-            velocities where there are none.
+            If a walker starts at a non-finite energy or outside the flow's domain (mirror images),
+            or a kernel has another energy than the sampler or needs velocities that are missing.
         """
         state = starting_state(
             x, velocities, self.n_walkers, self.temperatures, self.flow, self.potential
@@ -150,8 +142,6 @@ class TemperingChain:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    # -- iterations --------------------------------------------------------------------------
 
     def _iterate(self, state: WalkerState) -> tuple[WalkerState, dict[str, KernelInfo]]:
         """Run one iteration; after an error generator and kernels are as before."""
@@ -213,10 +203,6 @@ class TemperingChain:
         UserWarning
             If a step size was adapted fewer than two times.
 
-        Raises
-        ------
-        ValueError
-            If a number is out of range.
         """
         n_iterations = check_int(n_iterations, "n_iterations", least=0)
         tuners = {

@@ -38,13 +38,6 @@ class HasPotential(Protocol):
     potential: Potential
 
 
-@runtime_checkable
-class HasBoltzmannConstant(Protocol):
-    """A kernel or a potential made for a Boltzmann constant."""
-
-    boltzmann_constant: float
-
-
 def with_members(kernels: Iterable[Kernel]) -> Iterator[tuple[str, Kernel]]:
     """Yield kernels by name, and their members as ``"mixture.member"``, to any depth."""
     for kernel in kernels:
@@ -78,13 +71,8 @@ def check_constants(kernels: Iterable[Kernel], potential: Potential) -> None:
     """Refuse kernels made for another Boltzmann constant, or whose potential is."""
     expected = potential.boltzmann_constant
     for name, kernel in with_members(kernels):
-        holders: list[Any] = [kernel]
-        if isinstance(kernel, HasPotential):
-            holders.append(kernel.potential)
-        for holder in holders:
-            if not isinstance(holder, HasBoltzmannConstant):
-                continue
-            constant = holder.boltzmann_constant
+        for holder in (kernel, getattr(kernel, "potential", None)):
+            constant = getattr(holder, "boltzmann_constant", expected)
             if not math.isclose(constant, expected, rel_tol=1e-9):
                 raise ValueError(
                     f"kernels: {name} was made for the Boltzmann constant {constant!r}, expected "
@@ -95,13 +83,8 @@ def check_constants(kernels: Iterable[Kernel], potential: Potential) -> None:
 def check_domains(kernels: Iterable[Kernel]) -> None:
     """Refuse dynamics that may leave the domain of the coordinates in another kernel's flow."""
     named = list(with_members(kernels))
-    bounded = [
-        name
-        for name, kernel in named
-        if isinstance(kernel, HasFlow)
-        and kernel.flow is not None
-        and kernel.flow.coordinates is not None
-    ]
+    flows = [(name, kernel.flow) for name, kernel in named if isinstance(kernel, HasFlow)]
+    bounded = [name for name, flow in flows if getattr(flow, "coordinates", None) is not None]
     for name, kernel in named:
         if bounded and isinstance(kernel, DynamicsKernel) and kernel.flow is None:
             raise ValueError(
@@ -138,11 +121,8 @@ def check_step_sizes(kernels: Iterable[Kernel]) -> None:
 def check_velocities(kernels: Iterable[Kernel], state: WalkerState) -> None:
     """Refuse walkers without velocities where a kernel needs them."""
     for name, kernel in with_members(kernels):
-        if (
-            state.velocities is None
-            and isinstance(kernel, DynamicsKernel)
-            and kernel.needs_velocities
-        ):
+        needed = isinstance(kernel, DynamicsKernel) and kernel.needs_velocities
+        if needed and state.velocities is None:
             raise ValueError(
                 f"velocities: expected some of shape {tuple(state.x.shape)} for the kernel {name}, "
                 "got None; they are drawn by default only where a molecule has masses"

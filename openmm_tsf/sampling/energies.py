@@ -7,10 +7,9 @@ from openmm_tsf.potentials.base import Potential
 
 
 def energy(potential: Potential, x: Tensor) -> Tensor:
-    """Return energies [B] of configurations x [B, *event], in the dtype and on the device of x.
+    """Return energies [B] of x [B, *event], converted to the potential's dtype and device.
 
-    x is converted to the ``dtype`` and ``device`` of potentials that have these attributes
-    (:class:`openmm_tsf.TorchPotential`). Differentiable as far as the potential is.
+    The energies have the dtype and device of x and are differentiable if the potential's are.
     """
     return potential.energy(_converted(potential, x)).to(x)
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import openmm
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies
@@ -28,13 +28,7 @@ def starting_state(
     flow: SteerableMap,
     potential: Potential,
 ) -> WalkerState:
-    """Return walkers at configurations x [W, R, *event]; see ``ParallelTempering.set_positions``.
-
-    Raises
-    ------
-    ValueError
-        If a shape is wrong, an energy is not finite, or a walker is outside the flow's domain.
-    """
+    """Return walkers at configurations x [W, R, *event]; see `TemperingChain.set_positions`."""
     shape = (n_walkers, len(temperatures), *potential.event_shape)
     x = as_float_tensor(in_unit(x, NANOMETER, "x"), "x")
     if tuple(x.shape) != shape:
@@ -72,7 +66,7 @@ def with_velocities(
     temperatures: tuple[float, ...],
     potential: Potential,
     masses: Tensor,
-    generator: torch.Generator,
+    generator: Generator,
 ) -> WalkerState:
     """Draw velocities of the walkers from the Maxwell-Boltzmann distribution of every rung."""
     kt = potential.boltzmann_constant * torch.tensor(temperatures, dtype=torch.float64)
@@ -80,23 +74,13 @@ def with_velocities(
 
 
 def restored_state(content: Any, n_walkers: int, n_rungs: int, potential: Potential) -> WalkerState:
-    """Return the walkers of a checkpoint.
-
-    Raises
-    ------
-    ValueError
-        If they do not fit the sampler, or their energies are not the potential's.
-    """
+    """Return the walkers of a checkpoint."""
     if not isinstance(content, dict) or content.keys() != _FIELDS:
         raise ValueError(f"checkpoint: expected walkers with {', '.join(sorted(_FIELDS))}")
     event, pair = tuple(potential.event_shape), (n_walkers, n_rungs)
-    for name, shape, dtype in (
-        ("x", (*pair, *event), torch.float64),
-        ("velocities", (*pair, *event), torch.float64),
-        ("energy", pair, torch.float64),
-        ("replica", pair, torch.int64),
-    ):
-        value = content[name]
+    shapes = {"x": (*pair, *event), "velocities": (*pair, *event), "energy": pair, "replica": pair}
+    for name, shape in shapes.items():
+        value, dtype = content[name], torch.int64 if name == "replica" else torch.float64
         if name == "velocities" and value is None:
             continue
         if not isinstance(value, Tensor) or value.shape != shape or value.dtype != dtype:
@@ -121,16 +105,12 @@ def restored_state(content: Any, n_walkers: int, n_rungs: int, potential: Potent
 
 
 def maxwell_boltzmann(
-    shape: tuple[int, ...], kt: Tensor, masses: Any, generator: torch.Generator
+    shape: tuple[int, ...], kt: Tensor, masses: Any, generator: Generator
 ) -> Tensor:
-    """Draw velocities [W, R, *event] in nm/ps at kT [R] in kJ/mol, for masses in amu.
-
-    See :func:`openmm_tsf.sampling.kernels.dynamics.mass_per_coordinate` for the masses.
-    """
+    """Draw velocities [W, R, *event] in nm/ps at kT [R] in kJ/mol, for masses in amu."""
     mass = mass_per_coordinate(masses, shape[2:])
-    width = (kt.reshape(-1, *(1,) * mass.ndim) / mass).sqrt()
     noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-    return noise * width
+    return noise * (kt.reshape(-1, *(1,) * mass.ndim) / mass).sqrt()
 
 
 def minimised(potential: Potential, molecule: MolecularSystem) -> np.ndarray:

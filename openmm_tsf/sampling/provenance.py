@@ -23,21 +23,12 @@ _REQUIRED = {*_OF_THE_CHAIN, "potential", "save_interval", "torch_threads"}
 
 
 def read_sampler_config(directory: Path) -> dict[str, Any]:
-    """Return ``config.json`` of a run directory with everything that a sampler recorded.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file does not exist, or sampling has not started.
-    ValueError
-        If the file is damaged.
-    """
+    """Return ``config.json`` of a run directory with everything that a sampler recorded."""
     config = read_run_config(directory)
     missing = sorted(_REQUIRED - config.get("choices", {}).keys())
     if missing:
-        raise ValueError(
-            f"{directory / CONFIG}: damaged, choices are missing: {', '.join(missing)}"
-        )
+        names = ", ".join(missing)
+        raise ValueError(f"{directory / CONFIG}: damaged, choices are missing: {names}")
     return config
 
 
@@ -60,27 +51,22 @@ def sampling_choices(
         for entry in schedule
     ]
     members = dict(with_members(entry.kernel for entry in schedule))
-    tuned = {
-        name: kernel.sigma.tolist()
-        for name, kernel in members.items()
-        if isinstance(kernel, HasStepSize)
-    }
-    flows = {name: getattr(kernel, "flow", None) for name, kernel in members.items()}
-    distinct = {id(value): value for value in (flow, *flows.values()) if value is not None}
+    tunable = {name: k for name, k in members.items() if isinstance(k, HasStepSize)}
+    flows: dict[str, Any] = {name: getattr(k, "flow", None) for name, k in members.items()}
+    flows = {name: value for name, value in flows.items() if value is not None}
+    distinct = {id(value): value for value in (flow, *flows.values())}
     hashes = {key: hash_of(value) for key, value in distinct.items()}
     return {
         "molecule": None if molecule is None else molecule.fingerprint,
         "kernels": kernels,
-        "sigma": tuned,
+        "sigma": {name: kernel.sigma.tolist() for name, kernel in tunable.items()},
         "flow": {
             "class": type(flow).__name__,
             "dtype": str(flow.dtype),
             "reference_temperature_K": flow.reference_temperature,
             "sha256": hashes[id(flow)],
         },
-        "kernel_flows": {
-            name: hashes[id(value)] for name, value in flows.items() if value is not None
-        },
+        "kernel_flows": {name: hashes[id(value)] for name, value in flows.items()},
         "potential": describe_potential(potential),
         "save_interval": int(save_interval),
         "torch_threads": torch.get_num_threads(),
@@ -92,17 +78,11 @@ def check_same(where: Any, recorded: Mapping[str, Any], sampler: Mapping[str, An
 
     Another platform or number of threads is only warned of: the samples are then valid, but not
     the same bit by bit.
-
-    Raises
-    ------
-    ValueError
-        If the ladder, the walkers, the molecule, the flow or the kernels differ.
     """
     for name in ("temperatures_K", "n_walkers"):
         if sampler[name] != recorded[name]:
-            raise ValueError(
-                f"{where}: expected the run's {name}, {recorded[name]}, got {sampler[name]}"
-            )
+            before, now = recorded[name], sampler[name]
+            raise ValueError(f"{where}: expected the run's {name}, {before}, got {now}")
     before, now = recorded["choices"], sampler["choices"]
     for name in _OF_THE_CHAIN:
         if now[name] != before[name]:
@@ -120,13 +100,7 @@ def check_same(where: Any, recorded: Mapping[str, Any], sampler: Mapping[str, An
 
 
 def check_unchanged(where: Any, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Compare a sampler's choices with those that it had when it opened the run directory.
-
-    Raises
-    ------
-    ValueError
-        If they differ in anything that decides which chain is sampled.
-    """
+    """Compare a sampler's choices with those that it had when it opened the run directory."""
     for name in (*_OF_THE_CHAIN, "sigma"):
         if now[name] != before[name]:
             raise ValueError(
@@ -144,12 +118,10 @@ def check_run_arguments(
     reporters: Sequence[Any],
 ) -> None:
     """Refuse numbers that are out of range, and reporters without an interval."""
-    for name, value, least in (
-        ("n_iterations", n_iterations, 0),
-        ("save_interval", save_interval, 1),
-        ("checkpoint_interval", 1 if checkpoint_interval is None else checkpoint_interval, 1),
-    ):
-        check_int(value, name, least)
+    check_int(n_iterations, "n_iterations", least=0)
+    check_int(save_interval, "save_interval")
+    if checkpoint_interval is not None:
+        check_int(checkpoint_interval, "checkpoint_interval")
     check_seconds(checkpoint_seconds)
     for reporter in reporters:
         if getattr(reporter, "interval", 0) < 1:

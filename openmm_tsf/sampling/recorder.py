@@ -24,13 +24,7 @@ class Reporter(Protocol):
 
 
 class Segment:
-    """Saved iterations and the kernels' counts since the last checkpoint.
-
-    Parameters
-    ----------
-    infos
-        Empty counts of every kernel, by name.
-    """
+    """Saved iterations and the kernels' counts since the last checkpoint."""
 
     def __init__(self, infos: dict[str, KernelInfo]) -> None:
         self._infos = infos
@@ -50,15 +44,9 @@ class Segment:
             self.n_bytes += state.x.nbytes + state.energy.nbytes + state.replica.nbytes
 
     def arrays(self, like: WalkerState) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Return the segment's numbers, and positions [n, W, R, *event].
-
-        Parameters
-        ----------
-        like
-            Gives the shapes if no iteration was saved.
-        """
+        """Return the segment's numbers, and positions [n, W, R, *event]."""
         states, shape = self._states, tuple(like.energy.shape)
-        numbers: dict[str, np.ndarray] = {
+        numbers = {
             "energy": np.array([s.energy.numpy() for s in states]).reshape(-1, *shape),
             "replica": np.array([s.replica.numpy() for s in states], np.int16).reshape(-1, *shape),
             "iteration": np.array([s.iteration for s in states], dtype=np.int64),
@@ -75,22 +63,7 @@ class Segment:
 
 
 class Recorder:
-    """Writes iterations to the run directory, segment by segment.
-
-    Parameters
-    ----------
-    writer
-        The run directory.
-    zero
-        Returns empty counts of every kernel, by name.
-    checkpoint
-        Returns the state that the run continues from.
-    interval
-        Iterations between checkpoints, or None to go by the clock alone.
-    seconds
-        Time between checkpoints; longer where they would take over 2 percent of the time, shorter
-        where over 256 MiB would wait to be written.
-    """
+    """Writes iterations to the run directory, segment by segment."""
 
     def __init__(
         self,

@@ -49,15 +49,11 @@ class RunWriter:
 
     Parameters
     ----------
-    directory
-        The directory.
+    directory, temperatures, n_walkers
+        The directory, the ladder in K and the number of walkers.
     molecule
         The molecule; None for a potential on R^d: its positions go to the segments, and there are
         no DCD files.
-    temperatures
-        The ladder in K.
-    n_walkers
-        Number of walkers.
 
     Examples
     --------
@@ -86,11 +82,9 @@ class RunWriter:
         self._quartets = np.array(list(self._dihedrals.values()), dtype=int).reshape(-1, 4)
         self.dcds: list[DCDWriter] = []
         if molecule is not None:
-            self.dcds = [
-                DCDWriter(self.directory / trajectory_name(kelvin), molecule.n_atoms)
-                for kelvin in temperatures
-            ]
             check_distinct_temperatures(temperatures)
+            paths = [self.directory / trajectory_name(kelvin) for kelvin in temperatures]
+            self.dcds = [DCDWriter(path, molecule.n_atoms) for path in paths]
 
     @property
     def n_saved(self) -> int:
@@ -108,12 +102,8 @@ class RunWriter:
 
         Parameters
         ----------
-        seed
-            The sampler's seed.
-        boltzmann_constant
-            k_B in the potential's energy unit per kelvin.
-        choices
-            Every choice made by the sampler, json-able.
+        seed, boltzmann_constant, choices
+            The sampler's seed, k_B in the potential's energy unit per kelvin, and every choice.
         config
             ``config.json`` of the stage that has written to this directory before: its entries are
             kept, and its other files may be there.
@@ -143,13 +133,7 @@ class RunWriter:
         write_json(self.directory / CONFIG, content)
 
     def check_new(self, of_stage: bool = False) -> None:
-        """Refuse a directory that is not empty, or with `of_stage` one with files of a run.
-
-        Raises
-        ------
-        FileExistsError, NotADirectoryError
-            If it is refused.
-        """
+        """Refuse a directory that is not empty, or with `of_stage` one with files of a run."""
         if self.directory.exists() and not self.directory.is_dir():
             raise NotADirectoryError(f"output: {self.directory} is a file, expected a directory")
         names = list_contents(self.directory) if self.directory.exists() else []
@@ -182,36 +166,25 @@ class RunWriter:
         positions: np.ndarray,
         checkpoint: Mapping[str, Any],
     ) -> None:
-        """Write a segment, its frames and the checkpoint.
+        """Write a segment, its frames and the checkpoint, to which the writer adds its counts.
 
-        Parameters
-        ----------
-        numbers
-            Arrays and totals of the segment, without the dihedrals.
-        positions
-            Positions [n, W, R, *event] of n saved iterations.
-        checkpoint
-            The sampler's state; the writer adds its counts.
+        `numbers` are the segment's arrays and totals, without the dihedrals; `positions`
+        [n, W, R, *event] are those of n saved iterations.
         """
         self._writing = True
-        n_saved = len(positions)
         content = dict(numbers)
         if self.molecule is None:
             content["positions"] = positions
             content["dihedrals"] = np.zeros((*positions.shape[:3], 0), dtype=np.float32)
         else:
-            angles = dihedral_angles(positions, self._quartets)
-            content["dihedrals"] = angles.astype(np.float32)
+            content["dihedrals"] = dihedral_angles(positions, self._quartets).astype(np.float32)
         for rung, dcd in enumerate(self.dcds):
-            frames = positions[:, :, rung].reshape(-1, *positions.shape[3:])
-            dcd.append(frames, self.n_frames)
+            dcd.append(positions[:, :, rung].reshape(-1, *positions.shape[3:]), self.n_frames)
         write_arrays(self._segment(self.n_segments), content)
-        counts = {
-            "n_frames_written": self.n_frames + n_saved * self.n_walkers,
-            "n_segments": self.n_segments + 1,
-        }
+        n_frames = self.n_frames + len(positions) * self.n_walkers
+        counts = {"n_frames_written": n_frames, "n_segments": self.n_segments + 1}
         self.save_checkpoint({**checkpoint, **counts})
-        self.n_frames, self.n_segments = counts["n_frames_written"], counts["n_segments"]
+        self.n_frames, self.n_segments = n_frames, self.n_segments + 1
         self._writing = False
 
     def _segment(self, number: int) -> Path:
@@ -228,14 +201,7 @@ class RunWriter:
         self._checkpoint_seen = _identity(path)
 
     def check_untouched(self) -> None:
-        """Refuse to continue if another sampler has continued the run, or iterations were lost.
-
-        Raises
-        ------
-        RuntimeError
-            If the checkpoint is not the one that this writer wrote or read last, or the last write
-            failed.
-        """
+        """Raise RuntimeError if another sampler has continued the run, or iterations were lost."""
         if self._writing:
             raise RuntimeError(
                 f"output: the last iterations could not be written to {self.directory}; resume() "
@@ -248,15 +214,7 @@ class RunWriter:
             )
 
     def read_checkpoint(self) -> dict[str, Any]:
-        """Return the last checkpoint.
-
-        Raises
-        ------
-        FileNotFoundError
-            If the file does not exist.
-        ValueError
-            If it is damaged.
-        """
+        """Return the last checkpoint; ValueError if it is damaged."""
         path = self.directory / CHECKPOINT
         if not (path.exists() or path.is_symlink()):
             raise FileNotFoundError(f"{self.directory}: no {CHECKPOINT} to resume from")
@@ -275,10 +233,7 @@ class RunWriter:
     def cut_back(self, n_frames: int, n_segments: int) -> None:
         """Remove what was written after a checkpoint with these counts.
 
-        Raises
-        ------
-        ValueError
-            If a file holds less than the checkpoint says.
+        ValueError, with nothing removed, if a file holds less than they say.
         """
         refuse_links(self.directory, ["segments", *(dcd.path.name for dcd in self.dcds)])
         for number in range(n_segments):
@@ -287,10 +242,8 @@ class RunWriter:
         for dcd in self.dcds:
             if not dcd.path.is_file():
                 raise ValueError(f"{dcd.path}: this trajectory of the run is missing")
-            if dcd.n_frames < n_frames:  # before anything is cut
-                raise ValueError(
-                    f"{dcd.path}: expected {n_frames} frames, the file has {dcd.n_frames}"
-                )
+            if (n := dcd.n_frames) < n_frames:  # before anything is cut
+                raise ValueError(f"{dcd.path}: expected {n_frames} frames, the file has {n}")
         remove_stale_temporaries(self.directory / "segments")
         # From the last one on: if this is interrupted, no segment is missing in between.
         for path in sorted((self.directory / "segments").iterdir(), reverse=True):

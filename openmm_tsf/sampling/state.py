@@ -63,13 +63,7 @@ class WalkerState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the fields, for a checkpoint."""
-        return {
-            "x": self.x,
-            "velocities": self.velocities,
-            "energy": self.energy,
-            "replica": self.replica,
-            "iteration": self.iteration,
-        }
+        return dict(vars(self))
 
     @classmethod
     def from_state_dict(cls, content: dict[str, Any]) -> Self:
@@ -120,8 +114,7 @@ class KernelInfo:
     @classmethod
     def zero(cls, counts_shape: tuple[int, ...]) -> "KernelInfo":
         """Return counts of zero."""
-        zeros = torch.zeros(counts_shape, dtype=torch.int64)
-        return cls(zeros, zeros)
+        return cls(*torch.zeros(2, *counts_shape, dtype=torch.int64))
 
     @property
     def acceptance(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -12,12 +12,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from openmm_tsf.io.directory import CHECKPOINT_SECONDS, DirectoryLock
-from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.chain import TemperingChain
 from openmm_tsf.sampling.consistency import check_potentials
 from openmm_tsf.sampling.initial import restored_state
-from openmm_tsf.sampling.kernels.base import Kernel, SteerableMap
-from openmm_tsf.sampling.kernels.schedule import Scheduled
 from openmm_tsf.sampling.provenance import (
     check_run_arguments,
     check_same,
@@ -27,7 +24,6 @@ from openmm_tsf.sampling.provenance import (
 )
 from openmm_tsf.sampling.recorder import Recorder
 from openmm_tsf.sampling.run_writer import RunWriter
-from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.signals import DeferredInterrupt
 
 
@@ -45,16 +41,14 @@ class ParallelTempering(TemperingChain):
         The flow, frozen: it must not change while sampling.
     temperatures
         The ladder, ascending, K (or a Quantity). One rung is allowed.
-    n_walkers
-        Number of walkers W.
+    n_walkers, seed
+        Number of walkers W; seed of everything random, drawn and recorded if None.
     kernels
         Kernels, or kernels with a schedule (:class:`openmm_tsf.sampling.kernels.Scheduled`),
         applied in this order in every iteration; by default those of
         :func:`openmm_tsf.sampling.kernels.default_kernels`.
     potential
         The energy; ``molecule.potential()`` by default.
-    seed
-        Seed of everything random; drawn and recorded if None.
 
     Attributes
     ----------
@@ -63,10 +57,6 @@ class ParallelTempering(TemperingChain):
     totals : dict of str to KernelInfo
         What each kernel did since the last call of :meth:`run` or :meth:`tune` began.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If arguments do not fit each other; the message names them.
 
     Examples
     --------
@@ -82,20 +72,9 @@ class ParallelTempering(TemperingChain):
     5
     """
 
-    def __init__(
-        self,
-        molecule: MolecularSystem | None,
-        flow: SteerableMap,
-        temperatures: Any,
-        n_walkers: int,
-        kernels: Sequence[Kernel | Scheduled] | None = None,
-        potential: Potential | None = None,
-        seed: int | None = None,
-    ) -> None:
-        super().__init__(molecule, flow, temperatures, n_walkers, kernels, potential, seed)
-        self._writer: RunWriter | None = None
-        self._opened: dict[str, Any] = {}  # the sampler's choices when it opened that directory
-        self._lock: DirectoryLock | None = None  # of a directory whose lock the caller holds
+    _writer: RunWriter | None = None
+    _opened: Mapping[str, Any] | None = None  # the choices when it opened the writer's directory
+    _lock: DirectoryLock | None = None  # of a directory whose lock the caller holds
 
     @property
     def n_written(self) -> int:
@@ -124,20 +103,15 @@ class ParallelTempering(TemperingChain):
         n_iterations
             Iterations to add.
         output
-            Run directory: new or empty, or the one that this sampler wrote last or resumed. None:
-            nothing is written.
+            Run directory: new, empty, or the one that this sampler wrote last or resumed; or None.
         save_interval
             Iterations between saved ones.
-        checkpoint_interval
-            Iterations between checkpoints: a segment, its frames and the state to continue from.
-            None: by the clock alone.
-        checkpoint_seconds
-            Time between checkpoints (longer, where they would take over 2 percent of the time;
-            shorter, where over 256 MiB would wait). It does not change the samples.
-        progress
-            Show a progress bar.
-        collect
-            Return the saved configurations.
+        checkpoint_interval, checkpoint_seconds
+            Iterations (None: any number) and time between checkpoints: a segment, its frames and
+            the state to continue from. The time is longer where they would take over 2 percent of
+            it, shorter where over 256 MiB would wait. Neither changes the samples.
+        progress, collect
+            Show a progress bar; return the saved configurations.
 
         Returns
         -------
@@ -153,8 +127,7 @@ class ParallelTempering(TemperingChain):
         RuntimeError
             If another sampler has continued the run since this one wrote to it.
         ValueError
-            If a number is out of range, or the flow, the step sizes or the kernels are not those
-            that `output` was started with.
+            If the flow, step sizes or kernels are not those that `output` was started with.
         """
         check_run_arguments(
             n_iterations, save_interval, checkpoint_interval, checkpoint_seconds, self.reporters
@@ -174,21 +147,10 @@ class ParallelTempering(TemperingChain):
             return self._run(recorder, n_iterations, save_interval, progress, collect)
 
     def start(self, lock: DirectoryLock, config: Mapping[str, Any]) -> None:
-        """Start a run in the directory of a stage, which may hold other files.
+        """Start a run in the directory of a stage, which may hold other files but none of a run.
 
-        ``run(n, lock.directory)`` then samples.
-
-        Parameters
-        ----------
-        lock
-            The directory's lock, which the caller holds; also the one of later calls.
-        config
-            The stage's ``config.json``; the sampler adds its entries.
-
-        Raises
-        ------
-        FileExistsError
-            If the directory has files of a run.
+        ``run(n, lock.directory)`` then samples. The caller holds the `lock`, in later calls too,
+        and the sampler adds its entries to the stage's `config`.
         """
         _ = self.state  # the default start, before anything is written
         self._lock = lock
@@ -205,10 +167,8 @@ class ParallelTempering(TemperingChain):
     ) -> Tensor | None:
         collected: list[Tensor] = []
         self.totals = self._zero()
-        with (
-            DeferredInterrupt() as interrupt,
-            tqdm(total=n_iterations, desc="sample", disable=not progress) as bar,
-        ):
+        bar = tqdm(total=n_iterations, desc="sample", disable=not progress)
+        with DeferredInterrupt() as interrupt, bar:
             try:
                 for _ in range(n_iterations):
                     if interrupt.requested:
@@ -237,8 +197,6 @@ class ParallelTempering(TemperingChain):
         shape = (0, *self.state.x.shape)
         return torch.stack(collected) if collected else torch.zeros(shape, dtype=torch.float64)
 
-    # -- files -------------------------------------------------------------------------------
-
     def _checkpoint(self) -> dict[str, Any]:
         return {
             "state": self.state.state_dict(),
@@ -265,13 +223,13 @@ class ParallelTempering(TemperingChain):
 
     def _open(self, output: str | os.PathLike[str], save_interval: int) -> RunWriter:
         writer = self._writer
-        if writer is None or not self._writes_to(output):
+        if writer is None or self._opened is None or not self._writes_to(output):
             return self._create(output, save_interval, None)
         writer.check_untouched()
-        if save_interval != self._opened["save_interval"]:
+        expected = self._opened["save_interval"]
+        if save_interval != expected:
             raise ValueError(
-                f"save_interval: this run was started with {self._opened['save_interval']}, "
-                f"got {save_interval}"
+                f"save_interval: this run was started with {expected}, got {save_interval}"
             )
         check_unchanged(output, self._opened, self.choices(save_interval))
         return writer
@@ -303,15 +261,11 @@ class ParallelTempering(TemperingChain):
 
         Parameters
         ----------
-        path
-            The run directory.
-        lock
-            Its lock, if the caller holds it; also the one of later calls.
+        path, lock
+            The run directory; its lock, if the caller holds it, in later calls too.
 
         Raises
         ------
-        FileNotFoundError
-            If the run directory or its checkpoint does not exist.
         DirectoryInUse
             If another process is writing to it.
         ValueError
@@ -322,15 +276,8 @@ class ParallelTempering(TemperingChain):
         with lock or DirectoryLock(path):
             content = writer.read_checkpoint()
             choices = self.choices(config["choices"]["save_interval"])
-            check_same(
-                path,
-                config,
-                {
-                    "temperatures_K": list(self.temperatures),
-                    "n_walkers": self.n_walkers,
-                    "choices": choices,
-                },
-            )
+            ladder = {"temperatures_K": list(self.temperatures), "n_walkers": self.n_walkers}
+            check_same(path, config, {**ladder, "choices": choices})
             before = self._generator.get_state(), self._kernel_states()
             try:
                 state = restored_state(

@@ -11,25 +11,13 @@ from openmm_tsf.utils.validation import as_float_tensor
 
 @runtime_checkable
 class HasStepSize(Protocol):
-    """A kernel with one step size per rung, `sigma` [R].
-
-    A kernel may also have an attribute ``target_acceptance``, which its step sizes are tuned to in
-    place of the tuner's.
-    """
+    """A kernel with step sizes `sigma` [R], and maybe a ``target_acceptance`` of its own."""
 
     sigma: Tensor
 
 
 def step_sizes(value: Any, n_rungs: int, name: str = "sigma") -> Tensor:
-    """Return step sizes [R], float64, from one number or one per rung.
-
-    Raises
-    ------
-    TypeError
-        If `value` has entries that are not numbers.
-    ValueError
-        If a number is not positive and finite, or there are neither 1 nor R of them.
-    """
+    """Return step sizes [R], float64, from one number or one per rung."""
     sizes = as_float_tensor(value, name)
     if sizes.ndim > 1 or (sizes.ndim == 1 and len(sizes) != n_rungs):
         raise ValueError(f"{name}: expected one number or {n_rungs}, got {tuple(sizes.shape)}")
@@ -67,20 +55,6 @@ class StepSizeTuner:
 
     log sigma <- log sigma + 2 t^-0.6 (acceptance - target), then Polyak-Ruppert averaging (Andrieu
     and Thoms 2008, section 4.2.2).
-
-    Parameters
-    ----------
-    kernel
-        The kernel to tune.
-    n_updates
-        The largest number of updates.
-    target
-        The acceptance to reach, for kernels without a ``target_acceptance``.
-
-    Raises
-    ------
-    ValueError
-        If the target is not between 0 and 1, or the number of updates is negative.
     """
 
     def __init__(self, kernel: HasStepSize, n_updates: int, target: float) -> None:

@@ -3,7 +3,7 @@
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.units import as_temperatures
@@ -74,9 +74,7 @@ class Kernel(Protocol):
     def counts_shape(self) -> tuple[int, ...]:
         """The shape of :attr:`KernelInfo.accepted`."""
 
-    def __call__(
-        self, state: WalkerState, generator: torch.Generator
-    ) -> tuple[WalkerState, KernelInfo]:
+    def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
         """Return the next state and the counts. All random numbers come from `generator`."""
 
     def settings(self) -> dict[str, Any]:
@@ -98,13 +96,7 @@ class Closable(Protocol):
 
 
 class RungKernel:
-    """What kernels with counts per rung share: temperatures, kT, and an empty state.
-
-    Attributes
-    ----------
-    kt : Tensor
-        kT of every rung [R], in the potential's energy unit.
-    """
+    """What kernels with counts per rung share: temperatures, kT [R], and an empty state."""
 
     def __init__(self, temperatures: Any, boltzmann_constant: float) -> None:
         self.temperatures = as_temperatures(temperatures)
@@ -173,7 +165,7 @@ class SteerableMap(Protocol):
         """
 
     def draw_copies(
-        self, x: Tensor, temperature: Any, generator: torch.Generator
+        self, x: Tensor, temperature: Any, generator: Generator
     ) -> tuple[Tensor, Tensor]:
         """Draw the copy that each x [B, *event] is: copies [B, G] and ln of their weights [B].
 
@@ -200,9 +192,8 @@ def check_flow(flow: Any) -> None:
     """Refuse an object that lacks a member of :class:`SteerableMap`."""
     missing = [name for name in _MAP_MEMBERS if not hasattr(flow, name)]
     if missing:
-        raise TypeError(
-            f"flow: expected a flow, got {type(flow).__name__}, which has no {missing[0]}"
-        )
+        name = type(flow).__name__
+        raise TypeError(f"flow: expected a flow, got {name}, which has no {missing[0]}")
 
 
 def check_name(name: Any) -> str:

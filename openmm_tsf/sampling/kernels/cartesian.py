@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.kernels.base import SteerableMap
@@ -24,24 +24,17 @@ class CartesianHMC(StepSizes, DynamicsKernel):
     or those at its beginning reversed where it was rejected. The Boltzmann distribution of
     positions and velocities together is left invariant exactly, at any time step.
 
-    Time steps are per rung, tuned through :class:`openmm_tsf.sampling.tuning.StepSizeTuner` to an
-    acceptance of 0.65 (Beskos et al. 2013).
+    Time steps, the attribute ``sigma``, are tuned to an acceptance of 0.65 (Beskos et al. 2013).
 
     Parameters
     ----------
     potential, temperatures, masses, flow, n_steps, name
         See :class:`openmm_tsf.sampling.kernels.dynamics.DynamicsKernel`.
     timestep
-        ps; one number, or one per rung [R].
+        The time step in ps, one number or one per rung [R].
     persistence
         c, at least 0 and below 1. With 0 walkers need no velocities, and have none afterwards.
 
-    Attributes
-    ----------
-    sigma : Tensor
-        Time steps [R] in ps, under the name that all step sizes have.
-    target_acceptance : float
-        What they are tuned to.
 
     Examples
     --------
@@ -76,9 +69,8 @@ class CartesianHMC(StepSizes, DynamicsKernel):
         self.persistence = check_float(persistence, "persistence")
         if not 0 <= self.persistence < 1:
             raise ValueError(f"persistence: expected a number in [0, 1), got {persistence!r}")
-        self._sigma = step_sizes(
-            in_unit(timestep, PICOSECOND, "timestep"), len(self.temperatures), "timestep"
-        )
+        timestep = in_unit(timestep, PICOSECOND, "timestep")
+        self._sigma = step_sizes(timestep, len(self.temperatures), "timestep")
 
     @property
     def needs_velocities(self) -> bool:
@@ -103,11 +95,11 @@ class CartesianHMC(StepSizes, DynamicsKernel):
     def _stored(self, state: WalkerState, v: Tensor) -> Tensor | None:
         return None if state.velocities is None else super()._stored(state, v)
 
-    def refresh_before(self, v: Tensor, kt: Tensor, generator: torch.Generator) -> Tensor:
+    def refresh_before(self, v: Tensor, kt: Tensor, generator: Generator) -> Tensor:
         """Refresh the velocities, wholly or in part."""
         return self.ornstein_uhlenbeck(v, self.velocity_width(kt), self.persistence, generator)
 
-    def refresh_after(self, v: Tensor, kt: Tensor, generator: torch.Generator) -> Tensor:
+    def refresh_after(self, v: Tensor, kt: Tensor, generator: Generator) -> Tensor:
         """Return the velocities as they are."""
         return v
 

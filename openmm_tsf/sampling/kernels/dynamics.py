@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.sampling.kernels.base import RungKernel, SteerableMap, check_flow, check_name
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
 from openmm_tsf.units import PICOSECOND, in_unit
-from openmm_tsf.utils.validation import as_float_tensor, check_float, check_int
+from openmm_tsf.utils.validation import as_float_tensor, check_float, check_int, check_positive
 
 
 class PotentialConstants(Protocol):
@@ -23,21 +23,7 @@ class PotentialConstants(Protocol):
 
 
 def mass_per_coordinate(masses: Any, event_shape: Sequence[int]) -> Tensor:
-    """Return masses [event_shape[0], 1, ...], float64, to multiply configurations [B, *event].
-
-    Parameters
-    ----------
-    masses
-        One positive number for every atom (events [N, 3]) or coordinate (events [d]); for the
-        latter also one number for all.
-    event_shape
-        The shape of a configuration.
-
-    Raises
-    ------
-    ValueError
-        If the masses are not finite and positive, or of another number.
-    """
+    """Return masses [event_shape[0], 1, ...], float64, to multiply configurations [B, *event]."""
     values = as_float_tensor(masses, "masses")
     if values.ndim == 0 and len(event_shape) == 1:
         values = values.expand(event_shape[0]).clone()
@@ -62,25 +48,16 @@ class DynamicsKernel(RungKernel, ABC):
 
     Parameters
     ----------
-    potential
-        The energy; n_steps + 1 evaluations a walker and rung.
-    temperatures
-        The ladder, K.
+    potential, temperatures
+        The energy, with n_steps + 1 evaluations a walker and rung, and the ladder in K.
     masses
         [N] amu for molecules; [d] or one number for potentials on R^d.
     flow
         Its domain is the walkers' domain; None to allow every configuration.
-    n_steps
-        The number of steps of a trajectory.
-    metropolized
-        Accept or reject by the energy error.
+    n_steps, metropolized
+        The number of steps of a trajectory; whether it is rejected by its energy error.
     name
         The name in counts and summaries.
-
-    Attributes
-    ----------
-    kt : Tensor
-        kT of every rung [R], in the potential's energy unit.
     """
 
     def __init__(
@@ -122,11 +99,11 @@ class DynamicsKernel(RungKernel, ABC):
         return state.velocities.flatten(0, 1)
 
     @abstractmethod
-    def refresh_before(self, v: Tensor, kt: Tensor, generator: torch.Generator) -> Tensor:
+    def refresh_before(self, v: Tensor, kt: Tensor, generator: Generator) -> Tensor:
         """Return velocities [B, *event] refreshed before the trajectory, at kT [B]."""
 
     @abstractmethod
-    def refresh_after(self, v: Tensor, kt: Tensor, generator: torch.Generator) -> Tensor:
+    def refresh_after(self, v: Tensor, kt: Tensor, generator: Generator) -> Tensor:
         """Return velocities [B, *event] refreshed after the trajectory, at kT [B]."""
 
     @abstractmethod
@@ -134,14 +111,12 @@ class DynamicsKernel(RungKernel, ABC):
         """Return positions, velocities and energies [B] after the steps; +inf where they failed."""
 
     def trajectory(
-        self, x: Tensor, v: Tensor, kt: Tensor, generator: torch.Generator
+        self, x: Tensor, v: Tensor, kt: Tensor, generator: Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return what :meth:`propagate` does; overridden by trajectories with noise at kT [B]."""
         return self.propagate(x, v)
 
-    def __call__(
-        self, state: WalkerState, generator: torch.Generator
-    ) -> tuple[WalkerState, KernelInfo]:
+    def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
         """Propagate every walker, and accept or reject."""
         shape = state.energy.shape
         x, energy = state.x.flatten(0, 1), state.energy.flatten()
@@ -199,7 +174,7 @@ class DynamicsKernel(RungKernel, ABC):
         return (self.as_column(kt) / self._mass).sqrt()
 
     def ornstein_uhlenbeck(
-        self, v: Tensor, width: Tensor, keep: float, generator: torch.Generator
+        self, v: Tensor, width: Tensor, keep: float, generator: Generator
     ) -> Tensor:
         """Return keep * v + sqrt(1 - keep^2) * width * noise, the exact Ornstein-Uhlenbeck step."""
         # Drawn on the generator's device, so that the chain is the same on any device.
@@ -221,10 +196,8 @@ class LangevinKernel(DynamicsKernel):
     ----------
     potential, temperatures, masses, flow, n_steps, metropolized, name
         See :class:`DynamicsKernel`.
-    timestep
-        ps.
-    friction
-        1/ps.
+    timestep, friction
+        ps, 1/ps.
     """
 
     def __init__(
@@ -240,10 +213,8 @@ class LangevinKernel(DynamicsKernel):
         name: str,
     ) -> None:
         super().__init__(potential, temperatures, masses, flow, n_steps, metropolized, name)
-        self.timestep = check_float(in_unit(timestep, PICOSECOND, "timestep"), "timestep")
+        self.timestep = check_positive(in_unit(timestep, PICOSECOND, "timestep"), "timestep")
         self.friction = check_float(in_unit(friction, 1 / PICOSECOND, "friction"), "friction")
-        if not self.timestep > 0:
-            raise ValueError(f"timestep: expected a positive number of ps, got {timestep!r}")
         if not self.friction >= 0:
             raise ValueError(f"friction: expected a non-negative rate in 1/ps, got {friction!r}")
         self._keep = math.exp(-self.friction * self.timestep * n_steps / 2)
@@ -260,10 +231,8 @@ class LangevinKernel(DynamicsKernel):
             "time_step_error": None if self.metropolized else "O(dt^2)",
         }
 
-    def refresh_before(self, v: Tensor, kt: Tensor, generator: torch.Generator) -> Tensor:
+    def refresh_before(self, v: Tensor, kt: Tensor, generator: Generator) -> Tensor:
         """Apply half of the thermostat."""
         return self.ornstein_uhlenbeck(v, self.velocity_width(kt), self._keep, generator)
 
-    def refresh_after(self, v: Tensor, kt: Tensor, generator: torch.Generator) -> Tensor:
-        """Apply half of the thermostat."""
-        return self.ornstein_uhlenbeck(v, self.velocity_width(kt), self._keep, generator)
+    refresh_after = refresh_before

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.potentials.base import Potential
@@ -15,13 +15,10 @@ from openmm_tsf.sampling.tuning import StepSizes
 
 
 class FlowProposalKernel(FlowKernel, ABC):
-    """A kernel that proposes in latent space for every walker and rung by itself.
-
-    A subclass defines the proposal and its density.
-    """
+    """A kernel that proposes in latent space; a subclass defines the proposal and its density."""
 
     @abstractmethod
-    def propose(self, v: Tensor, tau: Tensor, generator: torch.Generator) -> Tensor:
+    def propose(self, v: Tensor, tau: Tensor, generator: Generator) -> Tensor:
         """Draw proposed latents [B, d + m] from the current v [B, d + m] at tau [B]."""
 
     @abstractmethod
@@ -29,9 +26,7 @@ class FlowProposalKernel(FlowKernel, ABC):
         """Return the log-density [B] of proposing v, up to a constant; 0 if symmetric."""
 
     @torch.no_grad()
-    def __call__(
-        self, state: WalkerState, generator: torch.Generator
-    ) -> tuple[WalkerState, KernelInfo]:
+    def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
         """Propose for every walker at every rung in one batch, and accept or reject."""
         shape, x, energy = state.energy.shape, state.x.flatten(0, 1), state.energy.flatten()
         tau, kt = self.tau.repeat(shape[0]), self.kt.repeat(shape[0])
@@ -64,12 +59,10 @@ class FlowWalk(StepSizes, FlowProposalKernel):
 
     Parameters
     ----------
-    flow, potential, temperatures, n_steps, **round_trip
+    flow, potential, temperatures, n_steps, name, **round_trip
         See :class:`FlowKernel`.
     sigma
         The step size, one number or one per rung [R].
-    name
-        The name in counts and summaries.
 
     Examples
     --------
@@ -100,7 +93,7 @@ class FlowWalk(StepSizes, FlowProposalKernel):
         self.name = check_name(name)
         self.sigma = sigma
 
-    def propose(self, v: Tensor, tau: Tensor, generator: torch.Generator) -> Tensor:
+    def propose(self, v: Tensor, tau: Tensor, generator: Generator) -> Tensor:
         """Return v plus Gaussian noise of width sigma sqrt(tau)."""
         width = self._sigma.repeat(len(v) // len(self._sigma)) * tau.sqrt()
         noise = torch.randn(v.shape, generator=generator, dtype=v.dtype)
@@ -118,10 +111,8 @@ class FlowIndependence(FlowProposalKernel):
 
     Parameters
     ----------
-    flow, potential, temperatures, n_steps, **round_trip
+    flow, potential, temperatures, n_steps, name, **round_trip
         See :class:`FlowKernel`.
-    name
-        The name in counts and summaries.
 
     Examples
     --------
@@ -152,7 +143,7 @@ class FlowIndependence(FlowProposalKernel):
         super().__init__(flow, potential, temperatures, n_steps, **round_trip)
         self.name = check_name(name)
 
-    def propose(self, v: Tensor, tau: Tensor, generator: torch.Generator) -> Tensor:
+    def propose(self, v: Tensor, tau: Tensor, generator: Generator) -> Tensor:
         """Draw from the prior."""
         noise = torch.randn(v.shape, generator=generator, dtype=v.dtype)
         return noise * tau.sqrt().unsqueeze(1)

@@ -3,43 +3,35 @@
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from openmm_tsf.flows.weights import log_weight
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
 from openmm_tsf.sampling.kernels.base import RungKernel, SteerableMap, check_flow
 from openmm_tsf.sampling.state import KernelInfo, per_rung
-from openmm_tsf.utils.validation import check_float, check_int
+from openmm_tsf.utils.validation import check_int, check_positive
 
 
 class LatentState(NamedTuple):
-    """Configurations with momenta and their latents: v [B, d + m] = D^-1(x [B, *event], p [B, m]).
-
-    `log_det` [B] is log|J_D|, plus ln of the weight of the copy drawn where copies overlap; `tau`
-    [B] is T/T_ref.
-    """
+    """Configurations x [B, *event] with momenta p [B, m] and their latents v = D^-1(x, p)."""
 
     x: Tensor
     momenta: Tensor
     v: Tensor
-    log_det: Tensor
-    tau: Tensor
+    log_det: Tensor  # log|J_D| [B], plus ln of the weight of the copy drawn where copies overlap
+    tau: Tensor  # T / T_ref [B]
 
 
 class Proposal(NamedTuple):
-    """Images (x [B, *event], p [B, m]) of latents, with log|J_D| and energies, both [B].
-
-    `inside` [B] says which are in the domain of the flow; the energy of the others is +inf.
-    `mirror` [B] says which of those are mirror images.
-    """
+    """Images (x [B, *event], p [B, m]) of latents, with log|J_D| and energies, both [B]."""
 
     x: Tensor
     momenta: Tensor
     log_det: Tensor
     energy: Tensor
-    inside: Tensor
-    mirror: Tensor
+    inside: Tensor  # [B], whether in the domain of the flow; the energy of the others is +inf
+    mirror: Tensor  # [B], which of the others are mirror images
 
 
 class FlowKernel(RungKernel):
@@ -55,25 +47,16 @@ class FlowKernel(RungKernel):
     ----------
     flow
         The flow, in float64 or in a dtype in which the round trip stays below the tolerance.
-    potential
-        The energy.
-    temperatures
-        The ladder, K. The prior of v at temperature T is N(0, tau), tau = T / T_ref.
+    potential, temperatures
+        The energy, and the ladder in K. The prior of v is N(0, tau), tau = T / T_ref.
     n_steps
         The number of proposals in a call, each accepted or rejected.
-    round_trip_interval
-        The number of iterations between two checks of D(D^-1(x)) = x.
-    round_trip_walkers
-        The number of walkers in a check; a different set each time.
+    name
+        The name in counts and summaries.
+    round_trip_interval, round_trip_walkers
+        Iterations between two checks of D(D^-1(x)) = x, and walkers in each, others every time.
     round_trip_tolerance
         The largest deviation of a coordinate that is allowed (nm for molecules).
-
-    Attributes
-    ----------
-    kt : Tensor
-        kT of every rung [R], in the potential's energy unit.
-    tau : Tensor
-        T / T_ref of every rung [R].
     """
 
     exact = True
@@ -95,10 +78,7 @@ class FlowKernel(RungKernel):
                 f"flow: expected configurations of the potential's shape "
                 f"{tuple(potential.event_shape)}, got {tuple(flow.event_shape)}"
             )
-        if not check_float(round_trip_tolerance, "round_trip_tolerance") > 0:
-            raise ValueError(
-                f"round_trip_tolerance: expected a positive number, got {round_trip_tolerance!r}"
-            )
+        check_positive(round_trip_tolerance, "round_trip_tolerance")
         super().__init__(temperatures, potential.boltzmann_constant)
         self.flow, self.potential = flow, potential
         self.n_steps = check_int(n_steps, "n_steps")
@@ -121,10 +101,7 @@ class FlowKernel(RungKernel):
     def log_weight(
         self, energy: Tensor, kt: Tensor, momenta: Tensor, tau: Tensor, log_det: Tensor
     ) -> Tensor:
-        """Return the log-density [B] of the target in latent space, up to a constant.
-
-        It is -U/kT - |p|^2 / 2 tau + log|J_D|.
-        """
+        """Return -U/kT - |p|^2 / 2 tau + log|J_D|, the log-density [B] of the target for v."""
         return log_weight(energy / kt, momenta, tau, -log_det)
 
     def _counts(
@@ -141,7 +118,7 @@ class FlowKernel(RungKernel):
         )
 
     def _to_latent(
-        self, x: Tensor, tau: Tensor, iteration: int, generator: torch.Generator
+        self, x: Tensor, tau: Tensor, iteration: int, generator: Generator
     ) -> LatentState:
         """Draw momenta for x and map both to latents; check the round trip if it is due."""
         noise = torch.randn(len(x), self.flow.n_momenta, generator=generator, dtype=torch.float64)
@@ -188,7 +165,7 @@ class FlowKernel(RungKernel):
         return x.to(v), momenta.to(v), log_det.to(v)
 
     def _inverse(
-        self, x: Tensor, momenta: Tensor, tau: Tensor, generator: torch.Generator
+        self, x: Tensor, momenta: Tensor, tau: Tensor, generator: Generator
     ) -> tuple[Tensor, Tensor]:
         """Return v and -log|J_D|, less ln of the weight of the copy drawn where copies overlap."""
         in_flow, momenta = x.to(self.flow.dtype), momenta.to(self.flow.dtype)
@@ -206,10 +183,7 @@ class FlowKernel(RungKernel):
         return self.flow.match_pose(x.to(dtype), like=like.to(dtype)).to(x)
 
     def _check_round_trip(self, latent: LatentState, iteration: int) -> None:
-        """Compare D(D^-1(x, p)) with (x, p), and the two log-determinants.
-
-        Where they differ by more than the tolerance the chain would be biased: RuntimeError.
-        """
+        """Compare D(D^-1(x, p)) with (x, p), and the two log-determinants."""
         x, momenta = latent.x, latent.momenta
         n = min(self.round_trip_walkers, len(x))
         start = iteration // self.round_trip_interval * n

@@ -4,7 +4,7 @@ import hashlib
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from openmm_tsf.coordinates.internal import InternalCoordinates
 from openmm_tsf.coordinates.whitening import Whitening
@@ -66,8 +66,7 @@ class WhitenedCoordinates:
         """Return y = x on R^d, T_ref = 1: the walk is then x' = x + N(0, sigma^2 T)."""
         d = check_int(n_coordinates, "n_coordinates")
         zeros, ones = torch.zeros(d, dtype=torch.float64), torch.ones(d, dtype=torch.float64)
-        none = zeros[:0]
-        square = none.reshape(0, 0)
+        none, square = zeros[:0], zeros[:0].reshape(0, 0)
         scales = Whitening("diagonal", ones.bool(), zeros, ones, none, square, square)
         return cls(scales, None, 1.0)
 
@@ -103,10 +102,7 @@ class WhitenedCoordinates:
     def inverse_and_log_det(
         self, x: Tensor, momenta: Tensor, copies: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Map x [B, *event] to y [B, d] and the log-determinant [B], -inf outside the domain.
-
-        Momenta and copies are empty here.
-        """
+        """Map x [B, *event] to y [B, d] and the log-determinant [B], -inf outside the domain."""
         total = x.new_zeros(len(x))
         if self.coordinates is not None:
             x, total = self.coordinates.inverse_and_log_det(x)
@@ -114,7 +110,7 @@ class WhitenedCoordinates:
         return y, total + log_det
 
     def draw_copies(
-        self, x: Tensor, temperature: Any, generator: torch.Generator
+        self, x: Tensor, temperature: Any, generator: Generator
     ) -> tuple[Tensor, Tensor]:
         """Return empty copies [B, 0] and ln 1 [B]: the copies do not overlap."""
         return x.new_zeros(len(x), 0, dtype=torch.int64), x.new_zeros(len(x))

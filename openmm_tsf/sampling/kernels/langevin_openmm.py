@@ -36,17 +36,14 @@ class DynamicsPotential(PotentialConstants, Protocol):
 class OpenMMLangevin(LangevinKernel):
     """n steps of Langevin dynamics for every walker at the temperature of its rung.
 
-    With ``metropolized=True`` a trajectory is accepted with probability min(1, exp(-dH/kT)), H the
-    total energy before and after the Verlet steps; a rejected walker keeps its positions and
-    reverses its velocities, and the kernel is exact. With False there is no such step, and averages
-    have an error of order dt^2. Either way a trajectory that ends in a non-finite energy or outside
-    the domain of the flow (mirror images in particular) is rejected and counted.
+    With ``metropolized=True`` trajectories are accepted or rejected by the total energy, and the
+    kernel is exact; with False averages have an error of order dt^2. Either way a trajectory that
+    ends in a non-finite energy or outside the domain of the flow (mirror images in particular) is
+    rejected and counted.
 
     Parameters
     ----------
-    potential
-        Opens the Contexts and counts evaluations.
-    temperatures, masses, flow, n_steps, timestep, friction, metropolized, name
+    potential, temperatures, masses, flow, n_steps, timestep, friction, metropolized, name
         See :class:`openmm_tsf.sampling.kernels.dynamics.LangevinKernel`.
     n_contexts
         The number of Contexts, each with a thread; that of the potential by default.
@@ -137,11 +134,8 @@ def _open_context(potential: DynamicsPotential, integrator: openmm.Integrator) -
     """
     context = potential.make_context(integrator)
     system = context.getSystem()
-    removers = [
-        index
-        for index, force in enumerate(system.getForces())
-        if isinstance(force, openmm.CMMotionRemover)
-    ]
+    forces = enumerate(system.getForces())
+    removers = [i for i, force in forces if isinstance(force, openmm.CMMotionRemover)]
     if not removers:
         return context
     system = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(system))

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.energies import device_of, energy_and_forces
@@ -21,17 +21,6 @@ class Trajectory:
     batch keeps its shape, so that a compiled potential is not compiled again. The batch stays on
     the potential's device until the end, in the dtype of `x`: a potential in float32 rounds its
     input and output, not the trajectory.
-
-    Parameters
-    ----------
-    potential
-        The energy, with forces; evaluated once here.
-    x, v
-        Positions and velocities [B, *event]; moved to the potential's device here.
-    mass
-        See :func:`openmm_tsf.sampling.kernels.dynamics.mass_per_coordinate`.
-    timestep
-        One number, or one for every row [B, 1, ...].
     """
 
     def __init__(
@@ -79,20 +68,6 @@ def velocity_verlet(
     """Integrate a batch by n steps of velocity Verlet: n + 1 evaluations a row.
 
     Reversible and volume-preserving; the energy error is of order dt^2 (Swope et al. 1982).
-
-    Parameters
-    ----------
-    potential, x, v, mass, timestep
-        See :class:`Trajectory`.
-    n_steps
-        The number of steps.
-
-    Returns
-    -------
-    x, v : Tensor
-        [B, *event].
-    energy : Tensor
-        Potential energies [B] at the end; +inf where a row failed.
     """
     batch = Trajectory(potential, x, v, mass, timestep)
     for _ in range(n_steps):
@@ -169,20 +144,18 @@ class TorchLangevin(LangevinKernel):
             choices["integrator"] = "BAOAB"
         return choices
 
-    def refresh_before(self, v: Tensor, kt: Tensor, generator: torch.Generator) -> Tensor:
+    def refresh_before(self, v: Tensor, kt: Tensor, generator: Generator) -> Tensor:
         """Apply half of the thermostat; BAOAB applies it within every step."""
         return v if self.integrator == "baoab" else super().refresh_before(v, kt, generator)
 
-    def refresh_after(self, v: Tensor, kt: Tensor, generator: torch.Generator) -> Tensor:
-        """Apply half of the thermostat; BAOAB applies it within every step."""
-        return v if self.integrator == "baoab" else super().refresh_after(v, kt, generator)
+    refresh_after = refresh_before
 
     def propagate(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take the Verlet steps."""
         return velocity_verlet(self.potential, x, v, self._mass, self.timestep, self.n_steps)
 
     def trajectory(
-        self, x: Tensor, v: Tensor, kt: Tensor, generator: torch.Generator
+        self, x: Tensor, v: Tensor, kt: Tensor, generator: Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Take the steps of the integrator."""
         if self.integrator == "verlet":

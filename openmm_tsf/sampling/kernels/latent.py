@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.potentials.base import Potential
@@ -29,19 +29,15 @@ class LatentBatch(NamedTuple):
 
 
 class LatentPoint(NamedTuple):
-    """v [B, n], log pi [B] and its gradient [B, n], x [B, *event] and its energy [B].
-
-    `inside` [B] says whether x is in the flow's domain, `mirror` [B] whether it is a mirror image.
-    Where pi vanishes the gradient is NaN, so that a trajectory through such a point is rejected.
-    """
+    """v [B, n], log pi [B] and its gradient [B, n], x [B, *event] and its energy [B]."""
 
     v: Tensor
     log_weight: Tensor
-    gradient: Tensor
+    gradient: Tensor  # NaN where pi vanishes: a trajectory through such a point is rejected
     x: Tensor
     energy: Tensor
-    inside: Tensor
-    mirror: Tensor
+    inside: Tensor  # [B], whether x is in the flow's domain
+    mirror: Tensor  # [B], whether it is a mirror image
 
     def where(self, chosen: Tensor, other: "LatentPoint") -> "LatentPoint":
         """Return these rows where `chosen` [B], those of the other point elsewhere."""
@@ -64,9 +60,7 @@ class LatentGradientKernel(FlowWalk, ABC):
     target_acceptance: float
 
     @torch.no_grad()
-    def __call__(
-        self, state: WalkerState, generator: torch.Generator
-    ) -> tuple[WalkerState, KernelInfo]:
+    def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
         """Propose for every walker at every rung in one batch, and accept or reject."""
         shape = state.energy.shape
         x, energy = state.x.flatten(0, 1), state.energy.flatten()
@@ -92,12 +86,9 @@ class LatentGradientKernel(FlowWalk, ABC):
 
     @abstractmethod
     def propose_point(
-        self, start: LatentPoint, rows: LatentBatch, generator: torch.Generator
+        self, start: LatentPoint, rows: LatentBatch, generator: Generator
     ) -> tuple[LatentPoint, Tensor, int]:
-        """Return a proposal, the rest [B] of the log acceptance ratio, and the evaluations.
-
-        The rest is what log alpha has besides the difference of log pi.
-        """
+        """Return a proposal, log alpha [B] less the difference of log pi, and the evaluations."""
 
     def evaluate_at(self, v: Tensor, rows: LatentBatch) -> tuple[LatentPoint, int]:
         """Return pi and its gradient at v [B, n], and the number of energies with forces."""
@@ -169,14 +160,13 @@ class LatentMALA(LatentGradientKernel):
         super().__init__(flow, potential, temperatures, sigma, name, n_steps, **round_trip)
 
     def propose_point(
-        self, start: LatentPoint, rows: LatentBatch, generator: torch.Generator
+        self, start: LatentPoint, rows: LatentBatch, generator: Generator
     ) -> tuple[LatentPoint, Tensor, int]:
         """Draw v' around the drift from v; the rest is the ratio of proposal densities."""
         noise = torch.randn(start.v.shape, generator=generator, dtype=start.v.dtype)
         drift = 0.5 * rows.step.square()
-        end, n_evaluations = self.evaluate_at(
-            start.v + drift * start.gradient + rows.step * noise, rows
-        )
+        v = start.v + drift * start.gradient + rows.step * noise
+        end, n_evaluations = self.evaluate_at(v, rows)
         back = (start.v - end.v - drift * end.gradient) / rows.step
         return end, self.log_density_ratio(noise, back), n_evaluations
 
@@ -243,7 +233,7 @@ class LatentHMC(LatentGradientKernel):
         return {**super().settings(), "n_leapfrog": self.n_leapfrog, "jitter": self.jitter}
 
     def propose_point(
-        self, start: LatentPoint, rows: LatentBatch, generator: torch.Generator
+        self, start: LatentPoint, rows: LatentBatch, generator: Generator
     ) -> tuple[LatentPoint, Tensor, int]:
         """Integrate a leapfrog trajectory; the rest is the change of kinetic energy."""
         uniform = torch.rand(rows.step.shape, generator=generator, dtype=start.v.dtype)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from openmm_tsf.sampling.kernels.base import Closable, Kernel, check_name
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
@@ -15,8 +15,7 @@ from openmm_tsf.units import as_temperatures
 class _Mixture:
     """What both share: members with their settings and states.
 
-    The sampler tunes and records the step sizes of `members` under ``"mixture.member"``, by the
-    counts that each call returns in ``KernelInfo.members``.
+    The sampler tunes and records the step sizes of `members` by their counts in ``KernelInfo``.
     """
 
     members: tuple[Kernel, ...]
@@ -38,6 +37,10 @@ class _Mixture:
     def counts_shape(self) -> tuple[int, ...]:
         """The shape of the counts."""
         return self._counts_shape
+
+    def _members(self) -> dict[str, Any]:
+        described = [{"name": m.name, "exact": m.exact, **m.settings()} for m in self.members]
+        return {"members": described}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the members' states by name."""
@@ -112,9 +115,7 @@ class OneOf(_Mixture):
             )
         self.weights = tuple(float(weight) / math.fsum(given) for weight in given)
 
-    def __call__(
-        self, state: WalkerState, generator: torch.Generator
-    ) -> tuple[WalkerState, KernelInfo]:
+    def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
         """Draw a member and apply it to all walkers."""
         weights = torch.tensor(self.weights, dtype=torch.float64)
         member = self.members[int(torch.multinomial(weights, 1, generator=generator))]
@@ -123,21 +124,15 @@ class OneOf(_Mixture):
 
     def settings(self) -> dict[str, Any]:
         """Return the choices made, those of the members included."""
-        return {
-            "kernel": "OneOf",
-            "weights": list(self.weights),
-            "members": [_described(member) for member in self.members],
-        }
+        return {"kernel": "OneOf", "weights": list(self.weights), **self._members()}
 
 
 class OnRungs(_Mixture):
     """A kernel on some rungs of the ladder only; the others stay as they are.
 
-    The kernel is made for the temperatures of its rungs, and nothing is computed for the others. A
-    swap may exchange rungs that are not neighbours in the whole ladder.
-
-    Counts are per rung [R] if the kernel's are, with 0 at the other rungs, and a matrix [R, R] for
-    swaps (upper triangle).
+    The kernel is made for the temperatures of its rungs (the attribute ``rungs``), and nothing is
+    computed for the others. A swap may exchange rungs that are not neighbours in the whole ladder.
+    Counts are per rung [R] if the kernel's are, otherwise a matrix [R, R] (upper triangle).
 
     Parameters
     ----------
@@ -148,10 +143,6 @@ class OnRungs(_Mixture):
     name
         The name in counts and summaries; by default the kernel's with the numbers of the rungs.
 
-    Attributes
-    ----------
-    rungs : tuple of int
-        The rungs on which the kernel is applied.
 
     Examples
     --------
@@ -187,9 +178,7 @@ class OnRungs(_Mixture):
             )
         self._counts_shape = (n_all,) if shape == (n_rungs,) else (n_all, n_all)
 
-    def __call__(
-        self, state: WalkerState, generator: torch.Generator
-    ) -> tuple[WalkerState, KernelInfo]:
+    def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
         """Apply the kernel to the walkers of its rungs."""
         kernel, rungs, velocities = self.members[0], torch.tensor(self.rungs), state.velocities
         part = state.evolve(
@@ -223,15 +212,7 @@ class OnRungs(_Mixture):
 
     def settings(self) -> dict[str, Any]:
         """Return the choices made, those of the kernel included."""
-        return {
-            "kernel": "OnRungs",
-            "rungs": list(self.rungs),
-            "members": [_described(member) for member in self.members],
-        }
-
-
-def _described(member: Kernel) -> dict[str, Any]:
-    return {"name": member.name, "exact": member.exact, **member.settings()}
+        return {"kernel": "OnRungs", "rungs": list(self.rungs), **self._members()}
 
 
 def _is_positive(value: Any) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from openmm_tsf.utils.validation import check_choice
 
@@ -27,13 +27,6 @@ class Pairing:
     first_pairs
         ``"even"`` or ``"odd"``: the pairs of the first call of ``"even_odd"``. With ``"odd"``
         these are (1,2), (3,4), ...
-
-    Raises
-    ------
-    TypeError
-        If `scheme` is neither a string nor pairs of integers.
-    ValueError
-        If the scheme is unknown, or a rung does not exist or occurs twice.
     """
 
     def __init__(self, scheme: Scheme, n_rungs: int, first_pairs: str = "even") -> None:
@@ -47,7 +40,7 @@ class Pairing:
         """[R-1], one number per adjacent pair, for ``"even_odd"``; else [R, R]."""
         return (self.n_rungs - 1,) if self.scheme == "even_odd" else (self.n_rungs, self.n_rungs)
 
-    def draw(self, n_walkers: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, n_walkers: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """Return the disjoint pairs of rungs (low, high), each [W, P], of the next call."""
         parity, self._call = self._call % 2, self._call + 1
         if self.scheme == "even_odd":
@@ -103,9 +96,7 @@ class SwapKernel:
 def _checked_scheme(scheme: Any, n_rungs: int) -> str | list[list[int]]:
     if isinstance(scheme, str):
         if scheme not in SCHEMES:
-            raise ValueError(
-                f"scheme: expected one of {SCHEMES} or a list of pairs, got {scheme!r}"
-            )
+            raise ValueError(f"scheme: expected one of {SCHEMES} or pairs, got {scheme!r}")
         return scheme
     if not isinstance(scheme, Sequence) or not all(isinstance(p, Sequence) for p in scheme):
         raise TypeError(f"scheme: expected pairs of rung numbers, or a name, got {scheme!r}")

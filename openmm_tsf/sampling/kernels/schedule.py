@@ -26,10 +26,8 @@ class Scheduled:
     ----------
     kernel
         The kernel.
-    interval
-        The number of iterations from one application to the next; the first is in iteration 0.
-    repeats
-        The number of applications in such an iteration.
+    interval, repeats
+        Iterations from one application to the next, from iteration 0 on; applications in each.
 
     Examples
     --------
@@ -94,13 +92,7 @@ class SequenceSettings:
 def kernels_by_name(
     schedule: Sequence[Scheduled], temperatures: tuple[float, ...]
 ) -> dict[str, Kernel]:
-    """Return the kernels of a schedule by name.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If one is not a kernel, was made for another ladder, or has the name of another.
-    """
+    """Return the kernels of a schedule by name; all for this ladder, with distinct names."""
     named: dict[str, Kernel] = {}
     for kernel in (entry.kernel for entry in schedule):
         if not isinstance(kernel, Kernel):
@@ -155,11 +147,9 @@ def default_kernels(
     """
     chosen = SequenceSettings() if settings is None else settings
     kernels: list[Kernel] = []
-    if chosen.n_flow_independent:
-        n_steps = chosen.n_flow_independent
+    if n_steps := chosen.n_flow_independent:
         kernels.append(FlowIndependence(flow, potential, temperatures, n_steps=n_steps))
-    if chosen.n_flow_walk:
-        n_steps = chosen.n_flow_walk
+    if n_steps := chosen.n_flow_walk:
         kernels.append(FlowWalk(flow, potential, temperatures, chosen.sigma, n_steps=n_steps))
     sequence = [Scheduled(kernel) for kernel in kernels]
     if masses is not None and chosen.local_interval:

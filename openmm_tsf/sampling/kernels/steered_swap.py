@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.potentials.base import Potential
@@ -33,12 +33,10 @@ class SteeredSwap(SwapKernel, FlowKernel):
 
     Parameters
     ----------
-    flow, potential, temperatures, **round_trip
+    flow, potential, temperatures, name, **round_trip
         See :class:`openmm_tsf.sampling.kernels.flow_base.FlowKernel`.
     scheme, first_pairs
         Which rungs exchange: see :class:`openmm_tsf.sampling.kernels.pairing.Pairing`.
-    name
-        The name in counts and summaries.
 
     Examples
     --------
@@ -82,9 +80,7 @@ class SteeredSwap(SwapKernel, FlowKernel):
         return settings
 
     @torch.no_grad()
-    def __call__(
-        self, state: WalkerState, generator: torch.Generator
-    ) -> tuple[WalkerState, KernelInfo]:
+    def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
         """Propose all pairs of all walkers in one batch, and accept or reject pair by pair."""
         low, high = self.pairing.draw(state.n_walkers, generator)
         if not low.numel():
@@ -127,9 +123,8 @@ class SteeredSwap(SwapKernel, FlowKernel):
         velocities = state.velocities
         if velocities is not None:
             scale = (self.tau[new] / self.tau[old]).sqrt()
-            moved = velocities[walker, old]
-            moved = moved * scale.reshape(-1, *(1,) * (moved.ndim - 1))
-            velocities = velocities.index_put(target, moved)
+            scale = scale.reshape(-1, *(1,) * (velocities.ndim - 2))
+            velocities = velocities.index_put(target, velocities[walker, old] * scale)
         exchanged = state.evolve(
             x=state.x.index_put(target, x_new[taken]),
             velocities=velocities,

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+from torch import Generator
 
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.sampling.kernels.base import check_name
@@ -20,19 +21,13 @@ class PlainSwap(SwapKernel):
 
     Parameters
     ----------
-    temperatures
-        The ladder, K.
-    boltzmann_constant
-        k_B in the potential's energy unit per kelvin: ``potential.boltzmann_constant``.
+    temperatures, boltzmann_constant
+        The ladder in K, and ``potential.boltzmann_constant``.
     scheme, first_pairs
         Which rungs exchange: see :class:`openmm_tsf.sampling.kernels.pairing.Pairing`.
     name
         The name in counts and summaries.
 
-    Attributes
-    ----------
-    kt : Tensor
-        kT of every rung [R], in the potential's energy unit.
 
     Examples
     --------
@@ -69,9 +64,7 @@ class PlainSwap(SwapKernel):
         """Return the choices made."""
         return {"kernel": "PlainSwap", **self.pairing.settings()}
 
-    def __call__(
-        self, state: WalkerState, generator: torch.Generator
-    ) -> tuple[WalkerState, KernelInfo]:
+    def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
         """Propose the exchange of every pair of rungs within every walker, and accept or reject."""
         n_walkers, n_rungs = state.n_walkers, state.n_rungs
         low, high = self.pairing.draw(n_walkers, generator)
@@ -83,9 +76,7 @@ class PlainSwap(SwapKernel):
         accepted, non_finite = metropolis(current.flatten(), proposed.flatten(), generator)
         accepted = accepted.reshape(low.shape)
 
-        source = torch.arange(n_rungs).repeat(
-            n_walkers, 1
-        )  # the rung that each rung's replica comes from
+        source = torch.arange(n_rungs).repeat(n_walkers, 1)  # where each rung's replica comes from
         source[walker[accepted], low[accepted]] = high[accepted]
         source[walker[accepted], high[accepted]] = low[accepted]
         rows = torch.arange(n_walkers)[:, None].expand_as(source)
@@ -94,18 +85,10 @@ class PlainSwap(SwapKernel):
             scale = (self._kelvin[None, :] / self._kelvin[source]).sqrt()
             trailing = (1,) * (velocities.ndim - 2)
             velocities = velocities[rows, source] * scale.reshape(*scale.shape, *trailing)
-        everything = torch.ones_like(accepted)
         info = KernelInfo(
             self.pairing.counts(accepted, low, high),
-            self.pairing.counts(everything, low, high),
+            self.pairing.counts(torch.ones_like(accepted), low, high),
             rejected_non_finite=int(non_finite.sum()),
         )
-        return (
-            state.evolve(
-                x=state.x[rows, source],
-                velocities=velocities,
-                energy=state.energy[rows, source],
-                replica=state.replica[rows, source],
-            ),
-            info,
-        )
+        moved = {k: getattr(state, k)[rows, source] for k in ("x", "energy", "replica")}
+        return state.evolve(velocities=velocities, **moved), info
