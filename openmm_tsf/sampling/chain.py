@@ -206,7 +206,7 @@ class TemperingChain:
         """
         n_iterations = check_int(n_iterations, "n_iterations", least=0)
         tuners = {
-            name: StepSizeTuner(kernel, n_iterations, target_acceptance)
+            name: StepSizeTuner(kernel, target_acceptance)
             for name, kernel in with_members(self.kernels.values())
             if isinstance(kernel, HasStepSize)
         }

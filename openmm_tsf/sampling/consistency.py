@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
-from openmm_tsf.sampling.kernels.base import Kernel, SteerableMap
+from openmm_tsf.sampling.kernels.base import Kernel
 from openmm_tsf.sampling.kernels.dynamics import DynamicsKernel
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.sampling.tuning import HasStepSize
@@ -17,34 +17,12 @@ from openmm_tsf.sampling.tuning import HasStepSize
 _N_COMPARED = 4
 
 
-@runtime_checkable
-class HasMembers(Protocol):
-    """A kernel made of kernels."""
-
-    members: tuple[Kernel, ...]
-
-
-@runtime_checkable
-class HasFlow(Protocol):
-    """A kernel whose proposals go through a flow, or stay in its domain."""
-
-    flow: SteerableMap | None
-
-
-@runtime_checkable
-class HasPotential(Protocol):
-    """A kernel with a potential."""
-
-    potential: Potential
-
-
 def with_members(kernels: Iterable[Kernel]) -> Iterator[tuple[str, Kernel]]:
     """Yield kernels by name, and their members as ``"mixture.member"``, to any depth."""
     for kernel in kernels:
         yield kernel.name, kernel
-        if isinstance(kernel, HasMembers):
-            for name, member in with_members(kernel.members):
-                yield f"{kernel.name}.{name}", member
+        for name, member in with_members(getattr(kernel, "members", ())):
+            yield f"{kernel.name}.{name}", member
 
 
 def member_infos(infos: Mapping[str, KernelInfo]) -> Iterator[tuple[str, KernelInfo]]:
@@ -83,7 +61,7 @@ def check_constants(kernels: Iterable[Kernel], potential: Potential) -> None:
 def check_domains(kernels: Iterable[Kernel]) -> None:
     """Refuse dynamics that may leave the domain of the coordinates in another kernel's flow."""
     named = list(with_members(kernels))
-    flows = [(name, kernel.flow) for name, kernel in named if isinstance(kernel, HasFlow)]
+    flows = [(name, getattr(kernel, "flow", None)) for name, kernel in named]
     bounded = [name for name, flow in flows if getattr(flow, "coordinates", None) is not None]
     for name, kernel in named:
         if bounded and isinstance(kernel, DynamicsKernel) and kernel.flow is None:
@@ -139,13 +117,12 @@ def check_potentials(kernels: Iterable[Kernel], potential: Potential, state: Wal
     x, expected = state.x[:_N_COMPARED, -1], state.energy[:_N_COMPARED, -1]
     compared = {id(potential)}
     for name, kernel in with_members(kernels):
-        if not isinstance(kernel, HasPotential) or not hasattr(kernel.potential, "energy"):
+        other: Any = getattr(kernel, "potential", None)
+        if not hasattr(other, "energy") or id(other) in compared:
             continue
-        if id(kernel.potential) in compared:
-            continue
-        compared.add(id(kernel.potential))
+        compared.add(id(other))
         with torch.no_grad():
-            energy = evaluate.energy(kernel.potential, x)
+            energy = evaluate.energy(other, x)
         kt = potential.boltzmann_constant * kernel.temperatures[-1]
         wrong = ~torch.isclose(energy, expected, rtol=1e-6, atol=1e-3 * kt)
         if bool(wrong.any()):

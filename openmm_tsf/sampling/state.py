@@ -1,7 +1,7 @@
 """The walkers, and the counts of what kernels did with them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
@@ -125,15 +125,9 @@ class KernelInfo:
         members = dict(self.members)
         for name, info in other.members.items():
             members[name] = members[name] + info if name in members else info
-        return KernelInfo(
-            self.accepted + other.accepted,
-            self.proposed + other.proposed,
-            self.rejected_non_finite + other.rejected_non_finite,
-            self.mirror_images + other.mirror_images,
-            self.n_evaluations + other.n_evaluations,
-            self.outside_domain + other.outside_domain,
-            members,
-        )
+        names = [entry.name for entry in fields(self) if entry.name != "members"]
+        totals = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return KernelInfo(**totals, members=members)
 
     def of_member(
         self, name: str, accepted: Tensor | None = None, proposed: Tensor | None = None

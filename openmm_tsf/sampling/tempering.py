@@ -111,21 +111,13 @@ class ParallelTempering(TemperingChain):
             the state to continue from. The time is longer where they would take over 2 percent of
             it, shorter where over 256 MiB would wait. Neither changes the samples.
         progress, collect
-            Show a progress bar; return the saved configurations.
-
-        Returns
-        -------
-        Tensor or None
-            With `collect`, positions [n, W, R, *event] of the saved iterations.
+            Show a progress bar; return the saved positions [n, W, R, *event].
 
         Raises
         ------
-        FileExistsError
-            If `output` has files.
-        DirectoryInUse
-            If another process, or another sampler's ``run``, is writing to it.
-        RuntimeError
-            If another sampler has continued the run since this one wrote to it.
+        FileExistsError, DirectoryInUse, RuntimeError
+            If `output` has files, another process or sampler is writing to it, or another sampler
+            has continued the run since this one wrote to it.
         ValueError
             If the flow, step sizes or kernels are not those that `output` was started with.
         """

@@ -57,12 +57,10 @@ class StepSizeTuner:
     and Thoms 2008, section 4.2.2).
     """
 
-    def __init__(self, kernel: HasStepSize, n_updates: int, target: float) -> None:
+    def __init__(self, kernel: HasStepSize, target: float) -> None:
         if not 0 < target < 1:
             raise ValueError(f"target_acceptance: expected a number between 0 and 1, got {target}")
-        if n_updates < 0:
-            raise ValueError(f"n_iterations: expected at least 0, got {n_updates}")
-        self.kernel, self.n_updates = kernel, n_updates
+        self.kernel = kernel
         self.target = float(getattr(kernel, "target_acceptance", target))
         self._log_sigma = kernel.sigma.log()
         self._n_updates = torch.zeros(self._log_sigma.shape, dtype=torch.int64)
@@ -86,7 +84,6 @@ class StepSizeTuner:
     def freeze(self) -> Tensor:
         """Set and return the averaged step sizes [R]; without updates they stay as they were."""
         if self._path:
-            # Half of the actual updates, which an interval makes fewer than n_updates.
             kept = self._path[len(self._path) // 2 :]
             self.kernel.sigma = torch.stack(kept).mean(dim=0).exp()
         return self.kernel.sigma

@@ -4,21 +4,18 @@ import pytest
 
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.potentials.toy import DoubleWell
-from openmm_tsf.sampling.kernels import (
-    CartesianHMC,
-    FlowWalk,
-    LatentHMC,
-    LatentMALA,
-    PlainSwap,
-    Scheduled,
-    SteeredSwap,
-    TorchLangevin,
-)
+from openmm_tsf.sampling.kernels.cartesian import CartesianHMC
 from openmm_tsf.sampling.kernels.dynamics import DynamicsKernel
-from openmm_tsf.sampling.tempering import ParallelTempering
+from openmm_tsf.sampling.kernels.flow import FlowWalk
+from openmm_tsf.sampling.kernels.langevin_torch import TorchLangevin
+from openmm_tsf.sampling.kernels.latent import LatentHMC, LatentMALA
+from openmm_tsf.sampling.kernels.schedule import Scheduled
+from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
+from openmm_tsf.sampling.kernels.swap import PlainSwap
 
 LADDER = (0.5, 1.0, 2.0)
-NAN = float("nan")
+NAN, INF = float("nan"), float("inf")
+POSITIVE = "expected a finite, positive number"
 #: Kernel, argument, values, error, message after the argument's name.
 TABLE = [
     (FlowWalk, "flow", [None], TypeError, "expected a flow, got NoneType"),
@@ -43,13 +40,7 @@ TABLE = [
     (SteeredSwap, "first_pairs", ["second"], ValueError, "expected one of even, odd"),
     (PlainSwap, "scheme", ["neighbours"], ValueError, "expected one of"),
     (PlainSwap, "scheme", [5], TypeError, "expected pairs"),
-    (
-        PlainSwap,
-        "boltzmann_constant",
-        [0, -1, NAN, float("inf"), "a", None],
-        ValueError,
-        "expected a finite, positive number",
-    ),
+    (PlainSwap, "boltzmann_constant", [0, -1, NAN, INF, "a", None], ValueError, POSITIVE),
     (CartesianHMC, "persistence", ["a"], TypeError, "expected"),
     (CartesianHMC, "persistence", [1.0], ValueError, r"expected a number in \[0, 1\)"),
     (CartesianHMC, "masses", ["a"], TypeError, "expected"),
@@ -97,8 +88,3 @@ def test_baoab_is_not_metropolised():
 def test_intervals_are_integers(interval):
     with pytest.raises(ValueError, match="interval: expected an integer"):
         Scheduled(make(PlainSwap), interval=interval)
-
-
-def test_samplers_refuse_what_is_not_a_flow():
-    with pytest.raises(TypeError, match="flow: expected a flow, got NoneType"):
-        ParallelTempering(None, None, LADDER, 2, potential=DoubleWell(0.1, -1.0, 0.3))

@@ -5,30 +5,19 @@ import pytest
 import torch
 
 from openmm_tsf.potentials.toy import GaussianWell
-from openmm_tsf.sampling.kernels import (
-    CartesianHMC,
-    CartesianMALA,
-    OpenMMLangevin,
-    Scheduled,
-    SequenceSettings,
-    TorchLangevin,
-    default_kernels,
-)
+from openmm_tsf.sampling.kernels.cartesian import CartesianHMC, CartesianMALA
 from openmm_tsf.sampling.kernels.dynamics import mass_per_coordinate
-from openmm_tsf.sampling.kernels.langevin_torch import velocity_verlet
-from openmm_tsf.sampling.state import WalkerState
+from openmm_tsf.sampling.kernels.langevin_openmm import OpenMMLangevin
+from openmm_tsf.sampling.kernels.langevin_torch import TorchLangevin, velocity_verlet
+from openmm_tsf.sampling.kernels.schedule import Scheduled, SequenceSettings, default_kernels
 from openmm_tsf.sampling.tempering import ParallelTempering
 from openmm_tsf.sampling.tuning import HasStepSize, StepSizeTuner
-from openmm_tsf.systems.molecule import MolecularSystem
-from tests.support.exact_cases import ModelWithVelocities, Mutant, apply
-from tests.support.exact_tree import POSITIONS
+from openmm_tsf.utils.random import seeded_generator
+from tests.support.exact_cases import Changed, ModelWithVelocities, apply, fresh_state
 
 
 def on_tree(case, kind, **settings):
     return kind(case.potential, case.ladder, case.masses, case.flow, **settings)
-
-
-# -- failures, arguments, reproducibility ------------------------------------------------------
 
 
 class Wall(GaussianWell):
@@ -54,27 +43,22 @@ def test_rows_that_fail_stay_and_are_counted(kind, settings):
     x = torch.zeros(3, 2, 2, dtype=torch.float64)
     x[1, 0, 0] = 3.0 - 1e-9
     x[2, 1] = 1e200  # the energy overflows: no walker may start there
-    v = torch.zeros_like(x)
-    energy = potential.energy(x[:2].flatten(0, 1)).reshape(2, 2)
-    replica = torch.arange(2).repeat(2, 1)
-    state = WalkerState(x[:2], v[:2], energy, replica)
+    state = fresh_state(potential, x[:2], torch.zeros_like(x[:2]))
     for seed in range(20):  # until a velocity points at the wall
-        new, info = kernel(state, torch.Generator().manual_seed(seed))
+        new, info = kernel(state, seeded_generator(seed))
         if info.rejected_non_finite:
             break
-    assert info.rejected_non_finite == 1
-    assert info.outside_domain == 0
-    assert info.accepted[0] == 1
+    assert (info.rejected_non_finite, info.outside_domain, int(info.accepted[0])) == (1, 0, 1)
     assert torch.equal(new.x[1, 0], x[1, 0])
-    assert float(new.energy[1, 0]) == float(energy[1, 0])
+    assert float(new.energy[1, 0]) == float(state.energy[1, 0])
     assert bool(torch.isfinite(new.x).all() & torch.isfinite(new.velocities).all())
     assert not torch.equal(new.x[0], x[0])
-    bad = WalkerState(x[2:], v[2:], potential.energy(x[2])[None], replica[:1])
+    bad = fresh_state(potential, x[2:], torch.zeros_like(x[2:]))
     with pytest.raises(ValueError, match="current: expected finite log-weights"):
         kernel(bad, torch.Generator())
 
 
-class Narrow(Mutant):
+class Narrow(Changed):
     """A flow that has every third configuration outside its domain, every third a mirror image."""
 
     def inverse_and_log_det(self, x, momenta, copies=None):
@@ -89,11 +73,10 @@ class Narrow(Mutant):
 def test_ends_outside_the_domain_and_mirror_images_are_counted_apart(case, kind, settings):
     settings = {"timestep": 1e-6, **settings}
     kernel = kind(case.potential, case.ladder, case.masses, Narrow(case.flow), **settings)
-    generator = torch.Generator().manual_seed(35)
+    generator = seeded_generator(35)
     state = case.start(6, generator)  # 12 rows, the rungs of each walker together
     new, info = kernel(state, generator)
-    counts = (info.rejected_non_finite, info.outside_domain, info.mirror_images)
-    assert counts == (4, 4, 4)
+    assert (info.rejected_non_finite, info.outside_domain, info.mirror_images) == (4, 4, 4)
     moved = (new.x != state.x).flatten(2).any(dim=2).flatten()
     assert moved.tolist() == [row % 3 == 0 for row in range(12)]
 
@@ -115,9 +98,9 @@ def test_a_failed_row_stops_and_the_others_go_on():
 @pytest.mark.parametrize(("kind", "settings"), ALL)
 def test_seeds_decide_everything(kind, settings):
     case = ModelWithVelocities("double-well")
-    state = case.start(20, torch.Generator().manual_seed(45))
+    state = case.start(20, seeded_generator(45))
     kernel = kind(case.potential, case.ladder, case.masses, timestep=0.2, **settings)
-    ends = [apply([kernel], state, torch.Generator().manual_seed(seed), 3)[0] for seed in (1, 1, 2)]
+    ends = [apply([kernel], state, seeded_generator(seed), 3)[0] for seed in (1, 1, 2)]
     assert torch.equal(ends[0].x, ends[1].x)
     assert torch.equal(ends[0].velocities, ends[1].velocities)
     assert not torch.equal(ends[0].x, ends[2].x)
@@ -136,17 +119,16 @@ def test_arguments_are_checked(case, kind):
     def make(masses=case.masses, **settings):
         return kind(case.potential, case.ladder, masses, **settings)
 
+    message = "masses: expected 7 positive masses, one for each atom"
     for masses in (case.masses[:3], -case.masses, 1.0):
-        with pytest.raises(
-            ValueError, match="masses: expected 7 positive masses, one for each atom"
-        ):
+        with pytest.raises(ValueError, match=message):
             make(masses)
     kernel = make(timestep=2 * unit.femtosecond)
     step = kernel.timestep if kind is TorchLangevin else kernel.sigma.tolist()
     assert step == pytest.approx(0.002 if kind is TorchLangevin else [0.002, 0.002])
     with pytest.raises(TypeError, match="timestep: expected a quantity in"):
         make(timestep=1 * unit.nanometer)
-    state = case.start(2, torch.Generator().manual_seed(46)).evolve(velocities=None)
+    state = case.start(2, seeded_generator(46)).evolve(velocities=None)
     kernel = make() if kind is TorchLangevin else make(persistence=0.5)
     with pytest.raises(ValueError, match="expects walkers with velocities, got None"):
         kernel(state, torch.Generator())
@@ -157,19 +139,13 @@ def test_step_sizes_are_positive(case):
         on_tree(case, CartesianHMC).sigma = -1.0
 
 
-# -- in the sampler ----------------------------------------------------------------------------
-
-
-def test_time_steps_are_tuned_to_each_kernels_target(case):
-    molecule = MolecularSystem(case.tree.system(), case.tree.topology, POSITIONS)
+def test_time_steps_are_tuned_to_each_kernels_target(case, tree_molecule):
     kernels = [
         on_tree(case, CartesianHMC, n_steps=4, timestep=0.002),
         Scheduled(on_tree(case, CartesianMALA, timestep=0.1), interval=2),
     ]
-    sampler = ParallelTempering(
-        molecule, case.flow, case.ladder, 80, kernels, case.potential, seed=47
-    )
-    start = case.start(80, torch.Generator().manual_seed(48))
+    parts = (tree_molecule, case.flow, case.ladder, 80, kernels, case.potential)
+    sampler, start = ParallelTempering(*parts, seed=47), case.start(80, seeded_generator(48))
     sampler.set_positions(start.x, start.velocities)
     steps = sampler.tune(50, target_acceptance=0.2)
     sampler.run(10, progress=False)
@@ -183,22 +159,20 @@ def test_time_steps_are_tuned_to_each_kernels_target(case):
 
 def test_a_tuner_without_updates_leaves_the_steps_alone(case):
     kernel = on_tree(case, CartesianHMC, timestep=[0.001, 0.002])
-    assert StepSizeTuner(kernel, 10, 0.3).freeze().tolist() == [0.001, 0.002]
+    assert StepSizeTuner(kernel, 0.3).freeze().tolist() == [0.001, 0.002]
 
 
-def test_any_potential_gets_the_default_sequence(case, openmm_potential, tmp_path):
-    molecule = MolecularSystem(case.tree.system(), case.tree.topology, POSITIONS)
-
+def test_any_potential_gets_the_default_sequence(case, tree_molecule, openmm_potential, tmp_path):
     def make(potential):
         settings = SequenceSettings(local_interval=2, n_flow_walk=1)
         kernels = default_kernels(potential, case.flow, case.ladder, case.masses, settings)
-        return ParallelTempering(molecule, case.flow, case.ladder, 3, kernels, potential, seed=49)
+        parts = (tree_molecule, case.flow, case.ladder, 3, kernels, potential)
+        return ParallelTempering(*parts, seed=49)
 
     in_torch, by_openmm = samplers = make(case.potential), make(openmm_potential)
     assert type(in_torch.kernels["local"]) is TorchLangevin
     assert type(by_openmm.kernels["local"]) is OpenMMLangevin
-    for sampler in samplers:  # they start at a minimum
-        assert float(sampler.state.energy.max()) < 20.0
+    assert all(float(s.state.energy.max()) < 20.0 for s in samplers)  # they start at a minimum
     assert torch.equal(in_torch.state.x, make(case.potential).state.x)
     by_openmm.set_positions(in_torch.state.x, in_torch.state.velocities)
     for sampler in samplers:

@@ -1,7 +1,5 @@
 """Walkers are float64 on the CPU; potentials may have another dtype and device."""
 
-import functools
-
 import pytest
 import torch
 
@@ -10,20 +8,16 @@ from openmm_tsf.potentials.base import Potential
 from openmm_tsf.potentials.toy import GaussianWell
 from openmm_tsf.sampling.energies import energy, energy_and_forces
 from openmm_tsf.sampling.initial import starting_state
-from openmm_tsf.sampling.kernels import (
-    CartesianHMC,
-    CartesianMALA,
-    FlowIndependence,
-    FlowWalk,
-    LatentHMC,
-    LatentMALA,
-    SteeredSwap,
-    TorchLangevin,
-)
-from openmm_tsf.sampling.kernels.langevin_torch import velocity_verlet
-from tests.support.exact_cases import TreeCase
+from openmm_tsf.sampling.kernels.cartesian import CartesianHMC, CartesianMALA
+from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
+from openmm_tsf.sampling.kernels.langevin_torch import TorchLangevin, velocity_verlet
+from openmm_tsf.sampling.kernels.latent import LatentHMC, LatentMALA
+from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
+from openmm_tsf.utils.random import seeded_generator
+from tests.support.invariance import tree
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 
 
 class Strict(Potential):
@@ -43,14 +37,8 @@ class Strict(Potential):
 
     def energy_and_forces(self, x):
         self._check(x)
-        return tuple(
-            part.to(x) for part in self.inner.energy_and_forces(x.to("cpu", torch.float64))
-        )
-
-
-@functools.cache
-def tree_case():
-    return TreeCase()
+        parts = self.inner.energy_and_forces(x.to("cpu", torch.float64))
+        return tuple(part.to(x) for part in parts)
 
 
 KERNELS = {
@@ -70,21 +58,19 @@ KERNELS = {
 
 def one_call(case, name, potential):
     kernel = KERNELS[name](case, potential)
-    generator = torch.Generator().manual_seed(71)
+    generator = seeded_generator(71)
     drawn = case.start(30, generator)
-    parts = (30, case.ladder, case.flow, potential)
-    state = starting_state(drawn.x, drawn.velocities, *parts)
-    return kernel(state, generator)
+    parts = (drawn.x, drawn.velocities, 30, case.ladder, case.flow, potential)
+    return kernel(starting_state(*parts), generator)
 
 
 @pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+@devices
 def test_kernels_work_with_potentials_of_another_dtype_and_device(name, device):
     """The same chain, up to the potential's rounding."""
-    case = tree_case()
+    case = tree()
     expected, expected_info = one_call(case, name, case.potential)
-    dtypes = [torch.float32, torch.float64] if device == "cuda" else [torch.float32]
-    for dtype in dtypes:
+    for dtype in [torch.float32, torch.float64] if device == "cuda" else [torch.float32]:
         state, info = one_call(case, name, Strict(case.potential, dtype, device))
         assert torch.equal(info.accepted, expected_info.accepted)
         assert info.n_evaluations == expected_info.n_evaluations
@@ -96,11 +82,11 @@ def test_kernels_work_with_potentials_of_another_dtype_and_device(name, device):
     assert int(expected_info.accepted.sum()) > 0
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+@devices
 def test_a_trajectory_is_not_rounded_with_its_potential(device):
     """Verlet with rounded forces is reversible to the last digits of float64."""
     potential = Strict(GaussianWell(torch.eye(3, dtype=torch.float64)), torch.float32, device)
-    generator = torch.Generator().manual_seed(72)
+    generator = seeded_generator(72)
     x, v = torch.randn(2, 5, 3, dtype=torch.float64, generator=generator)
     mass, step = torch.ones(3, dtype=torch.float64), torch.full((5, 1), 0.1, dtype=torch.float64)
     x_end, v_end, _ = velocity_verlet(potential, x, v, mass, step, 20)
@@ -109,14 +95,12 @@ def test_a_trajectory_is_not_rounded_with_its_potential(device):
     # Forward and back may occasionally round a position to different neighbours in float32.
     torch.testing.assert_close(x_back, x, rtol=0, atol=1e-7)
     torch.testing.assert_close(v_back, -v, rtol=0, atol=1e-7)
-    assert x_end.dtype == torch.float64
-    assert x_end.device.type == "cpu"
+    assert (x_end.dtype, x_end.device.type) == (torch.float64, "cpu")
 
 
 def test_energies_have_the_dtype_of_the_configurations():
-    case = tree_case()
-    system = case.tree.system()
-    x = case.start(4, torch.Generator().manual_seed(73)).x[:, 0]
+    case = tree()
+    system, x = case.tree.system(), case.start(4, seeded_generator(73)).x[:, 0]
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-3)):
         potential = TorchPotential.from_system(system, dtype)
         y = x.to(torch.float32 if dtype == torch.float64 else torch.float64).requires_grad_()

@@ -14,6 +14,7 @@ import torch
 import openmm_tsf.sampling
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.sampling.kernels import Kernel, PlainSwap, Scheduled
+from openmm_tsf.sampling.kernels.base import RungKernel
 from openmm_tsf.sampling.kernels.dynamics import DynamicsKernel, LangevinKernel
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowProposalKernel
 from openmm_tsf.sampling.kernels.flow_base import FlowKernel
@@ -30,6 +31,7 @@ from tests.support.mutants import MUTANTS
 
 slow = pytest.mark.slow
 MODELS = ("gaussian", "double-well")
+KINDS = {entry.kind for entry in KERNELS.values()}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,23 +42,16 @@ def contexts():
     invariance.openmm_potential.cache_clear()
 
 
-# -- the table ---------------------------------------------------------------------------------
-
-
 def kernel_classes():
     """Return every public class of ``openmm_tsf.sampling`` that is a kernel."""
     members = {name for name in dir(Kernel) if not name.startswith("_")} | {"__call__"}
     members -= {"name", "temperatures"}  # set by the constructors
-    modules = [
-        importlib.import_module(module.name)
-        for module in pkgutil.walk_packages(openmm_tsf.sampling.__path__, "openmm_tsf.sampling.")
-    ]
+    modules = pkgutil.walk_packages(openmm_tsf.sampling.__path__, "openmm_tsf.sampling.")
     return {
         cls
         for module in modules
-        for cls in vars(module).values()
-        if inspect.isclass(cls)
-        and not cls.__name__.startswith("_")
+        for name, cls in inspect.getmembers(importlib.import_module(module.name), inspect.isclass)
+        if not name.startswith("_")
         and cls.__module__.startswith("openmm_tsf.")
         and all(hasattr(cls, member) for member in members)
     }
@@ -64,19 +59,16 @@ def kernel_classes():
 
 def test_every_kernel_is_in_the_table():
     """A new kernel without a case in the table fails here."""
-    bases = {Kernel, FlowKernel, FlowProposalKernel, LatentGradientKernel}
-    bases |= {DynamicsKernel, LangevinKernel}
-    classes = kernel_classes() - bases
+    abstract = {FlowProposalKernel, LatentGradientKernel, DynamicsKernel, LangevinKernel}
+    classes = kernel_classes() - abstract - {Kernel, FlowKernel}
     assert len(classes) >= 11
-    assert classes == {entry.kind for entry in KERNELS.values()}
-    for cls in bases - {Kernel, FlowKernel}:
-        assert inspect.isabstract(cls)
+    assert classes == KINDS
+    assert all(inspect.isabstract(cls) for cls in abstract)
 
 
 def test_every_kernel_is_in_a_mixture():
-    case = tree("tsf-volume", 7, False)
-    kernels = everything(case)
-    assert {type(kernel) for kernel in kernels} == {entry.kind for entry in KERNELS.values()}
+    kernels = everything(tree("tsf-volume", 7, False))
+    assert {type(kernel) for kernel in kernels} == KINDS
     for kernel in kernels:
         if hasattr(kernel, "close"):
             kernel.close()
@@ -85,7 +77,7 @@ def test_every_kernel_is_in_a_mixture():
 def test_every_kernel_has_its_mutants():
     """Each mutation, of every kernel for which it means something."""
     made = {(mutant.mutation, mutant.kind) for mutant in MUTANTS}
-    for kind in {entry.kind for entry in KERNELS.values()}:
+    for kind in KINDS:
         needed = {"temperature" if (("temperature", kind) in made) else "tau"}
         if issubclass(kind, OneOf | OnRungs):  # the other mutations are those of the members
             needed = {"choice"} if kind is OneOf else {"rung"}
@@ -98,22 +90,14 @@ def test_every_kernel_has_its_mutants():
     assert {("wrap", FlowIndependence), ("wrap", SteeredSwap)} <= made
 
 
-# -- each alone --------------------------------------------------------------------------------
-
-
 def on_tree():
     """(kernel, flow, rungs): all flows on the shortest ladder, all ladders with the first flow."""
     for name, entry in KERNELS.items():
-        first, *longer = entry.rungs
-        for flow in entry.flows:
-            yield pytest.param(name, flow, first)
-        for n_rungs in longer:
-            yield pytest.param(name, entry.flows[0], n_rungs)
-        for flow in entry.slow_flows:
-            yield pytest.param(name, flow, first, marks=slow)
-        for flow in (*entry.flows[1:], *entry.slow_flows):
-            for n_rungs in longer:
-                yield pytest.param(name, flow, n_rungs, marks=slow)
+        for flow in (*entry.flows, *entry.slow_flows):
+            for n_rungs in entry.rungs:
+                quick = n_rungs == entry.rungs[0] and flow in entry.flows
+                quick |= flow == entry.flows[0]
+                yield pytest.param(name, flow, n_rungs, marks=() if quick else slow)
 
 
 @pytest.mark.parametrize(("name", "flow", "n_rungs"), list(on_tree()))
@@ -188,9 +172,6 @@ def test_kernels_on_models(name, kind, which):
     check(entry, model(which, kind), 3000, 73, 8 if entry.is_dynamics else 3)
 
 
-# -- mixtures ----------------------------------------------------------------------------------
-
-
 def mixtures():
     for name, (_, ladders, _) in MIXTURES.items():
         for flow in ("tsf-volume", "realnvp-polar", "tsf-polar", "realnvp-volume"):
@@ -224,13 +205,10 @@ def test_mixtures_on_models(name, which, kind):
 @pytest.mark.parametrize("which", MODELS)
 @pytest.mark.parametrize("name", ["default", "through flow"])
 def test_mixtures_without_velocities(name, which):
-    case = model(which, velocities=False)
-    outcome = check(MIXTURES[name][0], case, 3000, 80, 4, acceptance=(0.02, 0.99))
+    make, case = MIXTURES[name][0], model(which, velocities=False)
+    outcome = check(make, case, 3000, 80, 4, acceptance=(0.02, 0.99))
     assert outcome.end.velocities is None
     assert "local" not in outcome.totals
-
-
-# -- mutants -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
@@ -245,17 +223,14 @@ def test_what_was_mutated_is_exact(mutant):
     check(mutant.original, mutant.case(), mutant.n_walkers, 79, mutant.times, (0.01, 0.99))
 
 
-# -- kernels from elsewhere --------------------------------------------------------------------
-
-
-class CartesianWalk:
+class CartesianWalk(RungKernel):
     """A user's kernel: a random step of every coordinate."""
 
     exact, name = True, "cartesian_walk"
 
     def __init__(self, potential, ladder, step, flow=None):
-        self.potential, self.temperatures, self.step = potential, tuple(ladder), step
-        self.counts_shape, self.flow = (len(ladder),), flow
+        super().__init__(ladder, potential.boltzmann_constant)
+        self.potential, self.step, self.flow = potential, step, flow
 
     def __call__(self, state, generator):
         noise = torch.randn(state.x.shape, generator=generator, dtype=state.x.dtype)
@@ -263,26 +238,17 @@ class CartesianWalk:
         energy = self.potential.energy(x.flatten(0, 1))
         if self.flow is not None:  # mirror images are outside the domain
             energy[self.flow.is_mirror_image(x.flatten(0, 1))] = torch.inf
-        kt = torch.tensor(self.temperatures) * self.potential.boltzmann_constant
-        kt = kt.double().repeat(state.n_walkers)
-        accepted, _ = metropolis(-state.energy.flatten() / kt, -energy / kt, generator)
-        shape = state.energy.shape
-        take = accepted.reshape(*shape, *(1,) * (x.ndim - 2))
-        new = state.evolve(
-            x=torch.where(take, x, state.x),
-            energy=torch.where(accepted, energy, state.energy.flatten()).reshape(shape),
-        )
-        counts = per_rung(accepted.reshape(shape), shape[0])
-        return new, KernelInfo(*counts, n_evaluations=accepted.numel())
+        kt, energy = self.kt.expand_as(state.energy), energy.reshape(state.energy.shape)
+        log_weights = (-state.energy / kt).flatten(), (-energy / kt).flatten()
+        accepted = metropolis(*log_weights, generator)[0].reshape(energy.shape)
+        take = accepted.reshape(*energy.shape, *(1,) * (x.ndim - 2))
+        energy = torch.where(accepted, energy, state.energy)
+        counts = per_rung(accepted, state.n_walkers)
+        info = KernelInfo(*counts, n_evaluations=accepted.numel())
+        return state.evolve(x=torch.where(take, x, state.x), energy=energy), info
 
     def settings(self):
         return {"step": self.step}
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, content):
-        pass
 
 
 class DriftingWalk(CartesianWalk):

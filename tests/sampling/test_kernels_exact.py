@@ -11,21 +11,19 @@ import pytest
 import torch
 
 from openmm_tsf.potentials import OpenMMPotential
-from openmm_tsf.sampling.kernels import (
-    FlowIndependence,
-    FlowWalk,
-    OpenMMLangevin,
-    PlainSwap,
-    WalkerState,
-)
+from openmm_tsf.sampling.kernels import FlowIndependence, FlowWalk, OpenMMLangevin, PlainSwap
 from openmm_tsf.units import KB
+from openmm_tsf.utils.random import seeded_generator
 from tests.support.exact_cases import (
     LIMIT,
+    Changed,
     TreeCase,
     WithoutPose,
     apply,
+    assert_energies_are_stored,
     assert_exact,
     assert_noticed,
+    fresh_state,
 )
 from tests.support.exact_tree import POSITIONS, TreePotential
 
@@ -43,20 +41,14 @@ def case():
     return case_of(LADDER)
 
 
-# -- the molecule itself -----------------------------------------------------------------------
-
-
 def test_torch_and_openmm_energies_agree(case, openmm_potential):
-    x = case.tree.sample(200, 600.0, torch.Generator().manual_seed(0))
+    x = case.tree.sample(200, 600.0, seeded_generator(0))
     expected = openmm_potential.energy(x)
     torch.testing.assert_close(case.potential.energy(x), expected, rtol=0, atol=1e-10)
 
 
 def test_exact_samples_are_exact(case):
-    assert_exact(case.scores(case.start(4000, torch.Generator().manual_seed(1))))
-
-
-# -- proposals through the flow ----------------------------------------------------------------
+    assert_exact(case.scores(case.start(4000, seeded_generator(1))))
 
 
 def test_two_steps_in_one_call_are_two_calls(case):
@@ -93,9 +85,6 @@ def test_two_steps_in_one_call_are_two_calls(case):
     torch.testing.assert_close(final.energy.flatten(), energy, rtol=0, atol=1e-7)
 
 
-# -- dynamics ----------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def langevin(case, openmm_potential):
     """Make kernels of Langevin dynamics, and close them."""
@@ -112,27 +101,24 @@ def langevin(case, openmm_potential):
 
 
 def test_dynamics_without_metropolis_is_nearly_exact(case, openmm_potential, langevin):
-    generator = torch.Generator().manual_seed(6)
+    generator = seeded_generator(6)
     state = case.start(1500, generator)
     kernel = langevin(n_steps=10, timestep=0.004, metropolized=False)
     new, totals = apply([kernel], state, generator, times=4)
     assert not kernel.exact
     assert totals["local"].mirror_images > 0
     assert_exact(case.scores(new))
-    torch.testing.assert_close(
-        new.energy.flatten(), openmm_potential.energy(new.x.flatten(0, 1)), rtol=0, atol=1e-8
-    )
+    assert_energies_are_stored(openmm_potential, new)
 
 
 def test_dynamics_does_not_depend_on_contexts(case, openmm_potential, langevin):
-    state = case.start(7, torch.Generator().manual_seed(8))
+    state = case.start(7, seeded_generator(8))
     results = []
     for n_contexts in (1, 3):
-        kernel = langevin(n_steps=30, n_contexts=n_contexts)
-        before = openmm_potential.n_evaluations
-        new, totals = apply([kernel], state, torch.Generator().manual_seed(9), times=2)
-        assert openmm_potential.n_evaluations - before == 2 * 14 * 31
-        assert totals["local"].n_evaluations == 2 * 14 * 31
+        kernel, before = langevin(n_steps=30, n_contexts=n_contexts), openmm_potential.n_evaluations
+        new, totals = apply([kernel], state, seeded_generator(9), times=2)
+        counted = openmm_potential.n_evaluations - before
+        assert counted == totals["local"].n_evaluations == 2 * 14 * 31
         results.append(new)
     for name in ("x", "velocities", "energy"):
         assert torch.equal(*(getattr(result, name) for result in results))
@@ -141,18 +127,18 @@ def test_dynamics_does_not_depend_on_contexts(case, openmm_potential, langevin):
 def test_a_centre_of_mass_remover_is_left_out_of_dynamics(case, openmm_potential, langevin):
     system = case.tree.system()
     system.addForce(openmm.CMMotionRemover())
-    state = case.start(3, torch.Generator().manual_seed(18))
+    state = case.start(3, seeded_generator(18))
     with OpenMMPotential(system, platform="Reference", n_contexts=1) as with_remover:
         results = [
-            langevin(potential, n_steps=5)(state, torch.Generator().manual_seed(19))[0]
+            langevin(potential, n_steps=5)(state, seeded_generator(19))[0]
             for potential in (openmm_potential, with_remover)
         ]
-    assert torch.equal(results[0].velocities, results[1].velocities)
-    assert torch.equal(results[0].energy, results[1].energy)
+    for name in ("velocities", "energy"):
+        assert torch.equal(*(getattr(result, name) for result in results))
 
 
 def test_a_trajectory_that_blows_up_is_rejected_and_counted(case, langevin, monkeypatch):
-    generator = torch.Generator().manual_seed(10)
+    generator = seeded_generator(10)
     state = case.start(5, generator)
     kernel = langevin(timestep=0.001, metropolized=False)
     propagate = kernel.propagate
@@ -164,8 +150,7 @@ def test_a_trajectory_that_blows_up_is_rejected_and_counted(case, langevin, monk
 
     monkeypatch.setattr(kernel, "propagate", blow_up)
     new, info = kernel(state, generator)
-    assert info.rejected_non_finite == 1
-    assert info.outside_domain == 0
+    assert (info.rejected_non_finite, info.outside_domain) == (1, 0)
     assert info.accepted.tolist() == [5, 4]
     assert torch.equal(new.x[2, 1], state.x[2, 1])
     assert float(new.energy[2, 1]) == float(state.energy[2, 1])
@@ -176,7 +161,7 @@ def test_resetting_the_pose_is_noticed(case, openmm_potential, langevin):
     # Hamiltonian dynamics: without friction, which would hide the error.
     kernel = langevin(n_steps=100, timestep=0.008, friction=0.0)
     for flow, check in ((case.flow, assert_exact), (WithoutPose(case.flow), assert_noticed)):
-        generator = torch.Generator().manual_seed(11)
+        generator = seeded_generator(11)
         state = case.start(700, generator)
         walk = FlowWalk(flow, openmm_potential, LADDER, 0.05, round_trip_tolerance=10.0)
         new, _ = apply([walk, walk, kernel] * 2 + [walk, walk], state, generator)
@@ -184,42 +169,30 @@ def test_resetting_the_pose_is_noticed(case, openmm_potential, langevin):
         check({k: z for k, z in case.scores(new).items() if not any(name in k for name in outer)})
 
 
-class FailingContext:
+class FailingContext(Changed):
     """A Context that cannot return the state at the end of a trajectory."""
 
     message = "unforeseen"
     broken_for_good = False
 
-    def __init__(self, context):
-        self.working = context
-
-    def __getattr__(self, name):
-        return getattr(self.working, name)
-
     def getState(self, **what):
         if self.broken_for_good or "getVelocities" in what:
             raise openmm.OpenMMException(self.message)
-        return self.working.getState(**what)
+        return self.unchanged.getState(**what)
 
 
-class OneFailingContext:
+class OneFailingContext(Changed):
     """A potential that opens a failing Context, kept as `context`."""
 
     n_evaluations = 0
 
-    def __init__(self, potential):
-        self.working = potential
-
-    def __getattr__(self, name):
-        return getattr(self.working, name)
-
     def make_context(self, integrator):
-        self.context = FailingContext(self.working.make_context(integrator))
+        self.context = FailingContext(self.unchanged.make_context(integrator))
         return self.context
 
 
 def test_an_infinite_number_in_openmm_is_a_rejection(case, openmm_potential, langevin):
-    generator = torch.Generator().manual_seed(20)
+    generator = seeded_generator(20)
     state = case.start(3, generator)
     potential = OneFailingContext(openmm_potential)
     kernel = langevin(potential, n_steps=2)
@@ -233,13 +206,10 @@ def test_an_infinite_number_in_openmm_is_a_rejection(case, openmm_potential, lan
         kernel(state, generator)
 
 
-# -- swaps -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("scheme", ["even_odd", "random_pairs", [(0, 2), (3, 1)]])
 def test_plain_swaps_exchange_all_of_a_replica(scheme):
     case = case_of((300.0, 350.0, 420.0, 500.0))
-    generator = torch.Generator().manual_seed(12)
+    generator = seeded_generator(12)
     state = case.start(400, generator)
     new, _ = apply([PlainSwap(case.ladder, KB, scheme)], state, generator, times=6)
     moved = new.replica != state.replica
@@ -248,13 +218,8 @@ def test_plain_swaps_exchange_all_of_a_replica(scheme):
         source = int(new.replica[walker, rung])
         assert torch.equal(new.x[walker, rung], state.x[walker, source])
         assert float(new.energy[walker, rung]) == float(state.energy[walker, source])
-        scale = (case.ladder[rung] / case.ladder[source]) ** 0.5
-        torch.testing.assert_close(
-            new.velocities[walker, rung], scale * state.velocities[walker, source]
-        )
-
-
-# -- energies belong to what is stored ---------------------------------------------------------
+        scaled = (case.ladder[rung] / case.ladder[source]) ** 0.5 * state.velocities[walker, source]
+        torch.testing.assert_close(new.velocities[walker, rung], scaled)
 
 
 class InAField(TreePotential):
@@ -267,7 +232,7 @@ class InAField(TreePotential):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("kind", [FlowWalk, FlowIndependence])
 def test_energies_are_those_of_the_stored_configurations(kind, dtype):
-    case, generator = case_of(LADDER), torch.Generator().manual_seed(18)
+    case, generator = case_of(LADDER), seeded_generator(18)
     case.potential = InAField(case.tree)
     flow = copy.deepcopy(case.flow).to(dtype)
     state = case.start(200, generator)
@@ -275,27 +240,22 @@ def test_energies_are_those_of_the_stored_configurations(kind, dtype):
     for _ in range(3):
         state, info = kernel(state, generator)
         assert int(info.accepted.sum()) > 0
-    energy = case.potential.energy(state.x.flatten(0, 1)).reshape(200, 2)
-    torch.testing.assert_close(energy, state.energy, rtol=0, atol=1e-9)
+    assert_energies_are_stored(case.potential, state, atol=1e-9)
 
 
 def test_a_pose_dependent_energy_is_sampled_exactly(case):
     # At a fixed pose the field's part of the energy is a function of the internal coordinates:
     # weights turn exact samples without the field into exact ones with it.
     tree, potential, n = case.tree, InAField(case.tree), 6000
-    generator = torch.Generator().manual_seed(19)
+    generator = seeded_generator(19)
     u = tree.sample_internal(n, 600.0, generator)
     like = torch.tensor(POSITIONS)[None].expand(n, -1, -1)
     x = tree.polar.place(u, like=like)
     field = (potential.energy(x) - case.potential.energy(x)) / (KB * 600.0)
     weight = torch.softmax(-field, 0)
     chosen = torch.multinomial(weight, n, replacement=True, generator=generator)
-    start = x[chosen]
-    state = WalkerState(
-        start[:, None], None, potential.energy(start)[:, None], torch.zeros(n, 1, dtype=torch.int64)
-    )
     draw = FlowIndependence(case.flow, potential, (600.0,))
-    state, _ = apply([draw] * 4, state, generator)
+    state, _ = apply([draw] * 4, fresh_state(potential, x[chosen][:, None], None), generator)
     height = x[:, -1, 2]
     expected = (weight * height).sum()
     after = state.x[:, 0, -1, 2]

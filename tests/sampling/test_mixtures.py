@@ -1,26 +1,22 @@
 """OneOf and OnRungs: counts, tuning, resuming, arguments; what a sampler requires of kernels."""
 
-import numpy as np
 import pytest
 import torch
 
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.potentials.toy import DoubleWell
-from openmm_tsf.sampling.kernels import (
-    CartesianHMC,
-    FlowIndependence,
-    FlowWalk,
-    Kernel,
-    OneOf,
-    OnRungs,
-    PlainSwap,
-    Scheduled,
-    SteeredSwap,
-)
+from openmm_tsf.sampling.kernels.base import Kernel
+from openmm_tsf.sampling.kernels.cartesian import CartesianHMC
+from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
+from openmm_tsf.sampling.kernels.mixtures import OneOf, OnRungs
+from openmm_tsf.sampling.kernels.schedule import Scheduled
+from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
+from openmm_tsf.sampling.kernels.swap import PlainSwap
 from openmm_tsf.sampling.state import KernelInfo
 from openmm_tsf.sampling.tempering import ParallelTempering
 from openmm_tsf.sampling.tuning import StepSizeTuner
+from tests.sampling.conftest import assert_same_run
 
 LADDER = (0.5, 1.0, 2.0)
 ENDS = (0.5, 2.0)
@@ -90,23 +86,26 @@ def test_counts_and_energies(sampler, potential):
     assert abs(drawn[0] - 30) < 4 * (40 * 3 / 16) ** 0.5
 
 
-def test_members_draw_by_their_weights(flow, potential):
-    class Counting:
-        exact, temperatures, counts_shape = True, LADDER, (3,)
+class Idle:
+    """A user's kernel that counts its calls."""
 
-        def __init__(self, name):
-            self.name, self.calls = name, 0
+    exact, temperatures, counts_shape = True, LADDER, (3,)
 
-        def __call__(self, state, generator):
-            self.calls += 1
-            return state, KernelInfo.zero(self.counts_shape)
+    def __init__(self, name="idle"):
+        self.name, self.calls = name, 0
 
-        settings = state_dict = dict
+    def __call__(self, state, generator):
+        self.calls += 1
+        return state, KernelInfo.zero(self.counts_shape)
 
-        def load_state_dict(self, content):
-            pass
+    settings = state_dict = dict
 
-    members = [Counting(name) for name in "abc"]
+    def load_state_dict(self, content):
+        pass
+
+
+def test_members_draw_by_their_weights():
+    members = [Idle(name) for name in "abc"]
     kernel, generator = OneOf(members, [1, 2, 5]), torch.Generator().manual_seed(4)
     for _ in range(4000):
         kernel(None, generator)
@@ -130,9 +129,6 @@ def test_members_are_tuned_and_recorded(sampler):
 
 
 def test_resume_is_the_same_bit_by_bit(sampler, tmp_path):
-    def arrays(path):
-        parts = [np.load(file) for file in sorted((path / "segments").iterdir())]
-        return [np.concatenate([part[name] for part in parts]) for name in ("energy", "replica")]
 
     whole = sampler()
     whole.tune(12)
@@ -143,8 +139,7 @@ def test_resume_is_the_same_bit_by_bit(sampler, tmp_path):
     again = sampler(seed=99).resume(tmp_path / "cut")
     again.run(4, output=tmp_path / "cut", progress=False)
     assert torch.equal(again.state.x, whole.state.x)
-    for one, two in zip(arrays(tmp_path / "whole"), arrays(tmp_path / "cut"), strict=True):
-        np.testing.assert_array_equal(one, two)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_resume_refuses_other_members(sampler, flow, potential, tmp_path):
@@ -162,33 +157,27 @@ def test_resume_refuses_other_members(sampler, flow, potential, tmp_path):
 
 
 def test_arguments_of_mixtures_are_checked(flow, potential, sampler):
-    walk, swap = FlowWalk(flow, potential, LADDER), PlainSwap(LADDER, 1)
-    with pytest.raises(ValueError, match="kernels: expected at least one"):
-        OneOf([])
-    with pytest.raises(TypeError, match="kernels: expected kernels, got str"):
-        OneOf(["walk"])
-    with pytest.raises(ValueError, match="kernels: expected distinct names"):
-        OneOf([walk, FlowWalk(flow, potential, LADDER)])
-    with pytest.raises(ValueError, match="expected the counts_shape of flow_walk"):
-        OneOf([walk, swap])
-    with pytest.raises(ValueError, match="expected the temperatures of flow_walk"):
-        OneOf([walk, FlowIndependence(flow, potential, ENDS)])
+    walk, same = (FlowWalk(flow, potential, LADDER) for _ in range(2))
+    swap, wrong = (PlainSwap(LADDER, constant) for constant in (1, 2))
+    draw = FlowIndependence(flow, potential, LADDER)
+    at_ends, hot = FlowIndependence(flow, potential, ENDS), FlowWalk(flow, potential, [0.5, 0.7])
+    for error, message, make, *arguments in [
+        (ValueError, "kernels: expected at least one", OneOf, []),
+        (TypeError, "kernels: expected kernels, got str", OneOf, ["walk"]),
+        (ValueError, "kernels: expected distinct names", OneOf, [walk, same]),
+        (ValueError, "expected the counts_shape of flow_walk", OneOf, [walk, swap]),
+        (ValueError, "expected the temperatures of flow_walk", OneOf, [walk, at_ends]),
+        (TypeError, "name: expected a string", OneOf, [walk], None, 3),
+        (TypeError, "kernel: expected a kernel, got int", OnRungs, 3, LADDER),
+        (ValueError, "kernel: expected temperatures of the ladder", OnRungs, hot, LADDER),
+        (ValueError, r"object as flow_walk and one_of\.flow_walk", sampler, [walk, OneOf([walk])]),
+        (ValueError, r"one_of\.swap_plain was made for the Boltz", sampler, [OneOf([wrong])]),
+    ]:
+        with pytest.raises(error, match=message):
+            make(*arguments)
     for weights in ([1.0], [1, -1], [1, float("nan")], [1, "a"], [0, 1]):
         with pytest.raises(ValueError, match="weights: expected 2 positive numbers"):
-            OneOf([walk, FlowIndependence(flow, potential, LADDER)], weights)
-    with pytest.raises(TypeError, match="name: expected a string"):
-        OneOf([walk], name=3)
-    with pytest.raises(TypeError, match="kernel: expected a kernel, got int"):
-        OnRungs(3, LADDER)
-    with pytest.raises(ValueError, match="kernel: expected temperatures of the ladder"):
-        OnRungs(FlowWalk(flow, potential, [0.5, 0.7]), LADDER)
-    with pytest.raises(ValueError, match=r"the same object as flow_walk and one_of\.flow_walk"):
-        sampler([walk, OneOf([walk])])
-    with pytest.raises(ValueError, match=r"one_of\.swap_plain was made for the Boltzmann constant"):
-        sampler([OneOf([PlainSwap(LADDER, 2)])])
-
-
-# -- what the sampler requires of kernels ------------------------------------------------------
+            OneOf([walk, draw], weights)
 
 
 def test_dynamics_without_a_domain_is_refused_beside_coordinates(potential, flow, sampler):
@@ -203,22 +192,16 @@ def test_dynamics_without_a_domain_is_refused_beside_coordinates(potential, flow
     sampler([hmc, FlowWalk(flow, potential, LADDER)])  # all of R^d is the domain
 
 
-class Stuck:
+class Stuck(Idle):
     """A user's kernel with a step size."""
 
-    exact, temperatures, counts_shape, name = True, LADDER, (3,), "stuck"
-
     def __init__(self, sigma):
+        super().__init__("stuck")
         self.sigma = sigma
 
     def __call__(self, state, generator):
         bad = torch.full((2,), float("inf"))
         metropolis(bad, bad, generator)
-
-    settings = state_dict = dict
-
-    def load_state_dict(self, content):
-        pass
 
 
 def test_an_invalid_walker_is_reported_with_the_kernel(sampler):
@@ -242,7 +225,7 @@ def test_step_sizes_are_tensors(sampler):
 
 def test_rungs_without_proposals_are_not_tuned():
     kernel = Stuck(torch.ones(3, dtype=torch.float64))
-    tuner = StepSizeTuner(kernel, 10, 0.3)
+    tuner = StepSizeTuner(kernel, 0.3)
     for _ in range(3):
         tuner.update(KernelInfo(torch.tensor([4, 0, 0]), torch.tensor([4, 0, 4])))
     up, same, down = tuner.freeze().tolist()

@@ -19,6 +19,8 @@ from openmm_tsf.utils.versions import package_versions
 
 LADDER = (300.0, 424.264)
 W = 3
+MOVES = {"accepted_flow_walk": [1, 2], "proposed_flow_walk": [5, 5], "wall_seconds": 0.5}
+COUNTS = {"rejected_non_finite": 1, "outside_domain": 0, "mirror_images": 0, "n_evaluations": 10}
 
 
 def numbers(n, iteration=0, seed=0):
@@ -27,30 +29,28 @@ def numbers(n, iteration=0, seed=0):
         "energy": rng.normal(size=(n, W, 2)),
         "replica": np.tile(np.arange(2, dtype=np.int16), (n, W, 1)),
         "iteration": np.arange(iteration + 1, iteration + n + 1),
-        "accepted_flow_walk": np.array([1, 2]),
-        "proposed_flow_walk": np.array([5, 5]),
-        "rejected_non_finite": np.array(1),
-        "outside_domain": np.array(0),
-        "mirror_images": np.array(0),
-        "n_evaluations": np.array(10),
-        "wall_seconds": np.array(0.5),
+        **{name: np.array(value) for name, value in (MOVES | COUNTS).items()},
     }
 
 
 @pytest.fixture
-def run(molecule, tmp_path):
-    """Two segments of four and three iterations, and the positions [7, W, 2, N, 3] in them."""
-    rng = np.random.default_rng(1)
-    x = molecule.positions + 0.01 * rng.normal(size=(7, W, 2, molecule.n_atoms, 3))
+def x(molecule):
+    """The positions [7, W, 2, N, 3] in the run."""
+    noise = np.random.default_rng(1).normal(size=(7, W, 2, molecule.n_atoms, 3))
+    return molecule.positions + 0.01 * noise
+
+
+@pytest.fixture
+def writer(molecule, x, tmp_path):
+    """The writer of a run of two segments, of four and three iterations."""
     writer = RunWriter(tmp_path / "run", molecule, LADDER, W)
     writer.create(7, KB, {"kernels": []})
     writer.write(numbers(4), x[:4], {"seed": 7})
     writer.write(numbers(3, 4), x[4:], {"seed": 7})
-    return writer, x
+    return writer
 
 
-def test_config_is_complete(run, molecule):
-    writer, _ = run
+def test_config_is_complete(writer, molecule):
     config = json.loads((writer.directory / "config.json").read_text())
     assert config["format"] == 1
     assert config["temperatures_K"] == list(LADDER)
@@ -63,8 +63,7 @@ def test_config_is_complete(run, molecule):
     assert [a.name for a in topology.atoms] == [a.name for a in molecule.mdtraj_topology.atoms]
 
 
-def test_mdtraj_reads_the_frames(run):
-    writer, x = run
+def test_mdtraj_reads_the_frames(writer, x):
     for rung, name in enumerate(("T300.00K.dcd", "T424.26K.dcd")):
         read = mdtraj.load(str(writer.directory / name), top=str(writer.directory / "topology.pdb"))
         assert read.unitcell_lengths is None
@@ -72,8 +71,7 @@ def test_mdtraj_reads_the_frames(run):
         np.testing.assert_allclose(read.xyz, expected, rtol=0, atol=2e-7)
 
 
-def test_openmm_can_append_to_the_dcd(run, molecule, tmp_path):
-    writer, x = run
+def test_openmm_can_append_to_the_dcd(writer, x, molecule, tmp_path):
     path = tmp_path / "appended.dcd"
     path.write_bytes((writer.directory / "T300.00K.dcd").read_bytes())
     with open(path, "r+b") as file:
@@ -84,17 +82,14 @@ def test_openmm_can_append_to_the_dcd(run, molecule, tmp_path):
     np.testing.assert_allclose(read.xyz[-1], x[0, 0, 1], rtol=0, atol=2e-7)
 
 
-def test_analysis_reads_the_run(run):
-    writer, x = run
+def test_analysis_reads_the_run(writer, x):
     result = load_run(writer.directory)
     assert result.n_iterations == 7
     np.testing.assert_allclose(result.trajectory(300).xyz[W], x[1, 0, 0], rtol=0, atol=2e-7)
     assert result.segments.accepted["flow_walk"].tolist() == [2, 4]
-    trajectory = result.trajectory(424.264)
-    _, phi = mdtraj.compute_phi(trajectory)
-    np.testing.assert_allclose(
-        result.ramachandran(424.264)[0].reshape(-1), phi.reshape(-1), rtol=0, atol=1e-4
-    )
+    _, expected = mdtraj.compute_phi(result.trajectory(424.264))
+    phi, _ = result.ramachandran(424.264)
+    np.testing.assert_allclose(phi.reshape(-1), expected.reshape(-1), rtol=0, atol=1e-4)
 
 
 def test_dihedral_angles_agree_with_mdtraj():
@@ -108,8 +103,7 @@ def test_dihedral_angles_agree_with_mdtraj():
     np.testing.assert_allclose(dihedral_angles(x, quartets), expected, rtol=0, atol=1e-5)
 
 
-def test_used_directories_are_refused(run, molecule, tmp_path):
-    writer, _ = run
+def test_used_directories_are_refused(writer, molecule, tmp_path):
     for config in (None, {}):
         with pytest.raises(FileExistsError, match="output: expected an empty or new directory"):
             RunWriter(writer.directory, molecule, LADDER, W).create(7, KB, {}, config)
@@ -127,28 +121,24 @@ def test_rungs_must_have_different_names(molecule, tmp_path):
         RunWriter(tmp_path, molecule, (300.0, 300.001), W)
 
 
-def test_a_newer_format_is_refused(run):
-    writer, _ = run
+def test_a_newer_format_is_refused(writer):
     path = writer.directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
     with pytest.raises(ValueError, match="written in format 2 by a newer version"):
         read_run_config(writer.directory)
 
 
-def test_checkpoint_is_plain_and_counts(run):
-    writer, _ = run
+def test_checkpoint_is_plain_and_counts(writer):
     content = torch.load(writer.directory / "checkpoint.pt", weights_only=True)
-    assert content["n_frames_written"] == 7 * W
-    assert content["n_segments"] == 2
+    assert (content["n_frames_written"], content["n_segments"]) == (7 * W, 2)
     assert not list(writer.directory.rglob("*.tmp"))
     (writer.directory / "checkpoint.pt").unlink()
     with pytest.raises(FileNotFoundError, match=r"no checkpoint\.pt"):
         writer.read_checkpoint()
 
 
-def test_writing_again_after_a_failure_leaves_no_trace(run):
+def test_writing_again_after_a_failure_leaves_no_trace(writer, x):
     """A segment is written once, even if the first attempt died after its frames."""
-    writer, x = run
     writer.dcds[0].append(x[:2, :, 0].reshape(-1, *x.shape[3:]), writer.n_frames)
     writer.write(numbers(1, 7), x[:1], {"seed": 7})
     assert load_run(writer.directory).n_iterations == 8

@@ -16,11 +16,16 @@ LADDER = (1.0, 2.5)
 W, N = 3, 400
 
 
-def sampler(seed, kernels=None):
+def sampler(seed, all_kinds=False):
     """Make a sampler of the identity, which accepts everything: the walkers are the noise."""
     potential = GaussianWell(torch.eye(1, dtype=torch.float64))
     flow = TemperatureSteerableFlow(1, 1, 1, (4,))
-    kernels = kernels or [FlowIndependence(flow, potential, LADDER)]
+    kernels = [FlowIndependence(flow, potential, LADDER)]
+    if all_kinds:
+        kernels += [
+            FlowWalk(flow, potential, LADDER, 0.7, n_steps=2),
+            PlainSwap(LADDER, potential.boltzmann_constant, "random_pairs"),
+        ]
     made = ParallelTempering(None, flow, LADDER, W, kernels, potential, seed=seed)
     made.set_positions(torch.zeros(W, 2, 1))
     return made
@@ -66,46 +71,27 @@ def test_purposes_of_a_run_have_different_seeds():
             pytest.fail(f"seed {seed} gives two purposes the same")
 
 
-def test_the_same_seed_is_the_same_run():
-    np.testing.assert_array_equal(noise(3, 20), noise(3, 20))
-    assert not np.array_equal(noise(3, 20), noise(4, 20))
-
-
-def all_kinds(seed):
-    potential = GaussianWell(torch.eye(1, dtype=torch.float64))
-    flow = TemperatureSteerableFlow(1, 1, 1, (4,))
-    kernels = [
-        FlowIndependence(flow, potential, LADDER),
-        FlowWalk(flow, potential, LADDER, 0.7, n_steps=2),
-        PlainSwap(LADDER, potential.boltzmann_constant, "random_pairs"),
-    ]
-    return sampler(seed, kernels)
-
-
 @pytest.mark.parametrize("cut_seed", range(5))
 def test_results_do_not_depend_on_interruptions(tmp_path, cut_seed):
     """By calls of run, with several lengths of segments, with reporters, and by resuming."""
-    whole = all_kinds(11).run(60, collect=True, progress=False)
+    whole = sampler(11, all_kinds=True).run(60, collect=True, progress=False)
     rng = np.random.default_rng(cut_seed)
     cuts = [0, *sorted(rng.choice(np.arange(1, 60), size=4, replace=False).tolist()), 60]
-    made, parts = all_kinds(11), []
+    made, parts = sampler(11, all_kinds=True), []
     path = tmp_path / "run"
 
-    class Idle:
-        interval = 3
+    def reporter(owner, state):
+        state.x.sum()
 
-        def __call__(self, owner, state):
-            state.x.sum()
+    reporter.interval = 3
 
     for k, (low, high) in enumerate(pairwise(cuts)):
         if k == 2:  # another process continues
-            made = all_kinds(11).resume(path)
+            made = sampler(11, all_kinds=True).resume(path)
         if k == 3:
-            made.reporters.append(Idle())
-        interval = int(rng.integers(1, 9))
-        parts.append(
-            made.run(high - low, path, checkpoint_interval=interval, collect=True, progress=False)
-        )
+            made.reporters.append(reporter)
+        settings = {"checkpoint_interval": int(rng.integers(1, 9)), "progress": False}
+        parts.append(made.run(high - low, path, collect=True, **settings))
     assert torch.equal(torch.cat(parts), whole)
     saved = [np.load(p)["positions"] for p in sorted((path / "segments").iterdir())]
     np.testing.assert_array_equal(np.concatenate(saved), whole.numpy())

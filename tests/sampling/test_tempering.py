@@ -7,54 +7,43 @@ import torch
 
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.potentials.toy import DoubleWell
-from openmm_tsf.sampling.kernels import (
-    FlowIndependence,
-    FlowWalk,
-    PlainSwap,
-    SequenceSettings,
-    default_kernels,
-)
+from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
+from openmm_tsf.sampling.kernels.schedule import SequenceSettings, default_kernels
+from openmm_tsf.sampling.kernels.swap import PlainSwap
 from openmm_tsf.sampling.tempering import ParallelTempering
 from openmm_tsf.units import KB
+from openmm_tsf.utils.random import seeded_generator
 from tests.sampling.conftest import LADDER
-
-# -- arguments ---------------------------------------------------------------------------------
 
 
 def test_arguments_are_checked(tree_molecule, potential, flow, tree):
-    def sampler(ladder=LADDER, n_walkers=2, **more):
-        return ParallelTempering(
-            tree_molecule, flow, ladder, n_walkers, potential=potential, **more
-        )
-
-    for ladder in ([300, 300], [600, 300], []):
-        with pytest.raises(ValueError, match="temperatures"):
-            sampler(ladder)
-    for n_walkers in (0, 1.5, True):
-        with pytest.raises(ValueError, match="n_walkers: expected an integer"):
-            sampler(n_walkers=n_walkers)
-    walk = FlowWalk(flow, potential, LADDER)
-    with pytest.raises(ValueError, match="kernels: flow_walk was made for the temperatures"):
-        sampler((300.0, 600.0), kernels=[walk])
-    with pytest.raises(ValueError, match="distinct names, got 'flow_walk' twice"):
-        sampler(kernels=[walk, FlowWalk(flow, potential, LADDER)])
-    with pytest.raises(ValueError, match="kernels: expected at least one"):
-        sampler(kernels=[])
+    walk, same = (FlowWalk(flow, potential, LADDER) for _ in range(2))
+    good = {"molecule": tree_molecule, "flow": flow, "temperatures": LADDER, "n_walkers": 2}
+    good["potential"] = potential
+    two_rungs, on_r3 = (300.0, 600.0), TemperatureSteerableFlow(3, 2, 1, (4,))
+    for message, changes in (
+        *(("temperatures", {"temperatures": ladder}) for ladder in ([300, 300], [600, 300], [])),
+        *(("n_walkers: expected an integer", {"n_walkers": n}) for n in (0, 1.5, True)),
+        ("flow_walk was made for the temp", {"temperatures": two_rungs, "kernels": [walk]}),
+        ("distinct names, got 'flow_walk' twice", {"kernels": [walk, same]}),
+        ("kernels: expected at least one", {"kernels": []}),
+        ("potential: expected one where mol", {"molecule": None, "potential": None}),
+        (r"flow: expected configurations of shape \(7, 3\)", {"flow": on_r3}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ParallelTempering(**good | changes)
     with pytest.raises(TypeError, match="kernels: expected kernels, got str"):
-        sampler(kernels=["flow_walk"])
-    with pytest.raises(ValueError, match="potential: expected one where molecule is None"):
-        ParallelTempering(None, flow, LADDER, 2)
-    with pytest.raises(ValueError, match=r"flow: expected configurations of shape \(7, 3\)"):
-        ParallelTempering(
-            tree_molecule, TemperatureSteerableFlow(3, 2, 1, (4,)), LADDER, 2, potential=potential
-        )
+        ParallelTempering(**good, kernels=["flow_walk"])
+    with pytest.raises(TypeError, match="flow: expected a flow, got NoneType"):
+        ParallelTempering(**good | {"flow": None})
     assert ParallelTempering(None, flow, LADDER, 2, [walk], potential).seed >= 0
 
 
 def test_kernels_of_another_boltzmann_constant_are_refused(tree_molecule, potential, flow):
-    for kernel in (PlainSwap(LADDER, 0.001), PlainSwap(LADDER, KB / 4.184)):
+    for constant in (0.001, KB / 4.184):
+        kernels = [PlainSwap(LADDER, constant)]
         with pytest.raises(ValueError, match="swap_plain was made for the Boltzmann constant"):
-            ParallelTempering(tree_molecule, flow, LADDER, 2, [kernel], potential)
+            ParallelTempering(tree_molecule, flow, LADDER, 2, kernels, potential)
     toy = DoubleWell(0.1, -1.0, 0.3)
     walk = FlowWalk(TemperatureSteerableFlow(1, 2, 1, (4,)), toy, LADDER)
     walk.potential = potential  # k_B is compared through the potential, too
@@ -101,27 +90,26 @@ def test_a_flow_of_another_molecule_is_refused(tree_molecule, potential, tree):
 
 def test_walkers_must_start_in_the_domain(make, tree):
     sampler = make(n_walkers=2)
-    generator = torch.Generator().manual_seed(4)
+    generator = seeded_generator(4)
     good = tree.sample(6, 300.0, generator).reshape(2, 3, 7, 3)
-    with pytest.raises(ValueError, match=r"x: expected shape \(2, 3, 7, 3\)"):
-        sampler.set_positions(good[0])
-    bad = good.clone()
+    bad, mirrored = good.clone(), good.clone()
     bad[1, 2, 4, 0] = float("nan")
-    with pytest.raises(ValueError, match=r"1 of 6 .* non-finite energy.*walker 1 at 600.00 K"):
-        sampler.set_positions(bad)
-    mirrored = good.clone()
     mirrored[0, 1, :, 0] *= -1
-    with pytest.raises(ValueError, match=r"outside the flow's domain .*walker 0 at 420.00 K"):
-        sampler.set_positions(mirrored)
-    with pytest.raises(ValueError, match=r"velocities: expected shape \(2, 3, 7, 3\)"):
-        sampler.set_positions(good, good[:1])
+    for message, *start in (
+        (r"x: expected shape \(2, 3, 7, 3\)", good[0]),
+        (r"1 of 6 .* non-finite energy.*walker 1 at 600.00 K", bad),
+        (r"outside the flow's domain .*walker 0 at 420.00 K", mirrored),
+        (r"velocities: expected shape \(2, 3, 7, 3\)", good, good[:1]),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sampler.set_positions(*start)
     sampler.set_positions(good)
     assert torch.equal(sampler.state.x, good)
     assert sampler.state.replica.tolist() == [[0, 1, 2]] * 2
 
 
 def test_default_start_and_one_rung(make, tree):
-    sampler = make(temperatures=(450.0,), n_walkers=120)
+    sampler = make(ladder=(450.0,), n_walkers=120)
     state = sampler.state
     assert bool((state.energy == state.energy[0, 0]).all())
     assert float(state.energy[0, 0]) < 30.0
@@ -133,8 +121,7 @@ def test_default_start_and_one_rung(make, tree):
 
 
 def test_toy_potentials_need_a_start():
-    potential = DoubleWell(0.1, -1.0, 0.3)
-    flow = TemperatureSteerableFlow(1, 2, 1, (4,))
+    potential, flow = DoubleWell(0.1, -1.0, 0.3), TemperatureSteerableFlow(1, 2, 1, (4,))
     sampler = ParallelTempering(None, flow, [1.0, 2.0], 5, potential=potential, seed=1)
     with pytest.raises(RuntimeError, match="call set_positions"):
         sampler.run(1, progress=False)
@@ -143,21 +130,16 @@ def test_toy_potentials_need_a_start():
     assert sampler.run(0, collect=True, progress=False).shape == (0, 5, 2, 1)
 
 
-# -- the loop ----------------------------------------------------------------------------------
-
-
 def test_schedule_counts_and_reporters(make, flow, potential):
     sampler = make()
     seen = []
 
-    class Reporter:
-        interval = 3
+    def reporter(owner, state):
+        assert owner is sampler
+        seen.append(state.iteration)
 
-        def __call__(self, owner, state):
-            assert owner is sampler
-            seen.append(state.iteration)
-
-    sampler.reporters.append(Reporter())
+    reporter.interval = 3
+    sampler.reporters.append(reporter)
     before = potential.n_evaluations
     positions = sampler.run(7, collect=True, progress=False)
     assert seen == [3, 6]
@@ -176,18 +158,11 @@ def test_schedule_counts_and_reporters(make, flow, potential):
         sampler.run(1, progress=False)
 
 
-@pytest.mark.parametrize(
-    ("swap", "names"),
-    [
-        ("plain", ["swap_plain"]),
-        ("steered", ["swap_steered"]),
-        ("both", ["swap_plain", "swap_steered"]),
-    ],
-)
-def test_the_default_sequence(potential, flow, swap, names):
-    settings = SequenceSettings(
-        swap=swap, n_flow_independent=2, n_flow_walk=5, swap_scheme="random_pairs"
-    )
+@pytest.mark.parametrize("swap", ["plain", "steered", "both"])
+def test_the_default_sequence(potential, flow, swap):
+    names = ["swap_plain", "swap_steered"] if swap == "both" else [f"swap_{swap}"]
+    counts = {"n_flow_independent": 2, "n_flow_walk": 5}
+    settings = SequenceSettings(swap=swap, swap_scheme="random_pairs", **counts)
     kernels = default_kernels(potential, flow, LADDER, settings=settings)
     assert [entry.kernel.name for entry in kernels] == ["flow_independent", "flow_walk", *names]
     assert {(entry.interval, entry.repeats) for entry in kernels} == {(1, 1)}
@@ -214,7 +189,7 @@ def test_same_seed_same_samples(make):
 
 def test_tuning_reaches_the_target_and_freezes(make, tree):
     sampler = make(n_walkers=50, local_interval=0)
-    generator = torch.Generator().manual_seed(7)
+    generator = seeded_generator(7)
     starts = [tree.sample(50, temperature, generator) for temperature in LADDER]
     sampler.set_positions(torch.stack(starts, dim=1))
     sigma = sampler.tune(80, target_acceptance=0.4)["flow_walk"]
@@ -239,7 +214,7 @@ def test_tuning_for_no_iterations_changes_nothing(make):
 @pytest.mark.parametrize("scheme", ["even_odd", "random_pairs"])
 def test_one_rung_has_nothing_to_swap(make, scheme):
     swap = PlainSwap([300.0], KB, scheme)
-    state, generator = make(temperatures=(300.0,)).state, torch.Generator().manual_seed(0)
+    state, generator = make(ladder=(300.0,)).state, seeded_generator(0)
     for _ in range(3):
         after, info = swap(state, generator)
         assert info.accepted.shape == info.proposed.shape == swap.counts_shape
@@ -267,8 +242,7 @@ def test_a_sampler_frees_its_contexts(make):
 
 
 def test_flow_independence_alone_is_a_sampler(tree_molecule, potential, flow):
-    sampler = ParallelTempering(
-        tree_molecule, flow, [500.0], 3, [FlowIndependence(flow, potential, [500.0])], potential, 1
-    )
+    kernels = [FlowIndependence(flow, potential, [500.0])]
+    sampler = ParallelTempering(tree_molecule, flow, [500.0], 3, kernels, potential, 1)
     sampler.run(2, progress=False)
     assert list(sampler.totals) == ["flow_independent"]

@@ -6,6 +6,7 @@ rung, and scores that are standard normal as long as the walkers are exact sampl
 
 import copy
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from openmm_tsf.sampling.initial import maxwell_boltzmann
 from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.utils.random import seeded_generator
 from tests.support.exact_tree import (
     POSITIONS,
     ExactTree,
@@ -80,11 +82,9 @@ def pose_scores(tree, x, kept):
 def rung_scores(pits):
     """Return z values of the correlations between the rungs of a walker, from PITs [n, d]."""
     scores = {}
-    for low in range(len(pits)):
-        for high in range(low + 1, len(pits)):
-            a, b = pits[low] - 0.5, pits[high] - 0.5
-            cross = 12 * a.T @ b / np.sqrt(len(a))
-            scores[f"rungs {low} and {high}"] = chi2_z(np.square(cross).sum(), cross.size)
+    for (low, a), (high, b) in itertools.combinations(enumerate(pits), 2):
+        cross = 12 * (a - 0.5).T @ (b - 0.5) / np.sqrt(len(a))
+        scores[f"rungs {low} and {high}"] = chi2_z(np.square(cross).sum(), cross.size)
     return scores
 
 
@@ -106,9 +106,9 @@ class TreeCase:
         v = [self.tree.velocities(n_walkers, t, generator) for t in self.ladder]
         return fresh_state(self.potential, torch.stack(x, dim=1), torch.stack(v, dim=1))
 
-    def dataset(self, n=2000):
+    def dataset(self):
         """Return frames to fit coordinates on, between the ladder's temperatures."""
-        frames = self.tree.sample(n, 400.0, torch.Generator().manual_seed(22))
+        frames = self.tree.sample(2000, 400.0, seeded_generator(22))
         molecule = MolecularSystem(self.tree.system(), self.tree.topology, POSITIONS)
         return MDDataset(frames, 400.0, molecule)
 
@@ -134,7 +134,7 @@ class ModelCase:
     masses = None
 
     def __post_init__(self):
-        generator, d = torch.Generator().manual_seed(21), 3
+        generator, d = seeded_generator(21), 3
         if self.kind == "tsf":
             self.flow = TemperatureSteerableFlow(d, 2, 2, (12,), 1.0, seed=3)
         else:
@@ -156,9 +156,9 @@ class ModelCase:
         x = [self.potential.sample(n_walkers, t, generator) for t in self.ladder]
         return fresh_state(self.potential, torch.stack(x, dim=1), None)
 
-    def dataset(self, n=2000):
+    def dataset(self):
         """Return frames to fit coordinates on."""
-        return MDDataset(self.potential.sample(n, 1.0, torch.Generator().manual_seed(22)), 1.0)
+        return MDDataset(self.potential.sample(2000, 1.0, seeded_generator(22)), 1.0)
 
     def pit(self, x, temperature):
         if self.which == "gaussian":
@@ -183,9 +183,8 @@ class ModelWithVelocities(ModelCase):
     def start(self, n_walkers, generator):
         state = super().start(n_walkers, generator)
         kt = torch.tensor(self.ladder, dtype=torch.float64)
-        return state.evolve(
-            velocities=maxwell_boltzmann(tuple(state.x.shape), kt, self.masses, generator)
-        )
+        v = maxwell_boltzmann(tuple(state.x.shape), kt, self.masses, generator)
+        return state.evolve(velocities=v)
 
     def scores(self, state):
         """Return z values of positions and velocities together, with their squares."""
@@ -242,26 +241,23 @@ def assert_noticed(scores):
     assert z > NOTICED, f"a mutant passes, the worst is {name}: |z| = {z:.1f}"
 
 
-def assert_energies_are_stored(case, state):
+def assert_energies_are_stored(potential, state, atol=1e-8):
     """Assert that every energy of the state is that of its configuration."""
-    energy = case.potential.energy(state.x.flatten(0, 1)).reshape(state.energy.shape)
-    torch.testing.assert_close(state.energy, energy, rtol=0, atol=1e-8)
+    energy = potential.energy(state.x.flatten(0, 1)).reshape(state.energy.shape)
+    torch.testing.assert_close(state.energy, energy, rtol=0, atol=atol)
 
 
-# -- flows with one thing changed --------------------------------------------------------------
+class Changed:
+    """A flow, or another object, with one thing changed."""
 
-
-class Mutant:
-    """A flow with one thing changed."""
-
-    def __init__(self, flow):
-        self.unchanged = flow
+    def __init__(self, unchanged):
+        self.unchanged = unchanged
 
     def __getattr__(self, name):
         return getattr(self.unchanged, name)
 
 
-class WithoutJacobian(Mutant):
+class WithoutJacobian(Changed):
     """log|J_D| is 0 in the domain."""
 
     def forward_and_log_det(self, v):
@@ -273,14 +269,14 @@ class WithoutJacobian(Mutant):
         return v, torch.where(torch.isfinite(log_det), 0.0, log_det)
 
 
-class WithoutPose(Mutant):
+class WithoutPose(Changed):
     """Proposals stay in the canonical pose."""
 
     def match_pose(self, x, like):
         return x
 
 
-class Wrapping(Mutant):
+class Wrapping(Changed):
     """Dihedrals beyond their branch are wrapped back onto it instead of rejected."""
 
     def forward_and_log_det(self, v):

@@ -61,10 +61,8 @@ class ExactTree:
     def __init__(self):
         self.topology = app.Topology()
         residue = self.topology.addResidue("TRE", self.topology.addChain())
-        atoms = [
-            self.topology.addAtom(name, app.Element.getBySymbol(symbol), residue)
-            for name, symbol in ATOMS
-        ]
+        elements = [(name, app.Element.getBySymbol(symbol)) for name, symbol in ATOMS]
+        atoms = [self.topology.addAtom(*element, residue) for element in elements]
         for first, second in BONDS:
             self.topology.addBond(atoms[first], atoms[second])
         self.n_atoms = len(ATOMS)
@@ -126,11 +124,9 @@ class ExactTree:
 
     def sample_internal(self, n, temperature, generator):
         uniform = torch.rand(n, self.n_coordinates, generator=generator, dtype=torch.float64)
-        columns = [
-            marginal.quantile(uniform[:, i].numpy())
-            for i, marginal in enumerate(self.marginals(temperature))
-        ]
-        return torch.from_numpy(np.stack(columns, axis=1))
+        columns = zip(self.marginals(temperature), uniform.numpy().T, strict=True)
+        quantiles = [marginal.quantile(column) for marginal, column in columns]
+        return torch.from_numpy(np.stack(quantiles, axis=1))
 
     def sample(self, n, temperature, generator):
         """Return independent exact samples [n, N, 3] in random poses."""
@@ -152,15 +148,8 @@ class ExactTree:
     def pit(self, x, temperature):
         """Return PITs [n, d] of positions x [n, N, 3]: uniform and independent if x is exact."""
         u, _ = self.polar.inverse_and_log_det(x)
-        columns = [
-            marginal.pit(u[:, i].numpy()) for i, marginal in enumerate(self.marginals(temperature))
-        ]
-        return np.stack(columns, axis=1)
-
-    def body_velocities(self, x, v):
-        """Return velocities [n, N, 3] along axes fixed in the molecule."""
-        rotation, _ = self.polar.pose(x)
-        return v @ rotation
+        columns = zip(self.marginals(temperature), u.numpy().T, strict=True)
+        return np.stack([marginal.pit(column) for marginal, column in columns], axis=1)
 
     def system(self):
         """Return the same potential as an openmm.System."""
@@ -174,17 +163,14 @@ class ExactTree:
         for name in ("k", "k_double", "centre"):
             torsions.addPerTorsionParameter(name)
         rows = self.polar.zmatrix.rows.tolist()
-        k, centre = self.k.tolist(), self.centre.tolist()
-        position = iter(range(self.n_coordinates))
+        terms = zip(self.centre.tolist(), self.k.tolist(), self.k_double.tolist(), strict=True)
         for row in rows[1:]:
-            i = next(position)
-            bonds.addBond(row[0], row[1], centre[i], k[i])
+            bonds.addBond(*row[:2], *next(terms)[:2])
         for row in rows[2:]:
-            i = next(position)
-            angles.addAngle(*row[:3], centre[i], k[i])
+            angles.addAngle(*row[:3], *next(terms)[:2])
         for row in rows[3:]:
-            i = next(position)
-            torsions.addTorsion(*row, [k[i], float(self.k_double[i]), centre[i]])
+            centre, k, k_double = next(terms)
+            torsions.addTorsion(*row, [k, k_double, centre])
         for force in (bonds, angles, torsions):
             system.addForce(force)
         return system
@@ -259,7 +245,8 @@ def velocity_scores(tree, x, v, temperature):
     n = len(x)
     width = np.sqrt(KB * temperature / tree.masses.numpy())[:, None]
     lab = (v.numpy() / width).reshape(n, -1)
-    body = (tree.body_velocities(x, v).numpy() / width).reshape(n, -1)
+    rotation, _ = tree.polar.pose(x)  # to axes fixed in the molecule
+    body = ((v @ rotation).numpy() / width).reshape(n, -1)
     scores = {}
     for frame, unit in (("lab", lab), ("body", body)):
         scores[f"{frame} velocity mean"] = unit.mean(axis=0) * np.sqrt(n)

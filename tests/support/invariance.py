@@ -8,9 +8,6 @@ A check computes up to 1218 scores, and one of them exceeds 4 by chance occasion
 then computed again, with another fixed seed and four times as many walkers: a bias has twice the
 |z| there, a chance deviation has not.
 
-A kernel of your own needs the members of :class:`openmm_tsf.sampling.kernels.base.Kernel`:
-
-    check(lambda case: MyKernel(case.potential, case.ladder), tree("tsf-polar", n_rungs=3))
 """
 
 import copy
@@ -47,8 +44,6 @@ from tests.support.exact_cases import (
     worst,
 )
 
-# -- cases -------------------------------------------------------------------------------------
-
 
 @functools.cache
 def tree(flow: str = "tsf-volume", n_rungs: int = 2, pose_kept: bool = True) -> TreeCase:
@@ -72,13 +67,8 @@ def openmm_potential() -> OpenMMPotential:
 def layers(case: Any, mode: str = "conditional") -> Any:
     """Return whitened coordinates, fitted once a case, with the metric of the case's flow."""
     metric = FLOWS[case.flow_name][1] if isinstance(case, TreeCase) else "volume"
-    walk = InternalWalk.from_dataset(
-        case.dataset(), case.potential, case.ladder, mode=mode, metric=metric
-    )
-    return walk.layers
-
-
-# -- the check ---------------------------------------------------------------------------------
+    frames, settings = case.dataset(), {"mode": mode, "metric": metric}
+    return InternalWalk.from_dataset(frames, case.potential, case.ladder, **settings).layers
 
 
 @dataclass(frozen=True)
@@ -100,9 +90,8 @@ def run(
     made = factory(case)
     schedule = list(made) if isinstance(made, list | tuple) else [made]
     start = case.start(n_walkers, torch.Generator().manual_seed(seed))
-    with ParallelTempering(
-        None, case.flow, case.ladder, n_walkers, schedule, case.potential, seed=seed + 1000
-    ) as sampler:
+    parts = (case.flow, case.ladder, n_walkers, schedule, case.potential, seed + 1000)
+    with ParallelTempering(None, *parts) as sampler:
         sampler.set_positions(start.x, start.velocities)
         start, before = sampler.state, _evaluations(case)
         sampler.run(times, progress=False)
@@ -122,18 +111,9 @@ def check(
 ) -> Outcome:
     """Assert that kernels leave a case's distribution invariant, and count correctly.
 
-    Parameters
-    ----------
-    factory
-        Makes from the case a kernel, or the kernels (or their ``Scheduled``) of one iteration in
-        order.
-    case
-        :func:`tree` or :func:`model`, or anything with ``potential``, ``flow``, ``ladder``,
-        ``start(n_walkers, generator)`` and ``scores(state)``.
-    n_walkers, seed, times
-        Walkers, seed and iterations.
-    acceptance
-        The range of every kernel's acceptance: one that never or always accepts tests nothing.
+    `factory` makes from the case a kernel, or those of one iteration (or their ``Scheduled``). The
+    case is :func:`tree`, :func:`model` or anything with the same methods. Every kernel's acceptance
+    must be in a range: one that never or always accepts tests nothing.
     """
     outcome, sampler, counted = run(factory, case, n_walkers, seed, times)
     start, end = outcome.start, outcome.end
@@ -146,7 +126,7 @@ def check(
         assert len(rate), f"{name} proposed nothing"
         assert bool(((rate > acceptance[0]) & (rate < acceptance[1])).all()), (name, rate)
     assert counted == sum(info.n_evaluations for info in outcome.totals.values())
-    assert_energies_are_stored(case, end)
+    assert_energies_are_stored(case.potential, end)
     assert torch.equal(end.replica.sort(dim=1).values, start.replica)
     moved = (end.x != start.x).flatten(2).any(dim=2)
     assert float(moved.double().mean()) > 0.05
@@ -172,30 +152,17 @@ def _evaluations(case: Any) -> int:
     return case.potential.n_evaluations + openmm_potential().n_evaluations
 
 
-# -- the table ---------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Entry:
-    """A kernel of the table.
+    """A kernel of the table: its class, and settings on the molecule and on R^3.
 
-    Attributes
-    ----------
-    kind
-        Its class.
-    on_tree, on_model
-        Settings on the molecule and on R^3; None where the kernel does not apply.
-    n_walkers, times
-        Walkers and iterations on the molecule.
-    rungs
-        Lengths of the ladders on the molecule.
-    flows, slow_flows
-        Flows on the molecule; the slow ones have the marker ``slow``.
+    The others are walkers, iterations, lengths of the ladders and flows on the molecule; slow flows
+    have the marker ``slow``.
     """
 
     kind: type
     on_tree: dict[str, Any] = field(default_factory=dict)
-    on_model: dict[str, Any] | None = field(default_factory=dict)
+    on_model: dict[str, Any] | None = field(default_factory=dict)  # None: it does not apply
     n_walkers: int = 1200
     times: int = 4
     rungs: tuple[int, ...] = (2,)

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from openmm_tsf.sampling.kernels.cartesian import CartesianHMC, CartesianMALA
-from openmm_tsf.sampling.kernels.dynamics import DynamicsKernel
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.kernels.internal_walk import InternalWalk
 from openmm_tsf.sampling.kernels.langevin_openmm import OpenMMLangevin
@@ -28,214 +27,180 @@ from openmm_tsf.sampling.kernels.latent import LatentHMC, LatentMALA
 from openmm_tsf.sampling.kernels.mixtures import OneOf, OnRungs
 from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.kernels.swap import PlainSwap
-from tests.support.exact_cases import ModelCase, WithoutJacobian, WithoutPose, Wrapping, the_tree
+from tests.support.exact_cases import (
+    Changed,
+    ModelCase,
+    WithoutJacobian,
+    WithoutPose,
+    Wrapping,
+    the_tree,
+)
 from tests.support.invariance import LANGEVIN, build, model, tree
 
 
-def without_momenta(kind: type) -> type:
-    """Without |p|^2 / 2 tau; without the kinetic energy in kernels of dynamics."""
+class WithoutMomenta:
+    """Without |p|^2 / 2 tau."""
 
-    class Mutant(kind):
-        def log_weight(self, energy, kt, momenta, tau, log_det):
-            return -energy / kt + log_det
-
-    class MutantDynamics(kind):
-        def kinetic_energy(self, v):
-            return v.new_zeros(len(v))
-
-    return MutantDynamics if issubclass(kind, DynamicsKernel) else Mutant
+    def log_weight(self, energy, kt, momenta, tau, log_det):
+        return -energy / kt + log_det
 
 
-def without_kinetic_energy(kind: type) -> type:
-    """LatentHMC without |w|^2 / 2."""
+class WithoutKineticEnergy:
+    """Without the kinetic energy: |w|^2 / 2 of LatentHMC, that of the atoms in dynamics."""
 
-    class Mutant(kind):
-        def kinetic_energy(self, velocity):
-            return 0.0 * velocity.sum(dim=1)
-
-    return Mutant
+    def kinetic_energy(self, velocity):
+        return 0.0 * velocity.flatten(1).sum(dim=1)
 
 
-def wrong_tau(kind: type) -> type:
+class WrongTau:
     """tau = 1 in the momenta's term."""
 
-    class Mutant(kind):
-        def log_weight(self, energy, kt, momenta, tau, log_det):
-            return super().log_weight(energy, kt, momenta, torch.ones_like(tau), log_det)
-
-    return Mutant
+    def log_weight(self, energy, kt, momenta, tau, log_det):
+        return super().log_weight(energy, kt, momenta, torch.ones_like(tau), log_det)
 
 
-def wrong_prior(kind: type) -> type:
+class WrongPrior:
     """FlowIndependence that draws at tau, and weighs the draws at tau = 1."""
 
-    class Mutant(kind):
-        def log_proposal_density(self, v, tau):
-            return super().log_proposal_density(v, torch.ones_like(tau))
-
-    return Mutant
+    def log_proposal_density(self, v, tau):
+        return super().log_proposal_density(v, torch.ones_like(tau))
 
 
-def wrong_temperature(kind: type) -> type:
-    """The upper rung's kT is 1.1 kT (1.5 kT in swaps), or the noise of dynamics has 1.1 kT."""
+class WrongTemperature:
+    """The upper rung's kT is 1.1 kT (1.5 kT in swaps)."""
 
-    class Mutant(kind):
-        def __init__(self, *arguments, **settings):
-            super().__init__(*arguments, **settings)
-            self.kt[-1] *= 1.5 if kind is PlainSwap else 1.1
-
-    class MutantDynamics(kind):
-        def velocity_width(self, kt):
-            return super().velocity_width(1.1 * kt)
-
-    return MutantDynamics if issubclass(kind, DynamicsKernel) else Mutant
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.kt[-1] *= 1.5 if isinstance(self, PlainSwap) else 1.1
 
 
-def one_temperature(kind: type) -> type:
+class WrongNoise:
+    """The noise of dynamics has 1.1 kT."""
+
+    def velocity_width(self, kt):
+        return super().velocity_width(1.1 * kt)
+
+
+class OneTemperature:
     """Both of a steered swap's energies are weighed at the mean temperature."""
 
-    class Mutant(kind):
-        def pair_log_weights(self, energy, momenta, log_det, rung):
-            kt = self.kt[rung].mean().expand(len(rung))
-            weights = self.log_weight(energy, kt, momenta, self.tau[rung], log_det)
-            return weights.reshape(2, -1).sum(dim=0)
-
-    return Mutant
+    def pair_log_weights(self, energy, momenta, log_det, rung):
+        kt = self.kt[rung].mean().expand(len(rung))
+        weights = self.log_weight(energy, kt, momenta, self.tau[rung], log_det)
+        return weights.reshape(2, -1).sum(dim=0)
 
 
-def one_way(kind: type) -> type:
+class OneWay:
     """v is scaled upwards only: the Jacobian of the scaling does not cancel."""
 
-    class Mutant(kind):
-        def rescale(self, v, old, new):
-            return torch.where((new > old)[:, None], super().rescale(v, old, new), v)
-
-    return Mutant
+    def rescale(self, v, old, new):
+        return torch.where((new > old)[:, None], super().rescale(v, old, new), v)
 
 
-def without_densities(kind: type) -> type:
+class WithoutDensities:
     """Without the densities of the proposal and its reverse."""
 
-    class Mutant(kind):
-        def log_density_ratio(self, forward, back):
-            return torch.zeros(len(forward), dtype=forward.dtype)
+    def log_density_ratio(self, forward, back):
+        return torch.zeros(len(forward), dtype=forward.dtype)
 
-        def log_proposal_density(self, v, tau):
-            return torch.zeros_like(tau)
-
-    return Mutant
+    def log_proposal_density(self, v, tau):
+        return torch.zeros_like(tau)
 
 
-def forgets_the_latent(kind: type) -> type:
+class ForgetsTheLatent:
     """The walk continues from rejected proposals: v is not that of x."""
 
-    class Mutant(kind):
-        def __call__(self, state, generator):
-            self._last = None
-            return super().__call__(state, generator)
+    def __call__(self, state, generator):
+        self._last = None
+        return super().__call__(state, generator)
 
-        def propose(self, v, tau, generator):
-            self._last = super().propose(v if self._last is None else self._last, tau, generator)
-            return self._last
-
-    return Mutant
+    def propose(self, v, tau, generator):
+        self._last = super().propose(v if self._last is None else self._last, tau, generator)
+        return self._last
 
 
-def unscaled_velocities(kind: type) -> type:
+class UnscaledVelocities:
     """Velocities stay with their configurations and are not scaled."""
 
-    class Mutant(kind):
-        def __call__(self, state, generator):
-            end, info = super().__call__(state, generator)
-            rows = torch.arange(state.n_walkers)[:, None]
-            source = (end.replica[:, :, None] == state.replica[:, None, :]).int().argmax(dim=2)
-            return end.evolve(velocities=state.velocities[rows, source]), info
-
-    return Mutant
+    def __call__(self, state, generator):
+        end, info = super().__call__(state, generator)
+        rows = torch.arange(state.n_walkers)[:, None]
+        source = (end.replica[:, :, None] == state.replica[:, None, :]).int().argmax(dim=2)
+        return end.evolve(velocities=state.velocities[rows, source]), info
 
 
-def never_rejecting(kind: type) -> type:
+class NeverRejecting:
     """Dynamics of a large time step that is not metropolised."""
 
-    class Mutant(kind):
-        def __init__(self, *arguments, **settings):
-            super().__init__(*arguments, **settings)
-            self.metropolized = False
-
-    return Mutant
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.metropolized = False
 
 
-def without_reversal(kind: type) -> type:
+class WithoutReversal:
     """Rejected walkers keep the velocities at the trajectory's beginning, not reversed."""
 
-    class Mutant(kind):
-        def refresh_before(self, v, kt, generator):
-            self._initial = super().refresh_before(v, kt, generator)
-            return self._initial
+    def refresh_before(self, v, kt, generator):
+        self._initial = super().refresh_before(v, kt, generator)
+        return self._initial
 
-        def refresh_after(self, v, kt, generator):
-            rejected = self.as_column((v == -self._initial).flatten(1).all(dim=1))
-            return super().refresh_after(torch.where(rejected, -v, v), kt, generator)
-
-    return Mutant
+    def refresh_after(self, v, kt, generator):
+        rejected = self.as_column((v == -self._initial).flatten(1).all(dim=1))
+        return super().refresh_after(torch.where(rejected, -v, v), kt, generator)
 
 
-def leapfrog(last_step: float, wide: bool = False) -> Callable[[type], type]:
-    """LatentHMC whose last half step is not a half, or whose velocities are of width sqrt(tau)."""
+class WrongLastStep:
+    """LatentHMC whose last half step is a whole one."""
 
-    def change(kind: type) -> type:
-        class Mutant(kind):
-            def propose_point(self, start, rows, generator):
-                noise = torch.randn(start.v.shape, generator=generator, dtype=start.v.dtype)
-                if wide:
-                    noise = noise * rows.tau.sqrt().unsqueeze(1)
-                velocity, end, total = noise + 0.5 * rows.step * start.gradient, start, 0
-                for number in range(self.n_leapfrog):
-                    end, n_evaluations = self.evaluate_at(end.v + rows.step * velocity, rows)
-                    total += n_evaluations
-                    fraction = last_step if number == self.n_leapfrog - 1 else 1.0
-                    velocity = velocity + fraction * rows.step * end.gradient
-                return end, self.kinetic_energy(noise) - self.kinetic_energy(velocity), total
+    last_step, wide = 1.0, False
 
-        return Mutant
-
-    return change
+    def propose_point(self, start, rows, generator):
+        noise = torch.randn(start.v.shape, generator=generator, dtype=start.v.dtype)
+        if self.wide:
+            noise = noise * rows.tau.sqrt().unsqueeze(1)
+        velocity, end, total = noise + 0.5 * rows.step * start.gradient, start, 0
+        for number in range(self.n_leapfrog):
+            end, n_evaluations = self.evaluate_at(end.v + rows.step * velocity, rows)
+            total += n_evaluations
+            fraction = self.last_step if number == self.n_leapfrog - 1 else 1.0
+            velocity = velocity + fraction * rows.step * end.gradient
+        return end, self.kinetic_energy(noise) - self.kinetic_energy(velocity), total
 
 
-def chosen_by_energy(kind: type) -> type:
+class WideNoise(WrongLastStep):
+    """LatentHMC whose velocities are of width sqrt(tau)."""
+
+    last_step, wide = 0.5, True
+
+
+class ChosenByEnergy:
     """A mixture that applies its members to the walkers of the higher energies only."""
 
-    class Mutant(kind):
-        def __call__(self, state, generator):
-            end, info = super().__call__(state, generator)
-            high = state.energy > state.energy.median(dim=0).values
-            wide = high.reshape(*high.shape, *(1,) * (state.x.ndim - 2))
-            x = torch.where(wide, end.x, state.x)
-            return end.evolve(x=x, energy=torch.where(high, end.energy, state.energy)), info
-
-    return Mutant
+    def __call__(self, state, generator):
+        end, info = super().__call__(state, generator)
+        high = state.energy > state.energy.median(dim=0).values
+        wide = high.reshape(*high.shape, *(1,) * (state.x.ndim - 2))
+        x = torch.where(wide, end.x, state.x)
+        return end.evolve(x=x, energy=torch.where(high, end.energy, state.energy)), info
 
 
-def on_the_next_rung(kind: type) -> type:
+class OnTheNextRung:
     """A kernel applied one rung above its temperature."""
 
-    class Mutant(kind):
-        def __init__(self, *arguments, **settings):
-            super().__init__(*arguments, **settings)
-            self.rungs = tuple((rung + 1) % len(self.temperatures) for rung in self.rungs)
-
-    return Mutant
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.rungs = tuple((rung + 1) % len(self.temperatures) for rung in self.rungs)
 
 
 @dataclass(frozen=True)
 class Mutant:
     """A mutation of a kernel, and the case, walkers and iterations that show it.
 
-    `change` is a flow with one mistake, or makes a mutant of the kernel's class.
+    `change` is a flow with one mistake, or overrides methods of the kernel's class.
     """
 
     mutation: str
-    change: Callable[[Any], Any]
+    change: type
     kind: type
     case: Callable[[], Any]
     n_walkers: int
@@ -248,7 +213,7 @@ class Mutant:
     @property
     def changes_flow(self) -> bool:
         """Whether the mistake is in the flow."""
-        return self.change in (WithoutJacobian, WithoutPose, Wrapping)
+        return issubclass(self.change, Changed)
 
     def original(self, case: Any) -> Any:
         """Return the correct kernel for a case."""
@@ -259,7 +224,8 @@ class Mutant:
     def make(self, case: Any) -> Any:
         """Return the mutant for a case."""
         if not self.changes_flow:
-            return build(self.change(self.kind), case, **self.settings)
+            mutant = type("Mutant", (self.change, self.kind), {})
+            return build(mutant, case, **self.settings)
         kernel = self.original(case)
         kernel.flow = self.change(kernel.flow)
         return kernel
@@ -268,11 +234,6 @@ class Mutant:
 def toy(which: str = "gaussian", kind: str = "tsf", noise: float = 0.2, upper: float = 1.6) -> Any:
     """Return a case on R^3 with two rungs, without velocities."""
     return functools.partial(ModelCase, which, kind, (0.7, upper), noise)
-
-
-def group(mutation: str, change: Callable[[Any], Any], *rows: Any) -> list[Mutant]:
-    """Return mutants by one change, of rows (kind, case, n_walkers, times, settings)."""
-    return [Mutant(mutation, change, *row) for row in rows]
 
 
 PAIR = {"scheme": [(0, 1)]}
@@ -306,10 +267,12 @@ REVERSAL = (
 )
 WALK_OF_4 = {"sigma": 0.17, "n_steps": 4}
 HMC_OF_3 = {"sigma": 0.35, "n_leapfrog": 3}
-MUTANTS = [
-    *group(
-        "jacobian",  # of the network, or of the coordinate layer
-        WithoutJacobian,
+ON_DYNAMICS = [(kind, MOVING, walkers, 4, settings) for kind, walkers, settings in DYNAMICS]
+#: By mutation and change, rows (kind, case, walkers, iterations, settings).
+TABLE = {
+    ("momenta", WithoutKineticEnergy): ON_DYNAMICS,
+    ("temperature", WrongNoise): ON_DYNAMICS,
+    ("jacobian", WithoutJacobian): [
         (FlowWalk, BENT, 4000, 2, {"sigma": 0.6, "n_steps": 6}),
         (FlowWalk, on_tree("tsf-polar"), 4000, 1, {"sigma": 0.2, "n_steps": 30}),
         (FlowIndependence, BENT, 4000, 2, {"n_steps": 3}),
@@ -317,84 +280,63 @@ MUTANTS = [
         (LatentHMC, BENT, 4000, 4, {"sigma": 0.4}),
         (InternalWalk, on_tree("tsf-polar"), 3000, 1, {"sigma": 0.3, "n_steps": 30}),
         (SteeredSwap, toy("gaussian", "realnvp", 0.2, 3.0), 40000, 6, PAIR),
-    ),
-    *group(
-        "pose",
-        WithoutPose,
+    ],
+    ("pose", WithoutPose): [
         (FlowWalk, on_tree(), 300, 1, {"sigma": 0.17}),
         (FlowIndependence, on_tree(), 300, 1, {"n_steps": 4}),
         (LatentMALA, on_tree(), 300, 1, {}),
         (LatentHMC, on_tree(), 300, 1, {}),
         (InternalWalk, on_tree(), 300, 1, {"sigma": 0.25}),
         (SteeredSwap, on_tree(), 300, 1, {}),
-    ),
-    *group(
-        "wrap",
-        Wrapping,
+    ],
+    ("wrap", Wrapping): [
         (SteeredSwap, on_tree(), 5000, 6, PAIR),
         (FlowIndependence, cut_tree, 3000, 2, {"n_steps": 10}),
-    ),
-    *group(
-        "momenta",
-        without_momenta,
+    ],
+    ("momenta", WithoutMomenta): [
         (FlowWalk, on_tree("tsf-volume-rough"), 4000, 1, {"sigma": 0.15, "n_steps": 40}),
         (FlowWalk, toy("double-well", noise=0.36), 10000, 1, {"sigma": 0.6, "n_steps": 6}),
         (FlowIndependence, WELL, 6000, 2, {"n_steps": 6}),
         (LatentMALA, WELL, 10000, 6, {"sigma": 0.5}),
         (LatentHMC, WELL, 5000, 4, {"sigma": 0.5}),
         (SteeredSwap, toy(noise=0.36), 10000, 6, PAIR),
-        *((kind, MOVING, n_walkers, 4, settings) for kind, n_walkers, settings in DYNAMICS),
-    ),
-    *group(
-        "tau",
-        wrong_tau,
+    ],
+    ("tau", WrongTau): [
         (FlowWalk, HOT, 10000, 2, {"sigma": 0.6, "n_steps": 10}),
         (FlowIndependence, toy("double-well", upper=4.0), 10000, 2, {"n_steps": 6}),
         (LatentMALA, WELL, 10000, 12, {"sigma": 0.5}),
         (LatentHMC, WELL, 16000, 8, HMC_OF_3),
         (SteeredSwap, toy(noise=0.36), 10000, 6, PAIR),
-    ),
-    *group(
-        "temperature",
-        wrong_temperature,
+    ],
+    ("temperature", WrongTemperature): [
         (InternalWalk, toy(), 20000, 2, {"sigma": 0.7, "n_steps": 5}),
         (PlainSwap, toy(upper=1.0), 40000, 5, {}),
-        *((kind, MOVING, n_walkers, 4, settings) for kind, n_walkers, settings in DYNAMICS),
-    ),
-    *group(
-        "densities",
-        without_densities,
+    ],
+    ("densities", WithoutDensities): [
         (LatentMALA, toy(), 4000, 6, {"sigma": 0.5}),
         (FlowIndependence, on_tree(), 2000, 2, {"n_steps": 4}),
-    ),
-    *group(
-        "velocities",
-        unscaled_velocities,
+    ],
+    ("velocities", UnscaledVelocities): [
         (SteeredSwap, on_tree(), 1500, 1, {}),
         (PlainSwap, on_tree(), 3000, 2, {}),
-    ),
-    *group(
-        "reversal",
-        without_reversal,
-        *(
-            (kind, functools.partial(model, which), 4000, 20, settings)
-            for kind, settings in REVERSAL
-            for which in ("gaussian", "double-well")
-        ),
-    ),
-    *group(
-        "time step",
-        never_rejecting,
+    ],
+    ("reversal", WithoutReversal): [
+        (kind, functools.partial(model, which), 4000, 20, settings)
+        for kind, settings in REVERSAL
+        for which in ("gaussian", "double-well")
+    ],
+    ("time step", NeverRejecting): [
         (OpenMMLangevin, MOVING, 800, 4, LANGEVIN),
         (TorchLangevin, MOVING, 800, 4, LANGEVIN),
-    ),
-    Mutant("kinetic energy", without_kinetic_energy, LatentHMC, toy(), 5000, 2, {"sigma": 0.5}),
-    Mutant("tau of the prior", wrong_prior, FlowIndependence, WELL, 4000, 2, {"n_steps": 3}),
-    Mutant("one temperature", one_temperature, SteeredSwap, toy(), 5000, 6, PAIR),
-    Mutant("one way", one_way, SteeredSwap, toy(), 5000, 4, PAIR),
-    Mutant("latent", forgets_the_latent, FlowWalk, on_tree(), 4000, 8, WALK_OF_4),
-    Mutant("last step", leapfrog(1.0), LatentHMC, WELL, 16000, 8, HMC_OF_3),
-    Mutant("wide noise", leapfrog(0.5, wide=True), LatentHMC, WELL, 16000, 8, HMC_OF_3),
-    Mutant("choice", chosen_by_energy, OneOf, toy(), 4000, 4, {"of": ("walk", "independence")}),
-    Mutant("rung", on_the_next_rung, OnRungs, toy(), 4000, 4, {"of": "walk", "rungs": (0,)}),
-]
+    ],
+    ("kinetic energy", WithoutKineticEnergy): [(LatentHMC, toy(), 5000, 2, {"sigma": 0.5})],
+    ("tau of the prior", WrongPrior): [(FlowIndependence, WELL, 4000, 2, {"n_steps": 3})],
+    ("one temperature", OneTemperature): [(SteeredSwap, toy(), 5000, 6, PAIR)],
+    ("one way", OneWay): [(SteeredSwap, toy(), 5000, 4, PAIR)],
+    ("latent", ForgetsTheLatent): [(FlowWalk, on_tree(), 4000, 8, WALK_OF_4)],
+    ("last step", WrongLastStep): [(LatentHMC, WELL, 16000, 8, HMC_OF_3)],
+    ("wide noise", WideNoise): [(LatentHMC, WELL, 16000, 8, HMC_OF_3)],
+    ("choice", ChosenByEnergy): [(OneOf, toy(), 4000, 4, {"of": ("walk", "independence")})],
+    ("rung", OnTheNextRung): [(OnRungs, toy(), 4000, 4, {"of": "walk", "rungs": (0,)})],
+}
+MUTANTS = [Mutant(*change, *row) for change, rows in TABLE.items() for row in rows]

@@ -2,14 +2,12 @@
 
 from typing import Any
 
-import torch
 from torch import Generator, Tensor
 
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.kernels.base import SteerableMap
 from openmm_tsf.sampling.kernels.dynamics import DynamicsKernel
 from openmm_tsf.sampling.kernels.langevin_torch import velocity_verlet
-from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.sampling.tuning import StepSizes, step_sizes
 from openmm_tsf.units import PICOSECOND, in_unit
 from openmm_tsf.utils.validation import check_float
@@ -40,15 +38,11 @@ class CartesianHMC(StepSizes, DynamicsKernel):
     --------
     >>> import torch
     >>> from openmm_tsf.potentials.toy import GaussianWell
-    >>> from openmm_tsf.sampling.kernels import CartesianHMC, WalkerState
-    >>> potential, ladder = GaussianWell(torch.eye(2).double()), (1.0, 2.0)
-    >>> hmc = CartesianHMC(potential, ladder, masses=1.0, n_steps=5, timestep=0.1)
-    >>> x = torch.ones(4, 2, 2).double()
-    >>> energy = potential.energy(x.flatten(0, 1)).reshape(4, 2)
-    >>> state = WalkerState(x, None, energy, torch.arange(2).repeat(4, 1))
-    >>> state, info = hmc(state, torch.Generator().manual_seed(1))
-    >>> info.n_evaluations
-    48
+    >>> from openmm_tsf.sampling.kernels import CartesianHMC
+    >>> potential = GaussianWell(torch.eye(2).double())
+    >>> hmc = CartesianHMC(potential, (1.0, 2.0), masses=1.0, n_steps=5, timestep=0.1)
+    >>> hmc.target_acceptance, hmc.needs_velocities
+    (0.65, False)
     """
 
     target_acceptance = 0.65
@@ -86,14 +80,6 @@ class CartesianHMC(StepSizes, DynamicsKernel):
             "persistence": self.persistence,
             "target_acceptance": self.target_acceptance,
         }
-
-    def _start(self, state: WalkerState) -> Tensor:
-        if state.velocities is None and not self.needs_velocities:
-            return torch.zeros_like(state.x).flatten(0, 1)
-        return super()._start(state)
-
-    def _stored(self, state: WalkerState, v: Tensor) -> Tensor | None:
-        return None if state.velocities is None else super()._stored(state, v)
 
     def refresh_before(self, v: Tensor, kt: Tensor, generator: Generator) -> Tensor:
         """Refresh the velocities, wholly or in part."""

@@ -88,15 +88,12 @@ class DynamicsKernel(RungKernel, ABC):
         """Whether walkers must have velocities."""
         return True
 
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """Return the choices made."""
-
     def _start(self, state: WalkerState) -> Tensor:
         """Return the velocities [B, *event] before the first refreshment."""
-        if state.velocities is None:
+        if state.velocities is None and self.needs_velocities:
             raise ValueError(f"state: {self.name} expects walkers with velocities, got None")
-        return state.velocities.flatten(0, 1)
+        v = torch.zeros_like(state.x) if state.velocities is None else state.velocities
+        return v.flatten(0, 1)
 
     @abstractmethod
     def refresh_before(self, v: Tensor, kt: Tensor, generator: Generator) -> Tensor:
@@ -142,14 +139,10 @@ class DynamicsKernel(RungKernel, ABC):
         )
         new = state.evolve(
             x=torch.where(taken, x_end, x).reshape(state.x.shape),
-            velocities=self._stored(state, v),
+            velocities=None if state.velocities is None else v.reshape(state.x.shape),
             energy=torch.where(accepted, u_end, energy).reshape(shape),
         )
         return new, info
-
-    def _stored(self, state: WalkerState, v: Tensor) -> Tensor | None:
-        """Return the velocities to store from those [B, *event] at the end."""
-        return v.reshape(state.x.shape)
 
     @torch.no_grad()
     def _forbidden(self, x: Tensor, energy: Tensor) -> tuple[Tensor, Tensor, Tensor]:

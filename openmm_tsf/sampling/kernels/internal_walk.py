@@ -22,10 +22,8 @@ class WhitenedCoordinates:
 
     Parameters
     ----------
-    whitening
-        y to internal coordinates (to x where there is no coordinate layer), constant Jacobian.
-    coordinates
-        Internal coordinates to x; None for potentials on R^d.
+    whitening, coordinates
+        y to internal coordinates, with a constant Jacobian, and these to x (None on R^d).
     reference_temperature
         K, of the frames that the whitening was fitted on.
 
@@ -48,17 +46,14 @@ class WhitenedCoordinates:
         coordinates: InternalCoordinates | None,
         reference_temperature: Any,
     ) -> None:
-        if coordinates is not None and coordinates.n_coordinates != whitening.n_coordinates:
-            raise ValueError(
-                f"whitening: expected {coordinates.n_coordinates} coordinates as the layer has, "
-                f"got {whitening.n_coordinates}"
-            )
+        n_coordinates = whitening.n_coordinates
+        if coordinates is not None and coordinates.n_coordinates != n_coordinates:
+            n = coordinates.n_coordinates
+            raise ValueError(f"whitening: expected {n} coordinates, got {n_coordinates}")
         if coordinates is not None and coordinates.overlap:
-            raise ValueError(
-                "coordinates: expected a layer whose copies do not overlap, got one with overlap"
-            )
+            raise ValueError("coordinates: expected copies that do not overlap, got overlap=True")
         self.whitening, self.coordinates = whitening, coordinates
-        self.n_coordinates = whitening.n_coordinates
+        self.n_coordinates = n_coordinates
         self.reference_temperature = as_temperature(reference_temperature, "reference_temperature")
 
     @classmethod

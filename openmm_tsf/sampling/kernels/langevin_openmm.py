@@ -91,10 +91,8 @@ class OpenMMLangevin(LangevinKernel):
         self.n_contexts = potential.n_contexts if n_contexts is None else n_contexts
         if self.n_contexts < 1:
             raise ValueError(f"n_contexts: expected at least 1, got {n_contexts!r}")
-        half_step = 0.5 * self.timestep / self._mass.numpy()
-        self._workers = [
-            _Verlet(potential, half_step, self.timestep, n_steps) for _ in range(self.n_contexts)
-        ]
+        parts = (potential, 0.5 * self.timestep / self._mass.numpy(), self.timestep, n_steps)
+        self._workers = [_Verlet(*parts) for _ in range(self.n_contexts)]
         self._pool = ThreadPoolExecutor(self.n_contexts, "langevin")
 
     def propagate(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,8 +155,7 @@ class _Verlet:
     def __init__(
         self, potential: DynamicsPotential, half_step: np.ndarray, timestep: float, n_steps: int
     ) -> None:
-        self._half_step = half_step
-        self._n_steps = n_steps
+        self._half_step, self._n_steps = half_step, n_steps
         self._context = _open_context(potential, openmm.VerletIntegrator(timestep))
         self._integrator = self._context.getIntegrator()
 

@@ -17,10 +17,9 @@ INTEGRATORS = ("verlet", "baoab")
 class Trajectory:
     """Positions, velocities, energies and forces of a batch during integration.
 
-    A row whose energy is not finite stops at its last finite position, at rest, until the end: the
-    batch keeps its shape, so that a compiled potential is not compiled again. The batch stays on
-    the potential's device until the end, in the dtype of `x`: a potential in float32 rounds its
-    input and output, not the trajectory.
+    A row whose energy is not finite stops at its last finite position: the batch keeps its shape,
+    so that a compiled potential is not compiled again. It stays on the potential's device until the
+    end, in the dtype of `x`: a potential in float32 does not round the trajectory.
     """
 
     def __init__(
@@ -100,17 +99,11 @@ class TorchLangevin(LangevinKernel):
     --------
     >>> import torch
     >>> from openmm_tsf.potentials.toy import GaussianWell
-    >>> from openmm_tsf.sampling.kernels import TorchLangevin, WalkerState
+    >>> from openmm_tsf.sampling.kernels import TorchLangevin
     >>> potential, ladder = GaussianWell(torch.eye(2).double()), (1.0, 2.0)
     >>> langevin = TorchLangevin(potential, ladder, masses=1.0, n_steps=10, timestep=0.1)
     >>> langevin.exact
     True
-    >>> x = torch.ones(4, 2, 2).double()
-    >>> energy = potential.energy(x.flatten(0, 1)).reshape(4, 2)
-    >>> state = WalkerState(x, torch.zeros_like(x), energy, torch.arange(2).repeat(4, 1))
-    >>> state, info = langevin(state, torch.Generator().manual_seed(1))
-    >>> info.n_evaluations
-    88
     """
 
     def __init__(

@@ -105,12 +105,7 @@ def _checked_scheme(scheme: Any, n_rungs: int) -> str | list[list[int]]:
         raise TypeError(f"scheme: expected pairs of rung numbers, got {scheme!r}")
     rungs = [rung for pair in pairs for rung in pair]
     if not rungs or min(rungs) < 0 or max(rungs) >= n_rungs:
-        raise ValueError(
-            f"scheme: expected one or more pairs of rungs 0 to {n_rungs - 1}, got {scheme!r}"
-        )
+        raise ValueError(f"scheme: expected pairs of rungs 0 to {n_rungs - 1}, got {scheme!r}")
     if len(set(rungs)) != len(rungs):
-        raise ValueError(
-            f"scheme: expected pairs in which no rung occurs twice, got {scheme!r}; use one kernel "
-            "for each"
-        )
+        raise ValueError(f"scheme: expected no rung twice, got {scheme!r}; use one kernel for each")
     return sorted(sorted(pair) for pair in pairs)

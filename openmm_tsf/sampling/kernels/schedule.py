@@ -51,21 +51,15 @@ class SequenceSettings:
 
     Parameters
     ----------
-    n_flow_independent, n_flow_walk
-        The numbers of proposals in each iteration; those of a kernel share one draw of the momenta
-        and one inverse of the flow. 0 leaves the kernel out.
-    sigma
-        The step size of the walk before tuning.
+    n_flow_independent, n_flow_walk, sigma
+        The numbers of proposals in each iteration, 0 for none; the step size before tuning.
     swap
         ``"plain"``, ``"steered"`` (through the flow) or ``"both"``; with one rung there is none.
     swap_scheme
-        Which rungs exchange: see :class:`openmm_tsf.sampling.kernels.pairing.Pairing`. With
-        ``"even_odd"`` and both kinds of swap, one takes the even pairs where the other takes the
-        odd ones.
-    local_interval
-        The number of iterations between two applications of Langevin dynamics; 0 for none.
-    local_steps, local_timestep, local_friction, local_metropolized
-        The dynamics: steps, ps, 1/ps, and whether it is exact.
+        Which rungs exchange: see :class:`openmm_tsf.sampling.kernels.pairing.Pairing`.
+    local_interval, local_steps, local_timestep, local_friction, local_metropolized
+        Langevin dynamics: iterations between two applications (0 for none), steps, ps, 1/ps, and
+        whether it is exact.
 
     Examples
     --------
@@ -153,8 +147,10 @@ def default_kernels(
         kernels.append(FlowWalk(flow, potential, temperatures, chosen.sigma, n_steps=n_steps))
     sequence = [Scheduled(kernel) for kernel in kernels]
     if masses is not None and chosen.local_interval:
-        dynamics = _langevin(potential, flow, temperatures, masses, chosen)
-        sequence.append(Scheduled(dynamics, interval=chosen.local_interval))
+        kind: Any = OpenMMLangevin if isinstance(potential, DynamicsPotential) else TorchLangevin
+        numbers = (chosen.local_steps, chosen.local_timestep, chosen.local_friction)
+        parts = (potential, temperatures, masses, flow, *numbers, chosen.local_metropolized)
+        sequence.append(Scheduled(kind(*parts), interval=chosen.local_interval))
     if len(temperatures) > 1 and chosen.swap != "steered":
         constant, scheme = potential.boltzmann_constant, chosen.swap_scheme
         sequence.append(Scheduled(PlainSwap(temperatures, constant, scheme)))
@@ -165,21 +161,3 @@ def default_kernels(
         swap = SteeredSwap(flow, potential, temperatures, chosen.swap_scheme, first_pairs=first)
         sequence.append(Scheduled(swap))
     return sequence
-
-
-def _langevin(
-    potential: Potential,
-    flow: SteerableMap,
-    temperatures: Any,
-    masses: Any,
-    settings: SequenceSettings,
-) -> Kernel:
-    numbers: dict[str, Any] = {
-        "n_steps": settings.local_steps,
-        "timestep": settings.local_timestep,
-        "friction": settings.local_friction,
-        "metropolized": settings.local_metropolized,
-    }
-    if isinstance(potential, DynamicsPotential):
-        return OpenMMLangevin(potential, temperatures, masses, flow, **numbers)
-    return TorchLangevin(potential, temperatures, masses, flow, **numbers)

@@ -66,9 +66,7 @@ class SteeredSwap(SwapKernel, FlowKernel):
         **round_trip: Any,
     ) -> None:
         if "n_steps" in round_trip:
-            raise TypeError(
-                "n_steps: a steered swap proposes once a call, expected no such argument"
-            )
+            raise TypeError("n_steps: a steered swap proposes once a call, expected none")
         super().__init__(flow, potential, temperatures, **round_trip)
         self.name = check_name(name)
         self.pairing = Pairing(scheme, len(self.temperatures), first_pairs)
