@@ -186,12 +186,9 @@ class TemperingChain:
 
         Parameters
         ----------
-        n_iterations
-            The number of iterations, which also serve as burn-in; 0 changes nothing.
-        target_acceptance
-            Between 0 and 1; kernels may have a target of their own.
-        progress
-            Show a bar.
+        n_iterations, target_acceptance
+            The number of iterations, which also serve as burn-in (0 changes nothing), and a number
+            between 0 and 1; kernels may have a target of their own.
 
         Returns
         -------

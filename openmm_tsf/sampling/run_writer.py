@@ -108,10 +108,6 @@ class RunWriter:
             ``config.json`` of the stage that has written to this directory before: its entries are
             kept, and its other files may be there.
 
-        Raises
-        ------
-        FileExistsError
-            If the directory is not empty, or with `config` has files of an earlier run.
         """
         self.check_new(of_stage=config is not None)
         (self.directory / "segments").mkdir(parents=True)

@@ -80,16 +80,14 @@ class KernelInfo:
     accepted, proposed : Tensor
         Counts, int64: [R] per rung; for even-odd swaps [R-1] per adjacent pair; for other swaps
         [R, R], in the upper triangle.
-    rejected_non_finite : int
-        Proposals rejected for a non-finite energy or for leaving the coordinates' domain
-        (mirror images not among them).
-    mirror_images : int
-        Proposals rejected for the wrong handedness.
+    rejected_non_finite, mirror_images : int
+        Proposals rejected for a non-finite energy or for leaving the coordinates' domain, and for
+        the wrong handedness.
     n_evaluations : int
         The number of energies, or energies with forces, that the potential computed.
     outside_domain : int
         Those of `rejected_non_finite` that left the flow's domain: a torsion beyond its branch, or
-        an impossible bond or angle. Of the others, the energy was not finite.
+        an impossible bond or angle.
     members : mapping of str to KernelInfo
         The counts of every member of a kernel made of kernels.
 

@@ -100,12 +100,10 @@ class ParallelTempering(TemperingChain):
 
         Parameters
         ----------
-        n_iterations
-            Iterations to add.
+        n_iterations, save_interval
+            Iterations to add, and from one saved iteration to the next.
         output
             Run directory: new, empty, or the one that this sampler wrote last or resumed; or None.
-        save_interval
-            Iterations between saved ones.
         checkpoint_interval, checkpoint_seconds
             Iterations (None: any number) and time between checkpoints: a segment, its frames and
             the state to continue from. The time is longer where they would take over 2 percent of

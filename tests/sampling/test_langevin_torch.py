@@ -223,11 +223,7 @@ def averages(molecule, coordinates, frames, energies):
 @pytest.mark.slow
 @pytest.mark.parametrize(("integrator", "timestep"), [("baoab", 0.002), ("verlet", 0.001)])
 def test_ensemble_averages_are_those_of_openmms_integrator(alanine, integrator, timestep):
-    """<U>, its fluctuation, bonds and angles at 600 K equal those of LangevinMiddleIntegrator.
-
-    BAOAB at the same large step has the same time-step error; the Metropolised kernel has none, and
-    is compared with LangevinMiddle at a step whose error is below the statistical one.
-    """
+    """BAOAB has the same error at a large step; the Metropolised kernel none, at a small one."""
     molecule, _, potential = alanine
     n_walkers, n_kept, temperature, interval = 40, 150, 600.0, 0.1
     frames = MDDataset.shipped(molecule, stride=500).positions[: 2 * n_walkers]

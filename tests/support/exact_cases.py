@@ -66,9 +66,8 @@ def tree_flow(name):
 def pose_scores(tree, x, kept):
     """Return z values of the poses [n]: uniform rotations, and translations N(0, 1).
 
-    Where the molecule moved as a whole (`kept` is False), translations are uniform in a periodic
-    box of 1 nm: N(0, 1) wrapped into it is uniform to 1e-8, and motion at Maxwell-Boltzmann
-    velocities leaves it so.
+    Where the molecule moved as a whole (not `kept`), translations are uniform in a box of 1 nm:
+    N(0, 1) wrapped into it is uniform to 1e-8, and motion leaves it so.
     """
     rotation, translation = tree.polar.pose(x)
     shift = torch.special.ndtr(translation) if kept else torch.remainder(translation, 1.0)

@@ -1,9 +1,5 @@
 """Kernels with one mistake, and the cases in which each is noticed: the test of the test.
 
-Every mutation of the kernels in ``invariance.py`` that applies to them: the Jacobian left out, the
-pose reset, a torsion wrapped instead of rejected, the term of the momenta left out, a temperature
-wrong in one place, and some that concern a single kernel.
-
 Not here, since it is exact: a steered swap that leaves v as it is (a plain swap). Wrapping is
 noticed in kernels that weigh a draw by the v it came from. In walks, which return equally often,
 its bias is too small to be seen on this molecule; tests/coordinates/test_hydrogen_labels.py sees it

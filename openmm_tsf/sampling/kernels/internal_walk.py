@@ -194,16 +194,14 @@ class InternalWalk(FlowWalk):
         ----------
         dataset : MDDataset
             The frames; the whitening is fitted on the training part.
-        potential, temperatures
-            See :class:`openmm_tsf.sampling.kernels.flow.FlowWalk`.
         mode
             Of the whitening: ``"conditional"`` as in a flow (the mean of stiff coordinates
             depends on the torsions), ``"full"`` for one fixed linear map, ``"diagonal"`` for
             scales alone. Without torsions, on R^d, ``"conditional"`` is ``"full"``.
         metric, fold_methyls
             See :meth:`openmm_tsf.TemperatureSteerableFlow.from_dataset`.
-        **settings
-            ``sigma``, ``name``, ``n_steps`` and those of the round-trip check.
+        potential, temperatures, **settings
+            See :class:`openmm_tsf.sampling.kernels.flow.FlowWalk`.
         """
         layer, frames = None, dataset.split().train.positions
         kinds = torch.zeros(frames[0].numel(), dtype=torch.int64)

@@ -1,10 +1,9 @@
 """Langevin dynamics whose deterministic steps are taken by OpenMM.
 
-Why not ``LangevinMiddleIntegrator``: its noise comes from a generator of the platform, which is one
-global stream for all Contexts on the Reference platform and cannot be saved on the CPU platform.
-Here the noise comes from the sampler's generator and ``openmm.VerletIntegrator`` takes the steps,
-so results depend neither on the number of Contexts and threads nor on where a run was interrupted;
-and the deterministic part can be Metropolised, which removes the time-step error altogether.
+The noise of ``LangevinMiddleIntegrator`` comes from a generator of the platform, which cannot be
+saved on the CPU platform. Here it comes from the sampler's, and ``openmm.VerletIntegrator`` takes
+the steps: results depend neither on the number of Contexts and threads nor on interruptions, and
+the deterministic part can be Metropolised, which removes the time-step error.
 """
 
 from concurrent.futures import ThreadPoolExecutor, wait

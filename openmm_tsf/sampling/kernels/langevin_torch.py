@@ -90,10 +90,8 @@ class TorchLangevin(LangevinKernel):
     ----------
     potential, temperatures, masses, flow, n_steps, timestep, friction, name
         See :class:`openmm_tsf.sampling.kernels.dynamics.LangevinKernel`.
-    metropolized
-        Accept or reject by the energy error; by default wherever the integrator allows it.
-    integrator
-        ``"verlet"`` or ``"baoab"``.
+    metropolized, integrator
+        Accept or reject by the energy error, by default with ``"verlet"``; that or ``"baoab"``.
 
     Examples
     --------

@@ -187,11 +187,9 @@ class LatentHMC(LatentGradientKernel):
     ----------
     flow, potential, temperatures, sigma, name, n_steps, **round_trip
         See :class:`openmm_tsf.sampling.kernels.flow.FlowWalk`; n_steps counts trajectories.
-    n_leapfrog
-        The number of leapfrog steps of a trajectory.
-    jitter
-        The step of each trajectory is sigma times a number drawn from [1 - jitter, 1 + jitter], so
-        that no period of the motion resonates with its length (Neal 2011, section 5.4.2).
+    n_leapfrog, jitter
+        The number of leapfrog steps of a trajectory, each sigma times a number drawn from
+        [1 - jitter, 1 + jitter]: no period resonates with its length (Neal 2011, section 5.4.2).
 
     Examples
     --------

@@ -69,10 +69,8 @@ class OneOf(_Mixture):
     kernels
         Kernels with distinct names, for one ladder, with counts of one shape: all per rung, for
         example, or all per pair.
-    weights
-        The probabilities of the kernels up to a factor, positive numbers; equal if None.
-    name
-        The name in counts and summaries.
+    weights, name
+        The probabilities of the kernels up to a factor, equal if None; the name in counts.
 
     Examples
     --------
@@ -138,10 +136,8 @@ class OnRungs(_Mixture):
     ----------
     kernel
         The kernel; its ``temperatures`` are those of the rungs.
-    temperatures
-        The whole ladder, K.
-    name
-        The name in counts and summaries; by default the kernel's with the numbers of the rungs.
+    temperatures, name
+        The whole ladder, K; the name in counts, by default the kernel's with the rungs' numbers.
 
 
     Examples

@@ -23,10 +23,8 @@ class PlainSwap(SwapKernel):
     ----------
     temperatures, boltzmann_constant
         The ladder in K, and ``potential.boltzmann_constant``.
-    scheme, first_pairs
-        Which rungs exchange: see :class:`openmm_tsf.sampling.kernels.pairing.Pairing`.
-    name
-        The name in counts and summaries.
+    scheme, first_pairs, name
+        Which rungs exchange: see :class:`openmm_tsf.sampling.kernels.pairing.Pairing`; a name.
 
 
     Examples
