@@ -67,7 +67,6 @@ def one_call(case, name, potential):
 @pytest.mark.parametrize("name", KERNELS)
 @devices
 def test_kernels_work_with_potentials_of_another_dtype_and_device(name, device):
-    """The same chain, up to the potential's rounding."""
     case = tree()
     expected, expected_info = one_call(case, name, case.potential)
     for dtype in [torch.float32, torch.float64] if device == "cuda" else [torch.float32]:

@@ -58,7 +58,6 @@ def kernel_classes():
 
 
 def test_every_kernel_is_in_the_table():
-    """A new kernel without a case in the table fails here."""
     abstract = {FlowProposalKernel, LatentGradientKernel, DynamicsKernel, LangevinKernel}
     classes = kernel_classes() - abstract - {Kernel, FlowKernel}
     assert len(classes) >= 11
@@ -75,7 +74,6 @@ def test_every_kernel_is_in_a_mixture():
 
 
 def test_every_kernel_has_its_mutants():
-    """Each mutation, of every kernel for which it means something."""
     made = {(mutant.mutation, mutant.kind) for mutant in MUTANTS}
     for kind in KINDS:
         needed = {"temperature" if (("temperature", kind) in made) else "tau"}
@@ -219,7 +217,6 @@ def test_mutants_are_noticed(mutant):
 @slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_what_was_mutated_is_exact(mutant):
-    """The same cases, walkers and seeds without the mutation."""
     check(mutant.original, mutant.case(), mutant.n_walkers, 79, mutant.times, (0.01, 0.99))
 
 

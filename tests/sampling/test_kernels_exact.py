@@ -14,24 +14,14 @@ from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.sampling.kernels import FlowIndependence, FlowWalk, OpenMMLangevin, PlainSwap
 from openmm_tsf.units import KB
 from openmm_tsf.utils.random import seeded_generator
-from tests.support.exact_cases import (
-    LIMIT,
-    Changed,
-    TreeCase,
-    WithoutPose,
-    apply,
-    assert_energies_are_stored,
-    assert_exact,
-    assert_noticed,
-    fresh_state,
-)
+from tests.support import exact_cases as exact
 from tests.support.exact_tree import POSITIONS, TreePotential
 
 LADDER = (300.0, 600.0)
 
 
 def case_of(ladder):
-    case = TreeCase(pose_kept=False)
+    case = exact.TreeCase(pose_kept=False)
     case.ladder = ladder
     return case
 
@@ -48,11 +38,10 @@ def test_torch_and_openmm_energies_agree(case, openmm_potential):
 
 
 def test_exact_samples_are_exact(case):
-    assert_exact(case.scores(case.start(4000, seeded_generator(1))))
+    exact.assert_exact(case.scores(case.start(4000, seeded_generator(1))))
 
 
 def test_two_steps_in_one_call_are_two_calls(case):
-    """With the same momenta, two steps in one call are two calls of one step."""
     generator, flow, potential = torch.Generator(), case.flow, case.potential
     state = case.start(100, generator.manual_seed(23))
     walk = FlowWalk(flow, potential, LADDER, 0.15, n_steps=2)
@@ -104,11 +93,11 @@ def test_dynamics_without_metropolis_is_nearly_exact(case, openmm_potential, lan
     generator = seeded_generator(6)
     state = case.start(1500, generator)
     kernel = langevin(n_steps=10, timestep=0.004, metropolized=False)
-    new, totals = apply([kernel], state, generator, times=4)
+    new, totals = exact.apply([kernel], state, generator, times=4)
     assert not kernel.exact
     assert totals["local"].mirror_images > 0
-    assert_exact(case.scores(new))
-    assert_energies_are_stored(openmm_potential, new)
+    exact.assert_exact(case.scores(new))
+    exact.assert_energies_are_stored(openmm_potential, new)
 
 
 def test_dynamics_does_not_depend_on_contexts(case, openmm_potential, langevin):
@@ -116,7 +105,7 @@ def test_dynamics_does_not_depend_on_contexts(case, openmm_potential, langevin):
     results = []
     for n_contexts in (1, 3):
         kernel, before = langevin(n_steps=30, n_contexts=n_contexts), openmm_potential.n_evaluations
-        new, totals = apply([kernel], state, seeded_generator(9), times=2)
+        new, totals = exact.apply([kernel], state, seeded_generator(9), times=2)
         counted = openmm_potential.n_evaluations - before
         assert counted == totals["local"].n_evaluations == 2 * 14 * 31
         results.append(new)
@@ -157,19 +146,19 @@ def test_a_trajectory_that_blows_up_is_rejected_and_counted(case, langevin, monk
 
 
 def test_resetting_the_pose_is_noticed(case, openmm_potential, langevin):
-    """Flow walks and dynamics in turn: exact as they are, wrong if the pose is forgotten."""
     # Hamiltonian dynamics: without friction, which would hide the error.
     kernel = langevin(n_steps=100, timestep=0.008, friction=0.0)
-    for flow, check in ((case.flow, assert_exact), (WithoutPose(case.flow), assert_noticed)):
+    checks = {case.flow: exact.assert_exact, exact.WithoutPose(case.flow): exact.assert_noticed}
+    for flow, check in checks.items():
         generator = seeded_generator(11)
         state = case.start(700, generator)
         walk = FlowWalk(flow, openmm_potential, LADDER, 0.05, round_trip_tolerance=10.0)
-        new, _ = apply([walk, walk, kernel] * 2 + [walk, walk], state, generator)
+        new, _ = exact.apply([walk, walk, kernel] * 2 + [walk, walk], state, generator)
         outer = ("lab", "rotation", "translation", "rungs")
         check({k: z for k, z in case.scores(new).items() if not any(name in k for name in outer)})
 
 
-class FailingContext(Changed):
+class FailingContext(exact.Changed):
     """A Context that cannot return the state at the end of a trajectory."""
 
     message = "unforeseen"
@@ -181,7 +170,7 @@ class FailingContext(Changed):
         return self.unchanged.getState(**what)
 
 
-class OneFailingContext(Changed):
+class OneFailingContext(exact.Changed):
     """A potential that opens a failing Context, kept as `context`."""
 
     n_evaluations = 0
@@ -211,7 +200,7 @@ def test_plain_swaps_exchange_all_of_a_replica(scheme):
     case = case_of((300.0, 350.0, 420.0, 500.0))
     generator = seeded_generator(12)
     state = case.start(400, generator)
-    new, _ = apply([PlainSwap(case.ladder, KB, scheme)], state, generator, times=6)
+    new, _ = exact.apply([PlainSwap(case.ladder, KB, scheme)], state, generator, times=6)
     moved = new.replica != state.replica
     assert float(moved.double().mean()) > 0.1
     for walker, rung in moved.nonzero()[:50].tolist():
@@ -240,7 +229,7 @@ def test_energies_are_those_of_the_stored_configurations(kind, dtype):
     for _ in range(3):
         state, info = kernel(state, generator)
         assert int(info.accepted.sum()) > 0
-    assert_energies_are_stored(case.potential, state, atol=1e-9)
+    exact.assert_energies_are_stored(case.potential, state, atol=1e-9)
 
 
 def test_a_pose_dependent_energy_is_sampled_exactly(case):
@@ -255,11 +244,12 @@ def test_a_pose_dependent_energy_is_sampled_exactly(case):
     weight = torch.softmax(-field, 0)
     chosen = torch.multinomial(weight, n, replacement=True, generator=generator)
     draw = FlowIndependence(case.flow, potential, (600.0,))
-    state, _ = apply([draw] * 4, fresh_state(potential, x[chosen][:, None], None), generator)
+    state = exact.fresh_state(potential, x[chosen][:, None], None)
+    state, _ = exact.apply([draw] * 4, state, generator)
     height = x[:, -1, 2]
     expected = (weight * height).sum()
     after = state.x[:, 0, -1, 2]
     error_of_weights = (weight.square() * (height - expected).square()).sum()
     stderr = (2 * error_of_weights + after.var() / n).sqrt()
-    assert abs(float((height.mean() - expected) / stderr)) > 2 * LIMIT  # the field matters
-    assert abs(float((after.mean() - expected) / stderr)) < LIMIT
+    assert abs(float((height.mean() - expected) / stderr)) > 2 * exact.LIMIT  # the field matters
+    assert abs(float((after.mean() - expected) / stderr)) < exact.LIMIT

@@ -24,14 +24,7 @@ from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.units import KB
 from openmm_tsf.utils.random import seeded_generator
-from tests.support.exact_cases import (
-    ModelCase,
-    ModelWithVelocities,
-    apply,
-    assert_energies_are_stored,
-    assert_exact,
-    fresh_state,
-)
+from tests.support import exact_cases as exact
 
 
 def on_tree(case, kind, **settings):
@@ -45,45 +38,46 @@ def test_small_steps_are_nearly_exact_on_the_tree(case, settings):
     generator = seeded_generator(31)
     state = case.start(1200, generator)
     before = case.potential.n_evaluations
-    new, totals = apply([kernel], state, generator, times=4)
+    new, totals = exact.apply([kernel], state, generator, times=4)
     info = totals[kernel.name]
     n_evaluations = 4 * 2 * 1200 * (kernel.n_steps + 1)
     assert case.potential.n_evaluations - before == info.n_evaluations == n_evaluations
     assert isinstance(kernel, Kernel)
     assert not kernel.exact
     assert info.mirror_images > 0
-    assert_exact(case.scores(new))
-    assert_energies_are_stored(case.potential, new)
+    exact.assert_exact(case.scores(new))
+    exact.assert_energies_are_stored(case.potential, new)
 
 
 @pytest.mark.parametrize("potential", ["gaussian", "double-well"])
 def test_small_steps_are_nearly_exact_on_models(potential):
-    case = ModelWithVelocities(potential)
+    case = exact.ModelWithVelocities(potential)
     settings = {"timestep": 0.1, "friction": 0.5, "n_steps": 5, "integrator": "baoab"}
     kernel = TorchLangevin(case.potential, case.ladder, case.masses, **settings)
     generator = seeded_generator(32)
-    new, _ = apply([kernel], case.start(3000, generator), generator, times=8)
-    assert_exact(case.scores(new))
-    assert_energies_are_stored(case.potential, new)
+    new, _ = exact.apply([kernel], case.start(3000, generator), generator, times=8)
+    exact.assert_exact(case.scores(new))
+    exact.assert_energies_are_stored(case.potential, new)
 
 
 @pytest.mark.parametrize("kind", [CartesianHMC, CartesianMALA])
 def test_walkers_without_velocities(kind):
-    case = ModelCase("double-well")
+    case = exact.ModelCase("double-well")
     kernel = kind(case.potential, case.ladder, 1.0, timestep=0.4)
     generator = seeded_generator(33)
-    new, _ = apply([kernel], case.start(3000, generator), generator, times=6)
+    new, _ = exact.apply([kernel], case.start(3000, generator), generator, times=6)
     assert new.velocities is None
-    assert_exact(case.scores(new))
+    exact.assert_exact(case.scores(new))
 
 
 def test_hmc_reaches_equilibrium_from_far_away():
-    case = ModelCase("gaussian")
+    case = exact.ModelCase("gaussian")
     kernel = CartesianHMC(case.potential, case.ladder, 1.0, timestep=0.3, n_steps=6)
     generator = seeded_generator(34)
-    state = fresh_state(case.potential, torch.full((4000, 3, 3), 2.0, dtype=torch.float64), None)
-    new, _ = apply([kernel], state, generator, times=40)
-    assert_exact(case.scores(new))
+    x = torch.full((4000, 3, 3), 2.0, dtype=torch.float64)
+    state = exact.fresh_state(case.potential, x, None)
+    new, _ = exact.apply([kernel], state, generator, times=40)
+    exact.assert_exact(case.scores(new))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +96,7 @@ def test_time_step_errors_of_a_harmonic_well(settings, x2, v2):
     kernel = TorchLangevin(potential, (1.0,), 1.0, **settings)
     generator = seeded_generator(37)
     x, v = torch.randn(2, n, 1, 2, generator=generator, dtype=torch.float64)
-    state, _ = apply([kernel], fresh_state(potential, x, v), generator, times=15)
+    state, _ = exact.apply([kernel], exact.fresh_state(potential, x, v), generator, times=15)
     for values, expected in ((state.x, x2), (state.velocities, v2)):
         z = (float(values.square().mean()) / expected - 1) * math.sqrt(2 * n / 2)
         assert abs(z) < 4
@@ -237,9 +231,9 @@ def test_ensemble_averages_are_those_of_openmms_integrator(alanine, integrator, 
     settings = {"timestep": timestep, "integrator": integrator}
     settings["n_steps"] = n_steps if integrator == "baoab" else 10
     kernel = TorchLangevin(potential, (temperature,), molecule.masses, **settings)
-    state, kept = fresh_state(potential, frames[::2][:, None], v), []
+    state, kept = exact.fresh_state(potential, frames[::2][:, None], v), []
     for iteration in range(n_kept + 10):  # the first ten are discarded
-        state, _ = apply([kernel], state, generator, times=n_steps // kernel.n_steps)
+        state, _ = exact.apply([kernel], state, generator, times=n_steps // kernel.n_steps)
         if iteration >= 10:
             kept.append((state.x[:, 0], state.energy[:, 0]))
     parts = (torch.stack(part) for part in zip(*kept, strict=True))

@@ -59,7 +59,6 @@ def test_steered_swaps_exchange_replicas():
 
 
 def test_a_perfect_flow_always_swaps():
-    """Where the flow is exact (a standard Gaussian under the identity) nothing is rejected."""
     case = ModelCase("gaussian", noise=0.0, ladder=(0.5, 4.0))
     case.potential.precision = torch.eye(3, dtype=torch.float64)
     generator = seeded_generator(37)
@@ -189,7 +188,6 @@ def test_mirror_images_are_refused_whatever_their_log_determinant(which):
 
 @pytest.mark.parametrize("kind", [LatentMALA, LatentHMC])
 def test_a_walker_that_fails_does_not_affect_others(kind, monkeypatch):
-    """One walker's proposal has infinite energy: it stays, the others are the same as without."""
     case = tree()
     start = case.start(30, seeded_generator(49))
     kernel = kind(case.flow, case.potential, case.ladder, 0.1)

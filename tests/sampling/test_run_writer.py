@@ -138,7 +138,6 @@ def test_checkpoint_is_plain_and_counts(writer):
 
 
 def test_writing_again_after_a_failure_leaves_no_trace(writer, x):
-    """A segment is written once, even if the first attempt died after its frames."""
     writer.dcds[0].append(x[:2, :, 0].reshape(-1, *x.shape[3:]), writer.n_frames)
     writer.write(numbers(1, 7), x[:1], {"seed": 7})
     assert load_run(writer.directory).n_iterations == 8
@@ -146,8 +145,7 @@ def test_writing_again_after_a_failure_leaves_no_trace(writer, x):
 
 
 def test_toy_runs_keep_positions_in_their_segments(tmp_path):
-    potential = DoubleWell(0.1, -1.0, 0.3)
-    flow = TemperatureSteerableFlow(1, 2, 1, (4,))
+    potential, flow = DoubleWell(0.1, -1.0, 0.3), TemperatureSteerableFlow(1, 2, 1, (4,))
     sampler = ParallelTempering(None, flow, [1.0, 2.0], W, potential=potential, seed=1)
     sampler.set_positions(torch.zeros(W, 2, 1))
     x = sampler.run(4, output=tmp_path / "toy", save_interval=2, collect=True, progress=False)

@@ -64,7 +64,6 @@ def test_large_seeds_are_not_truncated():
 
 
 def test_purposes_of_a_run_have_different_seeds():
-    """For 1000 seeds, the first 40 derived from each are distinct."""
     for seed in range(1000):
         seeds = Seeds(seed)
         if len({seeds.next() for _ in range(40)}) < 40:

@@ -52,9 +52,8 @@ def test_kernels_of_another_boltzmann_constant_are_refused(tree_molecule, potent
 
 
 def test_kernels_of_another_energy_are_refused():
-    flow = TemperatureSteerableFlow(1, 2, 1, (4,))
-    potential, other = DoubleWell(0.1, -1.0, 0.3), DoubleWell(0.1, -1.1, 0.3)
-    walk = FlowWalk(flow, other, [1.0, 2.0])
+    flow, potential = TemperatureSteerableFlow(1, 2, 1, (4,)), DoubleWell(0.1, -1.0, 0.3)
+    walk = FlowWalk(flow, DoubleWell(0.1, -1.1, 0.3), [1.0, 2.0])
     sampler = ParallelTempering(None, flow, [1.0, 2.0], 5, [walk], potential, seed=1)
     with pytest.raises(ValueError, match="the potential of flow_walk gives walker 0 the energy"):
         sampler.set_positions(torch.ones(5, 2, 1))
@@ -90,8 +89,7 @@ def test_a_flow_of_another_molecule_is_refused(tree_molecule, potential, tree):
 
 def test_walkers_must_start_in_the_domain(make, tree):
     sampler = make(n_walkers=2)
-    generator = seeded_generator(4)
-    good = tree.sample(6, 300.0, generator).reshape(2, 3, 7, 3)
+    good = tree.sample(6, 300.0, seeded_generator(4)).reshape(2, 3, 7, 3)
     bad, mirrored = good.clone(), good.clone()
     bad[1, 2, 4, 0] = float("nan")
     mirrored[0, 1, :, 0] *= -1

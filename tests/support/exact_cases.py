@@ -21,15 +21,7 @@ from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.random import seeded_generator
-from tests.support.exact_tree import (
-    POSITIONS,
-    ExactTree,
-    Marginal,
-    TreePotential,
-    chi2_z,
-    uniform_scores,
-    velocity_scores,
-)
+from tests.support import exact_tree
 
 LIMIT = 4.0
 NOTICED = 6.0
@@ -50,7 +42,7 @@ LADDERS = {
 
 @functools.cache
 def the_tree():
-    return ExactTree()
+    return exact_tree.ExactTree()
 
 
 @functools.cache
@@ -72,8 +64,8 @@ def pose_scores(tree, x, kept):
     rotation, translation = tree.polar.pose(x)
     shift = torch.special.ndtr(translation) if kept else torch.remainder(translation, 1.0)
     turn = 0.5 * (rotation.flatten(1) + 1)  # each component of a uniform direction is uniform
-    scores = {f"translation {k}": z for k, z in uniform_scores(shift.numpy()).items()}
-    parts = uniform_scores(turn.numpy())
+    scores = {f"translation {k}": z for k, z in exact_tree.uniform_scores(shift.numpy()).items()}
+    parts = exact_tree.uniform_scores(turn.numpy())
     del parts["correlation"]  # the components are uncorrelated, but not independent
     return scores | {f"rotation {k}": z for k, z in parts.items()}
 
@@ -83,7 +75,7 @@ def rung_scores(pits):
     scores = {}
     for (low, a), (high, b) in itertools.combinations(enumerate(pits), 2):
         cross = 12 * (a - 0.5).T @ (b - 0.5) / np.sqrt(len(a))
-        scores[f"rungs {low} and {high}"] = chi2_z(np.square(cross).sum(), cross.size)
+        scores[f"rungs {low} and {high}"] = exact_tree.chi2_z(np.square(cross).sum(), cross.size)
     return scores
 
 
@@ -97,7 +89,7 @@ class TreeCase:
 
     def __post_init__(self):
         self.tree, self.ladder = the_tree(), LADDERS[self.n_rungs]
-        self.potential, self.flow = TreePotential(self.tree), tree_flow(self.flow_name)
+        self.potential, self.flow = exact_tree.TreePotential(self.tree), tree_flow(self.flow_name)
         self.masses = self.tree.masses
 
     def start(self, n_walkers, generator):
@@ -108,7 +100,7 @@ class TreeCase:
     def dataset(self):
         """Return frames to fit coordinates on, between the ladder's temperatures."""
         frames = self.tree.sample(2000, 400.0, seeded_generator(22))
-        molecule = MolecularSystem(self.tree.system(), self.tree.topology, POSITIONS)
+        molecule = MolecularSystem(self.tree.system(), self.tree.topology, exact_tree.POSITIONS)
         return MDDataset(frames, 400.0, molecule)
 
     def scores(self, state):
@@ -116,7 +108,9 @@ class TreeCase:
         for rung, temperature in enumerate(self.ladder):
             x, v = state.x[:, rung], state.velocities[:, rung]
             pits.append(self.tree.pit(x, temperature))
-            parts = uniform_scores(pits[-1]) | velocity_scores(self.tree, x, v, temperature)
+            parts = exact_tree.uniform_scores(pits[-1]) | exact_tree.velocity_scores(
+                self.tree, x, v, temperature
+            )
             parts |= pose_scores(self.tree, x, self.pose_kept)
             scores |= {f"{temperature:g} K {name}": z for name, z in parts.items()}
         return scores | rung_scores(pits)
@@ -169,7 +163,7 @@ class ModelCase:
         scores, pits = {}, []
         for rung, temperature in enumerate(self.ladder):
             pits.append(self.pit(state.x[:, rung], temperature))
-            parts = uniform_scores(pits[-1])
+            parts = exact_tree.uniform_scores(pits[-1])
             scores |= {f"T = {temperature:g} {name}": z for name, z in parts.items()}
         return scores | rung_scores(pits)
 
@@ -193,17 +187,17 @@ class ModelWithVelocities(ModelCase):
             positions = self.pit(state.x[:, rung], temperature)
             pit = np.concatenate([positions, torch.special.ndtr(unit_v).numpy()], axis=1)
             pits.append(pit)
-            parts = uniform_scores(pit)
+            parts = exact_tree.uniform_scores(pit)
             square = (12 * (pit - 0.5) ** 2 - 1) / math.sqrt(0.8)
             cross = (square.T @ square / math.sqrt(len(pit)))[np.triu_indices(pit.shape[1], 1)]
-            parts["squares"] = chi2_z(np.square(cross).sum(), len(cross))
+            parts["squares"] = exact_tree.chi2_z(np.square(cross).sum(), len(cross))
             scores |= {f"T = {temperature:g} {name}": z for name, z in parts.items()}
         return scores | rung_scores(pits)
 
 
 def _well(potential, i, temperature):
     a, b, c = (float(values[i]) for values in (potential.a, potential.b, potential.c))
-    return Marginal(lambda y: -(a * y + b * y**2 + c * y**4) / temperature, -7.0, 7.0)
+    return exact_tree.Marginal(lambda y: -(a * y + b * y**2 + c * y**4) / temperature, -7.0, 7.0)
 
 
 def fresh_state(potential, x, velocities):

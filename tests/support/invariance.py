@@ -32,41 +32,31 @@ from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.kernels.swap import PlainSwap
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.sampling.tempering import ParallelTempering
-from tests.support.exact_cases import (
-    FLOWS,
-    LIMIT,
-    NOTICED,
-    ModelCase,
-    ModelWithVelocities,
-    TreeCase,
-    assert_energies_are_stored,
-    the_tree,
-    worst,
-)
+from tests.support import exact_cases as exact
 
 
 @functools.cache
-def tree(flow: str = "tsf-volume", n_rungs: int = 2, pose_kept: bool = True) -> TreeCase:
+def tree(flow: str = "tsf-volume", n_rungs: int = 2, pose_kept: bool = True) -> exact.TreeCase:
     """Return the exactly solvable molecule; `pose_kept` False with dynamics."""
-    return TreeCase(flow, n_rungs, pose_kept)
+    return exact.TreeCase(flow, n_rungs, pose_kept)
 
 
 @functools.cache
-def model(which: str = "gaussian", kind: str = "tsf", velocities: bool = True) -> ModelCase:
+def model(which: str = "gaussian", kind: str = "tsf", velocities: bool = True) -> exact.ModelCase:
     """Return ``"gaussian"`` or ``"double-well"`` on R^3, with a ``"tsf"`` or ``"realnvp"``."""
-    return (ModelWithVelocities if velocities else ModelCase)(which, kind)
+    return (exact.ModelWithVelocities if velocities else exact.ModelCase)(which, kind)
 
 
 @functools.cache
 def openmm_potential() -> OpenMMPotential:
     """Return the tree's energy by OpenMM, for the kernels whose steps OpenMM takes."""
-    return OpenMMPotential(the_tree().system(), platform="Reference", n_contexts=1)
+    return OpenMMPotential(exact.the_tree().system(), platform="Reference", n_contexts=1)
 
 
 @functools.cache
 def layers(case: Any, mode: str = "conditional") -> Any:
     """Return whitened coordinates, fitted once a case, with the metric of the case's flow."""
-    metric = FLOWS[case.flow_name][1] if isinstance(case, TreeCase) else "volume"
+    metric = exact.FLOWS[case.flow_name][1] if isinstance(case, exact.TreeCase) else "volume"
     frames, settings = case.dataset(), {"mode": mode, "metric": metric}
     return InternalWalk.from_dataset(frames, case.potential, case.ladder, **settings).layers
 
@@ -97,7 +87,7 @@ def run(
         sampler.run(times, progress=False)
         counted = _evaluations(case) - before
     scores = case.scores(sampler.state)
-    outcome = Outcome(*worst(scores), scores, start, sampler.state, sampler.totals)
+    outcome = Outcome(*exact.worst(scores), scores, start, sampler.state, sampler.totals)
     return outcome, sampler, counted
 
 
@@ -126,15 +116,17 @@ def check(
         assert len(rate), f"{name} proposed nothing"
         assert bool(((rate > acceptance[0]) & (rate < acceptance[1])).all()), (name, rate)
     assert counted == sum(info.n_evaluations for info in outcome.totals.values())
-    assert_energies_are_stored(case.potential, end)
+    exact.assert_energies_are_stored(case.potential, end)
     assert torch.equal(end.replica.sort(dim=1).values, start.replica)
     moved = (end.x != start.x).flatten(2).any(dim=2)
     assert float(moved.double().mean()) > 0.05
-    if outcome.z >= LIMIT:
+    if outcome.z >= exact.LIMIT:
         again, _, _ = run(factory, case, 4 * n_walkers, seed + 2000, times)
         z = float(np.abs(again.scores[outcome.where]).max())
         print(f"once more: |z| = {z:.2f}")
-        assert z < LIMIT, f"{outcome.where}: |z| = {outcome.z:.1f}, and {z:.1f} with more walkers"
+        assert z < exact.LIMIT, (
+            f"{outcome.where}: |z| = {outcome.z:.1f}, and {z:.1f} with more walkers"
+        )
     return outcome
 
 
@@ -144,7 +136,7 @@ def notice(
     """Assert that the same scores reject a mutant."""
     outcome, _, _ = run(factory, case, n_walkers, seed, times)
     print(f"|z| = {outcome.z:.1f}: {outcome.where}")
-    assert outcome.z > NOTICED, f"a mutant passes: |z| = {outcome.z:.1f}, {outcome.where}"
+    assert outcome.z > exact.NOTICED, f"a mutant passes: |z| = {outcome.z:.1f}, {outcome.where}"
     return outcome
 
 
@@ -186,7 +178,7 @@ class Entry:
 
     def __call__(self, case: Any, **more: Any) -> Any:
         """Return the kernel for a case."""
-        settings = self.on_tree if isinstance(case, TreeCase) else self.on_model
+        settings = self.on_tree if isinstance(case, exact.TreeCase) else self.on_model
         return build(self.kind, case, **(settings or {}) | more)
 
 
@@ -206,7 +198,7 @@ def build(kind: type, case: Any, **settings: Any) -> Any:
         return kind(whitened, potential, ladder, **settings)
     if not issubclass(kind, DynamicsKernel):
         return kind(settings.pop("flow", flow), potential, ladder, **settings)
-    domain = flow if isinstance(case, TreeCase) else None
+    domain = flow if isinstance(case, exact.TreeCase) else None
     if issubclass(kind, OpenMMLangevin):
         potential = openmm_potential()
     return kind(potential, ladder, case.masses, domain, **settings)

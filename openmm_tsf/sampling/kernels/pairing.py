@@ -22,11 +22,8 @@ class Pairing:
         (3,4), ... from call to call. ``"random_pairs"``: every rung gets a partner drawn at random,
         walker by walker (arXiv:2012.00429 draws the two temperatures at random). Or the pairs
         themselves, such as ``[(0, 6)]``, in which no rung occurs twice.
-    n_rungs
-        The number of rungs R.
-    first_pairs
-        ``"even"`` or ``"odd"``: the pairs of the first call of ``"even_odd"``. With ``"odd"``
-        these are (1,2), (3,4), ...
+    n_rungs, first_pairs
+        The number of rungs R; ``"even"`` or ``"odd"``: the first call's pairs of ``"even_odd"``.
     """
 
     def __init__(self, scheme: Scheme, n_rungs: int, first_pairs: str = "even") -> None:
