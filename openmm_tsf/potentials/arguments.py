@@ -15,16 +15,8 @@ TOLERANCES = {torch.float64: (1e-10, 1e-8), torch.float32: (1e-3, 1e-3)}
 class TorchSettings:
     """How a TorchPotential computes.
 
-    Attributes
-    ----------
-    dtype, device
-        Of positions, energies and forces.
-    compile
-        Whether to compile energies and forces.
-    force_groups
-        Force groups that are included, ascending; None for all.
-    memory
-        Bytes that one block of a batch may take.
+    `force_groups` are ascending, None for all; `memory` is the bytes that a block of a batch may
+    take.
     """
 
     dtype: torch.dtype

@@ -329,7 +329,7 @@ class _TorchEnergy(torch.autograd.Function):
     """U(x), whose gradient is computed with it, block by block, and kept.
 
     `parameters` are those at the time of the energy, should they change before its gradient is
-    computed.
+    taken.
     """
 
     @staticmethod

@@ -25,17 +25,7 @@ _INVALID = set("=<>!&|%?")  # Lepton would take them for letters of a name
 
 
 class ExpressionError(ValueError):
-    """An expression that cannot be read.
-
-    Parameters
-    ----------
-    text
-        The whole expression.
-    position
-        Index of the character at which reading failed.
-    problem
-        What is wrong.
-    """
+    """An expression that cannot be read, because of `problem` at the character `position`."""
 
     def __init__(self, text: str, position: int, problem: str) -> None:
         self.text = text
@@ -203,18 +193,8 @@ class Expression(nn.Module):
     ``step`` is a product, as in OpenMM: 0 · NaN is NaN. Where base and exponent of ``^`` both vary,
     torch's ∂²/∂x∂y is wrong at exponent exactly 0.
 
-    Parameters
-    ----------
-    text
-        The expression, for example ``"k*(r-r0)^2; k=100; r0=0.1"``.
-    functions
-        Modules for functions that the language does not have, called with one tensor for each
-        argument. The attribute ``n_arguments``, if a module has it, is enforced.
-
-    Raises
-    ------
-    ExpressionError
-        If `text` is not an expression; the message has the position.
+    `functions` are modules for functions that the language does not have, called with one tensor
+    for each argument, whose number is enforced if the module has ``n_arguments``.
     """
 
     variables: frozenset[str]
@@ -265,10 +245,7 @@ class Expression(nn.Module):
     def forward(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return the expression's values, of the shape to which the variables' values broadcast.
 
-        Parameters
-        ----------
-        values
-            A floating-point tensor for each of ``variables``; other names are ignored.
+        `values` has a floating-point tensor for each of ``variables``; other names are ignored.
         """
         registers = self._registers.copy()
         like: Tensor | None = None
@@ -286,9 +263,8 @@ class Expression(nn.Module):
         return registers[-1]
 
     def _missing(self, name: str) -> ValueError:
-        hint = ""
-        if name in self._defined:
-            hint = " (a definition can be used only by what comes before it)"
+        defined = name in self._defined
+        hint = " (a definition can be used only by what comes before it)" if defined else ""
         return ValueError(f"values: expression {self.text!r} needs one for {name!r}{hint}")
 
     def extra_repr(self) -> str:

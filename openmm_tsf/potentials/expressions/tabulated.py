@@ -48,15 +48,6 @@ class Spline1D(nn.Module):
     """A cubic spline through equidistant points: natural and 0 outside them, or periodic.
 
     Its second derivative is continuous, the third piecewise constant.
-
-    Parameters
-    ----------
-    values
-        Values [n] at the points.
-    low, high
-        The first and the last point.
-    periodic
-        Whether the function repeats with period `high` - `low`.
     """
 
     n_arguments = 1
@@ -85,18 +76,10 @@ class Spline1D(nn.Module):
 
 
 class Spline2D(nn.Module):
-    """A bicubic spline through a grid: natural and 0 outside it, or periodic.
+    """A bicubic spline through values [n_x, n_y] on a grid: natural and 0 outside it, or periodic.
 
-    First derivatives are continuous; on the grid's lines second ones are as well.
-
-    Parameters
-    ----------
-    values
-        The grid's values [n_x, n_y].
-    low, high
-        Its first and last point, (x, y) each.
-    periodic
-        Whether the function repeats with period `high` - `low` along both axes.
+    `low` and `high` are its ends (x, y). First derivatives are continuous; on the grid's lines
+    second ones are as well.
     """
 
     n_arguments = 2
@@ -140,11 +123,6 @@ class Lookup(nn.Module):
 
     As in OpenMM, arguments are rounded to the nearest integer, halves away from 0, and those beyond
     the table's ends to the ends. Derivatives are 0.
-
-    Parameters
-    ----------
-    values
-        The table.
     """
 
     values: Tensor
