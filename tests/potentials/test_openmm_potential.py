@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import numpy as np
@@ -15,7 +15,6 @@ import torch
 
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.potentials.platforms import available_platforms
-from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import KB
 from tests.support.torch_cases import conformations, context_values, system_of
 
@@ -24,13 +23,13 @@ PLATFORMS = [name for name in ("Reference", "CPU") if name in available_platform
 
 
 @pytest.fixture(scope="module")
-def potential(molecule: MolecularSystem) -> Iterator[OpenMMPotential]:
+def potential(molecule):
     with OpenMMPotential(molecule.system, "Reference", n_contexts=1) as shared:
         yield shared
 
 
 @pytest.fixture
-def new(molecule: MolecularSystem) -> Iterator[New]:
+def new(molecule):
     """Opens potentials of the molecule, by default with one Context on the Reference platform."""
     with ExitStack() as stack:
 
@@ -41,7 +40,7 @@ def new(molecule: MolecularSystem) -> Iterator[New]:
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_agrees_with_a_context(molecule: MolecularSystem, new: New, platform: str) -> None:
+def test_agrees_with_a_context(molecule, new, platform):
     x = conformations(molecule, 5)
     context = openmm.Context(
         molecule.system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatform(platform)
@@ -61,7 +60,7 @@ def test_agrees_with_a_context(molecule: MolecularSystem, new: New, platform: st
     assert potential.event_shape == (22, 3)
 
 
-def test_gradient_is_minus_the_force(molecule: MolecularSystem, potential: OpenMMPotential) -> None:
+def test_gradient_is_minus_the_force(molecule, potential):
     x = conformations(molecule, 3).requires_grad_()
     _, forces = potential.energy_and_forces(x.detach())
     weights = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
@@ -69,9 +68,7 @@ def test_gradient_is_minus_the_force(molecule: MolecularSystem, potential: OpenM
     torch.testing.assert_close(gradient, -weights[:, None, None] * forces, rtol=0.0, atol=0.0)
 
 
-def test_gradient_is_the_finite_difference(
-    molecule: MolecularSystem, potential: OpenMMPotential
-) -> None:
+def test_gradient_is_the_finite_difference(molecule, potential):
     x = conformations(molecule, 1)[0]
     directions = torch.from_numpy(np.random.default_rng(1).normal(size=(8, molecule.n_atoms, 3)))
     step = 1e-6
@@ -84,7 +81,7 @@ def test_gradient_is_the_finite_difference(
     torch.testing.assert_close((up - down) / (2 * step), along, rtol=1e-5, atol=1e-3)
 
 
-def test_second_derivative_raises(molecule: MolecularSystem, potential: OpenMMPotential) -> None:
+def test_second_derivative_raises(molecule, potential):
     x = conformations(molecule, 2).requires_grad_()
     for weights in (torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64) * 2):
         energies = weights.requires_grad_() * potential.energy(x)
@@ -97,9 +94,7 @@ def test_second_derivative_raises(molecule: MolecularSystem, potential: OpenMMPo
         torch.autograd.grad((gradient**2).sum() + (x**2).sum(), x)
 
 
-def test_forces_are_computed_only_for_a_gradient(
-    molecule: MolecularSystem, new: New, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_forces_are_computed_only_for_a_gradient(molecule, new, monkeypatch):
     with_forces = []
     original = openmm.Context.getState
 
@@ -119,9 +114,7 @@ def test_forces_are_computed_only_for_a_gradient(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_dtype_follows_the_input(
-    molecule: MolecularSystem, potential: OpenMMPotential, dtype: torch.dtype
-) -> None:
+def test_dtype_follows_the_input(molecule, potential, dtype):
     x = torch.tensor(molecule.positions)[None].to(dtype)
     exact, exact_forces = potential.energy_and_forces(x.double())
     leaf = x.clone().requires_grad_()
@@ -134,7 +127,7 @@ def test_dtype_follows_the_input(
     torch.testing.assert_close(leaf.grad, -exact_forces.to(dtype))
 
 
-def test_overflow_of_the_result_is_not_finite(molecule: MolecularSystem, new: New) -> None:
+def test_overflow_of_the_result_is_not_finite(molecule, new):
     x = 100.0 * conformations(molecule, 1)  # stretched bonds: about 1e9 kJ/mol
     potential = new()
     assert potential.energy(x).isfinite().all()
@@ -144,9 +137,7 @@ def test_overflow_of_the_result_is_not_finite(molecule: MolecularSystem, new: Ne
     assert potential.n_non_finite == 1
 
 
-def test_non_contiguous_input_is_read_right(
-    molecule: MolecularSystem, potential: OpenMMPotential
-) -> None:
+def test_non_contiguous_input_is_read_right(molecule, potential):
     x = conformations(molecule, 4)
     strided = x.permute(2, 1, 0).contiguous().permute(2, 1, 0)[::2]
     assert not strided.is_contiguous()
@@ -154,7 +145,7 @@ def test_non_contiguous_input_is_read_right(
 
 
 @pytest.mark.parametrize("n_contexts", [1, 2])
-def test_empty_batch(new: New, n_contexts: int) -> None:
+def test_empty_batch(new, n_contexts):
     x = torch.empty(0, 22, 3, dtype=torch.float32, requires_grad=True)
     potential = new(n_contexts=n_contexts)
     energies, forces = potential.energy_and_forces(x)
@@ -166,9 +157,7 @@ def test_empty_batch(new: New, n_contexts: int) -> None:
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_non_finite_rows_are_the_same_on_every_platform(
-    molecule: MolecularSystem, new: New, platform: str
-) -> None:
+def test_non_finite_rows_are_the_same_on_every_platform(molecule, new, platform):
     good = conformations(molecule, 1)[0]
     nan, infinite, coincident, collapsed, far = (good.clone() for _ in range(5))
     nan[3, 1] = torch.nan
@@ -208,9 +197,7 @@ class LimitedContext(openmm.Context):
         super().setPositions(positions)
 
 
-def test_exceptions_are_infinite_only_if_the_conformation_is_at_fault(
-    molecule: MolecularSystem, new: New, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exceptions_are_infinite_only_if_the_conformation_is_at_fault(molecule, new, monkeypatch):
     monkeypatch.setattr(openmm, "Context", LimitedContext)
     good, potential = conformations(molecule, 1), new()
     with pytest.raises(openmm.OpenMMException, match="device unavailable"):
@@ -222,7 +209,7 @@ def test_exceptions_are_infinite_only_if_the_conformation_is_at_fault(
         potential.energy(good)
 
 
-def test_two_contexts_equal_one(molecule: MolecularSystem, new: New) -> None:
+def test_two_contexts_equal_one(molecule, new):
     x = conformations(molecule, 67)
     x[5] = torch.nan
     one, two = new(), new(n_contexts=2)
@@ -233,9 +220,7 @@ def test_two_contexts_equal_one(molecule: MolecularSystem, new: New) -> None:
     assert two.n_contexts == 2
 
 
-def test_an_exception_in_a_thread_is_raised(
-    molecule: MolecularSystem, new: New, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_exception_in_a_thread_is_raised(molecule, new, monkeypatch):
     x, potential = conformations(molecule, 40), new(n_contexts=2)
     potential.energy(x)
     monkeypatch.setattr(openmm.State, "getPotentialEnergy", lambda self: 1 / 0)
@@ -245,7 +230,7 @@ def test_an_exception_in_a_thread_is_raised(
     assert potential.energy(x).isfinite().all()
 
 
-def test_pickle_copies_the_system_and_the_choice(molecule: MolecularSystem) -> None:
+def test_pickle_copies_the_system_and_the_choice(molecule):
     x = conformations(molecule, 2)
     with OpenMMPotential(molecule.system, "CPU", {"Threads": 1}, n_contexts=2) as potential:
         expected = potential.energy(x)
@@ -265,7 +250,7 @@ def _energies_in_child(potential: OpenMMPotential, x: np.ndarray) -> list[float]
     return energies
 
 
-def test_spawned_process(molecule: MolecularSystem, potential: OpenMMPotential) -> None:
+def test_spawned_process(molecule, potential):
     x = conformations(molecule, 2)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         got = pool.apply(_energies_in_child, (potential, x.numpy()))
@@ -275,7 +260,7 @@ def test_spawned_process(molecule: MolecularSystem, potential: OpenMMPotential) 
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_forked_child_gets_an_error_and_ends(molecule: MolecularSystem) -> None:
+def test_forked_child_gets_an_error_and_ends(molecule):
     x = conformations(molecule, 1)
     potential = OpenMMPotential(molecule.system, "CPU", n_contexts=2)
     potential.energy(x)
@@ -302,7 +287,7 @@ def test_forked_child_gets_an_error_and_ends(molecule: MolecularSystem) -> None:
     potential.close()
 
 
-def test_closing(molecule: MolecularSystem) -> None:
+def test_closing(molecule):
     x = conformations(molecule, 1)
     with OpenMMPotential(molecule.system, "Reference", n_contexts=2) as potential:
         context = potential.make_context(openmm.VerletIntegrator(0.001))
@@ -321,17 +306,17 @@ def test_closing(molecule: MolecularSystem) -> None:
     context.getIntegrator().step(1)
 
 
-def test_make_context_has_the_same_platform(molecule: MolecularSystem) -> None:
+def test_make_context_has_the_same_platform(molecule):
     with OpenMMPotential(molecule.system, "CPU", {"Threads": "1"}, n_contexts=1) as potential:
         context = potential.make_context(openmm.LangevinMiddleIntegrator(300.0, 1.0, 0.001))
         platform = context.getPlatform()
         assert platform.getName() == "CPU"
         assert platform.getPropertyValue(context, "Threads") == "1"
         with pytest.raises(TypeError, match="integrator: expected"):
-            potential.make_context("verlet")  # type: ignore[arg-type]
+            potential.make_context("verlet")
 
 
-def test_the_system_is_copied(molecule: MolecularSystem) -> None:
+def test_the_system_is_copied(molecule):
     x = conformations(molecule, 1)
     system = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(molecule.system))
     before = openmm.XmlSerializer.serialize(system)
@@ -346,9 +331,7 @@ def test_the_system_is_copied(molecule: MolecularSystem) -> None:
         torch.testing.assert_close(pickle.loads(pickle.dumps(potential)).energy(x), expected)
 
 
-def test_measured_choice_is_readable_and_logged(
-    molecule: MolecularSystem, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_measured_choice_is_readable_and_logged(molecule, caplog):
     caplog.set_level(logging.INFO, logger="openmm_tsf")
     with OpenMMPotential(molecule.system) as potential:
         assert potential.platform_name in available_platforms()
@@ -368,7 +351,7 @@ def test_measured_choice_is_readable_and_logged(
     assert f"chose {potential.platform_name}" in text
 
 
-def test_platform_object_is_accepted(molecule: MolecularSystem) -> None:
+def test_platform_object_is_accepted(molecule):
     platform = openmm.Platform.getPlatform("Reference")
     with OpenMMPotential(molecule.system, platform) as potential:
         assert potential.platform_name == "Reference"
@@ -400,14 +383,12 @@ def test_platform_object_is_accepted(molecule: MolecularSystem) -> None:
         ({"n_contexts": True}, ValueError, "n_contexts: expected a positive int"),
     ],
 )
-def test_wrong_options(
-    molecule: MolecularSystem, options: dict[str, object], error: type[Exception], message: str
-) -> None:
+def test_wrong_options(molecule, options, error, message):
     with pytest.raises(error, match=message):
-        OpenMMPotential(molecule.system, **options)  # type: ignore[arg-type]
+        OpenMMPotential(molecule.system, **options)
 
 
-def test_wrong_systems() -> None:
+def test_wrong_systems():
     with pytest.raises(TypeError, match="system: expected an openmm"):
         OpenMMPotential("system")
     with pytest.raises(ValueError, match="at least one particle"):
@@ -433,7 +414,7 @@ def test_wrong_systems() -> None:
         (np.zeros((1, 22, 3)), TypeError),
     ],
 )
-def test_wrong_positions(potential: OpenMMPotential, x: object, error: type[Exception]) -> None:
+def test_wrong_positions(potential, x, error):
     for method in (potential.energy, potential.energy_and_forces):
         with pytest.raises(error, match="x: expected"):
-            method(x)  # type: ignore[arg-type]
+            method(x)

@@ -18,7 +18,7 @@ from tests.support.torch_cases import (
     reference_values,
     system_of,
 )
-from tests.support.torch_zoo import PLAIN, Builder, everything, harmonic_bonds, nonbonded, offsets
+from tests.support.torch_zoo import PLAIN, everything, harmonic_bonds, nonbonded, offsets
 
 
 def check(*forces: openmm.Force, x: Tensor | None = None) -> None:
@@ -28,17 +28,17 @@ def check(*forces: openmm.Force, x: Tensor | None = None) -> None:
 
 
 @pytest.mark.parametrize("builder", PLAIN, ids=lambda b: b.__name__)
-def test_one_force(builder: Builder) -> None:
+def test_one_force(builder):
     check(builder(np.random.default_rng(1)))
 
 
 @pytest.mark.parametrize("builder", PLAIN, ids=lambda b: b.__name__)
-def test_second_derivatives_of_one_force(builder: Builder) -> None:
+def test_second_derivatives_of_one_force(builder):
     """The whole Hessian against differences of OpenMM's forces."""
     _check_hessian(system_of(builder(np.random.default_rng(2))))
 
 
-def test_second_derivatives_of_everything() -> None:
+def test_second_derivatives_of_everything():
     _check_hessian(everything())
 
 
@@ -50,7 +50,7 @@ def _check_hessian(system: openmm.System) -> None:
     assert (hessian - expected).abs().max() <= 1e-7 * hessian.abs().max()
 
 
-def test_third_derivatives_of_everything() -> None:
+def test_third_derivatives_of_everything():
     """The gradient of the curvature along a direction, against its differences."""
     potential, x = TorchPotential.from_system(everything()), cluster(1)
     direction = torch.from_numpy(np.random.default_rng(12).normal(size=x.shape))
@@ -68,7 +68,7 @@ def test_third_derivatives_of_everything() -> None:
     assert (third.flatten() - expected).abs().max() <= 1e-6 * third.abs().max()
 
 
-def test_cmap_everywhere_on_the_torus() -> None:
+def test_cmap_everywhere_on_the_torus():
     """Both dihedrals around the whole circle, next to the knots and at the cut too."""
     rng = np.random.default_rng(3)
     size, n = 6, 8
@@ -89,7 +89,7 @@ def test_cmap_everywhere_on_the_torus() -> None:
     check(force, x=x)
 
 
-def test_torsions_at_planar_conformations() -> None:
+def test_torsions_at_planar_conformations():
     """Dihedrals of exactly 0 and 180 degrees, where an inverse cosine has no derivative."""
     x = torch.tensor([[0.1, 0, 0], [0, 0, 0], [0, 0.14, 0], [0.1, 0.2, 0]], dtype=torch.float64)
     trans = x.clone()
@@ -106,7 +106,7 @@ def test_torsions_at_planar_conformations() -> None:
 
 
 @pytest.mark.parametrize("end", [-0.1, 0.1], ids=["straight", "folded"])
-def test_angles_without_a_plane(end: float) -> None:
+def test_angles_without_a_plane(end):
     """Exactly 180 and 0 degrees, as drawn by hand: finite for OpenMM, with a force of zero."""
     x = torch.tensor([[0.1, 0, 0], [0, 0, 0], [end, 0, 0]], dtype=torch.float64)[None]
     harmonic = openmm.HarmonicAngleForce()
@@ -126,7 +126,7 @@ def test_angles_without_a_plane(end: float) -> None:
     ("bend", "energy_limit", "force_limit"),
     [(1e-2, 1e-12, 1e-12), (1e-3, 1e-11, 1e-10), (1e-4, 1e-10, 1e-8), (1e-6, 1e-8, 1.0)],
 )
-def test_nearly_straight_angles(bend: float, energy_limit: float, force_limit: float) -> None:
+def test_nearly_straight_angles(bend, energy_limit, force_limit):
     """OpenMM limits the agreement: its error grows, that of TorchPotential does not.
 
     Its angle is an inverse cosine, precise to 2e-16 / bend, and its force is divided by the sine's
@@ -150,7 +150,7 @@ def test_nearly_straight_angles(bend: float, energy_limit: float, force_limit: f
 
 
 @pytest.mark.parametrize("closest", [0.02, 0.05])
-def test_overlapping_particles_of_gbsa_obc(closest: float) -> None:
+def test_overlapping_particles_of_gbsa_obc(closest):
     """Every case of the pair integral: apart, overlapping, one inside the other."""
     rng = np.random.default_rng(4)
     force = openmm.GBSAOBCForce()
@@ -164,16 +164,16 @@ def test_overlapping_particles_of_gbsa_obc(closest: float) -> None:
     check(force, x=x)
 
 
-def test_parameter_offsets() -> None:
+def test_parameter_offsets():
     check(offsets(np.random.default_rng(6)))
 
 
-def test_everything_together() -> None:
+def test_everything_together():
     system = everything()
     assert_agrees(TorchPotential.from_system(system), system, cluster())
 
 
-def test_global_parameters_changed_afterwards() -> None:
+def test_global_parameters_changed_afterwards():
     """Offsets, a Custom Force that shares their parameter, and back to the defaults."""
     system, x = everything(), cluster()
     potential = TorchPotential.from_system(system)
@@ -187,7 +187,7 @@ def test_global_parameters_changed_afterwards() -> None:
 
 
 @pytest.mark.parametrize("groups", [[0], [1, 3], [0, 1, 2, 3], [5]])
-def test_force_groups(groups: list[int]) -> None:
+def test_force_groups(groups):
     system, x = everything(), cluster()
     potential = TorchPotential.from_system(system, force_groups=groups)
     expected = reference_values(system, x, groups=groups)
@@ -209,7 +209,7 @@ EMPTY = [
 
 
 @pytest.mark.parametrize("force", EMPTY, ids=lambda force: force.getName())
-def test_a_force_without_terms(force: openmm.Force) -> None:
+def test_a_force_without_terms(force):
     potential = TorchPotential.from_system(system_of(openmm.XmlSerializer.clone(force)))
     energies, forces = potential.energy_and_forces(cluster())
     assert not energies.any()
@@ -217,7 +217,7 @@ def test_a_force_without_terms(force: openmm.Force) -> None:
     check(nonbonded(np.random.default_rng(9)), openmm.XmlSerializer.clone(force))
 
 
-def test_a_system_without_forces() -> None:
+def test_a_system_without_forces():
     for none in ((), (openmm.CMMotionRemover(),)):
         potential = TorchPotential.from_system(system_of(*none))
         energies, forces = potential.energy_and_forces(cluster())
@@ -225,13 +225,13 @@ def test_a_system_without_forces() -> None:
         assert not forces.any()
 
 
-def test_motion_removal_is_ignored() -> None:
+def test_motion_removal_is_ignored():
     rng = np.random.default_rng(10)
     check(harmonic_bonds(rng), openmm.CMMotionRemover(1))
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_one_and_two_particles(n: int) -> None:
+def test_one_and_two_particles(n):
     pair = openmm.NonbondedForce()
     born = openmm.GBSAOBCForce()
     well = openmm.CustomExternalForce("50*(x^2+2*y^2+3*z^2)")
@@ -242,7 +242,7 @@ def test_one_and_two_particles(n: int) -> None:
     check(pair, born, well, x=cluster(3, n=n))
 
 
-def test_one_conformation_and_none() -> None:
+def test_one_conformation_and_none():
     potential = TorchPotential.from_system(everything())
     x = cluster()
     together = potential.energy_and_forces(x)
@@ -254,7 +254,7 @@ def test_one_conformation_and_none() -> None:
     assert potential.energy(x[:0]).shape == (0,)
 
 
-def test_coincident_particles_that_do_not_interact() -> None:
+def test_coincident_particles_that_do_not_interact():
     """Excluded from each other: the Coulomb energy has no pole there, and nothing is NaN."""
     rng = np.random.default_rng(11)
     system = system_of(nonbonded(rng))

@@ -48,7 +48,7 @@ def scattered(n: int, n_atoms: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("system", [chain(3), scaled_bond(1.0), alanine_dipeptide().system])
-def test_inference_mode(system: openmm.System) -> None:
+def test_inference_mode(system):
     n_atoms = system.getNumParticles()
     potential = TorchPotential.from_system(system)
     x = scattered(40, n_atoms)
@@ -66,7 +66,7 @@ def test_inference_mode(system: openmm.System) -> None:
         TorchPotential.from_system(system)  # with its check
 
 
-def test_autocast_does_not_cost_digits() -> None:
+def test_autocast_does_not_cost_digits():
     molecule = alanine_dipeptide()
     potential = TorchPotential.from_system(molecule.system, dtype=torch.float32)
     x = torch.tensor(molecule.positions[None], dtype=torch.float32)
@@ -77,7 +77,7 @@ def test_autocast_does_not_cost_digits() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_fork_after_threads() -> None:
+def test_a_fork_after_threads():
     potential = TorchPotential.from_system(chain(5))
     x = scattered(60_000, 5)
     with torch_threads(2):
@@ -89,19 +89,19 @@ def test_a_fork_after_threads() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_construction_grows_no_faster_than_the_pairs() -> None:
+def test_construction_grows_no_faster_than_the_pairs():
     pairs = AllPairs(500)
     pairs.prepare_list()
     for module in (SystemEnergy(chain(500)), pairs):
         assert sum(buffer.numel() for buffer in module.buffers()) < 8 * 500**2
 
 
-def test_too_large_for_the_memory() -> None:
+def test_too_large_for_the_memory():
     with pytest.raises(ValueError, match=r"memory: expected at least \d+ bytes, which one conf"):
         TorchPotential.from_system(chain(300), memory=2**20)
 
 
-def test_blocks_too_small_to_fuse_are_not_compiled(caplog: pytest.LogCaptureFixture) -> None:
+def test_blocks_too_small_to_fuse_are_not_compiled(caplog):
     potential = TorchPotential.from_system(chain(120), compile=True, memory=2**24)
     assert "not compiled" in caplog.text
     energies = potential.energy(scattered(300, 120))
@@ -110,7 +110,7 @@ def test_blocks_too_small_to_fuse_are_not_compiled(caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.parametrize("length", [0.0, 0.1])
-def test_a_bond_of_no_length(length: float) -> None:
+def test_a_bond_of_no_length(length):
     """A tether in its minimum, or two atoms at the same place: no force, as in OpenMM."""
     system = chain(2, length)
     x = torch.zeros(1, 2, 3, dtype=torch.float64)
@@ -122,7 +122,7 @@ def test_a_bond_of_no_length(length: float) -> None:
     assert potential.check(np.zeros((1, 2, 3)))[0].n_finite == 1
 
 
-def test_gradients_use_the_parameters_of_the_energy() -> None:
+def test_gradients_use_the_parameters_of_the_energy():
     potential = TorchPotential.from_system(scaled_bond(1.0))
     x = scattered(1, 2).requires_grad_()
     energy = potential.energy(x).sum()
@@ -141,7 +141,7 @@ def _times(factor: float) -> Callable[[HarmonicBondTerm, Batch, Any], Tensor]:
     return wrong
 
 
-def test_the_check_sees_what_a_parameter_switches_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_sees_what_a_parameter_switches_off(monkeypatch):
     assert TorchPotential.from_system(scaled_bond(0.0)).agreement[0].n_finite
     right = CustomBondTerm.energy
     monkeypatch.setattr(CustomBondTerm, "energy", lambda *args: -3 * right(*args))
@@ -149,13 +149,13 @@ def test_the_check_sees_what_a_parameter_switches_off(monkeypatch: pytest.Monkey
         TorchPotential.from_system(scaled_bond(0.0))
 
 
-def test_the_check_is_as_sharp_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_is_as_sharp_in_single_precision(monkeypatch):
     monkeypatch.setattr(HarmonicBondTerm, "energy", _times(1.0001))
     with pytest.raises(Disagreement, match="HarmonicBondForce"):
         TorchPotential.from_system(chain(4), dtype=torch.float32)
 
 
-def test_errors_travel_between_processes() -> None:
+def test_errors_travel_between_processes():
     system = chain(3)
     system.addForce(openmm.GayBerneForce())
     with pytest.raises(NotCovered) as caught:
@@ -188,7 +188,7 @@ def test_errors_travel_between_processes() -> None:
         ({"positions": np.zeros((4, 3))}, ValueError, r"positions: expected shape \(3, 3\)"),
     ],
 )
-def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], text: str) -> None:
+def test_wrong_arguments(arguments, error, text):
     with pytest.raises(error, match=text):
         TorchPotential.from_system(chain(3), **arguments)
 
@@ -206,14 +206,14 @@ def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], text
         ({"positions": np.zeros((0, 2, 3))}, "positions: expected shape"),
     ],
 )
-def test_wrong_arguments_of_check(arguments: dict[str, Any], text: str) -> None:
+def test_wrong_arguments_of_check(arguments, text):
     potential = TorchPotential.from_system(scaled_bond(1.0), force_groups=[np.int64(0)])
     with pytest.raises(ValueError, match=text):
         potential.check(**arguments)
 
 
 @pytest.mark.parametrize("value", [None, "2", float("nan"), True])
-def test_wrong_values_of_a_parameter(value: Any) -> None:
+def test_wrong_values_of_a_parameter(value):
     potential = TorchPotential.from_system(scaled_bond(1.0))
     with pytest.raises(ValueError, match="value: expected a finite number"):
         potential.set_global_parameter("lam", value)
@@ -222,7 +222,7 @@ def test_wrong_values_of_a_parameter(value: Any) -> None:
 class TestPotentialOfAMolecule:
     """MolecularSystem.potential."""
 
-    def test_kinds(self) -> None:
+    def test_kinds(self):
         molecule = alanine_dipeptide()
         assert isinstance(molecule.potential(), TorchPotential)
         assert isinstance(molecule.potential(platform="Reference"), OpenMMPotential)
@@ -234,7 +234,7 @@ class TestPotentialOfAMolecule:
         with pytest.raises(TypeError, match=r"options: .* for OpenMM, got compile"):
             molecule.potential(kind="openmm", compile=True)
 
-    def test_what_torch_does_not_cover(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_what_torch_does_not_cover(self, caplog):
         molecule = alanine_dipeptide()
         system = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(molecule.system))
         force = openmm.CustomCompoundBondForce(2, "distance(p1, p2)")

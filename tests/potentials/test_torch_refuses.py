@@ -56,7 +56,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.mark.parametrize("name", NOT_COVERED)
-def test_other_forces(name: str) -> None:
+def test_other_forces(name):
     force = getattr(openmm, name)(*ARGUMENTS.get(name, ()))
     # The last cannot be serialized, for which OpenMM raises.
     error = openmm.OpenMMException if name == "RPMDMonteCarloBarostat" else ValueError
@@ -64,7 +64,7 @@ def test_other_forces(name: str) -> None:
         TorchPotential.from_system(system_of(force))
 
 
-def test_a_force_after_covered_ones_is_refused() -> None:
+def test_a_force_after_covered_ones_is_refused():
     compound = openmm.CustomCompoundBondForce(2, "distance(p1,p2)")
     compound.addBond([0, 1], [])
     compound.setName("restraint")
@@ -109,7 +109,7 @@ def born() -> openmm.CustomGBForce:
         *((b, m) for b in (gbsa, pair, born) for m in ("CutoffNonPeriodic", "CutoffPeriodic")),
     ],
 )
-def test_cutoffs(build: Callable[[], openmm.Force], method: str) -> None:
+def test_cutoffs(build, method):
     force = build()
     force.setNonbondedMethod(getattr(type(force), method))
     with pytest.raises(ValueError, match=r"(?i)cutoff|periodic") as caught:
@@ -142,7 +142,7 @@ def cmap() -> openmm.CMAPTorsionForce:
     ],
     ids=lambda force: force.getName(),
 )
-def test_periodic_bonded_forces(force: Any) -> None:
+def test_periodic_bonded_forces(force):
     force = openmm.XmlSerializer.clone(force)
     force.setUsesPeriodicBoundaryConditions(True)
     with pytest.raises(ValueError, match=r"(?i)periodic") as caught:
@@ -150,21 +150,21 @@ def test_periodic_bonded_forces(force: Any) -> None:
     assert type(force).__name__ in str(caught.value)
 
 
-def test_periodic_distances() -> None:
+def test_periodic_distances():
     text = "periodicdistance(x, y, z, 0, 0, 0)^2"
     force = added(openmm.CustomExternalForce(text), "addParticle", 0)
     with pytest.raises(ValueError, match="CustomExternalForce"):
         TorchPotential.from_system(system_of(force))
 
 
-def test_virtual_sites() -> None:
+def test_virtual_sites():
     system = system_of(nonbonded())
     system.setVirtualSite(4, openmm.TwoParticleAverageSite(0, 1, 0.5, 0.5))
     with pytest.raises(ValueError, match=r"virtual site.*4"):
         TorchPotential.from_system(system)
 
 
-def test_contradicting_global_parameters() -> None:
+def test_contradicting_global_parameters():
     one, two = custom_bond(), custom_bond()
     two.setGlobalParameterDefaultValue(0, 4.0)
     with pytest.raises((ValueError, openmm.OpenMMException), match="strength"):
@@ -172,12 +172,12 @@ def test_contradicting_global_parameters() -> None:
 
 
 @pytest.mark.parametrize("what", ["system", None, openmm.HarmonicBondForce()])
-def test_no_system(what: object) -> None:
+def test_no_system(what):
     with pytest.raises(TypeError, match="system: expected an openmm"):
-        TorchPotential.from_system(what)  # type: ignore[arg-type]
+        TorchPotential.from_system(what)
 
 
-def test_a_system_without_particles() -> None:
+def test_a_system_without_particles():
     with pytest.raises(ValueError, match="at least one particle"):
         TorchPotential.from_system(openmm.System())
 
@@ -245,7 +245,7 @@ BORDERLINE: dict[str, Callable[[], openmm.System]] = {
 
 
 @pytest.mark.parametrize("name", BORDERLINE)
-def test_covered_or_refused(name: str) -> None:
+def test_covered_or_refused(name):
     system = BORDERLINE[name]()
     try:
         potential = TorchPotential.from_system(system)

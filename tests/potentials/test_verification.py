@@ -37,12 +37,12 @@ def check(case: Case, **tolerances: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["default", "implicit", "vacuum"])
-def test_alanine_dipeptide(name: str) -> None:
+def test_alanine_dipeptide(name):
     check(alanine_case(name))
 
 
 @pytest.mark.parametrize(("residue", "protein", "solvent"), COVERING)
-def test_capped_residues(residue: str, protein: str, solvent: str) -> None:
+def test_capped_residues(residue, protein, solvent):
     check(dipeptide(residue, protein, solvent))
 
 
@@ -50,14 +50,12 @@ def test_capped_residues(residue: str, protein: str, solvent: str) -> None:
 @pytest.mark.parametrize(
     ("residue", "protein", "solvent"), [case for case in ALL if case not in COVERING]
 )
-def test_every_capped_residue_in_every_force_field(
-    residue: str, protein: str, solvent: str
-) -> None:
+def test_every_capped_residue_in_every_force_field(residue, protein, solvent):
     check(dipeptide(residue, protein, solvent))
 
 
 @pytest.mark.parametrize("protein", PROTEINS)
-def test_capped_residue_in_vacuum(protein: str) -> None:
+def test_capped_residue_in_vacuum(protein):
     check(dipeptide("SER", protein, None))
 
 
@@ -71,25 +69,25 @@ def test_capped_residue_in_vacuum(protein: str) -> None:
     ids=["dielectrics", "salt", "no surface"],
 )
 @pytest.mark.parametrize("solvent", ["obc2", "gbn2"])
-def test_options_of_the_solvents(solvent: str, options: dict[str, object]) -> None:
+def test_options_of_the_solvents(solvent, options):
     check(dipeptide("ASP", "amber14", solvent, **options))
 
 
 @pytest.mark.parametrize(("protein", "solvent"), [("amber14", "obc2"), ("amber19", "gbn2")])
-def test_peptide_of_twelve_residues(protein: str, solvent: str) -> None:
+def test_peptide_of_twelve_residues(protein, solvent):
     case = peptide(protein, solvent)
     assert case.x.shape[1] > 150
     check(case)
 
 
-def test_two_chains_with_a_disulfide() -> None:
+def test_two_chains_with_a_disulfide():
     topology, positions = disulfide()
     x = minimised_and_dynamics(build(topology, "amber14", None), positions, seed=2, n_frames=2)
     check(Case(build(topology, "amber19", "obc1"), x))
 
 
 @pytest.mark.slow
-def test_charmm() -> None:
+def test_charmm():
     """Custom torsions and bonds, a custom pair potential of tabulated coefficients, CMAP."""
     charmm = force_field("charmm36.xml")
     topology, positions = with_hydrogens(*protein_piece(154, 159), charmm)
@@ -100,12 +98,12 @@ def test_charmm() -> None:
 
 
 @pytest.mark.parametrize("name", ["default", "implicit"])
-def test_second_derivatives_of_alanine_dipeptide(name: str) -> None:
+def test_second_derivatives_of_alanine_dipeptide(name):
     case = alanine_case(name)
     _check_hessian(Case(case.system, case.x[[1, 6]]))
 
 
-def test_second_derivatives_of_cmaps_and_custom_torsions() -> None:
+def test_second_derivatives_of_cmaps_and_custom_torsions():
     case = dipeptide("PRO", "amber19", "gbn2")
     torsions = openmm.CustomTorsionForce(
         "k*min((theta-t0)^2, (2*pi-abs(theta-t0))^2); pi=3.14159265"
@@ -145,7 +143,7 @@ def _check_hessian(case: Case) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own compiler
 @pytest.mark.parametrize("solvent", ["gbn2", None])
-def test_compiled(solvent: str | None) -> None:
+def test_compiled(solvent):
     """Fused programs too; a batch that fills no whole number of blocks."""
     case = dipeptide("PRO", "amber19", solvent)
     potential = TorchPotential.from_system(case.system, compile=True)
@@ -157,7 +155,7 @@ def test_compiled(solvent: str | None) -> None:
 
 
 @pytest.mark.parametrize("name", ["default", "implicit", "vacuum"])
-def test_degenerate_conformations_are_not_finite_for_both(name: str) -> None:
+def test_degenerate_conformations_are_not_finite_for_both(name):
     case = alanine_case(name)
     good = case.x[0]
     nan, infinite, coincident, far_coincident, collapsed, far = (good.clone() for _ in range(6))
@@ -190,7 +188,7 @@ def test_degenerate_conformations_are_not_finite_for_both(name: str) -> None:
     assert leaf.grad[~bad].any(dim=2).any(dim=1).all()
 
 
-def test_the_system_given_is_not_changed() -> None:
+def test_the_system_given_is_not_changed():
     system = alanine_case("implicit").system
     before = openmm.XmlSerializer.serialize(system)
     TorchPotential.from_system(system)

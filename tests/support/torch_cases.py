@@ -39,9 +39,6 @@ class Case:
     x: Tensor
 
 
-# ---- the comparison ------------------------------------------------------------------------------
-
-
 def reference_context(
     system: openmm.System, parameters: Mapping[str, float] | None = None
 ) -> openmm.Context:
@@ -138,9 +135,6 @@ def hessian_rows(system: openmm.System, x: Tensor, coordinates: Iterable[int]) -
     return torch.stack(rows)
 
 
-# ---- conformations -------------------------------------------------------------------------------
-
-
 def perturbed(positions: np.ndarray, seed: int, widths: Iterable[float] = WIDTHS) -> Tensor:
     """Return positions with Gaussian noise of each width in nm, [len(widths), N, 3]."""
     rng = np.random.default_rng(seed)
@@ -202,9 +196,6 @@ def minimised_and_dynamics(
 
 def _positions(context: openmm.Context) -> np.ndarray:
     return np.array(context.getState(positions=True).getPositions(asNumpy=True)._value)
-
-
-# ---- molecules -----------------------------------------------------------------------------------
 
 
 def build(topology: app.Topology, protein: str, solvent: str | None, **options: Any) -> Any:
