@@ -57,7 +57,5 @@ def _check_device(device: Any) -> torch.device:
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        raise ValueError(
-            f"device: expected a torch device, got {device!r} ({reason}); available here: "
-            f"{', '.join(available)}"
-        ) from error
+        got = f"{device!r} ({reason}); available here: {', '.join(available)}"
+        raise ValueError(f"device: expected a torch device, got {got}") from error

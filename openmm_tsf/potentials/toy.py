@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,24 +11,24 @@ from torch import Tensor
 from openmm_tsf.potentials.base import Potential
 
 
+def check_floating(value: Any, name: str) -> None:
+    """Refuse anything but a floating-point tensor."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name}: expected a floating torch.Tensor, got {type(value).__name__}")
+
+
 class ModelPotential(Potential):
     """A potential on R^d written in torch. k_B = 1, so temperatures are energies.
 
     Subclasses define :meth:`formula`. Rows that are not finite, or overflow, are +inf with zero
     gradient and are counted.
-
-    Parameters
-    ----------
-    dimension
-        d.
     """
 
     boltzmann_constant = 1.0
 
     def __init__(self, dimension: int) -> None:
         self.event_shape = (dimension,)
-        self.n_evaluations = 0
-        self.n_non_finite = 0
+        self.n_evaluations = self.n_non_finite = 0
 
     @abstractmethod
     def formula(self, x: Tensor) -> Tensor:
@@ -76,10 +77,7 @@ class GaussianWell(ModelPotential):
     """
 
     def __init__(self, precision: Tensor) -> None:
-        if not isinstance(precision, Tensor) or not precision.is_floating_point():
-            raise TypeError(
-                f"precision: expected a floating torch.Tensor, got {type(precision).__name__}"
-            )
+        check_floating(precision, "precision")
         if precision.ndim != 2 or precision.shape[0] != precision.shape[1] or not len(precision):
             raise ValueError(f"precision: expected shape [d, d], got {tuple(precision.shape)}")
         super().__init__(len(precision))
@@ -90,7 +88,6 @@ class GaussianWell(ModelPotential):
         self._factor = factor
 
     def formula(self, x: Tensor) -> Tensor:
-        """Return U [B] of finite x [B, d]."""
         return 0.5 * ((x @ self.precision.to(x)) * x).sum(dim=1)
 
     def log_partition_function(self, temperature: float) -> float:
@@ -150,23 +147,20 @@ class DoubleWell(ModelPotential):
             elif isinstance(value, (int, float)) and not isinstance(value, bool):
                 tensor = torch.tensor([value], dtype=torch.float64)
             else:
-                raise TypeError(
-                    f"{name}: expected a number or a floating tensor, got {type(value).__name__}"
-                )
+                given = type(value).__name__
+                raise TypeError(f"{name}: expected a number or a floating tensor, got {given}")
             if tensor.ndim != 1 or not len(tensor) or not tensor.isfinite().all():
                 raise ValueError(f"{name}: expected finite numbers [d], got {value}")
             coefficients.append(tensor)
-        if len({len(tensor) for tensor in coefficients}) != 1:
-            raise ValueError(
-                f"a, b, c: expected one length, got {[len(tensor) for tensor in coefficients]}"
-            )
+        lengths = [len(tensor) for tensor in coefficients]
+        if len(set(lengths)) != 1:
+            raise ValueError(f"a, b, c: expected one length, got {lengths}")
         self.a, self.b, self.c = coefficients
         if not ((self.c > 0) | ((self.c == 0) & (self.b > 0))).all():
             raise ValueError("b, c: expected a confining potential, c > 0 or c = 0 and b > 0")
         super().__init__(len(self.a))
 
     def formula(self, x: Tensor) -> Tensor:
-        """Return U [B] of finite x [B, d]."""
         return self._terms(x).sum(dim=1)
 
     def _terms(self, x: Tensor) -> Tensor:
@@ -222,8 +216,7 @@ class DoubleWell(ModelPotential):
         return self._quadrature(temperature)[0][-1]
 
     def characteristic_function(self, temperature: float) -> Callable[[Tensor], Tensor]:
-        """Return the function of wave numbers k [K, d] whose value is ⟨exp(i k x_i)⟩ [K, d],
-        complex128."""
+        """Return the function from wave numbers k [K, d] to ⟨exp(i k x_i)⟩ [K, d], complex128."""
         grid, log_weights = self._quadrature(temperature)
         # Every twentieth point: still ten or more in a well's standard deviation.
         grid, weights = grid[::20], log_weights[::20].softmax(dim=0)
@@ -251,10 +244,8 @@ class DoubleWell(ModelPotential):
             if not too_short.any():
                 return unit * half_width, -self._terms(unit * half_width) / temperature
             half_width = torch.where(too_short, 1.25 * half_width, half_width)
-        raise ValueError(
-            f"temperature: no finite range holds the distribution at {temperature}; "
-            "rescale the coefficients"
-        )
+        problem = f"no finite range holds the distribution at {temperature}"
+        raise ValueError(f"temperature: {problem}; rescale the coefficients")
 
 
 def _check_temperature(temperature: float) -> None:

@@ -101,7 +101,8 @@ def require_agreement(
     `parameters` are global parameters other than the present ones: a Force without a finite energy
     at these is ignored.
     """
-    at = "" if not parameters else f" at {', '.join(f'{k}={v:.3g}' for k, v in parameters.items())}"
+    values = ", ".join(f"{name}={value:.3g}" for name, value in (parameters or {}).items())
+    at = f" at {values}" if values else ""
     for item in agreement:
         force = f"system: {item.name} (Force {item.index})"
         if item.n_finite == 0:
@@ -149,22 +150,16 @@ def compare_forces(
 
 def _errors(got: EnergiesAndForces, expected: EnergiesAndForces) -> tuple[int, float, float]:
     """Return the number of finite conformations, and the largest errors of energy and force."""
-    n_finite, energy_error, force_error = 0, 0.0, 0.0
-    for energy, force, reference_energy, reference_force in zip(*got, *expected, strict=True):
-        if not (np.isfinite(reference_energy) and np.isfinite(reference_force).all()):
-            continue
-        n_finite += 1
-        largest = np.abs(reference_force).max(initial=0.0)
-        scale = max(abs(reference_energy), 0.1 * largest, 1e-6)
-        energy_error = max(energy_error, _size(energy - reference_energy) / scale)
-        deviation = np.abs(force - reference_force).max(initial=0.0)
-        force_error = max(force_error, _size(deviation) / max(largest, 1e-5))
-    return n_finite, float(energy_error), float(force_error)
-
-
-def _size(deviation: float) -> float:
-    """Return the absolute value, infinite for NaN."""
-    return float("inf") if np.isnan(deviation) else abs(float(deviation))
+    finite = np.isfinite(expected[0]) & np.isfinite(expected[1]).all(axis=(1, 2))
+    energies, forces, exact, exact_forces = (values[finite] for values in (*got, *expected))
+    largest = np.abs(exact_forces).max(axis=(1, 2), initial=0.0)
+    energy_errors = np.abs(energies - exact) / np.maximum(np.abs(exact), 0.1 * largest).clip(1e-6)
+    deviations = np.abs(forces - exact_forces).max(axis=(1, 2), initial=0.0)
+    worst = [
+        float(np.nan_to_num(errors, nan=np.inf, posinf=np.inf).max(initial=0.0))
+        for errors in (energy_errors, deviations / largest.clip(1e-5))
+    ]
+    return int(finite.sum()), worst[0], worst[1]
 
 
 def _reference(context: openmm.Context, x: Array, group: int) -> EnergiesAndForces:

@@ -16,7 +16,13 @@ import torch
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.potentials.platforms import available_platforms
 from openmm_tsf.units import KB
-from tests.support.torch_cases import conformations, context_values, system_of
+from tests.support.torch_cases import (
+    conformations,
+    context_values,
+    degenerate,
+    reference_context,
+    system_of,
+)
 
 New = Callable[..., OpenMMPotential]
 PLATFORMS = [name for name in ("Reference", "CPU") if name in available_platforms()]
@@ -42,19 +48,13 @@ def new(molecule):
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_agrees_with_a_context(molecule, new, platform):
     x = conformations(molecule, 5)
-    context = openmm.Context(
-        molecule.system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatform(platform)
-    )
-    energies, forces = context_values(context, x)
+    energies, forces = context_values(reference_context(molecule.system, platform=platform), x)
     potential = new(platform)
     got_energies, got_forces = potential.energy_and_forces(x)
     alone = potential.energy(x)
-    tolerance = (
-        {"rtol": 0.0, "atol": 0.0} if platform == "Reference" else {"rtol": 1e-5, "atol": 0.01}
-    )
-    torch.testing.assert_close(got_energies, energies, **tolerance)
-    torch.testing.assert_close(got_forces, forces, **tolerance)
-    torch.testing.assert_close(alone, energies, **tolerance)
+    rtol, atol = (0.0, 0.0) if platform == "Reference" else (1e-5, 0.01)
+    for got, expected in ((got_energies, energies), (got_forces, forces), (alone, energies)):
+        torch.testing.assert_close(got, expected, rtol=rtol, atol=atol)
     assert not got_energies.requires_grad
     assert potential.boltzmann_constant == KB
     assert potential.event_shape == (22, 3)
@@ -76,15 +76,15 @@ def test_gradient_is_the_finite_difference(molecule, potential):
     up, down = potential.energy(ends.flatten(0, 1)).unflatten(0, (2, 8))
     leaf = x[None].clone().requires_grad_()
     potential.energy(leaf).sum().backward()
-    assert leaf.grad is not None
     along = (directions * leaf.grad).sum(dim=(1, 2))
     torch.testing.assert_close((up - down) / (2 * step), along, rtol=1e-5, atol=1e-3)
 
 
 def test_second_derivative_raises(molecule, potential):
     x = conformations(molecule, 2).requires_grad_()
-    for weights in (torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64) * 2):
-        energies = weights.requires_grad_() * potential.energy(x)
+    for weight in (1.0, 2.0):
+        weights = torch.full((2,), weight, dtype=torch.float64, requires_grad=True)
+        energies = weights * potential.energy(x)
         (gradient,) = torch.autograd.grad(energies.sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match="second derivatives are not available"):
             gradient.square().sum().backward()
@@ -121,7 +121,6 @@ def test_dtype_follows_the_input(molecule, potential, dtype):
     energies = potential.energy(leaf)
     energies.sum().backward()
     assert energies.dtype == dtype
-    assert leaf.grad is not None
     assert leaf.grad.dtype == dtype
     torch.testing.assert_close(energies, exact.to(dtype))
     torch.testing.assert_close(leaf.grad, -exact_forces.to(dtype))
@@ -151,39 +150,29 @@ def test_empty_batch(new, n_contexts):
     energies, forces = potential.energy_and_forces(x)
     assert (energies.shape, forces.shape, energies.dtype) == ((0,), (0, 22, 3), torch.float32)
     potential.energy(x).sum().backward()
-    assert x.grad is not None
     assert x.grad.shape == (0, 22, 3)
     assert potential.n_evaluations == 0
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_non_finite_rows_are_the_same_on_every_platform(molecule, new, platform):
-    good = conformations(molecule, 1)[0]
-    nan, infinite, coincident, collapsed, far = (good.clone() for _ in range(5))
-    nan[3, 1] = torch.nan
-    infinite[0, 0] = -torch.inf
-    coincident[0] = coincident[21]  # not bonded to each other
-    collapsed[:] = 0.0
-    far *= 1e200
-    x = torch.stack([good, nan, infinite, coincident, collapsed, far, good])
-    bad = [False, True, True, True, True, True, False]
+    x, bad = degenerate(conformations(molecule, 1)[0])
     potential = new(platform)
     energies, forces = potential.energy_and_forces(x)
-    assert (energies == torch.inf).tolist() == bad
-    assert not forces[torch.tensor(bad)].any()
+    assert torch.equal(energies == torch.inf, bad)
+    assert not forces[bad].any()
     assert forces[0].any()
     assert forces[-1].any()
-    assert (potential.n_evaluations, potential.n_non_finite) == (7, 5)
-    assert (potential.energy(x) == torch.inf).tolist() == bad
+    assert (potential.n_evaluations, potential.n_non_finite) == (8, 6)
+    assert torch.equal(potential.energy(x) == torch.inf, bad)
     leaf = x.clone().requires_grad_()
     # 0 * inf and inf weights: a gradient of NaN at the bad rows must not be propagated.
     potential.energy(leaf).square().sum().backward()
-    assert leaf.grad is not None
-    assert not leaf.grad[torch.tensor(bad)].any()
+    assert not leaf.grad[bad].any()
     assert leaf.grad.isfinite().all()
     assert leaf.grad[0].any()
-    assert (potential.n_evaluations, potential.n_non_finite) == (21, 15)
-    assert potential.energy(good[None]).isfinite().all()
+    assert (potential.n_evaluations, potential.n_non_finite) == (24, 18)
+    assert potential.energy(x[:1]).isfinite().all()
 
 
 class LimitedContext(openmm.Context):
@@ -244,10 +233,9 @@ def test_pickle_copies_the_system_and_the_choice(molecule):
         pickle.dumps(potential)
 
 
-def _energies_in_child(potential: OpenMMPotential, x: np.ndarray) -> list[float]:
+def _energies_in_child(potential, x):
     with potential:
-        energies: list[float] = potential.energy(torch.from_numpy(x)).tolist()
-    return energies
+        return potential.energy(torch.from_numpy(x)).tolist()
 
 
 def test_spawned_process(molecule, potential):
@@ -338,14 +326,9 @@ def test_measured_choice_is_readable_and_logged(molecule, caplog):
         assert potential.n_contexts >= 1
         assert potential.energy(conformations(molecule, 3)).isfinite().all()
         assert potential.n_evaluations == 3  # the measurement is not counted
-        again = OpenMMPotential(
-            molecule.system,
-            potential.platform_name,
-            potential.platform_properties,
-            potential.n_contexts,
-        )
-        assert again.platform_properties == potential.platform_properties
-        again.close()
+        choice = potential.platform_name, potential.platform_properties, potential.n_contexts
+        with OpenMMPotential(molecule.system, *choice) as again:
+            assert again.platform_properties == potential.platform_properties
     text = caplog.text
     assert all(name in text for name in PLATFORMS)
     assert f"chose {potential.platform_name}" in text
@@ -360,32 +343,20 @@ def test_platform_object_is_accepted(molecule):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"platform": "Quantum"}, ValueError, r"platform: .*Reference.*'Quantum'"),
-        ({"platform": 3}, TypeError, "platform: expected a name"),
-        (
-            {"platform": "CPU", "platform_properties": {"Cores": "1"}},
-            ValueError,
-            r"platform_properties: .*Threads.*'Cores'",
-        ),
-        (
-            {"platform": "CPU", "platform_properties": {"Threads": 1.5}},
-            TypeError,
-            "str, int or bool for Threads",
-        ),
-        (
-            {"platform": "CPU", "platform_properties": {"Threads": "all"}},
-            ValueError,
-            "positive number of Threads",
-        ),
-        ({"platform": "CPU", "platform_properties": "Threads"}, TypeError, "expected a mapping"),
-        ({"platform_properties": {"Threads": "1"}}, ValueError, "expected a platform to go with"),
-        ({"n_contexts": 0}, ValueError, "n_contexts: expected a positive int"),
-        ({"n_contexts": True}, ValueError, "n_contexts: expected a positive int"),
+        (("Quantum",), ValueError, r"platform: .*Reference.*'Quantum'"),
+        ((3,), TypeError, "platform: expected a name"),
+        (("CPU", {"Cores": "1"}), ValueError, r"platform_properties: .*Threads.*'Cores'"),
+        (("CPU", {"Threads": 1.5}), TypeError, "str, int or bool for Threads"),
+        (("CPU", {"Threads": "all"}), ValueError, "positive number of Threads"),
+        (("CPU", "Threads"), TypeError, "expected a mapping"),
+        ((None, {"Threads": "1"}), ValueError, "expected a platform to go with"),
+        ((None, None, 0), ValueError, "n_contexts: expected an integer of at least 1, got 0"),
+        ((None, None, True), ValueError, "n_contexts: expected an integer"),
     ],
 )
 def test_wrong_options(molecule, options, error, message):
     with pytest.raises(error, match=message):
-        OpenMMPotential(molecule.system, **options)
+        OpenMMPotential(molecule.system, *options)
 
 
 def test_wrong_systems():

@@ -22,8 +22,6 @@ Molecule = tuple[app.Topology, np.ndarray]
 def dihydrofolate_reductase() -> app.PDBFile:
     """Return the protein of the JAC benchmark, without its water."""
     spec = find_spec("openmmtools")  # importing it would take seconds
-    assert spec is not None
-    assert spec.origin is not None
     path = Path(spec.origin).parent / "data" / "dhfr" / "system.pdb"
     protein, _, _ = path.read_text().partition("\nTER")
     return app.PDBFile(StringIO(protein + "\nTER\nEND\n"))

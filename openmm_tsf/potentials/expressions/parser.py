@@ -5,6 +5,7 @@ unary minus, which binds tighter than ``*`` and ``/``; no space before a functio
 ``expression; name = definition; ...``, where a definition may use those after it.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ _ARITY = dict.fromkeys(_UNARY.split(), 1) | {"atan2": 2, "min": 2, "max": 2, "se
 _OPERATORS = {"+": "add", "-": "sub", "*": "mul", "/": "div", "^": "pow"}
 _PRECEDENCE = {"+": 0, "-": 0, "*": 1, "/": 1, "^": 3}
 _NEGATION = 2  # between "*" and "^"
+_NUMBER = re.compile(r"(?=[0-9.])[0-9]*\.?[0-9]*([eE][+-]?[0-9]*)?")
+_NAME = re.compile(r"[^\s(),+*/^-]+")
 _INVALID = set("=<>!&|%?")  # Lepton would take them for letters of a name
 
 
@@ -80,21 +83,15 @@ class Parser:
     def _tokenize(self, start: int, end: int) -> list[_Token]:
         tokens, position = [], start
         while position < end:
-            c = self.text[position]
-            stop = position + 1
-            if c.isspace():
+            kind, stop = self.text[position], position + 1
+            if kind.isspace():
                 position = stop
                 continue
-            kind = c
-            if c in "0123456789.":
-                kind, stop = "number", self._number_end(position, end)
-            elif c not in "(),+-*/^":
-                kind = "name"
-                while stop < end and not (
-                    self.text[stop] in "(),+-*/^" or self.text[stop].isspace()
-                ):
-                    stop += 1
-                if invalid := _INVALID.intersection(self.text[position:stop]):
+            if number := _NUMBER.match(self.text, position, end):
+                kind, stop = "number", number.end()
+            elif name := _NAME.match(self.text, position, end):
+                kind, stop = "name", name.end()
+                if invalid := _INVALID.intersection(name[0]):
                     at = min(self.text.index(c, position) for c in invalid)
                     raise self._error(at, f"unexpected {self.text[at]!r}")
                 if stop < end and self.text[stop] == "(":
@@ -102,21 +99,6 @@ class Parser:
             tokens.append(_Token(kind, self.text[position:stop], position))
             position = stop
         return [*tokens, _Token("end", "", end)]
-
-    def _number_end(self, position: int, end: int) -> int:
-        stop, point, exponent = position, False, False
-        while stop < end:
-            c = self.text[stop]
-            if c == "." and not point and not exponent:
-                point = True
-            elif c in "eE" and not exponent:
-                exponent = True
-                if stop + 1 < end and self.text[stop + 1] in "+-":
-                    stop += 1
-            elif c not in "0123456789":
-                break
-            stop += 1
-        return stop
 
     def _binary(self, precedence: int) -> int:
         node = self._operand()
@@ -197,8 +179,8 @@ class Expression(nn.Module):
     for each argument, whose number is enforced if the module has ``n_arguments``.
     """
 
+    #: Names that must have values: those left when definitions are inserted and terms cancelled.
     variables: frozenset[str]
-    """Names that must have values: those left when definitions are inserted and terms cancelled."""
 
     def __init__(self, text: str, functions: Mapping[str, nn.Module] | None = None) -> None:
         super().__init__()
@@ -236,11 +218,6 @@ class Expression(nn.Module):
         if graph.value(root) is not None:
             self._constants.append((self._registers[-1], len(order) - 1))
         self.variables = frozenset(name for name, _ in self._inputs)
-
-    @property
-    def n_operations(self) -> int:
-        """The number of torch operations of one call (each of `functions` counts as one)."""
-        return len(self._program)
 
     def forward(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return the expression's values, of the shape to which the variables' values broadcast.

@@ -9,6 +9,7 @@ from scipy.sparse import diags  # type: ignore[import-untyped]
 from scipy.sparse.linalg import splu  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
+Point = tuple[float, float]
 #: From values and derivatives at the ends of a unit interval to the coefficients of 1, t, t², t³.
 HERMITE = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [-3, 3, -2, -1], [2, -2, 1, 1]], dtype=float)
 
@@ -20,28 +21,23 @@ def from_openmm(function: openmm.TabulatedFunction) -> nn.Module:
     the result has the dtype of the first.
     """
     if not isinstance(function, openmm.TabulatedFunction):
-        raise TypeError(
-            f"function: expected an openmm.TabulatedFunction, got {type(function).__name__}"
-        )
+        given = type(function).__name__
+        raise TypeError(f"function: expected an openmm.TabulatedFunction, got {given}")
     if isinstance(function, openmm.Continuous1DFunction):
         values, low, high = function.getFunctionParameters()
         return Spline1D(np.array(values), low, high, function.getPeriodic())
     if isinstance(function, openmm.Continuous2DFunction):
         nx, ny, values, *limits = function.getFunctionParameters()
-        table = np.array(values).reshape(ny, nx).T
-        return Spline2D(
-            table, (limits[0], limits[2]), (limits[1], limits[3]), function.getPeriodic()
-        )
+        low, high = (limits[0], limits[2]), (limits[1], limits[3])
+        return Spline2D(np.array(values).reshape(ny, nx).T, low, high, function.getPeriodic())
     if isinstance(function, openmm.Discrete1DFunction):
         return Lookup(np.array(function.getFunctionParameters()))
     if isinstance(function, openmm.Discrete2DFunction | openmm.Discrete3DFunction):
         *sizes, values = function.getFunctionParameters()
         # The first argument varies fastest.
         return Lookup(np.array(values).reshape(sizes[::-1]).transpose())
-    raise ValueError(
-        f"function: {type(function).__name__} is not covered; Continuous1D, Continuous2D and "
-        "Discrete1D to Discrete3D are"
-    )
+    covered = "Continuous1D, Continuous2D and Discrete1D to Discrete3D are"
+    raise ValueError(f"function: {type(function).__name__} is not covered; {covered}")
 
 
 class Spline1D(nn.Module):
@@ -85,13 +81,7 @@ class Spline2D(nn.Module):
     n_arguments = 2
     patches: Tensor
 
-    def __init__(
-        self,
-        values: np.ndarray,
-        low: tuple[float, float],
-        high: tuple[float, float],
-        periodic: bool,
-    ) -> None:
+    def __init__(self, values: np.ndarray, low: Point, high: Point, periodic: bool) -> None:
         super().__init__()
         x, y = (_points(low[i], high[i], values.shape[i]) for i in (0, 1))
         along_x = _derivatives(x, values, periodic)

@@ -18,6 +18,11 @@ class Term(nn.Module, ABC):
     from a Force and the pairs of the System's particles.
     """
 
+    def register(self, **constants: Tensor) -> None:
+        """Register constants as buffers."""
+        for name, value in constants.items():
+            self.register_buffer(name, value)
+
     @abstractmethod
     def energy(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
         """Return the energies [B] in kJ/mol; `parameters` are the System's global ones, scalars."""

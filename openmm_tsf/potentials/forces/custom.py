@@ -54,6 +54,14 @@ class CustomTerm(Term):
         return dict(zip(self.names, self.values.unbind(0), strict=True))
 
 
+def read_groups(force: Any, group: str) -> tuple[list[str], list[Any]]:
+    """Return the names of parameters, and atoms and values of each Bond, Angle, ... of a Force."""
+    count = getattr(force, f"getNumPer{group}Parameters")()
+    names = [getattr(force, f"getPer{group}ParameterName")(i) for i in range(count)]
+    count = getattr(force, f"getNum{group}s")()
+    return names, [getattr(force, f"get{group}Parameters")(i) for i in range(count)]
+
+
 def evaluate(expression: Expression, like: Tensor, *scopes: Mapping[str, Tensor]) -> Tensor:
     """Return an expression's value; each variable is that of the last scope that has it.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from openmm_tsf.potentials.expressions.parser import Expression
 from openmm_tsf.potentials.forces.base import NotCovered
-from openmm_tsf.potentials.forces.custom import CustomTerm, evaluate, total
+from openmm_tsf.potentials.forces.custom import CustomTerm, evaluate, read_groups, total
 from openmm_tsf.potentials.forces.pairs import (
     AllPairs,
     Batch,
@@ -29,7 +29,7 @@ class CustomNonbondedTerm(CustomTerm):
 
     def __init__(self, force: openmm.CustomNonbondedForce, pairs: AllPairs) -> None:
         refuse_cutoff(force)
-        names, rows = particle_parameters(force)
+        names, rows = read_groups(force, "Particle")
         super().__init__(force, names, rows)
         self.n_atoms = pairs.n_atoms
         self.computed: list[tuple[str, Expression]] = []
@@ -71,15 +71,6 @@ def pair_values(
     return local
 
 
-def particle_parameters(force: Any) -> tuple[list[str], list[list[float]]]:
-    """Return the names of the parameters per particle, and a row of values for each particle."""
-    names = [
-        force.getPerParticleParameterName(i) for i in range(force.getNumPerParticleParameters())
-    ]
-    rows = [list(force.getParticleParameters(i)) for i in range(force.getNumParticles())]
-    return names, rows
-
-
 def refuse_cutoff(force: Any) -> None:
     """Raise NotCovered unless the Force has no cutoff."""
     method = force.getNonbondedMethod()
@@ -107,9 +98,8 @@ def _interactions(force: openmm.CustomNonbondedForce, n_atoms: int) -> tuple[Ten
             (i, j)
             for i in sorted(one)
             for j in sorted(two)
-            if i != j
-            and not (i > j and i in both and j in both)
-            and (min(i, j), max(i, j)) not in excluded
+            if i != j and not (i > j and {i, j} <= both)
+            if (min(i, j), max(i, j)) not in excluded
         ]
     first, second = torch.tensor(interacting, dtype=torch.int64).reshape(-1, 2).T
     return first, second

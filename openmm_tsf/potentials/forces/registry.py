@@ -90,7 +90,6 @@ def global_parameters(system: openmm.System) -> dict[str, float]:
             value = float(force.getGlobalParameterDefaultValue(index))
             if defaults.setdefault(name, value) != value:
                 got = f"{defaults[name]} and {value} (in {force.getName()})"
-                raise ValueError(
-                    f"system: expected one default of the global parameter {name!r}, got {got}"
-                )
+                expected = f"one default of the global parameter {name!r}"
+                raise ValueError(f"system: expected {expected}, got {got}")
     return defaults
