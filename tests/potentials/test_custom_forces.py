@@ -16,7 +16,7 @@ from openmm_tsf.potentials.forces.base import NotCovered, Term
 from openmm_tsf.potentials.forces.pairs import AllPairs, Batch
 from openmm_tsf.potentials.forces.registry import TERMS
 from tests.support.molecules import alanine, capped
-from tests.support.torch_cases import reference_values, system_of
+from tests.support.torch_cases import perturbed, reference_values, system_of
 from tests.support.torch_zoo import custom
 
 GB = openmm.CustomGBForce
@@ -336,6 +336,10 @@ def test_tables_of_born():
     assert_agrees(force)
 
 
+def conformations(build, n: int, width: float = 0.01) -> torch.Tensor:
+    return perturbed(build()[1], 3, [width] * n)
+
+
 @cache
 def _system(build, model: str) -> openmm.System:
     force_field = app.ForceField("amber14-all.xml", f"implicit/{model}.xml")
@@ -345,12 +349,6 @@ def _system(build, model: str) -> openmm.System:
 def implicit(build, model: str) -> openmm.CustomGBForce:
     (force,) = (f for f in _system(build, model).getForces() if isinstance(f, GB))
     return force
-
-
-def conformations(build, batch: int, spread: float = 0.01) -> torch.Tensor:
-    positions = build()[1]
-    noise = np.random.default_rng(3).normal(size=(batch, *positions.shape))
-    return torch.tensor(positions + spread * noise)
 
 
 @pytest.mark.parametrize("model", ["hct", "obc1", "obc2", "gbn", "gbn2"])
@@ -438,19 +436,11 @@ def without_pairs() -> openmm.CustomNonbondedForce:
     return force
 
 
-@pytest.mark.parametrize(
-    ("force", "expected"),
-    [
-        *(
-            (force, 0.0)
-            for force in (bonds("k*r", "k"), angles("theta", ""), torsions("theta", ""))
-        ),
-        (external("x", ""), 0.0),
-        (without_pairs(), 0.0),
-        (bonds("k+2", "k", (0, 1, [3.0]), (1, 2, [4.0])), 11.0),
-    ],
-)
-def test_forces_without_terms_and_of_constants(force, expected):
+CONSTANT = bonds("k+2", "k", (0, 1, [3.0]), (1, 2, [4.0]))
+
+
+@pytest.mark.parametrize(("force", "expected"), [(without_pairs(), 0.0), (CONSTANT, 11.0)])
+def test_forces_without_pairs_and_of_constants(force, expected):
     assert energy(term_of(force, N), CLUSTERS, {}).tolist() == [expected] * len(CLUSTERS)
 
 

@@ -359,15 +359,7 @@ def test_wrong_options(molecule, options, error, message):
         OpenMMPotential(molecule.system, *options)
 
 
-def test_wrong_systems():
-    with pytest.raises(TypeError, match="system: expected an openmm"):
-        OpenMMPotential("system")
-    with pytest.raises(ValueError, match="at least one particle"):
-        OpenMMPotential(openmm.System())
-    system = system_of(n=3)
-    system.setVirtualSite(2, openmm.TwoParticleAverageSite(0, 1, 0.5, 0.5))
-    with pytest.raises(ValueError, match="virtual sites are not supported, particle 2"):
-        OpenMMPotential(system)
+def test_a_periodic_system():
     force = openmm.NonbondedForce()
     force.addParticle(0.0, 0.1, 0.0)
     force.setNonbondedMethod(openmm.NonbondedForce.PME)

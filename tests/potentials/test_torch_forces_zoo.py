@@ -14,11 +14,11 @@ from tests.support.torch_cases import (
     assert_agrees,
     cluster,
     errors,
-    hessian_rows,
+    hessians,
     reference_values,
     system_of,
 )
-from tests.support.torch_zoo import PLAIN, everything, harmonic_bonds, nonbonded, offsets
+from tests.support.torch_zoo import PLAIN, everything, nonbonded, offsets
 
 
 def check(*forces: openmm.Force, x: Tensor | None = None) -> None:
@@ -27,26 +27,17 @@ def check(*forces: openmm.Force, x: Tensor | None = None) -> None:
     assert_agrees(TorchPotential.from_system(system), system, x)
 
 
-@pytest.mark.parametrize("builder", PLAIN, ids=lambda b: b.__name__)
+@pytest.mark.parametrize("builder", [*PLAIN, offsets], ids=lambda b: b.__name__)
 def test_one_force(builder):
     check(builder(np.random.default_rng(1)))
 
 
-@pytest.mark.parametrize("builder", PLAIN, ids=lambda b: b.__name__)
-def test_second_derivatives_of_one_force(builder):
+@pytest.mark.parametrize("builder", [*PLAIN, None])
+def test_second_derivatives_of_one_force_and_of_everything(builder):
     """The whole Hessian against differences of OpenMM's forces."""
-    _check_hessian(system_of(builder(np.random.default_rng(2))))
-
-
-def test_second_derivatives_of_everything():
-    _check_hessian(everything())
-
-
-def _check_hessian(system: openmm.System) -> None:
-    potential, x = TorchPotential.from_system(system), cluster(1)[0]
-    hessian = torch.autograd.functional.hessian(lambda y: potential.energy(y[None]).sum(), x)
-    hessian = hessian.reshape(x.numel(), x.numel())
-    expected = hessian_rows(system, x, range(x.numel()))
+    system = everything() if builder is None else system_of(builder(np.random.default_rng(2)))
+    x = cluster(1)[0]
+    hessian, expected = hessians(system, x, range(x.numel()))
     assert (hessian - expected).abs().max() <= 1e-7 * hessian.abs().max()
 
 
@@ -164,15 +155,6 @@ def test_overlapping_particles_of_gbsa_obc(closest):
     check(force, x=x)
 
 
-def test_parameter_offsets():
-    check(offsets(np.random.default_rng(6)))
-
-
-def test_everything_together():
-    system = everything()
-    assert_agrees(TorchPotential.from_system(system), system, cluster())
-
-
 def test_global_parameters_changed_afterwards():
     """Offsets, a Custom Force that shares their parameter, and back to the defaults."""
     system, x = everything(), cluster()
@@ -225,11 +207,6 @@ def test_a_system_without_forces():
         assert not forces.any()
 
 
-def test_motion_removal_is_ignored():
-    rng = np.random.default_rng(10)
-    check(harmonic_bonds(rng), openmm.CMMotionRemover(1))
-
-
 @pytest.mark.parametrize("n", [1, 2])
 def test_one_and_two_particles(n):
     pair = openmm.NonbondedForce()
@@ -242,16 +219,13 @@ def test_one_and_two_particles(n):
     check(pair, born, well, x=cluster(3, n=n))
 
 
-def test_one_conformation_and_none():
+def test_conformations_one_by_one():
     potential = TorchPotential.from_system(everything())
     x = cluster()
     together = potential.energy_and_forces(x)
     alone = [potential.energy_and_forces(row[None]) for row in x]
     torch.testing.assert_close(torch.cat([e for e, _ in alone]), together[0], rtol=1e-12, atol=1e-8)
     torch.testing.assert_close(torch.cat([f for _, f in alone]), together[1], rtol=1e-11, atol=1e-6)
-    energies, forces = potential.energy_and_forces(x[:0])
-    assert (energies.shape, forces.shape) == ((0,), (0, N, 3))
-    assert potential.energy(x[:0]).shape == (0,)
 
 
 def test_coincident_particles_that_do_not_interact():

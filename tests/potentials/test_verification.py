@@ -18,7 +18,7 @@ from tests.support.torch_cases import (
     degenerate,
     dipeptide,
     errors,
-    hessian_rows,
+    hessians,
     minimised_and_dynamics,
     peptide,
     perturbed,
@@ -32,6 +32,8 @@ ALL = [(residue, protein, solvent) for residue in AMINO_ACIDS for protein, solve
 COVERING = [
     (residue, *FORCE_FIELDS[k % len(FORCE_FIELDS)]) for k, residue in enumerate(AMINO_ACIDS)
 ]
+VACUUM = [("SER", protein, None) for protein in PROTEINS]
+OTHERS = [pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in COVERING]
 
 
 def check(case: Case) -> None:
@@ -43,22 +45,9 @@ def test_alanine_dipeptide(name):
     check(alanine_case(name))
 
 
-@pytest.mark.parametrize(("residue", "protein", "solvent"), COVERING)
+@pytest.mark.parametrize(("residue", "protein", "solvent"), [*COVERING, *VACUUM, *OTHERS])
 def test_capped_residues(residue, protein, solvent):
     check(dipeptide(residue, protein, solvent))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("residue", "protein", "solvent"), [case for case in ALL if case not in COVERING]
-)
-def test_every_capped_residue_in_every_force_field(residue, protein, solvent):
-    check(dipeptide(residue, protein, solvent))
-
-
-@pytest.mark.parametrize("protein", PROTEINS)
-def test_capped_residue_in_vacuum(protein):
-    check(dipeptide("SER", protein, None))
 
 
 @pytest.mark.parametrize(
@@ -120,15 +109,10 @@ def test_second_derivatives_of_cmaps_and_custom_torsions():
 
 def _check_hessian(case: Case) -> None:
     """Every seventh row: against differences of OpenMM's forces, and for its symmetry."""
-    potential = TorchPotential.from_system(case.system)
     for row in case.x:
-        leaf = row[None].clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(potential.energy(leaf).sum(), leaf, create_graph=True)
         chosen = list(range(0, row.numel(), 7))
-        rows = [torch.autograd.grad(gradient.view(-1)[k], leaf, retain_graph=True) for k in chosen]
-        hessian = torch.stack([row.flatten() for (row,) in rows])
+        hessian, expected = hessians(case.system, row, chosen)
         scale = hessian.abs().max()
-        expected = hessian_rows(case.system, row, chosen)
         assert (hessian - expected).abs().max() <= 1e-8 * scale
         square = hessian[:, chosen]
         assert (square - square.T).abs().max() <= 1e-12 * scale

@@ -16,7 +16,7 @@ import openmm.app as app
 import torch
 from torch import Tensor
 
-from openmm_tsf.potentials.base import Potential
+from openmm_tsf.potentials import Potential, TorchPotential
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from tests.support.molecules import capped, capped_stretch, force_field
@@ -115,13 +115,18 @@ def assert_agrees(
     torch.testing.assert_close(potential.energy(x), got[0], rtol=1e-13, atol=1e-9)
 
 
-def hessian_rows(system: openmm.System, x: Tensor, coordinates: Iterable[int]) -> Tensor:
-    """Return rows [n, 3N] of the Hessian at `x` [N, 3], by differences of OpenMM's forces.
+def hessians(system: openmm.System, x: Tensor, coordinates: Iterable[int]) -> tuple[Tensor, Tensor]:
+    """Return rows [n, 3N] of the Hessian at `x` [N, 3]: TorchPotential's, and those of OpenMM.
 
-    Two step widths, extrapolated: the error is of fourth order in the step.
+    The latter are differences of forces with two step widths, extrapolated to fourth order.
     """
-    context, rows = reference_context(system), []
+    leaf = x[None].clone().requires_grad_()
+    energy = TorchPotential.from_system(system).energy(leaf).sum()
+    (gradient,) = torch.autograd.grad(energy, leaf, create_graph=True)
+    context, got, rows = reference_context(system), [], []
     for coordinate in coordinates:
+        (row,) = torch.autograd.grad(gradient.view(-1)[coordinate], leaf, retain_graph=True)
+        got.append(row.flatten())
         differences = []
         for step in (1e-5, 2e-5):
             ends = x.repeat(2, 1, 1)
@@ -129,7 +134,7 @@ def hessian_rows(system: openmm.System, x: Tensor, coordinates: Iterable[int]) -
             _, (up, down) = context_values(context, ends)
             differences.append((down - up).flatten() / (2 * step))
         rows.append((4 * differences[0] - differences[1]) / 3)
-    return torch.stack(rows)
+    return torch.stack(got), torch.stack(rows)
 
 
 def perturbed(positions: np.ndarray, seed: int, widths: Iterable[float] = WIDTHS) -> Tensor:

@@ -138,6 +138,12 @@ def custom(kind: str, text: str, names: str, *groups: Any, **global_parameters: 
     return force
 
 
+def scaled_bond(value: float = 0.0) -> openmm.System:
+    """Return a bond that a global parameter scales."""
+    bond = 0, 1, [300.0, 0.15]
+    return system_of(custom("Bond", "lam*k*(r-r0)^2", "k r0", bond, lam=value), n=2)
+
+
 PLAIN: list[Builder] = [
     harmonic_bonds,
     harmonic_angles,
