@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.utils.validation import check_positive
 
 
 def check_floating(value: Any, name: str) -> None:
@@ -92,23 +93,23 @@ class GaussianWell(ModelPotential):
 
     def log_partition_function(self, temperature: float) -> float:
         """Return ln Z = ln ∫ exp(−U/T) dx."""
-        _check_temperature(temperature)
+        check_positive(temperature, "temperature")
         log_det = 2.0 * self._factor.diagonal().log().sum().item()
         return 0.5 * (self.event_shape[0] * math.log(2.0 * math.pi * temperature) - log_det)
 
     def mean_energy(self, temperature: float) -> float:
         """Return ⟨U⟩ = d T / 2."""
-        _check_temperature(temperature)
+        check_positive(temperature, "temperature")
         return 0.5 * self.event_shape[0] * temperature
 
     def covariance(self, temperature: float) -> Tensor:
         """Return the covariance T P⁻¹ [d, d], float64."""
-        _check_temperature(temperature)
+        check_positive(temperature, "temperature")
         return temperature * torch.cholesky_inverse(self._factor)
 
     def sample(self, n: int, temperature: float, generator: torch.Generator) -> Tensor:
         """Draw independent samples [n, d] at `temperature`, float64."""
-        _check_temperature(temperature)
+        check_positive(temperature, "temperature")
         noise = torch.randn(self.event_shape[0], n, dtype=torch.float64, generator=generator)
         scaled = math.sqrt(temperature) * noise
         return torch.linalg.solve_triangular(self._factor.T, scaled, upper=True).T.contiguous()
@@ -232,7 +233,7 @@ class DoubleWell(ModelPotential):
 
     def _quadrature(self, temperature: float) -> tuple[Tensor, Tensor]:
         """Return a symmetric grid [points, d] with all but e^-60 of the weight, and −U/T on it."""
-        _check_temperature(temperature)
+        check_positive(temperature, "temperature")
         half = self.N_POINTS // 2
         unit = torch.arange(-half, half + 1, dtype=torch.float64)[:, None] / half  # 0 is a point
         half_width = torch.full_like(self.a, 1e-3)
@@ -246,8 +247,3 @@ class DoubleWell(ModelPotential):
             half_width = torch.where(too_short, 1.25 * half_width, half_width)
         problem = f"no finite range holds the distribution at {temperature}"
         raise ValueError(f"temperature: {problem}; rescale the coefficients")
-
-
-def _check_temperature(temperature: float) -> None:
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature: expected a positive number, got {temperature!r}")

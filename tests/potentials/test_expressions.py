@@ -275,36 +275,30 @@ def test_common_subexpressions_are_evaluated_once():
     assert "mul" not in operations("atan2(cube(2),x)")
 
 
+BAD = {
+    "end of expression": [("", 0), (" ;a=1", 1), ("x+", 2), ("x;a=sqrt(", 9)],
+    "unbalanced": [("(x", 0), ("x)", 1), ("y*sqrt(x", 6)],
+    "unknown function 'foo'": [("x+foo(x)", 2)],
+    "takes 1": [("sqrt(x,y)", 0)],
+    "takes 2": [("min(x,y,z)", 0)],
+    "takes 3": [("1+select(x,y)", 2)],
+    r"got '\)'": [("sqrt()", 5)],
+    r"got '\*'": [("x**2", 2)],
+    r"got '\+'": [("+x", 0)],
+    "unexpected 'x'": [("2x", 1)],
+    "unexpected 'y'": [("x y", 2)],
+    r"unexpected '\('": [("sqrt (x)", 5)],
+    "unexpected '>'": [("x>2", 1)],
+    "unexpected '='": [("x=2", 1), ("x;a=2=3", 5)],
+    "unexpected ','": [("x,y", 1), ("(x,y)", 2)],
+    "unexpected": [("1.2.3", 3)],
+    "not a number": [("2e*x", 0)],
+    "definition": [("x;2", 2), ("x;=2", 2)],
+}
+
+
 @pytest.mark.parametrize(
-    ("text", "position", "problem"),
-    [
-        ("", 0, "end of expression"),
-        (" ;a=1", 1, "end of expression"),
-        ("(x", 0, "unbalanced"),
-        ("x)", 1, "unbalanced"),
-        ("y*sqrt(x", 6, "unbalanced"),
-        ("x+foo(x)", 2, "unknown function 'foo'"),
-        ("sqrt(x,y)", 0, "takes 1"),
-        ("1+select(x,y)", 2, "takes 3"),
-        ("min(x,y,z)", 0, "takes 2"),
-        ("sqrt()", 5, "got '\\)'"),
-        ("x**2", 2, "got '\\*'"),
-        ("+x", 0, "got '\\+'"),
-        ("2x", 1, "unexpected 'x'"),
-        ("x y", 2, "unexpected 'y'"),
-        ("sqrt (x)", 5, "unexpected '\\('"),
-        ("x+", 2, "end of expression"),
-        ("2e*x", 0, "not a number"),
-        ("1.2.3", 3, "unexpected"),
-        ("x>2", 1, "unexpected '>'"),
-        ("x=2", 1, "unexpected '='"),
-        ("x;2", 2, "definition"),
-        ("x;=2", 2, "definition"),
-        ("x;a=sqrt(", 9, "end of expression"),
-        ("x;a=2=3", 5, "unexpected '='"),
-        ("x,y", 1, "unexpected ','"),
-        ("(x,y)", 2, "unexpected ','"),
-    ],
+    ("text", "position", "problem"), [(*case, problem) for problem in BAD for case in BAD[problem]]
 )
 def test_bad_expressions(text, position, problem):
     with pytest.raises(ExpressionError, match=problem) as caught:
@@ -341,18 +335,14 @@ def test_constants_dtypes_and_broadcasting():
             assert result.shape == (4, 5)
 
 
-TRACED = "select(step(x-1), log(x)*table(y), z^2)*exp(-a^3)+floor(y)+map(x,y);a=sqrt(x*x+1)"
-
-
-def traced_functions():
-    return {
-        "table": openmm.Continuous1DFunction([0.0, 1.0, 0.5, 2.0], 0.0, 2.0),
+def test_tracing_and_compiling():
+    table = openmm.Continuous1DFunction([0.0, 1.0, 0.5, 2.0], 0.0, 2.0)
+    functions = {
+        "table": table,
         "map": openmm.Discrete2DFunction(2, 3, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
     }
-
-
-def test_tracing_and_compiling():
-    expression = Expression(TRACED, {n: from_openmm(f) for n, f in traced_functions().items()})
+    text = "select(step(x-1), log(x)*table(y), z^2)*exp(-a^3)+floor(y)+map(x,y);a=sqrt(x*x+1)"
+    expression = Expression(text, {name: from_openmm(f) for name, f in functions.items()})
 
     def energy_and_gradient(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         x = x.detach().requires_grad_()

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import pickle
 import warnings
-from collections.abc import Callable
 from contextlib import ExitStack
 
 import numpy as np
@@ -16,15 +15,8 @@ import torch
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.potentials.platforms import available_platforms
 from openmm_tsf.units import KB
-from tests.support.torch_cases import (
-    conformations,
-    context_values,
-    degenerate,
-    reference_context,
-    system_of,
-)
+from tests.support import torch_cases as cases
 
-New = Callable[..., OpenMMPotential]
 PLATFORMS = [name for name in ("Reference", "CPU") if name in available_platforms()]
 
 
@@ -47,8 +39,10 @@ def new(molecule):
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_agrees_with_a_context(molecule, new, platform):
-    x = conformations(molecule, 5)
-    energies, forces = context_values(reference_context(molecule.system, platform=platform), x)
+    x = cases.conformations(molecule, 5)
+    energies, forces = cases.context_values(
+        cases.reference_context(molecule.system, platform=platform), x
+    )
     potential = new(platform)
     got_energies, got_forces = potential.energy_and_forces(x)
     alone = potential.energy(x)
@@ -61,7 +55,7 @@ def test_agrees_with_a_context(molecule, new, platform):
 
 
 def test_gradient_is_minus_the_force(molecule, potential):
-    x = conformations(molecule, 3).requires_grad_()
+    x = cases.conformations(molecule, 3).requires_grad_()
     _, forces = potential.energy_and_forces(x.detach())
     weights = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     (gradient,) = torch.autograd.grad((weights * potential.energy(x)).sum(), x)
@@ -69,7 +63,7 @@ def test_gradient_is_minus_the_force(molecule, potential):
 
 
 def test_gradient_is_the_finite_difference(molecule, potential):
-    x = conformations(molecule, 1)[0]
+    x = cases.conformations(molecule, 1)[0]
     directions = torch.from_numpy(np.random.default_rng(1).normal(size=(8, molecule.n_atoms, 3)))
     step = 1e-6
     ends = torch.stack([x + step * directions, x - step * directions])
@@ -81,7 +75,7 @@ def test_gradient_is_the_finite_difference(molecule, potential):
 
 
 def test_second_derivative_raises(molecule, potential):
-    x = conformations(molecule, 2).requires_grad_()
+    x = cases.conformations(molecule, 2).requires_grad_()
     for weight in (1.0, 2.0):
         weights = torch.full((2,), weight, dtype=torch.float64, requires_grad=True)
         energies = weights * potential.energy(x)
@@ -104,7 +98,7 @@ def test_forces_are_computed_only_for_a_gradient(molecule, new, monkeypatch):
 
     potential = new()
     monkeypatch.setattr(openmm.Context, "getState", spy)
-    x = conformations(molecule, 1)
+    x = cases.conformations(molecule, 1)
     potential.energy(x)
     with torch.no_grad():
         potential.energy(x.requires_grad_())
@@ -127,7 +121,7 @@ def test_dtype_follows_the_input(molecule, potential, dtype):
 
 
 def test_overflow_of_the_result_is_not_finite(molecule, new):
-    x = 100.0 * conformations(molecule, 1)  # stretched bonds: about 1e9 kJ/mol
+    x = 100.0 * cases.conformations(molecule, 1)  # stretched bonds: about 1e9 kJ/mol
     potential = new()
     assert potential.energy(x).isfinite().all()
     energies, forces = potential.energy_and_forces(x.half())
@@ -137,7 +131,7 @@ def test_overflow_of_the_result_is_not_finite(molecule, new):
 
 
 def test_non_contiguous_input_is_read_right(molecule, potential):
-    x = conformations(molecule, 4)
+    x = cases.conformations(molecule, 4)
     strided = x.permute(2, 1, 0).contiguous().permute(2, 1, 0)[::2]
     assert not strided.is_contiguous()
     torch.testing.assert_close(potential.energy(strided), potential.energy(x)[::2], rtol=0, atol=0)
@@ -156,21 +150,9 @@ def test_empty_batch(new, n_contexts):
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_non_finite_rows_are_the_same_on_every_platform(molecule, new, platform):
-    x, bad = degenerate(conformations(molecule, 1)[0])
+    x, bad = cases.degenerate(cases.conformations(molecule, 1)[0])
     potential = new(platform)
-    energies, forces = potential.energy_and_forces(x)
-    assert torch.equal(energies == torch.inf, bad)
-    assert not forces[bad].any()
-    assert forces[0].any()
-    assert forces[-1].any()
-    assert (potential.n_evaluations, potential.n_non_finite) == (8, 6)
-    assert torch.equal(potential.energy(x) == torch.inf, bad)
-    leaf = x.clone().requires_grad_()
-    # 0 * inf and inf weights: a gradient of NaN at the bad rows must not be propagated.
-    potential.energy(leaf).square().sum().backward()
-    assert not leaf.grad[bad].any()
-    assert leaf.grad.isfinite().all()
-    assert leaf.grad[0].any()
+    cases.check_degenerate(potential, x, bad)
     assert (potential.n_evaluations, potential.n_non_finite) == (24, 18)
     assert potential.energy(x[:1]).isfinite().all()
 
@@ -188,7 +170,7 @@ class LimitedContext(openmm.Context):
 
 def test_exceptions_are_infinite_only_if_the_conformation_is_at_fault(molecule, new, monkeypatch):
     monkeypatch.setattr(openmm, "Context", LimitedContext)
-    good, potential = conformations(molecule, 1), new()
+    good, potential = cases.conformations(molecule, 1), new()
     with pytest.raises(openmm.OpenMMException, match="device unavailable"):
         potential.energy(good + 10.0)  # no conformation has worked yet
     assert potential.energy(torch.cat([good, good + 10.0])).isfinite().tolist() == [True, False]
@@ -199,7 +181,7 @@ def test_exceptions_are_infinite_only_if_the_conformation_is_at_fault(molecule, 
 
 
 def test_two_contexts_equal_one(molecule, new):
-    x = conformations(molecule, 67)
+    x = cases.conformations(molecule, 67)
     x[5] = torch.nan
     one, two = new(), new(n_contexts=2)
     for rows in (1, 2, 3, 67):
@@ -210,7 +192,7 @@ def test_two_contexts_equal_one(molecule, new):
 
 
 def test_an_exception_in_a_thread_is_raised(molecule, new, monkeypatch):
-    x, potential = conformations(molecule, 40), new(n_contexts=2)
+    x, potential = cases.conformations(molecule, 40), new(n_contexts=2)
     potential.energy(x)
     monkeypatch.setattr(openmm.State, "getPotentialEnergy", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -220,14 +202,12 @@ def test_an_exception_in_a_thread_is_raised(molecule, new, monkeypatch):
 
 
 def test_pickle_copies_the_system_and_the_choice(molecule):
-    x = conformations(molecule, 2)
+    x = cases.conformations(molecule, 2)
     with OpenMMPotential(molecule.system, "CPU", {"Threads": 1}, n_contexts=2) as potential:
         expected = potential.energy(x)
         with pickle.loads(pickle.dumps(potential)) as copy:
-            assert copy.n_evaluations == 0
-            assert copy.platform_name == "CPU"
-            assert copy.platform_properties == {"Threads": "1"}
-            assert copy.n_contexts == 2
+            assert (copy.n_evaluations, copy.n_contexts) == (0, 2)
+            assert (copy.platform_name, copy.platform_properties) == ("CPU", {"Threads": "1"})
             torch.testing.assert_close(copy.energy(x), expected)
     with pytest.raises(RuntimeError, match="closed"):
         pickle.dumps(potential)
@@ -239,7 +219,7 @@ def _energies_in_child(potential, x):
 
 
 def test_spawned_process(molecule, potential):
-    x = conformations(molecule, 2)
+    x = cases.conformations(molecule, 2)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         got = pool.apply(_energies_in_child, (potential, x.numpy()))
         pool.close()
@@ -249,7 +229,7 @@ def test_spawned_process(molecule, potential):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_forked_child_gets_an_error_and_ends(molecule):
-    x = conformations(molecule, 1)
+    x = cases.conformations(molecule, 1)
     potential = OpenMMPotential(molecule.system, "CPU", n_contexts=2)
     potential.energy(x)
     receiver, sender = multiprocessing.Pipe(duplex=False)
@@ -276,8 +256,9 @@ def test_forked_child_gets_an_error_and_ends(molecule):
 
 
 def test_closing(molecule):
-    x = conformations(molecule, 1)
-    with OpenMMPotential(molecule.system, "Reference", n_contexts=2) as potential:
+    x, platform = cases.conformations(molecule, 1), openmm.Platform.getPlatform("Reference")
+    with OpenMMPotential(molecule.system, platform, n_contexts=2) as potential:
+        assert potential.platform_name == "Reference"
         context = potential.make_context(openmm.VerletIntegrator(0.001))
         potential.energy(x)
     potential.close()
@@ -305,7 +286,7 @@ def test_make_context_has_the_same_platform(molecule):
 
 
 def test_the_system_is_copied(molecule):
-    x = conformations(molecule, 1)
+    x = cases.conformations(molecule, 1)
     system = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(molecule.system))
     before = openmm.XmlSerializer.serialize(system)
     with OpenMMPotential(system, "Reference", n_contexts=1) as potential:
@@ -324,7 +305,7 @@ def test_measured_choice_is_readable_and_logged(molecule, caplog):
     with OpenMMPotential(molecule.system) as potential:
         assert potential.platform_name in available_platforms()
         assert potential.n_contexts >= 1
-        assert potential.energy(conformations(molecule, 3)).isfinite().all()
+        assert potential.energy(cases.conformations(molecule, 3)).isfinite().all()
         assert potential.n_evaluations == 3  # the measurement is not counted
         choice = potential.platform_name, potential.platform_properties, potential.n_contexts
         with OpenMMPotential(molecule.system, *choice) as again:
@@ -332,12 +313,6 @@ def test_measured_choice_is_readable_and_logged(molecule, caplog):
     text = caplog.text
     assert all(name in text for name in PLATFORMS)
     assert f"chose {potential.platform_name}" in text
-
-
-def test_platform_object_is_accepted(molecule):
-    platform = openmm.Platform.getPlatform("Reference")
-    with OpenMMPotential(molecule.system, platform) as potential:
-        assert potential.platform_name == "Reference"
 
 
 @pytest.mark.parametrize(
@@ -364,17 +339,14 @@ def test_a_periodic_system():
     force.addParticle(0.0, 0.1, 0.0)
     force.setNonbondedMethod(openmm.NonbondedForce.PME)
     with pytest.raises(ValueError, match="no periodic box, but NonbondedForce"):
-        OpenMMPotential(system_of(force, n=1))
+        OpenMMPotential(cases.system_of(force, n=1))
 
 
 @pytest.mark.parametrize(
     ("x", "error"),
     [
-        (torch.zeros(22, 3), ValueError),
-        (torch.zeros(1, 21, 3), ValueError),
-        (torch.zeros(1, 66), ValueError),
-        (torch.zeros(1, 22, 3, dtype=torch.int64), TypeError),
-        (np.zeros((1, 22, 3)), TypeError),
+        *((torch.zeros(*shape), ValueError) for shape in ((22, 3), (1, 21, 3), (1, 66))),
+        *((x, TypeError) for x in (torch.zeros(1, 22, 3, dtype=torch.int64), np.zeros((1, 22, 3)))),
     ],
 )
 def test_wrong_positions(potential, x, error):

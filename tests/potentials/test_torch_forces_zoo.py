@@ -9,22 +9,15 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials import OpenMMPotential, TorchPotential
+from tests.support import torch_cases as cases
 from tests.support.torch_cases import N_PARTICLES as N
-from tests.support.torch_cases import (
-    assert_agrees,
-    cluster,
-    errors,
-    hessians,
-    reference_values,
-    system_of,
-)
-from tests.support.torch_zoo import PLAIN, everything, nonbonded, offsets
+from tests.support.torch_zoo import PLAIN, custom, everything, nonbonded, offsets
 
 
 def check(*forces: openmm.Force, x: Tensor | None = None) -> None:
-    x = cluster() if x is None else x
-    system = system_of(*forces, n=x.shape[1])
-    assert_agrees(TorchPotential.from_system(system), system, x)
+    x = cases.cluster() if x is None else x
+    system = cases.system_of(*forces, n=x.shape[1])
+    cases.assert_agrees(TorchPotential.from_system(system), system, x)
 
 
 @pytest.mark.parametrize("builder", [*PLAIN, offsets], ids=lambda b: b.__name__)
@@ -35,15 +28,15 @@ def test_one_force(builder):
 @pytest.mark.parametrize("builder", [*PLAIN, None])
 def test_second_derivatives_of_one_force_and_of_everything(builder):
     """The whole Hessian against differences of OpenMM's forces."""
-    system = everything() if builder is None else system_of(builder(np.random.default_rng(2)))
-    x = cluster(1)[0]
-    hessian, expected = hessians(system, x, range(x.numel()))
+    system = everything() if builder is None else cases.system_of(builder(np.random.default_rng(2)))
+    x = cases.cluster(1)[0]
+    hessian, expected = cases.hessians(system, x, range(x.numel()))
     assert (hessian - expected).abs().max() <= 1e-7 * hessian.abs().max()
 
 
 def test_third_derivatives_of_everything():
     """The gradient of the curvature along a direction, against its differences."""
-    potential, x = TorchPotential.from_system(everything()), cluster(1)
+    potential, x = TorchPotential.from_system(everything()), cases.cluster(1)
     direction = torch.from_numpy(np.random.default_rng(12).normal(size=x.shape))
 
     def curvatures(y: Tensor) -> Tensor:
@@ -105,12 +98,12 @@ def test_angles_without_a_plane(end):
     custom = openmm.CustomAngleForce("50*(theta-2)^2")
     custom.addAngle(0, 1, 2)
     for force in (harmonic, custom):
-        system = system_of(force, n=3)
-        expected = reference_values(system, x)
+        system = cases.system_of(force, n=3)
+        expected = cases.reference_values(system, x)
         assert expected[0].isfinite().all()
         assert not expected[1].any()
         got = TorchPotential.from_system(system).energy_and_forces(x)
-        assert max(errors(got, expected)) < 1e-12
+        assert max(cases.errors(got, expected)) < 1e-12
 
 
 @pytest.mark.parametrize(
@@ -125,7 +118,7 @@ def test_nearly_straight_angles(bend, energy_limit, force_limit):
     """
     force = openmm.HarmonicAngleForce()
     force.addAngle(0, 1, 2, 2.0, 100.0)
-    system = system_of(force, n=3)
+    system = cases.system_of(force, n=3)
     end = [-0.1 * math.cos(bend), 0.1 * math.sin(bend), 0.0]
     x = torch.tensor([[[0.1, 0.0, 0.0], [0.0, 0.0, 0.0], end]], dtype=torch.float64)
     stretch = math.pi - bend - 2.0
@@ -133,7 +126,7 @@ def test_nearly_straight_angles(bend, energy_limit, force_limit):
     exact = 50.0 * stretch**2, 100.0 * stretch / 0.1
     assert float(energies[0]) == pytest.approx(exact[0], rel=1e-13)
     assert float(forces[0, 0].norm()) == pytest.approx(exact[1], rel=1e-13)
-    reference_energies, reference_forces = reference_values(system, x)
+    reference_energies, reference_forces = cases.reference_values(system, x)
     assert float(reference_energies[0]) == pytest.approx(exact[0], rel=energy_limit)
     assert float(reference_forces[0, 0].norm()) == pytest.approx(exact[1], rel=force_limit)
     if bend == 1e-6:
@@ -148,7 +141,7 @@ def test_overlapping_particles_of_gbsa_obc(closest):
     radii = rng.uniform(0.05, 0.35, size=N)
     for radius in radii:
         force.addParticle(rng.uniform(-1, 1), radius, rng.uniform(0.5, 1.1))
-    x = cluster(30, closest=closest, seed=5)
+    x = cases.cluster(30, closest=closest, seed=5)
     reach = np.array([0.8 * (r - 0.009) for r in radii])
     r = torch.cdist(x, x).numpy()
     assert (r < (reach[None, :] - (radii[:, None] - 0.009))[None]).any(), "no particle is inside"
@@ -157,7 +150,7 @@ def test_overlapping_particles_of_gbsa_obc(closest):
 
 def test_global_parameters_changed_afterwards():
     """Offsets, a Custom Force that shares their parameter, and back to the defaults."""
-    system, x = everything(), cluster()
+    system, x = everything(), cases.cluster()
     potential = TorchPotential.from_system(system)
     defaults = potential.global_parameters
     assert defaults == {"charging": 0.4, "growth": 0.0, "bridge": 1.3, "k": 60.0, "strength": 2.0}
@@ -165,35 +158,30 @@ def test_global_parameters_changed_afterwards():
     for values in (changed, {"growth": 1e-3, "k": 0.0}, defaults):
         for name, value in {**defaults, **values}.items():
             potential.set_global_parameter(name, value)
-        assert_agrees(potential, system, x, parameters=values)
+        cases.assert_agrees(potential, system, x, parameters=values)
 
 
 @pytest.mark.parametrize("groups", [[0], [1, 3], [0, 1, 2, 3], [5]])
 def test_force_groups(groups):
-    system, x = everything(), cluster()
+    system, x = everything(), cases.cluster()
     potential = TorchPotential.from_system(system, force_groups=groups)
-    expected = reference_values(system, x, groups=groups)
+    expected = cases.reference_values(system, x, groups=groups)
     assert bool(expected[0].any()) == (groups != [5])
-    assert max(errors(potential.energy_and_forces(x), expected)) < 1e-10
+    assert max(cases.errors(potential.energy_and_forces(x), expected)) < 1e-10
 
 
+STANDARD = ("HarmonicBond", "HarmonicAngle", "PeriodicTorsion", "RBTorsion", "CMAPTorsion")
 EMPTY = [
-    openmm.HarmonicBondForce(),
-    openmm.HarmonicAngleForce(),
-    openmm.PeriodicTorsionForce(),
-    openmm.RBTorsionForce(),
-    openmm.CMAPTorsionForce(),
-    openmm.CustomBondForce("r^2"),
-    openmm.CustomAngleForce("theta"),
-    openmm.CustomTorsionForce("theta"),
-    openmm.CustomExternalForce("x"),
+    *(getattr(openmm, f"{name}Force")() for name in STANDARD),
+    *(custom(kind, "theta", "") for kind in ("Angle", "Torsion")),
+    *(custom("Bond", "r^2", ""), custom("External", "x", "")),
 ]
 
 
 @pytest.mark.parametrize("force", EMPTY, ids=lambda force: force.getName())
 def test_a_force_without_terms(force):
-    potential = TorchPotential.from_system(system_of(openmm.XmlSerializer.clone(force)))
-    energies, forces = potential.energy_and_forces(cluster())
+    potential = TorchPotential.from_system(cases.system_of(openmm.XmlSerializer.clone(force)))
+    energies, forces = potential.energy_and_forces(cases.cluster())
     assert not energies.any()
     assert not forces.any()
     check(nonbonded(np.random.default_rng(9)), openmm.XmlSerializer.clone(force))
@@ -201,8 +189,8 @@ def test_a_force_without_terms(force):
 
 def test_a_system_without_forces():
     for none in ((), (openmm.CMMotionRemover(),)):
-        potential = TorchPotential.from_system(system_of(*none))
-        energies, forces = potential.energy_and_forces(cluster())
+        potential = TorchPotential.from_system(cases.system_of(*none))
+        energies, forces = potential.energy_and_forces(cases.cluster())
         assert energies.tolist() == [0.0] * 6
         assert not forces.any()
 
@@ -216,12 +204,12 @@ def test_one_and_two_particles(n):
         pair.addParticle(0.3, 0.15, 0.4)
         born.addParticle(0.3, 0.15, 0.8)
         well.addParticle(i)
-    check(pair, born, well, x=cluster(3, n=n))
+    check(pair, born, well, x=cases.cluster(3, n=n))
 
 
 def test_conformations_one_by_one():
     potential = TorchPotential.from_system(everything())
-    x = cluster()
+    x = cases.cluster()
     together = potential.energy_and_forces(x)
     alone = [potential.energy_and_forces(row[None]) for row in x]
     torch.testing.assert_close(torch.cat([e for e, _ in alone]), together[0], rtol=1e-12, atol=1e-8)
@@ -231,11 +219,11 @@ def test_conformations_one_by_one():
 def test_coincident_particles_that_do_not_interact():
     """Excluded from each other: the Coulomb energy has no pole there, and nothing is NaN."""
     rng = np.random.default_rng(11)
-    system = system_of(nonbonded(rng))
-    x = cluster(2)
+    system = cases.system_of(nonbonded(rng))
+    x = cases.cluster(2)
     x[0, 1] = x[0, 0]  # an exception of nothing
     with OpenMMPotential(system, "Reference", n_contexts=1) as reference:
         expected = reference.energy_and_forces(x)
     got = TorchPotential.from_system(system).energy_and_forces(x)
     assert expected[0].isfinite().all()
-    assert max(errors(got, expected)) < 1e-8
+    assert max(cases.errors(got, expected)) < 1e-8

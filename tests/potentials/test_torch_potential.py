@@ -290,7 +290,6 @@ def test_after_closing():
 
 def test_check_again(shared, molecule):
     names = [force.getName() for force in molecule.system.getForces()]
-    names.remove("CMMotionRemover")
     for positions, n in (
         (None, 2),
         (molecule.positions, 3),

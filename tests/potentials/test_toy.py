@@ -90,22 +90,6 @@ def test_energies_by_hand():
     torch.testing.assert_close(potential.unmixed(x) @ potential.inverse.T, x)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_double_well_of_a_harmonic_well_is_gaussian(temperature):
-    quadratic = torch.tensor([2.0, 1.0, 0.25], dtype=torch.float64)
-    zero = torch.zeros(3, dtype=torch.float64)
-    quartic = DoubleWell(zero, quadratic, zero)
-    exact = GaussianWell(torch.diag(2.0 * quadratic))
-    assert quartic.log_partition_function(temperature) == pytest.approx(
-        exact.log_partition_function(temperature), abs=1e-10
-    )
-    assert quartic.mean_energy(temperature) == pytest.approx(exact.mean_energy(temperature))
-    torch.testing.assert_close(
-        quartic.moment(2, temperature), exact.covariance(temperature).diagonal()
-    )
-    torch.testing.assert_close(quartic.probability_positive(temperature), zero + 0.5)
-
-
 def test_pure_quartic_is_a_gamma_function():
     well = DoubleWell(0.0, 0.0, 2.0)
     exact = math.log(2.0) + math.lgamma(1.25) - 0.25 * math.log(2.0 / 3.0)
@@ -151,7 +135,14 @@ def test_tilted_wells_have_the_low_temperature_population():
 def test_mixed_harmonic_wells_are_gaussian(temperature):
     b = torch.tensor([2.0, 1.0, 0.25], dtype=torch.float64)
     zero = torch.zeros_like(b)
-    potential = MixedDoubleWell(DoubleWell(zero, b, zero), MIXING)
+    wells, well = DoubleWell(zero, b, zero), GaussianWell(torch.diag(2.0 * b))
+    log_z = well.log_partition_function(temperature)
+    assert wells.log_partition_function(temperature) == pytest.approx(log_z, abs=1e-10)
+    assert wells.mean_energy(temperature) == pytest.approx(well.mean_energy(temperature))
+    variances = well.covariance(temperature).diagonal()
+    torch.testing.assert_close(wells.moment(2, temperature), variances)
+    torch.testing.assert_close(wells.probability_positive(temperature), zero + 0.5)
+    potential = MixedDoubleWell(wells, MIXING)
     exact = GaussianWell(MIXING.T @ torch.diag(2.0 * b) @ MIXING)
     log_z = exact.log_partition_function(temperature)
     assert potential.log_partition_function(temperature) == pytest.approx(log_z, abs=1e-9)

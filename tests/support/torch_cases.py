@@ -162,6 +162,23 @@ def degenerate(good: Tensor) -> tuple[Tensor, Tensor]:
     return x, torch.tensor([False, *[True] * 6, False])
 
 
+def check_degenerate(potential: Potential, x: Tensor, bad: Tensor) -> tuple[Tensor, Tensor]:
+    """Assert that bad rows are +inf without force or gradient, and counted; return the values."""
+    before = potential.n_evaluations, potential.n_non_finite
+    energies, forces = potential.energy_and_forces(x)
+    counted = potential.n_evaluations - before[0], potential.n_non_finite - before[1]
+    assert counted == (len(x), int(bad.sum()))
+    assert torch.equal(energies == torch.inf, bad)
+    assert torch.equal(potential.energy(x) == torch.inf, bad)
+    leaf = x.clone().requires_grad_()
+    # 0 * inf and inf weights: a gradient of NaN at the bad rows must not be propagated.
+    potential.energy(leaf).square().sum().backward()
+    assert leaf.grad.isfinite().all()
+    for values in (forces, leaf.grad):
+        assert torch.equal(values.any(dim=2).any(dim=1), ~bad)
+    return energies, forces
+
+
 def cluster(
     n_conformations: int = 6, n: int = N_PARTICLES, seed: int = 0, closest: float = 0.12
 ) -> Tensor:

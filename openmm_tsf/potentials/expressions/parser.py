@@ -243,7 +243,3 @@ class Expression(nn.Module):
         defined = name in self._defined
         hint = " (a definition can be used only by what comes before it)" if defined else ""
         return ValueError(f"values: expression {self.text!r} needs one for {name!r}{hint}")
-
-    def extra_repr(self) -> str:
-        """Return the text."""
-        return repr(self.text)

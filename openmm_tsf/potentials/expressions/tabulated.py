@@ -9,6 +9,7 @@ from scipy.sparse import diags  # type: ignore[import-untyped]
 from scipy.sparse.linalg import splu  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
+Array = np.ndarray
 Point = tuple[float, float]
 #: From values and derivatives at the ends of a unit interval to the coefficients of 1, t, t², t³.
 HERMITE = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [-3, 3, -2, -1], [2, -2, 1, 1]], dtype=float)
@@ -143,10 +144,7 @@ class _Axis(nn.Module):
         self.register_buffer("knots", torch.tensor(knots))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Return arguments within the points, which of `x` are outside, and their intervals.
-
-        NaN is not outside: it stays NaN.
-        """
+        """Return arguments within the points, which are outside (NaN is not), and intervals."""
         knots = self.knots.to(x.dtype)
         outside = None
         if self.periodic:
@@ -171,12 +169,8 @@ def _points(low: float, high: float, n: int) -> np.ndarray:
 
 
 def bicubic_data(
-    f: np.ndarray,
-    fx: np.ndarray,
-    fy: np.ndarray,
-    fxy: np.ndarray,
-    spacing: tuple[Any, Any] = (1.0, 1.0),
-) -> np.ndarray:
+    f: Array, fx: Array, fy: Array, fxy: Array, spacing: tuple[Any, Any] = (1.0, 1.0)
+) -> Array:
     """Return values and derivatives [4, 4, n_x - 1, n_y - 1] at the corners of a grid's patches.
 
     In units of the spacing; the first two axes are values and derivatives at both ends, along x and

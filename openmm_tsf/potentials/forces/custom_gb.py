@@ -8,7 +8,12 @@ from torch import Tensor, nn
 from openmm_tsf.potentials.expressions.parser import Expression
 from openmm_tsf.potentials.forces.base import NotCovered
 from openmm_tsf.potentials.forces.custom import CustomTerm, evaluate, read_groups, total
-from openmm_tsf.potentials.forces.custom_nonbonded import exclusions, pair_values, refuse_cutoff
+from openmm_tsf.potentials.forces.custom_nonbonded import (
+    exclusions,
+    pair_values,
+    pair_variables,
+    refuse_cutoff,
+)
 from openmm_tsf.potentials.forces.pairs import (
     AllPairs,
     Batch,
@@ -53,13 +58,16 @@ class CustomGBTerm(CustomTerm):
         # Of single atoms where there are no pairs.
         self.computed: list[tuple[str, Expression, OrderedPairs | None]] = []
         per_atom = list(names)
+
+        def known(kind: int) -> list[str]:
+            return ["x", "y", "z", *per_atom] if kind == _SINGLE else pair_variables(per_atom)
+
         for name, text, kind in values:
-            expression = self.parse(force, text, _variables(per_atom, kind))
+            expression = self.parse(force, text, known(kind))
             self.computed.append((name, expression, ordered.get(kind)))
             per_atom.append(name)
         self.terms = [
-            (self.parse(force, text, _variables(per_atom, kind)), unordered.get(kind))
-            for text, kind in energies
+            (self.parse(force, text, known(kind)), unordered.get(kind)) for text, kind in energies
         ]
 
     def energy(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
@@ -84,10 +92,3 @@ class CustomGBTerm(CustomTerm):
             n_terms = self.n_atoms if pairs is None else pairs.shape[0]
             energy = energy + total(values(expression, pairs), n_terms, x)
         return energy
-
-
-def _variables(per_atom: list[str], kind: int) -> list[str]:
-    """Return the variables that an expression of this kind may use."""
-    if kind == _SINGLE:
-        return ["x", "y", "z", *per_atom]
-    return ["r", *(f"{name}{particle}" for name in per_atom for particle in (1, 2))]

@@ -1,6 +1,6 @@
 """CustomNonbondedForce without a cutoff: exclusions, interaction groups, computed values."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import openmm
@@ -37,7 +37,7 @@ class CustomNonbondedTerm(CustomTerm):
             name, text = force.getComputedValueParameters(i)
             self.computed.append((name, self.parse(force, text, names)))
         per_atom = [*names, *(name for name, _ in self.computed)]
-        known = ["r", *(f"{name}{k}" for name in per_atom for k in (1, 2))]
+        known = pair_variables(per_atom)
         self.expression = self.parse(force, force.getEnergyFunction(), known)
         self.pairs = PairList(*_interactions(force, pairs.n_atoms), pairs)
         (self.n_pairs,) = self.pairs.shape
@@ -52,6 +52,11 @@ class CustomNonbondedTerm(CustomTerm):
             atoms[name] = value.expand(self.n_atoms, 1)
         local = pair_values(self.expression, self.pairs, atoms, batch)
         return total(evaluate(self.expression, batch.x, parameters, local), self.n_pairs, batch.x)
+
+
+def pair_variables(per_atom: Iterable[str]) -> list[str]:
+    """Return the variables that an expression of pairs may use."""
+    return ["r", *(f"{name}{particle}" for name in per_atom for particle in (1, 2))]
 
 
 def pair_values(
