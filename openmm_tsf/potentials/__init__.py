@@ -34,15 +34,9 @@ Verification
     OpenMM is the reference: ``from_system`` compares energies and forces of every Force with the
     Reference platform, in double precision, and raises Disagreement if they differ.
     :meth:`TorchPotential.check` repeats the comparison at any time, also on given conformations.
-Force groups and global parameters
-    As in a Context: ``force_groups=`` selects the groups that are included,
-    ``set_global_parameter`` changes a parameter.
-Memory
-    Batches of any size are evaluated block by block within ``memory=`` bytes, forces included.
-Compilation
-    ``compile=True`` compiles energies and forces with torch's compiler: a minute or two once,
-    seconds later from torch's cache on disk. Without a C++ compiler a warning is logged and
-    energies are evaluated eagerly.
+Force groups, memory, compilation
+    Arguments of :meth:`TorchPotential.from_system`. Global parameters change as in a Context, by
+    :meth:`TorchPotential.set_global_parameter`.
 
 Adding a Force
 --------------

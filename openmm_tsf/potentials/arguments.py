@@ -15,16 +15,8 @@ TOLERANCES = {torch.float64: (1e-10, 1e-8), torch.float32: (1e-3, 1e-3)}
 class TorchSettings:
     """How a TorchPotential computes.
 
-    Attributes
-    ----------
-    dtype, device
-        Of positions, energies and forces.
-    compile
-        Whether to compile energies and forces.
-    force_groups
-        Force groups that are included, ascending; None for all.
-    memory
-        Bytes that one block of a batch may take.
+    `force_groups` are ascending, None for all; `memory` is the bytes that a block of a batch may
+    take.
     """
 
     dtype: torch.dtype
@@ -65,7 +57,5 @@ def _check_device(device: Any) -> torch.device:
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        raise ValueError(
-            f"device: expected a torch device, got {device!r} ({reason}); available here: "
-            f"{', '.join(available)}"
-        ) from error
+        got = f"{device!r} ({reason}); available here: {', '.join(available)}"
+        raise ValueError(f"device: expected a torch device, got {got}") from error

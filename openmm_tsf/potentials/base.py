@@ -1,7 +1,6 @@
 """The interface of a potential: batched, differentiable, counting its evaluations."""
 
 from abc import ABC, abstractmethod
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -73,12 +72,7 @@ class Potential(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 

@@ -13,8 +13,7 @@ EnergyFunction = Callable[..., Tensor]
 #: Elements below which torch runs an operation on one thread; a block's arrays [N, N, B] stay below
 #: it and in a core's cache, and threads share blocks instead.
 _GRAIN = 32768
-#: Number of arrays [N, N, B] that a block needs at once, derivatives included (measured, rounded
-#: up).
+#: Number of arrays [N, N, B] that a block needs at once, derivatives included (measured).
 _ARRAYS_PER_BLOCK = 80
 #: Rows below which compiling a block does not pay.
 MIN_COMPILED_ROWS = 16
@@ -28,9 +27,7 @@ def bytes_per_conformation(n_atoms: int, dtype: torch.dtype) -> int:
 def eager_block_size(n_atoms: int, dtype: torch.dtype, device: torch.device, memory: int) -> int:
     """Return the number of conformations in a block that is evaluated eagerly."""
     fitting = max(1, memory // bytes_per_conformation(n_atoms, dtype))
-    if device.type != "cpu":
-        return fitting
-    return min(fitting, max(16, _GRAIN // n_atoms**2))
+    return min(fitting, max(16, _GRAIN // n_atoms**2)) if device.type == "cpu" else fitting
 
 
 def compiled_block_size(n_atoms: int, dtype: torch.dtype, device: torch.device, memory: int) -> int:

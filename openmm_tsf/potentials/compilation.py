@@ -28,21 +28,7 @@ class CompiledEnergy:
     torch. One runs on one thread and without the interpreter's lock: threads share blocks.
 
     Where no compiler works, a warning gives the reason and everything is evaluated eagerly from
-    then on.
-
-    Parameters
-    ----------
-    function
-        From positions [3, N, B] and parameters to energies [B].
-    n_atoms
-        Number N of atoms.
-    block_size
-        Conformations that a program evaluates at once.
-
-    Attributes
-    ----------
-    seconds : float
-        Time spent in compilation so far.
+    then on. `seconds` is the time spent in compilation so far.
     """
 
     def __init__(self, function: EnergyFunction, n_atoms: int, block_size: int) -> None:

@@ -37,16 +37,8 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass(frozen=True)
 class PlatformChoice:
-    """A Platform, its properties, and the number of Contexts.
-
-    Parameters
-    ----------
-    name
-        The Platform's name.
-    properties
-        Platform properties that differ from OpenMM's defaults.
-    n_contexts
-        Contexts that share a batch, one thread each.
+    """A Platform, those of its properties that differ from OpenMM's defaults, and the number of
+    Contexts that share a batch, one thread each.
     """
 
     name: str
@@ -76,14 +68,8 @@ def build_context(
 class ContextPool:
     """Contexts that evaluate batches of conformations, one thread each.
 
-    ``getState`` releases the interpreter lock, so that threads overlap in it.
-
-    Parameters
-    ----------
-    system
-        The System; it must not change while the pool is open.
-    choice
-        Platform, properties and number of Contexts.
+    ``getState`` releases the interpreter lock, so that threads overlap in it. The System must not
+    change while the pool is open.
     """
 
     def __init__(self, system: openmm.System, choice: PlatformChoice) -> None:
@@ -91,11 +77,9 @@ class ContextPool:
             build_context(system, openmm.VerletIntegrator(0.001), choice)
             for _ in range(choice.n_contexts)
         ]
-        self._threads = (
-            ThreadPoolExecutor(choice.n_contexts - 1, thread_name_prefix="openmm_tsf")
-            if choice.n_contexts > 1
-            else None
-        )
+        self._threads: ThreadPoolExecutor | None = None
+        if choice.n_contexts > 1:
+            self._threads = ThreadPoolExecutor(choice.n_contexts - 1, "openmm_tsf")
         self._valid_positions: Array | None = None
 
     def close(self) -> None:
@@ -107,21 +91,10 @@ class ContextPool:
     def evaluate(self, positions: Array, with_forces: bool) -> tuple[Array, Array | None, bool]:
         """Return energies and forces as OpenMM gives them, +inf where it raises.
 
-        Parameters
-        ----------
-        positions
-            [B, N, 3] in nm, C-contiguous. Rows that are not finite are not passed to OpenMM.
-        with_forces
-            Whether to compute forces.
-
-        Returns
-        -------
-        energies : ndarray [B] in kJ/mol
-            May hold NaN or infinity.
-        forces : ndarray [B, N, 3] in kJ/(mol nm), or None
-            Zero where the row was not passed to OpenMM or OpenMM raised; may hold NaN or infinity.
-        all_finite : bool
-            Whether every number above is finite; may be False although they are.
+        `positions` [B, N, 3] in nm are C-contiguous; rows that are not finite are not passed to
+        OpenMM. Energies [B] are in kJ/mol, forces [B, N, 3] in kJ/(mol nm), None unless requested,
+        and zero where the row was not passed to OpenMM or OpenMM raised. The last is whether every
+        number is finite; it may be False although they are.
         """
         # Sums find non-finite numbers at a tenth of isfinite's cost for a single conformation.
         n_rows = len(positions)

@@ -10,21 +10,9 @@ from openmm_tsf.potentials.forces.registry import global_parameters, read_forces
 
 
 class SystemEnergy(nn.Module):
-    """The sum of the energy terms of a System's Forces.
+    """The sum of the terms of a System's Forces, those in `force_groups` or all.
 
-    Parameters
-    ----------
-    system
-        The System.
-    force_groups
-        Force groups that are included; all by default.
-
-    Attributes
-    ----------
-    forces : list of CoveredForce
-        The Forces with their terms.
-    default_parameters : dict of str to float
-        The System's global parameters.
+    `default_parameters` are the System's global parameters with their values.
     """
 
     def __init__(self, system: openmm.System, force_groups: Iterable[int] | None = None) -> None:

@@ -22,21 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 class BatchEvaluator:
-    """Evaluates an energy function and its gradient on batches of any size.
+    """Evaluates energies [B] and their gradient on batches of any size.
 
-    Parameters
-    ----------
-    function
-        From positions [3, N, B] and global parameters to energies [B].
-    n_atoms
-        Number N of atoms.
-    settings
-        Of the potential.
-
-    Attributes
-    ----------
-    compiled : CompiledEnergy or None
-        What evaluates large batches, if compilation was requested.
+    `function` computes the energies of positions [3, N, B] and global parameters; `compiled` is
+    what evaluates large batches, if compilation was requested.
     """
 
     def __init__(self, function: EnergyFunction, n_atoms: int, settings: TorchSettings) -> None:
@@ -51,12 +40,10 @@ class BatchEvaluator:
             if size >= MIN_COMPILED_ROWS:
                 self.compiled = CompiledEnergy(function, n_atoms, size)
             else:
-                logger.warning(
-                    "not compiled, evaluating eagerly: blocks of %d conformations of %d atoms fill "
-                    "the memory allowed",
-                    size,
-                    n_atoms,
+                reason = (
+                    f"blocks of {size} conformations of {n_atoms} atoms fill the memory allowed"
                 )
+                logger.warning("not compiled, evaluating eagerly: %s", reason)
 
     # Outside inference mode and autocast: neither may remove the gradient or reduce the precision.
     @torch.inference_mode(False)
@@ -65,22 +52,14 @@ class BatchEvaluator:
     ) -> tuple[Tensor, Tensor | None, int]:
         """Return energies [B], forces [B, N, 3] if requested, and the number of non-finite rows.
 
-        Parameters
-        ----------
-        x
-            Positions [B, N, 3]. Rows that are not finite get +inf and zero force.
-        parameters
-            Values of the global parameters.
-        with_forces
-            Whether to compute forces.
+        Rows of `x` [B, N, 3] that are not finite get +inf and zero force.
         """
         x = x.clone() if x.is_inference() else x.detach()
         energies = x.new_empty(len(x))
         forces = torch.empty_like(x) if with_forces else None
         counts: list[int] = []
-        compiled = self.compiled
-        if compiled is not None and not compiled.pays_for(len(x)):
-            compiled = None
+        pays = self.compiled is not None and self.compiled.pays_for(len(x))
+        compiled = self.compiled if pays else None
 
         def run(rows: slice) -> None:
             with torch.autocast(self._device.type, enabled=False):

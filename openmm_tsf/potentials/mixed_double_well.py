@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from openmm_tsf.potentials.toy import DoubleWell, ModelPotential
+from openmm_tsf.potentials.toy import DoubleWell, ModelPotential, check_floating
 from openmm_tsf.utils.random import seeded_generator
 from openmm_tsf.utils.validation import check_int
 
@@ -46,10 +46,7 @@ class MixedDoubleWell(ModelPotential):
     def __init__(self, wells: DoubleWell, mixing: Tensor) -> None:
         if not isinstance(wells, DoubleWell):
             raise TypeError(f"wells: expected a DoubleWell, got {type(wells).__name__}")
-        if not isinstance(mixing, Tensor) or not mixing.is_floating_point():
-            raise TypeError(
-                f"mixing: expected a floating torch.Tensor, got {type(mixing).__name__}"
-            )
+        check_floating(mixing, "mixing")
         d = len(wells.a)
         if tuple(mixing.shape) != (d, d):
             raise ValueError(f"mixing: expected shape {(d, d)}, got {tuple(mixing.shape)}")
@@ -75,12 +72,6 @@ class MixedDoubleWell(ModelPotential):
         from 1/√2 to √2: every coordinate mixes all wells, the condition number is 2 in any
         dimension, and volumes are preserved.
 
-        Parameters
-        ----------
-        dimension
-            d.
-        seed
-            Seed of a and A.
         """
         dimension = check_int(dimension, "dimension")
         generator = seeded_generator(seed)
@@ -98,7 +89,6 @@ class MixedDoubleWell(ModelPotential):
         return cls(wells, rotation() * scales @ rotation().T)
 
     def formula(self, x: Tensor) -> Tensor:
-        """Return U [B] of finite x [B, d]."""
         return self.wells.formula(self.unmixed(x))
 
     def unmixed(self, x: Tensor) -> Tensor:
@@ -115,9 +105,8 @@ class MixedDoubleWell(ModelPotential):
 
     def entropy(self, temperature: float) -> float:
         """Return ⟨U⟩/T + ln Z in k_B: no model has a smaller mean NLL on equilibrium samples."""
-        return self.mean_energy(temperature) / temperature + self.log_partition_function(
-            temperature
-        )
+        log_z = self.log_partition_function(temperature)
+        return self.mean_energy(temperature) / temperature + log_z
 
     def cumulants(self, temperature: float) -> Tensor:
         """Return the first four cumulants of every x_j, [4, d], float64."""
@@ -143,16 +132,7 @@ class MixedDoubleWell(ModelPotential):
     def marginal(self, coordinate: int, x: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Return the density and cumulative probability [K] of x_j at points x [K], float64.
 
-        They are Fourier series, whose coefficients are the characteristic function.
-
-        Parameters
-        ----------
-        coordinate
-            j.
-        x
-            The points.
-        temperature
-            T.
+        Both, of j = `coordinate`, are Fourier series of the characteristic function.
         """
         row = self.inverse[coordinate]
         limit = (row.abs() * self.wells.half_width(temperature)).sum()  # x_j is between ±limit

@@ -11,27 +11,14 @@ from openmm_tsf.units import KB
 
 
 class MolecularPotential(Potential):
-    """The potential energy of an OpenMM System.
-
-    Positions are in nm, energies in kJ/mol, forces in kJ/(mol nm).
-    """
+    """The potential energy of an OpenMM System: nm, kJ/mol, kJ/(mol nm)."""
 
     boltzmann_constant = KB
 
     def energy(self, x: Tensor) -> Tensor:
-        """Return the potential energies, differentiable.
+        """Return the energies [B] in kJ/mol of positions [B, N, 3] in nm, differentiable.
 
         Forces are computed only if `x` requires a gradient.
-
-        Parameters
-        ----------
-        x
-            Positions [B, N, 3] in nm.
-
-        Returns
-        -------
-        Tensor [B]
-            Energies in kJ/mol.
 
         Raises
         ------
@@ -47,24 +34,9 @@ class MolecularPotential(Potential):
         return self._evaluate(x, with_forces=False)[0]
 
     def energy_and_forces(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the potential energies and forces, detached.
+        """Return energies [B] in kJ/mol and forces [B, N, 3] in kJ/(mol nm), detached.
 
-        Parameters
-        ----------
-        x
-            Positions [B, N, 3] in nm.
-
-        Returns
-        -------
-        energies : Tensor [B]
-            In kJ/mol.
-        forces : Tensor [B, N, 3]
-            In kJ/(mol nm).
-
-        Raises
-        ------
-        TypeError, ValueError, RuntimeError
-            As :meth:`energy`.
+        `x` and errors are those of :meth:`energy`.
         """
         self.check_positions(x)
         energies, forces = self._evaluate(x, with_forces=True)

@@ -41,22 +41,11 @@ class OpenMMPotential(MolecularPotential):
     n_contexts
         Contexts that share a batch, one thread each. By default the fastest number, by measurement.
 
-    Attributes
-    ----------
-    event_shape : tuple of int
-        (N, 3).
-    boltzmann_constant : float
-        In kJ/(mol K).
-    n_evaluations, n_non_finite : int
-        See :class:`~openmm_tsf.potentials.base.Potential`.
-
     Raises
     ------
-    TypeError
-        If an argument has the wrong type.
     ValueError
         If the System is empty, periodic or has virtual sites; if the platform or a property is
-        unknown (the message lists what is available); if `n_contexts` is not positive.
+        unknown (the message lists what is available).
     openmm.OpenMMException
         If the platform cannot run this System.
 
@@ -83,18 +72,15 @@ class OpenMMPotential(MolecularPotential):
         check_system(system)
         for force in system.getForces():
             if force.usesPeriodicBoundaryConditions():
-                raise ValueError(
-                    f"system: expected no periodic box, but {force.getName()} uses one; "
-                    "build the System with nonbondedMethod=NoCutoff"
-                )
+                problem = f"expected no periodic box, but {force.getName()} uses one"
+                raise ValueError(f"system: {problem}; build it with nonbondedMethod=NoCutoff")
         self._xml = openmm.XmlSerializer.serialize(system)
         self._system = openmm.XmlSerializer.deserialize(self._xml)
         self._open(choose_platform(self._system, platform, platform_properties, n_contexts))
 
     def _open(self, choice: PlatformChoice) -> None:
         self.event_shape = (self._system.getNumParticles(), 3)
-        self.n_evaluations = 0
-        self.n_non_finite = 0
+        self.n_evaluations = self.n_non_finite = 0
         self._choice = choice
         self._process = os.getpid()
         self._lock = threading.Lock()
@@ -126,9 +112,8 @@ class OpenMMPotential(MolecularPotential):
         are not counted here.
         """
         if not isinstance(integrator, openmm.Integrator):
-            raise TypeError(
-                f"integrator: expected an openmm.Integrator, got {type(integrator).__name__}"
-            )
+            given = type(integrator).__name__
+            raise TypeError(f"integrator: expected an openmm.Integrator, got {given}")
         self._require_pool()
         return build_context(self._system, integrator, self._choice)
 
@@ -144,10 +129,10 @@ class OpenMMPotential(MolecularPotential):
     def _require_pool(self) -> ContextPool:
         """Return the pool, or raise if this process has none."""
         if os.getpid() != self._process:
+            processes = f"process {self._process} and does not survive the fork into {os.getpid()}"
             raise RuntimeError(
-                f"this OpenMMPotential was opened in process {self._process} and does not survive "
-                f"the fork into process {os.getpid()}: use multiprocessing's start method 'spawn', "
-                "or build the potential in the child"
+                f"this OpenMMPotential was opened in {processes}: use multiprocessing's start "
+                "method 'spawn', or build the potential in the child"
             )
         if self._pool is None:
             raise RuntimeError("this OpenMMPotential is closed")

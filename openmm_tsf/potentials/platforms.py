@@ -12,6 +12,7 @@ import openmm
 from numpy.typing import NDArray
 
 from openmm_tsf.potentials.context_pool import ContextPool, PlatformChoice
+from openmm_tsf.utils.validation import check_int
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +42,8 @@ def check_platform(platform: str | openmm.Platform) -> str:
     """Return the name of a Platform that OpenMM has loaded."""
     name = platform.getName() if isinstance(platform, openmm.Platform) else platform
     if not isinstance(name, str):
-        raise TypeError(
-            f"platform: expected a name or an openmm.Platform, got {type(platform).__name__}"
-        )
+        given = type(platform).__name__
+        raise TypeError(f"platform: expected a name or an openmm.Platform, got {given}")
     if name not in available_platforms():
         known = ", ".join(available_platforms())
         raise ValueError(f"platform: expected one of {known}, got {name!r}")
@@ -58,15 +58,11 @@ def check_properties(name: str, properties: Mapping[str, object]) -> dict[str, s
     checked = {}
     for key, value in properties.items():
         if key not in known:
-            raise ValueError(
-                f"platform_properties: expected names among {known} for the {name} platform, "
-                f"got {key!r}"
-            )
+            among = f"names among {known} for the {name} platform"
+            raise ValueError(f"platform_properties: expected {among}, got {key!r}")
         if not isinstance(value, (str, int)):
-            raise TypeError(
-                f"platform_properties: expected str, int or bool for {key}, "
-                f"got {type(value).__name__}"
-            )
+            given = f"for {key}, got {type(value).__name__}"
+            raise TypeError(f"platform_properties: expected str, int or bool {given}")
         checked[key] = str(value).lower() if isinstance(value, bool) else str(value)
     if not checked.get("Threads", "1").isdecimal() or checked.get("Threads") == "0":
         raise ValueError(
@@ -81,23 +77,12 @@ def choose_platform(
     properties: Mapping[str, object] | None = None,
     n_contexts: int | None = None,
 ) -> PlatformChoice:
-    """Return the Platform that is given, or the fastest one by measurement.
+    """Return the Platform that is given, or the fastest one for `system` by measurement.
 
-    Parameters
-    ----------
-    system
-        The System that will be evaluated.
-    platform
-        A name or a Platform; None to measure all Platforms.
-    properties
-        Platform properties; only together with `platform`.
-    n_contexts
-        Contexts that share a batch; None to measure.
+    Without `n_contexts` the number of Contexts is measured, too; `properties` need a `platform`.
     """
-    if n_contexts is not None and (
-        isinstance(n_contexts, bool) or not isinstance(n_contexts, int) or n_contexts < 1
-    ):
-        raise ValueError(f"n_contexts: expected a positive int or None, got {n_contexts!r}")
+    if n_contexts is not None:
+        n_contexts = check_int(n_contexts, "n_contexts")
     if platform is None:
         if properties:
             raise ValueError("platform_properties: expected a platform to go with them, got none")
@@ -112,9 +97,7 @@ def choose_platform(
         if n_contexts is not None:
             return PlatformChoice(name, checked, n_contexts)
         candidates = _candidates(name, checked, n_contexts)
-    if len(candidates) == 1:
-        return candidates[0]
-    return _measure(system, candidates)
+    return candidates[0] if len(candidates) == 1 else _measure(system, candidates)
 
 
 def _candidates(
@@ -174,14 +157,9 @@ def _measure(system: openmm.System, candidates: list[PlatformChoice]) -> Platfor
 
     best = min(medians, key=cost)
     for key in pools:
-        seconds = medians.get(key, first[key])
-        logger.info("%s: %.1f us per energy with forces", key, 1e6 * seconds)
-    logger.info(
-        "chose %s (measured in %.2f s on %d cores)",
-        best,
-        time.perf_counter() - start,
-        available_cores(),
-    )
+        logger.info("%s: %.1f us per energy with forces", key, 1e6 * medians.get(key, first[key]))
+    spent = time.perf_counter() - start
+    logger.info("chose %s (measured in %.2f s on %d cores)", best, spent, available_cores())
     return choices[best]
 
 

@@ -52,12 +52,8 @@ class TorchPotential(MolecularPotential):
 
     Attributes
     ----------
-    event_shape : tuple of int
-        (N, 3).
-    boltzmann_constant : float
-        In kJ/(mol K).
-    n_evaluations, n_non_finite : int
-        See :class:`~openmm_tsf.potentials.base.Potential`.
+    event_shape, boltzmann_constant, n_evaluations, n_non_finite
+        See :class:`~openmm_tsf.potentials.base.Potential`; k_B is in kJ/(mol K).
     dtype, device : torch.dtype, torch.device
         Of positions, energies and forces.
     force_groups, memory, compile_requested
@@ -81,11 +77,8 @@ class TorchPotential(MolecularPotential):
     ['HarmonicBondForce']
     """
 
-    def __init__(self, system: openmm.System, settings: TorchSettings) -> None:
-        self._open(system, settings)
-
     @torch.inference_mode(False)  # constants made in inference mode could not be differentiated
-    def _open(self, system: openmm.System, settings: TorchSettings) -> None:
+    def __init__(self, system: openmm.System, settings: TorchSettings) -> None:
         # Before the System is serialized: some Forces that are not covered cannot be.
         energy = SystemEnergy(system, settings.force_groups)
         self._xml = openmm.XmlSerializer.serialize(system)
@@ -95,8 +88,7 @@ class TorchPotential(MolecularPotential):
         self.force_groups, self.memory = settings.force_groups, settings.memory
         self.compile_requested = settings.compile
         self.event_shape = (system.getNumParticles(), 3)
-        self.n_evaluations = 0
-        self.n_non_finite = 0
+        self.n_evaluations = self.n_non_finite = 0
         self.agreement: list[ForceAgreement] = []
         self._energy = energy.to(settings.device, settings.dtype)
         self._parameters = {
@@ -148,8 +140,6 @@ class TorchPotential(MolecularPotential):
 
         Raises
         ------
-        TypeError
-            If `system` is not a System.
         NotCovered
             A ValueError that names the Force, and what in it has no counterpart here.
         Disagreement
@@ -157,19 +147,15 @@ class TorchPotential(MolecularPotential):
         TooLarge
             A ValueError: one conformation does not fit `memory`.
         ValueError
-            If the System is empty or has virtual sites, or another argument is out of range.
-        openmm.OpenMMException
-            If OpenMM itself refuses the System.
+            If the System is empty or has virtual sites.
         """
         check_system(system)
         settings = check_settings(dtype, device, compile, force_groups, memory)
         n_atoms = system.getNumParticles()
         needed = bytes_per_conformation(n_atoms, dtype)
         if settings.memory < needed:
-            raise TooLarge(
-                f"memory: expected at least {needed} bytes, which one conformation of {n_atoms} "
-                f"atoms takes, got {settings.memory}"
-            )
+            needed_by = f"{needed} bytes, which one conformation of {n_atoms} atoms takes"
+            raise TooLarge(f"memory: expected at least {needed_by}, got {settings.memory}")
         # Always checked in double precision: errors of single precision would hide wrong terms.
         cpu = torch.device("cpu")
         exact = replace(settings, dtype=torch.float64, device=cpu, compile=False)
@@ -203,13 +189,7 @@ class TorchPotential(MolecularPotential):
         return {name: float(value) for name, value in self._parameters.items()}
 
     def set_global_parameter(self, name: str, value: Any) -> None:
-        """Change a global parameter, as ``Context.setParameter`` does.
-
-        Raises
-        ------
-        ValueError
-            If the System has no such parameter, or the value is not finite.
-        """
+        """Change a global parameter, as ``Context.setParameter`` does."""
         if name not in self._parameters:
             known = ", ".join(sorted(self._parameters)) or "none"
             raise ValueError(f"name: expected a global parameter ({known}), got {name!r}")
@@ -220,18 +200,15 @@ class TorchPotential(MolecularPotential):
     def __repr__(self) -> str:
         mode = "eager" if self._evaluator.compiled is None else "compiled"
         names = ", ".join(force.name for force in self._energy.forces)
-        return (
-            f"TorchPotential({self.event_shape[0]} atoms, {self.dtype}, {self.device}, {mode}: "
-            f"{names})"
-        )
+        settings = f"{self.event_shape[0]} atoms, {self.dtype}, {self.device}, {mode}"
+        return f"TorchPotential({settings}: {names})"
 
     def check_positions(self, x: Tensor) -> None:
         """Refuse anything but a tensor [B, N, 3] of the potential's dtype on its device."""
         super().check_positions(x)
         if x.dtype != self.dtype or x.device != self.device:
-            raise ValueError(
-                f"x: expected {self.dtype} on {self.device}, got {x.dtype} on {x.device}"
-            )
+            expected = f"{self.dtype} on {self.device}"
+            raise ValueError(f"x: expected {expected}, got {x.dtype} on {x.device}")
 
     def _differentiable_energy(self, x: Tensor) -> Tensor:
         parameters = tuple(self._parameters.values())
@@ -252,7 +229,7 @@ class TorchPotential(MolecularPotential):
         tolerance: tuple[float, float] | None = None,
         seed: int = 0,
     ) -> list[ForceAgreement]:
-        """Compare energies and forces with OpenMM's Reference platform, Force by Force.
+        """Return the errors of each Force's energies and forces against OpenMM's Reference.
 
         Parameters
         ----------
@@ -260,25 +237,16 @@ class TorchPotential(MolecularPotential):
             [N, 3] in nm (or a Quantity): half the conformations are these, perturbed by 0.01 nm;
             the others, or all, are atoms on the sites of a perturbed lattice. [n, N, 3] are
             compared as they are.
-        n_conformations
-            Number of conformations.
+        n_conformations, seed
+            Number of conformations, and seed of the perturbations.
         tolerance
             Largest relative errors of energies and forces; see :meth:`from_system`.
-        seed
-            Seed of the perturbations.
-
-        Returns
-        -------
-        list of ForceAgreement
-            The errors, one item for each Force.
 
         Raises
         ------
         Disagreement
             If an error is larger, or a Force could not be compared because OpenMM's energy is
             finite at none of the conformations.
-        ValueError
-            If an argument is out of range.
         """
         limits = check_tolerance(TOLERANCES[self.dtype] if tolerance is None else tolerance)
         x = choose_conformations(self.event_shape[0], positions, n_conformations, seed)
@@ -319,7 +287,9 @@ class TorchPotential(MolecularPotential):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._open(openmm.XmlSerializer.deserialize(state["xml"]), state["settings"])
+        TorchPotential.__init__(
+            self, openmm.XmlSerializer.deserialize(state["xml"]), state["settings"]
+        )
         for name, value in state["parameters"].items():
             self.set_global_parameter(name, value)
         self.agreement = state["agreement"]
@@ -329,7 +299,7 @@ class _TorchEnergy(torch.autograd.Function):
     """U(x), whose gradient is computed with it, block by block, and kept.
 
     `parameters` are those at the time of the energy, should they change before its gradient is
-    computed.
+    taken.
     """
 
     @staticmethod

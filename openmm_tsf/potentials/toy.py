@@ -3,11 +3,19 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.utils.validation import check_positive
+
+
+def check_floating(value: Any, name: str) -> None:
+    """Refuse anything but a floating-point tensor."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name}: expected a floating torch.Tensor, got {type(value).__name__}")
 
 
 class ModelPotential(Potential):
@@ -15,19 +23,13 @@ class ModelPotential(Potential):
 
     Subclasses define :meth:`formula`. Rows that are not finite, or overflow, are +inf with zero
     gradient and are counted.
-
-    Parameters
-    ----------
-    dimension
-        d.
     """
 
     boltzmann_constant = 1.0
 
     def __init__(self, dimension: int) -> None:
         self.event_shape = (dimension,)
-        self.n_evaluations = 0
-        self.n_non_finite = 0
+        self.n_evaluations = self.n_non_finite = 0
 
     @abstractmethod
     def formula(self, x: Tensor) -> Tensor:
@@ -76,10 +78,7 @@ class GaussianWell(ModelPotential):
     """
 
     def __init__(self, precision: Tensor) -> None:
-        if not isinstance(precision, Tensor) or not precision.is_floating_point():
-            raise TypeError(
-                f"precision: expected a floating torch.Tensor, got {type(precision).__name__}"
-            )
+        check_floating(precision, "precision")
         if precision.ndim != 2 or precision.shape[0] != precision.shape[1] or not len(precision):
             raise ValueError(f"precision: expected shape [d, d], got {tuple(precision.shape)}")
         super().__init__(len(precision))
@@ -90,28 +89,27 @@ class GaussianWell(ModelPotential):
         self._factor = factor
 
     def formula(self, x: Tensor) -> Tensor:
-        """Return U [B] of finite x [B, d]."""
         return 0.5 * ((x @ self.precision.to(x)) * x).sum(dim=1)
 
     def log_partition_function(self, temperature: float) -> float:
         """Return ln Z = ln ∫ exp(−U/T) dx."""
-        _check_temperature(temperature)
+        check_positive(temperature, "temperature")
         log_det = 2.0 * self._factor.diagonal().log().sum().item()
         return 0.5 * (self.event_shape[0] * math.log(2.0 * math.pi * temperature) - log_det)
 
     def mean_energy(self, temperature: float) -> float:
         """Return ⟨U⟩ = d T / 2."""
-        _check_temperature(temperature)
+        check_positive(temperature, "temperature")
         return 0.5 * self.event_shape[0] * temperature
 
     def covariance(self, temperature: float) -> Tensor:
         """Return the covariance T P⁻¹ [d, d], float64."""
-        _check_temperature(temperature)
+        check_positive(temperature, "temperature")
         return temperature * torch.cholesky_inverse(self._factor)
 
     def sample(self, n: int, temperature: float, generator: torch.Generator) -> Tensor:
         """Draw independent samples [n, d] at `temperature`, float64."""
-        _check_temperature(temperature)
+        check_positive(temperature, "temperature")
         noise = torch.randn(self.event_shape[0], n, dtype=torch.float64, generator=generator)
         scaled = math.sqrt(temperature) * noise
         return torch.linalg.solve_triangular(self._factor.T, scaled, upper=True).T.contiguous()
@@ -150,23 +148,20 @@ class DoubleWell(ModelPotential):
             elif isinstance(value, (int, float)) and not isinstance(value, bool):
                 tensor = torch.tensor([value], dtype=torch.float64)
             else:
-                raise TypeError(
-                    f"{name}: expected a number or a floating tensor, got {type(value).__name__}"
-                )
+                given = type(value).__name__
+                raise TypeError(f"{name}: expected a number or a floating tensor, got {given}")
             if tensor.ndim != 1 or not len(tensor) or not tensor.isfinite().all():
                 raise ValueError(f"{name}: expected finite numbers [d], got {value}")
             coefficients.append(tensor)
-        if len({len(tensor) for tensor in coefficients}) != 1:
-            raise ValueError(
-                f"a, b, c: expected one length, got {[len(tensor) for tensor in coefficients]}"
-            )
+        lengths = [len(tensor) for tensor in coefficients]
+        if len(set(lengths)) != 1:
+            raise ValueError(f"a, b, c: expected one length, got {lengths}")
         self.a, self.b, self.c = coefficients
         if not ((self.c > 0) | ((self.c == 0) & (self.b > 0))).all():
             raise ValueError("b, c: expected a confining potential, c > 0 or c = 0 and b > 0")
         super().__init__(len(self.a))
 
     def formula(self, x: Tensor) -> Tensor:
-        """Return U [B] of finite x [B, d]."""
         return self._terms(x).sum(dim=1)
 
     def _terms(self, x: Tensor) -> Tensor:
@@ -222,8 +217,7 @@ class DoubleWell(ModelPotential):
         return self._quadrature(temperature)[0][-1]
 
     def characteristic_function(self, temperature: float) -> Callable[[Tensor], Tensor]:
-        """Return the function of wave numbers k [K, d] whose value is ⟨exp(i k x_i)⟩ [K, d],
-        complex128."""
+        """Return the function from wave numbers k [K, d] to ⟨exp(i k x_i)⟩ [K, d], complex128."""
         grid, log_weights = self._quadrature(temperature)
         # Every twentieth point: still ten or more in a well's standard deviation.
         grid, weights = grid[::20], log_weights[::20].softmax(dim=0)
@@ -239,7 +233,7 @@ class DoubleWell(ModelPotential):
 
     def _quadrature(self, temperature: float) -> tuple[Tensor, Tensor]:
         """Return a symmetric grid [points, d] with all but e^-60 of the weight, and −U/T on it."""
-        _check_temperature(temperature)
+        check_positive(temperature, "temperature")
         half = self.N_POINTS // 2
         unit = torch.arange(-half, half + 1, dtype=torch.float64)[:, None] / half  # 0 is a point
         half_width = torch.full_like(self.a, 1e-3)
@@ -251,12 +245,5 @@ class DoubleWell(ModelPotential):
             if not too_short.any():
                 return unit * half_width, -self._terms(unit * half_width) / temperature
             half_width = torch.where(too_short, 1.25 * half_width, half_width)
-        raise ValueError(
-            f"temperature: no finite range holds the distribution at {temperature}; "
-            "rescale the coefficients"
-        )
-
-
-def _check_temperature(temperature: float) -> None:
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature: expected a positive number, got {temperature!r}")
+        problem = f"no finite range holds the distribution at {temperature}"
+        raise ValueError(f"temperature: {problem}; rescale the coefficients")

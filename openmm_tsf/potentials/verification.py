@@ -23,19 +23,11 @@ _N_GROUPS = 32
 
 @dataclass(frozen=True)
 class ForceAgreement:
-    """The errors of one Force's term against OpenMM.
+    """The errors of one Force's term against OpenMM, over the `n_finite` conformations compared.
 
-    Attributes
-    ----------
-    index, name
-        Of the Force.
-    n_finite
-        Number of conformations with a finite energy that were compared.
-    energy_error
-        Largest error of the energy, relative to its size or to that of the largest force over
-        0.1 nm, whichever is greater.
-    force_error
-        Largest error of a force's component, relative to the largest component.
+    `energy_error` is the largest, relative to the energy's size or to that of the largest force
+    over 0.1 nm, whichever is greater; `force_error` is the largest of a component, relative to the
+    largest component.
     """
 
     index: int
@@ -65,10 +57,8 @@ def choose_conformations(n_atoms: int, positions: Any, n: Any, seed: Any) -> Arr
     except (TypeError, ValueError) as error:
         raise ValueError(f"positions: expected numbers in nm ({error})") from error
     if given.shape[-2:] != (n_atoms, 3) or given.ndim not in (2, 3) or not len(given):
-        raise ValueError(
-            f"positions: expected shape ({n_atoms}, 3) or (n, {n_atoms}, 3) in nm, got "
-            f"{given.shape}"
-        )
+        shapes = f"({n_atoms}, 3) or (n, {n_atoms}, 3)"
+        raise ValueError(f"positions: expected shape {shapes} in nm, got {given.shape}")
     if not np.isfinite(given).all():
         raise ValueError("positions: expected finite numbers, got NaN or infinity")
     return given if given.ndim == 3 else _perturbed(n_atoms, given, n, seed)
@@ -95,9 +85,8 @@ def check_tolerance(tolerance: Any) -> tuple[float, float]:
     except (TypeError, ValueError):
         energy = force = float("nan")
     if not (0 < energy < float("inf") and 0 < force < float("inf")):
-        raise ValueError(
-            f"tolerance: expected two positive numbers (energy, forces), got {tolerance!r}"
-        )
+        text = f"two positive numbers (energy, forces), got {tolerance!r}"
+        raise ValueError(f"tolerance: expected {text}")
     return energy, force
 
 
@@ -107,21 +96,13 @@ def require_agreement(
     n: int,
     parameters: Mapping[str, float] | None = None,
 ) -> None:
-    """Raise unless every Force agrees within the limits.
+    """Raise unless every Force agrees on `n` conformations within `limits` (energy, forces).
 
-    Parameters
-    ----------
-    agreement
-        The result of :func:`compare_forces` on n conformations.
-    limits
-        Largest relative errors of energies and forces.
-    n
-        Number of conformations.
-    parameters
-        Global parameters other than the present ones: a Force without a finite energy at these is
-        ignored.
+    `parameters` are global parameters other than the present ones: a Force without a finite energy
+    at these is ignored.
     """
-    at = "" if not parameters else f" at {', '.join(f'{k}={v:.3g}' for k, v in parameters.items())}"
+    values = ", ".join(f"{name}={value:.3g}" for name, value in (parameters or {}).items())
+    at = f" at {values}" if values else ""
     for item in agreement:
         force = f"system: {item.name} (Force {item.index})"
         if item.n_finite == 0:
@@ -146,20 +127,9 @@ def compare_forces(
     evaluate: Evaluate,
     x: Array,
 ) -> list[ForceAgreement]:
-    """Compare some Forces of a System, one by one, with OpenMM's Reference platform.
+    """Compare the Forces `indices` of a System, one by one, with OpenMM's Reference platform.
 
-    Parameters
-    ----------
-    system
-        The System.
-    indices
-        Of the Forces that are compared.
-    parameters
-        Values of the global parameters.
-    evaluate
-        Computes the energies and forces of one Force at `x` and `parameters`.
-    x
-        Conformations [n, N, 3] in nm.
+    `evaluate` computes energies and forces of one Force at `x` [n, N, 3] and `parameters`.
     """
     agreement = []
     copy = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(system))
@@ -168,9 +138,8 @@ def compare_forces(
         part = list(indices[start : start + _N_GROUPS - 1])
         for index, force in enumerate(copy.getForces()):
             force.setForceGroup(part.index(index) if index in part else _N_GROUPS - 1)
-        integrator = openmm.VerletIntegrator(0.001)
-        platform = openmm.Platform.getPlatformByName("Reference")
-        context = openmm.Context(copy, integrator, platform)
+        platform = openmm.Platform.getPlatform("Reference")
+        context = openmm.Context(copy, openmm.VerletIntegrator(0.001), platform)
         for name, value in parameters.items():
             context.setParameter(name, value)
         for group, index in enumerate(part):
@@ -181,22 +150,16 @@ def compare_forces(
 
 def _errors(got: EnergiesAndForces, expected: EnergiesAndForces) -> tuple[int, float, float]:
     """Return the number of finite conformations, and the largest errors of energy and force."""
-    n_finite, energy_error, force_error = 0, 0.0, 0.0
-    for energy, force, reference_energy, reference_force in zip(*got, *expected, strict=True):
-        if not (np.isfinite(reference_energy) and np.isfinite(reference_force).all()):
-            continue
-        n_finite += 1
-        largest = np.abs(reference_force).max(initial=0.0)
-        scale = max(abs(reference_energy), 0.1 * largest, 1e-6)
-        energy_error = max(energy_error, _size(energy - reference_energy) / scale)
-        deviation = np.abs(force - reference_force).max(initial=0.0)
-        force_error = max(force_error, _size(deviation) / max(largest, 1e-5))
-    return n_finite, float(energy_error), float(force_error)
-
-
-def _size(deviation: float) -> float:
-    """Return the absolute value, infinite for NaN."""
-    return float("inf") if np.isnan(deviation) else abs(float(deviation))
+    finite = np.isfinite(expected[0]) & np.isfinite(expected[1]).all(axis=(1, 2))
+    energies, forces, exact, exact_forces = (values[finite] for values in (*got, *expected))
+    largest = np.abs(exact_forces).max(axis=(1, 2), initial=0.0)
+    energy_errors = np.abs(energies - exact) / np.maximum(np.abs(exact), 0.1 * largest).clip(1e-6)
+    deviations = np.abs(forces - exact_forces).max(axis=(1, 2), initial=0.0)
+    worst = [
+        float(np.nan_to_num(errors, nan=np.inf, posinf=np.inf).max(initial=0.0))
+        for errors in (energy_errors, deviations / largest.clip(1e-5))
+    ]
+    return int(finite.sum()), worst[0], worst[1]
 
 
 def _reference(context: openmm.Context, x: Array, group: int) -> EnergiesAndForces:

@@ -2,6 +2,7 @@
 
 from functools import cache, partial
 from importlib.util import find_spec
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from openmm_tsf.potentials.forces.base import NotCovered, Term
 from openmm_tsf.potentials.forces.pairs import AllPairs, Batch
 from openmm_tsf.potentials.forces.registry import TERMS
 from tests.support.molecules import alanine, capped
-from tests.support.torch_cases import reference_values, system_of
+from tests.support.torch_cases import perturbed, reference_values, system_of
+from tests.support.torch_zoo import custom
 
 GB = openmm.CustomGBForce
 
@@ -64,46 +66,18 @@ def reference(force, x: torch.Tensor, **changed: float):
     return energies.numpy(), forces.numpy()
 
 
-def errors(force, x: torch.Tensor, **changed: float) -> tuple[float, float]:
-    """The largest relative error of an energy, and of a force relative to the largest force."""
+def assert_agrees(force, x: torch.Tensor = CLUSTERS, **changed: float) -> None:
+    """Energies relative to themselves, forces to the largest force."""
     energies, forces = energy_and_forces(force, x, **changed)
     exact_energies, exact_forces = reference(force, x, **changed)
     assert energies.shape == exact_energies.shape
     assert np.isfinite(exact_energies).all()
-    return (
-        float(np.abs(energies / exact_energies - 1).max()),
-        float(np.abs(forces - exact_forces).max() / np.abs(exact_forces).max()),
-    )
+    assert np.abs(energies / exact_energies - 1).max() < 1e-10
+    assert np.abs(forces - exact_forces).max() < 1e-8 * np.abs(exact_forces).max()
 
 
-def assert_agrees(force, x: torch.Tensor = CLUSTERS, **changed: float) -> None:
-    energy_error, force_error = errors(force, x, **changed)
-    assert energy_error < 1e-10
-    assert force_error < 1e-8
-
-
-# --- one internal coordinate ------------------------------------------------------------------
-
-
-def build_internal(
-    force_type: type, group: str, text: str, names: str, *groups, **global_parameters: float
-):
-    """A Force of groups (Bond, Angle, Torsion or Particle), each (*atoms, parameters)."""
-    force = force_type(text)
-    for name in names.split():
-        getattr(force, f"addPer{group}Parameter")(name)
-    for name, value in global_parameters.items():
-        force.addGlobalParameter(name, value)
-    for *atoms, parameters in groups:
-        getattr(force, f"add{group}")(*atoms, parameters)
-    return force
-
-
-bonds = partial(build_internal, openmm.CustomBondForce, "Bond")
-angles = partial(build_internal, openmm.CustomAngleForce, "Angle")
-torsions = partial(build_internal, openmm.CustomTorsionForce, "Torsion")
-external = partial(build_internal, openmm.CustomExternalForce, "Particle")
-
+bonds, angles = partial(custom, "Bond"), partial(custom, "Angle")
+torsions, external = partial(custom, "Torsion"), partial(custom, "External")
 
 INTERNAL = {
     "harmonic bond": bonds(
@@ -156,22 +130,13 @@ def test_internal_coordinates(name):
     assert_agrees(INTERNAL[name])
 
 
-def test_bonds_of_constants():
-    force = bonds("k+2", "k", (0, 1, [3.0]), (1, 2, [4.0]))
-    assert energy(term_of(force, N), CLUSTERS, {}).tolist() == [11.0] * len(CLUSTERS)
-
-
 def test_torsions_of_both_signs_and_near_the_cut():
     force = torsions("theta+0.1*theta^2", "", (6, 8, 14, 16, []), (4, 6, 8, 14, []))
     assert_agrees(force, conformations(alanine, 16, 0.03))
 
 
-# --- pairs ------------------------------------------------------------------------------------
-
-SOFT_CORE = (
-    "4*epsilon*lam^0.5*(1/alpha^2-1/alpha); alpha=0.5*(1-lam)+(r/sigma)^6;"
-    "sigma=0.5*(sigma1+sigma2); epsilon=sqrt(epsilon1*epsilon2)"
-)
+LORENTZ_BERTHELOT = ";sigma=0.5*(sigma1+sigma2); epsilon=sqrt(epsilon1*epsilon2)"
+SOFT_CORE = "4*epsilon*lam^0.5*(1/alpha^2-1/alpha); alpha=0.5*(1-lam)+(r/sigma)^6"
 
 
 def nonbonded(text: str, **parameters: list[float]) -> openmm.CustomNonbondedForce:
@@ -184,17 +149,20 @@ def nonbonded(text: str, **parameters: list[float]) -> openmm.CustomNonbondedFor
 
 
 def soft_core() -> openmm.CustomNonbondedForce:
-    force = nonbonded(SOFT_CORE, sigma=[2 * r for r in RADII], epsilon=[abs(q) for q in CHARGES])
+    force = nonbonded(
+        SOFT_CORE + LORENTZ_BERTHELOT,
+        sigma=[2 * r for r in RADII],
+        epsilon=[abs(q) for q in CHARGES],
+    )
     force.addGlobalParameter("lam", 0.6)
     return force
 
 
 def test_lennard_jones_with_exclusions():
-    text = (
-        "4*epsilon*((sigma/r)^12-(sigma/r)^6);"
-        "sigma=0.5*(sigma1+sigma2); epsilon=sqrt(epsilon1*epsilon2)"
+    text = "4*epsilon*((sigma/r)^12-(sigma/r)^6)"
+    force = nonbonded(
+        text + LORENTZ_BERTHELOT, sigma=[2 * r for r in RADII], epsilon=[abs(q) for q in CHARGES]
     )
-    force = nonbonded(text, sigma=[2 * r for r in RADII], epsilon=[abs(q) for q in CHARGES])
     assert_agrees(force)
     for pair in [(0, 1), (2, 1), (5, 6), (0, 6)]:
         force.addExclusion(*pair)
@@ -227,9 +195,8 @@ def test_interaction_groups_of_an_asymmetric_expression(groups, with_exclusions)
     force = nonbonded("(q1+10*q2)/r+s1*s2^2*r", q=CHARGES, s=RADII)
     for one, two in groups:
         force.addInteractionGroup(one, two)
-    if with_exclusions:
-        force.addExclusion(1, 0)
-        force.addExclusion(3, 0)
+    for i in (1, 3) if with_exclusions else ():
+        force.addExclusion(i, 0)
     assert_agrees(force)
 
 
@@ -259,8 +226,6 @@ def test_switching_and_long_range_corrections_act_on_cutoffs_only():
     force.setSwitchingDistance(0.2)
     assert_agrees(force)
 
-
-# --- generalised Born -------------------------------------------------------------------------
 
 BORN_SUM = (
     "step(r+sr2-or1)*0.5*(1/L-1/U+0.25*(1/U^2-1/L^2)*(r-sr2*sr2/r)+0.5*log(L/U)/r+C); U=r+sr2;"
@@ -371,6 +336,10 @@ def test_tables_of_born():
     assert_agrees(force)
 
 
+def conformations(build, n: int, width: float = 0.01) -> torch.Tensor:
+    return perturbed(build()[1], 3, [width] * n)
+
+
 @cache
 def _system(build, model: str) -> openmm.System:
     force_field = app.ForceField("amber14-all.xml", f"implicit/{model}.xml")
@@ -380,12 +349,6 @@ def _system(build, model: str) -> openmm.System:
 def implicit(build, model: str) -> openmm.CustomGBForce:
     (force,) = (f for f in _system(build, model).getForces() if isinstance(f, GB))
     return force
-
-
-def conformations(build, batch: int, spread: float = 0.01) -> torch.Tensor:
-    positions = build()[1]
-    noise = np.random.default_rng(3).normal(size=(batch, *positions.shape))
-    return torch.tensor(positions + spread * noise)
 
 
 @pytest.mark.parametrize("model", ["hct", "obc1", "obc2", "gbn", "gbn2"])
@@ -411,9 +374,6 @@ def test_ff96_obc1_of_openmmtools():
     coordinates = app.AmberInpcrdFile(str(folder / "alanine-dipeptide.crd")).positions
     (force,) = (f for f in system.getForces() if isinstance(f, GB))
     assert_agrees(force, conformations(lambda: (None, np.array(coordinates._value)), 6))
-
-
-# --- all terms ---------------------------------------------------------------------------------
 
 
 def rich_forces() -> list:
@@ -469,42 +429,46 @@ def test_single_precision(force):
     torch.testing.assert_close(got, exact, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "force",
-    [bonds("k*r", "k"), angles("theta", ""), torsions("theta", ""), external("x", "")],
-    ids=lambda force: force.getName(),
-)
-def test_empty_forces_have_zero_energy(force):
-    assert energy(term_of(force, N), CLUSTERS, {}).tolist() == [0.0] * len(CLUSTERS)
-
-
-def test_everything_excluded_has_zero_energy():
+def without_pairs() -> openmm.CustomNonbondedForce:
     force = nonbonded("1/r")
-    for pair in zip(*np.triu_indices(N, 1), strict=True):
-        force.addExclusion(int(pair[0]), int(pair[1]))
-    assert energy(term_of(force, N), CLUSTERS, {}).tolist() == [0.0] * len(CLUSTERS)
-
-
-def with_cutoff(force, method):
-    force.setNonbondedMethod(method)
+    for i, j in combinations(range(N), 2):
+        force.addExclusion(i, j)
     return force
 
 
-def periodic(force):
-    force.setUsesPeriodicBoundaryConditions(True)
+CONSTANT = bonds("k+2", "k", (0, 1, [3.0]), (1, 2, [4.0]))
+
+
+@pytest.mark.parametrize(("force", "expected"), [(without_pairs(), 0.0), (CONSTANT, 11.0)])
+def test_forces_without_pairs_and_of_constants(force, expected):
+    assert energy(term_of(force, N), CLUSTERS, {}).tolist() == [expected] * len(CLUSTERS)
+
+
+def called(force, method: str, argument):
+    getattr(force, method)(argument)
     return force
+
+
+cutoff = partial(called, method="setNonbondedMethod")
+periodic = partial(called, method="setUsesPeriodicBoundaryConditions", argument=True)
 
 
 @pytest.mark.parametrize(
     ("force", "what"),
     [
-        (with_cutoff(soft_core(), 1), r"a cutoff \(CutoffNonPeriodic\) in CustomNonbondedForce"),
-        (with_cutoff(soft_core(), 2), r"a cutoff \(CutoffPeriodic\)"),
-        (with_cutoff(born([], []), 1), r"a cutoff \(CutoffNonPeriodic\) in CustomGBForce"),
+        (
+            cutoff(soft_core(), argument=1),
+            r"a cutoff \(CutoffNonPeriodic\) in CustomNonbondedForce",
+        ),
+        (cutoff(soft_core(), argument=2), r"a cutoff \(CutoffPeriodic\)"),
+        (cutoff(born([], []), argument=1), r"a cutoff \(CutoffNonPeriodic\) in CustomGBForce"),
         (born([], []), "absence of computed values in CustomGBForce"),
         (periodic(bonds("r", "")), "periodic boundary conditions in CustomBondForce"),
         (periodic(torsions("theta", "")), "periodic boundary conditions in CustomTorsionForce"),
-        (external("periodicdistance(x,y,z,0,0,0)", ""), "periodic boundary conditions"),
+        (
+            external("periodicdistance(x,y,z,0,0,0)", ""),
+            "periodic boundary conditions in CustomExternalForce",
+        ),
         (bonds("k*r", ""), "undefined variable 'k'"),
         (nonbonded("q*r", q=CHARGES), "undefined variable 'q'"),
     ],

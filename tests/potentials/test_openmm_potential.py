@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import numpy as np
@@ -15,22 +14,20 @@ import torch
 
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.potentials.platforms import available_platforms
-from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import KB
-from tests.support.torch_cases import conformations, context_values, system_of
+from tests.support import torch_cases as cases
 
-New = Callable[..., OpenMMPotential]
 PLATFORMS = [name for name in ("Reference", "CPU") if name in available_platforms()]
 
 
 @pytest.fixture(scope="module")
-def potential(molecule: MolecularSystem) -> Iterator[OpenMMPotential]:
+def potential(molecule):
     with OpenMMPotential(molecule.system, "Reference", n_contexts=1) as shared:
         yield shared
 
 
 @pytest.fixture
-def new(molecule: MolecularSystem) -> Iterator[New]:
+def new(molecule):
     """Opens potentials of the molecule, by default with one Context on the Reference platform."""
     with ExitStack() as stack:
 
@@ -41,53 +38,47 @@ def new(molecule: MolecularSystem) -> Iterator[New]:
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_agrees_with_a_context(molecule: MolecularSystem, new: New, platform: str) -> None:
-    x = conformations(molecule, 5)
-    context = openmm.Context(
-        molecule.system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatform(platform)
+def test_agrees_with_a_context(molecule, new, platform):
+    x = cases.conformations(molecule, 5)
+    energies, forces = cases.context_values(
+        cases.reference_context(molecule.system, platform=platform), x
     )
-    energies, forces = context_values(context, x)
     potential = new(platform)
     got_energies, got_forces = potential.energy_and_forces(x)
     alone = potential.energy(x)
-    tolerance = (
-        {"rtol": 0.0, "atol": 0.0} if platform == "Reference" else {"rtol": 1e-5, "atol": 0.01}
-    )
-    torch.testing.assert_close(got_energies, energies, **tolerance)
-    torch.testing.assert_close(got_forces, forces, **tolerance)
-    torch.testing.assert_close(alone, energies, **tolerance)
+    rtol, atol = (0.0, 0.0) if platform == "Reference" else (1e-5, 0.01)
+    for got, expected in ((got_energies, energies), (got_forces, forces), (alone, energies)):
+        torch.testing.assert_close(got, expected, rtol=rtol, atol=atol)
     assert not got_energies.requires_grad
     assert potential.boltzmann_constant == KB
     assert potential.event_shape == (22, 3)
 
 
-def test_gradient_is_minus_the_force(molecule: MolecularSystem, potential: OpenMMPotential) -> None:
-    x = conformations(molecule, 3).requires_grad_()
+def test_gradient_is_minus_the_force(molecule, potential):
+    x = cases.conformations(molecule, 3).requires_grad_()
     _, forces = potential.energy_and_forces(x.detach())
     weights = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     (gradient,) = torch.autograd.grad((weights * potential.energy(x)).sum(), x)
     torch.testing.assert_close(gradient, -weights[:, None, None] * forces, rtol=0.0, atol=0.0)
 
 
-def test_gradient_is_the_finite_difference(
-    molecule: MolecularSystem, potential: OpenMMPotential
-) -> None:
-    x = conformations(molecule, 1)[0]
+def test_gradient_is_the_finite_difference(molecule, potential):
+    x = cases.conformations(molecule, 1)[0]
     directions = torch.from_numpy(np.random.default_rng(1).normal(size=(8, molecule.n_atoms, 3)))
     step = 1e-6
     ends = torch.stack([x + step * directions, x - step * directions])
     up, down = potential.energy(ends.flatten(0, 1)).unflatten(0, (2, 8))
     leaf = x[None].clone().requires_grad_()
     potential.energy(leaf).sum().backward()
-    assert leaf.grad is not None
     along = (directions * leaf.grad).sum(dim=(1, 2))
     torch.testing.assert_close((up - down) / (2 * step), along, rtol=1e-5, atol=1e-3)
 
 
-def test_second_derivative_raises(molecule: MolecularSystem, potential: OpenMMPotential) -> None:
-    x = conformations(molecule, 2).requires_grad_()
-    for weights in (torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64) * 2):
-        energies = weights.requires_grad_() * potential.energy(x)
+def test_second_derivative_raises(molecule, potential):
+    x = cases.conformations(molecule, 2).requires_grad_()
+    for weight in (1.0, 2.0):
+        weights = torch.full((2,), weight, dtype=torch.float64, requires_grad=True)
+        energies = weights * potential.energy(x)
         (gradient,) = torch.autograd.grad(energies.sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match="second derivatives are not available"):
             gradient.square().sum().backward()
@@ -97,9 +88,7 @@ def test_second_derivative_raises(molecule: MolecularSystem, potential: OpenMMPo
         torch.autograd.grad((gradient**2).sum() + (x**2).sum(), x)
 
 
-def test_forces_are_computed_only_for_a_gradient(
-    molecule: MolecularSystem, new: New, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_forces_are_computed_only_for_a_gradient(molecule, new, monkeypatch):
     with_forces = []
     original = openmm.Context.getState
 
@@ -109,7 +98,7 @@ def test_forces_are_computed_only_for_a_gradient(
 
     potential = new()
     monkeypatch.setattr(openmm.Context, "getState", spy)
-    x = conformations(molecule, 1)
+    x = cases.conformations(molecule, 1)
     potential.energy(x)
     with torch.no_grad():
         potential.energy(x.requires_grad_())
@@ -119,23 +108,20 @@ def test_forces_are_computed_only_for_a_gradient(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_dtype_follows_the_input(
-    molecule: MolecularSystem, potential: OpenMMPotential, dtype: torch.dtype
-) -> None:
+def test_dtype_follows_the_input(molecule, potential, dtype):
     x = torch.tensor(molecule.positions)[None].to(dtype)
     exact, exact_forces = potential.energy_and_forces(x.double())
     leaf = x.clone().requires_grad_()
     energies = potential.energy(leaf)
     energies.sum().backward()
     assert energies.dtype == dtype
-    assert leaf.grad is not None
     assert leaf.grad.dtype == dtype
     torch.testing.assert_close(energies, exact.to(dtype))
     torch.testing.assert_close(leaf.grad, -exact_forces.to(dtype))
 
 
-def test_overflow_of_the_result_is_not_finite(molecule: MolecularSystem, new: New) -> None:
-    x = 100.0 * conformations(molecule, 1)  # stretched bonds: about 1e9 kJ/mol
+def test_overflow_of_the_result_is_not_finite(molecule, new):
+    x = 100.0 * cases.conformations(molecule, 1)  # stretched bonds: about 1e9 kJ/mol
     potential = new()
     assert potential.energy(x).isfinite().all()
     energies, forces = potential.energy_and_forces(x.half())
@@ -144,57 +130,31 @@ def test_overflow_of_the_result_is_not_finite(molecule: MolecularSystem, new: Ne
     assert potential.n_non_finite == 1
 
 
-def test_non_contiguous_input_is_read_right(
-    molecule: MolecularSystem, potential: OpenMMPotential
-) -> None:
-    x = conformations(molecule, 4)
+def test_non_contiguous_input_is_read_right(molecule, potential):
+    x = cases.conformations(molecule, 4)
     strided = x.permute(2, 1, 0).contiguous().permute(2, 1, 0)[::2]
     assert not strided.is_contiguous()
     torch.testing.assert_close(potential.energy(strided), potential.energy(x)[::2], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("n_contexts", [1, 2])
-def test_empty_batch(new: New, n_contexts: int) -> None:
+def test_empty_batch(new, n_contexts):
     x = torch.empty(0, 22, 3, dtype=torch.float32, requires_grad=True)
     potential = new(n_contexts=n_contexts)
     energies, forces = potential.energy_and_forces(x)
     assert (energies.shape, forces.shape, energies.dtype) == ((0,), (0, 22, 3), torch.float32)
     potential.energy(x).sum().backward()
-    assert x.grad is not None
     assert x.grad.shape == (0, 22, 3)
     assert potential.n_evaluations == 0
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_non_finite_rows_are_the_same_on_every_platform(
-    molecule: MolecularSystem, new: New, platform: str
-) -> None:
-    good = conformations(molecule, 1)[0]
-    nan, infinite, coincident, collapsed, far = (good.clone() for _ in range(5))
-    nan[3, 1] = torch.nan
-    infinite[0, 0] = -torch.inf
-    coincident[0] = coincident[21]  # not bonded to each other
-    collapsed[:] = 0.0
-    far *= 1e200
-    x = torch.stack([good, nan, infinite, coincident, collapsed, far, good])
-    bad = [False, True, True, True, True, True, False]
+def test_non_finite_rows_are_the_same_on_every_platform(molecule, new, platform):
+    x, bad = cases.degenerate(cases.conformations(molecule, 1)[0])
     potential = new(platform)
-    energies, forces = potential.energy_and_forces(x)
-    assert (energies == torch.inf).tolist() == bad
-    assert not forces[torch.tensor(bad)].any()
-    assert forces[0].any()
-    assert forces[-1].any()
-    assert (potential.n_evaluations, potential.n_non_finite) == (7, 5)
-    assert (potential.energy(x) == torch.inf).tolist() == bad
-    leaf = x.clone().requires_grad_()
-    # 0 * inf and inf weights: a gradient of NaN at the bad rows must not be propagated.
-    potential.energy(leaf).square().sum().backward()
-    assert leaf.grad is not None
-    assert not leaf.grad[torch.tensor(bad)].any()
-    assert leaf.grad.isfinite().all()
-    assert leaf.grad[0].any()
-    assert (potential.n_evaluations, potential.n_non_finite) == (21, 15)
-    assert potential.energy(good[None]).isfinite().all()
+    cases.check_degenerate(potential, x, bad)
+    assert (potential.n_evaluations, potential.n_non_finite) == (24, 18)
+    assert potential.energy(x[:1]).isfinite().all()
 
 
 class LimitedContext(openmm.Context):
@@ -208,11 +168,9 @@ class LimitedContext(openmm.Context):
         super().setPositions(positions)
 
 
-def test_exceptions_are_infinite_only_if_the_conformation_is_at_fault(
-    molecule: MolecularSystem, new: New, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exceptions_are_infinite_only_if_the_conformation_is_at_fault(molecule, new, monkeypatch):
     monkeypatch.setattr(openmm, "Context", LimitedContext)
-    good, potential = conformations(molecule, 1), new()
+    good, potential = cases.conformations(molecule, 1), new()
     with pytest.raises(openmm.OpenMMException, match="device unavailable"):
         potential.energy(good + 10.0)  # no conformation has worked yet
     assert potential.energy(torch.cat([good, good + 10.0])).isfinite().tolist() == [True, False]
@@ -222,8 +180,8 @@ def test_exceptions_are_infinite_only_if_the_conformation_is_at_fault(
         potential.energy(good)
 
 
-def test_two_contexts_equal_one(molecule: MolecularSystem, new: New) -> None:
-    x = conformations(molecule, 67)
+def test_two_contexts_equal_one(molecule, new):
+    x = cases.conformations(molecule, 67)
     x[5] = torch.nan
     one, two = new(), new(n_contexts=2)
     for rows in (1, 2, 3, 67):
@@ -233,10 +191,8 @@ def test_two_contexts_equal_one(molecule: MolecularSystem, new: New) -> None:
     assert two.n_contexts == 2
 
 
-def test_an_exception_in_a_thread_is_raised(
-    molecule: MolecularSystem, new: New, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x, potential = conformations(molecule, 40), new(n_contexts=2)
+def test_an_exception_in_a_thread_is_raised(molecule, new, monkeypatch):
+    x, potential = cases.conformations(molecule, 40), new(n_contexts=2)
     potential.energy(x)
     monkeypatch.setattr(openmm.State, "getPotentialEnergy", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -245,28 +201,25 @@ def test_an_exception_in_a_thread_is_raised(
     assert potential.energy(x).isfinite().all()
 
 
-def test_pickle_copies_the_system_and_the_choice(molecule: MolecularSystem) -> None:
-    x = conformations(molecule, 2)
+def test_pickle_copies_the_system_and_the_choice(molecule):
+    x = cases.conformations(molecule, 2)
     with OpenMMPotential(molecule.system, "CPU", {"Threads": 1}, n_contexts=2) as potential:
         expected = potential.energy(x)
         with pickle.loads(pickle.dumps(potential)) as copy:
-            assert copy.n_evaluations == 0
-            assert copy.platform_name == "CPU"
-            assert copy.platform_properties == {"Threads": "1"}
-            assert copy.n_contexts == 2
+            assert (copy.n_evaluations, copy.n_contexts) == (0, 2)
+            assert (copy.platform_name, copy.platform_properties) == ("CPU", {"Threads": "1"})
             torch.testing.assert_close(copy.energy(x), expected)
     with pytest.raises(RuntimeError, match="closed"):
         pickle.dumps(potential)
 
 
-def _energies_in_child(potential: OpenMMPotential, x: np.ndarray) -> list[float]:
+def _energies_in_child(potential, x):
     with potential:
-        energies: list[float] = potential.energy(torch.from_numpy(x)).tolist()
-    return energies
+        return potential.energy(torch.from_numpy(x)).tolist()
 
 
-def test_spawned_process(molecule: MolecularSystem, potential: OpenMMPotential) -> None:
-    x = conformations(molecule, 2)
+def test_spawned_process(molecule, potential):
+    x = cases.conformations(molecule, 2)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         got = pool.apply(_energies_in_child, (potential, x.numpy()))
         pool.close()
@@ -275,8 +228,8 @@ def test_spawned_process(molecule: MolecularSystem, potential: OpenMMPotential) 
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_forked_child_gets_an_error_and_ends(molecule: MolecularSystem) -> None:
-    x = conformations(molecule, 1)
+def test_forked_child_gets_an_error_and_ends(molecule):
+    x = cases.conformations(molecule, 1)
     potential = OpenMMPotential(molecule.system, "CPU", n_contexts=2)
     potential.energy(x)
     receiver, sender = multiprocessing.Pipe(duplex=False)
@@ -302,9 +255,10 @@ def test_forked_child_gets_an_error_and_ends(molecule: MolecularSystem) -> None:
     potential.close()
 
 
-def test_closing(molecule: MolecularSystem) -> None:
-    x = conformations(molecule, 1)
-    with OpenMMPotential(molecule.system, "Reference", n_contexts=2) as potential:
+def test_closing(molecule):
+    x, platform = cases.conformations(molecule, 1), openmm.Platform.getPlatform("Reference")
+    with OpenMMPotential(molecule.system, platform, n_contexts=2) as potential:
+        assert potential.platform_name == "Reference"
         context = potential.make_context(openmm.VerletIntegrator(0.001))
         potential.energy(x)
     potential.close()
@@ -321,18 +275,18 @@ def test_closing(molecule: MolecularSystem) -> None:
     context.getIntegrator().step(1)
 
 
-def test_make_context_has_the_same_platform(molecule: MolecularSystem) -> None:
+def test_make_context_has_the_same_platform(molecule):
     with OpenMMPotential(molecule.system, "CPU", {"Threads": "1"}, n_contexts=1) as potential:
         context = potential.make_context(openmm.LangevinMiddleIntegrator(300.0, 1.0, 0.001))
         platform = context.getPlatform()
         assert platform.getName() == "CPU"
         assert platform.getPropertyValue(context, "Threads") == "1"
         with pytest.raises(TypeError, match="integrator: expected"):
-            potential.make_context("verlet")  # type: ignore[arg-type]
+            potential.make_context("verlet")
 
 
-def test_the_system_is_copied(molecule: MolecularSystem) -> None:
-    x = conformations(molecule, 1)
+def test_the_system_is_copied(molecule):
+    x = cases.conformations(molecule, 1)
     system = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(molecule.system))
     before = openmm.XmlSerializer.serialize(system)
     with OpenMMPotential(system, "Reference", n_contexts=1) as potential:
@@ -346,94 +300,56 @@ def test_the_system_is_copied(molecule: MolecularSystem) -> None:
         torch.testing.assert_close(pickle.loads(pickle.dumps(potential)).energy(x), expected)
 
 
-def test_measured_choice_is_readable_and_logged(
-    molecule: MolecularSystem, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_measured_choice_is_readable_and_logged(molecule, caplog):
     caplog.set_level(logging.INFO, logger="openmm_tsf")
     with OpenMMPotential(molecule.system) as potential:
         assert potential.platform_name in available_platforms()
         assert potential.n_contexts >= 1
-        assert potential.energy(conformations(molecule, 3)).isfinite().all()
+        assert potential.energy(cases.conformations(molecule, 3)).isfinite().all()
         assert potential.n_evaluations == 3  # the measurement is not counted
-        again = OpenMMPotential(
-            molecule.system,
-            potential.platform_name,
-            potential.platform_properties,
-            potential.n_contexts,
-        )
-        assert again.platform_properties == potential.platform_properties
-        again.close()
+        choice = potential.platform_name, potential.platform_properties, potential.n_contexts
+        with OpenMMPotential(molecule.system, *choice) as again:
+            assert again.platform_properties == potential.platform_properties
     text = caplog.text
     assert all(name in text for name in PLATFORMS)
     assert f"chose {potential.platform_name}" in text
 
 
-def test_platform_object_is_accepted(molecule: MolecularSystem) -> None:
-    platform = openmm.Platform.getPlatform("Reference")
-    with OpenMMPotential(molecule.system, platform) as potential:
-        assert potential.platform_name == "Reference"
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"platform": "Quantum"}, ValueError, r"platform: .*Reference.*'Quantum'"),
-        ({"platform": 3}, TypeError, "platform: expected a name"),
-        (
-            {"platform": "CPU", "platform_properties": {"Cores": "1"}},
-            ValueError,
-            r"platform_properties: .*Threads.*'Cores'",
-        ),
-        (
-            {"platform": "CPU", "platform_properties": {"Threads": 1.5}},
-            TypeError,
-            "str, int or bool for Threads",
-        ),
-        (
-            {"platform": "CPU", "platform_properties": {"Threads": "all"}},
-            ValueError,
-            "positive number of Threads",
-        ),
-        ({"platform": "CPU", "platform_properties": "Threads"}, TypeError, "expected a mapping"),
-        ({"platform_properties": {"Threads": "1"}}, ValueError, "expected a platform to go with"),
-        ({"n_contexts": 0}, ValueError, "n_contexts: expected a positive int"),
-        ({"n_contexts": True}, ValueError, "n_contexts: expected a positive int"),
+        (("Quantum",), ValueError, r"platform: .*Reference.*'Quantum'"),
+        ((3,), TypeError, "platform: expected a name"),
+        (("CPU", {"Cores": "1"}), ValueError, r"platform_properties: .*Threads.*'Cores'"),
+        (("CPU", {"Threads": 1.5}), TypeError, "str, int or bool for Threads"),
+        (("CPU", {"Threads": "all"}), ValueError, "positive number of Threads"),
+        (("CPU", "Threads"), TypeError, "expected a mapping"),
+        ((None, {"Threads": "1"}), ValueError, "expected a platform to go with"),
+        ((None, None, 0), ValueError, "n_contexts: expected an integer of at least 1, got 0"),
+        ((None, None, True), ValueError, "n_contexts: expected an integer"),
     ],
 )
-def test_wrong_options(
-    molecule: MolecularSystem, options: dict[str, object], error: type[Exception], message: str
-) -> None:
+def test_wrong_options(molecule, options, error, message):
     with pytest.raises(error, match=message):
-        OpenMMPotential(molecule.system, **options)  # type: ignore[arg-type]
+        OpenMMPotential(molecule.system, *options)
 
 
-def test_wrong_systems() -> None:
-    with pytest.raises(TypeError, match="system: expected an openmm"):
-        OpenMMPotential("system")
-    with pytest.raises(ValueError, match="at least one particle"):
-        OpenMMPotential(openmm.System())
-    system = system_of(n=3)
-    system.setVirtualSite(2, openmm.TwoParticleAverageSite(0, 1, 0.5, 0.5))
-    with pytest.raises(ValueError, match="virtual sites are not supported, particle 2"):
-        OpenMMPotential(system)
+def test_a_periodic_system():
     force = openmm.NonbondedForce()
     force.addParticle(0.0, 0.1, 0.0)
     force.setNonbondedMethod(openmm.NonbondedForce.PME)
     with pytest.raises(ValueError, match="no periodic box, but NonbondedForce"):
-        OpenMMPotential(system_of(force, n=1))
+        OpenMMPotential(cases.system_of(force, n=1))
 
 
 @pytest.mark.parametrize(
     ("x", "error"),
     [
-        (torch.zeros(22, 3), ValueError),
-        (torch.zeros(1, 21, 3), ValueError),
-        (torch.zeros(1, 66), ValueError),
-        (torch.zeros(1, 22, 3, dtype=torch.int64), TypeError),
-        (np.zeros((1, 22, 3)), TypeError),
+        *((torch.zeros(*shape), ValueError) for shape in ((22, 3), (1, 21, 3), (1, 66))),
+        *((x, TypeError) for x in (torch.zeros(1, 22, 3, dtype=torch.int64), np.zeros((1, 22, 3)))),
     ],
 )
-def test_wrong_positions(potential: OpenMMPotential, x: object, error: type[Exception]) -> None:
+def test_wrong_positions(potential, x, error):
     for method in (potential.energy, potential.energy_and_forces):
         with pytest.raises(error, match="x: expected"):
-            method(x)  # type: ignore[arg-type]
+            method(x)

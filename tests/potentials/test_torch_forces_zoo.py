@@ -9,50 +9,34 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials import OpenMMPotential, TorchPotential
+from tests.support import torch_cases as cases
 from tests.support.torch_cases import N_PARTICLES as N
-from tests.support.torch_cases import (
-    assert_agrees,
-    cluster,
-    errors,
-    hessian_rows,
-    reference_values,
-    system_of,
-)
-from tests.support.torch_zoo import PLAIN, Builder, everything, harmonic_bonds, nonbonded, offsets
+from tests.support.torch_zoo import PLAIN, custom, everything, nonbonded, offsets
 
 
 def check(*forces: openmm.Force, x: Tensor | None = None) -> None:
-    x = cluster() if x is None else x
-    system = system_of(*forces, n=x.shape[1])
-    assert_agrees(TorchPotential.from_system(system), system, x)
+    x = cases.cluster() if x is None else x
+    system = cases.system_of(*forces, n=x.shape[1])
+    cases.assert_agrees(TorchPotential.from_system(system), system, x)
 
 
-@pytest.mark.parametrize("builder", PLAIN, ids=lambda b: b.__name__)
-def test_one_force(builder: Builder) -> None:
+@pytest.mark.parametrize("builder", [*PLAIN, offsets], ids=lambda b: b.__name__)
+def test_one_force(builder):
     check(builder(np.random.default_rng(1)))
 
 
-@pytest.mark.parametrize("builder", PLAIN, ids=lambda b: b.__name__)
-def test_second_derivatives_of_one_force(builder: Builder) -> None:
+@pytest.mark.parametrize("builder", [*PLAIN, None])
+def test_second_derivatives_of_one_force_and_of_everything(builder):
     """The whole Hessian against differences of OpenMM's forces."""
-    _check_hessian(system_of(builder(np.random.default_rng(2))))
-
-
-def test_second_derivatives_of_everything() -> None:
-    _check_hessian(everything())
-
-
-def _check_hessian(system: openmm.System) -> None:
-    potential, x = TorchPotential.from_system(system), cluster(1)[0]
-    hessian = torch.autograd.functional.hessian(lambda y: potential.energy(y[None]).sum(), x)
-    hessian = hessian.reshape(x.numel(), x.numel())
-    expected = hessian_rows(system, x, range(x.numel()))
+    system = everything() if builder is None else cases.system_of(builder(np.random.default_rng(2)))
+    x = cases.cluster(1)[0]
+    hessian, expected = cases.hessians(system, x, range(x.numel()))
     assert (hessian - expected).abs().max() <= 1e-7 * hessian.abs().max()
 
 
-def test_third_derivatives_of_everything() -> None:
+def test_third_derivatives_of_everything():
     """The gradient of the curvature along a direction, against its differences."""
-    potential, x = TorchPotential.from_system(everything()), cluster(1)
+    potential, x = TorchPotential.from_system(everything()), cases.cluster(1)
     direction = torch.from_numpy(np.random.default_rng(12).normal(size=x.shape))
 
     def curvatures(y: Tensor) -> Tensor:
@@ -68,7 +52,7 @@ def test_third_derivatives_of_everything() -> None:
     assert (third.flatten() - expected).abs().max() <= 1e-6 * third.abs().max()
 
 
-def test_cmap_everywhere_on_the_torus() -> None:
+def test_cmap_everywhere_on_the_torus():
     """Both dihedrals around the whole circle, next to the knots and at the cut too."""
     rng = np.random.default_rng(3)
     size, n = 6, 8
@@ -89,7 +73,7 @@ def test_cmap_everywhere_on_the_torus() -> None:
     check(force, x=x)
 
 
-def test_torsions_at_planar_conformations() -> None:
+def test_torsions_at_planar_conformations():
     """Dihedrals of exactly 0 and 180 degrees, where an inverse cosine has no derivative."""
     x = torch.tensor([[0.1, 0, 0], [0, 0, 0], [0, 0.14, 0], [0.1, 0.2, 0]], dtype=torch.float64)
     trans = x.clone()
@@ -106,7 +90,7 @@ def test_torsions_at_planar_conformations() -> None:
 
 
 @pytest.mark.parametrize("end", [-0.1, 0.1], ids=["straight", "folded"])
-def test_angles_without_a_plane(end: float) -> None:
+def test_angles_without_a_plane(end):
     """Exactly 180 and 0 degrees, as drawn by hand: finite for OpenMM, with a force of zero."""
     x = torch.tensor([[0.1, 0, 0], [0, 0, 0], [end, 0, 0]], dtype=torch.float64)[None]
     harmonic = openmm.HarmonicAngleForce()
@@ -114,19 +98,19 @@ def test_angles_without_a_plane(end: float) -> None:
     custom = openmm.CustomAngleForce("50*(theta-2)^2")
     custom.addAngle(0, 1, 2)
     for force in (harmonic, custom):
-        system = system_of(force, n=3)
-        expected = reference_values(system, x)
+        system = cases.system_of(force, n=3)
+        expected = cases.reference_values(system, x)
         assert expected[0].isfinite().all()
         assert not expected[1].any()
         got = TorchPotential.from_system(system).energy_and_forces(x)
-        assert max(errors(got, expected)) < 1e-12
+        assert max(cases.errors(got, expected)) < 1e-12
 
 
 @pytest.mark.parametrize(
     ("bend", "energy_limit", "force_limit"),
     [(1e-2, 1e-12, 1e-12), (1e-3, 1e-11, 1e-10), (1e-4, 1e-10, 1e-8), (1e-6, 1e-8, 1.0)],
 )
-def test_nearly_straight_angles(bend: float, energy_limit: float, force_limit: float) -> None:
+def test_nearly_straight_angles(bend, energy_limit, force_limit):
     """OpenMM limits the agreement: its error grows, that of TorchPotential does not.
 
     Its angle is an inverse cosine, precise to 2e-16 / bend, and its force is divided by the sine's
@@ -134,7 +118,7 @@ def test_nearly_straight_angles(bend: float, energy_limit: float, force_limit: f
     """
     force = openmm.HarmonicAngleForce()
     force.addAngle(0, 1, 2, 2.0, 100.0)
-    system = system_of(force, n=3)
+    system = cases.system_of(force, n=3)
     end = [-0.1 * math.cos(bend), 0.1 * math.sin(bend), 0.0]
     x = torch.tensor([[[0.1, 0.0, 0.0], [0.0, 0.0, 0.0], end]], dtype=torch.float64)
     stretch = math.pi - bend - 2.0
@@ -142,7 +126,7 @@ def test_nearly_straight_angles(bend: float, energy_limit: float, force_limit: f
     exact = 50.0 * stretch**2, 100.0 * stretch / 0.1
     assert float(energies[0]) == pytest.approx(exact[0], rel=1e-13)
     assert float(forces[0, 0].norm()) == pytest.approx(exact[1], rel=1e-13)
-    reference_energies, reference_forces = reference_values(system, x)
+    reference_energies, reference_forces = cases.reference_values(system, x)
     assert float(reference_energies[0]) == pytest.approx(exact[0], rel=energy_limit)
     assert float(reference_forces[0, 0].norm()) == pytest.approx(exact[1], rel=force_limit)
     if bend == 1e-6:
@@ -150,32 +134,23 @@ def test_nearly_straight_angles(bend: float, energy_limit: float, force_limit: f
 
 
 @pytest.mark.parametrize("closest", [0.02, 0.05])
-def test_overlapping_particles_of_gbsa_obc(closest: float) -> None:
+def test_overlapping_particles_of_gbsa_obc(closest):
     """Every case of the pair integral: apart, overlapping, one inside the other."""
     rng = np.random.default_rng(4)
     force = openmm.GBSAOBCForce()
     radii = rng.uniform(0.05, 0.35, size=N)
     for radius in radii:
         force.addParticle(rng.uniform(-1, 1), radius, rng.uniform(0.5, 1.1))
-    x = cluster(30, closest=closest, seed=5)
+    x = cases.cluster(30, closest=closest, seed=5)
     reach = np.array([0.8 * (r - 0.009) for r in radii])
     r = torch.cdist(x, x).numpy()
     assert (r < (reach[None, :] - (radii[:, None] - 0.009))[None]).any(), "no particle is inside"
     check(force, x=x)
 
 
-def test_parameter_offsets() -> None:
-    check(offsets(np.random.default_rng(6)))
-
-
-def test_everything_together() -> None:
-    system = everything()
-    assert_agrees(TorchPotential.from_system(system), system, cluster())
-
-
-def test_global_parameters_changed_afterwards() -> None:
+def test_global_parameters_changed_afterwards():
     """Offsets, a Custom Force that shares their parameter, and back to the defaults."""
-    system, x = everything(), cluster()
+    system, x = everything(), cases.cluster()
     potential = TorchPotential.from_system(system)
     defaults = potential.global_parameters
     assert defaults == {"charging": 0.4, "growth": 0.0, "bridge": 1.3, "k": 60.0, "strength": 2.0}
@@ -183,55 +158,45 @@ def test_global_parameters_changed_afterwards() -> None:
     for values in (changed, {"growth": 1e-3, "k": 0.0}, defaults):
         for name, value in {**defaults, **values}.items():
             potential.set_global_parameter(name, value)
-        assert_agrees(potential, system, x, parameters=values)
+        cases.assert_agrees(potential, system, x, parameters=values)
 
 
 @pytest.mark.parametrize("groups", [[0], [1, 3], [0, 1, 2, 3], [5]])
-def test_force_groups(groups: list[int]) -> None:
-    system, x = everything(), cluster()
+def test_force_groups(groups):
+    system, x = everything(), cases.cluster()
     potential = TorchPotential.from_system(system, force_groups=groups)
-    expected = reference_values(system, x, groups=groups)
+    expected = cases.reference_values(system, x, groups=groups)
     assert bool(expected[0].any()) == (groups != [5])
-    assert max(errors(potential.energy_and_forces(x), expected)) < 1e-10
+    assert max(cases.errors(potential.energy_and_forces(x), expected)) < 1e-10
 
 
+STANDARD = ("HarmonicBond", "HarmonicAngle", "PeriodicTorsion", "RBTorsion", "CMAPTorsion")
 EMPTY = [
-    openmm.HarmonicBondForce(),
-    openmm.HarmonicAngleForce(),
-    openmm.PeriodicTorsionForce(),
-    openmm.RBTorsionForce(),
-    openmm.CMAPTorsionForce(),
-    openmm.CustomBondForce("r^2"),
-    openmm.CustomAngleForce("theta"),
-    openmm.CustomTorsionForce("theta"),
-    openmm.CustomExternalForce("x"),
+    *(getattr(openmm, f"{name}Force")() for name in STANDARD),
+    *(custom(kind, "theta", "") for kind in ("Angle", "Torsion")),
+    *(custom("Bond", "r^2", ""), custom("External", "x", "")),
 ]
 
 
 @pytest.mark.parametrize("force", EMPTY, ids=lambda force: force.getName())
-def test_a_force_without_terms(force: openmm.Force) -> None:
-    potential = TorchPotential.from_system(system_of(openmm.XmlSerializer.clone(force)))
-    energies, forces = potential.energy_and_forces(cluster())
+def test_a_force_without_terms(force):
+    potential = TorchPotential.from_system(cases.system_of(openmm.XmlSerializer.clone(force)))
+    energies, forces = potential.energy_and_forces(cases.cluster())
     assert not energies.any()
     assert not forces.any()
     check(nonbonded(np.random.default_rng(9)), openmm.XmlSerializer.clone(force))
 
 
-def test_a_system_without_forces() -> None:
+def test_a_system_without_forces():
     for none in ((), (openmm.CMMotionRemover(),)):
-        potential = TorchPotential.from_system(system_of(*none))
-        energies, forces = potential.energy_and_forces(cluster())
+        potential = TorchPotential.from_system(cases.system_of(*none))
+        energies, forces = potential.energy_and_forces(cases.cluster())
         assert energies.tolist() == [0.0] * 6
         assert not forces.any()
 
 
-def test_motion_removal_is_ignored() -> None:
-    rng = np.random.default_rng(10)
-    check(harmonic_bonds(rng), openmm.CMMotionRemover(1))
-
-
 @pytest.mark.parametrize("n", [1, 2])
-def test_one_and_two_particles(n: int) -> None:
+def test_one_and_two_particles(n):
     pair = openmm.NonbondedForce()
     born = openmm.GBSAOBCForce()
     well = openmm.CustomExternalForce("50*(x^2+2*y^2+3*z^2)")
@@ -239,29 +204,26 @@ def test_one_and_two_particles(n: int) -> None:
         pair.addParticle(0.3, 0.15, 0.4)
         born.addParticle(0.3, 0.15, 0.8)
         well.addParticle(i)
-    check(pair, born, well, x=cluster(3, n=n))
+    check(pair, born, well, x=cases.cluster(3, n=n))
 
 
-def test_one_conformation_and_none() -> None:
+def test_conformations_one_by_one():
     potential = TorchPotential.from_system(everything())
-    x = cluster()
+    x = cases.cluster()
     together = potential.energy_and_forces(x)
     alone = [potential.energy_and_forces(row[None]) for row in x]
     torch.testing.assert_close(torch.cat([e for e, _ in alone]), together[0], rtol=1e-12, atol=1e-8)
     torch.testing.assert_close(torch.cat([f for _, f in alone]), together[1], rtol=1e-11, atol=1e-6)
-    energies, forces = potential.energy_and_forces(x[:0])
-    assert (energies.shape, forces.shape) == ((0,), (0, N, 3))
-    assert potential.energy(x[:0]).shape == (0,)
 
 
-def test_coincident_particles_that_do_not_interact() -> None:
+def test_coincident_particles_that_do_not_interact():
     """Excluded from each other: the Coulomb energy has no pole there, and nothing is NaN."""
     rng = np.random.default_rng(11)
-    system = system_of(nonbonded(rng))
-    x = cluster(2)
+    system = cases.system_of(nonbonded(rng))
+    x = cases.cluster(2)
     x[0, 1] = x[0, 0]  # an exception of nothing
     with OpenMMPotential(system, "Reference", n_contexts=1) as reference:
         expected = reference.energy_and_forces(x)
     got = TorchPotential.from_system(system).energy_and_forces(x)
     assert expected[0].isfinite().all()
-    assert max(errors(got, expected)) < 1e-8
+    assert max(cases.errors(got, expected)) < 1e-8

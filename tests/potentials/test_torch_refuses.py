@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 
 from openmm_tsf.potentials import OpenMMPotential, TorchPotential
 from openmm_tsf.potentials.forces.registry import TERMS
+from tests.support import torch_zoo
 from tests.support.torch_cases import N_PARTICLES as N
 from tests.support.torch_cases import assert_agrees, cluster, system_of
+from tests.support.torch_zoo import custom
 
 NOT_COVERED = sorted(
     name
@@ -21,14 +24,10 @@ NOT_COVERED = sorted(
 )
 
 
-def added(force: Any, method: str, *arguments: Any) -> Any:
-    """The Force, with one term added."""
-    getattr(force, method)(*arguments)
-    return force
-
-
-def harmonic_bond() -> openmm.HarmonicBondForce:
-    return added(openmm.HarmonicBondForce(), "addBond", 0, 1, 0.1, 100.0)
+def called(target: Any, method: str, *arguments: Any) -> Any:
+    """The Force or System, after one of its methods has been called."""
+    getattr(target, method)(*arguments)
+    return target
 
 
 def no_force(state: openmm.State) -> tuple[float, np.ndarray]:
@@ -56,7 +55,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.mark.parametrize("name", NOT_COVERED)
-def test_other_forces(name: str) -> None:
+def test_other_forces(name):
     force = getattr(openmm, name)(*ARGUMENTS.get(name, ()))
     # The last cannot be serialized, for which OpenMM raises.
     error = openmm.OpenMMException if name == "RPMDMonteCarloBarostat" else ValueError
@@ -64,26 +63,24 @@ def test_other_forces(name: str) -> None:
         TorchPotential.from_system(system_of(force))
 
 
-def test_a_force_after_covered_ones_is_refused() -> None:
+def test_a_force_after_covered_ones_is_refused():
     compound = openmm.CustomCompoundBondForce(2, "distance(p1,p2)")
     compound.addBond([0, 1], [])
     compound.setName("restraint")
     with pytest.raises(ValueError, match=r"CustomCompoundBondForce.*restraint"):
-        TorchPotential.from_system(system_of(harmonic_bond(), nonbonded(), compound))
+        TorchPotential.from_system(system_of(harmonic_bonds(), nonbonded(), compound))
 
 
-def nonbonded(n: int = N) -> openmm.NonbondedForce:
-    force = openmm.NonbondedForce()
-    for i in range(n):
-        force.addParticle(0.1 * (i % 3), 0.15, 0.3)
-    return force
+def nonbonded() -> openmm.NonbondedForce:
+    return torch_zoo.charged_particles(np.random.default_rng(0))
 
 
 def gbsa() -> openmm.GBSAOBCForce:
-    force = openmm.GBSAOBCForce()
-    for i in range(N):
-        force.addParticle(0.1 * (i % 3), 0.15, 0.8)
-    return force
+    return torch_zoo.gbsa_obc(np.random.default_rng(0))
+
+
+def harmonic_bonds() -> openmm.Force:
+    return torch_zoo.harmonic_bonds(np.random.default_rng(0))
 
 
 def pair(expression: str = "exp(-10*r)") -> openmm.CustomNonbondedForce:
@@ -109,7 +106,7 @@ def born() -> openmm.CustomGBForce:
         *((b, m) for b in (gbsa, pair, born) for m in ("CutoffNonPeriodic", "CutoffPeriodic")),
     ],
 )
-def test_cutoffs(build: Callable[[], openmm.Force], method: str) -> None:
+def test_cutoffs(build, method):
     force = build()
     force.setNonbondedMethod(getattr(type(force), method))
     with pytest.raises(ValueError, match=r"(?i)cutoff|periodic") as caught:
@@ -118,31 +115,20 @@ def test_cutoffs(build: Callable[[], openmm.Force], method: str) -> None:
 
 
 def custom_bond() -> openmm.CustomBondForce:
-    force = openmm.CustomBondForce("strength*r^2")
-    force.addGlobalParameter("strength", 3.0)
-    return added(force, "addBond", 0, 1)
-
-
-def cmap() -> openmm.CMAPTorsionForce:
-    force = added(openmm.CMAPTorsionForce(), "addMap", 4, np.arange(16.0))
-    return added(force, "addTorsion", 0, 0, 1, 2, 3, 1, 2, 3, 4)
+    return custom("Bond", "strength*r^2", "", (0, 1, []), strength=3.0)
 
 
 @pytest.mark.parametrize(
     "force",
     [
-        harmonic_bond(),
-        added(openmm.HarmonicAngleForce(), "addAngle", 0, 1, 2, 1.5, 100.0),
-        added(openmm.PeriodicTorsionForce(), "addTorsion", 0, 1, 2, 3, 2, 0.3, 5.0),
-        added(openmm.RBTorsionForce(), "addTorsion", 0, 1, 2, 3, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0),
-        cmap(),
+        *(builder(np.random.default_rng(0)) for builder in torch_zoo.PLAIN[:5]),
         custom_bond(),
-        added(openmm.CustomAngleForce("theta^2"), "addAngle", 0, 1, 2),
-        added(openmm.CustomTorsionForce("cos(theta)"), "addTorsion", 0, 1, 2, 3),
+        custom("Angle", "theta^2", "", (0, 1, 2, [])),
+        custom("Torsion", "cos(theta)", "", (0, 1, 2, 3, [])),
     ],
     ids=lambda force: force.getName(),
 )
-def test_periodic_bonded_forces(force: Any) -> None:
+def test_periodic_bonded_forces(force):
     force = openmm.XmlSerializer.clone(force)
     force.setUsesPeriodicBoundaryConditions(True)
     with pytest.raises(ValueError, match=r"(?i)periodic") as caught:
@@ -150,36 +136,32 @@ def test_periodic_bonded_forces(force: Any) -> None:
     assert type(force).__name__ in str(caught.value)
 
 
-def test_periodic_distances() -> None:
-    text = "periodicdistance(x, y, z, 0, 0, 0)^2"
-    force = added(openmm.CustomExternalForce(text), "addParticle", 0)
-    with pytest.raises(ValueError, match="CustomExternalForce"):
-        TorchPotential.from_system(system_of(force))
-
-
-def test_virtual_sites() -> None:
-    system = system_of(nonbonded())
-    system.setVirtualSite(4, openmm.TwoParticleAverageSite(0, 1, 0.5, 0.5))
-    with pytest.raises(ValueError, match=r"virtual site.*4"):
-        TorchPotential.from_system(system)
-
-
-def test_contradicting_global_parameters() -> None:
+def test_contradicting_global_parameters():
     one, two = custom_bond(), custom_bond()
     two.setGlobalParameterDefaultValue(0, 4.0)
     with pytest.raises((ValueError, openmm.OpenMMException), match="strength"):
         TorchPotential.from_system(system_of(one, two))
 
 
-@pytest.mark.parametrize("what", ["system", None, openmm.HarmonicBondForce()])
-def test_no_system(what: object) -> None:
-    with pytest.raises(TypeError, match="system: expected an openmm"):
-        TorchPotential.from_system(what)  # type: ignore[arg-type]
+SITE = 4, openmm.TwoParticleAverageSite(0, 1, 0.5, 0.5)
 
 
-def test_a_system_without_particles() -> None:
-    with pytest.raises(ValueError, match="at least one particle"):
-        TorchPotential.from_system(openmm.System())
+@pytest.mark.parametrize("build", [TorchPotential.from_system, OpenMMPotential])
+@pytest.mark.parametrize(
+    ("system", "error", "message"),
+    [
+        *((what, TypeError, "system: expected an openmm") for what in ("system", None, gbsa())),
+        (openmm.System(), ValueError, "at least one particle"),
+        (
+            called(system_of(), "setVirtualSite", *SITE),
+            ValueError,
+            "virtual sites are not supported, particle 4",
+        ),
+    ],
+)
+def test_wrong_systems(build, system, error, message):
+    with pytest.raises(error, match=message):
+        build(system)
 
 
 # What OpenMM ignores without a cutoff, or what is rare: covered or refused, never wrong.
@@ -195,36 +177,17 @@ def set_up(build: Callable[[], Any], **calls: tuple[Any, ...]) -> Callable[[], o
     return system
 
 
-def tabulated() -> openmm.CustomNonbondedForce:
-    force = pair("f(10*r, a1, a2)")
-    values = np.random.default_rng(0).uniform(size=4 * 5 * 6)
-    force.addTabulatedFunction("f", openmm.Continuous3DFunction(4, 5, 6, values, 0, 9, 0, 1, 0, 1))
+def pair_of(text: str) -> openmm.CustomNonbondedForce:
+    """A Force of pairs whose particles have a parameter a."""
+    force = pair(text)
     force.addPerParticleParameter("a")
     for i in range(N):
         force.setParticleParameters(i, [0.1 * i])
     return force
 
 
-def constrained() -> openmm.System:
-    system = system_of(nonbonded())
-    system.addConstraint(0, 1, 0.2)
-    return system
-
-
-def fixed() -> openmm.System:
-    system = system_of(nonbonded())
-    system.setParticleMass(3, 0.0)
-    return system
-
-
-def computed() -> openmm.CustomNonbondedForce:
-    force = pair("c1*c2/r")
-    force.addPerParticleParameter("a")
-    force.addComputedValue("c", "1+a^2")
-    for i in range(N):
-        force.setParticleParameters(i, [0.1 * i])
-    return force
-
+TABLE = np.random.default_rng(0).uniform(size=4 * 5 * 6)
+CONTINUOUS = openmm.Continuous3DFunction(4, 5, 6, TABLE, 0, 9, 0, 1, 0, 1)
 
 BORDERLINE: dict[str, Callable[[], openmm.System]] = {
     "switch": set_up(nonbonded, setUseSwitchingFunction=(True,), setSwitchingDistance=(0.2,)),
@@ -235,17 +198,19 @@ BORDERLINE: dict[str, Callable[[], openmm.System]] = {
     "custom dispersion": set_up(pair, setUseLongRangeCorrection=(True,)),
     "interaction groups": set_up(pair, addInteractionGroup=([0, 1, 2], [2, 3, 4, 5])),
     "parameter derivative": set_up(custom_bond, addEnergyParameterDerivative=("strength",)),
-    "computed values": lambda: system_of(computed()),
-    "Continuous3D": lambda: system_of(tabulated()),
-    "last group": set_up(harmonic_bond, setForceGroup=(31,)),
+    "computed values": set_up(partial(pair_of, "c1*c2/r"), addComputedValue=("c", "1+a^2")),
+    "Continuous3D": set_up(
+        partial(pair_of, "f(10*r, a1, a2)"), addTabulatedFunction=("f", CONTINUOUS.__copy__())
+    ),
+    "last group": set_up(harmonic_bonds, setForceGroup=(31,)),
     "two of a kind": lambda: system_of(nonbonded(), nonbonded(), gbsa(), gbsa()),
-    "constraint": constrained,
-    "fixed particle": fixed,
+    "constraint": lambda: called(system_of(nonbonded()), "addConstraint", 0, 1, 0.2),
+    "fixed particle": lambda: called(system_of(nonbonded()), "setParticleMass", 3, 0.0),
 }
 
 
 @pytest.mark.parametrize("name", BORDERLINE)
-def test_covered_or_refused(name: str) -> None:
+def test_covered_or_refused(name):
     system = BORDERLINE[name]()
     try:
         potential = TorchPotential.from_system(system)

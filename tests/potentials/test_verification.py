@@ -6,59 +6,36 @@ import pytest
 import torch
 
 from openmm_tsf.potentials import OpenMMPotential, TorchPotential
+from tests.support import torch_cases as cases
 from tests.support.molecules import disulfide, force_field, protein_piece, with_hydrogens
-from tests.support.torch_cases import (
-    AMINO_ACIDS,
-    PROTEINS,
-    SOLVENTS,
-    Case,
-    alanine_case,
-    assert_agrees,
-    build,
-    dipeptide,
-    errors,
-    hessian_rows,
-    minimised_and_dynamics,
-    peptide,
-    perturbed,
-    reference_values,
-)
+from tests.support.torch_zoo import custom
 
-FORCE_FIELDS = [(protein, solvent) for protein in PROTEINS for solvent in SOLVENTS]
-ALL = [(residue, protein, solvent) for residue in AMINO_ACIDS for protein, solvent in FORCE_FIELDS]
+FORCE_FIELDS = [(protein, solvent) for protein in cases.PROTEINS for solvent in cases.SOLVENTS]
+ALL = [
+    (residue, protein, solvent)
+    for residue in cases.AMINO_ACIDS
+    for protein, solvent in FORCE_FIELDS
+]
 # Each residue once, each force field twice.
 COVERING = [
-    (residue, *FORCE_FIELDS[k % len(FORCE_FIELDS)]) for k, residue in enumerate(AMINO_ACIDS)
+    (residue, *FORCE_FIELDS[k % len(FORCE_FIELDS)]) for k, residue in enumerate(cases.AMINO_ACIDS)
 ]
+VACUUM = [("SER", protein, None) for protein in cases.PROTEINS]
+OTHERS = [pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in COVERING]
 
 
-def check(case: Case, **tolerances: float) -> None:
-    assert_agrees(TorchPotential.from_system(case.system), case.system, case.x, **tolerances)
+def check(case: cases.Case) -> None:
+    cases.assert_agrees(TorchPotential.from_system(case.system), case.system, case.x)
 
 
 @pytest.mark.parametrize("name", ["default", "implicit", "vacuum"])
-def test_alanine_dipeptide(name: str) -> None:
-    check(alanine_case(name))
+def test_alanine_dipeptide(name):
+    check(cases.alanine_case(name))
 
 
-@pytest.mark.parametrize(("residue", "protein", "solvent"), COVERING)
-def test_capped_residues(residue: str, protein: str, solvent: str) -> None:
-    check(dipeptide(residue, protein, solvent))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("residue", "protein", "solvent"), [case for case in ALL if case not in COVERING]
-)
-def test_every_capped_residue_in_every_force_field(
-    residue: str, protein: str, solvent: str
-) -> None:
-    check(dipeptide(residue, protein, solvent))
-
-
-@pytest.mark.parametrize("protein", PROTEINS)
-def test_capped_residue_in_vacuum(protein: str) -> None:
-    check(dipeptide("SER", protein, None))
+@pytest.mark.parametrize(("residue", "protein", "solvent"), [*COVERING, *VACUUM, *OTHERS])
+def test_capped_residues(residue, protein, solvent):
+    check(cases.dipeptide(residue, protein, solvent))
 
 
 @pytest.mark.parametrize(
@@ -71,72 +48,61 @@ def test_capped_residue_in_vacuum(protein: str) -> None:
     ids=["dielectrics", "salt", "no surface"],
 )
 @pytest.mark.parametrize("solvent", ["obc2", "gbn2"])
-def test_options_of_the_solvents(solvent: str, options: dict[str, object]) -> None:
-    check(dipeptide("ASP", "amber14", solvent, **options))
+def test_options_of_the_solvents(solvent, options):
+    check(cases.dipeptide("ASP", "amber14", solvent, **options))
 
 
 @pytest.mark.parametrize(("protein", "solvent"), [("amber14", "obc2"), ("amber19", "gbn2")])
-def test_peptide_of_twelve_residues(protein: str, solvent: str) -> None:
-    case = peptide(protein, solvent)
+def test_peptide_of_twelve_residues(protein, solvent):
+    case = cases.peptide(protein, solvent)
     assert case.x.shape[1] > 150
     check(case)
 
 
-def test_two_chains_with_a_disulfide() -> None:
+def test_two_chains_with_a_disulfide():
     topology, positions = disulfide()
-    x = minimised_and_dynamics(build(topology, "amber14", None), positions, seed=2, n_frames=2)
-    check(Case(build(topology, "amber19", "obc1"), x))
+    x = cases.minimised_and_dynamics(
+        cases.build(topology, "amber14", None), positions, seed=2, n_frames=2
+    )
+    check(cases.Case(cases.build(topology, "amber19", "obc1"), x))
 
 
 @pytest.mark.slow
-def test_charmm() -> None:
+def test_charmm():
     """Custom torsions and bonds, a custom pair potential of tabulated coefficients, CMAP."""
     charmm = force_field("charmm36.xml")
     topology, positions = with_hydrogens(*protein_piece(154, 159), charmm)
     system = charmm.createSystem(topology, nonbondedMethod=app.NoCutoff, constraints=None)
     kinds = {type(force) for force in system.getForces()}
     assert {openmm.CustomTorsionForce, openmm.CustomNonbondedForce} < kinds
-    check(Case(system, minimised_and_dynamics(system, positions, seed=4, n_frames=2)))
+    check(cases.Case(system, cases.minimised_and_dynamics(system, positions, seed=4, n_frames=2)))
 
 
 @pytest.mark.parametrize("name", ["default", "implicit"])
-def test_second_derivatives_of_alanine_dipeptide(name: str) -> None:
-    case = alanine_case(name)
-    _check_hessian(Case(case.system, case.x[[1, 6]]))
+def test_second_derivatives_of_alanine_dipeptide(name):
+    case = cases.alanine_case(name)
+    _check_hessian(cases.Case(case.system, case.x[[1, 6]]))
 
 
-def test_second_derivatives_of_cmaps_and_custom_torsions() -> None:
-    case = dipeptide("PRO", "amber19", "gbn2")
-    torsions = openmm.CustomTorsionForce(
-        "k*min((theta-t0)^2, (2*pi-abs(theta-t0))^2); pi=3.14159265"
+def test_second_derivatives_of_cmaps_and_custom_torsions():
+    case = cases.dipeptide("PRO", "amber19", "gbn2")
+    forces = {type(force): force for force in case.system.getForces()}
+    periodic = forces[openmm.PeriodicTorsionForce]
+    torsions = (
+        (*periodic.getTorsionParameters(k)[:4], [10.0 + k, 0.1 * k - 2.0])
+        for k in range(0, periodic.getNumTorsions(), 5)
     )
-    torsions.addPerTorsionParameter("k")
-    torsions.addPerTorsionParameter("t0")
-    periodic = next(
-        f for f in case.system.getForces() if isinstance(f, openmm.PeriodicTorsionForce)
-    )
-    for k in range(0, periodic.getNumTorsions(), 5):
-        atoms = periodic.getTorsionParameters(k)[:4]
-        torsions.addTorsion(*atoms, [10.0 + k, 0.1 * k - 2.0])
-    case.system.addForce(torsions)
-    _check_hessian(Case(case.system, case.x[[0]]))
+    text = "k*min((theta-t0)^2, (2*pi-abs(theta-t0))^2); pi=3.14159265"
+    case.system.addForce(custom("Torsion", text, "k t0", *torsions))
+    _check_hessian(cases.Case(case.system, case.x[[0]]))
 
 
-def _check_hessian(case: Case) -> None:
+def _check_hessian(case: cases.Case) -> None:
     """Every seventh row: against differences of OpenMM's forces, and for its symmetry."""
-    potential = TorchPotential.from_system(case.system)
     for row in case.x:
-        leaf = row[None].clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(potential.energy(leaf).sum(), leaf, create_graph=True)
         chosen = list(range(0, row.numel(), 7))
-        hessian = torch.stack(
-            [
-                torch.autograd.grad(gradient.flatten()[k], leaf, retain_graph=True)[0].flatten()
-                for k in chosen
-            ]
-        )
+        hessian, expected = cases.hessians(case.system, row, chosen)
         scale = hessian.abs().max()
-        expected = hessian_rows(case.system, row, chosen)
         assert (hessian - expected).abs().max() <= 1e-8 * scale
         square = hessian[:, chosen]
         assert (square - square.T).abs().max() <= 1e-12 * scale
@@ -145,53 +111,30 @@ def _check_hessian(case: Case) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own compiler
 @pytest.mark.parametrize("solvent", ["gbn2", None])
-def test_compiled(solvent: str | None) -> None:
+def test_compiled(solvent):
     """Fused programs too; a batch that fills no whole number of blocks."""
-    case = dipeptide("PRO", "amber19", solvent)
+    case = cases.dipeptide("PRO", "amber19", solvent)
     potential = TorchPotential.from_system(case.system, compile=True)
-    x = perturbed(case.x[0].numpy(), seed=1, widths=[0.003] * 300)
+    x = cases.perturbed(case.x[0].numpy(), seed=1, widths=[0.003] * 300)
     energies, forces = potential.energy_and_forces(x)
     if not potential.is_compiled:
         pytest.skip("torch finds no compiler here")
-    assert max(errors((energies, forces), reference_values(case.system, x))) <= 1e-10
+    assert max(cases.errors((energies, forces), cases.reference_values(case.system, x))) <= 1e-10
 
 
 @pytest.mark.parametrize("name", ["default", "implicit", "vacuum"])
-def test_degenerate_conformations_are_not_finite_for_both(name: str) -> None:
-    case = alanine_case(name)
-    good = case.x[0]
-    nan, infinite, coincident, far_coincident, collapsed, far = (good.clone() for _ in range(6))
-    nan[3, 1] = torch.nan
-    infinite[0, 0] = -torch.inf
-    coincident[0] = coincident[21]
-    far_coincident[7] = far_coincident[16]
-    collapsed[:] = 0.0
-    far *= 1e200
-    x = torch.stack([good, nan, infinite, coincident, far_coincident, collapsed, far, good])
-    bad = torch.tensor([False, True, True, True, True, True, True, False])
+def test_degenerate_conformations_are_not_finite_for_both(name):
+    case = cases.alanine_case(name)
+    x, bad = cases.degenerate(case.x[0])
     with OpenMMPotential(case.system, "Reference", n_contexts=1) as reference:
-        expected, expected_forces = reference.energy_and_forces(x)
-        assert torch.equal(expected == torch.inf, bad)
-        n_bad = reference.n_non_finite
-    potential = TorchPotential.from_system(case.system)
-    before = potential.n_evaluations, potential.n_non_finite
-    energies, forces = potential.energy_and_forces(x)
-    assert (potential.n_evaluations - before[0], potential.n_non_finite - before[1]) == (8, n_bad)
-    assert torch.equal(energies == torch.inf, bad)
-    assert not forces[bad].any()
-    torch.testing.assert_close(energies[~bad], expected[~bad], rtol=1e-10, atol=0.0)
-    torch.testing.assert_close(forces[~bad], expected_forces[~bad], rtol=1e-8, atol=1e-6)
-    assert torch.equal(potential.energy(x) == torch.inf, bad)
-    leaf = x.clone().requires_grad_()
-    potential.energy(leaf).square().sum().backward()
-    assert leaf.grad is not None
-    assert leaf.grad.isfinite().all(), "a bad row's gradient must not come through"
-    assert not leaf.grad[bad].any()
-    assert leaf.grad[~bad].any(dim=2).any(dim=1).all()
+        expected = cases.check_degenerate(reference, x, bad)
+    got = cases.check_degenerate(TorchPotential.from_system(case.system), x, bad)
+    torch.testing.assert_close(got[0][~bad], expected[0][~bad], rtol=1e-10, atol=0.0)
+    torch.testing.assert_close(got[1][~bad], expected[1][~bad], rtol=1e-8, atol=1e-6)
 
 
-def test_the_system_given_is_not_changed() -> None:
-    system = alanine_case("implicit").system
+def test_the_system_given_is_not_changed():
+    system = cases.alanine_case("implicit").system
     before = openmm.XmlSerializer.serialize(system)
     TorchPotential.from_system(system)
     assert openmm.XmlSerializer.serialize(system) == before

@@ -1,8 +1,6 @@
 """Molecules for the tests, built offline from what OpenMM and openmmtools ship."""
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from io import StringIO
@@ -22,8 +20,6 @@ Molecule = tuple[app.Topology, np.ndarray]
 def dihydrofolate_reductase() -> app.PDBFile:
     """Return the protein of the JAC benchmark, without its water."""
     spec = find_spec("openmmtools")  # importing it would take seconds
-    assert spec is not None
-    assert spec.origin is not None
     path = Path(spec.origin).parent / "data" / "dhfr" / "system.pdb"
     protein, _, _ = path.read_text().partition("\nTER")
     return app.PDBFile(StringIO(protein + "\nTER\nEND\n"))
@@ -34,17 +30,6 @@ def alanine() -> Molecule:
     """Return alanine dipeptide: topology and positions in nm."""
     molecule = alanine_dipeptide()
     return molecule.topology, molecule.positions
-
-
-@contextmanager
-def same_random_numbers() -> Iterator[None]:
-    """Fix the random positions from which ``Modeller.addHydrogens`` starts."""
-    state = random.getstate()
-    random.seed(1)
-    try:
-        yield
-    finally:
-        random.setstate(state)
 
 
 @cache
@@ -59,8 +44,10 @@ def with_hydrogens(
     """Return the heavy atoms of a molecule with the hydrogens of a force field, relaxed."""
     modeller = app.Modeller(topology, positions * unit.nanometer)
     modeller.delete([a for a in topology.atoms() if a.element is app.element.hydrogen])
-    with same_random_numbers():
-        modeller.addHydrogens(forces, platform=openmm.Platform.getPlatformByName("Reference"))
+    state = random.getstate()
+    random.seed(1)  # of the positions from which addHydrogens starts
+    modeller.addHydrogens(forces, platform=openmm.Platform.getPlatform("Reference"))
+    random.setstate(state)
     return modeller.topology, np.array(modeller.positions.value_in_unit(unit.nanometer))
 
 

@@ -3,7 +3,7 @@
 Everything is built offline, from what OpenMM and openmmtools ship.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import as_file, files
@@ -16,7 +16,7 @@ import openmm.app as app
 import torch
 from torch import Tensor
 
-from openmm_tsf.potentials.base import Potential
+from openmm_tsf.potentials import Potential, TorchPotential
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from tests.support.molecules import capped, capped_stretch, force_field
@@ -25,8 +25,6 @@ NAMES = "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP
 AMINO_ACIDS = tuple(NAMES.split())
 PROTEINS = {"amber14": "amber14-all.xml", "amber19": "amber19-all.xml"}
 SOLVENTS = ("hct", "obc1", "obc2", "gbn", "gbn2")
-ENERGY_TOLERANCE = 1e-10
-FORCE_TOLERANCE = 1e-8
 N_PARTICLES = 9  # of the Systems of single Forces
 WIDTHS = (0.002, 0.005, 0.01, 0.02)  # nm, of the Gaussian perturbations
 
@@ -39,16 +37,14 @@ class Case:
     x: Tensor
 
 
-# ---- the comparison ------------------------------------------------------------------------------
-
-
 def reference_context(
-    system: openmm.System, parameters: Mapping[str, float] | None = None
+    system: openmm.System,
+    parameters: Mapping[str, float] | None = None,
+    platform: str = "Reference",
 ) -> openmm.Context:
-    """Return a Context on the Reference platform, with global parameters set."""
-    context = openmm.Context(
-        system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatform("Reference")
-    )
+    """Return a Context with global parameters set, on the Reference platform by default."""
+    integrator = openmm.VerletIntegrator(0.001)
+    context = openmm.Context(system, integrator, openmm.Platform.getPlatform(platform))
     for name, value in (parameters or {}).items():
         context.setParameter(name, value)
     return context
@@ -58,11 +54,11 @@ def context_values(
     context: openmm.Context, x: Tensor, groups: Iterable[int] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return energies [B] and forces [B, N, 3] of conformations, one by one in a Context."""
-    which: dict[str, Any] = {} if groups is None else {"groups": set(groups)}
+    included = -1 if groups is None else set(groups)
     energies, forces = [], []
     for row in x.detach().numpy():
         context.setPositions(row)
-        state = context.getState(energy=True, forces=True, **which)
+        state = context.getState(energy=True, forces=True, groups=included)
         energies.append(state.getPotentialEnergy()._value)
         forces.append(torch.from_numpy(state.getForces(asNumpy=True)._value))
     return torch.tensor(energies, dtype=torch.float64), torch.stack(forces)
@@ -97,8 +93,6 @@ def assert_agrees(
     system: openmm.System,
     x: Tensor,
     parameters: Mapping[str, float] | None = None,
-    energy_tolerance: float = ENERGY_TOLERANCE,
-    force_tolerance: float = FORCE_TOLERANCE,
 ) -> None:
     """Assert that energies, forces and the energy's gradient are the Reference platform's."""
     expected = reference_values(system, x, parameters)
@@ -116,18 +110,23 @@ def assert_agrees(
         assert values[0].dtype == values[1].dtype == x.dtype
         assert (values[0].shape, values[1].shape) == (x.shape[:1], x.shape)
         energy, force = errors(values, expected)
-        assert energy <= energy_tolerance, f"{name}: relative error of energies {energy:.2e}"
-        assert force <= force_tolerance, f"{name}: relative error of forces {force:.2e}"
+        assert energy <= 1e-10, f"{name}: relative error of energies {energy:.2e}"
+        assert force <= 1e-8, f"{name}: relative error of forces {force:.2e}"
     torch.testing.assert_close(potential.energy(x), got[0], rtol=1e-13, atol=1e-9)
 
 
-def hessian_rows(system: openmm.System, x: Tensor, coordinates: Iterable[int]) -> Tensor:
-    """Return rows [n, 3N] of the Hessian at `x` [N, 3], by differences of OpenMM's forces.
+def hessians(system: openmm.System, x: Tensor, coordinates: Iterable[int]) -> tuple[Tensor, Tensor]:
+    """Return rows [n, 3N] of the Hessian at `x` [N, 3]: TorchPotential's, and those of OpenMM.
 
-    Two step widths, extrapolated: the error is of fourth order in the step.
+    The latter are differences of forces with two step widths, extrapolated to fourth order.
     """
-    context, rows = reference_context(system), []
+    leaf = x[None].clone().requires_grad_()
+    energy = TorchPotential.from_system(system).energy(leaf).sum()
+    (gradient,) = torch.autograd.grad(energy, leaf, create_graph=True)
+    context, got, rows = reference_context(system), [], []
     for coordinate in coordinates:
+        (row,) = torch.autograd.grad(gradient.view(-1)[coordinate], leaf, retain_graph=True)
+        got.append(row.flatten())
         differences = []
         for step in (1e-5, 2e-5):
             ends = x.repeat(2, 1, 1)
@@ -135,24 +134,49 @@ def hessian_rows(system: openmm.System, x: Tensor, coordinates: Iterable[int]) -
             _, (up, down) = context_values(context, ends)
             differences.append((down - up).flatten() / (2 * step))
         rows.append((4 * differences[0] - differences[1]) / 3)
-    return torch.stack(rows)
-
-
-# ---- conformations -------------------------------------------------------------------------------
+    return torch.stack(got), torch.stack(rows)
 
 
 def perturbed(positions: np.ndarray, seed: int, widths: Iterable[float] = WIDTHS) -> Tensor:
     """Return positions with Gaussian noise of each width in nm, [len(widths), N, 3]."""
     rng = np.random.default_rng(seed)
-    return torch.from_numpy(
-        np.stack([positions + rng.normal(scale=width, size=positions.shape) for width in widths])
-    )
+    rows = [positions + rng.normal(scale=width, size=positions.shape) for width in widths]
+    return torch.from_numpy(np.stack(rows))
 
 
 def conformations(molecule: MolecularSystem, n: int, seed: int = 0) -> Tensor:
     """[n, N, 3]: the reference positions with noise of 0.01 nm."""
     noise = np.random.default_rng(seed).normal(0.0, 0.01, size=(n, molecule.n_atoms, 3))
     return torch.from_numpy(molecule.positions + noise)
+
+
+def degenerate(good: Tensor) -> tuple[Tensor, Tensor]:
+    """Return alanine dipeptides [8, 22, 3], `good` first and last, and which are not finite."""
+    x = good.repeat(8, 1, 1)
+    x[1, 3, 1] = torch.nan
+    x[2, 0, 0] = -torch.inf
+    x[3, 0] = x[3, 21]  # not bonded to each other
+    x[4, 7] = x[4, 16]
+    x[5] = 0.0
+    x[6] *= 1e200
+    return x, torch.tensor([False, *[True] * 6, False])
+
+
+def check_degenerate(potential: Potential, x: Tensor, bad: Tensor) -> tuple[Tensor, Tensor]:
+    """Assert that bad rows are +inf without force or gradient, and counted; return the values."""
+    before = potential.n_evaluations, potential.n_non_finite
+    energies, forces = potential.energy_and_forces(x)
+    counted = potential.n_evaluations - before[0], potential.n_non_finite - before[1]
+    assert counted == (len(x), int(bad.sum()))
+    assert torch.equal(energies == torch.inf, bad)
+    assert torch.equal(potential.energy(x) == torch.inf, bad)
+    leaf = x.clone().requires_grad_()
+    # 0 * inf and inf weights: a gradient of NaN at the bad rows must not be propagated.
+    potential.energy(leaf).square().sum().backward()
+    assert leaf.grad.isfinite().all()
+    for values in (forces, leaf.grad):
+        assert torch.equal(values.any(dim=2).any(dim=1), ~bad)
+    return energies, forces
 
 
 def cluster(
@@ -204,9 +228,6 @@ def _positions(context: openmm.Context) -> np.ndarray:
     return np.array(context.getState(positions=True).getPositions(asNumpy=True)._value)
 
 
-# ---- molecules -----------------------------------------------------------------------------------
-
-
 def build(topology: app.Topology, protein: str, solvent: str | None, **options: Any) -> Any:
     """Return a System without cutoff and constraints; `solvent` None is vacuum."""
     names = [PROTEINS[protein]] + ([] if solvent is None else [f"implicit/{solvent}.xml"])
@@ -254,8 +275,5 @@ def alanine_case(name: str) -> Case:
         return Case(alanine_dipeptide().system, alanine_frames())
     from openmmtools import testsystems
 
-    kind: Callable[..., Any] = {
-        "implicit": testsystems.AlanineDipeptideImplicit,
-        "vacuum": testsystems.AlanineDipeptideVacuum,
-    }[name]
-    return Case(kind(constraints=None).system, alanine_frames())
+    build_case = getattr(testsystems, f"AlanineDipeptide{name.capitalize()}")
+    return Case(build_case(constraints=None).system, alanine_frames())

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import openmm
@@ -60,10 +61,15 @@ def cmap_torsions(rng: np.random.Generator) -> openmm.Force:
     return force
 
 
-def nonbonded(rng: np.random.Generator) -> openmm.NonbondedForce:
+def charged_particles(rng: np.random.Generator) -> openmm.NonbondedForce:
     force = openmm.NonbondedForce()
     for _ in range(N):
         force.addParticle(rng.uniform(-1, 1), rng.uniform(0.1, 0.2), rng.uniform(0.1, 1))
+    return force
+
+
+def nonbonded(rng: np.random.Generator) -> openmm.NonbondedForce:
+    force = charged_particles(rng)
     force.setParticleParameters(2, 0.4, 0.0, 0.7)  # no size
     force.setParticleParameters(3, 0.4, 0.15, 0.0)  # no depth
     force.setParticleParameters(4, 0.0, 0.2, 0.5)  # no charge
@@ -76,9 +82,7 @@ def nonbonded(rng: np.random.Generator) -> openmm.NonbondedForce:
 
 
 def nonbonded_from_bonds(rng: np.random.Generator) -> openmm.NonbondedForce:
-    force = openmm.NonbondedForce()
-    for _ in range(N):
-        force.addParticle(rng.uniform(-1, 1), rng.uniform(0.1, 0.2), rng.uniform(0.1, 1))
+    force = charged_particles(rng)
     force.createExceptionsFromBonds([(i, i + 1) for i in range(N - 1)], 0.8333, 0.5)
     return force
 
@@ -121,6 +125,25 @@ def offsets(rng: np.random.Generator) -> openmm.NonbondedForce:
     return force
 
 
+def custom(kind: str, text: str, names: str, *groups: Any, **global_parameters: float) -> Any:
+    """Return a Custom Force: Bond, Angle, Torsion or External, of groups (*atoms, parameters)."""
+    force = getattr(openmm, f"Custom{kind}Force")(text)
+    group = "Particle" if kind == "External" else kind
+    for name in names.split():
+        getattr(force, f"addPer{group}Parameter")(name)
+    for name, value in global_parameters.items():
+        force.addGlobalParameter(name, value)
+    for *atoms, parameters in groups:
+        getattr(force, f"add{group}")(*atoms, parameters)
+    return force
+
+
+def scaled_bond(value: float = 0.0) -> openmm.System:
+    """Return a bond that a global parameter scales."""
+    bond = 0, 1, [300.0, 0.15]
+    return system_of(custom("Bond", "lam*k*(r-r0)^2", "k r0", bond, lam=value), n=2)
+
+
 PLAIN: list[Builder] = [
     harmonic_bonds,
     harmonic_angles,
@@ -140,27 +163,14 @@ def everything() -> openmm.System:
     rng = np.random.default_rng(8)
     forces = [builder(rng) for builder in PLAIN[:5]]
     forces += [harmonic_bonds(rng), offsets(rng), gbsa_obc(rng), openmm.CMMotionRemover(10)]
-    bond = openmm.CustomBondForce("charging*k*(r-r0)^4")
-    bond.addGlobalParameter("charging", 0.4)
-    bond.addPerBondParameter("k")
-    bond.addPerBondParameter("r0")
-    for i, j in tuples(rng, 2):
-        bond.addBond(i, j, [rng.uniform(1e3, 1e5), rng.uniform(0.1, 0.3)])
-    angle = openmm.CustomAngleForce("k*(cos(theta)-c)^2")
-    angle.addGlobalParameter("k", 60.0)
-    angle.addPerAngleParameter("c")
-    for atoms in tuples(rng, 3):
-        angle.addAngle(*atoms, [rng.uniform(-1, 1)])
-    torsion = openmm.CustomTorsionForce("a*sin(theta/2)^2 + b*exp(cos(theta))")
-    torsion.addPerTorsionParameter("a")
-    torsion.addPerTorsionParameter("b")
-    for atoms in tuples(rng, 4):
-        torsion.addTorsion(*atoms, list(rng.uniform(-5, 5, size=2)))
-    well = openmm.CustomExternalForce("k*((x-x0)^2 + y^2*z)")
-    well.addGlobalParameter("k", 60.0)
-    well.addPerParticleParameter("x0")
-    for i in (0, 3, 8):
-        well.addParticle(i, [rng.uniform(0, 0.4)])
+    bonds = ((i, j, [rng.uniform(1e3, 1e5), rng.uniform(0.1, 0.3)]) for i, j in tuples(rng, 2))
+    bond = custom("Bond", "charging*k*(r-r0)^4", "k r0", *bonds, charging=0.4)
+    angles = ((*atoms, [rng.uniform(-1, 1)]) for atoms in tuples(rng, 3))
+    angle = custom("Angle", "k*(cos(theta)-c)^2", "c", *angles, k=60.0)
+    torsions = ((*atoms, list(rng.uniform(-5, 5, size=2))) for atoms in tuples(rng, 4))
+    torsion = custom("Torsion", "a*sin(theta/2)^2 + b*exp(cos(theta))", "a b", *torsions)
+    particles = ((i, [rng.uniform(0, 0.4)]) for i in (0, 3, 8))
+    well = custom("External", "k*((x-x0)^2 + y^2*z)", "x0", *particles, k=60.0)
     pair = openmm.CustomNonbondedForce("growth + a1*a2*exp(-r/0.1)/r + growth*sqrt(r)")
     pair.addPerParticleParameter("a")
     pair.addGlobalParameter("growth", 0.0)

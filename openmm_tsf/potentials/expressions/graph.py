@@ -17,23 +17,6 @@ from torch import Tensor
 Key = tuple[Any, ...]  # (operation, *arguments)
 
 
-def _step(x: Tensor) -> Tensor:
-    return (x >= 0).to(x.dtype)
-
-
-def _delta(x: Tensor) -> Tensor:
-    return (x == 0).to(x.dtype)
-
-
-# floor and ceil detach: torch would propagate a zero gradient, and 0 * inf is NaN.
-def _floor(x: Tensor) -> Tensor:
-    return x.detach().floor()
-
-
-def _ceil(x: Tensor) -> Tensor:
-    return x.detach().ceil()
-
-
 # The derivatives of abs, min and max at ties are Lepton's: |x|' = 1 at 0; for x = y that of the
 # second argument in min(x, y) and of the first in max(x, y), where torch's functions average. NaN
 # as first argument stays NaN; in OpenMM that depends on the platform and the processor.
@@ -49,76 +32,40 @@ def _max(x: Any, y: Any) -> Tensor:
     return torch.where(x < y, y, x)
 
 
-def _sec(x: Tensor) -> Tensor:
-    return x.cos().reciprocal()
-
-
-def _csc(x: Tensor) -> Tensor:
-    return x.sin().reciprocal()
-
-
-def _cot(x: Tensor) -> Tensor:
-    return x.tan().reciprocal()
-
-
+_OF_TORCH = "pow sqrt exp log sin cos tan asin acos atan atan2 sinh cosh tanh erf erfc where"
 # Functions of the language and operations of the graph; arguments are tensors or Python floats.
 OPERATIONS: dict[str, Callable[..., Tensor]] = {
+    **{name: getattr(torch, name) for name in _OF_TORCH.split()},
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
     "div": operator.truediv,
     "neg": operator.neg,
-    "pow": torch.pow,
-    "sqrt": torch.sqrt,
-    "exp": torch.exp,
-    "log": torch.log,
-    "sin": torch.sin,
-    "cos": torch.cos,
-    "tan": torch.tan,
-    "sec": _sec,
-    "csc": _csc,
-    "cot": _cot,
-    "asin": torch.asin,
-    "acos": torch.acos,
-    "atan": torch.atan,
-    "atan2": torch.atan2,
-    "sinh": torch.sinh,
-    "cosh": torch.cosh,
-    "tanh": torch.tanh,
-    "erf": torch.erf,
-    "erfc": torch.erfc,
-    "step": _step,
-    "delta": _delta,
     "recip": torch.reciprocal,
+    "sec": lambda x: x.cos().reciprocal(),
+    "csc": lambda x: x.sin().reciprocal(),
+    "cot": lambda x: x.tan().reciprocal(),
     "min": _min,
     "max": _max,
     "abs": _abs,
-    "floor": _floor,
-    "ceil": _ceil,
+    "step": lambda x: (x >= 0).to(x.dtype),
+    "delta": lambda x: (x == 0).to(x.dtype),
+    # detach: torch would propagate a zero gradient, and 0 * inf is NaN.
+    "floor": lambda x: x.detach().floor(),
+    "ceil": lambda x: x.detach().ceil(),
     "nonzero": lambda x: x != 0,
     "zero": lambda x: x == 0,
     "and": torch.logical_and,
-    "where": torch.where,
     "guard": torch.where,
 }
 # Operations whose value or a derivative of some order can be infinite or overflow, with arguments
 # at which all are finite (None: that argument needs no guard).
 _SAFE: dict[str, tuple[float | None, ...]] = {
+    **dict.fromkeys(("exp", "tan", "sec", "asin", "acos", "sinh", "cosh"), (0.0,)),
+    **dict.fromkeys(("sqrt", "log", "csc", "cot", "recip"), (1.0,)),
+    "atan2": (0.0, 1.0),
     "div": (None, 1.0),
     "pow": (1.0, 1.0),
-    "sqrt": (1.0,),
-    "exp": (0.0,),
-    "log": (1.0,),
-    "tan": (0.0,),
-    "sec": (0.0,),
-    "csc": (1.0,),
-    "cot": (1.0,),
-    "asin": (0.0,),
-    "acos": (0.0,),
-    "atan2": (0.0, 1.0),
-    "sinh": (0.0,),
-    "cosh": (0.0,),
-    "recip": (1.0,),
 }
 _SYMMETRIC = {"add", "mul", "and"}
 _NO_DERIVATIVE = {"constant", "tensor", "step", "delta", "floor", "ceil", "nonzero", "zero", "and"}

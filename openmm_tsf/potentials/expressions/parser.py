@@ -5,6 +5,7 @@ unary minus, which binds tighter than ``*`` and ``/``; no space before a functio
 ``expression; name = definition; ...``, where a definition may use those after it.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,21 +22,13 @@ _ARITY = dict.fromkeys(_UNARY.split(), 1) | {"atan2": 2, "min": 2, "max": 2, "se
 _OPERATORS = {"+": "add", "-": "sub", "*": "mul", "/": "div", "^": "pow"}
 _PRECEDENCE = {"+": 0, "-": 0, "*": 1, "/": 1, "^": 3}
 _NEGATION = 2  # between "*" and "^"
+_NUMBER = re.compile(r"(?=[0-9.])[0-9]*\.?[0-9]*([eE][+-]?[0-9]*)?")
+_NAME = re.compile(r"[^\s(),+*/^-]+")
 _INVALID = set("=<>!&|%?")  # Lepton would take them for letters of a name
 
 
 class ExpressionError(ValueError):
-    """An expression that cannot be read.
-
-    Parameters
-    ----------
-    text
-        The whole expression.
-    position
-        Index of the character at which reading failed.
-    problem
-        What is wrong.
-    """
+    """An expression that cannot be read, because of `problem` at the character `position`."""
 
     def __init__(self, text: str, position: int, problem: str) -> None:
         self.text = text
@@ -90,21 +83,15 @@ class Parser:
     def _tokenize(self, start: int, end: int) -> list[_Token]:
         tokens, position = [], start
         while position < end:
-            c = self.text[position]
-            stop = position + 1
-            if c.isspace():
+            kind, stop = self.text[position], position + 1
+            if kind.isspace():
                 position = stop
                 continue
-            kind = c
-            if c in "0123456789.":
-                kind, stop = "number", self._number_end(position, end)
-            elif c not in "(),+-*/^":
-                kind = "name"
-                while stop < end and not (
-                    self.text[stop] in "(),+-*/^" or self.text[stop].isspace()
-                ):
-                    stop += 1
-                if invalid := _INVALID.intersection(self.text[position:stop]):
+            if number := _NUMBER.match(self.text, position, end):
+                kind, stop = "number", number.end()
+            elif name := _NAME.match(self.text, position, end):
+                kind, stop = "name", name.end()
+                if invalid := _INVALID.intersection(name[0]):
                     at = min(self.text.index(c, position) for c in invalid)
                     raise self._error(at, f"unexpected {self.text[at]!r}")
                 if stop < end and self.text[stop] == "(":
@@ -112,21 +99,6 @@ class Parser:
             tokens.append(_Token(kind, self.text[position:stop], position))
             position = stop
         return [*tokens, _Token("end", "", end)]
-
-    def _number_end(self, position: int, end: int) -> int:
-        stop, point, exponent = position, False, False
-        while stop < end:
-            c = self.text[stop]
-            if c == "." and not point and not exponent:
-                point = True
-            elif c in "eE" and not exponent:
-                exponent = True
-                if stop + 1 < end and self.text[stop + 1] in "+-":
-                    stop += 1
-            elif c not in "0123456789":
-                break
-            stop += 1
-        return stop
 
     def _binary(self, precedence: int) -> int:
         node = self._operand()
@@ -203,22 +175,12 @@ class Expression(nn.Module):
     ``step`` is a product, as in OpenMM: 0 · NaN is NaN. Where base and exponent of ``^`` both vary,
     torch's ∂²/∂x∂y is wrong at exponent exactly 0.
 
-    Parameters
-    ----------
-    text
-        The expression, for example ``"k*(r-r0)^2; k=100; r0=0.1"``.
-    functions
-        Modules for functions that the language does not have, called with one tensor for each
-        argument. The attribute ``n_arguments``, if a module has it, is enforced.
-
-    Raises
-    ------
-    ExpressionError
-        If `text` is not an expression; the message has the position.
+    `functions` are modules for functions that the language does not have, called with one tensor
+    for each argument, whose number is enforced if the module has ``n_arguments``.
     """
 
+    #: Names that must have values: those left when definitions are inserted and terms cancelled.
     variables: frozenset[str]
-    """Names that must have values: those left when definitions are inserted and terms cancelled."""
 
     def __init__(self, text: str, functions: Mapping[str, nn.Module] | None = None) -> None:
         super().__init__()
@@ -257,18 +219,10 @@ class Expression(nn.Module):
             self._constants.append((self._registers[-1], len(order) - 1))
         self.variables = frozenset(name for name, _ in self._inputs)
 
-    @property
-    def n_operations(self) -> int:
-        """The number of torch operations of one call (each of `functions` counts as one)."""
-        return len(self._program)
-
     def forward(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return the expression's values, of the shape to which the variables' values broadcast.
 
-        Parameters
-        ----------
-        values
-            A floating-point tensor for each of ``variables``; other names are ignored.
+        `values` has a floating-point tensor for each of ``variables``; other names are ignored.
         """
         registers = self._registers.copy()
         like: Tensor | None = None
@@ -286,11 +240,6 @@ class Expression(nn.Module):
         return registers[-1]
 
     def _missing(self, name: str) -> ValueError:
-        hint = ""
-        if name in self._defined:
-            hint = " (a definition can be used only by what comes before it)"
+        defined = name in self._defined
+        hint = " (a definition can be used only by what comes before it)" if defined else ""
         return ValueError(f"values: expression {self.text!r} needs one for {name!r}{hint}")
-
-    def extra_repr(self) -> str:
-        """Return the text."""
-        return repr(self.text)

@@ -9,6 +9,8 @@ from scipy.sparse import diags  # type: ignore[import-untyped]
 from scipy.sparse.linalg import splu  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
+Array = np.ndarray
+Point = tuple[float, float]
 #: From values and derivatives at the ends of a unit interval to the coefficients of 1, t, t², t³.
 HERMITE = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [-3, 3, -2, -1], [2, -2, 1, 1]], dtype=float)
 
@@ -20,43 +22,29 @@ def from_openmm(function: openmm.TabulatedFunction) -> nn.Module:
     the result has the dtype of the first.
     """
     if not isinstance(function, openmm.TabulatedFunction):
-        raise TypeError(
-            f"function: expected an openmm.TabulatedFunction, got {type(function).__name__}"
-        )
+        given = type(function).__name__
+        raise TypeError(f"function: expected an openmm.TabulatedFunction, got {given}")
     if isinstance(function, openmm.Continuous1DFunction):
         values, low, high = function.getFunctionParameters()
         return Spline1D(np.array(values), low, high, function.getPeriodic())
     if isinstance(function, openmm.Continuous2DFunction):
         nx, ny, values, *limits = function.getFunctionParameters()
-        table = np.array(values).reshape(ny, nx).T
-        return Spline2D(
-            table, (limits[0], limits[2]), (limits[1], limits[3]), function.getPeriodic()
-        )
+        low, high = (limits[0], limits[2]), (limits[1], limits[3])
+        return Spline2D(np.array(values).reshape(ny, nx).T, low, high, function.getPeriodic())
     if isinstance(function, openmm.Discrete1DFunction):
         return Lookup(np.array(function.getFunctionParameters()))
     if isinstance(function, openmm.Discrete2DFunction | openmm.Discrete3DFunction):
         *sizes, values = function.getFunctionParameters()
         # The first argument varies fastest.
         return Lookup(np.array(values).reshape(sizes[::-1]).transpose())
-    raise ValueError(
-        f"function: {type(function).__name__} is not covered; Continuous1D, Continuous2D and "
-        "Discrete1D to Discrete3D are"
-    )
+    covered = "Continuous1D, Continuous2D and Discrete1D to Discrete3D are"
+    raise ValueError(f"function: {type(function).__name__} is not covered; {covered}")
 
 
 class Spline1D(nn.Module):
     """A cubic spline through equidistant points: natural and 0 outside them, or periodic.
 
     Its second derivative is continuous, the third piecewise constant.
-
-    Parameters
-    ----------
-    values
-        Values [n] at the points.
-    low, high
-        The first and the last point.
-    periodic
-        Whether the function repeats with period `high` - `low`.
     """
 
     n_arguments = 1
@@ -85,30 +73,16 @@ class Spline1D(nn.Module):
 
 
 class Spline2D(nn.Module):
-    """A bicubic spline through a grid: natural and 0 outside it, or periodic.
+    """A bicubic spline through values [n_x, n_y] on a grid: natural and 0 outside it, or periodic.
 
-    First derivatives are continuous; on the grid's lines second ones are as well.
-
-    Parameters
-    ----------
-    values
-        The grid's values [n_x, n_y].
-    low, high
-        Its first and last point, (x, y) each.
-    periodic
-        Whether the function repeats with period `high` - `low` along both axes.
+    `low` and `high` are its ends (x, y). First derivatives are continuous; on the grid's lines
+    second ones are as well.
     """
 
     n_arguments = 2
     patches: Tensor
 
-    def __init__(
-        self,
-        values: np.ndarray,
-        low: tuple[float, float],
-        high: tuple[float, float],
-        periodic: bool,
-    ) -> None:
+    def __init__(self, values: np.ndarray, low: Point, high: Point, periodic: bool) -> None:
         super().__init__()
         x, y = (_points(low[i], high[i], values.shape[i]) for i in (0, 1))
         along_x = _derivatives(x, values, periodic)
@@ -140,11 +114,6 @@ class Lookup(nn.Module):
 
     As in OpenMM, arguments are rounded to the nearest integer, halves away from 0, and those beyond
     the table's ends to the ends. Derivatives are 0.
-
-    Parameters
-    ----------
-    values
-        The table.
     """
 
     values: Tensor
@@ -175,10 +144,7 @@ class _Axis(nn.Module):
         self.register_buffer("knots", torch.tensor(knots))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Return arguments within the points, which of `x` are outside, and their intervals.
-
-        NaN is not outside: it stays NaN.
-        """
+        """Return arguments within the points, which are outside (NaN is not), and intervals."""
         knots = self.knots.to(x.dtype)
         outside = None
         if self.periodic:
@@ -203,12 +169,8 @@ def _points(low: float, high: float, n: int) -> np.ndarray:
 
 
 def bicubic_data(
-    f: np.ndarray,
-    fx: np.ndarray,
-    fy: np.ndarray,
-    fxy: np.ndarray,
-    spacing: tuple[Any, Any] = (1.0, 1.0),
-) -> np.ndarray:
+    f: Array, fx: Array, fy: Array, fxy: Array, spacing: tuple[Any, Any] = (1.0, 1.0)
+) -> Array:
     """Return values and derivatives [4, 4, n_x - 1, n_y - 1] at the corners of a grid's patches.
 
     In units of the spacing; the first two axes are values and derivatives at both ends, along x and

@@ -18,30 +18,18 @@ class Term(nn.Module, ABC):
     from a Force and the pairs of the System's particles.
     """
 
+    def register(self, **constants: Tensor) -> None:
+        """Register constants as buffers."""
+        for name, value in constants.items():
+            self.register_buffer(name, value)
+
     @abstractmethod
     def energy(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Return the energies [B] in kJ/mol.
-
-        Parameters
-        ----------
-        batch
-            The conformations.
-        parameters
-            The System's global parameters, scalars of the batch's dtype.
-        """
+        """Return the energies [B] in kJ/mol; `parameters` are the System's global ones, scalars."""
 
 
 class NotCovered(ValueError):
-    """A Force, or something in it, has no counterpart in torch.
-
-    Parameters
-    ----------
-    force
-        The Force.
-    feature
-        What in it is not covered, for example ``"a cutoff (CutoffNonPeriodic)"``; None for all of
-        it.
-    """
+    """A Force, or a `feature` in it such as ``"a cutoff"``, has no counterpart in torch."""
 
     def __init__(self, force: openmm.Force, feature: str | None) -> None:
         type_name, name = type(force).__name__, force.getName()

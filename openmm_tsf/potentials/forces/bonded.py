@@ -1,6 +1,7 @@
 """Bonds, angles and torsions of OpenMM's standard Forces."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import openmm
@@ -16,12 +17,16 @@ from openmm_tsf.potentials.forces.pairs import AllPairs, Batch
 _LENGTH, _ENERGY = unit.nanometer, unit.kilojoule_per_mole
 
 
-def _column(values: list[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)[:, None]
-
-
 def _atoms(rows: list[list[int]], width: int) -> Tensor:
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, width)
+
+
+def _read(rows: list[Any], width: int, *units: unit.Unit) -> tuple[Tensor, Tensor]:
+    """Return the atoms [M, width] of M groups, and their parameters [len(units), M, 1]."""
+    atoms = _atoms([list(row[:width]) for row in rows], width)
+    values = [[x.value_in_unit(u) for x, u in zip(r[width:], units, strict=True)] for r in rows]
+    table = torch.tensor(values, dtype=torch.float64).reshape(-1, len(units))
+    return atoms, table.T.unsqueeze(2).contiguous()
 
 
 class HarmonicBondTerm(Term):
@@ -33,12 +38,9 @@ class HarmonicBondTerm(Term):
     def __init__(self, force: openmm.HarmonicBondForce, pairs: AllPairs) -> None:
         super().__init__()
         bonds = [force.getBondParameters(i) for i in range(force.getNumBonds())]
-        atoms = _atoms([[i, j] for i, j, *_ in bonds], 2)
+        atoms, (length, k) = _read(bonds, 2, _LENGTH, _ENERGY / _LENGTH**2)
         self.difference = Difference(atoms[:, 0], atoms[:, 1], pairs.n_atoms)
-        self.register_buffer("length", _column([b[2].value_in_unit(_LENGTH) for b in bonds]))
-        self.register_buffer(
-            "k", _column([b[3].value_in_unit(_ENERGY / _LENGTH**2) for b in bonds])
-        )
+        self.register(length=length, k=k)
 
     def energy(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
         stretch = norm(self.difference(batch.x)) - self.length
@@ -54,11 +56,9 @@ class HarmonicAngleTerm(Term):
     def __init__(self, force: openmm.HarmonicAngleForce, pairs: AllPairs) -> None:
         super().__init__()
         angles = [force.getAngleParameters(i) for i in range(force.getNumAngles())]
-        self.angle = Angle(_atoms([list(a[:3]) for a in angles], 3), pairs.n_atoms)
-        self.register_buffer("theta", _column([a[3].value_in_unit(unit.radian) for a in angles]))
-        self.register_buffer(
-            "k", _column([a[4].value_in_unit(_ENERGY / unit.radian**2) for a in angles])
-        )
+        atoms, (theta, k) = _read(angles, 3, unit.radian, _ENERGY / unit.radian**2)
+        self.angle = Angle(atoms, pairs.n_atoms)
+        self.register(theta=theta, k=k)
 
     def energy(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
         bend = self.angle(batch.x) - self.theta
@@ -93,8 +93,7 @@ class PeriodicTorsionTerm(Term):
             cosines[abs(n), row] += k * c
             sines[abs(n), row] += k * s * (1 if n >= 0 else -1)
         self.dihedral = Dihedral(_atoms([list(atoms) for atoms in rows], 4), pairs.n_atoms)
-        self.register_buffer("cosines", cosines)
-        self.register_buffer("sines", sines)
+        self.register(cosines=cosines, sines=sines)
 
     def energy(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
         c, s = self.dihedral.cos_sin(batch.x)
@@ -115,10 +114,9 @@ class RBTorsionTerm(Term):
     def __init__(self, force: openmm.RBTorsionForce, pairs: AllPairs) -> None:
         super().__init__()
         torsions = [force.getTorsionParameters(i) for i in range(force.getNumTorsions())]
-        self.dihedral = Dihedral(_atoms([list(t[:4]) for t in torsions], 4), pairs.n_atoms)
-        c = [[x.value_in_unit(_ENERGY) for x in t[4:]] for t in torsions]
-        table = torch.tensor(c, dtype=torch.float64).reshape(-1, 6)
-        self.register_buffer("c", table.T.unsqueeze(2).contiguous())
+        atoms, c = _read(torsions, 4, *[_ENERGY] * 6)
+        self.dihedral = Dihedral(atoms, pairs.n_atoms)
+        self.register(c=c)
 
     def energy(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
         cosine = -self.dihedral.cos_sin(batch.x)[0]
@@ -129,8 +127,7 @@ class RBTorsionTerm(Term):
 
 
 def _periodic_derivatives(values: Tensor) -> Tensor:
-    """Return the derivatives at the knots of periodic cubic splines through values [n, columns],
-    spacing 1."""
+    """Return derivatives [n, columns] at the knots, spaced 1, of splines through `values`."""
     n = len(values)
     matrix = torch.zeros(n, n, dtype=torch.float64)
     right = torch.zeros_like(values)
@@ -182,10 +179,10 @@ class CMAPTorsionTerm(Term):
             Dihedral(_atoms([list(t[1 + 4 * k : 5 + 4 * k]) for t in terms], 4), pairs.n_atoms)
             for k in range(2)
         )
+        offset = torch.tensor([starts[m] for m in maps]).long()[:, None]
+        size = torch.tensor([sizes[m] for m in maps]).long()[:, None]
         table = torch.cat(tables) if tables else torch.zeros(1, 4, 4, dtype=torch.float64)
-        self.register_buffer("coefficients", table)
-        self.register_buffer("offset", torch.tensor([starts[m] for m in maps]).long()[:, None])
-        self.register_buffer("size", torch.tensor([sizes[m] for m in maps]).long()[:, None])
+        self.register(coefficients=table, offset=offset, size=size)
 
     def energy(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
         cells, fractions = [], []

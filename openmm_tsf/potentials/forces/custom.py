@@ -14,19 +14,8 @@ from openmm_tsf.potentials.forces.base import NotCovered, Term
 class CustomTerm(Term):
     """The energy of a Force that is written in OpenMM's expression language.
 
-    Parameters
-    ----------
-    force
-        The Custom Force.
-    names
-        Names of its parameters per particle, bond, angle or torsion.
-    rows
-        Their values, a row for each particle, bond, angle or torsion.
-
-    Attributes
-    ----------
-    global_parameters : dict of str to float
-        Names and defaults of the global parameters that the expressions may use.
+    `rows` are the values of the parameters `names`, a row for each particle, bond, angle or
+    torsion; `global_parameters` are names and defaults of those that the expressions may use.
     """
 
     values: Tensor
@@ -65,8 +54,16 @@ class CustomTerm(Term):
         return dict(zip(self.names, self.values.unbind(0), strict=True))
 
 
+def read_groups(force: Any, group: str) -> tuple[list[str], list[Any]]:
+    """Return the names of parameters, and atoms and values of each Bond, Angle, ... of a Force."""
+    count = getattr(force, f"getNumPer{group}Parameters")()
+    names = [getattr(force, f"getPer{group}ParameterName")(i) for i in range(count)]
+    count = getattr(force, f"getNum{group}s")()
+    return names, [getattr(force, f"get{group}Parameters")(i) for i in range(count)]
+
+
 def evaluate(expression: Expression, like: Tensor, *scopes: Mapping[str, Tensor]) -> Tensor:
-    """Return the value of an expression; each variable is that of the last scope that has it.
+    """Return an expression's value; each variable is that of the last scope that has it.
 
     `like` gives dtype and device to an expression without variables.
     """
@@ -78,8 +75,5 @@ def evaluate(expression: Expression, like: Tensor, *scopes: Mapping[str, Tensor]
 
 
 def total(values: Tensor, n_terms: int, x: Tensor) -> Tensor:
-    """Return the sums [B] of `n_terms` terms, which are [M, B], [M, 1] or a scalar.
-
-    `x` [3, N, B] has the batch's size.
-    """
+    """Return the sums [B] of `n_terms` terms [M, B], [M, 1] or a scalar, at positions [3, N, B]."""
     return values.expand(n_terms, x.shape[-1]).sum(dim=0)

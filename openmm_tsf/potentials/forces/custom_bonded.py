@@ -1,68 +1,64 @@
 """CustomBondForce, CustomAngleForce, CustomTorsionForce and CustomExternalForce."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import openmm
 import torch
 from torch import Tensor, nn
 
-from openmm_tsf.potentials.forces.custom import CustomTerm, evaluate, total
+from openmm_tsf.potentials.forces.custom import CustomTerm, evaluate, read_groups, total
 from openmm_tsf.potentials.forces.geometry import Angle, Difference, Dihedral, Gather, norm
 from openmm_tsf.potentials.forces.pairs import AllPairs, Batch
 
 
-class _InternalTerm(CustomTerm):
-    """An expression of one internal coordinate, summed over groups of atoms.
+class _GroupTerm(CustomTerm):
+    """An expression of the coordinates `variables` of groups of atoms, summed over the groups.
 
-    `group` is OpenMM's name of such a group (Bond, Angle or Torsion), part of the names of the
-    Force's methods.
+    `group` is OpenMM's name of such a group (Bond, Angle, Torsion or Particle), part of the names
+    of the Force's methods.
     """
 
     geometry: nn.Module
 
-    def __init__(self, force: Any, group: str, variable: str) -> None:
-        get = getattr(force, f"get{group}Parameters")
-        rows = [get(i) for i in range(getattr(force, f"getNum{group}s")())]
-        count = getattr(force, f"getNumPer{group}Parameters")()
-        names = [getattr(force, f"getPer{group}ParameterName")(i) for i in range(count)]
+    def __init__(self, force: Any, group: str, *variables: str) -> None:
+        names, rows = read_groups(force, group)
         super().__init__(force, names, [list(row[-1]) for row in rows])
         self.n_terms = len(rows)
-        self.variable = variable
-        self.expression = self.parse(force, force.getEnergyFunction(), [variable, *names])
+        self.variables = variables
+        self.expression = self.parse(force, force.getEnergyFunction(), [*variables, *names])
         self._atoms = [list(row[:-1]) for row in rows]
 
     def atoms(self, size: int) -> Tensor:
         """Return the atoms [M, size] of the groups."""
         return torch.tensor(self._atoms, dtype=torch.int64).reshape(-1, size)
 
-    def coordinate(self, x: Tensor) -> Tensor:
-        """Return the internal coordinate [M, B] of positions [3, N, B]."""
-        values: Tensor = self.geometry(x)
-        return values
+    def coordinates(self, x: Tensor) -> Sequence[Tensor]:
+        """Return the coordinates, each [M, B], at positions [3, N, B]."""
+        return (self.geometry(x),)
 
     def energy(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
         if self.n_terms == 0:
             return batch.x.new_zeros(batch.x.shape[-1])
         local = self.named_values()
-        if self.variable in self.expression.variables:
-            local[self.variable] = self.coordinate(batch.x)
+        if not self.expression.variables.isdisjoint(self.variables):
+            local |= zip(self.variables, self.coordinates(batch.x), strict=True)
         return total(evaluate(self.expression, batch.x, parameters, local), self.n_terms, batch.x)
 
 
-class CustomBondTerm(_InternalTerm):
+class CustomBondTerm(_GroupTerm):
     """An expression of the distance r of two atoms, for each bond."""
 
     def __init__(self, force: openmm.CustomBondForce, pairs: AllPairs) -> None:
         super().__init__(force, "Bond", "r")
-        atoms = self.atoms(2)
-        self.geometry = Difference(atoms[:, 0], atoms[:, 1], pairs.n_atoms)
+        first, second = self.atoms(2).T
+        self.geometry = Difference(first, second, pairs.n_atoms)
 
-    def coordinate(self, x: Tensor) -> Tensor:
-        return norm(self.geometry(x))
+    def coordinates(self, x: Tensor) -> Sequence[Tensor]:
+        return (norm(self.geometry(x)),)
 
 
-class CustomAngleTerm(_InternalTerm):
+class CustomAngleTerm(_GroupTerm):
     """An expression of the angle theta of three atoms, 0 to pi, for each angle."""
 
     def __init__(self, force: openmm.CustomAngleForce, pairs: AllPairs) -> None:
@@ -70,7 +66,7 @@ class CustomAngleTerm(_InternalTerm):
         self.geometry = Angle(self.atoms(3), pairs.n_atoms)
 
 
-class CustomTorsionTerm(_InternalTerm):
+class CustomTorsionTerm(_GroupTerm):
     """An expression of the dihedral theta of four atoms, -pi to pi, for each torsion."""
 
     def __init__(self, force: openmm.CustomTorsionForce, pairs: AllPairs) -> None:
@@ -78,23 +74,14 @@ class CustomTorsionTerm(_InternalTerm):
         self.geometry = Dihedral(self.atoms(4), pairs.n_atoms)
 
 
-class CustomExternalTerm(CustomTerm):
+class CustomExternalTerm(_GroupTerm):
     """An expression of the position x, y, z of an atom, for each atom that was added."""
 
     def __init__(self, force: openmm.CustomExternalForce, pairs: AllPairs) -> None:
-        particles = [force.getParticleParameters(i) for i in range(force.getNumParticles())]
-        names = [
-            force.getPerParticleParameterName(i) for i in range(force.getNumPerParticleParameters())
-        ]
-        super().__init__(force, names, [list(p[1]) for p in particles])
-        self.n_terms = len(particles)
-        self.expression = self.parse(force, force.getEnergyFunction(), ["x", "y", "z", *names])
-        atoms = [p[0] for p in particles]
-        self.atoms = None if atoms == list(range(pairs.n_atoms)) else Gather(atoms, pairs.n_atoms)
+        super().__init__(force, "Particle", "x", "y", "z")
+        atoms = self.atoms(1).flatten()
+        is_all = torch.equal(atoms, torch.arange(pairs.n_atoms))
+        self.geometry = nn.Identity() if is_all else Gather(atoms, pairs.n_atoms)
 
-    def energy(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
-        if self.n_terms == 0:
-            return batch.x.new_zeros(batch.x.shape[-1])
-        positions = batch.x if self.atoms is None else self.atoms(batch.x)
-        local = self.named_values() | dict(zip("xyz", positions.unbind(0), strict=True))
-        return total(evaluate(self.expression, batch.x, parameters, local), self.n_terms, batch.x)
+    def coordinates(self, x: Tensor) -> Sequence[Tensor]:
+        return tuple(self.geometry(x).unbind(0))

@@ -1,6 +1,6 @@
 """CustomNonbondedForce without a cutoff: exclusions, interaction groups, computed values."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import openmm
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from openmm_tsf.potentials.expressions.parser import Expression
 from openmm_tsf.potentials.forces.base import NotCovered
-from openmm_tsf.potentials.forces.custom import CustomTerm, evaluate, total
+from openmm_tsf.potentials.forces.custom import CustomTerm, evaluate, read_groups, total
 from openmm_tsf.potentials.forces.pairs import (
     AllPairs,
     Batch,
@@ -29,7 +29,7 @@ class CustomNonbondedTerm(CustomTerm):
 
     def __init__(self, force: openmm.CustomNonbondedForce, pairs: AllPairs) -> None:
         refuse_cutoff(force)
-        names, rows = particle_parameters(force)
+        names, rows = read_groups(force, "Particle")
         super().__init__(force, names, rows)
         self.n_atoms = pairs.n_atoms
         self.computed: list[tuple[str, Expression]] = []
@@ -37,7 +37,7 @@ class CustomNonbondedTerm(CustomTerm):
             name, text = force.getComputedValueParameters(i)
             self.computed.append((name, self.parse(force, text, names)))
         per_atom = [*names, *(name for name, _ in self.computed)]
-        known = ["r", *(f"{name}{k}" for name in per_atom for k in (1, 2))]
+        known = pair_variables(per_atom)
         self.expression = self.parse(force, force.getEnergyFunction(), known)
         self.pairs = PairList(*_interactions(force, pairs.n_atoms), pairs)
         (self.n_pairs,) = self.pairs.shape
@@ -52,6 +52,11 @@ class CustomNonbondedTerm(CustomTerm):
             atoms[name] = value.expand(self.n_atoms, 1)
         local = pair_values(self.expression, self.pairs, atoms, batch)
         return total(evaluate(self.expression, batch.x, parameters, local), self.n_pairs, batch.x)
+
+
+def pair_variables(per_atom: Iterable[str]) -> list[str]:
+    """Return the variables that an expression of pairs may use."""
+    return ["r", *(f"{name}{particle}" for name in per_atom for particle in (1, 2))]
 
 
 def pair_values(
@@ -69,15 +74,6 @@ def pair_values(
             if f"{name}{particle}" in expression.variables:
                 local[f"{name}{particle}"] = pairs.select(value, particle)
     return local
-
-
-def particle_parameters(force: Any) -> tuple[list[str], list[list[float]]]:
-    """Return the names of the parameters per particle, and a row of values for each particle."""
-    names = [
-        force.getPerParticleParameterName(i) for i in range(force.getNumPerParticleParameters())
-    ]
-    rows = [list(force.getParticleParameters(i)) for i in range(force.getNumParticles())]
-    return names, rows
 
 
 def refuse_cutoff(force: Any) -> None:
@@ -107,9 +103,8 @@ def _interactions(force: openmm.CustomNonbondedForce, n_atoms: int) -> tuple[Ten
             (i, j)
             for i in sorted(one)
             for j in sorted(two)
-            if i != j
-            and not (i > j and i in both and j in both)
-            and (min(i, j), max(i, j)) not in excluded
+            if i != j and not (i > j and {i, j} <= both)
+            if (min(i, j), max(i, j)) not in excluded
         ]
     first, second = torch.tensor(interacting, dtype=torch.int64).reshape(-1, 2).T
     return first, second

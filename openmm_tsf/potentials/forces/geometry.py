@@ -5,7 +5,7 @@ memory. Sums over an atom's terms are matrix products or gathers, in the derivat
 additions, so forces are deterministic.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,168 +13,117 @@ from torch import Tensor, nn
 
 from openmm_tsf.utils.geometry import cross, dot
 
-#: Terms per atom up to members sums over an atom's terms are products with the incidence matrix.
+Map = Callable[[Tensor], Tensor]
+
+#: Terms per atom up to which sums over an atom's terms are products with the incidence matrix.
 #: Beyond, each atom's terms are gathered: the matrix grows faster than the number of terms.
 _MAX_TERMS_OF_MATRIX = 16
 
 
-def _register_incidence(
-    module: nn.Module, atoms: Tensor, terms: Tensor, signs: Tensor, shape: tuple[int, int]
-) -> None:
-    """Register buffers for sums over an atom's signed terms, in the form that suits their number.
+class LinearMap(torch.autograd.Function):
+    """A linear map; its derivative is the transposed map, whose derivative is the map again."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, apply: Map, transpose: Map) -> Tensor:
+        ctx.maps = transpose, apply
+        return apply(values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return LinearMap.apply(grads[0], *ctx.maps), None, None
+
+
+class _TermSums(nn.Module):
+    """Sums over an atom's signed terms, in the form that suits their number.
 
     Term ``terms[k]`` belongs to atom ``atoms[k]`` with sign ``signs[k]``; `shape` is (n_atoms,
     n_terms).
     """
-    n_atoms, n_terms = shape
-    if n_terms <= _MAX_TERMS_OF_MATRIX * n_atoms:
-        matrix = torch.zeros(n_atoms, n_terms, dtype=torch.float64)
-        module.register_buffer("members", None)
-        module.register_buffer("weight", matrix.index_put_((atoms, terms), signs, accumulate=True))
-        return
-    # Each atom's terms in a row, padded with term 0 at weight 0.
-    order = torch.argsort(atoms, stable=True)
-    counts = torch.bincount(atoms, minlength=n_atoms)
-    row = atoms[order]
-    column = torch.arange(len(order)) - (counts.cumsum(0) - counts)[row]
-    members = torch.zeros(n_atoms, int(counts.max()), dtype=torch.int64)
-    weight = torch.zeros(*members.shape, 1, dtype=torch.float64)
-    members[row, column] = terms[order]
-    weight[row, column, 0] = signs[order]
-    module.register_buffer("members", members)
-    module.register_buffer("weight", weight)
+
+    members: Tensor | None
+    weight: Tensor
+
+    def __init__(self, atoms: Tensor, terms: Tensor, signs: Tensor, shape: tuple[int, int]) -> None:
+        super().__init__()
+        n_atoms, n_terms = shape
+        if n_terms <= _MAX_TERMS_OF_MATRIX * n_atoms:
+            matrix = torch.zeros(n_atoms, n_terms, dtype=torch.float64)
+            self.register_buffer("members", None)
+            self.register_buffer(
+                "weight", matrix.index_put_((atoms, terms), signs, accumulate=True)
+            )
+            return
+        # Each atom's terms in a row, padded with term 0 at weight 0.
+        order = torch.argsort(atoms, stable=True)
+        counts = torch.bincount(atoms, minlength=n_atoms)
+        row = atoms[order]
+        column = torch.arange(len(order)) - (counts.cumsum(0) - counts)[row]
+        members = torch.zeros(n_atoms, int(counts.max()), dtype=torch.int64)
+        weight = torch.zeros(*members.shape, 1, dtype=torch.float64)
+        members[row, column] = terms[order]
+        weight[row, column, 0] = signs[order]
+        self.register_buffer("members", members)
+        self.register_buffer("weight", weight)
+
+    def sum_terms(self, terms: Tensor) -> Tensor:
+        """Return the sums [..., n_atoms, B] of the terms [..., M, B] of each atom."""
+        if self.members is None:
+            return self.weight @ terms
+        rows = terms.index_select(-2, self.members.flatten()).unflatten(-2, self.members.shape)
+        return (rows * self.weight).sum(dim=-2)
 
 
-def _select(values: Tensor, index: Tensor) -> Tensor:
-    return values.index_select(-2, index)
-
-
-def _sum_terms(terms: Tensor, members: Tensor | None, weight: Tensor) -> Tensor:
-    """Return the sums [..., n_atoms, B] of the terms [..., M, B] that belong to each atom."""
-    if members is None:
-        return weight @ terms
-    return (terms.index_select(-2, members.flatten()).unflatten(-2, members.shape) * weight).sum(
-        dim=-2
-    )
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, index: Tensor, members: Any, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(index, members, weight)
-        return _select(values, index)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        index, members, weight = ctx.saved_tensors
-        return _Collect.apply(grads[0], index, members, weight), None, None, None
-
-
-class _Collect(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, terms: Tensor, index: Tensor, members: Any, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(index, members, weight)
-        return _sum_terms(terms, members, weight)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        index, members, weight = ctx.saved_tensors
-        return _Gather.apply(grads[0], index, members, weight), None, None, None
-
-
-class Gather(nn.Module):
+class Gather(_TermSums):
     """Values of atoms, term by term, and sums over terms, atom by atom; each other's transpose.
 
-    Parameters
-    ----------
-    index
-        The atom of each of M terms.
-    n_atoms
-        Number of atoms.
+    `index` holds the atom of each of M terms.
     """
 
     index: Tensor
-    members: Tensor | None
-    weight: Tensor
 
     def __init__(self, index: Sequence[int] | Tensor, n_atoms: int) -> None:
-        super().__init__()
-        flat = torch.as_tensor(index, dtype=torch.int64).reshape(-1)
-        self.register_buffer("index", flat)
-        n_terms = len(flat)
+        atoms = torch.as_tensor(index, dtype=torch.int64).reshape(-1)
+        n_terms = len(atoms)
         plus = torch.ones(n_terms, dtype=torch.float64)
-        _register_incidence(self, flat, torch.arange(n_terms), plus, (n_atoms, n_terms))
+        super().__init__(atoms, torch.arange(n_terms), plus, (n_atoms, n_terms))
+        self.register_buffer("index", atoms)
 
     def forward(self, values: Tensor) -> Tensor:
         """Return the values [..., M, B] of the terms, from those of the atoms [..., n_atoms, B]."""
-        return cast(Tensor, _Gather.apply(values, self.index, self.members, self.weight))
+        return cast(Tensor, LinearMap.apply(values, self._select, self.sum_terms))
 
     def collect(self, terms: Tensor) -> Tensor:
         """Return the sums [..., n_atoms, B] over the terms [..., M, B] of each atom."""
-        return cast(Tensor, _Collect.apply(terms, self.index, self.members, self.weight))
+        return cast(Tensor, LinearMap.apply(terms, self.sum_terms, self._select))
+
+    def _select(self, values: Tensor) -> Tensor:
+        return values.index_select(-2, self.index)
 
 
-class _Difference(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, first: Tensor, second: Tensor, members: Any, weight: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(first, second, members, weight)
-        return _select(x, second) - _select(x, first)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        terms = _DifferenceTranspose.apply(grads[0], *ctx.saved_tensors)
-        return terms, None, None, None, None
-
-
-class _DifferenceTranspose(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, terms: Tensor, first: Tensor, second: Tensor, members: Any, weight: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(first, second, members, weight)
-        return _sum_terms(terms, members, weight)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _Difference.apply(grads[0], *ctx.saved_tensors), None, None, None, None
-
-
-class Difference(nn.Module):
-    """Vectors x[second] - x[first] between M pairs of atoms.
-
-    Parameters
-    ----------
-    first, second
-        The atoms [M].
-    n_atoms
-        Number of atoms.
-    """
+class Difference(_TermSums):
+    """Vectors x[second] - x[first] between M pairs of atoms."""
 
     first: Tensor
     second: Tensor
-    members: Tensor | None
-    weight: Tensor
 
     def __init__(
         self, first: Sequence[int] | Tensor, second: Sequence[int] | Tensor, n_atoms: int
     ) -> None:
-        super().__init__()
         one = torch.as_tensor(first, dtype=torch.int64).reshape(-1)
         two = torch.as_tensor(second, dtype=torch.int64).reshape(-1)
-        self.register_buffer("first", one)
-        self.register_buffer("second", two)
         n_terms = len(one)
         plus = torch.ones(n_terms, dtype=torch.float64)
         atoms, terms = torch.cat([two, one]), torch.arange(n_terms).repeat(2)
-        _register_incidence(self, atoms, terms, torch.cat([plus, -plus]), (n_atoms, n_terms))
+        super().__init__(atoms, terms, torch.cat([plus, -plus]), (n_atoms, n_terms))
+        self.register_buffer("first", one)
+        self.register_buffer("second", two)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the vectors [3, M, B] from positions [3, n_atoms, B]."""
-        return cast(
-            Tensor, _Difference.apply(x, self.first, self.second, self.members, self.weight)
-        )
+        return cast(Tensor, LinearMap.apply(x, self._subtract, self.sum_terms))
+
+    def _subtract(self, x: Tensor) -> Tensor:
+        return x.index_select(-2, self.second) - x.index_select(-2, self.first)
 
 
 class _Length(torch.autograd.Function):

@@ -25,26 +25,17 @@ class NonbondedTerm(Term):
         super().__init__()
         if force.getNonbondedMethod() != openmm.NonbondedForce.NoCutoff:
             raise NotCovered(force, "a cutoff (a nonbondedMethod other than NoCutoff)")
-        first, second = pairs.first, pairs.second
         names = [force.getGlobalParameterName(i) for i in range(force.getNumGlobalParameters())]
         particles, particle_offsets = _read_particles(force, names)
         is_exception, exceptions, exception_offsets = _read_exceptions(force, names, pairs)
         self.parameter_names = tuple(names)
         self.has_offsets = bool(particle_offsets.any() or exception_offsets.any())
-        for name, value in {
-            "rows": pairs.dense_row_numbers(),
-            "first": first,
-            "second": second,
-            "is_exception": is_exception[:, None],
-            "particles": particles,
-            "particle_offsets": particle_offsets,
-            "exceptions": exceptions[:, :, None],
-            "exception_offsets": exception_offsets[:, :, :, None],
-        }.items():
-            self.register_buffer(name, value)
-        constant = self._coefficients(self.particles, self.exceptions)
-        for name, value in zip(("coulomb", "twelve", "six"), constant, strict=True):
-            self.register_buffer(name, value)
+        self.register(rows=pairs.dense_row_numbers(), first=pairs.first, second=pairs.second)
+        self.register(particles=particles, particle_offsets=particle_offsets)
+        self.register(is_exception=is_exception[:, None], exceptions=exceptions[:, :, None])
+        self.register(exception_offsets=exception_offsets[:, :, :, None])
+        coulomb, twelve, six = self._coefficients(self.particles, self.exceptions)
+        self.register(coulomb=coulomb, twelve=twelve, six=six)
         # Pairs that never interact may be at the same point: their distances are increased.
         never = is_exception & (exceptions[0] == 0) & (exceptions[2] == 0)
         never &= (exception_offsets == 0).flatten(0, 1).all(dim=0)
@@ -176,24 +167,19 @@ class GBSAOBCTerm(Term):
         charge, radius, scale = torch.tensor(values, dtype=torch.float64).T
         offset_radius = radius - 0.009
         inverse = 1 / force.getSoluteDielectric() - 1 / force.getSolventDielectric()
-        gamma = force.getSurfaceAreaEnergy().value_in_unit(
-            unit.kilojoule_per_mole / unit.nanometer**2
-        )
-        for name, value in {
-            "inverse_radius": 1 / radius,
-            "offset_radius": offset_radius,
-            "scaled_radius": scale * offset_radius,
-            # 4 pi gamma (r + probe)^2 r^6, to be divided by B^6.
-            "surface": 4 * torch.pi * gamma * (radius + 0.14) ** 2 * radius**6,
-        }.items():
-            self.register_buffer(name, value[:, None])
+        per_area = unit.kilojoule_per_mole / unit.nanometer**2
+        gamma = force.getSurfaceAreaEnergy().value_in_unit(per_area)
+        # 4 pi gamma (r + probe)^2 r^6, to be divided by B^6.
+        surface = 4 * torch.pi * gamma * (radius + 0.14) ** 2 * radius**6
+        self.register(inverse_radius=(1 / radius)[:, None], surface=surface[:, None])
+        scaled_radius = scale * offset_radius
+        self.register(offset_radius=offset_radius[:, None], scaled_radius=scaled_radius[:, None])
         # Half for each order of a pair, and for an atom with itself.
         charges = -0.5 * COULOMB * inverse * charge[:, None] * charge
-        self.register_buffer("charges", charges[:, :, None])
+        self.register(charges=charges[:, :, None])
         # The part of the diagonal of the pair distances, which is 1, in an atom's sum.
         one = torch.ones(len(rows), 1, dtype=torch.float64)
-        diagonal = _overlap(one, self.offset_radius, self.scaled_radius)
-        self.register_buffer("diagonal_overlap", diagonal)
+        self.register(diagonal_overlap=_overlap(one, self.offset_radius, self.scaled_radius))
 
     inverse_radius: Tensor
     offset_radius: Tensor

@@ -5,7 +5,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from openmm_tsf.potentials.forces.geometry import Difference, Gather, norm
+from openmm_tsf.potentials.forces.geometry import Difference, Gather, LinearMap, norm
 
 
 class _DenseDistances(torch.autograd.Function):
@@ -77,15 +77,7 @@ class AllPairs(nn.Module):
 
 
 class Batch:
-    """A batch of conformations, whose distances are computed once for all terms.
-
-    Parameters
-    ----------
-    x
-        Positions [3, N, B] in nm.
-    pairs
-        The pairs of the N atoms.
-    """
+    """Conformations [3, N, B] in nm, whose distances are computed once for all terms."""
 
     def __init__(self, x: Tensor, pairs: AllPairs) -> None:
         self.x = x
@@ -113,15 +105,7 @@ class Batch:
 
 
 class PairList(nn.Module):
-    """A list of M pairs of atoms, of which the first is particle 1.
-
-    Parameters
-    ----------
-    first, second
-        The atoms [M]; a pair may occur more than once, an atom never pairs with itself.
-    pairs
-        All pairs of the atoms.
-    """
+    """M pairs of different atoms, `first` being particle 1; a pair may occur more than once."""
 
     def __init__(self, first: Tensor, second: Tensor, pairs: AllPairs) -> None:
         super().__init__()
@@ -149,15 +133,8 @@ class OrderedPairs(nn.Module):
     """Every pair twice, with either atom as particle 1, and sums over an atom's partners.
 
     Without exclusions the shape is [N - 1, N]: column i has the pairs of atom i, of which row k is
-    with atom i + k (modulo N), so that sums over partners are sums over rows. With exclusions it is
-    [2, M]: the M pairs i < j that are left, and the same with their atoms exchanged.
-
-    Parameters
-    ----------
-    excluded
-        Excluded pairs (low, high).
-    pairs
-        All pairs of the atoms.
+    with atom i + k (modulo N), so that sums over partners are sums over rows. With `excluded` pairs
+    (low, high) it is [2, M]: the M pairs i < j that are left, and the same with atoms exchanged.
     """
 
     rows: Tensor
@@ -189,9 +166,16 @@ class OrderedPairs(nn.Module):
         """Return the distances, [N - 1, N, B] or, the same for both orders, [M, B]."""
         if self.pairs is not None:
             return self.pairs.distances(batch)
-        uses = self.first_use, self.second_use
-        distances = _BothOrders.apply(batch.distances, self.rows, *uses)
+        distances = LinearMap.apply(batch.distances, self._both_orders, self._sum_of_orders)
         return cast(Tensor, distances).unflatten(0, self.shape)
+
+    def _both_orders(self, values: Tensor) -> Tensor:
+        """Return the values [2 P, B] of both orders of each pair, from those of pairs [P, B]."""
+        return values.index_select(0, self.rows)
+
+    def _sum_of_orders(self, values: Tensor) -> Tensor:
+        """Return the transpose of `_both_orders`, in two gathers."""
+        return values.index_select(0, self.first_use) + values.index_select(0, self.second_use)
 
     def select(self, values: Tensor, particle: int) -> Tensor:
         """Return the values [*shape, B] of particle 1 or 2, from those of the atoms [N, B]."""
@@ -205,32 +189,6 @@ class OrderedPairs(nn.Module):
         """Return the sums [N, B] over each atom's partners of values [*shape, B]."""
         values = values.expand(*self.shape, values.shape[-1] if values.ndim else 1)
         return values.sum(dim=0) if self.first is None else self.first.collect(values.flatten(0, 1))
-
-
-class _BothOrders(torch.autograd.Function):
-    """The values [2 P, B] of both orders of each pair, from those of the pairs [P, B]."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, rows: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, first, second)
-        return values.index_select(0, rows)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _SumOfOrders.apply(grads[0], *ctx.saved_tensors), None, None, None
-
-
-class _SumOfOrders(torch.autograd.Function):
-    """The transpose of _BothOrders, in two gathers."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, rows: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, first, second)
-        return values.index_select(0, first) + values.index_select(0, second)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _BothOrders.apply(grads[0], *ctx.saved_tensors), None, None, None
 
 
 def included_pairs(excluded: set[tuple[int, int]], n_atoms: int) -> tuple[Tensor, Tensor]:

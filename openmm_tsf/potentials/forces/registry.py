@@ -45,15 +45,7 @@ TERMS: dict[type, Callable[[Any, AllPairs], Term]] = {
 
 @dataclass(frozen=True)
 class CoveredForce:
-    """A Force of the System and its term.
-
-    Attributes
-    ----------
-    index, name
-        Of the Force in the System.
-    term
-        Its energy in torch.
-    """
+    """A Force of the System, by its index and name there, and its term."""
 
     index: int
     name: str
@@ -65,19 +57,7 @@ def read_forces(
 ) -> list[CoveredForce]:
     """Return a System's Forces in the given force groups (all by default), with their terms.
 
-    Parameters
-    ----------
-    system
-        The System. A CMMotionRemover has no energy and is ignored.
-    pairs
-        The pairs of its particles.
-    groups
-        Force groups 0 to 31.
-
-    Raises
-    ------
-    NotCovered
-        If a Force, or something in it, has no counterpart in torch.
+    A CMMotionRemover has no energy and is ignored; what has no counterpart in torch is NotCovered.
     """
     included = None if groups is None else set(groups)
     forces = []
@@ -109,8 +89,7 @@ def global_parameters(system: openmm.System) -> dict[str, float]:
             name = force.getGlobalParameterName(index)
             value = float(force.getGlobalParameterDefaultValue(index))
             if defaults.setdefault(name, value) != value:
-                raise ValueError(
-                    f"system: expected one default of the global parameter {name!r}, got "
-                    f"{defaults[name]} and {value} (in {force.getName()})"
-                )
+                got = f"{defaults[name]} and {value} (in {force.getName()})"
+                expected = f"one default of the global parameter {name!r}"
+                raise ValueError(f"system: expected {expected}, got {got}")
     return defaults
