@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_tsf.analysis.statistics import (
+    Array,
     EffectiveSampleSize,
     logit_free_energy,
     reverse_ess,
@@ -17,8 +18,6 @@ from openmm_tsf.analysis.statistics import (
     weighted_mean,
 )
 from openmm_tsf.analysis.thermodynamics import PROFILE_BINS, Profile, make_profile
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -112,14 +111,11 @@ def importance_profile(
 
     Parameters
     ----------
-    log_weights
-        As for `importance_thermodynamics`.
-    angles
-        The dihedral [N] in rad; any value where the weight is zero.
-    temperature
-        In K, for the record.
-    bins
-        Number of equal bins over [-π, π].
+    log_weights, angles
+        As for `importance_thermodynamics`, and the dihedral [N] in rad, any value where the weight
+        is zero.
+    temperature, bins
+        In K, for the record; the number of equal bins over [-π, π].
     """
     logs, _, values = _weighted(log_weights, "angles", angles)
     weights = np.exp(logs - logs.max())

@@ -44,11 +44,9 @@ def monitor(
 
     Parameters
     ----------
-    run
-        Finished or growing.
-    reference
-        Gives the expected populations of basins, where it has the rung. Without it a basin counts
-        as missed where the other rungs of this run, by MBAR, say that it should have been visited.
+    run, reference
+        A run, finished or growing, and where the expected populations of basins come from (see
+        `check_basin`).
     basins
         Names, and functions of the recorded dihedrals (name to array in rad) that return truth
         values of the same shape; by default those of `default_basins`.

@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.plots.style import FONT, RUN_COLOUR, draw_band, extent, save_figure, symbol
+from openmm_tsf.analysis.statistics import Array
 from openmm_tsf.analysis.uncertainty import estimate_mean
-
-Array = npt.NDArray[np.float64]
 
 _RUNNING_POINTS = 20
 

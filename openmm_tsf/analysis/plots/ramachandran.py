@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -27,10 +26,8 @@ from openmm_tsf.analysis.plots.style import (
 )
 from openmm_tsf.analysis.ramachandran import BINS, RamachandranDistance
 from openmm_tsf.analysis.reference import Reference
-from openmm_tsf.analysis.statistics import group_labels, torus_histogram
+from openmm_tsf.analysis.statistics import Array, group_labels, torus_histogram
 from openmm_tsf.analysis.uncertainty import MeanEstimate
-
-Array = npt.NDArray[np.float64]
 
 _CUTOFF_KT = 8.0
 _PHI_BINS = 60  # of 6°: an edge at 0
@@ -56,16 +53,8 @@ def plot_ramachandran(
 ) -> None:
     """Plot, a row per rung, (φ, ψ) of run and reference, and histograms of φ and energy.
 
-    Parameters
-    ----------
-    run
-        With recorded φ and ψ.
-    path
-        A file whose suffix matplotlib can write.
-    reference
-        Drawn beside the run at the rungs that it has.
-    residue
-        The residue of φ and ψ; as in `Run.backbone`.
+    The path's suffix is one that matplotlib can write. The reference is drawn beside the run at the
+    rungs that it has; the residue is that of φ and ψ, as in `Run.backbone`.
     """
     phi, psi = run.backbone(residue)
     run.require_samples()
@@ -226,9 +215,6 @@ def _draw_histogram(
     band = np.nan_to_num(error)
     low, high = np.maximum(density - band, 0.0), density + band
     draw_band(axis, np.repeat(edges, 2)[1:-1], np.repeat(low, 2), np.repeat(high, 2), sample.colour)
-
-
-# ------------------------------------------------------------------------ words
 
 
 def _run_title(run: RunEstimates, temperature: float, distance: RamachandranDistance | None) -> str:
