@@ -170,7 +170,7 @@ def test_mixing_matrix_by_hand():
 
 
 WRONG = [
-    *((st.reverse_ess, ([*bad],), "log_weights") for bad in ("", [np.nan], [np.inf, 0.0])),
+    *((st.reverse_ess, (bad,), "log_weights") for bad in ([], [np.nan], [np.inf, 0.0], [-np.inf])),
     (st.reverse_ess, ([-np.inf, -np.inf],), "log_weights"),
     (st.forward_ess, ([0.0, -np.inf],), "density zero"),
     (st.logit_free_energy, (1.5, 0.1), r"\[0, 1\]"),

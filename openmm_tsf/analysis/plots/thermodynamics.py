@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -75,8 +76,15 @@ def _draw_function(axis: Axes, tables: _Tables, field: str, label: str, scale: f
     axis.plot(kelvins[rungs], values[rungs], "o", ms=4, color=RUN_COLOUR, label="rungs of the run")
     if points is not None:
         errors = np.nan_to_num(scale * getattr(points, f"{field}_stderr"))
-        style = {"ms": 4, "capsize": 3, "color": REFERENCE_COLOUR, "label": "reference"}
-        axis.errorbar(points.temperatures, scale * getattr(points, field), errors, fmt="s", **style)
+        style: dict[str, Any] = {"ms": 4, "capsize": 3, "color": REFERENCE_COLOUR}
+        axis.errorbar(
+            points.temperatures,
+            scale * getattr(points, field),
+            errors,
+            fmt="s",
+            label="reference",
+            **style,
+        )
     axis.set_xlabel("T (K)", fontsize=FONT)
     axis.set_ylabel(label, fontsize=FONT)
     axis.legend(frameon=False, fontsize=9)
@@ -115,7 +123,7 @@ def _draw_profiles(axis: Axes, run: RunEstimates, name: str, reference: Referenc
             continue
         expected = reference.phi_profile(rung)
         seen = expected.kish >= _MIN_KISH
-        style = {"ms": 3, "capsize": 2, "lw": 0.8, "color": colour, "mfc": "white"}
+        style: dict[str, Any] = {"ms": 3, "capsize": 2, "lw": 0.8, "color": colour, "mfc": "white"}
         style["label"] = f"reference, {kelvin:.0f} K"
         errors = np.nan_to_num(expected.stderr[seen])
         axis.errorbar(centres[seen], expected.free_energy[seen], errors, fmt="s", **style)
