@@ -119,10 +119,8 @@ def _evaluate(name: str, basin: Basin, angles: Mapping[str, Array]) -> npt.NDArr
     inside = np.asarray(basin(angles))
     shape = next(iter(angles.values())).shape if angles else ()
     if inside.dtype != np.bool_ or inside.shape != shape:
-        raise ValueError(
-            f"basins: {name!r}: expected truth values of shape {shape}, got {inside.dtype} of "
-            f"shape {inside.shape}"
-        )
+        got = f"{inside.dtype} of shape {inside.shape}"
+        raise ValueError(f"basins: {name!r}: expected truth values of shape {shape}, got {got}")
     return inside
 
 

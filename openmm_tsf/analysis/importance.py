@@ -88,10 +88,8 @@ def importance_thermodynamics(
     if inside is not None:
         state = np.asarray(inside)
         if state.dtype != np.bool_ or state.shape != kept.shape:
-            raise ValueError(
-                f"inside: expected truth values of shape {kept.shape}, got {state.dtype} of shape "
-                f"{state.shape}"
-            )
+            got = f"{state.dtype} of shape {state.shape}"
+            raise ValueError(f"inside: expected truth values of shape {kept.shape}, got {got}")
         probability, error = weighted_mean(state[kept], logs)
         delta_f = logit_free_energy(min(probability, 1.0), error)
     return ImportanceEstimate(

@@ -87,9 +87,8 @@ def relaxation(matrix: npt.ArrayLike) -> Relaxation:
 def _check_labels(replica: npt.ArrayLike) -> npt.NDArray[np.int64]:
     labels = np.asarray(replica)
     if labels.ndim != 3 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"replica: expected integers [n, W, R], got {labels.dtype} of shape {labels.shape}"
-        )
+        got = f"{labels.dtype} of shape {labels.shape}"
+        raise ValueError(f"replica: expected integers [n, W, R], got {got}")
     if (np.sort(labels, axis=2) != np.arange(labels.shape[2])).any():
         raise ValueError("replica: expected a permutation of the rungs in each [iteration, walker]")
     return labels.astype(np.int64)

@@ -28,11 +28,9 @@ def good_summary():
     agreement = {"z": dict.fromkeys(rungs, 0.5), "chi2": 1.0, "p_value": 0.6}
     check = {"value": 0.2, "stderr": 0.01, "expected": 0.195, "n_eff": 500.0, "z": 0.5}
     distance = {"total_variation": 0.05, "floor_total_variation": 0.05}
-    return {
+    sizes = {"n_walkers": 4, "n_iterations": 1000, "n_samples_per_rung": 4000, "round_trips": 40}
+    return sizes | {
         "temperatures_K": [300.0, 600.0],
-        "n_walkers": 4,
-        "n_iterations": 1000,
-        "n_samples_per_rung": 4000,
         "dihedral_positive": {
             name: {rung: dict(probability) for rung in rungs} for name in ("phi", "psi")
         },
@@ -40,7 +38,6 @@ def good_summary():
         "heat_capacity_kJ_mol_K": {rung: {"value": 1.0, "n_eff": 500.0} for rung in rungs},
         "delta_F_phi_kT": {rung: {"value": 2.0, "stderr": 0.1} for rung in rungs},
         "acceptance": {"local": dict.fromkeys(rungs, 0.9), "swap_plain": [0.5], "swap_steered": []},
-        "round_trips": 40,
         "replica_relaxation": {"second_eigenvalue": 0.875, "iterations": 8.0},
         "ensemble_check": {key: {"300.00-600.00": dict(check)} for key in ENSEMBLE_CHECKS},
         "monitor": {"warnings": [], "notes": []},

@@ -75,16 +75,10 @@ def _draw_function(axis: Axes, tables: _Tables, field: str, label: str, scale: f
     rungs = known & (np.abs(kelvins[:, None] - tables.rungs).min(axis=1) <= TOLERANCE_K)
     axis.plot(kelvins[rungs], values[rungs], "o", ms=4, color=RUN_COLOUR, label="rungs of the run")
     if points is not None:
-        errors = np.nan_to_num(scale * getattr(points, f"{field}_stderr"))
+        values, errors = scale * getattr(points, field), scale * getattr(points, f"{field}_stderr")
         style: dict[str, Any] = {"ms": 4, "capsize": 3, "color": REFERENCE_COLOUR}
-        axis.errorbar(
-            points.temperatures,
-            scale * getattr(points, field),
-            errors,
-            fmt="s",
-            label="reference",
-            **style,
-        )
+        style |= {"fmt": "s", "label": "reference"}
+        axis.errorbar(points.temperatures, values, np.nan_to_num(errors), **style)
     axis.set_xlabel("T (K)", fontsize=FONT)
     axis.set_ylabel(label, fontsize=FONT)
     axis.legend(frameon=False, fontsize=9)
