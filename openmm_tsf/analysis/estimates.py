@@ -80,12 +80,8 @@ class RunEstimates(RunData):
 
         (±inf, NaN) where one of the two states was never visited.
 
-        Parameters
-        ----------
-        indicator
-            Maps a trajectory of F frames to F truth values. It is called once per rung.
-        temperature
-            Any between the lowest and the highest rung, in K.
+        The indicator maps a trajectory of F frames to F truth values, and is called once per rung.
+        The temperature is any between the lowest and the highest rung, in K.
         """
         self.require_samples()
         beta = self.beta(temperature)
@@ -114,13 +110,9 @@ class RunEstimates(RunData):
     ) -> Thermodynamics:
         """Return ⟨U⟩, C_V and ΔF of a dihedral as functions of temperature by MBAR over all rungs.
 
-        Parameters
-        ----------
-        temperatures
-            One or several between the lowest and the highest rung, in K (or Quantities); by default
-            the rungs and 13 evenly spaced temperatures.
-        dihedral
-            The dihedral of ΔF; by default the first φ, if the run recorded one.
+        The temperatures, one or several, lie between the lowest and the highest rung, in K (or
+        Quantities); by default they are the rungs and 13 evenly spaced ones. The dihedral is by
+        default the first φ, if the run recorded one.
         """
         self.require_samples()
         if temperatures is None:

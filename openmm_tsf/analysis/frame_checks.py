@@ -181,6 +181,5 @@ def measure_leak(angles: npt.ArrayLike, cut: float) -> Leak:
     error = float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else np.nan
     z = float(means.mean() / error) if error > 0 else np.nan
     emptiest = float(np.remainder(cut + lowest * width + np.pi, 2 * np.pi) - np.pi)
-    return Leak(
-        max(above, below) / peak, emptiest, pairs[lowest] / 2 / peak, above + below, below, above, z
-    )
+    densities = max(above, below) / peak, emptiest, pairs[lowest] / 2 / peak
+    return Leak(*densities, above + below, below, above, z)

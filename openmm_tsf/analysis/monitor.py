@@ -42,16 +42,10 @@ def monitor(
 ) -> dict[str, Any]:
     """Check a run for mirror images, lost basins, leaking branch cuts and cis peptide bonds.
 
-    Parameters
-    ----------
-    run, reference
-        A run, finished or growing, and where the expected populations of basins come from (see
-        `check_basin`).
-    basins
-        Names, and functions of the recorded dihedrals (name to array in rad) that return truth
-        values of the same shape; by default those of `default_basins`.
-    max_frames
-        Frames checked per rung, evenly spaced.
+    Basins are names, and functions of the recorded dihedrals (name to array in rad) that return
+    truth values of the same shape; by default those of `default_basins`. See `check_basin` for
+    where their expected populations come from. At most `max_frames` are checked per rung, evenly
+    spaced.
 
     Returns
     -------

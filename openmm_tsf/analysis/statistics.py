@@ -48,13 +48,6 @@ def logit_free_energy(probability: float, stderr: float) -> tuple[float, float]:
 class EffectiveSampleSize:
     """An effective sample size and the weights it rests on.
 
-    Attributes
-    ----------
-    fraction, n_samples
-        Effective over actual number of samples, in (0, 1]; the number of weights.
-    largest_weight
-        The largest normalised weight: near 1, the estimate rests on a single sample.
-
     Examples
     --------
     >>> from openmm_tsf.analysis.statistics import reverse_ess
@@ -62,8 +55,8 @@ class EffectiveSampleSize:
     EffectiveSampleSize(fraction=0.5, largest_weight=0.5, n_samples=4)
     """
 
-    fraction: float
-    largest_weight: float
+    fraction: float  # effective over actual number of samples, in (0, 1]
+    largest_weight: float  # normalised: near 1, the estimate rests on a single sample
     n_samples: int
 
 
@@ -87,11 +80,8 @@ def reverse_ess(log_weights: npt.ArrayLike) -> EffectiveSampleSize:
     values = _check_log_weights(log_weights)
     weights = np.exp(values - values.max())
     total = weights.sum()
-    return EffectiveSampleSize(
-        fraction=float(total**2 / (values.size * np.sum(weights**2))),
-        largest_weight=float(weights.max() / total),
-        n_samples=values.size,
-    )
+    fraction = float(total**2 / (values.size * np.sum(weights**2)))
+    return EffectiveSampleSize(fraction, float(weights.max() / total), values.size)
 
 
 def reverse_ess_stderr(log_weights: npt.ArrayLike) -> float:
@@ -122,11 +112,8 @@ def forward_ess(log_weights: npt.ArrayLike) -> EffectiveSampleSize:
     weights = np.exp(values - high)
     log_mean = high + np.log(np.mean(weights))
     log_mean_inverse = -low + np.log(np.mean(np.exp(low - values)))
-    return EffectiveSampleSize(
-        fraction=float(np.exp(-log_mean - log_mean_inverse)),
-        largest_weight=float(weights.max() / weights.sum()),
-        n_samples=values.size,
-    )
+    fraction = float(np.exp(-log_mean - log_mean_inverse))
+    return EffectiveSampleSize(fraction, float(weights.max() / weights.sum()), values.size)
 
 
 def weighted_mean(values: npt.ArrayLike, log_weights: npt.ArrayLike) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from itertools import product
 
 import matplotlib.image
 import numpy as np
@@ -124,12 +125,11 @@ def test_caption_and_tables(tmp_path, run, draws, reference):
     assert "B, F: TSF-MCMC" in tables.caption(run, draws)
 
     rows = tables.temperature_table(run, draws, reference)
-    assert [(r["temperature_K"], r["source"]) for r in rows] == [
-        (t, s) for t in (300.0, 600.0) for s in (panels.FLOW, panels.SAMPLER, panels.REFERENCE)
-    ]
-    assert rows[0]["outside_domain"] == pytest.approx(0.05)
-    assert rows[0]["p_phi_positive"] == np.mean(draws[300.0].phi > 0)
-    assert rows[1]["n_samples"] == 240
+    sources = (panels.FLOW, panels.SAMPLER, panels.REFERENCE)
+    expected = list(product((300.0, 600.0), sources))
+    assert [(row["temperature_K"], row["source"]) for row in rows] == expected
+    first = rows[0]["outside_domain"], rows[0]["p_phi_positive"], rows[1]["n_samples"]
+    assert first == pytest.approx((0.05, np.mean(draws[300.0].phi > 0), 240))
     ladder = tables.ladder_table(run)
     assert [row["sigma flow_walk"] for row in ladder] == [0.1, 0.2, 0.3]
     assert ladder[0]["accepted flow_walk"] == pytest.approx(0.3)

@@ -41,8 +41,9 @@ def plot_diagnostics(run: RunEstimates, path: str | Path) -> None:
     _draw_running(axes[1, 1], run, run.energies, "⟨U⟩ - final (kJ/mol)", False)
     known = run.segments
     figure.suptitle(
-        f"{extent(run)}; {known.n_evaluations:,} energy evaluations in {known.wall_seconds:,.0f} s; "
-        f"rejected non-finite {known.rejected_non_finite:,}, mirror images {known.mirror_images:,}",
+        f"{extent(run)}; {known.n_evaluations:,} energy evaluations in "
+        f"{known.wall_seconds:,.0f} s; rejected non-finite {known.rejected_non_finite:,}, "
+        f"mirror images {known.mirror_images:,}",
         fontsize=12,
     )
     save_figure(figure, path)
@@ -139,4 +140,3 @@ def _draw_replica(axis: Axes, run: RunEstimates) -> None:
     axis.set_xlabel("iteration", fontsize=FONT)
     axis.set_ylabel("T (K)", fontsize=FONT)
     axis.set_title("one replica of walker 0", fontsize=FONT)
-
