@@ -153,13 +153,9 @@ def flow_alone(flow, potential, molecule, n_draws, n_repeats, generator):
         for _ in range(n_repeats):
             draws = draw_weighted(flow, potential, kelvin, n_draws, generator)
             weights, basin = draws.log_weights, basin_labels(molecule, draws.x).double()
-            rows.append(
-                (
-                    reverse_ess(weights.numpy()).fraction,
-                    float(basin[torch.isfinite(weights)].mean()),
-                    float(torch.logsumexp(weights, 0)) - math.log(n_draws) - norm,
-                )
-            )
+            population = float(basin[torch.isfinite(weights)].mean())
+            log_z = float(torch.logsumexp(weights, 0)) - math.log(n_draws) - norm
+            rows.append((reverse_ess(weights.numpy()).fraction, population, log_z))
         mean, spread = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1)
         figures[f"{kelvin:g}"] = {
             "reverse_ess_joint": mean[0],

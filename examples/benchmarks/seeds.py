@@ -61,14 +61,11 @@ def check_same(run, settings, seed, digest):
         if made_with.get(name) != value
     ]
     if run.n_iterations > settings.n_iterations:
-        different.append(
-            f"iterations made: expected {settings.n_iterations}, got {run.n_iterations}"
-        )
+        expected, made = settings.n_iterations, run.n_iterations
+        different.append(f"iterations made: expected {expected}, got {made}")
     if different:
-        raise ValueError(
-            f"{run.path}: was made with other settings ({'; '.join(different)}); "
-            "choose another --output"
-        )
+        words = f"was made with other settings ({'; '.join(different)}); choose another --output"
+        raise ValueError(f"{run.path}: {words}")
 
 
 def one_run(flow, folder, settings, seed, digest, progress):
@@ -122,17 +119,15 @@ def reference_values(run):
         k = reference.rung(t)
         if k is None:
             continue
-        p, delta_f = reference.phi_positive(k), (table.delta_f[k], table.delta_f_stderr[k])
+        delta_f = (table.delta_f[k], table.delta_f_stderr[k])
         values |= {
             ("delta_F_phi_kT", f"{t:.2f}"): delta_f,
             ("delta_F_phi_mbar_kT", f"{t:.2f}"): delta_f,
-            ("phi_positive", f"{t:.2f}"): (p.value, p.stderr),
-            ("energy_kJ_mol", f"{t:.2f}"): (table.energy[k], table.energy_stderr[k]),
-            ("heat_capacity_kJ_mol_K", f"{t:.2f}"): (
-                table.heat_capacity[k],
-                table.heat_capacity_stderr[k],
-            ),
+            ("phi_positive", f"{t:.2f}"): reference.phi_positive(k).pair,
+            ("energy_kJ_mol", f"{t:.2f}"): reference.mean_energy(k).pair,
         }
+        capacity = (table.heat_capacity[k], table.heat_capacity_stderr[k])
+        values["heat_capacity_kJ_mol_K", f"{t:.2f}"] = capacity
     return values
 
 

@@ -15,21 +15,11 @@ SHORTEST = 0.03
 
 @dataclass(frozen=True)
 class Method:
-    """One way to evaluate a batch.
+    """One way to evaluate a batch."""
 
-    Attributes
-    ----------
-    work
-        Evaluates ``rows`` conformations.
-    rows
-        Number of conformations.
-    threads
-        Number of torch's threads.
-    """
-
-    work: Callable[[], object]
+    work: Callable[[], object]  # evaluates ``rows`` conformations
     rows: int
-    threads: int = 1
+    threads: int = 1  # of torch
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -64,11 +54,8 @@ def time_alternately(
 ) -> dict[str, dict[str, float]]:
     """Measure all methods alternately, `repeats` times or for `budget` seconds (at least twice).
 
-    Returns
-    -------
-    dict
-        For each method the median wall and CPU time in microseconds per conformation, and the
-        median over repeats of its speed relative to `reference` in the same repeat.
+    For each the median wall and CPU time in microseconds per conformation, and the median over
+    repeats of its speed relative to `reference` in the same repeat.
     """
     calls = {}
     for name, method in methods.items():

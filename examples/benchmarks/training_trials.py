@@ -35,12 +35,8 @@ PRESET = preset("default")
 FLOW, FIT = PRESET.flow, PRESET.fit
 
 #: name: (changes of the flow's settings, changes of the training's).
-ADAM = {
-    "optimizer": "adam",
-    "weight_decay": 0.0,
-    "learning_rate": 5e-4,
-    "final_learning_rate": 1e-5,
-}
+ADAM = {"optimizer": "adam", "weight_decay": 0.0}
+ADAM |= {"learning_rate": 5e-4, "final_learning_rate": 1e-5}
 DIRECT = {"estimator": "direct", "n_chains": 0}
 TRIALS = {
     "preset": ({}, {}),
@@ -84,15 +80,9 @@ def run_trial(changes, molecule, potential, dataset, args):
     """Train one flow and measure it."""
     flow_changes, fit_changes = changes
     flow = build_flow(dataset, replace(FLOW, **flow_changes), args.seed)
-    settings = replace(
-        FIT,
-        **{
-            "n_steps": args.steps,
-            "temperatures": PRESET.sampling.temperatures,
-            "validate_interval": max(1, args.steps // 10),
-            **fit_changes,
-        },
-    )
+    length = {"n_steps": args.steps, "validate_interval": max(1, args.steps // 10)}
+    common = length | {"temperatures": PRESET.sampling.temperatures}
+    settings = replace(FIT, **common | fit_changes)
     began, before = time.monotonic(), potential.n_evaluations
     result = tsf.fit(
         flow, dataset, potential, settings=settings, seed=args.seed, progress=not args.quiet

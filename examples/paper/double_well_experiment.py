@@ -40,25 +40,13 @@ def ladder():
 
 @dataclass
 class Reference:
-    """Samples of the reference sampler at some rungs.
+    """Samples of the reference sampler at some rungs."""
 
-    Attributes
-    ----------
-    temperatures
-        Of the rungs kept [K].
-    x
-        [n, W, K, d].
-    swap_acceptance, walk_acceptance
-        Of every pair of neighbours, and every rung.
-    n_evaluations
-        Of the whole ladder, tuning included.
-    """
-
-    temperatures: tuple
-    x: torch.Tensor
-    swap_acceptance: torch.Tensor
-    walk_acceptance: torch.Tensor
-    n_evaluations: int
+    temperatures: tuple  # of the rungs kept [K]
+    x: torch.Tensor  # [n, W, K, d]
+    swap_acceptance: torch.Tensor  # of every pair of neighbours
+    walk_acceptance: torch.Tensor  # of every rung
+    n_evaluations: int  # of the whole ladder, tuning included
 
 
 class _Kept:
@@ -73,14 +61,17 @@ class _Kept:
 
 def walk_sampler(potential, temperatures, n_walkers, seed, n_steps=1):
     """Gaussian increments and swaps of neighbours; walkers start far from equilibrium, N(0, 1)."""
-    d = potential.event_shape[0]
-    identity = WhitenedCoordinates.identity(d)
+    identity = WhitenedCoordinates.identity(potential.event_shape[0])
     walk = InternalWalk(identity, potential, temperatures, name="walk", n_steps=n_steps)
     swap = PlainSwap(temperatures, potential.boltzmann_constant)
-    sampler = tsf.ParallelTempering(
-        None, identity, temperatures, n_walkers, [walk, swap], potential, seed=seed
-    )
-    shape = (n_walkers, len(temperatures), d)
+    return start_sampler(potential, identity, temperatures, [walk, swap], n_walkers, seed)
+
+
+def start_sampler(potential, flow, temperatures, kernels, n_walkers, seed):
+    """A sampler of these kernels whose walkers start from N(0, 1)."""
+    arguments = (None, flow, temperatures, n_walkers, kernels, potential)
+    sampler = tsf.ParallelTempering(*arguments, seed=seed)
+    shape = (n_walkers, len(temperatures), *potential.event_shape)
     generator = torch.Generator().manual_seed(seed)
     sampler.set_positions(torch.randn(shape, dtype=torch.float64, generator=generator))
     return sampler

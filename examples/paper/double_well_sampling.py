@@ -20,7 +20,14 @@ import time
 
 import numpy as np
 import torch
-from double_well_experiment import POTENTIAL_SEED, kept_run, ladder, train, walk_sampler
+from double_well_experiment import (
+    POTENTIAL_SEED,
+    kept_run,
+    ladder,
+    start_sampler,
+    train,
+    walk_sampler,
+)
 from double_wells import SIZES, settings
 
 import openmm_tsf as tsf
@@ -38,18 +45,6 @@ BURN = {5: 2000, 20: 12_000}
 LENGTH = {5: 4000, 20: 12_000}
 #: Training frames of the flow: exact samples.
 N_FRAMES = 32_000
-
-
-def flow_sampler(potential, flow, temperatures, n_walkers, seed):
-    """The default kernels; walkers start as those of the other samplers."""
-    kernels = default_kernels(potential, flow, temperatures)
-    sampler = tsf.ParallelTempering(
-        None, flow, temperatures, n_walkers, kernels, potential, seed=seed
-    )
-    shape = (n_walkers, len(temperatures), *potential.event_shape)
-    generator = torch.Generator().manual_seed(seed)
-    sampler.set_positions(torch.randn(shape, dtype=torch.float64, generator=generator))
-    return sampler
 
 
 def efficiency(sampler, potential, n_iterations, n_burn):
@@ -93,11 +88,12 @@ def three_samplers(d, seed, n_walkers):
         "training_evaluations": result.n_evaluations,
         "training_seconds": result.wall_seconds,
     }
+    steered = default_kernels(potential, flow, STEERED[d])
     sides = {
         "walk, 100 rungs": walk_sampler(potential, ladder(), n_walkers, seed),
         f"walk, {len(FEW)} rungs": walk_sampler(potential, FEW, n_walkers, seed),
-        f"TSF-MCMC, {len(STEERED[d])} rungs": flow_sampler(
-            potential, flow, STEERED[d], n_walkers, seed
+        f"TSF-MCMC, {len(STEERED[d])} rungs": start_sampler(
+            potential, flow, STEERED[d], steered, n_walkers, seed
         ),
     }
     lengths = (n_iterations, n_iterations, n_iterations // 2)

@@ -125,32 +125,18 @@ def train_and_measure(d, kind, seed, size, dataset):
     torch.set_num_threads(1)
     potential = MixedDoubleWell.random(d, POTENTIAL_SEED)
     flow, result = train(kind, potential, dataset, size, settings(size), seed)
+    which = {"dimension": d, "flow": kind, "seed": seed, "n_parameters": flow.n_parameters}
     rows = [
-        {
-            "dimension": d,
-            "flow": kind,
-            "seed": seed,
-            "n_parameters": flow.n_parameters,
-            "temperature": temperature,
-            **measure(flow, potential, temperature, size.n_samples, seed=1000 + seed),
-        }
-        for temperature in size.temperatures
+        which | {"temperature": t} | measure(flow, potential, t, size.n_samples, seed=1000 + seed)
+        for t in size.temperatures
     ]
     generator = torch.Generator().manual_seed(seed)
     draws = {
         f"{t:g}": histograms(potential, flow.sample(size.n_samples, t, generator).x, t)
         for t in SHOWN
     }
-    training = {
-        "dimension": d,
-        "flow": kind,
-        "seed": seed,
-        "n_parameters": flow.n_parameters,
-        "kept_step": result.best.step,
-        "n_evaluations": result.n_evaluations,
-        "seconds": result.wall_seconds,
-    }
-    return rows, training, draws
+    cost = {"n_evaluations": result.n_evaluations, "seconds": result.wall_seconds}
+    return rows, which | {"kept_step": result.best.step} | cost, draws
 
 
 def by_seeds(rows, d, kind, temperature, key):

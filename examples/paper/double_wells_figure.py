@@ -17,15 +17,7 @@ _FONT, _SMALL, _DPI = 7.5, 6.5, 300
 
 
 def plot_double_wells(path, summary):
-    """Draw the figure.
-
-    Parameters
-    ----------
-    path
-        A file whose suffix matplotlib can write.
-    summary
-        What ``double_wells.py`` writes to its JSON file.
-    """
+    """Draw the figure from what ``double_wells.py`` writes to its JSON file."""
     rows, marginals = summary["rows"], summary["marginals"]
     temperatures = sorted(marginals, key=float, reverse=True)
     figure = Figure(figsize=(7.2, 8.1))

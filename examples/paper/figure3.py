@@ -43,15 +43,8 @@ def draw(run, flow, potential, kelvin, n, generator):
     weights = draws.log_weights.numpy()
     whole = reverse_ess(weights)
     tenths = [reverse_ess(part).fraction for part in np.array_split(weights, 10)]
-    return FlowDraws(
-        phi,
-        psi,
-        draws.energy[finite].numpy(),
-        n,
-        whole.fraction,
-        float(np.std(tenths, ddof=1)),
-        whole.largest_weight,
-    )
+    energy, spread = draws.energy[finite].numpy(), float(np.std(tenths, ddof=1))
+    return FlowDraws(phi, psi, energy, n, whole.fraction, spread, whole.largest_weight)
 
 
 def scan(run, flow, potential, kelvin, args, generator):

@@ -41,28 +41,15 @@ _CAPTION_CHARACTERS = 146
 
 @dataclass(frozen=True)
 class FlowDraws:
-    """Independent draws from the flow alone at one temperature.
+    """Independent draws from the flow alone at one temperature."""
 
-    Attributes
-    ----------
-    phi, psi
-        [n] in rad, of the draws inside the flow's domain.
-    energy
-        Their potential energies [n] in kJ/mol.
-    n_drawn
-        Draws made, with those outside.
-    ess, ess_spread, largest_weight
-        Reverse ESS over draws of the joint (x, p) weights, its standard deviation over tenths of
-        the draws, and the largest normalised weight.
-    """
-
-    phi: Array
+    phi: Array  # [n] in rad, of the draws inside the flow's domain
     psi: Array
-    energy: Array
-    n_drawn: int
-    ess: float
-    ess_spread: float
-    largest_weight: float
+    energy: Array  # [n] in kJ/mol
+    n_drawn: int  # with those outside
+    ess: float  # over draws, reverse, of the joint (x, p) weights
+    ess_spread: float  # its standard deviation over tenths of the draws
+    largest_weight: float  # normalised
 
     def __post_init__(self) -> None:
         for name in ("phi", "psi", "energy"):
@@ -87,13 +74,7 @@ class Series:
 def series_of(
     run: Run, draws: Mapping[float, FlowDraws], reference: Reference | None
 ) -> dict[float, dict[str, Series]]:
-    """The samples that the figure shows, by temperature and source.
-
-    Raises
-    ------
-    ValueError
-        If there are not two temperatures, or the run or the reference has no such rung.
-    """
+    """The samples that the figure shows, by temperature and source."""
     if len(draws) != 2:
         raise ValueError(f"draws: expected two temperatures, got {sorted(draws)}")
     phi, psi = run.backbone()
@@ -110,10 +91,8 @@ def series_of(
             continue
         k = reference.rung(kelvin)
         if k is None:
-            raise ValueError(
-                f"reference: expected a rung at {kelvin:.2f} K, "
-                f"got {reference.temperatures.tolist()}"
-            )
+            known = reference.temperatures.tolist()
+            raise ValueError(f"reference: expected a rung at {kelvin:.2f} K, got {known}")
         series[kelvin][REFERENCE] = Series(
             reference.phi[:, k, None], reference.psi[:, k, None], reference.energy[:, k, None]
         )
@@ -130,25 +109,9 @@ def plot_figure3(
     """Draw the figure: (φ, ψ) of flow and reference, φ and energy histograms, the molecule.
 
     Bands are one standard error, from the spread between walkers, or between consecutive blocks
-    where walkers are few. Without a reference the maps B and F are the sampler's.
-
-    Parameters
-    ----------
-    run
-        Must have recorded φ and ψ, and have ``topology.pdb``.
-    draws
-        Of the flow, at two of the run's temperatures in K: the colder is the lower row.
-    path
-        A file whose suffix matplotlib can write.
-    reference
-        Samples to compare with.
-    caption
-        Text below.
-
-    Raises
-    ------
-    ValueError
-        If the run has no φ and ψ, or no such rungs.
+    where walkers are few. Without a reference the maps B and F are the sampler's. The run must have
+    recorded φ and ψ, and have ``topology.pdb``; the draws are at two of its temperatures in K, of
+    which the colder is the lower row.
     """
     samples = series_of(run, draws, reference)
     phi, psi = run.backbone()
@@ -229,9 +192,6 @@ def _draw_keys(
 def wrapped(text: str) -> list[str]:
     """Lines that fit under the figure."""
     return [line for part in text.splitlines() for line in textwrap.wrap(part, _CAPTION_CHARACTERS)]
-
-
-# ---------------------------------------------------------------------------- panels
 
 
 def _title(axis: Axes, letter: str, words: str) -> None:

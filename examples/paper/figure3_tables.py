@@ -88,13 +88,10 @@ def temperature_table(
                 "mean_energy_kJ_mol": energy.value,
                 "mean_energy_stderr": energy.stderr,
                 "median_energy_kJ_mol": float(np.median(series.energy)),
-                "ramachandran_tv": None,
-                "ramachandran_tv_floor": None,
-                "reverse_ess": None,
-                "reverse_ess_spread": None,
-                "largest_weight": None,
-                "outside_domain": None,
             }
+            # Where they are not known, their cells are empty.
+            row |= dict.fromkeys(("ramachandran_tv", "ramachandran_tv_floor", "reverse_ess"))
+            row |= dict.fromkeys(("reverse_ess_spread", "largest_weight", "outside_domain"))
             if reference is not None and source != REFERENCE:
                 truth = sources[REFERENCE]
                 distance = ramachandran_distance(series.phi, series.psi, truth.phi, truth.psi)

@@ -27,23 +27,8 @@ def draw_molecule(
 ) -> None:
     """Draw one conformation, from the side on which its heavy atoms spread out most.
 
-    Parameters
-    ----------
-    axis
-        Where to draw; its frame is removed.
-    topology
-        With bonds.
-    positions
-        [N, 3] in nm.
-    dihedrals
-        Labels and their four atoms: an arrow is drawn around the middle bond.
-    font_size
-        Of the dihedrals' labels, in points.
-
-    Raises
-    ------
-    ValueError
-        If positions and topology differ in their numbers of atoms.
+    Positions are [N, 3] in nm; the topology has bonds. The dihedrals are labels with their four
+    atoms: an arrow is drawn around the middle bond. The axis loses its frame.
     """
     x = np.asarray(positions, dtype=np.float64)
     if x.shape != (topology.n_atoms, 3):

@@ -18,21 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 def analyze(path: PathLike) -> dict[str, Any]:
-    """Write the tables and figures of a run directory into it.
+    """Write the tables and figures of a run directory into it, and return the summary.
 
-    ``summary.json``; ``ramachandran.png`` if the run recorded φ and ψ; ``diagnostics.png``; and
-    ``thermodynamics.{csv,json,png}``; see `openmm_tsf.analysis`. The run may still be writing. The
-    files replace earlier ones together, once all are made.
-
-    Returns
-    -------
-    summary
-        The content of ``summary.json``.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If `path` is not a run directory, or has no samples yet.
+    The files are those that `openmm_tsf.analysis` lists; ``ramachandran.png`` only if the run
+    recorded φ and ψ. The run may still be writing. New files replace earlier ones together, once
+    all are made.
     """
     run = load_run(Path(path))
     if run.n_iterations == 0:
@@ -58,23 +48,15 @@ def analyze(path: PathLike) -> dict[str, Any]:
 def write_thermodynamics(
     run: RunEstimates, folder: PathLike, reference: Reference | None = None
 ) -> dict[str, Any]:
-    """Write ``thermodynamics.csv``, ``thermodynamics.json`` and ``thermodynamics.png``.
+    """Write ``thermodynamics.csv``, ``.json`` and ``.png`` into a folder.
 
-    Parameters
-    ----------
-    run
-        Finished or growing.
-    folder
-        The folder to write into.
-    reference
-        The reference to compare with; by default the one that the configuration names.
+    The run is compared with `reference`, by default with the one that its configuration names.
 
     Returns
     -------
     content
         Of the JSON file: ``functions`` (the rows of the CSV file), ``profiles`` of φ at every rung,
-        and, beside a reference, ``reference`` (its rows) and ``z``. Numbers that are not known are
-        None.
+        and, beside a reference, ``reference`` (its rows) and ``z``. Unknown numbers are None.
     """
     target, reference = Path(folder), reference or run.reference()
     table = plot_thermodynamics(run, target / "thermodynamics.png", reference)

@@ -10,9 +10,9 @@ import numpy.typing as npt
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.ramachandran import backbone_names
 from openmm_tsf.analysis.reference import Reference
+from openmm_tsf.analysis.statistics import Array
 from openmm_tsf.analysis.uncertainty import MeanEstimate, estimate_mean
 
-Array = npt.NDArray[np.float64]
 Basin = Callable[[Mapping[str, Array]], npt.ArrayLike]
 
 #: A basin counts as missed where this many frames would be expected in it, and none is.
@@ -65,24 +65,11 @@ def default_basins(dihedrals: list[str]) -> dict[str, Basin]:
 def check_basin(
     run: RunEstimates, reference: Reference | None, name: str, basin: Basin
 ) -> tuple[dict[str, Any], list[str]]:
-    """Compare the populations of a basin with those expected.
+    """Return populations of a basin per rung beside those expected, and what is wrong in words.
 
-    Parameters
-    ----------
-    run
-        With samples.
-    reference
-        Gives the expected populations, where it has the rung. Without it a rung that never visits
-        the basin is compared with the other rungs, by MBAR.
-    name
-        Of the basin.
-    basin
-        Maps the recorded dihedrals (name to array in rad) to truth values of the same shape.
-
-    Returns
-    -------
-    table, warnings
-        Numbers per rung; what is wrong, in words.
+    The reference gives the expected populations, where it has the rung. Without it a rung that
+    never visits the basin is compared with the other rungs, by MBAR. `basin` maps the recorded
+    dihedrals (name to array in rad) to truth values of the same shape.
     """
     names = list(run.dihedral_atoms)
     dihedrals = run.segments.dihedrals
@@ -132,17 +119,15 @@ def _evaluate(name: str, basin: Basin, angles: Mapping[str, Array]) -> npt.NDArr
     inside = np.asarray(basin(angles))
     shape = next(iter(angles.values())).shape if angles else ()
     if inside.dtype != np.bool_ or inside.shape != shape:
-        raise ValueError(
-            f"basins: {name!r}: expected truth values of shape {shape}, got {inside.dtype} of "
-            f"shape {inside.shape}"
-        )
+        got = f"{inside.dtype} of shape {inside.shape}"
+        raise ValueError(f"basins: {name!r}: expected truth values of shape {shape}, got {got}")
     return inside
 
 
 def _count_crossings(
     inside: npt.NDArray[np.bool_], replica: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Count, per rung [R], how often a replica crossed between two saved iterations at that rung.
+    """Return how often a replica crossed between two saved iterations at each rung [R].
 
     Replicas that arrive by an exchange crossed at another rung: they do not count.
     """

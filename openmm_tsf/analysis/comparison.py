@@ -23,42 +23,23 @@ _THERMODYNAMIC_FIELDS = {
 class MeanComparison:
     """The mean of one observable in run and reference, at the rungs that both have.
 
-    Attributes
-    ----------
-    run, reference
-        Estimates per compared rung.
-    z
-        (run - reference) / sqrt(SE² + SE²) per rung; NaN where an error is not known.
-    chi2, p_value
-        d·C⁻¹·d of the differences d with their covariance C over rungs, and the probability of a
-        larger one; NaN where an error is not known.
+    ``chi2`` is d·C⁻¹·d of the differences d with their covariance C over rungs, ``p_value`` the
+    probability of a larger one. Numbers are NaN where an error is not known.
     """
 
     run: tuple[MeanEstimate, ...]
     reference: tuple[MeanEstimate, ...]
-    z: tuple[float, ...]
+    z: tuple[float, ...]  # difference over its standard error
     chi2: float
     p_value: float
 
 
 @dataclass(frozen=True)
 class ReferenceComparison:
-    """A run beside its reference.
+    """P(φ > 0), ⟨U⟩ and the Ramachandran distance of a run beside its reference."""
 
-    Attributes
-    ----------
-    temperatures
-        Rungs compared, in K.
-    not_compared
-        Rungs of the run that the reference does not have.
-    phi_positive, energy
-        P(φ > 0) and ⟨U⟩.
-    ramachandran
-        Distance per compared rung.
-    """
-
-    temperatures: tuple[float, ...]
-    not_compared: tuple[float, ...]
+    temperatures: tuple[float, ...]  # of the rungs compared, in K
+    not_compared: tuple[float, ...]  # rungs that the reference does not have
     phi_positive: MeanComparison
     energy: MeanComparison
     ramachandran: tuple[RamachandranDistance, ...]
@@ -67,10 +48,7 @@ class ReferenceComparison:
 def compare(run: RunEstimates, reference: Reference) -> ReferenceComparison:
     """Compare a run with the reference at the rungs that both have.
 
-    Raises
-    ------
-    ValueError
-        If the run has no φ and ψ, no data yet, or no rung in common with the reference.
+    The run must have φ and ψ, samples, and a rung in common with the reference.
     """
     pairs = [(r, reference.rung(t)) for r, t in enumerate(run.temperatures)]
     common = [(r, k) for r, k in pairs if k is not None]
@@ -133,14 +111,10 @@ def _compare_means(
 
 
 def compare_thermodynamics(run: RunEstimates, reference: Reference) -> dict[str, dict[str, float]]:
-    """Compare MBAR estimates with the reference at each of its rungs inside the run's ladder.
+    """Return z of MBAR estimates against the reference, by quantity and by temperature in K.
 
-    Most of these are not rungs of the run: the comparison tests the reweighting.
-
-    Returns
-    -------
-    z
-        By quantity, then by temperature in K; ``delta_F_phi_kT`` if the run recorded ``phi``.
+    At each rung of the reference inside the run's ladder: most of them are not rungs of the run, so
+    that the reweighting is tested. ``delta_F_phi_kT`` is there if the run recorded ``phi``.
     """
     table = reference.thermodynamics(run.boltzmann_constant)
     low, high = run.temperatures[0] - TOLERANCE_K, run.temperatures[-1] + TOLERANCE_K

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from openmm_tsf.analysis.statistics import MIN_EFFECTIVE_SAMPLES
+from openmm_tsf.analysis.statistics import MIN_EFFECTIVE_SAMPLES, Array
 from openmm_tsf.analysis.uncertainty import MeanEstimate, estimate_mean
-
-Array = npt.NDArray[np.float64]
 
 _NEWTON_STEPS = 100
 _TOLERANCE = 1e-10
@@ -26,22 +24,13 @@ _MIN_LENGTH = 4
 
 @dataclass(frozen=True)
 class EnsembleCheck:
-    """An estimate beside the value that it has for Boltzmann distributions.
-
-    Attributes
-    ----------
-    value, stderr
-        The estimate and its standard error.
-    expected
-        The value for Boltzmann distributions at the stated temperatures.
-    n_eff
-        Effective samples of ⟨U⟩ at the rung that has fewer; NaN where they are not known, 0 where
-        the walkers are shorter than 4 correlation times g: they may still depend on their start.
-    """
+    """An estimate beside the value that it has for Boltzmann distributions."""
 
     value: float
     stderr: float
     expected: float
+    #: Effective samples of ⟨U⟩ at the rung that has fewer; NaN where they are not known, 0 where
+    #: the walkers are shorter than 4 correlation times g: they may still depend on their start.
     n_eff: float
 
     @property
@@ -59,20 +48,11 @@ class EnsembleCheck:
 def heat_capacity(
     energy: npt.ArrayLike, temperature: float, boltzmann_constant: float
 ) -> MeanEstimate:
-    """Return the configurational heat capacity var(U)/(k T²) of one rung in kJ/(mol K).
+    """Return the configurational heat capacity var(U)/(k T²) of energies [n, W] in kJ/(mol K).
 
     It lacks the kinetic part, 3N k/2 without constraints. With fewer than some 100 effective
-    samples (``n_independent``) the value is too low, and its error too small, more often than a
-    normal distribution says.
-
-    Parameters
-    ----------
-    energy
-        [n, W] in kJ/mol.
-    temperature
-        In K.
-    boltzmann_constant
-        In kJ/(mol K).
+    samples (``n_independent``) value and error are too small more often than a normal distribution
+    says.
     """
     values = np.asarray(energy, dtype=np.float64)
     # The variance is stationary in ⟨U⟩: the error of ⟨U⟩ does not enter to first order.
@@ -86,21 +66,10 @@ def energy_ratio(
     """Estimate the slope of ln[P_high(U)/P_low(U)], to be β_low - β_high, in mol/kJ.
 
     Maximum likelihood, by a logistic regression of the rung on the energy (Shirts 2013, eqs. 13 to
-    17). The error is that of a mean, of the linear influence that each iteration and walker, both
-    rungs together, has on the estimate: it includes correlation in time and through swaps.
-
-    Parameters
-    ----------
-    low, high
-        Energies [n, W] of two rungs in kJ/mol, sampled side by side.
-    betas
-        1/(k_B T) of the lower and the higher temperature in mol/kJ.
-
-    Returns
-    -------
-    check
-        NaN where the energies of the rungs do not overlap, or so little that the information of
-        the regression is singular.
+    17) of two rungs [n, W] that were sampled side by side. The error is that of a mean, of the
+    linear influence that each iteration and walker, both rungs together, has on the estimate: it
+    includes correlation in time and through swaps. The estimate is NaN where the energies do not
+    overlap, or so little that the information of the regression is singular.
     """
     series = np.stack([np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)], -1)
     expected = betas[0] - betas[1]
@@ -147,10 +116,7 @@ def _maximum_likelihood(design: Array, start: Array) -> Array | None:
         while (proposed := log_likelihood(theta + step)) < likelihood - _TOLERANCE * n:
             step = 0.5 * step
         theta, likelihood = theta + step, proposed
-    raise RuntimeError(
-        f"the likelihood of the energies cannot be maximised: its gradient is {score / n} per "
-        "sample"
-    )
+    raise RuntimeError(f"the likelihood of the energies cannot be maximised: gradient {score / n}")
 
 
 def _logistic(x: Array) -> Array:
@@ -170,24 +136,10 @@ def heat_capacity_difference(
 ) -> EnsembleCheck:
     """Compare Δ⟨U⟩/ΔT between two rungs with the mean heat capacity from fluctuations within them.
 
-    ⟨U⟩_b - ⟨U⟩_a = ∫ C dT. The integral is the trapezoid with its end correction,
-    h/2 (C_a + C_b) - h²/12 (C'_b - C'_a), with C' = κ₃/(k²T⁴) - 2κ₂/(kT³) from the second and
-    third cumulants of U; the remainder is of order h⁵ C''''/720.
-
-    Parameters
-    ----------
-    low, high
-        Energies [n, W] of two rungs in kJ/mol, sampled side by side.
-    temperatures
-        Their temperatures in K.
-    boltzmann_constant
-        In kJ/(mol K).
-
-    Returns
-    -------
-    check
-        ``value`` and ``expected`` are Δ⟨U⟩/ΔT and the mean C of fluctuations in kJ/(mol K);
-        ``stderr`` is that of their difference.
+    ⟨U⟩_b - ⟨U⟩_a = ∫ C dT. The integral is the trapezoid with its end correction, h/2 (C_a + C_b) -
+    h²/12 (C'_b - C'_a), with C' = κ₃/(k²T⁴) - 2κ₂/(kT³) from the second and third cumulants of U;
+    the remainder is of order h⁵ C''''/720. The energies are [n, W], sampled side by side;
+    ``stderr`` is that of the difference of ``value`` and ``expected``, in kJ/(mol K).
     """
     width = temperatures[1] - temperatures[0]
     k = boltzmann_constant

@@ -25,6 +25,7 @@ from openmm_tsf.analysis.mixing import (
 )
 from openmm_tsf.analysis.reference import Reference, load_reference
 from openmm_tsf.analysis.run_data import RunData
+from openmm_tsf.analysis.statistics import Array
 from openmm_tsf.analysis.thermodynamics import (
     PROFILE_BINS,
     Profile,
@@ -34,8 +35,6 @@ from openmm_tsf.analysis.thermodynamics import (
 )
 from openmm_tsf.analysis.uncertainty import MeanEstimate, estimate_mean
 from openmm_tsf.units import KELVIN, in_unit
-
-Array = npt.NDArray[np.float64]
 
 _GRID_POINTS = 13
 
@@ -52,8 +51,6 @@ class RunEstimates(RunData):
         """Return the shipped reference data that the configuration names, if any."""
         name = self.config.get("reference")
         return None if name is None else load_reference(name)
-
-    # ------------------------------------------------------------- estimates
 
     def mean_energy(self, temperature: Any) -> MeanEstimate:
         """Return ⟨U⟩ at one rung in kJ/mol."""
@@ -81,24 +78,10 @@ class RunEstimates(RunData):
     ) -> tuple[float, float]:
         """Return -ln[P(true)/P(false)] in kT by MBAR over all rungs, and its standard error.
 
-        Parameters
-        ----------
-        indicator
-            Maps a trajectory of F frames to F truth values. It is called once per rung.
-        temperature
-            Any between the lowest and the highest rung, in K.
+        (±inf, NaN) where one of the two states was never visited.
 
-        Returns
-        -------
-        value, stderr
-            (±inf, NaN) where one of the two states was never visited.
-
-        Raises
-        ------
-        TypeError
-            If the indicator returns something other than truth values.
-        ValueError
-            If it returns another number of them, or the temperature is outside the ladder.
+        The indicator maps a trajectory of F frames to F truth values, and is called once per rung.
+        The temperature is any between the lowest and the highest rung, in K.
         """
         self.require_samples()
         beta = self.beta(temperature)
@@ -115,13 +98,7 @@ class RunEstimates(RunData):
         return self.mbar().reweight(self.beta(temperature)).free_energy(inside)
 
     def mbar(self, n_iterations: int | None = None) -> Mbar:
-        """Return the samples of all rungs with their free energies.
-
-        Parameters
-        ----------
-        n_iterations
-            Only of the first saved iterations; of all by default.
-        """
+        """Return all samples with their free energies, or those of the first saved iterations."""
         self.require_samples()
         n = self.n_iterations if n_iterations is None else n_iterations
         if n not in self._mbar:  # solved once for every observable and temperature
@@ -133,13 +110,9 @@ class RunEstimates(RunData):
     ) -> Thermodynamics:
         """Return ⟨U⟩, C_V and ΔF of a dihedral as functions of temperature by MBAR over all rungs.
 
-        Parameters
-        ----------
-        temperatures
-            One or several between the lowest and the highest rung, in K (or Quantities); by default
-            the rungs and 13 evenly spaced temperatures.
-        dihedral
-            The dihedral of ΔF; by default the first φ, if the run recorded one.
+        The temperatures, one or several, lie between the lowest and the highest rung, in K (or
+        Quantities); by default they are the rungs and 13 evenly spaced ones. The dihedral is by
+        default the first φ, if the run recorded one.
         """
         self.require_samples()
         if temperatures is None:
@@ -158,14 +131,8 @@ class RunEstimates(RunData):
     def profile(self, name: str, temperature: Any, bins: int = PROFILE_BINS) -> Profile:
         """Return the free-energy profile along a dihedral by MBAR over all rungs, with its error.
 
-        Parameters
-        ----------
-        name
-            A recorded dihedral.
-        temperature
-            Any between the lowest and the highest rung, in K.
-        bins
-            Number of equal bins over [-π, π].
+        The temperature is any between the lowest and the highest rung, in K; the bins are equal,
+        over [-π, π].
         """
         self.require_samples()
         kelvin = 1.0 / (self.boltzmann_constant * self.beta(temperature))
@@ -183,13 +150,10 @@ class RunEstimates(RunData):
         """Return the name of the first recorded φ; None if the run recorded none."""
         return next((n for n in self.dihedral_atoms if n.startswith("phi")), None)
 
-    # ----------------------------------------------------------------- checks
-
     def heat_capacity(self, temperature: Any) -> MeanEstimate:
         """Return the configurational C_V of one rung in kJ/(mol K), from its fluctuations of U.
 
-        With fewer than some 100 effective samples (``n_independent``) neither it nor its error can
-        be trusted.
+        Don't trust it or its error with fewer than some 100 effective samples (``n_independent``).
         """
         kelvin = float(self.temperatures[self.rung(temperature)])
         return self._estimate(
@@ -222,8 +186,6 @@ class RunEstimates(RunData):
         if name == "energy":
             return split_r_hat(self.energies(temperature))
         return split_r_hat(self.dihedral(name, temperature) > 0)
-
-    # ------------------------------------------------------------- exchanges
 
     def acceptance(self) -> dict[str, Array]:
         """Return accepted over proposed moves per kernel; NaN where none was proposed.

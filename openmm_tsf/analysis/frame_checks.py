@@ -13,9 +13,8 @@ import mdtraj
 import numpy as np
 import numpy.typing as npt
 
-from openmm_tsf.analysis.statistics import group_means
+from openmm_tsf.analysis.statistics import Array, group_means
 
-Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
 #: A centre flatter than this (volume of any three unit bonds) has no handedness.
@@ -26,21 +25,11 @@ _BINS = 72
 
 @dataclass(frozen=True)
 class Centres:
-    """Atoms with four neighbours, and their handedness.
+    """Atoms with four neighbours, and their handedness."""
 
-    Attributes
-    ----------
-    names
-        Of the centres, as mdtraj writes them: ``ALA2-CA``.
-    atoms
-        Centre and three of its neighbours [C, 4, 4], for each of the four triples.
-    signs
-        Signs [C, 4] of the volumes that the triples span.
-    """
-
-    names: tuple[str, ...]
-    atoms: Indices
-    signs: Array
+    names: tuple[str, ...]  # of the centres, as mdtraj writes them: ``ALA2-CA``
+    atoms: Indices  # centre and three of its neighbours [C, 4, 4], for each of the four triples
+    signs: Array  # [C, 4] of the volumes that the triples span
 
 
 def tetrahedral_centres(topology: mdtraj.Topology, positions: npt.ArrayLike) -> Centres:
@@ -61,10 +50,7 @@ def tetrahedral_centres(topology: mdtraj.Topology, positions: npt.ArrayLike) -> 
 
 
 def signed_volumes(x: npt.ArrayLike, atoms: Indices) -> Array:
-    """Return the volumes [F, ...] that unit bonds span, for x [F, N, 3].
-
-    The bonds are those of a centre to three neighbours, in this order in atoms [..., 4].
-    """
+    """Return the volumes [F, ...] of unit bonds from each centre to three neighbours [..., 4]."""
     frames = np.asarray(x, dtype=np.float64)
     bonds = frames[:, atoms[..., 1:]] - frames[:, atoms[..., :1]]
     bonds /= np.linalg.norm(bonds, axis=-1, keepdims=True)
@@ -85,8 +71,7 @@ def is_mirrored(x: npt.ArrayLike, centres: Centres) -> npt.NDArray[np.bool_]:
 def peptide_bonds(topology: mdtraj.Topology) -> tuple[tuple[str, ...], Indices]:
     """Return names and atoms [P, 4] of every omega: carbon, amide carbon, amide nitrogen, carbon.
 
-    They are recognised by bonds and elements, so that caps, whose atoms have other names, are
-    included.
+    By bonds and elements, so that caps, whose atoms have other names, are included.
     """
     neighbours = _neighbours(topology)
     symbol = [atom.element.symbol if atom.element else "" for atom in topology.atoms]
@@ -124,26 +109,13 @@ def _neighbours(topology: mdtraj.Topology) -> dict[int, list[int]]:
     return neighbours
 
 
-# ------------------------------------------------------------------------ branch cuts
-
-
 @dataclass(frozen=True)
 class Branches:
-    """The dihedrals of a flow's coordinates and their branch cuts.
+    """The dihedrals of a flow's coordinates and their branch cuts."""
 
-    Attributes
-    ----------
-    names
-        Names of the four atoms of each.
-    atoms
-        [T, 4].
-    cuts
-        [T] in rad.
-    """
-
-    names: tuple[str, ...]
-    atoms: Indices
-    cuts: Array
+    names: tuple[str, ...]  # names of the four atoms of each
+    atoms: Indices  # [T, 4]
+    cuts: Array  # [T] in rad
 
 
 def read_branches(path: Path) -> Branches | None:
@@ -179,29 +151,15 @@ def read_branches(path: Path) -> Branches | None:
 
 @dataclass(frozen=True)
 class Leak:
-    """The density of samples next to the branch cut of one dihedral, in windows of 5 degrees.
+    """The density of samples next to the branch cut of one dihedral, in windows of 5 degrees."""
 
-    Attributes
-    ----------
-    density
-        In the fuller window next to the cut, relative to the fullest window of all.
-    emptiest, emptiest_density
-        The angle (rad) whose two adjacent windows hold fewest samples, and their mean density.
-    n_at_cut
-        Frames in both windows next to the cut.
-    below, above
-        Frames in the window on either side.
-    z
-        Of the difference between the sides, by the spread of walkers; NaN if it is not known.
-    """
-
-    density: float
-    emptiest: float
-    emptiest_density: float
-    n_at_cut: int
+    density: float  # in the fuller window next to the cut, relative to the fullest of all
+    emptiest: float  # the angle (rad) whose two adjacent windows hold fewest samples
+    emptiest_density: float  # the mean of those two
+    n_at_cut: int  # frames in both windows next to the cut
     below: int
     above: int
-    z: float
+    z: float  # of the difference between the sides, by the spread of walkers; NaN if not known
 
 
 def measure_leak(angles: npt.ArrayLike, cut: float) -> Leak:
@@ -223,6 +181,5 @@ def measure_leak(angles: npt.ArrayLike, cut: float) -> Leak:
     error = float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else np.nan
     z = float(means.mean() / error) if error > 0 else np.nan
     emptiest = float(np.remainder(cut + lowest * width + np.pi, 2 * np.pi) - np.pi)
-    return Leak(
-        max(above, below) / peak, emptiest, pairs[lowest] / 2 / peak, above + below, below, above, z
-    )
+    densities = max(above, below) / peak, emptiest, pairs[lowest] / 2 / peak
+    return Leak(*densities, above + below, below, above, z)

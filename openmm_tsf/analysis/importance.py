@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_tsf.analysis.statistics import (
+    Array,
     EffectiveSampleSize,
     logit_free_energy,
     reverse_ess,
@@ -17,8 +18,6 @@ from openmm_tsf.analysis.statistics import (
     weighted_mean,
 )
 from openmm_tsf.analysis.thermodynamics import PROFILE_BINS, Profile, make_profile
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -89,10 +88,8 @@ def importance_thermodynamics(
     if inside is not None:
         state = np.asarray(inside)
         if state.dtype != np.bool_ or state.shape != kept.shape:
-            raise ValueError(
-                f"inside: expected truth values of shape {kept.shape}, got {state.dtype} of shape "
-                f"{state.shape}"
-            )
+            got = f"{state.dtype} of shape {state.shape}"
+            raise ValueError(f"inside: expected truth values of shape {kept.shape}, got {got}")
         probability, error = weighted_mean(state[kept], logs)
         delta_f = logit_free_energy(min(probability, 1.0), error)
     return ImportanceEstimate(
@@ -112,14 +109,11 @@ def importance_profile(
 
     Parameters
     ----------
-    log_weights
-        As for `importance_thermodynamics`.
-    angles
-        The dihedral [N] in rad; any value where the weight is zero.
-    temperature
-        In K, for the record.
-    bins
-        Number of equal bins over [-π, π].
+    log_weights, angles
+        As for `importance_thermodynamics`, and the dihedral [N] in rad, any value where the weight
+        is zero.
+    temperature, bins
+        In K, for the record; the number of equal bins over [-π, π].
     """
     logs, _, values = _weighted(log_weights, "angles", angles)
     weights = np.exp(logs - logs.max())

@@ -19,20 +19,14 @@ class Run(RunEstimates):
 
     Attributes
     ----------
-    path
-        The directory.
-    config
-        The content of its ``config.json``.
-    temperatures
-        [R] in K, ascending.
-    n_walkers
-        W.
+    path, config
+        The directory, and the content of its ``config.json``.
+    temperatures, n_walkers
+        [R] in K, ascending; W.
     boltzmann_constant
         In kJ/(mol K), or 1 for toy systems.
-    dihedral_atoms
-        Names of the recorded dihedrals, and their atoms.
-    segments
-        The numbers written so far.
+    dihedral_atoms, segments
+        Names of the recorded dihedrals and their atoms; the numbers written so far.
 
     Examples
     --------
@@ -74,8 +68,8 @@ class Run(RunEstimates):
     ) -> None:
         """Plot Ramachandran maps and histograms of φ and energy of every rung (PNG, PDF or SVG).
 
-        They are drawn beside `reference`, by default the one that the configuration names, and are
-        of the given residue (see `backbone`).
+        Of the given residue (see `backbone`), beside `reference`, by default the one that the
+        configuration names.
         """
         plot_ramachandran(self, path, reference or self.reference(), residue)
 
@@ -97,16 +91,5 @@ def load_run(path: str | Path) -> Run:
     pass one to `Run.summary`, `Run.plot` or `write_summary`, as in
     ``run.summary(reference=load_reference())``. It is valid only for alanine dipeptide in the
     default force field, which is not checked there.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the directory, its ``config.json`` or a segment is missing.
-    ValueError
-        If one of its files cannot be read (the message names it).
-
-    Examples
-    --------
-    See `Run`.
     """
     return Run(path)

@@ -16,10 +16,8 @@ from types import ModuleType
 import numpy as np
 import numpy.typing as npt
 
-from openmm_tsf.analysis.statistics import logit_free_energy
+from openmm_tsf.analysis.statistics import Array, logit_free_energy
 from openmm_tsf.analysis.uncertainty import MeanEstimate, estimate_mean
-
-Array = npt.NDArray[np.float64]
 
 _PYMBAR_SAMPLES = 60_000
 _NEWTON_STEPS = 20
@@ -33,24 +31,11 @@ _NEGLIGIBLE = 1e-9
 class Mbar:
     """Samples of all rungs and their reduced free energies, to be reweighted to any temperature.
 
-    Parameters
-    ----------
-    energy
-        Energies [n, W, K] in kJ/mol.
-    betas
-        Inverse temperatures [K] of the rungs in mol/kJ.
-    f
-        Reduced free energies [K] of the rungs; those of `solve_mbar` by default.
-
-    Attributes
-    ----------
-    energy, betas, f
-        As above.
-    memberships
-        Probability [n, W, K, K] that a sample was drawn at rung k, given its energy.
-    scores
-        1 - Σ p_k over the samples of one iteration and walker [n, W, K-1]: their influence on f_k,
-        k > 0, up to the inverse of the information. The first f is the gauge.
+    Energies are [n, W, K] in kJ/mol, inverse temperatures [K] in mol/kJ; `f` is [K], by default
+    that of `solve_mbar`. ``memberships`` [n, W, K, K] is the probability that a sample was drawn at
+    rung k, given its energy. ``scores`` [n, W, K-1], 1 - Σ p_k over the samples of one iteration
+    and walker, is their influence on f_k, k > 0, up to the inverse of the information; the first f
+    is the gauge.
     """
 
     def __init__(self, energy: Array, betas: Array, f: Array | None = None) -> None:
@@ -87,15 +72,7 @@ class Mbar:
 
 @dataclass(frozen=True)
 class Reweighted:
-    """Samples of all rungs weighted to one temperature.
-
-    Attributes
-    ----------
-    weights
-        Normalised weights [n, W, R].
-    mbar
-        The samples.
-    """
+    """Samples of all rungs weighted to one temperature; weights [n, W, R] are normalised."""
 
     weights: Array
     mbar: Mbar
@@ -108,12 +85,7 @@ class Reweighted:
     def free_energy(self, inside: npt.NDArray[np.bool_]) -> tuple[float, float]:
         """Return -ln[P(inside)/P(outside)] in kT at the target temperature, and its standard error.
 
-        Infinite, with a NaN error, where one of the two states was never visited.
-
-        Parameters
-        ----------
-        inside
-            Truth values [n, W, R].
+        For truth values [n, W, R]; (±inf, NaN) where one of the two states was never visited.
         """
         if inside.all() or not inside.any():
             return (-np.inf if inside.all() else np.inf), np.nan
@@ -137,27 +109,16 @@ class Reweighted:
         n, n_walkers, _ = values.shape
         if np.isnan(influence).any():
             return MeanEstimate.without_error(mean, values.size, variance)
-        return replace(
-            estimate_mean(influence * (n * n_walkers)),
-            value=mean,
-            n_samples=values.size,
-            variance=variance,
-        )
+        estimate = estimate_mean(influence * (n * n_walkers))
+        return replace(estimate, value=mean, n_samples=values.size, variance=variance)
 
 
 def solve_mbar(energy: Array, betas: Array) -> Array:
-    """Return the reduced free energies f [K] of the rungs, f[0] = 0.
+    """Return the reduced free energies f [K], f[0] = 0, of rungs with energies [n, W, K].
 
     Shirts and Chodera 2008, eq. 11. pymbar solves on at most 60 000 samples; Newton steps on all of
     them start from its solution. Where neighbouring rungs do not overlap, nothing determines the
     difference of their f: it stays the trapezoid of ⟨U⟩ over β.
-
-    Parameters
-    ----------
-    energy
-        Samples [n, W, K] in kJ/mol, each at its own rung.
-    betas
-        Inverse temperatures [K] in mol/kJ.
     """
     n, n_walkers, n_rungs = energy.shape
     if n_rungs == 1:

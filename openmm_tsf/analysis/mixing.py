@@ -6,9 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri  # type: ignore[import-untyped]
 
-from openmm_tsf.analysis.statistics import finite_series
-
-Array = npt.NDArray[np.float64]
+from openmm_tsf.analysis.statistics import Array, finite_series
 
 #: The fewest iterations whose two halves each have a variance.
 _MIN_ITERATIONS = 4
@@ -17,13 +15,8 @@ _MIN_ITERATIONS = 4
 def round_trips(replica: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Count the completed trips lowest rung → highest → lowest [W, R] of each replica.
 
-    Zero for a single rung.
-
-    Parameters
-    ----------
-    replica
-        Labels [n, W, R]: the replica at each rung. Trips between saved iterations are not seen, so
-        with thinned output the count is a lower bound.
+    Of labels [n, W, R], the replica at each rung. Zero for a single rung. Trips between saved
+    iterations are not seen: with thinned output the count is a lower bound.
     """
     labels = _check_labels(replica)
     _, n_walkers, n_rungs = labels.shape
@@ -44,12 +37,8 @@ def round_trips(replica: npt.ArrayLike) -> npt.NDArray[np.int64]:
 def mixing_matrix(replica: npt.ArrayLike) -> Array:
     """Return the probability [R, R] that the replica at rung i is at rung j one iteration later.
 
-    Iterations are the saved ones. With fewer than two of them every entry is NaN.
-
-    Parameters
-    ----------
-    replica
-        Labels [n, W, R]: the replica at each rung.
+    Of labels [n, W, R], the replica at each rung. Iterations are the saved ones; with fewer than
+    two of them every entry is NaN.
     """
     labels = _check_labels(replica)
     n_iterations, _, n_rungs = labels.shape
@@ -65,13 +54,9 @@ def mixing_matrix(replica: npt.ArrayLike) -> Array:
 class Relaxation:
     """The relaxation time of the walk of replicas over rungs.
 
-    Attributes
-    ----------
-    second_eigenvalue
-        The largest eigenvalue below the trivial 1 of the symmetrised mixing matrix; NaN for one
-        rung or fewer than two iterations.
-    iterations
-        1/(1 - second_eigenvalue) in saved iterations; infinite where some rungs never exchange.
+    ``second_eigenvalue`` is the largest below the trivial 1 of the symmetrised mixing matrix, NaN
+    for one rung or fewer than two iterations; ``iterations`` is 1/(1 - second_eigenvalue) in saved
+    iterations, infinite where some rungs never exchange.
     """
 
     second_eigenvalue: float
@@ -79,17 +64,12 @@ class Relaxation:
 
 
 def relaxation(matrix: npt.ArrayLike) -> Relaxation:
-    """Return the relaxation time of the walk over rungs, as openmmtools reports it.
+    """Return the relaxation time of a mixing matrix [R, R], as openmmtools reports it.
 
     The matrix is symmetrised first: the uniform distribution is stationary, so (M + Mᵀ)/2 is the
     additive reversibilisation (Fill, Ann. Appl. Probab. 1, 62 (1991)). The walk is not Markovian
     where a conformation changes more slowly than the rung, nor reversible in a deterministic
     even-odd scheme: read the time as a lower bound, beside `round_trips`.
-
-    Parameters
-    ----------
-    matrix
-        A mixing matrix [R, R], as `mixing_matrix` returns it.
     """
     values = np.asarray(matrix, dtype=np.float64)
     if values.ndim != 2 or values.shape[0] != values.shape[1] or values.size == 0:
@@ -107,38 +87,24 @@ def relaxation(matrix: npt.ArrayLike) -> Relaxation:
 def _check_labels(replica: npt.ArrayLike) -> npt.NDArray[np.int64]:
     labels = np.asarray(replica)
     if labels.ndim != 3 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"replica: expected integers [n, W, R], got {labels.dtype} of shape {labels.shape}"
-        )
-    if not np.array_equal(
-        np.sort(labels, axis=2), np.broadcast_to(np.arange(labels.shape[2]), labels.shape)
-    ):
-        raise ValueError(
-            "replica: expected a permutation of the rungs in every [iteration, walker]"
-        )
+        got = f"{labels.dtype} of shape {labels.shape}"
+        raise ValueError(f"replica: expected integers [n, W, R], got {got}")
+    if (np.sort(labels, axis=2) != np.arange(labels.shape[2])).any():
+        raise ValueError("replica: expected a permutation of the rungs in each [iteration, walker]")
     return labels.astype(np.int64)
 
 
 def split_r_hat(series: npt.ArrayLike) -> float:
-    """Return the rank-normalised split-R̂ over walkers: 1 if they agree, larger if they do not.
+    """Return the rank-normalised split-R̂ over walkers [n, W]: 1 if they agree, larger if not.
 
     Vehtari, Gelman, Simpson, Carpenter and Bürkner, Bayesian Analysis 16, 667 (2021), eqs. 1 to 4
     and 14: every walker's series is cut into two halves, values are replaced by normal scores of
     their ranks, and the larger of R̂ of the values and of their distances from the median is
     returned. For a truth value it is the classic split-R̂ (Gelman and Rubin, Statist. Sci. 7, 457
     (1992)). For walkers shorter than their correlation time, a large R̂ says that they differ, not
-    that their mean is wrong: the standard error counts such walkers as one sample each.
-
-    Parameters
-    ----------
-    series
-        Values [n, W].
-
-    Returns
-    -------
-    r_hat
-        At least √((n'-1)/n') with halves of n' values; infinite where every half is constant but
-        not all are equal; NaN for fewer than 4 iterations or a constant series.
+    that their mean is wrong: the standard error counts such walkers as one sample each. Infinite
+    where every half is constant but not all are equal; NaN for fewer than 4 iterations or a
+    constant series.
     """
     values = finite_series(series)
     if len(values) < _MIN_ITERATIONS:

@@ -42,18 +42,10 @@ def monitor(
 ) -> dict[str, Any]:
     """Check a run for mirror images, lost basins, leaking branch cuts and cis peptide bonds.
 
-    Parameters
-    ----------
-    run
-        Finished or growing.
-    reference
-        Gives the expected populations of basins, where it has the rung. Without it a basin counts
-        as missed where the other rungs of this run, by MBAR, say that it should have been visited.
-    basins
-        Names, and functions of the recorded dihedrals (name to array in rad) that return truth
-        values of the same shape; by default those of `default_basins`.
-    max_frames
-        Frames checked per rung, evenly spaced.
+    Basins are names, and functions of the recorded dihedrals (name to array in rad) that return
+    truth values of the same shape; by default those of `default_basins`. See `check_basin` for
+    where their expected populations come from. At most `max_frames` are checked per rung, evenly
+    spaced.
 
     Returns
     -------

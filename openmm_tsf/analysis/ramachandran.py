@@ -16,8 +16,6 @@ from openmm_tsf.analysis.statistics import (
     total_variation,
 )
 
-Array = npt.NDArray[np.float64]
-
 BINS = 64
 _FLOOR_PAIRS = 20
 _FLOOR_SEED = 2024
@@ -27,20 +25,11 @@ _FLOOR_SEED = 2024
 class RamachandranDistance:
     """The distance of a sample from the reference on 64×64 bins, beside its floor.
 
-    Attributes
-    ----------
-    total_variation, kl
-        ½Σ|p - q| and KL(reference ‖ sample) with ε = 1e-10.
-    floor_total_variation, floor_kl
-        The same between two blocks drawn from the reference, each of as many decorrelated frames as
-        the sample has (or the reference, whichever is fewer); see `chance_distance`.
-    expected_total_variation
-        The distance of an exact sampler of this size from a reference of this size: the same
-        between a block as large as the sample and one as large as the reference.
-    n_decorrelated, n_decorrelated_reference
-        See `decorrelated_frames`.
-    n_slowest
-        See `slowest_frames`; of the sample.
+    ``total_variation`` is ½Σ|p - q|, ``kl`` is KL(reference ‖ sample) with ε = 1e-10. The floors
+    are the same between two blocks drawn from the reference, each of as many decorrelated frames as
+    the sample has (or the reference, whichever is fewer). ``expected_total_variation`` is that of
+    an exact sampler of this size from a reference of this size. See `chance_distance`,
+    `decorrelated_frames` and, for ``n_slowest`` of the sample, `slowest_frames`.
     """
 
     total_variation: float
@@ -79,21 +68,11 @@ def backbone_names(recorded: Sequence[str], residue: int | None) -> tuple[str, s
 def decorrelated_frames(phi: npt.ArrayLike, psi: npt.ArrayLike, bins: int = BINS) -> float:
     """Return the number of independent frames whose histogram would be as noisy as this one.
 
-    N_eff = p(1-p)/SE², summed over the bins: (1 - Σp²) / Σ SE². The errors of the bins come from
-    the spread between walkers (between blocks, where walkers are few), so that slow exchange of
-    basins and fast motion within them enter as they enter the histogram. Dividing the frames by
-    the g of the slowest observable instead would give far fewer, hence a floor so high that any
-    sample passes.
-
-    Parameters
-    ----------
-    phi, psi
-        Angles [n, W] in rad.
-
-    Returns
-    -------
-    n
-        At most n W; NaN for fewer than two groups.
+    N_eff = p(1-p)/SE², summed over the bins: (1 - Σp²) / Σ SE², at most n W; NaN for fewer than two
+    groups. The errors of the bins come from the spread between walkers (between blocks, where
+    walkers are few), so that slow exchange of basins and fast motion within them enter as they
+    enter the histogram. Dividing the frames by the g of the slowest observable instead would give
+    far fewer, hence a floor so high that any sample passes.
     """
     index = torus_bins(phi, psi, bins)
     labels = group_labels(*index.shape)
@@ -112,13 +91,7 @@ def decorrelated_frames(phi: npt.ArrayLike, psi: npt.ArrayLike, bins: int = BINS
 
 
 def slowest_frames(phi: npt.ArrayLike, psi: npt.ArrayLike) -> float:
-    """Return the frames over the largest g among cos φ, sin φ, cos ψ, sin ψ and 1[φ > 0].
-
-    Parameters
-    ----------
-    phi, psi
-        Angles [n, W] in rad.
-    """
+    """Return the frames over the largest g among cos φ, sin φ, cos ψ, sin ψ and 1[φ > 0]."""
     first, second = np.asarray(phi), np.asarray(psi)
     observables = [np.cos(first), np.sin(first), np.cos(second), np.sin(second), first > 0]
     known = [g for g in map(statistical_inefficiency, observables) if np.isfinite(g)]
@@ -156,19 +129,13 @@ def ramachandran_distance(
 
 
 def chance_distance(counts: npt.NDArray[np.int64], n: float) -> tuple[float, float]:
-    """Return total variation and KL between two disjoint blocks of `n` reference frames each.
+    """Return total variation and KL between two disjoint blocks of `n` of the reference's frames.
 
-    Means over 20 pairs of blocks, drawn at random without replacement (a bootstrap would lack the
-    bins that the reference has missed, and give too small a distance). Where the reference has
-    fewer than 2n frames, its two halves are compared, and the distances scaled to n as n^(-1/2)
-    and n^(-1). Sparse bins shrink more slowly than that, so the floor is then too low if anything.
-
-    Parameters
-    ----------
-    counts
-        Frames per bin.
-    n
-        Frames in each block.
+    Means over 20 pairs of blocks, drawn from the `counts` per bin at random without replacement (a
+    bootstrap would lack the bins that the reference has missed, and give too small a distance).
+    Where the reference has fewer than 2n frames, its two halves are compared, and the distances
+    scaled to n as n^(-1/2) and n^(-1). Sparse bins shrink more slowly than that, so the floor is
+    then too low if anything.
     """
     half = int(counts.sum()) // 2
     size = min(max(1, round(n)), half)

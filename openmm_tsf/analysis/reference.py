@@ -7,11 +7,10 @@ import numpy.typing as npt
 
 from openmm_tsf.analysis.ensemble_checks import heat_capacity
 from openmm_tsf.analysis.run_data import nearest_rung
+from openmm_tsf.analysis.statistics import Array
 from openmm_tsf.analysis.thermodynamics import PROFILE_BINS, Profile, Thermodynamics, make_profile
 from openmm_tsf.analysis.uncertainty import MeanEstimate, estimate_mean
 from openmm_tsf.io.run_config import check_reference_name
-
-Array = npt.NDArray[np.float64]
 
 REFERENCE_FILE = "ala2_reference.npz"
 
@@ -21,14 +20,10 @@ class Reference:
 
     Attributes
     ----------
-    temperatures
-        [R] in K.
-    phi, psi
-        [F, R] in rad.
-    energy
-        [F, R] in kJ/mol.
-    interval_ps
-        Time between frames.
+    temperatures, interval_ps
+        [R] in K; the time between frames.
+    phi, psi, energy
+        [F, R] in rad and kJ/mol.
 
     Examples
     --------
@@ -50,9 +45,9 @@ class Reference:
         interval_ps: float,
     ) -> None:
         self.temperatures: Array = np.asarray(temperatures, dtype=np.float64)
-        self.phi: Array = np.asarray(phi, dtype=np.float64)
-        self.psi: Array = np.asarray(psi, dtype=np.float64)
-        self.energy: Array = np.asarray(energy, dtype=np.float64)
+        self.phi, self.psi, self.energy = (
+            np.asarray(values, dtype=np.float64) for values in (phi, psi, energy)
+        )
         self.interval_ps = float(interval_ps)
         for name, values in (("phi", self.phi), ("psi", self.psi), ("energy", self.energy)):
             if values.ndim != 2 or values.shape != (len(self.phi), len(self.temperatures)):
@@ -80,32 +75,18 @@ class Reference:
         return self._estimates[key]
 
     def thermodynamics(self, boltzmann_constant: float) -> Thermodynamics:
-        """Return ⟨U⟩, C_V and ΔF_φ at every rung, each from the samples of that rung alone.
-
-        Parameters
-        ----------
-        boltzmann_constant
-            In kJ/(mol K).
-        """
+        """Return ⟨U⟩, C_V and ΔF_φ at every rung, each from the samples of that rung alone."""
         rungs = range(len(self.temperatures))
         energy = np.array([self.mean_energy(k).pair for k in rungs])
         capacities = [
-            heat_capacity(self.energy[:, k, None], float(t), boltzmann_constant).pair
+            heat_capacity(self.energy[:, k, None], float(t), boltzmann_constant)
             for k, t in enumerate(self.temperatures)
         ]
-        capacity = np.array(capacities)
+        capacity = np.array([estimate.pair for estimate in capacities])
         delta_f = np.array([self.phi_positive(k).free_energy for k in rungs])
-        return Thermodynamics(
-            temperatures=self.temperatures,
-            energy=energy[:, 0],
-            energy_stderr=energy[:, 1],
-            heat_capacity=capacity[:, 0],
-            heat_capacity_stderr=capacity[:, 1],
-            dihedral="phi",
-            delta_f=delta_f[:, 0],
-            delta_f_stderr=delta_f[:, 1],
-            kish=np.full(len(delta_f), float(len(self.phi))),
-        )
+        kish = np.full(len(delta_f), float(len(self.phi)))
+        (u, u_error), (c, c_error), (f, f_error) = energy.T, capacity.T, delta_f.T
+        return Thermodynamics(self.temperatures, u, u_error, c, c_error, "phi", f, f_error, kish)
 
     def phi_profile(self, rung: int) -> Profile:
         """Return the free-energy profile along φ at a rung."""

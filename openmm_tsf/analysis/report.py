@@ -152,10 +152,8 @@ def _not_tested(summary: dict[str, Any]) -> Iterator[str]:
         for pair, check in pairs.items():
             if check["z"] is not None:
                 continue
-            reason = (
-                f"{_ENSEMBLE[key]} cannot be tested on so few effective samples"
-                f" ({_number(check['n_eff'], 0)} of <U>)"
-            )
+            n_eff = f"so few effective samples ({_number(check['n_eff'], 0)} of <U>)"
+            reason = f"{_ENSEMBLE[key]} cannot be tested on {n_eff}"
             if check["value"] is None:
                 reason = "the energies of the two rungs do not overlap: bring them closer together"
             yield f"{pair} K: {reason}"

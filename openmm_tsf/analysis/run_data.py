@@ -10,14 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_tsf.analysis.ramachandran import backbone_names
+from openmm_tsf.analysis.statistics import Array
 from openmm_tsf.io.dcd import read_dcd, read_dcd_layout
 from openmm_tsf.io.files import check_regular_file
 from openmm_tsf.io.run_config import read_run_config, trajectory_name
 from openmm_tsf.io.segments import Segments
 from openmm_tsf.units import as_temperature
 from openmm_tsf.utils.validation import check_int
-
-Array = npt.NDArray[np.float64]
 
 #: Two temperatures that differ by less are one.
 TOLERANCE_K = 0.01
@@ -83,8 +82,6 @@ class RunData:
         if self.n_iterations == 0:
             raise ValueError(f"{self.path / 'segments'}: no complete segment yet")
 
-    # ---------------------------------------------------------------- frames
-
     @property
     def topology(self) -> mdtraj.Topology:
         """The molecule."""
@@ -120,20 +117,9 @@ class RunData:
     ) -> mdtraj.Trajectory:
         """Return the frames of one rung, as far as both positions and numbers have been written.
 
-        Parameters
-        ----------
-        temperature
-            Of the rung.
-        walker
-            Of one walker only; by default of all, iteration by iteration, the walkers of an
-            iteration in order.
-        stride
-            Read only every `stride`-th saved iteration: a frame takes 12 bytes per atom.
-
-        Returns
-        -------
-        trajectory
-            Its ``time`` is the iteration of the sampler.
+        Of one walker, or of all, iteration by iteration, the walkers of an iteration in order. Only
+        every `stride`-th saved iteration is read: a frame takes 12 bytes per atom. The ``time`` of
+        the trajectory is the iteration of the sampler.
         """
         rung = self.rung(temperature)
         if walker is not None:
@@ -170,22 +156,15 @@ class RunData:
             inside[:, :, rung] = values.reshape(n, self.n_walkers)
         return inside
 
-    # --------------------------------------------------------------- numbers
-
     def energies(self, temperature: Any) -> Array:
         """Return the potential energies [n, W] of one rung in kJ/mol."""
         return self.segments.energy[:, :, self.rung(temperature)]
 
     def u_kn(self) -> tuple[Array, npt.NDArray[np.int64]]:
-        """Return the reduced energies as pymbar's MBAR takes them.
+        """Return the reduced energies U_i / (k_B T_k) [R, R n W] and the samples of each rung [R].
 
-        Returns
-        -------
-        u_kn
-            [R, R n W]: u[k, i] = U_i / (k_B T_k), the samples sorted by their own rung, then by
-            iteration, then by walker (the order of `trajectory`).
-        N_k
-            [R], samples of each rung.
+        As pymbar's MBAR takes them: the samples are sorted by their own rung, then by iteration,
+        then by walker (the order of `trajectory`).
         """
         flat = np.moveaxis(self.segments.energy, 2, 0).ravel()
         n_each = self.n_iterations * self.n_walkers
@@ -206,26 +185,17 @@ class RunData:
         return self.segments.dihedrals[..., names.index(name)]
 
     def backbone(self, residue: int | None = None) -> tuple[str, str]:
-        """Return the names of the recorded φ and ψ of one residue.
+        """Return the names of the recorded φ and ψ of one residue, by default the first with both.
 
-        Parameters
-        ----------
-        residue
-            Its number in the Topology, counted from 1, as in the names of the dihedrals; by default
-            the first that has both. Runs of a single pair name it ``phi`` and ``psi``, without a
-            number: omit the residue.
+        The number is that in the Topology, counted from 1, as in the names of the dihedrals. Runs
+        of a single pair name it ``phi`` and ``psi``, without a number: omit the residue.
         """
         return backbone_names(list(self.dihedral_atoms), residue)
 
     def ramachandran(self, temperature: Any, residue: int | None = None) -> tuple[Array, Array]:
-        """Return φ and ψ [n W] of one residue at one rung in rad, in the order of `trajectory`.
+        """Return φ and ψ [n W] of one residue (see `backbone`) at one rung in rad.
 
-        Parameters
-        ----------
-        temperature
-            Of the rung.
-        residue
-            As in `backbone`.
+        They are in the order of `trajectory`.
         """
         phi, psi = self.backbone(residue)
         return self.dihedral(phi, temperature).ravel(), self.dihedral(psi, temperature).ravel()

@@ -44,21 +44,9 @@ def logit_free_energy(probability: float, stderr: float) -> tuple[float, float]:
     return value, float(stderr / (probability * (1.0 - probability)))
 
 
-# ----------------------------------------------------------------- weighted samples
-
-
 @dataclass(frozen=True)
 class EffectiveSampleSize:
     """An effective sample size and the weights it rests on.
-
-    Attributes
-    ----------
-    fraction
-        Effective over actual number of samples, in (0, 1].
-    largest_weight
-        The largest normalised weight: near 1, the estimate rests on a single sample.
-    n_samples
-        Number of weights.
 
     Examples
     --------
@@ -67,8 +55,8 @@ class EffectiveSampleSize:
     EffectiveSampleSize(fraction=0.5, largest_weight=0.5, n_samples=4)
     """
 
-    fraction: float
-    largest_weight: float
+    fraction: float  # effective over actual number of samples, in (0, 1]
+    largest_weight: float  # normalised: near 1, the estimate rests on a single sample
     n_samples: int
 
 
@@ -86,33 +74,21 @@ def _check_log_weights(log_weights: npt.ArrayLike) -> Array:
 def reverse_ess(log_weights: npt.ArrayLike) -> EffectiveSampleSize:
     """Return Kish's effective sample size (Σw)² / (N Σw²) of samples of the model, unclipped.
 
-    Kish, Survey Sampling (1965). It does not see modes of the target that the model never draws.
-
-    Parameters
-    ----------
-    log_weights
-        ln[target / model] [N] at samples of the model, up to a constant; -inf is a weight of zero.
+    Kish, Survey Sampling (1965). Log weights are ln[target / model] [N], up to a constant; -inf is
+    a weight of zero. It does not see modes of the target that the model never draws.
     """
     values = _check_log_weights(log_weights)
     weights = np.exp(values - values.max())
     total = weights.sum()
-    return EffectiveSampleSize(
-        fraction=float(total**2 / (values.size * np.sum(weights**2))),
-        largest_weight=float(weights.max() / total),
-        n_samples=values.size,
-    )
+    fraction = float(total**2 / (values.size * np.sum(weights**2)))
+    return EffectiveSampleSize(fraction, float(weights.max() / total), values.size)
 
 
 def reverse_ess_stderr(log_weights: npt.ArrayLike) -> float:
-    """Return the standard error of the fraction that `reverse_ess` gives, by the delta method.
+    """Return the standard error of the fraction that `reverse_ess` gives for independent draws.
 
-    With m₁ = E[w] and m₂ = E[w²], d ln(m₁²/m₂) = 2 dw/m₁ - d(w²)/m₂. Weights that were never drawn
-    are as invisible to it as to the fraction itself. NaN for a single weight.
-
-    Parameters
-    ----------
-    log_weights
-        As for `reverse_ess`: of independent draws.
+    By the delta method: with m₁ = E[w] and m₂ = E[w²], d ln(m₁²/m₂) = 2 dw/m₁ - d(w²)/m₂. It does
+    not see weights that were never drawn either. NaN for a single weight.
     """
     values = _check_log_weights(log_weights)
     if values.size == 1:
@@ -128,11 +104,6 @@ def forward_ess(log_weights: npt.ArrayLike) -> EffectiveSampleSize:
 
     With w = target / model up to a constant, E_q[w]² / E_q[w²] = Z / E_p[w] and 1/Z = E_p[1/w]: the
     quantity that `reverse_ess` estimates, but sensitive to the modes that the model has dropped.
-
-    Parameters
-    ----------
-    log_weights
-        ln[target / model] [N] at samples of the target, up to a constant.
     """
     values = _check_log_weights(log_weights)
     if np.isneginf(values).any():
@@ -141,24 +112,14 @@ def forward_ess(log_weights: npt.ArrayLike) -> EffectiveSampleSize:
     weights = np.exp(values - high)
     log_mean = high + np.log(np.mean(weights))
     log_mean_inverse = -low + np.log(np.mean(np.exp(low - values)))
-    return EffectiveSampleSize(
-        fraction=float(np.exp(-log_mean - log_mean_inverse)),
-        largest_weight=float(weights.max() / weights.sum()),
-        n_samples=values.size,
-    )
+    fraction = float(np.exp(-log_mean - log_mean_inverse))
+    return EffectiveSampleSize(fraction, float(weights.max() / weights.sum()), values.size)
 
 
 def weighted_mean(values: npt.ArrayLike, log_weights: npt.ArrayLike) -> tuple[float, float]:
-    """Return the self-normalised mean Σw·a / Σw of independent samples and its standard error.
+    """Return the self-normalised mean Σw·a / Σw of independent samples [N] and its standard error.
 
     The error is that of the delta method, sqrt(Σ w²(a - mean)²) / Σw.
-
-    Parameters
-    ----------
-    values
-        The observable a [N].
-    log_weights
-        Log weights [N], up to a constant.
     """
     a = np.asarray(values, dtype=np.float64)
     logs = _check_log_weights(log_weights)
@@ -168,9 +129,6 @@ def weighted_mean(values: npt.ArrayLike, log_weights: npt.ArrayLike) -> tuple[fl
     weights /= weights.sum()
     mean = float(np.sum(weights * a))
     return mean, float(np.sqrt(np.sum(weights**2 * (a - mean) ** 2)))
-
-
-# ----------------------------------------------------------------- histograms of angles
 
 
 def angle_bins(angles: npt.ArrayLike, n_bins: int) -> npt.NDArray[np.int64]:
@@ -188,17 +146,7 @@ def torus_bins(phi: npt.ArrayLike, psi: npt.ArrayLike, bins: int = 64) -> npt.ND
 def torus_histogram(
     phi: npt.ArrayLike, psi: npt.ArrayLike, bins: int = 64, weights: npt.ArrayLike | None = None
 ) -> Array:
-    """Return the probabilities [bins, bins] of (φ, ψ) in [-π, π), first axis φ; they sum to one.
-
-    Parameters
-    ----------
-    phi, psi
-        Angles in rad, any shape; wrapped.
-    bins
-        Bins along each axis.
-    weights
-        Weights of the samples; equal by default.
-    """
+    """Return the probabilities [bins, bins] of (φ, ψ) in [-π, π), first axis φ; they sum to one."""
     n_phi, n_psi = np.size(phi), np.size(psi)
     if n_phi == 0 or n_phi != n_psi:
         raise ValueError(f"phi, psi: expected equally many angles, got {n_phi}, {n_psi}")
@@ -235,9 +183,6 @@ def _check_histograms(p: npt.ArrayLike, q: npt.ArrayLike) -> tuple[Array, Array]
     return first, second
 
 
-# ----------------------------------------------------------------- correlated series
-
-
 def _check_series(series: npt.ArrayLike) -> Array:
     values = np.asarray(series, dtype=np.float64)
     if values.ndim != 2 or values.size == 0:
@@ -254,24 +199,15 @@ def finite_series(series: npt.ArrayLike) -> Array:
 
 
 def statistical_inefficiency(series: npt.ArrayLike) -> float:
-    """Return g = 1 + 2τ in saved iterations, from all walkers and their pooled mean.
+    """Return g = 1 + 2τ in saved iterations, from all walkers [n, W] and their pooled mean.
 
-    Walkers are independent of each other (swaps act between the rungs of one walker), so they
-    share one correlation function around one mean. A walker that never leaves a basin then counts
-    as correlated over its whole length instead of as perfectly sampled. The estimator, and where
-    it truncates the sum (the first C(t) ≤ 0 beyond t = 10), are those of pymbar's
+    Walkers are independent of each other (swaps act between the rungs of one walker), so they share
+    one correlation function around one mean. A walker that never leaves a basin then counts as
+    correlated over its whole length instead of as perfectly sampled. The estimator, and where it
+    truncates the sum (the first C(t) ≤ 0 beyond t = 10), are those of pymbar's
     ``timeseries.statistical_inefficiency_multiple`` (Chodera et al., J. Chem. Theory Comput. 3, 26
-    (2007)), whose value this reproduces to rounding; sums by FFT are some fifty times faster.
-
-    Parameters
-    ----------
-    series
-        Values [n, W].
-
-    Returns
-    -------
-    g
-        At least 1, at most n (all of a walker counts as one sample); NaN for a constant series.
+    (2007)), whose value this reproduces to rounding; sums by FFT are some fifty times faster. At
+    least 1, at most n (all of a walker counts as one sample); NaN for a constant series.
     """
     values = finite_series(series)
     if np.ptp(values) == 0.0:
@@ -292,13 +228,7 @@ def statistical_inefficiency(series: npt.ArrayLike) -> float:
 
 
 def between_walker_stderr(series: npt.ArrayLike) -> float:
-    """Return the standard error of the overall mean, std(walker means) / √W.
-
-    Parameters
-    ----------
-    series
-        Values [n, W] of W independent walkers. For a single one the error is NaN.
-    """
+    """Return the standard error of the mean, std(walker means) / √W; NaN for one walker."""
     values = _check_series(series)
     n_walkers = values.shape[1]
     if n_walkers == 1:
@@ -313,18 +243,11 @@ def _block_length(n: int, n_walkers: int, n_groups: int) -> tuple[int, int]:
 
 
 def group_means(series: npt.ArrayLike, n_groups: int = 24) -> Array:
-    """Return the means [G, ...] over groups of samples that are taken as independent.
+    """Return the means [G, ...] over groups of samples [n, W, ...] that are taken as independent.
 
     A walker is a group. Fewer than `n_groups` walkers are cut into equally many consecutive blocks
     each, so that there are at least `n_groups` groups where the length allows; the first few
     iterations are left out where the blocks do not fill the length.
-
-    Parameters
-    ----------
-    series
-        Values [n, W, ...].
-    n_groups
-        Number of groups aimed at.
     """
     values = np.asarray(series, dtype=np.float64)
     if values.ndim < 2 or values.shape[0] == 0:

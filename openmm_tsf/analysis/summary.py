@@ -51,19 +51,12 @@ from openmm_tsf.analysis.ensemble_checks import EnsembleCheck
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.monitor import monitor
 from openmm_tsf.analysis.reference import Reference
+from openmm_tsf.analysis.uncertainty import MeanEstimate
 from openmm_tsf.io.files import write_json
 
 
 def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str, Any]:
-    """Return the content of ``summary.json``; numbers that are not known are None.
-
-    Parameters
-    ----------
-    run
-        Finished or growing.
-    reference
-        The reference to compare with.
-    """
+    """Return the content of ``summary.json``; numbers that are not known are None."""
     segments = run.segments
     result: dict[str, Any] = {
         "temperatures_K": run.temperatures.tolist(),
@@ -112,16 +105,9 @@ def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str
 def write_summary(
     run: RunEstimates, path: str | Path, reference: Reference | None = None
 ) -> dict[str, Any]:
-    """Write the summary of a run as JSON and return it.
+    """Write the summary of a run, finished or growing, as JSON and return it.
 
-    Parameters
-    ----------
-    run
-        Finished or growing.
-    path
-        The file to write.
-    reference
-        The reference to compare with; by default the one that the configuration names.
+    It is compared with `reference`, by default with the one that the configuration names.
     """
     summary = summarize(run, reference or run.reference())
     write_json(path, summary)
@@ -133,33 +119,22 @@ def _estimates(run: RunEstimates) -> dict[str, Any]:
         return {f"{t:.2f}": function(float(t)) for t in run.temperatures}
 
     def probability(name: str) -> dict[str, Any]:
-        return per_rung(
-            lambda t: {
-                "p": run.positive(name, t).value,
-                "stderr": run.positive(name, t).stderr,
-                "n_eff": run.positive(name, t).n_eff,
-                "g": run.positive(name, t).g,
-                "r_hat": run.r_hat(name, t),
-            }
-        )
+        def at(t: float) -> dict[str, float]:
+            p = run.positive(name, t)
+            table = {"p": p.value, "stderr": p.stderr, "n_eff": p.n_eff, "g": p.g}
+            return table | {"r_hat": run.r_hat(name, t)}
+
+        return per_rung(at)
+
+    def mean(label: str, estimate: MeanEstimate) -> dict[str, Any]:
+        return {label: estimate.value, "stderr": estimate.stderr, "n_eff": estimate.n_independent}
 
     result: dict[str, Any] = {
         "dihedral_positive": {name: probability(name) for name in run.dihedral_atoms},
         "energy_kJ_mol": per_rung(
-            lambda t: {
-                "mean": run.mean_energy(t).value,
-                "stderr": run.mean_energy(t).stderr,
-                "n_eff": run.mean_energy(t).n_independent,
-                "r_hat": run.r_hat("energy", t),
-            }
+            lambda t: mean("mean", run.mean_energy(t)) | {"r_hat": run.r_hat("energy", t)}
         ),
-        "heat_capacity_kJ_mol_K": per_rung(
-            lambda t: {
-                "value": run.heat_capacity(t).value,
-                "stderr": run.heat_capacity(t).stderr,
-                "n_eff": run.heat_capacity(t).n_independent,
-            }
-        ),
+        "heat_capacity_kJ_mol_K": per_rung(lambda t: mean("value", run.heat_capacity(t))),
     }
     if "phi" in run.dihedral_atoms:
         result["phi_positive"] = result["dihedral_positive"]["phi"]

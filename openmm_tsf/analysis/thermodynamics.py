@@ -8,11 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_tsf.analysis.mbar import Mbar
-from openmm_tsf.analysis.statistics import angle_bins
+from openmm_tsf.analysis.statistics import Array, angle_bins
 from openmm_tsf.io.files import write_csv
 from openmm_tsf.utils.validation import check_int
-
-Array = npt.NDArray[np.float64]
 
 PROFILE_BINS = 60  # of 6°: an edge at 0
 
@@ -23,18 +21,15 @@ class Thermodynamics:
 
     Attributes
     ----------
-    temperatures
-        In K.
-    energy, energy_stderr
-        ⟨U⟩ in kJ/mol.
+    temperatures, energy, energy_stderr
+        In K; ⟨U⟩ in kJ/mol.
     heat_capacity, heat_capacity_stderr
         Configurational part, var(U)/(k T²), in kJ/(mol K). A variance is skewed where independent
         samples are few: below some 300 of them it is too low, with too small an error, more often
         than a normal distribution says.
-    dihedral
-        Name of the dihedral of the free-energy difference; None if it was not computed.
-    delta_f, delta_f_stderr
-        -ln[P(dihedral > 0)/P(dihedral < 0)] in kT; NaN if it was not computed.
+    dihedral, delta_f, delta_f_stderr
+        Name of a dihedral, and -ln[P(dihedral > 0)/P(dihedral < 0)] in kT; None and NaN if it was
+        not computed.
     kish
         Kish's effective sample size 1/Σw² of the normalised weights at this temperature. The cost
         of correlation is in the errors, not in here.
@@ -92,21 +87,10 @@ def compute_thermodynamics(
     dihedral: str | None = None,
     inside: npt.NDArray[np.bool_] | None = None,
 ) -> Thermodynamics:
-    """Compute thermodynamic functions by MBAR.
+    """Compute functions of temperature (K) by MBAR; with ΔF if 1[dihedral > 0] is given.
 
-    The errors include correlation in time and between rungs, and the error of the rungs' free
-    energies (see `openmm_tsf.analysis.mbar`).
-
-    Parameters
-    ----------
-    mbar
-        The samples of all rungs.
-    temperatures
-        The target temperatures in K.
-    boltzmann_constant
-        In kJ/(mol K).
-    dihedral, inside
-        Name of a dihedral and 1[dihedral > 0] [n, W, R] of every sample.
+    The truth values are [n, W, R]. The errors include correlation in time and between rungs, and
+    the error of the rungs' free energies (see `openmm_tsf.analysis.mbar`).
     """
     kelvins = np.asarray(temperatures, dtype=np.float64)
     table = np.full((7, len(kelvins)), np.nan)
@@ -121,15 +105,7 @@ def compute_thermodynamics(
             row[4:6] = samples.free_energy(inside)
         row[6] = samples.kish
     return Thermodynamics(
-        temperatures=kelvins,
-        energy=table[0],
-        energy_stderr=table[1],
-        heat_capacity=table[2],
-        heat_capacity_stderr=table[3],
-        dihedral=dihedral,
-        delta_f=table[4],
-        delta_f_stderr=table[5],
-        kish=table[6],
+        kelvins, table[0], table[1], table[2], table[3], dihedral, table[4], table[5], table[6]
     )
 
 
@@ -139,10 +115,8 @@ class Profile:
 
     Attributes
     ----------
-    temperature
-        In K.
-    edges
-        Bin edges [B+1] in rad.
+    temperature, edges
+        In K; bin edges [B+1] in rad.
     free_energy, stderr
         -ln p in kT [B], zero at the deepest bin; infinite with a NaN error where a bin is empty.
         The error is that of ln p of the normalised density (pymbar's ``from-normalization``), not
@@ -180,20 +154,10 @@ def make_profile(
     weights: Array,
     mean: Callable[[npt.NDArray[np.bool_]], tuple[float, float]],
 ) -> Profile:
-    """Return the profile along a dihedral from an estimator of means.
+    """Return the profile along a dihedral in equal bins over [-π, π] from an estimator of means.
 
-    Parameters
-    ----------
-    temperature
-        In K.
-    angles
-        The dihedral of every sample in rad, any shape; wrapped.
-    bins
-        Number of equal bins over [-π, π].
-    weights
-        Weights of the samples, up to a constant.
-    mean
-        Returns the mean of truth values of the samples, and its standard error.
+    Angles are in rad, of any shape, wrapped; weights are up to a constant. `mean` returns the mean
+    of truth values of the samples, and its standard error.
     """
     check_int(bins, "bins")
     index = angle_bins(angles, bins)
@@ -229,19 +193,7 @@ def dihedral_profile(
     boltzmann_constant: float,
     bins: int = PROFILE_BINS,
 ) -> Profile:
-    """Compute the free-energy profile along a dihedral at any temperature by MBAR.
-
-    Parameters
-    ----------
-    mbar
-        The samples of all rungs.
-    angles
-        The dihedral [n, W, R] of every sample in rad.
-    temperature, boltzmann_constant
-        In K, kJ/(mol K).
-    bins
-        Number of equal bins over [-π, π].
-    """
+    """Compute the profile along a dihedral [n, W, R] (rad) at any temperature by MBAR."""
     samples = mbar.reweight(1.0 / (boltzmann_constant * temperature))
     return make_profile(
         temperature, angles, bins, samples.weights, lambda inside: samples.mean(inside).pair

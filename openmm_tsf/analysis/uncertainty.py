@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_tsf.analysis.statistics import (
+    Array,
     between_walker_stderr,
     group_means,
     logit_free_energy,
@@ -13,43 +14,26 @@ from openmm_tsf.analysis.statistics import (
     statistical_inefficiency,
 )
 
-Array = npt.NDArray[np.float64]
-
 #: Fewer walkers than this are cut into blocks for the spread between groups.
 _MIN_GROUPS = 8
 
 
 @dataclass(frozen=True)
 class MeanEstimate:
-    """A mean over iterations and walkers with its standard error.
-
-    Attributes
-    ----------
-    value
-        The mean.
-    stderr
-        The larger of the two errors below; NaN where neither is known (a constant series, or a
-        single sample). NaN, unlike infinity, cannot pass a test of the form ``abs(z) < 3``.
-    stderr_correlation
-        From the statistical inefficiency: sqrt(variance g / (n W - g)).
-    stderr_groups
-        From the spread of the walkers' means; of the means of consecutive blocks of them where
-        there are fewer than 8 walkers.
-    g
-        Statistical inefficiency in saved iterations; NaN for a constant series.
-    n_samples
-        Number of samples averaged: n times W, for MBAR times the number of rungs.
-    variance
-        The variance of the observable.
-    """
+    """A mean over iterations and walkers with its standard error."""
 
     value: float
+    #: The larger of the two errors below; NaN where neither is known (a constant series, or a
+    #: single sample). NaN, unlike infinity, cannot pass a test of the form ``abs(z) < 3``.
     stderr: float
+    #: From the statistical inefficiency: sqrt(variance g / (n W - g)).
     stderr_correlation: float
+    #: From the spread of the walkers' means; of those of blocks where there are fewer than 8
+    #: walkers.
     stderr_groups: float
-    g: float
-    n_samples: int
-    variance: float
+    g: float  # statistical inefficiency in saved iterations; NaN for a constant series
+    n_samples: int  # n times W, for MBAR times the number of rungs
+    variance: float  # of the observable
 
     @classmethod
     def without_error(cls, value: float, n_samples: int, variance: float) -> "MeanEstimate":
@@ -109,18 +93,11 @@ def estimate_mean(series: npt.ArrayLike) -> MeanEstimate:
 
 
 def covariance_of_means(series: npt.ArrayLike, stderr: npt.ArrayLike) -> Array:
-    """Return the covariance [R, R] of the means of R series that were sampled together.
+    """Return the covariance [R, R] of the means of R series [n, W, R] with standard errors [R].
 
-    Correlations come from the means of walkers (of blocks, where walkers are few), the diagonal
-    from the standard errors. NaN where there are no more groups than series, or a series is
-    constant.
-
-    Parameters
-    ----------
-    series
-        Values [n, W, R].
-    stderr
-        Standard errors [R] of their means.
+    The series were sampled together. Correlations come from the means of walkers (of blocks, where
+    walkers are few), the diagonal from the standard errors. NaN where there are no more groups than
+    series, or a series is constant.
     """
     means = group_means(series)
     errors = np.asarray(stderr, dtype=np.float64)

@@ -37,8 +37,7 @@ def test_a_wrong_run_disagrees(tmp_path):
     rng = np.random.default_rng(11)
     run = run_like_reference(rng, tmp_path / "run", p=0.6, temperatures=[300.0, 350.0])
     result = compare(run, make_reference(rng))
-    assert result.temperatures == (300.0,)
-    assert result.not_compared == (350.0,)
+    assert (result.temperatures, result.not_compared) == ((300.0,), (350.0,))
     assert result.phi_positive.z[0] > 5
     assert result.phi_positive.p_value < 1e-5
     distance = result.ramachandran[0]
@@ -52,13 +51,13 @@ def test_a_wrong_run_disagrees(tmp_path):
 def test_a_run_that_never_visits_the_basin_cannot_agree(tmp_path):
     rng = np.random.default_rng(12)
     run = run_like_reference(rng, tmp_path / "run", p=0.0)
-    result = compare(run, make_reference(rng))
+    compared = compare(run, make_reference(rng)).phi_positive
     # No sample has φ > 0: the error is not known, and z is NaN.
-    assert not any(abs(z) < 3 for z in result.phi_positive.z)
-    assert not result.phi_positive.p_value > 0.01
+    assert not any(abs(z) < 3 for z in compared.z)
+    assert not compared.p_value > 0.01
     summary = run.summary()
-    assert summary["phi_positive"]["300.00"]["stderr"] is None
-    assert summary["phi_positive"]["300.00"]["n_eff"] == 0
+    positive = summary["phi_positive"]["300.00"]
+    assert (positive["stderr"], positive["n_eff"]) == (None, 0)
     assert summary["delta_F_phi_kT"]["300.00"]["value"] is None
 
 
@@ -80,10 +79,8 @@ def test_decorrelated_frames():
     phi, psi = angles_of_two_basins(rng, (2000, 30), rho=0.0)
     assert decorrelated_frames(phi, psi) > 0.85 * phi.size
     # Every frame repeated ten times.
-    tenfold = decorrelated_frames(
-        np.repeat(phi[:200], 10, axis=0), np.repeat(psi[:200], 10, axis=0)
-    )
-    assert tenfold == pytest.approx(200 * 30, rel=0.2)
+    tenfold = (np.repeat(angles[:200], 10, axis=0) for angles in (phi, psi))
+    assert decorrelated_frames(*tenfold) == pytest.approx(200 * 30, rel=0.2)
     distance = ramachandran_distance(phi, psi, phi, psi)
     assert distance.total_variation == distance.kl == 0.0
     single = ramachandran_distance(phi[:1, :1], psi[:1, :1], phi, psi)
@@ -95,36 +92,23 @@ def test_load_reference(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no reference data"):
         load_reference()
     original = make_reference(np.random.default_rng(14), n=50)
-    arrays = {
-        "temperatures_K": original.temperatures,
-        "phi": original.phi.astype(np.float32),
-        "psi": original.psi.astype(np.float32),
-        "energy": original.energy.astype(np.float32),
-        "interval_ps": 1.0,
-    }
+    names = ("phi", "psi", "energy")
+    arrays = {name: getattr(original, name).astype(np.float32) for name in names}
+    arrays |= {"temperatures_K": original.temperatures, "interval_ps": 1.0}
     np.savez(tmp_path / "ala2_reference.npz", **arrays)
     loaded = load_reference()
     np.testing.assert_allclose(loaded.phi, original.phi, rtol=1e-6)
-    assert loaded.rung(424.265) == 1
-    assert loaded.rung(424.3) is None
+    assert (loaded.rung(424.265), loaded.rung(424.3)) == (1, None)
     # A run that names it is compared with it in its summary.
-    rng = np.random.default_rng(15)
-    shape = (50, 4, 3)
-    phi, psi = angles_of_two_basins(rng, shape)
-    write_run(
-        tmp_path / "run",
-        TEMPERATURES,
-        rng.normal(size=shape),
-        {"phi": phi, "psi": psi},
-        reference="ala2_reference.npz",
-    )
-    summary = load_run(tmp_path / "run").summary()
+    name = "ala2_reference.npz"
+    run = run_like_reference(np.random.default_rng(15), tmp_path / "run", reference=name)
+    summary = run.summary()
     assert summary["comparison"]["ramachandran"].keys() == {"300.00", "424.26", "600.00"}
     assert np.isfinite(summary["comparison"]["phi_positive"]["p_value"])
-    np.savez(tmp_path / "ala2_reference.npz", **{**arrays, "psi": arrays["psi"][:, :2]})
+    np.savez(tmp_path / name, **arrays | {"psi": arrays["psi"][:, :2]})
     with pytest.raises(ValueError, match="psi: expected shape"):
         load_reference()
     del arrays["psi"]
-    np.savez(tmp_path / "ala2_reference.npz", **arrays)
+    np.savez(tmp_path / name, **arrays)
     with pytest.raises(ValueError, match="no array 'psi'"):
         load_reference()

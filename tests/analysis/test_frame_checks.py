@@ -21,6 +21,8 @@ from openmm_tsf.coordinates.internal import InternalCoordinates
 from openmm_tsf.flows.serialization import FILE_FORMAT, write_flow_file
 from tests.support.fabricate import chain_positions, four_atoms, write_frames, write_run
 
+RUNGS = [300.0, 600.0]
+
 
 def write_flow(path, layer):
     """A flow file as far as the monitor reads it."""
@@ -41,15 +43,11 @@ def run_of_chain(path, angles, cut):
     return monitor(load_run(path))
 
 
-def test_a_cut_in_a_gap(tmp_path):
+def test_cuts_in_a_gap_and_on_the_flank_of_the_peak(tmp_path):
     angles = 0.3 * np.random.default_rng(10).normal(size=(300, 8))
-    result = run_of_chain(tmp_path / "run", angles, 2.9)
+    result = run_of_chain(tmp_path / "gap", angles, 2.9)
     assert (result["warnings"], result["leaking_branches"]) == ([], [])
-
-
-def test_a_cut_on_the_flank_of_the_peak(tmp_path):
-    angles = 0.3 * np.random.default_rng(10).normal(size=(300, 8))
-    result = run_of_chain(tmp_path / "run", angles, 0.4)
+    result = run_of_chain(tmp_path / "flank", angles, 0.4)
     (words,) = result["warnings"]
     assert "place the cut there" in words
     (entry,) = result["leaking_branches"]
@@ -86,15 +84,13 @@ def test_leak_of_a_density_that_is_known():
 
 
 def test_dihedrals_of_the_file_are_those_of_the_layer(tmp_path, molecule):
-    layer = InternalCoordinates.from_topology(
-        molecule.topology, molecule.positions, equivalent=[[0, 2, 3]]
-    )
+    molecule_of = (molecule.topology, molecule.positions)
+    layer = InternalCoordinates.from_topology(*molecule_of, equivalent=[[0, 2, 3]])
     write_flow(tmp_path / "flow.pt", layer)
     branches = read_branches(tmp_path / "flow.pt")
     x = molecule.positions + 0.01 * np.random.default_rng(14).normal(size=(5, 22, 3))
-    angles = mdtraj.compute_dihedrals(
-        mdtraj.Trajectory(x, molecule.mdtraj_topology), branches.atoms, periodic=False
-    )
+    frames = mdtraj.Trajectory(x, molecule.mdtraj_topology)
+    angles = mdtraj.compute_dihedrals(frames, branches.atoms, periodic=False)
     expected = layer.bonds_angles_torsions(torch.tensor(x))[2].numpy()
     names = [" ".join(name.split()[1:]) for name in layer.names[-19:]]
     columns = [names.index(name) for name in branches.names]
@@ -106,15 +102,14 @@ def test_dihedrals_of_the_file_are_those_of_the_layer(tmp_path, molecule):
 def write_molecule_run(path, molecule, positions):
     """A run directory of alanine dipeptide with given frames [n, W, 2, 22, 3]."""
     energy = np.random.default_rng(15).normal(size=positions.shape[:3])
-    write_run(path, [300.0, 600.0], energy)
-    write_frames(path, [300.0, 600.0], positions, molecule.mdtraj_topology)
+    write_run(path, RUNGS, energy)
+    write_frames(path, RUNGS, positions, molecule.mdtraj_topology)
     return load_run(path)
 
 
 def test_mirrored_frames_and_cis_bonds(tmp_path, molecule):
-    rng = np.random.default_rng(16)
-    shape = (5, 4, 2, molecule.n_atoms, 3)
-    positions = molecule.positions + 0.003 * rng.normal(size=shape)
+    noise = np.random.default_rng(16).normal(size=(5, 4, 2, molecule.n_atoms, 3))
+    positions = molecule.positions + 0.003 * noise
     result = monitor(write_molecule_run(tmp_path / "good", molecule, positions))
     assert result["warnings"] == []
     assert result["wrong_handedness"] == {"frames": {"300.00": 0, "600.00": 0}, "centres": []}
@@ -137,9 +132,8 @@ def test_mirrored_frames_and_cis_bonds(tmp_path, molecule):
     swapped[3:, :, 0, [17, 18]] = swapped[3:, :, 0, [18, 17]]
     result = monitor(write_molecule_run(tmp_path / "cis", molecule, swapped))
     assert result["cis_peptide_bonds"]["ALA2-NME3"] == {"300.00": 8, "600.00": 0}
-    assert "300.00 K: the peptide bond ALA2-NME3 is cis in 8 of 20 frames" in " ".join(
-        result["warnings"]
-    )
+    words = "300.00 K: the peptide bond ALA2-NME3 is cis in 8 of 20 frames"
+    assert words in " ".join(result["warnings"])
 
 
 def test_a_bent_centre_is_not_mirrored(molecule):
@@ -162,15 +156,10 @@ def test_a_bent_centre_is_not_mirrored(molecule):
     assert is_mirrored(exchanged[None], centres)[0, k]
 
 
-def test_few_of_many_frames(tmp_path, molecule):
+def test_few_of_many_frames_and_frames_that_are_missing(tmp_path, molecule):
     positions = np.broadcast_to(molecule.positions, (30, 2, 2, molecule.n_atoms, 3))
     run = write_molecule_run(tmp_path / "run", molecule, positions)
     assert monitor(run, max_frames=20)["frames_checked"] == {"300.00": 20, "600.00": 20}
-
-
-def test_frames_that_are_not_there(tmp_path, molecule):
-    positions = np.broadcast_to(molecule.positions, (4, 2, 2, molecule.n_atoms, 3))
-    run = write_molecule_run(tmp_path / "run", molecule, positions)
     (run.path / "T300.00K.dcd").unlink()
     with open(run.path / "T600.00K.dcd", "r+b") as file:  # its frames have not been written yet
         file.truncate(276)

@@ -20,9 +20,8 @@ def make_run(path, temperatures=RUNGS, n=40, n_walkers=6, p=0.1, **options):
     shape = (n, n_walkers, len(temperatures))
     phi, psi = angles_of_two_basins(rng, shape, p)
     replica = np.argsort(rng.random(shape), axis=2)
-    energy = rng.normal(size=shape)
-    write_run(path, temperatures, energy, {"phi": phi, "psi": psi}, replica=replica, **options)
-    return load_run(path)
+    energy, angles = rng.normal(size=shape), {"phi": phi, "psi": psi}
+    return load_run(write_run(path, temperatures, energy, angles, replica=replica, **options))
 
 
 def reference_at(temperatures):
@@ -37,33 +36,26 @@ def check_image(path):
     assert 0.1 < np.mean(pixels[..., :3].min(axis=2) > 0.99) < 0.99
 
 
-def test_beside_a_reference_that_lacks_a_rung(tmp_path):
-    run = make_run(tmp_path / "run")
-    plot_ramachandran(run, tmp_path / "a.png", reference_at([300.0, 400.0]))
-    check_image(tmp_path / "a.png")
-
-
-def test_alone_and_never_in_the_basin(tmp_path):
-    run = make_run(tmp_path / "run", p=0.0)
-    run.plot(tmp_path / "a.png")  # its configuration names no reference
-    check_image(tmp_path / "a.png")
+@pytest.mark.parametrize(
+    ("options", "at"),
+    [
+        ({}, [300.0, 400.0]),  # a reference that lacks a rung
+        ({"p": 0.0}, None),  # never in the basin, and its configuration names no reference
+        ({"temperatures": [300.0], "n": 1, "n_walkers": 1}, [300.0]),
+        ({"temperatures": [300.0], "n": 30, "n_walkers": 1}, [300.0]),
+    ],
+)
+def test_figures(tmp_path, options, at):
+    run = make_run(tmp_path / "run", **options)
+    run.plot(tmp_path / "a.png", None if at is None else reference_at(at))
     plot_diagnostics(run, tmp_path / "b.png")
-    check_image(tmp_path / "b.png")
-
-
-@pytest.mark.parametrize(("n", "n_walkers"), [(1, 1), (30, 1)])
-def test_one_rung(tmp_path, n, n_walkers):
-    run = make_run(tmp_path / "run", [300.0], n=n, n_walkers=n_walkers)
-    plot_ramachandran(run, tmp_path / "a.png", reference_at([300.0]))
     check_image(tmp_path / "a.png")
-    plot_diagnostics(run, tmp_path / "b.png")
     check_image(tmp_path / "b.png")
 
 
 def test_diagnostics_with_swaps_of_any_pair(tmp_path):
-    temperatures = [300.0, 400.0, 500.0]
     kernels = {"local": 3, "swap_plain": 2, "swap_steered": (3, 3)}
-    run = make_run(tmp_path / "run", temperatures, kernels=kernels)
+    run = make_run(tmp_path / "run", [300.0, 400.0, 500.0], kernels=kernels)
     assert run.acceptance()["swap_steered"].shape == (3, 3)
     plot_diagnostics(run, tmp_path / "b.png")
     check_image(tmp_path / "b.png")
@@ -74,12 +66,10 @@ def test_several_residues(tmp_path):
     shape = (20, 3, 2)
     names = ("psi1", "phi2", "phi3", "psi3", "phi4", "psi4")
     angles_of = {name: rng.uniform(-np.pi, np.pi, shape) for name in names}
-    write_run(tmp_path / "run", RUNGS, rng.normal(size=shape), angles_of)
-    run = load_run(tmp_path / "run")
+    run = load_run(write_run(tmp_path / "run", RUNGS, rng.normal(size=shape), angles_of))
     assert run.backbone() == ("phi3", "psi3")  # the first that has both
-    phi, psi = run.ramachandran(300, residue=4)
-    np.testing.assert_allclose(phi, angles_of["phi4"][:, :, 0].ravel(), rtol=1e-6)
-    np.testing.assert_allclose(psi, angles_of["psi4"][:, :, 0].ravel(), rtol=1e-6)
+    for name, angles in zip(("phi4", "psi4"), run.ramachandran(300, residue=4), strict=True):
+        np.testing.assert_allclose(angles, angles_of[name][:, :, 0].ravel(), rtol=1e-6)
     with pytest.raises(ValueError, match=r"residue: expected one of \[3, 4\].* got 2"):
         run.ramachandran(300, residue=2)
     run.plot(tmp_path / "a.png", residue=4)
@@ -96,10 +86,6 @@ def test_a_single_pair_has_no_number(tmp_path):
         run.ramachandran(300, residue=2)
 
 
-def texts(figure):
-    return [text.get_text() for text in figure.findobj(Text)]
-
-
 def test_figures_say_what_is_not_known(tmp_path, monkeypatch):
     drawn = []
     for module in (plots, diagnostics):
@@ -107,7 +93,9 @@ def test_figures_say_what_is_not_known(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", p=0.0)
     plot_ramachandran(run, tmp_path / "a.png", reference_at(RUNGS))
     plot_diagnostics(run, tmp_path / "b.png")
-    ramachandran, diagnostic = map(texts, drawn)
+    ramachandran, diagnostic = (
+        [text.get_text() for text in figure.findobj(Text)] for figure in drawn
+    )
     words = "\n".join(ramachandran)
     for expected in ("z not known", "p not known", "K: not known", "error not known"):
         assert expected in words
@@ -118,8 +106,8 @@ def test_figures_say_what_is_not_known(tmp_path, monkeypatch):
 
 
 def test_a_run_without_angles(tmp_path):
-    write_run(tmp_path / "run", [1.0, 2.0], np.random.default_rng(3).normal(size=(20, 2, 2)))
-    run = load_run(tmp_path / "run")
+    energy = np.random.default_rng(3).normal(size=(20, 2, 2))
+    run = load_run(write_run(tmp_path / "run", [1.0, 2.0], energy))
     with pytest.raises(ValueError, match=r"this one recorded \[\]"):
         plot_ramachandran(run, tmp_path / "a.png")
     plot_diagnostics(run, tmp_path / "b.png")
@@ -127,8 +115,6 @@ def test_a_run_without_angles(tmp_path):
 
 
 def test_no_pyplot_is_imported():
-    code = (
-        "import sys, openmm_tsf.analysis.plots.ramachandran; "
-        "sys.exit('matplotlib.pyplot' in sys.modules)"
-    )
+    module, pyplot = "openmm_tsf.analysis.plots.ramachandran", "matplotlib.pyplot"
+    code = f"import sys, {module}; sys.exit('{pyplot}' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -2,6 +2,8 @@ import pytest
 
 from openmm_tsf.analysis.report import advice, concerns, describe, disagreements, unsampled
 
+ENSEMBLE_CHECKS = ("energy_ratio_mol_kJ", "heat_capacity_kJ_mol_K")
+
 
 def problems(summary):
     """Everything that a report says is wrong, by kind."""
@@ -26,11 +28,9 @@ def good_summary():
     agreement = {"z": dict.fromkeys(rungs, 0.5), "chi2": 1.0, "p_value": 0.6}
     check = {"value": 0.2, "stderr": 0.01, "expected": 0.195, "n_eff": 500.0, "z": 0.5}
     distance = {"total_variation": 0.05, "floor_total_variation": 0.05}
-    return {
+    sizes = {"n_walkers": 4, "n_iterations": 1000, "n_samples_per_rung": 4000, "round_trips": 40}
+    return sizes | {
         "temperatures_K": [300.0, 600.0],
-        "n_walkers": 4,
-        "n_iterations": 1000,
-        "n_samples_per_rung": 4000,
         "dihedral_positive": {
             name: {rung: dict(probability) for rung in rungs} for name in ("phi", "psi")
         },
@@ -38,18 +38,14 @@ def good_summary():
         "heat_capacity_kJ_mol_K": {rung: {"value": 1.0, "n_eff": 500.0} for rung in rungs},
         "delta_F_phi_kT": {rung: {"value": 2.0, "stderr": 0.1} for rung in rungs},
         "acceptance": {"local": dict.fromkeys(rungs, 0.9), "swap_plain": [0.5], "swap_steered": []},
-        "round_trips": 40,
         "replica_relaxation": {"second_eigenvalue": 0.875, "iterations": 8.0},
-        "ensemble_check": {
-            "energy_ratio_mol_kJ": {"300.00-600.00": dict(check)},
-            "heat_capacity_kJ_mol_K": {"300.00-600.00": dict(check)},
-        },
+        "ensemble_check": {key: {"300.00-600.00": dict(check)} for key in ENSEMBLE_CHECKS},
         "monitor": {"warnings": [], "notes": []},
         "energy_evaluations": {"md": None, "training": 5, "sampling": 10},
         "wall_seconds": {"md": None, "training": 5.0, "sampling": 10.0},
         "comparison": {
-            "phi_positive": {**agreement, "z": dict(agreement["z"])},
-            "energy_kJ_mol": {**agreement, "z": dict(agreement["z"])},
+            "phi_positive": agreement | {"z": dict(agreement["z"])},
+            "energy_kJ_mol": agreement,
             "ramachandran": {rung: dict(distance) for rung in rungs},
         },
     }
@@ -57,11 +53,10 @@ def good_summary():
 
 def test_a_good_run():
     summary = good_summary()
-    assert problems(summary) == ([], [], [])
-    assert advice(summary) is None
+    assert (problems(summary), advice(summary)) == (([], [], []), None)
     text = describe(summary)
-    assert "P(psi > 0)" in text
-    assert "relaxation time of replicas: 8.0 saved iterations" in text
+    for words in ("P(psi > 0)", "relaxation time of replicas: 8.0 saved iterations"):
+        assert words in text
     assert "notes" not in text
     (line,) = [line for line in text.splitlines() if "300.00-600.00 K" in line]
     assert line.split() == ["300.00-600.00", "K", "0.2000", "±", "0.0100", "0.1950", "+0.5"]
@@ -70,7 +65,7 @@ def test_a_good_run():
 def test_runs_without_a_reference_and_of_one_rung():
     summary = good_summary()
     del summary["comparison"]
-    summary["ensemble_check"] = {"energy_ratio_mol_kJ": {}, "heat_capacity_kJ_mol_K": {}}
+    summary["ensemble_check"] = {key: {} for key in ENSEMBLE_CHECKS}
     summary["replica_relaxation"] = {"second_eigenvalue": None, "iterations": None}
     assert problems(summary) == ([], [], [])
     assert "relaxation" not in describe(summary)
@@ -82,12 +77,11 @@ def test_what_the_monitor_says():
     assert problems(summary) == ([], [], ["300.00 K: the basin was lost"])
     assert "other basins" in advice(summary)
     summary = changed("monitor/notes", ["phi is cut at 0 degrees"])
-    assert problems(summary) == ([], [], [])
-    assert advice(summary) is None
+    assert (problems(summary), advice(summary)) == (([], [], []), None)
     assert describe(summary).endswith("\nnotes\n  phi is cut at 0 degrees")
 
 
-@pytest.mark.parametrize("key", ["energy_ratio_mol_kJ", "heat_capacity_kJ_mol_K"])
+@pytest.mark.parametrize("key", ENSEMBLE_CHECKS)
 @pytest.mark.parametrize("with_reference", [True, False])
 def test_a_wrong_ensemble_needs_no_reference(key, with_reference):
     summary = changed(f"ensemble_check/{key}/300.00-600.00/z", -3.0)

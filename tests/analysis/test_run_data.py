@@ -21,16 +21,10 @@ def test_numbers_of_a_run(shared):
     np.testing.assert_array_equal(run.energies(424.265), energy[:, :, 1])
     np.testing.assert_array_equal(run.energies(600 * unit.kelvin), energy[:, :, 2])
     np.testing.assert_allclose(run.dihedral("psi", 300), psi[:, :, 0], rtol=1e-6)
-    a, b = run.ramachandran(300)
-    np.testing.assert_allclose(a, phi[:, :, 0].ravel(), rtol=1e-6)
-    np.testing.assert_allclose(b, psi[:, :, 0].ravel(), rtol=1e-6)
-    with pytest.raises(ValueError, match=r"rungs at 300\.00, 424\.26, 600\.00 K, got 350 K"):
-        run.energies(350)
-    with pytest.raises(ValueError, match="omega"):
-        run.dihedral("omega", 300)
+    for angles, exact in zip(run.ramachandran(300), (phi, psi), strict=True):
+        np.testing.assert_allclose(angles, exact[:, :, 0].ravel(), rtol=1e-6)
     u_kn, n_k = run.u_kn()
-    assert u_kn.shape == (3, 720)
-    assert n_k.tolist() == [240] * 3
+    assert (u_kn.shape, n_k.tolist()) == ((3, 720), [240] * 3)
     np.testing.assert_allclose(u_kn[2, 240:480], energy[:, :, 1].ravel() * BETAS[2])
     table = run.acceptance()
     assert table.keys() == {"local", "flow_walk", "swap_plain"}
@@ -44,7 +38,6 @@ def test_trajectory(shared):
     path, _, phi, _ = shared
     run = load_run(path)
     frames = run.trajectory(424.26)
-    assert isinstance(frames, mdtraj.Trajectory)
     assert len(frames) == 240
     np.testing.assert_allclose(phi_of(frames), run.ramachandran(424.26)[0], atol=1e-5)
     one = run.trajectory(600, walker=3)
@@ -52,12 +45,22 @@ def test_trajectory(shared):
     np.testing.assert_array_equal(one.time, np.arange(60))
     whole = mdtraj.load(str(path / "T600.00K.dcd"), top=str(path / "topology.pdb"))
     np.testing.assert_allclose(whole.xyz, run.trajectory(600).xyz, atol=1e-6)
-    with pytest.raises(ValueError, match="walker: expected an integer of at most 3, got 4"):
-        run.trajectory(600, walker=4)
-    with pytest.raises(ValueError, match=r"walker: expected an integer of at least 0, got 1\.5"):
-        run.trajectory(600, walker=1.5)
-    with pytest.raises(ValueError, match="rungs at"):
-        run.trajectory(599)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "words"),
+    [
+        ("energies", (350,), r"rungs at 300\.00, 424\.26, 600\.00 K, got 350 K"),
+        ("dihedral", ("omega", 300), "omega"),
+        ("trajectory", (600, 4), "walker: expected an integer of at most 3, got 4"),
+        ("trajectory", (600, 1.5), r"walker: expected an integer of at least 0, got 1\.5"),
+        ("trajectory", (599,), "rungs at"),
+        ("trajectory", (300, None, 0), "stride: expected an integer of at least 1, got 0"),
+    ],
+)
+def test_wrong_arguments_are_refused(shared, method, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        getattr(load_run(shared[0]), method)(*arguments)
 
 
 def test_a_run_still_writing(tmp_path):
@@ -89,21 +92,18 @@ def test_a_run_still_writing(tmp_path):
 
 
 def test_before_the_first_segment(tmp_path):
-    write_run(tmp_path / "run", TEMPERATURES, np.empty((0, 4, 3)), {"phi": np.empty((0, 4, 3))})
-    run = load_run(tmp_path / "run")
+    none = np.empty((0, 4, 3))
+    run = load_run(write_run(tmp_path / "run", TEMPERATURES, none, {"phi": none}))
     assert run.n_iterations == 0
     assert run.energies(300).shape == (0, 4)
     with pytest.raises(ValueError, match="no complete segment yet"):
         run.mean_energy(300)
-    summary = write_summary(run, tmp_path / "summary.json")
-    assert summary["n_iterations"] == 0
+    assert write_summary(run, tmp_path / "summary.json")["n_iterations"] == 0
 
 
-def test_trajectory_with_a_stride(tmp_path):
-    small_run(tmp_path / "run")
-    run = load_run(tmp_path / "run")
-    whole = run.trajectory(300)
-    w = run.n_walkers
+def test_trajectory_with_a_stride(shared):
+    run = load_run(shared[0])
+    whole, w = run.trajectory(300), run.n_walkers
     for stride in (1, 7, 1000):
         kept = np.arange(0, run.n_iterations, stride)
         rows = (kept[:, None] * w + np.arange(w)).ravel()
@@ -112,8 +112,6 @@ def test_trajectory_with_a_stride(tmp_path):
         np.testing.assert_array_equal(part.time, whole.time[rows])
         one = run.trajectory(300, walker=1, stride=stride)
         np.testing.assert_array_equal(one.xyz, whole.xyz[kept * w + 1])
-    with pytest.raises(ValueError, match="stride: expected an integer of at least 1, got 0"):
-        run.trajectory(300, stride=0)
 
 
 def test_damaged_directories_are_named(tmp_path):
@@ -123,15 +121,14 @@ def test_damaged_directories_are_named(tmp_path):
     path.mkdir()
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         load_run(path)
-    (path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json: not a readable JSON"):
-        load_run(path)
-    (path / "config.json").write_text('{"format": 99}')
-    with pytest.raises(ValueError, match="written in format 99 by a newer version"):
-        load_run(path)
-    (path / "config.json").write_text('{"format": 1}')
-    with pytest.raises(ValueError, match="has no 'temperatures_K'"):
-        load_run(path)
+    for content, words in (
+        ("{", r"config\.json: not a readable JSON"),
+        ('{"format": 99}', "written in format 99 by a newer version"),
+        ('{"format": 1}', "has no 'temperatures_K'"),
+    ):
+        (path / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=words):
+            load_run(path)
 
 
 def test_damaged_segments_are_named(tmp_path):
@@ -147,22 +144,21 @@ def test_damaged_segments_are_named(tmp_path):
     segment.write_bytes(whole[:100])
     with pytest.raises(ValueError, match=r"segment_000001\.npz: cannot be read"):
         load_run(path)
-    np.savez(segment, **{**arrays, "energy": arrays["energy"][:, :2]})
+    np.savez(segment, **arrays | {"energy": arrays["energy"][:, :2]})
     with pytest.raises(ValueError, match=r"segment_000001\.npz: energy: expected shape"):
         load_run(path)
-    np.savez(segment, **{**arrays, "energy": arrays["energy"] * np.inf})
+    np.savez(segment, **{k: v for k, v in arrays.items() if k != "replica"})
+    with pytest.raises(ValueError, match=r"segment_000001\.npz: has no array 'replica'"):
+        load_run(path)
+    np.savez(segment, **arrays | {"energy": arrays["energy"] * np.inf})
     with pytest.raises(ValueError, match=r"segment_000001\.npz: energy: expected finite"):
         load_run(path).energies(300)  # checked when read, not when opened
-    np.savez(segment, **arrays)
-    damaged = bytearray(segment.read_bytes())
+    damaged = bytearray(whole)
     damaged[damaged.index(b"energy.npy") + 300] ^= 1  # one bit, in the middle of the numbers
     segment.write_bytes(damaged)
     with pytest.raises(ValueError, match=r"segment_000001\.npz: .*Bad CRC"):
         load_run(path).energies(300)
-    np.savez(segment, **{k: v for k, v in arrays.items() if k != "replica"})
-    with pytest.raises(ValueError, match=r"segment_000001\.npz: has no array 'replica'"):
-        load_run(path)
-    np.savez(segment, **arrays)
+    segment.write_bytes(whole)
     with pytest.raises(FileNotFoundError, match=r"T300\.00K\.dcd is missing"):
         load_run(path).trajectory(300)
 
@@ -173,13 +169,14 @@ def test_damaged_trajectories_are_named(tmp_path):
     dcd = path / "T300.00K.dcd"
     whole = dcd.read_bytes()
     run = load_run(path)
-    dcd.write_bytes(b"x" * 500)
-    with pytest.raises(ValueError, match=r"T300\.00K\.dcd: not a DCD file"):
-        run.trajectory(300)
     middle = len(whole) // 2
-    dcd.write_bytes(whole[:middle] + whole[middle + 4 :])
-    with pytest.raises(ValueError, match=r"T300\.00K\.dcd: corrupt"):
-        run.trajectory(300)
+    for content, words in (
+        (b"x" * 500, "not a DCD file"),
+        (whole[:middle] + whole[middle + 4 :], "corrupt"),
+    ):
+        dcd.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"T300\.00K\.dcd: {words}"):
+            run.trajectory(300)
     dcd.unlink()
     with pytest.raises(FileNotFoundError, match=r"T300\.00K\.dcd is missing"):
         run.trajectory(300)

@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from itertools import product
 
 import matplotlib.image
 import numpy as np
@@ -15,23 +16,19 @@ from openmm_tsf.analysis import Reference, load_run
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.sampling.tempering import ParallelTempering
 from openmm_tsf.systems.dataset import MDDataset
+from tests.support.analysis_runs import sample_basins
 from tests.support.examples import load_example
 from tests.support.fabricate import write_run
 
-TEMPERATURES = [300.0, 450.0, 600.0]
+TEMPERATURES, ENERGIES = [300.0, 450.0, 600.0], (-60.0, -20.0, 20.0)
 
 molecule_drawing = load_example("paper/molecule_drawing.py")
 panels = load_example("paper/figure3_panels.py")
 tables = load_example("paper/figure3_tables.py")
 
 
-def sample(rng, shape, energy=(-60.0, -20.0, 20.0), p=0.1):
-    phi = np.where(rng.random(shape) < p, 1.0, -1.5) + 0.3 * rng.normal(size=shape)
-    return phi, rng.uniform(-np.pi, np.pi, shape), rng.normal(energy, 8.0, shape)
-
-
 def draws_of(rng, n, energy, n_drawn):
-    return panels.FlowDraws(*sample(rng, n, energy), n_drawn, 0.2, 0.05, 0.01)
+    return panels.FlowDraws(*sample_basins(rng, n, energy), n_drawn, 0.2, 0.05, 0.01)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +36,7 @@ def run(tmp_path_factory, molecule):
     import openmm.app as app
 
     path = tmp_path_factory.mktemp("figure3") / "run"
-    phi, psi, energy = sample(np.random.default_rng(1), (40, 6, 3))
+    phi, psi, energy = sample_basins(np.random.default_rng(1), (40, 6, 3), ENERGIES)
     choices = {
         "flow": {"reference_temperature_K": 600.0},
         "settings": {"n_rounds": 2},
@@ -59,8 +56,8 @@ def run(tmp_path_factory, molecule):
 
 @pytest.fixture(scope="module")
 def reference():
-    phi, psi, energy = sample(np.random.default_rng(2), (500, 3))
-    return Reference(TEMPERATURES, phi, psi, energy, 2.0)
+    samples = sample_basins(np.random.default_rng(2), (500, 3), ENERGIES)
+    return Reference(TEMPERATURES, *samples, 2.0)
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +100,8 @@ def test_the_figure(tmp_path, monkeypatch, run, draws, reference, with_reference
     (figure,) = drawn
     assert overlapping(figure) == []
     for _, box in shown(figure):  # nothing hangs over the edge
-        assert box.x0 >= 0
-        assert box.x1 <= figure.bbox.width
-        assert box.y0 >= 0
-        assert box.y1 <= figure.bbox.height
+        assert 0 <= box.x0 <= box.x1 <= figure.bbox.width
+        assert 0 <= box.y0 <= box.y1 <= figure.bbox.height
     words = [text.get_text() for text in figure.findobj(Text)]
     assert set("ABCDEFGH") <= set(words)
     assert {"φ", "ψ", panels.FLOW, panels.SAMPLER} <= set(words)
@@ -114,8 +109,7 @@ def test_the_figure(tmp_path, monkeypatch, run, draws, reference, with_reference
     images = [image for axis in figure.axes for image in axis.get_images()]
     assert len({image.norm.vmax for image in images}) == 1
     logarithmic = [axis.get_ylim() for axis in figure.axes if axis.get_yscale() == "log"]
-    assert len(logarithmic) == 2
-    assert len(set(logarithmic)) == 1
+    assert logarithmic == logarithmic[:1] * 2
 
 
 def test_caption_and_tables(tmp_path, run, draws, reference):
@@ -131,27 +125,24 @@ def test_caption_and_tables(tmp_path, run, draws, reference):
     assert "B, F: TSF-MCMC" in tables.caption(run, draws)
 
     rows = tables.temperature_table(run, draws, reference)
-    assert [(r["temperature_K"], r["source"]) for r in rows] == [
-        (t, s) for t in (300.0, 600.0) for s in (panels.FLOW, panels.SAMPLER, panels.REFERENCE)
-    ]
-    assert rows[0]["outside_domain"] == pytest.approx(0.05)
-    assert rows[0]["p_phi_positive"] == np.mean(draws[300.0].phi > 0)
-    assert rows[1]["n_samples"] == 240
+    sources = (panels.FLOW, panels.SAMPLER, panels.REFERENCE)
+    expected = list(product((300.0, 600.0), sources))
+    assert [(row["temperature_K"], row["source"]) for row in rows] == expected
+    first = rows[0]["outside_domain"], rows[0]["p_phi_positive"], rows[1]["n_samples"]
+    assert first == pytest.approx((0.05, np.mean(draws[300.0].phi > 0), 240))
     ladder = tables.ladder_table(run)
     assert [row["sigma flow_walk"] for row in ladder] == [0.1, 0.2, 0.3]
     assert ladder[0]["accepted flow_walk"] == pytest.approx(0.3)
     assert "accepted swap_plain with the next rung" not in ladder[2]
-    quantities = {row["quantity"]: row["value"] for row in tables.run_table(run)}
-    assert quantities["frames per rung"] == 240
-    assert quantities["energy evaluations, md"] == 7
+    quantities = [(row["quantity"], row["value"]) for row in tables.run_table(run)]
+    assert {("frames per rung", 240), ("energy evaluations, md", 7)} <= set(quantities)
 
     tables.write_csv(tmp_path / "a.csv", ladder)
     with open(tmp_path / "a.csv", newline="") as file:
         back = list(csv.DictReader(file))
     assert [float(row["sigma flow_walk"]) for row in back] == [0.1, 0.2, 0.3]
-    lines = tables.markdown(ladder).splitlines()
-    assert len(lines) == 5
-    assert len({line.count("|") for line in lines}) == 1
+    counts = [line.count("|") for line in tables.markdown(ladder).splitlines()]
+    assert counts == counts[:1] * 5
 
 
 def test_histogram_and_its_error():
@@ -165,32 +156,32 @@ def test_histogram_and_its_error():
 
 
 def test_wrong_arguments_are_refused(run, draws, reference):
-    with pytest.raises(ValueError, match="draws: expected two temperatures"):
-        panels.series_of(run, {300.0: draws[300.0]}, None)
-    with pytest.raises(ValueError, match="temperature: this run has rungs"):
-        panels.series_of(run, {300.0: draws[300.0], 500.0: draws[600.0]}, None)
-    other = Reference([300.0], reference.phi[:, :1], reference.psi[:, :1],
-                      reference.energy[:, :1], 1.0)  # fmt: skip
-    with pytest.raises(ValueError, match="reference: expected a rung at 600"):
-        panels.series_of(run, draws, other)
+    arrays = (reference.phi, reference.psi, reference.energy)
+    other = Reference([300.0], *(values[:, :1] for values in arrays), 1.0)
+    for temperatures, known, words in (
+        ({300.0: draws[300.0]}, None, "draws: expected two temperatures"),
+        ({300.0: draws[300.0], 500.0: draws[600.0]}, None, "temperature: this run has rungs"),
+        (draws, other, "reference: expected a rung at 600"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            panels.series_of(run, temperatures, known)
     good = np.zeros(3)
-    with pytest.raises(ValueError, match="psi: expected shape"):
-        panels.FlowDraws(good, good[:2], good, 3, 0.1, 0.1, 0.1)
-    with pytest.raises(ValueError, match="energy: expected finite"):
-        panels.FlowDraws(good, good, good + np.inf, 3, 0.1, 0.1, 0.1)
-    with pytest.raises(ValueError, match="n_drawn: expected at least 3, got 2"):
-        panels.FlowDraws(good, good, good, 2, 0.1, 0.1, 0.1)
+    for psi, energy, n_drawn, words in (
+        (good[:2], good, 3, "psi: expected shape"),
+        (good, good + np.inf, 3, "energy: expected finite"),
+        (good, good, 2, "n_drawn: expected at least 3, got 2"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            panels.FlowDraws(good, psi, energy, n_drawn, 0.1, 0.1, 0.1)
 
 
 def test_the_molecule_is_drawn_as_it_is(molecule):
-    axis = Figure().add_subplot()
-    molecule_drawing.draw_molecule(
-        axis, molecule.mdtraj_topology, molecule.positions, {"φ": [4, 6, 8, 14]}
-    )
+    axis, topology, x = Figure().add_subplot(), molecule.mdtraj_topology, molecule.positions
+    molecule_drawing.draw_molecule(axis, topology, x, {"φ": [4, 6, 8, 14]})
     balls = [patch for patch in axis.patches if isinstance(patch, Circle) and patch.get_linewidth()]
     assert len(balls) == molecule.n_atoms
     with pytest.raises(ValueError, match=r"positions: expected shape \(22, 3\)"):
-        molecule_drawing.draw_molecule(axis, molecule.mdtraj_topology, molecule.positions[:5], {})
+        molecule_drawing.draw_molecule(axis, topology, x[:5], {})
 
 
 def test_the_view_is_no_mirror_image(molecule):
@@ -205,7 +196,7 @@ def test_the_view_is_no_mirror_image(molecule):
 
 
 def test_a_run_of_one_rung_is_refused(tmp_path, monkeypatch, capsys):
-    phi, psi, energy = sample(np.random.default_rng(6), (5, 2, 1), (-60.0,))
+    phi, psi, energy = sample_basins(np.random.default_rng(6), (5, 2, 1), -60.0)
     write_run(tmp_path / "run", [300.0], energy, {"phi": phi, "psi": psi})
     monkeypatch.setattr(sys, "argv", ["figure3.py", str(tmp_path / "run")])
     with pytest.raises(SystemExit):

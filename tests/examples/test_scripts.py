@@ -11,6 +11,7 @@ from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.workflow.settings import SamplingSettings
+from tests.support.analysis_runs import sample_basins
 from tests.support.examples import EXAMPLES, load_example
 from tests.support.fabricate import write_run
 
@@ -40,9 +41,8 @@ def modules():
 def flow(molecule):
     """A small untrained flow whose copies overlap, as those of the presets do."""
     dataset = MDDataset.shipped(molecule, stride=40)
-    return TemperatureSteerableFlow.from_dataset(
-        dataset, n_blocks=1, hidden=(8,), overlap=True, seed=1
-    )
+    options = {"n_blocks": 1, "hidden": (8,), "overlap": True, "seed": 1}
+    return TemperatureSteerableFlow.from_dataset(dataset, **options)
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +73,9 @@ def test_arguments(name, monkeypatch, capsys):
 def test_reference_frames_and_masses(molecule):
     common = load_example("benchmarks/common.py")
     frames = common.reference_frames(300.0)
-    assert frames.shape[1:] == (22, 3)
-    assert frames.dtype == torch.float64
+    assert (frames.shape[1:], frames.dtype) == ((22, 3), torch.float64)
     masses = common.heavy_masses(molecule)
-    assert sorted(set(masses))[0] == 4.0
-    assert masses.count(4.0) == 12
+    assert (min(masses), masses.count(4.0)) == (4.0, 12)
     assert common.reference_population(300.0).value == pytest.approx(0.0231, abs=1e-4)
 
 
@@ -107,18 +105,11 @@ def test_weights_at_given_frames(molecule, flow, potential):
     assert forward(flow, potential, frames, 600.0, generator()).shape == (20,)
 
 
-def sample(rng, shape, energy, p=0.1):
-    """φ, ψ and energies of independent samples of two basins."""
-    phi = np.where(rng.random(shape) < p, 1.0, -1.5) + 0.3 * rng.normal(size=shape)
-    return phi, rng.uniform(-np.pi, np.pi, shape), rng.normal(energy, 8.0, shape)
-
-
 def test_seeds_refuses_runs_made_otherwise(tmp_path):
     seeds = load_example("benchmarks/seeds.py")
-    settings = SamplingSettings(
-        temperatures=(300.0, 600.0), n_walkers=4, n_iterations=30, n_tuning=7
-    )
-    phi, psi, energy = sample(np.random.default_rng(5), (30, 4, 2), (-60.0, 20.0))
+    sizes = {"n_walkers": 4, "n_iterations": 30, "n_tuning": 7}
+    settings = SamplingSettings(temperatures=(300.0, 600.0), **sizes)
+    phi, psi, energy = sample_basins(np.random.default_rng(5), (30, 4, 2), (-60.0, 20.0))
     write_run(
         tmp_path / "seed_9", settings.temperatures, energy, {"phi": phi, "psi": psi}, seed=9,
         choices={"settings": to_plain_data(settings), "flow": {"sha256": "abc"}, "seed": 9},
@@ -126,9 +117,8 @@ def test_seeds_refuses_runs_made_otherwise(tmp_path):
     (tmp_path / "seed_9" / "checkpoint.pt").touch()
 
     def again(seed=9, digest="abc", **changes):
-        return seeds.one_run(
-            "no/flow", tmp_path / "seed_9", replace(settings, **changes), seed, digest, False
-        )
+        made = replace(settings, **changes)
+        return seeds.one_run("no/flow", tmp_path / "seed_9", made, seed, digest, False)
 
     assert again()["n_iterations"] == 30
     for changes, words in (

@@ -35,9 +35,8 @@ def first_run(tmp_path_factory):
 def test_only_short_tutorials_and_the_troubleshooting_are_at_the_top():
     names = ("any_temperature", "first_run", "own_kernel", "own_molecule", "torch_potential")
     assert {f"{name}.py" for name in names} == TUTORIALS
-    assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} - TUTORIALS == {
-        "troubleshooting.md"
-    }
+    files = {path.name for path in EXAMPLES.iterdir() if path.is_file()}
+    assert files - TUTORIALS == {"troubleshooting.md"}
     for name in TUTORIALS:
         source = (EXAMPLES / name).read_text()
         assert source.count("\n") < 60, name
@@ -85,10 +84,8 @@ def test_torch_potential(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     try:
-        run_short(
-            "torch_potential.py",
-            {"BATCH = 4096": "BATCH = 64", "COMPILE = True": "COMPILE = False"},
-        )
+        changes = {"BATCH = 4096": "BATCH = 64", "COMPILE = True": "COMPILE = False"}
+        run_short("torch_potential.py", changes)
     finally:
         torch.set_num_threads(threads)
     printed = capsys.readouterr().out

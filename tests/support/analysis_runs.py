@@ -25,9 +25,9 @@ def assert_calibrated(z):
 
 
 def two_state_run(rng, n=60, n_walkers=4, rho=0.5, temperatures=TEMPERATURES):
-    """Exact chains: state 1 lies GAP above state 0, both with five harmonic modes.
+    """Energies [n, W, R] and states of exact chains: state 1 lies GAP above 0, with five modes.
 
-    Returns energies [n, W, R] and states. -ln[P(1)/P(0)] is GAP / kT.
+    -ln[P(1)/P(0)] is GAP / kT.
     """
     betas = 1 / (KB * np.asarray(temperatures))
     p = 1 / (1 + np.exp(betas * GAP))
@@ -54,8 +54,7 @@ def well_run(
     """A run of exact samples of the double well, at its temperatures or others."""
     drawn_at = temperatures if drawn_at is None else drawn_at
     energy, phi = WELL.draw(rng, (n, n_walkers), drawn_at, rho)
-    write_run(path, temperatures, energy, {"phi": phi, "psi": phi}, **config)
-    return load_run(path)
+    return load_run(write_run(path, temperatures, energy, {"phi": phi, "psi": phi}, **config))
 
 
 def phi_of(trajectory):
@@ -69,6 +68,12 @@ def angles_of_two_basins(rng, shape, p=0.3, rho=0.6):
     return phi, np.where(basin, 0.7, 2.5) + 0.4 * rng.normal(size=shape)
 
 
+def sample_basins(rng, shape, energy, p=0.1):
+    """φ, ψ and energies of independent samples of two basins."""
+    phi = np.where(rng.random(shape) < p, 1.0, -1.5) + 0.3 * rng.normal(size=shape)
+    return phi, rng.uniform(-np.pi, np.pi, shape), rng.normal(energy, 8.0, shape)
+
+
 def make_reference(rng, n=3000, temperatures=(*TEMPERATURES, 700.0)):
     shape = (n, len(temperatures))
     phi, psi = angles_of_two_basins(rng, shape)
@@ -78,8 +83,8 @@ def make_reference(rng, n=3000, temperatures=(*TEMPERATURES, 700.0)):
 def run_like_reference(rng, path, p=0.3, temperatures=TEMPERATURES, **config):
     shape = (300, 10, len(temperatures))
     phi, psi = angles_of_two_basins(rng, shape, p)
-    write_run(path, temperatures, rng.normal(size=shape), {"phi": phi, "psi": psi}, **config)
-    return load_run(path)
+    energy, angles = rng.normal(size=shape), {"phi": phi, "psi": psi}
+    return load_run(write_run(path, temperatures, energy, angles, **config))
 
 
 def energies_far_apart(temperatures, modes=1000):

@@ -23,13 +23,11 @@ def four_atoms() -> mdtraj.Topology:
 def chain_positions(dihedral):
     """Return positions [..., 4, 3] in nm of a chain with right angles and a dihedral (rad)."""
     phi = np.asarray(dihedral)
-    x = np.zeros((*phi.shape, 4, 3), dtype=np.float32)
-    x[..., 0, 0] = 0.15
-    x[..., 2, 2] = 0.15
-    x[..., 3, 0] = 0.15 * np.cos(phi)
-    x[..., 3, 1] = 0.15 * np.sin(phi)
-    x[..., 3, 2] = 0.15
-    return x
+    x = np.zeros((*phi.shape, 4, 3))
+    x[..., 0, 0] = 1.0
+    x[..., 2:, 2] = 1.0
+    x[..., 3, 0], x[..., 3, 1] = np.cos(phi), np.sin(phi)
+    return (0.15 * x).astype(np.float32)
 
 
 def two_state_chains(rng, shape, p, rho):
@@ -70,27 +68,18 @@ class DoubleWell:
 
     def exact(self, kelvin):
         """Return ⟨U⟩ in kJ/mol, configurational C_V in kJ/(mol K), ΔF_φ in kT."""
-        v = self.potential(self.grid)
+        v, modes = self.potential(self.grid), 0.5 * self.MODES * KB
         mean = self._mean(v, kelvin)
-        variance = self._mean((v - mean) ** 2, kelvin)
-        energy = mean + 0.5 * self.MODES * KB * kelvin
+        capacity = modes + self._mean((v - mean) ** 2, kelvin) / (KB * kelvin**2)
         positive = self.probability(0.0, np.pi, kelvin)
-        return np.array(
-            [
-                energy,
-                0.5 * self.MODES * KB + variance / (KB * kelvin**2),
-                np.log((1 - positive) / positive),
-            ]
-        )
+        return np.array([mean + modes * kelvin, capacity, np.log((1 - positive) / positive)])
 
     def probability(self, low, high, kelvin):
         """Return P(low < φ < high)."""
-        return np.interp(high, self.grid, self.cumulative(kelvin)) - np.interp(
-            low, self.grid, self.cumulative(kelvin)
-        )
+        return np.diff(np.interp([low, high], self.grid, self.cumulative(kelvin)))[0]
 
     def cumulative(self, kelvin):
-        """The cumulative distribution of φ on the grid."""
+        """Return the cumulative distribution of φ on the grid."""
         p = self.density(kelvin)
         steps = 0.5 * (p[1:] + p[:-1]) * np.diff(self.grid)
         total = np.concatenate([[0.0], np.cumsum(steps)])
@@ -108,9 +97,8 @@ class DoubleWell:
         for i in range(1, shape[0]):
             uniform[i] = np.where(keep[i], uniform[i - 1], uniform[i])
             radius[i] = np.where(keep[i], radius[i - 1], radius[i])
-        phi = np.stack(
-            [np.interp(uniform, self.cumulative(t), self.grid) for t in temperatures], axis=-1
-        )
+        quantiles = [np.interp(uniform, self.cumulative(t), self.grid) for t in temperatures]
+        phi = np.stack(quantiles, axis=-1)
         energy = self.potential(phi) + 0.5 * KB * np.asarray(temperatures) * radius[..., None]
         return energy, phi
 
@@ -135,25 +123,21 @@ def write_run(
         replica = np.broadcast_to(np.arange(n_rungs), energy.shape)
     if kernels is None:
         kernels = {"local": n_rungs, "flow_walk": n_rungs, "swap_plain": max(n_rungs - 1, 0)}
-    (path / "config.json").write_text(
-        json.dumps(
-            {
-                "format": 1,
-                "temperatures_K": list(map(float, temperatures)),
-                "n_walkers": n_walkers,
-                "seed": 5,
-                "dihedrals": {name: [0, 1, 2, 3] for name in dihedrals},
-                "boltzmann_constant": KB,
-                "choices": {},
-                "versions": {"numpy": np.__version__},
-                **config,
-            }
-        )
-    )
+    content = {
+        "format": 1,
+        "temperatures_K": list(map(float, temperatures)),
+        "n_walkers": n_walkers,
+        "seed": 5,
+        "dihedrals": {name: [0, 1, 2, 3] for name in dihedrals},
+        "boltzmann_constant": KB,
+        "choices": {},
+        "versions": {"numpy": np.__version__},
+    }
+    (path / "config.json").write_text(json.dumps(content | config))
     angles = np.stack([np.zeros(energy.shape), *dihedrals.values()], axis=-1)[..., 1:]
     for number, start in enumerate(range(0, n, per_segment)):
         part = slice(start, min(start + per_segment, n))
-        length = part.stop - part.start
+        length = part.stop - start
         arrays = {
             "energy": energy[part],
             "replica": replica[part].astype(np.int16),

@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.plots.style import FONT, RUN_COLOUR, draw_band, extent, save_figure, symbol
+from openmm_tsf.analysis.statistics import Array
 from openmm_tsf.analysis.uncertainty import estimate_mean
-
-Array = npt.NDArray[np.float64]
 
 _RUNNING_POINTS = 20
 
@@ -37,15 +36,14 @@ def plot_diagnostics(run: RunEstimates, path: str | Path) -> None:
     if name is None:
         axes[1, 0].set_axis_off()
     else:
-        _draw_running(
-            axes[1, 0], run, lambda t: run.dihedral(name, t) > 0, f"P({symbol(name)}>0)", True
-        )
+        label = f"P({symbol(name)}>0)"
+        _draw_running(axes[1, 0], run, lambda t: run.dihedral(name, t) > 0, label, True)
     _draw_running(axes[1, 1], run, run.energies, "⟨U⟩ - final (kJ/mol)", False)
+    known = run.segments
     figure.suptitle(
-        f"{extent(run)}; "
-        f"{run.segments.n_evaluations:,} energy evaluations in {run.segments.wall_seconds:,.0f} s; "
-        f"rejected non-finite {run.segments.rejected_non_finite:,}, "
-        f"mirror images {run.segments.mirror_images:,}",
+        f"{extent(run)}; {known.n_evaluations:,} energy evaluations in "
+        f"{known.wall_seconds:,.0f} s; rejected non-finite {known.rejected_non_finite:,}, "
+        f"mirror images {known.mirror_images:,}",
         fontsize=12,
     )
     save_figure(figure, path)
@@ -93,11 +91,9 @@ def _draw_mixing(figure: Figure, axis: Axes, run: RunEstimates) -> None:
     axis.set_yticks(range(run.n_rungs), labels)
     axis.set_xlabel("rung one saved iteration later (K)", fontsize=FONT)
     axis.set_ylabel("rung of the replica (K)", fontsize=FONT)
-    axis.set_title(
-        f"mixing; {run.round_trips().sum():,} round trips, "
-        f"relaxation {run.relaxation().iterations:.1f} iterations",
-        fontsize=FONT,
-    )
+    trips, iterations = run.round_trips().sum(), run.relaxation().iterations
+    words = f"mixing; {trips:,} round trips, relaxation {iterations:.1f} iterations"
+    axis.set_title(words, fontsize=FONT)
     figure.colorbar(image, ax=axis, shrink=0.8, label="probability")
 
 
@@ -107,7 +103,7 @@ def _draw_running(
     first = run.n_iterations / _RUNNING_POINTS
     ends = np.unique(np.linspace(first, run.n_iterations, _RUNNING_POINTS).astype(int))
     ends = ends[ends > 0]
-    colours = _temperature_colours(run)
+    colours = matplotlib.colormaps["plasma"](np.linspace(0.05, 0.8, run.n_rungs))
     drawn = False
     for temperature, colour in zip(run.temperatures, colours, strict=True):
         values = np.asarray(series(temperature), dtype=np.float64)
@@ -121,9 +117,7 @@ def _draw_running(
             continue
         drawn = True
         axis.plot(ends[visible], means[visible], color=colour, label=f"{temperature:.0f} K")
-        low = means - errors
-        if log:
-            low = np.maximum(low, 0.1 * means)
+        low = np.maximum(means - errors, 0.1 * means) if log else means - errors
         draw_band(axis, ends[visible], low[visible], (means + errors)[visible], colour)
     if log and drawn:
         axis.set_yscale("log")
@@ -146,8 +140,3 @@ def _draw_replica(axis: Axes, run: RunEstimates) -> None:
     axis.set_xlabel("iteration", fontsize=FONT)
     axis.set_ylabel("T (K)", fontsize=FONT)
     axis.set_title("one replica of walker 0", fontsize=FONT)
-
-
-def _temperature_colours(run: RunEstimates) -> list[tuple[float, float, float, float]]:
-    scale = matplotlib.colormaps["plasma"]
-    return [scale(x) for x in np.linspace(0.05, 0.8, run.n_rungs)]

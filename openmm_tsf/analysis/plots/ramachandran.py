@@ -5,9 +5,9 @@ Figures are made without pyplot: no window is opened and no global state changed
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -27,10 +27,8 @@ from openmm_tsf.analysis.plots.style import (
 )
 from openmm_tsf.analysis.ramachandran import BINS, RamachandranDistance
 from openmm_tsf.analysis.reference import Reference
-from openmm_tsf.analysis.statistics import group_labels, torus_histogram
+from openmm_tsf.analysis.statistics import Array, group_labels, torus_histogram
 from openmm_tsf.analysis.uncertainty import MeanEstimate
-
-Array = npt.NDArray[np.float64]
 
 _CUTOFF_KT = 8.0
 _PHI_BINS = 60  # of 6°: an edge at 0
@@ -56,16 +54,8 @@ def plot_ramachandran(
 ) -> None:
     """Plot, a row per rung, (φ, ψ) of run and reference, and histograms of φ and energy.
 
-    Parameters
-    ----------
-    run
-        With recorded φ and ψ.
-    path
-        A file whose suffix matplotlib can write.
-    reference
-        Drawn beside the run at the rungs that it has.
-    residue
-        The residue of φ and ψ; as in `Run.backbone`.
+    The path's suffix is one that matplotlib can write. The reference is drawn beside the run at the
+    rungs that it has; the residue is that of φ and ψ, as in `Run.backbone`.
     """
     phi, psi = run.backbone(residue)
     run.require_samples()
@@ -135,9 +125,8 @@ def _run_sample(run: RunEstimates, names: tuple[str, str], temperature: float) -
 
 def _reference_sample(reference: Reference, temperature: float) -> _Sample:
     k = reference.rung(temperature)
-    phi, psi, energy = (
-        values[:, k].reshape(-1, 1) for values in (reference.phi, reference.psi, reference.energy)
-    )
+    arrays = (reference.phi, reference.psi, reference.energy)
+    phi, psi, energy = (values[:, k].reshape(-1, 1) for values in arrays)
     return _Sample(phi, psi, energy, "reference", REFERENCE_COLOUR)
 
 
@@ -151,15 +140,9 @@ def _draw_missing(axis: Axes, temperature: float) -> None:
 def _draw_torus(axis: Axes, p: Array, highest: float, names: tuple[str, str]) -> AxesImage:
     with np.errstate(divide="ignore"):
         free_energy = -np.log(p / highest)
-    image = axis.imshow(
-        np.ma.masked_invalid(free_energy.T),
-        origin="lower",
-        extent=(-180, 180, -180, 180),
-        aspect="equal",
-        interpolation="nearest",
-        cmap="viridis",
-        norm=Normalize(0.0, _CUTOFF_KT),
-    )
+    style: dict[str, Any] = {"origin": "lower", "extent": (-180, 180, -180, 180), "cmap": "viridis"}
+    style |= {"aspect": "equal", "interpolation": "nearest", "norm": Normalize(0.0, _CUTOFF_KT)}
+    image = axis.imshow(np.ma.masked_invalid(free_energy.T), **style)
     label_degrees(axis, "x", symbol(names[0]))
     label_degrees(axis, "y", symbol(names[1]))
     axis.axvline(0.0, color="0.4", lw=0.7, ls=":")
@@ -190,10 +173,8 @@ def _draw_energies(axis: Axes, samples: list[_Sample]) -> None:
     top = max(float((density + np.nan_to_num(error)).max()) for density, error in histograms)
     for sample, (density, error) in zip(samples, histograms, strict=True):
         _draw_histogram(axis, edges, density, error, sample)
-        mean = float(sample.energy.mean())
-        axis.vlines(
-            mean, 0, top, color=sample.colour, lw=0.8, ls="--", label=f"{sample.label} mean"
-        )
+        mean, label = float(sample.energy.mean()), f"{sample.label} mean"
+        axis.vlines(mean, 0, top, color=sample.colour, lw=0.8, ls="--", label=label)
     axis.set_ylim(0, 1.35 * top)  # room for the legend
     axis.set_xlabel("U (kJ/mol)", fontsize=FONT)
     axis.set_ylabel("p(U) (mol/kJ)", fontsize=FONT)
@@ -226,9 +207,6 @@ def _draw_histogram(
     band = np.nan_to_num(error)
     low, high = np.maximum(density - band, 0.0), density + band
     draw_band(axis, np.repeat(edges, 2)[1:-1], np.repeat(low, 2), np.repeat(high, 2), sample.colour)
-
-
-# ------------------------------------------------------------------------ words
 
 
 def _run_title(run: RunEstimates, temperature: float, distance: RamachandranDistance | None) -> str:
@@ -274,14 +252,10 @@ def _figure(name: str, value: float, form: str) -> str:
 
 def _caption(run: RunEstimates, phi: str, comparison: ReferenceComparison | None) -> str:
     value, stderr = run.positive(phi, run.temperatures[0]).free_energy
-    text = (
-        f"{extent(run)}, ΔF({symbol(phi)})/kT at {run.temperatures[0]:.2f} K: "
-        f"{_plus_minus(value, stderr)}"
-    )
-    if comparison is not None:
-        text += (
-            f"\nover rungs, against the reference: "
-            f"P(φ>0) χ² {_figure('p', comparison.phi_positive.p_value, '.2g')}, "
-            f"⟨U⟩ χ² {_figure('p', comparison.energy.p_value, '.2g')}"
-        )
-    return text
+    delta_f, kelvin = f"ΔF({symbol(phi)})/kT", f"{run.temperatures[0]:.2f} K"
+    text = f"{extent(run)}, {delta_f} at {kelvin}: {_plus_minus(value, stderr)}"
+    if comparison is None:
+        return text
+    means = {"P(φ>0)": comparison.phi_positive, "⟨U⟩": comparison.energy}
+    tests = [f"{name} χ² {_figure('p', mean.p_value, '.2g')}" for name, mean in means.items()]
+    return f"{text}\nover rungs, against the reference: {', '.join(tests)}"

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -21,9 +21,8 @@ from openmm_tsf.analysis.plots.style import (
 )
 from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.analysis.run_data import TOLERANCE_K
+from openmm_tsf.analysis.statistics import Array
 from openmm_tsf.analysis.thermodynamics import Thermodynamics
-
-Array = npt.NDArray[np.float64]
 
 _PROFILE_COLOURS = ("#0b5394", "#e69138")
 #: Bins of a profile with fewer effective samples are not drawn.
@@ -76,16 +75,10 @@ def _draw_function(axis: Axes, tables: _Tables, field: str, label: str, scale: f
     rungs = known & (np.abs(kelvins[:, None] - tables.rungs).min(axis=1) <= TOLERANCE_K)
     axis.plot(kelvins[rungs], values[rungs], "o", ms=4, color=RUN_COLOUR, label="rungs of the run")
     if points is not None:
-        axis.errorbar(
-            points.temperatures,
-            scale * getattr(points, field),
-            np.nan_to_num(scale * getattr(points, f"{field}_stderr")),
-            fmt="s",
-            ms=4,
-            capsize=3,
-            color=REFERENCE_COLOUR,
-            label="reference",
-        )
+        values, errors = scale * getattr(points, field), scale * getattr(points, f"{field}_stderr")
+        style: dict[str, Any] = {"ms": 4, "capsize": 3, "color": REFERENCE_COLOUR}
+        style |= {"fmt": "s", "label": "reference"}
+        axis.errorbar(points.temperatures, values, np.nan_to_num(errors), **style)
     axis.set_xlabel("T (K)", fontsize=FONT)
     axis.set_ylabel(label, fontsize=FONT)
     axis.legend(frameon=False, fontsize=9)
@@ -124,18 +117,10 @@ def _draw_profiles(axis: Axes, run: RunEstimates, name: str, reference: Referenc
             continue
         expected = reference.phi_profile(rung)
         seen = expected.kish >= _MIN_KISH
-        axis.errorbar(
-            centres[seen],
-            expected.free_energy[seen],
-            np.nan_to_num(expected.stderr[seen]),
-            fmt="s",
-            ms=3,
-            capsize=2,
-            lw=0.8,
-            color=colour,
-            mfc="white",
-            label=f"reference, {kelvin:.0f} K",
-        )
+        style: dict[str, Any] = {"ms": 3, "capsize": 2, "lw": 0.8, "color": colour, "mfc": "white"}
+        style["label"] = f"reference, {kelvin:.0f} K"
+        errors = np.nan_to_num(expected.stderr[seen])
+        axis.errorbar(centres[seen], expected.free_energy[seen], errors, fmt="s", **style)
     label_degrees(axis, "x", symbol(name))
     axis.set_ylabel("free energy (kT)", fontsize=FONT)
     axis.set_title(f"bins of at least {_MIN_KISH} effective samples", fontsize=10)
