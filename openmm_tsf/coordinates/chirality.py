@@ -18,10 +18,7 @@ FLAT_TOLERANCE = 0.05
 def reference_handedness(zmatrix: ZMatrix, torsions: Tensor) -> Tensor:
     """Return the sign of the sine of each dihedral [N-3] at a tetrahedral centre, 0 elsewhere.
 
-    Raises
-    ------
-    ValueError
-        If such a centre is flat in the reference (its atoms are named).
+    A centre that is flat in the reference is refused (its atoms are named).
     """
     sine = torsions.sin()
     tetrahedral = torch.as_tensor(zmatrix.tetrahedral)[3:]

@@ -28,15 +28,8 @@ OVERLAP_STIFFNESS = 50.0
 class HydrogenLabels(nn.Module):
     """Groups of three equivalent hydrogens, and which of each comes first after the branch cut.
 
-    Parameters
-    ----------
-    rows
-        The Z-matrix's rows [N, 4].
-    handedness
-        Of its dihedrals [N-3]: +1, -1, or 0.
-    triples
-        Groups of equivalent atoms. Those that are not a primary torsion with two siblings of
-        opposite handedness (groups at the root) are left out.
+    Of a Z-matrix with rows [N, 4] and the `handedness` [N-3] of its dihedrals. Triples that are not
+    a primary torsion with two siblings of opposite handedness (groups at the root) are left out.
     """
 
     columns: Tensor
@@ -103,14 +96,7 @@ class HydrogenLabels(nn.Module):
         with neighbouring labels: itself, one where t1 comes last (t1 behind the cut) and one where
         t3 comes first (2 pi - t3 before the cut). They are weighted
         1 : exp(-q t1^2) : exp(-q (2 pi - t3)^2), q = 50/tau, normalised to one. The logarithms are
-        sums over groups.
-
-        Parameters
-        ----------
-        torsions, cuts
-            Dihedrals [B, N-3] of a copy, not wrapped, and cuts [N-3].
-        tau
-            T/T_ref [B].
+        sums over groups. `torsions` [B, N-3] of a copy are not wrapped; tau [B].
         """
         first, second, third = self._angles_from_cut(torsions, cuts)
         before, behind = first < 0, third >= TWO_PI
@@ -178,15 +164,7 @@ def _columns(rows: np.ndarray, handedness: Sequence[float], triple: Triple) -> l
 
 
 class LabelledCopies:
-    """The methods of :class:`InternalCoordinates` that concern hydrogen labels.
-
-    Attributes
-    ----------
-    labelling
-        The groups of equivalent hydrogens.
-    overlap
-        Whether copies overlap where one passes into the next.
-    """
+    """The methods of :class:`InternalCoordinates` that concern hydrogen labels."""
 
     n_atoms: int
     labelling: HydrogenLabels
@@ -224,13 +202,9 @@ class LabelledCopies:
         (:meth:`draw_copies`), just as momenta are drawn. Zero without `overlap`: one copy has all
         the weight.
 
-        Parameters
-        ----------
-        u
-            Coordinates in the domain.
-        tau
-            T/T_ref [B]. The numerator of w steers as a Boltzmann factor does; its denominator,
-            which differs from one only within 0.3 rad of a boundary, does not.
+        u are coordinates in the domain, `tau` is T/T_ref [B]. The numerator of w steers as a
+        Boltzmann factor does; its denominator, which differs from one only within 0.3 rad of a
+        boundary, does not.
         """
         if not self.overlap:
             return u.new_zeros(len(u))

@@ -82,17 +82,11 @@ class ZMatrix:
     def from_topology(cls, topology: app.Topology, positions: Any) -> Self:
         """Build the Z-matrix of a single molecule.
 
-        Parameters
-        ----------
-        topology
-            An OpenMM Topology with its bonds.
-        positions
-            Reference conformation [N, 3] in nm, or a Quantity.
+        `topology` is an OpenMM Topology with its bonds, `positions` a reference conformation
+        [N, 3] in nm, or a Quantity.
 
         Raises
         ------
-        TypeError
-            If `topology` is not an OpenMM Topology.
         ValueError
             If there are fewer than four atoms, no bonds, several fragments, positions of another
             shape, or a reference angle is linear (its atoms are named).

@@ -26,10 +26,7 @@ class Bijector(Protocol):
 
     @property
     def is_constant_log_det(self) -> bool:
-        """Whether the log-determinant is the same number at every point of the domain.
-
-        The steering condition asks for it (arXiv:2012.00429, eq. 4).
-        """
+        """Whether the log-determinant is constant (the steering condition needs it)."""
         ...
 
     def forward_and_log_det(self, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,20 +48,8 @@ def draw_weighted(
 ) -> WeightedDraws:
     """Draw n configurations at a temperature, with the weights of (x, p) up to a constant.
 
-    Parameters
-    ----------
-    flow
-        The flow, trained at its reference temperature.
-    potential
-        Energies of the target.
-    temperature
-        In K (or a Quantity); the flow need not have been trained there.
-    n
-        Number of draws.
-    generator
-        Source of the random numbers.
-    batch_size
-        Draws that are made at once; the random numbers depend on it.
+    The flow need not have been trained at the temperature, in K (or a Quantity). `batch_size` draws
+    are made at once; the random numbers depend on it.
     """
     n, batch_size = check_int(n, "n"), check_int(batch_size, "batch_size")
     kelvin = as_temperature(temperature)

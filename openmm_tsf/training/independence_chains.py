@@ -19,15 +19,7 @@ from openmm_tsf.utils.validation import check_int
 
 
 class IndependenceChains:
-    """Independence samplers, several at each temperature.
-
-    Parameters
-    ----------
-    points
-        Initial states, [K n] points of the target, the n of each temperature together.
-    n_temperatures
-        K.
-    """
+    """Independence samplers from initial states [K n], the n of each of K temperatures together."""
 
     def __init__(self, points: Points, n_temperatures: int) -> None:
         self.points, self.n_temperatures = points, n_temperatures
@@ -55,19 +47,8 @@ class IndependenceChains:
         chain in a rare basin would receive hardly any proposal from that basin and would keep its
         initial state, a frame of another temperature.
 
-        Parameters
-        ----------
-        index
-            From :meth:`next_chains`.
-        points
-            Proposals [B], in the order of `index` by temperature.
-        proposed, current
-            ln(target/flow) at the proposals and at the states of the chains [B].
-
-        Returns
-        -------
-        acceptance
-            The fraction of proposals that were accepted.
+        `points` are proposals [B] in the order of `index` by temperature; `proposed` and `current`
+        are ln(target/flow) at them and at the chains [B]. Returns the fraction accepted.
         """
         chain = draw = torch.arange(len(index))
         if float(torch.rand((), generator=generator)) < 0.5:

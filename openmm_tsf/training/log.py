@@ -23,11 +23,6 @@ def merge_logs(folder: Path) -> None:
 
     Rounds have different columns (later ones validate at more temperatures): the table has all of
     them, empty where a round has none, after a column with the round's number.
-
-    Raises
-    ------
-    ValueError
-        If one of the files is not a readable table.
     """
     rows: list[dict[str, str]] = []
     for path in sorted((folder / "training").iterdir()):

@@ -37,11 +37,7 @@ _CLIP_FACTOR = 2.0
 
 
 class Trainer:
-    """The state of one training: everything that a checkpoint must hold.
-
-    The parameters are those of :func:`openmm_tsf.fit`. The flow itself changes only in
-    :meth:`restore`.
-    """
+    """All that a checkpoint must hold. The flow itself changes only in :meth:`restore`."""
 
     def __init__(
         self,

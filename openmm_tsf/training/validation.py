@@ -77,13 +77,8 @@ class Validation:
         flat: dict[str, float] = {"step": self.step, "lambda": self.mixing, "score": self.score}
         for name in ("nll", "kl", "chains"):
             flat[f"train_{name}"] = self.running.get(name, math.nan)
-        for prefix, values in (
-            ("nll", self.nll),
-            ("free_energy", self.free_energy),
-            ("ess", self.ess),
-            ("basin1", self.basin_population),
-            ("inside", self.inside),
-        ):
+        for prefix in ("nll", "free_energy", "ess", "basin1", "inside"):
+            values = self.basin_population if prefix == "basin1" else getattr(self, prefix)
             flat |= {f"{prefix} {key}": value for key, value in values.items()}
         return flat
 
@@ -118,21 +113,8 @@ def _mean(values: Iterable[float]) -> float:
 class Validator:
     """Validates networks on held-out frames and fixed noise, so that results are comparable.
 
-    Parameters
-    ----------
-    flow
-        Its fixed layers and T_ref are used.
-    datasets
-        Held-out frames by temperature.
-    target
-        The training's target, for the energies of draws; None leaves the reverse estimates out.
-    settings
-        Temperatures and number of the draws, and the network's precision.
-    seed
-        Seed of the noise.
-    populations
-        Population of basin 1 in each dataset as a whole, of which the held-out frames may be a
-        short piece; by default that in the held-out frames.
+    Without a target the reverse estimates are left out. `populations` are those of basin 1 in each
+    dataset as a whole, of which the held-out frames may be a short piece; by default theirs.
     """
 
     def __init__(
@@ -156,12 +138,10 @@ class Validator:
             tau = dataset.temperature / flow.reference_temperature
             y, log_det = whiten(flow, dataset.positions, tau, generator)
             labels = basin_labels(dataset.molecule, dataset.positions)
-            momenta = math.sqrt(tau) * torch.randn(
-                len(y), flow.n_momenta, generator=generator, dtype=dtype
-            )
-            population = float(labels.double().mean())
-            if populations is not None:
-                population = populations[number]
+            noise = torch.randn(len(y), flow.n_momenta, generator=generator, dtype=dtype)
+            momenta = math.sqrt(tau) * noise
+            of_frames = float(labels.double().mean())
+            population = of_frames if populations is None else populations[number]
             self.populations.setdefault(dataset.temperature, []).append(population)
             for basin in labels.unique().tolist():
                 chosen = labels == basin
@@ -219,10 +199,7 @@ class Validator:
     def population_error(self, population: Mapping[str, float]) -> float:
         """Return the mean |ln(population of draws / of data)| of the basins that have data.
 
-        Parameters
-        ----------
-        population
-            Fraction of draws in basin 1 by ``"<T>K"``.
+        `population` is the fraction of draws in basin 1 by ``"<T>K"``.
         """
         least = 0.5 / len(self.noise)
         errors = []
