@@ -66,9 +66,10 @@ class IndependenceChains:
         n = len(chain_basin) // self.n_temperatures
         chains, draws = [], []
         for first in range(0, len(chain_basin), n):
+            here = slice(first, first + n)
             for basin in (0, 1):
-                in_chains = (chain_basin[first : first + n] == basin).nonzero().flatten()
-                in_draws = (draw_basin[first : first + n] == basin).nonzero().flatten()
+                in_chains = (chain_basin[here] == basin).nonzero().flatten()
+                in_draws = (draw_basin[here] == basin).nonzero().flatten()
                 n_pairs = min(len(in_chains), len(in_draws))
                 chains.append(first + in_chains[:n_pairs])
                 draws.append(first + in_draws[:n_pairs])

@@ -134,14 +134,14 @@ class Trainer:
         return validation
 
     @property
-    def is_validation_due(self) -> bool:
-        """Whether the present step is one after which to validate."""
-        return self.step % self.settings.validate_interval == 0 or self.is_complete
-
-    @property
     def is_complete(self) -> bool:
         """Whether all steps are made."""
         return self.step >= self.settings.n_steps
+
+    @property
+    def is_validation_due(self) -> bool:
+        """Whether the present step is one after which to validate."""
+        return self.step % self.settings.validate_interval == 0 or self.is_complete
 
     @property
     def is_out_of_patience(self) -> bool:
