@@ -61,10 +61,8 @@ class BondGraph:
             elif first.residue is not second.residue:
                 bridges |= {(i, j), (j, i)}
         if not any(neighbours):
-            raise ValueError(
-                "topology: expected bonds, got none; Topology.createStandardBonds() adds those of "
-                "standard residues, Topology.addBond any other"
-            )
+            hint = "Topology.createStandardBonds() adds those of standard residues, addBond others"
+            raise ValueError(f"topology: expected bonds, got none; {hint}")
         names = tuple(atom_label(atom) for atom in atoms)
         _check_connected(neighbours, names)
         residues: dict[int, dict[str, int]] = {}
@@ -99,10 +97,8 @@ class BondGraph:
         if not self._is_bent(first, vertex, last):
             names = f"{self.names[first]} {self.names[vertex]} {self.names[last]}"
             degrees = np.rad2deg(self._angle(first, vertex, last))
-            raise ValueError(
-                f"positions: expected no linear angle, but {names} is at {degrees:.2f} degrees; "
-                "dihedral angles about it are undefined"
-            )
+            what = f"{names} is at {degrees:.2f} degrees, without dihedral angles about it"
+            raise ValueError(f"positions: expected no linear angle, but {what}")
 
     def _angle(self, first: int, vertex: int, last: int) -> float:
         one = self.positions[first] - self.positions[vertex]
@@ -195,8 +191,6 @@ def _check_connected(neighbours: Sequence[set[int]], names: Sequence[str]) -> No
                 unseen.remove(atom)
                 stack.extend(neighbours[atom])
     if len(fragments) > 1:
-        shown = ", ".join(names[atom] for atom in fragments[:4])
-        raise ValueError(
-            f"topology: expected one molecule connected by bonds, got {len(fragments)} fragments "
-            f"(starting at {shown}{', ...' if len(fragments) > 4 else ''})"
-        )
+        shown = ", ".join([names[atom] for atom in fragments[:4]] + ["..."] * (len(fragments) > 4))
+        got = f"{len(fragments)} fragments (starting at {shown})"
+        raise ValueError(f"topology: expected one molecule connected by bonds, got {got}")

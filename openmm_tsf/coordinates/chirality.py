@@ -23,10 +23,9 @@ def reference_handedness(zmatrix: ZMatrix, torsions: Tensor) -> Tensor:
     sine = torsions.sin()
     tetrahedral = torch.as_tensor(zmatrix.tetrahedral)[3:]
     for flat in (tetrahedral & (sine.abs() < FLAT_TOLERANCE)).nonzero()[:, 0].tolist():
-        raise ValueError(
-            "positions: expected tetrahedral centres with a handedness, but "
-            f"{zmatrix.describe(flat + 3)} lie in one plane"
-        )
+        atoms = f"{zmatrix.describe(flat + 3)} lie in one plane"
+        expected = "tetrahedral centres with a handedness"
+        raise ValueError(f"positions: expected {expected}, but {atoms}")
     return torch.where(tetrahedral, sine.sign(), torch.zeros_like(sine))
 
 

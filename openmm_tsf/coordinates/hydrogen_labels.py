@@ -194,13 +194,11 @@ class LabelledCopies:
     def log_partition(self, u: Tensor, tau: Tensor) -> Tensor:
         """ln of the partition of unity [B] over hydrogen label copies, at the copies u [B, 3N-6].
 
-        If copies are disjoint, a density on u ends at a step, which no smooth flow fits and beyond
-        which its draws are lost. With `overlap` the weight w of a copy decreases smoothly beyond
-        its boundary, by as much as that of the next increases (:meth:`log_partition_terms`); the
-        weights of all copies of a configuration sum to one. So p(x) w(u) is a density on copies
-        whose marginal is p(x), and a configuration's copy is drawn with probability w
-        (:meth:`draw_copies`), just as momenta are drawn. Zero without `overlap`: one copy has all
-        the weight.
+        If copies are disjoint, a density on u ends at a step, which no smooth flow fits. With
+        `overlap` the weight w of a copy decreases smoothly beyond its boundary, by as much as that
+        of the next increases; the weights of all copies of a configuration sum to one. So p(x) w(u)
+        is a density on copies whose marginal is p(x), and a configuration's copy is drawn with
+        probability w (:meth:`draw_copies`), as momenta are. Zero without `overlap`.
 
         u are coordinates in the domain, `tau` is T/T_ref [B]. The numerator of w steers as a
         Boltzmann factor does; its denominator, which differs from one only within 0.3 rad of a

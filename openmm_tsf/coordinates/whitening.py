@@ -219,8 +219,7 @@ def _cholesky(covariance: Tensor, stiff: Tensor) -> Tensor:
     small = (factor.diagonal() < DEGENERATE).nonzero()[:, 0].tolist()
     if int(failed) or small:
         first = int(failed) - 1 if int(failed) else small[0]
-        raise ValueError(
-            f"u: coordinate {int(stiff.nonzero()[first, 0])} is a linear function of those "
-            "before it (degenerate covariance); more frames may help"
-        )
+        what = "is a linear function of those before it (degenerate covariance)"
+        index = int(stiff.nonzero()[first, 0])
+        raise ValueError(f"u: coordinate {index} {what}; more frames may help")
     return factor

@@ -133,9 +133,7 @@ class AugmentedMap(nn.Module, ABC):
 
     def match_pose(self, x: Tensor, like: Tensor) -> Tensor:
         """Return x in the pose (and hydrogen labels) of `like`, both [B, *event]."""
-        if self.coordinates is None:
-            return x
-        return self.coordinates.match_pose(x, like=like)
+        return x if self.coordinates is None else self.coordinates.match_pose(x, like=like)
 
     def is_mirror_image(self, x: Tensor) -> Tensor:
         """Return which x [B, *event] have a centre of the wrong handedness, [B] bool."""
@@ -147,15 +145,12 @@ class AugmentedMap(nn.Module, ABC):
         """T / T_ref, a scalar or [B]."""
         if isinstance(temperature, Tensor):
             if temperature.ndim > 1 or (temperature.ndim == 1 and len(temperature) != len(like)):
-                raise ValueError(
-                    f"temperature: expected one number or one per row [{len(like)}], "
-                    f"got shape {tuple(temperature.shape)}"
-                )
+                expected, shape = f"one per row [{len(like)}]", tuple(temperature.shape)
+                raise ValueError(f"temperature: expected one number or {expected}, got {shape}")
             if not bool((temperature > 0).all()):
                 raise ValueError("temperature: expected positive temperatures in kelvin")
             return temperature.to(like) / self.reference_temperature
-        kelvin = as_temperature(temperature)
-        return like.new_tensor(kelvin / self.reference_temperature)
+        return like.new_tensor(as_temperature(temperature) / self.reference_temperature)
 
     def _check(self, tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:
         if tensor.dtype != self.dtype or tensor.device != self.device:
@@ -222,10 +217,9 @@ class AugmentedMap(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor]:
         """Draw which copy each x [B, *event] is taken for, by the partition weights.
 
-        The target of a flow with overlapping copies is p(x, p) times the partition weight of the
-        copy (:meth:`openmm_tsf.coordinates.internal.InternalCoordinates.log_partition`); its
-        marginal is p(x, p). Drawing the copy is a Gibbs step, as drawing the momenta is. Returns
-        copies [B, G], for :meth:`inverse_and_log_det`, and the ln of their partition weights [B].
+        Returns copies [B, G], for :meth:`inverse_and_log_det`, and the ln of their partition
+        weights [B] (:meth:`openmm_tsf.InternalCoordinates.log_partition`), with which a copy's
+        target is p(x, p) times its weight.
         """
         layer = self.coordinates
         assert layer is not None
@@ -284,10 +278,9 @@ class AugmentedMap(nn.Module, ABC):
             assert self.coordinates is not None
             n_groups = len(self.coordinates.labelling)
             if n_groups > MAX_GROUPS:
-                raise ValueError(
-                    f"log_prob: expected at most {MAX_GROUPS} groups of overlapping copies to sum "
-                    f"over, got {n_groups}; use weights of samples"
-                )
+                expected = f"at most {MAX_GROUPS} groups of overlapping copies to sum over"
+                hint = f"got {n_groups}; use weights of samples"
+                raise ValueError(f"log_prob: expected {expected}, {hint}")
             combinations = itertools.product(range(3), repeat=n_groups)
             all_copies = [torch.tensor(c, device=x.device).expand(len(x), -1) for c in combinations]
         terms = []

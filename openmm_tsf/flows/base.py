@@ -39,10 +39,9 @@ class AugmentedFlow(AugmentedMap):
     seed
         Seed of the weights.
     conditioner_dtype
-        Precision in which the couplings' networks are evaluated: torch.float32, which is
-        faster, torch.float64, or None for the flow's dtype. In any of them the map is exactly
-        invertible with the same Jacobian (see :class:`openmm_tsf.flows.coupling.AffineCoupling`);
-        in float32 the results depend on the batch size from the seventh digit on.
+        Precision of the couplings' networks: torch.float32, which is faster, torch.float64, or
+        None for the flow's dtype. In any of them the map is exactly invertible; in float32 the
+        results depend on the batch size from the seventh digit on.
 
     Examples
     --------
@@ -146,10 +145,8 @@ class AugmentedFlow(AugmentedMap):
         """Return the flow that the content of a flow file describes; see :meth:`load`."""
         fingerprint = content.get("fingerprint")
         if molecule is not None and fingerprint != molecule.fingerprint:
-            prints = f"{str(fingerprint)[:12]}, expected {molecule.fingerprint[:12]}"
-            raise ValueError(
-                f"{path}: this flow belongs to another molecule (fingerprint {prints})"
-            )
+            prints = f"fingerprint {str(fingerprint)[:12]}, expected {molecule.fingerprint[:12]}"
+            raise ValueError(f"{path}: this flow belongs to another molecule ({prints})")
         try:
             flow = cls._rebuild(content)
         except (TypeError, ValueError, RuntimeError) as error:

@@ -28,15 +28,12 @@ class Bijector(Protocol):
     @property
     def is_constant_log_det(self) -> bool:
         """Whether the log-determinant is constant (the steering condition needs it)."""
-        ...
 
     def forward_and_log_det(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return y = f(u) and log|det df/du| [B]."""
-        ...
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return u = f^-1(x) and log|det df^-1/dx| [B]."""
-        ...
 
 
 class PathwiseBijector(Bijector, Protocol):
@@ -44,11 +41,9 @@ class PathwiseBijector(Bijector, Protocol):
 
     def forward_and_pullback(self, u: Tensor) -> tuple[Tensor, Tensor, Pullback]:
         """Return y = f(u), log|det df/du| [B], and the pull-back of f^-1 from u to y."""
-        ...
 
     def inverse_and_pullback(self, x: Tensor) -> tuple[Tensor, Tensor, Pullback]:
         """Return u = f^-1(x), log|det df^-1/dx| [B], and the pull-back of f from x to u."""
-        ...
 
 
 class Chain(nn.Module):

@@ -17,18 +17,6 @@ class WeightedDraws(NamedTuple):
     """Draws x [n, *event], energies U [n], log weights [n] and which are inside the domain [n].
 
     Outside the domain of the flow's coordinates the energy is +inf and the log weight -inf.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from openmm_tsf import TemperatureSteerableFlow
-    >>> from openmm_tsf.flows.draws import draw_weighted
-    >>> from openmm_tsf.potentials import DoubleWell
-    >>> harmonic = DoubleWell(0.0, 0.5, 0.0)  # U = x^2/2, which an untrained flow samples exactly
-    >>> flow = TemperatureSteerableFlow(1, 1, 2, (8,), 1.0, seed=1)
-    >>> draws = draw_weighted(flow, harmonic, 2.0, 100, torch.Generator().manual_seed(1))
-    >>> tuple(draws.x.shape), bool(draws.log_weights.std() < 1e-6)
-    ((100, 1), True)
     """
 
     x: Tensor

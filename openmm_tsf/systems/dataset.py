@@ -169,12 +169,10 @@ class MDDataset:
         """Return the same frames with energies from a potential, which must be finite."""
         with torch.no_grad():
             energies = potential.energy(self.positions)
-        bad = ~torch.isfinite(energies)
-        if bool(bad.any()):
-            raise ValueError(
-                f"positions: {int(bad.sum())} of {len(self)} frames have no finite energy, the "
-                f"first is frame {int(bad.nonzero()[0])}"
-            )
+        bad = (~torch.isfinite(energies)).nonzero().flatten()
+        if len(bad):
+            got = f"{len(bad)} of {len(self)} frames have no finite energy"
+            raise ValueError(f"positions: {got}, the first is frame {int(bad[0])}")
         return replace(self, energies=energies)
 
     def split(
@@ -187,19 +185,16 @@ class MDDataset:
         :attr:`chains`, whole chains go to each part instead.
         """
         if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
-            raise ValueError(
-                f"fractions: expected three positive numbers of sum 1, got {fractions}"
-            )
+            expected = "three positive numbers of sum 1"
+            raise ValueError(f"fractions: expected {expected}, got {fractions}")
         if self.chains is not None:
             return self._split_chains(self.chains, fractions)
         edges = np.linspace(0, len(self), n_blocks + 1).astype(int)
         parts: list[list[np.ndarray]] = [[], [], []]
         for start, stop in pairwise(edges):
-            size = stop - start
-            first = start + round(fractions[0] * size)
-            second = start + round((fractions[0] + fractions[1]) * size)
-            for part, limits in zip(parts, pairwise((start, first, second, stop)), strict=True):
-                part.append(np.arange(*limits))
+            cuts = [round(sum(fractions[:n]) * (stop - start)) for n in (1, 2)]
+            for part, frames in zip(parts, np.split(np.arange(start, stop), cuts), strict=True):
+                part.append(frames)
         indices = [torch.from_numpy(np.concatenate(part)) for part in parts]
         if min(len(part) for part in indices) == 0:
             raise ValueError(f"dataset: {len(self)} frames are too few to split {n_blocks} ways")
@@ -221,9 +216,7 @@ def _check_length(values: Tensor, name: str, n_frames: int) -> None:
 
 
 def _check_finite(values: Tensor, name: str) -> None:
-    bad = ~torch.isfinite(values.flatten(1) if values.ndim > 1 else values[:, None]).all(dim=1)
-    if bool(bad.any()):
-        raise ValueError(
-            f"{name}: expected finite numbers, got NaN or infinity in {int(bad.sum())} "
-            f"frames, the first is frame {int(bad.nonzero()[0])}"
-        )
+    bad = (~torch.isfinite(values.reshape(len(values), -1)).all(dim=1)).nonzero().flatten()
+    if len(bad):
+        got = f"NaN or infinity in {len(bad)} frames, the first is frame {int(bad[0])}"
+        raise ValueError(f"{name}: expected finite numbers, got {got}")

@@ -102,7 +102,7 @@ def fit(
     FloatingPointError
         If too many steps in a row have non-finite gradients.
     ValueError
-        If data are outside the flow's domain or the checkpoint does not belong to this training.
+        If data are outside the flow's domain or the checkpoint is of another training.
 
     Examples
     --------

@@ -57,14 +57,12 @@ class FitSettings:
     temperatures
         Temperatures of the KL draws and of the validation, K; None means T_ref only.
     basin_share
-        Least fraction of a minor basin (sign of the first phi) in the batches of data. Above its
-        population it keeps the basin in KL training, which would lose it; the flow then proposes
-        the basin somewhat too often, which Metropolis steps correct. 0: as in the data.
+        Least fraction of a minor basin (sign of the first phi) in the batches of data, which keeps
+        the basin in KL training; the flow then proposes it somewhat too often. 0: as in the data.
     estimator
         ``"direct"``: the two losses differentiated directly (arXiv:2012.00429, eqs. 5 and 6).
         ``"path"``: their path gradients, which also use the forces at the data and have far less
-        noise, so that long trainings improve instead of overfitting
-        (:mod:`openmm_tsf.training.path_gradients`).
+        noise (:mod:`openmm_tsf.training.path_gradients`).
     n_chains, chain_share
         For ``"path"``: the number of Markov chains at each temperature to which the flow's draws
         are proposals, and their fraction of the data at the largest lambda: likelihood at
@@ -84,11 +82,6 @@ class FitSettings:
         number of successive steps with non-finite gradients that are skipped without an error.
     dtype
         Precision of the network in training; the flow is returned in float64.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a value is not a number or is out of range, or settings contradict each other.
 
     Examples
     --------
@@ -149,10 +142,8 @@ class FitSettings:
                 raise ValueError(f"n_chains: expected 0 for the direct estimator, got {chains}")
             return
         if self.basin_share > 0:
-            raise ValueError(
-                "basin_share: expected 0 for path gradients, whose basin_balance keeps basins "
-                f"without a bias, got {self.basin_share}"
-            )
+            share = f"got {self.basin_share} (basin_balance keeps basins without a bias)"
+            raise ValueError(f"basin_share: expected 0 for path gradients, {share}")
         rungs = len(self.temperatures or (0,))
         n_draws = self.kl_batch_size // rungs  # of each temperature in a step
         if self.lambda_max > 0 and self.kl_batch_size < rungs:

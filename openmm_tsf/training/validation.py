@@ -7,7 +7,6 @@ estimate improves; therefore basins weigh the same, and both directions count.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -169,12 +168,12 @@ class Validator:
         for key, (y, log_det, momenta, tau) in self.held_out.items():
             joint = negative_log_likelihood(network, y, log_det, momenta, tau)
             nll[key] = float(marginal_nll_bound(joint, self.flow.n_momenta, tau).mean())
-        draws: dict[str, _Draws] = {}
+        draws: dict[str, tuple[float, ...]] = {}
         if self.target is not None:
             for temperature in self.temperatures:
                 draws[f"{temperature:g}K"] = self._evaluate_draws(network, self.target, temperature)
         free_energy, ess, population, inside = (
-            {key: getattr(values, name) for key, values in draws.items()} for name in _Draws._fields
+            {key: values[column] for key, values in draws.items()} for column in range(4)
         )
         score = _mean(self.likelihood(basins, nll) for basins in self.groups.values())
         if free_energy:
@@ -213,7 +212,10 @@ class Validator:
                     errors.append(abs(math.log(max(q, least) / p)))
         return _mean(errors or [0.0])
 
-    def _evaluate_draws(self, network: Chain, target: Target, temperature: float) -> "_Draws":
+    def _evaluate_draws(
+        self, network: Chain, target: Target, temperature: float
+    ) -> tuple[float, ...]:
+        """Free energy, ESS, population of basin 1 and fraction inside; see :class:`Validation`."""
         flow, potential = self.flow, target.potential
         tau = temperature / flow.reference_temperature
         v = self.noise * math.sqrt(tau)
@@ -235,18 +237,6 @@ class Validator:
         entropy = 0.5 * v.shape[1] * (1 + math.log(2 * math.pi * tau))
         free_energy = -log_weight(softened, momenta, tau, -log_det).mean() - entropy + log_z_momenta
         labels = basin_labels(self.molecule, x[inside]).double()
-        return _Draws(
-            float(free_energy),
-            effective_sample_fraction(log_weights),
-            float(labels.mean()) if len(labels) else math.nan,
-            float(inside.double().mean()),
-        )
-
-
-class _Draws(NamedTuple):
-    """Results of the draws at one temperature; see :class:`Validation`."""
-
-    free_energy: float
-    ess: float
-    basin_population: float
-    inside: float
+        population = float(labels.mean()) if len(labels) else math.nan
+        ess, fraction = effective_sample_fraction(log_weights), float(inside.double().mean())
+        return float(free_energy), ess, population, fraction

@@ -98,24 +98,21 @@ def test_validated_free_energy_bounds_the_exact_one():
         assert validation.inside["0.7K"] == 1
 
 
-def test_population_error_of_lost_basins(molecule):
-    dataset = MDDataset.shipped(molecule, stride=40)
+def test_basins_in_validation(molecule):
+    """Lost basins count; few frames of a basin weigh little."""
+    dataset = MDDataset.shipped(molecule, stride=10)
     flow = TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(8,))
+    labels = basin_labels(molecule, dataset.positions)
     validator = Validator(flow, [dataset], None, VALIDATION, seed=1)
-    population = float(basin_labels(molecule, dataset.positions).double().mean())
+    population = float(labels.double().mean())
     assert validator.population_error({"600K": population}) == pytest.approx(0)
     assert validator.population_error({"600K": population / 10}) > 1
     assert math.isfinite(validator.population_error({"600K": 0.0}))
     other = Validator(flow, [dataset], None, VALIDATION, 1, [2 * population])
     assert other.population_error({"600K": 2 * population}) == pytest.approx(0)
 
-
-def test_few_frames_of_a_basin_weigh_little(molecule):
-    frames = MDDataset.shipped(molecule, stride=10)
-    flow = TemperatureSteerableFlow.from_dataset(frames, n_blocks=1, hidden=(8,))
-    labels = basin_labels(molecule, frames.positions)
     some = torch.cat([torch.where(labels == 0)[0][:400], torch.where(labels == 1)[0][:10]])
-    few = MDDataset(frames.positions[some], 600.0, molecule)
+    few = MDDataset(dataset.positions[some], 600.0, molecule)
     validator = Validator(flow, [few], None, VALIDATION, seed=1)
     basins = validator.groups[600.0]
     nll = {basins[0][0]: 1.0, basins[1][0]: 12.0}
