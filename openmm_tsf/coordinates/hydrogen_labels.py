@@ -1,10 +1,9 @@
 """Hydrogen labels: a methyl group rotated by a third is the same molecule with other labels.
 
 A force field does not distinguish a methyl group's three hydrogens, so the density of labelled
-configurations has three equal copies per group. The coordinate layer can work on one of them: it
-relabels the hydrogens so that, counterclockwise from the branch cut, the primary one comes first. A
-flow then has one mode to learn instead of three. The labels of a configuration are stored beside
-it, as its pose is.
+configurations has three equal copies per group. The coordinate layer can work on one of them, one
+mode instead of three: it relabels the hydrogens so that, counterclockwise from the branch cut, the
+primary one comes first. Labels are stored beside a configuration, as its pose is.
 """
 
 import math

@@ -45,9 +45,8 @@ class InternalCoordinates(LabelledCopies, nn.Module):
     dihedral is either a primary torsion or a sibling's offset from it.
 
     The domain: bonds > 0, -1 < cos theta < 1, dihedrals on their branch [cut, cut + 2 pi), and at
-    every tetrahedral centre the handedness of the reference positions.
-
-    Build it with :meth:`from_topology` or :meth:`from_config`.
+    every tetrahedral centre the handedness of the reference positions. Build the map with
+    :meth:`from_topology`.
 
     Attributes
     ----------

@@ -30,11 +30,10 @@ class AffineCoupling(nn.Module):
     The conditioner (s, t) may run in a lower precision than the features without loss of
     exactness: for any deterministic functions s and t, smooth or rounded, at fixed v_c the map is
     affine in v_t with determinant exp(sum s), hence a bijection that changes volumes by that
-    factor (Fubini). How accurate the inverse and the volume are depends only on the
-    multiply-and-add and the mean of s, which have the features' precision. The inverse needs the
-    same s and t: v_c is recovered to the last bits of the features' precision, which rarely (1 in
-    10^8 numbers) lie across a rounding boundary of the conditioner's, and matrix products may
-    differ in their last bit between batch sizes. The round-trip check of the kernels measures both.
+    factor. The inverse needs the same s and t: v_c is recovered to the last bits of the features'
+    precision, which rarely (1 in 10^8 numbers) lie across a rounding boundary of the conditioner's,
+    and matrix products may differ in their last bit between batch sizes. The round-trip check of
+    the kernels measures both.
 
     `transformed` are the indices of the transformed features; the conditioner, with layers of
     widths `hidden`, sees the others. `volume_preserving` subtracts the mean from the log-scales, so

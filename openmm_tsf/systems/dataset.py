@@ -51,9 +51,9 @@ class MDDataset:
 
     Raises
     ------
-    TypeError, ValueError
-        If shapes disagree, numbers are not finite, or frames are not conformations of the molecule
-        (overlapping atoms; other bonds, hence another order of atoms or another unit).
+    ValueError
+        If frames are not conformations of the molecule (overlapping atoms; other bonds, hence
+        another order of atoms or another unit).
 
     Examples
     --------

@@ -57,9 +57,8 @@ def load_molecule(
 def write_molecule(molecule: MolecularSystem, directory: PathLike) -> None:
     """Write ``topology.pdb``, for viewers, and the files that `read_molecule` reads.
 
-    A PDB file rounds positions to 0.0001 nm (which leads to other minima and other chains),
-    shortens names and reorders bonds; ``positions.npz`` and ``topology.json`` have them unchanged.
-    These are written first, so that they exist where `holds_molecule` is true.
+    A PDB file rounds positions, shortens names and reorders bonds; ``positions.npz`` and
+    ``topology.json``, written first so that they exist where `holds_molecule` is true, do not.
     """
     folder = Path(directory)
     write_arrays(folder / POSITIONS, {"positions": molecule.positions})

@@ -170,11 +170,6 @@ class MolecularSystem:
             fits in its memory), the second if not or if `options` name a platform.
         **options
             Passed to ``TorchPotential.from_system`` or ``OpenMMPotential``.
-
-        Raises
-        ------
-        ValueError
-            If `kind` or the options require torch, which does not cover the System.
         """
         if kind not in ("auto", "torch", "openmm"):
             raise ValueError(f"kind: expected 'auto', 'torch' or 'openmm', got {kind!r}")

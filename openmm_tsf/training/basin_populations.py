@@ -36,9 +36,8 @@ class Populations:
     The ratio P_p/P_q of a basin's populations is Bennett's estimate from data and draws in the
     basin: at C = ln(P_p/P_q), up to a constant of the temperature,
     E_q[ sigmoid(ln p/q - C) ] = E_p[ sigmoid(C - ln p/q) ] (J. Comput. Phys. 22, 245 (1976)).
-    Small steps in each training step keep it up to date. The mean of ln(p/q) over data alone is
-    larger by KL(p || q) within the basin: a basin that the flow represents less well would be drawn
-    too often.
+    Small steps in each training step keep it up to date. (The mean of ln(p/q) over data alone is
+    larger by KL(p || q) within the basin.)
 
     `tau` [G] are the T/T_ref of all groups, the datasets and then the chains; `ladder` [K] those of
     the draws. The state: running `basin_fractions` [K] of the draws in basin 1, `population_ratios`

@@ -101,8 +101,6 @@ def fit(
     ------
     FloatingPointError
         If too many steps in a row have non-finite gradients.
-    ValueError
-        If data are outside the flow's domain or the checkpoint is of another training.
 
     Examples
     --------

@@ -14,8 +14,8 @@ from openmm_tsf.training.losses import whiten
 class TrainingFrames:
     """All training frames in the network's output space.
 
-    A dataset's fraction of a batch is given by its weight, however many frames it has, so that a
-    temperature with few samples keeps its part; within it a minor basin has at least `basin_share`.
+    A dataset's fraction of a batch is given by its weight, however many frames it has; within it a
+    minor basin has at least `basin_share`.
     """
 
     def __init__(

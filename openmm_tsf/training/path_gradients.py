@@ -1,10 +1,9 @@
 """Path gradients: training on likelihood and energy with the forces of both.
 
 The gradient of the likelihood -E_p[ln q] is a mean of scores whose norm, of order sqrt(d), does not
-shrink as the flow improves; late training is dominated by noise and overfits few frames. Path
-gradients (Roeder, Wu, Duvenaud, arXiv:1703.09194; Vaitl et al., arXiv:2206.09016, 2403.15881) have
-the same mean, and vanish at every point once the flow is exact. They need grad ln p at the data:
-one evaluation with forces per frame, once.
+shrink as the flow improves; late training fits noise. Path gradients (Roeder, Wu, Duvenaud,
+arXiv:1703.09194; Vaitl et al., arXiv:2206.09016, 2403.15881) have the same mean, and vanish at
+every point once the flow is exact. They need grad ln p at the data: one evaluation of each frame.
 """
 
 import torch

@@ -59,10 +59,9 @@ class _EnergyPart(NamedTuple):
 class PathObjective:
     """Both divergences by path gradients, with chains and terms for the populations.
 
-    Two terms contain the gradient of ln(p/q) (:mod:`openmm_tsf.training.basin_populations`):
     `log_variance` draws the ln(p/q) of every data point towards the mean (the log-variance
     divergence, arXiv:2005.05409, on data and chains); `basin_balance` corrects the populations of
-    basins at the flow's draws.
+    basins at the flow's draws (:mod:`openmm_tsf.training.basin_populations`).
     """
 
     def __init__(

@@ -69,12 +69,10 @@ class FitSettings:
         temperatures without frames (:mod:`openmm_tsf.training.independence_chains`). 0: none.
     log_variance, basin_balance
         For ``"path"``: weights of the terms that make ln(p/q) constant, over the data and, at the
-        draws, from basin to basin (sign of the first phi). They keep the populations of basins, to
-        which path gradients are almost insensitive.
-    ema_decay
-        Decay of the running mean of the weights, which is validated and kept.
-    max_grad_norm
-        Gradients are clipped to this norm, and to twice their usual norm.
+        draws, from basin to basin: path gradients hardly see the populations of basins.
+    ema_decay, max_grad_norm
+        Decay of the running mean of the weights, which is validated and kept; gradients are clipped
+        to this norm, and to twice their usual norm.
     validate_interval, n_validation_draws
         Steps between validations; draws per temperature in each.
     patience, max_skipped

@@ -48,8 +48,7 @@ class Validation:
     inside
         By temperature: fraction of draws inside the domain.
     running
-        Exponential means of the training losses (by path gradients: without points whose
-        gradients are cut) and of the chains' acceptance.
+        Exponential means of the training losses and of the chains' acceptance.
 
     Examples
     --------
