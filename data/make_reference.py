@@ -25,6 +25,8 @@ import openmm
 import openmm.app as app
 import openmm.unit as unit
 
+from openmm_tsf.systems import alanine_dipeptide
+
 HERE = Path(__file__).resolve().parent
 TEMPERATURES_K = 300.0 * 2.0 ** (np.arange(5) / 4)  # 300 to 600 K, geometric
 KB = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
@@ -41,27 +43,17 @@ PHI, PSI = [4, 6, 8, 14], [6, 8, 14, 16]
 OMEGAS = [[1, 4, 6, 8], [8, 14, 16, 18]]
 
 
-def build_system(pdb):
-    """Return the System with heavy hydrogens."""
-    force_field = app.ForceField("amber99sbildn.xml", "amber96_obc.xml")
-    system = force_field.createSystem(
-        pdb.topology, nonbondedMethod=app.NoCutoff, constraints=None, removeCMMotion=False
-    )
-    for atom in pdb.topology.atoms():
-        if atom.element is app.element.hydrogen:
-            system.setParticleMass(atom.index, HYDROGEN_MASS_AMU)
-    return system
-
-
 class ReplicaExchange:
     """Replicas with one OpenMM Context each, resumed from a checkpoint if the directory has one."""
 
     def __init__(self, directory, seed):
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
-        pdb = app.PDBFile(str(HERE / "ala2.pdb"))
-        system = build_system(pdb)
-        self.topology = mdtraj.Topology.from_openmm(pdb.topology)
+        molecule = alanine_dipeptide()
+        for atom in molecule.topology.atoms():
+            if atom.element is app.element.hydrogen:
+                molecule.system.setParticleMass(atom.index, HYDROGEN_MASS_AMU)
+        self.topology = molecule.mdtraj_topology
         self.rng = np.random.default_rng(seed)
         self.rung_of = np.arange(len(TEMPERATURES_K))  # of each replica
         self.swap_index = self.segment = 0
@@ -73,17 +65,16 @@ class ReplicaExchange:
             integrator = openmm.LangevinMiddleIntegrator(temperature, FRICTION_PER_PS, TIMESTEP_PS)
             # A resumed run draws new noise: the seed depends on where it continues.
             integrator.setRandomNumberSeed(int(self.rng.integers(1, 2**31 - 1)))
-            self.contexts.append(openmm.Context(system, integrator, platform))
+            self.contexts.append(openmm.Context(molecule.system, integrator, platform))
         checkpoint = self.directory / "checkpoint.npz"
         if checkpoint.exists():
             self.load(checkpoint)
         else:
             for context, temperature in zip(self.contexts, TEMPERATURES_K, strict=True):
-                context.setPositions(pdb.positions)
+                context.setPositions(molecule.positions)
                 openmm.LocalEnergyMinimizer.minimize(context, 10.0, 200)
-                context.setVelocitiesToTemperature(
-                    temperature, int(self.rng.integers(1, 2**31 - 1))
-                )
+                seed = int(self.rng.integers(1, 2**31 - 1))
+                context.setVelocitiesToTemperature(temperature, seed)
             for _ in range(EQUILIBRATION_SWAPS):
                 self.advance()
 
@@ -184,12 +175,9 @@ def run(args):
     while time.monotonic() < end:
         start = time.monotonic()
         sampler.run_segment()
-        rates = sampler.accepted / sampler.attempts
-        print(
-            f"segment {sampler.segment}: {time.monotonic() - start:.1f} s, swaps accepted",
-            np.array2string(rates, precision=3),
-            flush=True,
-        )
+        rates = np.array2string(sampler.accepted / sampler.attempts, precision=3)
+        duration = f"{time.monotonic() - start:.1f} s"
+        print(f"segment {sampler.segment}: {duration}, swaps accepted {rates}", flush=True)
 
 
 def export(args):
@@ -198,13 +186,11 @@ def export(args):
 
     paths = sorted(Path(args.directory).glob("segment*.npz"))
     parts = [np.load(path) for path in paths if ".tmp" not in path.name]
-    data = {
-        key: np.concatenate([part[key] for part in parts])
-        for key in ("phi", "psi", "energy", "replica", "positions")
-    }
+    names = ("phi", "psi", "energy", "replica", "positions")
+    data = {name: np.concatenate([part[name] for part in parts]) for name in names}
     positions = data.pop("positions")
     stored = {"300K": positions[::FRAME_STRIDE, 0], "600K": positions[::FRAME_STRIDE, -1]}
-    topology = mdtraj.Topology.from_openmm(app.PDBFile(str(HERE / "ala2.pdb")).topology)
+    topology = alanine_dipeptide().mdtraj_topology
     frames = mdtraj.Trajectory(positions.reshape(-1, *positions.shape[2:]), topology)
     omega = mdtraj.compute_dihedrals(frames, OMEGAS)
     n_cis = int((np.abs(omega) < np.pi / 2).sum())
@@ -212,10 +198,8 @@ def export(args):
         with np.load(args.output) as earlier:
             n_cis += int(earlier["n_cis_frames"])
             data = {key: np.concatenate([earlier[key], data[key]]) for key in data}
-            stored = {
-                key: np.concatenate([earlier[f"positions_{key}"], frames])
-                for key, frames in stored.items()
-            }
+            for key in stored:
+                stored[key] = np.concatenate([earlier[f"positions_{key}"], stored[key]])
     columns = {}
     for name, series in (("phi_positive", data["phi"] > 0), ("mean_energy", data["energy"])):
         means = [estimate_mean(series[:, rung, None]) for rung in range(len(TEMPERATURES_K))]
@@ -253,9 +237,8 @@ def main():
     command = commands.add_parser("export")
     command.add_argument("--directory", required=True)
     command.add_argument("--output", default=str(HERE / "ala2_reference.npz"))
-    command.add_argument(
-        "--append", action="store_true", help="keep the records already in the output file"
-    )
+    keep = "keep the records already in the output file"
+    command.add_argument("--append", action="store_true", help=keep)
     command.set_defaults(function=export)
     args = parser.parse_args()
     args.function(args)

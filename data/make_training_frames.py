@@ -12,6 +12,8 @@ from pathlib import Path
 import openmm
 import openmm.app as app
 
+from openmm_tsf.systems import alanine_dipeptide
+
 HERE = Path(__file__).resolve().parent
 TEMPERATURE_K = 600.0
 TIMESTEP_PS = 0.001
@@ -26,16 +28,12 @@ def main():
     parser.add_argument("--output", default=str(HERE / "ala2_600K.dcd"))
     parser.add_argument("--seed", type=int, default=600)
     args = parser.parse_args()
-    pdb = app.PDBFile(str(HERE / "ala2.pdb"))
-    force_field = app.ForceField("amber99sbildn.xml", "amber96_obc.xml")
-    system = force_field.createSystem(
-        pdb.topology, nonbondedMethod=app.NoCutoff, constraints=None, removeCMMotion=False
-    )
+    molecule = alanine_dipeptide()
     integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE_K, FRICTION_PER_PS, TIMESTEP_PS)
     integrator.setRandomNumberSeed(args.seed)
     platform = openmm.Platform.getPlatformByName("Reference")
-    simulation = app.Simulation(pdb.topology, system, integrator, platform)
-    simulation.context.setPositions(pdb.positions)
+    simulation = app.Simulation(molecule.topology, molecule.system, integrator, platform)
+    simulation.context.setPositions(molecule.positions)
     simulation.minimizeEnergy()
     simulation.context.setVelocitiesToTemperature(TEMPERATURE_K, args.seed)
     simulation.step(EQUILIBRATION_STEPS)

@@ -1,9 +1,9 @@
 """The bonds of a molecule as a graph, and the spanning tree on which its Z-matrix is built."""
 
 import heapq
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Self
 
 import numpy as np
@@ -24,18 +24,9 @@ Triple = tuple[int, int, int]
 class BondGraph:
     """The bonded atoms of one molecule and what is needed to rank atoms and bonds.
 
-    Attributes
-    ----------
-    names, elements, atomic_numbers : tuple
-        Of each atom; an atom without an element has None and 0.
-    neighbours : tuple of tuple of int
-        The atoms bonded to each atom.
-    backbone, bridges : frozenset of (int, int)
-        Peptide backbone bonds and other bonds between residues, in both directions.
-    alpha_triples : tuple of (int, int, int)
-        N, CA and C of each residue that has them.
-    positions : ndarray [N, 3]
-        The reference conformation in nm.
+    An atom without an element has None and 0 in `elements` and `atomic_numbers`. `backbone` are
+    peptide backbone bonds, `bridges` other bonds between residues, both in both directions;
+    `alpha_triples` are N, CA and C of the residues that have them; `positions` [N, 3] in nm.
     """
 
     names: tuple[str, ...]
@@ -51,9 +42,8 @@ class BondGraph:
     def from_topology(cls, topology: app.Topology, positions: Any) -> Self:
         """Return the graph of a Topology; the errors are those of `ZMatrix.from_topology`."""
         if not isinstance(topology, app.Topology):
-            raise TypeError(
-                f"topology: expected an openmm.app.Topology, got {type(topology).__name__}"
-            )
+            got = type(topology).__name__
+            raise TypeError(f"topology: expected an openmm.app.Topology, got {got}")
         atoms = list(topology.atoms())
         n_atoms = len(atoms)
         if n_atoms < 4:
@@ -71,10 +61,8 @@ class BondGraph:
             elif first.residue is not second.residue:
                 bridges |= {(i, j), (j, i)}
         if not any(neighbours):
-            raise ValueError(
-                "topology: expected bonds, got none; Topology.createStandardBonds() adds those of "
-                "standard residues, Topology.addBond any other"
-            )
+            hint = "Topology.createStandardBonds() adds those of standard residues, addBond others"
+            raise ValueError(f"topology: expected bonds, got none; {hint}")
         names = tuple(atom_label(atom) for atom in atoms)
         _check_connected(neighbours, names)
         residues: dict[int, dict[str, int]] = {}
@@ -86,16 +74,11 @@ class BondGraph:
             if {"N", "CA", "C"} <= residue.keys()
             and {residue["N"], residue["C"]} <= neighbours[residue["CA"]]
         )
-        return cls(
-            names,
-            tuple(None if atom.element is None else atom.element.symbol for atom in atoms),
-            tuple(0 if atom.element is None else atom.element.atomic_number for atom in atoms),
-            tuple(tuple(sorted(bonded)) for bonded in neighbours),
-            frozenset(backbone),
-            frozenset(bridges),
-            alpha_triples,
-            xyz,
-        )
+        elements = tuple(None if atom.element is None else atom.element.symbol for atom in atoms)
+        numbers = tuple(0 if atom.element is None else atom.element.atomic_number for atom in atoms)
+        bonded_to = tuple(tuple(sorted(bonded)) for bonded in neighbours)
+        bonds = frozenset(backbone), frozenset(bridges)
+        return cls(names, elements, numbers, bonded_to, *bonds, alpha_triples, xyz)
 
     def is_heavy(self, atom: int) -> bool:
         """Whether the atom is not a hydrogen."""
@@ -109,16 +92,13 @@ class BondGraph:
         """Refuse a reference angle that is linear or undefined, naming its atoms."""
         for atom in (first, last):
             if np.linalg.norm(self.positions[atom] - self.positions[vertex]) < 1e-3:
-                raise ValueError(
-                    f"positions: atoms {self.names[atom]} and {self.names[vertex]} coincide"
-                )
+                pair = f"{self.names[atom]} and {self.names[vertex]}"
+                raise ValueError(f"positions: atoms {pair} coincide")
         if not self._is_bent(first, vertex, last):
-            raise ValueError(
-                "positions: expected no linear angle, but "
-                f"{self.names[first]} {self.names[vertex]} {self.names[last]} is at "
-                f"{np.rad2deg(self._angle(first, vertex, last)):.2f} degrees; dihedral angles "
-                "about it are undefined"
-            )
+            names = f"{self.names[first]} {self.names[vertex]} {self.names[last]}"
+            degrees = np.rad2deg(self._angle(first, vertex, last))
+            what = f"{names} is at {degrees:.2f} degrees, without dihedral angles about it"
+            raise ValueError(f"positions: expected no linear angle, but {what}")
 
     def _angle(self, first: int, vertex: int, last: int) -> float:
         one = self.positions[first] - self.positions[vertex]
@@ -131,10 +111,8 @@ class BondGraph:
 
     def _eccentricity(self, atom: int) -> int:
         """Number of bonds to the farthest atom."""
-        depth = {atom: 0}
-        queue = deque([atom])
-        while queue:
-            current = queue.popleft()
+        depth, queue = {atom: 0}, [atom]
+        for current in queue:  # grows while it is read
             for other in self.neighbours[current]:
                 if other not in depth:
                     depth[other] = depth[current] + 1
@@ -147,15 +125,11 @@ class BondGraph:
         N, CA, C of the most central residue, or else heavy atoms at the centre: rounding errors and
         the number of levels grow with the depth of the tree.
         """
-        candidates: Sequence[Triple] = self.alpha_triples
-        if not candidates:
-            candidates = [
-                (first, vertex, last)
-                for vertex, bonded in enumerate(self.neighbours)
-                for first in bonded
-                for last in bonded
-                if first < last
-            ]
+        candidates: Sequence[Triple] = self.alpha_triples or [
+            (first, vertex, last)
+            for vertex, bonded in enumerate(self.neighbours)
+            for first, last in combinations(bonded, 2)  # ascending
+        ]
         bent = [triple for triple in candidates if self._is_bent(*triple)]
         if not bent:
             self.check_angle(*candidates[0])  # raises, and names the atoms
@@ -217,8 +191,6 @@ def _check_connected(neighbours: Sequence[set[int]], names: Sequence[str]) -> No
                 unseen.remove(atom)
                 stack.extend(neighbours[atom])
     if len(fragments) > 1:
-        shown = ", ".join(names[atom] for atom in fragments[:4])
-        raise ValueError(
-            f"topology: expected one molecule connected by bonds, got {len(fragments)} fragments "
-            f"(starting at {shown}{', ...' if len(fragments) > 4 else ''})"
-        )
+        shown = ", ".join([names[atom] for atom in fragments[:4]] + ["..."] * (len(fragments) > 4))
+        got = f"{len(fragments)} fragments (starting at {shown})"
+        raise ValueError(f"topology: expected one molecule connected by bonds, got {got}")

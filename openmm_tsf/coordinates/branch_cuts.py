@@ -15,23 +15,10 @@ _BINS = 720
 
 
 def emptiest_angles(angles: Tensor) -> Tensor:
-    """Return the emptiest angle of each column.
+    """Return the emptiest angle [n], in [-pi, pi), of each column of angles [F, n] in radians.
 
-    Parameters
-    ----------
-    angles
-        Angles [F, n] in radians, on any branch.
-
-    Returns
-    -------
-    Tensor
-        Float64 angles [n] in [-pi, pi): the middle of the widest gap where it spans 20 degrees or
-        more, else the minimum of the density smoothed over 8 degrees.
-
-    Raises
-    ------
-    ValueError
-        If `angles` does not have the shape [F, n] with F >= 1, or is not finite.
+    The middle of the widest gap where it spans 20 degrees or more, else the minimum of the density
+    smoothed over 8 degrees; float64.
     """
     if angles.ndim != 2 or len(angles) < 1:
         raise ValueError(f"angles: expected shape [F, n] with F >= 1, got {tuple(angles.shape)}")
@@ -46,7 +33,7 @@ def emptiest_angles(angles: Tensor) -> Tensor:
 
 
 def _minimum_density(angles: Tensor) -> Tensor:
-    """Return the minimum [n] of the smoothed circular density of angles [F, n] in [0, 2 pi]."""
+    """The minimum [n] of the smoothed circular density of angles [F, n] in [0, 2 pi]."""
     bins = (angles * (_BINS / TWO_PI)).long().remainder(_BINS)
     counts = torch.zeros(_BINS, angles.shape[1], dtype=torch.float64)
     counts.scatter_add_(0, bins, torch.ones_like(angles))

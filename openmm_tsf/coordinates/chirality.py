@@ -18,18 +18,14 @@ FLAT_TOLERANCE = 0.05
 def reference_handedness(zmatrix: ZMatrix, torsions: Tensor) -> Tensor:
     """Return the sign of the sine of each dihedral [N-3] at a tetrahedral centre, 0 elsewhere.
 
-    Raises
-    ------
-    ValueError
-        If such a centre is flat in the reference (its atoms are named).
+    A centre that is flat in the reference is refused (its atoms are named).
     """
     sine = torsions.sin()
     tetrahedral = torch.as_tensor(zmatrix.tetrahedral)[3:]
     for flat in (tetrahedral & (sine.abs() < FLAT_TOLERANCE)).nonzero()[:, 0].tolist():
-        raise ValueError(
-            "positions: expected tetrahedral centres with a handedness, but "
-            f"{zmatrix.describe(flat + 3)} lie in one plane"
-        )
+        atoms = f"{zmatrix.describe(flat + 3)} lie in one plane"
+        expected = "tetrahedral centres with a handedness"
+        raise ValueError(f"positions: expected {expected}, but {atoms}")
     return torch.where(tetrahedral, sine.sign(), torch.zeros_like(sine))
 
 

@@ -16,13 +16,7 @@ def require_dtype(config: Any) -> torch.dtype:
 
 
 def parse_layer_config(config: Any, n_atoms: int) -> dict[str, Any]:
-    """Return the arguments of internal coordinates of `n_atoms` atoms, except their Z-matrix.
-
-    Raises
-    ------
-    ValueError
-        If an entry is missing, or has another shape or an impossible value.
-    """
+    """Return the arguments of internal coordinates of `n_atoms` atoms, except their Z-matrix."""
     handedness = require_array(config, "handedness", "if", n_atoms - 3)
     if not np.isin(handedness, (-1, 0, 1)).all():
         raise ValueError(f"handedness: expected -1, 0 and 1, got {handedness.tolist()}")

@@ -21,14 +21,8 @@ def norm(a: Tensor) -> Tensor:
 def dihedral(to_atom: Tensor, axis: Tensor, to_partner: Tensor) -> Tensor:
     """Dihedral angles in (-pi, pi], IUPAC sign (Pure Appl. Chem. 40, 291, 1974).
 
-    Parameters
-    ----------
-    to_atom
-        From the bond partner to the atom.
-    axis
-        From the angle partner to the bond partner.
-    to_partner
-        From the angle partner to the torsion partner, or any vector in that half plane.
+    `axis` points from the angle partner to the bond partner, `to_atom` from there to the atom,
+    `to_partner` from the angle partner to the torsion partner or any point of that half plane.
     """
     normal = cross(axis, to_atom)
     sine = -norm(axis) * dot(to_partner, normal)
@@ -51,16 +45,8 @@ def turn(frame: Frame, minus_cos: Tensor, sin: Tensor, cos_phi: Tensor, sin_phi:
 
     A frame (e1, e2, e3) is right-handed: e1 points from the angle partner to the bond partner, e2
     to the side of the torsion partner. The new e1 is the direction of the new bond, the new e2
-    points to the side of the old angle partner. No division: exact for any angle.
-
-    Parameters
-    ----------
-    frame
-        Vectors [3, n, B].
-    minus_cos, sin
-        -cos theta and sin theta [n, B].
-    cos_phi, sin_phi
-        Of the dihedral angle [n, B].
+    points to the side of the old angle partner. No division: exact for any angle. `frame` has
+    vectors [3, n, B]; cosines and sines of the angle and the dihedral are [n, B].
     """
     e1, e2, e3 = frame
     side = cos_phi * e2 + sin_phi * e3

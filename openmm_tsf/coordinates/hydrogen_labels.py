@@ -1,10 +1,9 @@
 """Hydrogen labels: a methyl group rotated by a third is the same molecule with other labels.
 
 A force field does not distinguish a methyl group's three hydrogens, so the density of labelled
-configurations has three equal copies per group. The coordinate layer can work on one of them: it
-relabels the hydrogens so that, counterclockwise from the branch cut, the primary one comes first. A
-flow then has one mode to learn instead of three. The labels of a configuration are stored beside
-it, as its pose is.
+configurations has three equal copies per group. The coordinate layer can work on one of them, one
+mode instead of three: it relabels the hydrogens so that, counterclockwise from the branch cut, the
+primary one comes first. Labels are stored beside a configuration, as its pose is.
 """
 
 import math
@@ -28,15 +27,8 @@ OVERLAP_STIFFNESS = 50.0
 class HydrogenLabels(nn.Module):
     """Groups of three equivalent hydrogens, and which of each comes first after the branch cut.
 
-    Parameters
-    ----------
-    rows
-        The Z-matrix's rows [N, 4].
-    handedness
-        Of its dihedrals [N-3]: +1, -1, or 0.
-    triples
-        Groups of equivalent atoms. Those that are not a primary torsion with two siblings of
-        opposite handedness (groups at the root) are left out.
+    Of a Z-matrix with rows [N, 4] and the `handedness` [N-3] of its dihedrals. Triples that are not
+    a primary torsion with two siblings of opposite handedness (groups at the root) are left out.
     """
 
     columns: Tensor
@@ -103,14 +95,7 @@ class HydrogenLabels(nn.Module):
         with neighbouring labels: itself, one where t1 comes last (t1 behind the cut) and one where
         t3 comes first (2 pi - t3 before the cut). They are weighted
         1 : exp(-q t1^2) : exp(-q (2 pi - t3)^2), q = 50/tau, normalised to one. The logarithms are
-        sums over groups.
-
-        Parameters
-        ----------
-        torsions, cuts
-            Dihedrals [B, N-3] of a copy, not wrapped, and cuts [N-3].
-        tau
-            T/T_ref [B].
+        sums over groups. `torsions` [B, N-3] of a copy are not wrapped; tau [B].
         """
         first, second, third = self._angles_from_cut(torsions, cuts)
         before, behind = first < 0, third >= TWO_PI
@@ -178,15 +163,7 @@ def _columns(rows: np.ndarray, handedness: Sequence[float], triple: Triple) -> l
 
 
 class LabelledCopies:
-    """The methods of :class:`InternalCoordinates` that concern hydrogen labels.
-
-    Attributes
-    ----------
-    labelling
-        The groups of equivalent hydrogens.
-    overlap
-        Whether copies overlap where one passes into the next.
-    """
+    """The methods of :class:`InternalCoordinates` that concern hydrogen labels."""
 
     n_atoms: int
     labelling: HydrogenLabels
@@ -216,21 +193,15 @@ class LabelledCopies:
     def log_partition(self, u: Tensor, tau: Tensor) -> Tensor:
         """ln of the partition of unity [B] over hydrogen label copies, at the copies u [B, 3N-6].
 
-        If copies are disjoint, a density on u ends at a step, which no smooth flow fits and beyond
-        which its draws are lost. With `overlap` the weight w of a copy decreases smoothly beyond
-        its boundary, by as much as that of the next increases (:meth:`log_partition_terms`); the
-        weights of all copies of a configuration sum to one. So p(x) w(u) is a density on copies
-        whose marginal is p(x), and a configuration's copy is drawn with probability w
-        (:meth:`draw_copies`), just as momenta are drawn. Zero without `overlap`: one copy has all
-        the weight.
+        If copies are disjoint, a density on u ends at a step, which no smooth flow fits. With
+        `overlap` the weight w of a copy decreases smoothly beyond its boundary, by as much as that
+        of the next increases; the weights of all copies of a configuration sum to one. So p(x) w(u)
+        is a density on copies whose marginal is p(x), and a configuration's copy is drawn with
+        probability w (:meth:`draw_copies`), as momenta are. Zero without `overlap`.
 
-        Parameters
-        ----------
-        u
-            Coordinates in the domain.
-        tau
-            T/T_ref [B]. The numerator of w steers as a Boltzmann factor does; its denominator,
-            which differs from one only within 0.3 rad of a boundary, does not.
+        u are coordinates in the domain, `tau` is T/T_ref [B]. The numerator of w steers as a
+        Boltzmann factor does; its denominator, which differs from one only within 0.3 rad of a
+        boundary, does not.
         """
         if not self.overlap:
             return u.new_zeros(len(u))

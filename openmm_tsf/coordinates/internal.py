@@ -45,22 +45,18 @@ class InternalCoordinates(LabelledCopies, nn.Module):
     dihedral is either a primary torsion or a sibling's offset from it.
 
     The domain: bonds > 0, -1 < cos theta < 1, dihedrals on their branch [cut, cut + 2 pi), and at
-    every tetrahedral centre the handedness of the reference positions.
-
-    Build it with :meth:`from_topology` or :meth:`from_config`.
+    every tetrahedral centre the handedness of the reference positions. Build the map with
+    :meth:`from_topology`.
 
     Attributes
     ----------
     n_atoms, n_coordinates : int
         N and 3N-6.
-    metric : str
-        ``"volume"`` or ``"polar"``.
-    is_constant_log_det : bool
-        True for ``"volume"``.
-    kinds : Tensor of int64 [3N-6]
-        0 bond, 1 angle, 2 primary torsion, 3 sibling offset.
-    names : list of str
-        The kind and the atoms of each coordinate.
+    metric, is_constant_log_det
+        ``"volume"`` or ``"polar"``; True for ``"volume"``.
+    kinds, names
+        The kind of each coordinate, int64 [3N-6] (0 bond, 1 angle, 2 primary torsion, 3 sibling
+        offset), and its kind and atoms as text.
     branch_cuts : Tensor [N-3]
         Where the branch of each dihedral begins, radians.
 
@@ -100,8 +96,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         check_choice(metric, "metric", METRICS)
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(f"dtype: expected torch.float64 or torch.float32, got {dtype}")
-        self.zmatrix = zmatrix
-        self.metric = metric
+        self.zmatrix, self.metric = zmatrix, metric
         self.is_constant_log_det = metric == "volume"
         self.n_atoms = zmatrix.n_atoms
         self.n_coordinates = 3 * self.n_atoms - 6
@@ -130,15 +125,11 @@ class InternalCoordinates(LabelledCopies, nn.Module):
 
         Parameters
         ----------
-        topology
-            OpenMM Topology with bonds.
-        positions
-            Reference conformation [N, 3] in nm, or a Quantity: defines the handedness and the
-            default branches, which are centred on it.
-        metric
-            ``"volume"`` (constant Jacobian) or ``"polar"``.
-        dtype
-            Of all computations: torch.float64 or torch.float32.
+        topology, positions
+            OpenMM Topology with bonds, and a reference conformation [N, 3] in nm (or a Quantity),
+            which defines the handedness and the default branches, centred on it.
+        metric, dtype
+            ``"volume"`` (constant Jacobian) or ``"polar"``; torch.float64 or torch.float32.
         equivalent
             Groups of three hydrogens to relabel so that one of three equal copies of the density
             is left (:func:`openmm_tsf.systems.equivalent_hydrogens.equivalent_hydrogens`).
@@ -150,8 +141,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         Raises
         ------
         TypeError, ValueError
-            As :meth:`ZMatrix.from_topology`; or if `metric` or `dtype` is unknown, or a
-            tetrahedral centre of the reference is flat (its atoms are named).
+            As :meth:`ZMatrix.from_topology`; or if a tetrahedral centre of the reference is flat.
         """
         zmatrix = ZMatrix.from_topology(topology, positions)
         reference = as_positions(positions, zmatrix.n_atoms)
@@ -203,9 +193,8 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         """Set where each dihedral's branch begins: [N-3] radians, in the order of u."""
         cuts = torch.as_tensor(cuts)
         if tuple(cuts.shape) != tuple(self.branch_cuts.shape):
-            raise ValueError(
-                f"cuts: expected shape {tuple(self.branch_cuts.shape)}, got {tuple(cuts.shape)}"
-            )
+            expected = tuple(self.branch_cuts.shape)
+            raise ValueError(f"cuts: expected shape {expected}, got {tuple(cuts.shape)}")
         if not torch.isfinite(cuts).all():
             raise ValueError("cuts: expected finite numbers, got NaN or infinity")
         with torch.no_grad():
@@ -240,15 +229,8 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         """Internal coordinates u [B, 3N-6] of x [B, N, 3] and log|det du/dx| [B].
 
         The log-determinant is -inf where x has the wrong handedness or no coordinates (coinciding
-        or collinear atoms, NaN).
-
-        Parameters
-        ----------
-        x
-            Conformations.
-        copies
-            Which copy of each group of equivalent hydrogens, [B, G] as :meth:`draw_copies` draws
-            them; by default the one with label 0.
+        or collinear atoms, NaN). `copies` [B, G] are which copies of the groups of equivalent
+        hydrogens to take, as :meth:`draw_copies` draws them; by default those with label 0.
         """
         self._check_x(x)
         if len(self.labelling):
@@ -314,10 +296,8 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         check_tensor(rotation, "rotation", (3, 3), u)
         check_tensor(translation, "translation", (3,), u)
         if not len(u) == len(rotation) == len(translation):
-            raise ValueError(
-                f"u, rotation, translation: expected one batch size, got {len(u)}, "
-                f"{len(rotation)}, {len(translation)}"
-            )
+            sizes = f"{len(u)}, {len(rotation)}, {len(translation)}"
+            raise ValueError(f"u, rotation, translation: expected one batch size, got {sizes}")
         return self._build(u, (rotation, translation))
 
     def place(self, u: Tensor, like: Tensor) -> Tensor:
@@ -348,17 +328,11 @@ class InternalCoordinates(LabelledCopies, nn.Module):
     def regularise(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Clamp u [B, 3N-6] to where the geometry is finite; return a penalty for the violation.
 
-        For training only: proposals of a sampler outside the domain are rejected.
-
-        Returns
-        -------
-        u : Tensor [B, 3N-6]
-            Bonds clamped to 0.3 of the reference's coordinate or more, |cos theta| to 0.999 or
-            less; the rest unchanged.
-        penalty : Tensor [B]
-            Sum of squared violations: bonds relative to the reference's, cosines, dihedrals beyond
-            their branch and offsets outside the half circle of their handedness in radians. Zero
-            with zero gradient inside, continuously differentiable.
+        For training only: proposals of a sampler outside the domain are rejected. Bonds are clamped
+        to 0.3 of the reference's coordinate or more, |cos theta| to 0.999 or less. The penalty [B]
+        is the sum of squared violations: bonds relative to the reference's, cosines, dihedrals
+        beyond their branch and offsets outside the half circle of their handedness in radians. Zero
+        with zero gradient inside, continuously differentiable.
         """
         self._check_u(u)
         bonds, angles, torsions = self._split(u)

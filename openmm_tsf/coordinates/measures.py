@@ -8,13 +8,9 @@ from openmm_tsf.utils.geometry import cross, dot
 
 
 def bonds_angles_dihedrals(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the internal geometry of conformations x [B, N, 3] in nm.
+    """Bonds [N-1, B] in nm, cosines and sines of the angles [N-2, B], dihedrals [N-3, B] of x.
 
-    Returns
-    -------
-    tuple of Tensor
-        Bonds [N-1, B] in nm, cosines and sines of the angles [N-2, B], dihedrals [N-3, B] in
-        (-pi, pi].
+    Dihedrals are in (-pi, pi]; x [B, N, 3] in nm.
     """
     xt = x.permute(2, 1, 0).contiguous()
     atom, bonded, angle, partner = rows.T

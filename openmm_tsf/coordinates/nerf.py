@@ -72,8 +72,10 @@ class Placement(nn.Module):
     def _anchors(
         zmatrix: ZMatrix, row_of: dict[int, int], start: int, stop: int
     ) -> list[tuple[int, int]]:
-        """Carriers whose primary torsion does not start from their angle partner, with the atom
-        that it starts from instead; both are counted from `start`."""
+        """Carriers whose primary torsion starts from another atom than their angle partner, and it.
+
+        Both are counted from `start`.
+        """
         pairs = []
         for row in zmatrix.rows[3:][~zmatrix.siblings[3:]]:
             carrier, partner = row_of[int(row[1])], int(row[3])
@@ -91,17 +93,9 @@ class Placement(nn.Module):
     ) -> Tensor:
         """Return positions [B, N, 3] in nm.
 
-        Parameters
-        ----------
-        r
-            Bonds [N-1, B] in nm.
-        minus_cos, sin
-            -cos theta and sin theta [N-2, B].
-        torsions
-            Primary torsions and sibling offsets [N-3, B] in radians.
-        pose
-            Rotation [B, 3, 3] (axes as columns) and translation [B, 3] in nm; by default the
-            canonical pose.
+        `r` are bonds [N-1, B], `minus_cos` and `sin` of the angles [N-2, B], `torsions` primary
+        torsions and sibling offsets [N-3, B]. `pose` is as :meth:`InternalCoordinates.pose` returns
+        it, by default the canonical one.
         """
         if pose is None:
             batch = r.shape[-1]
@@ -126,8 +120,7 @@ class Placement(nn.Module):
         positions = [position]
         for number, (start, stop, carriers) in enumerate(self._levels):
             parents = getattr(self, f"_parents_{number}")
-            torsion = slice(start - 3, stop - 3)
-            angle = slice(start - 2, stop - 2)
+            torsion, angle = slice(start - 3, stop - 3), slice(start - 2, stop - 2)
             above: Frame = (frame[0][:, parents], frame[1][:, parents], frame[2][:, parents])
             below = turn(above, minus_cos[angle], sin[angle], cos_phi[torsion], sin_phi[torsion])
             position = position[:, parents] + r[start - 1 : stop - 1] * below[0]

@@ -21,11 +21,8 @@ def clamp_bonds_and_angles(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Clamp bonds [B, N-1] and angles [B, N-2] to where the geometry is finite.
 
-    Returns
-    -------
-    tuple of Tensor
-        Bonds, angles, and the sum of the squared changes [B], those of bonds relative to the
-        reference's.
+    The third result is the sum of the squared changes [B], those of bonds relative to the
+    reference's.
     """
     limit, scale = COS_CEILING, reference_bonds
     if metric == "volume":

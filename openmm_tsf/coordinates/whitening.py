@@ -18,11 +18,12 @@ from openmm_tsf.utils.tensors import check_tensor
 from openmm_tsf.utils.validation import check_choice, require_array, require_entry
 
 MODES = ("conditional", "full", "diagonal")
-#: Ridge of the shift's regression, in frames: a prior that the shift is zero. On 20 000, 5 000 and
-#: 2 000 frames of alanine dipeptide it is close to the best by held-out likelihood.
+#: Ridge of the shift's regression, in frames: close to the best by held-out likelihood on 2 000 to
+#: 20 000 frames of alanine dipeptide.
 RIDGE_FRAMES = 20.0
 #: Diagonal elements of the correlation matrix's Cholesky factor below this are taken for zero.
 DEGENERATE = 1e-6
+_TENSORS = ("soft_mean", "soft_scale", "stiff_mean", "weights", "cholesky")
 
 
 class Whitening(nn.Module):
@@ -82,11 +83,9 @@ class Whitening(nn.Module):
         self.register_buffer("_soft", soft.nonzero()[:, 0])
         self.register_buffer("_stiff", (~soft).nonzero()[:, 0])
         self.register_buffer("_order", torch.cat((self._soft, self._stiff)).argsort())
-        self.register_buffer("soft_mean", soft_mean)
-        self.register_buffer("soft_scale", soft_scale)
-        self.register_buffer("stiff_mean", stiff_mean)
-        self.register_buffer("weights", weights)
-        self.register_buffer("cholesky", cholesky)
+        tensors = (soft_mean, soft_scale, stiff_mean, weights, cholesky)
+        for name, tensor in zip(_TENSORS, tensors, strict=True):
+            self.register_buffer(name, tensor)
 
     @classmethod
     def fit(cls, u: Tensor, kinds: Tensor, mode: str = "conditional", harmonics: int = 3) -> Self:
@@ -94,22 +93,13 @@ class Whitening(nn.Module):
 
         Parameters
         ----------
-        u
-            Internal coordinates [F, d] on their branches.
-        kinds
-            The kind of each coordinate [d], as :attr:`InternalCoordinates.kinds`.
-        mode
-            ``"conditional"``, ``"full"`` or ``"diagonal"``.
+        u, kinds, mode
+            Internal coordinates [F, d] on their branches; the kind of each coordinate [d], as
+            :attr:`InternalCoordinates.kinds`; ``"conditional"``, ``"full"`` or ``"diagonal"``.
         harmonics
             Highest multiple of the torsions in the shift of ``"conditional"``; 0 for a constant
             shift. (Products of functions of two torsions worsen the held-out likelihood of alanine
             dipeptide with 20 000 frames or fewer.)
-
-        Raises
-        ------
-        ValueError
-            If shapes disagree, numbers are not finite, there are fewer frames than a covariance
-            needs, or a coordinate does not vary (it is named).
         """
         _check_fit(u, kinds, mode, harmonics)
         data, is_torsion = u.detach().to(torch.float64), kinds == TORSION
@@ -131,13 +121,8 @@ class Whitening(nn.Module):
         residual = standard - basis @ weights
         factor = _cholesky(residual.T @ residual / len(u), stiff)
         weights = weights * scale[stiff]
-        parts = (
-            mean[is_torsion],
-            scale[is_torsion],
-            mean[stiff] - basis_mean @ weights,
-            weights,
-            scale[stiff][:, None] * factor,
-        )
+        stiff_mean, cholesky = mean[stiff] - basis_mean @ weights, scale[stiff][:, None] * factor
+        parts = (mean[is_torsion], scale[is_torsion], stiff_mean, weights, cholesky)
         # Contiguous, so that a reloaded map gives the same bits.
         tensors = [part.contiguous().to(u.dtype).to(u.device) for part in parts]
         return cls(mode, is_torsion.to(u.device), *tensors)
@@ -176,11 +161,7 @@ class Whitening(nn.Module):
             "mode": self.mode,
             "dtype": str(self.cholesky.dtype).removeprefix("torch."),
             "soft": soft.tolist(),
-            "soft_mean": self.soft_mean.tolist(),
-            "soft_scale": self.soft_scale.tolist(),
-            "stiff_mean": self.stiff_mean.tolist(),
-            "weights": self.weights.tolist(),
-            "cholesky": self.cholesky.tolist(),
+            **{name: getattr(self, name).tolist() for name in _TENSORS},
         }
 
     @classmethod
@@ -200,15 +181,10 @@ class Whitening(nn.Module):
         cholesky = numbers("cholesky", n_stiff, n_stiff)
         if not bool((scale > 0).all() and (cholesky.diagonal() > 0).all()):
             raise ValueError("soft_scale, cholesky: expected positive scales")
-        return cls(
-            require_entry(config, "mode", str),
-            torch.from_numpy(soft),
-            numbers("soft_mean", n_soft),
-            scale,
-            numbers("stiff_mean", n_stiff),
-            numbers("weights", n_weights, n_stiff),
-            cholesky,
-        )
+        means = numbers("soft_mean", n_soft), numbers("stiff_mean", n_stiff)
+        weights = numbers("weights", n_weights, n_stiff)
+        mode, is_soft = require_entry(config, "mode", str), torch.from_numpy(soft)
+        return cls(mode, is_soft, means[0], scale, means[1], weights, cholesky)
 
 
 def _harmonics(torsions: Tensor, highest: int) -> Tensor:
@@ -223,10 +199,8 @@ def _check_fit(u: Tensor, kinds: Tensor, mode: str, harmonics: int) -> None:
     if harmonics < 0:
         raise ValueError(f"harmonics: expected 0 or more, got {harmonics}")
     if u.ndim != 2 or tuple(kinds.shape) != tuple(u.shape[1:]):
-        raise ValueError(
-            "u, kinds: expected shapes [F, d] and [d], "
-            f"got {tuple(u.shape)} and {tuple(kinds.shape)}"
-        )
+        shapes = f"{tuple(u.shape)} and {tuple(kinds.shape)}"
+        raise ValueError(f"u, kinds: expected shapes [F, d] and [d], got {shapes}")
     if not torch.isfinite(u).all():
         raise ValueError("u: expected finite numbers, got NaN or infinity")
     needed = 2 if mode == "diagonal" else u.shape[1] + 1
@@ -240,8 +214,7 @@ def _cholesky(covariance: Tensor, stiff: Tensor) -> Tensor:
     small = (factor.diagonal() < DEGENERATE).nonzero()[:, 0].tolist()
     if int(failed) or small:
         first = int(failed) - 1 if int(failed) else small[0]
-        raise ValueError(
-            f"u: coordinate {int(stiff.nonzero()[first, 0])} is a linear function of those "
-            "before it (degenerate covariance); more frames may help"
-        )
+        what = "is a linear function of those before it (degenerate covariance)"
+        index = int(stiff.nonzero()[first, 0])
+        raise ValueError(f"u: coordinate {index} {what}; more frames may help")
     return factor

@@ -29,12 +29,10 @@ class ZMatrix:
     ----------
     rows : ndarray of int [N, 4]
         Atom, bond partner, angle partner, torsion partner; -1 where the first three rows have
-        none. The dihedral angle of a row is that of its four atoms. The torsion partner of a
-        sibling is the primary substituent, bonded to the same atom.
-    siblings : ndarray of bool [N]
-        Whether the row's dihedral is a sibling offset (improper) and not a primary torsion.
-    tetrahedral : ndarray of bool [N]
-        Whether the row is an offset at a tetrahedral centre, which has a handedness.
+        none. The torsion partner of a sibling is the primary substituent, bonded to the same atom.
+    siblings, tetrahedral : ndarray of bool [N]
+        Whether the row's dihedral is a sibling offset (improper) and not a primary torsion, and
+        whether that is at a tetrahedral centre, which has a handedness.
     levels : ndarray of int [N]
         Bonds from the root triple (0 for its three atoms): rows of one level are independent.
     atom_names : tuple of str
@@ -82,17 +80,11 @@ class ZMatrix:
     def from_topology(cls, topology: app.Topology, positions: Any) -> Self:
         """Build the Z-matrix of a single molecule.
 
-        Parameters
-        ----------
-        topology
-            An OpenMM Topology with its bonds.
-        positions
-            Reference conformation [N, 3] in nm, or a Quantity.
+        `topology` is an OpenMM Topology with its bonds, `positions` a reference conformation
+        [N, 3] in nm, or a Quantity.
 
         Raises
         ------
-        TypeError
-            If `topology` is not an OpenMM Topology.
         ValueError
             If there are fewer than four atoms, no bonds, several fragments, positions of another
             shape, or a reference angle is linear (its atoms are named).

@@ -45,11 +45,7 @@ class FlowSample(NamedTuple):
 
 
 class AugmentedMap(nn.Module, ABC):
-    """The invertible map of a flow on (x, p) with prior N(0, T/T_ref), and the density it gives.
-
-    Subclasses choose the couplings in :meth:`couplings`. The parameters are those of
-    :class:`openmm_tsf.flows.base.AugmentedFlow`.
-    """
+    """The invertible map of :class:`AugmentedFlow`, which has its parameters, and its density."""
 
     def __init__(
         self,
@@ -70,32 +66,24 @@ class AugmentedMap(nn.Module, ABC):
         n_blocks, hidden = check_int(n_blocks, "n_blocks"), check_ints(hidden, "hidden")
         seed = check_seed(seed)
         if coordinates is not None and coordinates.n_coordinates != n_coordinates:
-            raise ValueError(
-                f"n_coordinates: expected the coordinate layer's {coordinates.n_coordinates}, "
-                f"got {n_coordinates}"
-            )
+            expected = f"the coordinate layer's {coordinates.n_coordinates}"
+            raise ValueError(f"n_coordinates: expected {expected}, got {n_coordinates}")
         if whitening is not None and whitening.n_coordinates != n_coordinates:
-            raise ValueError(
-                f"whitening: expected one of {n_coordinates} coordinates, "
-                f"got {whitening.n_coordinates}"
-            )
+            expected, number = f"one of {n_coordinates} coordinates", whitening.n_coordinates
+            raise ValueError(f"whitening: expected {expected}, got {number}")
         self.n_coordinates, self.n_momenta = n_coordinates, n_momenta
         self.reference_temperature = as_temperature(reference_temperature, "reference_temperature")
-        self.fingerprint = fingerprint
-        self.n_blocks, self.hidden = n_blocks, hidden
+        self.fingerprint, self.n_blocks, self.hidden = fingerprint, n_blocks, hidden
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator_seed(seed))
             self.network = Chain(self.couplings(n_blocks, hidden))
         self.conditioner_dtype = conditioner_dtype
-        self.coordinates = coordinates
-        self.whitening = whitening
+        self.coordinates, self.whitening = coordinates, whitening
         self.to(torch.float64)
 
     @abstractmethod
     def couplings(self, n_blocks: int, hidden: tuple[int, ...]) -> list[nn.Module]:
         """Return new couplings, each a bijector of [B, d + m]."""
-
-    # -- shapes and poses --------------------------------------------------------------------
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -117,9 +105,8 @@ class AugmentedMap(nn.Module, ABC):
     @conditioner_dtype.setter
     def conditioner_dtype(self, dtype: torch.dtype | None) -> None:
         if dtype not in (None, torch.float32, torch.float64):
-            raise TypeError(
-                f"conditioner_dtype: expected torch.float32, torch.float64 or None, got {dtype!r}"
-            )
+            expected = "torch.float32, torch.float64 or None"
+            raise TypeError(f"conditioner_dtype: expected {expected}, got {dtype!r}")
         self._conditioner_dtype = dtype
         set_conditioner_dtype(self.network, dtype)
 
@@ -146,9 +133,7 @@ class AugmentedMap(nn.Module, ABC):
 
     def match_pose(self, x: Tensor, like: Tensor) -> Tensor:
         """Return x in the pose (and hydrogen labels) of `like`, both [B, *event]."""
-        if self.coordinates is None:
-            return x
-        return self.coordinates.match_pose(x, like=like)
+        return x if self.coordinates is None else self.coordinates.match_pose(x, like=like)
 
     def is_mirror_image(self, x: Tensor) -> Tensor:
         """Return which x [B, *event] have a centre of the wrong handedness, [B] bool."""
@@ -160,26 +145,19 @@ class AugmentedMap(nn.Module, ABC):
         """T / T_ref, a scalar or [B]."""
         if isinstance(temperature, Tensor):
             if temperature.ndim > 1 or (temperature.ndim == 1 and len(temperature) != len(like)):
-                raise ValueError(
-                    f"temperature: expected one number or one per row [{len(like)}], "
-                    f"got shape {tuple(temperature.shape)}"
-                )
+                expected, shape = f"one per row [{len(like)}]", tuple(temperature.shape)
+                raise ValueError(f"temperature: expected one number or {expected}, got {shape}")
             if not bool((temperature > 0).all()):
                 raise ValueError("temperature: expected positive temperatures in kelvin")
             return temperature.to(like) / self.reference_temperature
-        kelvin = as_temperature(temperature)
-        return like.new_tensor(kelvin / self.reference_temperature)
+        return like.new_tensor(as_temperature(temperature) / self.reference_temperature)
 
     def _check(self, tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:
         if tensor.dtype != self.dtype or tensor.device != self.device:
-            raise TypeError(
-                f"{name}: expected {self.dtype} on {self.device}, "
-                f"got {tensor.dtype} on {tensor.device}"
-            )
+            expected, given = f"{self.dtype} on {self.device}", f"{tensor.dtype} on {tensor.device}"
+            raise TypeError(f"{name}: expected {expected}, got {given}")
         if tuple(tensor.shape[1:]) != shape or tensor.ndim != 1 + len(shape):
             raise ValueError(f"{name}: expected shape [B, {shape}], got {tuple(tensor.shape)}")
-
-    # -- the map -----------------------------------------------------------------------------
 
     def forward_and_log_det(self, v: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Map v [B, d+m] to (x [B, *event], p [B, m]) and log|J_D| [B].
@@ -229,8 +207,6 @@ class AugmentedMap(nn.Module, ABC):
             log_det = log_det + extra
         return x, log_det
 
-    # -- overlapping copies --------------------------------------------------------------------
-
     @property
     def overlap(self) -> bool:
         """Whether the copies of a configuration overlap, so that one of them has to be drawn."""
@@ -241,21 +217,13 @@ class AugmentedMap(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor]:
         """Draw which copy each x [B, *event] is taken for, by the partition weights.
 
-        The target of a flow with overlapping copies is p(x, p) times the partition weight of the
-        copy (:meth:`openmm_tsf.coordinates.internal.InternalCoordinates.log_partition`); its
-        marginal is p(x, p). Drawing the copy is a Gibbs step, as drawing the momenta is.
-
-        Returns
-        -------
-        copies : Tensor
-            [B, G], for :meth:`inverse_and_log_det`.
-        log_partition : Tensor
-            The ln of the partition weight of each drawn copy, [B].
+        Returns copies [B, G], for :meth:`inverse_and_log_det`, and the ln of their partition
+        weights [B] (:meth:`openmm_tsf.InternalCoordinates.log_partition`), with which a copy's
+        target is p(x, p) times its weight.
         """
         layer = self.coordinates
         assert layer is not None
-        tau = self._tau(temperature, x).expand(len(x))
-        return layer.draw_copies(x, tau, generator)
+        return layer.draw_copies(x, self._tau(temperature, x).expand(len(x)), generator)
 
     def log_partition(self, x: Tensor, temperature: Any) -> Tensor:
         """Return the ln of the partition weights [B] of x, copies as built by the forward map."""
@@ -263,8 +231,6 @@ class AugmentedMap(nn.Module, ABC):
         if layer is None or not layer.overlap:
             return x.new_zeros(len(x))
         return layer.log_partition_of(x, self._tau(temperature, x).expand(len(x)))
-
-    # -- the density -------------------------------------------------------------------------
 
     def prior_log_prob(self, v: Tensor, temperature: Any) -> Tensor:
         """Return log N(v; 0, tau) [B]."""
@@ -295,9 +261,8 @@ class AugmentedMap(nn.Module, ABC):
             log_det = torch.where(torch.isfinite(log_det), log_det + partition, log_det)
         if self.coordinates is not None and self.log_multiplicity:
             shape = (n, len(self.coordinates.labelling))
-            x = self.coordinates.relabel(
-                x, torch.randint(3, shape, generator=generator, device=x.device)
-            )
+            shift = torch.randint(3, shape, generator=generator, device=x.device)
+            x = self.coordinates.relabel(x, shift)
         log_prob = self.prior_log_prob(v, temperature) - log_det - self.log_multiplicity
         return FlowSample(x, momenta, log_prob)
 
@@ -305,22 +270,17 @@ class AugmentedMap(nn.Module, ABC):
         """Return the joint log-density log p(x, p) [B] at a temperature in K.
 
         x is measured by Cartesian volume modulo rigid motion (nm); -inf outside the domain. Where
-        copies overlap it is the sum over all 3^G of them, G groups of equivalent hydrogens.
-
-        Raises
-        ------
-        ValueError
-            If copies overlap and there are more than `MAX_GROUPS` groups to sum over.
+        copies overlap it is the sum over all 3^G of them, G groups of equivalent hydrogens: a
+        ValueError if there are more than `MAX_GROUPS` groups.
         """
         all_copies: list[Tensor | None] = [None]
         if self.overlap:
             assert self.coordinates is not None
             n_groups = len(self.coordinates.labelling)
             if n_groups > MAX_GROUPS:
-                raise ValueError(
-                    f"log_prob: expected at most {MAX_GROUPS} groups of overlapping copies to sum "
-                    f"over, got {n_groups}; use weights of samples"
-                )
+                expected = f"at most {MAX_GROUPS} groups of overlapping copies to sum over"
+                hint = f"got {n_groups}; use weights of samples"
+                raise ValueError(f"log_prob: expected {expected}, {hint}")
             combinations = itertools.product(range(3), repeat=n_groups)
             all_copies = [torch.tensor(c, device=x.device).expand(len(x), -1) for c in combinations]
         terms = []

@@ -27,35 +27,21 @@ class AugmentedFlow(AugmentedMap):
 
     Parameters
     ----------
-    n_coordinates
-        d, the number of degrees of freedom.
-    n_momenta
-        m, the number of auxiliary momenta.
-    n_blocks
-        Number of coupling blocks (each updates every feature once).
-    hidden
-        Widths of the conditioners' hidden layers.
+    n_coordinates, n_momenta
+        The numbers d of degrees of freedom and m of auxiliary momenta.
+    n_blocks, hidden
+        Number of coupling blocks (each updates every feature once), and widths of the conditioners'
+        hidden layers.
     reference_temperature
         T_ref in K (in units of the potential's 1/k_B for toy systems).
-    coordinates, whitening
-        The molecular layers; None for potentials on R^d.
-    fingerprint
-        Hash of the molecule the flow belongs to.
+    coordinates, whitening, fingerprint
+        The molecular layers and the hash of the molecule; None for potentials on R^d.
     seed
         Seed of the weights.
     conditioner_dtype
-        Precision in which the couplings' networks are evaluated: torch.float32, which is
-        faster, torch.float64, or None for the flow's dtype. In any of them the map is exactly
-        invertible with the same Jacobian (see :class:`openmm_tsf.flows.coupling.AffineCoupling`);
-        in float32 the results depend on the batch size from the seventh digit on.
-
-    Raises
-    ------
-    TypeError
-        If `conditioner_dtype` is another dtype, or `hidden` is not a sequence.
-    ValueError
-        If a size or the seed is not an integer in range, or the layers have another number of
-        coordinates.
+        Precision of the couplings' networks: torch.float32, which is faster, torch.float64, or
+        None for the flow's dtype. In any of them the map is exactly invertible; in float32 the
+        results depend on the batch size from the seventh digit on.
 
     Examples
     --------
@@ -101,8 +87,8 @@ class AugmentedFlow(AugmentedMap):
             the standardisation.
         n_momenta
             m; by default d for a TSF and 0 for a RealNVP.
-        n_blocks, hidden
-            Sizes of the network.
+        n_blocks, hidden, seed, conditioner_dtype
+            As in :class:`AugmentedFlow`.
         metric
             ``"volume"`` (constant Jacobian) or ``"polar"``.
         fold_methyls
@@ -111,30 +97,18 @@ class AugmentedFlow(AugmentedMap):
         overlap
             Let these copies overlap at their boundaries instead of ending in a step
             (:meth:`openmm_tsf.coordinates.internal.InternalCoordinates.log_partition`).
-        seed
-            Seed of the weights.
-        conditioner_dtype
-            Precision of the couplings' networks.
         """
         if not isinstance(dataset, MDDataset):
             raise TypeError(f"dataset: expected an MDDataset, got {type(dataset).__name__}")
-        layer, whitening = None, None
+        layer, whitening, fingerprint = None, None, None
         d = int(dataset.positions[0].numel())
         if dataset.molecule is not None:
             layer, whitening = fit_layers(dataset, metric, fold_methyls, overlap)
-            d = layer.n_coordinates
-        return cls(
-            d,
-            cls.default_momenta(d) if n_momenta is None else n_momenta,
-            n_blocks,
-            hidden,
-            dataset.temperature,
-            layer,
-            whitening,
-            None if dataset.molecule is None else dataset.molecule.fingerprint,
-            seed,
-            conditioner_dtype,
-        )
+            d, fingerprint = layer.n_coordinates, dataset.molecule.fingerprint
+        n_momenta = cls.default_momenta(d) if n_momenta is None else n_momenta
+        sizes = d, n_momenta, n_blocks, hidden
+        layers = dataset.temperature, layer, whitening, fingerprint
+        return cls(*sizes, *layers, seed, conditioner_dtype)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything needed to load the flow again (no pickled code), atomically."""
@@ -156,20 +130,10 @@ class AugmentedFlow(AugmentedMap):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], molecule: Any = None) -> Self:
-        """Read a flow file.
+        """Read a file written by :meth:`save`.
 
-        Parameters
-        ----------
-        path
-            File written by :meth:`save`.
-        molecule : MolecularSystem, optional
-            Refuse the file if the flow belongs to another System or Topology.
-
-        Raises
-        ------
-        ValueError
-            If the file is not a flow of this class, is damaged, has another format, or belongs to
-            another molecule.
+        It is refused (ValueError) if the flow is of another class or belongs to another System or
+        Topology than that of `molecule`, a MolecularSystem or None.
         """
         content = read_flow_file(path)
         if content["kind"] != cls.kind:
@@ -181,10 +145,8 @@ class AugmentedFlow(AugmentedMap):
         """Return the flow that the content of a flow file describes; see :meth:`load`."""
         fingerprint = content.get("fingerprint")
         if molecule is not None and fingerprint != molecule.fingerprint:
-            raise ValueError(
-                f"{path}: this flow belongs to another molecule (fingerprint "
-                f"{str(fingerprint)[:12]}, expected {molecule.fingerprint[:12]})"
-            )
+            prints = f"fingerprint {str(fingerprint)[:12]}, expected {molecule.fingerprint[:12]}"
+            raise ValueError(f"{path}: this flow belongs to another molecule ({prints})")
         try:
             flow = cls._rebuild(content)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -192,10 +154,8 @@ class AugmentedFlow(AugmentedMap):
         if molecule is not None and flow.coordinates is not None:
             reference = torch.tensor(molecule.positions, dtype=flow.dtype)[None]
             if bool(flow.is_mirror_image(reference).any()):
-                raise ValueError(
-                    f"{path}: this flow belongs to another stereoisomer than the molecule's "
-                    "positions show"
-                )
+                other = "another stereoisomer than the molecule's positions show"
+                raise ValueError(f"{path}: this flow belongs to {other}")
         return flow
 
     @classmethod

@@ -1,7 +1,8 @@
 """Protocols of invertible maps, and the composition of several."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, cast, runtime_checkable
+from functools import partial
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +27,13 @@ class Bijector(Protocol):
 
     @property
     def is_constant_log_det(self) -> bool:
-        """Whether the log-determinant is the same number at every point of the domain.
-
-        The steering condition asks for it (arXiv:2012.00429, eq. 4).
-        """
-        ...
+        """Whether the log-determinant is constant (the steering condition needs it)."""
 
     def forward_and_log_det(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return y = f(u) and log|det df/du| [B]."""
-        ...
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return u = f^-1(x) and log|det df^-1/dx| [B]."""
-        ...
 
 
 class PathwiseBijector(Bijector, Protocol):
@@ -46,11 +41,9 @@ class PathwiseBijector(Bijector, Protocol):
 
     def forward_and_pullback(self, u: Tensor) -> tuple[Tensor, Tensor, Pullback]:
         """Return y = f(u), log|det df/du| [B], and the pull-back of f^-1 from u to y."""
-        ...
 
     def inverse_and_pullback(self, x: Tensor) -> tuple[Tensor, Tensor, Pullback]:
         """Return u = f^-1(x), log|det df^-1/dx| [B], and the pull-back of f from x to u."""
-        ...
 
 
 class Chain(nn.Module):
@@ -88,19 +81,11 @@ class Chain(nn.Module):
 
     def forward_and_log_det(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return the image of u [B, ...] and log|det| [B]."""
-        total = torch.zeros(len(u), dtype=u.dtype, device=u.device)
-        for link in self._links():
-            u, log_det = link.forward_and_log_det(u)
-            total = total + log_det
-        return u, total
+        return _compose((link.forward_and_log_det for link in self._links()), u)[:2]
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the preimage of x [B, ...] and log|det| of the inverse [B]."""
-        total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-        for link in reversed(self._links()):
-            x, log_det = link.inverse_and_log_det(x)
-            total = total + log_det
-        return x, total
+        return _compose((link.inverse_and_log_det for link in reversed(self._links())), x)[:2]
 
     def forward_and_pullback(self, u: Tensor) -> tuple[Tensor, Tensor, Pullback]:
         """Return the image of u [B, n], log|det| [B], and the inverse's pull-back to the image.
@@ -108,26 +93,29 @@ class Chain(nn.Module):
         The bijectors reuse what they computed on the way: cheaper by one pass through all of them
         than to differentiate the inverse at the image. Gradients must be enabled.
         """
-        total = torch.zeros(len(u), dtype=u.dtype, device=u.device)
-        pullbacks = []
-        for link in self._links():
-            u, log_det, pullback = link.forward_and_pullback(u)
-            total = total + log_det
-            pullbacks.append(pullback)
-        return u, total, lambda cotangent: _apply_all(pullbacks, cotangent)
+        y, log_det, pullbacks = _compose((link.forward_and_pullback for link in self._links()), u)
+        return y, log_det, partial(_apply_all, pullbacks)
 
     def inverse_and_pullback(self, x: Tensor) -> tuple[Tensor, Tensor, Pullback]:
         """Return the preimage of x [B, n], log|det| of the inverse [B], and the map's pull-back.
 
         See :meth:`forward_and_pullback`.
         """
-        total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-        pullbacks = []
-        for link in reversed(self._links()):
-            x, log_det, pullback = link.inverse_and_pullback(x)
-            total = total + log_det
-            pullbacks.append(pullback)
-        return x, total, lambda cotangent: _apply_all(pullbacks, cotangent)
+        links = reversed(self._links())
+        u, log_det, pullbacks = _compose((link.inverse_and_pullback for link in links), x)
+        return u, log_det, partial(_apply_all, pullbacks)
+
+
+def _compose(
+    maps: Iterable[Callable[[Tensor], tuple[Any, ...]]], x: Tensor
+) -> tuple[Tensor, Tensor, list[Pullback]]:
+    """The image of x under the maps in turn, the sum of their log|det| [B], and any pull-backs."""
+    total, pullbacks = torch.zeros(len(x), dtype=x.dtype, device=x.device), []
+    for function in maps:
+        x, log_det, *pullback = function(x)
+        total = total + log_det
+        pullbacks += pullback
+    return x, total, pullbacks
 
 
 def _apply_all(pullbacks: Sequence[Pullback], cotangent: Tensor) -> Tensor:

@@ -30,30 +30,15 @@ class AffineCoupling(nn.Module):
     The conditioner (s, t) may run in a lower precision than the features without loss of
     exactness: for any deterministic functions s and t, smooth or rounded, at fixed v_c the map is
     affine in v_t with determinant exp(sum s), hence a bijection that changes volumes by that
-    factor (Fubini). How accurate the inverse and the volume are depends only on the
-    multiply-and-add and the mean of s, which have the features' precision. The inverse needs the
-    same s and t: v_c is recovered to the last bits of the features' precision, which rarely (1 in
-    10^8 numbers) lie across a rounding boundary of the conditioner's, and matrix products may
-    differ in their last bit between batch sizes. The round-trip check of the kernels measures both.
+    factor. The inverse needs the same s and t: v_c is recovered to the last bits of the features'
+    precision, which rarely (1 in 10^8 numbers) lie across a rounding boundary of the conditioner's,
+    and matrix products may differ in their last bit between batch sizes. The round-trip check of
+    the kernels measures both.
 
-    Parameters
-    ----------
-    n_features
-        Number of features of v.
-    transformed
-        Indices of the transformed features; the conditioner sees the others.
-    hidden
-        Widths of the conditioner's hidden layers.
-    volume_preserving
-        Subtract the mean from the log-scales, so that |det| = 1 (arXiv:2012.00429, section 2;
-        GIN, arXiv:2001.04872). Otherwise RealNVP (arXiv:1605.08803).
-    conditioner_dtype
-        Precision in which the conditioner is evaluated; None for that of the features.
-
-    Raises
-    ------
-    ValueError
-        If no feature or every feature is transformed.
+    `transformed` are the indices of the transformed features; the conditioner, with layers of
+    widths `hidden`, sees the others. `volume_preserving` subtracts the mean from the log-scales, so
+    that |det| = 1 (arXiv:2012.00429, section 2; GIN, arXiv:2001.04872); otherwise RealNVP
+    (arXiv:1605.08803). `conditioner_dtype` None is that of the features.
     """
 
     transformed: Tensor
@@ -72,10 +57,8 @@ class AffineCoupling(nn.Module):
         features = {int(i) for i in transformed}
         chosen, others = sorted(features), [i for i in range(n_features) if i not in features]
         if not chosen or not others or chosen[0] < 0 or chosen[-1] >= n_features:
-            raise ValueError(
-                f"transformed: expected a proper non-empty subset of range({n_features}), "
-                f"got {transformed!r}"
-            )
+            expected = f"a proper non-empty subset of range({n_features})"
+            raise ValueError(f"transformed: expected {expected}, got {transformed!r}")
         self.is_constant_log_det = volume_preserving
         self.conditioner_dtype = conditioner_dtype
         self.register_buffer("transformed", torch.tensor(chosen))
@@ -84,13 +67,7 @@ class AffineCoupling(nn.Module):
         self.net = _perceptron(len(others), hidden, 2 * len(chosen))
 
     def check_indices(self) -> None:
-        """Refuse indices, read from a file, that do not contain every feature once.
-
-        Raises
-        ------
-        ValueError
-            If a feature is missing or repeated, or the order does not belong to the indices.
-        """
+        """Refuse indices, read from a file, that do not contain every feature once."""
         both = torch.cat([self.transformed, self.conditioner])
         features = torch.arange(len(both), device=both.device)
         if not torch.equal(both.sort()[0], features) or not torch.equal(both.argsort(), self.order):
@@ -189,15 +166,7 @@ class AffineCoupling(nn.Module):
 
 
 def set_conditioner_dtype(network: nn.Module, dtype: torch.dtype | None) -> None:
-    """Set the precision of the conditioners of all couplings in a network.
-
-    Parameters
-    ----------
-    network
-        Contains couplings at any depth.
-    dtype
-        torch.float32 or torch.float64; None for the precision of the features.
-    """
+    """Set the precision of all couplings' conditioners; None for that of the features."""
     for module in network.modules():
         if isinstance(module, AffineCoupling):
             module.conditioner_dtype = dtype

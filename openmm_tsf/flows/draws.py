@@ -17,18 +17,6 @@ class WeightedDraws(NamedTuple):
     """Draws x [n, *event], energies U [n], log weights [n] and which are inside the domain [n].
 
     Outside the domain of the flow's coordinates the energy is +inf and the log weight -inf.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from openmm_tsf import TemperatureSteerableFlow
-    >>> from openmm_tsf.flows.draws import draw_weighted
-    >>> from openmm_tsf.potentials import DoubleWell
-    >>> harmonic = DoubleWell(0.0, 0.5, 0.0)  # U = x^2/2, which an untrained flow samples exactly
-    >>> flow = TemperatureSteerableFlow(1, 1, 2, (8,), 1.0, seed=1)
-    >>> draws = draw_weighted(flow, harmonic, 2.0, 100, torch.Generator().manual_seed(1))
-    >>> tuple(draws.x.shape), bool(draws.log_weights.std() < 1e-6)
-    ((100, 1), True)
     """
 
     x: Tensor
@@ -48,20 +36,8 @@ def draw_weighted(
 ) -> WeightedDraws:
     """Draw n configurations at a temperature, with the weights of (x, p) up to a constant.
 
-    Parameters
-    ----------
-    flow
-        The flow, trained at its reference temperature.
-    potential
-        Energies of the target.
-    temperature
-        In K (or a Quantity); the flow need not have been trained there.
-    n
-        Number of draws.
-    generator
-        Source of the random numbers.
-    batch_size
-        Draws that are made at once; the random numbers depend on it.
+    The flow need not have been trained at the temperature, in K (or a Quantity). `batch_size` draws
+    are made at once; the random numbers depend on it.
     """
     n, batch_size = check_int(n, "n"), check_int(batch_size, "batch_size")
     kelvin = as_temperature(temperature)

@@ -11,15 +11,7 @@ from openmm_tsf.systems.equivalent_hydrogens import equivalent_hydrogens
 def fit_layers(
     dataset: MDDataset, metric: str, fold_methyls: bool, overlap: bool
 ) -> tuple[InternalCoordinates, Whitening]:
-    """Return the coordinate layer and the standardisation for a dataset with a molecule.
-
-    The parameters are those of :meth:`openmm_tsf.flows.base.AugmentedFlow.from_dataset`.
-
-    Raises
-    ------
-    ValueError
-        If frames have another handedness than the molecule's reference positions.
-    """
+    """Return the layers that :meth:`AugmentedFlow.from_dataset` fits to a dataset of a molecule."""
     molecule = dataset.molecule
     assert molecule is not None
     layer = InternalCoordinates.from_topology(
@@ -33,9 +25,7 @@ def fit_layers(
     u, log_det = layer.inverse_and_log_det(dataset.positions)
     outside = int((~torch.isfinite(log_det)).sum())
     if outside:
-        raise ValueError(
-            f"dataset: {outside} of {len(u)} frames have another handedness than the "
-            "molecule's reference positions"
-        )
+        other = "another handedness than the molecule's reference positions"
+        raise ValueError(f"dataset: {outside} of {len(u)} frames have {other}")
     train, _ = layer.inverse_and_log_det(dataset.split().train.positions)
     return layer, Whitening.fit(train, layer.kinds)

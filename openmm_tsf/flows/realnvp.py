@@ -41,8 +41,7 @@ class RealNVPFlow(AugmentedFlow):
             # Interleaved halves in even blocks, contiguous ones in odd: every pair is coupled.
             first = range(0, d, 2) if block % 2 == 0 else range(d // 2)
             second = [i for i in range(d) if i not in set(first)]
-            layers.append(AffineCoupling(d, first, hidden, False))
-            layers.append(AffineCoupling(d, second, hidden, False))
+            layers += [AffineCoupling(d, half, hidden, False) for half in (first, second)]
         return layers
 
     @staticmethod

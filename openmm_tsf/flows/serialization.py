@@ -25,15 +25,7 @@ def write_flow_file(content: dict[str, Any], path: str | os.PathLike[str]) -> No
 
 
 def read_flow_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the content of a flow file, of which only the format is checked.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is not a flow file, is damaged, or has another format.
-    """
+    """Return the content of a flow file, of which only the format is checked."""
     content = read_tensors(path, "flow file")
     if "kind" not in content or "format" not in content:
         raise ValueError(f"{path}: not a flow file")
@@ -47,20 +39,14 @@ def check_format(path: str | os.PathLike[str], what: str, number: Any, current: 
         raise ValueError(f"{path}: not a {what} (format: expected a number, got {number!r})")
     if number != current:
         version = "a newer" if number > current else "an earlier"
-        raise ValueError(
-            f"{path}: {what} written in format {number} by {version} version; "
-            f"this one reads format {current}"
-        )
+        written = f"{what} written in format {number} by {version} version"
+        raise ValueError(f"{path}: {written}; this one reads format {current}")
 
 
 def network_sizes(content: dict[str, Any]) -> tuple[int, int, int, tuple[int, ...]]:
     """Return coordinates, momenta, blocks and hidden widths of the network in a flow file.
 
-    Raises
-    ------
-    ValueError
-        If a size is not an integer in range, a tensor is not finite, or the network would be
-        larger than the file's tensors.
+    A network larger than the file's tensors is refused.
     """
     tensors = require_entry(content, "state_dict", dict)
     n_bytes = _size_of(tensors)
@@ -105,17 +91,10 @@ def check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
 def load_tensors(flow: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Load the tensors of a flow file into a flow built from the file's other entries.
 
-    Raises
-    ------
-    ValueError
-        If tensors are missing, unknown or of another shape, do not index every feature once, or
-        contradict the entries of the coordinate layer.
+    They are refused if they do not index every feature once, or contradict these entries.
     """
-    fixed = {
-        name: buffer.clone()
-        for name, buffer in flow.named_buffers()
-        if not name.startswith("network.")
-    }
+    buffers = dict(flow.named_buffers())
+    fixed = {k: b.clone() for k, b in buffers.items() if not k.startswith("network.")}
     check_shapes(tensors, flow.state_dict())
     if unknown := sorted(tensors.keys() - flow.state_dict().keys()):
         raise ValueError(f"state_dict: expected tensors of the flow only, got {unknown[0]}")

@@ -55,7 +55,6 @@ class TemperatureSteerableFlow(AugmentedFlow):
             z, q = rng.permutation(d), d + rng.permutation(m)
             first = [*z[: d // 2].tolist(), *q[m // 2 :].tolist()]
             second = [*z[d // 2 :].tolist(), *q[: m // 2].tolist()]
-            layers.append(AffineCoupling(d + m, first, hidden, True))
-            if second:
-                layers.append(AffineCoupling(d + m, second, hidden, True))
+            halves = (first, second) if second else (first,)
+            layers += [AffineCoupling(d + m, half, hidden, True) for half in halves]
         return layers

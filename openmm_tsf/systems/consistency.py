@@ -87,13 +87,10 @@ def _bond_terms(system: openmm.System) -> dict[Pair, float]:
             for index in range(force.getNumBonds()):
                 first, second, length, _ = force.getBondParameters(index)
                 terms[_pair(first, second)] = length.value_in_unit(unit.nanometer)
-        elif isinstance(force, openmm.CustomBondForce):
+        elif isinstance(force, (openmm.CustomBondForce, openmm.CustomCompoundBondForce)):
             for index in range(force.getNumBonds()):
-                first, second, _ = force.getBondParameters(index)
-                terms.setdefault(_pair(first, second), 0.0)
-        elif isinstance(force, openmm.CustomCompoundBondForce):
-            for index in range(force.getNumBonds()):
-                particles, _ = force.getBondParameters(index)
+                *atoms, _ = force.getBondParameters(index)  # two numbers, or one list of them
+                particles = atoms[0] if len(atoms) == 1 else atoms
                 for first, second in combinations(particles, 2):
                     terms.setdefault(_pair(first, second), 0.0)
         elif not isinstance(force, _WITHOUT_BONDS):

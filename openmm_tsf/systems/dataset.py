@@ -36,14 +36,11 @@ class MDDataset:
 
     Parameters
     ----------
-    positions
-        Configurations [F, *event] in the potential's length unit (nm), float64.
-    temperature
-        Their temperature in K (or a Quantity).
-    molecule
-        The molecule, or None for potentials on R^d.
-    energies
-        Potential energies [F], optional.
+    positions, temperature
+        Configurations [F, *event] in the potential's length unit (nm), float64, and their
+        temperature in K (or a Quantity).
+    molecule, energies
+        The molecule, or None for potentials on R^d; potential energies [F], optional.
     n_evaluations
         Energy evaluations that were spent on the frames, for the costs of a run.
     weight
@@ -54,9 +51,9 @@ class MDDataset:
 
     Raises
     ------
-    TypeError, ValueError
-        If shapes disagree, numbers are not finite, or frames are not conformations of the molecule
-        (overlapping atoms; other bonds, hence another order of atoms or another unit).
+    ValueError
+        If frames are not conformations of the molecule (overlapping atoms; other bonds, hence
+        another order of atoms or another unit).
 
     Examples
     --------
@@ -88,9 +85,8 @@ class MDDataset:
         try:
             positions = torch.as_tensor(values, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(
-                f"positions: expected numbers [F, *event], got {type(values).__name__}: {error}"
-            ) from error
+            got = f"{type(values).__name__}: {error}"
+            raise TypeError(f"positions: expected numbers [F, *event], got {got}") from error
         object.__setattr__(self, "positions", positions)
         check_fields(
             self,
@@ -98,20 +94,16 @@ class MDDataset:
             n_evaluations=partial(check_int, least=0),
             weight=check_positive,
         )
-        if positions.ndim < 2 or len(positions) == 0:
-            raise ValueError(
-                f"positions: expected shape [F, *event] with F >= 1, got {tuple(positions.shape)}"
-            )
-        if self.molecule is not None and tuple(positions.shape[1:]) != (self.molecule.n_atoms, 3):
-            raise ValueError(
-                f"positions: expected shape [F, {self.molecule.n_atoms}, 3], "
-                f"got {tuple(positions.shape)}"
-            )
+        shape, molecule = tuple(positions.shape), self.molecule
+        if len(shape) < 2 or shape[0] == 0:
+            raise ValueError(f"positions: expected shape [F, *event] with F >= 1, got {shape}")
+        if molecule is not None and shape[1:] != (molecule.n_atoms, 3):
+            raise ValueError(f"positions: expected shape [F, {molecule.n_atoms}, 3], got {shape}")
         if self.chains is not None:
             _check_length(self.chains, "chains", len(positions))
         _check_finite(positions, "positions")
-        if self.molecule is not None:
-            check_frames(self.molecule, positions)
+        if molecule is not None:
+            check_frames(molecule, positions)
         if self.energies is not None:
             energies = as_float_tensor(self.energies, "energies")
             _check_length(energies, "energies", len(positions))
@@ -144,23 +136,13 @@ class MDDataset:
         ----------
         path
             One trajectory file, or several in order.
-        molecule
-            The molecule; its Topology must match the file's atoms.
-        temperature
-            Temperature of the trajectory in K.
-        stride
-            Keep every `stride`-th frame.
-        skip
-            Number of frames to leave out at the start (before the stride).
-        n_evaluations
-            Energy evaluations that were spent on the trajectory, for the costs of a run.
+        molecule, temperature, n_evaluations
+            As in :class:`MDDataset`; the molecule's Topology must match the file's atoms.
+        stride, skip
+            Keep every `stride`-th frame, after leaving out `skip` frames at the start.
 
         Raises
         ------
-        FileNotFoundError, IsADirectoryError
-            If a file is missing, or a directory.
-        TypeError
-            If `path` is not a path.
         ValueError
             If a file is XTC (its 0.001 nm rounding spoils energies), unreadable or empty, or its
             frames are not the molecule's: see :class:`MDDataset`. A file that names its atoms (PDB)
@@ -173,38 +155,24 @@ class MDDataset:
         positions = np.concatenate([load_frames(name, molecule) for name in names])[skip::stride]
         if not len(positions):
             raise ValueError(f"path: no frames left in {', '.join(names)}")
-        return cls(
-            torch.from_numpy(positions),
-            temperature,
-            molecule,
-            n_evaluations=n_evaluations,
-            name=", ".join(names),
-        )
+        options: dict[str, Any] = {"n_evaluations": n_evaluations, "name": ", ".join(names)}
+        return cls(torch.from_numpy(positions), temperature, molecule, **options)
 
     @classmethod
     def shipped(cls, molecule: MolecularSystem, *, stride: int = 1) -> Self:
         """Load the 600 K frames of alanine dipeptide that come with the package."""
         with as_file(files("openmm_tsf.data") / "ala2_600K.dcd") as path:
-            return cls.load(
-                path, molecule, 600.0, stride=stride, n_evaluations=SHIPPED_MD_EVALUATIONS
-            )
+            costs = SHIPPED_MD_EVALUATIONS
+            return cls.load(path, molecule, 600.0, stride=stride, n_evaluations=costs)
 
     def with_energies(self, potential: Any) -> "MDDataset":
-        """Return the same frames with energies from a potential.
-
-        Raises
-        ------
-        ValueError
-            If a frame's energy is not finite.
-        """
+        """Return the same frames with energies from a potential, which must be finite."""
         with torch.no_grad():
             energies = potential.energy(self.positions)
-        bad = ~torch.isfinite(energies)
-        if bool(bad.any()):
-            raise ValueError(
-                f"positions: {int(bad.sum())} of {len(self)} frames have no finite energy, the "
-                f"first is frame {int(bad.nonzero()[0])}"
-            )
+        bad = (~torch.isfinite(energies)).nonzero().flatten()
+        if len(bad):
+            got = f"{len(bad)} of {len(self)} frames have no finite energy"
+            raise ValueError(f"positions: {got}, the first is frame {int(bad[0])}")
         return replace(self, energies=energies)
 
     def split(
@@ -215,26 +183,18 @@ class MDDataset:
         Neighbouring frames are correlated, so frames are not shuffled between the parts; with many
         short blocks instead of three long ones each part sees every slow basin. With
         :attr:`chains`, whole chains go to each part instead.
-
-        Raises
-        ------
-        ValueError
-            If the fractions do not sum to one, or there are too few frames or chains.
         """
         if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
-            raise ValueError(
-                f"fractions: expected three positive numbers of sum 1, got {fractions}"
-            )
+            expected = "three positive numbers of sum 1"
+            raise ValueError(f"fractions: expected {expected}, got {fractions}")
         if self.chains is not None:
             return self._split_chains(self.chains, fractions)
         edges = np.linspace(0, len(self), n_blocks + 1).astype(int)
         parts: list[list[np.ndarray]] = [[], [], []]
         for start, stop in pairwise(edges):
-            size = stop - start
-            first = start + round(fractions[0] * size)
-            second = start + round((fractions[0] + fractions[1]) * size)
-            for part, limits in zip(parts, pairwise((start, first, second, stop)), strict=True):
-                part.append(np.arange(*limits))
+            cuts = [round(sum(fractions[:n]) * (stop - start)) for n in (1, 2)]
+            for part, frames in zip(parts, np.split(np.arange(start, stop), cuts), strict=True):
+                part.append(frames)
         indices = [torch.from_numpy(np.concatenate(part)) for part in parts]
         if min(len(part) for part in indices) == 0:
             raise ValueError(f"dataset: {len(self)} frames are too few to split {n_blocks} ways")
@@ -256,9 +216,7 @@ def _check_length(values: Tensor, name: str, n_frames: int) -> None:
 
 
 def _check_finite(values: Tensor, name: str) -> None:
-    bad = ~torch.isfinite(values.flatten(1) if values.ndim > 1 else values[:, None]).all(dim=1)
-    if bool(bad.any()):
-        raise ValueError(
-            f"{name}: expected finite numbers, got NaN or infinity in {int(bad.sum())} "
-            f"frames, the first is frame {int(bad.nonzero()[0])}"
-        )
+    bad = (~torch.isfinite(values.reshape(len(values), -1)).all(dim=1)).nonzero().flatten()
+    if len(bad):
+        got = f"NaN or infinity in {len(bad)} frames, the first is frame {int(bad[0])}"
+        raise ValueError(f"{name}: expected finite numbers, got {got}")

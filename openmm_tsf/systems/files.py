@@ -24,32 +24,18 @@ def load_molecule(
 ) -> MolecularSystem:
     """Load a molecule from files; without any, return the shipped alanine dipeptide.
 
-    Parameters
-    ----------
-    pdb
-        PDB file with all atoms: Topology and reference conformation.
-    system
-        Serialized System (XML), without constraints or a periodic box.
-    force_field
-        Names of OpenMM force field files, in place of `system`, e.g.
-        ``["amber14-all.xml", "implicit/obc2.xml"]``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a file is missing.
-    ValueError
-        If neither or both of `system` and `force_field` come with `pdb`, a file cannot be read, or
-        the System is not supported.
+    `pdb` names a PDB file with all atoms: Topology and reference conformation. With it comes either
+    `system`, a serialized System (XML) without constraints or a periodic box, or `force_field`, the
+    names of OpenMM force field files, e.g. ``["amber14-all.xml", "implicit/obc2.xml"]``.
     """
     if pdb is None:
         if system is not None or force_field:
             raise ValueError("pdb: expected a PDB file beside the System or force field, got none")
         return alanine_dipeptide()
     if (system is None) == (not force_field):
+        got = "none" if system is None else "both"
         raise ValueError(
-            "system, force_field: expected exactly one of the two with a PDB file, got "
-            + ("none" if system is None else "both")
+            f"system, force_field: expected exactly one of the two with a PDB file, got {got}"
         )
     structure = _read_pdb(Path(pdb))
     if system is not None:
@@ -57,27 +43,22 @@ def load_molecule(
         return MolecularSystem(loaded, structure.topology, structure.positions)
     assert force_field is not None
     try:
+        options = {"constraints": None, "rigidWater": False, "removeCMMotion": False}
         built = app.ForceField(*force_field).createSystem(
-            structure.topology,
-            nonbondedMethod=app.NoCutoff,
-            constraints=None,
-            rigidWater=False,
-            removeCMMotion=False,
+            structure.topology, nonbondedMethod=app.NoCutoff, **options
         )
     except Exception as error:
-        raise ValueError(
-            f"force_field: OpenMM cannot build a System for {pdb} with "
-            f"{', '.join(force_field)}: {error}"
-        ) from error
+        given = f"{pdb} with {', '.join(force_field)}"
+        message = f"force_field: OpenMM cannot build a System for {given}: {error}"
+        raise ValueError(message) from error
     return MolecularSystem(built, structure.topology, structure.positions)
 
 
 def write_molecule(molecule: MolecularSystem, directory: PathLike) -> None:
     """Write ``topology.pdb``, for viewers, and the files that `read_molecule` reads.
 
-    A PDB file rounds positions to 0.0001 nm (which leads to other minima and other chains),
-    shortens names and reorders bonds; ``positions.npz`` and ``topology.json`` have them unchanged.
-    These are written first, so that they exist where `holds_molecule` is true.
+    A PDB file rounds positions, shortens names and reorders bonds; ``positions.npz`` and
+    ``topology.json``, written first so that they exist where `holds_molecule` is true, do not.
     """
     folder = Path(directory)
     write_arrays(folder / POSITIONS, {"positions": molecule.positions})
@@ -95,13 +76,7 @@ def holds_molecule(directory: PathLike) -> bool:
 
 
 def read_molecule(directory: PathLike) -> MolecularSystem:
-    """Read the molecule that a stage wrote into its directory.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If a file is missing or damaged.
-    """
+    """Read the molecule that a stage wrote into its directory."""
     folder = Path(directory)
     topology = read_topology(folder / TOPOLOGY)
     shape = {"positions": (topology.getNumAtoms(), 3)}

@@ -24,12 +24,8 @@ _BLOCK_SIZE = 2**16
 def check_frames(molecule: MolecularSystem, positions: Tensor) -> None:
     """Refuse frames [F, N, 3] (nm) that are not conformations of the molecule.
 
-    Raises
-    ------
-    ValueError
-        If atoms overlap, or bonds are far longer or shorter than both in the molecule's reference
-        positions and the System's rest length: in a frame, or (atoms that are exchanged) in the
-        mean.
+    Atoms must not overlap; bonds must not be far longer or shorter than both in the reference
+    positions and the System's rest length: in a frame, or (exchanged atoms) in the mean.
     """
     bonds = torch.from_numpy(bonds_of(molecule.topology)).to(positions.device)
     reference = _lengths(positions.new_tensor(molecule.positions)[None], bonds)[0]

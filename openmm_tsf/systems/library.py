@@ -18,11 +18,6 @@ def alanine_dipeptide(force_field: str = "amber99sbildn-obc2") -> MolecularSyste
         ``openmmtools.testsystems.AlanineDipeptideImplicit(constraints=None)``, the System of the
         published Boltzmann-generator benchmarks.
 
-    Raises
-    ------
-    ValueError
-        If `force_field` is unknown.
-
     Examples
     --------
     >>> import openmm_tsf as tsf
@@ -42,6 +37,5 @@ def alanine_dipeptide(force_field: str = "amber99sbildn-obc2") -> MolecularSyste
 
         test = AlanineDipeptideImplicit(constraints=None)
         return MolecularSystem(test.system, test.topology, test.positions)
-    raise ValueError(
-        f"force_field: expected 'amber99sbildn-obc2' or 'ff96-obc1', got {force_field!r}"
-    )
+    expected = "'amber99sbildn-obc2' or 'ff96-obc1'"
+    raise ValueError(f"force_field: expected {expected}, got {force_field!r}")

@@ -44,9 +44,9 @@ def check_trajectory_paths(path: Any) -> list[str]:
                 "DCD or NetCDF, or load a file that you trust with mdtraj and pass its positions"
             )
         if not name.endswith(readable):
+            formats = ", ".join(sorted(readable))
             raise ValueError(
-                f"path: expected a trajectory that mdtraj reads ({', '.join(sorted(readable))}), "
-                f"got {name}"
+                f"path: expected a trajectory that mdtraj reads ({formats}), got {name}"
             )
         if Path(name).stat().st_size == 0:
             raise ValueError(f"path: expected frames, got the empty file {name}")
@@ -55,21 +55,17 @@ def check_trajectory_paths(path: Any) -> list[str]:
 
 def load_frames(name: str, molecule: MolecularSystem) -> np.ndarray:
     """Load all frames [F, N, 3] of a trajectory file in nm."""
-    topology = (
-        {} if name.removesuffix(".gz").endswith(_NAME_ATOMS) else {"top": molecule.mdtraj_topology}
-    )
+    names_atoms = name.removesuffix(".gz").endswith(_NAME_ATOMS)
+    topology = {} if names_atoms else {"top": molecule.mdtraj_topology}
     try:
         with _silent_stdout():
             frames = mdtraj.load(name, **topology)
     except Exception as error:
-        raise ValueError(
-            f"path: mdtraj cannot read {name} as a trajectory of {molecule.n_atoms} atoms: {error}"
-        ) from error
+        what = f"a trajectory of {molecule.n_atoms} atoms"
+        raise ValueError(f"path: mdtraj cannot read {name} as {what}: {error}") from error
     if frames.n_atoms != molecule.n_atoms:
-        raise ValueError(
-            f"path: expected the molecule's {molecule.n_atoms} atoms, got {frames.n_atoms} in "
-            f"{name}"
-        )
+        expected, got = f"the molecule's {molecule.n_atoms} atoms", f"{frames.n_atoms} in {name}"
+        raise ValueError(f"path: expected {expected}, got {got}")
     _check_order(name, list(frames.topology.atoms), list(molecule.mdtraj_topology.atoms))
     return np.asarray(frames.xyz, dtype=np.float64)
 
@@ -79,10 +75,8 @@ def _check_order(path: str, atoms: list[Any], expected: list[Any]) -> None:
 
     Programs name atoms, and guess elements, in different ways: that alone is no other molecule.
     """
-    for labels, reference in (
-        ([atom.element.symbol for atom in atoms], [atom.element.symbol for atom in expected]),
-        ([atom.name for atom in atoms], [atom.name for atom in expected]),
-    ):
+    for label_of in (lambda atom: atom.element.symbol, lambda atom: atom.name):
+        labels, reference = ([label_of(atom) for atom in each] for each in (atoms, expected))
         if labels != reference and sorted(labels) == sorted(reference):
             first = next(i for i, label in enumerate(labels) if label != reference[i])
             raise ValueError(

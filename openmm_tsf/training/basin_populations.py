@@ -36,27 +36,12 @@ class Populations:
     The ratio P_p/P_q of a basin's populations is Bennett's estimate from data and draws in the
     basin: at C = ln(P_p/P_q), up to a constant of the temperature,
     E_q[ sigmoid(ln p/q - C) ] = E_p[ sigmoid(C - ln p/q) ] (J. Comput. Phys. 22, 245 (1976)).
-    Small steps in each training step keep it up to date. The mean of ln(p/q) over data alone is
-    larger by KL(p || q) within the basin: a basin that the flow represents less well would be drawn
-    too often.
+    Small steps in each training step keep it up to date. (The mean of ln(p/q) over data alone is
+    larger by KL(p || q) within the basin.)
 
-    Parameters
-    ----------
-    tau
-        T/T_ref of every group [G]: the datasets, then the chains.
-    ladder
-        T/T_ref of the draws [K].
-    log_variance, basin_balance
-        See :class:`openmm_tsf.FitSettings`.
-
-    Attributes
-    ----------
-    basin_fractions
-        Running fraction of the draws of each temperature in basin 1 [K].
-    population_ratios
-        ln(P_p/P_q) of basins 0 and 1 [K, 2].
-    basins_met
-        1 where there have been data of the basin, else 0, [K, 2].
+    `tau` [G] are the T/T_ref of all groups, the datasets and then the chains; `ladder` [K] those of
+    the draws. The state: running `basin_fractions` [K] of the draws in basin 1, `population_ratios`
+    ln(P_p/P_q) of basins 0 and 1 [K, 2], and `basins_met` [K, 2], 1 where there were data, else 0.
     """
 
     def __init__(
@@ -76,14 +61,7 @@ class Populations:
     ) -> tuple[Tensor, float]:
         """Return the coefficients [B] of -ln q at data, float64, and the spread of ln(p/q).
 
-        Parameters
-        ----------
-        log_ratio
-            ln(p/q) [B], up to a constant of each temperature.
-        group
-            Group of each point [B].
-        n_groups
-            Points are in groups 0 to `n_groups` - 1.
+        `log_ratio` is ln(p/q) [B], up to a constant of each temperature; `group` [B] < `n_groups`.
         """
         usable = torch.isfinite(log_ratio)
         members = torch.nn.functional.one_hot(group, n_groups).double() * usable[:, None]
@@ -98,11 +76,6 @@ class Populations:
         The mean of grad ln q is grad ln P_q(basin) over a basin's draws, and zero over all draws.
         Summed over the draws of a temperature, times grad ln q, the coefficients are on average
         `basin_balance`/K times :attr:`missing` times grad ln(P_q(1)/P_q(0)).
-
-        Parameters
-        ----------
-        draw_basin
-            Basins of draws [D], as in :meth:`update`.
         """
         if self.basin_balance == 0:
             return torch.zeros(len(draw_basin), dtype=torch.float64)
@@ -131,31 +104,22 @@ class Populations:
     ) -> None:
         """Move the population ratios a step towards Bennett's estimates.
 
-        Parameters
-        ----------
-        data_log_ratio, group
-            ln(p/q) and group of data [B], as in :meth:`data_coefficients`.
-        data_basin
-            Basins of the data [B].
-        draw_log_ratio, draw_basin
-            ln(p/q) and basins of draws [D], equally many of each temperature, one temperature
-            after the other.
+        Draws [D] are equally many of each temperature, one temperature after the other; data [B]
+        are those of :meth:`data_coefficients`.
         """
         rung = self._rung[group]
-        draws_by_rung = zip(
-            draw_log_ratio.chunk(self._n_rungs), draw_basin.chunk(self._n_rungs), strict=True
-        )
-        for k, (draws, basin_of_draws) in enumerate(draws_by_rung):
+        by_rung = (part.chunk(self._n_rungs) for part in (draw_log_ratio, draw_basin))
+        for k, (draws, drawn_basin) in enumerate(zip(*by_rung, strict=True)):
             usable = (rung == k) & torch.isfinite(data_log_ratio)
             if not bool(usable.any()):
                 continue
             median = data_log_ratio[usable].median()
             sides = [
                 (
-                    data_log_ratio[usable & (data_basin == basin)] - median,
-                    draws[basin_of_draws == basin] - median,
+                    data_log_ratio[usable & (data_basin == b)] - median,
+                    draws[drawn_basin == b] - median,
                 )
-                for basin in (0, 1)
+                for b in (0, 1)
             ]
             fewest = min(min(len(data), max(1, len(drawn))) for data, drawn in sides)
             # One rate for both basins: a change common to both must not change their difference.

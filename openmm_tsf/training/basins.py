@@ -11,8 +11,7 @@ from openmm_tsf.systems.molecule import MolecularSystem
 def basin_labels(molecule: MolecularSystem | None, x: Tensor) -> Tensor:
     """Return the basin of each x [B, *event], int64 [B]: 1 where the first phi is positive.
 
-    Molecules without a phi, and potentials on R^d, have one basin, 0. Rows that are not finite are
-    in basin 0.
+    It is 0 for molecules without a phi, potentials on R^d, and rows that are not finite.
     """
     if molecule is None or not any(name.startswith("phi") for name in molecule.dihedrals):
         return torch.zeros(len(x), dtype=torch.int64)

@@ -28,20 +28,7 @@ _ADAM, _MUON = {"exp_avg", "exp_avg_sq", "step"}, {"momentum"}
 
 
 def read_checkpoint(path: Path, settings: FitSettings, origin: str) -> dict[str, Any]:
-    """Return the content of a checkpoint, checked for format, settings and origin only.
-
-    Parameters
-    ----------
-    path
-        The file.
-    settings, origin
-        Of the training to be resumed; see :func:`compute_origin`.
-
-    Raises
-    ------
-    ValueError
-        If the file is not a checkpoint of this training.
-    """
+    """Return the content of a checkpoint, checked for format, settings and origin only."""
     content = read_tensors(path, "training checkpoint")
     check_format(path, "training checkpoint", content.get("format"), CHECKPOINT_FORMAT)
     expected, recorded = settings.to_config(), content.get("settings")
@@ -55,18 +42,7 @@ def read_checkpoint(path: Path, settings: FitSettings, origin: str) -> dict[str,
 
 
 def load_best_weights(flow: AugmentedFlow, checkpoint: str | os.PathLike[str]) -> bool:
-    """Load the best weights of an interrupted training into a flow, if there is a checkpoint.
-
-    Returns
-    -------
-    loaded
-        Whether there is a checkpoint; otherwise the flow is unchanged.
-
-    Raises
-    ------
-    ValueError
-        If the checkpoint is damaged or of another flow.
-    """
+    """Load an interrupted training's best weights into a flow; False if there is no checkpoint."""
     path = Path(checkpoint)
     if not path.is_file():
         return False
@@ -93,13 +69,7 @@ def check_checkpoint(
     optimizers: Mapping[str, torch.optim.Optimizer],
     n_steps: int,
 ) -> None:
-    """Refuse a checkpoint that does not fit this network, or is damaged.
-
-    Raises
-    ------
-    ValueError
-        If weights, moments of the optimizers or numbers are missing or out of range.
-    """
+    """Refuse a checkpoint that does not fit this network, or is damaged."""
     for name in _COUNTS:
         check_int(require_entry(content, name, int), name, least=0)
     if content["step"] > n_steps:

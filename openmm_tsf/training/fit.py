@@ -37,12 +37,9 @@ class FitResult:
         All validations in order.
     n_steps, n_skipped
         Steps made; steps skipped for non-finite gradients.
-    n_evaluations
-        Energy evaluations, including validation.
-    wall_seconds
-        Time spent, including earlier parts of a resumed training.
-    earlier_evaluations, earlier_seconds
-        Those of the earlier parts.
+    n_evaluations, wall_seconds
+        Energy evaluations, including validation; time spent. Both include the earlier parts of a
+        resumed training, `earlier_evaluations` and `earlier_seconds`.
 
     Examples
     --------
@@ -90,29 +87,20 @@ def fit(
         Frames at one temperature, or several datasets with one temperature each.
     potential
         Energies for the KL term and the validation; None trains on likelihood alone.
-    settings
-        Sizes and schedules.
-    seed
-        Seed of batches, momenta and draws.
+    settings, seed
+        Sizes and schedules; seed of batches, momenta and draws.
     log_path
         CSV file with a row per validation.
-    checkpoint_path
-        File from which `resume` continues, bit for bit.
-    checkpoint_seconds
-        Time between checkpoints; each validation also writes one.
-    resume
-        Continue from `checkpoint_path` if it exists.
+    checkpoint_path, checkpoint_seconds, resume
+        File from which `resume` continues, bit for bit, if it exists; time between checkpoints
+        (each validation also writes one).
     progress
         Show a progress bar.
 
     Raises
     ------
-    TypeError
-        If `settings` is not a FitSettings.
     FloatingPointError
         If too many steps in a row have non-finite gradients.
-    ValueError
-        If data are outside the flow's domain or the checkpoint does not belong to this training.
 
     Examples
     --------
@@ -139,11 +127,7 @@ def fit(
         trainer.restore(checkpoint)
     files = _Files(trainer, log, checkpoint, checkpoint_seconds)
     bar = tqdm(
-        total=settings.n_steps,
-        initial=trainer.step,
-        disable=not progress,
-        desc="training",
-        unit="step",
+        None, "training", settings.n_steps, initial=trainer.step, disable=not progress, unit="step"
     )
     with torch_threads(threads), DeferredInterrupt() as interrupt, bar:
         try:
@@ -154,16 +138,9 @@ def fit(
             raise KeyboardInterrupt
     trainer.wall_seconds = time.monotonic() - files.started
     logger.info("training: kept step %d: %s", trainer.best.step, trainer.best)
-    return FitResult(
-        trainer.best,
-        trainer.history,
-        trainer.step,
-        trainer.n_skipped,
-        trainer.n_evaluations,
-        trainer.wall_seconds,
-        trainer.earlier_evaluations,
-        trainer.earlier_seconds,
-    )
+    counts = trainer.step, trainer.n_skipped, trainer.n_evaluations, trainer.wall_seconds
+    earlier = trainer.earlier_evaluations, trainer.earlier_seconds
+    return FitResult(trainer.best, trainer.history, *counts, *earlier)
 
 
 def _check_arguments(

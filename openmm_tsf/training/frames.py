@@ -14,8 +14,8 @@ from openmm_tsf.training.losses import whiten
 class TrainingFrames:
     """All training frames in the network's output space.
 
-    A dataset's fraction of a batch is given by its weight, however many frames it has, so that a
-    temperature with few samples keeps its part; within it a minor basin has at least `basin_share`.
+    A dataset's fraction of a batch is given by its weight, however many frames it has; within it a
+    minor basin has at least `basin_share`.
     """
 
     def __init__(
@@ -66,21 +66,13 @@ def split_batch(weights: Tensor, n: int) -> list[int]:
 def whiten_frames(
     flow: AugmentedFlow, dataset: MDDataset, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Map a dataset to the network's output space: y [F, d] and log|det dy/dx| [F].
-
-    Raises
-    ------
-    ValueError
-        If frames are outside the flow's domain.
-    """
+    """Map a dataset to the network's output space: y [F, d] and log|det dy/dx| [F]."""
     tau = dataset.temperature / flow.reference_temperature
     y, log_det = whiten(flow, dataset.positions, tau, generator)
     inside = torch.isfinite(log_det) & torch.isfinite(y).all(dim=1)
     if not bool(inside.all()):
-        raise ValueError(
-            f"dataset: {int((~inside).sum())} of {len(y)} frames are outside the flow's "
-            "domain (other handedness, or not computable)"
-        )
+        outside = f"{int((~inside).sum())} of {len(y)} frames are outside the flow's domain"
+        raise ValueError(f"dataset: {outside} (other handedness, or not computable)")
     return y, log_det
 
 

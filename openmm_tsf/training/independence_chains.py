@@ -2,9 +2,8 @@
 
 The draws of the energy loss are also proposals to these chains, without further evaluations: an
 independence sampler whose proposal, the flow, improves. The states are data at temperatures without
-frames (the outlook of arXiv:2012.00429, section 5), with the populations of the target rather than
-of the flow, and so keep a minor basin from being lost (compare Markovian score climbing,
-arXiv:2003.10374, and arXiv:2105.12603).
+frames (the outlook of arXiv:2012.00429, section 5) with the target's populations, and so keep a
+minor basin (compare Markovian score climbing, arXiv:2003.10374, and arXiv:2105.12603).
 """
 
 from collections.abc import Mapping
@@ -19,15 +18,7 @@ from openmm_tsf.utils.validation import check_int
 
 
 class IndependenceChains:
-    """Independence samplers, several at each temperature.
-
-    Parameters
-    ----------
-    points
-        Initial states, [K n] points of the target, the n of each temperature together.
-    n_temperatures
-        K.
-    """
+    """Independence samplers from initial states [K n], the n of each of K temperatures together."""
 
     def __init__(self, points: Points, n_temperatures: int) -> None:
         self.points, self.n_temperatures = points, n_temperatures
@@ -55,19 +46,8 @@ class IndependenceChains:
         chain in a rare basin would receive hardly any proposal from that basin and would keep its
         initial state, a frame of another temperature.
 
-        Parameters
-        ----------
-        index
-            From :meth:`next_chains`.
-        points
-            Proposals [B], in the order of `index` by temperature.
-        proposed, current
-            ln(target/flow) at the proposals and at the states of the chains [B].
-
-        Returns
-        -------
-        acceptance
-            The fraction of proposals that were accepted.
+        `points` are proposals [B] in the order of `index` by temperature; `proposed` and `current`
+        are ln(target/flow) at them and at the chains [B]. Returns the fraction accepted.
         """
         chain = draw = torch.arange(len(index))
         if float(torch.rand((), generator=generator)) < 0.5:
@@ -85,9 +65,10 @@ class IndependenceChains:
         n = len(chain_basin) // self.n_temperatures
         chains, draws = [], []
         for first in range(0, len(chain_basin), n):
+            here = slice(first, first + n)
             for basin in (0, 1):
-                in_chains = (chain_basin[first : first + n] == basin).nonzero().flatten()
-                in_draws = (draw_basin[first : first + n] == basin).nonzero().flatten()
+                in_chains = (chain_basin[here] == basin).nonzero().flatten()
+                in_draws = (draw_basin[here] == basin).nonzero().flatten()
                 n_pairs = min(len(in_chains), len(in_draws))
                 chains.append(first + in_chains[:n_pairs])
                 draws.append(first + in_draws[:n_pairs])

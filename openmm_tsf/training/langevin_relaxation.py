@@ -23,21 +23,8 @@ def relax_mala(
     """Move points by steps of the Metropolis-adjusted Langevin algorithm (MALA), in place.
 
     Whitened coordinates have one scale, so that one step size serves all. It is tuned on the way:
-    this is for initial states, not for samples.
-
-    Parameters
-    ----------
-    points
-        Points of one temperature.
-    evaluate
-        Evaluates the target at y [B, d] and tau [B].
-    n_steps
-        Evaluations of each point.
-
-    Returns
-    -------
-    acceptance
-        The fraction of accepted steps in the second half.
+    this is for initial states, not for samples. `evaluate` computes the target at y [B, d] and
+    tau [B]. Returns the fraction of accepted steps in the second half.
     """
     step, late_acceptance = _FIRST_STEP, []
     for number in range(n_steps):

@@ -21,13 +21,7 @@ def write_log(path: Path, history: Sequence[Validation]) -> None:
 def merge_logs(folder: Path) -> None:
     """Write ``training.csv`` from ``training/round_00.csv``, ``round_01.csv``, ...
 
-    Rounds have different columns (later ones validate at more temperatures): the table has all of
-    them, empty where a round has none, after a column with the round's number.
-
-    Raises
-    ------
-    ValueError
-        If one of the files is not a readable table.
+    The table has the columns of all rounds, empty where one has none, after the round's number.
     """
     rows: list[dict[str, str]] = []
     for path in sorted((folder / "training").iterdir()):

@@ -17,25 +17,11 @@ from openmm_tsf.training.target import Target
 def whiten(
     flow: AugmentedFlow, x: Tensor, tau: float = 1.0, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Map data to the network's output space; done once before training.
+    """Map data x [B, *event] to the network's output space; done once before training.
 
-    Parameters
-    ----------
-    flow
-        The flow whose fixed layers (coordinates, standardisation) are undone.
-    x
-        Configurations [B, *event], float64.
-    tau, generator
-        T/T_ref of the data, and the source of the copy that each configuration is taken for;
-        needed only where the flow's copies overlap.
-
-    Returns
-    -------
-    y : Tensor
-        [B, d].
-    log_det : Tensor
-        log|det dy/dx| [B], less the ln of the number of labelled configurations with the same y,
-        and less the ln of the copy's partition weight where copies overlap.
+    Returns y [B, d] and log|det dy/dx| [B], less the ln of the number of labelled configurations
+    with the same y and, where copies overlap, of the partition weight of the copy that `generator`
+    draws at T/T_ref `tau`.
     """
     log_det = x.new_full((len(x),), -flow.log_multiplicity)
     with torch.no_grad():
@@ -57,18 +43,10 @@ def draw_normal(tau: Tensor, width: int, generator: torch.Generator) -> Tensor:
 def negative_log_likelihood(
     network: Chain, y: Tensor, log_det: Tensor, momenta: Tensor, tau: Tensor
 ) -> Tensor:
-    """Return -log p(x, p) per sample (arXiv:2012.00429, eq. 5).
+    """Return -log p(x, p) [B] (arXiv:2012.00429, eq. 5).
 
-    Parameters
-    ----------
-    network
-        The trainable part of D.
-    y, log_det
-        Data as :func:`whiten` returns it: [B, d] and [B].
-    momenta
-        Auxiliary momenta [B, m], newly drawn from N(0, tau).
-    tau
-        T/T_ref of each sample, [B].
+    `y` and `log_det` are data as :func:`whiten` returns them, `momenta` [B, m] newly drawn from
+    N(0, tau), `tau` T/T_ref of each sample [B].
     """
     v, log_det_network = network.inverse_and_log_det(torch.cat([y, momenta], dim=1))
     prior = 0.5 * (v.square().sum(dim=1) / tau + v.shape[1] * torch.log(2 * math.pi * tau))
@@ -84,23 +62,10 @@ def marginal_nll_bound(joint: Tensor, n_momenta: int, tau: Tensor) -> Tensor:
 
 
 def variational_free_energy(target: Target, network: Chain, v: Tensor, tau: Tensor) -> Tensor:
-    """Return U/kT + |p|^2/2tau - log|J_D| per draw (arXiv:2012.00429, eq. 6, with its 1/tau).
+    """Return U/kT + |p|^2/2tau - log|J_D| of prior draws v [B, d+m] at T/T_ref tau [B], float64.
 
-    Parameters
-    ----------
-    target
-        The training's target, whose guarded reduced energy replaces U/kT.
-    network
-        The trainable part of D; may have lower precision than the fixed layers.
-    v
-        Prior draws [B, d+m] at tau.
-    tau
-        T/T_ref of each draw, [B].
-
-    Returns
-    -------
-    Tensor
-        [B], float64; +inf where the energy is not finite.
+    arXiv:2012.00429, eq. 6, with its 1/tau; the target's guarded reduced energy replaces U/kT. +inf
+    where the energy is not finite. The network may have lower precision than the fixed layers.
     """
     y, log_det = network.forward_and_log_det(v)
     d = target.flow.n_coordinates

@@ -27,18 +27,10 @@ class Objective(Protocol):
 
 
 class DirectObjective:
-    """Eqs. 5 and 6 of arXiv:2012.00429, differentiated directly.
+    """Eqs. 5 and 6 of arXiv:2012.00429, differentiated directly; likelihood alone without a target.
 
-    Parameters
-    ----------
-    flow, train, settings
-        As in :func:`openmm_tsf.fit`; of the flow only the fixed layers are used.
-    target
-        The training's target; None trains on likelihood alone.
-    generator
-        Source of the copies of frames, where copies overlap.
-    record
-        Called with the name and value of each loss.
+    `generator` draws the copies of frames, where copies overlap; `record` is called with the name
+    and value of each loss.
     """
 
     def __init__(

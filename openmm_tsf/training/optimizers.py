@@ -32,22 +32,9 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al., https://kellerjordan.github.io/posts/muon), batched over equal shapes.
 
-    Parameters
-    ----------
-    parameters
-        Matrices.
-    lr
-        Learning rate; steps have the size of Adam's at the same one (as
-        ``adjust_lr_fn="match_rms_adamw"`` of torch.optim.Muon; arXiv:2502.16982).
-    momentum
-        Decay of the mean of gradients, used with Nesterov's rule.
-    weight_decay
-        Each step subtracts this fraction, times `lr`, from the matrices.
-
-    Raises
-    ------
-    ValueError
-        If a parameter is not a matrix.
+    Steps have the size of Adam's at the same `lr` (as ``adjust_lr_fn="match_rms_adamw"`` of
+    torch.optim.Muon; arXiv:2502.16982). `momentum` is the decay of the mean of gradients, used with
+    Nesterov's rule; each step subtracts `weight_decay` times `lr` of the matrices from them.
     """
 
     def __init__(
@@ -61,9 +48,8 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.ndim != 2:
-                    raise ValueError(
-                        f"parameters: expected matrices, got one of shape {tuple(parameter.shape)}"
-                    )
+                    shape = tuple(parameter.shape)
+                    raise ValueError(f"parameters: expected matrices, got one of shape {shape}")
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
 
     @overload
@@ -72,13 +58,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> NoReturn: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
-        """Make one step with the present gradients.
-
-        Raises
-        ------
-        ValueError
-            If there is a closure.
-        """
+        """Make one step with the present gradients."""
         if closure is not None:
             raise ValueError("closure: expected none, Muon uses the present gradients")
         for group in self.param_groups:

@@ -1,10 +1,9 @@
 """Path gradients: training on likelihood and energy with the forces of both.
 
 The gradient of the likelihood -E_p[ln q] is a mean of scores whose norm, of order sqrt(d), does not
-shrink as the flow improves; late training is dominated by noise and overfits few frames. Path
-gradients (Roeder, Wu, Duvenaud, arXiv:1703.09194; Vaitl et al., arXiv:2206.09016, 2403.15881) have
-the same mean, and vanish at every point once the flow is exact. They need grad ln p at the data:
-one evaluation with forces per frame, once.
+shrink as the flow improves; late training fits noise. Path gradients (Roeder, Wu, Duvenaud,
+arXiv:1703.09194; Vaitl et al., arXiv:2206.09016, 2403.15881) have the same mean, and vanish at
+every point once the flow is exact. They need grad ln p at the data: one evaluation of each frame.
 """
 
 import torch
@@ -34,30 +33,14 @@ def data_cotangent(v: Tensor, pullback: Pullback, gradient: Tensor, tau: Tensor)
     """Return the cotangent [B, d+m] of v(theta) at data for grad KL(p || q).
 
     With p*(v) = p(f(v)) |det J_f(v)|, the data's density in the latent space,
-    grad KL = E[ d/dv (ln p* - ln prior) . dv/dtheta ], v = f^-1(data).
-
-    Parameters
-    ----------
-    v, tau
-        f^-1 of the data [B, d+m] and their T/T_ref [B].
-    pullback
-        From :meth:`openmm_tsf.flows.bijectors.Chain.inverse_and_pullback`, with v.
-    gradient
-        -grad ln p at the data [B, d+m].
+    grad KL = E[ d/dv (ln p* - ln prior) . dv/dtheta ], v = f^-1(data). `pullback` comes from
+    :meth:`Chain.inverse_and_pullback`, with v; `gradient` is -grad ln p at the data [B, d+m].
     """
     return limit_norm(v.detach() / tau[:, None] - pullback(gradient))
 
 
 def draw_score(v: Tensor, pullback: Pullback, tau: Tensor) -> Tensor:
-    """Return -grad ln q at draws y = f(v), [B, d+m].
-
-    Parameters
-    ----------
-    v, tau
-        Prior draws [B, d+m] and their T/T_ref [B].
-    pullback
-        From :meth:`openmm_tsf.flows.bijectors.Chain.forward_and_pullback`, with y.
-    """
+    """Return -grad ln q [B, d+m] at y = f(v), which :meth:`Chain.forward_and_pullback` returned."""
     return pullback(v.detach() / tau[:, None])
 
 
@@ -65,13 +48,7 @@ def log_density_at_draws(y: Tensor, log_det: Tensor, score: Tensor) -> Tensor:
     """Return numbers [B] whose gradient in the parameters is that of ln q at fixed y.
 
     ln q(y(theta); theta) is ln prior(v) - log_det; the part that comes from y(theta) is subtracted.
-
-    Parameters
-    ----------
-    y, log_det
-        f(v) [B, d+m] and its ln|det J| [B], with their graph.
-    score
-        From :func:`draw_score`.
+    `y` and `log_det` have their graph, `score` is from :func:`draw_score`.
     """
     return (y * score).sum(dim=1) - log_det
 
@@ -80,13 +57,6 @@ def draw_cotangent(score: Tensor, gradient: Tensor) -> Tensor:
     """Return the cotangent [B, d+m] of y(theta) at draws for grad KL(q || p).
 
     grad KL = E[ d/dy (ln q - ln p) . dy/dtheta ], y = f(v), v drawn from the prior; the explicit
-    dependence of q on theta has mean zero and is left out.
-
-    Parameters
-    ----------
-    score
-        From :func:`draw_score`.
-    gradient
-        -grad ln p at y [B, d+m].
+    dependence of q on theta has mean zero and is left out. `gradient` is -grad ln p at y [B, d+m].
     """
     return limit_norm(gradient - score)

@@ -59,13 +59,9 @@ class _EnergyPart(NamedTuple):
 class PathObjective:
     """Both divergences by path gradients, with chains and terms for the populations.
 
-    Two terms contain the gradient of ln(p/q) (:mod:`openmm_tsf.training.basin_populations`):
     `log_variance` draws the ln(p/q) of every data point towards the mean (the log-variance
     divergence, arXiv:2005.05409, on data and chains); `basin_balance` corrects the populations of
-    basins at the flow's draws.
-
-    The parameters are those of :class:`openmm_tsf.training.objectives.DirectObjective`; `target` is
-    required.
+    basins at the flow's draws (:mod:`openmm_tsf.training.basin_populations`).
     """
 
     def __init__(
@@ -164,31 +160,24 @@ class PathObjective:
             if future is not None:
                 energy = future.result()
         if energy is not None:
-            gradients = [
-                (1 - mixing) * of_likelihood + mixing * of_energy
-                for of_likelihood, of_energy in zip(gradients, energy.gradients, strict=True)
-            ]
+            both = zip(gradients, energy.gradients, strict=True)
+            gradients = [(1 - mixing) * nll + mixing * kl for nll, kl in both]
             self.populations.update(
                 log_ratio, batch.group, batch.points.basin, energy.log_ratio, energy.points.basin
             )
             if self.chains is not None and batch.chains is not None:
                 current = log_ratio[self.settings.batch_size :]
-                acceptance = self.chains.propose(
-                    batch.chains, energy.points, energy.log_ratio, current, generator
-                )
-                self.record("chains", acceptance)
+                proposals = energy.points, energy.log_ratio
+                accepted = self.chains.propose(batch.chains, *proposals, current, generator)
+                self.record("chains", accepted)
         for parameter, gradient in zip(network.parameters(), gradients, strict=True):
             parameter.grad = gradient
 
     def _batch(self, mixing: float, n_per_rung: int, generator: torch.Generator) -> _Batch:
         """Frames, and states of chains once there are draws."""
         settings, n_frames = self.settings, self.settings.batch_size
-        parts = [
-            frames.take(torch.randint(len(frames), (n,), generator=generator))
-            for frames, n in zip(
-                self.frames, split_batch(self.dataset_weights, n_frames), strict=True
-            )
-        ]
+        counts = zip(self.frames, split_batch(self.dataset_weights, n_frames), strict=True)
+        parts = [f.take(torch.randint(len(f), (n,), generator=generator)) for f, n in counts]
         share, chains = 0.0, None
         if self.chains is not None and mixing > 0:
             # Chains take time to forget the frames: their share of the data rises with lambda.

@@ -1,7 +1,7 @@
 """How a flow is trained: sizes and schedules."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +18,20 @@ from openmm_tsf.utils.validation import (
     check_positive,
 )
 
+_not_negative = partial(check_between, low=0, high=math.inf)
+_CHECKS: dict[str, Callable[[Any, str], Any]] = {
+    "n_steps batch_size validate_interval n_validation_draws": check_int,
+    "kl_batch_size warmup_steps n_chains max_skipped": partial(check_int, least=0),
+    "learning_rate max_grad_norm": check_positive,
+    "final_learning_rate log_variance basin_balance": _not_negative,
+    "lambda_max chain_share ema_decay": partial(check_between, low=0, high=1),
+    "weight_decay": partial(check_between, low=0, high=10),
+    "basin_share": partial(check_between, low=0, high=0.5),
+    "optimizer": partial(check_choice, allowed=("adam", "muon")),
+    "estimator": partial(check_choice, allowed=("direct", "path")),
+    "dtype": partial(check_choice, allowed=(torch.float32, torch.float64)),
+}
+
 
 @dataclass(frozen=True)
 class FitSettings:
@@ -29,14 +43,12 @@ class FitSettings:
         Optimiser steps.
     batch_size, kl_batch_size
         Data frames, and flow draws, per step.
-    optimizer
+    optimizer, weight_decay
         ``"adam"``, or ``"muon"``, which makes the steps of weight matrices orthogonal
         (:mod:`openmm_tsf.training.optimizers`) and needs far fewer of them. Suitable learning
         rates are about ten times those of Adam; parameters that are not matrices are left to Adam
-        at a tenth of the rate.
-    weight_decay
-        For ``"muon"``: each step subtracts this fraction, times the learning rate, from the weight
-        matrices.
+        at a tenth of the rate. Its steps subtract `weight_decay` times the learning rate of the
+        weight matrices from them.
     learning_rate, final_learning_rate, warmup_steps
         Linear warm-up, then cosine decay.
     lambda_max, ramp
@@ -45,39 +57,29 @@ class FitSettings:
     temperatures
         Temperatures of the KL draws and of the validation, K; None means T_ref only.
     basin_share
-        Least fraction of a minor basin (sign of the first phi) in the batches of data. Above its
-        population it keeps the basin in KL training, which would lose it; the flow then proposes
-        the basin somewhat too often, which Metropolis steps correct. 0: as in the data.
+        Least fraction of a minor basin (sign of the first phi) in the batches of data, which keeps
+        the basin in KL training; the flow then proposes it somewhat too often. 0: as in the data.
     estimator
         ``"direct"``: the two losses differentiated directly (arXiv:2012.00429, eqs. 5 and 6).
         ``"path"``: their path gradients, which also use the forces at the data and have far less
-        noise, so that long trainings improve instead of overfitting
-        (:mod:`openmm_tsf.training.path_gradients`).
+        noise (:mod:`openmm_tsf.training.path_gradients`).
     n_chains, chain_share
         For ``"path"``: the number of Markov chains at each temperature to which the flow's draws
         are proposals, and their fraction of the data at the largest lambda: likelihood at
         temperatures without frames (:mod:`openmm_tsf.training.independence_chains`). 0: none.
     log_variance, basin_balance
         For ``"path"``: weights of the terms that make ln(p/q) constant, over the data and, at the
-        draws, from basin to basin (sign of the first phi). They keep the populations of basins, to
-        which path gradients are almost insensitive.
-    ema_decay
-        Decay of the running mean of the weights, which is validated and kept.
-    max_grad_norm
-        Gradients are clipped to this norm, and to twice their usual norm.
+        draws, from basin to basin: path gradients hardly see the populations of basins.
+    ema_decay, max_grad_norm
+        Decay of the running mean of the weights, which is validated and kept; gradients are clipped
+        to this norm, and to twice their usual norm.
     validate_interval, n_validation_draws
         Steps between validations; draws per temperature in each.
-    patience
-        Stop after this number of validations without a better score; None never stops early.
-    max_skipped
-        The number of successive steps with non-finite gradients that are skipped without an error.
+    patience, max_skipped
+        Stop after this number of validations without a better score (None never stops early);
+        number of successive steps with non-finite gradients that are skipped without an error.
     dtype
         Precision of the network in training; the flow is returned in float64.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a value is not a number or is out of range, or settings contradict each other.
 
     Examples
     --------
@@ -113,30 +115,8 @@ class FitSettings:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        check_fields(
-            self,
-            n_steps=check_int,
-            batch_size=check_int,
-            kl_batch_size=partial(check_int, least=0),
-            optimizer=partial(check_choice, allowed=("adam", "muon")),
-            weight_decay=partial(check_between, low=0, high=10),
-            learning_rate=check_positive,
-            final_learning_rate=partial(check_between, low=0, high=math.inf),
-            warmup_steps=partial(check_int, least=0),
-            lambda_max=partial(check_between, low=0, high=1),
-            basin_share=partial(check_between, low=0, high=0.5),
-            estimator=partial(check_choice, allowed=("direct", "path")),
-            n_chains=partial(check_int, least=0),
-            chain_share=partial(check_between, low=0, high=1),
-            log_variance=partial(check_between, low=0, high=math.inf),
-            basin_balance=partial(check_between, low=0, high=math.inf),
-            ema_decay=partial(check_between, low=0, high=1),
-            max_grad_norm=check_positive,
-            validate_interval=check_int,
-            n_validation_draws=check_int,
-            max_skipped=partial(check_int, least=0),
-            dtype=partial(check_choice, allowed=(torch.float32, torch.float64)),
-        )
+        by_name = {name: check for names, check in _CHECKS.items() for name in names.split()}
+        check_fields(self, **by_name)
         if not isinstance(self.ramp, Sequence) or isinstance(self.ramp, str) or len(self.ramp) != 2:
             raise ValueError(f"ramp: expected two ascending fractions, got {self.ramp!r}")
         ramp = (check_float(self.ramp[0], "ramp"), check_float(self.ramp[1], "ramp"))
@@ -156,28 +136,22 @@ class FitSettings:
             raise ValueError(f"weight_decay: expected 0 for Adam, got {self.weight_decay}")
         if self.estimator == "direct":
             if self.n_chains:
-                raise ValueError(
-                    f"n_chains: expected 0 for the direct estimator, got {self.n_chains}"
-                )
+                chains = self.n_chains
+                raise ValueError(f"n_chains: expected 0 for the direct estimator, got {chains}")
             return
         if self.basin_share > 0:
-            raise ValueError(
-                "basin_share: expected 0 for path gradients, whose basin_balance keeps basins "
-                f"without a bias, got {self.basin_share}"
-            )
+            share = f"got {self.basin_share} (basin_balance keeps basins without a bias)"
+            raise ValueError(f"basin_share: expected 0 for path gradients, {share}")
         rungs = len(self.temperatures or (0,))
+        n_draws = self.kl_batch_size // rungs  # of each temperature in a step
         if self.lambda_max > 0 and self.kl_batch_size < rungs:
-            raise ValueError(
-                f"kl_batch_size: expected at least one draw of each of {rungs} temperatures, got "
-                f"{self.kl_batch_size}"
-            )
+            expected = f"at least one draw of each of {rungs} temperatures"
+            raise ValueError(f"kl_batch_size: expected {expected}, got {self.kl_batch_size}")
         if self.n_chains and self.lambda_max == 0:
             raise ValueError("n_chains: expected 0 without draws (lambda_max=0), got chains")
-        if 0 < self.n_chains < self.kl_batch_size // rungs:
-            raise ValueError(
-                f"n_chains: expected at least the {self.kl_batch_size // rungs} draws of each "
-                f"temperature in a step, got {self.n_chains}"
-            )
+        if 0 < self.n_chains < n_draws:
+            draws = f"{n_draws} draws of each temperature in a step"
+            raise ValueError(f"n_chains: expected at least the {draws}, got {self.n_chains}")
 
     def mixing(self, step: int) -> float:
         """Return lambda at a step."""
@@ -197,11 +171,5 @@ class FitSettings:
 
     def to_config(self) -> dict[str, Any]:
         """Return the settings as numbers, strings and lists."""
-        return {
-            key: list(value)
-            if isinstance(value, tuple)
-            else str(value)
-            if isinstance(value, torch.dtype)
-            else value
-            for key, value in asdict(self).items()
-        }
+        config = {**asdict(self), "dtype": str(self.dtype)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}

@@ -17,18 +17,9 @@ PENALTY = OVERLAP_STIFFNESS
 
 @dataclass(frozen=True)
 class Target:
-    """The target density in the network's output space y.
+    """The target density in the network's output space y; of the flow only its fixed layers.
 
-    Attributes
-    ----------
-    flow
-        Its fixed layers and T_ref are used.
-    potential
-        Energies with first-order autograd.
-    molecule
-        The molecule; None for potentials on R^d.
-    energy_ceiling
-        Energy in kJ/mol above which energies are softened.
+    Energies above `energy_ceiling` (kJ/mol) are softened. `molecule` is None for potentials on R^d.
     """
 
     flow: AugmentedFlow
@@ -37,23 +28,14 @@ class Target:
     energy_ceiling: float
 
     def reduced_energy(self, y: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-        """Return -ln of the target's density on y, up to a constant, and the configurations.
+        """Return -ln of the target's density on y [B], up to a constant, and x [B, *event].
 
         U/kT less ln of the volume element of the flow's fixed layers. Energies are softened above
         the ceiling and a smooth penalty guards the coordinate layer's domain, so that the value
         differs from the true one far from the data: for training only. Where copies of a
         configuration overlap, the penalty is the numerator of their partition weights
         (:meth:`InternalCoordinates.log_partition`), and the denominator is added.
-
-        Parameters
-        ----------
-        y, tau
-            Points in the network's output space [B, d] and T/T_ref of each [B], both float64.
-
-        Returns
-        -------
-        reduced_energy, x : Tensor
-            [B], +inf where the energy is not finite; the configurations [B, *event].
+        `y` [B, d] and `tau` [B], T/T_ref, are float64; +inf where the energy is not finite.
         """
         flow, potential = self.flow, self.potential
         total = y.new_full((len(y),), flow.log_multiplicity)

@@ -24,20 +24,10 @@ def check_tensor_like(value: Any, like: Tensor, name: str) -> Tensor:
 
 @dataclass
 class Points:
-    """B points in the network's output space, each with a temperature.
+    """B points y [B, d] in the network's output space, each with T/T_ref tau [B].
 
-    Attributes
-    ----------
-    y
-        [B, d], in the training's precision.
-    reduced_energy
-        :meth:`openmm_tsf.training.target.Target.reduced_energy` [B], float64.
-    gradient
-        Its gradient [B, d], in the training's precision.
-    basin
-        Basin [B], int64.
-    tau
-        T/T_ref [B], in the training's precision.
+    The reduced energy [B] is float64 (:meth:`Target.reduced_energy`), its gradient [B, d], y and
+    tau have the training's precision, the basin [B] is int64.
     """
 
     y: Tensor

@@ -34,14 +34,11 @@ from openmm_tsf.utils.validation import require_entry
 
 #: Gradients are clipped to this multiple of their usual norm.
 _CLIP_FACTOR = 2.0
+_COUNTERS = ("step", "n_skipped", "skipped_in_a_row", "n_evaluations", "wall_seconds")
 
 
 class Trainer:
-    """The state of one training: everything that a checkpoint must hold.
-
-    The parameters are those of :func:`openmm_tsf.fit`. The flow itself changes only in
-    :meth:`restore`.
-    """
+    """All that a checkpoint must hold. The flow itself changes only in :meth:`restore`."""
 
     def __init__(
         self,
@@ -116,10 +113,9 @@ class Trainer:
             self.n_skipped += 1
             self.skipped_in_a_row += 1
             if self.skipped_in_a_row > settings.max_skipped:
-                raise FloatingPointError(
-                    f"training: {self.skipped_in_a_row} steps in a row had non-finite gradients "
-                    f"(step {self.step}); lower the learning rate or check the energies"
-                )
+                what = f"{self.skipped_in_a_row} steps in a row had non-finite gradients"
+                hint = f"(step {self.step}); lower the learning rate or check the energies"
+                raise FloatingPointError(f"training: {what} {hint}")
         # The running mean starts short, so that it forgets the initial weights.
         decay = min(settings.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -138,14 +134,14 @@ class Trainer:
         return validation
 
     @property
-    def is_validation_due(self) -> bool:
-        """Whether the present step is one after which to validate."""
-        return self.step % self.settings.validate_interval == 0 or self.is_complete
-
-    @property
     def is_complete(self) -> bool:
         """Whether all steps are made."""
         return self.step >= self.settings.n_steps
+
+    @property
+    def is_validation_due(self) -> bool:
+        """Whether the present step is one after which to validate."""
+        return self.step % self.settings.validate_interval == 0 or self.is_complete
 
     @property
     def is_out_of_patience(self) -> bool:
@@ -167,17 +163,11 @@ class Trainer:
             "origin": self.origin,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
-            "best_weights": self.best_weights,
             "optimizers": {name: each.state_dict() for name, each in self.optimizers.items()},
             "generator": self.generator.get_state(),
-            "step": self.step,
-            "n_skipped": self.n_skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
-            "running": self.running,
             "objective": self.objective.state_dict(),
-            "wall_seconds": self.wall_seconds,
-            "n_evaluations": self.n_evaluations,
             "history": [asdict(validation) for validation in self.history],
+            **{name: getattr(self, name) for name in (*_COUNTERS, "running", "best_weights")},
         }
         write_tensors(path, content)
 
@@ -187,9 +177,8 @@ class Trainer:
         try:
             self._restore(content)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise ValueError(
-                f"{path}: not a readable training checkpoint ({type(error).__name__}: {error})"
-            ) from error
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{path}: not a readable training checkpoint ({why})") from error
 
     def _restore(self, content: dict[str, Any]) -> None:
         preparation = self.n_evaluations  # already counted by the process that began

@@ -7,7 +7,6 @@ estimate improves; therefore basins weigh the same, and both directions count.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,8 +48,7 @@ class Validation:
     inside
         By temperature: fraction of draws inside the domain.
     running
-        Exponential means of the training losses (by path gradients: without points whose
-        gradients are cut) and of the chains' acceptance.
+        Exponential means of the training losses and of the chains' acceptance.
 
     Examples
     --------
@@ -77,13 +75,8 @@ class Validation:
         flat: dict[str, float] = {"step": self.step, "lambda": self.mixing, "score": self.score}
         for name in ("nll", "kl", "chains"):
             flat[f"train_{name}"] = self.running.get(name, math.nan)
-        for prefix, values in (
-            ("nll", self.nll),
-            ("free_energy", self.free_energy),
-            ("ess", self.ess),
-            ("basin1", self.basin_population),
-            ("inside", self.inside),
-        ):
+        for prefix in ("nll", "free_energy", "ess", "basin1", "inside"):
+            values = self.basin_population if prefix == "basin1" else getattr(self, prefix)
             flat |= {f"{prefix} {key}": value for key, value in values.items()}
         return flat
 
@@ -118,21 +111,8 @@ def _mean(values: Iterable[float]) -> float:
 class Validator:
     """Validates networks on held-out frames and fixed noise, so that results are comparable.
 
-    Parameters
-    ----------
-    flow
-        Its fixed layers and T_ref are used.
-    datasets
-        Held-out frames by temperature.
-    target
-        The training's target, for the energies of draws; None leaves the reverse estimates out.
-    settings
-        Temperatures and number of the draws, and the network's precision.
-    seed
-        Seed of the noise.
-    populations
-        Population of basin 1 in each dataset as a whole, of which the held-out frames may be a
-        short piece; by default that in the held-out frames.
+    Without a target the reverse estimates are left out. `populations` are those of basin 1 in each
+    dataset as a whole, of which the held-out frames may be a short piece; by default theirs.
     """
 
     def __init__(
@@ -156,12 +136,10 @@ class Validator:
             tau = dataset.temperature / flow.reference_temperature
             y, log_det = whiten(flow, dataset.positions, tau, generator)
             labels = basin_labels(dataset.molecule, dataset.positions)
-            momenta = math.sqrt(tau) * torch.randn(
-                len(y), flow.n_momenta, generator=generator, dtype=dtype
-            )
-            population = float(labels.double().mean())
-            if populations is not None:
-                population = populations[number]
+            noise = torch.randn(len(y), flow.n_momenta, generator=generator, dtype=dtype)
+            momenta = math.sqrt(tau) * noise
+            of_frames = float(labels.double().mean())
+            population = of_frames if populations is None else populations[number]
             self.populations.setdefault(dataset.temperature, []).append(population)
             for basin in labels.unique().tolist():
                 chosen = labels == basin
@@ -189,12 +167,12 @@ class Validator:
         for key, (y, log_det, momenta, tau) in self.held_out.items():
             joint = negative_log_likelihood(network, y, log_det, momenta, tau)
             nll[key] = float(marginal_nll_bound(joint, self.flow.n_momenta, tau).mean())
-        draws: dict[str, _Draws] = {}
+        draws: dict[str, tuple[float, ...]] = {}
         if self.target is not None:
             for temperature in self.temperatures:
                 draws[f"{temperature:g}K"] = self._evaluate_draws(network, self.target, temperature)
         free_energy, ess, population, inside = (
-            {key: getattr(values, name) for key, values in draws.items()} for name in _Draws._fields
+            {key: values[column] for key, values in draws.items()} for column in range(4)
         )
         score = _mean(self.likelihood(basins, nll) for basins in self.groups.values())
         if free_energy:
@@ -219,10 +197,7 @@ class Validator:
     def population_error(self, population: Mapping[str, float]) -> float:
         """Return the mean |ln(population of draws / of data)| of the basins that have data.
 
-        Parameters
-        ----------
-        population
-            Fraction of draws in basin 1 by ``"<T>K"``.
+        `population` is the fraction of draws in basin 1 by ``"<T>K"``.
         """
         least = 0.5 / len(self.noise)
         errors = []
@@ -236,7 +211,10 @@ class Validator:
                     errors.append(abs(math.log(max(q, least) / p)))
         return _mean(errors or [0.0])
 
-    def _evaluate_draws(self, network: Chain, target: Target, temperature: float) -> "_Draws":
+    def _evaluate_draws(
+        self, network: Chain, target: Target, temperature: float
+    ) -> tuple[float, ...]:
+        """Free energy, ESS, population of basin 1 and fraction inside; see :class:`Validation`."""
         flow, potential = self.flow, target.potential
         tau = temperature / flow.reference_temperature
         v = self.noise * math.sqrt(tau)
@@ -258,18 +236,6 @@ class Validator:
         entropy = 0.5 * v.shape[1] * (1 + math.log(2 * math.pi * tau))
         free_energy = -log_weight(softened, momenta, tau, -log_det).mean() - entropy + log_z_momenta
         labels = basin_labels(self.molecule, x[inside]).double()
-        return _Draws(
-            float(free_energy),
-            effective_sample_fraction(log_weights),
-            float(labels.mean()) if len(labels) else math.nan,
-            float(inside.double().mean()),
-        )
-
-
-class _Draws(NamedTuple):
-    """Results of the draws at one temperature; see :class:`Validation`."""
-
-    free_energy: float
-    ess: float
-    basin_population: float
-    inside: float
+        population = float(labels.mean()) if len(labels) else math.nan
+        ess, fraction = effective_sample_fraction(log_weights), float(inside.double().mean())
+        return float(free_energy), ess, population, fraction

@@ -54,9 +54,7 @@ def test_draws_outside_the_domain_have_no_weight_and_cost_no_energy(flow, monkey
     assert torch.equal(draws.energy == math.inf, ~draws.inside)
 
 
-def test_arguments(flow):
-    potential = GaussianWell(torch.eye(2).double())
-    with pytest.raises(ValueError, match="batch_size: expected"):
-        draw(flow, potential, batch_size=0)
-    with pytest.raises(ValueError, match="n: expected"):
-        draw(flow, potential, n=0)
+@pytest.mark.parametrize("name", ["n", "batch_size"])
+def test_arguments(flow, name):
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        draw(flow, GaussianWell(torch.eye(2).double()), **{name: 0})

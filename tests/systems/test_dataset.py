@@ -16,6 +16,11 @@ def dataset(molecule):
     return MDDataset.shipped(molecule, stride=100)
 
 
+@pytest.fixture
+def frames(dataset, molecule):
+    return mdtraj.Trajectory(dataset.positions.numpy(), molecule.mdtraj_topology)
+
+
 def test_shipped_frames(dataset, molecule):
     assert len(dataset) == 400
     assert dataset.temperature == 600
@@ -29,7 +34,6 @@ def test_shipped_frames(dataset, molecule):
 
 def test_split_is_blocked_and_complete(dataset):
     train, validation, test = dataset.split()
-    assert len(train) + len(validation) + len(test) == len(dataset)
     assert (len(train), len(validation), len(test)) == (320, 40, 40)
     together = torch.cat([train.positions, validation.positions, test.positions])
     assert len(together.flatten(1).unique(dim=0)) == len(dataset)
@@ -37,8 +41,7 @@ def test_split_is_blocked_and_complete(dataset):
     assert torch.equal(validation.positions[:4], dataset.positions[32:36])
 
 
-def test_basins_are_those_of_phi(dataset, molecule):
-    frames = mdtraj.Trajectory(dataset.positions.numpy(), molecule.mdtraj_topology)
+def test_basins_are_those_of_phi(dataset, frames, molecule):
     phi = mdtraj.compute_phi(frames)[1][:, 0]
     assert np.array_equal(basin_labels(molecule, dataset.positions).numpy(), (phi > 0).astype(int))
     broken = dataset.positions[:3].clone()
@@ -47,40 +50,37 @@ def test_basins_are_those_of_phi(dataset, molecule):
     assert torch.equal(basin_labels(None, torch.zeros(3, 2)), torch.zeros(3, dtype=torch.int64))
 
 
-def test_load_any_trajectory(dataset, molecule, tmp_path):
-    frames = mdtraj.Trajectory(dataset.positions.numpy(), molecule.mdtraj_topology)
+def test_load_any_trajectory(dataset, frames, molecule, tmp_path):
     for name in ("a.dcd", "a.nc"):
         frames.save(str(tmp_path / name))
         again = MDDataset.load(tmp_path / name, molecule, 600)
         # The molecule diffuses far from the origin, where the spacing of float32 is 4e-6 nm.
         assert (again.positions - dataset.positions).abs().max() < 1e-5
-    two = MDDataset.load(
-        [tmp_path / "a.dcd", tmp_path / "a.dcd"], molecule, 600, skip=100, stride=7
-    )
-    assert len(two) == 100
+    twice = [tmp_path / "a.dcd"] * 2
+    assert len(MDDataset.load(twice, molecule, 600, skip=100, stride=7)) == 100
 
 
-def test_refused_frames(dataset, molecule, tmp_path):
-    frames = mdtraj.Trajectory(dataset.positions.numpy(), molecule.mdtraj_topology)
+def test_refused_frames(dataset, frames, molecule, tmp_path):
     frames.save_xtc(str(tmp_path / "a.xtc"))
-    with pytest.raises(ValueError, match="XTC"):
-        MDDataset.load(tmp_path / "a.xtc", molecule, 600)
-    with pytest.raises(FileNotFoundError, match="no such trajectory"):
-        MDDataset.load(tmp_path / "missing.dcd", molecule, 600)
     frames.atom_slice(range(10)).save_dcd(str(tmp_path / "b.dcd"))
-    with pytest.raises(ValueError, match="mdtraj cannot read"):
-        MDDataset.load(tmp_path / "b.dcd", molecule, 600)
     frames.save_dcd(str(tmp_path / "c.dcd"))
-    with pytest.raises(ValueError, match="no frames left"):
-        MDDataset.load(tmp_path / "c.dcd", molecule, 600, skip=10**6)
-    with pytest.raises(ValueError, match="positive temperature"):
-        MDDataset(dataset.positions, -300)
-    with pytest.raises(ValueError, match=r"positions: expected shape \[F, 22, 3\]"):
-        MDDataset(dataset.positions[:, :4], 300, molecule)
+    for error, message, name in (
+        (ValueError, "XTC", "a.xtc"),
+        (FileNotFoundError, "no such trajectory", "missing.dcd"),
+        (ValueError, "mdtraj cannot read", "b.dcd"),
+        (ValueError, "no frames left", "c.dcd"),
+    ):
+        with pytest.raises(error, match=message):
+            MDDataset.load(tmp_path / name, molecule, 600, skip=10**6)
     broken = dataset.positions.clone()
     broken[5] = torch.nan
-    with pytest.raises(ValueError, match="the first is frame 5"):
-        MDDataset(broken, 300, molecule)
+    for message, *arguments in (
+        ("positive temperature", dataset.positions, -300),
+        (r"positions: expected shape \[F, 22, 3\]", dataset.positions[:, :4], 300, molecule),
+        ("the first is frame 5", broken, 300, molecule),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MDDataset(*arguments)
     with pytest.raises(ValueError, match="too few to split"):
         dataset[:5].split()
     overlapping = dataset.positions.clone()

@@ -7,6 +7,7 @@ import openmm
 import openmm.app as app
 import openmm.unit as unit
 import pytest
+from openmm import TwoParticleAverageSite
 
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
@@ -20,36 +21,29 @@ def changed(molecule, change):
 
 def test_alanine_dipeptide(molecule):
     assert molecule.n_atoms == 22
-    assert molecule.dihedrals == {"phi": (4, 6, 8, 14), "psi": (6, 8, 14, 16)}
     assert molecule.masses.sum() == pytest.approx(144.18, abs=0.05)
     assert molecule.mdtraj_topology.n_bonds == 21
-    kinds = {type(force).__name__ for force in molecule.system.getForces()}
-    assert "GBSAOBCForce" in kinds
-
-
-def test_the_other_force_field():
+    assert any(isinstance(f, openmm.GBSAOBCForce) for f in molecule.system.getForces())
     other = alanine_dipeptide("ff96-obc1")
     assert other.system.getNumConstraints() == 0
-    assert other.dihedrals == {"phi": (4, 6, 8, 14), "psi": (6, 8, 14, 16)}
+    dihedrals = {"phi": (4, 6, 8, 14), "psi": (6, 8, 14, 16)}
+    assert molecule.dihedrals == other.dihedrals == dihedrals
     with pytest.raises(ValueError, match=r"force_field: expected .* got 'charmm'"):
         alanine_dipeptide("charmm")
 
 
-def test_fingerprint_depends_on_the_system_and_the_topology(molecule):
+def test_fingerprint_depends_on_the_system_but_not_on_the_version(molecule, monkeypatch):
     assert alanine_dipeptide().fingerprint == molecule.fingerprint
     heavier = changed(molecule, lambda system: system.setParticleMass(0, 4.0))
     assert heavier.fingerprint != molecule.fingerprint
-
-
-def test_fingerprint_survives_an_upgrade_of_openmm(molecule, monkeypatch):
     serialize = openmm.XmlSerializer.serialize
     xml = serialize(molecule.system)
     assert f'openmmVersion="{openmm.__version__}"' in xml
-    monkeypatch.setattr(
-        openmm.XmlSerializer,
-        "serialize",
-        lambda thing: serialize(thing).replace(openmm.__version__, "99.1"),
-    )
+
+    def upgraded(thing):
+        return serialize(thing).replace(openmm.__version__, "99.1")
+
+    monkeypatch.setattr(openmm.XmlSerializer, "serialize", upgraded)
     again = MolecularSystem(molecule.system, molecule.topology, molecule.positions)
     assert again.fingerprint == molecule.fingerprint
 
@@ -100,20 +94,21 @@ def test_positions_are_a_frozen_copy_and_quantities_are_converted(molecule):
         built.positions[0, 0] = 1.0
 
 
+def make_periodic(system):
+    for force in system.getForces():
+        if isinstance(force, openmm.NonbondedForce):
+            force.setNonbondedMethod(openmm.NonbondedForce.PME)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda s: s.addConstraint(0, 1, 0.1), "constraints are not supported, got 1"),
         (lambda s: s.setParticleMass(3, 0.0), "particle 3 has no mass"),
-        (
-            lambda s: s.setVirtualSite(2, openmm.TwoParticleAverageSite(0, 1, 0.5, 0.5)),
-            "particle 2 is one",
-        ),
+        (lambda s: s.setVirtualSite(2, TwoParticleAverageSite(0, 1, 1, 0)), "particle 2 is one"),
         (lambda s: s.addForce(openmm.MonteCarloBarostat(1.0, 300.0)), "MonteCarloBarostat"),
-        (
-            lambda s: s.addForce(openmm.AndersenThermostat(300.0, 1.0)),
-            "AndersenThermostat; leave it out",
-        ),
+        (lambda s: s.addForce(openmm.AndersenThermostat(1, 1)), "AndersenThermostat; leave it out"),
+        (make_periodic, "expected no periodic box, but NonbondedForce uses one"),
     ],
 )
 def test_unsupported_systems_name_the_offender(molecule, change, message):
@@ -121,27 +116,16 @@ def test_unsupported_systems_name_the_offender(molecule, change, message):
         changed(molecule, change)
 
 
-def test_periodic_box_is_refused(molecule):
-    def periodic(system):
-        for force in system.getForces():
-            if isinstance(force, openmm.NonbondedForce):
-                force.setNonbondedMethod(openmm.NonbondedForce.PME)
-
-    with pytest.raises(ValueError, match="expected no periodic box, but NonbondedForce uses one"):
-        changed(molecule, periodic)
-
-
 def test_wrong_arguments(molecule):
     system, topology, positions = molecule.system, molecule.topology, molecule.positions
-    with pytest.raises(TypeError, match=r"system: expected an openmm\.System, got str"):
-        MolecularSystem("system.xml", topology, positions)
-    with pytest.raises(TypeError, match="to_openmm"):
-        MolecularSystem(system, molecule.mdtraj_topology, positions)
-    with pytest.raises(ValueError, match="topology: expected the System's 22 atoms, got 0"):
-        MolecularSystem(system, app.Topology(), positions)
-    with pytest.raises(ValueError, match=r"positions: expected shape \(22, 3\)"):
-        MolecularSystem(system, topology, positions[:-1])
-    broken = positions.copy()
+    empty, broken = app.Topology(), positions.copy()
     broken[5, 1] = np.nan
-    with pytest.raises(ValueError, match="positions: expected finite"):
-        MolecularSystem(system, topology, broken)
+    for error, message, *arguments in (
+        (TypeError, r"system: expected an openmm\.System, got str", "a.xml", topology, positions),
+        (TypeError, "to_openmm", system, molecule.mdtraj_topology, positions),
+        (ValueError, "topology: expected the System's 22 atoms, got 0", system, empty, positions),
+        (ValueError, r"positions: expected shape \(22, 3\)", system, topology, positions[:-1]),
+        (ValueError, "positions: expected finite", system, topology, broken),
+    ):
+        with pytest.raises(error, match=message):
+            MolecularSystem(*arguments)

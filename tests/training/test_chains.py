@@ -10,9 +10,17 @@ import torch
 from openmm_tsf.potentials import GaussianWell, MixedDoubleWell
 from openmm_tsf.training.independence_chains import IndependenceChains
 from openmm_tsf.training.langevin_relaxation import relax_mala
+from openmm_tsf.training.losses import draw_normal
 from openmm_tsf.training.target import Target
 from openmm_tsf.training.target_points import Points
 from tests.support.path_training import FAR, SHORT, D, make_objective, rough_flow, toy, two_basins
+
+
+def assert_moments(x, first, second):
+    """The means of x [n, D] and of its squares, within four standard errors."""
+    for values, expected in ((x, first), (x**2, second)):
+        z = (values.mean(0) - expected) / values.std(0) * len(x) ** 0.5
+        assert float(z.abs().max()) < 4, z
 
 
 def test_chains_sample_the_target(monkeypatch):
@@ -34,11 +42,9 @@ def test_chains_sample_the_target(monkeypatch):
         for _ in range(60):
             index = chains.next_chains(per_turn)
             points = chains.points.take(index)
-            p = torch.randn(len(index), D, generator=generator, dtype=torch.float64)
-            p = p * points.tau.sqrt()[:, None]
+            p = draw_normal(points.tau, D, generator)
             v, _ = flow.network.inverse_and_log_det(torch.cat([points.y, p], dim=1))
-            z = torch.randn(len(index), 2 * D, generator=generator, dtype=torch.float64)
-            z = z * points.tau.sqrt()[:, None]
+            z = draw_normal(points.tau, 2 * D, generator)
             y, _ = flow.network.forward_and_log_det(z)
             new = Points.at(target, y[:, :D], points.tau)
             ratios = log_ratio(new, z, y[:, D:]), log_ratio(points, v, p)
@@ -49,10 +55,7 @@ def test_chains_sample_the_target(monkeypatch):
         exact = (potential.sample(400_000, temperature, generator)[:, 0] > 0).double().mean()
         assert 0.1 < exact < 0.9
         assert abs(basins.mean() - exact) < 4 * (exact * (1 - exact) / n) ** 0.5
-        for order in (1, 2):
-            values = x**order
-            z = (values.mean(0) - potential.moment(order, temperature)) / values.std(0) * n**0.5
-            assert float(z.abs().max()) < 4, (temperature, order, z)
+        assert_moments(x, *(potential.moment(order, temperature) for order in (1, 2)))
 
 
 def test_chains_take_turns_cyclically():
@@ -81,10 +84,8 @@ def test_a_rare_basin_receives_proposals_of_the_same_basin():
         zero = torch.zeros(n)
         return Points(numbers[:, None], zero.double(), zero[:, None], basin, torch.ones(n))
 
-    rare_chains, rare_draws = (
-        torch.tensor([3, 40, 107, 188]),
-        torch.tensor([5, 50, 80, 100, 120, 199]),
-    )
+    rare_chains = torch.tensor([3, 40, 107, 188])
+    rare_draws = torch.tensor([5, 50, 80, 100, 120, 199])
     start = points_with(-1.0 - torch.arange(n), rare_chains)
     new = points_with(torch.arange(n).float(), rare_draws)
     zero = torch.zeros(n, dtype=torch.float64)  # all are accepted
@@ -109,7 +110,6 @@ def test_frames_relax_to_another_temperature():
     scale = torch.linspace(0.5, 2.0, D, dtype=torch.float64)
     potential, flow, n = GaussianWell(torch.diag(1 / scale**2)), rough_flow("tsf"), 8000
     generator, tau = torch.Generator().manual_seed(5), torch.full((8000,), 0.4, dtype=torch.float64)
-
     evaluate = partial(Points.at, Target(flow, potential, None, FAR))
     points = evaluate(potential.sample(n, 1.0, generator), tau)
     points.put(torch.tensor([0]), evaluate(torch.full((1, D), 6.0).double(), tau[:1].clone()))
@@ -118,10 +118,7 @@ def test_frames_relax_to_another_temperature():
     again = evaluate(points.y, tau)
     for name in ("reduced_energy", "gradient", "tau"):
         assert torch.allclose(getattr(points, name), getattr(again, name))
-    y = points.y / scale
-    for order, expected in ((1, 0.0), (2, 0.4)):
-        z = (y**order).mean(0).sub(expected) / (y**order).std(0) * n**0.5
-        assert float(z.abs().max()) < 4, (order, z)
+    assert_moments(points.y / scale, 0.0, 0.4)
 
     def without_energy(y, tau):
         result = evaluate(y, tau)
@@ -146,7 +143,4 @@ def test_the_objectives_chains_sample_their_temperatures(monkeypatch):
     assert objective.chains is not None
     for rung, temperature in enumerate((0.5, 1.0)):
         y = objective.chains.points.y[rung * n : (rung + 1) * n].double()
-        for order in (1, 2):
-            values = y**order
-            z = (values.mean(0) - potential.moment(order, temperature)) / values.std(0) * n**0.5
-            assert float(z.abs().max()) < 4, (temperature, order, z)
+        assert_moments(y, *(potential.moment(order, temperature) for order in (1, 2)))

@@ -12,22 +12,17 @@ from openmm_tsf.io.tensors import read_tensors
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training import fit
 from openmm_tsf.training.losses import negative_log_likelihood
-from tests.support.path_training import (
-    KINDS,
-    SHORT,
-    D,
-    make_objective,
-    rough_flow,
-    sampled,
-    toy,
-    two_basins,
-    weights,
-)
+from tests.support import path_training as support
+from tests.support.path_training import KINDS, SHORT, D, make_objective, rough_flow, toy, weights
+
+
+def new_flow():
+    return TemperatureSteerableFlow(D, D, 2, (16,), seed=1)
 
 
 def test_a_step_corrects_populations(monkeypatch):
     """A step that knows basin 1 to be drawn too rarely raises the flow's density in it."""
-    two_basins(monkeypatch)
+    support.two_basins(monkeypatch)
     potential, data = toy()
     flow = rough_flow("tsf")
     made = []
@@ -41,7 +36,7 @@ def test_a_step_corrects_populations(monkeypatch):
         ratios = objective.populations.population_ratios
         assert bool((ratios[:, 0] != 0).all())  # updated by the draws of this step
     n = 4000
-    x, p, tau = sampled(potential, flow, 1.0, n, 3)
+    x, p, tau = support.sampled(potential, flow, 1.0, n, 3)
     y, zero = torch.cat([x, p], dim=1).float(), torch.zeros(n)
     levels = []
     for sign in (-1, 1):
@@ -56,13 +51,11 @@ def test_a_step_corrects_populations(monkeypatch):
 
 @pytest.mark.parametrize("calls", [30, 75])  # while the chains relax to T = 0.5; after it
 def test_resume_is_exact_bit_by_bit(calls, tmp_path, monkeypatch):
-    two_basins(monkeypatch)
+    support.two_basins(monkeypatch)
     potential, data = toy()
-    whole = TemperatureSteerableFlow(D, D, 2, (16,), seed=1)
+    whole = new_flow()
     result = fit(whole, data, potential, settings=SHORT, seed=3, progress=False)
-    flow = TemperatureSteerableFlow(D, D, 2, (16,), seed=1)
-    path = tmp_path / "training.pt"
-    steps = []
+    path, steps = tmp_path / "training.pt", []
 
     class Stop(Exception):
         pass
@@ -78,8 +71,8 @@ def test_resume_is_exact_bit_by_bit(calls, tmp_path, monkeypatch):
     stopping = Stopping(potential.wells, potential.mixing)
     options = {"settings": SHORT, "seed": 3, "checkpoint_path": path, "progress": False}
     with pytest.raises(Stop):
-        fit(flow, data, stopping, checkpoint_seconds=0, **options)
-    flow = TemperatureSteerableFlow(D, D, 2, (16,), seed=1)
+        fit(new_flow(), data, stopping, checkpoint_seconds=0, **options)
+    flow = new_flow()
     state = read_tensors(path, "training checkpoint")["objective"]
     assert state["relaxed"] == (calls == 75)
     # or a resumed one would not need them
@@ -98,8 +91,8 @@ def test_the_recorded_likelihood_is_that_of_the_direct_estimator(tmp_path):
         changes = {"n_steps": 200, "validate_interval": 200, "estimator": name, "n_chains": chains}
         rates = {"learning_rate": 1e-9, "final_learning_rate": 1e-9}
         settings = dataclasses.replace(SHORT, **changes, **rates)
-        flow = TemperatureSteerableFlow(D, D, 2, (16,), seed=1)
-        recorded[name] = fit(flow, data, potential, settings=settings, progress=False).history[-1]
+        result = fit(new_flow(), data, potential, settings=settings, progress=False)
+        recorded[name] = result.history[-1]
     apart = recorded["path"].row()["train_nll"] - recorded["direct"].row()["train_nll"]
     assert abs(apart) < 0.3, recorded  # means over some 50 batches of 64
     assert 0.01 < recorded["path"].row()["train_chains"] < 1
@@ -113,7 +106,7 @@ def test_a_second_thread_changes_nothing():
     for threads in (1, 2):
         torch.set_num_threads(threads)
         try:
-            flow = TemperatureSteerableFlow(D, D, 2, (16,), seed=1)
+            flow = new_flow()
             fit(flow, data, potential, settings=SHORT, seed=3, progress=False)
             assert torch.get_num_threads() == threads
         finally:
@@ -145,7 +138,7 @@ def test_draws_without_energies_are_skipped_steps():
             return super().energy(x) + (math.nan if self.broken else 0.0)
 
     broken = Broken(potential.wells, potential.mixing)
-    flow = TemperatureSteerableFlow(D, D, 2, (16,), seed=1)
+    flow = new_flow()
     objective = make_objective(flow, broken, data)
     network = flow.network.to(SHORT.dtype)
     broken.broken = True
@@ -164,17 +157,11 @@ def test_draws_without_energies_are_skipped_steps():
         ({"kl_batch_size": 1, "n_chains": 0}, "at least one draw of each of 2 temperatures"),
         ({"n_chains": 10}, "n_chains: expected at least the 16 draws"),
         ({"lambda_max": 0.0}, "without draws"),
+        ({"lambda_max": 0.0, "n_chains": 0}, "potential: expected one for path gradients"),
         ({"chain_share": 1.5}, "chain_share"),
         ({"log_variance": -1.0}, "log_variance"),
     ],
 )
 def test_contradicting_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(SHORT, **changes)
-
-
-def test_path_gradients_need_a_potential():
-    _, data = toy()
-    settings = dataclasses.replace(SHORT, lambda_max=0.0, n_chains=0)
-    with pytest.raises(ValueError, match="potential: expected one for path gradients"):
-        fit(TemperatureSteerableFlow(D, D, 1, (8,)), data, settings=settings, progress=False)
+        fit(new_flow(), toy()[1], settings=dataclasses.replace(SHORT, **changes), progress=False)

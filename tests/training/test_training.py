@@ -12,17 +12,11 @@ from openmm_tsf.io.tensors import read_tensors, write_tensors
 from openmm_tsf.potentials import GaussianWell
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.training import FitSettings, fit
+from openmm_tsf.training import FitSettings, fit, losses
 from openmm_tsf.training.basins import basin_labels
-from openmm_tsf.training.losses import (
-    draw_normal,
-    marginal_nll_bound,
-    negative_log_likelihood,
-    variational_free_energy,
-    whiten,
-)
 from openmm_tsf.training.target import Target, soften
 from openmm_tsf.training.validation import Validator, effective_sample_fraction
+from tests.support.path_training import weights
 
 D = 3
 PRECISION = torch.tensor([[2.0, 0.8, 0.0], [0.8, 1.0, 0.2], [0.0, 0.2, 0.5]], dtype=torch.float64)
@@ -40,17 +34,8 @@ def small_flow(seed=1):
     return TemperatureSteerableFlow(D, D, 2, (16,), seed=seed)
 
 
-SHORT = FitSettings(
-    n_steps=40,
-    batch_size=64,
-    kl_batch_size=16,
-    validate_interval=10,
-    n_validation_draws=100,
-    ramp=(0.0, 0.5),
-    temperatures=(0.5, 1.0),
-)
-
-
+SIZES = {"n_steps": 40, "batch_size": 64, "kl_batch_size": 16, "validate_interval": 10}
+SHORT = FitSettings(**SIZES, n_validation_draws=100, ramp=(0.0, 0.5), temperatures=(0.5, 1.0))
 VALIDATION = FitSettings(n_validation_draws=200, temperatures=(600.0,), dtype=torch.float64)
 
 
@@ -58,10 +43,10 @@ def test_likelihood_agrees_with_log_prob(molecule):
     frames = MDDataset.shipped(molecule, stride=200)
     molecular = TemperatureSteerableFlow.from_dataset(frames, n_blocks=1, hidden=(8,))
     for flow, data in ((small_flow(), gaussian_data(50)), (molecular, frames)):
-        y, log_det = whiten(flow, data.positions)
+        y, log_det = losses.whiten(flow, data.positions)
         tau = torch.full((len(y),), 0.7, dtype=torch.float64)
-        momenta = draw_normal(tau, flow.n_momenta, torch.Generator().manual_seed(4))
-        nll = negative_log_likelihood(flow.network, y, log_det, momenta, tau)
+        momenta = losses.draw_normal(tau, flow.n_momenta, torch.Generator().manual_seed(4))
+        nll = losses.negative_log_likelihood(flow.network, y, log_det, momenta, tau)
         expected = -flow.log_prob(data.positions, momenta, 0.7 * flow.reference_temperature)
         torch.testing.assert_close(nll, expected)
 
@@ -78,7 +63,7 @@ def test_free_energy_is_bounded_by_the_exact_one():
     target = Target(flow, GaussianWell(PRECISION), None, 1e9)
 
     def free_energy(network):
-        value = variational_free_energy(target, network, v, tau)
+        value = losses.variational_free_energy(target, network, v, tau)
         log_z_momenta = 0.5 * D * math.log(2 * math.pi * temperature)
         entropy = 0.5 * 2 * D * (1 + math.log(2 * math.pi * temperature))
         return value.mean() - entropy + log_z_momenta, value.std() / len(v) ** 0.5
@@ -103,9 +88,8 @@ def test_validated_free_energy_bounds_the_exact_one():
     for n_momenta in (1, 8):
         flow = TemperatureSteerableFlow(D, n_momenta, 1, (8,), seed=1)
         target = Target(flow, GaussianWell(torch.eye(D, dtype=torch.float64)), None, 1e9)
-        settings = FitSettings(
-            temperatures=(temperature,), n_validation_draws=20_000, dtype=torch.float64
-        )
+        changes = {"temperatures": (temperature,), "n_validation_draws": 20_000}
+        settings = dataclasses.replace(VALIDATION, **changes)
         validator = Validator(flow, [gaussian_data(50)], target, settings, seed=3)
         validation = validator.validate(flow.network, 0, 0.0, {})
         # Weights are zero: the flow is exact for this Gaussian, at every temperature.
@@ -114,24 +98,21 @@ def test_validated_free_energy_bounds_the_exact_one():
         assert validation.inside["0.7K"] == 1
 
 
-def test_population_error_of_lost_basins(molecule):
-    dataset = MDDataset.shipped(molecule, stride=40)
+def test_basins_in_validation(molecule):
+    """Lost basins count; few frames of a basin weigh little."""
+    dataset = MDDataset.shipped(molecule, stride=10)
     flow = TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(8,))
+    labels = basin_labels(molecule, dataset.positions)
     validator = Validator(flow, [dataset], None, VALIDATION, seed=1)
-    population = float(basin_labels(molecule, dataset.positions).double().mean())
+    population = float(labels.double().mean())
     assert validator.population_error({"600K": population}) == pytest.approx(0)
     assert validator.population_error({"600K": population / 10}) > 1
     assert math.isfinite(validator.population_error({"600K": 0.0}))
     other = Validator(flow, [dataset], None, VALIDATION, 1, [2 * population])
     assert other.population_error({"600K": 2 * population}) == pytest.approx(0)
 
-
-def test_few_frames_of_a_basin_weigh_little(molecule):
-    frames = MDDataset.shipped(molecule, stride=10)
-    flow = TemperatureSteerableFlow.from_dataset(frames, n_blocks=1, hidden=(8,))
-    labels = basin_labels(molecule, frames.positions)
     some = torch.cat([torch.where(labels == 0)[0][:400], torch.where(labels == 1)[0][:10]])
-    few = MDDataset(frames.positions[some], 600.0, molecule)
+    few = MDDataset(dataset.positions[some], 600.0, molecule)
     validator = Validator(flow, [few], None, VALIDATION, seed=1)
     basins = validator.groups[600.0]
     nll = {basins[0][0]: 1.0, basins[1][0]: 12.0}
@@ -145,22 +126,17 @@ def test_softened_energies_join_smoothly():
     torch.testing.assert_close(soft[:3], energy[:3], rtol=0, atol=1e-6)
     assert soft[3] < 50
     soft.sum().backward()
-    torch.testing.assert_close(
-        energy.grad[:3], torch.ones(3, dtype=torch.float64), atol=1e-3, rtol=0
-    )
+    torch.testing.assert_close(energy.grad[:3], torch.ones(3).double(), atol=1e-3, rtol=0)
 
 
 def test_marginal_bound_is_exact_when_x_and_p_factorise():
     flow, data = small_flow(), gaussian_data(4000)
-    tau = torch.full((4000,), 1.0, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(3)
-    momenta = torch.randn(4000, D, generator=generator, dtype=torch.float64)
+    tau, zero = torch.ones(4000, dtype=torch.float64), torch.zeros(4000, dtype=torch.float64)
+    momenta = losses.draw_normal(tau, D, torch.Generator().manual_seed(3))
     # Zero weights: D is the identity, so log p(x) = log N(x; 0, 1).
-    joint = negative_log_likelihood(
-        flow.network, data.positions, torch.zeros(4000, dtype=torch.float64), momenta, tau
-    )
+    joint = losses.negative_log_likelihood(flow.network, data.positions, zero, momenta, tau)
     exact = 0.5 * (data.positions.square().sum(1) + D * math.log(2 * math.pi))
-    difference = marginal_nll_bound(joint, D, tau) - exact
+    difference = losses.marginal_nll_bound(joint, D, tau) - exact
     assert abs(difference.mean()) < 4 * difference.std() / 4000**0.5
 
 
@@ -188,10 +164,6 @@ def test_training_realnvp_with_the_same_loop():
     flow, data = RealNVPFlow(D, 0, 2, (16,), seed=1), gaussian_data()
     result = fit(flow, data, GaussianWell(PRECISION), settings=SHORT, progress=False)
     assert result.best.score <= result.history[0].score
-
-
-def weights(flow):
-    return torch.cat([p.detach().flatten() for p in flow.network.parameters()])
 
 
 def test_seeds(tmp_path):
@@ -248,21 +220,21 @@ def test_resume_refuses_checkpoints_of_other_trainings(tmp_path):
     path = tmp_path / "checkpoint.pt"
     run = dict(potential=GaussianWell(PRECISION), checkpoint_path=path, progress=False)
     fit(small_flow(), gaussian_data(), settings=SHORT, **run)
-    other = FitSettings(n_steps=50, batch_size=32)
-    with pytest.raises(ValueError, match="made with other settings"):
-        fit(small_flow(), gaussian_data(), settings=other, resume=True, **run)
-    with pytest.raises(ValueError, match="other frames or with another seed"):
-        fit(small_flow(), gaussian_data(), settings=SHORT, seed=9, resume=True, **run)
-    with pytest.raises(ValueError, match="other frames or with another seed"):
-        fit(small_flow(), gaussian_data(seed=5), settings=SHORT, resume=True, **run)
+
+    def refused(message, data=None, settings=SHORT, **options):
+        data = gaussian_data() if data is None else data
+        with pytest.raises(ValueError, match=message):
+            fit(small_flow(), data, settings=settings, resume=True, **run, **options)
+
+    refused("made with other settings", settings=FitSettings(n_steps=50, batch_size=32))
+    refused("other frames or with another seed", seed=9)
+    refused("other frames or with another seed", gaussian_data(seed=5))
     content = read_tensors(path, "training checkpoint")
     for number, version in ((99, "a newer version"), (4, "an earlier version")):
         write_tensors(path, content | {"format": number})
-        with pytest.raises(ValueError, match=f"written in format {number} by {version}"):
-            fit(small_flow(), gaussian_data(), settings=SHORT, resume=True, **run)
+        refused(f"written in format {number} by {version}")
     path.write_bytes(b"damaged")
-    with pytest.raises(ValueError, match="not a readable training checkpoint"):
-        fit(small_flow(), gaussian_data(), settings=SHORT, resume=True, **run)
+    refused("not a readable training checkpoint")
 
 
 def test_non_finite_gradients_are_counted_then_an_error():
@@ -282,18 +254,19 @@ def test_non_finite_gradients_are_counted_then_an_error():
     assert torch.equal(weights(flow), before)
 
 
-def test_bad_arguments_are_refused():
-    data, potential = gaussian_data(100), GaussianWell(PRECISION)
-    with pytest.raises(ValueError, match="potential: expected one"):
-        fit(small_flow(), data, progress=False)
-    with pytest.raises(ValueError, match="dataset: expected at least one"):
-        fit(small_flow(), [], potential, progress=False)
-    with pytest.raises(ValueError, match="lambda_max"):
-        FitSettings(lambda_max=1.5)
-    with pytest.raises(ValueError, match="n_steps"):
-        FitSettings(n_steps=0)
-    with pytest.raises(ValueError, match="ramp"):
-        FitSettings(ramp=(0.5, 0.2))
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("potential: expected one", lambda: fit(small_flow(), gaussian_data(100), progress=False)),
+        ("dataset: expected at least one", lambda: fit(small_flow(), [], GaussianWell(PRECISION))),
+        ("lambda_max", lambda: FitSettings(lambda_max=1.5)),
+        ("n_steps", lambda: FitSettings(n_steps=0)),
+        ("ramp", lambda: FitSettings(ramp=(0.5, 0.2))),
+    ],
+)
+def test_bad_arguments_are_refused(message, call):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_frames_of_a_mirror_image_are_refused(molecule):
