@@ -21,9 +21,6 @@ def frames(molecule):
     return MDDataset.shipped(molecule, stride=2000).positions
 
 
-# ------------------------------------------------------------------------ trajectories
-
-
 @pytest.fixture(scope="module")
 def folder(molecule, frames, tmp_path_factory):
     """A folder of bad trajectories."""
@@ -92,9 +89,6 @@ def test_a_trajectory_needs_a_molecule(folder):
         MDDataset.load(folder / "good.dcd", None, 600)
     with refused(TypeError, "molecule: expected a MolecularSystem or None, got str"):
         MDDataset(torch.zeros(3, 2), 600, "molecule.pdb")
-
-
-# ------------------------------------------------------------------------ flow files
 
 
 @pytest.fixture(scope="module")
@@ -271,9 +265,6 @@ def test_flows_of_another_molecule(good, flow, molecule, tmp_path, capsys):
     with refused(FileNotFoundError, "no such flow file"):
         load_flow(tmp_path)
     assert load_flow(path, molecule).fingerprint == molecule.fingerprint
-
-
-# ------------------------------------------------------------------------ the output directory
 
 
 @pytest.mark.parametrize("below", [False, True], ids=["a file", "below a file"])

@@ -144,9 +144,6 @@ def test_the_stage_is_read_from_the_first_file(tmp_path):
     assert read_stage(tmp_path) == "md"
 
 
-# -- files -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, moment):
     path = tmp_path / "a.json"

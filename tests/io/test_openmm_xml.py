@@ -43,9 +43,6 @@ def refused(tmp_path, content, match, expected=openmm.System):
     assert "given.xml" in str(caught.value)
 
 
-# -- code ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -155,9 +152,6 @@ def test_openmm_is_given_only_checked_elements(tmp_path, marker):
     assert marker.exists()
 
 
-# -- other classes ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "kind",
     [
@@ -208,8 +202,6 @@ def test_the_list_of_forces_is_that_of_the_tested_openmm():
     assert names(openmm.Force) - {"PythonForce"} == SAFE_FORCES
     assert names(openmm.TabulatedFunction) == SAFE_FUNCTIONS
 
-
-# -- other and damaged files ------------------------------------------------------------
 
 ENTITIES = (f'<!ENTITY {new} "{f"&{old};" * 10}">' for old, new in pairwise("abcdefghi"))
 LAUGHS = f'<!DOCTYPE System [<!ENTITY a "ha">{"".join(ENTITIES)}]>'

@@ -237,9 +237,6 @@ def test_names_of_kernels_and_atoms(box):
         run_commands(box, "killed")
 
 
-# ------------------------------------------------------------------------ links
-
-
 FILES = [
     ("sample", name)
     for name in ("T500.00K.dcd", "T600.00K.dcd", "config.json", "checkpoint.pt", "flow.pt",

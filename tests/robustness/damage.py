@@ -28,18 +28,16 @@ def damages(name: str, data: bytes, others: dict[str, bytes]) -> st.SearchStrate
         st.sampled_from(sorted(others)).map(lambda o: Damage(f"is {o}", others[o])),
         st.sampled_from(NOT_FILES).map(lambda kind: Damage(kind, not_file=kind)),
     ]
-    by_kind = {".json": of_json, ".npz": of_npz, ".pt": of_tensors, ".dcd": of_dcd}
-    suffix = "." + name.rpartition(".")[2]
-    specific = by_kind.get(suffix, of_lines)(data)
+    by_kind = {"json": of_json, "npz": of_npz, "pt": of_tensors, "dcd": of_dcd}
+    specific = by_kind.get(name.rpartition(".")[2], of_lines)(data)
     return st.one_of(*ways, specific, specific, specific, specific)
 
 
 @st.composite
 def of_json(draw: Any, data: bytes) -> Damage:
     content = json.loads(data)
-    kind = draw(
-        st.sampled_from(["value"] * 6 + ["remove", "add", "twice", "deep", "long number", "list"])
-    )
+    others = ["remove", "add", "twice", "deep", "long number", "list"]
+    kind = draw(st.sampled_from(["value"] * 6 + others))
     if kind in ("value", "remove", "add"):
         change_entry(draw, content, kind)
         text = json.dumps(content)
@@ -66,9 +64,8 @@ def of_json(draw: Any, data: bytes) -> Damage:
 def of_dcd(draw: Any, data: bytes) -> Damage:
     places = [0, 4, 8, 12, 16, 20, 40, 44, 48, 84, 88, 92, 96, 256, 260, 264, 268, 272, 276, 280]
     place = draw(st.sampled_from(places))
-    value = draw(
-        st.sampled_from([0, -1, 1, 2, 5, 22, 88, 100, 2**20, 2**31 - 1, -(2**31), 0x7FC00000])
-    )
+    values = [0, -1, 1, 2, 5, 22, 88, 100, 2**20, 2**31 - 1, -(2**31), 0x7FC00000]
+    value = draw(st.sampled_from(values))
     changed = data[:place] + struct.pack("<i", value) + data[place + 4 :]
     return Damage(f"DCD: {value} at {place}", changed)
 
@@ -77,16 +74,14 @@ def of_dcd(draw: Any, data: bytes) -> Damage:
 def of_lines(draw: Any, data: bytes) -> Damage:
     lines = data.decode("utf-8", "replace").splitlines(keepends=True) or [""]
     index = draw(st.integers(0, len(lines) - 1))
-    kind = draw(
-        st.sampled_from(["word", "word", "word", "remove", "repeat", "swap", "insert", "encode"])
-    )
+    kinds = ["word", "word", "word", "remove", "repeat", "swap", "insert", "encode"]
+    kind = draw(st.sampled_from(kinds))
     line = lines[index]
     if kind == "word":
         pieces = [piece for piece in line.replace('"', " ").split() if piece]
         old = draw(st.sampled_from(pieces)) if pieces else ""
-        new = draw(
-            st.sampled_from([*TEXTS, *map(str, NUMBERS), "9" * 20, "1e400", "****", "H", "C"])
-        )
+        words = [*TEXTS, *map(str, NUMBERS), "9" * 20, "1e400", "****", "H", "C"]
+        new = draw(st.sampled_from(words))
         lines[index] = line.replace(old, new, 1) if old else new
     elif kind == "remove":
         del lines[index]

@@ -18,7 +18,7 @@ import torch
 
 from tests.robustness.inspection import (
     check_run,
-    check_trajectory,
+    check_trajectories,
     content,
     damaged,
     differences,
@@ -94,8 +94,6 @@ class KilledStage:
                 path.unlink(missing_ok=True)
         return output
 
-    # -- kills --------------------------------------------------------------------------------
-
     def one_pass(self, quota: int) -> None:
         """Run the stage from an empty directory to the end, with kills up to `quota` in total."""
         start = time.monotonic()
@@ -106,13 +104,11 @@ class KilledStage:
         problems: list[str] = []
         pids: set[int] = set()
         while not problems:
-            before = progress(output)
-            means = None
+            before, means = progress(output), None
             # Few kills once all is computed: they would hit only the analysis.
             computed = self.name != "analyze" and before == progress(self.reference)
             if sum(self.kills.values()) < quota and not (computed and self.rng.random() < 0.7):
-                kinds = list(MEANS)
-                means = self.rng.choices(kinds, [MEANS[k] for k in kinds])[0]
+                means = self.rng.choices(list(MEANS), list(MEANS.values()))[0]
                 if disk is not None and self.rng.random() < 0.5:
                     means = DISK
             real = self.rng.random() < REAL_SHARE and means != "memory limit"
@@ -162,45 +158,38 @@ class KilledStage:
         rng, arguments = self.rng, self.arguments(output)
         # Most kills come after the start-up of a real process, a quarter at any moment.
         after = rng.uniform(0, 0.5) * self.duration + (2.0 if real and rng.random() < 0.75 else 0.0)
-        size = max(path.stat().st_size for path in self.reference.rglob("*") if path.is_file())
+        sizes = [path.stat().st_size for path in self.reference.rglob("*") if path.is_file()]
+        limits, filler, patience = {}, contextlib.nullcontext(), PATIENCE
         if means == "file size limit":
-            limit = int(rng.choice((rng.uniform(0, 1.1) * size, 10 ** rng.uniform(2, 6))))
-            job = Job(arguments, real, {resource.RLIMIT_FSIZE: limit})
-            job.wait()
-            return job, f"{limit} bytes"
-        if means == "memory limit":
+            limit = int(rng.choice((rng.uniform(0, 1.1) * max(sizes), 10 ** rng.uniform(2, 6))))
+            limits, description = {resource.RLIMIT_FSIZE: limit}, f"{limit} bytes"
+        elif means == "memory limit":
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             limit = pages * resource.getpagesize() + int(rng.uniform(0, 250) * MIB)
-            job = Job(arguments, real, {resource.RLIMIT_AS: limit})
-            job.wait()
-            return job, f"{limit // MIB} MiB"
-        if means == DISK:
-            assert disk is not None
-            whole = sum(p.stat().st_size for p in self.reference.rglob("*") if p.is_file())
-            free = int(rng.uniform(0, 1.1) * whole)
-            with _filled(disk, free):
-                job = Job(arguments, real)
-                job.wait()
-            return job, f"{free} bytes left"
-        job = Job(arguments, real)
-        if means == "SIGKILL at a size in memory":
-            limit = job.resident() + int(rng.uniform(0, 150) * MIB)
-            while job.poll() is None and job.resident() < limit:
-                time.sleep(0.002)
-            job.send(signal.SIGKILL)
-            job.wait()
-            return job, f"at {limit // MIB} MiB"
-        if means is None:
-            job.wait(10 * PATIENCE)
-            return job, "to the end"
-        job.wait(after)
-        first, *more = SIGNALS[means]
-        job.send(first)
-        for number in more:
-            job.wait(rng.choice((0.0, rng.uniform(0, 0.05), rng.uniform(0, 2.0))))
-            job.send(number)
-        job.wait()
-        return job, f"after {after:.2f} s"
+            limits, description = {resource.RLIMIT_AS: limit}, f"{limit // MIB} MiB"
+        elif means == DISK:
+            free = int(rng.uniform(0, 1.1) * sum(sizes))
+            filler, description = _filled(disk, free), f"{free} bytes left"
+        with filler:
+            job = Job(arguments, real, limits)
+            if means == "SIGKILL at a size in memory":
+                limit = job.resident() + int(rng.uniform(0, 150) * MIB)
+                description = f"at {limit // MIB} MiB"
+                while job.poll() is None and job.resident() < limit:
+                    time.sleep(0.002)
+                job.send(signal.SIGKILL)
+            elif means is None:
+                patience, description = 10 * PATIENCE, "to the end"
+            elif means in SIGNALS:
+                description = f"after {after:.2f} s"
+                job.wait(after)
+                first, *more = SIGNALS[means]
+                job.send(first)
+                for number in more:
+                    job.wait(rng.choice((0.0, rng.uniform(0, 0.05), rng.uniform(0, 2.0))))
+                    job.send(number)
+            job.wait(patience)
+        return job, description
 
     def _expected(self, means: str | None, status: int, stderr: str) -> list[str]:
         if means is None:
@@ -216,8 +205,6 @@ class KilledStage:
                 return [f"{means}: no clear message: {stderr}"]
         return []
 
-    # -- inspection ----------------------------------------------------------------------------
-
     def _inspect(self, output: Path, pids: set[int]) -> list[str]:
         if not output.is_dir():
             return []
@@ -226,9 +213,7 @@ class KilledStage:
             parts = name.split(".")
             if not any(str(pid) in parts for pid in pids):
                 problems.append(f"{name}: a temporary file of a process that was not killed")
-        topology = next(self.reference.rglob("topology.pdb"))
-        for path in output.rglob("*.dcd"):
-            problems += check_trajectory(path, self.reference / path.relative_to(output), topology)
+        problems += check_trajectories(output, self.reference)
         log, whole = output / "training.csv", self.reference / "training.csv"
         if log.is_file() and not problems:
             rows, expected = content(log), content(whole)
@@ -255,26 +240,17 @@ class KilledStage:
         shutil.rmtree(output, ignore_errors=True)
 
     def report(self) -> dict[str, Any]:
+        measures = {"median": statistics.median, "max": max}
+        lost = {name: round(f(self.lost), 3) for name, f in measures.items()} if self.lost else None
         return {
-            "kills": sum(self.kills.values()),
-            "by_means": dict(self.kills),
-            "of_real_processes": sum(self.real.values()),
-            "by_moment": dict(self.moments),
+            "kills": sum(self.kills.values()), "by_means": dict(self.kills),
+            "of_real_processes": sum(self.real.values()), "by_moment": dict(self.moments),
             "exit_statuses": {means: dict(counts) for means, counts in self.statuses.items()},
-            "starts": self.starts,
-            "passes": self.passes,
-            "mismatches": len(self.wrong),
-            "checkpoint_went_back": self.backwards,
-            "load_run": dict(self.states),
+            "starts": self.starts, "passes": self.passes, "mismatches": len(self.wrong),
+            "checkpoint_went_back": self.backwards, "load_run": dict(self.states),
             "uninterrupted_seconds": round(self.duration, 2),
-            "seconds_since_checkpoint": {
-                "median": round(statistics.median(self.lost), 3),
-                "max": round(max(self.lost), 3),
-            }
-            if self.lost
-            else None,
-            "wrong": self.wrong,
-        }
+            "seconds_since_checkpoint": lost, "wrong": self.wrong,
+        }  # fmt: skip
 
 
 def _analysis_files(folder: Path) -> list[Path]:

@@ -42,17 +42,14 @@ SHARES = {"md": 0.2, "train": 0.2, "sample": 0.25, "run": 0.2, "analyze": 0.15}
 #: Modules that the stages import, so that a forked process has them.
 IMPORTED = (
     "matplotlib.backends.backend_agg", "openmm_tsf.analysis.plots.ramachandran",
-    "openmm_tsf.doctor.report",
-    "openmm_tsf.workflow.run", "tqdm.contrib.logging",
+    "openmm_tsf.doctor.report", "openmm_tsf.workflow.run", "tqdm.contrib.logging",
 )  # fmt: skip
-SMALL_DISK = 64 * 2**20
 
 
 def mount_disk(folder: Path) -> bool:
     """Mount a small disk; return whether this process may."""
     folder.mkdir()
-    size = f"size={SMALL_DISK}"
-    command = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
     try:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
     except OSError:
@@ -149,10 +146,9 @@ def main() -> int:
     print_table(reports)
     if wrong:
         print(f"{wrong} wrong; the folder is kept: {folder}")
-        return 1
-    if args.folder is None:
+    elif args.folder is None:
         shutil.rmtree(folder)
-    return 0
+    return int(wrong > 0)
 
 
 def print_table(reports: dict[str, Any]) -> None:

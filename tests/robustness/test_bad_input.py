@@ -23,9 +23,6 @@ def frames(molecule):
     return MDDataset.shipped(molecule, stride=2000).positions
 
 
-# ------------------------------------------------------------------------ System and Topology
-
-
 def system_of(topology, bonds=None, masses=None):
     """Harmonic bonds and the elements' masses, or other ones."""
     system, force = openmm.System(), openmm.HarmonicBondForce()
@@ -143,9 +140,6 @@ def test_systems_from_the_shell(built, change, message, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-# ------------------------------------------------------------------------ reference positions
-
-
 def moved(molecule, change):
     positions = molecule.positions.copy()
     change(positions)
@@ -191,9 +185,6 @@ def test_reference_positions_without_bond_lengths_in_the_system():
     system = system_of(topology, [])
     with refused(ValueError, r"expected bonds of at most 0\.5 nm, but MOL1-C0 and MOL1-C1"):
         tsf.MolecularSystem(system, topology, positions)
-
-
-# ------------------------------------------------------------------------ internal coordinates
 
 
 def flow_for(bonds, elements, positions):
@@ -250,9 +241,6 @@ def test_a_flat_centre_is_named():
     topology, positions = graph_molecule([(0, 1), (0, 2), (0, 3), (0, 4)], flat, "CFHON")
     with refused(ValueError, "positions: expected tetrahedral centres with a handedness"):
         InternalCoordinates.from_topology(topology, positions)
-
-
-# ------------------------------------------------------------------------ frames
 
 
 def swapped(x, first, second):

@@ -53,8 +53,6 @@ def ids(value):
     return repr(value).replace("\n", " ")[:40]
 
 
-# ------------------------------------------------------------------------ temperatures
-
 TEMPERATURES = [
     ([-300.0, 600.0], ValueError, "expected a positive temperature in kelvin, got -300.0"),
     ([0, 600], ValueError, "expected a positive temperature in kelvin, got 0"),
@@ -139,8 +137,6 @@ def test_the_parser_refuses(given, message, capsys):
     assert message in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------ settings
-
 BAD_COUNTS = (-1, 2.5, 2.0, NAN, INF, "3", True, None, 10**30)
 BAD_SIZES = (0, -1.0, NAN, INF, "3", True, None)
 COUNTS = {
@@ -214,9 +210,6 @@ def test_sizes(settings, name, value):
 def test_settings(settings, changes, message):
     with refused((TypeError, ValueError), message):
         settings(**changes)
-
-
-# ------------------------------------------------------------------------ the sampler
 
 
 @pytest.mark.parametrize("value", [0, *BAD_COUNTS], ids=ids)
@@ -304,9 +297,6 @@ def test_velocities_that_a_kernel_needs():
 def test_samplers(make, changes, message):
     with refused((TypeError, ValueError), message):
         make(**changes)
-
-
-# ------------------------------------------------------------------------ flows, frames, energies
 
 
 @pytest.mark.parametrize(
