@@ -169,15 +169,10 @@ CONTENTS = [
     ("a newer format", ["format"], 99, "written in format 99 by a newer version"),
     ("a format that is no number", ["format"], "1", "format: expected a number, got '1'"),
     ("an unknown kind", ["kind"], "glow", "unknown kind of flow 'glow'"),
-    *(
-        (f"no {name}", [name], REMOVED, f"{name}: expected an entry, got none")
-        for name in ("n_coordinates", "n_momenta", "sizes", "reference_temperature", "state_dict",
-                     "coordinates", "whitening")
-    ),
-    ("no n_blocks", ["sizes", "n_blocks"], REMOVED, "n_blocks: expected an entry, got none"),
-    ("no zmatrix", ["coordinates", "zmatrix"], REMOVED, "zmatrix: expected an entry"),
-    ("no rows", ["coordinates", "zmatrix", "rows"], REMOVED, "rows: expected an entry"),
-    ("no cholesky", ["whitening", "cholesky"], REMOVED, "cholesky: expected an entry"),
+    *((f"no {path[-1]}", path, REMOVED, f"{path[-1]}: expected an entry, got none") for path in (
+        ["n_coordinates"], ["n_momenta"], ["sizes"], ["reference_temperature"], ["state_dict"],
+        ["coordinates"], ["whitening"], ["sizes", "n_blocks"], ["coordinates", "zmatrix"],
+        ["coordinates", "zmatrix", "rows"], ["whitening", "cholesky"])),
     ("no weights", ["state_dict", WEIGHT], REMOVED, f"expected {WEIGHT} .*got None"),
     ("blocks as text", ["sizes", "n_blocks"], "2", "n_blocks: expected int, got str"),
     ("widths as text", ["sizes", "hidden"], "8", "hidden: expected list, got str"),

@@ -128,10 +128,9 @@ def test_samplers_hold_the_lock_while_they_run(tmp_path):
 
 def test_the_stage_is_read_from_the_first_file(tmp_path):
     assert read_stage(tmp_path) is None
-    (tmp_path / "config.json").write_text("[")
-    assert read_stage(tmp_path) is None
-    (tmp_path / "config.json").write_text('{"stage": "md"}')
-    assert read_stage(tmp_path) == "md"
+    for text, stage in (("[", None), ('{"stage": "md"}', "md")):
+        (tmp_path / "config.json").write_text(text)
+        assert read_stage(tmp_path) == stage
 
 
 @pytest.mark.parametrize("moment", ["write", "fsync", "replace"])

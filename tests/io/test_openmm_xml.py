@@ -78,15 +78,10 @@ def test_other_roots_are_refused(tmp_path, marker, tag):
 
 @pytest.mark.parametrize(
     "around",
-    [
-        "<Force>{}</Force>",
-        EXTERNAL.replace("</Force>", "{}</Force>"),
-        EXTERNAL.replace("</Force>", "<Functions>{}</Functions>") + "</Force>",
-        "<Forces>{}</Forces>",
-        "<Other>{}</Other>",
-        "<CollectiveVariables>{}</CollectiveVariables>",
-    ],
-)
+    ["<Force>{}</Force>", "<Forces>{}</Forces>", "<Other>{}</Other>",
+     EXTERNAL.replace("</Force>", "{}</Force>"), "<CollectiveVariables>{}</CollectiveVariables>",
+     EXTERNAL.replace("</Force>", "<Functions>{}</Functions>") + "</Force>"],
+)  # fmt: skip
 @pytest.mark.parametrize("tag", ["Force", "Function", "force", "x:Force"])
 def test_nested_and_renamed_code_is_refused(tmp_path, marker, around, tag):
     refused(tmp_path, EMPTY.format(around.format(python_force_element(marker, tag))), "system: ")
@@ -153,17 +148,12 @@ def test_unknown_classes(tmp_path, kind, tag):
 
 @pytest.mark.parametrize(
     "body",
-    [
-        "<CollectiveVariables><CollectiveVariable/></CollectiveVariables>",
-        "<CollectiveVariables><Foo/></CollectiveVariables>",
-        "<Forces><Force/></Forces>",
-        "<Functions><Force/></Functions>",
-        f"<Particles>{EXTERNAL}</Particles>",
-        EXTERNAL,
-        f"<Functions>{EXTERNAL}</Functions>",
-        f"<Forces><Force>{SPRING.format('a', 'RGForce') * 2}</Force></Forces>",
-    ],
-)
+    ["<CollectiveVariables><CollectiveVariable/></CollectiveVariables>",
+     "<CollectiveVariables><Foo/></CollectiveVariables>", "<Forces><Force/></Forces>", EXTERNAL,
+     "<Functions><Force/></Functions>", f"<Particles>{EXTERNAL}</Particles>",
+     f"<Functions>{EXTERNAL}</Functions>",
+     f"<Forces><Force>{SPRING.format('a', 'RGForce') * 2}</Force></Forces>"],
+)  # fmt: skip
 def test_children_that_openmm_does_not_check(tmp_path, body):
     refused(tmp_path, EMPTY.format(f'<Force type="ATMForce">{body}</Force>'), "expected .* got")
 

@@ -60,15 +60,13 @@ OUTPUTS = [
 
 #: Options with which a command works, so that not all are refused by the first check.
 SENSIBLE = {
-    "run": [
-        ["--trajectory", "frames.dcd", "--temperature", "600"], ["--preset", "quick"], ["--md"], [],
-    ],
-    "md": [["--frames", "2"], ["--frames", "2", "--temperature", "500"], []],
-    "train": [["--trajectory", "frames.dcd", "--temperature", "600"], ["--trajectory", "md"], []],
-    "sample": [["--flow", "train"], ["--flow", "train/flow.pt", "--walkers", "2"], []],
-    "analyze": [[]],
-    "doctor": [[]],
-}  # fmt: skip
+    "run": ["--trajectory frames.dcd --temperature 600", "--preset quick", "--md", ""],
+    "md": ["--frames 2", "--frames 2 --temperature 500", ""],
+    "train": ["--trajectory frames.dcd --temperature 600", "--trajectory md", ""],
+    "sample": ["--flow train", "--flow train/flow.pt --walkers 2", ""],
+    "analyze": [""],
+    "doctor": [""],
+}
 
 
 def options_of(command: str) -> dict[str, argparse.Action]:
@@ -91,7 +89,7 @@ def lines(draw: Any, command: str) -> list[str]:
         arguments += ["--output", draw(st.sampled_from(OUTPUTS))]
     if "" in options and draw(st.integers(0, 9)):
         arguments.append(draw(st.sampled_from(OUTPUTS)))
-    arguments += draw(st.sampled_from(SENSIBLE[command]))
+    arguments += draw(st.sampled_from(SENSIBLE[command])).split()
     if draw(st.integers(0, 3)) == 0 and "--resume" in options:
         arguments.append("--resume")
     names = sorted(set(options) - {"", "--output"})
@@ -134,16 +132,14 @@ class CommandLines:
     def _fill(self) -> None:
         shutil.rmtree(self.box, ignore_errors=True)
         shutil.copytree(self.home, self.box)
-        (self.box / "empty").mkdir()
-        (self.box / "directory.dcd").mkdir()
+        for name in ("empty", "directory.dcd", "linked"):
+            (self.box / name).mkdir()
         for name in ("fifo", "fifo.dcd"):
             os.mkfifo(self.box / name)
-        (self.box / "loop").symlink_to("loop")
-        (self.box / "link").symlink_to("linked")
-        (self.box / "linked").mkdir()
-        (self.box / "dangling").symlink_to("nowhere")
-        for name in ("zero", "zero.dcd"):
-            (self.box / name).symlink_to("/dev/zero")
+        links = {"loop": "loop", "link": "linked", "dangling": "nowhere", "zero": "/dev/zero",
+                 "zero.dcd": "/dev/zero"}  # fmt: skip
+        for name, target in links.items():
+            (self.box / name).symlink_to(target)
 
     def run(self, arguments: list[str]) -> Callable[[], Any]:
         """Return the function to call in a child process."""
@@ -168,8 +164,7 @@ class CommandLines:
                 continue
             new = name not in self._before
             inside = any(
-                name == output
-                or name.startswith(f"{output}/")
+                f"{name}/".startswith(f"{output}/")
                 or (new and output.startswith(f"{name}/"))  # a new parent folder
                 for output in outputs
             )

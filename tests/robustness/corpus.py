@@ -1,6 +1,5 @@
 """Tiny directories of every stage, finished and interrupted."""
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -89,11 +88,12 @@ def build(folder: Path) -> Path:
         for n, options in ((3, replace(QUIET, seed=3)), (5, replace(QUIET, resume=True))):
             sampling = replace(TINY.sampling, n_iterations=n)
             sample(folder / "train", folder / "sample", sampling, options=options)
-    (folder / "foreign" / "deeper").mkdir(parents=True)
-    (folder / "foreign" / "thesis.txt").write_text("mine\n")
-    (folder / "foreign" / "deeper" / "data.bin").write_bytes(bytes(range(256)))
-    (folder / "foreign" / "config.json").write_text(json.dumps({"theme": "dark"}))
-    (folder / "foreign" / ".lock").write_text("of another program\n")
+    foreign = folder / "foreign"
+    (foreign / "deeper").mkdir(parents=True)
+    (foreign / "thesis.txt").write_text("mine\n")
+    (foreign / "deeper" / "data.bin").write_bytes(bytes(range(256)))
+    (foreign / "config.json").write_text('{"theme": "dark"}')
+    (foreign / ".lock").write_text("of another program\n")
     return folder
 
 

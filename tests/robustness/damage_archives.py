@@ -10,14 +10,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from tests.robustness.damage_basics import (
-    Damage,
-    change_entry,
-    entry_paths,
-    get_entry,
-    of_bytes,
-    set_entry,
-)
+from tests.robustness import damage_basics as basics
 from tests.support.marker import MARKER, WritesMarker
 
 
@@ -56,7 +49,7 @@ _NEW_NAMES = [
 
 
 @st.composite
-def of_npz(draw: Any, data: bytes) -> Damage:
+def of_npz(draw: Any, data: bytes) -> basics.Damage:
     entries = _entries(data)
     index = draw(st.integers(0, len(entries) - 1))
     name, old = entries[index]
@@ -108,7 +101,7 @@ def of_npz(draw: Any, data: bytes) -> Damage:
         entries[index] = (draw(st.sampled_from(["", "x.npy", name[:-4]])) or "y", old)
     elif kind == "bomb":
         entries[index] = (name, _header("'|u1'", "(200000000,)") + bytes(200_000_000))
-    return Damage(f"npz: {kind}", _zip(entries, kind in ("bomb", "deflate")))
+    return basics.Damage(f"npz: {kind}", _zip(entries, kind in ("bomb", "deflate")))
 
 
 def _nested(depth: int, width: int) -> Any:
@@ -155,36 +148,37 @@ _SHAPES = {
 
 
 @st.composite
-def of_tensors(draw: Any, data: bytes) -> Damage:
+def of_tensors(draw: Any, data: bytes) -> basics.Damage:
     content = torch.load(io.BytesIO(data), weights_only=True)
+    paths = basics.entry_paths(content)
     others = ["shape", "remove", "remove", "add", "whole", "code", "legacy", "deflate", "record"]
     kind = draw(st.sampled_from(["value"] * 4 + ["tensor"] * 5 + others))
     what = ""
     if kind in ("value", "remove", "add"):
-        change_entry(draw, content, kind)
+        basics.change_entry(draw, content, kind)
     elif kind == "tensor":
-        paths = [p for p in entry_paths(content) if torch.is_tensor(get_entry(content, p))]
-        path = draw(st.sampled_from(paths))
+        tensors = [path for path in paths if torch.is_tensor(basics.get_entry(content, path))]
+        path = draw(st.sampled_from(tensors))
         what = draw(st.sampled_from(sorted(_TENSORS)))
-        set_entry(content, path, _TENSORS[what](get_entry(content, path)))
+        basics.set_entry(content, path, _TENSORS[what](basics.get_entry(content, path)))
     elif kind == "shape":
         what = draw(st.sampled_from(sorted(_SHAPES)))
-        set_entry(content, draw(st.sampled_from(entry_paths(content))), _SHAPES[what]())
+        basics.set_entry(content, draw(st.sampled_from(paths)), _SHAPES[what]())
     elif kind == "whole":
         content = draw(st.sampled_from([None, [], {}, 3, "a", torch.zeros(3), {1: 2}, [content]]))
     elif kind == "code":
-        set_entry(content, draw(st.sampled_from(entry_paths(content))), WritesMarker())
+        basics.set_entry(content, draw(st.sampled_from(paths)), WritesMarker())
     buffer = io.BytesIO()
     try:
         torch.save(content, buffer, _use_new_zipfile_serialization=kind != "legacy")
     except (OverflowError, ValueError, RuntimeError, RecursionError, AttributeError):
-        return Damage("tensors: cannot be written", b"")
+        return basics.Damage("tensors: cannot be written", b"")
     saved = buffer.getvalue()
     if kind in ("deflate", "record"):
         entries = _entries(saved)
         if kind == "record":  # whose checksum is right
             index = draw(st.integers(0, len(entries) - 1))
             name, old = entries[index]
-            entries[index] = (name, draw(of_bytes(old)).content)
+            entries[index] = (name, draw(basics.of_bytes(old)).content)
         saved = _zip(entries, kind == "deflate")
-    return Damage(f"tensors: {kind} {what}".strip(), saved)
+    return basics.Damage(f"tensors: {kind} {what}".strip(), saved)

@@ -1,6 +1,8 @@
 """Damage that any file can suffer, and values that its entries can take."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
@@ -23,6 +25,18 @@ class Damage:
     kind: str
     content: bytes = b""
     not_file: str | None = None
+
+
+def put_in_place(kind: str, path: Path, nothing: Path = Path("nowhere")) -> None:
+    """Replace a file by one of `NOT_FILES`, or a link to `nothing`."""
+    path.unlink(missing_ok=True)
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind != "missing":
+        targets = {"link to itself": path, "link to /dev/zero": Path("/dev/zero")}
+        path.symlink_to(targets.get(kind, nothing))
 
 
 _KINDS = ("flip", "flip", "cut", "insert", "delete", "zero", "repeat", "append", "empty", "noise")

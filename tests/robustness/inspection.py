@@ -48,8 +48,7 @@ def content(path: Path) -> Any:
     if path.suffix == ".pt":
         return _constant_part(torch.load(path, weights_only=True))
     if path.suffix == ".csv":
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
+        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
         if not rows or any(len(row) != len(rows[0]) for row in rows):
             raise ValueError("not a table")
         return rows

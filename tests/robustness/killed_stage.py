@@ -13,17 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from tests.robustness.inspection import (
-    check_run,
-    check_trajectories,
-    content,
-    damaged,
-    differences,
-    temporaries,
-)
+from tests.robustness import inspection
 from tests.robustness.jobs import PATIENCE, Job
 
 #: Weights of the means of killing. A full disk is used on a tmpfs only.
@@ -208,19 +198,19 @@ class KilledStage:
     def _inspect(self, output: Path, pids: set[int]) -> list[str]:
         if not output.is_dir():
             return []
-        problems = damaged(output)
-        for name in temporaries(output):
+        problems = inspection.damaged(output)
+        for name in inspection.temporaries(output):
             parts = name.split(".")
             if not any(str(pid) in parts for pid in pids):
                 problems.append(f"{name}: a temporary file of a process that was not killed")
-        problems += check_trajectories(output, self.reference)
+        problems += inspection.check_trajectories(output, self.reference)
         log, whole = output / "training.csv", self.reference / "training.csv"
         if log.is_file() and not problems:
-            rows, expected = content(log), content(whole)
+            rows, expected = inspection.content(log), inspection.content(whole)
             if rows != expected[: len(rows)] and self.name == "train":
                 problems.append("training.csv: other rows than without a kill")
         if self.name in ("sample", "run", "analyze"):
-            state, more = check_run(output, self.reference)
+            state, more = inspection.check_run(output, self.reference)
             self.states["samples" if "iterations" in state else state] += 1
             problems += more
         return problems
@@ -228,7 +218,7 @@ class KilledStage:
     def _compare(self, output: Path) -> list[str]:
         # The diagnostics of a run show effective samples per second.
         ignored = () if self.name == "analyze" else ("diagnostics.png",)
-        return damaged(output) + differences(output, self.reference, ignored)
+        return inspection.damaged(output) + inspection.differences(output, self.reference, ignored)
 
     def _finish(self, output: Path, history: str, problems: list[str]) -> None:
         if problems:
@@ -261,26 +251,21 @@ def _analysis_files(folder: Path) -> list[Path]:
 def progress(output: Path) -> tuple[int, int]:
     """Return the progress of the last checkpoint: the part of a run, and the step within it."""
 
-    def tensors(path: Path, key: str) -> int:
-        return int(torch.load(path, weights_only=True)[key])
-
-    def steps(path: Path) -> int:
-        with np.load(path) as data:
-            return int(data["step"])
+    def number(path: Path, key: str = "step") -> int:
+        return int(inspection.content(path)[key])
 
     run, training = output / "checkpoint.pt", output / "training"
     if run.is_file():
-        return 100, tensors(run, "n_frames_written")
+        return 100, number(run, "n_frames_written")
     if (output / "training.pt").is_file():
-        return 0, tensors(output / "training.pt", "step")
+        return 0, number(output / "training.pt")
     if training.is_dir():
-        done = [*training.glob("round_*_flow.pt"), *training.glob("round_*_samples.pt")]
-        n_flows = len(list(training.glob("round_*_flow.pt")))
-        now = training / f"round_{n_flows:02d}.pt"
-        return 1 + len(done), tensors(now, "step") if now.is_file() else -1
+        flows, samples = (list(training.glob(f"round_*_{s}.pt")) for s in ("flow", "samples"))
+        now = training / f"round_{len(flows):02d}.pt"
+        return 1 + len(flows) + len(samples), number(now) if now.is_file() else -1
     for path in (output / "checkpoint.npz", output / "md" / "checkpoint.npz"):
         if path.is_file():
-            return 0, steps(path)
+            return 0, number(path)
     return 0, -1
 
 

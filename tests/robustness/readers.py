@@ -26,7 +26,7 @@ from openmm_tsf.training.trainer import Trainer
 from openmm_tsf.workflow.frames import load_trajectory
 from tests.robustness import corpus
 from tests.robustness.damage import damages
-from tests.robustness.damage_basics import Damage
+from tests.robustness.damage_basics import Damage, put_in_place
 from tests.robustness.sandbox import Outcome
 from tests.support.marker import MARKER
 
@@ -55,12 +55,8 @@ def _load_run(folder: Path) -> Any:
     return run.n_iterations, run.segments.replica.tobytes(), digests
 
 
-def _load_trajectory(folder: Path) -> str:
-    return _digest(load_trajectory(folder, corpus.molecule()).positions.numpy())
-
-
-def _load_frames(folder: Path) -> str:
-    return _digest(MDDataset.load(folder / "md.dcd", corpus.molecule(), 600).positions.numpy())
+def _load_frames(load: Callable[..., MDDataset], path: Path, *more: float) -> str:
+    return _digest(load(path, corpus.molecule(), *more).positions.numpy())
 
 
 FUNCTIONS: dict[str, Callable[[Path], Any]] = {
@@ -70,8 +66,8 @@ FUNCTIONS: dict[str, Callable[[Path], Any]] = {
     "load_molecule": lambda folder: (
         load_molecule(folder / "topology.pdb", folder / "system.xml").fingerprint
     ),
-    "load_trajectory": _load_trajectory,
-    "MDDataset.load": _load_frames,
+    "load_trajectory": lambda folder: _load_frames(load_trajectory, folder),
+    "MDDataset.load": lambda folder: _load_frames(MDDataset.load, folder / "md.dcd", 600),
 }
 #: Command lines, by a name that begins with the command.
 COMMANDS = {
@@ -177,18 +173,10 @@ class DamagedFiles:
         shutil.copytree(self.home / case.folder, folder)
         shutil.copy(self.home / "frames.dcd", self.box / "frames.dcd")
         target = folder / case.file
-        target.unlink()
-        kind = case.damage.not_file
-        if kind is None:
+        if case.damage.not_file is None:
             target.write_bytes(case.damage.content)
-        elif kind == "directory":
-            target.mkdir()
-        elif kind == "fifo":
-            os.mkfifo(target)
-        elif kind == "link to itself":
-            target.symlink_to(target.name)
-        elif kind == "link to /dev/zero":
-            target.symlink_to("/dev/zero")
+        else:
+            put_in_place(case.damage.not_file, target)
         return folder
 
     def run(self, case: Case) -> Callable[[], Any]:

@@ -16,9 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-SECONDS = 20.0
-MEMORY_BYTES = 3 * 2**30
-
 
 @dataclass
 class Outcome:
@@ -33,10 +30,8 @@ class Outcome:
     killed: str | None = None  #: why the function did not return, if it did not
 
 
-def isolated(
-    function: Callable[[], Any], seconds: float = SECONDS, memory: int = MEMORY_BYTES
-) -> Outcome:
-    """Call a function in a child process with limits of time and of additional memory."""
+def isolated(function: Callable[[], Any], seconds: float = 20.0) -> Outcome:
+    """Call a function in a child process with a limit of time and of 3 GiB of added memory."""
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -45,7 +40,7 @@ def isolated(
         pid = os.fork()
     if pid == 0:
         os.close(reading)
-        _child(function, writing, memory)
+        _child(function, writing)
     os.close(writing)
     late = True
     try:
@@ -76,7 +71,7 @@ def _read(descriptor: int, seconds: float) -> tuple[bytes, bool]:
     return data, True
 
 
-def _child(function: Callable[[], Any], descriptor: int, memory: int) -> None:
+def _child(function: Callable[[], Any], descriptor: int) -> None:
     outcome = Outcome()
     out, err = io.StringIO(), io.StringIO()
     try:
@@ -85,7 +80,7 @@ def _child(function: Callable[[], Any], descriptor: int, memory: int) -> None:
             os.dup2(nowhere, standard)
         with open("/proc/self/statm") as file:
             mapped = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (mapped + memory,) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + 3 * 2**30,) * 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(signal.SIGINT, signal.default_int_handler)
         warnings.simplefilter("ignore")

@@ -85,10 +85,9 @@ TEMPERATURES = [
 
 @pytest.mark.parametrize(("value", "error", "message"), TEMPERATURES, ids=ids)
 def test_ladders(make, value, error, message):
-    with refused(error, f"temperatures: {message}"):
-        make(temperatures=value)
-    with refused(error, f"temperatures: {message}"):
-        SamplingSettings(temperatures=value)
+    for function in (make, SamplingSettings):
+        with refused(error, f"temperatures: {message}"):
+            function(temperatures=value)
 
 
 @pytest.mark.parametrize(
@@ -179,12 +178,9 @@ def test_counts_of_numpy(settings, name):
 
 
 @pytest.mark.parametrize("value", BAD_SIZES, ids=ids)
-@pytest.mark.parametrize(
-    ("settings", "name"),
-    [(MDSettings, "timestep"), (MDSettings, "friction"), (FitSettings, "learning_rate"),
-     (FitSettings, "max_grad_norm")],
-)  # fmt: skip
-def test_sizes(settings, name, value):
+@pytest.mark.parametrize("name", ["timestep", "friction", "learning_rate", "max_grad_norm"])
+def test_sizes(name, value):
+    settings = MDSettings if name in ("timestep", "friction") else FitSettings
     with refused((TypeError, ValueError), f"{name}: expected (a|one) "):
         settings(**{name: value})
 

@@ -39,14 +39,8 @@ from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.run import run
 from openmm_tsf.workflow.settings import FlowSettings, MDSettings, RunSettings, SamplingSettings
 from openmm_tsf.workflow.train import train
+from tests.robustness import inspection
 from tests.robustness.faulty_disk import FAULTS, KILLED, FaultyDisk
-from tests.robustness.inspection import (
-    check_run,
-    check_trajectories,
-    damaged,
-    differences,
-    quiet_stdout,
-)
 from tests.robustness.sandbox import isolated
 
 STAGES = ("md", "train", "sample", "run")
@@ -78,7 +72,7 @@ class Walk:
         if status:
             raise RuntimeError(f"{stage}: the uninterrupted run ended with {status}: {message}")
         again, _, n = self._child(self._job, folder / "again")
-        self.problems = differences(folder / "again", self.reference)
+        self.problems = inspection.differences(folder / "again", self.reference)
         if (again, n) != (0, self.n_operations):
             self.problems.append("another number of operations")
 
@@ -143,7 +137,7 @@ class Walk:
         if status:
             problems.append(f"resuming ended with {status}: {message}")
         else:
-            problems += differences(output, self.reference)
+            problems += inspection.differences(output, self.reference)
         if not problems:
             shutil.rmtree(output)
         return problems
@@ -159,9 +153,11 @@ class Walk:
     def _inspect(self, output: Path) -> list[str]:
         if not output.is_dir():
             return []
-        problems = damaged(output) + check_trajectories(output, self.reference)
+        problems = inspection.damaged(output) + inspection.check_trajectories(
+            output, self.reference
+        )
         if self.stage in ("sample", "run"):
-            problems += check_run(output, self.reference)[1]
+            problems += inspection.check_run(output, self.reference)[1]
         return problems
 
 
@@ -183,7 +179,7 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("openmm_tsf").setLevel(logging.ERROR)
-    quiet_stdout()
+    inspection.quiet_stdout()
     folder = (args.folder or Path(tempfile.mkdtemp(prefix="walk-"))).resolve()
     report: dict[str, Any] = {}
     wrong = 0
