@@ -13,15 +13,12 @@ from openmm_tsf.flows.load import load_flow
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.library import alanine_dipeptide
-from tests.support.refusals import from_shell, refused
+from tests.support.refusals import cases, from_shell, refused
 
 
 @pytest.fixture(scope="module")
 def frames(molecule):
     return MDDataset.shipped(molecule, stride=2000).positions
-
-
-# ------------------------------------------------------------------------ trajectories
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +37,8 @@ def folder(molecule, frames, tmp_path_factory):
     (path / "a.npy").write_bytes(b"numbers")
     good[0].save_pdb(str(path / "order.pdb"))
     lines = (path / "order.pdb").read_text().splitlines(keepends=True)
-    first = next(index for index, line in enumerate(lines) if line.startswith("ATOM"))
-    lines[first : first + 2] = lines[first + 1], lines[first]
-    kept = [line for line in lines if not line.startswith("CONECT")]
-    (path / "order.pdb").write_text("".join(kept))
+    first, second, *rest = (line for line in lines if line.startswith(("ATOM", "HETATM")))
+    (path / "order.pdb").write_text("".join([second, first, *rest, "END\n"]))
     wrong = mdtraj.Trajectory(10 * frames.numpy(), molecule.mdtraj_topology)
     wrong.save_dcd(str(path / "angstrom.dcd"))
     return path
@@ -72,14 +67,14 @@ def test_trajectories(molecule, folder, name, message, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
+@cases(
     ("path", "error", "message"),
     [
-        pytest.param([], ValueError, "at least one trajectory file, got none", id="none"),
-        pytest.param(None, TypeError, "path: expected a trajectory file .* got None", id="None"),
-        pytest.param([3.5], TypeError, "path: expected a trajectory file", id="number"),
-        pytest.param("no.dcd", FileNotFoundError, "path: no such trajectory no.dcd", id="missing"),
-        pytest.param(".", IsADirectoryError, "got the directory", id="directory"),
+        ("none", [], ValueError, "at least one trajectory file, got none"),
+        ("None", None, TypeError, "path: expected a trajectory file .* got None"),
+        ("number", [3.5], TypeError, "path: expected a trajectory file"),
+        ("missing", "no.dcd", FileNotFoundError, "path: no such trajectory no.dcd"),
+        ("directory", ".", IsADirectoryError, "got the directory"),
     ],
 )
 def test_paths(molecule, path, error, message):
@@ -94,19 +89,12 @@ def test_a_trajectory_needs_a_molecule(folder):
         MDDataset(torch.zeros(3, 2), 600, "molecule.pdb")
 
 
-# ------------------------------------------------------------------------ flow files
-
-
 @pytest.fixture(scope="module")
 def flow(molecule, frames):
-    return TemperatureSteerableFlow.from_dataset(
-        MDDataset(frames.repeat(5, 1, 1) + noise(100), 600, molecule), n_blocks=2, hidden=(8, 8)
-    )
-
-
-def noise(n):
     generator = torch.Generator().manual_seed(0)
-    return 1e-3 * torch.randn(n, 22, 3, generator=generator, dtype=torch.float64)
+    noise = 1e-3 * torch.randn(100, 22, 3, generator=generator, dtype=torch.float64)
+    dataset = MDDataset(frames.repeat(5, 1, 1) + noise, 600, molecule)
+    return TemperatureSteerableFlow.from_dataset(dataset, n_blocks=2, hidden=(8, 8))
 
 
 @pytest.fixture(scope="module")
@@ -114,15 +102,6 @@ def good(flow, tmp_path_factory):
     path = tmp_path_factory.mktemp("flows") / "flow.pt"
     flow.save(path)
     return path.read_bytes()
-
-
-def check_file(path, message, molecule, capsys):
-    """Check that errors in Python and in the shell name the file."""
-    with refused(ValueError, rf"flow\.pt: .*{message}"):
-        load_flow(path)
-    line = from_shell(["sample", "--flow", path, "--output", path.parent / "out"], capsys)
-    assert str(path) in line
-    assert not (path.parent / "out").exists()
 
 
 def with_flipped_bit(data):
@@ -147,112 +126,100 @@ def other_zip():
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize(
+@cases(
     ("damage", "message"),
     [
-        pytest.param(lambda d: d[: len(d) // 2], "not a readable flow file", id="half of it"),
-        pytest.param(lambda d: d[:-1], "not a readable flow file", id="without its last byte"),
-        pytest.param(lambda d: b"", "not a readable flow file", id="empty"),
-        pytest.param(lambda d: b"weights: 1 2 3\n", "not a readable flow file", id="text"),
-        pytest.param(with_flipped_bit, "the checksum of .* is wrong", id="one bit"),
-        pytest.param(lambda d: other_zip(), "not a readable flow file", id="another zip"),
-        pytest.param(lambda d: torch_bytes(torch.zeros(3)), "not a flow file", id="a tensor"),
-        pytest.param(lambda d: torch_bytes({"w": torch.zeros(3)}), "not a flow file", id="a model"),
-        pytest.param(
-            lambda d: torch_bytes(torch.nn.Linear(2, 2)), "not a readable flow file", id="code"
-        ),
+        ("half of it", lambda d: d[: len(d) // 2], "not a readable flow file"),
+        ("without its last byte", lambda d: d[:-1], "not a readable flow file"),
+        ("empty", lambda d: b"", "not a readable flow file"),
+        ("text", lambda d: b"weights: 1 2 3\n", "not a readable flow file"),
+        ("one bit", with_flipped_bit, "the checksum of .* is wrong"),
+        ("another zip", lambda d: other_zip(), "not a readable flow file"),
+        ("a tensor", lambda d: torch_bytes(torch.zeros(3)), "not a flow file"),
+        ("a model", lambda d: torch_bytes({"w": torch.zeros(3)}), "not a flow file"),
+        ("code", lambda d: torch_bytes(torch.nn.Linear(2, 2)), "not a readable flow file"),
     ],
 )
-def test_flow_files_as_bytes(good, damage, message, molecule, tmp_path, capsys):
-    (tmp_path / "flow.pt").write_bytes(damage(good))
-    check_file(tmp_path / "flow.pt", message, molecule, capsys)
+def test_flow_files_as_bytes(good, damage, message, tmp_path, capsys):
+    """Errors in Python and in the shell name the file."""
+    path = tmp_path / "flow.pt"
+    path.write_bytes(damage(good))
+    with refused(ValueError, rf"flow\.pt: .*{message}"):
+        load_flow(path)
+    assert str(path) in from_shell(["sample", "--flow", path, "--output", tmp_path / "out"], capsys)
+    assert not (tmp_path / "out").exists()
 
 
-def entry(*path):
-    """Return a change that sets a nested entry to a value, or to a function of the old one."""
-
-    def change(content, value):
-        *outer, last = path
-        for key in outer:
-            content = content[key]
-        content[last] = value(content[last]) if callable(value) else value
-
-    return change
+REMOVED = object()
 
 
-def without(*path):
-    def change(content, _):
-        *outer, last = path
-        for key in outer:
-            content = content[key]
+def change(content, path, value):
+    """Set a nested entry to a value, or to a function of the old one."""
+    *outer, last = path
+    for key in outer:
+        content = content[key]
+    if value is REMOVED:
         del content[last]
-
-    return change
+    else:
+        content[last] = value(content[last]) if callable(value) else value
 
 
 WEIGHT = "network.bijectors.1.net.0.weight"
 CONTENTS = [
-    ("a newer format", entry("format"), 99, "written in format 99 by a newer version"),
-    ("a format that is no number", entry("format"), "1", "format: expected a number, got '1'"),
-    ("an unknown kind", entry("kind"), "glow", "unknown kind of flow 'glow'"),
-    *(
-        (f"no {name}", without(name), None, f"{name}: expected an entry, got none")
-        for name in ("n_coordinates", "n_momenta", "sizes", "reference_temperature", "state_dict",
-                     "coordinates", "whitening")
-    ),
-    ("no n_blocks", without("sizes", "n_blocks"), None, "n_blocks: expected an entry, got none"),
-    ("no zmatrix", without("coordinates", "zmatrix"), None, "zmatrix: expected an entry"),
-    ("no rows", without("coordinates", "zmatrix", "rows"), None, "rows: expected an entry"),
-    ("no cholesky", without("whitening", "cholesky"), None, "cholesky: expected an entry"),
-    ("no weights", without("state_dict", WEIGHT), None, f"expected {WEIGHT} .*got None"),
-    ("blocks as text", entry("sizes", "n_blocks"), "2", "n_blocks: expected int, got str"),
-    ("widths as text", entry("sizes", "hidden"), "8", "hidden: expected list, got str"),
-    ("temperature as text", entry("reference_temperature"), "600", "expected int | float, got str"),
-    ("temperature below zero", entry("reference_temperature"), -1.0, "positive temperature"),
-    ("coordinates as text", entry("coordinates"), "volume", "coordinates: expected dict"),
-    ("a precision there is not", entry("conditioner_dtype"), "float16", "conditioner_dtype: exp"),
-    ("a dtype there is not", entry("coordinates", "dtype"), "load", "dtype: expected one of"),
-    ("a metric there is not", entry("coordinates", "metric"), "plain", "metric: expected"),
-    ("no blocks", entry("sizes", "n_blocks"), 0, "n_blocks: expected an integer of at least 1"),
-    ("10^9 blocks", entry("sizes", "n_blocks"), 10**9, "sizes: expected a network of"),
-    ("10^30 blocks", entry("sizes", "n_blocks"), 10**30, "n_blocks: expected an integer of at mo"),
-    ("wide layers", entry("sizes", "hidden"), [10**9, 10**9], "sizes: expected a network of"),
-    ("many layers", entry("sizes", "hidden"), [8] * 1000, "sizes: expected a network of"),
-    ("other layers", entry("sizes", "hidden"), [9, 8], f"expected {WEIGHT} .* got"),
-    ("many coordinates", entry("n_coordinates"), 10**9, "sizes: expected a network of"),
-    ("other coordinates", entry("n_coordinates"), 59, "expected network"),
-    ("many momenta", entry("n_momenta"), 10**9, "sizes: expected a network of"),
-    ("another shape", entry("state_dict", WEIGHT), lambda w: w[:-1], f"expected {WEIGHT} .* got"),
-    ("a list for a tensor", entry("state_dict", WEIGHT), lambda w: w.tolist(), "named tensors"),
-    ("a tensor too many", entry("state_dict", "more"), torch.zeros(3), "flow only, got more"),
-    ("NaN", entry("state_dict", WEIGHT), lambda w: w * torch.nan, f"infinity in {WEIGHT}"),
-    ("a repeated number", entry("state_dict", WEIGHT), torch.zeros(1).expand(10**12), "bytes of"),
-    ("an index twice", entry("state_dict", "network.bijectors.1.transformed"), lambda w: 0 * w,
+    ("a newer format", ["format"], 99, "written in format 99 by a newer version"),
+    ("a format that is no number", ["format"], "1", "format: expected a number, got '1'"),
+    ("an unknown kind", ["kind"], "glow", "unknown kind of flow 'glow'"),
+    *((f"no {path[-1]}", path, REMOVED, f"{path[-1]}: expected an entry, got none") for path in (
+        ["n_coordinates"], ["n_momenta"], ["sizes"], ["reference_temperature"], ["state_dict"],
+        ["coordinates"], ["whitening"], ["sizes", "n_blocks"], ["coordinates", "zmatrix"],
+        ["coordinates", "zmatrix", "rows"], ["whitening", "cholesky"])),
+    ("no weights", ["state_dict", WEIGHT], REMOVED, f"expected {WEIGHT} .*got None"),
+    ("blocks as text", ["sizes", "n_blocks"], "2", "n_blocks: expected int, got str"),
+    ("widths as text", ["sizes", "hidden"], "8", "hidden: expected list, got str"),
+    ("temperature as text", ["reference_temperature"], "600", "expected int | float, got str"),
+    ("temperature below zero", ["reference_temperature"], -1.0, "positive temperature"),
+    ("coordinates as text", ["coordinates"], "volume", "coordinates: expected dict"),
+    ("a precision there is not", ["conditioner_dtype"], "float16", "conditioner_dtype: exp"),
+    ("a dtype there is not", ["coordinates", "dtype"], "load", "dtype: expected one of"),
+    ("a metric there is not", ["coordinates", "metric"], "plain", "metric: expected"),
+    ("no blocks", ["sizes", "n_blocks"], 0, "n_blocks: expected an integer of at least 1"),
+    ("10^9 blocks", ["sizes", "n_blocks"], 10**9, "sizes: expected a network of"),
+    ("10^30 blocks", ["sizes", "n_blocks"], 10**30, "n_blocks: expected an integer of at mo"),
+    ("wide layers", ["sizes", "hidden"], [10**9, 10**9], "sizes: expected a network of"),
+    ("many layers", ["sizes", "hidden"], [8] * 1000, "sizes: expected a network of"),
+    ("other layers", ["sizes", "hidden"], [9, 8], f"expected {WEIGHT} .* got"),
+    ("many coordinates", ["n_coordinates"], 10**9, "sizes: expected a network of"),
+    ("other coordinates", ["n_coordinates"], 59, "expected network"),
+    ("many momenta", ["n_momenta"], 10**9, "sizes: expected a network of"),
+    ("another shape", ["state_dict", WEIGHT], lambda w: w[:-1], f"expected {WEIGHT} .* got"),
+    ("a list for a tensor", ["state_dict", WEIGHT], lambda w: w.tolist(), "named tensors"),
+    ("a tensor too many", ["state_dict", "more"], torch.zeros(3), "flow only, got more"),
+    ("NaN", ["state_dict", WEIGHT], lambda w: w * torch.nan, f"infinity in {WEIGHT}"),
+    ("a repeated number", ["state_dict", WEIGHT], torch.zeros(1).expand(10**12), "bytes of"),
+    ("an index twice", ["state_dict", "network.bijectors.1.transformed"], lambda w: 0 * w,
      "every feature once"),
-    ("other rows", entry("state_dict", "coordinates._rows"), lambda w: w + 1, "coordinates._rows"),
-    ("rows of text", entry("coordinates", "zmatrix", "rows"), [["a"] * 4] * 22, "rows: expected"),
-    ("ragged rows", entry("coordinates", "zmatrix", "rows", 5), [1, 2], "rows: expected numbers"),
-    ("an atom twice", entry("coordinates", "zmatrix", "rows", 5, 0), 0, "rows: expected each of"),
-    ("an unknown partner", entry("coordinates", "zmatrix", "rows", 5, 1), 99, "partners"),
-    ("fewer names", entry("coordinates", "zmatrix", "atom_names"), ["C"], "atom_names: expected"),
-    ("other levels", entry("coordinates", "zmatrix", "levels", 9), 7, "levels: expected"),
-    ("handedness of two", entry("coordinates", "handedness", 0), 2.0, "handedness: expected"),
-    ("a bond of no length", entry("coordinates", "reference_bonds", 3), 0.0, "positive lengths"),
-    ("a NaN cut", entry("coordinates", "branch_cuts", 3), float("nan"), "branch_cuts: expected"),
-    ("unknown hydrogens", entry("coordinates", "equivalent"), [[0, 1, 99]], "equivalent: ex"),
-    ("an unknown whitening", entry("whitening", "mode"), "bleach", "mode: expected one of"),
-    ("a scale of zero", entry("whitening", "soft_scale", 0), 0.0, "positive scales"),
-    ("fewer means", entry("whitening", "stiff_mean"), [0.0], "stiff_mean: expected numbers"),
-    ("fewer weights", entry("whitening", "weights"), lambda w: w[:-1], "weights: expected a mult"),
+    ("other rows", ["state_dict", "coordinates._rows"], lambda w: w + 1, "coordinates._rows"),
+    ("rows of text", ["coordinates", "zmatrix", "rows"], [["a"] * 4] * 22, "rows: expected"),
+    ("ragged rows", ["coordinates", "zmatrix", "rows", 5], [1, 2], "rows: expected numbers"),
+    ("an atom twice", ["coordinates", "zmatrix", "rows", 5, 0], 0, "rows: expected each of"),
+    ("an unknown partner", ["coordinates", "zmatrix", "rows", 5, 1], 99, "partners"),
+    ("fewer names", ["coordinates", "zmatrix", "atom_names"], ["C"], "atom_names: expected"),
+    ("other levels", ["coordinates", "zmatrix", "levels", 9], 7, "levels: expected"),
+    ("handedness of two", ["coordinates", "handedness", 0], 2.0, "handedness: expected"),
+    ("a bond of no length", ["coordinates", "reference_bonds", 3], 0.0, "positive lengths"),
+    ("a NaN cut", ["coordinates", "branch_cuts", 3], float("nan"), "branch_cuts: expected"),
+    ("unknown hydrogens", ["coordinates", "equivalent"], [[0, 1, 99]], "equivalent: ex"),
+    ("an unknown whitening", ["whitening", "mode"], "bleach", "mode: expected one of"),
+    ("a scale of zero", ["whitening", "soft_scale", 0], 0.0, "positive scales"),
+    ("fewer means", ["whitening", "stiff_mean"], [0.0], "stiff_mean: expected numbers"),
+    ("fewer weights", ["whitening", "weights"], lambda w: w[:-1], "weights: expected a mult"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("change", "value", "message"), [pytest.param(*rest, id=name) for name, *rest in CONTENTS]
-)
-def test_flow_files_by_content(good, change, value, message, tmp_path):
+@cases(("entry", "value", "message"), CONTENTS)
+def test_flow_files_by_content(good, entry, value, message, tmp_path):
     content = torch.load(io.BytesIO(good), weights_only=True)
-    change(content, value)
+    change(content, entry, value)
     torch.save(content, tmp_path / "flow.pt")
     with refused(ValueError, rf"flow\.pt: .*{message}"):
         load_flow(tmp_path / "flow.pt")
@@ -271,9 +238,6 @@ def test_flows_of_another_molecule(good, flow, molecule, tmp_path, capsys):
     with refused(FileNotFoundError, "no such flow file"):
         load_flow(tmp_path)
     assert load_flow(path, molecule).fingerprint == molecule.fingerprint
-
-
-# ------------------------------------------------------------------------ the output directory
 
 
 @pytest.mark.parametrize("below", [False, True], ids=["a file", "below a file"])

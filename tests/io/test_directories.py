@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from openmm_tsf.io.npz import read_arrays
 from openmm_tsf.io.tensors import read_tensors, write_tensors
 from openmm_tsf.potentials.toy import DoubleWell
 from openmm_tsf.sampling import ParallelTempering
+from tests.robustness.sandbox import isolated
 
 HOLD = """
 import sys, time
@@ -37,34 +39,27 @@ with DirectoryLock(sys.argv[1]):
 """
 
 
-def test_new_empty_and_used(tmp_path):
-    with open_output_directory(tmp_path / "a" / "b") as lock:
+def open_and_close(path, **options):
+    with open_output_directory(path, **options) as lock:
         assert lock.directory.is_dir()
-    with open_output_directory(tmp_path / "a" / "b"):  # the lock file that is left does not matter
-        pass
+
+
+def test_new_empty_and_used(tmp_path):
+    for _ in range(2):  # the lock file that is left does not matter
+        open_and_close(tmp_path / "a" / "b")
     used = tmp_path / "used"
     used.mkdir()
     (used / "something").touch()
-    with pytest.raises(FileExistsError, match="is not empty"), open_output_directory(used):
-        pass
+    with pytest.raises(FileExistsError, match="is not empty"):
+        open_and_close(used)
     assert [path.name for path in used.iterdir()] == ["something"]  # not even a lock
-    with (
-        pytest.raises(ValueError, match="holds nothing to resume"),
-        open_output_directory(used, resume=True),
-    ):
-        pass
+    with pytest.raises(ValueError, match="holds nothing to resume"):
+        open_and_close(used, resume=True)
     assert list_contents(used) == ["something"]
-    with (
-        pytest.raises(NotADirectoryError, match="is a file"),
-        open_output_directory(used / "something"),
-    ):
-        pass
-    below = used / "something" / "new"
-    with (
-        pytest.raises(OSError, match="output: cannot make this directory"),
-        open_output_directory(below),
-    ):
-        pass
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        open_and_close(used / "something")
+    with pytest.raises(OSError, match="output: cannot make this directory"):
+        open_and_close(used / "something" / "new")
 
 
 def test_a_directory_that_cannot_be_written(tmp_path, monkeypatch):
@@ -82,11 +77,8 @@ def test_a_second_owner_is_refused_until_the_first_has_ended(tmp_path):
         try:
             assert owner.stdout.readline() == "held\n"
             for resume in (False, True):
-                with (
-                    pytest.raises(DirectoryInUse, match=f"in use by process {owner.pid} on"),
-                    open_output_directory(tmp_path, resume=resume),
-                ):
-                    pass
+                with pytest.raises(DirectoryInUse, match=f"in use by process {owner.pid} on"):
+                    open_and_close(tmp_path, resume=resume)
         finally:
             owner.send_signal(signal.SIGKILL)
             owner.wait()
@@ -103,11 +95,9 @@ def test_a_lock_is_reentrant_and_exclusive(tmp_path):
         pass
 
 
-def toy_sampler(seed=1):
-    flow = TemperatureSteerableFlow(1, 2, 1, (4,))
-    sampler = ParallelTempering(
-        None, flow, [1.0, 2.0], 2, potential=DoubleWell(0.1, -1.0, 0.3), seed=seed
-    )
+def toy_sampler():
+    flow, potential = TemperatureSteerableFlow(1, 2, 1, (4,)), DoubleWell(0.1, -1.0, 0.3)
+    sampler = ParallelTempering(None, flow, [1.0, 2.0], 2, potential=potential, seed=1)
     sampler.set_positions(torch.zeros(2, 2, 1))
     return sampler
 
@@ -138,13 +128,9 @@ def test_samplers_hold_the_lock_while_they_run(tmp_path):
 
 def test_the_stage_is_read_from_the_first_file(tmp_path):
     assert read_stage(tmp_path) is None
-    (tmp_path / "config.json").write_text("[")
-    assert read_stage(tmp_path) is None
-    (tmp_path / "config.json").write_text('{"stage": "md"}')
-    assert read_stage(tmp_path) == "md"
-
-
-# -- files -------------------------------------------------------------------------------------
+    for text, stage in (("[", None), ('{"stage": "md"}', "md")):
+        (tmp_path / "config.json").write_text(text)
+        assert read_stage(tmp_path) == stage
 
 
 @pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
@@ -168,20 +154,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, moment):
 
 def test_the_error_of_a_full_disk_names_the_file(tmp_path):
     """A real limit: the child may write 64 KiB a file and no more."""
-    code = (
-        "import resource, sys, torch\n"
-        "from openmm_tsf.io.tensors import write_tensors\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
-        "write_tensors(sys.argv[1], {'x': torch.zeros(100_000)})\n"
-    )
     path = tmp_path / "checkpoint.pt"
     write_tensors(path, {"x": torch.ones(3)})
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert "File too large (free some space" in done.stderr
-    assert "checkpoint.pt" in done.stderr
+
+    def write():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+        write_tensors(path, {"x": torch.zeros(100_000)})
+
+    outcome = isolated(write)
+    assert outcome.error == "OSError"
+    assert "File too large (free some space" in outcome.message
+    assert "checkpoint.pt" in outcome.message
     assert torch.equal(read_tensors(path, "checkpoint")["x"], torch.ones(3))
 
 
@@ -231,9 +214,9 @@ def test_arrays_must_be_finite_and_of_the_expected_shape(tmp_path):
         with pytest.raises(ValueError, match=r"a\.npz: not a readable thing"):
             read_arrays(path, "thing", wrong)
     np.savez(path, a=np.array([{}], dtype=object), n=np.array(np.nan))
-    for name, shape in (("a", (1,)), ("n", ())):
+    for wrong in ({"a": (1,)}, {"n": ()}):
         with pytest.raises(ValueError, match=r"a\.npz: not a readable thing"):
-            read_arrays(path, "thing", {name: shape})
+            read_arrays(path, "thing", wrong)
     path.write_bytes(b"PK" + bytes(100))
     with pytest.raises(ValueError, match="not a readable thing"):
         read_arrays(path, "thing", shapes)

@@ -5,8 +5,9 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,7 +16,6 @@ import openmm
 from hypothesis import strategies as st
 
 from openmm_tsf.cli.arguments import build_parser
-from openmm_tsf.doctor import report
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training.trainer import Trainer
@@ -23,7 +23,7 @@ from openmm_tsf.utils.validation import check_int
 from openmm_tsf.workflow.presets import PRESETS
 from openmm_tsf.workflow.settings import MDSettings
 from tests.robustness import corpus
-from tests.robustness.readers import judge
+from tests.robustness.readers import cut_short, judge
 from tests.robustness.sandbox import Outcome
 
 COMMANDS = ("run", "md", "train", "sample", "analyze", "doctor")
@@ -41,6 +41,7 @@ TEXT = [
     "", "Reference", "CPU", "CUDA", "reference", "\x1b[2J", "../x", "ü", "a b", "{0}", "%s",
     "\udcff",
 ]  # fmt: skip
+LADDERS = ["300 600", "300 424.26 600", "300 300.001", "600 300", "1e5"]
 PATHS = [
     "missing", "foreign", "md", "md/md.dcd", "frames.dcd", "frames.nc", "train", "train/flow.pt",
     "sample", "sample/checkpoint.pt", "killed", "sample/config.json", "sample/topology.pdb",
@@ -59,17 +60,12 @@ OUTPUTS = [
 
 #: Options with which a command works, so that not all are refused by the first check.
 SENSIBLE = {
-    "run": [
-        ["--trajectory", "frames.dcd", "--temperature", "600"],
-        ["--preset", "quick"],
-        ["--md"],
-        [],
-    ],
-    "md": [["--frames", "2"], ["--frames", "2", "--temperature", "500"], []],
-    "train": [["--trajectory", "frames.dcd", "--temperature", "600"], ["--trajectory", "md"], []],
-    "sample": [["--flow", "train"], ["--flow", "train/flow.pt", "--walkers", "2"], []],
-    "analyze": [[]],
-    "doctor": [[]],
+    "run": ["--trajectory frames.dcd --temperature 600", "--preset quick", "--md", ""],
+    "md": ["--frames 2", "--frames 2 --temperature 500", ""],
+    "train": ["--trajectory frames.dcd --temperature 600", "--trajectory md", ""],
+    "sample": ["--flow train", "--flow train/flow.pt --walkers 2", ""],
+    "analyze": [""],
+    "doctor": [""],
 }
 
 
@@ -93,16 +89,15 @@ def lines(draw: Any, command: str) -> list[str]:
         arguments += ["--output", draw(st.sampled_from(OUTPUTS))]
     if "" in options and draw(st.integers(0, 9)):
         arguments.append(draw(st.sampled_from(OUTPUTS)))
-    arguments += draw(st.sampled_from(SENSIBLE[command]))
+    arguments += draw(st.sampled_from(SENSIBLE[command])).split()
     if draw(st.integers(0, 3)) == 0 and "--resume" in options:
         arguments.append("--resume")
     names = sorted(set(options) - {"", "--output"})
     for name in draw(st.lists(st.sampled_from(names), max_size=4)):
         arguments += draw(_option(name, options[name]))
     if draw(st.integers(0, 19)) == 0:
-        arguments.append(
-            draw(st.sampled_from(["--nonsense", "extra", "--", "--help", "--version", ""]))
-        )
+        others = ["--nonsense", "extra", "--", "--help", "--version", ""]
+        arguments.append(draw(st.sampled_from(others)))
     return arguments
 
 
@@ -116,15 +111,8 @@ def _option(draw: Any, name: str, action: argparse.Action) -> list[str]:
     if action.choices and draw(st.integers(0, 3)):
         values = list(action.choices)
     if action.nargs == "+":
-        ladders = [
-            ["300", "600"],
-            ["300", "424.26", "600"],
-            ["300", "300.001"],
-            ["600", "300"],
-            ["1e5"],
-        ]
         if values is FLOATS and draw(st.booleans()):
-            return [name, *draw(st.sampled_from(ladders))]
+            return [name, *draw(st.sampled_from(LADDERS)).split()]
         return [name, *draw(st.lists(st.sampled_from(values), min_size=1, max_size=3))]
     value = draw(st.sampled_from(values))
     return [f"{name}={value}"] if draw(st.booleans()) else [name, value]
@@ -144,16 +132,14 @@ class CommandLines:
     def _fill(self) -> None:
         shutil.rmtree(self.box, ignore_errors=True)
         shutil.copytree(self.home, self.box)
-        (self.box / "empty").mkdir()
-        (self.box / "directory.dcd").mkdir()
+        for name in ("empty", "directory.dcd", "linked"):
+            (self.box / name).mkdir()
         for name in ("fifo", "fifo.dcd"):
             os.mkfifo(self.box / name)
-        (self.box / "loop").symlink_to("loop")
-        (self.box / "link").symlink_to("linked")
-        (self.box / "linked").mkdir()
-        (self.box / "dangling").symlink_to("nowhere")
-        for name in ("zero", "zero.dcd"):
-            (self.box / name).symlink_to("/dev/zero")
+        links = {"loop": "loop", "link": "linked", "dangling": "nowhere", "zero": "/dev/zero",
+                 "zero.dcd": "/dev/zero"}  # fmt: skip
+        for name, target in links.items():
+            (self.box / name).symlink_to(target)
 
     def run(self, arguments: list[str]) -> Callable[[], Any]:
         """Return the function to call in a child process."""
@@ -178,36 +164,28 @@ class CommandLines:
                 continue
             new = name not in self._before
             inside = any(
-                name == output
-                or name.startswith(f"{output}/")
+                f"{name}/".startswith(f"{output}/")
                 or (new and output.startswith(f"{name}/"))  # a new parent folder
                 for output in outputs
             )
             foreign = name.startswith("foreign")
             if not inside or (foreign and not (new and name.startswith("foreign/new"))):
                 return f"FAILED: {name} was changed"
-        if outcome.status == 2 and any(
-            line.startswith("usage: ") for line in outcome.stderr.splitlines()
-        ):
-            errors = [x for x in outcome.stderr.splitlines() if ": error: " in x]
+        printed = outcome.stderr.splitlines()
+        if outcome.status == 2 and any(line.startswith("usage: ") for line in printed):
+            errors = [line for line in printed if ": error: " in line]
             return "refused" if len(errors) == 1 else f"FAILED: {outcome.stderr}"
-        names = [a.strip("/") for a in arguments[1:] if a and not a.startswith("-")] + [
-            a.partition("=")[2] for a in arguments if "=" in a and a.partition("=")[2]
-        ]
+        names = [a.strip("/") for a in arguments[1:] if not a.startswith("-")]
+        names += [a.partition("=")[2] for a in arguments]
         return judge(outcome, True, [n for n in names if len(n) > 1])
 
     def _outputs(self, arguments: list[str]) -> list[str]:
         """Return the output directory relative to the box, if it is inside."""
         outputs = []
-        for index, argument in enumerate(arguments):
-            value = None
-            if argument == "--output" and index + 1 < len(arguments):
-                value = arguments[index + 1]
-            elif argument.startswith("--output="):
-                value = argument.partition("=")[2]
-            elif arguments[0] == "analyze" and index and not argument.startswith("-"):
-                value = argument
-            if value is None or "\x00" in value:
+        for before, argument in pairwise(arguments):
+            value = argument.removeprefix("--output=")
+            positional = arguments[0] == "analyze" and not argument.startswith("-")
+            if not (before == "--output" or value != argument or positional) or "\x00" in value:
                 continue
             try:
                 path = Path(os.path.realpath(self.box / value))
@@ -251,16 +229,12 @@ def without_work() -> Iterator[None]:
         check_int(n_iterations, "n_iterations", least=0)
         return {}
 
-    def run(self: Any, n_iterations: int, output: Any = None, **options: Any) -> Any:
-        return real_run(self, min(n_iterations, 1), output, **options)
-
     def advance(self: Any, interrupt: Any) -> None:
         self.step += 0
 
     def open_potential(molecule: Any, platform: Any, *rest: Any, **options: Any) -> Any:
         return molecule.potential(platform=platform or "Reference", n_contexts=1)
 
-    real_run = ParallelTempering.run
     tiny = {
         name: replace(
             settings, flow=corpus.TINY.flow, fit=replace(corpus.FIT, n_steps=settings.fit.n_steps),
@@ -270,19 +244,15 @@ def without_work() -> Iterator[None]:
         )
         for name, settings in PRESETS.items()
     }  # fmt: skip
-    with ExitStack() as stack:
-        for patch in (
-            mock.patch.object(MDDataset, "shipped", classmethod(shipped)),
-            mock.patch.object(Trainer, "train_step", step),
-            mock.patch.object(ParallelTempering, "tune", tune),
-            mock.patch.object(ParallelTempering, "run", run),
-            mock.patch("openmm_tsf.workflow.md_simulation.MDSimulation.advance", advance),
-            mock.patch("openmm_tsf.workflow.md.fastest_platform", return_value="Reference"),
-            mock.patch.object(openmm.LocalEnergyMinimizer, "minimize"),
-            mock.patch("openmm_tsf.workflow.potential_choice.open_potential", open_potential),
-            mock.patch.dict(PRESETS, tiny),
-            mock.patch.object(report, "self_test", return_value=[]),
-            corpus.no_pictures(),
-        ):
-            stack.enter_context(patch)
+    with (
+        cut_short(),
+        mock.patch.object(MDDataset, "shipped", classmethod(shipped)),
+        mock.patch.object(Trainer, "train_step", step),
+        mock.patch.object(ParallelTempering, "tune", tune),
+        mock.patch("openmm_tsf.workflow.md_simulation.MDSimulation.advance", advance),
+        mock.patch("openmm_tsf.workflow.md.fastest_platform", return_value="Reference"),
+        mock.patch.object(openmm.LocalEnergyMinimizer, "minimize"),
+        mock.patch("openmm_tsf.workflow.potential_choice.open_potential", open_potential),
+        mock.patch.dict(PRESETS, tiny),
+    ):
         yield

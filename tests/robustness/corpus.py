@@ -1,10 +1,10 @@
 """Tiny directories of every stage, finished and interrupted."""
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,35 +33,25 @@ FIT = FitSettings(
 )  # fmt: skip
 TINY = RunSettings(
     md=MDSettings(n_frames=30, steps_per_frame=2, n_equilibration_steps=4),
-    flow=FlowSettings(n_blocks=1, hidden=(4,)),
-    fit=FIT,
-    n_rounds=1,
-    round_iterations=4,
-    round_stride=1,
-    refit=replace(FIT, ramp=(0.0, 0.0)),
+    flow=FlowSettings(n_blocks=1, hidden=(4,)), fit=FIT, n_rounds=1, round_iterations=4,
+    round_stride=1, refit=replace(FIT, ramp=(0.0, 0.0)),
     sampling=SamplingSettings(temperatures=(500.0, 600.0), n_walkers=5, n_iterations=4, n_tuning=0),
-)
+)  # fmt: skip
 QUIET = RunOptions(platform="Reference", progress=False)
 
-_molecule: MolecularSystem | None = None
-_frames: MDDataset | None = None
 
-
+@cache
 def molecule() -> MolecularSystem:
     """Return alanine dipeptide, built once."""
-    global _molecule
-    if _molecule is None:
-        _molecule = alanine_dipeptide()
-        _ = _molecule.fingerprint, _molecule.dihedrals
-    return _molecule
+    built = alanine_dipeptide()
+    _ = built.fingerprint, built.dihedrals  # computed here, for all child processes
+    return built
 
 
+@cache
 def frames() -> MDDataset:
     """Return a hundred of the shipped frames, read once."""
-    global _frames
-    if _frames is None:
-        _frames = MDDataset.shipped(molecule(), stride=400)
-    return _frames
+    return MDDataset.shipped(molecule(), stride=400)
 
 
 class Killed(BaseException):
@@ -80,11 +70,8 @@ def build(folder: Path) -> Path:
     trajectory.save_dcd(str(folder / "frames.dcd"))
     with no_pictures():
         run_md(molecule(), folder / "md", TINY.md, options=QUIET)
-        given = {
-            "frames": FrameSource(folder / "frames.dcd", 600.0),
-            "options": replace(QUIET, seed=5),
-        }
-        run(folder / "run", TINY, **given)
+        source, options = FrameSource(folder / "frames.dcd", 600.0), replace(QUIET, seed=5)
+        run(folder / "run", TINY, frames=source, options=options)
         step, calls = Trainer.train_step, []
 
         def killed(self: Any) -> None:
@@ -95,25 +82,18 @@ def build(folder: Path) -> Path:
             step(self)
 
         with mock.patch.object(Trainer, "train_step", killed), suppress(Killed):
-            run(folder / "killed", TINY, **given)
-        train(
-            load_trajectory(folder / "frames.dcd", molecule(), 600.0),
-            folder / "train",
-            TINY.flow,
-            FIT,
-            options=replace(QUIET, seed=2),
-        )
-        sampling = replace(TINY.sampling, n_iterations=3)
-        options = replace(QUIET, seed=3)
-        sample(folder / "train", folder / "sample", sampling, options=options)
-        more = replace(sampling, n_iterations=5)
-        options = replace(QUIET, resume=True)
-        sample(folder / "train", folder / "sample", more, options=options)
-    (folder / "foreign" / "deeper").mkdir(parents=True)
-    (folder / "foreign" / "thesis.txt").write_text("mine\n")
-    (folder / "foreign" / "deeper" / "data.bin").write_bytes(bytes(range(256)))
-    (folder / "foreign" / "config.json").write_text(json.dumps({"theme": "dark"}))
-    (folder / "foreign" / ".lock").write_text("of another program\n")
+            run(folder / "killed", TINY, frames=source, options=options)
+        loaded = load_trajectory(folder / "frames.dcd", molecule(), 600.0)
+        train(loaded, folder / "train", TINY.flow, FIT, options=replace(QUIET, seed=2))
+        for n, options in ((3, replace(QUIET, seed=3)), (5, replace(QUIET, resume=True))):
+            sampling = replace(TINY.sampling, n_iterations=n)
+            sample(folder / "train", folder / "sample", sampling, options=options)
+    foreign = folder / "foreign"
+    (foreign / "deeper").mkdir(parents=True)
+    (foreign / "thesis.txt").write_text("mine\n")
+    (foreign / "deeper" / "data.bin").write_bytes(bytes(range(256)))
+    (foreign / "config.json").write_text('{"theme": "dark"}')
+    (foreign / ".lock").write_text("of another program\n")
     return folder
 
 

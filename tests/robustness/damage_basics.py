@@ -1,6 +1,8 @@
 """Damage that any file can suffer, and values that its entries can take."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
@@ -25,6 +27,18 @@ class Damage:
     not_file: str | None = None
 
 
+def put_in_place(kind: str, path: Path, nothing: Path = Path("nowhere")) -> None:
+    """Replace a file by one of `NOT_FILES`, or a link to `nothing`."""
+    path.unlink(missing_ok=True)
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind != "missing":
+        targets = {"link to itself": path, "link to /dev/zero": Path("/dev/zero")}
+        path.symlink_to(targets.get(kind, nothing))
+
+
 _KINDS = ("flip", "flip", "cut", "insert", "delete", "zero", "repeat", "append", "empty", "noise")
 
 
@@ -36,9 +50,7 @@ def of_bytes(draw: Any, data: bytes) -> Damage:
     before, piece, after = data[:start], data[start:end], data[end:]
     changes = {
         "flip": lambda: (
-            before
-            + bytes(byte ^ draw(st.integers(1, 255)) for byte in data[start : start + 1])
-            + data[start + 1 :]
+            before + bytes(b ^ draw(st.integers(1, 255)) for b in piece[:1]) + data[start + 1 :]
         ),
         "cut": lambda: before,
         "insert": lambda: before + draw(st.binary(min_size=1, max_size=8)) + data[start:],
@@ -65,14 +77,12 @@ def set_entry(content: Any, path: tuple[Any, ...], value: Any) -> None:
 
 def entry_paths(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Return the keys that lead to every entry of nested dictionaries and lists."""
-    paths = [path] if path else []
+    paths, entries = [path] if path else [], ()
     if isinstance(content, dict):
-        for key, value in content.items():
-            paths += entry_paths(value, (*path, key))
+        entries = content.items()
     elif isinstance(content, list) and len(content) <= 30:
-        for index, value in enumerate(content):
-            paths += entry_paths(value, (*path, index))
-    return paths
+        entries = enumerate(content)
+    return paths + [p for key, value in entries for p in entry_paths(value, (*path, key))]
 
 
 def change_entry(draw: Any, content: Any, kind: str) -> None:

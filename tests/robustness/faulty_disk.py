@@ -19,17 +19,7 @@ KILLED = 9
 
 
 class FaultyDisk:
-    """Counts the operations under a directory, and lets one fail.
-
-    Parameters
-    ----------
-    directory
-        The directory; operations outside are not changed.
-    fault
-        One of `FAULTS`.
-    at
-        The number of the operation, from 1; None to count only.
-    """
+    """Counts the operations under a directory, and lets operation `at`, from 1, fail."""
 
     def __init__(self, directory: Path, fault: str = "die", at: int | None = None) -> None:
         self.directory, self.fault, self.at = str(directory), fault, at
@@ -49,7 +39,7 @@ class FaultyDisk:
     def _inside(self, path: Any) -> bool:
         if isinstance(path, int):
             return path in self._descriptors
-        return isinstance(path, (str, os.PathLike)) and os.path.abspath(os.fspath(path)).startswith(
+        return isinstance(path, (str, os.PathLike)) and os.path.abspath(path).startswith(
             self.directory
         )
 
@@ -60,8 +50,7 @@ class FaultyDisk:
         self.count += 1
         if self.at is None or self.count < self.at:
             return
-        first = self.count == self.at
-        if first and half is not None:
+        if self.count == self.at and half is not None:
             half()
         if self.fault == "die":
             os._exit(KILLED)
@@ -111,6 +100,8 @@ class FaultyDisk:
 
 
 class _CutFile(io.FileIO):
+    """A file whose failing write has written half."""
+
     def __init__(self, file: Any, mode: str, disk: FaultyDisk) -> None:
         super().__init__(file, mode)
         self._disk = disk

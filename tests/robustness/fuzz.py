@@ -25,16 +25,9 @@ from tests.robustness.sandbox import isolated
 def try_inputs(
     subject: Any, cases: Any, n_examples: int, seed: int
 ) -> tuple[Counter[str], list[str]]:
-    """Return the counts of verdicts and the failures in words.
+    """Return the counts of verdicts on a subject's cases, and the failures in words.
 
-    Parameters
-    ----------
-    subject
-        Has ``run(case)``, the function to call in a child process, and ``verdict(case, outcome)``.
-    cases
-        A hypothesis strategy.
-    n_examples, seed
-        The number of inputs, and the seed that they depend on.
+    ``subject.run(case)`` is called in a child process, ``subject.verdict(case, outcome)`` here.
     """
     counts: Counter[str] = Counter()
     failures: list[str] = []
@@ -70,32 +63,25 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         home = corpus.build(Path(name) / "good")
         files = readers.DamagedFiles(home, Path(name) / "box")
-        subjects: dict[str, Any] = {
-            f"files: {reader}": (files, reader) for reader in readers.NAMES
-        } | {
-            f"command line: {command}": (commands.CommandLines(home, Path(name) / "box"), command)
-            for command in commands.COMMANDS
-        }
+        lines = commands.CommandLines(home, Path(name) / "box")
+        subjects: dict[str, Any] = {f"files: {part}": (files, part) for part in readers.NAMES}
+        subjects |= {f"command line: {part}": (lines, part) for part in commands.COMMANDS}
         for title, (subject, part) in subjects.items():
             if args.only and not any(word in title for word in args.only):
                 continue
             cases = subject.cases(part)
             counts, failures = try_inputs(subject, cases, args.examples, args.seed)
             table[title] = {
-                "tried": sum(counts.values()),
-                "refused": counts["refused"],
-                "worked": counts["worked"],
-                "failed": counts["FAILED"],
-                "failures": failures[:20],
-            }
+                "tried": sum(counts.values()), "refused": counts["refused"],
+                "worked": counts["worked"], "failed": counts["FAILED"], "failures": failures[:20],
+            }  # fmt: skip
             for failure in failures:
                 print(failure, "\n", file=sys.stderr, flush=True)
             Path(args.output).write_text(json.dumps(table, indent=1) + "\n")
-    print(f"{'':<32}{'tried':>8}{'refused':>9}{'worked':>8}{'failed':>8}")
+    columns = ("tried", "refused", "worked", "failed")
+    print(" " * 32, *(f"{column:>8}" for column in columns))
     for title, row in table.items():
-        print(
-            f"{title:<32}{row['tried']:>8}{row['refused']:>9}{row['worked']:>8}{row['failed']:>8}"
-        )
+        print(f"{title:<32}", *(f"{row[column]:>8}" for column in columns))
     total = sum(row["tried"] for row in table.values())
     print(f"{total} inputs in {time.monotonic() - start:.0f} s")
     return 1 if any(row["failed"] for row in table.values()) else 0

@@ -34,12 +34,8 @@ def temporaries(directory: Path) -> list[str]:
 
 def _files(directory: Path) -> dict[str, Path]:
     """Return all files but locks and temporary files, by relative name."""
-    return {
-        str(path.relative_to(directory)): path
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(directory).parts)
-    }
+    files = {str(p.relative_to(directory)): p for p in sorted(directory.rglob("*")) if p.is_file()}
+    return {name: path for name, path in files.items() if "/." not in f"/{name}"}
 
 
 def content(path: Path) -> Any:
@@ -52,8 +48,7 @@ def content(path: Path) -> Any:
     if path.suffix == ".pt":
         return _constant_part(torch.load(path, weights_only=True))
     if path.suffix == ".csv":
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
+        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
         if not rows or any(len(row) != len(rows[0]) for row in rows):
             raise ValueError("not a table")
         return rows
@@ -73,7 +68,7 @@ def _constant_part(value: Any) -> Any:
 
 
 def damaged(directory: Path) -> list[str]:
-    """Return the files that cannot be read; `check_trajectory` is for trajectories."""
+    """Return the files that cannot be read; `check_trajectories` is for trajectories."""
     problems = []
     for name, path in _files(directory).items():
         if path.suffix == ".dcd":
@@ -85,7 +80,7 @@ def damaged(directory: Path) -> list[str]:
     return problems
 
 
-def check_trajectory(path: Path, whole: Path, topology: Path) -> list[str]:
+def _check_trajectory(path: Path, whole: Path, topology: Path) -> list[str]:
     """Compare the complete frames with the first ones of `whole`, and read them with mdtraj."""
     raw, expected = path.read_bytes(), whole.read_bytes()
     if len(raw) < HEADER_BYTES:
@@ -105,10 +100,18 @@ def check_trajectory(path: Path, whole: Path, topology: Path) -> list[str]:
         except Exception as error:
             return [*problems, f"{path.name}: mdtraj: {type(error).__name__}: {error}"]
         if read not in (counted, n_frames):
-            problems.append(
-                f"{path.name}: mdtraj reads {read} frames of {n_frames}, {counted} counted"
-            )
+            problems.append(f"{path.name}: mdtraj reads {read}, not {counted} or {n_frames} frames")
     return problems
+
+
+def check_trajectories(directory: Path, whole: Path) -> list[str]:
+    """Return the problems of all trajectories, compared with those of the uninterrupted run."""
+    topology = next(whole.rglob("topology.pdb"), whole / "topology.pdb")
+    return [
+        problem
+        for path in directory.rglob("*.dcd")
+        for problem in _check_trajectory(path, whole / path.relative_to(directory), topology)
+    ]
 
 
 def check_run(directory: Path, whole: Path) -> tuple[str, list[str]]:
@@ -125,10 +128,10 @@ def check_run(directory: Path, whole: Path) -> tuple[str, list[str]]:
             return "failed", [f"load_run: {type(error).__name__}: {error}"]
         n, problems = run.n_iterations, []
         complete = load_run(whole)
-        if not np.array_equal(run.segments.energy, complete.segments.energy[:n]):
-            problems.append(f"load_run: other energies in the first {n} iterations")
-        if not np.array_equal(run.segments.dihedrals, complete.segments.dihedrals[:n]):
-            problems.append(f"load_run: other dihedrals in the first {n} iterations")
+        for name in ("energy", "dihedrals"):
+            expected = getattr(complete.segments, name)[:n]
+            if not np.array_equal(getattr(run.segments, name), expected):
+                problems.append(f"load_run: {name} differs in the first {n} iterations")
         for kelvin in run.temperatures if n else ():
             try:
                 frames = run.trajectory(kelvin).xyz
@@ -172,12 +175,11 @@ def differences(directory: Path, whole: Path, ignored: tuple[str, ...] = ()) -> 
 def _segments(directory: Path) -> dict[str, np.ndarray]:
     parts = [content(path) for path in sorted((directory / "segments").glob("*.npz"))]
     series = ("energy", "replica", "iteration", "dihedrals", "positions")
-    return {
-        name: np.concatenate([part[name] for part in parts])
-        if name in series
-        else np.sum([part[name] for part in parts], axis=0)
-        for name in (parts[0] if parts else {})
-    }
+    joined = {}
+    for name in parts[0] if parts else ():
+        arrays = [part[name] for part in parts]
+        joined[name] = np.concatenate(arrays) if name in series else np.sum(arrays, axis=0)
+    return joined
 
 
 def _unequal(a: Any, b: Any, where: str = "") -> list[str]:

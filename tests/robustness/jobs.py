@@ -17,33 +17,28 @@ PATIENCE = 300.0
 
 
 class Job:
-    """A process of the program in a new session.
+    """A process of the program in a new session: a `real` interpreter, or a fork of this one.
 
-    Parameters
-    ----------
-    arguments
-        The command line.
-    real
-        Start a Python interpreter; otherwise this process is forked.
-    limits
-        Limits of ``resource.setrlimit``.
+    `limits` are those of ``resource.setrlimit``.
     """
 
     def __init__(
         self, arguments: Sequence[str], real: bool, limits: dict[int, int] | None = None
     ) -> None:
+        limits = limits or {}
         self.started = time.time()
         self.status: int | None = None
         read, write = os.pipe()
         if real:
-            self.pid = self._spawn(arguments, write, limits or {})
+            self.pid = self._spawn(arguments, write, limits)
         else:
             assert len(os.listdir("/proc/self/task")) == 1, "this process has threads"
             # A signal in the child before its exception handler would run this script's cleanup.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
             self.pid = os.fork()
             if self.pid == 0:
-                self._run_forked(arguments, read, write, limits or {})
+                os.close(read)
+                self._run_forked(arguments, write, limits)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
         os.close(write)
         self._pipe = open(read, "rb")  # noqa: SIM115
@@ -59,14 +54,11 @@ class Job:
         self._process.returncode = 0  # this class waits for it
         return self._process.pid
 
-    def _run_forked(
-        self, arguments: Sequence[str], read: int, write: int, limits: dict[int, int]
-    ) -> None:
+    def _run_forked(self, arguments: Sequence[str], write: int, limits: dict[int, int]) -> None:
         status = 1
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
             os.setsid()
-            os.close(read)
             os.dup2(write, 2)
             sys.stdout, sys.stderr = open(os.devnull, "w"), open(2, "w", 1, closefd=False)  # noqa: SIM115
             for which, limit in limits.items():

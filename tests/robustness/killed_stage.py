@@ -13,17 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from tests.robustness.inspection import (
-    check_run,
-    check_trajectory,
-    content,
-    damaged,
-    differences,
-    temporaries,
-)
+from tests.robustness import inspection
 from tests.robustness.jobs import PATIENCE, Job
 
 #: Weights of the means of killing. A full disk is used on a tmpfs only.
@@ -94,8 +84,6 @@ class KilledStage:
                 path.unlink(missing_ok=True)
         return output
 
-    # -- kills --------------------------------------------------------------------------------
-
     def one_pass(self, quota: int) -> None:
         """Run the stage from an empty directory to the end, with kills up to `quota` in total."""
         start = time.monotonic()
@@ -106,13 +94,11 @@ class KilledStage:
         problems: list[str] = []
         pids: set[int] = set()
         while not problems:
-            before = progress(output)
-            means = None
+            before, means = progress(output), None
             # Few kills once all is computed: they would hit only the analysis.
             computed = self.name != "analyze" and before == progress(self.reference)
             if sum(self.kills.values()) < quota and not (computed and self.rng.random() < 0.7):
-                kinds = list(MEANS)
-                means = self.rng.choices(kinds, [MEANS[k] for k in kinds])[0]
+                means = self.rng.choices(list(MEANS), list(MEANS.values()))[0]
                 if disk is not None and self.rng.random() < 0.5:
                     means = DISK
             real = self.rng.random() < REAL_SHARE and means != "memory limit"
@@ -162,45 +148,38 @@ class KilledStage:
         rng, arguments = self.rng, self.arguments(output)
         # Most kills come after the start-up of a real process, a quarter at any moment.
         after = rng.uniform(0, 0.5) * self.duration + (2.0 if real and rng.random() < 0.75 else 0.0)
-        size = max(path.stat().st_size for path in self.reference.rglob("*") if path.is_file())
+        sizes = [path.stat().st_size for path in self.reference.rglob("*") if path.is_file()]
+        limits, filler, patience = {}, contextlib.nullcontext(), PATIENCE
         if means == "file size limit":
-            limit = int(rng.choice((rng.uniform(0, 1.1) * size, 10 ** rng.uniform(2, 6))))
-            job = Job(arguments, real, {resource.RLIMIT_FSIZE: limit})
-            job.wait()
-            return job, f"{limit} bytes"
-        if means == "memory limit":
+            limit = int(rng.choice((rng.uniform(0, 1.1) * max(sizes), 10 ** rng.uniform(2, 6))))
+            limits, description = {resource.RLIMIT_FSIZE: limit}, f"{limit} bytes"
+        elif means == "memory limit":
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             limit = pages * resource.getpagesize() + int(rng.uniform(0, 250) * MIB)
-            job = Job(arguments, real, {resource.RLIMIT_AS: limit})
-            job.wait()
-            return job, f"{limit // MIB} MiB"
-        if means == DISK:
-            assert disk is not None
-            whole = sum(p.stat().st_size for p in self.reference.rglob("*") if p.is_file())
-            free = int(rng.uniform(0, 1.1) * whole)
-            with _filled(disk, free):
-                job = Job(arguments, real)
-                job.wait()
-            return job, f"{free} bytes left"
-        job = Job(arguments, real)
-        if means == "SIGKILL at a size in memory":
-            limit = job.resident() + int(rng.uniform(0, 150) * MIB)
-            while job.poll() is None and job.resident() < limit:
-                time.sleep(0.002)
-            job.send(signal.SIGKILL)
-            job.wait()
-            return job, f"at {limit // MIB} MiB"
-        if means is None:
-            job.wait(10 * PATIENCE)
-            return job, "to the end"
-        job.wait(after)
-        first, *more = SIGNALS[means]
-        job.send(first)
-        for number in more:
-            job.wait(rng.choice((0.0, rng.uniform(0, 0.05), rng.uniform(0, 2.0))))
-            job.send(number)
-        job.wait()
-        return job, f"after {after:.2f} s"
+            limits, description = {resource.RLIMIT_AS: limit}, f"{limit // MIB} MiB"
+        elif means == DISK:
+            free = int(rng.uniform(0, 1.1) * sum(sizes))
+            filler, description = _filled(disk, free), f"{free} bytes left"
+        with filler:
+            job = Job(arguments, real, limits)
+            if means == "SIGKILL at a size in memory":
+                limit = job.resident() + int(rng.uniform(0, 150) * MIB)
+                description = f"at {limit // MIB} MiB"
+                while job.poll() is None and job.resident() < limit:
+                    time.sleep(0.002)
+                job.send(signal.SIGKILL)
+            elif means is None:
+                patience, description = 10 * PATIENCE, "to the end"
+            elif means in SIGNALS:
+                description = f"after {after:.2f} s"
+                job.wait(after)
+                first, *more = SIGNALS[means]
+                job.send(first)
+                for number in more:
+                    job.wait(rng.choice((0.0, rng.uniform(0, 0.05), rng.uniform(0, 2.0))))
+                    job.send(number)
+            job.wait(patience)
+        return job, description
 
     def _expected(self, means: str | None, status: int, stderr: str) -> list[str]:
         if means is None:
@@ -216,26 +195,22 @@ class KilledStage:
                 return [f"{means}: no clear message: {stderr}"]
         return []
 
-    # -- inspection ----------------------------------------------------------------------------
-
     def _inspect(self, output: Path, pids: set[int]) -> list[str]:
         if not output.is_dir():
             return []
-        problems = damaged(output)
-        for name in temporaries(output):
+        problems = inspection.damaged(output)
+        for name in inspection.temporaries(output):
             parts = name.split(".")
             if not any(str(pid) in parts for pid in pids):
                 problems.append(f"{name}: a temporary file of a process that was not killed")
-        topology = next(self.reference.rglob("topology.pdb"))
-        for path in output.rglob("*.dcd"):
-            problems += check_trajectory(path, self.reference / path.relative_to(output), topology)
+        problems += inspection.check_trajectories(output, self.reference)
         log, whole = output / "training.csv", self.reference / "training.csv"
         if log.is_file() and not problems:
-            rows, expected = content(log), content(whole)
+            rows, expected = inspection.content(log), inspection.content(whole)
             if rows != expected[: len(rows)] and self.name == "train":
                 problems.append("training.csv: other rows than without a kill")
         if self.name in ("sample", "run", "analyze"):
-            state, more = check_run(output, self.reference)
+            state, more = inspection.check_run(output, self.reference)
             self.states["samples" if "iterations" in state else state] += 1
             problems += more
         return problems
@@ -243,7 +218,7 @@ class KilledStage:
     def _compare(self, output: Path) -> list[str]:
         # The diagnostics of a run show effective samples per second.
         ignored = () if self.name == "analyze" else ("diagnostics.png",)
-        return damaged(output) + differences(output, self.reference, ignored)
+        return inspection.damaged(output) + inspection.differences(output, self.reference, ignored)
 
     def _finish(self, output: Path, history: str, problems: list[str]) -> None:
         if problems:
@@ -255,26 +230,17 @@ class KilledStage:
         shutil.rmtree(output, ignore_errors=True)
 
     def report(self) -> dict[str, Any]:
+        measures = {"median": statistics.median, "max": max}
+        lost = {name: round(f(self.lost), 3) for name, f in measures.items()} if self.lost else None
         return {
-            "kills": sum(self.kills.values()),
-            "by_means": dict(self.kills),
-            "of_real_processes": sum(self.real.values()),
-            "by_moment": dict(self.moments),
+            "kills": sum(self.kills.values()), "by_means": dict(self.kills),
+            "of_real_processes": sum(self.real.values()), "by_moment": dict(self.moments),
             "exit_statuses": {means: dict(counts) for means, counts in self.statuses.items()},
-            "starts": self.starts,
-            "passes": self.passes,
-            "mismatches": len(self.wrong),
-            "checkpoint_went_back": self.backwards,
-            "load_run": dict(self.states),
+            "starts": self.starts, "passes": self.passes, "mismatches": len(self.wrong),
+            "checkpoint_went_back": self.backwards, "load_run": dict(self.states),
             "uninterrupted_seconds": round(self.duration, 2),
-            "seconds_since_checkpoint": {
-                "median": round(statistics.median(self.lost), 3),
-                "max": round(max(self.lost), 3),
-            }
-            if self.lost
-            else None,
-            "wrong": self.wrong,
-        }
+            "seconds_since_checkpoint": lost, "wrong": self.wrong,
+        }  # fmt: skip
 
 
 def _analysis_files(folder: Path) -> list[Path]:
@@ -285,26 +251,21 @@ def _analysis_files(folder: Path) -> list[Path]:
 def progress(output: Path) -> tuple[int, int]:
     """Return the progress of the last checkpoint: the part of a run, and the step within it."""
 
-    def tensors(path: Path, key: str) -> int:
-        return int(torch.load(path, weights_only=True)[key])
-
-    def steps(path: Path) -> int:
-        with np.load(path) as data:
-            return int(data["step"])
+    def number(path: Path, key: str = "step") -> int:
+        return int(inspection.content(path)[key])
 
     run, training = output / "checkpoint.pt", output / "training"
     if run.is_file():
-        return 100, tensors(run, "n_frames_written")
+        return 100, number(run, "n_frames_written")
     if (output / "training.pt").is_file():
-        return 0, tensors(output / "training.pt", "step")
+        return 0, number(output / "training.pt")
     if training.is_dir():
-        done = [*training.glob("round_*_flow.pt"), *training.glob("round_*_samples.pt")]
-        n_flows = len(list(training.glob("round_*_flow.pt")))
-        now = training / f"round_{n_flows:02d}.pt"
-        return 1 + len(done), tensors(now, "step") if now.is_file() else -1
+        flows, samples = (list(training.glob(f"round_*_{s}.pt")) for s in ("flow", "samples"))
+        now = training / f"round_{len(flows):02d}.pt"
+        return 1 + len(flows) + len(samples), number(now) if now.is_file() else -1
     for path in (output / "checkpoint.npz", output / "md" / "checkpoint.npz"):
         if path.is_file():
-            return 0, steps(path)
+            return 0, number(path)
     return 0, -1
 
 

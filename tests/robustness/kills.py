@@ -5,14 +5,13 @@
 
 One uninterrupted run of each stage (md, train, sample, run, analyze) is the reference. Then the
 same commands, with ``--resume``, are killed again and again: by SIGKILL, SIGTERM, one and two
-SIGINTs, a limit on the size of files, a limit on memory, SIGKILL at a size in memory (as systems do
-that run out of it), and a full disk (a small tmpfs, if this process may mount one). After each kill
-every file, ``load_run`` and the trajectories must show the first part of the reference. At the end
-the directory must be identical to the reference, bit by bit.
+SIGINTs, limits on the size of files and on memory, SIGKILL at a size in memory (as systems do that
+run out of it), and a full disk (a small tmpfs, if this process may mount one). After each kill
+every file, ``load_run`` and the trajectories must show the first part of the reference; at the end
+the directory must be identical to it, bit by bit. Exit status 1: something was wrong.
 
 Most processes are forked from this one, which has imported everything and has no threads, because
-starting Python takes longer than the stages. The reference and some of the kills are real
-processes. Exit status 1: something was wrong, and the folder is kept.
+starting Python takes longer than the stages; the reference and some others are real processes.
 """
 
 import argparse
@@ -42,17 +41,14 @@ SHARES = {"md": 0.2, "train": 0.2, "sample": 0.25, "run": 0.2, "analyze": 0.15}
 #: Modules that the stages import, so that a forked process has them.
 IMPORTED = (
     "matplotlib.backends.backend_agg", "openmm_tsf.analysis.plots.ramachandran",
-    "openmm_tsf.doctor.report",
-    "openmm_tsf.workflow.run", "tqdm.contrib.logging",
+    "openmm_tsf.doctor.report", "openmm_tsf.workflow.run", "tqdm.contrib.logging",
 )  # fmt: skip
-SMALL_DISK = 64 * 2**20
 
 
 def mount_disk(folder: Path) -> bool:
     """Mount a small disk; return whether this process may."""
     folder.mkdir()
-    size = f"size={SMALL_DISK}"
-    command = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
     try:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
     except OSError:
@@ -136,8 +132,7 @@ def main() -> int:
         f"--stages {' '.join(args.stages)}",
         "versions": package_versions(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, shared",
-        "kills": sum(report["kills"] for report in reports.values()),
-        "of_real_processes": sum(report["of_real_processes"] for report in reports.values()),
+        **{key: sum(r[key] for r in reports.values()) for key in ("kills", "of_real_processes")},
         "mismatches": wrong,
         "full_disk": "tmpfs" if has_disk else "not tried: no tmpfs could be mounted",
         "wall_seconds": round(time.monotonic() - start),
@@ -149,10 +144,9 @@ def main() -> int:
     print_table(reports)
     if wrong:
         print(f"{wrong} wrong; the folder is kept: {folder}")
-        return 1
-    if args.folder is None:
+    elif args.folder is None:
         shutil.rmtree(folder)
-    return 0
+    return int(wrong > 0)
 
 
 def print_table(reports: dict[str, Any]) -> None:
@@ -162,9 +156,8 @@ def print_table(reports: dict[str, Any]) -> None:
     print(" " * width, *(f"{name:>8}" for name in reports))
     for name in means:
         print(f"{name:{width}}", *(f"{r['by_means'].get(name, 0):8}" for r in reports.values()))
-    for title, key in (("kills", "kills"), ("of real processes", "of_real_processes"),
-                       ("runs to the end", "passes"), ("mismatches", "mismatches"),
-                       ("checkpoint went back", "checkpoint_went_back")):  # fmt: skip
+    for key in ("kills", "of_real_processes", "passes", "mismatches", "checkpoint_went_back"):
+        title = key.replace("_", " ")
         print(f"{title:{width}}", *(f"{r[key]:8}" for r in reports.values()))
 
 

@@ -52,30 +52,27 @@ def toy_sampler(n_walkers):
     potential = DoubleWell(0.1, -1.0, 0.3)
     flow = tsf.TemperatureSteerableFlow(1, 1, 1, (8,))
     ladder = (1.0, 2.0)
-    kernels = walk_and_swap(flow, potential, ladder, 0.7)
+    kernels = [FlowWalk(flow, potential, ladder, 0.7), PlainSwap(ladder, 1.0)]
     sampler = tsf.ParallelTempering(None, flow, ladder, n_walkers, kernels, potential, seed=1)
     sampler.set_positions(torch.zeros(n_walkers, 2, 1))
     return sampler
 
 
-def walk_and_swap(flow, potential, ladder, sigma):
-    return [
-        FlowWalk(flow, potential, ladder, sigma),
-        PlainSwap(ladder, potential.boltzmann_constant),
-    ]
-
-
-def peptide_sampler(n_walkers):
+def peptide_sampler(n_walkers, ladder=LADDER[-2:], make_kernels=None, **sizes):
+    """Return a sampler of alanine dipeptide, of a small flow unless `sizes` are given."""
     molecule = tsf.systems.alanine_dipeptide()
     dataset = tsf.MDDataset.shipped(molecule, stride=40)
-    flow = tsf.TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(8,), seed=1)
+    sizes = sizes or {"n_blocks": 1, "hidden": (8,)}
+    flow = tsf.TemperatureSteerableFlow.from_dataset(dataset, **sizes, seed=1)
     potential = molecule.potential(platform="Reference", n_contexts=1)
-    ladder = LADDER[-2:]
-    kernels = walk_and_swap(flow, potential, ladder, 0.05)
-    sampler = tsf.ParallelTempering(
-        molecule, flow, ladder, n_walkers, kernels, potential=potential, seed=1
-    )
-    sampler.set_positions(dataset.positions[: 2 * n_walkers].reshape(n_walkers, 2, -1, 3))
+    if make_kernels is None:
+        kernels = [FlowWalk(flow, potential, ladder, 0.05), PlainSwap(ladder, KB)]
+    else:
+        flow.conditioner_dtype = torch.float32
+        kernels = make_kernels(potential, flow, ladder, molecule.masses)
+    sampler = tsf.ParallelTempering(molecule, flow, ladder, n_walkers, kernels, potential, seed=1)
+    n = n_walkers * len(ladder)
+    sampler.set_positions(dataset.positions[:n].reshape(n_walkers, len(ladder), -1, 3))
     return sampler
 
 
@@ -92,10 +89,9 @@ def memory(make_sampler, n_iterations, folder):
     rest = rows[len(rows) // 10 :]  # the allocators have reached a steady state
     growth = np.polyfit(rest[:, 0], rest[:, 1], 1)[0] * 1e5
     n_samples = n_iterations * n_walkers * 2
-    sizes = {p.name: p.stat().st_size for p in Path(folder).iterdir() if p.is_file()}
     segments = list((Path(folder) / "segments").iterdir())
     numbers = sum(p.stat().st_size for p in segments)
-    frames = sum(size for name, size in sizes.items() if name.endswith(".dcd"))
+    frames = sum(p.stat().st_size for p in Path(folder).glob("*.dcd"))
     return {
         "iterations": n_iterations,
         "seconds": round(seconds, 1),
@@ -104,10 +100,9 @@ def memory(make_sampler, n_iterations, folder):
         "growth_MiB_in_1e5_iterations": round(float(growth), 3),
         "segments": len(segments),
         "MB_for_1e6_samples": {
-            "numbers": round(numbers / n_samples, 2),
-            "frames": round(frames / n_samples, 2),
+            "numbers": round(numbers / n_samples, 2), "frames": round(frames / n_samples, 2),
         },
-    }
+    }  # fmt: skip
 
 
 def write_large(folder, n_frames):
@@ -124,11 +119,10 @@ def write_large(folder, n_frames):
     for first in range(0, n_iterations, per_segment):
         n = min(per_segment, n_iterations - first)
         numbers = {
-            "energy": rng.normal(size=(n, n_walkers, 3)),
+            "energy": rng.normal(size=(n, n_walkers, 3)), "wall_seconds": np.array(30.0),
             "replica": np.tile(np.arange(3, dtype=np.int16), (n, n_walkers, 1)),
             "iteration": np.arange(first + 1, first + n + 1),
-            "wall_seconds": np.array(30.0),
-        }
+        }  # fmt: skip
         for kernel in ("flow_walk", "flow_independent", "local"):
             numbers[f"accepted_{kernel}"] = numbers[f"proposed_{kernel}"] = np.ones(3, dtype=int)
         for name in ("rejected_non_finite", "mirror_images", "n_evaluations", "outside_domain"):
@@ -166,18 +160,8 @@ def open_large(folder):
 def checkpoints(n_iterations, folder):
     """Return the share of writing in the duration of a run of the default size."""
     torch.set_num_threads(1)
-    molecule = tsf.systems.alanine_dipeptide()
-    dataset = tsf.MDDataset.shipped(molecule, stride=40)
-    flow = tsf.TemperatureSteerableFlow.from_dataset(dataset, n_blocks=6, seed=1)
-    flow.conditioner_dtype = torch.float32
-    potential = molecule.potential(platform="Reference", n_contexts=1)
-    kernels = default_kernels(potential, flow, LADDER, molecule.masses)
-    sampler = tsf.ParallelTempering(
-        molecule, flow, LADDER, 64, kernels, potential=potential, seed=1
-    )
-    sampler.set_positions(dataset.positions[:192].reshape(64, 3, -1, 3))
-    spent = []
-    write = RunWriter.write
+    sampler = peptide_sampler(64, LADDER, default_kernels, n_blocks=6)
+    spent, write = [], RunWriter.write
 
     def timed(self, *args):
         start = time.monotonic()
@@ -188,15 +172,12 @@ def checkpoints(n_iterations, folder):
     start = time.monotonic()
     sampler.run(n_iterations, folder, progress=False)
     seconds = time.monotonic() - start
-    potential.close()
+    sampler.potential.close()
     return {
-        "iterations": n_iterations,
-        "walkers_times_rungs": 192,
-        "seconds": round(seconds, 1),
-        "checkpoints": len(spent),
-        "seconds_each": round(float(np.median(spent)), 4),
+        "iterations": n_iterations, "walkers_times_rungs": 192, "seconds": round(seconds, 1),
+        "checkpoints": len(spent), "seconds_each": round(float(np.median(spent)), 4),
         "share": round(sum(spent) / seconds, 5),
-    }
+    }  # fmt: skip
 
 
 def alone(function, *arguments):
@@ -217,9 +198,7 @@ def main():
     try:
         result = {
             "memory_toy": alone(memory, toy_sampler, args.iterations, work / "toy"),
-            "memory_alanine_dipeptide": alone(
-                memory, peptide_sampler, args.iterations, work / "peptide"
-            ),
+            "memory_alanine_dipeptide": alone(memory, peptide_sampler, args.iterations, work / "a"),
             "large": alone(write_large, work / "large", args.frames),
         }
         result["large"] |= alone(open_large, work / "large")

@@ -6,8 +6,9 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,7 +26,7 @@ from openmm_tsf.training.trainer import Trainer
 from openmm_tsf.workflow.frames import load_trajectory
 from tests.robustness import corpus
 from tests.robustness.damage import damages
-from tests.robustness.damage_basics import Damage
+from tests.robustness.damage_basics import Damage, put_in_place
 from tests.robustness.sandbox import Outcome
 from tests.support.marker import MARKER
 
@@ -54,123 +55,69 @@ def _load_run(folder: Path) -> Any:
     return run.n_iterations, run.segments.replica.tobytes(), digests
 
 
-def _command(line: str) -> Callable[[Path], Any]:
-    def call(folder: Path) -> Any:
-        filled = [word.format(dir=folder, box=folder.parent) for word in line.split()]
-        return corpus.main([*filled, *([] if filled[0] == "doctor" else ["--quiet"])])
-
-    return call
+def _load_frames(load: Callable[..., MDDataset], path: Path, *more: float) -> str:
+    return _digest(load(path, corpus.molecule(), *more).positions.numpy())
 
 
-def _digest_of_frames(dataset: MDDataset) -> str:
-    return _digest(dataset.positions.numpy())
-
-
-def _load_molecule(folder: Path) -> str:
-    return load_molecule(folder / "topology.pdb", folder / "system.xml").fingerprint
-
-
-def _read_molecule(folder: Path) -> str:
-    return read_molecule(folder).fingerprint
-
-
-def _load_flow(folder: Path) -> Any:
-    return hash_of(load_flow(folder / "flow.pt", corpus.molecule()))
-
-
-def _load_trajectory(folder: Path) -> str:
-    return _digest_of_frames(load_trajectory(folder, corpus.molecule()))
-
-
-def _load_frames(folder: Path) -> str:
-    return _digest_of_frames(MDDataset.load(folder / "md.dcd", corpus.molecule(), 600))
-
-
-ANALYZE, DOCTOR = _command("analyze {dir}"), _command("doctor {dir}")
-
-#: The readers of every file of a directory, with their names.
-READERS: dict[str, dict[str, tuple[tuple[str, Callable[[Path], Any]], ...]]] = {}
-
-
-def _add(folder: str, names: str, *readers: tuple[str, Callable[[Path], Any]]) -> None:
-    for name in names.split():
-        known = READERS.setdefault(folder, {})
-        known[name] = known.get(name, ()) + readers
-
-
-_add(
-    "sample",
-    "config.json segments/segment_000000.npz segments/segment_000001.npz T500.00K.dcd flow.pt "
-    "topology.pdb summary.json",
-    ("load_run", _load_run),
-    ("analyze", ANALYZE),
-)
-_add(
-    "sample",
-    "config.json checkpoint.pt flow.pt positions.npz topology.json "
-    "system.xml topology.pdb "
-    "T600.00K.dcd segments/segment_000001.npz",
-    (
-        "sample --resume",
-        _command("sample --output {dir} --resume --iterations 6 --platform Reference"),
+FUNCTIONS: dict[str, Callable[[Path], Any]] = {
+    "load_run": _load_run,
+    "load_flow": lambda folder: hash_of(load_flow(folder / "flow.pt", corpus.molecule())),
+    "read_molecule": lambda folder: read_molecule(folder).fingerprint,
+    "load_molecule": lambda folder: (
+        load_molecule(folder / "topology.pdb", folder / "system.xml").fingerprint
     ),
-)
-_add("sample", "config.json summary.json", ("doctor", DOCTOR))
-_add("sample", "flow.pt", ("load_flow", _load_flow))
-_add(
-    "sample",
-    "system.xml topology.pdb topology.json positions.npz",
-    ("read_molecule", _read_molecule),
-)
-_add("sample", "system.xml topology.pdb", ("load_molecule", _load_molecule))
-_add(
-    "train",
-    "config.json training.pt training.csv flow.pt positions.npz topology.json "
-    "system.xml "
-    "topology.pdb",
-    (
-        "train --resume",
-        _command(
-            "train --output {dir} --resume --trajectory {box}/frames.dcd --temperature 600 "
-            "--platform Reference"
-        ),
-    ),
-)
-_add(
-    "train",
-    "flow.pt config.json system.xml topology.pdb topology.json positions.npz",
-    (
-        "sample --flow",
-        _command(
-            "sample --flow {dir} --output {box}/out --walkers 2 --iterations 1 --tuning 0 "
-            "--temperatures 500 600 --platform Reference"
-        ),
-    ),
-)
-_add(
-    "md",
-    "config.json checkpoint.npz md.dcd system.xml topology.pdb topology.json positions.npz",
-    ("md --resume", _command("md --output {dir} --resume --frames 31")),
-)
-_add("md", "md.dcd config.json", ("load_trajectory", _load_trajectory))
-_add("md", "md.dcd", ("MDDataset.load", _load_frames))
-_add("md", "config.json", ("doctor", DOCTOR))
-_add(
-    "killed",
-    "config.json training/round_00_flow.pt training/round_01.pt training/round_01_samples.pt "
-    "training/round_00.csv training/round_01.csv flow.pt system.xml topology.pdb "
-    "topology.json positions.npz",
-    ("run --resume", _command("run --output {dir} --resume --platform Reference")),
-)
+    "load_trajectory": lambda folder: _load_frames(load_trajectory, folder),
+    "MDDataset.load": lambda folder: _load_frames(MDDataset.load, folder / "md.dcd", 600),
+}
+#: Command lines, by a name that begins with the command.
+COMMANDS = {
+    "analyze": "analyze {dir} --quiet",
+    "doctor": "doctor {dir}",
+    "sample --resume": "sample --output {dir} --resume --iterations 6 --platform Reference --quiet",
+    "train --resume": "train --output {dir} --resume --trajectory {box}/frames.dcd "
+    "--temperature 600 --platform Reference --quiet",
+    "sample --flow": "sample --flow {dir} --output {box}/out --walkers 2 --iterations 1 --tuning 0 "
+    "--temperatures 500 600 --platform Reference --quiet",
+    "md --resume": "md --output {dir} --resume --frames 31 --quiet",
+    "run --resume": "run --output {dir} --resume --platform Reference --quiet",
+}
 
+
+def read(reader: str, folder: Path) -> Any:
+    """Return what a function of `FUNCTIONS` returns, or the exit status of a command line."""
+    if reader in FUNCTIONS:
+        return FUNCTIONS[reader](folder)
+    words = COMMANDS[reader].split()
+    return corpus.main([word.format(dir=folder, box=folder.parent) for word in words])
+
+
+MOLECULE = "system.xml topology.pdb topology.json positions.npz"
+#: Directories, files in them, and their readers.
+READERS = (
+    ("sample", "config.json segments/segment_000000.npz segments/segment_000001.npz T500.00K.dcd "
+     "flow.pt topology.pdb summary.json", ("load_run", "analyze")),
+    ("sample", f"config.json checkpoint.pt flow.pt T600.00K.dcd segments/segment_000001.npz "
+     f"{MOLECULE}", ("sample --resume",)),
+    ("sample", "config.json summary.json", ("doctor",)),
+    ("sample", "flow.pt", ("load_flow",)),
+    ("sample", MOLECULE, ("read_molecule",)),
+    ("sample", "system.xml topology.pdb", ("load_molecule",)),
+    ("train", f"config.json training.pt training.csv flow.pt {MOLECULE}", ("train --resume",)),
+    ("train", f"flow.pt config.json {MOLECULE}", ("sample --flow",)),
+    ("md", f"config.json checkpoint.npz md.dcd {MOLECULE}", ("md --resume",)),
+    ("md", "md.dcd config.json", ("load_trajectory",)),
+    ("md", "md.dcd", ("MDDataset.load",)),
+    ("md", "config.json", ("doctor",)),
+    ("killed", "config.json training/round_00_flow.pt training/round_01.pt "
+     "training/round_01_samples.pt training/round_00.csv training/round_01.csv flow.pt "
+     f"{MOLECULE}", ("run --resume",)),
+)  # fmt: skip
+#: Directory, file and reader of every case.
 ALL = [
     (folder, file, reader)
-    for folder, files in READERS.items()
-    for file, readers in files.items()
-    for reader, _ in readers
+    for folder, files, readers in READERS
+    for file, reader in product(files.split(), readers)
 ]
-
-
 NAMES = tuple(dict.fromkeys(reader for _, _, reader in ALL))
 
 
@@ -195,9 +142,7 @@ class DamagedFiles:
         self.home, self.box = home, box
         self._good: dict[tuple[str, str], Any] = {}
         self.files = {
-            f"{folder}/{name}": (home / folder / name).read_bytes()
-            for folder, files in READERS.items()
-            for name in files
+            f"{folder}/{name}": (home / folder / name).read_bytes() for folder, name, _ in ALL
         }
         self.others = {
             name: self.files[name]
@@ -228,35 +173,26 @@ class DamagedFiles:
         shutil.copytree(self.home / case.folder, folder)
         shutil.copy(self.home / "frames.dcd", self.box / "frames.dcd")
         target = folder / case.file
-        target.unlink()
-        kind = case.damage.not_file
-        if kind is None:
+        if case.damage.not_file is None:
             target.write_bytes(case.damage.content)
-        elif kind == "directory":
-            target.mkdir()
-        elif kind == "fifo":
-            os.mkfifo(target)
-        elif kind == "link to itself":
-            target.symlink_to(target.name)
-        elif kind == "link to /dev/zero":
-            target.symlink_to("/dev/zero")
+        else:
+            put_in_place(case.damage.not_file, target)
         return folder
 
     def run(self, case: Case) -> Callable[[], Any]:
         """Return the function to call in a child process."""
         folder = self.prepared(case)
-        readers = dict(READERS[case.folder][case.file])
 
         def call() -> Any:
             os.chdir(self.box)
             with cut_short():
-                return readers[case.reader](folder)
+                return read(case.reader, folder)
 
         return call
 
     def verdict(self, case: Case, outcome: Outcome) -> str:
         """Return ``worked``, ``refused``, or ``FAILED`` with the reason."""
-        command = case.reader.split()[0] in ("analyze", "sample", "train", "md", "run", "doctor")
+        command = case.reader in COMMANDS
         verdict = judge(outcome, command, [str(self.box), case.file, case.folder])
         if MARKER.exists():
             MARKER.unlink()
@@ -275,8 +211,7 @@ class DamagedFiles:
             return "worked"
         key = (case.folder, case.reader)
         if key not in self._good:
-            readers = dict(READERS[case.folder][case.file])
-            self._good[key] = readers[case.reader](self.home / case.folder)
+            self._good[key] = read(case.reader, self.home / case.folder)
         if outcome.status == self._good[key]:
             return "worked"
         if case.reader == "load_run" and outcome.status[0] < self._good[key][0]:
@@ -297,17 +232,15 @@ _NAMES = re.compile(
 )
 
 
+def _names_cause(message: str, names: list[str]) -> bool:
+    return any(name in message for name in names) or _NAMES.search(message) is not None
+
+
 def judge(outcome: Outcome, command: bool, names: list[str]) -> str:
     """Return ``worked``, ``refused`` if a message names the cause, or ``FAILED`` with the reason.
 
-    Parameters
-    ----------
-    outcome
-        How the call ended.
-    command
-        Whether it was a command line rather than a function.
-    names
-        Names of files or arguments, one of which the message should contain.
+    The cause is one of `names`, of files or arguments; `command` tells a command line from a
+    function.
     """
     if outcome.killed is not None:
         return f"FAILED: {outcome.killed}"
@@ -316,9 +249,7 @@ def judge(outcome: Outcome, command: bool, names: list[str]) -> str:
             return "worked"
         if outcome.error not in ALLOWED:
             return f"FAILED: {outcome.error}: {outcome.message}\n{outcome.trace}"
-        if not any(name in outcome.message for name in names) and not _NAMES.search(
-            outcome.message
-        ):
+        if not _names_cause(outcome.message, names):
             return f"FAILED: names no cause: {outcome.message}\n{outcome.trace}"
         return "refused"
     if outcome.error is not None:
@@ -340,7 +271,7 @@ def judge(outcome: Outcome, command: bool, names: list[str]) -> str:
         return f"FAILED: {lines[0]}"
     if len(message) > 3000:
         return f"FAILED: a message of {len(message)} characters: {message[:200]}"
-    if not any(name in message for name in names) and not _NAMES.search(message):
+    if not _names_cause(message, names):
         return f"FAILED: names no cause: {lines[0]}"
     return "refused"
 
@@ -356,12 +287,10 @@ def cut_short() -> Iterator[None]:
         return real_run(self, min(n_iterations, 1), output, **options)
 
     real_run = ParallelTempering.run
-    with ExitStack() as stack:
-        for patch in (
-            mock.patch.object(Trainer, "train_step", step),
-            mock.patch.object(ParallelTempering, "run", run),
-            mock.patch.object(report, "self_test", return_value=[]),
-            corpus.no_pictures(),
-        ):
-            stack.enter_context(patch)
+    with (
+        mock.patch.object(Trainer, "train_step", step),
+        mock.patch.object(ParallelTempering, "run", run),
+        mock.patch.object(report, "self_test", return_value=[]),
+        corpus.no_pictures(),
+    ):
         yield

@@ -16,39 +16,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-SECONDS = 20.0
-MEMORY_BYTES = 3 * 2**30
-
 
 @dataclass
 class Outcome:
-    """How a call ended.
+    """How a call ended."""
 
-    Attributes
-    ----------
-    status
-        The returned value, or the status of ``SystemExit``.
-    error, message, trace
-        Type, text and traceback of the exception.
-    stdout, stderr
-        The printed text.
-    killed
-        The reason why the child did not end by itself, if it did not.
-    """
-
-    status: Any = None
-    error: str | None = None
+    status: Any = None  #: the returned value, or the exit status
+    error: str | None = None  #: type of the exception, with its `message` and `trace`
     message: str = ""
     trace: str = ""
     stdout: str = ""
     stderr: str = ""
-    killed: str | None = None
+    killed: str | None = None  #: why the function did not return, if it did not
 
 
-def isolated(
-    function: Callable[[], Any], seconds: float = SECONDS, memory: int = MEMORY_BYTES
-) -> Outcome:
-    """Call a function in a child process with limits of time and of additional memory."""
+def isolated(function: Callable[[], Any], seconds: float = 20.0) -> Outcome:
+    """Call a function in a child process with a limit of time and of 3 GiB of added memory."""
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -57,43 +40,38 @@ def isolated(
         pid = os.fork()
     if pid == 0:
         os.close(reading)
-        _child(function, writing, memory)
+        _child(function, writing)
     os.close(writing)
+    late = True
     try:
         data, late = _read(reading, seconds)
-    except BaseException:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise
     finally:
         os.close(reading)
+        if late:
+            os.kill(pid, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if late:
-        os.kill(pid, signal.SIGKILL)
-    _, code = os.waitpid(pid, 0)
-    if late:
-        return Outcome(killed=f"no end after {seconds:g} seconds")
-    if os.WIFSIGNALED(code):
-        return Outcome(killed=signal.Signals(os.WTERMSIG(code)).name)
+        return Outcome(status, killed=f"no end after {seconds:g} seconds")
+    if status < 0:
+        return Outcome(status, killed=signal.Signals(-status).name)
     if not data:
-        return Outcome(killed=f"exit status {os.waitstatus_to_exitcode(code)} without a result")
+        return Outcome(status, killed=f"exit status {status} without a result")
     result: Outcome = pickle.loads(data)  # of a child of this process
     return result
 
 
 def _read(descriptor: int, seconds: float) -> tuple[bytes, bool]:
-    parts, end = [], time.monotonic() + seconds
-    while True:
-        left = end - time.monotonic()
-        ready, _, _ = select.select([descriptor], [], [], max(0.0, left))
-        if not ready:
-            return b"".join(parts), True
+    """Return what was read, and whether the time ended first."""
+    data, end = b"", time.monotonic() + seconds
+    while select.select([descriptor], [], [], max(0.0, end - time.monotonic()))[0]:
         part = os.read(descriptor, 2**16)
         if not part:
-            return b"".join(parts), False
-        parts.append(part)
+            return data, False
+        data += part
+    return data, True
 
 
-def _child(function: Callable[[], Any], descriptor: int, memory: int) -> None:
+def _child(function: Callable[[], Any], descriptor: int) -> None:
     outcome = Outcome()
     out, err = io.StringIO(), io.StringIO()
     try:
@@ -102,7 +80,7 @@ def _child(function: Callable[[], Any], descriptor: int, memory: int) -> None:
             os.dup2(nowhere, standard)
         with open("/proc/self/statm") as file:
             mapped = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (mapped + memory,) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + 3 * 2**30,) * 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(signal.SIGINT, signal.default_int_handler)
         warnings.simplefilter("ignore")
@@ -123,8 +101,7 @@ def _child(function: Callable[[], Any], descriptor: int, memory: int) -> None:
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
+        with os.fdopen(descriptor, "wb") as pipe:
+            pipe.write(data)
     finally:
         os._exit(0)

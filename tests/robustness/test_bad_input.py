@@ -13,7 +13,7 @@ import openmm_tsf as tsf
 from openmm_tsf.coordinates import InternalCoordinates
 from openmm_tsf.systems.dataset import MDDataset
 from tests.support.molecules import graph_molecule
-from tests.support.refusals import from_shell, refused
+from tests.support.refusals import cases, from_shell, refused
 
 ZIGZAG = np.array([[0, 0, 0], [0.1, 0.1, 0], [0.2, 0, 0], [0.3, 0.1, 0.05], [0.4, 0, 0.05]])
 
@@ -21,9 +21,6 @@ ZIGZAG = np.array([[0, 0, 0], [0.1, 0.1, 0], [0.2, 0, 0], [0.3, 0.1, 0.05], [0.4
 @pytest.fixture(scope="module")
 def frames(molecule):
     return MDDataset.shipped(molecule, stride=2000).positions
-
-
-# ------------------------------------------------------------------------ System and Topology
 
 
 def system_of(topology, bonds=None, masses=None):
@@ -49,31 +46,23 @@ def chain(elements="CCCCC", bonds=CHAIN, **changes):
     return tsf.MolecularSystem(system_of(topology, bonds, **changes), topology, positions)
 
 
-@pytest.mark.parametrize(
-    ("build", "message"),
+@cases(
+    ("changes", "message"),
     [
-        pytest.param(
-            lambda: chain(bonds=[(0, 2), (2, 1), (1, 3), (3, 4)]),
-            r"topology: expected the System's bonds .* 2 of 4 bonds the System has no term; the "
-            r"first is between MOL1-C0 and MOL1-C1 \(atoms 0 and 1\)",
-            id="another order of atoms",
-        ),
-        pytest.param(
-            lambda: chain(bonds=CHAIN[:3]),
-            r"1 of 4 bonds .* MOL1-C3 and MOL1-C4",
-            id="a bond that the System does not have",
-        ),
-        pytest.param(
-            lambda: chain("COCCC", masses=[16.0, 12.0, 12.0, 12.0, 12.0]),
-            r"topology: expected the elements in the order of the System's masses, but 2 atoms .* "
-            r"MOL1-C0 \(atom 0\), C with a mass of 16 amu",
-            id="same bonds, another order of elements",
-        ),
+        ("another order of atoms", {"bonds": [(0, 2), (2, 1), (1, 3), (3, 4)]},
+         r"topology: expected the System's bonds .* 2 of 4 bonds the System has no term; the "
+         r"first is between MOL1-C0 and MOL1-C1 \(atoms 0 and 1\)"),
+        ("a bond that the System does not have", {"bonds": CHAIN[:3]},
+         r"1 of 4 bonds .* MOL1-C3 and MOL1-C4"),
+        ("same bonds, another order of elements",
+         {"elements": "COCCC", "masses": [16.0, 12.0, 12.0, 12.0, 12.0]},
+         r"topology: expected the elements in the order of the System's masses, but 2 atoms .* "
+         r"MOL1-C0 \(atom 0\), C with a mass of 16 amu"),
     ],
-)
-def test_system_and_topology_disagree(build, message):
+)  # fmt: skip
+def test_system_and_topology_disagree(changes, message):
     with refused(ValueError, message):
-        build()
+        chain(**changes)
 
 
 def test_systems_with_other_masses_and_terms_are_accepted():
@@ -121,69 +110,49 @@ def periodic(system):
             force.setNonbondedMethod(openmm.NonbondedForce.CutoffPeriodic)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("change", "message"),
     [
-        pytest.param(periodic, "system: expected no periodic box", id="periodic"),
-        pytest.param(
-            lambda s: s.addForce(openmm.MonteCarloBarostat(1.0, 300.0)), "barostats", id="barostat"
-        ),
-        pytest.param(
-            lambda s: s.setVirtualSite(2, openmm.TwoParticleAverageSite(0, 1, 0.5, 0.5)),
-            "virtual sites are not supported, particle 2",
-            id="virtual site",
-        ),
-        pytest.param(lambda s: s.addConstraint(0, 1, 0.1), "constraints=None", id="constraint"),
-        pytest.param(lambda s: s.addParticle(12.0), "expected the System's 23 atoms", id="atoms"),
+        ("periodic", periodic, "system: expected no periodic box"),
+        ("barostat", lambda s: s.addForce(openmm.MonteCarloBarostat(1.0, 300.0)), "barostats"),
+        ("virtual site",
+         lambda s: s.setVirtualSite(2, openmm.TwoParticleAverageSite(0, 1, 0.5, 0.5)),
+         "virtual sites are not supported, particle 2"),
+        ("constraint", lambda s: s.addConstraint(0, 1, 0.1), "constraints=None"),
+        ("atoms", lambda s: s.addParticle(12.0), "expected the System's 23 atoms"),
     ],
-)
+)  # fmt: skip
 def test_systems_from_the_shell(built, change, message, tmp_path, capsys):
     command = ["md", "--output", tmp_path / "out", *built(change), "--frames", "1"]
     assert message in from_shell(command, capsys)
     assert not (tmp_path / "out").exists()
 
 
-# ------------------------------------------------------------------------ reference positions
+def put(x, index, value):
+    changed = x.copy()
+    changed[index] = value
+    return changed
 
 
-def moved(molecule, change):
-    positions = molecule.positions.copy()
-    change(positions)
-    return tsf.MolecularSystem(molecule.system, molecule.topology, positions)
-
-
-def put(atom, position):
-    return lambda x: x.__setitem__(atom, position(x))
-
-
-@pytest.mark.parametrize(
+@cases(
     ("change", "message"),
     [
-        pytest.param(put(3, lambda x: np.nan), "positions: expected finite numbers", id="NaN"),
-        pytest.param(put(3, lambda x: np.inf), "positions: expected finite numbers", id="infinity"),
-        pytest.param(
-            put(2, lambda x: x[0]),
-            r"positions: expected atoms at least 0\.03 nm apart, but ACE1-H1 and ACE1-H2 are at 0 ",
-            id="overlap",
-        ),
-        pytest.param(
-            lambda x: np.multiply(x, 10, out=x),
-            r"positions: expected bonds of at most 0\.\d+ nm, but ACE1-\w+ and ACE1-\w+ are bonded "
-            r"at 1\.\d+ nm \(21 of 21 bonds .*lengths are in nm \(not Angstrom\)",
-            id="Angstrom",
-        ),
-        pytest.param(
-            lambda x: np.add(x[10:], [3.0, 0, 0], out=x[10:]),
-            r"bonded at [23]\.\d+ nm .*broken across a periodic box",
-            id="broken across a box",
-        ),
-        pytest.param(lambda x: np.divide(x, 10, out=x), "at least 0.03 nm apart", id="nm / 10"),
-        pytest.param(lambda x: x.__setitem__(slice(None), x[::-1].copy()), "too long", id="order"),
+        ("NaN", lambda x: put(x, 3, np.nan), "positions: expected finite numbers"),
+        ("infinity", lambda x: put(x, 3, np.inf), "positions: expected finite numbers"),
+        ("overlap", lambda x: put(x, 2, x[0]),
+         r"positions: expected atoms at least 0\.03 nm apart, but ACE1-H1 and ACE1-H2 are at 0 "),
+        ("Angstrom", lambda x: 10 * x,
+         r"positions: expected bonds of at most 0\.\d+ nm, but ACE1-\w+ and ACE1-\w+ are bonded "
+         r"at 1\.\d+ nm \(21 of 21 bonds .*lengths are in nm \(not Angstrom\)"),
+        ("broken across a box", lambda x: put(x, slice(10, None), np.add(x[10:], [3.0, 0, 0])),
+         r"bonded at [23]\.\d+ nm .*broken across a periodic box"),
+        ("nm / 10", lambda x: x / 10, "at least 0.03 nm apart"),
+        ("order", lambda x: x[::-1].copy(), "too long"),
     ],
-)
+)  # fmt: skip
 def test_reference_positions(molecule, change, message):
     with refused(ValueError, message):
-        moved(molecule, change)
+        tsf.MolecularSystem(molecule.system, molecule.topology, change(molecule.positions))
 
 
 def test_reference_positions_without_bond_lengths_in_the_system():
@@ -193,55 +162,29 @@ def test_reference_positions_without_bond_lengths_in_the_system():
         tsf.MolecularSystem(system, topology, positions)
 
 
-# ------------------------------------------------------------------------ internal coordinates
-
-
-def flow_for(bonds, elements, positions):
-    topology, xyz = graph_molecule(bonds, np.asarray(positions, dtype=float), elements)
-    molecule = tsf.MolecularSystem(system_of(topology), topology, xyz)
-    x = torch.tensor(xyz).repeat(20, 1, 1)
-    return tsf.TemperatureSteerableFlow.from_dataset(MDDataset(x, 600, molecule))
-
-
-@pytest.mark.parametrize(
+@cases(
     ("bonds", "elements", "positions", "message"),
     [
-        pytest.param([], "C", ZIGZAG[:1], "expected at least 4 atoms, got 1", id="an atom"),
-        pytest.param([(0, 1)], "HO", ZIGZAG[:2], "expected at least 4 atoms, got 2", id="an ion"),
-        pytest.param([], "CCCCC", ZIGZAG, "expected bonds, got none", id="no bonds"),
-        pytest.param(
-            [(0, 1), (1, 2), (3, 4)],
-            "CCCCC",
-            ZIGZAG,
-            r"one molecule connected by bonds, got 2 fragments .*MOL1-C0, MOL1-C3",
-            id="two molecules",
-        ),
-        pytest.param(
-            [(0, 1), (1, 2), (0, 3), (0, 4)],
-            "CCNHH",
-            [[0, 0, 0], [0.146, 0, 0], [0.261, 0, 0], [-0.04, 0.1, 0], [-0.04, -0.05, 0.09]],
-            r"no linear angle, but MOL1-N2 MOL1-C1 MOL1-C0 is at 180\.00 degrees",
-            id="nitrile",
-        ),
-        pytest.param(
-            [(0, 1), (1, 2), (2, 3)],
-            "HCCH",
-            [[0, 0, 0], [0.106, 0, 0], [0.226, 0, 0], [0.332, 0, 0]],
-            "expected no linear angle",
-            id="alkyne",
-        ),
-        pytest.param(
-            [(0, 1), (1, 2)],
-            "OCO",
-            [[0, 0, 0], [0.116, 0, 0], [0.232, 0, 0]],
-            "expected at least 4 atoms, got 3",
-            id="CO2",
-        ),
+        ("an atom", [], "C", ZIGZAG[:1], "expected at least 4 atoms, got 1"),
+        ("an ion", [(0, 1)], "HO", ZIGZAG[:2], "expected at least 4 atoms, got 2"),
+        ("no bonds", [], "CCCCC", ZIGZAG, "expected bonds, got none"),
+        ("two molecules", [(0, 1), (1, 2), (3, 4)], "CCCCC", ZIGZAG,
+         r"one molecule connected by bonds, got 2 fragments .*MOL1-C0, MOL1-C3"),
+        ("nitrile", [(0, 1), (1, 2), (0, 3), (0, 4)], "CCNHH",
+         [[0, 0, 0], [0.146, 0, 0], [0.261, 0, 0], [-0.04, 0.1, 0], [-0.04, -0.05, 0.09]],
+         r"no linear angle, but MOL1-N2 MOL1-C1 MOL1-C0 is at 180\.00 degrees"),
+        ("alkyne", [(0, 1), (1, 2), (2, 3)], "HCCH",
+         [[0, 0, 0], [0.106, 0, 0], [0.226, 0, 0], [0.332, 0, 0]], "expected no linear angle"),
+        ("CO2", [(0, 1), (1, 2)], "OCO", [[0, 0, 0], [0.116, 0, 0], [0.232, 0, 0]],
+         "expected at least 4 atoms, got 3"),
     ],
-)
+)  # fmt: skip
 def test_molecules_without_internal_coordinates(bonds, elements, positions, message):
+    topology, xyz = graph_molecule(bonds, np.asarray(positions, dtype=float), elements)
+    molecule = tsf.MolecularSystem(system_of(topology), topology, xyz)
+    dataset = MDDataset(torch.tensor(xyz).repeat(20, 1, 1), 600, molecule)
     with refused(ValueError, message):
-        flow_for(bonds, elements, positions)
+        tsf.TemperatureSteerableFlow.from_dataset(dataset)
 
 
 def test_a_flat_centre_is_named():
@@ -252,59 +195,32 @@ def test_a_flat_centre_is_named():
         InternalCoordinates.from_topology(topology, positions)
 
 
-# ------------------------------------------------------------------------ frames
-
-
-def swapped(x, first, second):
-    order = list(range(x.shape[1]))
-    order[first], order[second] = second, first
-    return x[:, order]
-
-
-@pytest.mark.parametrize(
+@cases(
     ("change", "message"),
     [
-        pytest.param(lambda x: x[:, :10], r"expected shape \[F, 22, 3\], got", id="fewer atoms"),
-        pytest.param(
-            lambda x: x.roll(1, 1),
-            r"positions: expected this molecule's bonds, up to a factor of 2, but 20 of 20 frames "
-            r"have others; the first is frame 0, with \S+ and \S+ at 0\.\d+ nm \(reference",
-            id="another order",
-        ),
-        pytest.param(
-            lambda x: swapped(x, 0, 1),
-            r"positions: expected the molecule's atoms in its order, but ACE1-\w+ and ACE1-\w+ are "
-            r"bonded at 0\.\d+ nm in the mean of 20 frames \(reference positions: 0\.\d+ nm\)",
-            id="two neighbours exchanged",
-        ),
-        pytest.param(
-            lambda x: x.index_fill(0, torch.tensor([4, 7]), torch.nan),
-            "expected finite numbers, got NaN or infinity in 2 frames, the first is frame 4",
-            id="NaN",
-        ),
-        pytest.param(lambda x: 10 * x, r"at 1\.\d+ nm .* lengths are in nm", id="Angstrom"),
-        pytest.param(lambda x: x / 10, r"at 0\.01\d+ nm .* lengths are in nm", id="nm / 10"),
-        pytest.param(
-            lambda x: x.numpy() * unit.kelvin,
-            "expected a quantity in nanometer, got one in kelvin",
-            id="another quantity",
-        ),
-        pytest.param(lambda x: "x.dcd", r"expected numbers \[F, \*event\], got str", id="a string"),
-        pytest.param(lambda x: None, r"expected numbers \[F, \*event\], got NoneType", id="None"),
-        pytest.param(lambda x: x[:0], r"with F >= 1, got \(0, 22, 3\)", id="no frames"),
+        ("fewer atoms", lambda x: x[:, :10], r"expected shape \[F, 22, 3\], got"),
+        ("another order", lambda x: x.roll(1, 1),
+         r"positions: expected this molecule's bonds, up to a factor of 2, but 20 of 20 frames "
+         r"have others; the first is frame 0, with \S+ and \S+ at 0\.\d+ nm \(reference"),
+        ("two neighbours exchanged", lambda x: x[:, [1, 0, *range(2, 22)]],
+         r"positions: expected the molecule's atoms in its order, but ACE1-\w+ and ACE1-\w+ are "
+         r"bonded at 0\.\d+ nm in the mean of 20 frames \(reference positions: 0\.\d+ nm\)"),
+        ("one bad frame", lambda x: torch.tensor(put(x.numpy(), (7, 21), x.numpy()[7, 21] + 5)),
+         r"1 of 20 frames have others; the first is frame 7, with \S+ and NME3-H3 at 8\.\d+ nm"),
+        ("NaN", lambda x: x.index_fill(0, torch.tensor([4, 7]), torch.nan),
+         "expected finite numbers, got NaN or infinity in 2 frames, the first is frame 4"),
+        ("Angstrom", lambda x: 10 * x, r"at 1\.\d+ nm .* lengths are in nm"),
+        ("nm / 10", lambda x: x / 10, r"at 0\.01\d+ nm .* lengths are in nm"),
+        ("another quantity", lambda x: x.numpy() * unit.kelvin,
+         "expected a quantity in nanometer, got one in kelvin"),
+        ("a string", lambda x: "x.dcd", r"expected numbers \[F, \*event\], got str"),
+        ("None", lambda x: None, r"expected numbers \[F, \*event\], got NoneType"),
+        ("no frames", lambda x: x[:0], r"with F >= 1, got \(0, 22, 3\)"),
     ],
-)
+)  # fmt: skip
 def test_frames(molecule, frames, change, message):
     with refused((TypeError, ValueError), message):
         MDDataset(change(frames), 600, molecule)
-
-
-def test_one_bad_frame(molecule, frames):
-    x = frames.clone()
-    x[7, 21] += 5.0
-    message = r"1 of 20 frames have others; the first is frame 7, with \S+ and NME3-H3 at 8\.\d+ nm"
-    with refused(ValueError, message):
-        MDDataset(x, 600, molecule)
 
 
 def test_overlapping_atoms_that_are_not_bonded():

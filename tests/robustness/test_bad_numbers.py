@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import openmm.unit as unit
@@ -49,11 +50,20 @@ def make(molecule, flow):
             sampler.close()
 
 
+@pytest.fixture
+def functions(make, dataset, molecule):
+    """Functions and classes that need the fixtures, and correct arguments, by name."""
+    return {
+        "sampler": make,
+        "flow": partial(tsf.TemperatureSteerableFlow.from_dataset, dataset, hidden=(4,)),
+        "dataset": partial(MDDataset, positions=torch.zeros(2, 3), temperature=1.0),
+        "potential": molecule.potential,
+    }
+
+
 def ids(value):
     return repr(value).replace("\n", " ")[:40]
 
-
-# ------------------------------------------------------------------------ temperatures
 
 TEMPERATURES = [
     ([-300.0, 600.0], ValueError, "expected a positive temperature in kelvin, got -300.0"),
@@ -75,10 +85,9 @@ TEMPERATURES = [
 
 @pytest.mark.parametrize(("value", "error", "message"), TEMPERATURES, ids=ids)
 def test_ladders(make, value, error, message):
-    with refused(error, f"temperatures: {message}"):
-        make(temperatures=value)
-    with refused(error, f"temperatures: {message}"):
-        SamplingSettings(temperatures=value)
+    for function in (make, SamplingSettings):
+        with refused(error, f"temperatures: {message}"):
+            function(temperatures=value)
 
 
 @pytest.mark.parametrize(
@@ -139,35 +148,29 @@ def test_the_parser_refuses(given, message, capsys):
     assert message in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------ settings
-
 BAD_COUNTS = (-1, 2.5, 2.0, NAN, INF, "3", True, None, 10**30)
 BAD_SIZES = (0, -1.0, NAN, INF, "3", True, None)
-COUNTS = {
+COUNTED = {
     MDSettings: ("n_frames", "steps_per_frame", "n_equilibration_steps", "seed"),
     SamplingSettings: ("n_walkers", "n_iterations", "n_tuning"),
     RunSettings: ("stride", "n_rounds", "round_iterations", "round_stride"),
     FlowSettings: ("n_blocks",),
-    FitSettings: (
-        "n_steps", "batch_size", "kl_batch_size", "warmup_steps", "validate_interval",
-        "n_validation_draws", "max_skipped",
-    ),
+    FitSettings: ("n_steps", "batch_size", "kl_batch_size", "warmup_steps", "validate_interval",
+                  "n_validation_draws", "max_skipped"),
 }  # fmt: skip
-SIZES = {MDSettings: ("timestep", "friction"), FitSettings: ("learning_rate", "max_grad_norm")}
+COUNTS = pytest.mark.parametrize(
+    ("settings", "name"), [(s, name) for s, names in COUNTED.items() for name in names]
+)
 
 
 @pytest.mark.parametrize("value", BAD_COUNTS, ids=ids)
-@pytest.mark.parametrize(
-    ("settings", "name"), [(s, name) for s, names in COUNTS.items() for name in names]
-)
+@COUNTS
 def test_counts(settings, name, value):
     with refused(ValueError, f"{name}: expected an integer of at (least|most)"):
         settings(**{name: value})
 
 
-@pytest.mark.parametrize(
-    ("settings", "name"), [(s, name) for s, names in COUNTS.items() for name in names]
-)
+@COUNTS
 def test_counts_of_numpy(settings, name):
     made = settings(**{name: np.int64(5)})
     assert type(getattr(made, name)) is int
@@ -175,48 +178,96 @@ def test_counts_of_numpy(settings, name):
 
 
 @pytest.mark.parametrize("value", BAD_SIZES, ids=ids)
-@pytest.mark.parametrize(
-    ("settings", "name"), [(s, name) for s, names in SIZES.items() for name in names]
-)
-def test_sizes(settings, name, value):
+@pytest.mark.parametrize("name", ["timestep", "friction", "learning_rate", "max_grad_norm"])
+def test_sizes(name, value):
+    settings = MDSettings if name in ("timestep", "friction") else FitSettings
     with refused((TypeError, ValueError), f"{name}: expected (a|one) "):
         settings(**{name: value})
 
 
-@pytest.mark.parametrize(
-    ("settings", "changes", "message"),
-    [
-        (MDSettings, {"temperature": "600"}, "temperature: expected a number in kelvin, got '600'"),
-        (MDSettings, {"timestep": 1 * unit.kelvin}, "timestep: expected a quantity in picosecond"),
-        (RunSettings, {"sample_share": NAN}, "sample_share: expected a finite number, got nan"),
-        (RunSettings, {"sample_share": 1.0}, r"sample_share: expected a number in \(0, 1\)"),
-        (FlowSettings, {"n_momenta": -1}, "n_momenta: expected an integer of at least 0, got -1"),
-        (FlowSettings, {"hidden": 64}, "hidden: expected a sequence of integers, got 64"),
-        (FlowSettings, {"hidden": "64"}, "hidden: expected a sequence of integers, got '64'"),
-        (FlowSettings, {"hidden": (64, 0)}, "hidden: expected an integer of at least 1, got 0"),
-        (FlowSettings, {"metric": 3}, "metric: expected one of volume, polar, got 3"),
-        (FitSettings, {"lambda_max": NAN}, "lambda_max: expected a finite number, got nan"),
-        (FitSettings, {"lambda_max": 1.5}, r"lambda_max: expected a number in \[0, 1\], got 1\.5"),
-        (FitSettings, {"kl_batch_size": 0}, "kl_batch_size: expected an integer of at least 1"),
-        (FitSettings, {"ramp": 0.5}, "ramp: expected two ascending fractions, got 0.5"),
-        (FitSettings, {"ramp": (0.5, NAN)}, "ramp: expected a finite number, got nan"),
-        (FitSettings, {"ramp": (0.5, 0.2)}, "ramp: expected two ascending fractions"),
-        (FitSettings, {"basin_share": 0.6}, r"basin_share: expected a number in \[0, 0.5\]"),
-        (FitSettings, {"ema_decay": 1.1}, r"ema_decay: expected a number in \[0, 1\], got 1\.1"),
-        (FitSettings, {"final_learning_rate": -1}, "final_learning_rate: expected a number in"),
-        (FitSettings, {"patience": 0}, "patience: expected an integer of at least 1, got 0"),
-        (FitSettings, {"dtype": "float32"}, "dtype: expected one of torch.float32, torch.float64"),
-        (FitSettings, {"temperatures": [600, 300]}, "temperatures: expected ascending"),
-        (FitSettings, {"steps": 3}, "unexpected keyword argument 'steps'"),
+ARGUMENTS = {
+    MDSettings: [
+        ({"temperature": "600"}, "temperature: expected a number in kelvin, got '600'"),
+        ({"timestep": 1 * unit.kelvin}, "timestep: expected a quantity in picosecond"),
     ],
+    RunSettings: [
+        ({"sample_share": NAN}, "sample_share: expected a finite number, got nan"),
+        ({"sample_share": 1.0}, r"sample_share: expected a number in \(0, 1\)"),
+    ],
+    FlowSettings: [
+        ({"n_momenta": -1}, "n_momenta: expected an integer of at least 0, got -1"),
+        ({"hidden": 64}, "hidden: expected a sequence of integers, got 64"),
+        ({"hidden": "64"}, "hidden: expected a sequence of integers, got '64'"),
+        ({"hidden": (64, 0)}, "hidden: expected an integer of at least 1, got 0"),
+        ({"metric": 3}, "metric: expected one of volume, polar, got 3"),
+    ],
+    FitSettings: [
+        ({"lambda_max": NAN}, "lambda_max: expected a finite number, got nan"),
+        ({"lambda_max": 1.5}, r"lambda_max: expected a number in \[0, 1\], got 1\.5"),
+        ({"kl_batch_size": 0}, "kl_batch_size: expected an integer of at least 1"),
+        ({"ramp": 0.5}, "ramp: expected two ascending fractions, got 0.5"),
+        ({"ramp": (0.5, NAN)}, "ramp: expected a finite number, got nan"),
+        ({"ramp": (0.5, 0.2)}, "ramp: expected two ascending fractions"),
+        ({"basin_share": 0.6}, r"basin_share: expected a number in \[0, 0.5\]"),
+        ({"ema_decay": 1.1}, r"ema_decay: expected a number in \[0, 1\], got 1\.1"),
+        ({"final_learning_rate": -1}, "final_learning_rate: expected a number in"),
+        ({"patience": 0}, "patience: expected an integer of at least 1, got 0"),
+        ({"dtype": "float32"}, "dtype: expected one of torch.float32, torch.float64"),
+        ({"temperatures": [600, 300]}, "temperatures: expected ascending"),
+        ({"steps": 3}, "unexpected keyword argument 'steps'"),
+    ],
+    "sampler": [
+        ({"walkers": 3}, "unexpected keyword argument 'walkers'"),
+        ({"molecule": "ala2"}, "molecule: expected a MolecularSystem or None, got str"),
+        ({"flow": None}, "flow: expected a flow, got NoneType, which has no n_coordinates"),
+        ({"kernels": []}, "kernels: expected at least one, got none"),
+        ({"molecule": None, "potential": None}, "potential: expected one where molecule is None"),
+    ],
+    "flow": [
+        ({"blocks": 2}, "unexpected keyword argument 'blocks'"),
+        ({"n_blocks": 0}, "n_blocks: expected an integer of at least 1, got 0"),
+        ({"n_blocks": 2.0}, r"n_blocks: expected an integer of at least 1, got 2\.0"),
+        ({"n_momenta": 0}, "n_momenta: a TSF expects at least 1, got 0"),
+        ({"hidden": 64}, "hidden: expected a sequence of integers, got 64"),
+        ({"hidden": (64, 2.5)}, r"hidden: expected an integer of at least 1, got 2\.5"),
+        ({"metric": "plain"}, "metric: expected one of volume, polar, got 'plain'"),
+        ({"conditioner_dtype": "float32"}, "conditioner_dtype: expected torch.float32"),
+    ],
+    "dataset": [
+        ({"temperature": -600}, "temperature: expected a positive temperature in kelvin, got -600"),
+        ({"temperature": NAN}, "temperature: expected a positive temperature in kelvin, got nan"),
+        ({"temperature": "600"}, "temperature: expected a number in kelvin, got '600'"),
+        ({"weight": 0}, "weight: expected a positive number, got 0"),
+        ({"weight": NAN}, "weight: expected a finite number, got nan"),
+        ({"weight": "1"}, "weight: expected one number, got '1'"),
+        ({"n_evaluations": -1}, "n_evaluations: expected an integer of at least 0, got -1"),
+        ({"n_evaluations": 1.5}, r"n_evaluations: expected an integer of at least 0, got 1\.5"),
+        ({"energies": [1.0, NAN]}, "energies: expected finite numbers, .* the first is frame 1"),
+        ({"energies": [1.0]}, r"energies: expected shape \[2\], got \(1,\)"),
+    ],
+    "potential": [
+        ({"precision": "mixed"}, "options: expected some of compile, device, .* got precision"),
+        ({"platform": "CPU", "dtype": 3}, "options: expected some of n_contexts, .* got dtype"),
+        ({"kind": "jax"}, "kind: expected 'auto', 'torch' or 'openmm', got 'jax'"),
+        ({"platform": "Abacus"}, r"platform: expected one of Reference, CPU.*got 'Abacus'"),
+        ({"platform": "CPU", "platform_properties": {"Precision": "mixed"}},
+         r"platform_properties: expected names among \['Threads', .* got 'Precision'"),
+        ({"platform": "CPU", "platform_properties": {"Threads": "many"}},
+         "platform_properties: expected a positive number of Threads, got many"),
+        ({"device": "abacus"}, r"device: expected a torch device, got 'abacus' .*here: cpu"),
+        ({"device": "cuda:99"}, r"device: expected a torch device, got 'cuda:99' .*here: cpu"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("subject", "changes", "message"),
+    [(subject, *row) for subject, rows in ARGUMENTS.items() for row in rows],
     ids=ids,
 )
-def test_settings(settings, changes, message):
+def test_arguments(functions, subject, changes, message):
     with refused((TypeError, ValueError), message):
-        settings(**changes)
-
-
-# ------------------------------------------------------------------------ the sampler
+        functions.get(subject, subject)(**changes)
 
 
 @pytest.mark.parametrize("value", [0, *BAD_COUNTS], ids=ids)
@@ -240,15 +291,11 @@ def test_numbers_of_numpy_in_a_run(make, tmp_path):
     assert (config["n_walkers"], config["seed"]) == (2, 2**64 - 1)
 
 
-BAD_SEEDS = (-1, 1.5, 2.0, "1", True, NAN, 2**64, 2**70)
-
-
-@pytest.mark.parametrize("value", BAD_SEEDS, ids=ids)
-def test_seeds(make, dataset, value):
+@pytest.mark.parametrize("value", [-1, 1.5, 2.0, "1", True, NAN, 2**64, 2**70], ids=ids)
+@pytest.mark.parametrize("subject", ["sampler", "flow"])
+def test_seeds(functions, subject, value):
     with refused(ValueError, "seed: expected an integer of at (least 0|most)"):
-        make(seed=value)
-    with refused(ValueError, "seed: expected an integer of at (least 0|most)"):
-        tsf.TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(4,), seed=value)
+        functions[subject](seed=value)
 
 
 @pytest.mark.parametrize(
@@ -290,44 +337,6 @@ def test_velocities_that_a_kernel_needs():
     tsf.ParallelTempering(None, flow, ladder, 3, [fresh], well).set_positions(x)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"walkers": 3}, "unexpected keyword argument 'walkers'"),
-        ({"molecule": "ala2"}, "molecule: expected a MolecularSystem or None, got str"),
-        ({"flow": None}, "flow: expected a flow, got NoneType, which has no n_coordinates"),
-        ({"kernels": []}, "kernels: expected at least one, got none"),
-        ({"molecule": None, "potential": None}, "potential: expected one where molecule is None"),
-    ],
-    ids=ids,
-)
-def test_samplers(make, changes, message):
-    with refused((TypeError, ValueError), message):
-        make(**changes)
-
-
-# ------------------------------------------------------------------------ flows, frames, energies
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"blocks": 2}, "unexpected keyword argument 'blocks'"),
-        ({"n_blocks": 0}, "n_blocks: expected an integer of at least 1, got 0"),
-        ({"n_blocks": 2.0}, r"n_blocks: expected an integer of at least 1, got 2\.0"),
-        ({"n_momenta": 0}, "n_momenta: a TSF expects at least 1, got 0"),
-        ({"hidden": 64}, "hidden: expected a sequence of integers, got 64"),
-        ({"hidden": (64, 2.5)}, r"hidden: expected an integer of at least 1, got 2\.5"),
-        ({"metric": "plain"}, "metric: expected one of volume, polar, got 'plain'"),
-        ({"conditioner_dtype": "float32"}, "conditioner_dtype: expected torch.float32"),
-    ],
-    ids=ids,
-)
-def test_flows(dataset, changes, message):
-    with refused((TypeError, ValueError), message):
-        tsf.TemperatureSteerableFlow.from_dataset(dataset, **{"hidden": (4,), **changes})
-
-
 def test_flows_are_made_from_a_dataset(dataset, flow):
     with refused(TypeError, "dataset: expected an MDDataset, got Tensor"):
         tsf.TemperatureSteerableFlow.from_dataset(dataset.positions)
@@ -340,52 +349,6 @@ def test_flows_are_made_from_a_dataset(dataset, flow):
 def test_strides(molecule, name, value, tmp_path):
     with refused(ValueError, f"{name}: expected an integer of at (least|most)"):
         MDDataset.load(tmp_path, molecule, 600, **{name: value})
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"temperature": -600}, "temperature: expected a positive temperature in kelvin, got -600"),
-        ({"temperature": NAN}, "temperature: expected a positive temperature in kelvin, got nan"),
-        ({"temperature": "600"}, "temperature: expected a number in kelvin, got '600'"),
-        ({"weight": 0}, "weight: expected a positive number, got 0"),
-        ({"weight": NAN}, "weight: expected a finite number, got nan"),
-        ({"weight": "1"}, "weight: expected one number, got '1'"),
-        ({"n_evaluations": -1}, "n_evaluations: expected an integer of at least 0, got -1"),
-        ({"n_evaluations": 1.5}, r"n_evaluations: expected an integer of at least 0, got 1\.5"),
-        ({"energies": [1.0, NAN]}, "energies: expected finite numbers, .* the first is frame 1"),
-        ({"energies": [1.0]}, r"energies: expected shape \[2\], got \(1,\)"),
-    ],
-    ids=ids,
-)
-def test_datasets(changes, message):
-    with refused((TypeError, ValueError), message):
-        MDDataset(**{"positions": torch.zeros(2, 3), "temperature": 1.0, **changes})
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"precision": "mixed"}, "options: expected some of compile, device, .* got precision"),
-        ({"platform": "CPU", "dtype": 3}, "options: expected some of n_contexts, .* got dtype"),
-        ({"kind": "jax"}, "kind: expected 'auto', 'torch' or 'openmm', got 'jax'"),
-        ({"platform": "Abacus"}, r"platform: expected one of Reference, CPU.*got 'Abacus'"),
-        (
-            {"platform": "CPU", "platform_properties": {"Precision": "mixed"}},
-            r"platform_properties: expected names among \['Threads', .* got 'Precision'",
-        ),
-        (
-            {"platform": "CPU", "platform_properties": {"Threads": "many"}},
-            "platform_properties: expected a positive number of Threads, got many",
-        ),
-        ({"device": "abacus"}, r"device: expected a torch device, got 'abacus' .*here: cpu"),
-        ({"device": "cuda:99"}, r"device: expected a torch device, got 'cuda:99' .*here: cpu"),
-    ],
-    ids=ids,
-)
-def test_potentials(molecule, options, message):
-    with refused((TypeError, ValueError), message):
-        molecule.potential(**options)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -21,6 +21,12 @@ def lines(good, tmp_path):
     return commands.CommandLines(good, tmp_path / "box")
 
 
+def some_and_many(some, many, parts):
+    """Parametrize a test with some inputs of all parts, and, if slow, many of each."""
+    slow = [pytest.param(many, part, marks=pytest.mark.slow) for part in parts]
+    return pytest.mark.parametrize(("n", "part"), [(some, None), *slow])
+
+
 def check(subject, n_examples, part=None):
     assert try_inputs(subject, subject.cases(part), n_examples, seed=0)[1] == []
 
@@ -34,14 +40,9 @@ def test_undamaged_files_are_read(files):
         assert files.verdict(case, outcome) == "worked", (case, outcome)
 
 
-def test_damaged_files(files):
-    check(files, 40)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("reader", readers.NAMES)
-def test_many_damaged_files(files, reader):
-    check(files, 400, reader)
+@some_and_many(40, 400, readers.NAMES)
+def test_damaged_files(files, n, part):
+    check(files, n, part)
 
 
 @pytest.mark.parametrize(
@@ -60,15 +61,10 @@ def test_pipes_and_directories_are_named(files, file, reader, kind):
 
 @pytest.mark.parametrize(
     "line",
-    [
-        "md --output new --frames 2",
-        "train --output new --trajectory frames.dcd --temperature 600",
-        "sample --output new --flow train --walkers 2 --iterations 1",
-        "run --output new --trajectory frames.dcd --temperature 600",
-        "analyze sample",
-        "doctor sample",
-    ],
-)
+    ["md --output new --frames 2", "train --output new --trajectory frames.dcd --temperature 600",
+     "sample --output new --flow train --walkers 2 --iterations 1", "doctor sample",
+     "run --output new --trajectory frames.dcd --temperature 600", "analyze sample"],
+)  # fmt: skip
 def test_good_command_lines_work(lines, line):
     """Otherwise all would be refused for another reason."""
     arguments = line.split()
@@ -76,11 +72,6 @@ def test_good_command_lines_work(lines, line):
     assert lines.verdict(arguments, outcome) == "worked", outcome
 
 
-def test_command_lines(lines):
-    check(lines, 30)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("command", commands.COMMANDS)
-def test_many_command_lines(lines, command):
-    check(lines, 500, command)
+@some_and_many(30, 500, commands.COMMANDS)
+def test_command_lines(lines, n, part):
+    check(lines, n, part)

@@ -13,7 +13,6 @@ the message must name a file), or a Ctrl-C is not deferred (``interrupt``).
 import argparse
 import json
 import logging
-import os
 import shutil
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,9 @@ from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.run import run
 from openmm_tsf.workflow.settings import FlowSettings, MDSettings, RunSettings, SamplingSettings
 from openmm_tsf.workflow.train import train
+from tests.robustness import inspection
 from tests.robustness.faulty_disk import FAULTS, KILLED, FaultyDisk
-from tests.robustness.inspection import (
-    check_run,
-    check_trajectory,
-    damaged,
-    differences,
-    quiet_stdout,
-)
+from tests.robustness.sandbox import isolated
 
 STAGES = ("md", "train", "sample", "run")
 INTERRUPTED = 130
@@ -56,6 +51,8 @@ FIT = FitSettings(
 )  # fmt: skip
 LADDER = (400.0, 600.0)
 SAMPLING = SamplingSettings(LADDER, n_walkers=3, n_iterations=4, n_tuning=2)
+FLOW = FlowSettings(n_blocks=2, hidden=(4,))
+OPTIONS = RunOptions(seed=3, platform="Reference", progress=False)
 MD = MDSettings(n_frames=200, steps_per_frame=10, n_equilibration_steps=100, seed=5)
 
 
@@ -75,72 +72,57 @@ class Walk:
         if status:
             raise RuntimeError(f"{stage}: the uninterrupted run ended with {status}: {message}")
         again, _, n = self._child(self._job, folder / "again")
-        self.repeatable = (
-            [] if (again, n) == (0, self.n_operations) else ["another number of operations"]
-        )
-        self.repeatable += differences(folder / "again", self.reference)
-
-    # -- the stage, in a child process ----------------------------------------------------
+        self.problems = inspection.differences(folder / "again", self.reference)
+        if (again, n) != (0, self.n_operations):
+            self.problems.append("another number of operations")
 
     def _job(self, output: Path) -> None:
         # Checkpoints in quick succession; their number does not change the results.
         md_simulation.BLOCK_STEPS["Reference"], md_simulation.BUFFERED_FRAMES = 700, 40
         recorder.CHECKPOINT_SHARE = 1e9
         sample_module.analyze = lambda folder: {}
-        options = RunOptions(
-            platform="Reference", resume=True, checkpoint_seconds=0.0, progress=False
-        )
+        options = replace(OPTIONS, resume=True, checkpoint_seconds=0.0)
         if self.stage == "md":
-            done = run_md(self.molecule, output, MD, options=options)
-            if done.interrupted:
+            if run_md(self.molecule, output, MD, options=replace(options, seed=None)).interrupted:
                 raise KeyboardInterrupt
         elif self.stage == "train":
-            self._train(output, replace(options, seed=3))
+            self._train(output, options)
         elif self.stage == "sample":
-            sample_module.sample(self.flow, output, SAMPLING, options=replace(options, seed=3))
+            sample_module.sample(self.flow, output, SAMPLING, options=options)
         else:
             settings = RunSettings(
-                md=MD, flow=FlowSettings(n_blocks=2, hidden=(4,)), fit=FIT, n_rounds=1,
-                round_iterations=2, round_stride=1, refit=FIT, sampling=SAMPLING,
+                md=MD, flow=FLOW, fit=FIT, n_rounds=1, round_iterations=2, round_stride=1,
+                refit=FIT, sampling=SAMPLING,
             )  # fmt: skip
-            simulated = FrameSource(simulate=True)
-            run(output, settings, frames=simulated, options=replace(options, seed=3))
+            run(output, settings, frames=FrameSource(simulate=True), options=options)
 
-    def _train(self, output: Path, options: RunOptions | None = None) -> None:
-        options = options or RunOptions(seed=3, platform="Reference", progress=False)
-        flow = FlowSettings(n_blocks=2, hidden=(4,))
-        train(self.dataset, output, flow, FIT, options=options)
+    def _train(self, output: Path, options: RunOptions = OPTIONS) -> None:
+        train(self.dataset, output, FLOW, FIT, options=options)
 
     def _child(
         self, job: Callable[[Path], None], output: Path, fault: str = "die", at: int | None = None
     ) -> tuple[int, str, int]:
         """Return the exit status, the error in a line, and the number of file operations."""
-        read, write = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.close(read)
-            status, message = 0, ""
+
+        def call() -> tuple[int, str, int]:
             disk = FaultyDisk(output, fault, at)
+            disk.install()
             try:
-                torch.set_num_threads(1)
-                disk.install()
                 job(output)
             except KeyboardInterrupt:
-                status = INTERRUPTED
+                return INTERRUPTED, "", disk.count
             except Exception as error:
-                status, message = 2, error_line(error)
-                if fault != "full":
-                    message += "\n" + traceback.format_exc()
-            os.write(write, json.dumps([message[:4000], disk.count]).encode())
-            os._exit(status)
-        os.close(write)
-        with open(read, "rb") as pipe:
-            data = pipe.read()
-        _, code = os.waitpid(pid, 0)
-        message, count = json.loads(data) if data else ("", 0)
-        return os.waitstatus_to_exitcode(code), message, count
+                trace = "" if fault == "full" else "\n" + traceback.format_exc()
+                return 2, error_line(error) + trace, disk.count
+            return 0, "", disk.count
 
-    # -- one fault --------------------------------------------------------------------------
+        outcome = isolated(call, seconds=600.0)
+        if outcome.error is not None:
+            return 1, f"{outcome.error}: {outcome.message}\n{outcome.trace}", 0
+        if outcome.killed is not None:
+            return outcome.status, outcome.killed, 0
+        result: tuple[int, str, int] = outcome.status
+        return result
 
     def die(self, fault: str, at: int) -> list[str]:
         """Return the problems after a fault at operation `at`; the directory is then kept."""
@@ -149,14 +131,13 @@ class Walk:
         problems = self._status(fault, status, message)
         problems += self._inspect(output)
         # The resumed process is stopped too, mostly before it continues the computation.
-        second = 1 + (7 * at) % max(10, self.n_operations // 3)
-        self._child(self._job, output, "die", second)
+        self._child(self._job, output, "die", 1 + (7 * at) % max(10, self.n_operations // 3))
         problems += self._inspect(output)
         status, message, _ = self._child(self._job, output)
         if status:
             problems.append(f"resuming ended with {status}: {message}")
         else:
-            problems += differences(output, self.reference)
+            problems += inspection.differences(output, self.reference)
         if not problems:
             shutil.rmtree(output)
         return problems
@@ -172,14 +153,11 @@ class Walk:
     def _inspect(self, output: Path) -> list[str]:
         if not output.is_dir():
             return []
-        problems = damaged(output)
-        topology = next(self.reference.rglob("topology.pdb"), None)
-        for path in output.rglob("*.dcd"):
-            whole = self.reference / path.relative_to(output)
-            assert topology is not None
-            problems += check_trajectory(path, whole, topology)
+        problems = inspection.damaged(output) + inspection.check_trajectories(
+            output, self.reference
+        )
         if self.stage in ("sample", "run"):
-            problems += check_run(output, self.reference)[1]
+            problems += inspection.check_run(output, self.reference)[1]
         return problems
 
 
@@ -201,38 +179,33 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("openmm_tsf").setLevel(logging.ERROR)
-    quiet_stdout()
+    inspection.quiet_stdout()
     folder = (args.folder or Path(tempfile.mkdtemp(prefix="walk-"))).resolve()
     report: dict[str, Any] = {}
     wrong = 0
     for stage in args.stages:
         start = time.monotonic()
         walk = Walk(stage, folder / stage)
-        problems_of = {"": walk.repeatable} if walk.repeatable else {}
-        count = 0
-        for fault in args.faults:
-            for at in points(walk.n_operations, args.points, args.every):
-                count += 1
-                if problems := walk.die(fault, at):
-                    problems_of[f"{fault} {at}"] = problems
-                    print(f"{stage}: {fault} at {at}:", *problems, sep="\n  ", file=sys.stderr)
+        problems_of = {"": walk.problems} if walk.problems else {}
+        count, n = 0, walk.n_operations
+        for fault, at in product(args.faults, points(n, args.points, args.every)):
+            count += 1
+            if problems := walk.die(fault, at):
+                problems_of[f"{fault} {at}"] = problems
+                print(f"{stage}: {fault} at {at}:", *problems, sep="\n  ", file=sys.stderr)
         report[stage] = {
-            "operations": walk.n_operations,
-            "deaths": count,
-            "problems": problems_of,
+            "operations": n, "deaths": count, "problems": problems_of,
             "seconds": round(time.monotonic() - start, 1),
-        }
+        }  # fmt: skip
         wrong += len(problems_of)
-        n = walk.n_operations
         print(f"{stage}: {n} file operations, {count} faults, {len(problems_of)} wrong")
     if args.output is not None:
         args.output.write_text(json.dumps(report, indent=1) + "\n")
     if wrong:
         print(f"the directories are kept in {folder}")
-        return 1
-    if args.folder is None:
+    elif args.folder is None:
         shutil.rmtree(folder)
-    return 0
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def load_example(path: str) -> ModuleType:
-    """Return the module of a script, e.g. ``"paper/figure3.py"``, imported by its stem.
-
-    Scripts beside it that it imports have to be loaded before it.
-    """
+    """Return the module of a script, e.g. ``"paper/figure3.py"``, after those that it imports."""
     name = Path(path).stem
     if name not in sys.modules:
         specification = importlib.util.spec_from_file_location(name, EXAMPLES / path)

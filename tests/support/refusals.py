@@ -5,6 +5,11 @@ import pytest
 from openmm_tsf.cli import main as cli
 
 
+def cases(names, table):
+    """Parametrize a test with rows of an identifier and values."""
+    return pytest.mark.parametrize(names, [pytest.param(*row, id=name) for name, *row in table])
+
+
 def refused(error, message):
     return pytest.raises(error, match=message)
 

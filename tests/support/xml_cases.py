@@ -4,20 +4,20 @@ import openmm
 
 from openmm_tsf.io.openmm_xml import read_openmm_xml
 
-EMPTY = """<?xml version="1.0" ?>
+BOX = (
+    '<PeriodicBoxVectors><A x="2" y="0" z="0"/><B x="0" y="2" z="0"/><C x="0" y="0" z="2"/>'
+    "</PeriodicBoxVectors>"
+)
+EMPTY = f"""<?xml version="1.0" ?>
 <System openmmVersion="8.1" type="System" version="1">
- <PeriodicBoxVectors><A x="2" y="0" z="0"/><B x="0" y="2" z="0"/><C x="0" y="0" z="2"/>
- </PeriodicBoxVectors>
- <Particles><Particle mass="1"/></Particles><Constraints/><Forces>{}</Forces>
+ {BOX}
+ <Particles><Particle mass="1"/></Particles>
+ <Constraints/><Forces>{{}}</Forces>
 </System>
 """
 SPRING = (
     '<Force energy="x^2" forceGroup="0" name="{}" type="{}" version="1"><PerParticleParameters/>'
     '<GlobalParameters/><Particles><Particle index="0"/></Particles></Force>'
-)
-BOX = (
-    '<PeriodicBoxVectors><A x="2" y="0" z="0"/><B x="0" y="2" z="0"/><C x="0" y="0" z="2"/>'
-    "</PeriodicBoxVectors>"
 )
 
 
