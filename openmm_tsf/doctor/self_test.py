@@ -46,18 +46,9 @@ class Deviation:
 
 @dataclass(frozen=True)
 class SelfTestResult:
-    """The result of one test.
+    """The result of one test: errors with their limits, or the reason why it could not be run.
 
-    Attributes
-    ----------
-    name
-        The subject of the test.
-    deviations
-        The measured errors with their limits.
-    problem
-        The reason why the test could not be run.
-    rate
-        For a potential, the number of energies with forces per second.
+    `rate` is the number of energies with forces per second of a potential.
     """
 
     name: str
@@ -93,10 +84,7 @@ class SelfTestResult:
 def self_test(platforms: Sequence[str]) -> list[SelfTestResult]:
     """Test potentials, coordinates and an untrained flow on perturbed alanine dipeptide.
 
-    Parameters
-    ----------
-    platforms
-        OpenMM platforms to compare with Reference.
+    Energies of the OpenMM `platforms` are compared with those of Reference.
     """
     results: list[SelfTestResult] = []
     for force_field in FORCE_FIELDS:

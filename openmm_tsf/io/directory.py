@@ -131,26 +131,8 @@ def list_contents(directory: PathLike) -> list[str]:
 def open_output_directory(output: PathLike, *, resume: bool = False) -> Iterator[DirectoryLock]:
     """Make an output directory if needed, and hold its lock.
 
-    Parameters
-    ----------
-    output
-        A new or empty directory, or with `resume` also one that a stage wrote.
-    resume
-        Continue what is in the directory.
-
-    Raises
-    ------
-    FileExistsError
-        If the directory is not empty and `resume` is false.
-    NotADirectoryError
-        If `output` is a file.
-    DirectoryInUse
-        If another owner holds the lock.
-    ValueError
-        With `resume`, if no stage wrote to the directory, or if it contains links: files would be
-        written outside of it.
-    OSError
-        If the directory cannot be made or written.
+    It must be new or empty, or with `resume` one that a stage wrote, without links: files would be
+    written outside of it. A used one is a FileExistsError, one that is locked DirectoryInUse.
     """
     path = Path(output)
     if path.exists() and not path.is_dir():

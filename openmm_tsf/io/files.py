@@ -38,14 +38,7 @@ _writing: set[str] = set()  # names of this process's temporary files
 
 
 def write_bytes(path: PathLike, content: bytes | bytearray | memoryview) -> None:
-    """Write a file atomically.
-
-    Raises
-    ------
-    OSError
-        If the directory is not writable or the disk is full. The message names `path`, and its
-        previous content stays.
-    """
+    """Write a file atomically; after an OSError, which names `path`, its previous content stays."""
     path = Path(path)
     partial = path.with_name(_temporary_name(path.name))
     _writing.add(partial.name)
@@ -94,22 +87,7 @@ def write_arrays(path: PathLike, arrays: Mapping[str, Any]) -> None:
 
 
 def check_regular_file(path: PathLike, what: str) -> Path:
-    """Return `path`; refuse directories, pipes and devices.
-
-    Parameters
-    ----------
-    path
-        The file.
-    what
-        What the file should be, for the message.
-
-    Raises
-    ------
-    FileNotFoundError
-        If `path` does not exist or is not a regular file.
-    ValueError
-        If the system cannot tell what `path` is.
-    """
+    """Return `path`; refuse directories, pipes and devices. `what` it should be is for messages."""
     path = Path(path)
     try:
         mode = path.stat().st_mode
@@ -133,15 +111,7 @@ def _file_type(mode: int) -> str:
 
 
 def read_json(path: PathLike) -> dict[str, Any]:
-    """Read a JSON object with finite numbers, distinct keys and limited size and depth.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file does not contain such an object.
-    """
+    """Read a JSON object with finite numbers, distinct keys and limited size and depth."""
     path = check_regular_file(path, "JSON file")
     if (size := path.stat().st_size) > _MAX_JSON_BYTES:
         raise ValueError(f"{path}: expected at most {_MAX_JSON_BYTES} bytes of JSON, got {size}")
@@ -194,19 +164,8 @@ def _is_deeper(content: Any, levels: int) -> bool:
 def refuse_links(directory: PathLike, names: Iterable[str] = ()) -> None:
     """Refuse links, pipes and devices among the files of a directory.
 
-    Writing through a link would change a file elsewhere; reading a pipe may never end.
-
-    Parameters
-    ----------
-    directory
-        The directory whose files are about to be read or changed.
-    names
-        Files and folders in it, which need not exist.
-
-    Raises
-    ------
-    ValueError
-        If one of them is a link, a pipe or a device, or is changed in place and has hard links.
+    Writing through a link would change a file elsewhere; reading a pipe may never end. The `names`
+    need not exist. Of files that are changed in place, hard links are refused, too.
     """
     for name in names:
         path = Path(directory) / name

@@ -62,24 +62,8 @@ _SPECIAL = re.compile('[&"<\n\r\t]')
 def read_openmm_xml(path: str | os.PathLike[str], expected: type[T], argument: str) -> T:
     """Read a serialized System or State without running code from the file.
 
-    Parameters
-    ----------
-    path
-        The file.
-    expected
-        ``openmm.System`` or ``openmm.State``.
-    argument
-        The name of the caller's argument: messages begin with it.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    TypeError
-        If `expected` is another class.
-    ValueError
-        If the file is not such an XML file, is damaged, or holds anything that is not known to be
-        data: a PythonForce, a plugin's Force, a class in the wrong place, a document type.
+    Anything that is not known to be data is a ValueError: a PythonForce, a plugin's Force, a class
+    in the wrong place, a document type. Messages begin with `argument`, the caller's.
     """
     if expected not in (openmm.System, openmm.State):
         raise TypeError(f"expected: expected openmm.System or openmm.State, got {expected!r}")

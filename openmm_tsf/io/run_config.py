@@ -41,15 +41,7 @@ _REFERENCE = re.compile(r"[\w-]{1,60}\.npz")
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """Return the content of ``config.json`` in a directory of any stage.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the directory or the file does not exist.
-    ValueError
-        If the file is damaged or was written in a newer format.
-    """
+    """Return the content of ``config.json`` in a directory of any stage."""
     path = directory / CONFIG
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such run directory")
@@ -71,12 +63,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 def read_run_config(directory: Path) -> dict[str, Any]:
     """Return the content of ``config.json`` in a directory with samples.
 
-    Raises
-    ------
-    FileNotFoundError
-        If the directory or the file does not exist, or sampling has not started.
-    ValueError
-        If the file is damaged, of a newer format, or of a stage without samples.
+    It is a FileNotFoundError if sampling has not started, a ValueError in a stage without samples.
     """
     config = read_config(directory)
     stage = config.get("stage")
@@ -91,20 +78,7 @@ def read_run_config(directory: Path) -> dict[str, Any]:
 
 
 def check_config(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse entries of a wrong type or range; missing ones are the reader's to refuse.
-
-    Parameters
-    ----------
-    config
-        The content.
-    path
-        The file it was read from, for the message.
-
-    Raises
-    ------
-    ValueError
-        If an entry is not valid, naming the file.
-    """
+    """Refuse entries of a wrong type or range; missing ones are the reader's to refuse."""
     checks: dict[str, Callable[[Any, str], Any]] = {
         "temperatures_K": _check_temperatures,
         "n_walkers": check_int,
@@ -136,13 +110,7 @@ def trajectory_name(kelvin: float) -> str:
 
 
 def check_distinct_temperatures(temperatures: tuple[float, ...]) -> None:
-    """Refuse temperatures whose trajectories would have the same name.
-
-    Raises
-    ------
-    ValueError
-        If two are within 0.01 K.
-    """
+    """Refuse temperatures whose trajectories would have the same name."""
     if len(set(map(trajectory_name, temperatures))) < len(temperatures):
         raise ValueError(
             f"temperatures: expected rungs that differ by more than 0.01 K, got {temperatures}"
@@ -150,13 +118,7 @@ def check_distinct_temperatures(temperatures: tuple[float, ...]) -> None:
 
 
 def check_reference_name(value: Any, name: str = "reference") -> None:
-    """Refuse a name of reference data that contains a path.
-
-    Raises
-    ------
-    ValueError
-        If `value` is not the name of an ``.npz`` file.
-    """
+    """Refuse a name of reference data that contains a path."""
     if not (isinstance(value, str) and _REFERENCE.fullmatch(value)):
         raise ValueError(f"{name}: expected the name of reference data, got {value!r}")
 

@@ -34,23 +34,9 @@ class Segments:
     """All numbers that production had written when this object was made.
 
     Opening reads the numbers of the iterations and the headers of the arrays. An array is read and
-    checked on first use, then kept.
-
-    Parameters
-    ----------
-    directory
-        Folder with ``segment_000000.npz``, ``segment_000001.npz``, ... If the last one cannot be
-        read, it is left out with a warning.
-    n_walkers, n_rungs, n_dihedrals
-        The expected sizes W, R and D of the arrays.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a segment between others is missing.
-    ValueError
-        If a segment before the last cannot be read, or a segment has another shape. On first use:
-        if an array cannot be read or is not finite.
+    checked on first use, then kept. If the last segment cannot be read, it is left out with a
+    warning; if another one is missing or cannot be read, this is an error. The expected shapes are
+    [n, W, R] and, of dihedrals, [n, W, R, D].
     """
 
     def __init__(self, directory: Path, n_walkers: int, n_rungs: int, n_dihedrals: int) -> None:

@@ -35,15 +35,7 @@ def write_topology(topology: app.Topology, path: PathLike) -> None:
 
 
 def read_topology(path: PathLike) -> app.Topology:
-    """Return the Topology that `write_topology` wrote.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file does not contain a Topology.
-    """
+    """Return the Topology that `write_topology` wrote."""
     content = read_json(path)
     topology = app.Topology()
     try:

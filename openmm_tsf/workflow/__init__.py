@@ -29,8 +29,8 @@ The run directory
     The analysis: thermodynamics has the free-energy difference of φ, the mean energy and the heat
     capacity from the lowest to the highest temperature by MBAR, beside the reference.
 
-The md stage writes ``md.dcd`` and ``checkpoint.npz``, the train stage ``training.pt`` to continue
-from; ``run`` keeps what it needs for that in ``md/`` and ``training/``.
+The md stage continues from ``checkpoint.npz``, the train stage from ``training.pt``; ``run`` keeps
+theirs in ``md/`` and ``training/``.
 
 Stopping and resuming
 ---------------------
@@ -57,8 +57,4 @@ without ``--resume``. Every file is either complete or absent, except trajectori
 are cut back to their checkpoint; ``tsf.load_run`` can read at any moment. No file is unpickled, and
 OpenMM's XML is read without the parts that may contain Python code: directories from untrusted
 sources can be opened, analysed and resumed.
-
-``python -m tests.robustness.kills`` kills every stage at random moments, by signals, limits of
-memory and file size, and a full disk, and compares the end with that of an uninterrupted run;
-``python -m tests.robustness.walk`` lets small stages die at every single file operation.
 """

@@ -1,16 +1,18 @@
 """How a stage is run, apart from what it computes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 from openmm_tsf.io.directory import CHECKPOINT_SECONDS
 from openmm_tsf.potentials.platforms import check_platform
 from openmm_tsf.utils.validation import (
-    check_choice,
+    check_bool,
     check_fields,
     check_seconds,
     check_seed,
     check_threads,
+    optional,
 )
 
 DEFAULT_SEED = 1
@@ -39,11 +41,6 @@ class RunOptions:
     progress
         Show progress bars.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If a value is not valid on this machine.
-
     Examples
     --------
     >>> from openmm_tsf.workflow.options import RunOptions
@@ -61,9 +58,16 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.platform is not None:
             check_platform(self.platform)
-        if self.seed is not None:
-            check_fields(self, seed=check_seed)
-        if self.threads is not None:
-            check_fields(self, threads=check_threads)
-        is_bool = partial(check_choice, allowed=(False, True))
-        check_fields(self, checkpoint_seconds=check_seconds, resume=is_bool, progress=is_bool)
+        check_fields(
+            self,
+            seed=optional(check_seed),
+            threads=optional(check_threads),
+            checkpoint_seconds=check_seconds,
+            resume=check_bool,
+            progress=check_bool,
+        )
+
+    def choose_seed(self, recorded: Mapping[str, Any]) -> int:
+        """Return the seed, by default that of the choices recorded at an earlier start."""
+        seed: int = recorded.get("seed", DEFAULT_SEED) if self.seed is None else self.seed
+        return seed

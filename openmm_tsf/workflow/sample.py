@@ -30,12 +30,12 @@ from openmm_tsf.utils.random import Seeds, seeded_generator
 from openmm_tsf.utils.threads import torch_threads
 from openmm_tsf.workflow.costs import Costs
 from openmm_tsf.workflow.frames import hash_of_frames
-from openmm_tsf.workflow.options import DEFAULT_SEED, RunOptions
+from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.potential_choice import batch_of, planned_sampling
 from openmm_tsf.workflow.record import (
     check_same_request,
     new_config,
-    read_stage_config,
+    resumed_choices,
     sampling_part,
     warn_of_other_versions,
 )
@@ -57,12 +57,7 @@ def sampler_seeds(seeds: Seeds, fresh: bool) -> tuple[int, int | None]:
 
 def sampling_threads(recorded: int | None = None) -> AbstractContextManager[None]:
     """Use one of two threads of torch: the second is for training, networks of this size are faster
-    on one. Other numbers are left as the user chose them.
-
-    Parameters
-    ----------
-    recorded
-        The number of threads with which sampling that is continued was started.
+    on one. Other numbers, and those `recorded` at the start, are left as the user chose them.
     """
     now = torch.get_num_threads()
     return torch_threads(1 if now == 2 and recorded in (None, 1) else now)
@@ -143,10 +138,7 @@ def _draw(
 def has_started(directory: Path) -> bool:
     """Return whether sampling in a directory has a checkpoint to continue from.
 
-    Raises
-    ------
-    ValueError
-        If it has samples but no checkpoint: to start again would delete them.
+    Samples without a checkpoint are a ValueError: to start again would delete them.
     """
     if (directory / CHECKPOINT).is_file():
         return True
@@ -183,8 +175,7 @@ def resume_sampling(stage: Stage, flow: AugmentedFlow, n_iterations: int | None)
         n_iterations = n_iterations or settings.n_iterations
     if n_iterations is None:
         raise ValueError(
-            f"n_iterations: expected the total number of iterations, which {directory} does not "
-            "record"
+            f"n_iterations: expected the total number, which {directory} does not record"
         )
     stage.record_target(n_iterations)
     with sampling_threads(choices["torch_threads"]), stage.open_potential() as potential:
@@ -210,12 +201,10 @@ def sample_and_analyze(
 ) -> dict[str, Any]:
     """Sample with everything frozen, write, analyse."""
     options = stage.options
+    seconds = options.checkpoint_seconds
     try:
         sampler.run(
-            n_iterations,
-            stage.directory,
-            checkpoint_seconds=options.checkpoint_seconds,
-            progress=options.progress,
+            n_iterations, stage.directory, checkpoint_seconds=seconds, progress=options.progress
         )
     except KeyboardInterrupt:
         if sampler.n_written:
@@ -260,10 +249,8 @@ def sample(
 
     Raises
     ------
-    FileExistsError
-        If `output` is not empty and is not to be resumed.
-    DirectoryInUse
-        If another process writes to `output`.
+    FileExistsError, DirectoryInUse
+        If `output` is not empty and not to be resumed, or another process writes to it.
     ValueError
         If the flow belongs to another molecule, or the run to resume does not fit.
     KeyboardInterrupt
@@ -287,8 +274,7 @@ def sample(
             stage = Stage(lock, molecule, options, read_sampler_config(lock.directory))
             warn_of_other_versions(lock.directory, stage.config.get("versions"))
             return resume_sampling(stage, model, _check_target(stage, settings, start))
-        earlier = read_stage_config(lock.directory, "sample") if options.resume else None
-        recorded = {} if earlier is None else earlier["choices"]
+        recorded = resumed_choices(lock.directory, "sample", options)
         if settings is None and recorded:
             path = str(lock.directory / CONFIG)
             settings = from_plain_data(SamplingSettings, recorded["settings"], path)
@@ -297,7 +283,7 @@ def sample(
             "sample",
             molecule,
             settings=settings,
-            seed=recorded.get("seed", DEFAULT_SEED) if options.seed is None else options.seed,
+            seed=options.choose_seed(recorded),
             flow_file=str(file),
             flow_sha256=hash_of(model),
             start_sha256=None if start is None else hash_of_frames(start),
