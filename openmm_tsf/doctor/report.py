@@ -72,11 +72,8 @@ class Report:
         lines.append("self-test")
         lines += [f"  {result}" for result in self.results]
         n_passed = sum(result.ok for result in self.results)
-        verdict = "ok" if self.ok else "FAILED"
-        lines.append(
-            f"self-test {verdict}: {n_passed} of {len(self.results)} checks passed, "
-            f"in {self.seconds:.1f} s"
-        )
+        passed = f"{n_passed} of {len(self.results)} checks passed, in {self.seconds:.1f} s"
+        lines.append(f"self-test {'ok' if self.ok else 'FAILED'}: {passed}")
         return str(_without_home("\n".join(lines)))
 
 
@@ -130,6 +127,4 @@ def _without_home(content: Any) -> Any:
         return content
     content = printable(content)
     home = os.path.expanduser("~").rstrip("/\\")
-    if not home or home == "~":
-        return content
-    return re.sub(re.escape(home) + r"(?![\w.-])", "~", content)
+    return re.sub(re.escape(home) + r"(?![\w.-])", "~", content) if home else content

@@ -124,9 +124,8 @@ def _run_test(name: str, test: Callable[..., SelfTestResult], *arguments: Any) -
 
 
 def _perturbed_positions(molecule: MolecularSystem, n: int) -> Tensor:
-    noise = torch.randn(
-        (n, molecule.n_atoms, 3), generator=torch.Generator().manual_seed(1), dtype=torch.float64
-    )
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn((n, molecule.n_atoms, 3), generator=generator, dtype=torch.float64)
     return torch.tensor(molecule.positions) + _NOISE * noise
 
 
@@ -202,12 +201,13 @@ def _test_coordinates(name: str, molecule: MolecularSystem) -> SelfTestResult:
     u, inverse = layer.inverse_and_log_det(x)
     _, forward = layer.forward_and_log_det(u)
     x_again = layer.place(u, like=x)
-    return SelfTestResult(
-        name,
-        (
-            Deviation("round trip", float((x_again - x).abs().max()), _ROUND_TRIP, " nm"),
-            Deviation("log-determinants' sum", float((forward + inverse).abs().max()), 1e-8),
-        ),
+    return SelfTestResult(name, _round_trip(x_again - x, forward + inverse))
+
+
+def _round_trip(difference: Tensor, log_det_sum: Tensor) -> tuple[Deviation, ...]:
+    return (
+        Deviation("round trip", float(difference.abs().max()), _ROUND_TRIP, " nm"),
+        Deviation("log-determinants' sum", float(log_det_sum.abs().max()), 1e-8),
     )
 
 
@@ -219,12 +219,6 @@ def _test_flow(name: str, molecule: MolecularSystem) -> SelfTestResult:
     (x, momenta), forward = flow.forward_and_log_det(v)
     v_again, inverse = flow.inverse_and_log_det(x, momenta)
     (x_again, _), _ = flow.forward_and_log_det(v_again)
-    return SelfTestResult(
-        name,
-        (
-            Deviation("round trip", float((x_again - x).abs().max()), _ROUND_TRIP, " nm"),
-            Deviation("log-determinants' sum", float((forward + inverse).abs().max()), 1e-8),
-            # A steerable flow has a constant Jacobian determinant.
-            Deviation("log-determinants' spread", float(forward.max() - forward.min()), 1e-7),
-        ),
-    )
+    # A steerable flow has a constant Jacobian determinant.
+    spread = Deviation("log-determinants' spread", float(forward.max() - forward.min()), 1e-7)
+    return SelfTestResult(name, (*_round_trip(x_again - x, forward + inverse), spread))

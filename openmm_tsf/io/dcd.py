@@ -5,7 +5,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -105,9 +105,7 @@ class DCDWriter:
 
 def _frame_dtype(n_atoms: int, order: str = "<", has_cell: bool = False) -> np.dtype[np.void]:
     """Return the layout of a frame: every record is enclosed by its length in bytes."""
-    fields: list[tuple[str, str] | tuple[str, str, tuple[int, ...]]] = []
-    if has_cell:
-        fields.append(("cell", "V56"))
+    fields: list[Any] = [("cell", "V56")] if has_cell else []
     for axis in "xyz":
         fields += [
             (f"{axis}_head", order + "i4"),

@@ -25,7 +25,7 @@ from typing import Any
 
 from openmm_tsf.io.files import read_json
 from openmm_tsf.units import as_temperatures
-from openmm_tsf.utils.validation import check_int, check_positive
+from openmm_tsf.utils.validation import check_int, check_positive, check_seed, optional
 
 CONFIG = "config.json"
 CONFIG_FORMAT = 1
@@ -53,8 +53,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: format: expected a number, got {number!r}")
     if number > CONFIG_FORMAT:
         raise ValueError(
-            f"{path}: written in format {number} by a newer version; this one reads up to format "
-            f"{CONFIG_FORMAT}"
+            f"{path}: written in format {number} by a newer version; this one reads {CONFIG_FORMAT}"
         )
     check_config(config, path)
     return config
@@ -82,7 +81,7 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
     checks: dict[str, Callable[[Any, str], Any]] = {
         "temperatures_K": _check_temperatures,
         "n_walkers": check_int,
-        "seed": lambda value, name: check_int(value, name, 0, 2**64 - 1),
+        "seed": check_seed,
         "boltzmann_constant": check_positive,
         "dihedrals": _check_dihedrals,
         "choices": _check_choices,
@@ -91,7 +90,7 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
         "wall_seconds": _check_counts,
         "progress": _check_counts,
         "costs": _check_object,
-        "reference": _check_reference,
+        "reference": optional(check_reference_name),
     }
     try:
         for name, check in checks.items():
@@ -142,8 +141,7 @@ def _check_dihedrals(value: Any, name: str) -> None:
 def _check_choices(value: Any, name: str) -> None:
     choices = _check_object(value, name)
     for key in ("seed", "sampler_seed"):
-        if choices.get(key) is not None:
-            check_int(choices[key], f"{name}.{key}", 0, 2**64 - 1)
+        optional(check_seed)(choices.get(key), f"{name}.{key}")
     for key in ("save_interval", "threads", "torch_threads"):
         if key in choices:
             check_int(choices[key], f"{name}.{key}")
@@ -160,11 +158,6 @@ def _check_counts(value: Any, name: str) -> None:
         is_number = isinstance(count, (int, float)) and not isinstance(count, bool)
         if count is not None and not (is_number and 0 <= count < math.inf):
             raise ValueError(f"{name}: expected a number for {key[:40]!r}, got {count!r}")
-
-
-def _check_reference(value: Any, name: str) -> None:
-    if value is not None:
-        check_reference_name(value, name)
 
 
 def _check_object(value: Any, name: str) -> dict[str, Any]:

@@ -119,8 +119,6 @@ class Segments:
             start = stop
         return series
 
-    # ---------------------------------------------------------------- totals
-
     @cached_property
     def _totals(self) -> dict[str, npt.NDArray[Any]]:
         """The sums of all counters over the segments."""
