@@ -46,19 +46,8 @@ class DirectoryLock:
     """The right to write to a directory, held by one owner at a time.
 
     The operating system releases it when the owner ends, also by a kill: a lock file that is left
-    over blocks nobody. Reading needs no lock. The same object may be entered several times.
-
-    Parameters
-    ----------
-    directory
-        An existing directory.
-
-    Raises
-    ------
-    DirectoryInUse
-        On entering, if another owner holds it.
-    OSError
-        On entering, if the directory is not writable.
+    over blocks nobody. Reading needs no lock. The same object may be entered several times; a
+    directory that another owner holds is `DirectoryInUse`.
 
     Examples
     --------
@@ -96,11 +85,8 @@ class DirectoryLock:
         if first:
             try:
                 remove_stale_temporaries(self.directory)
-                owner = {
-                    "pid": os.getpid(),
-                    "host": socket.gethostname(),
-                    "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-                }
+                now, host = time.strftime("%Y-%m-%d %H:%M:%S"), socket.gethostname()
+                owner = {"pid": os.getpid(), "host": host, "since": now}
                 write_json(self.directory / _OWNER, owner)
             except BaseException:  # a full disk
                 self._lock.release()

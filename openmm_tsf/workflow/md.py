@@ -55,8 +55,7 @@ def run_md(
         Length, temperature, time step; when resuming, those of the run by default. The number of
         frames may grow.
     options
-        How it is run. Checkpoints lie between blocks of 10 000 steps (a million on GPUs). A seed
-        replaces that of `settings`.
+        How it is run. A seed replaces that of `settings`.
 
     Raises
     ------

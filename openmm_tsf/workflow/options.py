@@ -28,11 +28,10 @@ class RunOptions:
         Seed of everything random; by default 1, or that of the stage that is resumed.
     platform
         OpenMM platform of energies and MD. By default energies of a long run are compiled by torch
-        where it covers the System (:func:`openmm_tsf.workflow.potential_choice.open_potential`);
-        otherwise, and for MD, the fastest platform is measured.
+        where it covers the System; otherwise, and for MD, the fastest platform is measured.
     threads
-        Threads of MD on OpenMM's CPU platform (default 1). With more of them OpenMM's sums depend
-        on the order in which the threads end, and frames differ in their last bits from run to run.
+        Threads of MD on OpenMM's CPU platform (default 1). With more of them, frames differ in
+        their last bits from run to run.
     resume
         Continue what is in the output directory, as if it had not stopped. Where nothing was
         started yet, start.

@@ -54,7 +54,7 @@ def run(
     frames: FrameSource | None = None,
     options: RunOptions | None = None,
 ) -> dict[str, Any]:
-    """Go from frames, or from nothing, to samples at every temperature.
+    """Sample every temperature, from frames or nothing, and return the content of ``summary.json``.
 
     Parameters
     ----------
@@ -70,11 +70,6 @@ def run(
         other molecules. Their stride is that of `settings`.
     options
         How it is run.
-
-    Returns
-    -------
-    summary
-        The content of ``summary.json``.
 
     Raises
     ------

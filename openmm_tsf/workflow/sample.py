@@ -222,13 +222,12 @@ def sample(
     start: MDDataset | None = None,
     options: RunOptions | None = None,
 ) -> dict[str, Any]:
-    """Sample by replica exchange with a frozen flow, and analyse.
+    """Sample by replica exchange with a frozen flow, and return the content of ``summary.json``.
 
     Parameters
     ----------
     flow
-        A flow file, or a directory that ``train`` or ``run`` wrote; None where `output`, which is
-        resumed, has it already.
+        A flow file, or a directory of ``train`` or ``run``; None where `output` is resumed.
     output
         Run directory, new or empty, or the one to resume.
     settings
@@ -237,15 +236,9 @@ def sample(
     molecule
         The molecule; by default the one in the flow's directory, else alanine dipeptide.
     start
-        Configurations to start from, drawn at random; by default draws of the flow, weighted to
-        each temperature.
+        Configurations to start from, at random; by default weighted draws of the flow.
     options
         How it is run.
-
-    Returns
-    -------
-    summary
-        The content of ``summary.json``.
 
     Raises
     ------

@@ -93,8 +93,7 @@ class FlowSettings:
     n_blocks, hidden
         Sizes of the network.
     conditioner_dtype
-        Precision of the couplings' networks, ``"float32"`` or ``"float64"``. Their output is
-        applied in float64 either way: float32 is faster, and the flow as invertible.
+        Of the couplings' networks, ``"float32"`` or ``"float64"``; their output is float64.
     overlap
         Let the copies of a configuration that equivalent hydrogens make overlap, instead of each
         ending at a step (:meth:`openmm_tsf.InternalCoordinates.log_partition`).

@@ -36,8 +36,7 @@ def train(
     dataset
         Frames of a molecule at one temperature.
     output
-        Directory for ``flow.pt``, ``training.csv``, ``config.json``, ``topology.pdb``,
-        ``system.xml`` and ``training.pt`` (to resume from).
+        Directory for ``flow.pt``, ``training.csv``, ``training.pt`` (to resume from), ...
     flow_settings, fit_settings
         What to train, and how; when resuming, by default as before.
     source

@@ -253,7 +253,7 @@ def test_threads_are_set_and_restored(tmp_path: Path, capsys: pytest.CaptureFixt
     before = torch.get_num_threads()
     args = ["sample", "--flow", str(tmp_path / "none.pt"), "--output", str(tmp_path / "run")]
     assert cli.main([*args, "--threads", "0"]) == 2
-    assert "--threads: expected at least 1, got 0" in capsys.readouterr().err
+    assert "--threads: expected an integer of at least 1, got 0" in capsys.readouterr().err
     assert cli.main([*args, "--threads", "2"]) == 2
     assert "no such flow file" in capsys.readouterr().err
     assert torch.get_num_threads() == before
