@@ -25,10 +25,7 @@ def estimates(name, cold, hot):
 PHI = estimates("p", (0.02, 0.001, 5000.0), (0.1, None, None))
 SUMMARY = {
     "temperatures_K": [300.0, 600.0],
-    "n_walkers": 4,
-    "n_iterations": 10,
-    "n_samples_per_rung": 40,
-    "round_trips": 2,
+    "n_walkers": 4, "n_iterations": 10, "n_samples_per_rung": 40, "round_trips": 2,
     "energy_kJ_mol": estimates("mean", (-60.123, 0.5, 900.0), (19.0, None, None)),
     "phi_positive": PHI,
     "dihedral_positive": {"phi": PHI},
@@ -39,14 +36,13 @@ SUMMARY = {
     },
     "acceptance": {
         "flow_walk": {"300.00": 0.25, "600.00": None},
-        "swap_plain": [0.125],
-        "swap_random": [[0.0, 0.5], [0.0, 0.0]],
+        "swap_plain": [0.125], "swap_random": [[0.0, 0.5], [0.0, 0.0]],
     },
     "replica_relaxation": {"second_eigenvalue": 0.5, "iterations": 2.0},
     "monitor": {"warnings": [], "notes": []},
     "energy_evaluations": {"md": None, "training": 100, "sampling": 12345},
     "wall_seconds": {"md": 1.0, "training": 2.0, "sampling": 3.0},
-}
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -92,10 +88,10 @@ def test_run_passes_what_it_was_given(called, capsys):
     assert main(given.split()) == 0
     ((name, (output, settings), options),) = called
     assert (name, output) == ("run", "out")
-    assert settings.sampling.temperatures == (300.0, 424.0, 600.0)
-    assert (settings.sampling.n_walkers, settings.sampling.n_iterations) == (8, 50)
-    assert (settings.sampling.n_tuning, settings.n_rounds, settings.stride) == (5, 2, 9)
-    assert settings.fit.n_steps == 30
+    sampling = settings.sampling
+    assert sampling.temperatures == (300.0, 424.0, 600.0)
+    assert (sampling.n_walkers, sampling.n_iterations, sampling.n_tuning) == (8, 50, 5)
+    assert (settings.n_rounds, settings.stride, settings.fit.n_steps) == (2, 9, 30)
     assert settings.flow == preset("quick").flow
     assert options["frames"] == FrameSource("x.dcd", 600.0)
     given = options["options"]
@@ -107,19 +103,15 @@ def test_run_passes_what_it_was_given(called, capsys):
     assert "sample --output out --iterations 20 --resume lengthens this run" in printed
 
 
-def test_run_without_options_is_the_default(called):
+def test_run_without_options_is_the_default_and_with_md(called):
     assert main(["run", "--output", "out"]) == 0
-    ((_, (_, settings), options),) = called
+    assert main(["run", "--output", "out", "--md", "--frames", "100"]) == 0
+    (_, (_, settings), options), (_, (_, other_settings), other_options) = called
     assert settings == preset("default")
     assert options["options"].seed is None  # 1, or that of what is resumed
     assert options["frames"] == FrameSource()
-
-
-def test_run_with_md(called):
-    assert main(["run", "--output", "out", "--md", "--frames", "100"]) == 0
-    ((_, (_, settings), options),) = called
-    assert settings.md.n_frames == 100
-    assert options["frames"] == FrameSource(simulate=True)
+    assert other_settings.md.n_frames == 100
+    assert other_options["frames"] == FrameSource(simulate=True)
 
 
 def test_sample_and_analyze(called):

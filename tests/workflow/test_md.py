@@ -34,11 +34,9 @@ def test_frames_and_costs(molecule, run):
     result, folder = run
     assert (result.interrupted, result.n_frames) == (False, 8)
     config = json.loads((folder / "config.json").read_text())
-    steps = 20 + 8 * 5
-    minimizer = config["progress"]["n_minimizer_iterations"]
-    assert minimizer > 0
-    assert result.n_evaluations == config["progress"]["n_evaluations"] == steps + minimizer
-    choices = config["choices"]
+    choices, progress = config["choices"], config["progress"]
+    assert (minimizer := progress["n_minimizer_iterations"]) > 0
+    assert result.n_evaluations == progress["n_evaluations"] == 20 + 8 * 5 + minimizer
     assert (choices["platform"], choices["threads"]) == ("Reference", 1)
     assert choices["settings"] == asdict(SHORT)
     frames = mdtraj.load(str(result.trajectory), top=str(folder / "topology.pdb"))
@@ -47,13 +45,6 @@ def test_frames_and_costs(molecule, run):
     assert (len(dataset), dataset.temperature) == (8, 600)
     assert dataset.n_evaluations == result.n_evaluations
     assert len(load_trajectory(folder, molecule, stride=3)) == 3
-
-
-def test_directory_reads_back_as_the_same_molecule(molecule, run):
-    _, folder = run
-    again = load_molecule(folder / "topology.pdb", system=folder / "system.xml")
-    assert again.fingerprint == molecule.fingerprint
-    np.testing.assert_allclose(again.positions, molecule.positions, atol=1e-4)
 
 
 @pytest.mark.parametrize("changed", ["nothing", "long names", "no names", "bonds"])
@@ -213,8 +204,10 @@ def test_platform_is_measured(molecule):
 def test_molecules_from_files(molecule, tmp_path):
     write_molecule(molecule, tmp_path)
     pdb, system = tmp_path / "topology.pdb", tmp_path / "system.xml"
-    built = load_molecule(pdb, force_field=["amber99sbildn.xml", "amber96_obc.xml"])
-    assert built.fingerprint == molecule.fingerprint
+    for given in ({"system": system}, {"force_field": ["amber99sbildn.xml", "amber96_obc.xml"]}):
+        again = load_molecule(pdb, **given)
+        assert again.fingerprint == molecule.fingerprint
+        np.testing.assert_allclose(again.positions, molecule.positions, atol=1e-4)
     (tmp_path / "empty.pdb").write_text("END\n")
     for given, message in (
         ((None, system), "expected a PDB file"),

@@ -5,6 +5,7 @@ import math
 import shutil
 from dataclasses import replace
 from importlib import import_module
+from itertools import count
 
 import numpy as np
 import pytest
@@ -60,15 +61,8 @@ def whole(tmp_path_factory):
 
 def content(folder):
     """Frames, numbers, weights of a run; neither times nor the number of segments."""
-    names = [
-        "T500.00K.dcd",
-        "T600.00K.dcd",
-        "md/md.dcd",
-        "training.csv",
-        "topology.pdb",
-        "system.xml",
-    ]
-    result = {name: (folder / name).read_bytes() for name in (*names, "system.xml")}
+    names = ("md/md.dcd", "training.csv", "topology.pdb", "system.xml")
+    result = {n: (folder / n).read_bytes() for n in ("T500.00K.dcd", "T600.00K.dcd", *names)}
     for name, value in torch.load(folder / "flow.pt", weights_only=True)["state_dict"].items():
         result[name] = value.numpy().tobytes()
     parts = [dict(np.load(path)) for path in sorted((folder / "segments").iterdir())]
@@ -83,63 +77,48 @@ def content(folder):
     return result
 
 
-def nth(owner, name, n, after=False):
-    """Return a patch that kills the process at the n-th call of a function."""
+def run_killed(kill, *given, **options):
+    """Run, and die at the n-th call of a function: `kill` is (owner, name, n[, after])."""
+    owner, name, n, *after = kill
     if isinstance(owner, str):
         owner = import_module(f"openmm_tsf.workflow.{owner}")
+    original, calls = getattr(owner, name), count(1)
 
-    def patch(monkeypatch):
-        original, calls = getattr(owner, name), [0]
+    def killing(*args, **options):
+        is_last = next(calls) == n
+        if is_last and not after:
+            raise Killed
+        result = original(*args, **options)
+        if is_last:
+            raise Killed
+        return result
 
-        def killing(*args, **options):
-            calls[0] += 1
-            if calls[0] == n and not after:
-                raise Killed
-            result = original(*args, **options)
-            if calls[0] == n:
-                raise Killed
-            return result
-
-        monkeypatch.setattr(owner, name, killing)
-
-    return patch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, killing)
+        with pytest.raises(Killed):
+            run(*given, **options)
 
 
 SOME = [
-    nth(MDSimulation, "save", 4),
-    nth(Trainer, "train_step", 5),
-    nth(Stage, "record_costs", 2),
-    nth(RunWriter, "create", 1, after=True),
-    nth(RunWriter, "write", 4),
-]
+    (MDSimulation, "save", 4), (Trainer, "train_step", 5), (Stage, "record_costs", 2),
+    (RunWriter, "create", 1, "after"), (RunWriter, "write", 4),
+]  # fmt: skip
 MORE = [
-    nth("stage", "write_molecule", 1),
-    nth("stage", "write_molecule", 2),
-    nth(MDSimulation, "save", 1),
-    nth(MDSimulation, "write_frames", 3, after=True),
-    nth(MDSimulation, "finish", 1, after=True),
-    nth("run", "build_flow", 1),
-    nth(Trainer, "train_step", 2, after=True),
-    nth(Trainer, "train_step", 8),
-    nth(Stage, "record_costs", 1),
-    nth(Stage, "record_costs", 5),
-    nth(ParallelTempering, "tune", 2, after=True),
-    nth(ParallelTempering, "tune", 3),
-    nth(RunWriter, "create", 1),
-    nth(RunWriter, "write_first_checkpoint", 1, after=True),
-    nth("run", "remove_training_files", 1),
-    nth(RunWriter, "save_checkpoint", 5),
-    nth("sample", "analyze", 1),
-]
+    ("stage", "write_molecule", 1), ("stage", "write_molecule", 2), (MDSimulation, "save", 1),
+    (MDSimulation, "write_frames", 3, "after"), (MDSimulation, "finish", 1, "after"),
+    ("run", "build_flow", 1), (Trainer, "train_step", 2, "after"), (Trainer, "train_step", 8),
+    (Stage, "record_costs", 1), (Stage, "record_costs", 5),
+    (ParallelTempering, "tune", 2, "after"), (ParallelTempering, "tune", 3),
+    (RunWriter, "create", 1), (RunWriter, "write_first_checkpoint", 1, "after"),
+    ("run", "remove_training_files", 1), (RunWriter, "save_checkpoint", 5),
+    ("sample", "analyze", 1),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kill", SOME + [pytest.param(k, marks=pytest.mark.slow) for k in MORE])
-def test_killed_anywhere_and_resumed(whole, tmp_path, monkeypatch, kill):
+def test_killed_anywhere_and_resumed(whole, tmp_path, kill):
     folder = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        kill(patch)
-        with pytest.raises(Killed):
-            run(folder, SETTINGS, frames=SIMULATED, options=OPTIONS)
+    run_killed(kill, folder, SETTINGS, frames=SIMULATED, options=OPTIONS)
     assert read_stage(folder) == "run"
     run(folder, options=RESUME)
     assert content(folder) == content(whole)
@@ -153,13 +132,13 @@ def test_another_request_is_refused(whole, tmp_path):
     run(folder, options=RESUME)  # nothing is left to do
     assert content(folder) == before
     longer = replace(SETTINGS, sampling=replace(SETTINGS.sampling, n_iterations=11))
-    for given, message in (
-        ((None, replace(RESUME, seed=9)), "seed: what is in .* was made with 8, got 9"),
-        ((replace(SETTINGS, n_rounds=1), RESUME), r"settings\.n_rounds: what is in"),
-        ((replace(longer, stride=2), RESUME), r"settings\.stride: what is in"),
+    for settings, options, message in (
+        (None, replace(RESUME, seed=9), "seed: what is in .* was made with 8, got 9"),
+        (replace(SETTINGS, n_rounds=1), RESUME, r"settings\.n_rounds: what is in"),
+        (replace(longer, stride=2), RESUME, r"settings\.stride: what is in"),
     ):
         with pytest.raises(ValueError, match=message):
-            run(folder, given[0], options=given[1])
+            run(folder, settings, options=options)
     (folder / "checkpoint.pt").unlink()
     with pytest.raises(ValueError, match="no such checkpoint, but there are samples"):
         sample(None, folder, options=RESUME)
@@ -172,19 +151,14 @@ def test_another_request_is_refused(whole, tmp_path):
     assert len(grown["energy"]) == len(before["energy"]) * 11 // 9
 
 
-def test_a_longer_total_is_kept_and_frames_may_be_missing(whole, tmp_path, monkeypatch):
+def test_a_longer_total_is_kept_and_frames_may_be_missing(whole, tmp_path):
     frames, folder = tmp_path / "md", tmp_path / "run"
     shutil.copytree(whole / "md", frames)
     short = replace(SETTINGS, n_rounds=0)
-    with monkeypatch.context() as patch:
-        nth(RunWriter, "write", 4)(patch)
-        with pytest.raises(Killed):
-            run(folder, short, frames=FrameSource(frames), options=OPTIONS)
+    kill = (RunWriter, "write", 4)
+    run_killed(kill, folder, short, frames=FrameSource(frames), options=OPTIONS)
     frames.rename(tmp_path / "elsewhere")  # production has started: nothing reads them
     longer = replace(short, sampling=replace(short.sampling, n_iterations=12))
-    with monkeypatch.context() as patch:
-        nth(RunWriter, "write", 2)(patch)
-        with pytest.raises(Killed):
-            run(folder, longer, options=RESUME)
+    run_killed((RunWriter, "write", 2), folder, longer, options=RESUME)
     run(folder, options=RESUME)  # to the last target
     assert load_run(folder).n_iterations == 12

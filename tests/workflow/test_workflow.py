@@ -33,7 +33,7 @@ from tests.workflow.tiny import FIT, QUIET, RESUME, SETTINGS
 TINY = replace(SETTINGS, stride=100)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_plots(monkeypatch):
     """Plots take seconds, and are tested elsewhere."""
     module = "openmm_tsf.analysis.analyze"
@@ -78,8 +78,10 @@ def test_run_counts_every_evaluation(finished):
     assert summary["wall_seconds"]["sampling"] > 0
 
 
-def test_run_records_every_choice(finished):
+def test_run_records_every_choice_and_is_not_overwritten(finished):
     _, folder = finished
+    with pytest.raises(FileExistsError, match="is not empty; choose another directory"):
+        run(folder, TINY, options=QUIET)
     config = json.loads((folder / "config.json").read_text())
     choices = config["choices"]
     assert config["seed"] == choices["seed"] == 5
@@ -95,7 +97,6 @@ def test_run_records_every_choice(finished):
     assert any(key.startswith("nll 500K") and row[key] for row in rows for key in row)
 
 
-@pytest.mark.usefixtures("no_plots")
 def test_the_quick_preset_scaled_down(tmp_path):
     quick = preset("quick")
     short = {"validate_interval": 4, "n_validation_draws": 8, "warmup_steps": 2}
@@ -113,13 +114,6 @@ def test_the_quick_preset_scaled_down(tmp_path):
     assert summary["n_samples_per_rung"] == 6
 
 
-def test_a_used_directory_is_refused(finished):
-    _, folder = finished
-    with pytest.raises(FileExistsError, match="is not empty; choose another directory"):
-        run(folder, TINY, options=QUIET)
-
-
-@pytest.mark.usefixtures("no_plots")
 def test_run_from_md_and_from_a_trajectory(molecule, tmp_path):
     short = replace(TINY, stride=1, n_rounds=0)
     summary = run(tmp_path / "a", short, frames=FrameSource(simulate=True), options=QUIET)
@@ -192,7 +186,6 @@ def test_training_resumes_exactly(trained, tmp_path, monkeypatch):
     assert_same_flow(again, flow)
 
 
-@pytest.mark.usefixtures("no_plots")
 def test_sample_alone_and_resumed(trained, tmp_path):
     _, folder, dataset = trained
     settings = replace(TINY.sampling, n_iterations=4)
@@ -202,8 +195,7 @@ def test_sample_alone_and_resumed(trained, tmp_path):
     again = sample(None, tmp_path / "run", options=RESUME)
     assert again["n_iterations"] == 4  # nothing is left to do
     more = replace(settings, n_iterations=8)
-    longer = sample(folder, tmp_path / "run", more, options=RESUME)
-    assert longer["n_iterations"] == 8
+    assert sample(folder, tmp_path / "run", more, options=RESUME)["n_iterations"] == 8
     other_ladder = replace(more, temperatures=(400.0, 600.0))
     for given, start, options, message in (
         (other_ladder, None, RESUME, r"settings\.temperatures: what is in .* was made with"),
@@ -224,7 +216,6 @@ def test_sample_alone_and_resumed(trained, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.usefixtures("no_plots")
 def test_interrupted_production_is_written_and_analysed(trained, tmp_path, monkeypatch):
     _, folder, _ = trained
     advance = ParallelTempering._advance
@@ -234,17 +225,16 @@ def test_interrupted_production_is_written_and_analysed(trained, tmp_path, monke
             signal.raise_signal(signal.SIGINT)
         return advance(self)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(ParallelTempering, "_advance", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            sample(folder, tmp_path / "run", TINY.sampling, options=QUIET)
+    monkeypatch.setattr(ParallelTempering, "_advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sample(folder, tmp_path / "run", TINY.sampling, options=QUIET)
+    monkeypatch.setattr(ParallelTempering, "_advance", advance)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["n_iterations"] == 7  # of which three were tuning
     resumed = sample(folder, tmp_path / "run", options=RESUME)
     assert resumed["n_iterations"] == TINY.sampling.n_iterations
 
 
-@pytest.mark.usefixtures("no_plots")
 def test_a_damaged_run_names_its_file(trained, tmp_path):
     _, folder, _ = trained
     run, settings = tmp_path / "run", replace(TINY.sampling, n_iterations=1, n_tuning=0)
@@ -252,10 +242,9 @@ def test_a_damaged_run_names_its_file(trained, tmp_path):
     assert json.loads((run / "config.json").read_text())["seed"] == 4
     for name in ("checkpoint.pt", "config.json", "T500.00K.dcd"):
         good = (run / name).read_bytes()
+        (run / name).write_bytes(good[: len(good) // 2])
         if name.endswith("dcd"):
             (run / name).unlink()
-        else:
-            (run / name).write_bytes(good[: len(good) // 2])
         with pytest.raises(ValueError, match=name):
             sample(folder, run, settings, options=RESUME)
         (run / name).write_bytes(good)
@@ -263,7 +252,6 @@ def test_a_damaged_run_names_its_file(trained, tmp_path):
     assert sample(folder, run, more, options=RESUME)["n_iterations"] == 2
 
 
-@pytest.mark.usefixtures("no_plots")
 def test_a_folder_without_config_knows_its_molecule(trained, tmp_path):
     _, folder, _ = trained
     for name in ("flow.pt", "system.xml", "topology.pdb"):
@@ -300,7 +288,8 @@ def test_directories_without_samples_are_refused(trained, tmp_path):
         sample(folder, tmp_path, TINY.sampling, options=RESUME)
 
 
-def test_analyze_alone(finished, tmp_path):
+def test_analyze_alone(finished, tmp_path, monkeypatch):
+    monkeypatch.undo()  # with plots
     summary, folder = finished
     (folder / "ramachandran.png").unlink()
     assert analyze(folder) == summary
@@ -309,7 +298,6 @@ def test_analyze_alone(finished, tmp_path):
         analyze(tmp_path / "no")
 
 
-@pytest.mark.usefixtures("no_plots")
 def test_another_system_has_no_reference(tmp_path):
     vacuum = AlanineDipeptideVacuum(constraints=None)
     molecule = tsf.MolecularSystem(vacuum.system, vacuum.topology, vacuum.positions)
