@@ -60,9 +60,8 @@ def as_temperatures(values: Any, name: str = "temperatures") -> tuple[float, ...
     if not ladder:
         raise ValueError(f"{name}: expected at least one temperature, got none")
     if any(high <= low for low, high in pairwise(ladder)):
-        raise ValueError(
-            f"{name}: expected ascending temperatures without duplicates, got {ladder}"
-        )
+        expected = "expected ascending temperatures without duplicates"
+        raise ValueError(f"{name}: {expected}, got {ladder}")
     return ladder
 
 

@@ -21,11 +21,9 @@ class Report:
     Attributes
     ----------
     sections
-        Named values under their titles.
-    results
-        The results of the self-test.
-    seconds
-        The duration of the self-test.
+        Named values under their titles; what could not be determined is reported as such.
+    results, seconds
+        The results and the duration of the self-test.
 
     Examples
     --------
@@ -85,16 +83,6 @@ def examine(directory: str | os.PathLike[str] | None = None) -> Report:
     directory
         The output directory of a stage (md, train, sample, run). Only its JSON files and the names
         and sizes of its files are read.
-
-    Returns
-    -------
-    report
-        A `Report`. Facts that could not be determined are reported as such.
-
-    Raises
-    ------
-    FileNotFoundError, NotADirectoryError
-        If `directory` is not a directory.
     """
     folder = None if directory is None else Path(directory)
     if folder is not None and not folder.is_dir():

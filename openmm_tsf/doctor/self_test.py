@@ -178,10 +178,8 @@ def _compare_with_reference(
         energies, forces = potential.energy_and_forces(x)
         energy_error = float((energies - exact[0]).abs().max())
         force_error = float((forces - exact[1]).abs().max() / exact[1].abs().max())
-        deviations = (
-            Deviation("energies", energy_error, limits[0], " kJ/mol"),
-            Deviation("forces", force_error, limits[1]),
-        )
+        deviation = Deviation("energies", energy_error, limits[0], " kJ/mol")
+        deviations = (deviation, Deviation("forces", force_error, limits[1]))
         return SelfTestResult(name, deviations, rate=_measure_rate(potential, x))
 
 

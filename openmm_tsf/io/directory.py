@@ -147,9 +147,8 @@ def open_output_directory(output: PathLike, *, resume: bool = False) -> Iterator
 
 def _is_of_a_stage(path: Path) -> bool:
     """Whether a stage or a sampler wrote to the directory, by its lock files or ``config.json``."""
-    if all((path / name).exists() for name in _LOCK_FILES):
-        return True
-    return read_stage(path) is not None or "temperatures_K" in _read_config(path)
+    is_locked = all((path / name).exists() for name in _LOCK_FILES)
+    return is_locked or read_stage(path) is not None or "temperatures_K" in _read_config(path)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

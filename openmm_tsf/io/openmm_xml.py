@@ -167,9 +167,8 @@ class _StrictReader:
         element = self._open.pop()
         is_wrapper = tag == "CollectiveVariable" or (tag == "Force" and element.kind is None)
         if self._root == "System" and is_wrapper and element.n_children != 1:
-            raise self._refused(
-                f"expected one Force in {_shown(tag, None)}, got {element.n_children}"
-            )
+            shown = _shown(tag, None)
+            raise self._refused(f"expected one Force in {shown}, got {element.n_children}")
         self._pieces.append(f"</{tag}>\n")
 
 

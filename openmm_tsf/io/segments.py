@@ -169,23 +169,20 @@ class Segments:
         """Proposals of each kernel, in the shapes of `accepted`."""
         return self._kernels("proposed_")
 
-    def _count(self, name: str) -> int:
-        return int(self._totals.get(name, 0))
-
     @property
     def rejected_non_finite(self) -> int:
         """Proposals rejected because the energy is not finite or x is outside the flow's domain."""
-        return self._count("rejected_non_finite")
+        return int(self._totals.get("rejected_non_finite", 0))
 
     @property
     def mirror_images(self) -> int:
         """Proposals rejected because a chiral centre has the wrong handedness."""
-        return self._count("mirror_images")
+        return int(self._totals.get("mirror_images", 0))
 
     @property
     def n_evaluations(self) -> int:
         """Energy evaluations of production."""
-        return self._count("n_evaluations")
+        return int(self._totals.get("n_evaluations", 0))
 
     @property
     def wall_seconds(self) -> float:
@@ -195,7 +192,7 @@ class Segments:
     @property
     def outside_domain(self) -> int:
         """The number of proposals in `rejected_non_finite` that left the flow's domain."""
-        return self._count("outside_domain")
+        return int(self._totals.get("outside_domain", 0))
 
 
 class _WrongContent(ValueError):

@@ -67,9 +67,7 @@ def _check_content(content: dict[Any, Any], path: Path, what: str) -> None:
         if not next_level:
             return
         level = next_level
-    raise ValueError(
-        f"{path}: not a readable {what}: expected at most {_MAX_DEPTH} levels, got more"
-    )
+    raise ValueError(f"{path}: not a readable {what}: expected at most {_MAX_DEPTH} levels")
 
 
 def _problem(item: Any) -> str | None:

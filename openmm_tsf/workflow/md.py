@@ -10,15 +10,13 @@ import openmm
 
 from openmm_tsf.io.directory import open_output_directory
 from openmm_tsf.io.files import PathLike
-from openmm_tsf.io.run_config import CONFIG
-from openmm_tsf.io.serialization import from_plain_data
 from openmm_tsf.potentials.platforms import check_platform
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.signals import DeferredInterrupt
 from openmm_tsf.utils.validation import check_threads
 from openmm_tsf.workflow.md_simulation import NO_PROGRESS, MDSimulation, fastest_platform
 from openmm_tsf.workflow.options import RunOptions
-from openmm_tsf.workflow.record import new_config, resumed_choices
+from openmm_tsf.workflow.record import new_config, recorded_settings, resumed_choices
 from openmm_tsf.workflow.settings import MDSettings
 from openmm_tsf.workflow.stage import Stage
 
@@ -69,10 +67,7 @@ def run_md(
     options = options or RunOptions()
     with open_output_directory(output, resume=options.resume) as lock:
         recorded = resumed_choices(lock.directory, "md", options)
-        if settings is None and recorded:
-            path = str(lock.directory / CONFIG)
-            settings = from_plain_data(MDSettings, recorded["settings"], path)
-        settings = settings or MDSettings()
+        settings = settings or recorded_settings(lock.directory, MDSettings) or MDSettings()
         if options.seed is not None:
             settings = replace(settings, seed=options.seed)
         choices = _platform_and_threads(recorded, molecule, options)

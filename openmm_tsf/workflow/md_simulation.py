@@ -34,6 +34,7 @@ BUFFERED_FRAMES = 100
 #: platforms, and up to seconds where it is compiled.
 BLOCK_STEPS = {"Reference": 10_000, "CPU": 10_000}
 BLOCK_STEPS_GPU = 1_000_000
+_UNREADABLE = "not a readable checkpoint of an MD run"
 #: The counts in a checkpoint.
 _COUNTS = ("step", "n_frames", "n_minimizer", "block_steps")
 
@@ -149,22 +150,18 @@ class MDSimulation:
         for name in _COUNTS:
             least = 1 if name == "block_steps" else 0
             if checkpoint[name].dtype.kind != "i" or checkpoint[name] < least:
-                raise ValueError(
-                    f"{path}: not a readable checkpoint of an MD run ({name}: expected a count)"
-                )
+                raise ValueError(f"{path}: {_UNREADABLE} ({name}: expected a count)")
         frames = max(0, self.step - settings.n_equilibration_steps) // settings.steps_per_frame
         if frames != self.n_frames or self.step % self.block_steps or self._seconds_before < 0:
-            raise ValueError(
-                f"{path}: not a readable checkpoint of an MD run (after {self.step} steps: "
-                f"expected {frames} frames, got {self.n_frames})"
-            )
+            after = f"after {self.step} steps: expected {frames} frames, got {self.n_frames}"
+            raise ValueError(f"{path}: {_UNREADABLE} ({after})")
 
     def start(self) -> None:
         """Minimise, draw velocities, and write the first checkpoint."""
         settings = self.settings
-        interval, first = settings.steps_per_frame, settings.n_equilibration_steps
-        first += interval
-        self.dcd.create("frames of Langevin dynamics", first, interval, settings.timestep)
+        interval, wait = settings.steps_per_frame, settings.n_equilibration_steps
+        title = "frames of Langevin dynamics"
+        self.dcd.create(title, wait + interval, interval, settings.timestep)
         integrator = openmm.VerletIntegrator(settings.timestep)
         context = _context(self.molecule, integrator, self.platform, self.threads)
         context.setPositions(self.molecule.positions)
@@ -180,12 +177,10 @@ class MDSimulation:
     def advance(self, interrupt: DeferredInterrupt) -> None:
         """Simulate until n_frames are written, or an interrupt."""
         settings, options = self.settings, self.stage.options
+        title, total = f"MD at {settings.temperature:g} K", settings.n_frames
+        hidden = not options.progress
         with tqdm(
-            total=settings.n_frames,
-            initial=self.n_frames,
-            desc=f"MD at {settings.temperature:g} K",
-            unit="frame",
-            disable=not options.progress,
+            total=total, initial=self.n_frames, desc=title, unit="frame", disable=hidden
         ) as bar:
             while self.step < self._n_steps and not interrupt.requested:
                 done = self.n_frames + len(self._waiting)

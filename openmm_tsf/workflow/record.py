@@ -50,10 +50,8 @@ def read_stage_config(directory: Path, stage: str) -> dict[str, Any] | None:
         raise ValueError(f"output: {directory} holds nothing to resume (no {CONFIG} in it)")
     config = read_config(directory)
     if config.get("stage") != stage:
-        raise ValueError(
-            f"output: expected a directory of the {stage} stage, {directory} is of "
-            f"{config.get('stage')!r}"
-        )
+        of = f"{directory} is of {config.get('stage')!r}"
+        raise ValueError(f"output: expected a directory of the {stage} stage, {of}")
     try:
         choices = require_entry(config, "choices", dict)
         require_entry(choices, "settings", dict)
@@ -143,9 +141,8 @@ def check_same_request(
     for name in sorted(request.keys() - set(_NOT_COMPARED)):
         for key, (before, now) in _differences(recorded.get(name), request[name], name).items():
             if key.removeprefix("settings.") not in may_differ:
-                raise ValueError(
-                    f"{key}: what is in {directory} was made with {before!r}, got {now!r}"
-                )
+                made = f"what is in {directory} was made with {before!r}"
+                raise ValueError(f"{key}: {made}, got {now!r}")
 
 
 def _differences(before: Any, now: Any, name: str) -> dict[str, tuple[Any, Any]]:

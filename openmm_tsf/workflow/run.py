@@ -25,7 +25,7 @@ from openmm_tsf.workflow.md import run_md
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.potential_choice import batch_of, planned_sampling, planned_training
 from openmm_tsf.workflow.presets import preset
-from openmm_tsf.workflow.record import new_config, resumed_choices
+from openmm_tsf.workflow.record import new_config, recorded_settings, resumed_choices
 from openmm_tsf.workflow.rounds import Rounds, remove_training_files
 from openmm_tsf.workflow.sample import (
     has_started,
@@ -84,7 +84,7 @@ def run(
     recorded = resumed_choices(Path(output), "run", options)
     if recorded:
         path = str(Path(output) / CONFIG)
-        settings = settings or from_plain_data(RunSettings, recorded["settings"], path)
+        settings = settings or recorded_settings(output, RunSettings)
         frames = frames.completed_from(from_plain_data(FrameSource, recorded.get("source"), path))
         if molecule is None and holds_molecule(output):
             molecule = read_molecule(output)

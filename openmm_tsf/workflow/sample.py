@@ -15,7 +15,7 @@ from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io.directory import open_output_directory
 from openmm_tsf.io.files import PathLike
 from openmm_tsf.io.run_config import CONFIG, read_config
-from openmm_tsf.io.serialization import from_plain_data, to_plain_data
+from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.sampling.kernels.schedule import Scheduled, SequenceSettings, default_kernels
@@ -35,6 +35,7 @@ from openmm_tsf.workflow.potential_choice import batch_of, planned_sampling
 from openmm_tsf.workflow.record import (
     check_same_request,
     new_config,
+    recorded_settings,
     resumed_choices,
     sampling_part,
     warn_of_other_versions,
@@ -67,18 +68,14 @@ def kernels_of(
     settings: SamplingSettings, molecule: MolecularSystem, flow: AugmentedFlow, potential: Potential
 ) -> list[Scheduled]:
     """Return the kernels of an iteration, in their order."""
-    return default_kernels(
-        potential,
-        flow,
-        settings.temperatures,
-        torch.tensor(molecule.masses, dtype=torch.float64),
-        SequenceSettings(
-            n_flow_independent=settings.n_independent,
-            n_flow_walk=settings.n_walk,
-            swap=settings.swap,
-            local_interval=settings.local_interval,
-        ),
+    sequence = SequenceSettings(
+        n_flow_independent=settings.n_independent,
+        n_flow_walk=settings.n_walk,
+        swap=settings.swap,
+        local_interval=settings.local_interval,
     )
+    masses = torch.tensor(molecule.masses, dtype=torch.float64)
+    return default_kernels(potential, flow, settings.temperatures, masses, sequence)
 
 
 def make_sampler(
@@ -103,15 +100,13 @@ def make_sampler(
         sampler.set_positions(start.x, start.velocities)
         return sampler
     assert seeds[1] is not None
-    generator = seeded_generator(seeds[1])
-    shape = (settings.n_walkers, len(settings.temperatures), *potential.event_shape)
+    generator, n, ladder = seeded_generator(seeds[1]), settings.n_walkers, settings.temperatures
     if start is not None:
-        n = settings.n_walkers * len(settings.temperatures)
-        index = torch.randint(len(start), (n,), generator=generator)
-        sampler.set_positions(start.positions[index].reshape(shape))
-        return sampler
-    x = [_draw(flow, potential, t, settings.n_walkers, generator) for t in settings.temperatures]
-    sampler.set_positions(torch.stack(x, dim=1))
+        index = torch.randint(len(start), (n * len(ladder),), generator=generator)
+        x = start.positions[index].unflatten(0, (n, len(ladder)))
+    else:
+        x = torch.stack([_draw(flow, potential, t, n, generator) for t in ladder], dim=1)
+    sampler.set_positions(x)
     return sampler
 
 
@@ -168,15 +163,10 @@ def resume_sampling(stage: Stage, flow: AugmentedFlow, n_iterations: int | None)
     """Continue to `n_iterations` in all, by default to the recorded target; then analyse."""
     directory, config = stage.directory, read_sampler_config(stage.directory)
     choices = config["choices"]
-    settings: SamplingSettings | None = None
-    if choices.get("settings") is not None:
-        part = sampling_part(choices["settings"])
-        settings = from_plain_data(SamplingSettings, part, str(directory / CONFIG))
-        n_iterations = n_iterations or settings.n_iterations
+    settings: SamplingSettings | None = recorded_settings(directory, SamplingSettings)
+    n_iterations = n_iterations or (settings.n_iterations if settings is not None else None)
     if n_iterations is None:
-        raise ValueError(
-            f"n_iterations: expected the total number, which {directory} does not record"
-        )
+        raise ValueError(f"n_iterations: expected a number in all, {directory} records none")
     stage.record_target(n_iterations)
     with sampling_threads(choices["torch_threads"]), stage.open_potential() as potential:
         sampler = ParallelTempering(
@@ -268,9 +258,7 @@ def sample(
             warn_of_other_versions(lock.directory, stage.config.get("versions"))
             return resume_sampling(stage, model, _check_target(stage, settings, start))
         recorded = resumed_choices(lock.directory, "sample", options)
-        if settings is None and recorded:
-            path = str(lock.directory / CONFIG)
-            settings = from_plain_data(SamplingSettings, recorded["settings"], path)
+        settings = settings or recorded_settings(lock.directory, SamplingSettings)
         settings = settings or SamplingSettings()
         request = new_config(
             "sample",

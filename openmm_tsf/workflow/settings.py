@@ -163,8 +163,7 @@ class SamplingSettings:
         )
         if not (self.n_independent or self.n_walk or self.local_interval):
             raise ValueError(
-                "n_independent: expected proposals of some kind, got 0, with n_walk=0 and "
-                "local_interval=0"
+                "n_independent: expected proposals, got 0, with n_walk=0 and local_interval=0"
             )
         check_distinct_temperatures(self.temperatures)
 

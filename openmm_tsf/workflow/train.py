@@ -1,13 +1,14 @@
 """Training a flow on frames."""
 
+from dataclasses import asdict
+
 import torch
 
 from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.io.directory import open_output_directory
 from openmm_tsf.io.files import PathLike
-from openmm_tsf.io.run_config import CONFIG
-from openmm_tsf.io.serialization import from_plain_data, to_plain_data
+from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training import FitSettings, fit
 from openmm_tsf.training.checkpoint import load_best_weights
@@ -15,7 +16,7 @@ from openmm_tsf.utils.random import Seeds
 from openmm_tsf.workflow.frames import FrameSource, describe_frames, hash_of_frames
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.potential_choice import planned_training
-from openmm_tsf.workflow.record import new_config, resumed_choices
+from openmm_tsf.workflow.record import new_config, recorded_settings, resumed_choices
 from openmm_tsf.workflow.settings import FlowSettings
 from openmm_tsf.workflow.stage import Stage
 
@@ -58,10 +59,8 @@ def train(
     dataset.split()  # too few frames are refused before anything is written
     with open_output_directory(output, resume=options.resume) as lock:
         recorded = resumed_choices(lock.directory, "train", options)
-        if recorded:
-            parts, path = recorded["settings"], str(lock.directory / CONFIG)
-            flow_settings = flow_settings or from_plain_data(FlowSettings, parts.get("flow"), path)
-            fit_settings = fit_settings or from_plain_data(FitSettings, parts.get("fit"), path)
+        flow_settings = flow_settings or recorded_settings(lock.directory, FlowSettings, "flow")
+        fit_settings = fit_settings or recorded_settings(lock.directory, FitSettings, "fit")
         flow_settings, fit_settings = flow_settings or FlowSettings(), fit_settings or FitSettings()
         seed = options.choose_seed(recorded)
         request = new_config(
@@ -117,14 +116,8 @@ def _train(
 
 def build_flow(dataset: MDDataset, settings: FlowSettings, seed: int) -> AugmentedFlow:
     """Return an untrained flow with its fixed layers fitted on the training part of the frames."""
-    kind = {"tsf": TemperatureSteerableFlow, "realnvp": RealNVPFlow}[settings.kind]
-    return kind.from_dataset(
-        dataset,
-        n_momenta=settings.n_momenta,
-        n_blocks=settings.n_blocks,
-        hidden=settings.hidden,
-        metric=settings.metric,
-        conditioner_dtype=getattr(torch, settings.conditioner_dtype),
-        overlap=settings.overlap,
-        seed=seed,
-    )
+    flow_class = {"tsf": TemperatureSteerableFlow, "realnvp": RealNVPFlow}[settings.kind]
+    options = asdict(settings)
+    del options["kind"]
+    options["conditioner_dtype"] = getattr(torch, settings.conditioner_dtype)
+    return flow_class.from_dataset(dataset, seed=seed, **options)
