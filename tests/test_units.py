@@ -44,13 +44,3 @@ def test_ladders():
     assert units.as_temperatures([300, 424.3, 600]) == (300.0, 424.3, 600.0)
     assert units.as_temperatures([300, 600] * unit.kelvin) == (300.0, 600.0)
     assert units.as_temperatures((300.0 * unit.kelvin,)) == (300.0,)
-
-
-@pytest.mark.parametrize(
-    ("values", "error"),
-    [(wrong, TypeError) for wrong in ("300 600", 300, ["300"])]
-    + [(wrong, ValueError) for wrong in ([], [300, 300], [600, 300], [300, -1])],
-)
-def test_invalid_ladders(values, error):
-    with pytest.raises(error, match="temperatures: expected"):
-        units.as_temperatures(values)

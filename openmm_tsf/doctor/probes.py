@@ -151,10 +151,7 @@ def _cuda() -> list[str] | str:
         built = torch.version.cuda
         return "not available, " + (f"torch is built for CUDA {built}" if built else "CPU build")
     devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-    return [
-        f"{index}: {device.name}, {_size(device.total_memory)}"
-        for index, device in enumerate(devices)
-    ]
+    return [f"{i}: {d.name}, {_size(d.total_memory)}" for i, d in enumerate(devices)]
 
 
 def _compiler() -> str:

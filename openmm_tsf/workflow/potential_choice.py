@@ -60,9 +60,7 @@ def open_potential(
         return molecule.potential(compile=True)
     if any(isinstance(force, _SLOW_IN_OPENMM) for force in molecule.system.getForces()):
         return molecule.potential()
-    logger.info(
-        "energies by OpenMM's Contexts: %d evaluations would not pay for compiling", planned
-    )
+    logger.info("OpenMM's Contexts: %d evaluations would not pay for compiling", planned)
     return molecule.potential(kind="openmm")
 
 
@@ -79,8 +77,6 @@ def reopen_potential(
         raise ValueError(f"potential: expected what a run records of it, got {recorded!r}")
     before = recorded["platform"]
     if platform is not None or before is not None:
-        same = platform in (None, before)
-        return molecule.potential(
-            platform=platform or before, n_contexts=recorded["n_contexts"] if same else None
-        )
+        n_contexts = recorded["n_contexts"] if platform in (None, before) else None
+        return molecule.potential(platform=platform or before, n_contexts=n_contexts)
     return open_potential(molecule, None, planned, batch, compiled=bool(recorded.get("compiled")))

@@ -90,14 +90,14 @@ class Rounds:
         sampling = self.settings.sampling
         content = read_tensors(path, "file of a round's samples")
         x, shape = content.get("x"), (sampling.n_walkers, len(sampling.temperatures))
-        event = tuple(self.potential.event_shape)
+        each = (*shape, *self.potential.event_shape)
         if (
             not isinstance(x, Tensor)
             or x.dtype != torch.float64
-            or len(x) == 0
-            or x.shape[1:] != (*shape, *event)
+            or x.shape[1:] != each
+            or not len(x)
         ):
-            raise ValueError(f"{path}: expected samples of shape {[*shape, *event]}")
+            raise ValueError(f"{path}: expected samples of shape {list(each)}")
         if not bool(torch.isfinite(x).all()):
             raise ValueError(f"{path}: expected finite samples, got NaN or infinity")
         return x, restored_state(content.get("walkers"), *shape, self.potential)

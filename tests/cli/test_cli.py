@@ -121,10 +121,8 @@ def test_sample_and_analyze(called):
     assert main(["analyze", "out"]) == 0
     (_, (flow, output, settings), options), resumed, (_, (analysed,), _) = called
     assert (flow, output, analysed) == ("f", "out", "out")
-    assert settings.n_walkers == 3
-    assert options["options"].seed == 0
-    assert not options["options"].resume
-    assert resumed[2]["options"].resume
+    assert (settings.n_walkers, options["options"].seed) == (3, 0)
+    assert (options["options"].resume, resumed[2]["options"].resume) == (False, True)
     assert resumed[1][2].n_iterations == 7
     assert options["molecule"] is None  # recorded in the flow's directory
 
@@ -132,11 +130,8 @@ def test_sample_and_analyze(called):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("run --output {tmp} --temperatures 600 300", "temperatures: expected ascending"),
-        ("run --output {tmp} --walkers 0", "n_walkers: expected an integer of at least 1, got 0"),
         ("run --output {tmp} --pdb no.pdb --system x.xml", "pdb: no such file no.pdb"),
         ("run --output {tmp} --system x.xml", "expected a PDB file"),
-        ("md --output {tmp} --frames 0", "n_frames: expected an integer of at least 1, got 0"),
         ("md --output {tmp}/.. --resume", "holds nothing to resume"),
         ("train --output {tmp} --trajectory no.dcd --temperature 600", "no such file or directory"),
         ("sample --output {tmp} --flow no.pt", "flow: no such flow file no.pt"),
@@ -146,9 +141,7 @@ def test_sample_and_analyze(called):
         ("run --output {tmp} --frames 50", "--frames: no MD is run where frames are shipped"),
         ("run --output {tmp} --frames 50 --trajectory x", "--frames: no MD is run where --traj"),
         ("run --output {tmp} --stride 0", "stride: expected an integer of at least 1, got 0"),
-        ("train --output {tmp} --stride 0", "stride: expected an integer of at least 1, got 0"),
         ("run --output {tmp} --walkers 2 --rounds 1", "n_walkers: expected at least 3 where"),
-        ("md --output {tmp} --seed -1", "seed: expected an integer of at least 0, got -1"),
         ("sample --output {tmp}", "--flow: expected flow.pt, or the folder of train or run"),
         ("sample --output {tmp} --resume", "flow: expected a flow file"),
     ],
@@ -161,15 +154,12 @@ def test_errors_are_one_line_and_status_2(arguments, message, tmp_path, capsys):
     assert message in lines[0]
 
 
-def test_debug_shows_the_traceback(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        main(["analyze", str(tmp_path / "no"), "--debug"])
-
-
 def test_unexpected_errors_say_so(called, monkeypatch, capsys):
     monkeypatch.setattr("openmm_tsf.analysis.analyze.analyze", lambda path: {}["key"])
     assert main(["analyze", "out"]) == 2
     assert "unexpected KeyError: 'key' (--debug shows where)" in capsys.readouterr().err
+    with pytest.raises(KeyError):
+        main(["analyze", "out", "--debug"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -219,7 +209,7 @@ def test_threads_are_set_and_restored(tmp_path, capsys):
     before = torch.get_num_threads()
     args = ["sample", "--flow", str(tmp_path / "none.pt"), "--output", str(tmp_path / "run")]
     assert main([*args, "--threads", "0"]) == 2
-    assert "--threads: expected an integer of at least 1, got 0" in capsys.readouterr().err
+    assert "--threads: expected at least 1, got 0" in capsys.readouterr().err
     assert main([*args, "--threads", "2"]) == 2
     assert "no such flow file" in capsys.readouterr().err
     assert torch.get_num_threads() == before

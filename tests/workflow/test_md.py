@@ -188,15 +188,6 @@ def test_blow_up_is_an_error(molecule, tmp_path):
         run_md(molecule, tmp_path / "md", wild, options=QUIET)
 
 
-INVALID = dict(n_frames=0, steps_per_frame=0, timestep=0.0, friction=-1.0, temperature=-5, seed=-1)
-
-
-@pytest.mark.parametrize("name", INVALID)
-def test_invalid_settings_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name}: expected"):
-        MDSettings(**{name: INVALID[name]})
-
-
 def test_platform_is_measured(molecule):
     assert fastest_platform(molecule, n_steps=5) in {"Reference", "CPU", "OpenCL", "CUDA"}
 
