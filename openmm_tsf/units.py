@@ -24,19 +24,7 @@ NANOMETER = unit.nanometer
 def in_unit(value: Any, target: unit.Unit, name: str) -> Any:
     """Return the number of a Quantity in the unit `target`; numbers are returned unchanged.
 
-    Parameters
-    ----------
-    value
-        A Quantity, or a number in internal units.
-    target
-        The internal unit.
-    name
-        The argument's name, for the error message.
-
-    Raises
-    ------
-    TypeError
-        If `value` is a Quantity of another dimension.
+    A Quantity of another dimension is a TypeError, which begins with `name`.
     """
     if not unit.is_quantity(value):
         return value
@@ -46,15 +34,7 @@ def in_unit(value: Any, target: unit.Unit, name: str) -> Any:
 
 
 def as_temperature(value: Any, name: str = "temperature") -> float:
-    """Return one temperature in K.
-
-    Raises
-    ------
-    TypeError
-        If `value` is not a number or a Quantity of temperature.
-    ValueError
-        If it is not in 1e-6 to 1e9 K.
-    """
+    """Return one temperature in K, from 1e-6 to 1e9, of a number or Quantity."""
     number = in_unit(value, KELVIN, name)
     if isinstance(number, (str, bytes, bool)) or np.ndim(number) != 0:
         raise TypeError(f"{name}: expected a number in kelvin, got {value!r}")
@@ -72,15 +52,7 @@ def as_temperature(value: Any, name: str = "temperature") -> float:
 
 
 def as_temperatures(values: Any, name: str = "temperatures") -> tuple[float, ...]:
-    """Return a ladder of temperatures in K, ascending and without duplicates; one is enough.
-
-    Raises
-    ------
-    TypeError
-        If `values` is not a sequence of temperatures.
-    ValueError
-        If it is empty, unsorted, or has duplicates.
-    """
+    """Return a ladder of temperatures in K, ascending and without duplicates; one is enough."""
     numbers = in_unit(values, KELVIN, name)
     if isinstance(numbers, (str, bytes)) or not isinstance(numbers, Iterable):
         raise TypeError(f"{name}: expected a sequence of temperatures in kelvin, got {values!r}")
@@ -88,9 +60,8 @@ def as_temperatures(values: Any, name: str = "temperatures") -> tuple[float, ...
     if not ladder:
         raise ValueError(f"{name}: expected at least one temperature, got none")
     if any(high <= low for low, high in pairwise(ladder)):
-        raise ValueError(
-            f"{name}: expected ascending temperatures without duplicates, got {ladder}"
-        )
+        expected = "expected ascending temperatures without duplicates"
+        raise ValueError(f"{name}: {expected}, got {ladder}")
     return ladder
 
 

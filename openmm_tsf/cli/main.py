@@ -57,9 +57,10 @@ def _threads(args: argparse.Namespace) -> Iterator[None]:
     from openmm_tsf.utils.validation import max_threads
     from openmm_tsf.workflow.record import recorded_threads
 
+    most = max_threads()
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"--threads: expected at least 1, got {args.threads}")
-    if args.threads is not None and args.threads > (most := max_threads()):
+    if args.threads is not None and args.threads > most:
         raise ValueError(f"--threads: expected at most {most} on this machine, got {args.threads}")
     recorded = recorded_threads(args.output) if args.resume else None
     default = 1

@@ -8,14 +8,12 @@ object. In Python::
 
 It takes about ten seconds and shows
 
-- the versions of the packages, the processor, the memory, GPUs and the C++ compiler;
-- the OpenMM platforms that run, those that do not, and the plugins that could not be loaded;
+- versions, processor, memory, GPUs, C++ compiler, and OpenMM's platforms and plugins;
 - the environment variables that set threads, devices and plugins, and no others. The home directory
   is shown as ``~``;
 - of a directory: its stage and progress, damaged JSON files, and packages of another version now;
 - a self-test: energies and forces of every platform and of ``TorchPotential`` are compared with
-  OpenMM's Reference platform, and conformations are sent through internal coordinates and a flow
-  and back.
+  OpenMM's Reference platform; internal coordinates and a flow must be invertible.
 
 The exit status is 1 if the self-test fails.
 """

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -79,9 +80,9 @@ def machine() -> Lines:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        text = info.read_text(encoding="utf-8", errors="replace")
+        if match := re.search(r"^model name\s*:(.*)$", text, re.MULTILINE):
+            return match[1].strip()
     if platform.system() == "Darwin":
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
@@ -92,10 +93,7 @@ def _memory() -> str:
     info = Path("/proc/meminfo")
     if not info.is_file():
         return "unknown"
-    kib = {}
-    for line in info.read_text().splitlines():
-        name, _, rest = line.partition(":")
-        kib[name] = rest.split()[0] if rest.split() else "0"
+    kib = dict(re.findall(r"(\w+): *(\d+)", info.read_text()))
     total, available = (int(kib[name]) * 1024 for name in ("MemTotal", "MemAvailable"))
     return f"{_size(total)}, {_size(available)} available"
 
@@ -153,10 +151,7 @@ def _cuda() -> list[str] | str:
         built = torch.version.cuda
         return "not available, " + (f"torch is built for CUDA {built}" if built else "CPU build")
     devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-    return [
-        f"{index}: {device.name}, {_size(device.total_memory)}"
-        for index, device in enumerate(devices)
-    ]
+    return [f"{i}: {d.name}, {_size(d.total_memory)}" for i, d in enumerate(devices)]
 
 
 def _compiler() -> str:
@@ -205,10 +200,9 @@ def describe_directory(folder: Path) -> Lines:
     damaged: list[str] = []
     contents: dict[str, dict[str, Any]] = {}
     for name in ("config.json", "summary.json"):
-        if not (folder / name).is_file():
-            continue
         try:
-            contents[name] = read_json(folder / name)
+            if (folder / name).is_file():
+                contents[name] = read_json(folder / name)
         except (ValueError, OSError, RecursionError) as error:
             damaged.append(f"{folder / name}: {summarize_error(error)}")
     config = contents.get("config.json", {})
@@ -226,12 +220,7 @@ def describe_directory(folder: Path) -> Lines:
 
 
 def _stage(folder: Path, config: dict[str, Any]) -> str:
-    stage = read_stage(folder)
-    if stage is not None:
-        return stage
-    if "temperatures_K" in config:
-        return "sample"
-    return "unknown"
+    return read_stage(folder) or ("sample" if "temperatures_K" in config else "unknown")
 
 
 def _progress(folder: Path, contents: dict[str, dict[str, Any]]) -> list[str]:
@@ -244,9 +233,8 @@ def _progress(folder: Path, contents: dict[str, dict[str, Any]]) -> list[str]:
         settings = choices.get("settings") if isinstance(choices, dict) else None
         if isinstance(settings, dict):
             lines.append(_line("n_frames requested", settings.get("n_frames")))
-    for name in ("energy_evaluations", "wall_seconds", "temperatures_K", "n_walkers"):
-        if name in config:
-            lines.append(_line(name, config[name]))
+    names = ("energy_evaluations", "wall_seconds", "temperatures_K", "n_walkers")
+    lines += [_line(name, config[name]) for name in names if name in config]
     if (folder / "segments").is_dir():
         lines.append(f"segments: {sum(1 for _ in (folder / 'segments').glob('*.npz'))}")
     if "n_iterations" in summary:
@@ -278,22 +266,20 @@ def _other_versions(contents: dict[str, dict[str, Any]]) -> list[str]:
 
 def _files(folder: Path) -> list[str]:
     entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-    lines = []
-    for entry in entries[:_MAX_FILES]:
-        if entry.is_dir():
-            lines.append(f"{entry.name}/: {run_probe(_folder, entry)}")
-        else:
-            lines.append(
-                f"{entry.name}: {run_probe(lambda path=entry: _size(path.stat().st_size))}"
-            )
+    lines = [
+        f"{entry.name}{'/' if entry.is_dir() else ''}: {run_probe(_entry, entry)}"
+        for entry in entries[:_MAX_FILES]
+    ]
     if len(entries) > _MAX_FILES:
         lines.append(f"and {len(entries) - _MAX_FILES} more")
     return lines
 
 
-def _folder(folder: Path) -> str:
+def _entry(entry: Path) -> str:
+    if not entry.is_dir():
+        return _size(entry.stat().st_size)
     # One level only: the directory may be a user's home.
-    sizes = [path.stat().st_size for path in folder.iterdir() if path.is_file()]
+    sizes = [path.stat().st_size for path in entry.iterdir() if path.is_file()]
     return f"{len(sizes)} files, {_size(sum(sizes))}"
 
 

@@ -21,11 +21,9 @@ class Report:
     Attributes
     ----------
     sections
-        Named values under their titles.
-    results
-        The results of the self-test.
-    seconds
-        The duration of the self-test.
+        Named values under their titles; what could not be determined is reported as such.
+    results, seconds
+        The results and the duration of the self-test.
 
     Examples
     --------
@@ -72,11 +70,8 @@ class Report:
         lines.append("self-test")
         lines += [f"  {result}" for result in self.results]
         n_passed = sum(result.ok for result in self.results)
-        verdict = "ok" if self.ok else "FAILED"
-        lines.append(
-            f"self-test {verdict}: {n_passed} of {len(self.results)} checks passed, "
-            f"in {self.seconds:.1f} s"
-        )
+        passed = f"{n_passed} of {len(self.results)} checks passed, in {self.seconds:.1f} s"
+        lines.append(f"self-test {'ok' if self.ok else 'FAILED'}: {passed}")
         return str(_without_home("\n".join(lines)))
 
 
@@ -88,16 +83,6 @@ def examine(directory: str | os.PathLike[str] | None = None) -> Report:
     directory
         The output directory of a stage (md, train, sample, run). Only its JSON files and the names
         and sizes of its files are read.
-
-    Returns
-    -------
-    report
-        A `Report`. Facts that could not be determined are reported as such.
-
-    Raises
-    ------
-    FileNotFoundError, NotADirectoryError
-        If `directory` is not a directory.
     """
     folder = None if directory is None else Path(directory)
     if folder is not None and not folder.is_dir():
@@ -130,6 +115,4 @@ def _without_home(content: Any) -> Any:
         return content
     content = printable(content)
     home = os.path.expanduser("~").rstrip("/\\")
-    if not home or home == "~":
-        return content
-    return re.sub(re.escape(home) + r"(?![\w.-])", "~", content)
+    return re.sub(re.escape(home) + r"(?![\w.-])", "~", content) if home else content

@@ -46,18 +46,9 @@ class Deviation:
 
 @dataclass(frozen=True)
 class SelfTestResult:
-    """The result of one test.
+    """The result of one test: errors with their limits, or the reason why it could not be run.
 
-    Attributes
-    ----------
-    name
-        The subject of the test.
-    deviations
-        The measured errors with their limits.
-    problem
-        The reason why the test could not be run.
-    rate
-        For a potential, the number of energies with forces per second.
+    `rate` is the number of energies with forces per second of a potential.
     """
 
     name: str
@@ -93,10 +84,7 @@ class SelfTestResult:
 def self_test(platforms: Sequence[str]) -> list[SelfTestResult]:
     """Test potentials, coordinates and an untrained flow on perturbed alanine dipeptide.
 
-    Parameters
-    ----------
-    platforms
-        OpenMM platforms to compare with Reference.
+    Energies of the OpenMM `platforms` are compared with those of Reference.
     """
     results: list[SelfTestResult] = []
     for force_field in FORCE_FIELDS:
@@ -136,9 +124,8 @@ def _run_test(name: str, test: Callable[..., SelfTestResult], *arguments: Any) -
 
 
 def _perturbed_positions(molecule: MolecularSystem, n: int) -> Tensor:
-    noise = torch.randn(
-        (n, molecule.n_atoms, 3), generator=torch.Generator().manual_seed(1), dtype=torch.float64
-    )
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn((n, molecule.n_atoms, 3), generator=generator, dtype=torch.float64)
     return torch.tensor(molecule.positions) + _NOISE * noise
 
 
@@ -191,10 +178,8 @@ def _compare_with_reference(
         energies, forces = potential.energy_and_forces(x)
         energy_error = float((energies - exact[0]).abs().max())
         force_error = float((forces - exact[1]).abs().max() / exact[1].abs().max())
-        deviations = (
-            Deviation("energies", energy_error, limits[0], " kJ/mol"),
-            Deviation("forces", force_error, limits[1]),
-        )
+        deviation = Deviation("energies", energy_error, limits[0], " kJ/mol")
+        deviations = (deviation, Deviation("forces", force_error, limits[1]))
         return SelfTestResult(name, deviations, rate=_measure_rate(potential, x))
 
 
@@ -214,12 +199,13 @@ def _test_coordinates(name: str, molecule: MolecularSystem) -> SelfTestResult:
     u, inverse = layer.inverse_and_log_det(x)
     _, forward = layer.forward_and_log_det(u)
     x_again = layer.place(u, like=x)
-    return SelfTestResult(
-        name,
-        (
-            Deviation("round trip", float((x_again - x).abs().max()), _ROUND_TRIP, " nm"),
-            Deviation("log-determinants' sum", float((forward + inverse).abs().max()), 1e-8),
-        ),
+    return SelfTestResult(name, _round_trip(x_again - x, forward + inverse))
+
+
+def _round_trip(difference: Tensor, log_det_sum: Tensor) -> tuple[Deviation, ...]:
+    return (
+        Deviation("round trip", float(difference.abs().max()), _ROUND_TRIP, " nm"),
+        Deviation("log-determinants' sum", float(log_det_sum.abs().max()), 1e-8),
     )
 
 
@@ -231,12 +217,6 @@ def _test_flow(name: str, molecule: MolecularSystem) -> SelfTestResult:
     (x, momenta), forward = flow.forward_and_log_det(v)
     v_again, inverse = flow.inverse_and_log_det(x, momenta)
     (x_again, _), _ = flow.forward_and_log_det(v_again)
-    return SelfTestResult(
-        name,
-        (
-            Deviation("round trip", float((x_again - x).abs().max()), _ROUND_TRIP, " nm"),
-            Deviation("log-determinants' sum", float((forward + inverse).abs().max()), 1e-8),
-            # A steerable flow has a constant Jacobian determinant.
-            Deviation("log-determinants' spread", float(forward.max() - forward.min()), 1e-7),
-        ),
-    )
+    # A steerable flow has a constant Jacobian determinant.
+    spread = Deviation("log-determinants' spread", float(forward.max() - forward.min()), 1e-7)
+    return SelfTestResult(name, (*_round_trip(x_again - x, forward + inverse), spread))

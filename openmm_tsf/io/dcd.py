@@ -5,7 +5,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +23,6 @@ class DCDWriter:
 
     The bytes are those of ``openmm.app.DCDFile``, which takes about 0.2 ms of Python for a frame
     and counts a frame before it is written.
-
-    Parameters
-    ----------
-    path
-        The file.
-    n_atoms
-        The number of atoms.
     """
 
     def __init__(self, path: Path, n_atoms: int) -> None:
@@ -39,20 +32,10 @@ class DCDWriter:
     def create(
         self, title: str, first_step: int = 0, interval: int = 1, timestep: float | None = None
     ) -> None:
-        """Write a file without frames.
+        """Write a new file without frames; `title` has up to 80 characters.
 
-        Parameters
-        ----------
-        title
-            Up to 80 characters.
-        first_step, interval, timestep
-            The step of the first frame, the steps between frames, and a step in ps. Without
-            `timestep`, a step is one unit of time.
-
-        Raises
-        ------
-        FileExistsError
-            If the file exists.
+        `first_step` is the step of the first frame, `interval` the steps between frames, `timestep`
+        a step in ps; without it, a step is one unit of time.
         """
         delta = 1.0 if timestep is None else timestep / _AKMA_PICOSECONDS
         control = struct.pack(
@@ -89,13 +72,7 @@ class DCDWriter:
             os.fsync(file.fileno())
 
     def cut_back(self, n_frames: int) -> None:
-        """Keep only the first `n_frames` frames.
-
-        Raises
-        ------
-        ValueError
-            If the file has fewer.
-        """
+        """Keep only the first `n_frames` frames; fewer in the file are a ValueError."""
         with self._opened("r+b") as file:
             self._truncate(file, n_frames)
             self._write_count(file, n_frames)
@@ -128,9 +105,7 @@ class DCDWriter:
 
 def _frame_dtype(n_atoms: int, order: str = "<", has_cell: bool = False) -> np.dtype[np.void]:
     """Return the layout of a frame: every record is enclosed by its length in bytes."""
-    fields: list[tuple[str, str] | tuple[str, str, tuple[int, ...]]] = []
-    if has_cell:
-        fields.append(("cell", "V56"))
+    fields: list[Any] = [("cell", "V56")] if has_cell else []
     for axis in "xyz":
         fields += [
             (f"{axis}_head", order + "i4"),
@@ -149,15 +124,7 @@ class DCDLayout(NamedTuple):
 
 
 def read_dcd_layout(path: Path, n_atoms: int) -> DCDLayout:
-    """Read the header of a DCD file in CHARMM's format, as OpenMM and mdtraj write it.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file is not a DCD file of `n_atoms` atoms.
-    """
+    """Read the header of a DCD file in CHARMM's format, as OpenMM and mdtraj write it."""
     empty = DCDLayout(0, np.dtype([]), 0)  # another process is creating the file
     with open(path, "rb") as file:
         head = file.read(8 + _CONTROL_BYTES)
@@ -192,25 +159,8 @@ def read_dcd(
 ) -> npt.NDArray[np.float32]:
     """Return positions [F, n_atoms, 3] in nm; the walkers of an iteration are consecutive frames.
 
-    Parameters
-    ----------
-    path
-        The file.
-    n_atoms
-        The number of atoms.
-    shape
-        The numbers of iterations and of walkers. Frames beyond them are ignored.
-    stride
-        Read one iteration in `stride`.
-    walkers
-        The walkers to read.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file is not a DCD file of `n_atoms` atoms, is corrupt, or has fewer frames.
+    `shape` is the numbers of iterations, of which one in `stride` is read, and of walkers; frames
+    beyond them are ignored.
     """
     layout = read_dcd_layout(path, n_atoms)
     if layout.n_frames < shape[0] * shape[1]:

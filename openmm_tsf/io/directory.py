@@ -46,19 +46,8 @@ class DirectoryLock:
     """The right to write to a directory, held by one owner at a time.
 
     The operating system releases it when the owner ends, also by a kill: a lock file that is left
-    over blocks nobody. Reading needs no lock. The same object may be entered several times.
-
-    Parameters
-    ----------
-    directory
-        An existing directory.
-
-    Raises
-    ------
-    DirectoryInUse
-        On entering, if another owner holds it.
-    OSError
-        On entering, if the directory is not writable.
+    over blocks nobody. Reading needs no lock. The same object may be entered several times; a
+    directory that another owner holds is `DirectoryInUse`.
 
     Examples
     --------
@@ -96,11 +85,8 @@ class DirectoryLock:
         if first:
             try:
                 remove_stale_temporaries(self.directory)
-                owner = {
-                    "pid": os.getpid(),
-                    "host": socket.gethostname(),
-                    "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-                }
+                now, host = time.strftime("%Y-%m-%d %H:%M:%S"), socket.gethostname()
+                owner = {"pid": os.getpid(), "host": host, "since": now}
                 write_json(self.directory / _OWNER, owner)
             except BaseException:  # a full disk
                 self._lock.release()
@@ -131,26 +117,8 @@ def list_contents(directory: PathLike) -> list[str]:
 def open_output_directory(output: PathLike, *, resume: bool = False) -> Iterator[DirectoryLock]:
     """Make an output directory if needed, and hold its lock.
 
-    Parameters
-    ----------
-    output
-        A new or empty directory, or with `resume` also one that a stage wrote.
-    resume
-        Continue what is in the directory.
-
-    Raises
-    ------
-    FileExistsError
-        If the directory is not empty and `resume` is false.
-    NotADirectoryError
-        If `output` is a file.
-    DirectoryInUse
-        If another owner holds the lock.
-    ValueError
-        With `resume`, if no stage wrote to the directory, or if it contains links: files would be
-        written outside of it.
-    OSError
-        If the directory cannot be made or written.
+    It must be new or empty, or with `resume` one that a stage wrote, without links: files would be
+    written outside of it. A used one is a FileExistsError, one that is locked DirectoryInUse.
     """
     path = Path(output)
     if path.exists() and not path.is_dir():
@@ -179,9 +147,8 @@ def open_output_directory(output: PathLike, *, resume: bool = False) -> Iterator
 
 def _is_of_a_stage(path: Path) -> bool:
     """Whether a stage or a sampler wrote to the directory, by its lock files or ``config.json``."""
-    if all((path / name).exists() for name in _LOCK_FILES):
-        return True
-    return read_stage(path) is not None or "temperatures_K" in _read_config(path)
+    is_locked = all((path / name).exists() for name in _LOCK_FILES)
+    return is_locked or read_stage(path) is not None or "temperatures_K" in _read_config(path)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

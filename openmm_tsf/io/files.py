@@ -18,7 +18,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,7 @@ _writing: set[str] = set()  # names of this process's temporary files
 
 
 def write_bytes(path: PathLike, content: bytes | bytearray | memoryview) -> None:
-    """Write a file atomically.
-
-    Raises
-    ------
-    OSError
-        If the directory is not writable or the disk is full. The message names `path`, and its
-        previous content stays.
-    """
+    """Write a file atomically; after an OSError, which names `path`, its previous content stays."""
     path = Path(path)
     partial = path.with_name(_temporary_name(path.name))
     _writing.add(partial.name)
@@ -94,22 +87,7 @@ def write_arrays(path: PathLike, arrays: Mapping[str, Any]) -> None:
 
 
 def check_regular_file(path: PathLike, what: str) -> Path:
-    """Return `path`; refuse directories, pipes and devices.
-
-    Parameters
-    ----------
-    path
-        The file.
-    what
-        What the file should be, for the message.
-
-    Raises
-    ------
-    FileNotFoundError
-        If `path` does not exist or is not a regular file.
-    ValueError
-        If the system cannot tell what `path` is.
-    """
+    """Return `path`; refuse directories, pipes and devices. `what` it should be is for messages."""
     path = Path(path)
     try:
         mode = path.stat().st_mode
@@ -124,24 +102,14 @@ def check_regular_file(path: PathLike, what: str) -> Path:
 
 
 def _file_type(mode: int) -> str:
-    """Return the type of a file in words."""
-    if stat.S_ISLNK(mode):
-        return "a link"
+    """Return the type of a file that is not a regular one, in words."""
     if stat.S_ISDIR(mode):
         return "a directory"
-    return "a file" if stat.S_ISREG(mode) else "a pipe or device"
+    return "a link" if stat.S_ISLNK(mode) else "a pipe or device"
 
 
 def read_json(path: PathLike) -> dict[str, Any]:
-    """Read a JSON object with finite numbers, distinct keys and limited size and depth.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file does not contain such an object.
-    """
+    """Read a JSON object with finite numbers, distinct keys and limited size and depth."""
     path = check_regular_file(path, "JSON file")
     if (size := path.stat().st_size) > _MAX_JSON_BYTES:
         raise ValueError(f"{path}: expected at most {_MAX_JSON_BYTES} bytes of JSON, got {size}")
@@ -163,11 +131,11 @@ def read_json(path: PathLike) -> dict[str, Any]:
 
 
 def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:40]!r} occurs twice")
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"the key {key[:40]!r} occurs twice")
+        content[key] = value
     return content
 
 
@@ -194,19 +162,8 @@ def _is_deeper(content: Any, levels: int) -> bool:
 def refuse_links(directory: PathLike, names: Iterable[str] = ()) -> None:
     """Refuse links, pipes and devices among the files of a directory.
 
-    Writing through a link would change a file elsewhere; reading a pipe may never end.
-
-    Parameters
-    ----------
-    directory
-        The directory whose files are about to be read or changed.
-    names
-        Files and folders in it, which need not exist.
-
-    Raises
-    ------
-    ValueError
-        If one of them is a link, a pipe or a device, or is changed in place and has hard links.
+    Writing through a link would change a file elsewhere; reading a pipe may never end. The `names`
+    need not exist. Of files that are changed in place, hard links are refused, too.
     """
     for name in names:
         path = Path(directory) / name
@@ -214,14 +171,14 @@ def refuse_links(directory: PathLike, names: Iterable[str] = ()) -> None:
             status = path.lstat()
         except (FileNotFoundError, NotADirectoryError):
             continue
-        expected = f"expected regular files and folders in {directory}"
-        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-            raise ValueError(f"output: {path} is {_file_type(status.st_mode)}; {expected}")
-        in_place = str(name).endswith(_IN_PLACE) and stat.S_ISREG(status.st_mode)
-        if in_place and status.st_nlink > 1:
-            raise ValueError(
-                f"output: {path} is a hard link, {status.st_nlink} names of one file; {expected}"
-            )
+        is_regular, problem = stat.S_ISREG(status.st_mode), None
+        if not (is_regular or stat.S_ISDIR(status.st_mode)):
+            problem = _file_type(status.st_mode)
+        elif is_regular and str(name).endswith(_IN_PLACE) and status.st_nlink > 1:
+            problem = f"a hard link, {status.st_nlink} names of one file"
+        if problem is not None:
+            expected = f"expected regular files and folders in {directory}"
+            raise ValueError(f"output: {path} is {problem}; {expected}")
 
 
 @contextmanager
@@ -283,7 +240,7 @@ def _is_running(pid: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        return True
+        pass
     return True
 
 
@@ -299,13 +256,9 @@ def error_with_path(error: OSError, path: Path) -> OSError:
 
 def _sync_directory(folder: Path) -> None:
     """Flush a rename to the disk, on file systems that support it."""
-    try:
+    with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        return
-    finally:
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

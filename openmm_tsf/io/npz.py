@@ -28,13 +28,7 @@ _MAX_NAME_LENGTH = 200
 
 
 def read_array_names(archive: zipfile.ZipFile) -> frozenset[str]:
-    """Return the names of the arrays in an archive written by `numpy.savez`.
-
-    Raises
-    ------
-    ValueError
-        If `check_archive` refuses the archive, or an entry is not an array.
-    """
+    """Return the names of the arrays in an archive written by `numpy.savez`."""
     check_archive(archive)
     names = [info.filename for info in archive.infolist()]
     for name in names:
@@ -44,13 +38,7 @@ def read_array_names(archive: zipfile.ZipFile) -> frozenset[str]:
 
 
 def check_archive(archive: zipfile.ZipFile) -> None:
-    """Refuse an archive whose content could be larger than its file.
-
-    Raises
-    ------
-    ValueError
-        If an entry is compressed or occurs twice, or the entries together exceed the file's size.
-    """
+    """Refuse an archive whose content could be larger than its file."""
     entries = archive.infolist()
     if len({info.filename for info in entries}) < len(entries):
         raise ValueError("an entry of the archive occurs twice")
@@ -64,13 +52,7 @@ def check_archive(archive: zipfile.ZipFile) -> None:
 
 
 def read_array_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return the shape and dtype of an array.
-
-    Raises
-    ------
-    ValueError
-        If the array does not hold numbers, or its size differs from that of its entry.
-    """
+    """Return the shape and dtype of an array of numbers; the size of its entry must fit them."""
     with archive.open(f"{name}{_SUFFIX}") as stream:
         shape, _, dtype = _read_header(stream)
         start = stream.tell()
@@ -109,24 +91,7 @@ def _check_size(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], n_bytes
 def read_arrays(
     path: PathLike, what: str, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, npt.NDArray[Any]]:
-    """Return the finite arrays that `openmm_tsf.io.files.write_arrays` wrote.
-
-    Parameters
-    ----------
-    path
-        The file.
-    what
-        What the file should be, for the message.
-    shapes
-        Names of the arrays to read, and the shapes that they must have.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file cannot be read, or an array is missing, not finite or of another shape.
-    """
+    """Return finite arrays of the given shapes that `openmm_tsf.io.files.write_arrays` wrote."""
     path = check_regular_file(path, what)
     try:
         with zipfile.ZipFile(path) as archive:

@@ -62,24 +62,8 @@ _SPECIAL = re.compile('[&"<\n\r\t]')
 def read_openmm_xml(path: str | os.PathLike[str], expected: type[T], argument: str) -> T:
     """Read a serialized System or State without running code from the file.
 
-    Parameters
-    ----------
-    path
-        The file.
-    expected
-        ``openmm.System`` or ``openmm.State``.
-    argument
-        The name of the caller's argument: messages begin with it.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    TypeError
-        If `expected` is another class.
-    ValueError
-        If the file is not such an XML file, is damaged, or holds anything that is not known to be
-        data: a PythonForce, a plugin's Force, a class in the wrong place, a document type.
+    Anything that is not known to be data is a ValueError: a PythonForce, a plugin's Force, a class
+    in the wrong place, a document type. Messages begin with `argument`, the caller's.
     """
     if expected not in (openmm.System, openmm.State):
         raise TypeError(f"expected: expected openmm.System or openmm.State, got {expected!r}")
@@ -183,9 +167,8 @@ class _StrictReader:
         element = self._open.pop()
         is_wrapper = tag == "CollectiveVariable" or (tag == "Force" and element.kind is None)
         if self._root == "System" and is_wrapper and element.n_children != 1:
-            raise self._refused(
-                f"expected one Force in {_shown(tag, None)}, got {element.n_children}"
-            )
+            shown = _shown(tag, None)
+            raise self._refused(f"expected one Force in {shown}, got {element.n_children}")
         self._pieces.append(f"</{tag}>\n")
 
 

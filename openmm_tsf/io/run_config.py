@@ -25,7 +25,7 @@ from typing import Any
 
 from openmm_tsf.io.files import read_json
 from openmm_tsf.units import as_temperatures
-from openmm_tsf.utils.validation import check_int, check_positive
+from openmm_tsf.utils.validation import check_int, check_positive, check_seed, optional
 
 CONFIG = "config.json"
 CONFIG_FORMAT = 1
@@ -41,15 +41,7 @@ _REFERENCE = re.compile(r"[\w-]{1,60}\.npz")
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """Return the content of ``config.json`` in a directory of any stage.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the directory or the file does not exist.
-    ValueError
-        If the file is damaged or was written in a newer format.
-    """
+    """Return the content of ``config.json`` in a directory of any stage."""
     path = directory / CONFIG
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such run directory")
@@ -61,8 +53,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: format: expected a number, got {number!r}")
     if number > CONFIG_FORMAT:
         raise ValueError(
-            f"{path}: written in format {number} by a newer version; this one reads up to format "
-            f"{CONFIG_FORMAT}"
+            f"{path}: written in format {number} by a newer version; this one reads {CONFIG_FORMAT}"
         )
     check_config(config, path)
     return config
@@ -71,12 +62,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 def read_run_config(directory: Path) -> dict[str, Any]:
     """Return the content of ``config.json`` in a directory with samples.
 
-    Raises
-    ------
-    FileNotFoundError
-        If the directory or the file does not exist, or sampling has not started.
-    ValueError
-        If the file is damaged, of a newer format, or of a stage without samples.
+    It is a FileNotFoundError if sampling has not started, a ValueError in a stage without samples.
     """
     config = read_config(directory)
     stage = config.get("stage")
@@ -91,24 +77,11 @@ def read_run_config(directory: Path) -> dict[str, Any]:
 
 
 def check_config(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse entries of a wrong type or range; missing ones are the reader's to refuse.
-
-    Parameters
-    ----------
-    config
-        The content.
-    path
-        The file it was read from, for the message.
-
-    Raises
-    ------
-    ValueError
-        If an entry is not valid, naming the file.
-    """
+    """Refuse entries of a wrong type or range; missing ones are the reader's to refuse."""
     checks: dict[str, Callable[[Any, str], Any]] = {
         "temperatures_K": _check_temperatures,
         "n_walkers": check_int,
-        "seed": lambda value, name: check_int(value, name, 0, 2**64 - 1),
+        "seed": check_seed,
         "boltzmann_constant": check_positive,
         "dihedrals": _check_dihedrals,
         "choices": _check_choices,
@@ -117,7 +90,7 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
         "wall_seconds": _check_counts,
         "progress": _check_counts,
         "costs": _check_object,
-        "reference": _check_reference,
+        "reference": optional(check_reference_name),
     }
     try:
         for name, check in checks.items():
@@ -136,13 +109,7 @@ def trajectory_name(kelvin: float) -> str:
 
 
 def check_distinct_temperatures(temperatures: tuple[float, ...]) -> None:
-    """Refuse temperatures whose trajectories would have the same name.
-
-    Raises
-    ------
-    ValueError
-        If two are within 0.01 K.
-    """
+    """Refuse temperatures whose trajectories would have the same name."""
     if len(set(map(trajectory_name, temperatures))) < len(temperatures):
         raise ValueError(
             f"temperatures: expected rungs that differ by more than 0.01 K, got {temperatures}"
@@ -150,13 +117,7 @@ def check_distinct_temperatures(temperatures: tuple[float, ...]) -> None:
 
 
 def check_reference_name(value: Any, name: str = "reference") -> None:
-    """Refuse a name of reference data that contains a path.
-
-    Raises
-    ------
-    ValueError
-        If `value` is not the name of an ``.npz`` file.
-    """
+    """Refuse a name of reference data that contains a path."""
     if not (isinstance(value, str) and _REFERENCE.fullmatch(value)):
         raise ValueError(f"{name}: expected the name of reference data, got {value!r}")
 
@@ -180,8 +141,7 @@ def _check_dihedrals(value: Any, name: str) -> None:
 def _check_choices(value: Any, name: str) -> None:
     choices = _check_object(value, name)
     for key in ("seed", "sampler_seed"):
-        if choices.get(key) is not None:
-            check_int(choices[key], f"{name}.{key}", 0, 2**64 - 1)
+        optional(check_seed)(choices.get(key), f"{name}.{key}")
     for key in ("save_interval", "threads", "torch_threads"):
         if key in choices:
             check_int(choices[key], f"{name}.{key}")
@@ -198,11 +158,6 @@ def _check_counts(value: Any, name: str) -> None:
         is_number = isinstance(count, (int, float)) and not isinstance(count, bool)
         if count is not None and not (is_number and 0 <= count < math.inf):
             raise ValueError(f"{name}: expected a number for {key[:40]!r}, got {count!r}")
-
-
-def _check_reference(value: Any, name: str) -> None:
-    if value is not None:
-        check_reference_name(value, name)
 
 
 def _check_object(value: Any, name: str) -> dict[str, Any]:

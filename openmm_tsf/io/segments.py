@@ -34,23 +34,9 @@ class Segments:
     """All numbers that production had written when this object was made.
 
     Opening reads the numbers of the iterations and the headers of the arrays. An array is read and
-    checked on first use, then kept.
-
-    Parameters
-    ----------
-    directory
-        Folder with ``segment_000000.npz``, ``segment_000001.npz``, ... If the last one cannot be
-        read, it is left out with a warning.
-    n_walkers, n_rungs, n_dihedrals
-        The expected sizes W, R and D of the arrays.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a segment between others is missing.
-    ValueError
-        If a segment before the last cannot be read, or a segment has another shape. On first use:
-        if an array cannot be read or is not finite.
+    checked on first use, then kept. If the last segment cannot be read, it is left out with a
+    warning; if another one is missing or cannot be read, this is an error. The expected shapes are
+    [n, W, R] and, of dihedrals, [n, W, R, D].
     """
 
     def __init__(self, directory: Path, n_walkers: int, n_rungs: int, n_dihedrals: int) -> None:
@@ -133,8 +119,6 @@ class Segments:
             start = stop
         return series
 
-    # ---------------------------------------------------------------- totals
-
     @cached_property
     def _totals(self) -> dict[str, npt.NDArray[Any]]:
         """The sums of all counters over the segments."""
@@ -185,23 +169,20 @@ class Segments:
         """Proposals of each kernel, in the shapes of `accepted`."""
         return self._kernels("proposed_")
 
-    def _count(self, name: str) -> int:
-        return int(self._totals.get(name, 0))
-
     @property
     def rejected_non_finite(self) -> int:
         """Proposals rejected because the energy is not finite or x is outside the flow's domain."""
-        return self._count("rejected_non_finite")
+        return int(self._totals.get("rejected_non_finite", 0))
 
     @property
     def mirror_images(self) -> int:
         """Proposals rejected because a chiral centre has the wrong handedness."""
-        return self._count("mirror_images")
+        return int(self._totals.get("mirror_images", 0))
 
     @property
     def n_evaluations(self) -> int:
         """Energy evaluations of production."""
-        return self._count("n_evaluations")
+        return int(self._totals.get("n_evaluations", 0))
 
     @property
     def wall_seconds(self) -> float:
@@ -211,7 +192,7 @@ class Segments:
     @property
     def outside_domain(self) -> int:
         """The number of proposals in `rejected_non_finite` that left the flow's domain."""
-        return self._count("outside_domain")
+        return int(self._totals.get("outside_domain", 0))
 
 
 class _WrongContent(ValueError):

@@ -25,22 +25,7 @@ def to_plain_data(value: Any) -> Any:
 
 
 def from_plain_data(cls: type, content: Any, where: str) -> Any:
-    """Return the dataclass that `to_plain_data` wrote; missing fields take their defaults.
-
-    Parameters
-    ----------
-    cls
-        The dataclass.
-    content
-        The data.
-    where
-        The file they come from, for the message.
-
-    Raises
-    ------
-    ValueError
-        If `content` is not an object, has unknown fields, or `cls` refuses a value.
-    """
+    """Return the dataclass that `to_plain_data` wrote; missing fields take their defaults."""
     if not isinstance(content, dict):
         raise ValueError(f"{where}: expected {cls.__name__} as an object, got {content!r}")
     hints = get_type_hints(cls)

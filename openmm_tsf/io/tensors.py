@@ -23,22 +23,7 @@ def write_tensors(path: PathLike, content: Mapping[str, Any]) -> None:
 
 
 def read_tensors(path: PathLike, what: str) -> dict[str, Any]:
-    """Return what `write_tensors` wrote, without running code from the file.
-
-    Parameters
-    ----------
-    path
-        The file.
-    what
-        What the file should be, for the message.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file cannot be read, has a wrong checksum, or holds anything else.
-    """
+    """Return what `write_tensors` wrote, without running code from the file."""
     path = check_regular_file(path, what)
     damaged = None
     try:
@@ -82,9 +67,7 @@ def _check_content(content: dict[Any, Any], path: Path, what: str) -> None:
         if not next_level:
             return
         level = next_level
-    raise ValueError(
-        f"{path}: not a readable {what}: expected at most {_MAX_DEPTH} levels, got more"
-    )
+    raise ValueError(f"{path}: not a readable {what}: expected at most {_MAX_DEPTH} levels")
 
 
 def _problem(item: Any) -> str | None:

@@ -13,21 +13,16 @@ from openmm_tsf.io.files import PathLike, read_json, write_json
 
 def write_topology(topology: app.Topology, path: PathLike) -> None:
     """Write the chains, residues, atoms and bonds in their order."""
+
+    def described(residue: app.topology.Residue) -> dict[str, Any]:
+        atoms = [
+            {"name": atom.name, "element": atom.element and atom.element.symbol}
+            for atom in residue.atoms()
+        ]
+        return {"name": residue.name, "id": residue.id, "atoms": atoms}
+
     chains = [
-        {
-            "id": chain.id,
-            "residues": [
-                {
-                    "name": residue.name,
-                    "id": residue.id,
-                    "atoms": [
-                        {"name": atom.name, "element": atom.element and atom.element.symbol}
-                        for atom in residue.atoms()
-                    ],
-                }
-                for residue in chain.residues()
-            ],
-        }
+        {"id": chain.id, "residues": [described(residue) for residue in chain.residues()]}
         for chain in topology.chains()
     ]
     bonds = [[bond[0].index, bond[1].index] for bond in topology.bonds()]
@@ -35,15 +30,7 @@ def write_topology(topology: app.Topology, path: PathLike) -> None:
 
 
 def read_topology(path: PathLike) -> app.Topology:
-    """Return the Topology that `write_topology` wrote.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file does not contain a Topology.
-    """
+    """Return the Topology that `write_topology` wrote."""
     content = read_json(path)
     topology = app.Topology()
     try:
@@ -54,10 +41,9 @@ def read_topology(path: PathLike) -> app.Topology:
                     _check_name(residue["name"]), new_chain, _check_name(residue["id"])
                 )
                 for atom in residue["atoms"]:
-                    symbol = atom["element"]
-                    element = (
-                        None if symbol is None else app.element.get_by_symbol(_check_name(symbol))
-                    )
+                    element = atom["element"]
+                    if element is not None:
+                        element = app.element.get_by_symbol(_check_name(element))
                     topology.addAtom(_check_name(atom["name"]), element, new_residue)
         atoms = list(topology.atoms())
         for first, second in content["bonds"]:

@@ -25,13 +25,7 @@ def seeded_generator(seed: int) -> torch.Generator:
 
 
 class Seeds:
-    """A sequence of independent seeds that derive from one.
-
-    Parameters
-    ----------
-    seed
-        An integer from 0 to 2^64 - 1.
-    """
+    """A sequence of independent seeds that derive from one."""
 
     def __init__(self, seed: int) -> None:
         self._sequence = np.random.SeedSequence(check_seed(seed))

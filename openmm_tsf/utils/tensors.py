@@ -1,4 +1,4 @@
-"""A check of tensors that all coordinate layers share."""
+"""Checks of tensors."""
 
 from typing import Any
 
@@ -7,15 +7,7 @@ from torch import Tensor
 
 
 def check_tensor(value: Any, name: str, shape: tuple[int, ...], like: Tensor) -> None:
-    """Refuse anything but a tensor [B, *shape] with the dtype and device of `like`.
-
-    Raises
-    ------
-    TypeError
-        If `value` is not a tensor or has another dtype.
-    ValueError
-        If it is on another device or has another shape.
-    """
+    """Refuse anything but a tensor [B, *shape] with the dtype and device of `like`."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if value.dtype != like.dtype:

@@ -97,14 +97,18 @@ def check_choice(value: Any, name: str, allowed: Sequence[Any]) -> Any:
     return value
 
 
-def require_entry(config: Any, name: str, kind: type | UnionType) -> Any:
-    """Return the entry `name` of a mapping that was read from a file.
+def check_bool(value: Any, name: str) -> Any:
+    """Return `value`, which must be True or False."""
+    return check_choice(value, name, (False, True))
 
-    Raises
-    ------
-    ValueError
-        If `config` is not a mapping, or has no such entry of type `kind`.
-    """
+
+def optional(check: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    """Return a check that accepts None, too."""
+    return lambda value, name: None if value is None else check(value, name)
+
+
+def require_entry(config: Any, name: str, kind: type | UnionType) -> Any:
+    """Return the entry `name` of type `kind` of a mapping that was read from a file."""
     if not isinstance(config, Mapping) or name not in config:
         raise ValueError(f"{name}: expected an entry, got none")
     value = config[name]
@@ -115,21 +119,9 @@ def require_entry(config: Any, name: str, kind: type | UnionType) -> Any:
 
 
 def require_array(config: Any, name: str, kinds: str, *shape: int) -> NDArray[Any]:
-    """Return the entry `name`, nested lists, as an array.
+    """Return the entry `name`, nested lists, as a finite array of a shape; -1 is any length.
 
-    Parameters
-    ----------
-    config, name
-        As in `require_entry`.
-    kinds
-        The accepted ``dtype.kind`` of numpy: ``"b"`` bool, ``"i"`` integer, ``"f"`` float.
-    *shape
-        The expected shape; -1 for any length.
-
-    Raises
-    ------
-    ValueError
-        If the entry is missing, has another shape or type, or is not finite.
+    `kinds` are the accepted ``dtype.kind`` of numpy: ``"b"`` bool, ``"i"`` integer, ``"f"`` float.
     """
     value = require_entry(config, name, list)
     try:

@@ -7,8 +7,7 @@ Functions are imported from their modules::
     from openmm_tsf.workflow.train import train
     from openmm_tsf.workflow.sample import sample
 
-They are the commands of ``openmm-tsf``; :class:`openmm_tsf.workflow.options.RunOptions` holds the
-options that all of them have.
+They are the commands of ``openmm-tsf``, with :class:`openmm_tsf.workflow.options.RunOptions`.
 
 The run directory
 -----------------
@@ -23,14 +22,12 @@ The run directory
 ``checkpoint.pt``
     The state that production continues from.
 ``config.json``
-    What the stage was asked to do and every choice made since, measured ones included; see
-    :mod:`openmm_tsf.io.run_config`. All stages write it, and it is the first file of each.
+    The settings of the stage and every choice since, see :mod:`openmm_tsf.io.run_config`.
 ``summary.json``, ``ramachandran.png``, ``diagnostics.png``, ``thermodynamics.{csv,json,png}``
-    The analysis: thermodynamics has the free-energy difference of φ, the mean energy and the heat
-    capacity from the lowest to the highest temperature by MBAR, beside the reference.
+    The analysis: thermodynamics has ΔF of φ, ⟨U⟩ and C_V at all temperatures by MBAR.
 
-The md stage writes ``md.dcd`` and ``checkpoint.npz``, the train stage ``training.pt`` to continue
-from; ``run`` keeps what it needs for that in ``md/`` and ``training/``.
+The md stage continues from ``checkpoint.npz``, the train stage from ``training.pt``; ``run`` keeps
+theirs in ``md/`` and ``training/``.
 
 Stopping and resuming
 ---------------------
@@ -57,8 +54,4 @@ without ``--resume``. Every file is either complete or absent, except trajectori
 are cut back to their checkpoint; ``tsf.load_run`` can read at any moment. No file is unpickled, and
 OpenMM's XML is read without the parts that may contain Python code: directories from untrusted
 sources can be opened, analysed and resumed.
-
-``python -m tests.robustness.kills`` kills every stage at random moments, by signals, limits of
-memory and file size, and a full disk, and compares the end with that of an uninterrupted run;
-``python -m tests.robustness.walk`` lets small stages die at every single file operation.
 """

@@ -34,9 +34,8 @@ class Costs:
         finally:
             self.add(stage, potential.n_evaluations - before, time.monotonic() - start)
             if (more := getattr(potential, "compile_seconds", 0.0) - compiled) > 0:
-                self.seconds["compilation"] = round(
-                    (self.seconds.get("compilation") or 0.0) + more, 3
-                )
+                before_it = self.seconds.get("compilation") or 0.0
+                self.seconds["compilation"] = round(before_it + more, 3)
 
     def add(self, stage: str, evaluations: int, seconds: float) -> None:
         """Add to a stage."""
@@ -59,10 +58,8 @@ class Costs:
 
 
 def _numbers(entry: Any) -> list[tuple[str, float]]:
-    if not isinstance(entry, dict):
-        return []
     return [
         (str(name), value)
-        for name, value in entry.items()
+        for name, value in (entry.items() if isinstance(entry, dict) else ())
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     ]

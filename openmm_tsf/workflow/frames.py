@@ -3,15 +3,14 @@
 import hashlib
 import os
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from openmm_tsf.io.files import PathLike
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import as_temperature
-from openmm_tsf.utils.validation import check_choice, check_fields, check_int
+from openmm_tsf.utils.validation import check_bool, check_fields, check_int, optional
 from openmm_tsf.workflow.md_simulation import TRAJECTORY, read_md_config
 
 
@@ -31,11 +30,6 @@ class FrameSource:
     stride
         Keep every `stride`-th frame.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If a value is not valid, or they contradict each other.
-
     Examples
     --------
     >>> import openmm_tsf as tsf
@@ -54,10 +48,9 @@ class FrameSource:
             if not isinstance(self.trajectory, str | os.PathLike):
                 raise TypeError(f"trajectory: expected a path, got {self.trajectory!r}")
             object.__setattr__(self, "trajectory", os.path.abspath(self.trajectory))
-        if self.temperature is not None:
-            check_fields(self, temperature=as_temperature)
-        is_bool = partial(check_choice, allowed=(False, True))
-        check_fields(self, simulate=is_bool, stride=check_int)
+        check_fields(
+            self, temperature=optional(as_temperature), simulate=check_bool, stride=check_int
+        )
         if self.trajectory is not None and self.simulate:
             raise ValueError("trajectory: expected none where MD is to be run, got both")
         if self.trajectory is None and self.temperature is not None:
@@ -65,24 +58,15 @@ class FrameSource:
 
     def completed_from(self, recorded: "FrameSource") -> Self:
         """Return this source, completed by the one that an earlier start recorded."""
-        temperature = self.temperature
-        if temperature is None:
-            temperature = recorded.temperature
         return replace(
             self,
             trajectory=self.trajectory or recorded.trajectory,
-            temperature=temperature,
+            temperature=recorded.temperature if self.temperature is None else self.temperature,
             simulate=self.simulate or recorded.simulate,
         )
 
     def load(self, molecule: MolecularSystem) -> MDDataset:
-        """Return the frames of the trajectory, or the shipped ones.
-
-        Raises
-        ------
-        FileNotFoundError, ValueError
-            As `load_trajectory`.
-        """
+        """Return the frames of the trajectory, or the shipped ones."""
         if self.trajectory is None:
             return MDDataset.shipped(molecule, stride=self.stride)
         return load_trajectory(self.trajectory, molecule, self.temperature, self.stride)
@@ -94,26 +78,9 @@ def load_trajectory(
     temperature: float | None = None,
     stride: int = 1,
 ) -> MDDataset:
-    """Return the frames of a trajectory file, or of a directory that the ``md`` stage wrote.
+    """Return every `stride`-th frame of a file that mdtraj reads, or of a directory of ``md``.
 
-    Parameters
-    ----------
-    trajectory
-        A file that mdtraj reads, or a directory of the ``md`` stage, which records its temperature
-        and its cost.
-    molecule
-        The molecule.
-    temperature
-        Temperature of a trajectory file in K.
-    stride
-        Keep every `stride`-th frame.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file or directory does not exist.
-    ValueError
-        If the temperature is missing or contradicts the directory's, or the frames do not fit.
+    A file needs its `temperature` in K; a directory records it, and what its MD cost.
     """
     path = Path(trajectory)
     if not path.exists():
@@ -128,17 +95,17 @@ def load_trajectory(
     recorded = float(config["choices"]["settings"]["temperature"])
     if temperature is not None and abs(temperature - recorded) > 1e-6:
         raise ValueError(f"temperature: {path} was run at {recorded} K, got {temperature} K")
-    return MDDataset.load(
-        path / TRAJECTORY,
-        molecule,
-        recorded,
-        stride=stride,
-        n_evaluations=int(config["progress"]["n_evaluations"]),
-    )
+    evaluations = int(config["progress"]["n_evaluations"])
+    trajectory = path / TRAJECTORY
+    return MDDataset.load(trajectory, molecule, recorded, stride=stride, n_evaluations=evaluations)
+
+
+def describe_frames(dataset: MDDataset, source: str) -> dict[str, Any]:
+    """Return what is recorded of frames, beside their hash."""
+    return {"source": source, "n_frames": len(dataset), "temperature_K": dataset.temperature}
 
 
 def hash_of_frames(dataset: MDDataset) -> str:
     """Return the SHA-256 of a dataset's positions."""
-    return hashlib.sha256(
-        dataset.positions.detach().cpu().contiguous().numpy().tobytes()
-    ).hexdigest()
+    positions = dataset.positions.detach().cpu().contiguous().numpy()
+    return hashlib.sha256(positions.tobytes()).hexdigest()

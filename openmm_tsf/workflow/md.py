@@ -10,15 +10,13 @@ import openmm
 
 from openmm_tsf.io.directory import open_output_directory
 from openmm_tsf.io.files import PathLike
-from openmm_tsf.io.run_config import CONFIG
-from openmm_tsf.io.serialization import from_plain_data
 from openmm_tsf.potentials.platforms import check_platform
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.signals import DeferredInterrupt
 from openmm_tsf.utils.validation import check_threads
 from openmm_tsf.workflow.md_simulation import NO_PROGRESS, MDSimulation, fastest_platform
 from openmm_tsf.workflow.options import RunOptions
-from openmm_tsf.workflow.record import new_config, read_stage_config
+from openmm_tsf.workflow.record import new_config, recorded_settings, resumed_choices
 from openmm_tsf.workflow.settings import MDSettings
 from openmm_tsf.workflow.stage import Stage
 
@@ -55,15 +53,12 @@ def run_md(
         Length, temperature, time step; when resuming, those of the run by default. The number of
         frames may grow.
     options
-        How it is run. Checkpoints lie between blocks of 10 000 steps (a million on GPUs). A seed
-        replaces that of `settings`.
+        How it is run. A seed replaces that of `settings`.
 
     Raises
     ------
-    FileExistsError
-        If `output` is not empty and is not to be resumed.
-    DirectoryInUse
-        If another process writes to `output`.
+    FileExistsError, DirectoryInUse
+        If `output` is not empty and not to be resumed, or another process writes to it.
     ValueError
         If `output` is not of an MD run, or of one with another molecule, temperature or time step.
     RuntimeError
@@ -71,12 +66,8 @@ def run_md(
     """
     options = options or RunOptions()
     with open_output_directory(output, resume=options.resume) as lock:
-        earlier = read_stage_config(lock.directory, "md") if options.resume else None
-        recorded = {} if earlier is None else earlier["choices"]
-        if settings is None and recorded:
-            path = str(lock.directory / CONFIG)
-            settings = from_plain_data(MDSettings, recorded["settings"], path)
-        settings = settings or MDSettings()
+        recorded = resumed_choices(lock.directory, "md", options)
+        settings = settings or recorded_settings(lock.directory, MDSettings) or MDSettings()
         if options.seed is not None:
             settings = replace(settings, seed=options.seed)
         choices = _platform_and_threads(recorded, molecule, options)
@@ -103,21 +94,16 @@ def run_md(
         n_frames = simulation.n_frames
         if interrupt.requested:
             logger.warning("interrupted: %d of %d frames are written", n_frames, settings.n_frames)
-        return MDResult(
-            simulation.dcd.path,
-            n_frames,
-            simulation.n_evaluations,
-            simulation.wall_seconds,
-            interrupt.requested,
-        )
+        evaluations, seconds = simulation.n_evaluations, simulation.wall_seconds
+        return MDResult(simulation.dcd.path, n_frames, evaluations, seconds, interrupt.requested)
 
 
 def _check_growing(directory: Path, recorded: Mapping[str, Any], settings: MDSettings) -> None:
     before = recorded.get("settings", {}).get("n_frames", 0)
     if isinstance(before, int) and settings.n_frames < before:
         raise ValueError(
-            f"n_frames: the run in {directory} has {before}, which can grow, got "
-            f"{settings.n_frames}"
+            f"n_frames: the run in {directory} has {before}, which can grow, "
+            f"got {settings.n_frames}"
         )
 
 

@@ -34,16 +34,13 @@ BUFFERED_FRAMES = 100
 #: platforms, and up to seconds where it is compiled.
 BLOCK_STEPS = {"Reference": 10_000, "CPU": 10_000}
 BLOCK_STEPS_GPU = 1_000_000
+_UNREADABLE = "not a readable checkpoint of an MD run"
+#: The counts in a checkpoint.
+_COUNTS = ("step", "n_frames", "n_minimizer", "block_steps")
 
 
 def fastest_platform(molecule: MolecularSystem, threads: int = 1, n_steps: int = 50) -> str:
-    """Return the name of the platform with the fastest dynamics steps, by measurement.
-
-    Raises
-    ------
-    RuntimeError
-        If no platform can run the System.
-    """
+    """Return the name of the platform with the fastest dynamics steps, by measurement."""
     seconds: dict[str, float] = {}
     for index in range(openmm.Platform.getNumPlatforms()):
         name = openmm.Platform.getPlatform(index).getName()
@@ -72,11 +69,9 @@ def _context(
     molecule: MolecularSystem, integrator: openmm.Integrator, platform: str, threads: int
 ) -> openmm.Context:
     chosen = openmm.Platform.getPlatformByName(platform)
-    properties = {}
+    properties = {"Threads": str(threads)} if platform == "CPU" else {}
     if "DeterministicForces" in chosen.getPropertyNames():
         properties["DeterministicForces"] = "true"
-    if platform == "CPU":
-        properties["Threads"] = str(threads)
     return openmm.Context(molecule.system, integrator, chosen, properties)
 
 
@@ -120,10 +115,8 @@ class MDSimulation:
 
     def resume(self) -> bool:
         """Continue from the checkpoint; return whether there is one."""
-        path, progress = (
-            self.directory / CHECKPOINT,
-            check_progress(self.stage.config, self.directory),
-        )
+        path = self.directory / CHECKPOINT
+        progress = check_progress(self.stage.config, self.directory)
         if not path.exists():
             if progress["n_frames"] or self.dcd.n_frames:
                 raise ValueError(
@@ -133,12 +126,13 @@ class MDSimulation:
             self.dcd.path.unlink(missing_ok=True)  # killed before the first checkpoint
             return False
         shape = (self.molecule.n_atoms, 3)
-        scalars = ("step", "n_frames", "n_minimizer", "wall_seconds", "block_steps")
-        layout = {"positions": shape, "velocities": shape} | dict.fromkeys(scalars, ())
-        checkpoint = read_arrays(path, "checkpoint of an MD run", layout)
-        self.step, self.n_frames = int(checkpoint["step"]), int(checkpoint["n_frames"])
-        self.n_minimizer = int(checkpoint["n_minimizer"])
-        self.block_steps = int(checkpoint["block_steps"])
+        layout = {"positions": shape, "velocities": shape, "wall_seconds": ()}
+        checkpoint = read_arrays(
+            path, "checkpoint of an MD run", layout | dict.fromkeys(_COUNTS, ())
+        )
+        self.step, self.n_frames, self.n_minimizer, self.block_steps = (
+            int(checkpoint[name]) for name in _COUNTS
+        )
         self._seconds_before = float(checkpoint["wall_seconds"])
         self._check_counts(path, checkpoint)
         if min(progress["n_frames"], self.dcd.n_frames) >= self.settings.n_frames:
@@ -153,34 +147,28 @@ class MDSimulation:
     def _check_counts(self, path: Path, checkpoint: dict[str, np.ndarray]) -> None:
         """Refuse counts that are not possible, or contradict each other."""
         settings = self.settings
-        for name in ("step", "n_frames", "n_minimizer", "block_steps"):
+        for name in _COUNTS:
             least = 1 if name == "block_steps" else 0
             if checkpoint[name].dtype.kind != "i" or checkpoint[name] < least:
-                raise ValueError(
-                    f"{path}: not a readable checkpoint of an MD run ({name}: expected a count)"
-                )
+                raise ValueError(f"{path}: {_UNREADABLE} ({name}: expected a count)")
         frames = max(0, self.step - settings.n_equilibration_steps) // settings.steps_per_frame
         if frames != self.n_frames or self.step % self.block_steps or self._seconds_before < 0:
-            raise ValueError(
-                f"{path}: not a readable checkpoint of an MD run (after {self.step} steps: "
-                f"expected {frames} frames, got {self.n_frames})"
-            )
+            after = f"after {self.step} steps: expected {frames} frames, got {self.n_frames}"
+            raise ValueError(f"{path}: {_UNREADABLE} ({after})")
 
     def start(self) -> None:
         """Minimise, draw velocities, and write the first checkpoint."""
-        self.dcd.create(
-            "frames of Langevin dynamics",
-            self.settings.n_equilibration_steps + self.settings.steps_per_frame,
-            self.settings.steps_per_frame,
-            self.settings.timestep,
-        )
-        integrator = openmm.VerletIntegrator(self.settings.timestep)
+        settings = self.settings
+        interval, wait = settings.steps_per_frame, settings.n_equilibration_steps
+        title = "frames of Langevin dynamics"
+        self.dcd.create(title, wait + interval, interval, settings.timestep)
+        integrator = openmm.VerletIntegrator(settings.timestep)
         context = _context(self.molecule, integrator, self.platform, self.threads)
         context.setPositions(self.molecule.positions)
         counter = _IterationCounter()
         openmm.LocalEnergyMinimizer.minimize(context, reporter=counter)
         self.n_minimizer = counter.count
-        context.setVelocitiesToTemperature(self.settings.temperature, self._seed("velocities", 0))
+        context.setVelocitiesToTemperature(settings.temperature, self._seed("velocities", 0))
         self._context = context
         self._keep_boundary()
         self.save()
@@ -189,12 +177,10 @@ class MDSimulation:
     def advance(self, interrupt: DeferredInterrupt) -> None:
         """Simulate until n_frames are written, or an interrupt."""
         settings, options = self.settings, self.stage.options
+        title, total = f"MD at {settings.temperature:g} K", settings.n_frames
+        hidden = not options.progress
         with tqdm(
-            total=settings.n_frames,
-            initial=self.n_frames,
-            desc=f"MD at {settings.temperature:g} K",
-            unit="frame",
-            disable=not options.progress,
+            total=total, initial=self.n_frames, desc=title, unit="frame", disable=hidden
         ) as bar:
             while self.step < self._n_steps and not interrupt.requested:
                 done = self.n_frames + len(self._waiting)
@@ -247,10 +233,7 @@ class MDSimulation:
         self._boundary = {
             "positions": self._positions(),
             "velocities": np.asarray(state.getVelocities(asNumpy=True)._value),
-            "step": np.array(self.step),
-            "n_frames": np.array(self.n_frames),
-            "n_minimizer": np.array(self.n_minimizer),
-            "block_steps": np.array(self.block_steps),
+            **{name: np.array(getattr(self, name)) for name in _COUNTS},
         }
 
     def _new_block(self) -> None:
@@ -300,13 +283,7 @@ class _IterationCounter(openmm.MinimizationReporter):
 
 
 def read_md_config(directory: Path) -> dict[str, Any]:
-    """Return ``config.json`` of a directory of the md stage.
-
-    Raises
-    ------
-    ValueError
-        If it is missing or damaged, or of another stage.
-    """
+    """Return ``config.json`` of a directory of the md stage."""
     config = read_stage_config(directory, "md")
     if config is None:
         raise ValueError(f"output: {directory} is not a directory of the md stage")

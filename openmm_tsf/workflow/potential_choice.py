@@ -49,20 +49,8 @@ def open_potential(
     """Open the potential that is fastest for this much work, by rules that use no clock.
 
     It is compiled torch for a long run, torch where OpenMM is slow at a Force, and OpenMM's
-    Contexts otherwise.
-
-    Parameters
-    ----------
-    molecule
-        The molecule.
-    platform
-        An OpenMM platform, if the user chose one: then OpenMM's Contexts.
-    planned
-        Evaluations that are planned.
-    batch
-        Conformations that are evaluated at once.
-    compiled
-        The earlier choice, where a run on torch is resumed.
+    Contexts otherwise: on `platform` if the user chose one. `planned` is the number of evaluations,
+    `batch` of how many at once; `compiled` is the earlier choice of a run on torch that is resumed.
     """
     if platform is not None:
         return molecule.potential(platform=platform)
@@ -72,31 +60,16 @@ def open_potential(
         return molecule.potential(compile=True)
     if any(isinstance(force, _SLOW_IN_OPENMM) for force in molecule.system.getForces()):
         return molecule.potential()
-    logger.info(
-        "energies by OpenMM's Contexts: %d evaluations would not pay for compiling", planned
-    )
+    logger.info("OpenMM's Contexts: %d evaluations would not pay for compiling", planned)
     return molecule.potential(kind="openmm")
 
 
 def reopen_potential(
     molecule: MolecularSystem, recorded: Any, platform: str | None, planned: int = 0, batch: int = 0
 ) -> Potential:
-    """Open the potential of a stage that is resumed, on `platform` if given.
+    """Open the potential that a stage has recorded, if it has, on `platform` if given.
 
-    Parameters
-    ----------
-    molecule
-        The molecule.
-    recorded
-        What :func:`openmm_tsf.potentials.base.describe_potential` returned at the start; None where
-        the stage did not get that far, or starts.
-    platform, planned, batch
-        As for `open_potential`.
-
-    Raises
-    ------
-    ValueError
-        If `recorded` is damaged.
+    `recorded` is from :func:`openmm_tsf.potentials.base.describe_potential`.
     """
     if recorded is None:
         return open_potential(molecule, platform, planned, batch)
@@ -104,8 +77,6 @@ def reopen_potential(
         raise ValueError(f"potential: expected what a run records of it, got {recorded!r}")
     before = recorded["platform"]
     if platform is not None or before is not None:
-        same = platform in (None, before)
-        return molecule.potential(
-            platform=platform or before, n_contexts=recorded["n_contexts"] if same else None
-        )
+        n_contexts = recorded["n_contexts"] if platform in (None, before) else None
+        return molecule.potential(platform=platform or before, n_contexts=n_contexts)
     return open_potential(molecule, None, planned, batch, compiled=bool(recorded.get("compiled")))

@@ -8,8 +8,6 @@ from openmm_tsf.workflow.settings import FlowSettings, MDSettings, RunSettings, 
 # Path gradients, orthogonal steps and chains in place of rounds: the flow becomes good enough that
 # most moves are independent draws. examples/benchmarks/training_trials.py leaves each of them out.
 _FLOW = FlowSettings(n_blocks=6, overlap=True)
-
-
 _FIT = FitSettings(
     batch_size=256,
     kl_batch_size=510,
@@ -26,11 +24,7 @@ _FIT = FitSettings(
     basin_balance=0.3,
     n_validation_draws=2000,
 )
-
-
 _REFIT = replace(_FIT, n_steps=1000, warmup_steps=50, learning_rate=2e-3, ramp=(0.0, 0.0))
-
-
 _SAMPLING = SamplingSettings(
     n_walkers=64,
     n_iterations=1000,
@@ -40,7 +34,6 @@ _SAMPLING = SamplingSettings(
     swap="steered",
     local_interval=20,
 )
-
 
 PRESETS: dict[str, RunSettings] = {
     # Minutes: every stage at work, with poor statistics, as the summary says.
@@ -75,13 +68,7 @@ PRESETS: dict[str, RunSettings] = {
 
 
 def preset(name: str) -> RunSettings:
-    """Return the settings of a preset: ``"quick"``, ``"default"`` or ``"thorough"``.
-
-    Raises
-    ------
-    ValueError
-        If `name` is not one of them.
-    """
+    """Return the settings of a preset: ``"quick"``, ``"default"`` or ``"thorough"``."""
     if name not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
     return PRESETS[name]

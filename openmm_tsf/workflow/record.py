@@ -19,6 +19,7 @@ from openmm_tsf.potentials.base import is_potential_description
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.validation import max_threads, require_entry
 from openmm_tsf.utils.versions import package_versions
+from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.settings import SamplingSettings
 
 logger = logging.getLogger(__name__)
@@ -41,13 +42,7 @@ def new_config(stage: str, molecule: MolecularSystem, **request: Any) -> dict[st
 
 
 def read_stage_config(directory: Path, stage: str) -> dict[str, Any] | None:
-    """Return the ``config.json`` of a stage that is to be resumed; None where nothing was started.
-
-    Raises
-    ------
-    ValueError
-        If the directory is not of this stage, or the file is damaged.
-    """
+    """Return the ``config.json`` of a stage that is to be resumed; None where there is nothing."""
     if not directory.is_dir() or not list_contents(directory):
         return None
     path = directory / CONFIG
@@ -55,10 +50,8 @@ def read_stage_config(directory: Path, stage: str) -> dict[str, Any] | None:
         raise ValueError(f"output: {directory} holds nothing to resume (no {CONFIG} in it)")
     config = read_config(directory)
     if config.get("stage") != stage:
-        raise ValueError(
-            f"output: expected a directory of the {stage} stage, {directory} is of "
-            f"{config.get('stage')!r}"
-        )
+        of = f"{directory} is of {config.get('stage')!r}"
+        raise ValueError(f"output: expected a directory of the {stage} stage, {of}")
     try:
         choices = require_entry(config, "choices", dict)
         require_entry(choices, "settings", dict)
@@ -73,6 +66,12 @@ def read_stage_config(directory: Path, stage: str) -> dict[str, Any] | None:
     return config
 
 
+def resumed_choices(directory: Path, stage: str, options: RunOptions) -> dict[str, Any]:
+    """Return the choices of the stage that is resumed; empty where it starts."""
+    config = read_stage_config(directory, stage) if options.resume else None
+    return {} if config is None else config["choices"]
+
+
 def warn_of_other_versions(directory: PathLike, recorded: Any) -> None:
     """Warn of packages that changed since a stage started."""
     if not isinstance(recorded, dict):
@@ -85,21 +84,13 @@ def warn_of_other_versions(directory: PathLike, recorded: Any) -> None:
     ]
     if changes:
         logger.warning(
-            "%s: packages changed since it started (%s); the continuation is valid, but not the "
-            "same bit by bit",
-            directory,
-            ", ".join(changes),
+            f"{directory}: packages changed since it started ({', '.join(changes)}); the "
+            "continuation is valid, but not the same bit by bit"
         )
 
 
 def recorded_choices(directory: PathLike) -> dict[str, Any]:
-    """Return the choices of what is in a directory; empty where nothing is recorded.
-
-    Raises
-    ------
-    ValueError
-        If ``config.json`` is damaged.
-    """
+    """Return the choices of what is in a directory; empty where nothing is recorded."""
     if not (Path(directory) / CONFIG).is_file():
         return {}
     choices: dict[str, Any] = read_config(Path(directory)).get("choices", {})
@@ -107,29 +98,17 @@ def recorded_choices(directory: PathLike) -> dict[str, Any]:
 
 
 def recorded_settings(directory: PathLike, cls: type, part: str | None = None) -> Any:
-    """Return the settings of the stage in a directory; None where none are recorded.
+    """Return the settings `cls` of the stage in a directory; None where none are recorded.
 
-    Parameters
-    ----------
-    directory
-        The directory.
-    cls
-        Their dataclass.
-    part
-        Which of several; None for all of them, or for the sampling of a run.
-
-    Raises
-    ------
-    ValueError
-        If the record is damaged.
+    Without a `part` they are all of them, or those of the sampling of a run.
     """
     settings = recorded_choices(directory).get("settings")
     if settings is None:
         return None
-    if part is None and cls is SamplingSettings:
-        settings = sampling_part(settings)
-    elif part is not None:
+    if part is not None:
         settings = settings.get(part) if isinstance(settings, dict) else None
+    elif cls is SamplingSettings:
+        settings = sampling_part(settings)
     return from_plain_data(cls, settings, str(Path(directory) / CONFIG))
 
 
@@ -147,39 +126,23 @@ def recorded_threads(directory: PathLike) -> int | None:
 def check_same_request(
     directory: Path, recorded: dict[str, Any], request: dict[str, Any], may_differ: Sequence[str]
 ) -> None:
-    """Refuse to resume a stage with another request than it was started with.
+    """Refuse to resume a stage with choices other than those recorded.
 
-    Parameters
-    ----------
-    directory
-        The directory, for the message.
-    recorded, request
-        Choices in ``config.json``, and those that the continuation was given.
-    may_differ
-        Choices that may differ, as ``"sampling.n_iterations"``.
-
-    Raises
-    ------
-    ValueError
-        If they differ in anything else.
+    `may_differ` names exceptions, as ``"sampling.n_iterations"``.
     """
     if "molecule" in request and recorded.get("molecule") != request["molecule"]:
         raise ValueError(f"output: what is in {directory} is of another molecule")
     for name in _ONLY_WARNED_OF:
         if name in request and recorded.get(name) != request[name]:
             logger.warning(
-                "%s: started with %s %s, continued with %s: valid, but not the same bit by bit",
-                directory,
-                name,
-                recorded.get(name),
-                request[name],
+                f"{directory}: started with {name} {recorded.get(name)}, continued with "
+                f"{request[name]}: valid, but not the same bit by bit"
             )
     for name in sorted(request.keys() - set(_NOT_COMPARED)):
         for key, (before, now) in _differences(recorded.get(name), request[name], name).items():
             if key.removeprefix("settings.") not in may_differ:
-                raise ValueError(
-                    f"{key}: what is in {directory} was made with {before!r}, got {now!r}"
-                )
+                made = f"what is in {directory} was made with {before!r}"
+                raise ValueError(f"{key}: {made}, got {now!r}")
 
 
 def _differences(before: Any, now: Any, name: str) -> dict[str, tuple[Any, Any]]:

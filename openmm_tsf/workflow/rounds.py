@@ -33,21 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 class Rounds:
-    """Trainings and rounds of sampling of one run, as its settings say.
-
-    Parameters
-    ----------
-    stage
-        The stage.
-    settings
-        The settings of the run.
-    dataset
-        The frames of the first training.
-    potential
-        The energy.
-    flow
-        The flow to train.
-    """
+    """Trainings and rounds of sampling of one run; the first training is on `dataset`."""
 
     def __init__(
         self,
@@ -64,13 +50,7 @@ class Rounds:
         remove_stale_temporaries(self.folder)
 
     def run(self, seeds: Seeds) -> WalkerState | None:
-        """Do all trainings and rounds, or what is left of them.
-
-        Returns
-        -------
-        walkers
-            Those of the last round, which production continues from; None without rounds.
-        """
+        """Do all that is left, and return the walkers of the last round; None without rounds."""
         walkers: WalkerState | None = None
         samples: list[list[Tensor]] = [[] for _ in self.settings.sampling.temperatures]
         for number in range(self.settings.n_rounds + 1):
@@ -93,13 +73,9 @@ class Rounds:
             logger.info("round %d of %d: sampling", number, settings.n_rounds)
             progress = stage.options.progress
             with sampling_threads(), stage.costs.counting("sampling", self.potential):
+                first = self.dataset if start is None else start
                 sampler = make_sampler(
-                    stage.molecule,
-                    self.flow,
-                    sampling,
-                    self.potential,
-                    seeds,
-                    self.dataset if start is None else start,
+                    stage.molecule, self.flow, sampling, self.potential, seeds, first
                 )
                 with sampler:
                     sampler.tune(sampling.n_tuning, progress=progress)
@@ -114,14 +90,14 @@ class Rounds:
         sampling = self.settings.sampling
         content = read_tensors(path, "file of a round's samples")
         x, shape = content.get("x"), (sampling.n_walkers, len(sampling.temperatures))
-        event = tuple(self.potential.event_shape)
+        each = (*shape, *self.potential.event_shape)
         if (
             not isinstance(x, Tensor)
             or x.dtype != torch.float64
-            or len(x) == 0
-            or x.shape[1:] != (*shape, *event)
+            or x.shape[1:] != each
+            or not len(x)
         ):
-            raise ValueError(f"{path}: expected samples of shape {[*shape, *event]}")
+            raise ValueError(f"{path}: expected samples of shape {list(each)}")
         if not bool(torch.isfinite(x).all()):
             raise ValueError(f"{path}: expected finite samples, got NaN or infinity")
         return x, restored_state(content.get("walkers"), *shape, self.potential)
@@ -138,9 +114,8 @@ class Rounds:
         logger.info("training %d of %d", number + 1, settings.n_rounds + 1)
         data = [self.dataset]
         if number:
-            share = settings.sample_share
-            weight = share / (1 - share) / len(samples)
-            data += self._as_datasets(samples, weight)
+            odds = settings.sample_share / (1 - settings.sample_share)
+            data += self._as_datasets(samples, odds / len(samples))
         plan = settings.refit if number else settings.fit
         checkpoint = log.with_suffix(".pt")
         try:

@@ -20,12 +20,12 @@ from openmm_tsf.systems.files import holds_molecule, read_molecule
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.random import Seeds
-from openmm_tsf.workflow.frames import FrameSource, hash_of_frames, load_trajectory
+from openmm_tsf.workflow.frames import FrameSource, describe_frames, hash_of_frames, load_trajectory
 from openmm_tsf.workflow.md import run_md
-from openmm_tsf.workflow.options import DEFAULT_SEED, RunOptions
+from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.potential_choice import batch_of, planned_sampling, planned_training
 from openmm_tsf.workflow.presets import preset
-from openmm_tsf.workflow.record import new_config, read_stage_config
+from openmm_tsf.workflow.record import new_config, recorded_settings, resumed_choices
 from openmm_tsf.workflow.rounds import Rounds, remove_training_files
 from openmm_tsf.workflow.sample import (
     has_started,
@@ -54,7 +54,7 @@ def run(
     frames: FrameSource | None = None,
     options: RunOptions | None = None,
 ) -> dict[str, Any]:
-    """Go from frames, or from nothing, to samples at every temperature.
+    """Sample every temperature, from frames or nothing, and return the content of ``summary.json``.
 
     Parameters
     ----------
@@ -71,28 +71,20 @@ def run(
     options
         How it is run.
 
-    Returns
-    -------
-    summary
-        The content of ``summary.json``.
-
     Raises
     ------
-    FileExistsError
-        If `output` is not empty and is not to be resumed.
-    DirectoryInUse
-        If another process writes to `output`.
+    FileExistsError, DirectoryInUse
+        If `output` is not empty and not to be resumed, or another process writes to it.
     ValueError
         If the frames do not fit the molecule, or the run that is resumed was another one.
     KeyboardInterrupt
         After Ctrl-C, with everything written: in production the samples so far are analysed first.
     """
     options, frames = options or RunOptions(), frames or FrameSource()
-    earlier = read_stage_config(Path(output), "run") if options.resume else None
-    recorded = {} if earlier is None else earlier["choices"]
+    recorded = resumed_choices(Path(output), "run", options)
     if recorded:
         path = str(Path(output) / CONFIG)
-        settings = settings or from_plain_data(RunSettings, recorded["settings"], path)
+        settings = settings or recorded_settings(output, RunSettings)
         frames = frames.completed_from(from_plain_data(FrameSource, recorded.get("source"), path))
         if molecule is None and holds_molecule(output):
             molecule = read_molecule(output)
@@ -113,7 +105,7 @@ def run(
         "run",
         molecule,
         settings=settings,
-        seed=recorded.get("seed", DEFAULT_SEED) if options.seed is None else options.seed,
+        seed=options.choose_seed(recorded),
         source=frames,
         frames_sha256=None if dataset is None else hash_of_frames(dataset),
         requested_platform=options.platform,
@@ -142,9 +134,7 @@ def _run_stages(
         source = "MD"
         dataset = _simulate(stage, settings, seeds.next() % 2**31)
     stage.costs.evaluations["md"] = dataset.n_evaluations or None
-    stage.record(
-        frames={"source": source, "n_frames": len(dataset), "temperature_K": dataset.temperature}
-    )
+    stage.record(frames=describe_frames(dataset, source))
     with stage.open_potential(_planned(settings), batch_of(sampling)) as potential:
         with stage.costs.counting("training", potential):
             flow = build_flow(dataset, settings.flow, seeds.next())
@@ -153,13 +143,10 @@ def _run_stages(
         logger.info("the flow is frozen: production")
         with sampling_threads():
             with stage.costs.counting("sampling", potential):
+                sampler_seed = sampler_seeds(seeds, walkers is None)
+                start = dataset if walkers is None else walkers
                 sampler = make_sampler(
-                    stage.molecule,
-                    flow,
-                    sampling,
-                    potential,
-                    sampler_seeds(seeds, walkers is None),
-                    dataset if walkers is None else walkers,
+                    stage.molecule, flow, sampling, potential, sampler_seed, start
                 )
                 sampler.tune(sampling.n_tuning, progress=stage.options.progress)
             with sampler:

@@ -15,7 +15,7 @@ from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io.directory import open_output_directory
 from openmm_tsf.io.files import PathLike
 from openmm_tsf.io.run_config import CONFIG, read_config
-from openmm_tsf.io.serialization import from_plain_data, to_plain_data
+from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.sampling.kernels.schedule import Scheduled, SequenceSettings, default_kernels
@@ -30,12 +30,13 @@ from openmm_tsf.utils.random import Seeds, seeded_generator
 from openmm_tsf.utils.threads import torch_threads
 from openmm_tsf.workflow.costs import Costs
 from openmm_tsf.workflow.frames import hash_of_frames
-from openmm_tsf.workflow.options import DEFAULT_SEED, RunOptions
+from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.potential_choice import batch_of, planned_sampling
 from openmm_tsf.workflow.record import (
     check_same_request,
     new_config,
-    read_stage_config,
+    recorded_settings,
+    resumed_choices,
     sampling_part,
     warn_of_other_versions,
 )
@@ -57,12 +58,7 @@ def sampler_seeds(seeds: Seeds, fresh: bool) -> tuple[int, int | None]:
 
 def sampling_threads(recorded: int | None = None) -> AbstractContextManager[None]:
     """Use one of two threads of torch: the second is for training, networks of this size are faster
-    on one. Other numbers are left as the user chose them.
-
-    Parameters
-    ----------
-    recorded
-        The number of threads with which sampling that is continued was started.
+    on one. Other numbers, and those `recorded` at the start, are left as the user chose them.
     """
     now = torch.get_num_threads()
     return torch_threads(1 if now == 2 and recorded in (None, 1) else now)
@@ -72,18 +68,14 @@ def kernels_of(
     settings: SamplingSettings, molecule: MolecularSystem, flow: AugmentedFlow, potential: Potential
 ) -> list[Scheduled]:
     """Return the kernels of an iteration, in their order."""
-    return default_kernels(
-        potential,
-        flow,
-        settings.temperatures,
-        torch.tensor(molecule.masses, dtype=torch.float64),
-        SequenceSettings(
-            n_flow_independent=settings.n_independent,
-            n_flow_walk=settings.n_walk,
-            swap=settings.swap,
-            local_interval=settings.local_interval,
-        ),
+    sequence = SequenceSettings(
+        n_flow_independent=settings.n_independent,
+        n_flow_walk=settings.n_walk,
+        swap=settings.swap,
+        local_interval=settings.local_interval,
     )
+    masses = torch.tensor(molecule.masses, dtype=torch.float64)
+    return default_kernels(potential, flow, settings.temperatures, masses, sequence)
 
 
 def make_sampler(
@@ -108,15 +100,13 @@ def make_sampler(
         sampler.set_positions(start.x, start.velocities)
         return sampler
     assert seeds[1] is not None
-    generator = seeded_generator(seeds[1])
-    shape = (settings.n_walkers, len(settings.temperatures), *potential.event_shape)
+    generator, n, ladder = seeded_generator(seeds[1]), settings.n_walkers, settings.temperatures
     if start is not None:
-        n = settings.n_walkers * len(settings.temperatures)
-        index = torch.randint(len(start), (n,), generator=generator)
-        sampler.set_positions(start.positions[index].reshape(shape))
-        return sampler
-    x = [_draw(flow, potential, t, settings.n_walkers, generator) for t in settings.temperatures]
-    sampler.set_positions(torch.stack(x, dim=1))
+        index = torch.randint(len(start), (n * len(ladder),), generator=generator)
+        x = start.positions[index].unflatten(0, (n, len(ladder)))
+    else:
+        x = torch.stack([_draw(flow, potential, t, n, generator) for t in ladder], dim=1)
+    sampler.set_positions(x)
     return sampler
 
 
@@ -143,10 +133,7 @@ def _draw(
 def has_started(directory: Path) -> bool:
     """Return whether sampling in a directory has a checkpoint to continue from.
 
-    Raises
-    ------
-    ValueError
-        If it has samples but no checkpoint: to start again would delete them.
+    Samples without a checkpoint are a ValueError: to start again would delete them.
     """
     if (directory / CHECKPOINT).is_file():
         return True
@@ -176,16 +163,10 @@ def resume_sampling(stage: Stage, flow: AugmentedFlow, n_iterations: int | None)
     """Continue to `n_iterations` in all, by default to the recorded target; then analyse."""
     directory, config = stage.directory, read_sampler_config(stage.directory)
     choices = config["choices"]
-    settings: SamplingSettings | None = None
-    if choices.get("settings") is not None:
-        part = sampling_part(choices["settings"])
-        settings = from_plain_data(SamplingSettings, part, str(directory / CONFIG))
-        n_iterations = n_iterations or settings.n_iterations
+    settings: SamplingSettings | None = recorded_settings(directory, SamplingSettings)
+    n_iterations = n_iterations or (settings.n_iterations if settings is not None else None)
     if n_iterations is None:
-        raise ValueError(
-            f"n_iterations: expected the total number of iterations, which {directory} does not "
-            "record"
-        )
+        raise ValueError(f"n_iterations: expected a number in all, {directory} records none")
     stage.record_target(n_iterations)
     with sampling_threads(choices["torch_threads"]), stage.open_potential() as potential:
         sampler = ParallelTempering(
@@ -210,12 +191,10 @@ def sample_and_analyze(
 ) -> dict[str, Any]:
     """Sample with everything frozen, write, analyse."""
     options = stage.options
+    seconds = options.checkpoint_seconds
     try:
         sampler.run(
-            n_iterations,
-            stage.directory,
-            checkpoint_seconds=options.checkpoint_seconds,
-            progress=options.progress,
+            n_iterations, stage.directory, checkpoint_seconds=seconds, progress=options.progress
         )
     except KeyboardInterrupt:
         if sampler.n_written:
@@ -233,13 +212,12 @@ def sample(
     start: MDDataset | None = None,
     options: RunOptions | None = None,
 ) -> dict[str, Any]:
-    """Sample by replica exchange with a frozen flow, and analyse.
+    """Sample by replica exchange with a frozen flow, and return the content of ``summary.json``.
 
     Parameters
     ----------
     flow
-        A flow file, or a directory that ``train`` or ``run`` wrote; None where `output`, which is
-        resumed, has it already.
+        A flow file, or a directory of ``train`` or ``run``; None where `output` is resumed.
     output
         Run directory, new or empty, or the one to resume.
     settings
@@ -248,22 +226,14 @@ def sample(
     molecule
         The molecule; by default the one in the flow's directory, else alanine dipeptide.
     start
-        Configurations to start from, drawn at random; by default draws of the flow, weighted to
-        each temperature.
+        Configurations to start from, at random; by default weighted draws of the flow.
     options
         How it is run.
 
-    Returns
-    -------
-    summary
-        The content of ``summary.json``.
-
     Raises
     ------
-    FileExistsError
-        If `output` is not empty and is not to be resumed.
-    DirectoryInUse
-        If another process writes to `output`.
+    FileExistsError, DirectoryInUse
+        If `output` is not empty and not to be resumed, or another process writes to it.
     ValueError
         If the flow belongs to another molecule, or the run to resume does not fit.
     KeyboardInterrupt
@@ -287,17 +257,14 @@ def sample(
             stage = Stage(lock, molecule, options, read_sampler_config(lock.directory))
             warn_of_other_versions(lock.directory, stage.config.get("versions"))
             return resume_sampling(stage, model, _check_target(stage, settings, start))
-        earlier = read_stage_config(lock.directory, "sample") if options.resume else None
-        recorded = {} if earlier is None else earlier["choices"]
-        if settings is None and recorded:
-            path = str(lock.directory / CONFIG)
-            settings = from_plain_data(SamplingSettings, recorded["settings"], path)
+        recorded = resumed_choices(lock.directory, "sample", options)
+        settings = settings or recorded_settings(lock.directory, SamplingSettings)
         settings = settings or SamplingSettings()
         request = new_config(
             "sample",
             molecule,
             settings=settings,
-            seed=recorded.get("seed", DEFAULT_SEED) if options.seed is None else options.seed,
+            seed=options.choose_seed(recorded),
             flow_file=str(file),
             flow_sha256=hash_of(model),
             start_sha256=None if start is None else hash_of_frames(start),

@@ -8,6 +8,7 @@ from openmm_tsf.io.run_config import check_distinct_temperatures
 from openmm_tsf.training import FitSettings
 from openmm_tsf.units import PICOSECOND, as_temperature, as_temperatures, in_unit
 from openmm_tsf.utils.validation import (
+    check_bool,
     check_choice,
     check_fields,
     check_float,
@@ -15,12 +16,15 @@ from openmm_tsf.utils.validation import (
     check_ints,
     check_positive,
     check_seed,
+    optional,
 )
 
 #: The most steps between frames, and before the first.
 _MOST_STEPS = 10**9
 #: ps; a thousand times the stable time step of molecules.
 _LONGEST_STEP = 1.0
+
+_check_count = partial(check_int, least=0)
 
 
 def _time_step(value: Any, name: str) -> float:
@@ -36,25 +40,14 @@ class MDSettings:
 
     Parameters
     ----------
-    temperature
-        In K.
-    n_frames
-        Frames to write in all.
-    steps_per_frame
-        Time steps between frames.
-    timestep
-        In ps.
-    friction
-        In 1/ps.
+    temperature, timestep, friction
+        In K, ps and 1/ps.
+    n_frames, steps_per_frame
+        Frames to write in all, and time steps between them.
     n_equilibration_steps
         Time steps before the first frame, after a minimization.
     seed
         Seed of velocities and noise.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a value is not a number, or out of range.
     """
 
     temperature: float = 600.0
@@ -63,7 +56,7 @@ class MDSettings:
     timestep: float = 0.001
     friction: float = 1.0
     n_equilibration_steps: int = 20_000
-    seed: int = field(default=1)
+    seed: int = 1
 
     def __post_init__(self) -> None:
         check_fields(
@@ -100,16 +93,10 @@ class FlowSettings:
     n_blocks, hidden
         Sizes of the network.
     conditioner_dtype
-        Precision of the couplings' networks, ``"float32"`` or ``"float64"``. Their output is
-        applied in float64 either way: float32 is faster, and the flow as invertible.
+        Of the couplings' networks, ``"float32"`` or ``"float64"``; their output is float64.
     overlap
         Let the copies of a configuration that equivalent hydrogens make overlap, instead of each
         ending at a step (:meth:`openmm_tsf.InternalCoordinates.log_partition`).
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `kind`, `metric` or `conditioner_dtype` is unknown, or a size is not an integer.
     """
 
     kind: str = "tsf"
@@ -128,10 +115,9 @@ class FlowSettings:
             n_blocks=check_int,
             hidden=check_ints,
             conditioner_dtype=partial(check_choice, allowed=("float32", "float64")),
-            overlap=partial(check_choice, allowed=(False, True)),
+            overlap=check_bool,
+            n_momenta=optional(_check_count),
         )
-        if self.n_momenta is not None:
-            check_fields(self, n_momenta=partial(check_int, least=0))
 
 
 @dataclass(frozen=True)
@@ -144,21 +130,14 @@ class SamplingSettings:
         The ladder in K.
     n_walkers
         Independent ladders, run side by side.
-    n_iterations
-        Iterations of production.
-    n_tuning
-        Iterations before production in which step sizes are tuned, then frozen.
+    n_iterations, n_tuning
+        Iterations of production, and those before it in which step sizes are tuned, then frozen.
     n_independent, n_walk
         Independence proposals and walk steps in an iteration; 0: none.
     swap
         ``"plain"``, ``"steered"`` or ``"both"``.
     local_interval
         Iterations between pieces of dynamics; 0: none.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a number is out of range.
     """
 
     temperatures: tuple[float, ...] = LADDER_K
@@ -176,16 +155,15 @@ class SamplingSettings:
             temperatures=as_temperatures,
             n_walkers=partial(check_int, most=MOST_WALKERS),
             n_iterations=check_int,
-            n_tuning=partial(check_int, least=0),
-            n_independent=partial(check_int, least=0),
-            n_walk=partial(check_int, least=0),
+            n_tuning=_check_count,
+            n_independent=_check_count,
+            n_walk=_check_count,
             swap=partial(check_choice, allowed=("plain", "steered", "both")),
-            local_interval=partial(check_int, least=0),
+            local_interval=_check_count,
         )
         if not (self.n_independent or self.n_walk or self.local_interval):
             raise ValueError(
-                "n_independent: expected proposals of some kind, got 0, with n_walk=0 and "
-                "local_interval=0"
+                "n_independent: expected proposals, got 0, with n_walk=0 and local_interval=0"
             )
         check_distinct_temperatures(self.temperatures)
 
@@ -196,14 +174,10 @@ class RunSettings:
 
     Parameters
     ----------
-    md
-        Dynamics, where frames are not given.
-    stride
-        Keep every `stride`-th frame of the trajectory.
-    flow
-        The flow.
-    fit
-        The first training, on the trajectory.
+    md, stride
+        Dynamics, where frames are not given; every `stride`-th frame of the trajectory is kept.
+    flow, fit
+        The flow, and its first training, on the trajectory.
     n_rounds
         Rounds of sampling all temperatures and training on the samples before the flow is frozen.
     round_iterations, round_stride
@@ -214,11 +188,6 @@ class RunSettings:
         The training in each round, on the trajectory and the samples of all rounds so far.
     sampling
         Production with the frozen flow.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a number is out of range, or the walkers are too few to train on their samples.
     """
 
     md: MDSettings = field(default_factory=MDSettings)
@@ -236,7 +205,7 @@ class RunSettings:
         check_fields(
             self,
             stride=check_int,
-            n_rounds=partial(check_int, least=0),
+            n_rounds=_check_count,
             round_iterations=check_int,
             round_stride=check_int,
             sample_share=check_float,

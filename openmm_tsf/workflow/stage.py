@@ -20,28 +20,14 @@ from openmm_tsf.workflow.record import (
     warn_of_other_versions,
 )
 
+_Config = dict[str, Any]  # the content of config.json, or a part of it
+
 
 class Stage:
-    """A stage at work: its directory, ``config.json``, molecule, options and costs.
-
-    Parameters
-    ----------
-    lock
-        The lock of the directory, held.
-    molecule
-        The molecule.
-    options
-        How the stage is run.
-    config
-        The content of ``config.json``.
-    """
+    """A stage at work: its directory, ``config.json``, molecule, options and costs."""
 
     def __init__(
-        self,
-        lock: DirectoryLock,
-        molecule: MolecularSystem,
-        options: RunOptions,
-        config: dict[str, Any],
+        self, lock: DirectoryLock, molecule: MolecularSystem, options: RunOptions, config: _Config
     ) -> None:
         self.lock, self.molecule, self.options, self.config = lock, molecule, options, config
         self.costs = Costs()
@@ -52,24 +38,12 @@ class Stage:
         lock: DirectoryLock,
         molecule: MolecularSystem,
         options: RunOptions,
-        request: dict[str, Any],
+        request: _Config,
         may_differ: Sequence[str] = (),
     ) -> Self:
         """Start a stage, or resume the one in the directory if its request was the same.
 
-        Parameters
-        ----------
-        lock, molecule, options
-            As of the class.
-        request
-            The ``config.json`` that a stage starts with, from `new_config`.
-        may_differ
-            Choices that may differ from those of the stage that is resumed.
-
-        Raises
-        ------
-        ValueError
-            If the directory is of another stage, molecule or request.
+        `request` is from `new_config`; the choices in `may_differ` may differ.
         """
         config = read_stage_config(lock.directory, request["stage"]) if options.resume else None
         stage = cls(lock, molecule, options, request if config is None else config)
@@ -87,9 +61,9 @@ class Stage:
         return self.lock.directory
 
     @property
-    def choices(self) -> dict[str, Any]:
+    def choices(self) -> _Config:
         """The settings and inputs of the stage, and what was measured since."""
-        choices: dict[str, Any] = self.config["choices"]
+        choices: _Config = self.config["choices"]
         return choices
 
     def save(self) -> None:
@@ -132,15 +106,7 @@ class Stage:
             self.save()
 
     def open_potential(self, n_planned: int = 0, batch: int = 0) -> Potential:
-        """Open the potential that the stage has recorded, or choose one and record it.
-
-        Parameters
-        ----------
-        n_planned
-            Evaluations that are planned.
-        batch
-            Conformations that are evaluated at once.
-        """
+        """Open the potential that the stage has recorded, or choose one and record it."""
         potential = reopen_potential(
             self.molecule, self.choices.get("potential"), self.options.platform, n_planned, batch
         )

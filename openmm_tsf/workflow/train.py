@@ -1,21 +1,22 @@
 """Training a flow on frames."""
 
+from dataclasses import asdict
+
 import torch
 
 from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.io.directory import open_output_directory
 from openmm_tsf.io.files import PathLike
-from openmm_tsf.io.run_config import CONFIG
-from openmm_tsf.io.serialization import from_plain_data, to_plain_data
+from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training import FitSettings, fit
 from openmm_tsf.training.checkpoint import load_best_weights
 from openmm_tsf.utils.random import Seeds
-from openmm_tsf.workflow.frames import FrameSource, hash_of_frames
-from openmm_tsf.workflow.options import DEFAULT_SEED, RunOptions
+from openmm_tsf.workflow.frames import FrameSource, describe_frames, hash_of_frames
+from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.potential_choice import planned_training
-from openmm_tsf.workflow.record import new_config, read_stage_config
+from openmm_tsf.workflow.record import new_config, recorded_settings, resumed_choices
 from openmm_tsf.workflow.settings import FlowSettings
 from openmm_tsf.workflow.stage import Stage
 
@@ -36,8 +37,7 @@ def train(
     dataset
         Frames of a molecule at one temperature.
     output
-        Directory for ``flow.pt``, ``training.csv``, ``config.json``, ``topology.pdb``,
-        ``system.xml`` and ``training.pt`` (to resume from).
+        Directory for ``flow.pt``, ``training.csv``, ``training.pt`` (to resume from), ...
     flow_settings, fit_settings
         What to train, and how; when resuming, by default as before.
     source
@@ -47,10 +47,8 @@ def train(
 
     Raises
     ------
-    FileExistsError
-        If `output` is not empty and is not to be resumed.
-    DirectoryInUse
-        If another process writes to `output`.
+    FileExistsError, DirectoryInUse
+        If `output` is not empty and not to be resumed, or another process writes to it.
     ValueError
         If `output` was made with other settings, frames or molecule, or the frames are too few.
     """
@@ -60,25 +58,18 @@ def train(
         raise ValueError("dataset: expected frames of a molecule, got none")
     dataset.split()  # too few frames are refused before anything is written
     with open_output_directory(output, resume=options.resume) as lock:
-        earlier = read_stage_config(lock.directory, "train") if options.resume else None
-        recorded = {} if earlier is None else earlier["choices"]
-        if recorded:
-            parts, path = recorded["settings"], str(lock.directory / CONFIG)
-            flow_settings = flow_settings or from_plain_data(FlowSettings, parts.get("flow"), path)
-            fit_settings = fit_settings or from_plain_data(FitSettings, parts.get("fit"), path)
+        recorded = resumed_choices(lock.directory, "train", options)
+        flow_settings = flow_settings or recorded_settings(lock.directory, FlowSettings, "flow")
+        fit_settings = fit_settings or recorded_settings(lock.directory, FitSettings, "fit")
         flow_settings, fit_settings = flow_settings or FlowSettings(), fit_settings or FitSettings()
-        seed = recorded.get("seed", DEFAULT_SEED) if options.seed is None else options.seed
+        seed = options.choose_seed(recorded)
         request = new_config(
             "train",
             molecule,
             settings={"flow": flow_settings, "fit": fit_settings},
             seed=seed,
             frames_sha256=hash_of_frames(dataset),
-            frames={
-                "source": dataset.name,
-                "n_frames": len(dataset),
-                "temperature_K": dataset.temperature,
-            },
+            frames=describe_frames(dataset, dataset.name),
             source=recorded["source"] if "source" in recorded else to_plain_data(source),
         )
         stage = Stage.open(lock, molecule, options, request)
@@ -125,14 +116,8 @@ def _train(
 
 def build_flow(dataset: MDDataset, settings: FlowSettings, seed: int) -> AugmentedFlow:
     """Return an untrained flow with its fixed layers fitted on the training part of the frames."""
-    kind = {"tsf": TemperatureSteerableFlow, "realnvp": RealNVPFlow}[settings.kind]
-    return kind.from_dataset(
-        dataset,
-        n_momenta=settings.n_momenta,
-        n_blocks=settings.n_blocks,
-        hidden=settings.hidden,
-        metric=settings.metric,
-        conditioner_dtype=getattr(torch, settings.conditioner_dtype),
-        overlap=settings.overlap,
-        seed=seed,
-    )
+    flow_class = {"tsf": TemperatureSteerableFlow, "realnvp": RealNVPFlow}[settings.kind]
+    options = asdict(settings)
+    del options["kind"]
+    options["conditioner_dtype"] = getattr(torch, settings.conditioner_dtype)
+    return flow_class.from_dataset(dataset, seed=seed, **options)

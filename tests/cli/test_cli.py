@@ -4,57 +4,45 @@ import json
 import signal
 import subprocess
 import sys
+from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 import torch
 
 from openmm_tsf.analysis.report import describe
-from openmm_tsf.cli import main as cli
+from openmm_tsf.cli.main import main
 from openmm_tsf.workflow.frames import FrameSource
 from openmm_tsf.workflow.presets import preset
 
+
+def estimates(name, cold, hot):
+    """Return (value, standard error, effective samples) at 300 and 600 K as in a summary."""
+    rows = (dict(zip((name, "stderr", "n_eff"), row, strict=True)) for row in (cold, hot))
+    return dict(zip(("300.00", "600.00"), rows, strict=True))
+
+
+PHI = estimates("p", (0.02, 0.001, 5000.0), (0.1, None, None))
 SUMMARY = {
     "temperatures_K": [300.0, 600.0],
-    "n_walkers": 4,
-    "n_iterations": 10,
-    "n_samples_per_rung": 40,
-    "energy_kJ_mol": {
-        "300.00": {"mean": -60.123, "stderr": 0.5, "n_eff": 900.0},
-        "600.00": {"mean": 19.0, "stderr": None, "n_eff": None},
-    },
-    "dihedral_positive": {
-        "phi": {
-            "300.00": {"p": 0.02, "stderr": 0.001, "n_eff": 5000.0},
-            "600.00": {"p": 0.1, "stderr": None, "n_eff": None},
-        }
-    },
-    "heat_capacity_kJ_mol_K": {
-        "300.00": {"value": 0.25, "stderr": 0.01, "n_eff": 900.0},
-        "600.00": {"value": 0.25, "stderr": None, "n_eff": None},
-    },
+    "n_walkers": 4, "n_iterations": 10, "n_samples_per_rung": 40, "round_trips": 2,
+    "energy_kJ_mol": estimates("mean", (-60.123, 0.5, 900.0), (19.0, None, None)),
+    "phi_positive": PHI,
+    "dihedral_positive": {"phi": PHI},
+    "heat_capacity_kJ_mol_K": estimates("value", (0.25, 0.01, 900.0), (0.25, None, None)),
     "delta_F_phi_kT": {
         "300.00": {"value": 3.9, "stderr": 0.05},
         "600.00": {"value": 2.2, "stderr": 0.4},
     },
     "acceptance": {
         "flow_walk": {"300.00": 0.25, "600.00": None},
-        "swap_plain": [0.125],
-        "swap_random": [[0.0, 0.5], [0.0, 0.0]],
+        "swap_plain": [0.125], "swap_random": [[0.0, 0.5], [0.0, 0.0]],
     },
-    "round_trips": 2,
     "replica_relaxation": {"second_eigenvalue": 0.5, "iterations": 2.0},
     "monitor": {"warnings": [], "notes": []},
     "energy_evaluations": {"md": None, "training": 100, "sampling": 12345},
     "wall_seconds": {"md": 1.0, "training": 2.0, "sampling": 3.0},
-}
-FUNCTIONS = {
-    "run": "openmm_tsf.workflow.run",
-    "sample": "openmm_tsf.workflow.sample",
-    "analyze": "openmm_tsf.analysis.analyze",
-}
-SUMMARY["phi_positive"] = SUMMARY["dihedral_positive"]["phi"]
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -62,41 +50,33 @@ def called(monkeypatch):
     """Calls of the workflow's functions, which do nothing."""
     calls = []
 
-    def record(name):
-        def function(*args, **options):
-            calls.append((name, args, options))
-            return SUMMARY
+    def record(name, *args, **options):
+        calls.append((name, args, options))
+        return SUMMARY
 
-        return function
-
-    for name, module in FUNCTIONS.items():
-        monkeypatch.setattr(f"{module}.{name}", record(name))
+    for module in ("workflow.run", "workflow.sample", "analysis.analyze"):
+        name = module.partition(".")[2]
+        monkeypatch.setattr(f"openmm_tsf.{module}.{name}", partial(record, name))
     return calls
 
 
-@pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["md", "--help"],
-                                     ["train", "--help"], ["sample", "--help"],
-                                     ["analyze", "--help"]])  # fmt: skip
+@pytest.mark.parametrize("command", ["", "run", "md", "train", "sample", "analyze"])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as end:
-        cli.main(command)
+        main([*command.split(), "--help"])
     assert end.value.code == 0
     assert "usage: openmm-tsf" in capsys.readouterr().out
 
 
 def test_module_is_the_same_program(tmp_path):
-    command = [sys.executable, "-m", "openmm_tsf", "--version"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == f"openmm-tsf {version('openmm-tsf')}"
+    def python(*arguments):
+        command = [sys.executable, *arguments]
+        return subprocess.check_output(command, cwd=tmp_path, text=True).strip()
+
+    assert python("-m", "openmm_tsf", "--version") == f"openmm-tsf {version('openmm-tsf')}"
     # Help and version must not wait for torch and OpenMM.
-    code = (
-        "import sys; from openmm_tsf.cli.main import build_parser; "
-        "build_parser(); print('torch' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "False"
+    code = "import sys; from openmm_tsf.cli.main import build_parser; build_parser(); "
+    assert python("-c", code + "print('torch' in sys.modules)") == "False"
 
 
 def test_run_passes_what_it_was_given(called, capsys):
@@ -105,13 +85,13 @@ def test_run_passes_what_it_was_given(called, capsys):
         "--iterations 50 --rounds 2 --tuning 5 --steps 30 --stride 9 "
         "--trajectory x.dcd --temperature 600 --platform Reference --quiet"
     )
-    assert cli.main(given.split()) == 0
+    assert main(given.split()) == 0
     ((name, (output, settings), options),) = called
     assert (name, output) == ("run", "out")
-    assert settings.sampling.temperatures == (300.0, 424.0, 600.0)
-    assert (settings.sampling.n_walkers, settings.sampling.n_iterations) == (8, 50)
-    assert (settings.sampling.n_tuning, settings.n_rounds, settings.stride) == (5, 2, 9)
-    assert settings.fit.n_steps == 30
+    sampling = settings.sampling
+    assert sampling.temperatures == (300.0, 424.0, 600.0)
+    assert (sampling.n_walkers, sampling.n_iterations, sampling.n_tuning) == (8, 50, 5)
+    assert (settings.n_rounds, settings.stride, settings.fit.n_steps) == (2, 9, 30)
     assert settings.flow == preset("quick").flow
     assert options["frames"] == FrameSource("x.dcd", 600.0)
     given = options["options"]
@@ -123,32 +103,26 @@ def test_run_passes_what_it_was_given(called, capsys):
     assert "sample --output out --iterations 20 --resume lengthens this run" in printed
 
 
-def test_run_without_options_is_the_default(called):
-    assert cli.main(["run", "--output", "out"]) == 0
-    ((_, (_, settings), options),) = called
+def test_run_without_options_is_the_default_and_with_md(called):
+    assert main(["run", "--output", "out"]) == 0
+    assert main(["run", "--output", "out", "--md", "--frames", "100"]) == 0
+    (_, (_, settings), options), (_, (_, other_settings), other_options) = called
     assert settings == preset("default")
     assert options["options"].seed is None  # 1, or that of what is resumed
     assert options["frames"] == FrameSource()
-
-
-def test_run_with_md(called):
-    assert cli.main(["run", "--output", "out", "--md", "--frames", "100"]) == 0
-    ((_, (_, settings), options),) = called
-    assert settings.md.n_frames == 100
-    assert options["frames"] == FrameSource(simulate=True)
+    assert other_settings.md.n_frames == 100
+    assert other_options["frames"] == FrameSource(simulate=True)
 
 
 def test_sample_and_analyze(called):
     given = ["--flow", "f", "--output", "out", "--quiet"]
-    assert cli.main(["sample", *given, "--walkers", "3", "--seed", "0"]) == 0
-    assert cli.main(["sample", *given, "--resume", "--iterations", "7"]) == 0
-    assert cli.main(["analyze", "out"]) == 0
+    assert main(["sample", *given, "--walkers", "3", "--seed", "0"]) == 0
+    assert main(["sample", *given, "--resume", "--iterations", "7"]) == 0
+    assert main(["analyze", "out"]) == 0
     (_, (flow, output, settings), options), resumed, (_, (analysed,), _) = called
     assert (flow, output, analysed) == ("f", "out", "out")
-    assert settings.n_walkers == 3
-    assert options["options"].seed == 0
-    assert not options["options"].resume
-    assert resumed[2]["options"].resume
+    assert (settings.n_walkers, options["options"].seed) == (3, 0)
+    assert (options["options"].resume, resumed[2]["options"].resume) == (False, True)
     assert resumed[1][2].n_iterations == 7
     assert options["molecule"] is None  # recorded in the flow's directory
 
@@ -156,11 +130,8 @@ def test_sample_and_analyze(called):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("run --output {tmp} --temperatures 600 300", "temperatures: expected ascending"),
-        ("run --output {tmp} --walkers 0", "n_walkers: expected an integer of at least 1, got 0"),
         ("run --output {tmp} --pdb no.pdb --system x.xml", "pdb: no such file no.pdb"),
         ("run --output {tmp} --system x.xml", "expected a PDB file"),
-        ("md --output {tmp} --frames 0", "n_frames: expected an integer of at least 1, got 0"),
         ("md --output {tmp}/.. --resume", "holds nothing to resume"),
         ("train --output {tmp} --trajectory no.dcd --temperature 600", "no such file or directory"),
         ("sample --output {tmp} --flow no.pt", "flow: no such flow file no.pt"),
@@ -170,47 +141,32 @@ def test_sample_and_analyze(called):
         ("run --output {tmp} --frames 50", "--frames: no MD is run where frames are shipped"),
         ("run --output {tmp} --frames 50 --trajectory x", "--frames: no MD is run where --traj"),
         ("run --output {tmp} --stride 0", "stride: expected an integer of at least 1, got 0"),
-        ("train --output {tmp} --stride 0", "stride: expected an integer of at least 1, got 0"),
         ("run --output {tmp} --walkers 2 --rounds 1", "n_walkers: expected at least 3 where"),
-        ("md --output {tmp} --seed -1", "seed: expected an integer of at least 0, got -1"),
         ("sample --output {tmp}", "--flow: expected flow.pt, or the folder of train or run"),
         ("sample --output {tmp} --resume", "flow: expected a flow file"),
     ],
 )
 def test_errors_are_one_line_and_status_2(arguments, message, tmp_path, capsys):
-    assert cli.main([part.replace("{tmp}", str(tmp_path)) for part in arguments.split()]) == 2
+    assert main([part.replace("{tmp}", str(tmp_path)) for part in arguments.split()]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("openmm-tsf: error: ")
     assert message in lines[0]
 
 
-def test_debug_shows_the_traceback(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        cli.main(["analyze", str(tmp_path / "no"), "--debug"])
-
-
 def test_unexpected_errors_say_so(called, monkeypatch, capsys):
     monkeypatch.setattr("openmm_tsf.analysis.analyze.analyze", lambda path: {}["key"])
-    assert cli.main(["analyze", "out"]) == 2
+    assert main(["analyze", "out"]) == 2
     assert "unexpected KeyError: 'key' (--debug shows where)" in capsys.readouterr().err
+    with pytest.raises(KeyError):
+        main(["analyze", "out", "--debug"])
 
 
-def test_interruption_is_status_130(monkeypatch, capsys):
-    def interrupted(*args, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("openmm_tsf.workflow.run.run", interrupted)
-    assert cli.main(["run", "--output", "out"]) == 130
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_is_status_130(monkeypatch, capsys, number):
+    monkeypatch.setattr("openmm_tsf.workflow.run.run", lambda *_, **__: signal.raise_signal(number))
+    assert main(["run", "--output", "out"]) == 130
     assert "interrupted; the results so far are in out" in capsys.readouterr().err
-
-
-def test_sigterm_is_like_ctrl_c(monkeypatch):
-    def terminated(*args, **options):
-        signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr("openmm_tsf.workflow.run.run", terminated)
-    assert cli.main(["run", "--output", "out"]) == 130
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -219,26 +175,26 @@ def test_stages_from_the_shell(tmp_path, capsys):
     md, flow = tmp_path / "md", tmp_path / "flow"
     here = ["--platform", "Reference", "--quiet"]
     given = ["--frames", "120", "--steps-per-frame", "1", "--equilibration-steps", "10", *here]
-    assert cli.main(["md", "--output", str(md), *given]) == 0
-    assert cli.main(["md", "--output", str(md), *given]) == 2
+    assert main(["md", "--output", str(md), *given]) == 0
+    assert main(["md", "--output", str(md), *given]) == 2
     assert "is not empty; choose another directory" in capsys.readouterr().err
     given[1] = "122"
-    assert cli.main(["md", "--output", str(md), "--resume", *given]) == 0
+    assert main(["md", "--output", str(md), "--resume", *given]) == 0
     assert "122 frames in" in capsys.readouterr().out
     pdb = ["--pdb", str(md / "topology.pdb"), "--system", str(md / "system.xml")]
     given = ["--steps", "2", "--stride", "1", "--preset", "quick", *here]
-    assert cli.main(["train", "--output", str(flow), *pdb, *given]) == 2
+    assert main(["train", "--output", str(flow), *pdb, *given]) == 2
     assert "expected frames of your molecule" in capsys.readouterr().err
     given += ["--trajectory", str(md)]
-    assert cli.main(["train", "--output", str(flow), *pdb, *given]) == 0
+    assert main(["train", "--output", str(flow), *pdb, *given]) == 0
     assert (flow / "flow.pt").is_file()
     config = json.loads((flow / "config.json").read_text())
     assert config["choices"]["settings"]["fit"]["n_steps"] == 2
     frames = config["choices"]["frames"]
     assert (frames["n_frames"], frames["temperature_K"]) == (122, 600.0)
     again = ["train", "--output", str(flow), "--trajectory", str(md), "--stride", "1", "--resume"]
-    assert cli.main([*again, *here]) == 0  # nothing is left to do
-    assert cli.main([*again, *here, "--steps", "3"]) == 2
+    assert main([*again, *here]) == 0  # nothing is left to do
+    assert main([*again, *here, "--steps", "3"]) == 2
     assert "settings.fit.n_steps: what is in" in capsys.readouterr().err
 
 
@@ -249,11 +205,11 @@ def test_table():
         assert expected in text
 
 
-def test_threads_are_set_and_restored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_threads_are_set_and_restored(tmp_path, capsys):
     before = torch.get_num_threads()
     args = ["sample", "--flow", str(tmp_path / "none.pt"), "--output", str(tmp_path / "run")]
-    assert cli.main([*args, "--threads", "0"]) == 2
+    assert main([*args, "--threads", "0"]) == 2
     assert "--threads: expected at least 1, got 0" in capsys.readouterr().err
-    assert cli.main([*args, "--threads", "2"]) == 2
+    assert main([*args, "--threads", "2"]) == 2
     assert "no such flow file" in capsys.readouterr().err
     assert torch.get_num_threads() == before

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -61,17 +62,16 @@ def test_a_wrong_potential_fails_and_the_other_tests_run(monkeypatch, capsys):
     monkeypatch.setattr(self_test, "FORCE_FIELDS", ("amber99sbildn-obc2", "unknown"))
     assert main(["doctor", "--json"]) == 1
     content = json.loads(capsys.readouterr().out)
+    assert set(content) == {"ok", "self-test", "self-test seconds", *TITLES}
+    assert content["versions"]["torch"] == torch.__version__
     assert content["ok"] is False
-    by_name = {
-        check["name"].removeprefix("amber99sbildn-obc2 "): check for check in content["self-test"]
-    }
-    bad = by_name["TorchPotential"]["figures"]["energies"]
-    assert bad["value"] == pytest.approx(1e-3)
+    prefix = "amber99sbildn-obc2 "
+    by_name = {test["name"].removeprefix(prefix): test for test in content["self-test"]}
+    assert by_name["TorchPotential"]["figures"]["energies"]["value"] == pytest.approx(1e-3)
     assert by_name["internal coordinates"]["problem"] == "RuntimeError: no coordinates"
     assert by_name["unknown"]["problem"].startswith("ValueError: force_field: expected")
-    assert {name for name, check in by_name.items() if check["ok"]} == {
-        "Reference", "CPU", "untrained flow"
-    }  # fmt: skip
+    passed = {name for name, test in by_name.items() if test["ok"]}
+    assert passed == {"Reference", "CPU", "untrained flow"}
 
 
 def test_nan_fails():
@@ -83,31 +83,21 @@ def test_nan_fails():
     assert str(SelfTestResult("y", problem="missing")) == "FAILED y: missing"
 
 
-def test_json(quick, capsys):
-    assert main(["doctor", "--json"]) == 0
-    content = json.loads(capsys.readouterr().out)
-    assert set(content) == {"ok", "self-test", "self-test seconds", *TITLES}
-    assert content["versions"]["torch"] == torch.__version__
-
-
 def test_no_secrets(quick, monkeypatch, tmp_path):
     home = tmp_path / "alice"
     (home / "run").mkdir(parents=True)
     (home / "run" / "config.json").write_text("{")
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("USERPROFILE", str(home))
-    monkeypatch.setenv("LOGNAME", "alice-login")
-    monkeypatch.setenv("SECRET_TOKEN", "xyzzy")
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
-    monkeypatch.setenv("OPENMM_PLUGIN_DIR", str(home / "plugins"))
+    variables = {
+        "HOME": home, "USERPROFILE": home, "LOGNAME": "alice-login", "SECRET_TOKEN": "xyzzy",
+        "OPENBLAS_NUM_THREADS": "3", "OPENMM_PLUGIN_DIR": home / "plugins",
+    }  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     result = examine(home / "run")
     for text in (str(result), json.dumps(result.to_dict())):
-        assert "alice" not in text
-        assert "xyzzy" not in text
-        assert "SECRET_TOKEN" not in text
-        assert "~/run/config.json" in text
-        assert "~/plugins" in text
+        assert not re.search("alice|xyzzy|SECRET_TOKEN", text)
+        assert {"~/run/config.json", "~/plugins"} <= set(re.findall(r"~/[\w./]+\w", text))
     assert result.to_dict()["environment"]["OPENBLAS_NUM_THREADS"] == "3"
     assert set(result.sections["environment"]) <= {*probes.VARIABLES, "OPENBLAS_NUM_THREADS"}
 
@@ -118,19 +108,19 @@ def test_a_machine_that_lacks_everything(quick, monkeypatch):
 
     monkeypatch.setenv("CXX", "no-such-compiler")
     with monkeypatch.context() as patch:
-        patch.setattr(probes, "version", lambda name: fails())
+        patch.setattr(probes, "version", fails)
         with pytest.raises(OSError, match="not on"):
             examine()  # only a package that is missing is expected
-    monkeypatch.setattr(
-        report, "self_test", lambda platforms: [SelfTestResult(",".join(platforms))]
-    )
-    monkeypatch.setattr(torch.cuda, "is_available", fails)
-    monkeypatch.setattr(openmm, "Context", fails)
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr(tempfile, "TemporaryFile", fails)
-    monkeypatch.setattr(Path, "is_file", lambda self: False)  # no /proc either
+    for owner, name, replacement in (
+        (report, "self_test", lambda platforms: [SelfTestResult(",".join(platforms))]),
+        (torch.cuda, "is_available", fails),
+        (openmm, "Context", fails),
+        (shutil, "which", lambda name: None),
+        (tempfile, "TemporaryFile", fails),
+        (Path, "is_file", lambda self: False),  # no /proc either
+    ):
+        monkeypatch.setattr(owner, name, replacement)
     result = examine()
-    assert result.ok
     assert result.results == (SelfTestResult(""),)  # no platform is left to test
     text = str(result)
     assert "failed: OSError: not on? this machine" in text
@@ -143,11 +133,9 @@ def test_a_missing_compiler_is_reported():
     from torch._inductor import config, cpp_builder
 
     cpp_builder.cpp_compiler_search.cache_clear()
-    try:
-        with config.patch({"cpp.cxx": ("no-such-compiler",)}):
-            line = probes.torch_devices()["C++ compiler"]
-    finally:
-        cpp_builder.cpp_compiler_search.cache_clear()
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        line = probes.torch_devices()["C++ compiler"]
+    cpp_builder.cpp_compiler_search.cache_clear()
     assert "no-such-compiler" in line or "InvalidCxxCompiler" in line
 
 
@@ -157,9 +145,6 @@ def test_warnings_are_reported():
         return "not available"
 
     assert probes.run_probe(warns) == ["not available", "warning: an old driver"]
-
-
-# -- directories -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -186,15 +171,13 @@ def test_a_directory_is_described(folder, quick, capsys):
     assert content["progress"] == [
         "n_frames: 123", "wall_seconds: 1.5", "n_frames requested: 400", "segments: 1"
     ]  # fmt: skip
-    now = package_versions()["openmm"]
     assert content["other versions"] == [
-        f'config.json: openmm: "8.1", now {now}', 'config.json: other: "3", now unknown'
-    ]  # fmt: skip
-    assert "md.dcd: 2.0 KiB" in content["files"]
-    assert "segments/: 1 files, 10 B" in content["files"]
+        f'config.json: openmm: "8.1", now {package_versions()["openmm"]}',
+        'config.json: other: "3", now unknown',
+    ]
+    assert {"md.dcd: 2.0 KiB", "segments/: 1 files, 10 B"} <= set(content["files"])
     assert content["choices"] == ['platform: "CPU"']
-    for line in content["progress"]:
-        assert line in text
+    assert all(line in text for line in content["progress"])
     assert "damaged" not in content
 
 
@@ -207,8 +190,8 @@ def test_damaged_files_are_named(folder, quick, damage):
     result = examine(folder)
     content = result.to_dict()["directory"]
     assert result.ok
-    assert len(content["damaged"]) == 1
-    assert "config.json" in content["damaged"][0]
+    (damaged,) = content["damaged"]
+    assert "config.json" in damaged
     assert content["stage"] == "unknown"
     assert "n_iterations of summary.json: 7" in content["progress"]
 
@@ -218,8 +201,7 @@ def test_damaged_files_are_named(folder, quick, damage):
 def test_unexpected_contents_are_reported(folder, name, value):
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", config | {name: value})
-    content = probes.describe_directory(folder)
-    assert "failed" not in json.dumps(content)
+    assert "failed" not in json.dumps(probes.describe_directory(folder))
 
 
 def test_control_characters_and_many_files(folder):
@@ -229,8 +211,7 @@ def test_control_characters_and_many_files(folder):
         (folder / "dangling").symlink_to("nowhere")
     for number in range(60):
         (folder / f"z{number:03d}").touch()
-    content = Report({"directory": probes.describe_directory(folder)}, (), 0.0)
-    text = str(content)
+    text = str(Report({"directory": probes.describe_directory(folder)}, (), 0.0))
     text.encode()
     assert "\x1b" not in text
     assert " more\n" in text

@@ -22,9 +22,9 @@ from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.files import POSITIONS, holds_molecule, write_molecule
 from openmm_tsf.training import FitSettings
-from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.settings import FlowSettings
 from openmm_tsf.workflow.train import train
+from tests.workflow.tiny import QUIET
 
 ROOT = Path(__file__).parents[2]
 FIT = FitSettings(
@@ -34,27 +34,18 @@ FIT = FitSettings(
 
 def walk(*arguments):
     """Run the walk in another process, which forks: it must have no threads."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.robustness.walk", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "tests.robustness.walk", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert ", 0 wrong" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("stage", "faults", "n"),
-    [
-        ("md", ["die", "full", "interrupt"], "1"),
-        ("train", ["die"], "1"),
-        ("sample", ["die", "interrupt"], "1"),
-    ],
+    ("stage", "faults"),
+    [("md", "die full interrupt"), ("train", "die"), ("sample", "die interrupt")],
 )
-def test_a_stage_that_dies_in_a_file_operation_continues(stage, faults, n):
-    walk("--stages", stage, "--points", n, "--faults", *faults)
+def test_a_stage_that_dies_in_a_file_operation_continues(stage, faults):
+    walk("--stages", stage, "--points", "1", "--faults", *faults.split())
 
 
 @pytest.mark.slow
@@ -67,9 +58,6 @@ def test_every_file_operation(stage, fault):
 @pytest.mark.slow
 def test_every_seventh_file_operation_of_a_whole_run():
     walk("--stages", "run", "--every", "7")
-
-
-# ------------------------------------------------------------------------ failures found before
 
 
 def test_positions_are_there_before_the_molecule_is_complete(molecule, tmp_path, monkeypatch):
@@ -85,10 +73,15 @@ def test_positions_are_there_before_the_molecule_is_complete(molecule, tmp_path,
     assert holds_molecule(tmp_path)
 
 
-def test_the_header_of_a_trajectory_never_counts_too_many(tmp_path, monkeypatch):
-    dcd = DCDWriter(tmp_path / "x.dcd", 3)
-    dcd.create("frames")
-    dcd.append(np.zeros((5, 3, 3)), 0)
+@pytest.fixture
+def dcd(tmp_path):
+    writer = DCDWriter(tmp_path / "x.dcd", 3)
+    writer.create("frames")
+    writer.append(np.zeros((5, 3, 3)), 0)
+    return writer
+
+
+def test_the_header_of_a_trajectory_never_counts_too_many(dcd, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(struct, "pack", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -98,23 +91,21 @@ def test_the_header_of_a_trajectory_never_counts_too_many(tmp_path, monkeypatch)
     assert dcd.n_frames == int(np.frombuffer(dcd.path.read_bytes()[8:12], "<i4")[0]) == 2
 
 
-def test_a_full_disk_names_the_trajectory(tmp_path, monkeypatch):
-    dcd = DCDWriter(tmp_path / "x.dcd", 3)
-    dcd.create("frames")
-
+def test_a_full_disk_names_the_trajectory(dcd, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"No space left on device .*--resume.*x\.dcd"):
-        dcd.append(np.zeros((5, 3, 3)), 0)
+        dcd.append(np.zeros((5, 3, 3)), 5)
 
 
-def test_a_predecessor_with_the_same_process_number_is_swept(tmp_path):
-    left = tmp_path / f".x.json.{files.host_name()}.{os.getpid()}.01234567.tmp"
-    left.touch()
+def test_temporaries_of_a_predecessor_with_the_same_process_number_are_removed(tmp_path):
+    ending = f"{files.host_name()}.{os.getpid()}.01234567.tmp"
+    (tmp_path / f".x.json.{ending}").touch()
+    (tmp_path / f".new.{ending}").mkdir()
     files.remove_stale_temporaries(tmp_path)
-    assert not left.exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_results_replace_earlier_ones_together(tmp_path):
@@ -133,9 +124,6 @@ def test_results_replace_earlier_ones_together(tmp_path):
         (new / "a.json").write_text("new")
         assert (tmp_path / "a.json").read_text() == "old"
     assert (tmp_path / "a.json").read_text() == "new"
-    left = tmp_path / f".new.{files.host_name()}.{os.getpid()}.01234567.tmp"
-    left.mkdir()
-    files.remove_stale_temporaries(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
@@ -149,9 +137,8 @@ def test_nothing_is_written_twice_after_a_second_ctrl_c():
             if len(written) == 1:
                 raise KeyboardInterrupt
 
-    state = WalkerState(
-        torch.zeros(1, 1, 2), None, torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64), 1
-    )
+    energy, replica = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64)
+    state = WalkerState(torch.zeros(1, 1, 2), None, energy, replica, 1)
     zero = {"walk": KernelInfo.zero((1,))}
     recorder = Recorder(Writer(), lambda: dict(zero), dict, None, 30.0)
     recorder.add({}, 0.1, state, True)
@@ -164,7 +151,7 @@ def test_nothing_is_written_twice_after_a_second_ctrl_c():
 def test_ctrl_c_before_a_training_continues_keeps_its_flow(molecule, tmp_path, monkeypatch):
     dataset = MDDataset.shipped(molecule, stride=400)
     given = (dataset, tmp_path / "flow", FlowSettings(n_blocks=2, hidden=(4,)), FIT)
-    options = RunOptions(seed=3, platform="Reference", progress=False)
+    options = replace(QUIET, seed=3)
     train(*given, options=options)
     before = load_flow(tmp_path / "flow" / "flow.pt", molecule).network.state_dict()
 

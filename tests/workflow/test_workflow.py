@@ -12,7 +12,6 @@ import pytest
 from openmmtools.testsystems import AlanineDipeptideVacuum
 
 import openmm_tsf as tsf
-from openmm_tsf.analysis import analyze as analyze_module
 from openmm_tsf.analysis.analyze import analyze
 from openmm_tsf.analysis.reference import has_reference
 from openmm_tsf.cli.main import main
@@ -20,44 +19,26 @@ from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.library import alanine_dipeptide
-from openmm_tsf.training import FitSettings
 from openmm_tsf.training.validation import Validator
 from openmm_tsf.workflow.frames import FrameSource, load_trajectory
-from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.presets import preset
 from openmm_tsf.workflow.record import new_config
 from openmm_tsf.workflow.run import run
 from openmm_tsf.workflow.sample import find_flow, sample
-from openmm_tsf.workflow.settings import FlowSettings, MDSettings, RunSettings, SamplingSettings
+from openmm_tsf.workflow.settings import FlowSettings, RunSettings, SamplingSettings
 from openmm_tsf.workflow.train import train
+from tests.workflow.tiny import FIT, QUIET, RESUME, SETTINGS
 
-FIT = FitSettings(
-    n_steps=6, batch_size=32, kl_batch_size=4, validate_interval=3, n_validation_draws=8,
-    warmup_steps=2, ramp=(0.2, 0.5),
-)  # fmt: skip
-TINY = RunSettings(
-    md=MDSettings(n_frames=150, steps_per_frame=2, n_equilibration_steps=10),
-    stride=100,
-    flow=FlowSettings(n_blocks=2, hidden=(16,)),
-    fit=FIT,
-    n_rounds=1,
-    round_iterations=15,
-    round_stride=1,
-    refit=replace(FIT, ramp=(0.0, 0.0)),
-    sampling=SamplingSettings(
-        temperatures=(500.0, 600.0), n_walkers=8, n_iterations=12, n_tuning=3
-    ),
-)
-QUIET = RunOptions(platform="Reference", progress=False)
-RESUME = replace(QUIET, resume=True)
+TINY = replace(SETTINGS, stride=100)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_plots(monkeypatch):
     """Plots take seconds, and are tested elsewhere."""
+    module = "openmm_tsf.analysis.analyze"
     monkeypatch.setattr(tsf.Run, "plot", lambda self, path, reference=None: None)
-    monkeypatch.setattr(analyze_module, "plot_diagnostics", lambda run, path: None)
-    monkeypatch.setattr(analyze_module, "write_thermodynamics", lambda run, folder, reference: {})
+    monkeypatch.setattr(f"{module}.plot_diagnostics", lambda run, path: None)
+    monkeypatch.setattr(f"{module}.write_thermodynamics", lambda run, folder, reference: {})
 
 
 @pytest.fixture(scope="module")
@@ -86,36 +67,35 @@ def test_run_writes_everything(finished):
 
 def test_run_counts_every_evaluation(finished):
     summary, _ = finished
-    assert summary["energy_evaluations"]["md"] == 10_020_000  # of the shipped frames
-    production = summary["production"]["energy_evaluations"]
+    evaluations = summary["energy_evaluations"]
+    assert evaluations["md"] == 10_020_000  # of the shipped frames
     # Rounds and tuning are counted, beside production: 15 + 3 + 3 against 12 iterations.
-    assert summary["energy_evaluations"]["sampling"] > 2 * production
+    assert evaluations["sampling"] > 2 * summary["production"]["energy_evaluations"]
     # Two trainings; each draws 8 at two temperatures three times, and makes KL draws.
-    assert summary["energy_evaluations"]["training"] > 2 * 3 * 16
+    assert evaluations["training"] > 2 * 3 * 16
     assert summary["wall_seconds"]["training"] > 0
     assert summary["wall_seconds"]["sampling"] > 0
 
 
-def test_run_records_every_choice(finished):
+def test_run_records_every_choice_and_is_not_overwritten(finished):
     _, folder = finished
+    with pytest.raises(FileExistsError, match="is not empty; choose another directory"):
+        run(folder, TINY, options=QUIET)
     config = json.loads((folder / "config.json").read_text())
     choices = config["choices"]
-    assert config["seed"] == 5
+    assert config["seed"] == choices["seed"] == 5
     assert choices["sampler_seed"] not in (5, None)
     assert config["stage"] == "run"
     assert choices["molecule"] == alanine_dipeptide().fingerprint
     assert choices["settings"] == to_plain_data(TINY)
     assert choices["frames"] == {"source": "shipped", "n_frames": 400, "temperature_K": 600.0}
-    assert choices["seed"] == 5
     assert choices["potential"]["platform"] == "Reference"
-    with open(folder / "training.csv") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader((folder / "training.csv").read_text().splitlines()))
     assert {row["round"] for row in rows} == {"0", "1"}
     # The second training was validated on the sampler's own samples of both temperatures, too.
     assert any(key.startswith("nll 500K") and row[key] for row in rows for key in row)
 
 
-@pytest.mark.usefixtures("no_plots")
 def test_the_quick_preset_scaled_down(tmp_path):
     quick = preset("quick")
     short = {"validate_interval": 4, "n_validation_draws": 8, "warmup_steps": 2}
@@ -133,21 +113,6 @@ def test_the_quick_preset_scaled_down(tmp_path):
     assert summary["n_samples_per_rung"] == 6
 
 
-@pytest.mark.usefixtures("no_plots")
-def test_same_seed_same_run(finished, tmp_path):
-    summary, _ = finished
-    again = run(tmp_path / "again", TINY, options=replace(QUIET, seed=5))
-    assert again["energy_kJ_mol"] == summary["energy_kJ_mol"]
-    assert again["phi_positive"] == summary["phi_positive"]
-
-
-def test_a_used_directory_is_refused(finished):
-    _, folder = finished
-    with pytest.raises(FileExistsError, match="is not empty; choose another directory"):
-        run(folder, TINY, options=QUIET)
-
-
-@pytest.mark.usefixtures("no_plots")
 def test_run_from_md_and_from_a_trajectory(molecule, tmp_path):
     short = replace(TINY, stride=1, n_rounds=0)
     summary = run(tmp_path / "a", short, frames=FrameSource(simulate=True), options=QUIET)
@@ -155,13 +120,9 @@ def test_run_from_md_and_from_a_trajectory(molecule, tmp_path):
     assert summary["wall_seconds"]["md"] > 0
     again = run(tmp_path / "b", short, frames=FrameSource(tmp_path / "a" / "md"), options=QUIET)
     assert again["energy_evaluations"]["md"] == summary["energy_evaluations"]["md"]
+    bare = FrameSource(tmp_path / "a" / "md" / "md.dcd")
     with pytest.raises(ValueError, match="expected the temperature"):
-        run(
-            tmp_path / "c",
-            short,
-            frames=FrameSource(tmp_path / "a" / "md" / "md.dcd"),
-            options=QUIET,
-        )
+        run(tmp_path / "c", short, frames=bare, options=QUIET)
     assert not (tmp_path / "c").exists()
     with pytest.raises(ValueError, match="trajectory: expected none where MD is to be run"):
         FrameSource("md.dcd", simulate=True)
@@ -174,27 +135,31 @@ def trained(molecule, tmp_path_factory):
     return train(dataset, folder, TINY.flow, FIT, options=replace(QUIET, seed=2)), folder, dataset
 
 
+def assert_same_flow(again, flow):
+    for name, value in flow.state_dict().items():
+        np.testing.assert_array_equal(again.state_dict()[name], value)
+
+
 def test_train_alone(molecule, trained):
     flow, folder, dataset = trained
     config = json.loads((folder / "config.json").read_text())
     assert config["energy_evaluations"]["training"] > 0
     assert config["energy_evaluations"]["md"] == dataset.n_evaluations
     again = tsf.TemperatureSteerableFlow.load(folder / "flow.pt", molecule)
-    for name, value in flow.state_dict().items():
-        np.testing.assert_array_equal(again.state_dict()[name], value)
+    assert_same_flow(again, flow)
     assert len((folder / "training.csv").read_text().splitlines()) == 4
     with pytest.raises(FileExistsError, match="is not empty"):
         train(dataset, folder, TINY.flow, FIT, options=QUIET)
     before = {path: path.read_bytes() for path in folder.glob("[!.]*")}
-    with pytest.raises(ValueError, match=r"seed: what is in .* was made with 2, got 3"):
-        train(dataset, folder, TINY.flow, FIT, options=replace(RESUME, seed=3))
-    again = {"options": replace(RESUME, seed=2)}
     moved = replace(dataset, positions=dataset.positions.roll(1, 0))
-    with pytest.raises(ValueError, match="frames_sha256: what is in"):
-        train(moved, folder, TINY.flow, FIT, **again)
-    other = replace(dataset, molecule=tsf.systems.alanine_dipeptide("ff96-obc1"))
-    with pytest.raises(ValueError, match="is of another molecule"):
-        train(other, folder, TINY.flow, FIT, **again)
+    other = replace(dataset, molecule=alanine_dipeptide("ff96-obc1"))
+    for frames, seed, message in (
+        (dataset, 3, "seed: what is in .* was made with 2, got 3"),
+        (moved, 2, "frames_sha256: what is in"),
+        (other, 2, "is of another molecule"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(frames, folder, TINY.flow, FIT, options=replace(RESUME, seed=seed))
     assert before == {path: path.read_bytes() for path in folder.glob("[!.]*")}
     (folder / "no").mkdir()
     (folder / "no" / "mine").touch()
@@ -217,11 +182,9 @@ def test_training_resumes_exactly(trained, tmp_path, monkeypatch):
             train(dataset, tmp_path / "flow", TINY.flow, FIT, options=replace(QUIET, seed=2))
     assert (tmp_path / "flow" / "flow.pt").is_file()
     again = train(dataset, tmp_path / "flow", TINY.flow, FIT, options=replace(RESUME, seed=2))
-    for name, value in flow.state_dict().items():
-        np.testing.assert_array_equal(again.state_dict()[name], value)
+    assert_same_flow(again, flow)
 
 
-@pytest.mark.usefixtures("no_plots")
 def test_sample_alone_and_resumed(trained, tmp_path):
     _, folder, dataset = trained
     settings = replace(TINY.sampling, n_iterations=4)
@@ -231,30 +194,27 @@ def test_sample_alone_and_resumed(trained, tmp_path):
     again = sample(None, tmp_path / "run", options=RESUME)
     assert again["n_iterations"] == 4  # nothing is left to do
     more = replace(settings, n_iterations=8)
-    longer = sample(folder, tmp_path / "run", more, options=RESUME)
-    assert longer["n_iterations"] == 8
+    assert sample(folder, tmp_path / "run", more, options=RESUME)["n_iterations"] == 8
     other_ladder = replace(more, temperatures=(400.0, 600.0))
-    with pytest.raises(ValueError, match=r"settings\.temperatures: what is in .* was made with"):
-        sample(folder, tmp_path / "run", other_ladder, options=RESUME)
-    with pytest.raises(ValueError, match=r"seed: what is in .* was made with 1, got 3"):
-        sample(folder, tmp_path / "run", more, options=replace(RESUME, seed=3))
-    with pytest.raises(ValueError, match="start: these are not the frames"):
-        sample(folder, tmp_path / "run", more, start=dataset, options=RESUME)
+    for given, start, options, message in (
+        (other_ladder, None, RESUME, r"settings\.temperatures: what is in .* was made with"),
+        (more, None, replace(RESUME, seed=3), r"seed: what is in .* was made with 1, got 3"),
+        (more, dataset, RESUME, "start: these are not the frames"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample(folder, tmp_path / "run", given, start=start, options=options)
     other = sample(folder / "flow.pt", tmp_path / "other", settings, start=dataset, options=QUIET)
     assert other["n_iterations"] == 4
     with pytest.raises(FileExistsError, match="is not empty"):
         sample(folder, tmp_path / "run", settings, options=QUIET)
+    ff96 = alanine_dipeptide("ff96-obc1")
     with pytest.raises(ValueError, match="another molecule"):
-        sample(
-            folder, tmp_path / "x", settings,
-            molecule=tsf.systems.alanine_dipeptide("ff96-obc1"), options=QUIET,
-        )  # fmt: skip
+        sample(folder, tmp_path / "x", settings, molecule=ff96, options=QUIET)
     with pytest.raises(FileNotFoundError, match="flow: no such flow file"):
         sample(tmp_path / "no", tmp_path / "x", settings, options=QUIET)
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.usefixtures("no_plots")
 def test_interrupted_production_is_written_and_analysed(trained, tmp_path, monkeypatch):
     _, folder, _ = trained
     advance = ParallelTempering._advance
@@ -264,17 +224,16 @@ def test_interrupted_production_is_written_and_analysed(trained, tmp_path, monke
             signal.raise_signal(signal.SIGINT)
         return advance(self)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(ParallelTempering, "_advance", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            sample(folder, tmp_path / "run", TINY.sampling, options=QUIET)
+    monkeypatch.setattr(ParallelTempering, "_advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sample(folder, tmp_path / "run", TINY.sampling, options=QUIET)
+    monkeypatch.setattr(ParallelTempering, "_advance", advance)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["n_iterations"] == 7  # of which three were tuning
     resumed = sample(folder, tmp_path / "run", options=RESUME)
     assert resumed["n_iterations"] == TINY.sampling.n_iterations
 
 
-@pytest.mark.usefixtures("no_plots")
 def test_a_damaged_run_names_its_file(trained, tmp_path):
     _, folder, _ = trained
     run, settings = tmp_path / "run", replace(TINY.sampling, n_iterations=1, n_tuning=0)
@@ -282,10 +241,9 @@ def test_a_damaged_run_names_its_file(trained, tmp_path):
     assert json.loads((run / "config.json").read_text())["seed"] == 4
     for name in ("checkpoint.pt", "config.json", "T500.00K.dcd"):
         good = (run / name).read_bytes()
+        (run / name).write_bytes(good[: len(good) // 2])
         if name.endswith("dcd"):
             (run / name).unlink()
-        else:
-            (run / name).write_bytes(good[: len(good) // 2])
         with pytest.raises(ValueError, match=name):
             sample(folder, run, settings, options=RESUME)
         (run / name).write_bytes(good)
@@ -293,7 +251,6 @@ def test_a_damaged_run_names_its_file(trained, tmp_path):
     assert sample(folder, run, more, options=RESUME)["n_iterations"] == 2
 
 
-@pytest.mark.usefixtures("no_plots")
 def test_a_folder_without_config_knows_its_molecule(trained, tmp_path):
     _, folder, _ = trained
     for name in ("flow.pt", "system.xml", "topology.pdb"):
@@ -330,7 +287,8 @@ def test_directories_without_samples_are_refused(trained, tmp_path):
         sample(folder, tmp_path, TINY.sampling, options=RESUME)
 
 
-def test_analyze_alone(finished, tmp_path):
+def test_analyze_alone(finished, tmp_path, monkeypatch):
+    monkeypatch.undo()  # with plots
     summary, folder = finished
     (folder / "ramachandran.png").unlink()
     assert analyze(folder) == summary
@@ -339,7 +297,6 @@ def test_analyze_alone(finished, tmp_path):
         analyze(tmp_path / "no")
 
 
-@pytest.mark.usefixtures("no_plots")
 def test_another_system_has_no_reference(tmp_path):
     vacuum = AlanineDipeptideVacuum(constraints=None)
     molecule = tsf.MolecularSystem(vacuum.system, vacuum.topology, vacuum.positions)
@@ -353,20 +310,13 @@ def test_another_system_has_no_reference(tmp_path):
 
 def test_invalid_settings_are_refused():
     assert preset("quick").sampling.n_walkers < preset("default").sampling.n_walkers
-    with pytest.raises(ValueError, match="preset: expected one of quick, default"):
-        preset("best")
-    with pytest.raises(ValueError, match="kind: expected one of tsf, realnvp"):
-        FlowSettings(kind="nice")
-    with pytest.raises(ValueError, match="ascending"):
-        SamplingSettings(temperatures=(600.0, 300.0))
-    with pytest.raises(ValueError, match="n_walkers: expected an integer of at least 1"):
-        SamplingSettings(n_walkers=0)
-    with pytest.raises(ValueError, match="n_rounds: expected an integer of at least 0"):
-        RunSettings(n_rounds=-1)
     few = SamplingSettings(n_walkers=2)
-    with pytest.raises(ValueError, match=r"n_walkers: expected at least 3 where .* got 2"):
-        RunSettings(n_rounds=1, sampling=few)
     RunSettings(n_rounds=0, sampling=few)
-    with pytest.raises(ValueError, match="seed: expected an integer of at least 0"):
-        RunOptions(seed=-1)
+    for cls, wrong, message in (
+        (preset, {"name": "best"}, "preset: expected one of quick, default"),
+        (FlowSettings, {"kind": "nice"}, "kind: expected one of tsf, realnvp"),
+        (RunSettings, {"n_rounds": 1, "sampling": few}, "at least 3 where .* got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cls(**wrong)
     json.dumps(to_plain_data(preset("default")))
