@@ -96,7 +96,7 @@ def load_run(path: str | Path) -> Run:
     ``config.json`` (``reference``), and are compared with it. Runs of the Python sampler name none:
     pass one to `Run.summary`, `Run.plot` or `write_summary`, as in
     ``run.summary(reference=load_reference())``. It is valid only for alanine dipeptide in the
-    default force field, which is not checked there.
+    default force field, which those do not check.
 
     Raises
     ------
