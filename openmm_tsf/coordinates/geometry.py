@@ -46,7 +46,9 @@ def wrap(angle: Tensor, cut: Tensor) -> Tensor:
 Frame = tuple[Tensor, Tensor, Tensor]
 
 
-def turn(frame: Frame, minus_cos: Tensor, sin: Tensor, cos_phi: Tensor, sin_phi: Tensor) -> Frame:
+def next_frame(
+    frame: Frame, minus_cos: Tensor, sin: Tensor, cos_phi: Tensor, sin_phi: Tensor
+) -> Frame:
     """Return the frame of an atom from the frame of the atom that it is bonded to.
 
     A frame (e1, e2, e3) is right-handed: e1 points from the angle partner to the bond partner, e2
