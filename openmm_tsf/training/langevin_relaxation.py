@@ -22,8 +22,8 @@ def relax_mala(
 ) -> float:
     """Move points by steps of the Metropolis-adjusted Langevin algorithm (MALA), in place.
 
-    Whitened coordinates have one scale, so that one step size serves all. It is tuned on the way:
-    this is for initial states, not for samples.
+    Whitened coordinates have one scale, so that one step size serves all. It is tuned in the
+    same steps: they are for initial states, not for samples.
 
     Parameters
     ----------
