@@ -140,8 +140,8 @@ def test_random_potentials() -> None:
     assert first.wells.a.abs().max() <= MixedDoubleWell.TILT
     # The rarer side of the steepest tilt, as the docstring has it.
     steepest = DoubleWell(-MixedDoubleWell.TILT, MixedDoubleWell.B, MixedDoubleWell.C)
-    shares = [1.0 - steepest.probability_positive(t).item() for t in (0.1, 1.0)]
-    assert shares == pytest.approx([0.0573, 0.439], rel=0.01)
+    fractions = [1.0 - steepest.probability_positive(t).item() for t in (0.1, 1.0)]
+    assert fractions == pytest.approx([0.0573, 0.439], rel=0.01)
 
 
 @pytest.mark.parametrize(

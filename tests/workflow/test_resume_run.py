@@ -68,20 +68,20 @@ def whole(tmp_path_factory):
 
 def content(folder):
     """Frames, numbers, weights of a run; neither times nor the number of segments."""
-    found = {name: (folder / name).read_bytes() for name in ("T500.00K.dcd", "T600.00K.dcd",
+    values = {name: (folder / name).read_bytes() for name in ("T500.00K.dcd", "T600.00K.dcd",
              "md/md.dcd", "training.csv", "topology.pdb", "system.xml")}  # fmt: skip
     for name, value in torch.load(folder / "flow.pt", weights_only=True)["state_dict"].items():
-        found[name] = value.numpy().tobytes()
+        values[name] = value.numpy().tobytes()
     parts = [dict(np.load(path)) for path in sorted((folder / "segments").iterdir())]
     for name in parts[0]:
         if name in ("energy", "replica", "iteration", "dihedrals"):
-            found[name] = np.concatenate([part[name] for part in parts]).tobytes()
+            values[name] = np.concatenate([part[name] for part in parts]).tobytes()
         elif name != "wall_seconds":
-            found[name] = sum(part[name] for part in parts).tolist()
+            values[name] = sum(part[name] for part in parts).tolist()
     config = json.loads((folder / "config.json").read_text())
-    found["sigma"] = config["choices"]["sigma"]
-    found["evaluations"] = config["energy_evaluations"]["md"]
-    return found
+    values["sigma"] = config["choices"]["sigma"]
+    values["evaluations"] = config["energy_evaluations"]["md"]
+    return values
 
 
 def nth(owner, name, n, after=False):
