@@ -55,13 +55,13 @@ def draw_weighted(
     potential
         Energies of the target.
     temperature
-        In K (or a Quantity); the flow need not have been trained there.
+        In K (or a Quantity); the flow need not have been trained at it.
     n
         Number of draws.
     generator
         Source of the random numbers.
     batch_size
-        Draws that are made at once; the random numbers depend on it.
+        The number of draws in a batch; the random numbers depend on it.
     """
     n, batch_size = check_int(n, "n"), check_int(batch_size, "batch_size")
     kelvin = as_temperature(temperature)
