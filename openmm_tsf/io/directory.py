@@ -46,7 +46,7 @@ class DirectoryLock:
     """The right to write to a directory, held by one owner at a time.
 
     The operating system releases it when the owner ends, also by a kill: a lock file that is left
-    over blocks nobody. Reading needs no lock. The same object may be entered several times.
+    over has no effect. Reading needs no lock. The same object may be entered several times.
 
     Parameters
     ----------
@@ -223,6 +223,6 @@ def _possible_uses(path: Path) -> str:
 
 
 def read_stage(path: PathLike) -> str | None:
-    """Return the stage that wrote to a directory; None if there is none or it is not known."""
+    """Return the stage that wrote to a directory, or None if no known stage did."""
     stage = _read_config(Path(path)).get("stage")
     return stage if stage in _STAGES else None

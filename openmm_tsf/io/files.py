@@ -108,7 +108,7 @@ def check_regular_file(path: PathLike, what: str) -> Path:
     FileNotFoundError
         If `path` does not exist or is not a regular file.
     ValueError
-        If the system cannot tell what `path` is.
+        If the type of `path` cannot be read.
     """
     path = Path(path)
     try:
