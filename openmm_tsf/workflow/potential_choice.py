@@ -30,7 +30,7 @@ def planned_sampling(settings: SamplingSettings, n_iterations: int | None = None
 
 
 def batch_of(settings: SamplingSettings) -> int:
-    """Return the number of conformations that the kernels evaluate at once."""
+    """Return the number of conformations that the kernels evaluate in one call."""
     return settings.n_walkers * len(settings.temperatures)
 
 
@@ -60,7 +60,7 @@ def open_potential(
     planned
         Evaluations that are planned.
     batch
-        Conformations that are evaluated at once.
+        Conformations that are evaluated in one call.
     compiled
         The earlier choice, where a run on torch is resumed.
     """

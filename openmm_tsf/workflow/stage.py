@@ -139,7 +139,7 @@ class Stage:
         n_planned
             Evaluations that are planned.
         batch
-            Conformations that are evaluated at once.
+            Conformations that are evaluated in one call.
         """
         potential = reopen_potential(
             self.molecule, self.choices.get("potential"), self.options.platform, n_planned, batch
