@@ -55,7 +55,7 @@ def read(name):
 
 
 def rows():
-    """Return the subject, figures and command of each line of the table."""
+    """Return the subject, result and command of each line of the table."""
     bad, fuzz, kills, long = map(
         read, ("bad_input.json", "fuzz.json", "kills.json", "long_run.json")
     )
@@ -121,10 +121,10 @@ def main():
     args = parser.parse_args()
     if not args.from_results:
         measure()
-    lines = ["| | figure | command in `tests/robustness/` |", "|---|---|---|"]
+    lines = ["| | result | command in `tests/robustness/` |", "|---|---|---|"]
     lines += [
-        f"| {what} | {figure} | {f'`{command}`' if command else ''} |"
-        for what, figure, command in rows()
+        f"| {what} | {result} | {f'`{command}`' if command else ''} |"
+        for what, result, command in rows()
     ]
     text = "\n".join(lines) + "\n"
     (RESULTS / "robustness.md").write_text(text)
