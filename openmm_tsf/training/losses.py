@@ -26,7 +26,7 @@ def whiten(
     x
         Configurations [B, *event], float64.
     tau, generator
-        T/T_ref of the data, and the source of the copy that each configuration is taken for;
+        T/T_ref of the data, and the source of randomness for the copy of each configuration;
         needed only where the flow's copies overlap.
 
     Returns
