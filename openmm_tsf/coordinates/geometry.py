@@ -39,7 +39,7 @@ def dihedral(to_atom: Tensor, axis: Tensor, to_partner: Tensor) -> Tensor:
 def wrap(angle: Tensor, cut: Tensor) -> Tensor:
     """`angle` shifted by a multiple of 2 pi onto the branch [cut, cut + 2 pi)."""
     wrapped = cut + torch.remainder(angle - cut, TWO_PI)
-    # Rounding may land on the open end of the branch.
+    # Rounding may give the open end of the branch.
     return torch.where(wrapped >= cut + TWO_PI, wrapped - TWO_PI, wrapped).maximum(cut)
 
 

@@ -21,7 +21,7 @@ MODES = ("conditional", "full", "diagonal")
 #: Ridge of the shift's regression, in frames: a prior that the shift is zero. On 20 000, 5 000 and
 #: 2 000 frames of alanine dipeptide it is close to the best by held-out likelihood.
 RIDGE_FRAMES = 20.0
-#: Diagonal elements of the correlation matrix's Cholesky factor below this are taken for zero.
+#: Diagonal elements of the correlation matrix's Cholesky factor below this count as zero.
 DEGENERATE = 1e-6
 
 
