@@ -13,8 +13,8 @@ EnergyFunction = Callable[..., Tensor]
 #: Elements below which torch runs an operation on one thread; a block's arrays [N, N, B] stay below
 #: it and in a core's cache, and threads share blocks instead.
 _GRAIN = 32768
-#: Number of arrays [N, N, B] that a block needs at once, derivatives included (measured, rounded
-#: up).
+#: Number of arrays [N, N, B] that a block needs together, derivatives included (measured,
+#: rounded up).
 _ARRAYS_PER_BLOCK = 80
 #: Rows below which compiling a block does not pay.
 MIN_COMPILED_ROWS = 16
