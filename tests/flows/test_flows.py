@@ -207,8 +207,8 @@ def square_log_determinants(flow, n=3):
         v, pose = w[: flow.n_coordinates + flow.n_momenta], w[-6:]
         y, _ = flow.network.forward_and_log_det(v[None])
         u, _ = flow.whitening.forward_and_log_det(y[:, :d])
-        turn = rotation(pose[0], pose[1], pose[2])
-        x = layer.from_pose(u, turn[None], pose[None, 3:])
+        matrix = rotation(pose[0], pose[1], pose[2])
+        x = layer.from_pose(u, matrix[None], pose[None, 3:])
         return torch.cat([x.flatten(), y[0, d:]])
 
     v, _, _ = draw_inside(flow, n)
@@ -279,11 +279,11 @@ def test_mirror_images_are_outside(tsf):
 
 def test_place_keeps_the_pose(tsf):
     _, x, _ = draw_inside(tsf, 10)
-    turn = torch.linalg.qr(
+    matrix = torch.linalg.qr(
         torch.randn(3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     )[0]
-    turn = turn * torch.linalg.det(turn)
-    like = x.flip(0) @ turn.T + 0.7
+    matrix = matrix * torch.linalg.det(matrix)
+    like = x.flip(0) @ matrix.T + 0.7
     torch.testing.assert_close(tsf.match_pose(like, like=like), like, rtol=0, atol=1e-9)
     placed = tsf.match_pose(x, like=like)
     torch.testing.assert_close(torch.pdist(placed[0]), torch.pdist(x[0]), rtol=0, atol=1e-9)
