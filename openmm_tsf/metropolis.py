@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 class InvalidWalker(ValueError):
-    """The error of a walker at which the target density vanishes; no kernel leads there."""
+    """The error of a walker at which the target density vanishes; no kernel moves to one."""
 
 
 def metropolis(
@@ -37,7 +37,7 @@ def metropolis(
     ValueError
         If shapes differ.
     InvalidWalker
-        If a current log-weight is not finite: a walker must never be there. A ValueError.
+        If a current log-weight is not finite (kernels never accept such a state). A ValueError.
     """
     if current.ndim != 1 or current.shape != proposed.shape:
         raise ValueError(

@@ -1,7 +1,8 @@
-"""The layout of the package: imports go down from floor to floor, without circles.
+"""The layout of the package: imports go down from layer to layer, without cycles.
 
-A room is a folder of the package or a module of its root. Rooms of one floor do not import each
-other. Every import statement counts, those inside functions and under ``TYPE_CHECKING`` too.
+A component is a folder of the package or a module of its root. Components of one layer do not
+import each other. Every import statement counts, those inside functions and under
+``TYPE_CHECKING`` too.
 """
 
 import ast
@@ -11,7 +12,7 @@ import openmm_tsf
 
 PACKAGE = Path(openmm_tsf.__file__).parent
 ROOT_MODULES = {"__init__", "__main__", "metropolis", "units"}
-FLOORS = (
+LAYERS = (
     {"metropolis", "units", "utils"},
     {"coordinates", "io", "potentials"},
     {"systems"},
@@ -21,7 +22,7 @@ FLOORS = (
     {"cli"},
     {"__main__"},
 )
-#: Rooms that may import a room of their own floor.
+#: Components that may import a component of the same layer.
 NEIGHBOURS = set()
 
 
@@ -39,28 +40,28 @@ def imports(package: Path) -> dict[str, set[str]]:
     modules = module_names(package)
     graph = {}
     for module, path in modules.items():
-        found = set()
+        imported = set()
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
+                imported |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 home = path.relative_to(package.parent).parts[: -node.level] if node.level else ()
                 base = ".".join([*home, *([node.module] if node.module else [])])
                 for alias in node.names:
                     name = f"{base}.{alias.name}"
-                    found.add(name if name in modules else base)
-        graph[module] = {name for name in found if name in modules and name != module}
+                    imported.add(name if name in modules else base)
+        graph[module] = {name for name in imported if name in modules and name != module}
     return graph
 
 
-def room(module: str) -> str:
-    """The room of a dotted module name."""
+def component(module: str) -> str:
+    """The component of a dotted module name."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
 
 
-def circle(graph: dict[str, set[str]]) -> list[str]:
-    """Modules that import each other in a circle; empty if there are none."""
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a cycle; empty without a cycle."""
     done: set[str] = set()
 
     def search(module: str, path: list[str]) -> list[str]:
@@ -69,42 +70,42 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
         if module in done:
             return []
         for name in sorted(graph[module]):
-            if found := search(name, [*path, module]):
-                return found
+            if members := search(name, [*path, module]):
+                return members
         done.add(module)
         return []
 
-    return next((found for module in graph if (found := search(module, []))), [])
+    return next((members for module in graph if (members := search(module, []))), [])
 
 
 def violations(package: Path) -> list[str]:
     """What breaks the layout, in words."""
-    found = [
+    problems = [
         f"{path.name}: expected only {sorted(ROOT_MODULES)} in the root"
         for path in package.glob("*.py")
         if path.stem not in ROOT_MODULES
     ]
-    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    layer = {name: number for number, names in enumerate(LAYERS) for name in names}
     graph = imports(package)
     for module, names in graph.items():
         for name in names:
-            above, below = room(module), room(name)
-            if above == below or (above, below) in NEIGHBOURS or below not in floor:
+            above, below = component(module), component(name)
+            if above == below or (above, below) in NEIGHBOURS or below not in layer:
                 continue
-            if above not in floor:
-                found.append(f"{above}: a room that is on no floor")
-            elif floor[above] <= floor[below]:
-                found.append(f"{module} imports {name}, which is not below it")
-    if together := circle(graph):
-        found.append("circle: " + " -> ".join(together))
-    return found
+            if above not in layer:
+                problems.append(f"{above}: expected a component of a layer")
+            elif layer[above] <= layer[below]:
+                problems.append(f"{module} imports {name}, which is not below it")
+    if together := cycle(graph):
+        problems.append("cycle: " + " -> ".join(together))
+    return problems
 
 
 def test_imports_go_down():
     assert violations(PACKAGE) == []
 
 
-def test_a_planted_violation_is_found(tmp_path):
+def test_a_planted_violation_is_reported(tmp_path):
     package = tmp_path / "openmm_tsf"
     for path in module_names(PACKAGE).values():
         copy = package / path.relative_to(PACKAGE)
@@ -116,19 +117,19 @@ def test_a_planted_violation_is_found(tmp_path):
         path = package / name
         before = path.read_text() if path.exists() else None
         path.write_text(f"{before or ''}\n{line}\n")
-        found = violations(package)
+        problems = violations(package)
         path.unlink() if before is None else path.write_text(before)
-        return found
+        return problems
 
     up = "def later():\n    from openmm_tsf.cli import main"
     assert any("cli.main, which is not below" in v for v in planted("flows/tsf.py", up))
     typed = "if TYPE_CHECKING:\n    from ..training import fit"
     assert any("training.fit, which is not" in v for v in planted("analysis/mbar.py", typed))
     back = "from openmm_tsf.flows import base"
-    assert any(v.startswith("circle: ") for v in planted("flows/coupling.py", back))
+    assert any(v.startswith("cycle: ") for v in planted("flows/coupling.py", back))
     assert planted("helpers.py", "") == [
         f"helpers.py: expected only {sorted(ROOT_MODULES)} in the root"
     ]
     (package / "extras").mkdir()
     extra = planted("extras/more.py", "import openmm_tsf.units")
-    assert extra == ["extras: a room that is on no floor"]
+    assert extra == ["extras: expected a component of a layer"]

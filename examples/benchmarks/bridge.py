@@ -100,7 +100,7 @@ def measure_cores(
     """Measure energies with forces on all cores: threads with a Context each, and processes."""
     cores = available_cores()
     properties = ONE_CORE.get(name, {})
-    figures: dict[str, Any] = {"cores": cores, "batches": {}}
+    measured: dict[str, Any] = {"cores": cores, "batches": {}}
     with (
         OpenMMPotential(molecule.system, name, properties, n_contexts=1) as one,
         OpenMMPotential(molecule.system, name, properties, n_contexts=cores) as many,
@@ -115,11 +115,11 @@ def measure_cores(
                 thread_times.append(1e6 * seconds(partial(many.energy_and_forces, batch)) / size)
             single, threaded = map(statistics.median, (single_times, thread_times))
             processes = measure_processes(one, batch, cores, repeats)
-            figures["batches"][size] = {
+            measured["batches"][size] = {
                 "one_context_us": round(single, 2),
                 "threads_us": round(threaded, 2),
                 "processes_us": processes,
                 "threads_gain": round(single / threaded, 2),
                 "processes_gain": round(single / processes, 2),
             }
-    return figures
+    return measured

@@ -81,9 +81,9 @@ def proposals(flow, potential, molecule, n_draws, n_repeats, generator):
         for _ in range(n_repeats):
             draws = draw_weighted(flow, potential, kelvin, n_draws, generator)
             basin = basin_labels(molecule, draws.x).double()
-            figures = reverse_ess(draws.log_weights.numpy())
-            ess.append(figures.fraction)
-            largest.append(figures.largest_weight)
+            reverse = reverse_ess(draws.log_weights.numpy())
+            ess.append(reverse.fraction)
+            largest.append(reverse.largest_weight)
             unweighted.append(float(basin.mean()))
             weighted.append(float((torch.softmax(draws.log_weights, 0) * basin).sum()))
         report[f"{kelvin:g}"] = {

@@ -8,7 +8,7 @@ Times are microseconds per conformation of alanine dipeptide, medians over repea
 measured alternately in one process, so that the ratios, medians over repeats of loop time / time in
 the same repeat, do not depend on the machine's other work; where it is busy, read those of CPU
 time. The loop runs on OpenMM's fastest platform for the System, measured first, on one core.
-Compilation is timed in separate processes, without and with torch's disk cache. All figures are
+Compilation is timed in separate processes, without and with torch's disk cache. All numbers are
 written to a JSON file.
 """
 
@@ -55,7 +55,7 @@ def conformations(molecule: MolecularSystem, n: int) -> torch.Tensor:
 def fastest_platform(molecule: MolecularSystem, names: list[str]) -> dict[str, Any]:
     """Return microseconds of the loop by platform, and the names of the fastest."""
     rows = conformations(molecule, 64).numpy()
-    figures: dict[str, Any] = {"energy": {}, "forces": {}}
+    measured: dict[str, Any] = {"energy": {}, "forces": {}}
     for name in names:
         properties = ONE_CORE.get(name, {})
         context = openmm.Context(
@@ -67,9 +67,9 @@ def fastest_platform(molecule: MolecularSystem, names: list[str]) -> dict[str, A
         for key in ("energy", "forces"):
             method = Method(partial(openmm_loop, context, rows, key == "forces"), len(rows))
             method.work()
-            figures[key][name] = round(min(time_clocks(method, 1)[0] for _ in range(5)), 2)
-    figures["fastest"] = {key: min(figures[key], key=figures[key].get) for key in figures}
-    return figures
+            measured[key][name] = round(min(time_clocks(method, 1)[0] for _ in range(5)), 2)
+    measured["fastest"] = {key: min(measured[key], key=measured[key].get) for key in measured}
+    return measured
 
 
 class Methods:
@@ -130,12 +130,12 @@ def compile_times(force_field: str, arguments: argparse.Namespace) -> dict[str, 
     """Return seconds of compilation in new processes: the first, and one with torch's cache."""
     command = [sys.executable, __file__, "--compile-only", "--force-field", force_field]
     command += ["--dtype", arguments.dtype, "--device", arguments.device]
-    figures = {}
+    measured = {}
     for name in ("first", "from_cache"):
         out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        figures[name] = json.loads(out.splitlines()[-1])
-        print(f"{force_field}: compiled, {name}: {figures[name]}", flush=True)
-    return figures
+        measured[name] = json.loads(out.splitlines()[-1])
+        print(f"{force_field}: compiled, {name}: {measured[name]}", flush=True)
+    return measured
 
 
 def compile_only(force_field: str, arguments: argparse.Namespace) -> None:
@@ -161,7 +161,7 @@ def compile_only(force_field: str, arguments: argparse.Namespace) -> None:
 def measure_system(
     force_field: str, batches: list[int], n_threads: list[int], arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """Return all figures of one System."""
+    """Return all measurements of one System."""
     report: dict[str, Any] = {"targets": TARGETS[force_field]}
     report["compile_seconds"] = compile_times(force_field, arguments)
     molecule = alanine_dipeptide(force_field)
@@ -172,10 +172,10 @@ def measure_system(
     for key in ("energy", "forces"):
         report[key] = {}
         for size in batches:
-            figures = time_alternately(
+            measured = time_alternately(
                 methods.of(x[:size], key, n_threads), LOOP, arguments.repeats, arguments.budget
             )
-            report[key][size] = figures
+            report[key][size] = measured
         print_table(force_field, key, report, arguments.device)
     context = methods.contexts[methods.platforms["fastest"]["forces"]]
     torch.set_num_threads(1)

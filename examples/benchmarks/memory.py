@@ -6,7 +6,7 @@
 For each budget (``memory=`` of TorchPotential) a separate process creates conformations of alanine
 dipeptide, and evaluates them in one call: energies with forces, and energies whose sum is
 differentiated. Peaks of resident memory are relative to the process with its input; the size of the
-results, which any method must hold, is listed too. All figures are written to a JSON file.
+results, which any method must hold, is listed too. All numbers are written to a JSON file.
 """
 
 import argparse
@@ -106,9 +106,9 @@ def main() -> None:
         for what in ("energy_and_forces", "energy_sum_backward"):
             command = [sys.executable, __file__, *sys.argv[1:], "--only", what, str(budget)]
             out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            figures = json.loads(out.splitlines()[-1])
-            report["budgets_mib"][budget][what] = figures
-            print(f"memory={budget} MiB, {what}: {figures}", flush=True)
+            measured = json.loads(out.splitlines()[-1])
+            report["budgets_mib"][budget][what] = measured
+            print(f"memory={budget} MiB, {what}: {measured}", flush=True)
     arguments.output.write_text(json.dumps(report, indent=1) + "\n")
     print("written to", arguments.output)
 

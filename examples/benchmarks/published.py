@@ -54,7 +54,7 @@ PUBLISHED = {
 
 
 def dynamics(molecule, directory, settings):
-    """MD into a directory; continued if it is there."""
+    """Run MD into a directory, or continue it."""
     options = RunOptions(resume=directory.exists())
     if run_md(molecule, directory, settings, options=options).interrupted:
         raise KeyboardInterrupt
@@ -126,11 +126,11 @@ def log_z(energy, betas):
 def estimates(run):
     """Populations, free energies and mean energies of a run directory."""
     value, stderr = log_z(run.segments.energy.astype(float), run.betas)
-    figures = {"log_z_difference": {"value": value, "stderr": stderr}}
+    results = {"log_z_difference": {"value": value, "stderr": stderr}}
     for kelvin in (LOW_K, HIGH_K):
         p, energy = run.positive("phi", kelvin), run.mean_energy(kelvin)
         free_energy, free_energy_stderr = run.free_energy_positive("phi", kelvin)
-        figures[f"{kelvin:g}"] = {
+        results[f"{kelvin:g}"] = {
             "p": p.value,
             "p_stderr": p.stderr,
             "n_eff": p.n_eff,
@@ -139,12 +139,12 @@ def estimates(run):
             "mean_energy": energy.value,
             "mean_energy_stderr": energy.stderr,
         }
-    return figures
+    return results
 
 
 def flow_alone(flow, potential, molecule, n_draws, n_repeats, generator):
     """Reverse ESS of the joint weights, P(phi > 0), ln Z; means over repeats and their spread."""
-    figures = {}
+    results = {}
     for kelvin in (LOW_K, HIGH_K):
         # The momenta's own density is normalised: what is left is ln Z of x alone.
         tau = kelvin / flow.reference_temperature
@@ -157,19 +157,19 @@ def flow_alone(flow, potential, molecule, n_draws, n_repeats, generator):
             log_z = float(torch.logsumexp(weights, 0)) - math.log(n_draws) - norm
             rows.append((reverse_ess(weights.numpy()).fraction, population, log_z))
         mean, spread = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1)
-        figures[f"{kelvin:g}"] = {
+        results[f"{kelvin:g}"] = {
             "reverse_ess_joint": mean[0],
             "spread": spread[0],
             "p": mean[1],
             "log_z": mean[2],
             "log_z_stderr": spread[2] / math.sqrt(n_repeats),
         }
-    low, high = figures[f"{LOW_K:g}"], figures[f"{HIGH_K:g}"]
-    figures["log_z_difference"] = {
+    low, high = results[f"{LOW_K:g}"], results[f"{HIGH_K:g}"]
+    results["log_z_difference"] = {
         "value": high["log_z"] - low["log_z"],
         "stderr": math.hypot(low["log_z_stderr"], high["log_z_stderr"]),
     }
-    return figures
+    return results
 
 
 def z(a, b, value, error):

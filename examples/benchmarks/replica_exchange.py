@@ -153,7 +153,7 @@ def main():
     parser.add_argument("--minutes", type=float, default=10.0, help="of each replicate")
     parser.add_argument("--rungs", type=int, nargs="+", default=[3, 5, 8])
     parser.add_argument("--replicates", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=2, help="processes at once")
+    parser.add_argument("--workers", type=int, default=2, help="parallel processes")
     parser.add_argument("--platform", help="by default the fastest")
     parser.add_argument("--force-field", default="amber99sbildn-obc2")
     parser.add_argument("--seed", type=int, default=1)

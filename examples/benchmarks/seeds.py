@@ -198,20 +198,20 @@ def draw(report, path):
     for row, name in zip(axes, names, strict=True):
         for axis, rung in zip(row, rungs, strict=True):
             pairs = np.array([list(map(number, p)) for p in report["runs"][name][rung]])
-            figures = report["spread"][name][rung]
+            statistics = report["spread"][name][rung]
             axis.errorbar(range(len(pairs)), pairs[:, 0], pairs[:, 1], fmt="o", ms=3, capsize=2,
                           color="#0b5394", label="runs")  # fmt: skip
-            axis.axhline(number(figures["mean"]), color="#0b5394", lw=1, label="their mean")
-            if "reference" in figures:
-                value, error = figures["reference"], figures["reference_stderr"]
+            axis.axhline(number(statistics["mean"]), color="#0b5394", lw=1, label="their mean")
+            if "reference" in statistics:
+                value, error = statistics["reference"], statistics["reference_stderr"]
                 axis.axhspan(value - error, value + error, color="#c0392b", alpha=0.25, lw=0,
                              label="reference ± SE")  # fmt: skip
             title = [f"{rung} K"]
-            if "chi2" in figures:
-                title.append(f"χ²/dof {figures['chi2'] / figures['degrees_of_freedom']:.2f}")
-                title.append(f"p {figures['p_value']:.2f}")
-            if "z_against_reference" in figures:
-                title.append(f"z {figures['z_against_reference']:+.1f}")
+            if "chi2" in statistics:
+                title.append(f"χ²/dof {statistics['chi2'] / statistics['degrees_of_freedom']:.2f}")
+                title.append(f"p {statistics['p_value']:.2f}")
+            if "z_against_reference" in statistics:
+                title.append(f"z {statistics['z_against_reference']:+.1f}")
             axis.set_title(", ".join(title), fontsize=10)
             axis.set_xlabel("run")
         row[0].set_ylabel({"delta_F_phi_mbar_kT": "ΔF(φ) by MBAR (kT)",

@@ -23,7 +23,7 @@ from openmm_tsf.io.files import write_json
 from openmm_tsf.sampling.initial import starting_state, with_velocities
 from openmm_tsf.sampling.kernels import InternalWalk, TorchLangevin
 
-KELVIN, FRICTION, LEG_PS = 300.0, 1.0, 0.1
+KELVIN, FRICTION, SEGMENT_PS = 300.0, 1.0, 0.1
 #: Timestep in ps, and integrator: "verlet" is Metropolised.
 SIDES = {
     "Metropolised, 2 fs": (0.002, "verlet"),
@@ -48,7 +48,7 @@ def mean_energy(x, side, molecule, potential, layers, args):
         (KELVIN,),
         masses,
         flow=layers,
-        n_steps=round(LEG_PS / timestep),
+        n_steps=round(SEGMENT_PS / timestep),
         timestep=timestep,
         friction=FRICTION,
         integrator=integrator,
@@ -59,9 +59,9 @@ def mean_energy(x, side, molecule, potential, layers, args):
     state = starting_state(start, None, len(x), (KELVIN,), layers, potential)
     state = with_velocities(state, (KELVIN,), potential, mass, generator)
     total, accepted, proposed = torch.zeros(len(x), dtype=torch.float64), 0.0, 0.0
-    for leg in trange(args.relax + args.legs, desc=side, disable=args.quiet):
+    for segment in trange(args.relax + args.legs, desc=side, disable=args.quiet):
         state, info = kernel(state, generator)
-        if leg >= args.relax:
+        if segment >= args.relax:
             total += state.energy[:, 0]
             accepted += float(info.accepted.sum())
             proposed += float(info.proposed.sum())
@@ -71,8 +71,8 @@ def mean_energy(x, side, molecule, potential, layers, args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--walkers", type=int, default=512)
-    parser.add_argument("--legs", type=int, default=300, help="of 0.1 ps, averaged over")
-    parser.add_argument("--relax", type=int, default=30, help="legs before them")
+    parser.add_argument("--legs", type=int, default=300, help="segments of 0.1 ps, averaged over")
+    parser.add_argument("--relax", type=int, default=30, help="segments before those")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), metavar="SIDE")
     parser.add_argument("--quiet", action="store_true")
@@ -107,10 +107,10 @@ def main():
         "stderr": known.mean_energy(rung).stderr,
     }
     write_json(args.output, report)
-    for side, figures in report["sides"].items():
+    for side, measured in report["sides"].items():
         print(
-            f"{side:20s} {figures['mean_energy']:8.3f} +- {figures['stderr']:.3f} kJ/mol, above "
-            f"the first by {figures['above_first']:6.3f} +- {figures['above_stderr']:.3f}"
+            f"{side:20s} {measured['mean_energy']:8.3f} +- {measured['stderr']:.3f} kJ/mol, above "
+            f"the first by {measured['above_first']:6.3f} +- {measured['above_stderr']:.3f}"
         )
 
 

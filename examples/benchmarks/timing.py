@@ -70,15 +70,15 @@ def time_alternately(
         if repeat >= 1 and time.perf_counter() - start > budget:
             break
     loop = np.array(times[reference])
-    figures = {}
+    measured = {}
     for name, values in times.items():
         medians = np.median(values, axis=0)
         faster = np.median(loop / np.maximum(values, 1e-9), axis=0)
-        figures[name] = {
+        measured[name] = {
             "repeats": len(values),
             "us": round(float(medians[0]), 3),
             "cpu_us": round(float(medians[1]), 3),
             "times_faster": round(float(faster[0]), 2),
             "times_faster_by_cpu_time": round(float(faster[1]), 2),
         }
-    return figures
+    return measured

@@ -64,16 +64,16 @@ def quality(flow, potential, molecule, n_draws, generator):
         return (info.accepted / info.proposed).flatten().tolist()
 
     independence = acceptance(FlowIndependence(flow, potential, LADDER))
-    figures = {"swap": acceptance(SteeredSwap(flow, potential, LADDER))[0], "n_frames": len(x)}
+    measured = {"swap": acceptance(SteeredSwap(flow, potential, LADDER))[0], "n_frames": len(x)}
     for rung, kelvin in enumerate(LADDER):
         draws = draw_weighted(flow, potential, kelvin, n_draws, generator, batch_size=n_draws)
         population = float(basin_labels(molecule, draws.x).double().mean())
-        figures[f"{kelvin:g}"] = {
+        measured[f"{kelvin:g}"] = {
             "independence": independence[rung],
             "reverse_ess_joint": reverse_ess(draws.log_weights.numpy()).fraction,
             "p_over_reference": population / reference_population(kelvin).value,
         }
-    return figures
+    return measured
 
 
 def run_trial(changes, molecule, potential, dataset, args):
@@ -123,7 +123,7 @@ def table(trials):
 
 
 def picture(trials, path):
-    """The figures side by side, and the rare basin along the training."""
+    """The trials side by side, and the rare basin along the training."""
     figure = Figure(figsize=(11, 0.45 * len(trials) + 2.2), layout="constrained")
     bars, lines = figure.subplots(1, 2, width_ratios=(1.3, 1))
     names = list(trials)

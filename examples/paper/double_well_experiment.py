@@ -105,7 +105,7 @@ def reference(potential, n_walkers, n_burn, n_iterations, seed):
 
 
 def quantiles(potential, coordinate, temperature, mean, spread):
-    """Points at about the probabilities of `CUTS`, and the exact probabilities there."""
+    """Points at about the probabilities of `CUTS`, and their exact probabilities."""
     grid = mean + spread * torch.linspace(-4.0, 4.0, 401, dtype=torch.float64)
     cumulative = potential.marginal(coordinate, grid, temperature)[1]
     cuts = torch.searchsorted(cumulative, torch.tensor(CUTS, dtype=torch.float64))
@@ -133,9 +133,9 @@ def reference_scores(potential, samples):
             values = samples.x[:, :, k, j]
             checks = [("mean", values, means[j]), ("square", values**2, squares[j])]
             spread = (squares[j] - means[j] ** 2).sqrt()
-            points, shares = quantiles(potential, j, temperature, means[j], spread)
-            for cut, point, share in zip(CUTS, points, shares, strict=True):
-                checks.append((f"P(x < q{100 * cut:.0f})", (values < point).double(), share))
+            points, probabilities = quantiles(potential, j, temperature, means[j], spread)
+            for cut, point, probability in zip(CUTS, points, probabilities, strict=True):
+                checks.append((f"P(x < q{100 * cut:.0f})", (values < point).double(), probability))
             for name, series, exact in checks:
                 estimate = estimate_mean(series.numpy())
                 rows.append(

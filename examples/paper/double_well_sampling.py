@@ -39,7 +39,7 @@ from openmm_tsf.sampling.kernels import default_kernels
 COMPARED = (0.1, 1.0)
 FEW = tuple(np.geomspace(0.1, 1.0, 7).tolist()) + tuple(np.geomspace(1.0, 10.0, 7).tolist()[1:])
 STEERED = {5: (0.1, 0.316, 1.0), 20: (0.1, 0.18, 0.316, 0.56, 1.0)}
-#: Burn-in of the walks, in iterations: double_well_experiment.reference says why so many.
+#: Burn-in of the walks, in iterations: double_well_experiment.reference gives the reason.
 BURN = {5: 2000, 20: 12_000}
 #: Iterations of the 100-rung walk.
 LENGTH = {5: 4000, 20: 12_000}
@@ -55,25 +55,25 @@ def efficiency(sampler, potential, n_iterations, n_burn):
     x = kept_run(sampler, rungs, n_iterations)
     evaluations = sum(total.n_evaluations for total in sampler.totals.values())
     assert evaluations == potential.n_evaluations - before
-    figures = {"n_evaluations": evaluations, "seconds": time.perf_counter() - began}
+    measured = {"n_evaluations": evaluations, "seconds": time.perf_counter() - began}
     positive = (potential.unmixed(x) > 0).double().numpy()
     for k, temperature in enumerate(COMPARED):
         exact = potential.wells.probability_positive(temperature).tolist()
         estimates = [estimate_mean(positive[:, :, k, i]) for i in range(len(exact))]
         counts = [estimate.n_eff for estimate in estimates]
         z = [(e.value - p) / e.stderr for e, p in zip(estimates, exact, strict=True)]
-        figures[f"T = {temperature:g}"] = {
+        measured[f"T = {temperature:g}"] = {
             "n_eff_worst": min(counts),
             "n_eff_median": statistics.median(counts),
             "n_eff_per_million": 1e6 * min(counts) / evaluations,
             "rms_z": math.sqrt(statistics.fmean(value**2 for value in z)),
         }
-    figures["acceptance"] = {
+    measured["acceptance"] = {
         name: [round(float(a), 3) for a in total.acceptance]
         for name, total in sampler.totals.items()
         if len(total.acceptance) <= len(FEW)
     }
-    return figures
+    return measured
 
 
 def three_samplers(d, seed, n_walkers):
@@ -84,7 +84,7 @@ def three_samplers(d, seed, n_walkers):
     size = SIZES[d]
     dataset = tsf.MDDataset(frames, 1.0)
     flow, result = train("TSF", potential, dataset, size, settings(size), seed)
-    figures = {
+    measured = {
         "training_evaluations": result.n_evaluations,
         "training_seconds": result.wall_seconds,
     }
@@ -99,11 +99,11 @@ def three_samplers(d, seed, n_walkers):
     lengths = (n_iterations, n_iterations, n_iterations // 2)
     burns = (BURN[d], BURN[d], n_iterations // 8)
     for (name, sampler), length, burn in zip(sides.items(), lengths, burns, strict=True):
-        figures[name] = efficiency(sampler, potential, length, burn)
-        print(d, seed, name, figures[name], flush=True)
-    frames_cost = 1e6 * N_FRAMES / figures["walk, 100 rungs"]["T = 1"]["n_eff_per_million"]
-    figures["paid_evaluations"] = result.n_evaluations + frames_cost
-    return figures
+        measured[name] = efficiency(sampler, potential, length, burn)
+        print(d, seed, name, measured[name], flush=True)
+    frames_cost = 1e6 * N_FRAMES / measured["walk, 100 rungs"]["T = 1"]["n_eff_per_million"]
+    measured["paid_evaluations"] = result.n_evaluations + frames_cost
+    return measured
 
 
 def summary(runs):

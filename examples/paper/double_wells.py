@@ -121,7 +121,7 @@ def sample_reference(d, size):
 
 
 def train_and_measure(d, kind, seed, size, dataset):
-    """Train one flow; return its figures by temperature, its training, and draws for panel A."""
+    """Train one flow; return its results by temperature, its training, and draws for panel A."""
     torch.set_num_threads(1)
     potential = MixedDoubleWell.random(d, POTENTIAL_SEED)
     flow, result = train(kind, potential, dataset, size, settings(size), seed)
@@ -187,8 +187,8 @@ def run(sizes, n_seeds, n_workers):
             for job in jobs
         ]
         for (d, kind, seed), future in zip(jobs, futures, strict=True):
-            figures, training, sampled = future.result()
-            rows += figures
+            results, training, sampled = future.result()
+            rows += results
             trainings.append(training)
             draws.setdefault((d, kind), sampled)
             print(f"d = {d}, {kind}, seed {seed}: {training['seconds']:.0f} s", flush=True)
@@ -233,12 +233,12 @@ def main():
         "fit": {str(d): settings(size).to_config() for d, size in sizes.items()},
         "ladder": list(ladder()),
         "reference": {
-            str(d): {k: v for k, v in figures.items() if k not in ("dataset", "marginals")}
+            str(d): {k: v for k, v in content.items() if k not in ("dataset", "marginals")}
             | {
                 "worst_z": max(abs(row["z"]) for row in scores if row["dimension"] == d),
                 "n_z": sum(row["dimension"] == d for row in scores),
             }
-            for d, figures in references.items()
+            for d, content in references.items()
         },
         "trainings": trainings,
         "marginals": marginals,
@@ -250,7 +250,7 @@ def main():
     plot_double_wells(output, summary)
     print(table(rows, next(iter(sizes.values())).temperatures))
     print(f"reference: {summary['reference']}\n{seconds:.0f} s")
-    worst = max(figures["worst_z"] for figures in summary["reference"].values())
+    worst = max(content["worst_z"] for content in summary["reference"].values())
     by_chance = len(scores) * 2 * stats.norm.sf(worst)
     if by_chance < LEAST_P and not args.quick:
         raise SystemExit(

@@ -107,7 +107,7 @@ def _draw_marginal(axis, densities):
 
 
 def by_seed(rows, kind, key):
-    """Temperatures [K] and figures [seeds, K] of one kind of flow."""
+    """Temperatures [K] and values [seeds, K] of one kind of flow."""
     rows = [row for row in rows if row["flow"] == kind]
     temperatures = sorted({row["temperature"] for row in rows})
     seeds = sorted({row["seed"] for row in rows})

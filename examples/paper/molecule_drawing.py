@@ -164,8 +164,8 @@ def _draw_arrow(
     first = np.cross(along, [0.0, 0.0, 1.0])
     first /= np.linalg.norm(first)
     second = np.cross(along, first)
-    turn = np.linspace(-0.80 * np.pi, 0.80 * np.pi, 61)[:, None]
-    ring = middle + _ARC_RADIUS * (np.cos(turn) * first + np.sin(turn) * second)
+    angles = np.linspace(-0.80 * np.pi, 0.80 * np.pi, 61)[:, None]
+    ring = middle + _ARC_RADIUS * (np.cos(angles) * first + np.sin(angles) * second)
     colour = "#111111"
     for part in (slice(0, 31), slice(30, 59)):
         order = _order(float(ring[part, 2].mean()))

@@ -1,4 +1,4 @@
-"""Basins of dihedrals that a run has lost, is losing, or populates in a suspicious way."""
+"""Basins of dihedrals that a run has lost, is losing, or populates unlike the expectation."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from openmm_tsf.analysis.uncertainty import MeanEstimate, estimate_mean
 
 Basin = Callable[[Mapping[str, Array]], npt.ArrayLike]
 
-#: A basin counts as missed where this many frames would be expected in it, and none is.
+#: A basin counts as missed where at least this many frames are expected in it but none occurs.
 MIN_EXPECTED_FRAMES = 20.0
 #: A population is too small below this fraction of the expected one, and this many standard errors.
 LOW_RATIO, LOW_Z = 0.5, 4.0

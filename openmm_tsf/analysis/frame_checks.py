@@ -19,7 +19,7 @@ Indices = npt.NDArray[np.int64]
 
 #: A centre flatter than this (volume of any three unit bonds) has no handedness.
 _FLAT = 0.05
-#: Windows of a full turn: 5 degrees each.
+#: Windows of the full circle: 5 degrees each.
 _BINS = 72
 
 
@@ -165,8 +165,8 @@ class Leak:
 def measure_leak(angles: npt.ArrayLike, cut: float) -> Leak:
     """Measure the density of a dihedral [n, W] (rad) next to its branch cut.
 
-    The Boltzmann density is continuous there: if the sides differ beyond their errors, walkers
-    accumulate at a cut that they do not cross.
+    The Boltzmann density is continuous at the cut: if its two sides differ beyond their errors,
+    walkers accumulate at a cut that they do not cross.
     """
     values = np.asarray(angles, dtype=np.float64)
     from_cut = np.remainder(values - cut, 2 * np.pi)

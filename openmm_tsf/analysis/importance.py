@@ -1,6 +1,6 @@
 """Thermodynamic functions from independent weighted draws, whatever model made them.
 
-A flow gives draws at any temperature, with or without a rung there; only their log weights
+A flow gives draws at any temperature, whether or not it is a rung; only their log weights
 ln[exp(-U/kT)/q], or those of the joint density with auxiliary momenta, are needed here.
 """
 

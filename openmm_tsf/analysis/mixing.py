@@ -24,7 +24,7 @@ def round_trips(replica: npt.ArrayLike) -> npt.NDArray[np.int64]:
     if n_rungs == 1:
         return trips
     walkers = np.arange(n_walkers)
-    # 0: not yet at the lowest rung; 1: on the way up from there; 2: on the way down from the top.
+    # 0: not yet at the lowest rung; 1: going up since then; 2: going down since the highest rung.
     phase = np.zeros((n_walkers, n_rungs), dtype=np.int8)
     for now in labels:
         bottom, top = now[:, 0], now[:, -1]

@@ -50,9 +50,9 @@ def describe(summary: dict[str, Any]) -> str:
 
 
 def advice(summary: dict[str, Any]) -> str | None:
-    """Return what to do about the most serious problem of a run; None if there is none.
+    """Return what to do about the most serious problem of a run, or None without a problem.
 
-    More sampling does not cure a disagreement with the reference or the Boltzmann distribution:
+    More sampling does not remove a disagreement with the reference or the Boltzmann distribution:
     that is a bias, of the sampler or of its settings.
     """
     if disagreements(summary):
@@ -69,7 +69,7 @@ def advice(summary: dict[str, Any]) -> str | None:
 
 
 def unsampled(summary: dict[str, Any]) -> list[str]:
-    """Return what more sampling would cure: few effective samples, unknown errors, round trips."""
+    """Return what more sampling improves: few effective samples, unknown errors, round trips."""
     return [*_few_samples(summary), *_not_tested(summary), *_not_compared(summary)]
 
 

@@ -93,7 +93,7 @@ def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str
         if {"phi", "psi"} <= run.dihedral_atoms.keys():
             result["comparison"] = _comparison(compare(run, reference))
         else:
-            # The reference does not say which of several φ its own corresponds to.
+            # The reference does not say to which of several φ its φ corresponds.
             result["monitor"]["notes"].append(
                 "not compared with the reference, which is of the dihedrals phi and psi: this run "
                 f"recorded {', '.join(run.dihedral_atoms) or 'none'}"

@@ -33,14 +33,16 @@ def dihedral(to_atom: Tensor, axis: Tensor, to_partner: Tensor) -> Tensor:
 def wrap(angle: Tensor, cut: Tensor) -> Tensor:
     """`angle` shifted by a multiple of 2 pi onto the branch [cut, cut + 2 pi)."""
     wrapped = cut + torch.remainder(angle - cut, TWO_PI)
-    # Rounding may land on the open end of the branch.
+    # Rounding may give the open end of the branch.
     return torch.where(wrapped >= cut + TWO_PI, wrapped - TWO_PI, wrapped).maximum(cut)
 
 
 Frame = tuple[Tensor, Tensor, Tensor]
 
 
-def turn(frame: Frame, minus_cos: Tensor, sin: Tensor, cos_phi: Tensor, sin_phi: Tensor) -> Frame:
+def next_frame(
+    frame: Frame, minus_cos: Tensor, sin: Tensor, cos_phi: Tensor, sin_phi: Tensor
+) -> Frame:
     """Return the frame of an atom from the frame of the atom that it is bonded to.
 
     A frame (e1, e2, e3) is right-handed: e1 points from the angle partner to the bond partner, e2

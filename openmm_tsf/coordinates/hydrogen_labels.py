@@ -1,9 +1,10 @@
 """Hydrogen labels: a methyl group rotated by a third is the same molecule with other labels.
 
 A force field does not distinguish a methyl group's three hydrogens, so the density of labelled
-configurations has three equal copies per group. The coordinate layer can work on one of them, one
-mode instead of three: it relabels the hydrogens so that, counterclockwise from the branch cut, the
-primary one comes first. Labels are stored beside a configuration, as its pose is.
+configurations has three equal copies per group. The coordinate layer can work on one of them: it
+relabels the hydrogens so that, counterclockwise from the branch cut, the primary one comes first. A
+flow then has one mode to learn instead of three. Like the pose, the labels of a configuration are
+not part of its internal coordinates.
 """
 
 import math
@@ -27,8 +28,16 @@ OVERLAP_STIFFNESS = 50.0
 class HydrogenLabels(nn.Module):
     """Groups of three equivalent hydrogens, and which of each comes first after the branch cut.
 
-    Of a Z-matrix with rows [N, 4] and the `handedness` [N-3] of its dihedrals. Triples that are not
-    a primary torsion with two siblings of opposite handedness (groups at the root) are left out.
+    Parameters
+    ----------
+    rows
+        The Z-matrix's rows [N, 4].
+    handedness
+        The handedness of each of its dihedrals [N-3]: +1, -1, or 0 for none.
+    triples
+        Groups of equivalent atoms. A group is left out if it is not one atom placed by a primary
+        torsion and two siblings placed relative to it (see :class:`ZMatrix`) with opposite
+        handedness, as at the root.
     """
 
     columns: Tensor
@@ -58,10 +67,11 @@ class HydrogenLabels(nn.Module):
         return torsions
 
     def in_domain(self, torsions: Tensor, cuts: Tensor, overlap: bool = False) -> Tensor:
-        """Whether every group has label 0 and no gap of half a turn: bool [B].
+        """Whether every group has label 0 and all gaps between its atoms are below pi: bool [B].
 
-        With all three gaps below pi the handedness is the same whichever atom comes first. With
-        `overlap` one atom may be beyond the cut: the first before it, or the last behind it.
+        With such gaps the handedness is the same whichever atom comes first. With `overlap` one
+        atom may be in the neighbouring copy: the first at an angle from the cut below zero, or the
+        last at one above 2 pi.
         """
         _, following, last = self.columns.T
         gap = torsions[:, last] - torsions[:, following]
@@ -92,8 +102,8 @@ class HydrogenLabels(nn.Module):
         """ln of the numerator and of the denominator of the partition of unity, each [B].
 
         A configuration with atoms at angles 0 <= t1 < t2 < t3 < 2 pi from the cut has three copies
-        with neighbouring labels: itself, one where t1 comes last (t1 behind the cut) and one where
-        t3 comes first (2 pi - t3 before the cut). They are weighted
+        with neighbouring labels: itself, one where t1 comes last (at 2 pi + t1) and one where t3
+        comes first (at t3 - 2 pi). They are weighted
         1 : exp(-q t1^2) : exp(-q (2 pi - t3)^2), q = 50/tau, normalised to one. The logarithms are
         sums over groups. `torsions` [B, N-3] of a copy are not wrapped; tau [B].
         """
@@ -110,8 +120,9 @@ class HydrogenLabels(nn.Module):
     def draw_copies(
         self, torsions: Tensor, cuts: Tensor, tau: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Draw a copy of each group by the partition of unity: [B, G], 0, 1 (t1 last) or 2.
+        """Draw a copy [B, G] of each group, with its weight in the partition of unity.
 
+        0 is the configuration itself; in copy 1, t1 comes last; in copy 2, t3 comes first.
         `torsions` are the dihedrals [B, N-3] of configurations of label 0.
         """
         first, _, third = self._angles_from_cut(torsions, cuts)
@@ -123,7 +134,7 @@ class HydrogenLabels(nn.Module):
         return (drawn >= 0).long() + (drawn >= last_weight).long()
 
     def labels(self, torsions: Tensor, cuts: Tensor) -> Tensor:
-        """Which atom comes first, [B, G]: 0 primary, 1 next, 2 last; of dihedrals [B, N-3]."""
+        """Labels [B, G] of dihedrals [B, N-3]: the first atom is 0 primary, 1 next, 2 last."""
         offsets = torsions[:, self.columns]
         primary = offsets[:, :, :1]
         offsets = torch.cat([torch.zeros_like(primary), offsets[:, :, 1:]], dim=-1)
@@ -163,7 +174,15 @@ def _columns(rows: np.ndarray, handedness: Sequence[float], triple: Triple) -> l
 
 
 class LabelledCopies:
-    """The methods of :class:`InternalCoordinates` that concern hydrogen labels."""
+    """Base class of :class:`InternalCoordinates`: its methods for hydrogen labels.
+
+    Attributes
+    ----------
+    labelling
+        The groups of equivalent hydrogens.
+    overlap
+        Whether copies overlap at their boundaries.
+    """
 
     n_atoms: int
     labelling: HydrogenLabels
@@ -174,7 +193,7 @@ class LabelledCopies:
         check_tensor(x, name, (self.n_atoms, 3), self.branch_cuts)
 
     def labels(self, x: Tensor) -> Tensor:
-        """Which third of the circle each group of equivalent hydrogens is in: [B, G], 0 to 2.
+        """The label [B, G] of each group: its first hydrogen is 0 primary, 1 next, 2 last.
 
         ``relabel(x, labels(x))`` has labels 0, which are those of the coordinates' domain.
         """
@@ -193,15 +212,22 @@ class LabelledCopies:
     def log_partition(self, u: Tensor, tau: Tensor) -> Tensor:
         """ln of the partition of unity [B] over hydrogen label copies, at the copies u [B, 3N-6].
 
-        If copies are disjoint, a density on u ends at a step, which no smooth flow fits. With
-        `overlap` the weight w of a copy decreases smoothly beyond its boundary, by as much as that
-        of the next increases; the weights of all copies of a configuration sum to one. So p(x) w(u)
-        is a density on copies whose marginal is p(x), and a configuration's copy is drawn with
-        probability w (:meth:`draw_copies`), as momenta are. Zero without `overlap`.
+        If copies are disjoint, the density of u ends abruptly at the boundary, which no smooth
+        flow fits, and its draws beyond the boundary are lost. With `overlap` the weight w of a copy
+        decreases smoothly beyond its boundary, by as much as that of the next increases
+        (:meth:`log_partition_terms`); the weights of all copies of a configuration sum to one. So
+        p(x) w(u) is a density on copies whose marginal is p(x), and a configuration's copy is drawn
+        with probability w (:meth:`draw_copies`), just as momenta are drawn. Zero without `overlap`:
+        one copy has all the weight.
 
-        u are coordinates in the domain, `tau` is T/T_ref [B]. The numerator of w steers as a
-        Boltzmann factor does; its denominator, which differs from one only within 0.3 rad of a
-        boundary, does not.
+        Parameters
+        ----------
+        u
+            Coordinates in the domain.
+        tau
+            T/T_ref [B]. The numerator of w depends on tau as a Boltzmann factor does, so that it
+            is steered exactly. The denominator, which is not, differs from one only within 0.3 rad
+            of a boundary.
         """
         if not self.overlap:
             return u.new_zeros(len(u))
@@ -216,7 +242,7 @@ class LabelledCopies:
     def log_partition_of(self, x: Tensor, tau: Tensor) -> Tensor:
         """:meth:`log_partition` [B] of the copies whose conformations, as built, are x [B, N, 3].
 
-        The primary hydrogen need not come first: the labels of x tell which copy it is.
+        The primary hydrogen need not come first: the labels of x identify the copy.
         """
         self._check_x(x)
         torsions, primary = self.labelling.dihedrals(x), self.labelling.columns[:, 0]

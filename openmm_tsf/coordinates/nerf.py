@@ -1,13 +1,13 @@
 """Cartesian positions from bonds, angles and dihedrals, one level of the tree at a time.
 
 The natural extension reference frame method (J. Comput. Chem. 26, 1063, 2005) on frames that are
-passed down the tree (no vector products, no normalisation), for all atoms of a level at once.
+passed down the tree (no vector products, no normalisation), for all atoms of a level together.
 """
 
 import torch
 from torch import Tensor, nn
 
-from openmm_tsf.coordinates.geometry import Frame, norm, turn
+from openmm_tsf.coordinates.geometry import Frame, next_frame, norm
 from openmm_tsf.coordinates.zmatrix import ZMatrix
 from openmm_tsf.utils.geometry import cross, dot
 
@@ -109,7 +109,7 @@ class Placement(nn.Module):
 
         # The root triple: its frames point along the bonds outwards from the middle atom.
         one = torch.ones_like(r[:1])
-        last = turn((e1, e2, e3), minus_cos[:1], sin[:1], one, torch.zeros_like(one))
+        last = next_frame((e1, e2, e3), minus_cos[:1], sin[:1], one, torch.zeros_like(one))
         second = origin + r[0] * e1
         position = torch.cat((origin, second, second + r[1] * last[0]), dim=1)
         frame: Frame = (
@@ -122,7 +122,9 @@ class Placement(nn.Module):
             parents = getattr(self, f"_parents_{number}")
             torsion, angle = slice(start - 3, stop - 3), slice(start - 2, stop - 2)
             above: Frame = (frame[0][:, parents], frame[1][:, parents], frame[2][:, parents])
-            below = turn(above, minus_cos[angle], sin[angle], cos_phi[torsion], sin_phi[torsion])
+            below = next_frame(
+                above, minus_cos[angle], sin[angle], cos_phi[torsion], sin_phi[torsion]
+            )
             position = position[:, parents] + r[start - 1 : stop - 1] * below[0]
             positions.append(position)
             frame = (below[0], below[1][:, :carriers], below[2][:, :carriers])

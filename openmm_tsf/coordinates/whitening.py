@@ -21,7 +21,7 @@ MODES = ("conditional", "full", "diagonal")
 #: Ridge of the shift's regression, in frames: close to the best by held-out likelihood on 2 000 to
 #: 20 000 frames of alanine dipeptide.
 RIDGE_FRAMES = 20.0
-#: Diagonal elements of the correlation matrix's Cholesky factor below this are taken for zero.
+#: Diagonal elements of the correlation matrix's Cholesky factor below this count as zero.
 DEGENERATE = 1e-6
 _TENSORS = ("soft_mean", "soft_scale", "stiff_mean", "weights", "cholesky")
 

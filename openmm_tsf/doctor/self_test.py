@@ -158,7 +158,7 @@ def _test_potentials(
 def _compare_with_differences(
     name: str, potential: Potential, x: Tensor, forces: Tensor
 ) -> SelfTestResult:
-    """Compare forces with differences of energies: there is no other reference for Reference."""
+    """Compare forces with differences of energies, for lack of another reference."""
     direction = forces / forces.flatten(1).norm(dim=1)[:, None, None]
     up, down = (potential.energy(x + sign * _STEP * direction) for sign in (1, -1))
     expected = -forces.flatten(1).norm(dim=1)

@@ -175,8 +175,8 @@ class AugmentedMap(nn.Module, ABC):
         """Map (x [B, *event], p [B, m]) to v [B, d+m] and -log|J_D| [B].
 
         For configurations outside the domain (mirror images) the log-determinant is -inf. With
-        `overlap`, `copies` [B, G] from :meth:`draw_copies` names the copy that each x is taken
-        for; a Markov kernel has to draw it and to include its partition weight.
+        `overlap`, `copies` [B, G] from :meth:`draw_copies` selects the copy of each x that is
+        mapped; a Markov kernel has to draw it and to include its partition weight.
         """
         self._check(x, "x", self.event_shape)
         self._check(momenta, "momenta", (self.n_momenta,))
@@ -215,7 +215,7 @@ class AugmentedMap(nn.Module, ABC):
     def draw_copies(
         self, x: Tensor, temperature: Any, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Draw which copy each x [B, *event] is taken for, by the partition weights.
+        """Draw a copy of each x [B, *event], with the probabilities of the partition weights.
 
         Returns copies [B, G], for :meth:`inverse_and_log_det`, and the ln of their partition
         weights [B] (:meth:`openmm_tsf.InternalCoordinates.log_partition`), with which a copy's
@@ -256,7 +256,7 @@ class AugmentedMap(nn.Module, ABC):
         v = self.sample_prior(n, temperature, generator)
         (x, momenta), log_det = self.forward_and_log_det(v)
         if self.overlap:
-            # Without a geometry the partition weight is not a number: such draws stay outside.
+            # Outside the domain the partition weight may be NaN: log_det stays -inf.
             partition = self.log_partition(x, temperature)
             log_det = torch.where(torch.isfinite(log_det), log_det + partition, log_det)
         if self.coordinates is not None and self.log_multiplicity:

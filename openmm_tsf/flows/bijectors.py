@@ -37,7 +37,7 @@ class Bijector(Protocol):
 
 
 class PathwiseBijector(Bijector, Protocol):
-    """A bijector that also returns what path gradients need: the pull-back of the other way."""
+    """A bijector that also returns what path gradients need: the pull-back of its inverse."""
 
     def forward_and_pullback(self, u: Tensor) -> tuple[Tensor, Tensor, Pullback]:
         """Return y = f(u), log|det df/du| [B], and the pull-back of f^-1 from u to y."""
@@ -90,8 +90,8 @@ class Chain(nn.Module):
     def forward_and_pullback(self, u: Tensor) -> tuple[Tensor, Tensor, Pullback]:
         """Return the image of u [B, n], log|det| [B], and the inverse's pull-back to the image.
 
-        The bijectors reuse what they computed on the way: cheaper by one pass through all of them
-        than to differentiate the inverse at the image. Gradients must be enabled.
+        The bijectors reuse intermediate results: cheaper by one pass through all of them than to
+        differentiate the inverse at the image. Gradients must be enabled.
         """
         y, log_det, pullbacks = _compose((link.forward_and_pullback for link in self._links()), u)
         return y, log_det, partial(_apply_all, pullbacks)

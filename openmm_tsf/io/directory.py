@@ -190,6 +190,6 @@ def _possible_uses(path: Path) -> str:
 
 
 def read_stage(path: PathLike) -> str | None:
-    """Return the stage that wrote to a directory; None if there is none or it is not known."""
+    """Return the stage that wrote to a directory, or None if no known stage did."""
     stage = _read_config(Path(path)).get("stage")
     return stage if stage in _STAGES else None

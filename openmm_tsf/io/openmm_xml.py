@@ -2,7 +2,7 @@
 
 ``openmm.XmlSerializer.deserialize`` trusts its input. A PythonForce is a pickle, which runs code
 when it is loaded; a Force of a plugin may load a library. The class that an element names is not
-compared with the class that belongs there, so that memory is read as the wrong type. And OpenMM's
+compared with the class that is expected, so that memory is read as the wrong type. And OpenMM's
 parser is lenient: it can find elements that a standard parser does not.
 
 Here a strict parser reads the file, compares elements with lists of known ones, and writes the XML

@@ -1,4 +1,4 @@
-"""The numeric segments of a run directory: headers are read at once, arrays on first use."""
+"""The numeric segments of a run directory: headers are read on opening, arrays on first use."""
 
 import logging
 import re
@@ -31,7 +31,7 @@ class _Segment(NamedTuple):
 
 
 class Segments:
-    """All numbers that production had written when this object was made.
+    """The arrays that production had written when this object was made, joined over segments.
 
     Opening reads the numbers of the iterations and the headers of the arrays. An array is read and
     checked on first use, then kept. If the last segment cannot be read, it is left out with a

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 #: Names of the errors that torch raises without a working compiler: not every version has all.
 _NO_COMPILER = {"InvalidCxxCompiler", "CppCompileError", "TritonMissing", "GPUTooOldForTriton"}
 _NO_COMPILER_MESSAGES = ("Failed to find C compiler", "Cannot find a working triton")
-#: Rows that are evaluated eagerly at once where compilation failed.
+#: Rows that are evaluated together, eagerly, where compilation failed.
 _EAGER_ROWS = 16
 
 
@@ -115,7 +115,7 @@ class CompiledEnergy:
     def _evaluate_eagerly(
         self, y: Tensor, parameters: tuple[Tensor, ...], with_forces: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Evaluate a few rows at once: only the batch that found no compiler comes here."""
+        """Evaluate a few rows at a time, eagerly: only for the batch that failed to compile."""
         parts = [
             evaluate_eagerly(self._function, rows, parameters, with_forces)
             for rows in y.split(_EAGER_ROWS, dim=-1)

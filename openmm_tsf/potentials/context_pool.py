@@ -1,4 +1,4 @@
-"""OpenMM Contexts of one System that share the work of a batch."""
+"""OpenMM Contexts of one System that evaluate the conformations of a batch in parallel."""
 
 import math
 import os
@@ -13,7 +13,7 @@ import numpy as np
 import openmm
 from numpy.typing import NDArray
 
-#: What OpenMM's exceptions say when the conformation, not the machine, is at fault.
+#: Words in OpenMM's exceptions when the conformation, not the machine, is at fault.
 NUMERICAL_ERROR = re.compile(r"\bnan\b|infinit|overflow|non-?finite", re.IGNORECASE)
 
 #: Rows that a thread takes at a time: large enough to hide the queue, small enough to balance.
@@ -58,7 +58,7 @@ class PlatformChoice:
 def build_context(
     system: openmm.System, integrator: openmm.Integrator, choice: PlatformChoice
 ) -> openmm.Context:
-    """Return a Context of `system` on the chosen Platform, which a forked child can ignore."""
+    """Return a Context of `system` on the chosen Platform; a forked child never destroys it."""
     platform = openmm.Platform.getPlatform(choice.name)
     context = openmm.Context(system, integrator, platform, dict(choice.properties))
     _contexts.add(context)

@@ -126,7 +126,7 @@ class TorchPotential(MolecularPotential):
             Compile all operations at the first batch that is large enough. That takes up to
             minutes the first time on a machine (seconds later: torch caches it on disk) and pays
             from about a million evaluations on. Without a C++ compiler (or Triton on a GPU) a
-            warning is logged and energies are evaluated eagerly; :attr:`is_compiled` tells.
+            warning is logged and energies are evaluated eagerly; see :attr:`is_compiled`.
         positions
             A conformation [N, 3] in nm (or a Quantity) on which, perturbed, energies are compared
             with OpenMM's, besides atoms placed at random.

@@ -144,9 +144,9 @@ class MDDataset:
         Raises
         ------
         ValueError
-            If a file is XTC (its 0.001 nm rounding spoils energies), unreadable or empty, or its
-            frames are not the molecule's: see :class:`MDDataset`. A file that names its atoms (PDB)
-            must name them in the molecule's order.
+            If a file is XTC (rounded to 0.001 nm, too coarse for energies), unreadable or empty, or
+            its frames are not the molecule's: see :class:`MDDataset`. A file that names its atoms
+            (PDB) must name them in the molecule's order.
         """
         if not isinstance(molecule, MolecularSystem):
             raise TypeError(f"molecule: expected a MolecularSystem, got {type(molecule).__name__}")

@@ -164,7 +164,7 @@ class MolecularSystem:
         Parameters
         ----------
         kind
-            ``"torch"``: :class:`openmm_tsf.TorchPotential`, whole batches at once, differentiable
+            ``"torch"``: :class:`openmm_tsf.TorchPotential`, whole batches per call, differentiable
             to any order. ``"openmm"``: :class:`openmm_tsf.OpenMMPotential`, OpenMM's Contexts.
             ``"auto"``: the first if it covers every Force of the System (and one conformation
             fits in its memory), the second if not or if `options` name a platform.

@@ -35,8 +35,8 @@ def check_trajectory_paths(path: Any) -> list[str]:
             raise FileNotFoundError(f"path: no such trajectory {name}")
         if name.lower().endswith(".xtc"):
             raise ValueError(
-                f"path: {name} is XTC, which rounds positions to 0.001 nm and spoils energies; use "
-                "DCD or NetCDF"
+                f"path: {name} is XTC, which rounds positions to 0.001 nm, too coarse for "
+                "energies; use DCD or NetCDF"
             )
         if name.lower().endswith(_RUN_PICKLES):
             raise ValueError(

@@ -1,8 +1,8 @@
 """Terms that correct the populations of basins in training by path gradients.
 
-The forces show how much of p is in each basin only where the basins meet, where there are few
-points: path gradients correct populations slowly. ln(p/q), which is constant for a perfect flow,
-shows them directly.
+With p the Boltzmann density and q the flow's: forces determine the ratio of two basins' populations
+only through the region between the basins, which has few points, so that path gradients correct
+populations slowly. ln(p/q), which is constant for a perfect flow, shows them directly.
 """
 
 from collections.abc import Mapping
@@ -15,33 +15,48 @@ from openmm_tsf.training.target_points import check_tensor_like
 
 #: |ln(p/q)|, about its mean, is cut to this in the coefficients of data.
 _LOG_RATIO_LIMIT = 3.0
-#: Memory of the population ratios, in points of a basin.
+#: Number of points of a basin that the running estimates of population ratios average over.
 _RATIO_MEMORY = 50
-#: Range of ln(P_p/P_q): a flow too poor for an estimate has both basins at one end.
+#: |ln(P_p/P_q)| is cut to this; a flow too poor for an estimate has both basins at the same end.
 _RATIO_LIMIT = 3.0
 #: Differences of ln(P_p/P_q) between the basins are cut to this in the coefficients of draws.
 _MISSING_LIMIT = 0.5
-#: Memory of the basins' fractions of the draws, in steps.
+#: Number of steps that the running fractions of the draws average over.
 _FRACTION_MEMORY = 100
-#: Draws of infinite weight added to each basin in a step, so that basins without draws count.
+#: Draws of infinite weight added to each basin in a step: an estimate for basins without draws.
 _PSEUDO_DRAWS = 0.1
 
 
 class Populations:
-    """Coefficients that make ln(p/q) constant, over the data and from basin to basin.
+    """Coefficients of loss terms that make ln(p/q) constant, over the data and between basins.
 
     The populations of whole basins are corrected with gradients at the flow's draws, which are new
-    in every step: with gradients at the few frames of a rare basin, these would be memorised.
+    in every step: with gradients at the few frames of a rare basin, the flow would overfit these.
 
-    The ratio P_p/P_q of a basin's populations is Bennett's estimate from data and draws in the
-    basin: at C = ln(P_p/P_q), up to a constant of the temperature,
+    The ratio P_p/P_q of a basin's probabilities under p and q is Bennett's estimate from data and
+    draws in the basin: at C = ln(P_p/P_q), up to a constant that basins of one temperature share,
     E_q[ sigmoid(ln p/q - C) ] = E_p[ sigmoid(C - ln p/q) ] (J. Comput. Phys. 22, 245 (1976)).
-    Small steps in each training step keep it up to date. (The mean of ln(p/q) over data alone is
-    larger by KL(p || q) within the basin.)
+    It is updated by a small step in each training step. The mean of ln(p/q) over data alone would
+    be larger by KL(p || q) within the basin, and a basin that the flow represents less well would
+    be drawn too often.
 
-    `tau` [G] are the T/T_ref of all groups, the datasets and then the chains; `ladder` [K] those of
-    the draws. The state: running `basin_fractions` [K] of the draws in basin 1, `population_ratios`
-    ln(P_p/P_q) of basins 0 and 1 [K, 2], and `basins_met` [K, 2], 1 where there were data, else 0.
+    Parameters
+    ----------
+    tau
+        T/T_ref of every group [G]: the datasets, then the chains.
+    ladder
+        T/T_ref of the draws [K].
+    log_variance, basin_balance
+        See :class:`openmm_tsf.FitSettings`.
+
+    Attributes
+    ----------
+    basin_fractions
+        Running fraction of the draws of each temperature in basin 1 [K].
+    population_ratios
+        ln(P_p/P_q) of basins 0 and 1 [K, 2].
+    basins_met
+        1 for basins that have had data, else 0, [K, 2].
     """
 
     def __init__(
@@ -82,7 +97,7 @@ class Populations:
         basin = draw_basin.view(self._n_rungs, -1).double()
         n = basin.shape[1]
         self.basin_fractions += (basin.mean(1) - self.basin_fractions) / _FRACTION_MEMORY
-        # The running fraction: the few draws of a rare basin do not weigh more in a step with
+        # The running fraction, so that draws of a rare basin do not weigh more in a step that has
         # fewer of them.
         fraction = self.basin_fractions.clamp(1 / (n + 1), n / (n + 1))[:, None]
         by_rung = self.missing[:, None] * (basin - fraction) / (fraction * (1 - fraction) * n)
@@ -90,7 +105,10 @@ class Populations:
 
     @property
     def missing(self) -> Tensor:
-        """ln(P_p/P_q) of basin 1 less that of basin 0, by rung [K]; 0 where there is one basin."""
+        """ln(P_p/P_q) of basin 1 less that of basin 0, by rung [K], cut to +-0.5.
+
+        Zero for a rung with data of one basin only.
+        """
         difference = self.population_ratios[:, 1] - self.population_ratios[:, 0]
         return difference.clamp(-_MISSING_LIMIT, _MISSING_LIMIT) * self.basins_met.prod(dim=1)
 
@@ -114,17 +132,17 @@ class Populations:
             if not bool(usable.any()):
                 continue
             median = data_log_ratio[usable].median()
-            sides = [
+            by_basin = [
                 (
                     data_log_ratio[usable & (data_basin == b)] - median,
                     draws[drawn_basin == b] - median,
                 )
                 for b in (0, 1)
             ]
-            fewest = min(min(len(data), max(1, len(drawn))) for data, drawn in sides)
+            fewest = min(min(len(data), max(1, len(drawn))) for data, drawn in by_basin)
             # One rate for both basins: a change common to both must not change their difference.
             rate = min(1.0, max(1, fewest) / _RATIO_MEMORY)
-            for basin, (data, drawn) in enumerate(sides):
+            for basin, (data, drawn) in enumerate(by_basin):
                 if len(data):
                     self.basins_met[k, basin] = 1
                     ratio = self.population_ratios[k, basin]

@@ -77,7 +77,7 @@ def whiten_frames(
 
 
 def _frame_weights(dataset: MDDataset, share: float) -> Tensor | None:
-    """Cumulative weights [F] that give a minor basin its least share; None if it has it."""
+    """Cumulative weights [F] that give a minor basin at least `share`; None if it has that."""
     minor = basin_labels(dataset.molecule, dataset.positions).bool()
     if float(minor.double().mean()) > 0.5:
         minor = ~minor

@@ -57,7 +57,7 @@ def check_seconds(value: Any, name: str = "checkpoint_seconds") -> float:
 
 def check_float(value: Any, name: str) -> float:
     """Return one finite number as a float."""
-    torch = sys.modules.get("torch")  # imported wherever there is a tensor; analysis goes without
+    torch = sys.modules.get("torch")  # imported if a tensor exists; analysis needs none
     if torch is not None and isinstance(value, torch.Tensor) and value.ndim == 0:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

@@ -22,7 +22,8 @@ The run directory
 ``checkpoint.pt``
     The state that production continues from.
 ``config.json``
-    The settings of the stage and every choice since, see :mod:`openmm_tsf.io.run_config`.
+    The settings of the stage and every choice made since, measured ones included; see
+    :mod:`openmm_tsf.io.run_config`. All stages write it, and it is the first file of each.
 ``summary.json``, ``ramachandran.png``, ``diagnostics.png``, ``thermodynamics.{csv,json,png}``
     The analysis: thermodynamics has ΔF of φ, ⟨U⟩ and C_V at all temperatures by MBAR.
 
@@ -48,8 +49,8 @@ grow: the frames of MD and the iterations of production. ``sample --output run/ 
 --resume`` lengthens a run that is complete.
 
 A directory belongs to one process at a time. A second one is refused, with the name of the first;
-the lock of a process that ended blocks nobody. (It is ``flock``: on a file system without it, the
-``.lock`` of another host may have to be removed by hand.) A directory that is not empty is refused
+the lock of a process that ended has no effect. (It is ``flock``: on a file system without it, the
+``.lock`` of another host may have to be deleted.) A directory that is not empty is refused
 without ``--resume``. Every file is either complete or absent, except trajectories, which grow and
 are cut back to their checkpoint; ``tsf.load_run`` can read at any moment. No file is unpickled, and
 OpenMM's XML is read without the parts that may contain Python code: directories from untrusted

@@ -30,7 +30,7 @@ def planned_sampling(settings: SamplingSettings, n_iterations: int | None = None
 
 
 def batch_of(settings: SamplingSettings) -> int:
-    """Return the number of conformations that the kernels evaluate at once."""
+    """Return the number of conformations that the kernels evaluate in one call."""
     return settings.n_walkers * len(settings.temperatures)
 
 

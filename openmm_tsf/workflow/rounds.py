@@ -1,8 +1,8 @@
 """Training on frames, then, round by round, also on samples of all temperatures.
 
 Until production starts, ``training/`` keeps the flow after each training, the samples and walkers
-of each round, and the checkpoint of the present training. A run that is resumed skips what is
-complete there.
+of each round, and the checkpoint of the current training. A run that is resumed skips what is
+complete.
 """
 
 import logging
@@ -64,7 +64,7 @@ class Rounds:
     def _round(
         self, number: int, seeds: tuple[int, int | None], start: WalkerState | None
     ) -> tuple[Tensor, WalkerState]:
-        """Replica exchange with the present flow: samples [n, W, R, N, 3] and walkers."""
+        """Replica exchange with the current flow: samples [n, W, R, N, 3] and walkers."""
         settings, stage, sampling = self.settings, self.stage, self.settings.sampling
         path = self.folder / f"round_{number:02d}_samples.pt"
         if path.is_file():
@@ -160,7 +160,7 @@ class Rounds:
 
 
 def remove_training_files(directory: Path) -> None:
-    """Remove what a run needs no more when production has started; the logs stay."""
+    """Remove the files that a run no longer needs once production has started, except logs."""
     remove_stale_temporaries(directory / "training")
     for path in (directory / "training").glob("round_*.pt"):
         path.unlink()

@@ -183,7 +183,7 @@ class RunSettings:
     round_iterations, round_stride
         Replica-exchange iterations in each round, and the distance of those trained on.
     sample_share
-        Share of the samples, all rungs together, in a batch of data; the rest is the trajectory's.
+        Fraction of the samples, all rungs together, in a batch of data; the rest is frames of MD.
     refit
         The training in each round, on the trajectory and the samples of all rounds so far.
     sampling

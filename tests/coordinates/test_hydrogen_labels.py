@@ -147,7 +147,7 @@ class Methyl(Potential):
         raise AssertionError("these kernels need no forces")
 
     def right_handed(self, t):
-        """Whether the hydrogens follow each other within half a turn, in the reference's order."""
+        """Whether all gaps between the hydrogens, in the reference's order, are below pi."""
         hand = self.polar.handedness[self.polar.handedness != 0]
         rows = [r for r in self.polar.zmatrix.rows[3:].tolist() if r[3] in (3, 4, 5)]
         order = [rows[0][3] - 3, *(r[0] - 3 for _, r in sorted(zip(-hand, rows, strict=True)))]

@@ -54,12 +54,13 @@ def test_an_exact_flow_has_the_entropy_as_its_nll(experiment, kind, temperature)
     potential = harmonic(4)
     frames = potential.sample(100, 1.0, torch.Generator().manual_seed(0))
     flow = experiment.make_flow(kind, MDDataset(frames, 1.0), 2, 8, 1)
-    found = experiment.measure(flow, potential, temperature, 2000, 3)
+    measured = experiment.measure(flow, potential, temperature, 2000, 3)
     for name in ("distance", "distance_tighter"):
-        assert found[name] == pytest.approx(0.0, abs=1e-9)
-    assert abs(found["nll"] - found["entropy"]) < 4 * found["nll_stderr"]
-    assert found["entropy"] == pytest.approx(2.0 + 2.0 * math.log(2 * math.pi * temperature))
-    assert (found["reverse_ess"], found["forward_ess"]) == pytest.approx((1.0, 1.0))
+        assert measured[name] == pytest.approx(0.0, abs=1e-9)
+    assert abs(measured["nll"] - measured["entropy"]) < 4 * measured["nll_stderr"]
+    assert measured["entropy"] == pytest.approx(2.0 + 2.0 * math.log(2 * math.pi * temperature))
+    assert measured["reverse_ess"] == pytest.approx(1.0)
+    assert measured["forward_ess"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("kind", ["TSF", "RealNVP"])
@@ -73,14 +74,14 @@ def test_distances_of_a_flow_that_is_not_exact(experiment, kind):
             parameter += 0.05 * torch.randn(
                 parameter.shape, dtype=parameter.dtype, generator=torch.Generator().manual_seed(2)
             )
-    found = experiment.measure(flow, potential, 1.0, 20_000, 3)
-    error = math.hypot(found["nll_stderr"], found["distance_stderr"])
-    assert abs(found["nll"] - found["entropy"] - found["distance"]) < 4 * error
-    assert found["distance"] > 0.05
-    error = math.hypot(found["distance_stderr"], found["distance_tighter_stderr"])
-    assert found["distance_tighter"] < found["distance"] + 4 * error
+    measured = experiment.measure(flow, potential, 1.0, 20_000, 3)
+    error = math.hypot(measured["nll_stderr"], measured["distance_stderr"])
+    assert abs(measured["nll"] - measured["entropy"] - measured["distance"]) < 4 * error
+    assert measured["distance"] > 0.05
+    error = math.hypot(measured["distance_stderr"], measured["distance_tighter_stderr"])
+    assert measured["distance_tighter"] < measured["distance"] + 4 * error
     if kind == "RealNVP":  # there are no momenta: the same number, of a tenth of the samples
-        assert abs(found["distance_tighter"] - found["distance"]) < 4 * error
+        assert abs(measured["distance_tighter"] - measured["distance"]) < 4 * error
 
 
 def test_frames_hold_out_whole_walkers(experiment):
@@ -100,12 +101,13 @@ def test_the_short_form(double_wells, tmp_path):
     reference = double_wells.sample_reference(5, size)
     z = [row["z"] for row in reference["rows"]]
     assert len(z) == 11 * 5 * 7
-    assert np.isfinite(z).mean() > 0.9  # a share that never varies in so few frames has no error
+    assert np.isfinite(z).mean() > 0.9  # a fraction that never varies in so few frames has no error
     for kind in double_wells.KINDS:
         for seed in (1, 2):
-            arguments = (5, kind, seed, size, reference["dataset"])
-            found, training, draws[kind] = double_wells.train_and_measure(*arguments)
-            rows += found
+            measured, training, draws[kind] = double_wells.train_and_measure(
+                5, kind, seed, size, reference["dataset"]
+            )
+            rows += measured
             assert training["n_evaluations"] > 0
     table = double_wells.table(rows, size.temperatures).splitlines()
     assert [line.count("|") for line in table] == [table[0].count("|")] * 4
@@ -122,7 +124,7 @@ def test_the_short_form(double_wells, tmp_path):
 
 @pytest.mark.slow
 def test_the_reference_sampler_agrees_with_the_quadrature(experiment):
-    """Every marginal at every tenth temperature: mean, square and five cumulative shares."""
+    """Every marginal at every tenth temperature: mean, square and five cumulative probabilities."""
     potential = MixedDoubleWell.random(5, 0)
     samples = experiment.reference(potential, 16, 4000, 4000, seed=1)
     rows = experiment.reference_scores(potential, samples)

@@ -20,8 +20,8 @@ def commands(page):
     text = page.read_text()
     lines = [line for block in code_blocks(page, "sh") for line in block.splitlines()]
     spans = re.findall(r"`(openmm-tsf \w+ [^`]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-    found = [" ".join(line.split()) for line in (*lines, *spans)]
-    return [line[line.index("openmm-tsf ") :] for line in found if "openmm-tsf " in line]
+    candidates = [" ".join(line.split()) for line in (*lines, *spans)]
+    return [line[line.index("openmm-tsf ") :] for line in candidates if "openmm-tsf " in line]
 
 
 def anchors(page):
@@ -53,9 +53,9 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_parse(page):
-    found = commands(page)
-    assert found
-    for command in found:
+    listed = commands(page)
+    assert listed
+    for command in listed:
         arguments = shlex.split(command, comments=True)[1:]
         build_parser().parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""The scripts of the benchmarks and figures: arguments, figures of a flow, repeated runs."""
+"""The scripts of the benchmarks and figures: arguments, measurements of a flow, repeated runs."""
 
 import sys
 from dataclasses import replace
@@ -56,8 +56,8 @@ def generator():
 
 
 def test_every_script_is_known():
-    found = {str(path.relative_to(EXAMPLES).with_suffix("")) for path in EXAMPLES.glob("*/*.py")}
-    assert found == {*MODULES, *SCRIPTS}
+    scripts = {str(path.relative_to(EXAMPLES).with_suffix("")) for path in EXAMPLES.glob("*/*.py")}
+    assert scripts == {*MODULES, *SCRIPTS}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -79,7 +79,7 @@ def test_reference_frames_and_masses(molecule):
     assert common.reference_population(300.0).value == pytest.approx(0.0231, abs=1e-4)
 
 
-def test_figures_of_a_flow_as_a_proposal(molecule, flow, potential, monkeypatch):
+def test_quality_of_a_flow_as_a_proposal(molecule, flow, potential, monkeypatch):
     trials = load_example("benchmarks/training_trials.py")
     frames = trials.reference_frames
     monkeypatch.setattr(trials, "reference_frames", lambda kelvin: frames(kelvin)[:40])

@@ -93,7 +93,7 @@ def main():
     args = parser.parse_args()
     if not args.from_results:
         measure()
-    lines = ["| | figure | command in `tests/robustness/` |", "|---|---|---|"]
+    lines = ["| | result | command in `tests/robustness/` |", "|---|---|---|"]
     for what, figure, command in rows():
         lines.append(f"| {what} | {figure} | {f'`{command}`' if command else ''} |")
     text = "\n".join(lines) + "\n"

@@ -63,9 +63,9 @@ def pose_scores(tree, x, kept):
     """
     rotation, translation = tree.polar.pose(x)
     shift = torch.special.ndtr(translation) if kept else torch.remainder(translation, 1.0)
-    turn = 0.5 * (rotation.flatten(1) + 1)  # each component of a uniform direction is uniform
+    components = 0.5 * (rotation.flatten(1) + 1)  # each component of a uniform direction is uniform
     scores = {f"translation {k}": z for k, z in exact_tree.uniform_scores(shift.numpy()).items()}
-    parts = exact_tree.uniform_scores(turn.numpy())
+    parts = exact_tree.uniform_scores(components.numpy())
     del parts["correlation"]  # the components are uncorrelated, but not independent
     return scores | {f"rotation {k}": z for k, z in parts.items()}
 

@@ -146,12 +146,12 @@ def random_rotation(rng: np.random.Generator) -> np.ndarray:
 
 
 def _without_one_towards(directions: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return three of a tetrahedron's directions, turned so that the other is `target`."""
+    """Return three of a tetrahedron's directions, rotated so that the other is `target`."""
     one = directions[0]
     axis, cosine = np.cross(one, target), one @ target
     matrix = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
-    turn = np.eye(3) + matrix + matrix @ matrix / (1.0 + cosine)
-    return directions[1:] @ turn.T
+    rotation = np.eye(3) + matrix + matrix @ matrix / (1.0 + cosine)
+    return directions[1:] @ rotation.T
 
 
 @cache
@@ -163,10 +163,10 @@ def disulfide() -> Molecule:
     half, xyz = modeller.topology, modeller.positions.value_in_unit(unit.nanometer)
     xyz = np.array(xyz)
     sulphur = next(a.index for a in half.atoms() if a.name == "SG")
-    turned = (xyz - xyz[sulphur]) @ random_rotation(np.random.default_rng(1)).T
+    rotated = (xyz - xyz[sulphur]) @ random_rotation(np.random.default_rng(1)).T
     outward = xyz[sulphur] - xyz.mean(axis=0)
-    turned += xyz[sulphur] + 0.205 * outward / np.linalg.norm(outward)
-    modeller.add(half, turned * unit.nanometer)
+    rotated += xyz[sulphur] + 0.205 * outward / np.linalg.norm(outward)
+    modeller.add(half, rotated * unit.nanometer)
     first, second = (a for a in modeller.topology.atoms() if a.name == "SG")
     modeller.topology.addBond(first, second)
     return modeller.topology, np.array(modeller.positions.value_in_unit(unit.nanometer))

@@ -27,7 +27,7 @@ def test_chains_sample_the_target(monkeypatch):
     """A poor flow as proposal: exact samples of two temperatures, and basins, stay exact."""
     two_basins(monkeypatch)
     potential, flow = MixedDoubleWell.random(D, 3), rough_flow("tsf")
-    generator, n, per_turn = torch.Generator().manual_seed(7), 20_000, 5000
+    generator, n, per_call = torch.Generator().manual_seed(7), 20_000, 5000
     ladder = torch.tensor([0.7, 1.0], dtype=torch.float64)
     tau = ladder.repeat_interleave(n)
     start = torch.cat([potential.sample(n, t, generator) for t in ladder.tolist()])
@@ -40,7 +40,7 @@ def test_chains_sample_the_target(monkeypatch):
 
     with torch.no_grad():
         for _ in range(60):
-            index = chains.next_chains(per_turn)
+            index = chains.next_chains(per_call)
             points = chains.points.take(index)
             p = draw_normal(points.tau, D, generator)
             v, _ = flow.network.inverse_and_log_det(torch.cat([points.y, p], dim=1))

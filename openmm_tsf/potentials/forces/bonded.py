@@ -188,8 +188,8 @@ class CMAPTorsionTerm(Term):
         cells, fractions = [], []
         for dihedral in self.dihedrals:
             angle = dihedral(batch.x)
-            turn = torch.where(angle < 0, angle + 2 * torch.pi, angle) / (2 * torch.pi)
-            position = turn * self.size
+            angle = torch.where(angle < 0, angle + 2 * torch.pi, angle)
+            position = angle / (2 * torch.pi) * self.size
             # NaN is not an index: such a conformation gets cell 0 and stays NaN.
             cell = torch.nan_to_num(position.detach(), nan=0.0).floor().long()
             cell = torch.minimum(cell, self.size - 1)

@@ -1,4 +1,4 @@
-"""Steered swaps: replicas exchange temperatures, and the flow maps each to its new one."""
+"""Steered swaps: replicas exchange temperatures, and the flow maps each to its new temperature."""
 
 from typing import Any
 
@@ -18,12 +18,14 @@ class SteeredSwap(SwapKernel, FlowKernel):
     """Replica exchange through the flow: one network serves every pair of temperatures.
 
     Learned replica exchange (arXiv:2210.14104) and neural transport (arXiv:2502.10328) train a map
-    for each pair of temperatures; here steering gives all of them. With p_a ~ N(0, tau_a),
-    (x_a, p_a) -> v_a -> v_a sqrt(tau_b / tau_a) -> (x_a', p_a') is proposed at T_b, and the
-    converse at T_a:
+    for each pair of temperatures; here steering gives all of them. With the flow (x, p) = D(v), its
+    Jacobian J_D and p_a ~ N(0, tau_a),
+    (x_a, p_a) -> v_a -> v_a sqrt(tau_b / tau_a) -> (x_a', p_a') is proposed at T_b, and likewise
+    (x_b', p_b') at T_a:
 
     log alpha = - [U(x_a')/kT_b + |p_a'|^2/2 tau_b + U(x_b')/kT_a + |p_b'|^2/2 tau_a]
-    + [U(x_a)/kT_a + |p_a|^2/2 tau_a + U(x_b)/kT_b + |p_b|^2/2 tau_b] + d log|J_D| of both.
+    + [U(x_a)/kT_a + |p_a|^2/2 tau_a + U(x_b)/kT_b + |p_b|^2/2 tau_b] + the changes
+    of log|J_D| of both.
 
     The Jacobian of the scaling is (tau_b / tau_a)^(n/2) for v_a, n its dimension, and the inverse
     of that for v_b: they cancel, because both replicas are proposed together.
@@ -103,7 +105,7 @@ class SteeredSwap(SwapKernel, FlowKernel):
         proposed = self.pair_log_weights(energy_new, momenta_new, log_det_new, new)
         accepted, non_finite = metropolis(current, proposed, generator)
 
-        mirrors = int(mirror.reshape(2, -1).any(dim=0).sum())  # pairs with one or two
+        mirrors = int(mirror.reshape(2, -1).any(dim=0).sum())  # pairs with at least one
         accepted_pairs = accepted.reshape(low.shape)
         info = KernelInfo(
             self.pairing.counts(accepted_pairs, low, high),
