@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "examples" / "results"
 BAD_INPUT = [
-    "robustness/test_bad_input.py", "io/test_bad_files.py", "robustness/test_bad_numbers.py",
+    "robustness/test_bad_input.py", "robustness/test_bad_numbers.py", "io/test_bad_files.py",
     "io/test_untrusted_files.py",
 ]  # fmt: skip
 FUZZ, KILLS = "fuzz.py --examples 60 --seed 11", "kills.py --kills 120"
