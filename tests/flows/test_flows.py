@@ -360,5 +360,5 @@ def test_seeds_make_the_weights(dataset):
 
 
 def test_whitened_coordinates_refuse_overlapping_copies(overlapping):
-    with pytest.raises(ValueError, match="coordinates: expected a layer whose copies do not over"):
+    with pytest.raises(ValueError, match="coordinates: expected copies that do not overlap"):
         WhitenedCoordinates(overlapping.whitening, overlapping.coordinates, 600.0)
