@@ -67,7 +67,7 @@ def run_md(
     options = options or RunOptions()
     with open_output_directory(output, resume=options.resume) as lock:
         recorded = resumed_choices(lock.directory, "md", options)
-        settings = settings or recorded_settings(lock.directory, MDSettings) or MDSettings()
+        settings = settings or recorded_settings(lock.directory, "md", MDSettings) or MDSettings()
         if options.seed is not None:
             settings = replace(settings, seed=options.seed)
         choices = _platform_and_threads(recorded, molecule, options)

@@ -84,7 +84,7 @@ def run(
     recorded = resumed_choices(Path(output), "run", options)
     if recorded:
         path = str(Path(output) / CONFIG)
-        settings = settings or recorded_settings(output, RunSettings)
+        settings = settings or recorded_settings(output, "run", RunSettings)
         frames = frames.completed_from(from_plain_data(FrameSource, recorded.get("source"), path))
         if molecule is None and holds_molecule(output):
             molecule = read_molecule(output)

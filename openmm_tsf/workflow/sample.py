@@ -163,7 +163,7 @@ def resume_sampling(stage: Stage, flow: AugmentedFlow, n_iterations: int | None)
     """Continue to `n_iterations` in all, by default to the recorded target; then analyse."""
     directory, config = stage.directory, read_sampler_config(stage.directory)
     choices = config["choices"]
-    settings: SamplingSettings | None = recorded_settings(directory, SamplingSettings)
+    settings: SamplingSettings | None = recorded_settings(directory, "sample", SamplingSettings)
     n_iterations = n_iterations or (settings.n_iterations if settings is not None else None)
     if n_iterations is None:
         raise ValueError(f"n_iterations: expected a number in all, {directory} records none")
@@ -258,7 +258,7 @@ def sample(
             warn_of_other_versions(lock.directory, stage.config.get("versions"))
             return resume_sampling(stage, model, _check_target(stage, settings, start))
         recorded = resumed_choices(lock.directory, "sample", options)
-        settings = settings or recorded_settings(lock.directory, SamplingSettings)
+        settings = settings or recorded_settings(lock.directory, "sample", SamplingSettings)
         settings = settings or SamplingSettings()
         request = new_config(
             "sample",

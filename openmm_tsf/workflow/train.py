@@ -1,6 +1,7 @@
 """Training a flow on frames."""
 
 from dataclasses import asdict
+from functools import partial
 
 import torch
 
@@ -59,9 +60,9 @@ def train(
     dataset.split()  # too few frames are refused before anything is written
     with open_output_directory(output, resume=options.resume) as lock:
         recorded = resumed_choices(lock.directory, "train", options)
-        flow_settings = flow_settings or recorded_settings(lock.directory, FlowSettings, "flow")
-        fit_settings = fit_settings or recorded_settings(lock.directory, FitSettings, "fit")
-        flow_settings, fit_settings = flow_settings or FlowSettings(), fit_settings or FitSettings()
+        recorded_part = partial(recorded_settings, lock.directory, "train")
+        flow_settings = flow_settings or recorded_part(FlowSettings, "flow") or FlowSettings()
+        fit_settings = fit_settings or recorded_part(FitSettings, "fit") or FitSettings()
         seed = options.choose_seed(recorded)
         request = new_config(
             "train",

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import signal
 from dataclasses import replace
 
@@ -285,6 +286,24 @@ def test_directories_without_samples_are_refused(trained, tmp_path):
         tsf.load_run(tmp_path)
     with pytest.raises(ValueError, match=r"expected a directory of the sample stage, .* 'run'"):
         sample(folder, tmp_path, TINY.sampling, options=RESUME)
+
+
+def test_commands_refuse_to_resume_another_stage(trained, finished, tmp_path, capsys):
+    flow, run = trained[1], finished[1]
+    more = ["--iterations", str(TINY.sampling.n_iterations + 1)]
+    for command, folder, other in (
+        (["md"], flow, "train"),
+        (["md", "--frames", "9"], run, "run"),
+        (["train"], run, "run"),
+        (["sample", "--flow", str(flow)], flow, "train"),
+        (["run"], flow, "train"),
+    ):
+        assert main([*command, "--output", str(folder), "--resume", "--quiet"]) == 2
+        message = f"expected a directory of the {command[0]} stage, {folder} is of '{other}'"
+        assert message in capsys.readouterr().err
+    shutil.copytree(run, tmp_path / "run")  # sample continues production of a run
+    assert main(["sample", "--output", str(tmp_path / "run"), *more, "--resume", "--quiet"]) == 0
+    capsys.readouterr()
 
 
 def test_analyze_alone(finished, tmp_path, monkeypatch):
