@@ -152,11 +152,14 @@ def check_same_request(
                 f"{directory}: started with {name} {recorded.get(name)}, continued with "
                 f"{request[name]}: valid, but not the same bit by bit"
             )
-    for name in sorted(request.keys() - set(_NOT_COMPARED)):
+    for name in sorted(request.keys() - {*_NOT_COMPARED, "frames_sha256"}):
         for key, (before, now) in _differences(recorded.get(name), request[name], name).items():
             if key.removeprefix("settings.") not in may_differ:
                 made = f"what is in {directory} was made with {before!r}"
                 raise ValueError(f"{key}: {made}, got {now!r}")
+    # Last: a setting such as the stride says more than a hash.
+    if recorded.get("frames_sha256") != request.get("frames_sha256", recorded.get("frames_sha256")):
+        raise ValueError(f"frames: those of the stage in {directory} are other ones")
 
 
 def _differences(before: Any, now: Any, name: str) -> dict[str, tuple[Any, Any]]:

@@ -21,6 +21,9 @@ from openmm_tsf.workflow.record import new_config, recorded_settings, resumed_ch
 from openmm_tsf.workflow.settings import FlowSettings
 from openmm_tsf.workflow.stage import Stage
 
+#: A trajectory may have moved: its frames are compared.
+_MAY_DIFFER = ("source.trajectory", "source.temperature", "source.simulate")
+
 
 def train(
     dataset: MDDataset,
@@ -71,9 +74,11 @@ def train(
             seed=seed,
             frames_sha256=hash_of_frames(dataset),
             frames=describe_frames(dataset, dataset.name),
-            source=recorded["source"] if "source" in recorded else to_plain_data(source),
+            source=to_plain_data(source),
         )
-        stage = Stage.open(lock, molecule, options, request)
+        if source is None or recorded.get("source", source) is None:  # not known, now or then
+            request["choices"]["source"] = recorded.get("source")
+        stage = Stage.open(lock, molecule, options, request, _MAY_DIFFER)
         stage.costs.evaluations["md"] = dataset.n_evaluations or None
         seeds = Seeds(seed)
         flow = build_flow(dataset, flow_settings, seeds.next())

@@ -156,7 +156,7 @@ def test_train_alone(molecule, trained):
     other = replace(dataset, molecule=alanine_dipeptide("ff96-obc1"))
     for frames, seed, message in (
         (dataset, 3, "seed: what is in .* was made with 2, got 3"),
-        (moved, 2, "frames_sha256: what is in"),
+        (moved, 2, "frames: those of the stage in .* are other ones"),
         (other, 2, "is of another molecule"),
     ):
         with pytest.raises(ValueError, match=message):
