@@ -102,6 +102,12 @@ def check_bool(value: Any, name: str) -> Any:
     return check_choice(value, name, (False, True))
 
 
+def check_instance(value: Any, name: str, cls: type) -> None:
+    """Refuse what is not an instance of `cls`; None is accepted."""
+    if value is not None and not isinstance(value, cls):
+        raise TypeError(f"{name}: expected {cls.__name__}, got {type(value).__name__}")
+
+
 def optional(check: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
     """Return a check that accepts None, too."""
     return lambda value, name: None if value is None else check(value, name)

@@ -20,6 +20,7 @@ from openmm_tsf.systems.files import holds_molecule, read_molecule
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.random import Seeds
+from openmm_tsf.utils.validation import check_instance
 from openmm_tsf.workflow.frames import FrameSource, describe_frames, hash_of_frames, load_trajectory
 from openmm_tsf.workflow.md import run_md
 from openmm_tsf.workflow.options import RunOptions
@@ -80,6 +81,10 @@ def run(
     KeyboardInterrupt
         After Ctrl-C, with everything written: in production the samples so far are analysed first.
     """
+    check_instance(settings, "settings", RunSettings)
+    check_instance(molecule, "molecule", MolecularSystem)
+    check_instance(frames, "frames", FrameSource)
+    check_instance(options, "options", RunOptions)
     options, frames = options or RunOptions(), frames or FrameSource()
     recorded = resumed_choices(Path(output), "run", options)
     if recorded:

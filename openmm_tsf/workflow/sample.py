@@ -28,6 +28,7 @@ from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.random import Seeds, seeded_generator
 from openmm_tsf.utils.threads import torch_threads
+from openmm_tsf.utils.validation import check_instance
 from openmm_tsf.workflow.costs import Costs
 from openmm_tsf.workflow.frames import hash_of_frames
 from openmm_tsf.workflow.options import RunOptions
@@ -239,6 +240,10 @@ def sample(
     KeyboardInterrupt
         After Ctrl-C, with everything written and analysed.
     """
+    check_instance(settings, "settings", SamplingSettings)
+    check_instance(molecule, "molecule", MolecularSystem)
+    check_instance(start, "start", MDDataset)
+    check_instance(options, "options", RunOptions)
     options, directory = options or RunOptions(), Path(output)
     if options.resume and flow is None and (directory / "flow.pt").is_file():
         flow = directory

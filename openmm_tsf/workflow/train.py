@@ -14,6 +14,7 @@ from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training import FitSettings, fit
 from openmm_tsf.training.checkpoint import load_best_weights
 from openmm_tsf.utils.random import Seeds
+from openmm_tsf.utils.validation import check_instance
 from openmm_tsf.workflow.frames import FrameSource, describe_frames, hash_of_frames
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.potential_choice import planned_training
@@ -56,6 +57,12 @@ def train(
     ValueError
         If `output` was made with other settings, frames or molecule, or the frames are too few.
     """
+    check_instance(flow_settings, "flow_settings", FlowSettings)
+    check_instance(fit_settings, "fit_settings", FitSettings)
+    check_instance(source, "source", FrameSource)
+    check_instance(options, "options", RunOptions)
+    if not isinstance(dataset, MDDataset):
+        raise TypeError(f"dataset: expected MDDataset, got {type(dataset).__name__}")
     options = options or RunOptions()
     molecule = dataset.molecule
     if molecule is None:

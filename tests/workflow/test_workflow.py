@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 from dataclasses import replace
+from functools import partial
 
 import mdtraj
 import numpy as np
@@ -22,6 +23,7 @@ from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.training.validation import Validator
 from openmm_tsf.workflow.frames import FrameSource, load_trajectory
+from openmm_tsf.workflow.md import run_md
 from openmm_tsf.workflow.presets import preset
 from openmm_tsf.workflow.record import new_config
 from openmm_tsf.workflow.run import run
@@ -273,6 +275,28 @@ def test_failed_starts_leave_nothing(trained, tmp_path, capsys):
         train(dataset[:5], output, TINY.flow, FIT, options=QUIET)
     with pytest.raises(ValueError, match="temperature: expected none without a trajectory"):
         FrameSource(temperature=500.0)
+    assert not output.exists()
+
+
+def test_arguments_of_a_wrong_type_are_refused(molecule, trained, tmp_path):
+    _, folder, dataset = trained
+    output = tmp_path / "output"
+    for function, given, expected in (
+        (partial(run, output), {"settings": 3}, "settings: expected RunSettings, got int"),
+        (partial(run, output), {"molecule": "a"}, "molecule: expected MolecularSystem, got str"),
+        (partial(run, output), {"frames": "x.dcd"}, "frames: expected FrameSource, got str"),
+        (partial(run, output), {"options": {}}, "options: expected RunOptions, got dict"),
+        (partial(train, dataset, output), {"flow_settings": FIT}, "flow_settings: expected Flow"),
+        (partial(train, dataset, output), {"fit_settings": 0}, "fit_settings: expected FitSett"),
+        (partial(train, dataset, output), {"source": "x.dcd"}, "source: expected FrameSource"),
+        (partial(train, None, output), {}, "dataset: expected MDDataset, got NoneType"),
+        (partial(sample, folder, output), {"settings": 3}, "settings: expected SamplingSettings"),
+        (partial(sample, folder, output), {"start": [1]}, "start: expected MDDataset, got list"),
+        (partial(run_md, molecule, output), {"settings": TINY}, "settings: expected MDSettings"),
+        (partial(run_md, None, output), {}, "molecule: expected MolecularSystem, got NoneType"),
+    ):
+        with pytest.raises(TypeError, match=expected):
+            function(**given)
     assert not output.exists()
 
 
