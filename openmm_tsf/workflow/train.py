@@ -15,7 +15,12 @@ from openmm_tsf.training import FitSettings, fit
 from openmm_tsf.training.checkpoint import load_best_weights
 from openmm_tsf.utils.random import Seeds
 from openmm_tsf.utils.validation import check_instance
-from openmm_tsf.workflow.frames import FrameSource, describe_frames, hash_of_frames
+from openmm_tsf.workflow.frames import (
+    FrameSource,
+    check_enough_frames,
+    describe_frames,
+    hash_of_frames,
+)
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.potential_choice import planned_training
 from openmm_tsf.workflow.record import new_config, recorded_settings, resumed_choices
@@ -67,7 +72,7 @@ def train(
     molecule = dataset.molecule
     if molecule is None:
         raise ValueError("dataset: expected frames of a molecule, got none")
-    dataset.split()  # too few frames are refused before anything is written
+    check_enough_frames(dataset, molecule)
     with open_output_directory(output, resume=options.resume) as lock:
         recorded = resumed_choices(lock.directory, "train", options)
         recorded_part = partial(recorded_settings, lock.directory, "train")

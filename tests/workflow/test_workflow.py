@@ -273,6 +273,14 @@ def test_failed_starts_leave_nothing(trained, tmp_path, capsys):
         assert re.search(r"platform: expected one of .* got 'Abacus'", capsys.readouterr().err)
     with pytest.raises(ValueError, match="frames are too few to split"):
         train(dataset[:5], output, TINY.flow, FIT, options=QUIET)
+    with pytest.raises(ValueError, match="at least 61 frames to train on, got 60 of 72"):
+        train(dataset[:72], output, TINY.flow, FIT, options=QUIET)
+    for frames, stride, number in (("200", "4", 50), ("288", "4", 60)):
+        command = ["run", "--md", "--frames", frames, "--stride", stride]
+        assert main([*command, "--output", str(output), "--quiet"]) == 2
+        error = capsys.readouterr().err
+        assert f"frames: {frames} with stride 4 are too few" in error
+        assert str(number) in error
     with pytest.raises(ValueError, match="temperature: expected none without a trajectory"):
         FrameSource(temperature=500.0)
     assert not output.exists()
