@@ -129,7 +129,7 @@ def test_damaged_directories_are_named(tmp_path):
     (path / "config.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match="written in format 99 by a newer version"):
         load_run(path)
-    (path / "config.json").write_text('{"format": 1}')
+    (path / "config.json").write_text('{"format": 2}')
     with pytest.raises(ValueError, match="has no 'temperatures_K'"):
         load_run(path)
 

@@ -8,6 +8,7 @@ import numpy as np
 import openmm.app as app
 import openmm.unit as unit
 
+from openmm_tsf.io.run_config import CONFIG_FORMAT
 from openmm_tsf.units import KB
 
 
@@ -138,7 +139,7 @@ def write_run(
     (path / "config.json").write_text(
         json.dumps(
             {
-                "format": 1,
+                "format": CONFIG_FORMAT,
                 "temperatures_K": list(map(float, temperatures)),
                 "n_walkers": n_walkers,
                 "seed": 5,
