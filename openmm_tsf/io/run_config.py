@@ -73,10 +73,11 @@ def read_run_config(directory: Path) -> dict[str, Any]:
     missing = [name for name in REQUIRED_FOR_SAMPLES if name not in config]
     if missing and stage in ("md", "train"):
         raise ValueError(f"{directory}: expected a directory with samples, got one of {stage}")
-    if missing and stage in ("sample", "run") and "temperatures_K" in missing:
+    started = (directory / "checkpoint.pt").exists()  # it is written after these entries
+    if missing and stage in ("sample", "run") and "temperatures_K" in missing and not started:
         raise FileNotFoundError(f"{directory}: no samples, the {stage} has not started sampling")
     if missing:
-        raise ValueError(f"{directory / CONFIG}: has no {missing[0]!r}")
+        raise ValueError(f"{directory / CONFIG}: damaged, has no {missing[0]!r}")
     return config
 
 

@@ -316,6 +316,10 @@ def test_directories_without_samples_are_refused(trained, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(FileNotFoundError, match="no samples, the run has not started sampling"):
         tsf.load_run(tmp_path)
+    (tmp_path / "checkpoint.pt").touch()
+    with pytest.raises(ValueError, match=r"config\.json: damaged, has no 'temperatures_K'"):
+        tsf.load_run(tmp_path)
+    (tmp_path / "checkpoint.pt").unlink()
     with pytest.raises(ValueError, match=r"expected a directory of the sample stage, .* 'run'"):
         sample(folder, tmp_path, TINY.sampling, options=RESUME)
 
