@@ -97,9 +97,11 @@ def check_choice(value: Any, name: str, allowed: Sequence[Any]) -> Any:
     return value
 
 
-def check_bool(value: Any, name: str) -> Any:
-    """Return `value`, which must be True or False."""
-    return check_choice(value, name, (False, True))
+def check_bool(value: Any, name: str) -> bool:
+    """Return `value`, which must be True or False; 0 and 1 are refused."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: expected one of False, True, got {value!r}")
+    return value
 
 
 def check_instance(value: Any, name: str, cls: type) -> None:

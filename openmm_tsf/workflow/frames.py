@@ -49,6 +49,8 @@ class FrameSource:
         if self.trajectory is not None:
             if not isinstance(self.trajectory, str | os.PathLike):
                 raise TypeError(f"trajectory: expected a path, got {self.trajectory!r}")
+            if not os.fspath(self.trajectory):
+                raise ValueError("trajectory: expected a path, got an empty text")
             object.__setattr__(self, "trajectory", os.path.abspath(self.trajectory))
         check_fields(
             self, temperature=optional(as_temperature), simulate=check_bool, stride=check_int

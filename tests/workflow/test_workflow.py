@@ -24,6 +24,7 @@ from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.training.validation import Validator
 from openmm_tsf.workflow.frames import FrameSource, load_trajectory
 from openmm_tsf.workflow.md import run_md
+from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.presets import preset
 from openmm_tsf.workflow.record import new_config
 from openmm_tsf.workflow.run import run
@@ -371,6 +372,9 @@ def test_invalid_settings_are_refused():
         (preset, {"name": "best"}, "preset: expected one of quick, default"),
         (FlowSettings, {"kind": "nice"}, "kind: expected one of tsf, realnvp"),
         (RunSettings, {"n_rounds": 1, "sampling": few}, "at least 3 where .* got 2"),
+        (RunOptions, {"resume": 1}, "resume: expected one of False, True, got 1"),
+        (RunOptions, {"progress": 0}, "progress: expected one of False, True, got 0"),
+        (FrameSource, {"trajectory": ""}, "trajectory: expected a path, got an empty text"),
     ):
         with pytest.raises(ValueError, match=message):
             cls(**wrong)
