@@ -4,7 +4,9 @@
 the command line, writes into it
 
 ``summary.json``
-    All results as plain numbers; its keys are explained in `openmm_tsf.analysis.summary`.
+    All results as plain numbers; its keys are explained in `openmm_tsf.analysis.summary`. Its
+    ``monitor`` reports mirror images, proposals outside the domain, basins lost, branch cuts that
+    leak, and cis bonds.
 ``ramachandran.png``
     (φ, ψ) of run and reference, histograms of φ and energy, per temperature; if φ and ψ were
     recorded.

@@ -70,7 +70,7 @@ def _train(args: argparse.Namespace) -> None:
     _check_temperature(args)
     settings, molecule = preset(args.preset or "default"), _molecule(args) or alanine_dipeptide()
     source = FrameSource(args.trajectory, args.temperature)
-    recorded = recorded_choices(args.output).get("source") if args.resume else None
+    recorded = recorded_choices(args.output, "train").get("source") if args.resume else None
     stride = settings.stride
     if recorded is not None:
         earlier = from_plain_data(FrameSource, recorded, f"{args.output}/config.json")
@@ -146,7 +146,7 @@ def _settings(args: argparse.Namespace, cls: type, fresh: Any, part: str | None 
     from openmm_tsf.workflow.record import recorded_settings
 
     use_recorded = args.resume and getattr(args, "preset", None) is None
-    recorded = recorded_settings(args.output, cls, part) if use_recorded else None
+    recorded = recorded_settings(args.output, args.command, cls, part) if use_recorded else None
     return fresh() if recorded is None else recorded
 
 

@@ -1,4 +1,8 @@
-"""Normalizing flows."""
+"""Normalizing flows.
+
+Couplings are applied in float64, while their networks may run in float32: a coupling is invertible
+whatever its network returns.
+"""
 
 from openmm_tsf.flows.augmented_map import FlowSample
 from openmm_tsf.flows.base import AugmentedFlow

@@ -3,7 +3,7 @@
 All stages write the same file. It is the first file in their directory, and holds
 
 ``format``
-    Version of this layout; newer ones are refused.
+    Version of this layout; others are refused.
 ``stage``
     ``"md"``, ``"train"``, ``"sample"`` or ``"run"``; absent for a sampler that was run from Python.
 ``choices``
@@ -28,7 +28,7 @@ from openmm_tsf.units import as_temperatures
 from openmm_tsf.utils.validation import check_int, check_positive, check_seed, optional
 
 CONFIG = "config.json"
-CONFIG_FORMAT = 1
+CONFIG_FORMAT = 2
 #: What a directory with samples has to say.
 REQUIRED_FOR_SAMPLES = ("temperatures_K", "n_walkers", "seed", "dihedrals", "boltzmann_constant")
 #: Entries that are added when sampling starts.
@@ -55,6 +55,10 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: written in format {number} by a newer version; this one reads {CONFIG_FORMAT}"
         )
+    if number < CONFIG_FORMAT:
+        raise ValueError(
+            f"{path}: written in format {number} by an older version, which this one does not read"
+        )
     check_config(config, path)
     return config
 
@@ -69,10 +73,11 @@ def read_run_config(directory: Path) -> dict[str, Any]:
     missing = [name for name in REQUIRED_FOR_SAMPLES if name not in config]
     if missing and stage in ("md", "train"):
         raise ValueError(f"{directory}: expected a directory with samples, got one of {stage}")
-    if missing and stage in ("sample", "run") and "temperatures_K" in missing:
+    started = (directory / "checkpoint.pt").exists()  # it is written after these entries
+    if missing and stage in ("sample", "run") and "temperatures_K" in missing and not started:
         raise FileNotFoundError(f"{directory}: no samples, the {stage} has not started sampling")
     if missing:
-        raise ValueError(f"{directory / CONFIG}: has no {missing[0]!r}")
+        raise ValueError(f"{directory / CONFIG}: damaged, has no {missing[0]!r}")
     return config
 
 

@@ -97,9 +97,17 @@ def check_choice(value: Any, name: str, allowed: Sequence[Any]) -> Any:
     return value
 
 
-def check_bool(value: Any, name: str) -> Any:
-    """Return `value`, which must be True or False."""
-    return check_choice(value, name, (False, True))
+def check_bool(value: Any, name: str) -> bool:
+    """Return `value`, which must be True or False; 0 and 1 are refused."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: expected one of False, True, got {value!r}")
+    return value
+
+
+def check_instance(value: Any, name: str, cls: type) -> None:
+    """Refuse what is not an instance of `cls`; None is accepted."""
+    if value is not None and not isinstance(value, cls):
+        raise TypeError(f"{name}: expected {cls.__name__}, got {type(value).__name__}")
 
 
 def optional(check: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:

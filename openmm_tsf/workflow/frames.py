@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+
 from openmm_tsf.io.files import PathLike
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.molecule import MolecularSystem
@@ -47,6 +49,8 @@ class FrameSource:
         if self.trajectory is not None:
             if not isinstance(self.trajectory, str | os.PathLike):
                 raise TypeError(f"trajectory: expected a path, got {self.trajectory!r}")
+            if not os.fspath(self.trajectory):
+                raise ValueError("trajectory: expected a path, got an empty text")
             object.__setattr__(self, "trajectory", os.path.abspath(self.trajectory))
         check_fields(
             self, temperature=optional(as_temperature), simulate=check_bool, stride=check_int
@@ -98,6 +102,25 @@ def load_trajectory(
     evaluations = int(config["progress"]["n_evaluations"])
     trajectory = path / TRAJECTORY
     return MDDataset.load(trajectory, molecule, recorded, stride=stride, n_evaluations=evaluations)
+
+
+def check_enough_frames(dataset: MDDataset, molecule: MolecularSystem) -> None:
+    """Refuse frames that are too few to split, or to fit the fixed layers of a flow on."""
+    n_train, least = len(dataset.split().train), 3 * molecule.n_atoms - 5  # a full covariance
+    if n_train < least:
+        raise ValueError(
+            f"dataset: expected at least {least} frames to train on, got {n_train} "
+            f"of {len(dataset)}"
+        )
+
+
+def check_enough_md(n_frames: int, stride: int, molecule: MolecularSystem) -> None:
+    """Refuse MD of too few frames, before it is run."""
+    positions = torch.zeros(len(range(0, n_frames, stride)), 1)  # only their number matters
+    try:
+        check_enough_frames(MDDataset(positions, temperature=1.0), molecule)
+    except ValueError as error:
+        raise ValueError(f"frames: {n_frames} with stride {stride} are too few: {error}") from None
 
 
 def describe_frames(dataset: MDDataset, source: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from openmm_tsf.io.files import PathLike
 from openmm_tsf.potentials.platforms import check_platform
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.signals import DeferredInterrupt
-from openmm_tsf.utils.validation import check_threads
+from openmm_tsf.utils.validation import check_instance, check_threads
 from openmm_tsf.workflow.md_simulation import NO_PROGRESS, MDSimulation, fastest_platform
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.record import new_config, recorded_settings, resumed_choices
@@ -64,10 +64,14 @@ def run_md(
     RuntimeError
         If the dynamics blow up.
     """
+    if not isinstance(molecule, MolecularSystem):
+        raise TypeError(f"molecule: expected MolecularSystem, got {type(molecule).__name__}")
+    check_instance(settings, "settings", MDSettings)
+    check_instance(options, "options", RunOptions)
     options = options or RunOptions()
     with open_output_directory(output, resume=options.resume) as lock:
         recorded = resumed_choices(lock.directory, "md", options)
-        settings = settings or recorded_settings(lock.directory, MDSettings) or MDSettings()
+        settings = settings or recorded_settings(lock.directory, "md", MDSettings) or MDSettings()
         if options.seed is not None:
             settings = replace(settings, seed=options.seed)
         choices = _platform_and_threads(recorded, molecule, options)

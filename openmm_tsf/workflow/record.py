@@ -49,9 +49,7 @@ def read_stage_config(directory: Path, stage: str) -> dict[str, Any] | None:
     if not path.is_file():
         raise ValueError(f"output: {directory} holds nothing to resume (no {CONFIG} in it)")
     config = read_config(directory)
-    if config.get("stage") != stage:
-        of = f"{directory} is of {config.get('stage')!r}"
-        raise ValueError(f"output: expected a directory of the {stage} stage, {of}")
+    _check_stage(directory, config, stage, (stage,))
     try:
         choices = require_entry(config, "choices", dict)
         require_entry(choices, "settings", dict)
@@ -64,6 +62,14 @@ def read_stage_config(directory: Path, stage: str) -> dict[str, Any] | None:
     except ValueError as error:
         raise ValueError(f"{path}: damaged, {error}") from error
     return config
+
+
+def _check_stage(
+    directory: PathLike, config: dict[str, Any], stage: str, accepted: Sequence[str | None]
+) -> None:
+    if config.get("stage") not in accepted:
+        of = f"{directory} is of {config.get('stage')!r}"
+        raise ValueError(f"output: expected a directory of the {stage} stage, {of}")
 
 
 def resumed_choices(directory: Path, stage: str, options: RunOptions) -> dict[str, Any]:
@@ -89,20 +95,28 @@ def warn_of_other_versions(directory: PathLike, recorded: Any) -> None:
         )
 
 
-def recorded_choices(directory: PathLike) -> dict[str, Any]:
-    """Return the choices of what is in a directory; empty where nothing is recorded."""
+def recorded_choices(directory: PathLike, stage: str | None = None) -> dict[str, Any]:
+    """Return the choices of what is in a directory; empty where nothing is recorded.
+
+    A directory that `stage`, if given, cannot resume is a ValueError; sample can resume production
+    of a run and of a sampler that was run from Python.
+    """
     if not (Path(directory) / CONFIG).is_file():
         return {}
-    choices: dict[str, Any] = read_config(Path(directory)).get("choices", {})
+    config = read_config(Path(directory))
+    if stage is not None:
+        accepted = ("sample", "run", None) if stage == "sample" else (stage,)
+        _check_stage(directory, config, stage, accepted)
+    choices: dict[str, Any] = config.get("choices", {})
     return choices
 
 
-def recorded_settings(directory: PathLike, cls: type, part: str | None = None) -> Any:
-    """Return the settings `cls` of the stage in a directory; None where none are recorded.
+def recorded_settings(directory: PathLike, stage: str, cls: type, part: str | None = None) -> Any:
+    """Return the settings `cls` of a stage that is resumed; None where none are recorded.
 
     Without a `part` they are all of them, or those of the sampling of a run.
     """
-    settings = recorded_choices(directory).get("settings")
+    settings = recorded_choices(directory, stage).get("settings")
     if settings is None:
         return None
     if part is not None:
@@ -138,11 +152,14 @@ def check_same_request(
                 f"{directory}: started with {name} {recorded.get(name)}, continued with "
                 f"{request[name]}: valid, but not the same bit by bit"
             )
-    for name in sorted(request.keys() - set(_NOT_COMPARED)):
+    for name in sorted(request.keys() - {*_NOT_COMPARED, "frames_sha256"}):
         for key, (before, now) in _differences(recorded.get(name), request[name], name).items():
             if key.removeprefix("settings.") not in may_differ:
                 made = f"what is in {directory} was made with {before!r}"
                 raise ValueError(f"{key}: {made}, got {now!r}")
+    # Last: a setting such as the stride says more than a hash.
+    if recorded.get("frames_sha256") != request.get("frames_sha256", recorded.get("frames_sha256")):
+        raise ValueError(f"frames: those of the stage in {directory} are other ones")
 
 
 def _differences(before: Any, now: Any, name: str) -> dict[str, tuple[Any, Any]]:

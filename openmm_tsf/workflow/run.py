@@ -20,7 +20,15 @@ from openmm_tsf.systems.files import holds_molecule, read_molecule
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.random import Seeds
-from openmm_tsf.workflow.frames import FrameSource, describe_frames, hash_of_frames, load_trajectory
+from openmm_tsf.utils.validation import check_instance
+from openmm_tsf.workflow.frames import (
+    FrameSource,
+    check_enough_frames,
+    check_enough_md,
+    describe_frames,
+    hash_of_frames,
+    load_trajectory,
+)
 from openmm_tsf.workflow.md import run_md
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.potential_choice import batch_of, planned_sampling, planned_training
@@ -80,11 +88,15 @@ def run(
     KeyboardInterrupt
         After Ctrl-C, with everything written: in production the samples so far are analysed first.
     """
+    check_instance(settings, "settings", RunSettings)
+    check_instance(molecule, "molecule", MolecularSystem)
+    check_instance(frames, "frames", FrameSource)
+    check_instance(options, "options", RunOptions)
     options, frames = options or RunOptions(), frames or FrameSource()
     recorded = resumed_choices(Path(output), "run", options)
     if recorded:
         path = str(Path(output) / CONFIG)
-        settings = settings or recorded_settings(output, RunSettings)
+        settings = settings or recorded_settings(output, "run", RunSettings)
         frames = frames.completed_from(from_plain_data(FrameSource, recorded.get("source"), path))
         if molecule is None and holds_molecule(output):
             molecule = read_molecule(output)
@@ -98,9 +110,10 @@ def run(
     dataset: MDDataset | None = None
     if not started and frames.simulate:  # before MD: the molecule may have no internal coordinates
         InternalCoordinates.from_topology(molecule.topology, molecule.positions)
+        check_enough_md(settings.md.n_frames, settings.stride, molecule)
     elif not started:  # before anything is written: the frames may not fit
         dataset = frames.load(molecule)
-        dataset.split()  # raises if the frames are too few
+        check_enough_frames(dataset, molecule)
     request = new_config(
         "run",
         molecule,

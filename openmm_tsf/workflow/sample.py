@@ -28,6 +28,7 @@ from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.random import Seeds, seeded_generator
 from openmm_tsf.utils.threads import torch_threads
+from openmm_tsf.utils.validation import check_instance
 from openmm_tsf.workflow.costs import Costs
 from openmm_tsf.workflow.frames import hash_of_frames
 from openmm_tsf.workflow.options import RunOptions
@@ -163,7 +164,7 @@ def resume_sampling(stage: Stage, flow: AugmentedFlow, n_iterations: int | None)
     """Continue to `n_iterations` in all, by default to the recorded target; then analyse."""
     directory, config = stage.directory, read_sampler_config(stage.directory)
     choices = config["choices"]
-    settings: SamplingSettings | None = recorded_settings(directory, SamplingSettings)
+    settings: SamplingSettings | None = recorded_settings(directory, "sample", SamplingSettings)
     n_iterations = n_iterations or (settings.n_iterations if settings is not None else None)
     if n_iterations is None:
         raise ValueError(f"n_iterations: expected a number in all, {directory} records none")
@@ -239,6 +240,10 @@ def sample(
     KeyboardInterrupt
         After Ctrl-C, with everything written and analysed.
     """
+    check_instance(settings, "settings", SamplingSettings)
+    check_instance(molecule, "molecule", MolecularSystem)
+    check_instance(start, "start", MDDataset)
+    check_instance(options, "options", RunOptions)
     options, directory = options or RunOptions(), Path(output)
     if options.resume and flow is None and (directory / "flow.pt").is_file():
         flow = directory
@@ -258,7 +263,7 @@ def sample(
             warn_of_other_versions(lock.directory, stage.config.get("versions"))
             return resume_sampling(stage, model, _check_target(stage, settings, start))
         recorded = resumed_choices(lock.directory, "sample", options)
-        settings = settings or recorded_settings(lock.directory, SamplingSettings)
+        settings = settings or recorded_settings(lock.directory, "sample", SamplingSettings)
         settings = settings or SamplingSettings()
         request = new_config(
             "sample",

@@ -1,6 +1,7 @@
 """Training a flow on frames."""
 
 from dataclasses import asdict
+from functools import partial
 
 import torch
 
@@ -13,12 +14,21 @@ from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training import FitSettings, fit
 from openmm_tsf.training.checkpoint import load_best_weights
 from openmm_tsf.utils.random import Seeds
-from openmm_tsf.workflow.frames import FrameSource, describe_frames, hash_of_frames
+from openmm_tsf.utils.validation import check_instance
+from openmm_tsf.workflow.frames import (
+    FrameSource,
+    check_enough_frames,
+    describe_frames,
+    hash_of_frames,
+)
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.potential_choice import planned_training
 from openmm_tsf.workflow.record import new_config, recorded_settings, resumed_choices
 from openmm_tsf.workflow.settings import FlowSettings
 from openmm_tsf.workflow.stage import Stage
+
+#: A trajectory may have moved: its frames are compared.
+_MAY_DIFFER = ("source.trajectory", "source.temperature", "source.simulate")
 
 
 def train(
@@ -52,16 +62,22 @@ def train(
     ValueError
         If `output` was made with other settings, frames or molecule, or the frames are too few.
     """
+    check_instance(flow_settings, "flow_settings", FlowSettings)
+    check_instance(fit_settings, "fit_settings", FitSettings)
+    check_instance(source, "source", FrameSource)
+    check_instance(options, "options", RunOptions)
+    if not isinstance(dataset, MDDataset):
+        raise TypeError(f"dataset: expected MDDataset, got {type(dataset).__name__}")
     options = options or RunOptions()
     molecule = dataset.molecule
     if molecule is None:
         raise ValueError("dataset: expected frames of a molecule, got none")
-    dataset.split()  # too few frames are refused before anything is written
+    check_enough_frames(dataset, molecule)
     with open_output_directory(output, resume=options.resume) as lock:
         recorded = resumed_choices(lock.directory, "train", options)
-        flow_settings = flow_settings or recorded_settings(lock.directory, FlowSettings, "flow")
-        fit_settings = fit_settings or recorded_settings(lock.directory, FitSettings, "fit")
-        flow_settings, fit_settings = flow_settings or FlowSettings(), fit_settings or FitSettings()
+        recorded_part = partial(recorded_settings, lock.directory, "train")
+        flow_settings = flow_settings or recorded_part(FlowSettings, "flow") or FlowSettings()
+        fit_settings = fit_settings or recorded_part(FitSettings, "fit") or FitSettings()
         seed = options.choose_seed(recorded)
         request = new_config(
             "train",
@@ -70,9 +86,11 @@ def train(
             seed=seed,
             frames_sha256=hash_of_frames(dataset),
             frames=describe_frames(dataset, dataset.name),
-            source=recorded["source"] if "source" in recorded else to_plain_data(source),
+            source=to_plain_data(source),
         )
-        stage = Stage.open(lock, molecule, options, request)
+        if source is None or recorded.get("source", source) is None:  # not known, now or then
+            request["choices"]["source"] = recorded.get("source")
+        stage = Stage.open(lock, molecule, options, request, _MAY_DIFFER)
         stage.costs.evaluations["md"] = dataset.n_evaluations or None
         seeds = Seeds(seed)
         flow = build_flow(dataset, flow_settings, seeds.next())

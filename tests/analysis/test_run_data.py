@@ -124,7 +124,7 @@ def test_damaged_directories_are_named(tmp_path):
     for content, words in (
         ("{", r"config\.json: not a readable JSON"),
         ('{"format": 99}', "written in format 99 by a newer version"),
-        ('{"format": 1}', "has no 'temperatures_K'"),
+        ('{"format": 2}', "has no 'temperatures_K'"),
     ):
         (path / "config.json").write_text(content)
         with pytest.raises(ValueError, match=words):

@@ -174,13 +174,13 @@ def test_stages_from_the_shell(tmp_path, capsys):
     """MD, then training on its folder, with real files; sampling is in test_workflow."""
     md, flow = tmp_path / "md", tmp_path / "flow"
     here = ["--platform", "Reference", "--quiet"]
-    given = ["--frames", "120", "--steps-per-frame", "1", "--equilibration-steps", "10", *here]
+    given = ["--frames", "200", "--steps-per-frame", "1", "--equilibration-steps", "10", *here]
     assert main(["md", "--output", str(md), *given]) == 0
     assert main(["md", "--output", str(md), *given]) == 2
     assert "is not empty; choose another directory" in capsys.readouterr().err
-    given[1] = "122"
+    given[1] = "202"
     assert main(["md", "--output", str(md), "--resume", *given]) == 0
-    assert "122 frames in" in capsys.readouterr().out
+    assert "202 frames in" in capsys.readouterr().out
     pdb = ["--pdb", str(md / "topology.pdb"), "--system", str(md / "system.xml")]
     given = ["--steps", "2", "--stride", "1", "--preset", "quick", *here]
     assert main(["train", "--output", str(flow), *pdb, *given]) == 2
@@ -191,11 +191,14 @@ def test_stages_from_the_shell(tmp_path, capsys):
     config = json.loads((flow / "config.json").read_text())
     assert config["choices"]["settings"]["fit"]["n_steps"] == 2
     frames = config["choices"]["frames"]
-    assert (frames["n_frames"], frames["temperature_K"]) == (122, 600.0)
+    assert (frames["n_frames"], frames["temperature_K"]) == (202, 600.0)
     again = ["train", "--output", str(flow), "--trajectory", str(md), "--stride", "1", "--resume"]
     assert main([*again, *here]) == 0  # nothing is left to do
     assert main([*again, *here, "--steps", "3"]) == 2
     assert "settings.fit.n_steps: what is in" in capsys.readouterr().err
+    again[again.index("--stride") + 1] = "2"
+    assert main([*again, *here]) == 2
+    assert "source.stride: what is in" in capsys.readouterr().err
 
 
 def test_table():

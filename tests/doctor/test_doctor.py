@@ -17,6 +17,7 @@ from openmm_tsf.cli.main import main
 from openmm_tsf.doctor import Report, examine, probes, report, self_test
 from openmm_tsf.doctor.self_test import Deviation, SelfTestResult
 from openmm_tsf.io.files import write_json
+from openmm_tsf.io.run_config import CONFIG_FORMAT
 from openmm_tsf.utils.versions import package_versions
 
 TITLES = ("versions", "machine", "OpenMM platforms", "torch", "environment", "shipped data")
@@ -150,7 +151,7 @@ def test_warnings_are_reported():
 @pytest.fixture
 def folder(tmp_path):
     config = {
-        "format": 1,
+        "format": CONFIG_FORMAT,
         "stage": "md",
         "choices": {"platform": "CPU", "settings": {"n_frames": 400}},
         "progress": {"n_frames": 123, "wall_seconds": 1.5},

@@ -10,7 +10,7 @@ import torch
 
 from openmm_tsf.analysis import load_run
 from openmm_tsf.flows import TemperatureSteerableFlow
-from openmm_tsf.io.run_config import read_run_config
+from openmm_tsf.io.run_config import CONFIG_FORMAT, read_run_config
 from openmm_tsf.potentials.toy import DoubleWell
 from openmm_tsf.sampling.run_writer import RunWriter, dihedral_angles
 from openmm_tsf.sampling.tempering import ParallelTempering
@@ -52,7 +52,7 @@ def writer(molecule, x, tmp_path):
 
 def test_config_is_complete(writer, molecule):
     config = json.loads((writer.directory / "config.json").read_text())
-    assert config["format"] == 1
+    assert config["format"] == CONFIG_FORMAT
     assert config["temperatures_K"] == list(LADDER)
     assert (config["n_walkers"], config["seed"]) == (W, 7)
     assert config["dihedrals"] == {"phi": [4, 6, 8, 14], "psi": [6, 8, 14, 16]}
@@ -123,8 +123,8 @@ def test_rungs_must_have_different_names(molecule, tmp_path):
 
 def test_a_newer_format_is_refused(writer):
     path = writer.directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
-    with pytest.raises(ValueError, match="written in format 2 by a newer version"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 3}))
+    with pytest.raises(ValueError, match="written in format 3 by a newer version"):
         read_run_config(writer.directory)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import openmm.app as app
 import openmm.unit as unit
 
+from openmm_tsf.io.run_config import CONFIG_FORMAT
 from openmm_tsf.units import KB
 
 
@@ -124,7 +125,7 @@ def write_run(
     if kernels is None:
         kernels = {"local": n_rungs, "flow_walk": n_rungs, "swap_plain": max(n_rungs - 1, 0)}
     content = {
-        "format": 1,
+        "format": CONFIG_FORMAT,
         "temperatures_K": list(map(float, temperatures)),
         "n_walkers": n_walkers,
         "seed": 5,

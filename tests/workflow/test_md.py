@@ -74,16 +74,17 @@ def test_a_directory_keeps_what_a_pdb_file_would_lose(molecule, tmp_path, change
         read_molecule(tmp_path)
 
 
-def test_fewer_frames_and_newer_formats_are_refused(molecule, run, tmp_path):
+def test_fewer_frames_and_other_formats_are_refused(molecule, run, tmp_path):
     folder = tmp_path / "md"
     shutil.copytree(run[1], folder)
     with pytest.raises(ValueError, match=r"n_frames: the run in .* has 8, which can grow, got 2"):
         run_md(molecule, folder, replace(SHORT, n_frames=2), options=RESUME)
-    config = json.loads((folder / "config.json").read_text()) | {"format": 2}
-    (folder / "config.json").write_text(json.dumps(config))
-    for read in (load_trajectory, lambda *given: run_md(*given[::-1], options=RESUME)):
-        with pytest.raises(ValueError, match="written in format 2 by a newer version"):
-            read(folder, molecule)
+    config = json.loads((folder / "config.json").read_text())
+    for number, age in ((1, "an older version, which this one does not read"), (3, "a newer")):
+        (folder / "config.json").write_text(json.dumps(config | {"format": number}))
+        for read in (load_trajectory, lambda *given: run_md(*given[::-1], options=RESUME)):
+            with pytest.raises(ValueError, match=f"written in format {number} by {age}"):
+                read(folder, molecule)
 
 
 def test_resuming_appends(molecule, tmp_path):

@@ -3,8 +3,10 @@
 import csv
 import json
 import re
+import shutil
 import signal
 from dataclasses import replace
+from functools import partial
 
 import mdtraj
 import numpy as np
@@ -21,6 +23,8 @@ from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.training.validation import Validator
 from openmm_tsf.workflow.frames import FrameSource, load_trajectory
+from openmm_tsf.workflow.md import run_md
+from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.presets import preset
 from openmm_tsf.workflow.record import new_config
 from openmm_tsf.workflow.run import run
@@ -155,7 +159,7 @@ def test_train_alone(molecule, trained):
     other = replace(dataset, molecule=alanine_dipeptide("ff96-obc1"))
     for frames, seed, message in (
         (dataset, 3, "seed: what is in .* was made with 2, got 3"),
-        (moved, 2, "frames_sha256: what is in"),
+        (moved, 2, "frames: those of the stage in .* are other ones"),
         (other, 2, "is of another molecule"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -270,8 +274,38 @@ def test_failed_starts_leave_nothing(trained, tmp_path, capsys):
         assert re.search(r"platform: expected one of .* got 'Abacus'", capsys.readouterr().err)
     with pytest.raises(ValueError, match="frames are too few to split"):
         train(dataset[:5], output, TINY.flow, FIT, options=QUIET)
+    with pytest.raises(ValueError, match="at least 61 frames to train on, got 60 of 72"):
+        train(dataset[:72], output, TINY.flow, FIT, options=QUIET)
+    for frames, stride, number in (("200", "4", 50), ("288", "4", 60)):
+        command = ["run", "--md", "--frames", frames, "--stride", stride]
+        assert main([*command, "--output", str(output), "--quiet"]) == 2
+        error = capsys.readouterr().err
+        assert f"frames: {frames} with stride 4 are too few" in error
+        assert str(number) in error
     with pytest.raises(ValueError, match="temperature: expected none without a trajectory"):
         FrameSource(temperature=500.0)
+    assert not output.exists()
+
+
+def test_arguments_of_a_wrong_type_are_refused(molecule, trained, tmp_path):
+    _, folder, dataset = trained
+    output = tmp_path / "output"
+    for function, given, expected in (
+        (partial(run, output), {"settings": 3}, "settings: expected RunSettings, got int"),
+        (partial(run, output), {"molecule": "a"}, "molecule: expected MolecularSystem, got str"),
+        (partial(run, output), {"frames": "x.dcd"}, "frames: expected FrameSource, got str"),
+        (partial(run, output), {"options": {}}, "options: expected RunOptions, got dict"),
+        (partial(train, dataset, output), {"flow_settings": FIT}, "flow_settings: expected Flow"),
+        (partial(train, dataset, output), {"fit_settings": 0}, "fit_settings: expected FitSett"),
+        (partial(train, dataset, output), {"source": "x.dcd"}, "source: expected FrameSource"),
+        (partial(train, None, output), {}, "dataset: expected MDDataset, got NoneType"),
+        (partial(sample, folder, output), {"settings": 3}, "settings: expected SamplingSettings"),
+        (partial(sample, folder, output), {"start": [1]}, "start: expected MDDataset, got list"),
+        (partial(run_md, molecule, output), {"settings": TINY}, "settings: expected MDSettings"),
+        (partial(run_md, None, output), {}, "molecule: expected MolecularSystem, got NoneType"),
+    ):
+        with pytest.raises(TypeError, match=expected):
+            function(**given)
     assert not output.exists()
 
 
@@ -283,8 +317,30 @@ def test_directories_without_samples_are_refused(trained, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(FileNotFoundError, match="no samples, the run has not started sampling"):
         tsf.load_run(tmp_path)
+    (tmp_path / "checkpoint.pt").touch()
+    with pytest.raises(ValueError, match=r"config\.json: damaged, has no 'temperatures_K'"):
+        tsf.load_run(tmp_path)
+    (tmp_path / "checkpoint.pt").unlink()
     with pytest.raises(ValueError, match=r"expected a directory of the sample stage, .* 'run'"):
         sample(folder, tmp_path, TINY.sampling, options=RESUME)
+
+
+def test_commands_refuse_to_resume_another_stage(trained, finished, tmp_path, capsys):
+    flow, run = trained[1], finished[1]
+    more = ["--iterations", str(TINY.sampling.n_iterations + 1)]
+    for command, folder, other in (
+        (["md"], flow, "train"),
+        (["md", "--frames", "9"], run, "run"),
+        (["train"], run, "run"),
+        (["sample", "--flow", str(flow)], flow, "train"),
+        (["run"], flow, "train"),
+    ):
+        assert main([*command, "--output", str(folder), "--resume", "--quiet"]) == 2
+        message = f"expected a directory of the {command[0]} stage, {folder} is of '{other}'"
+        assert message in capsys.readouterr().err
+    shutil.copytree(run, tmp_path / "run")  # sample continues production of a run
+    assert main(["sample", "--output", str(tmp_path / "run"), *more, "--resume", "--quiet"]) == 0
+    capsys.readouterr()
 
 
 def test_analyze_alone(finished, tmp_path, monkeypatch):
@@ -316,6 +372,9 @@ def test_invalid_settings_are_refused():
         (preset, {"name": "best"}, "preset: expected one of quick, default"),
         (FlowSettings, {"kind": "nice"}, "kind: expected one of tsf, realnvp"),
         (RunSettings, {"n_rounds": 1, "sampling": few}, "at least 3 where .* got 2"),
+        (RunOptions, {"resume": 1}, "resume: expected one of False, True, got 1"),
+        (RunOptions, {"progress": 0}, "progress: expected one of False, True, got 0"),
+        (FrameSource, {"trajectory": ""}, "trajectory: expected a path, got an empty text"),
     ):
         with pytest.raises(ValueError, match=message):
             cls(**wrong)
