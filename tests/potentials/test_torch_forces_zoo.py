@@ -174,7 +174,7 @@ STANDARD = ("HarmonicBond", "HarmonicAngle", "PeriodicTorsion", "RBTorsion", "CM
 EMPTY = [
     *(getattr(openmm, f"{name}Force")() for name in STANDARD),
     *(custom(kind, "theta", "") for kind in ("Angle", "Torsion")),
-    *(custom("Bond", "r^2", ""), custom("External", "x", "")),
+    *(custom("Bond", "k*r^2", "k"), custom("External", "x", "")),
 ]
 
 
@@ -214,6 +214,9 @@ def test_conformations_one_by_one():
     alone = [potential.energy_and_forces(row[None]) for row in x]
     torch.testing.assert_close(torch.cat([e for e, _ in alone]), together[0], rtol=1e-12, atol=1e-8)
     torch.testing.assert_close(torch.cat([f for _, f in alone]), together[1], rtol=1e-11, atol=1e-6)
+    energies, forces = potential.energy_and_forces(x[:0])
+    assert (energies.shape, forces.shape) == ((0,), (0, N, 3))
+    assert potential.energy(x[:0]).shape == (0,)
 
 
 def test_coincident_particles_that_do_not_interact():

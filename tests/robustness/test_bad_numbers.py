@@ -187,6 +187,7 @@ def test_sizes(name, value):
 
 ARGUMENTS = {
     MDSettings: [
+        ({"steps_per_frame": 0}, "steps_per_frame: expected an integer of at least 1, got 0"),
         ({"temperature": "600"}, "temperature: expected a number in kelvin, got '600'"),
         ({"timestep": 1 * unit.kelvin}, "timestep: expected a quantity in picosecond"),
     ],

@@ -104,6 +104,12 @@ class Idle:
         pass
 
 
+def test_kernels_need_no_base_class(sampler):
+    idle = Idle()
+    sampler([idle]).run(2, progress=False)
+    assert idle.calls == 2
+
+
 def test_members_draw_by_their_weights():
     members = [Idle(name) for name in "abc"]
     kernel, generator = OneOf(members, [1, 2, 5]), torch.Generator().manual_seed(4)

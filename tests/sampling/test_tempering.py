@@ -24,7 +24,10 @@ def test_arguments_are_checked(tree_molecule, potential, flow, tree):
     for message, changes in (
         *(("temperatures", {"temperatures": ladder}) for ladder in ([300, 300], [600, 300], [])),
         *(("n_walkers: expected an integer", {"n_walkers": n}) for n in (0, 1.5, True)),
-        ("flow_walk was made for the temp", {"temperatures": two_rungs, "kernels": [walk]}),
+        (
+            "kernels: flow_walk was made for the temp",
+            {"temperatures": two_rungs, "kernels": [walk]},
+        ),
         ("distinct names, got 'flow_walk' twice", {"kernels": [walk, same]}),
         ("kernels: expected at least one", {"kernels": []}),
         ("potential: expected one where mol", {"molecule": None, "potential": None}),
