@@ -116,7 +116,8 @@ def check_enough_frames(dataset: MDDataset, molecule: MolecularSystem) -> None:
 
 def check_enough_md(n_frames: int, stride: int, molecule: MolecularSystem) -> None:
     """Refuse MD of too few frames, before it is run."""
-    positions = torch.zeros(len(range(0, n_frames, stride)), 1)  # only their number matters
+    n = min(len(range(0, n_frames, stride)), 1000 * molecule.n_atoms)  # more are always enough
+    positions = torch.zeros(n, 1)  # only their number matters
     try:
         check_enough_frames(MDDataset(positions, temperature=1.0), molecule)
     except ValueError as error:

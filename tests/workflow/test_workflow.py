@@ -165,6 +165,8 @@ def test_train_alone(molecule, trained):
         with pytest.raises(ValueError, match=message):
             train(frames, folder, TINY.flow, FIT, options=replace(RESUME, seed=seed))
     assert before == {path: path.read_bytes() for path in folder.glob("[!.]*")}
+    thinned = {"source": FrameSource(stride=7), "options": replace(RESUME, seed=2)}
+    assert_same_flow(train(dataset, folder, TINY.flow, FIT, **thinned), flow)  # the same frames
     (folder / "no").mkdir()
     (folder / "no" / "mine").touch()
     with pytest.raises(ValueError, match="holds nothing to resume"):

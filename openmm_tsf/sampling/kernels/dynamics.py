@@ -78,6 +78,10 @@ class DynamicsKernel(RungKernel, ABC):
         self._event_shape = tuple(potential.event_shape)
         self._mass = mass_per_coordinate(masses, self._event_shape)
 
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Return the choices made."""
+
     @property
     def exact(self) -> bool:
         """Whether there is no time-step error."""
