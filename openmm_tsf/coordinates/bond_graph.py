@@ -3,19 +3,23 @@
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any, Self
 
 import numpy as np
 import openmm.app as app
 
+from openmm_tsf.coordinates.chirality import find_centres, is_tetrahedral
+from openmm_tsf.coordinates.linear_groups import find_linear_atoms
 from openmm_tsf.units import as_positions
-from openmm_tsf.utils.topology import atom_label
+from openmm_tsf.utils.topology import atom_label, bonds_of
 
-#: Reference angles closer than this to 0 or pi (radians) leave a dihedral angle undefined.
+#: Angles closer than this to 0 or pi (radians) leave a dihedral angle about their bonds undefined,
+#: at atoms with more than two neighbours: these keep such an angle.
 LINEAR_TOLERANCE = np.deg2rad(5.0)
-
-_TETRAHEDRAL_ELEMENTS = frozenset({"B", "C", "N", "Si", "P", "S", None})
+#: The same at atoms with two neighbours, which are bent in other conformations.
+LINEAR_TOLERANCE_OF_PAIRS = np.deg2rad(0.1)
 
 Triple = tuple[int, int, int]
 
@@ -86,14 +90,28 @@ class BondGraph:
 
     def is_tetrahedral(self, atom: int) -> bool:
         """Whether the atom has four neighbours and an element that is then tetrahedral."""
-        return len(self.neighbours[atom]) == 4 and self.elements[atom] in _TETRAHEDRAL_ELEMENTS
+        return is_tetrahedral(len(self.neighbours[atom]), self.elements[atom])
+
+    @cached_property
+    def centres(self) -> np.ndarray:
+        """The tetrahedral atoms with their neighbours, int [C, 5]."""
+        return find_centres(self.neighbours, self.elements)
+
+    @cached_property
+    def linear_atoms(self) -> frozenset[int]:
+        """The atoms that lie in line with their two neighbours."""
+        return find_linear_atoms(self.neighbours, self.elements, self.positions)
+
+    def check_bond(self, first: int, second: int) -> None:
+        """Refuse bonded atoms that coincide in the reference."""
+        if np.linalg.norm(self.positions[first] - self.positions[second]) < 1e-3:
+            pair = f"{self.names[first]} and {self.names[second]}"
+            raise ValueError(f"positions: atoms {pair} coincide")
 
     def check_angle(self, first: int, vertex: int, last: int) -> None:
-        """Refuse a reference angle that is linear or undefined, naming its atoms."""
+        """Refuse a reference angle that leaves dihedral angles undefined, naming its atoms."""
         for atom in (first, last):
-            if np.linalg.norm(self.positions[atom] - self.positions[vertex]) < 1e-3:
-                pair = f"{self.names[atom]} and {self.names[vertex]}"
-                raise ValueError(f"positions: atoms {pair} coincide")
+            self.check_bond(atom, vertex)
         if not self._is_bent(first, vertex, last):
             names = f"{self.names[first]} {self.names[vertex]} {self.names[last]}"
             degrees = np.rad2deg(self._angle(first, vertex, last))
@@ -107,7 +125,9 @@ class BondGraph:
 
     def _is_bent(self, first: int, vertex: int, last: int) -> bool:
         angle = self._angle(first, vertex, last)
-        return min(angle, np.pi - angle) >= LINEAR_TOLERANCE
+        is_pair = len(self.neighbours[vertex]) == 2
+        tolerance = LINEAR_TOLERANCE_OF_PAIRS if is_pair else LINEAR_TOLERANCE
+        return min(angle, np.pi - angle) >= tolerance
 
     def _eccentricity(self, atom: int) -> int:
         """Number of bonds to the farthest atom."""
@@ -123,13 +143,21 @@ class BondGraph:
         """Return three bonded atoms (a0, a1, a2) for the root of the tree.
 
         N, CA, C of the most central residue, or else heavy atoms at the centre: rounding errors and
-        the number of levels grow with the depth of the tree.
+        the number of levels grow with the depth of the tree. They are not in line.
         """
         candidates: Sequence[Triple] = self.alpha_triples or [
             (first, vertex, last)
             for vertex, bonded in enumerate(self.neighbours)
+            if vertex not in self.linear_atoms
             for first, last in combinations(bonded, 2)  # ascending
         ]
+        if not candidates:
+            linear = ", ".join(self.names[atom] for atom in sorted(self.linear_atoms))
+            way_out = "sample it by dynamics and plain swaps, without a flow"
+            raise ValueError(
+                "topology: expected a molecule with an angle that is not linear, but at all atoms "
+                f"with two neighbours ({linear}) it is, so no dihedral angle is defined; {way_out}"
+            )
         bent = [triple for triple in candidates if self._is_bent(*triple)]
         if not bent:
             self.check_angle(*candidates[0])  # raises, and names the atoms
@@ -169,6 +197,17 @@ class BondGraph:
                 parents[atom] = parent
                 add_bonds(atom, depth + 1)
         return parents
+
+
+def centres_of(topology: app.Topology) -> np.ndarray:
+    """Return the tetrahedral atoms of a Topology with their neighbours in order, int [C, 5]."""
+    atoms = list(topology.atoms())
+    neighbours: list[set[int]] = [set() for _ in atoms]
+    for first, second in bonds_of(topology):
+        neighbours[first].add(int(second))
+        neighbours[second].add(int(first))
+    elements = [None if atom.element is None else atom.element.symbol for atom in atoms]
+    return find_centres([sorted(bonded) for bonded in neighbours], elements)
 
 
 def _is_backbone(first: app.topology.Atom, second: app.topology.Atom) -> bool:

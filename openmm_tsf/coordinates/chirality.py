@@ -1,43 +1,162 @@
 """Handedness of tetrahedral centres.
 
 The energy does not depend on it, so a proposal could change it unnoticed: it is part of the domain.
-A sibling's offset about the bond between a centre and its angle partner has the sign of a triple
-product of three of the centre's substituents.
+
+A centre with four neighbours has four triples of bonds, each of which spans a signed volume. In
+small rings, and in hot conformations, one triple may pass through its plane although the centre is
+not inverted. So all four are compared with the reference at once, by the scalar product of the four
+volumes with those of the reference: one there, minus one in its mirror image. It is positive if no
+triple has changed its sign, negative if all four have, and triples that are nearly flat in the
+reference hardly count. It is computed from positions, also for internal coordinates: where a bond
+of the centre closes a ring, angles at the centre do not tell where all its neighbours are.
 """
 
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from openmm_tsf.coordinates.zmatrix import ZMatrix
 from openmm_tsf.utils.geometry import cross, dot
+from openmm_tsf.utils.validation import require_array, require_entry
 
-#: A tetrahedral centre of the reference flatter than this (sine of the offset) has no handedness.
+#: A centre of which no three unit bonds span a volume larger than this has no handedness.
 FLAT_TOLERANCE = 0.05
 
+#: Ratio of the sum of four squared lengths to the power 3/2 and the volume that three of them span,
+#: in a regular tetrahedron.
+_REGULAR = 6.0 * 3.0**0.5
+_TETRAHEDRAL_ELEMENTS = frozenset({"B", "C", "N", "Si", "P", "S", None})
 
-def reference_handedness(zmatrix: ZMatrix, torsions: Tensor) -> Tensor:
-    """Return the sign of the sine of each dihedral [N-3] at a tetrahedral centre, 0 elsewhere.
 
-    A centre that is flat in the reference is refused (its atoms are named).
+def is_tetrahedral(n_neighbours: int, element: str | None) -> bool:
+    """Whether an atom has four neighbours and an element that is then tetrahedral."""
+    return n_neighbours == 4 and element in _TETRAHEDRAL_ELEMENTS
+
+
+def find_centres(neighbours: Sequence[Sequence[int]], elements: Sequence[str | None]) -> np.ndarray:
+    """Return the tetrahedral atoms, each with its neighbours in ascending order, int [C, 5]."""
+    centres = [
+        [atom, *sorted(bonded)]
+        for atom, (bonded, element) in enumerate(zip(neighbours, elements, strict=True))
+        if is_tetrahedral(len(bonded), element)
+    ]
+    return np.array(centres, dtype=np.int64).reshape(-1, 5)
+
+
+def triple_volumes(bonds: Tensor) -> Tensor:
+    """Volumes [4, C, B] that the triples of four bonds [3, 4, C, B] span.
+
+    They have one sign if the centre is inside the tetrahedron of its neighbours.
     """
-    sine = torsions.sin()
-    tetrahedral = torch.as_tensor(zmatrix.tetrahedral)[3:]
-    for flat in (tetrahedral & (sine.abs() < FLAT_TOLERANCE)).nonzero()[:, 0].tolist():
-        atoms = f"{zmatrix.describe(flat + 3)} lie in one plane"
-        expected = "tetrahedral centres with a handedness"
-        raise ValueError(f"positions: expected {expected}, but {atoms}")
-    return torch.where(tetrahedral, sine.sign(), torch.zeros_like(sine))
+    a, b, c, d = bonds.unbind(1)
+    ab, cd = cross(a, b), cross(c, d)
+    return torch.stack((dot(ab, c), -dot(ab, d), dot(cd, a), -dot(cd, b)))
 
 
-def is_mirrored(x: Tensor, rows: Tensor, handedness: Tensor) -> Tensor:
-    """Whether any of the rows' centres in x [B, N, 3] has the other handedness: bool [B].
+def handedness_signs(positions: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Return the handedness of each centre [C, 5] in positions [N, 3]: 1, -1, or 0 in a plane.
 
-    `rows` [n, 4] are Z-matrix rows at tetrahedral centres, `handedness` [n] is +1 or -1.
+    The sign of the sum of the volumes: the same in all conformations of a molecule, while that of
+    a single triple is not.
     """
-    atom, centre, partner, primary = rows.T
+    unit, _ = _reference_volumes(positions, centres)
+    return np.asarray(unit.sum(dim=0).sign().to(torch.int64).numpy())
+
+
+def _reference_volumes(positions: np.ndarray, centres: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Volumes [4, C] of unit bonds, and of bonds in nm, in positions [N, 3]."""
+    bonds = _bonds(torch.tensor(np.array(positions, dtype=np.float64))[None], torch.tensor(centres))
+    unit = bonds / torch.sqrt(dot(bonds, bonds))
+    return triple_volumes(unit)[..., 0], triple_volumes(bonds)[..., 0]
+
+
+def _bonds(x: Tensor, centres: Tensor) -> Tensor:
+    """Bonds [3, 4, C, B] from centres [C, 5] to their neighbours in x [B, N, 3]."""
     xt = x.permute(2, 1, 0).contiguous()
-    middle = xt[:, centre]
-    to_partner, to_primary = xt[:, partner] - middle, xt[:, primary] - middle
-    # The sign is that of minus the sine of the offset.
-    volume = dot(cross(to_partner, to_primary), xt[:, atom] - middle)
-    return (volume * handedness[:, None] >= 0).any(0)
+    return xt[:, centres[:, 1:].T] - xt[:, centres[:, :1].T]
+
+
+class Chirality(nn.Module):
+    """The tetrahedral centres of a molecule, and their handedness in a reference conformation.
+
+    Parameters
+    ----------
+    centres
+        Atoms, each with its four neighbours, int [C, 5].
+    weights
+        Factors [C, 4] of the volumes of :func:`triple_volumes` (nm^3): their sum is 1 in the
+        reference.
+    """
+
+    centres: Tensor
+    weights: Tensor
+
+    def __init__(self, centres: Tensor, weights: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("centres", centres, persistent=False)
+        self.register_buffer("weights", weights, persistent=False)
+
+    @classmethod
+    def from_reference(
+        cls, centres: np.ndarray, positions: np.ndarray, names: Sequence[str]
+    ) -> Self:
+        """Return the handedness of centres [C, 5] in a conformation [N, 3] in nm.
+
+        ValueError if a centre is flat there (it is named, by the `names` of the atoms).
+        """
+        unit, volumes = _reference_volumes(positions, centres)
+        for flat in (unit.abs().amax(dim=0) < FLAT_TOLERANCE).nonzero()[:, 0].tolist():
+            atoms = f"{names[centres[flat, 0]]} and its four neighbours lie in one plane"
+            expected = "tetrahedral centres with a handedness"
+            raise ValueError(f"positions: expected {expected}, but {atoms}")
+        # Lengths of the reference, so that the comparison needs none: unit / volumes.
+        lengths = torch.where(volumes == 0, 0.0, unit / volumes)
+        return cls(torch.tensor(centres), (unit * lengths / unit.square().sum(dim=0)).T)
+
+    def __len__(self) -> int:
+        return len(self.centres)
+
+    def similarity(self, x: Tensor) -> Tensor:
+        """Agreement [C, B] of each centre in x [B, N, 3] with the reference, 1 if it is the same.
+
+        The mirror image has the negative number.
+        """
+        return self._similarity(_bonds(x, self.centres))
+
+    def _similarity(self, bonds: Tensor) -> Tensor:
+        a, b, c, d = bonds.unbind(1)
+        one, two, three, four = self.weights.T[..., None]
+        # The weighted sum of `triple_volumes`.
+        volumes = dot(cross(a, b), one * c - two * d)
+        return volumes + dot(cross(c, d), three * a - four * b)
+
+    def is_mirrored(self, x: Tensor) -> Tensor:
+        """Whether any centre in x [B, N, 3] has the other handedness: bool [B]; NaN has not."""
+        return (self.similarity(x) <= 0).any(0)
+
+    def penalty(self, x: Tensor) -> Tensor:
+        """Sum of squared violations [B] of the handedness in x [B, N, 3], for training only.
+
+        Relative to a power of the lengths of bonds, so that it is bounded: 1 for a regular
+        tetrahedron that is mirrored.
+        """
+        bonds = _bonds(x, self.centres)
+        largest = self.weights.abs().sum(dim=1)[:, None] * dot(bonds, bonds).sum(dim=0).pow(1.5)
+        violation = torch.relu(-_REGULAR * self._similarity(bonds) / largest)
+        return violation.square().sum(dim=0)
+
+    def to_config(self) -> dict[str, Any]:
+        """Return lists from which :meth:`from_config` rebuilds this."""
+        return {"atoms": self.centres.tolist(), "weights": self.weights.tolist()}
+
+    @classmethod
+    def from_config(cls, config: Any, n_atoms: int) -> Self:
+        """Rebuild this, for a molecule of `n_atoms`; ValueError for anything else."""
+        n_centres = len(require_entry(config, "atoms", list))
+        centres = require_array(config, "atoms", "i", n_centres, 5).astype(np.int64)
+        if ((centres < 0) | (centres >= n_atoms)).any():
+            raise ValueError(f"atoms: expected atoms below {n_atoms}, got {centres.tolist()}")
+        weights = torch.tensor(require_array(config, "weights", "if", n_centres, 4))
+        return cls(torch.tensor(centres.reshape(-1, 5)), weights.to(torch.float64).reshape(-1, 4))

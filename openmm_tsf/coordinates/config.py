@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from openmm_tsf.coordinates.chirality import Chirality
 from openmm_tsf.utils.validation import check_choice, require_array, require_entry
 
 
@@ -31,6 +32,7 @@ def parse_layer_config(config: Any, n_atoms: int) -> dict[str, Any]:
     return {
         "handedness": torch.tensor(handedness, dtype=torch.float64),
         "reference_bonds": torch.tensor(bonds, dtype=torch.float64),
+        "chirality": Chirality.from_config(require_entry(config, "chirality", dict), n_atoms),
         "branch_cuts": torch.tensor(cuts, dtype=torch.float64),
         "metric": require_entry(config, "metric", str),
         "dtype": require_dtype(config),

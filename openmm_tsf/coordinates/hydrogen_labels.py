@@ -18,6 +18,7 @@ from openmm_tsf.coordinates.bond_graph import Triple
 from openmm_tsf.coordinates.branch_cuts import emptiest_angles
 from openmm_tsf.coordinates.geometry import TWO_PI, wrap
 from openmm_tsf.coordinates.measures import dihedrals_of
+from openmm_tsf.coordinates.penalties import half_circle_penalty
 from openmm_tsf.utils.tensors import check_tensor
 
 #: Stiffness of the partition of unity over a group's copies, in nats per squared radian at T_ref:
@@ -69,25 +70,31 @@ class HydrogenLabels(nn.Module):
     def in_domain(self, torsions: Tensor, cuts: Tensor, overlap: bool = False) -> Tensor:
         """Whether every group has label 0 and all gaps between its atoms are below pi: bool [B].
 
-        With such gaps the handedness is the same whichever atom comes first. With `overlap` one
-        atom may be in the neighbouring copy: the first at an angle from the cut below zero, or the
-        last at one above 2 pi.
+        With such gaps their order is the same whichever atom comes first. With `overlap` one atom
+        may be in the neighbouring copy: the first at an angle from the cut below zero, or the last
+        at one above 2 pi.
         """
         _, following, last = self.columns.T
-        gap = torsions[:, last] - torsions[:, following]
+        second_gap = torsions[:, last] - torsions[:, following]
+        gaps = (torsions[:, following], second_gap, -torsions[:, last])
         first, second, third = self._angles_from_cut(torsions, cuts)
         if overlap:
             inside = (second >= 0) & (second < TWO_PI) & ((first >= 0) | (third < TWO_PI))
         else:
             inside = (first >= 0) & (third < TWO_PI)
-        return (inside & (gap.sin() > 0)).all(-1)
+        for gap in gaps:
+            inside = inside & (gap.sin() > 0)
+        return inside.all(-1)
 
     def penalty(self, torsions: Tensor, cuts: Tensor) -> Tensor:
         """Sum of squared violations [B] of :meth:`in_domain` in radians^2, for training only."""
         _, following, last = self.columns.T
         gap = torch.remainder(torsions[:, last] - torsions[:, following], TWO_PI)
         beyond = torch.relu(self._angles_from_cut(torsions, cuts)[2] - TWO_PI)
-        return (beyond.square() + torch.relu(gap - 0.5 * TWO_PI).square()).sum(-1)
+        penalty = (beyond.square() + torch.relu(gap - 0.5 * TWO_PI).square()).sum(-1)
+        for columns, sign in ((following, 1.0), (last, -1.0)):
+            penalty = penalty + half_circle_penalty(torsions[:, columns], sign)
+        return penalty
 
     def _angles_from_cut(self, torsions: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Angles [B, G] from the cut to the three atoms, counterclockwise, primary first."""

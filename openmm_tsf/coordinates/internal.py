@@ -16,25 +16,22 @@ import openmm.app as app
 import torch
 from torch import Tensor, nn
 
-from openmm_tsf.coordinates.bond_graph import Triple
+from openmm_tsf.coordinates.bond_graph import BondGraph, Triple
 from openmm_tsf.coordinates.branch_cuts import emptiest_angles
-from openmm_tsf.coordinates.chirality import is_mirrored, reference_handedness
+from openmm_tsf.coordinates.chirality import Chirality
 from openmm_tsf.coordinates.config import parse_layer_config
 from openmm_tsf.coordinates.geometry import TWO_PI, wrap
 from openmm_tsf.coordinates.hydrogen_labels import HydrogenLabels, LabelledCopies
 from openmm_tsf.coordinates.measures import bonds_angles_dihedrals, pose_of
 from openmm_tsf.coordinates.nerf import Placement
-from openmm_tsf.coordinates.penalties import (
-    branch_penalty,
-    clamp_bonds_and_angles,
-    handedness_penalty,
-)
+from openmm_tsf.coordinates.penalties import branch_penalty, clamp_bonds_and_angles
 from openmm_tsf.coordinates.zmatrix import ZMatrix
-from openmm_tsf.units import as_positions
 from openmm_tsf.utils.tensors import check_tensor
 from openmm_tsf.utils.validation import check_choice, require_entry
 
 METRICS = ("volume", "polar")
+#: The sine of a reference angle below which the dihedral is rounding.
+_UNDEFINED = 1e-4
 
 
 class InternalCoordinates(LabelledCopies, nn.Module):
@@ -44,9 +41,9 @@ class InternalCoordinates(LabelledCopies, nn.Module):
     (r^3/3, -cos theta, phi) for ``"volume"``, (r, theta, phi) for ``"polar"``; nm and radians. A
     dihedral is either a primary torsion or a sibling's offset from it.
 
-    The domain: bonds > 0, -1 < cos theta < 1, dihedrals on their branch [cut, cut + 2 pi), and at
-    every tetrahedral centre the handedness of the reference positions. Build the map with
-    :meth:`from_topology`.
+    The domain: bonds > 0, -1 <= cos theta < 1 (theta < pi for ``"polar"``), dihedrals on their
+    branch [cut, cut + 2 pi), and at every tetrahedral centre the handedness of the reference
+    positions (:mod:`openmm_tsf.coordinates.chirality`). Build the map with :meth:`from_topology`.
 
     Attributes
     ----------
@@ -59,6 +56,10 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         offset), and its kind and atoms as text.
     branch_cuts : Tensor [N-3]
         Where the branch of each dihedral begins, radians.
+    handedness : Tensor [N-3]
+        The sign of each sibling's offset at a tetrahedral centre in the reference, 0 elsewhere.
+    chirality
+        The tetrahedral centres and their handedness.
 
     Examples
     --------
@@ -79,7 +80,6 @@ class InternalCoordinates(LabelledCopies, nn.Module):
     reference_bonds: Tensor
     kinds: Tensor
     _rows: Tensor
-    _handed: Tensor
 
     def __init__(
         self,
@@ -87,6 +87,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         handedness: Tensor,
         reference_bonds: Tensor,
         branch_cuts: Tensor,
+        chirality: Chirality,
         metric: str = "volume",
         dtype: torch.dtype = torch.float64,
         equivalent: Sequence[Triple] = (),
@@ -104,10 +105,10 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         self.placement = Placement(zmatrix)
         self.register_buffer("_rows", torch.as_tensor(zmatrix.rows))
         self.register_buffer("handedness", handedness.to(dtype))
-        self.register_buffer("_handed", handedness.nonzero()[:, 0], persistent=False)
         self.register_buffer("reference_bonds", reference_bonds.to(dtype))
         self.register_buffer("branch_cuts", branch_cuts.to(dtype))
         self.register_buffer("kinds", torch.as_tensor(zmatrix.coordinate_kinds))
+        self.chirality = chirality.to(dtype)
         self.labelling = HydrogenLabels(zmatrix.rows, handedness.tolist(), equivalent)
         self.overlap = bool(overlap) and len(self.labelling) > 0
 
@@ -143,13 +144,17 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         TypeError, ValueError
             As :meth:`ZMatrix.from_topology`; or if a tetrahedral centre of the reference is flat.
         """
-        zmatrix = ZMatrix.from_topology(topology, positions)
-        reference = as_positions(positions, zmatrix.n_atoms)
-        rows = torch.as_tensor(zmatrix.rows)
-        bonds, _, _, torsions = bonds_angles_dihedrals(torch.tensor(reference)[None], rows)
-        handedness = reference_handedness(zmatrix, torsions[:, 0])
-        cuts = torsions[:, 0] - math.pi
-        return cls(zmatrix, handedness, bonds[:, 0], cuts, metric, dtype, equivalent, overlap)
+        graph = BondGraph.from_topology(topology, positions)
+        zmatrix = ZMatrix.from_graph(graph)
+        rows, reference = torch.as_tensor(zmatrix.rows), torch.tensor(graph.positions)[None]
+        bonds, _, sin, torsions = (v[:, 0] for v in bonds_angles_dihedrals(reference, rows))
+        # An atom in line with its bond has any dihedral.
+        torsions = torch.where(sin[1:] < _UNDEFINED, 0.0, torsions)
+        is_handed = torch.as_tensor(zmatrix.tetrahedral)[3:]
+        handedness = torch.where(is_handed, torsions.sin().sign(), 0.0)
+        chirality = Chirality.from_reference(graph.centres, graph.positions, graph.names)
+        layers = zmatrix, handedness, bonds, torsions - math.pi, chirality
+        return cls(*layers, metric, dtype, equivalent, overlap)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -166,16 +171,22 @@ class InternalCoordinates(LabelledCopies, nn.Module):
     def in_domain(self, u: Tensor) -> Tensor:
         """Whether each row of u [B, 3N-6] is in the domain: bool [B]. NaN is not."""
         self._check_u(u)
+        return self._in_domain(u, self._build(u))
+
+    def _in_domain(self, u: Tensor, x: Tensor) -> Tensor:
+        """Whether u, whose conformations are x in any pose, is in the domain: bool [B]."""
         bonds, angles, torsions = self._split(u)
-        low, high = (-1.0, 1.0) if self.is_constant_log_det else (0.0, math.pi)
-        cuts, handed = self.branch_cuts, self._handed
+        cuts = self.branch_cuts
         inside = ((bonds > 0) & (bonds < math.inf)).all(-1)
-        inside &= ((angles > low) & (angles < high)).all(-1)
+        if self.is_constant_log_det:
+            inside &= ((angles > -1.0) & (angles <= 1.0)).all(-1)
+        else:
+            inside &= ((angles > 0.0) & (angles < math.pi)).all(-1)
         on_branch = (torsions >= cuts) & (torsions < cuts + TWO_PI)
         if self.overlap:
             on_branch[:, self.labelling.columns[:, 0]] = True  # checked with the labels below
         inside &= on_branch.all(-1)
-        inside &= (torsions[:, handed].sin() * self.handedness[handed] > 0).all(-1)
+        inside &= ~self.chirality.is_mirrored(x.detach())
         if len(self.labelling):
             inside &= self.labelling.in_domain(torsions, cuts, self.overlap)
         return inside
@@ -183,11 +194,10 @@ class InternalCoordinates(LabelledCopies, nn.Module):
     def is_mirror_image(self, x: Tensor) -> Tensor:
         """Whether any tetrahedral centre of x [B, N, 3] has the wrong handedness: bool [B].
 
-        Judged by the triple product of three substituents, labelled hydrogens included.
+        Judged by its four substituents, labelled hydrogens included.
         """
         self._check_x(x)
-        handed = self._handed
-        return is_mirrored(x, self._rows[3:][handed], self.handedness[handed])
+        return self.chirality.is_mirrored(x)
 
     def set_branch_cuts(self, cuts: Tensor) -> None:
         """Set where each dihedral's branch begins: [N-3] radians, in the order of u."""
@@ -245,7 +255,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         else:
             parts = (r, torch.atan2(sin, cos), torsions)
         u = torch.cat(parts).T
-        return u, self._inside_only(u, -self.log_abs_det(u))
+        return u, self._inside_only(u, x, -self.log_abs_det(u))
 
     def log_abs_det(self, u: Tensor) -> Tensor:
         """log|det dx/du| [B] at u [B, 3N-6], whatever the branch and handedness."""
@@ -254,9 +264,9 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         r, theta, _ = self._split(u)
         return 2.0 * r.log().sum(-1) + theta.sin().log().sum(-1)
 
-    def _inside_only(self, u: Tensor, log_det: Tensor) -> Tensor:
-        """`log_det` [B] where u is in the domain, -inf elsewhere."""
-        return torch.where(self.in_domain(u), log_det, torch.full_like(log_det, -math.inf))
+    def _inside_only(self, u: Tensor, x: Tensor, log_det: Tensor) -> Tensor:
+        """`log_det` [B] where u, whose conformations are x, is in the domain, -inf elsewhere."""
+        return torch.where(self._in_domain(u, x), log_det, torch.full_like(log_det, -math.inf))
 
     def _build(self, u: Tensor, pose: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Conformations of u in a pose, by default the canonical one; NaN without a geometry."""
@@ -279,7 +289,8 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         <= 0, |cos theta| > 1) and correct elsewhere.
         """
         self._check_u(u)
-        return self._build(u), self._inside_only(u, self.log_abs_det(u))
+        x = self._build(u)
+        return x, self._inside_only(u, x, self.log_abs_det(u))
 
     def pose(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Rotation [B, 3, 3] (axes as columns) and translation [B, 3] of x [B, N, 3].
@@ -331,23 +342,28 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         For training only: proposals of a sampler outside the domain are rejected. Bonds are clamped
         to 0.3 of the reference's coordinate or more, |cos theta| to 0.999 or less. The penalty [B]
         is the sum of squared violations: bonds relative to the reference's, cosines, dihedrals
-        beyond their branch and offsets outside the half circle of their handedness in radians. Zero
+        beyond their branch in radians, and centres that are mirrored (1 for a mirror image). Zero
         with zero gradient inside, continuously differentiable.
         """
+        clamped, penalty = self._clamp(u)
+        return clamped, penalty + self.chirality.penalty(self._build(clamped))
+
+    def _clamp(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`regularise` without the penalty for handedness."""
         self._check_u(u)
         bonds, angles, torsions = self._split(u)
-        scale, cuts, handed = self.reference_bonds, self.branch_cuts, self._handed
+        scale, cuts = self.reference_bonds, self.branch_cuts
         bonds, angles, penalty = clamp_bonds_and_angles(bonds, angles, scale, self.metric)
         penalty = penalty + branch_penalty(torsions, cuts)
-        penalty = penalty + handedness_penalty(torsions[:, handed], self.handedness[handed])
         if len(self.labelling):
             penalty = penalty + self.labelling.penalty(torsions, cuts)
         return torch.cat((bonds, angles, torsions), dim=1), penalty
 
     def forward_regularised(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Conformations x [B, N, 3] and penalty [B] of :meth:`regularise`, finite for any u."""
-        clamped, penalty = self.regularise(u)
-        return self._build(clamped), penalty
+        clamped, penalty = self._clamp(u)
+        x = self._build(clamped)
+        return x, penalty + self.chirality.penalty(x)
 
     def to_config(self) -> dict[str, Any]:
         """Return numbers, strings and lists from which :meth:`from_config` rebuilds this."""
@@ -356,6 +372,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
             "metric": self.metric,
             "dtype": str(self.dtype).removeprefix("torch."),
             "handedness": self.handedness.tolist(),
+            "chirality": self.chirality.to_config(),
             "reference_bonds": self.reference_bonds.tolist(),
             "branch_cuts": self.branch_cuts.tolist(),
             "equivalent": self.labelling.triples,

@@ -22,7 +22,8 @@ def bonds_angles_dihedrals(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Ten
     length = r[1:] * norm(to_angle)
     to_partner = xt[:, partner[3:]] - xt[:, angle[3:]]
     dihedrals = dihedral(to_atom[:, 2:], -to_angle[:, 1:], to_partner)
-    return r, product / length, area / length, dihedrals
+    cosine = (product / length).clamp(-1.0, 1.0)  # of atoms in line, rounding may give more
+    return r, cosine, area / length, dihedrals
 
 
 def dihedrals_of(x: Tensor, quartets: Tensor) -> Tensor:

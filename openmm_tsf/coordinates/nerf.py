@@ -32,7 +32,9 @@ class Placement(nn.Module):
         #: Per level: first row, one past the last, number of carriers.
         self._levels: list[tuple[int, int, int]] = []
         #: Per level: whether any carrier takes its plane from a neighbour in the same level.
-        self._has_anchors: list[bool] = []
+        self._has_near_anchors: list[bool] = []
+        #: Per level: whether any carrier takes its plane from an atom beyond a linear group.
+        self._has_distant_anchors: list[bool] = []
         start = 3
         while start < len(rows):
             level = int(levels[start])
@@ -45,11 +47,15 @@ class Placement(nn.Module):
             number = len(self._levels)
             self.register_buffer(f"_parents_{number}", parents, persistent=False)
             anchors = self._anchors(zmatrix, row_of, start, start + carriers)
-            self._has_anchors.append(bool(anchors))
-            if anchors:
-                carrier, anchor = torch.tensor(anchors).T
-                self.register_buffer(f"_anchored_{number}", carrier, persistent=False)
-                self.register_buffer(f"_anchor_{number}", anchor, persistent=False)
+            near = [(carrier, anchor - start) for carrier, anchor in anchors if anchor >= start]
+            distant = [pair for pair in anchors if pair[1] < start]
+            self._has_near_anchors.append(bool(near))
+            self._has_distant_anchors.append(bool(distant))
+            for kind, anchored in (("near", near), ("distant", distant)):
+                if anchored:
+                    carrier, anchor = torch.tensor(anchored).T
+                    self.register_buffer(f"_{kind}_carriers_{number}", carrier, persistent=False)
+                    self.register_buffer(f"_{kind}_anchors_{number}", anchor, persistent=False)
             self._levels.append((start, stop, carriers))
             start = stop
         # A sibling rotates with its primary torsion. At the root's middle atom the primary is the
@@ -74,13 +80,13 @@ class Placement(nn.Module):
     ) -> list[tuple[int, int]]:
         """Carriers whose primary torsion starts from another atom than their angle partner, and it.
 
-        Both are counted from `start`.
+        Carriers are counted from `start`; of the other atom, it is the row.
         """
         pairs = []
         for row in zmatrix.rows[3:][~zmatrix.siblings[3:]]:
             carrier, partner = row_of[int(row[1])], int(row[3])
             if start <= carrier < stop and partner != zmatrix.rows[carrier, 2]:
-                pairs.append((carrier - start, row_of[partner] - start))
+                pairs.append((carrier - start, row_of[partner]))
         return pairs
 
     def forward(
@@ -128,15 +134,20 @@ class Placement(nn.Module):
             position = position[:, parents] + r[start - 1 : stop - 1] * below[0]
             positions.append(position)
             frame = (below[0], below[1][:, :carriers], below[2][:, :carriers])
-            if self._has_anchors[number]:
-                frame = self._reanchor(frame, number)
+            if self._has_near_anchors[number]:
+                towards = below[0][:, getattr(self, f"_near_anchors_{number}")]
+                frame = _turn(frame, getattr(self, f"_near_carriers_{number}"), towards)
+            if self._has_distant_anchors[number]:
+                carriers = getattr(self, f"_distant_carriers_{number}")
+                anchor = torch.cat(positions, dim=1)[:, getattr(self, f"_distant_anchors_{number}")]
+                frame = _turn(frame, carriers, anchor - position[:, carriers])
         return torch.cat(positions, dim=1)[:, self._order].permute(2, 1, 0).contiguous()
 
-    def _reanchor(self, frame: Frame, number: int) -> Frame:
-        """Rotate carriers' frames about e1 to the side of another neighbour of their parent."""
-        e1, e2, e3 = frame
-        carriers = getattr(self, f"_anchored_{number}")
-        axis, towards = e1[:, carriers], e1[:, getattr(self, f"_anchor_{number}")]
-        side = towards - dot(axis, towards) * axis
-        side = side / norm(side)
-        return (e1, e2.index_copy(1, carriers, side), e3.index_copy(1, carriers, cross(axis, side)))
+
+def _turn(frame: Frame, carriers: Tensor, towards: Tensor) -> Frame:
+    """Rotate carriers' frames about e1, so that e2 is on the side of directions [3, n, B]."""
+    e1, e2, e3 = frame
+    axis = e1[:, carriers]
+    side = towards - dot(axis, towards) * axis
+    side = side / norm(side)
+    return (e1, e2.index_copy(1, carriers, side), e3.index_copy(1, carriers, cross(axis, side)))

@@ -45,11 +45,8 @@ def branch_penalty(torsions: Tensor, cuts: Tensor) -> Tensor:
     return (torsions - clamped).square().sum(-1)
 
 
-def handedness_penalty(offsets: Tensor, handedness: Tensor) -> Tensor:
-    """Sum of squared distances [B] of offsets [B, n] to the half circle of their handedness [n].
-
-    In radians^2; the half circle is where the sine has the sign of the handedness.
-    """
-    middle = handedness * (0.5 * math.pi)
-    distance = wrap(offsets - middle, torch.full_like(middle, -math.pi)).abs()
+def half_circle_penalty(offsets: Tensor, sign: float) -> Tensor:
+    """Sum of squared distances [B] of offsets [B, n] to the angles whose sine has a sign."""
+    from_middle = offsets - sign * (0.5 * math.pi)
+    distance = wrap(from_middle, torch.full_like(from_middle[:1], -math.pi)).abs()
     return torch.relu(distance - 0.5 * math.pi).square().sum(-1)

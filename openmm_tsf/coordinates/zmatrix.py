@@ -4,6 +4,8 @@ The bonds that close rings are left out, the rest is a tree. Each row places one
 angle and a dihedral angle. Every tree bond with substituents at both ends has exactly one primary
 torsion; the other substituents at that end are placed relative to the primary one (an improper
 dihedral), so that a rotation about the bond moves them together and their coordinate is stiff.
+About a linear group (a nitrile, an alkyne) no dihedral is defined that starts from an atom of it:
+there the torsion partner is the next atom that is not in line.
 """
 
 from collections.abc import Mapping
@@ -87,9 +89,14 @@ class ZMatrix:
         ------
         ValueError
             If there are fewer than four atoms, no bonds, several fragments, positions of another
-            shape, or a reference angle is linear (its atoms are named).
+            shape, all atoms in line by their bonds, or a dihedral angle that is undefined in the
+            reference (atoms are named).
         """
-        graph = BondGraph.from_topology(topology, positions)
+        return cls.from_graph(BondGraph.from_topology(topology, positions))
+
+    @classmethod
+    def from_graph(cls, graph: BondGraph) -> Self:
+        """Build the Z-matrix of the bonds of a molecule, as :meth:`from_topology` does."""
         return cls(*_Tree(graph).zmatrix_rows(), graph.names)
 
     def describe(self, row: int) -> str:
@@ -111,17 +118,18 @@ class ZMatrix:
         if len(names) != n_atoms or not all(isinstance(name, str) for name in names):
             raise ValueError(f"atom_names: expected {n_atoms} names, got {names}")
         levels = require_array(config, "levels", "i", n_atoms)
-        _check_rows(rows, levels)
+        siblings = require_array(config, "siblings", "b", n_atoms)
+        _check_rows(rows, levels, siblings)
         return cls(
             rows.astype(np.int64),
-            require_array(config, "siblings", "b", n_atoms),
+            siblings,
             require_array(config, "tetrahedral", "b", n_atoms),
             levels.astype(np.int64),
             names,
         )
 
 
-def _check_rows(rows: np.ndarray, levels: np.ndarray) -> None:
+def _check_rows(rows: np.ndarray, levels: np.ndarray, siblings: np.ndarray) -> None:
     """Refuse rows [N, 4] that do not place every atom once, relative to atoms placed before."""
     n_atoms = len(rows)
     if n_atoms < 4 or not np.array_equal(np.sort(rows[:, 0]), np.arange(n_atoms)):
@@ -134,6 +142,8 @@ def _check_rows(rows: np.ndarray, levels: np.ndarray) -> None:
         are_placed = all(0 <= atom < n_atoms for atom in partners) and all(
             row_of[atom] < index or levels[row_of[atom]] <= level for atom in partners
         )
+        if index >= 3 and not siblings[index]:  # the frame of a torsion is that of a level before
+            are_placed = are_placed and levels[row_of[row[3]]] < level
         are_distinct = len({row[0], *partners}) == len(partners) + 1
         if not are_placed or not are_distinct or any(atom != -1 for atom in unused):
             raise ValueError(f"rows: expected partners that are placed before, got {row}")
@@ -181,11 +191,14 @@ class _Tree:
             else:
                 primary = ranked.pop(0)
                 anchor = self._anchor(atom)
-                self.graph.check_angle(anchor, axis, atom)
+                if axis not in self.graph.linear_atoms:
+                    self.graph.check_angle(anchor, axis, atom)
                 rows = [((primary, atom, axis, anchor), False)]
             rows += [((child, atom, axis, primary), True) for child in ranked]
             for row, _ in rows:
-                self.graph.check_angle(row[0], atom, axis)
+                self.graph.check_bond(row[0], atom)
+            if len(ranked) > 0:  # siblings are placed relative to the primary substituent
+                self.graph.check_angle(primary, atom, axis)
             others += rows
         # Within a level, atoms with children first: only they need a frame.
         others.sort(key=lambda item: (self.level[item[0][0]], not self.children[item[0][0]]))
@@ -221,6 +234,8 @@ class _Tree:
         if atom == first:
             return last
         default = first if axis == vertex else self.angle_partner[axis]
+        if axis in self.graph.linear_atoms:
+            return self._beyond_line(axis, default)
         backbone = self.graph.backbone
         if (axis, atom) in backbone and (axis, default) not in backbone:
             # The tree entered the chain through a side chain (a disulfide): phi and psi still need
@@ -229,3 +244,13 @@ class _Tree:
                 if other != atom and (axis, other) in backbone:
                     return other
         return default
+
+    def _beyond_line(self, previous: int, atom: int) -> int:
+        """Return the first atom off the line that leads from `previous` to `atom`, rootwards."""
+        first, vertex, last = self.root
+        while True:
+            is_turn = atom == vertex and previous == first
+            following = last if is_turn else self.angle_partner[atom]
+            if atom not in self.graph.linear_atoms:
+                return following
+            previous, atom = atom, following

@@ -18,6 +18,7 @@ from openmm_tsf.flows.serialization import (
     write_flow_file,
 )
 from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.molecule import is_stereoisomer
 
 
 class AugmentedFlow(AugmentedMap):
@@ -145,17 +146,16 @@ class AugmentedFlow(AugmentedMap):
         """Return the flow that the content of a flow file describes; see :meth:`load`."""
         fingerprint = content.get("fingerprint")
         if molecule is not None and fingerprint != molecule.fingerprint:
+            if is_stereoisomer(str(fingerprint), molecule.fingerprint):
+                other = "another stereoisomer than the molecule's positions show"
+                hint = "the handedness of centres, or of labelled hydrogens, differs"
+                raise ValueError(f"{path}: this flow belongs to {other}: {hint}")
             prints = f"fingerprint {str(fingerprint)[:12]}, expected {molecule.fingerprint[:12]}"
             raise ValueError(f"{path}: this flow belongs to another molecule ({prints})")
         try:
             flow = cls._rebuild(content)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path}: damaged flow file: {error}") from error
-        if molecule is not None and flow.coordinates is not None:
-            reference = torch.tensor(molecule.positions, dtype=flow.dtype)[None]
-            if bool(flow.is_mirror_image(reference).any()):
-                other = "another stereoisomer than the molecule's positions show"
-                raise ValueError(f"{path}: this flow belongs to {other}")
         return flow
 
     @classmethod

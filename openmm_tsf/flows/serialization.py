@@ -15,7 +15,7 @@ from openmm_tsf.io.tensors import read_tensors, write_tensors
 from openmm_tsf.utils.validation import check_choice, check_int, check_ints, require_entry
 
 #: The only format that is read.
-FILE_FORMAT = 2
+FILE_FORMAT = 3
 _PRECISIONS = (None, "float32", "float64")
 
 

