@@ -1,14 +1,73 @@
-"""An OpenMM Topology as JSON.
+"""The structure of a molecule, Topology and positions, in the directory of a run.
 
-A PDB file would cut long names, merge chains and lose elements and bonds.
+``topology.json`` and ``positions.npz`` are what the package reads. ``topology.pdb`` is for other
+programs: a PDB file rounds positions, cuts long names and loses elements, and its readers add bonds
+of their own templates.
 """
 
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openmm.app as app
 
-from openmm_tsf.io.files import PathLike, read_json, write_json
+from openmm_tsf.io.files import PathLike, read_json, write_arrays, write_json, write_text
+from openmm_tsf.io.npz import read_arrays
+from openmm_tsf.utils.topology import bonds_of
+
+POSITIONS, TOPOLOGY, PDB = "positions.npz", "topology.json", "topology.pdb"
+
+
+def write_structure(topology: app.Topology, positions: np.ndarray, directory: PathLike) -> None:
+    """Write a Topology and positions [N, 3] in nm; ``topology.pdb`` is the last of the files."""
+    folder = Path(directory)
+    write_arrays(folder / POSITIONS, {"positions": positions})
+    write_topology(topology, folder / TOPOLOGY)
+    write_text(folder / PDB, _pdb_text(topology, positions))
+
+
+def read_structure(directory: PathLike) -> tuple[app.Topology, np.ndarray]:
+    """Return the Topology and the positions [N, 3] in nm that `write_structure` wrote."""
+    folder = Path(directory)
+    topology = read_topology(folder / TOPOLOGY)
+    shape = {"positions": (topology.getNumAtoms(), 3)}
+    return topology, read_arrays(folder / POSITIONS, "file of positions", shape)["positions"]
+
+
+def _pdb_text(topology: app.Topology, positions: np.ndarray) -> str:
+    """Return a PDB file with all bonds as CONECT records, whatever a reader's templates know.
+
+    Readers bond consecutive residues of a chain: where there is no bond, the chain ends (TER).
+    """
+    copy = app.Topology()
+    joined = {
+        (first.residue.index, second.residue.index)
+        for bond in topology.bonds()
+        for first, second in (bond, bond[::-1])
+    }
+    atoms: dict[int, app.topology.Atom] = {}
+    for chain in topology.chains():
+        previous, new_chain = None, copy.addChain(chain.id)
+        for residue in chain.residues():
+            if previous is not None and (previous, residue.index) not in joined:
+                new_chain = copy.addChain(chain.id)
+            previous = residue.index
+            described = residue.name, new_chain, residue.id, residue.insertionCode
+            new_residue = copy.addResidue(*described)
+            for atom in residue.atoms():
+                new_atom = copy.addAtom(atom.name, atom.element, new_residue)
+                new_atom.formalCharge = getattr(atom, "formalCharge", None)  # from OpenMM 8.2
+                atoms[atom.index] = new_atom
+    for first, second in bonds_of(topology):
+        copy.addBond(atoms[first], atoms[second])
+    text = StringIO()
+    app.PDBFile.writeHeader(copy, text)
+    app.PDBFile.writeModel(copy, 10.0 * positions, text, keepIds=True)  # in Angstrom
+    for residue in copy.residues():
+        residue.name = ""  # OpenMM writes no bonds between residues with a template
+    app.PDBFile.writeFooter(copy, text)
+    return text.getvalue()
 
 
 def write_topology(topology: app.Topology, path: PathLike) -> None:
@@ -19,14 +78,13 @@ def write_topology(topology: app.Topology, path: PathLike) -> None:
             {"name": atom.name, "element": atom.element and atom.element.symbol}
             for atom in residue.atoms()
         ]
-        return {"name": residue.name, "id": residue.id, "atoms": atoms}
+        return {"name": residue.name, "id": str(residue.id), "atoms": atoms}
 
     chains = [
-        {"id": chain.id, "residues": [described(residue) for residue in chain.residues()]}
+        {"id": str(chain.id), "residues": [described(residue) for residue in chain.residues()]}
         for chain in topology.chains()
     ]
-    bonds = [[bond[0].index, bond[1].index] for bond in topology.bonds()]
-    write_json(path, {"chains": chains, "bonds": bonds})
+    write_json(path, {"chains": chains, "bonds": bonds_of(topology).tolist()})
 
 
 def read_topology(path: PathLike) -> app.Topology:
@@ -47,8 +105,8 @@ def read_topology(path: PathLike) -> app.Topology:
                     topology.addAtom(_check_name(atom["name"]), element, new_residue)
         atoms = list(topology.atoms())
         for first, second in content["bonds"]:
-            if min(first, second) < 0:
-                raise ValueError(f"expected atoms from 0, got {first} and {second}")
+            if min(first, second) < 0 or first == second:
+                raise ValueError(f"expected two atoms from 0, got {first} and {second}")
             topology.addBond(atoms[first], atoms[second])
     except (KeyError, IndexError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"

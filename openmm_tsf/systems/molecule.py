@@ -73,6 +73,11 @@ class MolecularSystem:
         n_atoms, number = self.system.getNumParticles(), self.topology.getNumAtoms()
         if number != n_atoms:
             raise ValueError(f"topology: expected the System's {n_atoms} atoms, got {number}")
+        if any(index != atom.index for index, atom in enumerate(self.topology.atoms())):
+            raise ValueError(
+                "topology: expected atoms in the order of their chains and residues, got an atom "
+                "that was added to a residue before the last"
+            )
         positions = as_positions(self.positions, n_atoms).copy()
         positions.flags.writeable = False
         object.__setattr__(self, "positions", positions)
