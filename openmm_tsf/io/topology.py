@@ -17,6 +17,8 @@ from openmm_tsf.io.npz import read_arrays
 from openmm_tsf.utils.topology import bonds_of
 
 POSITIONS, TOPOLOGY, PDB = "positions.npz", "topology.json", "topology.pdb"
+#: Atoms by which residues of peptides and nucleic acids are bonded to the next.
+_TEMPLATE_LINKS = (("C", "N"), ("O3'", "P"))
 
 
 def write_structure(topology: app.Topology, positions: np.ndarray, directory: PathLike) -> None:
@@ -38,23 +40,18 @@ def read_structure(directory: PathLike) -> tuple[app.Topology, np.ndarray]:
 def _pdb_text(topology: app.Topology, positions: np.ndarray) -> str:
     """Return a PDB file with all bonds as CONECT records, whatever a reader's templates know.
 
-    Readers bond consecutive residues of a chain: where there is no bond, the chain ends (TER).
+    Readers bond consecutive residues of a chain: where that is wrong, the chain ends (TER).
     """
-    copy = app.Topology()
-    joined = {
-        (first.residue.index, second.residue.index)
-        for bond in topology.bonds()
-        for first, second in (bond, bond[::-1])
-    }
-    atoms: dict[int, app.topology.Atom] = {}
+    copy, atoms = app.Topology(), {}
+    bonds = {frozenset(pair) for pair in bonds_of(topology).tolist()}
     for chain in topology.chains():
-        previous, new_chain = None, copy.addChain(chain.id)
+        previous, new_chain = None, copy.addChain(str(chain.id))
         for residue in chain.residues():
-            if previous is not None and (previous, residue.index) not in joined:
-                new_chain = copy.addChain(chain.id)
-            previous = residue.index
-            described = residue.name, new_chain, residue.id, residue.insertionCode
-            new_residue = copy.addResidue(*described)
+            if previous is not None and _is_wrongly_bonded(previous, residue, bonds):
+                new_chain = copy.addChain(str(chain.id))
+            previous = residue
+            code = residue.insertionCode
+            new_residue = copy.addResidue(residue.name, new_chain, str(residue.id), code)
             for atom in residue.atoms():
                 new_atom = copy.addAtom(atom.name, atom.element, new_residue)
                 new_atom.formalCharge = getattr(atom, "formalCharge", None)  # from OpenMM 8.2
@@ -68,6 +65,20 @@ def _pdb_text(topology: app.Topology, positions: np.ndarray) -> str:
         residue.name = ""  # OpenMM writes no bonds between residues with a template
     app.PDBFile.writeFooter(copy, text)
     return text.getvalue()
+
+
+def _is_wrongly_bonded(
+    first: app.topology.Residue, second: app.topology.Residue, bonds: set[frozenset[int]]
+) -> bool:
+    """Whether templates have a bond from a residue to the next that is not among the bonds."""
+    from_first = {atom.name: atom.index for atom in first.atoms()}
+    to_second = {atom.name: atom.index for atom in second.atoms()}
+    return any(
+        name in from_first
+        and other in to_second
+        and frozenset((from_first[name], to_second[other])) not in bonds
+        for name, other in _TEMPLATE_LINKS
+    )
 
 
 def write_topology(topology: app.Topology, path: PathLike) -> None:

@@ -15,9 +15,7 @@ Site = tuple[int, str]
 
 
 def topology_of(
-    residues: list[Residue],
-    links: list[tuple[Site, Site]],
-    new_chains: tuple[int, ...] = (),
+    residues: list[Residue], links: list[tuple[Site, Site]], new_chains: tuple[int, ...] = ()
 ) -> app.Topology:
     """Return residues, a name and the bonds ``A-B`` of each, and bonds between them.
 

@@ -8,15 +8,7 @@ import pytest
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.topology import backbone_dihedrals
 from tests.support.molecules import alanine, capped, dihydrofolate_reductase, disulfide
-from tests.support.peptides import (
-    ALANINE,
-    CAPS,
-    CYSTEINE,
-    molecule_of,
-    ring,
-    strand,
-    topology_of,
-)
+from tests.support.peptides import ALANINE, CAPS, CYSTEINE, molecule_of, ring, strand, topology_of
 
 ALA = ("ALA", ALANINE)
 
