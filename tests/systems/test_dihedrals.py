@@ -110,8 +110,8 @@ def test_side_chains_are_not_the_backbone(residues, links, expected):
 
 def test_a_methyl_group_that_is_a_residue_is_not_the_carbonyl():
     methyl = ("MET", "C-H1 C-H2 C-H3")
-    topology = topology_of([ALA, methyl, ALA], [((0, "C"), (2, "N")), ((1, "C"), (2, "N"))])
-    assert named(topology)["phi3"] == "1C 3N 3CA 3C"
+    topology = topology_of([methyl, ALA, ALA], [((0, "C"), (2, "N")), ((1, "C"), (2, "N"))])
+    assert named(topology)["phi3"] == "2C 3N 3CA 3C"
 
 
 @pytest.mark.parametrize(
