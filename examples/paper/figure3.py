@@ -22,7 +22,7 @@ from openmm_tsf.analysis.statistics import reverse_ess
 from openmm_tsf.flows.draws import draw_weighted
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.sampling.kernels import FlowWalk, WalkerState
-from openmm_tsf.systems.files import load_molecule
+from openmm_tsf.systems.files import holds_molecule, read_molecule
 
 BATCH = 2000
 SIGMAS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8)
@@ -101,12 +101,8 @@ def main():
     if run.n_rungs < 2:
         parser.error(f"run: expected at least two rungs, got one at {run.temperatures[0]:.2f} K")
     reference = None if args.no_reference else run.reference()
-    system = run.path / "system.xml"
-    molecule = (
-        load_molecule(run.path / "topology.pdb", system=system)
-        if system.exists()
-        else tsf.systems.alanine_dipeptide()
-    )
+    is_written = holds_molecule(run.path)
+    molecule = read_molecule(run.path) if is_written else tsf.systems.alanine_dipeptide()
     flow = load_flow(run.path / "flow.pt", molecule).double()
     generator = torch.Generator().manual_seed(args.seed)
     temperatures = [float(run.temperatures[0]), float(run.temperatures[-1])]

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import mdtraj
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -110,8 +109,8 @@ def plot_figure3(
 
     Bands are one standard error, from the spread between walkers, or between consecutive blocks
     where walkers are few. Without a reference the maps B and F are the sampler's. The run must have
-    recorded φ and ψ, and have ``topology.pdb``; the draws are at two of its temperatures in K, of
-    which the colder is the lower row.
+    recorded φ and ψ, and have its molecule; the draws are at two of its temperatures in K, of which
+    the colder is the lower row.
     """
     samples = series_of(run, draws, reference)
     phi, psi = run.backbone()
@@ -150,9 +149,8 @@ def plot_figure3(
     assert image is not None
     _same_limits([axis for axis in figure.axes if axis.get_yscale() == "log"])
     axis = panel(columns[3] - 0.36, 0, _PANEL + 0.40)
-    pdb = mdtraj.load(str(run.path / "topology.pdb"))
     marked = {symbol(name)[0]: run.dihedral_atoms[name] for name in (phi, psi)}
-    draw_molecule(axis, pdb.topology, pdb.xyz[0], marked, _FONT)
+    draw_molecule(axis, run.topology, run.structure.xyz[0], marked, _FONT)
     axis = panel(columns[3], 0)  # for its letter only
     axis.set_axis_off()
     _title(axis, "D", "")

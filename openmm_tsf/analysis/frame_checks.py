@@ -4,6 +4,7 @@ Topology and frames are enough for the first two. Branch cuts are read from the 
 numbers; no model is built.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_tsf.analysis.statistics import Array, group_means
+from openmm_tsf.utils.topology import neighbours_of
 
 Indices = npt.NDArray[np.int64]
 
@@ -34,11 +36,10 @@ class Centres:
 
 def tetrahedral_centres(topology: mdtraj.Topology, positions: npt.ArrayLike) -> Centres:
     """Return the atoms with exactly four bonds, with their handedness in positions [N, 3]."""
-    neighbours = _neighbours(topology)
     atoms = np.array(
         [
-            [[atom, *triple] for triple in combinations(sorted(bonded), 3)]
-            for atom, bonded in neighbours.items()
+            [[atom, *triple] for triple in combinations(bonded, 3)]
+            for atom, bonded in enumerate(neighbours_of(topology))
             if len(bonded) == 4
         ],
         dtype=np.int64,
@@ -71,12 +72,13 @@ def is_mirrored(x: npt.ArrayLike, centres: Centres) -> npt.NDArray[np.bool_]:
 def peptide_bonds(topology: mdtraj.Topology) -> tuple[tuple[str, ...], Indices]:
     """Return names and atoms [P, 4] of every omega: carbon, amide carbon, amide nitrogen, carbon.
 
-    By bonds and elements, so that caps, whose atoms have other names, are included.
+    By bonds and elements, so that caps, whose atoms have other names, are included. The names are
+    those of the two residues, followed by the amide's atoms where several have the same residues.
     """
-    neighbours = _neighbours(topology)
+    neighbours = neighbours_of(topology)
     symbol = [atom.element.symbol if atom.element else "" for atom in topology.atoms]
     names, quartets = [], []
-    for carbon, bonded in neighbours.items():
+    for carbon, bonded in enumerate(neighbours):
         oxygens = [a for a in bonded if symbol[a] == "O" and len(neighbours[a]) == 1]
         if symbol[carbon] != "C" or len(bonded) != 3 or len(oxygens) != 1:
             continue
@@ -90,7 +92,12 @@ def peptide_bonds(topology: mdtraj.Topology) -> tuple[tuple[str, ...], Indices]:
             pair = topology.atom(carbon).residue, topology.atom(nitrogen).residue
             names.append(f"{pair[0]}-{pair[1]}")
             quartets.append([before[0], carbon, nitrogen, after[0]])
-    return tuple(names), np.array(quartets, dtype=np.int64).reshape(-1, 4)
+    repeated = {name for name, count in Counter(names).items() if count > 1}
+    labels = (
+        f"{name} (atoms {quartet[1]} {quartet[2]})" if name in repeated else name
+        for name, quartet in zip(names, quartets, strict=True)
+    )
+    return tuple(labels), np.array(quartets, dtype=np.int64).reshape(-1, 4)
 
 
 def is_cis(frames: mdtraj.Trajectory, quartets: Indices) -> npt.NDArray[np.bool_]:
@@ -99,14 +106,6 @@ def is_cis(frames: mdtraj.Trajectory, quartets: Indices) -> npt.NDArray[np.bool_
         return np.zeros((frames.n_frames, 0), dtype=bool)
     omega = mdtraj.compute_dihedrals(frames, quartets, periodic=False)
     return np.asarray(np.abs(omega) < np.pi / 2)
-
-
-def _neighbours(topology: mdtraj.Topology) -> dict[int, list[int]]:
-    neighbours: dict[int, list[int]] = {atom.index: [] for atom in topology.atoms}
-    for first, second in topology.bonds:
-        neighbours[first.index].append(second.index)
-        neighbours[second.index].append(first.index)
-    return neighbours
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,9 @@ class Run(RunEstimates):
         In kJ/(mol K), or 1 for toy systems.
     dihedral_atoms, segments
         Names of the recorded dihedrals and their atoms; the numbers written so far.
+    topology, structure
+        The molecule as an mdtraj.Topology, with the bonds that the sampler was given, and its
+        reference conformation as one frame.
 
     Examples
     --------

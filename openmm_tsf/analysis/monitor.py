@@ -76,7 +76,7 @@ def monitor(
     for name, basin in chosen.items():
         result["basins"][name], warnings = check_basin(run, reference, name, basin)
         result["warnings"] += warnings
-    if (run.path / "topology.pdb").exists():
+    if run.has_structure:
         _check_frames(run, max_frames, result)
     return result
 

@@ -1,5 +1,6 @@
 """The content of a run directory as numpy and mdtraj objects."""
 
+import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from openmm_tsf.io.dcd import read_dcd, read_dcd_layout
 from openmm_tsf.io.files import check_regular_file
 from openmm_tsf.io.run_config import read_run_config, trajectory_name
 from openmm_tsf.io.segments import Segments
+from openmm_tsf.io.topology import PDB, TOPOLOGY, read_structure
 from openmm_tsf.units import as_temperature
 from openmm_tsf.utils.validation import check_int
 
@@ -84,26 +86,44 @@ class RunData:
 
     @property
     def topology(self) -> mdtraj.Topology:
-        """The molecule."""
+        """The Topology of the molecule, with the bonds of the one that the sampler was given."""
         return self.structure.topology
+
+    @property
+    def has_structure(self) -> bool:
+        """Whether the directory has the structure of a molecule; runs on R^d have none."""
+        return self._has(TOPOLOGY) or self._has(PDB)
 
     @cached_property
     def structure(self) -> mdtraj.Trajectory:
-        """The molecule in the conformation of ``topology.pdb``."""
-        path = self._file("topology.pdb", "PDB file")
-        try:
-            structure = mdtraj.load_pdb(str(path))
-        except Exception as error:  # mdtraj's reader raises errors of many types
-            raise ValueError(f"{path}: mdtraj cannot read it: {error!r}") from error
+        """The molecule in its reference conformation: one frame.
+
+        Read from ``topology.json`` and ``positions.npz``; where the former is missing, from
+        ``topology.pdb``, with the bonds that mdtraj infers from names and CONECT records.
+        """
+        if self._has(TOPOLOGY):
+            topology, positions = read_structure(self.path)
+            structure = mdtraj.Trajectory(positions[None], mdtraj.Topology.from_openmm(topology))
+        else:
+            structure = self._read_pdb()
         if structure.n_atoms == 0 or not np.isfinite(structure.xyz).all():
-            raise ValueError(f"{path}: expected atoms at finite positions, got {structure}")
+            raise ValueError(f"{self.path}: expected atoms at finite positions, got {structure}")
         return structure
 
+    def _read_pdb(self) -> mdtraj.Trajectory:
+        path = self._file(PDB, "PDB file")
+        try:
+            return mdtraj.load_pdb(str(path))
+        except Exception as error:  # mdtraj's reader raises errors of many types
+            raise ValueError(f"{path}: mdtraj cannot read it: {error!r}") from error
+
+    def _has(self, name: str) -> bool:
+        return os.path.lexists(self.path / name)
+
     def _file(self, name: str, what: str) -> Path:
-        path = self.path / name
-        if not (path.exists() or path.is_symlink()):
-            raise FileNotFoundError(f"{path} is missing")
-        return check_regular_file(path, what)
+        if not self._has(name):
+            raise FileNotFoundError(f"{self.path / name} is missing")
+        return check_regular_file(self.path / name, what)
 
     def _dcd(self, rung: int) -> Path:
         return self._file(trajectory_name(self.temperatures[rung]), "DCD file")

@@ -1,20 +1,16 @@
 """Molecules from a user's files, and in the directories of runs."""
 
 from collections.abc import Sequence
-from io import StringIO
 from pathlib import Path
 
 import openmm
 import openmm.app as app
 
-from openmm_tsf.io.files import PathLike, write_arrays, write_text
-from openmm_tsf.io.npz import read_arrays
+from openmm_tsf.io.files import PathLike, write_text
 from openmm_tsf.io.openmm_xml import read_openmm_xml
-from openmm_tsf.io.topology import read_topology, write_topology
+from openmm_tsf.io.topology import PDB, read_structure, write_structure
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
-
-POSITIONS, TOPOLOGY = "positions.npz", "topology.json"
 
 
 def load_molecule(
@@ -55,32 +51,20 @@ def load_molecule(
 
 
 def write_molecule(molecule: MolecularSystem, directory: PathLike) -> None:
-    """Write ``topology.pdb``, for viewers, and the files that `read_molecule` reads.
-
-    A PDB file rounds positions, shortens names and reorders bonds; ``positions.npz`` and
-    ``topology.json``, written first so that they exist where `holds_molecule` is true, do not.
-    """
-    folder = Path(directory)
-    write_arrays(folder / POSITIONS, {"positions": molecule.positions})
-    write_topology(molecule.topology, folder / TOPOLOGY)
-    text = StringIO()
-    angstrom = 10.0 * molecule.positions  # the unit of PDB files and of this writer
-    app.PDBFile.writeFile(molecule.topology, angstrom, text, keepIds=True)
-    write_text(folder / "topology.pdb", text.getvalue())
-    write_text(folder / "system.xml", openmm.XmlSerializer.serialize(molecule.system))
+    """Write the files that `read_molecule` reads, and ``topology.pdb`` for other programs."""
+    write_structure(molecule.topology, molecule.positions, directory)
+    write_text(Path(directory) / "system.xml", openmm.XmlSerializer.serialize(molecule.system))
 
 
 def holds_molecule(directory: PathLike) -> bool:
     """Whether the directory has the files of a molecule."""
-    return all((Path(directory) / name).is_file() for name in ("system.xml", "topology.pdb"))
+    return all((Path(directory) / name).is_file() for name in ("system.xml", PDB))
 
 
 def read_molecule(directory: PathLike) -> MolecularSystem:
     """Read the molecule that a stage wrote into its directory."""
     folder = Path(directory)
-    topology = read_topology(folder / TOPOLOGY)
-    shape = {"positions": (topology.getNumAtoms(), 3)}
-    positions = read_arrays(folder / POSITIONS, "file of positions", shape)["positions"]
+    topology, positions = read_structure(folder)
     system = read_openmm_xml(folder / "system.xml", openmm.System, "system")
     try:
         return MolecularSystem(system, topology, positions)

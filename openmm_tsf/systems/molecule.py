@@ -21,6 +21,7 @@ from openmm_tsf.potentials.openmm_potential import OpenMMPotential
 from openmm_tsf.potentials.torch_potential import TooLarge, TorchPotential
 from openmm_tsf.systems.consistency import check_reference, check_same_molecule
 from openmm_tsf.units import as_positions
+from openmm_tsf.utils.topology import backbone_dihedrals
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,11 @@ class MolecularSystem:
         n_atoms, number = self.system.getNumParticles(), self.topology.getNumAtoms()
         if number != n_atoms:
             raise ValueError(f"topology: expected the System's {n_atoms} atoms, got {number}")
+        if any(index != atom.index for index, atom in enumerate(self.topology.atoms())):
+            raise ValueError(
+                "topology: expected atoms in the order of their chains and residues, got an atom "
+                "that was added to a residue before the last"
+            )
         positions = as_positions(self.positions, n_atoms).copy()
         positions.flags.writeable = False
         object.__setattr__(self, "positions", positions)
@@ -130,22 +136,12 @@ class MolecularSystem:
 
     @cached_property
     def dihedrals(self) -> dict[str, tuple[int, int, int, int]]:
-        """Named backbone dihedrals: phi and psi of each peptide residue that has them.
+        """Named backbone dihedrals: phi and psi of each peptide residue that has them, by bonds.
 
         If both belong to the same, only residue, the names are ``phi`` and ``psi``; otherwise each
         ends with its residue's number in the Topology, counted from 1: ``phi2``, ``psi2``, ...
         """
-        reference = mdtraj.Trajectory(self.positions[None], self.mdtraj_topology)
-        dihedrals: list[tuple[str, int, tuple[int, int, int, int]]] = []
-        # phi is C-N-CA-C, psi is N-CA-C-N: the alpha carbon is in the residue.
-        computed = ("phi", mdtraj.compute_phi, 2), ("psi", mdtraj.compute_psi, 1)
-        for name, compute, alpha in computed:
-            for quartet in compute(reference)[0]:
-                a, b, c, d = (int(atom) for atom in quartet)
-                residue = self.mdtraj_topology.atom(int(quartet[alpha])).residue.index
-                dihedrals.append((name, residue + 1, (a, b, c, d)))
-        is_single = len(dihedrals) == 2 and dihedrals[0][1] == dihedrals[1][1]
-        return {name if is_single else f"{name}{n}": atoms for name, n, atoms in dihedrals}
+        return backbone_dihedrals(self.topology)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -13,7 +13,8 @@ error of a command is one line and exit status 2; ``--debug`` shows the tracebac
 The run directory
 -----------------
 ``topology.pdb``, ``system.xml``, ``positions.npz``, ``topology.json``
-    The molecule.
+    The molecule. The package reads the last three, with all bonds as given; the first is for other
+    programs.
 ``T300.00K.dcd``, ...
     One trajectory per temperature: frames iteration by iteration, with the walkers inside.
 ``segments/``

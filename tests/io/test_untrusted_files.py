@@ -195,12 +195,18 @@ def test_names_of_dihedrals(box, name):
 def test_names_of_kernels_and_atoms(box):
     """Control characters do not reach the terminal."""
     path = box / "sample" / "segments" / "segment_000000.npz"
+    whole = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         entries = {info.filename: archive.read(info) for info in archive.infolist()}
     with zipfile.ZipFile(path, "w") as archive:
         for entry, data in entries.items():
             archive.writestr(entry.replace("flow_walk", "\x1b[2Jwalk"), data)
     assert run_commands(box, "sample")[0][1] == 2
+    path.write_bytes(whole)
+    topology = box / "sample" / "topology.json"
+    text = topology.read_text().replace('"CA"', r'"\u001b[2J"').replace('"ALA"', r'"\ud800\u0007"')
+    topology.write_text(text)
+    assert [status for _, status, _ in run_commands(box, "sample")][:2] == [0, 0]
     for folder in ("md", "train"):
         topology = box / folder / "topology.pdb"
         topology.write_text(topology.read_text().replace(" CA ", "\x1b[2J"))

@@ -95,7 +95,7 @@ MOLECULE = "system.xml topology.pdb topology.json positions.npz"
 #: Directories, files in them, and their readers.
 READERS = (
     ("sample", "config.json segments/segment_000000.npz segments/segment_000001.npz T500.00K.dcd "
-     "flow.pt topology.pdb summary.json", ("load_run", "analyze")),
+     "flow.pt topology.json positions.npz summary.json", ("load_run", "analyze")),
     ("sample", f"config.json checkpoint.pt flow.pt T600.00K.dcd segments/segment_000001.npz "
      f"{MOLECULE}", ("sample --resume",)),
     ("sample", "config.json summary.json", ("doctor",)),

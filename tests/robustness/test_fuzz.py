@@ -48,7 +48,7 @@ def test_damaged_files(files, n, part):
 @pytest.mark.parametrize(
     ("file", "reader"),
     [("T500.00K.dcd", "analyze"), ("flow.pt", "analyze"), ("config.json", "load_run"),
-     ("segments/segment_000000.npz", "load_run"), ("topology.pdb", "load_run"),
+     ("segments/segment_000000.npz", "load_run"), ("topology.json", "load_run"),
      ("checkpoint.pt", "sample --resume")],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["fifo", "directory"])
