@@ -58,8 +58,21 @@ def _ending(name: str) -> str:
     return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
 
 
-def load_frames(name: str, molecule: MolecularSystem) -> np.ndarray:
-    """Load all frames [F, N, 3] of a trajectory file in nm."""
+def load_frames(
+    path: Any, molecule: MolecularSystem, stride: int = 1, skip: int = 0
+) -> tuple[np.ndarray, str]:
+    """Return frames [F, N, 3] in nm of one or several trajectory files, and the files' names.
+
+    Every `stride`-th frame is kept, after leaving out `skip` frames at the start.
+    """
+    names = check_trajectory_paths(path)
+    positions = np.concatenate([_load_file(name, molecule) for name in names])[skip::stride]
+    if not len(positions):
+        raise ValueError(f"path: no frames left in {', '.join(names)}")
+    return positions, ", ".join(names)
+
+
+def _load_file(name: str, molecule: MolecularSystem) -> np.ndarray:
     ending, n_atoms = _ending(name), molecule.n_atoms
     names_atoms = ending.removesuffix(".gz") in _NAME_ATOMS
     topology = {} if names_atoms else {"top": molecule.mdtraj_topology}
