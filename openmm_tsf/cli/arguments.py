@@ -78,7 +78,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="flow.pt, or the folder of train or run (default with --resume: that of the run)",
     )
     sample.add_argument(
-        "--trajectory", metavar="PATH", help="frames to start from (default: draws of the flow)"
+        "--trajectory",
+        nargs="+",
+        metavar="PATH",
+        help="frames to start from (default: draws of the flow)",
     )
     sample.add_argument("--temperature", type=float, help="temperature of --trajectory in K")
     analyze.add_argument("output", metavar="DIR", help="run directory, complete or not")
@@ -118,7 +121,10 @@ def _training_arguments(command: argparse.ArgumentParser) -> None:
         help="sizes and lengths (default: default)",
     )
     command.add_argument(
-        "--trajectory", metavar="PATH", help="frames: a file that mdtraj reads, or a folder of md"
+        "--trajectory",
+        nargs="+",
+        metavar="PATH",
+        help="frames: files that mdtraj can read, in order, or a folder of md",
     )
     command.add_argument("--temperature", type=float, help="temperature of --trajectory in K")
     command.add_argument("--stride", type=int, help="distance of the frames that are used")

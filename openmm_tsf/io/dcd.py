@@ -103,14 +103,16 @@ class DCDWriter:
             file.write(struct.pack("<i", n_frames))
 
 
-def _frame_dtype(n_atoms: int, order: str = "<", has_cell: bool = False) -> np.dtype[np.void]:
+def _frame_dtype(
+    n_atoms: int, marker: str = "<i4", cell_bytes: int = 0, axes: str = "xyz"
+) -> np.dtype[np.void]:
     """Return the layout of a frame: every record is enclosed by its length in bytes."""
-    fields: list[Any] = [("cell", "V56")] if has_cell else []
-    for axis in "xyz":
+    fields: list[Any] = [("cell", f"V{cell_bytes}")] if cell_bytes else []
+    for axis in axes:
         fields += [
-            (f"{axis}_head", order + "i4"),
-            (axis, order + "f4", (n_atoms,)),
-            (f"{axis}_tail", order + "i4"),
+            (f"{axis}_head", marker),
+            (axis, marker[0] + "f4", (n_atoms,)),
+            (f"{axis}_tail", marker),
         ]
     return np.dtype(fields)
 
@@ -124,34 +126,57 @@ class DCDLayout(NamedTuple):
 
 
 def read_dcd_layout(path: Path, n_atoms: int) -> DCDLayout:
-    """Read the header of a DCD file in CHARMM's format, as OpenMM and mdtraj write it."""
+    """Read the header of a DCD file in the formats of CHARMM (32 or 64 bits) and X-PLOR."""
     empty = DCDLayout(0, np.dtype([]), 0)  # another process is creating the file
     with open(path, "rb") as file:
-        head = file.read(8 + _CONTROL_BYTES)
-        if len(head) < 8 + _CONTROL_BYTES:
+        start = file.read(12)
+        if len(start) < 12:
             return empty
-        order = "<" if head[:4] == struct.pack("<i", _CONTROL_BYTES) else ">"
-        if head[:8] != struct.pack(order + "i", _CONTROL_BYTES) + b"CORD":
+        marker = _marker(start)
+        if marker is None:
             raise ValueError(f"{path}: not a DCD file")
-        control = struct.unpack(order + "20i", head[8:88])
+        width = int(marker[2])  # bytes of the length that encloses each record
+        file.seek(width + 4)
+        head = file.read(_CONTROL_BYTES - 4 + width)
+        if len(head) < _CONTROL_BYTES - 4 + width:
+            return empty
+        control = struct.unpack(marker[0] + "20i", head[: _CONTROL_BYTES - 4])
         if control[8] != 0:
             raise ValueError(f"{path}: DCD files with fixed atoms are not supported")
-        titles = file.read(4)
-        if len(titles) < 4:
+        titles = file.read(width)
+        if len(titles) < width:
             return empty
-        length = struct.unpack(order + "i", titles)[0]
+        length = _integer(titles, marker)
         if not 4 <= length <= _MAX_TITLE_BYTES:
             raise ValueError(f"{path}: corrupt: titles of {length} bytes")
-        file.seek(length + 4, os.SEEK_CUR)
-        atoms = file.read(12)
-        if len(atoms) < 12:
+        file.seek(length + width, os.SEEK_CUR)
+        atoms = file.read(4 + 2 * width)
+        if len(atoms) < 4 + 2 * width:
             return empty
         offset = file.tell()
-    n_in_file = struct.unpack(order + "3i", atoms)[1]
+    n_in_file = struct.unpack(marker[0] + "i", atoms[width : width + 4])[0]
     if n_in_file != n_atoms:
         raise ValueError(f"{path}: expected {n_atoms} atoms as in the topology, got {n_in_file}")
-    dtype = _frame_dtype(n_atoms, order, has_cell=control[10] != 0)
+    # X-PLOR's format, of version 0, has neither a cell nor a fourth dimension.
+    has_cell, has_fourth = (control[19] != 0 and control[flag] != 0 for flag in (10, 11))
+    cell_bytes = 48 + 2 * width if has_cell else 0
+    dtype = _frame_dtype(n_atoms, marker, cell_bytes, "xyzw" if has_fourth else "xyz")
     return DCDLayout(offset, dtype, max(0, os.path.getsize(path) - offset) // dtype.itemsize)
+
+
+def _marker(start: bytes) -> str | None:
+    """Return the dtype of the lengths around records, from the file's first 12 bytes."""
+    for marker in ("<i4", ">i4", "<i8", ">i8"):
+        width = int(marker[2])
+        if _integer(start[:width], marker) == _CONTROL_BYTES and (
+            start[width : width + 4] == b"CORD"
+        ):
+            return marker
+    return None
+
+
+def _integer(value: bytes, marker: str) -> int:
+    return int.from_bytes(value, "little" if marker[0] == "<" else "big", signed=True)
 
 
 def read_dcd(
@@ -168,14 +193,34 @@ def read_dcd(
     if shape[0] == 0:
         return np.empty((0, n_atoms, 3), dtype=np.float32)
     mapped = np.memmap(path, layout.dtype, mode="r", offset=layout.offset, shape=shape)
-    frames = mapped[::stride, walkers].reshape(-1)
+    xyz = _angstrom(path, mapped[::stride, walkers].reshape(-1), n_atoms)
+    if not np.isfinite(xyz).all():
+        raise ValueError(f"{path}: corrupt: positions are not finite")
+    xyz /= np.float32(10.0)  # Å to nm
+    return xyz
+
+
+def read_dcd_frames(path: Path, n_atoms: int) -> npt.NDArray[np.float32]:
+    """Return the positions [F, n_atoms, 3] in nm of all complete frames, as mdtraj does.
+
+    mdtraj's reader prints to the standard output of the process, from C.
+    """
+    layout = read_dcd_layout(path, n_atoms)
+    if layout.n_frames == 0:
+        raise ValueError(f"{path}: no complete frame in the file")
+    shape = (layout.n_frames,)
+    mapped = np.memmap(path, layout.dtype, mode="r", offset=layout.offset, shape=shape)
+    xyz = _angstrom(path, mapped, n_atoms)
+    xyz *= np.float32(0.1)  # mdtraj's product: a quotient may differ in the last bit
+    return xyz
+
+
+def _angstrom(path: Path, frames: npt.NDArray[np.void], n_atoms: int) -> npt.NDArray[np.float32]:
+    """Return the positions [F, n_atoms, 3] of frames in Å; a damaged record is an error."""
     xyz = np.empty((len(frames), n_atoms, 3), dtype=np.float32)
     for column, axis in enumerate("xyz"):
         for end in ("head", "tail"):
             if not np.all(frames[f"{axis}_{end}"] == 4 * n_atoms):
                 raise ValueError(f"{path}: corrupt: a frame does not begin or end where it should")
         xyz[:, :, column] = frames[axis]
-    if not np.isfinite(xyz).all():
-        raise ValueError(f"{path}: corrupt: positions are not finite")
-    xyz /= np.float32(10.0)  # Å to nm
     return xyz

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.systems.frame_checks import check_frames
+from openmm_tsf.systems.frame_ensemble import check_ensemble
+from openmm_tsf.systems.frame_variation import check_variation
+from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
-from openmm_tsf.systems.trajectories import check_trajectory_paths, load_frames
+from openmm_tsf.systems.trajectories import load_frames
 from openmm_tsf.units import NANOMETER, as_temperature, in_unit
 from openmm_tsf.utils.validation import as_float_tensor, check_fields, check_int, check_positive
 
@@ -53,7 +56,8 @@ class MDDataset:
     ------
     ValueError
         If frames are not conformations of the molecule (overlapping atoms; other bonds, hence
-        another order of atoms or another unit).
+        another order of atoms or another unit), are of dynamics with constrained bonds, or are
+        rounded to 0.001 nm.
 
     Examples
     --------
@@ -104,6 +108,7 @@ class MDDataset:
         _check_finite(positions, "positions")
         if molecule is not None:
             check_frames(molecule, positions)
+            check_variation(molecule, positions, self.temperature)
         if self.energies is not None:
             energies = as_float_tensor(self.energies, "energies")
             _check_length(energies, "energies", len(positions))
@@ -130,7 +135,7 @@ class MDDataset:
         skip: int = 0,
         n_evaluations: int = 0,
     ) -> Self:
-        """Load the frames of a trajectory that mdtraj reads (DCD, NetCDF, ...).
+        """Load the frames of a trajectory that mdtraj can read (DCD, NetCDF, ...).
 
         Parameters
         ----------
@@ -146,24 +151,30 @@ class MDDataset:
         ValueError
             If a file is XTC (rounded to 0.001 nm, too coarse for energies), unreadable or empty, or
             its frames are not the molecule's: see :class:`MDDataset`. A file that names its atoms
-            (PDB) must name them in the molecule's order.
+            (PDB) must name them in the molecule's order. If the frames are of another handedness
+            than the molecule, or the System's forces show them to be of another temperature
+            (:func:`~openmm_tsf.systems.configurational_temperature.measure_temperature`).
         """
         if not isinstance(molecule, MolecularSystem):
             raise TypeError(f"molecule: expected a MolecularSystem, got {type(molecule).__name__}")
         stride, skip = check_int(stride, "stride"), check_int(skip, "skip", least=0)
-        names = check_trajectory_paths(path)
-        positions = np.concatenate([load_frames(name, molecule) for name in names])[skip::stride]
-        if not len(positions):
-            raise ValueError(f"path: no frames left in {', '.join(names)}")
-        options: dict[str, Any] = {"n_evaluations": n_evaluations, "name": ", ".join(names)}
-        return cls(torch.from_numpy(positions), temperature, molecule, **options)
+        positions, name = load_frames(path, molecule, stride, skip)
+        options: dict[str, Any] = {"n_evaluations": n_evaluations, "name": name}
+        dataset = cls(torch.from_numpy(positions), temperature, molecule, **options)
+        check_ensemble(molecule, dataset.positions, dataset.temperature)
+        return dataset
 
     @classmethod
     def shipped(cls, molecule: MolecularSystem, *, stride: int = 1) -> Self:
         """Load the 600 K frames of alanine dipeptide that come with the package."""
+        stride = check_int(stride, "stride")
         with as_file(files("openmm_tsf.data") / "ala2_600K.dcd") as path:
-            costs = SHIPPED_MD_EVALUATIONS
-            return cls.load(path, molecule, 600.0, stride=stride, n_evaluations=costs)
+            positions, name = load_frames(path, molecule, stride)
+        options: dict[str, Any] = {"n_evaluations": SHIPPED_MD_EVALUATIONS, "name": name}
+        dataset = cls(torch.from_numpy(positions), 600.0, molecule, **options)
+        if molecule.fingerprint != alanine_dipeptide().fingerprint:  # another force field, ...
+            check_ensemble(molecule, dataset.positions, dataset.temperature)
+        return dataset
 
     def with_energies(self, potential: Any) -> "MDDataset":
         """Return the same frames with energies from a potential, which must be finite."""

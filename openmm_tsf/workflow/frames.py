@@ -1,8 +1,11 @@
 """Frames that a flow is trained on: where they come from, and their hash."""
 
 import hashlib
+import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,10 +13,14 @@ import torch
 
 from openmm_tsf.io.files import PathLike
 from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.frame_ensemble import check_ensemble
 from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.systems.trajectories import load_frames
 from openmm_tsf.units import as_temperature
 from openmm_tsf.utils.validation import check_bool, check_fields, check_int, optional
 from openmm_tsf.workflow.md_simulation import TRAJECTORY, read_md_config
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,10 +30,10 @@ class FrameSource:
     Parameters
     ----------
     trajectory
-        A file that mdtraj reads, or a directory of the md stage. None: the frames that are shipped
-        for alanine dipeptide, MD for other molecules.
+        A file that mdtraj can read, several in order, or a directory of the md stage. None: the
+        frames that are shipped for alanine dipeptide, MD for other molecules.
     temperature
-        Temperature of a trajectory file in K.
+        Temperature of trajectory files in K.
     simulate
         Run MD even where frames are shipped.
     stride
@@ -40,18 +47,15 @@ class FrameSource:
     100
     """
 
-    trajectory: PathLike | None = None
+    trajectory: PathLike | tuple[PathLike, ...] | None = None
     temperature: float | None = None
     simulate: bool = False
     stride: int = 1
 
     def __post_init__(self) -> None:
         if self.trajectory is not None:
-            if not isinstance(self.trajectory, str | os.PathLike):
-                raise TypeError(f"trajectory: expected a path, got {self.trajectory!r}")
-            if not os.fspath(self.trajectory):
-                raise ValueError("trajectory: expected a path, got an empty text")
-            object.__setattr__(self, "trajectory", os.path.abspath(self.trajectory))
+            paths = tuple(os.path.abspath(path) for path in _as_paths(self.trajectory))
+            object.__setattr__(self, "trajectory", paths[0] if len(paths) == 1 else paths)
         check_fields(
             self, temperature=optional(as_temperature), simulate=check_bool, stride=check_int
         )
@@ -59,6 +63,13 @@ class FrameSource:
             raise ValueError("trajectory: expected none where MD is to be run, got both")
         if self.trajectory is None and self.temperature is not None:
             raise ValueError("temperature: expected none without a trajectory, got one")
+
+    @property
+    def name(self) -> str:
+        """The paths of the trajectory, or ``"shipped"``."""
+        if self.trajectory is None:
+            return "shipped"
+        return ", ".join(str(path) for path in _as_paths(self.trajectory))
 
     def completed_from(self, recorded: "FrameSource") -> Self:
         """Return this source, completed by the one that an earlier start recorded."""
@@ -77,22 +88,49 @@ class FrameSource:
 
 
 def load_trajectory(
-    trajectory: PathLike,
+    trajectory: PathLike | Sequence[PathLike],
     molecule: MolecularSystem,
     temperature: float | None = None,
     stride: int = 1,
 ) -> MDDataset:
-    """Return every `stride`-th frame of a file that mdtraj reads, or of a directory of ``md``.
+    """Return every `stride`-th frame of one or several files, or of a directory of ``md``.
 
-    A file needs its `temperature` in K; a directory records it, and what its MD cost.
+    Files need their `temperature` in K; a directory records it, and what its MD cost.
     """
-    path = Path(trajectory)
-    if not path.exists():
-        raise FileNotFoundError(f"trajectory: no such file or directory {path}")
-    if not path.is_dir():
+    paths = [Path(path) for path in _as_paths(trajectory)]
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"trajectory: no such file or directory {path}")
+        if path.is_dir() and len(paths) > 1:
+            raise ValueError(f"trajectory: expected files where several are given, got {path}")
+    if not paths[0].is_dir():
         if temperature is None:
-            raise ValueError(f"temperature: expected the temperature of {path} in K, got none")
-        return MDDataset.load(path, molecule, temperature, stride=stride)
+            names = ", ".join(map(str, paths))
+            raise ValueError(f"temperature: expected the temperature of {names} in K, got none")
+        return MDDataset.load(paths, molecule, temperature, stride=stride)
+    return _load_md(paths[0], molecule, temperature, stride)
+
+
+def _as_paths(trajectory: Any) -> list[PathLike]:
+    """Return one or several paths as a list."""
+    is_one = isinstance(trajectory, str | os.PathLike)
+    if not is_one and not isinstance(trajectory, list | tuple):
+        raise TypeError(f"trajectory: expected a path or several, got {trajectory!r}")
+    paths = [trajectory] if is_one else list(trajectory)
+    if not paths:
+        raise ValueError("trajectory: expected a path, got none")
+    for path in paths:
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(f"trajectory: expected a path, got {path!r}")
+        if not os.fspath(path):
+            raise ValueError("trajectory: expected a path, got an empty text")
+    return paths
+
+
+def _load_md(
+    path: Path, molecule: MolecularSystem, temperature: float | None, stride: int
+) -> MDDataset:
+    """Frames of a directory of ``md``."""
     if not (path / TRAJECTORY).is_file() or not (path / "config.json").is_file():
         raise ValueError(f"trajectory: {path} is not a directory of the md stage (no md.dcd in it)")
     config = read_md_config(path)
@@ -100,28 +138,65 @@ def load_trajectory(
     if temperature is not None and abs(temperature - recorded) > 1e-6:
         raise ValueError(f"temperature: {path} was run at {recorded} K, got {temperature} K")
     evaluations = int(config["progress"]["n_evaluations"])
-    trajectory = path / TRAJECTORY
-    return MDDataset.load(trajectory, molecule, recorded, stride=stride, n_evaluations=evaluations)
+    positions, name = load_frames(path / TRAJECTORY, molecule, stride)
+    dataset = MDDataset(
+        torch.from_numpy(positions), recorded, molecule, n_evaluations=evaluations, name=name
+    )
+    try:
+        check_ensemble(molecule, dataset.positions, recorded)
+    except ValueError as error:
+        if config["choices"].get("molecule") != molecule.fingerprint:
+            raise
+        # The System is this one: the dynamics were too short, or their time step too long.
+        logger.warning("%s: %s", path, error)
+    return dataset
 
 
 def check_enough_frames(dataset: MDDataset, molecule: MolecularSystem) -> None:
     """Refuse frames that are too few to split, or to fit the fixed layers of a flow on."""
-    n_train, least = len(dataset.split().train), 3 * molecule.n_atoms - 5  # a full covariance
+    least, needed = _least_training_frames(molecule), _least_frames(molecule)
+    advice = (
+        f"{molecule.n_atoms} atoms need {needed} frames or more, of which 8 in 10 are trained on: "
+        "more frames, or a smaller stride (--stride)"
+    )
+    try:
+        n_train = len(dataset.split().train)
+    except ValueError as error:
+        raise ValueError(f"{error}; {advice}") from None
     if n_train < least:
-        raise ValueError(
-            f"dataset: expected at least {least} frames to train on, got {n_train} "
-            f"of {len(dataset)}"
-        )
+        expected = f"expected at least {least} frames to train on, got {n_train} of {len(dataset)}"
+        raise ValueError(f"dataset: {expected}; {advice}")
 
 
 def check_enough_md(n_frames: int, stride: int, molecule: MolecularSystem) -> None:
     """Refuse MD of too few frames, before it is run."""
-    n = min(len(range(0, n_frames, stride)), 1000 * molecule.n_atoms)  # more are always enough
-    positions = torch.zeros(n, 1)  # only their number matters
+    n, needed = len(range(0, n_frames, stride)), _least_frames(molecule)
+    if n >= 2 * needed or _n_training_frames(n) >= _least_training_frames(molecule):
+        return
+    raise ValueError(
+        f"frames: {n_frames} with stride {stride} are too few: {_n_training_frames(n)} of {n} are "
+        f"trained on, expected at least {_least_training_frames(molecule)}; run MD of "
+        f"{stride * (needed - 1) + 1} frames or more (n_frames, --frames), or use a smaller stride "
+        "(--stride)"
+    )
+
+
+def _least_training_frames(molecule: MolecularSystem) -> int:
+    return 3 * molecule.n_atoms - 5  # a full covariance
+
+
+def _least_frames(molecule: MolecularSystem) -> int:
+    """Return the smallest number of frames with enough to train on."""
+    least = _least_training_frames(molecule)
+    return next(n for n in count(least) if _n_training_frames(n) >= least)
+
+
+def _n_training_frames(n_frames: int) -> int:
+    """Return how many of the frames are trained on; 0 where they are too few to split."""
     try:
-        check_enough_frames(MDDataset(positions, temperature=1.0), molecule)
-    except ValueError as error:
-        raise ValueError(f"frames: {n_frames} with stride {stride} are too few: {error}") from None
+        return len(MDDataset(torch.zeros(n_frames, 1), temperature=1.0).split().train)
+    except ValueError:
+        return 0
 
 
 def describe_frames(dataset: MDDataset, source: str) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def _run_stages(
 ) -> dict[str, Any]:
     """All stages, skipping what is complete."""
     seeds, sampling = Seeds(stage.choices["seed"]), settings.sampling
-    source = "shipped" if frames.trajectory is None else str(frames.trajectory)
+    source = frames.name
     if dataset is None:
         source = "MD"
         dataset = _simulate(stage, settings, seeds.next() % 2**31)

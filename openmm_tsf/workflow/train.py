@@ -11,6 +11,7 @@ from openmm_tsf.io.directory import open_output_directory
 from openmm_tsf.io.files import PathLike
 from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.frame_ensemble import check_ensemble
 from openmm_tsf.training import FitSettings, fit
 from openmm_tsf.training.checkpoint import load_best_weights
 from openmm_tsf.utils.random import Seeds
@@ -60,7 +61,8 @@ def train(
     FileExistsError, DirectoryInUse
         If `output` is not empty and not to be resumed, or another process writes to it.
     ValueError
-        If `output` was made with other settings, frames or molecule, or the frames are too few.
+        If `output` was made with other settings, frames or molecule; if the frames are too few, of
+        another handedness or, by the System's forces, of another temperature.
     """
     check_instance(flow_settings, "flow_settings", FlowSettings)
     check_instance(fit_settings, "fit_settings", FitSettings)
@@ -73,6 +75,8 @@ def train(
     if molecule is None:
         raise ValueError("dataset: expected frames of a molecule, got none")
     check_enough_frames(dataset, molecule)
+    if not dataset.name:  # those of a file were judged when it was read
+        check_ensemble(molecule, dataset.positions, dataset.temperature)
     with open_output_directory(output, resume=options.resume) as lock:
         recorded = resumed_choices(lock.directory, "train", options)
         recorded_part = partial(recorded_settings, lock.directory, "train")

@@ -45,12 +45,12 @@ def folder(molecule, frames, tmp_path_factory):
 
 
 TRAJECTORIES = [
-    ("few.dcd", r"path: mdtraj cannot read .*few\.dcd as a trajectory of 22 atoms"),
+    ("few.dcd", r"path: cannot read .*few\.dcd as a trajectory of 22 atoms"),
     ("few.pdb", r"path: expected the molecule's 22 atoms, got 10 in .*few\.pdb"),
     ("empty.dcd", r"path: expected frames, got the empty file .*empty\.dcd"),
-    ("text.dcd", r"path: mdtraj cannot read .*text\.dcd"),
-    ("header.dcd", r"path: mdtraj cannot read .*header\.dcd"),
-    ("a.npy", r"path: expected a trajectory that mdtraj reads \(.*\.dcd, .*\), got .*a\.npy"),
+    ("text.dcd", r"path: cannot read .*text\.dcd"),
+    ("header.dcd", r"path: cannot read .*header\.dcd"),
+    ("a.npy", r"path: expected a trajectory file \(.*\.dcd, .*\), got .*a\.npy"),
     ("a.xtc", r"path: .*a\.xtc is XTC, which rounds positions"),
     ("B.XTC", r"path: .*B\.XTC is XTC, which rounds positions"),
     ("order.pdb", r"in its order, got another in .*order\.pdb: atom 0 is ACE1-CH3, expected ACE1"),

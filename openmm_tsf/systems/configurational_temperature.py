@@ -1,0 +1,68 @@
+"""The temperature of frames, from the forces on them.
+
+In the Boltzmann ensemble of a smooth potential energy U, integration by parts gives
+
+    kT = <|grad U|^2> / <laplacian of U>
+
+(Rugh, Phys. Rev. Lett. 78, 772 (1997); Butler et al., J. Chem. Phys. 109, 6519 (1998)). Frames of
+another temperature have another ratio, and so have minimised frames and those of a System with
+other bonds or angles: stiff terms have the largest share. It holds within each basin, whatever the
+basins' populations. The Laplacian is Hutchinson's estimate z.Hz with random signs z, where Hz is a
+finite difference of forces.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from openmm_tsf.potentials import OpenMMPotential
+from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.units import KB
+from openmm_tsf.utils.random import seeded_generator
+
+#: nm; far below a bond's vibration, and far above the rounding of single precision.
+_DISPLACEMENT = 3e-4
+#: Blocks of frames for the standard error; fewer than twice as many frames are not judged.
+_N_BLOCKS = 16
+#: Frames that are used: fewer for larger molecules, which have more degrees of freedom in each.
+_MOST_FRAMES, _LEAST_FRAMES, _ATOMS_IN_ALL = 256, 64, 6000
+
+
+class ConfigurationalTemperature(NamedTuple):
+    """A temperature and its standard error, in K."""
+
+    kelvin: float
+    error: float
+
+
+def measure_temperature(
+    molecule: MolecularSystem, positions: Tensor
+) -> ConfigurationalTemperature | None:
+    """Return the configurational temperature of frames [F, N, 3] (nm), or None if it has none.
+
+    There is none with fewer than 32 frames, or where the energy is not convex on average (free
+    particles).
+    """
+    if len(positions) < 2 * _N_BLOCKS:
+        return None
+    number = min(max(_ATOMS_IN_ALL // molecule.n_atoms, _LEAST_FRAMES), _MOST_FRAMES)
+    x = positions[torch.linspace(0, len(positions) - 1, min(number, len(positions))).long()]
+    x = x.detach().to("cpu", torch.float64)
+    signs = torch.randint(0, 2, x.shape, generator=seeded_generator(1)).to(x) * 2 - 1
+    # One thread of the CPU platform is fast for every Force, and always gives the same.
+    settings = {"Threads": "1", "DeterministicForces": "true"}
+    with OpenMMPotential(molecule.system, "CPU", settings, n_contexts=1) as potential:
+        forces = [
+            potential.energy_and_forces(x + shift * signs)[1]
+            for shift in (0.0, _DISPLACEMENT, -_DISPLACEMENT)
+        ]
+    squared = forces[0].square().sum(dim=(1, 2))
+    laplacian = ((forces[2] - forces[1]) * signs).sum(dim=(1, 2)) / (2 * _DISPLACEMENT)
+    if not float(laplacian.mean()) > 0:
+        return None
+    ratio = squared.mean() / laplacian.mean()
+    deviations = (squared - ratio * laplacian) / laplacian.mean()
+    blocks = torch.stack([block.mean() for block in deviations.tensor_split(_N_BLOCKS)])
+    errors = (values.std() / len(values) ** 0.5 for values in (deviations, blocks))
+    return ConfigurationalTemperature(float(ratio) / KB, max(map(float, errors)) / KB)

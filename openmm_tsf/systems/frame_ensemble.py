@@ -1,0 +1,82 @@
+"""Checks that frames are of the Boltzmann ensemble that a molecule's System has."""
+
+import logging
+
+import numpy as np
+from torch import Tensor
+
+from openmm_tsf.coordinates import InternalCoordinates
+from openmm_tsf.systems.configurational_temperature import measure_temperature
+from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.utils.topology import atom_label, bonds_of
+
+logger = logging.getLogger(__name__)
+
+#: Deviations of the temperature, relative and in standard errors, of which both must be exceeded.
+#: Leapfrog dynamics have 9 % more in bonds to hydrogen at a time step of 1 fs.
+_REFUSED, _WARNED = (0.2, 6.0), (0.05, 4.0)
+
+
+def check_ensemble(molecule: MolecularSystem, positions: Tensor, temperature: float) -> None:
+    """Refuse frames [F, N, 3] (nm) of another handedness, force field or temperature (K).
+
+    It takes about a second: for frames that come from outside, before work begins. Deviations of
+    the temperature that are significant, but small, are logged as a warning.
+    """
+    _check_handedness(molecule, positions)
+    _check_temperature(molecule, positions, temperature)
+
+
+def _check_handedness(molecule: MolecularSystem, positions: Tensor) -> None:
+    """Refuse frames in which a centre is the mirror image of the reference's."""
+    try:
+        layer = InternalCoordinates.from_topology(molecule.topology, molecule.positions)
+    except ValueError:
+        return  # without internal coordinates there is no flow, which says why
+    mirrored = layer.is_mirror_image(positions.to("cpu")).nonzero().flatten()
+    if not len(mirrored):
+        return
+    first = int(mirrored[0])
+    names = _inverted_centres(molecule, positions[first].cpu().numpy())
+    raise ValueError(
+        "positions: expected the handedness of the molecule's reference positions, but "
+        f"{len(mirrored)} of {len(positions)} frames have another; the first is frame {first}"
+        f"{', at ' if names else ''}{', '.join(names)}: give reference positions of the "
+        "stereoisomer that was simulated"
+    )
+
+
+def _inverted_centres(molecule: MolecularSystem, x: np.ndarray) -> list[str]:
+    """Return the names of atoms with four neighbours that span the opposite volume in x [N, 3]."""
+    neighbours: list[list[int]] = [[] for _ in range(molecule.n_atoms)]
+    for i, j in bonds_of(molecule.topology).tolist():
+        neighbours[i].append(j)
+        neighbours[j].append(i)
+    names = []
+    for atom, bonded in zip(molecule.topology.atoms(), neighbours, strict=True):
+        if len(bonded) == 4:
+            # The tetrahedron of the neighbours has the sign of the centre, even in bent frames.
+            corners = (frame[bonded[1:]] - frame[bonded[0]] for frame in (x, molecule.positions))
+            volume, reference = (float(np.linalg.det(corner)) for corner in corners)
+            if volume * reference < 0:
+                names.append(atom_label(atom))
+    return names
+
+
+def _check_temperature(molecule: MolecularSystem, positions: Tensor, temperature: float) -> None:
+    """Refuse frames that the System's forces show to be of another temperature."""
+    measured = measure_temperature(molecule, positions)
+    if measured is None:
+        return
+    relative = abs(measured.kelvin / temperature - 1)
+    significance = abs(measured.kelvin - temperature) / measured.error
+    message = (
+        f"temperature: expected frames of {temperature:g} K, but by this System's forces they are "
+        f"of {measured.kelvin:.0f} +- {measured.error:.0f} K (configurational temperature): "
+        "another temperature, unit or force field, frames that are minimised or not equilibrated, "
+        "or dynamics with a time step that is too long"
+    )
+    if relative > _REFUSED[0] and significance > _REFUSED[1]:
+        raise ValueError(message)
+    if relative > _WARNED[0] and significance > _WARNED[1]:
+        logger.warning("%s", message)
