@@ -1,6 +1,6 @@
 """The zoo: small molecules, odd peptides and variants of a System, from the doors to energies."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -103,7 +103,7 @@ def test_identity_and_dihedrals(name):
     assert sorted(molecule.dihedrals) == specimen.dihedrals.split()
     bonds = {frozenset(a.index for a in bond) for bond in specimen.topology.bonds()}
     for atoms in molecule.dihedrals.values():
-        assert all(frozenset(pair) in bonds for pair in zip(atoms, atoms[1:], strict=False))
+        assert all(frozenset(pair) in bonds for pair in pairwise(atoms))
     for frame in zoo.hot_frames(name)[::10]:
         other = MolecularSystem(specimen.system, specimen.topology, frame)
         assert other.fingerprint == molecule.fingerprint
