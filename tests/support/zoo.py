@@ -18,6 +18,7 @@ import openmm
 import openmm.app as app
 import openmm.unit as unit
 
+from openmm_tsf.systems.molecule import MolecularSystem
 from tests.support.molecules import Molecule, capped, disulfide, graph_molecule
 from tests.support.torch_cases import build
 
@@ -49,6 +50,8 @@ _ELECTRONEGATIVITY = {
     "S": 2.58, "Cl": 3.16, "Se": 2.55, "Br": 2.96, "Xe": 2.6, None: 2.5,
 }  # fmt: skip
 _LINEAR = np.deg2rad(175.0)
+#: Elements that have a handedness with four neighbours.
+_TETRAHEDRAL = ("B", "C", "N", "Si", "P", "S", None)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,10 @@ class Specimen:
     topology: app.Topology
     positions: np.ndarray
     dihedrals: str = ""
+
+    def molecule(self) -> MolecularSystem:
+        """Return it as the package takes it."""
+        return MolecularSystem(self.system, self.topology, self.positions)
 
 
 @cache
@@ -112,6 +119,26 @@ def neighbours_of(topology: app.Topology) -> list[list[int]]:
         neighbours[first.index].append(second.index)
         neighbours[second.index].append(first.index)
     return neighbours
+
+
+def volumes(x: np.ndarray, specimen: Specimen) -> np.ndarray:
+    """Return the volumes [F, C, 4] that unit bonds span, of all four triples at each centre."""
+    neighbours = neighbours_of(specimen.topology)
+    triples = [
+        [(atom.index, *triple) for triple in combinations(neighbours[atom.index], 3)]
+        for atom in specimen.topology.atoms()
+        if len(neighbours[atom.index]) == 4
+        and (atom.element and atom.element.symbol) in _TETRAHEDRAL
+    ]
+    atoms = np.array(triples, dtype=int).reshape(-1, 4, 4)
+    bonds = x[:, atoms[..., 1:]] - x[:, atoms[..., :1]]
+    return np.linalg.det(bonds / np.linalg.norm(bonds, axis=-1, keepdims=True))
+
+
+def has_inverted_centre(x: np.ndarray, specimen: Specimen) -> np.ndarray:
+    """Return whether all four triples of any centre have turned their sign, [F]."""
+    signs = np.sign(volumes(specimen.positions[None], specimen))
+    return (volumes(x, specimen) * signs < 0).all(axis=-1).any(axis=-1)
 
 
 def _bonds(entry: Mapping[str, Any]) -> list[tuple[int, int]]:

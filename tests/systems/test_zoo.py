@@ -1,6 +1,6 @@
 """The zoo: small molecules, odd peptides and variants of a System, from the doors to energies."""
 
-from itertools import combinations, pairwise
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,37 +15,11 @@ from tests.support.torch_cases import errors, reference_values
 from tests.support.zoo_variants import ETHANOL, NOT_COVERED, VARIANTS, variant
 
 NAMES = (*zoo.SMALL, *zoo.PEPTIDES)
-#: Elements that have a handedness with four neighbours.
-TETRAHEDRAL = ("B", "C", "N", "Si", "P", "S", None)
-
-
-def volumes(x: np.ndarray, specimen: zoo.Specimen) -> np.ndarray:
-    """Return the volumes [F, C, 4] that unit bonds span, of all four triples at each centre."""
-    neighbours = zoo.neighbours_of(specimen.topology)
-    triples = [
-        [(atom.index, *triple) for triple in combinations(neighbours[atom.index], 3)]
-        for atom in specimen.topology.atoms()
-        if len(neighbours[atom.index]) == 4
-        and (atom.element and atom.element.symbol) in TETRAHEDRAL
-    ]
-    atoms = np.array(triples, dtype=int).reshape(-1, 4, 4)
-    bonds = x[:, atoms[..., 1:]] - x[:, atoms[..., :1]]
-    return np.linalg.det(bonds / np.linalg.norm(bonds, axis=-1, keepdims=True))
-
-
-def has_inverted_centre(x: np.ndarray, specimen: zoo.Specimen) -> np.ndarray:
-    """Return whether all four triples of any centre have turned their sign, [F]."""
-    signs = np.sign(volumes(specimen.positions[None], specimen))
-    return (volumes(x, specimen) * signs < 0).all(axis=-1).any(axis=-1)
 
 
 def distances(x: torch.Tensor) -> torch.Tensor:
     """Return the distances [F, N (N-1) / 2] between atoms."""
     return torch.stack([torch.pdist(frame) for frame in x])
-
-
-def as_molecule(specimen: zoo.Specimen) -> MolecularSystem:
-    return MolecularSystem(specimen.system, specimen.topology, specimen.positions)
 
 
 @pytest.fixture(params=NAMES)
@@ -59,7 +33,9 @@ def test_coordinates(name, metric):
     specimen = zoo.specimen(name)
     layer = InternalCoordinates.from_topology(specimen.topology, specimen.positions, metric)
     frames = np.concatenate([specimen.positions[None], zoo.hot_frames(name)])
-    assert not has_inverted_centre(frames, specimen).any(), "the case itself: an inverted centre"
+    assert not zoo.has_inverted_centre(frames, specimen).any(), (
+        "the case itself: an inverted centre"
+    )
     x = torch.tensor(frames)
     u, log_det = layer.inverse_and_log_det(x)
     assert log_det.isfinite().all(), f"{int((~log_det.isfinite()).sum())} frames are outside"
@@ -71,8 +47,8 @@ def test_coordinates(name, metric):
     assert bool((log_det == log_det[0]).all()) == (metric == "volume")
     assert not layer.is_mirror_image(x).any()
     mirrored = torch.tensor(frames * [1.0, 1.0, -1.0])
-    is_inverted = torch.tensor(has_inverted_centre(mirrored.numpy(), specimen))
-    assert bool(is_inverted[0]) == (volumes(frames[:1], specimen).size > 0)
+    is_inverted = torch.tensor(zoo.has_inverted_centre(mirrored.numpy(), specimen))
+    assert bool(is_inverted[0]) == (zoo.volumes(frames[:1], specimen).size > 0)
     assert layer.is_mirror_image(mirrored)[is_inverted].all()
     _, log_det = layer.inverse_and_log_det(mirrored[is_inverted])
     assert (log_det == -torch.inf).all()
@@ -87,7 +63,7 @@ def test_energies(name):
 def check_energies(specimen: zoo.Specimen, frames: np.ndarray, kind: str) -> None:
     """Assert that energies and forces are the Reference platform's, and move with the molecule."""
     x = torch.tensor(frames)
-    potential = as_molecule(specimen).potential(kind)
+    potential = specimen.molecule().potential(kind)
     expected = reference_values(specimen.system, x)
     energies, forces = potential.energy_and_forces(x)
     assert max(errors((energies, forces), expected)) < 1e-7
@@ -99,7 +75,7 @@ def check_energies(specimen: zoo.Specimen, frames: np.ndarray, kind: str) -> Non
 def test_identity_and_dihedrals(name):
     """The same molecule in every conformation; backbone dihedrals only where there are some."""
     specimen = zoo.specimen(name)
-    molecule = as_molecule(specimen)
+    molecule = specimen.molecule()
     assert sorted(molecule.dihedrals) == specimen.dihedrals.split()
     bonds = {frozenset(a.index for a in bond) for bond in specimen.topology.bonds()}
     for atoms in molecule.dihedrals.values():
@@ -116,7 +92,7 @@ def test_variants(name):
     specimen = variant(name)
     base = "ethanol" if name in ETHANOL else "capped_GLY"
     frames = zoo.hot_frames(base)[::10]
-    molecule = as_molecule(specimen)
+    molecule = specimen.molecule()
     assert sorted(molecule.dihedrals) == specimen.dihedrals.split()
     kind = type(molecule.potential()).__name__
     assert kind == ("OpenMMPotential" if name in NOT_COVERED else "TorchPotential")
