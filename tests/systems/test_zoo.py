@@ -1,4 +1,4 @@
-"""The zoo: small molecules, odd peptides and variants of a System, from the doors to energies."""
+"""The zoo: small molecules, odd peptides and variants of a System: accepted, placed, evaluated."""
 
 from itertools import pairwise
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from openmm_tsf.coordinates import InternalCoordinates
+from openmm_tsf.potentials import OpenMMPotential, Potential, TorchPotential
 from openmm_tsf.systems.equivalent_hydrogens import equivalent_hydrogens
 from openmm_tsf.systems.molecule import MolecularSystem
 from tests.support import zoo
@@ -57,13 +58,12 @@ def test_coordinates(name, metric):
 def test_energies(name):
     """They are OpenMM's, in any pose."""
     specimen = zoo.specimen(name)
-    check_energies(specimen, zoo.hot_frames(name)[::5], "torch")
+    check_energies(specimen.molecule().potential("torch"), specimen, zoo.hot_frames(name)[::5])
 
 
-def check_energies(specimen: zoo.Specimen, frames: np.ndarray, kind: str) -> None:
+def check_energies(potential: Potential, specimen: zoo.Specimen, frames: np.ndarray) -> None:
     """Assert that energies and forces are the Reference platform's, and move with the molecule."""
     x = torch.tensor(frames)
-    potential = specimen.molecule().potential(kind)
     expected = reference_values(specimen.system, x)
     energies, forces = potential.energy_and_forces(x)
     assert max(errors((energies, forces), expected)) < 1e-7
@@ -94,9 +94,9 @@ def test_variants(name):
     frames = zoo.hot_frames(base)[::10]
     molecule = specimen.molecule()
     assert sorted(molecule.dihedrals) == specimen.dihedrals.split()
-    kind = type(molecule.potential()).__name__
-    assert kind == ("OpenMMPotential" if name in NOT_COVERED else "TorchPotential")
-    check_energies(specimen, frames, "auto")
+    potential = molecule.potential()
+    assert type(potential) is (OpenMMPotential if name in NOT_COVERED else TorchPotential)
+    check_energies(potential, specimen, frames)
     # The coordinates do not depend on the Forces, only the equivalence of hydrogens does.
     layer = InternalCoordinates.from_topology(
         specimen.topology, specimen.positions, equivalent=equivalent_hydrogens(molecule)
