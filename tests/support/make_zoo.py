@@ -27,9 +27,13 @@ SMALL = {
     "butadiene": "C=CC=C",
     # linear groups
     "propyne": "CC#C",
+    "butyne": "CC#CC",
+    "pentadiyne": "CC#CC#C",
     "vinylacetylene": "C=CC#C",
     "acetonitrile": "CC#N",
+    "acetonitrile_oxide": "CC#[N+][O-]",
     "malononitrile": "N#CCC#N",
+    "benzonitrile": "N#Cc1ccccc1",
     "methyl_azide": "CN=[N+]=[N-]",
     "hydrazoic_acid": "N=[N+]=[N-]",
     "allene": "C=C=C",

@@ -83,31 +83,25 @@ def specimen(name: str) -> Specimen:
 
 @cache
 def hot_frames(name: str) -> np.ndarray:
-    """Return 50 frames [50, N, 3] of Langevin dynamics of a molecule at 600 K."""
-    return dynamics(specimen(name), n_frames=50)
-
-
-def dynamics(
-    molecule: Specimen, n_frames: int, temperature: float = 600.0, interval: int = 20
-) -> np.ndarray:
-    """Return frames [n_frames, N, 3] of Langevin dynamics on the Reference platform.
+    """Return 50 frames [50, N, 3] of Langevin dynamics of a molecule at 600 K.
 
     A CustomGBForce, a hundred times as slow as the rest, is left out.
     """
-    integrator = openmm.LangevinMiddleIntegrator(temperature, 10.0, 0.0005)
-    integrator.setRandomNumberSeed(1)
+    molecule = specimen(name)
     system = openmm.XmlSerializer.clone(molecule.system)
     for index in reversed(range(system.getNumForces())):
         if isinstance(system.getForce(index), openmm.CustomGBForce):
             system.removeForce(index)
+    integrator = openmm.LangevinMiddleIntegrator(600.0, 10.0, 0.0005)
+    integrator.setRandomNumberSeed(1)
     context = openmm.Context(system, integrator, openmm.Platform.getPlatform("Reference"))
     context.setPositions(molecule.positions)
     openmm.LocalEnergyMinimizer.minimize(context, 10.0, 50)
-    context.setVelocitiesToTemperature(temperature, 1)
-    integrator.step(10 * interval)
+    context.setVelocitiesToTemperature(600.0, 1)
+    integrator.step(200)
     frames = []
-    for _ in range(n_frames):
-        integrator.step(interval)
+    for _ in range(50):
+        integrator.step(20)
         frames.append(context.getState(positions=True).getPositions(asNumpy=True)._value)
     return np.array(frames)
 
