@@ -1,6 +1,7 @@
 """Molecules for the tests, built offline from what OpenMM and openmmtools ship."""
 
 import random
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from io import StringIO
@@ -96,19 +97,23 @@ def protein_piece(first: int = 20, last: int = 44) -> Molecule:
 
 
 def graph_molecule(
-    bonds: list[tuple[int, int]], positions: np.ndarray, elements: str | None = None
+    bonds: list[tuple[int, int]], positions: np.ndarray, elements: Sequence[str] | None = None
 ) -> Molecule:
-    """Return a molecule of given bonds; one letter per atom (C, N, O, H), carbon by default."""
-    letters = elements or "C" * len(positions)
+    """Return a molecule of given bonds; a symbol per atom (* for no element), carbon by default."""
+    symbols = elements or "C" * len(positions)
     topology = app.Topology()
     residue = topology.addResidue("MOL", topology.addChain())
     atoms = [
-        topology.addAtom(f"{letter}{i}", app.element.get_by_symbol(letter), residue)
-        for i, letter in enumerate(letters)
+        topology.addAtom(f"{symbol}{i}", _element(symbol), residue)
+        for i, symbol in enumerate(symbols)
     ]
     for i, j in bonds:
         topology.addBond(atoms[i], atoms[j])
     return topology, positions
+
+
+def _element(symbol: str) -> app.Element | None:
+    return None if symbol == "*" else app.element.get_by_symbol(symbol)
 
 
 def random_tree(n_atoms: int, seed: int, n_rings: int = 0) -> Molecule:
