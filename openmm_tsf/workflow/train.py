@@ -60,7 +60,8 @@ def train(
     FileExistsError, DirectoryInUse
         If `output` is not empty and not to be resumed, or another process writes to it.
     ValueError
-        If `output` was made with other settings, frames or molecule, or the frames are too few.
+        If `output` was made with other settings, frames or molecule, the frames are too few, or
+        the energy of the molecule depends on its position or orientation.
     """
     check_instance(flow_settings, "flow_settings", FlowSettings)
     check_instance(fit_settings, "fit_settings", FitSettings)
@@ -72,6 +73,7 @@ def train(
     molecule = dataset.molecule
     if molecule is None:
         raise ValueError("dataset: expected frames of a molecule, got none")
+    molecule.check_pose_independent()
     check_enough_frames(dataset, molecule)
     with open_output_directory(output, resume=options.resume) as lock:
         recorded = resumed_choices(lock.directory, "train", options)
