@@ -13,6 +13,9 @@ from openmm_tsf.utils.topology import bonds_of
 
 logger = logging.getLogger(__name__)
 
+#: Atoms closer than this (nm) are bonded, whatever other terms they have.
+_MIN_UNBONDED = 0.16
+
 
 def add_bonds_of_system(
     topology: app.Topology, system: openmm.System, positions: np.ndarray
@@ -20,9 +23,9 @@ def add_bonds_of_system(
     """Add the System's bonds that a Topology lacks, as a PDB file without CONECT records leaves it.
 
     Two atoms with a bond term or a constraint are bonded if an angle term has them side by side.
-    Those that no angle has so (Urey-Bradley and 1-4 terms, restraints; the bonds of molecules
-    without angle terms) are bonded only where this joins two fragments, shortest first; in a System
-    without angles, always. `positions` [N, 3] are in nm.
+    Terms that no angle confirms (Urey-Bradley and 1-4 terms, restraints; bonds where angles are
+    terms of another kind) are bonds only where they join two fragments, shortest first, or are too
+    short for anything else; in a System without angles, always. `positions` [N, 3] are in nm.
     """
     known = {_pair(int(i), int(j)) for i, j in bonds_of(topology)}
     terms = set(_two_atom_terms(system)) - known
@@ -41,8 +44,8 @@ def add_bonds_of_system(
     for first, second in (*known, *new):
         fragment[root(first)] = root(second)
     for first, second in sorted(terms - sides, key=lambda pair: (length(pair), pair)):
-        joins = root(first) != root(second)
-        if (joins or not sides) and length((first, second)) <= MAX_BOND:
+        joins, distance = root(first) != root(second), length((first, second))
+        if distance <= (MAX_BOND if joins or not sides else _MIN_UNBONDED):
             fragment[root(first)] = root(second)
             new.append((first, second))
     atoms = list(topology.atoms())

@@ -192,6 +192,17 @@ def test_a_three_membered_ring_is_closed(with_angles):
     assert pairs(topology) == set(RING)
 
 
+def test_a_ring_is_closed_where_angles_are_terms_of_another_kind():
+    """As at planar atoms in AMOEBA: no angle term has the closing bond as a side."""
+    system, topology, positions = ring(with_angles=False)
+    angles = openmm.HarmonicAngleForce()
+    for first in range(3):
+        angles.addAngle(first, first + 1, first + 2, 2.0, 100.0)
+    system.addForce(angles)
+    add_bonds_of_system(topology, system, positions)
+    assert pairs(topology) == set(RING)
+
+
 def test_other_terms_of_two_atoms_are_no_bonds():
     """Urey-Bradley and 1-4 terms, a tether within and one to a far fragment."""
     system, topology, positions = ring(with_angles=True)
