@@ -33,7 +33,7 @@ _TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]*)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp"
 _ABANDONED_SECONDS = 86_400.0
 _MAX_JSON_BYTES = 64 * 2**20
 _MAX_JSON_DEPTH = 40
-_MAX_TEXT_BYTES = 2**30
+_MAX_TEXT_BYTES = 2**28
 #: Endings of files that are changed in place. All others are replaced, so that a hard link to them
 #: keeps its content.
 _IN_PLACE = (".dcd", ".lock")
