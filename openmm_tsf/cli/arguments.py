@@ -103,7 +103,9 @@ def _command(commands: Any, name: str, description: str) -> argparse.ArgumentPar
 
 def _molecule_arguments(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("molecule (default: alanine dipeptide)")
-    group.add_argument("--pdb", metavar="FILE", help="PDB file with all atoms")
+    group.add_argument(
+        "--pdb", metavar="FILE", help="PDB or mmCIF file with all atoms, without solvent"
+    )
     group.add_argument("--system", metavar="FILE", help="serialized OpenMM System (XML)")
     group.add_argument(
         "--forcefield",

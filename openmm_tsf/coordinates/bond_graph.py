@@ -65,7 +65,10 @@ class BondGraph:
             elif first.residue is not second.residue:
                 bridges |= {(i, j), (j, i)}
         if not any(neighbours):
-            hint = "Topology.createStandardBonds() adds those of standard residues, addBond others"
+            hint = (
+                "Topology.createStandardBonds() adds those of standard residues, addBond others; a "
+                "PDB file has them in CONECT records"
+            )
             raise ValueError(f"topology: expected bonds, got none; {hint}")
         names = tuple(atom_label(atom) for atom in atoms)
         _check_connected(neighbours, names)
@@ -232,4 +235,5 @@ def _check_connected(neighbours: Sequence[set[int]], names: Sequence[str]) -> No
     if len(fragments) > 1:
         shown = ", ".join([names[atom] for atom in fragments[:4]] + ["..."] * (len(fragments) > 4))
         got = f"{len(fragments)} fragments (starting at {shown})"
-        raise ValueError(f"topology: expected one molecule connected by bonds, got {got}")
+        hint = "other molecules must be left out, missing bonds added (CONECT records of PDB files)"
+        raise ValueError(f"topology: expected one molecule connected by bonds, got {got}; {hint}")

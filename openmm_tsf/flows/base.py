@@ -98,12 +98,20 @@ class AugmentedFlow(AugmentedMap):
         overlap
             Let these copies overlap at their boundaries instead of ending in a step
             (:meth:`openmm_tsf.coordinates.internal.InternalCoordinates.log_partition`).
+
+        Raises
+        ------
+        ValueError
+            If the molecule's energy depends on its position or orientation
+            (:meth:`openmm_tsf.MolecularSystem.check_pose_independent`), or a frame is a mirror
+            image.
         """
         if not isinstance(dataset, MDDataset):
             raise TypeError(f"dataset: expected an MDDataset, got {type(dataset).__name__}")
         layer, whitening, fingerprint = None, None, None
         d = int(dataset.positions[0].numel())
         if dataset.molecule is not None:
+            dataset.molecule.check_pose_independent()
             layer, whitening = fit_layers(dataset, metric, fold_methyls, overlap)
             d, fingerprint = layer.n_coordinates, dataset.molecule.fingerprint
         n_momenta = cls.default_momenta(d) if n_momenta is None else n_momenta

@@ -1,12 +1,14 @@
-"""Atomic writing of files, reading of JSON, and checks of links.
+"""Atomic writing of files, reading of JSON and of text, and checks of links.
 
 A file is written to a temporary file beside it, flushed to the disk, then renamed: it is complete
 or absent after a kill, on a full disk and after a crash of the machine. Links are never written
 through: a temporary file is always new, and the rename replaces a link.
 """
 
+import codecs
 import csv
 import errno
+import gzip
 import io
 import json
 import math
@@ -17,6 +19,7 @@ import shutil
 import socket
 import stat
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +33,7 @@ _TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]*)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp"
 _ABANDONED_SECONDS = 86_400.0
 _MAX_JSON_BYTES = 64 * 2**20
 _MAX_JSON_DEPTH = 40
+_MAX_TEXT_BYTES = 2**28
 #: Endings of files that are changed in place. All others are replaced, so that a hard link to them
 #: keeps its content.
 _IN_PLACE = (".dcd", ".lock")
@@ -128,6 +132,33 @@ def read_json(path: PathLike) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
+
+
+def read_text(path: PathLike, what: str) -> str:
+    """Read a text file of another program: UTF-8, UTF-16 or Latin-1, also compressed by gzip.
+
+    A byte order mark is left out and lines end with a newline. `what` it should be is for messages.
+    """
+    path = check_regular_file(path, what)
+    with open(path, "rb") as plain:
+        is_compressed = plain.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path) if is_compressed else open(path, "rb") as file:
+            content = file.read(_MAX_TEXT_BYTES + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: not a readable gzip file: {error}") from error
+    if len(content) > _MAX_TEXT_BYTES:
+        raise ValueError(f"{path}: expected at most {_MAX_TEXT_BYTES} bytes of text, got more")
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = content.decode("utf-16", "replace")
+    else:
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = content.decode("latin-1")
+    if "\0" in text:
+        raise ValueError(f"{path}: expected a {what}, got a binary file")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

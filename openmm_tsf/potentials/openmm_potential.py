@@ -73,7 +73,8 @@ class OpenMMPotential(MolecularPotential):
         for force in system.getForces():
             if force.usesPeriodicBoundaryConditions():
                 problem = f"expected no periodic box, but {force.getName()} uses one"
-                raise ValueError(f"system: {problem}; build it with nonbondedMethod=NoCutoff")
+                hint = "build it for the molecule alone, with nonbondedMethod=NoCutoff"
+                raise ValueError(f"system: {problem}; {hint}")
         self._xml = openmm.XmlSerializer.serialize(system)
         self._system = openmm.XmlSerializer.deserialize(self._xml)
         self._open(choose_platform(self._system, platform, platform_properties, n_contexts))

@@ -15,6 +15,7 @@ from openmm_tsf.sampling.consistency import (
     check_constants,
     check_distinct,
     check_domains,
+    check_pose,
     check_potentials,
     check_step_sizes,
     check_velocities,
@@ -78,6 +79,7 @@ class TemperingChain:
         for check in (check_distinct, check_step_sizes, check_domains):
             check(self.kernels.values())
         check_constants(self.kernels.values(), potential)
+        check_pose(self.kernels.values(), flow, molecule)
         self.reporters: list[Reporter] = []
         self.totals: dict[str, KernelInfo] = self._zero()
         self._state: WalkerState | None = None

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
+from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
-from openmm_tsf.sampling.kernels.base import Kernel
+from openmm_tsf.sampling.kernels.base import Kernel, SteerableMap
 from openmm_tsf.sampling.kernels.dynamics import DynamicsKernel
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.sampling.tuning import HasStepSize
+from openmm_tsf.systems.molecule import MolecularSystem
 
 #: The number of walkers on which two potentials are compared.
 _N_COMPARED = 4
@@ -69,6 +71,17 @@ def check_domains(kernels: Iterable[Kernel]) -> None:
                 f"kernels: {name} has flow=None and lets walkers leave the domain of the "
                 f"coordinates (mirror images) in which {bounded[0]} works; make it with flow=flow"
             )
+
+
+def check_pose(
+    kernels: Iterable[Kernel], flow: SteerableMap, molecule: MolecularSystem | None
+) -> None:
+    """Refuse flows of a molecule whose energy depends on its position or orientation."""
+    flows = [flow, *(getattr(kernel, "flow", None) for _, kernel in with_members(kernels))]
+    if molecule is not None and any(
+        isinstance(item, AugmentedFlow) and item.coordinates is not None for item in flows
+    ):
+        molecule.check_pose_independent()
 
 
 def check_step_sizes(kernels: Iterable[Kernel]) -> None:

@@ -38,7 +38,9 @@ class ParallelTempering(TemperingChain):
     molecule
         The molecule; None for a potential on R^d, which must then be given.
     flow
-        The flow, frozen: it must not change while sampling.
+        The flow, frozen: it must not change while sampling. A flow of a molecule needs an energy
+        that does not depend on position and orientation
+        (:meth:`openmm_tsf.MolecularSystem.check_pose_independent`).
     temperatures
         The ladder, ascending, K (or a Quantity). One rung is allowed.
     n_walkers, seed

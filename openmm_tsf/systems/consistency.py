@@ -1,7 +1,7 @@
 """Checks that a System, a Topology and positions are of one molecule, in one order, in nm."""
 
 from collections.abc import Iterable
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,70 @@ _WITHOUT_BONDS = (
     openmm.RBTorsionForce,
 )
 
+#: Elements of ions in solutions.
+_IONS = frozenset({
+    "Li", "Na", "K", "Rb", "Cs", "Mg", "Ca", "Sr", "Ba", "Mn", "Fe", "Co", "Ni", "Cu", "Zn", "Cd",
+    "F", "Cl", "Br", "I",
+})  # fmt: skip
+
 Pair = tuple[int, int]
+
+
+def check_no_solvent(topology: app.Topology, argument: str = "topology") -> None:
+    """Refuse (ValueError) a Topology with water or ions beside its molecule.
+
+    Water and ions are known by their elements and bonds, whatever their names: a fragment of one O
+    and two H (or of O alone, as in crystals), or of one metal or halogen. One that is the only
+    fragment is a molecule. Atoms of a residue without any bonds count as one fragment.
+    """
+    fragments = _fragments(topology)
+    kinds = [_solvent_kind(atoms) for atoms in fragments]
+    n_water, n_ions = kinds.count("water"), kinds.count("ion")
+    if len(fragments) < 2 or not n_water + n_ions:
+        return
+    first = next(atoms[0] for atoms, kind in zip(fragments, kinds, strict=True) if kind)
+    raise ValueError(
+        f"{argument}: expected one molecule without explicit solvent, got {n_water} water "
+        f"molecules and {n_ions} ions among {len(fragments)} fragments (the first is "
+        f"{atom_label(first)}); "
+        "strip them (openmm.app.Modeller has delete and deleteWater, mdtraj's Trajectory "
+        "remove_solvent), and use an implicit solvent instead: add implicit/obc2.xml to the files "
+        "of the force field, with nonbondedMethod=NoCutoff"
+    )
+
+
+def _fragments(topology: app.Topology) -> list[list[app.topology.Atom]]:
+    """Return atoms that bonds connect, or a residue without bonds."""
+    neighbours: dict[int, list[int]] = {atom.index: [] for atom in topology.atoms()}
+    for first, second in topology.bonds():
+        neighbours[first.index].append(second.index)
+        neighbours[second.index].append(first.index)
+    for residue in topology.residues():
+        members = [atom.index for atom in residue.atoms()]
+        if not any(neighbours[atom] for atom in members):
+            for first, second in pairwise(members):
+                neighbours[first].append(second)
+                neighbours[second].append(first)
+    atoms, fragments, seen = list(topology.atoms()), [], set()
+    for start in neighbours:
+        fragment, stack = [], [start]
+        while stack:
+            atom = stack.pop()
+            if atom not in seen:
+                seen.add(atom)
+                fragment.append(atoms[atom])
+                stack.extend(neighbours[atom])
+        if fragment:
+            fragments.append(fragment)
+    return fragments
+
+
+def _solvent_kind(atoms: list[app.topology.Atom]) -> str | None:
+    """Return whether a fragment is "water" or an "ion"; virtual sites have no element."""
+    symbols = sorted(atom.element.symbol for atom in atoms if atom.element is not None)
+    if symbols == ["O"] or [s.replace("D", "H") for s in symbols] == ["H", "H", "O"]:
+        return "water"
+    return "ion" if len(symbols) == 1 and symbols[0] in _IONS else None
 
 
 def check_same_molecule(system: openmm.System, topology: app.Topology) -> None:

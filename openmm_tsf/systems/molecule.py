@@ -19,7 +19,8 @@ from openmm_tsf.potentials.base import Potential
 from openmm_tsf.potentials.forces.base import NotCovered
 from openmm_tsf.potentials.openmm_potential import OpenMMPotential
 from openmm_tsf.potentials.torch_potential import TooLarge, TorchPotential
-from openmm_tsf.systems.consistency import check_reference, check_same_molecule
+from openmm_tsf.systems.consistency import check_no_solvent, check_reference, check_same_molecule
+from openmm_tsf.systems.pose import pose_dependent_force
 from openmm_tsf.units import as_positions
 from openmm_tsf.utils.topology import backbone_dihedrals
 
@@ -40,9 +41,12 @@ class MolecularSystem:
     ----------
     system
         The OpenMM System: not periodic, no constraints, virtual sites, thermostat, barostat or
-        fixed particles. A CMMotionRemover is allowed, and left out of the dynamics.
+        fixed particles. A CMMotionRemover is allowed, and left out of the dynamics. An energy that
+        depends on the molecule's position or orientation is for Cartesian kernels only: see
+        :meth:`check_pose_independent`.
     topology
-        Its Topology, bonds included, in the System's order of atoms.
+        Its Topology, bonds included, in the System's order of atoms. Water and ions are refused,
+        also the few of a hydrate; a water molecule or an ion alone is a molecule.
     positions
         One conformation [N, 3] in nm (or a Quantity), the reference for handedness.
 
@@ -74,6 +78,7 @@ class MolecularSystem:
         if not isinstance(self.topology, app.Topology):
             got = f"{type(self.topology).__name__} (mdtraj's has a method to_openmm)"
             raise TypeError(f"topology: expected an openmm.app.Topology, got {got}")
+        check_no_solvent(self.topology)
         n_atoms, number = self.system.getNumParticles(), self.topology.getNumAtoms()
         if number != n_atoms:
             raise ValueError(f"topology: expected the System's {n_atoms} atoms, got {number}")
@@ -98,7 +103,7 @@ class MolecularSystem:
                 hint = f"{force.getName()}; leave it out, the sampler sets the temperatures"
                 raise ValueError(f"system: thermostats are not supported, got {hint}")
             if force.usesPeriodicBoundaryConditions():
-                hint = "uses one; build the System with nonbondedMethod=NoCutoff"
+                hint = "uses one; build it for the molecule alone, with nonbondedMethod=NoCutoff"
                 raise ValueError(f"system: expected no periodic box, but {force.getName()} {hint}")
         for index in range(system.getNumParticles()):
             if system.isVirtualSite(index):
@@ -162,6 +167,33 @@ class MolecularSystem:
         signs = handedness_signs(self.positions, centres_of(self.topology))
         handedness = hashlib.sha256(digest.digest() + signs.astype("<i8").tobytes())
         return digest.hexdigest()[:_N_DIGITS] + handedness.hexdigest()[_N_DIGITS:]
+
+    def check_pose_independent(self) -> None:
+        """Refuse (ValueError) an energy that depends on the molecule's position or orientation.
+
+        A flow describes conformations without these, so that it would be trained and weighted with
+        the energies of an arbitrary pose. Whether energies change is tested with random rigid
+        motions, once; the message names the Force.
+
+        Examples
+        --------
+        >>> import openmm_tsf as tsf
+        >>> tsf.systems.alanine_dipeptide().check_pose_independent()
+        """
+        if self._pose_dependence is None:
+            return
+        name, change = self._pose_dependence
+        raise ValueError(
+            "molecule: expected an energy that does not depend on position and orientation, which "
+            f"a flow does not describe, but that of {name} changes by {change:.3g} kJ/mol when the "
+            "molecule is moved as a rigid body; leave this Force out, or restrain the conformation "
+            "instead (RMSDForce in a CustomCVForce, distances, dihedrals); Cartesian kernels and "
+            "MD sample the System as it is"
+        )
+
+    @cached_property
+    def _pose_dependence(self) -> tuple[str, float] | None:
+        return pose_dependent_force(self.system, self.positions)
 
     def potential(self, kind: str = "auto", **options: Any) -> Potential:
         """Return the best potential of this System on this machine; the choice is logged.

@@ -99,6 +99,8 @@ def fit(
 
     Raises
     ------
+    ValueError
+        If the energy of a dataset's molecule depends on its position or orientation.
     FloatingPointError
         If too many steps in a row have non-finite gradients.
 
@@ -154,6 +156,9 @@ def _check_arguments(
         raise ValueError("potential: expected one for lambda_max > 0 (or set lambda_max=0)")
     if potential is None and settings.estimator == "path":
         raise ValueError("potential: expected one for path gradients (or set estimator='direct')")
+    for dataset in datasets:
+        if potential is not None and dataset.molecule is not None:
+            dataset.molecule.check_pose_independent()
 
 
 class _Files:

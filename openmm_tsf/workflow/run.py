@@ -84,7 +84,8 @@ def run(
     FileExistsError, DirectoryInUse
         If `output` is not empty and not to be resumed, or another process writes to it.
     ValueError
-        If the frames do not fit the molecule, or the run that is resumed was another one.
+        If the frames do not fit the molecule, its energy depends on position or orientation, or
+        the run that is resumed was another one.
     KeyboardInterrupt
         After Ctrl-C, with everything written: in production the samples so far are analysed first.
     """
@@ -103,6 +104,7 @@ def run(
     settings = settings or preset("default")
     shipped = alanine_dipeptide()
     molecule = molecule or shipped
+    molecule.check_pose_independent()
     no_frames = frames.trajectory is None and molecule.fingerprint != shipped.fingerprint
     frames = replace(frames, simulate=frames.simulate or no_frames, stride=settings.stride)
     # Production needs no frames; they may be gone when it is resumed.

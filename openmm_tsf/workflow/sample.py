@@ -236,7 +236,8 @@ def sample(
     FileExistsError, DirectoryInUse
         If `output` is not empty and not to be resumed, or another process writes to it.
     ValueError
-        If the flow belongs to another molecule, or the run to resume does not fit.
+        If the flow belongs to another molecule, the molecule's energy depends on its position or
+        orientation, or the run to resume does not fit.
     KeyboardInterrupt
         After Ctrl-C, with everything written and analysed.
     """
@@ -253,6 +254,7 @@ def sample(
     if molecule is None:
         known = [f for f in (directory, home) if f is not None and holds_molecule(f)]
         molecule = read_molecule(known[0]) if known else alanine_dipeptide()
+    molecule.check_pose_independent()
     model = load_flow(file, molecule)
     costs = Costs()
     if home is not None and home != directory and (home / CONFIG).is_file():

@@ -61,8 +61,9 @@ def train(
     FileExistsError, DirectoryInUse
         If `output` is not empty and not to be resumed, or another process writes to it.
     ValueError
-        If `output` was made with other settings, frames or molecule; if the frames are too few, of
-        another handedness or, by the System's forces, of another temperature.
+        If `output` was made with other settings, frames or molecule; if the energy of the molecule
+        depends on its position or orientation; if the frames are too few, of another handedness or,
+        by the System's forces, of another temperature.
     """
     check_instance(flow_settings, "flow_settings", FlowSettings)
     check_instance(fit_settings, "fit_settings", FitSettings)
@@ -74,6 +75,7 @@ def train(
     molecule = dataset.molecule
     if molecule is None:
         raise ValueError("dataset: expected frames of a molecule, got none")
+    molecule.check_pose_independent()
     check_enough_frames(dataset, molecule)
     if not dataset.name:  # those of a file were judged when it was read
         check_ensemble(molecule, dataset.positions, dataset.temperature)
