@@ -1,12 +1,13 @@
 """Linear groups: any angle of the reference up to 180 degrees is accepted, and nothing is lost."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from openmm_tsf.coordinates import InternalCoordinates, ZMatrix
+from openmm_tsf.coordinates import InternalCoordinates, ZMatrix, bond_graph
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.systems.dataset import MDDataset
 from tests.coordinates.poses import rotation
@@ -102,6 +103,49 @@ def test_other_atoms_with_two_neighbours_are_not_linear(name):
     bonded = {frozenset((a.index, b.index)) for a, b in topology.bonds()}
     for row in zmatrix.rows[3:][~zmatrix.siblings[3:]].tolist():
         assert frozenset(row[2:]) in bonded
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_atoms_with_two_neighbours_may_be_linear(seed, monkeypatch):
+    """Of random molecules with rings, at random: the map stays a bijection, with all partners."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(5, 30))
+    neighbours: list[set[int]] = [set() for _ in range(n)]
+
+    def add_bond(i: int, j: int) -> None:
+        neighbours[i].add(j)
+        neighbours[j].add(i)
+
+    for i in range(1, n):
+        add_bond(i, int(rng.choice([k for k in range(max(0, i - 3), i) if len(neighbours[k]) < 4])))
+    for i, j in rng.integers(n, size=(2, 2)).tolist():
+        if i != j and max(len(neighbours[i]), len(neighbours[j])) < 4:
+            add_bond(i, j)
+    pairs = [i for i in range(n) if len(neighbours[i]) == 2]
+    linear = frozenset(i for i in pairs if rng.random() < 0.6)
+    monkeypatch.setattr(bond_graph, "find_linear_atoms", lambda *_: linear)
+    bonds = [(i, j) for i in range(n) for j in neighbours[i] if i < j]
+    layer = None
+    while layer is None:
+        molecule = graph_molecule(bonds, rng.normal(size=(n, 3)), "O" * n)
+        try:
+            layer = InternalCoordinates.from_topology(*molecule)
+        except ValueError as error:
+            if all(i in linear for i in range(n) if len(neighbours[i]) > 1):
+                assert "an angle that is not linear" in str(error)
+                return
+            assert "no linear angle" in str(error)  # other atoms, by chance: other positions
+    for _, atom, axis, partner in layer.zmatrix.rows[3:][~layer.zmatrix.siblings[3:]].tolist():
+        line = {atom, axis}  # and the atoms in line with them
+        while more := {j for i in line & linear for j in neighbours[i]} - line:
+            line |= more
+        assert axis not in linear or partner not in line
+    x = torch.tensor(rng.normal(size=(4, n, 3)))
+    u, log_det = layer.inverse_and_log_det(x)
+    assert (log_det == 0).all()
+    torch.testing.assert_close(layer.place(u, like=x), x, rtol=0, atol=1e-8)
+    again = InternalCoordinates.from_config(json.loads(json.dumps(layer.to_config())))
+    assert torch.equal(again.inverse_and_log_det(x)[0], u)
 
 
 def test_a_flow_is_fitted_to_dynamics_of_a_linear_group():

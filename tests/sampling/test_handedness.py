@@ -33,7 +33,7 @@ STIFFNESS = torch.tensor([2e4, 25.0, 0.0, 8.0], dtype=torch.float64)  # by kind,
 
 
 class FloppyCentre(Potential):
-    """U = sum k (r - r0)^2 / 2 + sum k (theta - theta0)^2 / 2 + sum k (1 - cos(offset - offset0))."""
+    """Sums of k (r - r0)^2 / 2, k (theta - theta0)^2 / 2 and k (1 - cos(offset - offset0))."""
 
     event_shape, boltzmann_constant = (5, 3), KB
 
