@@ -6,9 +6,9 @@ numbers; no model is built.
 
 from collections import Counter
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from types import NoneType
+from typing import TYPE_CHECKING
 
 import mdtraj
 import numpy as np
@@ -17,56 +17,45 @@ import numpy.typing as npt
 from openmm_tsf.analysis.statistics import Array, group_means
 from openmm_tsf.utils.topology import neighbours_of
 
+if TYPE_CHECKING:
+    from openmm_tsf.coordinates.chirality import Chirality
+
 Indices = npt.NDArray[np.int64]
 
-#: A centre flatter than this (volume of any three unit bonds) has no handedness.
-_FLAT = 0.05
 #: Windows of the full circle: 5 degrees each.
 _BINS = 72
 
 
 @dataclass(frozen=True)
 class Centres:
-    """Atoms with four neighbours, and their handedness."""
+    """Tetrahedral atoms, and their handedness."""
 
-    names: tuple[str, ...]  # of the centres, as mdtraj writes them: ``ALA2-CA``
-    atoms: Indices  # centre and three of its neighbours [C, 4, 4], for each of the four triples
-    signs: Array  # [C, 4] of the volumes that the triples span
+    names: tuple[str, ...]  # as mdtraj writes them: ``ALA2-CA``
+    chirality: "Chirality"
 
 
 def tetrahedral_centres(topology: mdtraj.Topology, positions: npt.ArrayLike) -> Centres:
-    """Return the atoms with exactly four bonds, with their handedness in positions [N, 3]."""
-    atoms = np.array(
-        [
-            [[atom, *triple] for triple in combinations(bonded, 3)]
-            for atom, bonded in enumerate(neighbours_of(topology))
-            if len(bonded) == 4
-        ],
-        dtype=np.int64,
-    ).reshape(-1, 4, 4)
-    volume = signed_volumes(np.asarray(positions, dtype=np.float64)[None], atoms)[0]
-    known = (np.abs(volume) > _FLAT).all(axis=1)
-    names = tuple(str(topology.atom(int(centre))) for centre in atoms[known, 0, 0])
-    return Centres(names, atoms[known], np.sign(volume[known]))
+    """Return the tetrahedral atoms that are not flat, with their handedness in positions [N, 3]."""
+    from openmm_tsf.coordinates.chirality import Chirality, find_centres, is_flat
 
-
-def signed_volumes(x: npt.ArrayLike, atoms: Indices) -> Array:
-    """Return the volumes [F, ...] of unit bonds from each centre to three neighbours [..., 4]."""
-    frames = np.asarray(x, dtype=np.float64)
-    bonds = frames[:, atoms[..., 1:]] - frames[:, atoms[..., :1]]
-    bonds /= np.linalg.norm(bonds, axis=-1, keepdims=True)
-    first, second, third = np.moveaxis(bonds, -2, 0)
-    return np.asarray(np.sum(np.cross(first, second) * third, axis=-1))
+    reference = np.asarray(positions, dtype=np.float64)
+    elements = [atom.element.symbol if atom.element else None for atom in topology.atoms]
+    centres = find_centres(neighbours_of(topology), elements)
+    centres = centres[~is_flat(reference, centres)]
+    names = [str(atom) for atom in topology.atoms]
+    chirality = Chirality.from_reference(centres, reference, names)
+    return Centres(tuple(names[centre] for centre in centres[:, 0]), chirality)
 
 
 def is_mirrored(x: npt.ArrayLike, centres: Centres) -> npt.NDArray[np.bool_]:
     """Return whether each centre has the opposite handedness in each frame, [F, C].
 
-    All four triples of its neighbours must span volumes of the opposite sign: a single triple may
-    flip in hot, bent frames whose handedness is not in doubt.
+    The rule is that of the flow's domain: see :mod:`openmm_tsf.coordinates.chirality`.
     """
-    opposite = signed_volumes(x, centres.atoms) * centres.signs < 0
-    return np.asarray(opposite.all(axis=-1))
+    import torch
+
+    frames = torch.tensor(np.asarray(x, dtype=np.float64))
+    return np.asarray((centres.chirality.similarity(frames) <= 0).T.numpy())
 
 
 def peptide_bonds(topology: mdtraj.Topology) -> tuple[tuple[str, ...], Indices]:

@@ -13,7 +13,7 @@ import openmm.app as app
 from openmm_tsf.coordinates.chirality import find_centres, is_tetrahedral
 from openmm_tsf.coordinates.linear_groups import find_linear_atoms
 from openmm_tsf.units import as_positions
-from openmm_tsf.utils.topology import atom_label, bonds_of
+from openmm_tsf.utils.topology import atom_label, neighbours_of
 
 #: Angles closer than this to 0 or pi (radians) leave a dihedral angle about their bonds undefined,
 #: at atoms with more than two neighbours: these keep such an angle.
@@ -204,13 +204,8 @@ class BondGraph:
 
 def centres_of(topology: app.Topology) -> np.ndarray:
     """Return the tetrahedral atoms of a Topology with their neighbours in order, int [C, 5]."""
-    atoms = list(topology.atoms())
-    neighbours: list[set[int]] = [set() for _ in atoms]
-    for first, second in bonds_of(topology):
-        neighbours[first].add(int(second))
-        neighbours[second].add(int(first))
-    elements = [None if atom.element is None else atom.element.symbol for atom in atoms]
-    return find_centres([sorted(bonded) for bonded in neighbours], elements)
+    elements = [atom.element and atom.element.symbol for atom in topology.atoms()]
+    return find_centres(neighbours_of(topology), elements)
 
 
 def _is_backbone(first: app.topology.Atom, second: app.topology.Atom) -> bool:

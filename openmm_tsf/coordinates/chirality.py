@@ -65,6 +65,12 @@ def handedness_signs(positions: np.ndarray, centres: np.ndarray) -> np.ndarray:
     return np.asarray(unit.sum(dim=0).sign().to(torch.int64).numpy())
 
 
+def is_flat(positions: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Whether each centre [C, 5] lies in one plane with its neighbours in positions [N, 3]."""
+    unit, _ = _reference_volumes(positions, centres)
+    return np.asarray((unit.abs().amax(dim=0) < FLAT_TOLERANCE).numpy())
+
+
 def _reference_volumes(positions: np.ndarray, centres: np.ndarray) -> tuple[Tensor, Tensor]:
     """Volumes [4, C] of unit bonds, and of bonds in nm, in positions [N, 3]."""
     bonds = _bonds(torch.tensor(np.array(positions, dtype=np.float64))[None], torch.tensor(centres))
@@ -107,8 +113,8 @@ class Chirality(nn.Module):
         ValueError if a centre is flat there (it is named, by the `names` of the atoms).
         """
         unit, volumes = _reference_volumes(positions, centres)
-        for flat in (unit.abs().amax(dim=0) < FLAT_TOLERANCE).nonzero()[:, 0].tolist():
-            atoms = f"{names[centres[flat, 0]]} and its four neighbours lie in one plane"
+        for atom in centres[is_flat(positions, centres), 0]:
+            atoms = f"{names[atom]} and its four neighbours lie in one plane"
             expected = "tetrahedral centres with a handedness"
             raise ValueError(f"positions: expected {expected}, but {atoms}")
         # Lengths of the reference, so that the comparison needs none: unit / volumes.
@@ -142,6 +148,8 @@ class Chirality(nn.Module):
         Relative to a power of the lengths of bonds, so that it is bounded: 1 for a regular
         tetrahedron that is mirrored.
         """
+        if not bool(self.is_mirrored(x.detach()).any()):
+            return x.new_zeros(len(x))  # without the gradient of zeros
         bonds = _bonds(x, self.centres)
         largest = self.weights.abs().sum(dim=1)[:, None] * dot(bonds, bonds).sum(dim=0).pow(1.5)
         violation = torch.relu(-_REGULAR * self._similarity(bonds) / largest)

@@ -345,11 +345,11 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         beyond their branch in radians, and centres that are mirrored (1 for a mirror image). Zero
         with zero gradient inside, continuously differentiable.
         """
-        clamped, penalty = self._clamp(u)
+        clamped, penalty = self.clamp(u)
         return clamped, penalty + self.chirality.penalty(self._build(clamped))
 
-    def _clamp(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`regularise` without the penalty for handedness."""
+    def clamp(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`regularise`, without the penalty for handedness, which takes conformations."""
         self._check_u(u)
         bonds, angles, torsions = self._split(u)
         scale, cuts = self.reference_bonds, self.branch_cuts
@@ -361,7 +361,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
 
     def forward_regularised(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Conformations x [B, N, 3] and penalty [B] of :meth:`regularise`, finite for any u."""
-        clamped, penalty = self._clamp(u)
+        clamped, penalty = self.clamp(u)
         x = self._build(clamped)
         return x, penalty + self.chirality.penalty(x)
 

@@ -48,7 +48,7 @@ class Target:
         if layer is not None:
             u = x
             if not layer.is_constant_log_det:
-                total = total + layer.log_abs_det(layer.regularise(u)[0])
+                total = total + layer.log_abs_det(layer.clamp(u)[0])
             x, penalty = layer.forward_regularised(u)
             penalty = PENALTY * penalty
             if flow.overlap:

@@ -13,10 +13,10 @@ from openmm_tsf.analysis.frame_checks import (
     measure_leak,
     peptide_bonds,
     read_branches,
-    signed_volumes,
     tetrahedral_centres,
 )
 from openmm_tsf.analysis.monitor import monitor
+from openmm_tsf.coordinates.chirality import triple_volumes
 from openmm_tsf.coordinates.internal import InternalCoordinates
 from openmm_tsf.flows.serialization import FILE_FORMAT, write_flow_file
 from tests.support.fabricate import chain_positions, four_atoms, write_frames, write_run
@@ -141,13 +141,16 @@ def test_a_bent_centre_is_not_mirrored(molecule):
     topology, x = molecule.mdtraj_topology, np.asarray(molecule.positions)
     centres = tetrahedral_centres(topology, x)
     k = centres.names.index("ALA2-CA")
-    centre, *lowest = centres.atoms[k, 0]
+    centre, *neighbours = centres.chirality.centres[k].tolist()
+    lowest = neighbours[:3]
     bent = x.copy()
     normal = np.cross(x[lowest[1]] - x[lowest[0]], x[lowest[2]] - x[lowest[0]])
     normal *= np.sign(normal @ (x[centre] - x[lowest[0]])) / np.linalg.norm(normal)
     height = normal @ (x[centre] - x[lowest[0]])
     bent[centre] -= (height + 0.005) * normal
-    flipped = signed_volumes(bent[None], centres.atoms[k])[0] * centres.signs[k] < 0
+    bonds = np.stack([x, bent])[:, neighbours] - np.stack([x, bent])[:, [centre]]
+    volumes = triple_volumes(torch.tensor(bonds.transpose(2, 1, 0)[:, :, None]))[:, 0]
+    flipped = volumes.prod(dim=1) < 0
     assert flipped.tolist() == [True, False, False, False]
     frames = np.stack([x, bent, x * [1, 1, -1], bent * [1, 1, -1]])
     assert is_mirrored(frames, centres)[:, k].tolist() == [False, False, True, False]

@@ -93,9 +93,8 @@ def test_dynamics_without_metropolis_is_nearly_exact(case, openmm_potential, lan
     generator = seeded_generator(6)
     state = case.start(1500, generator)
     kernel = langevin(n_steps=10, timestep=0.004, metropolized=False)
-    new, totals = exact.apply([kernel], state, generator, times=4)
+    new, _ = exact.apply([kernel], state, generator, times=4)
     assert not kernel.exact
-    assert totals["local"].mirror_images > 0
     exact.assert_exact(case.scores(new))
     exact.assert_energies_are_stored(openmm_potential, new)
 

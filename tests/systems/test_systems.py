@@ -9,8 +9,12 @@ import openmm.unit as unit
 import pytest
 from openmm import TwoParticleAverageSite
 
+from openmm_tsf.analysis.reference import has_reference
+from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.library import alanine_dipeptide
-from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.systems.molecule import MolecularSystem, is_stereoisomer
+from tests.support.molecules import capped as capped_residue
+from tests.support.strained import dynamics, harmonic, ring
 
 
 def changed(molecule, change):
@@ -46,6 +50,64 @@ def test_fingerprint_depends_on_the_system_but_not_on_the_version(molecule, monk
     monkeypatch.setattr(openmm.XmlSerializer, "serialize", upgraded)
     again = MolecularSystem(molecule.system, molecule.topology, molecule.positions)
     assert again.fingerprint == molecule.fingerprint
+
+
+def with_inverted_side_chain(topology, positions):
+    """Return positions with the second residue's atoms beyond CB reflected in a plane by CA, CB."""
+    atoms = {atom.name: atom.index for atom in topology.atoms() if atom.residue.index == 1}
+    beta, x = positions[atoms["CB"]], positions.copy()
+    normal = np.cross(positions[atoms["CA"]] - beta, [0.3, 0.2, 0.1])
+    normal /= np.linalg.norm(normal)
+    beyond = [i for name, i in atoms.items() if name[1:2] in ("B", "G", "D") and name != "CB"]
+    x[beyond] -= 2 * ((x[beyond] - beta) @ normal)[:, None] * normal
+    return x
+
+
+def test_fingerprint_depends_on_the_handedness_but_not_on_the_conformation(molecule):
+    system, topology = molecule.system, molecule.topology
+    mirrored = MolecularSystem(system, topology, molecule.positions * [1, 1, -1])
+    assert is_stereoisomer(mirrored.fingerprint, molecule.fingerprint)
+    assert not has_reference(mirrored.fingerprint)
+    assert has_reference(molecule.fingerprint)
+    for frame in MDDataset.shipped(molecule, stride=800).positions.numpy():  # of 600 K
+        assert MolecularSystem(system, topology, frame).fingerprint == molecule.fingerprint
+    # Exchanged hydrogens of a methyl group: to the coordinates, another molecule.
+    x = molecule.positions.copy()
+    x[[12, 13]] = x[[13, 12]]
+    exchanged = MolecularSystem(system, topology, x)
+    assert is_stereoisomer(exchanged.fingerprint, molecule.fingerprint)
+    assert exchanged.fingerprint != mirrored.fingerprint
+    x[[11, 12, 13]] = molecule.positions[[12, 13, 11]]  # rotated by a third
+    assert MolecularSystem(system, topology, x).fingerprint == molecule.fingerprint
+    heavier = changed(molecule, lambda system: system.setParticleMass(0, 4.0))
+    assert not is_stereoisomer(heavier.fingerprint, molecule.fingerprint)
+
+
+def test_fingerprints_of_diastereomers_differ():
+    topology, positions = capped_residue("ILE")
+    system = app.ForceField("amber14-all.xml").createSystem(topology)
+    allo = with_inverted_side_chain(topology, positions)
+    shapes = {
+        name: MolecularSystem(system, topology, x).fingerprint
+        for name, x in (
+            ("isoleucine", positions),
+            ("alloisoleucine", allo),
+            ("their mirror images", -positions),
+            ("and the other", -allo),
+        )
+    }
+    assert len(set(shapes.values())) == 4
+    assert len({fingerprint[:48] for fingerprint in shapes.values()}) == 1
+
+
+@pytest.mark.parametrize("name", ["spiropentane", "quadricyclane"])
+def test_hot_frames_of_small_rings_have_one_fingerprint(name):
+    molecule = harmonic(ring(name))
+    prints = {
+        MolecularSystem(molecule.system, molecule.topology, frame).fingerprint
+        for frame in dynamics(molecule, 600.0, 60)
+    }
+    assert prints == {molecule.fingerprint}
 
 
 def peptide(n_residues, capped):

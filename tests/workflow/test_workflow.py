@@ -366,6 +366,24 @@ def test_another_system_has_no_reference(tmp_path):
     assert len(load_trajectory(tmp_path / "run" / "md", molecule)) == 150
 
 
+def test_the_mirror_image_of_the_default_is_another_molecule(molecule, tmp_path):
+    """D-alanine dipeptide gets neither the frames nor the reference of L."""
+    mirrored = tsf.MolecularSystem(
+        molecule.system, molecule.topology, molecule.positions * [1, 1, -1]
+    )
+    short = replace(TINY, stride=1, n_rounds=0)
+    summary = run(tmp_path / "run", short, molecule=mirrored, options=QUIET)
+    assert "comparison" not in summary
+    assert summary["monitor"]["wrong_handedness"]["centres"] == []
+    frames = load_trajectory(tmp_path / "run" / "md", mirrored)
+    assert len(frames) == 150
+    frames = replace(frames, molecule=molecule)
+    with pytest.raises(ValueError, match="another handedness"):
+        train(frames, tmp_path / "train", TINY.flow, FIT, options=QUIET)
+    with pytest.raises(ValueError, match="another stereoisomer"):
+        sample(tmp_path / "run", tmp_path / "sample", molecule=molecule, options=QUIET)
+
+
 def test_invalid_settings_are_refused():
     assert preset("quick").sampling.n_walkers < preset("default").sampling.n_walkers
     few = SamplingSettings(n_walkers=2)
