@@ -13,7 +13,7 @@ N_ATOMS = len(ZIGZAG)
 
 
 def chain_of(
-    custom: bool = False, length: float = 0.15, constant: float = CONSTANT
+    custom: bool = False, length: float = 0.15, constant: float = CONSTANT, barrier: float = 2.0
 ) -> tsf.MolecularSystem:
     """Return the chain, its bonds with harmonic terms or custom ones."""
     pairs = [(i, i + 1) for i in range(N_ATOMS - 1)]
@@ -34,7 +34,7 @@ def chain_of(
     for i in range(N_ATOMS - 2):
         angles.addAngle(i, i + 1, i + 2, 1.9, 400.0)
     for i in range(N_ATOMS - 3):
-        torsions.addTorsion(i, i + 1, i + 2, i + 3, 3, 0.0, 2.0)
+        torsions.addTorsion(i, i + 1, i + 2, i + 3, 3, 0.0, barrier)
     system.addForce(angles)
     system.addForce(torsions)
     return tsf.MolecularSystem(system, topology, positions)

@@ -12,10 +12,15 @@ import openmm_tsf as tsf
 from openmm_tsf.systems.configurational_temperature import measure_temperature
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.frame_ensemble import check_ensemble
+from openmm_tsf.systems.mean_torques import measure_torques
 from openmm_tsf.training import FitSettings
 from openmm_tsf.workflow.train import train
 from tests.support.chain import CONSTANT, chain_of, dynamics
+from tests.support.molecules import graph_molecule
 from tests.support.refusals import cases, refused
+
+#: Of the corners of a hexagon.
+ANGLES = np.arange(6) * np.pi / 3
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +96,45 @@ def test_small_deviations_are_a_warning(chain, frames, caplog):
         check_ensemble(chain, many, 500.0)
     (record,) = caplog.records
     assert "expected frames of 500 K" in record.getMessage()
+
+
+def test_other_torsions_are_a_warning(chain, frames, caplog):
+    """Stiff terms, and with them the configurational temperature, are the same."""
+    with caplog.at_level(logging.WARNING):
+        check_ensemble(chain, frames, 400.0)
+        assert not caplog.records
+        check_ensemble(chain_of(barrier=6.0), frames, 400.0)
+    (record,) = caplog.records
+    assert "torques, but about MOL1-C" in record.getMessage()
+    deviation = measure_torques(chain_of(barrier=6.0), frames, 400.0)
+    assert deviation.n_errors > 8
+    assert measure_torques(chain, frames, 400.0).n_errors < 4
+    assert measure_torques(chain, frames[:319], 400.0) is None
+
+
+def test_another_solvent_is_a_warning(molecule, caplog):
+    """The shipped frames are of implicit solvent."""
+    system = openmm.XmlSerializer.clone(molecule.system)
+    names = [type(force).__name__ for force in system.getForces()]
+    system.removeForce(names.index("GBSAOBCForce"))
+    vacuum = tsf.MolecularSystem(system, molecule.topology, molecule.positions)
+    with caplog.at_level(logging.WARNING):
+        MDDataset.shipped(vacuum, stride=20)
+    (record,) = caplog.records
+    assert "or solvent" in record.getMessage()
+
+
+def test_rings_and_ends_do_not_turn(molecule):
+    """Seven bonds of alanine dipeptide have atoms beyond both ends; none has in a ring."""
+    x = MDDataset.shipped(molecule, stride=100).positions
+    assert measure_torques(molecule, x, 600.0).n_errors < 5
+    ring = np.array([[np.cos(a), np.sin(a), 0.1 * (-1) ** k] for k, a in enumerate(ANGLES)])
+    topology, positions = graph_molecule([(i, (i + 1) % 6) for i in range(6)], 0.14 * ring)
+    system = openmm.System()
+    for _ in range(6):
+        system.addParticle(12.0)
+    benzene = tsf.MolecularSystem(system, topology, positions)
+    assert measure_torques(benzene, torch.zeros(400, 6, 3), 300.0) is None
 
 
 def test_frames_without_a_temperature(chain):
