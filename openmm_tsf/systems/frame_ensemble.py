@@ -7,6 +7,7 @@ from torch import Tensor
 
 from openmm_tsf.coordinates import InternalCoordinates
 from openmm_tsf.systems.configurational_temperature import measure_temperature
+from openmm_tsf.systems.mean_torques import measure_torques
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.topology import atom_label, bonds_of
 
@@ -15,16 +16,31 @@ logger = logging.getLogger(__name__)
 #: Deviations of the temperature, relative and in standard errors, of which both must be exceeded.
 #: Leapfrog dynamics have 9 % more in bonds to hydrogen at a time step of 1 fs.
 _REFUSED, _WARNED = (0.2, 6.0), (0.05, 4.0)
+#: Standard errors of the largest mean torque; in equilibrium they are about 3 at most.
+_TORQUE_ERRORS = 6.0
 
 
 def check_ensemble(molecule: MolecularSystem, positions: Tensor, temperature: float) -> None:
-    """Refuse frames [F, N, 3] (nm) of another handedness, force field or temperature (K).
+    """Refuse frames [F, N, 3] (nm) of another handedness or, by the forces, temperature (K).
 
-    It takes about a second: for frames that come from outside, before work begins. Deviations of
-    the temperature that are significant, but small, are logged as a warning.
+    It takes a second or two: for frames that come from outside, before work begins. Significant but
+    small deviations of the temperature are logged as a warning, and mean torques that are not those
+    of equilibrium (another solvent, other torsions): sampling is exact with such frames, too, but
+    the flow learns another ensemble.
     """
     _check_handedness(molecule, positions)
     _check_temperature(molecule, positions, temperature)
+    deviation = measure_torques(molecule, positions, temperature)
+    if deviation is not None and deviation.n_errors > _TORQUE_ERRORS:
+        logger.warning(
+            "frames of %g K: expected the equilibrium of this System's torques, but about %s they "
+            "deviate by %.2f kT, %.0f standard errors: another force field (torsions, charges) or "
+            "solvent, another temperature, or biased or too short dynamics",
+            temperature,
+            deviation.bond,
+            abs(deviation.torque),
+            deviation.n_errors,
+        )
 
 
 def _check_handedness(molecule: MolecularSystem, positions: Tensor) -> None:

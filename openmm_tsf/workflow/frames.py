@@ -188,7 +188,8 @@ def _least_training_frames(molecule: MolecularSystem) -> int:
 def _least_frames(molecule: MolecularSystem) -> int:
     """Return the smallest number of frames with enough to train on."""
     least = _least_training_frames(molecule)
-    return next(n for n in count(least) if _n_training_frames(n) >= least)
+    first = max(least, int(least / 0.8) - 20)  # each of ten blocks rounds its number
+    return next(n for n in count(first) if _n_training_frames(n) >= least)
 
 
 def _n_training_frames(n_frames: int) -> int:
