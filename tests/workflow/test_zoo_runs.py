@@ -34,7 +34,7 @@ def settings(n_atoms: int):
         n_frames=60 + 4 * n_atoms, steps_per_frame=interval, n_equilibration_steps=20 * interval
     )
     sampling = SamplingSettings(
-        temperatures=LADDER_K, n_walkers=4, n_iterations=6, n_tuning=2, n_walk=2, local_interval=3
+        temperatures=LADDER_K, n_walkers=4, n_iterations=6, n_tuning=2, n_walk=1, local_interval=6
     )
     return replace(SETTINGS, md=md, n_rounds=0, sampling=sampling)
 
