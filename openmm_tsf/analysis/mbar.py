@@ -118,13 +118,15 @@ def solve_mbar(energy: Array, betas: Array) -> Array:
 
     Shirts and Chodera 2008, eq. 11. pymbar solves on at most 60 000 samples; Newton steps on all of
     them start from its solution. Where neighbouring rungs do not overlap, nothing determines the
-    difference of their f: it stays the trapezoid of ⟨U⟩ over β.
+    difference of their f: it stays the one at which half of their samples belong to each.
     """
     n, n_walkers, n_rungs = energy.shape
     if n_rungs == 1:
         return np.zeros(1)
-    mean = energy.mean(axis=(0, 1))
-    f = np.append(0.0, np.cumsum(0.5 * (mean[1:] + mean[:-1]) * np.diff(betas)))
+    # f_b - f_a = (β_b - β_a) median(U) of both rungs: half of the samples are more likely at each.
+    # A mean would be that of a single sample in a clash, and no rung would seem to overlap.
+    pairs = np.stack([energy[..., :-1], energy[..., 1:]])
+    f = np.append(0.0, np.cumsum(np.median(pairs, axis=(0, 1, 2)) * np.diff(betas)))
     information = _information(_memberships(energy, betas, f)[0])
     if np.linalg.eigvalsh(information)[0] > _SINGULAR * n * n_walkers:
         f = _solve_by_pymbar(energy, betas)
