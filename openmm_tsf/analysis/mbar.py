@@ -99,18 +99,31 @@ class Reweighted:
         ``variance`` is that of the observable at the target temperature. The errors are NaN where
         the mean depends on free energies between rungs that do not overlap.
         """
+        values = self._check(observable)
+        mean = float(np.sum(self.weights * values))
+        variance = float(np.sum(self.weights * (values - mean) * (values - mean)))
+        influence = self.influence(values)
+        if np.isnan(influence).any():
+            return MeanEstimate.without_error(mean, values.size, variance)
+        estimate = estimate_mean(influence)
+        return replace(estimate, value=mean, n_samples=values.size, variance=variance)
+
+    def influence(self, observable: npt.ArrayLike) -> Array:
+        """Return the influence [n, W] on the mean of an observable [n, W, R].
+
+        The error of the mean is that of the mean of this series. NaN where the mean depends on free
+        energies between rungs that do not overlap.
+        """
+        values = self._check(observable)
+        residual = self.weights * (values - float(np.sum(self.weights * values)))
+        n, n_walkers, _ = values.shape
+        return (residual.sum(axis=2) + self.mbar.influence_through_f(residual)) * (n * n_walkers)
+
+    def _check(self, observable: npt.ArrayLike) -> Array:
         values = np.asarray(observable, dtype=np.float64)
         if values.shape != self.weights.shape:
             raise ValueError(f"observable: expected shape {self.weights.shape}, got {values.shape}")
-        mean = float(np.sum(self.weights * values))
-        residual = self.weights * (values - mean)
-        variance = float(np.sum(residual * (values - mean)))
-        influence = residual.sum(axis=2) + self.mbar.influence_through_f(residual)
-        n, n_walkers, _ = values.shape
-        if np.isnan(influence).any():
-            return MeanEstimate.without_error(mean, values.size, variance)
-        estimate = estimate_mean(influence * (n * n_walkers))
-        return replace(estimate, value=mean, n_samples=values.size, variance=variance)
+        return values
 
 
 def solve_mbar(energy: Array, betas: Array) -> Array:
