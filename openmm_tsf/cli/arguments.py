@@ -81,7 +81,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--trajectory", metavar="PATH", help="frames to start from (default: draws of the flow)"
     )
     sample.add_argument("--temperature", type=float, help="temperature of --trajectory in K")
-    analyze.add_argument("output", metavar="DIR", help="run directory, complete or not")
+    analyze.add_argument("run", metavar="RUN", help="run directory, complete or not")
+    analyze.add_argument(
+        "--output",
+        metavar="DIR",
+        help="folder for the tables and plots (default: RUN, which is only read otherwise)",
+    )
     doctor.add_argument(
         "directory", nargs="?", metavar="DIR", help="directory of a stage to examine"
     )

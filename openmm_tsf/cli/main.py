@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with logging_redirect_tqdm(), _sigterm_like_ctrl_c(), _threads(args):
             status = COMMANDS[args.command](args)
     except KeyboardInterrupt:
-        where = f"; the results so far are in {args.output}" if "output" in args else ""
+        where = f"; the results so far are in {args.output}" if "resume" in args else ""
         say(f"openmm-tsf: interrupted{where}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
