@@ -1,6 +1,7 @@
 """Comparison of a run with the reference: z and χ² of means, Ramachandran distance."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,20 +81,23 @@ def compare(run: RunEstimates, reference: Reference) -> ReferenceComparison:
     rungs = [k for k in map(reference.rung, temperatures) if k is not None]
     not_compared = [float(t) for t in run.temperatures if reference.rung(t) is None]
     by_mbar = len(not_compared) == run.n_rungs
-    phi = run.dihedral_at_all_rungs("phi") > 0
+    phi, energy = run.dihedral_at_all_rungs("phi") > 0, run.segments.energy
     run.dihedral("psi", run.temperatures[0])  # raises if it was not recorded
     distances: tuple[RamachandranDistance, ...] = ()
+    series: list[npt.NDArray[Any]]
     if by_mbar:
         samples = [run.mbar().reweight(run.beta(t)) for t in temperatures]
         positive = [each.mean(phi) for each in samples]
-        energies = [each.mean(run.segments.energy) for each in samples]
-        phi_series = np.stack([each.influence(phi) for each in samples], axis=2)
-        energy_series = np.stack([each.influence(run.segments.energy) for each in samples], axis=2)
+        energies = [each.mean(energy) for each in samples]
+        series = [
+            np.stack([each.influence(values) for each in samples], axis=2)
+            for values in (phi, energy)
+        ]
     else:
         own = [run.rung(t) for t in temperatures]
         positive = [run.positive("phi", t) for t in temperatures]
         energies = [run.mean_energy(t) for t in temperatures]
-        phi_series, energy_series = phi[:, :, own], run.segments.energy[:, :, own]
+        series = [phi[:, :, own], energy[:, :, own]]
         distances = tuple(
             ramachandran_distance(
                 run.dihedral("phi", t),
@@ -109,13 +113,13 @@ def compare(run: RunEstimates, reference: Reference) -> ReferenceComparison:
         phi_positive=_compare_means(
             positive,
             [reference.phi_positive(k) for k in rungs],
-            phi_series,
+            series[0],
             reference.phi[:, None, rungs] > 0,
         ),
         energy=_compare_means(
             energies,
             [reference.mean_energy(k) for k in rungs],
-            energy_series,
+            series[1],
             reference.energy[:, None, rungs],
         ),
         ramachandran=distances,

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import openmm
-from tqdm.auto import tqdm
 
 from openmm_tsf.io.dcd import DCDWriter
 from openmm_tsf.io.files import write_arrays
 from openmm_tsf.io.npz import read_arrays
 from openmm_tsf.io.run_config import CONFIG
 from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.utils.progress import progress_bar
 from openmm_tsf.utils.signals import DeferredInterrupt
 from openmm_tsf.utils.validation import require_entry
 from openmm_tsf.workflow.record import read_stage_config
@@ -178,10 +178,10 @@ class MDSimulation:
         """Simulate until n_frames are written, or an interrupt."""
         settings, options = self.settings, self.stage.options
         title, total = f"MD at {settings.temperature:g} K", settings.n_frames
-        hidden = not options.progress
-        with tqdm(
-            total=total, initial=self.n_frames, desc=title, unit="frame", disable=hidden
-        ) as bar:
+        start, show = self.n_frames, options.progress
+        with progress_bar(title, total, unit="frame", initial=start, show=show) as bar:
+            if self.step < settings.n_equilibration_steps:
+                bar.set_postfix_str(f"{settings.n_equilibration_steps} steps before the first")
             while self.step < self._n_steps and not interrupt.requested:
                 done = self.n_frames + len(self._waiting)
                 frame = settings.n_equilibration_steps + (done + 1) * settings.steps_per_frame
