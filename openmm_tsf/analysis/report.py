@@ -42,8 +42,12 @@ def describe(summary: dict[str, Any]) -> str:
         costs = summary[key]
         row = "".join(f"{_count(costs[k]):>14}" for k in ("md", "training", "sampling"))
         lines.append(f"  {label:<20}{row}")
-    if (seconds := summary["wall_seconds"].get("compilation")) is not None:
-        lines.append(f"  {'of which compiling':<20}{_count(seconds):>14}")
+    for label, key in (
+        ("of which compiling", "compilation"),
+        ("expected at the start", "expected"),
+    ):
+        if (seconds := summary["wall_seconds"].get(key)) is not None:
+            lines.append(f"  {label:<20}{_count(seconds):>14}")
     notes = [*summary["monitor"]["notes"], *_reweighted(summary)]
     if notes:
         lines += ["", "notes", *(f"  {note}" for note in notes)]

@@ -19,7 +19,7 @@ neighbouring rungs (``"300.00-424.26"``):
     Exchange of replicas; see `openmm_tsf.analysis.mixing`.
 ``energy_evaluations``, ``wall_seconds``
     Cost of MD, training and sampling; ``sampling`` includes tuning and earlier rounds, which
-    ``production`` does not.
+    ``production`` does not. ``expected`` seconds of training and sampling were measured before.
 ``rejected_non_finite``, ``mirror_images``
     Proposals that were rejected for these reasons.
 ``versions``
@@ -180,9 +180,8 @@ def _costs(run: RunEstimates, key: str, production: float) -> dict[str, Any]:
         "training": recorded.get("training"),
         "sampling": recorded.get("sampling", 0) + production,
     }
-    if "compilation" in recorded:  # included in the others
-        costs["compilation"] = recorded["compilation"]
-    return costs
+    # Compilation is included in the others; expected is what was measured at the start.
+    return costs | {key: recorded[key] for key in ("compilation", "expected") if key in recorded}
 
 
 def _efficiency(run: RunEstimates, trips: int) -> dict[str, Any]:
