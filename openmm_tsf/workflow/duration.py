@@ -41,8 +41,8 @@ def training_seconds(
         trainer = Trainer(flow, [few], potential, replace(settings, n_chains=n_chains), 0)
         seconds = (time.perf_counter() - start) * len(dataset) / len(few)
         n, early = settings.n_steps, round(settings.ramp[0] * settings.n_steps)
-        seconds += _steps(trainer, 0)[1] * early
-        first, each = _steps(trainer, n)
+        seconds += step_seconds(trainer, 0)[1] * early
+        first, each = step_seconds(trainer, n)
         seconds += each * (n - early)
         if n_chains:  # the first step with energies brought them to their temperatures
             seconds += (first - each) * settings.n_chains / n_chains
@@ -52,7 +52,7 @@ def training_seconds(
     return seconds
 
 
-def _steps(trainer: Trainer, step: int) -> tuple[float, float]:
+def step_seconds(trainer: Trainer, step: int) -> tuple[float, float]:
     """Return the time of a first step, and of each further one, as if at the given step."""
     times = []
     for _ in range(1 + _STEPS):
