@@ -198,6 +198,9 @@ class MDSimulation:
                 self.step = target
                 if target == frame:
                     self._waiting.append(self._positions())
+                    if done == start:  # the time of equilibration is not one of frames
+                        bar.set_postfix_str("", refresh=False)
+                        bar.unpause()
                     bar.update()
                 if len(self._waiting) >= BUFFERED_FRAMES:
                     self.write_frames()
