@@ -30,6 +30,7 @@ def training_seconds(
 
     Nothing of the training itself changes. Where energies are compiled, they are compiled here.
     """
+    logger.info("measuring a few steps of training")
     few, n_chains = dataset[:: max(1, len(dataset) // _FRAMES)], settings.n_chains
     if n_chains:
         n_chains = max(1, settings.kl_batch_size // len(settings.temperatures or (0.0,)))
@@ -65,6 +66,7 @@ def step_seconds(trainer: Trainer, step: int) -> tuple[float, float]:
 
 def iteration_seconds(sampler: ParallelTempering, settings: SamplingSettings) -> float:
     """Return the time of an iteration on average, from the first few of a new sampler."""
+    logger.info("measuring a few iterations of sampling")
     start = time.perf_counter()
     sampler.run(1, progress=False)  # with dynamics, if there is any
     first = time.perf_counter() - start
