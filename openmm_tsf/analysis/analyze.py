@@ -1,6 +1,8 @@
 """The analysis of a run directory: its tables and figures."""
 
 import logging
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,41 @@ from openmm_tsf.analysis.plots.thermodynamics import plot_thermodynamics
 from openmm_tsf.analysis.reference import Reference, has_reference, load_reference
 from openmm_tsf.analysis.summary import json_ready, write_summary
 from openmm_tsf.analysis.thermodynamics import Profile
+from openmm_tsf.io.directory import list_contents
 from openmm_tsf.io.files import PathLike, remove_stale_temporaries, replace_together, write_json
 
 logger = logging.getLogger(__name__)
 
 
-def analyze(path: PathLike) -> dict[str, Any]:
-    """Write the tables and figures of a run directory into it, and return the summary.
+#: Names of what is written here.
+_RESULTS = re.compile(
+    r"summary\.json|thermodynamics\.(csv|json|png)|(ramachandran|diagnostics)\.png"
+)
+
+
+def analyze(path: PathLike, output: PathLike | None = None) -> dict[str, Any]:
+    """Write the tables and figures of a run directory, and return the summary.
 
     The files are those that `openmm_tsf.analysis` lists; ``ramachandran.png`` only if the run
     recorded φ and ψ. The run may still be writing. New files replace earlier ones together, once
     all are made.
+
+    Parameters
+    ----------
+    path
+        The run directory.
+    output
+        Where the files go, by default into the run directory. Another directory is new, empty, or
+        of an earlier analysis; the run is then only read.
+
+    Raises
+    ------
+    FileExistsError, NotADirectoryError, PermissionError
+        If `output` holds other files, is a file, or cannot be written to.
+    ValueError
+        If `path` is not a run directory, or there are no samples yet.
     """
+    target = _check_output(Path(path), output)
     run = load_run(Path(path))
     if run.n_iterations == 0:
         raise ValueError(f"{path}: there are no samples yet")
@@ -31,8 +56,12 @@ def analyze(path: PathLike) -> dict[str, Any]:
     reference = run.reference()
     if reference is None and has_reference(run.config.get("choices", {}).get("molecule")):
         reference = load_reference()
-    remove_stale_temporaries(run.path)
-    with replace_together(run.path) as folder:
+    logger.info(
+        "analysis: means, free energies by MBAR and figures of %d samples", run.segments.energy.size
+    )
+    target.mkdir(parents=True, exist_ok=True)
+    remove_stale_temporaries(target)
+    with replace_together(target) as folder:
         summary = write_summary(run, folder / "summary.json", reference)
         try:
             run.backbone()
@@ -43,6 +72,29 @@ def analyze(path: PathLike) -> dict[str, Any]:
         plot_diagnostics(run, folder / "diagnostics.png")
         write_thermodynamics(run, folder, reference)
     return summary
+
+
+def _check_output(path: Path, output: PathLike | None) -> Path:
+    """Return the directory of the results; refuse one that cannot be theirs before the work."""
+    target = path if output is None else Path(output)
+    if target.exists() and not target.is_dir():
+        if output is None:
+            return target  # it is no run directory
+        raise NotADirectoryError(f"output: {target} is a file, expected a directory")
+    if target.is_dir() and target.resolve() != path.resolve():
+        others = [name for name in list_contents(target) if not _RESULTS.fullmatch(name)]
+        if others:
+            raise FileExistsError(
+                f"output: expected a directory that is new, empty or of an earlier analysis, "
+                f"{target} holds {others[0]}"
+            )
+    folder = next((f for f in (target, *target.absolute().parents) if f.is_dir()), target)
+    if not os.access(folder, os.W_OK | os.X_OK) and (output is not None or target.is_dir()):
+        raise PermissionError(
+            f"output: {folder} cannot be written to; name another directory for the tables and "
+            "figures (--output)"
+        )
+    return target
 
 
 def write_thermodynamics(

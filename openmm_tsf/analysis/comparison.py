@@ -1,6 +1,7 @@
-"""Comparison of a run with the reference: z per rung, χ² over rungs, Ramachandran distance."""
+"""Comparison of a run with the reference: z and χ² of means, Ramachandran distance."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ _THERMODYNAMIC_FIELDS = {
 
 @dataclass(frozen=True)
 class MeanComparison:
-    """The mean of one observable in run and reference, at the rungs that both have.
+    """The mean of one observable in run and reference, at several temperatures.
 
     ``chi2`` is d·C⁻¹·d of the differences d with their covariance C over rungs, ``p_value`` the
     probability of a larger one. Numbers are NaN where an error is not known.
@@ -36,47 +37,68 @@ class MeanComparison:
 
 @dataclass(frozen=True)
 class ReferenceComparison:
-    """P(φ > 0), ⟨U⟩ and the Ramachandran distance of a run beside its reference."""
+    """P(φ > 0), ⟨U⟩ and the Ramachandran distance of a run beside its reference.
 
-    temperatures: tuple[float, ...]  # of the rungs compared, in K
-    not_compared: tuple[float, ...]  # rungs that the reference does not have
+    At common rungs; without one (``by_mbar``) the two means at the reference's temperatures within
+    the run's ladder, by MBAR, and no distances.
+    """
+
+    temperatures: tuple[float, ...]  # that are compared, in K
+    not_compared: tuple[float, ...]  # rungs of the run that the reference does not have
     phi_positive: MeanComparison
     energy: MeanComparison
     ramachandran: tuple[RamachandranDistance, ...]
+    by_mbar: bool = False
+
+
+def comparable_temperatures(run: RunEstimates, reference: Reference) -> tuple[float, ...]:
+    """Return the temperatures in K at which a run can be compared with the reference.
+
+    They are the rungs that both have, else those of the reference within the run's ladder, else
+    none.
+    """
+    common = [float(t) for t in run.temperatures if reference.rung(t) is not None]
+    return tuple(common or map(float, reference.temperatures[_within_ladder(run, reference)]))
+
+
+def _within_ladder(run: RunEstimates, reference: Reference) -> npt.NDArray[np.bool_]:
+    """Return for each temperature of the reference whether the run can be reweighted to it."""
+    low, high = run.temperatures[0] - TOLERANCE_K, run.temperatures[-1] + TOLERANCE_K
+    return (reference.temperatures >= low) & (reference.temperatures <= high)
 
 
 def compare(run: RunEstimates, reference: Reference) -> ReferenceComparison:
-    """Compare a run with the reference at the rungs that both have.
+    """Compare a run with the reference at the `comparable_temperatures`, which must be some.
 
-    The run must have φ and ψ, samples, and a rung in common with the reference.
+    The run must have φ and ψ, and samples.
     """
-    pairs = [(r, reference.rung(t)) for r, t in enumerate(run.temperatures)]
-    common = [(r, k) for r, k in pairs if k is not None]
-    if not common:
+    temperatures = comparable_temperatures(run, reference)
+    if not temperatures:
         raise ValueError(
             f"reference: has rungs at {reference.temperatures.tolist()} K, none of the run's at "
-            f"{run.temperatures.tolist()} K"
+            f"{run.temperatures.tolist()} K, and none between them"
         )
-    run_rungs, rungs = [r for r, _ in common], [k for _, k in common]
-    temperatures = tuple(float(run.temperatures[r]) for r in run_rungs)
-    run_phi = run.dihedral_at_all_rungs("phi")[:, :, run_rungs]
-    run.dihedral("psi", temperatures[0])  # raises if it was not recorded
-    return ReferenceComparison(
-        temperatures=temperatures,
-        not_compared=tuple(float(run.temperatures[r]) for r, k in pairs if k is None),
-        phi_positive=_compare_means(
-            [run.positive("phi", t) for t in temperatures],
-            [reference.phi_positive(k) for k in rungs],
-            run_phi > 0,
-            reference.phi[:, None, rungs] > 0,
-        ),
-        energy=_compare_means(
-            [run.mean_energy(t) for t in temperatures],
-            [reference.mean_energy(k) for k in rungs],
-            run.segments.energy[:, :, run_rungs],
-            reference.energy[:, None, rungs],
-        ),
-        ramachandran=tuple(
+    rungs = [k for k in map(reference.rung, temperatures) if k is not None]
+    not_compared = [float(t) for t in run.temperatures if reference.rung(t) is None]
+    by_mbar = len(not_compared) == run.n_rungs
+    phi, energy = run.dihedral_at_all_rungs("phi") > 0, run.segments.energy
+    run.dihedral("psi", run.temperatures[0])  # raises if it was not recorded
+    distances: tuple[RamachandranDistance, ...] = ()
+    series: list[npt.NDArray[Any]]
+    if by_mbar:
+        samples = [run.mbar().reweight(run.beta(t)) for t in temperatures]
+        positive = [each.mean(phi) for each in samples]
+        energies = [each.mean(energy) for each in samples]
+        series = [
+            np.stack([each.influence(values) for each in samples], axis=2)
+            for values in (phi, energy)
+        ]
+    else:
+        own = [run.rung(t) for t in temperatures]
+        positive = [run.positive("phi", t) for t in temperatures]
+        energies = [run.mean_energy(t) for t in temperatures]
+        series = [phi[:, :, own], energy[:, :, own]]
+        distances = tuple(
             ramachandran_distance(
                 run.dihedral("phi", t),
                 run.dihedral("psi", t),
@@ -84,7 +106,24 @@ def compare(run: RunEstimates, reference: Reference) -> ReferenceComparison:
                 reference.psi[:, k, None],
             )
             for t, k in zip(temperatures, rungs, strict=True)
+        )
+    return ReferenceComparison(
+        temperatures=temperatures,
+        not_compared=tuple(not_compared),
+        phi_positive=_compare_means(
+            positive,
+            [reference.phi_positive(k) for k in rungs],
+            series[0],
+            reference.phi[:, None, rungs] > 0,
         ),
+        energy=_compare_means(
+            energies,
+            [reference.mean_energy(k) for k in rungs],
+            series[1],
+            reference.energy[:, None, rungs],
+        ),
+        ramachandran=distances,
+        by_mbar=by_mbar,
     )
 
 
@@ -94,7 +133,7 @@ def _compare_means(
     run_series: npt.ArrayLike,
     reference_series: npt.ArrayLike,
 ) -> MeanComparison:
-    """Compare estimates per rung; the series [n, W, R] give the covariance between rungs."""
+    """Compare estimates; their series [n, W, T] give the covariance between temperatures."""
     difference = np.array([a.value - b.value for a, b in zip(run, reference, strict=True)])
     run_errors = np.array([a.stderr for a in run])
     reference_errors = np.array([b.stderr for b in reference])
@@ -114,11 +153,13 @@ def compare_thermodynamics(run: RunEstimates, reference: Reference) -> dict[str,
     """Return z of MBAR estimates against the reference, by quantity and by temperature in K.
 
     At each rung of the reference inside the run's ladder: most of them are not rungs of the run, so
-    that the reweighting is tested. ``delta_F_phi_kT`` is there if the run recorded ``phi``.
+    that the reweighting is tested. ``delta_F_phi_kT`` is there if the run recorded ``phi``. Empty
+    if no rung of the reference lies inside.
     """
+    inside = _within_ladder(run, reference)
+    if not inside.any():
+        return {}
     table = reference.thermodynamics(run.boltzmann_constant)
-    low, high = run.temperatures[0] - TOLERANCE_K, run.temperatures[-1] + TOLERANCE_K
-    inside = (table.temperatures >= low) & (table.temperatures <= high)
     dihedral = "phi" if "phi" in run.dihedral_atoms else None
     run_table = run.thermodynamics(table.temperatures[inside], dihedral)
     keys = [f"{t:.2f}" for t in run_table.temperatures]

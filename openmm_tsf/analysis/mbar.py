@@ -99,18 +99,31 @@ class Reweighted:
         ``variance`` is that of the observable at the target temperature. The errors are NaN where
         the mean depends on free energies between rungs that do not overlap.
         """
+        values = self._check(observable)
+        mean = float(np.sum(self.weights * values))
+        variance = float(np.sum(self.weights * (values - mean) * (values - mean)))
+        influence = self.influence(values)
+        if np.isnan(influence).any():
+            return MeanEstimate.without_error(mean, values.size, variance)
+        estimate = estimate_mean(influence)
+        return replace(estimate, value=mean, n_samples=values.size, variance=variance)
+
+    def influence(self, observable: npt.ArrayLike) -> Array:
+        """Return the influence [n, W] on the mean of an observable [n, W, R].
+
+        The error of the mean is that of the mean of this series. NaN where the mean depends on free
+        energies between rungs that do not overlap.
+        """
+        values = self._check(observable)
+        residual = self.weights * (values - float(np.sum(self.weights * values)))
+        n, n_walkers, _ = values.shape
+        return (residual.sum(axis=2) + self.mbar.influence_through_f(residual)) * (n * n_walkers)
+
+    def _check(self, observable: npt.ArrayLike) -> Array:
         values = np.asarray(observable, dtype=np.float64)
         if values.shape != self.weights.shape:
             raise ValueError(f"observable: expected shape {self.weights.shape}, got {values.shape}")
-        mean = float(np.sum(self.weights * values))
-        residual = self.weights * (values - mean)
-        variance = float(np.sum(residual * (values - mean)))
-        influence = residual.sum(axis=2) + self.mbar.influence_through_f(residual)
-        n, n_walkers, _ = values.shape
-        if np.isnan(influence).any():
-            return MeanEstimate.without_error(mean, values.size, variance)
-        estimate = estimate_mean(influence * (n * n_walkers))
-        return replace(estimate, value=mean, n_samples=values.size, variance=variance)
+        return values
 
 
 def solve_mbar(energy: Array, betas: Array) -> Array:
@@ -118,13 +131,15 @@ def solve_mbar(energy: Array, betas: Array) -> Array:
 
     Shirts and Chodera 2008, eq. 11. pymbar solves on at most 60 000 samples; Newton steps on all of
     them start from its solution. Where neighbouring rungs do not overlap, nothing determines the
-    difference of their f: it stays the trapezoid of ⟨U⟩ over β.
+    difference of their f: it stays the one at which half of their samples belong to each.
     """
     n, n_walkers, n_rungs = energy.shape
     if n_rungs == 1:
         return np.zeros(1)
-    mean = energy.mean(axis=(0, 1))
-    f = np.append(0.0, np.cumsum(0.5 * (mean[1:] + mean[:-1]) * np.diff(betas)))
+    # f_b - f_a = (β_b - β_a) median(U) of both rungs: half of the samples are more likely at each.
+    # A mean would be that of a single sample in a clash, and no rung would seem to overlap.
+    pairs = np.stack([energy[..., :-1], energy[..., 1:]])
+    f = np.append(0.0, np.cumsum(np.median(pairs, axis=(0, 1, 2)) * np.diff(betas)))
     information = _information(_memberships(energy, betas, f)[0])
     if np.linalg.eigvalsh(information)[0] > _SINGULAR * n * n_walkers:
         f = _solve_by_pymbar(energy, betas)

@@ -42,9 +42,14 @@ def describe(summary: dict[str, Any]) -> str:
         costs = summary[key]
         row = "".join(f"{_count(costs[k]):>14}" for k in ("md", "training", "sampling"))
         lines.append(f"  {label:<20}{row}")
-    if (seconds := summary["wall_seconds"].get("compilation")) is not None:
-        lines.append(f"  {'of which compiling':<20}{_count(seconds):>14}")
-    if notes := summary["monitor"]["notes"]:
+    for label, key in (
+        ("of which compiling", "compilation"),
+        ("expected at the start", "expected"),
+    ):
+        if (seconds := summary["wall_seconds"].get(key)) is not None:
+            lines.append(f"  {label:<20}{_count(seconds):>14}")
+    notes = [*summary["monitor"]["notes"], *_reweighted(summary)]
+    if notes:
         lines += ["", "notes", *(f"  {note}" for note in notes)]
     return "\n".join(lines)
 
@@ -86,6 +91,17 @@ def disagreements(summary: dict[str, Any]) -> list[str]:
 def concerns(summary: dict[str, Any]) -> list[str]:
     """Return the warnings of the monitor."""
     return list(summary["monitor"]["warnings"])
+
+
+def _reweighted(summary: dict[str, Any]) -> Iterator[str]:
+    """Say at which temperatures the run was compared if these are not its own."""
+    comparison = summary.get("comparison", {})
+    if comparison.get("by_mbar"):
+        kelvins = ", ".join(comparison["energy_kJ_mol"]["z"])
+        yield (
+            f"compared with the reference by MBAR at {kelvins} K: no temperature of the ladder is "
+            "one of the reference"
+        )
 
 
 def _rungs(summary: dict[str, Any]) -> Iterator[str]:

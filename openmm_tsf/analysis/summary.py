@@ -19,7 +19,7 @@ neighbouring rungs (``"300.00-424.26"``):
     Exchange of replicas; see `openmm_tsf.analysis.mixing`.
 ``energy_evaluations``, ``wall_seconds``
     Cost of MD, training and sampling; ``sampling`` includes tuning and earlier rounds, which
-    ``production`` does not.
+    ``production`` does not. ``expected`` seconds of training and sampling were measured before.
 ``rejected_non_finite``, ``mirror_images``
     Proposals that were rejected for these reasons.
 ``versions``
@@ -33,8 +33,9 @@ neighbouring rungs (``"300.00-424.26"``):
 ``monitor``
     See `openmm_tsf.analysis.monitor`.
 ``comparison``
-    z and χ² against the reference, and the Ramachandran distance; where there is a reference and
-    the run recorded ``phi`` and ``psi``.
+    z and χ² against the reference, and the Ramachandran distance; where there is a reference, a
+    common temperature, and the run recorded ``phi`` and ``psi``. ``by_mbar``: the run has no rung
+    of the reference, its means were reweighted to those within its ladder.
 """
 
 import dataclasses
@@ -46,7 +47,12 @@ from typing import Any
 
 import numpy as np
 
-from openmm_tsf.analysis.comparison import MeanComparison, ReferenceComparison, compare
+from openmm_tsf.analysis.comparison import (
+    MeanComparison,
+    ReferenceComparison,
+    comparable_temperatures,
+    compare,
+)
 from openmm_tsf.analysis.ensemble_checks import EnsembleCheck
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.monitor import monitor
@@ -90,14 +96,11 @@ def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str
         result["efficiency"] = _efficiency(run, trips)
     result["monitor"] = monitor(run, reference)
     if run.n_iterations and reference is not None:
-        if {"phi", "psi"} <= run.dihedral_atoms.keys():
+        reason = _why_not_compared(run, reference)
+        if reason is None:
             result["comparison"] = _comparison(compare(run, reference))
         else:
-            # The reference does not say to which of several φ its φ corresponds.
-            result["monitor"]["notes"].append(
-                "not compared with the reference, which is of the dihedrals phi and psi: this run "
-                f"recorded {', '.join(run.dihedral_atoms) or 'none'}"
-            )
+            result["monitor"]["notes"].append(f"not compared with the reference, which {reason}")
     numbers: dict[str, Any] = json_ready(result)
     return numbers
 
@@ -177,9 +180,8 @@ def _costs(run: RunEstimates, key: str, production: float) -> dict[str, Any]:
         "training": recorded.get("training"),
         "sampling": recorded.get("sampling", 0) + production,
     }
-    if "compilation" in recorded:  # included in the others
-        costs["compilation"] = recorded["compilation"]
-    return costs
+    # Compilation is included in the others; expected is what was measured at the start.
+    return costs | {key: recorded[key] for key in ("compilation", "expected") if key in recorded}
 
 
 def _efficiency(run: RunEstimates, trips: int) -> dict[str, Any]:
@@ -192,6 +194,21 @@ def _efficiency(run: RunEstimates, trips: int) -> dict[str, Any]:
         result["n_eff_phi_per_million_evaluations"] = count / millions if millions else None
         result["n_eff_phi_per_second"] = count / seconds if seconds else None
     return result
+
+
+def _why_not_compared(run: RunEstimates, reference: Reference) -> str | None:
+    """Return what the reference is and the run is not, in words; None where they compare."""
+    if not {"phi", "psi"} <= run.dihedral_atoms.keys():
+        # The reference does not say to which of several φ its φ corresponds.
+        recorded = ", ".join(run.dihedral_atoms) or "none"
+        return f"is of the dihedrals phi and psi: this run recorded {recorded}"
+    if not comparable_temperatures(run, reference):
+        known, ladder = (
+            ", ".join(f"{t:.2f}" for t in each)
+            for each in (reference.temperatures, run.temperatures)
+        )
+        return f"is of {known} K: the ladder {ladder} K has none of them, nor one between its rungs"
+    return None
 
 
 def _comparison(comparison: ReferenceComparison) -> dict[str, Any]:
@@ -209,12 +226,13 @@ def _comparison(comparison: ReferenceComparison) -> dict[str, Any]:
         }
 
     return {
+        "by_mbar": comparison.by_mbar,
         "not_compared_K": list(comparison.not_compared),
         "phi_positive": means(comparison.phi_positive),
         "energy_kJ_mol": means(comparison.energy),
         "ramachandran": {
-            key: dataclasses.asdict(distance)
-            for key, distance in zip(keys, comparison.ramachandran, strict=True)
+            key: dataclasses.asdict(distance)  # none by MBAR
+            for key, distance in zip(keys, comparison.ramachandran, strict=not comparison.by_mbar)
         },
     }
 

@@ -124,7 +124,7 @@ def _sample(args: argparse.Namespace) -> None:
 def _analyze(args: argparse.Namespace) -> None:
     from openmm_tsf.analysis.analyze import analyze
 
-    _show(analyze(args.output), args.output)
+    _show(analyze(args.run, output=args.output), args.run, args.output)
 
 
 def _options(args: argparse.Namespace) -> Any:
@@ -198,7 +198,7 @@ def _sampling_settings(args: argparse.Namespace, settings: Any) -> Any:
     )
 
 
-def _show(summary: dict[str, Any], output: str) -> None:
+def _show(summary: dict[str, Any], run: str, output: str | None = None) -> None:
     from openmm_tsf.analysis.report import advice, concerns, describe, disagreements, unsampled
 
     say(describe(summary))
@@ -212,8 +212,8 @@ def _show(summary: dict[str, Any], output: str) -> None:
     words = advice(summary)
     if words is not None:
         more = 2 * int(summary["n_iterations"])
-        say(f"\n{words}; sample --output {output} --iterations {more} --resume lengthens this run")
-    say(f"\nsummary.json and the plots are in {output}")
+        say(f"\n{words}; sample --output {run} --iterations {more} --resume lengthens this run")
+    say(f"\nsummary.json and the plots are in {output or run}")
 
 
 COMMANDS = {

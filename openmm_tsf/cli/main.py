@@ -3,14 +3,13 @@
 import argparse
 import logging
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from openmm_tsf.cli.arguments import build_parser
 from openmm_tsf.cli.commands import COMMANDS
-from openmm_tsf.utils.terminal import PrintableFormatter, say
+from openmm_tsf.utils.terminal import log_handler, open_standard_streams, say
 
 logger = logging.getLogger("openmm_tsf")
 
@@ -23,25 +22,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     It is 0, 1 if the self-test of doctor failed, 2 after an error, 130 after Ctrl-C or SIGTERM.
     """
+    open_standard_streams()
     args = build_parser().parse_args(arguments)
     level = logging.DEBUG if args.debug else logging.WARNING if args.quiet else logging.INFO
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(PrintableFormatter("%(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, handlers=[log_handler()])
     logger.setLevel(level)
     try:
-        from tqdm.contrib.logging import logging_redirect_tqdm
+        from openmm_tsf.utils.progress import log_above_bars
 
-        with logging_redirect_tqdm(), _sigterm_like_ctrl_c(), _threads(args):
+        with log_above_bars(), _sigterm_like_ctrl_c(), _threads(args):
             status = COMMANDS[args.command](args)
     except KeyboardInterrupt:
-        where = f"; the results so far are in {args.output}" if "output" in args else ""
-        say(f"openmm-tsf: interrupted{where}", file=sys.stderr)
+        where = f"; the results so far are in {args.output}" if "resume" in args else ""
+        say(f"openmm-tsf: interrupted{where}", error=True)
         return INTERRUPTED
     except Exception as error:
         if args.debug:
             raise
-        say(f"openmm-tsf: error: {error_line(error)}", file=sys.stderr)
+        say(f"openmm-tsf: error: {error_line(error)}", error=True)
         return 2
     return int(status or 0)
 

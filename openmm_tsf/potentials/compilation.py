@@ -71,6 +71,9 @@ class CompiledEnergy:
         with self._lock:
             if with_forces not in self._programs and not self._failed:
                 start = time.perf_counter()
+                logger.info(
+                    "compiling the energy%s: up to two minutes", " and forces" * with_forces
+                )
                 example = y[..., :1].expand(*self._shape, self.block_size).contiguous()
                 try:
                     self._programs[with_forces] = self._build(example, parameters, with_forces)

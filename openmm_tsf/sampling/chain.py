@@ -7,7 +7,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from openmm_tsf.metropolis import InvalidWalker
 from openmm_tsf.potentials.base import Potential
@@ -30,6 +29,7 @@ from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.sampling.tuning import HasStepSize, StepSizeTuner
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import as_temperatures
+from openmm_tsf.utils.progress import progress_bar
 from openmm_tsf.utils.random import seeded_generator
 from openmm_tsf.utils.validation import check_int, check_seed
 
@@ -210,10 +210,12 @@ class TemperingChain:
             if isinstance(kernel, HasStepSize)
         }
         self.totals = self._zero()
-        for _ in tqdm(range(n_iterations), desc="tune", disable=not progress):
-            for name, info in member_infos(self._advance()):
-                if name in tuners:
-                    tuners[name].update(info)
+        with progress_bar("tune", n_iterations, show=progress) as bar:
+            for _ in range(n_iterations):
+                for name, info in member_infos(self._advance()):
+                    if name in tuners:
+                        tuners[name].update(info)
+                bar.update()
         for name, tuner in tuners.items():
             if n_iterations and tuner.fewest_updates < 2:
                 warnings.warn(

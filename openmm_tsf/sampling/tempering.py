@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from openmm_tsf.io.directory import CHECKPOINT_SECONDS, DirectoryLock
 from openmm_tsf.sampling.chain import TemperingChain
@@ -24,6 +23,7 @@ from openmm_tsf.sampling.provenance import (
 )
 from openmm_tsf.sampling.recorder import Recorder
 from openmm_tsf.sampling.run_writer import RunWriter
+from openmm_tsf.utils.progress import progress_bar
 from openmm_tsf.utils.signals import DeferredInterrupt
 
 
@@ -159,7 +159,7 @@ class ParallelTempering(TemperingChain):
     ) -> Tensor | None:
         collected: list[Tensor] = []
         self.totals = self._zero()
-        bar = tqdm(total=n_iterations, desc="sample", disable=not progress)
+        bar = progress_bar("sample", n_iterations, show=progress)
         with DeferredInterrupt() as interrupt, bar:
             try:
                 for _ in range(n_iterations):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -17,6 +18,7 @@ from openmm_tsf.training.log import write_log
 from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.trainer import Trainer
 from openmm_tsf.training.validation import Validation
+from openmm_tsf.utils.progress import progress_bar
 from openmm_tsf.utils.signals import DeferredInterrupt
 from openmm_tsf.utils.threads import torch_threads
 
@@ -123,21 +125,21 @@ def fit(
     # Path gradients keep two threads busy: each uses half of torch's.
     threads = torch.get_num_threads()
     threads = max(1, threads // 2) if settings.estimator == "path" else threads
-    trainer = Trainer(flow, datasets, potential, settings, seed)
     log, checkpoint = (None if p is None else Path(p) for p in (log_path, checkpoint_path))
-    if resume and checkpoint is not None and checkpoint.exists():
-        trainer.restore(checkpoint)
-    files = _Files(trainer, log, checkpoint, checkpoint_seconds)
-    bar = tqdm(
-        None, "training", settings.n_steps, initial=trainer.step, disable=not progress, unit="step"
-    )
-    with torch_threads(threads), DeferredInterrupt() as interrupt, bar:
-        try:
-            _run(trainer, files, interrupt, bar)
-        finally:
-            flow.network.load_state_dict(trainer.best_weights)
-        if interrupt.requested:
-            raise KeyboardInterrupt
+    with progress_bar("training", settings.n_steps, unit="step", show=progress) as bar:
+        bar.set_postfix_str("coordinates and energies of the frames")
+        trainer = Trainer(flow, datasets, potential, settings, seed)
+        if resume and checkpoint is not None and checkpoint.exists():
+            trainer.restore(checkpoint)
+        files = _Files(trainer, log, checkpoint, checkpoint_seconds)
+        bar.initial = bar.n = bar.last_print_n = trainer.step
+        with torch_threads(threads), DeferredInterrupt() as interrupt:
+            try:
+                _run(trainer, files, interrupt, bar)
+            finally:
+                flow.network.load_state_dict(trainer.best_weights)
+            if interrupt.requested:
+                raise KeyboardInterrupt
     trainer.wall_seconds = time.monotonic() - files.started
     logger.info("training: kept step %d: %s", trainer.best.step, trainer.best)
     counts = trainer.step, trainer.n_skipped, trainer.n_evaluations, trainer.wall_seconds
@@ -186,10 +188,12 @@ class _Files:
             write_log(self.log, self.trainer.history)
 
 
-def _run(trainer: Trainer, files: _Files, interrupt: DeferredInterrupt, bar: "tqdm[None]") -> None:
+def _run(trainer: Trainer, files: _Files, interrupt: DeferredInterrupt, bar: "tqdm[Any]") -> None:
     """Train until the last step, an interrupt, or the end of patience."""
 
     def validate() -> None:
+        if not trainer.history:
+            bar.set_postfix_str("first validation")
         bar.set_postfix_str(str(trainer.validate()))
         files.save_checkpoint()
         files.write_log()
@@ -198,6 +202,7 @@ def _run(trainer: Trainer, files: _Files, interrupt: DeferredInterrupt, bar: "tq
         files.write_log()
     else:
         validate()
+    bar.unpause()  # the time of the steps alone tells how long they take
     while not trainer.is_complete and not interrupt.requested:
         if trainer.is_out_of_patience:
             logger.info("training: no better validation for a while, stopped early")

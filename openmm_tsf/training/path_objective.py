@@ -1,5 +1,6 @@
 """The loss of a training step by path gradients, with Markov chains and population terms."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,8 @@ from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.target import Target
 from openmm_tsf.training.target_points import Points
 from openmm_tsf.utils.validation import require_entry
+
+logger = logging.getLogger(__name__)
 
 #: Copies drawn of each frame where the copies of a configuration overlap.
 _COPIES_OF_FRAMES = 2
@@ -128,6 +131,7 @@ class PathObjective:
     def _relax(self, chains: IndependenceChains, generator: torch.Generator) -> None:
         """Bring initial states of another temperature to the temperature of their chains."""
         n = self.settings.n_chains
+        logger.info("training: Markov chains are brought to the temperatures of the ladder")
         for rung, tau in enumerate(self.ladder):
             if not any(self._has_tau(frames, tau) for frames in self.frames):
                 index = torch.arange(rung * n, (rung + 1) * n)

@@ -1,6 +1,7 @@
-"""Output to a terminal: names from untrusted files may contain control sequences."""
+"""Output of commands: names from untrusted files may contain control sequences."""
 
 import logging
+import os
 import sys
 from typing import Any, TextIO
 
@@ -12,12 +13,51 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
-def say(*parts: Any, sep: str = " ", file: TextIO | None = None) -> None:
-    """Print without control characters, and escape what the encoding cannot represent."""
-    file = sys.stdout if file is None else file
+def say(*parts: Any, sep: str = " ", error: bool = False) -> None:
+    """Print without control characters, and escape what the encoding cannot represent.
+
+    On standard output or, with `error`, standard error. Nothing is printed where it was closed, or
+    nobody reads any more (``| head``).
+    """
+    file = sys.stderr if error else sys.stdout
+    if file is None or getattr(file, "closed", False):
+        return
     encoding = getattr(file, "encoding", None) or "utf-8"
     text = printable(sep.join(map(str, parts)))
-    print(text.encode(encoding, "backslashreplace").decode(encoding), file=file)
+    try:
+        file.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        getattr(file, "flush", bool)()
+    except BrokenPipeError:
+        _discard(file)
+
+
+def _discard(file: TextIO) -> None:
+    """Let a stream write to nowhere, so that Python does not fail when it flushes it at the end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, file.fileno())
+    os.close(null)
+
+
+def open_standard_streams() -> None:
+    """Open what is closed of the three standard streams as the null device.
+
+    A file that is opened later would get the number of one, and what libraries print would be
+    written into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+
+
+def log_handler() -> logging.Handler:
+    """Return the handler of a command: lines on standard error, if there is one."""
+    if sys.stderr is None or getattr(sys.stderr, "closed", False):
+        return logging.NullHandler()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    return handler
 
 
 class PrintableFormatter(logging.Formatter):

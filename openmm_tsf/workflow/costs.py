@@ -37,6 +37,16 @@ class Costs:
                 before_it = self.seconds.get("compilation") or 0.0
                 self.seconds["compilation"] = round(before_it + more, 3)
 
+    @contextmanager
+    def measuring(self, stage: str, potential: Potential) -> Iterator[None]:
+        """Add the time of the block to a stage; its evaluations are not those of the stage."""
+        before = potential.n_evaluations
+        with self.counting(stage, potential):
+            try:
+                yield
+            finally:
+                self.add(stage, before - potential.n_evaluations, 0.0)
+
     def add(self, stage: str, evaluations: int, seconds: float) -> None:
         """Add to a stage."""
         self.evaluations[stage] = (self.evaluations[stage] or 0) + evaluations

@@ -14,7 +14,13 @@ from openmm_tsf.potentials.platforms import check_platform
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.signals import DeferredInterrupt
 from openmm_tsf.utils.validation import check_instance, check_threads
-from openmm_tsf.workflow.md_simulation import NO_PROGRESS, MDSimulation, fastest_platform
+from openmm_tsf.workflow.duration import WORTH_MEASURING, in_words
+from openmm_tsf.workflow.md_simulation import (
+    NO_PROGRESS,
+    MDSimulation,
+    fastest_platform,
+    seconds_per_step,
+)
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.record import new_config, recorded_settings, resumed_choices
 from openmm_tsf.workflow.settings import MDSettings
@@ -84,6 +90,10 @@ def run_md(
         with DeferredInterrupt() as interrupt:
             if not simulation.resume():
                 simulation.start()
+                if options.progress and simulation.n_steps >= WORTH_MEASURING:
+                    each = seconds_per_step(molecule, choices["platform"], choices["threads"])
+                    time = in_words(each * simulation.n_steps)
+                    logger.info("MD: %s steps, roughly %s", f"{simulation.n_steps:,}", time)
             try:
                 simulation.advance(interrupt)
             except (RuntimeError, openmm.OpenMMException) as error:

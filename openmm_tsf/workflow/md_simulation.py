@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import openmm
-from tqdm.auto import tqdm
 
 from openmm_tsf.io.dcd import DCDWriter
 from openmm_tsf.io.files import write_arrays
 from openmm_tsf.io.npz import read_arrays
 from openmm_tsf.io.run_config import CONFIG
 from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.utils.progress import progress_bar
 from openmm_tsf.utils.signals import DeferredInterrupt
 from openmm_tsf.utils.validation import require_entry
 from openmm_tsf.workflow.record import read_stage_config
@@ -44,25 +44,30 @@ def fastest_platform(molecule: MolecularSystem, threads: int = 1, n_steps: int =
     seconds: dict[str, float] = {}
     for index in range(openmm.Platform.getNumPlatforms()):
         name = openmm.Platform.getPlatform(index).getName()
-        integrator = openmm.VerletIntegrator(1e-9)  # ps: forces without motion
         try:
-            context = _context(molecule, integrator, name, threads)
-            context.setPositions(molecule.positions)
-            integrator.step(2)
-            start = time.perf_counter()
-            integrator.step(n_steps)
-            context.getState(getEnergy=True)
+            seconds[name] = seconds_per_step(molecule, name, threads, n_steps)
         except openmm.OpenMMException as error:
             logger.info("platform %s cannot run this System: %s", name, error)
-            continue
-        seconds[name] = (time.perf_counter() - start) / n_steps
-        del context, integrator
     if not seconds:
         raise RuntimeError("no OpenMM platform can run this System")
     best = min(seconds, key=seconds.__getitem__)
     timings = ", ".join(f"{name} {1e6 * value:.0f} us" for name, value in seconds.items())
     logger.info("platform %s for dynamics (per step: %s)", best, timings)
     return best
+
+
+def seconds_per_step(
+    molecule: MolecularSystem, platform: str, threads: int = 1, n_steps: int = 50
+) -> float:
+    """Measure the time of a step of dynamics on a platform."""
+    integrator = openmm.VerletIntegrator(1e-9)  # ps: forces without motion
+    context = _context(molecule, integrator, platform, threads)
+    context.setPositions(molecule.positions)
+    integrator.step(2)
+    start = time.perf_counter()
+    integrator.step(n_steps)
+    context.getState(getEnergy=True)
+    return (time.perf_counter() - start) / n_steps
 
 
 def _context(
@@ -109,7 +114,8 @@ class MDSimulation:
         return self.n_minimizer + self.step
 
     @property
-    def _n_steps(self) -> int:
+    def n_steps(self) -> int:
+        """The number of steps in all."""
         settings = self.settings
         return settings.n_equilibration_steps + settings.n_frames * settings.steps_per_frame
 
@@ -136,7 +142,7 @@ class MDSimulation:
         self._seconds_before = float(checkpoint["wall_seconds"])
         self._check_counts(path, checkpoint)
         if min(progress["n_frames"], self.dcd.n_frames) >= self.settings.n_frames:
-            self.step, self.n_frames = self._n_steps, self.dcd.n_frames  # it is complete
+            self.step, self.n_frames = self.n_steps, self.dcd.n_frames  # it is complete
             self._seconds_before = float(progress["wall_seconds"])
             return True
         self.dcd.cut_back(self.n_frames)
@@ -178,11 +184,11 @@ class MDSimulation:
         """Simulate until n_frames are written, or an interrupt."""
         settings, options = self.settings, self.stage.options
         title, total = f"MD at {settings.temperature:g} K", settings.n_frames
-        hidden = not options.progress
-        with tqdm(
-            total=total, initial=self.n_frames, desc=title, unit="frame", disable=hidden
-        ) as bar:
-            while self.step < self._n_steps and not interrupt.requested:
+        start, show = self.n_frames, options.progress
+        with progress_bar(title, total, unit="frame", initial=start, show=show) as bar:
+            if self.step < settings.n_equilibration_steps:
+                bar.set_postfix_str(f"{settings.n_equilibration_steps} steps before the first")
+            while self.step < self.n_steps and not interrupt.requested:
                 done = self.n_frames + len(self._waiting)
                 frame = settings.n_equilibration_steps + (done + 1) * settings.steps_per_frame
                 boundary = (self.step // self.block_steps + 1) * self.block_steps
@@ -192,6 +198,9 @@ class MDSimulation:
                 self.step = target
                 if target == frame:
                     self._waiting.append(self._positions())
+                    if done == start:  # the time of equilibration is not one of frames
+                        bar.set_postfix_str("", refresh=False)
+                        bar.unpause()
                     bar.update()
                 if len(self._waiting) >= BUFFERED_FRAMES:
                     self.write_frames()

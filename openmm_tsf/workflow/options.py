@@ -38,7 +38,8 @@ class RunOptions:
     checkpoint_seconds
         Time between checkpoints.
     progress
-        Show progress bars.
+        Show progress: bars in terminals and notebooks, lines in log files. Before a long stage,
+        measure and log how long it will take; this changes no number.
 
     Examples
     --------

@@ -68,7 +68,12 @@ PRESETS: dict[str, RunSettings] = {
 
 
 def preset(name: str) -> RunSettings:
-    """Return the settings of a preset: ``"quick"``, ``"default"`` or ``"thorough"``."""
+    """Return the settings of a preset: ``"quick"``, ``"default"`` or ``"thorough"``.
+
+    On two cores they take alanine dipeptide one, 15 and 20 minutes. MD and energies of a larger
+    molecule take longer, some 10 minutes with ``"quick"`` for 42 atoms in implicit solvent: a run
+    measures and logs its duration when it starts.
+    """
     if name not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
     return PRESETS[name]

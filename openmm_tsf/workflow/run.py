@@ -10,17 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from openmm_tsf.coordinates import InternalCoordinates
+from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io.directory import open_output_directory
 from openmm_tsf.io.files import PathLike
 from openmm_tsf.io.run_config import CONFIG
 from openmm_tsf.io.serialization import from_plain_data
+from openmm_tsf.potentials.base import Potential
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.files import holds_molecule, read_molecule
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.random import Seeds
 from openmm_tsf.utils.validation import check_instance
+from openmm_tsf.workflow.duration import (
+    WORTH_MEASURING,
+    describe_plan,
+    iteration_seconds,
+    training_seconds,
+)
 from openmm_tsf.workflow.frames import (
     FrameSource,
     check_enough_frames,
@@ -145,6 +153,8 @@ def _run_stages(
     """All stages, skipping what is complete."""
     seeds, sampling = Seeds(stage.choices["seed"]), settings.sampling
     source = frames.name
+    if not has_started(stage.directory):
+        logger.info("plan: %s", describe_plan(settings, dataset is None))
     if dataset is None:
         source = "MD"
         dataset = _simulate(stage, settings, seeds.next() % 2**31)
@@ -154,6 +164,8 @@ def _run_stages(
         with stage.costs.counting("training", potential):
             flow = build_flow(dataset, settings.flow, seeds.next())
         logger.info("flow with %d parameters, %d frames", flow.n_parameters, len(dataset))
+        if stage.options.progress and _planned(settings) >= WORTH_MEASURING and stage.is_new:
+            _tell_duration(stage, settings, dataset, potential, flow)
         walkers = Rounds(stage, settings, dataset, potential, flow).run(seeds)
         logger.info("the flow is frozen: production")
         with sampling_threads():
@@ -168,6 +180,30 @@ def _run_stages(
                 start_sampling(stage, sampler)
                 remove_training_files(stage.directory)
                 return sample_and_analyze(stage, sampler, sampling.n_iterations)
+
+
+def _tell_duration(
+    stage: Stage,
+    settings: RunSettings,
+    dataset: MDDataset,
+    potential: Potential,
+    flow: AugmentedFlow,
+) -> None:
+    """Measure a few steps of training and sampling, and log and record the time of all."""
+    ladder, sampling = settings.sampling.temperatures, settings.sampling
+    with stage.costs.measuring("training", potential):
+        training = training_seconds(
+            flow, dataset, potential, replace(settings.fit, temperatures=ladder)
+        )
+        if settings.n_rounds:
+            refit = replace(settings.refit, temperatures=ladder)
+            training += settings.n_rounds * training_seconds(flow, dataset, potential, refit)
+        with sampling_threads():
+            sampler = make_sampler(stage.molecule, flow, sampling, potential, (0, 0), dataset)
+            each = iteration_seconds(sampler, sampling)
+    n = sampling.n_tuning + sampling.n_iterations
+    n += settings.n_rounds * (sampling.n_tuning + settings.round_iterations)
+    stage.tell_duration(training, each * n)
 
 
 def _planned(settings: RunSettings) -> int:

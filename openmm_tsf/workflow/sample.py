@@ -30,6 +30,7 @@ from openmm_tsf.utils.random import Seeds, seeded_generator
 from openmm_tsf.utils.threads import torch_threads
 from openmm_tsf.utils.validation import check_instance
 from openmm_tsf.workflow.costs import Costs
+from openmm_tsf.workflow.duration import WORTH_MEASURING, iteration_seconds
 from openmm_tsf.workflow.frames import hash_of_frames
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.potential_choice import batch_of, planned_sampling
@@ -305,7 +306,13 @@ def _start(
     stage.restore_costs("flow")
     stage.record_target(settings.n_iterations)
     seeds = sampler_seeds(Seeds(stage.choices["seed"]), fresh=True)
-    with stage.open_potential(planned_sampling(settings), batch_of(settings)) as potential:
+    planned = planned_sampling(settings)
+    with stage.open_potential(planned, batch_of(settings)) as potential:
+        if stage.options.progress and planned >= WORTH_MEASURING and stage.is_new:
+            with stage.costs.measuring("sampling", potential):
+                other = make_sampler(stage.molecule, flow, settings, potential, (0, 0), start)
+                each = iteration_seconds(other, settings)
+            stage.tell_duration(sampling=each * (settings.n_tuning + settings.n_iterations))
         with stage.costs.counting("sampling", potential):
             sampler = make_sampler(stage.molecule, flow, settings, potential, seeds, start)
             sampler.tune(settings.n_tuning, progress=stage.options.progress)

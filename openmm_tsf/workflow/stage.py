@@ -1,5 +1,6 @@
 """A stage at work in its directory."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +12,7 @@ from openmm_tsf.potentials.base import Potential, describe_potential
 from openmm_tsf.systems.files import write_molecule
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.workflow.costs import Costs
+from openmm_tsf.workflow.duration import in_words
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.potential_choice import reopen_potential
 from openmm_tsf.workflow.record import (
@@ -19,6 +21,8 @@ from openmm_tsf.workflow.record import (
     sampling_part,
     warn_of_other_versions,
 )
+
+logger = logging.getLogger(__name__)
 
 _Config = dict[str, Any]  # the content of config.json, or a part of it
 
@@ -31,6 +35,7 @@ class Stage:
     ) -> None:
         self.lock, self.molecule, self.options, self.config = lock, molecule, options, config
         self.costs = Costs()
+        self.is_new = False
 
     @classmethod
     def open(
@@ -48,6 +53,7 @@ class Stage:
         config = read_stage_config(lock.directory, request["stage"]) if options.resume else None
         stage = cls(lock, molecule, options, request if config is None else config)
         if config is None:
+            stage.is_new = True
             stage.save()  # the first file: it says what this directory is
         else:
             warn_of_other_versions(lock.directory, config.get("versions"))
@@ -79,6 +85,13 @@ class Stage:
         if any(name not in self.choices or self.choices[name] != choices[name] for name in choices):
             self.choices.update(choices)
             self.save()
+
+    def tell_duration(self, training: float = 0.0, sampling: float = 0.0) -> None:
+        """Log and keep the seconds that training and sampling are expected to take."""
+        parts = {"training": training, "sampling": sampling}
+        words = [f"{name} {in_words(seconds)}" for name, seconds in parts.items() if seconds]
+        logger.info("expected on this machine, within a factor of two: %s", ", ".join(words))
+        self.costs.seconds["expected"] = round(training + sampling, 3)
 
     def record_costs(self, step: str) -> None:
         """Keep what the stage has cost up to a step, just before the file that completes it."""

@@ -16,6 +16,7 @@ from openmm_tsf.training import FitSettings, fit
 from openmm_tsf.training.checkpoint import load_best_weights
 from openmm_tsf.utils.random import Seeds
 from openmm_tsf.utils.validation import check_instance
+from openmm_tsf.workflow.duration import WORTH_MEASURING, training_seconds
 from openmm_tsf.workflow.frames import (
     FrameSource,
     check_enough_frames,
@@ -114,7 +115,12 @@ def _train(
         stage.config |= costs.to_config()
         stage.save()
 
-    with stage.open_potential(planned_training(settings), settings.kl_batch_size) as potential:
+    planned = planned_training(settings)
+    with stage.open_potential(planned, settings.kl_batch_size) as potential:
+        if stage.options.progress and planned >= WORTH_MEASURING and stage.is_new:
+            with costs.measuring("training", potential):
+                seconds = training_seconds(flow, dataset, potential, settings)
+            stage.tell_duration(training=seconds)
         try:
             with costs.counting("training", potential):
                 result = fit(

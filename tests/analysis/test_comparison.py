@@ -4,14 +4,17 @@ import numpy as np
 import pytest
 
 import openmm_tsf.analysis.reference as reference_module
-from openmm_tsf.analysis import Reference, compare, load_reference, load_run
+from openmm_tsf.analysis import Reference, compare, load_reference, load_run, write_thermodynamics
+from openmm_tsf.analysis.comparison import comparable_temperatures, compare_thermodynamics
 from openmm_tsf.analysis.ramachandran import decorrelated_frames, ramachandran_distance
+from openmm_tsf.analysis.report import concerns, describe, disagreements, unsampled
 from tests.support.analysis_runs import (
     TEMPERATURES,
     WELL,
     angles_of_two_basins,
     make_reference,
     run_like_reference,
+    well_run,
 )
 from tests.support.fabricate import write_run
 
@@ -44,7 +47,7 @@ def test_a_wrong_run_disagrees(tmp_path):
     assert distance.total_variation > 1.5 * distance.floor_total_variation
     assert distance.kl > distance.floor_kl
     other = run_like_reference(rng, tmp_path / "other", temperatures=[310.0])
-    with pytest.raises(ValueError, match="none of the run's"):
+    with pytest.raises(ValueError, match="and none between"):
         compare(other, make_reference(rng))
 
 
@@ -72,6 +75,73 @@ def test_a_reference_of_other_dihedrals_is_not_compared_with(tmp_path):
     (note,) = summary["monitor"]["notes"]
     assert "not compared with the reference" in note
     assert "recorded phi2, psi2" in note
+
+
+def well_reference(rng, temperatures, n=4000):
+    energy, phi = WELL.draw(rng, (n, 1), temperatures)
+    return Reference(temperatures, phi[:, 0], phi[:, 0], energy[:, 0], 1.0)
+
+
+def test_a_run_without_a_common_rung_is_reweighted_to_the_temperatures_of_the_reference(tmp_path):
+    """Right runs agree and a wrong one does not; the errors are those of MBAR."""
+    rng, z, p_values = np.random.default_rng(21), [], []
+    for k in range(16):
+        run = well_run(rng, tmp_path / str(k), n=120, temperatures=[280.0, 390.0, 520.0, 640.0])
+        reference = well_reference(rng, np.array([250.0, 330.0, 450.0, 600.0, 700.0]), 1000)
+        assert comparable_temperatures(run, reference) == (330.0, 450.0, 600.0)
+        result = compare(run, reference)
+        assert result.by_mbar
+        assert (result.not_compared, result.ramachandran) == ((280.0, 390.0, 520.0, 640.0), ())
+        expected = run.mbar().reweight(run.beta(450.0)).mean(run.dihedral_at_all_rungs("phi") > 0)
+        assert result.phi_positive.run[1] == expected
+        z += [*result.phi_positive.z, *result.energy.z]
+        p_values += [result.phi_positive.p_value, result.energy.p_value]
+    assert abs(np.mean(z)) < 6 / np.sqrt(len(z))  # three temperatures are not independent
+    assert 0.6 < np.std(z) < 1.3
+    assert min(p_values) > 1e-3
+    ladder, drawn_at = [310.0, 420.0], [340.0, 460.0]
+    wrong = well_run(rng, tmp_path / "wrong", n=120, temperatures=ladder, drawn_at=drawn_at)
+    (result,) = compare(wrong, well_reference(rng, np.array([300.0, 350.0, 500.0]))).energy.z
+    assert abs(result) > 4
+
+
+@pytest.mark.parametrize(
+    ("ladder", "compared"),
+    [
+        ([300.0, 600.0], ("300.00", "600.00")),
+        ([305.0, 345.0], ()),
+        ([450.0], ()),
+        ([650.0, 800.0, 900.0], ()),
+        ([200.0, 305.0], ("300.00",)),
+        ([290.0, 410.0, 430.0, 700.0], ("300.00", "424.26", "600.00")),
+    ],
+)
+def test_every_ladder_has_a_summary_a_report_and_figures(tmp_path, ladder, compared):
+    rng = np.random.default_rng(22)
+    run = well_run(rng, tmp_path / "run", n=30, temperatures=ladder)
+    reference = well_reference(rng, TEMPERATURES, 300)
+    summary = run.summary(reference)
+    z = summary["comparison"]["phi_positive"]["z"] if compared else {}
+    assert (tuple(z), "comparison" in summary) == (compared, bool(compared))
+    text = describe(summary)
+    common = 300.0 in ladder
+    assert ("by MBAR at 300.00" in text) == bool(compared and not common)
+    assert ("nor one between its rungs" in text) == (not compared)
+    for kind in (unsampled, disagreements, concerns):
+        assert isinstance(kind(summary), list)
+    within = [f"{t:.2f}" for t in TEMPERATURES if ladder[0] <= t <= ladder[-1]]
+    assert list(compare_thermodynamics(run, reference).get("delta_F_phi_kT", {})) == within
+
+
+@pytest.mark.parametrize("ladder", [[450.0], [310.0, 320.0, 333.0], [310.0, 480.0]])
+def test_every_ladder_has_figures(tmp_path, ladder):
+    rng = np.random.default_rng(23)
+    run = well_run(rng, tmp_path / "run", n=30, temperatures=ladder)
+    reference = well_reference(rng, TEMPERATURES, 300)
+    run.plot(tmp_path / "ramachandran.png", reference)
+    content = write_thermodynamics(run, tmp_path, reference)
+    assert len(content["reference"]) == 3
+    assert bool(content["z"]) == (ladder[-1] == 480.0)
 
 
 def test_decorrelated_frames():

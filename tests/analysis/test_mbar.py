@@ -134,3 +134,38 @@ def test_independent_samples_of_mbar_estimates():
     assert estimate.n_samples == energy.size
     assert estimate.variance == pytest.approx(energy[..., 1].var(), rel=0.15)
     assert estimate.n_independent == pytest.approx(estimate.variance / estimate.stderr**2)
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        [((0, 0, 2), 1e12), ((5, 1, 0), 3e7), ((9, 3, 1), 2e9)],  # clashes, at every rung
+        [((3, 2, 0), -1e9)],  # and the contrary
+        [(np.s_[:60, :, 2], 1e8)],  # three quarters of the samples of a rung
+    ],
+)
+def test_mbar_of_energies_far_from_all_others_equals_pymbar(samples):
+    energy, _ = two_state_run(np.random.default_rng(11), n=80, n_walkers=4)
+    for index, value in samples:
+        energy[index] = value
+    flat, protocol = np.moveaxis(energy, 2, 0).ravel(), ({"method": "adaptive"},)
+    expected = pymbar.MBAR(np.outer(BETAS, flat), np.full(3, 320), solver_protocol=protocol).f_k
+    np.testing.assert_allclose(solve_mbar(energy, BETAS), expected, rtol=0, atol=1e-7)
+
+
+def test_a_run_with_a_clash_is_analysed(tmp_path):
+    energy, phi, psi = small_run(tmp_path / "small")
+    energy[4, 1, 2] = 1e10
+    write_run(tmp_path / "run", TEMPERATURES, energy, {"phi": phi, "psi": psi})
+    run, without = load_run(tmp_path / "run"), load_run(tmp_path / "small")
+    assert run.free_energy_positive("phi", 300) == pytest.approx(
+        without.free_energy_positive("phi", 300), rel=0.02
+    )
+    json.loads(json.dumps(run.summary(), allow_nan=False))
+    run.plot(tmp_path / "plot.png")
+    run.plot_thermodynamics(tmp_path / "thermodynamics.png")
+
+
+def test_mbar_of_one_sample_and_of_equal_energies():
+    np.testing.assert_allclose(solve_mbar(np.array([[[-5.0, 20.0, 90.0]]]), BETAS)[0], 0.0)
+    np.testing.assert_allclose(solve_mbar(np.full((5, 2, 3), 1e8), BETAS), 1e8 * (BETAS - BETAS[0]))

@@ -155,7 +155,7 @@ def test_errors_are_one_line_and_status_2(arguments, message, tmp_path, capsys):
 
 
 def test_unexpected_errors_say_so(called, monkeypatch, capsys):
-    monkeypatch.setattr("openmm_tsf.analysis.analyze.analyze", lambda path: {}["key"])
+    monkeypatch.setattr("openmm_tsf.analysis.analyze.analyze", lambda path, output: {}["key"])
     assert main(["analyze", "out"]) == 2
     assert "unexpected KeyError: 'key' (--debug shows where)" in capsys.readouterr().err
     with pytest.raises(KeyError):
