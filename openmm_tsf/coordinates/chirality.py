@@ -21,7 +21,7 @@ def reference_handedness(zmatrix: ZMatrix, torsions: Tensor) -> Tensor:
     A centre that is flat in the reference is refused (its atoms are named).
     """
     sine = torsions.sin()
-    tetrahedral = torch.as_tensor(zmatrix.tetrahedral)[3:]
+    tetrahedral = torch.as_tensor(zmatrix.tetrahedral, dtype=torch.bool, device="cpu")[3:]
     for flat in (tetrahedral & (sine.abs() < FLAT_TOLERANCE)).nonzero()[:, 0].tolist():
         atoms = f"{zmatrix.describe(flat + 3)} lie in one plane"
         expected = "tetrahedral centres with a handedness"

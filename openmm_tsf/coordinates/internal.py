@@ -102,12 +102,16 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         self.n_coordinates = 3 * self.n_atoms - 6
         self.names = zmatrix.coordinate_names
         self.placement = Placement(zmatrix)
-        self.register_buffer("_rows", torch.as_tensor(zmatrix.rows))
+        self.register_buffer(
+            "_rows", torch.as_tensor(zmatrix.rows, dtype=torch.int64, device="cpu")
+        )
         self.register_buffer("handedness", handedness.to(dtype))
         self.register_buffer("_handed", handedness.nonzero()[:, 0], persistent=False)
         self.register_buffer("reference_bonds", reference_bonds.to(dtype))
         self.register_buffer("branch_cuts", branch_cuts.to(dtype))
-        self.register_buffer("kinds", torch.as_tensor(zmatrix.coordinate_kinds))
+        self.register_buffer(
+            "kinds", torch.as_tensor(zmatrix.coordinate_kinds, dtype=torch.int64, device="cpu")
+        )
         self.labelling = HydrogenLabels(zmatrix.rows, handedness.tolist(), equivalent)
         self.overlap = bool(overlap) and len(self.labelling) > 0
 
@@ -145,8 +149,10 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         """
         zmatrix = ZMatrix.from_topology(topology, positions)
         reference = as_positions(positions, zmatrix.n_atoms)
-        rows = torch.as_tensor(zmatrix.rows)
-        bonds, _, _, torsions = bonds_angles_dihedrals(torch.tensor(reference)[None], rows)
+        rows = torch.as_tensor(zmatrix.rows, dtype=torch.int64, device="cpu")
+        bonds, _, _, torsions = bonds_angles_dihedrals(
+            torch.tensor(reference, dtype=torch.float64, device="cpu")[None], rows
+        )
         handedness = reference_handedness(zmatrix, torsions[:, 0])
         cuts = torsions[:, 0] - math.pi
         return cls(zmatrix, handedness, bonds[:, 0], cuts, metric, dtype, equivalent, overlap)

@@ -261,7 +261,7 @@ class AugmentedMap(nn.Module, ABC):
             log_det = torch.where(torch.isfinite(log_det), log_det + partition, log_det)
         if self.coordinates is not None and self.log_multiplicity:
             shape = (n, len(self.coordinates.labelling))
-            shift = torch.randint(3, shape, generator=generator, device=x.device)
+            shift = torch.randint(3, shape, generator=generator, device=x.device, dtype=torch.int64)
             x = self.coordinates.relabel(x, shift)
         log_prob = self.prior_log_prob(v, temperature) - log_det - self.log_multiplicity
         return FlowSample(x, momenta, log_prob)
@@ -282,7 +282,10 @@ class AugmentedMap(nn.Module, ABC):
                 hint = f"got {n_groups}; use weights of samples"
                 raise ValueError(f"log_prob: expected {expected}, {hint}")
             combinations = itertools.product(range(3), repeat=n_groups)
-            all_copies = [torch.tensor(c, device=x.device).expand(len(x), -1) for c in combinations]
+            all_copies = [
+                torch.tensor(c, device=x.device, dtype=torch.int64).expand(len(x), -1)
+                for c in combinations
+            ]
         terms = []
         for copies in all_copies:
             v, log_det = self.inverse_and_log_det(x, momenta, copies)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from openmm_tsf.flows.augmented_map import AugmentedMap
 from openmm_tsf.flows.layers import fit_layers
@@ -18,6 +19,18 @@ from openmm_tsf.flows.serialization import (
     write_flow_file,
 )
 from openmm_tsf.systems.dataset import MDDataset
+
+
+class _WithoutMemory(TorchFunctionMode):
+    """Makes tensors whose factory names a device on the meta device, where they take no memory."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if "device" in kwargs:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
 class AugmentedFlow(AugmentedMap):
@@ -152,7 +165,7 @@ class AugmentedFlow(AugmentedMap):
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path}: damaged flow file: {error}") from error
         if molecule is not None and flow.coordinates is not None:
-            reference = torch.tensor(molecule.positions, dtype=flow.dtype)[None]
+            reference = torch.tensor(molecule.positions, dtype=flow.dtype, device="cpu")[None]
             if bool(flow.is_mirror_image(reference).any()):
                 other = "another stereoisomer than the molecule's positions show"
                 raise ValueError(f"{path}: this flow belongs to {other}")
@@ -162,7 +175,7 @@ class AugmentedFlow(AugmentedMap):
     def _rebuild(cls, content: dict[str, Any]) -> Self:
         """The flow of a file's content, built only once the file is known to hold its weights."""
         sizes, tensors = network_sizes(content), content["state_dict"]
-        with torch.device("meta"):  # takes no memory
+        with torch.device("meta"), _WithoutMemory():
             network = cls(*sizes).network
         check_shapes(tensors, {f"network.{k}": v for k, v in network.state_dict().items()})
         flow = cls(*sizes, **layer_arguments(content))

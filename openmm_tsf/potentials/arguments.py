@@ -53,7 +53,9 @@ def _check_force_groups(force_groups: Any) -> tuple[int, ...] | None:
 def _check_device(device: Any) -> torch.device:
     """Return the device, with its index."""
     try:
-        return torch.empty(0, device="cpu" if device is None else device).device
+        return torch.empty(
+            0, device="cpu" if device is None else device, dtype=torch.float32
+        ).device
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]

@@ -110,7 +110,9 @@ class GaussianWell(ModelPotential):
     def sample(self, n: int, temperature: float, generator: torch.Generator) -> Tensor:
         """Draw independent samples [n, d] at `temperature`, float64."""
         check_positive(temperature, "temperature")
-        noise = torch.randn(self.event_shape[0], n, dtype=torch.float64, generator=generator)
+        noise = torch.randn(
+            self.event_shape[0], n, dtype=torch.float64, generator=generator, device="cpu"
+        )
         scaled = math.sqrt(temperature) * noise
         return torch.linalg.solve_triangular(self._factor.T, scaled, upper=True).T.contiguous()
 
@@ -146,7 +148,7 @@ class DoubleWell(ModelPotential):
             if isinstance(value, Tensor) and value.is_floating_point():
                 tensor = value.detach().to("cpu", torch.float64)
             elif isinstance(value, (int, float)) and not isinstance(value, bool):
-                tensor = torch.tensor([value], dtype=torch.float64)
+                tensor = torch.tensor([value], dtype=torch.float64, device="cpu")
             else:
                 given = type(value).__name__
                 raise TypeError(f"{name}: expected a number or a floating tensor, got {given}")
@@ -201,7 +203,9 @@ class DoubleWell(ModelPotential):
         grid, log_weights = self._quadrature(temperature)
         weights = log_weights.softmax(dim=0).T.contiguous()
         drawn = torch.multinomial(weights, n, replacement=True, generator=generator).T
-        displacement = torch.rand(n, len(self.a), dtype=torch.float64, generator=generator) - 0.5
+        displacement = (
+            torch.rand(n, len(self.a), dtype=torch.float64, generator=generator, device="cpu") - 0.5
+        )
         return grid.gather(0, drawn) + displacement * (grid[1] - grid[0])
 
     def cumulants(self, temperature: float) -> Tensor:
@@ -235,7 +239,9 @@ class DoubleWell(ModelPotential):
         """Return a symmetric grid [points, d] with all but e^-60 of the weight, and −U/T on it."""
         check_positive(temperature, "temperature")
         half = self.N_POINTS // 2
-        unit = torch.arange(-half, half + 1, dtype=torch.float64)[:, None] / half  # 0 is a point
+        unit = (
+            torch.arange(-half, half + 1, dtype=torch.float64, device="cpu")[:, None] / half
+        )  # 0 is a point
         half_width = torch.full_like(self.a, 1e-3)
         for _ in range(200):
             # On some of the points: their minimum is at most too high, and the range too wide.

@@ -69,7 +69,11 @@ class TemperingChain:
         drawn = int(np.random.SeedSequence().generate_state(1)[0])
         self.seed = drawn if seed is None else check_seed(seed)
         self._generator = seeded_generator(self.seed)
-        masses = None if molecule is None else torch.tensor(molecule.masses, dtype=torch.float64)
+        masses = (
+            None
+            if molecule is None
+            else torch.tensor(molecule.masses, dtype=torch.float64, device="cpu")
+        )
         self._masses = masses
         if kernels is None:
             kernels = default_kernels(potential, flow, self.temperatures, self._masses)
@@ -91,7 +95,9 @@ class TemperingChain:
         if self._state is None:
             if self.molecule is None:
                 raise RuntimeError("no walkers yet: call set_positions(x) first")
-            start = torch.tensor(minimised(self.potential, self.molecule), dtype=torch.float64)
+            start = torch.tensor(
+                minimised(self.potential, self.molecule), dtype=torch.float64, device="cpu"
+            )
             self.set_positions(start.repeat(self.n_walkers, len(self.temperatures), 1, 1))
         assert self._state is not None
         return self._state

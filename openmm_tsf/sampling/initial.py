@@ -36,7 +36,7 @@ def starting_state(
     flat = x.flatten(0, 1)
     with torch.no_grad():
         energy = energies.energy(potential, flat)
-        momenta = torch.zeros(len(flat), flow.n_momenta, dtype=flow.dtype)
+        momenta = torch.zeros(len(flat), flow.n_momenta, dtype=flow.dtype, device="cpu")
         _, log_det = flow.inverse_and_log_det(flat.to(flow.dtype), momenta)
         log_det = log_det.masked_fill(flow.is_mirror_image(flat.to(flow.dtype)), -torch.inf)
     for what, values in (
@@ -57,7 +57,7 @@ def starting_state(
             raise ValueError(f"velocities: expected shape {shape}, got {tuple(velocities.shape)}")
         if not bool(torch.isfinite(velocities).all()):
             raise ValueError("velocities: expected finite numbers, got NaN or infinity")
-    replica = torch.arange(shape[1]).repeat(shape[0], 1)
+    replica = torch.arange(shape[1], dtype=torch.int64, device="cpu").repeat(shape[0], 1)
     return WalkerState(x, velocities, energy.reshape(shape[:2]), replica)
 
 
@@ -69,7 +69,9 @@ def with_velocities(
     generator: Generator,
 ) -> WalkerState:
     """Draw velocities of the walkers from the Maxwell-Boltzmann distribution of every rung."""
-    kt = potential.boltzmann_constant * torch.tensor(temperatures, dtype=torch.float64)
+    kt = potential.boltzmann_constant * torch.tensor(
+        temperatures, dtype=torch.float64, device="cpu"
+    )
     return state.evolve(velocities=maxwell_boltzmann(tuple(state.x.shape), kt, masses, generator))
 
 
@@ -89,7 +91,12 @@ def restored_state(content: Any, n_walkers: int, n_rungs: int, potential: Potent
             raise ValueError(f"checkpoint: expected finite {name}")
     if not isinstance(content["iteration"], int) or content["iteration"] < 0:
         raise ValueError(f"checkpoint: expected a count of iterations, got {content['iteration']}")
-    if not bool((content["replica"].sort(dim=1).values == torch.arange(n_rungs)).all()):
+    if not bool(
+        (
+            content["replica"].sort(dim=1).values
+            == torch.arange(n_rungs, dtype=torch.int64, device="cpu")
+        ).all()
+    ):
         raise ValueError("checkpoint: expected each replica once in every walker")
     state = WalkerState.from_state_dict(content)
     with torch.no_grad():
@@ -109,7 +116,7 @@ def maxwell_boltzmann(
 ) -> Tensor:
     """Draw velocities [W, R, *event] in nm/ps at kT [R] in kJ/mol, for masses in amu."""
     mass = mass_per_coordinate(masses, shape[2:])
-    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
     return noise * (kt.reshape(-1, *(1,) * mass.ndim) / mass).sqrt()
 
 

@@ -185,7 +185,11 @@ class ParallelTempering(TemperingChain):
         if not collect:
             return None
         shape = (0, *self.state.x.shape)
-        return torch.stack(collected) if collected else torch.zeros(shape, dtype=torch.float64)
+        return (
+            torch.stack(collected)
+            if collected
+            else torch.zeros(shape, dtype=torch.float64, device="cpu")
+        )
 
     def _checkpoint(self) -> dict[str, Any]:
         return {

@@ -63,7 +63,7 @@ class StepSizeTuner:
         self.kernel = kernel
         self.target = float(getattr(kernel, "target_acceptance", target))
         self._log_sigma = kernel.sigma.log()
-        self._n_updates = torch.zeros(self._log_sigma.shape, dtype=torch.int64)
+        self._n_updates = torch.zeros(self._log_sigma.shape, dtype=torch.int64, device="cpu")
         self._path: list[Tensor] = []
 
     def update(self, info: KernelInfo) -> None:

@@ -83,7 +83,7 @@ class MDDataset:
             )
         values = in_unit(self.positions, NANOMETER, "positions")
         try:
-            positions = torch.as_tensor(values, dtype=torch.float64)
+            positions = torch.as_tensor(values, dtype=torch.float64, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             got = f"{type(values).__name__}: {error}"
             raise TypeError(f"positions: expected numbers [F, *event], got {got}") from error

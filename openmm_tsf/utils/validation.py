@@ -161,6 +161,6 @@ def as_float_tensor(value: Any, name: str) -> "Tensor":
     import torch
 
     try:
-        return torch.as_tensor(value, dtype=torch.float64).clone()
+        return torch.as_tensor(value, dtype=torch.float64, device="cpu").clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name}: expected numbers, got {value!r}") from error

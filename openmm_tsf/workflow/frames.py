@@ -117,7 +117,7 @@ def check_enough_frames(dataset: MDDataset, molecule: MolecularSystem) -> None:
 def check_enough_md(n_frames: int, stride: int, molecule: MolecularSystem) -> None:
     """Refuse MD of too few frames, before it is run."""
     n = min(len(range(0, n_frames, stride)), 1000 * molecule.n_atoms)  # more are always enough
-    positions = torch.zeros(n, 1)  # only their number matters
+    positions = torch.zeros(n, 1, dtype=torch.float32, device="cpu")  # only their number matters
     try:
         check_enough_frames(MDDataset(positions, temperature=1.0), molecule)
     except ValueError as error:

@@ -100,7 +100,9 @@ class RungKernel:
 
     def __init__(self, temperatures: Any, boltzmann_constant: float) -> None:
         self.temperatures = as_temperatures(temperatures)
-        self.kt = boltzmann_constant * torch.tensor(self.temperatures, dtype=torch.float64)
+        self.kt = boltzmann_constant * torch.tensor(
+            self.temperatures, dtype=torch.float64, device="cpu"
+        )
 
     @property
     def counts_shape(self) -> tuple[int, ...]:

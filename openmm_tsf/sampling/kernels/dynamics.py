@@ -175,7 +175,7 @@ class DynamicsKernel(RungKernel, ABC):
     ) -> Tensor:
         """Return keep * v + sqrt(1 - keep^2) * width * noise, the exact Ornstein-Uhlenbeck step."""
         # Drawn on the generator's device, so that the chain is the same on any device.
-        noise = torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v.device)
+        noise = torch.randn(v.shape, generator=generator, dtype=v.dtype, device="cpu").to(v.device)
         return keep * v + math.sqrt(1 - keep**2) * width * noise
 
     def kinetic_energy(self, v: Tensor) -> Tensor:

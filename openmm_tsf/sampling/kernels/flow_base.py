@@ -85,7 +85,7 @@ class FlowKernel(RungKernel):
         self.round_trip_interval = check_int(round_trip_interval, "round_trip_interval")
         self.round_trip_walkers = check_int(round_trip_walkers, "round_trip_walkers")
         self.round_trip_tolerance = round_trip_tolerance
-        kelvin = torch.tensor(self.temperatures, dtype=torch.float64)
+        kelvin = torch.tensor(self.temperatures, dtype=torch.float64, device="cpu")
         self.tau = kelvin / flow.reference_temperature
 
     def settings(self) -> dict[str, Any]:
@@ -121,7 +121,9 @@ class FlowKernel(RungKernel):
         self, x: Tensor, tau: Tensor, iteration: int, generator: Generator
     ) -> LatentState:
         """Draw momenta for x and map both to latents; check the round trip if it is due."""
-        noise = torch.randn(len(x), self.flow.n_momenta, generator=generator, dtype=torch.float64)
+        noise = torch.randn(
+            len(x), self.flow.n_momenta, generator=generator, dtype=torch.float64, device="cpu"
+        )
         momenta = noise * tau.sqrt().unsqueeze(1)
         v, inverse_log_det = self._inverse(x, momenta, tau, generator)
         latent = LatentState(x, momenta, v, -inverse_log_det, tau)
@@ -187,7 +189,7 @@ class FlowKernel(RungKernel):
         x, momenta = latent.x, latent.momenta
         n = min(self.round_trip_walkers, len(x))
         start = iteration // self.round_trip_interval * n
-        rows = (start + torch.arange(n)) % len(x)
+        rows = (start + torch.arange(n, dtype=torch.int64, device="cpu")) % len(x)
         # All rows, as in a proposal: a product of a few rows may be rounded in another way.
         x_back, momenta_back, log_det = (p[rows] for p in self._forward(latent.v, latent.tau))
         x_back = self._match_pose(x_back, x[rows])

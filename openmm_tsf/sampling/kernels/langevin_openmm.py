@@ -99,7 +99,7 @@ class OpenMMLangevin(LangevinKernel):
         if not self._workers:
             raise RuntimeError(f"{self.name}: this kernel of Langevin dynamics is closed")
         x_end, v_end = x.clone(), v.clone()
-        u_end = torch.empty(len(x), dtype=torch.float64)
+        u_end = torch.empty(len(x), dtype=torch.float64, device="cpu")
         arrays = x_end.numpy(), v_end.numpy(), u_end.numpy()
         blocks = np.array_split(np.arange(len(x)), len(self._workers))
         tasks = [

@@ -115,7 +115,7 @@ class OneOf(_Mixture):
 
     def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
         """Draw a member and apply it to all walkers."""
-        weights = torch.tensor(self.weights, dtype=torch.float64)
+        weights = torch.tensor(self.weights, dtype=torch.float64, device="cpu")
         member = self.members[int(torch.multinomial(weights, 1, generator=generator))]
         state, info = member(state, generator)
         return state, info.of_member(member.name)
@@ -176,7 +176,11 @@ class OnRungs(_Mixture):
 
     def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
         """Apply the kernel to the walkers of its rungs."""
-        kernel, rungs, velocities = self.members[0], torch.tensor(self.rungs), state.velocities
+        kernel, rungs, velocities = (
+            self.members[0],
+            torch.tensor(self.rungs, dtype=torch.int64, device="cpu"),
+            state.velocities,
+        )
         part = state.evolve(
             x=state.x[:, rungs],
             velocities=None if velocities is None else velocities[:, rungs],
@@ -197,7 +201,10 @@ class OnRungs(_Mixture):
 
     def _spread(self, counts: Tensor) -> Tensor:
         """Return the kernel's counts at their rungs of the whole ladder."""
-        spread, rungs = counts.new_zeros(self.counts_shape), torch.tensor(self.rungs)
+        spread, rungs = (
+            counts.new_zeros(self.counts_shape),
+            torch.tensor(self.rungs, dtype=torch.int64, device="cpu"),
+        )
         if len(self.counts_shape) == 1:
             spread[rungs] = counts
         elif counts.ndim == 1:

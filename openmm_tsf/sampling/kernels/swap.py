@@ -55,7 +55,7 @@ class PlainSwap(SwapKernel):
             )
         self.boltzmann_constant = float(boltzmann_constant)
         self.pairing = Pairing(scheme, len(self.temperatures), first_pairs)
-        self._kelvin = torch.tensor(self.temperatures, dtype=torch.float64)
+        self._kelvin = torch.tensor(self.temperatures, dtype=torch.float64, device="cpu")
         self.kt = self.boltzmann_constant * self._kelvin
 
     def settings(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class PlainSwap(SwapKernel):
         """Propose the exchange of every pair of rungs within every walker, and accept or reject."""
         n_walkers, n_rungs = state.n_walkers, state.n_rungs
         low, high = self.pairing.draw(n_walkers, generator)
-        walker = torch.arange(n_walkers)[:, None].expand_as(low)
+        walker = torch.arange(n_walkers, dtype=torch.int64, device="cpu")[:, None].expand_as(low)
         u_low, u_high = state.energy[walker, low], state.energy[walker, high]
         beta_low, beta_high = 1 / self.kt[low], 1 / self.kt[high]
         current = -(u_low * beta_low + u_high * beta_high)
@@ -74,10 +74,12 @@ class PlainSwap(SwapKernel):
         accepted, non_finite = metropolis(current.flatten(), proposed.flatten(), generator)
         accepted = accepted.reshape(low.shape)
 
-        source = torch.arange(n_rungs).repeat(n_walkers, 1)  # where each rung's replica comes from
+        source = torch.arange(n_rungs, dtype=torch.int64, device="cpu").repeat(
+            n_walkers, 1
+        )  # where each rung's replica comes from
         source[walker[accepted], low[accepted]] = high[accepted]
         source[walker[accepted], high[accepted]] = low[accepted]
-        rows = torch.arange(n_walkers)[:, None].expand_as(source)
+        rows = torch.arange(n_walkers, dtype=torch.int64, device="cpu")[:, None].expand_as(source)
         velocities = state.velocities
         if velocities is not None:
             scale = (self._kelvin[None, :] / self._kelvin[source]).sqrt()
