@@ -49,7 +49,8 @@ class HydrogenLabels(nn.Module):
     ) -> None:
         super().__init__()
         columns = [_columns(rows, handedness, triple) for triple in triples]
-        self.triples = [list(t) for t, c in zip(triples, columns, strict=True) if c is not None]
+        kept = (t for t, c in zip(triples, columns, strict=True) if c is not None)
+        self.triples = [[int(atom) for atom in triple] for triple in kept]
         # Of each group [G, 3]: dihedral columns (primary, next, last counterclockwise) and atoms.
         index = (
             torch.tensor([c for c in columns if c is not None], dtype=torch.int64, device="cpu")

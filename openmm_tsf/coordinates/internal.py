@@ -30,7 +30,7 @@ from openmm_tsf.coordinates.penalties import (
     handedness_penalty,
 )
 from openmm_tsf.coordinates.zmatrix import ZMatrix
-from openmm_tsf.units import as_positions
+from openmm_tsf.units import RADIAN, as_array, as_positions
 from openmm_tsf.utils.tensors import check_tensor
 from openmm_tsf.utils.validation import check_choice, require_entry
 
@@ -93,7 +93,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         overlap: bool = False,
     ) -> None:
         super().__init__()
-        check_choice(metric, "metric", METRICS)
+        metric = check_choice(metric, "metric", METRICS)
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(f"dtype: expected torch.float64 or torch.float32, got {dtype}")
         self.zmatrix, self.metric = zmatrix, metric
@@ -195,9 +195,9 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         handed = self._handed
         return is_mirrored(x, self._rows[3:][handed], self.handedness[handed])
 
-    def set_branch_cuts(self, cuts: Tensor) -> None:
-        """Set where each dihedral's branch begins: [N-3] radians, in the order of u."""
-        cuts = torch.as_tensor(cuts)
+    def set_branch_cuts(self, cuts: Any) -> None:
+        """Set where each dihedral's branch begins: [N-3] radians (or a Quantity), as in u."""
+        cuts = torch.from_numpy(as_array(cuts, RADIAN, "cuts"))
         if tuple(cuts.shape) != tuple(self.branch_cuts.shape):
             expected = tuple(self.branch_cuts.shape)
             raise ValueError(f"cuts: expected shape {expected}, got {tuple(cuts.shape)}")
@@ -206,11 +206,13 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         with torch.no_grad():
             self.branch_cuts.copy_(cuts)
 
-    def fit_branch_cuts(self, angles: Tensor) -> Tensor:
+    def fit_branch_cuts(self, angles: Any) -> Tensor:
         """Set the branch cuts to the emptiest angles of data, and return them [N-3].
 
-        `angles` are dihedrals [F, N-3] in radians, as :meth:`bonds_angles_torsions` returns them.
+        `angles` are dihedrals [F, N-3] in radians (or a Quantity), as
+        :meth:`bonds_angles_torsions` returns them.
         """
+        angles = torch.from_numpy(as_array(angles, RADIAN, "angles")).to(self.branch_cuts)
         n_torsions = len(self.branch_cuts)
         if angles.ndim != 2 or angles.shape[1] != n_torsions:
             raise ValueError(f"angles: expected shape [F, {n_torsions}], got {tuple(angles.shape)}")

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from openmm_tsf.utils.validation import unwrap_scalar
+
 #: Largest relative errors of energies and forces that a TorchPotential may have, by dtype.
 TOLERANCES = {torch.float64: (1e-10, 1e-8), torch.float32: (1e-3, 1e-3)}
 
@@ -32,6 +34,7 @@ def check_settings(
     """Return the settings that a user gave."""
     if dtype not in TOLERANCES:
         raise ValueError(f"dtype: expected torch.float64 or torch.float32, got {dtype}")
+    compile, memory = unwrap_scalar(compile), unwrap_scalar(memory)
     if not isinstance(compile, bool):
         raise TypeError(f"compile: expected True or False, got {compile!r}")
     if isinstance(memory, bool) or not isinstance(memory, Integral) or memory < 2**20:
@@ -43,7 +46,9 @@ def check_settings(
 def _check_force_groups(force_groups: Any) -> tuple[int, ...] | None:
     if force_groups is None:
         return None
+    force_groups = unwrap_scalar(force_groups)
     groups = list(force_groups) if isinstance(force_groups, Iterable) else [force_groups]
+    groups = list(map(unwrap_scalar, groups))
     are_ints = all(isinstance(g, Integral) and not isinstance(g, bool) for g in groups)
     if not are_ints or not groups or not all(0 <= g <= 31 for g in groups):
         raise ValueError(f"force_groups: expected integers from 0 to 31, got {force_groups!r}")

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials.toy import DoubleWell, ModelPotential, check_floating
+from openmm_tsf.units import KELVIN, in_unit
 from openmm_tsf.utils.random import seeded_generator
-from openmm_tsf.utils.validation import check_int
+from openmm_tsf.utils.validation import check_int, check_positive
 
 
 class MixedDoubleWell(ModelPotential):
@@ -109,8 +110,8 @@ class MixedDoubleWell(ModelPotential):
 
     def entropy(self, temperature: float) -> float:
         """Return ⟨U⟩/T + ln Z in k_B: no model has a smaller mean NLL on equilibrium samples."""
-        log_z = self.log_partition_function(temperature)
-        return self.mean_energy(temperature) / temperature + log_z
+        kelvin = check_positive(in_unit(temperature, KELVIN, "temperature"), "temperature")
+        return self.mean_energy(kelvin) / kelvin + self.log_partition_function(kelvin)
 
     def cumulants(self, temperature: float) -> Tensor:
         """Return the first four cumulants of every x_j, [4, d], float64."""

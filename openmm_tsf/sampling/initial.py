@@ -14,8 +14,7 @@ from openmm_tsf.sampling.kernels.dynamics import mass_per_coordinate
 from openmm_tsf.sampling.kernels.langevin_openmm import DynamicsPotential
 from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.systems.molecule import MolecularSystem
-from openmm_tsf.units import NANOMETER, PICOSECOND, in_unit
-from openmm_tsf.utils.validation import as_float_tensor
+from openmm_tsf.units import NANOMETER, PICOSECOND, as_array
 
 _FIELDS = {"x", "velocities", "energy", "replica", "iteration"}
 
@@ -30,7 +29,7 @@ def starting_state(
 ) -> WalkerState:
     """Return walkers at configurations x [W, R, *event]; see `TemperingChain.set_positions`."""
     shape = (n_walkers, len(temperatures), *potential.event_shape)
-    x = as_float_tensor(in_unit(x, NANOMETER, "x"), "x")
+    x = torch.from_numpy(as_array(x, NANOMETER, "x")).clone()
     if tuple(x.shape) != shape:
         raise ValueError(f"x: expected shape {shape}, got {tuple(x.shape)}")
     flat = x.flatten(0, 1)
@@ -51,8 +50,8 @@ def starting_state(
                 f"the first is walker {walker} at {temperatures[rung]:.2f} K"
             )
     if velocities is not None:
-        velocities = in_unit(velocities, NANOMETER / PICOSECOND, "velocities")
-        velocities = as_float_tensor(velocities, "velocities")
+        speeds = as_array(velocities, NANOMETER / PICOSECOND, "velocities")
+        velocities = torch.from_numpy(speeds).clone()
         if tuple(velocities.shape) != shape:
             raise ValueError(f"velocities: expected shape {shape}, got {tuple(velocities.shape)}")
         if not bool(torch.isfinite(velocities).all()):

@@ -1,7 +1,7 @@
 """How a flow is trained: sizes and schedules."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -117,7 +117,8 @@ class FitSettings:
     def __post_init__(self) -> None:
         by_name = {name: check for names, check in _CHECKS.items() for name in names.split()}
         check_fields(self, **by_name)
-        if not isinstance(self.ramp, Sequence) or isinstance(self.ramp, str) or len(self.ramp) != 2:
+        is_sequence = isinstance(self.ramp, Iterable) and getattr(self.ramp, "ndim", 1) > 0
+        if not is_sequence or isinstance(self.ramp, str) or len(self.ramp) != 2:
             raise ValueError(f"ramp: expected two ascending fractions, got {self.ramp!r}")
         ramp = (check_float(self.ramp[0], "ramp"), check_float(self.ramp[1], "ramp"))
         if not 0 <= ramp[0] <= ramp[1]:

@@ -202,4 +202,4 @@ def check_name(name: Any) -> str:
     """Return a kernel's name, which is a key of files and summaries, or raise TypeError."""
     if not isinstance(name, str) or not name:
         raise TypeError(f"name: expected a string that is not empty, got {name!r}")
-    return name
+    return str(name)

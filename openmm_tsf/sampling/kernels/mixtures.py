@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Generator, Tensor
 from openmm_tsf.sampling.kernels.base import Closable, Kernel, check_name
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.units import as_temperatures
+from openmm_tsf.utils.validation import unwrap_scalar
 
 
 class _Mixture:
@@ -105,7 +107,7 @@ class OneOf(_Mixture):
                         f"kernels: expected the {what} of {first.name}, {getattr(first, what)}, "
                         f"got {getattr(member, what)} of {member.name}"
                     )
-        given = [1.0] * len(names) if weights is None else list(weights)
+        given = [1.0] * len(names) if weights is None else list(map(unwrap_scalar, weights))
         if len(given) != len(names) or not all(_is_positive(weight) for weight in given):
             raise ValueError(
                 f"weights: expected {len(names)} positive numbers, one for each kernel, "
@@ -219,4 +221,4 @@ class OnRungs(_Mixture):
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value > 0
+    return isinstance(value, Real) and math.isfinite(value) and float(value) > 0

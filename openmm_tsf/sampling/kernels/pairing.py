@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from openmm_tsf.utils.validation import check_choice
+from openmm_tsf.utils.validation import check_choice, unwrap_scalar
 
 SCHEMES = ("even_odd", "random_pairs")
 Scheme = str | Sequence[tuple[int, int]]
@@ -30,7 +30,7 @@ class Pairing:
         self.n_rungs = n_rungs
         self.scheme: str | list[list[int]] = _checked_scheme(scheme, n_rungs)
         self.first_pairs = check_choice(first_pairs, "first_pairs", ("even", "odd"))
-        self._call = int(first_pairs == "odd")  # the number of the next call
+        self._call = int(self.first_pairs == "odd")  # the number of the next call
 
     @property
     def counts_shape(self) -> tuple[int, ...]:
@@ -106,10 +106,12 @@ def _checked_scheme(scheme: Any, n_rungs: int) -> str | list[list[int]]:
     if isinstance(scheme, str):
         if scheme not in SCHEMES:
             raise ValueError(f"scheme: expected one of {SCHEMES} or pairs, got {scheme!r}")
-        return scheme
-    if not isinstance(scheme, Sequence) or not all(isinstance(p, Sequence) for p in scheme):
-        raise TypeError(f"scheme: expected pairs of rung numbers, or a name, got {scheme!r}")
-    pairs = [list(pair) for pair in scheme]
+        return str(scheme)
+    try:
+        pairs = [list(map(unwrap_scalar, pair)) for pair in scheme]
+    except TypeError as error:
+        message = f"scheme: expected pairs of rung numbers, or a name, got {scheme!r}"
+        raise TypeError(message) from error
     if not all(len(pair) == 2 and all(type(rung) is int for rung in pair) for pair in pairs):
         raise TypeError(f"scheme: expected pairs of rung numbers, got {scheme!r}")
     rungs = [rung for pair in pairs for rung in pair]
