@@ -31,12 +31,11 @@ def unnamed(source: str) -> list[str]:
         if not isinstance(node, ast.Call):
             continue
         home, _, name = ast.unparse(node.func).rpartition(".")
-        expected = {"dtype", "device"}
+        expected = set()
         if home == "torch" and name == "Generator":
             expected = {"device"}
-        elif not (home == "torch" and name in FACTORIES):
-            if not (home in ("nn", "torch.nn") and name in MODULES):
-                continue
+        elif name in {"torch": FACTORIES, "nn": MODULES, "torch.nn": MODULES}.get(home, ()):
+            expected = {"dtype", "device"}
         if missing := expected - {keyword.arg for keyword in node.keywords}:
             calls.append(f"{node.lineno}: {ast.unparse(node)} without {sorted(missing)}")
     return calls
@@ -183,12 +182,14 @@ def test_results_are_the_same_bit_by_bit(of, defaults, expected, tmp_path):
         assert torch.equal(one, other), number
 
 
-def test_files_with_large_weights_take_no_memory(tmp_path):
-    """The shapes of a flow file are checked before its network is built."""
-    flow = tsf.TemperatureSteerableFlow(2, 2, 1, (4,))
-    flow.save(tmp_path / "flow.pt")
-    content = torch.load(tmp_path / "flow.pt", weights_only=True)
-    content["sizes"]["hidden"] = [2**31, 2**31]  # 2^64 bytes
-    torch.save(content, tmp_path / "flow.pt")
-    with pytest.raises(ValueError, match=r"flow.pt: damaged flow file"):
-        tsf.load_flow(tmp_path / "flow.pt")
+def test_shapes_of_a_file_are_compared_without_memory(tmp_path, monkeypatch):
+    """Sizes in a damaged file may stand for more memory than there is."""
+    devices = set()
+
+    def check(tensors, expected):
+        devices.update(value.device.type for value in expected.values())
+
+    monkeypatch.setattr("openmm_tsf.flows.base.check_shapes", check)
+    tsf.TemperatureSteerableFlow(2, 2, 1, (4,)).save(tmp_path / "flow.pt")
+    tsf.load_flow(tmp_path / "flow.pt")
+    assert devices == {"meta"}

@@ -1,13 +1,12 @@
 """The settings of a TorchPotential, checked; every error names the argument."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 import torch
 
-from openmm_tsf.utils.validation import unwrap_scalar
+from openmm_tsf.utils.validation import list_items, unwrap_scalar
 
 #: Largest relative errors of energies and forces that a TorchPotential may have, by dtype.
 TOLERANCES = {torch.float64: (1e-10, 1e-8), torch.float32: (1e-3, 1e-3)}
@@ -46,9 +45,8 @@ def check_settings(
 def _check_force_groups(force_groups: Any) -> tuple[int, ...] | None:
     if force_groups is None:
         return None
-    force_groups = unwrap_scalar(force_groups)
-    groups = list(force_groups) if isinstance(force_groups, Iterable) else [force_groups]
-    groups = list(map(unwrap_scalar, groups))
+    items = list_items(force_groups)
+    groups = [unwrap_scalar(item) for item in ([force_groups] if items is None else items)]
     are_ints = all(isinstance(g, Integral) and not isinstance(g, bool) for g in groups)
     if not are_ints or not groups or not all(0 <= g <= 31 for g in groups):
         raise ValueError(f"force_groups: expected integers from 0 to 31, got {force_groups!r}")

@@ -10,7 +10,7 @@ import math
 import numbers
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
 from typing import Any
 
@@ -26,6 +26,16 @@ def unwrap_scalar(value: Any) -> Any:
     torch = sys.modules.get("torch")  # imported if a tensor exists; analysis needs none
     kinds = (np.generic, np.ndarray) if torch is None else (np.generic, np.ndarray, torch.Tensor)
     return value.item() if isinstance(value, kinds) and value.ndim == 0 else value
+
+
+def list_items(values: Any) -> list[Any] | None:
+    """Return the items of a sequence, an array or another iterable; None of text and scalars."""
+    if isinstance(values, (str, bytes)):
+        return None
+    try:
+        return list(values)  # quantities and arrays have __iter__ even if they hold one number
+    except TypeError:
+        return None
 
 
 def check_int(value: Any, name: str, least: int = 1, most: int = _MAX_INT) -> int:
@@ -91,10 +101,10 @@ def check_between(value: Any, name: str, low: float, high: float) -> float:
 
 def check_ints(values: Any, name: str, least: int = 1) -> tuple[int, ...]:
     """Return integers of at least `least`; what is not a sequence is a TypeError."""
-    is_sequence = isinstance(values, Iterable) and getattr(values, "ndim", 1) > 0
-    if isinstance(values, (str, bytes)) or not is_sequence:
+    items = list_items(values)
+    if items is None:
         raise TypeError(f"{name}: expected a sequence of integers, got {values!r}")
-    return tuple(check_int(value, name, least) for value in values)
+    return tuple(check_int(value, name, least) for value in items)
 
 
 def check_choice(value: Any, name: str, allowed: Sequence[Any]) -> Any:

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from openmm_tsf.sampling.kernels.base import Closable, Kernel, check_name
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.units import as_temperatures
-from openmm_tsf.utils.validation import unwrap_scalar
+from openmm_tsf.utils.validation import list_items, unwrap_scalar
 
 
 class _Mixture:
@@ -107,7 +107,11 @@ class OneOf(_Mixture):
                         f"kernels: expected the {what} of {first.name}, {getattr(first, what)}, "
                         f"got {getattr(member, what)} of {member.name}"
                     )
-        given = [1.0] * len(names) if weights is None else list(map(unwrap_scalar, weights))
+        given = (
+            [1.0] * len(names)
+            if weights is None
+            else list(map(unwrap_scalar, list_items(weights) or ()))
+        )
         if len(given) != len(names) or not all(_is_positive(weight) for weight in given):
             raise ValueError(
                 f"weights: expected {len(names)} positive numbers, one for each kernel, "
