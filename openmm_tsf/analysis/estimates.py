@@ -119,7 +119,7 @@ class RunEstimates(RunData):
             grid = np.linspace(self.temperatures[0], self.temperatures[-1], _GRID_POINTS)
             temperatures = np.union1d(grid, self.temperatures)
         targets: Any = in_unit(temperatures, KELVIN, "temperatures")
-        if getattr(targets, "ndim", 1) == 0 or not isinstance(targets, Iterable):
+        if np.ndim(targets) == 0 or not isinstance(targets, Iterable):
             targets = [targets]
         kelvins = [1.0 / (self.boltzmann_constant * self.beta(t)) for t in targets]
         if not kelvins:
