@@ -38,9 +38,11 @@ class MDDataset:
     ----------
     positions, temperature
         Configurations [F, *event] in the potential's length unit (nm), float64, and their
-        temperature in K (or a Quantity).
+        temperature in K. Quantities and lists of them (``[state.getPositions(), ...]``) are
+        accepted.
     molecule, energies
-        The molecule, or None for potentials on R^d; potential energies [F], optional.
+        The molecule, or None for potentials on R^d; potential energies [F] in kJ/mol (or a
+        Quantity, or a list of them), optional.
     n_evaluations
         Energy evaluations that were spent on the frames, for the costs of a run.
     weight

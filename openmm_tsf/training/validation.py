@@ -231,14 +231,8 @@ class Validator:
         latent = 0.5 * v.double().square().sum(dim=1) / tau
         log_weights = latent + log_weight(energy / kt, momenta, tau, -log_det)
         log_weights = torch.where(inside, log_weights, -math.inf)
-        softened = (
-            soften(
-                energy[inside],
-                target.energy_ceiling,
-                torch.as_tensor(kt, dtype=torch.float32, device="cpu"),
-            )
-            / kt
-        )
+        width = torch.tensor(kt, dtype=torch.float32, device="cpu")
+        softened = soften(energy[inside], target.energy_ceiling, width) / kt
         momenta, log_det = momenta[inside], log_det[inside]
         log_z_momenta = 0.5 * flow.n_momenta * math.log(2 * math.pi * tau)
         # E[log q] is minus the prior's entropy less E[log|J|]: this bounds -ln Z of x from above.

@@ -34,7 +34,8 @@ class Kernel(Protocol):
     ...         noise = torch.randn(state.x.shape, generator=generator, dtype=state.x.dtype)
     ...         x = state.x + self.step * noise
     ...         energy = self.potential.energy(x.flatten(0, 1)).reshape(state.energy.shape)
-    ...         kt = self.potential.boltzmann_constant * torch.tensor(self.temperatures).double()
+    ...         kelvin = torch.tensor(self.temperatures, dtype=torch.float64)
+    ...         kt = self.potential.boltzmann_constant * kelvin
     ...         current, proposed = -state.energy / kt, -energy / kt
     ...         accepted, _ = metropolis(current.flatten(), proposed.flatten(), generator)
     ...         accepted = accepted.reshape(energy.shape)
