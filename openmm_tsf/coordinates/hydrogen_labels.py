@@ -52,11 +52,8 @@ class HydrogenLabels(nn.Module):
         kept = (t for t, c in zip(triples, columns, strict=True) if c is not None)
         self.triples = [[int(atom) for atom in triple] for triple in kept]
         # Of each group [G, 3]: dihedral columns (primary, next, last counterclockwise) and atoms.
-        index = (
-            torch.tensor([c for c in columns if c is not None], dtype=torch.int64, device="cpu")
-            .long()
-            .reshape(-1, 3)
-        )
+        found = [c for c in columns if c is not None]
+        index = torch.tensor(found, dtype=torch.int64, device="cpu").reshape(-1, 3)
         self.register_buffer("columns", index, persistent=False)
         quartets = torch.as_tensor(rows, dtype=torch.int64, device="cpu")[3:]
         self.register_buffer("atoms", quartets[:, 0][index], persistent=False)
@@ -134,9 +131,8 @@ class HydrogenLabels(nn.Module):
         stiffness = (OVERLAP_STIFFNESS / tau)[:, None]
         last_weight = torch.exp(-stiffness * first.square())
         first_weight = torch.exp(-stiffness * (TWO_PI - third).square())
-        drawn = torch.rand(first.shape, generator=generator, dtype=torch.float64, device="cpu").to(
-            first
-        )
+        drawn = torch.rand(first.shape, generator=generator, dtype=torch.float64, device="cpu")
+        drawn = drawn.to(first)
         drawn = drawn * (1 + last_weight + first_weight) - 1
         return (drawn >= 0).long() + (drawn >= last_weight).long()
 

@@ -289,10 +289,8 @@ class AugmentedMap(nn.Module, ABC):
                 hint = f"got {n_groups}; use weights of samples"
                 raise ValueError(f"log_prob: expected {expected}, {hint}")
             combinations = itertools.product(range(3), repeat=n_groups)
-            all_copies = [
-                torch.tensor(c, device=x.device, dtype=torch.int64).expand(len(x), -1)
-                for c in combinations
-            ]
+            table = torch.tensor(list(combinations), device=x.device, dtype=torch.int64)
+            all_copies = [row.expand(len(x), -1) for row in table]
         terms = []
         for copies in all_copies:
             v, log_det = self.inverse_and_log_det(x, momenta, copies)

@@ -211,10 +211,9 @@ class DoubleWell(ModelPotential):
         grid, log_weights = self._quadrature(temperature)
         weights = log_weights.softmax(dim=0).T.contiguous()
         drawn = torch.multinomial(weights, n, replacement=True, generator=generator).T
-        displacement = (
-            torch.rand(n, len(self.a), dtype=torch.float64, generator=generator, device="cpu") - 0.5
-        )
-        return grid.gather(0, drawn) + displacement * (grid[1] - grid[0])
+        shape = (n, len(self.a))
+        uniform = torch.rand(shape, dtype=torch.float64, generator=generator, device="cpu")
+        return grid.gather(0, drawn) + (uniform - 0.5) * (grid[1] - grid[0])
 
     def cumulants(self, temperature: float) -> Tensor:
         """Return the first four cumulants of every x_i, [4, d], float64."""
@@ -247,9 +246,8 @@ class DoubleWell(ModelPotential):
         """Return a symmetric grid [points, d] with all but e^-60 of the weight, and −U/T on it."""
         temperature = _check_temperature(temperature)
         half = self.N_POINTS // 2
-        unit = (
-            torch.arange(-half, half + 1, dtype=torch.float64, device="cpu")[:, None] / half
-        )  # 0 is a point
+        # 0 is a point.
+        unit = torch.arange(-half, half + 1, dtype=torch.float64, device="cpu")[:, None] / half
         half_width = torch.full_like(self.a, 1e-3)
         for _ in range(200):
             # On some of the points: their minimum is at most too high, and the range too wide.

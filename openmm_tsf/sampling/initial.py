@@ -90,12 +90,8 @@ def restored_state(content: Any, n_walkers: int, n_rungs: int, potential: Potent
             raise ValueError(f"checkpoint: expected finite {name}")
     if not isinstance(content["iteration"], int) or content["iteration"] < 0:
         raise ValueError(f"checkpoint: expected a count of iterations, got {content['iteration']}")
-    if not bool(
-        (
-            content["replica"].sort(dim=1).values
-            == torch.arange(n_rungs, dtype=torch.int64, device="cpu")
-        ).all()
-    ):
+    rungs = torch.arange(n_rungs, dtype=torch.int64, device="cpu")
+    if not bool((content["replica"].sort(dim=1).values == rungs).all()):
         raise ValueError("checkpoint: expected each replica once in every walker")
     state = WalkerState.from_state_dict(content)
     with torch.no_grad():

@@ -185,11 +185,8 @@ class ParallelTempering(TemperingChain):
         if not collect:
             return None
         shape = (0, *self.state.x.shape)
-        return (
-            torch.stack(collected)
-            if collected
-            else torch.zeros(shape, dtype=torch.float64, device="cpu")
-        )
+        none = torch.zeros(shape, dtype=torch.float64, device="cpu")
+        return torch.stack(collected) if collected else none
 
     def _checkpoint(self) -> dict[str, Any]:
         return {

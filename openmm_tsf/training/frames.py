@@ -46,10 +46,8 @@ class TrainingFrames:
                     len(y), (count,), generator=generator, dtype=torch.int64, device="cpu"
                 )
             else:
-                index = torch.searchsorted(
-                    weights,
-                    torch.rand(count, generator=generator, dtype=torch.float32, device="cpu"),
-                )
+                drawn = torch.rand(count, generator=generator, dtype=torch.float32, device="cpu")
+                index = torch.searchsorted(weights, drawn)
             ys.append(y[index])
             log_dets.append(log_det[index])
             taus.append(torch.full((count,), tau, dtype=y.dtype, device="cpu"))
@@ -64,9 +62,7 @@ def dataset_weights(datasets: Sequence[MDDataset]) -> Tensor:
 def split_batch(weights: Tensor, n: int) -> list[int]:
     """Return how many of the n frames of a batch come from each dataset."""
     edges = (weights.cumsum(0) / weights.sum() * n).round().long()
-    counts: list[int] = torch.diff(
-        edges, prepend=torch.zeros(1, dtype=torch.int64, device="cpu")
-    ).tolist()
+    counts: list[int] = torch.diff(edges, prepend=edges.new_zeros(1)).tolist()
     return counts
 
 

@@ -150,10 +150,8 @@ def _bicubic_coefficients(energy: Tensor) -> Tensor:
     d_second = _periodic_derivatives(energy.T).T
     d_both = _periodic_derivatives(d_second)
     f, fx, fy, fxy = (np.pad(g, (0, 1), mode="wrap") for g in (energy, d_first, d_second, d_both))
-    hermite, data = (
-        torch.tensor(HERMITE, dtype=torch.float64, device="cpu"),
-        torch.tensor(bicubic_data(f, fx, fy, fxy), dtype=torch.float64, device="cpu"),
-    )
+    hermite = torch.tensor(HERMITE, dtype=torch.float64, device="cpu")
+    data = torch.tensor(bicubic_data(f, fx, fy, fxy), dtype=torch.float64, device="cpu")
     return torch.einsum("ka,lb,abij->ijkl", hermite, hermite, data).reshape(n * n, 4, 4)
 
 
@@ -182,12 +180,8 @@ class CMAPTorsionTerm(Term):
             Dihedral(_atoms([list(t[1 + 4 * k : 5 + 4 * k]) for t in terms], 4), pairs.n_atoms)
             for k in range(2)
         )
-        offset = torch.tensor([starts[m] for m in maps], dtype=torch.int64, device="cpu").long()[
-            :, None
-        ]
-        size = torch.tensor([sizes[m] for m in maps], dtype=torch.int64, device="cpu").long()[
-            :, None
-        ]
+        offset = torch.tensor([[starts[m]] for m in maps], dtype=torch.int64, device="cpu")
+        size = torch.tensor([[sizes[m]] for m in maps], dtype=torch.int64, device="cpu")
         table = (
             torch.cat(tables) if tables else torch.zeros(1, 4, 4, dtype=torch.float64, device="cpu")
         )

@@ -57,10 +57,8 @@ class _TermSums(nn.Module):
         order = torch.argsort(atoms, stable=True)
         counts = torch.bincount(atoms, minlength=n_atoms)
         row = atoms[order]
-        column = (
-            torch.arange(len(order), dtype=torch.int64, device="cpu")
-            - (counts.cumsum(0) - counts)[row]
-        )
+        number = torch.arange(len(order), dtype=torch.int64, device="cpu")
+        column = number - (counts.cumsum(0) - counts)[row]
         members = torch.zeros(n_atoms, int(counts.max()), dtype=torch.int64, device="cpu")
         weight = torch.zeros(*members.shape, 1, dtype=torch.float64, device="cpu")
         members[row, column] = terms[order]
@@ -88,9 +86,8 @@ class Gather(_TermSums):
         atoms = torch.as_tensor(index, dtype=torch.int64, device="cpu").reshape(-1)
         n_terms = len(atoms)
         plus = torch.ones(n_terms, dtype=torch.float64, device="cpu")
-        super().__init__(
-            atoms, torch.arange(n_terms, dtype=torch.int64, device="cpu"), plus, (n_atoms, n_terms)
-        )
+        terms = torch.arange(n_terms, dtype=torch.int64, device="cpu")
+        super().__init__(atoms, terms, plus, (n_atoms, n_terms))
         self.register_buffer("index", atoms)
 
     def forward(self, values: Tensor) -> Tensor:
@@ -118,10 +115,8 @@ class Difference(_TermSums):
         two = torch.as_tensor(second, dtype=torch.int64, device="cpu").reshape(-1)
         n_terms = len(one)
         plus = torch.ones(n_terms, dtype=torch.float64, device="cpu")
-        atoms, terms = (
-            torch.cat([two, one]),
-            torch.arange(n_terms, dtype=torch.int64, device="cpu").repeat(2),
-        )
+        terms = torch.arange(n_terms, dtype=torch.int64, device="cpu").repeat(2)
+        atoms = torch.cat([two, one])
         super().__init__(atoms, terms, torch.cat([plus, -plus]), (n_atoms, n_terms))
         self.register_buffer("first", one)
         self.register_buffer("second", two)

@@ -142,12 +142,8 @@ def _read_exceptions(
     rows = []
     for index in range(force.getNumExceptions()):
         i, j, *values = force.getExceptionParameters(index)
-        row = int(
-            pairs.row_numbers(
-                torch.tensor(i, dtype=torch.int64, device="cpu"),
-                torch.tensor(j, dtype=torch.int64, device="cpu"),
-            )
-        )
+        first, second = torch.tensor([i, j], dtype=torch.int64, device="cpu")
+        row = int(pairs.row_numbers(first, second))
         rows.append(row)
         is_exception[row] = True
         exceptions[:, row] = _numbers(values, squared)

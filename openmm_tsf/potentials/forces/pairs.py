@@ -63,9 +63,8 @@ class AllPairs(nn.Module):
 
     def dense_row_numbers(self) -> Tensor:
         """Return the rows [N, N] of all ordered pairs; one past the last row on the diagonal."""
-        i, j = torch.meshgrid(
-            *[torch.arange(self.n_atoms, dtype=torch.int64, device="cpu")] * 2, indexing="ij"
-        )
+        atoms = torch.arange(self.n_atoms, dtype=torch.int64, device="cpu")
+        i, j = torch.meshgrid(atoms, atoms, indexing="ij")
         past_last = self.n_atoms * (self.n_atoms - 1) // 2
         return torch.where(i == j, past_last, self.row_numbers(i, j))
 
@@ -115,9 +114,8 @@ class PairList(nn.Module):
         super().__init__()
         n_atoms = pairs.n_atoms
         rows = pairs.row_numbers(first, second)
-        is_complete = torch.equal(
-            rows, torch.arange(n_atoms * (n_atoms - 1) // 2, dtype=torch.int64, device="cpu")
-        )
+        every = torch.arange(n_atoms * (n_atoms - 1) // 2, dtype=torch.int64, device="cpu")
+        is_complete = torch.equal(rows, every)
         self.shape = (len(first),)
         self.first = Gather(first, n_atoms)
         self.second = Gather(second, n_atoms)

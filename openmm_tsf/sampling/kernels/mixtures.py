@@ -107,11 +107,8 @@ class OneOf(_Mixture):
                         f"kernels: expected the {what} of {first.name}, {getattr(first, what)}, "
                         f"got {getattr(member, what)} of {member.name}"
                     )
-        given = (
-            [1.0] * len(names)
-            if weights is None
-            else list(map(unwrap_scalar, list_items(weights) or ()))
-        )
+        items = [1.0] * len(names) if weights is None else list_items(weights) or ()
+        given = [unwrap_scalar(weight) for weight in items]
         if len(given) != len(names) or not all(_is_positive(weight) for weight in given):
             raise ValueError(
                 f"weights: expected {len(names)} positive numbers, one for each kernel, "
@@ -182,11 +179,8 @@ class OnRungs(_Mixture):
 
     def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
         """Apply the kernel to the walkers of its rungs."""
-        kernel, rungs, velocities = (
-            self.members[0],
-            torch.tensor(self.rungs, dtype=torch.int64, device="cpu"),
-            state.velocities,
-        )
+        kernel, velocities = self.members[0], state.velocities
+        rungs = torch.tensor(self.rungs, dtype=torch.int64, device="cpu")
         part = state.evolve(
             x=state.x[:, rungs],
             velocities=None if velocities is None else velocities[:, rungs],
@@ -207,10 +201,8 @@ class OnRungs(_Mixture):
 
     def _spread(self, counts: Tensor) -> Tensor:
         """Return the kernel's counts at their rungs of the whole ladder."""
-        spread, rungs = (
-            counts.new_zeros(self.counts_shape),
-            torch.tensor(self.rungs, dtype=torch.int64, device="cpu"),
-        )
+        spread = counts.new_zeros(self.counts_shape)
+        rungs = torch.tensor(self.rungs, dtype=torch.int64, device="cpu")
         if len(self.counts_shape) == 1:
             spread[rungs] = counts
         elif counts.ndim == 1:

@@ -42,20 +42,15 @@ class Pairing:
         parity, self._call = self._call % 2, self._call + 1
         if self.scheme == "even_odd":
             # Not arange(parity, n_rungs - 1, 2), which refuses to be empty for a single rung.
-            low = torch.arange(self.n_rungs - 1, dtype=torch.int64, device="cpu")[parity::2].expand(
-                n_walkers, -1
-            )
+            first = torch.arange(self.n_rungs - 1, dtype=torch.int64, device="cpu")[parity::2]
+            low = first.expand(n_walkers, -1)
             return low, low + 1
         if isinstance(self.scheme, list):
-            low, high = (
-                torch.tensor(self.scheme, dtype=torch.int64, device="cpu")
-                .T[:, None]
-                .expand(2, n_walkers, -1)
-            )
+            pairs = torch.tensor(self.scheme, dtype=torch.int64, device="cpu")
+            low, high = pairs.T[:, None].expand(2, n_walkers, -1)
             return low, high
-        order = torch.rand(
-            n_walkers, self.n_rungs, generator=generator, dtype=torch.float32, device="cpu"
-        ).argsort(dim=1)
+        shape = (n_walkers, self.n_rungs)
+        order = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu").argsort(1)
         n_pairs = self.n_rungs // 2
         first, second = order[:, 0 : 2 * n_pairs : 2], order[:, 1 : 2 * n_pairs : 2]
         return torch.minimum(first, second), torch.maximum(first, second)
@@ -63,11 +58,7 @@ class Pairing:
     def counts(self, chosen: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Return how often each pair occurs among the chosen [W, P]; shape :attr:`counts_shape`."""
         table = torch.zeros(self.n_rungs, self.n_rungs, dtype=torch.int64, device="cpu")
-        table.index_put_(
-            (low[chosen], high[chosen]),
-            torch.tensor(1, dtype=torch.int64, device="cpu"),
-            accumulate=True,
-        )
+        table.index_put_((low[chosen], high[chosen]), table.new_ones(()), accumulate=True)
         return torch.diagonal(table, offset=1).clone() if self.scheme == "even_odd" else table
 
     def settings(self) -> dict[str, Any]:

@@ -78,9 +78,8 @@ class PlainSwap(SwapKernel):
         accepted, non_finite = metropolis(current.flatten(), proposed.flatten(), generator)
         accepted = accepted.reshape(low.shape)
 
-        source = torch.arange(n_rungs, dtype=torch.int64, device="cpu").repeat(
-            n_walkers, 1
-        )  # where each rung's replica comes from
+        # Where each rung's replica comes from.
+        source = torch.arange(n_rungs, dtype=torch.int64, device="cpu").repeat(n_walkers, 1)
         source[walker[accepted], low[accepted]] = high[accepted]
         source[walker[accepted], high[accepted]] = low[accepted]
         rows = torch.arange(n_walkers, dtype=torch.int64, device="cpu")[:, None].expand_as(source)
