@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from openmm_tsf.analysis.statistics import MIN_EFFECTIVE_SAMPLES, Array
 from openmm_tsf.analysis.uncertainty import MeanEstimate, estimate_mean
+from openmm_tsf.units import KJ_PER_MOLE, as_array
 
 _NEWTON_STEPS = 100
 _TOLERANCE = 1e-10
@@ -54,7 +55,7 @@ def heat_capacity(
     samples (``n_independent``) value and error are too small more often than a normal distribution
     says.
     """
-    values = np.asarray(energy, dtype=np.float64)
+    values = as_array(energy, KJ_PER_MOLE, "energy")
     # The variance is stationary in ⟨U⟩: the error of ⟨U⟩ does not enter to first order.
     squares = (values - values.mean()) ** 2
     return estimate_mean(squares / (boltzmann_constant * temperature**2))
@@ -71,7 +72,7 @@ def energy_ratio(
     includes correlation in time and through swaps. The estimate is NaN where the energies do not
     overlap, or so little that the information of the regression is singular.
     """
-    series = np.stack([np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)], -1)
+    series = np.stack([as_array(low, KJ_PER_MOLE, "low"), as_array(high, KJ_PER_MOLE, "high")], -1)
     expected = betas[0] - betas[1]
     if series.ndim != 3 or series.size == 0:
         raise ValueError(f"low, high: expected energies [n, W], got shape {series.shape[:-1]}")
@@ -146,7 +147,7 @@ def heat_capacity_difference(
     slope = integral = 0.0
     influence = np.zeros(np.shape(low))
     for energy, kelvin, sign in ((low, temperatures[0], -1.0), (high, temperatures[1], 1.0)):
-        values = np.asarray(energy, dtype=np.float64)
+        values = as_array(energy, KJ_PER_MOLE, "low, high")
         d = values - values.mean()
         second, third = np.mean(d**2), np.mean(d**3)
         # Coefficients of the cumulants in the mean of C over the interval.

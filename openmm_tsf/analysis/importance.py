@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from openmm import unit
 
 from openmm_tsf.analysis.statistics import (
     Array,
@@ -18,6 +19,16 @@ from openmm_tsf.analysis.statistics import (
     weighted_mean,
 )
 from openmm_tsf.analysis.thermodynamics import PROFILE_BINS, Profile, make_profile
+from openmm_tsf.units import (
+    DIMENSIONLESS,
+    KELVIN,
+    KJ_PER_MOLE,
+    RADIAN,
+    as_array,
+    as_temperature,
+    in_unit,
+)
+from openmm_tsf.utils.validation import check_positive
 
 
 @dataclass(frozen=True)
@@ -80,10 +91,12 @@ def importance_thermodynamics(
     inside
         Truth values [N] of a state.
     """
-    logs, kept, values = _weighted(log_weights, "energy", energy)
+    temperature = as_temperature(temperature)
+    constant = in_unit(boltzmann_constant, KJ_PER_MOLE / KELVIN, "boltzmann_constant")
+    logs, kept, values = _weighted(log_weights, "energy", energy, KJ_PER_MOLE)
     mean = weighted_mean(values, logs)
     variance, stderr = weighted_mean((values - mean[0]) ** 2, logs)
-    scale = boltzmann_constant * temperature**2
+    scale = check_positive(constant, "boltzmann_constant") * temperature**2
     delta_f = (np.nan, np.nan)
     if inside is not None:
         state = np.asarray(inside)
@@ -93,7 +106,7 @@ def importance_thermodynamics(
         probability, error = weighted_mean(state[kept], logs)
         delta_f = logit_free_energy(min(probability, 1.0), error)
     return ImportanceEstimate(
-        temperature=float(temperature),
+        temperature=temperature,
         ess=reverse_ess(log_weights),
         ess_stderr=reverse_ess_stderr(log_weights),
         energy=mean,
@@ -115,18 +128,20 @@ def importance_profile(
     temperature, bins
         In K, for the record; the number of equal bins over [-π, π].
     """
-    logs, _, values = _weighted(log_weights, "angles", angles)
+    temperature = as_temperature(temperature)
+    logs, _, values = _weighted(log_weights, "angles", angles, RADIAN)
     weights = np.exp(logs - logs.max())
     return make_profile(
-        float(temperature), values, bins, weights, lambda inside: weighted_mean(inside, logs)
+        temperature, values, bins, weights, lambda inside: weighted_mean(inside, logs)
     )
 
 
 def _weighted(
-    log_weights: npt.ArrayLike, name: str, values: npt.ArrayLike
+    log_weights: npt.ArrayLike, name: str, values: npt.ArrayLike, target: unit.Unit
 ) -> tuple[Array, npt.NDArray[np.bool_], Array]:
     """Return log weights and values of the draws whose weight is not zero, and which they are."""
-    logs, array = np.asarray(log_weights, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    logs = as_array(log_weights, DIMENSIONLESS, "log_weights")
+    array = as_array(values, target, name)
     kept = ~np.isneginf(logs)
     if logs.ndim != 1 or not kept.any():
         raise ValueError("log_weights: expected a vector with at least one weight above zero")

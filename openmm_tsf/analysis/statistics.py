@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from openmm_tsf.units import RADIAN, as_array
+
 Array = npt.NDArray[np.float64]
 
 #: Added to the probability of every bin in `kl_divergence`: an empty bin costs a finite amount.
@@ -133,7 +135,7 @@ def weighted_mean(values: npt.ArrayLike, log_weights: npt.ArrayLike) -> tuple[fl
 
 def angle_bins(angles: npt.ArrayLike, n_bins: int) -> npt.NDArray[np.int64]:
     """Return the index of the bin of each angle (rad, wrapped) among equal bins over [-π, π)."""
-    fraction = np.mod(np.asarray(angles, dtype=np.float64) + np.pi, 2 * np.pi) / (2 * np.pi)
+    fraction = np.mod(as_array(angles, RADIAN, "angles") + np.pi, 2 * np.pi) / (2 * np.pi)
     # np.mod may round up to 2π itself, which belongs to the first bin.
     return (fraction * n_bins).astype(np.int64) % n_bins
 
@@ -147,10 +149,11 @@ def torus_histogram(
     phi: npt.ArrayLike, psi: npt.ArrayLike, bins: int = 64, weights: npt.ArrayLike | None = None
 ) -> Array:
     """Return the probabilities [bins, bins] of (φ, ψ) in [-π, π), first axis φ; they sum to one."""
-    n_phi, n_psi = np.size(phi), np.size(psi)
+    phi, psi = as_array(phi, RADIAN, "phi").ravel(), as_array(psi, RADIAN, "psi").ravel()
+    n_phi, n_psi = len(phi), len(psi)
     if n_phi == 0 or n_phi != n_psi:
         raise ValueError(f"phi, psi: expected equally many angles, got {n_phi}, {n_psi}")
-    flat = torus_bins(np.ravel(phi), np.ravel(psi), bins)
+    flat = torus_bins(phi, psi, bins)
     w = None if weights is None else np.ravel(np.asarray(weights, dtype=np.float64))
     counts = np.bincount(flat, weights=w, minlength=bins * bins).astype(np.float64)
     return (counts / counts.sum()).reshape(bins, bins)

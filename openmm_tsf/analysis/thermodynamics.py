@@ -159,7 +159,7 @@ def make_profile(
     Angles are in rad, of any shape, wrapped; weights are up to a constant. `mean` returns the mean
     of truth values of the samples, and its standard error.
     """
-    check_int(bins, "bins")
+    bins = check_int(bins, "bins")
     index = angle_bins(angles, bins)
     probability, probability_stderr = np.zeros(bins), np.full(bins, np.nan)
     for b in np.unique(index):

@@ -35,10 +35,10 @@ def emptiest_angles(angles: Tensor) -> Tensor:
 def _minimum_density(angles: Tensor) -> Tensor:
     """The minimum [n] of the smoothed circular density of angles [F, n] in [0, 2 pi]."""
     bins = (angles * (_BINS / TWO_PI)).long().remainder(_BINS)
-    counts = torch.zeros(_BINS, angles.shape[1], dtype=torch.float64)
+    counts = torch.zeros(_BINS, angles.shape[1], dtype=torch.float64, device="cpu")
     counts.scatter_add_(0, bins, torch.ones_like(angles))
     # A Gaussian on the circle in Fourier space.
-    harmonics = torch.arange(_BINS // 2 + 1, dtype=torch.float64)
+    harmonics = torch.arange(_BINS // 2 + 1, dtype=torch.float64, device="cpu")
     kernel = torch.exp(-0.5 * (harmonics * SMOOTHING) ** 2)
     smooth = torch.fft.irfft(torch.fft.rfft(counts, dim=0) * kernel[:, None], n=_BINS, dim=0)
     return (smooth.argmin(dim=0).to(torch.float64) + 0.5) * (TWO_PI / _BINS)

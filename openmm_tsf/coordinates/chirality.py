@@ -73,7 +73,9 @@ def is_flat(positions: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 def _reference_volumes(positions: np.ndarray, centres: np.ndarray) -> tuple[Tensor, Tensor]:
     """Volumes [4, C] of unit bonds, and of bonds in nm, in positions [N, 3]."""
-    bonds = _bonds(torch.tensor(np.array(positions, dtype=np.float64))[None], torch.tensor(centres))
+    bonds = _bonds(
+        torch.from_numpy(np.array(positions, dtype=np.float64))[None], torch.from_numpy(centres)
+    )
     unit = bonds / torch.sqrt(dot(bonds, bonds))
     return triple_volumes(unit)[..., 0], triple_volumes(bonds)[..., 0]
 
@@ -119,7 +121,7 @@ class Chirality(nn.Module):
             raise ValueError(f"positions: expected {expected}, but {atoms}")
         # Lengths of the reference, so that the comparison needs none: unit / volumes.
         lengths = torch.where(volumes == 0, 0.0, unit / volumes)
-        return cls(torch.tensor(centres), (unit * lengths / unit.square().sum(dim=0)).T)
+        return cls(torch.from_numpy(centres), (unit * lengths / unit.square().sum(dim=0)).T)
 
     def __len__(self) -> int:
         return len(self.centres)
@@ -166,5 +168,7 @@ class Chirality(nn.Module):
         centres = require_array(config, "atoms", "i", n_centres, 5).astype(np.int64)
         if ((centres < 0) | (centres >= n_atoms)).any():
             raise ValueError(f"atoms: expected atoms below {n_atoms}, got {centres.tolist()}")
-        weights = torch.tensor(require_array(config, "weights", "if", n_centres, 4))
-        return cls(torch.tensor(centres.reshape(-1, 5)), weights.to(torch.float64).reshape(-1, 4))
+        weights = torch.from_numpy(require_array(config, "weights", "if", n_centres, 4))
+        return cls(
+            torch.from_numpy(centres.reshape(-1, 5)), weights.to(torch.float64).reshape(-1, 4)
+        )

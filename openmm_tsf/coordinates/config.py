@@ -30,10 +30,10 @@ def parse_layer_config(config: Any, n_atoms: int) -> dict[str, Any]:
         raise ValueError(f"equivalent: expected atoms below {n_atoms}, got {equivalent.tolist()}")
     cuts = require_array(config, "branch_cuts", "if", n_atoms - 3)
     return {
-        "handedness": torch.tensor(handedness, dtype=torch.float64),
-        "reference_bonds": torch.tensor(bonds, dtype=torch.float64),
+        "handedness": torch.tensor(handedness, dtype=torch.float64, device="cpu"),
+        "reference_bonds": torch.tensor(bonds, dtype=torch.float64, device="cpu"),
         "chirality": Chirality.from_config(require_entry(config, "chirality", dict), n_atoms),
-        "branch_cuts": torch.tensor(cuts, dtype=torch.float64),
+        "branch_cuts": torch.tensor(cuts, dtype=torch.float64, device="cpu"),
         "metric": require_entry(config, "metric", str),
         "dtype": require_dtype(config),
         "equivalent": equivalent.tolist(),

@@ -50,11 +50,13 @@ class HydrogenLabels(nn.Module):
     ) -> None:
         super().__init__()
         columns = [_columns(rows, handedness, triple) for triple in triples]
-        self.triples = [list(t) for t, c in zip(triples, columns, strict=True) if c is not None]
+        kept = (t for t, c in zip(triples, columns, strict=True) if c is not None)
+        self.triples = [[int(atom) for atom in triple] for triple in kept]
         # Of each group [G, 3]: dihedral columns (primary, next, last counterclockwise) and atoms.
-        index = torch.tensor([c for c in columns if c is not None]).long().reshape(-1, 3)
+        found = [c for c in columns if c is not None]
+        index = torch.tensor(found, dtype=torch.int64, device="cpu").reshape(-1, 3)
         self.register_buffer("columns", index, persistent=False)
-        quartets = torch.as_tensor(rows)[3:]
+        quartets = torch.as_tensor(rows, dtype=torch.int64, device="cpu")[3:]
         self.register_buffer("atoms", quartets[:, 0][index], persistent=False)
         self.register_buffer("quartets", quartets[index.flatten()], persistent=False)
 
@@ -136,7 +138,8 @@ class HydrogenLabels(nn.Module):
         stiffness = (OVERLAP_STIFFNESS / tau)[:, None]
         last_weight = torch.exp(-stiffness * first.square())
         first_weight = torch.exp(-stiffness * (TWO_PI - third).square())
-        drawn = torch.rand(first.shape, generator=generator, dtype=torch.float64).to(first)
+        drawn = torch.rand(first.shape, generator=generator, dtype=torch.float64, device="cpu")
+        drawn = drawn.to(first)
         drawn = drawn * (1 + last_weight + first_weight) - 1
         return (drawn >= 0).long() + (drawn >= last_weight).long()
 
@@ -150,8 +153,8 @@ class HydrogenLabels(nn.Module):
 
     def relabel(self, x: Tensor, shift: Tensor) -> Tensor:
         """Move atom i of each group in x [B, N, 3] to the position of i + shift [B, G] (mod 3)."""
-        order = torch.arange(x.shape[1], device=x.device).repeat(len(x), 1)
-        thirds = torch.arange(3, device=x.device)
+        order = torch.arange(x.shape[1], device=x.device, dtype=torch.int64).repeat(len(x), 1)
+        thirds = torch.arange(3, device=x.device, dtype=torch.int64)
         source = self.atoms.expand(len(x), -1, -1).gather(2, (thirds + shift[:, :, None]) % 3)
         order[:, self.atoms.flatten()] = source.flatten(1)
         return x.gather(1, order[:, :, None].expand(-1, -1, 3))

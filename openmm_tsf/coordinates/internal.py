@@ -26,6 +26,7 @@ from openmm_tsf.coordinates.measures import bonds_angles_dihedrals, pose_of
 from openmm_tsf.coordinates.nerf import Placement
 from openmm_tsf.coordinates.penalties import branch_penalty, clamp_bonds_and_angles
 from openmm_tsf.coordinates.zmatrix import ZMatrix
+from openmm_tsf.units import RADIAN, as_array
 from openmm_tsf.utils.tensors import check_tensor
 from openmm_tsf.utils.validation import check_choice, require_entry
 
@@ -94,7 +95,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         overlap: bool = False,
     ) -> None:
         super().__init__()
-        check_choice(metric, "metric", METRICS)
+        metric = check_choice(metric, "metric", METRICS)
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(f"dtype: expected torch.float64 or torch.float32, got {dtype}")
         self.zmatrix, self.metric = zmatrix, metric
@@ -103,11 +104,15 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         self.n_coordinates = 3 * self.n_atoms - 6
         self.names = zmatrix.coordinate_names
         self.placement = Placement(zmatrix)
-        self.register_buffer("_rows", torch.as_tensor(zmatrix.rows))
+        self.register_buffer(
+            "_rows", torch.as_tensor(zmatrix.rows, dtype=torch.int64, device="cpu")
+        )
         self.register_buffer("handedness", handedness.to(dtype))
         self.register_buffer("reference_bonds", reference_bonds.to(dtype))
         self.register_buffer("branch_cuts", branch_cuts.to(dtype))
-        self.register_buffer("kinds", torch.as_tensor(zmatrix.coordinate_kinds))
+        self.register_buffer(
+            "kinds", torch.as_tensor(zmatrix.coordinate_kinds, dtype=torch.int64, device="cpu")
+        )
         self.chirality = chirality.to(dtype)
         self.labelling = HydrogenLabels(zmatrix.rows, handedness.tolist(), equivalent)
         self.overlap = bool(overlap) and len(self.labelling) > 0
@@ -146,11 +151,12 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         """
         graph = BondGraph.from_topology(topology, positions)
         zmatrix = ZMatrix.from_graph(graph)
-        rows, reference = torch.as_tensor(zmatrix.rows), torch.tensor(graph.positions)[None]
+        rows = torch.as_tensor(zmatrix.rows, dtype=torch.int64, device="cpu")
+        reference = torch.tensor(graph.positions, dtype=torch.float64, device="cpu")[None]
         bonds, _, sin, torsions = (v[:, 0] for v in bonds_angles_dihedrals(reference, rows))
         # An atom in line with its bond has any dihedral.
         torsions = torch.where(sin[1:] < _UNDEFINED, 0.0, torsions)
-        is_handed = torch.as_tensor(zmatrix.tetrahedral)[3:]
+        is_handed = torch.as_tensor(zmatrix.tetrahedral, dtype=torch.bool, device="cpu")[3:]
         handedness = torch.where(is_handed, torsions.sin().sign(), 0.0)
         chirality = Chirality.from_reference(graph.centres, graph.positions, graph.names)
         layers = zmatrix, handedness, bonds, torsions - math.pi, chirality
@@ -199,9 +205,9 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         self._check_x(x)
         return self.chirality.is_mirrored(x)
 
-    def set_branch_cuts(self, cuts: Tensor) -> None:
-        """Set where each dihedral's branch begins: [N-3] radians, in the order of u."""
-        cuts = torch.as_tensor(cuts)
+    def set_branch_cuts(self, cuts: Any) -> None:
+        """Set where each dihedral's branch begins: [N-3] radians (or a Quantity), as in u."""
+        cuts = torch.from_numpy(as_array(cuts, RADIAN, "cuts"))
         if tuple(cuts.shape) != tuple(self.branch_cuts.shape):
             expected = tuple(self.branch_cuts.shape)
             raise ValueError(f"cuts: expected shape {expected}, got {tuple(cuts.shape)}")
@@ -210,11 +216,13 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         with torch.no_grad():
             self.branch_cuts.copy_(cuts)
 
-    def fit_branch_cuts(self, angles: Tensor) -> Tensor:
+    def fit_branch_cuts(self, angles: Any) -> Tensor:
         """Set the branch cuts to the emptiest angles of data, and return them [N-3].
 
-        `angles` are dihedrals [F, N-3] in radians, as :meth:`bonds_angles_torsions` returns them.
+        `angles` are dihedrals [F, N-3] in radians (or a Quantity), as
+        :meth:`bonds_angles_torsions` returns them.
         """
+        angles = torch.from_numpy(as_array(angles, RADIAN, "angles")).to(self.branch_cuts)
         n_torsions = len(self.branch_cuts)
         if angles.ndim != 2 or angles.shape[1] != n_torsions:
             raise ValueError(f"angles: expected shape [F, {n_torsions}], got {tuple(angles.shape)}")

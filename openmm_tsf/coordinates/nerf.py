@@ -42,7 +42,9 @@ class Placement(nn.Module):
             carriers = sum(int(rows[i, 0]) in bonded_to for i in range(start, stop))
             parents = torch.tensor(
                 # In the level above; the root triple is level 0.
-                [row_of[int(row[1])] - self._first_row(level - 1) for row in rows[start:stop]]
+                [row_of[int(row[1])] - self._first_row(level - 1) for row in rows[start:stop]],
+                dtype=torch.int64,
+                device="cpu",
             )
             number = len(self._levels)
             self.register_buffer(f"_parents_{number}", parents, persistent=False)
@@ -53,7 +55,7 @@ class Placement(nn.Module):
             self._has_distant_anchors.append(bool(distant))
             for kind, anchored in (("near", near), ("distant", distant)):
                 if anchored:
-                    carrier, anchor = torch.tensor(anchored).T
+                    carrier, anchor = torch.tensor(anchored, dtype=torch.int64, device="cpu").T
                     self.register_buffer(f"_{kind}_carriers_{number}", carrier, persistent=False)
                     self.register_buffer(f"_{kind}_anchors_{number}", anchor, persistent=False)
             self._levels.append((start, stop, carriers))
@@ -65,10 +67,12 @@ class Placement(nn.Module):
             for index, row in enumerate(rows)
             if zmatrix.siblings[index] and int(row[1]) != vertex
         ]
-        pairs = torch.tensor(rotating, dtype=torch.int64).reshape(-1, 2)
+        pairs = torch.tensor(rotating, dtype=torch.int64, device="cpu").reshape(-1, 2)
         self.register_buffer("_siblings", pairs[:, 0], persistent=False)
         self.register_buffer("_primaries", pairs[:, 1], persistent=False)
-        order = torch.tensor([row_of[atom] for atom in range(len(rows))])
+        order = torch.tensor(
+            [row_of[atom] for atom in range(len(rows))], dtype=torch.int64, device="cpu"
+        )
         self.register_buffer("_order", order, persistent=False)
 
     def _first_row(self, level: int) -> int:

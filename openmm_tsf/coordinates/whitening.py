@@ -116,7 +116,9 @@ class Whitening(nn.Module):
         basis = _harmonics(torsions, harmonics if mode == "conditional" else 0)
         basis_mean = basis.mean(0)
         basis = basis - basis_mean
-        gram = basis.T @ basis + RIDGE_FRAMES * torch.eye(basis.shape[1], dtype=torch.float64)
+        gram = basis.T @ basis + RIDGE_FRAMES * torch.eye(
+            basis.shape[1], dtype=torch.float64, device="cpu"
+        )
         weights = torch.linalg.solve(gram, basis.T @ standard)
         residual = standard - basis @ weights
         factor = _cholesky(residual.T @ residual / len(u), stiff)
@@ -155,7 +157,7 @@ class Whitening(nn.Module):
 
     def to_config(self) -> dict[str, Any]:
         """Return numbers, strings and lists from which :meth:`from_config` rebuilds this."""
-        soft = torch.zeros(self.n_coordinates, dtype=torch.bool)
+        soft = torch.zeros(self.n_coordinates, dtype=torch.bool, device="cpu")
         soft[self._soft.cpu()] = True
         return {
             "mode": self.mode,
@@ -172,7 +174,9 @@ class Whitening(nn.Module):
         n_soft, n_stiff = int(soft.sum()), int((~soft).sum())
 
         def numbers(name: str, *shape: int) -> Tensor:
-            return torch.tensor(require_array(config, name, "if", *shape), dtype=dtype)
+            return torch.tensor(
+                require_array(config, name, "if", *shape), dtype=dtype, device="cpu"
+            )
 
         n_weights = len(require_entry(config, "weights", list))
         if n_weights % max(2 * n_soft, 1):

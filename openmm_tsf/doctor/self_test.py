@@ -124,9 +124,11 @@ def _run_test(name: str, test: Callable[..., SelfTestResult], *arguments: Any) -
 
 
 def _perturbed_positions(molecule: MolecularSystem, n: int) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.randn((n, molecule.n_atoms, 3), generator=generator, dtype=torch.float64)
-    return torch.tensor(molecule.positions) + _NOISE * noise
+    generator = torch.Generator(device="cpu").manual_seed(1)
+    noise = torch.randn(
+        (n, molecule.n_atoms, 3), generator=generator, dtype=torch.float64, device="cpu"
+    )
+    return torch.tensor(molecule.positions, dtype=torch.float64, device="cpu") + _NOISE * noise
 
 
 def _test_potentials(
@@ -213,7 +215,7 @@ def _round_trip(difference: Tensor, log_det_sum: Tensor) -> tuple[Deviation, ...
 def _test_flow(name: str, molecule: MolecularSystem) -> SelfTestResult:
     frames = MDDataset(_perturbed_positions(molecule, 256), 600.0, molecule)
     flow = TemperatureSteerableFlow.from_dataset(frames, n_blocks=2, seed=1)
-    v = flow.sample_prior(32, 300.0, torch.Generator().manual_seed(2))
+    v = flow.sample_prior(32, 300.0, torch.Generator(device="cpu").manual_seed(2))
     (x, momenta), forward = flow.forward_and_log_det(v)
     v_again, inverse = flow.inverse_and_log_det(x, momenta)
     (x_again, _), _ = flow.forward_and_log_det(v_again)

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from openmm_tsf.coordinates.internal import InternalCoordinates
 from openmm_tsf.coordinates.whitening import Whitening
 from openmm_tsf.flows.bijectors import Chain
 from openmm_tsf.flows.coupling import set_conditioner_dtype
-from openmm_tsf.units import as_temperature
+from openmm_tsf.units import KELVIN, as_array, as_temperature, in_unit
 from openmm_tsf.utils.random import generator_seed
 from openmm_tsf.utils.validation import check_int, check_ints, check_seed
 
@@ -143,6 +144,9 @@ class AugmentedMap(nn.Module, ABC):
 
     def _tau(self, temperature: Any, like: Tensor) -> Tensor:
         """T / T_ref, a scalar or [B]."""
+        temperature = in_unit(temperature, KELVIN, "temperature")
+        if isinstance(temperature, (np.ndarray, list, tuple)):
+            temperature = torch.from_numpy(as_array(temperature, KELVIN, "temperature"))
         if isinstance(temperature, Tensor):
             if temperature.ndim > 1 or (temperature.ndim == 1 and len(temperature) != len(like)):
                 expected, shape = f"one per row [{len(like)}]", tuple(temperature.shape)
@@ -153,6 +157,8 @@ class AugmentedMap(nn.Module, ABC):
         return like.new_tensor(as_temperature(temperature) / self.reference_temperature)
 
     def _check(self, tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
         if tensor.dtype != self.dtype or tensor.device != self.device:
             expected, given = f"{self.dtype} on {self.device}", f"{tensor.dtype} on {tensor.device}"
             raise TypeError(f"{name}: expected {expected}, got {given}")
@@ -239,7 +245,7 @@ class AugmentedMap(nn.Module, ABC):
 
     def sample_prior(self, n: int, temperature: Any, generator: torch.Generator) -> Tensor:
         """Draw v ~ N(0, tau), [n, d+m]."""
-        shape = (n, self.n_coordinates + self.n_momenta)
+        shape = (check_int(n, "n", least=0), self.n_coordinates + self.n_momenta)
         noise = torch.randn(shape, generator=generator, dtype=self.dtype, device=self.device)
         tau = self._tau(temperature, noise)
         return noise * (tau.sqrt() if tau.ndim == 0 else tau.sqrt()[:, None])
@@ -253,6 +259,7 @@ class AugmentedMap(nn.Module, ABC):
         drawn copy less the ln of its partition weight: the weight p(x, p) / exp(log_prob) stays
         unbiased.
         """
+        n = check_int(n, "n", least=0)
         v = self.sample_prior(n, temperature, generator)
         (x, momenta), log_det = self.forward_and_log_det(v)
         if self.overlap:
@@ -261,7 +268,7 @@ class AugmentedMap(nn.Module, ABC):
             log_det = torch.where(torch.isfinite(log_det), log_det + partition, log_det)
         if self.coordinates is not None and self.log_multiplicity:
             shape = (n, len(self.coordinates.labelling))
-            shift = torch.randint(3, shape, generator=generator, device=x.device)
+            shift = torch.randint(3, shape, generator=generator, device=x.device, dtype=torch.int64)
             x = self.coordinates.relabel(x, shift)
         log_prob = self.prior_log_prob(v, temperature) - log_det - self.log_multiplicity
         return FlowSample(x, momenta, log_prob)
@@ -282,7 +289,8 @@ class AugmentedMap(nn.Module, ABC):
                 hint = f"got {n_groups}; use weights of samples"
                 raise ValueError(f"log_prob: expected {expected}, {hint}")
             combinations = itertools.product(range(3), repeat=n_groups)
-            all_copies = [torch.tensor(c, device=x.device).expand(len(x), -1) for c in combinations]
+            table = torch.tensor(list(combinations), device=x.device, dtype=torch.int64)
+            all_copies = [row.expand(len(x), -1) for row in table]
         terms = []
         for copies in all_copies:
             v, log_det = self.inverse_and_log_det(x, momenta, copies)

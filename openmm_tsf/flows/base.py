@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from openmm_tsf.flows.augmented_map import AugmentedMap
 from openmm_tsf.flows.layers import fit_layers
@@ -19,6 +20,18 @@ from openmm_tsf.flows.serialization import (
 )
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.molecule import is_stereoisomer
+
+
+class _WithoutMemory(TorchFunctionMode):
+    """Makes tensors whose factory names a device on the meta device, where they take no memory."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if "device" in kwargs:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
 class AugmentedFlow(AugmentedMap):
@@ -170,7 +183,7 @@ class AugmentedFlow(AugmentedMap):
     def _rebuild(cls, content: dict[str, Any]) -> Self:
         """The flow of a file's content, built only once the file is known to hold its weights."""
         sizes, tensors = network_sizes(content), content["state_dict"]
-        with torch.device("meta"):  # takes no memory
+        with torch.device("meta"), _WithoutMemory():
             network = cls(*sizes).network
         check_shapes(tensors, {f"network.{k}": v for k, v in network.state_dict().items()})
         flow = cls(*sizes, **layer_arguments(content))

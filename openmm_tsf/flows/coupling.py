@@ -16,9 +16,9 @@ def _perceptron(n_in: int, hidden: Sequence[int], n_out: int) -> nn.Sequential:
     """A multi-layer perceptron whose last layer is zero: the coupling starts as the identity."""
     layers: list[nn.Module] = []
     for width in hidden:
-        layers += [nn.Linear(n_in, width), nn.SiLU()]
+        layers += [nn.Linear(n_in, width, dtype=torch.float32, device="cpu"), nn.SiLU()]
         n_in = width
-    last = nn.Linear(n_in, n_out)
+    last = nn.Linear(n_in, n_out, dtype=torch.float32, device="cpu")
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     return nn.Sequential(*layers, last)
@@ -61,15 +61,17 @@ class AffineCoupling(nn.Module):
             raise ValueError(f"transformed: expected {expected}, got {transformed!r}")
         self.is_constant_log_det = volume_preserving
         self.conditioner_dtype = conditioner_dtype
-        self.register_buffer("transformed", torch.tensor(chosen))
-        self.register_buffer("conditioner", torch.tensor(others))
-        self.register_buffer("order", torch.argsort(torch.tensor(chosen + others)))
+        self.register_buffer("transformed", torch.tensor(chosen, dtype=torch.int64, device="cpu"))
+        self.register_buffer("conditioner", torch.tensor(others, dtype=torch.int64, device="cpu"))
+        self.register_buffer(
+            "order", torch.argsort(torch.tensor(chosen + others, dtype=torch.int64, device="cpu"))
+        )
         self.net = _perceptron(len(others), hidden, 2 * len(chosen))
 
     def check_indices(self) -> None:
         """Refuse indices, read from a file, that do not contain every feature once."""
         both = torch.cat([self.transformed, self.conditioner])
-        features = torch.arange(len(both), device=both.device)
+        features = torch.arange(len(both), device=both.device, dtype=torch.int64)
         if not torch.equal(both.sort()[0], features) or not torch.equal(both.argsort(), self.order):
             raise ValueError("state_dict: expected every feature once in a coupling's indices")
 
@@ -184,8 +186,8 @@ class Scale(nn.Module):
 
     def __init__(self, n_features: int, n_scaled: int) -> None:
         super().__init__()
-        self.log_k = nn.Parameter(torch.zeros(()))
-        mask = torch.zeros(n_features)
+        self.log_k = nn.Parameter(torch.zeros((), dtype=torch.float32, device="cpu"))
+        mask = torch.zeros(n_features, dtype=torch.float32, device="cpu")
         mask[:n_scaled] = 1.0
         self.register_buffer("mask", mask)
         self.n_scaled = n_scaled

@@ -1,11 +1,12 @@
 """The settings of a TorchPotential, checked; every error names the argument."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 import torch
+
+from openmm_tsf.utils.validation import list_items, unwrap_scalar
 
 #: Largest relative errors of energies and forces that a TorchPotential may have, by dtype.
 TOLERANCES = {torch.float64: (1e-10, 1e-8), torch.float32: (1e-3, 1e-3)}
@@ -32,6 +33,7 @@ def check_settings(
     """Return the settings that a user gave."""
     if dtype not in TOLERANCES:
         raise ValueError(f"dtype: expected torch.float64 or torch.float32, got {dtype}")
+    compile, memory = unwrap_scalar(compile), unwrap_scalar(memory)
     if not isinstance(compile, bool):
         raise TypeError(f"compile: expected True or False, got {compile!r}")
     if isinstance(memory, bool) or not isinstance(memory, Integral) or memory < 2**20:
@@ -43,7 +45,8 @@ def check_settings(
 def _check_force_groups(force_groups: Any) -> tuple[int, ...] | None:
     if force_groups is None:
         return None
-    groups = list(force_groups) if isinstance(force_groups, Iterable) else [force_groups]
+    items = list_items(force_groups)
+    groups = [unwrap_scalar(item) for item in ([force_groups] if items is None else items)]
     are_ints = all(isinstance(g, Integral) and not isinstance(g, bool) for g in groups)
     if not are_ints or not groups or not all(0 <= g <= 31 for g in groups):
         raise ValueError(f"force_groups: expected integers from 0 to 31, got {force_groups!r}")
@@ -53,7 +56,9 @@ def _check_force_groups(force_groups: Any) -> tuple[int, ...] | None:
 def _check_device(device: Any) -> torch.device:
     """Return the device, with its index."""
     try:
-        return torch.empty(0, device="cpu" if device is None else device).device
+        return torch.empty(
+            0, device="cpu" if device is None else device, dtype=torch.float32
+        ).device
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials.toy import DoubleWell, ModelPotential, check_floating
+from openmm_tsf.units import KELVIN, in_unit
 from openmm_tsf.utils.random import seeded_generator
-from openmm_tsf.utils.validation import check_int
+from openmm_tsf.utils.validation import check_int, check_positive
 
 
 class MixedDoubleWell(ModelPotential):
@@ -77,15 +78,19 @@ class MixedDoubleWell(ModelPotential):
         generator = seeded_generator(seed)
 
         def rotation() -> Tensor:
-            noise = torch.randn(dimension, dimension, dtype=torch.float64, generator=generator)
+            noise = torch.randn(
+                dimension, dimension, dtype=torch.float64, generator=generator, device="cpu"
+            )
             q, r = torch.linalg.qr(noise)
             return q * r.diagonal().sign()  # without the signs, q would not be uniform
 
-        tilt = torch.rand(dimension, dtype=torch.float64, generator=generator)
-        ones = torch.ones(dimension, dtype=torch.float64)
+        tilt = torch.rand(dimension, dtype=torch.float64, generator=generator, device="cpu")
+        ones = torch.ones(dimension, dtype=torch.float64, device="cpu")
         wells = DoubleWell(cls.TILT * (2.0 * tilt - 1.0), cls.B * ones, cls.C * ones)
         largest = 0.5 * math.log(cls.CONDITION)
-        scales = torch.linspace(-largest, largest, dimension, dtype=torch.float64).exp()
+        scales = torch.linspace(
+            -largest, largest, dimension, dtype=torch.float64, device="cpu"
+        ).exp()
         return cls(wells, rotation() * scales @ rotation().T)
 
     def formula(self, x: Tensor) -> Tensor:
@@ -105,8 +110,8 @@ class MixedDoubleWell(ModelPotential):
 
     def entropy(self, temperature: float) -> float:
         """Return ⟨U⟩/T + ln Z in k_B: no model has a smaller mean NLL on equilibrium samples."""
-        log_z = self.log_partition_function(temperature)
-        return self.mean_energy(temperature) / temperature + log_z
+        kelvin = check_positive(in_unit(temperature, KELVIN, "temperature"), "temperature")
+        return self.mean_energy(kelvin) / kelvin + self.log_partition_function(kelvin)
 
     def cumulants(self, temperature: float) -> Tensor:
         """Return the first four cumulants of every x_j, [4, d], float64."""
@@ -141,9 +146,9 @@ class MixedDoubleWell(ModelPotential):
         mean_wave = self.wells.characteristic_function(temperature)
         density = torch.full_like(points, 0.5 / float(limit))
         cumulative = 0.5 * (points / limit + 1.0)
-        first, weight = 1, torch.ones(1, dtype=torch.float64)
+        first, weight = 1, torch.ones(1, dtype=torch.float64, device="cpu")
         while weight.abs().max() > 1e-12:  # above the rounding errors of the phases
-            k = unit * torch.arange(first, first + 64, dtype=torch.float64)
+            k = unit * torch.arange(first, first + 64, dtype=torch.float64, device="cpu")
             weight = mean_wave(k[:, None] * row).prod(dim=1)
             wave = torch.exp(-1j * k * points[:, None])
             density += (wave @ weight).real / limit

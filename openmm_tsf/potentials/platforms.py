@@ -12,7 +12,7 @@ import openmm
 from numpy.typing import NDArray
 
 from openmm_tsf.potentials.context_pool import ContextPool, PlatformChoice
-from openmm_tsf.utils.validation import check_int
+from openmm_tsf.utils.validation import check_int, unwrap_scalar
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ def check_properties(name: str, properties: Mapping[str, object]) -> dict[str, s
         if key not in known:
             among = f"names among {known} for the {name} platform"
             raise ValueError(f"platform_properties: expected {among}, got {key!r}")
+        value = unwrap_scalar(value)
         if not isinstance(value, (str, int)):
             given = f"for {key}, got {type(value).__name__}"
             raise TypeError(f"platform_properties: expected str, int or bool {given}")

@@ -25,6 +25,8 @@ from openmm_tsf.potentials.verification import (
     compare_forces,
     require_agreement,
 )
+from openmm_tsf.units import in_md_units
+from openmm_tsf.utils.validation import unwrap_scalar
 
 
 class TooLarge(ValueError):
@@ -189,13 +191,17 @@ class TorchPotential(MolecularPotential):
         return {name: float(value) for name, value in self._parameters.items()}
 
     def set_global_parameter(self, name: str, value: Any) -> None:
-        """Change a global parameter, as ``Context.setParameter`` does."""
+        """Change a global parameter, as ``Context.setParameter`` does.
+
+        The value of a Quantity is taken in OpenMM's unit system (nm, kJ/mol, ps, K, rad; bar).
+        """
         if name not in self._parameters:
             known = ", ".join(sorted(self._parameters)) or "none"
             raise ValueError(f"name: expected a global parameter ({known}), got {name!r}")
-        if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
+        number = unwrap_scalar(in_md_units(value))
+        if isinstance(number, bool) or not isinstance(number, Real) or not isfinite(number):
             raise ValueError(f"value: expected a finite number, got {value!r}")
-        self._parameters[name] = torch.tensor(float(value), dtype=self.dtype, device=self.device)
+        self._parameters[name] = torch.tensor(float(number), dtype=self.dtype, device=self.device)
 
     def __repr__(self) -> str:
         mode = "eager" if self._evaluator.compiled is None else "compiled"

@@ -3,13 +3,15 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.utils.validation import check_positive
+from openmm_tsf.units import KELVIN, in_unit
+from openmm_tsf.utils.validation import check_int, check_positive, unwrap_scalar
 
 
 def check_floating(value: Any, name: str) -> None:
@@ -58,6 +60,10 @@ class ModelPotential(Potential):
         return energies.detach(), -gradient
 
 
+def _check_temperature(temperature: Any) -> float:
+    return check_positive(in_unit(temperature, KELVIN, "temperature"), "temperature")
+
+
 class GaussianWell(ModelPotential):
     """A correlated harmonic well, U(x) = x·P x / 2; its Boltzmann distribution is N(0, T P⁻¹).
 
@@ -93,24 +99,26 @@ class GaussianWell(ModelPotential):
 
     def log_partition_function(self, temperature: float) -> float:
         """Return ln Z = ln ∫ exp(−U/T) dx."""
-        check_positive(temperature, "temperature")
+        temperature = _check_temperature(temperature)
         log_det = 2.0 * self._factor.diagonal().log().sum().item()
         return 0.5 * (self.event_shape[0] * math.log(2.0 * math.pi * temperature) - log_det)
 
     def mean_energy(self, temperature: float) -> float:
         """Return ⟨U⟩ = d T / 2."""
-        check_positive(temperature, "temperature")
+        temperature = _check_temperature(temperature)
         return 0.5 * self.event_shape[0] * temperature
 
     def covariance(self, temperature: float) -> Tensor:
         """Return the covariance T P⁻¹ [d, d], float64."""
-        check_positive(temperature, "temperature")
+        temperature = _check_temperature(temperature)
         return temperature * torch.cholesky_inverse(self._factor)
 
     def sample(self, n: int, temperature: float, generator: torch.Generator) -> Tensor:
         """Draw independent samples [n, d] at `temperature`, float64."""
-        check_positive(temperature, "temperature")
-        noise = torch.randn(self.event_shape[0], n, dtype=torch.float64, generator=generator)
+        n, temperature = check_int(n, "n", least=0), _check_temperature(temperature)
+        noise = torch.randn(
+            self.event_shape[0], n, dtype=torch.float64, generator=generator, device="cpu"
+        )
         scaled = math.sqrt(temperature) * noise
         return torch.linalg.solve_triangular(self._factor.T, scaled, upper=True).T.contiguous()
 
@@ -143,10 +151,11 @@ class DoubleWell(ModelPotential):
     def __init__(self, a: Tensor | float, b: Tensor | float, c: Tensor | float) -> None:
         coefficients = []
         for name, value in (("a", a), ("b", b), ("c", c)):
-            if isinstance(value, Tensor) and value.is_floating_point():
-                tensor = value.detach().to("cpu", torch.float64)
-            elif isinstance(value, (int, float)) and not isinstance(value, bool):
-                tensor = torch.tensor([value], dtype=torch.float64)
+            number = unwrap_scalar(value)
+            if isinstance(number, Tensor) and number.is_floating_point():
+                tensor = number.detach().to("cpu", torch.float64)
+            elif not isinstance(number, bool) and isinstance(number, Real):
+                tensor = torch.tensor([float(number)], dtype=torch.float64, device="cpu")
             else:
                 given = type(value).__name__
                 raise TypeError(f"{name}: expected a number or a floating tensor, got {given}")
@@ -198,11 +207,13 @@ class DoubleWell(ModelPotential):
         step. The step is about 1e-3 of a well's standard deviation (5e-3 with barriers of 100 T);
         variances are exact to the step's square.
         """
+        n = check_int(n, "n", least=0)
         grid, log_weights = self._quadrature(temperature)
         weights = log_weights.softmax(dim=0).T.contiguous()
         drawn = torch.multinomial(weights, n, replacement=True, generator=generator).T
-        displacement = torch.rand(n, len(self.a), dtype=torch.float64, generator=generator) - 0.5
-        return grid.gather(0, drawn) + displacement * (grid[1] - grid[0])
+        shape = (n, len(self.a))
+        uniform = torch.rand(shape, dtype=torch.float64, generator=generator, device="cpu")
+        return grid.gather(0, drawn) + (uniform - 0.5) * (grid[1] - grid[0])
 
     def cumulants(self, temperature: float) -> Tensor:
         """Return the first four cumulants of every x_i, [4, d], float64."""
@@ -233,9 +244,10 @@ class DoubleWell(ModelPotential):
 
     def _quadrature(self, temperature: float) -> tuple[Tensor, Tensor]:
         """Return a symmetric grid [points, d] with all but e^-60 of the weight, and −U/T on it."""
-        check_positive(temperature, "temperature")
+        temperature = _check_temperature(temperature)
         half = self.N_POINTS // 2
-        unit = torch.arange(-half, half + 1, dtype=torch.float64)[:, None] / half  # 0 is a point
+        # 0 is a point.
+        unit = torch.arange(-half, half + 1, dtype=torch.float64, device="cpu")[:, None] / half
         half_width = torch.full_like(self.a, 1e-3)
         for _ in range(200):
             # On some of the points: their minimum is at most too high, and the range too wide.

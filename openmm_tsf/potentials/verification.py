@@ -8,7 +8,7 @@ import numpy as np
 import openmm
 from numpy.typing import NDArray
 
-from openmm_tsf.units import NANOMETER, in_unit
+from openmm_tsf.units import NANOMETER, as_array
 from openmm_tsf.utils.validation import check_int
 
 Array = NDArray[np.float64]
@@ -48,14 +48,13 @@ def choose_conformations(n_atoms: int, positions: Any, n: Any, seed: Any) -> Arr
     noise; the others (all without positions) are atoms on the sites of a perturbed lattice, where
     angles and torsions take values that they do not have in a molecule at rest.
     """
-    check_int(n, "n_conformations")
-    check_int(seed, "seed", least=0)
+    n, seed = check_int(n, "n_conformations"), check_int(seed, "seed", least=0)
     if positions is None:
         return _perturbed(n_atoms, None, n, seed)
     try:
-        given = np.asarray(in_unit(positions, NANOMETER, "positions"), dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"positions: expected numbers in nm ({error})") from error
+        given = as_array(positions, NANOMETER, "positions")
+    except TypeError as error:
+        raise ValueError(str(error)) from error
     if given.shape[-2:] != (n_atoms, 3) or given.ndim not in (2, 3) or not len(given):
         shapes = f"({n_atoms}, 3) or (n, {n_atoms}, 3)"
         raise ValueError(f"positions: expected shape {shapes} in nm, got {given.shape}")

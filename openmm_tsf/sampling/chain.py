@@ -70,8 +70,9 @@ class TemperingChain:
         drawn = int(np.random.SeedSequence().generate_state(1)[0])
         self.seed = drawn if seed is None else check_seed(seed)
         self._generator = seeded_generator(self.seed)
-        masses = None if molecule is None else torch.tensor(molecule.masses, dtype=torch.float64)
-        self._masses = masses
+        self._masses: Tensor | None = None
+        if molecule is not None:
+            self._masses = torch.tensor(molecule.masses, dtype=torch.float64, device="cpu")
         if kernels is None:
             kernels = default_kernels(potential, flow, self.temperatures, self._masses)
         self.schedule = [k if isinstance(k, Scheduled) else Scheduled(k) for k in kernels]
@@ -93,7 +94,9 @@ class TemperingChain:
         if self._state is None:
             if self.molecule is None:
                 raise RuntimeError("no walkers yet: call set_positions(x) first")
-            start = torch.tensor(minimised(self.potential, self.molecule), dtype=torch.float64)
+            start = torch.tensor(
+                minimised(self.potential, self.molecule), dtype=torch.float64, device="cpu"
+            )
             self.set_positions(start.repeat(self.n_walkers, len(self.temperatures), 1, 1))
         assert self._state is not None
         return self._state

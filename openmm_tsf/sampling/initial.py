@@ -14,8 +14,7 @@ from openmm_tsf.sampling.kernels.dynamics import mass_per_coordinate
 from openmm_tsf.sampling.kernels.langevin_openmm import DynamicsPotential
 from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.systems.molecule import MolecularSystem
-from openmm_tsf.units import NANOMETER, PICOSECOND, in_unit
-from openmm_tsf.utils.validation import as_float_tensor
+from openmm_tsf.units import NANOMETER, PICOSECOND, as_array
 
 _FIELDS = {"x", "velocities", "energy", "replica", "iteration"}
 
@@ -30,13 +29,13 @@ def starting_state(
 ) -> WalkerState:
     """Return walkers at configurations x [W, R, *event]; see `TemperingChain.set_positions`."""
     shape = (n_walkers, len(temperatures), *potential.event_shape)
-    x = as_float_tensor(in_unit(x, NANOMETER, "x"), "x")
+    x = torch.from_numpy(as_array(x, NANOMETER, "x")).clone()
     if tuple(x.shape) != shape:
         raise ValueError(f"x: expected shape {shape}, got {tuple(x.shape)}")
     flat = x.flatten(0, 1)
     with torch.no_grad():
         energy = energies.energy(potential, flat)
-        momenta = torch.zeros(len(flat), flow.n_momenta, dtype=flow.dtype)
+        momenta = torch.zeros(len(flat), flow.n_momenta, dtype=flow.dtype, device="cpu")
         _, log_det = flow.inverse_and_log_det(flat.to(flow.dtype), momenta)
         log_det = log_det.masked_fill(flow.is_mirror_image(flat.to(flow.dtype)), -torch.inf)
     for what, values in (
@@ -51,13 +50,13 @@ def starting_state(
                 f"the first is walker {walker} at {temperatures[rung]:.2f} K"
             )
     if velocities is not None:
-        velocities = in_unit(velocities, NANOMETER / PICOSECOND, "velocities")
-        velocities = as_float_tensor(velocities, "velocities")
+        speeds = as_array(velocities, NANOMETER / PICOSECOND, "velocities")
+        velocities = torch.from_numpy(speeds).clone()
         if tuple(velocities.shape) != shape:
             raise ValueError(f"velocities: expected shape {shape}, got {tuple(velocities.shape)}")
         if not bool(torch.isfinite(velocities).all()):
             raise ValueError("velocities: expected finite numbers, got NaN or infinity")
-    replica = torch.arange(shape[1]).repeat(shape[0], 1)
+    replica = torch.arange(shape[1], dtype=torch.int64, device="cpu").repeat(shape[0], 1)
     return WalkerState(x, velocities, energy.reshape(shape[:2]), replica)
 
 
@@ -69,7 +68,9 @@ def with_velocities(
     generator: Generator,
 ) -> WalkerState:
     """Draw velocities of the walkers from the Maxwell-Boltzmann distribution of every rung."""
-    kt = potential.boltzmann_constant * torch.tensor(temperatures, dtype=torch.float64)
+    kt = potential.boltzmann_constant * torch.tensor(
+        temperatures, dtype=torch.float64, device="cpu"
+    )
     return state.evolve(velocities=maxwell_boltzmann(tuple(state.x.shape), kt, masses, generator))
 
 
@@ -89,7 +90,8 @@ def restored_state(content: Any, n_walkers: int, n_rungs: int, potential: Potent
             raise ValueError(f"checkpoint: expected finite {name}")
     if not isinstance(content["iteration"], int) or content["iteration"] < 0:
         raise ValueError(f"checkpoint: expected a count of iterations, got {content['iteration']}")
-    if not bool((content["replica"].sort(dim=1).values == torch.arange(n_rungs)).all()):
+    rungs = torch.arange(n_rungs, dtype=torch.int64, device="cpu")
+    if not bool((content["replica"].sort(dim=1).values == rungs).all()):
         raise ValueError("checkpoint: expected each replica once in every walker")
     state = WalkerState.from_state_dict(content)
     with torch.no_grad():
@@ -109,7 +111,7 @@ def maxwell_boltzmann(
 ) -> Tensor:
     """Draw velocities [W, R, *event] in nm/ps at kT [R] in kJ/mol, for masses in amu."""
     mass = mass_per_coordinate(masses, shape[2:])
-    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
     return noise * (kt.reshape(-1, *(1,) * mass.ndim) / mass).sqrt()
 
 

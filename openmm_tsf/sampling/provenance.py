@@ -15,6 +15,7 @@ from openmm_tsf.sampling.kernels.base import SteerableMap
 from openmm_tsf.sampling.kernels.schedule import Scheduled
 from openmm_tsf.sampling.tuning import HasStepSize
 from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.units import SECOND, in_unit
 from openmm_tsf.utils.validation import check_int, check_seconds
 
 #: Choices that decide which chain is sampled: a run directory holds samples of one.
@@ -116,16 +117,17 @@ def check_run_arguments(
     checkpoint_interval: Any,
     checkpoint_seconds: Any,
     reporters: Sequence[Any],
-) -> None:
-    """Refuse numbers that are out of range, and reporters without an interval."""
-    check_int(n_iterations, "n_iterations", least=0)
-    check_int(save_interval, "save_interval")
+) -> tuple[int, int, int | None, float]:
+    """Return the numbers, all but the last, and refuse reporters without an interval."""
+    checked = check_int(n_iterations, "n_iterations", least=0)
+    saved = check_int(save_interval, "save_interval")
     if checkpoint_interval is not None:
-        check_int(checkpoint_interval, "checkpoint_interval")
-    check_seconds(checkpoint_seconds)
+        checkpoint_interval = check_int(checkpoint_interval, "checkpoint_interval")
+    seconds = check_seconds(in_unit(checkpoint_seconds, SECOND, "checkpoint_seconds"))
     for reporter in reporters:
         if getattr(reporter, "interval", 0) < 1:
             raise TypeError(f"reporters: expected an interval of at least 1, on {reporter!r}")
+    return checked, saved, checkpoint_interval, seconds
 
 
 def hash_of(flow: SteerableMap) -> str | None:

@@ -112,7 +112,7 @@ class KernelInfo:
     @classmethod
     def zero(cls, counts_shape: tuple[int, ...]) -> "KernelInfo":
         """Return counts of zero."""
-        return cls(*torch.zeros(2, *counts_shape, dtype=torch.int64))
+        return cls(*torch.zeros(2, *counts_shape, dtype=torch.int64, device="cpu"))
 
     @property
     def acceptance(self) -> Tensor:

@@ -90,7 +90,7 @@ class ParallelTempering(TemperingChain):
         *,
         save_interval: int = 1,
         checkpoint_interval: int | None = None,
-        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        checkpoint_seconds: Any = CHECKPOINT_SECONDS,
         progress: bool = True,
         collect: bool = False,
     ) -> Tensor | None:
@@ -107,9 +107,9 @@ class ParallelTempering(TemperingChain):
         output
             Run directory: new, empty, or the one that this sampler wrote last or resumed; or None.
         checkpoint_interval, checkpoint_seconds
-            Iterations (None: any number) and time between checkpoints: a segment, its frames and
-            the state to continue from. The time is longer where they would take over 2 percent of
-            it, shorter where over 256 MiB would wait. Neither changes the samples.
+            Iterations (None: any number) and time in s between checkpoints: a segment, its frames
+            and the state to continue from. The time is longer where they would take over 2 percent
+            of it, shorter where over 256 MiB would wait. Neither changes the samples.
         progress, collect
             Show a progress bar; return the saved positions [n, W, R, *event].
 
@@ -121,7 +121,7 @@ class ParallelTempering(TemperingChain):
         ValueError
             If the flow, step sizes or kernels are not those that `output` was started with.
         """
-        check_run_arguments(
+        n_iterations, save_interval, checkpoint_interval, seconds = check_run_arguments(
             n_iterations, save_interval, checkpoint_interval, checkpoint_seconds, self.reporters
         )
         _ = self.state  # the default start, before anything is written
@@ -134,7 +134,7 @@ class ParallelTempering(TemperingChain):
                     self._zero,
                     self._checkpoint,
                     checkpoint_interval,
-                    checkpoint_seconds,
+                    seconds,
                 )
             return self._run(recorder, n_iterations, save_interval, progress, collect)
 
@@ -187,7 +187,8 @@ class ParallelTempering(TemperingChain):
         if not collect:
             return None
         shape = (0, *self.state.x.shape)
-        return torch.stack(collected) if collected else torch.zeros(shape, dtype=torch.float64)
+        none = torch.zeros(shape, dtype=torch.float64, device="cpu")
+        return torch.stack(collected) if collected else none
 
     def _checkpoint(self) -> dict[str, Any]:
         return {

@@ -3,10 +3,12 @@
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from openmm import unit
 from torch import Tensor
 
 from openmm_tsf.sampling.state import KernelInfo
-from openmm_tsf.utils.validation import as_float_tensor
+from openmm_tsf.units import DIMENSIONLESS, as_array
+from openmm_tsf.utils.validation import check_float
 
 
 @runtime_checkable
@@ -16,9 +18,11 @@ class HasStepSize(Protocol):
     sigma: Tensor
 
 
-def step_sizes(value: Any, n_rungs: int, name: str = "sigma") -> Tensor:
-    """Return step sizes [R], float64, from one number or one per rung."""
-    sizes = as_float_tensor(value, name)
+def step_sizes(
+    value: Any, n_rungs: int, name: str = "sigma", target: unit.Unit = DIMENSIONLESS
+) -> Tensor:
+    """Return step sizes [R], float64, in a unit, from one number (or Quantity) or one per rung."""
+    sizes = torch.from_numpy(as_array(value, target, name))
     if sizes.ndim > 1 or (sizes.ndim == 1 and len(sizes) != n_rungs):
         raise ValueError(f"{name}: expected one number or {n_rungs}, got {tuple(sizes.shape)}")
     if not bool(((sizes > 0) & torch.isfinite(sizes)).all()):
@@ -58,12 +62,13 @@ class StepSizeTuner:
     """
 
     def __init__(self, kernel: HasStepSize, target: float) -> None:
+        target = check_float(target, "target_acceptance")
         if not 0 < target < 1:
             raise ValueError(f"target_acceptance: expected a number between 0 and 1, got {target}")
         self.kernel = kernel
         self.target = float(getattr(kernel, "target_acceptance", target))
         self._log_sigma = kernel.sigma.log()
-        self._n_updates = torch.zeros(self._log_sigma.shape, dtype=torch.int64)
+        self._n_updates = torch.zeros(self._log_sigma.shape, dtype=torch.int64, device="cpu")
         self._path: list[Tensor] = []
 
     def update(self, info: KernelInfo) -> None:

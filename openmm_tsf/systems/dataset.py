@@ -18,8 +18,8 @@ from openmm_tsf.systems.frame_variation import check_variation
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.systems.trajectories import load_frames
-from openmm_tsf.units import NANOMETER, as_temperature, in_unit
-from openmm_tsf.utils.validation import as_float_tensor, check_fields, check_int, check_positive
+from openmm_tsf.units import DIMENSIONLESS, KJ_PER_MOLE, NANOMETER, as_array, as_temperature
+from openmm_tsf.utils.validation import check_fields, check_int, check_positive
 
 #: Energy evaluations that made the shipped 600 K frames (data/make_training_frames.py).
 SHIPPED_MD_EVALUATIONS = 10_020_000
@@ -41,9 +41,11 @@ class MDDataset:
     ----------
     positions, temperature
         Configurations [F, *event] in the potential's length unit (nm), float64, and their
-        temperature in K (or a Quantity).
+        temperature in K. Quantities and lists of them (``[state.getPositions(), ...]``) are
+        accepted.
     molecule, energies
-        The molecule, or None for potentials on R^d; potential energies [F], optional.
+        The molecule, or None for potentials on R^d; potential energies [F] in kJ/mol (or a
+        Quantity, or a list of them), optional.
     n_evaluations
         Energy evaluations that were spent on the frames, for the costs of a run.
     weight
@@ -85,12 +87,7 @@ class MDDataset:
             raise TypeError(
                 f"molecule: expected a MolecularSystem or None, got {type(self.molecule).__name__}"
             )
-        values = in_unit(self.positions, NANOMETER, "positions")
-        try:
-            positions = torch.as_tensor(values, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError) as error:
-            got = f"{type(values).__name__}: {error}"
-            raise TypeError(f"positions: expected numbers [F, *event], got {got}") from error
+        positions = torch.from_numpy(as_array(self.positions, NANOMETER, "positions"))
         object.__setattr__(self, "positions", positions)
         check_fields(
             self,
@@ -104,13 +101,15 @@ class MDDataset:
         if molecule is not None and shape[1:] != (molecule.n_atoms, 3):
             raise ValueError(f"positions: expected shape [F, {molecule.n_atoms}, 3], got {shape}")
         if self.chains is not None:
-            _check_length(self.chains, "chains", len(positions))
+            chains = torch.from_numpy(as_array(self.chains, DIMENSIONLESS, "chains")).long()
+            _check_length(chains, "chains", len(positions))
+            object.__setattr__(self, "chains", chains)
         _check_finite(positions, "positions")
         if molecule is not None:
             check_frames(molecule, positions)
             check_variation(molecule, positions, self.temperature)
         if self.energies is not None:
-            energies = as_float_tensor(self.energies, "energies")
+            energies = torch.from_numpy(as_array(self.energies, KJ_PER_MOLE, "energies")).clone()
             _check_length(energies, "energies", len(positions))
             _check_finite(energies, "energies")
             object.__setattr__(self, "energies", energies)
@@ -200,6 +199,7 @@ class MDDataset:
             raise ValueError(f"fractions: expected {expected}, got {fractions}")
         if self.chains is not None:
             return self._split_chains(self.chains, fractions)
+        n_blocks = check_int(n_blocks, "n_blocks")
         edges = np.linspace(0, len(self), n_blocks + 1).astype(int)
         parts: list[list[np.ndarray]] = [[], [], []]
         for start, stop in pairwise(edges):

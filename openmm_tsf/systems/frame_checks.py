@@ -84,7 +84,7 @@ def _lengths(positions: Tensor, bonds: Tensor) -> Tensor:
 
 def _closest(x: Tensor) -> Pair:
     """Return the two atoms of x [N, 3] that are closest to each other."""
-    first, second = torch.triu_indices(len(x), len(x), offset=1)
+    first, second = torch.triu_indices(len(x), len(x), offset=1, dtype=torch.int64, device="cpu")
     pair = int((x[first] - x[second]).norm(dim=1).argmin())
     return int(first[pair]), int(second[pair])
 

@@ -67,9 +67,9 @@ class Populations:
         # Groups at whose temperature nothing is drawn have rung K.
         self._rung = torch.where(same.any(1), same.double().argmax(1), len(ladder))
         self._n_rungs = len(ladder)
-        self.basin_fractions = torch.full((len(ladder),), 0.5, dtype=torch.float64)
-        self.population_ratios = torch.zeros(len(ladder), 2, dtype=torch.float64)
-        self.basins_met = torch.zeros(len(ladder), 2, dtype=torch.float64)
+        self.basin_fractions = torch.full((len(ladder),), 0.5, dtype=torch.float64, device="cpu")
+        self.population_ratios = torch.zeros(len(ladder), 2, dtype=torch.float64, device="cpu")
+        self.basins_met = torch.zeros(len(ladder), 2, dtype=torch.float64, device="cpu")
 
     def data_coefficients(
         self, log_ratio: Tensor, group: Tensor, n_groups: int
@@ -93,7 +93,7 @@ class Populations:
         `basin_balance`/K times :attr:`missing` times grad ln(P_q(1)/P_q(0)).
         """
         if self.basin_balance == 0:
-            return torch.zeros(len(draw_basin), dtype=torch.float64)
+            return torch.zeros(len(draw_basin), dtype=torch.float64, device="cpu")
         basin = draw_basin.view(self._n_rungs, -1).double()
         n = basin.shape[1]
         self.basin_fractions += (basin.mean(1) - self.basin_fractions) / _FRACTION_MEMORY

@@ -14,7 +14,7 @@ def basin_labels(molecule: MolecularSystem | None, x: Tensor) -> Tensor:
     It is 0 for molecules without a phi, potentials on R^d, and rows that are not finite.
     """
     if molecule is None or not any(name.startswith("phi") for name in molecule.dihedrals):
-        return torch.zeros(len(x), dtype=torch.int64)
+        return torch.zeros(len(x), dtype=torch.int64, device="cpu")
     quartet = next(q for name, q in molecule.dihedrals.items() if name.startswith("phi"))
     positions = x.detach().cpu().numpy().astype(np.float32)
     finite = np.isfinite(positions).all(axis=(1, 2))

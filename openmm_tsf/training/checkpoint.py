@@ -91,7 +91,8 @@ def check_checkpoint(
     for name, optimizer in optimizers.items():
         _check_optimizer(name, require_entry(states, name, dict), optimizer, n_made)
     generator = require_entry(content, "generator", Tensor)
-    if generator.dtype != torch.uint8 or generator.shape != torch.Generator().get_state().shape:
+    shape = torch.Generator(device="cpu").get_state().shape
+    if generator.dtype != torch.uint8 or generator.shape != shape:
         raise ValueError("generator: expected the state of a random number generator")
     _check_numbers(require_entry(content, "running", dict), "running")
     _check_history(require_entry(content, "history", list), content["step"])

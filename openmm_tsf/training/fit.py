@@ -18,9 +18,11 @@ from openmm_tsf.training.log import write_log
 from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.trainer import Trainer
 from openmm_tsf.training.validation import Validation
+from openmm_tsf.units import SECOND, in_unit
 from openmm_tsf.utils.progress import progress_bar
 from openmm_tsf.utils.signals import DeferredInterrupt
 from openmm_tsf.utils.threads import torch_threads
+from openmm_tsf.utils.validation import check_seconds, check_seed
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ def fit(
     seed: int = 0,
     log_path: str | os.PathLike[str] | None = None,
     checkpoint_path: str | os.PathLike[str] | None = None,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    checkpoint_seconds: Any = CHECKPOINT_SECONDS,
     resume: bool = False,
     progress: bool = True,
 ) -> FitResult:
@@ -94,7 +96,7 @@ def fit(
     log_path
         CSV file with a row per validation.
     checkpoint_path, checkpoint_seconds, resume
-        File from which `resume` continues, bit for bit, if it exists; time between checkpoints
+        File from which `resume` continues, bit for bit, if it exists; time between checkpoints in s
         (each validation also writes one).
     progress
         Show a progress bar.
@@ -120,6 +122,8 @@ def fit(
     (5, [0, 5])
     """
     settings = FitSettings() if settings is None else settings
+    seconds = check_seconds(in_unit(checkpoint_seconds, SECOND, "checkpoint_seconds"))
+    seed = check_seed(seed)
     datasets = [dataset] if isinstance(dataset, MDDataset) else list(dataset)
     _check_arguments(datasets, potential, settings)
     # Path gradients keep two threads busy: each uses half of torch's.
@@ -131,7 +135,7 @@ def fit(
         trainer = Trainer(flow, datasets, potential, settings, seed)
         if resume and checkpoint is not None and checkpoint.exists():
             trainer.restore(checkpoint)
-        files = _Files(trainer, log, checkpoint, checkpoint_seconds)
+        files = _Files(trainer, log, checkpoint, seconds)
         bar.initial = bar.n = bar.last_print_n = trainer.step
         with torch_threads(threads), DeferredInterrupt() as interrupt:
             try:

@@ -42,24 +42,27 @@ class TrainingFrames:
             self.parts, self.cumulative_weights, split_batch(self.dataset_weights, n), strict=True
         ):
             if weights is None:
-                index = torch.randint(len(y), (count,), generator=generator)
+                index = torch.randint(
+                    len(y), (count,), generator=generator, dtype=torch.int64, device="cpu"
+                )
             else:
-                index = torch.searchsorted(weights, torch.rand(count, generator=generator))
+                drawn = torch.rand(count, generator=generator, dtype=torch.float32, device="cpu")
+                index = torch.searchsorted(weights, drawn)
             ys.append(y[index])
             log_dets.append(log_det[index])
-            taus.append(torch.full((count,), tau, dtype=y.dtype))
+            taus.append(torch.full((count,), tau, dtype=y.dtype, device="cpu"))
         return torch.cat(ys), torch.cat(log_dets), torch.cat(taus)
 
 
 def dataset_weights(datasets: Sequence[MDDataset]) -> Tensor:
     """Return the weights of the datasets in a batch [G], float64."""
-    return torch.tensor([dataset.weight for dataset in datasets], dtype=torch.float64)
+    return torch.tensor([dataset.weight for dataset in datasets], dtype=torch.float64, device="cpu")
 
 
 def split_batch(weights: Tensor, n: int) -> list[int]:
     """Return how many of the n frames of a batch come from each dataset."""
     edges = (weights.cumsum(0) / weights.sum() * n).round().long()
-    counts: list[int] = torch.diff(edges, prepend=torch.zeros(1, dtype=torch.int64)).tolist()
+    counts: list[int] = torch.diff(edges, prepend=edges.new_zeros(1)).tolist()
     return counts
 
 

@@ -27,9 +27,9 @@ class IndependenceChains:
 
     def next_chains(self, n: int) -> Tensor:
         """Return the indices [K n] of the next n chains of each temperature, cyclically."""
-        chosen = (self._next + torch.arange(n)) % self.n_chains
+        chosen = (self._next + torch.arange(n, dtype=torch.int64, device="cpu")) % self.n_chains
         self._next = (self._next + n) % self.n_chains
-        first = self.n_chains * torch.arange(self.n_temperatures)
+        first = self.n_chains * torch.arange(self.n_temperatures, dtype=torch.int64, device="cpu")
         return (first[:, None] + chosen).flatten()
 
     def propose(
@@ -49,8 +49,8 @@ class IndependenceChains:
         `points` are proposals [B] in the order of `index` by temperature; `proposed` and `current`
         are ln(target/flow) at them and at the chains [B]. Returns the fraction accepted.
         """
-        chain = draw = torch.arange(len(index))
-        if float(torch.rand((), generator=generator)) < 0.5:
+        chain = draw = torch.arange(len(index), dtype=torch.int64, device="cpu")
+        if float(torch.rand((), generator=generator, dtype=torch.float32, device="cpu")) < 0.5:
             # These steps do not change basins, so that the reverse step has the same pairs.
             chain, draw = self._pairs_within(self.points.basin[index], points.basin)
         # The network may give a state no finite density: an unlimited weight, which stays.

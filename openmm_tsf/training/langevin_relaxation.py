@@ -28,7 +28,7 @@ def relax_mala(
     """
     step, late_acceptance = _FIRST_STEP, []
     for number in range(n_steps):
-        noise = torch.randn(points.y.shape, generator=generator, dtype=points.y.dtype)
+        noise = torch.randn(points.y.shape, generator=generator, dtype=points.y.dtype, device="cpu")
         new = evaluate(points.y - 0.5 * step**2 * points.gradient + step * noise, points.tau)
         reverse_noise = (points.y - new.y + 0.5 * step**2 * new.gradient) / step
         current = -points.reduced_energy - 0.5 * noise.double().square().sum(1)

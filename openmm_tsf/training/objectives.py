@@ -45,7 +45,7 @@ class DirectObjective:
         self.flow, self.target, self.settings, self.record = flow, target, settings, record
         self.data = TrainingFrames(flow, train, settings.dtype, settings.basin_share, generator)
         temperatures = settings.temperatures or (flow.reference_temperature,)
-        self.temperatures = torch.tensor(temperatures, dtype=settings.dtype)
+        self.temperatures = torch.tensor(temperatures, dtype=settings.dtype, device="cpu")
 
     def backward(self, network: Chain, mixing: float, generator: torch.Generator) -> None:
         """Set the gradients of the parameters."""
@@ -61,7 +61,9 @@ class DirectObjective:
         if mixing == 0 or self.target is None:
             return nll
         shape = (settings.kl_batch_size,)
-        choice = torch.randint(len(self.temperatures), shape, generator=generator)
+        choice = torch.randint(
+            len(self.temperatures), shape, generator=generator, dtype=torch.int64, device="cpu"
+        )
         tau = self.temperatures[choice] / flow.reference_temperature
         v = draw_normal(tau, flow.n_coordinates + flow.n_momenta, generator)
         free_energy = variational_free_energy(self.target, network, v, tau)

@@ -79,11 +79,16 @@ class PathObjective:
         self.flow, self.settings, self.record = flow, settings, record
         self._evaluate = partial(Points.at, target)
         temperatures = settings.temperatures or (flow.reference_temperature,)
-        self.ladder = torch.tensor(temperatures, dtype=settings.dtype) / flow.reference_temperature
+        self.ladder = (
+            torch.tensor(temperatures, dtype=settings.dtype, device="cpu")
+            / flow.reference_temperature
+        )
         self.dataset_weights = dataset_weights(train)
         frames = [self._frames(dataset, generator) for dataset in train]
         self.frames = [points for points, _ in frames]
-        log_dets = torch.tensor([log_det for _, log_det in frames], dtype=torch.float64)
+        log_dets = torch.tensor(
+            [log_det for _, log_det in frames], dtype=torch.float64, device="cpu"
+        )
         # The NLL of y differs from that of x by this, on average.
         weights = self.dataset_weights
         self._log_det = float((weights * log_dets).sum() / weights.sum())
@@ -108,7 +113,7 @@ class PathObjective:
             log_dets.append(float(log_det.mean()))
         y = torch.cat(ys)
         tau = dataset.temperature / self.flow.reference_temperature
-        points = self._evaluate(y, torch.full((len(y),), tau, dtype=y.dtype))
+        points = self._evaluate(y, torch.full((len(y),), tau, dtype=y.dtype, device="cpu"))
         return points, sum(log_dets) / len(log_dets)
 
     def _initial_states(self, generator: torch.Generator) -> Points:
@@ -117,7 +122,13 @@ class PathObjective:
         for tau in self.ladder:
             distances = [abs(math.log(float(frames.tau[0]) / float(tau))) for frames in self.frames]
             frames = self.frames[distances.index(min(distances))]
-            index = torch.randint(len(frames), (self.settings.n_chains,), generator=generator)
+            index = torch.randint(
+                len(frames),
+                (self.settings.n_chains,),
+                generator=generator,
+                dtype=torch.int64,
+                device="cpu",
+            )
             chosen = frames.take(index)
             if not self._has_tau(frames, tau):
                 chosen = self._evaluate(chosen.y, torch.full_like(chosen.tau, float(tau)))
@@ -134,7 +145,7 @@ class PathObjective:
         logger.info("training: Markov chains are brought to the temperatures of the ladder")
         for rung, tau in enumerate(self.ladder):
             if not any(self._has_tau(frames, tau) for frames in self.frames):
-                index = torch.arange(rung * n, (rung + 1) * n)
+                index = torch.arange(rung * n, (rung + 1) * n, dtype=torch.int64, device="cpu")
                 points = chains.points.take(index)
                 relax_mala(points, self._evaluate, _RELAXATION_STEPS, generator)
                 chains.points.put(index, points)
@@ -181,7 +192,12 @@ class PathObjective:
         """Frames, and states of chains once there are draws."""
         settings, n_frames = self.settings, self.settings.batch_size
         counts = zip(self.frames, split_batch(self.dataset_weights, n_frames), strict=True)
-        parts = [f.take(torch.randint(len(f), (n,), generator=generator)) for f, n in counts]
+        parts = [
+            f.take(
+                torch.randint(len(f), (n,), generator=generator, dtype=torch.int64, device="cpu")
+            )
+            for f, n in counts
+        ]
         share, chains = 0.0, None
         if self.chains is not None and mixing > 0:
             # Chains take time to forget the frames: their share of the data rises with lambda.
@@ -191,9 +207,11 @@ class PathObjective:
             chains = self.chains.next_chains(n_per_rung)
             parts += [self.chains.points.take(part) for part in chains.split(n_per_rung)]
         points = Points.join(parts)
-        sizes = torch.tensor([len(part) for part in parts])
-        group = torch.arange(len(parts)).repeat_interleave(sizes)
-        weight = torch.full((len(points),), (1 - share) / n_frames, dtype=settings.dtype)
+        sizes = torch.tensor([len(part) for part in parts], dtype=torch.int64, device="cpu")
+        group = torch.arange(len(parts), dtype=torch.int64, device="cpu").repeat_interleave(sizes)
+        weight = torch.full(
+            (len(points),), (1 - share) / n_frames, dtype=settings.dtype, device="cpu"
+        )
         weight[n_frames:] = share / max(1, len(points) - n_frames)
         return _Batch(points, group, len(parts), weight, chains)
 

@@ -1,7 +1,7 @@
 """How a flow is trained: sizes and schedules."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from openmm_tsf.utils.validation import (
     check_float,
     check_int,
     check_positive,
+    list_items,
 )
 
 _not_negative = partial(check_between, low=0, high=math.inf)
@@ -117,9 +118,10 @@ class FitSettings:
     def __post_init__(self) -> None:
         by_name = {name: check for names, check in _CHECKS.items() for name in names.split()}
         check_fields(self, **by_name)
-        if not isinstance(self.ramp, Sequence) or isinstance(self.ramp, str) or len(self.ramp) != 2:
+        fractions = list_items(self.ramp) or ()
+        if len(fractions) != 2:
             raise ValueError(f"ramp: expected two ascending fractions, got {self.ramp!r}")
-        ramp = (check_float(self.ramp[0], "ramp"), check_float(self.ramp[1], "ramp"))
+        ramp = (check_float(fractions[0], "ramp"), check_float(fractions[1], "ramp"))
         if not 0 <= ramp[0] <= ramp[1]:
             raise ValueError(f"ramp: expected two ascending fractions, got {self.ramp!r}")
         object.__setattr__(self, "ramp", ramp)

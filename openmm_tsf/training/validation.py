@@ -136,7 +136,9 @@ class Validator:
             tau = dataset.temperature / flow.reference_temperature
             y, log_det = whiten(flow, dataset.positions, tau, generator)
             labels = basin_labels(dataset.molecule, dataset.positions)
-            noise = torch.randn(len(y), flow.n_momenta, generator=generator, dtype=dtype)
+            noise = torch.randn(
+                len(y), flow.n_momenta, generator=generator, dtype=dtype, device="cpu"
+            )
             momenta = math.sqrt(tau) * noise
             of_frames = float(labels.double().mean())
             population = of_frames if populations is None else populations[number]
@@ -153,10 +155,10 @@ class Validator:
                     y[chosen].to(dtype),
                     log_det[chosen].to(dtype),
                     momenta[chosen],
-                    torch.full((int(chosen.sum()),), tau, dtype=dtype),
+                    torch.full((int(chosen.sum()),), tau, dtype=dtype, device="cpu"),
                 )
         shape = (settings.n_validation_draws, flow.n_coordinates + flow.n_momenta)
-        self.noise = torch.randn(shape, generator=generator, dtype=dtype)
+        self.noise = torch.randn(shape, generator=generator, dtype=dtype, device="cpu")
 
     @torch.no_grad()
     def validate(
@@ -229,7 +231,8 @@ class Validator:
         latent = 0.5 * v.double().square().sum(dim=1) / tau
         log_weights = latent + log_weight(energy / kt, momenta, tau, -log_det)
         log_weights = torch.where(inside, log_weights, -math.inf)
-        softened = soften(energy[inside], target.energy_ceiling, torch.as_tensor(kt)) / kt
+        width = torch.tensor(kt, dtype=torch.float32, device="cpu")
+        softened = soften(energy[inside], target.energy_ceiling, width) / kt
         momenta, log_det = momenta[inside], log_det[inside]
         log_z_momenta = 0.5 * flow.n_momenta * math.log(2 * math.pi * tau)
         # E[log q] is minus the prior's entropy less E[log|J|]: this bounds -ln Z of x from above.

@@ -21,7 +21,7 @@ def generator_seed(seed: int) -> int:
 
 def seeded_generator(seed: int) -> torch.Generator:
     """Return a CPU generator with the given seed, an integer from 0 to 2^64 - 1."""
-    return torch.Generator().manual_seed(generator_seed(seed))
+    return torch.Generator(device="cpu").manual_seed(generator_seed(seed))
 
 
 class Seeds:

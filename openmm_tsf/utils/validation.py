@@ -1,35 +1,52 @@
 """Checks of arguments and of entries read from files; every error names what was refused.
 
-The checks return the value in the type of their annotation. What is not such a value is a
-ValueError; `check_float` and the checks that use it raise a TypeError for what is not a number.
+Scalars of numpy, and arrays and tensors without a dimension, are accepted like plain numbers. The
+checks return the value in the type of their annotation, a plain one that JSON can hold. What is not
+such a value is a ValueError; `check_float` and the checks that use it raise a TypeError for what is
+not a number.
 """
 
 import math
 import numbers
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 #: The largest integer of torch and numpy, and the largest seed of torch's generators.
 _MAX_INT, _MAX_SEED = 2**63 - 1, 2**64 - 1
 
 
+def unwrap_scalar(value: Any) -> Any:
+    """Return what numpy's scalars, and arrays and tensors without a dimension, hold."""
+    torch = sys.modules.get("torch")  # imported if a tensor exists; analysis needs none
+    kinds = (np.generic, np.ndarray) if torch is None else (np.generic, np.ndarray, torch.Tensor)
+    return value.item() if isinstance(value, kinds) and value.ndim == 0 else value
+
+
+def list_items(values: Any) -> list[Any] | None:
+    """Return the items of a sequence, an array or another iterable; None of text and scalars."""
+    if isinstance(values, (str, bytes)):
+        return None
+    try:
+        return list(values)  # quantities and arrays have __iter__ even if they hold one number
+    except TypeError:
+        return None
+
+
 def check_int(value: Any, name: str, least: int = 1, most: int = _MAX_INT) -> int:
     """Return an integer from `least` to `most` as an int; bool is refused."""
-    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_integer or value < least:
+    number = unwrap_scalar(value)
+    is_integer = isinstance(number, numbers.Integral) and not isinstance(number, bool)
+    if not is_integer or number < least:
         raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
-    if value > most:
+    if number > most:
         raise ValueError(f"{name}: expected an integer of at most {most}, got {value!r}")
-    return int(value)
+    return int(number)
 
 
 def check_seed(value: Any, name: str = "seed") -> int:
@@ -49,22 +66,21 @@ def check_threads(value: Any, name: str = "threads") -> int:
 
 def check_seconds(value: Any, name: str = "checkpoint_seconds") -> float:
     """Return a duration in s, from 0 to infinity."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not value >= 0:
+    number = unwrap_scalar(value)
+    is_number = isinstance(number, numbers.Real) and not isinstance(number, bool)
+    if not is_number or not number >= 0:
         raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
-    return float(value)
+    return float(number)
 
 
 def check_float(value: Any, name: str) -> float:
     """Return one finite number as a float."""
-    torch = sys.modules.get("torch")  # imported if a tensor exists; analysis needs none
-    if torch is not None and isinstance(value, torch.Tensor) and value.ndim == 0:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    number = unwrap_scalar(value)
+    if isinstance(number, bool) or not isinstance(number, numbers.Real):
         raise TypeError(f"{name}: expected one number, got {value!r}")
-    if not math.isfinite(value):
+    if not math.isfinite(number):
         raise ValueError(f"{name}: expected a finite number, got {value!r}")
-    return float(value)
+    return float(number)
 
 
 def check_positive(value: Any, name: str) -> float:
@@ -85,23 +101,27 @@ def check_between(value: Any, name: str, low: float, high: float) -> float:
 
 def check_ints(values: Any, name: str, least: int = 1) -> tuple[int, ...]:
     """Return integers of at least `least`; what is not a sequence is a TypeError."""
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+    items = list_items(values)
+    if items is None:
         raise TypeError(f"{name}: expected a sequence of integers, got {values!r}")
-    return tuple(check_int(value, name, least) for value in values)
+    return tuple(check_int(value, name, least) for value in items)
 
 
 def check_choice(value: Any, name: str, allowed: Sequence[Any]) -> Any:
-    """Return `value`, which must be one of `allowed`."""
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {value!r}")
-    return value
+    """Return the one of `allowed` that equals `value`."""
+    given = unwrap_scalar(value)
+    for choice in allowed:
+        if isinstance(given, type(choice)) and given == choice:
+            return choice
+    raise ValueError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {value!r}")
 
 
 def check_bool(value: Any, name: str) -> bool:
-    """Return `value`, which must be True or False; 0 and 1 are refused."""
-    if not isinstance(value, bool):
+    """Return `value` as a bool; 0 and 1 are refused."""
+    given = unwrap_scalar(value)
+    if not isinstance(given, bool):
         raise ValueError(f"{name}: expected one of False, True, got {value!r}")
-    return value
+    return given
 
 
 def check_instance(value: Any, name: str, cls: type) -> None:
@@ -154,13 +174,3 @@ def check_fields(settings: Any, **checks: Callable[[Any, str], Any]) -> None:
     """Replace fields of a frozen dataclass by what their checks ``check(value, name)`` return."""
     for name, check in checks.items():
         object.__setattr__(settings, name, check(getattr(settings, name), name))
-
-
-def as_float_tensor(value: Any, name: str) -> "Tensor":
-    """Return a copy of numbers as a float64 Tensor; anything else is a TypeError."""
-    import torch
-
-    try:
-        return torch.as_tensor(value, dtype=torch.float64).clone()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name}: expected numbers, got {value!r}") from error

@@ -6,6 +6,7 @@ from typing import Any
 
 from openmm_tsf.io.directory import CHECKPOINT_SECONDS
 from openmm_tsf.potentials.platforms import check_platform
+from openmm_tsf.units import SECOND, in_unit
 from openmm_tsf.utils.validation import (
     check_bool,
     check_fields,
@@ -36,7 +37,7 @@ class RunOptions:
         Continue what is in the output directory, as if it had not stopped. Where nothing was
         started yet, start.
     checkpoint_seconds
-        Time between checkpoints.
+        Time between checkpoints in s (or a Quantity).
     progress
         Show progress: bars in terminals and notebooks, lines in log files. Before a long stage,
         measure and log how long it will take; this changes no number.
@@ -62,7 +63,7 @@ class RunOptions:
             self,
             seed=optional(check_seed),
             threads=optional(check_threads),
-            checkpoint_seconds=check_seconds,
+            checkpoint_seconds=lambda v, name: check_seconds(in_unit(v, SECOND, name), name),
             resume=check_bool,
             progress=check_bool,
         )

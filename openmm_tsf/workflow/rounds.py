@@ -153,7 +153,9 @@ class Rounds:
                 kelvin,
                 self.stage.molecule,
                 weight=weight,
-                chains=torch.arange(frames[0].shape[1]).repeat(sum(map(len, frames))),
+                chains=torch.arange(frames[0].shape[1], dtype=torch.int64, device="cpu").repeat(
+                    sum(map(len, frames))
+                ),
             )
             for frames, kelvin in zip(samples, self.settings.sampling.temperatures, strict=True)
         ]

@@ -76,7 +76,7 @@ def kernels_of(
         swap=settings.swap,
         local_interval=settings.local_interval,
     )
-    masses = torch.tensor(molecule.masses, dtype=torch.float64)
+    masses = torch.tensor(molecule.masses, dtype=torch.float64, device="cpu")
     return default_kernels(potential, flow, settings.temperatures, masses, sequence)
 
 
@@ -104,7 +104,9 @@ def make_sampler(
     assert seeds[1] is not None
     generator, n, ladder = seeded_generator(seeds[1]), settings.n_walkers, settings.temperatures
     if start is not None:
-        index = torch.randint(len(start), (n * len(ladder),), generator=generator)
+        index = torch.randint(
+            len(start), (n * len(ladder),), generator=generator, dtype=torch.int64, device="cpu"
+        )
         x = start.positions[index].unflatten(0, (n, len(ladder)))
     else:
         x = torch.stack([_draw(flow, potential, t, n, generator) for t in ladder], dim=1)

@@ -6,7 +6,7 @@ from typing import Any
 
 from openmm_tsf.io.run_config import check_distinct_temperatures
 from openmm_tsf.training import FitSettings
-from openmm_tsf.units import PICOSECOND, as_temperature, as_temperatures, in_unit
+from openmm_tsf.units import PER_PICOSECOND, PICOSECOND, as_temperature, as_temperatures, in_unit
 from openmm_tsf.utils.validation import (
     check_bool,
     check_choice,
@@ -41,7 +41,7 @@ class MDSettings:
     Parameters
     ----------
     temperature, timestep, friction
-        In K, ps and 1/ps.
+        In K, ps and 1/ps (or Quantities).
     n_frames, steps_per_frame
         Frames to write in all, and time steps between them.
     n_equilibration_steps
@@ -66,7 +66,7 @@ class MDSettings:
             n_frames=partial(check_int, most=2**31 - 1),
             steps_per_frame=partial(check_int, most=_MOST_STEPS),
             timestep=_time_step,
-            friction=lambda value, name: check_positive(in_unit(value, 1 / PICOSECOND, name), name),
+            friction=lambda value, name: check_positive(in_unit(value, PER_PICOSECOND, name), name),
             n_equilibration_steps=partial(check_int, least=0, most=_MOST_STEPS),
             seed=check_seed,
         )

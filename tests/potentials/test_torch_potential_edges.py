@@ -150,7 +150,7 @@ def test_errors_travel_between_processes():
         ({"compile": "yes"}, TypeError, "compile: expected True or False, got 'yes'"),
         ({"device": "nowhere"}, ValueError, "device: expected a torch device, got 'nowhere'"),
         ({"device": 3.5}, ValueError, "device: expected a torch device"),
-        ({"positions": "x"}, ValueError, "positions: expected numbers in nm"),
+        ({"positions": "x"}, ValueError, "positions: expected numbers"),
         ({"positions": np.zeros((4, 3))}, ValueError, r"positions: expected shape \(3, 3\)"),
     ],
 )

@@ -131,7 +131,7 @@ class Graph:
             return self._select(*arguments)
         if all(v is not None for v in values):
             # By the operations that would run otherwise: inf and NaN follow IEEE rules.
-            tensors = [torch.tensor(v, dtype=torch.float64) for v in values]
+            tensors = [torch.tensor(v, dtype=torch.float64, device="cpu") for v in values]
             return self.constant(OPERATIONS[operation](*tensors).item())
         simpler = self._simplified(operation, arguments, values)
         if simpler is not None:

@@ -232,7 +232,9 @@ class Expression(nn.Module):
             registers[out] = like = values[name]
         if self._constants:
             if like is None:
-                like = next(iter(values.values()), torch.empty((), dtype=torch.float64))
+                like = next(
+                    iter(values.values()), torch.empty((), dtype=torch.float64, device="cpu")
+                )
             for value, out in self._constants:
                 registers[out] = like.new_full((), value)
         for function, arguments, out in self._program:

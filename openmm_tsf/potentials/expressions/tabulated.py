@@ -60,7 +60,9 @@ class Spline1D(nn.Module):
         curvatures = [scaled * second[:-1], scaled * second[1:]]
         pieces = [knots[1:], width, values[:-1], values[1:], *curvatures]
         self.axis = _Axis(knots, low, high, periodic)
-        self.register_buffer("pieces", torch.tensor(np.stack(pieces)))
+        self.register_buffer(
+            "pieces", torch.tensor(np.stack(pieces), dtype=torch.float64, device="cpu")
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the values at x, of its shape and dtype."""
@@ -93,7 +95,9 @@ class Spline2D(nn.Module):
         coefficients = np.einsum("ia,jb,abxy->ijxy", HERMITE, HERMITE, data)
         self.axis_x = _Axis(x, low[0], high[0], periodic)
         self.axis_y = _Axis(y, low[1], high[1], periodic)
-        self.register_buffer("patches", torch.tensor(coefficients))
+        self.register_buffer(
+            "patches", torch.tensor(coefficients, dtype=torch.float64, device="cpu")
+        )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the values at (x, y), broadcast against each other."""
@@ -121,7 +125,7 @@ class Lookup(nn.Module):
     def __init__(self, values: np.ndarray) -> None:
         super().__init__()
         self.n_arguments = values.ndim
-        self.register_buffer("values", torch.tensor(values, dtype=torch.float64))
+        self.register_buffer("values", torch.tensor(values, dtype=torch.float64, device="cpu"))
 
     def forward(self, *arguments: Tensor) -> Tensor:
         """Return the values at the arguments, broadcast against each other."""
@@ -141,7 +145,7 @@ class _Axis(nn.Module):
     def __init__(self, knots: np.ndarray, low: float, high: float, periodic: bool) -> None:
         super().__init__()
         self.low, self.high, self.periodic = low, high, periodic
-        self.register_buffer("knots", torch.tensor(knots))
+        self.register_buffer("knots", torch.tensor(knots, dtype=torch.float64, device="cpu"))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return arguments within the points, which are outside (NaN is not), and intervals."""

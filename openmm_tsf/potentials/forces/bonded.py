@@ -18,14 +18,14 @@ _LENGTH, _ENERGY = unit.nanometer, unit.kilojoule_per_mole
 
 
 def _atoms(rows: list[list[int]], width: int) -> Tensor:
-    return torch.tensor(rows, dtype=torch.int64).reshape(-1, width)
+    return torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(-1, width)
 
 
 def _read(rows: list[Any], width: int, *units: unit.Unit) -> tuple[Tensor, Tensor]:
     """Return the atoms [M, width] of M groups, and their parameters [len(units), M, 1]."""
     atoms = _atoms([list(row[:width]) for row in rows], width)
     values = [[x.value_in_unit(u) for x, u in zip(r[width:], units, strict=True)] for r in rows]
-    table = torch.tensor(values, dtype=torch.float64).reshape(-1, len(units))
+    table = torch.tensor(values, dtype=torch.float64, device="cpu").reshape(-1, len(units))
     return atoms, table.T.unsqueeze(2).contiguous()
 
 
@@ -85,9 +85,9 @@ class PeriodicTorsionTerm(Term):
             terms.append((row, n, phase.value_in_unit(unit.radian), k.value_in_unit(_ENERGY)))
         # Periodicities may be negative or zero: cos is even, sin odd.
         n_max = max((abs(n) for _, n, _, _ in terms), default=0)
-        cosines = torch.zeros(n_max + 1, len(rows), 1, dtype=torch.float64)
+        cosines = torch.zeros(n_max + 1, len(rows), 1, dtype=torch.float64, device="cpu")
         sines = torch.zeros_like(cosines)
-        phases = torch.tensor([p for _, _, p, _ in terms], dtype=torch.float64)
+        phases = torch.tensor([p for _, _, p, _ in terms], dtype=torch.float64, device="cpu")
         for (row, n, _, k), c, s in zip(terms, phases.cos(), phases.sin(), strict=True):
             cosines[0, row] += k
             cosines[abs(n), row] += k * c
@@ -129,7 +129,7 @@ class RBTorsionTerm(Term):
 def _periodic_derivatives(values: Tensor) -> Tensor:
     """Return derivatives [n, columns] at the knots, spaced 1, of splines through `values`."""
     n = len(values)
-    matrix = torch.zeros(n, n, dtype=torch.float64)
+    matrix = torch.zeros(n, n, dtype=torch.float64, device="cpu")
     right = torch.zeros_like(values)
     for i in range(n):
         matrix[i, i] += 4.0
@@ -150,7 +150,8 @@ def _bicubic_coefficients(energy: Tensor) -> Tensor:
     d_second = _periodic_derivatives(energy.T).T
     d_both = _periodic_derivatives(d_second)
     f, fx, fy, fxy = (np.pad(g, (0, 1), mode="wrap") for g in (energy, d_first, d_second, d_both))
-    hermite, data = torch.tensor(HERMITE), torch.tensor(bicubic_data(f, fx, fy, fxy))
+    hermite = torch.tensor(HERMITE, dtype=torch.float64, device="cpu")
+    data = torch.tensor(bicubic_data(f, fx, fy, fxy), dtype=torch.float64, device="cpu")
     return torch.einsum("ka,lb,abij->ijkl", hermite, hermite, data).reshape(n * n, 4, 4)
 
 
@@ -168,7 +169,7 @@ class CMAPTorsionTerm(Term):
         tables: list[Tensor] = []
         for index in range(force.getNumMaps()):
             n, energy = force.getMapParameters(index)
-            values = torch.tensor(energy.value_in_unit(_ENERGY), dtype=torch.float64)
+            values = torch.tensor(energy.value_in_unit(_ENERGY), dtype=torch.float64, device="cpu")
             starts.append(sum(s * s for s in sizes))
             sizes.append(n)
             # OpenMM's map runs over the first angle fastest.
@@ -179,9 +180,11 @@ class CMAPTorsionTerm(Term):
             Dihedral(_atoms([list(t[1 + 4 * k : 5 + 4 * k]) for t in terms], 4), pairs.n_atoms)
             for k in range(2)
         )
-        offset = torch.tensor([starts[m] for m in maps]).long()[:, None]
-        size = torch.tensor([sizes[m] for m in maps]).long()[:, None]
-        table = torch.cat(tables) if tables else torch.zeros(1, 4, 4, dtype=torch.float64)
+        offset = torch.tensor([[starts[m]] for m in maps], dtype=torch.int64, device="cpu")
+        size = torch.tensor([[sizes[m]] for m in maps], dtype=torch.int64, device="cpu")
+        table = (
+            torch.cat(tables) if tables else torch.zeros(1, 4, 4, dtype=torch.float64, device="cpu")
+        )
         self.register(coefficients=table, offset=offset, size=size)
 
     def energy(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:

@@ -29,7 +29,9 @@ class CustomTerm(Term):
             for i in range(force.getNumGlobalParameters())
         }
         self.names = list(names)
-        table = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(self.names))
+        table = torch.tensor(rows, dtype=torch.float64, device="cpu").reshape(
+            len(rows), len(self.names)
+        )
         self.register_buffer("values", table.T.unsqueeze(-1).contiguous())
         # In a list: a submodule may not have any name, a tabulated function may.
         self.tables = nn.ModuleList()

@@ -31,7 +31,7 @@ class _GroupTerm(CustomTerm):
 
     def atoms(self, size: int) -> Tensor:
         """Return the atoms [M, size] of the groups."""
-        return torch.tensor(self._atoms, dtype=torch.int64).reshape(-1, size)
+        return torch.tensor(self._atoms, dtype=torch.int64, device="cpu").reshape(-1, size)
 
     def coordinates(self, x: Tensor) -> Sequence[Tensor]:
         """Return the coordinates, each [M, B], at positions [3, N, B]."""
@@ -80,7 +80,7 @@ class CustomExternalTerm(_GroupTerm):
     def __init__(self, force: openmm.CustomExternalForce, pairs: AllPairs) -> None:
         super().__init__(force, "Particle", "x", "y", "z")
         atoms = self.atoms(1).flatten()
-        is_all = torch.equal(atoms, torch.arange(pairs.n_atoms))
+        is_all = torch.equal(atoms, torch.arange(pairs.n_atoms, dtype=torch.int64, device="cpu"))
         self.geometry = nn.Identity() if is_all else Gather(atoms, pairs.n_atoms)
 
     def coordinates(self, x: Tensor) -> Sequence[Tensor]:

@@ -106,5 +106,5 @@ def _interactions(force: openmm.CustomNonbondedForce, n_atoms: int) -> tuple[Ten
             if i != j and not (i > j and {i, j} <= both)
             if (min(i, j), max(i, j)) not in excluded
         ]
-    first, second = torch.tensor(interacting, dtype=torch.int64).reshape(-1, 2).T
+    first, second = torch.tensor(interacting, dtype=torch.int64, device="cpu").reshape(-1, 2).T
     return first, second

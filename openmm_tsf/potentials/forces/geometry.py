@@ -47,7 +47,7 @@ class _TermSums(nn.Module):
         super().__init__()
         n_atoms, n_terms = shape
         if n_terms <= _MAX_TERMS_OF_MATRIX * n_atoms:
-            matrix = torch.zeros(n_atoms, n_terms, dtype=torch.float64)
+            matrix = torch.zeros(n_atoms, n_terms, dtype=torch.float64, device="cpu")
             self.register_buffer("members", None)
             self.register_buffer(
                 "weight", matrix.index_put_((atoms, terms), signs, accumulate=True)
@@ -57,9 +57,10 @@ class _TermSums(nn.Module):
         order = torch.argsort(atoms, stable=True)
         counts = torch.bincount(atoms, minlength=n_atoms)
         row = atoms[order]
-        column = torch.arange(len(order)) - (counts.cumsum(0) - counts)[row]
-        members = torch.zeros(n_atoms, int(counts.max()), dtype=torch.int64)
-        weight = torch.zeros(*members.shape, 1, dtype=torch.float64)
+        number = torch.arange(len(order), dtype=torch.int64, device="cpu")
+        column = number - (counts.cumsum(0) - counts)[row]
+        members = torch.zeros(n_atoms, int(counts.max()), dtype=torch.int64, device="cpu")
+        weight = torch.zeros(*members.shape, 1, dtype=torch.float64, device="cpu")
         members[row, column] = terms[order]
         weight[row, column, 0] = signs[order]
         self.register_buffer("members", members)
@@ -82,10 +83,11 @@ class Gather(_TermSums):
     index: Tensor
 
     def __init__(self, index: Sequence[int] | Tensor, n_atoms: int) -> None:
-        atoms = torch.as_tensor(index, dtype=torch.int64).reshape(-1)
+        atoms = torch.as_tensor(index, dtype=torch.int64, device="cpu").reshape(-1)
         n_terms = len(atoms)
-        plus = torch.ones(n_terms, dtype=torch.float64)
-        super().__init__(atoms, torch.arange(n_terms), plus, (n_atoms, n_terms))
+        plus = torch.ones(n_terms, dtype=torch.float64, device="cpu")
+        terms = torch.arange(n_terms, dtype=torch.int64, device="cpu")
+        super().__init__(atoms, terms, plus, (n_atoms, n_terms))
         self.register_buffer("index", atoms)
 
     def forward(self, values: Tensor) -> Tensor:
@@ -109,11 +111,12 @@ class Difference(_TermSums):
     def __init__(
         self, first: Sequence[int] | Tensor, second: Sequence[int] | Tensor, n_atoms: int
     ) -> None:
-        one = torch.as_tensor(first, dtype=torch.int64).reshape(-1)
-        two = torch.as_tensor(second, dtype=torch.int64).reshape(-1)
+        one = torch.as_tensor(first, dtype=torch.int64, device="cpu").reshape(-1)
+        two = torch.as_tensor(second, dtype=torch.int64, device="cpu").reshape(-1)
         n_terms = len(one)
-        plus = torch.ones(n_terms, dtype=torch.float64)
-        atoms, terms = torch.cat([two, one]), torch.arange(n_terms).repeat(2)
+        plus = torch.ones(n_terms, dtype=torch.float64, device="cpu")
+        terms = torch.arange(n_terms, dtype=torch.int64, device="cpu").repeat(2)
+        atoms = torch.cat([two, one])
         super().__init__(atoms, terms, torch.cat([plus, -plus]), (n_atoms, n_terms))
         self.register_buffer("first", one)
         self.register_buffer("second", two)

@@ -39,7 +39,7 @@ class NonbondedTerm(Term):
         # Pairs that never interact may be at the same point: their distances are increased.
         never = is_exception & (exceptions[0] == 0) & (exceptions[2] == 0)
         never &= (exception_offsets == 0).flatten(0, 1).all(dim=0)
-        padded = torch.cat([never.double(), torch.zeros(1, dtype=torch.float64)])
+        padded = torch.cat([never.double(), torch.zeros(1, dtype=torch.float64, device="cpu")])
         self.register_buffer("added_distance", padded[self.rows][:, :, None])
 
     rows: Tensor
@@ -115,16 +115,16 @@ def _numbers(values: Iterable[Any], charge_unit: unit.Unit = _CHARGE) -> Tensor:
     units = charge_unit, unit.nanometer, unit.kilojoule_per_mole
     names = "charge", "sigma", "epsilon"
     numbers = map(in_unit, values, units, names)
-    return torch.tensor([float(number) for number in numbers], dtype=torch.float64)
+    return torch.tensor([float(number) for number in numbers], dtype=torch.float64, device="cpu")
 
 
 def _read_particles(force: openmm.NonbondedForce, names: list[str]) -> tuple[Tensor, Tensor]:
     """Return the particles' charge, sigma and epsilon [3, N], and offsets [parameter, 3, N]."""
     n_atoms = force.getNumParticles()
-    particles = torch.zeros(3, n_atoms, dtype=torch.float64)
+    particles = torch.zeros(3, n_atoms, dtype=torch.float64, device="cpu")
     for i in range(n_atoms):
         particles[:, i] = _numbers(force.getParticleParameters(i))
-    offsets = torch.zeros(len(names), 3, n_atoms, dtype=torch.float64)
+    offsets = torch.zeros(len(names), 3, n_atoms, dtype=torch.float64, device="cpu")
     for index in range(force.getNumParticleParameterOffsets()):
         name, i, *scales = force.getParticleParameterOffset(index)
         offsets[names.index(name), :, i] += _numbers(scales)
@@ -137,16 +137,17 @@ def _read_exceptions(
     """Return which pairs [P] are exceptions, their charge product, sigma and epsilon [3, P], and
     offsets [parameter, 3, P]."""
     n_pairs, squared = len(pairs.first), _CHARGE**2
-    is_exception = torch.zeros(n_pairs, dtype=torch.bool)
-    exceptions = torch.zeros(3, n_pairs, dtype=torch.float64)
+    is_exception = torch.zeros(n_pairs, dtype=torch.bool, device="cpu")
+    exceptions = torch.zeros(3, n_pairs, dtype=torch.float64, device="cpu")
     rows = []
     for index in range(force.getNumExceptions()):
         i, j, *values = force.getExceptionParameters(index)
-        row = int(pairs.row_numbers(torch.tensor(i), torch.tensor(j)))
+        first, second = torch.tensor([i, j], dtype=torch.int64, device="cpu")
+        row = int(pairs.row_numbers(first, second))
         rows.append(row)
         is_exception[row] = True
         exceptions[:, row] = _numbers(values, squared)
-    offsets = torch.zeros(len(names), 3, n_pairs, dtype=torch.float64)
+    offsets = torch.zeros(len(names), 3, n_pairs, dtype=torch.float64, device="cpu")
     for index in range(force.getNumExceptionParameterOffsets()):
         name, exception, *scales = force.getExceptionParameterOffset(index)
         offsets[names.index(name), :, rows[exception]] += _numbers(scales, squared)
@@ -164,7 +165,7 @@ class GBSAOBCTerm(Term):
         values = [
             [q.value_in_unit(_CHARGE), r.value_in_unit(unit.nanometer), s] for q, r, s in rows
         ]
-        charge, radius, scale = torch.tensor(values, dtype=torch.float64).T
+        charge, radius, scale = torch.tensor(values, dtype=torch.float64, device="cpu").T
         offset_radius = radius - 0.009
         inverse = 1 / force.getSoluteDielectric() - 1 / force.getSolventDielectric()
         per_area = unit.kilojoule_per_mole / unit.nanometer**2
@@ -178,7 +179,7 @@ class GBSAOBCTerm(Term):
         charges = -0.5 * COULOMB * inverse * charge[:, None] * charge
         self.register(charges=charges[:, :, None])
         # The part of the diagonal of the pair distances, which is 1, in an atom's sum.
-        one = torch.ones(len(rows), 1, dtype=torch.float64)
+        one = torch.ones(len(rows), 1, dtype=torch.float64, device="cpu")
         self.register(diagonal_overlap=_overlap(one, self.offset_radius, self.scaled_radius))
 
     inverse_radius: Tensor

@@ -43,9 +43,11 @@ class AllPairs(nn.Module):
     def __init__(self, n_atoms: int) -> None:
         super().__init__()
         self.n_atoms = n_atoms
-        self.first, self.second = torch.triu_indices(n_atoms, n_atoms, 1)
+        self.first, self.second = torch.triu_indices(
+            n_atoms, n_atoms, 1, dtype=torch.int64, device="cpu"
+        )
         self.difference: Difference | None = None
-        diagonal = torch.eye(n_atoms, dtype=torch.float64)[:, :, None]
+        diagonal = torch.eye(n_atoms, dtype=torch.float64, device="cpu")[:, :, None]
         self.register_buffer("diagonal", diagonal)
         self.register_buffer("off_diagonal", 1 - diagonal)
 
@@ -61,7 +63,8 @@ class AllPairs(nn.Module):
 
     def dense_row_numbers(self) -> Tensor:
         """Return the rows [N, N] of all ordered pairs; one past the last row on the diagonal."""
-        i, j = torch.meshgrid(*[torch.arange(self.n_atoms)] * 2, indexing="ij")
+        atoms = torch.arange(self.n_atoms, dtype=torch.int64, device="cpu")
+        i, j = torch.meshgrid(atoms, atoms, indexing="ij")
         past_last = self.n_atoms * (self.n_atoms - 1) // 2
         return torch.where(i == j, past_last, self.row_numbers(i, j))
 
@@ -111,7 +114,8 @@ class PairList(nn.Module):
         super().__init__()
         n_atoms = pairs.n_atoms
         rows = pairs.row_numbers(first, second)
-        is_complete = torch.equal(rows, torch.arange(n_atoms * (n_atoms - 1) // 2))
+        every = torch.arange(n_atoms * (n_atoms - 1) // 2, dtype=torch.int64, device="cpu")
+        is_complete = torch.equal(rows, every)
         self.shape = (len(first),)
         self.first = Gather(first, n_atoms)
         self.second = Gather(second, n_atoms)
@@ -150,8 +154,12 @@ class OrderedPairs(nn.Module):
             self.pairs = PairList(low, high, pairs)
             first, second = torch.stack([low, high]), torch.stack([high, low])
         else:
-            first = torch.arange(n_atoms).expand(max(0, n_atoms - 1), n_atoms)
-            second = (first + torch.arange(1, n_atoms)[:, None]) % n_atoms
+            first = torch.arange(n_atoms, dtype=torch.int64, device="cpu").expand(
+                max(0, n_atoms - 1), n_atoms
+            )
+            second = (
+                first + torch.arange(1, n_atoms, dtype=torch.int64, device="cpu")[:, None]
+            ) % n_atoms
             pairs.prepare_list()
             rows = pairs.row_numbers(first, second).flatten()
             uses = torch.argsort(rows, stable=True).reshape(-1, 2)
@@ -193,9 +201,11 @@ class OrderedPairs(nn.Module):
 
 def included_pairs(excluded: set[tuple[int, int]], n_atoms: int) -> tuple[Tensor, Tensor]:
     """Return the atoms [M] and [M] of the pairs i < j that are not excluded (low, high)."""
-    first, second = torch.triu_indices(n_atoms, n_atoms, 1)
+    first, second = torch.triu_indices(n_atoms, n_atoms, 1, dtype=torch.int64, device="cpu")
     if excluded:
-        codes = torch.tensor([low * n_atoms + high for low, high in excluded])
+        codes = torch.tensor(
+            [low * n_atoms + high for low, high in excluded], dtype=torch.int64, device="cpu"
+        )
         keep = ~torch.isin(first * n_atoms + second, codes)
         first, second = first[keep], second[keep]
     return first, second

@@ -34,7 +34,8 @@ class Kernel(Protocol):
     ...         noise = torch.randn(state.x.shape, generator=generator, dtype=state.x.dtype)
     ...         x = state.x + self.step * noise
     ...         energy = self.potential.energy(x.flatten(0, 1)).reshape(state.energy.shape)
-    ...         kt = self.potential.boltzmann_constant * torch.tensor(self.temperatures).double()
+    ...         kelvin = torch.tensor(self.temperatures, dtype=torch.float64)
+    ...         kt = self.potential.boltzmann_constant * kelvin
     ...         current, proposed = -state.energy / kt, -energy / kt
     ...         accepted, _ = metropolis(current.flatten(), proposed.flatten(), generator)
     ...         accepted = accepted.reshape(energy.shape)
@@ -100,7 +101,9 @@ class RungKernel:
 
     def __init__(self, temperatures: Any, boltzmann_constant: float) -> None:
         self.temperatures = as_temperatures(temperatures)
-        self.kt = boltzmann_constant * torch.tensor(self.temperatures, dtype=torch.float64)
+        self.kt = boltzmann_constant * torch.tensor(
+            self.temperatures, dtype=torch.float64, device="cpu"
+        )
 
     @property
     def counts_shape(self) -> tuple[int, ...]:
@@ -200,4 +203,4 @@ def check_name(name: Any) -> str:
     """Return a kernel's name, which is a key of files and summaries, or raise TypeError."""
     if not isinstance(name, str) or not name:
         raise TypeError(f"name: expected a string that is not empty, got {name!r}")
-    return name
+    return str(name)

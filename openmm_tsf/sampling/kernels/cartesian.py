@@ -9,7 +9,7 @@ from openmm_tsf.sampling.kernels.base import SteerableMap
 from openmm_tsf.sampling.kernels.dynamics import DynamicsKernel
 from openmm_tsf.sampling.kernels.langevin_torch import velocity_verlet
 from openmm_tsf.sampling.tuning import StepSizes, step_sizes
-from openmm_tsf.units import PICOSECOND, in_unit
+from openmm_tsf.units import PICOSECOND
 from openmm_tsf.utils.validation import check_float
 
 
@@ -63,8 +63,7 @@ class CartesianHMC(StepSizes, DynamicsKernel):
         self.persistence = check_float(persistence, "persistence")
         if not 0 <= self.persistence < 1:
             raise ValueError(f"persistence: expected a number in [0, 1), got {persistence!r}")
-        timestep = in_unit(timestep, PICOSECOND, "timestep")
-        self._sigma = step_sizes(timestep, len(self.temperatures), "timestep")
+        self._sigma = step_sizes(timestep, len(self.temperatures), "timestep", PICOSECOND)
 
     @property
     def needs_velocities(self) -> bool:

@@ -11,8 +11,8 @@ from torch import Generator, Tensor
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.sampling.kernels.base import RungKernel, SteerableMap, check_flow, check_name
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
-from openmm_tsf.units import PICOSECOND, in_unit
-from openmm_tsf.utils.validation import as_float_tensor, check_float, check_int, check_positive
+from openmm_tsf.units import AMU, PER_PICOSECOND, PICOSECOND, as_array, in_unit
+from openmm_tsf.utils.validation import check_bool, check_float, check_int, check_positive
 
 
 class PotentialConstants(Protocol):
@@ -24,7 +24,7 @@ class PotentialConstants(Protocol):
 
 def mass_per_coordinate(masses: Any, event_shape: Sequence[int]) -> Tensor:
     """Return masses [event_shape[0], 1, ...], float64, to multiply configurations [B, *event]."""
-    values = as_float_tensor(masses, "masses")
+    values = torch.from_numpy(as_array(masses, AMU, "masses")).clone()
     if values.ndim == 0 and len(event_shape) == 1:
         values = values.expand(event_shape[0]).clone()
     if values.shape != event_shape[:1] or not bool(((values > 0) & values.isfinite()).all()):
@@ -51,7 +51,7 @@ class DynamicsKernel(RungKernel, ABC):
     potential, temperatures
         The energy, with n_steps + 1 evaluations a walker and rung, and the ladder in K.
     masses
-        [N] amu for molecules; [d] or one number for potentials on R^d.
+        [N] amu (or a Quantity) for molecules; [d] or one number for potentials on R^d.
     flow
         Its domain is the walkers' domain; None to allow every configuration.
     n_steps, metropolized
@@ -74,7 +74,8 @@ class DynamicsKernel(RungKernel, ABC):
             check_flow(flow)
         super().__init__(temperatures, potential.boltzmann_constant)
         self.flow, self.name = flow, check_name(name)
-        self.n_steps, self.metropolized = check_int(n_steps, "n_steps"), metropolized
+        self.n_steps = check_int(n_steps, "n_steps")
+        self.metropolized = check_bool(metropolized, "metropolized")
         self._event_shape = tuple(potential.event_shape)
         self._mass = mass_per_coordinate(masses, self._event_shape)
 
@@ -175,7 +176,7 @@ class DynamicsKernel(RungKernel, ABC):
     ) -> Tensor:
         """Return keep * v + sqrt(1 - keep^2) * width * noise, the exact Ornstein-Uhlenbeck step."""
         # Drawn on the generator's device, so that the chain is the same on any device.
-        noise = torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v.device)
+        noise = torch.randn(v.shape, generator=generator, dtype=v.dtype, device="cpu").to(v.device)
         return keep * v + math.sqrt(1 - keep**2) * width * noise
 
     def kinetic_energy(self, v: Tensor) -> Tensor:
@@ -194,7 +195,7 @@ class LangevinKernel(DynamicsKernel):
     potential, temperatures, masses, flow, n_steps, metropolized, name
         See :class:`DynamicsKernel`.
     timestep, friction
-        ps, 1/ps.
+        ps, 1/ps (or Quantities).
     """
 
     def __init__(
@@ -211,10 +212,10 @@ class LangevinKernel(DynamicsKernel):
     ) -> None:
         super().__init__(potential, temperatures, masses, flow, n_steps, metropolized, name)
         self.timestep = check_positive(in_unit(timestep, PICOSECOND, "timestep"), "timestep")
-        self.friction = check_float(in_unit(friction, 1 / PICOSECOND, "friction"), "friction")
+        self.friction = check_float(in_unit(friction, PER_PICOSECOND, "friction"), "friction")
         if not self.friction >= 0:
             raise ValueError(f"friction: expected a non-negative rate in 1/ps, got {friction!r}")
-        self._keep = math.exp(-self.friction * self.timestep * n_steps / 2)
+        self._keep = math.exp(-self.friction * self.timestep * self.n_steps / 2)
 
     def settings(self) -> dict[str, Any]:
         """Return the choices made, the same whichever program integrates."""

@@ -96,7 +96,7 @@ class FlowWalk(StepSizes, FlowProposalKernel):
     def propose(self, v: Tensor, tau: Tensor, generator: Generator) -> Tensor:
         """Return v plus Gaussian noise of width sigma sqrt(tau)."""
         width = self._sigma.repeat(len(v) // len(self._sigma)) * tau.sqrt()
-        noise = torch.randn(v.shape, generator=generator, dtype=v.dtype)
+        noise = torch.randn(v.shape, generator=generator, dtype=v.dtype, device="cpu")
         return v + noise * width.unsqueeze(1)
 
     def log_proposal_density(self, v: Tensor, tau: Tensor) -> float:
@@ -145,7 +145,7 @@ class FlowIndependence(FlowProposalKernel):
 
     def propose(self, v: Tensor, tau: Tensor, generator: Generator) -> Tensor:
         """Draw from the prior."""
-        noise = torch.randn(v.shape, generator=generator, dtype=v.dtype)
+        noise = torch.randn(v.shape, generator=generator, dtype=v.dtype, device="cpu")
         return noise * tau.sqrt().unsqueeze(1)
 
     def log_proposal_density(self, v: Tensor, tau: Tensor) -> Tensor:

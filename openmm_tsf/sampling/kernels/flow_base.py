@@ -10,6 +10,7 @@ from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
 from openmm_tsf.sampling.kernels.base import RungKernel, SteerableMap, check_flow
 from openmm_tsf.sampling.state import KernelInfo, per_rung
+from openmm_tsf.units import NANOMETER, in_unit
 from openmm_tsf.utils.validation import check_int, check_positive
 
 
@@ -56,7 +57,7 @@ class FlowKernel(RungKernel):
     round_trip_interval, round_trip_walkers
         Iterations between two checks of D(D^-1(x)) = x, and walkers in each, others every time.
     round_trip_tolerance
-        The largest deviation of a coordinate that is allowed (nm for molecules).
+        The largest deviation of a coordinate that is allowed (nm, or a Quantity, for molecules).
     """
 
     exact = True
@@ -78,14 +79,14 @@ class FlowKernel(RungKernel):
                 f"flow: expected configurations of the potential's shape "
                 f"{tuple(potential.event_shape)}, got {tuple(flow.event_shape)}"
             )
-        check_positive(round_trip_tolerance, "round_trip_tolerance")
+        tolerance = in_unit(round_trip_tolerance, NANOMETER, "round_trip_tolerance")
+        self.round_trip_tolerance = check_positive(tolerance, "round_trip_tolerance")
         super().__init__(temperatures, potential.boltzmann_constant)
         self.flow, self.potential = flow, potential
         self.n_steps = check_int(n_steps, "n_steps")
         self.round_trip_interval = check_int(round_trip_interval, "round_trip_interval")
         self.round_trip_walkers = check_int(round_trip_walkers, "round_trip_walkers")
-        self.round_trip_tolerance = round_trip_tolerance
-        kelvin = torch.tensor(self.temperatures, dtype=torch.float64)
+        kelvin = torch.tensor(self.temperatures, dtype=torch.float64, device="cpu")
         self.tau = kelvin / flow.reference_temperature
 
     def settings(self) -> dict[str, Any]:
@@ -121,7 +122,9 @@ class FlowKernel(RungKernel):
         self, x: Tensor, tau: Tensor, iteration: int, generator: Generator
     ) -> LatentState:
         """Draw momenta for x and map both to latents; check the round trip if it is due."""
-        noise = torch.randn(len(x), self.flow.n_momenta, generator=generator, dtype=torch.float64)
+        noise = torch.randn(
+            len(x), self.flow.n_momenta, generator=generator, dtype=torch.float64, device="cpu"
+        )
         momenta = noise * tau.sqrt().unsqueeze(1)
         v, inverse_log_det = self._inverse(x, momenta, tau, generator)
         latent = LatentState(x, momenta, v, -inverse_log_det, tau)
@@ -187,7 +190,7 @@ class FlowKernel(RungKernel):
         x, momenta = latent.x, latent.momenta
         n = min(self.round_trip_walkers, len(x))
         start = iteration // self.round_trip_interval * n
-        rows = (start + torch.arange(n)) % len(x)
+        rows = (start + torch.arange(n, dtype=torch.int64, device="cpu")) % len(x)
         # All rows, as in a proposal: a product of a few rows may be rounded in another way.
         x_back, momenta_back, log_det = (p[rows] for p in self._forward(latent.v, latent.tau))
         x_back = self._match_pose(x_back, x[rows])

@@ -60,7 +60,10 @@ class WhitenedCoordinates:
     def identity(cls, n_coordinates: int) -> Self:
         """Return y = x on R^d, T_ref = 1: the walk is then x' = x + N(0, sigma^2 T)."""
         d = check_int(n_coordinates, "n_coordinates")
-        zeros, ones = torch.zeros(d, dtype=torch.float64), torch.ones(d, dtype=torch.float64)
+        zeros, ones = (
+            torch.zeros(d, dtype=torch.float64, device="cpu"),
+            torch.ones(d, dtype=torch.float64, device="cpu"),
+        )
         none, square = zeros[:0], zeros[:0].reshape(0, 0)
         scales = Whitening("diagonal", ones.bool(), zeros, ones, none, square, square)
         return cls(scales, None, 1.0)
@@ -204,7 +207,7 @@ class InternalWalk(FlowWalk):
             See :class:`openmm_tsf.sampling.kernels.flow.FlowWalk`.
         """
         layer, frames = None, dataset.split().train.positions
-        kinds = torch.zeros(frames[0].numel(), dtype=torch.int64)
+        kinds = torch.zeros(frames[0].numel(), dtype=torch.int64, device="cpu")
         if dataset.molecule is not None:
             # Only its layers are used: they are then those of a flow for this dataset.
             template = RealNVPFlow.from_dataset(

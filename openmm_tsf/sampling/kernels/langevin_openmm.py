@@ -17,6 +17,7 @@ from torch import Tensor
 from openmm_tsf.potentials.context_pool import NUMERICAL_ERROR
 from openmm_tsf.sampling.kernels.base import SteerableMap
 from openmm_tsf.sampling.kernels.dynamics import LangevinKernel, PotentialConstants
+from openmm_tsf.utils.validation import check_int
 
 
 @runtime_checkable
@@ -87,10 +88,9 @@ class OpenMMLangevin(LangevinKernel):
             potential, temperatures, masses, flow, n_steps, timestep, friction, metropolized, name
         )
         self.potential = potential
-        self.n_contexts = potential.n_contexts if n_contexts is None else n_contexts
-        if self.n_contexts < 1:
-            raise ValueError(f"n_contexts: expected at least 1, got {n_contexts!r}")
-        parts = (potential, 0.5 * self.timestep / self._mass.numpy(), self.timestep, n_steps)
+        chosen = potential.n_contexts if n_contexts is None else n_contexts
+        self.n_contexts = check_int(chosen, "n_contexts")
+        parts = (potential, 0.5 * self.timestep / self._mass.numpy(), self.timestep, self.n_steps)
         self._workers = [_Verlet(*parts) for _ in range(self.n_contexts)]
         self._pool = ThreadPoolExecutor(self.n_contexts, "langevin")
 
@@ -99,7 +99,7 @@ class OpenMMLangevin(LangevinKernel):
         if not self._workers:
             raise RuntimeError(f"{self.name}: this kernel of Langevin dynamics is closed")
         x_end, v_end = x.clone(), v.clone()
-        u_end = torch.empty(len(x), dtype=torch.float64)
+        u_end = torch.empty(len(x), dtype=torch.float64, device="cpu")
         arrays = x_end.numpy(), v_end.numpy(), u_end.numpy()
         blocks = np.array_split(np.arange(len(x)), len(self._workers))
         tasks = [

@@ -10,6 +10,7 @@ from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.energies import device_of, energy_and_forces
 from openmm_tsf.sampling.kernels.base import SteerableMap
 from openmm_tsf.sampling.kernels.dynamics import LangevinKernel
+from openmm_tsf.utils.validation import check_choice
 
 INTEGRATORS = ("verlet", "baoab")
 
@@ -117,8 +118,7 @@ class TorchLangevin(LangevinKernel):
         integrator: str = "verlet",
         name: str = "local",
     ) -> None:
-        if integrator not in INTEGRATORS:
-            raise ValueError(f"integrator: expected one of {INTEGRATORS}, got {integrator!r}")
+        integrator = check_choice(integrator, "integrator", INTEGRATORS)
         if integrator == "baoab" and metropolized:
             raise ValueError("metropolized: expected False with integrator='baoab', got True")
         if metropolized is None:

@@ -163,7 +163,7 @@ class LatentMALA(LatentGradientKernel):
         self, start: LatentPoint, rows: LatentBatch, generator: Generator
     ) -> tuple[LatentPoint, Tensor, int]:
         """Draw v' around the drift from v; the rest is the ratio of proposal densities."""
-        noise = torch.randn(start.v.shape, generator=generator, dtype=start.v.dtype)
+        noise = torch.randn(start.v.shape, generator=generator, dtype=start.v.dtype, device="cpu")
         drift = 0.5 * rows.step.square()
         v = start.v + drift * start.gradient + rows.step * noise
         end, n_evaluations = self.evaluate_at(v, rows)
@@ -234,8 +234,10 @@ class LatentHMC(LatentGradientKernel):
         self, start: LatentPoint, rows: LatentBatch, generator: Generator
     ) -> tuple[LatentPoint, Tensor, int]:
         """Integrate a leapfrog trajectory; the rest is the change of kinetic energy."""
-        uniform = torch.rand(rows.step.shape, generator=generator, dtype=start.v.dtype)
-        noise = torch.randn(start.v.shape, generator=generator, dtype=start.v.dtype)
+        uniform = torch.rand(
+            rows.step.shape, generator=generator, dtype=start.v.dtype, device="cpu"
+        )
+        noise = torch.randn(start.v.shape, generator=generator, dtype=start.v.dtype, device="cpu")
         step = rows.step * (1 + self.jitter * (2 * uniform - 1))
         # A gradient of NaN makes all that follows NaN: such a trajectory is rejected.
         velocity = noise + 0.5 * step * start.gradient

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Generator, Tensor
 from openmm_tsf.sampling.kernels.base import Closable, Kernel, check_name
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.units import as_temperatures
+from openmm_tsf.utils.validation import list_items, unwrap_scalar
 
 
 class _Mixture:
@@ -105,7 +107,8 @@ class OneOf(_Mixture):
                         f"kernels: expected the {what} of {first.name}, {getattr(first, what)}, "
                         f"got {getattr(member, what)} of {member.name}"
                     )
-        given = [1.0] * len(names) if weights is None else list(weights)
+        items = [1.0] * len(names) if weights is None else list_items(weights) or ()
+        given = [unwrap_scalar(weight) for weight in items]
         if len(given) != len(names) or not all(_is_positive(weight) for weight in given):
             raise ValueError(
                 f"weights: expected {len(names)} positive numbers, one for each kernel, "
@@ -115,7 +118,7 @@ class OneOf(_Mixture):
 
     def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
         """Draw a member and apply it to all walkers."""
-        weights = torch.tensor(self.weights, dtype=torch.float64)
+        weights = torch.tensor(self.weights, dtype=torch.float64, device="cpu")
         member = self.members[int(torch.multinomial(weights, 1, generator=generator))]
         state, info = member(state, generator)
         return state, info.of_member(member.name)
@@ -176,7 +179,8 @@ class OnRungs(_Mixture):
 
     def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
         """Apply the kernel to the walkers of its rungs."""
-        kernel, rungs, velocities = self.members[0], torch.tensor(self.rungs), state.velocities
+        kernel, velocities = self.members[0], state.velocities
+        rungs = torch.tensor(self.rungs, dtype=torch.int64, device="cpu")
         part = state.evolve(
             x=state.x[:, rungs],
             velocities=None if velocities is None else velocities[:, rungs],
@@ -197,7 +201,8 @@ class OnRungs(_Mixture):
 
     def _spread(self, counts: Tensor) -> Tensor:
         """Return the kernel's counts at their rungs of the whole ladder."""
-        spread, rungs = counts.new_zeros(self.counts_shape), torch.tensor(self.rungs)
+        spread = counts.new_zeros(self.counts_shape)
+        rungs = torch.tensor(self.rungs, dtype=torch.int64, device="cpu")
         if len(self.counts_shape) == 1:
             spread[rungs] = counts
         elif counts.ndim == 1:
@@ -212,4 +217,4 @@ class OnRungs(_Mixture):
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value > 0
+    return isinstance(value, Real) and math.isfinite(value) and float(value) > 0

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from openmm_tsf.utils.validation import check_choice
+from openmm_tsf.utils.validation import check_choice, unwrap_scalar
 
 SCHEMES = ("even_odd", "random_pairs")
 Scheme = str | Sequence[tuple[int, int]]
@@ -30,7 +30,7 @@ class Pairing:
         self.n_rungs = n_rungs
         self.scheme: str | list[list[int]] = _checked_scheme(scheme, n_rungs)
         self.first_pairs = check_choice(first_pairs, "first_pairs", ("even", "odd"))
-        self._call = int(first_pairs == "odd")  # the number of the next call
+        self._call = int(self.first_pairs == "odd")  # the number of the next call
 
     @property
     def counts_shape(self) -> tuple[int, ...]:
@@ -42,20 +42,23 @@ class Pairing:
         parity, self._call = self._call % 2, self._call + 1
         if self.scheme == "even_odd":
             # Not arange(parity, n_rungs - 1, 2), which refuses to be empty for a single rung.
-            low = torch.arange(self.n_rungs - 1)[parity::2].expand(n_walkers, -1)
+            first = torch.arange(self.n_rungs - 1, dtype=torch.int64, device="cpu")[parity::2]
+            low = first.expand(n_walkers, -1)
             return low, low + 1
         if isinstance(self.scheme, list):
-            low, high = torch.tensor(self.scheme).T[:, None].expand(2, n_walkers, -1)
+            pairs = torch.tensor(self.scheme, dtype=torch.int64, device="cpu")
+            low, high = pairs.T[:, None].expand(2, n_walkers, -1)
             return low, high
-        order = torch.rand(n_walkers, self.n_rungs, generator=generator).argsort(dim=1)
+        shape = (n_walkers, self.n_rungs)
+        order = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu").argsort(1)
         n_pairs = self.n_rungs // 2
         first, second = order[:, 0 : 2 * n_pairs : 2], order[:, 1 : 2 * n_pairs : 2]
         return torch.minimum(first, second), torch.maximum(first, second)
 
     def counts(self, chosen: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Return how often each pair occurs among the chosen [W, P]; shape :attr:`counts_shape`."""
-        table = torch.zeros(self.n_rungs, self.n_rungs, dtype=torch.int64)
-        table.index_put_((low[chosen], high[chosen]), torch.tensor(1), accumulate=True)
+        table = torch.zeros(self.n_rungs, self.n_rungs, dtype=torch.int64, device="cpu")
+        table.index_put_((low[chosen], high[chosen]), table.new_ones(()), accumulate=True)
         return torch.diagonal(table, offset=1).clone() if self.scheme == "even_odd" else table
 
     def settings(self) -> dict[str, Any]:
@@ -94,10 +97,12 @@ def _checked_scheme(scheme: Any, n_rungs: int) -> str | list[list[int]]:
     if isinstance(scheme, str):
         if scheme not in SCHEMES:
             raise ValueError(f"scheme: expected one of {SCHEMES} or pairs, got {scheme!r}")
-        return scheme
-    if not isinstance(scheme, Sequence) or not all(isinstance(p, Sequence) for p in scheme):
-        raise TypeError(f"scheme: expected pairs of rung numbers, or a name, got {scheme!r}")
-    pairs = [list(pair) for pair in scheme]
+        return str(scheme)
+    try:
+        pairs = [list(map(unwrap_scalar, pair)) for pair in scheme]
+    except TypeError as error:
+        message = f"scheme: expected pairs of rung numbers, or a name, got {scheme!r}"
+        raise TypeError(message) from error
     if not all(len(pair) == 2 and all(type(rung) is int for rung in pair) for pair in pairs):
         raise TypeError(f"scheme: expected pairs of rung numbers, got {scheme!r}")
     rungs = [rung for pair in pairs for rung in pair]

@@ -13,7 +13,8 @@ from openmm_tsf.sampling.kernels.langevin_torch import TorchLangevin
 from openmm_tsf.sampling.kernels.pairing import Scheme
 from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.kernels.swap import PlainSwap
-from openmm_tsf.utils.validation import check_choice, check_fields, check_int
+from openmm_tsf.units import as_temperatures
+from openmm_tsf.utils.validation import check_bool, check_choice, check_fields, check_int
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,15 @@ class SequenceSettings:
     local_metropolized: bool = True
 
     def __post_init__(self) -> None:
-        check_fields(self, swap=partial(check_choice, allowed=("plain", "steered", "both")))
+        check_count = partial(check_int, least=0)
+        check_fields(
+            self,
+            n_flow_independent=check_count,
+            n_flow_walk=check_count,
+            swap=partial(check_choice, allowed=("plain", "steered", "both")),
+            local_interval=check_count,
+            local_metropolized=check_bool,
+        )
 
 
 def kernels_by_name(
@@ -140,6 +149,7 @@ def default_kernels(
     ['flow_independent', 'flow_walk', 'swap_plain']
     """
     chosen = SequenceSettings() if settings is None else settings
+    temperatures = as_temperatures(temperatures)
     kernels: list[Kernel] = []
     if n_steps := chosen.n_flow_independent:
         kernels.append(FlowIndependence(flow, potential, temperatures, n_steps=n_steps))

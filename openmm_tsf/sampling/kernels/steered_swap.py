@@ -86,7 +86,8 @@ class SteeredSwap(SwapKernel, FlowKernel):
         if not low.numel():
             return state, KernelInfo.zero(self.counts_shape)
         # The batch: the lower members of all pairs, then, in the same order, the upper ones.
-        walker = torch.arange(state.n_walkers)[:, None].expand_as(low).flatten().repeat(2)
+        walker = torch.arange(state.n_walkers, dtype=torch.int64, device="cpu")
+        walker = walker[:, None].expand_as(low).flatten().repeat(2)
         old = torch.cat([low.flatten(), high.flatten()])
         new = torch.cat([high.flatten(), low.flatten()])
         x, energy = state.x[walker, old], state.energy[walker, old]

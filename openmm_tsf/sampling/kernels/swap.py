@@ -1,6 +1,7 @@
 """Exchanges of replicas between rungs of the temperature ladder."""
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from openmm_tsf.metropolis import metropolis
 from openmm_tsf.sampling.kernels.base import check_name
 from openmm_tsf.sampling.kernels.pairing import Pairing, Scheme, SwapKernel
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
-from openmm_tsf.units import as_temperatures
+from openmm_tsf.units import KELVIN, KJ_PER_MOLE, as_temperatures, in_unit
+from openmm_tsf.utils.validation import unwrap_scalar
 
 
 class PlainSwap(SwapKernel):
@@ -47,15 +49,17 @@ class PlainSwap(SwapKernel):
     ) -> None:
         self.name = check_name(name)
         self.temperatures = as_temperatures(temperatures)
-        number = isinstance(boltzmann_constant, int | float)
-        if not (number and math.isfinite(boltzmann_constant) and boltzmann_constant > 0):
+        constant = in_unit(boltzmann_constant, KJ_PER_MOLE / KELVIN, "boltzmann_constant")
+        constant = unwrap_scalar(constant)
+        is_number = isinstance(constant, Real) and not isinstance(constant, bool)
+        if not (is_number and math.isfinite(constant) and constant > 0):
             raise ValueError(
                 f"boltzmann_constant: expected a finite, positive number, got "
                 f"{boltzmann_constant!r}"
             )
-        self.boltzmann_constant = float(boltzmann_constant)
+        self.boltzmann_constant = float(constant)
         self.pairing = Pairing(scheme, len(self.temperatures), first_pairs)
-        self._kelvin = torch.tensor(self.temperatures, dtype=torch.float64)
+        self._kelvin = torch.tensor(self.temperatures, dtype=torch.float64, device="cpu")
         self.kt = self.boltzmann_constant * self._kelvin
 
     def settings(self) -> dict[str, Any]:
@@ -66,7 +70,7 @@ class PlainSwap(SwapKernel):
         """Propose the exchange of every pair of rungs within every walker, and accept or reject."""
         n_walkers, n_rungs = state.n_walkers, state.n_rungs
         low, high = self.pairing.draw(n_walkers, generator)
-        walker = torch.arange(n_walkers)[:, None].expand_as(low)
+        walker = torch.arange(n_walkers, dtype=torch.int64, device="cpu")[:, None].expand_as(low)
         u_low, u_high = state.energy[walker, low], state.energy[walker, high]
         beta_low, beta_high = 1 / self.kt[low], 1 / self.kt[high]
         current = -(u_low * beta_low + u_high * beta_high)
@@ -74,10 +78,11 @@ class PlainSwap(SwapKernel):
         accepted, non_finite = metropolis(current.flatten(), proposed.flatten(), generator)
         accepted = accepted.reshape(low.shape)
 
-        source = torch.arange(n_rungs).repeat(n_walkers, 1)  # where each rung's replica comes from
+        # Where each rung's replica comes from.
+        source = torch.arange(n_rungs, dtype=torch.int64, device="cpu").repeat(n_walkers, 1)
         source[walker[accepted], low[accepted]] = high[accepted]
         source[walker[accepted], high[accepted]] = low[accepted]
-        rows = torch.arange(n_walkers)[:, None].expand_as(source)
+        rows = torch.arange(n_walkers, dtype=torch.int64, device="cpu")[:, None].expand_as(source)
         velocities = state.velocities
         if velocities is not None:
             scale = (self._kelvin[None, :] / self._kelvin[source]).sqrt()
