@@ -54,7 +54,7 @@ def is_mirrored(x: npt.ArrayLike, centres: Centres) -> npt.NDArray[np.bool_]:
     """
     import torch
 
-    frames = torch.tensor(np.asarray(x, dtype=np.float64))
+    frames = torch.from_numpy(np.asarray(x, dtype=np.float64))
     return np.asarray((centres.chirality.similarity(frames) <= 0).T.numpy())
 
 

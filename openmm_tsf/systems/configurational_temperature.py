@@ -36,6 +36,13 @@ class ConfigurationalTemperature(NamedTuple):
     error: float
 
 
+def evenly_spaced(positions: Tensor, number: int) -> Tensor:
+    """Return at most `number` of the frames [F, N, 3], evenly spaced, in float64 on the CPU."""
+    last, n = len(positions) - 1, min(number, len(positions))
+    index = torch.linspace(0, last, n, dtype=torch.float64, device="cpu").long()
+    return positions[index.to(positions.device)].detach().to("cpu", torch.float64)
+
+
 def measure_temperature(
     molecule: MolecularSystem, positions: Tensor
 ) -> ConfigurationalTemperature | None:
@@ -47,9 +54,11 @@ def measure_temperature(
     if len(positions) < 2 * _N_BLOCKS:
         return None
     number = min(max(_ATOMS_IN_ALL // molecule.n_atoms, _LEAST_FRAMES), _MOST_FRAMES)
-    x = positions[torch.linspace(0, len(positions) - 1, min(number, len(positions))).long()]
-    x = x.detach().to("cpu", torch.float64)
-    signs = torch.randint(0, 2, x.shape, generator=seeded_generator(1)).to(x) * 2 - 1
+    x = evenly_spaced(positions, number)
+    signs = torch.randint(
+        0, 2, x.shape, generator=seeded_generator(1), dtype=x.dtype, device="cpu"
+    )
+    signs = 2 * signs - 1
     # One thread of the CPU platform is fast for every Force, and always gives the same.
     settings = {"Threads": "1", "DeterministicForces": "true"}
     with OpenMMPotential(molecule.system, "CPU", settings, n_contexts=1) as potential:

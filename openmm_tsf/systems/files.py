@@ -1,6 +1,7 @@
 """Molecules from a user's files, and in the directories of runs."""
 
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 
 import openmm

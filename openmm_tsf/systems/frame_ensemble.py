@@ -2,14 +2,13 @@
 
 import logging
 
-import numpy as np
 from torch import Tensor
 
 from openmm_tsf.coordinates import InternalCoordinates
 from openmm_tsf.systems.configurational_temperature import measure_temperature
 from openmm_tsf.systems.mean_torques import measure_torques
 from openmm_tsf.systems.molecule import MolecularSystem
-from openmm_tsf.utils.topology import atom_label, bonds_of
+from openmm_tsf.utils.topology import atom_label
 
 logger = logging.getLogger(__name__)
 
@@ -53,30 +52,15 @@ def _check_handedness(molecule: MolecularSystem, positions: Tensor) -> None:
     if not len(mirrored):
         return
     first = int(mirrored[0])
-    names = _inverted_centres(molecule, positions[first].cpu().numpy())
+    labels = [atom_label(atom) for atom in molecule.topology.atoms()]
+    inverted = layer.chirality.similarity(positions[first : first + 1].to("cpu"))[:, 0] <= 0
+    names = [labels[atom] for atom in layer.chirality.centres[inverted, 0].tolist()]
     raise ValueError(
         "positions: expected the handedness of the molecule's reference positions, but "
-        f"{len(mirrored)} of {len(positions)} frames have another; the first is frame {first}"
-        f"{', at ' if names else ''}{', '.join(names)}: give reference positions of the "
+        f"{len(mirrored)} of {len(positions)} frames have another; the first is frame {first}, "
+        f"at {', '.join(names)}: give reference positions of the "
         "stereoisomer that was simulated"
     )
-
-
-def _inverted_centres(molecule: MolecularSystem, x: np.ndarray) -> list[str]:
-    """Return the names of atoms with four neighbours that span the opposite volume in x [N, 3]."""
-    neighbours: list[list[int]] = [[] for _ in range(molecule.n_atoms)]
-    for i, j in bonds_of(molecule.topology).tolist():
-        neighbours[i].append(j)
-        neighbours[j].append(i)
-    names = []
-    for atom, bonded in zip(molecule.topology.atoms(), neighbours, strict=True):
-        if len(bonded) == 4:
-            # The tetrahedron of the neighbours has the sign of the centre, even in bent frames.
-            corners = (frame[bonded[1:]] - frame[bonded[0]] for frame in (x, molecule.positions))
-            volume, reference = (float(np.linalg.det(corner)) for corner in corners)
-            if volume * reference < 0:
-                names.append(atom_label(atom))
-    return names
 
 
 def _check_temperature(molecule: MolecularSystem, positions: Tensor, temperature: float) -> None:

@@ -20,6 +20,7 @@ from scipy.sparse.csgraph import connected_components  # type: ignore[import-unt
 
 from openmm_tsf.coordinates.measures import dihedrals_of
 from openmm_tsf.potentials import OpenMMPotential
+from openmm_tsf.systems.configurational_temperature import evenly_spaced
 from openmm_tsf.systems.consistency import pair_label
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import KB
@@ -53,14 +54,14 @@ def measure_torques(
     n = min(len(positions), max(_ATOMS_IN_ALL // molecule.n_atoms, _LEAST_FRAMES))
     if n < _LEAST_FRAMES or not rotations:
         return None
-    frames = positions[torch.linspace(0, len(positions) - 1, n).long()].to("cpu", torch.float64)
+    frames = evenly_spaced(positions, n)
     settings = {"Threads": "1", "DeterministicForces": "true"}
     with OpenMMPotential(molecule.system, "CPU", settings, n_contexts=1) as potential:
         forces = potential.energy_and_forces(frames)[1].numpy() / (KB * temperature)
     deviations = []
     for quartet, side in rotations:
         first, last = quartet[1:3]
-        phi = dihedrals_of(frames, torch.tensor([quartet])).numpy().reshape(-1)
+        phi = dihedrals_of(frames, torch.tensor([quartet], dtype=torch.int64, device="cpu")).numpy().reshape(-1)
         x = frames.numpy()
         axis = x[:, last] - x[:, first]
         axis /= np.linalg.norm(axis, axis=1, keepdims=True)

@@ -22,7 +22,7 @@ from openmm_tsf.potentials.torch_potential import TooLarge, TorchPotential
 from openmm_tsf.systems.consistency import check_no_solvent, check_reference, check_same_molecule
 from openmm_tsf.systems.pose import pose_dependent_force
 from openmm_tsf.units import as_positions
-from openmm_tsf.utils.topology import backbone_dihedrals
+from openmm_tsf.utils.topology import backbone_dihedrals, bonds_of
 
 logger = logging.getLogger(__name__)
 
@@ -162,8 +162,9 @@ class MolecularSystem:
         for atom in self.topology.atoms():
             element = atom.element.symbol if atom.element is not None else "-"
             digest.update(f"{atom.index} {atom.name} {element} {atom.residue.name}\n".encode())
-        for bond in self.topology.bonds():
-            digest.update(f"{bond[0].index} {bond[1].index}\n".encode())
+        # Sorted: files of another format list the same bonds in another order.
+        for first, second in sorted(sorted(pair) for pair in bonds_of(self.topology).tolist()):
+            digest.update(f"{first} {second}\n".encode())
         signs = handedness_signs(self.positions, centres_of(self.topology))
         handedness = hashlib.sha256(digest.digest() + signs.astype("<i8").tobytes())
         return digest.hexdigest()[:_N_DIGITS] + handedness.hexdigest()[_N_DIGITS:]

@@ -195,11 +195,8 @@ def _least_frames(molecule: MolecularSystem) -> int:
 def _n_training_frames(n_frames: int) -> int:
     """Return how many of the frames are trained on; 0 where they are too few to split."""
     try:
-        return len(
-            MDDataset(torch.zeros(n_frames, 1, dtype=torch.float64, device="cpu"), temperature=1.0)
-            .split()
-            .train
-        )
+        positions = torch.zeros(n_frames, 1, dtype=torch.float64, device="cpu")
+        return len(MDDataset(positions, temperature=1.0).split().train)
     except ValueError:
         return 0
 
