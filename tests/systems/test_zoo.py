@@ -30,7 +30,7 @@ def name(request) -> str:
 
 @pytest.mark.parametrize("metric", ["volume", "polar"])
 def test_coordinates(name, metric):
-    """Hot frames are in the domain, come back from their coordinates, and keep their hand."""
+    """Hot frames are in the domain, come back from their coordinates, and keep their handedness."""
     specimen = zoo.specimen(name)
     layer = InternalCoordinates.from_topology(specimen.topology, specimen.positions, metric)
     frames = zoo.hot_frames(name)
