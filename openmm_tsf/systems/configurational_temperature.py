@@ -55,9 +55,7 @@ def measure_temperature(
         return None
     number = min(max(_ATOMS_IN_ALL // molecule.n_atoms, _LEAST_FRAMES), _MOST_FRAMES)
     x = evenly_spaced(positions, number)
-    signs = torch.randint(
-        0, 2, x.shape, generator=seeded_generator(1), dtype=x.dtype, device="cpu"
-    )
+    signs = torch.randint(0, 2, x.shape, generator=seeded_generator(1), dtype=x.dtype, device="cpu")
     signs = 2 * signs - 1
     # One thread of the CPU platform is fast for every Force, and always gives the same.
     settings = {"Threads": "1", "DeterministicForces": "true"}
