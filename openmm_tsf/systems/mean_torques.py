@@ -61,11 +61,8 @@ def measure_torques(
     deviations = []
     for quartet, side in rotations:
         first, last = quartet[1:3]
-        phi = (
-            dihedrals_of(frames, torch.tensor([quartet], dtype=torch.int64, device="cpu"))
-            .numpy()
-            .reshape(-1)
-        )
+        atoms = torch.tensor([quartet], dtype=torch.int64, device="cpu")
+        phi = dihedrals_of(frames, atoms).numpy().reshape(-1)
         x = frames.numpy()
         axis = x[:, last] - x[:, first]
         axis /= np.linalg.norm(axis, axis=1, keepdims=True)
