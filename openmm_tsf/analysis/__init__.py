@@ -1,7 +1,8 @@
 """Trajectories, estimates, tables and figures of a run directory.
 
 `load_run` reads a directory, finished or still growing. ``openmm-tsf analyze``, and every run of
-the command line, writes into it
+the command line, writes into it (``analyze --output DIR``: into another folder, and the run is only
+read)
 
 ``summary.json``
     All results as plain numbers; its keys are explained in `openmm_tsf.analysis.summary`. Its

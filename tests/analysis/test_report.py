@@ -51,6 +51,13 @@ def good_summary():
     }
 
 
+def test_the_expected_time_stands_beside_the_real_one():
+    summary = changed("wall_seconds/expected", 1234.4)
+    assert "  expected at the start" in describe(summary)
+    assert "1,234" in describe(summary)
+    assert "expected at the start" not in describe(good_summary())
+
+
 def test_a_good_run():
     summary = good_summary()
     assert (problems(summary), advice(summary)) == (([], [], []), None)
