@@ -156,7 +156,7 @@ class BondGraph:
         ]
         if not candidates:
             linear = ", ".join(self.names[atom] for atom in sorted(self.linear_atoms))
-            way_out = "sample it by dynamics and plain swaps, without a flow"
+            way_out = "molecular dynamics (openmm-tsf md) samples it without a flow"
             raise ValueError(
                 "topology: expected a molecule with an angle that is not linear, but at all atoms "
                 f"with two neighbours ({linear}) it is, so no dihedral angle is defined; {way_out}"
