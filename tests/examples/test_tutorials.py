@@ -66,7 +66,7 @@ def test_any_temperature(first_run, monkeypatch, capsys):
 def test_own_molecule(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     changes = {
-        "N_EQUILIBRATION = 20_000": "N_EQUILIBRATION = 100",
+        "N_EQUILIBRATION = 20_000": "N_EQUILIBRATION = 2000",
         "N_MD = 500_000": "N_MD = 2000",
         '"md.dcd", 100': '"md.dcd", 20',
         "N_STEPS = 2000": "N_STEPS = 4",
