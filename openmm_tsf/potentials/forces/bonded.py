@@ -180,8 +180,8 @@ class CMAPTorsionTerm(Term):
             Dihedral(_atoms([list(t[1 + 4 * k : 5 + 4 * k]) for t in terms], 4), pairs.n_atoms)
             for k in range(2)
         )
-        offset = torch.tensor([[starts[m]] for m in maps], dtype=torch.int64, device="cpu")
-        size = torch.tensor([[sizes[m]] for m in maps], dtype=torch.int64, device="cpu")
+        offset = torch.tensor([starts[m] for m in maps], dtype=torch.int64, device="cpu")[:, None]
+        size = torch.tensor([sizes[m] for m in maps], dtype=torch.int64, device="cpu")[:, None]
         table = (
             torch.cat(tables) if tables else torch.zeros(1, 4, 4, dtype=torch.float64, device="cpu")
         )
