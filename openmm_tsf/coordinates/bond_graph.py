@@ -158,8 +158,8 @@ class BondGraph:
             linear = ", ".join(self.names[atom] for atom in sorted(self.linear_atoms))
             way_out = "molecular dynamics (openmm-tsf md) samples it without a flow"
             raise ValueError(
-                "topology: expected a molecule with an angle that is not linear, but at all atoms "
-                f"with two neighbours ({linear}) it is, so no dihedral angle is defined; {way_out}"
+                "topology: expected no linear angle at one atom at least, but all atoms with two "
+                f"neighbours ({linear}) are in line, without dihedral angles; {way_out}"
             )
         bent = [triple for triple in candidates if self._is_bent(*triple)]
         if not bent:
