@@ -90,7 +90,7 @@ def test_minimised_frames(chain):
 
 def test_small_deviations_are_a_warning(chain, frames, caplog):
     many = torch.tensor(dynamics(chain, 400.0, n_frames=1200))
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="openmm_tsf"):
         check_ensemble(chain, many, 400.0)
         assert not caplog.records
         check_ensemble(chain, many, 500.0)
@@ -100,7 +100,7 @@ def test_small_deviations_are_a_warning(chain, frames, caplog):
 
 def test_other_torsions_are_a_warning(chain, frames, caplog):
     """Stiff terms, and with them the configurational temperature, are the same."""
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="openmm_tsf"):
         check_ensemble(chain, frames, 400.0)
         assert not caplog.records
         check_ensemble(chain_of(barrier=6.0), frames, 400.0)
@@ -118,7 +118,7 @@ def test_another_solvent_is_a_warning(molecule, caplog):
     names = [type(force).__name__ for force in system.getForces()]
     system.removeForce(names.index("GBSAOBCForce"))
     vacuum = tsf.MolecularSystem(system, molecule.topology, molecule.positions)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="openmm_tsf"):
         MDDataset.shipped(vacuum, stride=20)
     (record,) = caplog.records
     assert "or solvent" in record.getMessage()

@@ -17,10 +17,11 @@ import torch
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io import files
 from openmm_tsf.io.dcd import DCDWriter
+from openmm_tsf.io.topology import POSITIONS
 from openmm_tsf.sampling.recorder import Recorder
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.files import POSITIONS, holds_molecule, write_molecule
+from openmm_tsf.systems.files import holds_molecule, write_molecule
 from openmm_tsf.training import FitSettings
 from openmm_tsf.workflow.settings import FlowSettings
 from openmm_tsf.workflow.train import train
