@@ -1,6 +1,7 @@
 """The structure files of a run directory: topology.json, positions.npz, topology.pdb."""
 
 import json
+from copy import deepcopy
 
 import mdtraj
 import numpy as np
@@ -26,7 +27,7 @@ def two_strands():
 
 def with_hydrogens_named_otherwise():
     """H1, H2 ... over the molecule, without H2, which templates bond to the first N."""
-    topology, _ = capped("SER")
+    topology = deepcopy(capped("SER")[0])  # which is cached
     for atom in topology.atoms():
         if atom.element is app.element.hydrogen:
             atom.name = f"H{10 + atom.index}"
