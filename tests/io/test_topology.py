@@ -78,7 +78,7 @@ def test_mdtraj_finds_exactly_the_bonds_in_topology_pdb(tmp_path, name):
 
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_all_of_a_topology_is_read_again(tmp_path, name):
-    topology = TOPOLOGIES[name]()
+    topology = deepcopy(TOPOLOGIES[name]())  # some are cached
     topology.addAtom("a long name of no element", None, list(topology.residues())[-1])
     next(topology.residues()).id = -7  # some programs give numbers
     positions = np.random.default_rng(1).normal(size=(topology.getNumAtoms(), 3))
