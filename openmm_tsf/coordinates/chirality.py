@@ -126,6 +126,23 @@ class Chirality(nn.Module):
     def __len__(self) -> int:
         return len(self.centres)
 
+    def averaged_over(self, groups: Sequence[Sequence[int]]) -> Self:
+        """Return this with one weight for triples that differ by equivalent neighbours alone.
+
+        The handedness is then the same for all labels. `groups` are neighbours of a centre each;
+        where weights of a group differ in sign, they are left as they are.
+        """
+        weights = self.weights.clone()
+        for group in groups:
+            atoms = torch.tensor(group, dtype=torch.int64, device=self.centres.device)
+            is_member = torch.isin(self.centres[:, 1:], atoms)
+            for centre in (is_member.sum(dim=1) == len(group)).nonzero().flatten().tolist():
+                left_out = is_member[centre].flip(0)  # the first triple is without the last
+                of_group = weights[centre, left_out]
+                if bool((of_group > 0).all() | (of_group < 0).all()):
+                    weights[centre, left_out] = of_group.mean()
+        return type(self)(self.centres, weights)
+
     def similarity(self, x: Tensor) -> Tensor:
         """Agreement [C, B] of each centre in x [B, N, 3] with the reference, 1 if it is the same.
 

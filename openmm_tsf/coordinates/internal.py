@@ -113,8 +113,8 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         self.register_buffer(
             "kinds", torch.as_tensor(zmatrix.coordinate_kinds, dtype=torch.int64, device="cpu")
         )
-        self.chirality = chirality.to(dtype)
         self.labelling = HydrogenLabels(zmatrix.rows, handedness.tolist(), equivalent)
+        self.chirality = chirality.averaged_over(self.labelling.triples).to(dtype)
         self.overlap = bool(overlap) and len(self.labelling) > 0
 
     @classmethod

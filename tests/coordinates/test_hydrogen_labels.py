@@ -80,6 +80,22 @@ def test_one_third_of_the_circle_is_the_domain(layer, frames):
     assert torch.equal(again.inverse_and_log_det(frames)[0], u)
 
 
+def test_handedness_does_not_depend_on_labels(molecule, frames):
+    """Of distorted conformations as well, whichever conformation is the reference."""
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(frames.shape, generator=generator, dtype=frames.dtype)
+    x, settings = frames + 0.045 * noise, {"equivalent": equivalent_hydrogens(molecule)}
+    for reference in (molecule.positions, frames[17].numpy()):
+        layer = InternalCoordinates.from_topology(molecule.topology, reference, **settings)
+        mirrored = layer.is_mirror_image(x)
+        assert 0.02 < mirrored.double().mean() < 0.3
+        for shift in itertools.product(range(3), repeat=3):
+            rotated = layer.relabel(x, torch.tensor(shift).expand(len(x), 3))
+            assert torch.equal(layer.is_mirror_image(rotated), mirrored)
+        again = InternalCoordinates.from_config(layer.to_config())
+        assert torch.equal(again.chirality.weights, layer.chirality.weights)
+
+
 def test_draws_have_all_labels(molecule):
     dataset = MDDataset.shipped(molecule, stride=40)
     flow = TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(8,))
