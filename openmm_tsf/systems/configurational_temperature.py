@@ -23,6 +23,8 @@ from openmm_tsf.utils.random import seeded_generator
 
 #: nm; far below a bond's vibration, and far above the rounding of single precision.
 _DISPLACEMENT = 3e-4
+#: Relative change of second derivatives with a tenth of the displacement, above which forces jump.
+_SMOOTH = 0.4
 #: Blocks of frames for the standard error; fewer than twice as many frames are not judged.
 _N_BLOCKS = 16
 #: Frames that are used: fewer for larger molecules, which have more degrees of freedom in each.
@@ -49,7 +51,7 @@ def measure_temperature(
     """Return the configurational temperature of frames [F, N, 3] (nm), or None if it has none.
 
     There is none with fewer than 32 frames, or where the energy is not convex on average (free
-    particles).
+    particles) or its gradient jumps (``abs`` in the expression of a custom Force).
     """
     if len(positions) < 2 * _N_BLOCKS:
         return None
@@ -60,13 +62,16 @@ def measure_temperature(
     # One thread of the CPU platform is fast for every Force, and always gives the same.
     settings = {"Threads": "1", "DeterministicForces": "true"}
     with OpenMMPotential(molecule.system, "CPU", settings, n_contexts=1) as potential:
-        forces = [
-            potential.energy_and_forces(x + shift * signs)[1]
-            for shift in (0.0, _DISPLACEMENT, -_DISPLACEMENT)
-        ]
-    squared = forces[0].square().sum(dim=(1, 2))
-    laplacian = ((forces[2] - forces[1]) * signs).sum(dim=(1, 2)) / (2 * _DISPLACEMENT)
-    if not float(laplacian.mean()) > 0:
+
+        def laplacian_with(step: float) -> Tensor:
+            forces = [potential.energy_and_forces(x + h * signs)[1] for h in (step, -step)]
+            return ((forces[1] - forces[0]) * signs).sum(dim=(1, 2)) / (2 * step)
+
+        squared = potential.energy_and_forces(x)[1].square().sum(dim=(1, 2))
+        laplacian = laplacian_with(_DISPLACEMENT)
+        change = (laplacian_with(0.1 * _DISPLACEMENT) - laplacian).abs()
+    mean = float(laplacian.mean())
+    if not mean > 0 or float(change.mean()) > _SMOOTH * mean:
         return None
     ratio = squared.mean() / laplacian.mean()
     deviations = (squared - ratio * laplacian) / laplacian.mean()

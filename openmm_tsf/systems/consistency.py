@@ -167,6 +167,19 @@ def rest_lengths(system: openmm.System, bonds: np.ndarray) -> np.ndarray:
     return np.array([terms.get(_pair(int(i), int(j)), 0.0) for i, j in bonds])
 
 
+def force_constants(system: openmm.System, bonds: np.ndarray) -> np.ndarray:
+    """Force constants of bonds [n, 2] in kJ/(mol nm^2), summed over harmonic terms; 0 without."""
+    known: dict[Pair, float] = {}
+    for force in system.getForces():
+        if isinstance(force, openmm.HarmonicBondForce):
+            for index in range(force.getNumBonds()):
+                first, second, _, constant = force.getBondParameters(index)
+                value = constant.value_in_unit(unit.kilojoule_per_mole / unit.nanometer**2)
+                pair = _pair(first, second)
+                known[pair] = known.get(pair, 0.0) + value
+    return np.array([known.get(_pair(int(i), int(j)), 0.0) for i, j in bonds])
+
+
 def _check_masses(system: openmm.System, atoms: list[app.topology.Atom]) -> None:
     if any(atom.element is None for atom in atoms):
         return

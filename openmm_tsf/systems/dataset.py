@@ -106,7 +106,7 @@ class MDDataset:
             object.__setattr__(self, "chains", chains)
         _check_finite(positions, "positions")
         if molecule is not None:
-            check_frames(molecule, positions)
+            check_frames(molecule, positions, self.temperature)
             check_variation(molecule, positions, self.temperature)
         if self.energies is not None:
             energies = torch.from_numpy(as_array(self.energies, KJ_PER_MOLE, "energies")).clone()

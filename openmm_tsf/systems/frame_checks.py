@@ -1,5 +1,6 @@
 """Checks that frames are conformations of a molecule."""
 
+import openmm
 import torch
 from torch import Tensor
 
@@ -8,24 +9,43 @@ from openmm_tsf.systems.consistency import (
     MIN_DISTANCE,
     POSITIONS_HINT,
     Pair,
+    force_constants,
     pair_label,
     rest_lengths,
 )
 from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.units import KB
 from openmm_tsf.utils.topology import bonds_of
 
 #: Largest factor between a bond and its reference length in the mean over frames, which is wrong
 #: where two atoms are exchanged.
 MAX_MEAN_STRETCH = 1.3
+#: Standard deviations of a soft bond by which it may be longer or shorter, in a frame and in the
+#: mean, even if that is more than the factors allow.
+_N_DEVIATIONS, _N_MEAN_DEVIATIONS = 6.0, 2.0
+#: Forces under which atoms that are not bonded may come close to each other.
+_WITHOUT_REPULSION = (
+    openmm.CMAPTorsionForce,
+    openmm.CMMotionRemover,
+    openmm.CustomAngleForce,
+    openmm.CustomBondForce,
+    openmm.CustomExternalForce,
+    openmm.CustomTorsionForce,
+    openmm.HarmonicAngleForce,
+    openmm.HarmonicBondForce,
+    openmm.PeriodicTorsionForce,
+    openmm.RBTorsionForce,
+)
 #: Atoms in one block of frames.
 _BLOCK_SIZE = 2**16
 
 
-def check_frames(molecule: MolecularSystem, positions: Tensor) -> None:
+def check_frames(molecule: MolecularSystem, positions: Tensor, temperature: float) -> None:
     """Refuse frames [F, N, 3] (nm) that are not conformations of the molecule.
 
-    Atoms must not overlap; bonds must not be far longer or shorter than both in the reference
-    positions and the System's rest length: in a frame, or (exchanged atoms) in the mean.
+    Atoms must not overlap, if anything in the System keeps them apart; bonds must not be far longer
+    or shorter than both in the reference positions and the System's rest length: in a frame, or
+    (exchanged atoms) in the mean.
     """
     bonds = torch.from_numpy(bonds_of(molecule.topology)).to(positions.device)
     reference = _lengths(positions.new_tensor(molecule.positions)[None], bonds)[0]
@@ -33,6 +53,11 @@ def check_frames(molecule: MolecularSystem, positions: Tensor) -> None:
     rest = reference.new_tensor(rest_lengths(molecule.system, bonds.cpu().numpy()))
     rest = torch.where(rest > 0, rest, reference)
     low, high = torch.minimum(rest, reference), torch.maximum(rest, reference)
+    constants = reference.new_tensor(force_constants(molecule.system, bonds.cpu().numpy()))
+    spread = torch.where(constants > 0, KB * temperature / constants, 0.0).sqrt()
+    longest = torch.maximum(MAX_STRETCH * high, high + _N_DEVIATIONS * spread)
+    shortest = torch.minimum(low / MAX_STRETCH, low - _N_DEVIATIONS * spread)
+    repel = not all(isinstance(f, _WITHOUT_REPULSION) for f in molecule.system.getForces())
     n_frames, n_atoms = positions.shape[:2]
     total = torch.zeros_like(reference)
     is_torn = torch.zeros(n_frames, dtype=torch.bool, device=positions.device)
@@ -42,9 +67,9 @@ def check_frames(molecule: MolecularSystem, positions: Tensor) -> None:
         rows = slice(start, start + size)
         lengths = _lengths(positions[rows], bonds)
         total += lengths.sum(dim=0)
-        wrong = (lengths > MAX_STRETCH * high) | (lengths < low / MAX_STRETCH)
-        is_torn[rows] = wrong.any(dim=1)
-        overlaps[rows] = _has_overlap(positions[rows])
+        is_torn[rows] = ((lengths > longest) | (lengths < shortest)).any(dim=1)
+        if repel:
+            overlaps[rows] = _has_overlap(positions[rows])
     if bool(is_torn.any()):
         frame = int(is_torn.nonzero()[0])
         lengths = _lengths(positions[frame : frame + 1], bonds)[0]
@@ -66,7 +91,9 @@ def check_frames(molecule: MolecularSystem, positions: Tensor) -> None:
             f"{float((positions[frame, i] - positions[frame, j]).norm()):.4g} nm"
         )
     mean = total / n_frames
-    wrong = (mean > MAX_MEAN_STRETCH * high) | (mean < low / MAX_MEAN_STRETCH)
+    longest = torch.maximum(MAX_MEAN_STRETCH * high, high + _N_MEAN_DEVIATIONS * spread)
+    shortest = torch.minimum(low / MAX_MEAN_STRETCH, low - _N_MEAN_DEVIATIONS * spread)
+    wrong = (mean > longest) | (mean < shortest)
     if bool(wrong.any()):
         bond = int(wrong.nonzero()[0])
         raise ValueError(

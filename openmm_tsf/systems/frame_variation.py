@@ -1,11 +1,9 @@
 """Checks that frames vary as those of dynamics do: bonds that vibrate, positions on no grid."""
 
-import openmm
-import openmm.unit as unit
 import torch
 from torch import Tensor
 
-from openmm_tsf.systems.consistency import pair_label
+from openmm_tsf.systems.consistency import force_constants, pair_label
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import KB
 from openmm_tsf.utils.topology import bonds_of
@@ -17,6 +15,8 @@ LEAST_CONFORMATIONS = 10
 _CONSTRAINED = 0.05
 #: The stiffest covalent bond (N2: 1.4e6 kJ/(mol nm^2)), for bonds without a harmonic term.
 _STIFFEST_BOND = 1.5e6
+#: A weaker harmonic term may not be all that holds a bond (a Morse term beside it).
+_WEAKEST_BOND = 1e5
 #: Grids (nm) of GRO and XTC files, the coarsest first; PDB files have 0.0001 nm.
 _GRIDS = (0.01, 0.001)
 #: Conformations of which all distances to the centre agree to this (nm) are the same.
@@ -74,8 +74,9 @@ def _check_bonds(molecule: MolecularSystem, positions: Tensor, temperature: floa
     bonds = torch.from_numpy(bonds_of(molecule.topology)).to(positions.device)
     if not len(bonds):
         return
-    constants = _force_constants(molecule.system, bonds)
-    thermal = (KB * temperature / positions.new_tensor(constants)).sqrt()
+    harmonic = positions.new_tensor(force_constants(molecule.system, bonds.cpu().numpy()))
+    constants = torch.where(harmonic > 0, harmonic.clamp(min=_WEAKEST_BOND), _STIFFEST_BOND)
+    thermal = (KB * temperature / constants).sqrt()
     lengths = (positions[:, bonds[:, 0]] - positions[:, bonds[:, 1]]).norm(dim=2)
     spread = (lengths - lengths[0]).std(dim=0)
     rigid = (spread < _CONSTRAINED * thermal).nonzero().flatten().tolist()
@@ -91,17 +92,3 @@ def _check_bonds(molecule: MolecularSystem, positions: Tensor, temperature: floa
             "of dynamics without any (in OpenMM constraints=None and rigidWater=False, in GROMACS "
             "constraints = none, in Amber ntc = 1; openmm-tsf md runs it)"
         )
-
-
-def _force_constants(system: openmm.System, bonds: Tensor) -> list[float]:
-    """Return the force constants of bonds [n, 2] in kJ/(mol nm^2), or an upper bound."""
-    known: dict[frozenset[int], float] = {}
-    for force in system.getForces():
-        if isinstance(force, openmm.HarmonicBondForce):
-            for index in range(force.getNumBonds()):
-                first, second, _, constant = force.getBondParameters(index)
-                value = constant.value_in_unit(unit.kilojoule_per_mole / unit.nanometer**2)
-                pair = frozenset((first, second))
-                known[pair] = known.get(pair, 0.0) + value
-    found = [known.get(frozenset(pair), 0.0) for pair in bonds.tolist()]
-    return [value if value > 0 else _STIFFEST_BOND for value in found]

@@ -148,6 +148,20 @@ def test_frames_without_a_temperature(chain):
     check_ensemble(free, x, 300.0)
 
 
+def test_forces_that_jump_are_not_judged(chain):
+    """Bonds in a V-shaped well: the second derivative is a delta function."""
+    system = openmm.XmlSerializer.clone(chain.system)
+    bonds = openmm.CustomBondForce("3000*abs(r-0.15)")
+    for bond in range(4):
+        bonds.addBond(bond, bond + 1, [])
+    system.removeForce(0)
+    system.addForce(bonds)
+    kinked = tsf.MolecularSystem(system, chain.topology, chain.positions)
+    x = torch.tensor(dynamics(kinked, 300.0, timestep=0.0005))
+    assert measure_temperature(kinked, x) is None
+    check_ensemble(kinked, x, 300.0)
+
+
 def test_files_and_datasets_are_judged_before_training(molecule, tmp_path):
     hot = MDDataset.shipped(molecule, stride=100)
     trajectory = mdtraj.Trajectory(hot.positions.numpy(), molecule.mdtraj_topology)

@@ -113,3 +113,47 @@ def test_constants_of_several_terms_add_up(chain, frames):
     MDDataset(x, 400, molecule)
     with refused(ValueError, "but 1 of 4 keep"):
         MDDataset(x, 400, chain)
+
+
+def test_soft_bonds_vary_as_much_as_their_constants_say():
+    """Their own dynamics at 600 K has bonds of less than half the length, and far longer ones."""
+    for constant in (2e3, 1e4):
+        soft = chain_of(constant=constant)
+        x = dynamics(soft, 600.0)
+        lengths = np.linalg.norm(x[:, 1:] - x[:, :-1], axis=2)
+        assert lengths.max() > 2 * lengths.min()
+        MDDataset(x, 600, soft)
+    torn = x.copy()
+    torn[7, 0] -= 0.5
+    with refused(ValueError, "but 1 of 300 frames have others; the first is frame 7"):
+        MDDataset(torn, 600, soft)
+
+
+def test_a_weak_harmonic_term_beside_another_term(frames):
+    """The weak term alone would let the bond vary far more."""
+    system = openmm.XmlSerializer.clone(chain_of(custom=True).system)
+    weak = openmm.HarmonicBondForce()
+    for bond in range(4):
+        weak.addBond(bond, bond + 1, 0.15, 100.0)
+    system.addForce(weak)
+    chain = chain_of()
+    molecule = tsf.MolecularSystem(system, chain.topology, chain.positions)
+    MDDataset(frames, 400, molecule)
+    with refused(ValueError, "but 4 of 4 keep their length"):
+        MDDataset(dynamics(chain, 400.0, constrained=[0, 1, 2, 3]).round(4), 400, molecule)
+
+
+def test_atoms_may_meet_where_nothing_keeps_them_apart(chain, frames):
+    x = frames.copy()
+    x[4, 4] = x[4, 1] + [0.0, 0.02, 0.0]
+    x[4, 3] = x[4, [2, 4]].mean(axis=0)
+    x[4, 3, 2] += 0.14
+    MDDataset(x, 400, chain)
+    system = openmm.XmlSerializer.clone(chain.system)
+    repulsion = openmm.CustomNonbondedForce("1e-9/r^12")
+    for _ in range(chain.n_atoms):
+        repulsion.addParticle([])
+    system.addForce(repulsion)
+    molecule = tsf.MolecularSystem(system, chain.topology, chain.positions)
+    with refused(ValueError, "0.03 nm apart, but in 1 of 300 frames .* MOL1-C1 and MOL1-C4"):
+        MDDataset(x, 400, molecule)
