@@ -64,7 +64,9 @@ def as_array(values: Any, target: unit.Unit, name: str) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name}: expected numbers, got {got}")
     array = array.astype(np.float64, copy=False)
-    return array if array.flags.writeable else array.copy()
+    # torch takes no array with negative strides, such as frames in reverse.
+    fits = array.flags.writeable and min(array.strides, default=0) >= 0
+    return array if fits else array.copy()
 
 
 def as_temperature(value: Any, name: str = "temperature") -> float:

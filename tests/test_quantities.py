@@ -250,6 +250,16 @@ def test_a_list_may_hold_quantities_of_several_units():
         units.as_temperatures(np.array(300.0))
 
 
+def test_arrays_in_reverse_are_taken_like_others():
+    """Frames backwards in time, or a slice of every second: torch takes no negative strides."""
+    frames = np.random.default_rng(1).normal(size=(6, 2, 3))
+    for view in (frames[::-1], frames[:, ::-1], frames[::-2, :, ::-1], frames[::2]):
+        dataset = tsf.MDDataset(view, temperature=300.0)
+        np.testing.assert_array_equal(dataset.positions.numpy(), view)
+        array = units.as_array(view * unit.nanometer, unit.angstrom, "x")
+        np.testing.assert_array_equal(torch.from_numpy(array), 10 * view)
+
+
 def test_pressures_are_taken_as_a_context_takes_them():
     system = openmm.System()
     system.addParticle(1.0)

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammaincc  # type: ignore[import-untyped]
+from scipy.special import fdtrc  # type: ignore[import-untyped]
 
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.ramachandran import RamachandranDistance, ramachandran_distance
 from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.analysis.run_data import TOLERANCE_K
+from openmm_tsf.analysis.statistics import group_means
 from openmm_tsf.analysis.uncertainty import MeanEstimate, covariance_of_means
 
 _THERMODYNAMIC_FIELDS = {
@@ -25,7 +26,9 @@ class MeanComparison:
     """The mean of one observable in run and reference, at several temperatures.
 
     ``chi2`` is d·C⁻¹·d of the differences d with their covariance C over rungs, ``p_value`` the
-    probability of a larger one. Numbers are NaN where an error is not known.
+    probability of a larger one (Hotelling's, as C is estimated from groups of samples). Numbers are
+    NaN where an error is not known, or the run's rests on too few samples for
+    `MeanEstimate.can_be_tested`.
     """
 
     run: tuple[MeanEstimate, ...]
@@ -138,15 +141,26 @@ def _compare_means(
     run_errors = np.array([a.stderr for a in run])
     reference_errors = np.array([b.stderr for b in reference])
     z = difference / np.sqrt(run_errors**2 + reference_errors**2)
+    n_iterations = np.shape(run_series)[0]
+    tested = np.array([estimate.can_be_tested(n_iterations) for estimate in run])
+    z[~tested] = np.nan
     covariance = covariance_of_means(run_series, run_errors) + covariance_of_means(
         reference_series, reference_errors
     )
     chi2 = p_value = np.nan
-    if np.isfinite(covariance).all():
+    if np.isfinite(covariance).all() and tested.all():
         chi2 = float(difference @ np.linalg.solve(covariance, difference))
-        # The survival function of the χ² distribution.
-        p_value = float(gammaincc(len(difference) / 2, chi2 / 2))
+        p_value = hotelling(chi2, len(difference), len(group_means(run_series)))
     return MeanComparison(tuple(run), tuple(reference), tuple(map(float, z)), chi2, p_value)
+
+
+def hotelling(t2: float, size: int, n_groups: int) -> float:
+    """Return the probability of a larger T², whose covariance was estimated from groups.
+
+    It is that of χ² for many groups, and larger for few.
+    """
+    free = n_groups - size
+    return float(fdtrc(size, free, t2 * free / (size * (n_groups - 1)))) if free > 0 else np.nan
 
 
 def compare_thermodynamics(run: RunEstimates, reference: Reference) -> dict[str, dict[str, float]]:

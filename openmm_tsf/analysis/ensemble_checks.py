@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from openmm_tsf.analysis.statistics import MIN_EFFECTIVE_SAMPLES, Array
+from openmm_tsf.analysis.statistics import MIN_CORRELATION_TIMES, MIN_EFFECTIVE_SAMPLES, Array
 from openmm_tsf.analysis.uncertainty import MeanEstimate, estimate_mean
 from openmm_tsf.units import KJ_PER_MOLE, as_array
 
@@ -19,8 +19,6 @@ _NEWTON_STEPS = 100
 _TOLERANCE = 1e-10
 #: Eigenvalues of the information (of standardised energies) below this, per sample, are zero.
 _SINGULAR = 1e-12
-#: Walkers shorter than this, in correlation times, still depend on where they started.
-_MIN_LENGTH = 4
 
 
 @dataclass(frozen=True)
@@ -164,6 +162,6 @@ def heat_capacity_difference(
 def _effective_samples(low: npt.ArrayLike, high: npt.ArrayLike) -> float:
     """Return the effective samples of ⟨U⟩ as `EnsembleCheck.n_eff` defines them."""
     estimates = [estimate_mean(energy) for energy in (low, high)]
-    if any(np.shape(low)[0] < _MIN_LENGTH * estimate.g for estimate in estimates):
+    if any(np.shape(low)[0] < MIN_CORRELATION_TIMES * estimate.g for estimate in estimates):
         return 0.0
     return float(np.min([estimate.n_independent for estimate in estimates]))

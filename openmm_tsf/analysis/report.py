@@ -13,6 +13,7 @@ MAX_RAMACHANDRAN_RATIO = 1.5
 MIN_ROUND_TRIPS_PER_WALKER = 1
 
 _COMPARED = {"phi_positive": "P(phi > 0)", "energy_kJ_mol": "<U>"}
+_TOO_FEW = "cannot be compared with the reference (too few effective samples)"
 _ENSEMBLE = {
     "energy_ratio_mol_kJ": "the slope of ln[P(U)/P(U)]",
     "heat_capacity_kJ_mol_K": "the change of <U> with temperature",
@@ -182,12 +183,14 @@ def _not_compared(summary: dict[str, Any]) -> Iterator[str]:
     for key, label in _COMPARED.items():
         for rung, z in comparison[key]["z"].items():
             if z is None:
-                yield f"{rung} K: {label} cannot be compared with the reference (unknown error)"
+                yield f"{rung} K: {label} {_TOO_FEW}"
         if comparison[key]["p_value"] is None:
-            yield f"all rungs: {label} cannot be compared with the reference (unknown covariance)"
+            yield f"all rungs: {label} {_TOO_FEW}"
     for rung, distance in comparison["ramachandran"].items():
         if distance["total_variation"] is None or distance["floor_total_variation"] is None:
             yield f"{rung} K: the Ramachandran distance has no floor to compare with"
+        elif (distance["n_slowest"] or 0) < MIN_EFFECTIVE_SAMPLES:
+            yield f"{rung} K: the Ramachandran plot {_TOO_FEW}"
 
 
 def _differences(summary: dict[str, Any]) -> Iterator[str]:
@@ -206,6 +209,8 @@ def _differences(summary: dict[str, Any]) -> Iterator[str]:
             )
     for rung, distance in comparison["ramachandran"].items():
         value, floor = distance["total_variation"], distance["floor_total_variation"]
+        if (distance["n_slowest"] or 0) < MIN_EFFECTIVE_SAMPLES:
+            continue
         if value is not None and floor is not None and value > MAX_RAMACHANDRAN_RATIO * floor:
             yield (
                 f"{rung} K: Ramachandran distance to the reference {value:.3f}, more than "

@@ -18,6 +18,8 @@ Array = npt.NDArray[np.float64]
 KL_EPSILON = 1e-10
 #: With fewer effective samples than this, neither an estimate nor its error is trusted.
 MIN_EFFECTIVE_SAMPLES = 100
+#: Walkers shorter than this, in correlation times g, still depend on where they started.
+MIN_CORRELATION_TIMES = 4
 
 
 def n_eff(probability: float, stderr: float) -> float:

@@ -35,7 +35,8 @@ neighbouring rungs (``"300.00-424.26"``):
 ``comparison``
     z and χ² against the reference, and the Ramachandran distance; where there is a reference, a
     common temperature, and the run recorded ``phi`` and ``psi``. ``by_mbar``: the run has no rung
-    of the reference, its means were reweighted to those within its ladder.
+    of the reference, its means were reweighted to those within its ladder. z is not known below 100
+    effective samples of the run.
 """
 
 import dataclasses

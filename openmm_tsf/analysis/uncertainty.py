@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_tsf.analysis.statistics import (
+    MIN_CORRELATION_TIMES,
+    MIN_EFFECTIVE_SAMPLES,
     Array,
     between_walker_stderr,
     group_means,
@@ -55,6 +57,15 @@ class MeanEstimate:
     def n_independent(self) -> float:
         """The effective samples of any mean, variance/SE²; NaN where the error is not known."""
         return self.variance / self.stderr**2 if self.stderr > 0 else float("nan")
+
+    def can_be_tested(self, n_iterations: int) -> bool:
+        """Whether the error is good enough for tests, given the iterations of each walker.
+
+        That is from 100 effective samples on, and walkers of 4 correlation times g: errors of fewer
+        samples or shorter walkers are too small too often.
+        """
+        long_enough = n_iterations >= MIN_CORRELATION_TIMES * self.g
+        return bool(long_enough and self.n_independent >= MIN_EFFECTIVE_SAMPLES)
 
     @property
     def free_energy(self) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """What a run costs."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from openmm_tsf.potentials.base import Potential
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -39,11 +42,16 @@ class Costs:
 
     @contextmanager
     def measuring(self, stage: str, potential: Potential) -> Iterator[None]:
-        """Add the time of the block to a stage; its evaluations are not those of the stage."""
+        """Add the time of the block to a stage; its evaluations are not those of the stage.
+
+        An error in the block ends it and is logged: the stage itself may get by without.
+        """
         before = potential.n_evaluations
         with self.counting(stage, potential):
             try:
                 yield
+            except Exception as error:
+                logger.info("the duration could not be measured: %s", error)
             finally:
                 self.add(stage, before - potential.n_evaluations, 0.0)
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,9 +92,10 @@ def run_md(
             if not simulation.resume():
                 simulation.start()
                 if options.progress and simulation.n_steps >= WORTH_MEASURING:
-                    each = seconds_per_step(molecule, choices["platform"], choices["threads"])
-                    time = in_words(each * simulation.n_steps)
-                    logger.info("MD: %s steps, roughly %s", f"{simulation.n_steps:,}", time)
+                    with suppress(openmm.OpenMMException):  # the start was minimised, this is not
+                        each = seconds_per_step(molecule, choices["platform"], choices["threads"])
+                        time = in_words(each * simulation.n_steps)
+                        logger.info("MD: %s steps, roughly %s", f"{simulation.n_steps:,}", time)
             try:
                 simulation.advance(interrupt)
             except (RuntimeError, openmm.OpenMMException) as error:

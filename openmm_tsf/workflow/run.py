@@ -201,9 +201,9 @@ def _tell_duration(
         with sampling_threads():
             sampler = make_sampler(stage.molecule, flow, sampling, potential, (0, 0), dataset)
             each = iteration_seconds(sampler, sampling)
-    n = sampling.n_tuning + sampling.n_iterations
-    n += settings.n_rounds * (sampling.n_tuning + settings.round_iterations)
-    stage.tell_duration(training, each * n)
+        n = sampling.n_tuning + sampling.n_iterations
+        n += settings.n_rounds * (sampling.n_tuning + settings.round_iterations)
+        stage.tell_duration(training, each * n)
 
 
 def _planned(settings: RunSettings) -> int:

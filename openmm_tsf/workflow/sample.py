@@ -314,7 +314,7 @@ def _start(
             with stage.costs.measuring("sampling", potential):
                 other = make_sampler(stage.molecule, flow, settings, potential, (0, 0), start)
                 each = iteration_seconds(other, settings)
-            stage.tell_duration(sampling=each * (settings.n_tuning + settings.n_iterations))
+                stage.tell_duration(sampling=each * (settings.n_tuning + settings.n_iterations))
         with stage.costs.counting("sampling", potential):
             sampler = make_sampler(stage.molecule, flow, settings, potential, seeds, start)
             sampler.tune(settings.n_tuning, progress=stage.options.progress)

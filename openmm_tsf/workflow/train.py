@@ -120,7 +120,7 @@ def _train(
         if stage.options.progress and planned >= WORTH_MEASURING and stage.is_new:
             with costs.measuring("training", potential):
                 seconds = training_seconds(flow, dataset, potential, settings)
-            stage.tell_duration(training=seconds)
+                stage.tell_duration(training=seconds)
         try:
             with costs.counting("training", potential):
                 result = fit(

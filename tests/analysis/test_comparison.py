@@ -2,10 +2,15 @@
 
 import numpy as np
 import pytest
+from scipy.stats import chi2
 
 import openmm_tsf.analysis.reference as reference_module
 from openmm_tsf.analysis import Reference, compare, load_reference, load_run, write_thermodynamics
-from openmm_tsf.analysis.comparison import comparable_temperatures, compare_thermodynamics
+from openmm_tsf.analysis.comparison import (
+    comparable_temperatures,
+    compare_thermodynamics,
+    hotelling,
+)
 from openmm_tsf.analysis.ramachandran import decorrelated_frames, ramachandran_distance
 from openmm_tsf.analysis.report import concerns, describe, disagreements, unsampled
 from tests.support.analysis_runs import (
@@ -182,3 +187,34 @@ def test_load_reference(tmp_path, monkeypatch):
     np.savez(tmp_path / name, **arrays)
     with pytest.raises(ValueError, match="no array 'psi'"):
         load_reference()
+
+
+@pytest.mark.parametrize("ladder", [TEMPERATURES, [320.0, 400.0, 560.0]])
+def test_tiny_runs_do_not_disagree_by_chance(tmp_path, ladder):
+    """Nor do runs whose walkers hardly move; a difference in a long run still is one."""
+    rng = np.random.default_rng(24)
+    reference = well_reference(rng, TEMPERATURES)
+    for k, (n, n_walkers, rho) in enumerate(
+        [(4, 2, 0.0), (4, 2, 0.8), (8, 2, 0.5), (16, 2, 0.9), (30, 4, 0.95), (100, 2, 0.97)] * 4
+    ):
+        sizes = {"n": n, "n_walkers": n_walkers, "rho": rho, "temperatures": ladder}
+        summary = well_run(rng, tmp_path / str(k), **sizes).summary(reference)
+        assert disagreements(summary) == []
+        found = [line for line in unsampled(summary) if "cannot be compared" in line]
+        assert any("(too few effective samples)" in line for line in found)
+    hotter = {"temperatures": ladder, "drawn_at": [1.08 * t for t in ladder]}
+    wrong = well_run(rng, tmp_path / "wrong", n=200, **hotter).summary(reference)
+    assert any("<U> differs from the reference" in line for line in disagreements(wrong))
+
+
+def test_p_values_of_few_groups_are_those_of_hotelling():
+    """Of exact normal means, whose covariance is estimated from 12 groups, 1 % are below 1 %."""
+    rng, size, groups, p = np.random.default_rng(25), 3, 12, []
+    for _ in range(4000):
+        means = rng.normal(size=(groups, size)) @ [[1.0, 0.8, 0.5], [0, 0.6, 0.3], [0, 0, 0.2]]
+        centre, covariance = means.mean(axis=0), np.cov(means, rowvar=False) / groups
+        p.append(hotelling(float(centre @ np.linalg.solve(covariance, centre)), size, groups))
+    assert np.mean(np.array(p) < 0.01) == pytest.approx(0.01, abs=0.005)
+    assert np.mean(p) == pytest.approx(0.5, abs=0.02)
+    assert hotelling(9.0, 3, 10**6) == pytest.approx(chi2.sf(9.0, 3), rel=1e-4)
+    assert np.isnan(hotelling(9.0, 3, 3))

@@ -27,7 +27,7 @@ def good_summary():
     probability = {"p": 0.1, "stderr": 0.01, "n_eff": 900.0, "g": 2.0}
     agreement = {"z": dict.fromkeys(rungs, 0.5), "chi2": 1.0, "p_value": 0.6}
     check = {"value": 0.2, "stderr": 0.01, "expected": 0.195, "n_eff": 500.0, "z": 0.5}
-    distance = {"total_variation": 0.05, "floor_total_variation": 0.05}
+    distance = {"total_variation": 0.05, "floor_total_variation": 0.05, "n_slowest": 500.0}
     sizes = {"n_walkers": 4, "n_iterations": 1000, "n_samples_per_rung": 4000, "round_trips": 40}
     return sizes | {
         "temperatures_K": [300.0, 600.0],
@@ -124,6 +124,7 @@ def test_a_wrong_ensemble_needs_no_reference(key, with_reference):
         ("comparison/phi_positive/z/300.00", None, "P(phi > 0) cannot be compared"),
         ("comparison/energy_kJ_mol/p_value", None, "<U> cannot be compared"),
         ("comparison/ramachandran/300.00/floor_total_variation", None, "no floor"),
+        ("comparison/ramachandran/300.00/n_slowest", 60.0, "Ramachandran plot cannot be compared"),
     ],
 )
 def test_what_more_sampling_cures(path, value, words):

@@ -5,6 +5,7 @@ import logging
 from dataclasses import replace
 
 import numpy as np
+import openmm
 import pytest
 
 from openmm_tsf.systems.library import alanine_dipeptide
@@ -62,6 +63,25 @@ def test_measuring_changes_nothing_but_the_time(measured, tmp_path, estimator):
     (line,) = [line for line in lines if line.startswith("expected on this machine")]
     assert "training" in line
     assert "sampling" in line
+
+
+def test_a_measurement_that_fails_ends_no_run(measured, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise FloatingPointError("no finite gradient")
+
+    def fail_in_openmm(*arguments):
+        raise openmm.OpenMMException("Particle coordinate is NaN")
+
+    monkeypatch.setattr("openmm_tsf.workflow.run.training_seconds", fail)
+    summary = run(tmp_path / "run", replace(SETTINGS, n_rounds=0, stride=40), options=SHOWN)
+    assert summary == {}
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert "expected" not in config["wall_seconds"]
+    lines = [record.getMessage() for record in measured.records]
+    assert "the duration could not be measured: no finite gradient" in lines
+    monkeypatch.setattr("openmm_tsf.workflow.md.seconds_per_step", fail_in_openmm)
+    settings = MDSettings(n_frames=2, steps_per_frame=30, n_equilibration_steps=20)
+    assert run_md(alanine_dipeptide(), tmp_path / "md", settings, options=SHOWN).n_frames == 2
 
 
 def test_md_says_how_long_it_takes(measured, tmp_path):
