@@ -184,3 +184,17 @@ def test_training_does_not_draw_flows_beyond_the_line(name):
         for kelvin in (300.0, 600.0):
             weight = torch.softmax(-energy / (KB * kelvin) - PENALTY * penalty, dim=0)
             assert float(weight[minus_cos > 1].sum()) < 0.2
+
+
+def test_a_bent_group_that_is_linear_in_the_reference_alone():
+    """Disiloxane: its bridge is bent, but little energy from linear."""
+    sides = 0.13 * np.array([[0, 1, 0], [0, -0.5, 0.87], [0, -0.5, -0.87]])
+    silicon = 0.16 * np.array([[-1.0, 0, 0], [1.0, 0, 0]])
+    hydrogens = [atom * 1.3 + side for atom in silicon for side in sides]
+    positions = np.array([[0.0, 0, 0], *silicon, *hydrogens])
+    bonds = [(0, 1), (0, 2), *((1 + k // 3, 3 + k) for k in range(6))]
+    elements = ["O", "Si", "Si", *"HHHHHH"]
+    with pytest.raises(ValueError, match=r"180.00 degrees.*give a conformation in which it is"):
+        InternalCoordinates.from_topology(*graph_molecule(bonds, positions, elements))
+    positions[0, 1] += 0.001  # a degree
+    InternalCoordinates.from_topology(*graph_molecule(bonds, positions, elements))
