@@ -119,7 +119,8 @@ class BondGraph:
             names = f"{self.names[first]} {self.names[vertex]} {self.names[last]}"
             degrees = np.rad2deg(self._angle(first, vertex, last))
             what = f"{names} is at {degrees:.2f} degrees, without dihedral angles about it"
-            raise ValueError(f"positions: expected no linear angle, but {what}")
+            hint = "give a conformation in which it is bent, such as a frame of dynamics"
+            raise ValueError(f"positions: expected no linear angle, but {what}; {hint}")
 
     def _angle(self, first: int, vertex: int, last: int) -> float:
         one = self.positions[first] - self.positions[vertex]

@@ -349,9 +349,9 @@ class InternalCoordinates(LabelledCopies, nn.Module):
 
         For training only: proposals of a sampler outside the domain are rejected. Bonds are clamped
         to 0.3 of the reference's coordinate or more, |cos theta| to 0.999 or less. The penalty [B]
-        is the sum of squared violations: bonds relative to the reference's, cosines, dihedrals
-        beyond their branch in radians, and centres that are mirrored (1 for a mirror image). Zero
-        with zero gradient inside, continuously differentiable.
+        is the sum of squared violations: bonds relative to the reference's, cosines relative to
+        0.01, dihedrals beyond their branch in radians, and centres that are mirrored (1 for a
+        mirror image). Zero with zero gradient inside, continuously differentiable.
         """
         clamped, penalty = self.clamp(u)
         return clamped, penalty + self.chirality.penalty(self._build(clamped))

@@ -14,6 +14,9 @@ from openmm_tsf.coordinates.geometry import TWO_PI, wrap
 BOND_FLOOR = 0.3
 #: |cos theta| is clamped to at most this.
 COS_CEILING = 0.999
+#: Violations by cosines are relative to this, that of 8 degrees from a line: about as far as linear
+#: groups bend. With a much wider penalty, most of the target's weight would be beyond the line.
+COS_SCALE = 0.01
 
 
 def clamp_bonds_and_angles(
@@ -22,16 +25,16 @@ def clamp_bonds_and_angles(
     """Clamp bonds [B, N-1] and angles [B, N-2] to where the geometry is finite.
 
     The third result is the sum of the squared changes [B], those of bonds relative to the
-    reference's.
+    reference's, those of cosines to `COS_SCALE`.
     """
-    limit, scale = COS_CEILING, reference_bonds
+    limit, scale, angle_scale = COS_CEILING, reference_bonds, 1.0
     if metric == "volume":
-        scale, low, high = scale**3 / 3.0, -limit, limit
+        scale, low, high, angle_scale = scale**3 / 3.0, -limit, limit, COS_SCALE
     else:
         low, high = math.acos(limit), math.acos(-limit)
     bonds, bond_penalty = _clamp(bonds / scale, BOND_FLOOR, math.inf)
     angles, angle_penalty = _clamp(angles, low, high)
-    return bonds * scale, angles, bond_penalty + angle_penalty
+    return bonds * scale, angles, bond_penalty + angle_penalty / angle_scale**2
 
 
 def _clamp(values: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:

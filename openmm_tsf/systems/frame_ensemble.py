@@ -59,7 +59,7 @@ def _check_handedness(molecule: MolecularSystem, positions: Tensor) -> None:
         "positions: expected the handedness of the molecule's reference positions, but "
         f"{len(mirrored)} of {len(positions)} frames have another; the first is frame {first}, "
         f"at {', '.join(names)}: give reference positions of the "
-        "stereoisomer that was simulated"
+        "stereoisomer that was simulated, with hydrogens of a group (CH2, CH3) in the same order"
     )
 
 

@@ -162,8 +162,9 @@ class MolecularSystem:
         for atom in self.topology.atoms():
             element = atom.element.symbol if atom.element is not None else "-"
             digest.update(f"{atom.index} {atom.name} {element} {atom.residue.name}\n".encode())
-        # Sorted: files of another format list the same bonds in another order.
-        for first, second in sorted(sorted(pair) for pair in bonds_of(self.topology).tolist()):
+        # Sorted, each once: files list the same bonds in another order, or some of them twice.
+        bonds = {(min(pair), max(pair)) for pair in bonds_of(self.topology).tolist()}
+        for first, second in sorted(bonds):
             digest.update(f"{first} {second}\n".encode())
         signs = handedness_signs(self.positions, centres_of(self.topology))
         handedness = hashlib.sha256(digest.digest() + signs.astype("<i8").tobytes())

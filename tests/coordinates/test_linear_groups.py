@@ -10,6 +10,8 @@ import torch
 from openmm_tsf.coordinates import InternalCoordinates, ZMatrix, bond_graph
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.training.target import PENALTY
+from openmm_tsf.units import KB
 from tests.coordinates.poses import rotation
 from tests.support.molecules import graph_molecule
 from tests.support.strained import LINEAR, dynamics, harmonic, linear
@@ -163,3 +165,36 @@ def test_a_flow_is_fitted_to_dynamics_of_a_linear_group():
     torch.testing.assert_close(flow.match_pose(x, like=frames), frames, rtol=0, atol=1e-8)
     sampled = flow.sample(200, 600.0, torch.Generator().manual_seed(1))
     assert math.isfinite(float(sampled.x[torch.isfinite(sampled.log_prob)].abs().max()))
+
+
+@pytest.mark.parametrize("name", ["nitrile oxide", "butyne"])
+def test_training_does_not_draw_flows_beyond_the_line(name):
+    """Of the density that flows are trained towards, little is outside the domain."""
+    molecule = harmonic(linear(name))
+    layer = InternalCoordinates.from_topology(molecule.topology, molecule.positions)
+    (ideal,), _ = layer.inverse_and_log_det(torch.tensor(molecule.positions)[None])
+    columns = ((layer.kinds == 1) & (ideal > 0.99)).nonzero().flatten().tolist()
+    assert columns
+    minus_cos = torch.linspace(0.9, 1.5, 2401, dtype=torch.float64)
+    for column in columns:
+        u = ideal.repeat(len(minus_cos), 1)
+        u[:, column] = minus_cos
+        x, penalty = layer.forward_regularised(u)
+        energy = molecule.potential("openmm").energy(x)
+        for kelvin in (300.0, 600.0):
+            weight = torch.softmax(-energy / (KB * kelvin) - PENALTY * penalty, dim=0)
+            assert float(weight[minus_cos > 1].sum()) < 0.2
+
+
+def test_a_bent_group_that_is_linear_in_the_reference_alone():
+    """Disiloxane: its bridge is bent, but little energy from linear."""
+    sides = 0.13 * np.array([[0, 1, 0], [0, -0.5, 0.87], [0, -0.5, -0.87]])
+    silicon = 0.16 * np.array([[-1.0, 0, 0], [1.0, 0, 0]])
+    hydrogens = [atom * 1.3 + side for atom in silicon for side in sides]
+    positions = np.array([[0.0, 0, 0], *silicon, *hydrogens])
+    bonds = [(0, 1), (0, 2), *((1 + k // 3, 3 + k) for k in range(6))]
+    elements = ["O", "Si", "Si", *"HHHHHH"]
+    with pytest.raises(ValueError, match=r"180.00 degrees.*give a conformation in which it is"):
+        InternalCoordinates.from_topology(*graph_molecule(bonds, positions, elements))
+    positions[0, 1] += 0.001  # a degree
+    InternalCoordinates.from_topology(*graph_molecule(bonds, positions, elements))

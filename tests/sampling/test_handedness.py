@@ -149,7 +149,7 @@ def test_the_domain_of_a_floppy_centre_is_sampled_exactly(name, floppy):
     assert z < LIMIT
 
 
-@pytest.mark.parametrize("name", ["walk", "independence"])
+@pytest.mark.parametrize("name", ["walk", "independence", "internal walk", "langevin"])
 def test_a_domain_without_handedness_is_noticed(name, floppy, monkeypatch):
     monkeypatch.setattr(Chirality, "is_mirrored", lambda self, x: torch.zeros(len(x)).bool())
     z, _, _ = run(name, floppy)

@@ -188,3 +188,10 @@ def test_mirror_images(molecule, tmp_path):
         trajectory.save(str(path))
         with refused(ValueError, f"positions: expected the handedness .* {message}"):
             MDDataset.load(path, molecule, 600)
+
+
+def test_exchanged_hydrogens_are_another_handedness_and_named(molecule):
+    frames = MDDataset.shipped(molecule, stride=400).positions.clone()
+    frames[:, [11, 12]] = frames[:, [12, 11]]  # of the side chain
+    with pytest.raises(ValueError, match=r"at ALA2-CB: .* hydrogens of a group .* same order"):
+        check_ensemble(molecule, frames, 600.0)

@@ -83,6 +83,19 @@ def test_fingerprint_depends_on_the_handedness_but_not_on_the_conformation(molec
     assert not is_stereoisomer(heavier.fingerprint, molecule.fingerprint)
 
 
+def test_fingerprint_does_not_depend_on_how_bonds_are_listed():
+    molecule = harmonic(ring("housane"))
+    topology = app.Topology()
+    residue = topology.addResidue("MOL", topology.addChain())
+    names = [(atom.name, atom.element) for atom in molecule.topology.atoms()]
+    atoms = [topology.addAtom(*name, residue) for name in names]
+    bonds = [(one.index, other.index) for one, other in molecule.topology.bonds()]
+    for first, second in [*reversed(bonds), bonds[0]]:  # one of them twice
+        topology.addBond(atoms[second], atoms[first])
+    listed = MolecularSystem(molecule.system, topology, molecule.positions)
+    assert listed.fingerprint == molecule.fingerprint
+
+
 def test_fingerprints_of_diastereomers_differ():
     topology, positions = capped_residue("ILE")
     system = app.ForceField("amber14-all.xml").createSystem(topology)
