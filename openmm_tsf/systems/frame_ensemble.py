@@ -1,6 +1,7 @@
 """Checks that frames are of the Boltzmann ensemble that a molecule's System has."""
 
 import logging
+import math
 
 from torch import Tensor
 
@@ -15,6 +16,8 @@ logger = logging.getLogger(__name__)
 #: Deviations of the temperature, relative and in standard errors, of which both must be exceeded.
 #: Leapfrog dynamics have 9 % more in bonds to hydrogen at a time step of 1 fs.
 _REFUSED, _WARNED = (0.2, 6.0), (0.05, 4.0)
+#: Of frames that are all in a minimum, without any force, in K.
+_LEAST_KELVIN = 1e-9
 #: Standard errors of the largest mean torque; in equilibrium they are about 3 at most.
 _TORQUE_ERRORS = 6.0
 
@@ -68,15 +71,18 @@ def _check_temperature(molecule: MolecularSystem, positions: Tensor, temperature
     measured = measure_temperature(molecule, positions)
     if measured is None:
         return
-    relative = abs(measured.kelvin / temperature - 1)
-    significance = abs(measured.kelvin - temperature) / measured.error
+    kelvin, error = (max(value, _LEAST_KELVIN) for value in measured)
+    relative = abs(kelvin / temperature - 1)
+    significance = abs(kelvin - temperature) / error
+    # The error of few frames is about proportional to what they give.
+    of_logarithm = abs(math.log(kelvin / temperature)) * kelvin / error
     message = (
         f"temperature: expected frames of {temperature:g} K, but by this System's forces they are "
-        f"of {measured.kelvin:.0f} +- {measured.error:.0f} K (configurational temperature): "
+        f"of {kelvin:.0f} +- {error:.0f} K (configurational temperature): "
         "another temperature, unit or force field, frames that are minimised or not equilibrated, "
         "or dynamics with a time step that is too long"
     )
-    if relative > _REFUSED[0] and significance > _REFUSED[1]:
+    if relative > _REFUSED[0] and min(significance, of_logarithm) > _REFUSED[1]:
         raise ValueError(message)
     if relative > _WARNED[0] and significance > _WARNED[1]:
         logger.warning("%s", message)

@@ -13,6 +13,8 @@ LEAST_CONFORMATIONS = 10
 #: Ratio of a bond's standard deviation to the thermal one, below which it is constrained. SHAKE and
 #: LINCS give 1e-5 to 5e-3, and 2e-2 where a PDB file rounds the frames.
 _CONSTRAINED = 0.05
+#: The same within a part of the frames: a bond may be nearly at rest for a hundred steps.
+_CONSTRAINED_IN_PART = 0.01
 #: The stiffest covalent bond (N2: 1.4e6 kJ/(mol nm^2)), for bonds without a harmonic term.
 _STIFFEST_BOND = 1.5e6
 #: A weaker harmonic term may not be all that holds a bond (a Morse term beside it).
@@ -23,12 +25,15 @@ _GRIDS = (0.01, 0.001)
 _SAME = 1e-4
 #: Frames in a block, and about the most that bonds are measured in.
 _BLOCK_SIZE = _MOST_FRAMES = 4096
+#: The frames are split into parts of at least this number, into at most this number of parts.
+_LEAST_PART, _MOST_PARTS = 100, 16
 
 
 def check_variation(molecule: MolecularSystem, positions: Tensor, temperature: float) -> None:
     """Refuse frames [F, N, 3] (nm) that are rounded, or of dynamics with constrained bonds.
 
-    Fewer than ten different conformations are not judged.
+    Also if only consecutive frames are, an eighth of all or more. Fewer than ten different
+    conformations are not judged.
     """
     if molecule.n_atoms < 2:
         return
@@ -38,8 +43,15 @@ def check_variation(molecule: MolecularSystem, positions: Tensor, temperature: f
     if _are_enough(rounded):
         _refuse_rounded(rounded, len(positions))
     some = positions[:: max(1, len(positions) // _MOST_FRAMES)]
-    if _are_enough(some):
-        _check_bonds(molecule, some, temperature)
+    bonds = torch.from_numpy(bonds_of(molecule.topology)).to(positions.device)
+    if not len(bonds) or not _are_enough(some):
+        return
+    thermal = _thermal_deviations(molecule, bonds, temperature).to(positions)
+    _check_bonds(molecule, some, temperature, bonds, thermal, _CONSTRAINED)
+    # Parts may be of other dynamics, as where several files are given.
+    for part in some.tensor_split(min(max(1, len(some) // _LEAST_PART), _MOST_PARTS)):
+        if _are_enough(part):
+            _check_bonds(molecule, part, temperature, bonds, thermal, _CONSTRAINED_IN_PART)
 
 
 def _are_enough(positions: Tensor) -> bool:
@@ -69,17 +81,25 @@ def _refuse_rounded(rounded: Tensor, n_frames: int) -> None:
     )
 
 
-def _check_bonds(molecule: MolecularSystem, positions: Tensor, temperature: float) -> None:
-    """Refuse bonds that hardly vary."""
-    bonds = torch.from_numpy(bonds_of(molecule.topology)).to(positions.device)
-    if not len(bonds):
-        return
-    harmonic = positions.new_tensor(force_constants(molecule.system, bonds.cpu().numpy()))
+def _thermal_deviations(molecule: MolecularSystem, bonds: Tensor, temperature: float) -> Tensor:
+    """Return the expected standard deviations of bonds [n, 2] in nm, or lower bounds."""
+    harmonic = torch.from_numpy(force_constants(molecule.system, bonds.cpu().numpy()))
     constants = torch.where(harmonic > 0, harmonic.clamp(min=_WEAKEST_BOND), _STIFFEST_BOND)
-    thermal = (KB * temperature / constants).sqrt()
+    return (KB * temperature / constants).sqrt()
+
+
+def _check_bonds(
+    molecule: MolecularSystem,
+    positions: Tensor,
+    temperature: float,
+    bonds: Tensor,
+    thermal: Tensor,
+    least: float,
+) -> None:
+    """Refuse bonds that vary less than `least` times as expected."""
     lengths = (positions[:, bonds[:, 0]] - positions[:, bonds[:, 1]]).norm(dim=2)
     spread = (lengths - lengths[0]).std(dim=0)
-    rigid = (spread < _CONSTRAINED * thermal).nonzero().flatten().tolist()
+    rigid = (spread < least * thermal).nonzero().flatten().tolist()
     if rigid:
         names = "; ".join(pair_label(molecule.topology, bonds[bond]) for bond in rigid[:3])
         first = rigid[0]

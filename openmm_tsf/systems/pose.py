@@ -24,8 +24,8 @@ _INTERNAL = (
 #: Lengths in nm of the translations, each after a random rotation: a wall may be far away.
 _TRANSLATIONS = (0.1, 1.0, 10.0, 100.0)
 #: Changes of the energy below this (kJ/mol, and relative) are rounding: a Force may compute in
-#: single precision.
-_TOLERANCE = 0.05, 1e-6
+#: single precision, of which positions far from the origin have less.
+_TOLERANCE, _PRECISE_LENGTH = (0.05, 1e-6), 10.0
 _N_GROUPS = 32
 
 
@@ -77,8 +77,9 @@ def _changes(context: openmm.Context, positions: np.ndarray, groups: list[int]) 
             shift *= length / np.linalg.norm(shift)
             turned = (conformation - centre) @ Rotation.random(None, rng).as_matrix().T
             after = _energies(context, turned + centre + shift, groups)
+            scale = max(1.0, length / _PRECISE_LENGTH)
             for group in groups:
-                changes[group] = changes[group] or _change(before[group], after[group])
+                changes[group] = changes[group] or _change(before[group], after[group], scale)
     return changes
 
 
@@ -95,10 +96,10 @@ def _energies(context: openmm.Context, x: np.ndarray, groups: list[int]) -> dict
     return energies
 
 
-def _change(before: float, after: float) -> float:
-    """Return the size of a change that is not rounding, else 0."""
+def _change(before: float, after: float, scale: float) -> float:
+    """Return the size of a change that is not rounding, else 0; `scale` is of the tolerance."""
     if not (np.isfinite(before) and np.isfinite(after)):
         return 0.0 if np.isfinite(before) == np.isfinite(after) else float("inf")
     absolute, relative = _TOLERANCE
     change = abs(after - before)
-    return change if change > absolute + relative * abs(before) else 0.0
+    return change if change > scale * absolute + relative * abs(before) else 0.0

@@ -47,6 +47,7 @@ def dynamics(
     timestep: float = 0.001,
     mass_of_ends: float | None = None,
     n_frames: int = 300,
+    steps_per_frame: int = 50,
 ) -> np.ndarray:
     """Return frames [F, N, 3] in nm of Langevin dynamics, with constraints of some bonds."""
     system = openmm.XmlSerializer.clone(molecule.system)
@@ -65,6 +66,6 @@ def dynamics(
     integrator.step(1000)
     frames = []
     for _ in range(n_frames):
-        integrator.step(50)
+        integrator.step(steps_per_frame)
         frames.append(context.getState(getPositions=True).getPositions(asNumpy=True)._value)
     return np.array(frames)

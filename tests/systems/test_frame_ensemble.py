@@ -15,7 +15,7 @@ from openmm_tsf.systems.frame_ensemble import check_ensemble
 from openmm_tsf.systems.mean_torques import measure_torques
 from openmm_tsf.training import FitSettings
 from openmm_tsf.workflow.train import train
-from tests.support.chain import CONSTANT, chain_of, dynamics
+from tests.support.chain import CONSTANT, ZIGZAG, chain_of, dynamics
 from tests.support.molecules import graph_molecule
 from tests.support.refusals import cases, refused
 
@@ -59,6 +59,35 @@ def test_temperature_of_dynamics(chain, frames, molecule):
     shipped = measure_temperature(molecule, MDDataset.shipped(molecule, stride=100).positions)
     assert abs(shipped.kelvin - 600.0) < 4 * shipped.error < 100
     check_ensemble(chain, frames, 400.0)
+
+
+def diatomic():
+    system, bond = openmm.System(), openmm.HarmonicBondForce()
+    for _ in range(2):
+        system.addParticle(12.0)
+    bond.addBond(0, 1, 0.15, CONSTANT)
+    system.addForce(bond)
+    return tsf.MolecularSystem(system, *graph_molecule([(0, 1)], ZIGZAG[:2], "CC"))
+
+
+def test_few_frames_of_few_atoms_are_not_refused():
+    """Exact samples of one vibration: by chance they may have less than half the energy."""
+    molecule, generator = diatomic(), torch.Generator().manual_seed(5475)  # the worst of 40,000
+    kt = tsf.TorchPotential.boltzmann_constant * 300.0
+    noise = torch.randn(32, generator=generator, dtype=torch.float64)
+    x = torch.zeros(32, 2, 3, dtype=torch.float64)
+    x[:, 1, 0] = 0.15 + (kt / CONSTANT) ** 0.5 * noise
+    measured = measure_temperature(molecule, x)
+    assert 300 - measured.kelvin > 6 * measured.error
+    check_ensemble(molecule, x, 300.0)
+
+
+def test_frames_without_any_force():
+    """All in the minimum: of 0 K, with an error of 0 K."""
+    x = torch.zeros(40, 2, 3, dtype=torch.float64)
+    x[:, 1, 0] = 0.15
+    with refused(ValueError, r"they are of 0 \+- 0 K"):
+        check_ensemble(diatomic(), x, 300.0)
 
 
 @cases(

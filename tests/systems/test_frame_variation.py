@@ -41,6 +41,19 @@ def test_constrained_bonds(bonds, custom, decimals, message):
         MDDataset(x, 400, chain)
 
 
+def test_a_part_of_the_frames_is_constrained(chain, frames):
+    """Two files, one of which is of dynamics with constraints: the bond's lengths in all vary."""
+    x = np.concatenate([frames, dynamics(chain, 400.0, constrained=[2])])
+    for order in (x, x[::-1].copy()):
+        with refused(ValueError, "but 1 of 4 keep their length, .*: MOL1-C2 and MOL1-C3"):
+            MDDataset(order, 400, chain)
+
+
+def test_frames_of_every_step_vibrate(chain):
+    x = dynamics(chain, 400.0, steps_per_frame=1, n_frames=1000)
+    MDDataset(x, 400, chain)
+
+
 @pytest.mark.parametrize("custom", [False, True])
 def test_vibrating_bonds(custom):
     chain = chain_of(custom=custom)

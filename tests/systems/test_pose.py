@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import openmm
+import openmm.unit as unit
 import pytest
 import torch
 
@@ -180,3 +181,25 @@ def test_cartesian_kernels_sample_it_and_flows_do_not(pulled, frames):
     sampler.set_positions(np.broadcast_to(pulled.positions, (2, 1, 22, 3)).copy())
     sampler.run(2, progress=False)
     assert not torch.equal(sampler.state.x[0, 0], torch.tensor(pulled.positions))
+
+
+def single_precision(state):
+    """Energy of bonds between consecutive atoms."""
+    x = state.getPositions(asNumpy=True)._value.astype(np.float32)
+    lengths = np.linalg.norm(x[1:] - x[:-1], axis=1)
+    energy = np.float32(1.5e5) * np.square(lengths - np.float32(0.15)).sum()
+    return float(energy) * unit.kilojoule_per_mole, np.zeros(x.shape)
+
+
+@pytest.mark.skipif(not hasattr(openmm, "PythonForce"), reason="needs OpenMM 8.4")
+@pytest.mark.parametrize("n_atoms", [22, 140])
+def test_single_precision_is_no_dependence_on_the_pose(n_atoms):
+    """As of machine-learned potentials: the rounding of positions 100 nm away changes energies."""
+    step = np.array([[0.12, 0.09, 0.02], [0.12, -0.09, -0.01]])
+    positions = np.cumsum(np.tile(step, (n_atoms // 2, 1)), axis=0)
+
+    system = openmm.System()
+    for _ in range(n_atoms):
+        system.addParticle(12.0)
+    system.addForce(openmm.PythonForce(single_precision))
+    assert pose_dependent_force(system, positions) is None
