@@ -83,8 +83,9 @@ DEFAULTS = pytest.mark.parametrize(
         partial(default_dtype, torch.bfloat16),
         partial(default_device, "meta"),
         partial(torch.device, "meta"),
+        torch.no_grad,
     ],
-    ids=["float64", "bfloat16", "meta", "meta-context"],
+    ids=["float64", "bfloat16", "meta", "meta-context", "no-grad"],
 )
 
 

@@ -169,3 +169,12 @@ def test_a_run_with_a_clash_is_analysed(tmp_path):
 def test_mbar_of_one_sample_and_of_equal_energies():
     np.testing.assert_allclose(solve_mbar(np.array([[[-5.0, 20.0, 90.0]]]), BETAS)[0], 0.0)
     np.testing.assert_allclose(solve_mbar(np.full((5, 2, 3), 1e8), BETAS), 1e8 * (BETAS - BETAS[0]))
+
+
+@pytest.mark.parametrize("rung", [0, 1, 2])
+def test_mbar_of_a_rung_that_holds_clashes_only(rung):
+    """As in the first samples of a poor flow: the equations of MBAR are still solved."""
+    energy, _ = two_state_run(np.random.default_rng(12), n=50, n_walkers=4)
+    energy[..., rung] = 1e7 + np.random.default_rng(13).normal(size=(50, 4))
+    memberships = Mbar(energy, BETAS).memberships
+    np.testing.assert_allclose(memberships.sum(axis=(0, 1, 2)), 200.0, rtol=1e-9)
