@@ -224,7 +224,11 @@ def test_frames(molecule, frames, change, message):
 def test_overlapping_atoms_that_are_not_bonded():
     """A chain that overlaps itself, with correct bonds."""
     topology, positions = graph_molecule(CHAIN, ZIGZAG)
-    molecule = tsf.MolecularSystem(system_of(topology, []), topology, positions)
+    system, repulsion = system_of(topology, []), openmm.NonbondedForce()
+    for _ in ZIGZAG:
+        repulsion.addParticle(0.0, 0.2, 1.0)
+    system.addForce(repulsion)
+    molecule = tsf.MolecularSystem(system, topology, positions)
     x = torch.tensor(ZIGZAG).repeat(6, 1, 1)
     x[2:4, 2:] = x[2:4, 1:2] + torch.tensor([[-0.1, -0.1, 0.0], [0.0, -0.1, 0.1], [0.1, 0, 0]])
     x[2:4, 4] = x[2:4, 3] + torch.tensor([-0.1, -0.1, 0.0])
