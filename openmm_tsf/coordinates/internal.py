@@ -81,6 +81,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
     reference_bonds: Tensor
     kinds: Tensor
     _rows: Tensor
+    _linear: Tensor
 
     def __init__(
         self,
@@ -109,6 +110,8 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         )
         self.register_buffer("handedness", handedness.to(dtype))
         self.register_buffer("reference_bonds", reference_bonds.to(dtype))
+        linear = torch.as_tensor(zmatrix.linear, dtype=torch.bool, device="cpu")[2:]
+        self.register_buffer("_linear", linear, persistent=False)
         self.register_buffer("branch_cuts", branch_cuts.to(dtype))
         self.register_buffer(
             "kinds", torch.as_tensor(zmatrix.coordinate_kinds, dtype=torch.int64, device="cpu")
@@ -349,9 +352,10 @@ class InternalCoordinates(LabelledCopies, nn.Module):
 
         For training only: proposals of a sampler outside the domain are rejected. Bonds are clamped
         to 0.3 of the reference's coordinate or more, |cos theta| to 0.999 or less. The penalty [B]
-        is the sum of squared violations: bonds relative to the reference's, cosines relative to
-        0.01, dihedrals beyond their branch in radians, and centres that are mirrored (1 for a
-        mirror image). Zero with zero gradient inside, continuously differentiable.
+        is the sum of squared violations: bonds relative to the reference's, cosines (relative to
+        0.01 where a group is linear), dihedrals beyond their branch in radians, and centres that
+        are mirrored (1 for a mirror image). Zero with zero gradient inside, continuously
+        differentiable.
         """
         clamped, penalty = self.clamp(u)
         return clamped, penalty + self.chirality.penalty(self._build(clamped))
@@ -360,8 +364,8 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         """As :meth:`regularise`, without the penalty for handedness, which takes conformations."""
         self._check_u(u)
         bonds, angles, torsions = self._split(u)
-        scale, cuts = self.reference_bonds, self.branch_cuts
-        bonds, angles, penalty = clamp_bonds_and_angles(bonds, angles, scale, self.metric)
+        cuts, reference = self.branch_cuts, (self.reference_bonds, self._linear)
+        bonds, angles, penalty = clamp_bonds_and_angles(bonds, angles, *reference, self.metric)
         penalty = penalty + branch_penalty(torsions, cuts)
         if len(self.labelling):
             penalty = penalty + self.labelling.penalty(torsions, cuts)

@@ -14,32 +14,35 @@ from openmm_tsf.coordinates.geometry import TWO_PI, wrap
 BOND_FLOOR = 0.3
 #: |cos theta| is clamped to at most this.
 COS_CEILING = 0.999
-#: Violations by cosines are relative to this, that of 8 degrees from a line: about as far as linear
-#: groups bend. With a much wider penalty, most of the target's weight would be beyond the line.
-COS_SCALE = 0.01
+#: Violations by cosines of linear angles are relative to this, that of 8 degrees from the line:
+#: about as far as they bend. With 1, most of the target's weight would be beyond the line.
+LINEAR_SCALE = 0.01
 
 
 def clamp_bonds_and_angles(
-    bonds: Tensor, angles: Tensor, reference_bonds: Tensor, metric: str
+    bonds: Tensor, angles: Tensor, reference_bonds: Tensor, linear: Tensor, metric: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Clamp bonds [B, N-1] and angles [B, N-2] to where the geometry is finite.
 
     The third result is the sum of the squared changes [B], those of bonds relative to the
-    reference's, those of cosines to `COS_SCALE`.
+    reference's, those of cosines of `linear` angles [N-2] to `LINEAR_SCALE`.
     """
-    limit, scale, angle_scale = COS_CEILING, reference_bonds, 1.0
+    limit, scale, angle_scale = COS_CEILING, reference_bonds, torch.ones_like(reference_bonds[1:])
     if metric == "volume":
-        scale, low, high, angle_scale = scale**3 / 3.0, -limit, limit, COS_SCALE
+        scale, low, high = scale**3 / 3.0, -limit, limit
+        angle_scale = torch.where(linear, LINEAR_SCALE, angle_scale)
     else:
         low, high = math.acos(limit), math.acos(-limit)
-    bonds, bond_penalty = _clamp(bonds / scale, BOND_FLOOR, math.inf)
-    angles, angle_penalty = _clamp(angles, low, high)
-    return bonds * scale, angles, bond_penalty + angle_penalty / angle_scale**2
+    bonds, bond_change = _clamp(bonds / scale, BOND_FLOOR, math.inf)
+    angles, angle_change = _clamp(angles, low, high)
+    penalty = bond_change.square().sum(-1) + (angle_change / angle_scale).square().sum(-1)
+    return bonds * scale, angles, penalty
 
 
 def _clamp(values: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Return the values in [low, high], and by how much they were beyond."""
     clamped = values.clamp(low, high)
-    return clamped, (values - clamped).square().sum(-1)
+    return clamped, values - clamped
 
 
 def branch_penalty(torsions: Tensor, cuts: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ class ZMatrix:
     siblings, tetrahedral : ndarray of bool [N]
         Whether the row's dihedral is a sibling offset (improper) and not a primary torsion, and
         whether that is at a tetrahedral centre, which has a handedness.
+    linear : ndarray of bool [N]
+        Whether the row's angle is at an atom that lies in line with its two neighbours.
     levels : ndarray of int [N]
         Bonds from the root triple (0 for its three atoms): rows of one level are independent.
     atom_names : tuple of str
@@ -55,6 +57,7 @@ class ZMatrix:
     rows: np.ndarray
     siblings: np.ndarray
     tetrahedral: np.ndarray
+    linear: np.ndarray
     levels: np.ndarray
     atom_names: tuple[str, ...]
 
@@ -105,7 +108,7 @@ class ZMatrix:
 
     def to_config(self) -> dict[str, Any]:
         """Return lists from which :meth:`from_config` rebuilds the Z-matrix."""
-        arrays = ("rows", "siblings", "tetrahedral", "levels")
+        arrays = ("rows", "siblings", "tetrahedral", "linear", "levels")
         content = {name: getattr(self, name).tolist() for name in arrays}
         return {**content, "atom_names": list(self.atom_names)}
 
@@ -124,6 +127,7 @@ class ZMatrix:
             rows.astype(np.int64),
             siblings,
             require_array(config, "tetrahedral", "b", n_atoms),
+            require_array(config, "linear", "b", n_atoms),
             levels.astype(np.int64),
             names,
         )
@@ -174,8 +178,8 @@ class _Tree:
         self.angle_partner = {first: vertex, vertex: first, last: vertex}
         self.angle_partner |= {c: p for c, p in parents.items() if c not in self.root}
 
-    def zmatrix_rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return rows, siblings, tetrahedral and levels in the order of placement."""
+    def zmatrix_rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return rows, siblings, tetrahedral, linear and levels in the order of placement."""
         first, vertex, last = self.root
         self.graph.check_angle(first, vertex, last)
         root = [(first, -1, -1, -1), (vertex, first, -1, -1), (last, vertex, first, -1)]
@@ -207,6 +211,7 @@ class _Tree:
             np.array([row for row, _ in placed], dtype=np.int64),
             np.array([is_sibling for _, is_sibling in placed], dtype=bool),
             np.array([is_sib and self.graph.is_tetrahedral(row[1]) for row, is_sib in placed]),
+            np.array([row[1] in self.graph.linear_atoms for row, _ in placed]),
             np.array([self.level[row[0]] for row, _ in placed]),
         )
 

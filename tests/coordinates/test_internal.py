@@ -398,7 +398,7 @@ class TestRegularised:
         u[0, 0] = 0.1 * scale
         vertex = torch.as_tensor(layer.zmatrix.rows[2:, 1])
         planar = int((~torch.isin(vertex, layer.chirality.centres[:, 0])).nonzero()[0])
-        u[1, 21 + planar] = -1.001
+        u[1, 21 + planar] = -1.199
         u[2, 41] = layer.branch_cuts[0] - 0.5
         torsion = int((layer.kinds == 2).nonzero()[-1])
         u[3, torsion] = layer.branch_cuts[torsion - 41] + 2 * math.pi + 0.3

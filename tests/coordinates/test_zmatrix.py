@@ -121,7 +121,7 @@ def test_config_survives_json():
     topology, positions = capped("PRO")
     zmatrix = ZMatrix.from_topology(topology, positions)
     again = ZMatrix.from_config(json.loads(json.dumps(zmatrix.to_config())))
-    for name in ("rows", "siblings", "tetrahedral", "levels"):
+    for name in ("rows", "siblings", "tetrahedral", "linear", "levels"):
         np.testing.assert_array_equal(getattr(again, name), getattr(zmatrix, name))
     assert again.atom_names == zmatrix.atom_names
 
