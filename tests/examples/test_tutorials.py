@@ -66,9 +66,9 @@ def test_any_temperature(first_run, monkeypatch, capsys):
 def test_own_molecule(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     changes = {
-        "N_EQUILIBRATION = 20_000": "N_EQUILIBRATION = 2000",
-        "N_MD = 500_000": "N_MD = 2000",
-        '"md.dcd", 100': '"md.dcd", 20',
+        "N_EQUILIBRATION = 20_000": "N_EQUILIBRATION = 3000",
+        "N_MD = 500_000": "N_MD = 6000",  # less has another temperature by chance
+        '"md.dcd", 100': '"md.dcd", 60',
         "N_STEPS = 2000": "N_STEPS = 4",
         "N_ITERATIONS = 500": "N_ITERATIONS = 2",
         "ladder, 32": "ladder, 3",
