@@ -10,7 +10,7 @@ import openmm.app as app
 import openmm.unit as unit
 from scipy.spatial import KDTree  # type: ignore[import-untyped]
 
-from openmm_tsf.utils.topology import atom_label, bonds_of
+from openmm_tsf.utils.topology import atom_label, bonds_of, neighbours_of
 
 #: Atoms closer than this (nm) overlap: the shortest bond, of H2, is 0.074 nm.
 MIN_DISTANCE = 0.03
@@ -77,10 +77,7 @@ def check_no_solvent(topology: app.Topology, argument: str = "topology") -> None
 
 def _fragments(topology: app.Topology) -> list[list[app.topology.Atom]]:
     """Return atoms that bonds connect, or a residue without bonds."""
-    neighbours: dict[int, list[int]] = {atom.index: [] for atom in topology.atoms()}
-    for first, second in topology.bonds():
-        neighbours[first.index].append(second.index)
-        neighbours[second.index].append(first.index)
+    neighbours = neighbours_of(topology)
     for residue in topology.residues():
         members = [atom.index for atom in residue.atoms()]
         if not any(neighbours[atom] for atom in members):
@@ -88,7 +85,7 @@ def _fragments(topology: app.Topology) -> list[list[app.topology.Atom]]:
                 neighbours[first].append(second)
                 neighbours[second].append(first)
     atoms, fragments, seen = list(topology.atoms()), [], set()
-    for start in neighbours:
+    for start in range(len(atoms)):
         fragment, stack = [], [start]
         while stack:
             atom = stack.pop()

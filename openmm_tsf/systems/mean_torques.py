@@ -24,7 +24,7 @@ from openmm_tsf.systems.configurational_temperature import evenly_spaced
 from openmm_tsf.systems.consistency import pair_label
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import KB
-from openmm_tsf.utils.topology import bonds_of
+from openmm_tsf.utils.topology import bonds_of, neighbours_of
 
 Array = NDArray[np.float64]
 
@@ -92,10 +92,7 @@ def _compare(phi: Array, gradient: Array) -> list[tuple[float, float]]:
 def _rotations(molecule: MolecularSystem) -> list[tuple[list[int], list[int]]]:
     """Return a dihedral about each bond that turns, and the atoms beyond the bond that move."""
     bonds, n_atoms = bonds_of(molecule.topology), molecule.n_atoms
-    neighbours: list[set[int]] = [set() for _ in range(n_atoms)]
-    for i, j in bonds.tolist():
-        neighbours[i].add(j)
-        neighbours[j].add(i)
+    neighbours = neighbours_of(molecule.topology)
     rotations = []
     for index, (b, c) in enumerate(bonds.tolist()):
         if min(len(neighbours[b]), len(neighbours[c])) < 2:
@@ -108,6 +105,8 @@ def _rotations(molecule: MolecularSystem) -> list[tuple[list[int], list[int]]]:
         if (part == part[c]).sum() > (part == part[b]).sum():
             b, c = c, b
         side = [atom for atom in np.flatnonzero(part == part[c]).tolist() if atom != c]
-        quartet = [min(neighbours[b] - {c}), b, c, min(neighbours[c] - {b})]
+        first = next(atom for atom in neighbours[b] if atom != c)
+        last = next(atom for atom in neighbours[c] if atom != b)
+        quartet = [first, b, c, last]
         rotations.append((quartet, side))
     return rotations
