@@ -1,6 +1,7 @@
 """Frames of trajectory files: DCD by this package's reader, other formats by mdtraj's."""
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from openmm_tsf.systems.molecule import MolecularSystem
 
 #: Formats whose reader (PyTables) runs pickled code in a file.
 _RUN_PICKLES = (".h5", ".hdf5", ".lh5")
+#: The NetCDF library is not safe for threads that read at the same time.
+_READING = threading.Lock()
 #: Formats that name their atoms; the others need the molecule's topology.
 _NAME_ATOMS = (".gro", ".cif", ".mmcif", ".mol2", ".pdb", ".pdbx")
 #: Rounds to 0.001 nm.
@@ -79,7 +82,8 @@ def _load_file(name: str, molecule: MolecularSystem) -> np.ndarray:
     try:
         if ending == ".dcd":
             return np.asarray(read_dcd_frames(Path(name), n_atoms), dtype=np.float64)
-        frames = mdtraj.FormatRegistry.loaders[ending](name, **topology)
+        with _READING:
+            frames = mdtraj.FormatRegistry.loaders[ending](name, **topology)
     except Exception as error:
         what = f"a trajectory of {n_atoms} atoms"
         raise ValueError(f"path: cannot read {name} as {what}: {error}") from error
