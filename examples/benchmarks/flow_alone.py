@@ -109,7 +109,7 @@ def main():
             generator = torch.Generator().manual_seed(args.seed)
             reference, frames = load_reference(), reference_frames(temperature)
             rung = reference.rung(temperature)
-            phi, psi = reference.phi[:, rung], reference.psi[:, rung]
+            phi, psi = reference.phi[:, :, rung].ravel(), reference.psi[:, :, rung].ravel()
             target = torus_histogram(phi, psi, BINS)
             draws = [
                 draw_weighted(flow, potential, temperature, args.draws, generator)

@@ -93,7 +93,7 @@ def series_of(
             known = reference.temperatures.tolist()
             raise ValueError(f"reference: expected a rung at {kelvin:.2f} K, got {known}")
         series[kelvin][REFERENCE] = Series(
-            reference.phi[:, k, None], reference.psi[:, k, None], reference.energy[:, k, None]
+            reference.phi[:, :, k], reference.psi[:, :, k], reference.energy[:, :, k]
         )
     return series
 

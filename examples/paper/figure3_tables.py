@@ -48,11 +48,12 @@ def caption(run: Run, draws: Mapping[float, FlowDraws], reference: Reference | N
     if reference is None:
         parts.append(f"B, F: {sampler}.")
     else:
-        frames, ladder = len(reference.phi), reference.temperatures
+        (frames, n_walkers), ladder = reference.phi.shape[:2], reference.temperatures
         parts.append(
-            f"B, F: {REFERENCE}, one molecular-dynamics replica exchange without any flow on "
-            f"{len(ladder)} rungs of {ladder[0]:.0f} to {ladder[-1]:.0f} K, {frames:,} frames "
-            f"{reference.interval_ps:g} ps apart at each. White: no sample in the bin."
+            f"B, F: {REFERENCE}, one replica exchange by dynamics alone, without any flow, of "
+            f"{n_walkers} walkers on {len(ladder)} rungs of {ladder[0]:.0f} to {ladder[-1]:.0f} K, "
+            f"{frames:,} frames {reference.interval_ps:g} ps apart of each at each. White: no "
+            "sample in the bin."
         )
         parts.append(f"Blue in C, G, H: {sampler}.")
     parts.append(

@@ -141,7 +141,7 @@ def _expected_from_reference(
     rung = None if reference is None else reference.rung(temperature)
     if reference is None or rung is None or not {"phi", "psi"} >= set(names):
         return _Expected()  # the reference has phi and psi only
-    angles = {"phi": reference.phi[:, rung, None], "psi": reference.psi[:, rung, None]}
+    angles = {"phi": reference.phi[:, :, rung], "psi": reference.psi[:, :, rung]}
     estimate = estimate_mean(_evaluate(name, basin, angles))
     return _Expected(estimate.value, estimate.stderr, "reference")
 

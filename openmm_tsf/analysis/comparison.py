@@ -105,8 +105,8 @@ def compare(run: RunEstimates, reference: Reference) -> ReferenceComparison:
             ramachandran_distance(
                 run.dihedral("phi", t),
                 run.dihedral("psi", t),
-                reference.phi[:, k, None],
-                reference.psi[:, k, None],
+                reference.phi[:, :, k],
+                reference.psi[:, :, k],
             )
             for t, k in zip(temperatures, rungs, strict=True)
         )
@@ -117,13 +117,13 @@ def compare(run: RunEstimates, reference: Reference) -> ReferenceComparison:
             positive,
             [reference.phi_positive(k) for k in rungs],
             series[0],
-            reference.phi[:, None, rungs] > 0,
+            reference.phi[:, :, rungs] > 0,
         ),
         energy=_compare_means(
             energies,
             [reference.mean_energy(k) for k in rungs],
             series[1],
-            reference.energy[:, None, rungs],
+            reference.energy[:, :, rungs],
         ),
         ramachandran=distances,
         by_mbar=by_mbar,

@@ -1,4 +1,4 @@
-"""The shipped reference data: one long molecular-dynamics replica exchange without any flow."""
+"""The shipped reference data: one long replica exchange by dynamics alone, without any flow."""
 
 from importlib.resources import as_file, files
 
@@ -16,14 +16,14 @@ REFERENCE_FILE = "ala2_reference.npz"
 
 
 class Reference:
-    """Reference samples of a single walker at several temperatures, and estimates from them.
+    """Reference samples of W walkers at several temperatures, and estimates from them.
 
     Attributes
     ----------
     temperatures, interval_ps
         [R] in K; the time between frames.
     phi, psi, energy
-        [F, R] in rad and kJ/mol.
+        [F, W, R] in rad and kJ/mol; [F, R] of a single walker are taken as [F, 1, R].
 
     Examples
     --------
@@ -49,11 +49,12 @@ class Reference:
             np.asarray(values, dtype=np.float64) for values in (phi, psi, energy)
         )
         self.interval_ps = float(interval_ps)
+        expected = (*self.phi.shape[:-1], len(self.temperatures))
         for name, values in (("phi", self.phi), ("psi", self.psi), ("energy", self.energy)):
-            if values.ndim != 2 or values.shape != (len(self.phi), len(self.temperatures)):
-                raise ValueError(
-                    f"{name}: expected shape [F, {len(self.temperatures)}], got {values.shape}"
-                )
+            if values.ndim not in (2, 3) or values.shape != expected:
+                shape = f"[F, W, {len(self.temperatures)}]"
+                raise ValueError(f"{name}: expected shape {shape}, got {values.shape}")
+            setattr(self, name, values.reshape(len(values), -1, len(self.temperatures)))
         self._estimates: dict[tuple[str, int], MeanEstimate] = {}
 
     def rung(self, temperature: float) -> int | None:
@@ -71,7 +72,7 @@ class Reference:
     def _estimate(self, name: str, rung: int, series: npt.NDArray[np.generic]) -> MeanEstimate:
         key = (name, rung)
         if key not in self._estimates:
-            self._estimates[key] = estimate_mean(series[:, rung, None])
+            self._estimates[key] = estimate_mean(series[:, :, rung])
         return self._estimates[key]
 
     def thermodynamics(self, boltzmann_constant: float) -> Thermodynamics:
@@ -79,18 +80,18 @@ class Reference:
         rungs = range(len(self.temperatures))
         energy = np.array([self.mean_energy(k).pair for k in rungs])
         capacities = [
-            heat_capacity(self.energy[:, k, None], float(t), boltzmann_constant)
+            heat_capacity(self.energy[:, :, k], float(t), boltzmann_constant)
             for k, t in enumerate(self.temperatures)
         ]
         capacity = np.array([estimate.pair for estimate in capacities])
         delta_f = np.array([self.phi_positive(k).free_energy for k in rungs])
-        kish = np.full(len(delta_f), float(len(self.phi)))
+        kish = np.full(len(delta_f), float(self.phi[:, :, 0].size))
         (u, u_error), (c, c_error), (f, f_error) = energy.T, capacity.T, delta_f.T
         return Thermodynamics(self.temperatures, u, u_error, c, c_error, "phi", f, f_error, kish)
 
     def phi_profile(self, rung: int) -> Profile:
         """Return the free-energy profile along φ at a rung."""
-        phi, temperature = self.phi[:, rung, None], float(self.temperatures[rung])
+        phi, temperature = self.phi[:, :, rung], float(self.temperatures[rung])
         return make_profile(
             temperature, phi, PROFILE_BINS, np.ones(phi.shape), lambda x: estimate_mean(x).pair
         )

@@ -180,7 +180,7 @@ def test_load_reference(tmp_path, monkeypatch):
     summary = run.summary()
     assert summary["comparison"]["ramachandran"].keys() == {"300.00", "424.26", "600.00"}
     assert np.isfinite(summary["comparison"]["phi_positive"]["p_value"])
-    np.savez(tmp_path / name, **arrays | {"psi": arrays["psi"][:, :2]})
+    np.savez(tmp_path / name, **arrays | {"psi": arrays["psi"][..., :2]})
     with pytest.raises(ValueError, match="psi: expected shape"):
         load_reference()
     del arrays["psi"]

@@ -157,7 +157,7 @@ def test_histogram_and_its_error():
 
 def test_wrong_arguments_are_refused(run, draws, reference):
     arrays = (reference.phi, reference.psi, reference.energy)
-    other = Reference([300.0], *(values[:, :1] for values in arrays), 1.0)
+    other = Reference([300.0], *(values[:, :, :1] for values in arrays), 1.0)
     for temperatures, known, words in (
         ({300.0: draws[300.0]}, None, "draws: expected two temperatures"),
         ({300.0: draws[300.0], 500.0: draws[600.0]}, None, "temperature: this run has rungs"),

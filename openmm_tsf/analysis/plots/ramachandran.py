@@ -126,7 +126,7 @@ def _run_sample(run: RunEstimates, names: tuple[str, str], temperature: float) -
 def _reference_sample(reference: Reference, temperature: float) -> _Sample:
     k = reference.rung(temperature)
     arrays = (reference.phi, reference.psi, reference.energy)
-    phi, psi, energy = (values[:, k].reshape(-1, 1) for values in arrays)
+    phi, psi, energy = (values[:, :, k] for values in arrays)
     return _Sample(phi, psi, energy, "reference", REFERENCE_COLOUR)
 
 
