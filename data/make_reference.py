@@ -1,30 +1,39 @@
 """Reference data by replica exchange of Metropolised dynamics alone, without any flow.
 
     python data/make_reference.py run --directory reference_run --iterations 10000
-    python data/make_reference.py export --directory reference_run
+    python data/make_reference.py export --directory reference_run --output data/ala2_reference.npz
 
-``run`` continues a directory that exists, so that a reference can be extended or killed at any time;
-``export`` writes ``data/ala2_reference.npz`` from its iterations after the burn-in.
+``run`` continues a directory that exists, so that a reference can be extended or killed at any
+time; ``export`` writes one file from its iterations after the burn-in. The molecule is alanine
+dipeptide in the default force field, in another (``--alanine-dipeptide ff96-obc1``), or that of
+``--pdb`` with ``--forcefield``.
 
-Every iteration is 25 steps of velocity Verlet (2 fs, hydrogens of 4 amu, partly refreshed velocities)
-whose energy error is accepted or rejected, hence without an error of the time step, and swaps between
-neighbouring rungs. Masses do not enter the Boltzmann distribution of the positions. Walkers start at
-random frames of 600 K on all rungs.
+Every iteration is 25 steps of velocity Verlet (2 fs, hydrogens of 4 amu, partly refreshed
+velocities) whose energy error is accepted or rejected, hence without an error of the time step,
+and swaps between neighbouring rungs. Masses do not enter the Boltzmann distribution of the
+positions. Walkers start at random frames of 600 K on all rungs: the shipped ones, or 400 of MD
+(200 ps) for other molecules.
 """
 
 import argparse
 import math
 from pathlib import Path
 
-import mdtraj
 import numpy as np
 import torch
+
 from openmm_tsf.analysis import load_run
+from openmm_tsf.analysis.frame_checks import is_cis, peptide_bonds
 from openmm_tsf.analysis.uncertainty import estimate_mean
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.sampling.kernels import PlainSwap, TorchLangevin
-from openmm_tsf.systems import MDDataset, alanine_dipeptide
+from openmm_tsf.systems import MDDataset, MolecularSystem, alanine_dipeptide
+from openmm_tsf.systems.files import load_molecule
+from openmm_tsf.workflow.frames import load_trajectory
+from openmm_tsf.workflow.md import run_md
+from openmm_tsf.workflow.options import RunOptions
+from openmm_tsf.workflow.settings import MDSettings
 
 #: 300 to 600 K, denser at the top; 300, 424.26 and 600 K are rungs.
 TEMPERATURES_K = [300.0 * 2.0 ** (k / 6) for k in range(4)] + [
@@ -32,14 +41,30 @@ TEMPERATURES_K = [300.0 * 2.0 ** (k / 6) for k in range(4)] + [
 ]
 HYDROGEN_MASS_AMU, TIMESTEP_PS, FRICTION_PER_PS, N_STEPS = 4.0, 0.002, 1.0, 25
 SAVE_INTERVAL = 10  # iterations: 0.5 ps
-OMEGAS = [[1, 4, 6, 8], [8, 14, 16, 18]]
 N_POSITIONS = 2000  # frames that are kept at 300 and at 600 K
-HERE = Path(__file__).resolve().parent
 
 
-def make_sampler(n_walkers: int, seed: int) -> ParallelTempering:
-    """Return the sampler of alanine dipeptide at its start."""
-    molecule = alanine_dipeptide()
+def read_molecule(args: argparse.Namespace) -> MolecularSystem:
+    """Return the molecule of the arguments."""
+    if args.pdb is not None:
+        return load_molecule(args.pdb, None, args.forcefield)
+    return alanine_dipeptide(args.alanine_dipeptide)
+
+
+def start_frames(molecule: MolecularSystem, directory: Path, seed: int) -> MDDataset:
+    """Return frames of 600 K: the shipped ones, or those of MD beside the directory."""
+    if molecule.fingerprint == alanine_dipeptide().fingerprint:
+        return MDDataset.shipped(molecule)
+    folder = directory.with_name(directory.name + "_start")
+    settings = MDSettings(n_frames=400, steps_per_frame=500, seed=seed)
+    run_md(molecule, folder, settings, options=RunOptions(resume=folder.exists()))
+    return load_trajectory(folder, molecule)
+
+
+def make_sampler(
+    molecule: MolecularSystem, dataset: MDDataset, n_walkers: int, seed: int
+) -> ParallelTempering:
+    """Return the sampler at its start."""
     potential = molecule.potential("torch", compile=True)
     hydrogens = [atom.element.symbol == "H" for atom in molecule.topology.atoms()]
     masses = torch.tensor(np.where(hydrogens, HYDROGEN_MASS_AMU, molecule.masses))
@@ -49,24 +74,23 @@ def make_sampler(n_walkers: int, seed: int) -> ParallelTempering:
         ),
         PlainSwap(TEMPERATURES_K, potential.boltzmann_constant),
     ]
-    dataset = MDDataset.shipped(molecule)
     # The sampler asks for a flow, which none of these kernels uses.
     unused = TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(8,), seed=1)
     sampler = ParallelTempering(
         molecule, unused, TEMPERATURES_K, n_walkers, kernels, potential=potential, seed=seed
     )
-    frames = dataset.positions
     generator = torch.Generator().manual_seed(seed)
     shape = (n_walkers, len(TEMPERATURES_K))
-    index = torch.randint(len(frames), (math.prod(shape),), generator=generator)
-    sampler.set_positions(frames[index].unflatten(0, shape))
+    index = torch.randint(len(dataset), (math.prod(shape),), generator=generator)
+    sampler.set_positions(dataset.positions[index].unflatten(0, shape))
     return sampler
 
 
 def run(args: argparse.Namespace) -> None:
     """Sample until the directory has the given number of iterations."""
-    sampler = make_sampler(args.walkers, args.seed)
-    directory = Path(args.directory)
+    molecule, directory = read_molecule(args), Path(args.directory)
+    dataset = start_frames(molecule, directory, args.seed)
+    sampler = make_sampler(molecule, dataset, args.walkers, args.seed)
     if (directory / "config.json").exists():
         sampler.resume(directory)
     left = args.iterations - sampler.state.iteration
@@ -80,22 +104,25 @@ def export(args: argparse.Namespace) -> None:
     kept = slice(args.burn_in // SAVE_INTERVAL, None, args.stride)
     segments = run.segments
     data = {
-        "phi": run.dihedral_at_all_rungs("phi")[kept].astype(np.float32),
-        "psi": run.dihedral_at_all_rungs("psi")[kept].astype(np.float32),
-        "energy": segments.energy[kept].astype(np.float32),
-        "replica": segments.replica[kept].astype(np.int8),
+        name: run.dihedral_at_all_rungs(name)[kept].astype(np.float32)
+        for name in run.dihedral_atoms
     }
+    data["energy"] = segments.energy[kept].astype(np.float32)
+    data["replica"] = segments.replica[kept].astype(np.int8)
+    _, omegas = peptide_bonds(run.topology)
     n_cis, positions = 0, {}
     for temperature in map(float, run.temperatures):
         frames = run.trajectory(temperature)[args.burn_in // SAVE_INTERVAL * run.n_walkers :]
-        omega = mdtraj.compute_dihedrals(frames, OMEGAS, periodic=False)
-        n_cis += int((np.abs(omega) < np.pi / 2).any(axis=1).sum())
+        n_cis += int(is_cis(frames, omegas).any(axis=1).sum())
         if round(temperature) in (300, 600):
             chosen = np.linspace(0, frames.n_frames - 1, N_POSITIONS).astype(int)
             positions[f"positions_{temperature:.0f}K"] = frames.xyz[chosen]
     columns = {}
-    for name, series in (("phi_positive", data["phi"] > 0), ("mean_energy", data["energy"])):
-        means = [estimate_mean(series[:, :, rung]) for rung in range(run.n_rungs)]
+    series = {"mean_energy": data["energy"]}
+    if "phi" in data:
+        series["phi_positive"] = data["phi"] > 0
+    for name, values in series.items():
+        means = [estimate_mean(values[:, :, rung]) for rung in range(run.n_rungs)]
         columns[name] = np.array([estimate.value for estimate in means])
         columns[name + "_stderr"] = np.array([estimate.stderr for estimate in means])
     np.savez_compressed(
@@ -108,15 +135,14 @@ def export(args: argparse.Namespace) -> None:
         **data,
         **columns,
     )
-    n_frames, n_walkers = data["phi"].shape[:2]
+    n_frames, n_walkers = data["energy"].shape[:2]
     print(f"{n_frames} frames of {n_walkers} walkers at a rung, {n_cis} with a cis peptide bond")
     for rung, kelvin in enumerate(run.temperatures):
-        p, error = columns["phi_positive"][rung], columns["phi_positive_stderr"][rung]
-        energy, energy_error = columns["mean_energy"][rung], columns["mean_energy_stderr"][rung]
-        print(
-            f"{kelvin:7.2f} K  P(phi>0) = {p:.5f} +- {error:.5f} ({error / p:.1%})  "
-            f"<U> = {energy:.3f} +- {energy_error:.3f} kJ/mol"
-        )
+        line = f"{kelvin:7.2f} K"
+        for name in series:
+            value, error = columns[name][rung], columns[name + "_stderr"][rung]
+            line += f"  {name} {value:.5f} +- {error:.5f} ({abs(error / value):.2%})"
+        print(line)
 
 
 def main() -> None:
@@ -127,10 +153,13 @@ def main() -> None:
     command.add_argument("--iterations", type=int, required=True, help="in all, of 50 fs each")
     command.add_argument("--walkers", type=int, default=128)
     command.add_argument("--seed", type=int, default=20201)
+    command.add_argument("--alanine-dipeptide", default="amber99sbildn-obc2", help="force field")
+    command.add_argument("--pdb", help="another molecule, with --forcefield")
+    command.add_argument("--forcefield", nargs="+", metavar="XML")
     command.set_defaults(function=run)
     command = commands.add_parser("export")
     command.add_argument("--directory", required=True)
-    command.add_argument("--output", default=str(HERE / "ala2_reference.npz"))
+    command.add_argument("--output", required=True)
     command.add_argument("--burn-in", type=int, default=2000, help="iterations to leave out")
     command.add_argument("--stride", type=int, default=2, help="saved iterations, 0.5 ps each")
     command.set_defaults(function=export)
