@@ -1,4 +1,4 @@
-"""What several benchmarks need: heavy hydrogens, frames and populations of the reference."""
+"""What several benchmarks need: frames and populations of the reference."""
 
 from importlib.resources import as_file, files
 
@@ -6,17 +6,6 @@ import numpy as np
 import torch
 
 from openmm_tsf.analysis.reference import load_reference
-
-#: Masses do not enter the distribution of positions; heavy hydrogens allow steps of 2 fs.
-HYDROGEN_MASS_AMU = 4.0
-
-
-def heavy_masses(molecule):
-    """Masses [N] in amu with hydrogens of 4 amu."""
-    return [
-        HYDROGEN_MASS_AMU if atom.element.symbol == "H" else mass
-        for atom, mass in zip(molecule.topology.atoms(), molecule.masses, strict=True)
-    ]
 
 
 def reference_frames(kelvin):

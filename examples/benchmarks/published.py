@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import heavy_masses
 
 import openmm_tsf as tsf
 from openmm_tsf.analysis.mbar import solve_mbar
@@ -71,7 +70,9 @@ def reference(args):
     dataset = load_trajectory(frames, molecule)
     layers = InternalWalk.from_dataset(dataset, potential, LADDER).layers
     kernels = [
-        Scheduled(TorchLangevin(potential, LADDER, heavy_masses(molecule), flow=layers, **LEG)),
+        Scheduled(
+            TorchLangevin(potential, LADDER, molecule.heavy_hydrogen_masses, flow=layers, **LEG)
+        ),
         Scheduled(PlainSwap(LADDER, potential.boltzmann_constant)),
     ]
     sampler = tsf.ParallelTempering(

@@ -25,7 +25,6 @@ import numpy as np
 import openmm
 import openmm.app as app
 import openmm.unit as unit
-from common import heavy_masses
 
 from openmm_tsf.analysis.statistics import n_eff
 from openmm_tsf.analysis.uncertainty import estimate_mean
@@ -47,7 +46,7 @@ def make_simulation(platform, force_field, seed):
     """A Simulation with heavy hydrogens, minimised."""
     molecule = alanine_dipeptide(force_field)
     system = openmm.XmlSerializer.clone(molecule.system)
-    for index, mass in enumerate(heavy_masses(molecule)):
+    for index, mass in enumerate(molecule.heavy_hydrogen_masses):
         system.setParticleMass(index, mass)
     integrator = openmm.LangevinMiddleIntegrator(LOW_K, FRICTION_PER_PS, TIMESTEP_PS)
     integrator.setRandomNumberSeed(seed)

@@ -1,21 +1,24 @@
-"""The spread of short runs with one flow, against the standard errors of each.
+"""The spread of runs against the standard errors of each, and their mean against the reference.
 
-    python examples/benchmarks/seeds.py run/ --output seeds/
+    python examples/benchmarks/seeds.py run/ --output seeds/             # one flow, twenty seeds
+    python examples/benchmarks/seeds.py run1/ run2/ run3/ --output seeds/  # finished runs
 
-Replica exchange with the flow of a finished run, once for each seed. For delta F_phi, P(phi > 0),
-<U> and C_V at every rung: chi2 of the spread of the runs against their standard errors, and z of
-their mean against the reference. Writes seeds.json and seeds.png. A complete run is not repeated,
-an interrupted one is continued; one that was made with another flow or other settings is refused.
+With one folder: replica exchange of the default preset with its flow, once for each seed; a
+complete run is not repeated, an interrupted one is continued; one that was made with another flow
+or other settings is refused. With several: finished runs, of a flow each. For delta F_phi,
+P(phi > 0), <U> and C_V at every rung: chi2 of the spread of the runs against their standard errors,
+and z and p of their mean against the reference by the same errors. Writes seeds.json and seeds.png.
 """
 
 import argparse
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.stats import chi2
+from scipy.stats import chi2, norm
 
 from openmm_tsf.analysis import load_reference, load_run
 from openmm_tsf.analysis.summary import json_ready
@@ -26,8 +29,8 @@ from openmm_tsf.systems.files import holds_molecule, read_molecule
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.units import KB
 from openmm_tsf.workflow.options import RunOptions
+from openmm_tsf.workflow.presets import preset
 from openmm_tsf.workflow.sample import sample
-from openmm_tsf.workflow.settings import SamplingSettings
 
 #: Name; key in summary.json; keys of value and error.
 QUANTITIES = (
@@ -99,11 +102,13 @@ def spread(values, errors, reference):
         "p_value": float(chi2.sf(sum_of_squares, n - 1)),
     }
     if reference is not None and np.isfinite(reference).all():
-        error = math.hypot(deviation / math.sqrt(n), reference[1])
+        # By the errors that the runs claim: the spread of a few runs is a poor error.
+        z = (mean - reference[0]) / math.hypot(np.sqrt((e**2).mean() / n), reference[1])
         result |= {
             "reference": float(reference[0]),
             "reference_stderr": float(reference[1]),
-            "z_against_reference": float((mean - reference[0]) / error),
+            "z_against_reference": float(z),
+            "p_against_reference": float(2 * norm.sf(abs(z))),
         }
     return result
 
@@ -137,7 +142,9 @@ def number(value):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("flow", help="folder with flow.pt: a finished run, or of openmm-tsf train")
+    parser.add_argument(
+        "folders", nargs="+", help="one with flow.pt (of run or train), or several finished runs"
+    )
     parser.add_argument("--output", default="seeds", help="folder of the runs")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--iterations", type=int, default=300)
@@ -149,26 +156,22 @@ def main():
     args = parser.parse_args()
     if args.runs < 1:
         parser.error(f"--runs: expected at least 1, got {args.runs}")
-    ladder = {"temperatures": tuple(args.temperatures)} if args.temperatures else {}
-    settings = SamplingSettings(
-        n_walkers=args.walkers, n_iterations=args.iterations, n_tuning=args.tuning, **ladder
-    )
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
-    seeds = [args.seed + k for k in range(args.runs)]
-    summaries, digest = [], digest_of(args.flow)
-    for seed in seeds:
-        folder = output / f"seed_{seed}"
-        summaries.append(one_run(args.flow, folder, settings, seed, digest, not args.quiet))
-        print(f"seed {seed}: {summaries[-1]['n_iterations']} iterations", flush=True)
-    reference = reference_values(load_run(output / f"seed_{seeds[0]}"))
-    rungs = [f"{t:.2f}" for t in settings.temperatures]
+    if len(args.folders) == 1:
+        runs = sample_seeds(args, output)
+    else:
+        runs = [load_run(folder) for folder in args.folders]
+    summaries, first = [run.summary() for run in runs], runs[0]
+    reference = reference_values(first)
+    rungs = [f"{t:.2f}" for t in first.temperatures]
     report = {
-        "seeds": seeds,
-        "temperatures_K": list(settings.temperatures),
-        "n_iterations": args.iterations,
-        "n_tuning": args.tuning,
-        "n_walkers": args.walkers,
+        "one_flow": len(args.folders) == 1,
+        "seeds": [summary["seed"] for summary in summaries],
+        "verdicts": [summary["verdict"]["status"] for summary in summaries],
+        "temperatures_K": first.temperatures.tolist(),
+        "n_iterations": first.n_iterations,
+        "n_walkers": first.n_walkers,
         "spread": {},
         "runs": {},
     }
@@ -188,6 +191,26 @@ def main():
     (output / "seeds.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     print(json.dumps(report["spread"], indent=1))
     draw(report, output / "seeds.png")
+
+
+def sample_seeds(args, output):
+    """Sample with the flow of a folder, once for each seed, and return the runs."""
+    (flow,) = args.folders
+    settings = replace(
+        preset("default").sampling,
+        n_walkers=args.walkers,
+        n_iterations=args.iterations,
+        n_tuning=args.tuning,
+    )
+    if args.temperatures:
+        settings = replace(settings, temperatures=tuple(args.temperatures))
+    digest, runs = digest_of(flow), []
+    for seed in range(args.seed, args.seed + args.runs):
+        folder = output / f"seed_{seed}"
+        one_run(flow, folder, settings, seed, digest, not args.quiet)
+        runs.append(load_run(folder))
+        print(f"seed {seed}: {runs[-1].n_iterations} iterations", flush=True)
+    return runs
 
 
 def draw(report, path):
@@ -217,9 +240,10 @@ def draw(report, path):
         row[0].set_ylabel({"delta_F_phi_mbar_kT": "ΔF(φ) by MBAR (kT)",
                            "energy_kJ_mol": "⟨U⟩ (kJ/mol)"}[name])  # fmt: skip
     axes[0, 0].legend(frameon=False, fontsize=8)
+    flows = "one flow" if report["one_flow"] else "a flow each"
     figure.suptitle(
         f"{len(report['seeds'])} runs of {report['n_walkers']} walkers × "
-        f"{report['n_iterations']} iterations from one flow; bars: claimed SE"
+        f"{report['n_iterations']} iterations from {flows}; bars: claimed SE"
     )
     figure.savefig(path, dpi=130)
 

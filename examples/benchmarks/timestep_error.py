@@ -14,7 +14,7 @@ import math
 from pathlib import Path
 
 import torch
-from common import heavy_masses, reference_frames
+from common import reference_frames
 from tqdm import trange
 
 import openmm_tsf as tsf
@@ -42,7 +42,7 @@ def frames(layers, n, generator):
 def mean_energy(x, side, molecule, potential, layers, args):
     """Mean of U [n] over the walkers' dynamics, kJ/mol, and the acceptance."""
     timestep, integrator = SIDES[side]
-    masses = heavy_masses(molecule)
+    masses = molecule.heavy_hydrogen_masses
     kernel = TorchLangevin(
         potential,
         (KELVIN,),

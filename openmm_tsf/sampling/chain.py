@@ -23,6 +23,7 @@ from openmm_tsf.sampling.consistency import (
 )
 from openmm_tsf.sampling.initial import minimised, starting_state, with_velocities
 from openmm_tsf.sampling.kernels.base import Closable, Kernel, SteerableMap, check_flow
+from openmm_tsf.sampling.kernels.dynamics import DynamicsKernel
 from openmm_tsf.sampling.kernels.schedule import Scheduled, default_kernels, kernels_by_name
 from openmm_tsf.sampling.recorder import Reporter
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
@@ -72,7 +73,9 @@ class TemperingChain:
         self._generator = seeded_generator(self.seed)
         self._masses: Tensor | None = None
         if molecule is not None:
-            self._masses = torch.tensor(molecule.masses, dtype=torch.float64, device="cpu")
+            self._masses = torch.tensor(
+                molecule.heavy_hydrogen_masses, dtype=torch.float64, device="cpu"
+            )
         if kernels is None:
             kernels = default_kernels(potential, flow, self.temperatures, self._masses)
         self.schedule = [k if isinstance(k, Scheduled) else Scheduled(k) for k in kernels]
@@ -81,6 +84,9 @@ class TemperingChain:
             check(self.kernels.values())
         check_constants(self.kernels.values(), potential)
         check_pose(self.kernels.values(), flow, molecule)
+        if molecule is not None:  # velocities are drawn for the masses that dynamics has
+            moving = (k for k in self.kernels.values() if isinstance(k, DynamicsKernel))
+            self._masses = next((kernel.masses for kernel in moving), self._masses)
         self.reporters: list[Reporter] = []
         self.totals: dict[str, KernelInfo] = self._zero()
         self._state: WalkerState | None = None

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 _OPENMM_OPTIONS = {"platform", "platform_properties", "n_contexts"}
 _TORCH_OPTIONS = {"compile", "device", "dtype", "force_groups", "memory", "positions", "tolerance"}
+#: Mass of hydrogens in dynamics that only samples positions.
+_HEAVY_HYDROGEN_AMU = 4.0
 #: Digits of a fingerprint that do not depend on the handedness.
 _N_DIGITS = 48
 _OPENMM_VERSION = re.compile(r'\sopenmmVersion="[^"]*"')
@@ -133,6 +135,15 @@ class MolecularSystem:
         return np.array(
             [self.system.getParticleMass(i).value_in_unit(unit.amu) for i in range(self.n_atoms)]
         )
+
+    @cached_property
+    def heavy_hydrogen_masses(self) -> np.ndarray:
+        """The masses [N] in amu, but 4 amu for hydrogens, which allow steps of 2 fs.
+
+        Masses do not enter the distribution of positions.
+        """
+        symbols = [atom.element.symbol if atom.element else "" for atom in self.topology.atoms()]
+        return np.where([symbol == "H" for symbol in symbols], _HEAVY_HYDROGEN_AMU, self.masses)
 
     @cached_property
     def mdtraj_topology(self) -> mdtraj.Topology:

@@ -26,13 +26,7 @@ _FIT = FitSettings(
 )
 _REFIT = replace(_FIT, n_steps=1000, warmup_steps=50, learning_rate=2e-3, ramp=(0.0, 0.0))
 _SAMPLING = SamplingSettings(
-    n_walkers=64,
-    n_iterations=1000,
-    n_tuning=100,
-    n_independent=2,
-    n_walk=1,
-    swap="steered",
-    local_interval=20,
+    n_walkers=64, n_iterations=1000, n_tuning=100, n_independent=2, n_walk=1, local_interval=1
 )
 
 PRESETS: dict[str, RunSettings] = {

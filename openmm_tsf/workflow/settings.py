@@ -147,7 +147,7 @@ class SamplingSettings:
     n_independent: int = 1
     n_walk: int = 4
     swap: str = "both"
-    local_interval: int = 10
+    local_interval: int = 2
 
     def __post_init__(self) -> None:
         check_fields(

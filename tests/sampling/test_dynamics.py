@@ -177,7 +177,7 @@ def test_any_potential_gets_the_default_sequence(case, tree_molecule, openmm_pot
     by_openmm.set_positions(in_torch.state.x, in_torch.state.velocities)
     for sampler in samplers:
         sampler.run(4, tmp_path / type(sampler.potential).__name__, progress=False)
-        assert sampler.totals["local"].n_evaluations == 2 * 6 * 21
+        assert sampler.totals["local"].n_evaluations == 2 * 6 * 26
     by_openmm.close()
     with pytest.warns(UserWarning, match="written with potential .*resumed with"):
         resumed = make(case.potential).resume(tmp_path / "OpenMMPotential")

@@ -79,6 +79,11 @@ class DynamicsKernel(RungKernel, ABC):
         self._event_shape = tuple(potential.event_shape)
         self._mass = mass_per_coordinate(masses, self._event_shape)
 
+    @property
+    def masses(self) -> Tensor:
+        """The masses in amu, [N] of atoms or [d] of coordinates."""
+        return self._mass.flatten()
+
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Return the choices made."""

@@ -60,13 +60,14 @@ class SequenceSettings:
         Which rungs exchange: see :class:`openmm_tsf.sampling.kernels.pairing.Pairing`.
     local_interval, local_steps, local_timestep, local_friction, local_metropolized
         Langevin dynamics: iterations between two applications (0 for none), steps, ps, 1/ps, and
-        whether it is exact.
+        whether it is exact. The time step is for hydrogens of 4 amu
+        (``MolecularSystem.heavy_hydrogen_masses``).
 
     Examples
     --------
     >>> from openmm_tsf.sampling.kernels import SequenceSettings
     >>> SequenceSettings(n_flow_walk=1, swap="steered").local_interval
-    10
+    2
     """
 
     n_flow_independent: int = 1
@@ -74,9 +75,9 @@ class SequenceSettings:
     sigma: Any = 0.1
     swap: str = "both"
     swap_scheme: Scheme = "even_odd"
-    local_interval: int = 10
-    local_steps: int = 20
-    local_timestep: Any = 0.001
+    local_interval: int = 2
+    local_steps: int = 25
+    local_timestep: Any = 0.002
     local_friction: Any = 1.0
     local_metropolized: bool = True
 
@@ -124,7 +125,9 @@ def default_kernels(
     All members are exact, unless ``local_metropolized=False``. Why both kinds of swap: on alanine
     dipeptide (300, 424.26, 600 K, a flow of the default size) round trips per second of one core
     were 4 with plain swaps, 12 with steered ones and 18 with both, and the correlation time of a
-    replica's rung was 10.8, 5.9 and 3.3 iterations.
+    replica's rung was 10.8, 5.9 and 3.3 iterations. A basin that the flow draws far too rarely is
+    entered and left by dynamics and by plain swaps alone: with few of either, its population at the
+    lower rungs is wrong without a sign of it.
 
     Parameters
     ----------
