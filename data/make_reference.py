@@ -39,7 +39,7 @@ from openmm_tsf.workflow.settings import MDSettings
 TEMPERATURES_K = [300.0 * 2.0 ** (k / 6) for k in range(4)] + [
     300.0 * 2.0 ** (0.5 + k / 8) for k in range(1, 5)
 ]
-HYDROGEN_MASS_AMU, TIMESTEP_PS, FRICTION_PER_PS, N_STEPS = 4.0, 0.002, 1.0, 25
+TIMESTEP_PS, FRICTION_PER_PS, N_STEPS = 0.002, 1.0, 25
 SAVE_INTERVAL = 10  # iterations: 0.5 ps
 N_POSITIONS = 2000  # frames that are kept at 300 and at 600 K
 
@@ -66,8 +66,7 @@ def make_sampler(
 ) -> ParallelTempering:
     """Return the sampler at its start."""
     potential = molecule.potential("torch", compile=True)
-    hydrogens = [atom.element.symbol == "H" for atom in molecule.topology.atoms()]
-    masses = torch.tensor(np.where(hydrogens, HYDROGEN_MASS_AMU, molecule.masses))
+    masses = torch.tensor(molecule.heavy_hydrogen_masses)
     kernels = [
         TorchLangevin(
             potential, TEMPERATURES_K, masses, None, N_STEPS, TIMESTEP_PS, FRICTION_PER_PS
