@@ -23,6 +23,8 @@ FALSE_POSITIVES = 0.01
 MIN_ITERATIONS = 20
 #: With fewer walkers their spread does not tell the error of a difference.
 _MIN_WALKERS = 8
+#: Nor does a second half of so few independent samples, if the walkers are few.
+_MIN_INDEPENDENT = 50
 #: The rule is applied to the means over this many blocks, each of at least one iteration.
 _BLOCKS = 100
 
@@ -121,35 +123,60 @@ def _drifts(series: Sequence[Array]) -> list[Drift]:
     n_tests = len(series) * len(windows)
     drifts = []
     for index, values in enumerate(series):
-        tests = [_compare(values, window) for window in windows]
-        best = min(range(len(windows)), key=lambda k: tests[k][1])
+        late = _Late.from_series(values[len(values) // 2 :])
+        tests = [_compare(values[:window], late) for window in windows]
+        best = min(range(len(windows)), key=lambda k: (tests[k][1], -abs(tests[k][0])))
         z, p = tests[best]
         drifts.append(Drift(index, windows[best], z, min(1.0, n_tests * p)))
     return drifts
 
 
-def _compare(values: Array, window: int) -> tuple[float, float]:
+@dataclass(frozen=True)
+class _Late:
+    """The second half of a series [n, W]: its mean, and how it fluctuates around it."""
+
+    by_walker: Array
+    mean: float
+    variance: float
+    kurtosis: float  # 3 of a normal distribution, 1/p of a rare state
+    g: float
+    size: int
+
+    @classmethod
+    def from_series(cls, values: Array) -> "_Late":
+        mean, variance = float(values.mean()), float(values.var())
+        kurtosis = float(((values - mean) ** 4).mean() / variance**2) if variance else np.nan
+        g = statistical_inefficiency(values)
+        return cls(values.mean(axis=0), mean, variance, kurtosis, g, values.size)
+
+
+def _compare(early: Array, late: _Late) -> tuple[float, float]:
     """Return z and the two-sided p of the mean over a window less that of the second half.
 
     The error is the less significant of two: from the spread of this difference over walkers, and
     from variance and correlation time of the second half. The former is too small where few
-    walkers visited a rare state since, the latter where few did at the start.
+    walkers visited a rare state since, the latter where few did at the start. The spread of few
+    walkers says nothing: there the latter alone has the degrees of freedom of the variance of as
+    many independent samples as the window has.
     """
-    n, n_walkers = values.shape
-    late = values[n // 2 :]
-    by_walker = values[:window].mean(axis=0) - late.mean(axis=0)
+    n_walkers = early.shape[1]
+    by_walker = early.mean(axis=0) - late.by_walker
     difference = float(by_walker.mean())
+    enough = n_walkers >= _MIN_WALKERS
+    if np.isnan(late.g) and not enough:  # constant since: nothing says how it fluctuates
+        return 0.0, 1.0
     tests = []
-    if n_walkers >= _MIN_WALKERS:
+    if enough:
         spread = by_walker.std(ddof=1) / np.sqrt(n_walkers)
         tests.append(_student(difference, float(spread), n_walkers - 1))
-    g = statistical_inefficiency(late)
-    if np.isnan(g):  # constant since: nothing says how it fluctuates
-        return tests[0] if tests else (0.0, 1.0)
-    n_late = late.size / g
-    n_early = max(1.0, window / g) * n_walkers
-    variance = late.var() * (1 / n_early + 1 / n_late)
-    tests.append(_student(difference, float(np.sqrt(variance)), max(1.0, n_late - 1)))
+    if not np.isnan(late.g):
+        n_late = late.size / late.g
+        n_early = max(1.0, len(early) / late.g) * n_walkers
+        if not enough and n_late < _MIN_INDEPENDENT:
+            return 0.0, 1.0
+        error = float(np.sqrt(late.variance * (1 / n_early + 1 / n_late)))
+        freedom = n_late if enough else min(n_early, n_late) / max(1.0, late.kurtosis - 1)
+        tests.append(_student(difference, error, max(1.0, freedom)))
     return max(tests, key=lambda test: test[1])
 
 
