@@ -2,9 +2,9 @@
 
 The means over the first iterations are compared with those of the second half of the run, for
 every series that was recorded. Only where one of them differs by more than chance explains is
-anything left out, so that a stationary run loses nothing. How much is left out is then chosen by
-the marginal standard error rule on means over blocks (MSER: White, Simulation 69, 323 (1997)),
-until the remaining series start as they go on.
+anything left out, so that a stationary run loses nothing. The transient is then fitted by an
+exponential, and as much is left out as makes the expected squared error of the mean smallest; this
+is repeated until all series start as they go on.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ MIN_ITERATIONS = 20
 _MIN_WALKERS = 8
 #: Nor does a second half of so few independent samples, if the walkers are few.
 _MIN_INDEPENDENT = 50
-#: The rule is applied to the means over this many blocks, each of at least one iteration.
-_BLOCKS = 100
+#: Time constants that are tried for a transient, from half an iteration to twice the run.
+_TIMES = 60
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,21 @@ def find_start(series: Sequence[npt.ArrayLike]) -> BurnIn:
     first = min(drifts, key=lambda drift: (drift.p_value, -abs(drift.z)))
     start = 0
     while found := [d for d in drifts if d.p_value < FALSE_POSITIVES]:
-        rest = [values[d.series][start:].mean(axis=1) for d in found]
-        start += max(_marginal_standard_error_rule(mean) for mean in rest)
+        start += max(_n_left_out(values[drift.series][start:], drift) for drift in found)
         if start > n // 2:
             return BurnIn(n // 2, n, first, is_equilibrated=False)
         drifts = _drifts([each[start:] for each in values])
     return BurnIn(start, n, first)
+
+
+def _n_left_out(values: Array, drift: Drift) -> int:
+    """Return how many iterations of a drifting series to leave out, at least half of the window."""
+    late = _Late.from_series(values[len(values) // 2 :])
+    least = max(1, drift.n_iterations // 2)
+    if np.isnan(late.g):  # constant since
+        return least
+    error = late.variance * late.g / values.shape[1]
+    return max(least, _length_of_transient(values.mean(axis=1), error))
 
 
 def _windows(n: int) -> list[int]:
@@ -147,6 +156,9 @@ class _Late:
         mean, variance = float(values.mean()), float(values.var())
         kurtosis = float(((values - mean) ** 4).mean() / variance**2) if variance else np.nan
         g = statistical_inefficiency(values)
+        if variance:  # the sum of a short series may be far too low; this is that of AR(1)
+            lag = float(((values[1:] - mean) * (values[:-1] - mean)).mean() / variance)
+            g = max(g, (1 + lag) / max(1 - lag, 1 / len(values)))
         return cls(values.mean(axis=0), mean, variance, kurtosis, g, values.size)
 
 
@@ -187,14 +199,24 @@ def _student(difference: float, error: float, freedom: float) -> tuple[float, fl
     return z, float(2 * stdtr(freedom, -abs(z)))
 
 
-def _marginal_standard_error_rule(mean: Array) -> int:
-    """Return how many iterations of a mean over walkers [n] to leave out, at least one."""
-    length = max(1, len(mean) // _BLOCKS)
-    n_blocks = len(mean) // length
-    blocks = mean[len(mean) - n_blocks * length :].reshape(n_blocks, length).mean(axis=1)
-    left = np.arange(n_blocks, 0, -1)
-    sums, squares = (np.cumsum(a[::-1])[::-1] for a in (blocks, blocks**2))
-    # The squared standard error of the mean over the blocks that are left, as if independent.
-    error = (squares - sums**2 / left) / left**2
-    keep = n_blocks - 5  # a mean over few blocks has a small error by chance
-    return max(1, int(np.argmin(error[:keep])) * length)
+def _length_of_transient(mean: Array, variance_of_mean: float) -> int:
+    """Return how many iterations of a mean over walkers [n] to leave out, for the smallest error.
+
+    c + A exp(-t/τ) is fitted by least squares. What it leaves of the transient is the bias of the
+    mean over the rest, whose squared standard error is the variance given (of one iteration, with
+    its correlation) over the number of iterations: the sum of the two squares is smallest there.
+    """
+    t = np.arange(len(mean))
+    centred = mean - mean.mean()
+    best, amplitude, tau = 0.0, 0.0, 1.0
+    for each in np.geomspace(0.5, 2 * len(mean), _TIMES):
+        shape = np.exp(-t / each)
+        shape -= shape.mean()
+        product, norm = float(shape @ centred), float(shape @ shape)
+        if product**2 / norm > best:
+            best, amplitude, tau = product**2 / norm, product / norm, float(each)
+    left = len(mean) - t
+    decay = np.exp(-t / tau)
+    sums = np.cumsum(decay[::-1])[::-1]
+    squares = (amplitude * sums / left) ** 2 + variance_of_mean / left
+    return int(np.argmin(squares))
