@@ -9,7 +9,6 @@ is repeated until all series start as they go on.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
