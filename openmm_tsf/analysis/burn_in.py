@@ -3,8 +3,8 @@
 The means over the first iterations are compared with those of the second half of the run, for
 every series that was recorded. Only where one of them differs by more than chance explains is
 anything left out, so that a stationary run loses nothing. The transient is then fitted by an
-exponential, and as much is left out as makes the expected squared error of the mean smallest; this
-is repeated until all series start as they go on.
+exponential or a step, and as much is left out as makes the expected squared error of the mean
+smallest; this is repeated until all series start as they go on.
 """
 
 from collections.abc import Sequence
@@ -113,9 +113,9 @@ def find_start(series: Sequence[npt.ArrayLike]) -> BurnIn:
 def _n_left_out(values: Array, drift: Drift) -> int:
     """Return how many iterations of a drifting series to leave out, at least half of the window."""
     late = _Late.from_series(values[len(values) // 2 :])
-    least = max(1, drift.n_iterations // 2)
     if np.isnan(late.g):  # constant since
-        return least
+        return int(np.flatnonzero((values != late.mean).any(axis=1))[-1]) + 1
+    least = max(1, drift.n_iterations // 2)
     error = late.variance * late.g / values.shape[1]
     return max(least, _length_of_transient(values.mean(axis=1), error))
 
@@ -204,6 +204,7 @@ def _length_of_transient(mean: Array, variance_of_mean: float) -> int:
     c + A exp(-t/τ) is fitted by least squares. What it leaves of the transient is the bias of the
     mean over the rest, whose squared standard error is the variance given (of one iteration, with
     its correlation) over the number of iterations: the sum of the two squares is smallest there.
+    Where a step fits better, everything before the step is left out.
     """
     t = np.arange(len(mean))
     centred = mean - mean.mean()
@@ -215,6 +216,9 @@ def _length_of_transient(mean: Array, variance_of_mean: float) -> int:
         if product**2 / norm > best:
             best, amplitude, tau = product**2 / norm, product / norm, float(each)
     left = len(mean) - t
+    steps = np.cumsum(centred)[:-1] ** 2 * (1 / t[1:] + 1 / left[1:])  # removed from the squares
+    if steps.max() > best:
+        return int(np.argmax(steps)) + 1
     decay = np.exp(-t / tau)
     sums = np.cumsum(decay[::-1])[::-1]
     squares = (amplitude * sums / left) ** 2 + variance_of_mean / left

@@ -62,10 +62,11 @@ def start_positions(
 def _weighted_draws(
     flow: AugmentedFlow, potential: Potential, kelvin: float, n: int, generator: Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return n draws [n, *event], energies [n] and log weights [n]; not finite if unusable."""
+    """Return n draws [n, *event], energies and log weights [n]; not finite where unusable."""
     drawn = flow.sample(n, kelvin, generator)
     x = drawn.x.to(torch.float64)
-    x = torch.where(torch.isfinite(drawn.log_prob)[:, None, None], x, torch.nan)  # outside
+    inside = torch.isfinite(drawn.log_prob).reshape(-1, *(1,) * (x.ndim - 1))
+    x = torch.where(inside, x, torch.nan)
     tau = kelvin / flow.reference_temperature
     energy = potential.energy(x)
     log_weight = -energy / (potential.boltzmann_constant * kelvin)
