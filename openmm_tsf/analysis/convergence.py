@@ -131,7 +131,8 @@ def assess_variance(series: npt.ArrayLike, scale: float = 1.0) -> Assessment:
     if estimate.stderr > 0:  # not for NaN
         with np.errstate(over="ignore"):
             factor = float(np.exp(_student_quantile(estimate) * estimate.stderr / estimate.value))
-    return _assess(estimate, squares, (estimate.value / factor, estimate.value * factor))
+    interval = estimate.value / factor, estimate.value * factor
+    return _assess(estimate, squares, interval, r_hat=split_r_hat(values))
 
 
 def assess_probability(inside: npt.ArrayLike, n_pieces: float | None = None) -> Assessment:
@@ -172,17 +173,19 @@ def assess_probability(inside: npt.ArrayLike, n_pieces: float | None = None) -> 
     p = estimate.value
     if p in (0.0, 1.0):
         return _assess_unseen(estimate, values, pieces)
-    visits = min(count_visits(truth, estimate.g), count_visits(~truth, estimate.g))
-    n_eff = estimate.n_eff
-    if visits < MIN_VISITS:
-        n_eff = min(n_eff, pieces)
-    estimate = dataclasses.replace(estimate, stderr=math.sqrt(p * (1.0 - p) / n_eff))
+    visits = count_visits(truth if p <= 0.5 else ~truth, estimate.g)
+    known = estimate.n_eff  # if the correlation time is
     normal = float(ndtri(0.5 + 0.5 * CONFIDENCE))
-    deflated = n_eff * (normal / _student_quantile(estimate)) ** 2
+    n = known * (normal / _student_quantile(estimate)) ** 2
+    if visits < MIN_VISITS:
+        n = min(n, pieces)
+        estimate = dataclasses.replace(
+            estimate, stderr=max(estimate.stderr, math.sqrt(p * (1.0 - p) / pieces))
+        )
     longest = _next_longest_visit(truth, estimate.g), _next_longest_visit(~truth, estimate.g)
-    high = _upper_limit(p, deflated, (1.0 - p) * longest[0] / values.size)
-    low = 1.0 - _upper_limit(1.0 - p, deflated, p * longest[1] / values.size)
-    return _assess(estimate, values, (low, high), visits)
+    high = _upper_limit(p, n, (1.0 - p) * longest[0] / values.size)
+    low = 1.0 - _upper_limit(1.0 - p, n, p * longest[1] / values.size)
+    return _assess(estimate, values, (low, high), visits, known)
 
 
 def _assess_unseen(estimate: MeanEstimate, values: Array, pieces: float) -> Assessment:
@@ -352,11 +355,17 @@ def _assess(
     values: Array,
     interval: tuple[float, float],
     visits: int | None = None,
+    expected_n_eff: float | None = None,
     r_hat: float = math.nan,
 ) -> Assessment:
-    """Judge an estimate from the series [n, W] that it is the mean of."""
+    """Judge an estimate from the series [n, W] that it is the mean of.
+
+    Predictions rest on `expected_n_eff`, the effective samples that more visits would confirm.
+    """
     n = len(values)
-    n_eff, r_hat = estimate.n_independent, float(np.fmax(split_r_hat(values), r_hat))
+    n_eff = estimate.n_independent
+    growing = n_eff if expected_n_eff is None else expected_n_eff
+    r_hat = float(np.fmax(split_r_hat(values), r_hat))
     drift = drift_between_halves(values)
     lacks: list[tuple[str, float]] = []  # reasons, and by how much the run is to grow
 
@@ -370,7 +379,7 @@ def _assess(
     require(
         n_eff >= MIN_EFFECTIVE_SAMPLES,
         f"{n_eff:.3g} effective samples, fewer than {MIN_EFFECTIVE_SAMPLES}",
-        MIN_EFFECTIVE_SAMPLES / n_eff,
+        MIN_EFFECTIVE_SAMPLES / growing,
     )
     require(
         n >= MIN_CORRELATION_TIMES * estimate.g,
@@ -384,7 +393,7 @@ def _assess(
         require(
             rarer * n_eff >= MIN_EFFECTIVE_SUCCESSES,
             f"{rarer * n_eff:.2g} effective {what}, fewer than {MIN_EFFECTIVE_SUCCESSES}",
-            MIN_EFFECTIVE_SUCCESSES / (rarer * n_eff),
+            MIN_EFFECTIVE_SUCCESSES / (rarer * growing),
         )
         require(
             visits >= MIN_VISITS,
