@@ -12,16 +12,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betaincinv, ndtri, stdtr, stdtrit  # type: ignore[import-untyped]
+from scipy.special import betaincinv, ndtri, stdtrit  # type: ignore[import-untyped]
 
-from openmm_tsf.analysis.mixing import split_r_hat
+from openmm_tsf.analysis.mixing import drift_between_halves, split_r_hat
 from openmm_tsf.analysis.statistics import (
     MIN_CORRELATION_TIMES,
     MIN_EFFECTIVE_SAMPLES,
     Array,
     finite_series,
     logit_free_energy,
-    statistical_inefficiency,
 )
 from openmm_tsf.analysis.uncertainty import MeanEstimate, estimate_mean
 
@@ -33,8 +32,6 @@ MAX_DRIFT = 3.0
 #: A probability has a relative error of 25 % with 16 effective successes (or failures).
 MIN_EFFECTIVE_SUCCESSES = 16
 MIN_VISITS = 20
-#: Fewer walkers say too little of their spread: the drift is then judged by correlation times.
-_MIN_WALKERS = 4
 
 
 @dataclass(frozen=True)
@@ -303,46 +300,6 @@ def count_pieces(*series: npt.ArrayLike) -> float:
     known = [e.n_independent for e in estimates if not math.isnan(e.n_independent)]
     n_walkers = max(values.shape[1] for values in arrays)
     return max(float(n_walkers), min(known, default=0.0))
-
-
-def drift_between_halves(series: npt.ArrayLike) -> float:
-    """Return z of the mean of the second half of a series [n, W] less that of the first.
-
-    From the differences of the walkers, by Student's distribution; of fewer than 4 walkers from
-    the correlation within the halves. NaN for fewer than 4 iterations or a constant series.
-    """
-    values = finite_series(series)
-    n, n_walkers = values.shape
-    half = n // 2
-    if n < 4 or np.ptp(values) == 0.0:
-        return math.nan
-    first, second = values[:half], values[n - half :]
-    difference = second.mean(axis=0) - first.mean(axis=0)
-    mean = float(difference.mean())
-    if mean == 0.0:
-        return 0.0
-    if n_walkers >= _MIN_WALKERS:
-        stderr, dof = float(difference.std(ddof=1) / math.sqrt(n_walkers)), n_walkers - 1.0
-    else:
-        around = np.concatenate([first - first.mean(), second - second.mean()], axis=1)
-        pieces = around.size / statistical_inefficiency(around) if np.ptp(around) > 0 else np.inf
-        stderr = 2.0 * float(around.std()) / math.sqrt(max(pieces - 2.0, 1.0))
-        dof = max(pieces - 2.0, 1.0)
-    if stderr == 0.0:
-        return math.copysign(math.inf, mean)
-    return as_normal(mean / stderr, dof)
-
-
-def as_normal(t: float, dof: float) -> float:
-    """Return the normal deviate that is as improbable as t of Student's distribution.
-
-    Examples
-    --------
-    >>> from openmm_tsf.analysis.convergence import as_normal
-    >>> round(as_normal(-5.0, 7.0), 2)
-    -3.21
-    """
-    return math.copysign(-float(ndtri(stdtr(dof, -abs(t)))), t)
 
 
 def _student_quantile(estimate: MeanEstimate) -> float:

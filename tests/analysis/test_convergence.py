@@ -13,9 +13,8 @@ from openmm_tsf.analysis.convergence import (
     clopper_pearson,
     count_pieces,
     count_visits,
-    drift_between_halves,
 )
-from openmm_tsf.analysis.mixing import split_r_hat
+from openmm_tsf.analysis.mixing import drift_between_halves, split_r_hat
 from tests.support.correlated import autoregressive
 from tests.support.fabricate import two_state_chains
 
@@ -108,9 +107,7 @@ def test_a_drift_is_not_converged():
     assert any(reason.startswith("the second half differs") for reason in assessed.missing)
     # Stationary series are not called so, of one walker or of many.
     for n_walkers in (1, 3, 4, 32):
-        z = [
-            drift_between_halves(autoregressive(rng, (300, n_walkers), 0.5)) for _ in range(200)
-        ]
+        z = [drift_between_halves(autoregressive(rng, (300, n_walkers), 0.5)) for _ in range(200)]
         assert np.sum(np.abs(z) > 3) <= 3
         assert 0.6 < np.std(z) < 1.4
     assert drift_between_halves(np.repeat([[0.0], [1.0]], 10, axis=0)) > 3
