@@ -217,7 +217,7 @@ class RunData:
         recorded = self.config.get("choices", {}).get("basins")
         try:
             basins = Basins({}) if recorded is None else TrainingBasins.from_config(recorded).basins
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{self.path / CONFIG}: damaged, {error}") from error
         known = {k: w for k, w in basins.wells.items() if k in self.dihedral_atoms}
         basins = Basins(known)
