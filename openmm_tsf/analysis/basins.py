@@ -13,7 +13,7 @@ import numpy.typing as npt
 from openmm_tsf.analysis.convergence import assess_probability, count_visits
 from openmm_tsf.analysis.statistics import statistical_inefficiency
 from openmm_tsf.analysis.wells import N_BINS, Wells, count_angles, find_wells, lacks_a_well
-from openmm_tsf.systems.slow_torsions import residue_of
+from openmm_tsf.utils.topology import residue_of
 from openmm_tsf.utils.validation import check_positive, require_entry
 
 Angles = Mapping[str, npt.ArrayLike]
@@ -258,5 +258,3 @@ class TrainingBasins:
                     raise ValueError(f"populations: {name}: {key}: got {value!r}")
         temperature = check_positive(config.get("temperature_K"), "temperature_K")
         return cls(basins, temperature, populations)
-
-

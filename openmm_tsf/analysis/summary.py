@@ -60,7 +60,7 @@ from openmm_tsf.analysis.monitor import monitor
 from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.analysis.uncertainty import MeanEstimate
 from openmm_tsf.io.files import write_json
-from openmm_tsf.systems.slow_torsions import is_backbone
+from openmm_tsf.utils.topology import is_backbone
 
 
 def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str, Any]:

@@ -23,8 +23,6 @@ _CHI = (
     mdtraj.geometry.dihedral.indices_chi4,
 )
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.+-]")
-_BACKBONE = re.compile(r"(?:phi|psi)(\d*)")
-_OTHER = re.compile(r".*?(?:_(\d+))?")
 
 
 def slow_torsions(topology: app.Topology) -> dict[str, Quartet]:
@@ -70,17 +68,6 @@ def slow_torsions(topology: app.Topology) -> dict[str, Quartet]:
             label = label.replace(name, f"{name}.{quartet[1]}.{quartet[2]}", 1)
         torsions[label] = quartet
     return torsions
-
-
-def residue_of(name: str) -> int | None:
-    """Return the number of the residue in a torsion's name; None for a name without one."""
-    match = _BACKBONE.fullmatch(name) or _OTHER.fullmatch(name)
-    return int(match[1]) if match and match[1] else None
-
-
-def is_backbone(name: str) -> bool:
-    """Return whether a torsion's name is that of a phi or psi."""
-    return _BACKBONE.fullmatch(name) is not None
 
 
 def dihedral_angles(x: npt.ArrayLike, quartets: npt.ArrayLike) -> np.ndarray:
