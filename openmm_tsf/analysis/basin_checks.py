@@ -72,11 +72,11 @@ def check_basin(
     dihedrals (name to array in rad) to truth values of the same shape.
     """
     names = list(run.dihedral_atoms)
-    dihedrals = run.segments.dihedrals
+    dihedrals = run.dihedrals
     inside = _evaluate(
         name, basin, {key: dihedrals[..., k].astype(np.float64) for k, key in enumerate(names)}
     )
-    crossings = _count_crossings(inside, run.segments.replica)
+    crossings = _count_crossings(inside, run.replica)
     table: dict[str, Any] = {}
     warnings: list[str] = []
     for rung, temperature in enumerate(map(float, run.temperatures)):
@@ -107,7 +107,7 @@ def check_basin(
                 f"{where}: no replica entered or left it at this temperature; it is populated by "
                 "exchanges with other rungs only"
             )
-    if inside.any() and not inside.all() and not crossings.any() and run.n_iterations > 1:
+    if inside.any() and not inside.all() and not crossings.any() and run.n_used > 1:
         warnings.append(
             f"all rungs: no replica ever entered or left the basin {name}; its populations are "
             "those of the start"

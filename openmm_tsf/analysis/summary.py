@@ -5,6 +5,12 @@ neighbouring rungs (``"300.00-424.26"``):
 
 ``temperatures_K``, ``seed``, ``n_walkers``, ``n_iterations``, ``n_samples_per_rung``
     The run; ``seed`` is the one that the user chose (``choices.seed`` in ``config.json``).
+    ``n_iterations`` are all that were saved; the samples are those from the start on.
+``burn_in``
+    The start of equilibrated sampling; see `openmm_tsf.analysis.burn_in`. ``start``: the number of
+    saved iterations that every estimate leaves out; ``n_used``: the others; ``is_equilibrated``:
+    false if the second half of the run still drifts; ``chosen``: ``"found"`` or ``"given"``;
+    ``drift``: the largest difference between start and second half, with its ``series``.
 ``dihedral_positive``
     P(dihedral > 0) of every recorded φ and ψ, per rung: ``p``, ``stderr``, ``n_eff``, ``g`` and
     ``r_hat``. ``phi_positive`` is that of ``phi``.
@@ -71,9 +77,10 @@ def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str
         "seed": run.config.get("choices", {}).get("seed", run.config["seed"]),
         "n_walkers": run.n_walkers,
         "n_iterations": run.n_iterations,
-        "n_samples_per_rung": run.n_iterations * run.n_walkers,
+        "n_samples_per_rung": run.n_used * run.n_walkers,
     }
     if run.n_iterations:
+        result["burn_in"] = _burn_in(run)
         result |= _estimates(run)
     trips = int(run.round_trips().sum())
     result |= {
@@ -117,6 +124,20 @@ def write_summary(
     summary = summarize(run, reference or run.reference())
     write_json(path, summary)
     return summary
+
+
+def _burn_in(run: RunEstimates) -> dict[str, Any]:
+    found = run.burn_in
+    drift = None
+    if found.drift is not None:
+        drift = dataclasses.asdict(found.drift) | {"series": run.drifting_series}
+    return {
+        "start": run.start,
+        "n_used": run.n_used,
+        "is_equilibrated": found.is_equilibrated,
+        "chosen": "given" if run.start_was_given else "found",
+        "drift": drift,
+    }
 
 
 def _estimates(run: RunEstimates) -> dict[str, Any]:
