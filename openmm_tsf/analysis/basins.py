@@ -132,6 +132,17 @@ class Basins:
             raise ValueError(f"basin: expected one of {list(self.names)}, got {name!r}")
         return self.names.index(name)
 
+    def torsions_of(self, name: str) -> tuple[str, ...]:
+        """Return the torsions of a basin."""
+        index = self.index(name)
+        found = zip(self.groups, self.basins_of_group, strict=True)
+        return next(group for group, basins in found if index in basins)
+
+    def has_borders_of(self, other: "Basins", name: str) -> bool:
+        """Return whether a basin of these has the same borders in the others."""
+        same = (self.wells[t].borders == other.wells[t].borders for t in self.torsions_of(name))
+        return name in other.names and all(same)
+
     def completed(self, angles: Angles) -> "Basins":
         """Return these basins, and those that other samples [...] have where these have none.
 

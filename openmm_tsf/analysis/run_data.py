@@ -275,8 +275,18 @@ class RunData:
             raise ValueError(f"dihedral: this run recorded {names}, got {name!r}")
         return self.dihedrals[..., names.index(name)]
 
-    def _slow_torsions(self) -> dict[str, npt.NDArray[np.float32]]:
-        return {name: self._dihedral(name) for name in self.dihedral_atoms}
+    def angles(self) -> dict[str, Array]:
+        """Return all recorded torsions [n, W, R] in rad by name."""
+        return {name: self.dihedral_at_all_rungs(name) for name in self.dihedral_atoms}
+
+    @cached_property
+    def training_basins(self) -> TrainingBasins | None:
+        """The basins of the frames that the flow was trained on; None if none are recorded."""
+        recorded = self.config.get("choices", {}).get("basins")
+        try:
+            return None if recorded is None else TrainingBasins.from_config(recorded)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.path / CONFIG}: damaged, basins: {error}") from error
 
     @cached_property
     def basins(self) -> Basins:
@@ -284,14 +294,10 @@ class RunData:
 
         From the run alone where ``config.json`` records none of frames.
         """
-        recorded = self.config.get("choices", {}).get("basins")
-        try:
-            basins = Basins({}) if recorded is None else TrainingBasins.from_config(recorded).basins
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{self.path / CONFIG}: damaged, {error}") from error
-        known = {k: w for k, w in basins.wells.items() if k in self.dihedral_atoms}
-        basins = Basins(known)
-        return basins.completed(self._slow_torsions()) if self.n_iterations else basins
+        frames = self.training_basins
+        wells = {} if frames is None else frames.basins.wells
+        known = Basins({name: w for name, w in wells.items() if name in self.dihedral_atoms})
+        return known.completed(self.angles()) if self.n_used else known
 
     def in_basin(self, name: str) -> npt.NDArray[np.bool_]:
         """Return whether each sample [n, W, R] is in a basin, one of ``basins.names``."""
@@ -299,7 +305,7 @@ class RunData:
 
     @cached_property
     def _basin_labels(self) -> npt.NDArray[np.int64]:
-        return self.basins.labels(self._slow_torsions())
+        return self.basins.labels(self.angles())
 
     def backbone(self, residue: int | None = None) -> tuple[str, str]:
         """Return the names of the recorded φ and ψ of one residue, by default the first with both.
