@@ -37,8 +37,9 @@ class BasinCheck:
     """Checks the basins of a run against a reference, the training frames, and its other rungs.
 
     The expected population of a rung is that of the reference, where it has the rung and the
-    basin's torsions. Else it is by MBAR from the other rungs, where the rung never visits a basin
-    that they visit; else that of the training frames, where they are of the rung's temperature.
+    basin's torsions. Else it is by MBAR from all rungs, where the rung's own samples do not tell it
+    (they may never visit the basin); else that of the training frames, where they are of the rung's
+    temperature.
     """
 
     def __init__(self, run: RunEstimates, reference: Reference | None = None) -> None:
@@ -96,9 +97,11 @@ class BasinCheck:
     ) -> _Expected:
         run, temperature = self.run, float(self.run.temperatures[rung])
         expected = self._of_reference(temperature, name, basin)
-        if expected.source is None and assessed.value == 0 and inside.any():
+        elsewhere = np.delete(inside, rung, axis=2).any()
+        if expected.source is None and not assessed.converged and elsewhere:
             by_mbar = run.mbar().reweight(float(run.betas[rung])).mean(inside)
-            expected = _Expected(by_mbar.value, by_mbar.stderr, "the other rungs (MBAR)")
+            source = "all rungs (MBAR)" if assessed.value > 0 else "the other rungs (MBAR)"
+            expected = _Expected(by_mbar.value, by_mbar.stderr, source)
         frames = run.training_basins
         if expected.source is None and basin is None and frames is not None:
             population = frames.populations.get(name)
