@@ -12,16 +12,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betaincinv, ndtr, ndtri, stdtr, stdtrit  # type: ignore[import-untyped]
+from scipy.special import betaincinv, ndtri, stdtrit  # type: ignore[import-untyped]
 
-from openmm_tsf.analysis.mixing import split_r_hat
+from openmm_tsf.analysis.mixing import drift_between_halves, split_r_hat
 from openmm_tsf.analysis.statistics import (
     MIN_CORRELATION_TIMES,
     MIN_EFFECTIVE_SAMPLES,
     Array,
     finite_series,
     logit_free_energy,
-    statistical_inefficiency,
 )
 from openmm_tsf.analysis.uncertainty import MeanEstimate, estimate_mean
 
@@ -33,8 +32,6 @@ MAX_DRIFT = 3.0
 #: A probability has a relative error of 25 % with 16 effective successes (or failures).
 MIN_EFFECTIVE_SUCCESSES = 16
 MIN_VISITS = 20
-#: Fewer walkers say too little of their spread: the drift is then judged by correlation times.
-_MIN_WALKERS = 4
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,7 @@ def assess_variance(series: npt.ArrayLike, scale: float = 1.0) -> Assessment:
 
     The heat capacity var(U)/(k T²) has the scale 1/(k T²). The interval is one of the logarithm: a
     variance is positive, and its estimate skewed. R̂ and drift are those of the squared deviations
-    from the mean of all samples.
+    from the mean of all samples; R̂ that of the series where it is larger.
     """
     values = finite_series(series)
     if not scale > 0:
@@ -131,7 +128,8 @@ def assess_variance(series: npt.ArrayLike, scale: float = 1.0) -> Assessment:
     if estimate.stderr > 0:  # not for NaN
         with np.errstate(over="ignore"):
             factor = float(np.exp(_student_quantile(estimate) * estimate.stderr / estimate.value))
-    return _assess(estimate, squares, (estimate.value / factor, estimate.value * factor))
+    interval = estimate.value / factor, estimate.value * factor
+    return _assess(estimate, squares, interval, r_hat=split_r_hat(values))
 
 
 def assess_probability(inside: npt.ArrayLike, n_pieces: float | None = None) -> Assessment:
@@ -163,8 +161,8 @@ def assess_probability(inside: npt.ArrayLike, n_pieces: float | None = None) -> 
     if truth.dtype != np.bool_:
         raise TypeError(f"inside: expected truth values, got {truth.dtype}")
     values = finite_series(truth)
-    n, n_walkers = values.shape
-    pieces = float(n_walkers) if n_pieces is None else max(float(n_pieces), float(n_walkers))
+    n_walkers = float(values.shape[1])
+    pieces = n_walkers if n_pieces is None else max(float(n_pieces), n_walkers)
     if not math.isfinite(pieces):
         raise ValueError(f"n_pieces: expected a finite number, got {n_pieces}")
     pieces = min(pieces, float(values.size))
@@ -172,14 +170,19 @@ def assess_probability(inside: npt.ArrayLike, n_pieces: float | None = None) -> 
     p = estimate.value
     if p in (0.0, 1.0):
         return _assess_unseen(estimate, values, pieces)
-    visits = min(count_visits(truth, estimate.g), count_visits(~truth, estimate.g))
-    n_eff = estimate.n_eff
-    if visits < MIN_VISITS:
-        n_eff = min(n_eff, pieces)
-    estimate = dataclasses.replace(estimate, stderr=math.sqrt(p * (1.0 - p) / n_eff))
+    visits = count_visits(truth if p <= 0.5 else ~truth, estimate.g)
+    known = estimate.n_eff  # if the correlation time is
     normal = float(ndtri(0.5 + 0.5 * CONFIDENCE))
-    interval = clopper_pearson(p, n_eff * (normal / _student_quantile(estimate)) ** 2)
-    return _assess(estimate, values, interval, visits)
+    n = known * (normal / _student_quantile(estimate)) ** 2
+    if visits < MIN_VISITS:
+        n = min(n, pieces)
+        estimate = dataclasses.replace(
+            estimate, stderr=max(estimate.stderr, math.sqrt(p * (1.0 - p) / pieces))
+        )
+    longest = _next_longest_visit(truth, estimate.g), _next_longest_visit(~truth, estimate.g)
+    high = _upper_limit(p, n, (1.0 - p) * longest[0] / values.size)
+    low = 1.0 - _upper_limit(1.0 - p, n, p * longest[1] / values.size)
+    return _assess(estimate, values, (low, high), visits, known)
 
 
 def _assess_unseen(estimate: MeanEstimate, values: Array, pieces: float) -> Assessment:
@@ -219,6 +222,38 @@ def clopper_pearson(p: float, n: float) -> tuple[float, float]:
     low = float(betaincinv(successes, failures + 1.0, tail)) if successes > 0 else 0.0
     high = float(betaincinv(successes + 1.0, failures, 1.0 - tail)) if failures > 0 else 1.0
     return low, high
+
+
+def _upper_limit(p: float, n: float, longest: float) -> float:
+    """Return the upper limit of a probability from n effective samples, whose visits vary.
+
+    `longest` is what the longest visit contributes to p. Fay and Feuer, Stat. Med. 16, 791 (1997):
+    the limit is that of the data with one more such visit. It is Clopper and Pearson's where no
+    visit counts more than one effective sample.
+    """
+    weight = max(longest, 1.0 / n)
+    if p + weight >= 1.0:
+        return 1.0
+    successes = (p + weight) ** 2 / (p / n + weight**2)
+    failures = successes / (p + weight) - successes + 1.0
+    return float(betaincinv(successes, failures, 0.5 + 0.5 * CONFIDENCE))
+
+
+def _next_longest_visit(inside: npt.NDArray[np.bool_], g: float) -> float:
+    """Return a length that the longest visit has in a run of three times as many.
+
+    From V lengths, extrapolated along the line of log length over log rank through the ranks 1 and
+    √V: visits that were not seen have a probability of at most 3/V (95 %).
+    """
+    walker, iteration = np.nonzero(inside.T)
+    new = (np.diff(walker) != 0) | (np.diff(iteration) - 1 > g)
+    borders = np.flatnonzero(np.concatenate([[True], new, [True]]))
+    lengths = np.sort(np.diff(borders))[::-1]
+    rank = round(math.sqrt(lengths.size))
+    if rank < 3:
+        return float(lengths[0])
+    steps = math.log(3.0) / math.log(rank)
+    return float(lengths[0] * (lengths[0] / lengths[rank - 1]) ** steps)
 
 
 def count_visits(inside: npt.ArrayLike, g: float) -> int:
@@ -267,50 +302,27 @@ def count_pieces(*series: npt.ArrayLike) -> float:
     return max(float(n_walkers), min(known, default=0.0))
 
 
-def drift_between_halves(series: npt.ArrayLike) -> float:
-    """Return z of the mean of the second half of a series [n, W] less that of the first.
-
-    From the differences of the walkers, by Student's distribution; of fewer than 4 walkers from
-    the correlation within the halves. NaN for fewer than 4 iterations or a constant series.
-    """
-    values = finite_series(series)
-    n, n_walkers = values.shape
-    half = n // 2
-    if n < 4 or np.ptp(values) == 0.0:
-        return math.nan
-    first, second = values[:half], values[n - half :]
-    difference = second.mean(axis=0) - first.mean(axis=0)
-    mean = float(difference.mean())
-    if mean == 0.0:
-        return 0.0
-    if n_walkers >= _MIN_WALKERS:
-        stderr, dof = float(difference.std(ddof=1) / math.sqrt(n_walkers)), n_walkers - 1.0
-    else:
-        around = np.concatenate([first - first.mean(), second - second.mean()], axis=1)
-        pieces = around.size / statistical_inefficiency(around) if np.ptp(around) > 0 else np.inf
-        stderr = 2.0 * float(around.std()) / math.sqrt(max(pieces - 2.0, 1.0))
-        dof = max(pieces - 2.0, 1.0)
-    if stderr == 0.0:
-        return math.copysign(math.inf, mean)
-    return _as_normal(mean / stderr, dof)
-
-
-def _as_normal(t: float, dof: float) -> float:
-    """Return the normal deviate that is as improbable as t of Student's distribution."""
-    return math.copysign(-float(ndtri(stdtr(dof, -abs(t)))), t)
-
-
 def _student_quantile(estimate: MeanEstimate) -> float:
     """Return the half width of the 95 % interval in standard errors."""
     return float(stdtrit(max(estimate.dof, 1.0), 0.5 + 0.5 * CONFIDENCE))
 
 
 def _assess(
-    estimate: MeanEstimate, values: Array, interval: tuple[float, float], visits: int | None = None
+    estimate: MeanEstimate,
+    values: Array,
+    interval: tuple[float, float],
+    visits: int | None = None,
+    expected_n_eff: float | None = None,
+    r_hat: float = math.nan,
 ) -> Assessment:
-    """Judge an estimate from the series [n, W] that it is the mean of."""
+    """Judge an estimate from the series [n, W] that it is the mean of.
+
+    Predictions rest on `expected_n_eff`, the effective samples that more visits would confirm.
+    """
     n = len(values)
-    n_eff, r_hat = estimate.n_independent, split_r_hat(values)
+    n_eff = estimate.n_independent
+    growing = n_eff if expected_n_eff is None else expected_n_eff
+    r_hat = float(np.fmax(split_r_hat(values), r_hat))
     drift = drift_between_halves(values)
     lacks: list[tuple[str, float]] = []  # reasons, and by how much the run is to grow
 
@@ -324,7 +336,7 @@ def _assess(
     require(
         n_eff >= MIN_EFFECTIVE_SAMPLES,
         f"{n_eff:.3g} effective samples, fewer than {MIN_EFFECTIVE_SAMPLES}",
-        MIN_EFFECTIVE_SAMPLES / n_eff,
+        MIN_EFFECTIVE_SAMPLES / growing,
     )
     require(
         n >= MIN_CORRELATION_TIMES * estimate.g,
@@ -338,7 +350,7 @@ def _assess(
         require(
             rarer * n_eff >= MIN_EFFECTIVE_SUCCESSES,
             f"{rarer * n_eff:.2g} effective {what}, fewer than {MIN_EFFECTIVE_SUCCESSES}",
-            MIN_EFFECTIVE_SUCCESSES / (rarer * n_eff),
+            MIN_EFFECTIVE_SUCCESSES / (rarer * growing),
         )
         require(
             visits >= MIN_VISITS,
