@@ -10,12 +10,13 @@ import mdtraj
 import numpy as np
 import numpy.typing as npt
 
+from openmm_tsf.analysis.basins import Basins, TrainingBasins
 from openmm_tsf.analysis.burn_in import BurnIn, find_start
 from openmm_tsf.analysis.ramachandran import backbone_names
 from openmm_tsf.analysis.statistics import Array
 from openmm_tsf.io.dcd import read_dcd, read_dcd_layout
 from openmm_tsf.io.files import check_regular_file
-from openmm_tsf.io.run_config import read_run_config, trajectory_name
+from openmm_tsf.io.run_config import CONFIG, read_run_config, trajectory_name
 from openmm_tsf.io.segments import Segments
 from openmm_tsf.io.topology import PDB, TOPOLOGY, read_structure
 from openmm_tsf.units import as_temperature
@@ -275,6 +276,38 @@ class RunData:
         if name not in names:
             raise ValueError(f"dihedral: this run recorded {names}, got {name!r}")
         return self.dihedrals[..., names.index(name)]
+
+    def angles(self) -> dict[str, Array]:
+        """Return all recorded torsions [n, W, R] in rad by name."""
+        return {name: self.dihedral_at_all_rungs(name) for name in self.dihedral_atoms}
+
+    @cached_property
+    def training_basins(self) -> TrainingBasins | None:
+        """The basins of the frames that the flow was trained on; None if none are recorded."""
+        recorded = self.config.get("choices", {}).get("basins")
+        try:
+            return None if recorded is None else TrainingBasins.from_config(recorded)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.path / CONFIG}: damaged, basins: {error}") from error
+
+    @cached_property
+    def basins(self) -> Basins:
+        """The basins of the frames that the flow was trained on, and those that the run found.
+
+        From the run alone where ``config.json`` records none of frames.
+        """
+        frames = self.training_basins
+        wells = {} if frames is None else frames.basins.wells
+        known = Basins({name: w for name, w in wells.items() if name in self.dihedral_atoms})
+        return known.completed(self.angles()) if self.n_used else known
+
+    def in_basin(self, name: str) -> npt.NDArray[np.bool_]:
+        """Return whether each sample [n, W, R] is in a basin, one of ``basins.names``."""
+        return np.asarray((self._basin_labels == self.basins.index(name)).any(axis=-1))
+
+    @cached_property
+    def _basin_labels(self) -> npt.NDArray[np.int64]:
+        return self.basins.labels(self.angles())
 
     def backbone(self, residue: int | None = None) -> tuple[str, str]:
         """Return the names of the recorded φ and ψ of one residue, by default the first with both.
