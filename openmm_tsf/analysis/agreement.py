@@ -29,7 +29,9 @@ _ENSEMBLE = {
     "energy_ratio_mol_kJ": "the slope of ln[P(U)/P(U)]",
     "heat_capacity_kJ_mol_K": "the change of <U> with temperature",
 }
-_BASIN, _POSITIVE = "basin ", "_positive"
+#: Before the name of a basin in ``quantities``.
+BASIN = "basin "
+_POSITIVE = "_positive"
 _LONGER = "a longer run would decide"
 _TOO_FEW = f"cannot be compared with the reference (too few effective samples); {_LONGER}"
 
@@ -43,8 +45,8 @@ def quantity_label(key: str) -> str:
     >>> quantity_label("phi_positive"), quantity_label("basin phi > 0, psi beta")
     ('P(phi > 0)', 'P(phi > 0, psi beta)')
     """
-    if key.startswith(_BASIN):
-        return f"P({key.removeprefix(_BASIN)})"
+    if key.startswith(BASIN):
+        return f"P({key.removeprefix(BASIN)})"
     if key.endswith(_POSITIVE):
         return f"P({key.removesuffix(_POSITIVE)} > 0)"
     return _LABELS.get(key, key)
@@ -106,7 +108,7 @@ def _compared(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, An
         if key in comparison:
             yield key, comparison[key]
     for name, compared in comparison.get("basins", {}).items():
-        yield f"{_BASIN}{name}", compared
+        yield f"{BASIN}{name}", compared
 
 
 def _reference_tests(summary: Mapping[str, Any]) -> Iterator[Difference]:
@@ -164,7 +166,7 @@ def ensemble_tests(
             yield words, ("energy_kJ_mol", "heat_capacity_kJ_mol_K"), pair, check
     for name, pairs in checks.get("basin_ratio", {}).items():
         for pair, check in pairs.items():
-            yield f"the ratio of P({name})", (f"{_BASIN}{name}",), pair, check
+            yield f"the ratio of P({name})", (f"{BASIN}{name}",), pair, check
 
 
 def _ensemble_tests(summary: Mapping[str, Any]) -> Iterator[Difference]:
