@@ -93,12 +93,18 @@ def _discovery_limit(p_values: list[float]) -> float:
 
 
 def is_rare(entry: Mapping[str, Any]) -> bool:
-    """Whether a state is, or lacks, less than one thousandth, with confidence."""
-    low, high, expected = entry["low"], entry["high"], entry.get("expected_p")
-    if entry.get("n_visits") is None or low is None or high is None:
+    """Whether a state holds, or lacks, less than one thousandth.
+
+    By its interval or, where a population is expected (of frames, or from other rungs), by both its
+    estimate and the expectation, with two standard errors.
+    """
+    value, low, high = entry["value"], entry["low"], entry["high"]
+    if entry.get("n_visits") is None or None in (value, low, high):
         return False
-    known = (low, high) if expected is None else (min(low, expected), max(high, expected))
-    return bool(known[1] < RARE or known[0] > 1 - RARE)
+    if (expected := entry.get("expected_p")) is not None:
+        margin = 2 * (entry.get("expected_stderr") or 0.0)
+        low, high = min(value, expected - margin), max(value, expected + margin)
+    return bool(high < RARE or low > 1 - RARE)
 
 
 def _compared(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

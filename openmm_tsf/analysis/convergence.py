@@ -306,10 +306,7 @@ def _student_quantile(estimate: MeanEstimate) -> float:
 
 
 def _assess(
-    estimate: MeanEstimate,
-    values: Array,
-    interval: tuple[float, float],
-    visits: int | None = None,
+    estimate: MeanEstimate, values: Array, interval: tuple[float, float], visits: int | None = None
 ) -> Assessment:
     """Judge an estimate from the series [n, W] that it is the mean of."""
     n = len(values)

@@ -17,9 +17,9 @@ _DIGITS = {"energy_kJ_mol": 2, "delta_F_phi_kT": 2}
 
 
 def describe_verdict(summary: Mapping[str, Any]) -> str:
-    """Return the verdict of a summary with its reasons, its prediction and what to do."""
+    """Return the reasons of a verdict, its prediction and what to do."""
     verdict = summary["verdict"]
-    lines = [verdict["sentence"]]
+    lines: list[str] = []
     for title, key in (
         ("wrong (reference, Boltzmann distribution)", "wrong"),
         ("not converged", "missing"),
@@ -27,11 +27,11 @@ def describe_verdict(summary: Mapping[str, Any]) -> str:
         ("to be looked at", "warnings"),
     ):
         if verdict[key]:
-            lines += ["", f"{title}:", *(f"  {line}" for line in verdict[key])]
+            lines += [f"{title}:", *(f"  {line}" for line in verdict[key]), ""]
     if verdict["predicted"]:
-        lines += ["", _prediction(verdict["predicted"])]
+        lines += [_prediction(verdict["predicted"])]
     if verdict["advice"]:
-        lines += ["", *verdict["advice"]]
+        lines += verdict["advice"]
     return "\n".join(lines)
 
 
@@ -93,17 +93,22 @@ def _reweighted(summary: Mapping[str, Any]) -> Iterator[str]:
 def _rungs(summary: Mapping[str, Any]) -> Iterator[str]:
     quantities = summary["quantities"]
     columns = [key for key in quantities if not key.startswith(BASIN)]
-    titles = "".join(f"{f'{quantity_label(key)}{_unit(key)}':>24}{'N_eff':>8}" for key in columns)
     yield ""
-    yield f"{'T (K)':>8}{titles}"
+    yield f"{'T (K)':>8}" + "".join(
+        _cell(quantity_label(k) + _unit(k), "N_eff", k) for k in columns
+    )
     for rung in (f"{kelvin:.2f}" for kelvin in summary["temperatures_K"]):
-        line = f"{rung:>8}"
-        for key in columns:
-            entry = quantities[key][rung]
-            line += f"{_estimate(entry, _DIGITS.get(key, 4)):>24}{_number(entry['n_eff'], 0):>8}"
-        yield line
+        cells = ((key, quantities[key][rung]) for key in columns)
+        yield f"{rung:>8}" + "".join(
+            _cell(_estimate(e, k), _number(e["n_eff"], 0), k) for k, e in cells
+        )
     if any(_is_marked(entry) for key in columns for entry in quantities[key].values()):
         yield _FOOTNOTE
+
+
+def _cell(text: str, n_eff: str, key: str) -> str:
+    """A cell of the table with its effective samples, which those of delta F repeat."""
+    return f"{text:>22}" + ("" if key == "delta_F_phi_kT" else f"{n_eff:>8}")
 
 
 def _basins(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -115,7 +120,7 @@ def _basins(summary: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield f"{'basins':<{width}}" + "".join(f"{f'P at {rung} K':>24}" for rung in rungs)
     for name, entries in basins.items():
-        values = "".join(f"{_estimate(entries[rung], 4):>24}" for rung in rungs)
+        values = "".join(f"{_estimate(entries[rung], name):>24}" for rung in rungs)
         yield f"{name.removeprefix(BASIN):<{width}}{values}"
     if any(_is_marked(entry) for rungs in basins.values() for entry in rungs.values()):
         yield _FOOTNOTE
@@ -129,10 +134,11 @@ def _is_marked(entry: Mapping[str, Any]) -> bool:
     return bool(entry["status"] != CONVERGED)
 
 
-def _estimate(entry: Mapping[str, Any], digits: int) -> str:
+def _estimate(entry: Mapping[str, Any], key: str) -> str:
     """Return a value with its error; of a state that is hardly seen its bound or interval."""
-    value, stderr, low, high = (entry[key] for key in ("value", "stderr", "low", "high"))
-    is_state = entry.get("n_visits") is not None and None not in (low, high)
+    value, stderr, low, high = (entry[name] for name in ("value", "stderr", "low", "high"))
+    digits = _DIGITS.get(key, 4)
+    is_state = key != "delta_F_phi_kT" and entry.get("n_visits") is not None
     if is_state and value == 0:
         text = f"< {high:.2g}"
     elif is_state and value == 1:

@@ -12,6 +12,19 @@ neighbouring rungs (``"300.00-424.26"``):
     ⟨U⟩ and the configurational C_V, per rung.
 ``delta_F_phi_kT``
     -ln[P(φ > 0)/P(φ < 0)] per rung, from its samples and (``mbar_``) from those of all rungs.
+``quantities``
+    ⟨U⟩ (``energy_kJ_mol``), C_V (``heat_capacity_kJ_mol_K``), P(dihedral > 0) (``phi_positive``),
+    ΔF_φ (``delta_F_phi_kT``) and the population of each basin (``basin phi > 0, psi beta``), per
+    rung: the fields of `openmm_tsf.analysis.convergence.Assessment`, ``converged``, ``expected_p``
+    where one is known, and ``status``: ``"converged"``, ``"not yet"``, ``"wrong"``, or
+    ``"bounded"`` for a state that is never or hardly seen and need not be.
+``verdict``
+    See `openmm_tsf.analysis.verdict`. ``status``, ``sentence``; in words ``wrong``, ``missing``,
+    ``undecided``, ``warnings``, ``advice``; ``agrees_with``; ``predicted``: ``n_iterations``,
+    ``energy_evaluations`` and ``wall_seconds`` of a production that would be long enough, in all,
+    a lower bound if ``at_least``.
+``save_interval``
+    The iterations of the sampler for each saved one.
 ``acceptance``
     Accepted over proposed moves of each kernel, per rung; of swaps a list over neighbours, or a
     matrix over pairs of rungs.
@@ -54,11 +67,13 @@ from openmm_tsf.analysis.comparison import (
     comparable_temperatures,
     compare,
 )
+from openmm_tsf.analysis.convergence import assess_mean, assess_probability, assess_variance
 from openmm_tsf.analysis.ensemble_checks import EnsembleCheck
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.monitor import monitor
 from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.analysis.uncertainty import MeanEstimate
+from openmm_tsf.analysis.verdict import judge
 from openmm_tsf.io.files import write_json
 
 
@@ -71,9 +86,11 @@ def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str
         "n_walkers": run.n_walkers,
         "n_iterations": run.n_iterations,
         "n_samples_per_rung": run.n_iterations * run.n_walkers,
+        "save_interval": run.config.get("choices", {}).get("save_interval", 1),
     }
     if run.n_iterations:
         result |= _estimates(run)
+        result["quantities"] = _quantities(run)
     trips = int(run.round_trips().sum())
     result |= {
         # Steered swaps are listed even if the run has none.
@@ -103,7 +120,11 @@ def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str
         else:
             result["monitor"]["notes"].append(f"not compared with the reference, which {reason}")
     numbers: dict[str, Any] = json_ready(result)
-    return numbers
+    verdict = judge(numbers)
+    for key, statuses in verdict.quantities.items():
+        for rung, status in statuses.items():
+            numbers["quantities"][key][rung]["status"] = status
+    return numbers | {"verdict": verdict.to_dict()}
 
 
 def write_summary(
@@ -143,6 +164,26 @@ def _estimates(run: RunEstimates) -> dict[str, Any]:
     if "phi" in run.dihedral_atoms:
         result["phi_positive"] = result["dihedral_positive"]["phi"]
         result["delta_F_phi_kT"] = per_rung(lambda t: _delta_f_phi(run, t))
+    return result
+
+
+def _quantities(run: RunEstimates) -> dict[str, Any]:
+    """Assess every quantity that the verdict is about, at every rung."""
+    result: dict[str, dict[str, Any]] = {"energy_kJ_mol": {}, "heat_capacity_kJ_mol_K": {}}
+    for kelvin in map(float, run.temperatures):
+        energies = run.energies(kelvin)
+        table = {
+            "energy_kJ_mol": assess_mean(energies),
+            "heat_capacity_kJ_mol_K": assess_variance(
+                energies, 1.0 / (run.boltzmann_constant * kelvin**2)
+            ),
+        }
+        for name in run.dihedral_atoms:
+            table[f"{name}_positive"] = assess_probability(run.dihedral(name, kelvin) > 0)
+        if "phi" in run.dihedral_atoms:
+            table["delta_F_phi_kT"] = table["phi_positive"].free_energy()
+        for key, assessment in table.items():
+            result.setdefault(key, {})[f"{kelvin:.2f}"] = assessment.to_dict()
     return result
 
 

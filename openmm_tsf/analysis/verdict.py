@@ -138,12 +138,14 @@ def judge(summary: Mapping[str, Any]) -> Verdict:
 
 def _statuses(summary: Mapping[str, Any], wrong: set[tuple[str, str]]) -> dict[str, dict[str, str]]:
     """Return the status of each quantity at each rung."""
+    quantities = summary["quantities"]
     result: dict[str, dict[str, str]] = {}
-    for key, rungs in summary["quantities"].items():
-        one_sided = _is_one_sided(rungs.values())
+    for key in quantities:
+        base = _DERIVED.get(key, key)
+        one_sided = _is_one_sided(quantities[base].values())
         result[key] = {}
-        for rung, entry in rungs.items():
-            if (_DERIVED.get(key, key), rung) in wrong:
+        for rung, entry in quantities[base].items():
+            if (base, rung) in wrong:
                 result[key][rung] = WRONG
             elif entry["converged"]:
                 result[key][rung] = CONVERGED
@@ -173,24 +175,28 @@ def _lacking(
 def _never_seen(
     summary: Mapping[str, Any], statuses: Mapping[str, Mapping[str, str]]
 ) -> Iterator[str]:
-    """Say what bound is known of a state that was never entered or left, unless it is small."""
+    """Say what bound is known of states that were never entered or left at any rung."""
     for key, rungs in summary["quantities"].items():
-        for rung, entry in rungs.items():
-            if key in _DERIVED or statuses[key][rung] != BOUNDED or is_rare(entry):
-                continue
-            side, bound = ("entered", entry["high"]) if entry["value"] == 0 else ("left", None)
-            if bound is None and entry["low"] is not None:
-                bound = 1 - entry["low"]
-            known = (
-                "no bound is known" if bound is None else f"at most {bound:.2g} by a bound at 95 %"
-            )
-            yield f"{rung} K: {quantity_label(key)}: the state was never {side}; {known}"
+        if key in _DERIVED or BOUNDED not in statuses[key].values():
+            continue
+        if not _is_one_sided(rungs.values()):
+            continue
+        values, lows, highs = ([e[k] for e in rungs.values()] for k in ("value", "low", "high"))
+        never = values[0] == 0
+        bound = max(highs) if never else 1 - min(lows)
+        yield (
+            f"all rungs: {quantity_label(key)}: the state was never "
+            f"{'entered' if never else 'left'}, which bounds {'it' if never else 'the other one'} "
+            f"by {bound:.2g} at 95 %"
+        )
 
 
 def _not_equilibrated(summary: Mapping[str, Any]) -> Iterator[str]:
-    burn_in = summary.get("burn_in") or {}
-    if burn_in.get("equilibrated") is False:
-        yield "the run is not equilibrated: it still drifts in its second half"
+    burn_in = summary.get("burn_in", {})
+    if burn_in.get("is_equilibrated") is False:
+        drift = burn_in.get("drift") or {}
+        of = f" ({drift['series']})" if "series" in drift else ""
+        yield f"the run is not equilibrated: it still drifts in its second half{of}"
 
 
 def _not_mixed(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -246,7 +252,9 @@ def _predict(
 
     Where what is missing has no known rate, twice the present length is a lower bound.
     """
-    used, start = summary["n_iterations"], (summary.get("burn_in") or {}).get("start") or 0
+    saved = summary["n_iterations"]
+    start = summary.get("burn_in", {}).get("start", 0)
+    used = saved - start
     needs = [
         entry.get("n_iterations_needed")
         for key, rungs in summary["quantities"].items()
@@ -263,10 +271,10 @@ def _predict(
         needs.append(used * MIN_ROUND_TRIPS_PER_WALKER / trips if trips else None)
     known = [need for need in needs if need is not None and need > used]
     at_least = not known or None in needs
-    total = max(start + max(known, default=0.0), 2 * (start + used) if at_least else 0)
-    ratio, production = total / (start + used), summary["production"]
+    total = max(start + max(known, default=0.0), 2 * saved if at_least else 0)
+    ratio, production = total / saved, summary["production"]
     return {
-        "n_iterations": ceil(total) * summary.get("save_interval", 1),
+        "n_iterations": ceil(total) * summary["save_interval"],
         "energy_evaluations": ceil(production["energy_evaluations"] * ratio),
         "wall_seconds": production["wall_seconds"] * ratio,
         "at_least": at_least,
