@@ -10,11 +10,12 @@ import mdtraj
 import numpy as np
 import numpy.typing as npt
 
+from openmm_tsf.analysis.basins import Basins, TrainingBasins
 from openmm_tsf.analysis.ramachandran import backbone_names
 from openmm_tsf.analysis.statistics import Array
 from openmm_tsf.io.dcd import read_dcd, read_dcd_layout
 from openmm_tsf.io.files import check_regular_file
-from openmm_tsf.io.run_config import read_run_config, trajectory_name
+from openmm_tsf.io.run_config import CONFIG, read_run_config, trajectory_name
 from openmm_tsf.io.segments import Segments
 from openmm_tsf.io.topology import PDB, TOPOLOGY, read_structure
 from openmm_tsf.units import as_temperature
@@ -203,6 +204,32 @@ class RunData:
         if name not in names:
             raise ValueError(f"dihedral: this run recorded {names}, got {name!r}")
         return self.segments.dihedrals[..., names.index(name)]
+
+    def _slow_torsions(self) -> dict[str, npt.NDArray[np.float32]]:
+        return {name: self._dihedral(name) for name in self.dihedral_atoms}
+
+    @cached_property
+    def basins(self) -> Basins:
+        """The basins of the frames that the flow was trained on, and those that the run found.
+
+        From the run alone where ``config.json`` records none of frames.
+        """
+        recorded = self.config.get("choices", {}).get("basins")
+        try:
+            basins = Basins({}) if recorded is None else TrainingBasins.from_config(recorded).basins
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.path / CONFIG}: damaged, {error}") from error
+        known = {k: w for k, w in basins.wells.items() if k in self.dihedral_atoms}
+        basins = Basins(known)
+        return basins.completed(self._slow_torsions()) if self.n_iterations else basins
+
+    def in_basin(self, name: str) -> npt.NDArray[np.bool_]:
+        """Return whether each sample [n, W, R] is in a basin, one of ``basins.names``."""
+        return np.asarray((self._basin_labels == self.basins.index(name)).any(axis=-1))
+
+    @cached_property
+    def _basin_labels(self) -> npt.NDArray[np.int64]:
+        return self.basins.labels(self._slow_torsions())
 
     def backbone(self, residue: int | None = None) -> tuple[str, str]:
         """Return the names of the recorded φ and ψ of one residue, by default the first with both.

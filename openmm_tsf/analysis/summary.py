@@ -6,7 +6,7 @@ neighbouring rungs (``"300.00-424.26"``):
 ``temperatures_K``, ``seed``, ``n_walkers``, ``n_iterations``, ``n_samples_per_rung``
     The run; ``seed`` is the one that the user chose (``choices.seed`` in ``config.json``).
 ``dihedral_positive``
-    P(dihedral > 0) of every recorded dihedral, per rung: ``p``, ``stderr``, ``n_eff``, ``g`` and
+    P(dihedral > 0) of every recorded φ and ψ, per rung: ``p``, ``stderr``, ``n_eff``, ``g`` and
     ``r_hat``. ``phi_positive`` is that of ``phi``.
 ``energy_kJ_mol``, ``heat_capacity_kJ_mol_K``
     ⟨U⟩ and the configurational C_V, per rung.
@@ -75,6 +75,7 @@ from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.analysis.uncertainty import MeanEstimate
 from openmm_tsf.analysis.verdict import judge
 from openmm_tsf.io.files import write_json
+from openmm_tsf.systems.slow_torsions import is_backbone
 
 
 def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str, Any]:
@@ -155,7 +156,9 @@ def _estimates(run: RunEstimates) -> dict[str, Any]:
         return {label: estimate.value, "stderr": estimate.stderr, "n_eff": estimate.n_independent}
 
     result: dict[str, Any] = {
-        "dihedral_positive": {name: probability(name) for name in run.dihedral_atoms},
+        "dihedral_positive": {
+            name: probability(name) for name in run.dihedral_atoms if is_backbone(name)
+        },
         "energy_kJ_mol": per_rung(
             lambda t: mean("mean", run.mean_energy(t)) | {"r_hat": run.r_hat("energy", t)}
         ),

@@ -12,8 +12,9 @@ from openmm_tsf.analysis import load_run
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.io.run_config import CONFIG_FORMAT, read_run_config
 from openmm_tsf.potentials.toy import DoubleWell
-from openmm_tsf.sampling.run_writer import RunWriter, dihedral_angles
+from openmm_tsf.sampling.run_writer import RunWriter
 from openmm_tsf.sampling.tempering import ParallelTempering
+from openmm_tsf.systems.slow_torsions import dihedral_angles
 from openmm_tsf.units import KB
 from openmm_tsf.utils.versions import package_versions
 
