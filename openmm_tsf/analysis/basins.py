@@ -258,5 +258,3 @@ class TrainingBasins:
                     raise ValueError(f"populations: {name}: {key}: got {value!r}")
         temperature = check_positive(config.get("temperature_K"), "temperature_K")
         return cls(basins, temperature, populations)
-
-

@@ -46,10 +46,11 @@ neighbouring rungs (``"300.00-424.26"``):
 ``monitor``
     See `openmm_tsf.analysis.monitor`.
 ``comparison``
-    z and χ² against the reference, and the Ramachandran distance; where there is a reference, a
-    common temperature, and the run recorded ``phi`` and ``psi``. ``by_mbar``: the run has no rung
-    of the reference, its means were reweighted to those within its ladder. z is not known below 100
-    effective samples of the run.
+    z and χ² against the reference of ``phi_positive``, ``energy_kJ_mol``,
+    ``heat_capacity_kJ_mol_K`` and each of ``basins``, and the Ramachandran distance; where there is
+    a reference, a common temperature, and the run recorded ``phi`` and ``psi``. ``by_mbar``: the
+    run has no rung of the reference, its means were reweighted to those within its ladder. Below
+    100 effective samples of the run only z from 5 on is given.
 """
 
 import dataclasses
@@ -61,6 +62,7 @@ from typing import Any
 
 import numpy as np
 
+from openmm_tsf.analysis.agreement import BASIN
 from openmm_tsf.analysis.comparison import (
     MeanComparison,
     ReferenceComparison,
@@ -181,10 +183,13 @@ def _quantities(run: RunEstimates) -> dict[str, Any]:
                 energies, 1.0 / (run.boltzmann_constant * kelvin**2)
             ),
         }
-        for name in run.dihedral_atoms:
+        for name in filter(is_backbone, run.dihedral_atoms):
             table[f"{name}_positive"] = assess_probability(run.dihedral(name, kelvin) > 0)
         if "phi" in run.dihedral_atoms:
             table["delta_F_phi_kT"] = table["phi_positive"].free_energy()
+        for name in run.basins.names:
+            inside = run.in_basin(name)[:, :, run.rung(kelvin)]
+            table[f"{BASIN}{name}"] = assess_probability(inside)
         for key, assessment in table.items():
             result.setdefault(key, {})[f"{kelvin:.2f}"] = assessment.to_dict()
     return result
@@ -275,6 +280,8 @@ def _comparison(comparison: ReferenceComparison) -> dict[str, Any]:
         "not_compared_K": list(comparison.not_compared),
         "phi_positive": means(comparison.phi_positive),
         "energy_kJ_mol": means(comparison.energy),
+        "heat_capacity_kJ_mol_K": means(comparison.heat_capacity),
+        "basins": {name: means(compared) for name, compared in comparison.basins.items()},
         "ramachandran": {
             key: dataclasses.asdict(distance)  # none by MBAR
             for key, distance in zip(keys, comparison.ramachandran, strict=not comparison.by_mbar)
