@@ -95,7 +95,7 @@ class Verdict:
 
 def _first(reasons: tuple[str, ...]) -> str:
     more = len(reasons) - 1
-    return reasons[0] + (f" (and {more} more)" if more else "")
+    return reasons[0].split("; ")[0] + (f" (and {more} more)" if more else "")
 
 
 def judge(summary: Mapping[str, Any]) -> Verdict:
