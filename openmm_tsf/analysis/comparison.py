@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from openmm_tsf.analysis.uncertainty import MeanEstimate, covariance_of_means, e
 
 #: A difference of this many standard errors is one even where the errors are poorly known.
 SURE_Z = 5.0
+Kind = Literal["mean", "state", "variance"]
 _LARGEST_Z = 37.0  # beyond, the probability is no number
 
 _THERMODYNAMIC_FIELDS = {
@@ -32,11 +33,11 @@ class MeanComparison:
     """The mean of one observable in run and reference, at several temperatures.
 
     ``z`` is the normal deviate that is as improbable as the difference over its standard error in
-    Student's distribution; of states it is that of arcsin(√p), which holds for the rarest. ``chi2``
+    Student's distribution, of states that of arcsin(√p), of C_V that of its logarithm. ``chi2``
     is d·C⁻¹·d of the differences d with their covariance C over rungs, ``p_value`` the probability
     of a larger one (Hotelling's, as C is estimated from groups of samples). Numbers are NaN where
     an error is not known, or the run's rests on too few samples for `MeanEstimate.can_be_tested`:
-    then only z from 5 on is given.
+    then only z from 5 on is given, and none of C_V.
     """
 
     run: tuple[MeanEstimate, ...]
@@ -114,7 +115,7 @@ def compare(run: RunEstimates, reference: Reference) -> ReferenceComparison:
         not_compared=tuple(float(t) for t in run.temperatures if reference.rung(t) is None),
         phi_positive=pair.compare_states(phi > 0, reference.phi > 0),
         energy=pair.compare_means(lambda k: energy, lambda k: reference.energy[:, pair.rungs[k]]),
-        heat_capacity=pair.compare_means(pair.squares, pair.reference_squares),
+        heat_capacity=pair.compare_means(pair.squares, pair.reference_squares, "variance"),
         ramachandran=distances,
         by_mbar=pair.by_mbar,
         basins=basins,
@@ -156,13 +157,13 @@ class _Pair:
         self, inside: npt.NDArray[np.bool_], reference: npt.NDArray[np.bool_]
     ) -> MeanComparison:
         """Compare the probabilities of a state, truth values [n, W, R] and [F, all rungs]."""
-        return self.compare_means(lambda k: inside, lambda k: reference[:, self.rungs[k]], True)
+        return self.compare_means(lambda k: inside, lambda k: reference[:, self.rungs[k]], "state")
 
     def compare_means(
         self,
         of_run: Callable[[int], npt.NDArray[Any]],
         of_reference: Callable[[int], npt.NDArray[Any]],
-        is_state: bool = False,
+        kind: Kind = "mean",
     ) -> MeanComparison:
         """Compare the means of an observable [n, W, R] and [F] at each of the T temperatures."""
         columns = range(len(self.temperatures))
@@ -178,43 +179,45 @@ class _Pair:
         reference = [estimate_mean(reference_series[..., k]) for k in columns]
         z, tested = np.empty(len(columns)), np.empty(len(columns), dtype=bool)
         for k in columns:
-            z[k] = _z_of_means(run[k], reference[k])
-            tested[k] = run[k].can_be_tested(len(series))
-            if is_state:
-                known = self._effective(run[k], None if self.by_mbar else series[..., k])
-                z[k] = _z_of_states(
-                    (run[k], known),
-                    (reference[k], self._effective(reference[k], reference_series[..., k])),
+            known = run[k].n_independent, reference[k].n_independent
+            if kind == "state":
+                known = (
+                    run[k].n_eff if self.by_mbar else assess_probability(series[..., k]).n_eff,
+                    assess_probability(reference_series[..., k]).n_eff,
                 )
-                tested[k] &= known >= MIN_EFFECTIVE_SAMPLES
-            if not (tested[k] or abs(z[k]) >= SURE_Z):
-                z[k] = np.nan
+            z[k] = _z(kind, (run[k], reference[k]), known)
+            enough = min(known[0], run[k].n_samples) >= MIN_EFFECTIVE_SAMPLES
+            tested[k] = enough and run[k].can_be_tested(len(series))
+        # The variance of walkers that hardly moved is small, and so is its error.
+        sure = (np.abs(z) >= SURE_Z) & (kind != "variance")
+        z[~tested & ~sure] = np.nan
         chi2, p_value = _chi2(run, reference, series, reference_series)
         if not tested.all():
             chi2 = p_value = np.nan
         return MeanComparison(tuple(run), tuple(reference), tuple(map(float, z)), chi2, p_value)
 
-    @staticmethod
-    def _effective(estimate: MeanEstimate, inside: npt.NDArray[Any] | None) -> float:
-        """Return the effective samples of a state; few where it was hardly visited."""
-        return estimate.n_eff if inside is None else assess_probability(inside).n_eff
 
+def _z(
+    kind: Kind, pair: tuple[MeanEstimate, MeanEstimate], n_effective: tuple[float, float]
+) -> float:
+    """Return z of the difference between run and reference, on a scale where errors are normal.
 
-def _z_of_means(run: MeanEstimate, reference: MeanEstimate) -> float:
-    difference, error = run.value - reference.value, np.hypot(run.stderr, reference.stderr)
-    return _as_normal(difference / error, _degrees_of_freedom(run, reference))
-
-
-def _z_of_states(run: tuple[MeanEstimate, float], reference: tuple[MeanEstimate, float]) -> float:
-    """Return z of two probabilities of so many effective samples: 4 n arcsin²(√p) has variance 1.
-
-    Anscombe, Biometrika 35, 246 (1948).
+    That is arcsin(√p) of a probability, with the error 1/√(4n) (Anscombe, Biometrika 35, 246
+    (1948)), and the logarithm of a variance.
     """
-    (a, n_a), (b, n_b) = run, reference
-    if not (n_a > 0 and n_b > 0):
+    difference, variance = 0.0, 0.0
+    for estimate, n, sign in zip(pair, n_effective, (1, -1), strict=True):
+        value, stderr = estimate.pair
+        if kind == "state":
+            value = float(np.arcsin(np.sqrt(min(value, 1.0))))
+            stderr = 0.5 / float(np.sqrt(n)) if n > 0 else float("nan")
+        elif kind == "variance" and value > 0:
+            value, stderr = float(np.log(value)), stderr / value
+        difference += sign * value
+        variance += stderr**2
+    if not variance > 0:  # also for NaN
         return float("nan")
-    difference = 2 * (np.arcsin(np.sqrt(min(a.value, 1.0))) - np.arcsin(np.sqrt(b.value)))
-    return _as_normal(difference / np.sqrt(1 / n_a + 1 / n_b), _degrees_of_freedom(a, b))
+    return _as_normal(difference / variance**0.5, _degrees_of_freedom(*pair))
 
 
 def _degrees_of_freedom(run: MeanEstimate, reference: MeanEstimate) -> float:
@@ -226,8 +229,6 @@ def _degrees_of_freedom(run: MeanEstimate, reference: MeanEstimate) -> float:
 
 def _as_normal(t: float, dof: float) -> float:
     """Return the normal deviate that is as improbable as t of Student's distribution."""
-    if not np.isfinite(t):
-        return float("nan")
     p = float(stdtr(dof, -abs(t)))
     return float(np.copysign(-ndtri(p) if p > 0 else min(abs(t), _LARGEST_Z), t))
 
