@@ -13,7 +13,7 @@ import numpy.typing as npt
 from openmm_tsf.analysis.convergence import assess_probability, count_visits
 from openmm_tsf.analysis.statistics import statistical_inefficiency
 from openmm_tsf.analysis.wells import N_BINS, Wells, count_angles, find_wells, lacks_a_well
-from openmm_tsf.systems.slow_torsions import residue_of
+from openmm_tsf.utils.topology import residue_of
 from openmm_tsf.utils.validation import check_positive, require_entry
 
 Angles = Mapping[str, npt.ArrayLike]
@@ -131,6 +131,17 @@ class Basins:
         if name not in self.names:
             raise ValueError(f"basin: expected one of {list(self.names)}, got {name!r}")
         return self.names.index(name)
+
+    def torsions_of(self, name: str) -> tuple[str, ...]:
+        """Return the torsions of a basin."""
+        index = self.index(name)
+        found = zip(self.groups, self.basins_of_group, strict=True)
+        return next(group for group, basins in found if index in basins)
+
+    def has_borders_of(self, other: "Basins", name: str) -> bool:
+        """Return whether a basin of these has the same borders in the others."""
+        same = (self.wells[t].borders == other.wells[t].borders for t in self.torsions_of(name))
+        return name in other.names and all(same)
 
     def completed(self, angles: Angles) -> "Basins":
         """Return these basins, and those that other samples [...] have where these have none.

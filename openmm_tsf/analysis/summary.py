@@ -5,6 +5,12 @@ neighbouring rungs (``"300.00-424.26"``):
 
 ``temperatures_K``, ``seed``, ``n_walkers``, ``n_iterations``, ``n_samples_per_rung``
     The run; ``seed`` is the one that the user chose (``choices.seed`` in ``config.json``).
+    ``n_iterations`` are all that were saved; the samples are those from the start on.
+``burn_in``
+    The start of equilibrated sampling; see `openmm_tsf.analysis.burn_in`. ``start``: the number of
+    saved iterations that every estimate leaves out; ``n_used``: the others; ``is_equilibrated``:
+    false if the second half of the run still drifts; ``chosen``: ``"found"`` or ``"given"``;
+    ``drift``: the largest difference between start and second half, with its ``series``.
 ``dihedral_positive``
     P(dihedral > 0) of every recorded φ and ψ, per rung: ``p``, ``stderr``, ``n_eff``, ``g`` and
     ``r_hat``. ``phi_positive`` is that of ``phi``.
@@ -63,6 +69,7 @@ from typing import Any
 import numpy as np
 
 from openmm_tsf.analysis.agreement import BASIN
+from openmm_tsf.analysis.basin_checks import BasinCheck
 from openmm_tsf.analysis.comparison import (
     MeanComparison,
     ReferenceComparison,
@@ -77,7 +84,7 @@ from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.analysis.uncertainty import MeanEstimate
 from openmm_tsf.analysis.verdict import judge
 from openmm_tsf.io.files import write_json
-from openmm_tsf.systems.slow_torsions import is_backbone
+from openmm_tsf.utils.topology import is_backbone
 
 
 def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str, Any]:
@@ -88,12 +95,12 @@ def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str
         "seed": run.config.get("choices", {}).get("seed", run.config["seed"]),
         "n_walkers": run.n_walkers,
         "n_iterations": run.n_iterations,
-        "n_samples_per_rung": run.n_iterations * run.n_walkers,
+        "n_samples_per_rung": run.n_used * run.n_walkers,
         "save_interval": run.config.get("choices", {}).get("save_interval", 1),
     }
     if run.n_iterations:
+        result["burn_in"] = _burn_in(run)
         result |= _estimates(run)
-        result["quantities"] = _quantities(run)
     trips = int(run.round_trips().sum())
     result |= {
         # Steered swaps are listed even if the run has none.
@@ -116,6 +123,8 @@ def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str
         result["ensemble_check"] = _ensemble_check(run)
         result["efficiency"] = _efficiency(run, trips)
     result["monitor"] = monitor(run, reference)
+    if run.n_iterations:
+        result["quantities"] = _quantities(run, reference, result["monitor"]["basins"])
     if run.n_iterations and reference is not None:
         reason = _why_not_compared(run, reference)
         if reason is None:
@@ -140,6 +149,20 @@ def write_summary(
     summary = summarize(run, reference or run.reference())
     write_json(path, summary)
     return summary
+
+
+def _burn_in(run: RunEstimates) -> dict[str, Any]:
+    found = run.burn_in
+    drift = None
+    if found.drift is not None:
+        drift = dataclasses.asdict(found.drift) | {"series": run.drifting_series}
+    return {
+        "start": run.start,
+        "n_used": run.n_used,
+        "is_equilibrated": found.is_equilibrated,
+        "chosen": "given" if run.start_was_given else "found",
+        "drift": drift,
+    }
 
 
 def _estimates(run: RunEstimates) -> dict[str, Any]:
@@ -172,27 +195,26 @@ def _estimates(run: RunEstimates) -> dict[str, Any]:
     return result
 
 
-def _quantities(run: RunEstimates) -> dict[str, Any]:
-    """Assess every quantity that the verdict is about, at every rung."""
+def _quantities(
+    run: RunEstimates, reference: Reference | None, basins: dict[str, Any]
+) -> dict[str, Any]:
+    """Assess every quantity that the verdict is about, at every rung; basins as they were."""
     result: dict[str, dict[str, Any]] = {"energy_kJ_mol": {}, "heat_capacity_kJ_mol_K": {}}
     for kelvin in map(float, run.temperatures):
-        energies = run.energies(kelvin)
-        table = {
-            "energy_kJ_mol": assess_mean(energies),
-            "heat_capacity_kJ_mol_K": assess_variance(
-                energies, 1.0 / (run.boltzmann_constant * kelvin**2)
-            ),
+        energies, scale = run.energies(kelvin), 1.0 / (run.boltzmann_constant * kelvin**2)
+        result["energy_kJ_mol"][f"{kelvin:.2f}"] = assess_mean(energies).to_dict()
+        capacity = assess_variance(energies, scale)
+        result["heat_capacity_kJ_mol_K"][f"{kelvin:.2f}"] = capacity.to_dict()
+    checks = BasinCheck(run, reference)
+    for name in filter(is_backbone, run.dihedral_atoms):
+        positive, _ = checks.check(f"{name} > 0", lambda angles, name=name: angles[name] > 0)
+        result[f"{name}_positive"] = positive
+    if "phi" in run.dihedral_atoms:
+        result["delta_F_phi_kT"] = {
+            f"{t:.2f}": assess_probability(run.dihedral("phi", t) > 0).free_energy().to_dict()
+            for t in map(float, run.temperatures)
         }
-        for name in filter(is_backbone, run.dihedral_atoms):
-            table[f"{name}_positive"] = assess_probability(run.dihedral(name, kelvin) > 0)
-        if "phi" in run.dihedral_atoms:
-            table["delta_F_phi_kT"] = table["phi_positive"].free_energy()
-        for name in run.basins.names:
-            inside = run.in_basin(name)[:, :, run.rung(kelvin)]
-            table[f"{BASIN}{name}"] = assess_probability(inside)
-        for key, assessment in table.items():
-            result.setdefault(key, {})[f"{kelvin:.2f}"] = assessment.to_dict()
-    return result
+    return result | {f"{BASIN}{name}": dict(table) for name, table in basins.items()}
 
 
 def _delta_f_phi(run: RunEstimates, temperature: float) -> dict[str, float]:

@@ -23,8 +23,6 @@ _CHI = (
     mdtraj.geometry.dihedral.indices_chi4,
 )
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.+-]")
-_BACKBONE = re.compile(r"(?:phi|psi)(\d*)")
-_OTHER = re.compile(r".*?(?:_(\d+))?")
 
 
 def slow_torsions(topology: app.Topology) -> dict[str, Quartet]:
@@ -70,17 +68,6 @@ def slow_torsions(topology: app.Topology) -> dict[str, Quartet]:
             label = label.replace(name, f"{name}.{quartet[1]}.{quartet[2]}", 1)
         torsions[label] = quartet
     return torsions
-
-
-def residue_of(name: str) -> int | None:
-    """Return the number of the residue in a torsion's name; None for a name without one."""
-    match = _BACKBONE.fullmatch(name) or _OTHER.fullmatch(name)
-    return int(match[1]) if match and match[1] else None
-
-
-def is_backbone(name: str) -> bool:
-    """Return whether a torsion's name is that of a phi or psi."""
-    return _BACKBONE.fullmatch(name) is not None
 
 
 def dihedral_angles(x: npt.ArrayLike, quartets: npt.ArrayLike) -> np.ndarray:
@@ -139,6 +126,7 @@ def _rotatable_bonds(topology: app.Topology) -> dict[frozenset[int], Quartet]:
     neighbours = neighbours_of(topology)
     elements = [atom.element.symbol if atom.element else "" for atom in topology.atoms()]
     classes = _equivalence_classes(neighbours, elements)
+    linear = _linear_atoms(neighbours, elements)
 
     def end(atom: int, other: int) -> int | None:
         """Return a heavy substituent of one end of a bond; None if rotation changes nothing."""
@@ -153,7 +141,7 @@ def _rotatable_bonds(topology: app.Topology) -> dict[frozenset[int], Quartet]:
     bonds: dict[frozenset[int], Quartet] = {}
     for first, bonded in enumerate(neighbours):
         for second in (k for k in bonded if k > first):
-            if any(_is_linear(k, neighbours, elements) for k in (first, second)):
+            if not linear.isdisjoint((first, second)):
                 continue
             before, after = end(first, second), end(second, first)
             if before is None or after is None or _is_amide(first, second, neighbours, elements):
@@ -178,12 +166,20 @@ def _equivalence_classes(neighbours: list[list[int]], elements: list[str]) -> li
     return classes
 
 
-def _is_linear(atom: int, neighbours: list[list[int]], elements: list[str]) -> bool:
-    """Whether the atom lies in line with its two neighbours, by bonds and elements."""
-    if len(neighbours[atom]) != 2 or elements[atom] not in ("C", "N"):
-        return False
-    at_end = [k for k in neighbours[atom] if len(neighbours[k]) == 1 and elements[k] in ("C", "N")]
-    return elements[atom] == "C" or bool(at_end)
+def _linear_atoms(neighbours: list[list[int]], elements: list[str]) -> set[int]:
+    """Return the atoms in line with their two neighbours, by bonds and elements.
+
+    None where carbon lacks its hydrogens; see :mod:`openmm_tsf.coordinates.linear_groups`, whose
+    rules need a conformation.
+    """
+    ends = {k for k, bonded in enumerate(neighbours) if len(bonded) == 1}
+    pairs = {k for k, bonded in enumerate(neighbours) if len(bonded) == 2}
+    if any(elements[k] == "C" and elements[neighbours[k][0]] != "N" for k in ends):
+        return set()
+    after_end = {
+        k for k in pairs if any(e in ends and elements[e] in ("C", "N") for e in neighbours[k])
+    }
+    return {k for k in pairs if elements[k] == "C" or (elements[k] == "N" and k in after_end)}
 
 
 def _is_amide(first: int, second: int, neighbours: list[list[int]], elements: list[str]) -> bool:
