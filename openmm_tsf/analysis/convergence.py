@@ -178,8 +178,11 @@ def assess_probability(inside: npt.ArrayLike, n_pieces: float | None = None) -> 
         n_eff = min(n_eff, pieces)
     estimate = dataclasses.replace(estimate, stderr=math.sqrt(p * (1.0 - p) / n_eff))
     normal = float(ndtri(0.5 + 0.5 * CONFIDENCE))
-    interval = clopper_pearson(p, n_eff * (normal / _student_quantile(estimate)) ** 2)
-    return _assess(estimate, values, interval, visits)
+    deflated = n_eff * (normal / _student_quantile(estimate)) ** 2
+    size, g = values.size, estimate.g
+    high = _upper(p, deflated, (1.0 - p) * _longest_visit(truth, g) / size)
+    low = 1.0 - _upper(1.0 - p, deflated, p * _longest_visit(~truth, g) / size)
+    return _assess(estimate, values, (low, high), visits)
 
 
 def _assess_unseen(estimate: MeanEstimate, values: Array, pieces: float) -> Assessment:
@@ -219,6 +222,21 @@ def clopper_pearson(p: float, n: float) -> tuple[float, float]:
     low = float(betaincinv(successes, failures + 1.0, tail)) if successes > 0 else 0.0
     high = float(betaincinv(successes + 1.0, failures, 1.0 - tail)) if failures > 0 else 1.0
     return low, high
+
+
+def _upper(p: float, n: float, largest: float) -> float:
+    """Return the upper limit of a probability after Fay and Feuer."""
+    weight = max(largest, 1.0 / n)
+    p_more = p + weight
+    successes = p_more**2 / (p / n + weight**2)
+    failures = successes / p_more - successes + 1.0
+    return float(betaincinv(successes, failures, 0.5 + 0.5 * CONFIDENCE)) if p_more < 1.0 else 1.0
+
+
+def _longest_visit(inside: npt.NDArray[np.bool_], g: float) -> int:
+    walker, iteration = np.nonzero(inside.T)
+    new = (np.diff(walker) != 0) | (np.diff(iteration) - 1 > g)
+    return int(np.diff(np.flatnonzero(np.concatenate([[True], new, [True]]))).max())
 
 
 def count_visits(inside: npt.ArrayLike, g: float) -> int:
@@ -306,11 +324,15 @@ def _student_quantile(estimate: MeanEstimate) -> float:
 
 
 def _assess(
-    estimate: MeanEstimate, values: Array, interval: tuple[float, float], visits: int | None = None
+    estimate: MeanEstimate,
+    values: Array,
+    interval: tuple[float, float],
+    visits: int | None = None,
+    r_hat: float = math.nan,
 ) -> Assessment:
     """Judge an estimate from the series [n, W] that it is the mean of."""
     n = len(values)
-    n_eff, r_hat = estimate.n_independent, split_r_hat(values)
+    n_eff, r_hat = estimate.n_independent, float(np.fmax(split_r_hat(values), r_hat))
     drift = drift_between_halves(values)
     lacks: list[tuple[str, float]] = []  # reasons, and by how much the run is to grow
 

@@ -69,7 +69,7 @@ from typing import Any
 import numpy as np
 
 from openmm_tsf.analysis.agreement import BASIN
-from openmm_tsf.analysis.basin_checks import BasinCheck
+from openmm_tsf.analysis.basin_checks import Basin, BasinCheck
 from openmm_tsf.analysis.comparison import (
     MeanComparison,
     ReferenceComparison,
@@ -207,14 +207,17 @@ def _quantities(
         result["heat_capacity_kJ_mol_K"][f"{kelvin:.2f}"] = capacity.to_dict()
     checks = BasinCheck(run, reference)
     for name in filter(is_backbone, run.dihedral_atoms):
-        positive, _ = checks.check(f"{name} > 0", lambda angles, name=name: angles[name] > 0)
-        result[f"{name}_positive"] = positive
+        result[f"{name}_positive"], _ = checks.check(f"{name} > 0", _is_positive(name))
     if "phi" in run.dihedral_atoms:
         result["delta_F_phi_kT"] = {
             f"{t:.2f}": assess_probability(run.dihedral("phi", t) > 0).free_energy().to_dict()
             for t in map(float, run.temperatures)
         }
     return result | {f"{BASIN}{name}": dict(table) for name, table in basins.items()}
+
+
+def _is_positive(name: str) -> Basin:
+    return lambda angles: np.asarray(angles[name]) > 0
 
 
 def _delta_f_phi(run: RunEstimates, temperature: float) -> dict[str, float]:
