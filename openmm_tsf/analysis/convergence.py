@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betaincinv, ndtr, ndtri, stdtr, stdtrit  # type: ignore[import-untyped]
+from scipy.special import betaincinv, ndtri, stdtr, stdtrit  # type: ignore[import-untyped]
 
 from openmm_tsf.analysis.mixing import split_r_hat
 from openmm_tsf.analysis.statistics import (
@@ -120,7 +120,7 @@ def assess_variance(series: npt.ArrayLike, scale: float = 1.0) -> Assessment:
 
     The heat capacity var(U)/(k T²) has the scale 1/(k T²). The interval is one of the logarithm: a
     variance is positive, and its estimate skewed. R̂ and drift are those of the squared deviations
-    from the mean of all samples.
+    from the mean of all samples; R̂ that of the series where it is larger.
     """
     values = finite_series(series)
     if not scale > 0:
@@ -163,8 +163,8 @@ def assess_probability(inside: npt.ArrayLike, n_pieces: float | None = None) -> 
     if truth.dtype != np.bool_:
         raise TypeError(f"inside: expected truth values, got {truth.dtype}")
     values = finite_series(truth)
-    n, n_walkers = values.shape
-    pieces = float(n_walkers) if n_pieces is None else max(float(n_pieces), float(n_walkers))
+    n_walkers = float(values.shape[1])
+    pieces = n_walkers if n_pieces is None else max(float(n_pieces), n_walkers)
     if not math.isfinite(pieces):
         raise ValueError(f"n_pieces: expected a finite number, got {n_pieces}")
     pieces = min(pieces, float(values.size))
@@ -179,9 +179,9 @@ def assess_probability(inside: npt.ArrayLike, n_pieces: float | None = None) -> 
     estimate = dataclasses.replace(estimate, stderr=math.sqrt(p * (1.0 - p) / n_eff))
     normal = float(ndtri(0.5 + 0.5 * CONFIDENCE))
     deflated = n_eff * (normal / _student_quantile(estimate)) ** 2
-    size, g = values.size, estimate.g
-    high = _upper(p, deflated, (1.0 - p) * _longest_visit(truth, g) / size)
-    low = 1.0 - _upper(1.0 - p, deflated, p * _longest_visit(~truth, g) / size)
+    longest = _next_longest_visit(truth, estimate.g), _next_longest_visit(~truth, estimate.g)
+    high = _upper_limit(p, deflated, (1.0 - p) * longest[0] / values.size)
+    low = 1.0 - _upper_limit(1.0 - p, deflated, p * longest[1] / values.size)
     return _assess(estimate, values, (low, high), visits)
 
 
@@ -224,19 +224,36 @@ def clopper_pearson(p: float, n: float) -> tuple[float, float]:
     return low, high
 
 
-def _upper(p: float, n: float, largest: float) -> float:
-    """Return the upper limit of a probability after Fay and Feuer."""
-    weight = max(largest, 1.0 / n)
-    p_more = p + weight
-    successes = p_more**2 / (p / n + weight**2)
-    failures = successes / p_more - successes + 1.0
-    return float(betaincinv(successes, failures, 0.5 + 0.5 * CONFIDENCE)) if p_more < 1.0 else 1.0
+def _upper_limit(p: float, n: float, longest: float) -> float:
+    """Return the upper limit of a probability from n effective samples, whose visits vary.
+
+    `longest` is what the longest visit contributes to p. Fay and Feuer, Stat. Med. 16, 791 (1997):
+    the limit is that of the data with one more such visit. It is Clopper and Pearson's where no
+    visit counts more than one effective sample.
+    """
+    weight = max(longest, 1.0 / n)
+    if p + weight >= 1.0:
+        return 1.0
+    successes = (p + weight) ** 2 / (p / n + weight**2)
+    failures = successes / (p + weight) - successes + 1.0
+    return float(betaincinv(successes, failures, 0.5 + 0.5 * CONFIDENCE))
 
 
-def _longest_visit(inside: npt.NDArray[np.bool_], g: float) -> int:
+def _next_longest_visit(inside: npt.NDArray[np.bool_], g: float) -> float:
+    """Return a length that the longest visit has in a run of three times as many.
+
+    From V lengths, extrapolated along the line of log length over log rank through the ranks 1 and
+    √V: visits that were not seen have a probability of at most 3/V (95 %).
+    """
     walker, iteration = np.nonzero(inside.T)
     new = (np.diff(walker) != 0) | (np.diff(iteration) - 1 > g)
-    return int(np.diff(np.flatnonzero(np.concatenate([[True], new, [True]]))).max())
+    borders = np.flatnonzero(np.concatenate([[True], new, [True]]))
+    lengths = np.sort(np.diff(borders))[::-1]
+    rank = round(math.sqrt(lengths.size))
+    if rank < 3:
+        return float(lengths[0])
+    steps = math.log(3.0) / math.log(rank)
+    return float(lengths[0] * (lengths[0] / lengths[rank - 1]) ** steps)
 
 
 def count_visits(inside: npt.ArrayLike, g: float) -> int:
@@ -310,11 +327,18 @@ def drift_between_halves(series: npt.ArrayLike) -> float:
         dof = max(pieces - 2.0, 1.0)
     if stderr == 0.0:
         return math.copysign(math.inf, mean)
-    return _as_normal(mean / stderr, dof)
+    return as_normal(mean / stderr, dof)
 
 
-def _as_normal(t: float, dof: float) -> float:
-    """Return the normal deviate that is as improbable as t of Student's distribution."""
+def as_normal(t: float, dof: float) -> float:
+    """Return the normal deviate that is as improbable as t of Student's distribution.
+
+    Examples
+    --------
+    >>> from openmm_tsf.analysis.convergence import as_normal
+    >>> round(as_normal(-5.0, 7.0), 2)
+    -3.21
+    """
     return math.copysign(-float(ndtri(stdtr(dof, -abs(t)))), t)
 
 
