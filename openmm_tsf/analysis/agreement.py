@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import erfc, sqrt
 from typing import Any
 
+from openmm_tsf.analysis.convergence import MIN_EFFECTIVE_SUCCESSES
 from openmm_tsf.analysis.statistics import MIN_EFFECTIVE_SAMPLES
 
 #: The probability that a right run is called wrong.
@@ -33,7 +34,7 @@ _ENSEMBLE = {
 BASIN = "basin "
 _POSITIVE = "_positive"
 _LONGER = "a longer run would decide"
-_TOO_FEW = f"cannot be compared with the reference (too few effective samples); {_LONGER}"
+_TOO_FEW = f"cannot be compared with the reference before it is converged; {_LONGER}"
 
 
 def quantity_label(key: str) -> str:
@@ -142,7 +143,7 @@ def _not_compared(summary: Mapping[str, Any]) -> Iterator[str]:
         if distance["total_variation"] is None or distance["floor_total_variation"] is None:
             yield f"{rung} K: the Ramachandran distance has no floor to compare with; {_LONGER}"
         elif (distance["n_slowest"] or 0) < MIN_EFFECTIVE_SAMPLES:
-            yield f"{rung} K: the Ramachandran plot {_TOO_FEW}"
+            yield f"{rung} K: the Ramachandran plot has too few effective samples; {_LONGER}"
 
 
 def _distances(summary: Mapping[str, Any]) -> Iterator[Difference]:
@@ -158,44 +159,59 @@ def _distances(summary: Mapping[str, Any]) -> Iterator[Difference]:
             yield Difference(words, 0.0, True)
 
 
-def ensemble_tests(
-    summary: Mapping[str, Any],
-) -> Iterator[tuple[str, tuple[str, ...], str, Mapping[str, Any]]]:
-    """Return the tests between neighbouring rungs.
+@dataclass(frozen=True)
+class EnsembleTest:
+    """A test between two neighbouring rungs, with its entry in the summary."""
 
-    Each is the words for what is tested, the quantities that it tests, the pair of rungs, and the
-    numbers.
-    """
+    words: str
+    keys: tuple[str, ...]  # the quantities that it tests
+    pair: str
+    check: Mapping[str, Any]
+    n_needed: int  # effective samples that decide
+
+
+def ensemble_tests(summary: Mapping[str, Any]) -> Iterator[EnsembleTest]:
+    """Return the tests between neighbouring rungs."""
     checks = summary.get("ensemble_check", {})
     for key, words in _ENSEMBLE.items():
         for pair, check in checks.get(key, {}).items():
-            yield words, ("energy_kJ_mol", "heat_capacity_kJ_mol_K"), pair, check
+            keys = ("energy_kJ_mol", "heat_capacity_kJ_mol_K")
+            yield EnsembleTest(words, keys, pair, check, MIN_EFFECTIVE_SAMPLES)
     for name, pairs in checks.get("basin_ratio", {}).items():
         for pair, check in pairs.items():
-            yield f"the ratio of P({name})", (f"{BASIN}{name}",), pair, check
+            words = f"the ratio of P({name})"
+            yield EnsembleTest(words, (f"{BASIN}{name}",), pair, check, MIN_EFFECTIVE_SUCCESSES)
 
 
 def _ensemble_tests(summary: Mapping[str, Any]) -> Iterator[Difference]:
-    for words, keys, pair, check in ensemble_tests(summary):
-        if check["z"] is not None:
-            of = [(key, rung) for key in keys for rung in pair.split("-")]
-            yield Difference.of_z(
-                f"{pair} K: {words} is not that of Boltzmann distributions,", check["z"], *of
-            )
+    for test in ensemble_tests(summary):
+        if (z := test.check["z"]) is not None:
+            of = [(key, rung) for key in test.keys for rung in test.pair.split("-")]
+            words = f"{test.pair} K: {test.words} is not that of Boltzmann distributions,"
+            yield Difference.of_z(words, z, *of)
 
 
 def _not_tested(summary: Mapping[str, Any]) -> Iterator[str]:
-    for words, _, pair, check in ensemble_tests(summary):
-        if check["z"] is not None:
-            continue
+    for test in undecided_ensemble_tests(summary):
+        check, where = test.check, f"{test.pair} K: {test.words} cannot be tested"
         if check["value"] is None:
             yield (
-                f"{pair} K: {words} cannot be tested, as the energies of the two rungs do not "
-                "overlap; a rung between them would decide"
+                f"{where}, as the energies of the two rungs do not overlap; a rung between them "
+                "would decide"
             )
         else:
-            n_eff = check["n_eff"] or 0.0
-            yield (
-                f"{pair} K: {words} cannot be tested on {n_eff:.0f} effective samples; "
-                f"{MIN_EFFECTIVE_SAMPLES} would decide"
-            )
+            reason = check.get("undecided") or f"{check['n_eff'] or 0:.0f} effective samples"
+            yield f"{where}: {reason}; {_LONGER}"
+
+
+def undecided_ensemble_tests(summary: Mapping[str, Any]) -> list[EnsembleTest]:
+    """Return the tests between rungs that cannot decide; those of rare states need not."""
+    quantities = summary["quantities"]
+    return [
+        test
+        for test in ensemble_tests(summary)
+        if test.check["z"] is None
+        and not all(
+            is_rare(quantities[key][rung]) for key in test.keys for rung in test.pair.split("-")
+        )
+    ]

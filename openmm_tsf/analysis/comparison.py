@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import fdtrc, ndtri, stdtr  # type: ignore[import-untyped]
+from scipy.special import fdtrc  # type: ignore[import-untyped]
 
-from openmm_tsf.analysis.convergence import assess_probability
+from openmm_tsf.analysis.convergence import as_normal, assess_mean, assess_probability
+from openmm_tsf.analysis.ensemble_checks import DECISIVE_Z
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.ramachandran import RamachandranDistance, ramachandran_distance
 from openmm_tsf.analysis.reference import Reference
@@ -16,10 +17,7 @@ from openmm_tsf.analysis.run_data import TOLERANCE_K
 from openmm_tsf.analysis.statistics import MIN_EFFECTIVE_SAMPLES, Array, group_means
 from openmm_tsf.analysis.uncertainty import MeanEstimate, covariance_of_means, estimate_mean
 
-#: A difference of this many standard errors is one even where the errors are poorly known.
-SURE_Z = 5.0
 Kind = Literal["mean", "state", "variance"]
-_LARGEST_Z = 37.0  # beyond, the probability is no number
 
 _THERMODYNAMIC_FIELDS = {
     "energy_kJ_mol": "energy",
@@ -36,8 +34,8 @@ class MeanComparison:
     Student's distribution, of states that of arcsin(√p), of C_V that of its logarithm. ``chi2``
     is d·C⁻¹·d of the differences d with their covariance C over rungs, ``p_value`` the probability
     of a larger one (Hotelling's, as C is estimated from groups of samples). Numbers are NaN where
-    an error is not known, or the run's rests on too few samples for `MeanEstimate.can_be_tested`:
-    then only z from 5 on is given, and none of C_V.
+    an error is not known, or the run's mean is not converged: then only z from 5 on is given, and
+    none of C_V.
     """
 
     run: tuple[MeanEstimate, ...]
@@ -179,17 +177,14 @@ class _Pair:
         reference = [estimate_mean(reference_series[..., k]) for k in columns]
         z, tested = np.empty(len(columns)), np.empty(len(columns), dtype=bool)
         for k in columns:
-            known = run[k].n_independent, reference[k].n_independent
-            if kind == "state":
-                known = (
-                    run[k].n_eff if self.by_mbar else assess_probability(series[..., k]).n_eff,
-                    assess_probability(reference_series[..., k]).n_eff,
-                )
-            z[k] = _z(kind, (run[k], reference[k]), known)
-            enough = min(known[0], run[k].n_samples) >= MIN_EFFECTIVE_SAMPLES
-            tested[k] = enough and run[k].can_be_tested(len(series))
+            is_state = kind == "state" and not self.by_mbar
+            assessed = (assess_probability if is_state else assess_mean)(series[..., k])
+            known = assessed.n_eff if is_state else run[k].n_eff
+            known_of_reference = assess_probability(reference_series[..., k] > 0).n_eff
+            z[k] = _z(kind, (run[k], reference[k]), (known, known_of_reference))
+            tested[k] = assessed.converged and run[k].n_samples >= MIN_EFFECTIVE_SAMPLES
         # The variance of walkers that hardly moved is small, and so is its error.
-        sure = (np.abs(z) >= SURE_Z) & (kind != "variance")
+        sure = (np.abs(z) >= DECISIVE_Z) & (kind != "variance")
         z[~tested & ~sure] = np.nan
         chi2, p_value = _chi2(run, reference, series, reference_series)
         if not tested.all():
@@ -217,7 +212,7 @@ def _z(
         variance += stderr**2
     if not variance > 0:  # also for NaN
         return float("nan")
-    return _as_normal(difference / variance**0.5, _degrees_of_freedom(*pair))
+    return as_normal(difference / variance**0.5, _degrees_of_freedom(*pair))
 
 
 def _degrees_of_freedom(run: MeanEstimate, reference: MeanEstimate) -> float:
@@ -225,12 +220,6 @@ def _degrees_of_freedom(run: MeanEstimate, reference: MeanEstimate) -> float:
     parts = [(e.stderr**2, e.dof) for e in (run, reference) if e.stderr > 0 and e.dof > 0]
     total = sum(variance for variance, _ in parts)
     return float(total**2 / sum(v**2 / dof for v, dof in parts)) if parts else 1.0
-
-
-def _as_normal(t: float, dof: float) -> float:
-    """Return the normal deviate that is as improbable as t of Student's distribution."""
-    p = float(stdtr(dof, -abs(t)))
-    return float(np.copysign(-ndtri(p) if p > 0 else min(abs(t), _LARGEST_Z), t))
 
 
 def _chi2(

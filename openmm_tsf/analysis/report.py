@@ -156,11 +156,11 @@ def _energy_ratios(summary: Mapping[str, Any]) -> Iterator[str]:
     if not pairs:
         return
     yield ""
-    yield f"{'ln[P(U)/P(U)], slope':<22}{'(mol/kJ)':>18}{'expected':>12}{'z':>8}"
+    yield f"{'ln[P(U)/P(U)], slope':<22}{'(mol/kJ)':>18}{'expected':>12}{'z':>11}"
     for pair, check in pairs.items():
         slope = _with_error(check["value"], check["stderr"], 4)
         expected, z = _number(check["expected"], 4), check["z"]
-        yield f"  {f'{pair} K':<20}{slope:>18}{expected:>12}{'?' if z is None else f'{z:+.1f}':>8}"
+        yield f"  {f'{pair} K':<20}{slope:>18}{expected:>12}{'undecided' if z is None else f'{z:+.1f}':>11}"
 
 
 def _neighbours(rates: list[Any]) -> list[Any]:

@@ -44,8 +44,9 @@ neighbouring rungs (``"300.00-424.26"``):
 ``versions``
     Of the packages.
 ``ensemble_check``
-    Tests of the energies of neighbouring rungs, per pair: ``value``, ``stderr``, ``expected``,
-    ``n_eff``, ``z``; see `openmm_tsf.analysis.ensemble_checks`.
+    Tests of neighbouring rungs, per pair, of their energies and (``basin_ratio``) of each basin:
+    ``value``, ``stderr``, ``expected``, ``n_eff``, ``undecided``, ``z``; see
+    `openmm_tsf.analysis.ensemble_checks`.
 ``efficiency``
     Of production: round trips, and effective samples of 1[φ > 0] at the lowest rung, per million
     evaluations and per second.
@@ -61,7 +62,7 @@ neighbouring rungs (``"300.00-424.26"``):
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ from openmm_tsf.analysis.comparison import (
     compare,
 )
 from openmm_tsf.analysis.convergence import assess_mean, assess_probability, assess_variance
-from openmm_tsf.analysis.ensemble_checks import EnsembleCheck
+from openmm_tsf.analysis.ensemble_checks import EnsembleCheck, basin_ratio
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.monitor import monitor
 from openmm_tsf.analysis.reference import Reference
@@ -229,16 +230,30 @@ def _delta_f_phi(run: RunEstimates, temperature: float) -> dict[str, float]:
 def _ensemble_check(run: RunEstimates) -> dict[str, Any]:
     pairs = [f"{a:.2f}-{b:.2f}" for a, b in pairwise(run.temperatures)]
 
-    def table(checks: list[EnsembleCheck]) -> dict[str, dict[str, float]]:
+    def table(checks: Sequence[EnsembleCheck | None]) -> dict[str, dict[str, Any]]:
         return {
             pair: dataclasses.asdict(check) | {"z": check.z}
             for pair, check in zip(pairs, checks, strict=True)
+            if check is not None
         }
 
     return {
         "energy_ratio_mol_kJ": table(run.energy_ratios()),
         "heat_capacity_kJ_mol_K": table(run.heat_capacity_differences()),
+        "basin_ratio": {name: table(_basin_ratios(run, name)) for name in run.basins.names},
     }
+
+
+def _basin_ratios(run: RunEstimates, name: str) -> list[EnsembleCheck | None]:
+    """Test the populations of a basin at neighbouring rungs, where it was visited and left."""
+    inside = run.in_basin(name)
+    checks: list[EnsembleCheck | None] = []
+    for k, (a, b) in enumerate(pairwise(map(float, run.temperatures))):
+        low, high = inside[..., k], inside[..., k + 1]
+        known = (low.any() or high.any()) and not (low.all() and high.all())
+        energies, betas = (run.energies(a), run.energies(b)), (run.beta(a), run.beta(b))
+        checks.append(basin_ratio(*energies, low, high, betas) if known else None)
+    return checks
 
 
 def _rates(run: RunEstimates, table: np.ndarray) -> Any:

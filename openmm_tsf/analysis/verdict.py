@@ -12,13 +12,12 @@ from typing import Any
 
 from openmm_tsf.analysis.agreement import (
     RARE,
-    ensemble_tests,
     find_differences,
     is_rare,
     quantity_label,
+    undecided_ensemble_tests,
     undecided_tests,
 )
-from openmm_tsf.analysis.statistics import MIN_EFFECTIVE_SAMPLES
 
 CONVERGED, NOT_YET, WRONG = "converged", "not yet", "wrong"
 #: A state that is never or hardly seen, and need not be: only its bound is known.
@@ -262,15 +261,14 @@ def _predict(
         if not entry["converged"] and statuses[key][rung] != BOUNDED
     ]
     needs += [
-        used * MIN_EFFECTIVE_SAMPLES / check["n_eff"] if check["n_eff"] else None
-        for *_, check in ensemble_tests(summary)
-        if check["z"] is None
+        used * test.n_needed / test.check["n_eff"] if test.check["n_eff"] else None
+        for test in undecided_ensemble_tests(summary)
     ]
     trips = summary["round_trips"] / summary["n_walkers"]
     if len(summary["temperatures_K"]) > 1 and trips < MIN_ROUND_TRIPS_PER_WALKER:
         needs.append(used * MIN_ROUND_TRIPS_PER_WALKER / trips if trips else None)
     known = [need for need in needs if need is not None and need > used]
-    at_least = not known or None in needs
+    at_least = not known or len(known) < len(needs)
     total = max(start + max(known, default=0.0), 2 * saved if at_least else 0)
     ratio, production = total / saved, summary["production"]
     return {

@@ -105,7 +105,7 @@ def test_the_summary_of_a_short_run_says_so(tmp_path):
     verdict = judge(summary)
     assert verdict.wrong == ()
     assert any(w.startswith("300.00 K: C_V: ") for w in verdict.missing)
-    assert sum("cannot be tested on" in w for w in verdict.undecided) == 4
+    assert sum("<U>" in w and "cannot be tested: " in w for w in verdict.undecided) >= 4
 
 
 def test_a_rung_at_the_wrong_temperature_is_flagged(tmp_path):

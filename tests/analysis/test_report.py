@@ -66,6 +66,12 @@ def test_rare_states_are_shown_by_bounds_and_intervals():
     assert "* not converged, or hardly seen: 95 % intervals and bounds" in text
 
 
+def test_undecided_checks_are_named():
+    text = table(("ensemble_check/energy_ratio_mol_kJ/300.00-600.00/z", None))
+    (line,) = [line for line in text.splitlines() if "300.00-600.00 K" in line]
+    assert line.split()[-2:] == ["0.1950", "undecided"]
+
+
 def test_unknown_numbers():
     unknown = not_converged(19.0, 0.0) | {"stderr": None, "low": None, "high": None, "n_eff": None}
     text = table(("quantities/energy_kJ_mol/600.00", unknown))

@@ -212,12 +212,26 @@ def test_a_basin_that_contradicts_its_neighbour_is_wrong():
     assert set(verdict.quantities["basin phi > 0"].values()) == {"wrong"}
 
 
+def test_the_ratio_of_a_rare_state_need_not_be_tested():
+    reason = "4 effective samples inside the state, fewer than 16"
+    check = {"value": 3.0, "stderr": 0.9, "expected": 0.9, "n_eff": 4.0, "z": None}
+    ratio = ("ensemble_check/basin_ratio", {"phi > 0": {PAIR: check | {"undecided": reason}}})
+    verdict = judge(changed(ratio))
+    (line,) = verdict.undecided
+    assert line.endswith(f"P(phi > 0) cannot be tested: {reason}; a longer run would decide")
+    assert verdict.predicted["n_iterations"] == 4000  # 16 effective samples
+    rare = not_converged(2e-4, 1e-4, n_visits=6, low=1e-5, high=8e-4)
+    one, other = ((f"quantities/basin phi > 0/{rung}", rare) for rung in RUNGS)
+    assert judge(changed(ratio, one, other)).status == "converged"
+    assert judge(changed(ratio, one)).status == "not yet"
+
+
 @pytest.mark.parametrize("key", CHECKS)
 def test_a_check_that_cannot_decide_says_what_would(key):
     path = f"ensemble_check/{key}/{PAIR}"
     verdict = judge(changed((f"{path}/z", None), (f"{path}/n_eff", 20.0)))
     (line,) = verdict.undecided
-    assert "cannot be tested on 20 effective samples; 100 would decide" in line
+    assert line.endswith("cannot be tested: 20 effective samples; a longer run would decide")
     assert (verdict.status, verdict.predicted["n_iterations"]) == ("not yet", 5000)
     verdict = judge(changed((f"{path}/z", None), (f"{path}/value", None)))
     assert "a rung between them would decide" in verdict.undecided[0]
@@ -229,7 +243,7 @@ def test_a_check_that_cannot_decide_says_what_would(key):
         ("phi_positive/z/300.00", "P(phi > 0) cannot be compared"),
         ("energy_kJ_mol/p_value", "all rungs: <U> cannot be compared"),
         ("ramachandran/300.00/floor_total_variation", "no floor"),
-        ("ramachandran/300.00/n_slowest", "Ramachandran plot cannot be compared"),
+        ("ramachandran/300.00/n_slowest", "Ramachandran plot has too few effective samples"),
     ],
 )
 def test_a_comparison_that_cannot_decide(path, words):
