@@ -160,7 +160,8 @@ def _energy_ratios(summary: Mapping[str, Any]) -> Iterator[str]:
     for pair, check in pairs.items():
         slope = _with_error(check["value"], check["stderr"], 4)
         expected, z = _number(check["expected"], 4), check["z"]
-        yield f"  {f'{pair} K':<20}{slope:>18}{expected:>12}{'undecided' if z is None else f'{z:+.1f}':>11}"
+        deviation = "undecided" if z is None else f"{z:+.1f}"
+        yield f"  {f'{pair} K':<20}{slope:>18}{expected:>12}{deviation:>11}"
 
 
 def _neighbours(rates: list[Any]) -> list[Any]:
