@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import fdtrc  # type: ignore[import-untyped]
 
-from openmm_tsf.analysis.convergence import as_normal, assess_mean, assess_probability
+from openmm_tsf.analysis.convergence import assess_mean, assess_probability
 from openmm_tsf.analysis.ensemble_checks import DECISIVE_Z
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.ramachandran import RamachandranDistance, ramachandran_distance
 from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.analysis.run_data import TOLERANCE_K
-from openmm_tsf.analysis.statistics import MIN_EFFECTIVE_SAMPLES, Array, group_means
+from openmm_tsf.analysis.statistics import MIN_EFFECTIVE_SAMPLES, Array, as_normal, group_means
 from openmm_tsf.analysis.uncertainty import MeanEstimate, covariance_of_means, estimate_mean
 
 Kind = Literal["mean", "state", "variance"]

@@ -12,16 +12,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betaincinv, ndtri, stdtr, stdtrit  # type: ignore[import-untyped]
+from scipy.special import betaincinv, ndtri, stdtrit  # type: ignore[import-untyped]
 
-from openmm_tsf.analysis.mixing import split_r_hat
+from openmm_tsf.analysis.mixing import drift_between_halves, split_r_hat
 from openmm_tsf.analysis.statistics import (
     MIN_CORRELATION_TIMES,
     MIN_EFFECTIVE_SAMPLES,
     Array,
     finite_series,
     logit_free_energy,
-    statistical_inefficiency,
 )
 from openmm_tsf.analysis.uncertainty import MeanEstimate, estimate_mean
 
@@ -33,8 +32,6 @@ MAX_DRIFT = 3.0
 #: A probability has a relative error of 25 % with 16 effective successes (or failures).
 MIN_EFFECTIVE_SUCCESSES = 16
 MIN_VISITS = 20
-#: Fewer walkers say too little of their spread: the drift is then judged by correlation times.
-_MIN_WALKERS = 4
 
 
 @dataclass(frozen=True)
@@ -131,7 +128,8 @@ def assess_variance(series: npt.ArrayLike, scale: float = 1.0) -> Assessment:
     if estimate.stderr > 0:  # not for NaN
         with np.errstate(over="ignore"):
             factor = float(np.exp(_student_quantile(estimate) * estimate.stderr / estimate.value))
-    return _assess(estimate, squares, (estimate.value / factor, estimate.value * factor))
+    interval = estimate.value / factor, estimate.value * factor
+    return _assess(estimate, squares, interval, r_hat=split_r_hat(values))
 
 
 def assess_probability(inside: npt.ArrayLike, n_pieces: float | None = None) -> Assessment:
@@ -172,17 +170,19 @@ def assess_probability(inside: npt.ArrayLike, n_pieces: float | None = None) -> 
     p = estimate.value
     if p in (0.0, 1.0):
         return _assess_unseen(estimate, values, pieces)
-    visits = min(count_visits(truth, estimate.g), count_visits(~truth, estimate.g))
-    n_eff = estimate.n_eff
-    if visits < MIN_VISITS:
-        n_eff = min(n_eff, pieces)
-    estimate = dataclasses.replace(estimate, stderr=math.sqrt(p * (1.0 - p) / n_eff))
+    visits = count_visits(truth if p <= 0.5 else ~truth, estimate.g)
+    known = estimate.n_eff  # if the correlation time is
     normal = float(ndtri(0.5 + 0.5 * CONFIDENCE))
-    deflated = n_eff * (normal / _student_quantile(estimate)) ** 2
+    n = known * (normal / _student_quantile(estimate)) ** 2
+    if visits < MIN_VISITS:
+        n = min(n, pieces)
+        estimate = dataclasses.replace(
+            estimate, stderr=max(estimate.stderr, math.sqrt(p * (1.0 - p) / pieces))
+        )
     longest = _next_longest_visit(truth, estimate.g), _next_longest_visit(~truth, estimate.g)
-    high = _upper_limit(p, deflated, (1.0 - p) * longest[0] / values.size)
-    low = 1.0 - _upper_limit(1.0 - p, deflated, p * longest[1] / values.size)
-    return _assess(estimate, values, (low, high), visits)
+    high = _upper_limit(p, n, (1.0 - p) * longest[0] / values.size)
+    low = 1.0 - _upper_limit(1.0 - p, n, p * longest[1] / values.size)
+    return _assess(estimate, values, (low, high), visits, known)
 
 
 def _assess_unseen(estimate: MeanEstimate, values: Array, pieces: float) -> Assessment:
@@ -302,48 +302,6 @@ def count_pieces(*series: npt.ArrayLike) -> float:
     return max(float(n_walkers), min(known, default=0.0))
 
 
-def drift_between_halves(series: npt.ArrayLike) -> float:
-    """Return z of the mean of the second half of a series [n, W] less that of the first.
-
-    From the differences of the walkers, by Student's distribution; of fewer than 4 walkers from
-    the correlation within the halves. NaN for fewer than 4 iterations or a constant series.
-    """
-    values = finite_series(series)
-    n, n_walkers = values.shape
-    half = n // 2
-    if n < 4 or np.ptp(values) == 0.0:
-        return math.nan
-    first, second = values[:half], values[n - half :]
-    difference = second.mean(axis=0) - first.mean(axis=0)
-    mean = float(difference.mean())
-    if mean == 0.0:
-        return 0.0
-    if n_walkers >= _MIN_WALKERS:
-        stderr, dof = float(difference.std(ddof=1) / math.sqrt(n_walkers)), n_walkers - 1.0
-    else:
-        around = np.concatenate([first - first.mean(), second - second.mean()], axis=1)
-        pieces = around.size / statistical_inefficiency(around) if np.ptp(around) > 0 else np.inf
-        stderr = 2.0 * float(around.std()) / math.sqrt(max(pieces - 2.0, 1.0))
-        dof = max(pieces - 2.0, 1.0)
-    if stderr == 0.0:
-        return math.copysign(math.inf, mean)
-    return as_normal(mean / stderr, dof)
-
-
-def as_normal(t: float, dof: float) -> float:
-    """Return the normal deviate that is as improbable as t of Student's distribution.
-
-    Examples
-    --------
-    >>> from openmm_tsf.analysis.convergence import as_normal
-    >>> round(as_normal(-5.0, 7.0), 2)
-    -3.21
-    """
-    p = float(stdtr(dof, -abs(t)))
-    # Where p is too small for a number: the largest deviate with a probability that is one.
-    return math.copysign(-float(ndtri(p)) if p != 0.0 else min(abs(t), 37.5), t)
-
-
 def _student_quantile(estimate: MeanEstimate) -> float:
     """Return the half width of the 95 % interval in standard errors."""
     return float(stdtrit(max(estimate.dof, 1.0), 0.5 + 0.5 * CONFIDENCE))
@@ -354,11 +312,17 @@ def _assess(
     values: Array,
     interval: tuple[float, float],
     visits: int | None = None,
+    expected_n_eff: float | None = None,
     r_hat: float = math.nan,
 ) -> Assessment:
-    """Judge an estimate from the series [n, W] that it is the mean of."""
+    """Judge an estimate from the series [n, W] that it is the mean of.
+
+    Predictions rest on `expected_n_eff`, the effective samples that more visits would confirm.
+    """
     n = len(values)
-    n_eff, r_hat = estimate.n_independent, float(np.fmax(split_r_hat(values), r_hat))
+    n_eff = estimate.n_independent
+    growing = n_eff if expected_n_eff is None else expected_n_eff
+    r_hat = float(np.fmax(split_r_hat(values), r_hat))
     drift = drift_between_halves(values)
     lacks: list[tuple[str, float]] = []  # reasons, and by how much the run is to grow
 
@@ -372,7 +336,7 @@ def _assess(
     require(
         n_eff >= MIN_EFFECTIVE_SAMPLES,
         f"{n_eff:.3g} effective samples, fewer than {MIN_EFFECTIVE_SAMPLES}",
-        MIN_EFFECTIVE_SAMPLES / n_eff,
+        MIN_EFFECTIVE_SAMPLES / growing,
     )
     require(
         n >= MIN_CORRELATION_TIMES * estimate.g,
@@ -386,7 +350,7 @@ def _assess(
         require(
             rarer * n_eff >= MIN_EFFECTIVE_SUCCESSES,
             f"{rarer * n_eff:.2g} effective {what}, fewer than {MIN_EFFECTIVE_SUCCESSES}",
-            MIN_EFFECTIVE_SUCCESSES / (rarer * n_eff),
+            MIN_EFFECTIVE_SUCCESSES / (rarer * growing),
         )
         require(
             visits >= MIN_VISITS,

@@ -18,11 +18,15 @@ from scipy.special import logsumexp  # type: ignore[import-untyped]
 
 from openmm_tsf.analysis.convergence import (
     MIN_EFFECTIVE_SUCCESSES,
-    as_normal,
     assess_probability,
     count_visits,
 )
-from openmm_tsf.analysis.statistics import MIN_CORRELATION_TIMES, MIN_EFFECTIVE_SAMPLES, Array
+from openmm_tsf.analysis.statistics import (
+    MIN_CORRELATION_TIMES,
+    MIN_EFFECTIVE_SAMPLES,
+    Array,
+    as_normal,
+)
 from openmm_tsf.analysis.uncertainty import MeanEstimate, estimate_mean
 from openmm_tsf.units import KJ_PER_MOLE, as_array
 
