@@ -10,8 +10,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from openmm_tsf.analysis.convergence import assess_probability, count_visits
-from openmm_tsf.analysis.statistics import statistical_inefficiency
+from openmm_tsf.analysis.convergence import count_visits
+from openmm_tsf.analysis.uncertainty import estimate_mean
 from openmm_tsf.analysis.wells import N_BINS, Wells, count_angles, find_wells, lacks_a_well
 from openmm_tsf.utils.topology import residue_of
 from openmm_tsf.utils.validation import check_positive, require_entry
@@ -237,12 +237,11 @@ class TrainingBasins:
         for group, indices in enumerate(basins.basins_of_group):
             for index in indices:
                 inside = labels[:, group] == index
-                assessed = assess_probability(inside[:, None])
-                g = statistical_inefficiency(inside[:, None])
+                estimate = estimate_mean(inside[:, None])
                 populations[basins.names[index]] = {
-                    "p": assessed.value,
-                    "stderr": assessed.stderr if np.isfinite(assessed.stderr) else None,
-                    "n_visits": count_visits(inside[:, None], g),
+                    "p": estimate.value,
+                    "stderr": estimate.stderr if np.isfinite(estimate.stderr) else None,
+                    "n_visits": count_visits(inside[:, None], estimate.g),
                 }
         return cls(basins, temperature, populations)
 

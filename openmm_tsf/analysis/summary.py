@@ -50,6 +50,10 @@ neighbouring rungs (``"300.00-424.26"``):
 ``efficiency``
     Of production: round trips, and effective samples of 1[φ > 0] at the lowest rung, per million
     evaluations and per second.
+``basins``
+    The population of each basin of the slow torsions, per rung: ``p``, the fields of
+    `openmm_tsf.analysis.convergence.Assessment`, and ``expected_p`` with its error and source; see
+    `openmm_tsf.analysis.basin_checks`.
 ``monitor``
     See `openmm_tsf.analysis.monitor`.
 ``comparison``
@@ -124,8 +128,9 @@ def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str
         result["ensemble_check"] = _ensemble_check(run)
         result["efficiency"] = _efficiency(run, trips)
     result["monitor"] = monitor(run, reference)
+    result["basins"] = result["monitor"]["basins"]
     if run.n_iterations:
-        result["quantities"] = _quantities(run, reference, result["monitor"]["basins"])
+        result["quantities"] = _quantities(run, reference, result["basins"])
     if run.n_iterations and reference is not None:
         reason = _why_not_compared(run, reference)
         if reason is None:

@@ -17,8 +17,9 @@ N_BINS, _KERNEL = 120, 2.5
 MIN_BARRIER = 1.0
 #: A well has at least this many samples.
 MIN_SAMPLES = 10
-#: Samples added to the density: its logarithm is no sharper than the samples are many.
-_PSEUDO_COUNT = 1.0
+#: Square roots of the samples in the kernel's width at a well and at its border differ by this
+#: much or more: some 3 standard errors of independent samples (the root of a count has 1/2).
+_MIN_ROOTS = 2.0
 
 _STAGGERED = {"g+": 60, "t": 180, "g-": -60}
 
@@ -52,7 +53,8 @@ def find_wells(name: str, counts: npt.ArrayLike) -> Wells:
     """Return the wells of a named torsion from its samples per bin [120].
 
     A well is a maximum of the smoothed density with at least 10 samples and, on both sides, a
-    barrier of 1 kT or more at the samples' temperature; its borders are the minima.
+    barrier of 1 kT or more at the samples' temperature that chance does not make; its borders are
+    the minima.
     """
     samples = np.asarray(counts, dtype=np.int64)
     borders, peaks = _separate(samples)
@@ -88,7 +90,6 @@ def _smooth(counts: Counts) -> npt.NDArray[np.float64]:
 def _separate(counts: Counts) -> tuple[list[int], list[int]]:
     """Return the bins of borders, ascending, and of the peak of the well after each of them."""
     density = _smooth(counts)
-    log_density = np.log(density + _PSEUDO_COUNT)
     is_peak = (density > np.roll(density, 1)) & (density >= np.roll(density, -1))
     peaks = np.flatnonzero(is_peak).tolist()
     if len(peaks) < 2:
@@ -101,7 +102,7 @@ def _separate(counts: Counts) -> tuple[list[int], list[int]]:
     # Border k lies between well k - 1 and well k.
     borders = [lowest(peaks[k - 1], peaks[k]) for k in range(len(peaks))]
     while len(peaks) > 1:
-        k = _least_border(log_density, counts, borders, peaks)
+        k = _least_border(density, counts, borders, peaks)
         if k is None:
             break
         peaks[k - 1] = max(peaks[k - 1], peaks[k], key=lambda peak: density[peak])
@@ -111,15 +112,16 @@ def _separate(counts: Counts) -> tuple[list[int], list[int]]:
 
 
 def _least_border(
-    log_density: npt.NDArray[np.float64], counts: Counts, borders: list[int], peaks: list[int]
+    density: npt.NDArray[np.float64], counts: Counts, borders: list[int], peaks: list[int]
 ) -> int | None:
     """Return the border that separates least; None if all of them separate two wells."""
     n = len(peaks)
-    depth = [
-        min(log_density[peaks[k - 1]], log_density[peaks[k]]) - log_density[borders[k]]
-        for k in range(n)
-    ]
-    if min(depth) < MIN_BARRIER:
+    depth = []
+    for k in range(n):
+        low, peak = density[borders[k]], min(density[peaks[k - 1]], density[peaks[k]])
+        barrier = np.log(peak) - np.log(max(low, np.finfo(float).tiny))
+        depth.append(min(barrier / MIN_BARRIER, (np.sqrt(peak) - np.sqrt(low)) / _MIN_ROOTS))
+    if min(depth) < 1:
         return int(np.argmin(depth))
     sizes = []
     for k in range(n):

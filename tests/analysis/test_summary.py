@@ -83,8 +83,8 @@ def test_summary_without_phi(tmp_path):
     summary = load_run(toy).summary()
     assert "phi_positive" not in summary
     assert summary["dihedral_positive"] == {}
-    other = load_run(write_run(tmp_path / "phi2", [300, 400], energy, {"phi2": energy - 0.5}))
-    assert other.summary()["dihedral_positive"]["phi2"].keys() == {"300.00", "400.00"}
+    chi = load_run(write_run(tmp_path / "chi", [300, 400], energy, {"chi1": energy - 0.5}))
+    assert chi.summary()["dihedral_positive"] == {}  # of backbones: chi has basins instead
 
 
 @pytest.mark.parametrize(("n", "n_walkers"), [(1, 1), (1, 3), (2, 1), (3, 2)])
