@@ -191,7 +191,9 @@ def heat_capacity_difference(
         influence -= of_third * (d**3 - third - 3.0 * second * d)
     error = estimate_mean(influence)
     n_eff, undecided = _effective_samples(low, high)
-    return EnsembleCheck(float(slope), error.stderr, float(integral), n_eff, undecided, error.dof)
+    # The cumulants of walkers that hardly moved are too small, and their errors far too small.
+    dof = error.dof if undecided is None else 0.0
+    return EnsembleCheck(float(slope), error.stderr, float(integral), n_eff, undecided, dof)
 
 
 def basin_ratio(

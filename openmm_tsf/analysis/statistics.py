@@ -58,7 +58,9 @@ def as_normal(t: float, dof: float) -> float:
     >>> round(as_normal(-5.0, 7.0), 2)
     -3.21
     """
-    return float(np.copysign(ndtri(stdtr(dof, -abs(t))), t))
+    p = float(stdtr(dof, -abs(t)))
+    # Where p is too small for a number: the largest deviate with a probability that is one.
+    return float(np.copysign(ndtri(p) if p != 0.0 else min(abs(t), 37.5), t))
 
 
 @dataclass(frozen=True)
