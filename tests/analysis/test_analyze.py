@@ -11,7 +11,7 @@ from openmm_tsf.cli.main import main
 from tests.support.analysis_runs import small_run
 
 RESULTS = {
-    *("summary.json", "ramachandran.png", "diagnostics.png"),
+    *("summary.json", "report.html", "ramachandran.png", "diagnostics.png"),
     *("thermodynamics.csv", "thermodynamics.json", "thermodynamics.png"),
 }
 
