@@ -28,20 +28,25 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def decimals_of(stderr: Any) -> int:
-    """Return the number of decimals that show two digits of a standard error."""
-    if not is_number(stderr) or stderr <= 0:
+def decimals_of(number: Any) -> int:
+    """Return how many decimals show two digits of a positive number, such as an error."""
+    if not is_number(number) or number <= 0:
         return 4
-    return min(max(0, 1 - math.floor(math.log10(stderr))), 12)
+    return min(max(0, 1 - math.floor(math.log10(number))), 12)
 
 
-def format_number(value: Any, decimals: int) -> str:
+def format_number(value: Any, decimals: int, sign: str = "") -> str:
     """Return a number as text, or "unknown" for None, NaN and infinity."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return UNKNOWN
     if not is_number(value):
         return escape(value)
-    return f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:{sign},.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def format_small(value: Any) -> str:
+    """Return a positive number, such as a bound, to two digits."""
+    return format_number(value, decimals_of(value))
 
 
 def format_with_error(value: Any, stderr: Any) -> str:
@@ -84,7 +89,7 @@ def format_duration(seconds: Any) -> str:
     return f"{total // 3600:,} h {total % 3600 // 60:02d} min"
 
 
-def render_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def render_table(columns: Sequence[str], rows: Iterable[Sequence[str]], style: str = "") -> str:
     """Return a table of HTML cells, whose first column is the heading of each row."""
     head = "".join(f'<th scope="col">{column}</th>' for column in columns)
     body = []
@@ -95,7 +100,13 @@ def render_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         )
         body.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
     head, lines = f"<thead><tr>{head}</tr></thead>", "\n".join(body)
-    return f'<div class="wide"><table>{head}<tbody>\n{lines}\n</tbody></table></div>'
+    tag = f'<table class="{style}">' if style else "<table>"
+    return f'<div class="wide">{tag}{head}<tbody>\n{lines}\n</tbody></table></div>'
+
+
+def keep_together(*parts: str) -> str:
+    """Return HTML texts in a row, none of which is broken into lines."""
+    return " ".join(f'<span class="whole">{part}</span>' for part in parts)
 
 
 def render_list(items: Iterable[Any]) -> str:
@@ -125,6 +136,12 @@ def render_section(name: str, title: str, content: str) -> str:
     if not content:
         return ""
     return f'<section id="{name}">\n<h2>{escape(title)}</h2>\n{content}\n</section>'
+
+
+def render_contents(names: Iterable[tuple[str, str]]) -> str:
+    """Return links to sections, given as their names and titles."""
+    links = (f'<a href="#{name}">{escape(title)}</a>' for name, title in names)
+    return f"<nav>{keep_together(*links)}</nav>"
 
 
 def render_page(title: str, body: str) -> str:
@@ -175,20 +192,28 @@ p, ul { margin: 0.4rem 0; }
 ul { padding-left: 1.25rem; }
 a { color: var(--link); }
 .muted, small, figcaption { color: var(--muted); }
-small { display: block; font-size: 0.8rem; line-height: 1.35; }
+small { display: block; font-size: 0.8rem; font-weight: 400; line-height: 1.4; }
+sub { line-height: 0; }
+.whole { white-space: nowrap; }
+nav { margin: 0.75rem 0; display: flex; flex-wrap: wrap; gap: 0.25rem 1rem; }
+code { font: 0.9rem ui-monospace, Menlo, Consolas, monospace; }
+pre { overflow-x: auto; padding: 0.6rem 0.8rem; background: var(--panel); border-radius: 0.4rem; }
 .verdict {
   margin: 1rem 0; padding: 0.75rem 1rem; background: var(--panel); border-radius: 0.4rem;
   border-left: 0.6rem solid var(--state);
 }
-.verdict p:first-child { margin-top: 0; font-size: 1.15rem; font-weight: 600; }
+.verdict p { margin: 0; font-size: 1.15rem; }
 .word { color: var(--state); font-weight: 700; }
 .converged { --state: var(--good); }
 .open { --state: var(--open); }
 .wrong { --state: var(--bad); }
+.rare { --state: var(--muted); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.35rem 0.9rem 0.35rem 0; text-align: left; vertical-align: top; }
 tr { border-bottom: 1px solid var(--line); }
+thead th:first-child { width: 24%; }
+table.by-temperature thead th:first-child { width: 6rem; }
 thead th { color: var(--muted); font-weight: 600; font-size: 0.9rem; }
 td .column { display: none; }
 figure { margin: 1rem 0; }
@@ -210,6 +235,8 @@ img { display: block; width: 100%; height: auto; }
   tr, figure, .verdict { break-inside: avoid; }
   img { max-height: 22cm; width: auto; max-width: 100%; }
   a { color: inherit; text-decoration: none; }
+  nav { display: none; }
+  pre { white-space: pre-wrap; }
 }
 """
 )
