@@ -227,10 +227,12 @@ img { display: block; width: 100%; height: auto; }
   td { display: flex; gap: 0.75rem; }
   td .column { display: block; flex: 0 0 8.5rem; color: var(--muted); font-size: 0.9rem; }
   td .column + span { flex: 1; min-width: 0; }
+  td:has(.column + span:empty) { display: none; }
   img { min-width: 40rem; }
 }
 @media print {
-  body { max-width: none; padding: 0; font-size: 9.5pt; }
+  html { font-size: 9.5pt; }
+  body { max-width: none; padding: 0; }
   h2, h3 { break-after: avoid; }
   tr, figure, .verdict { break-inside: avoid; }
   img { max-height: 22cm; width: auto; max-width: 100%; }

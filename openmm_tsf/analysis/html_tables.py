@@ -111,7 +111,7 @@ def _estimate(summary: Table, key: str, rung: str) -> str:
         if is_number(entry.get(name))
     ]
     if details:
-        lines.append(keep_together(*details))
+        lines.append(" · ".join(map(keep_together, details)))
     if is_number(expected := entry.get("expected_p")):
         lines.append(keep_together(f"expected {format_small(expected)}"))
     lines += _reference(summary, key, rung)
@@ -186,7 +186,7 @@ def _comparison(summary: Table) -> str:
         [
             _TITLES.get(key, escape(quantity_label(key))),
             format_number(table["chi2"], 1),
-            _p_value(table.get("p_value")),
+            format_small(table.get("p_value")),
         ]
         for key, table in compared.items()
         if is_number(table.get("chi2"))
@@ -204,10 +204,6 @@ def _comparison(summary: Table) -> str:
         columns = ["Ramachandran distance", "to the reference", "within the reference"]
         text += render_table(columns, distances)
     return text
-
-
-def _p_value(p: Any) -> str:
-    return format_number(p, 3) if not is_number(p) or p >= 0.001 else f"{p:.1g}"
 
 
 def render_moves(summary: Table) -> str:
