@@ -89,8 +89,13 @@ def format_duration(seconds: Any) -> str:
     return f"{total // 3600:,} h {total % 3600 // 60:02d} min"
 
 
-def render_table(columns: Sequence[str], rows: Iterable[Sequence[str]], style: str = "") -> str:
-    """Return a table of HTML cells, whose first column is the heading of each row."""
+def render_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, is_large: bool = False
+) -> str:
+    """Return a table of HTML cells, whose first column is the heading of each row.
+
+    On narrow screens it becomes a list; the cells of a large one are wrapped in print.
+    """
     head = "".join(f'<th scope="col">{column}</th>' for column in columns)
     body = []
     for first, *others in rows:
@@ -100,7 +105,7 @@ def render_table(columns: Sequence[str], rows: Iterable[Sequence[str]], style: s
         )
         body.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
     head, lines = f"<thead><tr>{head}</tr></thead>", "\n".join(body)
-    tag = f'<table class="{style}">' if style else "<table>"
+    tag = '<table class="large">' if is_large else "<table>"
     return f'<div class="wide">{tag}{head}<tbody>\n{lines}\n</tbody></table></div>'
 
 
@@ -213,7 +218,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { padding: 0.35rem 0.9rem 0.35rem 0; text-align: left; vertical-align: top; }
 tr { border-bottom: 1px solid var(--line); }
 thead th:first-child { width: 24%; }
-table.by-temperature thead th:first-child { width: 6rem; }
+th[scope="row"] { min-width: 9rem; position: sticky; left: 0; background: var(--paper); }
 thead th { color: var(--muted); font-weight: 600; font-size: 0.9rem; }
 td .column { display: none; }
 figure { margin: 1rem 0; }
@@ -239,6 +244,13 @@ img { display: block; width: 100%; height: auto; }
   a { color: inherit; text-decoration: none; }
   nav { display: none; }
   pre { white-space: pre-wrap; }
+  .wide { overflow: visible; }
+  .large thead { display: none; }
+  .large, .large tbody { display: block; }
+  .large tr { display: flex; flex-wrap: wrap; padding: 0.4rem 0; }
+  .large th { flex: 0 0 100%; }
+  .large td { flex: 0 0 33%; }
+  .large td .column { display: block; color: var(--muted); }
 }
 """
 )

@@ -22,6 +22,8 @@ from openmm_tsf.analysis.html_page import (
 Table = Mapping[str, Any]
 
 BASIN = "basin "
+#: So many columns of estimates fit on a printed page.
+_PRINTED_COLUMNS = 5
 _TITLES = {
     "energy_kJ_mol": "⟨U⟩ (kJ/mol)",
     "heat_capacity_kJ_mol_K": "C<sub>V</sub> (kJ/mol/K)",
@@ -75,7 +77,7 @@ def render_estimates(summary: Table) -> str:
         for rung in rung_names(summary)
     ]
     columns = ["T", *(_TITLES.get(key, escape(quantity_label(key))) for key in keys)]
-    return render_table(columns, rows, "by-temperature") if keys else ""
+    return render_table(columns, rows, is_large=len(columns) > _PRINTED_COLUMNS) if keys else ""
 
 
 def render_basins(summary: Table) -> str:
@@ -86,7 +88,8 @@ def render_basins(summary: Table) -> str:
         [escape(key.removeprefix(BASIN)), *(_estimate(summary, key, rung) for rung in rungs)]
         for key in keys
     ]
-    return render_table(["Basin", *(f"{rung} K" for rung in rungs)], rows) if rows else ""
+    columns = ["Basin", *(f"{rung} K" for rung in rungs)]
+    return render_table(columns, rows, is_large=len(columns) > _PRINTED_COLUMNS) if rows else ""
 
 
 def _estimate(summary: Table, key: str, rung: str) -> str:
