@@ -16,6 +16,8 @@ from urllib.parse import quote
 from openmm_tsf.utils.terminal import printable
 
 UNKNOWN = "unknown"
+#: Intervals that start below it have an upper bound only.
+_SMALLEST = 1e-6
 
 
 def escape(value: Any) -> str:
@@ -63,10 +65,19 @@ def format_with_error(value: Any, stderr: Any) -> str:
 
 
 def format_interval(low: Any, high: Any) -> str:
-    """Return an interval, to two digits of a quarter of its width."""
-    decimals = 4
-    if is_number(low) and is_number(high):
-        decimals = decimals_of((high - low) / 4)
+    """Return an interval to two digits, as a bound where it starts at 0 or is open, "" if unknown.
+
+    Examples
+    --------
+    >>> from openmm_tsf.analysis.html_page import format_interval
+    >>> format_interval(0.0067, 0.0391), format_interval(0.0, 0.0031), format_interval(2.25, None)
+    ('0.0067 to 0.0391', 'at most 0.0031', 'at least 2.2')
+    """
+    if not is_number(high):
+        return f"at least {format_small(low)}" if is_number(low) else ""
+    if not is_number(low) or 0 <= low < _SMALLEST:
+        return f"at most {format_small(high)}"
+    decimals = decimals_of((high - low) / 4)
     return f"{format_number(low, decimals)} to {format_number(high, decimals)}"
 
 
@@ -219,6 +230,8 @@ th, td { padding: 0.35rem 0.9rem 0.35rem 0; text-align: left; vertical-align: to
 tr { border-bottom: 1px solid var(--line); }
 thead th:first-child { width: 24%; }
 th[scope="row"] { min-width: 9rem; position: sticky; left: 0; background: var(--paper); }
+#estimates thead th:first-child { width: 7rem; }
+#estimates th[scope="row"] { min-width: 7rem; }
 thead th { color: var(--muted); font-weight: 600; font-size: 0.9rem; }
 td .column { display: none; }
 figure { margin: 1rem 0; }

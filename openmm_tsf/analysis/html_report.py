@@ -27,6 +27,7 @@ from openmm_tsf.analysis.html_tables import (
     rung_names,
     subtable,
 )
+from openmm_tsf.analysis.verdict import NOT_YET
 from openmm_tsf.io.files import write_text
 
 _SUBJECT = "temperature-steerable flow"
@@ -117,7 +118,8 @@ def _head(summary: Mapping[str, Any], name: str) -> str:
     ]
     if rungs := rung_names(summary):
         facts.append(f"{', '.join(rungs)} K")
-    if is_number(start := subtable(summary, "burn_in").get("start")):
+    start = subtable(summary, "burn_in").get("start")
+    if is_number(start) and start > 0:
         facts.append(f"burn-in of {format_number(start, 0)} iterations left out")
     lines = [
         f"<h1>{escape(name or _SUBJECT.capitalize())}</h1>",
@@ -158,12 +160,15 @@ def _next(summary: Mapping[str, Any], name: str) -> str:
         return text
     about = "At least" if predicted.get("at_least") else "About"
     evaluations = format_number(predicted.get("energy_evaluations"), 0)
-    words = ("sample", "--output", name or "RUN", "--iterations", str(iterations), "--resume")
-    return (
-        f"{text}\n<p>{about} {format_number(iterations, 0)} iterations in all are needed "
-        f"({evaluations} energy evaluations, {format_duration(predicted.get('wall_seconds'))}):</p>"
-        f"\n<pre><code>openmm-tsf {escape(shlex.join(words))}</code></pre>"
+    text += (
+        f"\n<p>{about} {format_number(iterations, 0)} iterations of production in all would be "
+        f"enough: {evaluations} energy evaluations, "
+        f"{format_duration(predicted.get('wall_seconds'))}.</p>"
     )
+    if verdict.get("status") != NOT_YET:
+        return text
+    words = ("sample", "--output", name or "RUN", "--iterations", f"{iterations:.0f}", "--resume")
+    return f"{text}\n<pre><code>openmm-tsf {escape(shlex.join(words))}</code></pre>"
 
 
 def _files(folder: Path, more: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ What a summary lacks is left out; a function returns "" if nothing is left.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from openmm_tsf.analysis.agreement import BASIN, quantity_label
 from openmm_tsf.analysis.html_page import (
     escape,
     format_duration,
@@ -21,13 +22,13 @@ from openmm_tsf.analysis.html_page import (
 
 Table = Mapping[str, Any]
 
-BASIN = "basin "
+_FREE_ENERGY = "delta_F_phi_kT"
 #: So many columns of estimates fit on a printed page.
 _PRINTED_COLUMNS = 5
 _TITLES = {
     "energy_kJ_mol": "⟨U⟩ (kJ/mol)",
     "heat_capacity_kJ_mol_K": "C<sub>V</sub> (kJ/mol/K)",
-    "delta_F_phi_kT": "ΔF<sub>φ</sub> (kT)",
+    _FREE_ENERGY: "ΔF<sub>φ</sub> (kT)",
 }
 _CHECKS = {
     "energy_ratio_mol_kJ": "slope of ln[P(U)/P(U)] (mol/kJ)",
@@ -97,17 +98,7 @@ def _estimate(summary: Table, key: str, rung: str) -> str:
     entry = subtable(summary, "quantities", key, rung)
     if not entry:
         return ""
-    value, low, high = (entry.get(name) for name in ("value", "low", "high"))
-    is_state = is_number(entry.get("n_visits"))
-    lines = []
-    if is_state and value == 0 and is_number(high):
-        main = f"never seen: at most {format_small(high)}"
-    elif is_state and value == 1 and is_number(low):
-        main = f"never left: at least {format_number(low, 4)}"
-    else:
-        main = format_with_error(value, entry.get("stderr"))
-        if is_number(low) or is_number(high):
-            lines.append(keep_together(f"95 %: {format_interval(low, high)}"))
+    main, *lines = _value(entry, is_state=key != _FREE_ENERGY and is_number(entry.get("n_visits")))
     details = [
         f"{words} {format_number(entry[name], decimals)}"
         for name, words, decimals in _DETAILS
@@ -115,9 +106,7 @@ def _estimate(summary: Table, key: str, rung: str) -> str:
     ]
     if details:
         lines.append(" · ".join(map(keep_together, details)))
-    if is_number(expected := entry.get("expected_p")):
-        lines.append(keep_together(f"expected {format_small(expected)}"))
-    lines += _reference(summary, key, rung)
+    lines += _reference(summary, key, rung) or _expected(entry)
     cell = keep_together(main) + "".join(f"<small>{line}</small>" for line in lines)
     if "status" not in entry:
         return cell
@@ -125,16 +114,39 @@ def _estimate(summary: Table, key: str, rung: str) -> str:
     return f'{cell}<small class="{style}"><span class="word">{escape(words)}</span></small>'
 
 
-def _reference(summary: Table, key: str, rung: str) -> Iterator[str]:
-    """Give the value of the reference, and the difference in standard errors."""
+def _value(entry: Table, *, is_state: bool) -> list[str]:
+    """Return the value with its error and interval; of a state that is hardly seen its bound."""
+    value, stderr, low, high = (entry.get(name) for name in ("value", "stderr", "low", "high"))
+    with_error, interval = format_with_error(value, stderr), format_interval(low, high)
+    if is_state and is_number(value) and is_number(low) and is_number(high):
+        if value == 0:
+            return [f"never seen: {interval}"]
+        if value == 1:
+            return [f"never left: {interval}"]
+        if not is_number(stderr) or min(value, 1 - value) < 2 * stderr:
+            return [interval, keep_together(f"estimate {with_error}")]
+    return [with_error, *([keep_together(f"95 %: {interval}")] if interval else [])]
+
+
+def _reference(summary: Table, key: str, rung: str) -> list[str]:
+    """Return the value of the reference, and the difference in standard errors."""
     place = ("basins", key.removeprefix(BASIN)) if key.startswith(BASIN) else (key,)
     compared = subtable(summary, "comparison", *place)
     reference, z = subtable(compared, "reference", rung), subtable(compared, "z").get(rung)
     if not reference:
-        return
+        return []
     words = format_with_error(reference.get("value"), reference.get("stderr"))
     difference = f"(z {format_number(z, 1, '+')})" if is_number(z) else "(cannot be compared)"
-    yield keep_together(f"reference {words}", difference)
+    return [keep_together(f"reference {words}", difference)]
+
+
+def _expected(entry: Table) -> list[str]:
+    """Return the expected population of a state."""
+    if not is_number(expected := entry.get("expected_p")):
+        return []
+    words = format_with_error(expected, entry.get("expected_stderr"))
+    origin = entry.get("expected_from")
+    return [keep_together(f"expected {words}", *([f"from {escape(origin)}"] if origin else []))]
 
 
 def render_checks(summary: Table) -> str:
@@ -261,7 +273,3 @@ def render_costs(summary: Table) -> str:
         if key in evaluations or key in seconds
     ]
     return render_table(["", "energy evaluations", "time"], rows) if rows else ""
-
-
-def quantity_label(key: str) -> str:
-    return f"P({key.removesuffix('_positive')} > 0)" if key.endswith("_positive") else key
