@@ -1,33 +1,58 @@
-"""The content of ``summary.json`` in words: the table, and what is not converged."""
+"""The content of ``summary.json`` in words: the verdict and the tables."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from openmm_tsf.analysis.statistics import MIN_EFFECTIVE_SAMPLES
+from openmm_tsf.analysis.agreement import BASIN, quantity_label
+from openmm_tsf.analysis.verdict import CONVERGED
 
-#: A run counts as converged up to this standard error of delta F (and enough effective samples).
-MAX_FREE_ENERGY_STDERR_KT = 0.25
-MAX_Z = 3.0
-MIN_P_VALUE = 0.01
-MAX_RAMACHANDRAN_RATIO = 1.5
-MIN_ROUND_TRIPS_PER_WALKER = 1
-
-_COMPARED = {"phi_positive": "P(phi > 0)", "energy_kJ_mol": "<U>"}
-_TOO_FEW = "cannot be compared with the reference (too few effective samples)"
-_ENSEMBLE = {
-    "energy_ratio_mol_kJ": "the slope of ln[P(U)/P(U)]",
-    "heat_capacity_kJ_mol_K": "the change of <U> with temperature",
+_MARK = "*"
+_FOOTNOTE = f"  {_MARK} not converged, or hardly seen: 95 % intervals and bounds"
+_SMALLEST = 1e-6  # lower bounds below it are as good as 0
+_UNITS = {
+    "energy_kJ_mol": " (kJ/mol)",
+    "heat_capacity_kJ_mol_K": " (kJ/mol/K)",
+    "delta_F_phi_kT": " (kT)",
 }
+_DIGITS = {"energy_kJ_mol": 2, "delta_F_phi_kT": 2}
 
 
-def describe(summary: dict[str, Any]) -> str:
+def describe_verdict(summary: Mapping[str, Any]) -> str:
+    """Return the reasons of a verdict, its prediction and what to do."""
+    verdict = summary["verdict"]
+    lines: list[str] = []
+    for title, key in (
+        ("wrong (reference, Boltzmann distribution)", "wrong"),
+        ("not converged", "missing"),
+        ("undecided", "undecided"),
+        ("to be looked at", "warnings"),
+    ):
+        if verdict[key]:
+            lines += [f"{title}:", *(f"  {line}" for line in verdict[key]), ""]
+    if verdict["predicted"]:
+        lines += [_prediction(verdict["predicted"])]
+    if verdict["advice"]:
+        lines += verdict["advice"]
+    return "\n".join(lines)
+
+
+def _prediction(predicted: Mapping[str, Any]) -> str:
+    about = "at least" if predicted["at_least"] else "about"
+    return (
+        f"{about} {_count(predicted['n_iterations'])} iterations of production in all would be "
+        f"enough: {_count(predicted['energy_evaluations'])} energy evaluations, "
+        f"{_count(predicted['wall_seconds'])} seconds"
+    )
+
+
+def describe(summary: Mapping[str, Any]) -> str:
     """Return the tables of a summary: estimates, acceptance, mixing, test of the ensemble, cost."""
     lines = [
         f"{summary['n_walkers']} walkers, {summary['n_iterations']} iterations, "
         f"{summary['n_samples_per_rung']} samples at every temperature"
     ]
     if summary["n_iterations"]:
-        lines += _rungs(summary)
+        lines += [*_rungs(summary), *_basins(summary)]
     lines += ["", "accepted moves"]
     for name, rates in summary["acceptance"].items():
         values = list(rates.values()) if isinstance(rates, dict) else _neighbours(rates)
@@ -55,46 +80,7 @@ def describe(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def advice(summary: dict[str, Any]) -> str | None:
-    """Return what to do about the most serious problem of a run, or None without a problem.
-
-    More sampling does not remove a disagreement with the reference or the Boltzmann distribution:
-    that is a bias, of the sampler or of its settings.
-    """
-    if disagreements(summary):
-        return (
-            "a difference from the reference or from the Boltzmann distribution beyond the errors "
-            "does not go away with more iterations: compare the System, the temperatures and the "
-            "burn-in with the reference's, and the time step with what the dynamics can take"
-        )
-    if unsampled(summary):
-        return "more iterations, training or walkers help"
-    if concerns(summary):
-        return "more walkers, started in other basins, or training on this run's frames may help"
-    return None
-
-
-def unsampled(summary: dict[str, Any]) -> list[str]:
-    """Return what more sampling improves: few effective samples, unknown errors, round trips."""
-    return [*_few_samples(summary), *_not_tested(summary), *_not_compared(summary)]
-
-
-def disagreements(summary: dict[str, Any]) -> list[str]:
-    """Return where the run is wrong beyond its errors.
-
-    That is where it differs from the reference, at a rung by |z| >= 3 or over all by p <= 0.01;
-    and, with or without a reference, where energies of neighbouring rungs are not those of
-    Boltzmann distributions, |z| >= 3.
-    """
-    return [*_differences(summary), *_wrong_ensembles(summary)]
-
-
-def concerns(summary: dict[str, Any]) -> list[str]:
-    """Return the warnings of the monitor."""
-    return list(summary["monitor"]["warnings"])
-
-
-def _reweighted(summary: dict[str, Any]) -> Iterator[str]:
+def _reweighted(summary: Mapping[str, Any]) -> Iterator[str]:
     """Say at which temperatures the run was compared if these are not its own."""
     comparison = summary.get("comparison", {})
     if comparison.get("by_mbar"):
@@ -105,134 +91,77 @@ def _reweighted(summary: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _rungs(summary: dict[str, Any]) -> Iterator[str]:
-    names = list(summary["dihedral_positive"])
-    titles = "".join(f"{f'P({name} > 0)':>22}{'N_eff':>8}" for name in names)
-    free_energies = summary.get("delta_F_phi_kT")
+def _rungs(summary: Mapping[str, Any]) -> Iterator[str]:
+    quantities = summary["quantities"]
+    columns = [key for key in quantities if not key.startswith(BASIN)]
     yield ""
-    yield f"{'T (K)':>8}{'<U> (kJ/mol)':>20}{titles}" + (
-        f"{'dF_phi (kT)':>18}" if free_energies else ""
+    yield f"{'T (K)':>8}" + "".join(
+        _cell(quantity_label(k) + _unit(k), "N_eff", k) for k in columns
     )
     for rung in (f"{kelvin:.2f}" for kelvin in summary["temperatures_K"]):
-        energy = summary["energy_kJ_mol"][rung]
-        line = f"{rung:>8}{_with_error(energy['mean'], energy['stderr'], 2):>20}"
-        for name in names:
-            p = summary["dihedral_positive"][name][rung]
-            line += f"{_with_error(p['p'], p['stderr'], 4):>22}{_number(p['n_eff'], 0):>8}"
-        if free_energies:
-            value = free_energies[rung]
-            line += f"{_with_error(value['value'], value['stderr'], 2):>18}"
-        yield line
+        cells = ((key, quantities[key][rung]) for key in columns)
+        yield f"{rung:>8}" + "".join(
+            _cell(_estimate(e, k), _number(e["n_eff"], 0), k) for k, e in cells
+        )
+    if any(_is_marked(entry) for key in columns for entry in quantities[key].values()):
+        yield _FOOTNOTE
 
 
-def _energy_ratios(summary: dict[str, Any]) -> Iterator[str]:
+def _cell(text: str, n_eff: str, key: str) -> str:
+    """A cell of the table with its effective samples, which those of delta F repeat."""
+    return f"{text:>22}" + ("" if key == "delta_F_phi_kT" else f"{n_eff:>8}")
+
+
+def _basins(summary: Mapping[str, Any]) -> Iterator[str]:
+    basins = {k: rungs for k, rungs in summary["quantities"].items() if k.startswith(BASIN)}
+    if not basins:
+        return
+    rungs = [f"{kelvin:.2f}" for kelvin in summary["temperatures_K"]]
+    width = max(len(name) for name in basins) - len(BASIN) + 2
+    yield ""
+    yield f"{'basins':<{width}}" + "".join(f"{f'P at {rung} K':>24}" for rung in rungs)
+    for name, entries in basins.items():
+        values = "".join(f"{_estimate(entries[rung], name):>24}" for rung in rungs)
+        yield f"{name.removeprefix(BASIN):<{width}}{values}"
+    if any(_is_marked(entry) for rungs in basins.values() for entry in rungs.values()):
+        yield _FOOTNOTE
+
+
+def _unit(key: str) -> str:
+    return _UNITS.get(key, "")
+
+
+def _is_marked(entry: Mapping[str, Any]) -> bool:
+    return bool(entry["status"] != CONVERGED)
+
+
+def _estimate(entry: Mapping[str, Any], key: str) -> str:
+    """Return a value with its error; of a state that is hardly seen its bound or interval."""
+    value, stderr, low, high = (entry[name] for name in ("value", "stderr", "low", "high"))
+    digits = _DIGITS.get(key, 4)
+    is_state = key != "delta_F_phi_kT" and entry.get("n_visits") is not None
+    if is_state and value == 0:
+        text = f"< {high:.2g}"
+    elif is_state and value == 1:
+        text = f"> {low:.{digits}f}"
+    elif is_state and (stderr is None or min(value, 1 - value) < 2 * stderr):
+        text = f"{low:.2g} to {high:.2g}" if low > _SMALLEST else f"< {high:.2g}"
+    else:
+        text = _with_error(value, stderr, digits)
+    return text + (f" {_MARK}" if _is_marked(entry) else "  ")
+
+
+def _energy_ratios(summary: Mapping[str, Any]) -> Iterator[str]:
     pairs = summary.get("ensemble_check", {}).get("energy_ratio_mol_kJ", {})
     if not pairs:
         return
     yield ""
-    yield f"{'ln[P(U)/P(U)], slope':<22}{'(mol/kJ)':>18}{'expected':>12}{'z':>8}"
+    yield f"{'ln[P(U)/P(U)], slope':<22}{'(mol/kJ)':>18}{'expected':>12}{'z':>11}"
     for pair, check in pairs.items():
         slope = _with_error(check["value"], check["stderr"], 4)
         expected, z = _number(check["expected"], 4), check["z"]
-        yield f"  {f'{pair} K':<20}{slope:>18}{expected:>12}{'?' if z is None else f'{z:+.1f}':>8}"
-
-
-def _few_samples(summary: dict[str, Any]) -> Iterator[str]:
-    if summary["n_iterations"] == 0:
-        yield "no samples yet"
-        return
-    estimates = {
-        **{f"P({name} > 0)": rungs for name, rungs in summary["dihedral_positive"].items()},
-        "<U>": summary["energy_kJ_mol"],
-        "C_V": summary["heat_capacity_kJ_mol_K"],
-    }
-    for label, rungs in estimates.items():
-        for rung, estimate in rungs.items():
-            if (estimate["n_eff"] or 0) < MIN_EFFECTIVE_SAMPLES:
-                yield f"{rung} K: {label} {_rests_on(estimate['n_eff'])}"
-    for rung, value in summary.get("delta_F_phi_kT", {}).items():
-        if value["stderr"] is None:
-            yield f"{rung} K: the error of delta F is not known"
-        elif value["stderr"] > MAX_FREE_ENERGY_STDERR_KT:
-            yield (
-                f"{rung} K: the error of delta F is {value['stderr']:.2f} kT, more than "
-                f"{MAX_FREE_ENERGY_STDERR_KT} kT"
-            )
-    if len(summary["temperatures_K"]) > 1:
-        trips = summary["round_trips"] / summary["n_walkers"]
-        if trips < MIN_ROUND_TRIPS_PER_WALKER:
-            yield f"{trips:.2f} round trips of the temperature ladder for each walker"
-
-
-def _not_tested(summary: dict[str, Any]) -> Iterator[str]:
-    for key, pairs in summary.get("ensemble_check", {}).items():
-        for pair, check in pairs.items():
-            if check["z"] is not None:
-                continue
-            n_eff = f"so few effective samples ({_number(check['n_eff'], 0)} of <U>)"
-            reason = f"{_ENSEMBLE[key]} cannot be tested on {n_eff}"
-            if check["value"] is None:
-                reason = "the energies of the two rungs do not overlap: bring them closer together"
-            yield f"{pair} K: {reason}"
-
-
-def _not_compared(summary: dict[str, Any]) -> Iterator[str]:
-    comparison = summary.get("comparison")
-    if comparison is None:
-        return
-    for key, label in _COMPARED.items():
-        for rung, z in comparison[key]["z"].items():
-            if z is None:
-                yield f"{rung} K: {label} {_TOO_FEW}"
-        if comparison[key]["p_value"] is None:
-            yield f"all rungs: {label} {_TOO_FEW}"
-    for rung, distance in comparison["ramachandran"].items():
-        if distance["total_variation"] is None or distance["floor_total_variation"] is None:
-            yield f"{rung} K: the Ramachandran distance has no floor to compare with"
-        elif (distance["n_slowest"] or 0) < MIN_EFFECTIVE_SAMPLES:
-            yield f"{rung} K: the Ramachandran plot {_TOO_FEW}"
-
-
-def _differences(summary: dict[str, Any]) -> Iterator[str]:
-    comparison = summary.get("comparison")
-    if comparison is None:
-        return
-    for key, label in _COMPARED.items():
-        for rung, z in comparison[key]["z"].items():
-            if z is not None and abs(z) >= MAX_Z:
-                yield f"{rung} K: {label} differs from the reference by {z:+.1f} standard errors"
-        p_value = comparison[key]["p_value"]
-        if p_value is not None and p_value <= MIN_P_VALUE:
-            yield (
-                f"all rungs: {label} differs from the reference, chi2 {comparison[key]['chi2']:.1f}"
-                f", p = {p_value:.1g}, not above {MIN_P_VALUE}"
-            )
-    for rung, distance in comparison["ramachandran"].items():
-        value, floor = distance["total_variation"], distance["floor_total_variation"]
-        if (distance["n_slowest"] or 0) < MIN_EFFECTIVE_SAMPLES:
-            continue
-        if value is not None and floor is not None and value > MAX_RAMACHANDRAN_RATIO * floor:
-            yield (
-                f"{rung} K: Ramachandran distance to the reference {value:.3f}, more than "
-                f"{MAX_RAMACHANDRAN_RATIO} times the floor {floor:.3f}"
-            )
-
-
-def _wrong_ensembles(summary: dict[str, Any]) -> Iterator[str]:
-    for key, pairs in summary.get("ensemble_check", {}).items():
-        for pair, check in pairs.items():
-            z = check["z"]
-            if z is not None and abs(z) >= MAX_Z:
-                yield (
-                    f"{pair} K: {_ENSEMBLE[key]} is not that of Boltzmann distributions, "
-                    f"by {z:+.1f} standard errors"
-                )
-
-
-def _rests_on(n_eff: float | None) -> str:
-    if not n_eff:
-        return "has no known error"
-    return f"rests on {n_eff:.0f} effective samples, fewer than {MIN_EFFECTIVE_SAMPLES}"
+        deviation = "undecided" if z is None else f"{z:+.1f}"
+        yield f"  {f'{pair} K':<20}{slope:>18}{expected:>12}{deviation:>11}"
 
 
 def _neighbours(rates: list[Any]) -> list[Any]:

@@ -5,13 +5,32 @@ neighbouring rungs (``"300.00-424.26"``):
 
 ``temperatures_K``, ``seed``, ``n_walkers``, ``n_iterations``, ``n_samples_per_rung``
     The run; ``seed`` is the one that the user chose (``choices.seed`` in ``config.json``).
+    ``n_iterations`` are all that were saved; the samples are those from the start on.
+``burn_in``
+    The start of equilibrated sampling; see `openmm_tsf.analysis.burn_in`. ``start``: the number of
+    saved iterations that every estimate leaves out; ``n_used``: the others; ``is_equilibrated``:
+    false if the second half of the run still drifts; ``chosen``: ``"found"`` or ``"given"``;
+    ``drift``: the largest difference between start and second half, with its ``series``.
 ``dihedral_positive``
-    P(dihedral > 0) of every recorded dihedral, per rung: ``p``, ``stderr``, ``n_eff``, ``g`` and
+    P(dihedral > 0) of every recorded φ and ψ, per rung: ``p``, ``stderr``, ``n_eff``, ``g`` and
     ``r_hat``. ``phi_positive`` is that of ``phi``.
 ``energy_kJ_mol``, ``heat_capacity_kJ_mol_K``
     ⟨U⟩ and the configurational C_V, per rung.
 ``delta_F_phi_kT``
     -ln[P(φ > 0)/P(φ < 0)] per rung, from its samples and (``mbar_``) from those of all rungs.
+``quantities``
+    ⟨U⟩ (``energy_kJ_mol``), C_V (``heat_capacity_kJ_mol_K``), P(dihedral > 0) (``phi_positive``),
+    ΔF_φ (``delta_F_phi_kT``) and the population of each basin (``basin phi > 0, psi beta``), per
+    rung: the fields of `openmm_tsf.analysis.convergence.Assessment`, ``converged``, ``expected_p``
+    where one is known, and ``status``: ``"converged"``, ``"not yet"``, ``"wrong"``, or
+    ``"bounded"`` for a state that is never or hardly seen and need not be.
+``verdict``
+    See `openmm_tsf.analysis.verdict`. ``status``, ``sentence``; in words ``wrong``, ``missing``,
+    ``undecided``, ``warnings``, ``advice``; ``agrees_with``; ``predicted``: ``n_iterations``,
+    ``energy_evaluations`` and ``wall_seconds`` of a production that would be long enough, in all,
+    a lower bound if ``at_least``.
+``save_interval``
+    The iterations of the sampler for each saved one.
 ``acceptance``
     Accepted over proposed moves of each kernel, per rung; of swaps a list over neighbours, or a
     matrix over pairs of rungs.
@@ -25,41 +44,52 @@ neighbouring rungs (``"300.00-424.26"``):
 ``versions``
     Of the packages.
 ``ensemble_check``
-    Tests of the energies of neighbouring rungs, per pair: ``value``, ``stderr``, ``expected``,
-    ``n_eff``, ``z``; see `openmm_tsf.analysis.ensemble_checks`.
+    Tests of neighbouring rungs, per pair, of their energies and (``basin_ratio``) of each basin:
+    ``value``, ``stderr``, ``expected``, ``n_eff``, ``undecided``, ``z``; see
+    `openmm_tsf.analysis.ensemble_checks`.
 ``efficiency``
     Of production: round trips, and effective samples of 1[φ > 0] at the lowest rung, per million
     evaluations and per second.
+``basins``
+    The population of each basin of the slow torsions, per rung: ``p``, the fields of
+    `openmm_tsf.analysis.convergence.Assessment`, and ``expected_p`` with its error and source; see
+    `openmm_tsf.analysis.basin_checks`.
 ``monitor``
     See `openmm_tsf.analysis.monitor`.
 ``comparison``
-    z and χ² against the reference, and the Ramachandran distance; where there is a reference, a
-    common temperature, and the run recorded ``phi`` and ``psi``. ``by_mbar``: the run has no rung
-    of the reference, its means were reweighted to those within its ladder. z is not known below 100
-    effective samples of the run.
+    z and χ² against the reference of ``phi_positive``, ``energy_kJ_mol``,
+    ``heat_capacity_kJ_mol_K`` and each of ``basins``, and the Ramachandran distance; where there is
+    a reference, a common temperature, and the run recorded ``phi`` and ``psi``. ``by_mbar``: the
+    run has no rung of the reference, its means were reweighted to those within its ladder. Below
+    100 effective samples of the run only z from 5 on is given.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from openmm_tsf.analysis.agreement import BASIN
+from openmm_tsf.analysis.basin_checks import Basin, BasinCheck
 from openmm_tsf.analysis.comparison import (
     MeanComparison,
     ReferenceComparison,
     comparable_temperatures,
     compare,
 )
-from openmm_tsf.analysis.ensemble_checks import EnsembleCheck
+from openmm_tsf.analysis.convergence import assess_mean, assess_probability, assess_variance
+from openmm_tsf.analysis.ensemble_checks import EnsembleCheck, basin_ratio
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.monitor import monitor
 from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.analysis.uncertainty import MeanEstimate
+from openmm_tsf.analysis.verdict import judge
 from openmm_tsf.io.files import write_json
+from openmm_tsf.utils.topology import is_backbone
 
 
 def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str, Any]:
@@ -70,9 +100,11 @@ def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str
         "seed": run.config.get("choices", {}).get("seed", run.config["seed"]),
         "n_walkers": run.n_walkers,
         "n_iterations": run.n_iterations,
-        "n_samples_per_rung": run.n_iterations * run.n_walkers,
+        "n_samples_per_rung": run.n_used * run.n_walkers,
+        "save_interval": run.config.get("choices", {}).get("save_interval", 1),
     }
     if run.n_iterations:
+        result["burn_in"] = _burn_in(run)
         result |= _estimates(run)
     trips = int(run.round_trips().sum())
     result |= {
@@ -96,6 +128,9 @@ def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str
         result["ensemble_check"] = _ensemble_check(run)
         result["efficiency"] = _efficiency(run, trips)
     result["monitor"] = monitor(run, reference)
+    result["basins"] = result["monitor"]["basins"]
+    if run.n_iterations:
+        result["quantities"] = _quantities(run, reference, result["basins"])
     if run.n_iterations and reference is not None:
         reason = _why_not_compared(run, reference)
         if reason is None:
@@ -103,7 +138,11 @@ def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str
         else:
             result["monitor"]["notes"].append(f"not compared with the reference, which {reason}")
     numbers: dict[str, Any] = json_ready(result)
-    return numbers
+    verdict = judge(numbers)
+    for key, statuses in verdict.quantities.items():
+        for rung, status in statuses.items():
+            numbers["quantities"][key][rung]["status"] = status
+    return numbers | {"verdict": verdict.to_dict()}
 
 
 def write_summary(
@@ -116,6 +155,20 @@ def write_summary(
     summary = summarize(run, reference or run.reference())
     write_json(path, summary)
     return summary
+
+
+def _burn_in(run: RunEstimates) -> dict[str, Any]:
+    found = run.burn_in
+    drift = None
+    if found.drift is not None:
+        drift = dataclasses.asdict(found.drift) | {"series": run.drifting_series}
+    return {
+        "start": run.start,
+        "n_used": run.n_used,
+        "is_equilibrated": found.is_equilibrated,
+        "chosen": "given" if run.start_was_given else "found",
+        "drift": drift,
+    }
 
 
 def _estimates(run: RunEstimates) -> dict[str, Any]:
@@ -134,7 +187,9 @@ def _estimates(run: RunEstimates) -> dict[str, Any]:
         return {label: estimate.value, "stderr": estimate.stderr, "n_eff": estimate.n_independent}
 
     result: dict[str, Any] = {
-        "dihedral_positive": {name: probability(name) for name in run.dihedral_atoms},
+        "dihedral_positive": {
+            name: probability(name) for name in run.dihedral_atoms if is_backbone(name)
+        },
         "energy_kJ_mol": per_rung(
             lambda t: mean("mean", run.mean_energy(t)) | {"r_hat": run.r_hat("energy", t)}
         ),
@@ -146,6 +201,31 @@ def _estimates(run: RunEstimates) -> dict[str, Any]:
     return result
 
 
+def _quantities(
+    run: RunEstimates, reference: Reference | None, basins: dict[str, Any]
+) -> dict[str, Any]:
+    """Assess every quantity that the verdict is about, at every rung; basins as they were."""
+    result: dict[str, dict[str, Any]] = {"energy_kJ_mol": {}, "heat_capacity_kJ_mol_K": {}}
+    for kelvin in map(float, run.temperatures):
+        energies, scale = run.energies(kelvin), 1.0 / (run.boltzmann_constant * kelvin**2)
+        result["energy_kJ_mol"][f"{kelvin:.2f}"] = assess_mean(energies).to_dict()
+        capacity = assess_variance(energies, scale)
+        result["heat_capacity_kJ_mol_K"][f"{kelvin:.2f}"] = capacity.to_dict()
+    checks = BasinCheck(run, reference)
+    for name in filter(is_backbone, run.dihedral_atoms):
+        result[f"{name}_positive"], _ = checks.check(f"{name} > 0", _is_positive(name))
+    if "phi" in run.dihedral_atoms:
+        result["delta_F_phi_kT"] = {
+            f"{t:.2f}": assess_probability(run.dihedral("phi", t) > 0).free_energy().to_dict()
+            for t in map(float, run.temperatures)
+        }
+    return result | {f"{BASIN}{name}": dict(table) for name, table in basins.items()}
+
+
+def _is_positive(name: str) -> Basin:
+    return lambda angles: np.asarray(angles[name]) > 0
+
+
 def _delta_f_phi(run: RunEstimates, temperature: float) -> dict[str, float]:
     value, stderr = run.positive("phi", temperature).free_energy
     mbar_value, mbar_stderr = run.free_energy_positive("phi", temperature)
@@ -155,16 +235,30 @@ def _delta_f_phi(run: RunEstimates, temperature: float) -> dict[str, float]:
 def _ensemble_check(run: RunEstimates) -> dict[str, Any]:
     pairs = [f"{a:.2f}-{b:.2f}" for a, b in pairwise(run.temperatures)]
 
-    def table(checks: list[EnsembleCheck]) -> dict[str, dict[str, float]]:
+    def table(checks: Sequence[EnsembleCheck | None]) -> dict[str, dict[str, Any]]:
         return {
             pair: dataclasses.asdict(check) | {"z": check.z}
             for pair, check in zip(pairs, checks, strict=True)
+            if check is not None
         }
 
     return {
         "energy_ratio_mol_kJ": table(run.energy_ratios()),
         "heat_capacity_kJ_mol_K": table(run.heat_capacity_differences()),
+        "basin_ratio": {name: table(_basin_ratios(run, name)) for name in run.basins.names},
     }
+
+
+def _basin_ratios(run: RunEstimates, name: str) -> list[EnsembleCheck | None]:
+    """Test the populations of a basin at neighbouring rungs, where it was visited and left."""
+    inside = run.in_basin(name)
+    checks: list[EnsembleCheck | None] = []
+    for k, (a, b) in enumerate(pairwise(map(float, run.temperatures))):
+        low, high = inside[..., k], inside[..., k + 1]
+        known = (low.any() or high.any()) and not (low.all() and high.all())
+        energies, betas = (run.energies(a), run.energies(b)), (run.beta(a), run.beta(b))
+        checks.append(basin_ratio(*energies, low, high, betas) if known else None)
+    return checks
 
 
 def _rates(run: RunEstimates, table: np.ndarray) -> Any:
@@ -231,6 +325,8 @@ def _comparison(comparison: ReferenceComparison) -> dict[str, Any]:
         "not_compared_K": list(comparison.not_compared),
         "phi_positive": means(comparison.phi_positive),
         "energy_kJ_mol": means(comparison.energy),
+        "heat_capacity_kJ_mol_K": means(comparison.heat_capacity),
+        "basins": {name: means(compared) for name, compared in comparison.basins.items()},
         "ramachandran": {
             key: dataclasses.asdict(distance)  # none by MBAR
             for key, distance in zip(keys, comparison.ramachandran, strict=not comparison.by_mbar)

@@ -121,10 +121,13 @@ def _sample(args: argparse.Namespace) -> None:
     _show(summary, args.output)
 
 
-def _analyze(args: argparse.Namespace) -> None:
+def _analyze(args: argparse.Namespace) -> int:
     from openmm_tsf.analysis.analyze import analyze
+    from openmm_tsf.analysis.verdict import EXIT_STATUS
 
-    _show(analyze(args.run, output=args.output), args.run, args.output)
+    summary = analyze(args.run, output=args.output)
+    _show(summary, args.run, args.output)
+    return EXIT_STATUS[summary["verdict"]["status"]]
 
 
 def _options(args: argparse.Namespace) -> Any:
@@ -199,21 +202,18 @@ def _sampling_settings(args: argparse.Namespace, settings: Any) -> Any:
 
 
 def _show(summary: dict[str, Any], run: str, output: str | None = None) -> None:
-    from openmm_tsf.analysis.report import advice, concerns, describe, disagreements, unsampled
+    """Print the verdict first and last, its reasons and the tables between."""
+    from openmm_tsf.analysis.report import describe, describe_verdict
 
-    say(describe(summary))
-    for title, lines in (
-        ("not converged", unsampled(summary)),
-        ("not in agreement (reference, Boltzmann distribution)", disagreements(summary)),
-        ("to be looked at", concerns(summary)),
-    ):
-        if lines:
-            say(f"\n{title}:", *lines, sep="\n  ")
-    words = advice(summary)
-    if words is not None:
-        more = 2 * int(summary["n_iterations"])
-        say(f"\n{words}; sample --output {run} --iterations {more} --resume lengthens this run")
+    sentence = summary["verdict"]["sentence"]
+    say(sentence)
+    say(f"\n{describe(summary)}")
+    say(f"\n{describe_verdict(summary)}")
+    more = summary["verdict"]["predicted"].get("n_iterations")
+    if more is not None and summary["verdict"]["status"] == "not yet":
+        say(f"sample --output {run} --iterations {more} --resume lengthens this run")
     say(f"\nsummary.json and the plots are in {output or run}")
+    say(sentence)
 
 
 COMMANDS = {

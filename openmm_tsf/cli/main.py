@@ -20,7 +20,8 @@ INTERRUPTED = 130  # what shells expect of a program that Ctrl-C ended
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status.
 
-    It is 0, 1 if the self-test of doctor failed, 2 after an error, 130 after Ctrl-C or SIGTERM.
+    It is 0, 1 if the self-test of doctor failed, 2 after an error, 130 after Ctrl-C or SIGTERM; of
+    commands that judge a run 0 if it is converged, 3 if it is not yet, 4 if it is wrong.
     """
     open_standard_streams()
     args = build_parser().parse_args(arguments)

@@ -48,7 +48,7 @@ def test_a_run_that_cannot_be_written_to_is_analysed_elsewhere(
 ):
     before = contents(run_path)
     output = tmp_path / "new" / "results"
-    assert main(["analyze", str(run_path), "--output", str(output), "--quiet"]) == 0
+    assert main(["analyze", str(run_path), "--output", str(output), "--quiet"]) == 3
     assert {path.name for path in output.iterdir()} == RESULTS
     text = (output / "report.html").read_text(encoding="utf-8")
     links = set(re.findall(r'href="([^"#]+)"', text))

@@ -8,7 +8,7 @@ from openmm_tsf.analysis.ensemble_checks import (
     heat_capacity,
     heat_capacity_difference,
 )
-from openmm_tsf.analysis.report import disagreements, unsampled
+from openmm_tsf.analysis.verdict import judge
 from openmm_tsf.units import KB
 from tests.support.analysis_runs import BETAS, WELL, assert_calibrated, energies_far_apart, well_run
 
@@ -92,8 +92,9 @@ def test_short_runs_are_not_called_biased(n, n_walkers, rho):
         high = harmonic(rng, (n, n_walkers), 350.0, rho=rho)
         for check in both_checks(low, high, 300.0, 350.0):
             assert np.isfinite(check.value)
-            assert not check.n_eff >= 100
             assert np.isnan(check.z)
+            reason = "shorter than 4 correlation" if check.n_eff >= 100 else "effective samples"
+            assert reason in check.undecided
 
 
 def test_the_summary_of_a_short_run_says_so(tmp_path):
@@ -101,10 +102,10 @@ def test_the_summary_of_a_short_run_says_so(tmp_path):
     for pairs in summary["ensemble_check"].values():
         assert all(check["z"] is None and check["n_eff"] < 100 for check in pairs.values())
     assert all(c["n_eff"] < 100 for c in summary["heat_capacity_kJ_mol_K"].values())
-    assert disagreements(summary) == []
-    words = unsampled(summary)
-    assert any(w.startswith("300.00 K: C_V rests on") for w in words)
-    assert sum("cannot be tested on so few effective samples" in w for w in words) == 4
+    verdict = judge(summary)
+    assert verdict.wrong == ()
+    assert any(w.startswith("300.00 K: C_V: ") for w in verdict.missing)
+    assert sum("<U>" in w and "cannot be tested: " in w for w in verdict.undecided) >= 4
 
 
 def test_a_rung_at_the_wrong_temperature_is_flagged(tmp_path):

@@ -1,154 +1,120 @@
+"""The summary in words."""
+
 import pytest
 
-from openmm_tsf.analysis.report import advice, concerns, describe, disagreements, unsampled
-
-ENSEMBLE_CHECKS = ("energy_ratio_mol_kJ", "heat_capacity_kJ_mol_K")
-
-
-def problems(summary):
-    """Everything that a report says is wrong, by kind."""
-    return unsampled(summary), disagreements(summary), concerns(summary)
+from openmm_tsf.analysis.report import describe, describe_verdict
+from tests.support.summaries import RUNGS, changed, good_summary, never_visited, with_verdict
+from tests.support.summaries import short as not_converged
 
 
-def changed(path, value):
-    """The summary of a good run with one entry replaced."""
-    summary = good_summary()
-    *keys, last = path.split("/")
-    part = summary
-    for key in keys:
-        part = part[key]
-    part[last] = value
-    return summary
+def table(*changes):
+    return describe(with_verdict(changed(*changes)))
 
 
-def good_summary():
-    """A converged run of two rungs that agrees with the reference."""
-    rungs = ("300.00", "600.00")
-    probability = {"p": 0.1, "stderr": 0.01, "n_eff": 900.0, "g": 2.0}
-    agreement = {"z": dict.fromkeys(rungs, 0.5), "chi2": 1.0, "p_value": 0.6}
-    check = {"value": 0.2, "stderr": 0.01, "expected": 0.195, "n_eff": 500.0, "z": 0.5}
-    distance = {"total_variation": 0.05, "floor_total_variation": 0.05, "n_slowest": 500.0}
-    sizes = {"n_walkers": 4, "n_iterations": 1000, "n_samples_per_rung": 4000, "round_trips": 40}
-    return sizes | {
-        "temperatures_K": [300.0, 600.0],
-        "dihedral_positive": {
-            name: {rung: dict(probability) for rung in rungs} for name in ("phi", "psi")
-        },
-        "energy_kJ_mol": {rung: {"mean": 1.0, "stderr": 0.1, "n_eff": 500.0} for rung in rungs},
-        "heat_capacity_kJ_mol_K": {rung: {"value": 1.0, "n_eff": 500.0} for rung in rungs},
-        "delta_F_phi_kT": {rung: {"value": 2.0, "stderr": 0.1} for rung in rungs},
-        "acceptance": {"local": dict.fromkeys(rungs, 0.9), "swap_plain": [0.5], "swap_steered": []},
-        "replica_relaxation": {"second_eigenvalue": 0.875, "iterations": 8.0},
-        "ensemble_check": {key: {"300.00-600.00": dict(check)} for key in ENSEMBLE_CHECKS},
-        "monitor": {"warnings": [], "notes": []},
-        "energy_evaluations": {"md": None, "training": 5, "sampling": 10},
-        "wall_seconds": {"md": None, "training": 5.0, "sampling": 10.0},
-        "comparison": {
-            "phi_positive": agreement | {"z": dict(agreement["z"])},
-            "energy_kJ_mol": agreement,
-            "ramachandran": {rung: dict(distance) for rung in rungs},
-        },
-    }
-
-
-def test_the_expected_time_stands_beside_the_real_one():
-    summary = changed("wall_seconds/expected", 1234.4)
-    assert "  expected at the start" in describe(summary)
-    assert "1,234" in describe(summary)
-    assert "expected at the start" not in describe(good_summary())
+def line_of(text, start):
+    (line,) = [line for line in text.splitlines() if line.split()[:1] == [start]]
+    return line
 
 
 def test_a_good_run():
-    summary = good_summary()
-    assert (problems(summary), advice(summary)) == (([], [], []), None)
-    text = describe(summary)
-    for words in ("P(psi > 0)", "relaxation time of replicas: 8.0 saved iterations"):
+    text = table()
+    for words in ("P(psi > 0)", "relaxation time of replicas: 8.0 saved iterations", "12,345",
+                  "0.250", "0.125", "0.500", "round trips", "<U> (kJ/mol)", "delta F"):  # fmt: skip
         assert words in text
+    for words in ("-60.12 ± 0.50", "0.0200 ± 0.0010", "900", "3.90 ± 0.05"):
+        assert words in line_of(text, "300.00")
     assert "notes" not in text
+    assert "*" not in text
     (line,) = [line for line in text.splitlines() if "300.00-600.00 K" in line]
     assert line.split() == ["300.00-600.00", "K", "0.2000", "±", "0.0100", "0.1950", "+0.5"]
+    assert describe_verdict(with_verdict(good_summary())) == ""
 
 
-def test_runs_without_a_reference_and_of_one_rung():
-    summary = good_summary()
-    del summary["comparison"]
-    summary["ensemble_check"] = {key: {} for key in ENSEMBLE_CHECKS}
-    summary["replica_relaxation"] = {"second_eigenvalue": None, "iterations": None}
-    assert problems(summary) == ([], [], [])
-    assert "relaxation" not in describe(summary)
-    assert "ln[P(U)/P(U)]" not in describe(summary)
+def test_the_expected_time_stands_beside_the_real_one():
+    text = table(("wall_seconds/expected", 1234.4))
+    assert "  expected at the start" in text
+    assert "1,234" in text
+    assert "expected at the start" not in table()
 
 
-def test_what_the_monitor_says():
-    summary = changed("monitor/warnings", ["300.00 K: the basin was lost"])
-    assert problems(summary) == ([], [], ["300.00 K: the basin was lost"])
-    assert "other basins" in advice(summary)
-    summary = changed("monitor/notes", ["phi is cut at 0 degrees"])
-    assert (problems(summary), advice(summary)) == (([], [], []), None)
-    assert describe(summary).endswith("\nnotes\n  phi is cut at 0 degrees")
+def test_runs_of_one_rung():
+    checks = {"energy_ratio_mol_kJ": {}, "heat_capacity_kJ_mol_K": {}}
+    relaxation = {"second_eigenvalue": None, "iterations": None}
+    text = table(("ensemble_check", checks), ("replica_relaxation", relaxation))
+    assert "relaxation" not in text
+    assert "ln[P(U)/P(U)]" not in text
 
 
-@pytest.mark.parametrize("key", ENSEMBLE_CHECKS)
-@pytest.mark.parametrize("with_reference", [True, False])
-def test_a_wrong_ensemble_needs_no_reference(key, with_reference):
-    summary = changed(f"ensemble_check/{key}/300.00-600.00/z", -3.0)
-    if not with_reference:
-        del summary["comparison"]
-    (line,) = disagreements(summary)
-    assert line.startswith("300.00-600.00 K: ")
-    assert "not that of Boltzmann distributions, by -3.0 standard errors" in line
-    assert problems(summary) == ([], [line], [])
-    assert "does not go away" in advice(summary)
-    unknown = changed(f"ensemble_check/{key}/300.00-600.00/z", None)
-    assert disagreements(unknown) == []
-    (line,) = unsampled(unknown)
-    assert "cannot be tested" in line
-    assert "?" in describe(unknown) or key != "energy_ratio_mol_kJ"
-    unknown["ensemble_check"][key]["300.00-600.00"]["value"] = None
-    assert "do not overlap" in unsampled(unknown)[0]
+def test_notes():
+    text = table(("monitor/notes", ["phi is cut at 0 degrees"]))
+    assert text.endswith("\nnotes\n  phi is cut at 0 degrees")
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "words"),
-    [
-        ("dihedral_positive/psi/600.00/n_eff", 12.0, "600.00 K: P(psi > 0) rests on 12"),
-        ("dihedral_positive/phi/300.00/n_eff", 0.0, "300.00 K: P(phi > 0) has no known error"),
-        ("energy_kJ_mol/300.00/n_eff", 20.0, "300.00 K: <U> rests on 20"),
-        ("energy_kJ_mol/300.00/n_eff", None, "300.00 K: <U> has no known error"),
-        ("heat_capacity_kJ_mol_K/300.00/n_eff", 20.0, "300.00 K: C_V rests on 20"),
-        ("heat_capacity_kJ_mol_K/300.00/n_eff", None, "300.00 K: C_V has no known error"),
-        ("delta_F_phi_kT/300.00/stderr", 0.4, "the error of delta F is 0.40 kT"),
-        ("delta_F_phi_kT/300.00/stderr", None, "the error of delta F is not known"),
-        ("round_trips", 2, "0.50 round trips"),
-        ("n_iterations", 0, "no samples yet"),
-        ("comparison/phi_positive/z/300.00", None, "P(phi > 0) cannot be compared"),
-        ("comparison/energy_kJ_mol/p_value", None, "<U> cannot be compared"),
-        ("comparison/ramachandran/300.00/floor_total_variation", None, "no floor"),
-        ("comparison/ramachandran/300.00/n_slowest", 60.0, "Ramachandran plot cannot be compared"),
-    ],
-)
-def test_what_more_sampling_cures(path, value, words):
-    summary = changed(path, value)
-    (line,) = unsampled(summary)
-    assert words in line
-    assert problems(summary) == ([line], [], [])
-    assert "more iterations" in advice(summary)
-    describe(summary)
+def test_rare_states_are_shown_by_bounds_and_intervals():
+    hardly = not_converged(0.001, 0.001, n_visits=3, low=1e-5, high=0.021)
+    once = not_converged(0.001, 0.001, n_visits=1, low=2e-17, high=0.021)
+    always = not_converged(1.0, 0.0, n_visits=0, low=0.95, high=1.0) | {"stderr": None}
+    text = table(
+        ("quantities/basin phi > 0/300.00", never_visited(0.047)),
+        ("quantities/basin phi > 0/600.00", hardly),
+        ("quantities/basin phi < 0/300.00", always),
+        ("quantities/basin phi < 0/600.00", once),
+    )
+    above, below = (line for line in text.splitlines() if line.startswith("phi "))
+    assert above.split() == ["phi", ">", "0", "<", "0.047", "*", "1e-05", "to", "0.021", "*"]
+    assert below.split() == ["phi", "<", "0", ">", "0.9500", "*", "<", "0.021", "*"]
+    assert "* not converged, or hardly seen: 95 % intervals and bounds" in text
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "words"),
-    [
-        ("comparison/phi_positive/z/600.00", -3.0, "600.00 K: P(phi > 0) differs"),
-        ("comparison/energy_kJ_mol/z/300.00", 4.5, "300.00 K: <U> differs"),
-        ("comparison/phi_positive/p_value", 0.01, "all rungs: P(phi > 0) differs"),
-        ("comparison/energy_kJ_mol/p_value", 1e-6, "all rungs: <U> differs"),
-        ("comparison/ramachandran/300.00/total_variation", 0.2, "Ramachandran distance"),
-    ],
-)
-def test_what_more_sampling_does_not_cure(path, value, words):
-    summary = changed(path, value)
-    (line,) = disagreements(summary)
-    assert words in line
-    assert problems(summary) == ([], [line], [])
-    assert "does not go away" in advice(summary)
+def test_undecided_checks_are_named():
+    text = table(("ensemble_check/energy_ratio_mol_kJ/300.00-600.00/z", None))
+    (line,) = [line for line in text.splitlines() if "300.00-600.00 K" in line]
+    assert line.split()[-2:] == ["0.1950", "undecided"]
+
+
+def test_unknown_numbers():
+    unknown = not_converged(19.0, 0.0) | {"stderr": None, "low": None, "high": None, "n_eff": None}
+    text = table(("quantities/energy_kJ_mol/600.00", unknown))
+    assert "19.00 ± ? *" in line_of(text, "600.00")
+
+
+def test_the_verdict_in_words():
+    summary = with_verdict(
+        changed(
+            ("quantities/energy_kJ_mol/300.00", not_converged(-60.0, 3.0)),
+            ("comparison/phi_positive/z/600.00", -5.0),
+            ("comparison/heat_capacity_kJ_mol_K/z/600.00", None),
+            ("monitor/warnings", ["the basin was lost"]),
+        )
+    )
+    text = describe_verdict(summary)
+    titles = [line for line in text.splitlines() if line.endswith(":")]
+    assert titles == [
+        "wrong (reference, Boltzmann distribution):",
+        "not converged:",
+        "undecided:",
+        "to be looked at:",
+    ]
+    for words in (
+        "  600.00 K: P(phi > 0) differs from the reference by -5.0 standard errors",
+        "  300.00 K: <U>: 12 effective samples, fewer than 100",
+        "  600.00 K: C_V cannot be compared",
+        "  the basin was lost",
+        "80,000 energy evaluations, 160 seconds",
+        "does not go away",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize("at_least", [False, True])
+def test_the_prediction(at_least):
+    needed = None if at_least else 8000.0
+    entry = not_converged(-60.0, 3.0, n_iterations_needed=needed)
+    text = describe_verdict(with_verdict(changed(("quantities/energy_kJ_mol/300.00", entry))))
+    assert ("at least 2,000 iterations" in text) == at_least
+    assert ("about 8,000 iterations" in text) != at_least
+
+
+def test_every_rung_has_its_line():
+    text = table()
+    assert all(line_of(text, rung) for rung in RUNGS)

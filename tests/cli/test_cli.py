@@ -10,39 +10,13 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from openmm_tsf.analysis.report import describe
 from openmm_tsf.cli.main import main
 from openmm_tsf.workflow.frames import FrameSource
 from openmm_tsf.workflow.presets import preset
+from tests.support.summaries import changed, good_summary, never_visited, with_verdict
 
-
-def estimates(name, cold, hot):
-    """Return (value, standard error, effective samples) at 300 and 600 K as in a summary."""
-    rows = (dict(zip((name, "stderr", "n_eff"), row, strict=True)) for row in (cold, hot))
-    return dict(zip(("300.00", "600.00"), rows, strict=True))
-
-
-PHI = estimates("p", (0.02, 0.001, 5000.0), (0.1, None, None))
-SUMMARY = {
-    "temperatures_K": [300.0, 600.0],
-    "n_walkers": 4, "n_iterations": 10, "n_samples_per_rung": 40, "round_trips": 2,
-    "energy_kJ_mol": estimates("mean", (-60.123, 0.5, 900.0), (19.0, None, None)),
-    "phi_positive": PHI,
-    "dihedral_positive": {"phi": PHI},
-    "heat_capacity_kJ_mol_K": estimates("value", (0.25, 0.01, 900.0), (0.25, None, None)),
-    "delta_F_phi_kT": {
-        "300.00": {"value": 3.9, "stderr": 0.05},
-        "600.00": {"value": 2.2, "stderr": 0.4},
-    },
-    "acceptance": {
-        "flow_walk": {"300.00": 0.25, "600.00": None},
-        "swap_plain": [0.125], "swap_random": [[0.0, 0.5], [0.0, 0.0]],
-    },
-    "replica_relaxation": {"second_eigenvalue": 0.5, "iterations": 2.0},
-    "monitor": {"warnings": [], "notes": []},
-    "energy_evaluations": {"md": None, "training": 100, "sampling": 12345},
-    "wall_seconds": {"md": 1.0, "training": 2.0, "sampling": 3.0},
-}  # fmt: skip
+#: A run with a quantity that is not yet converged.
+UNFINISHED = with_verdict(changed(("quantities/phi_positive/600.00", never_visited())))
 
 
 @pytest.fixture
@@ -52,7 +26,7 @@ def called(monkeypatch):
 
     def record(name, *args, **options):
         calls.append((name, args, options))
-        return SUMMARY
+        return UNFINISHED
 
     for module in ("workflow.run", "workflow.sample", "analysis.analyze"):
         name = module.partition(".")[2]
@@ -98,9 +72,11 @@ def test_run_passes_what_it_was_given(called, capsys):
     assert (given.seed, given.platform, given.progress) == (7, "Reference", False)
     assert options["molecule"] is None  # the default, or that of a folder which is resumed
     printed = capsys.readouterr().out
-    assert "not converged" in printed
-    assert "600.00 K: P(phi > 0) has no known error" in printed
-    assert "sample --output out --iterations 20 --resume lengthens this run" in printed
+    sentence = "not yet converged: 600.00 K: P(phi > 0): the state was never visited"
+    lines = printed.splitlines()
+    assert (lines[0], lines[-1]) == (sentence, sentence)
+    assert "at least 2,000 iterations of production in all would be enough" in printed
+    assert "sample --output out --iterations 2000 --resume lengthens this run" in printed
 
 
 def test_run_without_options_is_the_default_and_with_md(called):
@@ -118,7 +94,7 @@ def test_sample_and_analyze(called):
     given = ["--flow", "f", "--output", "out", "--quiet"]
     assert main(["sample", *given, "--walkers", "3", "--seed", "0"]) == 0
     assert main(["sample", *given, "--resume", "--iterations", "7"]) == 0
-    assert main(["analyze", "out"]) == 0
+    assert main(["analyze", "out"]) == 3  # not yet converged
     (_, (flow, output, settings), options), resumed, (_, (analysed,), _) = called
     assert (flow, output, analysed) == ("f", "out", "out")
     assert (settings.n_walkers, options["options"].seed) == (3, 0)
@@ -201,11 +177,27 @@ def test_stages_from_the_shell(tmp_path, capsys):
     assert "source.stride: what is in" in capsys.readouterr().err
 
 
-def test_table():
-    text = describe(SUMMARY)
-    for expected in ("-60.12 ± 0.50", "19.00 ± ?", "0.0200 ± 0.0010", "5000", "3.90 ± 0.05",
-                     "0.250", "0.125", "0.500", "12,345", "round trips"):  # fmt: skip
-        assert expected in text
+@pytest.mark.parametrize(
+    ("change", "status", "sentence"),
+    [
+        (None, 0, "converged, in agreement with the reference and with Boltzmann"),
+        (("quantities/phi_positive/600.00", never_visited()), 3, "not yet converged: 600.00 K: "),
+        (("comparison/energy_kJ_mol/z/300.00", 6.0), 4, "wrong: 300.00 K: <U> differs from the "),
+    ],
+)
+def test_analyze_ends_with_the_verdict(change, status, sentence, monkeypatch, capsys):
+    summary = with_verdict(good_summary() if change is None else changed(change))
+    for function in ("analysis.analyze.analyze", "workflow.run.run", "workflow.sample.sample"):
+        monkeypatch.setattr(f"openmm_tsf.{function}", lambda *_, **__: summary)
+    assert main(["analyze", "out"]) == status
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == lines[-1]
+    assert lines[0].startswith(sentence)
+    # The others did what was asked.
+    assert main(["run", "--output", "out"]) == 0
+    assert main(["sample", "--flow", "f", "--output", "out"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == lines[-1]
+    assert ("--resume lengthens this run" in "".join(lines)) == (status == 3)
 
 
 def test_threads_are_set_and_restored(tmp_path, capsys):

@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 
+from openmm_tsf.analysis import load_run
 from openmm_tsf.io.dcd import DCDWriter
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.sampling import recorder as recording
@@ -61,6 +62,17 @@ def test_a_killed_run_continues_from_its_checkpoint(tuned, tmp_path, reference, 
         file.write(b"half a frame")
     resumed().run(5, output=path, progress=False)
     assert_same_run(reference, path)
+
+
+def test_a_run_that_recorded_fewer_torsions_goes_on_with_these(tuned, path, resumed, monkeypatch):
+    tuned.run(2, output=path, progress=False)
+    torsions = load_run(path).dihedral_atoms
+    more = torsions | {"other": (0, 1, 2, 3)}
+    monkeypatch.setattr("openmm_tsf.sampling.run_writer.slow_torsions", lambda topology: more)
+    resumed().run(3, output=path, progress=False)
+    run = load_run(path)
+    assert run.dihedral_atoms == torsions
+    assert run.segments.dihedrals.shape == (5, run.n_walkers, run.n_rungs, len(torsions))
 
 
 def test_a_run_killed_before_its_first_segment_can_resume(tuned, reference, path, resumed):
