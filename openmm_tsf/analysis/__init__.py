@@ -8,6 +8,8 @@ read)
     All results as plain numbers; its keys are explained in `openmm_tsf.analysis.summary`. Its
     ``monitor`` reports mirror images, proposals outside the domain, basins lost, branch cuts that
     leak, and cis bonds.
+``report.html``
+    The verdict, tables and figures on one page for a browser; it needs no network.
 ``ramachandran.png``
     (φ, ψ) of run and reference, histograms of φ and energy, per temperature; if φ and ψ were
     recorded.

@@ -8,6 +8,7 @@ from typing import Any
 
 from openmm_tsf.analysis.comparison import compare_thermodynamics
 from openmm_tsf.analysis.estimates import RunEstimates
+from openmm_tsf.analysis.html_report import write_report
 from openmm_tsf.analysis.load import load_run
 from openmm_tsf.analysis.plots.diagnostics import plot_diagnostics
 from openmm_tsf.analysis.plots.thermodynamics import plot_thermodynamics
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 #: Names of what is written here.
 _RESULTS = re.compile(
-    r"summary\.json|thermodynamics\.(csv|json|png)|(ramachandran|diagnostics)\.png"
+    r"summary\.json|report\.html|thermodynamics\.(csv|json|png)|(ramachandran|diagnostics)\.png"
 )
 
 
@@ -69,7 +70,19 @@ def analyze(path: PathLike, output: PathLike | None = None) -> dict[str, Any]:
             run.plot(folder / "ramachandran.png", reference)
         plot_diagnostics(run, folder / "diagnostics.png")
         write_thermodynamics(run, folder, reference)
+        write_report(summary, folder, Path(path).resolve().name, _run_files(Path(path), target))
     return summary
+
+
+def _run_files(path: Path, target: Path) -> list[str]:
+    """Return the paths, relative to the results, of a run's files that its report links to."""
+    names = ["config.json", "training.csv", "flow.pt", "topology.pdb"]
+    names += sorted(entry.name for entry in path.glob("T*K.dcd"))
+    return [
+        Path(os.path.relpath(path / name, target)).as_posix()
+        for name in names
+        if (path / name).is_file()
+    ]
 
 
 def _check_output(path: Path, output: PathLike | None) -> Path:

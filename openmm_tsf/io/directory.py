@@ -32,7 +32,7 @@ CHECKPOINT_SECONDS = 30.0
 _FILES = re.compile(
     r"(config|summary|thermodynamics)\.json|checkpoint\.(pt|npz)|flow\.pt"
     r"|training\.(pt|csv)|topology\.pdb|system\.xml|positions\.npz|(md|T[\d.]+K)\.dcd"
-    r"|(ramachandran|diagnostics|thermodynamics)\.(png|csv)"
+    r"|(ramachandran|diagnostics|thermodynamics)\.(png|csv)|report\.html"
 )
 _STAGES = ("md", "train", "sample", "run")
 _FOLDERS = ("segments", "training", "md")

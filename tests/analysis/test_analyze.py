@@ -1,6 +1,7 @@
 """Where the tables and figures of a run directory go."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from openmm_tsf.cli.main import main
 from tests.support.analysis_runs import small_run
 
 RESULTS = {
-    *("summary.json", "ramachandran.png", "diagnostics.png"),
+    *("summary.json", "report.html", "ramachandran.png", "diagnostics.png"),
     *("thermodynamics.csv", "thermodynamics.json", "thermodynamics.png"),
 }
 
@@ -49,6 +50,11 @@ def test_a_run_that_cannot_be_written_to_is_analysed_elsewhere(
     output = tmp_path / "new" / "results"
     assert main(["analyze", str(run_path), "--output", str(output), "--quiet"]) == 3
     assert {path.name for path in output.iterdir()} == RESULTS
+    text = (output / "report.html").read_text(encoding="utf-8")
+    links = set(re.findall(r'href="([^"#]+)"', text))
+    config = os.path.relpath(run_path / "config.json", output)
+    assert links == RESULTS - {"report.html"} | {config}
+    assert all((output / link).is_file() for link in links)
     printed = capsys.readouterr().out
     assert f"the plots are in {output}" in printed
     assert f"sample --output {run_path} --iterations" in printed

@@ -18,6 +18,8 @@ from openmm_tsf.io.dcd import HEADER_BYTES
 #: Entries that differ from run to run: times, processes, and the number of Contexts, which is
 #: measured and changes no result on the Reference platform.
 _VARIABLE = ("wall_seconds", "n_eff_phi_per_second", "since", "pid", "n_contexts")
+#: Figures and pages that show times, or the name of the directory.
+TIMED = ("diagnostics.png", "report.html")
 
 
 def quiet_stdout() -> None:
@@ -53,7 +55,8 @@ def content(path: Path) -> Any:
             raise ValueError("not a table")
         return rows
     raw = path.read_bytes()
-    for suffix, end in ((".png", b"IEND\xaeB`\x82"), (".xml", b"</System>\n"), (".pdb", b"END\n")):
+    ends = {".png": b"IEND\xaeB`\x82", ".xml": b"</System>\n", ".pdb": b"END\n"}
+    for suffix, end in (ends | {".html": b"</html>\n"}).items():
         if path.suffix == suffix and not raw.endswith(end):
             raise ValueError("cut short")
     if path.suffix == ".pdb":  # OpenMM writes the date

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from openmm_tsf.utils.versions import package_versions
-from tests.robustness.inspection import differences, quiet_stdout
+from tests.robustness.inspection import TIMED, differences, quiet_stdout
 from tests.robustness.jobs import PATIENCE, Job
 from tests.robustness.killed_stage import DISK, MEANS, KilledStage
 
@@ -75,7 +75,7 @@ def two_jobs(folder: Path, stage: KilledStage) -> dict[str, Any]:
     seconds = time.monotonic() - start
     if third.wait(10 * PATIENCE):
         problems.append(f"the third job ended with {third.status}: {third.stderr}")
-    problems += differences(output, stage.reference, ("diagnostics.png",))
+    problems += differences(output, stage.reference, TIMED)
     if not problems:
         shutil.rmtree(output)
     return {

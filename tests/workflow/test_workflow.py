@@ -56,8 +56,9 @@ def test_run_writes_everything(finished):
     written = {path.name for path in folder.iterdir()}
     assert written >= {
         "T500.00K.dcd", "T600.00K.dcd", "checkpoint.pt", "config.json", "diagnostics.png",
-        "flow.pt", "ramachandran.png", "segments", "summary.json", "system.xml", "topology.pdb",
-        "thermodynamics.csv", "thermodynamics.json", "thermodynamics.png", "training.csv",
+        "flow.pt", "ramachandran.png", "report.html", "segments", "summary.json", "system.xml",
+        "thermodynamics.csv", "thermodynamics.json", "thermodynamics.png", "topology.pdb",
+        "training.csv",
     }  # fmt: skip
     assert not any(name.endswith(".tmp") for name in written)
     assert {path.suffix for path in (folder / "training").iterdir()} == {".csv"}
