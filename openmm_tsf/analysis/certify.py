@@ -129,7 +129,7 @@ def certify(
         for each in labelled
         if each.draws is not None and each.frames is not None
     ]
-    checks += [check for each in coverage for check in check_coverage(each)]
+    checks += check_coverage(coverage)
     quantities = assess_samples(labelled)
     checks += check_convergence(quantities, coverage)
     certificate = _certificate(molecule, frames, checks, quantities, coverage)

@@ -6,7 +6,7 @@ import numpy as np
 
 from openmm_tsf.analysis.certify_basins import LabelledSamples
 from openmm_tsf.analysis.certify_checks import MISSING, PASSED, RARE, Check
-from openmm_tsf.analysis.certify_coverage import Coverage
+from openmm_tsf.analysis.certify_coverage import Coverage, hardly_reached
 from openmm_tsf.analysis.convergence import Assessment, assess_mean, assess_probability
 
 Quantities = dict[str, dict[str, Assessment]]
@@ -28,28 +28,38 @@ def assess_samples(labelled: Sequence[LabelledSamples]) -> Quantities:
 def check_convergence(
     quantities: Mapping[str, Mapping[str, Assessment]], coverage: Sequence[Coverage] = ()
 ) -> list[Check]:
-    """Check each assessment; what is certainly rare, by frames or flow, needs no more than that."""
+    """Check each assessment; of a basin that is certainly rare the bound is enough.
+
+    It is certain only where the basin is known at the next higher temperature as well: visits that
+    are rare and long leave no trace in the statistics of those who never came.
+    """
+    hardly = hardly_reached(coverage)
     bounds = {
         (f"basin {basin.name}", f"{each.temperature:.2f}"): basin.high
         for each in coverage
         if each.decided
         for basin in each.basins
+        if basin.name not in hardly
     }
     checks = []
     for name, table in quantities.items():
         label = "<U>" if name == "energy_kJ_mol" else f"P({name.removeprefix('basin ')})"
-        for key, assessed in table.items():
-            where, numbers = f"{key} K", {"value": assessed.value, "stderr": assessed.stderr}
+        known_above, of_quantity = True, []
+        for key, assessed in reversed(table.items()):
+            numbers = {"value": assessed.value, "stderr": assessed.stderr, "high": assessed.high}
             highest = min(assessed.high, bounds.get((name, key), np.inf))
+            rare = name != "energy_kJ_mol" and highest < RARE
+            status = PASSED if assessed.converged or (rare and known_above) else MISSING
             if assessed.converged:
                 words = f"{label} = {assessed.value:.4g} ± {assessed.stderr:.2g} is converged"
-                checks.append(Check("convergence", where, PASSED, words, numbers))
-            elif name != "energy_kJ_mol" and highest < RARE:
+            elif rare:
                 words = f"{label} is at most {highest:.1g} (95 %)"
-                checks.append(Check("convergence", where, PASSED, words, numbers))
+                words += "" if known_above else ", if the next higher temperature is converged"
             else:
                 words = f"{label} = {assessed.value:.4g}: {'; '.join(assessed.missing)}"
-                if assessed.n_visits == 0 and assessed.value == 0:
+                if assessed.value == 0:
                     words += f", at most {highest:.2g} (95 %)"
-                checks.append(Check("convergence", where, MISSING, words, numbers))
+            known_above = status == PASSED
+            of_quantity.append(Check("convergence", f"{key} K", status, words, numbers))
+        checks += reversed(of_quantity)
     return checks

@@ -5,7 +5,7 @@ far as the flow finds them. Frames tell where the flow's density is too low, as 
 been there. Neither sees what both miss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,8 +26,11 @@ CONFIDENCE = 0.95
 _NORMAL = 1.6449
 #: Standard error of the ln of the normalisation, above which flow and frames hardly overlap.
 MAX_ERROR = 0.5
-#: A basin is hardly reached where this part of its frames is not.
-MAX_UNREACHED = 0.5
+#: A basin is hardly reached where the flow's density is lower than this at half of its frames, in
+#: ln(p/q): twenty times too few draws.
+MAX_MEDIAN = 3.0
+#: Of a population that is compared.
+MAX_RELATIVE_ERROR = 0.25
 #: Fewer effective draws say nothing of what is missing.
 MIN_ESS = 30.0
 
@@ -48,6 +51,7 @@ class BasinCoverage:
     frames: Assessment  # of the population, from the frames alone
     n_draws: int  # of the flow, in this basin
     p: float  # the population by the flow's weights
+    stderr: float  # of ln p, where the basin has frames and draws; NaN elsewhere
     low: float  # bounds at 95 %, each one-sided
     high: float
     median_log_weight: float  # of ln(p/q) at the frames; NaN without frames
@@ -90,22 +94,51 @@ class Coverage:
         }
 
 
-def check_coverage(coverage: Coverage) -> list[Check]:
+def hardly_reached(coverage: Sequence[Coverage]) -> dict[str, float]:
+    """Return the basins that a flow draws far too rarely, with the largest median of ln(p/q).
+
+    By the frames of any temperature: the fewer frames of a basin there are at one, the more of them
+    came by the flow itself and have low weights. Weighted draws say nothing certain of such basins.
+    """
+    medians: dict[str, float] = {}
+    for each in coverage:
+        for basin in each.basins:
+            if basin.median_log_weight > MAX_MEDIAN:
+                medians[basin.name] = max(medians.get(basin.name, 0.0), basin.median_log_weight)
+    return medians
+
+
+def check_coverage(coverage: Sequence[Coverage]) -> list[Check]:
     """Check what the frames never visited, and note what the flow does not reach."""
-    where, checks = f"{coverage.temperature:.2f} K", []
+    hardly = hardly_reached(coverage)
+    checks = [check for each in coverage for check in _check(each, hardly)]
+    for name, median in hardly.items():
+        words = (
+            f"the flow hardly reaches {name} (ln(p/q) is {median:.1f} at half of its frames): it "
+            "tells little of it, and walkers enter it by other moves"
+        )
+        checks.append(Check("not reached by the flow", "all temperatures", NOTED, words))
+    return checks
+
+
+def _check(coverage: Coverage, hardly: Mapping[str, float]) -> list[Check]:
+    """Return the checks of one temperature; `hardly` is from `hardly_reached`."""
+    where = f"{coverage.temperature:.2f} K"
     if not coverage.decided:
         words = (
             "what was never visited cannot be told: frames and draws of the flow hardly overlap "
             f"({coverage.ess:.1f} effective draws of {coverage.n_draws:,}, an error of "
-            f"{coverage.stderr:.2g} in ln Z); a better flow, or more draws, decide"
+            f"{coverage.stderr:.2g} in ln Z); a better flow decides"
         )
         return [Check("never visited", where, UNDECIDED, words)]
-    for basin in coverage.basins:
-        if not basin.visited:
-            checks.append(_check_unvisited(basin, where))
+    checks = [
+        _check_unvisited(basin, where, basin.name in hardly)
+        for basin in coverage.basins
+        if not basin.visited
+    ]
     words = (
-        f"by the flow, what was never visited holds at most {coverage.unvisited_high:.2g} (95 %) "
-        f"of the population that the flow reaches"
+        f"by the flow, what was never visited holds at most {coverage.unvisited_high:.2g} (95 %), "
+        "as far as the flow reaches"
     )
     numbers = {"p": coverage.unvisited, "high": coverage.unvisited_high}
     checks.append(Check("never visited", where, PASSED, words, numbers))
@@ -115,30 +148,47 @@ def check_coverage(coverage: Coverage) -> list[Check]:
         f"{unreached.value:.2g}, at most {unreached.high:.2g} (95 %)"
     )
     numbers = {"p": unreached.value, "high": unreached.high}
-    missed = [b for b in coverage.basins if b.visited and b.unreached > MAX_UNREACHED]
-    if missed:
-        listed = "; ".join(
-            f"{basin.name} (a median of {basin.median_log_weight:.1f} in ln(p/q))"
-            for basin in missed
-        )
-        words += f": the flow hardly reaches {listed}, so walkers go there by dynamics alone"
-    checks.append(
-        Check("not reached by the flow", where, NOTED if missed else PASSED, words, numbers)
-    )
-    return checks
+    checks.append(Check("not reached by the flow", where, PASSED, words, numbers))
+    return [*checks, *_check_populations(coverage, where)]
 
 
-def _check_unvisited(basin: BasinCoverage, where: str) -> Check:
+def _check_populations(coverage: Coverage, where: str) -> list[Check]:
+    """Compare populations by the number of frames with those by weights within each basin.
+
+    Only where both are known to a quarter.
+    """
+    wrong, largest = [], 0.0
+    for basin in coverage.basins:
+        by_frames = basin.frames.stderr / basin.frames.value if basin.visited else np.nan
+        error = float(np.hypot(by_frames, basin.stderr))
+        if not max(by_frames, basin.stderr) <= MAX_RELATIVE_ERROR:
+            continue
+        z = float(np.log(basin.frames.value / basin.p) / error)
+        largest = max(largest, abs(z))
+        if abs(z) >= MAX_Z:
+            wrong.append(
+                f"{basin.name} has {basin.frames.value:.3g} of the frames, and holds "
+                f"{basin.p:.3g} by the weights of frames and draws in it ({z:+.1f} errors)"
+            )
+    if wrong:
+        words = f"basins are not populated as the flow tells: {'; '.join(wrong)}"
+        return [Check("populations by the flow", where, WRONG, words)]
+    words = f"basins are populated as the flow tells, to {largest:.1f} errors"
+    return [Check("populations by the flow", where, PASSED, words)]
+
+
+def _check_unvisited(basin: BasinCoverage, where: str, hardly: bool) -> Check:
     """Judge a basin without frames by its population in the flow's weighted draws."""
     interval = f"{basin.p:.2g} ({basin.low:.2g} to {basin.high:.2g}, 95 % each)"
     words = f"{basin.name} was never visited; by the flow's weighted draws it holds {interval}"
     numbers = {"p": basin.p, "low": basin.low, "high": basin.high, "n_draws": basin.n_draws}
     if basin.low > max(basin.frames.high, RARE):
-        words += f", and without frames at most {basin.frames.high:.2g}: the basin is missing"
+        words += f", by its absence from the frames at most {basin.frames.high:.2g}: it is missing"
         return Check("never visited", where, WRONG, words, numbers)
-    if basin.high < RARE:
-        return Check("never visited", where, PASSED, words, numbers)
-    return Check("never visited", where, MISSING, words, numbers)
+    if hardly:
+        words += ", but the flow hardly reaches it"
+    status = PASSED if basin.high < RARE and not hardly else MISSING
+    return Check("never visited", where, status, words, numbers)
 
 
 def measure_coverage(
@@ -185,17 +235,25 @@ def measure_coverage(
     table = []
     for k, name in enumerate(basins):
         inside, drawn = (frames.labels == k).any(axis=-1), (draws.labels == k).any(axis=-1)
-        p, low, top = (
-            bound / (1.0 + ratio)
-            for bound in _bounds(draws.log_weights[drawn] - scale, ess, stderr)
-        )
         visited = bool(inside.any())
+        of_basin = draws.log_weights[drawn]
+        if visited and np.isfinite(of_basin).any():
+            # By the frames in it, too: their number does not enter.
+            part, error = _normalisation(of_basin, frames.log_weights[inside][:, None])
+            value = float(np.exp(part + np.log(len(of_basin)) - scale))
+            error = float(np.hypot(error, stderr))
+            width = np.exp(_NORMAL * error)
+            bounds = value, value / width, value * width
+        else:
+            bounds, error = _bounds(of_basin - scale, ess, stderr), np.nan
+        p, low, top = (bound / (1.0 + ratio) for bound in bounds)
         table.append(
             BasinCoverage(
                 name=name,
                 frames=assess_probability(inside, n_pieces),
                 n_draws=int(drawn.sum()),
                 p=p,
+                stderr=error,
                 low=low,
                 high=min(top, 1.0),
                 median_log_weight=float(np.median(excess[inside])) if visited else np.nan,

@@ -1,5 +1,6 @@
 """The picture of a certificate: energies, their ratios, how far each check is off, basins."""
 
+import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +24,7 @@ _STATUS = {
     "wrong": _COLOURS["wrong"],
 }
 _BINS, _LEAST_IN_BIN = 40, 10
-_LONGEST_TITLE = 120
+_TITLE_WIDTH = 110
 
 
 def plot_certificate(
@@ -38,9 +39,7 @@ def plot_certificate(
     _draw_checks(axes[1, 0], certificate)
     _draw_basins(axes[1, 1], certificate)
     verdict = certificate["verdict"]
-    sentence = verdict["sentence"]
-    if len(sentence) > _LONGEST_TITLE:
-        sentence = f"{sentence[:_LONGEST_TITLE]}..."
+    sentence = textwrap.fill(textwrap.shorten(verdict["sentence"], 2 * _TITLE_WIDTH), _TITLE_WIDTH)
     figure.suptitle(sentence, fontsize=13, color=_COLOURS[verdict["status"]], weight="bold")
     save_figure(figure, path)
 
