@@ -41,11 +41,12 @@ def check_convergence(
         for basin in each.basins
         if basin.name not in hardly
     }
-    checks = []
+    checks: list[Check] = []
     for name, table in quantities.items():
         label = "<U>" if name == "energy_kJ_mol" else f"P({name.removeprefix('basin ')})"
-        known_above, of_quantity = True, []
-        for key, assessed in reversed(table.items()):
+        known_above = True
+        of_quantity: list[Check] = []
+        for key, assessed in reversed(list(table.items())):
             numbers = {"value": assessed.value, "stderr": assessed.stderr, "high": assessed.high}
             highest = min(assessed.high, bounds.get((name, key), np.inf))
             rare = name != "energy_kJ_mol" and highest < RARE

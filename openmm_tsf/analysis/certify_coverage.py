@@ -14,7 +14,16 @@ import numpy.typing as npt
 from scipy.optimize import brentq  # type: ignore[import-untyped]
 from scipy.special import expit, gammaincinv, logsumexp  # type: ignore[import-untyped]
 
-from openmm_tsf.analysis.certify_checks import MISSING, NOTED, PASSED, RARE, UNDECIDED, WRONG, Check
+from openmm_tsf.analysis.certify_checks import (
+    MAX_Z,
+    MISSING,
+    NOTED,
+    PASSED,
+    RARE,
+    UNDECIDED,
+    WRONG,
+    Check,
+)
 from openmm_tsf.analysis.convergence import Assessment, assess_probability
 from openmm_tsf.analysis.statistics import Array, reverse_ess
 from openmm_tsf.analysis.uncertainty import estimate_mean
@@ -102,7 +111,7 @@ def hardly_reached(coverage: Sequence[Coverage]) -> dict[str, float]:
     """
     medians: dict[str, float] = {}
     for each in coverage:
-        for basin in each.basins:
+        for basin in each.basins if each.decided else ():
             if basin.median_log_weight > MAX_MEDIAN:
                 medians[basin.name] = max(medians.get(basin.name, 0.0), basin.median_log_weight)
     return medians
@@ -161,7 +170,7 @@ def _check_populations(coverage: Coverage, where: str) -> list[Check]:
     for basin in coverage.basins:
         by_frames = basin.frames.stderr / basin.frames.value if basin.visited else np.nan
         error = float(np.hypot(by_frames, basin.stderr))
-        if not max(by_frames, basin.stderr) <= MAX_RELATIVE_ERROR:
+        if not (by_frames <= MAX_RELATIVE_ERROR and basin.stderr <= MAX_RELATIVE_ERROR):
             continue
         z = float(np.log(basin.frames.value / basin.p) / error)
         largest = max(largest, abs(z))
@@ -232,21 +241,18 @@ def measure_coverage(
     # ln(p/q), both normalised over the whole space.
     excess = frames.log_weights - (scale - np.log(n_draws) + np.log1p(ratio))
     missed = excess > np.log(n_draws)
+    by_weights = _populations(draws, frames)
     table = []
     for k, name in enumerate(basins):
         inside, drawn = (frames.labels == k).any(axis=-1), (draws.labels == k).any(axis=-1)
-        visited = bool(inside.any())
-        of_basin = draws.log_weights[drawn]
-        if visited and np.isfinite(of_basin).any():
-            # By the frames in it, too: their number does not enter.
-            part, error = _normalisation(of_basin, frames.log_weights[inside][:, None])
-            value = float(np.exp(part + np.log(len(of_basin)) - scale))
-            error = float(np.hypot(error, stderr))
+        if k in by_weights:
+            value, error = by_weights[k]
             width = np.exp(_NORMAL * error)
             bounds = value, value / width, value * width
         else:
-            bounds, error = _bounds(of_basin - scale, ess, stderr), np.nan
+            bounds, error = _bounds(draws.log_weights[drawn] - scale, ess, stderr), np.nan
         p, low, top = (bound / (1.0 + ratio) for bound in bounds)
+        visited = bool(inside.any())
         table.append(
             BasinCoverage(
                 name=name,
@@ -270,6 +276,31 @@ def measure_coverage(
         unreached=assess_probability(missed, n_pieces),
         basins=tuple(table),
     )
+
+
+def _populations(draws: WeightedPoints, frames: WeightedPoints) -> dict[int, tuple[float, float]]:
+    """Return p and the standard error of ln p of each basin with frames and weighted draws.
+
+    Relative to all basins of its group that have both. The weights within each basin give its
+    normalisation, and the number of draws its share of q: the number of frames does not enter.
+    """
+    result: dict[int, tuple[float, float]] = {}
+    for group in range(frames.labels.shape[-1]):
+        log_z: dict[int, float] = {}
+        variance: dict[int, float] = {}
+        for k in np.unique(frames.labels[..., group]).tolist():
+            of_draws = draws.log_weights[draws.labels[:, group] == k]
+            of_frames = frames.log_weights[frames.labels[..., group] == k]
+            if np.isfinite(of_draws).any():
+                mean, error = _normalisation(of_draws, of_frames[:, None])
+                log_z[k] = mean + np.log(len(of_draws))
+                variance[k] = error**2 + 1.0 / len(of_draws)
+        total = _log_sum(np.array(list(log_z.values())))
+        shares = {k: float(np.exp(value - total)) for k, value in log_z.items()}
+        for k, share in shares.items():
+            others = sum(shares[j] ** 2 * variance[j] for j in shares if j != k)
+            result[k] = share, float(np.sqrt((1.0 - share) ** 2 * variance[k] + others))
+    return result
 
 
 def _normalisation(draws: Array, frames: Array) -> tuple[float, float]:
