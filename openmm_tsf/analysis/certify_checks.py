@@ -31,8 +31,8 @@ RARE = 1e-3
 MAX_Z = 4.0
 #: The largest of some ten mean torques, of two functions each, with errors from 32 blocks.
 MAX_TORQUE_ERRORS = 6.0
-#: Frames times atoms from which the configurational temperature is measured.
-_ATOMS_IN_ALL = 60_000
+#: Frames from which the configurational temperature is measured, fewer of larger molecules.
+_MOST_FRAMES, _ATOMS_IN_ALL = 2048, 60_000
 #: Frames of each temperature whose recorded energy is evaluated again.
 _RECORDED = 256
 #: Robust standard deviations of the energy, and kT above those, beyond which a frame is an outlier.
@@ -192,7 +192,8 @@ def check_forces(molecule: MolecularSystem, samples: Samples) -> list[Check]:
     finite = np.isfinite(samples.energy.T.ravel())
     frames = frames[torch.from_numpy(finite)]
     checks = []
-    measured = measure_temperature(molecule, frames, _ATOMS_IN_ALL // molecule.n_atoms)
+    number = min(_ATOMS_IN_ALL // molecule.n_atoms, _MOST_FRAMES)
+    measured = measure_temperature(molecule, frames, number)
     if measured is None:
         words = (
             "the configurational temperature cannot be measured: fewer than 32 frames, or forces "
