@@ -181,7 +181,7 @@ def leapfrog(molecule, kelvin, timestep, n_frames=640):
 
 def test_time_steps_that_are_too_long():
     """Steps of 4 fs without a Metropolis test: stiff bonds are far too hot."""
-    molecule = chain_of(constant=2 * CONSTANT)
+    molecule = chain_of(constant=3 * CONSTANT)
     biased = check_forces(molecule, samples_of(leapfrog(molecule, KELVIN, 0.004)))
     check = outcome(biased, "configurational temperature")
     assert check.status == WRONG

@@ -1,4 +1,4 @@
-"""Exact, independent frames of the chain of five atoms, and flows that know its density."""
+"""Exact, independent frames of the chain of five atoms."""
 
 import numpy as np
 
@@ -10,24 +10,25 @@ LENGTH, ANGLE, ANGLE_CONSTANT = 0.15, 1.9, 400.0
 _GRID = np.linspace(-np.pi, np.pi, 2001)
 
 
-def draw_frames(rng, shape, kelvin, barrier=2.0, allowed=lambda torsion: True):
+def draw_frames(rng, shape, kelvin, barrier=2.0, without=None):
     """Return independent frames [*shape, 5, 3] in nm of the Boltzmann distribution.
 
     Bonds, angles and torsions are independent of each other, with the volume element r² sin(angle).
-    `allowed` tells the values of the first torsion that may occur.
+    The second torsion is nowhere in the interval `without` (rad).
     """
     n, beta = int(np.prod(shape)), 1.0 / (KB * kelvin)
     r = _by_density(rng, (n, 4), np.linspace(0.1, 0.2, 4001), lambda x: (
         2 * np.log(x) - 0.5 * beta * CONSTANT * (x - LENGTH) ** 2))  # fmt: skip
     theta = _by_density(rng, (n, 3), np.linspace(1.0, 2.8, 4001), lambda x: (
         np.log(np.sin(x)) - 0.5 * beta * ANGLE_CONSTANT * (x - ANGLE) ** 2))  # fmt: skip
-    phi = _by_density(rng, (n, 2), _GRID, lambda x: -beta * barrier * (1 + np.cos(3 * x)))
-    phi[:, :1] = _by_density(
-        rng,
-        (n, 1),
-        _GRID,
-        lambda x: np.where(allowed(x), -beta * barrier * (1 + np.cos(3 * x)), -np.inf),
-    )
+    log_density = lambda x: -beta * barrier * (1 + np.cos(3 * x))  # noqa: E731
+    phi = _by_density(rng, (n, 2), _GRID, log_density)
+    if without is not None:
+        low, high = without
+        left = (phi[:, 1] > low) & (phi[:, 1] < high)
+        while left.any():
+            phi[left, 1] = _by_density(rng, left.sum(), _GRID, log_density)
+            left = (phi[:, 1] > low) & (phi[:, 1] < high)
     return _place(r, theta, phi).reshape(*shape, N_ATOMS, 3)
 
 

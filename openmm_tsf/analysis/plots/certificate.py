@@ -58,7 +58,8 @@ def _draw_energies(axis: Axes, samples: Sequence[Samples], colours: Any) -> None
         edges = np.linspace(low, max(high, low + 1e-6), _BINS + 1).tolist()
         label = f"{each.temperature:.0f} K, {each.n_frames:,} frames"
         axis.hist(energy, edges, density=True, histtype="step", color=colour, label=label)
-    axis.legend(frameon=False, fontsize=9)
+    if axis.has_data():
+        axis.legend(frameon=False, fontsize=9)
     axis.set_xlabel("U (kJ/mol)", fontsize=FONT)
     axis.set_ylabel("density", fontsize=FONT)
     axis.set_title("energies (0.1 % beyond each end is not shown)", fontsize=FONT)
@@ -88,7 +89,11 @@ def _draw_ratios(axis: Axes, samples: Sequence[Samples], colours: Any) -> None:
         label = f"{low.temperature:.0f} and {high.temperature:.0f} K"
         axis.errorbar(centres, ratio, weight**-0.5, fmt="o", ms=3, color=colour, label=label)
         axis.plot(centres, offset + expected * centres, color=colour, lw=1)
-    axis.legend(frameon=False, fontsize=9)
+    if axis.has_data():
+        axis.legend(frameon=False, fontsize=9)
+    else:
+        words = "too few frames of common energies"
+        axis.text(0.5, 0.5, words, ha="center", transform=axis.transAxes, fontsize=FONT)
     axis.set_xlabel("U (kJ/mol)", fontsize=FONT)
     axis.set_ylabel("ln[P(U, high T) / P(U, low T)]", fontsize=FONT)
     axis.set_title("lines: slopes of Boltzmann distributions", fontsize=FONT)
