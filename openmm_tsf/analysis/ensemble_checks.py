@@ -3,15 +3,30 @@
 `energy_ratio`, the sharp test (Shirts, J. Chem. Theory Comput. 9, 909 (2013), and the package
 physical_validation): ln[P_b(U)/P_a(U)] of two rungs is a straight line in U of slope β_a - β_b,
 whatever the density of states. `heat_capacity_difference`, the simple one: the heat capacity from
-fluctuations within the rungs must integrate to the difference of ⟨U⟩ between them.
+fluctuations within the rungs must integrate to the difference of ⟨U⟩ between them. `basin_ratio`,
+for states that are rarely entered: the change of a population between two rungs follows from the
+energies inside and outside.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import brentq  # type: ignore[import-untyped]
+from scipy.special import logsumexp  # type: ignore[import-untyped]
 
-from openmm_tsf.analysis.statistics import MIN_CORRELATION_TIMES, MIN_EFFECTIVE_SAMPLES, Array
+from openmm_tsf.analysis.convergence import (
+    MIN_EFFECTIVE_SUCCESSES,
+    assess_probability,
+    count_visits,
+)
+from openmm_tsf.analysis.statistics import (
+    MIN_CORRELATION_TIMES,
+    MIN_EFFECTIVE_SAMPLES,
+    Array,
+    as_normal,
+)
 from openmm_tsf.analysis.uncertainty import MeanEstimate, estimate_mean
 from openmm_tsf.units import KJ_PER_MOLE, as_array
 
@@ -19,6 +34,8 @@ _NEWTON_STEPS = 100
 _TOLERANCE = 1e-10
 #: Eigenvalues of the information (of standardised energies) below this, per sample, are zero.
 _SINGULAR = 1e-12
+#: A difference beyond this, by the most conservative error, decides even on few samples.
+DECISIVE_Z = 5.0
 
 
 @dataclass(frozen=True)
@@ -28,20 +45,37 @@ class EnsembleCheck:
     value: float
     stderr: float
     expected: float
-    #: Effective samples of ⟨U⟩ at the rung that has fewer; NaN where they are not known, 0 where
-    #: the walkers are shorter than 4 correlation times g: they may still depend on their start.
+    #: Effective samples of ⟨U⟩ at the rung that has fewer (for `basin_ratio`: inside the state at
+    #: the rung that has more); NaN where they are not known.
     n_eff: float
+    #: Why the errors are too small to trust, in words; None where they are good.
+    undecided: str | None = None
+    #: Degrees of freedom of stderr.
+    dof: float = np.inf
+    #: Where the value is only a bound: "lower" or "upper".
+    bound: str | None = None
 
     @property
     def z(self) -> float:
-        """(value - expected)/stderr; NaN where the error is not known.
+        """(value - expected)/stderr; NaN where the check cannot decide.
 
-        It is not known with fewer than 100 effective samples of ⟨U⟩ at either rung: errors of
-        correlated series are too small then, those of the third cumulant far too small.
+        It is `undecided` with fewer than 100 effective samples of ⟨U⟩ at either rung (16 inside a
+        state), or with walkers shorter than 4 correlation times: errors of correlated series are
+        too small then, those of the third cumulant far too small. It still decides against the
+        sampler where even Student's distribution, with the degrees of freedom of the spread of the
+        walkers, puts the difference beyond 5 standard deviations of the normal one: z is then that
+        deviate. Where the value is a bound that `expected` respects, z is 0.
         """
-        if not self.n_eff >= MIN_EFFECTIVE_SAMPLES:
+        difference = self.value - self.expected
+        if not self.stderr > 0:  # also for NaN
             return float("nan")
-        return (self.value - self.expected) / self.stderr
+        if self.bound is not None and (difference > 0) != (self.bound == "lower"):
+            return 0.0
+        z = difference / self.stderr
+        if self.undecided is None:
+            return float(z)
+        conservative = as_normal(z, self.dof)
+        return conservative if abs(conservative) > DECISIVE_Z else float("nan")
 
 
 def heat_capacity(
@@ -74,8 +108,9 @@ def energy_ratio(
     expected = betas[0] - betas[1]
     if series.ndim != 3 or series.size == 0:
         raise ValueError(f"low, high: expected energies [n, W], got shape {series.shape[:-1]}")
-    n_eff = _effective_samples(series[..., 0], series[..., 1])
-    unknown = EnsembleCheck(np.nan, np.nan, expected, n_eff)
+    n_eff, undecided = _effective_samples(series[..., 0], series[..., 1])
+    apart = "the energies of the two rungs do not overlap"
+    unknown = EnsembleCheck(np.nan, np.nan, expected, n_eff, apart)
     separate = series[..., 0].max() <= series[..., 1].min()
     if separate or series[..., 1].max() <= series[..., 0].min():
         return unknown
@@ -90,8 +125,9 @@ def energy_ratio(
     scores = np.einsum("nwr,nwri->nwi", drawn_from - p, design)
     influence = np.linalg.solve(_information(design, p), np.array([0.0, 1.0]))
     n, n_walkers, _ = series.shape
-    error = estimate_mean(scores @ influence * (n * n_walkers)).stderr
-    return EnsembleCheck(float(theta[1] / scale), float(error / scale), expected, n_eff)
+    error = estimate_mean(scores @ influence * (n * n_walkers))
+    value, stderr = float(theta[1] / scale), float(error.stderr / scale)
+    return EnsembleCheck(value, stderr, expected, n_eff, undecided, error.dof)
 
 
 def _maximum_likelihood(design: Array, start: Array) -> Array | None:
@@ -155,13 +191,125 @@ def heat_capacity_difference(
         integral += of_second * second + of_third * third
         influence += sign * d / width - of_second * (d**2 - second)
         influence -= of_third * (d**3 - third - 3.0 * second * d)
-    stderr = estimate_mean(influence).stderr
-    return EnsembleCheck(float(slope), stderr, float(integral), _effective_samples(low, high))
+    error = estimate_mean(influence)
+    n_eff, undecided = _effective_samples(low, high)
+    return EnsembleCheck(float(slope), error.stderr, float(integral), n_eff, undecided, error.dof)
 
 
-def _effective_samples(low: npt.ArrayLike, high: npt.ArrayLike) -> float:
-    """Return the effective samples of ⟨U⟩ as `EnsembleCheck.n_eff` defines them."""
+def basin_ratio(
+    low: npt.ArrayLike,
+    high: npt.ArrayLike,
+    inside_low: npt.ArrayLike,
+    inside_high: npt.ArrayLike,
+    betas: tuple[float, float],
+    n_pieces: float | None = None,
+) -> EnsembleCheck:
+    """Compare ln[P_high(S)/P_low(S)] of a state S with what the energies of two rungs say of it.
+
+    The value is that of the counts. Expected is ln[Z_high(S)/Z_low(S)] - ln[Z_high/Z_low], by BAR
+    (Bennett, J. Comput. Phys. 22, 245 (1976)) between the samples inside S and between all of them:
+    it does not depend on how often S was visited. So a rung that visits S too rarely is found by
+    its neighbour. Energies are [n, W] in kJ/mol of two rungs that were sampled side by side, truth
+    values of the same shape, inverse temperatures in mol/kJ.
+
+    Where one rung never visited S, the value is a bound: its population is taken as that which is
+    missed with a probability of 5 % by `n_pieces` independent samples (by default, and at least,
+    the number of walkers; see `openmm_tsf.analysis.convergence.count_pieces`), and expected comes
+    from the samples of the other rung inside S, reweighted. Where neither visited S, or S is
+    everywhere, all numbers are NaN.
+
+    ``stderr`` is that of the difference of ``value`` and ``expected``; ``n_eff`` are the effective
+    samples inside S at the rung that has more of them; with fewer than 16 the check is undecided.
+    """
+    energy = np.stack([as_array(low, KJ_PER_MOLE, "low"), as_array(high, KJ_PER_MOLE, "high")], -1)
+    truth = np.stack([np.asarray(inside_low), np.asarray(inside_high)], -1)
+    if energy.ndim != 3 or energy.size == 0:
+        raise ValueError(f"low, high: expected energies [n, W], got shape {energy.shape[:-1]}")
+    if truth.dtype != np.bool_ or truth.shape != energy.shape:
+        got = f"{truth.dtype} of shape {truth.shape[:-1]}"
+        raise ValueError(
+            f"inside_low, inside_high: expected truth values {energy.shape[:-1]}, got {got}"
+        )
+    counts = truth.sum(axis=(0, 1))
+    successes = np.array([_effective_successes(truth[..., k]) for k in range(2)])
+    n_eff = float(successes.max())
+    nothing = EnsembleCheck(np.nan, np.nan, np.nan, n_eff, "the state was never visited")
+    if not counts.any():
+        return nothing
+    if truth.all():
+        return dataclasses.replace(nothing, undecided="the state was never left")
+    x = (betas[0] - betas[1]) * energy
+    everywhere, influence = _bar(x, np.ones_like(truth))
+    if counts.all():
+        within, influence_within = _bar(x, truth)
+        value, bound = float(np.log(counts[1] / counts[0])), None
+        difference = within - everywhere
+        influence = influence_within - influence
+    else:
+        seen = int(np.argmax(counts))
+        sign = 2 * seen - 1  # reweighted from the higher rung to the lower one: -1
+        log_weights = np.where(truth[..., seen], -sign * x[..., seen], -np.inf)
+        log_mean = float(logsumexp(log_weights)) - np.log(log_weights.size)
+        unseen = assess_probability(truth[..., 1 - seen], n_pieces).high
+        value = sign * float(np.log(counts[seen] / log_weights.size / unseen))
+        bound = "lower" if seen else "upper"
+        difference = sign * float(log_mean - np.log(unseen)) - everywhere
+        influence = sign * (np.exp(log_weights - log_mean) - 1.0) - influence
+    error = estimate_mean(influence) if np.isfinite(influence).all() else None
+    if error is None:
+        apart = "the energies of the two rungs do not overlap inside the state"
+        return EnsembleCheck(value, np.nan, value - difference, n_eff, apart, bound=bound)
+    stderr, undecided = error.stderr, None
+    if bound is None:
+        # Of the samples at the rung with fewer: those found or those expected, what is less.
+        fewer = int(np.argmin(successes))
+        excess = difference if fewer == 1 else -difference
+        stderr = max(stderr, float(np.exp(0.5 * max(excess, 0.0)) / np.sqrt(successes[fewer])))
+    if n_eff < MIN_EFFECTIVE_SUCCESSES:
+        undecided = (
+            f"{n_eff:.2g} effective samples inside the state, fewer than {MIN_EFFECTIVE_SUCCESSES}"
+        )
+    return EnsembleCheck(value, stderr, value - difference, n_eff, undecided, error.dof, bound)
+
+
+def _effective_successes(inside: npt.NDArray[np.bool_]) -> float:
+    """Return the effective samples inside a state, at most its independent visits."""
+    estimate = estimate_mean(inside)
+    return float(min(estimate.value * estimate.n_eff, count_visits(inside, estimate.g)))
+
+
+def _bar(x: Array, inside: npt.NDArray[np.bool_]) -> tuple[float, Array]:
+    """Return the log odds c that a sample inside is of the higher rung, less x; its influences.
+
+    x is (β_low - β_high) U [n, W, 2]. Bennett's equation: as many samples belong to the higher rung
+    as it has, Σ 1/(1 + exp(-c - x)). NaN where the rungs do not overlap.
+    """
+    within = x[inside]
+    n_high = int(inside[..., 1].sum())
+    margin = np.log(within.size) + 1.0
+
+    def surplus(c: float) -> float:
+        return float(_logistic(c + within).sum()) - n_high
+
+    c = float(brentq(surplus, -within.max() - margin, -within.min() + margin, xtol=1e-12))
+    p = _logistic(c + x)
+    information = float((p * (1.0 - p))[inside].sum())
+    if information <= _SINGULAR * within.size:
+        return c, np.full(x.shape[:2], np.nan)
+    scores = np.where(inside, np.array([0.0, 1.0]) - p, 0.0).sum(axis=2)
+    return c, scores * (scores.size / information)
+
+
+def _effective_samples(low: npt.ArrayLike, high: npt.ArrayLike) -> tuple[float, str | None]:
+    """Return the effective samples of ⟨U⟩ at the rung that has fewer, and why they are too few."""
     estimates = [estimate_mean(energy) for energy in (low, high)]
-    if any(np.shape(low)[0] < MIN_CORRELATION_TIMES * estimate.g for estimate in estimates):
-        return 0.0
-    return float(np.min([estimate.n_independent for estimate in estimates]))
+    n_eff = float(np.min([estimate.n_independent for estimate in estimates]))
+    if not n_eff >= MIN_EFFECTIVE_SAMPLES:  # also for NaN
+        return n_eff, f"{n_eff:.3g} effective samples of <U>, fewer than {MIN_EFFECTIVE_SAMPLES}"
+    n, g = np.shape(low)[0], max(estimate.g for estimate in estimates)
+    if n < MIN_CORRELATION_TIMES * g:
+        return n_eff, (
+            f"walkers are shorter than {MIN_CORRELATION_TIMES} correlation times of <U> "
+            f"({n} saved iterations, g = {g:.3g})"
+        )
+    return n_eff, None

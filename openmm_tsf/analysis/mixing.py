@@ -1,4 +1,4 @@
-"""How well replicas and walkers mix: round trips, mixing matrix, relaxation, split-R̂."""
+"""How well replicas and walkers mix: round trips, mixing matrix, relaxation, split-R̂, drift."""
 
 from dataclasses import dataclass
 
@@ -6,10 +6,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri  # type: ignore[import-untyped]
 
-from openmm_tsf.analysis.statistics import Array, finite_series
+from openmm_tsf.analysis.statistics import Array, as_normal, finite_series, statistical_inefficiency
 
 #: The fewest iterations whose two halves each have a variance.
 _MIN_ITERATIONS = 4
+#: Fewer walkers say too little of their spread: a drift is then judged by correlation times.
+_MIN_WALKERS = 4
 
 
 def round_trips(replica: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -115,6 +117,34 @@ def split_r_hat(series: npt.ArrayLike) -> float:
         return np.nan
     folded = np.abs(halves - np.median(halves))
     return float(np.nanmax([_r_hat(_normal_scores(chains)) for chains in (halves, folded)]))
+
+
+def drift_between_halves(series: npt.ArrayLike) -> float:
+    """Return z of the mean of the second half of a series [n, W] less that of the first.
+
+    From the differences of the walkers, by Student's distribution; of fewer than 4 walkers from
+    the correlation within the halves. NaN for fewer than 4 iterations or a constant series.
+    """
+    values = finite_series(series)
+    n, n_walkers = values.shape
+    half = n // 2
+    if n < _MIN_ITERATIONS or np.ptp(values) == 0.0:
+        return np.nan
+    first, second = values[:half], values[n - half :]
+    difference = second.mean(axis=0) - first.mean(axis=0)
+    mean = float(difference.mean())
+    if mean == 0.0:
+        return 0.0
+    if n_walkers >= _MIN_WALKERS:
+        stderr, dof = float(difference.std(ddof=1) / np.sqrt(n_walkers)), n_walkers - 1.0
+    else:
+        around = np.concatenate([first - first.mean(), second - second.mean()], axis=1)
+        pieces = around.size / statistical_inefficiency(around) if np.ptp(around) > 0 else np.inf
+        stderr = 2.0 * float(around.std()) / np.sqrt(max(pieces - 2.0, 1.0))
+        dof = max(pieces - 2.0, 1.0)
+    if stderr == 0.0:
+        return float(np.copysign(np.inf, mean))
+    return as_normal(mean / stderr, dof)
 
 
 def _r_hat(chains: Array) -> float:

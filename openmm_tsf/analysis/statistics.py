@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtri, stdtr  # type: ignore[import-untyped]
 
 from openmm_tsf.units import RADIAN, as_array
 
@@ -46,6 +47,18 @@ def logit_free_energy(probability: float, stderr: float) -> tuple[float, float]:
         return (np.inf if probability == 0.0 else -np.inf), np.nan
     value = float(np.log1p(-probability) - np.log(probability))
     return value, float(stderr / (probability * (1.0 - probability)))
+
+
+def as_normal(t: float, dof: float) -> float:
+    """Return the normal deviate that is as improbable as t of Student's distribution.
+
+    Examples
+    --------
+    >>> from openmm_tsf.analysis.statistics import as_normal
+    >>> round(as_normal(-5.0, 7.0), 2)
+    -3.21
+    """
+    return float(np.copysign(ndtri(stdtr(dof, -abs(t))), t))
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ class MeanEstimate:
     g: float  # statistical inefficiency in saved iterations; NaN for a constant series
     n_samples: int  # n times W, for MBAR times the number of rungs
     variance: float  # of the observable
+    #: Degrees of freedom of stderr, for Student's quantiles; 0 where it is not known.
+    dof: float = 0.0
 
     @classmethod
     def without_error(cls, value: float, n_samples: int, variance: float) -> "MeanEstimate":
@@ -91,7 +93,8 @@ def estimate_mean(series: npt.ArrayLike) -> MeanEstimate:
         from_correlation = float(np.sqrt(values.var() / (n_independent - 1.0)))
     else:
         from_correlation = float(values.std())
-    from_groups = between_walker_stderr(group_means(values, _MIN_GROUPS)[None])
+    groups = group_means(values, _MIN_GROUPS)
+    from_groups = between_walker_stderr(groups[None])
     return MeanEstimate(
         value=float(values.mean()),
         stderr=float(np.nanmax([from_correlation, from_groups])),
@@ -100,7 +103,25 @@ def estimate_mean(series: npt.ArrayLike) -> MeanEstimate:
         g=g,
         n_samples=size,
         variance=float(values.var()),
+        dof=degrees_of_freedom(groups),
     )
+
+
+def degrees_of_freedom(groups: npt.ArrayLike) -> float:
+    """Return the degrees of freedom of the variance of G independent values, at most G - 1.
+
+    2/(relative variance of the sample variance) = 2G/(kurtosis - 1): some G for a normal
+    distribution, 2 where one value (a walker with the only long visit of a basin) makes up all of
+    the variance. 0 where the variance is 0 or not known.
+    """
+    values = np.asarray(groups, dtype=np.float64)
+    squares = (values - values.mean()) ** 2
+    if values.size < 2 or not squares.any():
+        return 0.0
+    kurtosis = np.mean(squares**2) / squares.mean() ** 2
+    if kurtosis <= 1.0:  # two values, or two equal clusters
+        return float(values.size - 1)
+    return float(min(2.0 * values.size / (kurtosis - 1.0), values.size - 1))
 
 
 def covariance_of_means(series: npt.ArrayLike, stderr: npt.ArrayLike) -> Array:

@@ -92,8 +92,9 @@ def test_short_runs_are_not_called_biased(n, n_walkers, rho):
         high = harmonic(rng, (n, n_walkers), 350.0, rho=rho)
         for check in both_checks(low, high, 300.0, 350.0):
             assert np.isfinite(check.value)
-            assert not check.n_eff >= 100
             assert np.isnan(check.z)
+            reason = "shorter than 4 correlation" if check.n_eff >= 100 else "effective samples"
+            assert reason in check.undecided
 
 
 def test_the_summary_of_a_short_run_says_so(tmp_path):
