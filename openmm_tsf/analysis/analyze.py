@@ -56,9 +56,7 @@ def analyze(path: PathLike, output: PathLike | None = None) -> dict[str, Any]:
     reference = run.reference()
     if reference is None and has_reference(run.config.get("choices", {}).get("molecule")):
         reference = load_reference()
-    logger.info(
-        "analysis: means, free energies by MBAR and figures of %d samples", run.segments.energy.size
-    )
+    logger.info("analysis: means, free energies by MBAR and figures of %d samples", run.energy.size)
     target.mkdir(parents=True, exist_ok=True)
     remove_stale_temporaries(target)
     with replace_together(target) as folder:

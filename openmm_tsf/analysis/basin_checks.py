@@ -1,4 +1,4 @@
-"""Basins of dihedrals that a run has lost, is losing, or populates unlike the expectation."""
+"""Populations of basins, and those that a run has lost, is losing, or populates unexpectedly."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from openmm_tsf.analysis.convergence import Assessment, assess_probability, count_pieces
 from openmm_tsf.analysis.estimates import RunEstimates
-from openmm_tsf.analysis.ramachandran import backbone_names
 from openmm_tsf.analysis.reference import Reference
+from openmm_tsf.analysis.run_data import nearest_rung
 from openmm_tsf.analysis.statistics import Array
-from openmm_tsf.analysis.uncertainty import MeanEstimate, estimate_mean
+from openmm_tsf.analysis.uncertainty import estimate_mean
 
+#: A function of the recorded torsions (name to array in rad) with truth values of their shape.
 Basin = Callable[[Mapping[str, Array]], npt.ArrayLike]
+Inside = npt.NDArray[np.bool_]
 
 #: A basin counts as missed where at least this many frames are expected in it but none occurs.
 MIN_EXPECTED_FRAMES = 20.0
@@ -30,92 +33,108 @@ class _Expected:
     source: str | None = None
 
 
-def default_basins(dihedrals: list[str]) -> dict[str, Basin]:
-    """Return φ > 0 and φ < 0 of every φ, the latter as α and β where its ψ was recorded too.
+class BasinCheck:
+    """Checks the basins of a run against a reference, the training frames, and its other rungs.
 
-    α is -120° < ψ < 60°, β the rest: for alanine dipeptide both borders lie on barriers.
+    The expected population of a rung is that of the reference, where it has the rung and the
+    basin's torsions. Else it is by MBAR from all rungs, where the rung's own samples do not tell it
+    (they may never visit the basin); else that of the training frames, where they are of the rung's
+    temperature.
     """
 
-    def positive(phi: str) -> Basin:
-        return lambda angles: angles[phi] > 0
+    def __init__(self, run: RunEstimates, reference: Reference | None = None) -> None:
+        self.run, self.reference = run, reference
+        self._pieces = [_count_pieces(run, rung) for rung in range(run.n_rungs)]
 
-    def negative(phi: str) -> Basin:
-        return lambda angles: angles[phi] <= 0
+    def check(self, name: str, basin: Basin | None = None) -> tuple[dict[str, Any], list[str]]:
+        """Return the populations of a basin per rung beside those expected, and what is wrong.
 
-    def helix(phi: str, psi: str, inside: bool) -> Basin:
-        low, high = np.radians([-120.0, 60.0])
-        return lambda angles: (
-            (angles[phi] <= 0) & (((angles[psi] > low) & (angles[psi] < high)) == inside)
-        )
-
-    basins: dict[str, Basin] = {}
-    for phi in (name for name in dihedrals if name.startswith("phi")):
-        basins[f"{phi} > 0"] = positive(phi)
-        number = phi.removeprefix("phi")
-        try:
-            _, psi = backbone_names(dihedrals, int(number) if number else None)
-        except ValueError:  # a φ without its ψ
-            basins[f"{phi} < 0"] = negative(phi)
-        else:
-            basins[f"{phi} < 0, {psi} in alpha"] = helix(phi, psi, True)
-            basins[f"{phi} < 0, {psi} in beta"] = helix(phi, psi, False)
-    return basins
-
-
-def check_basin(
-    run: RunEstimates, reference: Reference | None, name: str, basin: Basin
-) -> tuple[dict[str, Any], list[str]]:
-    """Return populations of a basin per rung beside those expected, and what is wrong in words.
-
-    The reference gives the expected populations, where it has the rung. Without it a rung that
-    never visits the basin is compared with the other rungs, by MBAR. `basin` maps the recorded
-    dihedrals (name to array in rad) to truth values of the same shape.
-    """
-    names = list(run.dihedral_atoms)
-    dihedrals = run.segments.dihedrals
-    inside = _evaluate(
-        name, basin, {key: dihedrals[..., k].astype(np.float64) for k, key in enumerate(names)}
-    )
-    crossings = _count_crossings(inside, run.segments.replica)
-    table: dict[str, Any] = {}
-    warnings: list[str] = []
-    for rung, temperature in enumerate(map(float, run.temperatures)):
-        estimate = estimate_mean(inside[:, :, rung])
-        expected = _expected_from_reference(reference, temperature, name, basin, names)
-        if expected.source is None and estimate.value == 0 and inside.any():
-            by_mbar = run.mbar().reweight(float(run.betas[rung])).mean(inside)
-            expected = _Expected(by_mbar.value, by_mbar.stderr, "the other rungs (MBAR)")
-        visitors = int(inside[:, :, rung].any(axis=0).sum())
-        table[f"{temperature:.2f}"] = {
-            "p": estimate.value,
-            "stderr": estimate.stderr,
-            "expected_p": expected.p,
-            "expected_stderr": expected.stderr,
-            "expected_from": expected.source,
-            "walkers": visitors,
-            "crossings": int(crossings[rung]),
-        }
-        known = estimate.value if expected.source is None else expected.p
-        if min(known, 1 - known) * estimate.n_samples < MIN_EXPECTED_FRAMES:
-            continue  # too rare for a warning to mean anything
-        where = f"{temperature:.2f} K: the basin {name}"
-        warnings += _population_warnings(where, estimate, expected)
-        if estimate.value > 0 and visitors == 1 and run.n_walkers > 1:
-            warnings.append(f"{where} was visited by only 1 of {run.n_walkers} walkers")
-        if estimate.value > 0 and crossings.any() and not crossings[rung]:
+        The basin is one of ``run.basins``, or that of a function of the torsions. The table has for
+        each rung ``p``, the fields of `Assessment`, ``expected_p``, ``expected_stderr`` and
+        ``expected_from`` (None if not known), the number of ``walkers`` that visited the basin, and
+        of ``crossings`` between saved iterations at the rung.
+        """
+        run = self.run
+        inside = run.in_basin(name) if basin is None else _evaluate(name, basin, run.angles())
+        crossings = _count_crossings(inside, run.replica)
+        table: dict[str, Any] = {}
+        warnings: list[str] = []
+        for rung, temperature in enumerate(map(float, run.temperatures)):
+            assessed = assess_probability(inside[:, :, rung], self._pieces[rung])
+            expected = self._expected(name, basin, rung, inside, assessed)
+            visitors = int(inside[:, :, rung].any(axis=0).sum())
+            table[f"{temperature:.2f}"] = {
+                "p": assessed.value,
+                **assessed.to_dict(),
+                "expected_p": expected.p,
+                "expected_stderr": expected.stderr,
+                "expected_from": expected.source,
+                "walkers": visitors,
+                "crossings": int(crossings[rung]),
+            }
+            known = assessed.value if expected.source is None else expected.p
+            n_samples = inside[:, :, rung].size
+            if min(known, 1 - known) * n_samples < MIN_EXPECTED_FRAMES:
+                continue  # too rare for a warning to mean anything
+            where = f"{temperature:.2f} K: the basin {name}"
+            warnings += _population_warnings(where, assessed, n_samples, expected)
+            if assessed.value > 0 and visitors == 1 and run.n_walkers > 1:
+                warnings.append(f"{where} was visited by only 1 of {run.n_walkers} walkers")
+            if assessed.value > 0 and crossings.any() and not crossings[rung]:
+                warnings.append(
+                    f"{where}: no replica entered or left it at this temperature; it is populated "
+                    "by exchanges with other rungs only"
+                )
+        if inside.any() and not inside.all() and not crossings.any() and run.n_used > 1:
             warnings.append(
-                f"{where}: no replica entered or left it at this temperature; it is populated by "
-                "exchanges with other rungs only"
+                f"all rungs: no replica ever entered or left the basin {name}; its populations are "
+                "those of the start"
             )
-    if inside.any() and not inside.all() and not crossings.any() and run.n_iterations > 1:
-        warnings.append(
-            f"all rungs: no replica ever entered or left the basin {name}; its populations are "
-            "those of the start"
-        )
-    return table, warnings
+        return table, warnings
+
+    def _expected(
+        self, name: str, basin: Basin | None, rung: int, inside: Inside, assessed: Assessment
+    ) -> _Expected:
+        run, temperature = self.run, float(self.run.temperatures[rung])
+        expected = self._of_reference(temperature, name, basin)
+        elsewhere = np.delete(inside, rung, axis=2).any()
+        if expected.source is None and not assessed.converged and elsewhere:
+            by_mbar = run.mbar().reweight(float(run.betas[rung])).mean(inside)
+            source = "all rungs (MBAR)" if assessed.value > 0 else "the other rungs (MBAR)"
+            expected = _Expected(by_mbar.value, by_mbar.stderr, source)
+        frames = run.training_basins
+        if expected.source is None and basin is None and frames is not None:
+            population = frames.populations.get(name)
+            same = nearest_rung(np.array([frames.temperature]), temperature) == 0
+            if population is not None and same and run.basins.has_borders_of(frames.basins, name):
+                p, stderr = population["p"], population["stderr"]
+                assert p is not None
+                expected = _Expected(p, np.nan if stderr is None else stderr, "the training frames")
+        return expected
+
+    def _of_reference(self, temperature: float, name: str, basin: Basin | None) -> _Expected:
+        reference, run = self.reference, self.run
+        rung = None if reference is None else reference.rung(temperature)
+        used = run.dihedral_atoms if basin is not None else run.basins.torsions_of(name)
+        if reference is None or rung is None or not {"phi", "psi"} >= set(used):
+            return _Expected()  # the reference has phi and psi only
+        angles = {"phi": reference.phi[:, rung, None], "psi": reference.psi[:, rung, None]}
+        if basin is None:
+            inside = run.basins.inside(name, angles)
+        else:
+            inside = _evaluate(name, basin, angles)
+        estimate = estimate_mean(inside)
+        return _Expected(estimate.value, estimate.stderr, "reference")
 
 
-def _evaluate(name: str, basin: Basin, angles: Mapping[str, Array]) -> npt.NDArray[np.bool_]:
+def _count_pieces(run: RunEstimates, rung: int) -> float:
+    """Return the independent samples of a rung, by its slowest torsion or its energy."""
+    angles = run.dihedrals[:, :, rung].astype(np.float64)
+    torsions = [f(angles[..., k]) for k in range(angles.shape[-1]) for f in (np.cos, np.sin)]
+    return count_pieces(run.energy[:, :, rung], *torsions)
+
+
+def _evaluate(name: str, basin: Basin, angles: Mapping[str, Array]) -> Inside:
     inside = np.asarray(basin(angles))
     shape = next(iter(angles.values())).shape if angles else ()
     if inside.dtype != np.bool_ or inside.shape != shape:
@@ -124,9 +143,7 @@ def _evaluate(name: str, basin: Basin, angles: Mapping[str, Array]) -> npt.NDArr
     return inside
 
 
-def _count_crossings(
-    inside: npt.NDArray[np.bool_], replica: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
+def _count_crossings(inside: Inside, replica: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return how often a replica crossed between two saved iterations at each rung [R].
 
     Replicas that arrive by an exchange crossed at another rung: they do not count.
@@ -135,31 +152,22 @@ def _count_crossings(
     return np.asarray((stayed & (inside[1:] != inside[:-1])).sum(axis=(0, 1)), dtype=np.int64)
 
 
-def _expected_from_reference(
-    reference: Reference | None, temperature: float, name: str, basin: Basin, names: list[str]
-) -> _Expected:
-    rung = None if reference is None else reference.rung(temperature)
-    if reference is None or rung is None or not {"phi", "psi"} >= set(names):
-        return _Expected()  # the reference has phi and psi only
-    angles = {"phi": reference.phi[:, rung, None], "psi": reference.psi[:, rung, None]}
-    estimate = estimate_mean(_evaluate(name, basin, angles))
-    return _Expected(estimate.value, estimate.stderr, "reference")
-
-
-def _population_warnings(where: str, estimate: MeanEstimate, expected: _Expected) -> list[str]:
+def _population_warnings(
+    where: str, assessed: Assessment, n_samples: int, expected: _Expected
+) -> list[str]:
     if expected.source is None:
         return []
     source = "the reference" if expected.source == "reference" else expected.source
-    if estimate.value == 0:
-        frames = expected.p * estimate.n_samples
+    if assessed.value == 0:
+        frames = expected.p * n_samples
         return [
-            f"{where} was never visited; {frames:,.0f} of {estimate.n_samples:,} frames are "
+            f"{where} was never visited; {frames:,.0f} of {n_samples:,} frames are "
             f"expected from {source}: the basin is lost"
         ]
-    z = (estimate.value - expected.p) / np.hypot(estimate.stderr, expected.stderr)
-    if estimate.value < LOW_RATIO * expected.p and z < -LOW_Z:
+    z = (assessed.value - expected.p) / np.hypot(assessed.stderr, expected.stderr)
+    if assessed.value < LOW_RATIO * expected.p and z < -LOW_Z:
         return [
-            f"{where} holds {estimate.value:.2g} of the frames; {expected.p:.2g} is expected from "
+            f"{where} holds {assessed.value:.2g} of the frames; {expected.p:.2g} is expected from "
             f"{source} ({z:+.1f} standard errors): the basin is being lost"
         ]
     return []

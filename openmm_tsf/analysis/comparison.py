@@ -84,7 +84,7 @@ def compare(run: RunEstimates, reference: Reference) -> ReferenceComparison:
     rungs = [k for k in map(reference.rung, temperatures) if k is not None]
     not_compared = [float(t) for t in run.temperatures if reference.rung(t) is None]
     by_mbar = len(not_compared) == run.n_rungs
-    phi, energy = run.dihedral_at_all_rungs("phi") > 0, run.segments.energy
+    phi, energy = run.dihedral_at_all_rungs("phi") > 0, run.energy
     run.dihedral("psi", run.temperatures[0])  # raises if it was not recorded
     distances: tuple[RamachandranDistance, ...] = ()
     series: list[npt.NDArray[Any]]

@@ -42,8 +42,8 @@ _GRID_POINTS = 13
 class RunEstimates(RunData):
     """The data of a run and estimates from them, with their standard errors."""
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: str | Path, start: int | None = None) -> None:
+        super().__init__(path, start)
         self._estimates: dict[tuple[str, int], MeanEstimate] = {}
         self._mbar: dict[int, Mbar] = {}
 
@@ -98,11 +98,11 @@ class RunEstimates(RunData):
         return self.mbar().reweight(self.beta(temperature)).free_energy(inside)
 
     def mbar(self, n_iterations: int | None = None) -> Mbar:
-        """Return all samples with their free energies, or those of the first saved iterations."""
+        """Return all samples with their free energies, or those of the first iterations used."""
         self.require_samples()
-        n = self.n_iterations if n_iterations is None else n_iterations
+        n = self.n_used if n_iterations is None else n_iterations
         if n not in self._mbar:  # solved once for every observable and temperature
-            self._mbar[n] = Mbar(self.segments.energy[:n], self.betas)
+            self._mbar[n] = Mbar(self.energy[:n], self.betas)
         return self._mbar[n]
 
     def thermodynamics(

@@ -15,7 +15,9 @@ class Run(RunEstimates):
     """A run directory as numpy, mdtraj and pymbar objects, as `load_run` returns it.
 
     Arrays have the axes [n, W, R]: saved iterations, walkers, rungs. Temperatures are in K,
-    energies in kJ/mol, angles in rad, lengths in nm.
+    energies in kJ/mol, angles in rad, lengths in nm. Iterations before the start of equilibrated
+    sampling are left out of every array and estimate; costs, acceptance and exchange of replicas
+    are those of all.
 
     Attributes
     ----------
@@ -25,8 +27,15 @@ class Run(RunEstimates):
         [R] in K, ascending; W.
     boltzmann_constant
         In kJ/(mol K), or 1 for toy systems.
+    start, burn_in
+        The first saved iteration that is used; what was found in the data (a `BurnIn`).
+    n_iterations, n_used
+        Iterations saved so far, and those of them from the start on, n.
+    energy, dihedrals, replica, iteration
+        Of the iterations that are used: energies [n, W, R], dihedrals [n, W, R, D], the replica at
+        each rung [n, W, R], and the sampler's count of iterations [n].
     dihedral_atoms, segments
-        Names of the recorded dihedrals and their atoms; the numbers written so far.
+        Names of the recorded dihedrals and their atoms; all numbers written so far.
     topology, structure
         The molecule as an mdtraj.Topology, with the bonds that the sampler was given, and its
         reference conformation as one frame.
@@ -86,8 +95,11 @@ class Run(RunEstimates):
         return plot_thermodynamics(self, path, reference or self.reference())
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, start: int | None = None) -> Run:
     """Read a run directory as it is now; call again to see what was written since.
+
+    Its first `start` saved iterations are left out of every array and estimate. By default they are
+    found from the data (see `openmm_tsf.analysis.burn_in`); 0 keeps all.
 
     Runs of the command line whose System is that of the shipped reference name it in their
     ``config.json`` (``reference``), and are compared with it. Runs of the Python sampler name none:
@@ -95,4 +107,4 @@ def load_run(path: str | Path) -> Run:
     ``run.summary(reference=load_reference())``. It is valid only for alanine dipeptide in the
     default force field, which is not checked there.
     """
-    return Run(path)
+    return Run(path, start)

@@ -11,7 +11,7 @@ from typing import Any
 import mdtraj
 import numpy as np
 
-from openmm_tsf.analysis.basin_checks import Basin, check_basin, default_basins
+from openmm_tsf.analysis.basin_checks import Basin, BasinCheck
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.frame_checks import (
     Branches,
@@ -24,6 +24,7 @@ from openmm_tsf.analysis.frame_checks import (
     tetrahedral_centres,
 )
 from openmm_tsf.analysis.reference import Reference
+from openmm_tsf.analysis.training_checks import check_training_frames
 from openmm_tsf.io.run_config import trajectory_name
 
 #: A branch cut leaks above this density (of the maximum) and with this many frames next to it.
@@ -42,10 +43,9 @@ def monitor(
 ) -> dict[str, Any]:
     """Check a run for mirror images, lost basins, leaking branch cuts and cis peptide bonds.
 
-    Basins are names, and functions of the recorded dihedrals (name to array in rad) that return
-    truth values of the same shape; by default those of `default_basins`. See `check_basin` for
-    where their expected populations come from. At most `max_frames` are checked per rung, evenly
-    spaced.
+    Basins are names, and functions of the recorded torsions (name to array in rad) that return
+    truth values of the same shape; by default those of ``run.basins``. See `BasinCheck` for where
+    their expected populations come from. At most `max_frames` are checked per rung, evenly spaced.
 
     Returns
     -------
@@ -72,10 +72,12 @@ def monitor(
     }
     if run.n_iterations == 0:
         return result
-    chosen = default_basins(list(run.dihedral_atoms)) if basins is None else basins
+    checks = BasinCheck(run, reference)
+    chosen = dict.fromkeys(run.basins.names) if basins is None else basins
     for name, basin in chosen.items():
-        result["basins"][name], warnings = check_basin(run, reference, name, basin)
+        result["basins"][name], warnings = checks.check(name, basin)
         result["warnings"] += warnings
+    result["warnings"] += check_training_frames(run, result["basins"])
     if run.has_structure:
         _check_frames(run, max_frames, result)
     return result
@@ -125,7 +127,7 @@ def _check_frames(run: RunEstimates, max_frames: int, result: dict[str, Any]) ->
 
 def _thin(run: RunEstimates, temperature: float, max_frames: int) -> mdtraj.Trajectory:
     """Return evenly spaced iterations, walker by walker: each has equally many frames."""
-    stride = max(1, -(-run.n_iterations * run.n_walkers // max_frames))
+    stride = max(1, -(-run.n_used * run.n_walkers // max_frames))
     parts = [run.trajectory(temperature, w, stride).xyz for w in range(run.n_walkers)]
     return mdtraj.Trajectory(np.concatenate(parts), run.topology)
 

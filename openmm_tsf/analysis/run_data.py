@@ -10,11 +10,13 @@ import mdtraj
 import numpy as np
 import numpy.typing as npt
 
+from openmm_tsf.analysis.basins import Basins, TrainingBasins
+from openmm_tsf.analysis.burn_in import BurnIn, find_start
 from openmm_tsf.analysis.ramachandran import backbone_names
 from openmm_tsf.analysis.statistics import Array
 from openmm_tsf.io.dcd import read_dcd, read_dcd_layout
 from openmm_tsf.io.files import check_regular_file
-from openmm_tsf.io.run_config import read_run_config, trajectory_name
+from openmm_tsf.io.run_config import CONFIG, read_run_config, trajectory_name
 from openmm_tsf.io.segments import Segments
 from openmm_tsf.io.topology import PDB, TOPOLOGY, read_structure
 from openmm_tsf.units import as_temperature
@@ -33,7 +35,7 @@ def nearest_rung(temperatures: Array, kelvin: float) -> int | None:
 class RunData:
     """Frames and numbers of a run directory; see `openmm_tsf.analysis.Run` for the attributes."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, start: int | None = None) -> None:
         self.path = Path(path)
         self.config = read_run_config(self.path)
         self.temperatures: Array = np.asarray(self.config["temperatures_K"], dtype=np.float64)
@@ -43,6 +45,12 @@ class RunData:
         self.segments = Segments(
             self.path / "segments", self.n_walkers, self.n_rungs, len(self.dihedral_atoms)
         )
+        self._given_start = None if start is None else self._check_start(start)
+
+    def _check_start(self, start: int) -> int:
+        if self.n_iterations == 0 and start == 0:
+            return 0
+        return check_int(start, "start", 0, self.n_iterations - 1)
 
     @property
     def n_rungs(self) -> int:
@@ -51,8 +59,66 @@ class RunData:
 
     @property
     def n_iterations(self) -> int:
-        """The number n of iterations saved so far."""
+        """The number of iterations saved so far, with those before the start."""
         return len(self.segments.iteration)
+
+    @cached_property
+    def burn_in(self) -> BurnIn:
+        """What `find_start` says of all series that the run recorded (see `drifting_series`)."""
+        return find_start([values for _, values in self._recorded_series()])
+
+    @cached_property
+    def start(self) -> int:
+        """The first saved iteration that estimates use: the one given, or that of `burn_in`."""
+        return self.burn_in.start if self._given_start is None else self._given_start
+
+    @property
+    def start_was_given(self) -> bool:
+        """Whether the start was given to `load_run`, rather than found from the data."""
+        return self._given_start is not None
+
+    @property
+    def drifting_series(self) -> str | None:
+        """The series whose start differs most from the second half: ``"U at 300.00 K"``."""
+        drift = self.burn_in.drift
+        return None if drift is None else self._recorded_series()[drift.series][0]
+
+    def _recorded_series(self) -> list[tuple[str, Array]]:
+        """Names and arrays [n, W]: energies of every rung, cosine and sine of every dihedral."""
+        series = []
+        for rung, kelvin in enumerate(self.temperatures):
+            where = f"at {kelvin:.2f} K"
+            series.append((f"U {where}", self.segments.energy[:, :, rung]))
+            for k, name in enumerate(self.dihedral_atoms):
+                angles = self.segments.dihedrals[:, :, rung, k].astype(np.float64)
+                series += [(f"cos {name} {where}", np.cos(angles))]
+                series += [(f"sin {name} {where}", np.sin(angles))]
+        return series
+
+    @property
+    def n_used(self) -> int:
+        """The number n of saved iterations that estimates use: all from the start on."""
+        return self.n_iterations - self.start
+
+    @property
+    def iteration(self) -> npt.NDArray[np.int64]:
+        """The iterations [n] from the start on, as the sampler counts them."""
+        return self.segments.iteration[self.start :]
+
+    @property
+    def energy(self) -> Array:
+        """The potential energies [n, W, R] from the start on, in kJ/mol."""
+        return self.segments.energy[self.start :]
+
+    @property
+    def replica(self) -> npt.NDArray[np.int64]:
+        """The replica [n, W, R] at each rung from the start on."""
+        return self.segments.replica[self.start :]
+
+    @property
+    def dihedrals(self) -> npt.NDArray[np.float32]:
+        """The recorded dihedrals [n, W, R, D] from the start on, in rad."""
+        return self.segments.dihedrals[self.start :]
 
     @property
     def betas(self) -> Array:
@@ -129,13 +195,16 @@ class RunData:
         return self._file(trajectory_name(self.temperatures[rung]), "DCD file")
 
     def _n_iterations_with_frames(self, rung: int) -> int:
+        """The number of iterations from the start on with both numbers and positions."""
         n_frames = read_dcd_layout(self._dcd(rung), self.topology.n_atoms).n_frames
-        return min(self.n_iterations, n_frames // self.n_walkers)
+        return max(0, min(self.n_iterations, n_frames // self.n_walkers) - self.start)
 
     def trajectory(
         self, temperature: Any, walker: int | None = None, stride: int = 1
     ) -> mdtraj.Trajectory:
         """Return the frames of one rung, as far as both positions and numbers have been written.
+
+        They begin at the start of equilibrated sampling (`start`).
 
         Of one walker, or of all, iteration by iteration, the walkers of an iteration in order. Only
         every `stride`-th saved iteration is read: a frame takes 12 bytes per atom. The ``time`` of
@@ -151,8 +220,10 @@ class RunData:
         self, rung: int, n: int, walker: int | None = None, stride: int = 1
     ) -> mdtraj.Trajectory:
         walkers = slice(None) if walker is None else slice(walker, walker + 1)
-        xyz = read_dcd(self._dcd(rung), self.topology.n_atoms, (n, self.n_walkers), stride, walkers)
-        time = self.segments.iteration[:n:stride]
+        shape = (self.start + n if n else 0, self.n_walkers)
+        iterations = slice(self.start, None, stride)
+        xyz = read_dcd(self._dcd(rung), self.topology.n_atoms, shape, iterations, walkers)
+        time = self.iteration[:n:stride]
         if walker is None:
             time = np.repeat(time, self.n_walkers)
         return mdtraj.Trajectory(xyz, self.topology, time=time)
@@ -178,7 +249,7 @@ class RunData:
 
     def energies(self, temperature: Any) -> Array:
         """Return the potential energies [n, W] of one rung in kJ/mol."""
-        return self.segments.energy[:, :, self.rung(temperature)]
+        return self.energy[:, :, self.rung(temperature)]
 
     def u_kn(self) -> tuple[Array, npt.NDArray[np.int64]]:
         """Return the reduced energies U_i / (k_B T_k) [R, R n W] and the samples of each rung [R].
@@ -186,8 +257,8 @@ class RunData:
         As pymbar's MBAR takes them: the samples are sorted by their own rung, then by iteration,
         then by walker (the order of `trajectory`).
         """
-        flat = np.moveaxis(self.segments.energy, 2, 0).ravel()
-        n_each = self.n_iterations * self.n_walkers
+        flat = np.moveaxis(self.energy, 2, 0).ravel()
+        n_each = self.n_used * self.n_walkers
         return np.outer(self.betas, flat), np.full(self.n_rungs, n_each, dtype=np.int64)
 
     def dihedral(self, name: str, temperature: Any) -> Array:
@@ -202,7 +273,39 @@ class RunData:
         names = list(self.dihedral_atoms)
         if name not in names:
             raise ValueError(f"dihedral: this run recorded {names}, got {name!r}")
-        return self.segments.dihedrals[..., names.index(name)]
+        return self.dihedrals[..., names.index(name)]
+
+    def angles(self) -> dict[str, Array]:
+        """Return all recorded torsions [n, W, R] in rad by name."""
+        return {name: self.dihedral_at_all_rungs(name) for name in self.dihedral_atoms}
+
+    @cached_property
+    def training_basins(self) -> TrainingBasins | None:
+        """The basins of the frames that the flow was trained on; None if none are recorded."""
+        recorded = self.config.get("choices", {}).get("basins")
+        try:
+            return None if recorded is None else TrainingBasins.from_config(recorded)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.path / CONFIG}: damaged, basins: {error}") from error
+
+    @cached_property
+    def basins(self) -> Basins:
+        """The basins of the frames that the flow was trained on, and those that the run found.
+
+        From the run alone where ``config.json`` records none of frames.
+        """
+        frames = self.training_basins
+        wells = {} if frames is None else frames.basins.wells
+        known = Basins({name: w for name, w in wells.items() if name in self.dihedral_atoms})
+        return known.completed(self.angles()) if self.n_used else known
+
+    def in_basin(self, name: str) -> npt.NDArray[np.bool_]:
+        """Return whether each sample [n, W, R] is in a basin, one of ``basins.names``."""
+        return np.asarray((self._basin_labels == self.basins.index(name)).any(axis=-1))
+
+    @cached_property
+    def _basin_labels(self) -> npt.NDArray[np.int64]:
+        return self.basins.labels(self.angles())
 
     def backbone(self, residue: int | None = None) -> tuple[str, str]:
         """Return the names of the recorded φ and ψ of one residue, by default the first with both.

@@ -5,8 +5,14 @@ neighbouring rungs (``"300.00-424.26"``):
 
 ``temperatures_K``, ``seed``, ``n_walkers``, ``n_iterations``, ``n_samples_per_rung``
     The run; ``seed`` is the one that the user chose (``choices.seed`` in ``config.json``).
+    ``n_iterations`` are all that were saved; the samples are those from the start on.
+``burn_in``
+    The start of equilibrated sampling; see `openmm_tsf.analysis.burn_in`. ``start``: the number of
+    saved iterations that every estimate leaves out; ``n_used``: the others; ``is_equilibrated``:
+    false if the second half of the run still drifts; ``chosen``: ``"found"`` or ``"given"``;
+    ``drift``: the largest difference between start and second half, with its ``series``.
 ``dihedral_positive``
-    P(dihedral > 0) of every recorded dihedral, per rung: ``p``, ``stderr``, ``n_eff``, ``g`` and
+    P(dihedral > 0) of every recorded φ and ψ, per rung: ``p``, ``stderr``, ``n_eff``, ``g`` and
     ``r_hat``. ``phi_positive`` is that of ``phi``.
 ``energy_kJ_mol``, ``heat_capacity_kJ_mol_K``
     ⟨U⟩ and the configurational C_V, per rung.
@@ -30,6 +36,10 @@ neighbouring rungs (``"300.00-424.26"``):
 ``efficiency``
     Of production: round trips, and effective samples of 1[φ > 0] at the lowest rung, per million
     evaluations and per second.
+``basins``
+    The population of each basin of the slow torsions, per rung: ``p``, the fields of
+    `openmm_tsf.analysis.convergence.Assessment`, and ``expected_p`` with its error and source; see
+    `openmm_tsf.analysis.basin_checks`.
 ``monitor``
     See `openmm_tsf.analysis.monitor`.
 ``comparison``
@@ -60,6 +70,7 @@ from openmm_tsf.analysis.monitor import monitor
 from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.analysis.uncertainty import MeanEstimate
 from openmm_tsf.io.files import write_json
+from openmm_tsf.utils.topology import is_backbone
 
 
 def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str, Any]:
@@ -70,9 +81,10 @@ def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str
         "seed": run.config.get("choices", {}).get("seed", run.config["seed"]),
         "n_walkers": run.n_walkers,
         "n_iterations": run.n_iterations,
-        "n_samples_per_rung": run.n_iterations * run.n_walkers,
+        "n_samples_per_rung": run.n_used * run.n_walkers,
     }
     if run.n_iterations:
+        result["burn_in"] = _burn_in(run)
         result |= _estimates(run)
     trips = int(run.round_trips().sum())
     result |= {
@@ -96,6 +108,7 @@ def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str
         result["ensemble_check"] = _ensemble_check(run)
         result["efficiency"] = _efficiency(run, trips)
     result["monitor"] = monitor(run, reference)
+    result["basins"] = result["monitor"]["basins"]
     if run.n_iterations and reference is not None:
         reason = _why_not_compared(run, reference)
         if reason is None:
@@ -118,6 +131,20 @@ def write_summary(
     return summary
 
 
+def _burn_in(run: RunEstimates) -> dict[str, Any]:
+    found = run.burn_in
+    drift = None
+    if found.drift is not None:
+        drift = dataclasses.asdict(found.drift) | {"series": run.drifting_series}
+    return {
+        "start": run.start,
+        "n_used": run.n_used,
+        "is_equilibrated": found.is_equilibrated,
+        "chosen": "given" if run.start_was_given else "found",
+        "drift": drift,
+    }
+
+
 def _estimates(run: RunEstimates) -> dict[str, Any]:
     def per_rung(function: Callable[[float], dict[str, Any]]) -> dict[str, Any]:
         return {f"{t:.2f}": function(float(t)) for t in run.temperatures}
@@ -134,7 +161,9 @@ def _estimates(run: RunEstimates) -> dict[str, Any]:
         return {label: estimate.value, "stderr": estimate.stderr, "n_eff": estimate.n_independent}
 
     result: dict[str, Any] = {
-        "dihedral_positive": {name: probability(name) for name in run.dihedral_atoms},
+        "dihedral_positive": {
+            name: probability(name) for name in run.dihedral_atoms if is_backbone(name)
+        },
         "energy_kJ_mol": per_rung(
             lambda t: mean("mean", run.mean_energy(t)) | {"r_hat": run.r_hat("energy", t)}
         ),

@@ -180,12 +180,16 @@ def _integer(value: bytes, marker: str) -> int:
 
 
 def read_dcd(
-    path: Path, n_atoms: int, shape: tuple[int, int], stride: int = 1, walkers: slice = slice(None)
+    path: Path,
+    n_atoms: int,
+    shape: tuple[int, int],
+    iterations: slice = slice(None),
+    walkers: slice = slice(None),
 ) -> npt.NDArray[np.float32]:
     """Return positions [F, n_atoms, 3] in nm; the walkers of an iteration are consecutive frames.
 
-    `shape` is the numbers of iterations, of which one in `stride` is read, and of walkers; frames
-    beyond them are ignored.
+    `shape` is the numbers of iterations and of walkers, of which those in the slices are read;
+    frames beyond them are ignored.
     """
     layout = read_dcd_layout(path, n_atoms)
     if layout.n_frames < shape[0] * shape[1]:
@@ -193,7 +197,7 @@ def read_dcd(
     if shape[0] == 0:
         return np.empty((0, n_atoms, 3), dtype=np.float32)
     mapped = np.memmap(path, layout.dtype, mode="r", offset=layout.offset, shape=shape)
-    xyz = _angstrom(path, mapped[::stride, walkers].reshape(-1), n_atoms)
+    xyz = _angstrom(path, mapped[iterations, walkers].reshape(-1), n_atoms)
     if not np.isfinite(xyz).all():
         raise ValueError(f"{path}: corrupt: positions are not finite")
     xyz /= np.float32(10.0)  # Å to nm

@@ -7,7 +7,7 @@ the checkpoint tell which files and frames are complete. On resume everything el
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from openmm_tsf.io.run_config import (
 from openmm_tsf.io.tensors import read_tensors, write_tensors
 from openmm_tsf.systems.files import holds_molecule, write_molecule
 from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.systems.slow_torsions import dihedral_angles, slow_torsions
 from openmm_tsf.utils.validation import check_int
 from openmm_tsf.utils.versions import package_versions
 
@@ -33,15 +34,6 @@ _CHECKPOINT_FORMAT = 1
 _COUNTS = ("n_frames_written", "n_segments", "seed")
 _IN_CHECKPOINT = {"state", "generator", "kernels", *_COUNTS}
 _SEGMENT = re.compile(r"segment_(\d{6,})\.npz")
-
-
-def dihedral_angles(x: np.ndarray, quartets: np.ndarray) -> np.ndarray:
-    """Return dihedral angles [..., D] in rad (IUPAC) of x [..., N, 3] for quartets [D, 4]."""
-    a, b, c, d = (x[..., quartets[:, k], :] for k in range(4))
-    first, axis, last = b - a, c - b, d - c
-    normal_1, normal_2 = np.cross(first, axis), np.cross(axis, last)
-    sine = (first * normal_2).sum(-1) * np.linalg.norm(axis, axis=-1)
-    return np.asarray(np.arctan2(sine, (normal_1 * normal_2).sum(-1)))
 
 
 class RunWriter:
@@ -54,6 +46,12 @@ class RunWriter:
     molecule
         The molecule; None for a potential on R^d: its positions go to the segments, and there are
         no DCD files.
+
+    Attributes
+    ----------
+    dihedrals
+        The recorded torsions and their atoms: the slow ones, or those that a run to be continued
+        has recorded.
 
     Examples
     --------
@@ -78,8 +76,9 @@ class RunWriter:
         self.n_frames = self.n_segments = 0
         self._checkpoint_seen: tuple[int, ...] | None = None
         self._writing = False  # also true after a write that failed
-        self._dihedrals = {} if molecule is None else molecule.dihedrals
-        self._quartets = np.array(list(self._dihedrals.values()), dtype=int).reshape(-1, 4)
+        self.dihedrals: Mapping[str, Sequence[int]] = (
+            {} if molecule is None else slow_torsions(molecule.topology)
+        )
         self.dcds: list[DCDWriter] = []
         if molecule is not None:
             check_distinct_temperatures(temperatures)
@@ -121,7 +120,7 @@ class RunWriter:
             **(config or {}),
             "temperatures_K": list(self.temperatures),
             "n_walkers": self.n_walkers,
-            "dihedrals": {name: list(atoms) for name, atoms in self._dihedrals.items()},
+            "dihedrals": {name: list(atoms) for name, atoms in self.dihedrals.items()},
             "boltzmann_constant": boltzmann_constant,
             "choices": {**(config or {}).get("choices", {}), **choices},
             "versions": package_versions(),
@@ -173,7 +172,8 @@ class RunWriter:
             content["positions"] = positions
             content["dihedrals"] = np.zeros((*positions.shape[:3], 0), dtype=np.float32)
         else:
-            content["dihedrals"] = dihedral_angles(positions, self._quartets).astype(np.float32)
+            quartets = list(self.dihedrals.values())
+            content["dihedrals"] = dihedral_angles(positions, quartets).astype(np.float32)
         for rung, dcd in enumerate(self.dcds):
             dcd.append(positions[:, :, rung].reshape(-1, *positions.shape[3:]), self.n_frames)
         write_arrays(self._segment(self.n_segments), content)

@@ -284,6 +284,7 @@ class ParallelTempering(TemperingChain):
                 self._generator.set_state(before[0])
                 self._load_kernel_states(before[1])
                 raise ValueError(f"{path}: cannot be continued: {error}") from error
+            writer.dihedrals = config["dihedrals"]
             self._state, self.seed, self._lock = state, content["seed"], lock
             self._writer, self._opened = writer, self.choices(choices["save_interval"])
         return self

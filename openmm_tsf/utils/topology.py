@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     import mdtraj
 
 Quartet = tuple[int, int, int, int]
+
+_BACKBONE = re.compile(r"(?:phi|psi)(\d*)")
+_OTHER = re.compile(r".*?(?:_(\d+))?")
 
 
 def atom_label(atom: app.topology.Atom) -> str:
@@ -76,3 +80,14 @@ def backbone_dihedrals(topology: app.Topology) -> dict[str, Quartet]:
         for name, quartets in (("phi", phi), ("psi", psi))
         for number in sorted(quartets)
     }
+
+
+def residue_of(name: str) -> int | None:
+    """Return the number of the residue in a torsion's name; None for a name without one."""
+    match = _BACKBONE.fullmatch(name) or _OTHER.fullmatch(name)
+    return int(match[1]) if match and match[1] else None
+
+
+def is_backbone(name: str) -> bool:
+    """Return whether a torsion's name is that of a phi or psi."""
+    return _BACKBONE.fullmatch(name) is not None

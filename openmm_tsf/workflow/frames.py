@@ -11,10 +11,12 @@ from typing import Any, Self
 
 import torch
 
+from openmm_tsf.analysis.basins import TrainingBasins
 from openmm_tsf.io.files import PathLike
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.frame_ensemble import check_ensemble
 from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.systems.slow_torsions import slow_torsions, torsion_angles
 from openmm_tsf.systems.trajectories import load_frames
 from openmm_tsf.units import as_temperature
 from openmm_tsf.utils.validation import check_bool, check_fields, check_int, optional
@@ -204,6 +206,14 @@ def _n_training_frames(n_frames: int) -> int:
 def describe_frames(dataset: MDDataset, source: str) -> dict[str, Any]:
     """Return what is recorded of frames, beside their hash."""
     return {"source": source, "n_frames": len(dataset), "temperature_K": dataset.temperature}
+
+
+def measure_basins(dataset: MDDataset) -> dict[str, Any]:
+    """Return what is recorded of the basins of frames; see `analysis.basins.TrainingBasins`."""
+    assert dataset.molecule is not None
+    positions = dataset.positions.detach().cpu().numpy()
+    angles = torsion_angles(positions, slow_torsions(dataset.molecule.topology))
+    return TrainingBasins.measure(angles, dataset.temperature).to_config()
 
 
 def hash_of_frames(dataset: MDDataset) -> str:

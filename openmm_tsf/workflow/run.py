@@ -36,6 +36,7 @@ from openmm_tsf.workflow.frames import (
     describe_frames,
     hash_of_frames,
     load_trajectory,
+    measure_basins,
 )
 from openmm_tsf.workflow.md import run_md
 from openmm_tsf.workflow.options import RunOptions
@@ -159,7 +160,7 @@ def _run_stages(
         source = "MD"
         dataset = _simulate(stage, settings, seeds.next() % 2**31)
     stage.costs.evaluations["md"] = dataset.n_evaluations or None
-    stage.record(frames=describe_frames(dataset, source))
+    stage.record(frames=describe_frames(dataset, source), basins=measure_basins(dataset))
     with stage.open_potential(_planned(settings), batch_of(sampling)) as potential:
         with stage.costs.counting("training", potential):
             flow = build_flow(dataset, settings.flow, seeds.next())

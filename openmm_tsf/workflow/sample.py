@@ -31,12 +31,13 @@ from openmm_tsf.utils.threads import torch_threads
 from openmm_tsf.utils.validation import check_instance
 from openmm_tsf.workflow.costs import Costs
 from openmm_tsf.workflow.duration import WORTH_MEASURING, iteration_seconds
-from openmm_tsf.workflow.frames import hash_of_frames
+from openmm_tsf.workflow.frames import hash_of_frames, measure_basins
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.potential_choice import batch_of, planned_sampling
 from openmm_tsf.workflow.record import (
     check_same_request,
     new_config,
+    recorded_choices,
     recorded_settings,
     resumed_choices,
     sampling_part,
@@ -281,7 +282,19 @@ def sample(
         )
         request["costs"] = {"flow": costs.to_config()}
         stage = Stage.open(lock, molecule, options, request, ["n_iterations"])
+        basins = _basins_of_training(home, start)
+        if basins is not None:
+            stage.record(basins=basins)
         return _start(stage, model, settings, start)
+
+
+def _basins_of_training(home: Path | None, start: MDDataset | None) -> dict[str, Any] | None:
+    """Return the basins that the flow's directory records, or those of the frames to start from."""
+    recorded = {} if home is None else recorded_choices(home)
+    if recorded.get("basins") is not None:
+        basins: dict[str, Any] = recorded["basins"]
+        return basins
+    return None if start is None else measure_basins(start)
 
 
 def _check_target(

@@ -22,6 +22,7 @@ from openmm_tsf.workflow.frames import (
     check_enough_frames,
     describe_frames,
     hash_of_frames,
+    measure_basins,
 )
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.potential_choice import planned_training
@@ -98,6 +99,7 @@ def train(
         if source is None or recorded.get("source", source) is None:  # not known, now or then
             request["choices"]["source"] = recorded.get("source")
         stage = Stage.open(lock, molecule, options, request, _MAY_DIFFER)
+        stage.record(basins=measure_basins(dataset))
         stage.costs.evaluations["md"] = dataset.n_evaluations or None
         seeds = Seeds(seed)
         flow = build_flow(dataset, flow_settings, seeds.next())

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from openmm_tsf.analysis import Reference, load_run
-from openmm_tsf.analysis.basin_checks import default_basins
 from openmm_tsf.analysis.frame_checks import tetrahedral_centres
 from openmm_tsf.analysis.monitor import monitor
 from openmm_tsf.flows import TemperatureSteerableFlow
@@ -25,6 +24,8 @@ from tests.support.analysis_runs import TEMPERATURES
 from tests.support.fabricate import two_state_chains, write_run
 
 N, W = 400, 8
+BASINS = {f"{phi}, {psi}" for phi in ("phi < 0", "phi > 0") for psi in ("psi alpha", "psi beta")}
+PHI = {"phi > 0": lambda angles: angles["phi"] > 0}
 
 
 def healthy_angles(rng, p=0.1, n=N, n_walkers=W):
@@ -54,11 +55,13 @@ def test_a_healthy_run_has_no_warnings(tmp_path):
         result = monitor(run, known)
         assert (result["warnings"], result["notes"]) == ([], [])
     assert result["proposals"]["mirror_images"] == 2 * 4
-    cold = result["basins"]["phi > 0"]["300.00"]
-    assert abs(cold["p"] - 0.1) < 4 * cold["stderr"]
+    assert result["basins"].keys() == BASINS
+    cold = result["basins"]["phi > 0, psi alpha"]["300.00"]
+    assert abs(cold["p"] - 0.04) < 4 * cold["stderr"]
+    assert cold["low"] < cold["p"] < cold["high"]
     assert (cold["expected_from"], cold["walkers"]) == ("reference", W)
-    # Two-state chains with memory rho: 2 p (1 - p) (1 - rho) changes a step.
-    expected = 2 * 0.1 * 0.9 * 0.5 * (N - 1) * W
+    # Two-state chains with memory 0.5: 1 is followed by 1 with the probability (1 + p) / 2.
+    expected = 2 * 0.04 * (1 - 0.55 * 0.7) * (N - 1) * W
     assert abs(cold["crossings"] - expected) < 4 * np.sqrt(expected)
     populations = [result["basins"][name]["300.00"]["p"] for name in result["basins"]]
     assert sum(populations) == pytest.approx(1.0)
@@ -74,10 +77,14 @@ def test_a_lost_basin(tmp_path, with_reference):
     phi[:, :, 0] = -np.abs(phi[:, :, 0])  # the coldest rung
     run = make_run(tmp_path / "run", phi, psi)
     result = monitor(run, reference(rng) if with_reference else None)
-    (words,) = [w for w in result["warnings"] if "phi > 0" in w]
-    assert words.startswith("300.00 K: the basin phi > 0 was never visited")
-    assert ("reference" in words) == with_reference
-    assert result["basins"]["phi > 0"]["300.00"]["walkers"] == 0
+    words = [w for w in result["warnings"] if "phi > 0" in w]
+    assert len(words) == len(result["warnings"]) == 2
+    for name, text in zip(("phi > 0, psi alpha", "phi > 0, psi beta"), words, strict=True):
+        assert text.startswith(f"300.00 K: the basin {name} was never visited")
+        assert ("reference" in text) == with_reference
+        cold = result["basins"][name]["300.00"]
+        assert (cold["walkers"], cold["p"], cold["stderr"]) == (0, 0, None)
+        assert 0 < cold["high"] < 0.01
 
 
 def test_a_basin_that_is_too_small(tmp_path):
@@ -85,7 +92,7 @@ def test_a_basin_that_is_too_small(tmp_path):
     phi, psi = healthy_angles(rng, p=0.03)
     run = make_run(tmp_path / "run", phi, psi)
     words = monitor(run, reference(rng, p=0.1))["warnings"]
-    assert len(words) == len(TEMPERATURES)
+    assert len(words) == 2 * len(TEMPERATURES)
     assert all("phi > 0" in w and "being lost" in w for w in words)
     assert monitor(run)["warnings"] == []
 
@@ -95,10 +102,14 @@ def test_nothing_ever_crosses(tmp_path):
     phi, psi = healthy_angles(rng)
     sign = np.ones((1, W, 1))
     sign[0, 0] = -1  # one walker is always on the other side
-    result = monitor(make_run(tmp_path / "run", -sign * np.abs(phi), psi))
+    result = monitor(make_run(tmp_path / "run", -sign * np.abs(phi), psi), basins=PHI)
     words = "all rungs: no replica ever entered or left the basin phi > 0"
     assert f"{words}; its populations are those of the start" in result["warnings"]
     assert "300.00 K: the basin phi > 0 was visited by only 1 of 8 walkers" in result["warnings"]
+    cold = result["basins"]["phi > 0"]["300.00"]
+    assert not cold["converged"]
+    assert cold["low"] < 0.05
+    assert cold["high"] > 0.3
 
 
 def test_a_rung_populated_by_exchanges_only(tmp_path):
@@ -107,7 +118,7 @@ def test_a_rung_populated_by_exchanges_only(tmp_path):
     phi, psi = healthy_angles(rng)
     replica = np.broadcast_to(np.arange(3), phi.shape).copy()
     replica[(phi[:, :, 0] > 0) != (phi[0, :, 0] > 0)] = [1, 0, 2]
-    result = monitor(make_run(tmp_path / "run", phi, psi, replica=replica))
+    result = monitor(make_run(tmp_path / "run", phi, psi, replica=replica), basins=PHI)
     assert result["basins"]["phi > 0"]["300.00"]["crossings"] == 0
     assert result["basins"]["phi > 0"]["600.00"]["crossings"] > 0
     words = "300.00 K: the basin phi > 0: no replica entered or left it at this temperature"
@@ -120,9 +131,6 @@ def test_basins_of_the_user(tmp_path):
     assert result["basins"].keys() == {"low psi"}
     with pytest.raises(ValueError, match="basins: 'x': expected truth values of shape"):
         monitor(run, basins={"x": lambda angles: angles["psi"]})
-    assert default_basins(["psi1", "phi2"]).keys() == {"phi2 > 0", "phi2 < 0"}
-    assert len(default_basins(["phi3", "psi3", "phi4", "psi4"])) == 6
-    assert default_basins([]) == {}
 
 
 def test_before_the_first_segment_and_without_angles(tmp_path):

@@ -12,10 +12,13 @@ from openmm_tsf.analysis import load_run
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.io.run_config import CONFIG_FORMAT, read_run_config
 from openmm_tsf.potentials.toy import DoubleWell
-from openmm_tsf.sampling.run_writer import RunWriter, dihedral_angles
+from openmm_tsf.sampling.run_writer import RunWriter
 from openmm_tsf.sampling.tempering import ParallelTempering
+from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.systems.slow_torsions import dihedral_angles
 from openmm_tsf.units import KB
 from openmm_tsf.utils.versions import package_versions
+from tests.support.molecules import capped, force_field
 
 LADDER = (300.0, 424.264)
 W = 3
@@ -101,6 +104,22 @@ def test_dihedral_angles_agree_with_mdtraj():
         topology.add_atom("C", mdtraj.element.carbon, residue)
     expected = mdtraj.compute_dihedrals(mdtraj.Trajectory(x, topology), quartets, opt=False)
     np.testing.assert_allclose(dihedral_angles(x, quartets), expected, rtol=0, atol=1e-5)
+
+
+def test_all_slow_torsions_are_recorded(tmp_path):
+    """Side chains too; a run that recorded fewer is continued with these."""
+    topology, positions = capped("TRP")
+    system = force_field("amber14/protein.ff14SB.xml").createSystem(topology)
+    molecule = MolecularSystem(system, topology, positions)
+    writer = RunWriter(tmp_path / "run", molecule, LADDER, W)
+    writer.create(7, KB, {})
+    x = positions + 0.001 * np.random.default_rng(4).normal(size=(4, W, 2, len(positions), 3))
+    writer.write(numbers(4), x, {"seed": 7})
+    run = load_run(tmp_path / "run")
+    assert list(run.dihedral_atoms) == ["phi", "psi", "chi1", "chi2"]
+    _, expected = mdtraj.compute_chi2(run.trajectory(300.0))
+    np.testing.assert_allclose(run.dihedral("chi2", 300.0).ravel(), expected[:, 0], atol=1e-3)
+    assert run.summary()["dihedral_positive"].keys() == {"phi", "psi"}
 
 
 def test_used_directories_are_refused(writer, molecule, tmp_path):

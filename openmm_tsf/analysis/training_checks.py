@@ -1,0 +1,126 @@
+"""What the training frames of a flow lack, by their basins and those of the run."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import mdtraj
+import numpy as np
+
+from openmm_tsf.analysis.basins import TrainingBasins
+from openmm_tsf.analysis.estimates import RunEstimates
+from openmm_tsf.analysis.wells import N_BINS
+
+#: Basins of a smaller population than this, in the frames and at every rung, are passed over.
+MIN_POPULATION = 1e-3
+#: Frames should rest on this many independent visits to a basin that is not rare.
+MIN_VISITS, NOT_RARE = 5, 0.01
+_STUCK = 0.5
+
+
+def check_training_frames(run: RunEstimates, populations: dict[str, Any]) -> list[str]:
+    """Return warnings about the frames that the flow of a run was trained on.
+
+    `populations` are those of the run by basin and rung (`BasinCheck.check`). Reported are basins
+    of the frames that the run never visited and the reverse, basins that the frames visited too
+    rarely, and amino acids on the rarer side of phi.
+    """
+    frames = run.training_basins
+    warnings = list(_check_handed_phi(run))
+    if frames is None:
+        return warnings
+    warnings += _check_lost(frames, populations)
+    warnings += _check_missing(frames, run)
+    for name, entry in frames.populations.items():
+        p, n_visits = entry["p"] or 0.0, entry["n_visits"] or 0.0
+        if p >= NOT_RARE and n_visits < MIN_VISITS and p < 1 - NOT_RARE:
+            warnings.append(
+                f"training frames: {p:.2g} of them are in the basin {name}, from "
+                f"{n_visits:.0f} visit{'s' if n_visits != 1 else ''} only: longer dynamics, or "
+                "frames of a higher temperature, would tell its population"
+            )
+    return warnings
+
+
+def _check_lost(frames: TrainingBasins, populations: dict[str, Any]) -> Iterator[str]:
+    for name, entry in frames.populations.items():
+        p, by_rung = entry["p"] or 0.0, populations.get(name)
+        if by_rung is None or p < MIN_POPULATION:
+            continue
+        if all(at["p"] == 0 for at in by_rung.values()):
+            yield (
+                f"all rungs: the basin {name} was never visited; it has {p:.2g} of the training "
+                f"frames at {frames.temperature:.2f} K: the basin is lost"
+            )
+
+
+def _check_missing(frames: TrainingBasins, run: RunEstimates) -> Iterator[str]:
+    """Yield the wells of the run's torsions in which no training frame is."""
+    centres = 2 * np.pi * (np.arange(N_BINS) + 0.5) / N_BINS - np.pi
+    for torsion, wells in run.basins.wells.items():
+        known = frames.basins.wells.get(torsion)
+        if known is None or not wells.names:
+            continue
+        by_well = np.bincount(
+            wells.labels(centres), weights=known.counts, minlength=len(wells.names)
+        )
+        labels = wells.labels(run.dihedral_at_all_rungs(torsion))
+        for k in np.flatnonzero(by_well == 0):
+            p = float((labels == k).mean(axis=(0, 1)).max())
+            if p >= MIN_POPULATION:
+                yield (
+                    f"training frames: none has {wells.names[k]}, where up to {p:.2g} of the "
+                    "run's samples at a temperature are: the flow does not propose it; train on "
+                    "frames that visit it"
+                )
+
+
+def _check_handed_phi(run: RunEstimates) -> Iterator[str]:
+    """Yield amino acids that are on the side of phi that is rare for their handedness."""
+    phis = [name for name in run.dihedral_atoms if re.fullmatch(r"phi\d*", name)]
+    if not phis or not run.has_structure:
+        return
+    frames = run.training_basins
+    for name in phis:
+        sign = _handedness(run.structure, run.dihedral_atoms[name])
+        if sign == 0:
+            continue
+        rare = "> 0" if sign > 0 else "< 0"
+        in_run = sign * run.dihedral_at_all_rungs(name) > 0
+        shares = {"samples": float(in_run.mean())}
+        if frames is not None and name in frames.basins.wells:
+            counts = np.asarray(frames.basins.wells[name].counts)
+            side = counts[N_BINS // 2 :] if sign > 0 else counts[: N_BINS // 2]
+            shares = {"training frames": float(side.sum() / counts.sum())} | shares
+        for what, share in shares.items():
+            if share > _STUCK:
+                yield (
+                    f"{what}: {share:.2g} of them have {name} {rare}, which is rare for "
+                    f"{'L' if sign > 0 else 'D'}-amino acids: they seem stuck there, from a start "
+                    "in the wrong basin"
+                )
+                break
+
+
+def _handedness(structure: mdtraj.Trajectory, phi: list[int]) -> int:
+    """Return 1 for an L-amino acid, -1 for D, 0 where the alpha carbon has no side chain or ring.
+
+    `phi` are the atoms C, N, CA, C of the dihedral.
+    """
+    topology = structure.topology
+    _, n, alpha, carbon = phi
+    if max(phi) >= topology.n_atoms:
+        return 0
+    bonded = [
+        (b if a.index == alpha else a) for a, b in topology.bonds if alpha in (a.index, b.index)
+    ]
+    side = [
+        atom.index
+        for atom in bonded
+        if atom.index not in (n, carbon) and atom.element is not None and atom.element.symbol == "C"
+    ]
+    if len(side) != 1:
+        return 0
+    x = structure.xyz[0]
+    volume = np.dot(x[n] - x[alpha], np.cross(x[carbon] - x[alpha], x[side[0]] - x[alpha]))
+    return int(np.sign(volume))
