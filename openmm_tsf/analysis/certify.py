@@ -2,13 +2,18 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from openmm_tsf.analysis.certify_basins import label_samples
 from openmm_tsf.analysis.certify_checks import Check, check_recorded, check_samples
-from openmm_tsf.analysis.certify_convergence import assess_samples, check_convergence
+from openmm_tsf.analysis.certify_convergence import (
+    assess_samples,
+    check_basin_ratios,
+    check_convergence,
+)
 from openmm_tsf.analysis.certify_coverage import Coverage, check_coverage, measure_coverage
 from openmm_tsf.analysis.certify_flow import weigh_samples
 from openmm_tsf.analysis.certify_report import judge
@@ -95,10 +100,11 @@ def certify(
     check_instance(molecule, "molecule", MolecularSystem)
     is_run = not isinstance(samples, Mapping)
     checks: list[Check] = []
+    basins = None
     if is_run:
         run = samples if isinstance(samples, RunEstimates) else load_run(Path(samples))
         molecule = molecule or _molecule_of(run)
-        frames = read_run(run)
+        frames, basins = read_run(run), run.basins
         if flow is None and (run.path / "flow.pt").is_file():
             flow = run.path / "flow.pt"
         output = run.path if output is None else output
@@ -116,7 +122,7 @@ def certify(
         if network is not None:
             logger.info("weights of draws and frames by the flow")
             weights = [weigh_samples(network, potential, each) for each in frames]
-    labelled = label_samples(molecule, frames, weights)
+    labelled = label_samples(molecule, frames, weights, basins)
     coverage = [
         measure_coverage(
             each.samples.temperature,
@@ -129,6 +135,8 @@ def certify(
         for each in labelled
         if each.draws is not None and each.frames is not None
     ]
+    for low, high in pairwise(labelled):
+        checks += check_basin_ratios(low, high)
     checks += check_coverage(coverage)
     quantities = assess_samples(labelled)
     checks += check_convergence(quantities, coverage)

@@ -11,15 +11,14 @@ from openmm_tsf.analysis.certify_coverage import WeightedPoints
 from openmm_tsf.analysis.certify_flow import FlowWeights
 from openmm_tsf.analysis.certify_samples import Samples
 from openmm_tsf.analysis.convergence import count_pieces
-from openmm_tsf.analysis.statistics import Array
+from openmm_tsf.analysis.statistics import Array, reverse_ess
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.systems.slow_torsions import slow_torsions, torsion_angles
 
 Labels = npt.NDArray[np.int64]
 Angles = dict[str, np.ndarray]
 
-#: Draws with a weight below this part of the mean say nothing of where basins are.
-_LEAST_WEIGHT = 0.01
+_SEED = 1
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,11 @@ def label_samples(
     of_draws = [torsion_angles(each.x[each.inside], torsions) for each in weights or ()]
     basins = Basins.find(_joined(angles)) if basins is None else basins.completed(_joined(angles))
     if weights is not None:
-        relevant = [
-            {name: value[_is_relevant(each.draws[each.inside])] for name, value in table.items()}
+        resampled = [
+            {name: value[_resample(each.draws[each.inside])] for name, value in table.items()}
             for each, table in zip(weights, of_draws, strict=True)
         ]
-        basins = basins.completed(_joined(relevant))
+        basins = basins.completed(_joined(resampled))
     labelled = []
     for k, (each, table) in enumerate(zip(samples, angles, strict=True)):
         labels = basins.labels(table)[: len(each.energy)]
@@ -78,11 +77,17 @@ def _joined(angles: Sequence[Angles]) -> Angles:
     return {name: np.concatenate([table[name].ravel() for table in angles]) for name in angles[0]}
 
 
-def _is_relevant(log_weights: Array) -> npt.NDArray[np.bool_]:
+def _resample(log_weights: Array) -> npt.NDArray[np.int64]:
+    """Return the indices of draws that are chosen by weight, as many as there are effective ones.
+
+    The density of what the flow draws is not that of the molecule: it need not have its wells.
+    """
     if not np.isfinite(log_weights).any():
-        return np.zeros(len(log_weights), dtype=bool)
-    weights = np.exp(log_weights - log_weights.max())
-    return np.asarray(weights >= _LEAST_WEIGHT * weights.mean())
+        return np.zeros(0, dtype=np.int64)
+    n = int(reverse_ess(log_weights).fraction * len(log_weights))
+    p = np.exp(log_weights - log_weights.max())
+    chosen = np.random.default_rng(_SEED).choice(len(p), size=n, p=p / p.sum())
+    return np.asarray(chosen, dtype=np.int64)
 
 
 def _count_pieces(samples: Samples, angles: Angles) -> float:

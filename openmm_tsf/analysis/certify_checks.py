@@ -13,7 +13,6 @@ import torch
 from openmm_tsf.analysis.certify_samples import Samples, evaluate
 from openmm_tsf.analysis.ensemble_checks import energy_ratio
 from openmm_tsf.analysis.frame_checks import is_cis, is_mirrored, peptide_bonds, tetrahedral_centres
-from openmm_tsf.analysis.statistics import MIN_EFFECTIVE_SAMPLES
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.systems.configurational_temperature import measure_temperature
 from openmm_tsf.systems.frame_checks import check_frames
@@ -301,8 +300,8 @@ def check_ratio(low: Samples, high: Samples) -> Check:
         return Check(name, where, UNDECIDED, words, numbers)
     if np.isnan(check.z):
         words = (
-            f"the slope of ln[P(U)/P(U)] cannot be tested on {check.n_eff:.0f} effective samples "
-            f"of U, {MIN_EFFECTIVE_SAMPLES} would do: longer trajectories decide"
+            f"the slope of ln[P(U)/P(U)] cannot be tested ({check.undecided}): longer trajectories "
+            "decide"
         )
         return Check(name, where, UNDECIDED, words, numbers)
     slope = f"the slope of ln[P(U)/P(U)] is {check.value:.4f} ± {check.stderr:.4f} mol/kJ"

@@ -54,7 +54,10 @@ class Samples:
 
 
 def read_run(run: RunEstimates) -> list[Samples]:
-    """Return the frames of every rung of a run with the energies that it recorded."""
+    """Return the frames of every rung of a run with the energies that it recorded.
+
+    From the start of equilibrated sampling on, which the run tells.
+    """
     run.require_samples()
     samples = []
     for kelvin in map(float, run.temperatures):
