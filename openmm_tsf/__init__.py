@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from openmm_tsf import doctor, systems, units
     from openmm_tsf.analysis import Run, load_run, statistics
+    from openmm_tsf.analysis.certify import certify
     from openmm_tsf.coordinates import InternalCoordinates
     from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
     from openmm_tsf.flows.load import load_flow
@@ -41,6 +42,7 @@ _HOMES = {
     "Run": "openmm_tsf.analysis",
     "TemperatureSteerableFlow": "openmm_tsf.flows",
     "TorchPotential": "openmm_tsf.potentials",
+    "certify": "openmm_tsf.analysis.certify",
     "fit": "openmm_tsf.training",
     "load_flow": "openmm_tsf.flows",
     "load_run": "openmm_tsf.analysis",
@@ -58,6 +60,7 @@ __all__ = [
     "TemperatureSteerableFlow",
     "TorchPotential",
     "__version__",
+    "certify",
     "doctor",
     "fit",
     "kernels",

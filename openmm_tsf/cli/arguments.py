@@ -19,6 +19,9 @@ def build_parser() -> argparse.ArgumentParser:
     train = _command(commands, "train", "train a flow on frames of one temperature")
     sample = _command(commands, "sample", "replica exchange with a trained flow")
     analyze = _command(commands, "analyze", "tables and plots of a run directory")
+    certify = _command(
+        commands, "certify", "are a run, or trajectories of any origin, of the Boltzmann ensemble"
+    )
     doctor = _command(commands, "doctor", "self-test, and the facts for a bug report")
 
     for command in (everything, md, train, sample):
@@ -90,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder for the tables and plots (default: RUN, which is only read otherwise)",
     )
+    _certify_arguments(certify)
     doctor.add_argument(
         "directory", nargs="?", metavar="DIR", help="directory of a stage to examine"
     )
@@ -118,6 +122,46 @@ def _molecule_arguments(command: argparse.ArgumentParser) -> None:
         metavar="XML",
         help="OpenMM force field files, instead of --system. They may contain Python scripts, "
         "which OpenMM runs: use only files that you trust",
+    )
+
+
+def _certify_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "run", nargs="?", metavar="RUN", help="run directory (or --trajectory and --temperature)"
+    )
+    _molecule_arguments(command)
+    command.add_argument(
+        "--trajectory",
+        nargs="+",
+        action="append",
+        metavar="PATH",
+        help="files of one temperature that mdtraj can read, each an independent walker; once for "
+        "each temperature",
+    )
+    command.add_argument(
+        "--temperature",
+        type=float,
+        action="append",
+        metavar="K",
+        help="temperature of each --trajectory, in the same order",
+    )
+    command.add_argument(
+        "--walkers", type=int, default=1, help="walkers in each file, frame by frame (default: 1)"
+    )
+    command.add_argument(
+        "--monte-carlo",
+        action="store_true",
+        help="frames may repeat the one before: moves were rejected",
+    )
+    command.add_argument(
+        "--flow",
+        metavar="PATH",
+        help="flow.pt, to bound what was never visited (default: that of RUN)",
+    )
+    command.add_argument(
+        "--output",
+        metavar="DIR",
+        help="folder for certificate.json and certificate.png (default: RUN)",
     )
 
 

@@ -130,6 +130,36 @@ def _analyze(args: argparse.Namespace) -> int:
     return EXIT_STATUS[summary["verdict"]["status"]]
 
 
+def _certify(args: argparse.Namespace) -> int:
+    from openmm_tsf.analysis.certify import certify
+    from openmm_tsf.analysis.certify_report import EXIT_STATUS, describe_certificate
+    from openmm_tsf.systems.files import load_molecule
+
+    trajectories, temperatures = args.trajectory or [], args.temperature or []
+    if (args.run is None) == (not trajectories):
+        got = "none" if args.run is None else "both"
+        raise ValueError(f"RUN, --trajectory: expected one of the two, got {got}")
+    if len(temperatures) != len(trajectories) or len(set(temperatures)) != len(temperatures):
+        got = ", ".join(f"{kelvin:g}" for kelvin in temperatures) or "none"
+        expected = f"{len(trajectories)} different ones, one for each --trajectory"
+        raise ValueError(f"--temperature: expected {expected}, got {got}")
+    if args.run is None and args.output is None:
+        raise ValueError("--output: expected a folder for the certificate, got none")
+    given = (args.pdb, args.system, args.forcefield)
+    named = any(option is not None for option in given)
+    certificate = certify(
+        args.run if args.run is not None else dict(zip(temperatures, trajectories, strict=True)),
+        load_molecule(*given) if named or args.run is None else None,
+        flow=args.flow,
+        walkers=args.walkers,
+        monte_carlo=args.monte_carlo,
+        output=args.output,
+    )
+    say(describe_certificate(certificate))
+    say(f"\ncertificate.json and certificate.png are in {args.output or args.run}")
+    return EXIT_STATUS[certificate["verdict"]["status"]]
+
+
 def _options(args: argparse.Namespace) -> Any:
     """The RunOptions of the arguments."""
     from openmm_tsf.io.serialization import replace_given
@@ -222,5 +252,6 @@ COMMANDS = {
     "train": _train,
     "sample": _sample,
     "analyze": _analyze,
+    "certify": _certify,
     "doctor": _doctor,
 }

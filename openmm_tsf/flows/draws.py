@@ -1,4 +1,4 @@
-"""Independent draws of a flow with importance weights."""
+"""Importance weights of independent draws of a flow, and of given configurations."""
 
 import math
 from typing import Any, NamedTuple
@@ -52,3 +52,37 @@ def draw_weighted(
         log_weights = torch.where(inside & torch.isfinite(energy), log_weights, -math.inf)
         parts.append((x, energy, log_weights, inside))
     return WeightedDraws(*map(torch.cat, zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def weigh(
+    flow: AugmentedFlow,
+    x: Tensor,
+    reduced_energy: Tensor,
+    temperature: Any,
+    generator: torch.Generator,
+    batch_size: int = 5000,
+) -> Tensor:
+    """Return ln(p/q) [B] of given configurations x [B, *event] with newly drawn momenta.
+
+    Up to the constant of :func:`draw_weighted`, so that weights of draws and of configurations can
+    be compared. +inf outside the domain of the flow's coordinates, where q = 0. `reduced_energy`
+    is U/kT [B].
+    """
+    kelvin, batch_size = as_temperature(temperature), check_int(batch_size, "batch_size")
+    tau = kelvin / flow.reference_temperature
+    parts = []
+    for block, energy in zip(x.split(batch_size), reduced_energy.split(batch_size), strict=True):
+        block = block.to(flow.dtype)
+        noise = torch.randn(
+            (len(block), flow.n_momenta), generator=generator, dtype=flow.dtype, device="cpu"
+        )
+        momenta = noise * math.sqrt(tau)
+        copies, partition = None, block.new_zeros(len(block))
+        if flow.overlap:
+            copies, partition = flow.draw_copies(block, kelvin, generator)
+        v, log_det = flow.inverse_and_log_det(block, momenta, copies)
+        log_prob = flow.prior_log_prob(v, kelvin) + log_det - partition - flow.log_multiplicity
+        log_prob = torch.where(torch.isfinite(log_det), log_prob, -math.inf)
+        parts.append(log_weight(energy, momenta, tau, log_prob))
+    return torch.cat(parts)

@@ -46,17 +46,19 @@ def evenly_spaced(positions: Tensor, number: int) -> Tensor:
 
 
 def measure_temperature(
-    molecule: MolecularSystem, positions: Tensor
+    molecule: MolecularSystem, positions: Tensor, number: int | None = None
 ) -> ConfigurationalTemperature | None:
     """Return the configurational temperature of frames [F, N, 3] (nm), or None if it has none.
 
     There is none with fewer than 32 frames, or where the energy is not convex on average (free
-    particles) or its gradient jumps (``abs`` in the expression of a custom Force).
+    particles) or its gradient jumps (``abs`` in the expression of a custom Force). At most `number`
+    of the frames are used, by default 64 to 256 by the number of atoms.
     """
     if len(positions) < 2 * _N_BLOCKS:
         return None
-    number = min(max(_ATOMS_IN_ALL // molecule.n_atoms, _LEAST_FRAMES), _MOST_FRAMES)
-    x = evenly_spaced(positions, number)
+    if number is None:
+        number = min(_ATOMS_IN_ALL // molecule.n_atoms, _MOST_FRAMES)
+    x = evenly_spaced(positions, max(number, _LEAST_FRAMES))
     signs = torch.randint(0, 2, x.shape, generator=seeded_generator(1), dtype=x.dtype, device="cpu")
     signs = 2 * signs - 1
     # One thread of the CPU platform is fast for every Force, and always gives the same.

@@ -13,11 +13,15 @@ N_ATOMS = len(ZIGZAG)
 
 
 def chain_of(
-    custom: bool = False, length: float = 0.15, constant: float = CONSTANT, barrier: float = 2.0
+    custom: bool = False,
+    length: float = 0.15,
+    constant: float = CONSTANT,
+    barrier: float = 2.0,
+    elements: str = "C" * N_ATOMS,
 ) -> tsf.MolecularSystem:
     """Return the chain, its bonds with harmonic terms or custom ones."""
     pairs = [(i, i + 1) for i in range(N_ATOMS - 1)]
-    topology, positions = graph_molecule(pairs, ZIGZAG, "C" * N_ATOMS)
+    topology, positions = graph_molecule(pairs, ZIGZAG, elements)
     system = openmm.System()
     for _ in range(N_ATOMS):
         system.addParticle(12.011)
