@@ -99,19 +99,18 @@ def run(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Write the samples after the burn-in to one file, with standard errors and some positions."""
-    run = load_run(args.directory)
-    kept = slice(args.burn_in // SAVE_INTERVAL, None, args.stride)
-    segments = run.segments
+    run = load_run(args.directory, start=args.burn_in // SAVE_INTERVAL)
+    kept = slice(None, None, args.stride)
     data = {
         name: run.dihedral_at_all_rungs(name)[kept].astype(np.float32)
         for name in run.dihedral_atoms
     }
-    data["energy"] = segments.energy[kept].astype(np.float32)
-    data["replica"] = segments.replica[kept].astype(np.int8)
+    data["energy"] = run.energy[kept].astype(np.float32)
+    data["replica"] = run.replica[kept].astype(np.int8)
     _, omegas = peptide_bonds(run.topology)
     n_cis, positions = 0, {}
     for temperature in map(float, run.temperatures):
-        frames = run.trajectory(temperature)[args.burn_in // SAVE_INTERVAL * run.n_walkers :]
+        frames = run.trajectory(temperature)
         n_cis += int(is_cis(frames, omegas).any(axis=1).sum())
         if round(temperature) in (300, 600):
             chosen = np.linspace(0, frames.n_frames - 1, N_POSITIONS).astype(int)
@@ -128,7 +127,7 @@ def export(args: argparse.Namespace) -> None:
         args.output,
         temperatures_K=run.temperatures,
         interval_ps=TIMESTEP_PS * N_STEPS * SAVE_INTERVAL * args.stride,
-        n_md_steps=segments.n_evaluations,
+        n_md_steps=run.segments.n_evaluations,
         n_cis_frames=n_cis,
         **positions,
         **data,
