@@ -28,6 +28,10 @@ Conventions
 -----------
 Energy evaluation
     One energy, or one energy with forces, of one conformation. A step of MD is one.
+Start
+    Every estimate, figure and comparison leaves out the iterations before the run had equilibrated,
+    which are found from the data (`openmm_tsf.analysis.burn_in`): none of a stationary run. Costs,
+    acceptance and exchange of replicas are those of all. ``load_run(path, start=0)`` keeps all.
 ΔF_φ
     -ln[P(φ > 0)/P(φ < 0)] in kT. φ of alanine dipeptide: atoms 4 6 8 14; ψ: 6 8 14 16.
 Standard errors

@@ -63,9 +63,10 @@ class BurnIn:
     n_iterations
         The number of saved iterations in all.
     drift
-        The most significant difference between start and second half; None if nothing was tested.
+        The most significant difference between start and second half; None if the run is too short
+        to test any (fewer than 20 iterations, or few walkers with few independent samples).
     is_equilibrated
-        Whether the second half starts as it goes on.
+        False if the second half of the run still drifts.
     """
 
     start: int
@@ -92,29 +93,32 @@ def find_start(series: Sequence[npt.ArrayLike]) -> BurnIn:
     >>> 20 <= find_start([noise + 5 * np.exp(-np.arange(400) / 10)[:, None]]).start <= 60
     True
     """
-    values = [finite_series(each) for each in series]
-    shapes = {each.shape for each in values}
+    shapes = {np.shape(each) for each in series}
     if len(shapes) > 1:
         raise ValueError(f"series: expected arrays of one shape, got {sorted(shapes)}")
     n = shapes.pop()[0] if shapes else 0
-    if n < MIN_ITERATIONS:
+    drifts = _drifts(series, 0) if n >= MIN_ITERATIONS else []
+    if not drifts:
         return BurnIn(0, n)
-    drifts = _drifts(values)
     first = min(drifts, key=lambda drift: (drift.p_value, -abs(drift.z)))
     start = 0
     while found := [d for d in drifts if d.p_value < FALSE_POSITIVES]:
-        start += max(_n_left_out(values[drift.series][start:], drift) for drift in found)
+        start += max(_n_left_out(_rest(series[d.series], start), d) for d in found)
         if start > n // 2:
             return BurnIn(n // 2, n, first, is_equilibrated=False)
-        drifts = _drifts([each[start:] for each in values])
+        drifts = _drifts(series, start)
     return BurnIn(start, n, first)
+
+
+def _rest(values: npt.ArrayLike, start: int) -> Array:
+    return finite_series(values)[start:]
 
 
 def _n_left_out(values: Array, drift: Drift) -> int:
     """Return how many iterations of a drifting series to leave out, at least half of the window."""
     late = _Late.from_series(values[len(values) // 2 :])
     if np.isnan(late.g):  # constant since
-        return int(np.flatnonzero((values != late.mean).any(axis=1))[-1]) + 1
+        return int(np.flatnonzero((values != values[-1]).any(axis=1))[-1]) + 1
     least = max(1, drift.n_iterations // 2)
     error = late.variance * late.g / values.shape[1]
     return max(least, _length_of_transient(values.mean(axis=1), error))
@@ -125,17 +129,19 @@ def _windows(n: int) -> list[int]:
     return [n >> k for k in range(1, n.bit_length())]
 
 
-def _drifts(series: Sequence[Array]) -> list[Drift]:
-    """Return the most significant window of each series."""
-    windows = _windows(len(series[0]))
-    n_tests = len(series) * len(windows)
+def _drifts(series: Sequence[npt.ArrayLike], start: int) -> list[Drift]:
+    """Return the most significant window of each series that can be tested, from `start` on."""
     drifts = []
-    for index, values in enumerate(series):
+    for index, each in enumerate(series):
+        values = _rest(each, start)
         late = _Late.from_series(values[len(values) // 2 :])
+        if np.ptp(values) == 0.0 or not late.can_be_compared:
+            continue
+        windows = _windows(len(values))
         tests = [_compare(values[:window], late) for window in windows]
         best = min(range(len(windows)), key=lambda k: (tests[k][1], -abs(tests[k][0])))
         z, p = tests[best]
-        drifts.append(Drift(index, windows[best], z, min(1.0, n_tests * p)))
+        drifts.append(Drift(index, windows[best], z, min(1.0, len(series) * len(windows) * p)))
     return drifts
 
 
@@ -160,6 +166,15 @@ class _Late:
             g = max(g, (1 + lag) / max(1 - lag, 1 / len(values)))
         return cls(values.mean(axis=0), mean, variance, kurtosis, g, values.size)
 
+    @property
+    def has_many_walkers(self) -> bool:
+        return len(self.by_walker) >= _MIN_WALKERS
+
+    @property
+    def can_be_compared(self) -> bool:
+        # False for NaN, of a constant: nothing says how it fluctuates.
+        return self.has_many_walkers or self.size / self.g >= _MIN_INDEPENDENT
+
 
 def _compare(early: Array, late: _Late) -> tuple[float, float]:
     """Return z and the two-sided p of the mean over a window less that of the second half.
@@ -173,20 +188,17 @@ def _compare(early: Array, late: _Late) -> tuple[float, float]:
     n_walkers = early.shape[1]
     by_walker = early.mean(axis=0) - late.by_walker
     difference = float(by_walker.mean())
-    enough = n_walkers >= _MIN_WALKERS
-    if np.isnan(late.g) and not enough:  # constant since: nothing says how it fluctuates
-        return 0.0, 1.0
     tests = []
-    if enough:
+    if late.has_many_walkers:
         spread = by_walker.std(ddof=1) / np.sqrt(n_walkers)
         tests.append(_student(difference, float(spread), n_walkers - 1))
     if not np.isnan(late.g):
         n_late = late.size / late.g
         n_early = max(1.0, len(early) / late.g) * n_walkers
-        if not enough and n_late < _MIN_INDEPENDENT:
-            return 0.0, 1.0
         error = float(np.sqrt(late.variance * (1 / n_early + 1 / n_late)))
-        freedom = n_late if enough else min(n_early, n_late) / max(1.0, late.kurtosis - 1)
+        freedom = n_late
+        if not late.has_many_walkers:
+            freedom = min(n_early, n_late) / max(1.0, late.kurtosis - 1)
         tests.append(_student(difference, error, max(1.0, freedom)))
     return max(tests, key=lambda test: test[1])
 

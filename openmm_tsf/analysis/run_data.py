@@ -1,7 +1,7 @@
 """The content of a run directory as numpy and mdtraj objects."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,26 @@ def nearest_rung(temperatures: Array, kelvin: float) -> int | None:
     """Return the index of the rung at a temperature within 0.01 K; None without one."""
     nearest = int(np.argmin(np.abs(temperatures - kelvin)))
     return nearest if abs(temperatures[nearest] - kelvin) <= TOLERANCE_K else None
+
+
+class _RecordedSeries(Sequence[Array]):
+    """Energy, then cosine and sine of every dihedral [n, W] of each rung, made when asked for."""
+
+    def __init__(self, segments: Segments) -> None:
+        self._energy, self._dihedrals = segments.energy, segments.dihedrals
+        self._per_rung = 1 + 2 * self._dihedrals.shape[3]
+
+    def __len__(self) -> int:
+        return self._energy.shape[2] * self._per_rung
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        rung, k = divmod(index, self._per_rung)
+        if k == 0:
+            return self._energy[:, :, rung]
+        function = np.cos if k % 2 else np.sin
+        return function(self._dihedrals[:, :, rung, (k - 1) // 2], dtype=np.float64)
 
 
 class RunData:
@@ -67,7 +87,7 @@ class RunData:
         """What `find_start` says of all series that the run recorded (see `drifting_series`)."""
         if self.n_iterations == 0:
             return BurnIn(0, 0)
-        return find_start([values for _, values in self._recorded_series()])
+        return find_start(_RecordedSeries(self.segments))
 
     @cached_property
     def start(self) -> int:
@@ -83,19 +103,11 @@ class RunData:
     def drifting_series(self) -> str | None:
         """The series whose start differs most from the second half: ``"U at 300.00 K"``."""
         drift = self.burn_in.drift
-        return None if drift is None else self._recorded_series()[drift.series][0]
-
-    def _recorded_series(self) -> list[tuple[str, Array]]:
-        """Names and arrays [n, W]: energies of every rung, cosine and sine of every dihedral."""
-        series = []
-        for rung, kelvin in enumerate(self.temperatures):
-            where = f"at {kelvin:.2f} K"
-            series.append((f"U {where}", self.segments.energy[:, :, rung]))
-            for k, name in enumerate(self.dihedral_atoms):
-                angles = self.segments.dihedrals[:, :, rung, k].astype(np.float64)
-                series += [(f"cos {name} {where}", np.cos(angles))]
-                series += [(f"sin {name} {where}", np.sin(angles))]
-        return series
+        if drift is None:
+            return None
+        rung, k = divmod(drift.series, 1 + 2 * len(self.dihedral_atoms))
+        names = ["U", *(f"{f} {name}" for name in self.dihedral_atoms for f in ("cos", "sin"))]
+        return f"{names[k]} at {self.temperatures[rung]:.2f} K"
 
     @property
     def n_used(self) -> int:
