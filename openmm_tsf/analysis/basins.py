@@ -20,6 +20,7 @@ Angles = Mapping[str, npt.ArrayLike]
 
 #: Torsions of a residue are combined as long as this many basins suffice.
 MAX_BASINS = 36
+_MAX_NAME = 60
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ class Basins:
     >>> phi = rng.normal(np.where(rng.random(4000) < 0.1, 1.0, -1.5), 0.3)
     >>> psi = rng.normal(np.where(rng.random(4000) < 0.4, -0.5, 2.5), 0.3)
     >>> basins = Basins.find({"phi": phi, "psi": psi})
-    >>> basins.names
-    ('phi < 0, psi alpha', 'phi < 0, psi beta', 'phi > 0, psi alpha', 'phi > 0, psi beta')
-    >>> basins.labels({"phi": [-1.5, 1.0], "psi": [2.5, -0.5]})
-    array([[1],
-           [2]])
+    >>> sorted(basins.names)
+    ['phi < 0, psi alpha', 'phi < 0, psi beta', 'phi > 0, psi alpha', 'phi > 0, psi beta']
+    >>> labels = basins.labels({"phi": [-1.5, 1.0], "psi": [2.5, -0.5]})
+    >>> [basins.names[label] for label in labels[:, 0]]
+    ['phi < 0, psi beta', 'phi > 0, psi alpha']
     >>> basins.inside("phi > 0, psi alpha", {"phi": [-1.5, 1.0], "psi": [2.5, -0.5]})
     array([False,  True])
     """
@@ -200,6 +201,8 @@ def _read_wells(entry: Any) -> Wells:
         raise ValueError(f"names: expected {len(borders)} different ones, got {len(names)}")
     if not all(isinstance(n, str) and n.isascii() and n.isprintable() for n in names):
         raise ValueError("names: expected printable text")
+    if max(map(len, names), default=0) > _MAX_NAME:
+        raise ValueError(f"names: expected at most {_MAX_NAME} letters")
     return Wells(tuple(borders), tuple(names), tuple(counts))
 
 
