@@ -7,8 +7,8 @@ read)
 ``summary.json``
     All results as plain numbers; its keys are explained in `openmm_tsf.analysis.summary`. Its
     ``verdict`` says whether the run is converged, not yet, or wrong, with reasons
-    (`openmm_tsf.analysis.verdict`); its ``monitor`` reports mirror images, proposals outside the domain, basins lost, branch cuts that
-    leak, and cis bonds.
+    (`openmm_tsf.analysis.verdict`); its ``monitor`` reports mirror images, proposals outside the
+    domain, basins lost, branch cuts that leak, and cis bonds.
 ``ramachandran.png``
     (φ, ψ) of run and reference, histograms of φ and energy, per temperature; if φ and ψ were
     recorded.
