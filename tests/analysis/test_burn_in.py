@@ -63,8 +63,11 @@ def test_a_planted_drift_is_left_out(n, n_walkers, rho, amplitude, tau):
         series = stationary_series(rng, n, n_walkers, rho)
         series[1] = series[1] - transient[:, None]
         found = find_start(series)
-        assert found.is_equilibrated and tau / 2 < found.start < 10 * tau
-        assert found.drift.series == 1 and found.drift.z < -4 and found.drift.p_value < 0.01
+        assert found.is_equilibrated
+        assert tau / 2 < found.start < 10 * tau
+        assert found.drift.series == 1
+        assert found.drift.z < -4
+        assert found.drift.p_value < 0.01
         left.append(transient[found.start :].mean())
     assert np.mean(left) < 0.5 * error
 
@@ -75,7 +78,8 @@ def test_a_state_that_empties_is_found():
     states = two_state_chains(rng, (400, 32), 0.1, 0.9)
     inside = states | (rng.geometric(1 / 15, size=32) > np.arange(400)[:, None])
     found = find_start([rng.normal(size=(400, 32)), inside])
-    assert found.is_equilibrated and 30 < found.start < 150
+    assert found.is_equilibrated
+    assert 30 < found.start < 150
 
 
 def test_a_run_that_drifts_to_its_end_is_not_equilibrated():
@@ -122,14 +126,17 @@ def runs(tmp_path_factory):
 
 def test_every_output_leaves_out_a_bad_start(runs, tmp_path):
     bad = load_run(runs / "bad")
-    assert N_BAD <= bad.start <= N_BAD + 10 and bad.burn_in.is_equilibrated
+    assert N_BAD <= bad.start <= N_BAD + 10
+    assert bad.burn_in.is_equilibrated
     good = load_run(runs / "good", start=bad.start - N_BAD)
     reference = make_reference(np.random.default_rng(7), n=400)
     assert bad.n_used == good.n_used == len(bad.energy)
     for name in ("energy", "dihedrals", "replica"):
         np.testing.assert_array_equal(getattr(bad, name), getattr(good, name))
     np.testing.assert_array_equal(bad.iteration, good.iteration + N_BAD)
-    for a, b in zip(bad.u_kn() + bad.ramachandran(300), good.u_kn() + good.ramachandran(300)):
+    for a, b in zip(
+        bad.u_kn() + bad.ramachandran(300), good.u_kn() + good.ramachandran(300), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
     for options in ({}, {"walker": 3, "stride": 7}):
         a, b = (run.trajectory(300, **options) for run in (bad, good))
@@ -141,9 +148,9 @@ def test_every_output_leaves_out_a_bad_start(runs, tmp_path):
     assert pairs[0] == pairs[1]
     a, b = (run.summary(reference) for run in (bad, good))
     others = {
-        "n_iterations", "burn_in", "energy_evaluations", "wall_seconds", "production", "round_trips",
-        "mixing_matrix", "replica_relaxation", "rejected_non_finite", "mirror_images", "efficiency",
-        "acceptance",
+        "n_iterations", "burn_in", "energy_evaluations", "wall_seconds", "production",
+        "round_trips", "mixing_matrix", "replica_relaxation", "rejected_non_finite",
+        "mirror_images", "efficiency", "acceptance",
     }  # fmt: skip
     assert {"monitor", "comparison", "ensemble_check", "energy_kJ_mol"} <= a.keys() - others
     for key in a.keys() - others:
@@ -159,7 +166,8 @@ def test_every_output_leaves_out_a_bad_start(runs, tmp_path):
     # Without the rule the numbers are wrong.
     kept = load_run(runs / "bad", start=0)
     assert kept.mean_energy(300).value > good.mean_energy(300).value + 8
-    assert f"without the first {bad.start}" in extent(bad) and "without" not in extent(kept)
+    assert f"without the first {bad.start}" in extent(bad)
+    assert "without" not in extent(kept)
     plot_diagnostics(bad, tmp_path / "diagnostics.png")
 
 

@@ -45,13 +45,15 @@ def test_half_of_the_walkers_start_from_frames(case):
     x = start_positions(dataset, flow, potential, LADDER, 9, seeded_generator(3))
     assert x.shape == (9, 2, 1)
     inside = are_frames(x, dataset)
-    assert inside[:5].all() and not inside[5:].any()  # at every rung
+    assert inside[:5].all()
+    assert not inside[5:].any()
     drawn = x[5:].flatten(0, 1)
     assert len(drawn.unique(dim=0)) == len(drawn)  # no two walkers from the same draw
     assert potential.energy(drawn).max() <= potential.energy(dataset.positions).max()
     again = start_positions(dataset, flow, potential, LADDER, 9, seeded_generator(3))
     other = start_positions(dataset, flow, potential, LADDER, 9, seeded_generator(4))
-    assert torch.equal(x, again) and not torch.equal(x, other)
+    assert torch.equal(x, again)
+    assert not torch.equal(x, other)
 
 
 def test_draws_are_weighted(case):
