@@ -233,7 +233,7 @@ def _advise(
             "burn-in with the reference's, and the time step with what the dynamics can take"
         )
     if wrong and short:
-        yield "but this run is not yet converged: if it still remembers its start, lengthen it first"
+        yield "but this run is not yet converged: if it still remembers its start, lengthen it"
     if useless:
         yield (
             "train the flow for longer (--preset thorough, --steps), on more frames (--frames), or "
