@@ -151,6 +151,11 @@ def test_states_below_one_thousandth_need_no_population():
     wide = {"high": 2e-3, "expected_p": 3e-4, "expected_stderr": 1e-4}
     assert judge(changed((path, rare | wide))).status == "converged"
     assert judge(changed((path, rare | wide | {"expected_stderr": 1e-3}))).status == "not yet"
+    # The other rung has it, and does not know how much: then this one does not either.
+    unknown = not_converged(0.004, 0.004, n_visits=6, low=0.0, high=0.05)
+    both = judge(changed((path, rare), ("quantities/basin phi > 0/600.00", unknown)))
+    assert len(both.missing) == 2
+    assert set(both.quantities["basin phi > 0"].values()) == {"not yet"}
     # A mean that is small is no rare state.
     small = not_converged(2e-4, 1e-4, low=1e-5, high=8e-4)
     assert judge(changed(("quantities/energy_kJ_mol/300.00", small))).status == "not yet"
