@@ -6,8 +6,9 @@ read)
 
 ``summary.json``
     All results as plain numbers; its keys are explained in `openmm_tsf.analysis.summary`. Its
-    ``monitor`` reports mirror images, proposals outside the domain, basins lost, branch cuts that
-    leak, and cis bonds.
+    ``verdict`` says whether the run is converged, not yet, or wrong, with reasons
+    (`openmm_tsf.analysis.verdict`); its ``monitor`` reports mirror images, proposals outside the
+    domain, basins lost, branch cuts that leak, and cis bonds.
 ``report.html``
     The verdict, tables and figures on one page for a browser; it needs no network.
 ``ramachandran.png``

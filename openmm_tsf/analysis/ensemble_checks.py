@@ -262,7 +262,9 @@ def basin_ratio(
         # Of the samples at the rung with fewer: those found or those expected, what is less.
         fewer = int(np.argmin(successes))
         excess = difference if fewer == 1 else -difference
-        stderr = max(stderr, float(np.exp(0.5 * max(excess, 0.0)) / np.sqrt(successes[fewer])))
+        with np.errstate(divide="ignore"):  # no effective samples: the ratio says nothing
+            counting = np.exp(0.5 * max(excess, 0.0)) / np.sqrt(successes[fewer])
+        stderr = max(stderr, float(counting))
     if n_eff < MIN_EFFECTIVE_SUCCESSES:
         undecided = (
             f"{n_eff:.2g} effective samples inside the state, fewer than {MIN_EFFECTIVE_SUCCESSES}"
