@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import quote
 
 from openmm_tsf.utils.terminal import printable
@@ -25,7 +25,7 @@ def escape(value: Any) -> str:
     return html.escape(printable(str(value)))
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Return whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 

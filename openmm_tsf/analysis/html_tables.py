@@ -8,6 +8,7 @@ from typing import Any
 
 from openmm_tsf.analysis.agreement import BASIN, quantity_label
 from openmm_tsf.analysis.html_page import (
+    decimals_of,
     escape,
     format_duration,
     format_interval,
@@ -35,6 +36,7 @@ _CHECKS = {
     "heat_capacity_kJ_mol_K": "change of ⟨U⟩ with T (kJ/mol/K)",
     "basin_ratio": "ln of the ratio of populations",
 }
+_BOUNDS = {"lower": "at least ", "upper": "at most "}
 #: Words and style of a status.
 _STATUS = {
     "converged": ("converged", "converged"),
@@ -163,20 +165,31 @@ def render_checks(summary: Table) -> str:
 def _ensemble(summary: Table) -> str:
     rows = []
     for (kind, *place), check in _leaves(subtable(summary, "ensemble_check")):
-        decided = '<span class="open"><span class="word">cannot decide</span></span>'
-        if is_number(check["z"]):
-            decided = format_number(check["z"], 1, "+")
         *state, pair = place or ("",)
-        title = f"{_CHECKS.get(kind, escape(kind))}<small>{escape(', '.join(state))}</small>"
+        value, stderr = check.get("value"), check.get("stderr")
+        bound = _BOUNDS.get(str(check.get("bound")), "")
         cells = [
             f"{escape(pair)} K",
-            format_with_error(check.get("value"), check.get("stderr")),
-            _to_decimals_of(check.get("stderr"), check.get("expected")),
-            decided,
+            f"{bound}{format_with_error(value, stderr)}",
+            format_number(check.get("expected"), decimals_of(stderr)),
         ]
-        rows.append([title.replace("<small></small>", ""), *map(keep_together, cells)])
+        title = _CHECKS.get(kind, escape(kind)) + _small(state)
+        rows.append([title, *map(keep_together, cells), _decision(check)])
     columns = ["Neighbouring temperatures", "pair", "found", "Boltzmann", "z"]
     return render_table(columns, rows) if rows else ""
+
+
+def _decision(check: Table) -> str:
+    """Return z, or why the check cannot decide."""
+    if is_number(check["z"]):
+        return keep_together(format_number(check["z"], 1, "+"))
+    reason = check.get("undecided")
+    words = keep_together('<span class="open"><span class="word">cannot decide</span></span>')
+    return words + _small([reason] if reason else [])
+
+
+def _small(texts: Sequence[Any]) -> str:
+    return "".join(f"<small>{escape(text)}</small>" for text in texts)
 
 
 def _leaves(content: Table, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Table]]:
@@ -186,10 +199,6 @@ def _leaves(content: Table, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
             yield (*path, str(key)), value
         elif isinstance(value, Mapping):
             yield from _leaves(value, (*path, str(key)))
-
-
-def _to_decimals_of(stderr: Any, value: Any) -> str:
-    return format_with_error(value, stderr).split(" ± ")[0]
 
 
 def _comparison(summary: Table) -> str:

@@ -242,7 +242,7 @@ def _show(summary: dict[str, Any], run: str, output: str | None = None) -> None:
     more = summary["verdict"]["predicted"].get("n_iterations")
     if more is not None and summary["verdict"]["status"] == "not yet":
         say(f"sample --output {run} --iterations {more} --resume lengthens this run")
-    say(f"\nsummary.json and the plots are in {output or run}")
+    say(f"\nreport.html, summary.json and the plots are in {output or run}")
     say(sentence)
 
 

@@ -1,5 +1,6 @@
 """Where the tables and figures of a run directory go."""
 
+import html
 import os
 import re
 
@@ -9,6 +10,7 @@ import pytest
 from openmm_tsf.analysis import load_run
 from openmm_tsf.analysis.analyze import analyze
 from openmm_tsf.cli.main import main
+from openmm_tsf.io.files import read_json
 from tests.support.analysis_runs import small_run
 
 RESULTS = {
@@ -55,6 +57,8 @@ def test_a_run_that_cannot_be_written_to_is_analysed_elsewhere(
     config = os.path.relpath(run_path / "config.json", output)
     assert links == RESULTS - {"report.html"} | {config}
     assert all((output / link).is_file() for link in links)
+    sentence = read_json(output / "summary.json")["verdict"]["sentence"]
+    assert html.escape(sentence) in re.sub("</?span[^>]*>", "", text)
     printed = capsys.readouterr().out
     assert f"the plots are in {output}" in printed
     assert f"sample --output {run_path} --iterations" in printed

@@ -61,8 +61,10 @@ def estimate(value, stderr, **entries):
 
 @pytest.fixture
 def summary():
-    never = {"low": 0.0, "high": 0.0031, "n_eff": 12.0, "r_hat": None, "expected_p": 0.0016}
+    never = {"low": 0.0, "high": 0.0031, "n_eff": 12.0, "r_hat": None}
+    hardly = {"low": 2e-5, "high": 9e-4, "expected_p": 4e-4, "expected_stderr": 3e-5}
     check = {"value": 0.049, "stderr": 0.004, "expected": 0.117, "n_eff": 132.0, "z": -16.0}
+    unsure = {"z": None, "bound": "lower", "undecided": "3 effective samples"}
     means = {
         "z": {"300.00": -3.5},
         "reference": {"300.00": {"value": -59.21, "stderr": 0.08}},
@@ -86,7 +88,7 @@ def summary():
             },
             "basin phi > 0, psi beta": {
                 "300.00": estimate(0.0, 0.0, **never, n_visits=0, status="not yet"),
-                "600.00": estimate(0.0002, 0.0001, n_visits=3, status="bounded"),
+                "600.00": estimate(0.0002, 0.00015, n_visits=3, status="bounded", **hardly),
             },
         },
         "verdict": {
@@ -115,7 +117,7 @@ def summary():
         "wall_seconds": {"md": None, "training": 473.0, "sampling": 86.0},
         "ensemble_check": {
             "energy_ratio_mol_kJ": {"300.00-600.00": check},
-            "basin_ratio": {"phi > 0, psi beta": {"300.00-600.00": check | {"z": None}}},
+            "basin_ratio": {"phi > 0, psi beta": {"300.00-600.00": check | unsure}},
         },
         "monitor": {"notes": ["a branch cut"], "warnings": []},
         "comparison": {
@@ -135,16 +137,32 @@ def page_of(summary, folder, **options):
 def test_the_page_says_what_the_summary_holds(summary, tmp_path):
     page = page_of(summary, tmp_path, name="run 7")
     for words in (
-        *("run 7", "8 walkers", "500 iterations", "burn-in of 37 iterations left out"),
+        *(
+            "cannot decide",
+            "run 7",
+            "8 walkers",
+            "500 iterations",
+            "burn-in of 37 iterations left out",
+        ),
         *("wrong : <U> differs", "Wrong beyond the errors", "Missing for convergence"),
         *("Checks that cannot decide", "frames are stuck", "compare the time step"),
         *("−59.558 ± 0.065", "95 %: −59.688 to −59.428", "reference −59.210 ± 0.080 (z −3.5)"),
         *("P(phi > 0)", "0.0203 ± 0.0012", "visits 60", "phi > 0, psi beta"),
-        *("never seen: at most 0.0031", "expected 0.0016", "0.00020 ± 0.00010"),
-        *("0.0490 ± 0.0040", "0.1170", "−16.0", "cannot decide", "a branch cut", "15.6", "0.0035"),
+        *("never seen: at most 0.0031", "0.00002 to 0.00090", "estimate 0.00020 ± 0.00015"),
+        *("expected 0.000400 ± 0.000030", "rare: a bound is enough"),
+        *(
+            "0.0490 ± 0.0040",
+            "0.1170",
+            "−16.0",
+            "at least 0.0490",
+            "3 effective samples",
+            "a branch cut",
+            "15.6",
+            "0.0035",
+        ),
         *("0.788", "0.250", "round trips of the temperature ladder: 12", "7 min 53 s", "unknown"),
-        *("At least 4,200 iterations in all", "(3,800,000 energy evaluations, 5 min 30 s)"),
-        *("openmm-tsf sample --output 'run 7' --iterations 4200 --resume", "openmm 8.6.1"),
+        *("At least 4,200 iterations of production", "3,800,000 energy evaluations, 5 min 30 s"),
+        "openmm 8.6.1",
     ):
         assert words in page.text, words
     for word in ("nan", "None", "inf "):
@@ -163,6 +181,13 @@ def test_the_verdict_has_a_word_and_a_colour(summary, tmp_path, status, words, s
     assert f"verdict {style}" in page.values("class")
     assert page.texts[page.texts.index(words) + 1] == ", as we know"
     assert not {"#reasons", "#next"} & set(page.values("href"))  # there are none
+
+
+def test_a_run_that_is_too_short_has_the_command_that_lengthens_it(summary, tmp_path):
+    command = "openmm-tsf sample --output 'run 7' --iterations 4200 --resume"
+    assert command not in page_of(summary, tmp_path, name="run 7").text  # it is wrong
+    summary["verdict"]["status"] = "not yet"
+    assert command in page_of(summary, tmp_path, name="run 7").text
 
 
 def without(content, path):
