@@ -59,7 +59,7 @@ class BasinCoverage:
     name: str
     frames: Assessment  # of the population, from the frames alone
     n_draws: int  # of the flow, in this basin
-    p: float  # the population by the flow's weights
+    p: float  # the population by the flow's weights; NaN where they do not overlap the frames'
     stderr: float  # of ln p, where the basin has frames and draws; NaN elsewhere
     low: float  # bounds at 95 %, each one-sided
     high: float
@@ -250,6 +250,8 @@ def measure_coverage(
             value, error = by_weights[k]
             width = np.exp(_NORMAL * error)
             bounds = value, value / width, value * width
+        elif inside.any():  # frames and draws of the basin do not overlap
+            bounds, error = (np.nan, 0.0, 1.0 + ratio), np.nan
         else:
             bounds, error = _bounds(draws.log_weights[drawn] - scale, ess, stderr), np.nan
         p, low, top = (bound / (1.0 + ratio) for bound in bounds)
@@ -280,11 +282,11 @@ def measure_coverage(
 
 
 def _populations(draws: WeightedPoints, frames: WeightedPoints) -> dict[int, tuple[float, float]]:
-    """Return p and the standard error of ln p of each basin with frames and weighted draws.
+    """Return p and the standard error of ln p of each basin whose frames and draws overlap.
 
-    All basins of a group that have both are together as populated as they are with frames. The
-    weights within each basin give its normalisation, and the number of draws its share of q: the
-    number of frames in it does not enter.
+    All such basins of a group are together as populated as they are with frames. The weights in a
+    basin give its normalisation, and the number of draws its share of q: the number of frames in it
+    does not enter.
     """
     result: dict[int, tuple[float, float]] = {}
     for group in range(frames.labels.shape[-1]):
@@ -294,8 +296,8 @@ def _populations(draws: WeightedPoints, frames: WeightedPoints) -> dict[int, tup
         for k in np.unique(frames.labels[..., group]).tolist():
             of_draws = draws.log_weights[draws.labels[:, group] == k]
             of_frames = frames.log_weights[frames.labels[..., group] == k]
-            if np.isfinite(of_draws).any():
-                mean, error = _normalisation(of_draws, of_frames[:, None])
+            mean, error = _normalisation(of_draws, of_frames[:, None])
+            if np.isfinite(error):
                 log_z[k] = mean + np.log(len(of_draws))
                 variance[k] = error**2 + 1.0 / len(of_draws)
                 n_frames += len(of_frames)
