@@ -42,8 +42,9 @@ def check_basin_ratios(low: LabelledSamples, high: LabelledSamples) -> list[Chec
     betas = 1 / (KB * kelvins[0]), 1 / (KB * kelvins[1])
     wrong, largest, n_tested = [], 0.0, 0
     for k, name in enumerate(low.names):
-        inside = [(each.labels[:n, :n_walkers] == k).any(axis=-1) for each in (low, high)]
-        check = basin_ratio(first, second, *inside, betas, min(low.n_pieces, high.n_pieces))
+        in_low, in_high = ((each.labels[:n, :n_walkers] == k).any(axis=-1) for each in (low, high))
+        n_pieces = min(low.n_pieces, high.n_pieces)
+        check = basin_ratio(first, second, in_low, in_high, betas, n_pieces)
         if np.isnan(check.z):
             continue
         n_tested, largest = n_tested + 1, max(largest, abs(check.z))
@@ -94,7 +95,7 @@ def check_convergence(
                 words = f"{label} = {assessed.value:.4g} ± {assessed.stderr:.2g} is converged"
             elif rare:
                 words = f"{label} is at most {highest:.1g} (95 %)"
-                words += "" if known_above else ", if the next higher temperature is converged"
+                words += "" if known_above else ", but not converged at the next higher temperature"
             else:
                 words = f"{label} = {assessed.value:.4g}: {'; '.join(assessed.missing)}"
                 if assessed.value == 0:

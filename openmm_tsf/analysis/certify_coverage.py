@@ -59,7 +59,7 @@ class BasinCoverage:
     name: str
     frames: Assessment  # of the population, from the frames alone
     n_draws: int  # of the flow, in this basin
-    p: float  # the population by the flow's weights
+    p: float  # the population by the flow's weights; NaN where they do not overlap the frames'
     stderr: float  # of ln p, where the basin has frames and draws; NaN elsewhere
     low: float  # bounds at 95 %, each one-sided
     high: float
@@ -172,12 +172,13 @@ def _check_populations(coverage: Coverage, where: str) -> list[Check]:
         error = float(np.hypot(by_frames, basin.stderr))
         if not (by_frames <= MAX_RELATIVE_ERROR and basin.stderr <= MAX_RELATIVE_ERROR):
             continue
-        z = float(np.log(basin.frames.value / basin.p) / error)
+        among_visited = basin.p / (1.0 - coverage.unvisited)
+        z = float(np.log(basin.frames.value / among_visited) / error)
         largest = max(largest, abs(z))
         if abs(z) >= MAX_Z:
             wrong.append(
                 f"{basin.name} has {basin.frames.value:.3g} of the frames, and holds "
-                f"{basin.p:.3g} by the weights of frames and draws in it ({z:+.1f} errors)"
+                f"{among_visited:.3g} by the weights of frames and draws in it ({z:+.1f} errors)"
             )
     if wrong:
         words = f"basins are not populated as the flow tells: {'; '.join(wrong)}"
@@ -249,6 +250,8 @@ def measure_coverage(
             value, error = by_weights[k]
             width = np.exp(_NORMAL * error)
             bounds = value, value / width, value * width
+        elif inside.any():  # frames and draws of the basin do not overlap
+            bounds, error = (np.nan, 0.0, 1.0 + ratio), np.nan
         else:
             bounds, error = _bounds(draws.log_weights[drawn] - scale, ess, stderr), np.nan
         p, low, top = (bound / (1.0 + ratio) for bound in bounds)
@@ -279,27 +282,31 @@ def measure_coverage(
 
 
 def _populations(draws: WeightedPoints, frames: WeightedPoints) -> dict[int, tuple[float, float]]:
-    """Return p and the standard error of ln p of each basin with frames and weighted draws.
+    """Return p and the standard error of ln p of each basin whose frames and draws overlap.
 
-    Relative to all basins of its group that have both. The weights within each basin give its
-    normalisation, and the number of draws its share of q: the number of frames does not enter.
+    All such basins of a group are together as populated as they are with frames. The weights in a
+    basin give its normalisation, and the number of draws its share of q: the number of frames in it
+    does not enter.
     """
     result: dict[int, tuple[float, float]] = {}
     for group in range(frames.labels.shape[-1]):
         log_z: dict[int, float] = {}
         variance: dict[int, float] = {}
+        n_frames = 0
         for k in np.unique(frames.labels[..., group]).tolist():
             of_draws = draws.log_weights[draws.labels[:, group] == k]
             of_frames = frames.log_weights[frames.labels[..., group] == k]
-            if np.isfinite(of_draws).any():
-                mean, error = _normalisation(of_draws, of_frames[:, None])
+            mean, error = _normalisation(of_draws, of_frames[:, None])
+            if np.isfinite(error):
                 log_z[k] = mean + np.log(len(of_draws))
                 variance[k] = error**2 + 1.0 / len(of_draws)
+                n_frames += len(of_frames)
         total = _log_sum(np.array(list(log_z.values())))
         shares = {k: float(np.exp(value - total)) for k, value in log_z.items()}
         for k, share in shares.items():
             others = sum(shares[j] ** 2 * variance[j] for j in shares if j != k)
-            result[k] = share, float(np.sqrt((1.0 - share) ** 2 * variance[k] + others))
+            p = share * n_frames / frames.log_weights.size
+            result[k] = p, float(np.sqrt((1.0 - share) ** 2 * variance[k] + others))
     return result
 
 

@@ -23,7 +23,7 @@ GAUCHE = (-2 * np.pi / 3, 0.0)
 @pytest.fixture(scope="module")
 def chain():
     """A molecule with one slow torsion."""
-    return chain_of(barrier=BARRIER, elements="CCOOC")
+    return chain_of(barrier=BARRIER, elements="HOOOC")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def flow(chain, tmp_path_factory):
     return path
 
 
-def frames_of(seed=2, shape=(150, 8), factor=1.0, **options):
+def frames_of(seed=2, shape=(100, 8), factor=1.0, **options):
     rng = np.random.default_rng(seed)
     kelvins = (factor * TEMPERATURES[0], TEMPERATURES[1])
     drawn = [draw_frames(rng, shape, kelvin, BARRIER, **options) for kelvin in kelvins]
@@ -55,7 +55,7 @@ def test_faultless_samples_are_converged(chain, flow, tmp_path):
     assert (verdict["status"], verdict["wrong"], verdict["missing"]) == ("converged", [], [])
     assert names(certificate, PASSED) == {
         "energies", "bonds", "vibrations", "configurational temperature", "mean torques",
-        "copies", "Boltzmann", "never visited", "not reached by the flow",
+        "copies", "Boltzmann", "Boltzmann in basins", "never visited", "not reached by the flow",
         "populations by the flow", "convergence",
     }  # fmt: skip
     written = json.loads((tmp_path / "out" / "certificate.json").read_text())
@@ -191,6 +191,7 @@ def test_errors(chain, flow, tmp_path):
         tsf.certify(frames, chain, output=tmp_path / "file")
 
 
+@pytest.mark.slow
 def test_a_run(chain, flow, tmp_path):
     """The run's own energies, flow and molecule; changed frames are found."""
     network = tsf.load_flow(flow, chain)
@@ -202,7 +203,9 @@ def test_a_run(chain, flow, tmp_path):
     assert WRONG not in {check["status"] for check in certificate["checks"]}
     assert "recorded energies" in names(certificate, PASSED)
     assert certificate["verdict"]["status"] == "not yet"
+    assert list(certificate["coverage"]) == ["300.00", "400.00"]
     assert (run / "certificate.json").exists()
+    (run / "flow.pt").unlink()
     assert main(["certify", str(run), "--output", str(tmp_path / "elsewhere"), "--quiet"]) == 3
     trajectory = run / "T300.00K.dcd"
     x = mdtraj.load_dcd(str(trajectory), top=chain.mdtraj_topology)

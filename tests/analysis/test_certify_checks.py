@@ -69,10 +69,8 @@ def test_ratios_that_cannot_be_tested_say_why():
     rng = np.random.default_rng(3)
     low, high = of_energies(harmonic(rng, 300.0, (10, 2))), harmonic(rng, 320.0, (10, 2))
     check = check_ratio(low, of_energies(high, 320.0))
-    assert (check.status, "effective samples of U, 100 would do" in check.words) == (
-        UNDECIDED,
-        True,
-    )
+    assert check.status == UNDECIDED
+    assert "effective samples of <U>, fewer than 100" in check.words
     check = check_ratio(low, of_energies(1000.0 + high, 320.0))
     assert check.status == UNDECIDED
     assert "do not overlap" in check.words
