@@ -45,11 +45,11 @@ class Basins:
     >>> phi = rng.normal(np.where(rng.random(4000) < 0.1, 1.0, -1.5), 0.3)
     >>> psi = rng.normal(np.where(rng.random(4000) < 0.4, -0.5, 2.5), 0.3)
     >>> basins = Basins.find({"phi": phi, "psi": psi})
-    >>> basins.names
-    ('phi < 0, psi alpha', 'phi < 0, psi beta', 'phi > 0, psi alpha', 'phi > 0, psi beta')
-    >>> basins.labels({"phi": [-1.5, 1.0], "psi": [2.5, -0.5]})
-    array([[1],
-           [2]])
+    >>> sorted(basins.names)
+    ['phi < 0, psi alpha', 'phi < 0, psi beta', 'phi > 0, psi alpha', 'phi > 0, psi beta']
+    >>> labels = basins.labels({"phi": [-1.5, 1.0], "psi": [2.5, -0.5]})
+    >>> [basins.names[label] for label in labels[:, 0]]
+    ['phi < 0, psi beta', 'phi > 0, psi alpha']
     >>> basins.inside("phi > 0, psi alpha", {"phi": [-1.5, 1.0], "psi": [2.5, -0.5]})
     array([False,  True])
     """

@@ -16,6 +16,8 @@ MIN_POPULATION = 1e-3
 #: Frames should rest on this many independent visits to a basin that is not rare.
 MIN_VISITS, NOT_RARE = 5, 0.01
 _STUCK = 0.5
+#: Sectors of the circle, 30 degrees each.
+_N_SECTORS = 12
 
 
 def check_training_frames(run: RunEstimates, populations: dict[str, Any]) -> list[str]:
@@ -23,7 +25,7 @@ def check_training_frames(run: RunEstimates, populations: dict[str, Any]) -> lis
 
     `populations` are those of the run by basin and rung (`BasinCheck.check`). Reported are basins
     of the frames that the run never visited and the reverse, basins that the frames visited too
-    rarely, and amino acids on the rarer side of phi.
+    rarely, torsions that never left one well, and amino acids on the rarer side of phi.
     """
     frames = run.training_basins
     warnings = list(_check_handed_phi(run))
@@ -31,6 +33,7 @@ def check_training_frames(run: RunEstimates, populations: dict[str, Any]) -> lis
         return warnings
     warnings += _check_lost(frames, populations)
     warnings += _check_missing(frames, run)
+    warnings += _check_stuck(frames, run)
     for name, entry in frames.populations.items():
         p, n_visits = entry["p"] or 0.0, entry["n_visits"] or 0.0
         if p >= NOT_RARE and n_visits < MIN_VISITS and p < 1 - NOT_RARE:
@@ -75,6 +78,40 @@ def _check_missing(frames: TrainingBasins, run: RunEstimates) -> Iterator[str]:
                 )
 
 
+def _check_stuck(frames: TrainingBasins, run: RunEstimates) -> Iterator[str]:
+    """Yield the torsions that have a single well in frames and run, on half of the circle."""
+    stuck = []
+    for name, wells in frames.basins.wells.items():
+        known = run.basins.wells.get(name)
+        if known is None or known.names or _is_phi_of_a_ring(name, run):
+            continue
+        is_empty = np.reshape(wells.counts, (_N_SECTORS, -1)).sum(axis=1) == 0
+        if is_empty.sum() >= _N_SECTORS / 2:
+            stuck.append(name)
+    if stuck:
+        yield (
+            f"training frames: {', '.join(stuck)} never left one well, nor did the run; frames of "
+            "longer dynamics or of a higher temperature would show whether there are others"
+        )
+
+
+def _is_phi_of_a_ring(name: str, run: RunEstimates) -> bool:
+    """Whether a torsion is the phi of a nitrogen without hydrogen, as that of proline."""
+    if not re.fullmatch(r"phi\d*", name):
+        return False
+    n = run.dihedral_atoms[name][1]
+    if not run.has_structure or n >= run.topology.n_atoms:
+        return True  # not known
+    return not any(
+        atom.element is not None and atom.element.symbol in ("H", "D")
+        for atom in _bonded(run.topology, n)
+    )
+
+
+def _bonded(topology: mdtraj.Topology, atom: int) -> list[mdtraj.core.topology.Atom]:
+    return [(b if a.index == atom else a) for a, b in topology.bonds if atom in (a.index, b.index)]
+
+
 def _check_handed_phi(run: RunEstimates) -> Iterator[str]:
     """Yield amino acids that are on the side of phi that is rare for their handedness."""
     phis = [name for name in run.dihedral_atoms if re.fullmatch(r"phi\d*", name)]
@@ -111,12 +148,9 @@ def _handedness(structure: mdtraj.Trajectory, phi: list[int]) -> int:
     _, n, alpha, carbon = phi
     if max(phi) >= topology.n_atoms:
         return 0
-    bonded = [
-        (b if a.index == alpha else a) for a, b in topology.bonds if alpha in (a.index, b.index)
-    ]
     side = [
         atom.index
-        for atom in bonded
+        for atom in _bonded(topology, alpha)
         if atom.index not in (n, carbon) and atom.element is not None and atom.element.symbol == "C"
     ]
     if len(side) != 1:

@@ -142,13 +142,17 @@ def _name_wells(name: str, borders: Sequence[int], peaks: Sequence[int]) -> tupl
         usual = [f"{name} > 0" if peak > 0 else f"{name} < 0" for peak in peaks]
     elif re.fullmatch(r"psi\d*", name) and len(peaks) == 2:
         usual = [f"{name} {'alpha' if -120 <= peak < 75 else 'beta'}" for peak in peaks]
-    elif re.match(r"chi\d", name) and len(peaks) == 3:
+    elif re.match(r"chi\d", name) and (len(peaks) == 3 or all(map(_is_staggered, peaks))):
         usual = [f"{name} {_staggered(peak)}" for peak in peaks]
     if len(set(usual)) == len(peaks):
         return tuple(usual)
     rounded = [30 * round(peak / 30) for peak in peaks]
     chosen = rounded if len({r % 360 for r in rounded}) == len(peaks) else peaks
     return tuple(f"{name} {180 if degrees == -180 else degrees}" for degrees in chosen)
+
+
+def _is_staggered(peak: int) -> bool:
+    return abs(peak % 120 - 60) < 25
 
 
 def _staggered(peak: int) -> str:

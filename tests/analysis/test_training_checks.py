@@ -90,6 +90,38 @@ def test_frames_that_hardly_ever_change_basin(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("residue", "stuck"), [("TRP", "phi, psi, chi1"), ("PRO", "psi"), ("GLY", "phi, psi")]
+)
+def test_frames_that_never_leave_one_well(tmp_path, residue, stuck):
+    """A proline's phi has one well only; a free rotor (chi2) has none to leave."""
+    topology, positions = capped(residue)
+    torsions = slow_torsions(topology)
+    rng = np.random.default_rng(6)
+
+    def draw(shape):
+        angles = {name: -1.2 + 0.2 * rng.normal(size=shape) for name in torsions}
+        return angles | {
+            name: rng.uniform(-np.pi, np.pi, shape) for name in torsions if name == "chi2"
+        }
+
+    frames = TrainingBasins.measure(draw(2000), 600.0)
+    run = make_run(tmp_path / "run", draw(SHAPE), frames)
+    put_structure(run.path, topology, positions)
+    run = load_run(run.path)
+    assert run.basins.names == ()
+    (warning,) = monitor(run)["warnings"]
+    assert warning.startswith(f"training frames: {stuck} never left one well, nor did the run")
+
+
+def put_structure(folder, topology, positions):
+    """Make a run one of a molecule."""
+    write_structure(topology, positions, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["dihedrals"] = slow_torsions(topology)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
     ("name", "mirrored", "sign", "expected"),
     [
         ("ALA", False, 1, "L-amino acids"),
@@ -113,10 +145,7 @@ def test_an_amino_acid_on_the_wrong_side_of_phi(tmp_path, name, mirrored, sign, 
             folder, LADDER, energy, {"phi": phi, "psi": rng.normal(size=phi.shape)},
             choices={"basins": None if known is None else known.to_config()},
         )  # fmt: skip
-        write_structure(topology, x, folder)
-        config = json.loads((folder / "config.json").read_text())
-        config["dihedrals"] = slow_torsions(topology)
-        (folder / "config.json").write_text(json.dumps(config))
+        put_structure(folder, topology, x)
         warnings = [w for w in monitor(load_run(folder))["warnings"] if "amino acids" in w]
         assert len(warnings) == (expected is not None)
         if expected:
