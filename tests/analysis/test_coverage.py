@@ -15,14 +15,16 @@ RUNS = 200
 slow = pytest.mark.slow
 
 
-def assert_covered(assessments, truth, least_converged):
-    """At least 93 % of the converged ones hold the truth, and some are converged."""
+def assert_covered(assessments, truth, least_converged, normal=True):
+    """At least 93 % of the converged ones hold the truth, and some are converged.
+
+    Where errors are `normal`, the standard error says the same as the interval.
+    """
     converged = [each for each in assessments if each.converged]
     assert len(converged) >= least_converged * len(assessments)
     held = [each.low <= truth <= each.high for each in converged]
     assert np.mean(held or [True]) >= 0.93, f"{np.mean(held):.3f} of {len(held)}"
-    # So does a normal distribution of this error, about: N_eff, error and interval are one.
-    if held:
+    if held and normal:
         z = np.array([(each.value - truth) / each.stderr for each in converged])
         assert abs(z.mean()) < 0.5
         assert z.std() < 1.3
@@ -84,7 +86,8 @@ def test_visits_of_heavy_tailed_length(leave, index, longest):
     """The longest of some 100 to 200 visits are a good part of the population.
 
     Visits so long and so rare that a run has seen none of them are beyond what its own series can
-    say: neighbouring rungs can, see `openmm_tsf.analysis.ensemble_checks.basin_ratio`.
+    say: neighbouring rungs can, see `openmm_tsf.analysis.ensemble_checks.basin_ratio`. Of such
+    visits the estimate is skewed: the interval holds, a symmetric standard error does not.
     """
     lengths = Pareto(index, longest)
     p = lengths.mean / (lengths.mean + leave)
@@ -92,7 +95,7 @@ def test_visits_of_heavy_tailed_length(leave, index, longest):
     found = assess_runs(
         assess_probability, lambda rng: alternating(rng, shape, leave, lengths, 4000)
     )
-    assert_covered(found, p, 0.5)
+    assert_covered(found, p, 0.5, normal=False)
 
 
 @slow
