@@ -125,7 +125,7 @@ def log_z(energy, betas):
 
 def estimates(run):
     """Populations, free energies and mean energies of a run directory."""
-    value, stderr = log_z(run.segments.energy.astype(float), run.betas)
+    value, stderr = log_z(run.energy.astype(float), run.betas)
     results = {"log_z_difference": {"value": value, "stderr": stderr}}
     for kelvin in (LOW_K, HIGH_K):
         p, energy = run.positive("phi", kelvin), run.mean_energy(kelvin)

@@ -36,10 +36,10 @@ def caption(run: Run, draws: Mapping[float, FlowDraws], reference: Reference | N
     )
     rungs = ", ".join(f"{t:.0f}" for t in run.temperatures)
     moves = _moves(choices.get("kernels", []))
-    n = run.n_iterations * run.n_walkers
+    n = run.n_used * run.n_walkers
     sampler = (
         f"{SAMPLER}, {run.n_walkers} walkers on rungs of {rungs} K{moves}, all "
-        f"{run.n_iterations:,} saved iterations: {n:,} correlated frames per "
+        f"{run.n_used:,} saved iterations: {n:,} correlated frames per "
         "temperature"
     )
     highest = energy_edges(samples)[-1]
@@ -133,7 +133,7 @@ def run_table(run: Run) -> list[Row]:
         ("walkers", run.n_walkers),
         ("rungs", run.n_rungs),
         ("saved iterations", run.n_iterations),
-        ("frames per rung", run.n_iterations * run.n_walkers),
+        ("frames per rung", run.n_used * run.n_walkers),
         ("round trips of the ladder", int(run.round_trips().sum())),
         ("proposals rejected as non-finite or outside", segments.rejected_non_finite),
         ("mirror images proposed", segments.mirror_images),

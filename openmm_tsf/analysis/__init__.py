@@ -6,8 +6,9 @@ read)
 
 ``summary.json``
     All results as plain numbers; its keys are explained in `openmm_tsf.analysis.summary`. Its
-    ``monitor`` reports mirror images, proposals outside the domain, basins lost, branch cuts that
-    leak, and cis bonds.
+    ``verdict`` says whether the run is converged, not yet, or wrong, with reasons
+    (`openmm_tsf.analysis.verdict`); its ``monitor`` reports mirror images, proposals outside the
+    domain, basins lost, branch cuts that leak, and cis bonds.
 ``report.html``
     The verdict, tables and figures on one page for a browser; it needs no network.
 ``ramachandran.png``
@@ -37,6 +38,13 @@ Standard errors
     estimate (`openmm_tsf.analysis.mbar`).
 N_eff
     p(1-p)/SE² of a probability; variance/SE² of any other mean.
+Intervals
+    95 %, by Student's distribution; of probabilities by Clopper and Pearson's for N_eff, with one
+    more visit as long as the longest. States that were never visited have an upper bound.
+Converged
+    At least 100 effective samples, split-R̂ at most 1.05, halves that agree within 3 standard
+    errors; of a probability also 16 effective successes and failures, and 20 independent visits
+    (`openmm_tsf.analysis.convergence`).
 Ramachandran distance
     Total variation ½Σ|p - q| on 64×64 bins, and KL(reference ‖ sample) with 1e-10 added to every
     bin, beside their floor: the same between two blocks of the reference that each have as many

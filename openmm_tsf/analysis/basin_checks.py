@@ -37,9 +37,9 @@ class BasinCheck:
     """Checks the basins of a run against a reference, the training frames, and its other rungs.
 
     The expected population of a rung is that of the reference, where it has the rung and the
-    basin's torsions. Else it is by MBAR from all rungs, where the rung's own samples do not tell it
-    (they may never visit the basin); else that of the training frames, where they are of the rung's
-    temperature.
+    basin's torsions; else that of the training frames, where they are of the rung's temperature and
+    visit the basin; else that of all rungs by MBAR, where the rung's own samples do not tell it
+    (they may never visit the basin).
     """
 
     def __init__(self, run: RunEstimates, reference: Reference | None = None) -> None:
@@ -97,20 +97,26 @@ class BasinCheck:
     ) -> _Expected:
         run, temperature = self.run, float(self.run.temperatures[rung])
         expected = self._of_reference(temperature, name, basin)
+        if expected.source is None and basin is None:
+            expected = self._of_frames(temperature, name)
         elsewhere = np.delete(inside, rung, axis=2).any()
         if expected.source is None and not assessed.converged and elsewhere:
             by_mbar = run.mbar().reweight(float(run.betas[rung])).mean(inside)
             source = "all rungs (MBAR)" if assessed.value > 0 else "the other rungs (MBAR)"
             expected = _Expected(by_mbar.value, by_mbar.stderr, source)
-        frames = run.training_basins
-        if expected.source is None and basin is None and frames is not None:
-            population = frames.populations.get(name)
-            same = nearest_rung(np.array([frames.temperature]), temperature) == 0
-            if population is not None and same and run.basins.has_borders_of(frames.basins, name):
-                p, stderr = population["p"], population["stderr"]
-                assert p is not None
-                expected = _Expected(p, np.nan if stderr is None else stderr, "the training frames")
         return expected
+
+    def _of_frames(self, temperature: float, name: str) -> _Expected:
+        frames, basins = self.run.training_basins, self.run.basins
+        if frames is None or nearest_rung(np.array([frames.temperature]), temperature) is None:
+            return _Expected()
+        population = frames.populations.get(name)
+        if not population or not population["p"] or not basins.has_borders_of(frames.basins, name):
+            return _Expected()
+        stderr = population["stderr"]
+        return _Expected(
+            population["p"], np.nan if stderr is None else stderr, "the training frames"
+        )
 
     def _of_reference(self, temperature: float, name: str, basin: Basin | None) -> _Expected:
         reference, run = self.reference, self.run

@@ -20,6 +20,7 @@ Angles = Mapping[str, npt.ArrayLike]
 
 #: Torsions of a residue are combined as long as this many basins suffice.
 MAX_BASINS = 36
+_MAX_NAME = 60
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,8 @@ def _read_wells(entry: Any) -> Wells:
         raise ValueError(f"names: expected {len(borders)} different ones, got {len(names)}")
     if not all(isinstance(n, str) and n.isascii() and n.isprintable() for n in names):
         raise ValueError("names: expected printable text")
+    if max(map(len, names), default=0) > _MAX_NAME:
+        raise ValueError(f"names: expected at most {_MAX_NAME} letters")
     return Wells(tuple(borders), tuple(names), tuple(counts))
 
 

@@ -2,14 +2,13 @@
 
 The means over the first iterations are compared with those of the second half of the run, for
 every series that was recorded. Only where one of them differs by more than chance explains is
-anything left out, so that a stationary run loses nothing. How much is left out is then chosen by
-the marginal standard error rule on means over blocks (MSER: White, Simulation 69, 323 (1997)),
-until the remaining series start as they go on.
+anything left out, so that a stationary run loses nothing. The transient is then fitted by an
+exponential or a step, and as much is left out as makes the expected squared error of the mean
+smallest; this is repeated until all series start as they go on.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +22,10 @@ FALSE_POSITIVES = 0.01
 MIN_ITERATIONS = 20
 #: With fewer walkers their spread does not tell the error of a difference.
 _MIN_WALKERS = 8
-#: The rule is applied to the means over this many blocks, each of at least one iteration.
-_BLOCKS = 100
+#: Nor does a second half of so few independent samples, if the walkers are few.
+_MIN_INDEPENDENT = 50
+#: Time constants that are tried for a transient, from half an iteration to twice the run.
+_TIMES = 60
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,21 @@ def find_start(series: Sequence[npt.ArrayLike]) -> BurnIn:
     first = min(drifts, key=lambda drift: (drift.p_value, -abs(drift.z)))
     start = 0
     while found := [d for d in drifts if d.p_value < FALSE_POSITIVES]:
-        rest = [values[d.series][start:].mean(axis=1) for d in found]
-        start += max(_marginal_standard_error_rule(mean) for mean in rest)
+        start += max(_n_left_out(values[drift.series][start:], drift) for drift in found)
         if start > n // 2:
             return BurnIn(n // 2, n, first, is_equilibrated=False)
         drifts = _drifts([each[start:] for each in values])
     return BurnIn(start, n, first)
+
+
+def _n_left_out(values: Array, drift: Drift) -> int:
+    """Return how many iterations of a drifting series to leave out, at least half of the window."""
+    late = _Late.from_series(values[len(values) // 2 :])
+    if np.isnan(late.g):  # constant since
+        return int(np.flatnonzero((values != late.mean).any(axis=1))[-1]) + 1
+    least = max(1, drift.n_iterations // 2)
+    error = late.variance * late.g / values.shape[1]
+    return max(least, _length_of_transient(values.mean(axis=1), error))
 
 
 def _windows(n: int) -> list[int]:
@@ -121,35 +131,63 @@ def _drifts(series: Sequence[Array]) -> list[Drift]:
     n_tests = len(series) * len(windows)
     drifts = []
     for index, values in enumerate(series):
-        tests = [_compare(values, window) for window in windows]
-        best = min(range(len(windows)), key=lambda k: tests[k][1])
+        late = _Late.from_series(values[len(values) // 2 :])
+        tests = [_compare(values[:window], late) for window in windows]
+        best = min(range(len(windows)), key=lambda k: (tests[k][1], -abs(tests[k][0])))
         z, p = tests[best]
         drifts.append(Drift(index, windows[best], z, min(1.0, n_tests * p)))
     return drifts
 
 
-def _compare(values: Array, window: int) -> tuple[float, float]:
+@dataclass(frozen=True)
+class _Late:
+    """The second half of a series [n, W]: its mean, and how it fluctuates around it."""
+
+    by_walker: Array
+    mean: float
+    variance: float
+    kurtosis: float  # 3 of a normal distribution, 1/p of a rare state
+    g: float
+    size: int
+
+    @classmethod
+    def from_series(cls, values: Array) -> "_Late":
+        mean, variance = float(values.mean()), float(values.var())
+        kurtosis = float(((values - mean) ** 4).mean() / variance**2) if variance else np.nan
+        g = statistical_inefficiency(values)
+        if variance:  # the sum of a short series may be far too low; this is that of AR(1)
+            lag = float(((values[1:] - mean) * (values[:-1] - mean)).mean() / variance)
+            g = max(g, (1 + lag) / max(1 - lag, 1 / len(values)))
+        return cls(values.mean(axis=0), mean, variance, kurtosis, g, values.size)
+
+
+def _compare(early: Array, late: _Late) -> tuple[float, float]:
     """Return z and the two-sided p of the mean over a window less that of the second half.
 
     The error is the less significant of two: from the spread of this difference over walkers, and
     from variance and correlation time of the second half. The former is too small where few
-    walkers visited a rare state since, the latter where few did at the start.
+    walkers visited a rare state since, the latter where few did at the start. The spread of few
+    walkers says nothing: there the latter alone has the degrees of freedom of the variance of as
+    many independent samples as the window has.
     """
-    n, n_walkers = values.shape
-    late = values[n // 2 :]
-    by_walker = values[:window].mean(axis=0) - late.mean(axis=0)
+    n_walkers = early.shape[1]
+    by_walker = early.mean(axis=0) - late.by_walker
     difference = float(by_walker.mean())
+    enough = n_walkers >= _MIN_WALKERS
+    if np.isnan(late.g) and not enough:  # constant since: nothing says how it fluctuates
+        return 0.0, 1.0
     tests = []
-    if n_walkers >= _MIN_WALKERS:
+    if enough:
         spread = by_walker.std(ddof=1) / np.sqrt(n_walkers)
         tests.append(_student(difference, float(spread), n_walkers - 1))
-    g = statistical_inefficiency(late)
-    if np.isnan(g):  # constant since: nothing says how it fluctuates
-        return tests[0] if tests else (0.0, 1.0)
-    n_late = late.size / g
-    n_early = max(1.0, window / g) * n_walkers
-    variance = late.var() * (1 / n_early + 1 / n_late)
-    tests.append(_student(difference, float(np.sqrt(variance)), max(1.0, n_late - 1)))
+    if not np.isnan(late.g):
+        n_late = late.size / late.g
+        n_early = max(1.0, len(early) / late.g) * n_walkers
+        if not enough and n_late < _MIN_INDEPENDENT:
+            return 0.0, 1.0
+        error = float(np.sqrt(late.variance * (1 / n_early + 1 / n_late)))
+        freedom = n_late if enough else min(n_early, n_late) / max(1.0, late.kurtosis - 1)
+        tests.append(_student(difference, error, max(1.0, freedom)))
     return max(tests, key=lambda test: test[1])
 
 
@@ -160,14 +198,28 @@ def _student(difference: float, error: float, freedom: float) -> tuple[float, fl
     return z, float(2 * stdtr(freedom, -abs(z)))
 
 
-def _marginal_standard_error_rule(mean: Array) -> int:
-    """Return how many iterations of a mean over walkers [n] to leave out, at least one."""
-    length = max(1, len(mean) // _BLOCKS)
-    n_blocks = len(mean) // length
-    blocks = mean[len(mean) - n_blocks * length :].reshape(n_blocks, length).mean(axis=1)
-    left = np.arange(n_blocks, 0, -1)
-    sums, squares = (np.cumsum(a[::-1])[::-1] for a in (blocks, blocks**2))
-    # The squared standard error of the mean over the blocks that are left, as if independent.
-    error = (squares - sums**2 / left) / left**2
-    keep = n_blocks - 5  # a mean over few blocks has a small error by chance
-    return max(1, int(np.argmin(error[:keep])) * length)
+def _length_of_transient(mean: Array, variance_of_mean: float) -> int:
+    """Return how many iterations of a mean over walkers [n] to leave out, for the smallest error.
+
+    c + A exp(-t/τ) is fitted by least squares. What it leaves of the transient is the bias of the
+    mean over the rest, whose squared standard error is the variance given (of one iteration, with
+    its correlation) over the number of iterations: the sum of the two squares is smallest there.
+    Where a step fits better, everything before the step is left out.
+    """
+    t = np.arange(len(mean))
+    centred = mean - mean.mean()
+    best, amplitude, tau = 0.0, 0.0, 1.0
+    for each in np.geomspace(0.5, 2 * len(mean), _TIMES):
+        shape = np.exp(-t / each)
+        shape -= shape.mean()
+        product, norm = float(shape @ centred), float(shape @ shape)
+        if product**2 / norm > best:
+            best, amplitude, tau = product**2 / norm, product / norm, float(each)
+    left = len(mean) - t
+    steps = np.cumsum(centred)[:-1] ** 2 * (1 / t[1:] + 1 / left[1:])  # removed from the squares
+    if steps.max() > best:
+        return int(np.argmax(steps)) + 1
+    decay = np.exp(-t / tau)
+    sums = np.cumsum(decay[::-1])[::-1]
+    squares = (amplitude * sums / left) ** 2 + variance_of_mean / left
+    return int(np.argmin(squares))

@@ -104,10 +104,8 @@ def energy_ratio(
     includes correlation in time and through swaps. The estimate is NaN where the energies do not
     overlap, or so little that the information of the regression is singular.
     """
-    series = np.stack([as_array(low, KJ_PER_MOLE, "low"), as_array(high, KJ_PER_MOLE, "high")], -1)
+    series = _stack(low, high)
     expected = betas[0] - betas[1]
-    if series.ndim != 3 or series.size == 0:
-        raise ValueError(f"low, high: expected energies [n, W], got shape {series.shape[:-1]}")
     n_eff, undecided = _effective_samples(series[..., 0], series[..., 1])
     apart = "the energies of the two rungs do not overlap"
     unknown = EnsembleCheck(np.nan, np.nan, expected, n_eff, apart)
@@ -223,15 +221,13 @@ def basin_ratio(
     ``stderr`` is that of the difference of ``value`` and ``expected``; ``n_eff`` are the effective
     samples inside S at the rung that has more of them; with fewer than 16 the check is undecided.
     """
-    energy = np.stack([as_array(low, KJ_PER_MOLE, "low"), as_array(high, KJ_PER_MOLE, "high")], -1)
-    truth = np.stack([np.asarray(inside_low), np.asarray(inside_high)], -1)
-    if energy.ndim != 3 or energy.size == 0:
-        raise ValueError(f"low, high: expected energies [n, W], got shape {energy.shape[:-1]}")
-    if truth.dtype != np.bool_ or truth.shape != energy.shape:
-        got = f"{truth.dtype} of shape {truth.shape[:-1]}"
-        raise ValueError(
-            f"inside_low, inside_high: expected truth values {energy.shape[:-1]}, got {got}"
-        )
+    energy = _stack(low, high)
+    states = [np.asarray(inside_low), np.asarray(inside_high)]
+    for name, state in zip(("inside_low", "inside_high"), states, strict=True):
+        if state.dtype != np.bool_ or state.shape != energy.shape[:2]:
+            got = f"{state.dtype} of shape {state.shape}"
+            raise ValueError(f"{name}: expected truth values {energy.shape[:2]}, got {got}")
+    truth = np.stack(states, axis=-1)
     counts = truth.sum(axis=(0, 1))
     successes = np.array([_effective_successes(truth[..., k]) for k in range(2)])
     n_eff = float(successes.max())
@@ -266,7 +262,9 @@ def basin_ratio(
         # Of the samples at the rung with fewer: those found or those expected, what is less.
         fewer = int(np.argmin(successes))
         excess = difference if fewer == 1 else -difference
-        stderr = max(stderr, float(np.exp(0.5 * max(excess, 0.0)) / np.sqrt(successes[fewer])))
+        with np.errstate(divide="ignore"):  # no effective samples: the ratio says nothing
+            counting = np.exp(0.5 * max(excess, 0.0)) / np.sqrt(successes[fewer])
+        stderr = max(stderr, float(counting))
     if n_eff < MIN_EFFECTIVE_SUCCESSES:
         undecided = (
             f"{n_eff:.2g} effective samples inside the state, fewer than {MIN_EFFECTIVE_SUCCESSES}"
@@ -278,6 +276,15 @@ def _effective_successes(inside: npt.NDArray[np.bool_]) -> float:
     """Return the effective samples inside a state, at most its independent visits."""
     estimate = estimate_mean(inside)
     return float(min(estimate.value * estimate.n_eff, count_visits(inside, estimate.g)))
+
+
+def _stack(low: npt.ArrayLike, high: npt.ArrayLike) -> Array:
+    """Return the energies [n, W, 2] of two rungs."""
+    energies = [as_array(low, KJ_PER_MOLE, "low"), as_array(high, KJ_PER_MOLE, "high")]
+    shapes = [each.shape for each in energies]
+    if shapes[0] != shapes[1] or energies[0].ndim != 2 or energies[0].size == 0:
+        raise ValueError(f"low, high: expected energies of one shape [n, W], got {shapes}")
+    return np.stack(energies, axis=-1)
 
 
 def _bar(x: Array, inside: npt.NDArray[np.bool_]) -> tuple[float, Array]:

@@ -142,9 +142,8 @@ def drift_between_halves(series: npt.ArrayLike) -> float:
         pieces = around.size / statistical_inefficiency(around) if np.ptp(around) > 0 else np.inf
         stderr = 2.0 * float(around.std()) / np.sqrt(max(pieces - 2.0, 1.0))
         dof = max(pieces - 2.0, 1.0)
-    if stderr == 0.0:
-        return float(np.copysign(np.inf, mean))
-    return as_normal(mean / stderr, dof)
+    t = mean / stderr if stderr > 0 else np.copysign(np.inf, mean)
+    return as_normal(float(t), dof)
 
 
 def _r_hat(chains: Array) -> float:

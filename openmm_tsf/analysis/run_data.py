@@ -65,6 +65,8 @@ class RunData:
     @cached_property
     def burn_in(self) -> BurnIn:
         """What `find_start` says of all series that the run recorded (see `drifting_series`)."""
+        if self.n_iterations == 0:
+            return BurnIn(0, 0)
         return find_start([values for _, values in self._recorded_series()])
 
     @cached_property

@@ -52,15 +52,16 @@ def logit_free_energy(probability: float, stderr: float) -> tuple[float, float]:
 def as_normal(t: float, dof: float) -> float:
     """Return the normal deviate that is as improbable as t of Student's distribution.
 
+    At most 37.5 in size, where probabilities underflow: it is finite, also in JSON.
+
     Examples
     --------
     >>> from openmm_tsf.analysis.statistics import as_normal
     >>> round(as_normal(-5.0, 7.0), 2)
-    -3.21
+    -3.16
     """
-    p = float(stdtr(dof, -abs(t)))
-    # Where p is too small for a number: the largest deviate with a probability that is one.
-    return float(np.copysign(ndtri(p) if p != 0.0 else min(abs(t), 37.5), t))
+    tail = max(float(stdtr(dof, -abs(t))), float(np.finfo(np.float64).tiny))
+    return float(np.copysign(ndtri(tail), t))
 
 
 @dataclass(frozen=True)

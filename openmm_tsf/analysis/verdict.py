@@ -7,6 +7,7 @@ or a check cannot decide; else ``converged``.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from math import ceil
 from typing import Any
 
@@ -150,6 +151,11 @@ def _statuses(summary: Mapping[str, Any], wrong: set[tuple[str, str]]) -> dict[s
                 result[key][rung] = CONVERGED
             else:
                 result[key][rung] = BOUNDED if one_sided or is_rare(entry) else NOT_YET
+        rungs = list(quantities[base])
+        for a, b in [*pairwise(rungs), *pairwise(reversed(rungs))]:
+            # A rung alone does not know how rare a state is that its neighbour cannot tell.
+            if (result[key][a], result[key][b]) == (NOT_YET, BOUNDED):
+                result[key][b] = NOT_YET
     return result
 
 
@@ -232,6 +238,8 @@ def _advise(
             "does not go away with more iterations: compare the System, the temperatures and the "
             "burn-in with the reference's, and the time step with what the dynamics can take"
         )
+    if wrong and short:
+        yield "but this run is not yet converged: if it still remembers its start, lengthen it"
     if useless:
         yield (
             "train the flow for longer (--preset thorough, --steps), on more frames (--frames), or "

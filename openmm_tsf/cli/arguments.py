@@ -18,7 +18,12 @@ def build_parser() -> argparse.ArgumentParser:
     md = _command(commands, "md", "molecular dynamics with OpenMM, to make training frames")
     train = _command(commands, "train", "train a flow on frames of one temperature")
     sample = _command(commands, "sample", "replica exchange with a trained flow")
-    analyze = _command(commands, "analyze", "tables and plots of a run directory")
+    analyze = _command(
+        commands,
+        "analyze",
+        "verdict, tables and plots of a run directory; the exit status is 0 if it is converged, 3 "
+        "if it is not yet, 4 if it is wrong",
+    )
     doctor = _command(commands, "doctor", "self-test, and the facts for a bug report")
 
     for command in (everything, md, train, sample):

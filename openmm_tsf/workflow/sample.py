@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from openmm_tsf.analysis.analyze import analyze
 from openmm_tsf.analysis.reference import REFERENCE_FILE, has_reference
@@ -45,10 +44,9 @@ from openmm_tsf.workflow.record import (
 )
 from openmm_tsf.workflow.settings import SamplingSettings
 from openmm_tsf.workflow.stage import Stage
+from openmm_tsf.workflow.start import start_positions
 
 logger = logging.getLogger(__name__)
-
-_DRAWS_PER_WALKER = 20
 
 
 def sampler_seeds(seeds: Seeds, fresh: bool) -> tuple[int, int | None]:
@@ -89,7 +87,11 @@ def make_sampler(
     seeds: tuple[int, int | None],
     start: WalkerState | MDDataset | None,
 ) -> ParallelTempering:
-    """Return a sampler; its walkers start from earlier ones, random frames, or the flow."""
+    """Return a sampler; its walkers start from earlier ones, or from the flow.
+
+    With frames, only half of them start from the flow, the others from random frames: walkers that
+    start alike would agree with each other before they agree with the Boltzmann distribution.
+    """
     sampler = ParallelTempering(
         molecule,
         flow,
@@ -103,36 +105,13 @@ def make_sampler(
         sampler.set_positions(start.x, start.velocities)
         return sampler
     assert seeds[1] is not None
-    generator, n, ladder = seeded_generator(seeds[1]), settings.n_walkers, settings.temperatures
-    if start is not None:
-        index = torch.randint(
-            len(start), (n * len(ladder),), generator=generator, dtype=torch.int64, device="cpu"
+    sampler.set_positions(
+        start_positions(
+            start, flow, potential, settings.temperatures, settings.n_walkers,
+            seeded_generator(seeds[1]),
         )
-        x = start.positions[index].unflatten(0, (n, len(ladder)))
-    else:
-        x = torch.stack([_draw(flow, potential, t, n, generator) for t in ladder], dim=1)
-    sampler.set_positions(x)
+    )  # fmt: skip
     return sampler
-
-
-def _draw(
-    flow: AugmentedFlow, potential: Potential, kelvin: float, n: int, generator: torch.Generator
-) -> Tensor:
-    """Draw n configurations from the flow, resampled by their importance weights."""
-    drawn = flow.sample(_DRAWS_PER_WALKER * n, kelvin, generator)
-    x = drawn.x.to(torch.float64)
-    x = torch.where(torch.isfinite(drawn.log_prob)[:, None, None], x, torch.nan)  # outside
-    tau = kelvin / flow.reference_temperature
-    log_weight = -potential.energy(x) / (potential.boltzmann_constant * kelvin)
-    log_weight = log_weight - 0.5 * drawn.momenta.square().sum(dim=1) / tau - drawn.log_prob
-    usable = torch.isfinite(log_weight)
-    if not bool(usable.any()):
-        raise ValueError(
-            f"flow: none of {len(x)} draws at {kelvin:.2f} K has a finite energy; give frames to "
-            "start from, or train the flow for longer"
-        )
-    weight = torch.where(usable, (log_weight - log_weight[usable].max()).exp(), 0.0)
-    return x[torch.multinomial(weight, n, replacement=True, generator=generator)]
 
 
 def has_started(directory: Path) -> bool:
@@ -231,7 +210,8 @@ def sample(
     molecule
         The molecule; by default the one in the flow's directory, else alanine dipeptide.
     start
-        Configurations to start from, at random; by default weighted draws of the flow.
+        Configurations that half of the walkers start from, at random; the others, by default all,
+        start from weighted draws of the flow.
     options
         How it is run.
 

@@ -196,6 +196,7 @@ def test_kept_in_a_configuration():
         (lambda c: c["torsions"]["phi"].update(counts=[1]), "counts: expected 120 numbers"),
         (lambda c: c["torsions"]["phi"].update(names=["a"]), "names: expected 2 different"),
         (lambda c: c["torsions"]["phi"].update(names=["a", "\n"]), "expected printable text"),
+        (lambda c: c["torsions"]["phi"].update(names=["a", "b" * 61]), "at most 60 letters"),
         (lambda c: c["populations"].popitem(), "populations: expected those of"),
         (lambda c: c["populations"][FOUR[0]].update(p=None), "populations: phi < 0, psi alpha: p"),
         (lambda c: c["populations"][FOUR[0]].update(p=-1), "populations: phi < 0, psi alpha: p"),

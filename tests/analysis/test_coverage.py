@@ -103,7 +103,7 @@ def test_double_well_by_the_sampler(tilt):
     well = DoubleWell(tilt, -3.0, 0.8)
     flow = tsf.TemperatureSteerableFlow(1, 2, 1, (4,))
     mala = kernels.CartesianMALA(well, ladder, 1.0, timestep=0.5)
-    swap = kernels.Swap(ladder)
+    swap = kernels.PlainSwap(ladder, 1.0)
     sampler = tsf.ParallelTempering(
         None, flow, ladder, RUNS * n_walkers, [mala, swap], potential=well, seed=4
     )

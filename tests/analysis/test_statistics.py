@@ -3,6 +3,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from openmm_tsf.analysis import statistics as st
 from openmm_tsf.analysis.mixing import mixing_matrix, relaxation, round_trips, split_r_hat
@@ -259,3 +260,11 @@ def test_split_r_hat_sees_what_it_should():
     assert np.isnan(split_r_hat(np.ones((50, 3))))
     assert np.isnan(split_r_hat(same[:3]))
     assert split_r_hat(same[:, :1]) == pytest.approx(1.0, abs=0.02)
+
+
+def test_students_deviates_as_normal_ones():
+    for t in (-3.0, 0.5, 5.0):
+        assert st.as_normal(t, 1e9) == pytest.approx(t)
+        assert stats.norm.sf(st.as_normal(t, 4.0)) == pytest.approx(stats.t.sf(t, 4.0))
+    assert 37 < st.as_normal(1e9, 200.0) < 38
+    assert st.as_normal(-np.inf, 3.0) == -st.as_normal(np.inf, 3.0)

@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from openmm_tsf.analysis import Reference, load_run
 from openmm_tsf.analysis.agreement import FALSE_ALARMS
 from openmm_tsf.analysis.verdict import EXIT_STATUS, judge
+from tests.support.analysis_runs import WELL
+from tests.support.fabricate import write_run
 from tests.support.summaries import PAIR, RUNGS, assessed, changed, good_summary, never_visited
 from tests.support.summaries import short as not_converged
 
@@ -148,6 +151,11 @@ def test_states_below_one_thousandth_need_no_population():
     wide = {"high": 2e-3, "expected_p": 3e-4, "expected_stderr": 1e-4}
     assert judge(changed((path, rare | wide))).status == "converged"
     assert judge(changed((path, rare | wide | {"expected_stderr": 1e-3}))).status == "not yet"
+    # The other rung has it, and does not know how much: then this one does not either.
+    unknown = not_converged(0.004, 0.004, n_visits=6, low=0.0, high=0.05)
+    both = judge(changed((path, rare), ("quantities/basin phi > 0/600.00", unknown)))
+    assert len(both.missing) == 2
+    assert set(both.quantities["basin phi > 0"].values()) == {"not yet"}
     # A mean that is small is no rare state.
     small = not_converged(2e-4, 1e-4, low=1e-5, high=8e-4)
     assert judge(changed(("quantities/energy_kJ_mol/300.00", small))).status == "not yet"
@@ -176,6 +184,10 @@ def test_a_difference_from_the_reference_is_wrong(path, words, key, z):
     assert verdict.quantities[key] == {"300.00": "converged", "600.00": "wrong"}
     assert "does not go away" in verdict.advice[0]
     assert verdict.agrees_with == ()
+    assert len(verdict.advice) == 1
+    # A run that is not yet converged either may still remember its start.
+    short = ("quantities/psi_positive/300.00", not_converged(0.7, 0.1, n_visits=3))
+    assert "still remembers its start" in judge(changed((path, z), short)).advice[1]
 
 
 @pytest.mark.parametrize(
@@ -307,7 +319,7 @@ def test_what_is_remarkable_among_many_tests_is_a_warning():
 
 def test_right_runs_are_called_wrong_no_more_often_than_promised():
     """Exact z of 40 tests; the share of runs below is that of the level of 1 %."""
-    rng, n = np.random.default_rng(3), 4000
+    rng, n = np.random.default_rng(3), 1500
     summary = changed(("ensemble_check", {key: {} for key in CHECKS}))
     names = [f"state {k}" for k in range(40)]
     n_wrong = 0
@@ -335,3 +347,34 @@ def test_bad_numbers_are_never_tested():
     entry = assessed(0.1, 0.01) | {"stderr": None, "converged": False}
     verdict = judge(changed(("quantities/energy_kJ_mol/300.00", entry)))
     assert verdict.missing == ("300.00 K: <U>: its error is not known",)
+
+
+def exact_run(rng, path, drawn_at, n=400, n_walkers=20):
+    """A run of two rungs of the double well whose replicas change places at every iteration."""
+    ladder = [300.0, 424.26]
+    energy, phi = WELL.draw(rng, (n, n_walkers), drawn_at, 0.3)
+    swapped = np.arange(n)[:, None, None] % 2
+    replica = np.broadcast_to((np.arange(2) + swapped) % 2, energy.shape)
+    return load_run(write_run(path, ladder, energy, {"phi": phi, "psi": phi}, replica=replica))
+
+
+def test_the_verdict_on_exact_and_on_wrong_samples(tmp_path):
+    """From the samples to the verdict."""
+    rng, ladder = np.random.default_rng(5), np.array([300.0, 424.26])
+    energy, phi = WELL.draw(rng, (6000, 1), ladder)
+    reference = Reference(ladder, phi[:, 0], phi[:, 0], energy[:, 0], 1.0)
+    summary = exact_run(rng, tmp_path / "right", ladder).summary(reference)
+    verdict = summary["verdict"]
+    assert verdict["sentence"] == "converged, in agreement with the reference and with Boltzmann"
+    entry = summary["quantities"]["energy_kJ_mol"]["300.00"]
+    assert (entry["status"], entry["missing"]) == ("converged", [])
+    assert summary["quantities"].keys() >= {
+        *("energy_kJ_mol", "heat_capacity_kJ_mol_K", "phi_positive", "delta_F_phi_kT"),
+        *(f"basin {name}" for name in summary["basins"]),
+    }
+    assert summary["comparison"]["basins"].keys() == summary["basins"].keys()
+    verdict = exact_run(rng, tmp_path / "hot", [330.0, 424.26]).summary()["verdict"]
+    assert verdict["status"] == "wrong"
+    assert any("the slope of ln[P(U)/P(U)]" in line for line in verdict["wrong"])
+    verdict = exact_run(rng, tmp_path / "short", ladder, n=6, n_walkers=3).summary()["verdict"]
+    assert (verdict["status"], verdict["wrong"]) == ("not yet", [])

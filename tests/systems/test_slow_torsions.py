@@ -116,7 +116,7 @@ def test_angles_by_name():
 
 
 def test_wrong_arguments():
-    with pytest.raises(TypeError, match="topology: expected an .*Topology, got int"):
+    with pytest.raises(TypeError, match=r"topology: expected an .*Topology, got int"):
         slow_torsions(3)
     assert slow_torsions(app.Topology()) == {}
     assert neighbours_of(app.Topology()) == []

@@ -94,6 +94,10 @@ def test_run_records_every_choice_and_is_not_overwritten(finished):
     assert choices["molecule"] == alanine_dipeptide().fingerprint
     assert choices["settings"] == to_plain_data(TINY)
     assert choices["frames"] == {"source": "shipped", "n_frames": 400, "temperature_K": 600.0}
+    frames = tsf.load_run(folder).training_basins
+    assert frames.temperature == 600.0
+    assert "phi > 0, psi beta" in frames.populations
+    assert sum(entry["p"] for entry in frames.populations.values()) == pytest.approx(1.0)
     assert choices["potential"]["platform"] == "Reference"
     rows = list(csv.DictReader((folder / "training.csv").read_text().splitlines()))
     assert {row["round"] for row in rows} == {"0", "1"}
@@ -198,6 +202,9 @@ def test_sample_alone_and_resumed(trained, tmp_path):
     summary = sample(folder, tmp_path / "run", settings, options=QUIET)
     assert summary["n_iterations"] == 4
     assert summary["energy_evaluations"]["training"] > 0  # known from the flow's directory
+    known = json.loads((folder / "config.json").read_text())["choices"]["basins"]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["choices"]["basins"] == known
+    assert summary["basins"].keys() >= known["populations"].keys()
     again = sample(None, tmp_path / "run", options=RESUME)
     assert again["n_iterations"] == 4  # nothing is left to do
     more = replace(settings, n_iterations=8)

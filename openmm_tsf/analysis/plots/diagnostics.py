@@ -100,9 +100,10 @@ def _draw_mixing(figure: Figure, axis: Axes, run: RunEstimates) -> None:
 def _draw_running(
     axis: Axes, run: RunEstimates, series: Callable[[float], npt.ArrayLike], label: str, log: bool
 ) -> None:
-    first = run.n_iterations / _RUNNING_POINTS
-    ends = np.unique(np.linspace(first, run.n_iterations, _RUNNING_POINTS).astype(int))
+    first = run.n_used / _RUNNING_POINTS
+    ends = np.unique(np.linspace(first, run.n_used, _RUNNING_POINTS).astype(int))
     ends = ends[ends > 0]
+    x = run.start + ends
     colours = matplotlib.colormaps["plasma"](np.linspace(0.05, 0.8, run.n_rungs))
     drawn = False
     for temperature, colour in zip(run.temperatures, colours, strict=True):
@@ -116,11 +117,13 @@ def _draw_running(
         if not visible.any():
             continue
         drawn = True
-        axis.plot(ends[visible], means[visible], color=colour, label=f"{temperature:.0f} K")
+        axis.plot(x[visible], means[visible], color=colour, label=f"{temperature:.0f} K")
         low = np.maximum(means - errors, 0.1 * means) if log else means - errors
-        draw_band(axis, ends[visible], low[visible], (means + errors)[visible], colour)
+        draw_band(axis, x[visible], low[visible], (means + errors)[visible], colour)
     if log and drawn:
         axis.set_yscale("log")
+    if run.start:
+        axis.axvspan(0, run.start, color="0.9", lw=0, label="left out")
     if drawn:
         axis.legend(frameon=False, fontsize=9)
     else:

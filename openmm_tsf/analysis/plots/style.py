@@ -30,9 +30,10 @@ def symbol(name: str) -> str:
 
 
 def extent(run: RunEstimates) -> str:
-    """Return the number of walkers and iterations in words."""
+    """Return the number of walkers and of iterations that are used in words."""
     walkers = "1 walker" if run.n_walkers == 1 else f"{run.n_walkers} walkers"
-    return f"{walkers} × {run.n_iterations:,} saved iterations"
+    words = f"{walkers} × {run.n_used:,} saved iterations"
+    return f"{words} (without the first {run.start:,})" if run.start else words
 
 
 def draw_band(
