@@ -164,13 +164,15 @@ def _check(coverage: Coverage, hardly: Mapping[str, float]) -> list[Check]:
 def _check_populations(coverage: Coverage, where: str) -> list[Check]:
     """Compare populations by the number of frames with those by weights within each basin.
 
-    Only where both are known to a quarter.
+    Only where both are known to a quarter, and the flow reaches the basin: with little overlap the
+    weights of finitely many draws and frames agree with the number of frames too easily.
     """
     wrong, largest = [], 0.0
     for basin in coverage.basins:
         by_frames = basin.frames.stderr / basin.frames.value if basin.visited else np.nan
         error = float(np.hypot(by_frames, basin.stderr))
-        if not (by_frames <= MAX_RELATIVE_ERROR and basin.stderr <= MAX_RELATIVE_ERROR):
+        known = by_frames <= MAX_RELATIVE_ERROR and basin.stderr <= MAX_RELATIVE_ERROR
+        if not known or basin.median_log_weight > MAX_MEDIAN:
             continue
         among_visited = basin.p / (1.0 - coverage.unvisited)
         z = float(np.log(basin.frames.value / among_visited) / error)

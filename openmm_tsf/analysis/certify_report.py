@@ -86,7 +86,7 @@ def _coverage(certificate: dict[str, Any]) -> Iterator[str]:
         return
     yield ""
     yield "basins, by the frames and by the flow's weighted draws (95 %)"
-    yield f"{'T (K)':>8}  {'basin':<36}{'frames':>24}{'flow':>24}{'ln(p/q)':>9}"
+    yield f"{'T (K)':>8}  {'basin':<36}{'frames':>26}{'flow':>26}{'ln(p/q)':>9}"
     for key, table in certificate["coverage"].items():
         for name, basin in table["basins"].items():
             frames = basin["frames"]
@@ -98,7 +98,7 @@ def _coverage(certificate: dict[str, Any]) -> Iterator[str]:
                 f"({_number(frames['low'], 4)}, {_number(frames['high'], 4)})"
             )
             yield (
-                f"{key:>8}  {name:<36}{by_frames:>24}{by_flow:>24}"
+                f"{key:>8}  {name:<36}{by_frames:>26}{by_flow:>26}"
                 f"{_number(basin['median_log_weight'], 1):>9}"
             )
 
