@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import erfc, sqrt
 from typing import Any
 
-from openmm_tsf.analysis.convergence import MIN_EFFECTIVE_SUCCESSES
+from openmm_tsf.analysis.convergence import MAX_DRIFT, MAX_R_HAT, MIN_EFFECTIVE_SUCCESSES
 from openmm_tsf.analysis.statistics import MIN_EFFECTIVE_SAMPLES
 
 #: The probability that a right run is called wrong.
@@ -20,6 +20,8 @@ MAX_Z, MIN_P_VALUE = 3.0, 0.01
 MAX_RAMACHANDRAN_RATIO = 1.5
 #: States below this population need not be sampled: a bound is enough.
 RARE = 1e-3
+#: An interval of a population that is narrower needs no more samples either.
+NARROW = 0.01
 
 _LABELS = {
     "energy_kJ_mol": "<U>",
@@ -93,19 +95,26 @@ def _discovery_limit(p_values: list[float]) -> float:
     return max((p for k, p in steps if p <= FALSE_ALARMS * k / n), default=-1.0)
 
 
-def is_rare(entry: Mapping[str, Any]) -> bool:
-    """Whether a state holds, or lacks, less than one thousandth.
+def is_bounded(entry: Mapping[str, Any]) -> bool:
+    """Whether the population of a state is known well enough although it is hardly ever visited.
 
-    By its interval or, where a population is expected (of frames, or from other rungs), by both its
-    estimate and the expectation, with two standard errors.
+    That is where its 95 % interval spans less than one hundredth, walkers and halves agree, and
+    none is expected elsewhere (from frames, or from other rungs); or where both the estimate and
+    the expectation are below one thousandth, or above 999.
     """
     value, low, high = entry["value"], entry["low"], entry["high"]
     if entry.get("n_visits") is None or None in (value, low, high):
         return False
-    if (expected := entry.get("expected_p")) is not None:
-        margin = 2 * (entry.get("expected_stderr") or 0.0)
-        low, high = min(value, expected - margin), max(value, expected + margin)
-    return bool(high < RARE or low > 1 - RARE)
+    expected, margin = entry.get("expected_p"), 2 * (entry.get("expected_stderr") or 0.0)
+    lowest, highest = low, high
+    if expected is not None:
+        lowest, highest = min(value, expected - margin), max(value, expected + margin)
+        if expected + margin < low or expected - margin > high:
+            return False
+    if highest < RARE or lowest > 1 - RARE:
+        return True
+    mixed = (entry.get("r_hat") or 1.0) <= MAX_R_HAT and abs(entry.get("drift") or 0.0) < MAX_DRIFT
+    return bool(mixed and high - low < NARROW)
 
 
 def _compared(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -134,7 +143,7 @@ def _not_compared(summary: Mapping[str, Any]) -> Iterator[str]:
     for key, compared in _compared(summary):
         for rung, z in compared["z"].items():
             entry = summary["quantities"].get(key, {}).get(rung, {})
-            if z is None and not (entry and is_rare(entry)):
+            if z is None and not (entry and is_bounded(entry)):
                 yield f"{rung} K: {quantity_label(key)} {_TOO_FEW}"
         tested = all(z is not None for z in compared["z"].values())
         if tested and compared["p_value"] is None and len(compared["z"]) > 1:
@@ -212,6 +221,6 @@ def undecided_ensemble_tests(summary: Mapping[str, Any]) -> list[EnsembleTest]:
         for test in ensemble_tests(summary)
         if test.check["z"] is None
         and not all(
-            is_rare(quantities[key][rung]) for key in test.keys for rung in test.pair.split("-")
+            is_bounded(quantities[key][rung]) for key in test.keys for rung in test.pair.split("-")
         )
     ]

@@ -14,7 +14,7 @@ from typing import Any
 from openmm_tsf.analysis.agreement import (
     RARE,
     find_differences,
-    is_rare,
+    is_bounded,
     quantity_label,
     undecided_ensemble_tests,
     undecided_tests,
@@ -150,7 +150,7 @@ def _statuses(summary: Mapping[str, Any], wrong: set[tuple[str, str]]) -> dict[s
             elif entry["converged"]:
                 result[key][rung] = CONVERGED
             else:
-                result[key][rung] = BOUNDED if one_sided or is_rare(entry) else NOT_YET
+                result[key][rung] = BOUNDED if one_sided or is_bounded(entry) else NOT_YET
         rungs = list(quantities[base])
         for a, b in [*pairwise(rungs), *pairwise(reversed(rungs))]:
             # A rung alone does not know how rare a state is that its neighbour cannot tell.
