@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from openmm_tsf.analysis.convergence import Assessment, assess_probability, count_pieces
+from openmm_tsf.analysis.convergence import Assessment, assess_probability
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.analysis.run_data import nearest_rung
@@ -44,7 +44,6 @@ class BasinCheck:
 
     def __init__(self, run: RunEstimates, reference: Reference | None = None) -> None:
         self.run, self.reference = run, reference
-        self._pieces = [_count_pieces(run, rung) for rung in range(run.n_rungs)]
 
     def check(self, name: str, basin: Basin | None = None) -> tuple[dict[str, Any], list[str]]:
         """Return the populations of a basin per rung beside those expected, and what is wrong.
@@ -60,7 +59,7 @@ class BasinCheck:
         table: dict[str, Any] = {}
         warnings: list[str] = []
         for rung, temperature in enumerate(map(float, run.temperatures)):
-            assessed = assess_probability(inside[:, :, rung], self._pieces[rung])
+            assessed = assess_probability(inside[:, :, rung], run.n_pieces)
             expected = self._expected(name, basin, rung, inside, assessed)
             visitors = int(inside[:, :, rung].any(axis=0).sum())
             table[f"{temperature:.2f}"] = {
@@ -131,13 +130,6 @@ class BasinCheck:
             inside = _evaluate(name, basin, angles)
         estimate = estimate_mean(inside)
         return _Expected(estimate.value, estimate.stderr, "reference")
-
-
-def _count_pieces(run: RunEstimates, rung: int) -> float:
-    """Return the independent samples of a rung, by its slowest torsion or its energy."""
-    angles = run.dihedrals[:, :, rung].astype(np.float64)
-    torsions = [f(angles[..., k]) for k in range(angles.shape[-1]) for f in (np.cos, np.sin)]
-    return count_pieces(run.energy[:, :, rung], *torsions)
 
 
 def _evaluate(name: str, basin: Basin, angles: Mapping[str, Array]) -> Inside:

@@ -155,7 +155,9 @@ class _Pair:
         self, inside: npt.NDArray[np.bool_], reference: npt.NDArray[np.bool_]
     ) -> MeanComparison:
         """Compare the probabilities of a state, truth values [n, W, R] and [F, W, all rungs]."""
-        return self.compare_means(lambda k: inside, lambda k: reference[..., self.rungs[k]], "state")
+        return self.compare_means(
+            lambda k: inside, lambda k: reference[..., self.rungs[k]], "state"
+        )
 
     def compare_means(
         self,

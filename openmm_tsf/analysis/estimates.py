@@ -1,6 +1,7 @@
 """Estimates from the data of a run, with their standard errors."""
 
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import mdtraj
 import numpy as np
 import numpy.typing as npt
 
+from openmm_tsf.analysis.convergence import count_pieces
 from openmm_tsf.analysis.ensemble_checks import (
     EnsembleCheck,
     energy_ratio,
@@ -96,6 +98,22 @@ class RunEstimates(RunData):
         self.require_samples()
         inside = self.dihedral_at_all_rungs(name) > 0
         return self.mbar().reweight(self.beta(temperature)).free_energy(inside)
+
+    @cached_property
+    def n_pieces(self) -> float:
+        """The independent samples of the run by its slowest torsion or basin, or by U.
+
+        Of the rung where they are fewest: rungs exchange their replicas, and what is slow at one of
+        them is slow at all.
+        """
+        self.require_samples()
+        return min(self._count_pieces(rung) for rung in range(self.n_rungs))
+
+    def _count_pieces(self, rung: int) -> float:
+        angles = self.dihedrals[:, :, rung].astype(np.float64)
+        series = [f(angles[..., k]) for k in range(angles.shape[-1]) for f in (np.cos, np.sin)]
+        series += [self.in_basin(name)[:, :, rung] for name in self.basins.names]
+        return count_pieces(self.energy[:, :, rung], *series)
 
     def mbar(self, n_iterations: int | None = None) -> Mbar:
         """Return all samples with their free energies, or those of the first iterations used."""

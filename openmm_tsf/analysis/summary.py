@@ -257,7 +257,7 @@ def _basin_ratios(run: RunEstimates, name: str) -> list[EnsembleCheck | None]:
         low, high = inside[..., k], inside[..., k + 1]
         known = (low.any() or high.any()) and not (low.all() and high.all())
         energies, betas = (run.energies(a), run.energies(b)), (run.beta(a), run.beta(b))
-        checks.append(basin_ratio(*energies, low, high, betas) if known else None)
+        checks.append(basin_ratio(*energies, low, high, betas, run.n_pieces) if known else None)
     return checks
 
 
