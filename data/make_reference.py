@@ -35,12 +35,13 @@ from openmm_tsf.workflow.md import run_md
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.settings import MDSettings
 
-#: 300 to 600 K, denser at the top; 300, 424.26 and 600 K are rungs.
-TEMPERATURES_K = [300.0 * 2.0 ** (k / 6) for k in range(4)] + [
-    300.0 * 2.0 ** (0.5 + k / 8) for k in range(1, 5)
+#: 300 to 848.5 K; 300, 424.26 and 600 K are rungs. The hot ones are where phi crosses its barriers.
+TEMPERATURES_K = [300.0 * 2.0 ** (k / 4) for k in range(5)] + [
+    600.0 * 2.0 ** (k / 6) for k in range(1, 4)
 ]
-TIMESTEP_PS, FRICTION_PER_PS, N_STEPS = 0.002, 1.0, 25
-SAVE_INTERVAL = 10  # iterations: 0.5 ps
+HIGHEST_KEPT_K = 600.0
+TIMESTEP_PS, FRICTION_PER_PS, N_STEPS = 0.002, 5.0, 25
+SAVE_INTERVAL = 5  # iterations: 0.25 ps
 N_POSITIONS = 2000  # frames that are kept at 300 and at 600 K
 
 
