@@ -36,7 +36,7 @@ def test_alanine_dipeptide_has_four_basins(kelvin):
     """In the reference: the rare one is one of them, and C5 beyond 180 degrees is not in it."""
     reference = load_reference()
     rung = reference.rung(kelvin)
-    angles = {"phi": reference.phi[:, rung], "psi": reference.psi[:, rung]}
+    angles = {"phi": reference.phi[..., rung], "psi": reference.psi[..., rung]}
     basins = Basins.find(angles)
     assert sorted(basins.names) == list(FOUR)
     assert basins.groups == (("phi", "psi"),)

@@ -153,6 +153,9 @@ def test_every_output_leaves_out_a_bad_start(runs, tmp_path):
         "mirror_images", "efficiency", "acceptance",
     }  # fmt: skip
     assert {"monitor", "comparison", "ensemble_check", "energy_kJ_mol"} <= a.keys() - others
+    # The iterations and the wall time that are still needed count those of the start.
+    predicted = [summary["verdict"].pop("predicted") for summary in (a, b)]
+    assert predicted[0]["n_iterations"] == predicted[1]["n_iterations"] + N_BAD
     for key in a.keys() - others:
         if key != "monitor":
             assert a[key] == b[key], key

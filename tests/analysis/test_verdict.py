@@ -145,10 +145,10 @@ def test_states_below_one_thousandth_need_no_population():
         "bounded",
     )
     # Its interval is wider, or more is expected.
-    for change in ({"high": 2e-3}, {"expected_p": 1.6e-3}):
+    for change in ({"high": 2e-2}, {"expected_p": 1.6e-3}):
         assert judge(changed((path, rare | change))).status == "not yet"
     # Little is expected, and little was found.
-    wide = {"high": 2e-3, "expected_p": 3e-4, "expected_stderr": 1e-4}
+    wide = {"high": 2e-2, "expected_p": 3e-4, "expected_stderr": 1e-4}
     assert judge(changed((path, rare | wide))).status == "converged"
     assert judge(changed((path, rare | wide | {"expected_stderr": 1e-3}))).status == "not yet"
     # The other rung has it, and does not know how much: then this one does not either.
@@ -159,6 +159,20 @@ def test_states_below_one_thousandth_need_no_population():
     # A mean that is small is no rare state.
     small = not_converged(2e-4, 1e-4, low=1e-5, high=8e-4)
     assert judge(changed(("quantities/energy_kJ_mol/300.00", small))).status == "not yet"
+
+
+def test_populations_with_narrow_intervals_need_no_more_samples():
+    narrow = not_converged(4e-3, 1e-3, n_visits=12, low=1e-3, high=8e-3)
+    path = "quantities/basin phi > 0/300.00"
+    assert judge(changed((path, narrow))).quantities["basin phi > 0"]["300.00"] == "bounded"
+    # Walkers or halves differ, the interval is wide, or what is expected lies outside.
+    for change in (
+        {"r_hat": 1.2}, {"drift": -3.5}, {"high": 1.2e-2},
+        {"expected_p": 2e-2, "expected_stderr": 1e-3},
+    ):  # fmt: skip
+        assert judge(changed((path, narrow | change))).status == "not yet", change
+    mean = not_converged(4e-3, 1e-3, low=1e-3, high=8e-3)
+    assert judge(changed(("quantities/energy_kJ_mol/300.00", mean))).status == "not yet"
 
 
 @pytest.mark.parametrize(
@@ -228,14 +242,15 @@ def test_the_ratio_of_a_rare_state_need_not_be_tested():
     reason = "4 effective samples inside the state, fewer than 16"
     check = {"value": 3.0, "stderr": 0.9, "expected": 0.9, "n_eff": 4.0, "z": None}
     ratio = ("ensemble_check/basin_ratio", {"phi > 0": {PAIR: check | {"undecided": reason}}})
-    verdict = judge(changed(ratio))
+    often = [(f"quantities/basin phi > 0/{rung}", assessed(0.2, 0.01, 300)) for rung in RUNGS]
+    verdict = judge(changed(ratio, *often))
     (line,) = verdict.undecided
     assert line.endswith(f"P(phi > 0) cannot be tested: {reason}; a longer run would decide")
     assert verdict.predicted["n_iterations"] == 4000  # 16 effective samples
     rare = not_converged(2e-4, 1e-4, n_visits=6, low=1e-5, high=8e-4)
     one, other = ((f"quantities/basin phi > 0/{rung}", rare) for rung in RUNGS)
     assert judge(changed(ratio, one, other)).status == "converged"
-    assert judge(changed(ratio, one)).status == "not yet"
+    assert judge(changed(ratio, *often, one)).status == "not yet"
 
 
 @pytest.mark.parametrize("key", CHECKS)
@@ -259,7 +274,8 @@ def test_a_check_that_cannot_decide_says_what_would(key):
     ],
 )
 def test_a_comparison_that_cannot_decide(path, words):
-    verdict = judge(changed((f"comparison/{path}", None)))
+    wide = ("quantities/phi_positive/300.00", assessed(0.2, 0.01, 300))
+    verdict = judge(changed((f"comparison/{path}", None), wide))
     (line,) = verdict.undecided
     assert words in line
     assert line.endswith("a longer run would decide")
