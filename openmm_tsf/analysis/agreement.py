@@ -20,8 +20,8 @@ MAX_Z, MIN_P_VALUE = 3.0, 0.01
 MAX_RAMACHANDRAN_RATIO = 1.5
 #: States below this population need not be sampled: a bound is enough.
 RARE = 1e-3
-#: An interval of a population that is narrower needs no more samples either.
-NARROW = 0.01
+#: Nor do the others where the interval is narrower than this, with this many independent visits.
+NARROW, FEW_VISITS = 0.02, 10
 
 _LABELS = {
     "energy_kJ_mol": "<U>",
@@ -98,23 +98,25 @@ def _discovery_limit(p_values: list[float]) -> float:
 def is_bounded(entry: Mapping[str, Any]) -> bool:
     """Whether the population of a state is known well enough although it is hardly ever visited.
 
-    That is where its 95 % interval spans less than one hundredth, walkers and halves agree, and
-    none is expected elsewhere (from frames, or from other rungs); or where both the estimate and
-    the expectation are below one thousandth, or above 999.
+    That is where its 95 % interval spans less than two hundredths, walkers and halves agree, the
+    population expected elsewhere (from frames, or from other rungs) lies in it, and the state was
+    visited 10 times, or is rare: its estimate and its expectation are below one thousandth, or
+    above 999. Of a rare state either the interval or an expectation is enough.
     """
     value, low, high = entry["value"], entry["low"], entry["high"]
     if entry.get("n_visits") is None or None in (value, low, high):
         return False
     expected, margin = entry.get("expected_p"), 2 * (entry.get("expected_stderr") or 0.0)
-    lowest, highest = low, high
+    lowest = highest = value
     if expected is not None:
         lowest, highest = min(value, expected - margin), max(value, expected + margin)
         if expected + margin < low or expected - margin > high:
             return False
-    if highest < RARE or lowest > 1 - RARE:
+    rare = highest < RARE or lowest > 1 - RARE
+    if rare and (expected is not None or high < RARE or low > 1 - RARE):
         return True
     mixed = (entry.get("r_hat") or 1.0) <= MAX_R_HAT and abs(entry.get("drift") or 0.0) < MAX_DRIFT
-    return bool(mixed and high - low < NARROW)
+    return mixed and high - low < NARROW and (rare or entry["n_visits"] >= FEW_VISITS)
 
 
 def _compared(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -142,8 +144,10 @@ def _reference_tests(summary: Mapping[str, Any]) -> Iterator[Difference]:
 def _not_compared(summary: Mapping[str, Any]) -> Iterator[str]:
     for key, compared in _compared(summary):
         for rung, z in compared["z"].items():
-            entry = summary["quantities"].get(key, {}).get(rung, {})
-            if z is None and not (entry and is_bounded(entry)):
+            entry = summary["quantities"].get(key, {}).get(rung)
+            # The population that the reference expects lies within its interval.
+            need_not = entry is not None and not entry["converged"] and is_bounded(entry)
+            if z is None and not need_not:
                 yield f"{rung} K: {quantity_label(key)} {_TOO_FEW}"
         tested = all(z is not None for z in compared["z"].values())
         if tested and compared["p_value"] is None and len(compared["z"]) > 1:

@@ -11,7 +11,7 @@ from openmm_tsf.analysis.convergence import Assessment, assess_probability
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.analysis.run_data import nearest_rung
-from openmm_tsf.analysis.statistics import Array
+from openmm_tsf.analysis.statistics import MIN_EFFECTIVE_SAMPLES, Array
 from openmm_tsf.analysis.uncertainty import estimate_mean
 
 #: A function of the recorded torsions (name to array in rad) with truth values of their shape.
@@ -38,8 +38,8 @@ class BasinCheck:
 
     The expected population of a rung is that of the reference, where it has the rung and the
     basin's torsions; else that of the training frames, where they are of the rung's temperature and
-    visit the basin; else that of all rungs by MBAR, where the rung's own samples do not tell it
-    (they may never visit the basin).
+    visit the basin; else that of the other rungs by MBAR, where the rung's own samples do not tell
+    it: these are left out, as those of a rung that hardly visits the basin would outweigh others.
     """
 
     def __init__(self, run: RunEstimates, reference: Reference | None = None) -> None:
@@ -100,9 +100,10 @@ class BasinCheck:
             expected = self._of_frames(temperature, name)
         elsewhere = np.delete(inside, rung, axis=2).any()
         if expected.source is None and not assessed.converged and elsewhere:
-            by_mbar = run.mbar().reweight(float(run.betas[rung])).mean(inside)
-            source = "all rungs (MBAR)" if assessed.value > 0 else "the other rungs (MBAR)"
-            expected = _Expected(by_mbar.value, by_mbar.stderr, source)
+            others = run.mbar_without(rung).reweight(float(run.betas[rung]))
+            if others.kish >= MIN_EFFECTIVE_SAMPLES:
+                by_mbar = others.mean(np.delete(inside, rung, axis=2))
+                expected = _Expected(by_mbar.value, by_mbar.stderr, "the other rungs (MBAR)")
         return expected
 
     def _of_frames(self, temperature: float, name: str) -> _Expected:

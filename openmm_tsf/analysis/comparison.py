@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import fdtrc  # type: ignore[import-untyped]
 
-from openmm_tsf.analysis.convergence import assess_mean, assess_probability
+from openmm_tsf.analysis.convergence import assess_mean, assess_probability, count_pieces
 from openmm_tsf.analysis.ensemble_checks import DECISIVE_Z
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.ramachandran import RamachandranDistance, ramachandran_distance
@@ -131,6 +131,7 @@ class _Pair:
         self.by_mbar = all(reference.rung(t) is None for t in run.temperatures)
         self.run_energy = np.stack([run.energies(t) for t in run.temperatures], axis=-1)
         self.own_rungs: list[int] = []
+        self._pieces: dict[int, float] = {}
         if self.by_mbar:
             self._samples = [run.mbar().reweight(run.beta(t)) for t in temperatures]
             self._means = [each.mean(self.run_energy).value for each in self._samples]
@@ -150,6 +151,15 @@ class _Pair:
         scale = self.run.boltzmann_constant * self.temperatures[k] ** 2
         squares: Array = (energy - energy.mean()) ** 2 / scale
         return squares
+
+    def _reference_pieces(self, k: int) -> float:
+        """The independent samples of the reference at a temperature, by its slowest series."""
+        if k not in self._pieces:
+            reference, rung = self.reference, self.rungs[k]
+            angles = reference.phi[..., rung], reference.psi[..., rung]
+            series = [f(angle) for angle in angles for f in (np.cos, np.sin)]
+            self._pieces[k] = count_pieces(reference.energy[..., rung], *series)
+        return self._pieces[k]
 
     def compare_states(
         self, inside: npt.NDArray[np.bool_], reference: npt.NDArray[np.bool_]
@@ -180,9 +190,15 @@ class _Pair:
         z, tested = np.empty(len(columns)), np.empty(len(columns), dtype=bool)
         for k in columns:
             is_state = kind == "state" and not self.by_mbar
-            assessed = (assess_probability if is_state else assess_mean)(series[..., k])
-            known = assessed.n_eff if is_state else run[k].n_eff
-            known_of_reference = assess_probability(reference_series[..., k] > 0).n_eff
+            if is_state:
+                assessed = assess_probability(series[..., k], self.run.n_pieces)
+                known = assessed.n_eff
+            else:
+                assessed, known = assess_mean(series[..., k]), run[k].n_eff
+            known_of_reference = 0.0
+            if kind == "state":
+                pieces = self._reference_pieces(k)
+                known_of_reference = assess_probability(reference_series[..., k], pieces).n_eff
             z[k] = _z(kind, (run[k], reference[k]), (known, known_of_reference))
             tested[k] = assessed.converged and run[k].n_samples >= MIN_EFFECTIVE_SAMPLES
         # The variance of walkers that hardly moved is small, and so is its error.

@@ -48,6 +48,7 @@ class RunEstimates(RunData):
         super().__init__(path, start)
         self._estimates: dict[tuple[str, int], MeanEstimate] = {}
         self._mbar: dict[int, Mbar] = {}
+        self._mbar_without: dict[int, Mbar] = {}
 
     def reference(self) -> Reference | None:
         """Return the shipped reference data that the configuration names, if any."""
@@ -122,6 +123,14 @@ class RunEstimates(RunData):
         if n not in self._mbar:  # solved once for every observable and temperature
             self._mbar[n] = Mbar(self.energy[:n], self.betas)
         return self._mbar[n]
+
+    def mbar_without(self, rung: int) -> Mbar:
+        """Return the samples of all rungs but one, which must not be the only one."""
+        self.require_samples()
+        if rung not in self._mbar_without:
+            energy = np.delete(self.energy, rung, axis=2)
+            self._mbar_without[rung] = Mbar(energy, np.delete(self.betas, rung))
+        return self._mbar_without[rung]
 
     def thermodynamics(
         self, temperatures: Any = None, dihedral: str | None = None

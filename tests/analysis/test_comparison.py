@@ -220,3 +220,31 @@ def test_p_values_of_few_groups_are_those_of_hotelling():
     assert np.mean(p) == pytest.approx(0.5, abs=0.02)
     assert hotelling(9.0, 3, 10**6) == pytest.approx(chi2.sf(9.0, 3), rel=1e-4)
     assert np.isnan(hotelling(9.0, 3, 3))
+
+
+@pytest.mark.parametrize("n_walkers", [1, 20])
+@pytest.mark.parametrize("p", [0.0, 0.1])
+def test_a_wrong_population_is_wrong_against_a_reference_of_any_number_of_walkers(
+    tmp_path, n_walkers, p
+):
+    """Also where the run never visits what the reference has, 0.3."""
+    rng = np.random.default_rng(21)
+    shape = (3000 // n_walkers, n_walkers, len(TEMPERATURES))
+    phi, psi = angles_of_two_basins(rng, shape)
+    reference = Reference(TEMPERATURES, phi, psi, rng.normal(size=shape), 1.0)
+    run = run_like_reference(rng, tmp_path / "run", p=p)
+    compared = compare(run, reference).phi_positive
+    assert (np.array(compared.z) < -4).all()
+    verdict = run.summary(reference)["verdict"]
+    assert verdict["status"] == "wrong"
+    assert any("P(phi > 0) differs from the reference" in words for words in verdict["wrong"])
+
+
+def test_a_reference_that_never_visits_a_basin_of_the_run_disagrees(tmp_path):
+    """Its bound rests on its independent samples, not on its number of walkers."""
+    rng = np.random.default_rng(22)
+    shape = (3000, 1, len(TEMPERATURES))
+    phi, psi = angles_of_two_basins(rng, shape, p=0.0)
+    reference = Reference(TEMPERATURES, phi, psi, rng.normal(size=shape), 1.0)
+    compared = compare(run_like_reference(rng, tmp_path / "run"), reference).phi_positive
+    assert (np.array(compared.z) > 5).all()

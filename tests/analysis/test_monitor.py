@@ -20,7 +20,7 @@ from openmm_tsf.sampling.kernels import (
 )
 from openmm_tsf.sampling.tempering import ParallelTempering
 from openmm_tsf.systems.dataset import MDDataset
-from tests.support.analysis_runs import TEMPERATURES
+from tests.support.analysis_runs import BETAS, GAP, TEMPERATURES, two_state_run
 from tests.support.fabricate import two_state_chains, write_run
 
 N, W = 400, 8
@@ -95,6 +95,24 @@ def test_a_basin_that_is_too_small(tmp_path):
     assert len(words) == 2 * len(TEMPERATURES)
     assert all("phi > 0" in w and "being lost" in w for w in words)
     assert monitor(run)["warnings"] == []
+
+
+def test_a_rung_that_hardly_visits_a_basin_does_not_outweigh_the_others(tmp_path):
+    """Its expected population is that of the other rungs alone: 0.119, and not its own."""
+    rng = np.random.default_rng(4)
+    energy, states = two_state_run(rng, n=300, n_walkers=16)
+    states[:, :, 0] &= rng.random(states.shape[:2]) < 0.02
+    energy[:, :, 0] = np.where(
+        states[:, :, 0], energy[:, :, 0], rng.chisquare(5, energy.shape[:2]) / (2 * BETAS[0])
+    )
+    phi = np.where(states, 1.0, -1.0) + 0.1 * rng.normal(size=states.shape)
+    run = load_run(write_run(tmp_path / "run", TEMPERATURES, energy, {"phi": phi}))
+    cold = monitor(run)["basins"]["phi > 0"]["300.00"]
+    assert cold["p"] < 0.01
+    assert cold["expected_from"] == "the other rungs (MBAR)"
+    exact = 1 / (1 + np.exp(BETAS[0] * GAP))
+    assert abs(cold["expected_p"] - exact) < 4 * cold["expected_stderr"] < 0.05
+    assert run.summary()["verdict"]["status"] == "wrong"
 
 
 def test_nothing_ever_crosses(tmp_path):

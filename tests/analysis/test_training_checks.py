@@ -48,7 +48,7 @@ def test_frames_like_the_run(tmp_path):
     assert hot["expected_from"] == "the training frames"
     assert abs(hot["expected_p"] - 0.06) < 4 * hot["expected_stderr"]
     cold = result["basins"][RARE]["300.00"]
-    assert cold["expected_from"] in (None, "all rungs (MBAR)")
+    assert cold["expected_from"] in (None, "the other rungs (MBAR)")
 
 
 def test_a_basin_of_the_frames_that_the_run_never_visits(tmp_path):
