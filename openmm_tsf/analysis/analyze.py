@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,10 @@ from openmm_tsf.analysis.plots.thermodynamics import plot_thermodynamics
 from openmm_tsf.analysis.reference import Reference, has_reference, load_reference
 from openmm_tsf.analysis.summary import json_ready, write_summary
 from openmm_tsf.analysis.thermodynamics import Profile
-from openmm_tsf.io.directory import list_contents
+from openmm_tsf.io.directory import check_results_directory
 from openmm_tsf.io.files import PathLike, remove_stale_temporaries, replace_together, write_json
 
 logger = logging.getLogger(__name__)
-
-
-#: Names of what is written here.
-_RESULTS = re.compile(
-    r"summary\.json|report\.html|thermodynamics\.(csv|json|png)|(ramachandran|diagnostics)\.png"
-)
 
 
 def analyze(path: PathLike, output: PathLike | None = None) -> dict[str, Any]:
@@ -40,7 +33,7 @@ def analyze(path: PathLike, output: PathLike | None = None) -> dict[str, Any]:
         The run directory.
     output
         Where the files go, by default into the run directory. Another directory is new, empty, or
-        of an earlier analysis; the run is then only read.
+        of an earlier analysis or certificate; the run is then only read.
 
     Raises
     ------
@@ -49,7 +42,7 @@ def analyze(path: PathLike, output: PathLike | None = None) -> dict[str, Any]:
     ValueError
         If `path` is not a run directory, or there are no samples yet.
     """
-    target = _check_output(Path(path), output)
+    target = check_results_directory(output, path)
     run = load_run(Path(path))
     if run.n_iterations == 0:
         raise ValueError(f"{path}: there are no samples yet")
@@ -83,29 +76,6 @@ def _run_files(path: Path, target: Path) -> list[str]:
         for name in names
         if (path / name).is_file()
     ]
-
-
-def _check_output(path: Path, output: PathLike | None) -> Path:
-    """Return the directory of the results; refuse one that cannot be theirs before the work."""
-    target = path if output is None else Path(output)
-    if target.exists() and not target.is_dir():
-        if output is None:
-            return target  # it is no run directory
-        raise NotADirectoryError(f"output: {target} is a file, expected a directory")
-    if target.is_dir() and target.resolve() != path.resolve():
-        others = [name for name in list_contents(target) if not _RESULTS.fullmatch(name)]
-        if others:
-            raise FileExistsError(
-                f"output: expected a directory that is new, empty or of an earlier analysis, "
-                f"{target} holds {others[0]}"
-            )
-    folder = next((f for f in (target, *target.absolute().parents) if f.is_dir()), target)
-    if not os.access(folder, os.W_OK | os.X_OK) and (output is not None or target.is_dir()):
-        raise PermissionError(
-            f"output: {folder} cannot be written to; name another directory for the tables and "
-            "figures (--output)"
-        )
-    return target
 
 
 def write_thermodynamics(

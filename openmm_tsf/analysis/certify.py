@@ -7,22 +7,26 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from openmm_tsf.analysis.certify_basins import label_samples
-from openmm_tsf.analysis.certify_checks import Check, check_recorded, check_samples
+from openmm_tsf.analysis.certify_checks import Check, check_energies, check_recorded, check_samples
 from openmm_tsf.analysis.certify_convergence import (
     assess_samples,
     check_basin_ratios,
     check_convergence,
+    check_start,
 )
 from openmm_tsf.analysis.certify_coverage import Coverage, check_coverage, measure_coverage
 from openmm_tsf.analysis.certify_flow import weigh_samples
-from openmm_tsf.analysis.certify_report import judge
+from openmm_tsf.analysis.certify_report import judge_checks
 from openmm_tsf.analysis.certify_samples import Samples, read_run, read_trajectories
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.load import load_run
 from openmm_tsf.analysis.plots.certificate import plot_certificate
 from openmm_tsf.analysis.summary import json_ready
 from openmm_tsf.flows.load import load_flow
+from openmm_tsf.io.directory import check_results_directory
 from openmm_tsf.io.files import remove_stale_temporaries, replace_together, write_json
 from openmm_tsf.systems.files import holds_molecule, read_molecule
 from openmm_tsf.systems.molecule import MolecularSystem
@@ -68,7 +72,7 @@ def certify(
         Whether a walker may repeat a frame, as where moves are rejected; of a run it may.
     output
         Directory for ``certificate.json`` and ``certificate.png``, made if needed: by default the
-        run directory, and none for trajectories.
+        run directory, and none for trajectories. Another one is new, empty, or of earlier results.
 
     Returns
     -------
@@ -82,6 +86,8 @@ def certify(
     ------
     ValueError
         If files cannot be read as frames of the molecule, or the flow is of another one.
+    FileExistsError, NotADirectoryError, PermissionError
+        If `output` holds other files, is a file, or cannot be written to.
 
     Examples
     --------
@@ -100,29 +106,35 @@ def certify(
     check_instance(molecule, "molecule", MolecularSystem)
     is_run = not isinstance(samples, Mapping)
     checks: list[Check] = []
-    basins = None
+    basins = run_path = None
     if is_run:
         run = samples if isinstance(samples, RunEstimates) else load_run(Path(samples))
         molecule = molecule or _molecule_of(run)
-        frames, basins = read_run(run), run.basins
+        run_path, basins = run.path, run.basins
+        frames = read_run(run)
+        checks.append(check_start(run.burn_in))
         if flow is None and (run.path / "flow.pt").is_file():
             flow = run.path / "flow.pt"
         output = run.path if output is None else output
     if molecule is None:
         raise ValueError("molecule: expected the MolecularSystem of the trajectories, got none")
+    target = None if output is None else check_results_directory(output, run_path)
     network = None if flow is None else load_flow(flow, molecule)
-    target = None if output is None else _check_output(Path(output))
     with molecule.potential() as potential:
         if is_run:
             checks += [check_recorded(molecule, each, potential) for each in frames]
         else:
             frames = read_trajectories(samples, molecule, potential, walkers)
-        checks += check_samples(molecule, frames, repeats_allowed=monte_carlo or is_run)
+        are_finite = all(np.isfinite(each.positions).all() for each in frames)
+        if are_finite:
+            checks += check_samples(molecule, frames, repeats_allowed=monte_carlo or is_run)
+        else:  # no other check has a meaning
+            checks += [check_energies(each) for each in frames]
         weights = None
-        if network is not None:
+        if network is not None and are_finite:
             logger.info("weights of draws and frames by the flow")
             weights = [weigh_samples(network, potential, each) for each in frames]
-    labelled = label_samples(molecule, frames, weights, basins)
+    labelled = label_samples(molecule, frames, weights, basins) if are_finite else []
     coverage = [
         measure_coverage(
             each.samples.temperature,
@@ -158,12 +170,6 @@ def _molecule_of(run: RunEstimates) -> MolecularSystem:
     return read_molecule(run.path)
 
 
-def _check_output(target: Path) -> Path:
-    if target.exists() and not target.is_dir():
-        raise NotADirectoryError(f"output: {target} is a file, expected a directory")
-    return target
-
-
 def _certificate(
     molecule: MolecularSystem,
     frames: Sequence[Samples],
@@ -172,7 +178,7 @@ def _certificate(
     coverage: Sequence[Coverage],
 ) -> dict[str, Any]:
     content = {
-        "verdict": judge(checks),
+        "verdict": judge_checks(checks).to_dict(),
         "molecule": {"n_atoms": molecule.n_atoms, "fingerprint": molecule.fingerprint},
         "temperatures_K": [each.temperature for each in frames],
         "samples": {

@@ -24,8 +24,6 @@ from openmm_tsf.units import KB
 PASSED, WRONG = "passed", "wrong"
 #: More samples would decide; nothing here decides; not wrong, but to be looked at.
 MISSING, UNDECIDED, NOTED = "missing", "undecided", "warning"
-#: A basin whose population is below this need not be sampled: a bound is enough.
-RARE = 1e-3
 #: Standard errors beyond which a difference is none of chance, with a few dozen checks.
 MAX_Z = 4.0
 #: The largest of some ten mean torques, of two functions each, with errors from 32 blocks.

@@ -4,14 +4,31 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from openmm_tsf.analysis.agreement import BASIN, RARE, is_bounded, quantity_label
+from openmm_tsf.analysis.burn_in import BurnIn
 from openmm_tsf.analysis.certify_basins import LabelledSamples
-from openmm_tsf.analysis.certify_checks import MAX_Z, MISSING, PASSED, RARE, WRONG, Check
+from openmm_tsf.analysis.certify_checks import MAX_Z, MISSING, PASSED, WRONG, Check
 from openmm_tsf.analysis.certify_coverage import Coverage, hardly_reached
 from openmm_tsf.analysis.convergence import Assessment, assess_mean, assess_probability
 from openmm_tsf.analysis.ensemble_checks import basin_ratio
 from openmm_tsf.units import KB
 
 Quantities = dict[str, dict[str, Assessment]]
+
+
+def check_start(burn_in: BurnIn) -> Check:
+    """Check that the start of equilibrated sampling was found in a run."""
+    where = "all temperatures"
+    if not burn_in.is_equilibrated:
+        words = "the run still drifts in its second half, which alone is judged"
+        return Check("equilibration", where, MISSING, words)
+    words = "no drift was found"
+    if burn_in.start:
+        words = (
+            f"the first {burn_in.start:,} of {burn_in.n_iterations:,} saved iterations drift, and "
+            "are left out"
+        )
+    return Check("equilibration", where, PASSED, words)
 
 
 def assess_samples(labelled: Sequence[LabelledSamples]) -> Quantities:
@@ -23,7 +40,7 @@ def assess_samples(labelled: Sequence[LabelledSamples]) -> Quantities:
             quantities["energy_kJ_mol"][key] = assess_mean(each.samples.energy)
         for k, name in enumerate(each.names):
             inside = assess_probability((each.labels == k).any(axis=-1), each.n_pieces)
-            quantities.setdefault(f"basin {name}", {})[key] = inside
+            quantities.setdefault(f"{BASIN}{name}", {})[key] = inside
     return quantities
 
 
@@ -68,14 +85,14 @@ def check_basin_ratios(low: LabelledSamples, high: LabelledSamples) -> list[Chec
 def check_convergence(
     quantities: Mapping[str, Mapping[str, Assessment]], coverage: Sequence[Coverage] = ()
 ) -> list[Check]:
-    """Check each assessment; of a basin that is certainly rare the bound is enough.
+    """Check each assessment; of a basin that is rare, or known to 0.01, an interval is enough.
 
-    It is certain only where the basin is known at the next higher temperature as well: visits that
+    It is known only where the basin is known at the next higher temperature as well: visits that
     are rare and long leave no trace in the statistics of those who never came.
     """
     hardly = hardly_reached(coverage)
     bounds = {
-        (f"basin {basin.name}", f"{each.temperature:.2f}"): basin.high
+        (f"{BASIN}{basin.name}", f"{each.temperature:.2f}"): basin.high
         for each in coverage
         if each.decided
         for basin in each.basins
@@ -83,18 +100,19 @@ def check_convergence(
     }
     checks: list[Check] = []
     for name, table in quantities.items():
-        label = "<U>" if name == "energy_kJ_mol" else f"P({name.removeprefix('basin ')})"
+        label = quantity_label(name)
         known_above = True
         of_quantity: list[Check] = []
         for key, assessed in reversed(list(table.items())):
             numbers = {"value": assessed.value, "stderr": assessed.stderr, "high": assessed.high}
             highest = min(assessed.high, bounds.get((name, key), np.inf))
-            rare = name != "energy_kJ_mol" and highest < RARE
-            status = PASSED if assessed.converged or (rare and known_above) else MISSING
+            is_state = name.startswith(BASIN)
+            bounded = is_bounded(assessed.to_dict()) or (is_state and highest < RARE)
+            status = PASSED if assessed.converged or (bounded and known_above) else MISSING
             if assessed.converged:
                 words = f"{label} = {assessed.value:.4g} ± {assessed.stderr:.2g} is converged"
-            elif rare:
-                words = f"{label} is at most {highest:.1g} (95 %)"
+            elif bounded:
+                words = f"{label} is between {assessed.low:.2g} and {highest:.2g} (95 %)"
                 words += "" if known_above else ", but not converged at the next higher temperature"
             else:
                 words = f"{label} = {assessed.value:.4g}: {'; '.join(assessed.missing)}"

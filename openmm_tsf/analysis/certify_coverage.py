@@ -14,12 +14,12 @@ import numpy.typing as npt
 from scipy.optimize import brentq  # type: ignore[import-untyped]
 from scipy.special import expit, gammaincinv, logsumexp  # type: ignore[import-untyped]
 
+from openmm_tsf.analysis.agreement import RARE
 from openmm_tsf.analysis.certify_checks import (
     MAX_Z,
     MISSING,
     NOTED,
     PASSED,
-    RARE,
     UNDECIDED,
     WRONG,
     Check,

@@ -1,43 +1,34 @@
 """The verdict on a certificate's checks, and its page for the terminal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from openmm_tsf.analysis.certify_checks import MISSING, NOTED, PASSED, UNDECIDED, WRONG, Check
+from openmm_tsf.analysis.verdict import Verdict
 
-#: Exit status of ``openmm-tsf certify``; 1 and 2 are those of failed commands.
-EXIT_STATUS = {"converged": 0, "not yet": 3, "wrong": 4}
 #: Checks that tell whether samples are of Boltzmann distributions.
 _OF_BOLTZMANN = ("Boltzmann", "configurational temperature")
 
 
-def judge(checks: Sequence[Check]) -> dict[str, Any]:
-    """Return the entry ``verdict`` of a certificate.
+def judge_checks(checks: Iterable[Check]) -> Verdict:
+    """Return the verdict on checks.
 
-    ``wrong`` if any check found what cannot be of the Boltzmann ensemble; else ``not yet`` where
+    It is ``wrong`` if any found what cannot be of the Boltzmann ensemble; else ``not yet`` where
     samples are missing or a check cannot decide; else ``converged``.
     """
-    reasons = {
-        key: [check.sentence for check in checks if check.status == status]
-        for key, status in (
-            ("wrong", WRONG), ("missing", MISSING), ("undecided", UNDECIDED), ("warnings", NOTED)
-        )
-    }  # fmt: skip
-    lacking = [*reasons["missing"], *reasons["undecided"]]
-    if reasons["wrong"]:
-        status, sentence = "wrong", f"wrong: {_first(reasons['wrong'])}"
-    elif lacking:
-        status, sentence = "not yet", f"not yet converged: {_first(lacking)}"
-    else:
-        status = sentence = "converged"
-        if any(check.name in _OF_BOLTZMANN and check.status == PASSED for check in checks):
-            sentence = "converged, in agreement with Boltzmann"
-    return {"status": status, "sentence": sentence, **reasons}
-
-
-def _first(reasons: Sequence[str]) -> str:
-    more = len(reasons) - 1
-    return reasons[0] + (f" (and {more} more)" if more else "")
+    checks = list(checks)
+    wrong, missing, undecided, warnings = (
+        tuple(check.sentence for check in checks if check.status == status)
+        for status in (WRONG, MISSING, UNDECIDED, NOTED)
+    )
+    agrees = any(check.name in _OF_BOLTZMANN and check.status == PASSED for check in checks)
+    return Verdict(
+        wrong=wrong,
+        missing=missing,
+        undecided=undecided,
+        warnings=warnings,
+        agrees_with=("Boltzmann",) if agrees and not wrong and not undecided else (),
+    )
 
 
 def describe_certificate(certificate: dict[str, Any]) -> str:

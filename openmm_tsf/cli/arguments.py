@@ -1,8 +1,14 @@
 """The arguments of the command line."""
 
 import argparse
+import textwrap
 from importlib.metadata import version
 from typing import Any
+
+_STATUS = (
+    "The exit status is 0 if {} converged, 3 if not yet, 4 if wrong; 2 after an error, 130 after "
+    "Ctrl-C."
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,11 +27,20 @@ def build_parser() -> argparse.ArgumentParser:
     analyze = _command(
         commands,
         "analyze",
-        "verdict, tables and plots of a run directory; the exit status is 0 if it is converged, 3 "
-        "if it is not yet, 4 if it is wrong",
+        "verdict, tables and plots of a run directory",
+        _STATUS.format("the run is"),
     )
     certify = _command(
-        commands, "certify", "are a run, or trajectories of any origin, of the Boltzmann ensemble"
+        commands,
+        "certify",
+        "are a run, or trajectories of any origin, of the Boltzmann ensemble",
+        "Give a run directory; or for each temperature its files after --trajectory, and "
+        "--temperature, with the molecule and an --output: for example\n\n"
+        "  openmm-tsf certify --pdb my.pdb --system system.xml --output certificate \\\n"
+        "    --trajectory cold_1.dcd cold_2.dcd --temperature 300 \\\n"
+        "    --trajectory hot_1.dcd hot_2.dcd --temperature 330\n\n"
+        "Two temperatures whose energies overlap are tested best. Without a flow nothing is known "
+        "of what was never visited.\n\n" + _STATUS.format("the samples are"),
     )
     doctor = _command(commands, "doctor", "self-test, and the facts for a bug report")
 
@@ -106,9 +121,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: Any, name: str, description: str) -> argparse.ArgumentParser:
+def _command(
+    commands: Any, name: str, description: str, more: str | None = None
+) -> argparse.ArgumentParser:
+    """Add a command; `more` follows its arguments, line by line."""
+    lines = (
+        None
+        if more is None
+        else [textwrap.fill(x, 79) if x[:1] != " " else x for x in more.split("\n")]
+    )
     command: argparse.ArgumentParser = commands.add_parser(
-        name, help=description, description=description[0].upper() + description[1:] + "."
+        name,
+        help=description,
+        description=description[0].upper() + description[1:] + ".",
+        epilog=None if lines is None else "\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--quiet", action="store_true", help="no progress, warnings only")
     command.add_argument("--debug", action="store_true", help="show tracebacks and debug messages")
@@ -140,8 +167,8 @@ def _certify_arguments(command: argparse.ArgumentParser) -> None:
         nargs="+",
         action="append",
         metavar="PATH",
-        help="files of one temperature that mdtraj can read, each an independent walker; once for "
-        "each temperature",
+        help="files of one temperature that mdtraj can read (not XTC, which rounds), each an "
+        "independent walker; once for each temperature",
     )
     command.add_argument(
         "--temperature",
@@ -166,7 +193,8 @@ def _certify_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--output",
         metavar="DIR",
-        help="folder for certificate.json and certificate.png (default: RUN)",
+        help="folder for certificate.json and certificate.png: new, empty or of earlier results "
+        "(default: RUN)",
     )
 
 

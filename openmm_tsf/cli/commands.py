@@ -132,7 +132,8 @@ def _analyze(args: argparse.Namespace) -> int:
 
 def _certify(args: argparse.Namespace) -> int:
     from openmm_tsf.analysis.certify import certify
-    from openmm_tsf.analysis.certify_report import EXIT_STATUS, describe_certificate
+    from openmm_tsf.analysis.certify_report import describe_certificate
+    from openmm_tsf.analysis.verdict import EXIT_STATUS
     from openmm_tsf.systems.files import load_molecule
 
     trajectories, temperatures = args.trajectory or [], args.temperature or []
@@ -141,8 +142,10 @@ def _certify(args: argparse.Namespace) -> int:
         raise ValueError(f"RUN, --trajectory: expected one of the two, got {got}")
     if len(temperatures) != len(trajectories) or len(set(temperatures)) != len(temperatures):
         got = ", ".join(f"{kelvin:g}" for kelvin in temperatures) or "none"
-        expected = f"{len(trajectories)} different ones, one for each --trajectory"
-        raise ValueError(f"--temperature: expected {expected}, got {got}")
+        raise ValueError(
+            f"--temperature: expected one for each --trajectory ({len(trajectories)}), all "
+            f"different, got {got}; walkers of one temperature follow one --trajectory"
+        )
     if args.run is None and args.output is None:
         raise ValueError("--output: expected a folder for the certificate, got none")
     given = (args.pdb, args.system, args.forcefield)

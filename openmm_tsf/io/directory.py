@@ -28,11 +28,16 @@ _LOCK_FILES = {LOCK, _OWNER}
 #: Time between checkpoints in s, unless the user chooses another: what a killed process loses.
 CHECKPOINT_SECONDS = 30.0
 
+#: Names of the results that analyses and certificates write.
+_RESULTS = (
+    r"summary\.json|report\.html|thermodynamics\.(csv|json|png)|(ramachandran|diagnostics)\.png"
+    r"|certificate\.(json|png)"
+)
 #: Files and folders that stages write.
 _FILES = re.compile(
-    r"(config|summary|thermodynamics)\.json|checkpoint\.(pt|npz)|flow\.pt"
+    r"config\.json|checkpoint\.(pt|npz)|flow\.pt"
     r"|training\.(pt|csv)|topology\.pdb|system\.xml|positions\.npz|(md|T[\d.]+K)\.dcd"
-    r"|(ramachandran|diagnostics|thermodynamics)\.(png|csv)|report\.html"
+    rf"|{_RESULTS}"
 )
 _STAGES = ("md", "train", "sample", "run")
 _FOLDERS = ("segments", "training", "md")
@@ -143,6 +148,32 @@ def open_output_directory(output: PathLike, *, resume: bool = False) -> Iterator
         else:
             logger.warning("nothing to resume in %s: starting from the beginning", path)
         yield lock
+
+
+def check_results_directory(output: PathLike | None, run: PathLike | None) -> Path:
+    """Return the directory of results; refuse one that cannot be theirs before the work.
+
+    It is the run directory by default. Another one is new, empty, or of earlier results.
+    """
+    target = Path(run if output is None else output)  # type: ignore[arg-type]
+    if target.exists() and not target.is_dir():
+        if output is None:
+            return target  # it is no run directory
+        raise NotADirectoryError(f"output: {target} is a file, expected a directory")
+    if target.is_dir() and (run is None or target.resolve() != Path(run).resolve()):
+        others = [name for name in list_contents(target) if not re.fullmatch(_RESULTS, name)]
+        if others:
+            raise FileExistsError(
+                f"output: expected a directory that is new, empty or of an earlier analysis or "
+                f"certificate, {target} holds {others[0]}"
+            )
+    folder = next((f for f in (target, *target.absolute().parents) if f.is_dir()), target)
+    if not os.access(folder, os.W_OK | os.X_OK) and (output is not None or target.is_dir()):
+        raise PermissionError(
+            f"output: {folder} cannot be written to; name another directory for the tables and "
+            "figures (--output)"
+        )
+    return target
 
 
 def _is_of_a_stage(path: Path) -> bool:

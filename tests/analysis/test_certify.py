@@ -8,8 +8,12 @@ import pytest
 import torch
 
 import openmm_tsf as tsf
+from openmm_tsf.analysis.analyze import analyze
+from openmm_tsf.analysis.certify import certify
 from openmm_tsf.analysis.certify_checks import MISSING, NOTED, PASSED, UNDECIDED, WRONG, Check
-from openmm_tsf.analysis.certify_report import describe_certificate, judge
+from openmm_tsf.analysis.certify_report import describe_certificate, judge_checks
+from openmm_tsf.analysis.certify_samples import read_trajectories
+from openmm_tsf.analysis.convergence import assess_mean
 from openmm_tsf.cli.main import main
 from tests.support.chain import chain_of
 from tests.support.exact_chain import draw_frames
@@ -37,7 +41,7 @@ def flow(chain, tmp_path_factory):
     return path
 
 
-def frames_of(seed=2, shape=(100, 8), factor=1.0, **options):
+def frames_of(seed=2, shape=(60, 8), factor=1.0, **options):
     rng = np.random.default_rng(seed)
     kelvins = (factor * TEMPERATURES[0], TEMPERATURES[1])
     drawn = [draw_frames(rng, shape, kelvin, BARRIER, **options) for kelvin in kelvins]
@@ -86,7 +90,11 @@ def test_a_missing_basin(chain, flow):
         missing = table["basins"]["O2-O3 -60"]
         assert missing["low"] < 1 / 3 < missing["high"]
         assert table["unvisited_high"] > 1 / 3
-    assert tsf.certify(lacking, chain)["verdict"]["status"] == "converged"
+
+
+@pytest.mark.slow
+def test_nothing_but_a_flow_tells_a_missing_basin(chain):
+    assert tsf.certify(frames_of(without=GAUCHE), chain)["verdict"]["status"] == "converged"
 
 
 @pytest.mark.slow
@@ -116,14 +124,24 @@ def test_planted_faults(chain, fault, name):
 
 def test_verdicts():
     def status(*statuses):
-        verdict = judge([Check("Boltzmann", "here", each, "words") for each in statuses])
-        return verdict["status"], verdict["sentence"]
+        verdict = judge_checks(Check("Boltzmann", "here", each, "words") for each in statuses)
+        return verdict.status, verdict.sentence
 
     assert status(PASSED, NOTED) == ("converged", "converged, in agreement with Boltzmann")
     assert status(NOTED) == ("converged", "converged")
     assert status(PASSED, UNDECIDED) == ("not yet", "not yet converged: here: words")
     assert status(MISSING, UNDECIDED)[1] == "not yet converged: here: words (and 1 more)"
     assert status(MISSING, WRONG, UNDECIDED) == ("wrong", "wrong: here: words")
+
+
+def test_frames_that_are_no_numbers(chain, tmp_path):
+    """Dynamics that blew up: the certificate says so, and nothing else can be checked."""
+    frames = frames_of(shape=(6, 2))
+    frames[300.0][3:] = np.nan
+    certificate = tsf.certify(frames, chain, output=tmp_path)
+    assert certificate["verdict"]["wrong"] == ["300.00 K: 6 of 12 frames have no finite energy"]
+    assert describe_certificate(certificate).startswith("certificate: wrong: 300.00 K: 6 of 12")
+    assert (tmp_path / "certificate.png").exists()
 
 
 def test_the_command(chain, tmp_path, capsys):
@@ -147,13 +165,26 @@ def test_the_command(chain, tmp_path, capsys):
     # Walkers side by side in one file are the same.
     both = tmp_path / "both.dcd"
     mdtraj.Trajectory(frames[300.0].reshape(-1, 5, 3), chain.mdtraj_topology).save_dcd(str(both))
-    same = tsf.certify({300: both}, chain, walkers=2)["quantities"]["energy_kJ_mol"]["300.00"]
-    assert same["value"] == certificate["quantities"]["energy_kJ_mol"]["300.00"]["value"]
-    assert same["r_hat"] == certificate["quantities"]["energy_kJ_mol"]["300.00"]["r_hat"]
-    # The same files at other temperatures.
-    wrong = [{"300": "900"}.get(word, word) for word in command]
-    assert main(wrong) == 4
+    with chain.potential() as potential:
+        (same,) = read_trajectories({300: both}, chain, potential, walkers=2)
+    assert same.energy.shape == (40, 2)
+    energy = certificate["quantities"]["energy_kJ_mol"]["300.00"]
+    assert assess_mean(same.energy).to_dict() == energy
+    # Results of an analysis may stand beside them, other files may not.
+    (tmp_path / "out" / "summary.json").write_text("{}")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert main(command) == 2
+    assert "certificate, " in (error := capsys.readouterr().err)
+    assert "holds notes.txt" in error
+    (tmp_path / "out" / "notes.txt").unlink()
+    # The same files at another temperature.
+    start = command.index("--trajectory", command.index("--temperature"))
+    wrong = [{"300": "900"}.get(word, word) for word in command[:start]]
+    assert main([*wrong, *command[-2:]]) == 4
     assert "by the forces, the frames are of" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "certificate.json", "certificate.png", "summary.json"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -161,7 +192,7 @@ def test_the_command(chain, tmp_path, capsys):
     [
         ("", "RUN, --trajectory: expected one of the two, got none"),
         ("run --trajectory x --temperature 300", "expected one of the two, got both"),
-        ("--trajectory x --output o", "--temperature: expected 1 different ones, one for each"),
+        ("--trajectory x --output o", "--temperature: expected one for each --trajectory (1), all"),
         ("--trajectory x --temperature 300", "--output: expected a folder for the certificate"),
         ("--trajectory no.dcd --temperature 300 --output o", "path: no such trajectory no.dcd"),
         ("no", "no: no such run directory"),
@@ -201,8 +232,13 @@ def test_a_run(chain, flow, tmp_path):
     sampler.run(30, output=run, progress=False)
     certificate = tsf.certify(run)
     assert WRONG not in {check["status"] for check in certificate["checks"]}
-    assert "recorded energies" in names(certificate, PASSED)
+    assert {"recorded energies", "equilibration"} <= names(certificate, PASSED)
     assert certificate["verdict"]["status"] == "not yet"
+    # Analyses and certificates share a directory, in any order.
+    together = tmp_path / "together"
+    for judge in (analyze, certify, analyze):
+        judge(run, output=together)
+    assert {"report.html", "certificate.png"} <= {path.name for path in together.iterdir()}
     assert list(certificate["coverage"]) == ["300.00", "400.00"]
     assert (run / "certificate.json").exists()
     (run / "flow.pt").unlink()

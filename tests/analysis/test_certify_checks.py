@@ -4,7 +4,9 @@ import numpy as np
 import openmm
 import pytest
 
+from openmm_tsf.analysis.burn_in import BurnIn
 from openmm_tsf.analysis.certify_checks import (
+    MISSING,
     PASSED,
     UNDECIDED,
     WRONG,
@@ -14,7 +16,9 @@ from openmm_tsf.analysis.certify_checks import (
     check_ratio,
     check_structure,
 )
+from openmm_tsf.analysis.certify_convergence import check_convergence, check_start
 from openmm_tsf.analysis.certify_samples import Samples
+from openmm_tsf.analysis.convergence import assess_mean, assess_probability
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.units import KB
@@ -198,3 +202,18 @@ def test_forces_of_exact_frames():
     assert outcome(other, "mean torques").status == WRONG
     few = check_forces(molecule, samples_of(draw_frames(rng, (10, 1), KELVIN)))
     assert [check.status for check in few] == [UNDECIDED]
+
+
+def test_what_is_known_of_rare_basins_and_of_drifting_runs():
+    """An interval narrower than 0.01 is enough, as for runs, and only for states."""
+    rng = np.random.default_rng(7)
+    rare = assess_probability(rng.random((2000, 8)) < 3e-4, n_pieces=8000.0)
+    assert not rare.converged
+    short = assess_mean(-1000.0 + rng.normal(size=(4, 8)))
+    assert short.high < 0 and not short.converged  # noqa: PT018
+    checks = check_convergence({"basin A": {"300.00": rare}, "energy_kJ_mol": {"300.00": short}})
+    assert [check.status for check in checks] == [PASSED, MISSING]
+    assert "P(A) is between" in checks[0].words
+    assert check_start(BurnIn(0, 100)).status == PASSED
+    assert check_start(BurnIn(7, 100)).words.startswith("the first 7 of 100")
+    assert check_start(BurnIn(50, 100, is_equilibrated=False)).status == MISSING

@@ -42,6 +42,13 @@ def test_help(command, capsys):
     assert "usage: openmm-tsf" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["analyze", "certify"])
+def test_help_of_commands_that_judge_tells_the_exit_status(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "converged, 3 if not yet, 4 if wrong" in " ".join(capsys.readouterr().out.split())
+
+
 def test_module_is_the_same_program(tmp_path):
     def python(*arguments):
         command = [sys.executable, *arguments]

@@ -219,9 +219,9 @@ def test_names_of_kernels_and_atoms(box):
 NAMES_OF_FILES = {
     "sample": "T500.00K.dcd T600.00K.dcd config.json checkpoint.pt flow.pt topology.pdb system.xml "
     "positions.npz topology.json .lock .lock-owner.json summary.json report.html ramachandran.png "
-    "diagnostics.png thermodynamics.csv thermodynamics.json thermodynamics.png summary.json.tmp "
-    "thermodynamics.json.tmp segments/segment_000000.npz segments/segment_000001.npz "
-    "segments/segment_000002.npz",
+    "diagnostics.png thermodynamics.csv thermodynamics.json thermodynamics.png certificate.json "
+    "summary.json.tmp thermodynamics.json.tmp segments/segment_000000.npz "
+    "segments/segment_000001.npz segments/segment_000002.npz",
     "md": "md.dcd checkpoint.npz config.json .lock .lock-owner.json topology.pdb system.xml "
     "positions.npz topology.json",
     "train": "training.pt training.csv flow.pt config.json .lock",
