@@ -20,8 +20,9 @@ MAX_Z, MIN_P_VALUE = 3.0, 0.01
 MAX_RAMACHANDRAN_RATIO = 1.5
 #: States below this population need not be sampled: a bound is enough.
 RARE = 1e-3
-#: Nor do the others where the interval is narrower than this, with this many independent visits.
-NARROW, FEW_VISITS = 0.02, 10
+#: Nor do the others where the interval is narrower than this, with so many effective successes (an
+#: error of 70 %) and independent visits.
+NARROW, FEW_SUCCESSES, FEW_VISITS = 0.02, 2, 5
 
 _LABELS = {
     "energy_kJ_mol": "<U>",
@@ -99,9 +100,9 @@ def is_bounded(entry: Mapping[str, Any]) -> bool:
     """Whether the population of a state is known well enough although it is hardly ever visited.
 
     That is where its 95 % interval spans less than two hundredths, walkers and halves agree, the
-    population expected elsewhere (from frames, or from other rungs) lies in it, and the state was
-    visited 10 times, or is rare: its estimate and its expectation are below one thousandth, or
-    above 999. Of a rare state either the interval or an expectation is enough.
+    population expected elsewhere (from frames, or from other rungs) lies in it, and the state has 2
+    effective successes in 5 visits, or is rare: its estimate and its expectation are below one
+    thousandth, or above 999. Of a rare state either the interval or an expectation is enough.
     """
     value, low, high = entry["value"], entry["low"], entry["high"]
     if entry.get("n_visits") is None or None in (value, low, high):
@@ -116,7 +117,9 @@ def is_bounded(entry: Mapping[str, Any]) -> bool:
     if rare and (expected is not None or high < RARE or low > 1 - RARE):
         return True
     mixed = (entry.get("r_hat") or 1.0) <= MAX_R_HAT and abs(entry.get("drift") or 0.0) < MAX_DRIFT
-    return mixed and high - low < NARROW and (rare or entry["n_visits"] >= FEW_VISITS)
+    successes = min(value, 1 - value) * (entry["n_eff"] or 0.0)
+    enough = successes >= FEW_SUCCESSES and entry["n_visits"] >= FEW_VISITS
+    return bool(mixed and high - low < NARROW and (rare or enough))
 
 
 def _compared(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -159,8 +159,9 @@ def test_states_below_one_thousandth_need_no_population():
     assert set(both.quantities["basin phi > 0"].values()) == {"not yet"}
     # A population of more than one thousandth that a few visits tell within a narrow interval.
     some = not_converged(3e-3, 1.4e-3, n_visits=17, low=5e-4, high=1.2e-2, expected_p=2e-3)
+    some["n_eff"] = 1500.0
     assert judge(changed((path, some))).status == "converged"
-    for change in ({"n_visits": 6}, {"high": 0.03}, {"r_hat": 1.1}, {"drift": 4.0}):
+    for change in ({"n_visits": 4}, {"n_eff": 600.0}, {"high": 0.03}, {"r_hat": 1.1}, {"drift": 4}):
         assert judge(changed((path, some | change))).status == "not yet"
     for expected in ({"expected_p": 0.03, "expected_stderr": 5e-3}, {"expected_p": 1e-4}):
         assert judge(changed((path, some | expected))).status == "not yet"
