@@ -43,7 +43,7 @@ for conformation in x.numpy():
     loop.append(context.getState(getEnergy=True).getPotentialEnergy()._value)
 loop_seconds = time.perf_counter() - start
 print(f"largest difference: {(energies - torch.tensor(loop)).abs().max():.1e} kJ/mol")
-print(f"the loop takes {loop_seconds / batch_seconds:.1f} times as long as the batch")
+print(f"the loop takes {loop_seconds / batch_seconds:.2g} times as long as the batch")
 
 # %% [markdown]
 # Gradients by autograd, forces in one call, and a Hessian from a second derivative.

@@ -102,6 +102,15 @@ def test_degenerate_series():
         find_start([constant * np.nan])
 
 
+@pytest.mark.parametrize("energy", [1e4, 1e10])
+def test_a_clash_at_the_start_is_left_out_and_no_more_than_a_quarter(energy):
+    series = np.random.default_rng(0).normal(size=(60, 4))
+    series[4, 1] += energy
+    found = find_start([series])
+    assert found.start in range(0 if energy < 1e5 else 5, 16)
+    assert found.is_equilibrated
+
+
 N_BAD = 12
 
 
