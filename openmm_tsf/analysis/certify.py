@@ -65,9 +65,10 @@ def certify(
     molecule
         Of the trajectories; by default that of the run directory.
     flow
-        A flow file of this molecule; of a run, by default its own.
+        A flow file of this molecule, or the directory that holds ``flow.pt``; of a run, by default
+        its own.
     walkers
-        The number of walkers that each trajectory file holds, frame by frame.
+        The number of walkers that each trajectory file holds, frame by frame; a run tells its own.
     monte_carlo
         Whether a walker may repeat a frame, as where moves are rejected; of a run it may.
     output
@@ -105,6 +106,8 @@ def certify(
     monte_carlo = check_bool(monte_carlo, "monte_carlo")
     check_instance(molecule, "molecule", MolecularSystem)
     is_run = not isinstance(samples, Mapping)
+    if is_run and walkers != 1:
+        raise ValueError(f"walkers: a run directory tells its own, got {walkers}")
     checks: list[Check] = []
     basins = run_path = None
     if is_run:
@@ -116,6 +119,8 @@ def certify(
         if flow is None and (run.path / "flow.pt").is_file():
             flow = run.path / "flow.pt"
         output = run.path if output is None else output
+    if flow is not None and Path(flow).is_dir():
+        flow = Path(flow) / "flow.pt"
     if molecule is None:
         raise ValueError("molecule: expected the MolecularSystem of the trajectories, got none")
     target = None if output is None else check_results_directory(output, run_path)
@@ -165,7 +170,8 @@ def certify(
 def _molecule_of(run: RunEstimates) -> MolecularSystem:
     if not holds_molecule(run.path):
         raise ValueError(
-            f"molecule: expected the MolecularSystem that was sampled, {run.path} has no system.xml"
+            f"molecule: expected the MolecularSystem that was sampled, {run.path} has no "
+            "system.xml (samples of other potentials cannot be certified)"
         )
     return read_molecule(run.path)
 

@@ -16,6 +16,8 @@ from urllib.parse import quote
 from openmm_tsf.utils.terminal import printable
 
 UNKNOWN = "unknown"
+#: Numbers from here on are written with an exponent.
+_LARGEST = 1e12
 #: Intervals that start below it have an upper bound only.
 _SMALLEST = 1e-6
 
@@ -43,6 +45,8 @@ def format_number(value: Any, decimals: int, sign: str = "") -> str:
         return UNKNOWN
     if not is_number(value):
         return escape(value)
+    if abs(value) >= _LARGEST:
+        return f"{value:{sign}.3g}".replace("-", "\N{MINUS SIGN}")
     return f"{value:{sign},.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 

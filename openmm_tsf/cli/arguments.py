@@ -188,7 +188,8 @@ def _certify_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--flow",
         metavar="PATH",
-        help="flow.pt, to bound what was never visited (default: that of RUN)",
+        help="flow.pt, or the folder of train or run, to bound what was never visited (default: "
+        "that of RUN)",
     )
     command.add_argument(
         "--output",

@@ -216,7 +216,9 @@ def test_errors(chain, flow, tmp_path):
     with pytest.raises(TypeError, match="samples: expected temperatures with their trajectories"):
         tsf.certify({}, chain)
     with pytest.raises(ValueError, match="this flow belongs to another molecule"):
-        tsf.certify(frames, chain_of(), flow=flow)
+        tsf.certify(frames, chain_of(), flow=flow.parent)  # the folder that holds flow.pt
+    with pytest.raises(ValueError, match="walkers: a run directory tells its own, got 2"):
+        tsf.certify(tmp_path, chain, walkers=2)
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="output: "):
         tsf.certify(frames, chain, output=tmp_path / "file")

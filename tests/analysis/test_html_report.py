@@ -282,3 +282,9 @@ def test_values_are_shown_to_two_digits_of_their_errors(value, stderr, text):
 
 def test_what_is_not_a_number_is_escaped():
     assert format_number("<b>", 2) == "&lt;b&gt;"
+
+
+def test_huge_numbers_stay_within_their_cells():
+    assert format_number(-1e300, 3) == "\N{MINUS SIGN}1e+300"
+    assert format_number(10**25, 0) == "1e+25"
+    assert format_number(999_999_999_999, 0) == "999,999,999,999"
