@@ -144,7 +144,7 @@ def _estimate(entry: Mapping[str, Any], key: str) -> str:
         text = f"< {high:.2g}"
     elif is_state and value == 1:
         text = f"> {low:.{digits}f}"
-    elif is_state and (stderr is None or min(value, 1 - value) < 2 * stderr):
+    elif is_state and (stderr is None or _is_marked(entry)):
         text = f"{low:.2g} to {high:.2g}" if low > _SMALLEST else f"< {high:.2g}"
     else:
         text = _with_error(value, stderr, digits)
