@@ -75,7 +75,7 @@ def test_results_of_an_earlier_analysis_are_replaced_and_other_files_are_not(run
     assert summary["n_iterations"] == 20
     assert "old" not in (tmp_path / "summary.json").read_text()
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"earlier analysis, .* holds notes.txt"):
+    with pytest.raises(FileExistsError, match=r"analysis or certificate, .* holds notes.txt"):
         analyze(run_path, tmp_path)
     for folder in (run_path / "segments", run_path.parent):  # of the run, or around it
         with pytest.raises(FileExistsError):
