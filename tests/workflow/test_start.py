@@ -73,7 +73,7 @@ def test_draws_are_weighted(case):
 
 def test_frames_replace_draws_that_cannot_be_used(case, caplog):
     dataset, flow, _ = case
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="openmm_tsf"):
         x = start_positions(
             dataset, flow, Blocked(dataset.positions), LADDER, 6, seeded_generator(3)
         )
