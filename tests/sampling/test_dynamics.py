@@ -182,3 +182,21 @@ def test_any_potential_gets_the_default_sequence(case, tree_molecule, openmm_pot
     with pytest.warns(UserWarning, match="written with potential .*resumed with"):
         resumed = make(case.potential).resume(tmp_path / "OpenMMPotential")
     assert resumed.state.iteration == 4
+
+
+def test_velocities_are_drawn_for_the_masses_of_the_dynamics(case, tree_molecule):
+    kt = case.potential.boltzmann_constant * torch.tensor(case.ladder, dtype=torch.float64)
+    for masses in (tree_molecule.masses, tree_molecule.heavy_hydrogen_masses, 7.0):
+        amu = torch.as_tensor(masses, dtype=torch.float64).expand(tree_molecule.n_atoms)
+        kernels = default_kernels(case.potential, case.flow, case.ladder, amu)
+        sampler = ParallelTempering(
+            tree_molecule, case.flow, case.ladder, 400, kernels, case.potential, seed=50
+        )
+        v = sampler.state.velocities
+        scaled = (amu[:, None] * v.square() / kt[:, None, None]).flatten(2).mean(dim=(0, 2))
+        n = v[:, 0].numel()  # chi2 of n squares over n: variance 2/n
+        assert bool(((scaled - 1.0).abs() < 4 * (2 / n) ** 0.5).all()), masses
+    default = ParallelTempering(tree_molecule, case.flow, case.ladder, 2, None, case.potential)
+    assert torch.equal(
+        default.kernels["local"].masses, torch.tensor(tree_molecule.heavy_hydrogen_masses)
+    )
