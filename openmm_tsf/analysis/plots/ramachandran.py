@@ -104,7 +104,7 @@ def _draw_rung(
     row[0].set_title(_run_title(run, temperature, distance), fontsize=10)
     if distance is not None:
         _draw_torus(row[1], maps[1], highest, names)
-        title = _reference_title(temperature, len(samples[1].phi), distance)
+        title = _reference_title(temperature, samples[1].phi.size, distance)
         row[1].set_title(title, fontsize=10)
     label = symbol(names[0])
     _draw_phi(row[-2], samples, label)
