@@ -15,6 +15,7 @@ from typing import Any
 
 from tests.robustness import inspection
 from tests.robustness.jobs import PATIENCE, Job
+from tests.robustness.sandbox import DONE
 
 #: Weights of the means of killing. A full disk is used on a tmpfs only.
 MEANS = {
@@ -111,14 +112,14 @@ class KilledStage:
                 problems.append(f"did not end after {means}")
                 job.send(signal.SIGKILL)
                 job.wait()
-            elif status != 0:
+            elif status not in DONE:
                 problems += self._expected(means, status, job.stderr)
             problems += self._inspect(output, pids)
             after = progress(output)
             if after < before:
                 self.backwards += 1
                 problems.append(f"checkpoint went back from {before} to {after}")
-            if status == 0:
+            if status in DONE:
                 break
             if means is not None:
                 self.kills[means] += 1

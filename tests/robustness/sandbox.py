@@ -16,6 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from openmm_tsf.analysis.verdict import EXIT_STATUS
+
+#: Exit statuses of commands that did their work: analyze ends with 3 or 4 where a run is not yet
+#: converged, or wrong.
+DONE = tuple(EXIT_STATUS.values())
+
 
 @dataclass
 class Outcome:
