@@ -6,7 +6,8 @@
 
 A reference is a file of ``data/make_reference.py export`` of the same molecule. Of <U> and of every
 basin, at each temperature that both have: z of the run less the reference, and whether the run
-calls the number converged. Writes JSON, and prints a table in Markdown.
+calls the number converged. Wrong is what is converged and has |z| >= 4, or is only bounded and has
+an interval apart from that of the reference. Writes JSON, and prints a table in Markdown.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from openmm_tsf.analysis.convergence import assess_mean, assess_probability
 from openmm_tsf.analysis.run_data import nearest_rung
 from openmm_tsf.analysis.summary import json_ready
 from openmm_tsf.io.files import write_json
+
+WRONG_Z = 4.0
 
 
 def rows_of(run, summary, path):
@@ -66,9 +69,8 @@ def compare(name, folder, path):
     rows = rows_of(run, summary, path)
     called = [row for row in rows if row["status"] == "converged"]
     z = [abs(row["z"]) for row in called if math.isfinite(row["z"])]
-    wrong = [
-        row for row in rows if row["status"] in ("converged", "bounded") and row["intervals_apart"]
-    ]
+    wrong = [row for row in called if abs(row["z"]) >= WRONG_Z]
+    wrong += [row for row in rows if row["status"] == "bounded" and row["intervals_apart"]]
     others = [abs(row["z"]) for row in rows if row not in called and math.isfinite(row["z"])]
     return {
         "case": name,
