@@ -47,7 +47,7 @@ Intervals
     more visit as long as the longest. States that were never visited have an upper bound.
 Converged
     At least 100 effective samples, split-R̂ at most 1.05, halves that agree within 3 standard
-    errors; of a probability also 16 effective successes and failures, and 20 independent visits
+    errors; of a probability also 16 effective successes and failures, and 50 independent visits
     (`openmm_tsf.analysis.convergence`).
 Ramachandran distance
     Total variation ½Σ|p - q| on 64×64 bins, and KL(reference ‖ sample) with 1e-10 added to every

@@ -31,7 +31,7 @@ MAX_R_HAT = 1.05
 MAX_DRIFT = 3.0
 #: A probability has a relative error of 25 % with 16 effective successes (or failures).
 MIN_EFFECTIVE_SUCCESSES = 16
-MIN_VISITS = 20
+MIN_VISITS = 50
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def assess_probability(inside: npt.ArrayLike, n_pieces: float | None = None) -> 
 
     The interval is Clopper and Pearson's (exact, binomial) for the effective samples p(1-p)/SE²,
     fewer where the walkers' spread is poorly known: Korn and Graubard, Survey Methodology 24, 193
-    (1998). The correlation time of a state is not known from fewer than 20 independent visits:
+    (1998). The correlation time of a state is not known from fewer than 50 independent visits:
     then all samples count as no more than `n_pieces` independent ones. A state that was never seen
     (never left) has a bound at 95 % from that number.
 
