@@ -57,6 +57,7 @@ Ramachandran distance
 
 from openmm_tsf.analysis.analyze import write_thermodynamics
 from openmm_tsf.analysis.comparison import compare, compare_thermodynamics
+from openmm_tsf.analysis.curve import Curve
 from openmm_tsf.analysis.importance import (
     ImportanceEstimate,
     importance_profile,
@@ -69,13 +70,16 @@ from openmm_tsf.analysis.plots.thermodynamics import plot_thermodynamics
 from openmm_tsf.analysis.reference import Reference, load_reference
 from openmm_tsf.analysis.summary import write_summary
 from openmm_tsf.analysis.thermodynamics import Profile, Thermodynamics
+from openmm_tsf.analysis.weighted_frames import WeightedTrajectory
 
 __all__ = [
+    "Curve",
     "ImportanceEstimate",
     "Profile",
     "Reference",
     "Run",
     "Thermodynamics",
+    "WeightedTrajectory",
     "compare",
     "compare_thermodynamics",
     "importance_profile",

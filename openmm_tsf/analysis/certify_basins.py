@@ -64,11 +64,10 @@ def label_samples(
             draws = WeightedPoints(weight.draws[weight.inside], basins.labels(of_draws[k]))
             frames = WeightedPoints(weight.frames, labels[:: weight.stride])
             n_draws = len(weight.draws)
-        labelled.append(
-            LabelledSamples(
-                each, basins.names, labels, _count_pieces(each, table), draws, frames, n_draws
-            )
-        )
+        finite = [each.energy] if np.isfinite(each.energy).all() else []
+        known = bool(finite or table)
+        pieces = count_pieces(*finite, angles=table.values()) if known else float(each.n_walkers)
+        labelled.append(LabelledSamples(each, basins.names, labels, pieces, draws, frames, n_draws))
     return labelled
 
 
@@ -88,9 +87,3 @@ def _resample(log_weights: Array) -> npt.NDArray[np.int64]:
     p = np.exp(log_weights - log_weights.max())
     chosen = np.random.default_rng(_SEED).choice(len(p), size=n, p=p / p.sum())
     return np.asarray(chosen, dtype=np.int64)
-
-
-def _count_pieces(samples: Samples, angles: Angles) -> float:
-    finite = [samples.energy] if np.isfinite(samples.energy).all() else []
-    series = [f(value) for value in angles.values() for f in (np.cos, np.sin)]
-    return count_pieces(*finite, *series) if finite or series else float(samples.n_walkers)

@@ -157,8 +157,7 @@ class _Pair:
         if k not in self._pieces:
             reference, rung = self.reference, self.rungs[k]
             angles = reference.phi[..., rung], reference.psi[..., rung]
-            series = [f(angle) for angle in angles for f in (np.cos, np.sin)]
-            self._pieces[k] = count_pieces(reference.energy[..., rung], *series)
+            self._pieces[k] = count_pieces(reference.energy[..., rung], angles=angles)
         return self._pieces[k]
 
     def compare_states(

@@ -7,6 +7,7 @@ reasons, in words, for which it does not yet count as converged.
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -275,12 +276,12 @@ def count_visits(inside: npt.ArrayLike, g: float) -> int:
     return int(1 + ((np.diff(walker) != 0) | (outside > longest)).sum())
 
 
-def count_pieces(*series: npt.ArrayLike) -> float:
+def count_pieces(*series: npt.ArrayLike, angles: Iterable[npt.ArrayLike] = ()) -> float:
     """Return the number of independent samples that a run has by its slowest known observable.
 
     That is the smallest number of effective samples over series [n, W] of the same walkers (of
-    energies, cosines and sines of slow dihedrals, states that were visited), at least W; constant
-    series tell nothing and are left out.
+    energies, states that were visited, cosine and sine of each of the `angles`, in rad), at least
+    W; constant series tell nothing and are left out.
 
     Examples
     --------
@@ -293,9 +294,10 @@ def count_pieces(*series: npt.ArrayLike) -> float:
     >>> assess_probability(np.zeros((500, 30), dtype=bool), pieces).high < 3e-4
     True
     """
-    if not series:
+    circular = [f(np.asarray(angle, np.float64)) for angle in angles for f in (np.cos, np.sin)]
+    arrays = [finite_series(each) for each in (*series, *circular)]
+    if not arrays:
         raise ValueError("series: expected at least one, got none")
-    arrays = [finite_series(each) for each in series]
     estimates = [estimate_mean(values) for values in arrays]
     known = [e.n_independent for e in estimates if not math.isnan(e.n_independent)]
     n_walkers = max(values.shape[1] for values in arrays)

@@ -1,5 +1,6 @@
 """Estimates from the data of a run, with their standard errors."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from itertools import pairwise
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_tsf.analysis.convergence import count_pieces
+from openmm_tsf.analysis.curve import Curve, compute_curve
 from openmm_tsf.analysis.ensemble_checks import (
     EnsembleCheck,
     energy_ratio,
@@ -26,8 +28,8 @@ from openmm_tsf.analysis.mixing import (
     split_r_hat,
 )
 from openmm_tsf.analysis.reference import Reference, load_reference
-from openmm_tsf.analysis.run_data import RunData
-from openmm_tsf.analysis.statistics import Array
+from openmm_tsf.analysis.run_data import RunData, nearest_rung
+from openmm_tsf.analysis.statistics import MIN_EFFECTIVE_SAMPLES, Array
 from openmm_tsf.analysis.thermodynamics import (
     PROFILE_BINS,
     Profile,
@@ -36,7 +38,9 @@ from openmm_tsf.analysis.thermodynamics import (
     dihedral_profile,
 )
 from openmm_tsf.analysis.uncertainty import MeanEstimate, estimate_mean
-from openmm_tsf.units import KELVIN, in_unit
+from openmm_tsf.analysis.weighted_frames import WeightedTrajectory
+from openmm_tsf.units import KELVIN, as_temperature, in_unit
+from openmm_tsf.utils.validation import check_int
 
 _GRID_POINTS = 13
 
@@ -84,12 +88,101 @@ class RunEstimates(RunData):
         (±inf, NaN) where one of the two states was never visited.
 
         The indicator maps a trajectory of F frames to F truth values, and is called once per rung.
-        The temperature is any between the lowest and the highest rung, in K.
+        The temperature is any of the ladder, or near it (see `at`), in K.
         """
         self.require_samples()
-        beta = self.beta(temperature)
+        beta = self._target_beta(temperature)
         inside = self.evaluate(indicator)
         return self.mbar(len(inside)).reweight(beta).free_energy(inside)
+
+    def at(self, temperature: Any, stride: int = 1) -> WeightedTrajectory:
+        """Return the frames of all rungs, weighted to any temperature of the ladder by MBAR.
+
+        Only every `stride`-th saved iteration is read: a frame takes 12 bytes per atom. The frames
+        are sorted by their rung, then by iteration, then by walker; ``time`` is the iteration.
+
+        Outside the ladder, which was not sampled, it warns, and says how many effective samples are
+        left there; fewer than 100 are a ValueError. Frames of equal weight, drawn anew, are those
+        of ``openmm-tsf at`` (`openmm_tsf.sample_at`).
+        """
+        self.require_samples()
+        stride, n = check_int(stride, "stride"), self.n_iterations_with_frames
+        beta = self._target_beta(temperature)
+        weights = self.mbar(n).reweight(beta).weights[::stride]
+        parts = [self._frames(rung, n, stride=stride) for rung in range(self.n_rungs)]
+        frames = mdtraj.Trajectory(
+            np.concatenate([part.xyz for part in parts]),
+            self.topology,
+            time=np.concatenate([part.time for part in parts]),
+        )
+        kelvin = 1.0 / (self.boltzmann_constant * beta)
+        return WeightedTrajectory(frames, np.moveaxis(weights, 2, 0).ravel(), kelvin)
+
+    def curve(
+        self,
+        observable: str | npt.ArrayLike | Callable[[mdtraj.Trajectory], npt.ArrayLike],
+        temperatures: Any,
+    ) -> Curve:
+        """Return the mean of an observable as a function of temperature by MBAR over all rungs.
+
+        Parameters
+        ----------
+        observable
+            A map from a trajectory of F frames to F numbers or arrays [F, ...], called once per
+            rung; ``"energy"``; or numbers [n, W, R, ...] of all samples, such as
+            ``run.dihedral_at_all_rungs("phi") > 0``.
+        temperatures
+            One or several of the ladder, or near it (see `at`), in K.
+        """
+        self.require_samples()
+        values: Any = observable
+        if isinstance(observable, str):
+            if observable != "energy":
+                raise ValueError(f"observable: expected 'energy' or a function, got {observable!r}")
+            values = self.energy
+        elif callable(observable):
+            values = self.evaluate_frames(observable, "observable")
+        values = np.asarray(values)
+        if values.dtype.kind not in "biuf":
+            raise TypeError(f"observable: expected numbers, got {values.dtype}")
+        if not np.isfinite(values).all():
+            raise ValueError("observable: expected finite numbers, got NaN or infinity")
+        known = (self.n_used, self.n_walkers, self.n_rungs)
+        if values.shape[1:3] != known[1:] or not 0 < len(values) <= known[0]:
+            raise ValueError(f"observable: expected shape {known}, got {values.shape}")
+        kelvins = self._target_temperatures(temperatures)
+        return compute_curve(self.mbar(len(values)), kelvins, self.boltzmann_constant, values)
+
+    def _target_beta(self, temperature: Any) -> float:
+        """Return 1/(k_B T); outside the ladder warn or refuse, by what is left there."""
+        kelvin = as_temperature(temperature)
+        beta = 1.0 / (self.boltzmann_constant * kelvin)
+        if self.temperatures[0] <= kelvin <= self.temperatures[-1] or self._is_rung(kelvin):
+            return beta
+        n_eff = self.mbar().reweight(beta).kish
+        ladder = f"{self.temperatures[0]:.2f} to {self.temperatures[-1]:.2f} K"
+        left = f"{n_eff:.0f} effective samples of {self.energy.size:,} are left there"
+        if n_eff < MIN_EFFECTIVE_SAMPLES:
+            raise ValueError(f"temperature: expected {ladder}, got {kelvin:g} K: only {left}")
+        warnings.warn(
+            f"temperature: {kelvin:g} K is outside the ladder, {ladder}: {left}, and what is "
+            "typical there may never have been sampled",
+            stacklevel=3,
+        )
+        return beta
+
+    def _is_rung(self, kelvin: float) -> bool:
+        return nearest_rung(self.temperatures, kelvin) is not None
+
+    def _target_temperatures(self, temperatures: Any) -> list[float]:
+        """Return one or several target temperatures as a list in K."""
+        targets: Any = in_unit(temperatures, KELVIN, "temperatures")
+        if np.ndim(targets) == 0 or not isinstance(targets, Iterable):
+            targets = [targets]
+        kelvins = [1.0 / (self.boltzmann_constant * self._target_beta(t)) for t in targets]
+        if not kelvins:
+            raise ValueError("temperatures: expected at least one, got none")
+        return kelvins
 
     def free_energy_positive(self, name: str, temperature: Any) -> tuple[float, float]:
         """Return -ln[P(dihedral > 0)/P(dihedral < 0)] in kT by MBAR, and its standard error.
@@ -98,7 +191,7 @@ class RunEstimates(RunData):
         """
         self.require_samples()
         inside = self.dihedral_at_all_rungs(name) > 0
-        return self.mbar().reweight(self.beta(temperature)).free_energy(inside)
+        return self.mbar().reweight(self._target_beta(temperature)).free_energy(inside)
 
     @cached_property
     def n_pieces(self) -> float:
@@ -108,13 +201,12 @@ class RunEstimates(RunData):
         them is slow at all.
         """
         self.require_samples()
-        return min(self._count_pieces(rung) for rung in range(self.n_rungs))
-
-    def _count_pieces(self, rung: int) -> float:
-        angles = self.dihedrals[:, :, rung].astype(np.float64)
-        series = [f(angles[..., k]) for k in range(angles.shape[-1]) for f in (np.cos, np.sin)]
-        series += [self.in_basin(name)[:, :, rung] for name in self.basins.names]
-        return count_pieces(self.energy[:, :, rung], *series)
+        series = [self.energy, *(self.in_basin(name) for name in self.basins.names)]
+        angles = np.moveaxis(self.dihedrals, 3, 0)
+        return min(
+            count_pieces(*(each[..., rung] for each in series), angles=angles[..., rung])
+            for rung in range(self.n_rungs)
+        )
 
     def mbar(self, n_iterations: int | None = None) -> Mbar:
         """Return all samples with their free energies, or those of the first iterations used."""
@@ -137,7 +229,7 @@ class RunEstimates(RunData):
     ) -> Thermodynamics:
         """Return ⟨U⟩, C_V and ΔF of a dihedral as functions of temperature by MBAR over all rungs.
 
-        The temperatures, one or several, lie between the lowest and the highest rung, in K (or
+        The temperatures, one or several, are of the ladder, or near it (see `at`), in K (or
         Quantities); by default they are the rungs and 13 evenly spaced ones. The dihedral is by
         default the first φ, if the run recorded one.
         """
@@ -145,12 +237,7 @@ class RunEstimates(RunData):
         if temperatures is None:
             grid = np.linspace(self.temperatures[0], self.temperatures[-1], _GRID_POINTS)
             temperatures = np.union1d(grid, self.temperatures)
-        targets: Any = in_unit(temperatures, KELVIN, "temperatures")
-        if np.ndim(targets) == 0 or not isinstance(targets, Iterable):
-            targets = [targets]
-        kelvins = [1.0 / (self.boltzmann_constant * self.beta(t)) for t in targets]
-        if not kelvins:
-            raise ValueError("temperatures: expected at least one, got none")
+        kelvins = self._target_temperatures(temperatures)
         name = dihedral if dihedral is not None else self.first_phi()
         inside = None if name is None else self.dihedral_at_all_rungs(name) > 0
         return compute_thermodynamics(self.mbar(), kelvins, self.boltzmann_constant, name, inside)
@@ -158,11 +245,11 @@ class RunEstimates(RunData):
     def profile(self, name: str, temperature: Any, bins: int = PROFILE_BINS) -> Profile:
         """Return the free-energy profile along a dihedral by MBAR over all rungs, with its error.
 
-        The temperature is any between the lowest and the highest rung, in K; the bins are equal,
-        over [-π, π].
+        The temperature is any of the ladder, or near it (see `at`), in K; the bins are equal, over
+        [-π, π].
         """
         self.require_samples()
-        kelvin = 1.0 / (self.boltzmann_constant * self.beta(temperature))
+        kelvin = 1.0 / (self.boltzmann_constant * self._target_beta(temperature))
         angles = self.dihedral_at_all_rungs(name)
         return dihedral_profile(self.mbar(), angles, kelvin, self.boltzmann_constant, bins)
 

@@ -13,13 +13,12 @@ from string import Template
 from typing import Any, TypeGuard
 from urllib.parse import quote
 
+from openmm_tsf.analysis.statistics import SMALLEST_POPULATION
 from openmm_tsf.utils.terminal import printable
 
 UNKNOWN = "unknown"
 #: Numbers from here on are written with an exponent.
 _LARGEST = 1e12
-#: Intervals that start below it have an upper bound only.
-_SMALLEST = 1e-6
 
 
 def escape(value: Any) -> str:
@@ -79,7 +78,7 @@ def format_interval(low: Any, high: Any) -> str:
     """
     if not is_number(high):
         return f"at least {format_small(low)}" if is_number(low) else ""
-    if not is_number(low) or 0 <= low < _SMALLEST:
+    if not is_number(low) or 0 <= low < SMALLEST_POPULATION:
         return f"at most {format_small(high)}"
     decimals = decimals_of((high - low) / 4)
     return f"{format_number(low, decimals)} to {format_number(high, decimals)}"

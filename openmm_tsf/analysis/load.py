@@ -64,8 +64,15 @@ class Run(RunEstimates):
     >>> u_kn.shape, n_k.tolist()
     ((2, 640), [320, 320])
 
-    Of a molecule's run, ``run.trajectory(300)`` has the frames, ``run.ramachandran(300)`` φ and ψ,
-    and ``run.free_energy_difference(lambda frames: ..., 300)`` a free-energy difference by MBAR.
+    Any observable at any temperature, by MBAR over all rungs:
+
+    >>> curve = run.curve("energy", [1.2, 1.6])
+    >>> curve.value.shape == curve.stderr.shape == (2,)
+    True
+
+    Of a molecule's run, ``run.trajectory(300)`` has the frames of a rung, ``run.at(350)`` those of
+    all rungs with their weights at 350 K, ``run.ramachandran(300)`` φ and ψ, and
+    ``run.free_energy_difference(lambda frames: ..., 350)`` a free-energy difference.
     """
 
     def summary(self, reference: Reference | None = None) -> dict[str, Any]:

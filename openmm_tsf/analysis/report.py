@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from openmm_tsf.analysis.agreement import BASIN, quantity_label
+from openmm_tsf.analysis.statistics import SMALLEST_POPULATION
 from openmm_tsf.analysis.verdict import CONVERGED
 
 _MARK = "*"
 _FOOTNOTE = f"  {_MARK} not converged, or hardly seen: 95 % intervals and bounds"
-_SMALLEST = 1e-6  # lower bounds below it are as good as 0
 _UNITS = {
     "energy_kJ_mol": " (kJ/mol)",
     "heat_capacity_kJ_mol_K": " (kJ/mol/K)",
@@ -145,7 +145,7 @@ def _estimate(entry: Mapping[str, Any], key: str) -> str:
     elif is_state and value == 1:
         text = f"> {low:.{digits}f}"
     elif is_state and (stderr is None or _is_marked(entry)):
-        text = f"{low:.2g} to {high:.2g}" if low > _SMALLEST else f"< {high:.2g}"
+        text = f"{low:.2g} to {high:.2g}" if low > SMALLEST_POPULATION else f"< {high:.2g}"
     else:
         text = _with_error(value, stderr, digits)
     return text + (f" {_MARK}" if _is_marked(entry) else "  ")

@@ -213,6 +213,14 @@ class RunData:
         n_frames = read_dcd_layout(self._dcd(rung), self.topology.n_atoms).n_frames
         return max(0, min(self.n_iterations, n_frames // self.n_walkers) - self.start)
 
+    @property
+    def n_iterations_with_frames(self) -> int:
+        """The number of iterations from the start on that have frames at all rungs; not 0."""
+        n = min(self._n_iterations_with_frames(rung) for rung in range(self.n_rungs))
+        if n == 0:
+            raise ValueError(f"{self.path}: the trajectories have no complete iteration yet")
+        return n
+
     def trajectory(
         self, temperature: Any, walker: int | None = None, stride: int = 1
     ) -> mdtraj.Trajectory:
@@ -246,20 +254,30 @@ class RunData:
         self, indicator: Callable[[mdtraj.Trajectory], npt.ArrayLike]
     ) -> npt.NDArray[np.bool_]:
         """Return the values [n, W, R] of an indicator, a map from F frames to F truth values."""
-        n = min(self._n_iterations_with_frames(rung) for rung in range(self.n_rungs))
-        if n == 0:
-            raise ValueError(f"{self.path}: the trajectories have no complete iteration yet")
-        inside = np.empty((n, self.n_walkers, self.n_rungs), dtype=bool)
+        inside = self.evaluate_frames(indicator, "indicator")
+        if inside.dtype != np.bool_:
+            raise TypeError(f"indicator: expected truth values, got {inside.dtype}")
+        if inside[0, 0, 0].size != 1:
+            raise ValueError(f"indicator: expected a value per frame, got shape {inside.shape[3:]}")
+        return inside.reshape(inside.shape[:3])
+
+    def evaluate_frames(
+        self, function: Callable[[mdtraj.Trajectory], npt.ArrayLike], name: str = "function"
+    ) -> npt.NDArray[Any]:
+        """Return the values [n, W, R, ...] of a map from F frames to F values or arrays [F, ...].
+
+        It is called once per rung, and called `name` in errors.
+        """
+        n = self.n_iterations_with_frames
+        parts = []
         for rung in range(self.n_rungs):
-            values = np.asarray(indicator(self._frames(rung, n)))
-            if values.dtype != np.bool_:
-                raise TypeError(f"indicator: expected truth values, got {values.dtype}")
-            if values.size != n * self.n_walkers:
+            values = np.asarray(function(self._frames(rung, n)))
+            if values.ndim == 0 or len(values) != n * self.n_walkers:
                 raise ValueError(
-                    f"indicator: expected {n * self.n_walkers} values, got shape {values.shape}"
+                    f"{name}: expected {n * self.n_walkers} values, got shape {values.shape}"
                 )
-            inside[:, :, rung] = values.reshape(n, self.n_walkers)
-        return inside
+            parts.append(values.reshape(n, self.n_walkers, *values.shape[1:]))
+        return np.stack(parts, axis=2)
 
     def energies(self, temperature: Any) -> Array:
         """Return the potential energies [n, W] of one rung in kJ/mol."""

@@ -19,6 +19,8 @@ Array = npt.NDArray[np.float64]
 KL_EPSILON = 1e-10
 #: With fewer effective samples than this, neither an estimate nor its error is trusted.
 MIN_EFFECTIVE_SAMPLES = 100
+#: Intervals of a population that start below it have an upper bound only.
+SMALLEST_POPULATION = 1e-6
 #: Walkers shorter than this, in correlation times g, still depend on where they started.
 MIN_CORRELATION_TIMES = 4
 

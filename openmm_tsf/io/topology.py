@@ -59,7 +59,7 @@ def _pdb_text(topology: app.Topology, positions: np.ndarray) -> str:
     for first, second in bonds_of(topology):
         copy.addBond(atoms[first], atoms[second])
     text = StringIO()
-    app.PDBFile.writeHeader(copy, text)
+    # Without OpenMM's header, which has the date: equal runs write equal files.
     app.PDBFile.writeModel(copy, 10.0 * positions, text, keepIds=True)  # in Angstrom
     for residue in copy.residues():
         residue.name = ""  # OpenMM writes no bonds between residues with a template

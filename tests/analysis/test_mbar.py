@@ -81,7 +81,7 @@ def test_free_energy_difference_from_frames(shared):
     never = run.free_energy_difference(lambda t: np.zeros(len(t), dtype=bool), 300)
     assert never == pytest.approx((np.inf, np.nan), nan_ok=True)
     for error, words, indicator, kelvin in (
-        (ValueError, r"expected 300\.00 to 600\.00 K", positive, 299),
+        (ValueError, r"expected 300\.00 to 600\.00 K, got 90 K: only", positive, 90),
         (TypeError, "truth values", phi_of, 300),
         (ValueError, "expected 240 values", lambda t: positive(t)[1:], 300),
     ):

@@ -1,5 +1,6 @@
 """The structure files of a run directory: topology.json, positions.npz, topology.pdb."""
 
+import datetime
 import json
 from copy import deepcopy
 
@@ -12,6 +13,21 @@ from openmm_tsf.io.topology import read_structure, read_topology, write_structur
 from openmm_tsf.utils.topology import bonds_of
 from tests.support.molecules import capped, disulfide, graph_molecule
 from tests.support.peptides import ALANINE, CAPS, CYSTEINE, molecule_of, ring, strand, topology_of
+
+
+def test_equal_structures_are_equal_files_on_any_day(tmp_path, monkeypatch):
+    class Tomorrow(datetime.date):
+        @classmethod
+        def today(cls):
+            return cls(2099, 1, 1)
+
+    molecule = capped("SER")
+    for name in ("today", "tomorrow"):
+        (tmp_path / name).mkdir()
+        write_structure(*molecule, tmp_path / name)
+        monkeypatch.setattr("openmm.app.pdbfile.date", Tomorrow)
+    today, tomorrow = ((tmp_path / n / "topology.pdb").read_bytes() for n in ("today", "tomorrow"))
+    assert today == tomorrow
 
 
 def pairs_of(topology):

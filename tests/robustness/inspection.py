@@ -59,8 +59,6 @@ def content(path: Path) -> Any:
     for suffix, end in (ends | {".html": b"</html>\n"}).items():
         if path.suffix == suffix and not raw.endswith(end):
             raise ValueError("cut short")
-    if path.suffix == ".pdb":  # OpenMM writes the date
-        return [line for line in raw.splitlines() if not line.startswith(b"REMARK")]
     return raw
 
 
