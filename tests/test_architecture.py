@@ -23,7 +23,7 @@ LAYERS = (
     {"__main__"},
 )
 #: Components that may import a component of the same layer.
-NEIGHBOURS = set()
+NEIGHBOURS = {("__init__", "workflow")}
 
 
 def module_names(package: Path) -> dict[str, Path]:

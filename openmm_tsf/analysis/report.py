@@ -127,6 +127,26 @@ def _basins(summary: Mapping[str, Any]) -> Iterator[str]:
         yield _FOOTNOTE
 
 
+def describe_samples(record: Mapping[str, Any]) -> str:
+    """Return the estimates of samples at one temperature beside those of the run, as a table."""
+    kelvin, n = record["temperature_K"], record["n_frames"]
+    rates = ", ".join(f"{name} {rate:.2f}" for name, rate in record["acceptance"].items())
+    lines = [
+        f"{n:,} frames at {kelvin:.2f} K, of {record['n_walkers']} walkers; accepted: {rates}",
+        f"{'':<22}{'samples':>20}{'run, by MBAR':>20}{'z':>8}{'N_eff':>10}",
+    ]
+    named = [("<U> (kJ/mol)", 2, record["energy_kJ_mol"])]
+    named += [(f"P({name} > 0)", 4, e) for name, e in record["dihedral_positive"].items()]
+    for name, digits, entry in named:
+        drawn = _with_error(entry["value"], entry["stderr"], digits)
+        of_run = _with_error(entry["run_value"], entry["run_stderr"], digits)
+        z = "unknown" if entry["z"] is None else f"{entry['z']:+.1f}"
+        n_eff = "unknown" if entry["n_eff"] is None else f"{entry['n_eff']:.0f}"
+        lines.append(f"{name:<22}{drawn:>20}{of_run:>20}{z:>8}{n_eff:>10}")
+        lines += [f"  {name}: {reason}" for reason in entry["missing"]]
+    return "\n".join(lines)
+
+
 def _unit(key: str) -> str:
     return _UNITS.get(key, "")
 

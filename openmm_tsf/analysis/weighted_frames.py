@@ -78,11 +78,17 @@ class WeightedTrajectory(mdtraj.Trajectory):
             self.xyz, self.topology, self.time, self.unitcell_lengths, self.unitcell_angles
         )
 
+    def draw_indices(self, n_frames: int, seed: int) -> npt.NDArray[np.int64]:
+        """Return the indices of frames drawn by their weights, with replacement."""
+        generator, n_frames = (
+            np.random.default_rng(check_seed(seed)),
+            check_int(n_frames, "n_frames"),
+        )
+        return np.asarray(generator.choice(self.n_frames, n_frames, p=self.weights), np.int64)
+
     def resample(self, n_frames: int, seed: int) -> mdtraj.Trajectory:
         """Return frames drawn by their weights, with replacement: an ensemble without weights."""
-        generator = np.random.default_rng(check_seed(seed))
-        chosen = generator.choice(self.n_frames, check_int(n_frames, "n_frames"), p=self.weights)
-        return self.unweighted().slice(chosen)
+        return self.unweighted().slice(self.draw_indices(n_frames, seed))
 
     def slice(self, key: Any, copy: bool = True) -> "WeightedTrajectory":
         """Return some of the frames, with their weights."""

@@ -30,6 +30,15 @@ def build_parser() -> argparse.ArgumentParser:
         "verdict, tables and plots of a run directory",
         _STATUS.format("the run is"),
     )
+    at = _command(
+        commands,
+        "at",
+        "frames at any temperature, drawn with the flow of a run",
+        "For example\n\n  openmm-tsf at run/ --temperature 350 --output 350K.dcd\n\n"
+        "The frames have equal weights: proposals of the flow and short dynamics at that very "
+        "temperature are accepted or rejected there. With the same seed, and the run as it is, "
+        "they are the same.",
+    )
     certify = _command(
         commands,
         "certify",
@@ -113,6 +122,17 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder for the tables and plots (default: RUN, which is only read otherwise)",
     )
+    at.add_argument("run", metavar="RUN", help="run directory, which is only read")
+    at.add_argument("--temperature", type=float, required=True, metavar="K", help="in K")
+    at.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="DCD file, new; the numbers of the samples go to the .json file of the same name",
+    )
+    at.add_argument("--frames", type=int, help="frames to draw (default: 10000)")
+    at.add_argument("--seed", type=int, help="seed of everything (default: 1)")
+    at.add_argument("--platform", help="OpenMM platform (default: the fastest, or torch)")
     _certify_arguments(certify)
     doctor.add_argument(
         "directory", nargs="?", metavar="DIR", help="directory of a stage to examine"

@@ -130,6 +130,21 @@ def _analyze(args: argparse.Namespace) -> int:
     return EXIT_STATUS[summary["verdict"]["status"]]
 
 
+def _at(args: argparse.Namespace) -> None:
+    from openmm_tsf.analysis.report import describe_samples
+    from openmm_tsf.io.serialization import replace_given
+    from openmm_tsf.workflow.at import sample_at
+    from openmm_tsf.workflow.options import RunOptions
+
+    options = replace_given(
+        RunOptions(progress=not args.quiet), seed=args.seed, platform=args.platform
+    )
+    given = {} if args.frames is None else {"n_frames": args.frames}
+    samples = sample_at(args.run, args.temperature, args.output, options=options, **given)
+    say(describe_samples(samples.record))
+    say(f"\nthe frames are in {args.output}, for {args.run}/topology.pdb; the numbers beside it")
+
+
 def _certify(args: argparse.Namespace) -> int:
     from openmm_tsf.analysis.certify import certify
     from openmm_tsf.analysis.certify_report import describe_certificate
@@ -255,6 +270,7 @@ COMMANDS = {
     "train": _train,
     "sample": _sample,
     "analyze": _analyze,
+    "at": _at,
     "certify": _certify,
     "doctor": _doctor,
 }

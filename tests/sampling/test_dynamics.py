@@ -184,6 +184,21 @@ def test_any_potential_gets_the_default_sequence(case, tree_molecule, openmm_pot
     assert resumed.state.iteration == 4
 
 
+def test_dynamics_has_the_given_masses_in_openmm_too(case, openmm_potential):
+    """Other masses than those of the System: the same trajectories as in torch, and accepted."""
+    start, masses = case.start(20, seeded_generator(51)), 3.0 * case.masses.flip(0)
+    ends = []
+    for kind, potential in ((TorchLangevin, case.potential), (OpenMMLangevin, openmm_potential)):
+        kernel = kind(potential, case.ladder, masses, n_steps=10, timestep=0.002)
+        end, info = kernel(start, seeded_generator(52))
+        assert float(info.acceptance.min()) > 0.8
+        ends.append(end)
+        if isinstance(kernel, OpenMMLangevin):
+            kernel.close()
+    for name in ("x", "velocities", "energy"):
+        torch.testing.assert_close(*(getattr(end, name) for end in ends), rtol=1e-5, atol=1e-4)
+
+
 def test_velocities_are_drawn_for_the_masses_of_the_dynamics(case, tree_molecule):
     kt = case.potential.boltzmann_constant * torch.tensor(case.ladder, dtype=torch.float64)
     for masses in (tree_molecule.masses, tree_molecule.heavy_hydrogen_masses, 7.0):

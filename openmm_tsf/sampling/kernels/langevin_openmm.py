@@ -90,7 +90,7 @@ class OpenMMLangevin(LangevinKernel):
         self.potential = potential
         chosen = potential.n_contexts if n_contexts is None else n_contexts
         self.n_contexts = check_int(chosen, "n_contexts")
-        parts = (potential, 0.5 * self.timestep / self._mass.numpy(), self.timestep, self.n_steps)
+        parts = (potential, self._mass.numpy(), self.timestep, self.n_steps)
         self._workers = [_Verlet(*parts) for _ in range(self.n_contexts)]
         self._pool = ThreadPoolExecutor(self.n_contexts, "langevin")
 
@@ -124,20 +124,25 @@ class OpenMMLangevin(LangevinKernel):
         self._workers = []
 
 
-def _open_context(potential: DynamicsPotential, integrator: openmm.Integrator) -> openmm.Context:
-    """Return a Context of the potential's System without CMMotionRemover.
+def _open_context(
+    potential: DynamicsPotential, integrator: openmm.Integrator, masses: list[float]
+) -> openmm.Context:
+    """Return a Context of the potential's System with masses [N] in amu and no CMMotionRemover.
 
-    Removing the motion of the centre of mass is not Hamiltonian: the acceptance would be biased.
+    Other masses than those of the kinetic energy, or removing the motion of the centre of mass,
+    which is not Hamiltonian, would leave hardly a trajectory to accept.
     """
     context = potential.make_context(integrator)
     system = context.getSystem()
-    forces = enumerate(system.getForces())
+    forces, particles = enumerate(system.getForces()), range(system.getNumParticles())
     removers = [i for i, force in forces if isinstance(force, openmm.CMMotionRemover)]
-    if not removers:
+    if not removers and masses == [system.getParticleMass(i)._value for i in particles]:
         return context
-    system = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(system))
+    system = openmm.XmlSerializer.clone(system)
     for index in reversed(removers):
         system.removeForce(index)
+    for particle, mass in enumerate(masses):
+        system.setParticleMass(particle, mass)
     platform, properties = context.getPlatform(), potential.platform_properties
     del context  # an integrator belongs to one Context
     integrator = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(integrator))
@@ -152,10 +157,11 @@ class _Verlet:
     """
 
     def __init__(
-        self, potential: DynamicsPotential, half_step: np.ndarray, timestep: float, n_steps: int
+        self, potential: DynamicsPotential, masses: np.ndarray, timestep: float, n_steps: int
     ) -> None:
-        self._half_step, self._n_steps = half_step, n_steps
-        self._context = _open_context(potential, openmm.VerletIntegrator(timestep))
+        self._half_step, self._n_steps = 0.5 * timestep / masses, n_steps
+        integrator = openmm.VerletIntegrator(timestep)
+        self._context = _open_context(potential, integrator, masses.flatten().tolist())
         self._integrator = self._context.getIntegrator()
 
     def run(self, x: np.ndarray, v: np.ndarray, energy: np.ndarray) -> None:
