@@ -208,8 +208,7 @@ def _read_run(run: Run, potential: Potential | None) -> tuple[MolecularSystem, A
     sampled_with = choices["potential"]["class"]
     if potential is None and sampled_with not in ("TorchPotential", "OpenMMPotential"):
         raise ValueError(f"potential: expected the run's, a {sampled_with}, got none")
-    molecule = read_molecule(run.path)
-    flow = load_flow(run.path / "flow.pt", molecule)
+    molecule, flow = read_molecule(run.path), load_flow(run.path / "flow.pt")
     if hash_of(flow) != choices["flow"]["sha256"]:
         raise ValueError(f"run: {run.path / 'flow.pt'} is not the flow that it was sampled with")
     return molecule, flow
