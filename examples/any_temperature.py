@@ -1,54 +1,50 @@
 # %% [markdown]
 # # Any temperature of the ladder
 #
-# A run has samples at its rungs. Between them there are two estimates: MBAR over all rungs, and
-# draws of the flow at that very temperature with importance weights. This reads the directory
-# `run/` of `first_run.py`.
+# A run has samples at its rungs. Between them there are two ways: all of its frames, weighted by
+# MBAR, and frames drawn anew by the flow at that very temperature and Metropolised there. This
+# reads the directory `run/` of `first_run.py`.
 
 # %%
 import mdtraj
-import torch
+import numpy as np
 
 import openmm_tsf as tsf
-from openmm_tsf.analysis import importance_thermodynamics
-from openmm_tsf.flows.draws import draw_weighted
 
 RUN = "run/"
-TEMPERATURES = [350.0, 500.0]
-N_DRAWS = 20_000
+N_FRAMES = 10_000
 
 # %% [markdown]
-# MBAR: mean energy, heat capacity and the free energy of φ > 0 with standard errors, and any
-# function of an `mdtraj.Trajectory`.
+# Weighted frames: an `mdtraj.Trajectory` with weights. Histograms and means take them along.
 
 # %%
 run = tsf.load_run(RUN)
-table = run.thermodynamics(TEMPERATURES)
+frames = run.at(350)
+phi = mdtraj.compute_phi(frames)[1][:, 0]
+populations, edges = np.histogram(phi, bins=36, range=(-np.pi, np.pi), weights=frames.weights)
+print(f"350 K: {frames.n_frames} frames of all rungs are worth {frames.n_eff:.0f} of equal weight")
+
+# %% [markdown]
+# Any function of the frames as a function of temperature, with standard errors.
 
 
+# %%
 def left_handed_helix(trajectory):
     return mdtraj.compute_phi(trajectory)[1][:, 0] > 0
 
 
-for k, kelvin in enumerate(TEMPERATURES):
-    print(f"{kelvin:g} K, MBAR: <U> = {table.energy[k]:.2f} ± {table.energy_stderr[k]:.2f} kJ/mol")
-    value, stderr = run.free_energy_difference(left_handed_helix, kelvin)
-    print(f"{kelvin:g} K, MBAR: F(phi > 0) - F(phi < 0) = {value:.2f} ± {stderr:.2f} kT")
+temperatures = np.linspace(300, 600, 7)
+curve = run.curve(left_handed_helix, temperatures)
+for kelvin, value, stderr in zip(temperatures, curve.value, curve.stderr, strict=True):
+    print(f"{kelvin:.0f} K: P(phi > 0) = {value:.4f} ± {stderr:.4f}")
+energy = run.curve("energy", 350)
+print(f"350 K: <U> = {energy.value[0]:.2f} ± {energy.stderr[0]:.2f} kJ/mol")
 
 # %% [markdown]
-# The flow alone: independent draws with weights p/q of configuration and momenta. The effective
-# sample size says how far they can be trusted; a basin that the flow does not draw is missing
-# without a sign of it.
+# New frames of equal weight, with a record beside them. In a shell:
+# `openmm-tsf at run/ --temperature 350 --output 350K.dcd`.
 
 # %%
-molecule = tsf.systems.alanine_dipeptide()
-flow = tsf.load_flow(run.path / "flow.pt", molecule)
-potential = molecule.potential()
-generator = torch.Generator().manual_seed(1)
-for kelvin in TEMPERATURES:
-    draws = draw_weighted(flow, potential, kelvin, N_DRAWS, generator)
-    estimate = importance_thermodynamics(
-        draws.log_weights, draws.energy, kelvin, potential.boltzmann_constant
-    )
-    value, stderr = estimate.energy
-    print(f"{kelvin:g} K, flow: <U> = {value:.2f} ± {stderr:.2f}, ESS {estimate.ess.fraction:.3f}")
+drawn = tsf.sample_at(run, 350, "350K.dcd", n_frames=N_FRAMES)
+entry = drawn.record["energy_kJ_mol"]
+print(f"350 K: {drawn.trajectory.n_frames} frames, <U> = {entry['value']:.2f} kJ/mol")

@@ -125,7 +125,7 @@ def sample_at(
     if options.resume:
         raise ValueError("resume: expected False, the samples of one temperature are written once")
     file = None if output is None else _check_output(output)
-    data = run if isinstance(run, Run) else load_run(run)
+    data = run if isinstance(run, Run) else load_run(Path(run))
     molecule, flow = _read_run(data, potential)
     weighted = data.at(temperature)
     kelvin, n_walkers = weighted.temperature, min(_N_WALKERS, n_frames)

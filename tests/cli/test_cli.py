@@ -34,7 +34,7 @@ def called(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("command", ["", "run", "md", "train", "sample", "analyze"])
+@pytest.mark.parametrize("command", ["", "run", "md", "train", "sample", "analyze", "at"])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([*command.split(), "--help"])

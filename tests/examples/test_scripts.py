@@ -22,6 +22,7 @@ MODULES = [
     "paper/double_well_experiment", "paper/double_wells_figure",
 ]  # fmt: skip
 SCRIPTS = [
+    "benchmarks/between_rungs",
     "benchmarks/cases", "benchmarks/efficiency", "benchmarks/energy", "benchmarks/flow_alone",
     "benchmarks/hard_to_reach", "benchmarks/memory", "benchmarks/published",
     "benchmarks/replica_exchange", "benchmarks/seeds", "benchmarks/timestep_error",
