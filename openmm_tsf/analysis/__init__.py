@@ -25,6 +25,12 @@ read)
 ``thermodynamics.png``
     The same as a figure.
 
+Between the rungs
+-----------------
+`Run.at` returns the frames of all rungs with weights for any temperature of the ladder, `Run.curve`
+the mean of any observable as a function of temperature with its error; `Run.thermodynamics`,
+`Run.free_energy_difference` and `Run.profile` take any temperature, too. All are by MBAR.
+
 Conventions
 -----------
 Energy evaluation

@@ -19,7 +19,7 @@ from openmm_tsf.analysis.ensemble_checks import (
     heat_capacity,
     heat_capacity_difference,
 )
-from openmm_tsf.analysis.mbar import Mbar
+from openmm_tsf.analysis.mbar import Mbar, Reweighted
 from openmm_tsf.analysis.mixing import (
     Relaxation,
     mixing_matrix,
@@ -91,9 +91,9 @@ class RunEstimates(RunData):
         The temperature is any of the ladder, or near it (see `at`), in K.
         """
         self.require_samples()
-        beta = self._target_beta(temperature)
+        kelvin = self._target(temperature)
         inside = self.evaluate(indicator)
-        return self.mbar(len(inside)).reweight(beta).free_energy(inside)
+        return self._reweight(kelvin, len(inside)).free_energy(inside)
 
     def at(self, temperature: Any, stride: int = 1) -> WeightedTrajectory:
         """Return the frames of all rungs, weighted to any temperature of the ladder by MBAR.
@@ -107,15 +107,14 @@ class RunEstimates(RunData):
         """
         self.require_samples()
         stride, n = check_int(stride, "stride"), self.n_iterations_with_frames
-        beta = self._target_beta(temperature)
-        weights = self.mbar(n).reweight(beta).weights[::stride]
+        kelvin = self._target(temperature)
+        weights = self._reweight(kelvin, n).weights[::stride]
         parts = [self._frames(rung, n, stride=stride) for rung in range(self.n_rungs)]
         frames = mdtraj.Trajectory(
             np.concatenate([part.xyz for part in parts]),
             self.topology,
             time=np.concatenate([part.time for part in parts]),
         )
-        kelvin = 1.0 / (self.boltzmann_constant * beta)
         return WeightedTrajectory(frames, np.moveaxis(weights, 2, 0).ravel(), kelvin)
 
     def curve(
@@ -153,13 +152,17 @@ class RunEstimates(RunData):
         kelvins = self._target_temperatures(temperatures)
         return compute_curve(self.mbar(len(values)), kelvins, self.boltzmann_constant, values)
 
-    def _target_beta(self, temperature: Any) -> float:
-        """Return 1/(k_B T); outside the ladder warn or refuse, by what is left there."""
-        kelvin = as_temperature(temperature)
+    def _reweight(self, kelvin: float, n_iterations: int | None = None) -> Reweighted:
         beta = 1.0 / (self.boltzmann_constant * kelvin)
-        if self.temperatures[0] <= kelvin <= self.temperatures[-1] or self._is_rung(kelvin):
-            return beta
-        n_eff = self.mbar().reweight(beta).kish
+        return self.mbar(n_iterations).reweight(beta)
+
+    def _target(self, temperature: Any) -> float:
+        """Return a temperature in K; outside the ladder warn or refuse, by what is left there."""
+        kelvin = as_temperature(temperature)
+        inside = self.temperatures[0] <= kelvin <= self.temperatures[-1]
+        if inside or nearest_rung(self.temperatures, kelvin) is not None:
+            return kelvin
+        n_eff = self._reweight(kelvin).kish
         ladder = f"{self.temperatures[0]:.2f} to {self.temperatures[-1]:.2f} K"
         left = f"{n_eff:.0f} effective samples of {self.energy.size:,} are left there"
         if n_eff < MIN_EFFECTIVE_SAMPLES:
@@ -169,17 +172,14 @@ class RunEstimates(RunData):
             "typical there may never have been sampled",
             stacklevel=3,
         )
-        return beta
-
-    def _is_rung(self, kelvin: float) -> bool:
-        return nearest_rung(self.temperatures, kelvin) is not None
+        return kelvin
 
     def _target_temperatures(self, temperatures: Any) -> list[float]:
         """Return one or several target temperatures as a list in K."""
         targets: Any = in_unit(temperatures, KELVIN, "temperatures")
         if np.ndim(targets) == 0 or not isinstance(targets, Iterable):
             targets = [targets]
-        kelvins = [1.0 / (self.boltzmann_constant * self._target_beta(t)) for t in targets]
+        kelvins = [self._target(t) for t in targets]
         if not kelvins:
             raise ValueError("temperatures: expected at least one, got none")
         return kelvins
@@ -191,7 +191,7 @@ class RunEstimates(RunData):
         """
         self.require_samples()
         inside = self.dihedral_at_all_rungs(name) > 0
-        return self.mbar().reweight(self._target_beta(temperature)).free_energy(inside)
+        return self._reweight(self._target(temperature)).free_energy(inside)
 
     @cached_property
     def n_pieces(self) -> float:
@@ -249,7 +249,7 @@ class RunEstimates(RunData):
         [-π, π].
         """
         self.require_samples()
-        kelvin = 1.0 / (self.boltzmann_constant * self._target_beta(temperature))
+        kelvin = self._target(temperature)
         angles = self.dihedral_at_all_rungs(name)
         return dihedral_profile(self.mbar(), angles, kelvin, self.boltzmann_constant, bins)
 

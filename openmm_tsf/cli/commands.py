@@ -142,7 +142,7 @@ def _at(args: argparse.Namespace) -> None:
     given = {} if args.frames is None else {"n_frames": args.frames}
     samples = sample_at(args.run, args.temperature, args.output, options=options, **given)
     say(describe_samples(samples.record))
-    say(f"\nthe frames are in {args.output}, for {args.run}/topology.pdb; the numbers beside it")
+    say(f"\nthe frames are in {args.output}, their topology in {args.run}/topology.pdb")
 
 
 def _certify(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ Functions are imported from their modules::
     from openmm_tsf.workflow.md import run_md
     from openmm_tsf.workflow.train import train
     from openmm_tsf.workflow.sample import sample
+    from openmm_tsf.workflow.at import sample_at
 
 They are the commands of ``openmm-tsf``, with :class:`openmm_tsf.workflow.options.RunOptions`. An
 error of a command is one line and exit status 2; ``--debug`` shows the traceback.
@@ -33,6 +34,10 @@ The run directory
 
 The md stage continues from ``checkpoint.npz``, the train stage from ``training.pt``; ``run`` keeps
 theirs in ``md/`` and ``training/``.
+
+``openmm-tsf at`` (``tsf.sample_at``) writes no directory but two files, ``350K.dcd`` and
+``350K.json``: frames drawn at one temperature with a run's flow, and their record. Both appear at
+the end, together; it takes less than a minute, and starts again after a stop.
 
 Stopping and resuming
 ---------------------

@@ -127,7 +127,7 @@ def sample_at(
     file = None if output is None else _check_output(output)
     data = run if isinstance(run, Run) else load_run(Path(run))
     molecule, flow = _read_run(data, potential)
-    weighted = data.at(temperature)
+    weighted, begun = data.at(temperature), time.monotonic()
     kelvin, n_walkers = weighted.temperature, min(_N_WALKERS, n_frames)
     settings = SamplingSettings(
         temperatures=(kelvin,),
@@ -138,25 +138,19 @@ def sample_at(
         n_walk=0,
         local_interval=1,
     )
-    seeds, begun = Seeds(options.choose_seed({})), time.monotonic()
+    seeds = Seeds(options.choose_seed({}))
     chosen = weighted.draw_indices(n_walkers, seeds.next())
     n_kept = len(weighted) // (data.n_walkers * data.n_rungs)
     energies = np.moveaxis(data.energy[:n_kept], 2, 0).ravel()[chosen]
     start = torch.from_numpy(weighted.xyz[chosen].astype(np.float64))
     with sampling_threads(), _open(molecule, potential, options, settings) as energy_function:
+        before = energy_function.n_evaluations
         _check_energies(energy_function, start, energies)
-        sampler = ParallelTempering(
-            molecule,
-            flow,
-            settings.temperatures,
-            n_walkers,
-            kernels_of(settings, molecule, flow, energy_function),
-            potential=energy_function,
-            seed=seeds.next(),
-        )
-        with sampler:
+        kernels = kernels_of(settings, molecule, flow, energy_function)
+        with ParallelTempering(
+            molecule, flow, (kelvin,), n_walkers, kernels, energy_function, seeds.next()
+        ) as sampler:
             positions, energy = _sample(sampler, start, settings, options.progress)
-    dihedrals = torsion_angles(positions, data.dihedral_atoms)
     record = {
         "temperature_K": kelvin,
         "seed": options.choose_seed({}),
@@ -165,23 +159,14 @@ def sample_at(
         "run_iterations": [data.start, data.start + n_kept],
         "start_n_eff": weighted.n_eff,
         "n_frames": energy.size,
-        "n_walkers": n_walkers,
-        "n_iterations": len(energy),
-        "n_tuning": _N_TUNING,
-        "acceptance": {name: float(info.acceptance[0]) for name, info in sampler.totals.items()},
-        "rejected_non_finite": sum(i.rejected_non_finite for i in sampler.totals.values()),
-        "mirror_images": sum(info.mirror_images for info in sampler.totals.values()),
-        "energy_evaluations": energy_function.n_evaluations,
+        **_describe(sampler, settings),
+        "energy_evaluations": energy_function.n_evaluations - before,
         "wall_seconds": round(time.monotonic() - begun, 3),
-        **_estimates(data, kelvin, energy, dihedrals),
-        "choices": sampler.choices(),
+        **_estimates(data, kelvin, energy, torsion_angles(positions, data.dihedral_atoms)),
         "versions": package_versions(),
     }
-    result = TemperatureSamples(
-        mdtraj.Trajectory(positions.reshape(-1, *positions.shape[2:]), data.topology),
-        energy,
-        json_ready(record),
-    )
+    frames = mdtraj.Trajectory(positions.reshape(-1, *positions.shape[2:]), data.topology)
+    result = TemperatureSamples(frames, energy, json_ready(record))
     if file is not None:
         _write(result, file)
     return result
@@ -252,6 +237,20 @@ def _sample(
     positions = sampler.run(settings.n_iterations, progress=progress, collect=True)
     assert positions is not None
     return positions[:, :, 0].numpy(), np.array(reporter.energies)
+
+
+def _describe(sampler: ParallelTempering, settings: SamplingSettings) -> dict[str, Any]:
+    """Return the sizes, choices and counts of the sampler for the record."""
+    totals = sampler.totals
+    return {
+        "n_walkers": settings.n_walkers,
+        "n_iterations": settings.n_iterations,
+        "n_tuning": settings.n_tuning,
+        "acceptance": {name: float(info.acceptance[0]) for name, info in totals.items()},
+        "rejected_non_finite": sum(info.rejected_non_finite for info in totals.values()),
+        "mirror_images": sum(info.mirror_images for info in totals.values()),
+        "choices": sampler.choices(),
+    }
 
 
 def _estimates(

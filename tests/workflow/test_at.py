@@ -17,8 +17,11 @@ from openmm_tsf.potentials.toy import DoubleWell
 from openmm_tsf.utils.random import seeded_generator
 from openmm_tsf.workflow import at
 from openmm_tsf.workflow.options import RunOptions
+from openmm_tsf.workflow.presets import preset
+from openmm_tsf.workflow.run import run
 from tests.support.exact_cases import the_tree, tree_flow
 from tests.support.exact_tree import POSITIONS, TreePotential
+from tests.support.examples import load_example
 
 LADDER, KELVIN = (300.0, 420.0, 600.0), 350.0
 QUIET = RunOptions(platform="Reference", progress=False)
@@ -81,15 +84,15 @@ def test_samples_agree_with_the_run_and_the_record_says_so(samples, path):
     assert record == result.record
     assert (record["temperature_K"], record["seed"], record["run"]) == (KELVIN, 1, str(path))
     assert (record["n_frames"], record["n_walkers"], record["n_iterations"]) == (4000, 100, 40)
-    run = tsf.load_run(path)
+    finished = tsf.load_run(path)
     for entry in (record["energy_kJ_mol"], *record["dihedral_positive"].values()):
         assert abs(entry["z"]) < 4
         assert entry["stderr"] > 0
-    curve = run.curve("energy", KELVIN)
+    curve = finished.curve("energy", KELVIN)
     energy = record["energy_kJ_mol"]
     assert (energy["run_value"], energy["run_stderr"]) == (curve.value[0], curve.stderr[0])
     assert energy["value"] == pytest.approx(result.energy.mean())
-    assert set(record["dihedral_positive"]) == set(run.dihedral_atoms)
+    assert set(record["dihedral_positive"]) == set(finished.dihedral_atoms)
 
 
 def test_frames_are_written_with_their_energies_in_order(samples, path):
@@ -190,3 +193,16 @@ def test_command(path, tmp_path, capsys):
     assert (record["temperature_K"], record["seed"], record["n_frames"]) == (360.0, 4, 300)
     assert main(given.split()) == 2
     assert f"output: {file} exists" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_weighted_frames_new_draws_and_a_rung_agree(tmp_path):
+    """|z| < 4 of U, P(phi > 0) and P(psi > 0) of alanine dipeptide, with a flow of a minute."""
+    run(tmp_path / "run", preset("quick"), options=RunOptions(progress=False))
+    measure = load_example("benchmarks/between_rungs.py").measure
+    result = measure(tmp_path / "run", [350.0], tmp_path, 4000, 200, 1, progress=False)
+    table = result["temperatures"]["350.00"]["quantities"]
+    assert set(table) == {"energy_kJ_mol", "P(phi > 0)", "P(psi > 0)"}
+    for name, entry in table.items():
+        for pair in ("mbar_rung", "drawn_rung", "drawn_mbar"):
+            assert abs(entry[f"z_{pair}"]) < 4, (name, pair)
