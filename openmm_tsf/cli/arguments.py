@@ -35,9 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
         "at",
         "frames at any temperature, drawn with the flow of a run",
         "For example\n\n  openmm-tsf at run/ --temperature 350 --output 350K.dcd\n\n"
-        "The frames have equal weights: proposals of the flow and short dynamics at that very "
-        "temperature are accepted or rejected there. With the same seed, and the run as it is, "
-        "they are the same.",
+        "The frames have equal weights: the moves of the run, proposals of its flow among them, "
+        "are made at that very temperature, and accepted or rejected there. With the same seed, "
+        "and the run as it is, they are the same.",
     )
     certify = _command(
         commands,

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from openmm_tsf.utils.validation import check_instance, check_int
 from openmm_tsf.utils.versions import package_versions
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.potential_choice import batch_of, open_potential, planned_sampling
+from openmm_tsf.workflow.record import recorded_settings
 from openmm_tsf.workflow.sample import kernels_of, sampling_threads
 from openmm_tsf.workflow.settings import SamplingSettings
 
@@ -38,9 +39,9 @@ logger = logging.getLogger(__name__)
 
 #: Independent walkers, at most; fewer for fewer frames.
 _N_WALKERS = 100
-#: Iterations after the start from weighted frames, which is the ensemble already, up to the error
-#: of the run.
-_N_TUNING = 20
+#: Iterations that tune step sizes. Walkers start from weighted frames, which are of the ensemble
+#: already, up to the error of the run.
+_N_TUNING = 50
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,11 @@ def sample_at(
     """Sample one temperature with the frozen flow of a run, which need not have a rung there.
 
     Walkers start from frames of the run, drawn by their weights at this temperature (`Run.at`).
-    Then each iteration proposes two independent draws of the flow at this very temperature, and
-    makes 25 steps of Langevin dynamics; all are accepted or rejected by Metropolis' rule, so that
-    the samples are of the Boltzmann distribution there, however well the flow has learned it.
-    `Run.at` needs no energies, but its frames have weights, and are those of the rungs.
+    Then they make the moves of the run, without its swaps (of a run that records none, the moves of
+    the defaults of :class:`openmm_tsf.workflow.settings.SamplingSettings`): the flow proposes at
+    this very temperature, between pieces of dynamics. All are accepted or rejected by Metropolis'
+    rule, so that the samples are of the Boltzmann distribution there, however well the flow has
+    learned it. `Run.at` needs no energies, but its frames have weights, and are those of the rungs.
 
     Parameters
     ----------
@@ -129,14 +131,12 @@ def sample_at(
     molecule, flow = _read_run(data, potential)
     weighted, begun = data.at(temperature), time.monotonic()
     kelvin, n_walkers = weighted.temperature, min(_N_WALKERS, n_frames)
-    settings = SamplingSettings(
+    settings = replace(
+        recorded_settings(data.path, "sample", SamplingSettings) or SamplingSettings(),
         temperatures=(kelvin,),
         n_walkers=n_walkers,
         n_iterations=-(-n_frames // n_walkers),
         n_tuning=_N_TUNING,
-        n_independent=2,
-        n_walk=0,
-        local_interval=1,
     )
     seeds = Seeds(options.choose_seed({}))
     chosen = weighted.draw_indices(n_walkers, seeds.next())

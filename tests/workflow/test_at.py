@@ -13,12 +13,14 @@ import openmm_tsf as tsf
 from openmm_tsf.analysis.uncertainty import estimate_mean
 from openmm_tsf.cli.main import main
 from openmm_tsf.io.dcd import DCDWriter
+from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.potentials.toy import DoubleWell
 from openmm_tsf.utils.random import seeded_generator
 from openmm_tsf.workflow import at
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.presets import preset
 from openmm_tsf.workflow.run import run
+from openmm_tsf.workflow.settings import SamplingSettings
 from tests.support.exact_cases import the_tree, tree_flow
 from tests.support.exact_tree import POSITIONS, TreePotential
 from tests.support.examples import load_example
@@ -110,8 +112,9 @@ def test_the_seed_decides(path, tmp_path):
         tsf.sample_at(path, KELVIN, tmp_path / name, n_frames=20, options=options)
         return (tmp_path / name).read_bytes()
 
-    assert draw(5, "a.dcd") == draw(5, "b.dcd")
-    assert draw(5, "c.dcd") != draw(6, "d.dcd")
+    first = draw(5, "a.dcd")
+    assert first == draw(5, "b.dcd")
+    assert first != draw(6, "c.dcd")
     # Fewer frames than walkers: as many walkers.
     assert json.loads((tmp_path / "a.json").read_text())["n_walkers"] == 20
 
@@ -126,6 +129,24 @@ def test_all_or_nothing(path, tmp_path, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 tsf.sample_at(path, KELVIN, tmp_path / "x.dcd", n_frames=20, options=QUIET)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_the_moves_are_those_of_the_run(path, tmp_path):
+    """Of recorded settings; without any, as here, the defaults. One temperature has no swaps."""
+    shutil.copytree(path, tmp_path / "run")
+    config = json.loads((path / "config.json").read_text())
+    settings = SamplingSettings(n_independent=3, n_walk=0, local_interval=5)
+    config["choices"]["settings"] = to_plain_data(settings)
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+
+    def kernels(folder):
+        record = tsf.sample_at(folder, KELVIN, n_frames=10, options=QUIET).record
+        return {kernel["name"]: kernel for kernel in record["choices"]["kernels"]}
+
+    assert set(kernels(path)) == {"flow_independent", "flow_walk", "local"}
+    recorded = kernels(tmp_path / "run")
+    assert set(recorded) == {"flow_independent", "local"}
+    assert (recorded["flow_independent"]["n_steps"], recorded["local"]["interval"]) == (3, 5)
 
 
 def test_what_is_refused(path, tmp_path):
