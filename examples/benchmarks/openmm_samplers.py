@@ -8,8 +8,8 @@ psi (Gaussians of 0.35 rad and 1.2 kJ/mol every 0.5 ps, bias factor 6): hydrogen
 LangevinMiddle takes 2 fs, on the fastest platform, one thread. An evaluation is one MD step of one
 replica; the energies of the exchanges and the updates of the bias are not counted, their time is.
 
-Each run is a file, which is continued until it has ``--evaluations``: the command may be killed, and
-repeated with more. cost.py reads the folder.
+Each run is a file, which is continued until it has ``--evaluations``: the command may be killed,
+and repeated with more. cost.py reads the folder.
 """
 
 import argparse
@@ -75,93 +75,105 @@ def find_fastest_platform(force_field):
     return max(rates, key=rates.get), rates
 
 
-def dihedrals(molecule, frames):
-    """phi and psi [n] of frames [n, N, 3]."""
-    trajectory = mdtraj.Trajectory(np.array(frames), molecule.mdtraj_topology)
-    atoms = [molecule.dihedrals[name] for name in ("phi", "psi")]
-    return mdtraj.compute_dihedrals(trajectory, atoms).astype(np.float32).T
+class Exchange:
+    """Replica exchange that is begun, or continued from a saved state."""
+
+    def __init__(self, n_rungs, state, seed, platform, force_field):
+        self.molecule, simulation, _ = make_simulation(platform, force_field, seed)
+        self.n_rungs, ladder = n_rungs, np.geomspace(LOW_K, HIGH_K, n_rungs).tolist()
+        states = [{"temperature": t * unit.kelvin} for t in ladder]
+        self.sampler = app.ReplicaExchangeSampler(states, simulation, STEPS_PER_EXCHANGE)
+        random.seed(seed)  # the sampler draws its exchanges from the module's own generator
+        context = simulation.context
+        for rung in range(n_rungs):
+            if state:
+                context.setPositions(state["positions"][rung])
+                context.setVelocities(state["velocities"][rung])
+            elif rung:  # the sampler would start all with velocities of the lowest rung
+                context.setVelocitiesToTemperature(ladder[rung], seed + rung)
+            self.sampler.replicaConformation[rung] = context.getState(
+                positions=True, velocities=True, parameters=True, integratorParameters=True
+            )
+
+    def advance(self, evaluations):
+        """Return the series of phi and psi [n] at the lowest rung, and the evaluations."""
+        frames, sampler = [], self.sampler
+
+        def keep(_):
+            lowest = sampler.replicaStateIndex.index(0)
+            frames.append(sampler.replicaConformation[lowest].getPositions(asNumpy=True)._value)
+
+        n = max(1, round(evaluations / (self.n_rungs * STEPS_PER_EXCHANGE)))
+        sampler.reporters = [keep]
+        sampler.simulate(n - 1)
+        sampler.reporters.append(self._keep_state)
+        sampler.simulate(1)
+        trajectory = mdtraj.Trajectory(np.array(frames), self.molecule.mdtraj_topology)
+        atoms = [self.molecule.dihedrals[name] for name in ("phi", "psi")]
+        phi, psi = mdtraj.compute_dihedrals(trajectory, atoms).astype(np.float32).T
+        return {"phi": phi, "psi": psi}, n * self.n_rungs * STEPS_PER_EXCHANGE
+
+    def _keep_state(self, sampler):
+        # Before the exchange of an iteration, velocities are those of the rungs.
+        order = [sampler.replicaStateIndex.index(rung) for rung in range(self.n_rungs)]
+        rows = [sampler.replicaConformation[replica] for replica in order]
+        self.state = {
+            "positions": np.array([row.getPositions(asNumpy=True)._value for row in rows]),
+            "velocities": np.array([row.getVelocities(asNumpy=True)._value for row in rows]),
+        }
 
 
-def advance_exchange(n_rungs, state, seed, evaluations, platform, force_field):
-    """Replica exchange: phi and psi [n] at the lowest rung, in time order."""
-    molecule, simulation, _ = make_simulation(platform, force_field, seed)
-    ladder = np.geomspace(LOW_K, HIGH_K, n_rungs).tolist()
-    states = [{"temperature": t * unit.kelvin} for t in ladder]
-    sampler = app.ReplicaExchangeSampler(states, simulation, STEPS_PER_EXCHANGE)
-    random.seed(seed)  # the sampler draws its exchanges from the module's own generator
-    context = simulation.context
-    for rung in range(n_rungs):
+class Metadynamics:
+    """Metadynamics on phi and psi that is begun, or continued from a saved state."""
+
+    def __init__(self, state, seed, platform, force_field):
+        with tempfile.TemporaryDirectory() as folder:
+            if state:  # what app.Metadynamics itself reads after an interruption
+                np.save(Path(folder) / "bias_0_0.npy", state["bias"])
+            _, self.simulation, self.bias = make_simulation(
+                platform, force_field, seed, lambda *args: self._bias(*args, folder)
+            )
         if state:
-            context.setPositions(state["positions"][rung])
-            context.setVelocities(state["velocities"][rung])
-        # The starting velocities are of the lowest rung; the sampler scales them only later.
-        elif rung:
-            context.setVelocitiesToTemperature(ladder[rung], seed + rung)
-        sampler.replicaConformation[rung] = context.getState(
-            positions=True, velocities=True, parameters=True, integratorParameters=True
-        )
-    frames = []
+            self.simulation.context.setPositions(state["positions"])
+            self.simulation.context.setVelocities(state["velocities"])
 
-    def keep(_):
-        lowest = sampler.replicaStateIndex.index(0)
-        frames.append(sampler.replicaConformation[lowest].getPositions(asNumpy=True)._value)
+    @staticmethod
+    def _bias(molecule, system, folder):
+        variables = []
+        for name in ("phi", "psi"):
+            force = openmm.CustomTorsionForce("theta")
+            force.addTorsion(*molecule.dihedrals[name], [])
+            variables.append(app.BiasVariable(force, -np.pi, np.pi, WIDTH, periodic=True))
+        return app.Metadynamics(
+            system, variables, LOW_K, BIAS_FACTOR, HEIGHT_KJ_MOL, STEPS_PER_GAUSSIAN,
+            saveFrequency=10**9 * STEPS_PER_GAUSSIAN, biasDir=folder,
+        )  # fmt: skip
 
-    def keep_state(_):
-        # Before the exchange of this iteration: velocities are of the rungs they stand on.
-        rows = [sampler.replicaConformation[sampler.replicaStateIndex.index(r)] for r in rungs]
-        new["positions"] = np.array([row.getPositions(asNumpy=True)._value for row in rows])
-        new["velocities"] = np.array([row.getVelocities(asNumpy=True)._value for row in rows])
+    def advance(self, evaluations):
+        """Return phi, psi [n] at every Gaussian, P(phi > 0) by the bias [n / 20], and the steps."""
+        series = {"phi": [], "psi": [], "p_bias": []}
+        n = max(1, round(evaluations / (GAUSSIANS_PER_ESTIMATE * STEPS_PER_GAUSSIAN)))
+        for _ in range(n):
+            for _ in range(GAUSSIANS_PER_ESTIMATE):
+                self.bias.step(self.simulation, STEPS_PER_GAUSSIAN)
+                phi, psi = self.bias.getCollectiveVariables(self.simulation)
+                series["phi"].append(phi)
+                series["psi"].append(psi)
+            free_energy = self.bias.getFreeEnergy()._value
+            series["p_bias"].append(integrate(free_energy))
+        end = self.simulation.context.getState(positions=True, velocities=True)
+        self.state = {
+            "positions": end.getPositions(asNumpy=True)._value,
+            "velocities": end.getVelocities(asNumpy=True)._value,
+            "bias": free_energy * (1.0 - BIAS_FACTOR) / BIAS_FACTOR,
+        }
+        steps = n * GAUSSIANS_PER_ESTIMATE * STEPS_PER_GAUSSIAN
+        return {name: np.array(values) for name, values in series.items()}, steps
 
-    new, rungs = {}, range(n_rungs)
-    sampler.reporters.append(keep)
-    n_exchanges = max(1, round(evaluations / (n_rungs * STEPS_PER_EXCHANGE)))
-    sampler.simulate(n_exchanges - 1)
-    sampler.reporters.append(keep_state)
-    sampler.simulate(1)
-    phi, psi = dihedrals(molecule, frames)
-    return {"phi": phi, "psi": psi}, new, n_exchanges * n_rungs * STEPS_PER_EXCHANGE
 
-
-def advance_metadynamics(state, seed, evaluations, platform, force_field):
-    """Metadynamics: phi and psi [n] at every Gaussian, P(phi > 0) by the bias [n / 20]."""
-    with tempfile.TemporaryDirectory() as folder:
-        if state:  # what Metadynamics itself would read after an interruption
-            np.save(Path(folder) / "bias_0_0.npy", state["bias"])
-
-        def steer(molecule, system):
-            variables = []
-            for name in ("phi", "psi"):
-                force = openmm.CustomTorsionForce("theta")
-                force.addTorsion(*molecule.dihedrals[name], [])
-                variables.append(app.BiasVariable(force, -np.pi, np.pi, WIDTH, periodic=True))
-            np.random.seed(seed)  # names the file of the bias; any but that of bias_0
-            return app.Metadynamics(
-                system, variables, LOW_K, BIAS_FACTOR, HEIGHT_KJ_MOL, STEPS_PER_GAUSSIAN,
-                saveFrequency=10**9 * STEPS_PER_GAUSSIAN, biasDir=folder,
-            )  # fmt: skip
-
-        molecule, simulation, metadynamics = make_simulation(platform, force_field, seed, steer)
-    if state:
-        simulation.context.setPositions(state["positions"])
-        simulation.context.setVelocities(state["velocities"])
-    series = {"phi": [], "psi": [], "p_bias": []}
-    n_estimates = max(1, round(evaluations / (GAUSSIANS_PER_ESTIMATE * STEPS_PER_GAUSSIAN)))
-    for _ in range(n_estimates):
-        for _ in range(GAUSSIANS_PER_ESTIMATE):
-            metadynamics.step(simulation, STEPS_PER_GAUSSIAN)
-            phi, psi = metadynamics.getCollectiveVariables(simulation)
-            series["phi"].append(phi)
-            series["psi"].append(psi)
-        free_energy = metadynamics.getFreeEnergy()._value
-        series["p_bias"].append(integrate(free_energy))
-    end = simulation.context.getState(positions=True, velocities=True)
-    new = {
-        "positions": end.getPositions(asNumpy=True)._value,
-        "velocities": end.getVelocities(asNumpy=True)._value,
-        "bias": free_energy * (1.0 - BIAS_FACTOR) / BIAS_FACTOR,
-    }
-    n_evaluations = n_estimates * GAUSSIANS_PER_ESTIMATE * STEPS_PER_GAUSSIAN
-    return {name: np.array(values) for name, values in series.items()}, new, n_evaluations
+def make_sampler(method, *options):
+    """The sampler of a method: "metadynamics", or a number of rungs."""
+    return Metadynamics(*options) if method == METADYNAMICS else Exchange(int(method), *options)
 
 
 def integrate(free_energy):
@@ -180,12 +192,9 @@ def advance(path, method, seed, evaluations, platform, force_field):
     state = {k.removeprefix("state_"): v for k, v in before.items() if k.startswith("state_")}
     chunk = int(before.get("n_chunks", 0))
     seed = int(np.random.SeedSequence([seed, chunk]).generate_state(1)[0] >> 1)
+    sampler = make_sampler(method, state, seed, platform, force_field)
     began = time.perf_counter(), time.process_time()
-    options = state, seed, evaluations, platform, force_field
-    if method == METADYNAMICS:
-        series, new, n = advance_metadynamics(*options)
-    else:
-        series, new, n = advance_exchange(int(method), *options)
+    series, n = sampler.advance(evaluations)
     clocks = time.perf_counter() - began[0], time.process_time() - began[1]
     joined = {k: np.concatenate([before[k], v]) if before else v for k, v in series.items()}
     total = int(before.get("n_evaluations", 0)) + n
@@ -195,7 +204,7 @@ def advance(path, method, seed, evaluations, platform, force_field):
         "wall_seconds": float(before.get("wall_seconds", 0.0)) + clocks[0],
         "cpu_seconds": float(before.get("cpu_seconds", 0.0)) + clocks[1],
     }
-    joined |= {f"state_{name}": value for name, value in new.items()}
+    joined |= {f"state_{name}": value for name, value in sampler.state.items()}
     write_arrays(path, joined)
     return total
 
@@ -207,7 +216,7 @@ def load_series(path):
 
 
 def read_folder(folder):
-    """Method ("3", "5", "8" rungs or "metadynamics") -> its runs, and the settings of the folder."""
+    """The runs of a folder by method, "3", "5", "8" (rungs) or "metadynamics", and its settings."""
     settings, runs = read_json(Path(folder) / "settings.json"), {}
     for path in sorted(Path(folder).glob("*.npz")):
         runs.setdefault(path.stem.rsplit("_", 1)[0], []).append(load_series(path))
@@ -260,7 +269,9 @@ def main():
         if k < args.metadynamics:
             path = args.folder / f"{METADYNAMICS}_{k}.npz"
             jobs.append((path, METADYNAMICS, k, args.metadynamics_evaluations))
-    have = {job: int(load_series(job[0])["n_evaluations"]) if job[0].is_file() else 0 for job in jobs}
+    have = {
+        job: int(load_series(job[0])["n_evaluations"]) if job[0].is_file() else 0 for job in jobs
+    }
     with ProcessPoolExecutor(args.workers, context) as pool:
         while left := [job for job in jobs if have[job] < 0.999 * job[3]]:
             futures = {}
