@@ -114,8 +114,53 @@ def write_tables(report, path):
         if key != "hidden_basin"
     ]
     lines += table([f"of {len(report['flows'])} runs", "worst", "median"], rows)
+    lines += ["For the front page:", ""]
+    lines += table(["", "this package", "compared with"], closing_rows(report))
     write_text(path, "\n".join(lines))
     print("\n".join(lines))
+
+
+def closing_rows(report):
+    """The rows for the table of README."""
+    over, n = report["over_the_runs"], len(report["flows"])
+    samplers = report["samplers"]
+    exchange = {m: row for m, row in samplers.items() if m != METADYNAMICS}
+
+    def others(key, best):
+        """The best ladder, and metadynamics."""
+        method = best(exchange, key=lambda m: exchange[m][key])
+        names = [f"{short(samplers[method][key])}, OpenMM's replica exchange on {method} rungs"]
+        if METADYNAMICS in samplers:
+            names.append(f"{short(samplers[METADYNAMICS][key])}, its metadynamics on φ, ψ")
+        return "; ".join(names)
+
+    def spread(key):
+        return f"{short(over[key]['worst'])} (median {short(over[key]['median'])})"
+
+    rates = [flow["n_eff_per_million"] for flow in report["flows"]]
+    until = "seconds_until_error_from_"
+    all_in = f"{spread('all_in_from_nothing')} times as many"
+    return [
+        [
+            "Effective samples of 1[φ>0] at 300 K per 10⁶ energy evaluations, sampling only, worst "
+            f"of {n} trainings",
+            f"{short(min(rates))} (median {short(float(np.median(rates)))})",
+            others("n_eff_per_million", max),
+        ],
+        [
+            "the same with MD and training paid, 10⁷ evaluations in all",
+            all_in,
+            "replica exchange, best ladder; as many from "
+            f"{short(over['break_even_evaluations_from_nothing']['worst'])} evaluations on",
+        ],
+        [
+            f"Seconds on {report['cores']} cores until ΔF_φ at 300 K is known to 0.1 kT, worst of "
+            f"{n}",
+            f"{spread(until + 'frames')} from the shipped frames, {spread(until + 'nothing')} from "
+            "nothing",
+            others("seconds_until_error", min),
+        ],
+    ]
 
 
 def pair(nothing, frames, key, factor=1.0):

@@ -203,5 +203,7 @@ def test_report(row, tmp_path):
     text = (tmp_path / "cost.md").read_text()
     assert "| replica exchange, 8 rungs | 8 × 0.8 |" in text
     assert "| 850 / 950 |" in text
+    assert "| 50 000 (median 50 000) | 50, OpenMM's replica exchange on 8 rungs |" in text
+    assert "85 (median 85) from the shipped frames, 135 (median 130) from nothing" in text
     tables.draw(report, tmp_path / "cost.png")
     assert (tmp_path / "cost.png").stat().st_size > 10_000
