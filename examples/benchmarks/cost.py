@@ -65,8 +65,8 @@ class Cost:
         return max(0.0, seconds - self.seconds) * self.per_second
 
     def seconds_until(self, samples):
-        """The seconds until there are so many effective samples."""
-        return self.seconds + samples / self.per_second
+        """The seconds until there are so many effective samples; inf: never."""
+        return self.seconds + samples / self.per_second if self.per_second > 0 else math.inf
 
     def break_even(self, other):
         """The evaluations from which on this has more samples than another; inf: never."""
@@ -86,6 +86,8 @@ def summarise_exchange(runs, n_rungs):
         np.stack([run[name][EQUILIBRATION:n] for run in runs], axis=1) for name in ("phi", "psi")
     )
     estimate = estimate_mean(phi > 0)
+    if estimate.n_eff == 0:
+        raise ValueError(f"{n_rungs} rungs: phi > 0 was never entered in {n} exchanges: too few")
     per_exchange = n_rungs * STEPS_PER_EXCHANGE
     evaluations = phi.size * per_exchange
     return compare_with_reference(estimate) | {

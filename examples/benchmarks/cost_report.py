@@ -29,6 +29,13 @@ def signed(value):
     return "–" if value is None else f"{value:+.1f}"
 
 
+def free_energy(row):
+    """Delta F with its error; where phi > 0 was never visited it has none."""
+    if row["delta_F_stderr"] is None:
+        return "–"
+    return f"{row['delta_F_kT']:.2f} ± {row['delta_F_stderr']:.2f}"
+
+
 def table(head, rows):
     """Lines of a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
@@ -48,7 +55,7 @@ def write_tables(report, path):
         [
             name_of(method),
             f"{row['runs']} × {row['n_evaluations'] / row['runs'] / 1e6:.1f}",
-            f"{row['delta_F_kT']:.2f} ± {row['delta_F_stderr']:.2f}",
+            free_energy(row),
             signed(row["z"]),
             short(row["n_eff_per_million"]),
             short(rates[method]["per_second"]),
@@ -72,7 +79,7 @@ def write_tables(report, path):
         rows.append(
             [
                 flow["run"],
-                f"{flow['delta_F_kT']:.2f} ± {flow['delta_F_stderr']:.2f}",
+                free_energy(flow),
                 signed(flow["z"]),
                 f"{hidden['p']:.4f} ({hidden['visits']} visits, z {signed(hidden['z'])})",
                 short(flow["n_eff_per_million"]),

@@ -99,6 +99,9 @@ def test_exchange_of_known_correlation():
     assert row["n_eff_per_million_correlation"] >= row["n_eff_per_million"]
     with pytest.raises(ValueError, match="5 rungs: expected more than 1000 exchanges, got 600"):
         cost.summarise_exchange(exchange_runs(100, 8, 0.1), 5)
+    never = [run | {"phi": -np.ones(2000)} for run in exchange_runs(1500, 2, 0.1)]
+    with pytest.raises(ValueError, match="5 rungs: phi > 0 was never entered in 2000 exchanges"):
+        cost.summarise_exchange(never, 5)
 
 
 def test_metadynamics_whose_error_falls_with_time():
@@ -132,6 +135,7 @@ def test_costs():
     at = flow.break_even(other)
     assert flow.samples(at) == pytest.approx(other.samples(at))
     assert other.break_even(flow) == math.inf
+    assert cost.Cost(1000.0, 60.0, 0.0, 0.0).seconds_until(100.0) == math.inf
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +194,7 @@ def test_report(row, tmp_path):
     assert nothing["break_even_evaluations"] == pytest.approx(1.5e6, rel=2e-3)
     rows["8"]["seconds_until_error"] = costs["8"].seconds_until(5000.0)
     measured = [row | {"ratios": r} for r in ratios]
+    measured[1] |= {"delta_F_kT": None, "delta_F_stderr": None, "z": None}  # never visited
     worst = cost.worst_of(measured)
     assert worst["seconds_until_error_from_nothing"]["worst"] == pytest.approx(135.0)
     assert worst["per_second_5_minutes_from_nothing"]["worst"] == pytest.approx(100 * 190 / 300)
@@ -207,6 +212,7 @@ def test_report(row, tmp_path):
     text = (tmp_path / "cost.md").read_text()
     assert "| replica exchange, 8 rungs | 8 × 0.8 |" in text
     assert "| 850 / 950 |" in text
+    assert "| run1 | – | – |" in text
     assert "| 50 000 (median 50 000) | 50, OpenMM's replica exchange on 8 rungs |" in text
     assert "85 (median 85) from the shipped frames, 135 (median 130) from nothing" in text
     tables.draw(report, tmp_path / "cost.png")
