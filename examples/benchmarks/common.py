@@ -1,5 +1,6 @@
 """What several benchmarks need: frames and populations of the reference."""
 
+import math
 from importlib.resources import as_file, files
 
 import numpy as np
@@ -21,3 +22,23 @@ def reference_population(kelvin):
     """P(phi > 0) of the shipped reference at one of its temperatures, with its error."""
     reference = load_reference()
     return reference.phi_positive(reference.rung(kelvin))
+
+
+def in_hidden_basin(phi, psi):
+    """Whether phi > 0 and |psi| > 120 degrees (both in rad): the basin flows draw too rarely."""
+    return (phi > 0) & (np.abs(psi) > np.radians(120.0))
+
+
+def compare_with_reference(estimate):
+    """P(phi > 0) and delta F at 300 K of an estimate of the mean, against the reference."""
+    known = reference_population(300.0)
+    (f, error), (f_known, error_known) = estimate.free_energy, known.free_energy
+    return {
+        "p": estimate.value,
+        "stderr": estimate.stderr,
+        "z": (estimate.value - known.value) / math.hypot(estimate.stderr, known.stderr),
+        "delta_F_kT": f,
+        "delta_F_stderr": error,
+        "delta_F_minus_reference": f - f_known,
+        "delta_F_reference_stderr": error_known,
+    }
