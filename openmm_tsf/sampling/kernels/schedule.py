@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.sampling.energies import HasSinglePrecision
 from openmm_tsf.sampling.kernels.base import Kernel, SteerableMap
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.kernels.langevin_openmm import DynamicsPotential, OpenMMLangevin
@@ -156,9 +159,11 @@ def default_kernels(
     sequence: list[Scheduled] = []
     # Kernels through the flow follow each other, so that one inverse of the flow serves them all.
     if masses is not None and chosen.local_interval:
-        kind: Any = OpenMMLangevin if isinstance(potential, DynamicsPotential) else TorchLangevin
         numbers = (chosen.local_steps, chosen.local_timestep, chosen.local_friction)
         parts = (potential, temperatures, masses, flow, *numbers, chosen.local_metropolized)
+        kind: Any = OpenMMLangevin if isinstance(potential, DynamicsPotential) else TorchLangevin
+        if isinstance(potential, HasSinglePrecision) and potential.dtype == torch.float64:
+            kind = partial(kind, single_precision=chosen.local_metropolized)
         sequence.append(Scheduled(kind(*parts), interval=chosen.local_interval))
     if n_steps := chosen.n_flow_independent:
         independent = FlowIndependence(flow, potential, temperatures, n_steps=n_steps)
