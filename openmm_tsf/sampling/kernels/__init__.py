@@ -5,7 +5,8 @@ A sampler takes any sequence of kernels (``kernels=[...]`` of
 temperature invariant; :class:`Scheduled` gives one a schedule.
 
 ========================  =========================================================================
-Through the flow          :class:`FlowWalk` (TSF-MCMC), :class:`FlowIndependence`;
+Through the flow          :class:`FlowWalk` (TSF-MCMC), :class:`FlowIndependence`,
+                          :class:`FlowCrankNicolson` between them, :class:`FlowMultipleTry`;
                           :class:`LatentMALA`, :class:`LatentHMC` with gradients in latent space
 Between temperatures      :class:`PlainSwap` (replica exchange), :class:`SteeredSwap` (through the
                           flow, any pair of rungs with a single network)
@@ -51,12 +52,14 @@ All kernels here pass this test, alone and in mixtures, and copies of them with 
 
 from openmm_tsf.sampling.kernels.base import Kernel
 from openmm_tsf.sampling.kernels.cartesian import CartesianHMC, CartesianMALA
+from openmm_tsf.sampling.kernels.crank_nicolson import FlowCrankNicolson
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.kernels.internal_walk import InternalWalk, WhitenedCoordinates
 from openmm_tsf.sampling.kernels.langevin_openmm import OpenMMLangevin
 from openmm_tsf.sampling.kernels.langevin_torch import TorchLangevin
 from openmm_tsf.sampling.kernels.latent import LatentHMC, LatentMALA
 from openmm_tsf.sampling.kernels.mixtures import OneOf, OnRungs
+from openmm_tsf.sampling.kernels.multiple_try import FlowMultipleTry
 from openmm_tsf.sampling.kernels.schedule import (
     Scheduled,
     SequenceSettings,
@@ -70,7 +73,9 @@ from openmm_tsf.sampling.state import KernelInfo, WalkerState
 __all__ = [
     "CartesianHMC",
     "CartesianMALA",
+    "FlowCrankNicolson",
     "FlowIndependence",
+    "FlowMultipleTry",
     "FlowWalk",
     "InternalWalk",
     "Kernel",
