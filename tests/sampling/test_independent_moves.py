@@ -1,5 +1,6 @@
 """Independence proposals of one batch, multiple tries and Crank-Nicolson steps, step by step."""
 
+import itertools
 import math
 
 import pytest
@@ -47,7 +48,7 @@ def test_steps_of_one_batch_are_steps_one_after_the_other(case):
     new, info = draw(state, seeded_generator(32))
     assert len(potential.batches) == 1
     assert len(potential.batches[0]) == info.n_evaluations > 200
-    for (before, weight, accepted), (after, *_) in zip(decisions, decisions[1:], strict=False):
+    for (before, weight, accepted), (after, *_) in itertools.pairwise(decisions):
         assert torch.equal(after, torch.where(accepted, weight, before))
     moved = torch.stack([accepted for *_, accepted in decisions]).any(dim=0).reshape(50, 2)
     assert torch.equal(moved, (new.x != state.x).flatten(2).any(dim=2))
