@@ -75,7 +75,10 @@ def sequences(flow, potential, ladder, masses, sigma):
     made |= {
         "2 independence, walk, dynamics, swaps": [independent(2), walk(), local(), *swaps()],
         "2 independence, dynamics, swaps": [independent(2), local(), *swaps()],
+        "2 independence, dynamics / 2, swaps": [independent(2), local(2), *swaps()],
+        "2 independence, dynamics / 4, swaps": [independent(2), local(4), *swaps()],
         "4 independence, dynamics, swaps": [independent(4), local(), *swaps()],
+        "4 independence, dynamics / 2, swaps": [independent(4), local(2), *swaps()],
         "4 independence, dynamics / 4, swaps": [independent(4), local(4), *swaps()],
         "4 independence, swaps": [independent(4), *swaps()],
         "4 independence, crank nicolson 0.5, dynamics / 4, swaps": [
