@@ -1,13 +1,12 @@
-"""Independence proposals of one batch, multiple tries and Crank-Nicolson steps, step by step."""
+"""Multiple tries and Crank-Nicolson steps, step by step."""
 
-import itertools
 import math
 
 import pytest
 import torch
 
 from openmm_tsf.metropolis import metropolis
-from openmm_tsf.sampling.kernels import FlowCrankNicolson, FlowIndependence, FlowMultipleTry
+from openmm_tsf.sampling.kernels import FlowCrankNicolson, FlowMultipleTry
 from openmm_tsf.sampling.tuning import StepSizeTuner
 from openmm_tsf.utils.random import seeded_generator
 from tests.support import exact_cases as exact
@@ -21,38 +20,40 @@ def case():
 
 
 class Recording(exact.Changed):
-    """A potential that keeps the configurations it is asked for."""
+    """A potential that keeps the sizes of its batches."""
 
     def __init__(self, potential):
         super().__init__(potential)
         self.batches = []
 
     def energy(self, x):
-        self.batches.append(x)
+        self.batches.append(len(x))
         return self.unchanged.energy(x)
 
 
-def test_steps_of_one_batch_are_steps_one_after_the_other(case):
-    """The weights of all steps are compared in their order, each with the last accepted."""
-    potential = Recording(case.potential)
-    draw = FlowIndependence(case.flow, potential, LADDER, n_steps=3)
+def test_tries_are_evaluated_in_one_batch_and_weighed_step_by_step(case):
+    """Each step compares with the weight last accepted; energies are of what is stored."""
+    potential, decisions = Recording(case.potential), []
+    kernel = FlowMultipleTry(case.flow, potential, LADDER, n_tries=3, n_steps=2)
+    select = kernel.select
+
+    def select_and_keep(current, tries, generator):
+        chosen, accepted = select(current, tries, generator)
+        taken = tries.gather(0, chosen[None])[0]
+        decisions.append((current, torch.where(accepted, taken, current), accepted))
+        return chosen, accepted
+
+    kernel.select = select_and_keep
     state = case.start(50, seeded_generator(31))
-    decisions = []
-
-    def select(current, tries, generator):
-        accepted, _ = metropolis(current, tries[0], generator)
-        decisions.append((current, tries[0], accepted))
-        return torch.zeros_like(accepted, dtype=torch.int64), accepted
-
-    draw.select = select
-    new, info = draw(state, seeded_generator(32))
-    assert len(potential.batches) == 1
-    assert len(potential.batches[0]) == info.n_evaluations > 200
-    for (before, weight, accepted), (after, *_) in itertools.pairwise(decisions):
-        assert torch.equal(after, torch.where(accepted, weight, before))
-    moved = torch.stack([accepted for *_, accepted in decisions]).any(dim=0).reshape(50, 2)
+    new, info = kernel(state, seeded_generator(32))
+    assert len(potential.batches) == 2
+    assert 400 < sum(potential.batches) == info.n_evaluations <= 600
+    (_, after, first), (before, _, second) = decisions
+    torch.testing.assert_close(before, after, rtol=0, atol=1e-9)
+    assert 10 < int(first.sum()) < 90
+    moved = (first | second).reshape(50, 2)
     assert torch.equal(moved, (new.x != state.x).flatten(2).any(dim=2))
-    assert int(info.accepted.sum()) == sum(int(accepted.sum()) for *_, accepted in decisions)
+    assert int(info.accepted.sum()) == int(first.sum() + second.sum())
     exact.assert_energies_are_stored(case.potential, new)
 
 
@@ -60,10 +61,9 @@ def test_one_try_is_an_independence_proposal():
     """The probability of acceptance is the same, whatever the weights."""
     case, generator = exact.ModelCase("double-well"), seeded_generator(33)
     single = FlowMultipleTry(case.flow, case.potential, case.ladder, n_tries=1)
-    plain = FlowIndependence(case.flow, case.potential, case.ladder)
     current, tries = 3 * torch.randn(2, 40000, generator=generator, dtype=torch.float64)
     ours = single.select(current, tries[None], generator)[1]
-    other = plain.select(current, tries[None], generator)[1]
+    other = metropolis(current, tries, generator)[0]
     ups = tries > current
     assert bool(ours[ups].all())
     assert bool(other[ups].all())

@@ -159,7 +159,7 @@ class WithoutReferenceSet:
 
 
 class ForgetsTheWeight:
-    """Independence whose later steps compare with the first configuration."""
+    """Multiple tries whose later steps compare with the first configuration."""
 
     def select(self, current, tries, generator):
         self._current = getattr(self, "_current", current)
@@ -383,10 +383,7 @@ TABLE = {
     ("components", ChosenByTheWalker): [(FlowCrankNicolson, WELL, 4000, 2, CRANK_NICOLSON)],
     ("best try", AlwaysTheBest): [(FlowMultipleTry, WELL, 4000, 2, {"n_tries": 4})],
     ("reference set", WithoutReferenceSet): [(FlowMultipleTry, WELL, 4000, 2, {"n_tries": 4})],
-    ("weight", ForgetsTheWeight): [
-        (FlowIndependence, WELL, 8000, 2, {"n_steps": 8}),
-        (FlowMultipleTry, WELL, 4000, 2, {"n_tries": 3, "n_steps": 4}),
-    ],
+    ("weight", ForgetsTheWeight): [(FlowMultipleTry, WELL, 8000, 2, {"n_tries": 2, "n_steps": 8})],
     ("velocities", UnscaledVelocities): [
         (SteeredSwap, on_tree(), 1500, 1, {}),
         (PlainSwap, on_tree(), 3000, 2, {}),

@@ -105,11 +105,9 @@ class FlowWalk(StepSizes, FlowProposalKernel):
 
 
 class FlowIndependence(FlowProposalKernel):
-    """Independent draws from the flow: v' ~ N(0, tau).
+    """An independent draw from the flow: v' ~ N(0, tau).
 
     log alpha = -dU/kT - d|p|^2 / 2 tau + d|v|^2 / 2 tau + d log|J_D|. Velocities stay as they are.
-    No draw depends on the walker: those of all `n_steps` are evaluated in one batch, and then
-    accepted or rejected one by one (arXiv:1010.1595, section 2).
 
     Parameters
     ----------
@@ -133,9 +131,6 @@ class FlowIndependence(FlowProposalKernel):
     tensor([1., 1.], dtype=torch.float64)
     """
 
-    #: The draws among which each step chooses.
-    n_tries = 1
-
     def __init__(
         self,
         flow: SteerableMap,
@@ -148,37 +143,6 @@ class FlowIndependence(FlowProposalKernel):
         super().__init__(flow, potential, temperatures, n_steps, **round_trip)
         self.name = check_name(name)
 
-    @torch.no_grad()
-    def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
-        """Draw and evaluate all proposals in one batch, then accept or reject one by one."""
-        shape, x, energy = state.energy.shape, state.x.flatten(0, 1), state.energy.flatten()
-        tau, kt = self.tau.repeat(shape[0]), self.kt.repeat(shape[0])
-        latent = self._to_latent(x, tau, state.iteration, generator)
-        current = self.log_weight(energy, kt, latent.momenta, tau, latent.log_det)
-        current = current - self.log_proposal_density(latent.v, tau)
-        # No draw depends on the walker, but for pose and labels, which all have from x.
-        n = self.n_steps * self.n_tries
-        all_tau, like = tau.repeat(n), x.repeat(n, *(1,) * (x.ndim - 1))
-        v = self.propose(latent.v.repeat(n, 1), all_tau, generator)
-        new = self._evaluate(v, like, all_tau)
-        weights = self.log_weight(new.energy, kt.repeat(n), new.momenta, all_tau, new.log_det)
-        weights = weights - self.log_proposal_density(v, all_tau)
-        parts = [part.reshape(self.n_steps, -1) for part in (weights, new.inside, new.mirror)]
-        row = torch.arange(len(x), dtype=torch.int64, device=x.device)
-        total = KernelInfo.zero(self.counts_shape)
-        taken = torch.full_like(row, -1)
-        for step, (tries, inside, mirror) in enumerate(zip(*parts, strict=True)):
-            tries = tries.reshape(self.n_tries, -1)
-            chosen, accepted = self.select(current, tries, generator)
-            non_finite, n_evaluations = ~torch.isfinite(tries), int(inside.sum())
-            total += self._counts(accepted, non_finite, inside, mirror, n_evaluations)
-            current = torch.where(accepted, tries[chosen, row], current)
-            taken = torch.where(accepted, (step * self.n_tries + chosen) * len(row) + row, taken)
-        moved, source = taken >= 0, taken.clamp(min=0)
-        x = torch.where(moved.reshape(-1, *(1,) * (x.ndim - 1)), new.x[source], x)
-        energy = torch.where(moved, new.energy[source], energy)
-        return state.evolve(x=x.reshape(state.x.shape), energy=energy.reshape(shape)), total
-
     def propose(self, v: Tensor, tau: Tensor, generator: Generator) -> Tensor:
         """Draw from the prior."""
         noise = torch.randn(v.shape, generator=generator, dtype=v.dtype, device="cpu")
@@ -187,11 +151,3 @@ class FlowIndependence(FlowProposalKernel):
     def log_proposal_density(self, v: Tensor, tau: Tensor) -> Tensor:
         """Return the log-density [B] of the prior, up to a constant."""
         return -v.square().sum(dim=1) / (2 * tau)
-
-    def select(self, current: Tensor, tries: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Return the number of a try for each row [B], and whether it is accepted [B].
-
-        `current` [B] and `tries` [n_tries, B] are log-weights: target over proposal density.
-        """
-        accepted, _ = metropolis(current, tries[0], generator)
-        return torch.zeros_like(accepted, dtype=torch.int64), accepted

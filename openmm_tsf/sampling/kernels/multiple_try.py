@@ -9,6 +9,8 @@ from openmm_tsf.metropolis import metropolis
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.kernels.base import SteerableMap
 from openmm_tsf.sampling.kernels.flow import FlowIndependence
+from openmm_tsf.sampling.kernels.flow_base import LatentState
+from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.utils.validation import check_int
 
 
@@ -33,7 +35,7 @@ class FlowMultipleTry(FlowIndependence):
     flow, potential, temperatures, n_steps, name, **round_trip
         See :class:`openmm_tsf.sampling.kernels.flow_base.FlowKernel`.
     n_tries
-        The number k of draws in a step. All of all steps are evaluated in one batch.
+        The number k of draws in a step, evaluated in one batch.
 
     Examples
     --------
@@ -68,8 +70,35 @@ class FlowMultipleTry(FlowIndependence):
         """Return the choices made."""
         return {**super().settings(), "n_tries": self.n_tries}
 
+    @torch.no_grad()
+    def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
+        """Draw the tries of every walker at every rung in one batch, and choose and accept one."""
+        now, energy = self.latents_of(state, generator), state.energy.flatten()
+        tau, kt, k = now.tau, self.kt.repeat(state.n_walkers), self.n_tries
+        row = torch.arange(len(tau), dtype=torch.int64, device=tau.device)
+        like, all_tau = now.x.repeat(k, *(1,) * (now.x.ndim - 1)), tau.repeat(k)
+        total = KernelInfo.zero(self.counts_shape)
+        for _ in range(self.n_steps):
+            v = self.propose(now.v.repeat(k, 1), all_tau, generator)
+            new = self._evaluate(v, like, all_tau)
+            tries = self.log_weight(new.energy, kt.repeat(k), new.momenta, all_tau, new.log_det)
+            tries = (tries - self.log_proposal_density(v, all_tau)).reshape(k, -1)
+            current = self.log_weight(energy, kt, now.momenta, tau, now.log_det)
+            current = current - self.log_proposal_density(now.v, tau)
+            chosen, accepted = self.select(current, tries, generator)
+            non_finite, n_evaluations = ~torch.isfinite(tries), int(new.inside.sum())
+            total += self._counts(accepted, non_finite, new.inside, new.mirror, n_evaluations)
+            taken = chosen * len(row) + row
+            energy = torch.where(accepted, new.energy[taken], energy)
+            parts = (part[taken] for part in (new.x, new.momenta, v, new.log_det))
+            now = LatentState(*parts, tau).where(accepted, now)
+        return self.with_latents(state, now, energy), total
+
     def select(self, current: Tensor, tries: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Choose a try by its weight, and accept it by the sums of weights there and back."""
+        """Return the number of the try chosen for each row [B], and whether it is accepted [B].
+
+        `current` [B] and `tries` [n_tries, B] are log-weights: target over proposal density.
+        """
         tries = torch.where(torch.isfinite(tries), tries, -torch.inf)
         uniform = torch.rand(
             tries.shape, generator=generator, dtype=tries.dtype, device=tries.device
