@@ -48,7 +48,7 @@ def sequences(flow, potential, ladder, masses, sigma):
 
     def swaps():
         steered = SteeredSwap(flow, potential, ladder, first_pairs="odd")
-        return [PlainSwap(ladder, potential.boltzmann_constant), steered]
+        return [steered, PlainSwap(ladder, potential.boltzmann_constant)]
 
     def local(interval=1):
         parts = (potential, ladder, masses, flow, 25, 0.002)
@@ -73,21 +73,20 @@ def sequences(flow, potential, ladder, masses, sigma):
     for beta, share in ((0.999, 0.5), (0.999, 0.2), (0.8, 0.5)):
         made[f"crank nicolson {beta} of {share}"] = [crank_nicolson(beta, share)]
     made |= {
-        "2 independence, walk, dynamics, swaps": [independent(2), walk(), local(), *swaps()],
-        "2 independence, dynamics, swaps": [independent(2), local(), *swaps()],
-        "2 independence, dynamics / 2, swaps": [independent(2), local(2), *swaps()],
-        "2 independence, dynamics / 4, swaps": [independent(2), local(4), *swaps()],
-        "4 independence, dynamics, swaps": [independent(4), local(), *swaps()],
-        "4 independence, dynamics / 2, swaps": [independent(4), local(2), *swaps()],
-        "4 independence, dynamics / 4, swaps": [independent(4), local(4), *swaps()],
+        "2 independence, walk, dynamics, swaps": [local(), independent(2), walk(), *swaps()],
+        "2 independence, dynamics, swaps": [local(), independent(2), *swaps()],
+        "2 independence, dynamics / 2, swaps": [local(2), independent(2), *swaps()],
+        "2 independence, dynamics / 4, swaps": [local(4), independent(2), *swaps()],
+        "4 independence, dynamics, swaps": [local(), independent(4), *swaps()],
+        "4 independence, dynamics / 2, swaps": [local(2), independent(4), *swaps()],
+        "4 independence, dynamics / 4, swaps": [local(4), independent(4), *swaps()],
         "4 independence, swaps": [independent(4), *swaps()],
-        "4 independence, crank nicolson 0.5, dynamics / 4, swaps": [
-            independent(4), crank_nicolson(0.5), local(4), *swaps(),
-        ],
-        "4 independence, crank nicolson 0.25, dynamics / 4, swaps": [
-            independent(4), crank_nicolson(0.25), local(4), *swaps(),
-        ],
-    }  # fmt: skip
+    }
+    for beta in (0.5, 0.25):
+        for n in (2, 4):
+            made[f"{n} independence, crank nicolson {beta}, dynamics / 4, swaps"] = [
+                local(4), independent(n), crank_nicolson(beta), *swaps(),
+            ]  # fmt: skip
     return made
 
 
@@ -113,14 +112,17 @@ def in_basins(angles):
 
 
 def integrate(correlation):
-    """1 + 2 sum C(t) of C(1), C(2), ...; a tail above LEVEL goes on as in its second half."""
+    """1 + 2 sum C(t) of C(1), C(2), ...; a tail above LEVEL goes on as in its second half.
+
+    Also whether it did; None where the second half is not below the first.
+    """
     below = np.flatnonzero(correlation < LEVEL)
     if len(below):
         return 1 + 2 * float(correlation[: below[0]].sum()), False
     half = len(correlation) // 2
     early, late = correlation[:half].mean(), correlation[half:].mean()
     if late >= early:
-        return float("inf"), True
+        return None, True
     ratio = (late / early) ** (1 / half)
     return 1 + 2 * float(correlation.sum() + correlation[-1] * ratio / (1 - ratio)), True
 
@@ -155,7 +157,7 @@ def measure(molecule, flow, potential, ladder, kernels, start, known, args):
     totals = sampler.totals
     n_replicas = len(start) * len(ladder) * args.iterations
     return {
-        "tau": {name: round(value, 2) for name, (value, _) in tau.items()},
+        "tau": {name: value and round(value, 2) for name, (value, _) in tau.items()},
         "extrapolated": [name for name, (_, extrapolated) in tau.items() if extrapolated],
         "evaluations": sum(info.n_evaluations for info in totals.values()) / n_replicas,
         "acceptance": {
@@ -203,25 +205,28 @@ def starting_points(molecule, runs, ladder, n, generator):
     return x, inside.mean(axis=1).tolist()
 
 
+def add_rates(report):
+    """Effective samples of one replica's series by sequence: per evaluation, per CPU second."""
+    for row in report["sequences"].values():
+        seconds = row["seconds"] / report["timed_walkers"]
+        for key, cost in (("per_evaluation", row["evaluations"]), ("per_second", seconds)):
+            row[key] = {name: 1 / (cost * tau) if tau else 0.0 for name, tau in row["tau"].items()}
+
+
 def table(report):
-    """Lines: effective samples per 1000 evaluations and per CPU second of one replica's series."""
+    """A line for every sequence: correlation times, samples per 1000 evaluations and second."""
     names = list(next(iter(report["sequences"].values()))["tau"])
-    lines = [f"{'sequence':58s} {'evals':>6s} {'ms':>6s}  tau: {', '.join(names)} | per second"]
-    replicas = report["timed_walkers"] * len(report["temperatures_K"])
+    lines = [f"tau, per 1000 evaluations, per second of {', '.join(names)}"]
     for name, row in report["sequences"].items():
-        tau = [row["tau"][key] for key in names]
-        rate = [1 / (row["seconds"] / report["timed_walkers"] * value) for value in tau]
-        row["per_evaluation"] = {
-            key: 1 / (row["evaluations"] * value) for key, value in zip(names, tau, strict=True)
-        }
-        row["per_second"] = dict(zip(names, rate, strict=True))
-        lines.append(
-            f"{name:58s} {row['evaluations']:6.2f} {1e3 * row['seconds']:6.1f}  "
-            + " ".join(f"{value:7.1f}" for value in tau)
-            + " | "
-            + " ".join(f"{value:7.1f}" for value in rate)
-        )
-    return [f"{replicas} replicas", *lines]
+        parts = [f"{row['evaluations']:6.2f} evaluations {1e3 * row['seconds']:6.1f} ms"]
+        for values, scale in (
+            (row["tau"], 1),
+            (row["per_evaluation"], 1e3),
+            (row["per_second"], 1),
+        ):
+            parts.append(" ".join(f"{scale * (values[key] or 0):7.1f}" for key in names))
+        lines.append(f"{name:58s} " + " | ".join(parts))
+    return lines
 
 
 def main():
@@ -268,6 +273,7 @@ def main():
     seconds = time_iterations(molecule, flow, potential, ladder, made, start[: args.timed], args)
     for name, row in report["sequences"].items():
         row["seconds"] = seconds[name]
+    add_rates(report)
     print("\n".join(table(report)))
     write_json(args.output, report)
 

@@ -33,7 +33,7 @@ def eager_block_size(n_atoms: int, dtype: torch.dtype, device: torch.device, mem
 def compiled_block_size(n_atoms: int, dtype: torch.dtype, device: torch.device, memory: int) -> int:
     """Return the number of conformations in a compiled block."""
     fitting = memory // bytes_per_conformation(n_atoms, dtype)
-    return min(fitting, 128 if device.type == "cpu" else 16384)
+    return min(fitting, 64 if device.type == "cpu" else 16384)
 
 
 def block_threads(n_atoms: int, device: torch.device) -> int:

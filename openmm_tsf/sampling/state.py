@@ -9,6 +9,36 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Latents:
+    """Momenta p and latents v = D^-1(x, p) of all walkers, which kernels of an iteration share.
+
+    The momenta (and copies, where a flow's copies overlap) are auxiliary variables. A kernel
+    through the flow leaves the joint density of (x, p) invariant, so p need not be drawn anew
+    between two of them; any other kernel leaves that of x invariant, and p is drawn from its
+    conditional before the next kernel through the flow.
+
+    Attributes
+    ----------
+    flow
+        The flow D.
+    x : Tensor
+        The configurations that they belong to, the same object as in the state.
+    iteration : int
+        The iteration that they belong to: p is drawn anew in every one.
+    momenta, v, log_det : Tensor
+        p [W, R, m], v [W, R, d + m] and log|J_D| [W, R], float64; the last with ln of the weight of
+        the copy where copies overlap.
+    """
+
+    flow: object
+    x: Tensor
+    iteration: int
+    momenta: Tensor
+    v: Tensor
+    log_det: Tensor
+
+
+@dataclass(frozen=True)
 class WalkerState:
     """W walkers, each with one replica at every one of R rungs of the temperature ladder.
 
@@ -26,6 +56,9 @@ class WalkerState:
         The replica at each rung, named by the rung at which it started [W, R], int64.
     iteration : int
         The number of iterations completed.
+    latents : Latents or None
+        What kernels through a flow know of these configurations; None in a state with another x or
+        another iteration than theirs, however it was made. Not part of checkpoints.
 
     Examples
     --------
@@ -46,6 +79,12 @@ class WalkerState:
     energy: Tensor
     replica: Tensor
     iteration: int = 0
+    latents: Latents | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        known = self.latents
+        if known is not None and (known.x is not self.x or known.iteration != self.iteration):
+            object.__setattr__(self, "latents", None)
 
     @property
     def n_walkers(self) -> int:
@@ -62,8 +101,8 @@ class WalkerState:
         return replace(self, **changes)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the fields, for a checkpoint."""
-        return dict(vars(self))
+        """Return the fields, for a checkpoint; without latents, which no iteration inherits."""
+        return {name: value for name, value in vars(self).items() if name != "latents"}
 
     @classmethod
     def from_state_dict(cls, content: dict[str, Any]) -> Self:

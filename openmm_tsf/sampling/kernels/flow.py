@@ -9,13 +9,19 @@ from torch import Generator, Tensor
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.kernels.base import SteerableMap, check_name
-from openmm_tsf.sampling.kernels.flow_base import FlowKernel
+from openmm_tsf.sampling.kernels.flow_base import FlowKernel, LatentState, Proposal
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.sampling.tuning import StepSizes
+
+#: Rows that independent proposals are evaluated in; of more, each takes as long.
+_ROWS_AT_ONCE = 1024
 
 
 class FlowProposalKernel(FlowKernel, ABC):
     """A kernel that proposes in latent space; a subclass defines the proposal and its density."""
+
+    #: Whether proposals do not depend on the current v: those of several steps are then one batch.
+    independent = False
 
     @abstractmethod
     def propose(self, v: Tensor, tau: Tensor, generator: Generator) -> Tensor:
@@ -28,27 +34,32 @@ class FlowProposalKernel(FlowKernel, ABC):
     @torch.no_grad()
     def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
         """Propose for every walker at every rung in one batch, and accept or reject."""
-        shape, x, energy = state.energy.shape, state.x.flatten(0, 1), state.energy.flatten()
-        tau, kt = self.tau.repeat(shape[0]), self.kt.repeat(shape[0])
-        latent = self._to_latent(x, tau, state.iteration, generator)
-        v, current = latent.v, self.log_weight(energy, kt, latent.momenta, tau, latent.log_det)
+        now, energy = self.latents_of(state, generator), state.energy.flatten()
+        tau, kt = now.tau, self.kt.repeat(state.n_walkers)
         total = KernelInfo.zero(self.counts_shape)
-        for _ in range(self.n_steps):
-            v_new = self.propose(v, tau, generator)
-            new = self._evaluate(v_new, x, tau)
-            proposed = self.log_weight(new.energy, kt, new.momenta, tau, new.log_det)
-            accepted, non_finite = metropolis(
-                current - self.log_proposal_density(v, tau),
-                proposed - self.log_proposal_density(v_new, tau),
-                generator,
-            )
-            n_evaluations = int(new.inside.sum())
-            total += self._counts(accepted, non_finite, new.inside, new.mirror, n_evaluations)
-            x = torch.where(accepted.reshape(-1, *(1,) * (x.ndim - 1)), new.x, x)
-            v = torch.where(accepted.unsqueeze(1), v_new, v)
-            energy = torch.where(accepted, new.energy, energy)
-            current = torch.where(accepted, proposed, current)
-        return state.evolve(x=x.reshape(state.x.shape), energy=energy.reshape(shape)), total
+        left = self.n_steps
+        while left:
+            n = min(left, max(1, _ROWS_AT_ONCE // len(tau)) if self.independent else 1)
+            left -= n
+            like, of_rows = now.x.repeat(n, *(1,) * (now.x.ndim - 1)), tau.repeat(n)
+            latents = self.propose(now.v.repeat(n, 1), of_rows, generator)
+            proposals = self._evaluate(latents, like, of_rows)
+            steps = (part.split(len(tau)) for part in (latents, *proposals))
+            for v_new, *parts in zip(*steps, strict=True):
+                new = Proposal(*parts)
+                accepted, non_finite = metropolis(
+                    self.log_weight(energy, kt, now.momenta, tau, now.log_det)
+                    - self.log_proposal_density(now.v, tau),
+                    self.log_weight(new.energy, kt, new.momenta, tau, new.log_det)
+                    - self.log_proposal_density(v_new, tau),
+                    generator,
+                )
+                n_evaluations = int(new.inside.sum())
+                total += self._counts(accepted, non_finite, new.inside, new.mirror, n_evaluations)
+                energy = torch.where(accepted, new.energy, energy)
+                end = LatentState(new.x, new.momenta, v_new, new.log_det, tau)
+                now = end.where(accepted, now)
+        return self.with_latents(state, now, energy), total
 
 
 class FlowWalk(StepSizes, FlowProposalKernel):
@@ -130,6 +141,8 @@ class FlowIndependence(FlowProposalKernel):
     >>> sampler.totals["flow_independent"].acceptance
     tensor([1., 1.], dtype=torch.float64)
     """
+
+    independent = True
 
     def __init__(
         self,

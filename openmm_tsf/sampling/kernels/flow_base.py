@@ -1,5 +1,6 @@
 """What kernels through a flow share: latents, target density, domain, the round-trip check."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -9,9 +10,14 @@ from openmm_tsf.flows.weights import log_weight
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
 from openmm_tsf.sampling.kernels.base import RungKernel, SteerableMap, check_flow
-from openmm_tsf.sampling.state import KernelInfo, per_rung
+from openmm_tsf.sampling.state import KernelInfo, Latents, WalkerState, per_rung
 from openmm_tsf.units import NANOMETER, in_unit
 from openmm_tsf.utils.validation import check_int, check_positive
+
+
+def rows_where(chosen: Tensor, these: Tensor, others: Tensor) -> Tensor:
+    """Return the rows of tensors [B, ...] from `these` where `chosen` [B], else from `others`."""
+    return torch.where(chosen.reshape(-1, *(1,) * (these.ndim - 1)), these, others)
 
 
 class LatentState(NamedTuple):
@@ -22,6 +28,10 @@ class LatentState(NamedTuple):
     v: Tensor
     log_det: Tensor  # log|J_D| [B], plus ln of the weight of the copy drawn where copies overlap
     tau: Tensor  # T / T_ref [B]
+
+    def where(self, chosen: Tensor, other: "LatentState") -> "LatentState":
+        """Return these rows where `chosen` [B], those of the other state elsewhere."""
+        return LatentState(*map(partial(rows_where, chosen), self, other))
 
 
 class Proposal(NamedTuple):
@@ -38,11 +48,12 @@ class Proposal(NamedTuple):
 class FlowKernel(RungKernel):
     """What all kernels through a flow share: latents, domain, target density, round-trip check.
 
-    The momenta are drawn once a call, and v = D^-1(x, p) is computed once: after each of the
-    `n_steps` decisions the walker's v is known, v' if accepted and v if not. Every step leaves the
-    joint density of (x, p) invariant, and so does drawing p from its conditional; their product
-    therefore leaves that of x invariant. The round-trip check of the next call verifies that v' is
-    also the preimage of the stored x', which has the pose and the labels of x.
+    The momenta are drawn, and v = D^-1(x, p) computed, once for all kernels through the same flow
+    that follow each other in an iteration: after each decision the walker's v is known, v' if
+    accepted and v if not, and the state carries it (:class:`openmm_tsf.sampling.state.Latents`).
+    Every step leaves the joint density of (x, p) invariant, and so does drawing p from its
+    conditional; their product therefore leaves that of x invariant. The next iteration computes v
+    from the stored x', which has the pose and the labels of x, and checks the round trip.
 
     Parameters
     ----------
@@ -117,6 +128,31 @@ class FlowKernel(RungKernel):
             n_evaluations=evaluated,
             outside_domain=int((~inside).sum()) - mirrors,
         )
+
+    def carried(self, state: WalkerState) -> Latents | None:
+        """Return the latents that the state carries, if they are those of this kernel's flow."""
+        known = state.latents
+        return known if known is not None and known.flow is self.flow else None
+
+    def latents_of(self, state: WalkerState, generator: Generator) -> LatentState:
+        """Return p and v of all walkers and rungs [B]: those that the state carries, or new."""
+        x, tau = state.x.flatten(0, 1), self.tau.repeat(state.n_walkers)
+        known = self.carried(state)
+        if known is None:
+            return self._to_latent(x, tau, state.iteration, generator)
+        parts = (known.momenta, known.v, known.log_det)
+        momenta, v, log_det = (part.flatten(0, 1) for part in parts)
+        return LatentState(x, momenta, v, log_det, tau)
+
+    def with_latents(self, state: WalkerState, end: LatentState, energy: Tensor) -> WalkerState:
+        """Return the state with the configurations and latents of `end` and energies, all [B]."""
+        pair = state.energy.shape
+        x = end.x.reshape(state.x.shape)
+        momenta, v, log_det = (
+            part.reshape(*pair, *part.shape[1:]) for part in (end.momenta, end.v, end.log_det)
+        )
+        latents = Latents(self.flow, x, state.iteration, momenta, v, log_det)
+        return state.evolve(x=x, energy=energy.reshape(pair), latents=latents)
 
     def _to_latent(
         self, x: Tensor, tau: Tensor, iteration: int, generator: Generator

@@ -5,6 +5,7 @@ included: pi(v) = exp(-U(x(v))/kT - |p(v)|^2 / 2 tau + log|J_D(v)|).
 """
 
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.energies import energy_and_forces
 from openmm_tsf.sampling.kernels.base import SteerableMap
 from openmm_tsf.sampling.kernels.flow import FlowWalk
+from openmm_tsf.sampling.kernels.flow_base import rows_where
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.utils.validation import check_float, check_int
 
@@ -41,12 +43,7 @@ class LatentPoint(NamedTuple):
 
     def where(self, chosen: Tensor, other: "LatentPoint") -> "LatentPoint":
         """Return these rows where `chosen` [B], those of the other point elsewhere."""
-        return LatentPoint(
-            *(
-                torch.where(chosen.reshape(-1, *(1,) * (mine.ndim - 1)), mine, others)
-                for mine, others in zip(self, other, strict=True)
-            )
-        )
+        return LatentPoint(*map(partial(rows_where, chosen), self, other))
 
 
 class LatentGradientKernel(FlowWalk, ABC):
@@ -63,10 +60,9 @@ class LatentGradientKernel(FlowWalk, ABC):
     def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
         """Propose for every walker at every rung in one batch, and accept or reject."""
         shape = state.energy.shape
-        x, energy = state.x.flatten(0, 1), state.energy.flatten()
-        tau, kt = self.tau.repeat(shape[0]), self.kt.repeat(shape[0])
+        latent = self.latents_of(state, generator)
+        x, tau, energy, kt = latent.x, latent.tau, state.energy.flatten(), self.kt.repeat(shape[0])
         step = (self.sigma.repeat(shape[0]) * tau.sqrt()).unsqueeze(1)
-        latent = self._to_latent(x, tau, state.iteration, generator)
         rows = LatentBatch(tau, kt, x, step)
         point, n_evaluations = self.evaluate_at(latent.v, rows)
         # The stored configuration and energy, without the rounding of the round trip.

@@ -126,7 +126,7 @@ def default_kernels(
     masses: Any = None,
     settings: SequenceSettings | None = None,
 ) -> list[Scheduled]:
-    """Return the default sequence: proposals through the flow, dynamics, swaps.
+    """Return the default sequence: dynamics, proposals through the flow, swaps.
 
     All members are exact, unless ``local_metropolized=False``. Why both kinds of swap: on alanine
     dipeptide (300, 424.26, 600 K, a flow of the default size) round trips per second of one core
@@ -159,27 +159,29 @@ def default_kernels(
     """
     chosen = SequenceSettings() if settings is None else settings
     temperatures = as_temperatures(temperatures)
-    kernels: list[Kernel] = []
-    if n_steps := chosen.n_flow_independent:
-        kernels.append(FlowIndependence(flow, potential, temperatures, n_steps=n_steps))
-    if n_steps := chosen.n_flow_crank_nicolson:
-        parts = (flow, potential, temperatures, chosen.beta)
-        kernels.append(FlowCrankNicolson(*parts, n_steps=n_steps))
-    if n_steps := chosen.n_flow_walk:
-        kernels.append(FlowWalk(flow, potential, temperatures, chosen.sigma, n_steps=n_steps))
-    sequence = [Scheduled(kernel) for kernel in kernels]
+    sequence: list[Scheduled] = []
+    # Kernels through the flow follow each other, so that one inverse of the flow serves them all.
     if masses is not None and chosen.local_interval:
         kind: Any = OpenMMLangevin if isinstance(potential, DynamicsPotential) else TorchLangevin
         numbers = (chosen.local_steps, chosen.local_timestep, chosen.local_friction)
-        parts = (potential, temperatures, masses, flow, *numbers, chosen.local_metropolized)
-        sequence.append(Scheduled(kind(*parts), interval=chosen.local_interval))
-    if len(temperatures) > 1 and chosen.swap != "steered":
-        constant, scheme = potential.boltzmann_constant, chosen.swap_scheme
-        sequence.append(Scheduled(PlainSwap(temperatures, constant, scheme)))
+        molecular = (potential, temperatures, masses, flow, *numbers, chosen.local_metropolized)
+        sequence.append(Scheduled(kind(*molecular), interval=chosen.local_interval))
+    if n_steps := chosen.n_flow_independent:
+        independent = FlowIndependence(flow, potential, temperatures, n_steps=n_steps)
+        sequence.append(Scheduled(independent))
+    if n_steps := chosen.n_flow_crank_nicolson:
+        parts = (flow, potential, temperatures, chosen.beta)
+        sequence.append(Scheduled(FlowCrankNicolson(*parts, n_steps=n_steps)))
+    if n_steps := chosen.n_flow_walk:
+        walk = FlowWalk(flow, potential, temperatures, chosen.sigma, n_steps=n_steps)
+        sequence.append(Scheduled(walk))
     if len(temperatures) > 1 and chosen.swap != "plain":
         # Beside a plain swap the other pairs: a replica can then climb two rungs an iteration, and
         # the steered swap does not reverse the plain one.
         first = "odd" if chosen.swap == "both" else "even"
         swap = SteeredSwap(flow, potential, temperatures, chosen.swap_scheme, first_pairs=first)
         sequence.append(Scheduled(swap))
+    if len(temperatures) > 1 and chosen.swap != "steered":
+        constant, scheme = potential.boltzmann_constant, chosen.swap_scheme
+        sequence.append(Scheduled(PlainSwap(temperatures, constant, scheme)))
     return sequence

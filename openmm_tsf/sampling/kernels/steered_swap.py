@@ -1,5 +1,6 @@
 """Steered swaps: replicas exchange temperatures, and the flow maps each to its new temperature."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from openmm_tsf.metropolis import metropolis
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
 from openmm_tsf.sampling.kernels.base import SteerableMap, check_name
-from openmm_tsf.sampling.kernels.flow_base import FlowKernel
+from openmm_tsf.sampling.kernels.flow_base import FlowKernel, LatentState
 from openmm_tsf.sampling.kernels.pairing import Pairing, Scheme, SwapKernel
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 
@@ -90,8 +91,9 @@ class SteeredSwap(SwapKernel, FlowKernel):
         walker = walker[:, None].expand_as(low).flatten().repeat(2)
         old = torch.cat([low.flatten(), high.flatten()])
         new = torch.cat([high.flatten(), low.flatten()])
-        x, energy = state.x[walker, old], state.energy[walker, old]
-        latent = self._to_latent(x, self.tau[old], state.iteration, generator)
+        energy = state.energy[walker, old]
+        latent = self._latents_at(state, walker, old, generator)
+        x = latent.x
         v_new = self.rescale(latent.v, old, new)
         x_new, momenta_new, log_det_new = self._forward(v_new, self.tau[new])
 
@@ -126,13 +128,34 @@ class SteeredSwap(SwapKernel, FlowKernel):
             scale = (self.tau[new] / self.tau[old]).sqrt()
             scale = scale.reshape(-1, *(1,) * (velocities.ndim - 2))
             velocities = velocities.index_put(target, velocities[walker, old] * scale)
+        x = state.x.index_put(target, x_new[taken])
+        known = self.carried(state)
+        if known is not None:
+            known = replace(
+                known,
+                x=x,
+                momenta=known.momenta.index_put(target, momenta_new[taken]),
+                v=known.v.index_put(target, v_new[taken]),
+                log_det=known.log_det.index_put(target, log_det_new[taken]),
+            )
         exchanged = state.evolve(
-            x=state.x.index_put(target, x_new[taken]),
+            x=x,
             velocities=velocities,
             energy=state.energy.index_put(target, energy_new[taken]),
             replica=state.replica.index_put(target, state.replica[walker, old]),
+            latents=known,
         )
         return exchanged, info
+
+    def _latents_at(
+        self, state: WalkerState, walker: Tensor, rung: Tensor, generator: Generator
+    ) -> LatentState:
+        """Return p and v of some walkers and rungs [B]: those that the state carries, or new."""
+        if self.carried(state) is None:  # not all of them: some may have no partner
+            x = state.x[walker, rung]
+            return self._to_latent(x, self.tau[rung], state.iteration, generator)
+        row = walker * state.n_rungs + rung
+        return LatentState(*(part[row] for part in self.latents_of(state, generator)))
 
     def rescale(self, v: Tensor, old: Tensor, new: Tensor) -> Tensor:
         """Return v [B, n] scaled from the priors of the rungs `old` [B] to those of `new` [B]."""
