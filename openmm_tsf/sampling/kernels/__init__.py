@@ -27,12 +27,12 @@ during sampling, every ``round_trip_interval`` iterations. Proposals keep the po
 its labels of equivalent hydrogens. No kernel reaches basins that the flow's training frames lack
 and that barriers separate (a cis peptide bond); mirror images are rejected.
 
-**Default sequence** (:func:`default_kernels` with :class:`SequenceSettings`) of an iteration: one
-independence proposal; four walk steps that share one inverse of the flow; every tenth iteration 20
-steps of Langevin dynamics; a plain and a steered swap, of which one takes the even and the other
-the odd pairs of neighbours, alternating. The command line's presets ``default`` and ``thorough``
-use two independence proposals, one walk step, a steered swap, and dynamics every twentieth
-iteration.
+**Default sequence** (:func:`default_kernels` with :class:`SequenceSettings`) of an iteration: every
+second iteration 25 steps of Langevin dynamics; one independence proposal; four walk steps; a
+steered and a plain swap, of which one takes the even and the other the odd pairs of neighbours,
+alternating. The command line's presets ``default`` and ``thorough`` use what moves farthest for its
+evaluations on alanine dipeptide (``examples/benchmarks/moves.py``): four independence proposals, a
+Crank-Nicolson step, both swaps, and dynamics every fourth iteration.
 
 **Step sizes** (the attribute ``sigma``, one for every rung) are tuned by
 :meth:`ParallelTempering.tune`, then fixed and written to ``config.json``.
