@@ -142,6 +142,12 @@ class AugmentedMap(nn.Module, ABC):
             return torch.zeros(len(x), dtype=torch.bool, device=x.device)
         return self.coordinates.is_mirror_image(x)
 
+    def is_in_domain(self, x: Tensor) -> Tensor:
+        """Return which x [B, *event] have a v, [B] bool: the inverse, without the network."""
+        if self.coordinates is None:
+            return x.isfinite().flatten(1).all(dim=1)
+        return self.coordinates.inverse_and_log_det(x)[1].isfinite()
+
     def _tau(self, temperature: Any, like: Tensor) -> Tensor:
         """T / T_ref, a scalar or [B]."""
         temperature = in_unit(temperature, KELVIN, "temperature")

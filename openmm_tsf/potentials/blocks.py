@@ -31,9 +31,12 @@ def eager_block_size(n_atoms: int, dtype: torch.dtype, device: torch.device, mem
 
 
 def compiled_block_size(n_atoms: int, dtype: torch.dtype, device: torch.device, memory: int) -> int:
-    """Return the number of conformations in a compiled block."""
+    """Return the number of conformations in a compiled block.
+
+    96 are half of the presets' walkers and rungs, so that two threads share them evenly.
+    """
     fitting = memory // bytes_per_conformation(n_atoms, dtype)
-    return min(fitting, 64 if device.type == "cpu" else 16384)
+    return min(fitting, 96 if device.type == "cpu" else 16384)
 
 
 def block_threads(n_atoms: int, device: torch.device) -> int:

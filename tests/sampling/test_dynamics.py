@@ -61,9 +61,8 @@ def test_rows_that_fail_stay_and_are_counted(kind, settings):
 class Narrow(Changed):
     """A flow that has every third configuration outside its domain, every third a mirror image."""
 
-    def inverse_and_log_det(self, x, momenta, copies=None):
-        v, log_det = self.unchanged.inverse_and_log_det(x, momenta, copies)
-        return v, torch.where(torch.arange(len(x)) % 3 == 1, -torch.inf, log_det)
+    def is_in_domain(self, x):
+        return torch.arange(len(x)) % 3 != 1
 
     def is_mirror_image(self, x):
         return torch.arange(len(x)) % 3 == 2

@@ -187,6 +187,9 @@ class SteerableMap(Protocol):
     def is_mirror_image(self, x: Tensor) -> Tensor:
         """Return which x [B, *event] have a centre of the wrong handedness, [B] bool."""
 
+    def is_in_domain(self, x: Tensor) -> Tensor:
+        """Return which x [B, *event] have a v, [B] bool: where the inverse's log|J| is finite."""
+
 
 _MAP_MEMBERS = tuple(name for name in vars(SteerableMap) if not name.startswith("_"))
 

@@ -94,6 +94,11 @@ class DynamicsKernel(RungKernel, ABC):
         return self.metropolized
 
     @property
+    def n_evaluations(self) -> int:
+        """The number of energies, or energies with forces, of a trajectory."""
+        return self.n_steps + 1
+
+    @property
     def needs_velocities(self) -> bool:
         """Whether walkers must have velocities."""
         return True
@@ -144,7 +149,7 @@ class DynamicsKernel(RungKernel, ABC):
             *per_rung(accepted.reshape(shape), shape[0]),
             rejected_non_finite=int((non_finite | outside).sum()),
             mirror_images=int(mirror.sum()),
-            n_evaluations=len(x) * (self.n_steps + 1),
+            n_evaluations=len(x) * self.n_evaluations,
             outside_domain=int(outside.sum()),
         )
         new = state.evolve(
@@ -163,9 +168,7 @@ class DynamicsKernel(RungKernel, ABC):
         if self.flow is not None and len(rows):
             ends = x[rows].to(self.flow.dtype)
             mirror[rows] = self.flow.is_mirror_image(ends)
-            momenta = ends.new_zeros(len(ends), self.flow.n_momenta)
-            _, log_det = self.flow.inverse_and_log_det(ends, momenta)
-            outside[rows] = ~torch.isfinite(log_det) & ~mirror[rows]
+            outside[rows] = ~self.flow.is_in_domain(ends) & ~mirror[rows]
         return non_finite, outside, mirror
 
     def as_column(self, values: Tensor) -> Tensor:

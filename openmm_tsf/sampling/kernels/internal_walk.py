@@ -129,6 +129,12 @@ class WhitenedCoordinates:
             return torch.zeros(len(x), dtype=torch.bool, device=x.device)
         return self.coordinates.is_mirror_image(x)
 
+    def is_in_domain(self, x: Tensor) -> Tensor:
+        """Return which x [B, *event] have a v, [B] bool: the inverse, without the whitening."""
+        if self.coordinates is None:
+            return x.isfinite().flatten(1).all(dim=1)
+        return self.coordinates.inverse_and_log_det(x)[1].isfinite()
+
 
 class InternalWalk(FlowWalk):
     """Gaussian random walk in whitened internal coordinates: the baseline without a flow.

@@ -7,10 +7,16 @@ import torch
 from torch import Generator, Tensor
 
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.sampling.energies import device_of, energy_and_forces
+from openmm_tsf.sampling.energies import (
+    HasSinglePrecision,
+    device_of,
+    energy,
+    energy_and_forces,
+    single_precision_forces,
+)
 from openmm_tsf.sampling.kernels.base import SteerableMap
 from openmm_tsf.sampling.kernels.dynamics import LangevinKernel
-from openmm_tsf.utils.validation import check_choice
+from openmm_tsf.utils.validation import check_bool, check_choice
 
 INTEGRATORS = ("verlet", "baoab")
 
@@ -20,13 +26,22 @@ class Trajectory:
 
     A row whose energy is not finite stops at its last finite position: the batch keeps its shape,
     so that a compiled potential is not compiled again. It stays on the potential's device until the
-    end, in the dtype of `x`: a potential in float32 does not round the trajectory.
+    end, in the dtype of `x`: a potential in float32 does not round the trajectory. With
+    `single_precision` forces are computed in float32, and the energy of the end is not.
     """
 
     def __init__(
-        self, potential: Potential, x: Tensor, v: Tensor, mass: Tensor, timestep: Tensor | float
+        self,
+        potential: Potential,
+        x: Tensor,
+        v: Tensor,
+        mass: Tensor,
+        timestep: Tensor | float,
+        single_precision: bool = False,
     ) -> None:
         self._potential, self._device = potential, x.device
+        self._single = single_precision
+        self._forces = single_precision_forces if single_precision else energy_and_forces
         self._timestep = timestep
         self._half_step = (0.5 * timestep / mass).to(device_of(potential, x))
         if isinstance(timestep, Tensor):
@@ -46,7 +61,7 @@ class Trajectory:
 
     def evaluate(self) -> None:
         """Compute energies and forces at the present positions; stop rows that fail."""
-        self.energy, self.force = energy_and_forces(self._potential, self.x)
+        self.energy, self.force = self._forces(self._potential, self.x)
         self._running = self._running & self.energy.isfinite()
         if not bool(self._running.all()):
             running = self._running.reshape(-1, *(1,) * (self.x.ndim - 1))
@@ -57,19 +72,31 @@ class Trajectory:
 
     def end(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return x, v and energies [B] on the device that x came from; +inf where a row failed."""
+        if self._single:
+            with torch.no_grad():
+                self.energy = energy(self._potential, self.x)
+            self._running = self._running & self.energy.isfinite()
         finite = self._running & self.v.isfinite().flatten(1).all(dim=1)
-        energy = torch.where(finite, self.energy, torch.inf)
-        return self.x.to(self._device), self.v.to(self._device), energy.to(self._device)
+        end = torch.where(finite, self.energy, torch.inf)
+        return self.x.to(self._device), self.v.to(self._device), end.to(self._device)
 
 
 def velocity_verlet(
-    potential: Potential, x: Tensor, v: Tensor, mass: Tensor, timestep: Tensor | float, n_steps: int
+    potential: Potential,
+    x: Tensor,
+    v: Tensor,
+    mass: Tensor,
+    timestep: Tensor | float,
+    n_steps: int,
+    single_precision: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Integrate a batch by n steps of velocity Verlet: n + 1 evaluations a row.
 
+    With forces in `single_precision` one more, the energy of the end.
+
     Reversible and volume-preserving; the energy error is of order dt^2 (Swope et al. 1982).
     """
-    batch = Trajectory(potential, x, v, mass, timestep)
+    batch = Trajectory(potential, x, v, mass, timestep, single_precision)
     for _ in range(n_steps):
         batch.kick()
         batch.drift()
@@ -93,6 +120,10 @@ class TorchLangevin(LangevinKernel):
         See :class:`openmm_tsf.sampling.kernels.dynamics.LangevinKernel`.
     metropolized, integrator
         Accept or reject by the energy error, by default with ``"verlet"``; that or ``"baoab"``.
+    single_precision
+        Compute the forces of a metropolised trajectory in float32, where the potential can
+        (:meth:`openmm_tsf.TorchPotential.single_precision_forces`), and the energies that it is
+        accepted by as ever: the kernel stays exact.
 
     Examples
     --------
@@ -117,6 +148,7 @@ class TorchLangevin(LangevinKernel):
         metropolized: bool | None = None,
         integrator: str = "verlet",
         name: str = "local",
+        single_precision: bool = False,
     ) -> None:
         integrator = check_choice(integrator, "integrator", INTEGRATORS)
         if integrator == "baoab" and metropolized:
@@ -127,12 +159,25 @@ class TorchLangevin(LangevinKernel):
             potential, temperatures, masses, flow, n_steps, timestep, friction, metropolized, name
         )
         self.potential, self.integrator = potential, integrator
+        self.single_precision = check_bool(single_precision, "single_precision")
+        if self.single_precision and not isinstance(potential, HasSinglePrecision):
+            kind = type(potential).__name__
+            raise ValueError(f"single_precision: expected False with a {kind}, got True")
+        if self.single_precision and not self.metropolized:
+            raise ValueError("single_precision: expected False without metropolized, got True")
+
+    @property
+    def n_evaluations(self) -> int:
+        """The number of energies, or energies with forces, of a trajectory."""
+        return super().n_evaluations + self.single_precision
 
     def settings(self) -> dict[str, Any]:
         """Return the choices made."""
         choices = super().settings()
         if self.integrator == "baoab":
             choices["integrator"] = "BAOAB"
+        if self.single_precision:
+            choices["forces"] = "float32"
         return choices
 
     def refresh_before(self, v: Tensor, kt: Tensor, generator: Generator) -> Tensor:
@@ -143,7 +188,8 @@ class TorchLangevin(LangevinKernel):
 
     def propagate(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take the Verlet steps."""
-        return velocity_verlet(self.potential, x, v, self._mass, self.timestep, self.n_steps)
+        numbers = (self._mass, self.timestep, self.n_steps, self.single_precision)
+        return velocity_verlet(self.potential, x, v, *numbers)
 
     def trajectory(
         self, x: Tensor, v: Tensor, kt: Tensor, generator: Generator

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.sampling.energies import HasSinglePrecision
 from openmm_tsf.sampling.kernels.base import Kernel, SteerableMap
 from openmm_tsf.sampling.kernels.crank_nicolson import FlowCrankNicolson
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
@@ -162,16 +165,18 @@ def default_kernels(
     sequence: list[Scheduled] = []
     # Kernels through the flow follow each other, so that one inverse of the flow serves them all.
     if masses is not None and chosen.local_interval:
-        kind: Any = OpenMMLangevin if isinstance(potential, DynamicsPotential) else TorchLangevin
         numbers = (chosen.local_steps, chosen.local_timestep, chosen.local_friction)
-        molecular = (potential, temperatures, masses, flow, *numbers, chosen.local_metropolized)
-        sequence.append(Scheduled(kind(*molecular), interval=chosen.local_interval))
+        parts = (potential, temperatures, masses, flow, *numbers, chosen.local_metropolized)
+        kind: Any = OpenMMLangevin if isinstance(potential, DynamicsPotential) else TorchLangevin
+        if isinstance(potential, HasSinglePrecision) and potential.dtype == torch.float64:
+            kind = partial(kind, single_precision=chosen.local_metropolized)
+        sequence.append(Scheduled(kind(*parts), interval=chosen.local_interval))
     if n_steps := chosen.n_flow_independent:
         independent = FlowIndependence(flow, potential, temperatures, n_steps=n_steps)
         sequence.append(Scheduled(independent))
     if n_steps := chosen.n_flow_crank_nicolson:
-        parts = (flow, potential, temperatures, chosen.beta)
-        sequence.append(Scheduled(FlowCrankNicolson(*parts, n_steps=n_steps)))
+        step = FlowCrankNicolson(flow, potential, temperatures, chosen.beta, n_steps=n_steps)
+        sequence.append(Scheduled(step))
     if n_steps := chosen.n_flow_walk:
         walk = FlowWalk(flow, potential, temperatures, chosen.sigma, n_steps=n_steps)
         sequence.append(Scheduled(walk))
