@@ -90,8 +90,8 @@ class FlowMultipleTry(FlowIndependence):
             total += self._counts(accepted, non_finite, new.inside, new.mirror, n_evaluations)
             taken = chosen * len(row) + row
             energy = torch.where(accepted, new.energy[taken], energy)
-            parts = (part[taken] for part in (new.x, new.momenta, v, new.log_det))
-            now = LatentState(*parts, tau).where(accepted, now)
+            end = LatentState(new.x[taken], new.momenta[taken], v[taken], new.log_det[taken], tau)
+            now = end.where(accepted, now)
         return self.with_latents(state, now, energy), total
 
     def select(self, current: Tensor, tries: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
