@@ -28,7 +28,7 @@ _REFIT = replace(_FIT, n_steps=1000, warmup_steps=50, learning_rate=2e-3, ramp=(
 # By correlation times for each evaluation (examples/benchmarks/moves.py): the walk of the paper
 # adds nothing to independent proposals; Crank-Nicolson steps and dynamics move walkers away from
 # where the flow draws too rarely, and dynamics every fourth iteration is enough for that.
-_MOVES = SamplingSettings(n_independent=4, n_crank_nicolson=1, n_walk=0, local_interval=4)
+_MOVES = SamplingSettings(n_independent=2, n_crank_nicolson=1, n_walk=0, local_interval=4)
 _SAMPLING = replace(_MOVES, n_walkers=64, n_iterations=1000, n_tuning=100)
 
 PRESETS: dict[str, RunSettings] = {
@@ -48,7 +48,6 @@ PRESETS: dict[str, RunSettings] = {
         # Few independent proposals of such a flow are accepted.
         sampling=replace(
             _MOVES,
-            n_independent=2,
             n_crank_nicolson=2,
             local_interval=2,
             n_walkers=16,
