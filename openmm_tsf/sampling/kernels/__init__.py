@@ -31,8 +31,9 @@ and that barriers separate (a cis peptide bond); mirror images are rejected.
 second iteration 25 steps of Langevin dynamics; one independence proposal; four walk steps; a
 steered and a plain swap, of which one takes the even and the other the odd pairs of neighbours,
 alternating. The command line's presets ``default`` and ``thorough`` use what moves farthest for its
-evaluations on alanine dipeptide (``examples/benchmarks/moves.py``): two independence proposals, a
-Crank-Nicolson step, both swaps, and dynamics every fourth iteration.
+evaluations on alanine dipeptide (``examples/benchmarks/moves.py``): two independence proposals,
+both swaps, and dynamics every fourth iteration; ``quick`` has Crank-Nicolson steps, too, which move
+farther than independence proposals where few of those are accepted.
 
 **Step sizes** (the attribute ``sigma``, one for every rung) are tuned by
 :meth:`ParallelTempering.tune`, then fixed and written to ``config.json``.

@@ -52,10 +52,6 @@ class FlowCrankNicolson(StepSizes, FlowProposalKernel):
     tensor([40, 40])
     """
 
-    #: Of fresh draws about as many are accepted on a good flow. A step of fewer adds little to
-    #: them; this one moves walkers that refuse draws, in regions that the flow draws too rarely.
-    target_acceptance = 0.7
-
     def __init__(
         self,
         flow: SteerableMap,
