@@ -121,6 +121,8 @@ def of_toys(folder):
     sequence = [
         kernels.FlowWalk(*parts),
         kernels.FlowIndependence(*parts),
+        kernels.FlowCrankNicolson(*parts, share=0.5),
+        kernels.FlowMultipleTry(*parts, n_tries=2),
         kernels.LatentMALA(*parts),
         kernels.OneOf([kernels.LatentHMC(*parts), kernels.CartesianMALA(well, ladder, 1.0)]),
         kernels.CartesianHMC(well, ladder, 1.0, n_steps=2),

@@ -24,7 +24,7 @@ _SLOW_IN_OPENMM = (openmm.CustomGBForce, openmm.CustomNonbondedForce)
 def planned_sampling(settings: SamplingSettings, n_iterations: int | None = None) -> int:
     """Return the number of evaluations that replica exchange takes, roughly."""
     iterations = settings.n_iterations if n_iterations is None else n_iterations
-    per_walker = settings.n_independent + settings.n_walk + 2
+    per_walker = settings.n_independent + settings.n_crank_nicolson + settings.n_walk + 2
     per_iteration = per_walker * settings.n_walkers * len(settings.temperatures)
     return (iterations + settings.n_tuning) * per_iteration
 

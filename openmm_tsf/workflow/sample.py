@@ -71,6 +71,7 @@ def kernels_of(
     """Return the kernels of an iteration, in their order."""
     sequence = SequenceSettings(
         n_flow_independent=settings.n_independent,
+        n_flow_crank_nicolson=settings.n_crank_nicolson,
         n_flow_walk=settings.n_walk,
         swap=settings.swap,
         local_interval=settings.local_interval,

@@ -132,8 +132,9 @@ class SamplingSettings:
         Independent ladders, run side by side.
     n_iterations, n_tuning
         Iterations of production, and those before it in which step sizes are tuned, then frozen.
-    n_independent, n_walk
-        Independence proposals and walk steps in an iteration; 0: none.
+    n_independent, n_crank_nicolson, n_walk
+        Independence proposals, Crank-Nicolson steps between them and a walk, and steps of the walk
+        in an iteration; 0: none.
     swap
         ``"plain"``, ``"steered"`` or ``"both"``.
     local_interval
@@ -145,6 +146,7 @@ class SamplingSettings:
     n_iterations: int = 2000
     n_tuning: int = 200
     n_independent: int = 1
+    n_crank_nicolson: int = 0
     n_walk: int = 4
     swap: str = "both"
     local_interval: int = 2
@@ -157,13 +159,16 @@ class SamplingSettings:
             n_iterations=check_int,
             n_tuning=_check_count,
             n_independent=_check_count,
+            n_crank_nicolson=_check_count,
             n_walk=_check_count,
             swap=partial(check_choice, allowed=("plain", "steered", "both")),
             local_interval=_check_count,
         )
-        if not (self.n_independent or self.n_walk or self.local_interval):
+        moves = (self.n_independent, self.n_crank_nicolson, self.n_walk, self.local_interval)
+        if not any(moves):
             raise ValueError(
-                "n_independent: expected proposals, got 0, with n_walk=0 and local_interval=0"
+                "n_independent: expected proposals, got 0, with n_crank_nicolson=0, n_walk=0 and "
+                "local_interval=0"
             )
         check_distinct_temperatures(self.temperatures)
 

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.io.serialization import to_plain_data
+from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.workflow.settings import SamplingSettings
 from tests.support.analysis_runs import sample_basins
@@ -24,9 +26,9 @@ MODULES = [
 ]  # fmt: skip
 SCRIPTS = [
     "benchmarks/between_rungs", "benchmarks/cases", "benchmarks/cost", "benchmarks/energy",
-    "benchmarks/flow_alone",
-    "benchmarks/hard_to_reach", "benchmarks/memory", "benchmarks/published",
-    "benchmarks/openmm_samplers", "benchmarks/seeds", "benchmarks/timestep_error",
+    "benchmarks/flow_alone", "benchmarks/hard_to_reach", "benchmarks/memory", "benchmarks/moves",
+    "benchmarks/openmm_samplers", "benchmarks/published", "benchmarks/seeds",
+    "benchmarks/timestep_error",
     "benchmarks/training_trials", "paper/double_wells", "paper/double_well_sampling",
     "paper/figure3",
 ]  # fmt: skip
@@ -133,3 +135,48 @@ def test_seeds_refuses_runs_made_otherwise(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             again(**changes)
+
+
+def test_correlation_times_of_moves():
+    """Sums of exponentials, within the measured part and beyond it, and of a series."""
+    moves = load_example("benchmarks/moves.py")
+    t = np.arange(1, 200)
+    value, extrapolated = moves.integrate(0.5**t)
+    assert (value, extrapolated) == (pytest.approx(3.0, rel=0.05), False)
+    slow = 0.99**t
+    value, extrapolated = moves.integrate(slow)
+    assert (value, extrapolated) == (pytest.approx(1 + 2 * 0.99 / 0.01, rel=0.02), True)
+    assert moves.integrate(np.ones(40)) == (None, True)
+    noise = np.random.default_rng(3).normal(size=(4000, 8))
+    for step in range(1, len(noise)):
+        noise[step] = 0.6 * noise[step - 1] + 0.8 * noise[step]
+    assert moves.correlation_of(noise)[:2] == pytest.approx([0.6, 0.36], abs=0.03)
+    angles = np.deg2rad([[60.0, 150.0], [60.0, 20.0], [-60.0, 150.0]])
+    assert moves.in_basins(angles).tolist() == [[True, True, False], [True, False, False]]
+
+
+def test_sequences_of_moves(molecule, flow, potential):
+    """Every sequence is one of kernels with distinct names, and the first runs."""
+    moves = load_example("benchmarks/moves.py")
+    ladder = (300.0, 600.0)
+    masses = torch.tensor(molecule.heavy_hydrogen_masses, dtype=torch.float64)
+    made = moves.sequences(flow, potential, ladder, masses, [0.1, 0.2])
+    for kernels in made.values():
+        ParallelTempering(molecule, flow, ladder, 2, kernels, potential)
+    args = SimpleNamespace(seed=1, iterations=6, repeats=1)
+    start = MDDataset.shipped(molecule, stride=4000).positions[:6, None].expand(-1, 2, -1, -1)
+    names = "independence", "multiple try 2"
+    rows = {
+        name: moves.measure(
+            molecule, flow, potential, ladder, made[name], start, [0.02, 0.002], args
+        )
+        for name in names
+    }
+    assert rows["multiple try 2"]["evaluations"] == pytest.approx(2.0, abs=1.0)
+    chosen = {name: made[name] for name in names}
+    seconds = moves.time_iterations(molecule, flow, potential, ladder, chosen, start, args)
+    for name, row in rows.items():
+        row["seconds"] = seconds[name]
+    report = {"timed_walkers": 6, "sequences": rows}
+    moves.add_rates(report)
+    assert len(moves.table(report)) == 3

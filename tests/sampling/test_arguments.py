@@ -5,10 +5,12 @@ import pytest
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.potentials.toy import DoubleWell
 from openmm_tsf.sampling.kernels.cartesian import CartesianHMC
+from openmm_tsf.sampling.kernels.crank_nicolson import FlowCrankNicolson
 from openmm_tsf.sampling.kernels.dynamics import DynamicsKernel
 from openmm_tsf.sampling.kernels.flow import FlowWalk
 from openmm_tsf.sampling.kernels.langevin_torch import TorchLangevin
 from openmm_tsf.sampling.kernels.latent import LatentHMC, LatentMALA
+from openmm_tsf.sampling.kernels.multiple_try import FlowMultipleTry
 from openmm_tsf.sampling.kernels.schedule import Scheduled
 from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.kernels.swap import PlainSwap
@@ -29,6 +31,12 @@ TABLE = [
     (FlowWalk, "round_trip_tolerance", ["a"], TypeError, "expected"),
     (FlowWalk, "round_trip_tolerance", [0.0], ValueError, "expected"),
     (FlowWalk, "name", [3], TypeError, "expected"),
+    (FlowCrankNicolson, "beta", [1.0, 1, [0.5, 0.5, 1.5]], ValueError, "expected numbers below 1"),
+    (FlowCrankNicolson, "beta", [0.0, -0.5, NAN], ValueError, "expected positive"),
+    (FlowCrankNicolson, "beta", [[0.1, 0.2]], ValueError, "expected one number or 3"),
+    (FlowCrankNicolson, "share", [0.0, 1.1, NAN], ValueError, "expected"),
+    (FlowCrankNicolson, "share", ["a"], TypeError, "expected one number"),
+    (FlowMultipleTry, "n_tries", [0, True, 1.5], ValueError, "expected an integer of at least 1"),
     (LatentHMC, "jitter", ["x"], TypeError, "expected one number"),
     (LatentHMC, "jitter", [1.0], ValueError, "expected a number"),
     (LatentHMC, "n_leapfrog", [0], ValueError, "expected an integer"),

@@ -14,6 +14,7 @@ from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.kernels.internal_walk import InternalWalk, WhitenedCoordinates
 from openmm_tsf.sampling.kernels.latent import LatentBatch, LatentHMC, LatentMALA
+from openmm_tsf.sampling.kernels.multiple_try import FlowMultipleTry
 from openmm_tsf.sampling.kernels.pairing import Pairing
 from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.kernels.swap import PlainSwap
@@ -159,6 +160,7 @@ class Mirroring(Changed):
 MIRRORED = {
     "walk": lambda *what: FlowWalk(*what, 0.02, n_steps=3),
     "independence": lambda *what: FlowIndependence(*what, n_steps=3),
+    "multiple try": lambda *what: FlowMultipleTry(*what, n_tries=3),
     "mala": lambda *what: LatentMALA(*what, 0.02, n_steps=3),
     "hmc": lambda *what: LatentHMC(*what, 0.02, n_steps=3, n_leapfrog=2),
     "steered": lambda *what: SteeredSwap(*what),

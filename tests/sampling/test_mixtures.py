@@ -8,8 +8,10 @@ from openmm_tsf.metropolis import metropolis
 from openmm_tsf.potentials.toy import DoubleWell
 from openmm_tsf.sampling.kernels.base import Kernel
 from openmm_tsf.sampling.kernels.cartesian import CartesianHMC
+from openmm_tsf.sampling.kernels.crank_nicolson import FlowCrankNicolson
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.kernels.mixtures import OneOf, OnRungs
+from openmm_tsf.sampling.kernels.multiple_try import FlowMultipleTry
 from openmm_tsf.sampling.kernels.schedule import Scheduled
 from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.kernels.swap import PlainSwap
@@ -51,6 +53,8 @@ def mixtures(flow, potential):
     return [
         OneOf([walk, FlowIndependence(flow, potential, LADDER)], [3, 1], name="moves"),
         Scheduled(OnRungs(inner, LADDER), repeats=2),
+        FlowCrankNicolson(flow, potential, LADDER, share=0.5),
+        FlowMultipleTry(flow, potential, LADDER),
         OnRungs(CartesianHMC(potential, [1.0], 1.0, timestep=0.3), LADDER),
         OneOf([PlainSwap(LADDER, 1), SteeredSwap(flow, potential, LADDER)], name="swaps"),
         OnRungs(PlainSwap(ENDS, 1), LADDER),
@@ -123,6 +127,7 @@ def test_members_are_tuned_and_recorded(sampler):
     made = sampler(n_walkers=100)
     sigma = made.tune(60, target_acceptance=0.4)
     names = {"moves.flow_walk", "one_of_on_0_2.one_of.flow_walk", "hmc_on_1.hmc"}
+    names |= {"flow_crank_nicolson"}
     assert sigma.keys() == names
     assert made.choices()["sigma"] == {name: value.tolist() for name, value in sigma.items()}
     assert made.choices()["kernel_flows"].keys() >= {"moves.flow_walk", "swaps.swap_steered"}

@@ -161,14 +161,16 @@ def test_schedule_counts_and_reporters(make, flow, potential):
 
 @pytest.mark.parametrize("swap", ["plain", "steered", "both"])
 def test_the_default_sequence(potential, flow, swap):
-    names = ["swap_plain", "swap_steered"] if swap == "both" else [f"swap_{swap}"]
-    counts = {"n_flow_independent": 2, "n_flow_walk": 5}
+    names = ["swap_steered", "swap_plain"] if swap == "both" else [f"swap_{swap}"]
+    counts = {"n_flow_independent": 2, "n_flow_crank_nicolson": 3, "n_flow_walk": 5, "beta": 0.6}
     settings = SequenceSettings(swap=swap, swap_scheme="random_pairs", **counts)
     kernels = default_kernels(potential, flow, LADDER, settings=settings)
-    assert [entry.kernel.name for entry in kernels] == ["flow_independent", "flow_walk", *names]
+    moves = ["flow_independent", "flow_crank_nicolson", "flow_walk"]
+    assert [entry.kernel.name for entry in kernels] == [*moves, *names]
+    torch.testing.assert_close(kernels[1].kernel.beta, torch.full((3,), 0.6).double())
     assert {(entry.interval, entry.repeats) for entry in kernels} == {(1, 1)}
-    assert [entry.kernel.settings().get("n_steps") for entry in kernels[:2]] == [2, 5]
-    for entry in kernels[2:]:
+    assert [entry.kernel.settings().get("n_steps") for entry in kernels[:3]] == [2, 3, 5]
+    for entry in kernels[3:]:
         assert entry.kernel.settings()["scheme"] == "random_pairs"
     settings = SequenceSettings(swap=swap, n_flow_independent=0, n_flow_walk=0)
     kernels = default_kernels(potential, flow, LADDER, settings=settings)

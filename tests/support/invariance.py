@@ -21,13 +21,15 @@ import torch
 
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.sampling.kernels.cartesian import CartesianHMC, CartesianMALA
+from openmm_tsf.sampling.kernels.crank_nicolson import FlowCrankNicolson
 from openmm_tsf.sampling.kernels.dynamics import DynamicsKernel
-from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
+from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowProposalKernel, FlowWalk
 from openmm_tsf.sampling.kernels.internal_walk import InternalWalk
 from openmm_tsf.sampling.kernels.langevin_openmm import OpenMMLangevin
 from openmm_tsf.sampling.kernels.langevin_torch import TorchLangevin
 from openmm_tsf.sampling.kernels.latent import LatentHMC, LatentMALA
 from openmm_tsf.sampling.kernels.mixtures import OneOf, OnRungs
+from openmm_tsf.sampling.kernels.multiple_try import FlowMultipleTry
 from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.kernels.swap import PlainSwap
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
@@ -164,7 +166,7 @@ class Entry:
     @property
     def keeps_pose(self) -> bool:
         """Whether only internal coordinates change: pose and velocities stay."""
-        return issubclass(self.kind, FlowWalk | FlowIndependence)
+        return issubclass(self.kind, FlowProposalKernel)
 
     @property
     def is_swap(self) -> bool:
@@ -225,6 +227,18 @@ KERNELS: dict[str, Entry] = {
     ),
     "independence of 4 steps": Entry(
         FlowIndependence, {"n_steps": 4}, {"n_steps": 4}, 2500, 3,
+        flows=(*TRIO, *MIXED), slow_flows=("realnvp-volume",),
+    ),
+    "crank nicolson": Entry(
+        FlowCrankNicolson, {"beta": 0.3, "n_steps": 2}, {"beta": [0.7, 0.6, 0.5]}, 2500, 4,
+        flows=(*TRIO, *MIXED), slow_flows=REST,
+    ),
+    "crank nicolson of a share": Entry(
+        FlowCrankNicolson, {"beta": 0.5, "share": 0.4, "n_steps": 2}, {"beta": 0.8, "share": 0.5},
+        2500, 4, flows=BOTH, slow_flows=("tsf-polar", *REST),
+    ),
+    "multiple try": Entry(
+        FlowMultipleTry, {"n_tries": 5, "n_steps": 2}, {"n_tries": 3}, 2000, 4,
         flows=(*TRIO, *MIXED), slow_flows=("realnvp-volume",),
     ),
     "latent mala": Entry(

@@ -31,7 +31,7 @@ def whole(case: Any) -> list[Any]:
 def through_flow(case: Any) -> list[Any]:
     """Return all kernels through the flow or whitened coordinates, and plain swaps."""
     first = ("steered swap, random", "latent mala", "plain swap, random", "walk of 4 steps")
-    names = (*first, "latent hmc", "internal walk", "independence")
+    names = (*first, "latent hmc", "internal walk", "independence", "multiple try")
     return [KERNELS[name](case) for name in names]
 
 
@@ -39,7 +39,7 @@ def with_dynamics(case: Any) -> list[Any]:
     """Return flow kernels, Hamiltonian dynamics that keeps its velocities, and steered swaps."""
     step: Any = {"timestep": 0.012, "n_steps": 12} if isinstance(case, TreeCase) else {}
     return [
-        Scheduled(KERNELS["walk"](case), repeats=2),
+        Scheduled(KERNELS["crank nicolson"](case), repeats=2),
         KERNELS["hmc, persistent"](case, persistence=0.95, **step),
         KERNELS["steered swap, random"](case),
         KERNELS["latent mala"](case),

@@ -14,13 +14,16 @@ from typing import Any
 
 import torch
 
+from openmm_tsf.metropolis import metropolis
 from openmm_tsf.sampling.kernels.cartesian import CartesianHMC, CartesianMALA
+from openmm_tsf.sampling.kernels.crank_nicolson import FlowCrankNicolson
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.kernels.internal_walk import InternalWalk
 from openmm_tsf.sampling.kernels.langevin_openmm import OpenMMLangevin
 from openmm_tsf.sampling.kernels.langevin_torch import TorchLangevin
 from openmm_tsf.sampling.kernels.latent import LatentHMC, LatentMALA
 from openmm_tsf.sampling.kernels.mixtures import OneOf, OnRungs
+from openmm_tsf.sampling.kernels.multiple_try import FlowMultipleTry
 from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.kernels.swap import PlainSwap
 from tests.support.exact_cases import (
@@ -113,6 +116,58 @@ class ForgetsTheLatent:
     def propose(self, v, tau, generator):
         self._last = super().propose(v if self._last is None else self._last, tau, generator)
         return self._last
+
+
+class WithoutShrinking:
+    """Crank-Nicolson steps to v + beta xi: the prior is not left invariant."""
+
+    def propose(self, v, tau, generator):
+        moved = super().propose(v, tau, generator)
+        return moved + (1 - self.sigma.atan().cos()).repeat(len(v) // 2).unsqueeze(1) * v
+
+
+class NarrowNoise:
+    """Crank-Nicolson steps with noise of width 1 in place of sqrt(tau)."""
+
+    def propose(self, v, tau, generator):
+        return super().propose(v, torch.ones_like(tau), generator)
+
+
+class ChosenByTheWalker:
+    """Crank-Nicolson steps of the larger half of the components: a choice that depends on v."""
+
+    def propose(self, v, tau, generator):
+        large = v.abs() > v.abs().median(dim=1, keepdim=True).values
+        return torch.where(large, super().propose(v, tau, generator), v)
+
+
+class AlwaysTheBest:
+    """Multiple tries of which the largest weight is chosen, not one by weight."""
+
+    def select(self, current, tries, generator):
+        chosen = tries.argmax(dim=0)
+        back = tries.scatter(0, chosen.unsqueeze(0), current.unsqueeze(0))
+        return chosen, metropolis(back.logsumexp(0), tries.logsumexp(0), generator)[0]
+
+
+class WithoutReferenceSet:
+    """Multiple tries accepted by the ratio of two weights."""
+
+    def select(self, current, tries, generator):
+        chosen, _ = super().select(current, tries, generator)
+        return chosen, metropolis(current, tries.gather(0, chosen[None])[0], generator)[0]
+
+
+class ForgetsTheWeight:
+    """Multiple tries whose later steps compare with the first configuration."""
+
+    def select(self, current, tries, generator):
+        self._current = getattr(self, "_current", current)
+        return super().select(self._current, tries, generator)
+
+    def __call__(self, state, generator):
+        self.__dict__.pop("_current", None)
+        return super().__call__(state, generator)
 
 
 class UnscaledVelocities:
@@ -262,6 +317,7 @@ REVERSAL = (
     (TorchLangevin, {"timestep": 0.8, "friction": 0.03, "n_steps": 2}),
 )
 WALK_OF_4 = {"sigma": 0.17, "n_steps": 4}
+CRANK_NICOLSON = {"beta": 0.7, "n_steps": 4}
 HMC_OF_3 = {"sigma": 0.35, "n_leapfrog": 3}
 ON_DYNAMICS = [(kind, MOVING, walkers, 4, settings) for kind, walkers, settings in DYNAMICS]
 #: By mutation and change, rows (kind, case, walkers, iterations, settings).
@@ -272,6 +328,8 @@ TABLE = {
         (FlowWalk, BENT, 4000, 2, {"sigma": 0.6, "n_steps": 6}),
         (FlowWalk, on_tree("tsf-polar"), 4000, 1, {"sigma": 0.2, "n_steps": 30}),
         (FlowIndependence, BENT, 4000, 2, {"n_steps": 3}),
+        (FlowCrankNicolson, BENT, 4000, 2, {"beta": 0.7, "n_steps": 4}),
+        (FlowMultipleTry, BENT, 4000, 2, {"n_tries": 3, "n_steps": 2}),
         (LatentMALA, BENT, 10000, 6, {"sigma": 0.4}),
         (LatentHMC, BENT, 4000, 4, {"sigma": 0.4}),
         (InternalWalk, on_tree("tsf-polar"), 3000, 1, {"sigma": 0.3, "n_steps": 30}),
@@ -280,6 +338,8 @@ TABLE = {
     ("pose", WithoutPose): [
         (FlowWalk, on_tree(), 300, 1, {"sigma": 0.17}),
         (FlowIndependence, on_tree(), 300, 1, {"n_steps": 4}),
+        (FlowCrankNicolson, on_tree(), 300, 1, {"beta": 0.3}),
+        (FlowMultipleTry, on_tree(), 300, 1, {}),
         (LatentMALA, on_tree(), 300, 1, {}),
         (LatentHMC, on_tree(), 300, 1, {}),
         (InternalWalk, on_tree(), 300, 1, {"sigma": 0.25}),
@@ -293,6 +353,8 @@ TABLE = {
         (FlowWalk, on_tree("tsf-volume-rough"), 4000, 1, {"sigma": 0.15, "n_steps": 40}),
         (FlowWalk, toy("double-well", noise=0.36), 10000, 1, {"sigma": 0.6, "n_steps": 6}),
         (FlowIndependence, WELL, 6000, 2, {"n_steps": 6}),
+        (FlowCrankNicolson, WELL, 10000, 2, {"beta": 0.7, "n_steps": 6}),
+        (FlowMultipleTry, WELL, 6000, 2, {"n_tries": 3, "n_steps": 3}),
         (LatentMALA, WELL, 10000, 6, {"sigma": 0.5}),
         (LatentHMC, WELL, 5000, 4, {"sigma": 0.5}),
         (SteeredSwap, toy(noise=0.36), 10000, 6, PAIR),
@@ -300,6 +362,8 @@ TABLE = {
     ("tau", WrongTau): [
         (FlowWalk, HOT, 10000, 2, {"sigma": 0.6, "n_steps": 10}),
         (FlowIndependence, toy("double-well", upper=4.0), 10000, 2, {"n_steps": 6}),
+        (FlowCrankNicolson, HOT, 10000, 2, {"beta": 0.7, "n_steps": 8}),
+        (FlowMultipleTry, HOT, 10000, 2, {"n_tries": 3, "n_steps": 3}),
         (LatentMALA, WELL, 10000, 12, {"sigma": 0.5}),
         (LatentHMC, WELL, 16000, 8, HMC_OF_3),
         (SteeredSwap, toy(noise=0.36), 10000, 6, PAIR),
@@ -311,7 +375,15 @@ TABLE = {
     ("densities", WithoutDensities): [
         (LatentMALA, toy(), 4000, 6, {"sigma": 0.5}),
         (FlowIndependence, on_tree(), 2000, 2, {"n_steps": 4}),
+        (FlowCrankNicolson, on_tree(), 4000, 2, {"beta": 0.3, "n_steps": 4}),
+        (FlowMultipleTry, on_tree(), 2000, 2, {}),
     ],
+    ("shrinking", WithoutShrinking): [(FlowCrankNicolson, WELL, 4000, 2, CRANK_NICOLSON)],
+    ("noise", NarrowNoise): [(FlowCrankNicolson, WELL, 4000, 2, CRANK_NICOLSON)],
+    ("components", ChosenByTheWalker): [(FlowCrankNicolson, WELL, 4000, 2, CRANK_NICOLSON)],
+    ("best try", AlwaysTheBest): [(FlowMultipleTry, WELL, 4000, 2, {"n_tries": 4})],
+    ("reference set", WithoutReferenceSet): [(FlowMultipleTry, WELL, 4000, 2, {"n_tries": 4})],
+    ("weight", ForgetsTheWeight): [(FlowMultipleTry, WELL, 8000, 2, {"n_tries": 2, "n_steps": 8})],
     ("velocities", UnscaledVelocities): [
         (SteeredSwap, on_tree(), 1500, 1, {}),
         (PlainSwap, on_tree(), 3000, 2, {}),

@@ -5,7 +5,8 @@ A sampler takes any sequence of kernels (``kernels=[...]`` of
 temperature invariant; :class:`Scheduled` gives one a schedule.
 
 ========================  =========================================================================
-Through the flow          :class:`FlowWalk` (TSF-MCMC), :class:`FlowIndependence`;
+Through the flow          :class:`FlowWalk` (TSF-MCMC), :class:`FlowIndependence`,
+                          :class:`FlowCrankNicolson` between them, :class:`FlowMultipleTry`;
                           :class:`LatentMALA`, :class:`LatentHMC` with gradients in latent space
 Between temperatures      :class:`PlainSwap` (replica exchange), :class:`SteeredSwap` (through the
                           flow, any pair of rungs with a single network)
@@ -26,12 +27,13 @@ during sampling, every ``round_trip_interval`` iterations. Proposals keep the po
 its labels of equivalent hydrogens. No kernel reaches basins that the flow's training frames lack
 and that barriers separate (a cis peptide bond); mirror images are rejected.
 
-**Default sequence** (:func:`default_kernels` with :class:`SequenceSettings`) of an iteration: one
-independence proposal; four walk steps that share one inverse of the flow; every tenth iteration 20
-steps of Langevin dynamics; a plain and a steered swap, of which one takes the even and the other
-the odd pairs of neighbours, alternating. The command line's presets ``default`` and ``thorough``
-use two independence proposals, one walk step, a steered swap, and dynamics every twentieth
-iteration.
+**Default sequence** (:func:`default_kernels` with :class:`SequenceSettings`) of an iteration: every
+second iteration 25 steps of Langevin dynamics; one independence proposal; four walk steps; a
+steered and a plain swap, of which one takes the even and the other the odd pairs of neighbours,
+alternating. The command line's presets ``default`` and ``thorough`` use what moves farthest for its
+evaluations on alanine dipeptide (``examples/benchmarks/moves.py``): two independence proposals,
+both swaps, and dynamics every fourth iteration; ``quick`` has Crank-Nicolson steps, too, which move
+farther than independence proposals where few of those are accepted.
 
 **Step sizes** (the attribute ``sigma``, one for every rung) are tuned by
 :meth:`ParallelTempering.tune`, then fixed and written to ``config.json``.
@@ -51,12 +53,14 @@ All kernels here pass this test, alone and in mixtures, and copies of them with 
 
 from openmm_tsf.sampling.kernels.base import Kernel
 from openmm_tsf.sampling.kernels.cartesian import CartesianHMC, CartesianMALA
+from openmm_tsf.sampling.kernels.crank_nicolson import FlowCrankNicolson
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.kernels.internal_walk import InternalWalk, WhitenedCoordinates
 from openmm_tsf.sampling.kernels.langevin_openmm import OpenMMLangevin
 from openmm_tsf.sampling.kernels.langevin_torch import TorchLangevin
 from openmm_tsf.sampling.kernels.latent import LatentHMC, LatentMALA
 from openmm_tsf.sampling.kernels.mixtures import OneOf, OnRungs
+from openmm_tsf.sampling.kernels.multiple_try import FlowMultipleTry
 from openmm_tsf.sampling.kernels.schedule import (
     Scheduled,
     SequenceSettings,
@@ -70,7 +74,9 @@ from openmm_tsf.sampling.state import KernelInfo, WalkerState
 __all__ = [
     "CartesianHMC",
     "CartesianMALA",
+    "FlowCrankNicolson",
     "FlowIndependence",
+    "FlowMultipleTry",
     "FlowWalk",
     "InternalWalk",
     "Kernel",

@@ -10,6 +10,7 @@ import torch
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.energies import HasSinglePrecision
 from openmm_tsf.sampling.kernels.base import Kernel, SteerableMap
+from openmm_tsf.sampling.kernels.crank_nicolson import FlowCrankNicolson
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.kernels.langevin_openmm import DynamicsPotential, OpenMMLangevin
 from openmm_tsf.sampling.kernels.langevin_torch import TorchLangevin
@@ -55,8 +56,10 @@ class SequenceSettings:
 
     Parameters
     ----------
-    n_flow_independent, n_flow_walk, sigma
-        The numbers of proposals in each iteration, 0 for none; the step size before tuning.
+    n_flow_independent, n_flow_crank_nicolson, n_flow_walk
+        The numbers of proposals in each iteration, 0 for none.
+    beta, sigma
+        The step sizes of Crank-Nicolson steps and of the walk before tuning.
     swap
         ``"plain"``, ``"steered"`` (through the flow) or ``"both"``; with one rung there is none.
     swap_scheme
@@ -74,7 +77,9 @@ class SequenceSettings:
     """
 
     n_flow_independent: int = 1
+    n_flow_crank_nicolson: int = 0
     n_flow_walk: int = 4
+    beta: Any = 0.5
     sigma: Any = 0.1
     swap: str = "both"
     swap_scheme: Scheme = "even_odd"
@@ -89,6 +94,7 @@ class SequenceSettings:
         check_fields(
             self,
             n_flow_independent=check_count,
+            n_flow_crank_nicolson=check_count,
             n_flow_walk=check_count,
             swap=partial(check_choice, allowed=("plain", "steered", "both")),
             local_interval=check_count,
@@ -123,7 +129,7 @@ def default_kernels(
     masses: Any = None,
     settings: SequenceSettings | None = None,
 ) -> list[Scheduled]:
-    """Return the default sequence: dynamics, flow independence, flow walks, swaps.
+    """Return the default sequence: dynamics, proposals through the flow, swaps.
 
     All members are exact, unless ``local_metropolized=False``. Why both kinds of swap: on alanine
     dipeptide (300, 424.26, 600 K, a flow of the default size) round trips per second of one core
@@ -168,6 +174,9 @@ def default_kernels(
     if n_steps := chosen.n_flow_independent:
         independent = FlowIndependence(flow, potential, temperatures, n_steps=n_steps)
         sequence.append(Scheduled(independent))
+    if n_steps := chosen.n_flow_crank_nicolson:
+        step = FlowCrankNicolson(flow, potential, temperatures, chosen.beta, n_steps=n_steps)
+        sequence.append(Scheduled(step))
     if n_steps := chosen.n_flow_walk:
         walk = FlowWalk(flow, potential, temperatures, chosen.sigma, n_steps=n_steps)
         sequence.append(Scheduled(walk))
