@@ -198,8 +198,8 @@ def draw(report, path: Path):
         curve = row["curve"]
         # Runs side by side on the cores are averaged.
         t = report["cores"] * np.array(curve["evaluations"]) / speed
-        error = np.array(curve["spread_kT"]) / math.sqrt(report["cores"])
-        right.plot(t, error, c=RED, lw=0.7, alpha=0.6, label="its spread between runs")
+        error = np.array(curve["error_kT"]) / math.sqrt(report["cores"])
+        right.plot(t, error, c=RED, lw=0.7, alpha=0.6, label="its error, measured")
     for begin, color in (("nothing", BLUE), ("frames", "#6fa8dc")):
         label = f"flow, from {begin}"
         for flow in report["flows"]:
