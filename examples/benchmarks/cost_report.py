@@ -189,7 +189,11 @@ def draw(report, path: Path):
         label = name_of(method)
         paid = row["equilibration_evaluations"]
         left.plot(
-            evaluations, rate * np.maximum(evaluations - paid, np.nan), style, c=color, label=label
+            evaluations,
+            rate * np.where(evaluations > paid, evaluations - paid, np.nan),
+            style,
+            c=color,
+            label=label,
         )
         until = row["seconds_until_error"]
         right.plot(seconds, 0.1 * np.sqrt(until / seconds), style, c=color, label=label)
