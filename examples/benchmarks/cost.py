@@ -109,8 +109,9 @@ def summarise_exchange(runs, n_rungs):
 def summarise_metadynamics(runs):
     """Metadynamics: delta F by the bias at the end, or its mean over the second half of the time.
 
-    The variance between runs, times the evaluations, is averaged over all times from a fifth of the
-    length on: it falls as 1/t then. Of the two estimates the better one counts.
+    The squared error is the variance between runs plus the square of their common deviation from
+    the reference: runs that have not converged may agree. Times the evaluations, it is averaged
+    over all times from a fifth of the length on: it falls as 1/t then. The better estimate counts.
     """
     n = min(len(run["p_bias"]) for run in runs)
     if len(runs) < 4 or n < 20:
@@ -121,13 +122,18 @@ def summarise_metadynamics(runs):
     ends = np.arange(1, n + 1)
     mean = (sums[ends] - sums[ends // 2]) / (ends - ends // 2)[:, None]
     evaluations = ends * float(runs[0]["n_evaluations"]) / len(runs[0]["p_bias"])
-    spread = {"last": last.std(axis=1, ddof=1), "mean": mean.std(axis=1, ddof=1)}
-    late = ends > n // 5
-    constants = {k: float(np.mean(s[late] ** 2 * evaluations[late])) for k, s in spread.items()}
-    best = min(constants, key=constants.get)
-    value = (last if best == "last" else mean)[-1]
     known = reference_population(LADDER_K[0])
     f_known, error_known = known.free_energy
+    squares = {}
+    for name, f in (("last", last), ("mean", mean)):
+        spread = f.var(axis=1, ddof=1)
+        # What is systematic, less the errors of the runs' mean and of the reference.
+        systematic = (f.mean(axis=1) - f_known) ** 2 - spread / len(runs) - error_known**2
+        squares[name] = spread + np.maximum(systematic, 0.0)
+    late = ends > n // 5
+    constants = {k: float(np.mean(s[late] * evaluations[late])) for k, s in squares.items()}
+    best = min(constants, key=constants.get)
+    value = (last if best == "last" else mean)[-1]
     error = float(value.std(ddof=1) / math.sqrt(len(runs)))
     per_million = 1e6 / (known.value * (1 - known.value) * constants[best])
     return {
@@ -140,7 +146,7 @@ def summarise_metadynamics(runs):
         "delta_F_reference_stderr": error_known,
         "z": float((f_known - value.mean()) / math.hypot(error, error_known)),
         "spread_of_runs_kT": float(value.std(ddof=1)),
-        "variance_times_evaluations": constants,
+        "squared_error_times_evaluations": constants,
         "n_evaluations": float(evaluations[-1] * len(runs)),
         "n_eff_per_million": per_million,
         "equilibration_evaluations": 0,
@@ -148,7 +154,7 @@ def summarise_metadynamics(runs):
         / sum(float(run["cpu_seconds"]) for run in runs),
         "curve": {
             "evaluations": evaluations[late].tolist(),
-            "spread_kT": spread[best][late].tolist(),
+            "error_kT": np.sqrt(squares[best][late]).tolist(),
         },
     }
 

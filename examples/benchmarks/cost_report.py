@@ -189,7 +189,11 @@ def draw(report, path: Path):
         label = name_of(method)
         paid = row["equilibration_evaluations"]
         left.plot(
-            evaluations, rate * np.maximum(evaluations - paid, np.nan), style, c=color, label=label
+            evaluations,
+            rate * np.where(evaluations > paid, evaluations - paid, np.nan),
+            style,
+            c=color,
+            label=label,
         )
         until = row["seconds_until_error"]
         right.plot(seconds, 0.1 * np.sqrt(until / seconds), style, c=color, label=label)
@@ -198,8 +202,8 @@ def draw(report, path: Path):
         curve = row["curve"]
         # Runs side by side on the cores are averaged.
         t = report["cores"] * np.array(curve["evaluations"]) / speed
-        error = np.array(curve["spread_kT"]) / math.sqrt(report["cores"])
-        right.plot(t, error, c=RED, lw=0.7, alpha=0.6, label="its spread between runs")
+        error = np.array(curve["error_kT"]) / math.sqrt(report["cores"])
+        right.plot(t, error, c=RED, lw=0.7, alpha=0.6, label="its error, measured")
     for begin, color in (("nothing", BLUE), ("frames", "#6fa8dc")):
         label = f"flow, from {begin}"
         for flow in report["flows"]:

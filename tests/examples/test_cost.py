@@ -120,9 +120,14 @@ def test_metadynamics_whose_error_falls_with_time():
     assert abs(row["z"]) < 3
     error = math.hypot(row["delta_F_stderr"], known.free_energy[1])
     assert row["z"] == pytest.approx((known.free_energy[0] - row["delta_F_kT"]) / error)
-    assert row["variance_times_evaluations"]["last"] == pytest.approx(900.0, rel=0.35)
+    assert row["squared_error_times_evaluations"]["last"] == pytest.approx(900.0, rel=0.35)
     n_eff = row["n_eff_per_million"] * known.value * (1 - known.value)
     assert n_eff == pytest.approx(1e6 / 900.0, rel=0.35)
+    # Runs that agree on another value are not converged.
+    wrong = [run | {"p_bias": 1 / (1 + np.exp(f.mean() + 2 + 0 * run["p_bias"]))} for run in runs]
+    wrong = cost.summarise_metadynamics(wrong)
+    error = math.sqrt(4 - known.free_energy[1] ** 2)
+    np.testing.assert_allclose(wrong["curve"]["error_kT"], error, rtol=0.1)
     with pytest.raises(ValueError, match="expected 4 runs of 20 estimates, got 3 of 400"):
         cost.summarise_metadynamics(runs[:3])
 
