@@ -63,7 +63,8 @@ class Perceptron(nn.Sequential):
         """Return the weight and bias of each layer in a precision."""
         parameters = list(self.parameters())
         if parameters[0].dtype != dtype:
-            if torch.is_grad_enabled() and parameters[0].requires_grad:
+            differentiable = torch.is_grad_enabled() and parameters[0].requires_grad
+            if differentiable or parameters[0].is_inference():  # these count no changes
                 parameters = [parameter.to(dtype) for parameter in parameters]  # type: ignore[misc]
             else:
                 parameters = self._converted.get(parameters, dtype)  # type: ignore[assignment]
@@ -95,7 +96,10 @@ class Tape(NamedTuple):
 
 
 class _Converted:
-    """Parameters in another precision, valid as long as the parameters do not change."""
+    """Parameters in another precision, valid as long as the parameters do not change.
+
+    Changes are counted by torch, which does not see those of ``parameter.data``.
+    """
 
     def __init__(self) -> None:
         self._sources: list[Tensor] = []
@@ -112,10 +116,14 @@ class _Converted:
             bool(self._tensors)
             and self._tensors[0].dtype == dtype
             and self._versions == [parameter._version for parameter in parameters]
-            and all(p.data_ptr() == s.data_ptr() for p, s in zip(parameters, self._sources))
+            and all(map(_share_memory, parameters, self._sources))
         )
         if not same:
             self._sources = [parameter.detach() for parameter in parameters]
             self._versions = [parameter._version for parameter in parameters]
             self._tensors = [source.to(dtype) for source in self._sources]
         return self._tensors
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr()
