@@ -161,7 +161,7 @@ def test_schedule_counts_and_reporters(make, flow, potential):
 
 @pytest.mark.parametrize("swap", ["plain", "steered", "both"])
 def test_the_default_sequence(potential, flow, swap):
-    names = ["swap_plain", "swap_steered"] if swap == "both" else [f"swap_{swap}"]
+    names = ["swap_steered", "swap_plain"] if swap == "both" else [f"swap_{swap}"]
     counts = {"n_flow_independent": 2, "n_flow_walk": 5}
     settings = SequenceSettings(swap=swap, swap_scheme="random_pairs", **counts)
     kernels = default_kernels(potential, flow, LADDER, settings=settings)
