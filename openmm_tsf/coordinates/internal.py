@@ -337,7 +337,8 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         As ``place(u, like)`` with the coordinates u of x, to rounding.
         """
         self._check_x(like, "like")
-        (axes, origin), (rotation, translation) = self.pose(x), self.pose(like)
+        rotations, translations = self.pose(torch.cat([x, like]))
+        (axes, rotation), (origin, translation) = rotations.chunk(2), translations.chunk(2)
         moved = (x - origin[:, None]) @ (axes @ rotation.transpose(1, 2)) + translation[:, None]
         return self._match_labels(moved, x, like)
 
@@ -345,7 +346,8 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         """Give `moved`, which has the labels of x, those of `like`."""
         if not len(self.labelling):
             return moved
-        return self.relabel(moved, (self.labels(x) - self.labels(like)) % 3)
+        labels, wanted = self.labels(torch.cat([x, like])).chunk(2)
+        return self.relabel(moved, (labels - wanted) % 3)
 
     def regularise(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Clamp u [B, 3N-6] to where the geometry is finite; return a penalty for the violation.

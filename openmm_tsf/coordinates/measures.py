@@ -29,11 +29,11 @@ def bonds_angles_dihedrals(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Ten
 def dihedrals_of(x: Tensor, quartets: Tensor) -> Tensor:
     """Dihedral angles [n, B] in (-pi, pi] of quartets of atoms [n, 4] in x [B, N, 3]."""
     xt = x.permute(2, 1, 0)
-    atom, bonded, angle, partner = (xt[:, atoms] for atoms in quartets.T)
+    atom, bonded, angle, partner = xt[:, quartets.T].unbind(1)
     return dihedral(atom - bonded, bonded - angle, partner - angle)
 
 
 def pose_of(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rotation [B, 3, 3] (axes as columns) and translation [B, 3] of x [B, N, 3]."""
-    first, second, third = (x[:, int(atom)].T for atom in rows[:3, 0])
+    first, second, third = x[:, rows[:3, 0]].permute(1, 2, 0)
     return torch.stack(axes_of(first, second, third)).permute(2, 1, 0), first.T

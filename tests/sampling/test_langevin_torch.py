@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from openmm_tsf.coordinates.internal import InternalCoordinates
-from openmm_tsf.potentials import OpenMMPotential
+from openmm_tsf.potentials import OpenMMPotential, TorchPotential
 from openmm_tsf.potentials.toy import GaussianWell
 from openmm_tsf.sampling.initial import maxwell_boltzmann
 from openmm_tsf.sampling.kernels import CartesianHMC, CartesianMALA, OpenMMLangevin, TorchLangevin
@@ -259,3 +259,36 @@ def test_ensemble_averages_are_those_of_openmms_integrator(alanine, integrator, 
     largest, rms = float(z.abs().max()), float(z.square().mean().sqrt())
     print(f"{integrator}: |z| of {len(z)} averages: largest {largest:.2f}, rms {rms:.2f}")
     assert largest < 4
+
+
+def test_forces_in_single_precision_leave_the_kernel_exact(case, tree):
+    potential = TorchPotential.from_system(tree.system())
+    settings = {"n_steps": 12, "timestep": 0.012, "single_precision": True}
+    parts = (potential, case.ladder, case.masses, case.flow)
+    kernel, generator = TorchLangevin(*parts, **settings), seeded_generator(41)
+    assert kernel.exact
+    assert kernel.settings()["forces"] == "float32"
+    state = case.start(600, generator)
+    potential.n_evaluations = 0
+    new, totals = exact.apply([kernel], state, generator, times=2)
+    info = totals[kernel.name]
+    assert 0.3 < float(info.acceptance.min()) < float(info.acceptance.max()) < 1.0
+    assert potential.n_evaluations == info.n_evaluations == 2 * 2 * 600 * (12 + 2)
+    exact.assert_exact(case.scores(new))
+    exact.assert_energies_are_stored(case.potential, new)  # those of double precision
+    x, (energy, forces) = new.x.flatten(0, 1), potential.energy_and_forces(new.x.flatten(0, 1))
+    single_energy, single_forces = potential.single_precision_forces(x)
+    assert single_forces.dtype == torch.float64
+    for value, other in ((energy, single_energy), (forces, single_forces)):
+        difference = float((value - other).abs().max())
+        assert 0 < difference < 1e-4 * float(value.abs().max())
+
+
+def test_single_precision_is_refused_where_it_would_not_be_exact(case, tree):
+    parts = (case.ladder, case.masses, case.flow)
+    with pytest.raises(ValueError, match="single_precision: expected False with a"):
+        TorchLangevin(case.potential, *parts, single_precision=True)
+    potential = TorchPotential.from_system(tree.system())
+    for settings in ({"metropolized": False}, {"integrator": "baoab"}):
+        with pytest.raises(ValueError, match="expected False without metropolized"):
+            TorchLangevin(potential, *parts, single_precision=True, **settings)

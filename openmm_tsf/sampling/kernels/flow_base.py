@@ -172,14 +172,20 @@ class FlowKernel(RungKernel):
         """Map each v [B, d + m] to x in the pose of `like`, with its energy."""
         x, momenta, log_det = self._forward(v, tau)
         inside, mirror = self._domain(x, log_det)
-        energy = torch.full_like(log_det, float("inf"))
-        if bool(inside.any()):
-            # The energy of what would be stored: it may depend on the pose, and the flow's dtype
-            # on the last digits.
-            x = x.clone()
-            x[inside] = self._match_pose(x[inside], like[inside])
-            energy[inside] = evaluate.energy(self.potential, x[inside])
-        return Proposal(x, momenta, log_det, energy, inside, mirror)
+        # The energy of what would be stored: it may depend on the pose, and the flow's dtype on
+        # the last digits.
+        x = self._match_pose(x, like)
+        return Proposal(x, momenta, log_det, self._energy(x, inside), inside, mirror)
+
+    def _energy(self, x: Tensor, inside: Tensor) -> Tensor:
+        """Return the energies [B] of the rows `inside` the domain [B], +inf of the others."""
+        rows = inside.nonzero().flatten()
+        if len(rows) == len(x):
+            return evaluate.energy(self.potential, x).to(torch.float64)
+        energy = torch.full_like(inside, float("inf"), dtype=torch.float64)
+        if len(rows):
+            energy[rows] = evaluate.energy(self.potential, x[rows]).to(energy)
+        return energy
 
     def _domain(self, x: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
         """Return which rows [B] are in the domain, and which are mirror images.
@@ -188,9 +194,7 @@ class FlowKernel(RungKernel):
         proposed one without mapping it back would not be reversible.
         """
         finite = torch.isfinite(x).flatten(1).all(dim=1)
-        mirror = torch.zeros_like(finite)
-        if bool(finite.any()):
-            mirror[finite] = self.flow.is_mirror_image(x[finite].to(self.flow.dtype))
+        mirror = self.flow.is_mirror_image(x.to(self.flow.dtype)) & finite
         return finite & torch.isfinite(log_det) & ~mirror, mirror
 
     def _forward(self, v: Tensor, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,9 +202,13 @@ class FlowKernel(RungKernel):
         (x, momenta), log_det = self.flow.forward_and_log_det(v.to(self.flow.dtype))
         if self.flow.overlap:
             inside = torch.isfinite(log_det.detach()).nonzero().flatten()
-            kelvin = (tau[inside] * self.flow.reference_temperature).to(x)
-            log_partition = self.flow.log_partition(x[inside], kelvin)
-            log_det = log_det.index_add(0, inside, log_partition)
+            if len(inside) == len(x):
+                kelvin = (tau * self.flow.reference_temperature).to(x)
+                log_det = log_det + self.flow.log_partition(x, kelvin)
+            else:  # chosen, not masked: a gradient would be NaN where there is no geometry
+                kelvin = (tau[inside] * self.flow.reference_temperature).to(x)
+                log_partition = self.flow.log_partition(x[inside], kelvin)
+                log_det = log_det.index_add(0, inside, log_partition)
         return x.to(v), momenta.to(v), log_det.to(v)
 
     def _inverse(

@@ -16,9 +16,12 @@ from openmm_tsf.sampling.energies import (
 )
 from openmm_tsf.sampling.kernels.base import SteerableMap
 from openmm_tsf.sampling.kernels.dynamics import LangevinKernel
+from openmm_tsf.utils.threads import share_rows
 from openmm_tsf.utils.validation import check_bool, check_choice
 
 INTEGRATORS = ("verlet", "baoab")
+#: Fewer rows would not be worth a thread.
+_ROWS_OF_A_THREAD = 48
 
 
 class Trajectory:
@@ -189,7 +192,14 @@ class TorchLangevin(LangevinKernel):
     def propagate(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take the Verlet steps."""
         numbers = (self._mass, self.timestep, self.n_steps, self.single_precision)
-        return velocity_verlet(self.potential, x, v, *numbers)
+
+        def of_rows(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+            return velocity_verlet(self.potential, x[rows], v[rows], *numbers)
+
+        # Rows do not know of each other. Others than TorchPotential have threads of their own.
+        least = _ROWS_OF_A_THREAD if self.single_precision else len(x) + 1
+        x_end, v_end, energies = share_rows(of_rows, len(x), least)
+        return x_end, v_end, energies
 
     def trajectory(
         self, x: Tensor, v: Tensor, kt: Tensor, generator: Generator

@@ -8,7 +8,6 @@ from torch import Generator, Tensor
 
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.sampling import energies as evaluate
 from openmm_tsf.sampling.kernels.base import SteerableMap, check_name
 from openmm_tsf.sampling.kernels.flow_base import FlowKernel, LatentState
 from openmm_tsf.sampling.kernels.pairing import Pairing, Scheme, SwapKernel
@@ -99,11 +98,8 @@ class SteeredSwap(SwapKernel, FlowKernel):
 
         inside, mirror = self._domain(x_new, log_det_new)
         both = inside.reshape(2, -1).all(dim=0).repeat(2)  # otherwise the pair is rejected
-        energy_new = torch.full_like(energy, float("inf"))
-        if bool(both.any()):
-            x_new = x_new.clone()
-            x_new[both] = self._match_pose(x_new[both], x[both])
-            energy_new[both] = evaluate.energy(self.potential, x_new[both])
+        x_new = self._match_pose(x_new, x)
+        energy_new = self._energy(x_new, both)
         current = self.pair_log_weights(energy, latent.momenta, latent.log_det, old)
         proposed = self.pair_log_weights(energy_new, momenta_new, log_det_new, new)
         accepted, non_finite = metropolis(current, proposed, generator)
