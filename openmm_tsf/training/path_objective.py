@@ -15,8 +15,8 @@ from openmm_tsf.flows.bijectors import Chain
 from openmm_tsf.flows.weights import log_weight
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training.basin_populations import Populations
-from openmm_tsf.training.frames import dataset_weights, split_batch, whiten_frames
-from openmm_tsf.training.independence_chains import IndependenceChains
+from openmm_tsf.training.frames import FramePicker, dataset_weights, split_batch, whiten_frames
+from openmm_tsf.training.independence_chains import EVERYWHERE, IndependenceChains
 from openmm_tsf.training.langevin_relaxation import relax_mala
 from openmm_tsf.training.losses import draw_normal
 from openmm_tsf.training.objectives import Record
@@ -77,6 +77,7 @@ class PathObjective:
         record: Record,
     ) -> None:
         self.flow, self.settings, self.record = flow, settings, record
+        self.n_basins = target.basins.n_basins
         self._evaluate = partial(Points.at, target)
         temperatures = settings.temperatures or (flow.reference_temperature,)
         self.ladder = (
@@ -86,6 +87,7 @@ class PathObjective:
         self.dataset_weights = dataset_weights(train)
         frames = [self._frames(dataset, generator) for dataset in train]
         self.frames = [points for points, _ in frames]
+        self.pickers = [FramePicker(points.basin, settings.basin_share) for points in self.frames]
         log_dets = torch.tensor(
             [log_det for _, log_det in frames], dtype=torch.float64, device="cpu"
         )
@@ -96,10 +98,15 @@ class PathObjective:
         self._relaxed = False
         groups = [points.tau[:1] for points in self.frames]
         if settings.n_chains:
-            self.chains = IndependenceChains(self._initial_states(generator), len(temperatures))
+            points, home = self._initial_states(generator)
+            self.chains = IndependenceChains(points, len(temperatures), self.n_basins, home)
             groups.append(self.ladder)
         self.populations = Populations(
-            torch.cat(groups), self.ladder, settings.log_variance, settings.basin_balance
+            torch.cat(groups),
+            self.ladder,
+            self.n_basins,
+            settings.log_variance,
+            settings.basin_balance,
         )
         threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(1, "energy") if threads > 1 else None
@@ -116,24 +123,27 @@ class PathObjective:
         points = self._evaluate(y, torch.full((len(y),), tau, dtype=y.dtype, device="cpu"))
         return points, sum(log_dets) / len(log_dets)
 
-    def _initial_states(self, generator: torch.Generator) -> Points:
-        """Initial states of all chains: frames of the dataset nearest in temperature."""
-        parts = []
+    def _initial_states(self, generator: torch.Generator) -> tuple[Points, Tensor]:
+        """Initial states and homes of all chains: frames of the dataset nearest in temperature.
+
+        Of each temperature's chains the fraction `basin_share` is spread evenly over the basins.
+        """
+        parts, homes, n = [], [], self.settings.n_chains
+        n_settled = round(self.settings.basin_share * n) if self.n_basins > 1 else 0
         for tau in self.ladder:
             distances = [abs(math.log(float(frames.tau[0]) / float(tau))) for frames in self.frames]
             frames = self.frames[distances.index(min(distances))]
-            index = torch.randint(
-                len(frames),
-                (self.settings.n_chains,),
-                generator=generator,
-                dtype=torch.int64,
-                device="cpu",
-            )
-            chosen = frames.take(index)
+            in_all = FramePicker(frames.basin, 0.0).draw(n - n_settled, generator)
+            in_each = FramePicker(frames.basin, 1.0).draw(n_settled, generator)
+            # In random order, so that each step has chains of both kinds.
+            order = torch.randperm(n, generator=generator, dtype=torch.int64, device="cpu")
+            home = torch.cat([torch.full_like(in_all, EVERYWHERE), frames.basin[in_each]])
+            homes.append(home[order])
+            chosen = frames.take(torch.cat([in_all, in_each])[order])
             if not self._has_tau(frames, tau):
                 chosen = self._evaluate(chosen.y, torch.full_like(chosen.tau, float(tau)))
             parts.append(chosen)
-        return Points.join(parts)
+        return Points.join(parts), torch.cat(homes)
 
     @staticmethod
     def _has_tau(frames: Points, tau: Tensor) -> bool:
@@ -149,6 +159,7 @@ class PathObjective:
                 points = chains.points.take(index)
                 relax_mala(points, self._evaluate, _RELAXATION_STEPS, generator)
                 chains.points.put(index, points)
+        chains.settle()  # a few moved to another basin
         self._relaxed = True
 
     def backward(self, network: Chain, mixing: float, generator: torch.Generator) -> None:
@@ -193,10 +204,8 @@ class PathObjective:
         settings, n_frames = self.settings, self.settings.batch_size
         counts = zip(self.frames, split_batch(self.dataset_weights, n_frames), strict=True)
         parts = [
-            f.take(
-                torch.randint(len(f), (n,), generator=generator, dtype=torch.int64, device="cpu")
-            )
-            for f, n in counts
+            f.take(picker.draw(n, generator))
+            for (f, n), picker in zip(counts, self.pickers, strict=True)
         ]
         share, chains = 0.0, None
         if self.chains is not None and mixing > 0:

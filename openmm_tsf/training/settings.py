@@ -58,8 +58,10 @@ class FitSettings:
     temperatures
         Temperatures of the KL draws and of the validation, K; None means T_ref only.
     basin_share
-        Least fraction of a minor basin (sign of the first phi) in the batches of data, which keeps
-        the basin in KL training; the flow then proposes it somewhat too often. 0: as in the data.
+        Fraction of the data that is spread evenly over the basins
+        (:mod:`openmm_tsf.training.basins`), of frames and of chains, so that rare ones are learnt
+        in detail. Path gradients keep the populations; directly differentiated, the flow then
+        proposes rare basins somewhat too often. 0: as in the data.
     estimator
         ``"direct"``: the two losses differentiated directly (arXiv:2012.00429, eqs. 5 and 6).
         ``"path"``: their path gradients, which also use the forces at the data and have far less
@@ -141,9 +143,6 @@ class FitSettings:
                 chains = self.n_chains
                 raise ValueError(f"n_chains: expected 0 for the direct estimator, got {chains}")
             return
-        if self.basin_share > 0:
-            share = f"got {self.basin_share} (basin_balance keeps basins without a bias)"
-            raise ValueError(f"basin_share: expected 0 for path gradients, {share}")
         rungs = len(self.temperatures or (0,))
         n_draws = self.kl_batch_size // rungs  # of each temperature in a step
         if self.lambda_max > 0 and self.kl_batch_size < rungs:
