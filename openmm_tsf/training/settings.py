@@ -25,7 +25,7 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "kl_batch_size warmup_steps n_chains max_skipped": partial(check_int, least=0),
     "learning_rate max_grad_norm": check_positive,
     "final_learning_rate log_variance basin_balance": _not_negative,
-    "lambda_max chain_share ema_decay": partial(check_between, low=0, high=1),
+    "lambda_max chain_share ema_decay basin_weight": partial(check_between, low=0, high=1),
     "weight_decay": partial(check_between, low=0, high=10),
     "basin_share": partial(check_between, low=0, high=0.5),
     "optimizer": partial(check_choice, allowed=("adam", "muon")),
@@ -60,8 +60,11 @@ class FitSettings:
     basin_share
         Fraction of the data that is spread evenly over the basins
         (:mod:`openmm_tsf.training.basins`), of frames and of chains, so that rare ones are learnt
-        in detail. Path gradients keep the populations; directly differentiated, the flow then
-        proposes rare basins somewhat too often. 0: as in the data.
+        in detail. The likelihood of these points makes the flow propose rare basins too often, for
+        which the population terms make up in part. 0: as in the data.
+    basin_weight
+        For ``"path"``: weight of these points in the likelihood, that of the others being 1; in
+        the term of `log_variance` all have the same.
     estimator
         ``"direct"``: the two losses differentiated directly (arXiv:2012.00429, eqs. 5 and 6).
         ``"path"``: their path gradients, which also use the forces at the data and have far less
@@ -104,6 +107,7 @@ class FitSettings:
     ramp: tuple[float, float] = (0.3, 0.6)
     temperatures: tuple[float, ...] | None = None
     basin_share: float = 0.0
+    basin_weight: float = 1.0
     estimator: str = "direct"
     n_chains: int = 0
     chain_share: float = 0.5

@@ -11,7 +11,7 @@ ONE = torch.ones(1, dtype=torch.float64)
 
 
 def test_data_coefficients_make_log_ratios_of_a_group_equal():
-    populations = Populations(ONE.repeat(2), ONE, 0.3, 0.0)
+    populations = Populations(ONE.repeat(2), ONE, 1, 0.3, 0.0)
     group = torch.tensor([0, 0, 0, 1, 1])
     level = torch.tensor([-7.0, -7.0, -7.0, 4.0, 4.0], dtype=torch.float64)
     # Groups need not agree: ln(p/q) of each has its own ln Z.
@@ -34,7 +34,7 @@ def test_draw_coefficients_are_the_missing_populations():
     level = torch.full((160,), -7.0, dtype=torch.float64)
     under = level + 0.3 * basin  # ln(p/q) larger where the flow has too little
     data = torch.arange(2).repeat_interleave(80)
-    same, other = Populations(ladder, ladder, 0.0, 0.6), Populations(ladder, ladder, 0.0, 0.6)
+    same, other = Populations(ladder, ladder, 2, 0.0, 0.6), Populations(ladder, ladder, 2, 0.0, 0.6)
     for _ in range(3000):
         same.update(level, data, basin, level, basin)
         other.update(under, data, basin, under, basin)
@@ -50,7 +50,7 @@ def test_draw_coefficients_are_the_missing_populations():
 
 
 def test_one_draw_is_enough():
-    populations = Populations(ONE, ONE, 0.0, 1.0)
+    populations = Populations(ONE, ONE, 2, 0.0, 1.0)
     populations.population_ratios[:, 1], populations.basins_met[:] = 0.2, 1.0
     for _ in range(500):
         assert torch.isfinite(populations.draw_coefficients(torch.tensor([1]))).all()
@@ -58,7 +58,7 @@ def test_one_draw_is_enough():
 
 def test_draw_coefficients_have_the_gradient_of_the_populations():
     """E_q[coefficient * ln q] against d ln(P_1/P_0), known for a shifted normal density."""
-    populations, n, shift = Populations(ONE, ONE, 0.0, 1.0), 200_000, 0.3
+    populations, n, shift = Populations(ONE, ONE, 2, 0.0, 1.0), 200_000, 0.3
     populations.population_ratios[:, 1], populations.basins_met[:] = 0.2, 1.0
     x = torch.randn(n, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + shift
     basin = (x > 0).long()
@@ -76,7 +76,7 @@ def test_draw_coefficients_have_the_gradient_of_the_populations():
 @pytest.mark.parametrize("apart", [0.0, -0.4])
 def test_populations_are_separated_from_the_quality_within_a_basin(apart):
     """ln(p/q) of data is larger, of draws smaller, where the flow represents a basin less well."""
-    generator, populations = torch.Generator().manual_seed(4), Populations(ONE, ONE, 0.0, 1.0)
+    generator, populations = torch.Generator().manual_seed(4), Populations(ONE, ONE, 2, 0.0, 1.0)
     measured = []
     for step in range(3000):
         basin = (torch.rand(400, generator=generator) < 0.2).long()
@@ -95,11 +95,11 @@ def test_populations_are_separated_from_the_quality_within_a_basin(apart):
 
 
 def test_a_basin_without_draws_is_missing():
-    populations = Populations(ONE, ONE, 0.0, 1.0)
+    populations = Populations(ONE, ONE, 2, 0.0, 1.0)
     basin, level = torch.tensor([0, 0, 0, 1]), torch.zeros(4).double()
     for _ in range(300):
         populations.update(level, torch.tensor([0, 0, 0, 0]), basin, level, torch.zeros(4).long())
     assert float(populations.missing) == 0.5  # as much as counts
-    never = Populations(ONE, ONE, 0.0, 1.0)  # nothing is missing where there is one basin only
+    never = Populations(ONE, ONE, 2, 0.0, 1.0)  # nothing is missing where there is one basin only
     never.update(level, torch.zeros(4).long(), torch.zeros(4).long(), level, basin)
     assert float(never.missing) == 0
