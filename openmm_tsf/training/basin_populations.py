@@ -23,8 +23,8 @@ _RATIO_LIMIT = 3.0
 _MISSING_LIMIT = 0.5
 #: Number of steps that the running fractions of the draws average over.
 _FRACTION_MEMORY = 100
-#: Draws of infinite weight added to each basin in a step: an estimate for basins without draws.
-_PSEUDO_DRAWS = 0.1
+#: A basin with fewer draws in a step, on average, counts as one that is not drawn at all.
+_FEWEST_DRAWS = 0.1
 
 
 class Populations:
@@ -148,15 +148,17 @@ class Populations:
         of_data = torch.bincount(cell, weights, shape[0] * shape[1]).view(shape)
         shifted = torch.nan_to_num(draws - median[:, None], nan=-torch.inf, posinf=torch.inf)
         weights = torch.sigmoid(shifted - self.population_ratios.gather(1, drawn))
-        of_draws = (is_drawn * weights[..., None]).sum(1) + _PSEUDO_DRAWS
-        # The expected number of draws: a basin without draws in a step has no ratio of its own.
-        expected = n * self.basin_fractions
-        residual = of_draws / (expected + _PSEUDO_DRAWS) - of_data / counts.clamp(min=1)
+        n_drawn, expected = is_drawn.sum(1), n * self.basin_fractions
+        of_draws = (is_drawn * weights[..., None]).sum(1) / n_drawn.clamp(min=1)
+        # Draws of a basin that there are none of would have infinite weight.
+        is_lost = (n_drawn == 0) & (expected < _FEWEST_DRAWS)
+        residual = torch.where(is_lost, 1.0, of_draws) - of_data / counts.clamp(min=1)
         self.basins_met = torch.where(counts > 0, 1.0, self.basins_met)
         # One rate for all basins: a change common to them must not change their differences.
         fewest = torch.where(self.basins_met > 0, torch.minimum(counts, expected), torch.inf)
         rate = (fewest.amin(1, keepdim=True).clamp(min=1) / _RATIO_MEMORY).clamp(max=1)
-        step = torch.where((counts > 0) & torch.isfinite(residual), rate * residual, 0.0)
+        is_known = (counts > 0) & ((n_drawn > 0) | is_lost) & torch.isfinite(residual)
+        step = torch.where(is_known, rate * residual, 0.0)
         self.population_ratios = (self.population_ratios + step).clamp(-_RATIO_LIMIT, _RATIO_LIMIT)
 
     def state_dict(self) -> dict[str, Any]:

@@ -78,7 +78,13 @@ class IndependenceChains:
         within = float(torch.rand((), generator=generator, dtype=torch.float32, device="cpu")) < 0.5
         free = (~at_home).nonzero().flatten()
         # Steps within basins do not change basins, so that the reverse step has the same pairs.
-        parts = [self._pairs_within(at_home.nonzero().flatten(), basin, points.basin)]
+        settled = at_home.nonzero().flatten()
+        if len(settled):  # in random order: those without a draw are others each time
+            order = torch.randperm(
+                len(settled), generator=generator, dtype=torch.int64, device="cpu"
+            )
+            settled = settled[order]
+        parts = [self._pairs_within(settled, basin, points.basin)]
         parts += [self._pairs_within(free, basin, points.basin) if within else (free, free)]
         chain, draw = (torch.cat(part) for part in zip(*parts, strict=True))
         if not len(chain):

@@ -44,7 +44,8 @@ class Validation:
     free_energy, ess, basin_population
         By temperature: mean over the draws inside the domain of softened U/kT + |p|^2/2tau -
         log|J_D|, less the prior's entropy, plus the ln of the momenta's integral (a bound on
-        -ln Z); reverse ESS of the joint weights; fraction of draws in each basin.
+        -ln Z); reverse ESS of the joint weights; fraction of draws in each basin, by
+        ``"<T>K basin <b>"``.
     inside
         By temperature: fraction of draws inside the domain.
     running
@@ -66,7 +67,7 @@ class Validation:
     nll: dict[str, float]
     free_energy: dict[str, float] = field(default_factory=dict)
     ess: dict[str, float] = field(default_factory=dict)
-    basin_population: dict[str, list[float]] = field(default_factory=dict)
+    basin_population: dict[str, float] = field(default_factory=dict)
     inside: dict[str, float] = field(default_factory=dict)
     running: dict[str, float] = field(default_factory=dict)
 
@@ -75,10 +76,9 @@ class Validation:
         flat: dict[str, float] = {"step": self.step, "lambda": self.mixing, "score": self.score}
         for name in ("nll", "kl", "chains"):
             flat[f"train_{name}"] = self.running.get(name, math.nan)
-        for prefix in ("nll", "free_energy", "ess", "inside"):
-            flat |= {f"{prefix} {key}": value for key, value in getattr(self, prefix).items()}
-        for key, populations in self.basin_population.items():
-            flat |= {f"basin{k} {key}": value for k, value in enumerate(populations)}
+        for prefix in ("nll", "free_energy", "ess", "population", "inside"):
+            name = "basin_population" if prefix == "population" else prefix
+            flat |= {f"{prefix} {key}": value for key, value in getattr(self, name).items()}
         return flat
 
     def __str__(self) -> str:
@@ -137,12 +137,12 @@ class Validator:
         for number, dataset in enumerate(datasets):
             tau = dataset.temperature / flow.reference_temperature
             y, log_det = whiten(flow, dataset.positions, tau, generator)
-            labels = basins.labels(dataset.positions)
+            labels = self.basins.labels(dataset.positions)
             noise = torch.randn(
                 len(y), flow.n_momenta, generator=generator, dtype=dtype, device="cpu"
             )
             momenta = math.sqrt(tau) * noise
-            of_frames = basins.populations(dataset.positions)
+            of_frames = self.basins.populations(dataset.positions)
             population = of_frames if populations is None else populations[number]
             self.populations.setdefault(dataset.temperature, []).append(population)
             for basin in labels.unique().tolist():
@@ -178,7 +178,11 @@ class Validator:
         free_energy, ess, inside = (
             {key: values[column] for key, values in draws.items()} for column in range(3)
         )
-        population = {key: values[3] for key, values in draws.items()}
+        population = {
+            f"{key} basin {basin}": value
+            for key, values in draws.items()
+            for basin, value in enumerate(values[3])
+        }
         score = _mean(self.likelihood(basins, nll) for basins in self.groups.values())
         if free_energy:
             score += _mean(free_energy.values())
@@ -199,20 +203,18 @@ class Validator:
             weights += weight
         return total / weights
 
-    def population_error(self, population: Mapping[str, Sequence[float]]) -> float:
+    def population_error(self, population: Mapping[str, float]) -> float:
         """Return the mean |ln(population of draws / of data)| of the basins that have data.
 
-        `population` is the fraction of draws in each basin [K] by ``"<T>K"``.
+        `population` is the fraction of draws in each basin by ``"<T>K basin <b>"``.
         """
         least = 0.5 / len(self.noise)
         errors = []
         for temperature, populations in self.populations.items():
-            drawn = population.get(f"{temperature:g}K")
-            if drawn is None or not all(map(math.isfinite, drawn)):
-                continue
             expected = torch.stack(populations).mean(0).tolist()
-            for p, q in zip(expected, drawn, strict=True):
-                if p > 0:
+            for basin, p in enumerate(expected):
+                q = population.get(f"{temperature:g}K basin {basin}", math.nan)
+                if p > 0 and math.isfinite(q):
                     errors.append(abs(math.log(max(q, least) / p)))
         return _mean(errors or [0.0])
 

@@ -108,15 +108,20 @@ def test_basins_in_validation(molecule):
     labels = basins.labels(dataset.positions)
     validator = Validator(flow, [dataset], None, basins, VALIDATION, seed=1)
     population = basins.populations(dataset.positions)
-    assert validator.population_error({"600K": population.tolist()}) == pytest.approx(0)
-    lost = torch.where(population == population[2], population / 10, population)
-    error = validator.population_error({"600K": lost.tolist()})
-    assert error == pytest.approx(math.log(10) / int((population > 0).sum()))
-    assert math.isfinite(validator.population_error({"600K": [0.0] * basins.n_basins}))
+
+    def named(populations):
+        return {f"600K basin {k}": p for k, p in enumerate(populations.tolist())}
+
+    assert validator.population_error(named(population)) == pytest.approx(0)
+    lost = population.clone()
+    lost[2] /= 10
+    n_present = int((population > 0).sum())
+    assert validator.population_error(named(lost)) == pytest.approx(math.log(10) / n_present)
+    assert math.isfinite(validator.population_error(named(0 * population)))
     twice = population.clone()
     twice[2] *= 2
     other = Validator(flow, [dataset], None, basins, VALIDATION, 1, [twice])
-    assert other.population_error({"600K": twice.tolist()}) == pytest.approx(0)
+    assert other.population_error(named(twice)) == pytest.approx(0)
 
     some = torch.cat([torch.where(labels == 0)[0][:400], torch.where(labels == 1)[0][:10]])
     few = MDDataset(dataset.positions[some], 600.0, molecule)
