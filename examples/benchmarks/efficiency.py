@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import reference_population
+from common import has_positive_phi, reference_population
 from replica_exchange import fastest_platform, summarise
 from replica_exchange import run as run_md
 
@@ -42,7 +42,6 @@ from openmm_tsf.sampling.kernels import (
     Scheduled,
     SteeredSwap,
 )
-from openmm_tsf.training.basins import basin_labels
 
 LOW_K, HIGH_K = 300.0, 600.0
 N_GROUPS = 20
@@ -69,7 +68,7 @@ class Populations:
 
     def __call__(self, sampler, state):
         began = time.perf_counter()
-        self.values.append(basin_labels(self.molecule, state.x[:, 0]).bool())
+        self.values.append(has_positive_phi(self.molecule, state.x[:, 0]).bool())
         self.seconds += time.perf_counter() - began
 
 
@@ -80,7 +79,7 @@ def proposals(flow, potential, molecule, n_draws, n_repeats, generator):
         ess, largest, unweighted, weighted = [], [], [], []
         for _ in range(n_repeats):
             draws = draw_weighted(flow, potential, kelvin, n_draws, generator)
-            basin = basin_labels(molecule, draws.x).double()
+            basin = has_positive_phi(molecule, draws.x)
             reverse = reverse_ess(draws.log_weights.numpy())
             ess.append(reverse.fraction)
             largest.append(reverse.largest_weight)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import reference_frames, reference_population
+from common import has_positive_phi, reference_frames, reference_population
 from matplotlib.figure import Figure
 
 import openmm_tsf as tsf
@@ -26,7 +26,6 @@ from openmm_tsf.flows.draws import draw_weighted
 from openmm_tsf.io.files import read_json, write_json, write_text
 from openmm_tsf.sampling.initial import starting_state
 from openmm_tsf.sampling.kernels import FlowIndependence, SteeredSwap
-from openmm_tsf.training.basins import basin_labels
 from openmm_tsf.workflow.presets import preset
 from openmm_tsf.workflow.train import build_flow
 
@@ -67,7 +66,7 @@ def quality(flow, potential, molecule, n_draws, generator):
     measured = {"swap": acceptance(SteeredSwap(flow, potential, LADDER))[0], "n_frames": len(x)}
     for rung, kelvin in enumerate(LADDER):
         draws = draw_weighted(flow, potential, kelvin, n_draws, generator, batch_size=n_draws)
-        population = float(basin_labels(molecule, draws.x).double().mean())
+        population = float(has_positive_phi(molecule, draws.x).mean())
         measured[f"{kelvin:g}"] = {
             "independence": independence[rung],
             "reverse_ess_joint": reverse_ess(draws.log_weights.numpy()).fraction,
