@@ -1,27 +1,18 @@
 """Affine couplings, volume-preserving or not, and the trainable scale in front of them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from openmm_tsf.flows.bijectors import Pullback
+from openmm_tsf.flows.perceptron import Perceptron, Tape
 
 #: Log-scales are bounded smoothly to this, so that a coupling cannot overflow.
 LOG_SCALE_BOUND = 2.0
 _SIGMOID_RATE = 2.0 / LOG_SCALE_BOUND
-
-
-def _perceptron(n_in: int, hidden: Sequence[int], n_out: int) -> nn.Sequential:
-    """A multi-layer perceptron whose last layer is zero: the coupling starts as the identity."""
-    layers: list[nn.Module] = []
-    for width in hidden:
-        layers += [nn.Linear(n_in, width, dtype=torch.float32, device="cpu"), nn.SiLU()]
-        n_in = width
-    last = nn.Linear(n_in, n_out, dtype=torch.float32, device="cpu")
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(*layers, last)
 
 
 class AffineCoupling(nn.Module):
@@ -66,7 +57,7 @@ class AffineCoupling(nn.Module):
         self.register_buffer(
             "order", torch.argsort(torch.tensor(chosen + others, dtype=torch.int64, device="cpu"))
         )
-        self.net = _perceptron(len(others), hidden, 2 * len(chosen))
+        self.net = Perceptron(len(others), hidden, 2 * len(chosen))
 
     def check_indices(self) -> None:
         """Refuse indices, read from a file, that do not contain every feature once."""
@@ -78,93 +69,161 @@ class AffineCoupling(nn.Module):
     # Inside, features are the first dimension: selecting them copies whole rows, and the results
     # are passed on as transposed views, so that a chain of couplings never transposes.
 
-    def _select(self, v: Tensor) -> tuple[Tensor, Tensor]:
+    def select(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the transformed and the other features of v [B, n_features], features first."""
         vt = v.T
         return vt.index_select(0, self.transformed), vt.index_select(0, self.conditioner)
 
-    def _split(self, v: Tensor, track: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        active, passive = self._select(v)
-        if track and not passive.requires_grad:
-            passive.requires_grad_()  # a leaf: nothing was computed before it
-        dtype = self.conditioner_dtype or v.dtype
-        hidden = passive.to(dtype)
-        for layer in self.net:
-            if isinstance(layer, nn.Linear):
-                weight, bias = layer.weight.to(dtype), layer.bias.to(dtype)
-                hidden = torch.mm(weight, hidden).add_(bias[:, None])
-            else:
-                hidden = layer(hidden)
-        shift, raw = hidden.split(len(active))
-        # bound * (1 + tanh(raw / bound)), as the logistic function, which is faster.
-        bounded = torch.sigmoid(raw if _SIGMOID_RATE == 1.0 else raw * _SIGMOID_RATE)
-        log_scale = bounded.to(v.dtype) * (2 * LOG_SCALE_BOUND)
-        if self.is_constant_log_det:
-            log_scale = torch.sub(log_scale, log_scale.sum(dim=0), alpha=1 / len(active))
-        else:
-            log_scale = log_scale - LOG_SCALE_BOUND
-        return active, passive, shift.to(v.dtype), log_scale
-
-    @staticmethod
-    def _through_conditioner(
-        passive: Tensor, shift: Tensor, log_scale: Tensor, of_shift: Tensor, of_scale: Tensor
-    ) -> Tensor:
-        """Cotangent of the passive features from those of shift and log-scale; keeps the graph."""
-        (cotangent,) = torch.autograd.grad(
-            (shift, log_scale), passive, (of_shift, of_scale), retain_graph=True
-        )
-        return cotangent
-
-    def _join(self, active: Tensor, passive: Tensor) -> Tensor:
+    def join(self, active: Tensor, passive: Tensor) -> Tensor:
+        """Return [B, n_features] of the transformed and the other features."""
         return torch.cat([active, passive]).index_select(0, self.order).T
 
-    def _log_det(self, log_scale: Tensor) -> Tensor:
+    def _shift_and_log_scale(self, passive: Tensor) -> tuple[Tensor, Tensor]:
+        shift, raw = self.net(passive.to(self.conditioner_dtype or passive.dtype)).chunk(2)
+        return shift.to(passive.dtype), self.centre(bound(raw).to(passive.dtype))
+
+    def centre(self, log_scale: Tensor) -> Tensor:
+        """Return log-scales of mean zero, or within +-LOG_SCALE_BOUND, from those of `bound`."""
+        if self.is_constant_log_det:
+            return torch.sub(log_scale, log_scale.sum(dim=0), alpha=1 / len(log_scale))
+        return log_scale - LOG_SCALE_BOUND
+
+    def sum_log_scale(self, log_scale: Tensor) -> Tensor:
+        """Return log|det| [B] of the forward map."""
         if self.is_constant_log_det:
             return log_scale.new_zeros(log_scale.shape[1])
         return log_scale.sum(dim=0)
 
     def forward_and_log_det(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return the image of u [B, n_features] and log|det| [B]."""
-        active, passive, shift, log_scale = self._split(u)
+        active, passive = self.select(u)
+        shift, log_scale = self._shift_and_log_scale(passive)
         active = torch.addcmul(shift, active, log_scale.exp())
-        return self._join(active, passive), self._log_det(log_scale)
+        return self.join(active, passive), self.sum_log_scale(log_scale)
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the preimage of x [B, n_features] and log|det| of the inverse [B]."""
-        active, passive, shift, log_scale = self._split(x)
+        active, passive = self.select(x)
+        shift, log_scale = self._shift_and_log_scale(passive)
         active = (active - shift) * log_scale.neg().exp()
-        return self._join(active, passive), -self._log_det(log_scale)
+        return self.join(active, passive), -self.sum_log_scale(log_scale)
 
     def forward_and_pullback(self, u: Tensor) -> tuple[Tensor, Tensor, Pullback]:
         """Return :meth:`forward_and_log_det` of u, and the inverse's pull-back to the image."""
-        active, passive, shift, log_scale = self._split(u, track=True)
-        image = torch.addcmul(shift, active, log_scale.exp())
-
-        def pullback(cotangent: Tensor) -> Tensor:
-            of_active, of_passive = self._select(cotangent)
-            of_image = of_active * log_scale.detach().neg().exp()
-            of_scale = -of_active * active.detach()
-            if not self.is_constant_log_det:
-                of_scale = of_scale + 1
-            indirect = self._through_conditioner(passive, shift, log_scale, -of_image, of_scale)
-            return self._join(of_image, of_passive + indirect)
-
-        return self._join(image, passive), self._log_det(log_scale), pullback
+        record = _Record(self, is_inverse=False)
+        image, log_det = _Recorded.apply(record, u, *self.net.parameters())
+        return image, log_det, record.pull_back
 
     def inverse_and_pullback(self, x: Tensor) -> tuple[Tensor, Tensor, Pullback]:
         """Return :meth:`inverse_and_log_det` of x, and the map's pull-back to the preimage."""
-        image, passive, shift, log_scale = self._split(x, track=True)
-        offset = image - shift
-        active = offset * log_scale.neg().exp()
+        record = _Record(self, is_inverse=True)
+        preimage, log_det = _Recorded.apply(record, x, *self.net.parameters())
+        return preimage, log_det, record.pull_back
 
-        def pullback(cotangent: Tensor) -> Tensor:
-            of_image, of_passive = self._select(cotangent)
-            of_scale = of_image * offset.detach()
-            if not self.is_constant_log_det:
-                of_scale = of_scale - 1
-            indirect = self._through_conditioner(passive, shift, log_scale, of_image, of_scale)
-            return self._join(of_image * log_scale.detach().exp(), of_passive + indirect)
 
-        return self._join(active, passive), -self._log_det(log_scale), pullback
+def bound(raw: Tensor) -> Tensor:
+    """Return b (1 + tanh(raw / b)), b the bound of log-scales."""
+    # As the logistic function, which is faster.
+    return torch.sigmoid(raw if _SIGMOID_RATE == 1.0 else raw * _SIGMOID_RATE).mul(
+        2 * LOG_SCALE_BOUND
+    )
+
+
+class _Record:
+    """One application of a coupling, with its derivatives written out.
+
+    Autograd would keep and visit every operation; here those of both directions share what the
+    application has computed, and the conditioner's products are all that they cost.
+    """
+
+    tape: Tape
+    scale: Tensor
+    active: Tensor  # in the forward map's argument
+    offset: Tensor  # in its image, less the shift
+    gradient: Tensor  # of the log-scale in the conditioner's outputs
+
+    def __init__(self, coupling: AffineCoupling, is_inverse: bool) -> None:
+        self.coupling, self.is_inverse = coupling, is_inverse
+
+    def apply(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the transformed features [B, n_features] and log|det| [B], detached."""
+        coupling = self.coupling
+        active, passive = coupling.select(z)
+        outputs, self.tape = coupling.net.record(passive.to(coupling.conditioner_dtype or z.dtype))
+        shift, raw = outputs.chunk(2)
+        bounded = bound(raw)
+        self.gradient = torch.addcmul(bounded, bounded, bounded, value=-0.5 / LOG_SCALE_BOUND)
+        if _SIGMOID_RATE != 1.0:
+            self.gradient *= _SIGMOID_RATE
+        log_scale = coupling.centre(bounded.to(z.dtype))
+        self.scale = log_scale.exp()
+        log_det = coupling.sum_log_scale(log_scale)
+        if self.is_inverse:
+            self.offset = active - shift
+            self.active = self.offset / self.scale
+            return coupling.join(self.active, passive), -log_det
+        self.active, self.offset = active, active * self.scale
+        return coupling.join(self.offset + shift, passive), log_det
+
+    def pull_back(self, cotangent: Tensor) -> Tensor:
+        """Return a cotangent pulled back through the other direction (see `Pullback`)."""
+        with torch.no_grad():
+            of_active, of_outputs, of_passive = self._through_outputs(
+                cotangent, not self.is_inverse, -1.0 if self.is_inverse else 1.0
+            )
+            of_passive += self.tape.pull_back(of_outputs)
+            return self.coupling.join(of_active, of_passive)
+
+    def differentiate(
+        self, cotangent: Tensor, of_log_det: Tensor, needs_input: bool
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """Return gradients in the argument, if needed, and in the conditioner's parameters."""
+        sign = -of_log_det if self.is_inverse else of_log_det
+        of_active, of_outputs, of_passive = self._through_outputs(cotangent, self.is_inverse, sign)
+        of_first, gradients = self.tape.gradients(of_outputs)
+        if not needs_input:
+            return None, gradients
+        of_passive += torch.mm(self.tape.weights[0].T, of_first)
+        return self.coupling.join(of_active, of_passive), gradients
+
+    def _through_outputs(
+        self, cotangent: Tensor, is_inverse: bool, of_log_scale: Tensor | float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Cotangents of the transformed features, the conditioner's outputs, the other features.
+
+        `cotangent` is of the image, or of the preimage; `of_log_scale` is added to the cotangent
+        of each log-scale where the map changes volumes.
+        """
+        of_result, of_passive = self.coupling.select(cotangent)
+        if is_inverse:
+            of_active, of_scale = of_result / self.scale, -of_result * self.active
+            of_shift = -of_active
+        else:
+            of_active, of_scale = of_result * self.scale, of_result * self.offset
+            of_shift = of_result
+        if self.coupling.is_constant_log_det:
+            of_scale = torch.sub(of_scale, of_scale.sum(dim=0), alpha=1 / len(of_scale))
+        else:
+            of_scale = of_scale + of_log_scale
+        of_raw = of_scale.to(self.gradient.dtype).mul_(self.gradient)
+        return of_active, torch.cat([of_shift.to(of_raw.dtype), of_raw]), of_passive
+
+
+class _Recorded(torch.autograd.Function):
+    """A coupling's application as one operation of autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, record: _Record, z: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.record, ctx.dtypes = record, [parameter.dtype for parameter in parameters]
+        return record.apply(z)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_result: Tensor, of_log_det: Tensor) -> tuple[Tensor | None, ...]:
+        needs_input = ctx.needs_input_grad[1]
+        of_input, gradients = ctx.record.differentiate(of_result, of_log_det, needs_input)
+        converted = (g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True))
+        return None, of_input, *converted
 
 
 def set_conditioner_dtype(network: nn.Module, dtype: torch.dtype | None) -> None:

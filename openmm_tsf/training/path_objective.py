@@ -31,6 +31,7 @@ from openmm_tsf.training.path_gradients import (
 from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.target import Target
 from openmm_tsf.training.target_points import Points
+from openmm_tsf.utils.threads import torch_threads
 from openmm_tsf.utils.validation import require_entry
 
 logger = logging.getLogger(__name__)
@@ -114,8 +115,8 @@ class PathObjective:
             settings.log_variance,
             settings.basin_balance,
         )
-        threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(1, "energy") if threads > 1 else None
+        self._threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(1, "energy") if self._threads > 1 else None
 
     def _frames(self, dataset: MDDataset, generator: torch.Generator) -> tuple[Points, float]:
         """Points of a dataset, several copies of each frame where copies overlap; mean log|det|."""
@@ -167,7 +168,8 @@ class PathObjective:
             if not any(self._has_tau(frames, tau) for frames in self.frames):
                 index = torch.arange(rung * n, (rung + 1) * n, dtype=torch.int64, device="cpu")
                 points = chains.points.take(index)
-                relax_mala(points, self._evaluate, _RELAXATION_STEPS, generator)
+                with torch_threads(self._threads):  # steps have fewer: two run at once
+                    relax_mala(points, self._evaluate, _RELAXATION_STEPS, generator)
                 chains.points.put(index, points)
         chains.settle()  # a few moved to another basin
         self._relaxed = True

@@ -30,6 +30,7 @@ from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.target import Target
 from openmm_tsf.training.validation import Validation, Validator
 from openmm_tsf.utils.random import seeded_generator
+from openmm_tsf.utils.threads import torch_threads
 from openmm_tsf.utils.validation import require_entry
 
 #: Gradients are clipped to this multiple of their usual norm.
@@ -50,6 +51,7 @@ class Trainer:
     ) -> None:
         self.flow, self.potential, self.settings = flow, potential, settings
         self.generator = seeded_generator(seed)
+        self.threads = torch.get_num_threads()
         self.origin = compute_origin(flow, datasets, seed)
         self.evaluations_at_start = potential.n_evaluations if potential else 0
         basins = BasinPartition.find(datasets)
@@ -70,7 +72,12 @@ class Trainer:
         set_conditioner_dtype(self.network, None)  # all of it in the settings' precision
         self.average: Chain = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizers = make_optimizers(
-            self.network, settings.optimizer, settings.learning_rate, settings.weight_decay
+            self.network,
+            settings.optimizer,
+            settings.learning_rate,
+            settings.weight_decay,
+            # Path gradients train with half of torch's threads, twice.
+            parallel=settings.estimator == "path" and self.threads > 1,
         )
         self.step = self.n_skipped = self.skipped_in_a_row = 0
         self.wall_seconds = 0.0
@@ -128,7 +135,8 @@ class Trainer:
     def validate(self) -> Validation:
         """Validate the averaged weights and keep them if they are the best."""
         mixing = self.settings.mixing(self.step)
-        validation = self.validator.validate(self.average, self.step, mixing, self.running)
+        with torch_threads(self.threads):  # steps may have fewer
+            validation = self.validator.validate(self.average, self.step, mixing, self.running)
         self.history.append(validation)
         if self.best is validation:
             self.best_weights = copy.deepcopy(self.average.state_dict())
