@@ -5,8 +5,8 @@
 At 300, 424.26 and 600 K, for each flow of alanine dipeptide, without Monte Carlo: P(phi > 0) and
 the populations of four basins among its draws, divided by the reference's; effective sample sizes
 of the joint weights of (x, p), reverse from the draws and forward from frames of the target; and
-ln(p/q) at these frames: its median in each basin and its largest value, both less the overall
-median. A basin that a flow draws too rarely has a large one; a hole has a large maximum.
+ln(p/q) at these frames: its median, 99th percentile and largest value in each basin, less the
+overall median. A basin that a flow draws too rarely has a large one; a hole has a large maximum.
 
 Frames are those of finished runs (`--frames`), of which a rare basin needs hundreds; without any,
 those of the shipped reference at 300 and 600 K, which has few. Frames with a cis peptide bond are
@@ -132,6 +132,7 @@ def measure(flow, molecule, potential, frames, known, kelvin, args):
         name: {
             "n": int((basin == k).sum()),
             "median": float(np.median(log_ratio[basin == k]) - median),
+            "percentile_99": float(np.percentile(log_ratio[basin == k], 99) - median),
             "largest": float(log_ratio[basin == k].max() - median),
         }
         for k, name in enumerate(BASINS)

@@ -151,8 +151,8 @@ class Validator:
                 key = f"{dataset.temperature:g}K basin {basin}"
                 while key in self.held_out:
                     key += "'"
-                basins = self.groups.setdefault(dataset.temperature, {})
-                basins.setdefault(basin, []).append(key)
+                groups = self.groups.setdefault(dataset.temperature, {})
+                groups.setdefault(basin, []).append(key)
                 self.held_out[key] = (
                     y[chosen].to(dtype),
                     log_det[chosen].to(dtype),
@@ -175,9 +175,9 @@ class Validator:
         if self.target is not None:
             for temperature in self.temperatures:
                 draws[f"{temperature:g}K"] = self._evaluate_draws(network, self.target, temperature)
-        free_energy, ess, inside = (
-            {key: values[column] for key, values in draws.items()} for column in range(3)
-        )
+        free_energy = {key: values[0] for key, values in draws.items()}
+        ess = {key: values[1] for key, values in draws.items()}
+        inside = {key: values[2] for key, values in draws.items()}
         population = {
             f"{key} basin {basin}": value
             for key, values in draws.items()
