@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from openmm_tsf.analysis.reference import load_reference
+from openmm_tsf.systems.slow_torsions import dihedral_angles
 
 
 def reference_frames(kelvin):
@@ -16,6 +17,13 @@ def reference_frames(kelvin):
         np.load(path, allow_pickle=False) as data,
     ):
         return torch.tensor(data[f"positions_{kelvin:.0f}K"], dtype=torch.float64)
+
+
+def has_positive_phi(molecule, x):
+    """Whether phi > 0, [B] float64, at x [B, N, 3] in nm; 0 where x is not finite."""
+    with np.errstate(invalid="ignore"):
+        phi = dihedral_angles(np.asarray(x, dtype=np.float64), [molecule.dihedrals["phi"]])[:, 0]
+    return torch.from_numpy((phi > 0).astype(np.float64))
 
 
 def reference_population(kelvin):

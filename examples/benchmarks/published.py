@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import has_positive_phi
 
 import openmm_tsf as tsf
 from openmm_tsf.analysis.mbar import solve_mbar
@@ -28,7 +29,6 @@ from openmm_tsf.analysis.statistics import reverse_ess
 from openmm_tsf.flows.draws import draw_weighted
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io.files import read_json, write_json
-from openmm_tsf.training.basins import basin_labels
 from openmm_tsf.utils.random import Seeds
 from openmm_tsf.workflow import run as workflow
 from openmm_tsf.workflow.frames import FrameSource
@@ -116,7 +116,7 @@ def flow_alone(flow, potential, molecule, n_draws, n_repeats, generator):
         rows = []
         for _ in range(n_repeats):
             draws = draw_weighted(flow, potential, kelvin, n_draws, generator)
-            weights, basin = draws.log_weights, basin_labels(molecule, draws.x).double()
+            weights, basin = draws.log_weights, has_positive_phi(molecule, draws.x)
             population = float(basin[torch.isfinite(weights)].mean())
             log_z = float(torch.logsumexp(weights, 0)) - math.log(n_draws) - norm
             rows.append((reverse_ess(weights.numpy()).fraction, population, log_z))

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from openmm_tsf.analysis.convergence import count_visits
 from openmm_tsf.analysis.uncertainty import estimate_mean
-from openmm_tsf.analysis.wells import N_BINS, Wells, count_angles, find_wells, lacks_a_well
 from openmm_tsf.utils.topology import residue_of
 from openmm_tsf.utils.validation import check_positive, require_entry
+from openmm_tsf.utils.wells import N_BINS, Wells, count_angles, find_wells, lacks_a_well
 
 Angles = Mapping[str, npt.ArrayLike]
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from scipy.special import ndtri, stdtr  # type: ignore[import-untyped]
 
 from openmm_tsf.units import RADIAN, as_array
+from openmm_tsf.utils.wells import angle_bins
 
 Array = npt.NDArray[np.float64]
 
@@ -151,13 +152,6 @@ def weighted_mean(values: npt.ArrayLike, log_weights: npt.ArrayLike) -> tuple[fl
     weights /= weights.sum()
     mean = float(np.sum(weights * a))
     return mean, float(np.sqrt(np.sum(weights**2 * (a - mean) ** 2)))
-
-
-def angle_bins(angles: npt.ArrayLike, n_bins: int) -> npt.NDArray[np.int64]:
-    """Return the index of the bin of each angle (rad, wrapped) among equal bins over [-π, π)."""
-    fraction = np.mod(as_array(angles, RADIAN, "angles") + np.pi, 2 * np.pi) / (2 * np.pi)
-    # np.mod may round up to 2π itself, which belongs to the first bin.
-    return (fraction * n_bins).astype(np.int64) % n_bins
 
 
 def torus_bins(phi: npt.ArrayLike, psi: npt.ArrayLike, bins: int = 64) -> npt.NDArray[np.int64]:

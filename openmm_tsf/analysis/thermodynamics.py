@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_tsf.analysis.mbar import Mbar
-from openmm_tsf.analysis.statistics import Array, angle_bins
+from openmm_tsf.analysis.statistics import Array
 from openmm_tsf.io.files import write_csv
 from openmm_tsf.utils.validation import check_int
+from openmm_tsf.utils.wells import angle_bins
 
 PROFILE_BINS = 60  # of 6°: an edge at 0
 

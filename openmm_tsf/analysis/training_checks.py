@@ -9,7 +9,7 @@ import numpy as np
 
 from openmm_tsf.analysis.basins import TrainingBasins
 from openmm_tsf.analysis.estimates import RunEstimates
-from openmm_tsf.analysis.wells import N_BINS
+from openmm_tsf.utils.wells import N_BINS
 
 #: Basins of a smaller population than this, in the frames and at every rung, are passed over.
 MIN_POPULATION = 1e-3

@@ -17,14 +17,14 @@ from openmm_tsf.training.target_points import check_tensor_like
 _LOG_RATIO_LIMIT = 3.0
 #: Number of points of a basin that the running estimates of population ratios average over.
 _RATIO_MEMORY = 50
-#: |ln(P_p/P_q)| is cut to this; a flow too poor for an estimate has both basins at the same end.
+#: |ln(P_p/P_q)| is cut to this; a flow too poor for an estimate has all basins at the same end.
 _RATIO_LIMIT = 3.0
-#: Differences of ln(P_p/P_q) between the basins are cut to this in the coefficients of draws.
+#: ln(P_p/P_q) of a basin is cut to this in the coefficients of draws.
 _MISSING_LIMIT = 0.5
 #: Number of steps that the running fractions of the draws average over.
 _FRACTION_MEMORY = 100
-#: Draws of infinite weight added to each basin in a step: an estimate for basins without draws.
-_PSEUDO_DRAWS = 0.1
+#: A basin with fewer draws in a step, on average, counts as one that is not drawn at all.
+_FEWEST_DRAWS = 0.1
 
 
 class Populations:
@@ -38,7 +38,8 @@ class Populations:
     E_q[ sigmoid(ln p/q - C) ] = E_p[ sigmoid(C - ln p/q) ] (J. Comput. Phys. 22, 245 (1976)).
     It is updated by a small step in each training step. The mean of ln(p/q) over data alone would
     be larger by KL(p || q) within the basin, and a basin that the flow represents less well would
-    be drawn too often.
+    be drawn too often. Both means are over a basin: data that have more of a rare basin than the
+    target change nothing.
 
     Parameters
     ----------
@@ -46,37 +47,39 @@ class Populations:
         T/T_ref of every group [G]: the datasets, then the chains.
     ladder
         T/T_ref of the draws [K].
+    n_basins
+        The number B of basins.
     log_variance, basin_balance
         See :class:`openmm_tsf.FitSettings`.
 
     Attributes
     ----------
     basin_fractions
-        Running fraction of the draws of each temperature in basin 1 [K].
+        Running fraction of the draws of each temperature in each basin [K, B].
     population_ratios
-        ln(P_p/P_q) of basins 0 and 1 [K, 2].
+        ln(P_p/P_q) of the basins [K, B], up to a constant of each temperature.
     basins_met
-        1 for basins that have had data, else 0, [K, 2].
+        1 for basins that have had data, else 0, [K, B].
     """
 
     def __init__(
-        self, tau: Tensor, ladder: Tensor, log_variance: float, basin_balance: float
+        self, tau: Tensor, ladder: Tensor, n_basins: int, log_variance: float, basin_balance: float
     ) -> None:
         self.log_variance, self.basin_balance = log_variance, basin_balance
         same = (tau[:, None] / ladder[None, :]).log().abs() < 1e-6
         # Groups at whose temperature nothing is drawn have rung K.
         self._rung = torch.where(same.any(1), same.double().argmax(1), len(ladder))
-        self._n_rungs = len(ladder)
-        self.basin_fractions = torch.full((len(ladder),), 0.5, dtype=torch.float64, device="cpu")
-        self.population_ratios = torch.zeros(len(ladder), 2, dtype=torch.float64, device="cpu")
-        self.basins_met = torch.zeros(len(ladder), 2, dtype=torch.float64, device="cpu")
+        self._n_rungs, self._n_basins = len(ladder), n_basins
+        zeros = torch.zeros(len(ladder), n_basins, dtype=torch.float64, device="cpu")
+        self.basin_fractions = zeros + 1 / n_basins
+        self.population_ratios, self.basins_met = zeros.clone(), zeros.clone()
 
     def data_coefficients(
         self, log_ratio: Tensor, group: Tensor, n_groups: int
     ) -> tuple[Tensor, float]:
-        """Return the coefficients [B] of -ln q at data, float64, and the spread of ln(p/q).
+        """Return the coefficients [D] of -ln q at data, float64, and the spread of ln(p/q).
 
-        `log_ratio` is ln(p/q) [B], up to a constant of each temperature; `group` [B] < `n_groups`.
+        `log_ratio` is ln(p/q) [D], up to a constant of each temperature; `group` [D] < `n_groups`.
         """
         usable = torch.isfinite(log_ratio)
         members = torch.nn.functional.one_hot(group, n_groups).double() * usable[:, None]
@@ -90,27 +93,30 @@ class Populations:
 
         The mean of grad ln q is grad ln P_q(basin) over a basin's draws, and zero over all draws.
         Summed over the draws of a temperature, times grad ln q, the coefficients are on average
-        `basin_balance`/K times :attr:`missing` times grad ln(P_q(1)/P_q(0)).
+        `basin_balance`/K times the sum over basins of :attr:`missing` times grad ln P_q(basin).
         """
+        n = len(draw_basin) // self._n_rungs
         if self.basin_balance == 0:
             return torch.zeros(len(draw_basin), dtype=torch.float64, device="cpu")
-        basin = draw_basin.view(self._n_rungs, -1).double()
-        n = basin.shape[1]
-        self.basin_fractions += (basin.mean(1) - self.basin_fractions) / _FRACTION_MEMORY
         # The running fraction, so that draws of a rare basin do not weigh more in a step that has
-        # fewer of them.
-        fraction = self.basin_fractions.clamp(1 / (n + 1), n / (n + 1))[:, None]
-        by_rung = self.missing[:, None] * (basin - fraction) / (fraction * (1 - fraction) * n)
-        return self.basin_balance / self._n_rungs * by_rung.flatten()
+        # fewer of them; a basin with less than one draw in a step counts less.
+        per_draw = self.missing / (n * self.basin_fractions).clamp(min=1)
+        # Without the mean, which changes no expectation, there is less noise.
+        mean = (per_draw * self.basin_fractions).sum(1, keepdim=True)
+        by_basin = self.basin_balance / self._n_rungs * (per_draw - mean)
+        return by_basin.gather(1, draw_basin.view(self._n_rungs, n)).flatten()
 
     @property
     def missing(self) -> Tensor:
-        """ln(P_p/P_q) of basin 1 less that of basin 0, by rung [K], cut to +-0.5.
+        """ln(P_p/P_q) of every basin [K, B], cut to +-0.5; zero for basins without data.
 
-        Zero for a rung with data of one basin only.
+        P_p and P_q are probabilities among the basins with data.
         """
-        difference = self.population_ratios[:, 1] - self.population_ratios[:, 0]
-        return difference.clamp(-_MISSING_LIMIT, _MISSING_LIMIT) * self.basins_met.prod(dim=1)
+        fractions = self.basin_fractions * self.basins_met
+        fractions = fractions / fractions.sum(1, keepdim=True).clamp(min=1e-9)
+        total = (fractions * self.population_ratios.exp()).sum(1, keepdim=True)
+        relative = self.population_ratios - total.clamp(min=1e-9).log()
+        return relative.clamp(-_MISSING_LIMIT, _MISSING_LIMIT) * self.basins_met
 
     def update(
         self,
@@ -120,34 +126,40 @@ class Populations:
         draw_log_ratio: Tensor,
         draw_basin: Tensor,
     ) -> None:
-        """Move the population ratios a step towards Bennett's estimates.
+        """Move the running fractions, and the population ratios a step towards Bennett's estimates.
 
         Draws [D] are equally many of each temperature, one temperature after the other; data [B]
         are those of :meth:`data_coefficients`.
         """
+        shape = self._n_rungs, self._n_basins
+        draws, drawn = draw_log_ratio.view(shape[0], -1), draw_basin.view(shape[0], -1)
+        n = drawn.shape[1]
+        is_drawn = torch.nn.functional.one_hot(drawn, shape[1]).double()
+        self.basin_fractions += (is_drawn.mean(1) - self.basin_fractions) / _FRACTION_MEMORY
         rung = self._rung[group]
-        by_rung = (part.chunk(self._n_rungs) for part in (draw_log_ratio, draw_basin))
-        for k, (draws, drawn_basin) in enumerate(zip(*by_rung, strict=True)):
-            usable = (rung == k) & torch.isfinite(data_log_ratio)
-            if not bool(usable.any()):
-                continue
-            median = data_log_ratio[usable].median()
-            by_basin = [
-                (
-                    data_log_ratio[usable & (data_basin == b)] - median,
-                    draws[drawn_basin == b] - median,
-                )
-                for b in (0, 1)
-            ]
-            fewest = min(min(len(data), max(1, len(drawn))) for data, drawn in by_basin)
-            # One rate for both basins: a change common to both must not change their difference.
-            rate = min(1.0, max(1, fewest) / _RATIO_MEMORY)
-            for basin, (data, drawn) in enumerate(by_basin):
-                if len(data):
-                    self.basins_met[k, basin] = 1
-                    ratio = self.population_ratios[k, basin]
-                    ratio += rate * _bennett_residual(ratio, data, drawn)
-                    ratio.clamp_(-_RATIO_LIMIT, _RATIO_LIMIT)
+        usable = (rung < shape[0]) & torch.isfinite(data_log_ratio)
+        rung, basin = rung[usable], data_basin[usable]
+        of_rung = torch.nn.functional.one_hot(rung, shape[0]).bool()
+        values = data_log_ratio[usable]
+        median = torch.where(of_rung, values[:, None], torch.nan).nanmedian(0).values
+        cell = rung * shape[1] + basin
+        counts = torch.bincount(cell, minlength=shape[0] * shape[1]).view(shape)
+        weights = torch.sigmoid(self.population_ratios[rung, basin] - values + median[rung])
+        of_data = torch.bincount(cell, weights, shape[0] * shape[1]).view(shape)
+        shifted = torch.nan_to_num(draws - median[:, None], nan=-torch.inf, posinf=torch.inf)
+        weights = torch.sigmoid(shifted - self.population_ratios.gather(1, drawn))
+        n_drawn, expected = is_drawn.sum(1), n * self.basin_fractions
+        of_draws = (is_drawn * weights[..., None]).sum(1) / n_drawn.clamp(min=1)
+        # Draws of a basin that there are none of would have infinite weight.
+        is_lost = (n_drawn == 0) & (expected < _FEWEST_DRAWS)
+        residual = torch.where(is_lost, 1.0, of_draws) - of_data / counts.clamp(min=1)
+        self.basins_met = torch.where(counts > 0, 1.0, self.basins_met)
+        # One rate for all basins: a change common to them must not change their differences.
+        fewest = torch.where(self.basins_met > 0, torch.minimum(counts, expected), torch.inf)
+        rate = (fewest.amin(1, keepdim=True).clamp(min=1) / _RATIO_MEMORY).clamp(max=1)
+        is_known = (counts > 0) & ((n_drawn > 0) | is_lost) & torch.isfinite(residual)
+        step = torch.where(is_known, rate * residual, 0.0)
+        self.population_ratios = (self.population_ratios + step).clamp(-_RATIO_LIMIT, _RATIO_LIMIT)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a checkpoint needs."""
@@ -161,10 +173,3 @@ class Populations:
             if name != "population_ratios" and bool(((tensor < 0) | (tensor > 1)).any()):
                 raise ValueError(f"{name}: expected numbers from 0 to 1, got others")
             setattr(self, name, tensor.clone())
-
-
-def _bennett_residual(ratio: Tensor, data: Tensor, draws: Tensor) -> Tensor:
-    """The residual of Bennett's equation at a ratio: positive below its root, negative above."""
-    weights = torch.sigmoid(torch.nan_to_num(draws, nan=-torch.inf, posinf=torch.inf) - ratio)
-    of_draws = (weights.sum() + _PSEUDO_DRAWS) / (len(draws) + _PSEUDO_DRAWS)
-    return of_draws - torch.sigmoid(ratio - data).mean()

@@ -1,25 +1,93 @@
-"""The basins of a molecule: the sign of its first phi."""
+"""The basins that a training keeps apart: combinations of the wells of all slow torsions."""
 
-import mdtraj
+from collections.abc import Mapping, Sequence
+from typing import Self
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.slow_torsions import slow_torsions, torsion_angles
+from openmm_tsf.utils.topology import Quartet
+from openmm_tsf.utils.wells import Wells, count_angles, find_wells
+
+#: At most this many combinations of wells are basins of their own, those with the most frames.
+MAX_BASINS = 12
+#: A basin has at least this many frames: fewer are a visit or two.
+MIN_FRAMES = 20
 
 
-def basin_labels(molecule: MolecularSystem | None, x: Tensor) -> Tensor:
-    """Return the basin of each x [B, *event], int64 [B]: 1 where the first phi is positive.
+class BasinPartition:
+    """A partition of configurations into K basins.
 
-    It is 0 for molecules without a phi, potentials on R^d, and rows that are not finite.
+    A basin is one well of each slow torsion that has several; the wells are those of the training
+    frames. Combinations with fewer than 20 frames, all those beyond the twelve most populated, and
+    those without frames are together the last basin. Potentials on R^d have one basin.
+
+    Parameters
+    ----------
+    torsions
+        Atoms and wells of every torsion with several wells.
+    combinations
+        The wells of the torsions [K - 1, torsions] in each basin but the last, int64.
+
+    Examples
+    --------
+    >>> import openmm_tsf as tsf
+    >>> from openmm_tsf.training.basins import BasinPartition
+    >>> dataset = tsf.MDDataset.shipped(tsf.systems.alanine_dipeptide(), stride=10)
+    >>> basins = BasinPartition.find([dataset])
+    >>> basins.n_basins
+    5
+    >>> basins.labels(dataset.positions[:3]).shape
+    torch.Size([3])
     """
-    if molecule is None or not any(name.startswith("phi") for name in molecule.dihedrals):
-        return torch.zeros(len(x), dtype=torch.int64, device="cpu")
-    quartet = next(q for name, q in molecule.dihedrals.items() if name.startswith("phi"))
-    positions = x.detach().cpu().numpy().astype(np.float32)
-    finite = np.isfinite(positions).all(axis=(1, 2))
-    labels = np.zeros(len(x), dtype=np.int64)
-    if finite.any():
-        frames = mdtraj.Trajectory(positions[finite], molecule.mdtraj_topology)
-        labels[finite] = mdtraj.compute_dihedrals(frames, [quartet])[:, 0] > 0
-    return torch.from_numpy(labels)
+
+    def __init__(
+        self, torsions: Mapping[str, tuple[Quartet, Wells]], combinations: np.ndarray
+    ) -> None:
+        self._quartets = {name: quartet for name, (quartet, _) in torsions.items()}
+        self._wells = {name: wells for name, (_, wells) in torsions.items()}
+        self._combinations = combinations
+        self.n_basins = len(combinations) + 1 if torsions else 1
+
+    @classmethod
+    def find(cls, datasets: Sequence[MDDataset]) -> Self:
+        """Return the basins of the frames of all datasets, which have the same molecule."""
+        molecule = datasets[0].molecule
+        if molecule is None:
+            return cls({}, np.zeros((0, 0), dtype=np.int64))
+        quartets = slow_torsions(molecule.topology)
+        frames = np.concatenate([dataset.positions.detach().numpy() for dataset in datasets])
+        angles = torsion_angles(frames, quartets)
+        torsions = {}
+        for name, values in angles.items():
+            wells = find_wells(name, count_angles(values))
+            if wells.names:
+                torsions[name] = (quartets[name], wells)
+        labels = [wells.labels(angles[name]) for name, (_, wells) in torsions.items()]
+        if not labels:
+            return cls({}, np.zeros((0, 0), dtype=np.int64))
+        combinations, counts = np.unique(np.stack(labels, axis=1), axis=0, return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:MAX_BASINS]
+        return cls(torsions, combinations[order[counts[order] >= MIN_FRAMES]])
+
+    def populations(self, x: Tensor) -> Tensor:
+        """Return the fraction of x [B, *event] in each basin, float64 [K]."""
+        return torch.bincount(self.labels(x), minlength=self.n_basins).double() / len(x)
+
+    def labels(self, x: Tensor) -> Tensor:
+        """Return the basin of each x [B, *event], int64 [B]; the last where x is not finite."""
+        last = self.n_basins - 1
+        labels = torch.full((len(x),), last, dtype=torch.int64, device="cpu")
+        if last == 0:
+            return labels
+        positions = x.detach().cpu().double().numpy()
+        finite = np.isfinite(positions).all(axis=(1, 2))
+        angles = torsion_angles(positions[finite], self._quartets)
+        wells = np.stack([self._wells[name].labels(angles[name]) for name in angles], axis=1)
+        is_basin = (wells[:, None, :] == self._combinations[None]).all(axis=2)
+        found = np.where(is_basin.any(axis=1), is_basin.argmax(axis=1), last)
+        labels[torch.from_numpy(finite)] = torch.from_numpy(found)
+        return labels

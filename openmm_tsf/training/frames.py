@@ -7,30 +7,31 @@ from torch import Tensor
 
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.training.basins import basin_labels
+from openmm_tsf.training.basins import BasinPartition
 from openmm_tsf.training.losses import whiten
 
 
 class TrainingFrames:
     """All training frames in the network's output space.
 
-    A dataset's fraction of a batch is given by its weight, however many frames it has; within it a
-    minor basin has at least `basin_share`.
+    A dataset's fraction of a batch is given by its weight, however many frames it has; of each,
+    the fraction `basin_share` is spread evenly over the basins.
     """
 
     def __init__(
         self,
         flow: AugmentedFlow,
         datasets: Sequence[MDDataset],
+        basins: BasinPartition,
         dtype: torch.dtype,
         basin_share: float,
         generator: torch.Generator,
     ) -> None:
         self.parts: list[tuple[Tensor, Tensor, float]] = []
-        self.cumulative_weights: list[Tensor | None] = []
+        self.pickers: list[FramePicker] = []
         self.dataset_weights = dataset_weights(datasets)
         for dataset in datasets:
-            self.cumulative_weights.append(_frame_weights(dataset, basin_share))
+            self.pickers.append(FramePicker(basins.labels(dataset.positions), basin_share))
             y, log_det = whiten_frames(flow, dataset, generator)
             tau = dataset.temperature / flow.reference_temperature
             self.parts.append((y.to(dtype), log_det.to(dtype), tau))
@@ -38,20 +39,44 @@ class TrainingFrames:
     def batch(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Draw n frames: y [n, d], log|det dy/dx| [n] and tau [n]."""
         ys, log_dets, taus = [], [], []
-        for (y, log_det, tau), weights, count in zip(
-            self.parts, self.cumulative_weights, split_batch(self.dataset_weights, n), strict=True
+        for (y, log_det, tau), picker, count in zip(
+            self.parts, self.pickers, split_batch(self.dataset_weights, n), strict=True
         ):
-            if weights is None:
-                index = torch.randint(
-                    len(y), (count,), generator=generator, dtype=torch.int64, device="cpu"
-                )
-            else:
-                drawn = torch.rand(count, generator=generator, dtype=torch.float32, device="cpu")
-                index = torch.searchsorted(weights, drawn)
+            index = picker.draw(count, generator)
             ys.append(y[index])
             log_dets.append(log_det[index])
             taus.append(torch.full((count,), tau, dtype=y.dtype, device="cpu"))
         return torch.cat(ys), torch.cat(log_dets), torch.cat(taus)
+
+
+class FramePicker:
+    """Draws frames, with replacement, so that each basin has a part of every batch.
+
+    Of K basins with a fraction p_b of the frames each, basin b has the fraction (1 - s) p_b + s/K
+    of the draws, where s is `basin_share`; within a basin all frames are equal. `basin` [F] is the
+    basin of every frame.
+    """
+
+    def __init__(self, basin: Tensor, basin_share: float) -> None:
+        counts = torch.bincount(basin).double()
+        self.present = counts.nonzero().flatten()
+        populations = counts / len(basin)
+        share = torch.where(counts > 0, basin_share / len(self.present), 0.0)
+        self._cumulative: Tensor | None = None
+        self._n = len(basin)
+        if basin_share > 0 and len(self.present) > 1:
+            weights = ((1 - basin_share) * populations + share) / counts.clamp(min=1)
+            cumulative = weights[basin].cumsum(0)
+            self._cumulative = cumulative / cumulative[-1]
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """Return the indices [n] of frames."""
+        if self._cumulative is None:
+            return torch.randint(
+                self._n, (n,), generator=generator, dtype=torch.int64, device="cpu"
+            )
+        drawn = torch.rand(n, generator=generator, dtype=torch.float64, device="cpu")
+        return torch.searchsorted(self._cumulative, drawn).clamp(max=self._n - 1)
 
 
 def dataset_weights(datasets: Sequence[MDDataset]) -> Tensor:
@@ -77,16 +102,3 @@ def whiten_frames(
         outside = f"{int((~inside).sum())} of {len(y)} frames are outside the flow's domain"
         raise ValueError(f"dataset: {outside} (other handedness, or not computable)")
     return y, log_det
-
-
-def _frame_weights(dataset: MDDataset, share: float) -> Tensor | None:
-    """Cumulative weights [F] that give a minor basin at least `share`; None if it has that."""
-    minor = basin_labels(dataset.molecule, dataset.positions).bool()
-    if float(minor.double().mean()) > 0.5:
-        minor = ~minor
-    population = float(minor.double().mean())
-    if not 0 < population < share:
-        return None
-    weights = torch.where(minor, share / population, (1 - share) / (1 - population))
-    cumulative = (weights.double() / len(minor)).cumsum(0).float()
-    return cumulative / cumulative[-1]

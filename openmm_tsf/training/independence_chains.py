@@ -13,16 +13,36 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.metropolis import metropolis
-from openmm_tsf.training.target_points import Points
+from openmm_tsf.training.target_points import Points, check_tensor_like
 from openmm_tsf.utils.validation import check_int
+
+#: The home of a chain that may be in any basin.
+EVERYWHERE = -1
 
 
 class IndependenceChains:
-    """Independence samplers from initial states [K n], the n of each of K temperatures together."""
+    """Independence samplers from initial states [K n], the n of each of K temperatures together.
 
-    def __init__(self, points: Points, n_temperatures: int) -> None:
-        self.points, self.n_temperatures = points, n_temperatures
+    A chain with a home, a basin, stays there: it samples the target restricted to that basin, so
+    that a rare basin can have as many chains as a common one. The populations are those of the
+    other chains, whose home is EVERYWHERE.
+
+    Parameters
+    ----------
+    points
+        The initial states.
+    n_temperatures, n_basins
+        K, and the number of basins.
+    home
+        The home of each chain [K n], int64; by default EVERYWHERE.
+    """
+
+    def __init__(
+        self, points: Points, n_temperatures: int, n_basins: int, home: Tensor | None = None
+    ) -> None:
+        self.points, self.n_temperatures, self.n_basins = points, n_temperatures, n_basins
         self.n_chains = len(points) // n_temperatures
+        self.home = torch.full_like(points.basin, EVERYWHERE) if home is None else home
         self._next = 0
 
     def next_chains(self, n: int) -> Tensor:
@@ -31,6 +51,10 @@ class IndependenceChains:
         self._next = (self._next + n) % self.n_chains
         first = self.n_chains * torch.arange(self.n_temperatures, dtype=torch.int64, device="cpu")
         return (first[:, None] + chosen).flatten()
+
+    def settle(self) -> None:
+        """Make the present basin the home of every chain that has one."""
+        self.home = torch.where(self.home == EVERYWHERE, EVERYWHERE, self.points.basin)
 
     def propose(
         self,
@@ -42,17 +66,29 @@ class IndependenceChains:
     ) -> float:
         """Propose other points to the chains `index` [B], and accept or reject.
 
-        In half of the calls, at random, proposals go only to chains in their basin: otherwise a
-        chain in a rare basin would receive hardly any proposal from that basin and would keep its
-        initial state, a frame of another temperature.
+        Chains with a home get proposals in their basin. The others get, in half of the calls at
+        random, proposals in the basin where they are: otherwise a chain in a rare basin would
+        receive hardly any proposal from that basin and would keep its initial state, a frame of
+        another temperature. A point may be proposed to one chain of either kind.
 
         `points` are proposals [B] in the order of `index` by temperature; `proposed` and `current`
         are ln(target/flow) at them and at the chains [B]. Returns the fraction accepted.
         """
-        chain = draw = torch.arange(len(index), dtype=torch.int64, device="cpu")
-        if float(torch.rand((), generator=generator, dtype=torch.float32, device="cpu")) < 0.5:
-            # These steps do not change basins, so that the reverse step has the same pairs.
-            chain, draw = self._pairs_within(self.points.basin[index], points.basin)
+        basin, at_home = self.points.basin[index], self.home[index] != EVERYWHERE
+        within = float(torch.rand((), generator=generator, dtype=torch.float32, device="cpu")) < 0.5
+        free = (~at_home).nonzero().flatten()
+        # Steps within basins do not change basins, so that the reverse step has the same pairs.
+        settled = at_home.nonzero().flatten()
+        if len(settled):  # in random order: those without a draw are others each time
+            order = torch.randperm(
+                len(settled), generator=generator, dtype=torch.int64, device="cpu"
+            )
+            settled = settled[order]
+        parts = [self._pairs_within(settled, basin, points.basin)]
+        parts += [self._pairs_within(free, basin, points.basin) if within else (free, free)]
+        chain, draw = (torch.cat(part) for part in zip(*parts, strict=True))
+        if not len(chain):
+            return 0.0
         # The network may give a state no finite density: an unlimited weight, which stays.
         limit = torch.finfo(current.dtype).max
         weights = torch.nan_to_num(current[chain], nan=limit)
@@ -60,25 +96,39 @@ class IndependenceChains:
         self.points.put(index[chain[accepted]], points.take(draw[accepted]))
         return float(accepted.double().mean())
 
-    def _pairs_within(self, chain_basin: Tensor, draw_basin: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices of chains and of proposals, paired within temperatures and basins."""
-        n = len(chain_basin) // self.n_temperatures
-        chains, draws = [], []
-        for first in range(0, len(chain_basin), n):
-            here = slice(first, first + n)
-            for basin in (0, 1):
-                in_chains = (chain_basin[here] == basin).nonzero().flatten()
-                in_draws = (draw_basin[here] == basin).nonzero().flatten()
-                n_pairs = min(len(in_chains), len(in_draws))
-                chains.append(first + in_chains[:n_pairs])
-                draws.append(first + in_draws[:n_pairs])
-        return torch.cat(chains), torch.cat(draws)
+    def _pairs_within(
+        self, chains: Tensor, chain_basin: Tensor, draw_basin: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Pairs of these chains and of draws, within temperatures and basins, in their order."""
+        n = len(draw_basin)
+        temperature = torch.arange(n, dtype=torch.int64, device="cpu") // (n // self.n_temperatures)
+        of_chains = (temperature * self.n_basins + chain_basin)[chains]
+        of_draws = temperature * self.n_basins + draw_basin
+        n_cells = self.n_temperatures * self.n_basins
+        chain_order, draw_order = (
+            torch.argsort(cells, stable=True) for cells in (of_chains, of_draws)
+        )
+        n_chains, n_draws = (
+            torch.bincount(cells, minlength=n_cells) for cells in (of_chains, of_draws)
+        )
+        sorted_cells = of_chains[chain_order]
+        rank = torch.arange(len(chains), dtype=torch.int64, device="cpu")
+        rank = rank - (n_chains.cumsum(0) - n_chains)[sorted_cells]
+        has_draw = rank < n_draws[sorted_cells]
+        first_draw = (n_draws.cumsum(0) - n_draws)[sorted_cells]
+        return chains[chain_order[has_draw]], draw_order[(first_draw + rank)[has_draw]]
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a checkpoint needs."""
-        return {**self.points.state_dict(), "next": self._next}
+        return {**self.points.state_dict(), "home": self.home, "next": self._next}
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
         """Set what :meth:`state_dict` returned; a ValueError if it does not fit."""
         self.points.load_state_dict(content)
+        home, basin = check_tensor_like(content.get("home"), self.home, "home"), self.points.basin
+        if bool(((basin < 0) | (basin >= self.n_basins)).any()):
+            raise ValueError(f"basin: expected 0 to {self.n_basins - 1}, got others")
+        if bool(((home != EVERYWHERE) & (home != basin)).any()):
+            raise ValueError("home: expected the basin of the chain, got another")
+        self.home = home.clone()
         self._next = check_int(content.get("next"), "next", least=0, most=self.n_chains - 1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.bijectors import Chain
 from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.training.basins import BasinPartition
 from openmm_tsf.training.frames import TrainingFrames
 from openmm_tsf.training.losses import draw_normal, negative_log_likelihood, variational_free_energy
 from openmm_tsf.training.settings import FitSettings
@@ -38,12 +39,14 @@ class DirectObjective:
         flow: AugmentedFlow,
         train: Sequence[MDDataset],
         target: Target | None,
+        basins: BasinPartition,
         settings: FitSettings,
         generator: torch.Generator,
         record: Record,
     ) -> None:
         self.flow, self.target, self.settings, self.record = flow, target, settings, record
-        self.data = TrainingFrames(flow, train, settings.dtype, settings.basin_share, generator)
+        share = settings.basin_share
+        self.data = TrainingFrames(flow, train, basins, settings.dtype, share, generator)
         temperatures = settings.temperatures or (flow.reference_temperature,)
         self.temperatures = torch.tensor(temperatures, dtype=settings.dtype, device="cpu")
 

@@ -16,10 +16,14 @@ from openmm_tsf.flows.bijectors import Pullback
 COTANGENT_LIMIT = 30.0
 
 
-def limit_norm(cotangent: Tensor) -> Tensor:
-    """Return cotangents [B, n] with norms cut to `COTANGENT_LIMIT`; zeros where not finite."""
+def limit_norm(cotangent: Tensor, limit: float | None = None) -> Tensor:
+    """Return cotangents [B, n] with norms cut to `limit`; zeros where not finite.
+
+    The limit is COTANGENT_LIMIT by default.
+    """
+    limit = COTANGENT_LIMIT if limit is None else limit
     norm = cotangent.norm(dim=1, keepdim=True)
-    scaled = cotangent * (COTANGENT_LIMIT / norm.clamp(min=COTANGENT_LIMIT))
+    scaled = cotangent * (limit / norm.clamp(min=limit))
     return torch.where(torch.isfinite(scaled), scaled, 0.0)
 
 
@@ -29,14 +33,20 @@ def is_uncut(cotangent: Tensor) -> Tensor:
     return (norm > 0) & (norm < 0.999 * COTANGENT_LIMIT)
 
 
-def data_cotangent(v: Tensor, pullback: Pullback, gradient: Tensor, tau: Tensor) -> Tensor:
+def data_cotangent(v: Tensor, gradient: Tensor, tau: Tensor, beta: Tensor) -> Tensor:
     """Return the cotangent [B, d+m] of v(theta) at data for grad KL(p || q).
 
-    With p*(v) = p(f(v)) |det J_f(v)|, the data's density in the latent space,
-    grad KL = E[ d/dv (ln p* - ln prior) . dv/dtheta ], v = f^-1(data). `pullback` comes from
-    :meth:`Chain.inverse_and_pullback`, with v; `gradient` is -grad ln p at the data [B, d+m].
+    With p*(v) = p(f(v)) |det J_f(v)|, the data's density in the latent space, v = f^-1(data),
+    c = v/tau and g = -d/dv ln p*(v),
+
+        grad KL = E_p[ (c - beta g) . dv/dtheta ] - (1 - beta) E_p[ grad ln|det df^-1| ]
+
+    for every number beta: that of c is the gradient of the likelihood, g a control variate, and
+    beta = 1 gives the path gradient, which is zero at every point where the flow is exact.
+    `gradient` is g [B, d+m], to which :meth:`Chain.inverse_and_pullback` maps -grad ln p at the
+    data; `beta` [B] is that of each point.
     """
-    return limit_norm(v.detach() / tau[:, None] - pullback(gradient))
+    return limit_norm(v.detach() / tau[:, None] - beta[:, None] * gradient)
 
 
 def draw_score(v: Tensor, pullback: Pullback, tau: Tensor) -> Tensor:

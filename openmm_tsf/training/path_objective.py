@@ -15,8 +15,9 @@ from openmm_tsf.flows.bijectors import Chain
 from openmm_tsf.flows.weights import log_weight
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training.basin_populations import Populations
-from openmm_tsf.training.frames import dataset_weights, split_batch, whiten_frames
-from openmm_tsf.training.independence_chains import IndependenceChains
+from openmm_tsf.training.control_variates import ControlVariates
+from openmm_tsf.training.frames import FramePicker, dataset_weights, split_batch, whiten_frames
+from openmm_tsf.training.independence_chains import EVERYWHERE, IndependenceChains
 from openmm_tsf.training.langevin_relaxation import relax_mala
 from openmm_tsf.training.losses import draw_normal
 from openmm_tsf.training.objectives import Record
@@ -78,6 +79,7 @@ class PathObjective:
         record: Record,
     ) -> None:
         self.flow, self.settings, self.record = flow, settings, record
+        self.n_basins = target.basins.n_basins
         self._evaluate = partial(Points.at, target)
         temperatures = settings.temperatures or (flow.reference_temperature,)
         self.ladder = (
@@ -87,6 +89,10 @@ class PathObjective:
         self.dataset_weights = dataset_weights(train)
         frames = [self._frames(dataset, generator) for dataset in train]
         self.frames = [points for points, _ in frames]
+        self.pickers = [
+            (FramePicker(points.basin, 0.0), FramePicker(points.basin, 1.0))
+            for points in self.frames
+        ]
         log_dets = torch.tensor(
             [log_det for _, log_det in frames], dtype=torch.float64, device="cpu"
         )
@@ -97,10 +103,17 @@ class PathObjective:
         self._relaxed = False
         groups = [points.tau[:1] for points in self.frames]
         if settings.n_chains:
-            self.chains = IndependenceChains(self._initial_states(generator), len(temperatures))
+            points, home = self._initial_states(generator)
+            self.chains = IndependenceChains(points, len(temperatures), self.n_basins, home)
             groups.append(self.ladder)
+        n_cells = (len(self.frames) + len(temperatures)) * self.n_basins
+        self.control = ControlVariates(n_cells)
         self.populations = Populations(
-            torch.cat(groups), self.ladder, settings.log_variance, settings.basin_balance
+            torch.cat(groups),
+            self.ladder,
+            self.n_basins,
+            settings.log_variance,
+            settings.basin_balance,
         )
         self._threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(1, "energy") if self._threads > 1 else None
@@ -117,24 +130,31 @@ class PathObjective:
         points = self._evaluate(y, torch.full((len(y),), tau, dtype=y.dtype, device="cpu"))
         return points, sum(log_dets) / len(log_dets)
 
-    def _initial_states(self, generator: torch.Generator) -> Points:
-        """Initial states of all chains: frames of the dataset nearest in temperature."""
-        parts = []
+    def _n_spread(self, n: int) -> int:
+        """How many of n points are spread evenly over the basins."""
+        return round(self.settings.basin_share * n) if self.n_basins > 1 else 0
+
+    def _initial_states(self, generator: torch.Generator) -> tuple[Points, Tensor]:
+        """Initial states and homes of all chains: frames of the dataset nearest in temperature.
+
+        Of each temperature's chains the fraction `basin_share` is spread evenly over the basins.
+        """
+        parts, homes, n = [], [], self.settings.n_chains
+        n_settled = self._n_spread(n)
         for tau in self.ladder:
             distances = [abs(math.log(float(frames.tau[0]) / float(tau))) for frames in self.frames]
             frames = self.frames[distances.index(min(distances))]
-            index = torch.randint(
-                len(frames),
-                (self.settings.n_chains,),
-                generator=generator,
-                dtype=torch.int64,
-                device="cpu",
-            )
-            chosen = frames.take(index)
+            in_all = FramePicker(frames.basin, 0.0).draw(n - n_settled, generator)
+            in_each = FramePicker(frames.basin, 1.0).draw(n_settled, generator)
+            # In random order, so that each step has chains of both kinds.
+            order = torch.randperm(n, generator=generator, dtype=torch.int64, device="cpu")
+            home = torch.cat([torch.full_like(in_all, EVERYWHERE), frames.basin[in_each]])
+            homes.append(home[order])
+            chosen = frames.take(torch.cat([in_all, in_each])[order])
             if not self._has_tau(frames, tau):
                 chosen = self._evaluate(chosen.y, torch.full_like(chosen.tau, float(tau)))
             parts.append(chosen)
-        return Points.join(parts)
+        return Points.join(parts), torch.cat(homes)
 
     @staticmethod
     def _has_tau(frames: Points, tau: Tensor) -> bool:
@@ -151,6 +171,7 @@ class PathObjective:
                 with torch_threads(self._threads):  # steps have fewer: two run at once
                     relax_mala(points, self._evaluate, _RELAXATION_STEPS, generator)
                 chains.points.put(index, points)
+        chains.settle()  # a few moved to another basin
         self._relaxed = True
 
     def backward(self, network: Chain, mixing: float, generator: torch.Generator) -> None:
@@ -194,12 +215,12 @@ class PathObjective:
         """Frames, and states of chains once there are draws."""
         settings, n_frames = self.settings, self.settings.batch_size
         counts = zip(self.frames, split_batch(self.dataset_weights, n_frames), strict=True)
-        parts = [
-            f.take(
-                torch.randint(len(f), (n,), generator=generator, dtype=torch.int64, device="cpu")
-            )
-            for f, n in counts
-        ]
+        parts, is_spread = [], []
+        for (frames, n), (any_frame, any_basin) in zip(counts, self.pickers, strict=True):
+            n_spread = self._n_spread(n)
+            index = [any_frame.draw(n - n_spread, generator), any_basin.draw(n_spread, generator)]
+            parts.append(frames.take(torch.cat(index)))
+            is_spread.append(torch.arange(n, dtype=torch.int64, device="cpu") >= n - n_spread)
         share, chains = 0.0, None
         if self.chains is not None and mixing > 0:
             # Chains take time to forget the frames: their share of the data rises with lambda.
@@ -208,13 +229,13 @@ class PathObjective:
                 self._relax(self.chains, generator)
             chains = self.chains.next_chains(n_per_rung)
             parts += [self.chains.points.take(part) for part in chains.split(n_per_rung)]
+            is_spread.append(self.chains.home[chains] != EVERYWHERE)
         points = Points.join(parts)
         sizes = torch.tensor([len(part) for part in parts], dtype=torch.int64, device="cpu")
         group = torch.arange(len(parts), dtype=torch.int64, device="cpu").repeat_interleave(sizes)
-        weight = torch.full(
-            (len(points),), (1 - share) / n_frames, dtype=settings.dtype, device="cpu"
-        )
-        weight[n_frames:] = share / max(1, len(points) - n_frames)
+        weight = torch.where(torch.cat(is_spread), settings.basin_weight, 1.0).to(settings.dtype)
+        weight[:n_frames] *= (1 - share) / weight[:n_frames].sum()
+        weight[n_frames:] *= share / weight[n_frames:].sum().clamp(min=1e-9)
         return _Batch(points, group, len(parts), weight, chains)
 
     def _likelihood(
@@ -225,7 +246,9 @@ class PathObjective:
         y = torch.cat([points.y, momenta], dim=1)
         v, log_det, pullback = network.inverse_and_pullback(y)
         gradient = torch.cat([points.gradient, momenta / tau[:, None]], dim=1)
-        cotangent = data_cotangent(v, pullback, gradient, tau)
+        cell = batch.group * self.n_basins + points.basin
+        target, beta = self.control.update(v, pullback(gradient), tau, cell)
+        cotangent = data_cotangent(v, target, tau, beta)
         self.record("cotangent_data", float(cotangent.norm(dim=1).mean()))
         # Up to a constant of each temperature, the same for frames and for chains.
         log_ratio = _log_ratio(points, momenta, v.detach(), log_det.detach())
@@ -237,8 +260,8 @@ class PathObjective:
         uncut = is_uncut(cotangent)
         nll = torch.where(uncut, 0.5 * v.square().sum(dim=1) / tau - log_det, 0.0)
         self._record_likelihood(nll.detach(), v, tau, uncut)
-        path_loss = (v * cotangent).sum(dim=1) * batch.weight
-        loss = (path_loss + coefficients.to(nll) * nll).sum()
+        path_loss = (v * cotangent).sum(dim=1) - (1 - beta) * torch.where(uncut, log_det, 0.0)
+        loss = (batch.weight * path_loss + coefficients.to(nll) * nll).sum()
         return list(torch.autograd.grad(loss, list(network.parameters()))), log_ratio
 
     def _record_likelihood(self, nll: Tensor, v: Tensor, tau: Tensor, uncut: Tensor) -> None:
@@ -274,11 +297,13 @@ class PathObjective:
     def state_dict(self) -> dict[str, Any]:
         """Return the chains and running estimates."""
         chains = {} if self.chains is None else self.chains.state_dict()
-        return {**self.populations.state_dict(), "chains": chains, "relaxed": self._relaxed}
+        states = {**self.populations.state_dict(), **self.control.state_dict()}
+        return {**states, "chains": chains, "relaxed": self._relaxed}
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
         """Set what :meth:`state_dict` returned; a ValueError if it does not fit."""
         self.populations.load_state_dict(content)
+        self.control.load_state_dict(content)
         self._relaxed = require_entry(content, "relaxed", bool)
         if self.chains is not None:
             self.chains.load_state_dict(require_entry(content, "chains", dict))

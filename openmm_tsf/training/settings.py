@@ -25,7 +25,7 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "kl_batch_size warmup_steps n_chains max_skipped": partial(check_int, least=0),
     "learning_rate max_grad_norm": check_positive,
     "final_learning_rate log_variance basin_balance": _not_negative,
-    "lambda_max chain_share ema_decay": partial(check_between, low=0, high=1),
+    "lambda_max chain_share ema_decay basin_weight": partial(check_between, low=0, high=1),
     "weight_decay": partial(check_between, low=0, high=10),
     "basin_share": partial(check_between, low=0, high=0.5),
     "optimizer": partial(check_choice, allowed=("adam", "muon")),
@@ -58,8 +58,13 @@ class FitSettings:
     temperatures
         Temperatures of the KL draws and of the validation, K; None means T_ref only.
     basin_share
-        Least fraction of a minor basin (sign of the first phi) in the batches of data, which keeps
-        the basin in KL training; the flow then proposes it somewhat too often. 0: as in the data.
+        Fraction of the data that is spread evenly over the basins
+        (:mod:`openmm_tsf.training.basins`), of frames and of chains, so that rare ones are learnt
+        in detail. The likelihood of these points makes the flow propose rare basins too often, for
+        which the population terms make up in part. 0: as in the data.
+    basin_weight
+        For ``"path"``: weight of these points in the likelihood, that of the others being 1; in
+        the term of `log_variance` all have the same.
     estimator
         ``"direct"``: the two losses differentiated directly (arXiv:2012.00429, eqs. 5 and 6).
         ``"path"``: their path gradients, which also use the forces at the data and have far less
@@ -102,6 +107,7 @@ class FitSettings:
     ramp: tuple[float, float] = (0.3, 0.6)
     temperatures: tuple[float, ...] | None = None
     basin_share: float = 0.0
+    basin_weight: float = 1.0
     estimator: str = "direct"
     n_chains: int = 0
     chain_share: float = 0.5
@@ -141,9 +147,6 @@ class FitSettings:
                 chains = self.n_chains
                 raise ValueError(f"n_chains: expected 0 for the direct estimator, got {chains}")
             return
-        if self.basin_share > 0:
-            share = f"got {self.basin_share} (basin_balance keeps basins without a bias)"
-            raise ValueError(f"basin_share: expected 0 for path gradients, {share}")
         rungs = len(self.temperatures or (0,))
         n_draws = self.kl_batch_size // rungs  # of each temperature in a step
         if self.lambda_max > 0 and self.kl_batch_size < rungs:

@@ -8,7 +8,7 @@ from torch import Tensor
 from openmm_tsf.coordinates.hydrogen_labels import OVERLAP_STIFFNESS
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.training.basins import BasinPartition
 
 #: Weight of a squared step (radians, or relative) outside the domain, in nats. Steep enough that
 #: the draws return within about 0.1 rad of the wall; overlapping copies fade out at the same rate.
@@ -19,12 +19,12 @@ PENALTY = OVERLAP_STIFFNESS
 class Target:
     """The target density in the network's output space y; of the flow only its fixed layers.
 
-    Energies above `energy_ceiling` (kJ/mol) are softened. `molecule` is None for potentials on R^d.
+    Energies above `energy_ceiling` (kJ/mol) are softened; `basins` tell points apart.
     """
 
     flow: AugmentedFlow
     potential: Potential
-    molecule: MolecularSystem | None
+    basins: BasinPartition
     energy_ceiling: float
 
     def reduced_energy(self, y: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:

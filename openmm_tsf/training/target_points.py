@@ -7,7 +7,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from openmm_tsf.training.basins import basin_labels
 from openmm_tsf.training.target import Target
 
 _BLOCK = 4096
@@ -48,7 +47,7 @@ class Points:
                 (gradient,) = torch.autograd.grad(torch.where(finite, energy, 0.0).sum(), leaf)
             energies.append(energy.detach())
             gradients.append(gradient.to(y.dtype))
-            basins.append(basin_labels(target.molecule, x))
+            basins.append(target.basins.labels(x))
         return cls(y.detach(), torch.cat(energies), torch.cat(gradients), torch.cat(basins), tau)
 
     def __len__(self) -> int:
@@ -78,8 +77,6 @@ class Points:
         """Set what :meth:`state_dict` returned; a ValueError if a tensor does not fit."""
         for name, like in self.state_dict().items():
             tensor = check_tensor_like(content.get(name), like, name)
-            if name == "basin" and bool(((tensor < 0) | (tensor > 1)).any()):
-                raise ValueError("basin: expected 0 and 1, got others")
             if name == "tau" and not torch.equal(tensor, like):
                 raise ValueError("tau: expected the temperatures of the training, got others")
             setattr(self, name, tensor.clone())

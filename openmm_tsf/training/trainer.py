@@ -16,7 +16,7 @@ from openmm_tsf.flows.coupling import set_conditioner_dtype
 from openmm_tsf.io.tensors import write_tensors
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.training.basins import basin_labels
+from openmm_tsf.training.basins import BasinPartition
 from openmm_tsf.training.checkpoint import (
     CHECKPOINT_FORMAT,
     check_checkpoint,
@@ -54,12 +54,12 @@ class Trainer:
         self.threads = torch.get_num_threads()
         self.origin = compute_origin(flow, datasets, seed)
         self.evaluations_at_start = potential.n_evaluations if potential else 0
-        target = None if potential is None else make_target(flow, datasets, potential)
+        basins = BasinPartition.find(datasets)
+        target = None if potential is None else make_target(flow, datasets, potential, basins)
         splits = [dataset.split() for dataset in datasets]
         train, held_out = zip(*((split.train, split.validation) for split in splits), strict=True)
-        labels = [basin_labels(dataset.molecule, dataset.positions) for dataset in datasets]
-        populations = [float(each.double().mean()) for each in labels]
-        self.validator = Validator(flow, held_out, target, settings, seed, populations)
+        populations = [basins.populations(dataset.positions) for dataset in datasets]
+        self.validator = Validator(flow, held_out, target, basins, settings, seed, populations)
         self.running: dict[str, float] = {}
         options = settings, self.generator, self._record
         self.objective: Objective
@@ -67,7 +67,7 @@ class Trainer:
             assert target is not None
             self.objective = PathObjective(flow, train, target, *options)
         else:
-            self.objective = DirectObjective(flow, train, target, *options)
+            self.objective = DirectObjective(flow, train, target, basins, *options)
         self.network: Chain = copy.deepcopy(flow.network).to(settings.dtype)
         set_conditioner_dtype(self.network, None)  # all of it in the settings' precision
         self.average: Chain = copy.deepcopy(self.network).requires_grad_(False)
@@ -208,7 +208,9 @@ class Trainer:
         self.history = [Validation(**row) for row in content["history"]]
 
 
-def make_target(flow: AugmentedFlow, datasets: Sequence[MDDataset], potential: Potential) -> Target:
+def make_target(
+    flow: AugmentedFlow, datasets: Sequence[MDDataset], potential: Potential, basins: BasinPartition
+) -> Target:
     """Return the target, softened 20 kT_ref above the highest energy of the frames.
 
     Energies that the datasets do not have are computed for a thousand frames of the first.
@@ -219,4 +221,4 @@ def make_target(flow: AugmentedFlow, datasets: Sequence[MDDataset], potential: P
         energies = [potential.energy(sample.positions)]
     kt = potential.boltzmann_constant * flow.reference_temperature
     ceiling = max(float(energy.max()) for energy in energies) + 20 * kt
-    return Target(flow, potential, datasets[0].molecule, ceiling)
+    return Target(flow, potential, basins, ceiling)

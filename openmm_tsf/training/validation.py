@@ -15,7 +15,7 @@ from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.bijectors import Chain
 from openmm_tsf.flows.weights import log_weight
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.training.basins import basin_labels
+from openmm_tsf.training.basins import BasinPartition
 from openmm_tsf.training.losses import marginal_nll_bound, negative_log_likelihood, whiten
 from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.target import Target, soften
@@ -44,7 +44,8 @@ class Validation:
     free_energy, ess, basin_population
         By temperature: mean over the draws inside the domain of softened U/kT + |p|^2/2tau -
         log|J_D|, less the prior's entropy, plus the ln of the momenta's integral (a bound on
-        -ln Z); reverse ESS of the joint weights; fraction of draws in basin 1.
+        -ln Z); reverse ESS of the joint weights; fraction of draws in each basin, by
+        ``"<T>K basin <b>"``.
     inside
         By temperature: fraction of draws inside the domain.
     running
@@ -75,9 +76,9 @@ class Validation:
         flat: dict[str, float] = {"step": self.step, "lambda": self.mixing, "score": self.score}
         for name in ("nll", "kl", "chains"):
             flat[f"train_{name}"] = self.running.get(name, math.nan)
-        for prefix in ("nll", "free_energy", "ess", "basin1", "inside"):
-            values = self.basin_population if prefix == "basin1" else getattr(self, prefix)
-            flat |= {f"{prefix} {key}": value for key, value in values.items()}
+        for prefix in ("nll", "free_energy", "ess", "population", "inside"):
+            name = "basin_population" if prefix == "population" else prefix
+            flat |= {f"{prefix} {key}": value for key, value in getattr(self, name).items()}
         return flat
 
     def __str__(self) -> str:
@@ -90,7 +91,7 @@ class Validation:
         if "kl" in self.running:
             text += f" KL {self.running['kl']:.1f}"
         if self.ess:
-            text += f" ESS {shown(self.ess, 2)} basin {shown(self.basin_population, 3)}"
+            text += f" ESS {shown(self.ess, 2)}"
         return text
 
 
@@ -111,8 +112,9 @@ def _mean(values: Iterable[float]) -> float:
 class Validator:
     """Validates networks on held-out frames and fixed noise, so that results are comparable.
 
-    Without a target the reverse estimates are left out. `populations` are those of basin 1 in each
-    dataset as a whole, of which the held-out frames may be a short piece; by default theirs.
+    Without a target the reverse estimates are left out. `populations` are those of the basins [K]
+    in each dataset as a whole, of which the held-out frames may be a short piece; by default
+    theirs.
     """
 
     def __init__(
@@ -120,27 +122,27 @@ class Validator:
         flow: AugmentedFlow,
         datasets: Sequence[MDDataset],
         target: Target | None,
+        basins: BasinPartition,
         settings: FitSettings,
         seed: int,
-        populations: Sequence[float] | None = None,
+        populations: Sequence[Tensor] | None = None,
     ) -> None:
-        self.flow, self.target = flow, target
+        self.flow, self.target, self.basins = flow, target, basins
         self.temperatures = settings.temperatures or (flow.reference_temperature,)
         dtype = settings.dtype
         generator = seeded_generator((seed + 7919) % 2**64)
         self.held_out: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
         self.groups: dict[float, dict[int, list[str]]] = {}
-        self.populations: dict[float, list[float]] = {}
-        self.molecule = datasets[0].molecule
+        self.populations: dict[float, list[Tensor]] = {}
         for number, dataset in enumerate(datasets):
             tau = dataset.temperature / flow.reference_temperature
             y, log_det = whiten(flow, dataset.positions, tau, generator)
-            labels = basin_labels(dataset.molecule, dataset.positions)
+            labels = self.basins.labels(dataset.positions)
             noise = torch.randn(
                 len(y), flow.n_momenta, generator=generator, dtype=dtype, device="cpu"
             )
             momenta = math.sqrt(tau) * noise
-            of_frames = float(labels.double().mean())
+            of_frames = self.basins.populations(dataset.positions)
             population = of_frames if populations is None else populations[number]
             self.populations.setdefault(dataset.temperature, []).append(population)
             for basin in labels.unique().tolist():
@@ -149,8 +151,8 @@ class Validator:
                 key = f"{dataset.temperature:g}K basin {basin}"
                 while key in self.held_out:
                     key += "'"
-                basins = self.groups.setdefault(dataset.temperature, {})
-                basins.setdefault(basin, []).append(key)
+                groups = self.groups.setdefault(dataset.temperature, {})
+                groups.setdefault(basin, []).append(key)
                 self.held_out[key] = (
                     y[chosen].to(dtype),
                     log_det[chosen].to(dtype),
@@ -169,13 +171,18 @@ class Validator:
         for key, (y, log_det, momenta, tau) in self.held_out.items():
             joint = negative_log_likelihood(network, y, log_det, momenta, tau)
             nll[key] = float(marginal_nll_bound(joint, self.flow.n_momenta, tau).mean())
-        draws: dict[str, tuple[float, ...]] = {}
+        draws: dict[str, tuple[float, float, float, list[float]]] = {}
         if self.target is not None:
             for temperature in self.temperatures:
                 draws[f"{temperature:g}K"] = self._evaluate_draws(network, self.target, temperature)
-        free_energy, ess, population, inside = (
-            {key: values[column] for key, values in draws.items()} for column in range(4)
-        )
+        free_energy = {key: values[0] for key, values in draws.items()}
+        ess = {key: values[1] for key, values in draws.items()}
+        inside = {key: values[2] for key, values in draws.items()}
+        population = {
+            f"{key} basin {basin}": value
+            for key, values in draws.items()
+            for basin, value in enumerate(values[3])
+        }
         score = _mean(self.likelihood(basins, nll) for basins in self.groups.values())
         if free_energy:
             score += _mean(free_energy.values())
@@ -199,24 +206,22 @@ class Validator:
     def population_error(self, population: Mapping[str, float]) -> float:
         """Return the mean |ln(population of draws / of data)| of the basins that have data.
 
-        `population` is the fraction of draws in basin 1 by ``"<T>K"``.
+        `population` is the fraction of draws in each basin by ``"<T>K basin <b>"``.
         """
         least = 0.5 / len(self.noise)
         errors = []
         for temperature, populations in self.populations.items():
-            drawn = population.get(f"{temperature:g}K")
-            if drawn is None or not math.isfinite(drawn):
-                continue
-            expected = _mean(populations)
-            for p, q in ((expected, drawn), (1 - expected, 1 - drawn)):
-                if p > 0:
+            expected = torch.stack(populations).mean(0).tolist()
+            for basin, p in enumerate(expected):
+                q = population.get(f"{temperature:g}K basin {basin}", math.nan)
+                if p > 0 and math.isfinite(q):
                     errors.append(abs(math.log(max(q, least) / p)))
         return _mean(errors or [0.0])
 
     def _evaluate_draws(
         self, network: Chain, target: Target, temperature: float
-    ) -> tuple[float, ...]:
-        """Free energy, ESS, population of basin 1 and fraction inside; see :class:`Validation`."""
+    ) -> tuple[float, float, float, list[float]]:
+        """Free energy, ESS, fraction inside and populations; see :class:`Validation`."""
         flow, potential = self.flow, target.potential
         tau = temperature / flow.reference_temperature
         v = self.noise * math.sqrt(tau)
@@ -238,7 +243,7 @@ class Validator:
         # E[log q] is minus the prior's entropy less E[log|J|]: this bounds -ln Z of x from above.
         entropy = 0.5 * v.shape[1] * (1 + math.log(2 * math.pi * tau))
         free_energy = -log_weight(softened, momenta, tau, -log_det).mean() - entropy + log_z_momenta
-        labels = basin_labels(self.molecule, x[inside]).double()
-        population = float(labels.mean()) if len(labels) else math.nan
+        no_draws = [math.nan] * self.basins.n_basins
+        population = self.basins.populations(x[inside]).tolist() if inside.any() else no_draws
         ess, fraction = effective_sample_fraction(log_weights), float(inside.double().mean())
-        return float(free_energy), ess, population, fraction
+        return float(free_energy), ess, fraction, population

@@ -20,7 +20,9 @@ _FIT = FitSettings(
     estimator="path",
     n_chains=2048,
     chain_share=0.8,
-    log_variance=0.05,
+    basin_share=0.3,
+    basin_weight=0.3,
+    log_variance=0.2,
     basin_balance=0.3,
     n_validation_draws=2000,
 )

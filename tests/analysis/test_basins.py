@@ -9,8 +9,8 @@ import openmm_tsf as tsf
 from openmm_tsf.analysis import load_reference, load_run
 from openmm_tsf.analysis.basins import MAX_BASINS, Basins, TrainingBasins
 from openmm_tsf.analysis.convergence import count_visits
-from openmm_tsf.analysis.wells import MIN_SAMPLES, count_angles, find_wells
 from openmm_tsf.systems.slow_torsions import slow_torsions, torsion_angles
+from openmm_tsf.utils.wells import MIN_SAMPLES, count_angles, find_wells
 from tests.support.analysis_runs import TEMPERATURES
 from tests.support.fabricate import write_run
 

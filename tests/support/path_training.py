@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import torch
 
 from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
 from openmm_tsf.potentials import MixedDoubleWell
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training import FitSettings
+from openmm_tsf.training.basins import BasinPartition
 from openmm_tsf.training.path_objective import PathObjective
 from openmm_tsf.training.target import Target
 
@@ -53,7 +55,7 @@ def make_objective(flow, potential, data, settings=SHORT):
     return PathObjective(
         flow,
         [data.split().train],
-        Target(flow, potential, None, FAR),
+        Target(flow, potential, BasinPartition.find([data]), FAR),
         settings,
         torch.Generator().manual_seed(1),
         lambda *_: None,
@@ -64,11 +66,20 @@ def weights(flow):
     return torch.cat([parameter.detach().flatten() for parameter in flow.parameters()])
 
 
+class SignBasins(BasinPartition):
+    """The sign of the first coordinate is the basin."""
+
+    def __init__(self):
+        super().__init__({}, np.zeros((0, 0), dtype=np.int64))
+        self.n_basins = 2
+
+    def labels(self, x):
+        return (x[:, 0] > 0).long()
+
+
 def two_basins(monkeypatch):
     """Make the sign of the first coordinate the basin where there is no molecule."""
-    monkeypatch.setattr(
-        "openmm_tsf.training.target_points.basin_labels", lambda _, x: (x[:, 0] > 0).long()
-    )
+    monkeypatch.setattr(BasinPartition, "find", lambda datasets: SignBasins())
 
 
 def sampled(potential, flow, temperature, n, seed):

@@ -1,14 +1,12 @@
 """Datasets: which frames are accepted, the blocked split and the basins."""
 
 import mdtraj
-import numpy as np
 import openmm.unit as unit
 import pytest
 import torch
 
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.training.basins import basin_labels
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +37,6 @@ def test_split_is_blocked_and_complete(dataset):
     assert len(together.flatten(1).unique(dim=0)) == len(dataset)
     # The first block of ten: 32 frames to train on, four to validate, four to test.
     assert torch.equal(validation.positions[:4], dataset.positions[32:36])
-
-
-def test_basins_are_those_of_phi(dataset, frames, molecule):
-    phi = mdtraj.compute_phi(frames)[1][:, 0]
-    assert np.array_equal(basin_labels(molecule, dataset.positions).numpy(), (phi > 0).astype(int))
-    broken = dataset.positions[:3].clone()
-    broken[1, 0, 0] = torch.nan
-    assert basin_labels(molecule, broken)[1] == 0
-    assert torch.equal(basin_labels(None, torch.zeros(3, 2)), torch.zeros(3, dtype=torch.int64))
 
 
 def test_load_any_trajectory(dataset, frames, molecule, tmp_path):

@@ -8,12 +8,21 @@ from functools import partial
 import torch
 
 from openmm_tsf.potentials import GaussianWell, MixedDoubleWell
-from openmm_tsf.training.independence_chains import IndependenceChains
+from openmm_tsf.training.independence_chains import EVERYWHERE, IndependenceChains
 from openmm_tsf.training.langevin_relaxation import relax_mala
 from openmm_tsf.training.losses import draw_normal
 from openmm_tsf.training.target import Target
 from openmm_tsf.training.target_points import Points
-from tests.support.path_training import FAR, SHORT, D, make_objective, rough_flow, toy, two_basins
+from tests.support.path_training import (
+    FAR,
+    SHORT,
+    D,
+    SignBasins,
+    make_objective,
+    rough_flow,
+    toy,
+    two_basins,
+)
 
 
 def assert_moments(x, first, second):
@@ -31,8 +40,8 @@ def test_chains_sample_the_target(monkeypatch):
     ladder = torch.tensor([0.7, 1.0], dtype=torch.float64)
     tau = ladder.repeat_interleave(n)
     start = torch.cat([potential.sample(n, t, generator) for t in ladder.tolist()])
-    target = Target(flow, potential, None, FAR)
-    chains = IndependenceChains(Points.at(target, start, tau), 2)
+    target = Target(flow, potential, SignBasins(), FAR)
+    chains = IndependenceChains(Points.at(target, start, tau), 2, 2)
 
     def log_ratio(points, v, momenta):
         squares = v.square().sum(1) - momenta.square().sum(1)
@@ -58,10 +67,46 @@ def test_chains_sample_the_target(monkeypatch):
         assert_moments(x, *(potential.moment(order, temperature) for order in (1, 2)))
 
 
+def test_chains_with_a_home_sample_its_part_of_the_target():
+    """Half of the chains stay in their basins; the populations of the others do not change."""
+    potential, flow, n = MixedDoubleWell.random(D, 3), rough_flow("tsf"), 20_000
+    generator = torch.Generator().manual_seed(9)
+    target, tau = Target(flow, potential, SignBasins(), FAR), torch.ones(n, dtype=torch.float64)
+    points = Points.at(target, potential.sample(n, 1.0, generator), tau)
+    is_free = torch.arange(n) < n // 2
+    chains = IndependenceChains(points, 1, 2, torch.where(is_free, EVERYWHERE, points.basin))
+    start = points.y.clone()
+    with torch.no_grad():
+        for _ in range(60):
+            index = chains.next_chains(n)
+            now = chains.points.take(index)
+            p = draw_normal(now.tau, D, generator)
+            v, _ = flow.network.inverse_and_log_det(torch.cat([now.y, p], dim=1))
+            z = draw_normal(now.tau, 2 * D, generator)
+            y, _ = flow.network.forward_and_log_det(z)
+            new = Points.at(target, y[:, :D], now.tau)
+            ratios = [
+                -each.reduced_energy + 0.5 * (a.square().sum(1) - b.square().sum(1))
+                for each, a, b in ((new, z, y[:, D:]), (now, v, p))
+            ]
+            chains.propose(index, new, *ratios, generator)
+    exact = potential.sample(400_000, 1.0, generator)
+    for basin in (0, 1):
+        members = chains.home == basin
+        assert bool((chains.points.basin[members] == basin).all())
+        assert float((chains.points.y[members] != start[members]).any(1).double().mean()) > 0.5
+        part = exact[(exact[:, 0] > 0) == bool(basin)]
+        assert_moments(chains.points.y[members], part.mean(0), (part**2).mean(0))
+    assert_moments(chains.points.y[is_free], exact.mean(0), (exact**2).mean(0))
+    p = float((exact[:, 0] > 0).double().mean())
+    of_free = float(chains.points.basin[is_free].double().mean())
+    assert abs(of_free - p) < 4 * (p * (1 - p) / (n // 2)) ** 0.5
+
+
 def test_chains_take_turns_cyclically():
     zero = torch.zeros(10)
     points = Points(zero[:, None], zero.double(), zero[:, None], zero.long(), torch.ones(10))
-    chains = IndependenceChains(points, 2)
+    chains = IndependenceChains(points, 2, 1)
     seen = torch.cat([chains.next_chains(2) for _ in range(5)])
     assert sorted(seen.tolist()) == sorted([*range(10)] * 2)
     before = chains.points.y.clone()
@@ -91,7 +136,7 @@ def test_a_rare_basin_receives_proposals_of_the_same_basin():
     zero = torch.zeros(n, dtype=torch.float64)  # all are accepted
     n_within = 0
     for _ in range(60):
-        chains = IndependenceChains(start.take(torch.arange(n)), 2)
+        chains = IndependenceChains(start.take(torch.arange(n)), 2, 2)
         chains.propose(chains.next_chains(100), new, zero, zero, generator)
         now = chains.points
         moved = now.y[:, 0] >= 0
@@ -110,7 +155,7 @@ def test_frames_relax_to_another_temperature():
     scale = torch.linspace(0.5, 2.0, D, dtype=torch.float64)
     potential, flow, n = GaussianWell(torch.diag(1 / scale**2)), rough_flow("tsf"), 8000
     generator, tau = torch.Generator().manual_seed(5), torch.full((8000,), 0.4, dtype=torch.float64)
-    evaluate = partial(Points.at, Target(flow, potential, None, FAR))
+    evaluate = partial(Points.at, Target(flow, potential, SignBasins(), FAR))
     points = evaluate(potential.sample(n, 1.0, generator), tau)
     points.put(torch.tensor([0]), evaluate(torch.full((1, D), 6.0).double(), tau[:1].clone()))
     acceptance = relax_mala(points, evaluate, 100, generator)

@@ -7,6 +7,7 @@ import torch
 
 from openmm_tsf.potentials import GaussianWell, MixedDoubleWell
 from openmm_tsf.training import path_gradients
+from openmm_tsf.training.control_variates import ControlVariates
 from openmm_tsf.training.losses import negative_log_likelihood, variational_free_energy
 from openmm_tsf.training.path_gradients import (
     COTANGENT_LIMIT,
@@ -18,7 +19,7 @@ from openmm_tsf.training.path_gradients import (
     log_density_at_draws,
 )
 from openmm_tsf.training.target import Target
-from tests.support.path_training import FAR, KINDS, D, rough_flow, sampled
+from tests.support.path_training import FAR, KINDS, D, SignBasins, rough_flow, sampled
 
 
 def gradients(losses, parameters, chunks=40):
@@ -52,13 +53,16 @@ def test_gradients_have_the_same_mean(kind, temperature, monkeypatch):
     x, p, tau = sampled(potential, flow, temperature, n, 1)
     direct = gradients(negative_log_likelihood(network, x, zero, p, tau), parameters)
     x, p, tau = sampled(potential, flow, temperature, n, 2)
-    v, _, pullback = network.inverse_and_pullback(torch.cat([x, p], dim=1))
-    cotangent = data_cotangent(v, pullback, gradient_of(potential, x, p, tau), tau)
-    path = gradients((v * cotangent).sum(dim=1), parameters)
-    assert_same(direct, path)
+    v, log_det, pullback = network.inverse_and_pullback(torch.cat([x, p], dim=1))
+    target = pullback(gradient_of(potential, x, p, tau))
+    for beta in (1.0, 0.4):
+        betas = torch.full_like(tau, beta)
+        cotangent = data_cotangent(v, target, tau, betas)
+        loss = (v * cotangent).sum(dim=1) - (1 - betas) * log_det
+        assert_same(direct, gradients(loss, parameters))
     # The same of draws.
     v = flow.sample_prior(n, temperature, torch.Generator().manual_seed(3))
-    target = Target(flow, potential, None, FAR)
+    target = Target(flow, potential, SignBasins(), FAR)
     direct = gradients(variational_free_energy(target, network, v, tau), parameters)
     v = flow.sample_prior(n, temperature, torch.Generator().manual_seed(4))
     y, _, pullback = network.forward_and_pullback(v)
@@ -116,7 +120,8 @@ def test_gradients_of_an_exact_flow_are_zero_at_every_point(kind):
         x, p, tau = sampled(potential, flow, temperature, 200, 6)
         v, _, pullback = flow.network.inverse_and_pullback(torch.cat([x, p], dim=1))
         gradient = gradient_of(potential, x, p, tau)
-        assert float(data_cotangent(v, pullback, gradient, tau).abs().max()) < 1e-12
+        cotangent = data_cotangent(v, pullback(gradient), tau, torch.ones_like(tau))
+        assert float(cotangent.abs().max()) < 1e-12
         assert float(gradient.norm(dim=1).mean()) > 1
         _, _, pullback = flow.network.forward_and_pullback(v.detach())
         assert float(draw_cotangent(draw_score(v, pullback, tau), gradient).abs().max()) < 1e-12
@@ -129,3 +134,24 @@ def test_large_cotangents_are_cut_and_non_finite_ones_zero():
     torch.testing.assert_close(limited[1].norm(), torch.tensor(COTANGENT_LIMIT))
     assert not limited[2:].any()
     assert is_uncut(limited).tolist() == [True, False, False, False]
+
+
+def test_control_variates_have_the_least_noise():
+    """Beta is 1 where c and g are equal, small where g is mostly noise, by cell."""
+    control, generator = ControlVariates(3), torch.Generator().manual_seed(1)
+    tau, cell = torch.full((3000,), 0.5), torch.arange(3000) % 2
+    for _ in range(50):
+        v = torch.randn(3000, 6, generator=generator)
+        noise = 2 * torch.randn(3000, 6, generator=generator) * cell[:, None]
+        target, beta = control.update(v, v / tau[:, None] + noise, tau, cell)
+    # E[c^2] = 1/tau^2 = 4 for each feature; the noise has 4 in cell 1.
+    assert torch.allclose(beta, torch.where(cell == 1, 0.5, 1.0), atol=0.02)
+    spread = [float((v / 0.5 - b * target)[cell == 1].norm()) for b in (0.0, 0.5, 1.0)]
+    assert spread[1] < min(spread[0], spread[2])
+    bad = torch.full((3000, 6), math.nan)
+    assert torch.isfinite(control.update(bad, bad, tau, cell)[1]).all()
+    again = ControlVariates(3)
+    again.load_state_dict(control.state_dict())
+    assert torch.equal(again.products, control.products)
+    with pytest.raises(ValueError, match="products"):
+        ControlVariates(2).load_state_dict(control.state_dict())

@@ -153,7 +153,6 @@ def test_draws_without_energies_are_skipped_steps():
     [
         ({"estimator": "other"}, "estimator"),
         ({"estimator": "direct"}, "n_chains: expected 0 for the direct estimator"),
-        ({"basin_share": 0.1}, "basin_share: expected 0 for path gradients"),
         ({"kl_batch_size": 1, "n_chains": 0}, "at least one draw of each of 2 temperatures"),
         ({"n_chains": 10}, "n_chains: expected at least the 16 draws"),
         ({"lambda_max": 0.0}, "without draws"),

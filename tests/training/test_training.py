@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from openmm_tsf.potentials import GaussianWell
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training import FitSettings, fit, losses
-from openmm_tsf.training.basins import basin_labels
+from openmm_tsf.training.basins import BasinPartition
 from openmm_tsf.training.target import Target, soften
 from openmm_tsf.training.validation import Validator, effective_sample_fraction
 from tests.support.path_training import weights
@@ -36,6 +37,7 @@ def small_flow(seed=1):
 
 SIZES = {"n_steps": 40, "batch_size": 64, "kl_batch_size": 16, "validate_interval": 10}
 SHORT = FitSettings(**SIZES, n_validation_draws=100, ramp=(0.0, 0.5), temperatures=(0.5, 1.0))
+ONE_BASIN = BasinPartition({}, np.zeros((0, 0), dtype=np.int64))
 VALIDATION = FitSettings(n_validation_draws=200, temperatures=(600.0,), dtype=torch.float64)
 
 
@@ -60,7 +62,7 @@ def test_free_energy_is_bounded_by_the_exact_one():
     generator = torch.Generator().manual_seed(1)
     v = flow.sample_prior(20_000, temperature, generator)
     tau = torch.full((len(v),), temperature, dtype=torch.float64)
-    target = Target(flow, GaussianWell(PRECISION), None, 1e9)
+    target = Target(flow, GaussianWell(PRECISION), ONE_BASIN, 1e9)
 
     def free_energy(network):
         value = losses.variational_free_energy(target, network, v, tau)
@@ -87,10 +89,10 @@ def test_validated_free_energy_bounds_the_exact_one():
     exact = -0.5 * D * math.log(2 * math.pi * temperature)
     for n_momenta in (1, 8):
         flow = TemperatureSteerableFlow(D, n_momenta, 1, (8,), seed=1)
-        target = Target(flow, GaussianWell(torch.eye(D, dtype=torch.float64)), None, 1e9)
+        target = Target(flow, GaussianWell(torch.eye(D, dtype=torch.float64)), ONE_BASIN, 1e9)
         changes = {"temperatures": (temperature,), "n_validation_draws": 20_000}
         settings = dataclasses.replace(VALIDATION, **changes)
-        validator = Validator(flow, [gaussian_data(50)], target, settings, seed=3)
+        validator = Validator(flow, [gaussian_data(50)], target, ONE_BASIN, settings, seed=3)
         validation = validator.validate(flow.network, 0, 0.0, {})
         # Weights are zero: the flow is exact for this Gaussian, at every temperature.
         assert validation.free_energy["0.7K"] == pytest.approx(exact, abs=4 * (2 * D) ** 0.5 / 141)
@@ -102,21 +104,31 @@ def test_basins_in_validation(molecule):
     """Lost basins count; few frames of a basin weigh little."""
     dataset = MDDataset.shipped(molecule, stride=10)
     flow = TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(8,))
-    labels = basin_labels(molecule, dataset.positions)
-    validator = Validator(flow, [dataset], None, VALIDATION, seed=1)
-    population = float(labels.double().mean())
-    assert validator.population_error({"600K": population}) == pytest.approx(0)
-    assert validator.population_error({"600K": population / 10}) > 1
-    assert math.isfinite(validator.population_error({"600K": 0.0}))
-    other = Validator(flow, [dataset], None, VALIDATION, 1, [2 * population])
-    assert other.population_error({"600K": 2 * population}) == pytest.approx(0)
+    basins = BasinPartition.find([dataset])
+    labels = basins.labels(dataset.positions)
+    validator = Validator(flow, [dataset], None, basins, VALIDATION, seed=1)
+    population = basins.populations(dataset.positions)
+
+    def named(populations):
+        return {f"600K basin {k}": p for k, p in enumerate(populations.tolist())}
+
+    assert validator.population_error(named(population)) == pytest.approx(0)
+    lost = population.clone()
+    lost[2] /= 10
+    n_present = int((population > 0).sum())
+    assert validator.population_error(named(lost)) == pytest.approx(math.log(10) / n_present)
+    assert math.isfinite(validator.population_error(named(0 * population)))
+    twice = population.clone()
+    twice[2] *= 2
+    other = Validator(flow, [dataset], None, basins, VALIDATION, 1, [twice])
+    assert other.population_error(named(twice)) == pytest.approx(0)
 
     some = torch.cat([torch.where(labels == 0)[0][:400], torch.where(labels == 1)[0][:10]])
     few = MDDataset(dataset.positions[some], 600.0, molecule)
-    validator = Validator(flow, [few], None, VALIDATION, seed=1)
-    basins = validator.groups[600.0]
-    nll = {basins[0][0]: 1.0, basins[1][0]: 12.0}
-    assert validator.likelihood(basins, nll) == pytest.approx(2.0)  # 100 to 10
+    validator = Validator(flow, [few], None, basins, VALIDATION, seed=1)
+    groups = validator.groups[600.0]
+    nll = {groups[0][0]: 1.0, groups[1][0]: 12.0}
+    assert validator.likelihood(groups, nll) == pytest.approx(2.0)  # 100 to 10
 
 
 def test_softened_energies_join_smoothly():

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from openmm_tsf.analysis.statistics import angle_bins
-
 Counts = npt.NDArray[np.int64]
 
 #: Bins of the full circle (3 degrees), and the width of the kernel that smooths them in bins.
@@ -42,6 +40,13 @@ class Wells:
         degrees = np.remainder(np.degrees(np.asarray(angles, dtype=np.float64)) + 180, 360) - 180
         after = np.searchsorted(np.asarray(self.borders), degrees, side="right")
         return (after - 1) % max(1, len(self.borders))
+
+
+def angle_bins(angles: npt.ArrayLike, n_bins: int) -> npt.NDArray[np.int64]:
+    """Return the index of the bin of each angle (rad, wrapped) among equal bins over [-π, π)."""
+    wrapped = np.mod(np.asarray(angles, dtype=np.float64) + np.pi, 2 * np.pi)
+    # np.mod may round up to 2π itself, which belongs to the first bin.
+    return (wrapped / (2 * np.pi) * n_bins).astype(np.int64) % n_bins
 
 
 def count_angles(angles: npt.ArrayLike) -> Counts:
