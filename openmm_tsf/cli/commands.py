@@ -6,6 +6,9 @@ from typing import Any
 
 from openmm_tsf.utils.terminal import say
 
+#: How often the iterations of a preset are allowed with --until, where --iterations is not given.
+_MOST_WITH_TARGET = 20
+
 
 def _run(args: argparse.Namespace) -> None:
     from openmm_tsf.io.serialization import replace_given
@@ -225,12 +228,16 @@ def _molecule(args: argparse.Namespace) -> Any:
 def _sampling_settings(args: argparse.Namespace, settings: Any) -> Any:
     from openmm_tsf.io.serialization import replace_given
 
+    n_iterations = args.iterations
+    if n_iterations is None and args.until is not None and not settings.until:
+        n_iterations = _MOST_WITH_TARGET * settings.n_iterations
     return replace_given(
         settings,
         temperatures=None if args.temperatures is None else tuple(args.temperatures),
         n_walkers=args.walkers,
-        n_iterations=args.iterations,
+        n_iterations=n_iterations,
         n_tuning=args.tuning,
+        until=None if args.until is None else tuple(args.until),
     )
 
 
