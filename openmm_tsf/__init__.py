@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from openmm_tsf.sampling import ParallelTempering, kernels
     from openmm_tsf.systems import MDDataset, MolecularSystem
     from openmm_tsf.training import FitSettings, fit
+    from openmm_tsf.workflow.plan import plan
 
 __version__ = version("openmm-tsf")
 
@@ -46,6 +47,7 @@ _HOMES = {
     "fit": "openmm_tsf.training",
     "load_flow": "openmm_tsf.flows",
     "load_run": "openmm_tsf.analysis",
+    "plan": "openmm_tsf.workflow.plan",
 }
 __all__ = [
     "FitSettings",
@@ -66,6 +68,7 @@ __all__ = [
     "kernels",
     "load_flow",
     "load_run",
+    "plan",
     "statistics",
     "systems",
     "units",

@@ -50,11 +50,7 @@ class Passages:
 
     @classmethod
     def count(
-        cls,
-        inside: npt.ArrayLike,
-        replica: npt.ArrayLike,
-        betas: npt.ArrayLike,
-        shortest: int = 1,
+        cls, inside: npt.ArrayLike, replica: npt.ArrayLike, betas: npt.ArrayLike, shortest: int = 1
     ) -> "Passages":
         """Count passages in truth values [n, W, R] at rungs, with the replica [n, W, R] there.
 
@@ -66,7 +62,7 @@ class Passages:
                 f"inside: expected truth values [n, W, R] of the shape of replica {labels.shape}, "
                 f"got {truth.dtype} of shape {truth.shape}"
             )
-        n, n_walkers, n_rungs = truth.shape
+        n, _, n_rungs = truth.shape
         rung = np.argsort(labels, axis=2)  # of each replica
         states = np.take_along_axis(truth, rung, axis=2).reshape(n, -1)
         states = np.stack([_without_recrossings(s, shortest) for s in states.T], axis=1)
@@ -206,14 +202,34 @@ def state_inefficiency(
     inside = np.stack([1.0 - p, p], axis=1)  # [R, 2]
     stationary = np.repeat(inside[:, None], 2, axis=1).ravel() / (2 * n_rungs)
     transition = _passing(k) @ _swapping(inside, r, mixing)
-    f = np.zeros((n_rungs, 2, 2))
-    f[rung, :, 0], f[rung, :, 1] = -p[rung], 1.0 - p[rung]
-    f = f.ravel()
+    centred = np.zeros((n_rungs, 2, 2))
+    centred[rung, :, 0], centred[rung, :, 1] = -p[rung], 1.0 - p[rung]
+    f = centred.ravel()
     ones = np.ones(len(f))
     fundamental = np.eye(len(f)) - transition + np.outer(ones, stationary)
     response = np.linalg.solve(fundamental, f)
     variance = n_rungs * float(stationary @ (2.0 * f * response - f * f))
     return variance / float(p[rung] * (1.0 - p[rung]))
+
+
+def simulate_swaps(
+    rejections: npt.ArrayLike, n: int, n_walkers: int, seed: int = 1
+) -> npt.NDArray[np.int64]:
+    """Return replicas [n, W, R] at rungs whose swaps are rejected independently of each other.
+
+    Round trips that are completed within a window of n iterations are compared with those of the
+    same window here; they begin at the rungs where the replicas of a simulation start.
+    """
+    r = np.asarray(rejections, dtype=np.float64)
+    rng, n_rungs = np.random.default_rng(seed), len(r) + 1
+    labels = np.tile(np.arange(n_rungs), (n_walkers, 1))
+    result = np.empty((n, n_walkers, n_rungs), dtype=np.int64)
+    for t in range(n):
+        for k in range(t % 2, n_rungs - 1, 2):
+            rows = np.flatnonzero(rng.random(n_walkers) >= r[k])
+            labels[rows, k], labels[rows, k + 1] = labels[rows, k + 1], labels[rows, k]
+        result[t] = labels
+    return result
 
 
 def _passing(rates: Array) -> Array:

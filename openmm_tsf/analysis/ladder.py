@@ -53,7 +53,7 @@ def swap_rejection(
     --------
     >>> import numpy as np
     >>> from openmm_tsf.analysis.ladder import swap_rejection
-    >>> energy = np.random.default_rng(1).exponential(size=(2, 20_000)) * [[1.0], [2.0]]  # kT = 1, 2
+    >>> energy = np.random.default_rng(1).exponential(size=(2, 20_000)) * [[1.0], [2.0]]  # kT
     >>> h_a, h_b = (1 / 2 - 1 / 1) * energy
     >>> round(swap_rejection(h_a, h_b), 2)  # 1/3 exactly
     0.33

@@ -107,7 +107,9 @@ class Target:
             raise ValueError(f"until: expected a target such as {_EXPECTED}, got {text!r}")
         if unit not in ("%", UNITS[quantity]) or (quantity, unit) == ("dF", "%"):
             unit_expected = UNITS[quantity] or "% or none"
-            raise ValueError(f"until: expected the unit {unit_expected} of {quantity}, got {text!r}")
+            raise ValueError(
+                f"until: expected the unit {unit_expected} of {quantity}, got {text!r}"
+            )
         conditions = () if inside is None else _parse_state(inside, quantity, text)
         tolerance = _number(match["number"], text) / (100.0 if unit == "%" else 1.0)
         kelvin = None if match["kelvin"] is None else _number(match["kelvin"], text)

@@ -9,13 +9,14 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Generator, Tensor
 
-from openmm_tsf.analysis.exchange_model import Passages
+from openmm_tsf.analysis.exchange_model import Passages, simulate_swaps
 from openmm_tsf.analysis.ladder import Rejection, energy_rejection
 from openmm_tsf.analysis.mbar import Mbar
 from openmm_tsf.analysis.mixing import round_trips
@@ -44,6 +45,8 @@ _LEAST_ITERATIONS = 40
 _SORTED = 0.2
 #: Passages shorter than this are recrossings of a barrier.
 _SHORTEST_PS = 1.0
+#: Of swaps, to compare round trips with.
+_SIMULATIONS = 8
 
 
 @dataclass(frozen=True)
@@ -109,10 +112,19 @@ class Pilot:
         above = Passages.count(hot, still, self.betas(self.hot_temperatures), shortest)
         return cold + above, cold.energy_difference()
 
-    def round_trips_per_iteration(self) -> float:
-        """Return the round trips of all replicas of a walker in an iteration."""
+    def mixing(self) -> float:
+        """Return the round trips in proportion to those of swaps that are independent of each other.
+
+        They are fewer where energies are correlated from swap to swap.
+        """
         n, n_walkers, _ = self.replica.shape
-        return float(round_trips(self.replica).sum()) / (n * n_walkers)
+        independent = [
+            round_trips(simulate_swaps(self.rejections, n, n_walkers, seed)).sum()
+            for seed in range(1, 1 + _SIMULATIONS)
+        ]
+        expected = float(np.mean(independent))
+        trips = max(float(round_trips(self.replica).sum()), 0.5)
+        return min(1.0, trips / expected) if expected > 0 else 1.0
 
 
 def provisional_ladder(n_atoms: int, low: float, high: float) -> tuple[float, ...]:
@@ -216,11 +228,7 @@ class _Engine:
     """Replicas under dynamics, at one set of temperatures after the other."""
 
     def __init__(
-        self,
-        molecule: MolecularSystem,
-        potential: Potential,
-        ladder: tuple[float, ...],
-        seed: int,
+        self, molecule: MolecularSystem, potential: Potential, ladder: tuple[float, ...], seed: int
     ) -> None:
         self._molecule, self._potential = molecule, potential
         self._torsions = slow_torsions(molecule.topology)
@@ -241,7 +249,10 @@ class _Engine:
 
     def start(self, temperatures: tuple[float, ...]) -> None:
         """Go on at other temperatures, with new velocities."""
-        n_rungs, shape = len(temperatures), (self._n_replicas // len(temperatures), len(temperatures))
+        n_rungs, shape = (
+            len(temperatures),
+            (self._n_replicas // len(temperatures), len(temperatures)),
+        )
         if self._state is None:
             x = torch.tensor(
                 minimised(self._potential, self._molecule), dtype=torch.float64, device="cpu"
@@ -257,11 +268,10 @@ class _Engine:
         replica = torch.arange(n_rungs, dtype=torch.int64, device="cpu").repeat(shape[0], 1)
         self._state = WalkerState(x.contiguous(), velocities, energy.contiguous(), replica)
         self.close()
-        kind = OpenMMLangevin if isinstance(self._potential, DynamicsPotential) else TorchLangevin
-        self._kernel = kind(  # type: ignore[operator]
-            self._potential, temperatures, self._masses, None, N_STEPS, TIMESTEP_PS,
-            FRICTION_PER_PS, False,
-        )  # fmt: skip
+        numbers = (N_STEPS, TIMESTEP_PS, FRICTION_PER_PS, False)
+        potential: Any = self._potential
+        kind: Any = OpenMMLangevin if isinstance(potential, DynamicsPotential) else TorchLangevin
+        self._kernel = kind(potential, temperatures, self._masses, None, *numbers)
 
     def compile(self) -> None:
         """Compile what is compiled on first use."""
@@ -270,7 +280,8 @@ class _Engine:
 
     def advance(self) -> None:
         """Take a piece of dynamics."""
-        assert self._kernel is not None and self._state is not None
+        assert self._kernel is not None
+        assert self._state is not None
         self._state, info = self._kernel(self._state, self._generator)
         self.n_evaluations += info.n_evaluations
 
