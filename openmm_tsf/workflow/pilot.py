@@ -39,10 +39,10 @@ _ABOVE = (1.25, 1.6)
 _COMPILED_REPLICAS, _REPLICAS = 128, 32
 #: Parts of the pilot: all of its time, the first of it in which replicas are heated, and up to
 #: which they stay hot.
-_HEATED, _HOT = 0.1, 0.65
+_HEATED, _HOT = 0.1, 0.6
 _LEAST_ITERATIONS = 40
 #: The first part of the exchange in which replicas are still sorted by energy.
-_SORTED = 0.2
+_SORTED = 0.3
 #: Passages shorter than this are recrossings of a barrier.
 _SHORTEST_PS = 1.0
 #: Of swaps, to compare round trips with.
@@ -113,7 +113,7 @@ class Pilot:
         return cold + above, cold.energy_difference()
 
     def mixing(self) -> float:
-        """Return the round trips in proportion to those of swaps that are independent of each other.
+        """Return the round trips in proportion to those of swaps that are independent.
 
         They are fewer where energies are correlated from swap to swap.
         """

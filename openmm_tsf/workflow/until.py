@@ -8,8 +8,8 @@ which the error is underestimated. It is asymptotically harmless (Chow and Robbi
 Statist. 36, 457 (1965); Glynn and Whitt, Ann. Appl. Probab. 2, 180 (1992)) where the error is
 consistent and the first look is late. So a target counts as met only where its assessment has
 nothing missing (100 effective samples, 50 visits, agreement of the walkers, no drift) and the run
-is equilibrated, and looks are few. Of 1000 series of a rare state in `tests/workflow/test_until.py`
-the mean is unbiased, and intervals hold as often as those of runs of fixed length.
+is equilibrated, and looks are few. `tests/workflow/test_until.py` stops 120 runs of a rare state in
+this way: their mean is not biased, and their intervals hold as often as they say.
 """
 
 import logging
