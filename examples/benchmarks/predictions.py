@@ -61,7 +61,7 @@ def plain_rows(quantity, path):
                 "what": f"OpenMM's sampler, {rungs} rungs",
                 "evaluations": entry["n_evaluations"],
                 "error": stderr / (p * (1 - p)),
-                "visits": p / (stderr**2 / (1 - p)),  # effective successes
+                "visits": p**2 * (1 - p) / stderr**2,  # effective successes
             }
         )
     return rows

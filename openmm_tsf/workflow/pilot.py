@@ -40,7 +40,7 @@ _COMPILED_REPLICAS, _REPLICAS = 128, 32
 #: Parts of the pilot: all of its time, the first of it in which replicas are heated, and up to
 #: which they stay hot.
 _HEATED, _HOT = 0.1, 0.6
-_LEAST_ITERATIONS = 40
+_LEAST_ITERATIONS = 20
 #: The first part of the exchange in which replicas are still sorted by energy.
 _SORTED = 0.3
 #: Passages shorter than this are recrossings of a barrier.
