@@ -59,8 +59,8 @@ several threads of OpenMM's CPU platform is the exception, since its sums depend
 which the threads end; it has one thread by default.
 
 Other arguments need not be repeated. Those that are must be the same, but for two totals that may
-grow, the frames of MD and the iterations of production, and for ``--until``. ``sample --output run/ --iterations 5000
---resume`` lengthens a run that is complete.
+grow, the frames of MD and the iterations of production, and for ``--until``.
+``sample --output run/ --iterations 5000 --resume`` lengthens a run that is complete.
 
 A directory belongs to one process at a time. A second one is refused, with the name of the first;
 the lock of a process that ended has no effect. (It is ``flock``: on a file system without it, the

@@ -212,7 +212,10 @@ def plan(
         molecule, options.platform, planned, batch_of(settings.sampling)
     ) as potential:
         logger.info("pilot of %s", in_words(seconds))
-        pilot = run_pilot(molecule, potential, ladder[0], ladder[-1], seconds=seconds, seed=seed)
+        with sampling_threads():
+            pilot = run_pilot(
+                molecule, potential, ladder[0], ladder[-1], seconds=seconds, seed=seed
+            )
         known, exchange = plan_exchange(pilot, goal)
         simulate = molecule.fingerprint != shipped.fingerprint
         flow = _plan_flow(molecule, settings, potential, pilot, known, goal, exchange, simulate)
@@ -323,7 +326,7 @@ def choose_temperatures(
     if len(ladder) != 2:
         raise ValueError(f"temperatures: expected the lowest and the highest, got {ladder}")
     low, high = ladder
-    with open_potential(molecule, options.platform, 0, 0) as potential:
+    with sampling_threads(), open_potential(molecule, options.platform, 0, 0) as potential:
         pilot = run_pilot(
             molecule,
             potential,
