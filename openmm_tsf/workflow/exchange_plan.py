@@ -173,7 +173,7 @@ def _observables(
                 variance=slow + fast,
                 asymptotic_variance=slow * state_inefficiency(rates, rejections, mixing)
                 + fast * g_fast,
-                explained=slow / (slow + fast),
+                explained=slow / (slow + fast) if slow + fast > 0 else 0.0,
                 slowest=name,
                 n_passages=passages.fewest,
             )

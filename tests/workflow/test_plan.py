@@ -87,8 +87,11 @@ def test_a_state_that_the_pilot_never_saw_has_no_prediction():
     seen = exact_pilot(3, n=100)
     never = replace(
         seen,
-        angles={"phi": np.full_like(seen.angles["phi"], -1.5)},
-        hot_angles={"phi": np.full_like(seen.hot_angles["phi"], -1.5)},
+        angles={"phi": np.full_like(seen.angles["phi"], -1.5), "psi": seen.angles["phi"]},
+        hot_angles={
+            "phi": np.full_like(seen.hot_angles["phi"], -1.5),
+            "psi": seen.hot_angles["phi"],
+        },
     )
     exchange = plan_exchange(never, Target.parse("dF(phi) < 0.1 kT"))[1]
     assert np.isnan(exchange.energy_evaluations)
