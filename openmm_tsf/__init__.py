@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from openmm_tsf.systems import MDDataset, MolecularSystem
     from openmm_tsf.training import FitSettings, fit
     from openmm_tsf.workflow.at import sample_at
+    from openmm_tsf.workflow.plan import plan
 
 __version__ = version("openmm-tsf")
 
@@ -47,6 +48,7 @@ _HOMES = {
     "fit": "openmm_tsf.training",
     "load_flow": "openmm_tsf.flows",
     "load_run": "openmm_tsf.analysis",
+    "plan": "openmm_tsf.workflow.plan",
     "sample_at": "openmm_tsf.workflow.at",
 }
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "kernels",
     "load_flow",
     "load_run",
+    "plan",
     "sample_at",
     "statistics",
     "systems",

@@ -18,8 +18,8 @@ LAYERS = (
     {"systems"},
     {"flows"},
     {"analysis", "doctor", "sampling", "training"},
-    {"workflow", "__init__"},
-    {"cli"},
+    {"workflow"},
+    {"cli", "__init__"},
     {"__main__"},
 )
 #: Components that may import a component of the same layer.

@@ -11,6 +11,12 @@ _STATUS = (
 )
 
 
+_LADDER = (
+    "ladder in K, ascending; or 'auto' and its two ends, for as few as exchange well in a pilot "
+    "of some ten seconds"
+)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of ``openmm-tsf``."""
     parser = argparse.ArgumentParser(
@@ -51,6 +57,14 @@ def build_parser() -> argparse.ArgumentParser:
         "Two temperatures whose energies overlap are tested best. Without a flow nothing is known "
         "of what was never visited.\n\n" + _STATUS.format("the samples are"),
     )
+    plan = _command(
+        commands,
+        "plan",
+        "what a target of precision will cost, and whether a flow pays",
+        "A pilot of a minute predicts evaluations and time by plain replica exchange of dynamics, "
+        "and by a run with a flow: for example\n\n"
+        "  openmm-tsf plan 'dF(phi) < 0.05 kT' --temperatures 300 424.26 600",
+    )
     doctor = _command(commands, "doctor", "self-test, and the facts for a bug report")
 
     for command in (everything, md, train, sample):
@@ -81,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="S",
             help="time between checkpoints (default: 30)",
         )
+    _plan_arguments(plan)
     for command in (everything, train):
         _training_arguments(command)
     for command in (everything, sample):
@@ -219,6 +234,32 @@ def _certify_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _plan_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "target",
+        metavar="TARGET",
+        help="'dF(phi) < 0.05 kT', 'P(phi > 0) < 10 %%', 'U < 0.1 kJ/mol', ...: a standard error "
+        "at the lowest temperature",
+    )
+    _molecule_arguments(command)
+    command.add_argument(
+        "--preset", choices=("quick", "default", "thorough"), help="the run with a flow"
+    )
+    command.add_argument("--temperatures", type=_temperature, nargs="+", metavar="K", help=_LADDER)
+    command.add_argument(
+        "--seconds", type=float, default=60.0, help="time of the pilot (default: 60)"
+    )
+    command.add_argument("--seed", type=int, help="seed of the pilot (default: 1)")
+    command.add_argument("--platform", help="OpenMM platform (default: as in run)")
+    command.add_argument("--threads", type=int, help="threads of torch (default: as in run)")
+    command.add_argument("--output", metavar="FILE", help="JSON file for the plan")
+
+
+def _temperature(text: str) -> float | str:
+    """Return a number or ``"auto"``."""
+    return text if text == "auto" else float(text)
+
+
 def _training_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--preset",
@@ -242,9 +283,15 @@ def _training_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _sampling_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--temperatures", type=float, nargs="+", metavar="K", help="ladder in K, ascending"
-    )
+    command.add_argument("--temperatures", type=_temperature, nargs="+", metavar="K", help=_LADDER)
     command.add_argument("--walkers", type=int, help="independent ladders side by side")
     command.add_argument("--iterations", type=int, help="iterations of production, in all")
+    command.add_argument(
+        "--until",
+        nargs="+",
+        metavar="TARGET",
+        help="stop once all targets are met, such as 'dF(phi) < 0.05 kT', 'P(phi > 0) < 10 %%', "
+        "'U < 0.1 kJ/mol at 424.26 K': standard errors of converged estimates, looked at after 50, "
+        "63, 79, ... iterations. --iterations is then the most (default: 20 times the preset's)",
+    )
     command.add_argument("--tuning", type=int, help="iterations of tuning before production")

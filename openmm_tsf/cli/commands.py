@@ -6,6 +6,9 @@ from typing import Any
 
 from openmm_tsf.utils.terminal import say
 
+#: How often the iterations of a preset are allowed with --until, where --iterations is not given.
+_MOST_WITH_TARGET = 20
+
 
 def _run(args: argparse.Namespace) -> None:
     from openmm_tsf.io.serialization import replace_given
@@ -184,11 +187,11 @@ def _options(args: argparse.Namespace) -> Any:
     from openmm_tsf.workflow.options import RunOptions
 
     return replace_given(
-        RunOptions(resume=args.resume, progress=not args.quiet),
+        RunOptions(resume=getattr(args, "resume", False), progress=not args.quiet),
         seed=args.seed,
         platform=args.platform,
         threads=args.threads,
-        checkpoint_seconds=args.checkpoint_seconds,
+        checkpoint_seconds=getattr(args, "checkpoint_seconds", None),
     )
 
 
@@ -232,7 +235,7 @@ def _molecule(args: argparse.Namespace) -> Any:
 
     if args.pdb is not None or args.system is not None or args.forcefield is not None:
         return load_molecule(args.pdb, args.system, args.forcefield)
-    if args.resume and holds_molecule(args.output):
+    if getattr(args, "resume", False) and holds_molecule(args.output):
         return read_molecule(args.output)
     return None
 
@@ -240,13 +243,60 @@ def _molecule(args: argparse.Namespace) -> Any:
 def _sampling_settings(args: argparse.Namespace, settings: Any) -> Any:
     from openmm_tsf.io.serialization import replace_given
 
+    n_iterations = args.iterations
+    if n_iterations is None and args.until is not None and not settings.until:
+        n_iterations = _MOST_WITH_TARGET * settings.n_iterations
     return replace_given(
         settings,
-        temperatures=None if args.temperatures is None else tuple(args.temperatures),
+        temperatures=_ladder(args, settings.temperatures),
         n_walkers=args.walkers,
-        n_iterations=args.iterations,
+        n_iterations=n_iterations,
         n_tuning=args.tuning,
+        until=None if args.until is None else tuple(args.until),
     )
+
+
+def _ladder(args: argparse.Namespace, recorded: tuple[float, ...]) -> tuple[float, ...] | None:
+    """The temperatures of the arguments; those that were chosen at the start of what is resumed."""
+    from openmm_tsf.systems.library import alanine_dipeptide
+    from openmm_tsf.workflow.plan import choose_temperatures
+    from openmm_tsf.workflow.record import recorded_choices
+
+    given = args.temperatures
+    if given is None or "auto" not in given:
+        return None if given is None else tuple(given)
+    ends = tuple(given[1:])
+    if given[0] != "auto" or len(ends) != 2 or "auto" in ends or not ends[0] < ends[1]:
+        got = " ".join(map(str, given))
+        raise ValueError(f"--temperatures: expected 'auto' and the two ends in K, got {got}")
+    if getattr(args, "resume", False) and recorded_choices(args.output):
+        if (recorded[0], recorded[-1]) != ends:
+            raise ValueError(
+                f"--temperatures: what is resumed has a ladder from {recorded[0]:g} to "
+                f"{recorded[-1]:g} K, got {ends[0]:g} and {ends[1]:g}"
+            )
+        return None
+    options = _options(args)
+    return choose_temperatures(_molecule(args) or alanine_dipeptide(), ends, options=options)
+
+
+def _plan(args: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from openmm_tsf.io.files import write_json
+    from openmm_tsf.io.serialization import replace_given
+    from openmm_tsf.workflow.plan import plan
+    from openmm_tsf.workflow.presets import preset
+
+    settings = preset(args.preset or "default")
+    ladder = _ladder(args, settings.sampling.temperatures)
+    settings = replace(settings, sampling=replace_given(settings.sampling, temperatures=ladder))
+    result = plan(
+        args.target, _molecule(args), settings, seconds=args.seconds, options=_options(args)
+    )
+    say(result)
+    if args.output is not None:
+        write_json(args.output, result.to_dict())
 
 
 def _show(summary: dict[str, Any], run: str, output: str | None = None) -> None:
@@ -272,5 +322,6 @@ COMMANDS = {
     "analyze": _analyze,
     "at": _at,
     "certify": _certify,
+    "plan": _plan,
     "doctor": _doctor,
 }

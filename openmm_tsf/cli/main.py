@@ -61,9 +61,9 @@ def _threads(args: argparse.Namespace) -> Iterator[None]:
         raise ValueError(f"--threads: expected at least 1, got {args.threads}")
     if args.threads is not None and args.threads > most:
         raise ValueError(f"--threads: expected at most {most} on this machine, got {args.threads}")
-    recorded = recorded_threads(args.output) if args.resume else None
+    recorded = recorded_threads(args.output) if getattr(args, "resume", False) else None
     default = 1
-    if args.command in ("run", "train"):
+    if args.command in ("run", "train", "plan"):
         from openmm_tsf.workflow.presets import preset
 
         # Path gradients use two threads; everything else is faster on one.

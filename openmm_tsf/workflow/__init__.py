@@ -7,6 +7,7 @@ Functions are imported from their modules::
     from openmm_tsf.workflow.train import train
     from openmm_tsf.workflow.sample import sample
     from openmm_tsf.workflow.at import sample_at
+    from openmm_tsf.workflow.plan import choose_temperatures, plan
 
 They are the commands of ``openmm-tsf``, with :class:`openmm_tsf.workflow.options.RunOptions`. An
 error of a command is one line and exit status 2; ``--debug`` shows the traceback.
@@ -39,6 +40,15 @@ theirs in ``md/`` and ``training/``.
 ``350K.json``: frames drawn at one temperature with a run's flow, and their record. Both appear at
 the end, together; it takes less than a minute, and starts again after a stop.
 
+Planning, and stopping when it is enough
+----------------------------------------
+``plan "dF(phi) < 0.05 kT"`` predicts from a pilot of a minute what a standard error costs, by plain
+replica exchange of dynamics and by a run, and says whether a flow pays. ``--until`` with the same
+words stops production once the error is reached by a converged estimate; ``--iterations`` is then
+the most. The words are those of :class:`openmm_tsf.analysis.targets.Target`; why stopping does not
+bias the estimate is said in :mod:`openmm_tsf.workflow.until`. ``--temperatures auto 300 600``
+chooses the ladder between two ends from the rejections of swaps in a pilot of ten seconds.
+
 Stopping and resuming
 ---------------------
 ``--resume`` (``RunOptions(resume=True)``) continues wherever a stage stopped: in MD, training, a
@@ -54,8 +64,8 @@ several threads of OpenMM's CPU platform is the exception, since its sums depend
 which the threads end; it has one thread by default.
 
 Other arguments need not be repeated. Those that are must be the same, but for two totals that may
-grow: the frames of MD and the iterations of production. ``sample --output run/ --iterations 5000
---resume`` lengthens a run that is complete.
+grow, the frames of MD and the iterations of production, and for ``--until``.
+``sample --output run/ --iterations 5000 --resume`` lengthens a run that is complete.
 
 A directory belongs to one process at a time. A second one is refused, with the name of the first;
 the lock of a process that ended has no effect. (It is ``flock``: on a file system without it, the

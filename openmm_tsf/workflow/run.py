@@ -56,11 +56,12 @@ from openmm_tsf.workflow.sample import (
 from openmm_tsf.workflow.settings import RunSettings
 from openmm_tsf.workflow.stage import Stage
 from openmm_tsf.workflow.train import build_flow
+from openmm_tsf.workflow.until import check_targets
 
 logger = logging.getLogger(__name__)
 
 #: A trajectory may have moved: its frames are compared.
-_MAY_DIFFER = ("sampling.n_iterations", "source.trajectory")
+_MAY_DIFFER = ("sampling.n_iterations", "sampling.until", "source.trajectory")
 
 
 def run(
@@ -79,7 +80,7 @@ def run(
         Run directory, new or empty, or the one to resume.
     settings
         What to do; the preset ``"default"``, or that of the run that is resumed. The iterations of
-        production may grow then.
+        production may grow then, and their target of precision be another one.
     molecule
         The molecule; alanine dipeptide by default.
     frames
@@ -114,6 +115,7 @@ def run(
     shipped = alanine_dipeptide()
     molecule = molecule or shipped
     molecule.check_pose_independent()
+    check_targets(settings.sampling, molecule)
     no_frames = frames.trajectory is None and molecule.fingerprint != shipped.fingerprint
     frames = replace(frames, simulate=frames.simulate or no_frames, stride=settings.stride)
     # Production needs no frames; they may be gone when it is resumed.
@@ -138,11 +140,12 @@ def run(
         request["choices"] |= {name: recorded.get(name) for name in ("source", "frames_sha256")}
     with open_output_directory(output, resume=options.resume) as lock:
         stage = Stage.open(lock, molecule, options, request, _MAY_DIFFER)
-        stage.record_target(settings.sampling.n_iterations)
+        stage.record_target(settings.sampling.n_iterations, settings.sampling.until)
         if options.resume and has_started(stage.directory):
             remove_training_files(stage.directory)
             flow = load_flow(stage.directory / "flow.pt", molecule)
-            return resume_sampling(stage, flow, settings.sampling.n_iterations)
+            sampling = settings.sampling
+            return resume_sampling(stage, flow, sampling.n_iterations, sampling.until)
         if started:
             raise ValueError(f"output: {stage.directory} changed while it was opened; try again")
         return _run_stages(stage, settings, frames, dataset)
@@ -180,7 +183,7 @@ def _run_stages(
             with sampler:
                 start_sampling(stage, sampler)
                 remove_training_files(stage.directory)
-                return sample_and_analyze(stage, sampler, sampling.n_iterations)
+                return sample_and_analyze(stage, sampler, sampling.n_iterations, sampling.until)
 
 
 def _tell_duration(

@@ -1,6 +1,7 @@
 """Replica exchange with a frozen flow into a run directory: started, continued, analysed."""
 
 import logging
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,12 @@ from openmm_tsf.workflow.record import (
 from openmm_tsf.workflow.settings import SamplingSettings
 from openmm_tsf.workflow.stage import Stage
 from openmm_tsf.workflow.start import start_positions
+from openmm_tsf.workflow.until import check_targets, sample_until
 
 logger = logging.getLogger(__name__)
+
+#: What a continuation may be given anew.
+_MAY_DIFFER = ("n_iterations", "until")
 
 
 def sampler_seeds(seeds: Seeds, fresh: bool) -> tuple[int, int | None]:
@@ -144,15 +149,22 @@ def start_sampling(stage: Stage, sampler: ParallelTempering) -> None:
     stage.reload()
 
 
-def resume_sampling(stage: Stage, flow: AugmentedFlow, n_iterations: int | None) -> dict[str, Any]:
-    """Continue to `n_iterations` in all, by default to the recorded target; then analyse."""
+def resume_sampling(
+    stage: Stage,
+    flow: AugmentedFlow,
+    n_iterations: int | None,
+    until: tuple[str, ...] | None = None,
+) -> dict[str, Any]:
+    """Continue to `n_iterations` in all or `until`, by default as recorded; then analyse."""
     directory, config = stage.directory, read_sampler_config(stage.directory)
     choices = config["choices"]
     settings: SamplingSettings | None = recorded_settings(directory, "sample", SamplingSettings)
     n_iterations = n_iterations or (settings.n_iterations if settings is not None else None)
     if n_iterations is None:
         raise ValueError(f"n_iterations: expected a number in all, {directory} records none")
-    stage.record_target(n_iterations)
+    if until is None:
+        until = () if settings is None else settings.until
+    stage.record_target(n_iterations, until)
     with sampling_threads(choices["torch_threads"]), stage.open_potential() as potential:
         sampler = ParallelTempering(
             stage.molecule,
@@ -165,22 +177,17 @@ def resume_sampling(stage: Stage, flow: AugmentedFlow, n_iterations: int | None)
         )
         with sampler:
             sampler.resume(directory, lock=stage.lock)
-            left = n_iterations - sampler.n_written * choices["save_interval"]
-            if left <= 0:
+            if n_iterations <= sampler.n_written * choices["save_interval"]:
                 logger.info("all %d iterations are complete", n_iterations)
-            return sample_and_analyze(stage, sampler, max(0, left))
+            return sample_and_analyze(stage, sampler, n_iterations, until)
 
 
 def sample_and_analyze(
-    stage: Stage, sampler: ParallelTempering, n_iterations: int
+    stage: Stage, sampler: ParallelTempering, n_iterations: int, until: Sequence[str]
 ) -> dict[str, Any]:
-    """Sample with everything frozen, write, analyse."""
-    options = stage.options
-    seconds = options.checkpoint_seconds
+    """Sample with everything frozen, to `n_iterations` in all or `until`; write, analyse."""
     try:
-        sampler.run(
-            n_iterations, stage.directory, checkpoint_seconds=seconds, progress=options.progress
-        )
+        sample_until(stage, sampler, n_iterations, until)
     except KeyboardInterrupt:
         if sampler.n_written:
             analyze(stage.directory)
@@ -207,7 +214,7 @@ def sample(
         Run directory, new or empty, or the one to resume.
     settings
         Ladder, walkers, lengths. When resuming, those of the run by default; ``n_iterations``, the
-        iterations of production in all, may grow.
+        iterations of production in all, may grow, and ``until`` may be another target.
     molecule
         The molecule; by default the one in the flow's directory, else alanine dipeptide.
     start
@@ -240,6 +247,8 @@ def sample(
         known = [f for f in (directory, home) if f is not None and holds_molecule(f)]
         molecule = read_molecule(known[0]) if known else alanine_dipeptide()
     molecule.check_pose_independent()
+    if settings is not None:
+        check_targets(settings, molecule)
     model = load_flow(file, molecule)
     costs = Costs()
     if home is not None and home != directory and (home / CONFIG).is_file():
@@ -248,7 +257,9 @@ def sample(
         if options.resume and has_started(lock.directory):
             stage = Stage(lock, molecule, options, read_sampler_config(lock.directory))
             warn_of_other_versions(lock.directory, stage.config.get("versions"))
-            return resume_sampling(stage, model, _check_target(stage, settings, start))
+            n_iterations = _check_target(stage, settings, start)
+            until = None if settings is None else settings.until
+            return resume_sampling(stage, model, n_iterations, until)
         recorded = resumed_choices(lock.directory, "sample", options)
         settings = settings or recorded_settings(lock.directory, "sample", SamplingSettings)
         settings = settings or SamplingSettings()
@@ -262,7 +273,7 @@ def sample(
             start_sha256=None if start is None else hash_of_frames(start),
         )
         request["costs"] = {"flow": costs.to_config()}
-        stage = Stage.open(lock, molecule, options, request, ["n_iterations"])
+        stage = Stage.open(lock, molecule, options, request, _MAY_DIFFER)
         basins = _basins_of_training(home, start)
         if basins is not None:
             stage.record(basins=basins)
@@ -288,7 +299,7 @@ def _check_target(
     if stage.options.seed is not None and "seed" in stage.choices:
         request["seed"] = stage.options.seed
     recorded = stage.choices | {"settings": sampling_part(stage.choices.get("settings"))}
-    check_same_request(stage.directory, recorded, request, ["n_iterations"])
+    check_same_request(stage.directory, recorded, request, _MAY_DIFFER)
     if start is not None and stage.choices.get("start_sha256") != hash_of_frames(start):
         raise ValueError("start: these are not the frames that the run was started from")
     return None if settings is None else settings.n_iterations
@@ -300,7 +311,7 @@ def _start(
     """Tune, start sampling, sample."""
     flow.save(stage.directory / "flow.pt")  # the directory can be resumed and read without others
     stage.restore_costs("flow")
-    stage.record_target(settings.n_iterations)
+    stage.record_target(settings.n_iterations, settings.until)
     seeds = sampler_seeds(Seeds(stage.choices["seed"]), fresh=True)
     planned = planned_sampling(settings)
     with stage.open_potential(planned, batch_of(settings)) as potential:
@@ -314,7 +325,7 @@ def _start(
             sampler.tune(settings.n_tuning, progress=stage.options.progress)
         with sampler:
             start_sampling(stage, sampler)
-            return sample_and_analyze(stage, sampler, settings.n_iterations)
+            return sample_and_analyze(stage, sampler, settings.n_iterations, settings.until)
 
 
 def find_flow(flow: PathLike) -> tuple[Path | None, Path]:

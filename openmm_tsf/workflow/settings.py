@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from openmm_tsf.analysis.targets import parse_targets
 from openmm_tsf.io.run_config import check_distinct_temperatures
 from openmm_tsf.training import FitSettings
 from openmm_tsf.units import PER_PICOSECOND, PICOSECOND, as_temperature, as_temperatures, in_unit
@@ -132,6 +133,10 @@ class SamplingSettings:
         Independent ladders, run side by side.
     n_iterations, n_tuning
         Iterations of production, and those before it in which step sizes are tuned, then frozen.
+    until
+        Targets of precision, as ``"dF(phi) < 0.05 kT"``
+        (:class:`openmm_tsf.analysis.targets.Target`). Production stops once all are met;
+        `n_iterations` is then the most.
     n_independent, n_crank_nicolson, n_walk
         Independence proposals, Crank-Nicolson steps between them and a walk, and steps of the walk
         in an iteration; 0: none.
@@ -145,6 +150,7 @@ class SamplingSettings:
     n_walkers: int = 64
     n_iterations: int = 2000
     n_tuning: int = 200
+    until: tuple[str, ...] = ()
     n_independent: int = 1
     n_crank_nicolson: int = 0
     n_walk: int = 4
@@ -158,6 +164,7 @@ class SamplingSettings:
             n_walkers=partial(check_int, most=MOST_WALKERS),
             n_iterations=check_int,
             n_tuning=_check_count,
+            until=parse_targets,
             n_independent=_check_count,
             n_crank_nicolson=_check_count,
             n_walk=_check_count,

@@ -104,11 +104,20 @@ class Stage:
         if isinstance(recorded, dict):
             self.costs = Costs.from_config(recorded)
 
-    def record_target(self, n_iterations: int) -> None:
-        """Keep a total number of iterations that has grown, for a continuation after a kill."""
+    def record_target(self, n_iterations: int, until: Sequence[str] | None = None) -> None:
+        """Keep a total number of iterations that has grown, for a continuation after a kill.
+
+        And the targets of precision, where they are given.
+        """
         settings = sampling_part(self.choices.get("settings"))
-        if isinstance(settings, dict) and settings.get("n_iterations", n_iterations) < n_iterations:
+        if not isinstance(settings, dict):
+            return
+        before = dict(settings)
+        if settings.get("n_iterations", n_iterations) < n_iterations:
             settings["n_iterations"] = n_iterations
+        if until is not None:
+            settings["until"] = list(until)
+        if settings != before:
             self.save()
 
     def remove_sampling_entries(self) -> None:

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 
@@ -11,6 +12,9 @@ import pytest
 import torch
 
 from openmm_tsf.cli.main import main
+from openmm_tsf.io.files import write_json
+from openmm_tsf.io.run_config import CONFIG_FORMAT
+from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.workflow.frames import FrameSource
 from openmm_tsf.workflow.presets import preset
 from tests.support.summaries import changed, good_summary, never_visited, with_verdict
@@ -34,7 +38,7 @@ def called(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("command", ["", "run", "md", "train", "sample", "analyze", "at"])
+@pytest.mark.parametrize("command", ["", "run", "md", "train", "sample", "analyze", "at", "plan"])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([*command.split(), "--help"])
@@ -110,6 +114,50 @@ def test_sample_and_analyze(called):
     assert options["molecule"] is None  # recorded in the flow's directory
 
 
+def test_targets_allow_more_iterations_unless_their_number_is_given(called):
+    given = ["run", "--output", "out", "--until", "dF(phi)<0.05 kT", "U < 0.1 kJ/mol"]
+    assert main(given) == 0
+    assert main([*given, "--iterations", "300"]) == 0
+    (first, second) = (settings.sampling for _, (_, settings), _ in called)
+    assert first.until == ("dF(phi > 0) < 0.05 kT", "U < 0.1 kJ/mol")
+    assert first.n_iterations == 20 * preset("default").sampling.n_iterations
+    assert (second.until, second.n_iterations) == (first.until, 300)
+
+
+def test_a_ladder_is_chosen_between_two_ends(called, monkeypatch):
+    asked = []
+
+    def choose(molecule, ends, *, options):
+        asked.append((molecule.n_atoms, ends, options.seed))
+        return (310.0, 400.0, 520.0)
+
+    monkeypatch.setattr("openmm_tsf.workflow.plan.choose_temperatures", choose)
+    command = ["run", "--output", "out", "--seed", "4", "--temperatures", "auto", "310", "520"]
+    assert main(command) == 0
+    assert asked == [(22, (310.0, 520.0), 4)]
+    ((_, (_, settings), _),) = called
+    assert settings.sampling.temperatures == (310.0, 400.0, 520.0)
+
+
+def test_a_resumed_run_keeps_the_ladder_that_was_chosen(called, monkeypatch, tmp_path, capsys):
+    chosen = replace(preset("default").sampling, temperatures=(310.0, 400.0, 520.0))
+    settings = replace(preset("default"), sampling=chosen)
+    config = {"stage": "run", "format": CONFIG_FORMAT}
+    write_json(
+        tmp_path / "config.json", config | {"choices": {"settings": to_plain_data(settings)}}
+    )
+
+    def choose(*arguments, **options):
+        raise AssertionError("a second pilot")
+
+    monkeypatch.setattr("openmm_tsf.workflow.plan.choose_temperatures", choose)
+    command = ["run", "--output", str(tmp_path), "--resume", "--temperatures", "auto"]
+    assert main([*command, "310", "520"]) == 0
+    assert called[0][1][1].sampling.temperatures == (310.0, 400.0, 520.0)
+    assert main([*command, "300", "520"]) == 2
+    assert "has a ladder from 310 to 520 K, got 300 and 520" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -127,6 +175,10 @@ def test_sample_and_analyze(called):
         ("run --output {tmp} --walkers 2 --rounds 1", "n_walkers: expected at least 3 where"),
         ("sample --output {tmp}", "--flow: expected flow.pt, or the folder of train or run"),
         ("sample --output {tmp} --resume", "flow: expected a flow file"),
+        ("run --output {tmp} --until U<1", "until: expected the unit kJ/mol of U, got 'U<1'"),
+        ("run --output {tmp} --temperatures auto 600 300", "expected 'auto' and the two ends in K"),
+        ("run --output {tmp} --temperatures auto 300", "expected 'auto' and the two ends in K"),
+        ("plan U<1", "until: expected the unit kJ/mol of U, got 'U<1'"),
     ],
 )
 def test_errors_are_one_line_and_status_2(arguments, message, tmp_path, capsys):

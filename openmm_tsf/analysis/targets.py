@@ -1,0 +1,273 @@
+"""Targets of precision in words, such as ``"dF(phi) < 0.05 kT"``, and whether a run meets them."""
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from openmm_tsf.analysis.convergence import (
+    Assessment,
+    assess_mean,
+    assess_probability,
+    assess_variance,
+)
+from openmm_tsf.analysis.estimates import RunEstimates
+from openmm_tsf.analysis.run_data import TOLERANCE_K
+from openmm_tsf.analysis.statistics import Array
+
+#: The units of the quantities; a percentage of the value is possible for all of them but dF.
+UNITS = {"dF": "kT", "P": "", "U": "kJ/mol", "C_V": "kJ/(mol K)", "cos": "", "sin": ""}
+_EXPECTED = (
+    "dF(phi) < 0.05 kT, P(phi > 0) < 10 %, U < 0.1 kJ/mol, C_V < 2 % or cos(psi) < 0.01, with "
+    "'at 424.26 K' after it for another rung than the lowest"
+)
+_TARGET = re.compile(
+    r"\s*(?P<quantity>dF|P|U|C_V|cos|sin)\s*(?:\((?P<inside>[^()]*)\))?\s*<"
+    r"\s*(?P<number>[-+.\deE]+)\s*(?P<unit>%|kT|kJ/mol|kJ/\(mol K\))?"
+    r"(?:\s+at\s+(?P<kelvin>[-+.\deE]+)(?:\s*K)?)?\s*"
+)
+_CONDITION = re.compile(
+    r"\s*(?P<bar>\|?)\s*(?P<name>[^\s<>|,]+)\s*(?P<end>\|?)\s*"
+    r"(?:(?P<sign>[<>])\s*(?P<degrees>[-+.\d]+))?\s*"
+)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """``name > degrees`` or ``name < degrees`` of a torsion, or of its absolute value."""
+
+    name: str
+    above: bool
+    degrees: float
+    absolute: bool = False
+
+    def __str__(self) -> str:
+        name = f"|{self.name}|" if self.absolute else self.name
+        return f"{name} {'>' if self.above else '<'} {self.degrees:g}"
+
+    def holds(self, angles: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Return whether angles in rad fulfil it."""
+        values = np.degrees(np.asarray(angles, dtype=np.float64))
+        values = np.abs(values) if self.absolute else values
+        return values > self.degrees if self.above else values < self.degrees
+
+
+@dataclass(frozen=True)
+class Target:
+    """The largest standard error that a quantity may have at one temperature.
+
+    Parameters
+    ----------
+    quantity
+        ``"dF"``, -ln[P/(1 - P)] of a state in kT; ``"P"``, its probability; ``"U"`` in kJ/mol;
+        ``"C_V"`` in kJ/(mol K); ``"cos"`` or ``"sin"`` of a torsion.
+    tolerance
+        The standard error, in the unit of the quantity, or as a fraction of its value.
+    relative
+        Whether it is a fraction of the value.
+    conditions
+        What defines the state: all of them must hold. For a cosine or sine, one whose torsion is
+        meant.
+    temperature
+        In K; None for the lowest rung.
+
+    Examples
+    --------
+    >>> from openmm_tsf.analysis.targets import Target
+    >>> target = Target.parse("dF(phi) < 0.05 kT")
+    >>> target.quantity, target.tolerance, str(target)
+    ('dF', 0.05, 'dF(phi > 0) < 0.05 kT')
+    >>> str(Target.parse("P(phi>0, |psi|>120) < 10% at 424.26 K"))
+    'P(phi > 0, |psi| > 120) < 10 % at 424.26 K'
+    """
+
+    quantity: str
+    tolerance: float
+    relative: bool = False
+    conditions: tuple[Condition, ...] = ()
+    temperature: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the target that a text describes; ValueError with examples for any other text.
+
+        A torsion alone, as in ``dF(phi)``, stands for phi > 0; angles are in degrees.
+        """
+        match = _TARGET.fullmatch(text) if isinstance(text, str) else None
+        if match is None:
+            raise ValueError(f"until: expected a target such as {_EXPECTED}, got {text!r}")
+        quantity, unit = match["quantity"], match["unit"] or ""
+        inside = match["inside"]
+        needs_state = quantity in ("dF", "P", "cos", "sin")
+        if needs_state == (inside is None):
+            raise ValueError(f"until: expected a target such as {_EXPECTED}, got {text!r}")
+        if unit not in ("%", UNITS[quantity]) or (quantity, unit) == ("dF", "%"):
+            unit_expected = UNITS[quantity] or "% or none"
+            raise ValueError(
+                f"until: expected the unit {unit_expected} of {quantity}, got {text!r}"
+            )
+        conditions = () if inside is None else _parse_state(inside, quantity, text)
+        tolerance = _number(match["number"], text) / (100.0 if unit == "%" else 1.0)
+        kelvin = None if match["kelvin"] is None else _number(match["kelvin"], text)
+        return cls(quantity, tolerance, unit == "%", conditions, kelvin)
+
+    def __str__(self) -> str:
+        state = self.name
+        unit = "%" if self.relative else UNITS[self.quantity]
+        number = f"{100 * self.tolerance:g}" if self.relative else f"{self.tolerance:g}"
+        at = "" if self.temperature is None else f" at {self.temperature:g} K"
+        return f"{state} < {number}{f' {unit}' if unit else ''}{at}"
+
+    @property
+    def name(self) -> str:
+        """The quantity with its state, as ``dF(phi > 0)``."""
+        if self.quantity in ("cos", "sin"):
+            return f"{self.quantity}({self.conditions[0].name})"
+        state = ", ".join(map(str, self.conditions))
+        return f"{self.quantity}({state})" if state else self.quantity
+
+    @property
+    def torsions(self) -> tuple[str, ...]:
+        """The torsions that the target is about."""
+        return tuple(dict.fromkeys(condition.name for condition in self.conditions))
+
+    def check_for(self, torsions: Collection[str], temperatures: Collection[float]) -> None:
+        """Refuse a target with torsions or a temperature that a run does not have."""
+        for name in self.torsions:
+            if name not in torsions:
+                known = ", ".join(torsions) or "none"
+                raise ValueError(
+                    f"until: expected slow torsions of the molecule ({known}), got {name!r}"
+                )
+        self.rung(temperatures)
+
+    def rung(self, temperatures: Collection[float]) -> int:
+        """Return the index of the target's rung in a ladder in K."""
+        if self.temperature is None:
+            return 0
+        for index, kelvin in enumerate(temperatures):
+            if abs(kelvin - self.temperature) <= TOLERANCE_K:
+                return index
+        ladder = ", ".join(f"{kelvin:g}" for kelvin in temperatures)
+        raise ValueError(
+            f"until: expected a temperature of the ladder ({ladder} K), got {self.temperature:g} K"
+        )
+
+    def series(self, energy: Array, angles: Mapping[str, Array]) -> Array:
+        """Return the observable whose mean it is, of energies and torsions of one shape.
+
+        Of C_V the energy: its variance is meant.
+        """
+        if self.quantity in ("U", "C_V"):
+            return energy
+        if self.quantity in ("cos", "sin"):
+            function = np.cos if self.quantity == "cos" else np.sin
+            return np.asarray(function(angles[self.conditions[0].name]), dtype=np.float64)
+        holds = [condition.holds(angles[condition.name]) for condition in self.conditions]
+        return np.all(holds, axis=0).astype(np.float64)
+
+    def error(self, value: float, stderr: float) -> float:
+        """Return the standard error as it is compared with the tolerance; NaN if not known."""
+        if not self.relative:
+            return stderr
+        return stderr / abs(value) if value else math.nan
+
+    def assess(self, run: RunEstimates) -> "TargetAssessment":
+        """Assess the target from the samples of its rung."""
+        kelvin = float(run.temperatures[self.rung(run.temperatures.tolist())])
+        angles = {name: run.dihedral(name, kelvin) for name in self.torsions}
+        energy = run.energies(kelvin)
+        series = self.series(energy, angles)
+        if self.quantity in ("P", "dF"):
+            assessment = assess_probability(series > 0, run.n_pieces)
+            if self.quantity == "dF":
+                assessment = assessment.free_energy()
+        elif self.quantity == "C_V":
+            assessment = assess_variance(energy, 1.0 / (run.boltzmann_constant * kelvin**2))
+        else:
+            assessment = assess_mean(series)
+        error = self.error(assessment.value, assessment.stderr)
+        is_met = bool(
+            assessment.converged and run.burn_in.is_equilibrated and error <= self.tolerance
+        )
+        return TargetAssessment(self, kelvin, assessment, error, is_met)
+
+
+@dataclass(frozen=True)
+class TargetAssessment:
+    """A target beside what a run has: met only where the estimate counts as converged, too."""
+
+    target: Target
+    temperature: float
+    assessment: Assessment
+    error: float
+    is_met: bool
+
+    def __str__(self) -> str:
+        """The value, its error and what is missing, in one line."""
+        value, unit = self.assessment.value, UNITS[self.target.quantity]
+        words = f"{self.target.name} at {self.temperature:g} K: {value:.4g} ± "
+        words += f"{self.assessment.stderr:.2g}{f' {unit}' if unit else ''}"
+        words += f" ({100 * self.error:.2g} %)" if self.target.relative else ""
+        reasons = list(self.assessment.missing)
+        if not self.error <= self.target.tolerance:
+            reasons.insert(0, f"the target is {str(self.target).rpartition(' < ')[2]}")
+        elif not self.is_met and not reasons:
+            reasons = ["the run is not equilibrated"]
+        return words + (f"; {'; '.join(reasons)}" if reasons else ", as precise as required")
+
+    def n_iterations_needed(self, n_used: int) -> float:
+        """Return the saved iterations after the start that would meet it; NaN if not known."""
+        by_error = n_used * (self.error / self.target.tolerance) ** 2
+        needed = self.assessment.n_iterations_needed
+        return math.nan if needed is None else float(max(by_error, needed))
+
+
+def parse_targets(texts: npt.ArrayLike, name: str = "until") -> tuple[str, ...]:
+    """Return targets in their usual form, in a check of settings; ValueError for other texts."""
+    if isinstance(texts, str) or not isinstance(texts, (list, tuple)):
+        raise ValueError(f"{name}: expected a sequence of targets, got {texts!r}")
+    return tuple(str(Target.parse(text)) for text in texts)
+
+
+def _number(text: str, whole: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"until: expected a positive number, got {text!r} in {whole!r}")
+    return number
+
+
+def _parse_state(inside: str, quantity: str, whole: str) -> tuple[Condition, ...]:
+    """Return the conditions of a state, separated by commas."""
+    conditions = []
+    for part in inside.split(","):
+        match = _CONDITION.fullmatch(part)
+        if match is None or match["bar"] != match["end"] or (match["bar"] and not match["sign"]):
+            raise ValueError(
+                f"until: expected conditions such as phi > 0 or |psi| > 120, got {part.strip()!r} "
+                f"in {whole!r}"
+            )
+        degrees = 0.0 if match["degrees"] is None else _degrees(match["degrees"], whole)
+        above = match["sign"] != "<"
+        conditions.append(Condition(match["name"], above, degrees, bool(match["bar"])))
+    is_angle = quantity in ("cos", "sin")
+    if is_angle and (len(conditions) > 1 or "<" in inside or ">" in inside):
+        raise ValueError(f"until: expected the name of one torsion, got {inside!r} in {whole!r}")
+    return tuple(conditions)
+
+
+def _degrees(text: str, whole: str) -> float:
+    try:
+        degrees = float(text)
+    except ValueError:
+        degrees = math.nan
+    if not -180.0 <= degrees <= 180.0:
+        raise ValueError(f"until: expected degrees in [-180, 180], got {text!r} in {whole!r}")
+    return degrees

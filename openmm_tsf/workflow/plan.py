@@ -1,0 +1,370 @@
+"""What a target of precision will cost, by plain replica exchange and with a flow; the ladder."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from openmm_tsf.analysis.ladder import choose_ladder, ladder_rejections
+from openmm_tsf.analysis.targets import UNITS, Target
+from openmm_tsf.coordinates import InternalCoordinates
+from openmm_tsf.potentials.base import Potential
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.library import alanine_dipeptide
+from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.systems.slow_torsions import slow_torsions
+from openmm_tsf.units import as_temperatures
+from openmm_tsf.utils.validation import check_instance, check_positive
+from openmm_tsf.workflow.duration import in_words, iteration_seconds, training_seconds
+from openmm_tsf.workflow.exchange_plan import ExchangePlan, Observable, plan_exchange
+from openmm_tsf.workflow.frames import check_enough_frames
+from openmm_tsf.workflow.md_simulation import fastest_platform, seconds_per_step
+from openmm_tsf.workflow.options import RunOptions
+from openmm_tsf.workflow.pilot import Pilot, run_pilot
+from openmm_tsf.workflow.potential_choice import (
+    batch_of,
+    open_potential,
+    planned_sampling,
+    planned_training,
+)
+from openmm_tsf.workflow.presets import preset
+from openmm_tsf.workflow.sample import make_sampler, sampling_threads
+from openmm_tsf.workflow.settings import RunSettings
+from openmm_tsf.workflow.train import build_flow
+
+logger = logging.getLogger(__name__)
+
+#: Statistical inefficiency of a walker in iterations with a flow, of states and of energies, in
+#: default runs of alanine dipeptide: 3.0 to 3.7, and 1.0 to 1.4.
+FLOW_G_OF_STATES, FLOW_G_OF_ENERGIES = 3.5, 1.4
+#: Iterations, at the least, of a production whose numbers are called converged.
+_LEAST_ITERATIONS = 50
+#: Swaps between neighbours that may be rejected. With a flow most exchanges are steered swaps,
+#: which are rejected less: this makes the ladder of the presets for alanine dipeptide.
+MOST_REJECTED = 0.82
+#: 0.1 ps each: ten seconds of alanine dipeptide.
+_LADDER_ITERATIONS = 100
+_FRAMES = 2000
+
+
+@dataclass(frozen=True)
+class FlowPlan:
+    """A run of this package: MD, training and production until the target is met.
+
+    ``g`` is assumed, and ``largest_g_that_pays`` the one up to which the time is shorter than that
+    of plain replica exchange; 0 where none is.
+    """
+
+    temperatures: tuple[float, ...]
+    n_walkers: int
+    n_iterations: int
+    g: float
+    largest_g_that_pays: float
+    energy_evaluations: dict[str, int]
+    wall_seconds: dict[str, float]
+
+    @property
+    def total_evaluations(self) -> int:
+        """The evaluations of all stages."""
+        return sum(self.energy_evaluations.values())
+
+    @property
+    def total_seconds(self) -> float:
+        """The time of all stages."""
+        return sum(self.wall_seconds.values())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a target will cost, predicted from a pilot; see `plan`.
+
+    Numbers that are not known, where the pilot never saw the state, are NaN.
+    """
+
+    target: str
+    temperature: float
+    value: float
+    exchange: ExchangePlan
+    flow: FlowPlan
+    pilot_evaluations: int
+    pilot_seconds: float
+
+    @property
+    def flow_pays(self) -> bool | None:
+        """Whether the run with a flow takes less time; None where it is not known."""
+        if math.isnan(self.exchange.wall_seconds):
+            return None
+        return self.flow.total_seconds < self.exchange.wall_seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything for JSON; unknown numbers are None."""
+        flow = asdict(self.flow) | {
+            "total_evaluations": self.flow.total_evaluations,
+            "total_seconds": self.flow.total_seconds,
+        }
+        content = asdict(self) | {"flow": flow, "flow_pays": self.flow_pays}
+        return {key: _known(value) for key, value in content.items()}
+
+    def __str__(self) -> str:
+        """The plan in words."""
+        exchange, flow = self.exchange, self.flow
+        quantity = Target.parse(self.target)
+        unit = UNITS[quantity.quantity]
+        ladder = ", ".join(f"{kelvin:.0f}" for kelvin in exchange.temperatures)
+        mean = sum(exchange.rejections) / len(exchange.rejections)
+        lines = [
+            f"{self.target}: {quantity.name} at {self.temperature:g} K is about "
+            f"{self.value:.3g}{f' {unit}' if unit else ''} (pilot: {self.pilot_evaluations:,} "
+            f"evaluations, {in_words(self.pilot_seconds)})",
+            "",
+            f"plain replica exchange: {_count(exchange.energy_evaluations)} evaluations, "
+            f"{_time(exchange.wall_seconds)}",
+            f"  {len(exchange.temperatures)} rungs at {ladder} K, {mean:.0%} of the swaps rejected "
+            f"(barrier {exchange.barrier:.1f})",
+            f"  {exchange.measured_round_trips:.3f} round trips of all replicas every 0.1 ps, "
+            f"{exchange.best_round_trips:.3f} at best",
+            f"  an independent sample every {0.1 * exchange.g:.1f} ps of each replica"
+            + _decided_by(exchange),
+            "",
+            f"with a flow: {flow.total_evaluations:.2g} evaluations, {_time(flow.total_seconds)}",
+            *(
+                f"  {name}: {flow.energy_evaluations[name]:.2g} evaluations, {in_words(seconds)}"
+                for name, seconds in flow.wall_seconds.items()
+            ),
+            f"  {flow.n_iterations:,} iterations of {flow.n_walkers} walkers at "
+            f"{len(flow.temperatures)} temperatures, if an independent sample takes {flow.g:g} of "
+            "them, as with flows of alanine dipeptide",
+            "",
+            self._conclusion(),
+        ]
+        return "\n".join(lines)
+
+    def _conclusion(self) -> str:
+        pays, largest = self.flow_pays, self.flow.largest_g_that_pays
+        if pays is None:
+            return "the pilot never saw the state: give it more --seconds"
+        if pays:
+            ratio = self.exchange.wall_seconds / self.flow.total_seconds
+            return (
+                f"a flow pays: {ratio:.2g} times as fast, and faster as long as an independent "
+                f"sample takes fewer than {largest:.2g} iterations"
+            )
+        ratio = self.flow.total_seconds / self.exchange.wall_seconds
+        return f"a flow does not pay: plain replica exchange is {ratio:.2g} times as fast"
+
+
+def plan(
+    target: str,
+    molecule: MolecularSystem | None = None,
+    settings: RunSettings | None = None,
+    *,
+    seconds: float = 60.0,
+    options: RunOptions | None = None,
+) -> Plan:
+    """Predict what it costs to meet a target of precision, from a pilot of about a minute.
+
+    Plain replica exchange is that of dynamics with steps of 2 fs and a swap every 0.1 ps, with the
+    best ladder between the ends of that of `settings`. How often replicas pass into rare states is
+    measured above the ladder, and extrapolated (`openmm_tsf.analysis.exchange_model`). Of the run
+    with a flow, MD, steps of training and iterations are timed; how good the flow will be is not
+    known before it is trained, and assumed to be as on alanine dipeptide. Compiling, where the run
+    would do it, comes on top of the pilot.
+
+    Parameters
+    ----------
+    target
+        As ``"dF(phi) < 0.05 kT"``, at the lowest temperature.
+    molecule
+        The molecule; alanine dipeptide by default, whose training frames are shipped.
+    settings
+        The run with a flow; by default the preset ``"default"``.
+    seconds
+        The time of the pilot.
+    options
+        Seed and platform.
+
+    Raises
+    ------
+    ValueError
+        If the target is not one, is at another than the lowest temperature or about a torsion that
+        the molecule does not have, or the ladder has one rung.
+    """
+    check_instance(molecule, "molecule", MolecularSystem)
+    check_instance(settings, "settings", RunSettings)
+    check_instance(options, "options", RunOptions)
+    seconds = check_positive(seconds, "seconds")
+    options, settings = options or RunOptions(), settings or preset("default")
+    shipped = alanine_dipeptide()
+    molecule = molecule or shipped
+    molecule.check_pose_independent()
+    goal, ladder = Target.parse(target), settings.sampling.temperatures
+    goal.check_for(list(slow_torsions(molecule.topology)), ladder)
+    if len(ladder) < 2 or goal.rung(ladder) != 0:
+        raise ValueError(
+            f"target: expected one at the lowest of several temperatures ({ladder} K), got "
+            f"{target!r}"
+        )
+    InternalCoordinates.from_topology(molecule.topology, molecule.positions)
+    seed = options.choose_seed({})
+    planned = planned_sampling(settings.sampling) + planned_training(settings.fit)
+    with open_potential(
+        molecule, options.platform, planned, batch_of(settings.sampling)
+    ) as potential:
+        logger.info("pilot of %s", in_words(seconds))
+        with sampling_threads():
+            pilot = run_pilot(
+                molecule, potential, ladder[0], ladder[-1], seconds=seconds, seed=seed
+            )
+        known, exchange = plan_exchange(pilot, goal)
+        simulate = molecule.fingerprint != shipped.fingerprint
+        flow = _plan_flow(molecule, settings, potential, pilot, known, goal, exchange, simulate)
+    value = known.mean
+    if goal.quantity == "dF":
+        value = math.log1p(-value) - math.log(value) if 0 < value < 1 else math.nan
+    return Plan(
+        target=str(goal),
+        temperature=ladder[0],
+        value=value,
+        exchange=exchange,
+        flow=flow,
+        pilot_evaluations=pilot.n_evaluations,
+        pilot_seconds=pilot.seconds,
+    )
+
+
+def _plan_flow(
+    molecule: MolecularSystem,
+    settings: RunSettings,
+    potential: Potential,
+    pilot: Pilot,
+    known: Observable,
+    target: Target,
+    exchange: ExchangePlan,
+    simulate: bool,
+) -> FlowPlan:
+    """Measure MD, training and sampling of a run, and add them up."""
+    sampling = settings.sampling
+    frames = pilot.frames[:: max(1, len(pilot.frames) // _FRAMES)]
+    dataset = MDDataset(frames, sampling.temperatures[-1], molecule)
+    check_enough_frames(dataset, molecule)
+    flow = build_flow(dataset, settings.flow, 1)
+    fit = replace(settings.fit, temperatures=sampling.temperatures)
+    training = training_seconds(flow, dataset, potential, fit)
+    trained = planned_training(fit)
+    with sampling_threads():
+        sampler = make_sampler(molecule, flow, sampling, potential, (0, 0), dataset)
+        before, walked = potential.n_evaluations, sampler.state.iteration
+        with sampler:
+            each = iteration_seconds(sampler, sampling)
+        n_measured = sampler.state.iteration - walked
+        evaluations_each = (potential.n_evaluations - before) / n_measured
+    if settings.n_rounds:
+        refit = replace(settings.refit, temperatures=sampling.temperatures)
+        training += settings.n_rounds * training_seconds(flow, dataset, potential, refit)
+        trained += settings.n_rounds * planned_training(refit)
+    before_production = sampling.n_tuning
+    before_production += settings.n_rounds * (sampling.n_tuning + settings.round_iterations)
+    g = FLOW_G_OF_STATES if target.quantity in ("P", "dF") else FLOW_G_OF_ENERGIES
+    samples = known.samples_needed(target)
+    needed = max(_LEAST_ITERATIONS, 0 if math.isnan(samples) else samples * g / sampling.n_walkers)
+    md_steps = (
+        settings.md.n_equilibration_steps + settings.md.n_frames * settings.md.steps_per_frame
+    )
+    md_seconds = 0.0
+    if simulate:
+        platform = fastest_platform(molecule)
+        md_seconds = md_steps * seconds_per_step(molecule, platform, n_steps=200)
+    seconds = {
+        "md": md_seconds,
+        "training": training + getattr(potential, "compile_seconds", 0.0),
+        "sampling": each * (before_production + needed),
+    }
+    left = exchange.wall_seconds - sum(seconds.values()) + each * needed
+    largest = left / each * sampling.n_walkers / samples
+    return FlowPlan(
+        temperatures=sampling.temperatures,
+        n_walkers=sampling.n_walkers,
+        n_iterations=math.ceil(needed),
+        g=g,
+        largest_g_that_pays=max(0.0, largest) if math.isfinite(largest) else math.nan,
+        energy_evaluations={
+            "md": md_steps if simulate else 0,
+            "training": trained,
+            "sampling": round(evaluations_each * (before_production + needed)),
+        },
+        wall_seconds=seconds,
+    )
+
+
+def choose_temperatures(
+    molecule: MolecularSystem,
+    ends: Sequence[float],
+    *,
+    most_rejected: float = MOST_REJECTED,
+    options: RunOptions | None = None,
+) -> tuple[float, ...]:
+    """Return the shortest ladder between two temperatures in K on which replicas are exchanged.
+
+    Equal rejections of plain swaps, measured by a pilot of ten seconds or so of dynamics on a
+    provisional ladder; the result depends on the seed and the machine alone.
+
+    Parameters
+    ----------
+    molecule
+        The molecule.
+    ends
+        The lowest and the highest temperature in K (or Quantities).
+    most_rejected
+        Of the swaps of neighbours. The default is for a run with a flow, whose steered swaps are
+        accepted more often; plain replica exchange is fastest with half of the swaps rejected.
+    options
+        Seed and platform.
+    """
+    options = options or RunOptions()
+    ladder = as_temperatures(ends)
+    if len(ladder) != 2:
+        raise ValueError(f"temperatures: expected the lowest and the highest, got {ladder}")
+    low, high = ladder
+    with sampling_threads(), open_potential(molecule, options.platform, 0, 0) as potential:
+        pilot = run_pilot(
+            molecule,
+            potential,
+            low,
+            high,
+            n_iterations=_LADDER_ITERATIONS,
+            seed=options.choose_seed({}),
+        )
+    rejection = pilot.rejection()
+    chosen = choose_ladder(rejection, low, high, most_rejected)
+    rejected = ladder_rejections(rejection, chosen)
+    logger.info(
+        "ladder of %s K: %.0f to %.0f %% of plain swaps are rejected",
+        ", ".join(f"{kelvin:g}" for kelvin in chosen), 100 * rejected.min(), 100 * rejected.max(),
+    )  # fmt: skip
+    return chosen
+
+
+def _decided_by(exchange: ExchangePlan) -> str:
+    if exchange.slowest is None:
+        return ""
+    return (
+        f", decided by visits to {exchange.slowest} (from {exchange.n_passages} passages in the "
+        "pilot)"
+    )
+
+
+def _count(number: float) -> str:
+    return "an unknown number of" if math.isnan(number) else f"{number:.2g}"
+
+
+def _time(seconds: float) -> str:
+    return "an unknown time" if math.isnan(seconds) else in_words(seconds)
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _known(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_known(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,120 @@
+"""Production until a target of precision is met.
+
+The samples are looked at after fixed numbers of iterations, each a quarter larger than the one
+before, whatever the clock says: a run that was stopped and resumed ends at the same iteration.
+
+Does stopping bias the estimate? A rule that looks at an error until it is small prefers moments at
+which the error is underestimated. It is asymptotically harmless (Chow and Robbins, Ann. Math.
+Statist. 36, 457 (1965); Glynn and Whitt, Ann. Appl. Probab. 2, 180 (1992)) where the error is
+consistent and the first look is late. So a target counts as met only where its assessment has
+nothing missing (100 effective samples, 50 visits, agreement of the walkers, no drift) and the run
+is equilibrated, and looks are few. `tests/workflow/test_until.py` stops 120 runs of a rare state in
+this way: their mean is not biased, and their intervals hold as often as they say.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from itertools import count
+
+from openmm_tsf.analysis.load import load_run
+from openmm_tsf.analysis.targets import Target, TargetAssessment
+from openmm_tsf.sampling import ParallelTempering
+from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.systems.slow_torsions import slow_torsions
+from openmm_tsf.workflow.settings import SamplingSettings
+from openmm_tsf.workflow.stage import Stage
+
+logger = logging.getLogger(__name__)
+
+#: Iterations before the first look, and the ratio of each look to the one before.
+FIRST_LOOK, GROWTH = 50, 1.25
+
+
+def looks() -> Iterator[int]:
+    """Yield the iterations after which targets are assessed: 50, 63, 79, 98, ..."""
+    return (math.ceil(FIRST_LOOK * GROWTH**k) for k in count())
+
+
+def next_look(n_iterations: int) -> int:
+    """Return the first look after so many iterations."""
+    return next(look for look in looks() if look > n_iterations)
+
+
+def is_look(n_iterations: int) -> bool:
+    """Return whether targets are assessed after so many iterations."""
+    return next(look for look in looks() if look >= n_iterations) == n_iterations
+
+
+def check_targets(settings: SamplingSettings, molecule: MolecularSystem) -> None:
+    """Refuse targets whose torsion or temperature the run will not have."""
+    torsions = list(slow_torsions(molecule.topology))
+    for text in settings.until:
+        Target.parse(text).check_for(torsions, settings.temperatures)
+
+
+def sample_until(
+    stage: Stage, sampler: ParallelTempering, n_iterations: int, until: Sequence[str]
+) -> None:
+    """Sample until all targets are met, or to `n_iterations` in all; without targets to the latter.
+
+    What was reached is logged and recorded as ``stopped`` among the choices in ``config.json``.
+    """
+    targets = [Target.parse(text) for text in until]
+    done = sampler.n_written * stage.choices.get("save_interval", 1)
+    while True:
+        if targets and done and (is_look(done) or done >= n_iterations):
+            assessed = assess(stage, targets)
+            is_met = all(each.is_met for each in assessed)
+            logger.info("after %d iterations: %s", done, "; ".join(map(str, assessed)))
+            if is_met or done >= n_iterations:
+                _record(stage, done, assessed)
+                return
+        if done >= n_iterations:
+            return
+        end = min(n_iterations, next_look(done)) if targets else n_iterations
+        sampler.run(
+            end - done,
+            stage.directory,
+            checkpoint_seconds=stage.options.checkpoint_seconds,
+            progress=stage.options.progress,
+        )
+        done = end
+
+
+def assess(stage: Stage, targets: Sequence[Target]) -> list[TargetAssessment]:
+    """Assess targets from the samples so far."""
+    run = load_run(stage.directory)
+    return [target.assess(run) for target in targets]
+
+
+def _record(stage: Stage, done: int, assessed: Sequence[TargetAssessment]) -> None:
+    """Record and log at which iteration production stopped, and whether the targets are met."""
+    is_met = all(each.is_met for each in assessed)
+    stage.record(
+        stopped={
+            "n_iterations": done,
+            "is_met": is_met,
+            "targets": [
+                {
+                    "target": str(each.target),
+                    "temperature_K": each.temperature,
+                    "value": _finite(each.assessment.value),
+                    "stderr": _finite(each.assessment.stderr),
+                    "is_met": each.is_met,
+                }
+                for each in assessed
+            ],
+        }
+    )
+    if is_met:
+        logger.info("production stops after %d iterations: every target is met", done)
+        return
+    n_used = load_run(stage.directory).n_used
+    needed = [each.n_iterations_needed(n_used) for each in assessed if not each.is_met]
+    more = f"; some {max(needed):,.0f} are needed" if all(map(math.isfinite, needed)) else ""
+    logger.warning("the targets are not met after %d iterations, the most allowed%s", done, more)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

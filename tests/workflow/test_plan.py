@@ -1,0 +1,166 @@
+"""A pilot, the ladder that it chooses, and what it predicts."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from openmm_tsf.analysis.exchange_model import populations, state_inefficiency
+from openmm_tsf.analysis.ladder import ladder_rejections
+from openmm_tsf.analysis.targets import Target
+from openmm_tsf.cli.main import main
+from openmm_tsf.systems.library import alanine_dipeptide
+from openmm_tsf.units import KB
+from openmm_tsf.workflow import pilot as pilots
+from openmm_tsf.workflow import plan as plans
+from openmm_tsf.workflow.exchange_plan import plan_exchange
+from openmm_tsf.workflow.pilot import N_STEPS, Pilot, provisional_ladder, run_pilot
+from openmm_tsf.workflow.plan import choose_temperatures, plan
+from tests.analysis.test_exchange_model import arrhenius, simulate
+from tests.workflow.tiny import QUIET, SETTINGS
+
+HOT = np.array([750.0, 960.0])
+LADDER = np.array([300.0, 357.0, 424.0, 505.0, 600.0])
+REJECTIONS = np.full(4, 0.45)
+OUT_AT_600 = 0.004  # per iteration
+
+
+def exact_pilot(seed, n=400, n_walkers=26):
+    """A pilot of harmonic modes and a torsion with Arrhenius's rates, whose answers are known."""
+    rng = np.random.default_rng(seed)
+    betas, hot_betas = 1 / (KB * LADDER), 1 / (KB * HOT)
+    cold, replica = simulate(rng, n, n_walkers, arrhenius(betas, OUT_AT_600), REJECTIONS)
+    hot, _ = simulate(rng, n, 64, arrhenius(hot_betas, OUT_AT_600), np.array([1.0]))
+    energy = 0.5 * KB * LADDER * rng.chisquare(60, cold.shape)
+
+    def angles(inside):
+        return {"phi": np.where(inside, 1.0, -1.5) + 0.2 * rng.normal(size=inside.shape)}
+
+    return Pilot(
+        temperatures=tuple(LADDER),
+        boltzmann_constant=KB,
+        energy=energy,
+        angles=angles(cold),
+        replica=replica,
+        rejections=REJECTIONS,
+        hot_temperatures=tuple(HOT),
+        hot_angles=angles(hot),
+        frames=None,
+        n_evaluations=1_000_000,
+        seconds=10.0,
+    )
+
+
+def test_predictions_are_those_of_the_rates_that_made_the_pilot():
+    target = Target.parse("P(phi > 0) < 10 %")
+    known, exchange = plan_exchange(exact_pilot(1), target)
+    ladder = exchange.temperatures
+    rates = arrhenius(1 / (KB * np.array(ladder)), OUT_AT_600)
+    p = populations(rates)[0]
+    assert known.mean == pytest.approx(p, rel=0.3)
+    assert known.slowest in ("phi > 0", "phi < 0")
+    assert known.n_passages > 30
+    g = state_inefficiency(rates, exchange.rejections)
+    iterations = max((1 - p) / p / 0.1**2, 50 / p) * g
+    exact = iterations * len(ladder) * N_STEPS
+    assert exchange.energy_evaluations == pytest.approx(exact, rel=0.5)
+    assert exchange.wall_seconds == pytest.approx(exchange.energy_evaluations * 1e-5)
+    # Harmonic energies: Λ = sqrt(60/(2π)) ln 2.
+    assert exchange.barrier == pytest.approx(np.sqrt(60 / (2 * np.pi)) * np.log(2), rel=0.05)
+    assert 0.7 < exchange.measured_round_trips / exchange.best_round_trips <= 1.0
+    halved = plan_exchange(exact_pilot(1), Target.parse("P(phi > 0) < 5 %"))[1]
+    assert halved.energy_evaluations == pytest.approx(4 * exchange.energy_evaluations)
+
+
+def test_energies_are_not_decided_by_a_rare_state():
+    known, exchange = plan_exchange(exact_pilot(2), Target.parse("U < 0.1 kJ/mol"))
+    assert known.mean == pytest.approx(30 * KB * 300, rel=0.02)
+    assert known.g < 1.5  # independent from iteration to iteration
+    variance = 30 * (KB * 300) ** 2
+    iterations = known.g * variance / 0.1**2
+    predicted = exchange.energy_evaluations / (len(exchange.temperatures) * N_STEPS)
+    assert predicted == pytest.approx(iterations, rel=0.1)
+
+
+def test_a_state_that_the_pilot_never_saw_has_no_prediction():
+    seen = exact_pilot(3, n=100)
+    never = replace(
+        seen,
+        angles={"phi": np.full_like(seen.angles["phi"], -1.5), "psi": seen.angles["phi"]},
+        hot_angles={
+            "phi": np.full_like(seen.hot_angles["phi"], -1.5),
+            "psi": seen.hot_angles["phi"],
+        },
+    )
+    exchange = plan_exchange(never, Target.parse("dF(phi) < 0.1 kT"))[1]
+    assert np.isnan(exchange.energy_evaluations)
+
+
+@pytest.fixture(autouse=True)
+def few_replicas(monkeypatch):
+    monkeypatch.setattr(pilots, "_REPLICAS", 12)
+    monkeypatch.setattr(pilots, "_LEAST_ITERATIONS", 12)
+
+
+@pytest.fixture
+def pilot():
+    molecule = alanine_dipeptide()
+    with molecule.potential(platform="Reference", n_contexts=1) as potential:
+        return run_pilot(molecule, potential, 500.0, 600.0, n_iterations=10, seed=2)
+
+
+def test_a_pilot_of_dynamics(pilot):
+    n, n_walkers, n_rungs = pilot.energy.shape
+    assert pilot.temperatures == provisional_ladder(22, 500.0, 600.0)
+    assert n == 8  # after the first third
+    assert (n_walkers, n_rungs) == (4, 3)
+    assert pilot.frames.shape == (n * n_walkers, 22, 3)
+    assert pilot.hot_temperatures == (750.0, 960.0)
+    predicted = ladder_rejections(pilot.rejection(), pilot.temperatures)
+    np.testing.assert_allclose(predicted, pilot.rejections, atol=0.3)
+    assert 0 < pilot.mixing() <= 1
+
+
+def test_one_length_of_a_pilot_is_expected():
+    molecule = alanine_dipeptide()
+    for lengths in ({}, {"seconds": 1.0, "n_iterations": 3}):
+        with pytest.raises(ValueError, match="seconds, n_iterations: expected one of the two"):
+            run_pilot(molecule, None, 300.0, 600.0, **lengths)
+
+
+def test_the_ladder_depends_on_the_seed_alone(monkeypatch):
+    monkeypatch.setattr(plans, "_LADDER_ITERATIONS", 10)
+    options = replace(QUIET, seed=2)
+    first, second = (
+        choose_temperatures(alanine_dipeptide(), (500, 600), most_rejected=0.2, options=options)
+        for _ in range(2)
+    )
+    assert first == second
+    assert (first[0], first[-1]) == (500.0, 600.0)
+    assert len(first) >= 3
+    with pytest.raises(ValueError, match="temperatures: expected the lowest and the highest"):
+        choose_temperatures(alanine_dipeptide(), (300, 400, 500))
+
+
+def test_targets_of_a_plan_are_checked_before_the_pilot():
+    with pytest.raises(ValueError, match="target: expected one at the lowest"):
+        plan("U < 1 kJ/mol at 600 K")
+    with pytest.raises(ValueError, match="until: expected slow torsions of the molecule"):
+        plan("dF(chi1) < 1 kT")
+    with pytest.raises(ValueError, match="seconds: expected a positive number"):
+        plan("U < 1 kJ/mol", seconds=0)
+
+
+@pytest.mark.slow
+def test_a_plan_from_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("openmm_tsf.workflow.presets.PRESETS", {"default": SETTINGS})
+    path = tmp_path / "plan.json"
+    arguments = ["plan", "dF(phi) < 0.1 kT", "--seconds", "20", "--platform", "Reference"]
+    assert main([*arguments, "--output", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "plain replica exchange:" in said
+    assert "with a flow:" in said
+    content = json.loads(path.read_text())
+    assert content["exchange"]["temperatures"][0] == 500.0
+    assert content["flow"]["total_seconds"] > 0

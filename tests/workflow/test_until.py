@@ -1,0 +1,173 @@
+"""Production that stops where targets of precision are met."""
+
+import json
+import shutil
+from dataclasses import replace
+from itertools import islice, pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from openmm_tsf.analysis import load_run
+from openmm_tsf.analysis.convergence import count_pieces
+from openmm_tsf.analysis.targets import Target
+from openmm_tsf.flows.tsf import TemperatureSteerableFlow
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.library import alanine_dipeptide
+from openmm_tsf.workflow import until
+from openmm_tsf.workflow.sample import sample
+from openmm_tsf.workflow.settings import SamplingSettings
+from openmm_tsf.workflow.until import is_look, looks, next_look
+from tests.support.fabricate import two_state_chains
+from tests.workflow.tiny import QUIET
+
+SETTINGS = SamplingSettings(
+    temperatures=(500.0, 600.0), n_walkers=8, n_iterations=60, n_tuning=3,
+    until=("U < 1000 kJ/mol",),
+)  # fmt: skip
+OPTIONS = replace(QUIET, seed=3)
+RESUME = replace(QUIET, resume=True)
+
+
+def test_looks_grow(monkeypatch):
+    monkeypatch.setattr(until, "FIRST_LOOK", 50)
+    first = list(islice(looks(), 12))
+    assert first[:4] == [50, 63, 79, 98]
+    assert all(1.2 < b / a < 1.3 for a, b in pairwise(first))
+    assert [next_look(n) for n in (0, 50, 51)] == [50, 63, 63]
+    assert [is_look(n) for n in (0, 50, 51, 63)] == [False, True, False, True]
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory):
+    molecule = alanine_dipeptide()
+    path = tmp_path_factory.mktemp("until") / "flow.pt"
+    dataset = MDDataset.shipped(molecule, stride=40)
+    TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(8,), seed=1).save(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """No analysis; looks after 4, 5, 7, 8, 10, 13, ... iterations, where nothing is converged."""
+    monkeypatch.setattr("openmm_tsf.workflow.sample.analyze", lambda folder: {})
+    monkeypatch.setattr(until, "FIRST_LOOK", 4)
+
+
+@pytest.fixture
+def met_from(monkeypatch):
+    """Targets count as met from a number of iterations on."""
+    assess = Target.assess
+
+    def at(n_iterations):
+        monkeypatch.setattr(
+            Target,
+            "assess",
+            lambda self, run: replace(assess(self, run), is_met=run.n_iterations >= n_iterations),
+        )
+
+    return at
+
+
+def stopped(folder):
+    return json.loads((folder / "config.json").read_text())["choices"]["stopped"]
+
+
+def test_it_stops_at_the_first_look_that_meets_the_target(flow, tmp_path, met_from):
+    met_from(9)
+    folder = tmp_path / "run"
+    sample(flow, folder, SETTINGS, options=OPTIONS)
+    assert load_run(folder).n_iterations == 10
+    record = stopped(folder)
+    assert (record["n_iterations"], record["is_met"]) == (10, True)
+    (target,) = record["targets"]
+    assert target["target"] == "U < 1000 kJ/mol"
+    assert target["temperature_K"] == 500.0
+    assert np.isclose(target["value"], load_run(folder).energies(500.0).mean())
+
+
+def test_a_stopped_run_continues_to_the_same_end(flow, tmp_path, met_from, monkeypatch):
+    """Interrupted between two looks and at one, and resumed: the same samples, the same end."""
+    met_from(12)
+    whole = tmp_path / "whole"
+    sample(flow, whole, SETTINGS, options=OPTIONS)
+    assert load_run(whole).n_iterations == 13
+    for n in (6, 8):
+        folder = tmp_path / f"stopped at {n}"
+        sample(flow, folder, replace(SETTINGS, until=(), n_iterations=n), options=OPTIONS)
+        settings = replace(SETTINGS, until=SETTINGS.until)
+        sample(flow, folder, settings, options=RESUME)
+        again = tmp_path / f"again from {n}"
+        shutil.copytree(folder, again)
+        for each in (folder, again):
+            run = load_run(each)
+            np.testing.assert_array_equal(run.segments.energy, load_run(whole).segments.energy)
+        sample(None, again, options=RESUME)  # the target is recorded: nothing is left to do
+        assert load_run(again).n_iterations == 13
+
+
+def test_a_tighter_target_goes_on(flow, tmp_path, met_from):
+    met_from(5)
+    folder = tmp_path / "run"
+    sample(flow, folder, SETTINGS, options=OPTIONS)
+    assert load_run(folder).n_iterations == 5
+    met_from(17)
+    sample(None, folder, replace(SETTINGS, until=("U < 100 kJ/mol",)), options=RESUME)
+    assert load_run(folder).n_iterations == 20
+    assert stopped(folder)["targets"][0]["target"] == "U < 100 kJ/mol"
+
+
+def test_the_most_iterations_end_it_with_a_warning(flow, tmp_path, caplog):
+    folder = tmp_path / "run"
+    sample(flow, folder, replace(SETTINGS, n_iterations=9), options=OPTIONS)
+    assert load_run(folder).n_iterations == 9
+    assert not stopped(folder)["is_met"]  # an error below 1000 kJ/mol, but nothing is converged
+    assert "the targets are not met after 9 iterations, the most allowed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("dF(chi1) < 0.1 kT", r"until: expected slow torsions of the molecule \(phi, psi\)"),
+        ("U < 1 kJ/mol at 300 K", r"until: expected a temperature of the ladder \(500, 600 K\)"),
+    ],
+)
+def test_targets_that_the_run_cannot_have_are_refused_before_it(flow, tmp_path, target, message):
+    folder = tmp_path / "run"
+    with pytest.raises(ValueError, match=message):
+        sample(flow, folder, replace(SETTINGS, until=(target,)), options=OPTIONS)
+    assert not folder.exists()
+    with pytest.raises(ValueError, match="until: expected the unit kT"):
+        replace(SETTINGS, until=("dF(phi) < 0.1",))
+
+
+def test_stopping_does_not_bias_the_estimate(monkeypatch):
+    """120 runs of a state with P = 0.1 that stop at an error of 10 %: value and interval."""
+    monkeypatch.setattr(until, "FIRST_LOOK", 50)
+    rng, target, p = np.random.default_rng(11), Target.parse("P(phi > 0) < 10 %"), 0.1
+    most = next_look(700)
+    values, held, lengths = [], [], []
+    for _ in range(120):
+        inside = two_state_chains(rng, (most, 16), p, 0.6)
+        for n in looks():
+            phi = np.where(inside[:n], 1.0, -1.0)
+            run = SimpleNamespace(
+                temperatures=np.array([300.0]),
+                dihedral=lambda name, kelvin, phi=phi: phi,
+                energies=lambda kelvin, phi=phi: phi,
+                n_pieces=count_pieces(inside[:n]),
+                burn_in=SimpleNamespace(is_equilibrated=True),
+            )
+            assessed = target.assess(run)
+            if assessed.is_met or n >= most:
+                break
+        assert assessed.is_met
+        values.append(assessed.assessment.value)
+        held.append(assessed.assessment.low <= p <= assessed.assessment.high)
+        lengths.append(n)
+    assert len(set(lengths)) > 1  # the length is that of the rule, not of the test
+    z = (np.mean(values) - p) / (np.std(values, ddof=1) / np.sqrt(len(values)))
+    assert abs(z) < 4
+    assert np.std(values, ddof=1) < 1.2 * 0.1 * p  # as precise as required
+    assert np.mean(held) > 0.95 - 4 * np.sqrt(0.95 * 0.05 / len(held))
