@@ -21,7 +21,6 @@ from openmm_tsf.analysis.ladder import Rejection, energy_rejection
 from openmm_tsf.analysis.mbar import Mbar
 from openmm_tsf.analysis.mixing import round_trips
 from openmm_tsf.analysis.statistics import Array
-from openmm_tsf.analysis.wells import Wells, count_angles, find_wells
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.initial import maxwell_boltzmann, minimised
 from openmm_tsf.sampling.kernels.dynamics import LangevinKernel
@@ -31,6 +30,7 @@ from openmm_tsf.sampling.kernels.swap import PlainSwap
 from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.systems.slow_torsions import slow_torsions, torsion_angles
+from openmm_tsf.utils.wells import Wells, count_angles, find_wells
 
 N_STEPS, TIMESTEP_PS, FRICTION_PER_PS = 50, 0.002, 1.0
 #: Temperatures above the ladder, in proportion to its highest.
