@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 #: Names of the errors that torch raises without a working compiler: not every version has all.
 _NO_COMPILER = {"InvalidCxxCompiler", "CppCompileError", "TritonMissing", "GPUTooOldForTriton"}
 _NO_COMPILER_MESSAGES = ("Failed to find C compiler", "Cannot find a working triton")
+#: Tracing changes torch for the whole process: one program is traced at a time.
+_TRACING = threading.Lock()
 #: Rows that are evaluated together, eagerly, where compilation failed.
 _EAGER_ROWS = 16
 
@@ -76,7 +78,8 @@ class CompiledEnergy:
                 )
                 example = y[..., :1].expand(*self._shape, self.block_size).contiguous()
                 try:
-                    self._programs[with_forces] = self._build(example, parameters, with_forces)
+                    with _TRACING:
+                        self._programs[with_forces] = self._build(example, parameters, with_forces)
                 except Exception as error:
                     reason = _missing_compiler(error)
                     if reason is None:

@@ -238,10 +238,11 @@ class TorchPotential(MolecularPotential):
         (here in double precision). They have the dtype of x.
         """
         self.check_positions(x)
-        if self._single is None:
-            single = replace(self._settings, dtype=torch.float32)
-            energy = copy.deepcopy(self._energy).to(single.dtype)
-            self._single = BatchEvaluator(energy, self.event_shape[0], single)
+        with self._lock:  # threads that share a batch make one evaluator, compiled once
+            if self._single is None:
+                single = replace(self._settings, dtype=torch.float32)
+                energy = copy.deepcopy(self._energy).to(single.dtype)
+                self._single = BatchEvaluator(energy, self.event_shape[0], single)
         parameters = tuple(value.float() for value in self._parameters.values())
         energies, forces, n_non_finite = self._single(x.float(), parameters, True)
         assert forces is not None

@@ -6,6 +6,9 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from openmm_tsf.potentials import TorchPotential
+from openmm_tsf.potentials import TorchPotential, torch_potential
 from openmm_tsf.potentials.blocks import block_threads, eager_block_size
+from openmm_tsf.potentials.evaluation import BatchEvaluator
 from openmm_tsf.potentials.forces.bonded import HarmonicBondTerm
 from openmm_tsf.potentials.forces.custom_bonded import CustomBondTerm
 from openmm_tsf.potentials.verification import Disagreement
@@ -350,7 +354,7 @@ COMPILED = """
 import logging
 import openmm, torch
 from tests.potentials.test_torch_potential import bonded_pair, cluster
-from openmm_tsf.potentials import TorchPotential
+from openmm_tsf.potentials import TorchPotential, torch_potential
 
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
 torch.set_num_threads(1)
@@ -431,3 +435,29 @@ assert not empty.energy_and_forces(x)[1].any()
         tmp_path,
     )
     assert "WARNING" not in log
+
+
+def test_threads_share_one_evaluator_in_single_precision(monkeypatch):
+    """Threads that share a batch call at once; two evaluators would be compiled twice, at once."""
+    potential, made = TorchPotential.from_system(small_system()), []
+    n_threads = 4
+    barrier = threading.Barrier(n_threads)
+
+    class Slow(BatchEvaluator):
+        def __init__(self, *arguments):
+            made.append(self)
+            time.sleep(0.05)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(torch_potential, "BatchEvaluator", Slow)
+    x = torch.randn(3, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def evaluate(_):
+        barrier.wait()
+        return potential.single_precision_forces(x)
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        results = list(pool.map(evaluate, range(n_threads)))
+    assert len(made) == 1
+    assert all(torch.equal(forces, results[0][1]) for _, forces in results)
+    assert potential.n_evaluations == 3 * n_threads
