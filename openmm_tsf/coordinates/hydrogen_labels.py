@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from openmm_tsf.coordinates.bond_graph import Triple
 from openmm_tsf.coordinates.branch_cuts import emptiest_angles
-from openmm_tsf.coordinates.geometry import TWO_PI, wrap
+from openmm_tsf.coordinates.geometry import TWO_PI
 from openmm_tsf.coordinates.measures import dihedrals_of
 from openmm_tsf.coordinates.penalties import half_circle_penalty
 from openmm_tsf.utils.tensors import check_tensor
@@ -126,30 +126,38 @@ class HydrogenLabels(nn.Module):
         log_denominator = torch.logsumexp(torch.stack(terms), 0)
         return (-stiffness * beyond).sum(-1), log_denominator.sum(-1)
 
-    def draw_copies(
-        self, torsions: Tensor, cuts: Tensor, tau: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """Draw a copy [B, G] of each group, with its weight in the partition of unity.
+    def log_weights(self, torsions: Tensor, cuts: Tensor, tau: Tensor) -> Tensor:
+        """ln of the weights [B, G, 3] of each group's three copies in the partition of unity.
 
-        0 is the configuration itself; in copy 1, t1 comes last; in copy 2, t3 comes first.
-        `torsions` are the dihedrals [B, N-3] of configurations of label 0.
+        Copy 0 is the configuration of label 0; in copy 1, t1 comes last; in copy 2, t3 comes first
+        (:meth:`log_partition_terms`). `torsions` are dihedrals [B, N-3] with any labels.
         """
-        first, _, third = self._angles_from_cut(torsions, cuts)
+        angles = self._wrapped_angles(torsions, cuts)
+        low, high = angles.amin(-1), TWO_PI - angles.amax(-1)
         stiffness = (OVERLAP_STIFFNESS / tau)[:, None]
-        last_weight = torch.exp(-stiffness * first.square())
-        first_weight = torch.exp(-stiffness * (TWO_PI - third).square())
-        drawn = torch.rand(first.shape, generator=generator, dtype=torch.float64, device="cpu")
-        drawn = drawn.to(first)
-        drawn = drawn * (1 + last_weight + first_weight) - 1
-        return (drawn >= 0).long() + (drawn >= last_weight).long()
+        terms = (torch.zeros_like(low), -stiffness * low.square(), -stiffness * high.square())
+        return torch.log_softmax(torch.stack(terms, -1), -1)
+
+    def draw_copies(self, log_weights: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw a copy [B, G] of each group, with its weight from :meth:`log_weights`."""
+        drawn = torch.rand(
+            log_weights.shape[:-1], generator=generator, dtype=torch.float64, device="cpu"
+        )
+        weights = log_weights.exp()
+        drawn = drawn.to(weights) - weights[..., 0]
+        return (drawn >= 0).long() + (drawn >= weights[..., 1]).long()
 
     def labels(self, torsions: Tensor, cuts: Tensor) -> Tensor:
         """Labels [B, G] of dihedrals [B, N-3]: the first atom is 0 primary, 1 next, 2 last."""
+        return self._wrapped_angles(torsions, cuts).argmin(-1)
+
+    def _wrapped_angles(self, torsions: Tensor, cuts: Tensor) -> Tensor:
+        """Angles [B, G, 3] in [0, 2 pi) from the cut to the primary, next and last atom."""
         offsets = torsions[:, self.columns]
         primary = offsets[:, :, :1]
         offsets = torch.cat([torch.zeros_like(primary), offsets[:, :, 1:]], dim=-1)
         start = primary - cuts[self.columns[:, :1]]
-        return torch.remainder(start + offsets, TWO_PI).argmin(-1)
+        return torch.remainder(start + offsets, TWO_PI)
 
     def relabel(self, x: Tensor, shift: Tensor) -> Tensor:
         """Move atom i of each group in x [B, N, 3] to the position of i + shift [B, G] (mod 3)."""
@@ -255,23 +263,21 @@ class LabelledCopies:
         The primary hydrogen need not come first: the labels of x identify the copy.
         """
         self._check_x(x)
-        torsions, primary = self.labelling.dihedrals(x), self.labelling.columns[:, 0]
+        torsions = self.labelling.dihedrals(x)
         copies = (-self.labelling.labels(torsions, self.branch_cuts)) % 3
-        before = TWO_PI * (copies == 2).to(x)
-        unwrapped = wrap(torsions[:, primary], self.branch_cuts[primary]) - before
-        log_numerator, log_denominator = self.labelling.log_partition_terms(
-            torsions.index_copy(1, primary, unwrapped), self.branch_cuts, tau
-        )
-        return log_numerator - log_denominator
+        return _chosen(self.labelling.log_weights(torsions, self.branch_cuts, tau), copies)
 
     def draw_copies(
         self, x: Tensor, tau: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Draw copies [B, G] of x [B, N, 3]; return them and their :meth:`log_partition` [B]."""
         self._check_x(x)
-        x = self.relabel(x, self.labels(x))
-        torsions, primary = self.labelling.dihedrals(x), self.labelling.columns[:, 0]
-        start = wrap(torsions[:, primary], self.branch_cuts[primary])
-        torsions = torsions.index_copy(1, primary, start)
-        copies = self.labelling.draw_copies(torsions, self.branch_cuts, tau, generator)
-        return copies, self.log_partition_of(self.relabel(x, copies), tau)
+        torsions = self.labelling.dihedrals(x)
+        log_weights = self.labelling.log_weights(torsions, self.branch_cuts, tau)
+        copies = self.labelling.draw_copies(log_weights, generator)
+        return copies, _chosen(log_weights, copies)
+
+
+def _chosen(log_weights: Tensor, copies: Tensor) -> Tensor:
+    """Sums [B] over groups of the ln of the weights [B, G, 3] of copies [B, G]."""
+    return log_weights.gather(-1, copies[..., None])[..., 0].sum(-1)

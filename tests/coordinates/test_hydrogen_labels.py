@@ -264,7 +264,8 @@ def run(methyl, start, flow, n_steps=1, **checks):
         kernels.FlowIndependence(flow, methyl, (TEMPERATURE,), **options),
     ]
     accepted = torch.zeros(2)
-    for _ in range(10 // n_steps):
+    for iteration in range(10 // n_steps):
+        state = state.evolve(iteration=iteration)  # latents are computed anew in each
         for i, move in enumerate(moves):
             state, info = move(state, generator)
             accepted[i] += int(info.accepted.sum())
@@ -360,7 +361,11 @@ def test_partition_of_unity_over_copies(methyl, start):
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-12)
     assert crossed > 300  # the cut goes through a mode
     generator = torch.Generator().manual_seed(4)
-    drawn = torch.stack([layer.draw_copies(x, tau, generator)[0][:, 0] for _ in range(200)])
+    draws = [layer.draw_copies(x, tau, generator) for _ in range(200)]
+    drawn = torch.stack([copies[:, 0] for copies, _ in draws])
+    copies, log_weight = draws[0]
+    expected = layer.log_partition(layer.inverse_and_log_det(x, copies)[0], tau)
+    torch.testing.assert_close(log_weight, expected, rtol=0, atol=1e-12)
     for copy in range(3):
         u, _ = layer.inverse_and_log_det(x, torch.full((len(x), 1), copy))
         expected = layer.log_partition(u, tau).exp().sum()
