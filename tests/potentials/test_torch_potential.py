@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials import TorchPotential, torch_potential
-from openmm_tsf.potentials.blocks import block_threads, eager_block_size
+from openmm_tsf.potentials.blocks import block_threads, eager_block_size, replace_non_finite
 from openmm_tsf.potentials.evaluation import BatchEvaluator
 from openmm_tsf.potentials.forces.bonded import HarmonicBondTerm
 from openmm_tsf.potentials.forces.custom_bonded import CustomBondTerm
@@ -461,3 +461,15 @@ def test_threads_share_one_evaluator_in_single_precision(monkeypatch):
     assert len(made) == 1
     assert all(torch.equal(forces, results[0][1]) for _, forces in results)
     assert potential.n_evaluations == 3 * n_threads
+
+
+def test_finite_rows_whose_sum_overflows_are_kept():
+    energies, forces = torch.full((4,), 3e38), torch.full((4, 2, 3), 3e38)
+    assert replace_non_finite(energies, forces) == 0
+    assert bool((energies == 3e38).all() and (forces == 3e38).all())
+    energies[0], energies[1], forces[2, 0, 0] = torch.inf, -torch.inf, torch.nan
+    assert replace_non_finite(energies, forces) == 3
+    assert energies[:3].isposinf().all()
+    assert energies[3] == 3e38
+    assert not forces[:3].any()
+    assert bool((forces[3] == 3e38).all())
