@@ -6,6 +6,7 @@ from typing import Any
 import openmm
 
 from openmm_tsf.potentials.base import Potential, is_potential_description
+from openmm_tsf.sampling.kernels.schedule import SequenceSettings
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.training import FitSettings
 from openmm_tsf.workflow.settings import SamplingSettings
@@ -22,11 +23,13 @@ _SLOW_IN_OPENMM = (openmm.CustomGBForce, openmm.CustomNonbondedForce)
 
 
 def planned_sampling(settings: SamplingSettings, n_iterations: int | None = None) -> int:
-    """Return the number of evaluations that replica exchange takes, roughly."""
+    """Return the number of evaluations that replica exchange takes, roughly, dynamics included."""
     iterations = settings.n_iterations if n_iterations is None else n_iterations
-    per_walker = settings.n_independent + settings.n_crank_nicolson + settings.n_walk + 2
+    per_walker = settings.n_independent + settings.n_crank_nicolson + settings.n_walk + 2.0
+    if settings.local_interval:
+        per_walker += (SequenceSettings().local_steps + 1) / settings.local_interval
     per_iteration = per_walker * settings.n_walkers * len(settings.temperatures)
-    return (iterations + settings.n_tuning) * per_iteration
+    return round((iterations + settings.n_tuning) * per_iteration)
 
 
 def batch_of(settings: SamplingSettings) -> int:
