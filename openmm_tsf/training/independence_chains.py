@@ -3,7 +3,8 @@
 The draws of the energy loss are also proposals to these chains, without further evaluations: an
 independence sampler whose proposal, the flow, improves. The states are data at temperatures without
 frames (the outlook of arXiv:2012.00429, section 5) with the target's populations, and so keep a
-minor basin (compare Markovian score climbing, arXiv:2003.10374, and arXiv:2105.12603).
+minor basin (compare Markovian score climbing, arXiv:2003.10374, and arXiv:2105.12603). Chains of a
+rare basin, which get few draws, also move by Langevin steps.
 """
 
 from collections.abc import Callable, Mapping
