@@ -3,16 +3,18 @@
 The draws of the energy loss are also proposals to these chains, without further evaluations: an
 independence sampler whose proposal, the flow, improves. The states are data at temperatures without
 frames (the outlook of arXiv:2012.00429, section 5) with the target's populations, and so keep a
-minor basin (compare Markovian score climbing, arXiv:2003.10374, and arXiv:2105.12603).
+minor basin (compare Markovian score climbing, arXiv:2003.10374, and arXiv:2105.12603). Chains of a
+rare basin, which get few draws, also move by Langevin steps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from openmm_tsf.metropolis import metropolis
+from openmm_tsf.training.langevin_relaxation import FIRST_STEP, step_mala, tuning_factor
 from openmm_tsf.training.target_points import Points, check_tensor_like
 from openmm_tsf.utils.validation import check_int
 
@@ -35,6 +37,11 @@ class IndependenceChains:
         K, and the number of basins.
     home
         The home of each chain [K n], int64; by default EVERYWHERE.
+
+    Attributes
+    ----------
+    step_sizes
+        Step size of :meth:`walk` at each temperature [K].
     """
 
     def __init__(
@@ -43,6 +50,9 @@ class IndependenceChains:
         self.points, self.n_temperatures, self.n_basins = points, n_temperatures, n_basins
         self.n_chains = len(points) // n_temperatures
         self.home = torch.full_like(points.basin, EVERYWHERE) if home is None else home
+        self.step_sizes = torch.full(
+            (n_temperatures,), FIRST_STEP, dtype=points.y.dtype, device="cpu"
+        )
         self._next = 0
 
     def next_chains(self, n: int) -> Tensor:
@@ -55,6 +65,31 @@ class IndependenceChains:
     def settle(self) -> None:
         """Make the present basin the home of every chain that has one."""
         self.home = torch.where(self.home == EVERYWHERE, EVERYWHERE, self.points.basin)
+
+    def walk(
+        self,
+        index: Tensor,
+        evaluate: Callable[[Tensor, Tensor], Points],
+        generator: torch.Generator,
+    ) -> None:
+        """Move those of the chains `index` [B] that have a home by a MALA step within it.
+
+        A rare basin has few frames and gets few draws: without other moves its chains would show
+        the flow the same points throughout the training, which it would learn by heart. The step
+        size of a temperature is tuned on the way.
+        """
+        index = index[self.home[index] != EVERYWHERE]
+        if not len(index):
+            return
+        temperature = index // self.n_chains
+        points = self.points.take(index)
+        new, accepted = step_mala(points, self.step_sizes[temperature], evaluate, generator)
+        counts = torch.bincount(temperature, minlength=self.n_temperatures)
+        n_accepted = torch.bincount(temperature[accepted], minlength=self.n_temperatures)
+        for k in counts.nonzero().flatten().tolist():
+            self.step_sizes[k] *= tuning_factor(float(n_accepted[k] / counts[k]))
+        moved = (accepted & (new.basin == self.home[index])).nonzero().flatten()
+        self.points.put(index[moved], new.take(moved))
 
     def propose(
         self,
@@ -120,7 +155,8 @@ class IndependenceChains:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a checkpoint needs."""
-        return {**self.points.state_dict(), "home": self.home, "next": self._next}
+        own = {"home": self.home, "step_sizes": self.step_sizes, "next": self._next}
+        return {**self.points.state_dict(), **own}
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
         """Set what :meth:`state_dict` returned; a ValueError if it does not fit."""
@@ -130,5 +166,8 @@ class IndependenceChains:
             raise ValueError(f"basin: expected 0 to {self.n_basins - 1}, got others")
         if bool(((home != EVERYWHERE) & (home != basin)).any()):
             raise ValueError("home: expected the basin of the chain, got another")
-        self.home = home.clone()
+        sizes = check_tensor_like(content.get("step_sizes"), self.step_sizes, "step_sizes")
+        if bool((sizes <= 0).any()):
+            raise ValueError("step_sizes: expected positive numbers, got others")
+        self.home, self.step_sizes = home.clone(), sizes.clone()
         self._next = check_int(content.get("next"), "next", least=0, most=self.n_chains - 1)

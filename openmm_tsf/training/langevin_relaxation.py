@@ -1,4 +1,4 @@
-"""Relaxation of points to a temperature by Metropolis-adjusted Langevin steps, without a flow."""
+"""Metropolis-adjusted Langevin steps of points, without a flow; relaxation to a temperature."""
 
 from collections.abc import Callable
 
@@ -8,8 +8,10 @@ from torch import Tensor
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.training.target_points import Points
 
-#: Initial step, in standard deviations of the data, and the rate of its tuning.
-_FIRST_STEP, _TUNING = 0.2, 0.15
+#: Initial step, in standard deviations of the data.
+FIRST_STEP = 0.2
+#: Rate of its tuning.
+_TUNING = 0.15
 #: Roberts and Rosenthal, J. R. Statist. Soc. B 60, 255 (1998).
 _ACCEPTANCE = 0.574
 
@@ -26,20 +28,41 @@ def relax_mala(
     this is for initial states, not for samples. `evaluate` computes the target at y [B, d] and
     tau [B]. Returns the fraction of accepted steps in the second half.
     """
-    step, late_acceptance = _FIRST_STEP, []
+    step, late_acceptance = FIRST_STEP, []
     for number in range(n_steps):
-        noise = torch.randn(points.y.shape, generator=generator, dtype=points.y.dtype, device="cpu")
-        new = evaluate(points.y - 0.5 * step**2 * points.gradient + step * noise, points.tau)
-        reverse_noise = (points.y - new.y + 0.5 * step**2 * new.gradient) / step
-        current = -points.reduced_energy - 0.5 * noise.double().square().sum(1)
-        proposed = -new.reduced_energy - 0.5 * reverse_noise.double().square().sum(1)
-        # A frame of infinite energy is replaced by any point of finite energy.
-        current = torch.nan_to_num(current, nan=torch.finfo(current.dtype).max)
-        accepted, _ = metropolis(current, proposed, generator)
+        size = torch.full_like(points.tau, step)
+        new, accepted = step_mala(points, size, evaluate, generator)
         index = accepted.nonzero().flatten()
         points.put(index, new.take(index))
         acceptance = len(index) / len(points)
-        step *= 2.0 ** (_TUNING * (acceptance - _ACCEPTANCE) / _ACCEPTANCE)
+        step *= tuning_factor(acceptance)
         if 2 * number >= n_steps:
             late_acceptance.append(acceptance)
     return sum(late_acceptance) / max(1, len(late_acceptance))
+
+
+def tuning_factor(acceptance: float) -> float:
+    """Return the factor by which the step size changes after steps with this acceptance."""
+    return float(2.0 ** (_TUNING * (acceptance - _ACCEPTANCE) / _ACCEPTANCE))
+
+
+def step_mala(
+    points: Points,
+    step: Tensor,
+    evaluate: Callable[[Tensor, Tensor], Points],
+    generator: torch.Generator,
+) -> tuple[Points, Tensor]:
+    """Return the proposals of a MALA step of size `step` [B], and which of them are accepted [B].
+
+    `evaluate` is that of :func:`relax_mala`; `points` do not change.
+    """
+    noise = torch.randn(points.y.shape, generator=generator, dtype=points.y.dtype, device="cpu")
+    size = step[:, None]
+    new = evaluate(points.y - 0.5 * size**2 * points.gradient + size * noise, points.tau)
+    reverse_noise = (points.y - new.y + 0.5 * size**2 * new.gradient) / size
+    current = -points.reduced_energy - 0.5 * noise.double().square().sum(1)
+    proposed = -new.reduced_energy - 0.5 * reverse_noise.double().square().sum(1)
+    # A frame of infinite energy is replaced by any point of finite energy.
+    current = torch.nan_to_num(current, nan=torch.finfo(current.dtype).max)
+    accepted, _ = metropolis(current, proposed, generator)
+    return new, accepted

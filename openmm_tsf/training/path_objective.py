@@ -26,6 +26,7 @@ from openmm_tsf.training.path_gradients import (
     draw_cotangent,
     draw_score,
     is_uncut,
+    limit_norm,
     log_density_at_draws,
 )
 from openmm_tsf.training.settings import FitSettings
@@ -217,7 +218,8 @@ class PathObjective:
         counts = zip(self.frames, split_batch(self.dataset_weights, n_frames), strict=True)
         parts, is_spread = [], []
         for (frames, n), (any_frame, any_basin) in zip(counts, self.pickers, strict=True):
-            n_spread = self._n_spread(n)
+            # Chains meet new points of a rare basin, of which there are few frames.
+            n_spread = 0 if self._relaxed else self._n_spread(n)
             index = [any_frame.draw(n - n_spread, generator), any_basin.draw(n_spread, generator)]
             parts.append(frames.take(torch.cat(index)))
             is_spread.append(torch.arange(n, dtype=torch.int64, device="cpu") >= n - n_spread)
@@ -228,6 +230,7 @@ class PathObjective:
             if not self._relaxed:
                 self._relax(self.chains, generator)
             chains = self.chains.next_chains(n_per_rung)
+            self.chains.walk(chains, self._evaluate, generator)
             parts += [self.chains.points.take(part) for part in chains.split(n_per_rung)]
             is_spread.append(self.chains.home[chains] != EVERYWHERE)
         points = Points.join(parts)
@@ -261,7 +264,11 @@ class PathObjective:
         nll = torch.where(uncut, 0.5 * v.square().sum(dim=1) / tau - log_det, 0.0)
         self._record_likelihood(nll.detach(), v, tau, uncut)
         path_loss = (v * cotangent).sum(dim=1) - (1 - beta) * torch.where(uncut, log_det, 0.0)
-        loss = (batch.weight * path_loss + coefficients.to(nll) * nll).sum()
+        # The target's gradient, for which points are cut, has no part in the log-variance term:
+        # the points with the largest ln(p/q) are just those.
+        likelihood = (v * limit_norm(v.detach() / tau[:, None])).sum(dim=1) - log_det
+        likelihood = torch.where(torch.isfinite(log_ratio), likelihood, 0.0)
+        loss = (batch.weight * path_loss + coefficients.to(nll) * likelihood).sum()
         return list(torch.autograd.grad(loss, list(network.parameters()))), log_ratio
 
     def _record_likelihood(self, nll: Tensor, v: Tensor, tau: Tensor, uncut: Tensor) -> None:

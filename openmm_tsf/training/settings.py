@@ -60,8 +60,10 @@ class FitSettings:
     basin_share
         Fraction of the data that is spread evenly over the basins
         (:mod:`openmm_tsf.training.basins`), of frames and of chains, so that rare ones are learnt
-        in detail. The likelihood of these points makes the flow propose rare basins too often, for
-        which the population terms make up in part. 0: as in the data.
+        in detail; with chains, frames only until these are used. These chains also move by Langevin
+        steps within their basin, at one evaluation each. The likelihood of these points makes the
+        flow propose rare basins too often, for which the population terms make up in part. 0: as in
+        the data.
     basin_weight
         For ``"path"``: weight of these points in the likelihood, that of the others being 1; in
         the term of `log_variance` all have the same.

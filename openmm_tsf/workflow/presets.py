@@ -7,6 +7,7 @@ from openmm_tsf.workflow.settings import FlowSettings, MDSettings, RunSettings, 
 
 # Path gradients, orthogonal steps and chains in place of rounds: the flow becomes good enough that
 # most moves are independent draws. examples/benchmarks/training_trials.py leaves each of them out.
+# What holds the rare basins: examples/results/ablations.md.
 _FLOW = FlowSettings(n_blocks=6, overlap=True)
 _FIT = FitSettings(
     batch_size=256,
@@ -20,10 +21,10 @@ _FIT = FitSettings(
     estimator="path",
     n_chains=2048,
     chain_share=0.8,
-    basin_share=0.3,
-    basin_weight=0.3,
-    log_variance=0.2,
-    basin_balance=0.3,
+    basin_share=0.4,
+    basin_weight=0.6,
+    log_variance=0.3,
+    basin_balance=1.0,
     n_validation_draws=2000,
 )
 _REFIT = replace(_FIT, n_steps=1000, warmup_steps=50, learning_rate=2e-3, ramp=(0.0, 0.0))

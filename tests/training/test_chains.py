@@ -5,11 +5,12 @@ import dataclasses
 import math
 from functools import partial
 
+import pytest
 import torch
 
 from openmm_tsf.potentials import GaussianWell, MixedDoubleWell
 from openmm_tsf.training.independence_chains import EVERYWHERE, IndependenceChains
-from openmm_tsf.training.langevin_relaxation import relax_mala
+from openmm_tsf.training.langevin_relaxation import FIRST_STEP, relax_mala
 from openmm_tsf.training.losses import draw_normal
 from openmm_tsf.training.target import Target
 from openmm_tsf.training.target_points import Points
@@ -101,6 +102,32 @@ def test_chains_with_a_home_sample_its_part_of_the_target():
     p = float((exact[:, 0] > 0).double().mean())
     of_free = float(chains.points.basin[is_free].double().mean())
     assert abs(of_free - p) < 4 * (p * (1 - p) / (n // 2)) ** 0.5
+
+
+def test_chains_walk_at_home():
+    """From copies of few points, those with a home sample their basins; the others stay."""
+    potential, flow, n = MixedDoubleWell.random(D, 3), rough_flow("tsf"), 4000
+    generator, ladder = torch.Generator().manual_seed(9), torch.tensor([0.5, 1.0]).double()
+    few = potential.sample(40, 1.0, generator)[torch.arange(2 * n) % 40]
+    evaluate = partial(Points.at, Target(flow, potential, SignBasins(), FAR))
+    points = evaluate(few, ladder.repeat_interleave(n))
+    is_free = torch.arange(2 * n) % 4 == 0
+    chains = IndependenceChains(points, 2, 2, torch.where(is_free, EVERYWHERE, points.basin))
+    start = points.y.clone()
+    for _ in range(300):
+        chains.walk(chains.next_chains(n // 2), evaluate, generator)
+    assert torch.equal(chains.points.y[is_free], start[is_free])
+    assert bool((chains.step_sizes != FIRST_STEP).all())
+    for rung, temperature in enumerate(ladder.tolist()):
+        exact = potential.sample(400_000, temperature, generator)
+        for basin in (0, 1):
+            members = chains.home == basin
+            members[: rung * n] = members[(rung + 1) * n :] = False
+            part = exact[(exact[:, 0] > 0) == bool(basin)]
+            assert_moments(chains.points.y[members], part.mean(0), (part**2).mean(0))
+    content = chains.state_dict() | {"step_sizes": torch.zeros(2).double()}
+    with pytest.raises(ValueError, match="step_sizes: expected positive numbers"):
+        chains.load_state_dict(content)
 
 
 def test_chains_take_turns_cyclically():

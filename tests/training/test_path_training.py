@@ -10,8 +10,9 @@ import torch
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.io.tensors import read_tensors
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.training import fit
+from openmm_tsf.training import fit, path_objective
 from openmm_tsf.training.losses import negative_log_likelihood
+from openmm_tsf.training.path_gradients import COTANGENT_LIMIT
 from tests.support import path_training as support
 from tests.support.path_training import KINDS, SHORT, D, make_objective, rough_flow, toy, weights
 
@@ -49,12 +50,30 @@ def test_a_step_corrects_populations(monkeypatch):
     assert levels[1] > levels[0] + 1e-4
 
 
+def test_points_that_are_cut_keep_their_log_variance_term(monkeypatch):
+    """The flow misses just those most, and the target's gradient has no part in the term."""
+
+    def cut(v, *_):
+        return torch.full_like(v, COTANGENT_LIMIT / v.shape[1] ** 0.5)
+
+    monkeypatch.setattr(path_objective, "data_cotangent", cut)
+    potential, data = toy()
+    network = rough_flow("tsf").network.float()
+    gradients = []
+    for weight in (0.0, 0.2):
+        settings = dataclasses.replace(SHORT, log_variance=weight)
+        objective = make_objective(rough_flow("tsf"), potential, data, settings)
+        objective.backward(network, 0.0, torch.Generator().manual_seed(2))
+        gradients.append(torch.cat([each.grad.flatten() for each in network.parameters()]))
+    assert float((gradients[1] - gradients[0]).norm()) > 0.01 * float(gradients[0].norm())
+
+
 @pytest.mark.parametrize("calls", [30, 75])  # while the chains relax to T = 0.5; after it
 def test_resume_is_exact_bit_by_bit(calls, tmp_path, monkeypatch):
     support.two_basins(monkeypatch)
     potential, data = toy()
-    whole = new_flow()
-    result = fit(whole, data, potential, settings=SHORT, seed=3, progress=False)
+    whole, settings = new_flow(), dataclasses.replace(SHORT, basin_share=0.4)
+    result = fit(whole, data, potential, settings=settings, seed=3, progress=False)
     path, steps = tmp_path / "training.pt", []
 
     class Stop(Exception):
@@ -69,7 +88,7 @@ def test_resume_is_exact_bit_by_bit(calls, tmp_path, monkeypatch):
             return super().energy(x)
 
     stopping = Stopping(potential.wells, potential.mixing)
-    options = {"settings": SHORT, "seed": 3, "checkpoint_path": path, "progress": False}
+    options = {"settings": settings, "seed": 3, "checkpoint_path": path, "progress": False}
     with pytest.raises(Stop):
         fit(new_flow(), data, stopping, checkpoint_seconds=0, **options)
     flow = new_flow()
