@@ -264,7 +264,8 @@ def run(methyl, start, flow, n_steps=1, **checks):
         kernels.FlowIndependence(flow, methyl, (TEMPERATURE,), **options),
     ]
     accepted = torch.zeros(2)
-    for _ in range(10 // n_steps):
+    for iteration in range(10 // n_steps):
+        state = state.evolve(iteration=iteration)  # within one, latents are not computed again
         for i, move in enumerate(moves):
             state, info = move(state, generator)
             accepted[i] += int(info.accepted.sum())
@@ -392,7 +393,8 @@ def test_gradient_moves_and_swaps_with_overlap(methyl, start):
     state = kernels.WalkerState(x, None, energy, torch.arange(2).expand(N, 2).clone())
     mala = kernels.LatentMALA(flow, potential, ladder, 0.3)
     swap = kernels.SteeredSwap(flow, potential, ladder)
-    for _ in range(4):
+    for iteration in range(4):
+        state = state.evolve(iteration=iteration)
         for kernel in (mala, swap, swap):
             state, info = kernel(state, generator)
             if kernel.name == mala.name or int(info.proposed.sum()):
