@@ -208,7 +208,8 @@ def test_command(path, tmp_path, capsys):
     given = f"at {path} --temperature 360 --output {file} --frames 300 --seed 4 --quiet"
     assert main([*given.split(), "--platform", "Reference"]) == 0
     printed = capsys.readouterr().out
-    assert "300 frames at 360.00 K, of 100 walkers; accepted: flow_independent" in printed
+    assert "300 frames at 360.00 K, of 100 walkers; accepted: local " in printed
+    assert ", flow_independent " in printed
     assert "<U> (kJ/mol)" in printed
     record = json.loads(file.with_suffix(".json").read_text())
     assert (record["temperature_K"], record["seed"], record["n_frames"]) == (360.0, 4, 300)
