@@ -8,12 +8,12 @@ r"""Are the predictions of ``openmm-tsf plan`` right? Beside what runs have cost
 
 A case is a finished run with a flow and one of plain replica exchange of the same molecule: a
 directory of ``data/make_reference.py``, or the JSON file of ``cost.py``, of which each ladder of
-OpenMM's sampler is a row. Each of them has a standard error of the quantity at the lowest temperature, which
-is the target of a plan; the evaluations and the time that are predicted for it are divided by those
-that were spent. Of plain replica exchange, and of the production of the run with a flow, also the
-ranges that the measured errors leave: an error estimated from n independent visits is itself known
-to 1/sqrt(2 n), so that its square is known to sqrt(2/n). Writes JSON, and prints a table in
-Markdown.
+OpenMM's sampler is a row. Each of them has a standard error of the quantity at the lowest
+temperature, which is the target of a plan; the evaluations and the time that are predicted for it
+are divided by those that were spent. Of plain replica exchange, and of the production of the run
+with a flow, also the ranges that the measured errors leave: an error estimated from n independent
+visits is itself known to 1/sqrt(2 n), so that its square is known to sqrt(2/n). Writes JSON, and
+prints a table in Markdown.
 """
 
 import argparse

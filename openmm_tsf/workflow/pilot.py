@@ -249,17 +249,15 @@ class _Engine:
 
     def start(self, temperatures: tuple[float, ...]) -> None:
         """Go on at other temperatures, with new velocities."""
-        n_rungs, shape = (
-            len(temperatures),
-            (self._n_replicas // len(temperatures), len(temperatures)),
-        )
+        n_rungs = len(temperatures)
+        shape = self._n_replicas // n_rungs, n_rungs
         if self._state is None:
             x = torch.tensor(
                 minimised(self._potential, self._molecule), dtype=torch.float64, device="cpu"
             ).expand(*shape, -1, -1)
             energy = self._potential.energy(x[:1, 0].contiguous()).double().expand(shape)
         else:
-            # Replicas of each hot temperature at every rung.
+            # Replicas of each temperature before go to every rung.
             x = self._state.x.flatten(0, 1).unflatten(0, shape)
             energy = self._state.energy.flatten().unflatten(0, shape)
         constant = self._potential.boltzmann_constant
