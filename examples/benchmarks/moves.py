@@ -6,7 +6,7 @@ With the flow of a finished run, from its own frames. Three groups of walkers: o
 distribution, and at the lowest temperature of the basins phi > 0 and phi > 0, |psi| > 120 degrees
 (other rungs always of the Boltzmann distribution). For reversible moves the correlation function of
 1[basin] is C(t) = (P(t) - p) / (1 - p), P(t) the share of the walkers from the basin that are in it
-after t iterations: rare basins need not be found first. The walk has the step sizes of the run.
+after t iterations: rare basins need not be found first. Step sizes of the walk are tuned first.
 Seconds are of process CPU time on one thread, of iterations with --timed walkers; --again measures
 them anew for the correlation times of an earlier output. Runs after the first give frames only.
 """
@@ -134,6 +134,18 @@ def correlation_of(series):
     return np.array([(series[:-t] * series[t:]).mean() / variance for t in range(1, n // 2)])
 
 
+def tuned_walk(molecule, flow, potential, ladder, start, seed):
+    """The step sizes [R] of the walk, tuned by 100 iterations."""
+    walk = FlowWalk(flow, potential, ladder)
+    sampler = tsf.ParallelTempering(
+        molecule, flow, ladder, len(start), [walk], potential, seed=seed
+    )
+    with sampler:
+        sampler.set_positions(start)
+        sampler.tune(100, progress=False)
+    return walk.sigma
+
+
 def measure(molecule, flow, potential, ladder, kernels, start, known, args):
     """Correlation times of one sequence in iterations, its evaluations and acceptances."""
     sampler = tsf.ParallelTempering(
@@ -250,12 +262,12 @@ def main():
     generator = torch.Generator().manual_seed(args.seed)
     start, known = starting_points(molecule, runs, ladder, args.walkers, generator)
     masses = torch.tensor(molecule.heavy_hydrogen_masses, dtype=torch.float64)
-    sigma = runs[0].config["choices"]["sigma"]["flow_walk"]
+    potential.energy(start[:, 0])  # compiled now, not in what is timed
+    sigma = tuned_walk(molecule, flow, potential, ladder, start[: args.walkers], args.seed)
     made = sequences(flow, potential, ladder, masses, sigma)
     earlier = read_json(args.again)["sequences"] if args.again else {}
     if only := args.only or list(earlier):
         made = {name: made[name] for name in only}
-    potential.energy(start[:, 0])  # compiled now, not in what is timed
     report = {
         "temperatures_K": ladder,
         "timed_walkers": args.timed,

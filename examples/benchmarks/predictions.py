@@ -4,16 +4,16 @@ r"""Are the predictions of ``openmm-tsf plan`` right? Beside what runs have cost
     python data/make_reference.py run --directory plain/ --iterations 10000
     python examples/benchmarks/predictions.py --output examples/results/predictions.json \
         --case "alanine dipeptide" "dF(phi)" run/ plain/ \
-        --case "the same, OpenMM's sampler" "dF(phi)" run/ examples/results/replica_exchange.json
+        --case "the same, OpenMM's sampler" "dF(phi)" run/ examples/results/cost.json
 
 A case is a finished run with a flow and one of plain replica exchange of the same molecule: a
-directory of ``data/make_reference.py``, or the JSON file of ``replica_exchange.py``, each of whose
-ladders is a row. Each of them has a standard error of the quantity at the lowest temperature, which
-is the target of a plan; the evaluations and the time that are predicted for it are divided by those
-that were spent. Of plain replica exchange, and of the production of the run with a flow, also the
-ranges that the measured errors leave: an error estimated from n independent visits is itself known
-to 1/sqrt(2 n), so that its square is known to sqrt(2/n). Writes JSON, and prints a table in
-Markdown.
+directory of ``data/make_reference.py``, or the JSON file of ``cost.py``, of which each ladder of
+OpenMM's sampler is a row. Each of them has a standard error of the quantity at the lowest
+temperature, which is the target of a plan; the evaluations and the time that are predicted for it
+are divided by those that were spent. Of plain replica exchange, and of the production of the run
+with a flow, also the ranges that the measured errors leave: an error estimated from n independent
+visits is itself known to 1/sqrt(2 n), so that its square is known to sqrt(2/n). Writes JSON, and
+prints a table in Markdown.
 """
 
 import argparse
@@ -53,9 +53,10 @@ def plain_rows(quantity, path):
     if quantity != "dF(phi)":
         raise ValueError(f"{path}: expected the quantity dF(phi), got {quantity}")
     rows = []
-    for rungs, entry in read_json(path)["by_rungs"].items():
-        p = entry["p"]
-        stderr = max(entry["stderr"], entry.get("stderr_spread", 0.0))
+    samplers = read_json(path)["samplers"]
+    for rungs in sorted(name for name in samplers if name.isdigit()):
+        entry = samplers[rungs]
+        p, stderr = entry["p"], entry["stderr"]
         rows.append(
             {
                 "what": f"OpenMM's sampler, {rungs} rungs",

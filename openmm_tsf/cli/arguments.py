@@ -264,8 +264,8 @@ def _training_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--preset",
         choices=("quick", "default", "thorough"),
-        help="sizes and lengths (default: default). On two cores they take alanine dipeptide 1, 15 "
-        "and 20 minutes, and larger molecules longer: each run says so when it starts",
+        help="sizes and lengths (default: default). On two free cores they take alanine dipeptide "
+        "1, 5 and 10 minutes, and larger molecules longer: each run says so when it starts",
     )
     command.add_argument(
         "--trajectory",

@@ -185,6 +185,19 @@ def run_pilot(
     )
 
 
+def redistribute(values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return values [V, H, ...] of replicas as [W, R, ...], those of each of the H at every rung.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from openmm_tsf.workflow.pilot import redistribute
+    >>> redistribute(torch.tensor([[1, 2]]).repeat(4, 1), (2, 4)).tolist()
+    [[1, 1, 1, 1], [2, 2, 2, 2]]
+    """
+    return values.transpose(0, 1).flatten(0, 1).unflatten(0, shape)
+
+
 class _Budget:
     """Iterations until a part of the time, or of their number, is spent."""
 
@@ -249,19 +262,15 @@ class _Engine:
 
     def start(self, temperatures: tuple[float, ...]) -> None:
         """Go on at other temperatures, with new velocities."""
-        n_rungs, shape = (
-            len(temperatures),
-            (self._n_replicas // len(temperatures), len(temperatures)),
-        )
+        n_rungs = len(temperatures)
+        shape = self._n_replicas // n_rungs, n_rungs
         if self._state is None:
             x = torch.tensor(
                 minimised(self._potential, self._molecule), dtype=torch.float64, device="cpu"
             ).expand(*shape, -1, -1)
             energy = self._potential.energy(x[:1, 0].contiguous()).double().expand(shape)
         else:
-            # Replicas of each hot temperature at every rung.
-            x = self._state.x.flatten(0, 1).unflatten(0, shape)
-            energy = self._state.energy.flatten().unflatten(0, shape)
+            x, energy = (redistribute(each, shape) for each in (self._state.x, self._state.energy))
         constant = self._potential.boltzmann_constant
         kt = constant * torch.tensor(temperatures, dtype=torch.float64, device="cpu")
         velocities = maxwell_boltzmann(tuple(x.shape), kt, self._masses, self._generator)

@@ -36,7 +36,7 @@ _SAMPLING = SamplingSettings(
 )
 
 PRESETS: dict[str, RunSettings] = {
-    # Minutes: every stage at work, with poor statistics, as the summary says.
+    # A minute: every stage at work, with poor statistics, as the summary says.
     "quick": RunSettings(
         md=MDSettings(n_frames=2000),
         stride=4,
@@ -59,11 +59,11 @@ PRESETS: dict[str, RunSettings] = {
             n_walk=0,
         ),
     ),
-    # A quarter of an hour on two cores.
+    # Some five minutes on two free cores, compiling included.
     "default": RunSettings(
         flow=_FLOW, fit=replace(_FIT, n_steps=2500), n_rounds=0, refit=_REFIT, sampling=_SAMPLING
     ),
-    # Twenty minutes on two cores, MD included.
+    # Some ten minutes on two free cores, MD included.
     "thorough": RunSettings(
         md=MDSettings(n_frames=40_000, steps_per_frame=50),
         flow=_FLOW,
@@ -78,9 +78,9 @@ PRESETS: dict[str, RunSettings] = {
 def preset(name: str) -> RunSettings:
     """Return the settings of a preset: ``"quick"``, ``"default"`` or ``"thorough"``.
 
-    On two cores they take alanine dipeptide one, 15 and 20 minutes. MD and energies of a larger
-    molecule take longer, some 10 minutes with ``"quick"`` for 42 atoms in implicit solvent: a run
-    measures and logs its duration when it starts.
+    On two free cores they take alanine dipeptide one, five and ten minutes. MD and energies of a
+    larger molecule take longer, some 10 minutes with ``"quick"`` for 42 atoms in implicit solvent:
+    a run measures and logs its duration when it starts.
     """
     if name not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")

@@ -160,11 +160,14 @@ def test_sequences_of_moves(molecule, flow, potential):
     moves = load_example("benchmarks/moves.py")
     ladder = (300.0, 600.0)
     masses = torch.tensor(molecule.heavy_hydrogen_masses, dtype=torch.float64)
-    made = moves.sequences(flow, potential, ladder, masses, [0.1, 0.2])
+    start = MDDataset.shipped(molecule, stride=4000).positions[:6, None].expand(-1, 2, -1, -1)
+    sigma = moves.tuned_walk(molecule, flow, potential, ladder, start[:2], 1)
+    assert (sigma > 0).all()
+    assert len(set(sigma.tolist())) == 2
+    made = moves.sequences(flow, potential, ladder, masses, sigma)
     for kernels in made.values():
         ParallelTempering(molecule, flow, ladder, 2, kernels, potential)
     args = SimpleNamespace(seed=1, iterations=6, repeats=1)
-    start = MDDataset.shipped(molecule, stride=4000).positions[:6, None].expand(-1, 2, -1, -1)
     names = "independence", "multiple try 2"
     rows = {
         name: moves.measure(

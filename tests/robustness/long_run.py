@@ -111,7 +111,7 @@ def write_large(folder, n_frames):
     writer = RunWriter(folder, molecule, LADDER, n_walkers)
     writer.create(1, KB, {"kernels": []})
     rng = np.random.default_rng(1)
-    per_segment = 150  # 30 seconds of a default run
+    per_segment = 150  # fewer than in the 30 seconds of a default run: more files
     n_iterations = n_frames // (n_walkers * len(LADDER))
     noise = rng.normal(scale=0.003, size=(per_segment, n_walkers, 3, molecule.n_atoms, 3))
     x = molecule.positions + noise

@@ -63,7 +63,7 @@ def samples(path, tmp_path_factory):
 
 
 def test_samples_are_of_the_temperature(samples):
-    """|z| < 4 of U and of every coordinate against the exact ones; far more at 400 K."""
+    """|z| < 4 of U and of every coordinate against the exact ones; far more at 420 K."""
     result, _ = samples
     tree, shape = the_tree(), result.energy.shape
     x = torch.from_numpy(result.trajectory.xyz.astype(np.float64))
@@ -74,7 +74,7 @@ def test_samples_are_of_the_temperature(samples):
         return np.array([each.value / each.stderr for each in map(estimate_mean, parts)])
 
     assert np.abs(scores(KELVIN)).max() < 4.0
-    assert np.abs(scores(400.0)).max() > 8.0
+    assert np.abs(scores(420.0)).max() > 8.0
     acceptance = result.record["acceptance"]
     assert acceptance["flow_independent"] > 0.01
     assert acceptance["local"] > 0.5
@@ -208,7 +208,8 @@ def test_command(path, tmp_path, capsys):
     given = f"at {path} --temperature 360 --output {file} --frames 300 --seed 4 --quiet"
     assert main([*given.split(), "--platform", "Reference"]) == 0
     printed = capsys.readouterr().out
-    assert "300 frames at 360.00 K, of 100 walkers; accepted: flow_independent" in printed
+    assert "300 frames at 360.00 K, of 100 walkers; accepted: local " in printed
+    assert ", flow_independent " in printed
     assert "<U> (kJ/mol)" in printed
     record = json.loads(file.with_suffix(".json").read_text())
     assert (record["temperature_K"], record["seed"], record["n_frames"]) == (360.0, 4, 300)
