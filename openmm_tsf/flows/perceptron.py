@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-_ONE = torch.ones((), dtype=torch.float64, device="cpu")
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 class Perceptron(nn.Sequential):
@@ -95,10 +94,23 @@ class Tape(NamedTuple):
         return cotangent, gradients
 
 
+_steps_of_optimizers = 0
+
+
+def _count_step(*_: object) -> None:
+    global _steps_of_optimizers
+    _steps_of_optimizers += 1
+
+
+# Fused optimizers change parameters without counting it as a change.
+register_optimizer_step_post_hook(_count_step)
+
+
 class _Converted:
     """Parameters in another precision, valid as long as the parameters do not change.
 
-    Changes are counted by torch, which does not see those of ``parameter.data``.
+    Changes are counted by torch, which does not see those of ``parameter.data``, and here, where
+    those of optimizers count.
     """
 
     def __init__(self) -> None:
@@ -111,17 +123,19 @@ class _Converted:
 
     def get(self, parameters: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
         """Return the parameters in a precision, detached."""
+        versions = [_steps_of_optimizers, *(parameter._version for parameter in parameters)]
         # The sources are kept: no other tensor can have their memory.
         same = (
             bool(self._tensors)
             and self._tensors[0].dtype == dtype
-            and self._versions == [parameter._version for parameter in parameters]
+            and self._versions == versions
             and all(map(_share_memory, parameters, self._sources))
         )
         if not same:
-            self._sources = [parameter.detach() for parameter in parameters]
-            self._versions = [parameter._version for parameter in parameters]
-            self._tensors = [source.to(dtype) for source in self._sources]
+            with torch.inference_mode(False):  # autograd may use them later
+                self._sources = [parameter.detach() for parameter in parameters]
+                self._tensors = [source.to(dtype) for source in self._sources]
+            self._versions = versions
         return self._tensors
 
 

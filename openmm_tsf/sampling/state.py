@@ -22,7 +22,8 @@ class Latents:
     flow
         The flow D.
     x : Tensor
-        The configurations that they belong to, the same object as in the state.
+        The configurations that they belong to, the same object as in the state, and as it was:
+        see :attr:`is_valid`.
     iteration : int
         The iteration that they belong to: p is drawn anew in every one.
     momenta, v, log_det : Tensor
@@ -36,6 +37,20 @@ class Latents:
     momenta: Tensor
     v: Tensor
     log_det: Tensor
+    _version: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_version", _count_changes(self.x))
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the configurations were not changed in place since, as no kernel should."""
+        return _count_changes(self.x) == self._version
+
+
+def _count_changes(x: Tensor) -> int:
+    """Return how often x was changed in place; tensors of inference mode do not count."""
+    return 0 if x.is_inference() else x._version
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,33 @@ def test_converted_weights_follow_the_parameters(change):
         assert torch.equal(after, copy.deepcopy(other).float()(x.float()))
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_converted_weights_follow_optimizers(fused):
+    net, x = rough_perceptron()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1, fused=fused)
+    with torch.no_grad():
+        before = net(x.float())
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    with torch.no_grad():
+        after = net(x.float())
+    assert not torch.equal(after, before)
+    assert torch.equal(after, copy.deepcopy(net).float()(x.float()))
+
+
+def test_weights_converted_in_inference_mode_are_differentiable_later():
+    net, x = rough_perceptron()
+    net.requires_grad_(False)
+    with torch.inference_mode():
+        before = net(x.float())
+    x = x.float().requires_grad_()
+    outputs = net(x)
+    assert torch.equal(outputs.detach(), before)
+    (gradient,) = torch.autograd.grad(outputs.sum(), x)
+    assert bool((gradient != 0).any())
+
+
 def test_weights_made_in_inference_mode_are_used():
     with torch.inference_mode():
         net, x = rough_perceptron()

@@ -1,9 +1,15 @@
 """Langevin dynamics, HMC and MALA: failures, arguments, seeds, tuning."""
 
+import multiprocessing
+import os
+import signal
+import warnings
+
 import openmm.unit as unit
 import pytest
 import torch
 
+from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.potentials.toy import GaussianWell
 from openmm_tsf.sampling.kernels.cartesian import CartesianHMC, CartesianMALA
 from openmm_tsf.sampling.kernels.dynamics import mass_per_coordinate
@@ -214,3 +220,28 @@ def test_velocities_are_drawn_for_the_masses_of_the_dynamics(case, tree_molecule
     assert torch.equal(
         default.kernels["local"].masses, torch.tensor(tree_molecule.heavy_hydrogen_masses)
     )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_does_not_wait_for_threads_of_the_parents_contexts(case, tree):
+    potential = OpenMMPotential(tree.system(), "CPU", {"Threads": 2}, n_contexts=1)
+    # With other masses than the System's, which the kernel's own Contexts have.
+    kernel = OpenMMLangevin(potential, case.ladder, 3.0 * case.masses, n_steps=2)
+    kernel(case.start(2, seeded_generator(53)), seeded_generator(54))
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork with threads
+        child = os.fork()
+    if child == 0:
+        try:
+            kernel.close()
+            sender.send("closed")
+        finally:
+            os._exit(0)
+    ended = receiver.poll(10.0)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert ended, "the forked child hangs"
+    kernel.close()
+    potential.close()

@@ -133,3 +133,5 @@ def test_crank_nicolson_of_a_perfect_flow_becomes_independent():
     again = FlowCrankNicolson(case.flow, case.potential, case.ladder)
     again.load_state_dict(kernel.state_dict())
     assert torch.equal(again.sigma, kernel.sigma)
+    again.sigma = torch.full((3,), 1e200, dtype=torch.float64)  # the square of which is infinite
+    assert torch.equal(again.beta, torch.ones(3).double())

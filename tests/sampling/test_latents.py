@@ -110,3 +110,28 @@ def test_a_swap_between_them_is_exact_unless_latents_survive_it(mutant):
             assert_exact(case.scores(state))
     else:
         assert_exact(case.scores(state))
+
+
+def test_walkers_that_a_users_kernel_changed_in_place_have_new_latents(case):
+    """No kernel should do that; if one does, the next one through the flow must not be wrong."""
+    flow, generator = Counting(case.flow), seeded_generator(6)
+    kernels, state = through(flow, case), case.start(20, generator)
+    state = apply(kernels, state, generator)
+    known = state.latents
+    assert known.is_valid
+    state.x[:, [0, 1]] = state.x[:, [1, 0]]
+    state.energy[:, [0, 1]] = state.energy[:, [1, 0]]
+    assert not known.is_valid
+    state = apply(kernels, state, generator)
+    assert flow.n_inverses == 2
+    parts = state.latents.x.flatten(0, 1), state.latents.momenta.flatten(0, 1)
+    v, _ = case.flow.inverse_and_log_det(*parts)
+    torch.testing.assert_close(state.latents.v.flatten(0, 1), v, rtol=0, atol=1e-8)
+
+
+def test_latents_are_shared_in_inference_mode(case):
+    flow, generator = Counting(case.flow), seeded_generator(7)
+    with torch.inference_mode():
+        state = apply(through(flow, case), case.start(5, generator), generator)
+    assert flow.n_inverses == 1
+    assert state.latents.is_valid

@@ -78,7 +78,7 @@ class FlowCrankNicolson(StepSizes, FlowProposalKernel):
     @property
     def beta(self) -> Tensor:
         """The share of noise in a proposal [R], sigma / sqrt(1 + sigma^2)."""
-        return self.sigma / (1 + self.sigma.square()).sqrt()
+        return self.sigma.atan().sin()
 
     def settings(self) -> dict[str, Any]:
         """Return the choices made."""

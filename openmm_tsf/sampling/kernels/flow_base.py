@@ -132,7 +132,9 @@ class FlowKernel(RungKernel):
     def carried(self, state: WalkerState) -> Latents | None:
         """Return the latents that the state carries, if they are those of this kernel's flow."""
         known = state.latents
-        return known if known is not None and known.flow is self.flow else None
+        if known is None or known.flow is not self.flow or not known.is_valid:
+            return None
+        return known
 
     def latents_of(self, state: WalkerState, generator: Generator) -> LatentState:
         """Return p and v of all walkers and rungs [B]: those that the state carries, or new."""

@@ -14,7 +14,7 @@ import openmm
 import torch
 from torch import Tensor
 
-from openmm_tsf.potentials.context_pool import NUMERICAL_ERROR
+from openmm_tsf.potentials.context_pool import NUMERICAL_ERROR, PlatformChoice, build_context
 from openmm_tsf.sampling.kernels.base import SteerableMap
 from openmm_tsf.sampling.kernels.dynamics import LangevinKernel, PotentialConstants
 from openmm_tsf.utils.validation import check_int
@@ -143,10 +143,10 @@ def _open_context(
         system.removeForce(index)
     for particle, mass in enumerate(masses):
         system.setParticleMass(particle, mass)
-    platform, properties = context.getPlatform(), potential.platform_properties
+    choice = PlatformChoice(context.getPlatform().getName(), potential.platform_properties)
     del context  # an integrator belongs to one Context
     integrator = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(integrator))
-    return openmm.Context(system, integrator, platform, properties)
+    return build_context(system, integrator, choice)
 
 
 class _Verlet:
