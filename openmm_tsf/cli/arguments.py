@@ -252,12 +252,15 @@ def _plan_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, help="seed of the pilot (default: 1)")
     command.add_argument("--platform", help="OpenMM platform (default: as in run)")
     command.add_argument("--threads", type=int, help="threads of torch (default: as in run)")
-    command.add_argument("--output", metavar="FILE", help="JSON file for the plan")
+    command.add_argument("--output", metavar="FILE", help="JSON file for the plan, new")
 
 
 def _temperature(text: str) -> float | str:
     """Return a number or ``"auto"``."""
-    return text if text == "auto" else float(text)
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number or 'auto', got {text!r}") from None
 
 
 def _training_arguments(command: argparse.ArgumentParser) -> None:

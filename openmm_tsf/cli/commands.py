@@ -283,20 +283,23 @@ def _ladder(args: argparse.Namespace, recorded: tuple[float, ...]) -> tuple[floa
 def _plan(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from openmm_tsf.io.files import write_json
+    from openmm_tsf.analysis.targets import Target
+    from openmm_tsf.io.files import check_new_file, write_json
     from openmm_tsf.io.serialization import replace_given
     from openmm_tsf.workflow.plan import plan
     from openmm_tsf.workflow.presets import preset
 
+    output = None if args.output is None else check_new_file(args.output)
     settings = preset(args.preset or "default")
+    Target.parse(args.target, "target")  # before the ladder is measured
     ladder = _ladder(args, settings.sampling.temperatures)
     settings = replace(settings, sampling=replace_given(settings.sampling, temperatures=ladder))
     result = plan(
         args.target, _molecule(args), settings, seconds=args.seconds, options=_options(args)
     )
     say(result)
-    if args.output is not None:
-        write_json(args.output, result.to_dict())
+    if output is not None:
+        write_json(output, result.to_dict())
 
 
 def _show(summary: dict[str, Any], run: str, output: str | None = None) -> None:
