@@ -178,8 +178,9 @@ def _check_output(output: PathLike) -> Path:
     file = Path(output)
     if file.suffix != ".dcd":
         raise ValueError(f"output: expected a name that ends in .dcd, got {file}")
-    check_new_file(file.with_suffix(".json"))
-    return check_new_file(file)
+    for path in (file, file.with_suffix(".json")):
+        check_new_file(path)
+    return file
 
 
 def _read_run(run: Run, potential: Potential | None) -> tuple[MolecularSystem, AugmentedFlow]:

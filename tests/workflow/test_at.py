@@ -146,7 +146,7 @@ def test_what_another_process_wrote_meanwhile_stays(path, tmp_path, monkeypatch)
 
     samples = at._sample
     monkeypatch.setattr(at, "_sample", write_too)
-    with pytest.raises(FileExistsError, match="x.dcd exists"):
+    with pytest.raises(FileExistsError, match=r"x\.dcd exists"):
         tsf.sample_at(path, KELVIN, tmp_path / "x.dcd", n_frames=10, options=QUIET)
     assert (tmp_path / "x.dcd").read_text() == "of another process"
     assert [p.name for p in tmp_path.iterdir()] == ["x.dcd"]
