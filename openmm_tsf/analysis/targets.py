@@ -213,9 +213,12 @@ class TargetAssessment:
     def __str__(self) -> str:
         """The value, its error and what is missing, in one line."""
         value, unit = self.assessment.value, UNITS[self.target.quantity]
-        words = f"{self.target.name} at {self.temperature:g} K: {value:.4g} ± "
-        words += f"{self.assessment.stderr:.2g}{f' {unit}' if unit else ''}"
-        words += f" ({100 * self.error:.2g} %)" if self.target.relative else ""
+        words = f"{self.target.name} at {self.temperature:g} K: {value:.4g}"
+        if math.isnan(self.error):
+            words += f"{f' {unit}' if unit else ''}, its error is not known"
+        else:
+            words += f" ± {self.assessment.stderr:.2g}{f' {unit}' if unit else ''}"
+            words += f" ({100 * self.error:.2g} %)" if self.target.relative else ""
         reasons = list(self.assessment.missing)
         if not self.error <= self.target.tolerance:
             reasons.insert(0, f"the target is {str(self.target).rpartition(' < ')[2]}")

@@ -291,10 +291,11 @@ def _sampling_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--iterations", type=int, help="iterations of production, in all")
     command.add_argument(
         "--until",
-        nargs="+",
+        nargs="*",
         metavar="TARGET",
         help="stop once all targets are met, such as 'dF(phi) < 0.05 kT', 'P(phi > 0) < 10 %%', "
         "'U < 0.1 kJ/mol at 424.26 K': standard errors of converged estimates, looked at after 50, "
-        "63, 79, ... iterations. --iterations is then the most (default: 20 times the preset's)",
+        "63, 79, ... iterations. --iterations is then the most (default: 20 times the preset's). "
+        "Without a target after it, what is resumed goes on to --iterations",
     )
     command.add_argument("--tuning", type=int, help="iterations of tuning before production")

@@ -244,7 +244,7 @@ def _sampling_settings(args: argparse.Namespace, settings: Any) -> Any:
     from openmm_tsf.io.serialization import replace_given
 
     n_iterations = args.iterations
-    if n_iterations is None and args.until is not None and not settings.until:
+    if n_iterations is None and args.until and not settings.until:
         n_iterations = _MOST_WITH_TARGET * settings.n_iterations
     return replace_given(
         settings,
@@ -305,6 +305,8 @@ def _plan(args: argparse.Namespace) -> None:
 def _show(summary: dict[str, Any], run: str, output: str | None = None) -> None:
     """Print the verdict first and last, its reasons and the tables between."""
     from openmm_tsf.analysis.report import describe, describe_verdict
+    from openmm_tsf.workflow.record import recorded_settings
+    from openmm_tsf.workflow.settings import SamplingSettings
 
     sentence = summary["verdict"]["sentence"]
     say(sentence)
@@ -312,7 +314,9 @@ def _show(summary: dict[str, Any], run: str, output: str | None = None) -> None:
     say(f"\n{describe_verdict(summary)}")
     more = summary["verdict"]["predicted"].get("n_iterations")
     if more is not None and summary["verdict"]["status"] == "not yet":
-        say(f"sample --output {run} --iterations {more} --resume lengthens this run")
+        settings = recorded_settings(run, "sample", SamplingSettings)
+        until = " --until" if settings is not None and settings.until else ""  # met already
+        say(f"sample --output {run} --iterations {more}{until} --resume lengthens this run")
     say(f"\nreport.html, summary.json and the plots are in {output or run}")
     say(sentence)
 
