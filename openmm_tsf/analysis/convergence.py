@@ -360,10 +360,14 @@ def _assess(
             MIN_VISITS / max(visits, 1),
         )
     excess = (r_hat**2 - 1.0) / (MAX_R_HAT**2 - 1.0)  # falls as 1/n
-    require(r_hat <= MAX_R_HAT, f"split-R-hat {r_hat:.3g}, more than {MAX_R_HAT}", excess)
+    agreement = f"split-R-hat {r_hat:.3g}, more than {MAX_R_HAT}"
+    halves = f"the second half differs from the first by {drift:+.1f} standard errors"
+    require(
+        r_hat <= MAX_R_HAT, "split-R-hat is not known" if math.isnan(r_hat) else agreement, excess
+    )
     require(
         abs(drift) < MAX_DRIFT,
-        f"the second half differs from the first by {drift:+.1f} standard errors",
+        "whether its halves agree is not known" if math.isnan(drift) else halves,
         2.0,  # the present run would be the part to leave out
     )
     return _build(estimate, interval, n_eff, r_hat, drift, visits, lacks, n)

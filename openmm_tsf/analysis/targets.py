@@ -92,27 +92,28 @@ class Target:
     temperature: float | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str, name: str = "until") -> Self:
         """Return the target that a text describes; ValueError with examples for any other text.
 
-        A torsion alone, as in ``dF(phi)``, stands for phi > 0; angles are in degrees.
+        A torsion alone, as in ``dF(phi)``, stands for phi > 0; angles are in degrees. Errors call
+        the argument `name`.
         """
         match = _TARGET.fullmatch(text) if isinstance(text, str) else None
         if match is None:
-            raise ValueError(f"until: expected a target such as {_EXPECTED}, got {text!r}")
+            raise ValueError(f"{name}: expected a target such as {_EXPECTED}, got {text!r}")
         quantity, unit = match["quantity"], match["unit"] or ""
         inside = match["inside"]
         needs_state = quantity in ("dF", "P", "cos", "sin")
         if needs_state == (inside is None):
-            raise ValueError(f"until: expected a target such as {_EXPECTED}, got {text!r}")
+            raise ValueError(f"{name}: expected a target such as {_EXPECTED}, got {text!r}")
         if unit not in ("%", UNITS[quantity]) or (quantity, unit) == ("dF", "%"):
             unit_expected = UNITS[quantity] or "% or none"
             raise ValueError(
-                f"until: expected the unit {unit_expected} of {quantity}, got {text!r}"
+                f"{name}: expected the unit {unit_expected} of {quantity}, got {text!r}"
             )
-        conditions = () if inside is None else _parse_state(inside, quantity, text)
-        tolerance = _number(match["number"], text) / (100.0 if unit == "%" else 1.0)
-        kelvin = None if match["kelvin"] is None else _number(match["kelvin"], text)
+        conditions = () if inside is None else _parse_state(inside, quantity, text, name)
+        tolerance = _number(match["number"], text, name) / (100.0 if unit == "%" else 1.0)
+        kelvin = None if match["kelvin"] is None else _number(match["kelvin"], text, name)
         return cls(quantity, tolerance, unit == "%", conditions, kelvin)
 
     def __str__(self) -> str:
@@ -135,17 +136,19 @@ class Target:
         """The torsions that the target is about."""
         return tuple(dict.fromkeys(condition.name for condition in self.conditions))
 
-    def check_for(self, torsions: Collection[str], temperatures: Collection[float]) -> None:
+    def check_for(
+        self, torsions: Collection[str], temperatures: Collection[float], name: str = "until"
+    ) -> None:
         """Refuse a target with torsions or a temperature that a run does not have."""
-        for name in self.torsions:
-            if name not in torsions:
+        for torsion in self.torsions:
+            if torsion not in torsions:
                 known = ", ".join(torsions) or "none"
                 raise ValueError(
-                    f"until: expected slow torsions of the molecule ({known}), got {name!r}"
+                    f"{name}: expected slow torsions of the molecule ({known}), got {torsion!r}"
                 )
-        self.rung(temperatures)
+        self.rung(temperatures, name)
 
-    def rung(self, temperatures: Collection[float]) -> int:
+    def rung(self, temperatures: Collection[float], name: str = "until") -> int:
         """Return the index of the target's rung in a ladder in K."""
         if self.temperature is None:
             return 0
@@ -154,7 +157,7 @@ class Target:
                 return index
         ladder = ", ".join(f"{kelvin:g}" for kelvin in temperatures)
         raise ValueError(
-            f"until: expected a temperature of the ladder ({ladder} K), got {self.temperature:g} K"
+            f"{name}: expected a temperature of the ladder ({ladder} K), got {self.temperature:g} K"
         )
 
     def series(self, energy: Array, angles: Mapping[str, Array]) -> Array:
@@ -210,9 +213,12 @@ class TargetAssessment:
     def __str__(self) -> str:
         """The value, its error and what is missing, in one line."""
         value, unit = self.assessment.value, UNITS[self.target.quantity]
-        words = f"{self.target.name} at {self.temperature:g} K: {value:.4g} ± "
-        words += f"{self.assessment.stderr:.2g}{f' {unit}' if unit else ''}"
-        words += f" ({100 * self.error:.2g} %)" if self.target.relative else ""
+        words = f"{self.target.name} at {self.temperature:g} K: {value:.4g}"
+        if math.isnan(self.error):
+            words += f"{f' {unit}' if unit else ''}, its error is not known"
+        else:
+            words += f" ± {self.assessment.stderr:.2g}{f' {unit}' if unit else ''}"
+            words += f" ({100 * self.error:.2g} %)" if self.target.relative else ""
         reasons = list(self.assessment.missing)
         if not self.error <= self.target.tolerance:
             reasons.insert(0, f"the target is {str(self.target).rpartition(' < ')[2]}")
@@ -231,43 +237,43 @@ def parse_targets(texts: npt.ArrayLike, name: str = "until") -> tuple[str, ...]:
     """Return targets in their usual form, in a check of settings; ValueError for other texts."""
     if isinstance(texts, str) or not isinstance(texts, (list, tuple)):
         raise ValueError(f"{name}: expected a sequence of targets, got {texts!r}")
-    return tuple(str(Target.parse(text)) for text in texts)
+    return tuple(str(Target.parse(text, name)) for text in texts)
 
 
-def _number(text: str, whole: str) -> float:
+def _number(text: str, whole: str, name: str) -> float:
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"until: expected a positive number, got {text!r} in {whole!r}")
+        raise ValueError(f"{name}: expected a positive number, got {text!r} in {whole!r}")
     return number
 
 
-def _parse_state(inside: str, quantity: str, whole: str) -> tuple[Condition, ...]:
+def _parse_state(inside: str, quantity: str, whole: str, name: str) -> tuple[Condition, ...]:
     """Return the conditions of a state, separated by commas."""
     conditions = []
     for part in inside.split(","):
         match = _CONDITION.fullmatch(part)
         if match is None or match["bar"] != match["end"] or (match["bar"] and not match["sign"]):
             raise ValueError(
-                f"until: expected conditions such as phi > 0 or |psi| > 120, got {part.strip()!r} "
+                f"{name}: expected conditions such as phi > 0 or |psi| > 120, got {part.strip()!r} "
                 f"in {whole!r}"
             )
-        degrees = 0.0 if match["degrees"] is None else _degrees(match["degrees"], whole)
+        degrees = 0.0 if match["degrees"] is None else _degrees(match["degrees"], whole, name)
         above = match["sign"] != "<"
         conditions.append(Condition(match["name"], above, degrees, bool(match["bar"])))
     is_angle = quantity in ("cos", "sin")
     if is_angle and (len(conditions) > 1 or "<" in inside or ">" in inside):
-        raise ValueError(f"until: expected the name of one torsion, got {inside!r} in {whole!r}")
+        raise ValueError(f"{name}: expected the name of one torsion, got {inside!r} in {whole!r}")
     return tuple(conditions)
 
 
-def _degrees(text: str, whole: str) -> float:
+def _degrees(text: str, whole: str, name: str) -> float:
     try:
         degrees = float(text)
     except ValueError:
         degrees = math.nan
     if not -180.0 <= degrees <= 180.0:
-        raise ValueError(f"until: expected degrees in [-180, 180], got {text!r} in {whole!r}")
+        raise ValueError(f"{name}: expected degrees in [-180, 180], got {text!r} in {whole!r}")
     return degrees

@@ -252,12 +252,15 @@ def _plan_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, help="seed of the pilot (default: 1)")
     command.add_argument("--platform", help="OpenMM platform (default: as in run)")
     command.add_argument("--threads", type=int, help="threads of torch (default: as in run)")
-    command.add_argument("--output", metavar="FILE", help="JSON file for the plan")
+    command.add_argument("--output", metavar="FILE", help="JSON file for the plan, new")
 
 
 def _temperature(text: str) -> float | str:
     """Return a number or ``"auto"``."""
-    return text if text == "auto" else float(text)
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number or 'auto', got {text!r}") from None
 
 
 def _training_arguments(command: argparse.ArgumentParser) -> None:
@@ -288,10 +291,11 @@ def _sampling_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--iterations", type=int, help="iterations of production, in all")
     command.add_argument(
         "--until",
-        nargs="+",
+        nargs="*",
         metavar="TARGET",
         help="stop once all targets are met, such as 'dF(phi) < 0.05 kT', 'P(phi > 0) < 10 %%', "
         "'U < 0.1 kJ/mol at 424.26 K': standard errors of converged estimates, looked at after 50, "
-        "63, 79, ... iterations. --iterations is then the most (default: 20 times the preset's)",
+        "63, 79, ... iterations. --iterations is then the most (default: 20 times the preset's). "
+        "Without a target after it, what is resumed goes on to --iterations",
     )
     command.add_argument("--tuning", type=int, help="iterations of tuning before production")

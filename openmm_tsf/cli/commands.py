@@ -244,7 +244,7 @@ def _sampling_settings(args: argparse.Namespace, settings: Any) -> Any:
     from openmm_tsf.io.serialization import replace_given
 
     n_iterations = args.iterations
-    if n_iterations is None and args.until is not None and not settings.until:
+    if n_iterations is None and args.until and not settings.until:
         n_iterations = _MOST_WITH_TARGET * settings.n_iterations
     return replace_given(
         settings,
@@ -283,25 +283,30 @@ def _ladder(args: argparse.Namespace, recorded: tuple[float, ...]) -> tuple[floa
 def _plan(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from openmm_tsf.io.files import write_json
+    from openmm_tsf.analysis.targets import Target
+    from openmm_tsf.io.files import check_new_file, write_json
     from openmm_tsf.io.serialization import replace_given
     from openmm_tsf.workflow.plan import plan
     from openmm_tsf.workflow.presets import preset
 
+    output = None if args.output is None else check_new_file(args.output)
     settings = preset(args.preset or "default")
+    Target.parse(args.target, "target")  # before the ladder is measured
     ladder = _ladder(args, settings.sampling.temperatures)
     settings = replace(settings, sampling=replace_given(settings.sampling, temperatures=ladder))
     result = plan(
         args.target, _molecule(args), settings, seconds=args.seconds, options=_options(args)
     )
     say(result)
-    if args.output is not None:
-        write_json(args.output, result.to_dict())
+    if output is not None:
+        write_json(output, result.to_dict())
 
 
 def _show(summary: dict[str, Any], run: str, output: str | None = None) -> None:
     """Print the verdict first and last, its reasons and the tables between."""
     from openmm_tsf.analysis.report import describe, describe_verdict
+    from openmm_tsf.workflow.record import recorded_settings
+    from openmm_tsf.workflow.settings import SamplingSettings
 
     sentence = summary["verdict"]["sentence"]
     say(sentence)
@@ -309,7 +314,9 @@ def _show(summary: dict[str, Any], run: str, output: str | None = None) -> None:
     say(f"\n{describe_verdict(summary)}")
     more = summary["verdict"]["predicted"].get("n_iterations")
     if more is not None and summary["verdict"]["status"] == "not yet":
-        say(f"sample --output {run} --iterations {more} --resume lengthens this run")
+        settings = recorded_settings(run, "sample", SamplingSettings)
+        until = " --until" if settings is not None and settings.until else ""  # met already
+        say(f"sample --output {run} --iterations {more}{until} --resume lengthens this run")
     say(f"\nreport.html, summary.json and the plots are in {output or run}")
     say(sentence)
 

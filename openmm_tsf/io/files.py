@@ -90,6 +90,16 @@ def write_arrays(path: PathLike, arrays: Mapping[str, Any]) -> None:
     write_bytes(path, buffer.getbuffer())
 
 
+def check_new_file(path: PathLike) -> Path:
+    """Return the path of an output file; refuse one that exists, or whose folder does not."""
+    file = Path(path)
+    if file.exists() or file.is_symlink():
+        raise FileExistsError(f"output: {file} exists; choose another name, or remove it")
+    if not file.absolute().parent.is_dir():
+        raise FileNotFoundError(f"output: {file.parent} is no folder")
+    return file
+
+
 def check_regular_file(path: PathLike, what: str) -> Path:
     """Return `path`; refuse directories, pipes and devices. `what` it should be is for messages."""
     path = Path(path)

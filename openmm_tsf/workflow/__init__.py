@@ -38,7 +38,8 @@ theirs in ``md/`` and ``training/``.
 
 ``openmm-tsf at`` (``tsf.sample_at``) writes no directory but two files, ``350K.dcd`` and
 ``350K.json``: frames drawn at one temperature with a run's flow, and their record. Both appear at
-the end, together; it takes less than a minute, and starts again after a stop.
+the end, together, so that what is stopped starts again: 10 000 frames of alanine dipeptide take
+less than a minute.
 
 Planning, and stopping when it is enough
 ----------------------------------------

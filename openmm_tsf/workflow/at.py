@@ -2,6 +2,7 @@
 
 import logging
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from openmm_tsf.analysis.summary import json_ready
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.io.dcd import DCDWriter
-from openmm_tsf.io.files import PathLike, replace_together, write_json
+from openmm_tsf.io.files import PathLike, check_new_file, replace_together, write_json
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.sampling.provenance import hash_of, read_sampler_config
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 _N_WALKERS = 100
 #: Iterations that tune step sizes. Walkers start from weighted frames, which are of the ensemble
 #: already, up to the error of the run.
-_N_TUNING = 50
+N_TUNING = 50
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def sample_at(
         temperatures=(kelvin,),
         n_walkers=n_walkers,
         n_iterations=-(-n_frames // n_walkers),
-        n_tuning=_N_TUNING,
+        n_tuning=N_TUNING,
     )
     seeds = Seeds(options.choose_seed({}))
     chosen = weighted.draw_indices(n_walkers, seeds.next())
@@ -178,10 +179,7 @@ def _check_output(output: PathLike) -> Path:
     if file.suffix != ".dcd":
         raise ValueError(f"output: expected a name that ends in .dcd, got {file}")
     for path in (file, file.with_suffix(".json")):
-        if path.exists() or path.is_symlink():
-            raise FileExistsError(f"output: {path} exists; choose another name, or remove it")
-    if not file.absolute().parent.is_dir():
-        raise FileNotFoundError(f"output: {file.parent} is no folder")
+        check_new_file(path)
     return file
 
 
@@ -259,7 +257,9 @@ def _estimates(
     """Return what the samples say of ⟨U⟩ and the dihedrals, beside the run's own estimates."""
 
     def compared(assessed: Any, observable: Any) -> dict[str, Any]:
-        curve = run.curve(observable, kelvin)
+        with warnings.catch_warnings():  # `Run.at` has said that it is outside the ladder
+            warnings.simplefilter("ignore", UserWarning)
+            curve = run.curve(observable, kelvin)
         value, stderr = float(curve.value[0]), float(curve.stderr[0])
         z = (assessed.value - value) / np.hypot(assessed.stderr, stderr)
         return assessed.to_dict() | {"run_value": value, "run_stderr": stderr, "z": float(z)}
@@ -274,6 +274,7 @@ def _estimates(
 
 
 def _write(samples: TemperatureSamples, file: Path) -> None:
+    _check_output(file)  # another process may have written it in the meantime
     with replace_together(file.absolute().parent) as folder:
         writer = DCDWriter(folder / file.name, samples.trajectory.n_atoms)
         writer.create(f"{samples.record['temperature_K']:g} K; frames: iteration, walker")

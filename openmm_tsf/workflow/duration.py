@@ -64,16 +64,21 @@ def step_seconds(trainer: Trainer, step: int) -> tuple[float, float]:
     return times[0], sum(times[1:]) / _STEPS
 
 
-def iteration_seconds(sampler: ParallelTempering, settings: SamplingSettings) -> float:
-    """Return the time of an iteration on average, from the first few of a new sampler."""
+def iteration_costs(sampler: ParallelTempering, settings: SamplingSettings) -> tuple[float, float]:
+    """Return the time and the evaluations of an iteration on average, of a new sampler."""
     logger.info("measuring a few iterations of sampling")
-    start = time.perf_counter()
-    sampler.run(1, progress=False)  # with dynamics, if there is any
-    first = time.perf_counter() - start
-    start = time.perf_counter()
-    sampler.run(_STEPS, progress=False)
-    each = (time.perf_counter() - start) / _STEPS
-    return each + max(0.0, first - each) / max(1, settings.local_interval)
+    sampler.run(1, progress=False)  # all kernels once: what is compiled is compiled here
+    interval = max(1, settings.local_interval)
+    n = interval * -(-_STEPS // interval)  # dynamics as often as in production
+    before, start = sampler.potential.n_evaluations, time.perf_counter()
+    sampler.run(n, progress=False)
+    seconds = (time.perf_counter() - start) / n
+    return seconds, (sampler.potential.n_evaluations - before) / n
+
+
+def iteration_seconds(sampler: ParallelTempering, settings: SamplingSettings) -> float:
+    """Return the time of an iteration on average, of a new sampler."""
+    return iteration_costs(sampler, settings)[0]
 
 
 def describe_plan(settings: RunSettings, simulate: bool) -> str:

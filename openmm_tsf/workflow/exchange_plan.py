@@ -39,8 +39,7 @@ class Observable:
     slowest
         The state whose visits decide it; None where the energy does.
     n_passages
-        How often the pilot's replicas passed into that state or out of it, the rarer of the two:
-        the prediction has a relative error of some 1/sqrt of it.
+        How often the pilot's replicas passed into that state or out of it, the rarer of the two.
     """
 
     mean: float
@@ -56,10 +55,13 @@ class Observable:
         return self.asymptotic_variance / self.variance if self.variance > 0 else math.nan
 
     def samples_needed(self, target: Target) -> float:
-        """Return the independent samples that meet a target; NaN where the state was never seen."""
+        """Return the independent samples that meet a target.
+
+        NaN where the pilot never saw the state, or no replica passed into it and out of it.
+        """
         p = self.mean
         is_state = target.quantity in ("P", "dF")
-        if not self.variance > 0 or (is_state and not 0.0 < p < 1.0):
+        if not self.variance > 0 or (is_state and (not 0.0 < p < 1.0 or self.n_passages == 0)):
             return math.nan
         tolerance = target.tolerance * (abs(p) if target.relative else 1.0)
         least = float(MIN_EFFECTIVE_SAMPLES)
@@ -89,6 +91,17 @@ class ExchangePlan:
     n_passages: int | None
     energy_evaluations: float
     wall_seconds: float
+
+    @property
+    def factor(self) -> float:
+        """How far off the costs may be, as a factor either way (one standard error).
+
+        That of a population from n passages in and n out; 1 where no state decides, infinite where
+        no passage was seen.
+        """
+        if self.slowest is None or self.n_passages is None:
+            return 1.0
+        return math.exp(math.sqrt(2.0 / self.n_passages)) if self.n_passages else math.inf
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""

@@ -16,7 +16,7 @@ from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.systems.slow_torsions import slow_torsions
 from openmm_tsf.units import as_temperatures
 from openmm_tsf.utils.validation import check_instance, check_positive
-from openmm_tsf.workflow.duration import in_words, iteration_seconds, training_seconds
+from openmm_tsf.workflow.duration import in_words, iteration_costs, training_seconds
 from openmm_tsf.workflow.exchange_plan import ExchangePlan, Observable, plan_exchange
 from openmm_tsf.workflow.frames import check_enough_frames
 from openmm_tsf.workflow.md_simulation import fastest_platform, seconds_per_step
@@ -35,8 +35,10 @@ from openmm_tsf.workflow.train import build_flow
 
 logger = logging.getLogger(__name__)
 
-#: Statistical inefficiency of a walker in iterations with a flow, of states and of energies, in
-#: default runs of alanine dipeptide: 3.0 to 3.7, and 1.0 to 1.4.
+#: Statistical inefficiency of a walker in iterations with a flow, of phi > 0 and of energies at the
+#: lowest temperature, in default runs of alanine dipeptide: 3.0 to 3.9, and 1.0 to 1.4
+#: (examples/results/moves.json). It was 23 for phi > 0, |psi| > 120, which flows draw too rarely,
+#: and 9 and 7 with the preset quick.
 FLOW_G_OF_STATES, FLOW_G_OF_ENERGIES = 3.5, 1.4
 #: Iterations, at the least, of a production whose numbers are called converged.
 _LEAST_ITERATIONS = 50
@@ -79,7 +81,7 @@ class FlowPlan:
 class Plan:
     """What a target will cost, predicted from a pilot; see `plan`.
 
-    Numbers that are not known, where the pilot never saw the state, are NaN.
+    Numbers that are not known, where the pilot saw no passage into the state or out of it, are NaN.
     """
 
     target: str
@@ -103,7 +105,8 @@ class Plan:
             "total_evaluations": self.flow.total_evaluations,
             "total_seconds": self.flow.total_seconds,
         }
-        content = asdict(self) | {"flow": flow, "flow_pays": self.flow_pays}
+        exchange = self.exchange.to_dict() | {"factor": self.exchange.factor}
+        content = asdict(self) | {"exchange": exchange, "flow": flow, "flow_pays": self.flow_pays}
         return {key: _known(value) for key, value in content.items()}
 
     def __str__(self) -> str:
@@ -113,10 +116,15 @@ class Plan:
         unit = UNITS[quantity.quantity]
         ladder = ", ".join(f"{kelvin:.0f}" for kelvin in exchange.temperatures)
         mean = sum(exchange.rejections) / len(exchange.rejections)
+        independent = (
+            "an unknown time of"
+            if math.isnan(exchange.wall_seconds)
+            else f"{0.1 * exchange.g:.1f} ps of"
+        )
         lines = [
-            f"{self.target}: {quantity.name} at {self.temperature:g} K is about "
-            f"{self.value:.3g}{f' {unit}' if unit else ''} (pilot: {self.pilot_evaluations:,} "
-            f"evaluations, {in_words(self.pilot_seconds)})",
+            f"{self.target}: {quantity.name} at {self.temperature:g} K is "
+            + ("unknown" if math.isnan(self.value) else f"about {self.value:.3g} {unit}".rstrip())
+            + f" (pilot: {self.pilot_evaluations:,} evaluations, {in_words(self.pilot_seconds)})",
             "",
             f"plain replica exchange: {_count(exchange.energy_evaluations)} evaluations, "
             f"{_time(exchange.wall_seconds)}",
@@ -124,17 +132,20 @@ class Plan:
             f"(barrier {exchange.barrier:.1f})",
             f"  {exchange.measured_round_trips:.3f} round trips of all replicas every 0.1 ps, "
             f"{exchange.best_round_trips:.3f} at best",
-            f"  an independent sample every {0.1 * exchange.g:.1f} ps of each replica"
-            + _decided_by(exchange),
+            f"  an independent sample every {independent} each replica" + _decided_by(exchange),
             "",
             f"with a flow: {flow.total_evaluations:.2g} evaluations, {_time(flow.total_seconds)}",
             *(
                 f"  {name}: {flow.energy_evaluations[name]:.2g} evaluations, {in_words(seconds)}"
                 for name, seconds in flow.wall_seconds.items()
+                if seconds
             ),
             f"  {flow.n_iterations:,} iterations of {flow.n_walkers} walkers at "
-            f"{len(flow.temperatures)} temperatures, if an independent sample takes {flow.g:g} of "
-            "them, as with flows of alanine dipeptide",
+            f"{len(flow.temperatures)} temperatures",
+            f"  assumed, not measured: an independent sample takes {flow.g:g} of them, as with the "
+            "default preset on",
+            "  alanine dipeptide; a flow of another molecule, a shorter training and states that a "
+            "flow draws too rarely take more",
             "",
             self._conclusion(),
         ]
@@ -143,14 +154,23 @@ class Plan:
     def _conclusion(self) -> str:
         pays, largest = self.flow_pays, self.flow.largest_g_that_pays
         if pays is None:
-            return "the pilot never saw the state: give it more --seconds"
+            return (
+                "whether a flow pays is unknown: the pilot saw no passage into the state or out of "
+                "it; give it more --seconds"
+            )
         if pays:
             ratio = self.exchange.wall_seconds / self.flow.total_seconds
             return (
-                f"a flow pays: {ratio:.2g} times as fast, and faster as long as an independent "
-                f"sample takes fewer than {largest:.2g} iterations"
+                f"a flow pays, on this assumption: {ratio:.2g} times as fast; it is faster as long "
+                f"as an independent sample takes fewer than {largest:.2g} iterations"
             )
         ratio = self.flow.total_seconds / self.exchange.wall_seconds
+        if largest > 0:
+            return (
+                f"a flow does not pay, on this assumption: plain replica exchange is {ratio:.2g} "
+                f"times as fast, unless an independent sample takes fewer than {largest:.2g} "
+                "iterations"
+            )
         return f"a flow does not pay: plain replica exchange is {ratio:.2g} times as fast"
 
 
@@ -188,7 +208,7 @@ def plan(
     ------
     ValueError
         If the target is not one, is at another than the lowest temperature or about a torsion that
-        the molecule does not have, or the ladder has one rung.
+        the molecule does not have, or the ladder of `settings` has one rung.
     """
     check_instance(molecule, "molecule", MolecularSystem)
     check_instance(settings, "settings", RunSettings)
@@ -198,12 +218,13 @@ def plan(
     shipped = alanine_dipeptide()
     molecule = molecule or shipped
     molecule.check_pose_independent()
-    goal, ladder = Target.parse(target), settings.sampling.temperatures
-    goal.check_for(list(slow_torsions(molecule.topology)), ladder)
-    if len(ladder) < 2 or goal.rung(ladder) != 0:
+    goal, ladder = Target.parse(target, "target"), settings.sampling.temperatures
+    if len(ladder) < 2:
+        raise ValueError(f"temperatures: expected at least two, got {ladder[0]:g} K")
+    goal.check_for(list(slow_torsions(molecule.topology)), ladder, "target")
+    if goal.rung(ladder) != 0:
         raise ValueError(
-            f"target: expected one at the lowest of several temperatures ({ladder} K), got "
-            f"{target!r}"
+            f"target: expected one at the lowest temperature, {ladder[0]:g} K, got {target!r}"
         )
     InternalCoordinates.from_topology(molecule.topology, molecule.positions)
     seed = options.choose_seed({})
@@ -219,7 +240,7 @@ def plan(
         known, exchange = plan_exchange(pilot, goal)
         simulate = molecule.fingerprint != shipped.fingerprint
         flow = _plan_flow(molecule, settings, potential, pilot, known, goal, exchange, simulate)
-    value = known.mean
+    value = known.mean if math.isfinite(known.samples_needed(goal)) else math.nan
     if goal.quantity == "dF":
         value = math.log1p(-value) - math.log(value) if 0 < value < 1 else math.nan
     return Plan(
@@ -254,11 +275,8 @@ def _plan_flow(
     trained = planned_training(fit)
     with sampling_threads():
         sampler = make_sampler(molecule, flow, sampling, potential, (0, 0), dataset)
-        before, walked = potential.n_evaluations, sampler.state.iteration
         with sampler:
-            each = iteration_seconds(sampler, sampling)
-        n_measured = sampler.state.iteration - walked
-        evaluations_each = (potential.n_evaluations - before) / n_measured
+            each, evaluations_each = iteration_costs(sampler, sampling)
     if settings.n_rounds:
         refit = replace(settings.refit, temperatures=sampling.temperatures)
         training += settings.n_rounds * training_seconds(flow, dataset, potential, refit)
@@ -348,9 +366,12 @@ def choose_temperatures(
 def _decided_by(exchange: ExchangePlan) -> str:
     if exchange.slowest is None:
         return ""
+    n, factor = exchange.n_passages, exchange.factor
+    if n == 0:
+        return f", decided by visits to {exchange.slowest},\n  of which the pilot saw none: a guess"
     return (
-        f", decided by visits to {exchange.slowest} (from {exchange.n_passages} passages in the "
-        "pilot)"
+        f", decided by visits to {exchange.slowest},\n  known from {n} passages in the pilot to a "
+        f"factor of {factor:.1f} either way; more --seconds make it surer"
     )
 
 

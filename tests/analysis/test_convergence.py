@@ -199,3 +199,10 @@ def test_r_hat_of_rare_states_that_mix():
     """Most walkers never enter; that alone is no disagreement."""
     inside = two_state_chains(np.random.default_rng(8), (1000, 64), 0.002, 0.5)
     assert split_r_hat(inside) < 1.01
+
+
+def test_what_too_few_iterations_cannot_tell_is_said_in_words():
+    one = assess_mean(np.random.default_rng(1).normal(size=(1, 200)))
+    assert "split-R-hat is not known" in one.missing
+    assert "whether its halves agree is not known" in one.missing
+    assert not any("nan" in reason for reason in one.missing)

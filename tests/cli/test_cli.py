@@ -178,7 +178,9 @@ def test_a_resumed_run_keeps_the_ladder_that_was_chosen(called, monkeypatch, tmp
         ("run --output {tmp} --until U<1", "until: expected the unit kJ/mol of U, got 'U<1'"),
         ("run --output {tmp} --temperatures auto 600 300", "expected 'auto' and the two ends in K"),
         ("run --output {tmp} --temperatures auto 300", "expected 'auto' and the two ends in K"),
-        ("plan U<1", "until: expected the unit kJ/mol of U, got 'U<1'"),
+        ("plan U<1", "target: expected the unit kJ/mol of U, got 'U<1'"),
+        ("plan U<1kJ/mol --output {tmp}/no/plan.json", "no is no folder"),
+        ("plan U<1kJ/mol --output {tmp}", "exists; choose another name, or remove it"),
     ],
 )
 def test_errors_are_one_line_and_status_2(arguments, message, tmp_path, capsys):
@@ -187,6 +189,12 @@ def test_errors_are_one_line_and_status_2(arguments, message, tmp_path, capsys):
     assert len(lines) == 1
     assert lines[0].startswith("openmm-tsf: error: ")
     assert message in lines[0]
+
+
+def test_temperatures_that_are_none_are_named(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "U < 1 kJ/mol", "--temperatures", "warm"])
+    assert "expected a number or 'auto', got 'warm'" in capsys.readouterr().err
 
 
 def test_unexpected_errors_say_so(called, monkeypatch, capsys):

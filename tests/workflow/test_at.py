@@ -49,6 +49,14 @@ def make_run(folder, potential, n_iterations):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_tuning():
+    """Walkers start from weighted frames: a few iterations are enough for the step size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(at, "N_TUNING", 5)
+        yield
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     """A run without a rung at 350 K."""
@@ -63,7 +71,7 @@ def samples(path, tmp_path_factory):
 
 
 def test_samples_are_of_the_temperature(samples):
-    """|z| < 4 of U and of every coordinate against the exact ones; far more at 420 K."""
+    """|z| < 4 of U and of every coordinate against the exact ones; far more at 400 K."""
     result, _ = samples
     tree, shape = the_tree(), result.energy.shape
     x = torch.from_numpy(result.trajectory.xyz.astype(np.float64))
@@ -74,7 +82,7 @@ def test_samples_are_of_the_temperature(samples):
         return np.array([each.value / each.stderr for each in map(estimate_mean, parts)])
 
     assert np.abs(scores(KELVIN)).max() < 4.0
-    assert np.abs(scores(420.0)).max() > 8.0
+    assert np.abs(scores(400.0)).max() > 6.0
     acceptance = result.record["acceptance"]
     assert acceptance["flow_independent"] > 0.01
     assert acceptance["local"] > 0.5
@@ -129,6 +137,25 @@ def test_all_or_nothing(path, tmp_path, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 tsf.sample_at(path, KELVIN, tmp_path / "x.dcd", n_frames=20, options=QUIET)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_what_another_process_wrote_meanwhile_stays(path, tmp_path, monkeypatch):
+    def write_too(*args, **options):
+        (tmp_path / "x.dcd").write_text("of another process")
+        return samples(*args, **options)
+
+    samples = at._sample
+    monkeypatch.setattr(at, "_sample", write_too)
+    with pytest.raises(FileExistsError, match=r"x\.dcd exists"):
+        tsf.sample_at(path, KELVIN, tmp_path / "x.dcd", n_frames=10, options=QUIET)
+    assert (tmp_path / "x.dcd").read_text() == "of another process"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.dcd"]
+
+
+def test_outside_the_ladder_it_warns_once(path):
+    with pytest.warns(UserWarning, match="temperature: 290 K is outside the ladder") as caught:
+        tsf.sample_at(path, 290.0, n_frames=10, options=QUIET)
+    assert len(caught) == 1
 
 
 def test_the_moves_are_those_of_the_run(path, tmp_path):
@@ -208,8 +235,8 @@ def test_command(path, tmp_path, capsys):
     given = f"at {path} --temperature 360 --output {file} --frames 300 --seed 4 --quiet"
     assert main([*given.split(), "--platform", "Reference"]) == 0
     printed = capsys.readouterr().out
-    assert "300 frames at 360.00 K, of 100 walkers; accepted: local " in printed
-    assert ", flow_independent " in printed
+    assert "300 frames at 360.00 K, of 100 walkers; accepted: " in printed
+    assert "flow_independent 0." in printed
     assert "<U> (kJ/mol)" in printed
     record = json.loads(file.with_suffix(".json").read_text())
     assert (record["temperature_K"], record["seed"], record["n_frames"]) == (360.0, 4, 300)

@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import openmm
@@ -103,6 +104,26 @@ def test_steps_that_take_longer_are_expected_to_take_longer(monkeypatch):
     monkeypatch.setattr(duration.time, "perf_counter", lambda: clock[0])
     assert duration.step_seconds(Slow(), 7) == (5.0, 2.0)
     assert calls == [7, 7, 7]
+
+
+def test_iterations_are_measured_over_whole_cycles_once_everything_is_compiled():
+    """Dynamics every fourth iteration counts a fourth; the first call, which compiles, nothing."""
+
+    class Sampler:
+        potential = SimpleNamespace(n_evaluations=0)
+        iteration = 0
+
+        def run(self, n, progress):
+            for _ in range(n):
+                clock[0] += 100.0 * (self.iteration == 0) + 1.0 + 8.0 * (self.iteration % 4 == 0)
+                self.potential.n_evaluations += 2 + 100 * (self.iteration % 4 == 0)
+                self.iteration += 1
+
+    clock = [0.0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duration.time, "perf_counter", lambda: clock[0])
+        settings = replace(SETTINGS.sampling, local_interval=4)
+        assert duration.iteration_costs(Sampler(), settings) == (3.0, 27.0)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from openmm_tsf.workflow import pilot as pilots
 from openmm_tsf.workflow import plan as plans
 from openmm_tsf.workflow.exchange_plan import plan_exchange
 from openmm_tsf.workflow.pilot import N_STEPS, Pilot, provisional_ladder, run_pilot
-from openmm_tsf.workflow.plan import choose_temperatures, plan
+from openmm_tsf.workflow.plan import FlowPlan, Plan, choose_temperatures, plan
 from tests.analysis.test_exchange_model import arrhenius, simulate
 from tests.workflow.tiny import QUIET, SETTINGS
 
@@ -97,6 +97,43 @@ def test_a_state_that_the_pilot_never_saw_has_no_prediction():
     assert np.isnan(exchange.energy_evaluations)
 
 
+def plan_of(pilot, text, seconds):
+    """A plan of which the part with a flow takes so many seconds."""
+    known, exchange = plan_exchange(pilot, Target.parse(text))
+    largest = 40.0 if exchange.wall_seconds > seconds else 0.0
+    parts = {"md": 0.0, "training": seconds / 2, "sampling": seconds / 2}
+    flow = FlowPlan((300.0, 600.0), 64, 100, 3.5, largest, dict.fromkeys(parts, 10), parts)
+    return Plan(text, 300.0, known.mean, exchange, flow, pilot.n_evaluations, pilot.seconds)
+
+
+def test_a_plan_says_how_sure_it_is_and_what_it_assumes():
+    pilot = exact_pilot(1)
+    result = plan_of(pilot, "P(phi > 0) < 10 %", 1.0)
+    n = result.exchange.n_passages
+    assert result.exchange.factor == pytest.approx(np.exp(np.sqrt(2 / n)))
+    assert f"known from {n} passages in the pilot to a factor of 1." in str(result)
+    assert "assumed, not measured: an independent sample takes 3.5 of them" in str(result)
+    assert "a flow pays, on this assumption" in str(result)
+    assert "md:" not in str(result)  # frames are shipped
+    assert result.to_dict()["exchange"]["factor"] == result.exchange.factor
+    assert "a flow does not pay" in str(plan_of(pilot, "P(phi > 0) < 10 %", 1e9))
+
+
+def test_a_state_without_passages_has_no_prediction():
+    """Replica 0 is in the state all the time: its population is not known."""
+    seen = exact_pilot(3, n=100)
+    hot = np.full_like(seen.hot_angles["phi"], -1.5)
+    angles = {"phi": np.where(seen.replica == 0, 1.0, -1.5)}
+    result = plan_of(replace(seen, angles=angles, hot_angles={"phi": hot}), "P(phi) < 10 %", 1.0)
+    assert result.exchange.n_passages == 0
+    assert np.isnan(result.exchange.energy_evaluations)
+    assert np.isinf(result.exchange.factor)
+    assert result.flow_pays is None
+    assert "an unknown number of evaluations" in str(result)
+    assert "whether a flow pays is unknown: the pilot saw no passage" in str(result)
+    assert result.to_dict()["exchange"]["factor"] is None
+
+
 @pytest.fixture(autouse=True)
 def few_replicas(monkeypatch):
     monkeypatch.setattr(pilots, "_REPLICAS", 12)
@@ -146,8 +183,13 @@ def test_the_ladder_depends_on_the_seed_alone(monkeypatch):
 def test_targets_of_a_plan_are_checked_before_the_pilot():
     with pytest.raises(ValueError, match="target: expected one at the lowest"):
         plan("U < 1 kJ/mol at 600 K")
-    with pytest.raises(ValueError, match="until: expected slow torsions of the molecule"):
+    with pytest.raises(ValueError, match="target: expected slow torsions of the molecule"):
         plan("dF(chi1) < 1 kT")
+    with pytest.raises(ValueError, match="target: expected a target such as"):
+        plan("rubbish")
+    one = replace(SETTINGS, sampling=replace(SETTINGS.sampling, temperatures=(300.0,)))
+    with pytest.raises(ValueError, match="temperatures: expected at least two, got 300 K"):
+        plan("U < 1 kJ/mol", settings=one)
     with pytest.raises(ValueError, match="seconds: expected a positive number"):
         plan("U < 1 kJ/mol", seconds=0)
 

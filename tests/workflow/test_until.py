@@ -118,6 +118,15 @@ def test_a_tighter_target_goes_on(flow, tmp_path, met_from):
     assert stopped(folder)["targets"][0]["target"] == "U < 100 kJ/mol"
 
 
+def test_without_a_target_it_goes_on(flow, tmp_path, met_from):
+    met_from(5)
+    folder = tmp_path / "run"
+    sample(flow, folder, SETTINGS, options=OPTIONS)
+    more = replace(SETTINGS, until=(), n_iterations=9)
+    sample(None, folder, more, options=RESUME)
+    assert load_run(folder).n_iterations == 9
+
+
 def test_the_most_iterations_end_it_with_a_warning(flow, tmp_path, caplog):
     folder = tmp_path / "run"
     sample(flow, folder, replace(SETTINGS, n_iterations=9), options=OPTIONS)
