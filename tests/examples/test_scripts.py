@@ -25,10 +25,10 @@ MODULES = [
     "paper/double_well_experiment", "paper/double_wells_figure",
 ]  # fmt: skip
 SCRIPTS = [
-    "benchmarks/between_rungs", "benchmarks/cases", "benchmarks/cost", "benchmarks/energy",
-    "benchmarks/flow_alone", "benchmarks/hard_to_reach", "benchmarks/memory", "benchmarks/moves",
-    "benchmarks/openmm_samplers", "benchmarks/published", "benchmarks/seeds",
-    "benchmarks/timestep_error",
+    "benchmarks/between_rungs", "benchmarks/cases", "benchmarks/cost", "benchmarks/coverage",
+    "benchmarks/energy", "benchmarks/flow_alone", "benchmarks/hard_to_reach", "benchmarks/memory",
+    "benchmarks/moves", "benchmarks/openmm_samplers", "benchmarks/predictions",
+    "benchmarks/published", "benchmarks/seeds", "benchmarks/timestep_error",
     "benchmarks/training_trials", "paper/double_wells", "paper/double_well_sampling",
     "paper/figure3",
 ]  # fmt: skip
