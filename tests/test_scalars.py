@@ -51,13 +51,13 @@ def fields_of(*classes):
 def test_fields_of_settings(cls, name, value):
     for kind, convert in SCALARS.items():
         made = cls(**{name: convert(value)})
-        if name in ("sigma", "local_timestep", "local_friction", "local_steps"):
+        if name in ("beta", "sigma", "local_timestep", "local_friction", "local_steps"):
             continue  # checked by the kernels that take them
         got = getattr(made, name)
         assert type(got) is type(value), kind
         assert got == (value if "small" not in kind else small(value).item())
         json.dumps(to_plain_data(made))
-    if name in ("sigma", "local_timestep", "local_friction", "local_steps"):
+    if name in ("beta", "sigma", "local_timestep", "local_friction", "local_steps"):
         return
     for wrong in (value * unit.mole, np.asarray(value) * unit.mole, np.asarray([value, value])):
         with pytest.raises((TypeError, ValueError), match=f"^{name}: expected "):

@@ -130,7 +130,10 @@ def test_numbers_from_the_shell(given, message, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("run --temperatures 300 abc", "argument --temperatures: invalid float value: 'abc'"),
+        (
+            "run --temperatures 300 abc",
+            "argument --temperatures: expected a number or 'auto', got 'abc'",
+        ),
         ("run --seed 1.5", "argument --seed: invalid int value: '1.5'"),
         ("run --seed one", "argument --seed: invalid int value: 'one'"),
         ("md --frames 1e3", "argument --frames: invalid int value: '1e3'"),
