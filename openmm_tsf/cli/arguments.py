@@ -268,7 +268,7 @@ def _training_arguments(command: argparse.ArgumentParser) -> None:
         "--preset",
         choices=("quick", "default", "thorough"),
         help="sizes and lengths (default: default). On two free cores they take alanine dipeptide "
-        "1, 5 and 10 minutes, and larger molecules longer: each run says so when it starts",
+        "0.5, 5.5 and some 10 minutes, larger molecules longer: each run says so when it starts",
     )
     command.add_argument(
         "--trajectory",

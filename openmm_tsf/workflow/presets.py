@@ -59,11 +59,11 @@ PRESETS: dict[str, RunSettings] = {
             n_walk=0,
         ),
     ),
-    # Some five minutes on two free cores, compiling included.
+    # Five and a half minutes on two cores, compiling included.
     "default": RunSettings(
         flow=_FLOW, fit=replace(_FIT, n_steps=2500), n_rounds=0, refit=_REFIT, sampling=_SAMPLING
     ),
-    # Some ten minutes on two free cores, MD included.
+    # About twice that by the numbers of steps and walkers, not timed; and its own MD.
     "thorough": RunSettings(
         md=MDSettings(n_frames=40_000, steps_per_frame=50),
         flow=_FLOW,
@@ -78,9 +78,8 @@ PRESETS: dict[str, RunSettings] = {
 def preset(name: str) -> RunSettings:
     """Return the settings of a preset: ``"quick"``, ``"default"`` or ``"thorough"``.
 
-    On two free cores they take alanine dipeptide one, five and ten minutes. MD and energies of a
-    larger molecule take longer, some 10 minutes with ``"quick"`` for 42 atoms in implicit solvent:
-    a run measures and logs its duration when it starts.
+    On two cores the first two take alanine dipeptide half a minute and five and a half minutes;
+    larger molecules take longer: a run measures and logs its duration when it starts.
     """
     if name not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
