@@ -12,7 +12,7 @@ from torch import Tensor
 
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.bijectors import Chain
-from openmm_tsf.flows.coupling import set_conditioner_dtype
+from openmm_tsf.flows.coupling import set_backward_dtype, set_conditioner_dtype
 from openmm_tsf.io.tensors import write_tensors
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.systems.dataset import MDDataset
@@ -70,6 +70,7 @@ class Trainer:
             self.objective = DirectObjective(flow, train, target, basins, *options)
         self.network: Chain = copy.deepcopy(flow.network).to(settings.dtype)
         set_conditioner_dtype(self.network, None)  # all of it in the settings' precision
+        set_backward_dtype(self.network, settings.gradient_dtype)
         self.average: Chain = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizers = make_optimizers(
             self.network,
@@ -78,6 +79,7 @@ class Trainer:
             settings.weight_decay,
             # Path gradients train with half of torch's threads, twice.
             parallel=settings.estimator == "path" and self.threads > 1,
+            muon_dtype=settings.gradient_dtype,
         )
         self.step = self.n_skipped = self.skipped_in_a_row = 0
         self.wall_seconds = 0.0

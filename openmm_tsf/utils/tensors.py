@@ -1,5 +1,6 @@
-"""Checks of tensors."""
+"""Checks of tensors, and what the processor can do with them."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,3 +18,15 @@ def check_tensor(value: Any, name: str, shape: tuple[int, ...], like: Tensor) ->
     if value.ndim != 1 + len(shape) or tuple(value.shape[1:]) != shape:
         expected = ", ".join(map(str, ("B", *shape)))
         raise ValueError(f"{name}: expected shape [{expected}], got {tuple(value.shape)}")
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Return whether the processor multiplies matrices of bfloat16, and torch makes use of it.
+
+    Emulated products are slower than those of float32. Before torch 2.11, which tells what a
+    processor can do, the answer is no.
+    """
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    names = ("avx512_bf16", "amx_bf16", "bf16")  # the last on ARM
+    return torch.backends.mkldnn.is_available() and any(capabilities.get(n, False) for n in names)
