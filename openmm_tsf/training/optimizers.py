@@ -143,9 +143,7 @@ def make_optimizers(
     matrices = [parameter for parameter in parameters if parameter.ndim == 2]
     return {
         "adam": torch.optim.Adam(vectors, lr=VECTOR_RATE * lr, fused=True),
-        "muon": Muon(
-            matrices, lr, weight_decay=weight_decay, parallel=parallel, dtype=muon_dtype
-        ),
+        "muon": Muon(matrices, lr, weight_decay=weight_decay, parallel=parallel, dtype=muon_dtype),
     }
 
 

@@ -182,11 +182,11 @@ class PathObjective:
         parallel, with the same results.
         """
         draws_per_rung = self.settings.kl_batch_size // len(self.ladder)
-        batch = self._batch(mixing, draws_per_rung, generator)
-        momenta = draw_normal(batch.points.tau, self.flow.n_momenta, generator)
         energy: _EnergyPart | None = None
         future: Future[_EnergyPart] | None = None
         if mixing > 0:
+            if self.chains is not None and not self._relaxed:
+                self._relax(self.chains, generator)
             tau = self.ladder.repeat_interleave(draws_per_rung)
             v = draw_normal(tau, self.flow.n_coordinates + self.flow.n_momenta, generator)
             if self._pool is None:
@@ -194,6 +194,8 @@ class PathObjective:
             else:
                 future = self._pool.submit(self._energy, network, v, tau)
         try:
+            batch = self._batch(mixing, draws_per_rung, generator)
+            momenta = draw_normal(batch.points.tau, self.flow.n_momenta, generator)
             gradients, log_ratio = self._likelihood(network, batch, momenta)
         finally:  # also after an error: no thread is left working
             if future is not None:
@@ -227,8 +229,6 @@ class PathObjective:
         if self.chains is not None and mixing > 0:
             # Chains take time to forget the frames: their share of the data rises with lambda.
             share = settings.chain_share * mixing / settings.lambda_max
-            if not self._relaxed:
-                self._relax(self.chains, generator)
             chains = self.chains.next_chains(n_per_rung)
             self.chains.walk(chains, self._evaluate, generator)
             parts += [self.chains.points.take(part) for part in chains.split(n_per_rung)]

@@ -27,7 +27,7 @@ from openmm_tsf.training.objectives import DirectObjective, Objective
 from openmm_tsf.training.optimizers import make_optimizers, set_learning_rate
 from openmm_tsf.training.path_objective import PathObjective
 from openmm_tsf.training.settings import FitSettings
-from openmm_tsf.training.target import Target
+from openmm_tsf.training.target import Target, trains_in_single_precision
 from openmm_tsf.training.validation import Validation, Validator
 from openmm_tsf.utils.random import seeded_generator
 from openmm_tsf.utils.threads import torch_threads
@@ -55,7 +55,9 @@ class Trainer:
         self.origin = compute_origin(flow, datasets, seed)
         self.evaluations_at_start = potential.n_evaluations if potential else 0
         basins = BasinPartition.find(datasets)
-        target = None if potential is None else make_target(flow, datasets, potential, basins)
+        target = (
+            None if potential is None else make_target(flow, datasets, potential, basins, settings)
+        )
         splits = [dataset.split() for dataset in datasets]
         train, held_out = zip(*((split.train, split.validation) for split in splits), strict=True)
         populations = [basins.populations(dataset.positions) for dataset in datasets]
@@ -211,7 +213,11 @@ class Trainer:
 
 
 def make_target(
-    flow: AugmentedFlow, datasets: Sequence[MDDataset], potential: Potential, basins: BasinPartition
+    flow: AugmentedFlow,
+    datasets: Sequence[MDDataset],
+    potential: Potential,
+    basins: BasinPartition,
+    settings: FitSettings,
 ) -> Target:
     """Return the target, softened 20 kT_ref above the highest energy of the frames.
 
@@ -223,4 +229,5 @@ def make_target(
         energies = [potential.energy(sample.positions)]
     kt = potential.boltzmann_constant * flow.reference_temperature
     ceiling = max(float(energy.max()) for energy in energies) + 20 * kt
-    return Target(flow, potential, basins, ceiling)
+    single = trains_in_single_precision(potential, settings.dtype)
+    return Target(flow, potential, basins, ceiling, single)

@@ -24,9 +24,9 @@ def check_tensor(value: Any, name: str, shape: tuple[int, ...], like: Tensor) ->
 def multiplies_bfloat16() -> bool:
     """Return whether the processor multiplies matrices of bfloat16, and torch makes use of it.
 
-    Emulated products are slower than those of float32. Before torch 2.11, which tells what a
-    processor can do, the answer is no.
+    Emulated products are slower than those of float32. Versions of torch that cannot tell what a
+    processor can do count as without.
     """
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    names = ("avx512_bf16", "amx_bf16", "bf16")  # the last on ARM
-    return torch.backends.mkldnn.is_available() and any(capabilities.get(n, False) for n in names)
+    native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    return native and torch.backends.mkldnn.is_available()
