@@ -166,9 +166,9 @@ class FitSettings:
             raise ValueError(f"kl_batch_size: expected {expected}, got {self.kl_batch_size}")
         if self.n_chains and self.lambda_max == 0:
             raise ValueError("n_chains: expected 0 without draws (lambda_max=0), got chains")
-        if 0 < self.n_chains < n_draws:
-            draws = f"{n_draws} draws of each temperature in a step"
-            raise ValueError(f"n_chains: expected at least the {draws}, got {self.n_chains}")
+        if 0 < self.n_chains < 2 * n_draws:  # half of them walk while the others get draws
+            draws = f"{2 * n_draws}, twice the draws of each temperature in a step"
+            raise ValueError(f"n_chains: expected at least {draws}, got {self.n_chains}")
 
     def mixing(self, step: int) -> float:
         """Return lambda at a step."""

@@ -34,7 +34,7 @@ def training_seconds(
     logger.info("measuring a few steps of training")
     few, n_chains = dataset[:: max(1, len(dataset) // _FRAMES)], settings.n_chains
     if n_chains:
-        n_chains = max(1, settings.kl_batch_size // len(settings.temperatures or (0.0,)))
+        n_chains = max(1, 2 * (settings.kl_batch_size // len(settings.temperatures or (0.0,))))
     potential.energy(few.positions)  # compiles
     if trains_in_single_precision(potential, settings.dtype):
         assert isinstance(potential, HasSinglePrecision)

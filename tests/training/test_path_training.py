@@ -173,7 +173,7 @@ def test_draws_without_energies_are_skipped_steps():
         ({"estimator": "other"}, "estimator"),
         ({"estimator": "direct"}, "n_chains: expected 0 for the direct estimator"),
         ({"kl_batch_size": 1, "n_chains": 0}, "at least one draw of each of 2 temperatures"),
-        ({"n_chains": 10}, "n_chains: expected at least the 16 draws"),
+        ({"n_chains": 10}, "n_chains: expected at least 32, twice the draws"),
         ({"lambda_max": 0.0}, "without draws"),
         ({"chain_share": 1.5}, "chain_share"),
         ({"log_variance": -1.0}, "log_variance"),
