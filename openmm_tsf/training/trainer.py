@@ -1,6 +1,7 @@
 """The state of one training, its steps and validations, and its checkpoints."""
 
 import copy
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -32,6 +33,8 @@ from openmm_tsf.training.validation import Validation, Validator
 from openmm_tsf.utils.random import seeded_generator
 from openmm_tsf.utils.threads import torch_threads
 from openmm_tsf.utils.validation import require_entry
+
+logger = logging.getLogger(__name__)
 
 #: Gradients are clipped to this multiple of their usual norm.
 _CLIP_FACTOR = 2.0
@@ -173,6 +176,7 @@ class Trainer:
         content = {
             "format": CHECKPOINT_FORMAT,
             "settings": self.settings.to_config(),
+            "gradient_dtype": str(self.settings.gradient_dtype),
             "origin": self.origin,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
@@ -194,6 +198,12 @@ class Trainer:
             raise ValueError(f"{path}: not a readable training checkpoint ({why})") from error
 
     def _restore(self, content: dict[str, Any]) -> None:
+        before, now = content["gradient_dtype"], str(self.settings.gradient_dtype)
+        if before != now:
+            logger.warning(
+                f"training: started with gradients in {before}, continued on this processor in "
+                f"{now}: valid, but not the same bit by bit"
+            )
         preparation = self.n_evaluations  # already counted by the process that began
         check_checkpoint(content, self.network, self.optimizers, self.settings.n_steps)
         self.network.load_state_dict(content["network"])
