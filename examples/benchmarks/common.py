@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from openmm_tsf.analysis.reference import load_reference
+from openmm_tsf.analysis.statistics import logit_free_energy
 from openmm_tsf.systems.slow_torsions import dihedral_angles
 
 
@@ -37,14 +38,14 @@ def in_hidden_basin(phi, psi):
     return (phi > 0) & (np.abs(psi) > np.radians(120.0))
 
 
-def compare_with_reference(estimate):
-    """P(phi > 0) and delta F at 300 K of an estimate of the mean, against the reference."""
+def compare_with_reference(p, stderr):
+    """P(phi > 0) and delta F at 300 K, given P with its error, against the reference."""
     known = reference_population(300.0)
-    (f, error), (f_known, error_known) = estimate.free_energy, known.free_energy
+    (f, error), (f_known, error_known) = logit_free_energy(p, stderr), known.free_energy
     return {
-        "p": estimate.value,
-        "stderr": estimate.stderr,
-        "z": (estimate.value - known.value) / math.hypot(estimate.stderr, known.stderr),
+        "p": p,
+        "stderr": stderr,
+        "z": (p - known.value) / math.hypot(stderr, known.stderr),
         "delta_F_kT": f,
         "delta_F_stderr": error,
         "delta_F_minus_reference": f - f_known,

@@ -6,15 +6,20 @@ r"""What an effective sample costs: trained flows beside OpenMM's replica exchan
         --output examples/results/cost.json
 
 An effective sample is one of 1[phi > 0] at 300 K: N_eff = p(1 - p)/SE^2 with the larger of the
-standard errors from the correlation time and from the spread of independent walkers, runs or
-groups. The frozen flow of each run is sampled here by few kernels: an independence proposal at
-300 K in every iteration; now and then one at 600 K and swaps of the two, if asked for also
-dynamics. Its MD and its training are paid: as many evaluations as the run records, and as many
-seconds (of ``--timed``, for runs that were not made on free cores). Frames that were shipped are
-paid at the speed of MD measured here ("from nothing"), or not ("from frames"). The series of
-OpenMM's samplers are read from their folder, and only their speed is measured here. Everything runs
-one process to a core, on ``--cores`` cores; MD and training take what they took. Writes JSON, a
-figure and tables beside it.
+standard errors from the correlation time and from the spread of independent walkers or runs. The
+frozen flow of each run is used in three ways at 300 K:
+
+- "chain": independence proposals, unbiased samples for any purpose;
+- "draws": independent draws with importance weights, for any observable;
+- "chosen draws": the same, but energies only of the draws with phi > 0 and of as many others. As
+  metadynamics, it uses what the observable is, and so N_eff may be above the evaluations.
+
+Its MD and its training are paid: as many evaluations as the run records, and as many seconds (of
+``--timed``, for runs that were not made on free cores). Frames that were shipped are paid at the
+speed of MD measured here ("from nothing"), or not ("from frames"). The series of OpenMM's samplers
+are read from their folder, and only their speed is measured here. All sampling is in seconds of CPU
+of one process on one thread, divided by ``--cores``: other jobs on the machine matter little. MD
+and training take what they took. Writes JSON, a figure and tables beside it.
 """
 
 import argparse
@@ -26,8 +31,8 @@ from pathlib import Path
 
 import numpy as np
 from common import compare_with_reference, in_hidden_basin, reference_population
-from cost_report import draw, write_tables
-from lean_sampling import LADDER_K, N_GROUPS, clocks, sample_flow
+from cost_report import WAYS, draw, write_tables
+from lean_sampling import KELVIN, N_BLOCKS, N_GROUPS, clocks, sample_flow
 from openmm_samplers import (
     METADYNAMICS,
     STEPS_PER_EXCHANGE,
@@ -35,6 +40,7 @@ from openmm_samplers import (
     make_simulation,
     read_folder,
 )
+from scipy.stats import chi2
 
 from openmm_tsf.analysis import load_reference
 from openmm_tsf.analysis.statistics import n_eff
@@ -90,7 +96,7 @@ def summarise_exchange(runs, n_rungs):
         raise ValueError(f"{n_rungs} rungs: phi > 0 was never entered in {n} exchanges: too few")
     per_exchange = n_rungs * STEPS_PER_EXCHANGE
     evaluations = phi.size * per_exchange
-    return compare_with_reference(estimate) | {
+    return compare_with_reference(*estimate.pair) | {
         "runs": len(runs),
         "p_hidden": float(in_hidden_basin(phi, psi).mean()),
         "n_eff": estimate.n_eff,
@@ -122,7 +128,7 @@ def summarise_metadynamics(runs):
     ends = np.arange(1, n + 1)
     mean = (sums[ends] - sums[ends // 2]) / (ends - ends // 2)[:, None]
     evaluations = ends * float(runs[0]["n_evaluations"]) / len(runs[0]["p_bias"])
-    known = reference_population(LADDER_K[0])
+    known = reference_population(KELVIN)
     f_known, error_known = known.free_energy
     squares = {}
     for name, f in (("last", last), ("mean", mean)):
@@ -160,7 +166,7 @@ def summarise_metadynamics(runs):
 
 
 def time_method(method, steps, platform, force_field):
-    """MD steps per second of one process, by the wall and by CPU time; "md": plain MD of 1 fs."""
+    """MD steps per CPU second of one process; "md": plain MD of 1 fs."""
     if method == "md":
         simulation = make_simulation(platform, force_field, 1)[1]
         simulation.integrator.setStepSize(0.001)
@@ -171,18 +177,16 @@ def time_method(method, steps, platform, force_field):
         sampler = make_sampler(method, {}, 1, platform, force_field)
         began = clocks()
         _, n = sampler.advance(steps)
-    wall, cpu = n / (clocks() - began)
-    return float(wall), float(cpu)
+    return float(n / (clocks() - began)[1])
 
 
 def time_methods(methods, args, settings, pool):
-    """Steps per second and core of each method, as many processes as cores side by side."""
+    """Steps per CPU second of each method, as many processes as cores side by side."""
     rates, options = {}, (settings["platform"], settings["force_field"])
     for method in ("md", *methods):
         jobs = [pool.submit(time_method, method, args.steps, *options) for _ in range(args.cores)]
-        wall, cpu = np.mean([job.result() for job in jobs], axis=0).tolist()
-        rates[method] = {"per_second": wall, "per_cpu_second": cpu}
-        print(method, rates[method], flush=True)
+        rates[method] = float(np.mean([job.result() for job in jobs]))
+        print(f"{method}: {rates[method]:.0f} steps per CPU second", flush=True)
     return rates
 
 
@@ -190,26 +194,25 @@ def costs_of_openmm(rows, rates, cores):
     """The Cost of each of OpenMM's methods."""
     costs = {}
     for method, row in rows.items():
-        rate, speed = row["n_eff_per_million"] / 1e6, rates[method]["per_second"]
+        rate, speed = row["n_eff_per_million"] / 1e6, rates[method]
         paid = row["equilibration_evaluations"]
         costs[method] = Cost(paid, paid / speed, rate, cores * rate * speed)
     return costs
 
 
-def costs_of_flow(row, path, timed, md_rate, cores):
-    """The Cost of a run's flow, from nothing and from frames that are there already."""
-    spent = read_json(path / "summary.json")
-    evaluations = spent["energy_evaluations"]
+def costs_of_flow(estimate, path, timed, md_rate, cores):
+    """The Cost of one way to use a run's flow, from nothing and from frames that are there."""
+    spent = read_json(path / "summary.json")["energy_evaluations"]
     walls = read_json(timed / "summary.json")["wall_seconds"]
-    if evaluations["md"] is None:
+    if spent["md"] is None:
         raise ValueError(f"{path}: does not record what its MD frames cost")
-    rate, start = row["n_eff_per_million"] / 1e6, row["start"]
-    training = evaluations["training"] + start["evaluations"]
+    rate, start = estimate["n_eff_per_million"] / 1e6, estimate["start"]
+    training = spent["training"] + start["evaluations"]
     seconds = walls["training"] + start["seconds"]
-    md_seconds = walls["md"] or evaluations["md"] / md_rate
-    speed = cores * row["n_eff_per_core_second"]
+    md_seconds = walls["md"] or spent["md"] / md_rate
+    speed = cores * estimate["n_eff_per_cpu_second"]
     return {
-        "nothing": Cost(evaluations["md"] + training, md_seconds + seconds, rate, speed),
+        "nothing": Cost(spent["md"] + training, md_seconds + seconds, rate, speed),
         "frames": Cost(training, seconds, rate, speed),
     }
 
@@ -217,7 +220,7 @@ def costs_of_flow(row, path, timed, md_rate, cores):
 def compare(flow, costs, needed):
     """What a flow gives of what OpenMM's replica exchange gives, and seconds to the error asked.
 
-    Each figure is over the best of the ladders for it.
+    Each figure is over the best of the ladders for it; ``over_metadynamics`` is over that.
     """
     exchange = [cost for method, cost in costs.items() if method != METADYNAMICS]
     result = {}
@@ -236,23 +239,46 @@ def compare(flow, costs, needed):
     sampling = flow["frames"]  # the rates are the same from nothing
     result["sampling_only"] = sampling.per_evaluation / max(c.per_evaluation for c in exchange)
     result["per_second_sampling"] = sampling.per_second / max(c.per_second for c in exchange)
+    if METADYNAMICS in costs:
+        other = costs[METADYNAMICS].per_evaluation
+        result["over_metadynamics"] = sampling.per_evaluation / other
     return result
 
 
-def worst_of(rows):
-    """The worst figure over the runs, their median, and how many have the hidden basin right."""
-    right = [row["hidden"]["visits"] > 0 and abs(row["hidden"]["z"]) < 3 for row in rows]
-    table = {"hidden_basin": {"right": sum(right), "of": len(rows)}}
-    for key in ("sampling_only", "per_second_sampling"):
-        values = [row["ratios"][key] for row in rows]
-        table[key] = {"worst": min(values), "median": float(np.median(values))}
-    for begin in ("nothing", "frames"):
-        for key in rows[0]["ratios"][begin]:
-            values = [row["ratios"][begin][key] for row in rows]
-            is_ratio = key == "all_in" or key.startswith("per_second")
-            worst = min(values) if is_ratio else max(values)
-            table[f"{key}_from_{begin}"] = {"worst": worst, "median": float(np.median(values))}
+def summarise_runs(estimates):
+    """Over the runs: the worst and the median of each figure, and whether the errors hold.
+
+    `estimates` are of one way to use the flows. The chi^2 of the spread of the runs about their
+    mean tests the errors that they claim, the mean is set beside the reference.
+    """
+    p = np.array([row["p"] for row in estimates])
+    stderr = np.array([row["stderr"] for row in estimates])
+    table = {"hidden_basin_right": sum(is_hidden_right(row) for row in estimates)}
+    if len(p) > 1 and np.all(stderr > 0):
+        mean, error = float(p.mean()), float(math.sqrt(np.sum(stderr**2)) / len(p))
+        table["mean"] = compare_with_reference(mean, error)
+        table["p_spread"] = float(chi2.sf(np.sum(((p - mean) / stderr) ** 2), len(p) - 1))
+    figures = {"n_eff_per_million": [row["n_eff_per_million"] for row in estimates]}
+    figures["n_eff_per_cpu_second"] = [row["n_eff_per_cpu_second"] for row in estimates]
+    ratios = [row["ratios"] for row in estimates]
+    for key, value in ratios[0].items():
+        if isinstance(value, dict):
+            for name in value:
+                figures[f"{name}_from_{key}"] = [ratio[key][name] for ratio in ratios]
+        else:
+            figures[key] = [ratio[key] for ratio in ratios]
+    for key, values in figures.items():
+        costs = key.startswith(("paid", "break_even", "seconds"))
+        table[key] = {
+            "worst": max(values) if costs else min(values),
+            "median": float(np.median(values)),
+        }
     return table
+
+
+def is_hidden_right(row):
+    """Whether the hidden basin was seen, and agrees with the reference."""
+    return bool(row["hidden"]["p"] > 0 and abs(row["hidden"]["z"]) < 3)
 
 
 def parse_arguments():
@@ -270,20 +296,24 @@ def parse_arguments():
     parser.add_argument("--steps", type=int, default=200_000, help="of MD in each timing")
     parser.add_argument("--walkers", type=int, default=200)
     parser.add_argument("--iterations", type=int, default=1000)
-    parser.add_argument("--burn-in", type=int, default=20)
+    parser.add_argument("--burn-in", type=int, default=50)
     parser.add_argument(
-        "--independent", type=int, default=1, help="proposals at 300 K an iteration"
-    )
-    parser.add_argument(
-        "--swap-interval", type=int, default=8, help="0: only the lowest rung moves"
+        "--independent", type=int, default=1, help="proposals of the chain in an iteration"
     )
     parser.add_argument("--dynamics-interval", type=int, default=0, help="of 50 fs; 0: none")
-    parser.add_argument("--draws", type=int, default=50_000, help="weighted, without a chain")
+    parser.add_argument("--draws", type=int, default=200_000, help="weighted, without a chain")
+    parser.add_argument(
+        "--chosen-draws", type=int, default=400_000, help="of which few energies are evaluated"
+    )
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("cost.json"))
     args = parser.parse_args()
     if args.walkers % N_GROUPS:
         parser.error(f"--walkers: expected a multiple of {N_GROUPS}, got {args.walkers}")
+    for name in ("draws", "chosen_draws"):
+        if (value := getattr(args, name)) % N_BLOCKS or value <= 0:
+            flag = "--" + name.replace("_", "-")
+            parser.error(f"{flag}: expected a multiple of {N_BLOCKS}, got {value}")
     return args
 
 
@@ -297,9 +327,9 @@ def main():
         for method, found in runs.items()
     }
     reference = load_reference()
-    rung = reference.rung(LADDER_K[0])
+    rung = reference.rung(KELVIN)
     hidden = estimate_mean(in_hidden_basin(reference.phi[..., rung], reference.psi[..., rung]))
-    known = reference_population(LADDER_K[0])
+    known = reference_population(KELVIN)
     p = known.value
     needed = 1 / (p * (1 - p) * ERROR_KT**2)
     report = {
@@ -315,20 +345,21 @@ def main():
         "samplers": rows,
     }
     with ProcessPoolExecutor(args.cores, get_context("spawn")) as pool:
-        report["rates"] = time_methods(rows, args, settings, pool)
+        rates = report["rates"] = time_methods(rows, args, settings, pool)
         jobs = [pool.submit(sample_flow, path, args) for path in args.runs]
-        report["flows"] = [job.result() for job in jobs]
-    costs = costs_of_openmm(rows, report["rates"], args.cores)
+        flows = report["flows"] = [job.result() for job in jobs]
+    costs = costs_of_openmm(rows, rates, args.cores)
     for method, cost in costs.items():
         rows[method]["seconds_until_error"] = cost.seconds_until(needed)
-    for path, row in zip(args.runs, report["flows"], strict=True):
-        share = row["hidden"]
-        share["z"] = (share["p"] - hidden.value) / math.hypot(share["stderr"], hidden.stderr)
-        flow = costs_of_flow(
-            row, path, args.timed or path, report["rates"]["md"]["per_second"], args.cores
-        )
-        row["ratios"] = compare(flow, costs, needed)
-    report["over_the_runs"] = worst_of(report["flows"])
+    for path, row in zip(args.runs, flows, strict=True):
+        for estimate in row["estimates"].values():
+            share = estimate["hidden"]
+            share["z"] = (share["p"] - hidden.value) / math.hypot(share["stderr"], hidden.stderr)
+            flow = costs_of_flow(estimate, path, args.timed or path, rates["md"], args.cores)
+            estimate["ratios"] = compare(flow, costs, needed)
+    report["over_the_runs"] = {
+        way: summarise_runs([row["estimates"][way] for row in flows]) for way in WAYS
+    }
     report = json_ready(report)
     write_json(args.output, report)
     write_tables(report, args.output.with_suffix(".md"))

@@ -9,6 +9,23 @@ from matplotlib.figure import Figure
 from openmm_tsf.io.files import write_text
 
 METADYNAMICS = "metadynamics"
+#: How the flow of a run is used (lean_sampling.py), and how it is called in tables.
+WAYS = {"chain": "Markov chain", "draws": "weighted draws", "chosen draws": "draws chosen by φ"}
+BEGINS = ("nothing", "frames")
+FIGURES = {
+    "n_eff_per_million": "N_eff per 10⁶ evaluations, sampling only",
+    "sampling_only": "over replica exchange",
+    "over_metadynamics": "over metadynamics",
+    "n_eff_per_cpu_second": "N_eff per CPU second, sampling only",
+    "per_second_sampling": "over replica exchange",
+}
+FIGURES_ALL_IN = {
+    "all_in": "over replica exchange, 10⁷ evaluations all in",
+    "break_even_evaluations": "as many as replica exchange from … evaluations on",
+    "per_second_5_minutes": "over replica exchange, 5 minutes all in",
+    "per_second_20_minutes": "over replica exchange, 20 minutes all in",
+    "seconds_until_error": "seconds until 0.1 kT",
+}
 BLUE, RED, GREY = "#0b5394", "#c0392b", "#7f8c8d"
 
 
@@ -44,13 +61,15 @@ def table(head, rows):
 
 def write_tables(report, path):
     """Write what was measured of each method, each run, and over the runs."""
-    reference, rates = report["reference"], report["rates"]
+    reference, flows = report["reference"], report["flows"]
     lines = [
         f"Reference: P(φ>0) = {reference['p']:.4f} ± {reference['stderr']:.4f} at 300 K, P(φ>0, "
         f"|ψ|>120°) = {reference['p_hidden']:.4f} ± {reference['p_hidden_stderr']:.4f}. 0.1 kT "
         f"takes {short(report['n_eff_for_0.1_kT'])} effective samples. {report['cores']} cores.",
         "",
     ]
+    head = ["OpenMM", "runs × 10⁶ evaluations", "ΔF_φ (kT)", "z", "N_eff per 10⁶"]
+    head += ["by correlation alone", "steps per CPU second", "seconds until 0.1 kT"]
     rows = [
         [
             name_of(method),
@@ -58,79 +77,85 @@ def write_tables(report, path):
             free_energy(row),
             signed(row["z"]),
             short(row["n_eff_per_million"]),
-            short(rates[method]["per_second"]),
+            short(row.get("n_eff_per_million_correlation")),
+            short(report["rates"][method]),
             short(row["seconds_until_error"]),
         ]
         for method, row in report["samplers"].items()
     ]
-    head = [
-        "OpenMM",
-        "runs × 10⁶ evaluations",
-        "ΔF_φ (kT)",
-        "z",
-        "N_eff per 10⁶",
-        "steps per core and s",
-    ]
-    lines += table([*head, "seconds until 0.1 kT"], rows)
+    lines += table(head, rows)
+    head = ["run", "paid: 10⁶ evaluations; seconds"]
+    for name in WAYS.values():
+        head += [f"ΔF_φ (kT), {name}", "z", "P(φ>0, ψ>120°)", "N_eff per 10⁶", "per CPU second"]
     rows = []
-    for flow in report["flows"]:
-        ratios, hidden = flow["ratios"], flow["hidden"]
-        nothing, frames = ratios["nothing"], ratios["frames"]
+    for flow in flows:
+        ratios = flow["estimates"]["chain"]["ratios"]
+        row = [
+            flow["run"],
+            pair(ratios, "paid_evaluations", 1e-6) + "; " + pair(ratios, "paid_seconds"),
+        ]
+        for way in WAYS:
+            estimate = flow["estimates"][way]
+            hidden = estimate["hidden"]
+            row += [
+                free_energy(estimate),
+                signed(estimate["z"]),
+                f"{hidden['p']:.4f} (z {signed(hidden['z'])})",
+                short(estimate["n_eff_per_million"]),
+                short(estimate["n_eff_per_cpu_second"]),
+            ]
+        rows.append(row)
+    lines += table(head, rows)
+    lines += ["Two figures: from nothing / from frames that are there already.", ""]
+    over = report["over_the_runs"]
+    rows = [
+        [name, *(both(over[way], key) for way in WAYS)] for key, name in FIGURES.items()
+        if key in over["chain"]
+    ]  # fmt: skip
+    rows += [
+        [
+            f"{name}, from nothing / from frames",
+            *(
+                " / ".join(both(over[way], f"{key}_from_{begin}") for begin in BEGINS)
+                for way in WAYS
+            ),
+        ]
+        for key, name in FIGURES_ALL_IN.items()
+    ]
+    rows.append(
+        [
+            "φ>0, ψ>120° seen, abs(z) < 3",
+            *(f"{over[way]['hidden_basin_right']} of {len(flows)}" for way in WAYS),
+        ]
+    )
+    if "mean" in over["chain"]:
+        rows.append(["mean ΔF_φ (kT) and z", *(mean_with_z(over[way]) for way in WAYS)])
         rows.append(
             [
-                flow["run"],
-                free_energy(flow),
-                signed(flow["z"]),
-                f"{hidden['p']:.4f} ({hidden['visits']} visits, z {signed(hidden['z'])})",
-                short(flow["n_eff_per_million"]),
-                short(flow["weighted_draws"]["n_eff_per_million"]),
-                short(ratios["sampling_only"]),
-                pair(nothing, frames, "all_in"),
-                pair(nothing, frames, "break_even_evaluations", 1e-6),
-                pair(nothing, frames, "per_second_5_minutes"),
-                pair(nothing, frames, "per_second_20_minutes"),
-                pair(nothing, frames, "seconds_until_error"),
+                "p of the runs' spread against their errors",
+                *(short(over[way]["p_spread"]) for way in WAYS),
             ]
         )
-    head = [
-        "run",
-        "ΔF_φ (kT)",
-        "z",
-        "P(φ>0, ψ>120°)",
-        "N_eff per 10⁶",
-        "weighted draws",
-        "sampling only ×",
-    ]
-    head += [
-        "all in at 10⁷ ×",
-        "break-even, 10⁶",
-        "5 minutes ×",
-        "20 minutes ×",
-        "seconds until 0.1 kT",
-    ]
-    lines += ["Two figures: from nothing / from frames that are there already.", ""]
-    lines += table(head, rows)
-    hidden = report["over_the_runs"]["hidden_basin"]
-    lines += [
-        f"The basin φ>0, |ψ|>120° is visited, |z| < 3, in {hidden['right']} of {hidden['of']}.",
-        "",
-    ]
-    rows = [
-        [key.replace("_", " "), short(entry["worst"]), short(entry["median"])]
-        for key, entry in report["over_the_runs"].items()
-        if key != "hidden_basin"
-    ]
-    lines += table([f"of {len(report['flows'])} runs", "worst", "median"], rows)
+    lines += table([f"worst of {len(flows)} runs (median)", *WAYS.values()], rows)
     lines += ["For the front page:", ""]
     lines += table(["", "this package", "compared with"], closing_rows(report))
     write_text(path, "\n".join(lines))
     print("\n".join(lines))
 
 
+def both(figures, key):
+    """The worst of the runs, and their median."""
+    return f"{short(figures[key]['worst'])} ({short(figures[key]['median'])})"
+
+
+def mean_with_z(figures):
+    """The mean over the runs."""
+    return f"{free_energy(figures['mean'])}, {signed(figures['mean']['z'])}"
+
+
 def closing_rows(report):
     """The rows for the table of README."""
-    over, n = report["over_the_runs"], len(report["flows"])
-    samplers = report["samplers"]
+    over, n, samplers = report["over_the_runs"], len(report["flows"]), report["samplers"]
     exchange = {m: row for m, row in samplers.items() if m != METADYNAMICS}
 
     def others(key, best):
@@ -141,38 +166,35 @@ def closing_rows(report):
             names.append(f"{short(samplers[METADYNAMICS][key])}, its metadynamics on φ, ψ")
         return "; ".join(names)
 
-    def spread(key):
-        return f"{short(over[key]['worst'])} (median {short(over[key]['median'])})"
-
-    rates = [flow["n_eff_per_million"] for flow in report["flows"]]
     until = "seconds_until_error_from_"
-    all_in = f"{spread('all_in_from_nothing')} times as many"
+    chain, draws, chosen = (over[way] for way in WAYS)
     return [
         [
             "Effective samples of 1[φ>0] at 300 K per 10⁶ energy evaluations, sampling only, worst "
-            f"of {n} trainings",
-            f"{short(min(rates))} (median {short(float(np.median(rates)))})",
+            f"(median) of {n} trainings",
+            f"{both(chain, 'n_eff_per_million')} by a chain, {both(draws, 'n_eff_per_million')} by "
+            f"weighted draws, {both(chosen, 'n_eff_per_million')} by draws chosen by φ",
             others("n_eff_per_million", max),
         ],
         [
             "the same with MD and training paid, 10⁷ evaluations in all",
-            all_in,
+            f"{both(chain, 'all_in_from_nothing')} times as many by a chain",
             "replica exchange, best ladder; as many from "
-            f"{short(over['break_even_evaluations_from_nothing']['worst'])} evaluations on",
+            f"{short(chain['break_even_evaluations_from_nothing']['worst'])} evaluations on",
         ],
         [
-            f"Seconds on {report['cores']} cores until ΔF_φ at 300 K is known to 0.1 kT, worst of "
-            f"{n}",
-            f"{spread(until + 'frames')} from the shipped frames, {spread(until + 'nothing')} from "
-            "nothing",
+            f"Seconds on {report['cores']} cores until ΔF_φ at 300 K is known to 0.1 kT, worst "
+            f"(median) of {n}",
+            f"{both(chain, until + 'frames')} from the shipped frames, "
+            f"{both(chain, until + 'nothing')} from nothing",
             others("seconds_until_error", min),
         ],
     ]
 
 
-def pair(nothing, frames, key, factor=1.0):
+def pair(ratios, key, factor=1.0):
     """The two figures of a run."""
-    return " / ".join(short(None if e[key] is None else factor * e[key]) for e in (nothing, frames))
+    return " / ".join(short(factor * ratios[begin][key]) for begin in BEGINS)
 
 
 def draw(report, path: Path):
@@ -198,19 +220,20 @@ def draw(report, path: Path):
         until = row["seconds_until_error"]
         right.plot(seconds, 0.1 * np.sqrt(until / seconds), style, c=color, label=label)
     if (row := report["samplers"].get(METADYNAMICS)) is not None:
-        speed = report["cores"] * report["rates"][METADYNAMICS]["per_second"]
+        speed = report["cores"] * report["rates"][METADYNAMICS]
         curve = row["curve"]
         # Runs side by side on the cores are averaged.
         t = report["cores"] * np.array(curve["evaluations"]) / speed
         error = np.array(curve["error_kT"]) / math.sqrt(report["cores"])
         right.plot(t, error, c=RED, lw=0.7, alpha=0.6, label="its error, measured")
     for begin, color in (("nothing", BLUE), ("frames", "#6fa8dc")):
-        label = f"flow, from {begin}"
+        label = f"flow and chain, from {begin}"
         for flow in report["flows"]:
-            entry, rate = flow["ratios"][begin], flow["n_eff_per_million"] / 1e6
+            estimate = flow["estimates"]["chain"]
+            entry, rate = estimate["ratios"][begin], estimate["n_eff_per_million"] / 1e6
             n = rate * (evaluations - entry["paid_evaluations"])
             left.plot(evaluations, np.where(n > 1, n, np.nan), c=color, lw=0.9, label=label)
-            speed = report["cores"] * flow["n_eff_per_core_second"]
+            speed = report["cores"] * estimate["n_eff_per_cpu_second"]
             n = speed * (seconds - entry["paid_seconds"])
             error = 1 / np.sqrt(np.where(n > 100, n, np.nan) * p * (1 - p))
             right.plot(seconds, error, c=color, lw=0.9, label=label)

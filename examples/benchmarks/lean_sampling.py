@@ -1,4 +1,4 @@
-"""Sampling of the frozen flow of a run at 300 K with few kernels, for cost.py."""
+"""Sample the frozen flow of a run at 300 K, by few kernels and by weighted draws, for cost.py."""
 
 import math
 import time
@@ -9,48 +9,31 @@ import torch
 from common import compare_with_reference, in_hidden_basin
 
 import openmm_tsf as tsf
-from openmm_tsf.analysis.statistics import n_eff, weighted_mean
+from openmm_tsf.analysis.statistics import n_eff
 from openmm_tsf.analysis.uncertainty import estimate_mean
-from openmm_tsf.flows.draws import draw_weighted
 from openmm_tsf.flows.load import load_flow
-from openmm_tsf.sampling.kernels import (
-    FlowIndependence,
-    OnRungs,
-    PlainSwap,
-    Scheduled,
-    SteeredSwap,
-    TorchLangevin,
-)
+from openmm_tsf.flows.weights import log_weight
+from openmm_tsf.sampling.kernels import FlowIndependence, Scheduled, TorchLangevin
 from openmm_tsf.workflow.start import start_positions
 
-LADDER_K = (300.0, 600.0)
-N_GROUPS = 20
+KELVIN = 300.0
+N_GROUPS, N_BLOCKS, BATCH = 20, 100, 2000
 
 
 def lean_kernels(flow, potential, molecule, args):
-    """Independence proposals at 300 K; now and then all rungs, swaps, dynamics."""
-    lowest = FlowIndependence(flow, potential, LADDER_K[:1], "lowest", n_steps=args.independent)
-    kernels = [Scheduled(OnRungs(lowest, LADDER_K, "flow_lowest"))]
-    if args.swap_interval:
-        kernels += [
-            Scheduled(kernel, interval=args.swap_interval)
-            for kernel in (
-                FlowIndependence(flow, potential, LADDER_K),
-                SteeredSwap(flow, potential, LADDER_K, [(0, 1)]),
-                PlainSwap(LADDER_K, potential.boltzmann_constant),
-            )
-        ]
+    """Independence proposals in every iteration; now and then dynamics, if asked for."""
+    kernels = [Scheduled(FlowIndependence(flow, potential, [KELVIN], n_steps=args.independent))]
     if args.dynamics_interval:
         masses = torch.tensor(molecule.heavy_hydrogen_masses)
         dynamics = TorchLangevin(
-            potential, LADDER_K, masses, flow, n_steps=25, timestep=0.002, friction=5.0
+            potential, [KELVIN], masses, flow, n_steps=25, timestep=0.002, friction=5.0
         )
         kernels.append(Scheduled(dynamics, interval=args.dynamics_interval))
     return kernels
 
 
 class Angles:
-    """A reporter that keeps phi and psi of every walker at the lowest rung, and its own time."""
+    """A reporter that keeps phi and psi of every walker, and the time that it takes."""
 
     interval = 1
 
@@ -79,75 +62,127 @@ def sample_flow(path, args):
     torch.set_num_threads(1)
     molecule = tsf.systems.alanine_dipeptide()
     flow = load_flow(path / "flow.pt", molecule)
-    frames = tsf.MDDataset.shipped(molecule, stride=40)
+    frames = tsf.MDDataset.shipped(molecule, stride=80).positions
     with molecule.potential(compile=True) as potential:
-        potential.energy(frames.positions[:512])  # compiled now, not in what is timed
-        return {"run": path.name} | measure_flow(flow, potential, molecule, frames, args)
+        potential.energy(frames)  # compiled now, not in what is timed
+        return {"run": path.name, "estimates": estimate_flow(flow, potential, molecule, args)}
 
 
-def measure_flow(flow, potential, molecule, frames, args):
-    """Estimates, N_eff, evaluations and seconds of a flow."""
+def estimate_flow(flow, potential, molecule, args):
+    """What a Markov chain, weighted draws, and draws chosen by phi say, and their costs."""
     generator = torch.Generator().manual_seed(args.seed)
-    weighted = weigh_draws(flow, potential, molecule, args.draws, generator)
+    options = (flow, potential, molecule)
+    return {
+        "chain": sample_chain(*options, args, generator),
+        "draws": weigh_draws(*options, args.draws, False, generator),
+        "chosen draws": weigh_draws(*options, args.chosen_draws, True, generator),
+    }
+
+
+def sample_chain(flow, potential, molecule, args, generator):
+    """Walkers at 300 K that start from weighted draws."""
     sampler = tsf.ParallelTempering(
-        molecule, flow, LADDER_K, args.walkers, lean_kernels(flow, potential, molecule, args),
+        molecule, flow, [KELVIN], args.walkers, lean_kernels(flow, potential, molecule, args),
         potential, seed=args.seed,
     )  # fmt: skip
     before, began = potential.n_evaluations, clocks()
-    sampler.set_positions(
-        start_positions(frames, flow, potential, LADDER_K, args.walkers, generator)
-    )
+    sampler.set_positions(start_positions(None, flow, potential, [KELVIN], args.walkers, generator))
     sampler.tune(args.burn_in)
-    start = potential.n_evaluations - before, clocks() - began
+    start = potential.n_evaluations - before, (clocks() - began)[1]
     angles = Angles(molecule)
     sampler.reporters = [angles]
     before, began = potential.n_evaluations, clocks()
     sampler.run(args.iterations, progress=False)
-    seconds = clocks() - began - angles.seconds
-    evaluations = potential.n_evaluations - before
+    seconds = (clocks() - began - angles.seconds)[1]
     phi, psi = np.moveaxis(np.array(angles.values), 2, 0)
-    estimate = estimate_mean(phi > 0)
-    groups = (phi > 0).mean(axis=0).reshape(N_GROUPS, -1).mean(axis=1)
-    hidden = in_hidden_basin(phi, psi)
-    visits = int((hidden[1:] & ~hidden[:-1]).sum())
+    estimate, hidden = estimate_mean(phi > 0), in_hidden_basin(phi, psi)
     share = estimate_mean(hidden)
-    acceptance = {
-        name: [round(a, 4) for a in total.acceptance.flatten().tolist() if math.isfinite(a)]
-        for name, total in sampler.totals.items()
-    }
-    return compare_with_reference(estimate) | {
+    groups = (phi > 0).mean(axis=0).reshape(N_GROUPS, -1).mean(axis=1)
+    row = describe(
+        estimate.pair, share.pair, potential.n_evaluations - before, float(seconds), start
+    )
+    return row | {
         "g": estimate.g,
         # Each group's error by the claim; the spread of 20 groups gives chi^2 with 19 degrees.
         "chi2_of_20_groups": float(
             ((groups - estimate.value) ** 2).sum() / (estimate.stderr**2 * N_GROUPS)
         ),
-        "hidden": {"p": share.value, "stderr": share.stderr, "visits": visits},
-        "n_eff": estimate.n_eff,
-        "n_evaluations": evaluations,
-        "n_eff_per_million": 1e6 * estimate.n_eff / evaluations,
-        "wall_seconds": float(seconds[0]),
-        "cpu_seconds": float(seconds[1]),
-        "n_eff_per_core_second": estimate.n_eff / float(seconds[0]),
-        "start": {"evaluations": start[0], "seconds": float(start[1][0])},
-        "acceptance": acceptance,
-        "weighted_draws": weighted,
+        "visits_of_hidden": int((hidden[1:] & ~hidden[:-1]).sum()),
+        "acceptance": {
+            name: [round(a, 4) for a in total.acceptance.flatten().tolist() if math.isfinite(a)]
+            for name, total in sampler.totals.items()
+        },
     }
 
 
-def weigh_draws(flow, potential, molecule, n_draws, generator):
-    """The flow alone at 300 K: independent draws with importance weights, no Markov chain."""
-    before = potential.n_evaluations
-    draws = draw_weighted(flow, potential, LADDER_K[0], n_draws, generator)
-    inside = draws.inside.numpy()
-    phi, psi = measure_angles(molecule, draws.x[draws.inside]).T
-    log_weights = draws.log_weights.numpy()[inside]
-    p, stderr = weighted_mean(phi > 0, log_weights)
-    hidden = weighted_mean(in_hidden_basin(phi, psi), log_weights)
+@torch.no_grad()
+def weigh_draws(flow, potential, molecule, n, chosen_by_phi, generator):
+    """Independent draws with importance weights, no Markov chain.
+
+    P(phi > 0) is the share of the draws there times their mean weight, over the same of both sides:
+    with `chosen_by_phi` the energy of every draw with phi > 0 is evaluated, and of as many others.
+    """
+    tau, kt = KELVIN / flow.reference_temperature, potential.boltzmann_constant * KELVIN
+    before, began, blocks = potential.n_evaluations, clocks(), []
+    for _ in range(N_BLOCKS):
+        x, momenta, log_density = flow.sample(n // N_BLOCKS, KELVIN, generator)
+        inside = torch.isfinite(log_density)
+        phi, psi = measure_angles(molecule, x[inside]).T
+        above = phi > 0
+        chosen = np.ones_like(above)
+        if chosen_by_phi:
+            chosen = above | (np.cumsum(~above) <= above.sum())
+        index = torch.from_numpy(np.flatnonzero(chosen))
+        x, momenta, log_density = (part[inside][index] for part in (x, momenta, log_density))
+        weights = log_weight(potential.energy(x) / kt, momenta, tau, log_density).numpy()
+        weights[~np.isfinite(weights)] = -np.inf
+        drawn = above.sum(), (~above).sum()
+        blocks.append((drawn, above[chosen], in_hidden_basin(phi, psi)[chosen], weights))
+    (p, stderr), hidden = estimate_populations(blocks)
+    seconds = (clocks() - began)[1]
     evaluations = potential.n_evaluations - before
-    return {
-        "p": p,
-        "stderr": stderr,
+    return describe((p, stderr), hidden, evaluations, float(seconds), (0, 0.0)) | {"n_draws": n}
+
+
+def estimate_populations(blocks):
+    """P(phi > 0) and that of the hidden basin, each with its error by a jackknife over blocks.
+
+    A block has the numbers of draws with phi > 0 and < 0, and of those whose energy is known:
+    whether phi > 0, whether in the hidden basin, and log weights.
+    """
+    highest = max(weights.max(initial=-np.inf) for *_, weights in blocks)
+    if not np.isfinite(highest):
+        raise ValueError("draws: expected finite weights, got none")
+    sums = []
+    for drawn, above, hidden, weights in blocks:
+        w = np.exp(weights - highest)
+        known = above.sum(), (~above).sum()
+        sums.append((*drawn, *known, w[above].sum(), w[~above].sum(), w[hidden].sum()))
+    sums = np.array(sums, dtype=np.float64)
+    values = populations_of(sums.sum(axis=0))
+    left_out = populations_of(sums.sum(axis=0) - sums)
+    n = len(sums)
+    errors = np.sqrt((n - 1) * left_out.var(axis=-1))
+    return tuple((float(v), float(e)) for v, e in zip(values, errors, strict=True))
+
+
+def populations_of(sums):
+    """P(phi > 0) and that of the hidden basin, stacked first, of sums [..., 7] over draws."""
+    drawn, known, weights = sums[..., :2], sums[..., 2:4], sums[..., 4:]
+    per_draw = drawn / np.maximum(known, 1)
+    above, below = weights[..., 0] * per_draw[..., 0], weights[..., 1] * per_draw[..., 1]
+    return np.stack([above, weights[..., 2] * per_draw[..., 0]]) / (above + below)
+
+
+def describe(population, hidden, evaluations, seconds, start):
+    """Populations with their errors, against the reference, and what they cost."""
+    effective = n_eff(*population)
+    return compare_with_reference(*population) | {
         "hidden": {"p": hidden[0], "stderr": hidden[1]},
-        "p_unweighted": float((phi > 0).mean()),
-        "n_eff_per_million": 1e6 * n_eff(p, stderr) / evaluations,
+        "n_eff": effective,
+        "n_evaluations": evaluations,
+        "n_eff_per_million": 1e6 * effective / evaluations,
+        "cpu_seconds": seconds,
+        "n_eff_per_cpu_second": effective / seconds,
+        "start": {"evaluations": int(start[0]), "seconds": float(start[1])},
     }

@@ -16,6 +16,7 @@ for name in ("common", "openmm_samplers", "lean_sampling", "cost_report"):
     load_example(f"benchmarks/{name}.py")
 samplers = load_example("benchmarks/openmm_samplers.py")
 cost = load_example("benchmarks/cost.py")
+lean = load_example("benchmarks/lean_sampling.py")
 predictions = load_example("benchmarks/predictions.py")
 OPTIONS = "Reference", "amber99sbildn-obc2"
 P = 0.02
@@ -145,32 +146,69 @@ def test_costs():
 
 
 @pytest.fixture(scope="module")
-def row(molecule):
+def estimates(molecule):
     """What is measured of a small untrained flow."""
     frames = MDDataset.shipped(molecule, stride=40)
     flow = TemperatureSteerableFlow.from_dataset(frames, n_blocks=1, hidden=(8,), seed=1)
     args = Namespace(
-        seed=1, draws=50, walkers=20, burn_in=1, iterations=12, independent=1, swap_interval=4,
+        seed=1, draws=400, chosen_draws=400, walkers=20, burn_in=1, iterations=12, independent=2,
         dynamics_interval=6,
     )  # fmt: skip
-    measure = load_example("benchmarks/lean_sampling.py").measure_flow
     with molecule.potential(platform="Reference", n_contexts=1) as potential:
-        return {"run": "run1"} | measure(flow, potential, molecule, frames, args)
+        return lean.estimate_flow(flow, potential, molecule, args)
 
 
-def test_flow_is_measured(row):
-    # 12 proposals at 300 K, 3 for both rungs, 3 swaps of two, 2 pieces of 26; some outside.
-    assert 20 * 2 * (2 * 26) < row["n_evaluations"] <= 20 * (12 + 2 * 3 + 2 * 3 + 2 * 2 * 26)
-    assert set(row["acceptance"]) == {
-        "flow_lowest", "flow_independent", "swap_steered", "swap_plain", "local",
-    }  # fmt: skip
-    assert row["wall_seconds"] > 0
+def test_flow_is_measured(estimates):
+    # 12 times 2 proposals, 2 pieces of dynamics of 26 evaluations; some outside.
+    chain = estimates["chain"]
+    assert 20 * 2 * 26 < chain["n_evaluations"] <= 20 * (12 * 2 + 2 * 26)
+    assert set(chain["acceptance"]) == {"flow_independent", "local"}
+    assert chain["start"]["evaluations"] > 20
+    assert 200 < estimates["draws"]["n_evaluations"] <= 400
+    assert 0 < estimates["chosen draws"]["n_evaluations"] < estimates["draws"]["n_evaluations"]
+    assert all(row["cpu_seconds"] > 0 for row in estimates.values())
 
 
-def test_report(row, tmp_path):
+def weighted_blocks(n_blocks, chosen, seed):
+    """Blocks of draws from P(phi > 0) = 0.05 whose weights make it 0.02; a fifth of it hidden."""
+    rng, blocks = np.random.default_rng(seed), []
+    for _ in range(n_blocks):
+        above = rng.random(2000) < 0.05
+        hidden = above & (rng.random(2000) < 0.1)
+        # Mean weights: 0.02 / 0.05 above, 0.98 / 0.95 below; of the hidden basin twice as much.
+        mean = np.where(above, 0.4 / 1.1, 0.98 / 0.95) * np.where(hidden, 2.0, 1.0)
+        weights = np.log(mean) + rng.normal(-0.5, 1.0, 2000) + 30.0
+        known = above | (np.cumsum(~above) <= above.sum()) if chosen else np.ones(2000, bool)
+        drawn = above.sum(), (~above).sum()
+        blocks.append((drawn, above[known], hidden[known], weights[known]))
+    return blocks
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_populations_of_weighted_draws(chosen):
+    """Means of both populations, and that the errors are those of repeated estimates."""
+    truth = 0.02, 0.02 * 0.2 / 1.1
+    found = np.array(
+        [lean.estimate_populations(weighted_blocks(40, chosen, seed)) for seed in range(60)]
+    )
+    for values, expected in zip(found.transpose(1, 0, 2), truth, strict=True):
+        z = (values[:, 0].mean() - expected) / (values[:, 0].std(ddof=1) / math.sqrt(60))
+        assert abs(z) < 4
+        ratio = np.mean(values[:, 1] ** 2) / values[:, 0].var(ddof=1)
+        assert 0.5 < ratio < 2.0
+
+
+def test_draws_without_weights_are_refused():
+    blocks = [((1, 1), np.array([True, False]), np.array([False, False]), np.full(2, -np.inf))]
+    with pytest.raises(ValueError, match="expected finite weights, got none"):
+        lean.estimate_populations(blocks)
+
+
+def test_report(estimates, tmp_path):
     """A run with MD of its own and one with shipped frames, which are paid by the speed of MD."""
-    row = row | {"n_eff_per_million": 5e4, "n_eff_per_core_second": 100.0}
-    row |= {"start": {"evaluations": 1000, "seconds": 2.0}, "hidden": row["hidden"] | {"z": 0.5}}
+    row = estimates["chain"] | {"n_eff_per_million": 5e4, "n_eff_per_cpu_second": 100.0}
+    row |= {"start": {"evaluations": 1000, "seconds": 2.0}, "p": 0.02, "stderr": 0.001}
+    row["hidden"] = {"p": 0.001, "stderr": 0.0005, "z": 0.5}
     flows = []
     for name, seconds in (("run1", 40.0), ("run2", None)):
         (tmp_path / name).mkdir()
@@ -185,13 +223,14 @@ def test_report(row, tmp_path):
     assert flows[1]["frames"] == cost.Cost(500_000, 60.0, 0.05, 200.0)
     exchange = cost.summarise_exchange(exchange_runs(2000, 8, 0.1), 8)
     exchange |= {"n_eff_per_million": 50.0, "equilibration_evaluations": 0}
-    rows, rates = {"8": exchange}, {"8": {"per_second": 20_000.0}}
+    rows, rates = {"8": exchange}, {"8": 20_000.0}
     costs = cost.costs_of_openmm(rows, rates, 2)
     assert costs["8"] == cost.Cost(0, 0.0, 5e-5, 2.0)
     # The ratios are to replica exchange, also where metadynamics is better.
     others = costs | {samplers.METADYNAMICS: cost.Cost(0, 0.0, 1.0, 1000.0)}
     ratios = [cost.compare(flow, others, 5000.0) for flow in flows]
     assert ratios[0]["sampling_only"] == pytest.approx(1000.0)
+    assert ratios[0]["over_metadynamics"] == pytest.approx(0.05)
     assert ratios[0]["per_second_sampling"] == pytest.approx(100.0)
     nothing = ratios[0]["nothing"]
     assert nothing["all_in"] == pytest.approx(1000.0 * 8.5 / 10)
@@ -200,27 +239,34 @@ def test_report(row, tmp_path):
     assert nothing["break_even_evaluations"] == pytest.approx(1.5e6, rel=2e-3)
     rows["8"]["seconds_until_error"] = costs["8"].seconds_until(5000.0)
     measured = [row | {"ratios": r} for r in ratios]
+    measured[1] |= {"p": 0.023}
+    over = cost.summarise_runs(measured)
+    assert over["seconds_until_error_from_nothing"]["worst"] == pytest.approx(135.0)
+    assert over["per_second_5_minutes_from_nothing"]["worst"] == pytest.approx(100 * 190 / 300)
+    assert over["hidden_basin_right"] == 2
+    assert over["mean"]["stderr"] == pytest.approx(0.001 / math.sqrt(2))
+    assert over["p_spread"] == pytest.approx(math.erfc(1.5))  # 3 / sqrt(2) standard errors
     measured[1] |= {"delta_F_kT": None, "delta_F_stderr": None, "z": None}  # never visited
-    worst = cost.worst_of(measured)
-    assert worst["seconds_until_error_from_nothing"]["worst"] == pytest.approx(135.0)
-    assert worst["per_second_5_minutes_from_nothing"]["worst"] == pytest.approx(100 * 190 / 300)
     report = {
         "cores": 2,
         "reference": {"p": 0.0213, "stderr": 0.0014, "p_hidden": 0.0012, "p_hidden_stderr": 2e-4},
         "n_eff_for_0.1_kT": 5000.0,
         "samplers": rows,
         "rates": rates,
-        "flows": measured,
-        "over_the_runs": worst,
+        "flows": [
+            {"run": name, "estimates": dict.fromkeys(estimates, entry)}
+            for name, entry in zip(("run1", "run2"), measured, strict=True)
+        ],
+        "over_the_runs": dict.fromkeys(estimates, over),
     }
     tables = load_example("benchmarks/cost_report.py")
     tables.write_tables(report, tmp_path / "cost.md")
     text = (tmp_path / "cost.md").read_text()
     assert "| replica exchange, 8 rungs | 8 × 0.8 |" in text
-    assert "| 850 / 950 |" in text
-    assert "| run1 | – | – |" in text
-    assert "| 50 000 (median 50 000) | 50, OpenMM's replica exchange on 8 rungs |" in text
-    assert "85 (median 85) from the shipped frames, 135 (median 130) from nothing" in text
+    assert "| 850 (850) / 950 (950) |" in text
+    assert "| run2 | 1.5 / 0.5; 110 / 60 | – | – |" in text
+    assert "50, OpenMM's replica exchange on 8 rungs" in text
+    assert "85 (85) from the shipped frames, 135 (130) from nothing" in text
     tables.draw(report, tmp_path / "cost.png")
     assert (tmp_path / "cost.png").stat().st_size > 10_000
 
