@@ -28,7 +28,6 @@ _FIT = FitSettings(
     log_variance=0.3,
     basin_balance=1.0,
     n_validation_draws=2000,
-    bfloat16_gradients=True,
 )
 _REFIT = replace(_FIT, n_steps=1000, warmup_steps=50, learning_rate=2e-3, ramp=(0.0, 0.0))
 # By correlation times for each evaluation (examples/benchmarks/moves.py): the walk of the paper
