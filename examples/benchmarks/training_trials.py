@@ -47,6 +47,7 @@ TRIALS = {
     "log-variance term alone": ({}, {"basin_balance": 0.0}),
     "walls between copies": ({"overlap": False}, {}),
     "lambda 0.1": ({}, {"lambda_max": 0.1}),
+    "lambda 0.25": ({}, {"lambda_max": 0.25}),
     "lambda 0.5": ({}, {"lambda_max": 0.5}),
     "lambda 0.5, weight decay 0.02": ({}, {"lambda_max": 0.5, "weight_decay": 0.02}),
     "lambda 0.5, weight decay 0.5": ({}, {"lambda_max": 0.5, "weight_decay": 0.5}),
