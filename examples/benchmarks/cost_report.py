@@ -86,7 +86,7 @@ def write_tables(report, path):
     lines += table(head, rows)
     head = ["run", "paid: 10⁶ evaluations; seconds"]
     for name in WAYS.values():
-        head += [f"ΔF_φ (kT), {name}", "z", "P(φ>0, ψ>120°)", "N_eff per 10⁶", "per CPU second"]
+        head += [f"{name}: ΔF_φ (kT), z", "P(φ>0, ψ>120°), z", "N_eff per 10⁶, per CPU second"]
     rows = []
     for flow in flows:
         ratios = flow["estimates"]["chain"]["ratios"]
@@ -98,11 +98,10 @@ def write_tables(report, path):
             estimate = flow["estimates"][way]
             hidden = estimate["hidden"]
             row += [
-                free_energy(estimate),
-                signed(estimate["z"]),
-                f"{hidden['p']:.4f} (z {signed(hidden['z'])})",
-                short(estimate["n_eff_per_million"]),
-                short(estimate["n_eff_per_cpu_second"]),
+                f"{free_energy(estimate)}, {signed(estimate['z'])}",
+                f"{hidden['p']:.4f}, {signed(hidden['z'])}",
+                f"{short(estimate['n_eff_per_million'])}, "
+                f"{short(estimate['n_eff_per_cpu_second'])}",
             ]
         rows.append(row)
     lines += table(head, rows)
