@@ -17,6 +17,7 @@ positions. Walkers start at random frames of 600 K on all rungs: the shipped one
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,24 +65,28 @@ def start_frames(molecule: MolecularSystem, directory: Path, seed: int) -> MDDat
 
 
 def make_sampler(
-    molecule: MolecularSystem, dataset: MDDataset, n_walkers: int, seed: int
+    molecule: MolecularSystem,
+    dataset: MDDataset,
+    temperatures: Sequence[float],
+    n_walkers: int,
+    seed: int,
 ) -> ParallelTempering:
     """Return the sampler at its start."""
     potential = molecule.potential("torch", compile=True)
     masses = torch.tensor(molecule.heavy_hydrogen_masses)
     kernels = [
         TorchLangevin(
-            potential, TEMPERATURES_K, masses, None, N_STEPS, TIMESTEP_PS, FRICTION_PER_PS
+            potential, temperatures, masses, None, N_STEPS, TIMESTEP_PS, FRICTION_PER_PS
         ),
-        PlainSwap(TEMPERATURES_K, potential.boltzmann_constant),
+        PlainSwap(temperatures, potential.boltzmann_constant),
     ]
     # The sampler asks for a flow, which none of these kernels uses.
     unused = TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(8,), seed=1)
     sampler = ParallelTempering(
-        molecule, unused, TEMPERATURES_K, n_walkers, kernels, potential=potential, seed=seed
+        molecule, unused, temperatures, n_walkers, kernels, potential=potential, seed=seed
     )
     generator = torch.Generator().manual_seed(seed)
-    shape = (n_walkers, len(TEMPERATURES_K))
+    shape = (n_walkers, len(temperatures))
     index = torch.randint(len(dataset), (math.prod(shape),), generator=generator)
     sampler.set_positions(dataset.positions[index].unflatten(0, shape))
     return sampler
@@ -91,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
     """Sample until the directory has the given number of iterations."""
     molecule, directory = read_molecule(args), Path(args.directory)
     dataset = start_frames(molecule, directory, args.seed)
-    sampler = make_sampler(molecule, dataset, args.walkers, args.seed)
+    sampler = make_sampler(molecule, dataset, args.temperatures, args.walkers, args.seed)
     if (directory / "config.json").exists():
         sampler.resume(directory)
     left = args.iterations - sampler.state.iteration
@@ -162,6 +167,10 @@ def main() -> None:
     command.add_argument("--directory", required=True)
     command.add_argument("--iterations", type=int, required=True, help="in all, of 50 fs each")
     command.add_argument("--walkers", type=int, default=128)
+    command.add_argument(
+        "--temperatures", type=float, nargs="+", default=TEMPERATURES_K, metavar="K",
+        help="another ladder; export needs one with 300 and 600 K",
+    )  # fmt: skip
     command.add_argument("--seed", type=int, default=20201)
     command.add_argument("--alanine-dipeptide", default="amber99sbildn-obc2", help="force field")
     command.add_argument("--pdb", help="another molecule, with --forcefield")

@@ -7,6 +7,8 @@ the populations of four basins among its draws, divided by the reference's; effe
 of the joint weights of (x, p), reverse from the draws and forward from frames of the target; and
 ln(p/q) at these frames: its median, 99th percentile and largest value in each basin, less the
 overall median. A basin that a flow draws too rarely has a large one; a hole has a large maximum.
+Single draws decide a reverse ESS and single frames a maximum: it also has the ESS without the ten
+largest weights, and the acceptance of independence moves at the frames, all and basin by basin.
 
 Frames are those of finished runs (`--frames`), of which a rare basin needs hundreds; without any,
 those of the shipped reference at 300 and 600 K, which has few. Frames with a cis peptide bond are
@@ -111,6 +113,7 @@ def measure(flow, molecule, potential, frames, known, kelvin, args):
         },
         "reverse_ess_joint": reverse_ess(logs).fraction,
         "reverse_ess_joint_stderr": reverse_ess_stderr(logs),
+        "reverse_ess_joint_without_ten": reverse_ess(np.sort(logs)[:-10]).fraction,
         "largest_weight": reverse_ess(logs).largest_weight,
     }
     if kelvin not in frames:
@@ -127,6 +130,8 @@ def measure(flow, molecule, potential, frames, known, kelvin, args):
         len(weights), size=len(weights), p=weights / weights.sum()
     )
     measured["forward_ess_joint"] = forward_ess(log_ratio[picked]).fraction
+    accepted = acceptance(logs, log_ratio)
+    measured["independence"] = float((weights * accepted).sum() / weights.sum())
     measured["log_ratio_largest"] = float(log_ratio.max() - median)
     measured["log_ratio_by_basin"] = {
         name: {
@@ -134,11 +139,20 @@ def measure(flow, molecule, potential, frames, known, kelvin, args):
             "median": float(np.median(log_ratio[basin == k]) - median),
             "percentile_99": float(np.percentile(log_ratio[basin == k], 99) - median),
             "largest": float(log_ratio[basin == k].max() - median),
+            "independence": float(accepted[basin == k].mean()),
         }
         for k, name in enumerate(BASINS)
         if (basin == k).any()
     }
     return measured
+
+
+def acceptance(log_weights, log_ratio):
+    """Acceptance of independence moves from each frame [n], exact over all pairs with draws."""
+    logs = np.sort(log_weights)  # draws outside the domain are -inf
+    sums = np.logaddexp.accumulate(np.append(-np.inf, logs))
+    n_below = np.searchsorted(logs, log_ratio)
+    return (len(logs) - n_below + np.exp(sums[n_below] - log_ratio)) / len(logs)
 
 
 def line_of(name, flow):
@@ -148,10 +162,12 @@ def line_of(name, flow):
         low = found["basins_drawn"][MISSED]["ratio"]
         text = f"{kelvin} K: P {found['phi_positive']['ratio']:.2f} basin {low:.2f} "
         text += f"ESS {found['reverse_ess_joint']:.2f}"
+        text += f" ({found['reverse_ess_joint_without_ten']:.2f})"
         if "log_ratio_largest" in found:
             by_basin = found["log_ratio_by_basin"].values()
             medians = "/".join(f"{basin['median']:.1f}" for basin in by_basin)
-            text += f" fwd {found['forward_ess_joint']:.2f} max {found['log_ratio_largest']:.1f}"
+            text += f" acc {found['independence']:.2f} fwd {found['forward_ess_joint']:.2f}"
+            text += f" max {found['log_ratio_largest']:.1f}"
             text += f" medians {medians}"
         texts.append(text)
     return f"{name}\n  " + "\n  ".join(texts)

@@ -9,6 +9,7 @@ Soc. B 84, 321 (2022)). The asymptotic variance of the time average at one rung 
 chain.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +76,23 @@ class Passages:
         numbers = (exposure.reshape(shape).astype(float), counts.reshape(shape).astype(float))
         return cls(*numbers, np.asarray(betas, dtype=np.float64))
 
+    @classmethod
+    def by_walker(
+        cls, inside: npt.ArrayLike, replica: npt.ArrayLike, betas: npt.ArrayLike, shortest: int = 1
+    ) -> "list[Passages]":
+        """Count the passages of each walker; see `count`."""
+        truth, labels = np.asarray(inside), np.asarray(replica)
+        return [
+            cls.count(truth[:, w : w + 1], labels[:, w : w + 1], betas, shortest)
+            for w in range(truth.shape[1])
+        ]
+
+    @classmethod
+    def total(cls, parts: "Sequence[Passages]") -> "Passages":
+        """Return the sum of passages at the same temperatures."""
+        exposure = np.sum([each.exposure for each in parts], axis=0)
+        return cls(exposure, np.sum([each.counts for each in parts], axis=0), parts[0].betas)
+
     def __add__(self, other: "Passages") -> "Passages":
         """Return the passages of both, rung by rung."""
         names = ("exposure", "counts", "betas")
@@ -138,6 +156,31 @@ class Passages:
             if size < 1e-9:
                 break
         return np.asarray(np.exp(levels - (barrier + offset) * (targets[:, None] - reference)))
+
+
+@dataclass(frozen=True)
+class PassageSamples:
+    """Passages in and out of a state by independent walkers, on a ladder and above it."""
+
+    ladder: Sequence[Passages]
+    above: Sequence[Passages]
+
+    @property
+    def total(self) -> Passages:
+        """The passages of all walkers."""
+        return Passages.total(self.ladder) + Passages.total(self.above)
+
+    def rates(self, betas: npt.ArrayLike) -> Array:
+        """Return the rates [R, 2] in and out of the state at temperatures 1/kT [R]."""
+        return self.total.rates(betas, Passages.total(self.ladder).energy_difference())
+
+    def resampled(self, rng: np.random.Generator) -> "PassageSamples":
+        """Return as many walkers, drawn with replacement."""
+        drawn = (
+            [parts[k] for k in rng.integers(len(parts), size=len(parts))]
+            for parts in (self.ladder, self.above)
+        )
+        return PassageSamples(*drawn)
 
 
 def _logit(p: float) -> float:

@@ -1,7 +1,7 @@
 """What the training frames of a flow lack, by their basins and those of the run."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import mdtraj
@@ -31,7 +31,8 @@ def check_training_frames(run: RunEstimates, populations: dict[str, Any]) -> lis
     warnings = list(_check_handed_phi(run))
     if frames is None:
         return warnings
-    warnings += _check_lost(frames, populations)
+    unvisited = (name for name, at in populations.items() if not any(e["p"] for e in at.values()))
+    warnings += check_lost(frames, unvisited)
     warnings += _check_missing(frames, run)
     warnings += _check_stuck(frames, run)
     for name, entry in frames.populations.items():
@@ -45,12 +46,11 @@ def check_training_frames(run: RunEstimates, populations: dict[str, Any]) -> lis
     return warnings
 
 
-def _check_lost(frames: TrainingBasins, populations: dict[str, Any]) -> Iterator[str]:
-    for name, entry in frames.populations.items():
-        p, by_rung = entry["p"] or 0.0, populations.get(name)
-        if by_rung is None or p < MIN_POPULATION:
-            continue
-        if all(at["p"] == 0 for at in by_rung.values()):
+def check_lost(frames: TrainingBasins, unvisited: Iterable[str]) -> Iterator[str]:
+    """Yield warnings about basins of the frames among those that a run never visited."""
+    for name in unvisited:
+        p = frames.populations.get(name, {}).get("p") or 0.0
+        if p >= MIN_POPULATION:
             yield (
                 f"all rungs: the basin {name} was never visited; it has {p:.2g} of the training "
                 f"frames at {frames.temperature:.2f} K: the basin is lost"

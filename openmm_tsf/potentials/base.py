@@ -1,7 +1,7 @@
 """The interface of a potential: batched, differentiable, counting its evaluations."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -74,6 +74,16 @@ class Potential(ABC):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+@runtime_checkable
+class HasSinglePrecision(Protocol):
+    """A potential that also computes forces in float32."""
+
+    dtype: torch.dtype
+
+    def single_precision_forces(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return energies [B] and forces [B, *event] of x [B, *event], in the dtype of x."""
 
 
 def describe_potential(potential: Potential) -> dict[str, Any]:

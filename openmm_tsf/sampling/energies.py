@@ -1,11 +1,9 @@
 """Energies of walkers from potentials of another dtype or on another device."""
 
-from typing import Protocol, runtime_checkable
-
 import torch
 from torch import Tensor
 
-from openmm_tsf.potentials.base import Potential
+from openmm_tsf.potentials.base import HasSinglePrecision, Potential
 
 
 def energy(potential: Potential, x: Tensor) -> Tensor:
@@ -20,16 +18,6 @@ def energy_and_forces(potential: Potential, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return detached energies [B] and forces [B, *event]; see :func:`energy`."""
     energies, forces = potential.energy_and_forces(_converted(potential, x))
     return energies.to(x), forces.to(x)
-
-
-@runtime_checkable
-class HasSinglePrecision(Protocol):
-    """A potential that also computes forces in float32."""
-
-    dtype: torch.dtype
-
-    def single_precision_forces(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return energies [B] and forces [B, *event] of x [B, *event], in the dtype of x."""
 
 
 def single_precision_forces(potential: Potential, x: Tensor) -> tuple[Tensor, Tensor]:

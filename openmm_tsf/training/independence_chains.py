@@ -7,19 +7,33 @@ minor basin (compare Markovian score climbing, arXiv:2003.10374, and arXiv:2105.
 rare basin, which get few draws, also move by Langevin steps.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from openmm_tsf.metropolis import metropolis
-from openmm_tsf.training.langevin_relaxation import FIRST_STEP, step_mala, tuning_factor
+from openmm_tsf.training.langevin_relaxation import (
+    FIRST_STEP,
+    accept_mala,
+    propose_mala,
+    tuning_factor,
+)
 from openmm_tsf.training.target_points import Points, check_tensor_like
 from openmm_tsf.utils.validation import check_int
 
 #: The home of a chain that may be in any basin.
 EVERYWHERE = -1
+
+
+class Walk(NamedTuple):
+    """Langevin steps y [B, d] that are proposed to the chains `index` [B], and their noise."""
+
+    index: Tensor
+    y: Tensor
+    tau: Tensor
+    noise: Tensor
 
 
 class IndependenceChains:
@@ -41,7 +55,7 @@ class IndependenceChains:
     Attributes
     ----------
     step_sizes
-        Step size of :meth:`walk` at each temperature [K].
+        Step size of :meth:`propose_walk` at each temperature [K].
     """
 
     def __init__(
@@ -57,8 +71,13 @@ class IndependenceChains:
 
     def next_chains(self, n: int) -> Tensor:
         """Return the indices [K n] of the next n chains of each temperature, cyclically."""
-        chosen = (self._next + torch.arange(n, dtype=torch.int64, device="cpu")) % self.n_chains
+        chosen = self._upcoming(n)
         self._next = (self._next + n) % self.n_chains
+        return chosen
+
+    def _upcoming(self, n: int) -> Tensor:
+        """The indices that :meth:`next_chains` will return."""
+        chosen = (self._next + torch.arange(n, dtype=torch.int64, device="cpu")) % self.n_chains
         first = self.n_chains * torch.arange(self.n_temperatures, dtype=torch.int64, device="cpu")
         return (first[:, None] + chosen).flatten()
 
@@ -66,24 +85,26 @@ class IndependenceChains:
         """Make the present basin the home of every chain that has one."""
         self.home = torch.where(self.home == EVERYWHERE, EVERYWHERE, self.points.basin)
 
-    def walk(
-        self,
-        index: Tensor,
-        evaluate: Callable[[Tensor, Tensor], Points],
-        generator: torch.Generator,
-    ) -> None:
-        """Move those of the chains `index` [B] that have a home by a MALA step within it.
+    def propose_walk(self, generator: torch.Generator, n: int) -> Walk:
+        """Propose a MALA step to those of the next n chains of each temperature with a home.
 
         A rare basin has few frames and gets few draws: without other moves its chains would show
-        the flow the same points throughout the training, which it would learn by heart. The step
-        size of a temperature is tuned on the way.
+        the flow the same points throughout the training, which it would learn by heart.
         """
+        index = self._upcoming(n)
         index = index[self.home[index] != EVERYWHERE]
-        if not len(index):
-            return
-        temperature = index // self.n_chains
-        points = self.points.take(index)
-        new, accepted = step_mala(points, self.step_sizes[temperature], evaluate, generator)
+        step = self.step_sizes[index // self.n_chains]
+        y, noise = propose_mala(self.points.take(index), step, generator)
+        return Walk(index, y, self.points.tau[index], noise)
+
+    def finish_walk(self, walk: Walk, new: Points, generator: torch.Generator) -> None:
+        """Make the steps of :meth:`propose_walk`, evaluated as `new`, that are accepted.
+
+        Chains stay at home. The step size of each temperature is tuned on the way.
+        """
+        index, temperature = walk.index, walk.index // self.n_chains
+        points, step = self.points.take(index), self.step_sizes[temperature]
+        accepted = accept_mala(points, new, walk.noise, step, generator)
         counts = torch.bincount(temperature, minlength=self.n_temperatures)
         n_accepted = torch.bincount(temperature[accepted], minlength=self.n_temperatures)
         for k in counts.nonzero().flatten().tolist():

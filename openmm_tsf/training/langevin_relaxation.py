@@ -31,7 +31,9 @@ def relax_mala(
     step, late_acceptance = FIRST_STEP, []
     for number in range(n_steps):
         size = torch.full_like(points.tau, step)
-        new, accepted = step_mala(points, size, evaluate, generator)
+        y, noise = propose_mala(points, size, generator)
+        new = evaluate(y, points.tau)
+        accepted = accept_mala(points, new, noise, size, generator)
         index = accepted.nonzero().flatten()
         points.put(index, new.take(index))
         acceptance = len(index) / len(points)
@@ -46,23 +48,21 @@ def tuning_factor(acceptance: float) -> float:
     return float(2.0 ** (_TUNING * (acceptance - _ACCEPTANCE) / _ACCEPTANCE))
 
 
-def step_mala(
-    points: Points,
-    step: Tensor,
-    evaluate: Callable[[Tensor, Tensor], Points],
-    generator: torch.Generator,
-) -> tuple[Points, Tensor]:
-    """Return the proposals of a MALA step of size `step` [B], and which of them are accepted [B].
-
-    `evaluate` is that of :func:`relax_mala`; `points` do not change.
-    """
+def propose_mala(points: Points, step: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return the proposals y [B, d] of a MALA step of size `step` [B], and their noise [B, d]."""
     noise = torch.randn(points.y.shape, generator=generator, dtype=points.y.dtype, device="cpu")
     size = step[:, None]
-    new = evaluate(points.y - 0.5 * size**2 * points.gradient + size * noise, points.tau)
+    return points.y - 0.5 * size**2 * points.gradient + size * noise, noise
+
+
+def accept_mala(
+    points: Points, new: Points, noise: Tensor, step: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Return which proposals of :func:`propose_mala`, evaluated as `new`, are accepted [B]."""
+    size = step[:, None]
     reverse_noise = (points.y - new.y + 0.5 * size**2 * new.gradient) / size
     current = -points.reduced_energy - 0.5 * noise.double().square().sum(1)
     proposed = -new.reduced_energy - 0.5 * reverse_noise.double().square().sum(1)
     # A frame of infinite energy is replaced by any point of finite energy.
     current = torch.nan_to_num(current, nan=torch.finfo(current.dtype).max)
-    accepted, _ = metropolis(current, proposed, generator)
-    return new, accepted
+    return metropolis(current, proposed, generator)[0]

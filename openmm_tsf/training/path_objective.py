@@ -17,7 +17,7 @@ from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training.basin_populations import Populations
 from openmm_tsf.training.control_variates import ControlVariates
 from openmm_tsf.training.frames import FramePicker, dataset_weights, split_batch, whiten_frames
-from openmm_tsf.training.independence_chains import EVERYWHERE, IndependenceChains
+from openmm_tsf.training.independence_chains import EVERYWHERE, IndependenceChains, Walk
 from openmm_tsf.training.langevin_relaxation import relax_mala
 from openmm_tsf.training.losses import draw_normal
 from openmm_tsf.training.objectives import Record
@@ -51,15 +51,18 @@ class _Batch(NamedTuple):
     group: Tensor
     n_groups: int
     weight: Tensor
-    chains: Tensor | None  # indices of the chains among the points
 
 
 class _EnergyPart(NamedTuple):
-    """Gradients of the energy loss, the draws they were computed from, and their ln(p/q)."""
+    """Gradients of the energy loss, the draws they were computed from, and their ln(p/q).
+
+    `walked` are the points of a walk, evaluated together with the draws.
+    """
 
     gradients: list[Tensor]
     points: Points
     log_ratio: Tensor
+    walked: Points | None
 
 
 class PathObjective:
@@ -182,18 +185,26 @@ class PathObjective:
         parallel, with the same results.
         """
         draws_per_rung = self.settings.kl_batch_size // len(self.ladder)
-        batch = self._batch(mixing, draws_per_rung, generator)
-        momenta = draw_normal(batch.points.tau, self.flow.n_momenta, generator)
+        chains: Tensor | None = None
+        walk: Walk | None = None
         energy: _EnergyPart | None = None
         future: Future[_EnergyPart] | None = None
         if mixing > 0:
+            if self.chains is not None and not self._relaxed:
+                self._relax(self.chains, generator)
             tau = self.ladder.repeat_interleave(draws_per_rung)
             v = draw_normal(tau, self.flow.n_coordinates + self.flow.n_momenta, generator)
+            if self.chains is not None:
+                chains = self.chains.next_chains(draws_per_rung)
+                # Of the chains of the next step: evaluated with the draws of this one.
+                walk = self.chains.propose_walk(generator, draws_per_rung)
             if self._pool is None:
-                energy = self._energy(network, v, tau)
+                energy = self._energy(network, v, tau, walk)
             else:
-                future = self._pool.submit(self._energy, network, v, tau)
+                future = self._pool.submit(self._energy, network, v, tau, walk)
         try:
+            batch = self._batch(mixing, chains, generator)
+            momenta = draw_normal(batch.points.tau, self.flow.n_momenta, generator)
             gradients, log_ratio = self._likelihood(network, batch, momenta)
         finally:  # also after an error: no thread is left working
             if future is not None:
@@ -204,16 +215,18 @@ class PathObjective:
             self.populations.update(
                 log_ratio, batch.group, batch.points.basin, energy.log_ratio, energy.points.basin
             )
-            if self.chains is not None and batch.chains is not None:
+            if self.chains is not None and chains is not None:
                 current = log_ratio[self.settings.batch_size :]
                 proposals = energy.points, energy.log_ratio
-                accepted = self.chains.propose(batch.chains, *proposals, current, generator)
+                accepted = self.chains.propose(chains, *proposals, current, generator)
                 self.record("chains", accepted)
+                if walk is not None and energy.walked is not None:
+                    self.chains.finish_walk(walk, energy.walked, generator)
         for parameter, gradient in zip(network.parameters(), gradients, strict=True):
             parameter.grad = gradient
 
-    def _batch(self, mixing: float, n_per_rung: int, generator: torch.Generator) -> _Batch:
-        """Frames, and states of chains once there are draws."""
+    def _batch(self, mixing: float, chains: Tensor | None, generator: torch.Generator) -> _Batch:
+        """Frames, and the states of `chains` (indices), which there are once there are draws."""
         settings, n_frames = self.settings, self.settings.batch_size
         counts = zip(self.frames, split_batch(self.dataset_weights, n_frames), strict=True)
         parts, is_spread = [], []
@@ -223,15 +236,11 @@ class PathObjective:
             index = [any_frame.draw(n - n_spread, generator), any_basin.draw(n_spread, generator)]
             parts.append(frames.take(torch.cat(index)))
             is_spread.append(torch.arange(n, dtype=torch.int64, device="cpu") >= n - n_spread)
-        share, chains = 0.0, None
-        if self.chains is not None and mixing > 0:
+        share = 0.0
+        if self.chains is not None and chains is not None:
             # Chains take time to forget the frames: their share of the data rises with lambda.
             share = settings.chain_share * mixing / settings.lambda_max
-            if not self._relaxed:
-                self._relax(self.chains, generator)
-            chains = self.chains.next_chains(n_per_rung)
-            self.chains.walk(chains, self._evaluate, generator)
-            parts += [self.chains.points.take(part) for part in chains.split(n_per_rung)]
+            parts += [self.chains.points.take(part) for part in chains.chunk(len(self.ladder))]
             is_spread.append(self.chains.home[chains] != EVERYWHERE)
         points = Points.join(parts)
         sizes = torch.tensor([len(part) for part in parts], dtype=torch.int64, device="cpu")
@@ -239,7 +248,7 @@ class PathObjective:
         weight = torch.where(torch.cat(is_spread), settings.basin_weight, 1.0).to(settings.dtype)
         weight[:n_frames] *= (1 - share) / weight[:n_frames].sum()
         weight[n_frames:] *= share / weight[n_frames:].sum().clamp(min=1e-9)
-        return _Batch(points, group, len(parts), weight, chains)
+        return _Batch(points, group, len(parts), weight)
 
     def _likelihood(
         self, network: Chain, batch: _Batch, momenta: Tensor
@@ -277,16 +286,17 @@ class PathObjective:
         norm = 0.5 * v.shape[1] * torch.log(2 * math.pi * tau[frames])
         self.record("nll", float((nll[frames] + norm).mean()) - self._log_det)
 
-    def _energy(self, network: Chain, v: Tensor, tau: Tensor) -> _EnergyPart:
+    def _energy(self, network: Chain, v: Tensor, tau: Tensor, walk: Walk | None) -> _EnergyPart:
         """Gradients of KL(q || p) and of the population term over draws v [B, d+m]."""
         parameters, d = list(network.parameters()), self.flow.n_coordinates
         y, log_det, pullback = network.forward_and_pullback(v)
-        points, momenta = self._evaluate(y[:, :d].detach(), tau), y[:, d:].detach()
+        points, walked = self._evaluate_together(y[:, :d].detach(), tau, walk)
+        momenta = y[:, d:].detach()
         finite = torch.isfinite(points.reduced_energy)
         log_ratio = _log_ratio(points, momenta, v, -log_det.detach())
         if not bool(finite.any()):
             gradients = [torch.full_like(parameter, math.nan) for parameter in parameters]
-            return _EnergyPart(gradients, points, torch.full_like(log_ratio, math.nan))
+            return _EnergyPart(gradients, points, torch.full_like(log_ratio, math.nan), walked)
         gradient = torch.cat([points.gradient, momenta / tau[:, None]], dim=1)
         score = draw_score(v, pullback, tau)
         cotangent = torch.where(finite[:, None], draw_cotangent(score, gradient), 0.0)
@@ -299,7 +309,18 @@ class PathObjective:
         chosen = coefficients != 0  # the scores of the others may be infinite
         log_q = log_density_at_draws(y[chosen], log_det[chosen], score[chosen])
         loss = (y * cotangent).sum() / finite.sum() - (coefficients[chosen] * log_q).sum()
-        return _EnergyPart(list(torch.autograd.grad(loss, parameters)), points, log_ratio)
+        gradients = list(torch.autograd.grad(loss, parameters))
+        return _EnergyPart(gradients, points, log_ratio, walked)
+
+    def _evaluate_together(
+        self, y: Tensor, tau: Tensor, walk: Walk | None
+    ) -> tuple[Points, Points | None]:
+        """The target at y [B, d] and at the points of a walk: one call costs less than two."""
+        if walk is None:
+            return self._evaluate(y, tau), None
+        points = self._evaluate(torch.cat([y, walk.y]), torch.cat([tau, walk.tau]))
+        is_draw = torch.arange(len(points), dtype=torch.int64, device="cpu") < len(y)
+        return points.take(is_draw), points.take(~is_draw)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the chains and running estimates."""

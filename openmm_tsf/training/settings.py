@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from openmm_tsf.units import as_temperatures
+from openmm_tsf.utils.tensors import multiplies_bfloat16
 from openmm_tsf.utils.validation import (
     check_between,
+    check_bool,
     check_choice,
     check_fields,
     check_float,
@@ -30,6 +32,7 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "basin_share": partial(check_between, low=0, high=0.5),
     "optimizer": partial(check_choice, allowed=("adam", "muon")),
     "estimator": partial(check_choice, allowed=("direct", "path")),
+    "bfloat16_gradients": check_bool,
     "dtype": partial(check_choice, allowed=(torch.float32, torch.float64)),
 }
 
@@ -86,8 +89,12 @@ class FitSettings:
     patience, max_skipped
         Stop after this number of validations without a better score (None never stops early);
         number of successive steps with non-finite gradients that are skipped without an error.
-    dtype
-        Precision of the network in training; the flow is returned in float64.
+    dtype, bfloat16_gradients
+        Precision of the network in training; the flow is returned in float64. Whether matrix
+        products for gradients of path gradients, and for the steps of ``"muon"``, take bfloat16
+        operands (with float32 sums) where the processor multiplies these natively
+        (:func:`openmm_tsf.utils.tensors.multiplies_bfloat16`); elsewhere they are in `dtype`. The
+        values of the network, and so densities, are always in `dtype`.
 
     Examples
     --------
@@ -122,6 +129,7 @@ class FitSettings:
     patience: int | None = None
     max_skipped: int = 20
     dtype: torch.dtype = torch.float32
+    bfloat16_gradients: bool = False
 
     def __post_init__(self) -> None:
         by_name = {name: check for names, check in _CHECKS.items() for name in names.split()}
@@ -136,6 +144,8 @@ class FitSettings:
         if self.lambda_max > 0:
             check_fields(self, kl_batch_size=check_int)
         self._check_estimator()
+        if self.bfloat16_gradients and self.dtype != torch.float32:
+            raise ValueError(f"bfloat16_gradients: expected False for {self.dtype}, got True")
         if self.patience is not None:
             check_fields(self, patience=check_int)
         if self.temperatures is not None:
@@ -156,9 +166,9 @@ class FitSettings:
             raise ValueError(f"kl_batch_size: expected {expected}, got {self.kl_batch_size}")
         if self.n_chains and self.lambda_max == 0:
             raise ValueError("n_chains: expected 0 without draws (lambda_max=0), got chains")
-        if 0 < self.n_chains < n_draws:
-            draws = f"{n_draws} draws of each temperature in a step"
-            raise ValueError(f"n_chains: expected at least the {draws}, got {self.n_chains}")
+        if 0 < self.n_chains < 2 * n_draws:  # half of them walk while the others get draws
+            draws = f"{2 * n_draws}, twice the draws of each temperature in a step"
+            raise ValueError(f"n_chains: expected at least {draws}, got {self.n_chains}")
 
     def mixing(self, step: int) -> float:
         """Return lambda at a step."""
@@ -175,6 +185,11 @@ class FitSettings:
         progress = (step - self.warmup_steps) / max(1, self.n_steps - self.warmup_steps)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         return self.final_learning_rate + cosine * (self.learning_rate - self.final_learning_rate)
+
+    @property
+    def gradient_dtype(self) -> torch.dtype:
+        """Precision of the matrix products for gradients on this processor."""
+        return torch.bfloat16 if self.bfloat16_gradients and multiplies_bfloat16() else self.dtype
 
     def to_config(self) -> dict[str, Any]:
         """Return the settings as numbers, strings and lists."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from openmm_tsf.coordinates.hydrogen_labels import OVERLAP_STIFFNESS
 from openmm_tsf.flows.base import AugmentedFlow
-from openmm_tsf.potentials.base import Potential
+from openmm_tsf.potentials.base import HasSinglePrecision, Potential
 from openmm_tsf.training.basins import BasinPartition
 
 #: Weight of a squared step (radians, or relative) outside the domain, in nats. Steep enough that
@@ -19,13 +19,15 @@ PENALTY = OVERLAP_STIFFNESS
 class Target:
     """The target density in the network's output space y; of the flow only its fixed layers.
 
-    Energies above `energy_ceiling` (kJ/mol) are softened; `basins` tell points apart.
+    Energies above `energy_ceiling` (kJ/mol) are softened; `basins` tell points apart. With
+    `single_precision`, energies and forces are computed in float32.
     """
 
     flow: AugmentedFlow
     potential: Potential
     basins: BasinPartition
     energy_ceiling: float
+    single_precision: bool = False
 
     def reduced_energy(self, y: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
         """Return -ln of the target's density on y [B], up to a constant, and x [B, *event].
@@ -55,8 +57,28 @@ class Target:
                 # The fading of the copies is part of the target and scales with temperature.
                 penalty = penalty / tau + layer.log_partition_terms(u, tau)[1]
         kt = potential.boltzmann_constant * flow.reference_temperature * tau
-        energy = soften(potential.energy(x), self.energy_ceiling, kt)
+        energy = soften(self._energy(x), self.energy_ceiling, kt)
         return energy / kt + penalty - total, x
+
+    def _energy(self, x: Tensor) -> Tensor:
+        """Energies [B] of x [B, *event], differentiable once where `single_precision` is."""
+        if not self.single_precision:
+            return self.potential.energy(x)
+        assert isinstance(self.potential, HasSinglePrecision)
+        at = x.detach()
+        energy, forces = self.potential.single_precision_forces(at)
+        # The difference is zero, with the gradient of the energy.
+        linear = energy - (forces * (x - at)).flatten(1).sum(dim=1)
+        return torch.where(torch.isfinite(energy), linear, energy)
+
+
+def trains_in_single_precision(potential: Potential, dtype: torch.dtype) -> bool:
+    """Return whether energies for training in `dtype` are to be computed in float32.
+
+    Where the network is, that is precise enough for its losses; the validation's are not.
+    """
+    is_double = isinstance(potential, HasSinglePrecision) and potential.dtype == torch.float64
+    return dtype == torch.float32 and is_double
 
 
 def soften(energy: Tensor, energy_ceiling: float, kt: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The state of one training, its steps and validations, and its checkpoints."""
 
 import copy
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.bijectors import Chain
-from openmm_tsf.flows.coupling import set_conditioner_dtype
+from openmm_tsf.flows.coupling import set_backward_dtype, set_conditioner_dtype
 from openmm_tsf.io.tensors import write_tensors
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.systems.dataset import MDDataset
@@ -27,11 +28,13 @@ from openmm_tsf.training.objectives import DirectObjective, Objective
 from openmm_tsf.training.optimizers import make_optimizers, set_learning_rate
 from openmm_tsf.training.path_objective import PathObjective
 from openmm_tsf.training.settings import FitSettings
-from openmm_tsf.training.target import Target
+from openmm_tsf.training.target import Target, trains_in_single_precision
 from openmm_tsf.training.validation import Validation, Validator
 from openmm_tsf.utils.random import seeded_generator
 from openmm_tsf.utils.threads import torch_threads
 from openmm_tsf.utils.validation import require_entry
+
+logger = logging.getLogger(__name__)
 
 #: Gradients are clipped to this multiple of their usual norm.
 _CLIP_FACTOR = 2.0
@@ -55,7 +58,9 @@ class Trainer:
         self.origin = compute_origin(flow, datasets, seed)
         self.evaluations_at_start = potential.n_evaluations if potential else 0
         basins = BasinPartition.find(datasets)
-        target = None if potential is None else make_target(flow, datasets, potential, basins)
+        target = (
+            None if potential is None else make_target(flow, datasets, potential, basins, settings)
+        )
         splits = [dataset.split() for dataset in datasets]
         train, held_out = zip(*((split.train, split.validation) for split in splits), strict=True)
         populations = [basins.populations(dataset.positions) for dataset in datasets]
@@ -70,6 +75,7 @@ class Trainer:
             self.objective = DirectObjective(flow, train, target, basins, *options)
         self.network: Chain = copy.deepcopy(flow.network).to(settings.dtype)
         set_conditioner_dtype(self.network, None)  # all of it in the settings' precision
+        set_backward_dtype(self.network, settings.gradient_dtype)
         self.average: Chain = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizers = make_optimizers(
             self.network,
@@ -78,6 +84,7 @@ class Trainer:
             settings.weight_decay,
             # Path gradients train with half of torch's threads, twice.
             parallel=settings.estimator == "path" and self.threads > 1,
+            muon_dtype=settings.gradient_dtype,
         )
         self.step = self.n_skipped = self.skipped_in_a_row = 0
         self.wall_seconds = 0.0
@@ -169,6 +176,7 @@ class Trainer:
         content = {
             "format": CHECKPOINT_FORMAT,
             "settings": self.settings.to_config(),
+            "gradient_dtype": str(self.settings.gradient_dtype),
             "origin": self.origin,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
@@ -190,6 +198,12 @@ class Trainer:
             raise ValueError(f"{path}: not a readable training checkpoint ({why})") from error
 
     def _restore(self, content: dict[str, Any]) -> None:
+        before, now = content["gradient_dtype"], str(self.settings.gradient_dtype)
+        if before != now:
+            logger.warning(
+                f"training: started with gradients in {before}, continued on this processor in "
+                f"{now}: valid, but not the same bit by bit"
+            )
         preparation = self.n_evaluations  # already counted by the process that began
         check_checkpoint(content, self.network, self.optimizers, self.settings.n_steps)
         self.network.load_state_dict(content["network"])
@@ -209,7 +223,11 @@ class Trainer:
 
 
 def make_target(
-    flow: AugmentedFlow, datasets: Sequence[MDDataset], potential: Potential, basins: BasinPartition
+    flow: AugmentedFlow,
+    datasets: Sequence[MDDataset],
+    potential: Potential,
+    basins: BasinPartition,
+    settings: FitSettings,
 ) -> Target:
     """Return the target, softened 20 kT_ref above the highest energy of the frames.
 
@@ -221,4 +239,5 @@ def make_target(
         energies = [potential.energy(sample.positions)]
     kt = potential.boltzmann_constant * flow.reference_temperature
     ceiling = max(float(energy.max()) for energy in energies) + 20 * kt
-    return Target(flow, potential, basins, ceiling)
+    single = trains_in_single_precision(potential, settings.dtype)
+    return Target(flow, potential, basins, ceiling, single)

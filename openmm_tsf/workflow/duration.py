@@ -7,10 +7,11 @@ from dataclasses import replace
 import torch
 
 from openmm_tsf.flows.base import AugmentedFlow
-from openmm_tsf.potentials.base import Potential
+from openmm_tsf.potentials.base import HasSinglePrecision, Potential
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training import FitSettings
+from openmm_tsf.training.target import trains_in_single_precision
 from openmm_tsf.training.trainer import Trainer
 from openmm_tsf.utils.threads import torch_threads
 from openmm_tsf.workflow.settings import RunSettings, SamplingSettings
@@ -33,9 +34,13 @@ def training_seconds(
     logger.info("measuring a few steps of training")
     few, n_chains = dataset[:: max(1, len(dataset) // _FRAMES)], settings.n_chains
     if n_chains:
-        n_chains = max(1, settings.kl_batch_size // len(settings.temperatures or (0.0,)))
-    for evaluate in (potential.energy, potential.energy_and_forces):
-        evaluate(few.positions)  # compiles
+        n_chains = max(1, 2 * (settings.kl_batch_size // len(settings.temperatures or (0.0,))))
+    potential.energy(few.positions)  # compiles
+    if trains_in_single_precision(potential, settings.dtype):
+        assert isinstance(potential, HasSinglePrecision)
+        potential.single_precision_forces(few.positions)
+    else:
+        potential.energy_and_forces(few.positions)
     now = torch.get_num_threads()
     with torch_threads(max(1, now // 2) if settings.estimator == "path" else now):
         start = time.perf_counter()

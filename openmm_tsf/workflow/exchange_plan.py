@@ -1,7 +1,7 @@
 """What a target of precision costs by plain replica exchange of dynamics, from a pilot."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_tsf.analysis.convergence import MIN_EFFECTIVE_SUCCESSES, MIN_VISITS
-from openmm_tsf.analysis.exchange_model import populations, state_inefficiency
+from openmm_tsf.analysis.exchange_model import PassageSamples, populations, state_inefficiency
 from openmm_tsf.analysis.ladder import (
     cheapest_ladder,
     communication_barrier,
@@ -20,6 +20,9 @@ from openmm_tsf.analysis.statistics import MIN_EFFECTIVE_SAMPLES, Array, statist
 from openmm_tsf.analysis.targets import Target
 from openmm_tsf.workflow.pilot import N_STEPS, Pilot
 
+#: Pilots that are drawn from the walkers of the one that was run, and the part of what they
+#: predict that lies in the range.
+_RESAMPLES, _IN_RANGE = 100, 0.9
 #: A well that makes up this part of a state's variance is the one that it lies in.
 _EXPLAINED = 0.3
 
@@ -40,6 +43,8 @@ class Observable:
         The state whose visits decide it; None where the energy does.
     n_passages
         How often the pilot's replicas passed into that state or out of it, the rarer of the two.
+    resample
+        What it would be of as many walkers of the pilot, drawn with replacement.
     """
 
     mean: float
@@ -48,6 +53,7 @@ class Observable:
     explained: float
     slowest: str | None
     n_passages: int | None
+    resample: Callable[[np.random.Generator], "Observable"] | None = None
 
     @property
     def g(self) -> float:
@@ -78,7 +84,9 @@ class ExchangePlan:
 
     ``barrier`` is Λ, the sum of rejections over a fine ladder. Round trips are those of all
     replicas of a ladder in an iteration of 0.1 ps: at best, with energies that are independent from
-    swap to swap, and as the pilot's replicas made them on its own ladder, in proportion.
+    swap to swap, and as the pilot's replicas made them on its own ladder, in proportion. Ranges,
+    of the evaluations and of the independent samples needed, hold nine of ten pilots that are drawn
+    from the walkers of this one.
     """
 
     temperatures: tuple[float, ...]
@@ -90,18 +98,15 @@ class ExchangePlan:
     slowest: str | None
     n_passages: int | None
     energy_evaluations: float
+    evaluations_range: tuple[float, float]
+    samples_range: tuple[float, float]
     wall_seconds: float
 
     @property
-    def factor(self) -> float:
-        """How far off the costs may be, as a factor either way (one standard error).
-
-        That of a population from n passages in and n out; 1 where no state decides, infinite where
-        no passage was seen.
-        """
-        if self.slowest is None or self.n_passages is None:
-            return 1.0
-        return math.exp(math.sqrt(2.0 / self.n_passages)) if self.n_passages else math.inf
+    def seconds_range(self) -> tuple[float, float]:
+        """The range of the time, by that of the evaluations."""
+        each = self.wall_seconds / self.energy_evaluations
+        return (each * self.evaluations_range[0], each * self.evaluations_range[1])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
@@ -116,8 +121,9 @@ def plan_exchange(pilot: Pilot, target: Target) -> tuple[Observable, ExchangePla
     rejections = ladder_rejections(rejection, ladder)
     mixing = pilot.mixing()
     known = _slowest(_observables(pilot, target, ladder, rejections, mixing), target)
-    iterations = known.samples_needed(target) * known.g
-    evaluations = iterations * len(ladder) * N_STEPS
+    each = len(ladder) * N_STEPS
+    evaluations = known.samples_needed(target) * known.g * each
+    samples_range, iterations_range = _ranges(known, target)
     rate = round_trip_rate(rejections)
     return known, ExchangePlan(
         temperatures=ladder,
@@ -129,8 +135,28 @@ def plan_exchange(pilot: Pilot, target: Target) -> tuple[Observable, ExchangePla
         slowest=known.slowest,
         n_passages=known.n_passages,
         energy_evaluations=evaluations,
+        evaluations_range=(each * iterations_range[0], each * iterations_range[1]),
+        samples_range=samples_range,
         wall_seconds=evaluations * pilot.seconds_per_evaluation,
     )
+
+
+def _ranges(known: Observable, target: Target) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the ranges of the independent samples and of the iterations that are needed."""
+    samples = known.samples_needed(target)
+    if known.resample is None or math.isnan(samples):
+        return (math.nan, math.nan), (math.nan, math.nan)
+    rng = np.random.default_rng(1)
+    drawn = [known.resample(rng) for _ in range(_RESAMPLES)]
+    needed = np.array([each.samples_needed(target) for each in drawn])
+    iterations = needed * [each.g for each in drawn]
+    ranges = []
+    for values in (needed, iterations):
+        # A pilot without a passage predicts nothing: the costs have no upper bound then.
+        values = np.where(np.isnan(values), np.inf, values)
+        tails = (0.5 * (1 - _IN_RANGE), 0.5 * (1 + _IN_RANGE))
+        ranges.append(tuple(map(float, np.quantile(values, tails, method="nearest"))))
+    return ranges[0], ranges[1]
 
 
 def _slowest(candidates: Iterator[Observable], target: Target) -> Observable:
@@ -154,13 +180,17 @@ def _observables(
         scale = pilot.boltzmann_constant * pilot.temperatures[0] ** 2
         series = (series - series[:, :, 0].mean()) ** 2 / scale
     lowest = series[:, :, 0]
-    variance = float(lowest.var())
-    g = statistical_inefficiency(lowest) if variance > 0 else math.nan
-    if variance > 0:
-        pieces = variance * g
-        yield Observable(float(lowest.mean()), variance, pieces, 0.0, None, None)
-    else:
-        yield Observable(float(lowest.mean()), 0.0, 0.0, 0.0, None, None)
+
+    def without_state(walkers: npt.NDArray[np.int64]) -> Observable:
+        values = lowest[:, walkers]
+        mean, variance = float(values.mean()), float(values.var())
+        g = statistical_inefficiency(values) if variance > 0 else 0.0
+        return Observable(mean, variance, variance * g, 0.0, None, None, drawn)
+
+    def drawn(rng: np.random.Generator) -> Observable:
+        return without_state(rng.integers(lowest.shape[1], size=lowest.shape[1]))
+
+    yield without_state(np.arange(lowest.shape[1]))
     for torsion in pilot.angles:
         wells = pilot.wells(torsion)
         labels = wells.labels(pilot.angles[torsion])
@@ -173,23 +203,42 @@ def _observables(
             def is_inside(angles: Array, well: int = index) -> npt.NDArray[np.bool_]:
                 return np.asarray(wells.labels(angles) == well)  # noqa: B023 (used at once)
 
-            passages, energy_difference = pilot.passages(torsion, is_inside)
-            rates = passages.rates(pilot.betas(ladder), energy_difference)
-            p = float(populations(rates)[0])
-            mean, difference, within = parts
-            slow = p * (1.0 - p) * difference**2
-            fast = (1.0 - p) * within[0] + p * within[1]
+            passages = pilot.passages(torsion, is_inside)
+            mean, difference, _ = parts
             residual = lowest - np.where(inside[:, :, 0], mean + difference, mean)
             g_fast = statistical_inefficiency(residual) if residual.std() > 0 else 1.0
-            yield Observable(
-                mean=mean + p * difference,
-                variance=slow + fast,
-                asymptotic_variance=slow * state_inefficiency(rates, rejections, mixing)
-                + fast * g_fast,
-                explained=slow / (slow + fast) if slow + fast > 0 else 0.0,
-                slowest=name,
-                n_passages=passages.fewest,
-            )
+            well = _Well(name, pilot.betas(ladder), rejections, mixing, parts, g_fast)
+            yield well.observable(passages)
+
+
+@dataclass(frozen=True)
+class _Well:
+    """What an observable is by the visits to a well, and how fast it changes within either side."""
+
+    name: str
+    betas: Array
+    rejections: Array
+    mixing: float
+    parts: tuple[float, float, tuple[float, float]]
+    g_fast: float
+
+    def observable(self, passages: PassageSamples) -> Observable:
+        """Return what it is by these passages."""
+        rates = passages.rates(self.betas)
+        p = float(populations(rates)[0])
+        mean, difference, within = self.parts
+        slow = p * (1.0 - p) * difference**2
+        fast = (1.0 - p) * within[0] + p * within[1]
+        g_slow = state_inefficiency(rates, self.rejections, self.mixing)
+        return Observable(
+            mean=mean + p * difference,
+            variance=slow + fast,
+            asymptotic_variance=slow * g_slow + fast * self.g_fast,
+            explained=slow / (slow + fast) if slow + fast > 0 else 0.0,
+            slowest=self.name,
+            n_passages=passages.total.fewest,
+            resample=lambda rng: self.observable(passages.resampled(rng)),
+        )
 
 
 def _split(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Generator, Tensor
 
-from openmm_tsf.analysis.exchange_model import Passages, simulate_swaps
+from openmm_tsf.analysis.exchange_model import Passages, PassageSamples, simulate_swaps
 from openmm_tsf.analysis.ladder import Rejection, energy_rejection
 from openmm_tsf.analysis.mbar import Mbar
 from openmm_tsf.analysis.mixing import round_trips
@@ -101,16 +101,16 @@ class Pilot:
 
     def passages(
         self, torsion: str, inside: Callable[[Array], npt.NDArray[np.bool_]]
-    ) -> tuple[Passages, float]:
-        """Return the passages in and out of a well at all temperatures, and ⟨U⟩ in it less out."""
+    ) -> PassageSamples:
+        """Return the passages in and out of a well at all temperatures."""
         shortest = max(1, round(_SHORTEST_PS / (N_STEPS * TIMESTEP_PS)))
         hot = inside(self.hot_angles[torsion])
         still = np.broadcast_to(np.arange(hot.shape[2]), hot.shape)
-        cold = Passages.count(
-            inside(self.angles[torsion]), self.replica, self.betas(self.temperatures), shortest
+        cold, betas = inside(self.angles[torsion]), self.betas(self.temperatures)
+        return PassageSamples(
+            Passages.by_walker(cold, self.replica, betas, shortest),
+            Passages.by_walker(hot, still, self.betas(self.hot_temperatures), shortest),
         )
-        above = Passages.count(hot, still, self.betas(self.hot_temperatures), shortest)
-        return cold + above, cold.energy_difference()
 
     def mixing(self) -> float:
         """Return the round trips in proportion to those of swaps that are independent.

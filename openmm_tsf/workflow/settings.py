@@ -135,8 +135,8 @@ class SamplingSettings:
         Iterations of production, and those before it in which step sizes are tuned, then frozen.
     until
         Targets of precision, as ``"dF(phi) < 0.05 kT"``
-        (:class:`openmm_tsf.analysis.targets.Target`). Production stops once all are met;
-        `n_iterations` is then the most.
+        (:class:`openmm_tsf.analysis.targets.Target`). Production stops once all are met, and every
+        basin of the training frames was visited; `n_iterations` is then the most.
     n_independent, n_crank_nicolson, n_walk
         Independence proposals, Crank-Nicolson steps between them and a walk, and steps of the walk
         in an iteration; 0: none.

@@ -10,6 +10,9 @@ consistent and the first look is late. So a target counts as met only where its 
 nothing missing (100 effective samples, 50 visits, agreement of the walkers, no drift) and the run
 is equilibrated, and looks are few. `tests/workflow/test_until.py` stops 120 runs of a rare state in
 this way: their mean is not biased, and their intervals hold as often as they say.
+
+No error knows of what a run never saw. So production goes on, too, while a basin that has a
+thousandth of the training frames was not visited at any temperature.
 """
 
 import logging
@@ -17,8 +20,9 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import count
 
-from openmm_tsf.analysis.load import load_run
+from openmm_tsf.analysis.load import Run, load_run
 from openmm_tsf.analysis.targets import Target, TargetAssessment
+from openmm_tsf.analysis.training_checks import check_lost
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.systems.slow_torsions import slow_torsions
@@ -58,17 +62,17 @@ def sample_until(
 ) -> None:
     """Sample until all targets are met, or to `n_iterations` in all; without targets to the latter.
 
-    What was reached is logged and recorded as ``stopped`` among the choices in ``config.json``.
+    Basins of the training frames that were never visited are waited for. What was reached is logged and recorded as ``stopped`` among the choices in ``config.json``.
     """
     targets = [Target.parse(text) for text in until]
     done = sampler.n_written * stage.choices.get("save_interval", 1)
     while True:
         if targets and done and (is_look(done) or done >= n_iterations):
-            assessed = assess(stage, targets)
-            is_met = all(each.is_met for each in assessed)
-            logger.info("after %d iterations: %s", done, "; ".join(map(str, assessed)))
-            if is_met or done >= n_iterations:
-                _record(stage, done, assessed)
+            run = load_run(stage.directory)
+            assessed, lost = [target.assess(run) for target in targets], find_lost(run)
+            logger.info("after %d iterations: %s", done, "; ".join([*map(str, assessed), *lost]))
+            if done >= n_iterations or (not lost and all(each.is_met for each in assessed)):
+                _record(stage, done, assessed, lost)
                 return
         if done >= n_iterations:
             return
@@ -82,19 +86,24 @@ def sample_until(
         done = end
 
 
-def assess(stage: Stage, targets: Sequence[Target]) -> list[TargetAssessment]:
-    """Assess targets from the samples so far."""
-    run = load_run(stage.directory)
-    return [target.assess(run) for target in targets]
+def find_lost(run: Run) -> list[str]:
+    """Return, in words, the basins of the training frames that a run never visited."""
+    frames = run.training_basins
+    if frames is None:
+        return []
+    return list(check_lost(frames, (n for n in run.basins.names if not run.in_basin(n).any())))
 
 
-def _record(stage: Stage, done: int, assessed: Sequence[TargetAssessment]) -> None:
+def _record(
+    stage: Stage, done: int, assessed: Sequence[TargetAssessment], lost: Sequence[str]
+) -> None:
     """Record and log at which iteration production stopped, and whether the targets are met."""
-    is_met = all(each.is_met for each in assessed)
+    is_met = not lost and all(each.is_met for each in assessed)
     stage.record(
         stopped={
             "n_iterations": done,
             "is_met": is_met,
+            "lost_basins": list(lost),
             "targets": [
                 {
                     "target": str(each.target),
@@ -112,8 +121,12 @@ def _record(stage: Stage, done: int, assessed: Sequence[TargetAssessment]) -> No
         return
     n_used = load_run(stage.directory).n_used
     needed = [each.n_iterations_needed(n_used) for each in assessed if not each.is_met]
-    more = f"; some {max(needed):,.0f} are needed" if all(map(math.isfinite, needed)) else ""
-    logger.warning("the targets are not met after %d iterations, the most allowed%s", done, more)
+    more = ""
+    if needed and all(map(math.isfinite, needed)):
+        more = f"; some {max(needed):,.0f} are needed"
+    what = "the targets are not met" if needed else "the targets are met, but a basin is missing"
+    words = "".join(f"; {each}" for each in lost)
+    logger.warning("%s after %d iterations, the most allowed%s%s", what, done, more, words)
 
 
 def _finite(value: float) -> float | None:

@@ -115,7 +115,10 @@ def test_chains_walk_at_home():
     chains = IndependenceChains(points, 2, 2, torch.where(is_free, EVERYWHERE, points.basin))
     start = points.y.clone()
     for _ in range(300):
-        chains.walk(chains.next_chains(n // 2), evaluate, generator)
+        walk = chains.propose_walk(generator, n // 2)
+        chains.finish_walk(walk, evaluate(walk.y, walk.tau), generator)
+        turn = chains.next_chains(n // 2)  # those that walked
+        assert torch.equal(walk.index, turn[chains.home[turn] != EVERYWHERE])
     assert torch.equal(chains.points.y[is_free], start[is_free])
     assert bool((chains.step_sizes != FIRST_STEP).all())
     for rung, temperature in enumerate(ladder.tolist()):
@@ -207,10 +210,10 @@ def test_the_objectives_chains_sample_their_temperatures(monkeypatch):
     two_basins(monkeypatch)
     potential, data = toy()
     flow, n = rough_flow("tsf"), 2000
-    settings = dataclasses.replace(SHORT, n_chains=n, kl_batch_size=2 * n)
+    settings = dataclasses.replace(SHORT, n_chains=n, kl_batch_size=n)
     objective = make_objective(flow, potential, data, settings)
     network, generator = copy.deepcopy(flow.network).float(), torch.Generator().manual_seed(2)
-    for _ in range(80):
+    for _ in range(160):
         objective.backward(network, 0.3, generator)
     assert objective.chains is not None
     for rung, temperature in enumerate((0.5, 1.0)):

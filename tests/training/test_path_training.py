@@ -68,11 +68,14 @@ def test_points_that_are_cut_keep_their_log_variance_term(monkeypatch):
     assert float((gradients[1] - gradients[0]).norm()) > 0.01 * float(gradients[0].norm())
 
 
-@pytest.mark.parametrize("calls", [30, 75])  # while the chains relax to T = 0.5; after it
-def test_resume_is_exact_bit_by_bit(calls, tmp_path, monkeypatch):
+# While the chains relax to T = 0.5; after it.
+@pytest.mark.parametrize(("calls", "bfloat16"), [(30, False), (75, True)])
+def test_resume_is_exact_bit_by_bit(calls, bfloat16, tmp_path, monkeypatch):
     support.two_basins(monkeypatch)
+    monkeypatch.setattr("openmm_tsf.training.settings.multiplies_bfloat16", lambda: True)
     potential, data = toy()
-    whole, settings = new_flow(), dataclasses.replace(SHORT, basin_share=0.4)
+    settings = dataclasses.replace(SHORT, basin_share=0.4, bfloat16_gradients=bfloat16)
+    whole = new_flow()
     result = fit(whole, data, potential, settings=settings, seed=3, progress=False)
     path, steps = tmp_path / "training.pt", []
 
@@ -173,7 +176,7 @@ def test_draws_without_energies_are_skipped_steps():
         ({"estimator": "other"}, "estimator"),
         ({"estimator": "direct"}, "n_chains: expected 0 for the direct estimator"),
         ({"kl_batch_size": 1, "n_chains": 0}, "at least one draw of each of 2 temperatures"),
-        ({"n_chains": 10}, "n_chains: expected at least the 16 draws"),
+        ({"n_chains": 10}, "n_chains: expected at least 32, twice the draws"),
         ({"lambda_max": 0.0}, "without draws"),
         ({"chain_share": 1.5}, "chain_share"),
         ({"log_variance": -1.0}, "log_variance"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from openmm_tsf.analysis import load_run
+from openmm_tsf.analysis.basins import TrainingBasins
 from openmm_tsf.analysis.convergence import count_pieces
 from openmm_tsf.analysis.targets import Target
 from openmm_tsf.flows.tsf import TemperatureSteerableFlow
@@ -18,8 +19,8 @@ from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.workflow import until
 from openmm_tsf.workflow.sample import sample
 from openmm_tsf.workflow.settings import SamplingSettings
-from openmm_tsf.workflow.until import is_look, looks, next_look
-from tests.support.fabricate import two_state_chains
+from openmm_tsf.workflow.until import find_lost, is_look, looks, next_look
+from tests.support.fabricate import two_state_chains, write_run
 from tests.workflow.tiny import QUIET
 
 SETTINGS = SamplingSettings(
@@ -133,6 +134,47 @@ def test_the_most_iterations_end_it_with_a_warning(flow, tmp_path, caplog):
     assert load_run(folder).n_iterations == 9
     assert not stopped(folder)["is_met"]  # an error below 1000 kJ/mol, but nothing is converged
     assert "the targets are not met after 9 iterations, the most allowed" in caplog.text
+
+
+def test_basins_that_were_never_visited_are_waited_for(
+    flow, tmp_path, met_from, monkeypatch, caplog
+):
+    """The target is met after 5 iterations; the last basin is visited between 8 and 10."""
+    met_from(4)
+    lost = "all rungs: the basin phi > 0, psi beta was never visited"
+    monkeypatch.setattr(until, "find_lost", lambda run: [lost] if run.n_iterations < 9 else [])
+    folder = tmp_path / "run"
+    sample(flow, folder, SETTINGS, options=OPTIONS)
+    assert load_run(folder).n_iterations == 10
+    assert (stopped(folder)["is_met"], stopped(folder)["lost_basins"]) == (True, [])
+    folder = tmp_path / "too short"
+    sample(flow, folder, replace(SETTINGS, n_iterations=7), options=OPTIONS)
+    assert load_run(folder).n_iterations == 7
+    assert (stopped(folder)["is_met"], stopped(folder)["lost_basins"]) == (False, [lost])
+    assert stopped(folder)["targets"][0]["is_met"]
+    said = "the targets are met, but a basin is missing after 7 iterations, the most allowed; "
+    assert said + lost in caplog.text
+
+
+def test_basins_of_the_training_frames_that_a_run_never_visited(tmp_path):
+    rng, shape = np.random.default_rng(5), (100, 4, 2)
+
+    def angles(shape, p):
+        centre = np.where(rng.random(shape) < p, 1.0, -1.5)
+        return {"phi": centre + 0.2 * rng.normal(size=shape)}
+
+    def run(name, p, p_of_frames):
+        frames = TrainingBasins.measure(angles((4000,), p_of_frames), 600.0).to_config()
+        energy = rng.normal(size=shape)
+        choices = {"basins": frames} if p_of_frames else {}
+        temperatures = np.array([300.0, 600.0])
+        return load_run(write_run(tmp_path / name, temperatures, energy, angles(shape, p),
+                                  choices=choices))  # fmt: skip
+
+    (words,) = find_lost(run("lost", 0.0, 0.05))
+    assert "all rungs: the basin phi > 0 was never visited; it has 0.0" in words
+    assert find_lost(run("visited", 0.05, 0.05)) == []
+    assert find_lost(run("no frames", 0.0, 0.0)) == []
 
 
 @pytest.mark.parametrize(

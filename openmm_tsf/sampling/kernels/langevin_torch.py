@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from openmm_tsf.potentials.base import Potential
+from openmm_tsf.potentials.base import HasSinglePrecision, Potential
 from openmm_tsf.sampling.energies import (
-    HasSinglePrecision,
     device_of,
     energy,
     energy_and_forces,

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from openmm_tsf.potentials.base import Potential
-from openmm_tsf.sampling.energies import HasSinglePrecision
+from openmm_tsf.potentials.base import HasSinglePrecision, Potential
 from openmm_tsf.sampling.kernels.base import Kernel, SteerableMap
 from openmm_tsf.sampling.kernels.crank_nicolson import FlowCrankNicolson
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
