@@ -287,8 +287,9 @@ def test_report(estimates, tmp_path):
     assert "| replica exchange, 8 rungs | 8 × 0.8 |" in text
     assert "| 850 (850) / 950 (950) |" in text
     assert "| run2 | 1.5 / 0.5; 110 / 60 | –, – | 0.0010, +0.5 | 50 000, 100 |" in text
-    assert "50, OpenMM's replica exchange on 8 rungs" in text
-    assert "85 (85) from the shipped frames, 135 (130) from nothing" in text
+    assert "50 by OpenMM's replica exchange (8 rungs); 2 500 by OpenMM's replica" in text
+    assert "by weighted draws; 135 (130) s |" in text
+    assert "the flow pays off from 1 501 " in text
     tables.draw(report, tmp_path / "cost.png")
     assert (tmp_path / "cost.png").stat().st_size > 10_000
 
