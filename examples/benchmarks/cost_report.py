@@ -86,7 +86,7 @@ def write_tables(report, path):
     lines += table(head, rows)
     head = ["run", "paid: 10⁶ evaluations; seconds"]
     for name in WAYS.values():
-        head += [f"ΔF_φ (kT), {name}", "z", "P(φ>0, ψ>120°)", "N_eff per 10⁶", "per CPU second"]
+        head += [f"{name}: ΔF_φ (kT), z", "P(φ>0, ψ>120°), z", "N_eff per 10⁶, per CPU second"]
     rows = []
     for flow in flows:
         ratios = flow["estimates"]["chain"]["ratios"]
@@ -98,11 +98,10 @@ def write_tables(report, path):
             estimate = flow["estimates"][way]
             hidden = estimate["hidden"]
             row += [
-                free_energy(estimate),
-                signed(estimate["z"]),
-                f"{hidden['p']:.4f} (z {signed(hidden['z'])})",
-                short(estimate["n_eff_per_million"]),
-                short(estimate["n_eff_per_cpu_second"]),
+                f"{free_energy(estimate)}, {signed(estimate['z'])}",
+                f"{hidden['p']:.4f}, {signed(hidden['z'])}",
+                f"{short(estimate['n_eff_per_million'])}, "
+                f"{short(estimate['n_eff_per_cpu_second'])}",
             ]
         rows.append(row)
     lines += table(head, rows)
@@ -154,41 +153,30 @@ def mean_with_z(figures):
 
 
 def closing_rows(report):
-    """The rows for the table of README."""
+    """The row for the table of README."""
     over, n, samplers = report["over_the_runs"], len(report["flows"]), report["samplers"]
     exchange = {m: row for m, row in samplers.items() if m != METADYNAMICS}
 
     def others(key, best):
         """The best ladder, and metadynamics."""
         method = best(exchange, key=lambda m: exchange[m][key])
-        names = [f"{short(samplers[method][key])}, OpenMM's replica exchange on {method} rungs"]
+        names = [f"{short(samplers[method][key])} by OpenMM's replica exchange ({method} rungs)"]
         if METADYNAMICS in samplers:
-            names.append(f"{short(samplers[METADYNAMICS][key])}, its metadynamics on φ, ψ")
-        return "; ".join(names)
+            names.append(f"{short(samplers[METADYNAMICS][key])} by its metadynamics on φ, ψ")
+        return ", ".join(names)
 
-    until = "seconds_until_error_from_"
-    chain, draws, chosen = (over[way] for way in WAYS)
+    chain, draws = over["chain"], over["draws"]
+    until, even = "seconds_until_error_from_nothing", "break_even_evaluations_from_nothing"
     return [
         [
-            "Effective samples of 1[φ>0] at 300 K per 10⁶ energy evaluations, sampling only, worst "
-            f"(median) of {n} trainings",
-            f"{both(chain, 'n_eff_per_million')} by a chain, {both(draws, 'n_eff_per_million')} by "
-            f"weighted draws, {both(chosen, 'n_eff_per_million')} by draws chosen by φ",
-            others("n_eff_per_million", max),
-        ],
-        [
-            "the same with MD and training paid, 10⁷ evaluations in all",
-            f"{both(chain, 'all_in_from_nothing')} times as many by a chain",
-            "replica exchange, best ladder; as many from "
-            f"{short(chain['break_even_evaluations_from_nothing']['worst'])} evaluations on",
-        ],
-        [
-            f"Seconds on {report['cores']} cores until ΔF_φ at 300 K is known to 0.1 kT, worst "
-            f"(median) of {n}",
-            f"{both(chain, until + 'frames')} from the shipped frames, "
-            f"{both(chain, until + 'nothing')} from nothing",
-            others("seconds_until_error", min),
-        ],
+            f"[{n} trainings](examples/results/README.md#costs-of-several-trainings) with MD of "
+            "their own: effective samples of 1[φ>0] at 300 K per 10⁶ evaluations of sampling; "
+            "seconds until ΔF_φ is known to 0.1 kT, all included; worst (median)",
+            f"{both(chain, 'n_eff_per_million')} by a Markov chain, "
+            f"{both(draws, 'n_eff_per_million')} by weighted draws; {both(chain, until)} s",
+            f"{others('n_eff_per_million', max)}; {others('seconds_until_error', min)}; the flow "
+            f"pays off from {short(chain[even]['worst'])} evaluations on",
+        ]
     ]
 
 

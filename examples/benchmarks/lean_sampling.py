@@ -11,13 +11,14 @@ from common import compare_with_reference, in_hidden_basin
 import openmm_tsf as tsf
 from openmm_tsf.analysis.statistics import n_eff
 from openmm_tsf.analysis.uncertainty import estimate_mean
+from openmm_tsf.flows.draws import weigh
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.flows.weights import log_weight
 from openmm_tsf.sampling.kernels import FlowIndependence, Scheduled, TorchLangevin
 from openmm_tsf.workflow.start import start_positions
 
 KELVIN = 300.0
-N_GROUPS, N_BLOCKS, BATCH = 20, 100, 2000
+N_GROUPS, N_BLOCKS, N_FRAMES = 20, 100, 4000
 
 
 def lean_kernels(flow, potential, molecule, args):
@@ -63,19 +64,24 @@ def sample_flow(path, args):
     molecule = tsf.systems.alanine_dipeptide()
     flow = load_flow(path / "flow.pt", molecule)
     frames = tsf.MDDataset.shipped(molecule, stride=80).positions
+    x = torch.from_numpy(tsf.load_run(path).trajectory(KELVIN).xyz).double()
     with molecule.potential(compile=True) as potential:
         potential.energy(frames)  # compiled now, not in what is timed
-        return {"run": path.name, "estimates": estimate_flow(flow, potential, molecule, args)}
+        return {"run": path.name, "estimates": estimate_flow(flow, potential, molecule, x, args)}
 
 
-def estimate_flow(flow, potential, molecule, args):
-    """What a Markov chain, weighted draws, and draws chosen by phi say, and their costs."""
+def estimate_flow(flow, potential, molecule, frames, args):
+    """What a Markov chain, weighted draws, and draws chosen by phi say, and their costs.
+
+    `frames` [n, N, 3] are of the Boltzmann distribution at 300 K.
+    """
     generator = torch.Generator().manual_seed(args.seed)
     options = (flow, potential, molecule)
+    known = weigh_frames(*options, frames, generator)
     return {
         "chain": sample_chain(*options, args, generator),
-        "draws": weigh_draws(*options, args.draws, False, generator),
-        "chosen draws": weigh_draws(*options, args.chosen_draws, True, generator),
+        "draws": weigh_draws(*options, known, args.draws, False, generator),
+        "chosen draws": weigh_draws(*options, known, args.chosen_draws, True, generator),
     }
 
 
@@ -115,9 +121,31 @@ def sample_chain(flow, potential, molecule, args, generator):
     }
 
 
+def weigh_frames(flow, potential, molecule, x, generator):
+    """ln of the mean weights of frames with phi > 0, phi < 0 and in the hidden basin, its share.
+
+    At most N_FRAMES of either sign; the share is that among phi > 0. Frames outside the domain of
+    the flow's coordinates are left out.
+    """
+    phi, psi = measure_angles(molecule, x).T
+    hidden, means = in_hidden_basin(phi, psi), []
+    for members in (phi > 0, phi <= 0, hidden):
+        rows = np.flatnonzero(members)
+        rows = rows[np.linspace(0, len(rows) - 1, min(N_FRAMES, len(rows))).astype(int)]
+        frames = x[torch.from_numpy(rows)]
+        reduced = potential.energy(frames) / (potential.boltzmann_constant * KELVIN)
+        weights = weigh(flow, frames, reduced, KELVIN, generator)
+        weights = weights[torch.isfinite(weights)]
+        means.append(float(weights.logsumexp(0)) - math.log(max(1, len(weights))))
+    return np.array(means), float(hidden.sum() / (phi > 0).sum())
+
+
 @torch.no_grad()
-def weigh_draws(flow, potential, molecule, n, chosen_by_phi, generator):
+def weigh_draws(flow, potential, molecule, frames, n, chosen_by_phi, generator):
     """Independent draws with importance weights, no Markov chain.
+
+    Errors are the larger of those from the draws, and from the weights of `frames`
+    (:func:`weigh_frames`): what the flow draws too rarely is missing among few draws.
 
     P(phi > 0) is the share of the draws there times their mean weight, over the same of both sides:
     with `chosen_by_phi` the energy of every draw with phi > 0 is evaluated, and of as many others.
@@ -138,17 +166,19 @@ def weigh_draws(flow, potential, molecule, n, chosen_by_phi, generator):
         weights[~np.isfinite(weights)] = -np.inf
         drawn = above.sum(), (~above).sum()
         blocks.append((drawn, above[chosen], in_hidden_basin(phi, psi)[chosen], weights))
-    (p, stderr), hidden = estimate_populations(blocks)
+    population, hidden = estimate_populations(blocks, *frames)
     seconds = (clocks() - began)[1]
     evaluations = potential.n_evaluations - before
-    return describe((p, stderr), hidden, evaluations, float(seconds), (0, 0.0)) | {"n_draws": n}
+    return describe(population, hidden, evaluations, float(seconds), (0, 0.0)) | {"n_draws": n}
 
 
-def estimate_populations(blocks):
-    """P(phi > 0) and that of the hidden basin, each with its error by a jackknife over blocks.
+def estimate_populations(blocks, log_means, hidden_share):
+    """P(phi > 0) and that of the hidden basin, each with its error.
 
     A block has the numbers of draws with phi > 0 and < 0, and of those whose energy is known:
-    whether phi > 0, whether in the hidden basin, and log weights.
+    whether phi > 0, whether in the hidden basin, and log weights. One error is by a jackknife over
+    the blocks, one from the weights of frames: a mean over the target of the weight is the second
+    moment of the weights of the draws over their mean. The larger one counts.
     """
     highest = max(weights.max(initial=-np.inf) for *_, weights in blocks)
     if not np.isfinite(highest):
@@ -159,10 +189,17 @@ def estimate_populations(blocks):
         known = above.sum(), (~above).sum()
         sums.append((*drawn, *known, w[above].sum(), w[~above].sum(), w[hidden].sum()))
     sums = np.array(sums, dtype=np.float64)
-    values = populations_of(sums.sum(axis=0))
-    left_out = populations_of(sums.sum(axis=0) - sums)
-    n = len(sums)
-    errors = np.sqrt((n - 1) * left_out.var(axis=-1))
+    total, n = sums.sum(axis=0), len(sums)
+    values = populations_of(total)
+    errors = np.sqrt((n - 1) * populations_of(total - sums).var(axis=-1))
+    drawn, known, means = total[:2], total[2:4], total[4:6] / np.maximum(total[2:4], 1)
+    if (known > 0).all() and (means > 0).all():
+        above, below, inside = np.exp(log_means - highest)
+        moments = np.array([above, below]) / means
+        logit = np.sqrt(np.sum(1 / drawn + np.maximum(moments - 1, 0) / known))
+        of_hidden = np.sqrt(hidden_share * inside / means[0] / known[0])
+        from_frames = values[0] * np.array([(1 - values[0]) * logit, of_hidden])
+        errors = np.fmax(errors, from_frames)
     return tuple((float(v), float(e)) for v, e in zip(values, errors, strict=True))
 
 

@@ -151,11 +151,11 @@ def estimates(molecule):
     frames = MDDataset.shipped(molecule, stride=40)
     flow = TemperatureSteerableFlow.from_dataset(frames, n_blocks=1, hidden=(8,), seed=1)
     args = Namespace(
-        seed=1, draws=400, chosen_draws=400, walkers=20, burn_in=1, iterations=12, independent=2,
+        seed=1, draws=400, chosen_draws=4000, walkers=20, burn_in=1, iterations=12, independent=2,
         dynamics_interval=6,
     )  # fmt: skip
     with molecule.potential(platform="Reference", n_contexts=1) as potential:
-        return lean.estimate_flow(flow, potential, molecule, args)
+        return lean.estimate_flow(flow, potential, molecule, frames.positions, args)
 
 
 def test_flow_is_measured(estimates):
@@ -165,7 +165,7 @@ def test_flow_is_measured(estimates):
     assert set(chain["acceptance"]) == {"flow_independent", "local"}
     assert chain["start"]["evaluations"] > 20
     assert 200 < estimates["draws"]["n_evaluations"] <= 400
-    assert 0 < estimates["chosen draws"]["n_evaluations"] < estimates["draws"]["n_evaluations"]
+    assert 0 < estimates["chosen draws"]["n_evaluations"] < 2000
     assert all(row["cpu_seconds"] > 0 for row in estimates.values())
 
 
@@ -184,24 +184,46 @@ def weighted_blocks(n_blocks, chosen, seed):
     return blocks
 
 
+#: ln of the mean weights over the target, E[w^2] / E[w] over the draws, with their factor of e^30.
+LOG_MEANS = np.log([0.4 / 1.1 * (1.3 / 1.1), 0.98 / 0.95, 2 * 0.4 / 1.1]) + 31.0
+HIDDEN_SHARE = 0.2 / 1.1
+
+
 @pytest.mark.parametrize("chosen", [False, True])
 def test_populations_of_weighted_draws(chosen):
-    """Means of both populations, and that the errors are those of repeated estimates."""
-    truth = 0.02, 0.02 * 0.2 / 1.1
-    found = np.array(
-        [lean.estimate_populations(weighted_blocks(40, chosen, seed)) for seed in range(60)]
-    )
-    for values, expected in zip(found.transpose(1, 0, 2), truth, strict=True):
-        z = (values[:, 0].mean() - expected) / (values[:, 0].std(ddof=1) / math.sqrt(60))
-        assert abs(z) < 4
-        ratio = np.mean(values[:, 1] ** 2) / values[:, 0].var(ddof=1)
-        assert 0.5 < ratio < 2.0
+    """Means of both populations, and that the errors are those of repeated estimates.
+
+    Both errors are measured: that of the draws alone, and that of the weights of frames.
+    """
+    truth = 0.02, 0.02 * HIDDEN_SHARE
+    few = np.full(3, -np.inf), 0.0  # frames of no weight: the error is that of the draws
+    for known in (few, (LOG_MEANS, HIDDEN_SHARE)):
+        found = np.array(
+            [
+                lean.estimate_populations(weighted_blocks(40, chosen, seed), *known)
+                for seed in range(60)
+            ]
+        )
+        for values, expected in zip(found.transpose(1, 0, 2), truth, strict=True):
+            z = (values[:, 0].mean() - expected) / (values[:, 0].std(ddof=1) / math.sqrt(60))
+            assert abs(z) < 4
+            ratio = np.mean(values[:, 1] ** 2) / values[:, 0].var(ddof=1)
+            assert 0.5 < ratio < 2.0
+
+
+def test_draws_that_miss_what_frames_have():
+    """A hundredth of phi > 0 that the flow hardly draws: the error is known from the frames."""
+    blocks = weighted_blocks(40, False, 1)
+    seen = lean.estimate_populations(blocks, LOG_MEANS, HIDDEN_SHARE)[0][1]
+    rare = np.log(np.exp(LOG_MEANS[0]) + 0.01 * np.exp(LOG_MEANS[0] + 8))
+    missed = lean.estimate_populations(blocks, np.array([rare, *LOG_MEANS[1:]]), HIDDEN_SHARE)[0]
+    assert missed[1] > 3 * seen
 
 
 def test_draws_without_weights_are_refused():
     blocks = [((1, 1), np.array([True, False]), np.array([False, False]), np.full(2, -np.inf))]
     with pytest.raises(ValueError, match="expected finite weights, got none"):
-        lean.estimate_populations(blocks)
+        lean.estimate_populations(blocks, LOG_MEANS, HIDDEN_SHARE)
 
 
 def test_report(estimates, tmp_path):
@@ -264,9 +286,10 @@ def test_report(estimates, tmp_path):
     text = (tmp_path / "cost.md").read_text()
     assert "| replica exchange, 8 rungs | 8 × 0.8 |" in text
     assert "| 850 (850) / 950 (950) |" in text
-    assert "| run2 | 1.5 / 0.5; 110 / 60 | – | – |" in text
-    assert "50, OpenMM's replica exchange on 8 rungs" in text
-    assert "85 (85) from the shipped frames, 135 (130) from nothing" in text
+    assert "| run2 | 1.5 / 0.5; 110 / 60 | –, – | 0.0010, +0.5 | 50 000, 100 |" in text
+    assert "50 by OpenMM's replica exchange (8 rungs); 2 500 by OpenMM's replica" in text
+    assert "by weighted draws; 135 (130) s |" in text
+    assert "the flow pays off from 1 501 " in text
     tables.draw(report, tmp_path / "cost.png")
     assert (tmp_path / "cost.png").stat().st_size > 10_000
 
