@@ -77,7 +77,8 @@ class FitSettings:
     n_chains, chain_share
         For ``"path"``: the number of Markov chains at each temperature to which the flow's draws
         are proposals, and their fraction of the data at the largest lambda: likelihood at
-        temperatures without frames (:mod:`openmm_tsf.training.independence_chains`). 0: none.
+        temperatures without frames (:mod:`openmm_tsf.training.independence_chains`). At least twice
+        the draws of a temperature in a step, or 0: none.
     log_variance, basin_balance
         For ``"path"``: weights of the terms that make ln(p/q) constant, over the data and, at the
         draws, from basin to basin: path gradients hardly see the populations of basins.
