@@ -233,13 +233,6 @@ def set_conditioner_dtype(network: nn.Module, dtype: torch.dtype | None) -> None
             module.conditioner_dtype = dtype
 
 
-def set_backward_dtype(network: nn.Module, dtype: torch.dtype | None) -> None:
-    """Set the precision of the derivatives of all conditioners; None for that of their values."""
-    for module in network.modules():
-        if isinstance(module, Perceptron):
-            module.backward_dtype = dtype
-
-
 class Scale(nn.Module):
     """Multiply the first `n_scaled` features by one trainable factor k > 0.
 

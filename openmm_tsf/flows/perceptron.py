@@ -12,8 +12,7 @@ class Perceptron(nn.Sequential):
     """A perceptron of SiLUs that maps [n_in, B] to [n_out, B].
 
     The last layer is zero at first. Weights are kept in the module's precision and used in that of
-    the argument: converted once, and again after they have changed. The derivatives of
-    :meth:`record` are computed in `backward_dtype`, by default in the argument's precision too.
+    the argument: converted once, and again after they have changed.
 
     Examples
     --------
@@ -32,9 +31,7 @@ class Perceptron(nn.Sequential):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         super().__init__(*layers, last)
-        self.backward_dtype: torch.dtype | None = None
         self._converted = _Converted()
-        self._converted_backward = _Converted()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs [n_out, B] of x [n_in, B], differentiable by autograd."""
@@ -45,18 +42,20 @@ class Perceptron(nn.Sequential):
 
     def record(self, x: Tensor) -> "tuple[Tensor, Tape]":
         """Return the outputs [n_out, B] of x [n_in, B], detached, and what derivatives need."""
-        dtype = self.backward_dtype or x.dtype
+        tape = Tape([], [], [])
         with torch.no_grad():
-            layers = self._weights(x.dtype)
-            tape = Tape(self._weights_backward(layers), [x.to(dtype)], [])
-            *hidden, (weight, bias) = layers
+            *hidden, (weight, bias) = self._weights(x.dtype)
             for w, b in hidden:
                 argument = torch.addmm(b[:, None], w, x)
                 share = torch.sigmoid(argument)
-                x = argument.mul_(share)
-                tape.inputs.append(x.to(dtype))
+                value = argument.mul_(share)
+                tape.weights.append(w)
+                tape.inputs.append(x)
                 # d/da a s(a) = s + a s (1 - s)
-                tape.derivatives.append(torch.addcmul(share, x, 1 - share).to(dtype))
+                tape.derivatives.append(torch.addcmul(share, value, 1 - share))
+                x = value
+            tape.weights.append(weight)
+            tape.inputs.append(x)
             return torch.addmm(bias[:, None], weight, x), tape
 
     def _weights(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
@@ -70,22 +69,9 @@ class Perceptron(nn.Sequential):
                 parameters = self._converted.get(parameters, dtype)  # type: ignore[assignment]
         return list(zip(parameters[::2], parameters[1::2], strict=True))
 
-    def _weights_backward(self, layers: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-        """Return the weight of each layer in the precision of the derivatives."""
-        weights = [weight for weight, _ in layers]
-        dtype = self.backward_dtype
-        if dtype is None or weights[0].dtype == dtype:
-            return weights
-        if weights[0].is_inference():  # these count no changes
-            return [weight.to(dtype) for weight in weights]
-        return self._converted_backward.get(weights, dtype)
-
 
 class Tape(NamedTuple):
-    """What :meth:`Perceptron.record` keeps: weights and inputs of layers, derivatives of SiLUs.
-
-    All are in the precision in which derivatives are computed and returned.
-    """
+    """What :meth:`Perceptron.record` keeps: weights and inputs of layers, derivatives of SiLUs."""
 
     weights: list[Tensor]
     inputs: list[Tensor]
@@ -93,14 +79,12 @@ class Tape(NamedTuple):
 
     def pull_back(self, cotangent: Tensor) -> Tensor:
         """Return the cotangent of the inputs [n_in, B] from that of the outputs [n_out, B]."""
-        cotangent = cotangent.to(self.weights[0].dtype)
         for weight, derivative in zip(self.weights[:0:-1], self.derivatives[::-1], strict=True):
             cotangent = torch.mm(weight.T, cotangent).mul_(derivative)
         return torch.mm(self.weights[0].T, cotangent)
 
     def gradients(self, cotangent: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the cotangent of the first layer's outputs, and gradients of all parameters."""
-        cotangent = cotangent.to(self.weights[0].dtype)
         gradients: list[Tensor] = []
         for layer in reversed(range(len(self.weights))):
             gradients[:0] = [torch.mm(cotangent, self.inputs[layer].T), cotangent.sum(dim=1)]

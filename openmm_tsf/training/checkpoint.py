@@ -38,7 +38,6 @@ def read_checkpoint(path: Path, settings: FitSettings, origin: str) -> dict[str,
         raise ValueError(f"{path}: made with other settings ({', '.join(names)})")
     if content.get("origin") != origin:
         raise ValueError(f"{path}: made from other frames or with another seed")
-    require_entry(content, "gradient_dtype", str)
     return content
 
 

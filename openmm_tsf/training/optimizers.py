@@ -2,8 +2,8 @@
 
 All directions of a weight matrix move equally far, not only those with large gradients; for the
 couplings of a flow a step is worth many steps of Adam (``examples/benchmarks/training_trials.py``).
-``torch.optim.Muon`` is the same rule, one matrix at a time and always in bfloat16, which is
-emulated on processors without it: far slower for networks of this size.
+``torch.optim.Muon`` is the same rule, one matrix at a time and in bfloat16, which is emulated on
+processors without it: far slower for networks of this size.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -42,8 +42,7 @@ class Muon(torch.optim.Optimizer):
     Steps have the size of Adam's at the same `lr` (as ``adjust_lr_fn="match_rms_adamw"`` of
     torch.optim.Muon; arXiv:2502.16982). `momentum` is the decay of the mean of gradients, used with
     Nesterov's rule; each step subtracts `weight_decay` times `lr` of the matrices from them. With
-    `parallel`, two threads share the matrices, with the same results. Steps are made orthogonal in
-    the precision `dtype`, by default that of the matrices.
+    `parallel`, two threads share the matrices, with the same results.
     """
 
     def __init__(
@@ -53,9 +52,7 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         parallel: bool = False,
-        dtype: torch.dtype | None = None,
     ) -> None:
-        self._dtype = dtype
         self._pool = ThreadPoolExecutor(1, "muon") if parallel else None
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         for group in self.param_groups:
@@ -101,8 +98,7 @@ class Muon(torch.optim.Optimizer):
             means = [self.state[parameter]["momentum"] for parameter in alike]
             torch._foreach_lerp_(means, gradients, 1 - momentum)
             ahead = torch._foreach_lerp(gradients, means, momentum)
-            stacked = torch.stack(ahead)
-            steps = orthogonalize(stacked.to(self._dtype or stacked.dtype)).to(stacked).unbind()
+            steps = orthogonalize(torch.stack(ahead)).unbind()
             length = 0.2 * max(alike[0].shape) ** 0.5 * lr
             torch._foreach_add_(list(alike), list(steps), alpha=-length)
 
@@ -124,16 +120,11 @@ def _halves(parts: Sequence[list[nn.Parameter]]) -> tuple[list[list[nn.Parameter
 
 
 def make_optimizers(
-    network: nn.Module,
-    kind: str,
-    lr: float,
-    weight_decay: float = 0.0,
-    parallel: bool = False,
-    muon_dtype: torch.dtype | None = None,
+    network: nn.Module, kind: str, lr: float, weight_decay: float = 0.0, parallel: bool = False
 ) -> dict[str, torch.optim.Optimizer]:
     """Return optimizers by name: ``adam`` for all parameters, or ``muon`` for the matrices too.
 
-    For `parallel` and `muon_dtype` see :class:`Muon`.
+    With `parallel`, two threads share the work of ``muon``.
     """
     parameters = list(network.parameters())
     if kind == "adam":
@@ -143,7 +134,7 @@ def make_optimizers(
     matrices = [parameter for parameter in parameters if parameter.ndim == 2]
     return {
         "adam": torch.optim.Adam(vectors, lr=VECTOR_RATE * lr, fused=True),
-        "muon": Muon(matrices, lr, weight_decay=weight_decay, parallel=parallel, dtype=muon_dtype),
+        "muon": Muon(matrices, lr=lr, weight_decay=weight_decay, parallel=parallel),
     }
 
 

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 
 from openmm_tsf.units import as_temperatures
-from openmm_tsf.utils.tensors import multiplies_bfloat16
 from openmm_tsf.utils.validation import (
     check_between,
-    check_bool,
     check_choice,
     check_fields,
     check_float,
@@ -32,7 +30,6 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "basin_share": partial(check_between, low=0, high=0.5),
     "optimizer": partial(check_choice, allowed=("adam", "muon")),
     "estimator": partial(check_choice, allowed=("direct", "path")),
-    "bfloat16_gradients": check_bool,
     "dtype": partial(check_choice, allowed=(torch.float32, torch.float64)),
 }
 
@@ -90,12 +87,8 @@ class FitSettings:
     patience, max_skipped
         Stop after this number of validations without a better score (None never stops early);
         number of successive steps with non-finite gradients that are skipped without an error.
-    dtype, bfloat16_gradients
-        Precision of the network in training; the flow is returned in float64. Whether matrix
-        products for gradients of path gradients, and for the steps of ``"muon"``, take bfloat16
-        operands (with float32 sums) where the processor multiplies these natively
-        (:func:`openmm_tsf.utils.tensors.multiplies_bfloat16`); elsewhere they are in `dtype`. The
-        values of the network, and so densities, are always in `dtype`.
+    dtype
+        Precision of the network in training; the flow is returned in float64.
 
     Examples
     --------
@@ -130,7 +123,6 @@ class FitSettings:
     patience: int | None = None
     max_skipped: int = 20
     dtype: torch.dtype = torch.float32
-    bfloat16_gradients: bool = False
 
     def __post_init__(self) -> None:
         by_name = {name: check for names, check in _CHECKS.items() for name in names.split()}
@@ -145,8 +137,6 @@ class FitSettings:
         if self.lambda_max > 0:
             check_fields(self, kl_batch_size=check_int)
         self._check_estimator()
-        if self.bfloat16_gradients and self.dtype != torch.float32:
-            raise ValueError(f"bfloat16_gradients: expected False for {self.dtype}, got True")
         if self.patience is not None:
             check_fields(self, patience=check_int)
         if self.temperatures is not None:
@@ -186,11 +176,6 @@ class FitSettings:
         progress = (step - self.warmup_steps) / max(1, self.n_steps - self.warmup_steps)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         return self.final_learning_rate + cosine * (self.learning_rate - self.final_learning_rate)
-
-    @property
-    def gradient_dtype(self) -> torch.dtype:
-        """Precision of the matrix products for gradients on this processor."""
-        return torch.bfloat16 if self.bfloat16_gradients and multiplies_bfloat16() else self.dtype
 
     def to_config(self) -> dict[str, Any]:
         """Return the settings as numbers, strings and lists."""

@@ -1,7 +1,6 @@
 """The state of one training, its steps and validations, and its checkpoints."""
 
 import copy
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.bijectors import Chain
-from openmm_tsf.flows.coupling import set_backward_dtype, set_conditioner_dtype
+from openmm_tsf.flows.coupling import set_conditioner_dtype
 from openmm_tsf.io.tensors import write_tensors
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.systems.dataset import MDDataset
@@ -33,8 +32,6 @@ from openmm_tsf.training.validation import Validation, Validator
 from openmm_tsf.utils.random import seeded_generator
 from openmm_tsf.utils.threads import torch_threads
 from openmm_tsf.utils.validation import require_entry
-
-logger = logging.getLogger(__name__)
 
 #: Gradients are clipped to this multiple of their usual norm.
 _CLIP_FACTOR = 2.0
@@ -75,7 +72,6 @@ class Trainer:
             self.objective = DirectObjective(flow, train, target, basins, *options)
         self.network: Chain = copy.deepcopy(flow.network).to(settings.dtype)
         set_conditioner_dtype(self.network, None)  # all of it in the settings' precision
-        set_backward_dtype(self.network, settings.gradient_dtype)
         self.average: Chain = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizers = make_optimizers(
             self.network,
@@ -84,7 +80,6 @@ class Trainer:
             settings.weight_decay,
             # Path gradients train with half of torch's threads, twice.
             parallel=settings.estimator == "path" and self.threads > 1,
-            muon_dtype=settings.gradient_dtype,
         )
         self.step = self.n_skipped = self.skipped_in_a_row = 0
         self.wall_seconds = 0.0
@@ -176,7 +171,6 @@ class Trainer:
         content = {
             "format": CHECKPOINT_FORMAT,
             "settings": self.settings.to_config(),
-            "gradient_dtype": str(self.settings.gradient_dtype),
             "origin": self.origin,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
@@ -198,12 +192,6 @@ class Trainer:
             raise ValueError(f"{path}: not a readable training checkpoint ({why})") from error
 
     def _restore(self, content: dict[str, Any]) -> None:
-        before, now = content["gradient_dtype"], str(self.settings.gradient_dtype)
-        if before != now:
-            logger.warning(
-                f"training: started with gradients in {before}, continued on this processor in "
-                f"{now}: valid, but not the same bit by bit"
-            )
         preparation = self.n_evaluations  # already counted by the process that began
         check_checkpoint(content, self.network, self.optimizers, self.settings.n_steps)
         self.network.load_state_dict(content["network"])

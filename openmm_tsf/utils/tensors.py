@@ -1,6 +1,5 @@
-"""Checks of tensors, and what the processor can do with them."""
+"""Checks of tensors."""
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -18,15 +17,3 @@ def check_tensor(value: Any, name: str, shape: tuple[int, ...], like: Tensor) ->
     if value.ndim != 1 + len(shape) or tuple(value.shape[1:]) != shape:
         expected = ", ".join(map(str, ("B", *shape)))
         raise ValueError(f"{name}: expected shape [{expected}], got {tuple(value.shape)}")
-
-
-@cache
-def multiplies_bfloat16() -> bool:
-    """Return whether the processor multiplies matrices of bfloat16, and torch makes use of it.
-
-    Emulated products are slower than those of float32. Versions of torch that cannot tell what a
-    processor can do count as without.
-    """
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
-    return native and torch.backends.mkldnn.is_available()

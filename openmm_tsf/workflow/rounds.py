@@ -117,7 +117,6 @@ class Rounds:
             odds = settings.sample_share / (1 - settings.sample_share)
             data += self._as_datasets(samples, odds / len(samples))
         plan = settings.refit if number else settings.fit
-        stage.record(gradient_dtype=str(plan.gradient_dtype))
         checkpoint = log.with_suffix(".pt")
         try:
             with stage.costs.counting("training", self.potential):

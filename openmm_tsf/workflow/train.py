@@ -118,7 +118,6 @@ def _train(
         stage.save()
 
     planned = planned_training(settings)
-    stage.record(gradient_dtype=str(settings.gradient_dtype))
     with stage.open_potential(planned, settings.kl_batch_size) as potential:
         if stage.options.progress and planned >= WORTH_MEASURING and stage.is_new:
             with costs.measuring("training", potential):

@@ -32,31 +32,6 @@ def test_derivatives_are_those_of_autograd():
         torch.testing.assert_close(gradient, other)
 
 
-@torch.no_grad()
-def test_derivatives_in_bfloat16_leave_the_outputs():
-    """They follow the weights, and differ from exact ones by rounding: eight bits of a number."""
-    net, x = rough_perceptron()
-    net.float()
-    x = x.float()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
-    for _ in range(2):
-        net.backward_dtype = None
-        outputs, exact = net.record(x)
-        net.backward_dtype = torch.bfloat16
-        again, rounded = net.record(x)
-        assert torch.equal(again, outputs)
-        cotangent = outputs.sin()
-        pairs = [(rounded.pull_back(cotangent), exact.pull_back(cotangent))]
-        pairs += zip(rounded.gradients(cotangent)[1], exact.gradients(cotangent)[1], strict=True)
-        for approximate, expected in pairs:
-            assert approximate.dtype == torch.bfloat16
-            error = (approximate - expected).norm() / expected.norm()
-            assert 0 < float(error) < 0.03
-        for parameter in net.parameters():
-            parameter.grad = torch.ones_like(parameter)
-        optimizer.step()
-
-
 @pytest.mark.parametrize("change", ["in place", "state_dict", "precision", "copy"])
 def test_converted_weights_follow_the_parameters(change):
     net, x = rough_perceptron()
