@@ -3,17 +3,16 @@ r"""Are the predictions of ``openmm-tsf plan`` right? Beside what runs have cost
     openmm-tsf run --output run/
     python data/make_reference.py run --directory plain/ --iterations 10000
     python examples/benchmarks/predictions.py --output examples/results/predictions.json \
-        --case "alanine dipeptide" "dF(phi)" run/ plain/ \
-        --case "the same, OpenMM's sampler" "dF(phi)" run/ examples/results/cost.json
+        --case "alanine dipeptide" "dF(phi)" run/ plain/
 
-A case is a finished run with a flow and one of plain replica exchange of the same molecule: a
-directory of ``data/make_reference.py``, or the JSON file of ``cost.py``, of which each ladder of
-OpenMM's sampler is a row. Each of them has a standard error of the quantity at the lowest
-temperature, which is the target of a plan; the evaluations and the time that are predicted for it
-are divided by those that were spent. Of plain replica exchange, and of the production of the run
-with a flow, also the ranges that the measured errors leave: an error estimated from n independent
-visits is itself known to 1/sqrt(2 n), so that its square is known to sqrt(2/n). Writes JSON, and
-prints a table in Markdown.
+A case is a finished run with a flow and one of plain replica exchange of the same molecule, with a
+ladder between the same ends (``--temperatures`` of ``data/make_reference.py``). Its standard error
+of the quantity at the lowest temperature is the target of a plan with that ladder; the evaluations
+that are predicted for it stand beside those spent. So do the evaluations of training and sampling
+of the run with a flow: of as many iterations as it had, and of those that its own error would take
+with the statistical inefficiency that plans assume. An error estimated from n independent visits
+is itself known to 1/sqrt(2 n), its square to sqrt(2/n). Writes JSON, and prints a table in
+Markdown.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from pathlib import Path
 from openmm_tsf.analysis import load_run
 from openmm_tsf.analysis.summary import json_ready
 from openmm_tsf.analysis.targets import UNITS, Target
-from openmm_tsf.io.files import read_json, write_json
+from openmm_tsf.io.files import write_json
 from openmm_tsf.systems.files import read_molecule
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.plan import plan
@@ -43,101 +42,90 @@ def measured(quantity, folder):
     return run, assessed.stderr, assessed.n_visits
 
 
-def plain_rows(quantity, path):
-    """Return what runs of plain replica exchange cost: evaluations, error, visits."""
-    if Path(path).is_dir():
-        run, error, visits = measured(quantity, path)
-        evaluations = run.segments.n_evaluations * run.n_used / run.n_iterations
-        rungs = f"{run.n_rungs} rungs, {run.temperatures[0]:g} to {run.temperatures[-1]:g} K"
-        return [{"what": rungs, "evaluations": evaluations, "error": error, "visits": visits}]
-    if quantity != "dF(phi)":
-        raise ValueError(f"{path}: expected the quantity dF(phi), got {quantity}")
-    rows = []
-    samplers = read_json(path)["samplers"]
-    for rungs in sorted(name for name in samplers if name.isdigit()):
-        entry = samplers[rungs]
-        p, stderr = entry["p"], entry["stderr"]
-        rows.append(
-            {
-                "what": f"OpenMM's sampler, {rungs} rungs",
-                "evaluations": entry["n_evaluations"],
-                "error": stderr / (p * (1 - p)),
-                "visits": p**2 * (1 - p) / stderr**2,  # effective successes
-            }
-        )
-    return rows
-
-
 def compare(name, quantity, folder, plain, args):
-    """Return what one case has to say."""
+    """Return what one case has to say: a plan for the error of `plain`, beside what was spent."""
     run, error, _ = measured(quantity, folder)
-    summary = run.summary()
+    exchange_run, exchange_error, visits = measured(quantity, plain)
     settings = recorded_settings(folder, "run", RunSettings)
     predicted = plan(
-        as_target(quantity, error),
+        as_target(quantity, exchange_error),
         read_molecule(Path(folder)),
         settings,
         seconds=args.seconds,
+        ladder=exchange_run.temperatures,
         options=RunOptions(seed=args.seed),
     )
     print(f"{name}\n{predicted}\n", flush=True)
-    exchange, flow = predicted.exchange, predicted.flow
-    rows = []
-    for row in plain_rows(quantity, plain):
-        # As 1/error², the same as of a plan for this error.
-        evaluations = exchange.energy_evaluations * (error / row["error"]) ** 2
-        rows.append(
-            row
-            | {
-                "predicted": evaluations,
-                "ratio": evaluations / row["evaluations"],
-                "uncertain_by": 1 + math.sqrt(2 / row["visits"]),
-            }
-        )
-    production = summary["production"]
-    spent = {
-        "training": (
-            summary["energy_evaluations"]["training"],
-            summary["wall_seconds"]["training"],
-        ),
-        "sampling": (production["energy_evaluations"], production["wall_seconds"]),
+    exchange, flow, n_rounds = predicted.exchange, predicted.flow, settings.n_rounds
+    exchange_row = {
+        "error": exchange_error,
+        "temperatures": exchange_run.temperatures.tolist(),
+        "evaluations": exchange_run.segments.n_evaluations
+        * exchange_run.n_used
+        / exchange_run.n_iterations,
+        "predicted": exchange.energy_evaluations,
+        "range": exchange.evaluations_range,
+        # The square of an error of n independent visits is known to sqrt(2/n).
+        "uncertain_by": 1 + math.sqrt(2 / visits) if visits else None,
     }
-    stages = {
-        stage: {
-            "evaluations": evaluations,
-            "predicted_evaluations": flow.energy_evaluations[stage],
-            "seconds": seconds,
-            "predicted_seconds": flow.wall_seconds[stage],
+    # The plan is for the error of plain replica exchange: to that of this run 1/error^2 as many.
+    before = settings.sampling.n_tuning * (1 + n_rounds) + settings.round_iterations * n_rounds
+    needed = flow.n_iterations * (exchange_error / error) ** 2
+    length = (before + needed) / (before + flow.n_iterations)
+    summary = run.summary()
+    rows = {}
+    for stage, scale in (("training", 1.0), ("sampling", length)):
+        rows[stage] = {
+            "evaluations": summary["energy_evaluations"][stage],
+            "predicted": scale * flow.energy_evaluations[stage],
+            "seconds": summary["wall_seconds"][stage],
+            "predicted_seconds": scale * flow.wall_seconds[stage],
         }
-        for stage, (evaluations, seconds) in spent.items()
-    }
+    # Of the same number of iterations: without what is assumed of the flow.
+    rows["sampling"]["predicted_per_iteration"] = flow.energy_evaluations["sampling"] / (
+        before + flow.n_iterations
+    )
+    rows["sampling"]["n_iterations"] = before + run.n_iterations
+    rows["sampling"]["error"] = error
     return {
         "case": name,
-        "error": error,
+        "quantity": quantity,
         "plan": predicted.to_dict(),
-        "plain": rows,
-        "flow": stages,
+        "plain": exchange_row,
+        "flow": rows,
     }
 
 
 def table(cases):
     """Return the table in Markdown."""
     lines = [
-        "| case | what | evaluations spent | predicted | predicted / spent | uncertain by |",
-        "|---|---|---|---|---|---|",
+        "| case | what | evaluations spent | predicted | predicted / spent |",
+        "|---|---|---|---|---|",
     ]
+
+    def add(case, what, spent, predicted, note=""):
+        lines.append(
+            f"| {case} | {what} | {spent:.2g} | {predicted:.2g}{note} | {predicted / spent:.2f} |"
+        )
+
     for case in cases:
-        for row in case["plain"]:
-            lines.append(
-                f"| {case['case']} | plain, {row['what']} | {row['evaluations']:.2g} | "
-                f"{row['predicted']:.2g} | {row['ratio']:.2f} | × {row['uncertain_by']:.2f} |"
-            )
-        for stage, row in case["flow"].items():
-            spent, predicted = row["evaluations"], row["predicted_evaluations"]
-            lines.append(
-                f"| {case['case']} | flow, {stage} | {spent:.2g} | {predicted:.2g} | "
-                f"{predicted / spent:.2f} | |"
-            )
+        name = f"{case['case']}, {case['quantity']}"
+        row, low_high = case["plain"], case["plain"]["range"]
+        what = f"plain, {len(row['temperatures'])} rungs, ± {row['error']:.2g}"
+        add(
+            name,
+            what,
+            row["evaluations"],
+            row["predicted"],
+            " ({:.2g} to {:.2g})".format(*low_high),
+        )
+        training, sampling = case["flow"]["training"], case["flow"]["sampling"]
+        if training["evaluations"]:
+            add(name, "flow, training", training["evaluations"], training["predicted"])
+        same = sampling["predicted_per_iteration"] * sampling["n_iterations"]
+        add(name, "flow, these iterations", sampling["evaluations"], same)
+        what = f"flow, sampling, ± {sampling['error']:.2g}"
+        add(name, what, sampling["evaluations"], sampling["predicted"], " (assumed)")
     return "\n".join(lines)
 
 
