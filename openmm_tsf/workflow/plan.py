@@ -17,7 +17,7 @@ from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.systems.slow_torsions import slow_torsions
 from openmm_tsf.units import as_temperatures
 from openmm_tsf.utils.validation import check_instance, check_positive
-from openmm_tsf.workflow.duration import in_words, iteration_costs, training_seconds
+from openmm_tsf.workflow.duration import in_words, iteration_costs, training_costs
 from openmm_tsf.workflow.exchange_plan import ExchangePlan, Observable, plan_exchange
 from openmm_tsf.workflow.frames import check_enough_frames
 from openmm_tsf.workflow.md_simulation import fastest_platform, seconds_per_step
@@ -137,7 +137,8 @@ class Plan:
                 if seconds
             ),
             f"  {flow.n_iterations:,} iterations of {flow.n_walkers} walkers at "
-            f"{len(flow.temperatures)} temperatures",
+            f"{len(flow.temperatures)} temperatures"
+            + (", or more: it is unknown how many" if math.isnan(self.value) else ""),
             f"  assumed, not measured: an independent sample takes {flow.g:g} of them, as with the "
             "default preset on",
             "  alanine dipeptide; a flow of another molecule, a shorter training and states that a "
@@ -279,16 +280,16 @@ def _plan_flow(
     check_enough_frames(dataset, molecule)
     flow = build_flow(dataset, settings.flow, 1)
     fit = replace(settings.fit, temperatures=sampling.temperatures)
-    training = training_seconds(flow, dataset, potential, fit)
-    trained = planned_training(fit)
+    training, trained = training_costs(flow, dataset, potential, fit)
     with sampling_threads():
         sampler = make_sampler(molecule, flow, sampling, potential, (0, 0), dataset)
         with sampler:
             each, evaluations_each = iteration_costs(sampler, sampling)
     if settings.n_rounds:
         refit = replace(settings.refit, temperatures=sampling.temperatures)
-        training += settings.n_rounds * training_seconds(flow, dataset, potential, refit)
-        trained += settings.n_rounds * planned_training(refit)
+        again = training_costs(flow, dataset, potential, refit)
+        training += settings.n_rounds * again[0]
+        trained += settings.n_rounds * again[1]
     before_production = sampling.n_tuning
     before_production += settings.n_rounds * (sampling.n_tuning + settings.round_iterations)
     g = FLOW_G_OF_STATES if target.quantity in ("P", "dF") else FLOW_G_OF_ENERGIES
@@ -316,7 +317,7 @@ def _plan_flow(
         largest_g_that_pays=max(0.0, largest) if math.isfinite(largest) else math.nan,
         energy_evaluations={
             "md": md_steps if simulate else 0,
-            "training": trained,
+            "training": round(trained),
             "sampling": round(evaluations_each * (before_production + needed)),
         },
         wall_seconds=seconds,
