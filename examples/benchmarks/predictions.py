@@ -51,7 +51,7 @@ def compare(name, quantity, folder, plain, args):
         as_target(quantity, exchange_error),
         read_molecule(Path(folder)),
         settings,
-        seconds=args.seconds,
+        n_iterations=args.iterations,
         ladder=exchange_run.temperatures,
         options=RunOptions(seed=args.seed),
     )
@@ -90,6 +90,8 @@ def compare(name, quantity, folder, plain, args):
     return {
         "case": name,
         "quantity": quantity,
+        "pilot_iterations": args.iterations,
+        "seed": args.seed,
         "plan": predicted.to_dict(),
         "plain": exchange_row,
         "flow": rows,
@@ -135,13 +137,21 @@ def main():
         "--case", nargs=4, action="append", required=True,
         metavar=("NAME", "QUANTITY", "RUN", "PLAIN"),
     )  # fmt: skip
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each pilot")
+    parser.add_argument(
+        "--iterations", type=int, default=450,
+        help="of each pilot; by default those of a minute of alanine dipeptide",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", default="predictions.json")
     args = parser.parse_args()
-    cases = [compare(*case, args) for case in args.case]
-    write_json(args.output, json_ready({"seconds": args.seconds, "cases": cases}))
-    print(table(cases))
+    for case in args.case:
+        result = compare(*case, args)
+        # Cases that the file has already stay, so that they can be run one by one.
+        cases = read_json(args.output)["cases"] if Path(args.output).exists() else []
+        same = (result["case"], result["quantity"])
+        cases = [each for each in cases if (each["case"], each["quantity"]) != same]
+        write_json(args.output, json_ready({"cases": [*cases, result]}))
+    print(table(read_json(args.output)["cases"]))
 
 
 if __name__ == "__main__":

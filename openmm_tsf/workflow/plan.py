@@ -16,7 +16,7 @@ from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.systems.slow_torsions import slow_torsions
 from openmm_tsf.units import as_temperatures
-from openmm_tsf.utils.validation import check_instance, check_positive
+from openmm_tsf.utils.validation import check_instance, check_int, check_positive
 from openmm_tsf.workflow.duration import in_words, iteration_costs, training_costs
 from openmm_tsf.workflow.exchange_plan import ExchangePlan, Observable, plan_exchange
 from openmm_tsf.workflow.frames import check_enough_frames
@@ -180,6 +180,7 @@ def plan(
     settings: RunSettings | None = None,
     *,
     seconds: float = 60.0,
+    n_iterations: int | None = None,
     ladder: Sequence[float] | None = None,
     options: RunOptions | None = None,
 ) -> Plan:
@@ -204,6 +205,8 @@ def plan(
         The run with a flow; by default the preset ``"default"``.
     seconds
         The time of the pilot.
+    n_iterations
+        Its length in iterations of 0.1 ps instead, so that a plan does not depend on the clock.
     ladder
         That of plain replica exchange in K, between the same ends; the best one by default.
     options
@@ -219,6 +222,8 @@ def plan(
     check_instance(settings, "settings", RunSettings)
     check_instance(options, "options", RunOptions)
     seconds = check_positive(seconds, "seconds")
+    if n_iterations is not None:
+        n_iterations = check_int(n_iterations, "n_iterations", 1)
     options, settings = options or RunOptions(), settings or preset("default")
     shipped = alanine_dipeptide()
     molecule = molecule or shipped
@@ -243,7 +248,8 @@ def plan(
     with open_potential(
         molecule, options.platform, planned, batch_of(settings.sampling)
     ) as potential:
-        logger.info("pilot of %s", in_words(seconds))
+        length = in_words(seconds) if n_iterations is None else f"{n_iterations} iterations"
+        logger.info("pilot of %s", length)
         with sampling_threads():
             pilot = run_pilot(molecule, potential, rungs[0], rungs[-1], seconds=seconds, seed=seed)
         known, exchange = plan_exchange(pilot, goal, ladder)
