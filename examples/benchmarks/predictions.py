@@ -22,7 +22,7 @@ from pathlib import Path
 from openmm_tsf.analysis import load_run
 from openmm_tsf.analysis.summary import json_ready
 from openmm_tsf.analysis.targets import UNITS, Target
-from openmm_tsf.io.files import write_json
+from openmm_tsf.io.files import read_json, write_json
 from openmm_tsf.systems.files import read_molecule
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.plan import plan

@@ -283,7 +283,13 @@ def _plan_flow(
     sampling = settings.sampling
     frames = pilot.frames[:: max(1, len(pilot.frames) // _FRAMES)]
     dataset = MDDataset(frames, sampling.temperatures[-1], molecule)
-    check_enough_frames(dataset, molecule)
+    try:
+        check_enough_frames(dataset, molecule)
+    except ValueError as error:
+        raise ValueError(
+            f"seconds: expected a longer pilot: it has {len(pilot.frames):,} frames for a flow of "
+            f"{molecule.n_atoms} atoms to be timed on, too few"
+        ) from error
     flow = build_flow(dataset, settings.flow, 1)
     fit = replace(settings.fit, temperatures=sampling.temperatures)
     training, trained = training_costs(flow, dataset, potential, fit)

@@ -182,7 +182,7 @@ def test_a_pilot_of_dynamics(pilot):
     assert pilot.temperatures == provisional_ladder(22, 500.0, 600.0)
     assert n == 8  # after the first third
     assert (n_walkers, n_rungs) == (4, 3)
-    assert pilot.frames.shape == (n * n_walkers, 22, 3)
+    assert pilot.frames.shape == (n * n_walkers * 2, 22, 3)
     assert pilot.hot_temperatures == (750.0, 960.0)
     predicted = ladder_rejections(pilot.rejection(), pilot.temperatures)
     np.testing.assert_allclose(predicted, pilot.rejections, atol=0.3)
