@@ -11,12 +11,11 @@ of the quantity at the lowest temperature is the target of a plan with that ladd
 that are predicted for it stand beside those spent. So do the evaluations of training and sampling
 of the run with a flow: of as many iterations as it had, and of those that its own error would take
 with the statistical inefficiency that plans assume. An error estimated from n independent visits
-is itself known to 1/sqrt(2 n), its square to sqrt(2/n). Writes JSON, and prints a table in
-Markdown.
+is itself known to 1/sqrt(2 n), its square to sqrt(2/n). Without a run (``-``) only the plain side
+is compared. Writes JSON, and prints a table in Markdown; cases that the file has already stay.
 """
 
 import argparse
-import math
 from pathlib import Path
 
 from openmm_tsf.analysis import load_run
@@ -24,10 +23,18 @@ from openmm_tsf.analysis.summary import json_ready
 from openmm_tsf.analysis.targets import UNITS, Target
 from openmm_tsf.io.files import read_json, write_json
 from openmm_tsf.systems.files import read_molecule
+from openmm_tsf.workflow.exchange_plan import plan_exchange
 from openmm_tsf.workflow.options import RunOptions
+from openmm_tsf.workflow.pilot import run_pilot
 from openmm_tsf.workflow.plan import plan
+from openmm_tsf.workflow.potential_choice import COMPILE_BATCH, COMPILE_FROM, open_potential
 from openmm_tsf.workflow.record import recorded_settings
+from openmm_tsf.workflow.sample import sampling_threads
 from openmm_tsf.workflow.settings import RunSettings
+
+#: Plans are for errors that are smaller by this factor, and costs go as 1/error^2: short runs have
+#: fewer visits than a plan asks for, as converged.
+TIGHTER = 10
 
 
 def as_target(quantity, error):
@@ -44,37 +51,54 @@ def measured(quantity, folder):
 
 def compare(name, quantity, folder, plain, args):
     """Return what one case has to say: a plan for the error of `plain`, beside what was spent."""
-    run, error, _ = measured(quantity, folder)
-    exchange_run, exchange_error, visits = measured(quantity, plain)
-    settings = recorded_settings(folder, "run", RunSettings)
-    predicted = plan(
-        as_target(quantity, exchange_error),
-        read_molecule(Path(folder)),
-        settings,
-        n_iterations=args.iterations,
-        ladder=exchange_run.temperatures,
-        options=RunOptions(seed=args.seed),
-    )
-    print(f"{name}\n{predicted}\n", flush=True)
-    exchange, flow, n_rounds = predicted.exchange, predicted.flow, settings.n_rounds
-    exchange_row = {
-        "error": exchange_error,
-        "temperatures": exchange_run.temperatures.tolist(),
-        "evaluations": exchange_run.segments.n_evaluations
-        * exchange_run.n_used
-        / exchange_run.n_iterations,
-        "predicted": exchange.energy_evaluations,
-        "range": exchange.evaluations_range,
-        # The square of an error of n independent visits is known to sqrt(2/n).
-        "uncertain_by": 1 + math.sqrt(2 / visits) if visits else None,
+    exchange_run, error, visits = measured(quantity, plain)
+    settings = RunSettings() if folder == "-" else recorded_settings(folder, "run", RunSettings)
+    target = as_target(quantity, error / TIGHTER)
+    choices = {"n_iterations": args.iterations, "ladder": exchange_run.temperatures.tolist()}
+    options, molecule = RunOptions(seed=args.seed), read_molecule(Path(plain))
+    if folder == "-":
+        flow, exchange = None, plan_plain(molecule, target, args, choices["ladder"])
+    else:
+        predicted = plan(target, molecule, settings, **choices, options=options)
+        print(f"{name}\n{predicted}\n", flush=True)
+        flow, exchange = predicted.flow, predicted.exchange
+    share = exchange_run.n_used / exchange_run.n_iterations
+    return {
+        "case": name,
+        "quantity": quantity,
+        "pilot_iterations": args.iterations,
+        "seed": args.seed,
+        "exchange": exchange.to_dict(),
+        "plain": {
+            "error": error,
+            "temperatures": choices["ladder"],
+            "evaluations": exchange_run.segments.n_evaluations * share,
+            "predicted": exchange.energy_evaluations / TIGHTER**2,
+            "range": [each / TIGHTER**2 for each in exchange.evaluations_range],
+            "visits": visits,
+        },
+        "flow": {} if flow is None else flow_rows(quantity, folder, settings, flow, error),
     }
-    # The plan is for the error of plain replica exchange: to that of this run 1/error^2 as many.
+
+
+def plan_plain(molecule, target, args, ladder):
+    """Return the part of a plan that is about plain replica exchange."""
+    with sampling_threads(), open_potential(molecule, None, COMPILE_FROM, COMPILE_BATCH) as energy:
+        ends = (ladder[0], ladder[-1])
+        pilot = run_pilot(molecule, energy, *ends, n_iterations=args.iterations, seed=args.seed)
+    return plan_exchange(pilot, Target.parse(target), ladder)[1]
+
+
+def flow_rows(quantity, folder, settings, flow, planned_error):
+    """Return what training and sampling of a run took, beside what was predicted."""
+    run, error, _ = measured(quantity, folder)
+    n_rounds, summary = settings.n_rounds, run.summary()
     before = settings.sampling.n_tuning * (1 + n_rounds) + settings.round_iterations * n_rounds
-    needed = flow.n_iterations * (exchange_error / error) ** 2
-    length = (before + needed) / (before + flow.n_iterations)
-    summary = run.summary()
+    needed = flow.n_iterations * (planned_error / TIGHTER / error) ** 2
     rows = {}
-    for stage, scale in (("training", 1.0), ("sampling", length)):
+    for stage, iterations in (("training", None), ("sampling", needed)):
+        planned = before + flow.n_iterations
+        scale = 1.0 if iterations is None else (before + iterations) / planned
         rows[stage] = {
             "evaluations": summary["energy_evaluations"][stage],
             "predicted": scale * flow.energy_evaluations[stage],
@@ -82,20 +106,13 @@ def compare(name, quantity, folder, plain, args):
             "predicted_seconds": scale * flow.wall_seconds[stage],
         }
     # Of the same number of iterations: without what is assumed of the flow.
-    rows["sampling"]["predicted_per_iteration"] = flow.energy_evaluations["sampling"] / (
-        before + flow.n_iterations
-    )
-    rows["sampling"]["n_iterations"] = before + run.n_iterations
-    rows["sampling"]["error"] = error
-    return {
-        "case": name,
-        "quantity": quantity,
-        "pilot_iterations": args.iterations,
-        "seed": args.seed,
-        "plan": predicted.to_dict(),
-        "plain": exchange_row,
-        "flow": rows,
+    rows["sampling"] |= {
+        "predicted_for_its_iterations": flow.energy_evaluations["sampling"]
+        * (before + run.n_iterations)
+        / (before + flow.n_iterations),
+        "error": error,
     }
+    return rows
 
 
 def table(cases):
@@ -121,11 +138,13 @@ def table(cases):
             row["predicted"],
             " ({:.2g} to {:.2g})".format(*low_high),
         )
+        if not case["flow"]:
+            continue
         training, sampling = case["flow"]["training"], case["flow"]["sampling"]
         if training["evaluations"]:
             add(name, "flow, training", training["evaluations"], training["predicted"])
-        same = sampling["predicted_per_iteration"] * sampling["n_iterations"]
-        add(name, "flow, these iterations", sampling["evaluations"], same)
+        same = sampling["predicted_for_its_iterations"]
+        add(name, "flow, its iterations", sampling["evaluations"], same)
         what = f"flow, sampling, ± {sampling['error']:.2g}"
         add(name, what, sampling["evaluations"], sampling["predicted"], " (assumed)")
     return "\n".join(lines)
