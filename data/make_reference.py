@@ -75,9 +75,7 @@ def make_sampler(
     potential = molecule.potential("torch", compile=True)
     masses = torch.tensor(molecule.heavy_hydrogen_masses)
     kernels = [
-        TorchLangevin(
-            potential, temperatures, masses, None, N_STEPS, TIMESTEP_PS, FRICTION_PER_PS
-        ),
+        TorchLangevin(potential, temperatures, masses, None, N_STEPS, TIMESTEP_PS, FRICTION_PER_PS),
         PlainSwap(temperatures, potential.boltzmann_constant),
     ]
     # The sampler asks for a flow, which none of these kernels uses.

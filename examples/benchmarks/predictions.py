@@ -3,21 +3,19 @@ r"""Are the predictions of ``openmm-tsf plan`` right? Beside what runs have cost
     openmm-tsf run --output run/
     python data/make_reference.py run --directory plain/ --iterations 10000
     python examples/benchmarks/predictions.py --output examples/results/predictions.json \
-        --case "alanine dipeptide" "dF(phi)" run/ plain/ \
-        --case "the same, OpenMM's sampler" "dF(phi)" run/ examples/results/cost.json
+        --case "alanine dipeptide" "dF(phi)" run/ plain/
 
-A case is a finished run with a flow and one of plain replica exchange of the same molecule: a
-directory of ``data/make_reference.py``, or the JSON file of ``cost.py``, of which each ladder of
-OpenMM's sampler is a row. Each of them has a standard error of the quantity at the lowest
-temperature, which is the target of a plan; the evaluations and the time that are predicted for it
-are divided by those that were spent. Of plain replica exchange, and of the production of the run
-with a flow, also the ranges that the measured errors leave: an error estimated from n independent
-visits is itself known to 1/sqrt(2 n), so that its square is known to sqrt(2/n). Writes JSON, and
-prints a table in Markdown.
+A case is a finished run with a flow and one of plain replica exchange of the same molecule, with a
+ladder between the same ends (``--temperatures`` of ``data/make_reference.py``). Its standard error
+of the quantity at the lowest temperature is the target of a plan with that ladder; the evaluations
+that are predicted for it stand beside those spent. So do the evaluations of training and sampling
+of the run with a flow: of as many iterations as it had, and of those that its own error would take
+with the statistical inefficiency that plans assume. An error estimated from n independent visits
+is itself known to 1/sqrt(2 n), its square to sqrt(2/n). Without a run (``-``) only the plain side
+is compared. Writes JSON, and prints a table in Markdown; cases that the file has already stay.
 """
 
 import argparse
-import math
 from pathlib import Path
 
 from openmm_tsf.analysis import load_run
@@ -25,10 +23,18 @@ from openmm_tsf.analysis.summary import json_ready
 from openmm_tsf.analysis.targets import UNITS, Target
 from openmm_tsf.io.files import read_json, write_json
 from openmm_tsf.systems.files import read_molecule
+from openmm_tsf.workflow.exchange_plan import plan_exchange
 from openmm_tsf.workflow.options import RunOptions
+from openmm_tsf.workflow.pilot import run_pilot
 from openmm_tsf.workflow.plan import plan
+from openmm_tsf.workflow.potential_choice import COMPILE_BATCH, COMPILE_FROM, open_potential
 from openmm_tsf.workflow.record import recorded_settings
+from openmm_tsf.workflow.sample import sampling_threads
 from openmm_tsf.workflow.settings import RunSettings
+
+#: Plans are for errors that are smaller by this factor, and costs go as 1/error^2: short runs have
+#: fewer visits than a plan asks for, as converged.
+TIGHTER = 10
 
 
 def as_target(quantity, error):
@@ -43,101 +49,104 @@ def measured(quantity, folder):
     return run, assessed.stderr, assessed.n_visits
 
 
-def plain_rows(quantity, path):
-    """Return what runs of plain replica exchange cost: evaluations, error, visits."""
-    if Path(path).is_dir():
-        run, error, visits = measured(quantity, path)
-        evaluations = run.segments.n_evaluations * run.n_used / run.n_iterations
-        rungs = f"{run.n_rungs} rungs, {run.temperatures[0]:g} to {run.temperatures[-1]:g} K"
-        return [{"what": rungs, "evaluations": evaluations, "error": error, "visits": visits}]
-    if quantity != "dF(phi)":
-        raise ValueError(f"{path}: expected the quantity dF(phi), got {quantity}")
-    rows = []
-    samplers = read_json(path)["samplers"]
-    for rungs in sorted(name for name in samplers if name.isdigit()):
-        entry = samplers[rungs]
-        p, stderr = entry["p"], entry["stderr"]
-        rows.append(
-            {
-                "what": f"OpenMM's sampler, {rungs} rungs",
-                "evaluations": entry["n_evaluations"],
-                "error": stderr / (p * (1 - p)),
-                "visits": p**2 * (1 - p) / stderr**2,  # effective successes
-            }
-        )
-    return rows
-
-
 def compare(name, quantity, folder, plain, args):
-    """Return what one case has to say."""
-    run, error, _ = measured(quantity, folder)
-    summary = run.summary()
-    settings = recorded_settings(folder, "run", RunSettings)
-    predicted = plan(
-        as_target(quantity, error),
-        read_molecule(Path(folder)),
-        settings,
-        seconds=args.seconds,
-        options=RunOptions(seed=args.seed),
-    )
-    print(f"{name}\n{predicted}\n", flush=True)
-    exchange, flow = predicted.exchange, predicted.flow
-    rows = []
-    for row in plain_rows(quantity, plain):
-        # As 1/error², the same as of a plan for this error.
-        evaluations = exchange.energy_evaluations * (error / row["error"]) ** 2
-        rows.append(
-            row
-            | {
-                "predicted": evaluations,
-                "ratio": evaluations / row["evaluations"],
-                "uncertain_by": 1 + math.sqrt(2 / row["visits"]),
-            }
-        )
-    production = summary["production"]
-    spent = {
-        "training": (
-            summary["energy_evaluations"]["training"],
-            summary["wall_seconds"]["training"],
-        ),
-        "sampling": (production["energy_evaluations"], production["wall_seconds"]),
-    }
-    stages = {
-        stage: {
-            "evaluations": evaluations,
-            "predicted_evaluations": flow.energy_evaluations[stage],
-            "seconds": seconds,
-            "predicted_seconds": flow.wall_seconds[stage],
-        }
-        for stage, (evaluations, seconds) in spent.items()
-    }
+    """Return what one case has to say: a plan for the error of `plain`, beside what was spent."""
+    exchange_run, error, visits = measured(quantity, plain)
+    settings = RunSettings() if folder == "-" else recorded_settings(folder, "run", RunSettings)
+    target = as_target(quantity, error / TIGHTER)
+    choices = {"n_iterations": args.iterations, "ladder": exchange_run.temperatures.tolist()}
+    options, molecule = RunOptions(seed=args.seed), read_molecule(Path(plain))
+    if folder == "-":
+        flow, exchange = None, plan_plain(molecule, target, args, choices["ladder"])
+    else:
+        predicted = plan(target, molecule, settings, **choices, options=options)
+        print(f"{name}\n{predicted}\n", flush=True)
+        flow, exchange = predicted.flow, predicted.exchange
+    share = exchange_run.n_used / exchange_run.n_iterations
     return {
         "case": name,
-        "error": error,
-        "plan": predicted.to_dict(),
-        "plain": rows,
-        "flow": stages,
+        "quantity": quantity,
+        "pilot_iterations": args.iterations,
+        "seed": args.seed,
+        "exchange": exchange.to_dict(),
+        "plain": {
+            "error": error,
+            "temperatures": choices["ladder"],
+            "evaluations": exchange_run.segments.n_evaluations * share,
+            "predicted": exchange.energy_evaluations / TIGHTER**2,
+            "range": [each / TIGHTER**2 for each in exchange.evaluations_range],
+            "visits": visits,
+        },
+        "flow": {} if flow is None else flow_rows(quantity, folder, settings, flow, error),
     }
+
+
+def plan_plain(molecule, target, args, ladder):
+    """Return the part of a plan that is about plain replica exchange."""
+    with sampling_threads(), open_potential(molecule, None, COMPILE_FROM, COMPILE_BATCH) as energy:
+        ends = (ladder[0], ladder[-1])
+        pilot = run_pilot(molecule, energy, *ends, n_iterations=args.iterations, seed=args.seed)
+    return plan_exchange(pilot, Target.parse(target), ladder)[1]
+
+
+def flow_rows(quantity, folder, settings, flow, planned_error):
+    """Return what training and sampling of a run took, beside what was predicted."""
+    run, error, _ = measured(quantity, folder)
+    n_rounds, summary = settings.n_rounds, run.summary()
+    before = settings.sampling.n_tuning * (1 + n_rounds) + settings.round_iterations * n_rounds
+    needed = flow.n_iterations * (planned_error / TIGHTER / error) ** 2
+    rows = {}
+    for stage, iterations in (("training", None), ("sampling", needed)):
+        planned = before + flow.n_iterations
+        scale = 1.0 if iterations is None else (before + iterations) / planned
+        rows[stage] = {
+            "evaluations": summary["energy_evaluations"][stage],
+            "predicted": scale * flow.energy_evaluations[stage],
+            "seconds": summary["wall_seconds"][stage],
+            "predicted_seconds": scale * flow.wall_seconds[stage],
+        }
+    # Of the same number of iterations: without what is assumed of the flow.
+    rows["sampling"] |= {
+        "predicted_for_its_iterations": flow.energy_evaluations["sampling"]
+        * (before + run.n_iterations)
+        / (before + flow.n_iterations),
+        "error": error,
+    }
+    return rows
 
 
 def table(cases):
     """Return the table in Markdown."""
     lines = [
-        "| case | what | evaluations spent | predicted | predicted / spent | uncertain by |",
-        "|---|---|---|---|---|---|",
+        "| case | what | evaluations spent | predicted | predicted / spent |",
+        "|---|---|---|---|---|",
     ]
+
+    def add(case, what, spent, predicted, note=""):
+        lines.append(
+            f"| {case} | {what} | {spent:.2g} | {predicted:.2g}{note} | {predicted / spent:.2f} |"
+        )
+
     for case in cases:
-        for row in case["plain"]:
-            lines.append(
-                f"| {case['case']} | plain, {row['what']} | {row['evaluations']:.2g} | "
-                f"{row['predicted']:.2g} | {row['ratio']:.2f} | × {row['uncertain_by']:.2f} |"
-            )
-        for stage, row in case["flow"].items():
-            spent, predicted = row["evaluations"], row["predicted_evaluations"]
-            lines.append(
-                f"| {case['case']} | flow, {stage} | {spent:.2g} | {predicted:.2g} | "
-                f"{predicted / spent:.2f} | |"
-            )
+        name = f"{case['case']}, {case['quantity']}"
+        row, low_high = case["plain"], case["plain"]["range"]
+        what = f"plain, {len(row['temperatures'])} rungs, ± {row['error']:.2g}"
+        add(
+            name,
+            what,
+            row["evaluations"],
+            row["predicted"],
+            " ({:.2g} to {:.2g})".format(*low_high),
+        )
+        if not case["flow"]:
+            continue
+        training, sampling = case["flow"]["training"], case["flow"]["sampling"]
+        if training["evaluations"]:
+            add(name, "flow, training", training["evaluations"], training["predicted"])
+        same = sampling["predicted_for_its_iterations"]
+        add(name, "flow, its iterations", sampling["evaluations"], same)
+        what = f"flow, sampling, ± {sampling['error']:.2g}"
+        add(name, what, sampling["evaluations"], sampling["predicted"], " (assumed)")
     return "\n".join(lines)
 
 
@@ -147,13 +156,21 @@ def main():
         "--case", nargs=4, action="append", required=True,
         metavar=("NAME", "QUANTITY", "RUN", "PLAIN"),
     )  # fmt: skip
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each pilot")
+    parser.add_argument(
+        "--iterations", type=int, default=450,
+        help="of each pilot; by default those of a minute of alanine dipeptide",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", default="predictions.json")
     args = parser.parse_args()
-    cases = [compare(*case, args) for case in args.case]
-    write_json(args.output, json_ready({"seconds": args.seconds, "cases": cases}))
-    print(table(cases))
+    for case in args.case:
+        result = compare(*case, args)
+        # Cases that the file has already stay, so that they can be run one by one.
+        cases = read_json(args.output)["cases"] if Path(args.output).exists() else []
+        same = (result["case"], result["quantity"])
+        cases = [each for each in cases if (each["case"], each["quantity"]) != same]
+        write_json(args.output, json_ready({"cases": [*cases, result]}))
+    print(table(read_json(args.output)["cases"]))
 
 
 if __name__ == "__main__":

@@ -295,7 +295,8 @@ def _sampling_arguments(command: argparse.ArgumentParser) -> None:
         metavar="TARGET",
         help="stop once all targets are met, such as 'dF(phi) < 0.05 kT', 'P(phi > 0) < 10 %%', "
         "'U < 0.1 kJ/mol at 424.26 K': standard errors of converged estimates, looked at after 50, "
-        "63, 79, ... iterations, and every basin of the training frames visited. --iterations is then the most (default: 20 times the preset's). "
-        "Without a target after it, what is resumed goes on to --iterations",
+        "63, 79, ... iterations, and every basin of the training frames visited. --iterations is "
+        "then the most (default: 20 times the preset's). Without a target after it, what is "
+        "resumed goes on to --iterations",
     )
     command.add_argument("--tuning", type=int, help="iterations of tuning before production")

@@ -259,8 +259,8 @@ def _sampling_settings(args: argparse.Namespace, settings: Any) -> Any:
 def _ladder(args: argparse.Namespace, recorded: tuple[float, ...]) -> tuple[float, ...] | None:
     """The temperatures of the arguments; those that were chosen at the start of what is resumed."""
     from openmm_tsf.systems.library import alanine_dipeptide
-    from openmm_tsf.workflow.plan import choose_temperatures
     from openmm_tsf.workflow.record import recorded_choices
+    from openmm_tsf.workflow.temperatures import choose_temperatures
 
     given = args.temperatures
     if given is None or "auto" not in given:

@@ -4,6 +4,8 @@ import logging
 import time
 from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from openmm_tsf.flows.base import AugmentedFlow
@@ -18,6 +20,9 @@ from openmm_tsf.workflow.settings import RunSettings, SamplingSettings
 
 logger = logging.getLogger(__name__)
 
+#: Seconds and energy evaluations [2].
+Costs = npt.NDArray[np.float64]
+
 #: Shorter stages, in energy evaluations or steps of MD, are over before they are measured.
 WORTH_MEASURING = 20_000
 _FRAMES = 500
@@ -27,7 +32,14 @@ _STEPS = 2
 def training_seconds(
     flow: AugmentedFlow, dataset: MDDataset, potential: Potential, settings: FitSettings
 ) -> float:
-    """Measure steps of a training on some of the frames, and return the time of all; roughly.
+    """Return the time of a training, roughly; see `training_costs`."""
+    return training_costs(flow, dataset, potential, settings)[0]
+
+
+def training_costs(
+    flow: AugmentedFlow, dataset: MDDataset, potential: Potential, settings: FitSettings
+) -> tuple[float, float]:
+    """Measure steps of a training on some frames; return the time and evaluations of all; roughly.
 
     Nothing of the training itself changes. Where energies are compiled, they are compiled here.
     """
@@ -43,30 +55,46 @@ def training_seconds(
         potential.energy_and_forces(few.positions)
     now = torch.get_num_threads()
     with torch_threads(max(1, now // 2) if settings.estimator == "path" else now):
-        start = time.perf_counter()
+        meter = CostMeter(potential)
         trainer = Trainer(flow, [few], potential, replace(settings, n_chains=n_chains), 0)
-        seconds = (time.perf_counter() - start) * len(dataset) / len(few)
+        total = meter.read() * np.array([len(dataset) / len(few), 1.0])
         n, early = settings.n_steps, round(settings.ramp[0] * settings.n_steps)
-        seconds += step_seconds(trainer, 0)[1] * early
-        first, each = step_seconds(trainer, n)
-        seconds += each * (n - early)
+        total += step_costs(trainer, 0, meter)[1] * early
+        first, each = step_costs(trainer, n, meter)
+        total += each * (n - early)
         if n_chains:  # the first step with energies brought them to their temperatures
-            seconds += (first - each) * settings.n_chains / n_chains
-        start = time.perf_counter()
+            total += (first - each) * settings.n_chains / n_chains
+        meter.read()
         trainer.validate()
-        seconds += (time.perf_counter() - start) * (1 + n // settings.validate_interval)
-    return seconds
+        total += meter.read() * (1 + n // settings.validate_interval)
+    return float(total[0]), float(total[1])
 
 
-def step_seconds(trainer: Trainer, step: int) -> tuple[float, float]:
-    """Return the time of a first step, and of each further one, as if at the given step."""
-    times = []
+class CostMeter:
+    """Time and evaluations since the last reading."""
+
+    def __init__(self, potential: Potential) -> None:
+        self._potential = potential
+        self._last = self._now()
+
+    def _now(self) -> Costs:
+        return np.array([time.perf_counter(), self._potential.n_evaluations], dtype=np.float64)
+
+    def read(self) -> Costs:
+        """Return both [2], and start again."""
+        last, self._last = self._last, self._now()
+        return self._last - last
+
+
+def step_costs(trainer: Trainer, step: int, meter: CostMeter) -> tuple[Costs, Costs]:
+    """Return the costs [2] of a first step, and of each further one, as if at the given step."""
+    costs = []
     for _ in range(1 + _STEPS):
         trainer.step = step
-        start = time.perf_counter()
+        meter.read()
         trainer.train_step()
-        times.append(time.perf_counter() - start)
-    return times[0], sum(times[1:]) / _STEPS
+        costs.append(meter.read())
+    return costs[0], np.mean(costs[1:], axis=0)
 
 
 def iteration_costs(sampler: ParallelTempering, settings: SamplingSettings) -> tuple[float, float]:

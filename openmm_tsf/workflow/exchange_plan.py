@@ -1,7 +1,7 @@
 """What a target of precision costs by plain replica exchange of dynamics, from a pilot."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -80,7 +80,7 @@ class Observable:
 
 @dataclass(frozen=True)
 class ExchangePlan:
-    """Plain replica exchange with the ladder that makes the most round trips per evaluation.
+    """Plain replica exchange with one ladder.
 
     ``barrier`` is Λ, the sum of rejections over a fine ladder. Round trips are those of all
     replicas of a ladder in an iteration of 0.1 ps: at best, with energies that are independent from
@@ -113,11 +113,16 @@ class ExchangePlan:
         return asdict(self)
 
 
-def plan_exchange(pilot: Pilot, target: Target) -> tuple[Observable, ExchangePlan]:
-    """Predict what a target at the lowest temperature costs by plain replica exchange."""
+def plan_exchange(
+    pilot: Pilot, target: Target, ladder: Sequence[float] | None = None
+) -> tuple[Observable, ExchangePlan]:
+    """Predict what a target at the lowest temperature costs by plain replica exchange.
+
+    With the ladder in K, or the one that makes the most round trips per evaluation.
+    """
     rejection = pilot.rejection()
     low, high = pilot.temperatures[0], pilot.temperatures[-1]
-    ladder = cheapest_ladder(rejection, low, high)
+    ladder = cheapest_ladder(rejection, low, high) if ladder is None else tuple(ladder)
     rejections = ladder_rejections(rejection, ladder)
     mixing = pilot.mixing()
     known = _slowest(_observables(pilot, target, ladder, rejections, mixing), target)

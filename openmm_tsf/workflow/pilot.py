@@ -63,7 +63,7 @@ class Pilot:
     hot_temperatures, hot_angles
         Above the ladder, without swaps: temperatures [H] in K, torsions [h, V, H].
     frames
-        Positions [F, N, 3] at the highest rung.
+        Positions [F, N, 3] at the upper half of the rungs.
     n_evaluations, seconds
         The costs of it all.
     """
@@ -315,7 +315,7 @@ class _Engine:
             angles.append(torsion_angles(x.numpy(), self._torsions))
             replica.append(self._state.replica.numpy())
             if frames is not None:
-                frames.append(x[:, -1])
+                frames.append(x[:, x.shape[1] // 2 :].flatten(0, 1))
 
         repeat(iterate)
         return _Record(

@@ -1,4 +1,4 @@
-"""What a target of precision will cost, by plain replica exchange and with a flow; the ladder."""
+"""What a target of precision will cost, by plain replica exchange and with a flow."""
 
 import logging
 import math
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from openmm_tsf.analysis.ladder import choose_ladder, ladder_rejections
+import numpy as np
+
 from openmm_tsf.analysis.targets import UNITS, Target
 from openmm_tsf.coordinates import InternalCoordinates
 from openmm_tsf.potentials.base import Potential
@@ -15,8 +16,8 @@ from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.systems.slow_torsions import slow_torsions
 from openmm_tsf.units import as_temperatures
-from openmm_tsf.utils.validation import check_instance, check_positive
-from openmm_tsf.workflow.duration import in_words, iteration_costs, training_seconds
+from openmm_tsf.utils.validation import check_instance, check_int, check_positive
+from openmm_tsf.workflow.duration import in_words, iteration_costs, training_costs
 from openmm_tsf.workflow.exchange_plan import ExchangePlan, Observable, plan_exchange
 from openmm_tsf.workflow.frames import check_enough_frames
 from openmm_tsf.workflow.md_simulation import fastest_platform, seconds_per_step
@@ -42,11 +43,6 @@ logger = logging.getLogger(__name__)
 FLOW_G_OF_STATES, FLOW_G_OF_ENERGIES = 3.5, 1.4
 #: Iterations, at the least, of a production whose numbers are called converged.
 _LEAST_ITERATIONS = 50
-#: Swaps between neighbours that may be rejected. With a flow most exchanges are steered swaps,
-#: which are rejected less: this makes the ladder of the presets for alanine dipeptide.
-MOST_REJECTED = 0.82
-#: 0.1 ps each: ten seconds of alanine dipeptide.
-_LADDER_ITERATIONS = 100
 _FRAMES = 2000
 
 
@@ -105,7 +101,7 @@ class Plan:
             "total_evaluations": self.flow.total_evaluations,
             "total_seconds": self.flow.total_seconds,
         }
-        exchange = self.exchange.to_dict() | {"factor": self.exchange.factor}
+        exchange = self.exchange.to_dict() | {"seconds_range": self.exchange.seconds_range}
         content = asdict(self) | {"exchange": exchange, "flow": flow, "flow_pays": self.flow_pays}
         return {key: _known(value) for key, value in content.items()}
 
@@ -126,13 +122,13 @@ class Plan:
             + ("unknown" if math.isnan(self.value) else f"about {self.value:.3g} {unit}".rstrip())
             + f" (pilot: {self.pilot_evaluations:,} evaluations, {in_words(self.pilot_seconds)})",
             "",
-            f"plain replica exchange: {_count(exchange.energy_evaluations)} evaluations, "
-            f"{_time(exchange.wall_seconds)}",
+            f"plain replica exchange: {_count(exchange.energy_evaluations)} evaluations"
+            f"{_range(exchange.evaluations_range)}, {_time(exchange.wall_seconds)}",
             f"  {len(exchange.temperatures)} rungs at {ladder} K, {mean:.0%} of the swaps rejected "
             f"(barrier {exchange.barrier:.1f})",
             f"  {exchange.measured_round_trips:.3f} round trips of all replicas every 0.1 ps, "
             f"{exchange.best_round_trips:.3f} at best",
-            f"  an independent sample every {independent} each replica" + _decided_by(exchange),
+            f"  an independent sample every {independent} each replica{_decided_by(exchange)}",
             "",
             f"with a flow: {flow.total_evaluations:.2g} evaluations, {_time(flow.total_seconds)}",
             *(
@@ -141,11 +137,13 @@ class Plan:
                 if seconds
             ),
             f"  {flow.n_iterations:,} iterations of {flow.n_walkers} walkers at "
-            f"{len(flow.temperatures)} temperatures",
+            f"{len(flow.temperatures)} temperatures"
+            + (", or more: it is unknown how many" if math.isnan(self.value) else ""),
             f"  assumed, not measured: an independent sample takes {flow.g:g} of them, as with the "
             "default preset on",
             "  alanine dipeptide; a flow of another molecule, a shorter training and states that a "
-            "flow draws too rarely take more",
+            "flow draws",
+            "  too rarely take more, and as many times the evaluations and the time of sampling",
             "",
             self._conclusion(),
         ]
@@ -159,10 +157,12 @@ class Plan:
                 "it; give it more --seconds"
             )
         if pays:
+            low, high = (t / self.flow.total_seconds for t in self.exchange.seconds_range)
             ratio = self.exchange.wall_seconds / self.flow.total_seconds
             return (
-                f"a flow pays, on this assumption: {ratio:.2g} times as fast; it is faster as long "
-                f"as an independent sample takes fewer than {largest:.2g} iterations"
+                f"a flow pays, on this assumption: {ratio:.2g} times as fast{_range((low, high))}; "
+                f"it is faster as long\nas an independent sample takes fewer than {largest:.2g} "
+                "iterations"
             )
         ratio = self.flow.total_seconds / self.exchange.wall_seconds
         if largest > 0:
@@ -180,13 +180,17 @@ def plan(
     settings: RunSettings | None = None,
     *,
     seconds: float = 60.0,
+    n_iterations: int | None = None,
+    ladder: Sequence[float] | None = None,
     options: RunOptions | None = None,
 ) -> Plan:
     """Predict what it costs to meet a target of precision, from a pilot of about a minute.
 
     Plain replica exchange is that of dynamics with steps of 2 fs and a swap every 0.1 ps, with the
     best ladder between the ends of that of `settings`. How often replicas pass into rare states is
-    measured above the ladder, and extrapolated (`openmm_tsf.analysis.exchange_model`). Of the run
+    measured above the ladder, and extrapolated (`openmm_tsf.analysis.exchange_model`); the ranges
+    hold nine of ten pilots that are drawn from the walkers of this one, and not the errors of that
+    model. Steps of 2 fs make energies a few kJ/mol too high. Of the run
     with a flow, MD, steps of training and iterations are timed; how good the flow will be is not
     known before it is trained, and assumed to be as on alanine dipeptide. Compiling, where the run
     would do it, comes on top of the pilot.
@@ -201,6 +205,10 @@ def plan(
         The run with a flow; by default the preset ``"default"``.
     seconds
         The time of the pilot.
+    n_iterations
+        Its length in iterations of 0.1 ps instead, so that a plan does not depend on the clock.
+    ladder
+        That of plain replica exchange in K, between the same ends; the best one by default.
     options
         Seed and platform.
 
@@ -214,30 +222,37 @@ def plan(
     check_instance(settings, "settings", RunSettings)
     check_instance(options, "options", RunOptions)
     seconds = check_positive(seconds, "seconds")
+    if n_iterations is not None:
+        n_iterations = check_int(n_iterations, "n_iterations", 1)
     options, settings = options or RunOptions(), settings or preset("default")
     shipped = alanine_dipeptide()
     molecule = molecule or shipped
     molecule.check_pose_independent()
-    goal, ladder = Target.parse(target, "target"), settings.sampling.temperatures
-    if len(ladder) < 2:
-        raise ValueError(f"temperatures: expected at least two, got {ladder[0]:g} K")
-    goal.check_for(list(slow_torsions(molecule.topology)), ladder, "target")
-    if goal.rung(ladder) != 0:
+    goal, rungs = Target.parse(target, "target"), settings.sampling.temperatures
+    if len(rungs) < 2:
+        raise ValueError(f"temperatures: expected at least two, got {rungs[0]:g} K")
+    goal.check_for(list(slow_torsions(molecule.topology)), rungs, "target")
+    if goal.rung(rungs) != 0:
         raise ValueError(
-            f"target: expected one at the lowest temperature, {ladder[0]:g} K, got {target!r}"
+            f"target: expected one at the lowest temperature, {rungs[0]:g} K, got {target!r}"
         )
+    if ladder is not None:
+        ladder = as_temperatures(ladder)
+        if not np.allclose([ladder[0], ladder[-1]], [rungs[0], rungs[-1]], rtol=0, atol=0.01):
+            raise ValueError(
+                f"ladder: expected one from {rungs[0]:g} to {rungs[-1]:g} K, got {ladder}"
+            )
     InternalCoordinates.from_topology(molecule.topology, molecule.positions)
     seed = options.choose_seed({})
     planned = planned_sampling(settings.sampling) + planned_training(settings.fit)
     with open_potential(
         molecule, options.platform, planned, batch_of(settings.sampling)
     ) as potential:
-        logger.info("pilot of %s", in_words(seconds))
+        length = in_words(seconds) if n_iterations is None else f"{n_iterations} iterations"
+        logger.info("pilot of %s", length)
         with sampling_threads():
-            pilot = run_pilot(
-                molecule, potential, ladder[0], ladder[-1], seconds=seconds, seed=seed
-            )
-        known, exchange = plan_exchange(pilot, goal)
+            pilot = run_pilot(molecule, potential, rungs[0], rungs[-1], seconds=seconds, seed=seed)
+        known, exchange = plan_exchange(pilot, goal, ladder)
         simulate = molecule.fingerprint != shipped.fingerprint
         flow = _plan_flow(molecule, settings, potential, pilot, known, goal, exchange, simulate)
     value = known.mean if math.isfinite(known.samples_needed(goal)) else math.nan
@@ -245,7 +260,7 @@ def plan(
         value = math.log1p(-value) - math.log(value) if 0 < value < 1 else math.nan
     return Plan(
         target=str(goal),
-        temperature=ladder[0],
+        temperature=rungs[0],
         value=value,
         exchange=exchange,
         flow=flow,
@@ -268,19 +283,25 @@ def _plan_flow(
     sampling = settings.sampling
     frames = pilot.frames[:: max(1, len(pilot.frames) // _FRAMES)]
     dataset = MDDataset(frames, sampling.temperatures[-1], molecule)
-    check_enough_frames(dataset, molecule)
+    try:
+        check_enough_frames(dataset, molecule)
+    except ValueError as error:
+        raise ValueError(
+            f"seconds: expected a longer pilot: it has {len(pilot.frames):,} frames for a flow of "
+            f"{molecule.n_atoms} atoms to be timed on, too few"
+        ) from error
     flow = build_flow(dataset, settings.flow, 1)
     fit = replace(settings.fit, temperatures=sampling.temperatures)
-    training = training_seconds(flow, dataset, potential, fit)
-    trained = planned_training(fit)
+    training, trained = training_costs(flow, dataset, potential, fit)
     with sampling_threads():
         sampler = make_sampler(molecule, flow, sampling, potential, (0, 0), dataset)
         with sampler:
             each, evaluations_each = iteration_costs(sampler, sampling)
     if settings.n_rounds:
         refit = replace(settings.refit, temperatures=sampling.temperatures)
-        training += settings.n_rounds * training_seconds(flow, dataset, potential, refit)
-        trained += settings.n_rounds * planned_training(refit)
+        again = training_costs(flow, dataset, potential, refit)
+        training += settings.n_rounds * again[0]
+        trained += settings.n_rounds * again[1]
     before_production = sampling.n_tuning
     before_production += settings.n_rounds * (sampling.n_tuning + settings.round_iterations)
     g = FLOW_G_OF_STATES if target.quantity in ("P", "dF") else FLOW_G_OF_ENERGIES
@@ -308,71 +329,30 @@ def _plan_flow(
         largest_g_that_pays=max(0.0, largest) if math.isfinite(largest) else math.nan,
         energy_evaluations={
             "md": md_steps if simulate else 0,
-            "training": trained,
+            "training": round(trained),
             "sampling": round(evaluations_each * (before_production + needed)),
         },
         wall_seconds=seconds,
     )
 
 
-def choose_temperatures(
-    molecule: MolecularSystem,
-    ends: Sequence[float],
-    *,
-    most_rejected: float = MOST_REJECTED,
-    options: RunOptions | None = None,
-) -> tuple[float, ...]:
-    """Return the shortest ladder between two temperatures in K on which replicas are exchanged.
-
-    Equal rejections of plain swaps, measured by a pilot of ten seconds or so of dynamics on a
-    provisional ladder; the result depends on the seed and the machine alone.
-
-    Parameters
-    ----------
-    molecule
-        The molecule.
-    ends
-        The lowest and the highest temperature in K (or Quantities).
-    most_rejected
-        Of the swaps of neighbours. The default is for a run with a flow, whose steered swaps are
-        accepted more often; plain replica exchange is fastest with half of the swaps rejected.
-    options
-        Seed and platform.
-    """
-    options = options or RunOptions()
-    ladder = as_temperatures(ends)
-    if len(ladder) != 2:
-        raise ValueError(f"temperatures: expected the lowest and the highest, got {ladder}")
-    low, high = ladder
-    with sampling_threads(), open_potential(molecule, options.platform, 0, 0) as potential:
-        pilot = run_pilot(
-            molecule,
-            potential,
-            low,
-            high,
-            n_iterations=_LADDER_ITERATIONS,
-            seed=options.choose_seed({}),
-        )
-    rejection = pilot.rejection()
-    chosen = choose_ladder(rejection, low, high, most_rejected)
-    rejected = ladder_rejections(rejection, chosen)
-    logger.info(
-        "ladder of %s K: %.0f to %.0f %% of plain swaps are rejected",
-        ", ".join(f"{kelvin:g}" for kelvin in chosen), 100 * rejected.min(), 100 * rejected.max(),
-    )  # fmt: skip
-    return chosen
-
-
 def _decided_by(exchange: ExchangePlan) -> str:
     if exchange.slowest is None:
         return ""
-    n, factor = exchange.n_passages, exchange.factor
+    n, state = exchange.n_passages, exchange.slowest
     if n == 0:
-        return f", decided by visits to {exchange.slowest},\n  of which the pilot saw none: a guess"
+        return f", decided by visits to {state},\n  of which the pilot saw none: a guess"
     return (
-        f", decided by visits to {exchange.slowest},\n  known from {n} passages in the pilot to a "
-        f"factor of {factor:.1f} either way; more --seconds make it surer"
+        f", decided by visits to {state},\n  known from {n} passages in the pilot; "
+        "more --seconds make it surer"
     )
+
+
+def _range(values: tuple[float, float]) -> str:
+    if any(map(math.isnan, values)):
+        return ""
+    low, high = (f"{value:.2g}" for value in values)
+    return f" ({low} or more)" if high == "inf" else f" ({low} to {high})"
 
 
 def _count(number: float) -> str:

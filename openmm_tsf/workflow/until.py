@@ -62,7 +62,8 @@ def sample_until(
 ) -> None:
     """Sample until all targets are met, or to `n_iterations` in all; without targets to the latter.
 
-    Basins of the training frames that were never visited are waited for. What was reached is logged and recorded as ``stopped`` among the choices in ``config.json``.
+    Basins of the training frames that were never visited are waited for. What was reached is logged
+    and recorded as ``stopped`` among the choices in ``config.json``.
     """
     targets = [Target.parse(text) for text in until]
     done = sampler.n_written * stage.choices.get("save_interval", 1)

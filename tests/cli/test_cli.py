@@ -131,7 +131,7 @@ def test_a_ladder_is_chosen_between_two_ends(called, monkeypatch):
         asked.append((molecule.n_atoms, ends, options.seed))
         return (310.0, 400.0, 520.0)
 
-    monkeypatch.setattr("openmm_tsf.workflow.plan.choose_temperatures", choose)
+    monkeypatch.setattr("openmm_tsf.workflow.temperatures.choose_temperatures", choose)
     command = ["run", "--output", "out", "--seed", "4", "--temperatures", "auto", "310", "520"]
     assert main(command) == 0
     assert asked == [(22, (310.0, 520.0), 4)]
@@ -150,7 +150,7 @@ def test_a_resumed_run_keeps_the_ladder_that_was_chosen(called, monkeypatch, tmp
     def choose(*arguments, **options):
         raise AssertionError("a second pilot")
 
-    monkeypatch.setattr("openmm_tsf.workflow.plan.choose_temperatures", choose)
+    monkeypatch.setattr("openmm_tsf.workflow.temperatures.choose_temperatures", choose)
     command = ["run", "--output", str(tmp_path), "--resume", "--temperatures", "auto"]
     assert main([*command, "310", "520"]) == 0
     assert called[0][1][1].sampling.temperatures == (310.0, 400.0, 520.0)

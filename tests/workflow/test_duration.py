@@ -98,11 +98,13 @@ def test_steps_that_take_longer_are_expected_to_take_longer(monkeypatch):
     class Slow:
         def train_step(self):
             clock[0] += 5.0 if not calls else 2.0
+            potential.n_evaluations += 40 if not calls else 30
             calls.append(self.step)
 
-    clock, calls = [0.0], []
+    clock, calls, potential = [0.0], [], SimpleNamespace(n_evaluations=0)
     monkeypatch.setattr(duration.time, "perf_counter", lambda: clock[0])
-    assert duration.step_seconds(Slow(), 7) == (5.0, 2.0)
+    first, each = duration.step_costs(Slow(), 7, duration.CostMeter(potential))
+    assert (first.tolist(), each.tolist()) == ([5.0, 40.0], [2.0, 30.0])
     assert calls == [7, 7, 7]
 
 
