@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from openmm_tsf.analysis.convergence import Assessment, assess_probability
+from openmm_tsf.analysis.convergence import MIN_VISITS, Assessment, assess_probability
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.analysis.run_data import nearest_rung
@@ -165,8 +165,10 @@ def _population_warnings(
         ]
     z = (assessed.value - expected.p) / np.hypot(assessed.stderr, expected.stderr)
     if assessed.value < LOW_RATIO * expected.p and z < -LOW_Z:
+        few = (assessed.n_visits or 0) < MIN_VISITS  # their spread tells no error
+        by = f"in {assessed.n_visits} independent visits" if few else f"{z:+.1f} standard errors"
         return [
             f"{where} holds {assessed.value:.2g} of the frames; {expected.p:.2g} is expected from "
-            f"{source} ({z:+.1f} standard errors): the basin is being lost"
+            f"{source} ({by}): the basin is being lost"
         ]
     return []

@@ -8,7 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import fdtrc  # type: ignore[import-untyped]
 
-from openmm_tsf.analysis.convergence import assess_mean, assess_probability, count_pieces
+from openmm_tsf.analysis.convergence import (
+    MIN_VISITS,
+    Assessment,
+    assess_mean,
+    assess_probability,
+    count_pieces,
+)
 from openmm_tsf.analysis.ensemble_checks import DECISIVE_Z
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.ramachandran import RamachandranDistance, ramachandran_distance
@@ -34,8 +40,10 @@ class MeanComparison:
     Student's distribution, of states that of arcsin(√p), of C_V that of its logarithm. ``chi2``
     is d·C⁻¹·d of the differences d with their covariance C over rungs, ``p_value`` the probability
     of a larger one (Hotelling's, as C is estimated from groups of samples). Numbers are NaN where
-    an error is not known, or the run's mean is not converged: then only z from 5 on is given, and
-    none of C_V.
+    an error is not known, or the run's mean is not converged. Then only z from 5 on is given: of
+    ⟨U⟩ where it has 100 effective samples of walkers of 4 correlation times, of states that the
+    run should have visited 50 times in its independent samples (by its slowest other observable),
+    of C_V never.
     """
 
     run: tuple[MeanEstimate, ...]
@@ -160,6 +168,15 @@ class _Pair:
             self._pieces[k] = count_pieces(reference.energy[..., rung], angles=angles)
         return self._pieces[k]
 
+    def _assess_state(self, inside: npt.NDArray[np.bool_], k: int) -> Assessment:
+        """Assess a state [n, W, R] of the run; by MBAR, at the rung with the most visits of it."""
+        if not self.by_mbar:
+            return assess_probability(inside[..., self.own_rungs[k]], self.run.n_pieces)
+        at_rungs = [
+            assess_probability(inside[..., r], self.run.n_pieces) for r in range(inside.shape[-1])
+        ]
+        return max(at_rungs, key=lambda each: each.n_visits or 0)
+
     def compare_states(
         self, inside: npt.NDArray[np.bool_], reference: npt.NDArray[np.bool_]
     ) -> MeanComparison:
@@ -188,21 +205,22 @@ class _Pair:
         reference = [estimate_mean(reference_series[..., k]) for k in columns]
         z, tested = np.empty(len(columns)), np.empty(len(columns), dtype=bool)
         for k in columns:
-            is_state = kind == "state" and not self.by_mbar
-            if is_state:
-                assessed = assess_probability(series[..., k], self.run.n_pieces)
-                known = assessed.n_eff
-            else:
-                assessed, known = assess_mean(series[..., k]), run[k].n_eff
             known_of_reference = 0.0
             if kind == "state":
                 pieces = self._reference_pieces(k)
                 known_of_reference = assess_probability(reference_series[..., k], pieces).n_eff
+                assessed = self._assess_state(of_run(k), k)
+                known = run[k].n_eff if self.by_mbar else assessed.n_eff
+                lacking = 1.0 - reference[k].value if run[k].value > 0.5 else reference[k].value
+                is_long = self.run.n_pieces * lacking >= MIN_VISITS
+            else:
+                assessed, known = assess_mean(series[..., k]), run[k].n_eff
+                # The variance of walkers that hardly moved is small, and so is its error.
+                is_long = kind == "mean" and run[k].can_be_tested(len(series))
             z[k] = _z(kind, (run[k], reference[k]), (known, known_of_reference))
             tested[k] = assessed.converged and run[k].n_samples >= MIN_EFFECTIVE_SAMPLES
-        # The variance of walkers that hardly moved is small, and so is its error.
-        sure = (np.abs(z) >= DECISIVE_Z) & (kind != "variance")
-        z[~tested & ~sure] = np.nan
+            if not (tested[k] or (is_long and abs(z[k]) >= DECISIVE_Z)):
+                z[k] = np.nan
         chi2, p_value = _chi2(run, reference, series, reference_series)
         if not tested.all():
             chi2 = p_value = np.nan

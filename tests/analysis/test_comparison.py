@@ -240,6 +240,69 @@ def test_a_wrong_population_is_wrong_against_a_reference_of_any_number_of_walker
     assert any("P(phi > 0) differs from the reference" in words for words in verdict["wrong"])
 
 
+def energies_and_slow_state(rng, path, n, inside):
+    """A run whose energies and psi are independent samples, with a given state phi > 0."""
+    shape = (n, inside.shape[1], len(TEMPERATURES))
+    phi = np.where(np.broadcast_to(inside[..., None], shape), 1.0, -1.5)
+    phi = phi + 0.3 * rng.normal(size=shape)
+    psi = rng.uniform(-np.pi, np.pi, shape)
+    return load_run(write_run(path, TEMPERATURES, rng.normal(size=shape), {"phi": phi, "psi": psi}))
+
+
+def reference_of_a_state(rng, p, n=3000):
+    shape = (n, 10, len(TEMPERATURES))
+    phi, _ = angles_of_two_basins(rng, shape, p)
+    return Reference(
+        TEMPERATURES, phi, rng.uniform(-np.pi, np.pi, shape), rng.normal(size=shape), 1.0
+    )
+
+
+@pytest.mark.parametrize("n_visits", [0, 1, 5])
+def test_a_run_too_short_for_its_visits_to_be_counted_is_not_wrong(tmp_path, n_visits):
+    """Some 200 independent samples, of which 0.07 should be in the state: fewer than 50 visits."""
+    rng = np.random.default_rng(31)
+    inside = np.zeros((25, 16), dtype=bool)
+    inside[7, :n_visits] = True
+    run = energies_and_slow_state(rng, tmp_path / "run", 25, inside)
+    reference = reference_of_a_state(rng, 0.07)
+    assert 200 < run.n_pieces <= 400
+    assert np.isnan(compare(run, reference).phi_positive.z).all()
+    verdict = run.summary(reference)["verdict"]
+    assert (verdict["status"], verdict["wrong"]) == ("not yet", [])
+    reason = "never visited" if not n_visits else f"{n_visits} independent visits, fewer than 50"
+    assert any("P(phi > 0): " in line and reason in line for line in verdict["missing"])
+    assert not any("standard errors" in line for line in verdict["warnings"])
+
+
+@pytest.mark.parametrize(("p", "n"), [(0.02, 2000), (0.07, 400)])
+def test_a_long_run_that_left_a_basin_early_and_never_came_back_is_wrong(tmp_path, p, n):
+    rng = np.random.default_rng(32)
+    inside = np.zeros((n, 16), dtype=bool)
+    inside[:4, :2] = True  # two of 16 walkers started there
+    run = energies_and_slow_state(rng, tmp_path / "run", n, inside)
+    reference = reference_of_a_state(rng, p)
+    assert (np.array(compare(run, reference).phi_positive.z) < -5).all()
+    verdict = run.summary(reference)["verdict"]
+    assert verdict["status"] == "wrong"
+    assert any("P(phi > 0) differs from the reference" in words for words in verdict["wrong"])
+
+
+def test_few_visits_are_no_difference_by_mbar_either(tmp_path):
+    rng = np.random.default_rng(33)
+    inside = np.zeros((25, 16), dtype=bool)
+    inside[7, 0] = True
+    run = energies_and_slow_state(rng, tmp_path / "run", 25, inside)
+    full = reference_of_a_state(rng, 0.07)
+    reference = Reference(
+        TEMPERATURES[:2] + 20.0,
+        *(getattr(full, name)[..., :2] for name in ("phi", "psi", "energy")),
+        1.0,
+    )
+    result = compare(run, reference)
+    assert result.by_mbar
+    assert np.isnan(result.phi_positive.z).all()
+
+
 def test_a_reference_that_never_visits_a_basin_of_the_run_disagrees(tmp_path):
     """Its bound rests on its independent samples, not on its number of walkers."""
     rng = np.random.default_rng(22)
