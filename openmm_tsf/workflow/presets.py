@@ -5,8 +5,6 @@ from dataclasses import replace
 from openmm_tsf.training import FitSettings
 from openmm_tsf.workflow.settings import FlowSettings, MDSettings, RunSettings, SamplingSettings
 
-# 2 ns: where frames are not shipped, dynamics takes no longer than the training.
-_MD = MDSettings(n_frames=40_000, steps_per_frame=50)
 # Path gradients, orthogonal steps and chains in place of rounds: the flow becomes good enough that
 # most moves are independent draws. examples/benchmarks/training_trials.py leaves each of them out.
 # What holds the rare basins: examples/results/ablations.md.
@@ -61,18 +59,14 @@ PRESETS: dict[str, RunSettings] = {
             n_walk=0,
         ),
     ),
-    # Five and a half minutes on two cores, compiling included.
+    # Five minutes on two cores with the shipped frames, compiling included. Dynamics of its own
+    # (10 ns) takes as long again: 2 ns left a basin nearly unvisited in three of ten trials
+    # (examples/results/README.md).
     "default": RunSettings(
-        md=_MD,
-        flow=_FLOW,
-        fit=replace(_FIT, n_steps=2500),
-        n_rounds=0,
-        refit=_REFIT,
-        sampling=_SAMPLING,
+        flow=_FLOW, fit=replace(_FIT, n_steps=2500), n_rounds=0, refit=_REFIT, sampling=_SAMPLING
     ),
     # About twice that by the numbers of steps and walkers, not timed; and its own MD.
     "thorough": RunSettings(
-        md=_MD,
         flow=_FLOW,
         fit=replace(_FIT, n_steps=4000),
         n_rounds=0,
