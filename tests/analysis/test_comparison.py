@@ -249,8 +249,8 @@ def energies_and_slow_state(rng, path, n, inside):
     return load_run(write_run(path, TEMPERATURES, rng.normal(size=shape), {"phi": phi, "psi": psi}))
 
 
-def reference_of_a_state(rng, p, n=3000):
-    shape = (n, 10, len(TEMPERATURES))
+def reference_of_a_state(rng, p, n=800):
+    shape = (n, 40, len(TEMPERATURES))
     phi, _ = angles_of_two_basins(rng, shape, p)
     return Reference(
         TEMPERATURES, phi, rng.uniform(-np.pi, np.pi, shape), rng.normal(size=shape), 1.0
@@ -259,13 +259,13 @@ def reference_of_a_state(rng, p, n=3000):
 
 @pytest.mark.parametrize("n_visits", [0, 1, 5])
 def test_a_run_too_short_for_its_visits_to_be_counted_is_not_wrong(tmp_path, n_visits):
-    """Some 200 independent samples, of which 0.07 should be in the state: fewer than 50 visits."""
+    """Some 500 independent samples, of which 0.07 should be in the state: fewer than 50 visits."""
     rng = np.random.default_rng(31)
-    inside = np.zeros((25, 16), dtype=bool)
+    inside = np.zeros((40, 16), dtype=bool)
     inside[7, :n_visits] = True
-    run = energies_and_slow_state(rng, tmp_path / "run", 25, inside)
+    run = energies_and_slow_state(rng, tmp_path / "run", 40, inside)
     reference = reference_of_a_state(rng, 0.07)
-    assert 200 < run.n_pieces <= 400
+    assert 300 < run.n_pieces < 50 / 0.075
     assert np.isnan(compare(run, reference).phi_positive.z).all()
     verdict = run.summary(reference)["verdict"]
     assert (verdict["status"], verdict["wrong"]) == ("not yet", [])
