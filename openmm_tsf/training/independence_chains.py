@@ -28,9 +28,9 @@ EVERYWHERE = -1
 
 
 class Walk(NamedTuple):
-    """Langevin steps y [B, d] that are proposed to the chains `index` [B], and their noise."""
+    """Langevin steps y [B, d] that are proposed to `chains` [B], and their noise."""
 
-    index: Tensor
+    chains: Tensor
     y: Tensor
     tau: Tensor
     noise: Tensor
@@ -102,7 +102,7 @@ class IndependenceChains:
 
         Chains stay at home. The step size of each temperature is tuned on the way.
         """
-        index, temperature = walk.index, walk.index // self.n_chains
+        index, temperature = walk.chains, walk.chains // self.n_chains
         points, step = self.points.take(index), self.step_sizes[temperature]
         accepted = accept_mala(points, new, walk.noise, step, generator)
         counts = torch.bincount(temperature, minlength=self.n_temperatures)

@@ -160,7 +160,8 @@ def _ranges(known: Observable, target: Target) -> tuple[tuple[float, float], tup
         # A pilot without a passage predicts nothing: the costs have no upper bound then.
         values = np.where(np.isnan(values), np.inf, values)
         tails = (0.5 * (1 - _IN_RANGE), 0.5 * (1 + _IN_RANGE))
-        ranges.append(tuple(map(float, np.quantile(values, tails, method="nearest"))))
+        low, high = np.quantile(values, tails, method="nearest")
+        ranges.append((float(low), float(high)))
     return ranges[0], ranges[1]
 
 
@@ -193,7 +194,7 @@ def _observables(
         return Observable(mean, variance, variance * g, 0.0, None, None, drawn)
 
     def drawn(rng: np.random.Generator) -> Observable:
-        return without_state(rng.integers(lowest.shape[1], size=lowest.shape[1]))
+        return without_state(rng.integers(lowest.shape[1], size=(lowest.shape[1],)))
 
     yield without_state(np.arange(lowest.shape[1]))
     for torsion in pilot.angles:

@@ -17,7 +17,6 @@ for name in ("common", "openmm_samplers", "lean_sampling", "cost_report"):
 samplers = load_example("benchmarks/openmm_samplers.py")
 cost = load_example("benchmarks/cost.py")
 lean = load_example("benchmarks/lean_sampling.py")
-predictions = load_example("benchmarks/predictions.py")
 OPTIONS = "Reference", "amber99sbildn-obc2"
 P = 0.02
 
@@ -292,18 +291,3 @@ def test_report(estimates, tmp_path):
     assert "the flow pays off from 1 501 " in text
     tables.draw(report, tmp_path / "cost.png")
     assert (tmp_path / "cost.png").stat().st_size > 10_000
-
-
-def test_predictions_read_the_costs(tmp_path):
-    """Every ladder of OpenMM's sampler is a row; metadynamics is not."""
-    entry = cost.summarise_exchange(exchange_runs(20_000, 4, 0.1), 3)
-    path = tmp_path / "cost.json"
-    path.write_text(json.dumps({"samplers": {"3": entry, samplers.METADYNAMICS: {}}}))
-    (row,) = predictions.plain_rows("dF(phi)", path)
-    assert (row["what"], row["evaluations"]) == (
-        "OpenMM's sampler, 3 rungs",
-        entry["n_evaluations"],
-    )
-    assert row["error"] == pytest.approx(entry["delta_F_stderr"], rel=0.02)
-    with pytest.raises(ValueError, match=r"expected the quantity dF\(phi\), got U"):
-        predictions.plain_rows("U", path)

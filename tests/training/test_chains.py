@@ -118,7 +118,7 @@ def test_chains_walk_at_home():
         walk = chains.propose_walk(generator, n // 2)
         chains.finish_walk(walk, evaluate(walk.y, walk.tau), generator)
         turn = chains.next_chains(n // 2)  # those that walked
-        assert torch.equal(walk.index, turn[chains.home[turn] != EVERYWHERE])
+        assert torch.equal(walk.chains, turn[chains.home[turn] != EVERYWHERE])
     assert torch.equal(chains.points.y[is_free], start[is_free])
     assert bool((chains.step_sizes != FIRST_STEP).all())
     for rung, temperature in enumerate(ladder.tolist()):
