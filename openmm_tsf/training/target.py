@@ -1,5 +1,6 @@
 """The Boltzmann distribution that a flow is trained towards, with guards far from the data."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -61,15 +62,17 @@ class Target:
         return energy / kt + penalty - total, x
 
     def _energy(self, x: Tensor) -> Tensor:
-        """Energies [B] of x [B, *event], differentiable once where `single_precision` is."""
+        """Energies [B] of x [B, *event]; in float32 differentiable once, and inf where unknown."""
         if not self.single_precision:
             return self.potential.energy(x)
         assert isinstance(self.potential, HasSinglePrecision)
         at = x.detach()
         energy, forces = self.potential.single_precision_forces(at)
-        # The difference is zero, with the gradient of the energy.
-        linear = energy - (forces * (x - at)).flatten(1).sum(dim=1)
-        return torch.where(torch.isfinite(energy), linear, energy)
+        finite = torch.isfinite(energy) & torch.isfinite(forces).flatten(1).all(dim=1)
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        # The difference is zero, with the gradient of the energy; none where that is not known.
+        difference = torch.where(finite.view(shape), forces, 0.0) * (x - at)
+        return torch.where(finite, energy - difference.flatten(1).sum(dim=1), math.inf)
 
 
 def trains_in_single_precision(potential: Potential, dtype: torch.dtype) -> bool:

@@ -237,7 +237,7 @@ def plan(
             f"target: expected one at the lowest temperature, {rungs[0]:g} K, got {target!r}"
         )
     if ladder is not None:
-        ladder = as_temperatures(ladder)
+        ladder = as_temperatures(ladder, "ladder")
         if not np.allclose([ladder[0], ladder[-1]], [rungs[0], rungs[-1]], rtol=0, atol=0.01):
             raise ValueError(
                 f"ladder: expected one from {rungs[0]:g} to {rungs[-1]:g} K, got {ladder}"
@@ -248,10 +248,14 @@ def plan(
     with open_potential(
         molecule, options.platform, planned, batch_of(settings.sampling)
     ) as potential:
-        length = in_words(seconds) if n_iterations is None else f"{n_iterations} iterations"
-        logger.info("pilot of %s", length)
+        length: dict[str, Any] = {"seconds": seconds}
+        if n_iterations is not None:
+            length = {"n_iterations": n_iterations}
+        logger.info(
+            "pilot of %s", f"{n_iterations} iterations" if n_iterations else in_words(seconds)
+        )
         with sampling_threads():
-            pilot = run_pilot(molecule, potential, rungs[0], rungs[-1], seconds=seconds, seed=seed)
+            pilot = run_pilot(molecule, potential, rungs[0], rungs[-1], **length, seed=seed)
         known, exchange = plan_exchange(pilot, goal, ladder)
         simulate = molecule.fingerprint != shipped.fingerprint
         flow = _plan_flow(molecule, settings, potential, pilot, known, goal, exchange, simulate)

@@ -99,6 +99,20 @@ def test_a_ladder_of_ones_own():
         plan("U < 1 kJ/mol", ladder=(300, 500))
 
 
+def test_a_plan_by_a_number_of_iterations_does_not_depend_on_the_clock(monkeypatch):
+    lengths = []
+
+    def note(*args, seconds=None, n_iterations=None, seed=1):
+        lengths.append((seconds, n_iterations, seed))
+        raise InterruptedError
+
+    monkeypatch.setattr("openmm_tsf.workflow.plan.run_pilot", note)
+    for choices in ({"n_iterations": 7}, {"seconds": 3.0}):
+        with pytest.raises(InterruptedError):
+            plan("U < 1 kJ/mol", **choices, options=replace(QUIET, seed=2))
+    assert lengths == [(None, 7, 2), (3.0, None, 2)]
+
+
 def test_energies_are_not_decided_by_a_rare_state():
     known, exchange = plan_exchange(exact_pilot(2), Target.parse("U < 0.1 kJ/mol"))
     assert known.mean == pytest.approx(30 * KB * 300, rel=0.02)
