@@ -22,7 +22,7 @@ Record = Callable[[str, float], None]
 class Objective(Protocol):
     """What the training loop needs of an estimator of the loss."""
 
-    def backward(self, network: Chain, mixing: float, generator: torch.Generator) -> None: ...
+    def backward(self, network: Chain, step: int, generator: torch.Generator) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, content: Mapping[str, Any]) -> None: ...
 
@@ -50,9 +50,9 @@ class DirectObjective:
         temperatures = settings.temperatures or (flow.reference_temperature,)
         self.temperatures = torch.tensor(temperatures, dtype=settings.dtype, device="cpu")
 
-    def backward(self, network: Chain, mixing: float, generator: torch.Generator) -> None:
+    def backward(self, network: Chain, step: int, generator: torch.Generator) -> None:
         """Set the gradients of the parameters."""
-        self.loss(network, mixing, generator).backward()
+        self.loss(network, self.settings.mixing(step), generator).backward()
 
     def loss(self, network: Chain, mixing: float, generator: torch.Generator) -> Tensor:
         """Return the loss with its graph; NaN where no draw had a finite energy."""

@@ -178,12 +178,13 @@ class PathObjective:
         chains.settle()  # a few moved to another basin
         self._relaxed = True
 
-    def backward(self, network: Chain, mixing: float, generator: torch.Generator) -> None:
+    def backward(self, network: Chain, step: int, generator: torch.Generator) -> None:
         """Set the gradients of the parameters: NaN where no draw had a finite energy.
 
         Likelihood and energy share no operation: with two or more of torch's threads they run in
         parallel, with the same results.
         """
+        mixing = self.settings.mixing(step)
         draws_per_rung = self.settings.kl_batch_size // len(self.ladder)
         chains: Tensor | None = None
         walk: Walk | None = None
@@ -203,7 +204,7 @@ class PathObjective:
             else:
                 future = self._pool.submit(self._energy, network, v, tau, walk)
         try:
-            batch = self._batch(mixing, chains, generator)
+            batch = self._batch(step, chains, generator)
             momenta = draw_normal(batch.points.tau, self.flow.n_momenta, generator)
             gradients, log_ratio = self._likelihood(network, batch, momenta)
         finally:  # also after an error: no thread is left working
@@ -225,7 +226,7 @@ class PathObjective:
         for parameter, gradient in zip(network.parameters(), gradients, strict=True):
             parameter.grad = gradient
 
-    def _batch(self, mixing: float, chains: Tensor | None, generator: torch.Generator) -> _Batch:
+    def _batch(self, step: int, chains: Tensor | None, generator: torch.Generator) -> _Batch:
         """Frames, and the states of `chains` (indices), which there are once there are draws."""
         settings, n_frames = self.settings, self.settings.batch_size
         counts = zip(self.frames, split_batch(self.dataset_weights, n_frames), strict=True)
@@ -238,8 +239,8 @@ class PathObjective:
             is_spread.append(torch.arange(n, dtype=torch.int64, device="cpu") >= n - n_spread)
         share = 0.0
         if self.chains is not None and chains is not None:
-            # Chains take time to forget the frames: their share of the data rises with lambda.
-            share = settings.chain_share * mixing / settings.lambda_max
+            # Chains take time to forget the frames: their share of the data rises as lambda does.
+            share = settings.chain_share * settings.rise(step)
             parts += [self.chains.points.take(part) for part in chains.chunk(len(self.ladder))]
             is_spread.append(self.chains.home[chains] != EVERYWHERE)
         points = Points.join(parts)

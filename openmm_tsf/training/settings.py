@@ -20,12 +20,13 @@ from openmm_tsf.utils.validation import (
 )
 
 _not_negative = partial(check_between, low=0, high=math.inf)
+_fraction = partial(check_between, low=0, high=1)
 _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "n_steps batch_size validate_interval n_validation_draws": check_int,
     "kl_batch_size warmup_steps n_chains max_skipped": partial(check_int, least=0),
     "learning_rate max_grad_norm": check_positive,
     "final_learning_rate log_variance basin_balance": _not_negative,
-    "lambda_max chain_share ema_decay basin_weight": partial(check_between, low=0, high=1),
+    "lambda_max chain_share ema_decay basin_weight": _fraction,
     "weight_decay": partial(check_between, low=0, high=10),
     "basin_share": partial(check_between, low=0, high=0.5),
     "optimizer": partial(check_choice, allowed=("adam", "muon")),
@@ -52,9 +53,10 @@ class FitSettings:
         weight matrices from them.
     learning_rate, final_learning_rate, warmup_steps
         Linear warm-up, then cosine decay.
-    lambda_max, ramp
+    lambda_max, ramp, final_lambda
         The loss is (1 - lambda) ML + lambda KL; lambda is zero until the fraction ``ramp[0]`` of
-        the steps and reaches `lambda_max` at ``ramp[1]``.
+        the steps, reaches `lambda_max` at ``ramp[1]`` and changes from there to `final_lambda` in
+        equal steps (None: stays).
     temperatures
         Temperatures of the KL draws and of the validation, K; None means T_ref only.
     basin_share
@@ -73,7 +75,7 @@ class FitSettings:
         noise (:mod:`openmm_tsf.training.path_gradients`).
     n_chains, chain_share
         For ``"path"``: the number of Markov chains at each temperature to which the flow's draws
-        are proposals, and their fraction of the data at the largest lambda: likelihood at
+        are proposals, and their fraction of the data once lambda is at `lambda_max`: likelihood at
         temperatures without frames (:mod:`openmm_tsf.training.independence_chains`). At least twice
         the draws of a temperature in a step, or 0: none.
     log_variance, basin_balance
@@ -108,6 +110,7 @@ class FitSettings:
     warmup_steps: int = 100
     lambda_max: float = 0.1
     ramp: tuple[float, float] = (0.3, 0.6)
+    final_lambda: float | None = None
     temperatures: tuple[float, ...] | None = None
     basin_share: float = 0.0
     basin_weight: float = 1.0
@@ -139,6 +142,10 @@ class FitSettings:
         self._check_estimator()
         if self.patience is not None:
             check_fields(self, patience=check_int)
+        if self.final_lambda is not None:
+            check_fields(self, final_lambda=_fraction)
+            if self.final_lambda > 0 and self.lambda_max == 0:
+                raise ValueError("final_lambda: expected None or 0 for lambda_max=0")
         if self.temperatures is not None:
             check_fields(self, temperatures=as_temperatures)
 
@@ -163,11 +170,18 @@ class FitSettings:
 
     def mixing(self, step: int) -> float:
         """Return lambda at a step."""
+        high = self.ramp[1] * self.n_steps
+        if self.final_lambda is None or step <= high:
+            return self.lambda_max * self.rise(step)
+        fall = (step - high) / (self.n_steps - high)
+        return self.lambda_max + fall * (self.final_lambda - self.lambda_max)
+
+    def rise(self, step: int) -> float:
+        """Return how far `ramp` has come at a step: from 0 to 1, where it stays."""
         low, high = (fraction * self.n_steps for fraction in self.ramp)
         if step < low:
             return 0.0
-        rise = 1.0 if step >= high else (step - low) / (high - low)
-        return self.lambda_max * rise
+        return 1.0 if step >= high else (step - low) / (high - low)
 
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate at a step."""

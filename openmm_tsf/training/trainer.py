@@ -109,7 +109,7 @@ class Trainer:
         set_learning_rate(self.optimizers, settings.learning_rate_at(self.step))
         self.network.zero_grad(set_to_none=True)
         with torch.enable_grad():  # others may have disabled gradients
-            self.objective.backward(self.network, settings.mixing(self.step), self.generator)
+            self.objective.backward(self.network, self.step, self.generator)
         # A few points that the network maps far away would misdirect it for many steps.
         usual = self.running.get("grad_norm", math.inf)
         limit = min(settings.max_grad_norm, _CLIP_FACTOR * usual)

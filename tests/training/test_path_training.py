@@ -32,7 +32,7 @@ def test_a_step_corrects_populations(monkeypatch):
         network = copy.deepcopy(flow.network).float()
         objective.populations.population_ratios[:, 1] = ratio
         objective.populations.basins_met[:] = 1
-        objective.backward(network, 0.3, torch.Generator().manual_seed(2))
+        objective.backward(network, SHORT.n_steps, torch.Generator().manual_seed(2))
         made.append([parameter.grad.clone() for parameter in network.parameters()])
         ratios = objective.populations.population_ratios
         assert bool((ratios[:, 0] != 0).all())  # updated by the draws of this step
@@ -63,7 +63,7 @@ def test_points_that_are_cut_keep_their_log_variance_term(monkeypatch):
     for weight in (0.0, 0.2):
         settings = dataclasses.replace(SHORT, log_variance=weight)
         objective = make_objective(rough_flow("tsf"), potential, data, settings)
-        objective.backward(network, 0.0, torch.Generator().manual_seed(2))
+        objective.backward(network, 0, torch.Generator().manual_seed(2))
         gradients.append(torch.cat([each.grad.flatten() for each in network.parameters()]))
     assert float((gradients[1] - gradients[0]).norm()) > 0.01 * float(gradients[0].norm())
 
@@ -162,7 +162,7 @@ def test_draws_without_energies_are_skipped_steps():
     network = flow.network.to(SHORT.dtype)
     broken.broken = True
     before = objective.chains.points.y.clone()
-    objective.backward(network, 0.3, torch.Generator().manual_seed(2))
+    objective.backward(network, SHORT.n_steps, torch.Generator().manual_seed(2))
     assert all(bool(torch.isnan(p.grad).all()) for p in network.parameters())
     assert torch.equal(objective.chains.points.y, before)
 

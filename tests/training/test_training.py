@@ -272,6 +272,8 @@ def test_non_finite_gradients_are_counted_then_an_error():
         ("potential: expected one", lambda: fit(small_flow(), gaussian_data(100), progress=False)),
         ("dataset: expected at least one", lambda: fit(small_flow(), [], GaussianWell(PRECISION))),
         ("lambda_max", lambda: FitSettings(lambda_max=1.5)),
+        ("final_lambda", lambda: FitSettings(final_lambda=-0.1)),
+        ("final_lambda", lambda: FitSettings(lambda_max=0, final_lambda=0.1)),
         ("n_steps", lambda: FitSettings(n_steps=0)),
         ("ramp", lambda: FitSettings(ramp=(0.5, 0.2))),
     ],
@@ -295,5 +297,8 @@ def test_frames_of_a_mirror_image_are_refused(molecule):
 def test_lambda_and_learning_rate_schedules():
     settings = FitSettings(n_steps=100, lambda_max=0.2, ramp=(0.2, 0.6), warmup_steps=10)
     assert [settings.mixing(s) for s in (0, 19, 40, 60, 99)] == pytest.approx([0, 0, 0.1, 0.2, 0.2])
+    falls = dataclasses.replace(settings, final_lambda=0.1)
+    assert [falls.mixing(s) for s in (0, 40, 60, 80, 100)] == pytest.approx([0, 0.1, 0.2, 0.15, 0.1])
+    assert [falls.rise(s) for s in (0, 40, 60, 80, 100)] == [0, 0.5, 1, 1, 1]
     assert settings.learning_rate_at(9) == pytest.approx(settings.learning_rate)
     assert settings.learning_rate_at(100) == pytest.approx(settings.final_learning_rate)
