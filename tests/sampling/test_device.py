@@ -61,12 +61,24 @@ def iterate(kernels, case, start, n, counts=None):
         return sampler.state, sampler.totals, waits
 
 
-def cases_of(name):
+def molecule_of(name):
     entry = invariance.KERNELS[name]
-    if entry.on_model is not None:
-        yield invariance.model("double-well")
     pose_kept = entry.keeps_pose or entry.is_swap
-    yield invariance.tree(entry.flows[0], entry.rungs[-1], pose_kept)
+    return invariance.tree(entry.flows[0], entry.rungs[-1], pose_kept)
+
+
+def model_of(name):
+    return invariance.model("double-well")
+
+
+def every_case():
+    """Yield kernels with the function that makes a case; few with a molecule are not slow."""
+    quick = ("walk", "steered swap", "batched langevin", "latent mala")
+    for name in IN_TORCH:
+        if invariance.KERNELS[name].on_model is not None:
+            yield pytest.param(name, model_of, id=name)
+        marks = [] if name in quick else [pytest.mark.slow]
+        yield pytest.param(name, molecule_of, id=f"{name}, molecule", marks=marks)
 
 
 def kernel_on_gpu(name, case, monkeypatch):
@@ -80,39 +92,44 @@ def kernel_on_gpu(name, case, monkeypatch):
         return invariance.KERNELS[name](gpu_case), gpu_case
 
 
-@pytest.mark.parametrize("name", IN_TORCH)
-def test_every_kernel_gives_the_bits_of_the_cpu_and_waits_once_an_iteration(name, monkeypatch):
-    for case in cases_of(name):
-        kernel = invariance.KERNELS[name](case)
-        start = case.start(N_WALKERS, torch.Generator().manual_seed(1))
-        expected, totals, _ = iterate([kernel], case, start, 2)
-        with simulated_cuda() as counts:
-            kernel, gpu_case = kernel_on_gpu(name, case, monkeypatch)
-            state, gpu_totals, waits = iterate([kernel], gpu_case, start, 2, counts)
-            assert state.x.device == state.energy.device == state.replica.device == CUDA
-            state = state.to(torch.device("cpu"))
-        (info,), (gpu_info,) = totals.values(), gpu_totals.values()
-        assert torch.equal(gpu_info.accepted, info.accepted)
-        assert torch.equal(gpu_info.proposed, info.proposed)
-        for count in ("rejected_non_finite", "mirror_images", "outside_domain"):
-            assert getattr(gpu_info, count) == getattr(info, count), count
-        # The CPU leaves out rows outside the domain, and rounds those of a smaller batch otherwise.
-        assert gpu_info.n_evaluations >= info.n_evaluations
-        rounding = 0.0 if info.outside_domain + info.mirror_images == 0 else 1e-10
-        for field in ("x", "velocities", "energy", "replica"):
-            value, other = getattr(state, field), getattr(expected, field)
-            assert (value is None) == (other is None), field
-            if value is not None:
-                assert float((value - other).abs().max()) <= rounding, (type(case).__name__, field)
-        if name != "one of":  # it waits for the number of the kernel that is drawn
-            assert sum(waits.values()) == 2, waits
+@pytest.mark.parametrize(("name", "case_of"), list(every_case()))
+def test_every_kernel_gives_the_bits_of_the_cpu_and_waits_once_an_iteration(
+    name, case_of, monkeypatch
+):
+    case = case_of(name)
+    kernel = invariance.KERNELS[name](case)
+    start = case.start(N_WALKERS, torch.Generator().manual_seed(1))
+    expected, totals, _ = iterate([kernel], case, start, 2)
+    with simulated_cuda() as counts:
+        kernel, gpu_case = kernel_on_gpu(name, case, monkeypatch)
+        state, gpu_totals, waits = iterate([kernel], gpu_case, start, 2, counts)
+        assert state.x.device == state.energy.device == state.replica.device == CUDA
+        state = state.to(torch.device("cpu"))
+    (info,), (gpu_info,) = totals.values(), gpu_totals.values()
+    assert torch.equal(gpu_info.accepted, info.accepted)
+    assert torch.equal(gpu_info.proposed, info.proposed)
+    for count in ("rejected_non_finite", "mirror_images", "outside_domain"):
+        assert getattr(gpu_info, count) == getattr(info, count), count
+    # The CPU leaves out rows outside the domain, and rounds those of a smaller batch otherwise.
+    assert gpu_info.n_evaluations >= info.n_evaluations
+    rounding = 0.0 if info.outside_domain + info.mirror_images == 0 else 1e-10
+    for field in ("x", "velocities", "energy", "replica"):
+        value, other = getattr(state, field), getattr(expected, field)
+        assert (value is None) == (other is None), field
+        if value is not None:
+            assert float((value - other).abs().max()) <= rounding, (type(case).__name__, field)
+    if name != "one of":  # it waits for the number of the kernel that is drawn
+        assert sum(waits.values()) == 2, waits
 
 
 @needs_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", IN_TORCH)
 def test_every_kernel_runs_on_a_real_gpu(name, monkeypatch):
-    for case in cases_of(name):
+    for case_of in (model_of, molecule_of):
+        if case_of is model_of and invariance.KERNELS[name].on_model is None:
+            continue
+        case = case_of(name)
         start = case.start(N_WALKERS, torch.Generator().manual_seed(1))
         kernel, gpu_case = kernel_on_gpu(name, case, monkeypatch)
         state, totals, _ = iterate([kernel], gpu_case, start, 2)
