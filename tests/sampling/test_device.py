@@ -16,6 +16,7 @@ from openmm_tsf.potentials import DoubleWell
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.kernels.langevin_openmm import OpenMMLangevin
 from openmm_tsf.sampling.kernels.swap import PlainSwap
+from openmm_tsf.sampling.state import KernelInfo
 from openmm_tsf.sampling.tempering import ParallelTempering
 from tests.support import invariance
 from tests.support.exact_cases import TreeCase, assert_energies_are_stored
@@ -140,8 +141,9 @@ def test_every_kernel_runs_on_a_real_gpu(name, monkeypatch):
         assert info.accepted.device.type == "cpu"
 
 
-def sampler_of(flow, potential, n_walkers, seed=3):
+def sampler_of(flow, potential, n_walkers, seed=3, before=()):
     kernels = [
+        *before,
         FlowIndependence(flow, potential, LADDER),
         FlowWalk(flow, potential, LADDER, sigma=0.6, n_steps=2),
         PlainSwap(LADDER, potential.boltzmann_constant),
@@ -149,20 +151,46 @@ def sampler_of(flow, potential, n_walkers, seed=3):
     return ParallelTempering(None, flow, LADDER, n_walkers, kernels, potential, seed)
 
 
-def test_an_invalid_walker_is_an_error_that_names_the_kernel():
+class Poison:
+    """A kernel that gives a walker an infinite energy while `active`."""
+
+    name, exact, temperatures, counts_shape = "poison", True, LADDER, (3,)
+
+    def __init__(self, active):
+        self.active = active
+
+    def __call__(self, state, generator):
+        energy = state.energy.clone()
+        if self.active:
+            energy[2, 1] = torch.inf
+        return state.evolve(energy=energy), KernelInfo.zero(self.counts_shape)
+
+    def settings(self):
+        return {}
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, content):
+        pass
+
+
+def test_an_invalid_walker_is_an_error_that_names_the_kernel_and_changes_nothing():
     case = invariance.model("double-well")
     with simulated_cuda():
-        flow = copy.deepcopy(case.flow).to("cuda")
-        sampler = sampler_of(flow, case.potential, 4)
-        sampler.set_positions(torch.zeros(4, 3, 3))
-        state, before = sampler.state, sampler._generator.get_state()
-        energy = state.energy.clone()
-        energy[2, 1] = torch.inf
-        sampler._state = state.evolve(energy=energy)
-        with pytest.raises(InvalidWalker, match=r"flow_independent: current: .* at row 7 \(1 of"):
+        flow, ends = copy.deepcopy(case.flow).to("cuda"), []
+        for active in (True, False):
+            poison = Poison(active)
+            sampler = sampler_of(flow, case.potential, 4, before=[poison])
+            sampler.set_positions(torch.zeros(4, 3, 3))
+            if active:
+                with pytest.raises(InvalidWalker, match=r"flow_independent: .* at row 7 \(1 of"):
+                    sampler.run(1, progress=False)
+                assert sampler.state.iteration == 0
+                poison.active = False
             sampler.run(1, progress=False)
-        assert torch.equal(sampler._generator.get_state(), before)  # as before the iteration
-        assert sampler.state.iteration == 0
+            ends.append(sampler.state.x.cpu())
+        assert torch.equal(*ends)
 
 
 def test_the_round_trip_is_checked_without_a_wait():
