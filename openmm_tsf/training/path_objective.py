@@ -239,7 +239,8 @@ class PathObjective:
                 log_ratio, batch.group, batch.points.basin, energy.log_ratio, energy.points.basin
             )
             if self.chains is not None and chains is not None:
-                match, counts = self.chains.match(chains, energy.points, generator), []
+                match = self.chains.match(chains, energy.points, generator)
+                counts: list[float] = []
                 self.numbers.add(match.numbers, counts.extend)
                 current = log_ratio[self.settings.batch_size :]
                 self._step = _ChainsStep(match, counts, energy, current, walk)
