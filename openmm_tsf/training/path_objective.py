@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 _COPIES_OF_FRAMES = 2
 #: MALA steps that bring a frame to the temperature of its chain. Without them, chains in a rare
 #: basin, which accept few proposals, would keep the frames' temperature for most of the training.
-_RELAXATION_STEPS = 60
+RELAXATION_STEPS = 60
 
 
 class _Batch(NamedTuple):
@@ -194,7 +194,7 @@ class PathObjective:
                 index = rung * n + _numbers(n, self.flow.device)
                 points = chains.points.take(index)
                 with torch_threads(self._threads):  # steps have fewer: two run at once
-                    relax_mala(points, self._evaluate, _RELAXATION_STEPS, generator)
+                    relax_mala(points, self._evaluate, RELAXATION_STEPS, generator)
                 chains.points.put(index, points)
         chains.settle()  # a few moved to another basin
         self._relaxed = True
