@@ -233,8 +233,9 @@ class PathObjective:
             if future is not None:
                 energy = future.result()
         if energy is not None:
-            both = zip(gradients, energy.gradients, strict=True)
-            gradients = [(1 - mixing) * nll + mixing * kl for nll, kl in both]
+            of_data = torch._foreach_mul(gradients, 1 - mixing)
+            of_draws = torch._foreach_mul(energy.gradients, mixing)
+            gradients = list(torch._foreach_add(of_data, of_draws))
             self.populations.update(
                 log_ratio, batch.group, batch.points.basin, energy.log_ratio, energy.points.basin
             )
