@@ -59,7 +59,9 @@ class ParallelTempering(TemperingChain):
         Callables ``reporter(sampler, state)`` with an attribute ``interval``.
     totals : dict of str to KernelInfo
         What each kernel did since the last call of :meth:`run` or :meth:`tune` began.
-
+    device : torch.device
+        The flow's, on which the walkers are and random numbers are drawn. The potential should be
+        there, too: otherwise configurations and energies are copied in every evaluation.
 
     Examples
     --------

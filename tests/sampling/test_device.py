@@ -148,6 +148,17 @@ def test_an_invalid_walker_is_an_error_that_names_the_kernel():
         assert sampler.state.iteration == 0
 
 
+def test_the_round_trip_is_checked_without_a_wait():
+    case = invariance.model("double-well")
+    start = case.start(N_WALKERS, torch.Generator().manual_seed(1))
+    with simulated_cuda() as counts:
+        gpu_case = on_gpu(case)
+        parts = (gpu_case.flow, case.potential, LADDER, 0.5)
+        walk = FlowWalk(*parts, round_trip_interval=1)
+        _, _, waits = iterate([walk], gpu_case, start, 2, counts)
+    assert sum(waits.values()) == 2, waits
+
+
 def test_a_flow_that_is_not_its_own_inverse_is_an_error():
     case = invariance.model("double-well")
     with simulated_cuda():
