@@ -25,7 +25,7 @@ from tests.support.exact_tree import POSITIONS
 from tests.support.path_training import SHORT, D, rough_flow, toy, two_basins
 from tests.support.simulated_cuda import simulated_cuda
 
-CHANGES = {"n_steps": 8, "validate_interval": 4, "basin_share": 0.4, "basin_weight": 0.6}
+CHANGES = {"n_steps": 6, "validate_interval": 3, "basin_share": 0.4, "basin_weight": 0.6}
 PATH = dataclasses.replace(SHORT, **CHANGES)
 DIRECT = dataclasses.replace(PATH, estimator="direct", n_chains=0, optimizer="adam")
 BOTH = pytest.mark.parametrize("settings", [PATH, DIRECT], ids=["path", "direct"])
@@ -151,7 +151,7 @@ def test_a_checkpoint_resumes_on_its_kind_of_device(tmp_path, monkeypatch):
     monkeypatch.setattr(path_objective, "RELAXATION_STEPS", 4)
     path, (potential, data) = tmp_path / "training.pt", toy()
     with simulated_cuda():
-        whole, parts = resume_on_gpu(PATH, path, 11)
+        whole, parts = resume_on_gpu(PATH, path, 10)
         assert same_bits(whole, parts)
     content = read_tensors(path, "training checkpoint")  # with the CPU's tensors only
     assert content["generator_device"] == "cuda"
@@ -204,7 +204,7 @@ def test_sums_have_the_bits_of_bincount():
 def test_resume_has_the_same_bits_on_a_gpu(settings, tmp_path, monkeypatch):
     two_basins(monkeypatch)
     monkeypatch.setattr(path_objective, "RELAXATION_STEPS", 4)
-    assert same_bits(*resume_on_gpu(settings, tmp_path / "training.pt", 11))
+    assert same_bits(*resume_on_gpu(settings, tmp_path / "training.pt", 10))
 
 
 @needs_gpu
