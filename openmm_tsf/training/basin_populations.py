@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openmm_tsf.training.cells import count_by_cell, sum_by_cell
 from openmm_tsf.training.target_points import check_tensor_like
 
 #: |ln(p/q)|, about its mean, is cut to this in the coefficients of data.
@@ -70,13 +71,13 @@ class Populations:
         # Groups at whose temperature nothing is drawn have rung K.
         self._rung = torch.where(same.any(1), same.double().argmax(1), len(ladder))
         self._n_rungs, self._n_basins = len(ladder), n_basins
-        zeros = torch.zeros(len(ladder), n_basins, dtype=torch.float64, device="cpu")
+        zeros = torch.zeros(len(ladder), n_basins, dtype=torch.float64, device=ladder.device)
         self.basin_fractions = zeros + 1 / n_basins
         self.population_ratios, self.basins_met = zeros.clone(), zeros.clone()
 
     def data_coefficients(
         self, log_ratio: Tensor, group: Tensor, n_groups: int
-    ) -> tuple[Tensor, float]:
+    ) -> tuple[Tensor, Tensor]:
         """Return the coefficients [D] of -ln q at data, float64, and the spread of ln(p/q).
 
         `log_ratio` is ln(p/q) [D], up to a constant of each temperature; `group` [D] < `n_groups`.
@@ -86,7 +87,7 @@ class Populations:
         values = torch.where(usable, log_ratio, 0.0)
         centred = values - ((members.T @ values) / members.sum(0).clamp(min=1))[group]
         centred = torch.where(usable, centred.clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT), 0.0)
-        return self.log_variance * centred / len(centred), float(centred.std())
+        return self.log_variance * centred / len(centred), centred.std()
 
     def draw_coefficients(self, draw_basin: Tensor) -> Tensor:
         """Return the coefficients [D] of ln q at draws, float64, that correct the populations.
@@ -97,7 +98,7 @@ class Populations:
         """
         n = len(draw_basin) // self._n_rungs
         if self.basin_balance == 0:
-            return torch.zeros(len(draw_basin), dtype=torch.float64, device="cpu")
+            return draw_basin.new_zeros(len(draw_basin), dtype=torch.float64)
         # The running fraction, so that draws of a rare basin do not weigh more in a step that has
         # fewer of them; a basin with less than one draw in a step counts less.
         per_draw = self.missing / (n * self.basin_fractions).clamp(min=1)
@@ -137,15 +138,14 @@ class Populations:
         is_drawn = torch.nn.functional.one_hot(drawn, shape[1]).double()
         self.basin_fractions += (is_drawn.mean(1) - self.basin_fractions) / _FRACTION_MEMORY
         rung = self._rung[group]
-        usable = (rung < shape[0]) & torch.isfinite(data_log_ratio)
-        rung, basin = rung[usable], data_basin[usable]
-        of_rung = torch.nn.functional.one_hot(rung, shape[0]).bool()
-        values = data_log_ratio[usable]
-        median = torch.where(of_rung, values[:, None], torch.nan).nanmedian(0).values
-        cell = rung * shape[1] + basin
-        counts = torch.bincount(cell, minlength=shape[0] * shape[1]).view(shape)
-        weights = torch.sigmoid(self.population_ratios[rung, basin] - values + median[rung])
-        of_data = torch.bincount(cell, weights, shape[0] * shape[1]).view(shape)
+        usable, n_cells = (rung < shape[0]) & torch.isfinite(data_log_ratio), shape[0] * shape[1]
+        of_rung = usable[:, None] & (torch.nn.functional.one_hot(rung, shape[0] + 1)[:, :-1] > 0)
+        median = torch.where(of_rung, data_log_ratio[:, None], torch.nan).nanmedian(0).values
+        cell = torch.where(usable, rung * shape[1] + data_basin, n_cells)  # or in none of them
+        counts = count_by_cell(cell, n_cells).view(shape)
+        rung = rung.clamp(max=shape[0] - 1)
+        weights = self.population_ratios[rung, data_basin] - data_log_ratio + median[rung]
+        of_data = sum_by_cell(torch.sigmoid(weights), cell, n_cells).view(shape)
         shifted = torch.nan_to_num(draws - median[:, None], nan=-torch.inf, posinf=torch.inf)
         weights = torch.sigmoid(shifted - self.population_ratios.gather(1, drawn))
         n_drawn, expected = is_drawn.sum(1), n * self.basin_fractions
@@ -172,4 +172,4 @@ class Populations:
             tensor = check_tensor_like(content.get(name), like, name)
             if name != "population_ratios" and bool(((tensor < 0) | (tensor > 1)).any()):
                 raise ValueError(f"{name}: expected numbers from 0 to 1, got others")
-            setattr(self, name, tensor.clone())
+            setattr(self, name, tensor.to(like, copy=True))

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from openmm_tsf.training.target import Target
 
-_BLOCK = 4096
+#: Points that are evaluated at once, on the CPU and on a GPU, which blocks of a few thousand do
+#: not fill; a point takes some 15 kB besides its energy.
+_BLOCK, _GPU_BLOCK = 4096, 2**15
 
 
 def check_tensor_like(value: Any, like: Tensor, name: str) -> Tensor:
@@ -39,7 +41,8 @@ class Points:
     def at(cls, target: Target, y: Tensor, tau: Tensor) -> Self:
         """Evaluate the target at y [B, d] and tau [B]: one energy with forces per point."""
         energies, gradients, basins = [], [], []
-        for block, block_tau in zip(y.split(_BLOCK), tau.split(_BLOCK), strict=True):
+        size = _BLOCK if y.device.type == "cpu" else _GPU_BLOCK
+        for block, block_tau in zip(y.split(size), tau.split(size), strict=True):
             leaf = block.detach().double().requires_grad_()
             with torch.enable_grad():
                 energy, x = target.reduced_energy(leaf, block_tau.double())
@@ -57,10 +60,21 @@ class Points:
         """Return the points at `index`, integers or bools."""
         return Points(*(getattr(self, field.name)[index] for field in fields(self)))
 
+    def rows(self, part: slice) -> "Points":
+        """Return a part of the points that shares their memory."""
+        return Points(*(getattr(self, field.name)[part] for field in fields(self)))
+
     def put(self, index: Tensor, other: "Points") -> None:
         """Replace the points at `index`, integers."""
         for field in fields(self):
             getattr(self, field.name)[index] = getattr(other, field.name)
+
+    def replace(self, index: Tensor, other: "Points", chosen: Tensor) -> None:
+        """Replace the points at `index`, each named once, where `chosen` is true."""
+        for field in fields(self):
+            tensor, new = getattr(self, field.name), getattr(other, field.name)
+            mask = chosen.view(-1, *(1,) * (new.ndim - 1))
+            tensor[index] = torch.where(mask, new, tensor[index])
 
     @staticmethod
     def join(parts: "list[Points]") -> "Points":
@@ -77,6 +91,6 @@ class Points:
         """Set what :meth:`state_dict` returned; a ValueError if a tensor does not fit."""
         for name, like in self.state_dict().items():
             tensor = check_tensor_like(content.get(name), like, name)
-            if name == "tau" and not torch.equal(tensor, like):
+            if name == "tau" and not torch.equal(tensor, like.cpu()):
                 raise ValueError("tau: expected the temperatures of the training, got others")
-            setattr(self, name, tensor.clone())
+            setattr(self, name, tensor.to(like, copy=True))
