@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from openmm_tsf.utils.deferred import check_flag
+
 
 class InvalidWalker(ValueError):
     """The error of a walker at which the target density vanishes; no kernel moves to one."""
@@ -38,6 +40,7 @@ def metropolis(
         If shapes differ.
     InvalidWalker
         If a current log-weight is not finite (kernels never accept such a state). A ValueError.
+        On a GPU within :func:`openmm_tsf.utils.deferred.defer_checks` it is raised at the end.
     """
     if current.ndim != 1 or current.shape != proposed.shape:
         raise ValueError(
@@ -45,16 +48,19 @@ def metropolis(
             f"got {tuple(proposed.shape)}"
         )
     bad = ~torch.isfinite(current)
-    if bool(bad.any()):
-        rows = bad.nonzero().flatten().tolist()
-        raise InvalidWalker(
-            f"current: expected finite log-weights, got {current[rows[0]].item()} at row {rows[0]}"
-            f" ({len(rows)} of {len(current)} rows): the walker's state has a non-finite energy "
-            "or lies outside the domain of the coordinates"
-        )
+    check_flag(bad.any(), lambda: _raise_invalid(current, bad))
     uniform = torch.rand(
         current.shape, generator=generator, dtype=current.dtype, device=current.device
     )
     non_finite = ~torch.isfinite(proposed)
     accepted = (uniform.log() < proposed - current) & ~non_finite
     return accepted, non_finite
+
+
+def _raise_invalid(current: Tensor, bad: Tensor) -> None:
+    rows = bad.nonzero().flatten().tolist()
+    raise InvalidWalker(
+        f"current: expected finite log-weights, got {current[rows[0]].item()} at row {rows[0]}"
+        f" ({len(rows)} of {len(current)} rows): the walker's state has a non-finite energy "
+        "or lies outside the domain of the coordinates"
+    )

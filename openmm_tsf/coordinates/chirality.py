@@ -167,7 +167,7 @@ class Chirality(nn.Module):
         Relative to a power of the lengths of bonds, so that it is bounded: 1 for a regular
         tetrahedron that is mirrored.
         """
-        if not bool(self.is_mirrored(x.detach()).any()):
+        if x.device.type == "cpu" and not bool(self.is_mirrored(x.detach()).any()):
             return x.new_zeros(len(x))  # without the gradient of zeros
         bonds = _bonds(x, self.centres)
         largest = self.weights.abs().sum(dim=1)[:, None] * dot(bonds, bonds).sum(dim=0).pow(1.5)

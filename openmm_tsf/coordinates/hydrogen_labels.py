@@ -141,7 +141,10 @@ class HydrogenLabels(nn.Module):
     def draw_copies(self, log_weights: Tensor, generator: torch.Generator) -> Tensor:
         """Draw a copy [B, G] of each group, with its weight from :meth:`log_weights`."""
         drawn = torch.rand(
-            log_weights.shape[:-1], generator=generator, dtype=torch.float64, device="cpu"
+            log_weights.shape[:-1],
+            generator=generator,
+            dtype=torch.float64,
+            device=log_weights.device,
         )
         weights = log_weights.exp()
         drawn = drawn.to(weights) - weights[..., 0]

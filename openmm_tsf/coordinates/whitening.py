@@ -117,7 +117,7 @@ class Whitening(nn.Module):
         basis_mean = basis.mean(0)
         basis = basis - basis_mean
         gram = basis.T @ basis + RIDGE_FRAMES * torch.eye(
-            basis.shape[1], dtype=torch.float64, device="cpu"
+            basis.shape[1], dtype=torch.float64, device=basis.device
         )
         weights = torch.linalg.solve(gram, basis.T @ standard)
         residual = standard - basis @ weights

@@ -20,6 +20,7 @@ from openmm_tsf.coordinates.whitening import Whitening
 from openmm_tsf.flows.bijectors import Chain
 from openmm_tsf.flows.coupling import set_conditioner_dtype
 from openmm_tsf.units import KELVIN, as_array, as_temperature, in_unit
+from openmm_tsf.utils.deferred import check_flag
 from openmm_tsf.utils.random import generator_seed
 from openmm_tsf.utils.validation import check_int, check_ints, check_seed
 
@@ -43,6 +44,10 @@ class FlowSample(NamedTuple):
     x: Tensor
     momenta: Tensor
     log_prob: Tensor
+
+
+def _refuse_temperature() -> None:
+    raise ValueError("temperature: expected positive temperatures in kelvin")
 
 
 class AugmentedMap(nn.Module, ABC):
@@ -157,10 +162,9 @@ class AugmentedMap(nn.Module, ABC):
             if temperature.ndim > 1 or (temperature.ndim == 1 and len(temperature) != len(like)):
                 expected, shape = f"one per row [{len(like)}]", tuple(temperature.shape)
                 raise ValueError(f"temperature: expected one number or {expected}, got {shape}")
-            if not bool((temperature > 0).all()):
-                raise ValueError("temperature: expected positive temperatures in kelvin")
+            check_flag(~(temperature > 0).all(), _refuse_temperature)
             return temperature.to(like) / self.reference_temperature
-        return like.new_tensor(as_temperature(temperature) / self.reference_temperature)
+        return like.new_full((), as_temperature(temperature) / self.reference_temperature)
 
     def _check(self, tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:
         if not isinstance(tensor, Tensor):

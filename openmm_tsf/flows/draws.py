@@ -75,7 +75,7 @@ def weigh(
     for block, energy in zip(x.split(batch_size), reduced_energy.split(batch_size), strict=True):
         block = block.to(flow.dtype)
         noise = torch.randn(
-            (len(block), flow.n_momenta), generator=generator, dtype=flow.dtype, device="cpu"
+            (len(block), flow.n_momenta), generator=generator, dtype=flow.dtype, device=block.device
         )
         momenta = noise * math.sqrt(tau)
         copies, partition = None, block.new_zeros(len(block))

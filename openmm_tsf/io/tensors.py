@@ -16,10 +16,27 @@ _MAX_DEPTH = 40
 
 
 def write_tensors(path: PathLike, content: Mapping[str, Any]) -> None:
-    """Write tensors, numbers, strings, lists and dictionaries for `read_tensors`, atomically."""
+    """Write tensors, numbers, strings, lists and dictionaries for `read_tensors`, atomically.
+
+    Tensors of a GPU are written as those of the CPU: the file can be read on any machine.
+    """
     buffer = io.BytesIO()  # torch's own writer hides the reason when a disk is full
-    torch.save(dict(content), buffer)
+    torch.save(_on_cpu(dict(content)), buffer)
     write_bytes(path, buffer.getbuffer())
+
+
+def _on_cpu(item: Any) -> Any:
+    """Return the content with tensors of a GPU on the CPU, itself where there are none."""
+    if isinstance(item, torch.Tensor):
+        return item.detach().cpu() if item.device.type != "cpu" else item
+    if isinstance(item, Mapping):
+        moved = {key: _on_cpu(value) for key, value in item.items()}
+        return moved if any(moved[key] is not item[key] for key in moved) else item
+    if isinstance(item, (list, tuple)):
+        parts = [_on_cpu(value) for value in item]
+        changed = any(a is not b for a, b in zip(parts, item, strict=True))
+        return type(item)(parts) if changed else item
+    return item
 
 
 def read_tensors(path: PathLike, what: str) -> dict[str, Any]:

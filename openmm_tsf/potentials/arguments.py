@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from openmm_tsf.utils.devices import check_device
 from openmm_tsf.utils.validation import list_items, unwrap_scalar
 
 #: Largest relative errors of energies and forces that a TorchPotential may have, by dtype.
@@ -39,7 +40,7 @@ def check_settings(
     if isinstance(memory, bool) or not isinstance(memory, Integral) or memory < 2**20:
         raise ValueError(f"memory: expected at least {2**20} bytes, got {memory!r}")
     groups = _check_force_groups(force_groups)
-    return TorchSettings(dtype, _check_device(device), compile, groups, int(memory))
+    return TorchSettings(dtype, check_device(device), compile, groups, int(memory))
 
 
 def _check_force_groups(force_groups: Any) -> tuple[int, ...] | None:
@@ -51,16 +52,3 @@ def _check_force_groups(force_groups: Any) -> tuple[int, ...] | None:
     if not are_ints or not groups or not all(0 <= g <= 31 for g in groups):
         raise ValueError(f"force_groups: expected integers from 0 to 31, got {force_groups!r}")
     return tuple(sorted({int(g) for g in groups}))
-
-
-def _check_device(device: Any) -> torch.device:
-    """Return the device, with its index."""
-    try:
-        return torch.empty(
-            0, device="cpu" if device is None else device, dtype=torch.float32
-        ).device
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        got = f"{device!r} ({reason}); available here: {', '.join(available)}"
-        raise ValueError(f"device: expected a torch device, got {got}") from error

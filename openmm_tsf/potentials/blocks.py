@@ -73,8 +73,15 @@ def evaluate_eagerly(
     return energy.detach(), gradient
 
 
-def replace_non_finite(energies: Tensor, forces: Tensor | None) -> int:
+def replace_non_finite(energies: Tensor, forces: Tensor | None) -> int | Tensor:
     """Set non-finite rows to +inf and zero force, in place; return their number."""
+    if energies.device.type != "cpu":  # to ask whether there are any would wait for the device
+        finite = energies.isfinite()
+        if forces is not None:
+            finite = finite & forces.isfinite().flatten(1).all(dim=1)
+            forces.masked_fill_(~finite.reshape(-1, *(1,) * (forces.ndim - 1)), 0.0)
+        energies.masked_fill_(~finite, torch.inf)
+        return (~finite).sum()
     total = energies.sum() if forces is None else energies.sum() + forces.sum()
     if bool(total.isfinite()):  # then all are: what is not finite makes a sum that is not
         return 0

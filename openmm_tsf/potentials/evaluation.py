@@ -49,7 +49,7 @@ class BatchEvaluator:
     @torch.inference_mode(False)
     def __call__(
         self, x: Tensor, parameters: tuple[Tensor, ...], with_forces: bool
-    ) -> tuple[Tensor, Tensor | None, int]:
+    ) -> tuple[Tensor, Tensor | None, int | Tensor]:
         """Return energies [B], forces [B, N, 3] if requested, and the number of non-finite rows.
 
         Rows of `x` [B, N, 3] that are not finite get +inf and zero force.
@@ -57,7 +57,7 @@ class BatchEvaluator:
         x = x.clone() if x.is_inference() else x.detach()
         energies = x.new_empty(len(x))
         forces = torch.empty_like(x) if with_forces else None
-        counts: list[int] = []
+        counts: list[int | Tensor] = []
         pays = self.compiled is not None and self.compiled.pays_for(len(x))
         compiled = self.compiled if pays else None
 

@@ -98,7 +98,7 @@ class MixedDoubleWell(ModelPotential):
 
     def unmixed(self, x: Tensor) -> Tensor:
         """Return y = A x [..., d]."""
-        return x @ self.mixing.to(x).T
+        return x @ self.on_device("mixing", x.device).to(x).T
 
     def log_partition_function(self, temperature: float) -> float:
         """Return ln Z = ln ∫ exp(−U/T) dx."""

@@ -152,7 +152,7 @@ class OpenMMPotential(MolecularPotential):
             forces = None if raw_forces is None else torch.from_numpy(raw_forces).to(x)
             self.n_evaluations += len(x)
             if not (all_finite and x.dtype == torch.float64):
-                self.n_non_finite += replace_non_finite(energies, forces)
+                self.n_non_finite += int(replace_non_finite(energies, forces))
         return energies, forces
 
     def __getstate__(self) -> dict[str, Any]:

@@ -91,7 +91,8 @@ class TorchPotential(MolecularPotential):
         self.force_groups, self.memory = settings.force_groups, settings.memory
         self.compile_requested = settings.compile
         self.event_shape = (system.getNumParticles(), 3)
-        self.n_evaluations = self.n_non_finite = 0
+        self.n_evaluations = 0
+        self._n_non_finite: int | Tensor = 0
         self.agreement: list[ForceAgreement] = []
         self._energy = energy.to(settings.device, settings.dtype)
         self._parameters = {
@@ -227,8 +228,13 @@ class TorchPotential(MolecularPotential):
         energies, forces, n_non_finite = self._evaluator(x, parameters, with_forces)
         with self._lock:
             self.n_evaluations += len(x)
-            self.n_non_finite += n_non_finite
+            self._n_non_finite += n_non_finite
         return energies, forces
+
+    @property
+    def n_non_finite(self) -> int:  # type: ignore[override]
+        """The number of energies computed so far that were not finite; a GPU is waited for."""
+        return int(self._n_non_finite)
 
     def single_precision_forces(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return energies [B] and forces [B, N, 3] of x, computed in float32.
@@ -248,7 +254,7 @@ class TorchPotential(MolecularPotential):
         assert forces is not None
         with self._lock:
             self.n_evaluations += len(x)
-            self.n_non_finite += n_non_finite
+            self._n_non_finite += n_non_finite
         return energies.to(x), forces.to(x)
 
     def check(

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.units import KELVIN, in_unit
+from openmm_tsf.utils.deferred import as_count
+from openmm_tsf.utils.devices import DeviceConstants
 from openmm_tsf.utils.validation import check_int, check_positive, unwrap_scalar
 
 
@@ -20,7 +22,7 @@ def check_floating(value: Any, name: str) -> None:
         raise TypeError(f"{name}: expected a floating torch.Tensor, got {type(value).__name__}")
 
 
-class ModelPotential(Potential):
+class ModelPotential(DeviceConstants, Potential):
     """A potential on R^d written in torch. k_B = 1, so temperatures are energies.
 
     Subclasses define :meth:`formula`. Rows that are not finite, or overflow, are +inf with zero
@@ -31,7 +33,13 @@ class ModelPotential(Potential):
 
     def __init__(self, dimension: int) -> None:
         self.event_shape = (dimension,)
-        self.n_evaluations = self.n_non_finite = 0
+        self.n_evaluations = 0
+        self._n_non_finite: int | Tensor = 0
+
+    @property
+    def n_non_finite(self) -> int:  # type: ignore[override]
+        """The number of energies computed so far that were not finite; a GPU is waited for."""
+        return int(self._n_non_finite)
 
     @abstractmethod
     def formula(self, x: Tensor) -> Tensor:
@@ -42,10 +50,10 @@ class ModelPotential(Potential):
         self.check_positions(x)
         self.n_evaluations += len(x)
         energies = self.formula(x)
-        if math.isfinite(energies.sum().item()):
+        if x.device.type == "cpu" and math.isfinite(energies.sum().item()):
             return energies
         finite = energies.detach().isfinite() & x.detach().isfinite().all(dim=1)
-        self.n_non_finite += int((~finite).sum())
+        self._n_non_finite += as_count((~finite).sum())
         # Without the bad rows: 0 * inf in the formula's derivative would be NaN.
         energies = self.formula(torch.where(finite[:, None], x, 0.0))
         return torch.where(finite, energies, torch.inf)
@@ -95,7 +103,7 @@ class GaussianWell(ModelPotential):
         self._factor = factor
 
     def formula(self, x: Tensor) -> Tensor:
-        return 0.5 * ((x @ self.precision.to(x)) * x).sum(dim=1)
+        return 0.5 * ((x @ self.on_device("precision", x.device).to(x)) * x).sum(dim=1)
 
     def log_partition_function(self, temperature: float) -> float:
         """Return ln Z = ln ∫ exp(−U/T) dx."""
@@ -176,7 +184,8 @@ class DoubleWell(ModelPotential):
     def _terms(self, x: Tensor) -> Tensor:
         """Return U_i(x_i) [..., d]."""
         squared = x * x
-        return (self.a.to(x) + self.b.to(x) * x + self.c.to(x) * squared * x) * x
+        a, b, c = (self.on_device(name, x.device).to(x) for name in ("a", "b", "c"))
+        return (a + b * x + c * squared * x) * x
 
     def log_partition_function(self, temperature: float) -> float:
         """Return ln Z = ln ∫ exp(−U/T) dx."""

@@ -1,7 +1,9 @@
 """Walkers at every rung of a ladder under a sequence of kernels: the chain without files."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -22,17 +24,33 @@ from openmm_tsf.sampling.consistency import (
     with_members,
 )
 from openmm_tsf.sampling.initial import minimised, starting_state, with_velocities
-from openmm_tsf.sampling.kernels.base import Closable, Kernel, SteerableMap, check_flow
+from openmm_tsf.sampling.kernels.base import (
+    Closable,
+    Kernel,
+    SteerableMap,
+    check_flow,
+    device_of_map,
+)
 from openmm_tsf.sampling.kernels.dynamics import DynamicsKernel
 from openmm_tsf.sampling.kernels.schedule import Scheduled, default_kernels, kernels_by_name
 from openmm_tsf.sampling.recorder import Reporter
-from openmm_tsf.sampling.state import KernelInfo, WalkerState
+from openmm_tsf.sampling.state import KernelInfo, WalkerState, counts_to_host
 from openmm_tsf.sampling.tuning import HasStepSize, StepSizeTuner
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import as_temperatures
+from openmm_tsf.utils.deferred import defer_checks
 from openmm_tsf.utils.progress import progress_bar
-from openmm_tsf.utils.random import seeded_generator
+from openmm_tsf.utils.random import make_generator
 from openmm_tsf.utils.validation import check_int, check_seed
+
+
+@contextmanager
+def _naming(kernel: str) -> Iterator[None]:
+    """Name the kernel in the error of an invalid walker."""
+    try:
+        yield
+    except InvalidWalker as error:
+        raise InvalidWalker(f"kernel {kernel}: {error}") from error
 
 
 class TemperingChain:
@@ -70,7 +88,8 @@ class TemperingChain:
         self.n_walkers = check_int(n_walkers, "n_walkers")
         drawn = int(np.random.SeedSequence().generate_state(1)[0])
         self.seed = drawn if seed is None else check_seed(seed)
-        self._generator = seeded_generator(self.seed)
+        self.device = device_of_map(flow)
+        self._generator = make_generator(self.seed, self.device)
         self._masses: Tensor | None = None
         if molecule is not None:
             self._masses = torch.tensor(
@@ -155,20 +174,25 @@ class TemperingChain:
         self.close()
 
     def _iterate(self, state: WalkerState) -> tuple[WalkerState, dict[str, KernelInfo]]:
-        """Run one iteration; after an error generator and kernels are as before."""
+        """Run one iteration; after an error generator and kernels are as before.
+
+        A GPU is waited for once, for counts and checks together, at the end.
+        """
         before = self._generator.get_state(), self._kernel_states()
         infos: dict[str, KernelInfo] = {}
         try:
-            for entry in self.schedule:
-                if state.iteration % entry.interval:
-                    continue
-                name = entry.kernel.name
-                for _ in range(entry.repeats):
-                    try:
-                        state, info = entry.kernel(state, self._generator)
-                    except InvalidWalker as error:
-                        raise InvalidWalker(f"kernel {name}: {error}") from error
-                    infos[name] = infos[name] + info if name in infos else info
+            with defer_checks() as checks:
+                for entry in self.schedule:
+                    if state.iteration % entry.interval:
+                        continue
+                    name, n_checks = entry.kernel.name, len(checks.flags)
+                    for _ in range(entry.repeats):
+                        with _naming(name):
+                            state, info = entry.kernel(state, self._generator)
+                        infos[name] = infos[name] + info if name in infos else info
+                    checks.wrap_errors(n_checks, partial(_naming, name))
+            infos, failed = counts_to_host(infos, checks.flags)
+            checks.raise_first(failed)
         except BaseException:
             self._generator.set_state(before[0])
             self._load_kernel_states(before[1])

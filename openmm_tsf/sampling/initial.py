@@ -1,5 +1,7 @@
 """Configurations that walkers start from: checks, velocities, a minimised conformation."""
 
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,12 +11,15 @@ from torch import Generator, Tensor
 
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies
-from openmm_tsf.sampling.kernels.base import SteerableMap
+from openmm_tsf.sampling.kernels.base import SteerableMap, device_of_map
 from openmm_tsf.sampling.kernels.dynamics import mass_per_coordinate
 from openmm_tsf.sampling.kernels.langevin_openmm import DynamicsPotential
 from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import NANOMETER, PICOSECOND, as_array
+from openmm_tsf.utils.devices import describe_device
+
+logger = logging.getLogger(__name__)
 
 _FIELDS = {"x", "velocities", "energy", "replica", "iteration"}
 
@@ -29,13 +34,14 @@ def starting_state(
 ) -> WalkerState:
     """Return walkers at configurations x [W, R, *event]; see `TemperingChain.set_positions`."""
     shape = (n_walkers, len(temperatures), *potential.event_shape)
-    x = torch.from_numpy(as_array(x, NANOMETER, "x")).clone()
+    device = device_of_map(flow)
+    x = torch.from_numpy(as_array(x, NANOMETER, "x")).clone().to(device)
     if tuple(x.shape) != shape:
         raise ValueError(f"x: expected shape {shape}, got {tuple(x.shape)}")
     flat = x.flatten(0, 1)
     with torch.no_grad():
         energy = energies.energy(potential, flat)
-        momenta = torch.zeros(len(flat), flow.n_momenta, dtype=flow.dtype, device="cpu")
+        momenta = torch.zeros(len(flat), flow.n_momenta, dtype=flow.dtype, device=device)
         _, log_det = flow.inverse_and_log_det(flat.to(flow.dtype), momenta)
         log_det = log_det.masked_fill(flow.is_mirror_image(flat.to(flow.dtype)), -torch.inf)
     for what, values in (
@@ -51,12 +57,12 @@ def starting_state(
             )
     if velocities is not None:
         speeds = as_array(velocities, NANOMETER / PICOSECOND, "velocities")
-        velocities = torch.from_numpy(speeds).clone()
+        velocities = torch.from_numpy(speeds).clone().to(device)
         if tuple(velocities.shape) != shape:
             raise ValueError(f"velocities: expected shape {shape}, got {tuple(velocities.shape)}")
         if not bool(torch.isfinite(velocities).all()):
             raise ValueError("velocities: expected finite numbers, got NaN or infinity")
-    replica = torch.arange(shape[1], dtype=torch.int64, device="cpu").repeat(shape[0], 1)
+    replica = torch.arange(shape[1], dtype=torch.int64, device=device).repeat(shape[0], 1)
     return WalkerState(x, velocities, energy.reshape(shape[:2]), replica)
 
 
@@ -69,13 +75,15 @@ def with_velocities(
 ) -> WalkerState:
     """Draw velocities of the walkers from the Maxwell-Boltzmann distribution of every rung."""
     kt = potential.boltzmann_constant * torch.tensor(
-        temperatures, dtype=torch.float64, device="cpu"
+        temperatures, dtype=torch.float64, device=state.x.device
     )
     return state.evolve(velocities=maxwell_boltzmann(tuple(state.x.shape), kt, masses, generator))
 
 
-def restored_state(content: Any, n_walkers: int, n_rungs: int, potential: Potential) -> WalkerState:
-    """Return the walkers of a checkpoint."""
+def restored_state(
+    content: Any, n_walkers: int, n_rungs: int, potential: Potential, device: torch.device
+) -> WalkerState:
+    """Return the walkers of a checkpoint, on a device."""
     if not isinstance(content, dict) or content.keys() != _FIELDS:
         raise ValueError(f"checkpoint: expected walkers with {', '.join(sorted(_FIELDS))}")
     event, pair = tuple(potential.event_shape), (n_walkers, n_rungs)
@@ -93,7 +101,7 @@ def restored_state(content: Any, n_walkers: int, n_rungs: int, potential: Potent
     rungs = torch.arange(n_rungs, dtype=torch.int64, device="cpu")
     if not bool((content["replica"].sort(dim=1).values == rungs).all()):
         raise ValueError("checkpoint: expected each replica once in every walker")
-    state = WalkerState.from_state_dict(content)
+    state = WalkerState.from_state_dict(content).to(device)
     with torch.no_grad():
         energy = energies.energy(potential, state.x.flatten(0, 1)).reshape(pair)
     # A platform of single precision may continue the run of another one.
@@ -106,12 +114,25 @@ def restored_state(content: Any, n_walkers: int, n_rungs: int, potential: Potent
     return state
 
 
+def check_generator(content: Mapping[str, Any], generator: Generator) -> None:
+    """Refuse the state of another kind of generator; warn of another device of the same kind."""
+    before, now = content.get("generator_device", "cpu"), generator.device.type
+    if before != now:
+        raise ValueError(
+            f"device: this run draws its random numbers on {before!r}, whose generator cannot be "
+            f"continued on {now!r}; resume it with device={before!r}"
+        )
+    described = content.get("device", before)
+    if described != (device := describe_device(generator.device)):
+        logger.warning("continued on %s: samples up to here are of %s", device, described)
+
+
 def maxwell_boltzmann(
     shape: tuple[int, ...], kt: Tensor, masses: Any, generator: Generator
 ) -> Tensor:
     """Draw velocities [W, R, *event] in nm/ps at kT [R] in kJ/mol, for masses in amu."""
-    mass = mass_per_coordinate(masses, shape[2:])
-    noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    mass = mass_per_coordinate(masses, shape[2:]).to(kt.device)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64, device=kt.device)
     return noise * (kt.reshape(-1, *(1,) * mass.ndim) / mass).sqrt()
 
 

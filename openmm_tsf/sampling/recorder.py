@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from openmm_tsf.sampling.run_writer import RunWriter
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
@@ -47,8 +49,8 @@ class Segment:
         """Return the segment's numbers, and positions [n, W, R, *event]."""
         states, shape = self._states, tuple(like.energy.shape)
         numbers = {
-            "energy": np.array([s.energy.numpy() for s in states]).reshape(-1, *shape),
-            "replica": np.array([s.replica.numpy() for s in states], np.int16).reshape(-1, *shape),
+            "energy": _stack([s.energy for s in states], shape),
+            "replica": _stack([s.replica for s in states], shape).astype(np.int16),
             "iteration": np.array([s.iteration for s in states], dtype=np.int64),
             "wall_seconds": np.array(self._seconds),
         }
@@ -58,8 +60,13 @@ class Segment:
         for total in ("rejected_non_finite", "mirror_images", "n_evaluations", "outside_domain"):
             count = sum(getattr(info, total) for info in self._infos.values())
             numbers[total] = np.array(count, dtype=np.int64)
-        positions = np.array([s.x.numpy() for s in states]).reshape(-1, *like.x.shape)
+        positions = _stack([s.x for s in states], tuple(like.x.shape))
         return numbers, positions
+
+
+def _stack(tensors: list[Tensor], shape: tuple[int, ...]) -> np.ndarray:
+    """Return tensors of a shape as one array: a single copy brings them from a GPU."""
+    return torch.stack(tensors).cpu().numpy() if tensors else np.zeros((0, *shape))
 
 
 class Recorder:

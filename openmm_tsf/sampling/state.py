@@ -1,11 +1,13 @@
 """The walkers, and the counts of what kernels did with them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+
+from openmm_tsf.utils.devices import CPU
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,11 @@ class WalkerState:
         """Return the state of a checkpoint."""
         return cls(**content)
 
+    def to(self, device: torch.device) -> Self:
+        """Return the walkers on a device."""
+        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return self.evolve(**tensors)
+
 
 @dataclass(frozen=True)
 class KernelInfo:
@@ -136,7 +143,8 @@ class KernelInfo:
         [R, R], in the upper triangle.
     rejected_non_finite, mirror_images : int
         Proposals rejected for a non-finite energy or for leaving the coordinates' domain, and for
-        the wrong handedness.
+        the wrong handedness. What a kernel on a GPU returns are tensors, until
+        :func:`counts_to_host` brings all of an iteration.
     n_evaluations : int
         The number of energies, or energies with forces, that the potential computed.
     outside_domain : int
@@ -157,16 +165,16 @@ class KernelInfo:
 
     accepted: Tensor
     proposed: Tensor
-    rejected_non_finite: int = 0
-    mirror_images: int = 0
+    rejected_non_finite: int | Tensor = 0
+    mirror_images: int | Tensor = 0
     n_evaluations: int = 0
-    outside_domain: int = 0
+    outside_domain: int | Tensor = 0
     members: Mapping[str, "KernelInfo"] = field(default_factory=dict)
 
     @classmethod
-    def zero(cls, counts_shape: tuple[int, ...]) -> "KernelInfo":
+    def zero(cls, counts_shape: tuple[int, ...], device: torch.device = CPU) -> "KernelInfo":
         """Return counts of zero."""
-        return cls(*torch.zeros(2, *counts_shape, dtype=torch.int64, device="cpu"))
+        return cls(*torch.zeros(2, *counts_shape, dtype=torch.int64, device=device))
 
     @property
     def acceptance(self) -> Tensor:
@@ -194,6 +202,39 @@ class KernelInfo:
             proposed=self.proposed if proposed is None else proposed,
             members={name: self},
         )
+
+
+def counts_to_host(
+    infos: Mapping[str, KernelInfo], flags: Sequence[Tensor] = ()
+) -> tuple[dict[str, KernelInfo], list[bool]]:
+    """Return counts, and bools without dimensions, on the CPU: one copy brings all of a GPU."""
+    waiting: list[Tensor] = []
+    for info in infos.values():
+        _map_counts(info, waiting.append)
+    if not waiting and not flags:
+        return dict(infos), []
+    parts = [part.reshape(-1).to(torch.int64) for part in (*waiting, *flags)]
+    packet = torch.cat(parts).cpu().split([len(part) for part in parts])
+    arrived = iter(packet)
+
+    def receive(count: Tensor) -> Any:
+        values = next(arrived)
+        return values.reshape(count.shape).clone() if count.ndim else int(values)
+
+    received = {name: _map_counts(info, receive) for name, info in infos.items()}
+    return received, [bool(flag) for flag in arrived]
+
+
+def _map_counts(info: KernelInfo, function: Callable[[Tensor], Any]) -> KernelInfo:
+    """Return the counts with `function` applied to those on a GPU, always in the same order."""
+    changes: dict[str, Any] = {}
+    for entry in fields(info):
+        value = getattr(info, entry.name)
+        if entry.name == "members":
+            changes["members"] = {name: _map_counts(m, function) for name, m in value.items()}
+        elif isinstance(value, Tensor) and value.device.type != "cpu":
+            changes[entry.name] = function(value)
+    return replace(info, **changes)
 
 
 def per_rung(accepted: Tensor, n_walkers: int) -> tuple[Tensor, Tensor]:

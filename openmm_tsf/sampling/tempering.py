@@ -13,7 +13,7 @@ from torch import Tensor
 from openmm_tsf.io.directory import CHECKPOINT_SECONDS, DirectoryLock
 from openmm_tsf.sampling.chain import TemperingChain
 from openmm_tsf.sampling.consistency import check_potentials
-from openmm_tsf.sampling.initial import restored_state
+from openmm_tsf.sampling.initial import check_generator, restored_state
 from openmm_tsf.sampling.provenance import (
     check_run_arguments,
     check_same,
@@ -23,6 +23,7 @@ from openmm_tsf.sampling.provenance import (
 )
 from openmm_tsf.sampling.recorder import Recorder
 from openmm_tsf.sampling.run_writer import RunWriter
+from openmm_tsf.utils.devices import describe_device
 from openmm_tsf.utils.progress import progress_bar
 from openmm_tsf.utils.signals import DeferredInterrupt
 
@@ -187,13 +188,15 @@ class ParallelTempering(TemperingChain):
         if not collect:
             return None
         shape = (0, *self.state.x.shape)
-        none = torch.zeros(shape, dtype=torch.float64, device="cpu")
+        none = torch.zeros(shape, dtype=torch.float64, device=self.device)
         return torch.stack(collected) if collected else none
 
     def _checkpoint(self) -> dict[str, Any]:
         return {
             "state": self.state.state_dict(),
             "generator": self._generator.get_state(),
+            "generator_device": self._generator.device.type,
+            "device": describe_device(self.device),
             "kernels": self._kernel_states(),
             "seed": self.seed,
         }
@@ -273,8 +276,10 @@ class ParallelTempering(TemperingChain):
             check_same(path, config, {**ladder, "choices": choices})
             before = self._generator.get_state(), self._kernel_states()
             try:
+                check_generator(content, self._generator)
+                n_rungs = len(self.temperatures)
                 state = restored_state(
-                    content["state"], self.n_walkers, len(self.temperatures), self.potential
+                    content["state"], self.n_walkers, n_rungs, self.potential, self.device
                 )
                 self._generator.set_state(content["generator"])
                 self._load_kernel_states(content["kernels"])

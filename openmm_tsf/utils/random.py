@@ -19,9 +19,17 @@ def generator_seed(seed: int) -> int:
     return int(np.random.SeedSequence(number).generate_state(1)[0])
 
 
+def make_generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a generator of a device with the given seed, an integer from 0 to 2^64 - 1.
+
+    Those of the CPU (Mersenne Twister) and of GPUs (Philox) draw different numbers.
+    """
+    return torch.Generator(device=device).manual_seed(generator_seed(seed))
+
+
 def seeded_generator(seed: int) -> torch.Generator:
     """Return a CPU generator with the given seed, an integer from 0 to 2^64 - 1."""
-    return torch.Generator(device="cpu").manual_seed(generator_seed(seed))
+    return make_generator(seed)
 
 
 class Seeds:

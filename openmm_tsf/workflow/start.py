@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.sampling import energies
 from openmm_tsf.systems.dataset import MDDataset
 
 logger = logging.getLogger(__name__)
@@ -39,14 +40,15 @@ def start_positions(
     if frames is None:
         return torch.stack([_draw(flow, potential, t, n, generator) for t in temperatures], dim=1)
     index = torch.randint(
-        len(frames), (n * n_rungs,), generator=generator, dtype=torch.int64, device="cpu"
+        len(frames), (n * n_rungs,), generator=generator, dtype=torch.int64, device=generator.device
     )
-    x = frames.positions[index].unflatten(0, (n, n_rungs))
+    x = frames.positions[index.to(frames.positions.device)].unflatten(0, (n, n_rungs))
+    x = x.to(flow.device)
     n_draws = n // 2
     if n_draws == 0:
         return x
     with torch.no_grad():
-        highest = float(potential.energy(x[-n_draws:].flatten(0, 1)).max())
+        highest = float(energies.energy(potential, x[-n_draws:].flatten(0, 1)).max())
     for rung, kelvin in enumerate(temperatures):
         drawn = _draw_distinct(flow, potential, kelvin, n_draws, highest, generator)
         if len(drawn) < n_draws:
@@ -68,7 +70,7 @@ def _weighted_draws(
     inside = torch.isfinite(drawn.log_prob).reshape(-1, *(1,) * (x.ndim - 1))
     x = torch.where(inside, x, torch.nan)
     tau = kelvin / flow.reference_temperature
-    energy = potential.energy(x)
+    energy = energies.energy(potential, x)
     log_weight = -energy / (potential.boltzmann_constant * kelvin)
     log_weight = log_weight - 0.5 * drawn.momenta.square().sum(dim=1) / tau - drawn.log_prob
     return x, energy, log_weight
@@ -90,7 +92,7 @@ def _draw_distinct(
     x, energy, log_weight = _weighted_draws(
         flow, potential, kelvin, _DRAWS_PER_WALKER * n, generator
     )
-    noise = torch.rand(len(x), generator=generator, dtype=torch.float64, device="cpu")
+    noise = torch.rand(len(x), generator=generator, dtype=torch.float64, device=x.device)
     usable = torch.isfinite(log_weight) & (energy <= highest)
     usable[usable.clone()] &= _is_in_domain(flow, x[usable])
     key = torch.where(usable, log_weight - (-noise.log()).log(), -torch.inf)
@@ -100,7 +102,7 @@ def _draw_distinct(
 def _is_in_domain(flow: AugmentedFlow, x: Tensor) -> Tensor:
     """Return whether the flow can compute configurations and they are no mirror images."""
     x = x.to(flow.dtype)
-    momenta = torch.zeros(len(x), flow.n_momenta, dtype=flow.dtype, device="cpu")
+    momenta = torch.zeros(len(x), flow.n_momenta, dtype=flow.dtype, device=x.device)
     with torch.no_grad():
         _, log_det = flow.inverse_and_log_det(x, momenta)
     return torch.isfinite(log_det) & ~flow.is_mirror_image(x)

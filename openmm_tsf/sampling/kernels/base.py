@@ -7,6 +7,7 @@ from torch import Generator, Tensor
 
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.units import as_temperatures
+from openmm_tsf.utils.devices import CPU, DeviceConstants
 
 
 @runtime_checkable
@@ -96,7 +97,7 @@ class Closable(Protocol):
         """Free them."""
 
 
-class RungKernel:
+class RungKernel(DeviceConstants):
     """What kernels with counts per rung share: temperatures, kT [R], and an empty state."""
 
     def __init__(self, temperatures: Any, boltzmann_constant: float) -> None:
@@ -200,6 +201,12 @@ def check_flow(flow: Any) -> None:
     if missing:
         name = type(flow).__name__
         raise TypeError(f"flow: expected a flow, got {name}, which has no {missing[0]}")
+
+
+def device_of_map(flow: Any) -> torch.device:
+    """Return the device of a map and of its walkers: the CPU for a map that says none."""
+    device: torch.device = getattr(flow, "device", CPU)
+    return device
 
 
 def check_name(name: Any) -> str:

@@ -90,8 +90,9 @@ class CartesianHMC(StepSizes, DynamicsKernel):
 
     def propagate(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take the Verlet steps."""
-        timestep = self.as_column(self._sigma.repeat(len(x) // len(self._sigma)))
-        return velocity_verlet(self.potential, x, v, self._mass, timestep, self.n_steps)
+        sigma, mass = (self.on_device(name, x.device) for name in ("_sigma", "_mass"))
+        timestep = self.as_column(sigma.repeat(len(x) // len(sigma)))
+        return velocity_verlet(self.potential, x, v, mass, timestep, self.n_steps)
 
 
 class CartesianMALA(CartesianHMC):

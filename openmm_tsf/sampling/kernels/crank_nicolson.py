@@ -86,12 +86,13 @@ class FlowCrankNicolson(StepSizes, FlowProposalKernel):
 
     def propose(self, v: Tensor, tau: Tensor, generator: Generator) -> Tensor:
         """Return cos(a) v + sin(a) xi, tan(a) = sigma, in the components that are moved."""
-        angle = self.sigma.atan().repeat(len(v) // len(self.sigma)).unsqueeze(1)
-        noise = torch.randn(v.shape, generator=generator, dtype=v.dtype, device="cpu")
+        sigma = self.on_device("sigma", v.device)
+        angle = sigma.atan().repeat(len(v) // len(sigma)).unsqueeze(1)
+        noise = torch.randn(v.shape, generator=generator, dtype=v.dtype, device=v.device)
         moved = angle.cos() * v + angle.sin() * tau.sqrt().unsqueeze(1) * noise
         if self.share == 1:
             return moved
-        uniform = torch.rand(v.shape, generator=generator, dtype=v.dtype, device="cpu")
+        uniform = torch.rand(v.shape, generator=generator, dtype=v.dtype, device=v.device)
         return torch.where(uniform < self.share, moved, v)
 
     def log_proposal_density(self, v: Tensor, tau: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from openmm_tsf.metropolis import metropolis
 from openmm_tsf.sampling.kernels.base import RungKernel, SteerableMap, check_flow, check_name
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
 from openmm_tsf.units import AMU, PER_PICOSECOND, PICOSECOND, as_array, in_unit
+from openmm_tsf.utils.deferred import as_count
 from openmm_tsf.utils.validation import check_bool, check_float, check_int, check_positive
 
 
@@ -132,7 +133,7 @@ class DynamicsKernel(RungKernel, ABC):
         """Propagate every walker, and accept or reject."""
         shape = state.energy.shape
         x, energy = state.x.flatten(0, 1), state.energy.flatten()
-        kt = self.kt.repeat(shape[0])
+        kt = self.on_device("kt", x.device).repeat(shape[0])
         v = self.refresh_before(self._start(state), kt, generator)
         x_end, v_end, u_end = self.trajectory(x, v, kt, generator)
 
@@ -147,10 +148,10 @@ class DynamicsKernel(RungKernel, ABC):
         v = self.refresh_after(torch.where(taken, v_end, -v), kt, generator)
         info = KernelInfo(
             *per_rung(accepted.reshape(shape), shape[0]),
-            rejected_non_finite=int((non_finite | outside).sum()),
-            mirror_images=int(mirror.sum()),
+            rejected_non_finite=as_count((non_finite | outside).sum()),
+            mirror_images=as_count(mirror.sum()),
             n_evaluations=len(x) * self.n_evaluations,
-            outside_domain=int(outside.sum()),
+            outside_domain=as_count(outside.sum()),
         )
         new = state.evolve(
             x=torch.where(taken, x_end, x).reshape(state.x.shape),
@@ -164,11 +165,10 @@ class DynamicsKernel(RungKernel, ABC):
         """Return which rows [B] have no finite energy, leave the domain, are mirror images."""
         non_finite = ~torch.isfinite(energy)
         outside, mirror = torch.zeros_like(non_finite), torch.zeros_like(non_finite)
-        rows = (~non_finite).nonzero().flatten()
-        if self.flow is not None and len(rows):
-            ends = x[rows].to(self.flow.dtype)
-            mirror[rows] = self.flow.is_mirror_image(ends)
-            outside[rows] = ~self.flow.is_in_domain(ends) & ~mirror[rows]
+        if self.flow is not None:
+            ends = x.to(self.flow.dtype)
+            mirror = self.flow.is_mirror_image(ends) & ~non_finite
+            outside = ~self.flow.is_in_domain(ends) & ~mirror & ~non_finite
         return non_finite, outside, mirror
 
     def as_column(self, values: Tensor) -> Tensor:
@@ -177,19 +177,20 @@ class DynamicsKernel(RungKernel, ABC):
 
     def velocity_width(self, kt: Tensor) -> Tensor:
         """Return standard deviations of velocities at kT [B]: [B, N, 1] or [B, d]."""
-        return (self.as_column(kt) / self._mass).sqrt()
+        return (self.as_column(kt) / self.on_device("_mass", kt.device)).sqrt()
 
     def ornstein_uhlenbeck(
         self, v: Tensor, width: Tensor, keep: float, generator: Generator
     ) -> Tensor:
         """Return keep * v + sqrt(1 - keep^2) * width * noise, the exact Ornstein-Uhlenbeck step."""
-        # Drawn on the generator's device, so that the chain is the same on any device.
-        noise = torch.randn(v.shape, generator=generator, dtype=v.dtype, device="cpu").to(v.device)
+        # On the generator's device: velocities may be where the potential is, the walkers not.
+        device = generator.device
+        noise = torch.randn(v.shape, generator=generator, dtype=v.dtype, device=device).to(v.device)
         return keep * v + math.sqrt(1 - keep**2) * width * noise
 
     def kinetic_energy(self, v: Tensor) -> Tensor:
         """Return the kinetic energies [B] of velocities [B, *event]."""
-        return 0.5 * (self._mass * v.square()).flatten(1).sum(dim=1)
+        return 0.5 * (self.on_device("_mass", v.device) * v.square()).flatten(1).sum(dim=1)
 
 
 class LangevinKernel(DynamicsKernel):

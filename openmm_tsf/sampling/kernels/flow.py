@@ -35,15 +35,15 @@ class FlowProposalKernel(FlowKernel, ABC):
     def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
         """Propose for every walker at every rung in one batch, and accept or reject."""
         now, energy = self.latents_of(state, generator), state.energy.flatten()
-        tau, kt = now.tau, self.kt.repeat(state.n_walkers)
-        total = KernelInfo.zero(self.counts_shape)
+        tau, kt = now.tau, self.on_device("kt", energy.device).repeat(state.n_walkers)
+        total = KernelInfo.zero(self.counts_shape, energy.device)
         left = self.n_steps
         while left:
             n = min(left, max(1, _ROWS_AT_ONCE // len(tau)) if self.independent else 1)
             left -= n
             like, of_rows = now.x.repeat(n, *(1,) * (now.x.ndim - 1)), tau.repeat(n)
             latents = self.propose(now.v.repeat(n, 1), of_rows, generator)
-            proposals = self._evaluate(latents, like, of_rows)
+            proposals, n_all = self._evaluate(latents, like, of_rows)
             steps = (part.split(len(tau)) for part in (latents, *proposals))
             for v_new, *parts in zip(*steps, strict=True):
                 new = Proposal(*parts)
@@ -54,7 +54,7 @@ class FlowProposalKernel(FlowKernel, ABC):
                     - self.log_proposal_density(v_new, tau),
                     generator,
                 )
-                n_evaluations = int(new.inside.sum())
+                n_evaluations = n_all // n if n_all == len(like) else int(new.inside.sum())
                 total += self._counts(accepted, non_finite, new.inside, new.mirror, n_evaluations)
                 energy = torch.where(accepted, new.energy, energy)
                 end = LatentState(new.x, new.momenta, v_new, new.log_det, tau)
@@ -106,8 +106,9 @@ class FlowWalk(StepSizes, FlowProposalKernel):
 
     def propose(self, v: Tensor, tau: Tensor, generator: Generator) -> Tensor:
         """Return v plus Gaussian noise of width sigma sqrt(tau)."""
-        width = self._sigma.repeat(len(v) // len(self._sigma)) * tau.sqrt()
-        noise = torch.randn(v.shape, generator=generator, dtype=v.dtype, device="cpu")
+        sigma = self.on_device("_sigma", v.device)
+        width = sigma.repeat(len(v) // len(sigma)) * tau.sqrt()
+        noise = torch.randn(v.shape, generator=generator, dtype=v.dtype, device=v.device)
         return v + noise * width.unsqueeze(1)
 
     def log_proposal_density(self, v: Tensor, tau: Tensor) -> float:
@@ -158,7 +159,7 @@ class FlowIndependence(FlowProposalKernel):
 
     def propose(self, v: Tensor, tau: Tensor, generator: Generator) -> Tensor:
         """Draw from the prior."""
-        noise = torch.randn(v.shape, generator=generator, dtype=v.dtype, device="cpu")
+        noise = torch.randn(v.shape, generator=generator, dtype=v.dtype, device=v.device)
         return noise * tau.sqrt().unsqueeze(1)
 
     def log_proposal_density(self, v: Tensor, tau: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from openmm_tsf.sampling import energies as evaluate
 from openmm_tsf.sampling.kernels.base import RungKernel, SteerableMap, check_flow
 from openmm_tsf.sampling.state import KernelInfo, Latents, WalkerState, per_rung
 from openmm_tsf.units import NANOMETER, in_unit
+from openmm_tsf.utils.deferred import as_count, check_flag
 from openmm_tsf.utils.validation import check_int, check_positive
 
 
@@ -120,13 +121,13 @@ class FlowKernel(RungKernel):
         self, accepted: Tensor, non_finite: Tensor, inside: Tensor, mirror: Tensor, evaluated: int
     ) -> KernelInfo:
         """Return the counts of one proposal for every walker and rung, from masks [B]."""
-        n_walkers, mirrors = len(accepted) // len(self.temperatures), int(mirror.sum())
+        n_walkers, mirrors = len(accepted) // len(self.temperatures), as_count(mirror.sum())
         return KernelInfo(
             *per_rung(accepted.reshape(n_walkers, -1), n_walkers),
-            rejected_non_finite=int(non_finite.sum()) - mirrors,
+            rejected_non_finite=as_count(non_finite.sum()) - mirrors,
             mirror_images=mirrors,
             n_evaluations=evaluated,
-            outside_domain=int((~inside).sum()) - mirrors,
+            outside_domain=as_count((~inside).sum()) - mirrors,
         )
 
     def carried(self, state: WalkerState) -> Latents | None:
@@ -138,7 +139,8 @@ class FlowKernel(RungKernel):
 
     def latents_of(self, state: WalkerState, generator: Generator) -> LatentState:
         """Return p and v of all walkers and rungs [B]: those that the state carries, or new."""
-        x, tau = state.x.flatten(0, 1), self.tau.repeat(state.n_walkers)
+        x = state.x.flatten(0, 1)
+        tau = self.on_device("tau", x.device).repeat(state.n_walkers)
         known = self.carried(state)
         if known is None:
             return self._to_latent(x, tau, state.iteration, generator)
@@ -161,7 +163,7 @@ class FlowKernel(RungKernel):
     ) -> LatentState:
         """Draw momenta for x and map both to latents; check the round trip if it is due."""
         noise = torch.randn(
-            len(x), self.flow.n_momenta, generator=generator, dtype=torch.float64, device="cpu"
+            len(x), self.flow.n_momenta, generator=generator, dtype=torch.float64, device=x.device
         )
         momenta = noise * tau.sqrt().unsqueeze(1)
         v, inverse_log_det = self._inverse(x, momenta, tau, generator)
@@ -170,24 +172,32 @@ class FlowKernel(RungKernel):
             self._check_round_trip(latent, iteration)
         return latent
 
-    def _evaluate(self, v: Tensor, like: Tensor, tau: Tensor) -> Proposal:
-        """Map each v [B, d + m] to x in the pose of `like`, with its energy."""
+    def _evaluate(self, v: Tensor, like: Tensor, tau: Tensor) -> tuple[Proposal, int]:
+        """Map each v [B, d + m] to x in the pose of `like`; return the evaluations, too."""
         x, momenta, log_det = self._forward(v, tau)
         inside, mirror = self._domain(x, log_det)
         # The energy of what would be stored: it may depend on the pose, and the flow's dtype on
         # the last digits.
         x = self._match_pose(x, like)
-        return Proposal(x, momenta, log_det, self._energy(x, inside), inside, mirror)
+        energy, n_evaluations = self._energy(x, inside, like)
+        return Proposal(x, momenta, log_det, energy, inside, mirror), n_evaluations
 
-    def _energy(self, x: Tensor, inside: Tensor) -> Tensor:
-        """Return the energies [B] of the rows `inside` the domain [B], +inf of the others."""
+    def _energy(self, x: Tensor, inside: Tensor, like: Tensor) -> tuple[Tensor, int]:
+        """Return the energies [B] of the rows `inside` the domain [B], +inf of the others.
+
+        And the number of evaluations. On a GPU those of all rows, of the configurations `like` for
+        rows outside: choosing rows would wait for the device, and take as long.
+        """
+        if x.device.type != "cpu":
+            allowed = evaluate.energy(self.potential, rows_where(inside, x, like))
+            return torch.where(inside, allowed.to(torch.float64), torch.inf), len(x)
         rows = inside.nonzero().flatten()
         if len(rows) == len(x):
-            return evaluate.energy(self.potential, x).to(torch.float64)
+            return evaluate.energy(self.potential, x).to(torch.float64), len(x)
         energy = torch.full_like(inside, float("inf"), dtype=torch.float64)
         if len(rows):
             energy[rows] = evaluate.energy(self.potential, x[rows]).to(energy)
-        return energy
+        return energy, len(rows)
 
     def _domain(self, x: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
         """Return which rows [B] are in the domain, and which are mirror images.
@@ -202,7 +212,11 @@ class FlowKernel(RungKernel):
     def _forward(self, v: Tensor, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return x, p and log|J_D|, plus ln of the copy's weight where copies overlap."""
         (x, momenta), log_det = self.flow.forward_and_log_det(v.to(self.flow.dtype))
-        if self.flow.overlap:
+        if self.flow.overlap and x.device.type != "cpu":
+            kelvin = (tau * self.flow.reference_temperature).to(x)
+            finite = torch.isfinite(log_det.detach())
+            log_det = torch.where(finite, log_det + self.flow.log_partition(x, kelvin), log_det)
+        elif self.flow.overlap:
             inside = torch.isfinite(log_det.detach()).nonzero().flatten()
             if len(inside) == len(x):
                 kelvin = (tau * self.flow.reference_temperature).to(x)
@@ -236,16 +250,18 @@ class FlowKernel(RungKernel):
         x, momenta = latent.x, latent.momenta
         n = min(self.round_trip_walkers, len(x))
         start = iteration // self.round_trip_interval * n
-        rows = (start + torch.arange(n, dtype=torch.int64, device="cpu")) % len(x)
+        rows = (start + torch.arange(n, dtype=torch.int64, device=x.device)) % len(x)
         # All rows, as in a proposal: a product of a few rows may be rounded in another way.
         x_back, momenta_back, log_det = (p[rows] for p in self._forward(latent.v, latent.tau))
         x_back = self._match_pose(x_back, x[rows])
-        deviations = {
-            "positions": (x_back - x[rows]).abs().max().item(),
-            "momenta": (momenta_back - momenta[rows]).abs().max().item() if momenta.numel() else 0,
-            "log-determinant": (log_det - latent.log_det[rows]).abs().max().item(),
-        }
-        for what, deviation in deviations.items():
+        pairs = (x_back, x[rows]), (momenta_back, momenta[rows]), (log_det, latent.log_det[rows])
+        largest = torch.stack([(a - b).abs().max() if a.numel() else a.sum() for a, b in pairs])
+        failed = ~(largest <= self.round_trip_tolerance).all()
+        check_flag(failed, lambda: self._raise_deviation(largest, iteration))
+
+    def _raise_deviation(self, largest: Tensor, iteration: int) -> None:
+        names = ("positions", "momenta", "log-determinant")
+        for what, deviation in zip(names, largest.tolist(), strict=True):
             if not deviation <= self.round_trip_tolerance:
                 raise RuntimeError(
                     f"{self.name}: the flow's round trip D(D^-1(x)) misses the {what} by "

@@ -4,7 +4,7 @@ import hashlib
 from typing import Any, Self
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from openmm_tsf.coordinates.internal import InternalCoordinates
 from openmm_tsf.coordinates.whitening import Whitening
@@ -15,7 +15,7 @@ from openmm_tsf.units import as_temperature
 from openmm_tsf.utils.validation import check_int
 
 
-class WhitenedCoordinates:
+class WhitenedCoordinates(nn.Module):
     """Map of standardised coordinates y [B, d] to configurations: a flow without its network.
 
     It is a :class:`openmm_tsf.sampling.kernels.base.SteerableMap` without momenta.
@@ -46,6 +46,7 @@ class WhitenedCoordinates:
         coordinates: InternalCoordinates | None,
         reference_temperature: Any,
     ) -> None:
+        super().__init__()
         n_coordinates = whitening.n_coordinates
         if coordinates is not None and coordinates.n_coordinates != n_coordinates:
             n = coordinates.n_coordinates
@@ -78,6 +79,11 @@ class WhitenedCoordinates:
     def dtype(self) -> torch.dtype:
         """The dtype of all inputs and outputs."""
         return self.whitening.cholesky.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of all inputs and outputs."""
+        return self.whitening.cholesky.device
 
     @property
     def digest(self) -> str:

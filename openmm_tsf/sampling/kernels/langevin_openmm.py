@@ -98,7 +98,8 @@ class OpenMMLangevin(LangevinKernel):
         """Take the Verlet steps, a contiguous block of walkers in each Context."""
         if not self._workers:
             raise RuntimeError(f"{self.name}: this kernel of Langevin dynamics is closed")
-        x_end, v_end = x.clone(), v.clone()
+        device = x.device
+        x_end, v_end = x.cpu().clone(), v.cpu().clone()
         u_end = torch.empty(len(x), dtype=torch.float64, device="cpu")
         arrays = x_end.numpy(), v_end.numpy(), u_end.numpy()
         blocks = np.array_split(np.arange(len(x)), len(self._workers))
@@ -116,7 +117,7 @@ class OpenMMLangevin(LangevinKernel):
             for future in futures:
                 future.result()
         self.potential.n_evaluations += len(x) * (self.n_steps + 1)
-        return x_end, v_end, u_end
+        return x_end.to(device), v_end.to(device), u_end.to(device)
 
     def close(self) -> None:
         """Free the Contexts and threads. Calling it twice is allowed."""

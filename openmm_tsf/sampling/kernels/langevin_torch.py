@@ -65,7 +65,7 @@ class Trajectory:
         """Compute energies and forces at the present positions; stop rows that fail."""
         self.energy, self.force = self._forces(self._potential, self.x)
         self._running = self._running & self.energy.isfinite()
-        if not bool(self._running.all()):
+        if self.x.device.type != "cpu" or not bool(self._running.all()):
             running = self._running.reshape(-1, *(1,) * (self.x.ndim - 1))
             self.x = torch.where(running, self.x, self._last)
             self.v = torch.where(running, self.v, 0.0)
@@ -190,13 +190,15 @@ class TorchLangevin(LangevinKernel):
 
     def propagate(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take the Verlet steps."""
-        numbers = (self._mass, self.timestep, self.n_steps, self.single_precision)
+        mass = self.on_device("_mass", x.device)
+        numbers = (mass, self.timestep, self.n_steps, self.single_precision)
 
         def of_rows(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
             return velocity_verlet(self.potential, x[rows], v[rows], *numbers)
 
         # Rows do not know of each other. Others than TorchPotential have threads of their own.
-        least = _ROWS_OF_A_THREAD if self.single_precision else len(x) + 1
+        shared = self.single_precision and device_of(self.potential, x).type == "cpu"
+        least = _ROWS_OF_A_THREAD if shared else len(x) + 1
         x_end, v_end, energies = share_rows(of_rows, len(x), least)
         return x_end, v_end, energies
 
@@ -207,7 +209,8 @@ class TorchLangevin(LangevinKernel):
         if self.integrator == "verlet":
             return self.propagate(x, v)
         keep = math.exp(-self.friction * self.timestep)
-        batch = Trajectory(self.potential, x, v, self._mass, self.timestep)
+        mass = self.on_device("_mass", x.device)
+        batch = Trajectory(self.potential, x, v, mass, self.timestep)
         width = self.velocity_width(kt).to(batch.v.device)
         for _ in range(self.n_steps):
             batch.kick()

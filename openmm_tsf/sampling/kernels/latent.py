@@ -61,14 +61,15 @@ class LatentGradientKernel(FlowWalk, ABC):
         """Propose for every walker at every rung in one batch, and accept or reject."""
         shape = state.energy.shape
         latent = self.latents_of(state, generator)
-        x, tau, energy, kt = latent.x, latent.tau, state.energy.flatten(), self.kt.repeat(shape[0])
-        step = (self.sigma.repeat(shape[0]) * tau.sqrt()).unsqueeze(1)
+        x, tau, energy = latent.x, latent.tau, state.energy.flatten()
+        kt, sigma = (self.on_device(name, x.device).repeat(shape[0]) for name in ("kt", "sigma"))
+        step = (sigma * tau.sqrt()).unsqueeze(1)
         rows = LatentBatch(tau, kt, x, step)
         point, n_evaluations = self.evaluate_at(latent.v, rows)
         # The stored configuration and energy, without the rounding of the round trip.
         log_weight = self.log_weight(energy, kt, latent.momenta, tau, latent.log_det)
         point = point._replace(log_weight=log_weight, x=x, energy=energy)
-        total = KernelInfo.zero(self.counts_shape)
+        total = KernelInfo.zero(self.counts_shape, x.device)
         for _ in range(self.n_steps):
             end, correction, n_more = self.propose_point(point, rows, generator)
             n_evaluations += n_more
@@ -88,6 +89,8 @@ class LatentGradientKernel(FlowWalk, ABC):
 
     def evaluate_at(self, v: Tensor, rows: LatentBatch) -> tuple[LatentPoint, int]:
         """Return pi and its gradient at v [B, n], and the number of energies with forces."""
+        if v.device.type != "cpu":
+            return self._evaluate_all(v, rows), len(v)
         energy = torch.full_like(rows.kt, float("inf"))
         gradient = torch.full_like(v, float("nan"))
         with torch.enable_grad():
@@ -112,6 +115,24 @@ class LatentGradientKernel(FlowWalk, ABC):
                 gradient[inside] = torch.where(finite, all_gradients[inside], float("nan"))
         log_weight = self.log_weight(energy, rows.kt, momenta.detach(), rows.tau, log_det.detach())
         return LatentPoint(v, log_weight, gradient, stored, energy, allowed, mirror), len(inside)
+
+    def _evaluate_all(self, v: Tensor, rows: LatentBatch) -> LatentPoint:
+        """Return what `evaluate_at` does without choosing rows, which would wait for a GPU."""
+        with torch.enable_grad():
+            leaf = v.detach().requires_grad_()
+            x, momenta, log_det = self._forward(leaf, rows.tau)
+            allowed, mirror = self._domain(x.detach(), log_det.detach())
+            posed = rows_where(allowed, self._match_pose(x, rows.like), rows.like)
+            energy, forces = energy_and_forces(self.potential, posed.detach())
+            energy = torch.where(allowed, energy.to(rows.kt), torch.inf)
+            work = -(forces * posed).flatten(1).sum(dim=1)
+            log_weight = self.log_weight(work, rows.kt, momenta, rows.tau, log_det)
+            # Rows are independent of each other: NaN outside the domain stays in its row.
+            (gradient,) = torch.autograd.grad(log_weight.sum(), leaf)
+        gradient = torch.where(torch.isfinite(energy).unsqueeze(1), gradient, torch.nan)
+        log_weight = self.log_weight(energy, rows.kt, momenta.detach(), rows.tau, log_det.detach())
+        stored = rows_where(allowed, posed.detach(), x.detach())
+        return LatentPoint(v, log_weight, gradient, stored, energy, allowed, mirror)
 
 
 class LatentMALA(LatentGradientKernel):
@@ -159,7 +180,9 @@ class LatentMALA(LatentGradientKernel):
         self, start: LatentPoint, rows: LatentBatch, generator: Generator
     ) -> tuple[LatentPoint, Tensor, int]:
         """Draw v' around the drift from v; the rest is the ratio of proposal densities."""
-        noise = torch.randn(start.v.shape, generator=generator, dtype=start.v.dtype, device="cpu")
+        noise = torch.randn(
+            start.v.shape, generator=generator, dtype=start.v.dtype, device=start.v.device
+        )
         drift = 0.5 * rows.step.square()
         v = start.v + drift * start.gradient + rows.step * noise
         end, n_evaluations = self.evaluate_at(v, rows)
@@ -231,9 +254,11 @@ class LatentHMC(LatentGradientKernel):
     ) -> tuple[LatentPoint, Tensor, int]:
         """Integrate a leapfrog trajectory; the rest is the change of kinetic energy."""
         uniform = torch.rand(
-            rows.step.shape, generator=generator, dtype=start.v.dtype, device="cpu"
+            rows.step.shape, generator=generator, dtype=start.v.dtype, device=start.v.device
         )
-        noise = torch.randn(start.v.shape, generator=generator, dtype=start.v.dtype, device="cpu")
+        noise = torch.randn(
+            start.v.shape, generator=generator, dtype=start.v.dtype, device=start.v.device
+        )
         step = rows.step * (1 + self.jitter * (2 * uniform - 1))
         # A gradient of NaN makes all that follows NaN: such a trajectory is rejected.
         velocity = noise + 0.5 * step * start.gradient

@@ -11,10 +11,11 @@ from torch import Generator, Tensor
 from openmm_tsf.sampling.kernels.base import Closable, Kernel, check_name
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.units import as_temperatures
+from openmm_tsf.utils.devices import DeviceConstants
 from openmm_tsf.utils.validation import list_items, unwrap_scalar
 
 
-class _Mixture:
+class _Mixture(DeviceConstants):
     """What both share: members with their settings and states.
 
     The sampler tunes and records the step sizes of `members` by their counts in ``KernelInfo``.
@@ -118,7 +119,7 @@ class OneOf(_Mixture):
 
     def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
         """Draw a member and apply it to all walkers."""
-        weights = torch.tensor(self.weights, dtype=torch.float64, device="cpu")
+        weights = torch.tensor(self.weights, dtype=torch.float64, device=generator.device)
         member = self.members[int(torch.multinomial(weights, 1, generator=generator))]
         state, info = member(state, generator)
         return state, info.of_member(member.name)
@@ -165,6 +166,7 @@ class OnRungs(_Mixture):
                 f"of {kernel.name}"
             )
         self.rungs = tuple(self.temperatures.index(t) for t in kernel.temperatures)
+        self._rung_index = torch.tensor(self.rungs, dtype=torch.int64, device="cpu")
         if name is None:
             name = f"{kernel.name}_on_{'_'.join(map(str, self.rungs))}"
         super().__init__([kernel], name)
@@ -180,7 +182,7 @@ class OnRungs(_Mixture):
     def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
         """Apply the kernel to the walkers of its rungs."""
         kernel, velocities = self.members[0], state.velocities
-        rungs = torch.tensor(self.rungs, dtype=torch.int64, device="cpu")
+        rungs = self.on_device("_rung_index", state.x.device)
         part = state.evolve(
             x=state.x[:, rungs],
             velocities=None if velocities is None else velocities[:, rungs],
@@ -202,7 +204,7 @@ class OnRungs(_Mixture):
     def _spread(self, counts: Tensor) -> Tensor:
         """Return the kernel's counts at their rungs of the whole ladder."""
         spread = counts.new_zeros(self.counts_shape)
-        rungs = torch.tensor(self.rungs, dtype=torch.int64, device="cpu")
+        rungs = self.on_device("_rung_index", counts.device)
         if len(self.counts_shape) == 1:
             spread[rungs] = counts
         elif counts.ndim == 1:

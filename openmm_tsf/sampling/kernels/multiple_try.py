@@ -74,19 +74,20 @@ class FlowMultipleTry(FlowIndependence):
     def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
         """Draw the tries of every walker at every rung in one batch, and choose and accept one."""
         now, energy = self.latents_of(state, generator), state.energy.flatten()
-        tau, kt, k = now.tau, self.kt.repeat(state.n_walkers), self.n_tries
+        tau, k = now.tau, self.n_tries
+        kt = self.on_device("kt", tau.device).repeat(state.n_walkers)
         row = torch.arange(len(tau), dtype=torch.int64, device=tau.device)
         like, all_tau = now.x.repeat(k, *(1,) * (now.x.ndim - 1)), tau.repeat(k)
-        total = KernelInfo.zero(self.counts_shape)
+        total = KernelInfo.zero(self.counts_shape, tau.device)
         for _ in range(self.n_steps):
             v = self.propose(now.v.repeat(k, 1), all_tau, generator)
-            new = self._evaluate(v, like, all_tau)
+            new, n_evaluations = self._evaluate(v, like, all_tau)
             tries = self.log_weight(new.energy, kt.repeat(k), new.momenta, all_tau, new.log_det)
             tries = (tries - self.log_proposal_density(v, all_tau)).reshape(k, -1)
             current = self.log_weight(energy, kt, now.momenta, tau, now.log_det)
             current = current - self.log_proposal_density(now.v, tau)
             chosen, accepted = self.select(current, tries, generator)
-            non_finite, n_evaluations = ~torch.isfinite(tries), int(new.inside.sum())
+            non_finite = ~torch.isfinite(tries)
             total += self._counts(accepted, non_finite, new.inside, new.mirror, n_evaluations)
             taken = chosen * len(row) + row
             energy = torch.where(accepted, new.energy[taken], energy)

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from openmm_tsf.utils.devices import DeviceConstants
 from openmm_tsf.utils.validation import check_choice, unwrap_scalar
 
 SCHEMES = ("even_odd", "random_pairs")
 Scheme = str | Sequence[tuple[int, int]]
 
 
-class Pairing:
+class Pairing(DeviceConstants):
     """Disjoint pairs of rungs for every walker, chosen without looking at the walkers.
 
     Parameters
@@ -29,6 +30,10 @@ class Pairing:
     def __init__(self, scheme: Scheme, n_rungs: int, first_pairs: str = "even") -> None:
         self.n_rungs = n_rungs
         self.scheme: str | list[list[int]] = _checked_scheme(scheme, n_rungs)
+        named = isinstance(self.scheme, str)
+        self._pairs = torch.tensor(
+            [] if named else self.scheme, dtype=torch.int64, device="cpu"
+        ).reshape(-1, 2)
         self.first_pairs = check_choice(first_pairs, "first_pairs", ("even", "odd"))
         self._call = int(self.first_pairs == "odd")  # the number of the next call
 
@@ -40,25 +45,28 @@ class Pairing:
     def draw(self, n_walkers: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """Return the disjoint pairs of rungs (low, high), each [W, P], of the next call."""
         parity, self._call = self._call % 2, self._call + 1
+        device = generator.device
         if self.scheme == "even_odd":
             # Not arange(parity, n_rungs - 1, 2), which refuses to be empty for a single rung.
-            first = torch.arange(self.n_rungs - 1, dtype=torch.int64, device="cpu")[parity::2]
+            first = torch.arange(self.n_rungs - 1, dtype=torch.int64, device=device)[parity::2]
             low = first.expand(n_walkers, -1)
             return low, low + 1
         if isinstance(self.scheme, list):
-            pairs = torch.tensor(self.scheme, dtype=torch.int64, device="cpu")
+            pairs = self.on_device("_pairs", device)
             low, high = pairs.T[:, None].expand(2, n_walkers, -1)
             return low, high
         shape = (n_walkers, self.n_rungs)
-        order = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu").argsort(1)
+        order = torch.rand(shape, generator=generator, dtype=torch.float32, device=device).argsort(
+            1
+        )
         n_pairs = self.n_rungs // 2
         first, second = order[:, 0 : 2 * n_pairs : 2], order[:, 1 : 2 * n_pairs : 2]
         return torch.minimum(first, second), torch.maximum(first, second)
 
     def counts(self, chosen: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Return how often each pair occurs among the chosen [W, P]; shape :attr:`counts_shape`."""
-        table = torch.zeros(self.n_rungs, self.n_rungs, dtype=torch.int64, device="cpu")
-        table.index_put_((low[chosen], high[chosen]), table.new_ones(()), accumulate=True)
+        table = torch.zeros(self.n_rungs, self.n_rungs, dtype=torch.int64, device=low.device)
+        table.index_put_((low, high), chosen.to(torch.int64), accumulate=True)
         return torch.diagonal(table, offset=1).clone() if self.scheme == "even_odd" else table
 
     def settings(self) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from torch import Generator, Tensor
 from openmm_tsf.metropolis import metropolis
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.kernels.base import SteerableMap, check_name
-from openmm_tsf.sampling.kernels.flow_base import FlowKernel, LatentState
+from openmm_tsf.sampling.kernels.flow_base import FlowKernel, LatentState, rows_where
 from openmm_tsf.sampling.kernels.pairing import Pairing, Scheme, SwapKernel
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
+from openmm_tsf.utils.deferred import as_count
 
 
 class SteeredSwap(SwapKernel, FlowKernel):
@@ -84,9 +85,9 @@ class SteeredSwap(SwapKernel, FlowKernel):
         """Propose all pairs of all walkers in one batch, and accept or reject pair by pair."""
         low, high = self.pairing.draw(state.n_walkers, generator)
         if not low.numel():
-            return state, KernelInfo.zero(self.counts_shape)
+            return state, KernelInfo.zero(self.counts_shape, state.x.device)
         # The batch: the lower members of all pairs, then, in the same order, the upper ones.
-        walker = torch.arange(state.n_walkers, dtype=torch.int64, device="cpu")
+        walker = torch.arange(state.n_walkers, dtype=torch.int64, device=low.device)
         walker = walker[:, None].expand_as(low).flatten().repeat(2)
         old = torch.cat([low.flatten(), high.flatten()])
         new = torch.cat([high.flatten(), low.flatten()])
@@ -94,51 +95,53 @@ class SteeredSwap(SwapKernel, FlowKernel):
         latent = self._latents_at(state, walker, old, generator)
         x = latent.x
         v_new = self.rescale(latent.v, old, new)
-        x_new, momenta_new, log_det_new = self._forward(v_new, self.tau[new])
+        tau = self.on_device("tau", x.device)
+        x_new, momenta_new, log_det_new = self._forward(v_new, tau[new])
 
         inside, mirror = self._domain(x_new, log_det_new)
         both = inside.reshape(2, -1).all(dim=0).repeat(2)  # otherwise the pair is rejected
         x_new = self._match_pose(x_new, x)
-        energy_new = self._energy(x_new, both)
+        energy_new, n_evaluations = self._energy(x_new, both, x)
         current = self.pair_log_weights(energy, latent.momenta, latent.log_det, old)
         proposed = self.pair_log_weights(energy_new, momenta_new, log_det_new, new)
         accepted, non_finite = metropolis(current, proposed, generator)
 
-        mirrors = int(mirror.reshape(2, -1).any(dim=0).sum())  # pairs with at least one
+        mirrors = as_count(mirror.reshape(2, -1).any(dim=0).sum())  # pairs with at least one
         accepted_pairs = accepted.reshape(low.shape)
         info = KernelInfo(
             self.pairing.counts(accepted_pairs, low, high),
             self.pairing.counts(torch.ones_like(accepted_pairs), low, high),
-            rejected_non_finite=int(non_finite.sum()) - mirrors,
+            rejected_non_finite=as_count(non_finite.sum()) - mirrors,
             mirror_images=mirrors,
-            n_evaluations=int(both.sum()),
-            outside_domain=int((~both).sum()) // 2 - mirrors,
+            n_evaluations=n_evaluations,
+            outside_domain=as_count((~both).sum()) // 2 - mirrors,
         )
-        taken = accepted.repeat(2)
-        walker, old, new = walker[taken], old[taken], new[taken]
-        if not len(walker):
-            return state, info
-        target = (walker, new)
+        taken, target = accepted.repeat(2), (walker, new)
+
+        def put(into: Tensor, values: Tensor) -> Tensor:
+            """Put values where pairs were accepted, and what was there where they were not."""
+            return into.index_put(target, rows_where(taken, values, into[target]))
+
         velocities = state.velocities
         if velocities is not None:
-            scale = (self.tau[new] / self.tau[old]).sqrt()
+            scale = (tau[new] / tau[old]).sqrt()
             scale = scale.reshape(-1, *(1,) * (velocities.ndim - 2))
-            velocities = velocities.index_put(target, velocities[walker, old] * scale)
-        x = state.x.index_put(target, x_new[taken])
+            velocities = put(velocities, velocities[walker, old] * scale)
+        x = put(state.x, x_new)
         known = self.carried(state)
         if known is not None:
             known = replace(
                 known,
                 x=x,
-                momenta=known.momenta.index_put(target, momenta_new[taken]),
-                v=known.v.index_put(target, v_new[taken]),
-                log_det=known.log_det.index_put(target, log_det_new[taken]),
+                momenta=put(known.momenta, momenta_new),
+                v=put(known.v, v_new),
+                log_det=put(known.log_det, log_det_new),
             )
         exchanged = state.evolve(
             x=x,
             velocities=velocities,
-            energy=state.energy.index_put(target, energy_new[taken]),
-            replica=state.replica.index_put(target, state.replica[walker, old]),
+            energy=put(state.energy, energy_new),
+            replica=put(state.replica, state.replica[walker, old]),
             latents=known,
         )
         return exchanged, info
@@ -149,17 +152,20 @@ class SteeredSwap(SwapKernel, FlowKernel):
         """Return p and v of some walkers and rungs [B]: those that the state carries, or new."""
         if self.carried(state) is None:  # not all of them: some may have no partner
             x = state.x[walker, rung]
-            return self._to_latent(x, self.tau[rung], state.iteration, generator)
+            tau = self.on_device("tau", x.device)
+            return self._to_latent(x, tau[rung], state.iteration, generator)
         row = walker * state.n_rungs + rung
         return LatentState(*(part[row] for part in self.latents_of(state, generator)))
 
     def rescale(self, v: Tensor, old: Tensor, new: Tensor) -> Tensor:
         """Return v [B, n] scaled from the priors of the rungs `old` [B] to those of `new` [B]."""
-        return v * (self.tau[new] / self.tau[old]).sqrt().unsqueeze(1)
+        tau = self.on_device("tau", v.device)
+        return v * (tau[new] / tau[old]).sqrt().unsqueeze(1)
 
     def pair_log_weights(
         self, energy: Tensor, momenta: Tensor, log_det: Tensor, rung: Tensor
     ) -> Tensor:
         """Return the log-weight of both members of every pair together [B / 2]."""
-        weights = self.log_weight(energy, self.kt[rung], momenta, self.tau[rung], log_det)
+        kt, tau = (self.on_device(name, energy.device) for name in ("kt", "tau"))
+        weights = self.log_weight(energy, kt[rung], momenta, tau[rung], log_det)
         return weights.reshape(2, -1).sum(dim=0)

@@ -12,10 +12,12 @@ from openmm_tsf.sampling.kernels.base import check_name
 from openmm_tsf.sampling.kernels.pairing import Pairing, Scheme, SwapKernel
 from openmm_tsf.sampling.state import KernelInfo, WalkerState
 from openmm_tsf.units import KELVIN, KJ_PER_MOLE, as_temperatures, in_unit
+from openmm_tsf.utils.deferred import as_count
+from openmm_tsf.utils.devices import DeviceConstants
 from openmm_tsf.utils.validation import unwrap_scalar
 
 
-class PlainSwap(SwapKernel):
+class PlainSwap(SwapKernel, DeviceConstants):
     """Replica exchange: two rungs exchange their configurations (Swendsen and Wang 1986).
 
     log alpha = (1/kT_a - 1/kT_b) (U_a - U_b). Velocities stay with their configuration and are
@@ -70,28 +72,29 @@ class PlainSwap(SwapKernel):
         """Propose the exchange of every pair of rungs within every walker, and accept or reject."""
         n_walkers, n_rungs = state.n_walkers, state.n_rungs
         low, high = self.pairing.draw(n_walkers, generator)
-        walker = torch.arange(n_walkers, dtype=torch.int64, device="cpu")[:, None].expand_as(low)
-        u_low, u_high = state.energy[walker, low], state.energy[walker, high]
-        beta_low, beta_high = 1 / self.kt[low], 1 / self.kt[high]
+        kt, kelvin = (self.on_device(name, low.device) for name in ("kt", "_kelvin"))
+        u_low, u_high = state.energy.gather(1, low), state.energy.gather(1, high)
+        beta_low, beta_high = 1 / kt[low], 1 / kt[high]
         current = -(u_low * beta_low + u_high * beta_high)
         proposed = -(u_high * beta_low + u_low * beta_high)
         accepted, non_finite = metropolis(current.flatten(), proposed.flatten(), generator)
         accepted = accepted.reshape(low.shape)
 
         # Where each rung's replica comes from.
-        source = torch.arange(n_rungs, dtype=torch.int64, device="cpu").repeat(n_walkers, 1)
-        source[walker[accepted], low[accepted]] = high[accepted]
-        source[walker[accepted], high[accepted]] = low[accepted]
-        rows = torch.arange(n_walkers, dtype=torch.int64, device="cpu")[:, None].expand_as(source)
+        source = torch.arange(n_rungs, dtype=torch.int64, device=low.device).repeat(n_walkers, 1)
+        source.scatter_(1, low, torch.where(accepted, high, low))
+        source.scatter_(1, high, torch.where(accepted, low, high))
+        rows = torch.arange(n_walkers, dtype=torch.int64, device=low.device)[:, None]
+        rows = rows.expand_as(source)
         velocities = state.velocities
         if velocities is not None:
-            scale = (self._kelvin[None, :] / self._kelvin[source]).sqrt()
+            scale = (kelvin[None, :] / kelvin[source]).sqrt()
             trailing = (1,) * (velocities.ndim - 2)
             velocities = velocities[rows, source] * scale.reshape(*scale.shape, *trailing)
         info = KernelInfo(
             self.pairing.counts(accepted, low, high),
             self.pairing.counts(torch.ones_like(accepted), low, high),
-            rejected_non_finite=int(non_finite.sum()),
+            rejected_non_finite=as_count(non_finite.sum()),
         )
         moved = {k: getattr(state, k)[rows, source] for k in ("x", "energy", "replica")}
         return state.evolve(velocities=velocities, **moved), info
