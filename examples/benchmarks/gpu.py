@@ -31,6 +31,7 @@ SECTIONS: dict[str, tuple[str, str, float]] = {
     "training": ("gpu_jobs", "measure_training", 40),
     "round_trips": ("gpu_sampling", "measure_round_trips", 10),
     "bits": ("gpu_sampling", "measure_bits", 25),
+    "decisions": ("gpu_decisions", "measure_decisions", 15),
     "compiled_flow": ("gpu_sampling", "measure_compiled_flow", 50),
     "device": ("gpu_energies", "measure_device", 10),
     "writing": ("gpu_sampling", "measure_writing", 15),
@@ -61,6 +62,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         supervise(report, arguments, names, 60 * minutes, Path(scratch))
     print_table(report)
+    if any("failed" in section for section in report["sections"].values()):
+        raise SystemExit(1)
 
 
 def supervise(
@@ -102,17 +105,20 @@ def follow(worker: "subprocess.Popen[bytes]", journal: Any) -> Iterator[dict[str
     """Yield what the worker writes, until it ends; end it if a section is late."""
     limit = time.monotonic() + 120.0  # to import everything
     running = True
-    while running:
-        running = worker.poll() is None
-        while line := journal.readline():
-            event = json.loads(line)
-            if "limit" in event:
-                limit = time.monotonic() + event["limit"] + GRACE
-            yield event
-        if running and time.monotonic() > limit:
-            worker.kill()
-            worker.wait()
-        time.sleep(0.1 if running else 0.0)
+    try:
+        while running:
+            running = worker.poll() is None
+            while (line := journal.readline()).endswith("\n"):
+                event = json.loads(line)
+                if "limit" in event:
+                    limit = time.monotonic() + event["limit"] + GRACE
+                yield event
+            if running and time.monotonic() > limit:
+                worker.kill()
+            time.sleep(0.1 if running else 0.0)
+    finally:
+        worker.kill()
+        worker.wait()
 
 
 def add_event(report: dict[str, Any], event: dict[str, Any], remaining: list[str]) -> None:
