@@ -177,8 +177,9 @@ class MDDataset:
 
     def with_energies(self, potential: Any) -> "MDDataset":
         """Return the same frames with energies from a potential, which must be finite."""
+        device = getattr(potential, "device", self.positions.device)
         with torch.no_grad():
-            energies = potential.energy(self.positions)
+            energies = potential.energy(self.positions.to(device)).cpu()
         bad = (~torch.isfinite(energies)).nonzero().flatten()
         if len(bad):
             got = f"{len(bad)} of {len(self)} frames have no finite energy"

@@ -70,7 +70,7 @@ class Populations:
         # Groups at whose temperature nothing is drawn have rung K.
         self._rung = torch.where(same.any(1), same.double().argmax(1), len(ladder))
         self._n_rungs, self._n_basins = len(ladder), n_basins
-        zeros = torch.zeros(len(ladder), n_basins, dtype=torch.float64, device="cpu")
+        zeros = torch.zeros(len(ladder), n_basins, dtype=torch.float64, device=ladder.device)
         self.basin_fractions = zeros + 1 / n_basins
         self.population_ratios, self.basins_met = zeros.clone(), zeros.clone()
 
@@ -97,7 +97,7 @@ class Populations:
         """
         n = len(draw_basin) // self._n_rungs
         if self.basin_balance == 0:
-            return torch.zeros(len(draw_basin), dtype=torch.float64, device="cpu")
+            return draw_basin.new_zeros(len(draw_basin), dtype=torch.float64)
         # The running fraction, so that draws of a rare basin do not weigh more in a step that has
         # fewer of them; a basin with less than one draw in a step counts less.
         per_draw = self.missing / (n * self.basin_fractions).clamp(min=1)
@@ -172,4 +172,4 @@ class Populations:
             tensor = check_tensor_like(content.get(name), like, name)
             if name != "population_ratios" and bool(((tensor < 0) | (tensor > 1)).any()):
                 raise ValueError(f"{name}: expected numbers from 0 to 1, got others")
-            setattr(self, name, tensor.clone())
+            setattr(self, name, tensor.to(like, copy=True))

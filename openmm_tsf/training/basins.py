@@ -1,14 +1,16 @@
 """The basins that a training keeps apart: combinations of the wells of all slow torsions."""
 
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from openmm_tsf.coordinates.measures import dihedrals_of
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.slow_torsions import slow_torsions, torsion_angles
+from openmm_tsf.training.cells import count_by_cell
 from openmm_tsf.utils.topology import Quartet
 from openmm_tsf.utils.wells import Wells, count_angles, find_wells
 
@@ -16,6 +18,15 @@ from openmm_tsf.utils.wells import Wells, count_angles, find_wells
 MAX_BASINS = 12
 #: A basin has at least this many frames: fewer are a visit or two.
 MIN_FRAMES = 20
+
+
+class _Tables(NamedTuple):
+    """Atoms [T, 4] of torsions, borders [n, T] of their wells, numbers [T] of wells, and basins."""
+
+    quartets: Tensor
+    borders: Tensor
+    n_wells: Tensor
+    combinations: Tensor
 
 
 class BasinPartition:
@@ -50,6 +61,7 @@ class BasinPartition:
         self._quartets = {name: quartet for name, (quartet, _) in torsions.items()}
         self._wells = {name: wells for name, (_, wells) in torsions.items()}
         self._combinations = combinations
+        self._on_device: dict[torch.device, _Tables] = {}
         self.n_basins = len(combinations) + 1 if torsions else 1
 
     @classmethod
@@ -75,19 +87,37 @@ class BasinPartition:
 
     def populations(self, x: Tensor) -> Tensor:
         """Return the fraction of x [B, *event] in each basin, float64 [K]."""
-        return torch.bincount(self.labels(x), minlength=self.n_basins).double() / len(x)
+        return count_by_cell(self.labels(x), self.n_basins).double() / len(x)
 
     def labels(self, x: Tensor) -> Tensor:
         """Return the basin of each x [B, *event], int64 [B]; the last where x is not finite."""
         last = self.n_basins - 1
-        labels = torch.full((len(x),), last, dtype=torch.int64, device="cpu")
+        labels = torch.full((len(x),), last, dtype=torch.int64, device=x.device)
         if last == 0:
             return labels
-        positions = x.detach().cpu().double().numpy()
-        finite = np.isfinite(positions).all(axis=(1, 2))
-        angles = torsion_angles(positions[finite], self._quartets)
-        wells = np.stack([self._wells[name].labels(angles[name]) for name in angles], axis=1)
-        is_basin = (wells[:, None, :] == self._combinations[None]).all(axis=2)
-        found = np.where(is_basin.any(axis=1), is_basin.argmax(axis=1), last)
-        labels[torch.from_numpy(finite)] = torch.from_numpy(found)
-        return labels
+        tables = self._tables(x.device)
+        angles = dihedrals_of(x.detach().double(), tables.quartets)
+        degrees = torch.remainder(torch.rad2deg(angles) + 180, 360) - 180
+        # The well after the last border that is not above the angle, cyclically.
+        after = (degrees >= tables.borders[..., None]).sum(0)
+        wells = torch.remainder(after - 1, tables.n_wells[:, None])
+        for basin, combination in enumerate(tables.combinations):
+            is_basin = (wells == combination[:, None]).all(0)
+            labels = torch.where(is_basin, basin, labels)
+        finite = torch.isfinite(x).flatten(1).all(1)
+        return torch.where(finite, labels, last)
+
+    def _tables(self, device: torch.device) -> "_Tables":
+        """The torsions, their wells and the basins, as tensors on a device."""
+        if device not in self._on_device:
+            borders = [wells.borders for wells in self._wells.values()]
+            most = max(map(len, borders))
+            padded = [[*each, *[np.inf] * (most - len(each))] for each in borders]
+            arrays = (
+                np.array(list(self._quartets.values()), dtype=np.int64),
+                np.array(padded, dtype=np.float64).T,
+                np.array([len(each) for each in borders], dtype=np.int64),
+                self._combinations,
+            )
+            self._on_device[device] = _Tables(*(torch.from_numpy(a).to(device) for a in arrays))
+        return self._on_device[device]

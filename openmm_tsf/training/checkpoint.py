@@ -21,7 +21,7 @@ from openmm_tsf.training.validation import Validation
 from openmm_tsf.utils.validation import check_int, require_entry
 
 #: The only format that is read.
-CHECKPOINT_FORMAT = 5
+CHECKPOINT_FORMAT = 6
 _COUNTS = ("step", "n_skipped", "skipped_in_a_row", "n_evaluations")
 _NETWORKS = ("network", "average", "best_weights")
 _ADAM, _MUON = {"exp_avg", "exp_avg_sq", "step"}, {"momentum"}
@@ -39,6 +39,15 @@ def read_checkpoint(path: Path, settings: FitSettings, origin: str) -> dict[str,
     if content.get("origin") != origin:
         raise ValueError(f"{path}: made from other frames or with another seed")
     return content
+
+
+def on_host(content: Any) -> Any:
+    """Return nested dictionaries and lists with all tensors on the CPU, as files hold them."""
+    if isinstance(content, Tensor):
+        return content.detach().cpu()
+    if isinstance(content, Mapping):
+        return {key: on_host(value) for key, value in content.items()}
+    return [on_host(item) for item in content] if isinstance(content, list) else content
 
 
 def load_best_weights(flow: AugmentedFlow, checkpoint: str | os.PathLike[str]) -> bool:
@@ -67,6 +76,7 @@ def check_checkpoint(
     content: Mapping[str, Any],
     network: torch.nn.Module,
     optimizers: Mapping[str, torch.optim.Optimizer],
+    generator: torch.Generator,
     n_steps: int,
 ) -> None:
     """Refuse a checkpoint that does not fit this network, or is damaged."""
@@ -90,9 +100,11 @@ def check_checkpoint(
     n_made = content["step"] - content["n_skipped"]
     for name, optimizer in optimizers.items():
         _check_optimizer(name, require_entry(states, name, dict), optimizer, n_made)
-    generator = require_entry(content, "generator", Tensor)
-    shape = torch.Generator(device="cpu").get_state().shape
-    if generator.dtype != torch.uint8 or generator.shape != shape:
+    kind, expected = require_entry(content, "generator_device", str), generator.device.type
+    if kind != expected:  # their streams of random numbers are not the same
+        raise ValueError(f"generator_device: expected {expected}, got {kind[:40]!r}")
+    state = require_entry(content, "generator", Tensor)
+    if state.dtype != torch.uint8 or state.shape != generator.get_state().shape:
         raise ValueError("generator: expected the state of a random number generator")
     _check_numbers(require_entry(content, "running", dict), "running")
     _check_history(require_entry(content, "history", list), content["step"])

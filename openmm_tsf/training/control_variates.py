@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openmm_tsf.training.cells import sum_by_cell
 from openmm_tsf.training.path_gradients import limit_norm
 from openmm_tsf.training.target_points import check_tensor_like
 
@@ -25,8 +26,8 @@ class ControlVariates:
     a temperature, and a basin.
     """
 
-    def __init__(self, n_cells: int) -> None:
-        self.products = torch.zeros(2, n_cells, dtype=torch.float64, device="cpu")
+    def __init__(self, n_cells: int, device: torch.device) -> None:
+        self.products = torch.zeros(2, n_cells, dtype=torch.float64, device=device)
 
     def update(
         self, v: Tensor, gradient: Tensor, tau: Tensor, cell: Tensor
@@ -39,7 +40,7 @@ class ControlVariates:
         products = torch.stack([(c * g).sum(1), g.square().sum(1)]).double()
         products = torch.where(torch.isfinite(products), products, 0.0)
         n_cells = self.products.shape[1]
-        sums = torch.stack([torch.bincount(cell, each, n_cells) for each in products])
+        sums = torch.stack([sum_by_cell(each, cell, n_cells) for each in products])
         self.products = self.products + (sums - self.products) / _MEMORY
         ratio = self.products[0] / self.products[1].clamp(min=torch.finfo(torch.float64).tiny)
         return g, ratio.clamp(0, 1)[cell].to(g)
@@ -51,4 +52,4 @@ class ControlVariates:
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
         """Set what :meth:`state_dict` returned; a ValueError if it does not fit."""
         products = check_tensor_like(content.get("products"), self.products, "products")
-        self.products = products.clone()
+        self.products = products.to(self.products, copy=True)

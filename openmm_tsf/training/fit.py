@@ -86,25 +86,28 @@ def fit(
     Parameters
     ----------
     flow
-        The flow; its network is changed, its fixed layers are not.
+        The flow; its network is changed, its fixed layers are not. The training runs on the
+        flow's device, with random numbers of that device's generator.
     dataset
         Frames at one temperature, or several datasets with one temperature each.
     potential
-        Energies for the KL term and the validation; None trains on likelihood alone.
+        Energies for the KL term and the validation, on the flow's device; None trains on
+        likelihood alone.
     settings, seed
         Sizes and schedules; seed of batches, momenta and draws.
     log_path
         CSV file with a row per validation.
     checkpoint_path, checkpoint_seconds, resume
-        File from which `resume` continues, bit for bit, if it exists; time between checkpoints in s
-        (each validation also writes one).
+        File from which `resume` continues, bit for bit, if it exists, on the kind of device (CPU
+        or GPU) where it was made; time between checkpoints in s (each validation also writes one).
     progress
         Show a progress bar.
 
     Raises
     ------
     ValueError
-        If the energy of a dataset's molecule depends on its position or orientation.
+        If the energy of a dataset's molecule depends on its position or orientation, or the
+        potential is on another device than the flow.
     FloatingPointError
         If too many steps in a row have non-finite gradients.
 
@@ -125,10 +128,10 @@ def fit(
     seconds = check_seconds(in_unit(checkpoint_seconds, SECOND, "checkpoint_seconds"))
     seed = check_seed(seed)
     datasets = [dataset] if isinstance(dataset, MDDataset) else list(dataset)
-    _check_arguments(datasets, potential, settings)
-    # Path gradients keep two threads busy: each uses half of torch's.
-    threads = torch.get_num_threads()
-    threads = max(1, threads // 2) if settings.estimator == "path" else threads
+    _check_arguments(flow, datasets, potential, settings)
+    # On the CPU path gradients keep two threads busy: each uses half of torch's.
+    threads, in_two = torch.get_num_threads(), settings.estimator == "path"
+    threads = max(1, threads // 2) if in_two and flow.device.type == "cpu" else threads
     log, checkpoint = (None if p is None else Path(p) for p in (log_path, checkpoint_path))
     with progress_bar("training", settings.n_steps, unit="step", show=progress) as bar:
         bar.set_postfix_str("coordinates and energies of the frames")
@@ -152,7 +155,10 @@ def fit(
 
 
 def _check_arguments(
-    datasets: Sequence[MDDataset], potential: Potential | None, settings: FitSettings
+    flow: AugmentedFlow,
+    datasets: Sequence[MDDataset],
+    potential: Potential | None,
+    settings: FitSettings,
 ) -> None:
     if not isinstance(settings, FitSettings):
         raise TypeError(f"settings: expected FitSettings, got {type(settings).__name__}")
@@ -162,6 +168,10 @@ def _check_arguments(
         raise ValueError("potential: expected one for lambda_max > 0 (or set lambda_max=0)")
     if potential is None and settings.estimator == "path":
         raise ValueError("potential: expected one for path gradients (or set estimator='direct')")
+    device = getattr(potential, "device", flow.device)  # others compute where their argument is
+    if device != flow.device:
+        expected = f"one on {flow.device}, the device of the flow"
+        raise ValueError(f"potential: expected {expected}, got one on {device}")
     for dataset in datasets:
         if potential is not None and dataset.molecule is not None:
             dataset.molecule.check_pose_independent()

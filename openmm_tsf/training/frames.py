@@ -31,7 +31,8 @@ class TrainingFrames:
         self.pickers: list[FramePicker] = []
         self.dataset_weights = dataset_weights(datasets)
         for dataset in datasets:
-            self.pickers.append(FramePicker(basins.labels(dataset.positions), basin_share))
+            basin = basins.labels(dataset.positions).to(flow.device)
+            self.pickers.append(FramePicker(basin, basin_share))
             y, log_det = whiten_frames(flow, dataset, generator)
             tau = dataset.temperature / flow.reference_temperature
             self.parts.append((y.to(dtype), log_det.to(dtype), tau))
@@ -45,7 +46,7 @@ class TrainingFrames:
             index = picker.draw(count, generator)
             ys.append(y[index])
             log_dets.append(log_det[index])
-            taus.append(torch.full((count,), tau, dtype=y.dtype, device="cpu"))
+            taus.append(torch.full((count,), tau, dtype=y.dtype, device=y.device))
         return torch.cat(ys), torch.cat(log_dets), torch.cat(taus)
 
 
@@ -63,7 +64,7 @@ class FramePicker:
         populations = counts / len(basin)
         share = torch.where(counts > 0, basin_share / len(self.present), 0.0)
         self._cumulative: Tensor | None = None
-        self._n = len(basin)
+        self._n, self._device = len(basin), basin.device
         if basin_share > 0 and len(self.present) > 1:
             weights = ((1 - basin_share) * populations + share) / counts.clamp(min=1)
             cumulative = weights[basin].cumsum(0)
@@ -73,9 +74,9 @@ class FramePicker:
         """Return the indices [n] of frames."""
         if self._cumulative is None:
             return torch.randint(
-                self._n, (n,), generator=generator, dtype=torch.int64, device="cpu"
+                self._n, (n,), generator=generator, dtype=torch.int64, device=self._device
             )
-        drawn = torch.rand(n, generator=generator, dtype=torch.float64, device="cpu")
+        drawn = torch.rand(n, generator=generator, dtype=torch.float64, device=self._device)
         return torch.searchsorted(self._cumulative, drawn).clamp(max=self._n - 1)
 
 
@@ -94,9 +95,12 @@ def split_batch(weights: Tensor, n: int) -> list[int]:
 def whiten_frames(
     flow: AugmentedFlow, dataset: MDDataset, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Map a dataset to the network's output space: y [F, d] and log|det dy/dx| [F]."""
+    """Map a dataset to the network's output space: y [F, d] and log|det dy/dx| [F].
+
+    They are on the flow's device.
+    """
     tau = dataset.temperature / flow.reference_temperature
-    y, log_det = whiten(flow, dataset.positions, tau, generator)
+    y, log_det = whiten(flow, dataset.positions.to(flow.device), tau, generator)
     inside = torch.isfinite(log_det) & torch.isfinite(y).all(dim=1)
     if not bool(inside.all()):
         outside = f"{int((~inside).sum())} of {len(y)} frames are outside the flow's domain"

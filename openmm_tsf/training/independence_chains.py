@@ -65,7 +65,7 @@ class IndependenceChains:
         self.n_chains = len(points) // n_temperatures
         self.home = torch.full_like(points.basin, EVERYWHERE) if home is None else home
         self.step_sizes = torch.full(
-            (n_temperatures,), FIRST_STEP, dtype=points.y.dtype, device="cpu"
+            (n_temperatures,), FIRST_STEP, dtype=points.y.dtype, device=points.y.device
         )
         self._next = 0
 
@@ -77,8 +77,12 @@ class IndependenceChains:
 
     def _upcoming(self, n: int) -> Tensor:
         """The indices that :meth:`next_chains` will return."""
-        chosen = (self._next + torch.arange(n, dtype=torch.int64, device="cpu")) % self.n_chains
-        first = self.n_chains * torch.arange(self.n_temperatures, dtype=torch.int64, device="cpu")
+        chosen = (
+            self._next + torch.arange(n, dtype=torch.int64, device=self.home.device)
+        ) % self.n_chains
+        first = self.n_chains * torch.arange(
+            self.n_temperatures, dtype=torch.int64, device=self.home.device
+        )
         return (first[:, None] + chosen).flatten()
 
     def settle(self) -> None:
@@ -131,13 +135,16 @@ class IndependenceChains:
         are ln(target/flow) at them and at the chains [B]. Returns the fraction accepted.
         """
         basin, at_home = self.points.basin[index], self.home[index] != EVERYWHERE
-        within = float(torch.rand((), generator=generator, dtype=torch.float32, device="cpu")) < 0.5
+        within = (
+            float(torch.rand((), generator=generator, dtype=torch.float32, device=self.home.device))
+            < 0.5
+        )
         free = (~at_home).nonzero().flatten()
         # Steps within basins do not change basins, so that the reverse step has the same pairs.
         settled = at_home.nonzero().flatten()
         if len(settled):  # in random order: those without a draw are others each time
             order = torch.randperm(
-                len(settled), generator=generator, dtype=torch.int64, device="cpu"
+                len(settled), generator=generator, dtype=torch.int64, device=self.home.device
             )
             settled = settled[order]
         parts = [self._pairs_within(settled, basin, points.basin)]
@@ -157,7 +164,9 @@ class IndependenceChains:
     ) -> tuple[Tensor, Tensor]:
         """Pairs of these chains and of draws, within temperatures and basins, in their order."""
         n = len(draw_basin)
-        temperature = torch.arange(n, dtype=torch.int64, device="cpu") // (n // self.n_temperatures)
+        temperature = torch.arange(n, dtype=torch.int64, device=self.home.device) // (
+            n // self.n_temperatures
+        )
         of_chains = (temperature * self.n_basins + chain_basin)[chains]
         of_draws = temperature * self.n_basins + draw_basin
         n_cells = self.n_temperatures * self.n_basins
@@ -168,7 +177,7 @@ class IndependenceChains:
             torch.bincount(cells, minlength=n_cells) for cells in (of_chains, of_draws)
         )
         sorted_cells = of_chains[chain_order]
-        rank = torch.arange(len(chains), dtype=torch.int64, device="cpu")
+        rank = torch.arange(len(chains), dtype=torch.int64, device=self.home.device)
         rank = rank - (n_chains.cumsum(0) - n_chains)[sorted_cells]
         has_draw = rank < n_draws[sorted_cells]
         first_draw = (n_draws.cumsum(0) - n_draws)[sorted_cells]
@@ -182,7 +191,10 @@ class IndependenceChains:
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
         """Set what :meth:`state_dict` returned; a ValueError if it does not fit."""
         self.points.load_state_dict(content)
-        home, basin = check_tensor_like(content.get("home"), self.home, "home"), self.points.basin
+        home, basin = (
+            check_tensor_like(content.get("home"), self.home, "home"),
+            self.points.basin.cpu(),
+        )
         if bool(((basin < 0) | (basin >= self.n_basins)).any()):
             raise ValueError(f"basin: expected 0 to {self.n_basins - 1}, got others")
         if bool(((home != EVERYWHERE) & (home != basin)).any()):
@@ -190,5 +202,6 @@ class IndependenceChains:
         sizes = check_tensor_like(content.get("step_sizes"), self.step_sizes, "step_sizes")
         if bool((sizes <= 0).any()):
             raise ValueError("step_sizes: expected positive numbers, got others")
-        self.home, self.step_sizes = home.clone(), sizes.clone()
+        self.home = home.to(self.home, copy=True)
+        self.step_sizes = sizes.to(self.step_sizes, copy=True)
         self._next = check_int(content.get("next"), "next", least=0, most=self.n_chains - 1)

@@ -50,7 +50,8 @@ def tuning_factor(acceptance: float) -> float:
 
 def propose_mala(points: Points, step: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return the proposals y [B, d] of a MALA step of size `step` [B], and their noise [B, d]."""
-    noise = torch.randn(points.y.shape, generator=generator, dtype=points.y.dtype, device="cpu")
+    like = points.y
+    noise = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
     size = step[:, None]
     return points.y - 0.5 * size**2 * points.gradient + size * noise, noise
 

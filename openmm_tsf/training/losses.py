@@ -36,7 +36,7 @@ def whiten(
 
 def draw_normal(tau: Tensor, width: int, generator: torch.Generator) -> Tensor:
     """Draw from N(0, tau): [B, width] for tau [B]."""
-    noise = torch.randn(len(tau), width, generator=generator, dtype=tau.dtype, device="cpu")
+    noise = torch.randn(len(tau), width, generator=generator, dtype=tau.dtype, device=tau.device)
     return noise * tau.sqrt()[:, None]
 
 

@@ -48,7 +48,7 @@ class DirectObjective:
         share = settings.basin_share
         self.data = TrainingFrames(flow, train, basins, settings.dtype, share, generator)
         temperatures = settings.temperatures or (flow.reference_temperature,)
-        self.temperatures = torch.tensor(temperatures, dtype=settings.dtype, device="cpu")
+        self.temperatures = torch.tensor(temperatures, dtype=settings.dtype, device=flow.device)
 
     def backward(self, network: Chain, step: int, generator: torch.Generator) -> None:
         """Set the gradients of the parameters."""
@@ -65,7 +65,7 @@ class DirectObjective:
             return nll
         shape = (settings.kl_batch_size,)
         choice = torch.randint(
-            len(self.temperatures), shape, generator=generator, dtype=torch.int64, device="cpu"
+            len(self.temperatures), shape, generator=generator, dtype=torch.int64, device=tau.device
         )
         tau = self.temperatures[choice] / flow.reference_temperature
         v = draw_normal(tau, flow.n_coordinates + flow.n_momenta, generator)

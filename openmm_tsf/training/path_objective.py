@@ -87,7 +87,7 @@ class PathObjective:
         self._evaluate = partial(Points.at, target)
         temperatures = settings.temperatures or (flow.reference_temperature,)
         self.ladder = (
-            torch.tensor(temperatures, dtype=settings.dtype, device="cpu")
+            torch.tensor(temperatures, dtype=settings.dtype, device=flow.device)
             / flow.reference_temperature
         )
         self.dataset_weights = dataset_weights(train)
@@ -111,7 +111,7 @@ class PathObjective:
             self.chains = IndependenceChains(points, len(temperatures), self.n_basins, home)
             groups.append(self.ladder)
         n_cells = (len(self.frames) + len(temperatures)) * self.n_basins
-        self.control = ControlVariates(n_cells)
+        self.control = ControlVariates(n_cells, flow.device)
         self.populations = Populations(
             torch.cat(groups),
             self.ladder,
@@ -120,7 +120,9 @@ class PathObjective:
             settings.basin_balance,
         )
         self._threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(1, "energy") if self._threads > 1 else None
+        # A GPU is kept busy by one thread.
+        on_cpu = flow.device.type == "cpu"
+        self._pool = ThreadPoolExecutor(1, "energy") if on_cpu and self._threads > 1 else None
 
     def _frames(self, dataset: MDDataset, generator: torch.Generator) -> tuple[Points, float]:
         """Points of a dataset, several copies of each frame where copies overlap; mean log|det|."""
@@ -131,7 +133,7 @@ class PathObjective:
             log_dets.append(float(log_det.mean()))
         y = torch.cat(ys)
         tau = dataset.temperature / self.flow.reference_temperature
-        points = self._evaluate(y, torch.full((len(y),), tau, dtype=y.dtype, device="cpu"))
+        points = self._evaluate(y, torch.full((len(y),), tau, dtype=y.dtype, device=y.device))
         return points, sum(log_dets) / len(log_dets)
 
     def _n_spread(self, n: int) -> int:
@@ -151,7 +153,7 @@ class PathObjective:
             in_all = FramePicker(frames.basin, 0.0).draw(n - n_settled, generator)
             in_each = FramePicker(frames.basin, 1.0).draw(n_settled, generator)
             # In random order, so that each step has chains of both kinds.
-            order = torch.randperm(n, generator=generator, dtype=torch.int64, device="cpu")
+            order = torch.randperm(n, generator=generator, dtype=torch.int64, device=tau.device)
             home = torch.cat([torch.full_like(in_all, EVERYWHERE), frames.basin[in_each]])
             homes.append(home[order])
             chosen = frames.take(torch.cat([in_all, in_each])[order])
@@ -170,7 +172,7 @@ class PathObjective:
         logger.info("training: Markov chains are brought to the temperatures of the ladder")
         for rung, tau in enumerate(self.ladder):
             if not any(self._has_tau(frames, tau) for frames in self.frames):
-                index = torch.arange(rung * n, (rung + 1) * n, dtype=torch.int64, device="cpu")
+                index = rung * n + _numbers(n, tau.device)
                 points = chains.points.take(index)
                 with torch_threads(self._threads):  # steps have fewer: two run at once
                     relax_mala(points, self._evaluate, _RELAXATION_STEPS, generator)
@@ -236,7 +238,7 @@ class PathObjective:
             n_spread = 0 if self._relaxed else self._n_spread(n)
             index = [any_frame.draw(n - n_spread, generator), any_basin.draw(n_spread, generator)]
             parts.append(frames.take(torch.cat(index)))
-            is_spread.append(torch.arange(n, dtype=torch.int64, device="cpu") >= n - n_spread)
+            is_spread.append(_numbers(n, frames.y.device) >= n - n_spread)
         share = 0.0
         if self.chains is not None and chains is not None:
             # Chains take time to forget the frames: their share of the data rises as lambda does.
@@ -244,12 +246,11 @@ class PathObjective:
             parts += [self.chains.points.take(part) for part in chains.chunk(len(self.ladder))]
             is_spread.append(self.chains.home[chains] != EVERYWHERE)
         points = Points.join(parts)
-        sizes = torch.tensor([len(part) for part in parts], dtype=torch.int64, device="cpu")
-        group = torch.arange(len(parts), dtype=torch.int64, device="cpu").repeat_interleave(sizes)
+        groups = [torch.full_like(part.basin, number) for number, part in enumerate(parts)]
         weight = torch.where(torch.cat(is_spread), settings.basin_weight, 1.0).to(settings.dtype)
         weight[:n_frames] *= (1 - share) / weight[:n_frames].sum()
         weight[n_frames:] *= share / weight[n_frames:].sum().clamp(min=1e-9)
-        return _Batch(points, group, len(parts), weight)
+        return _Batch(points, torch.cat(groups), len(parts), weight)
 
     def _likelihood(
         self, network: Chain, batch: _Batch, momenta: Tensor
@@ -320,8 +321,7 @@ class PathObjective:
         if walk is None:
             return self._evaluate(y, tau), None
         points = self._evaluate(torch.cat([y, walk.y]), torch.cat([tau, walk.tau]))
-        is_draw = torch.arange(len(points), dtype=torch.int64, device="cpu") < len(y)
-        return points.take(is_draw), points.take(~is_draw)
+        return points.rows(slice(len(y))), points.rows(slice(len(y), None))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the chains and running estimates."""
@@ -336,6 +336,11 @@ class PathObjective:
         self._relaxed = require_entry(content, "relaxed", bool)
         if self.chains is not None:
             self.chains.load_state_dict(require_entry(content, "chains", dict))
+
+
+def _numbers(n: int, device: torch.device) -> Tensor:
+    """0 to n - 1."""
+    return torch.arange(n, dtype=torch.int64, device=device)
 
 
 def _log_ratio(points: Points, momenta: Tensor, v: Tensor, log_det_inverse: Tensor) -> Tensor:

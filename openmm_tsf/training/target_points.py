@@ -57,6 +57,10 @@ class Points:
         """Return the points at `index`, integers or bools."""
         return Points(*(getattr(self, field.name)[index] for field in fields(self)))
 
+    def rows(self, part: slice) -> "Points":
+        """Return a part of the points that shares their memory."""
+        return Points(*(getattr(self, field.name)[part] for field in fields(self)))
+
     def put(self, index: Tensor, other: "Points") -> None:
         """Replace the points at `index`, integers."""
         for field in fields(self):
@@ -77,6 +81,6 @@ class Points:
         """Set what :meth:`state_dict` returned; a ValueError if a tensor does not fit."""
         for name, like in self.state_dict().items():
             tensor = check_tensor_like(content.get(name), like, name)
-            if name == "tau" and not torch.equal(tensor, like):
+            if name == "tau" and not torch.equal(tensor, like.cpu()):
                 raise ValueError("tau: expected the temperatures of the training, got others")
-            setattr(self, name, tensor.clone())
+            setattr(self, name, tensor.to(like, copy=True))

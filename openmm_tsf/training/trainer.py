@@ -21,6 +21,7 @@ from openmm_tsf.training.checkpoint import (
     CHECKPOINT_FORMAT,
     check_checkpoint,
     compute_origin,
+    on_host,
     read_checkpoint,
 )
 from openmm_tsf.training.objectives import DirectObjective, Objective
@@ -50,7 +51,7 @@ class Trainer:
         seed: int,
     ) -> None:
         self.flow, self.potential, self.settings = flow, potential, settings
-        self.generator = seeded_generator(seed)
+        self.generator = seeded_generator(seed, flow.device)
         self.threads = torch.get_num_threads()
         self.origin = compute_origin(flow, datasets, seed)
         self.evaluations_at_start = potential.n_evaluations if potential else 0
@@ -73,13 +74,14 @@ class Trainer:
         self.network: Chain = copy.deepcopy(flow.network).to(settings.dtype)
         set_conditioner_dtype(self.network, None)  # all of it in the settings' precision
         self.average: Chain = copy.deepcopy(self.network).requires_grad_(False)
+        on_cpu = flow.device.type == "cpu"
         self.optimizers = make_optimizers(
             self.network,
             settings.optimizer,
             settings.learning_rate,
             settings.weight_decay,
             # Path gradients train with half of torch's threads, twice.
-            parallel=settings.estimator == "path" and self.threads > 1,
+            parallel=on_cpu and settings.estimator == "path" and self.threads > 1,
         )
         self.step = self.n_skipped = self.skipped_in_a_row = 0
         self.wall_seconds = 0.0
@@ -176,11 +178,12 @@ class Trainer:
             "average": self.average.state_dict(),
             "optimizers": {name: each.state_dict() for name, each in self.optimizers.items()},
             "generator": self.generator.get_state(),
+            "generator_device": self.generator.device.type,
             "objective": self.objective.state_dict(),
             "history": [asdict(validation) for validation in self.history],
             **{name: getattr(self, name) for name in (*_COUNTERS, "running", "best_weights")},
         }
-        write_tensors(path, content)
+        write_tensors(path, on_host(content))
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint; a ValueError if it is damaged or of another training."""
@@ -193,7 +196,8 @@ class Trainer:
 
     def _restore(self, content: dict[str, Any]) -> None:
         preparation = self.n_evaluations  # already counted by the process that began
-        check_checkpoint(content, self.network, self.optimizers, self.settings.n_steps)
+        parts = self.network, self.optimizers, self.generator
+        check_checkpoint(content, *parts, self.settings.n_steps)
         self.network.load_state_dict(content["network"])
         self.average.load_state_dict(content["average"])
         self.flow.network.load_state_dict(content["best_weights"])  # raises if they do not fit
@@ -224,7 +228,7 @@ def make_target(
     energies = [dataset.energies for dataset in datasets if dataset.energies is not None]
     if not energies:
         sample = datasets[0][:: max(1, len(datasets[0]) // 1000)]
-        energies = [potential.energy(sample.positions)]
+        energies = [potential.energy(sample.positions.to(flow.device))]
     kt = potential.boltzmann_constant * flow.reference_temperature
     ceiling = max(float(energy.max()) for energy in energies) + 20 * kt
     single = trains_in_single_precision(potential, settings.dtype)

@@ -130,16 +130,16 @@ class Validator:
         self.flow, self.target, self.basins = flow, target, basins
         self.temperatures = settings.temperatures or (flow.reference_temperature,)
         dtype = settings.dtype
-        generator = seeded_generator((seed + 7919) % 2**64)
+        generator = seeded_generator((seed + 7919) % 2**64, flow.device)
         self.held_out: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
         self.groups: dict[float, dict[int, list[str]]] = {}
         self.populations: dict[float, list[Tensor]] = {}
         for number, dataset in enumerate(datasets):
             tau = dataset.temperature / flow.reference_temperature
-            y, log_det = whiten(flow, dataset.positions, tau, generator)
-            labels = self.basins.labels(dataset.positions)
+            y, log_det = whiten(flow, dataset.positions.to(flow.device), tau, generator)
+            labels = self.basins.labels(dataset.positions).to(flow.device)
             noise = torch.randn(
-                len(y), flow.n_momenta, generator=generator, dtype=dtype, device="cpu"
+                len(y), flow.n_momenta, generator=generator, dtype=dtype, device=flow.device
             )
             momenta = math.sqrt(tau) * noise
             of_frames = self.basins.populations(dataset.positions)
@@ -157,10 +157,10 @@ class Validator:
                     y[chosen].to(dtype),
                     log_det[chosen].to(dtype),
                     momenta[chosen],
-                    torch.full((int(chosen.sum()),), tau, dtype=dtype, device="cpu"),
+                    torch.full((int(chosen.sum()),), tau, dtype=dtype, device=flow.device),
                 )
         shape = (settings.n_validation_draws, flow.n_coordinates + flow.n_momenta)
-        self.noise = torch.randn(shape, generator=generator, dtype=dtype, device="cpu")
+        self.noise = torch.randn(shape, generator=generator, dtype=dtype, device=flow.device)
 
     @torch.no_grad()
     def validate(
@@ -236,7 +236,7 @@ class Validator:
         latent = 0.5 * v.double().square().sum(dim=1) / tau
         log_weights = latent + log_weight(energy / kt, momenta, tau, -log_det)
         log_weights = torch.where(inside, log_weights, -math.inf)
-        width = torch.tensor(kt, dtype=torch.float32, device="cpu")
+        width = torch.tensor(kt, dtype=torch.float32, device=flow.device)
         softened = soften(energy[inside], target.energy_ceiling, width) / kt
         momenta, log_det = momenta[inside], log_det[inside]
         log_z_momenta = 0.5 * flow.n_momenta * math.log(2 * math.pi * tau)
