@@ -151,5 +151,3 @@ def measure_device(bench: Bench) -> Entries:
     yield "launch of a small operation", {"us": 1e3 * median}
     median, _ = bench.median_seconds(lambda: [small.sum().item() for _ in range(100)], 0.5)
     yield "sum of a small tensor, read by the host", {"us": 1e4 * median}
-
-

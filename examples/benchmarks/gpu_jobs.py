@@ -1,9 +1,15 @@
 """Sections of gpu.py on whole jobs: the tests, the main job, steps of training."""
 
+import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,39 +49,66 @@ def run_tests(bench: Bench) -> Entries:
     except subprocess.TimeoutExpired as error:
         output, status = (error.stdout or b"").decode(), f"stopped after {limit:.0f} s"
     counts = re.findall(r"(\d+) (passed|failed|skipped|error)", output.rpartition("=====")[0])
-    yield "pytest -m gpu", {
-        "status": status,
-        "seconds": round(time.monotonic() - start, 1),
-        **{what: int(n) for n, what in counts},
-        "output": output[-6000:],
-    }
+    yield (
+        "pytest -m gpu",
+        {
+            "status": status,
+            "seconds": round(time.monotonic() - start, 1),
+            **{what: int(n) for n, what in counts},
+            "output": output[-6000:],
+        },
+    )
 
 
-def device_options(bench: Bench, **changes: Any) -> RunOptions:
-    return RunOptions(seed=bench.seed, progress=False, **changes)
+@contextmanager
+def interrupted_at_deadline(bench: Bench) -> Iterator[None]:
+    """Send this process a Ctrl-C at the section's deadline: a run ends, is written and analysed."""
+    interrupt = threading.Timer(bench.seconds_left, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    try:
+        yield
+    finally:
+        interrupt.cancel()
 
 
 def run_main_job(bench: Bench) -> Entries:
-    """The default preset: training and production, beside the reference; then many walkers."""
-    start = time.monotonic()
-    directory = bench.directory / "main"
-    summary = run(directory, bench.settings, options=device_options(bench))
-    yield "default preset", describe_job(summary, time.monotonic() - start)
-    yield from compare_rungs(summary)
-    n_walkers = 8 if bench.smoke else 4096
-    many = replace(bench.settings.sampling, n_walkers=n_walkers)
+    """The default preset, training and production, beside the reference."""
+    yield from describe_stage(bench, "main", lambda directory, options: run(
+        directory, bench.settings, options=options
+    ))  # fmt: skip
+
+
+def run_many_walkers(bench: Bench) -> Entries:
+    """Production of as many walkers as fill the device, with the main job's flow."""
+    flow = bench.directory / "main" / "flow.pt"
+    settings = replace(bench.settings.sampling, n_walkers=8)
     if not bench.smoke:
-        many = replace(many, n_iterations=200, n_tuning=40)
-    start = time.monotonic()
-    summary = sample(
-        directory, bench.directory / "many", many, start=bench.frames, options=device_options(bench)
-    )
-    yield f"production of {n_walkers} walkers", describe_job(summary, time.monotonic() - start)
-    for name, numbers in compare_rungs(summary):
-        yield f"{n_walkers} walkers, {name}", numbers
+        settings = replace(settings, n_walkers=4096, n_iterations=200, n_tuning=40)
+    yield from describe_stage(bench, "many", lambda directory, options: sample(
+        flow, directory, settings, start=bench.frames, options=options
+    ))  # fmt: skip
 
 
-def describe_job(summary: dict[str, Any], seconds: float) -> dict[str, Any]:
+def describe_stage(bench: Bench, name: str, stage: Callable[[Path, RunOptions], Any]) -> Entries:
+    """Run a stage, at most to the section's deadline, and yield what its summary says."""
+    directory = bench.directory / name
+    options = RunOptions(seed=bench.seed, progress=False, **bench.device_option)
+    start, complete = time.monotonic(), True
+    try:
+        with interrupted_at_deadline(bench):
+            stage(directory, options)
+    except KeyboardInterrupt:
+        complete = False
+    seconds = time.monotonic() - start
+    if not (directory / "summary.json").is_file():
+        yield "ended at the deadline", {"seconds": round(seconds, 1), "samples": 0}
+        return
+    summary = json.loads((directory / "summary.json").read_text())
+    yield f"{summary['n_walkers']} walkers", describe_job(summary, seconds, complete)
+    yield from compare_rungs(summary)
+
+
+def describe_job(summary: dict[str, Any], seconds: float, complete: bool) -> dict[str, Any]:
     """Return times, N_eff of phi > 0 at 300 K, and acceptances of a run."""
     wall = summary["wall_seconds"]
     compilation = wall.get("compilation") or 0.0
@@ -83,6 +116,7 @@ def describe_job(summary: dict[str, Any], seconds: float) -> dict[str, Any]:
     production = summary["production"]["wall_seconds"]
     independent = summary["acceptance"].get("flow_independent", {})
     return {
+        "complete": complete,
         "seconds": round(seconds, 1),
         "compilation": round(compilation, 1),
         "seconds_without_compiling": round(seconds - compilation, 1),

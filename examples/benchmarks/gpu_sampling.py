@@ -43,6 +43,7 @@ def measure_compiled_flow(bench: Bench) -> Entries:
             yield f"{n_walkers} walkers, {name}, {which} flow", result
 
 
+@torch.no_grad()
 def compile_flow(
     bench: Bench, flow: AugmentedFlow, options: dict[str, Any], n_rows: int
 ) -> dict[str, Any]:
@@ -52,10 +53,9 @@ def compile_flow(
     for part in _PARTS:
         compiled = torch.compile(getattr(flow, part), **options)
         setattr(flow, part, partial(call_compiled, compiled))
-    with torch.no_grad():
-        seconds = bench.seconds(lambda: flow.forward_and_log_det(v))
-        (x, momenta), log_det = flow.forward_and_log_det(v)
-        seconds += bench.seconds(lambda: flow.inverse_and_log_det(x, momenta))
+    seconds = bench.seconds(lambda: flow.forward_and_log_det(v))
+    (x, momenta), log_det = flow.forward_and_log_det(v)
+    seconds += bench.seconds(lambda: flow.inverse_and_log_det(x, momenta))
     (x_eager, _), log_det_eager = eager
     inside = log_det_eager.isfinite()
     return {
@@ -158,10 +158,13 @@ def measure_bits(bench: Bench) -> Entries:
                 sampler.resume(directory).run(n, directory, progress=False)
                 third = sampler.state.x
             mode = "compiled" if compile else "eager"
-            yield f"{2 * n} iterations, {n_walkers} walkers, {mode} energies, {which} flow", {
-                "same_bits_twice": torch.equal(first, second),
-                "same_bits_resumed": torch.equal(first, third),
-            }
+            yield (
+                f"{2 * n} iterations, {n_walkers} walkers, {mode} energies, {which} flow",
+                {
+                    "same_bits_twice": torch.equal(first, second),
+                    "same_bits_resumed": torch.equal(first, third),
+                },
+            )
 
 
 def final(
@@ -187,13 +190,16 @@ def measure_writing(bench: Bench) -> Entries:
             alone = time_run(bench, sampler, n)
             total = time_run(bench, sampler, n, directory)
             inside = load_run(directory).segments.wall_seconds
-            yield f"{n_walkers} walkers, {n} iterations, {which} flow", {
-                "seconds_not_written": round(alone, 3),
-                "seconds_written": round(total, 3),
-                "of_iterations": round(inside, 3),
-                "writing_share": round(1 - inside / total, 4),
-                "frames_per_second": round(n * n_walkers * n_rungs / total),
-            }
+            yield (
+                f"{n_walkers} walkers, {n} iterations, {which} flow",
+                {
+                    "seconds_not_written": round(alone, 3),
+                    "seconds_written": round(total, 3),
+                    "of_iterations": round(inside, 3),
+                    "writing_share": round(1 - inside / total, 4),
+                    "frames_per_second": round(n * n_walkers * n_rungs / total),
+                },
+            )
 
 
 def time_run(bench: Bench, sampler: ParallelTempering, n: int, directory: Any = None) -> float:

@@ -52,6 +52,11 @@ class Bench:
     def is_cuda(self) -> bool:
         return self.device.type == "cuda"
 
+    @property
+    def device_option(self) -> dict[str, str]:
+        """The device for a stage's RunOptions."""
+        return {"device": str(self.device)} if self.is_cuda else {}
+
     @cached_property
     def molecule(self) -> MolecularSystem:
         return alanine_dipeptide()
