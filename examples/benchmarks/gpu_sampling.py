@@ -86,7 +86,7 @@ def time_sampler(bench: Bench, flow: AugmentedFlow, n_walkers: int) -> dict[str,
         bench.sampler(flow, potential, n_walkers) as sampler,
     ):
         run = partial(sampler.run, period, progress=False)
-        run()
+        first = bench.seconds(run)
         median, calls = bench.median_seconds(run, 0.5 if bench.smoke else 4.0)
         waits = bench.count_waits(run)
         profile = bench.profile(run)
@@ -94,6 +94,7 @@ def time_sampler(bench: Bench, flow: AugmentedFlow, n_walkers: int) -> dict[str,
             "ms": round(1e3 * median / period, 3),
             "us_per_walker_and_rung": round(1e6 * median / period / (n_walkers * n_rungs), 3),
             "iterations": calls * period,
+            "first_iterations_seconds": round(first, 2),
             "waits_per_iteration": None if waits is None else waits / period,
             "peak_MiB": bench.peak_mib(),
         }
