@@ -95,6 +95,12 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="S",
             help="time between checkpoints (default: 30)",
         )
+    for command in (everything, train, sample, at):
+        command.add_argument(
+            "--device",
+            help="device of torch for flow, walkers, training and energies: cpu (default), cuda, "
+            "cuda:1, ...",
+        )
     _plan_arguments(plan)
     for command in (everything, train):
         _training_arguments(command)

@@ -140,7 +140,10 @@ def _at(args: argparse.Namespace) -> None:
     from openmm_tsf.workflow.options import RunOptions
 
     options = replace_given(
-        RunOptions(progress=not args.quiet), seed=args.seed, platform=args.platform
+        RunOptions(progress=not args.quiet),
+        seed=args.seed,
+        platform=args.platform,
+        device=args.device,
     )
     given = {} if args.frames is None else {"n_frames": args.frames}
     samples = sample_at(args.run, args.temperature, args.output, options=options, **given)
@@ -192,6 +195,7 @@ def _options(args: argparse.Namespace) -> Any:
         platform=args.platform,
         threads=args.threads,
         checkpoint_seconds=getattr(args, "checkpoint_seconds", None),
+        device=getattr(args, "device", None),
     )
 
 

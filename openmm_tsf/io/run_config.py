@@ -33,7 +33,13 @@ CONFIG_FORMAT = 2
 #: What a directory with samples has to say.
 REQUIRED_FOR_SAMPLES = ("temperatures_K", "n_walkers", "seed", "dihedrals", "boltzmann_constant")
 #: Entries that are added when sampling starts.
-SAMPLING_ENTRIES = (*REQUIRED_FOR_SAMPLES, "energy_evaluations", "wall_seconds", "reference")
+SAMPLING_ENTRIES = (
+    *REQUIRED_FOR_SAMPLES,
+    "device",
+    "energy_evaluations",
+    "wall_seconds",
+    "reference",
+)
 
 #: Names that go to terminals, pictures and tables.
 _NAME = re.compile(r"[\w.+-][\w .+-]{0,39}")

@@ -96,6 +96,7 @@ class RunWriter:
         boltzmann_constant: float,
         choices: Mapping[str, Any],
         config: Mapping[str, Any] | None = None,
+        device: str = "cpu",
     ) -> None:
         """Start a new run directory.
 
@@ -106,6 +107,8 @@ class RunWriter:
         config
             ``config.json`` of the stage that has written to this directory before: its entries are
             kept, and its other files may be there.
+        device
+            What the walkers are on, as :func:`openmm_tsf.utils.devices.describe_device` says.
 
         """
         self.check_new(of_stage=config is not None)
@@ -122,6 +125,7 @@ class RunWriter:
             "n_walkers": self.n_walkers,
             "dihedrals": {name: list(atoms) for name, atoms in self.dihedrals.items()},
             "boltzmann_constant": boltzmann_constant,
+            "device": device,
             "choices": {**(config or {}).get("choices", {}), **choices},
             "versions": package_versions(),
         }

@@ -234,7 +234,8 @@ class ParallelTempering(TemperingChain):
         self, output: str | os.PathLike[str], save_interval: int, config: Mapping[str, Any] | None
     ) -> RunWriter:
         writer, choices = self._new_writer(output), self.choices(save_interval)
-        writer.create(self.seed, self.potential.boltzmann_constant, choices, config)
+        device = describe_device(self.device)
+        writer.create(self.seed, self.potential.boltzmann_constant, choices, config, device)
         flow_file = writer.directory / "flow.pt"
         if hasattr(self.flow, "save") and not flow_file.exists():
             self.flow.save(flow_file)

@@ -22,6 +22,7 @@ from openmm_tsf.io.dcd import DCDWriter
 from openmm_tsf.io.files import PathLike, check_new_file, replace_together, write_json
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import ParallelTempering
+from openmm_tsf.sampling import energies as evaluate
 from openmm_tsf.sampling.provenance import hash_of, read_sampler_config
 from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.systems.files import read_molecule
@@ -76,7 +77,7 @@ class _EnergyReporter:
         self.energies: list[Array] = []
 
     def __call__(self, sampler: Any, state: WalkerState) -> None:
-        self.energies.append(state.energy[:, 0].numpy().copy())
+        self.energies.append(state.energy[:, 0].cpu().numpy().copy())
 
 
 def sample_at(
@@ -112,7 +113,7 @@ def sample_at(
     potential
         The energy that the run was sampled with, if that is not one of the molecule's.
     options
-        Seed (1 by default), platform and progress.
+        Seed (1 by default), platform, device and progress.
 
     Raises
     ------
@@ -130,6 +131,7 @@ def sample_at(
     file = None if output is None else _check_output(output)
     data = run if isinstance(run, Run) else load_run(Path(run))
     molecule, flow = _read_run(data, potential)
+    flow = flow.to(options.choose_device({}))
     weighted, begun = data.at(temperature), time.monotonic()
     kelvin, n_walkers = weighted.temperature, min(_N_WALKERS, n_frames)
     settings = replace(
@@ -207,14 +209,18 @@ def _open(
     if potential is not None:
         return potential
     return open_potential(
-        molecule, options.platform, planned_sampling(settings), batch_of(settings)
+        molecule,
+        options.platform,
+        planned_sampling(settings),
+        batch_of(settings),
+        device=torch.device(options.choose_device({})),
     )
 
 
 def _check_energies(potential: Potential, x: torch.Tensor, expected: Array) -> None:
     """Refuse a potential that does not give the energies [W] of a run's frames [W, N, 3]."""
     with torch.no_grad():
-        energy = potential.energy(x).numpy()
+        energy = evaluate.energy(potential, x).cpu().numpy()
     # Frames have single precision, and maybe the platform.
     wrong = ~(np.abs(energy - expected) <= 0.1 + 1e-4 * np.abs(expected))
     if wrong.any():
@@ -234,7 +240,7 @@ def _sample(
     sampler.reporters.append(reporter)
     positions = sampler.run(settings.n_iterations, progress=progress, collect=True)
     assert positions is not None
-    return positions[:, :, 0].numpy(), np.array(reporter.energies)
+    return positions[:, :, 0].cpu().numpy(), np.array(reporter.energies)
 
 
 def _describe(sampler: ParallelTempering, settings: SamplingSettings) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.potentials.base import HasSinglePrecision, Potential
 from openmm_tsf.sampling import ParallelTempering
+from openmm_tsf.sampling.energies import device_of
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training import FitSettings
 from openmm_tsf.training.target import trains_in_single_precision
@@ -47,12 +48,13 @@ def training_costs(
     few, n_chains = dataset[:: max(1, len(dataset) // _FRAMES)], settings.n_chains
     if n_chains:
         n_chains = max(1, 2 * (settings.kl_batch_size // len(settings.temperatures or (0.0,))))
-    potential.energy(few.positions)  # compiles
+    x = few.positions.to(device_of(potential, few.positions))
+    potential.energy(x)  # compiles
     if trains_in_single_precision(potential, settings.dtype):
         assert isinstance(potential, HasSinglePrecision)
-        potential.single_precision_forces(few.positions)
+        potential.single_precision_forces(x)
     else:
-        potential.energy_and_forces(few.positions)
+        potential.energy_and_forces(x)
     now = torch.get_num_threads()
     with torch_threads(max(1, now // 2) if settings.estimator == "path" else now):
         meter = CostMeter(potential)

@@ -7,6 +7,7 @@ from typing import Any
 from openmm_tsf.io.directory import CHECKPOINT_SECONDS
 from openmm_tsf.potentials.platforms import check_platform
 from openmm_tsf.units import SECOND, in_unit
+from openmm_tsf.utils.devices import check_device
 from openmm_tsf.utils.validation import (
     check_bool,
     check_fields,
@@ -30,6 +31,10 @@ class RunOptions:
     platform
         OpenMM platform of energies and MD. By default energies of a long run are compiled by torch
         where it covers the System; otherwise, and for MD, the fastest platform is measured.
+    device
+        Device of torch for the flow, its training, the walkers and, where torch computes them, the
+        energies: ``"cpu"`` (default, or that of the stage that is resumed), ``"cuda"``,
+        ``"cuda:1"``, ...
     threads
         Threads of MD on OpenMM's CPU platform (default 1). With more of them, frames differ in
         their last bits from run to run.
@@ -55,6 +60,7 @@ class RunOptions:
     resume: bool = False
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     progress: bool = True
+    device: str | None = None
 
     def __post_init__(self) -> None:
         if self.platform is not None:
@@ -66,9 +72,15 @@ class RunOptions:
             checkpoint_seconds=lambda v, name: check_seconds(in_unit(v, SECOND, name), name),
             resume=check_bool,
             progress=check_bool,
+            device=optional(lambda v, name: str(check_device(v, name))),
         )
 
     def choose_seed(self, recorded: Mapping[str, Any]) -> int:
         """Return the seed, by default that of the choices recorded at an earlier start."""
         seed: int = recorded.get("seed", DEFAULT_SEED) if self.seed is None else self.seed
         return seed
+
+    def choose_device(self, recorded: Mapping[str, Any]) -> str:
+        """Return the device, by default that of the choices recorded at an earlier start."""
+        device: str = recorded.get("device", "cpu") if self.device is None else self.device
+        return device

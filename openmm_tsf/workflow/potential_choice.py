@@ -4,11 +4,15 @@ import logging
 from typing import Any
 
 import openmm
+import torch
 
 from openmm_tsf.potentials.base import Potential, is_potential_description
+from openmm_tsf.potentials.forces.base import NotCovered
+from openmm_tsf.potentials.torch_potential import TooLarge
 from openmm_tsf.sampling.kernels.schedule import SequenceSettings
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.training import FitSettings
+from openmm_tsf.utils.devices import CPU
 from openmm_tsf.workflow.settings import SamplingSettings
 
 logger = logging.getLogger(__name__)
@@ -48,15 +52,20 @@ def open_potential(
     planned: int,
     batch: int,
     compiled: bool | None = None,
+    device: torch.device = CPU,
 ) -> Potential:
     """Open the potential that is fastest for this much work, by rules that use no clock.
 
     It is compiled torch for a long run, torch where OpenMM is slow at a Force, and OpenMM's
     Contexts otherwise: on `platform` if the user chose one. `planned` is the number of evaluations,
     `batch` of how many at once; `compiled` is the earlier choice of a run on torch that is resumed.
+    On a GPU energies are torch's unless a platform is given or a Force is not covered.
     """
     if platform is not None:
         return molecule.potential(platform=platform)
+    if device.type != "cpu":
+        pays = planned >= COMPILE_FROM and batch >= COMPILE_BATCH
+        return _open_on_gpu(molecule, device, pays if compiled is None else compiled)
     if compiled is not None:
         return molecule.potential(compile=compiled)
     if planned >= COMPILE_FROM and batch >= COMPILE_BATCH:
@@ -67,19 +76,37 @@ def open_potential(
     return molecule.potential(kind="openmm")
 
 
+def _open_on_gpu(molecule: MolecularSystem, device: torch.device, compiled: bool) -> Potential:
+    try:
+        return molecule.potential(kind="torch", device=device, compile=compiled)
+    except (NotCovered, TooLarge) as reason:
+        logger.warning(
+            "energies by OpenMM's Contexts, one conformation after the other, which is far slower "
+            "than the GPU: %s",
+            reason,
+        )
+        return molecule.potential(kind="openmm")
+
+
 def reopen_potential(
-    molecule: MolecularSystem, recorded: Any, platform: str | None, planned: int = 0, batch: int = 0
+    molecule: MolecularSystem,
+    recorded: Any,
+    platform: str | None,
+    planned: int = 0,
+    batch: int = 0,
+    device: torch.device = CPU,
 ) -> Potential:
     """Open the potential that a stage has recorded, if it has, on `platform` if given.
 
     `recorded` is from :func:`openmm_tsf.potentials.base.describe_potential`.
     """
     if recorded is None:
-        return open_potential(molecule, platform, planned, batch)
+        return open_potential(molecule, platform, planned, batch, device=device)
     if not is_potential_description(recorded):
         raise ValueError(f"potential: expected what a run records of it, got {recorded!r}")
     before = recorded["platform"]
     if platform is not None or before is not None:
         n_contexts = recorded["n_contexts"] if platform in (None, before) else None
         return molecule.potential(platform=platform or before, n_contexts=n_contexts)
-    return open_potential(molecule, None, planned, batch, compiled=bool(recorded.get("compiled")))
+    compiled = bool(recorded.get("compiled"))
+    return open_potential(molecule, None, planned, batch, compiled, device)

@@ -25,7 +25,7 @@ from openmm_tsf.workflow.settings import SamplingSettings
 logger = logging.getLogger(__name__)
 
 #: Others make the continuation differ in its last bits; they are warned of.
-_ONLY_WARNED_OF = ("threads", "platform")
+_ONLY_WARNED_OF = ("threads", "platform", "device")
 #: What a continuation may be given differently, or not at all.
 _NOT_COMPARED = (*_ONLY_WARNED_OF, "molecule", "frames", "requested_platform", "flow_file")
 

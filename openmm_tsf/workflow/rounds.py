@@ -24,6 +24,7 @@ from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training import fit
 from openmm_tsf.training.checkpoint import load_best_weights
 from openmm_tsf.training.log import merge_logs
+from openmm_tsf.utils.devices import CPU
 from openmm_tsf.utils.random import Seeds
 from openmm_tsf.workflow.sample import make_sampler, sampler_seeds, sampling_threads
 from openmm_tsf.workflow.settings import RunSettings
@@ -100,7 +101,7 @@ class Rounds:
             raise ValueError(f"{path}: expected samples of shape {list(each)}")
         if not bool(torch.isfinite(x).all()):
             raise ValueError(f"{path}: expected finite samples, got NaN or infinity")
-        return x, restored_state(content.get("walkers"), *shape, self.potential)
+        return x, restored_state(content.get("walkers"), *shape, self.potential, CPU)
 
     def _train(self, number: int, seed: int, samples: Sequence[Sequence[Tensor]]) -> None:
         settings, stage = self.settings, self.stage

@@ -132,6 +132,7 @@ def run(
         molecule,
         settings=settings,
         seed=options.choose_seed(recorded),
+        device=options.choose_device(recorded),
         source=frames,
         frames_sha256=None if dataset is None else hash_of_frames(dataset),
         requested_platform=options.platform,
@@ -166,7 +167,7 @@ def _run_stages(
     stage.record(frames=describe_frames(dataset, source), basins=measure_basins(dataset))
     with stage.open_potential(_planned(settings), batch_of(sampling)) as potential:
         with stage.costs.counting("training", potential):
-            flow = build_flow(dataset, settings.flow, seeds.next())
+            flow = build_flow(dataset, settings.flow, seeds.next()).to(stage.device)
         logger.info("flow with %d parameters, %d frames", flow.n_parameters, len(dataset))
         if stage.options.progress and _planned(settings) >= WORTH_MEASURING and stage.is_new:
             _tell_duration(stage, settings, dataset, potential, flow)

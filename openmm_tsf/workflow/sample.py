@@ -26,7 +26,7 @@ from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.files import holds_molecule, read_molecule
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
-from openmm_tsf.utils.random import Seeds, seeded_generator
+from openmm_tsf.utils.random import Seeds, make_generator
 from openmm_tsf.utils.threads import torch_threads
 from openmm_tsf.utils.validation import check_instance
 from openmm_tsf.workflow.costs import Costs
@@ -114,7 +114,7 @@ def make_sampler(
     sampler.set_positions(
         start_positions(
             start, flow, potential, settings.temperatures, settings.n_walkers,
-            seeded_generator(seeds[1]),
+            make_generator(seeds[1], flow.device),
         )
     )  # fmt: skip
     return sampler
@@ -165,6 +165,7 @@ def resume_sampling(
     if until is None:
         until = () if settings is None else settings.until
     stage.record_target(n_iterations, until)
+    flow = flow.to(stage.device)
     with sampling_threads(choices["torch_threads"]), stage.open_potential() as potential:
         sampler = ParallelTempering(
             stage.molecule,
@@ -268,6 +269,7 @@ def sample(
             molecule,
             settings=settings,
             seed=options.choose_seed(recorded),
+            device=options.choose_device(recorded),
             flow_file=str(file),
             flow_sha256=hash_of(model),
             start_sha256=None if start is None else hash_of_frames(start),
@@ -313,7 +315,7 @@ def _start(
     stage.restore_costs("flow")
     stage.record_target(settings.n_iterations, settings.until)
     seeds = sampler_seeds(Seeds(stage.choices["seed"]), fresh=True)
-    planned = planned_sampling(settings)
+    planned, flow = planned_sampling(settings), flow.to(stage.device)
     with stage.open_potential(planned, batch_of(settings)) as potential:
         if stage.options.progress and planned >= WORTH_MEASURING and stage.is_new:
             with stage.costs.measuring("sampling", potential):

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+
 from openmm_tsf.io.directory import DirectoryLock
 from openmm_tsf.io.files import write_json
 from openmm_tsf.io.run_config import CONFIG, SAMPLING_ENTRIES, read_config
 from openmm_tsf.potentials.base import Potential, describe_potential
 from openmm_tsf.systems.files import write_molecule
 from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.utils.devices import check_device
 from openmm_tsf.workflow.costs import Costs
 from openmm_tsf.workflow.duration import in_words
 from openmm_tsf.workflow.options import RunOptions
@@ -72,6 +75,11 @@ class Stage:
         choices: _Config = self.config["choices"]
         return choices
 
+    @property
+    def device(self) -> torch.device:
+        """The device of torch: the one requested, or that of an earlier start."""
+        return check_device(self.options.choose_device(self.choices))
+
     def save(self) -> None:
         """Write ``config.json``."""
         write_json(self.directory / CONFIG, self.config)
@@ -130,7 +138,12 @@ class Stage:
     def open_potential(self, n_planned: int = 0, batch: int = 0) -> Potential:
         """Open the potential that the stage has recorded, or choose one and record it."""
         potential = reopen_potential(
-            self.molecule, self.choices.get("potential"), self.options.platform, n_planned, batch
+            self.molecule,
+            self.choices.get("potential"),
+            self.options.platform,
+            n_planned,
+            batch,
+            self.device,
         )
         if self.choices.get("potential") is None:
             self.record(potential=describe_potential(potential))

@@ -92,6 +92,7 @@ def train(
             molecule,
             settings={"flow": flow_settings, "fit": fit_settings},
             seed=seed,
+            device=options.choose_device(recorded),
             frames_sha256=hash_of_frames(dataset),
             frames=describe_frames(dataset, dataset.name),
             source=to_plain_data(source),
@@ -102,7 +103,7 @@ def train(
         stage.record(basins=measure_basins(dataset))
         stage.costs.evaluations["md"] = dataset.n_evaluations or None
         seeds = Seeds(seed)
-        flow = build_flow(dataset, flow_settings, seeds.next())
+        flow = build_flow(dataset, flow_settings, seeds.next()).to(stage.device)
         _train(stage, dataset, flow, fit_settings, seeds.next())
     return flow
 
