@@ -30,7 +30,7 @@ from openmm_tsf.training.path_objective import PathObjective
 from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.target import Target, trains_in_single_precision
 from openmm_tsf.training.validation import Validation, Validator
-from openmm_tsf.utils.random import seeded_generator
+from openmm_tsf.utils.random import make_generator
 from openmm_tsf.utils.threads import torch_threads
 from openmm_tsf.utils.validation import require_entry
 
@@ -51,7 +51,7 @@ class Trainer:
         seed: int,
     ) -> None:
         self.flow, self.potential, self.settings = flow, potential, settings
-        self.generator = seeded_generator(seed, flow.device)
+        self.generator = make_generator(seed, flow.device)
         self.threads = torch.get_num_threads()
         self.origin = compute_origin(flow, datasets, seed)
         self.evaluations_at_start = potential.n_evaluations if potential else 0

@@ -19,7 +19,7 @@ from openmm_tsf.training.basins import BasinPartition
 from openmm_tsf.training.losses import marginal_nll_bound, negative_log_likelihood, whiten
 from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.target import Target, soften
-from openmm_tsf.utils.random import seeded_generator
+from openmm_tsf.utils.random import make_generator
 
 #: Basins with fewer held-out frames, a few visits only, weigh less.
 _FRAMES_OF_A_BASIN = 100
@@ -130,7 +130,7 @@ class Validator:
         self.flow, self.target, self.basins = flow, target, basins
         self.temperatures = settings.temperatures or (flow.reference_temperature,)
         dtype = settings.dtype
-        generator = seeded_generator((seed + 7919) % 2**64, flow.device)
+        generator = make_generator((seed + 7919) % 2**64, flow.device)
         self.held_out: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
         self.groups: dict[float, dict[int, list[str]]] = {}
         self.populations: dict[float, list[Tensor]] = {}
