@@ -110,7 +110,7 @@ def start_worker(
 
 def follow(worker: "subprocess.Popen[bytes]", journal: Any) -> Iterator[dict[str, Any]]:
     """Yield what the worker writes, until it ends; end it if a section is late."""
-    limit = time.monotonic() + 120.0  # to import everything
+    limit = time.monotonic() + 90.0  # to import everything
     running = True
     try:
         while running:
