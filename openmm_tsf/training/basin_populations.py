@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openmm_tsf.training.cells import count_by_cell, sum_by_cell
 from openmm_tsf.training.target_points import check_tensor_like
 
 #: |ln(p/q)|, about its mean, is cut to this in the coefficients of data.
@@ -76,7 +77,7 @@ class Populations:
 
     def data_coefficients(
         self, log_ratio: Tensor, group: Tensor, n_groups: int
-    ) -> tuple[Tensor, float]:
+    ) -> tuple[Tensor, Tensor]:
         """Return the coefficients [D] of -ln q at data, float64, and the spread of ln(p/q).
 
         `log_ratio` is ln(p/q) [D], up to a constant of each temperature; `group` [D] < `n_groups`.
@@ -86,7 +87,7 @@ class Populations:
         values = torch.where(usable, log_ratio, 0.0)
         centred = values - ((members.T @ values) / members.sum(0).clamp(min=1))[group]
         centred = torch.where(usable, centred.clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT), 0.0)
-        return self.log_variance * centred / len(centred), float(centred.std())
+        return self.log_variance * centred / len(centred), centred.std()
 
     def draw_coefficients(self, draw_basin: Tensor) -> Tensor:
         """Return the coefficients [D] of ln q at draws, float64, that correct the populations.
@@ -137,15 +138,14 @@ class Populations:
         is_drawn = torch.nn.functional.one_hot(drawn, shape[1]).double()
         self.basin_fractions += (is_drawn.mean(1) - self.basin_fractions) / _FRACTION_MEMORY
         rung = self._rung[group]
-        usable = (rung < shape[0]) & torch.isfinite(data_log_ratio)
-        rung, basin = rung[usable], data_basin[usable]
-        of_rung = torch.nn.functional.one_hot(rung, shape[0]).bool()
-        values = data_log_ratio[usable]
-        median = torch.where(of_rung, values[:, None], torch.nan).nanmedian(0).values
-        cell = rung * shape[1] + basin
-        counts = torch.bincount(cell, minlength=shape[0] * shape[1]).view(shape)
-        weights = torch.sigmoid(self.population_ratios[rung, basin] - values + median[rung])
-        of_data = torch.bincount(cell, weights, shape[0] * shape[1]).view(shape)
+        usable, n_cells = (rung < shape[0]) & torch.isfinite(data_log_ratio), shape[0] * shape[1]
+        of_rung = usable[:, None] & (torch.nn.functional.one_hot(rung, shape[0] + 1)[:, :-1] > 0)
+        median = torch.where(of_rung, data_log_ratio[:, None], torch.nan).nanmedian(0).values
+        cell = torch.where(usable, rung * shape[1] + data_basin, n_cells)  # or in none of them
+        counts = count_by_cell(cell, n_cells).view(shape)
+        rung = rung.clamp(max=shape[0] - 1)
+        weights = self.population_ratios[rung, data_basin] - data_log_ratio + median[rung]
+        of_data = sum_by_cell(torch.sigmoid(weights), cell, n_cells).view(shape)
         shifted = torch.nan_to_num(draws - median[:, None], nan=-torch.inf, posinf=torch.inf)
         weights = torch.sigmoid(shifted - self.population_ratios.gather(1, drawn))
         n_drawn, expected = is_drawn.sum(1), n * self.basin_fractions

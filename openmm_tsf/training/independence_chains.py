@@ -7,13 +7,14 @@ minor basin (compare Markovian score climbing, arXiv:2003.10374, and arXiv:2105.
 rare basin, which get few draws, also move by Langevin steps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from openmm_tsf.metropolis import metropolis
+from openmm_tsf.training.cells import count_by_cell, true_rows
 from openmm_tsf.training.langevin_relaxation import (
     FIRST_STEP,
     accept_mala,
@@ -34,6 +35,33 @@ class Walk(NamedTuple):
     y: Tensor
     tau: Tensor
     noise: Tensor
+
+
+class Pairs(NamedTuple):
+    """Chains and draws [M] by their rows, paired where `is_pair` [M] is true."""
+
+    chain: Tensor
+    draw: Tensor
+    is_pair: Tensor
+
+    def first(self, number: int) -> tuple[Tensor, Tensor]:
+        """Return the rows of the pairs, of which there are so many."""
+        rows = true_rows(self.is_pair, number)
+        return self.chain[rows], self.draw[rows]
+
+
+class Match(NamedTuple):
+    """Chains `index` [B] and their pairs with draws: of those with a home, and of the others.
+
+    `all_free` are the rows of the others; `numbers` [3] are a random number, which decides for
+    these or for the pairs within basins, and the numbers of pairs of both kinds.
+    """
+
+    index: Tensor
+    all_free: Tensor
+    settled: Pairs
+    free: Pairs
+    numbers: Tensor
 
 
 class IndependenceChains:
@@ -68,21 +96,24 @@ class IndependenceChains:
             (n_temperatures,), FIRST_STEP, dtype=points.y.dtype, device=points.y.device
         )
         self._next = 0
+        self._has_home = (self.home != EVERYWHERE).cpu()  # to know their number without a wait
+        self._last_turn = self.home[:0], 0
 
     def next_chains(self, n: int) -> Tensor:
         """Return the indices [K n] of the next n chains of each temperature, cyclically."""
-        chosen = self._upcoming(n)
+        self._last_turn = self._upcoming(n)
         self._next = (self._next + n) % self.n_chains
-        return chosen
+        return self._last_turn[0]
 
-    def _upcoming(self, n: int) -> Tensor:
-        """The indices that :meth:`next_chains` will return."""
-        chosen = (
-            self._next + torch.arange(n, dtype=torch.int64, device=self.home.device)
-        ) % self.n_chains
-        first = self.n_chains * torch.arange(
-            self.n_temperatures, dtype=torch.int64, device=self.home.device
-        )
+    def _upcoming(self, n: int) -> tuple[Tensor, int]:
+        """The indices that :meth:`next_chains` will return, and how many of them have a home."""
+        n_settled = int(self._has_home[self._turn(n, self._has_home.device)].sum())
+        return self._turn(n, self.home.device), n_settled
+
+    def _turn(self, n: int, device: torch.device) -> Tensor:
+        """The indices of the next n chains of each temperature."""
+        chosen = (self._next + torch.arange(n, dtype=torch.int64, device=device)) % self.n_chains
+        first = self.n_chains * torch.arange(self.n_temperatures, dtype=torch.int64, device=device)
         return (first[:, None] + chosen).flatten()
 
     def settle(self) -> None:
@@ -95,8 +126,8 @@ class IndependenceChains:
         A rare basin has few frames and gets few draws: without other moves its chains would show
         the flow the same points throughout the training, which it would learn by heart.
         """
-        index = self._upcoming(n)
-        index = index[self.home[index] != EVERYWHERE]
+        turn, n_settled = self._upcoming(n)
+        index = turn[true_rows(self.home[turn] != EVERYWHERE, n_settled)]
         step = self.step_sizes[index // self.n_chains]
         y, noise = propose_mala(self.points.take(index), step, generator)
         return Walk(index, y, self.points.tau[index], noise)
@@ -109,12 +140,14 @@ class IndependenceChains:
         index, temperature = walk.chains, walk.chains // self.n_chains
         points, step = self.points.take(index), self.step_sizes[temperature]
         accepted = accept_mala(points, new, walk.noise, step, generator)
-        counts = torch.bincount(temperature, minlength=self.n_temperatures)
-        n_accepted = torch.bincount(temperature[accepted], minlength=self.n_temperatures)
-        for k in counts.nonzero().flatten().tolist():
-            self.step_sizes[k] *= tuning_factor(float(n_accepted[k] / counts[k]))
-        moved = (accepted & (new.basin == self.home[index])).nonzero().flatten()
-        self.points.put(index[moved], new.take(moved))
+        of_accepted = torch.where(accepted, temperature, self.n_temperatures)  # or of none
+        counts, n_accepted = (
+            count_by_cell(each, self.n_temperatures) for each in (temperature, of_accepted)
+        )
+        acceptance = (n_accepted.float() / counts.float().clamp(min=1)).double()
+        factors = torch.where(counts > 0, tuning_factor(acceptance), 1.0)
+        self.step_sizes = self.step_sizes * factors.to(self.step_sizes)
+        self.points.replace(index, new, accepted & (new.basin == self.home[index]))
 
     def propose(
         self,
@@ -123,7 +156,7 @@ class IndependenceChains:
         proposed: Tensor,
         current: Tensor,
         generator: torch.Generator,
-    ) -> float:
+    ) -> Tensor:
         """Propose other points to the chains `index` [B], and accept or reject.
 
         Chains with a home get proposals in their basin. The others get, in half of the calls at
@@ -134,54 +167,68 @@ class IndependenceChains:
         `points` are proposals [B] in the order of `index` by temperature; `proposed` and `current`
         are ln(target/flow) at them and at the chains [B]. Returns the fraction accepted.
         """
-        basin, at_home = self.points.basin[index], self.home[index] != EVERYWHERE
-        within = (
-            float(torch.rand((), generator=generator, dtype=torch.float32, device=self.home.device))
-            < 0.5
-        )
-        free = (~at_home).nonzero().flatten()
+        match = self.match(index, points, generator)
+        return self.accept(match, match.numbers.tolist(), points, proposed, current, generator)
+
+    def match(self, index: Tensor, points: Points, generator: torch.Generator) -> Match:
+        """Pair chains and proposals, the first part of :meth:`propose`."""
+        basin, is_settled = self.points.basin[index], self.home[index] != EVERYWHERE
+        turn, n_settled = self._last_turn
+        if index is not turn:
+            n_settled = int(is_settled.sum())
+        device = index.device
+        coin = torch.rand((), generator=generator, dtype=torch.float32, device=device)
+        free = true_rows(~is_settled, len(index) - n_settled)
         # Steps within basins do not change basins, so that the reverse step has the same pairs.
-        settled = at_home.nonzero().flatten()
-        if len(settled):  # in random order: those without a draw are others each time
-            order = torch.randperm(
-                len(settled), generator=generator, dtype=torch.int64, device=self.home.device
-            )
+        settled = true_rows(is_settled, n_settled)
+        if n_settled:  # in random order: those without a draw are others each time
+            order = torch.randperm(n_settled, generator=generator, dtype=torch.int64, device=device)
             settled = settled[order]
-        parts = [self._pairs_within(settled, basin, points.basin)]
-        parts += [self._pairs_within(free, basin, points.basin) if within else (free, free)]
+        pairs = [self._pairs_within(chains, basin, points.basin) for chains in (settled, free)]
+        numbers = torch.stack([coin.double(), *(pair.is_pair.sum().double() for pair in pairs)])
+        return Match(index, free, *pairs, numbers)
+
+    def accept(
+        self,
+        match: Match,
+        numbers: Sequence[float],
+        points: Points,
+        proposed: Tensor,
+        current: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Accept or reject what is paired, the second part of :meth:`propose`."""
+        coin, n_settled, n_free = numbers
+        parts = [match.settled.first(int(n_settled))]
+        parts += [match.free.first(int(n_free)) if coin < 0.5 else (match.all_free, match.all_free)]
         chain, draw = (torch.cat(part) for part in zip(*parts, strict=True))
         if not len(chain):
-            return 0.0
+            return current.new_zeros(())
         # The network may give a state no finite density: an unlimited weight, which stays.
         limit = torch.finfo(current.dtype).max
         weights = torch.nan_to_num(current[chain], nan=limit)
         accepted, _ = metropolis(weights, proposed[draw], generator)
-        self.points.put(index[chain[accepted]], points.take(draw[accepted]))
-        return float(accepted.double().mean())
+        self.points.replace(match.index[chain], points.take(draw), accepted)
+        return accepted.double().mean()
 
-    def _pairs_within(
-        self, chains: Tensor, chain_basin: Tensor, draw_basin: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _pairs_within(self, chains: Tensor, chain_basin: Tensor, draw_basin: Tensor) -> Pairs:
         """Pairs of these chains and of draws, within temperatures and basins, in their order."""
         n = len(draw_basin)
-        temperature = torch.arange(n, dtype=torch.int64, device=self.home.device) // (
-            n // self.n_temperatures
-        )
+        temperature = torch.arange(n, dtype=torch.int64, device=chains.device)
+        temperature = temperature // (n // self.n_temperatures)
         of_chains = (temperature * self.n_basins + chain_basin)[chains]
         of_draws = temperature * self.n_basins + draw_basin
         n_cells = self.n_temperatures * self.n_basins
         chain_order, draw_order = (
             torch.argsort(cells, stable=True) for cells in (of_chains, of_draws)
         )
-        n_chains, n_draws = (
-            torch.bincount(cells, minlength=n_cells) for cells in (of_chains, of_draws)
-        )
+        n_chains, n_draws = (count_by_cell(cells, n_cells) for cells in (of_chains, of_draws))
         sorted_cells = of_chains[chain_order]
-        rank = torch.arange(len(chains), dtype=torch.int64, device=self.home.device)
+        rank = torch.arange(len(chains), dtype=torch.int64, device=chains.device)
         rank = rank - (n_chains.cumsum(0) - n_chains)[sorted_cells]
-        has_draw = rank < n_draws[sorted_cells]
         first_draw = (n_draws.cumsum(0) - n_draws)[sorted_cells]
-        return chains[chain_order[has_draw]], draw_order[(first_draw + rank)[has_draw]]
+        draw = draw_order[(first_draw + rank).clamp(max=n - 1)]
+        return Pairs(chains[chain_order], draw, rank < n_draws[sorted_cells])
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a checkpoint needs."""
@@ -204,4 +251,5 @@ class IndependenceChains:
             raise ValueError("step_sizes: expected positive numbers, got others")
         self.home = home.to(self.home, copy=True)
         self.step_sizes = sizes.to(self.step_sizes, copy=True)
+        self._has_home = (self.home != EVERYWHERE).cpu()
         self._next = check_int(content.get("next"), "next", least=0, most=self.n_chains - 1)

@@ -21,31 +21,36 @@ def relax_mala(
     evaluate: Callable[[Tensor, Tensor], Points],
     n_steps: int,
     generator: torch.Generator,
-) -> float:
+) -> Tensor:
     """Move points by steps of the Metropolis-adjusted Langevin algorithm (MALA), in place.
 
     Whitened coordinates have one scale, so that one step size serves all. It is tuned on the way:
     this is for initial states, not for samples. `evaluate` computes the target at y [B, d] and
     tau [B]. Returns the fraction of accepted steps in the second half.
     """
-    step, late_acceptance = FIRST_STEP, []
+    step = points.reduced_energy.new_full((), FIRST_STEP)
+    every = torch.arange(len(points), dtype=torch.int64, device=step.device)
+    late_acceptance = step.new_zeros(())
     for number in range(n_steps):
-        size = torch.full_like(points.tau, step)
+        size = step.to(points.tau).expand(len(points))
         y, noise = propose_mala(points, size, generator)
         new = evaluate(y, points.tau)
         accepted = accept_mala(points, new, noise, size, generator)
-        index = accepted.nonzero().flatten()
-        points.put(index, new.take(index))
-        acceptance = len(index) / len(points)
-        step *= tuning_factor(acceptance)
+        points.replace(every, new, accepted)
+        acceptance = accepted.sum() / step.new_full((), len(points))
+        step = step * tuning_factor(acceptance)
         if 2 * number >= n_steps:
-            late_acceptance.append(acceptance)
-    return sum(late_acceptance) / max(1, len(late_acceptance))
+            late_acceptance = late_acceptance + acceptance
+    return late_acceptance / max(1, n_steps // 2)
 
 
-def tuning_factor(acceptance: float) -> float:
-    """Return the factor by which the step size changes after steps with this acceptance."""
-    return float(2.0 ** (_TUNING * (acceptance - _ACCEPTANCE) / _ACCEPTANCE))
+def tuning_factor(acceptance: Tensor) -> Tensor:
+    """Return the factors by which step sizes change after steps with these acceptances, float64."""
+    exponent = _TUNING * (acceptance - _ACCEPTANCE) / _ACCEPTANCE
+    if exponent.device.type == "cpu":  # as the mathematical library rounds, not torch's vectors
+        powers = [2.0**value for value in exponent.flatten().tolist()]
+        return exponent.new_tensor(powers).view(exponent.shape)
+    return torch.pow(2.0, exponent)
 
 
 def propose_mala(points: Points, step: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """The loss of a training step, (1 - lambda) likelihood + lambda energy, and its estimators."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -11,18 +10,19 @@ from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.bijectors import Chain
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training.basins import BasinPartition
+from openmm_tsf.training.cells import mean_where
 from openmm_tsf.training.frames import TrainingFrames
 from openmm_tsf.training.losses import draw_normal, negative_log_likelihood, variational_free_energy
 from openmm_tsf.training.settings import FitSettings
+from openmm_tsf.training.step_numbers import StepNumbers
 from openmm_tsf.training.target import Target
-
-Record = Callable[[str, float], None]
 
 
 class Objective(Protocol):
     """What the training loop needs of an estimator of the loss."""
 
     def backward(self, network: Chain, step: int, generator: torch.Generator) -> None: ...
+    def update(self, generator: torch.Generator) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, content: Mapping[str, Any]) -> None: ...
 
@@ -30,8 +30,7 @@ class Objective(Protocol):
 class DirectObjective:
     """Eqs. 5 and 6 of arXiv:2012.00429, differentiated directly; likelihood alone without a target.
 
-    `generator` draws the copies of frames, where copies overlap; `record` is called with the name
-    and value of each loss.
+    `generator` draws the copies of frames, where copies overlap; `numbers` records each loss.
     """
 
     def __init__(
@@ -42,9 +41,9 @@ class DirectObjective:
         basins: BasinPartition,
         settings: FitSettings,
         generator: torch.Generator,
-        record: Record,
+        numbers: StepNumbers,
     ) -> None:
-        self.flow, self.target, self.settings, self.record = flow, target, settings, record
+        self.flow, self.target, self.settings, self.numbers = flow, target, settings, numbers
         share = settings.basin_share
         self.data = TrainingFrames(flow, train, basins, settings.dtype, share, generator)
         temperatures = settings.temperatures or (flow.reference_temperature,)
@@ -54,13 +53,16 @@ class DirectObjective:
         """Set the gradients of the parameters."""
         self.loss(network, self.settings.mixing(step), generator).backward()
 
+    def update(self, generator: torch.Generator) -> None:
+        """Do nothing: there is no state."""
+
     def loss(self, network: Chain, mixing: float, generator: torch.Generator) -> Tensor:
         """Return the loss with its graph; NaN where no draw had a finite energy."""
         settings, flow = self.settings, self.flow
         y, log_det, tau = self.data.batch(settings.batch_size, generator)
         momenta = draw_normal(tau, flow.n_momenta, generator)
         nll = negative_log_likelihood(network, y, log_det, momenta, tau).mean()
-        self.record("nll", float(nll.detach()))
+        self.numbers.record("nll", nll)
         if mixing == 0 or self.target is None:
             return nll
         shape = (settings.kl_batch_size,)
@@ -71,11 +73,11 @@ class DirectObjective:
         v = draw_normal(tau, flow.n_coordinates + flow.n_momenta, generator)
         free_energy = variational_free_energy(self.target, network, v, tau)
         finite = torch.isfinite(free_energy)
-        if not bool(finite.any()):
-            return nll * math.nan  # a step without a gradient: counted and skipped
-        kl = free_energy[finite].mean()
-        self.record("kl", float(kl.detach()))
-        return (1 - mixing) * nll + mixing * kl.to(nll.dtype)
+        kl = mean_where(free_energy, finite)
+        self.numbers.record("kl", kl)
+        loss = (1 - mixing) * nll + mixing * kl.to(nll.dtype)
+        # Without any, a step without a gradient: counted and skipped.
+        return loss / finite.any()
 
     def state_dict(self) -> dict[str, Any]:
         """Return an empty dictionary: there is no state."""

@@ -15,12 +15,12 @@ from openmm_tsf.flows.bijectors import Chain
 from openmm_tsf.flows.weights import log_weight
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training.basin_populations import Populations
+from openmm_tsf.training.cells import mean_where
 from openmm_tsf.training.control_variates import ControlVariates
 from openmm_tsf.training.frames import FramePicker, dataset_weights, split_batch, whiten_frames
-from openmm_tsf.training.independence_chains import EVERYWHERE, IndependenceChains, Walk
+from openmm_tsf.training.independence_chains import EVERYWHERE, IndependenceChains, Match, Walk
 from openmm_tsf.training.langevin_relaxation import relax_mala
 from openmm_tsf.training.losses import draw_normal
-from openmm_tsf.training.objectives import Record
 from openmm_tsf.training.path_gradients import (
     data_cotangent,
     draw_cotangent,
@@ -30,6 +30,7 @@ from openmm_tsf.training.path_gradients import (
     log_density_at_draws,
 )
 from openmm_tsf.training.settings import FitSettings
+from openmm_tsf.training.step_numbers import StepNumbers
 from openmm_tsf.training.target import Target
 from openmm_tsf.training.target_points import Points
 from openmm_tsf.utils.threads import torch_threads
@@ -65,6 +66,16 @@ class _EnergyPart(NamedTuple):
     walked: Points | None
 
 
+class _ChainsStep(NamedTuple):
+    """What moves the chains once the numbers of the step are read."""
+
+    match: Match
+    counts: list[float]
+    energy: _EnergyPart
+    current: Tensor
+    walk: Walk | None
+
+
 class PathObjective:
     """Both divergences by path gradients, with chains and terms for the populations.
 
@@ -80,9 +91,9 @@ class PathObjective:
         target: Target,
         settings: FitSettings,
         generator: torch.Generator,
-        record: Record,
+        numbers: StepNumbers,
     ) -> None:
-        self.flow, self.settings, self.record = flow, settings, record
+        self.flow, self.settings, self.numbers = flow, settings, numbers
         self.n_basins = target.basins.n_basins
         self._evaluate = partial(Points.at, target)
         temperatures = settings.temperatures or (flow.reference_temperature,)
@@ -93,6 +104,9 @@ class PathObjective:
         self.dataset_weights = dataset_weights(train)
         frames = [self._frames(dataset, generator) for dataset in train]
         self.frames = [points for points, _ in frames]
+        # As the host's numbers, which are read once.
+        self._taus = [float(tau) for tau in self.ladder]
+        self._frame_taus = [float(points.tau[0]) for points in self.frames]
         self.pickers = [
             (FramePicker(points.basin, 0.0), FramePicker(points.basin, 1.0))
             for points in self.frames
@@ -105,6 +119,7 @@ class PathObjective:
         self._log_det = float((weights * log_dets).sum() / weights.sum())
         self.chains: IndependenceChains | None = None
         self._relaxed = False
+        self._step: _ChainsStep | None = None
         groups = [points.tau[:1] for points in self.frames]
         if settings.n_chains:
             points, home = self._initial_states(generator)
@@ -147,32 +162,36 @@ class PathObjective:
         """
         parts, homes, n = [], [], self.settings.n_chains
         n_settled = self._n_spread(n)
-        for tau in self.ladder:
-            distances = [abs(math.log(float(frames.tau[0]) / float(tau))) for frames in self.frames]
-            frames = self.frames[distances.index(min(distances))]
+        for tau in self._taus:
+            nearest = min(range(len(self.frames)), key=lambda k: self._distance(k, tau))
+            frames = self.frames[nearest]
             in_all = FramePicker(frames.basin, 0.0).draw(n - n_settled, generator)
             in_each = FramePicker(frames.basin, 1.0).draw(n_settled, generator)
             # In random order, so that each step has chains of both kinds.
-            order = torch.randperm(n, generator=generator, dtype=torch.int64, device=tau.device)
+            device = self.flow.device
+            order = torch.randperm(n, generator=generator, dtype=torch.int64, device=device)
             home = torch.cat([torch.full_like(in_all, EVERYWHERE), frames.basin[in_each]])
             homes.append(home[order])
             chosen = frames.take(torch.cat([in_all, in_each])[order])
-            if not self._has_tau(frames, tau):
-                chosen = self._evaluate(chosen.y, torch.full_like(chosen.tau, float(tau)))
+            if not self._is_near(nearest, tau):
+                chosen = self._evaluate(chosen.y, torch.full_like(chosen.tau, tau))
             parts.append(chosen)
         return Points.join(parts), torch.cat(homes)
 
-    @staticmethod
-    def _has_tau(frames: Points, tau: Tensor) -> bool:
-        return abs(math.log(float(frames.tau[0]) / float(tau))) < 1e-6
+    def _distance(self, number: int, tau: float) -> float:
+        """Between the temperature of a dataset and another one."""
+        return abs(math.log(self._frame_taus[number] / tau))
+
+    def _is_near(self, number: int, tau: float) -> bool:
+        return self._distance(number, tau) < 1e-6
 
     def _relax(self, chains: IndependenceChains, generator: torch.Generator) -> None:
         """Bring initial states of another temperature to the temperature of their chains."""
         n = self.settings.n_chains
         logger.info("training: Markov chains are brought to the temperatures of the ladder")
-        for rung, tau in enumerate(self.ladder):
-            if not any(self._has_tau(frames, tau) for frames in self.frames):
-                index = rung * n + _numbers(n, tau.device)
+        for rung, tau in enumerate(self._taus):
+            if not any(self._is_near(number, tau) for number in range(len(self.frames))):
+                index = rung * n + _numbers(n, self.flow.device)
                 points = chains.points.take(index)
                 with torch_threads(self._threads):  # steps have fewer: two run at once
                     relax_mala(points, self._evaluate, _RELAXATION_STEPS, generator)
@@ -183,6 +202,7 @@ class PathObjective:
     def backward(self, network: Chain, step: int, generator: torch.Generator) -> None:
         """Set the gradients of the parameters: NaN where no draw had a finite energy.
 
+        :meth:`update` completes the step, once its numbers are read.
         Likelihood and energy share no operation: with two or more of torch's threads they run in
         parallel, with the same results.
         """
@@ -219,14 +239,25 @@ class PathObjective:
                 log_ratio, batch.group, batch.points.basin, energy.log_ratio, energy.points.basin
             )
             if self.chains is not None and chains is not None:
+                match, counts = self.chains.match(chains, energy.points, generator), []
+                self.numbers.add(match.numbers, counts.extend)
                 current = log_ratio[self.settings.batch_size :]
-                proposals = energy.points, energy.log_ratio
-                accepted = self.chains.propose(chains, *proposals, current, generator)
-                self.record("chains", accepted)
-                if walk is not None and energy.walked is not None:
-                    self.chains.finish_walk(walk, energy.walked, generator)
+                self._step = _ChainsStep(match, counts, energy, current, walk)
         for parameter, gradient in zip(network.parameters(), gradients, strict=True):
             parameter.grad = gradient
+
+    def update(self, generator: torch.Generator) -> None:
+        """Move the chains with the draws of :meth:`backward`."""
+        step, self._step = self._step, None
+        if self.chains is None or step is None:
+            return
+        if not step.counts:
+            self.numbers.read()
+        proposals = step.energy.points, step.energy.log_ratio
+        accepted = self.chains.accept(step.match, step.counts, *proposals, step.current, generator)
+        self.numbers.record("chains", accepted)
+        if step.walk is not None and step.energy.walked is not None:
+            self.chains.finish_walk(step.walk, step.energy.walked, generator)
 
     def _batch(self, step: int, chains: Tensor | None, generator: torch.Generator) -> _Batch:
         """Frames, and the states of `chains` (indices), which there are once there are draws."""
@@ -263,13 +294,13 @@ class PathObjective:
         cell = batch.group * self.n_basins + points.basin
         target, beta = self.control.update(v, pullback(gradient), tau, cell)
         cotangent = data_cotangent(v, target, tau, beta)
-        self.record("cotangent_data", float(cotangent.norm(dim=1).mean()))
+        self.numbers.record("cotangent_data", cotangent.norm(dim=1).mean())
         # Up to a constant of each temperature, the same for frames and for chains.
         log_ratio = _log_ratio(points, momenta, v.detach(), log_det.detach())
         coefficients, spread = self.populations.data_coefficients(
             log_ratio, batch.group, batch.n_groups
         )
-        self.record("log_ratio", spread)
+        self.numbers.record("log_ratio", spread)
         # A point that the network maps far away would outweigh all others.
         uncut = is_uncut(cotangent)
         nll = torch.where(uncut, 0.5 * v.square().sum(dim=1) / tau - log_det, 0.0)
@@ -284,9 +315,9 @@ class PathObjective:
 
     def _record_likelihood(self, nll: Tensor, v: Tensor, tau: Tensor, uncut: Tensor) -> None:
         """Record the joint NLL of the frames, as the direct estimator does."""
-        frames = uncut[: self.settings.batch_size].nonzero().flatten()
-        norm = 0.5 * v.shape[1] * torch.log(2 * math.pi * tau[frames])
-        self.record("nll", float((nll[frames] + norm).mean()) - self._log_det)
+        frames = slice(self.settings.batch_size)
+        nll = nll[frames] + 0.5 * v.shape[1] * torch.log(2 * math.pi * tau[frames])
+        self.numbers.record("nll", mean_where(nll, uncut[frames]).double() - self._log_det)
 
     def _energy(self, network: Chain, v: Tensor, tau: Tensor, walk: Walk | None) -> _EnergyPart:
         """Gradients of KL(q || p) and of the population term over draws v [B, d+m]."""
@@ -296,21 +327,19 @@ class PathObjective:
         momenta = y[:, d:].detach()
         finite = torch.isfinite(points.reduced_energy)
         log_ratio = _log_ratio(points, momenta, v, -log_det.detach())
-        if not bool(finite.any()):
-            gradients = [torch.full_like(parameter, math.nan) for parameter in parameters]
-            return _EnergyPart(gradients, points, torch.full_like(log_ratio, math.nan), walked)
         gradient = torch.cat([points.gradient, momenta / tau[:, None]], dim=1)
         score = draw_score(v, pullback, tau)
         cotangent = torch.where(finite[:, None], draw_cotangent(score, gradient), 0.0)
-        self.record("cotangent_draws", float(cotangent.norm(dim=1).mean()))
+        self.numbers.record("cotangent_draws", cotangent.norm(dim=1).mean() / finite.any())
         uncut = is_uncut(cotangent)
         weight = log_weight(points.reduced_energy, momenta.double(), tau, -log_det.detach())
-        self.record("kl", float(-weight[finite & uncut].mean()))
+        self.numbers.record("kl", -mean_where(weight, finite & uncut))
         coefficients = self.populations.draw_coefficients(points.basin)
         coefficients = torch.where(uncut, coefficients, 0.0).to(y)
-        chosen = coefficients != 0  # the scores of the others may be infinite
-        log_q = log_density_at_draws(y[chosen], log_det[chosen], score[chosen])
-        loss = (y * cotangent).sum() / finite.sum() - (coefficients[chosen] * log_q).sum()
+        score = torch.where(coefficients[:, None] != 0, score, 0.0)  # others may be infinite
+        log_q = log_density_at_draws(y, log_det, score)
+        # Without a finite energy 0/0: a step without a gradient, which is counted and skipped.
+        loss = (y * cotangent).sum() / finite.sum() - (coefficients * log_q).sum()
         gradients = list(torch.autograd.grad(loss, parameters))
         return _EnergyPart(gradients, points, log_ratio, walked)
 

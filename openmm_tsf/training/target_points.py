@@ -66,6 +66,13 @@ class Points:
         for field in fields(self):
             getattr(self, field.name)[index] = getattr(other, field.name)
 
+    def replace(self, index: Tensor, other: "Points", chosen: Tensor) -> None:
+        """Replace the points at `index`, each named once, where `chosen` is true."""
+        for field in fields(self):
+            tensor, new = getattr(self, field.name), getattr(other, field.name)
+            mask = chosen.view(-1, *(1,) * (new.ndim - 1))
+            tensor[index] = torch.where(mask, new, tensor[index])
+
     @staticmethod
     def join(parts: "list[Points]") -> "Points":
         """Concatenate several sets of points."""

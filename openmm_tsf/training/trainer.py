@@ -28,8 +28,10 @@ from openmm_tsf.training.objectives import DirectObjective, Objective
 from openmm_tsf.training.optimizers import make_optimizers, set_learning_rate
 from openmm_tsf.training.path_objective import PathObjective
 from openmm_tsf.training.settings import FitSettings
+from openmm_tsf.training.step_numbers import StepNumbers
 from openmm_tsf.training.target import Target, trains_in_single_precision
 from openmm_tsf.training.validation import Validation, Validator
+from openmm_tsf.utils.deferred import defer_checks
 from openmm_tsf.utils.random import make_generator
 from openmm_tsf.utils.threads import torch_threads
 from openmm_tsf.utils.validation import require_entry
@@ -63,8 +65,8 @@ class Trainer:
         train, held_out = zip(*((split.train, split.validation) for split in splits), strict=True)
         populations = [basins.populations(dataset.positions) for dataset in datasets]
         self.validator = Validator(flow, held_out, target, basins, settings, seed, populations)
-        self.running: dict[str, float] = {}
-        options = settings, self.generator, self._record
+        self.numbers = StepNumbers()
+        options = settings, self.generator, self.numbers
         self.objective: Objective
         if settings.estimator == "path":
             assert target is not None
@@ -100,27 +102,34 @@ class Trainer:
         """The validation with the lowest score."""
         return min(self.history, key=lambda validation: validation.score)
 
-    def _record(self, name: str, value: float) -> None:
-        if math.isfinite(value):
-            old = self.running.get(name, value)
-            self.running[name] = 0.98 * old + 0.02 * value
-
     def train_step(self) -> None:
-        """Make one step of the optimizers; too many skipped in a row: a FloatingPointError."""
-        settings = self.settings
+        """Make one step of the optimizers; too many skipped in a row: a FloatingPointError.
+
+        On a GPU it waits for the device once.
+        """
+        with defer_checks() as checks:
+            self._train_step()
+        if checks.flags:  # read with the next numbers
+            flags = torch.stack(checks.flags)
+            self.numbers.add(flags, lambda failed: checks.raise_first([bool(x) for x in failed]))
+
+    def _train_step(self) -> None:
+        settings, running = self.settings, self.numbers.running
         set_learning_rate(self.optimizers, settings.learning_rate_at(self.step))
         self.network.zero_grad(set_to_none=True)
         with torch.enable_grad():  # others may have disabled gradients
             self.objective.backward(self.network, self.step, self.generator)
         # A few points that the network maps far away would misdirect it for many steps.
-        usual = self.running.get("grad_norm", math.inf)
+        usual = running.get("grad_norm", math.inf)
         limit = min(settings.max_grad_norm, _CLIP_FACTOR * usual)
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
-        if bool(torch.isfinite(norm)):
+        before = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+        norm = self._read(before)
+        self.objective.update(self.generator)
+        if math.isfinite(norm):
             for optimizer in self.optimizers.values():
                 optimizer.step()
             self.skipped_in_a_row = 0
-            self._record("grad_norm", min(float(norm), limit))
+            self.numbers.update("grad_norm", min(norm, limit))
         else:
             self.n_skipped += 1
             self.skipped_in_a_row += 1
@@ -136,11 +145,19 @@ class Trainer:
             )
         self.step += 1
 
+    def _read(self, number: Tensor) -> float:
+        """Return a number, after all others that a step has left on the device."""
+        values: list[float] = []
+        self.numbers.add(number, values.extend)
+        self.numbers.read()
+        return values[0]
+
     def validate(self) -> Validation:
         """Validate the averaged weights and keep them if they are the best."""
-        mixing = self.settings.mixing(self.step)
+        self.numbers.read()
+        step = self.step, self.settings.mixing(self.step), self.numbers.running
         with torch_threads(self.threads):  # steps may have fewer
-            validation = self.validator.validate(self.average, self.step, mixing, self.running)
+            validation = self.validator.validate(self.average, *step)
         self.history.append(validation)
         if self.best is validation:
             self.best_weights = copy.deepcopy(self.average.state_dict())
@@ -170,6 +187,7 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint."""
+        self.numbers.read()
         content = {
             "format": CHECKPOINT_FORMAT,
             "settings": self.settings.to_config(),
@@ -181,7 +199,8 @@ class Trainer:
             "generator_device": self.generator.device.type,
             "objective": self.objective.state_dict(),
             "history": [asdict(validation) for validation in self.history],
-            **{name: getattr(self, name) for name in (*_COUNTERS, "running", "best_weights")},
+            "running": self.numbers.running,
+            **{name: getattr(self, name) for name in (*_COUNTERS, "best_weights")},
         }
         write_tensors(path, on_host(content))
 
@@ -208,7 +227,8 @@ class Trainer:
         self.step, self.n_skipped = int(content["step"]), int(content["n_skipped"])
         self.skipped_in_a_row = int(content["skipped_in_a_row"])
         self.objective.load_state_dict(require_entry(content, "objective", dict))
-        self.running = {str(key): float(value) for key, value in content["running"].items()}
+        running = content["running"].items()
+        self.numbers.running = {str(key): float(value) for key, value in running}
         self.wall_seconds = self.earlier_seconds = float(content["wall_seconds"])
         self.earlier_evaluations = int(content["n_evaluations"]) - preparation
         self.history = [Validation(**row) for row in content["history"]]

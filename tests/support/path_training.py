@@ -11,6 +11,7 @@ from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training import FitSettings
 from openmm_tsf.training.basins import BasinPartition
 from openmm_tsf.training.path_objective import PathObjective
+from openmm_tsf.training.step_numbers import StepNumbers
 from openmm_tsf.training.target import Target
 
 D, FAR = 3, 1e9
@@ -58,7 +59,7 @@ def make_objective(flow, potential, data, settings=SHORT):
         Target(flow, potential, BasinPartition.find([data]), FAR),
         settings,
         torch.Generator().manual_seed(1),
-        lambda *_: None,
+        StepNumbers(),
     )
 
 

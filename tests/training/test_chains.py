@@ -215,6 +215,7 @@ def test_the_objectives_chains_sample_their_temperatures(monkeypatch):
     network, generator = copy.deepcopy(flow.network).float(), torch.Generator().manual_seed(2)
     for _ in range(160):
         objective.backward(network, SHORT.n_steps, generator)
+        objective.update(generator)
     assert objective.chains is not None
     for rung, temperature in enumerate((0.5, 1.0)):
         y = objective.chains.points.y[rung * n : (rung + 1) * n].double()

@@ -138,7 +138,7 @@ def test_large_cotangents_are_cut_and_non_finite_ones_zero():
 
 def test_control_variates_have_the_least_noise():
     """Beta is 1 where c and g are equal, small where g is mostly noise, by cell."""
-    control, generator = ControlVariates(3), torch.Generator().manual_seed(1)
+    control, generator = ControlVariates(3, torch.device("cpu")), torch.Generator().manual_seed(1)
     tau, cell = torch.full((3000,), 0.5), torch.arange(3000) % 2
     for _ in range(50):
         v = torch.randn(3000, 6, generator=generator)
@@ -150,8 +150,8 @@ def test_control_variates_have_the_least_noise():
     assert spread[1] < min(spread[0], spread[2])
     bad = torch.full((3000, 6), math.nan)
     assert torch.isfinite(control.update(bad, bad, tau, cell)[1]).all()
-    again = ControlVariates(3)
+    again = ControlVariates(3, torch.device("cpu"))
     again.load_state_dict(control.state_dict())
     assert torch.equal(again.products, control.products)
     with pytest.raises(ValueError, match="products"):
-        ControlVariates(2).load_state_dict(control.state_dict())
+        ControlVariates(2, torch.device("cpu")).load_state_dict(control.state_dict())
