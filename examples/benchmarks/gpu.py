@@ -25,21 +25,24 @@ from typing import Any
 
 #: Sections in the order in which they run: (module, function, share of the time).
 SECTIONS: dict[str, tuple[str, str, float]] = {
+    "compiling": ("gpu_compile", "start_compiling", 2),
     "tests": ("gpu_jobs", "run_tests", 40),
-    "energies": ("gpu_energies", "measure_energies", 80),
+    "energies": ("gpu_energies", "measure_energies", 40),
+    "compilation": ("gpu_compile", "wait_for_compiling", 50),
+    "compiled_energies": ("gpu_energies", "measure_compiled_energies", 25),
     "main_job": ("gpu_jobs", "run_main_job", 150),
     "many_walkers": ("gpu_jobs", "run_many_walkers", 30),
-    "iterations": ("gpu_sampling", "measure_iterations", 40),
-    "training": ("gpu_jobs", "measure_training", 35),
-    "round_trips": ("gpu_sampling", "measure_round_trips", 8),
-    "bits": ("gpu_sampling", "measure_bits", 20),
-    "decisions": ("gpu_decisions", "measure_decisions", 15),
-    "compiled_flow": ("gpu_sampling", "measure_compiled_flow", 40),
-    "device": ("gpu_energies", "measure_device", 8),
-    "writing": ("gpu_sampling", "measure_writing", 14),
+    "iterations": ("gpu_sampling", "measure_iterations", 35),
+    "training": ("gpu_jobs", "measure_training", 25),
+    "round_trips": ("gpu_sampling", "measure_round_trips", 6),
+    "bits": ("gpu_sampling", "measure_bits", 15),
+    "decisions": ("gpu_decisions", "measure_decisions", 10),
+    "compiled_flow": ("gpu_sampling", "measure_compiled_flow", 35),
+    "device": ("gpu_energies", "measure_device", 6),
+    "writing": ("gpu_sampling", "measure_writing", 11),
 }
-#: These compile, or are tests: with tiny sizes they come last and get the time that is left.
-LAST_IN_SMOKE = ("energies", "compiled_flow", "tests")
+#: These wait for a compiler, or are tests: with tiny sizes they get the time that is left.
+LAST_IN_SMOKE = ("tests", "compilation", "compiled_energies", "compiled_flow")
 #: Seconds that a late section has to end by itself.
 GRACE = 10.0
 

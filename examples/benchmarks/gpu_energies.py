@@ -12,10 +12,12 @@ from timing import openmm_loop, seconds
 
 from openmm_tsf.potentials.platforms import available_platforms
 
-_DTYPES = {"float64": torch.float64, "float32": torch.float32}
-_BATCHES = (10**6, 192, 3072, 49152)
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+BATCHES = (10**6, 192, 3072, 49152)
+SMOKE_BATCHES = (256, 192)
 #: Conformations whose energies are compared with the Reference platform's.
 _COMPARED = 192
+_LOOP = "loop over OpenMM's "
 
 
 def conformations(bench: Bench, n: int) -> torch.Tensor:
@@ -28,25 +30,34 @@ def conformations(bench: Bench, n: int) -> torch.Tensor:
 
 
 def measure_energies(bench: Bench) -> Entries:
-    """Microseconds per conformation by batch, precision and compiler, beside OpenMM's loop."""
-    batches = (256, 192) if bench.smoke else _BATCHES
-    x = conformations(bench, max(batches))
-    reference = loop_energies(bench, "Reference", {}, x[:_COMPARED])
-    loops: dict[str, float] = {}
+    """Microseconds per conformation by batch and precision, and of a loop over OpenMM's."""
+    x, reference = compared(bench)
     for name, label, properties in loop_platforms(bench):
-        result = measure_loop(bench, name, properties, x, reference)
-        loops[label] = result["us"]
-        yield f"loop over OpenMM's {label}", result
+        yield f"{_LOOP}{label}", measure_loop(bench, name, properties, x, reference)
+    yield from measure_batches(bench, False)
+
+
+def measure_compiled_energies(bench: Bench) -> Entries:
+    """The same compiled, as the section before it compiled them."""
     # In a rehearsal without a GPU nothing is compiled: C++ would take a minute for each.
-    for compile in (False, True) if bench.is_cuda or not bench.smoke else (False,):
-        for name, dtype in _DTYPES.items():
-            y = x.to(dtype)
-            for batch in batches:
-                result = measure_batch(bench, y[:batch], compile, reference)
-                for label, us in loops.items():
-                    result[f"times faster than {label}"] = round(us / result["us"], 1)
-                mode = "compiled" if compile else "eager"
-                yield f"{batch} conformations, {name}, {mode}", result
+    yield from measure_batches(bench, bench.is_cuda or not bench.smoke)
+
+
+def compared(bench: Bench) -> tuple[torch.Tensor, np.ndarray]:
+    """Return conformations, and the energies of the first on the Reference platform."""
+    x = conformations(bench, max(SMOKE_BATCHES if bench.smoke else BATCHES))
+    context = make_context(bench, "Reference", {})
+    return x, energies_of(context, x[:_COMPARED].cpu().numpy())
+
+
+def measure_batches(bench: Bench, compile: bool) -> Entries:
+    x, reference = compared(bench)
+    for name, dtype in DTYPES.items():
+        y = x.to(dtype)
+        for batch in SMOKE_BATCHES if bench.smoke else BATCHES:
+            mode = "compiled" if compile else "eager"
+            result = measure_batch(bench, y[:batch], compile, reference)
+            yield f"{batch} conformations, {name}, {mode}", result
 
 
 def measure_batch(
@@ -112,12 +123,6 @@ def energies_of(context: openmm.Context, x: np.ndarray) -> np.ndarray:
         context.setPositions(row)
         energies.append(context.getState(energy=True).getPotentialEnergy()._value)
     return np.array(energies)
-
-
-def loop_energies(
-    bench: Bench, name: str, properties: dict[str, str], x: torch.Tensor
-) -> np.ndarray:
-    return energies_of(make_context(bench, name, properties), x.cpu().numpy())
 
 
 def measure_device(bench: Bench) -> Entries:
