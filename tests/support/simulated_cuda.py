@@ -238,12 +238,13 @@ def _is_view(func: Any) -> bool:
 
 def _check_generator(values: list[Any], to_cuda: bool) -> None:
     for generator in values:
-        if isinstance(generator, _Generator):
-            if (isinstance(generator, SimulatedGenerator) or _Functions.cuda_generator) != to_cuda:
-                expected, got = ("cuda", "cpu") if to_cuda else ("cpu", "cuda")
-                raise RuntimeError(
-                    f"Expected a '{expected}' device type for generator but found '{got}'"
-                )
+        if not isinstance(generator, _Generator):
+            continue
+        if (isinstance(generator, SimulatedGenerator) or _Functions.cuda_generator) != to_cuda:
+            expected, got = ("cuda", "cpu") if to_cuda else ("cpu", "cuda")
+            raise RuntimeError(
+                f"Expected a '{expected}' device type for generator but found '{got}'"
+            )
 
 
 def _check_devices(name: str, tensors: list[Tensor]) -> None:

@@ -298,7 +298,9 @@ def test_lambda_and_learning_rate_schedules():
     settings = FitSettings(n_steps=100, lambda_max=0.2, ramp=(0.2, 0.6), warmup_steps=10)
     assert [settings.mixing(s) for s in (0, 19, 40, 60, 99)] == pytest.approx([0, 0, 0.1, 0.2, 0.2])
     falls = dataclasses.replace(settings, final_lambda=0.1)
-    assert [falls.mixing(s) for s in (0, 40, 60, 80, 100)] == pytest.approx([0, 0.1, 0.2, 0.15, 0.1])
+    assert [falls.mixing(s) for s in (0, 40, 60, 80, 100)] == pytest.approx(
+        [0, 0.1, 0.2, 0.15, 0.1]
+    )
     assert [falls.rise(s) for s in (0, 40, 60, 80, 100)] == [0, 0.5, 1, 1, 1]
     assert settings.learning_rate_at(9) == pytest.approx(settings.learning_rate)
     assert settings.learning_rate_at(100) == pytest.approx(settings.final_learning_rate)
