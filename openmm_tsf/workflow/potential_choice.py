@@ -7,6 +7,7 @@ import openmm
 import torch
 
 from openmm_tsf.potentials.base import Potential, is_potential_description
+from openmm_tsf.potentials.blocks import bytes_per_conformation
 from openmm_tsf.potentials.forces.base import NotCovered
 from openmm_tsf.potentials.torch_potential import TooLarge
 from openmm_tsf.sampling.kernels.schedule import SequenceSettings
@@ -21,6 +22,10 @@ logger = logging.getLogger(__name__)
 COMPILE_FROM = 1_000_000
 #: Smaller batches would fill a compiled block mostly with copies.
 COMPILE_BATCH = 32
+
+#: Rows of a compiled block on a GPU. Smaller batches than a quarter of it are not worth a program,
+#: and in float32 it has twice as many: 384 serves the 192 rows of the presets' sampling in both.
+GPU_BLOCK = 384
 
 #: Forces of small molecules for which torch is faster than OpenMM without being compiled.
 _SLOW_IN_OPENMM = (openmm.CustomGBForce, openmm.CustomNonbondedForce)
@@ -77,8 +82,12 @@ def open_potential(
 
 
 def _open_on_gpu(molecule: MolecularSystem, device: torch.device, compiled: bool) -> Potential:
+    options: dict[str, Any] = {"device": device, "compile": compiled}
+    if compiled:
+        needed = GPU_BLOCK * bytes_per_conformation(molecule.n_atoms, torch.float64)
+        options["memory"] = min(max(needed, 2**20), 2**30)
     try:
-        return molecule.potential(kind="torch", device=device, compile=compiled)
+        return molecule.potential(kind="torch", **options)
     except (NotCovered, TooLarge) as reason:
         logger.warning(
             "energies by OpenMM's Contexts, one conformation after the other, which is far slower "
