@@ -32,6 +32,7 @@ from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.sampling.kernels import PlainSwap, TorchLangevin
 from openmm_tsf.systems import MDDataset, MolecularSystem, alanine_dipeptide
 from openmm_tsf.systems.files import load_molecule
+from openmm_tsf.units import as_temperatures
 from openmm_tsf.workflow.frames import load_trajectory
 from openmm_tsf.workflow.md import run_md
 from openmm_tsf.workflow.options import RunOptions
@@ -90,11 +91,20 @@ def make_sampler(
     return sampler
 
 
+def check_ladder(temperatures: Sequence[float]) -> tuple[float, ...]:
+    """Return the temperatures of a ladder with swaps, ascending and at least two."""
+    ladder = as_temperatures(temperatures, "--temperatures")
+    if len(ladder) < 2:
+        raise ValueError(f"--temperatures: expected at least two, to swap between, got {ladder}")
+    return ladder
+
+
 def run(args: argparse.Namespace) -> None:
     """Sample until the directory has the given number of iterations."""
+    temperatures = check_ladder(args.temperatures)
     molecule, directory = read_molecule(args), Path(args.directory)
     dataset = start_frames(molecule, directory, args.seed)
-    sampler = make_sampler(molecule, dataset, args.temperatures, args.walkers, args.seed)
+    sampler = make_sampler(molecule, dataset, temperatures, args.walkers, args.seed)
     if (directory / "config.json").exists():
         sampler.resume(directory)
     left = args.iterations - sampler.state.iteration

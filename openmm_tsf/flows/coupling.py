@@ -13,6 +13,8 @@ from openmm_tsf.flows.perceptron import Perceptron, Tape
 #: Log-scales are bounded smoothly to this, so that a coupling cannot overflow.
 LOG_SCALE_BOUND = 2.0
 _SIGMOID_RATE = 2.0 / LOG_SCALE_BOUND
+#: Batches of conditioners in a lower precision are padded to a multiple of this.
+_MULTIPLE = 16
 
 
 class AffineCoupling(nn.Module):
@@ -23,8 +25,10 @@ class AffineCoupling(nn.Module):
     affine in v_t with determinant exp(sum s), hence a bijection that changes volumes by that
     factor. The inverse needs the same s and t: v_c is recovered to the last bits of the features'
     precision, which rarely (1 in 10^8 numbers) lie across a rounding boundary of the conditioner's,
-    and matrix products may differ in their last bit between batch sizes. The round-trip check of
-    the kernels measures both.
+    and they must not depend on the batch that a row is in. On CPUs they do where a batch does not
+    fill the vector registers, in products of few rows and in the elements that are left over, so
+    that the conditioner sees a multiple of 16 rows. The round-trip check of the kernels measures
+    both, at all the batch sizes that they use.
 
     `transformed` are the indices of the transformed features; the conditioner, with layers of
     widths `hidden`, sees the others. `volume_preserving` subtracts the mean from the log-scales, so
@@ -79,8 +83,15 @@ class AffineCoupling(nn.Module):
         return torch.cat([active, passive]).index_select(0, self.order).T
 
     def _shift_and_log_scale(self, passive: Tensor) -> tuple[Tensor, Tensor]:
-        shift, raw = self.net(passive.to(self.conditioner_dtype or passive.dtype)).chunk(2)
-        return shift.to(passive.dtype), self.centre(bound(raw).to(passive.dtype))
+        n, dtype = passive.shape[1], passive.dtype
+        if self.conditioner_dtype in (None, dtype):
+            shift, raw = self.net(passive).chunk(2)
+            return shift, self.centre(bound(raw))
+        inputs = passive.to(self.conditioner_dtype)
+        if n % _MULTIPLE:
+            inputs = nn.functional.pad(inputs, (0, -n % _MULTIPLE))
+        shift, raw = self.net(inputs).chunk(2)
+        return shift[:, :n].to(dtype), self.centre(bound(raw)[:, :n].to(dtype))
 
     def centre(self, log_scale: Tensor) -> Tensor:
         """Return log-scales of mean zero, or within +-LOG_SCALE_BOUND, from those of `bound`."""

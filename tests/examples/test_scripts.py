@@ -1,5 +1,6 @@
 """The scripts of the benchmarks and figures: arguments, measurements of a flow, repeated runs."""
 
+import runpy
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -185,3 +186,22 @@ def test_sequences_of_moves(molecule, flow, potential):
     report = {"timed_walkers": 6, "sequences": rows}
     moves.add_rates(report)
     assert len(moves.table(report)) == 3
+
+
+@pytest.mark.parametrize(
+    ("ladder", "words"),
+    [
+        (["600", "300"], "expected ascending temperatures without duplicates"),
+        (["300", "300"], "expected ascending temperatures without duplicates"),
+        (["-300", "300"], "expected a positive"),
+        (["300"], "expected at least two"),
+    ],
+)
+def test_a_reference_needs_a_ladder(ladder, words, tmp_path, monkeypatch):
+    main = runpy.run_path(str(EXAMPLES.parent / "data" / "make_reference.py"))["main"]
+    directory = tmp_path / "run"
+    arguments = ["run", "--directory", str(directory), "--iterations", "1"]
+    monkeypatch.setattr(sys, "argv", ["make_reference", *arguments, "--temperatures", *ladder])
+    with pytest.raises(ValueError, match=f"--temperatures: {words}"):
+        main()
+    assert not list(tmp_path.iterdir())

@@ -362,3 +362,17 @@ def test_seeds_make_the_weights(dataset):
 def test_whitened_coordinates_refuse_overlapping_copies(overlapping):
     with pytest.raises(ValueError, match="coordinates: expected copies that do not overlap"):
         WhitenedCoordinates(overlapping.whitening, overlapping.coordinates, 600.0)
+
+
+def test_an_image_does_not_depend_on_the_batch():
+    """Also where the conditioners run in float32, whose rounding would, by 1e-6 and more."""
+    flow = roughen(TemperatureSteerableFlow(60, 60, 2, (128, 128), seed=1))
+    flow.conditioner_dtype = torch.float32
+    v = flow.sample_prior(64, 1.0, torch.Generator().manual_seed(1))
+    (x, momenta), _ = flow.forward_and_log_det(v)
+    for n in (1, 3, 8, 9, 13, 31, 47):
+        (some, some_momenta), _ = flow.forward_and_log_det(v[-n:])
+        torch.testing.assert_close(some, x[-n:], rtol=0, atol=1e-12)
+        torch.testing.assert_close(some_momenta, momenta[-n:], rtol=0, atol=1e-12)
+        back, _ = flow.inverse_and_log_det(x[:n], momenta[:n])
+        torch.testing.assert_close(back, v[:n], rtol=0, atol=1e-12)

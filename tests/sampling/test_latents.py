@@ -22,6 +22,16 @@ class Counting(Changed):
         return self.unchanged.inverse_and_log_det(x, momenta, copies)
 
 
+class RoundedByBatch(Changed):
+    """A flow whose images depend on the number of rows, as products in low precision may."""
+
+    n_rows = 0  # of batches that are rounded as those of the inverse
+
+    def forward_and_log_det(self, v):
+        (x, momenta), log_det = self.unchanged.forward_and_log_det(v)
+        return (x, momenta + 1e-5 * (len(v) != self.n_rows)), log_det
+
+
 def through(flow, case):
     """Return the kernels of an iteration."""
     parts = (flow, case.potential, case.ladder)
@@ -135,3 +145,15 @@ def test_latents_are_shared_in_inference_mode(case):
         state = apply(through(flow, case), case.start(5, generator), generator)
     assert flow.n_inverses == 1
     assert state.latents.is_valid
+
+
+def test_the_round_trip_is_checked_in_the_batches_of_the_proposals(case):
+    """Several steps of independent draws are one batch, larger than that of the inverse."""
+    flow, generator = RoundedByBatch(case.flow), seeded_generator(6)
+    state = case.start(5, generator).evolve(iteration=1)  # no check of equal batches is due
+    flow.n_rows = n = 5 * len(case.ladder)
+    independence, walk, _ = through(flow, case)
+    state = apply([walk, walk, independence], state, generator)
+    sizes = f"a batch of {n}, proposals of {3 * n}"
+    with pytest.raises(RuntimeError, match=rf"misses the momenta by 1e-05 .*{sizes}"):
+        independence(state, generator)

@@ -68,6 +68,8 @@ class FlowKernel(RungKernel):
         The name in counts and summaries.
     round_trip_interval, round_trip_walkers
         Iterations between two checks of D(D^-1(x)) = x, and walkers in each, others every time.
+        The inverse in the walkers' batch is compared with D in each size of batch in which
+        proposals are mapped: in the same size every time, in the others once.
     round_trip_tolerance
         The largest deviation of a coordinate that is allowed (nm, or a Quantity, for molecules).
     """
@@ -100,6 +102,8 @@ class FlowKernel(RungKernel):
         self.round_trip_walkers = check_int(round_trip_walkers, "round_trip_walkers")
         kelvin = torch.tensor(self.temperatures, dtype=torch.float64, device="cpu")
         self.tau = kelvin / flow.reference_temperature
+        self._sizes: set[int] = set()  # of the batches of latents that were mapped
+        self._compared: set[tuple[int, int]] = set()  # of walkers' latents and of those
 
     def settings(self) -> dict[str, Any]:
         """Return the choices made."""
@@ -146,7 +150,9 @@ class FlowKernel(RungKernel):
             return self._to_latent(x, tau, state.iteration, generator)
         parts = (known.momenta, known.v, known.log_det)
         momenta, v, log_det = (part.flatten(0, 1) for part in parts)
-        return LatentState(x, momenta, v, log_det, tau)
+        latent = LatentState(x, momenta, v, log_det, tau)
+        self._check_sizes(latent, state.iteration)
+        return latent
 
     def with_latents(self, state: WalkerState, end: LatentState, energy: Tensor) -> WalkerState:
         """Return the state with the configurations and latents of `end` and energies, all [B]."""
@@ -169,7 +175,8 @@ class FlowKernel(RungKernel):
         v, inverse_log_det = self._inverse(x, momenta, tau, generator)
         latent = LatentState(x, momenta, v, -inverse_log_det, tau)
         if iteration % self.round_trip_interval == 0:
-            self._check_round_trip(latent, iteration)
+            self._check_round_trip(latent, iteration, len(x))
+        self._check_sizes(latent, iteration)
         return latent
 
     def _evaluate(self, v: Tensor, like: Tensor, tau: Tensor) -> tuple[Proposal, int]:
@@ -211,6 +218,7 @@ class FlowKernel(RungKernel):
 
     def _forward(self, v: Tensor, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return x, p and log|J_D|, plus ln of the copy's weight where copies overlap."""
+        self._sizes.add(len(v))
         (x, momenta), log_det = self.flow.forward_and_log_det(v.to(self.flow.dtype))
         if self.flow.overlap and x.device.type != "cpu":
             kelvin = (tau * self.flow.reference_temperature).to(x)
@@ -245,14 +253,28 @@ class FlowKernel(RungKernel):
         dtype = self.flow.dtype
         return self.flow.match_pose(x.to(dtype), like=like.to(dtype)).to(x)
 
-    def _check_round_trip(self, latent: LatentState, iteration: int) -> None:
-        """Compare D(D^-1(x, p)) with (x, p), and the two log-determinants."""
+    def _check_sizes(self, latent: LatentState, iteration: int) -> None:
+        """Check the round trip, once, at each other batch size in which proposals are mapped.
+
+        What a matrix product in a lower precision gives for a row may depend on the batch.
+        """
+        n = len(latent.x)
+        new = {size for size in self._sizes if size != n and (n, size) not in self._compared}
+        for size in sorted(new):
+            self._check_round_trip(latent, iteration, size)
+            self._compared.add((n, size))
+
+    def _check_round_trip(self, latent: LatentState, iteration: int, size: int) -> None:
+        """Compare D(D^-1(x, p)) with (x, p), and the log-determinants, D of `size` rows at once."""
         x, momenta = latent.x, latent.momenta
-        n = min(self.round_trip_walkers, len(x))
+        n = min(self.round_trip_walkers, len(x), size)
         start = iteration // self.round_trip_interval * n
-        rows = (start + torch.arange(n, dtype=torch.int64, device=x.device)) % len(x)
+        indices = torch.arange(max(n, size), dtype=torch.int64, device=x.device)
+        chosen = (start + indices[:n]) % size
         # All rows, as in a proposal: a product of a few rows may be rounded in another way.
-        x_back, momenta_back, log_det = (p[rows] for p in self._forward(latent.v, latent.tau))
+        batch = indices[:size] % len(x)
+        rows, images = batch[chosen], self._forward(latent.v[batch], latent.tau[batch])
+        x_back, momenta_back, log_det = (part[chosen] for part in images)
         x_back = self._match_pose(x_back, x[rows])
         pairs = (x_back, x[rows]), (momenta_back, momenta[rows]), (log_det, latent.log_det[rows])
         largest = torch.stack([(a - b).abs().max() if a.numel() else a.sum() for a, b in pairs])
@@ -266,7 +288,8 @@ class FlowKernel(RungKernel):
                 raise RuntimeError(
                     f"{self.name}: the flow's round trip D(D^-1(x)) misses the {what} by "
                     f"{deviation:.3g} at iteration {iteration} (tolerance "
-                    f"{self.round_trip_tolerance:.3g}, flow in {self.flow.dtype}); the chain "
-                    "would be biased. Use flow.double() and conditioner_dtype=None, or retrain the "
-                    "flow with weight decay"
+                    f"{self.round_trip_tolerance:.3g}, flow in {self.flow.dtype}, walkers in a "
+                    f"batch of {len(x)}, proposals of {size}); the chain would be biased. "
+                    "Use flow.double() and conditioner_dtype=None, or retrain the flow with weight "
+                    "decay"
                 )
