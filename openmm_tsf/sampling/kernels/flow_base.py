@@ -279,9 +279,9 @@ class FlowKernel(RungKernel):
         pairs = (x_back, x[rows]), (momenta_back, momenta[rows]), (log_det, latent.log_det[rows])
         largest = torch.stack([(a - b).abs().max() if a.numel() else a.sum() for a, b in pairs])
         failed = ~(largest <= self.round_trip_tolerance).all()
-        check_flag(failed, lambda: self._raise_deviation(largest, iteration))
+        check_flag(failed, lambda: self._raise_deviation(largest, iteration, (len(x), size)))
 
-    def _raise_deviation(self, largest: Tensor, iteration: int) -> None:
+    def _raise_deviation(self, largest: Tensor, iteration: int, sizes: tuple[int, int]) -> None:
         names = ("positions", "momenta", "log-determinant")
         for what, deviation in zip(names, largest.tolist(), strict=True):
             if not deviation <= self.round_trip_tolerance:
@@ -289,7 +289,7 @@ class FlowKernel(RungKernel):
                     f"{self.name}: the flow's round trip D(D^-1(x)) misses the {what} by "
                     f"{deviation:.3g} at iteration {iteration} (tolerance "
                     f"{self.round_trip_tolerance:.3g}, flow in {self.flow.dtype}, walkers in a "
-                    f"batch of {len(x)}, proposals of {size}); the chain would be biased. "
+                    f"batch of {sizes[0]}, proposals of {sizes[1]}); the chain would be biased. "
                     "Use flow.double() and conditioner_dtype=None, or retrain the flow with weight "
                     "decay"
                 )
