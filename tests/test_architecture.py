@@ -23,7 +23,7 @@ LAYERS = (
     {"__main__"},
 )
 #: Components that may import a component of the same layer.
-NEIGHBOURS = {("__init__", "workflow")}
+NEIGHBOURS = {("__init__", "workflow"), ("metropolis", "utils")}
 
 
 def module_names(package: Path) -> dict[str, Path]:

@@ -21,6 +21,7 @@ from openmm_tsf.doctor.self_test import summarize_error
 from openmm_tsf.io.directory import read_stage
 from openmm_tsf.io.files import read_json
 from openmm_tsf.potentials.platforms import available_cores
+from openmm_tsf.utils.devices import available_devices
 
 #: A section: names with a value, or with a list of lines.
 Lines = dict[str, Any]
@@ -140,6 +141,7 @@ def torch_devices() -> Lines:
     """Describe CUDA, torch's threads, and its C++ compiler."""
     return {
         "CUDA": run_probe(_cuda),
+        "devices": run_probe(lambda: ", ".join(available_devices())),
         "threads": run_probe(torch.get_num_threads),
         "C++ compiler": run_probe(_compiler),
         "compile cache": run_probe(_compile_cache),
@@ -151,7 +153,16 @@ def _cuda() -> list[str] | str:
         built = torch.version.cuda
         return "not available, " + (f"torch is built for CUDA {built}" if built else "CPU build")
     devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-    return [f"{i}: {d.name}, {_size(d.total_memory)}" for i, d in enumerate(devices)]
+    return [
+        f"{i}: {d.name}, {_size(d.total_memory)}, {_float64_speed(d.major, d.minor)}"
+        for i, d in enumerate(devices)
+    ]
+
+
+def _float64_speed(major: int, minor: int) -> str:
+    """Say how fast double precision is on a compute capability (CUDA C++ Programming Guide)."""
+    fast = minor == 0 and major in (6, 7, 8, 9, 10)
+    return f"float64 at {'1/2' if fast else '1/32 or less'} of the speed of float32"
 
 
 def _compiler() -> str:
@@ -233,7 +244,7 @@ def _progress(folder: Path, contents: dict[str, dict[str, Any]]) -> list[str]:
         settings = choices.get("settings") if isinstance(choices, dict) else None
         if isinstance(settings, dict):
             lines.append(_line("n_frames requested", settings.get("n_frames")))
-    names = ("energy_evaluations", "wall_seconds", "temperatures_K", "n_walkers")
+    names = ("device", "energy_evaluations", "wall_seconds", "temperatures_K", "n_walkers")
     lines += [_line(name, config[name]) for name in names if name in config]
     if (folder / "segments").is_dir():
         lines.append(f"segments: {sum(1 for _ in (folder / 'segments').glob('*.npz'))}")
@@ -248,7 +259,7 @@ def _line(name: str, value: Any) -> str:
 
 def _choices(config: dict[str, Any]) -> list[str]:
     choices = config.get("choices")
-    names = ("platform", "potential") if isinstance(choices, dict) else ()
+    names = ("platform", "device", "potential") if isinstance(choices, dict) else ()
     return [_line(name, choices[name]) for name in names if choices and name in choices]
 
 

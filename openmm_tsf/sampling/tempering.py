@@ -59,7 +59,9 @@ class ParallelTempering(TemperingChain):
         Callables ``reporter(sampler, state)`` with an attribute ``interval``.
     totals : dict of str to KernelInfo
         What each kernel did since the last call of :meth:`run` or :meth:`tune` began.
-
+    device : torch.device
+        The flow's, on which the walkers are and random numbers are drawn. The potential should be
+        there, too: otherwise configurations and energies are copied in every evaluation.
 
     Examples
     --------
@@ -252,9 +254,9 @@ class ParallelTempering(TemperingChain):
     def resume(self, path: str | os.PathLike[str], *, lock: DirectoryLock | None = None) -> Self:
         """Continue a run directory from its checkpoint with ``run(n, output=path)``.
 
-        The sampler must be made as the one that wrote it. On the same machine, with the same number
-        of threads, samples are the same bit by bit as if it had not stopped. Frames and segments
-        after the checkpoint are cut off.
+        The sampler must be made as the one that wrote it, on the same kind of device. On the same
+        machine, with the same number of threads, samples are the same bit by bit as if it had not
+        stopped. Frames and segments after the checkpoint are cut off.
 
         Parameters
         ----------

@@ -51,6 +51,15 @@ the most. The words are those of :class:`openmm_tsf.analysis.targets.Target`; wh
 bias the estimate is said in :mod:`openmm_tsf.workflow.until`. ``--temperatures auto 300 600``
 chooses the ladder between two ends from the rejections of swaps in a pilot of ten seconds.
 
+On a GPU
+--------
+``--device cuda`` (``RunOptions(device="cuda")``) keeps the flow, its training, the walkers and
+their energies on a GPU, which an iteration waits for once; few walkers do not fill it. Its random
+numbers are others than the CPU's, so that a run goes on with the kind of device on which it
+started; ``config.json`` and the checkpoint say which. Files hold nothing of the GPU, and are read
+on any machine. MD, pilots and analysis stay as they are. Energies that torch does not cover are
+OpenMM's, one conformation after the other, and a warning says so.
+
 Stopping and resuming
 ---------------------
 ``--resume`` (``RunOptions(resume=True)``) continues wherever a stage stopped: in MD, training, a

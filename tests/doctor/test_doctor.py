@@ -35,8 +35,8 @@ def test_the_report_is_complete(capsys):
     assert [line for line in text.splitlines() if line in TITLES] == list(TITLES)
     for name in (
         "python", "openmm-tsf", "torch", "processor", "cores", "memory", "temporary files",
-        "Reference", "CPU", "plugins that failed", "CUDA", "C++ compiler", "compile cache",
-        "ala2_600K.dcd",
+        "Reference", "CPU", "plugins that failed", "CUDA", "devices", "C++ compiler",
+        "compile cache", "ala2_600K.dcd",
     ):  # fmt: skip
         assert f"\n  {name} " in text
     assert "failed:" not in text

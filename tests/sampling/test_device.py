@@ -16,6 +16,7 @@ from openmm_tsf.potentials import DoubleWell
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.kernels.langevin_openmm import OpenMMLangevin
 from openmm_tsf.sampling.kernels.swap import PlainSwap
+from openmm_tsf.sampling.state import KernelInfo
 from openmm_tsf.sampling.tempering import ParallelTempering
 from tests.support import invariance
 from tests.support.exact_cases import TreeCase, assert_energies_are_stored
@@ -61,12 +62,24 @@ def iterate(kernels, case, start, n, counts=None):
         return sampler.state, sampler.totals, waits
 
 
-def cases_of(name):
+def molecule_of(name):
     entry = invariance.KERNELS[name]
-    if entry.on_model is not None:
-        yield invariance.model("double-well")
     pose_kept = entry.keeps_pose or entry.is_swap
-    yield invariance.tree(entry.flows[0], entry.rungs[-1], pose_kept)
+    return invariance.tree(entry.flows[0], entry.rungs[-1], pose_kept)
+
+
+def model_of(name):
+    return invariance.model("double-well")
+
+
+def every_case():
+    """Yield kernels with the function that makes a case; few with a molecule are not slow."""
+    quick = ("walk", "steered swap", "batched langevin", "latent mala")
+    for name in IN_TORCH:
+        if invariance.KERNELS[name].on_model is not None:
+            yield pytest.param(name, model_of, id=name)
+        marks = [] if name in quick else [pytest.mark.slow]
+        yield pytest.param(name, molecule_of, id=f"{name}, molecule", marks=marks)
 
 
 def kernel_on_gpu(name, case, monkeypatch):
@@ -80,39 +93,44 @@ def kernel_on_gpu(name, case, monkeypatch):
         return invariance.KERNELS[name](gpu_case), gpu_case
 
 
-@pytest.mark.parametrize("name", IN_TORCH)
-def test_every_kernel_gives_the_bits_of_the_cpu_and_waits_once_an_iteration(name, monkeypatch):
-    for case in cases_of(name):
-        kernel = invariance.KERNELS[name](case)
-        start = case.start(N_WALKERS, torch.Generator().manual_seed(1))
-        expected, totals, _ = iterate([kernel], case, start, 2)
-        with simulated_cuda() as counts:
-            kernel, gpu_case = kernel_on_gpu(name, case, monkeypatch)
-            state, gpu_totals, waits = iterate([kernel], gpu_case, start, 2, counts)
-            assert state.x.device == state.energy.device == state.replica.device == CUDA
-            state = state.to(torch.device("cpu"))
-        (info,), (gpu_info,) = totals.values(), gpu_totals.values()
-        assert torch.equal(gpu_info.accepted, info.accepted)
-        assert torch.equal(gpu_info.proposed, info.proposed)
-        for count in ("rejected_non_finite", "mirror_images", "outside_domain"):
-            assert getattr(gpu_info, count) == getattr(info, count), count
-        # The CPU leaves out rows outside the domain, and rounds those of a smaller batch otherwise.
-        assert gpu_info.n_evaluations >= info.n_evaluations
-        rounding = 0.0 if info.outside_domain + info.mirror_images == 0 else 1e-10
-        for field in ("x", "velocities", "energy", "replica"):
-            value, other = getattr(state, field), getattr(expected, field)
-            assert (value is None) == (other is None), field
-            if value is not None:
-                assert float((value - other).abs().max()) <= rounding, (type(case).__name__, field)
-        if name != "one of":  # it waits for the number of the kernel that is drawn
-            assert sum(waits.values()) == 2, waits
+@pytest.mark.parametrize(("name", "case_of"), list(every_case()))
+def test_every_kernel_gives_the_bits_of_the_cpu_and_waits_once_an_iteration(
+    name, case_of, monkeypatch
+):
+    case = case_of(name)
+    kernel = invariance.KERNELS[name](case)
+    start = case.start(N_WALKERS, torch.Generator().manual_seed(1))
+    expected, totals, _ = iterate([kernel], case, start, 2)
+    with simulated_cuda() as counts:
+        kernel, gpu_case = kernel_on_gpu(name, case, monkeypatch)
+        state, gpu_totals, waits = iterate([kernel], gpu_case, start, 2, counts)
+        assert state.x.device == state.energy.device == state.replica.device == CUDA
+        state = state.to(torch.device("cpu"))
+    (info,), (gpu_info,) = totals.values(), gpu_totals.values()
+    assert torch.equal(gpu_info.accepted, info.accepted)
+    assert torch.equal(gpu_info.proposed, info.proposed)
+    for count in ("rejected_non_finite", "mirror_images", "outside_domain"):
+        assert getattr(gpu_info, count) == getattr(info, count), count
+    # The CPU leaves out rows outside the domain, and rounds those of a smaller batch otherwise.
+    assert gpu_info.n_evaluations >= info.n_evaluations
+    rounding = 0.0 if info.outside_domain + info.mirror_images == 0 else 1e-10
+    for field in ("x", "velocities", "energy", "replica"):
+        value, other = getattr(state, field), getattr(expected, field)
+        assert (value is None) == (other is None), field
+        if value is not None:
+            assert float((value - other).abs().max()) <= rounding, (type(case).__name__, field)
+    if name != "one of":  # it waits for the number of the kernel that is drawn
+        assert sum(waits.values()) == 2, waits
 
 
 @needs_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", IN_TORCH)
 def test_every_kernel_runs_on_a_real_gpu(name, monkeypatch):
-    for case in cases_of(name):
+    for case_of in (model_of, molecule_of):
+        if case_of is model_of and invariance.KERNELS[name].on_model is None:
+            continue
+        case = case_of(name)
         start = case.start(N_WALKERS, torch.Generator().manual_seed(1))
         kernel, gpu_case = kernel_on_gpu(name, case, monkeypatch)
         state, totals, _ = iterate([kernel], gpu_case, start, 2)
@@ -123,8 +141,9 @@ def test_every_kernel_runs_on_a_real_gpu(name, monkeypatch):
         assert info.accepted.device.type == "cpu"
 
 
-def sampler_of(flow, potential, n_walkers, seed=3):
+def sampler_of(flow, potential, n_walkers, seed=3, before=()):
     kernels = [
+        *before,
         FlowIndependence(flow, potential, LADDER),
         FlowWalk(flow, potential, LADDER, sigma=0.6, n_steps=2),
         PlainSwap(LADDER, potential.boltzmann_constant),
@@ -132,20 +151,57 @@ def sampler_of(flow, potential, n_walkers, seed=3):
     return ParallelTempering(None, flow, LADDER, n_walkers, kernels, potential, seed)
 
 
-def test_an_invalid_walker_is_an_error_that_names_the_kernel():
+class Poison:
+    """A kernel that gives a walker an infinite energy while `active`."""
+
+    name, exact, temperatures, counts_shape = "poison", True, LADDER, (3,)
+
+    def __init__(self, active):
+        self.active = active
+
+    def __call__(self, state, generator):
+        energy = state.energy.clone()
+        if self.active:
+            energy[2, 1] = torch.inf
+        return state.evolve(energy=energy), KernelInfo.zero(self.counts_shape)
+
+    def settings(self):
+        return {}
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, content):
+        pass
+
+
+def test_an_invalid_walker_is_an_error_that_names_the_kernel_and_changes_nothing():
     case = invariance.model("double-well")
     with simulated_cuda():
-        flow = copy.deepcopy(case.flow).to("cuda")
-        sampler = sampler_of(flow, case.potential, 4)
-        sampler.set_positions(torch.zeros(4, 3, 3))
-        state, before = sampler.state, sampler._generator.get_state()
-        energy = state.energy.clone()
-        energy[2, 1] = torch.inf
-        sampler._state = state.evolve(energy=energy)
-        with pytest.raises(InvalidWalker, match=r"flow_independent: current: .* at row 7 \(1 of"):
+        flow, ends = copy.deepcopy(case.flow).to("cuda"), []
+        for active in (True, False):
+            poison = Poison(active)
+            sampler = sampler_of(flow, case.potential, 4, before=[poison])
+            sampler.set_positions(torch.zeros(4, 3, 3))
+            if active:
+                with pytest.raises(InvalidWalker, match=r"flow_independent: .* at row 7 \(1 of"):
+                    sampler.run(1, progress=False)
+                assert sampler.state.iteration == 0
+                poison.active = False
             sampler.run(1, progress=False)
-        assert torch.equal(sampler._generator.get_state(), before)  # as before the iteration
-        assert sampler.state.iteration == 0
+            ends.append(sampler.state.x.cpu())
+        assert torch.equal(*ends)
+
+
+def test_the_round_trip_is_checked_without_a_wait():
+    case = invariance.model("double-well")
+    start = case.start(N_WALKERS, torch.Generator().manual_seed(1))
+    with simulated_cuda() as counts:
+        gpu_case = on_gpu(case)
+        parts = (gpu_case.flow, case.potential, LADDER, 0.5)
+        walk = FlowWalk(*parts, round_trip_interval=1)
+        _, _, waits = iterate([walk], gpu_case, start, 2, counts)
+    assert sum(waits.values()) == 2, waits
 
 
 def test_a_flow_that_is_not_its_own_inverse_is_an_error():

@@ -310,6 +310,8 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func is torch.device:
+            return func(*args, **kwargs)
         if getattr(func, "__name__", "") in ("tensor", "as_tensor", "new_tensor"):
             made = _make_tensor(func, args, kwargs)
             if made is not None:

@@ -126,7 +126,8 @@ class SteerableMap(Protocol):
     T is N(0, tau), tau = T / T_ref. :class:`openmm_tsf.TemperatureSteerableFlow`,
     :class:`openmm_tsf.RealNVPFlow` and :class:`WhitenedCoordinates` are such maps.
 
-    Lengths are in nm for molecules. All tensors are of :attr:`dtype`.
+    Lengths are in nm for molecules. All tensors are of :attr:`dtype`. A map that is not on the CPU
+    has an attribute ``device``.
     """
 
     @property

@@ -118,7 +118,7 @@ class OneOf(_Mixture):
         self.weights = tuple(float(weight) / math.fsum(given) for weight in given)
 
     def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
-        """Draw a member and apply it to all walkers."""
+        """Draw a member and apply it to all walkers; a GPU is waited for, to know which."""
         weights = torch.tensor(self.weights, dtype=torch.float64, device=generator.device)
         member = self.members[int(torch.multinomial(weights, 1, generator=generator))]
         state, info = member(state, generator)
