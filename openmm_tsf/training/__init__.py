@@ -42,6 +42,10 @@ acceptance of steered swaps 300-600 K was 0.53 with all of them, 0.52 without th
 P(phi > 0) at 300 K, relative to the reference, was 0.27, 0.11, 0.24, 0.18, 0.06 and 0.03. So short
 a training is far from converged.
 
+A flow and a potential on a GPU (``flow.to("cuda")``, ``molecule.potential(device="cuda")``) are
+trained there, with the random numbers of that device; frames are moved to it. A step waits for the
+GPU once. Checkpoints hold CPU tensors, and continue on the kind of device where they were made.
+
 The presets are tested on alanine dipeptide in two force fields. For other Systems look at
 ``training.csv`` first (the best weights are kept), and lower ``learning_rate`` or ``basin_balance``
 where the validation gets worse.

@@ -27,7 +27,7 @@ def true_rows(mask: Tensor, number: int) -> Tensor:
 
     As ``mask.nonzero()``, whose number is only known once the device has computed it.
     """
-    return torch.argsort(~mask, stable=True)[:number]
+    return torch.argsort((~mask).to(torch.uint8), stable=True)[:number]
 
 
 def mean_where(values: Tensor, mask: Tensor) -> Tensor:

@@ -51,13 +51,13 @@ class Pairs(NamedTuple):
 
 
 class Match(NamedTuple):
-    """Chains `index` [B] and their pairs with draws: of those with a home, and of the others.
+    """Chains `chosen` [B] and their pairs with draws: of those with a home, and of the others.
 
     `all_free` are the rows of the others; `numbers` [3] are a random number, which decides for
     these or for the pairs within basins, and the numbers of pairs of both kinds.
     """
 
-    index: Tensor
+    chosen: Tensor
     all_free: Tensor
     settled: Pairs
     free: Pairs
@@ -184,9 +184,11 @@ class IndependenceChains:
         if n_settled:  # in random order: those without a draw are others each time
             order = torch.randperm(n_settled, generator=generator, dtype=torch.int64, device=device)
             settled = settled[order]
-        pairs = [self._pairs_within(chains, basin, points.basin) for chains in (settled, free)]
-        numbers = torch.stack([coin.double(), *(pair.is_pair.sum().double() for pair in pairs)])
-        return Match(index, free, *pairs, numbers)
+        of_settled = self._pairs_within(settled, basin, points.basin)
+        of_free = self._pairs_within(free, basin, points.basin)
+        counts = of_settled.is_pair.sum(), of_free.is_pair.sum()
+        numbers = torch.stack([coin.double(), *(count.double() for count in counts)])
+        return Match(index, free, of_settled, of_free, numbers)
 
     def accept(
         self,
@@ -208,7 +210,7 @@ class IndependenceChains:
         limit = torch.finfo(current.dtype).max
         weights = torch.nan_to_num(current[chain], nan=limit)
         accepted, _ = metropolis(weights, proposed[draw], generator)
-        self.points.replace(match.index[chain], points.take(draw), accepted)
+        self.points.replace(match.chosen[chain], points.take(draw), accepted)
         return accepted.double().mean()
 
     def _pairs_within(self, chains: Tensor, chain_basin: Tensor, draw_basin: Tensor) -> Pairs:

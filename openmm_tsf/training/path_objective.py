@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 _COPIES_OF_FRAMES = 2
 #: MALA steps that bring a frame to the temperature of its chain. Without them, chains in a rare
 #: basin, which accept few proposals, would keep the frames' temperature for most of the training.
-_RELAXATION_STEPS = 60
+RELAXATION_STEPS = 60
 
 
 class _Batch(NamedTuple):
@@ -194,7 +194,7 @@ class PathObjective:
                 index = rung * n + _numbers(n, self.flow.device)
                 points = chains.points.take(index)
                 with torch_threads(self._threads):  # steps have fewer: two run at once
-                    relax_mala(points, self._evaluate, _RELAXATION_STEPS, generator)
+                    relax_mala(points, self._evaluate, RELAXATION_STEPS, generator)
                 chains.points.put(index, points)
         chains.settle()  # a few moved to another basin
         self._relaxed = True
@@ -233,13 +233,15 @@ class PathObjective:
             if future is not None:
                 energy = future.result()
         if energy is not None:
-            both = zip(gradients, energy.gradients, strict=True)
-            gradients = [(1 - mixing) * nll + mixing * kl for nll, kl in both]
+            of_data = torch._foreach_mul(gradients, 1 - mixing)
+            of_draws = torch._foreach_mul(energy.gradients, mixing)
+            gradients = list(torch._foreach_add(of_data, of_draws))
             self.populations.update(
                 log_ratio, batch.group, batch.points.basin, energy.log_ratio, energy.points.basin
             )
             if self.chains is not None and chains is not None:
-                match, counts = self.chains.match(chains, energy.points, generator), []
+                match = self.chains.match(chains, energy.points, generator)
+                counts: list[float] = []
                 self.numbers.add(match.numbers, counts.extend)
                 current = log_ratio[self.settings.batch_size :]
                 self._step = _ChainsStep(match, counts, energy, current, walk)

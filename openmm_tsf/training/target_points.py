@@ -9,7 +9,9 @@ from torch import Tensor
 
 from openmm_tsf.training.target import Target
 
-_BLOCK = 4096
+#: Points that are evaluated at once, on the CPU and on a GPU, which blocks of a few thousand do
+#: not fill; a point takes some 15 kB besides its energy.
+_BLOCK, _GPU_BLOCK = 4096, 2**15
 
 
 def check_tensor_like(value: Any, like: Tensor, name: str) -> Tensor:
@@ -39,7 +41,8 @@ class Points:
     def at(cls, target: Target, y: Tensor, tau: Tensor) -> Self:
         """Evaluate the target at y [B, d] and tau [B]: one energy with forces per point."""
         energies, gradients, basins = [], [], []
-        for block, block_tau in zip(y.split(_BLOCK), tau.split(_BLOCK), strict=True):
+        size = _BLOCK if y.device.type == "cpu" else _GPU_BLOCK
+        for block, block_tau in zip(y.split(size), tau.split(size), strict=True):
             leaf = block.detach().double().requires_grad_()
             with torch.enable_grad():
                 energy, x = target.reduced_energy(leaf, block_tau.double())
