@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 from gpu_energies import BATCHES, DTYPES, SMOKE_BATCHES, conformations
@@ -70,9 +72,13 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.alarm(300)  # no process outlives the benchmark
     bench = Bench(arguments.device, arguments.smoke, arguments.seed, arguments.directory)
-    seconds = round(bench.seconds(lambda: compile_program(bench, arguments.program)), 1)
+    try:
+        seconds = bench.seconds(lambda: compile_program(bench, arguments.program))
+        result: dict[str, Any] = {"seconds": round(seconds, 1)}
+    except Exception:  # a result as well: nobody has to wait for it
+        result = {"failed": traceback.format_exc()[-2000:]}
     temporary = arguments.directory / f"compiled_{arguments.number}.tmp"
-    temporary.write_text(json.dumps({"seconds": seconds}))
+    temporary.write_text(json.dumps(result))
     os.replace(temporary, temporary.with_suffix(".json"))
 
 
@@ -96,7 +102,7 @@ def compile_program(bench: Bench, name: str) -> None:
         else:
             potential.single_precision_forces(x)
         if what == "energy" and not potential.is_compiled:
-            raise SystemExit("not compiled")
+            raise RuntimeError("no compiler for this device")
 
 
 if __name__ == "__main__":

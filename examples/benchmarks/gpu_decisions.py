@@ -16,7 +16,11 @@ _OTHER = 1e-3
 
 
 class HostNoise(TorchFunctionMode):
-    """Draw all random numbers on the CPU, and bring them to the device that was requested."""
+    """Draw all random numbers from a CPU's generator, and bring them to the device requested."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.generator = generator
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -25,6 +29,7 @@ class HostNoise(TorchFunctionMode):
         if func not in _DRAWS:
             return func(*args, **kwargs)
         device = kwargs.pop("device", "cpu")
+        kwargs["generator"] = self.generator
         return func(*args, **kwargs, device="cpu").to(device)
 
 
@@ -51,12 +56,14 @@ def follow(
 ) -> dict[str, Any]:  # fmt: skip
     """Run both chains until one decides otherwise, for n iterations, or to the deadline."""
     states = [start, start.to(bench.device)]
-    generators = [torch.Generator().manual_seed(bench.seed) for _ in range(2)]
+    draws = [HostNoise(torch.Generator().manual_seed(bench.seed)) for _ in range(2)]
+    # Kernels work on the device of the generator that they are given; nothing is drawn from it.
+    generators = [torch.Generator(device) for device in ("cpu", bench.device)]
     largest = 0.0
     result: dict[str, Any] = {"first_other_decision": None}
     for iteration in range(n):
         for i, sampler in enumerate((on_host, on_device)):
-            with HostNoise():
+            with draws[i]:
                 states[i] = iterate(sampler, states[i], generators[i])
         difference = (states[1].x.cpu() - states[0].x).abs().flatten(2).amax(dim=2)
         others = int((difference > _OTHER).sum())

@@ -1,6 +1,7 @@
 """Sections of gpu.py on the device itself and on energies: products, launches, conformations."""
 
 import gc
+import json
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ BATCHES = (10**6, 192, 3072, 49152)
 SMOKE_BATCHES = (256, 192)
 #: Conformations whose energies are compared with the Reference platform's.
 _COMPARED = 192
-_LOOP = "loop over OpenMM's "
+_LOOP, _LOOPS = "loop over OpenMM's ", "loops.json"
 
 
 def conformations(bench: Bench, n: int) -> torch.Tensor:
@@ -32,8 +33,12 @@ def conformations(bench: Bench, n: int) -> torch.Tensor:
 def measure_energies(bench: Bench) -> Entries:
     """Microseconds per conformation by batch and precision, and of a loop over OpenMM's."""
     x, reference = compared(bench)
+    loops = {}
     for name, label, properties in loop_platforms(bench):
-        yield f"{_LOOP}{label}", measure_loop(bench, name, properties, x, reference)
+        result = measure_loop(bench, name, properties, x, reference)
+        loops[label] = result["us"]
+        yield f"{_LOOP}{label}", result
+    (bench.directory / _LOOPS).write_text(json.dumps(loops))  # for compiled energies, too
     yield from measure_batches(bench, False)
 
 
@@ -52,12 +57,15 @@ def compared(bench: Bench) -> tuple[torch.Tensor, np.ndarray]:
 
 def measure_batches(bench: Bench, compile: bool) -> Entries:
     x, reference = compared(bench)
+    file = bench.directory / _LOOPS
+    loops = json.loads(file.read_text()) if file.is_file() else {}
     for name, dtype in DTYPES.items():
         y = x.to(dtype)
         for batch in SMOKE_BATCHES if bench.smoke else BATCHES:
             mode = "compiled" if compile else "eager"
             result = measure_batch(bench, y[:batch], compile, reference)
-            yield f"{batch} conformations, {name}, {mode}", result
+            ratios = {f"times faster than {k}": round(us / result["us"]) for k, us in loops.items()}
+            yield f"{batch} conformations, {name}, {mode}", result | ratios
 
 
 def measure_batch(

@@ -48,7 +48,8 @@ def run_tests(bench: Bench) -> Entries:
         output, status = done.stdout + done.stderr, f"exit status {done.returncode}"
     except subprocess.TimeoutExpired as error:
         output, status = (error.stdout or b"").decode(), f"stopped after {limit:.0f} s"
-    counts = re.findall(r"(\d+) (passed|failed|skipped|error)", output.rpartition("=====")[0])
+    last = (output.strip().splitlines() or [""])[-1]
+    counts = re.findall(r"(\d+) (passed|failed|skipped|errors?)", last)
     yield (
         "pytest -m gpu",
         {
