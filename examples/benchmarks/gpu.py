@@ -1,6 +1,6 @@
 """Everything that is measured on one GPU, in one run of at most eight minutes.
 
-    python examples/benchmarks/gpu.py --output gpu.json            # on a CUDA device
+    python examples/benchmarks/gpu.py --flow run/flow.pt --output gpu.json    # on a CUDA device
     python examples/benchmarks/gpu.py --smoke                      # the same, tiny, in a minute
     python examples/benchmarks/gpu.py --smoke --device cpu         # a rehearsal without a GPU
 
@@ -13,6 +13,7 @@ are written to the JSON file as they come. The last lines printed are a table of
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,12 +27,11 @@ from typing import Any
 #: Sections in the order in which they run: (module, function, share of the time).
 SECTIONS: dict[str, tuple[str, str, float]] = {
     "compiling": ("gpu_compile", "start_compiling", 2),
-    "tests": ("gpu_jobs", "run_tests", 40),
+    "tests": ("gpu_jobs", "run_tests", 50),
     "energies": ("gpu_energies", "measure_energies", 40),
     "compilation": ("gpu_compile", "wait_for_compiling", 50),
     "compiled_energies": ("gpu_energies", "measure_compiled_energies", 25),
-    "main_job": ("gpu_jobs", "run_main_job", 150),
-    "many_walkers": ("gpu_jobs", "run_many_walkers", 30),
+    "many_walkers": ("gpu_jobs", "run_many_walkers", 80),
     "iterations": ("gpu_sampling", "measure_iterations", 35),
     "training": ("gpu_jobs", "measure_training", 25),
     "round_trips": ("gpu_sampling", "measure_round_trips", 6),
@@ -40,6 +40,7 @@ SECTIONS: dict[str, tuple[str, str, float]] = {
     "compiled_flow": ("gpu_sampling", "measure_compiled_flow", 35),
     "device": ("gpu_energies", "measure_device", 6),
     "writing": ("gpu_sampling", "measure_writing", 11),
+    "main_job": ("gpu_jobs", "run_main_job", 150),
 }
 #: These wait for a compiler, or are tests: with tiny sizes they get the time that is left.
 LAST_IN_SMOKE = ("tests", "compilation", "compiled_energies", "compiled_flow")
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--sections", default=",".join(SECTIONS), help="some of them, by name")
     parser.add_argument("--minutes", type=float, help="of all sections: 8; 1 with --smoke")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run?")
+    parser.add_argument("--flow", type=Path, help="a trained flow for the sections of sampling")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("gpu.json"))
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -67,6 +69,8 @@ def main() -> None:
         return
     report: dict[str, Any] = {"command": " ".join(sys.argv), "seed": arguments.seed, "sections": {}}
     with tempfile.TemporaryDirectory() as scratch:
+        if arguments.flow is not None:
+            shutil.copy(arguments.flow, Path(scratch) / "flow.pt")
         supervise(report, arguments, names, 60 * minutes, Path(scratch))
     print_table(report)
     if any("failed" in section for section in report["sections"].values()):

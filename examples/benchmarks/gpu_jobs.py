@@ -80,13 +80,15 @@ def run_main_job(bench: Bench) -> Entries:
 
 
 def run_many_walkers(bench: Bench) -> Entries:
-    """Production of as many walkers as fill the device, with the main job's flow."""
-    flow = bench.directory / "main" / "flow.pt"
+    """Production of as many walkers as fill the device, with the flow that was given."""
+    if not bench.flow_file.is_file():
+        yield "not run", {"status": "no --flow"}
+        return
     settings = replace(bench.settings.sampling, n_walkers=8)
     if not bench.smoke:
         settings = replace(settings, n_walkers=4096, n_iterations=200, n_tuning=40)
     yield from describe_stage(bench, "many", lambda directory, options: sample(
-        flow, directory, settings, start=bench.frames, options=options
+        bench.flow_file, directory, settings, start=bench.frames, options=options
     ))  # fmt: skip
 
 

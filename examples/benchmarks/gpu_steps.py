@@ -83,9 +83,14 @@ class Bench:
             sampling=replace(settings.sampling, n_walkers=4, n_iterations=12, n_tuning=8),
         )
 
+    @property
+    def flow_file(self) -> Path:
+        """Where a flow that was given is."""
+        return self.directory / "flow.pt"
+
     def flow(self) -> tuple[AugmentedFlow, str]:
-        """Return the flow of the main job, or an untrained one, and which of them it is."""
-        file = self.directory / "main" / "flow.pt"
+        """Return the flow that was given, or an untrained one, and which of them it is."""
+        file = self.flow_file
         if file.is_file():
             return load_flow(file, self.molecule).to(self.device), "trained"
         return self.untrained_flow(self.settings.flow), "untrained"
