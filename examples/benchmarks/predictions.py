@@ -8,16 +8,19 @@ r"""Are the predictions of ``openmm-tsf plan`` right? Beside what runs have cost
 A case is a finished run with a flow and one of plain replica exchange of the same molecule, with a
 ladder between the same ends (``--temperatures`` of ``data/make_reference.py``). Its standard error
 of a quantity at the lowest temperature is the target of a plan with that ladder; the evaluations
-that are predicted for it stand beside those spent. Each of ``--seeds`` has a pilot of its own,
-which serves all quantities of a case. So do the evaluations of training and sampling
+that are predicted for it stand beside those spent. So do the evaluations of training and sampling
 of the run with a flow: of as many iterations as it had, and of those that its own error would take
-with the statistical inefficiency that plans assume (of the first seed alone: the flow's side does
-not depend on it). An error estimated from n independent visits
+with the statistical inefficiency that plans assume. An error estimated from n independent visits
 is itself known to 1/sqrt(2 n), its square to sqrt(2/n). Without a run (``-``) only the plain side
-is compared. Writes JSON, and prints a table in Markdown; cases that the file has already stay.
+is compared: each of ``--seeds`` has one pilot for all quantities of a molecule, kept in
+``--pilots`` to be used again when the run is longer. Writes JSON, and prints a table in Markdown;
+cases that the file has already stay.
 """
 
 import argparse
+import itertools
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 from openmm_tsf.analysis import load_run
@@ -57,48 +60,56 @@ def compare(name, quantities, folder, plain, args):
     """Yield what a case has to say of each seed and quantity: plans beside what was spent."""
     molecule = read_molecule(Path(plain))
     ladder = load_run(plain).temperatures.tolist()
-    for seed in args.seeds:
-        pilot = pilot_of(molecule, ladder, args.iterations, seed)
-        for quantity in map(str.strip, quantities.split(";")):
-            run, error, visits = measured(quantity, plain)
-            target = Target.parse(as_target(quantity, error / TIGHTER))
-            exchange = plan_exchange(pilot, target, ladder)[1]
-            flow = {}
-            if folder != "-" and seed == args.seeds[0]:
-                flow = flow_rows(quantity, folder, str(target), ladder, error, args)
-            yield {
-                "case": name,
-                "quantity": quantity,
-                "pilot_iterations": args.iterations,
-                "pilot_evaluations": pilot.n_evaluations,
-                "seed": seed,
-                "exchange": exchange.to_dict(),
-                "plain": {
-                    "error": error,
-                    "temperatures": ladder,
-                    "evaluations": run.segments.n_evaluations * run.n_used / run.n_iterations,
-                    "predicted": exchange.energy_evaluations / TIGHTER**2,
-                    "range": [each / TIGHTER**2 for each in exchange.evaluations_range],
-                    "visits": visits,
-                },
-                "flow": flow,
-            }
+    for seed, quantity in itertools.product(args.seeds, map(str.strip, quantities.split(";"))):
+        run, error, visits = measured(quantity, plain)
+        target = as_target(quantity, error / TIGHTER)
+        flow = {}
+        if folder == "-":
+            pilot = pilot_of(molecule, ladder, seed, args)
+            exchange = plan_exchange(pilot, Target.parse(target), ladder)[1]
+        else:
+            settings = recorded_settings(folder, "run", RunSettings)
+            choices = {"n_iterations": args.iterations, "ladder": ladder}
+            options = RunOptions(seed=seed)
+            predicted = plan(target, molecule, settings, **choices, options=options)
+            print(f"{name}\n{predicted}\n", flush=True)
+            exchange = predicted.exchange
+            flow = flow_rows(quantity, folder, settings, predicted.flow, error)
+        yield {
+            "case": name,
+            "quantity": quantity,
+            "pilot_iterations": args.iterations,
+            "seed": seed,
+            "exchange": exchange.to_dict(),
+            "plain": {
+                "error": error,
+                "temperatures": ladder,
+                "evaluations": run.segments.n_evaluations * run.n_used / run.n_iterations,
+                "predicted": exchange.energy_evaluations / TIGHTER**2,
+                "range": [each / TIGHTER**2 for each in exchange.evaluations_range],
+                "visits": visits,
+            },
+            "flow": flow,
+        }
 
 
-def pilot_of(molecule, ladder, n_iterations, seed):
-    """Return the pilot that a plan starts from."""
+def pilot_of(molecule, ladder, seed, args):
+    """Return the pilot that a plan starts from, kept from before or run."""
+    path = Path(args.pilots, f"{molecule.fingerprint[:12]}_{args.iterations}_{seed}.pickle")
+    if path.exists():
+        return pickle.loads(path.read_bytes())
     with sampling_threads(), open_potential(molecule, None, COMPILE_FROM, COMPILE_BATCH) as energy:
         ends = (ladder[0], ladder[-1])
-        return run_pilot(molecule, energy, *ends, n_iterations=n_iterations, seed=seed)
+        pilot = run_pilot(molecule, energy, *ends, n_iterations=args.iterations, seed=seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Frames are for timing a training.
+    path.write_bytes(pickle.dumps(replace(pilot, frames=pilot.frames[:0])))
+    return pilot
 
 
-def flow_rows(quantity, folder, target, ladder, planned_error, args):
+def flow_rows(quantity, folder, settings, flow, planned_error):
     """Return what training and sampling of a run took, beside what was predicted."""
     run, error, _ = measured(quantity, folder)
-    settings = recorded_settings(folder, "run", RunSettings)
-    choices = {"n_iterations": args.iterations, "ladder": ladder}
-    options, molecule = RunOptions(seed=args.seeds[0]), read_molecule(Path(folder))
-    flow = plan(target, molecule, settings, **choices, options=options).flow
     n_rounds, summary = settings.n_rounds, run.summary()
     before = settings.sampling.n_tuning * (1 + n_rounds) + settings.round_iterations * n_rounds
     needed = flow.n_iterations * (planned_error / TIGHTER / error) ** 2
@@ -168,6 +179,7 @@ def main():
         help="of each pilot; by default those of a minute of alanine dipeptide",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="of the pilots")
+    parser.add_argument("--pilots", default="pilots", help="the folder of those that are kept")
     parser.add_argument("--output", default="predictions.json")
     args = parser.parse_args()
     for case in args.case:
