@@ -3,19 +3,24 @@ r"""Are the predictions of ``openmm-tsf plan`` right? Beside what runs have cost
     openmm-tsf run --output run/
     python data/make_reference.py run --directory plain/ --iterations 10000
     python examples/benchmarks/predictions.py --output examples/results/predictions.json \
-        --case "alanine dipeptide" "dF(phi)" run/ plain/
+        --case "alanine dipeptide" "dF(phi); U" run/ plain/
 
 A case is a finished run with a flow and one of plain replica exchange of the same molecule, with a
 ladder between the same ends (``--temperatures`` of ``data/make_reference.py``). Its standard error
-of the quantity at the lowest temperature is the target of a plan with that ladder; the evaluations
+of a quantity at the lowest temperature is the target of a plan with that ladder; the evaluations
 that are predicted for it stand beside those spent. So do the evaluations of training and sampling
 of the run with a flow: of as many iterations as it had, and of those that its own error would take
 with the statistical inefficiency that plans assume. An error estimated from n independent visits
 is itself known to 1/sqrt(2 n), its square to sqrt(2/n). Without a run (``-``) only the plain side
-is compared. Writes JSON, and prints a table in Markdown; cases that the file has already stay.
+is compared: each of ``--seeds`` has one pilot for all quantities of a molecule, kept in
+``--pilots`` to be used again when the run is longer. Writes JSON, and prints a table in Markdown;
+cases that the file has already stay.
 """
 
 import argparse
+import itertools
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 from openmm_tsf.analysis import load_run
@@ -35,6 +40,8 @@ from openmm_tsf.workflow.settings import RunSettings
 #: Plans are for errors that are smaller by this factor, and costs go as 1/error^2: short runs have
 #: fewer visits than a plan asks for, as converged.
 TIGHTER = 10
+#: What tells one result from the others.
+KEYS = ("case", "quantity", "seed")
 
 
 def as_target(quantity, error):
@@ -49,44 +56,55 @@ def measured(quantity, folder):
     return run, assessed.stderr, assessed.n_visits
 
 
-def compare(name, quantity, folder, plain, args):
-    """Return what one case has to say: a plan for the error of `plain`, beside what was spent."""
-    exchange_run, error, visits = measured(quantity, plain)
-    settings = RunSettings() if folder == "-" else recorded_settings(folder, "run", RunSettings)
-    target = as_target(quantity, error / TIGHTER)
-    choices = {"n_iterations": args.iterations, "ladder": exchange_run.temperatures.tolist()}
-    options, molecule = RunOptions(seed=args.seed), read_molecule(Path(plain))
-    if folder == "-":
-        flow, exchange = None, plan_plain(molecule, target, args, choices["ladder"])
-    else:
-        predicted = plan(target, molecule, settings, **choices, options=options)
-        print(f"{name}\n{predicted}\n", flush=True)
-        flow, exchange = predicted.flow, predicted.exchange
-    share = exchange_run.n_used / exchange_run.n_iterations
-    return {
-        "case": name,
-        "quantity": quantity,
-        "pilot_iterations": args.iterations,
-        "seed": args.seed,
-        "exchange": exchange.to_dict(),
-        "plain": {
-            "error": error,
-            "temperatures": choices["ladder"],
-            "evaluations": exchange_run.segments.n_evaluations * share,
-            "predicted": exchange.energy_evaluations / TIGHTER**2,
-            "range": [each / TIGHTER**2 for each in exchange.evaluations_range],
-            "visits": visits,
-        },
-        "flow": {} if flow is None else flow_rows(quantity, folder, settings, flow, error),
-    }
+def compare(name, quantities, folder, plain, args):
+    """Yield what a case has to say of each seed and quantity: plans beside what was spent."""
+    molecule = read_molecule(Path(plain))
+    ladder = load_run(plain).temperatures.tolist()
+    for seed, quantity in itertools.product(args.seeds, map(str.strip, quantities.split(";"))):
+        run, error, visits = measured(quantity, plain)
+        target = as_target(quantity, error / TIGHTER)
+        flow = {}
+        if folder == "-":
+            pilot = pilot_of(molecule, ladder, seed, args)
+            exchange = plan_exchange(pilot, Target.parse(target), ladder)[1]
+        else:
+            settings = recorded_settings(folder, "run", RunSettings)
+            choices = {"n_iterations": args.iterations, "ladder": ladder}
+            options = RunOptions(seed=seed)
+            predicted = plan(target, molecule, settings, **choices, options=options)
+            print(f"{name}\n{predicted}\n", flush=True)
+            exchange = predicted.exchange
+            flow = flow_rows(quantity, folder, settings, predicted.flow, error)
+        yield {
+            "case": name,
+            "quantity": quantity,
+            "pilot_iterations": args.iterations,
+            "seed": seed,
+            "exchange": exchange.to_dict(),
+            "plain": {
+                "error": error,
+                "temperatures": ladder,
+                "evaluations": run.segments.n_evaluations * run.n_used / run.n_iterations,
+                "predicted": exchange.energy_evaluations / TIGHTER**2,
+                "range": [each / TIGHTER**2 for each in exchange.evaluations_range],
+                "visits": visits,
+            },
+            "flow": flow,
+        }
 
 
-def plan_plain(molecule, target, args, ladder):
-    """Return the part of a plan that is about plain replica exchange."""
+def pilot_of(molecule, ladder, seed, args):
+    """Return the pilot that a plan starts from, kept from before or run."""
+    path = Path(args.pilots, f"{molecule.fingerprint[:12]}_{args.iterations}_{seed}.pickle")
+    if path.exists():
+        return pickle.loads(path.read_bytes())
     with sampling_threads(), open_potential(molecule, None, COMPILE_FROM, COMPILE_BATCH) as energy:
         ends = (ladder[0], ladder[-1])
-        pilot = run_pilot(molecule, energy, *ends, n_iterations=args.iterations, seed=args.seed)
-    return plan_exchange(pilot, Target.parse(target), ladder)[1]
+        pilot = run_pilot(molecule, energy, *ends, n_iterations=args.iterations, seed=seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Frames are for timing a training.
+    path.write_bytes(pickle.dumps(replace(pilot, frames=pilot.frames[:0])))
+    return pilot
 
 
 def flow_rows(quantity, folder, settings, flow, planned_error):
@@ -128,7 +146,7 @@ def table(cases):
         )
 
     for case in cases:
-        name = f"{case['case']}, {case['quantity']}"
+        name = f"{case['case']}, {case['quantity']}, seed {case['seed']}"
         row, low_high = case["plain"], case["plain"]["range"]
         what = f"plain, {len(row['temperatures'])} rungs, ± {row['error']:.2g}"
         add(
@@ -154,22 +172,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--case", nargs=4, action="append", required=True,
-        metavar=("NAME", "QUANTITY", "RUN", "PLAIN"),
+        metavar=("NAME", "QUANTITIES", "RUN", "PLAIN"),
     )  # fmt: skip
     parser.add_argument(
         "--iterations", type=int, default=450,
         help="of each pilot; by default those of a minute of alanine dipeptide",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="of the pilots")
+    parser.add_argument("--pilots", default="pilots", help="the folder of those that are kept")
     parser.add_argument("--output", default="predictions.json")
     args = parser.parse_args()
     for case in args.case:
-        result = compare(*case, args)
-        # Cases that the file has already stay, so that they can be run one by one.
-        cases = read_json(args.output)["cases"] if Path(args.output).exists() else []
-        same = (result["case"], result["quantity"])
-        cases = [each for each in cases if (each["case"], each["quantity"]) != same]
-        write_json(args.output, json_ready({"cases": [*cases, result]}))
+        for result in compare(*case, args):
+            # Cases that the file has already stay, so that they can be run one by one.
+            cases = read_json(args.output)["cases"] if Path(args.output).exists() else []
+            cases = [each for each in cases if any(each[k] != result[k] for k in KEYS)]
+            write_json(args.output, json_ready({"cases": [*cases, result]}))
     print(table(read_json(args.output)["cases"]))
 
 
