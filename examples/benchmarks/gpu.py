@@ -5,9 +5,10 @@
     python examples/benchmarks/gpu.py --smoke --device cpu         # a rehearsal without a GPU
 
 Sections run one after the other in a process of their own, each with a deadline: one that fails
-is recorded with its traceback, one that is late stops at its next step and is ended if it does not,
-and the others run all the same; what a section leaves of its time goes to those after it. Results
-are written to the JSON file as they come. The last lines printed are a table of them in Markdown.
+is recorded with its error (the traceback is printed), one that is late stops at its next step and
+is ended if it does not, and the others run all the same; what a section leaves of its time goes to
+those after it. Results are written to the JSON file as they come. The last lines printed are a
+table of them in Markdown.
 """
 
 import argparse
@@ -199,9 +200,9 @@ def run_section(name: str, bench: Any, tell: Callable[..., None]) -> bool:
             if bench.seconds_left < 0:
                 event["late"] = "stopped at its deadline"
                 break
-    except Exception:  # whatever it is, the other sections run
-        event["failed"] = traceback.format_exc()
-        print(f"{name} failed:\n{event['failed']}", flush=True)
+    except Exception as error:  # whatever it is, the other sections run
+        event["failed"] = f"{type(error).__name__}: {error}"
+        print(f"{name} failed:\n{traceback.format_exc()}", flush=True)
     event["seconds"] = round(time.monotonic() - start, 1)
     tell(**event)
     try:

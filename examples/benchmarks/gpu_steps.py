@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from openmm_tsf.flows.base import AugmentedFlow
-from openmm_tsf.flows.load import load_flow
+from openmm_tsf.flows.load import load_flow, place_for_sampling
 from openmm_tsf.potentials import TorchPotential
 from openmm_tsf.potentials.blocks import bytes_per_conformation
 from openmm_tsf.sampling import ParallelTempering
@@ -92,11 +92,11 @@ class Bench:
         """Return the flow that was given, or an untrained one, and which of them it is."""
         file = self.flow_file
         if file.is_file():
-            return load_flow(file, self.molecule).to(self.device), "trained"
+            return place_for_sampling(load_flow(file, self.molecule), self.device), "trained"
         return self.untrained_flow(self.settings.flow), "untrained"
 
     def untrained_flow(self, settings: FlowSettings) -> AugmentedFlow:
-        return build_flow(self.frames, settings, self.seed).to(self.device)
+        return place_for_sampling(build_flow(self.frames, settings, self.seed), self.device)
 
     def potential(
         self, batch: int, dtype: torch.dtype = torch.float64, compile: bool = False

@@ -17,7 +17,7 @@ from openmm_tsf.analysis.load import Run, load_run
 from openmm_tsf.analysis.statistics import Array
 from openmm_tsf.analysis.summary import json_ready
 from openmm_tsf.flows.base import AugmentedFlow
-from openmm_tsf.flows.load import load_flow
+from openmm_tsf.flows.load import load_flow, place_for_sampling
 from openmm_tsf.io.dcd import DCDWriter
 from openmm_tsf.io.files import PathLike, check_new_file, replace_together, write_json
 from openmm_tsf.potentials.base import Potential
@@ -131,7 +131,7 @@ def sample_at(
     file = None if output is None else _check_output(output)
     data = run if isinstance(run, Run) else load_run(Path(run))
     molecule, flow = _read_run(data, potential)
-    flow = flow.to(options.choose_device({}))
+    flow = place_for_sampling(flow, torch.device(options.choose_device({})))
     weighted, begun = data.at(temperature), time.monotonic()
     kelvin, n_walkers = weighted.temperature, min(_N_WALKERS, n_frames)
     settings = replace(

@@ -11,7 +11,7 @@ from typing import Any
 
 from openmm_tsf.coordinates import InternalCoordinates
 from openmm_tsf.flows.base import AugmentedFlow
-from openmm_tsf.flows.load import load_flow
+from openmm_tsf.flows.load import load_flow, place_for_sampling
 from openmm_tsf.io.directory import open_output_directory
 from openmm_tsf.io.files import PathLike
 from openmm_tsf.io.run_config import CONFIG
@@ -167,7 +167,8 @@ def _run_stages(
     stage.record(frames=describe_frames(dataset, source), basins=measure_basins(dataset))
     with stage.open_potential(_planned(settings), batch_of(sampling)) as potential:
         with stage.costs.counting("training", potential):
-            flow = build_flow(dataset, settings.flow, seeds.next()).to(stage.device)
+            flow = build_flow(dataset, settings.flow, seeds.next())
+            flow = place_for_sampling(flow, stage.device)
         logger.info("flow with %d parameters, %d frames", flow.n_parameters, len(dataset))
         if stage.options.progress and _planned(settings) >= WORTH_MEASURING and stage.is_new:
             _tell_duration(stage, settings, dataset, potential, flow)

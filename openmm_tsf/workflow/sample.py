@@ -11,7 +11,7 @@ import torch
 from openmm_tsf.analysis.analyze import analyze
 from openmm_tsf.analysis.reference import REFERENCE_FILE, has_reference
 from openmm_tsf.flows.base import AugmentedFlow
-from openmm_tsf.flows.load import load_flow
+from openmm_tsf.flows.load import load_flow, place_for_sampling
 from openmm_tsf.io.directory import open_output_directory
 from openmm_tsf.io.files import PathLike
 from openmm_tsf.io.run_config import CONFIG, read_config
@@ -165,7 +165,7 @@ def resume_sampling(
     if until is None:
         until = () if settings is None else settings.until
     stage.record_target(n_iterations, until)
-    flow = flow.to(stage.device)
+    flow = place_for_sampling(flow, stage.device)
     with sampling_threads(choices["torch_threads"]), stage.open_potential() as potential:
         sampler = ParallelTempering(
             stage.molecule,
@@ -315,7 +315,7 @@ def _start(
     stage.restore_costs("flow")
     stage.record_target(settings.n_iterations, settings.until)
     seeds = sampler_seeds(Seeds(stage.choices["seed"]), fresh=True)
-    planned, flow = planned_sampling(settings), flow.to(stage.device)
+    planned, flow = planned_sampling(settings), place_for_sampling(flow, stage.device)
     with stage.open_potential(planned, batch_of(settings)) as potential:
         if stage.options.progress and planned >= WORTH_MEASURING and stage.is_new:
             with stage.costs.measuring("sampling", potential):

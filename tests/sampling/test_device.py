@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from openmm_tsf.flows.load import load_flow
+from openmm_tsf.flows.load import load_flow, place_for_sampling
 from openmm_tsf.metropolis import InvalidWalker
 from openmm_tsf.potentials import DoubleWell
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
@@ -216,6 +216,16 @@ def test_a_flow_that_is_not_its_own_inverse_is_an_error():
         sampler.set_positions(torch.zeros(4, 3, 3))
         with pytest.raises(RuntimeError, match="misses the positions by"):
             sampler.run(1, progress=False)
+
+
+def test_networks_of_a_flow_that_samples_on_a_gpu_have_its_precision():
+    flow = copy.deepcopy(invariance.model("double-well").flow)
+    flow.conditioner_dtype = torch.float32
+    assert place_for_sampling(flow, torch.device("cpu")).conditioner_dtype == torch.float32
+    with simulated_cuda():
+        placed = place_for_sampling(flow, torch.device("cuda", 0))
+        assert placed.device.type == "cuda"
+        assert placed.conditioner_dtype is None
 
 
 @pytest.mark.parametrize(
