@@ -41,15 +41,6 @@ def read_checkpoint(path: Path, settings: FitSettings, origin: str) -> dict[str,
     return content
 
 
-def on_host(content: Any) -> Any:
-    """Return nested dictionaries and lists with all tensors on the CPU, as files hold them."""
-    if isinstance(content, Tensor):
-        return content.detach().cpu()
-    if isinstance(content, Mapping):
-        return {key: on_host(value) for key, value in content.items()}
-    return [on_host(item) for item in content] if isinstance(content, list) else content
-
-
 def load_best_weights(flow: AugmentedFlow, checkpoint: str | os.PathLike[str]) -> bool:
     """Load an interrupted training's best weights into a flow; False if there is no checkpoint."""
     path = Path(checkpoint)
@@ -102,7 +93,8 @@ def check_checkpoint(
         _check_optimizer(name, require_entry(states, name, dict), optimizer, n_made)
     kind, expected = require_entry(content, "generator_device", str), generator.device.type
     if kind != expected:  # their streams of random numbers are not the same
-        raise ValueError(f"generator_device: expected {expected}, got {kind[:40]!r}")
+        message = f"device: this training draws its random numbers on {kind[:40]!r}"
+        raise ValueError(f"{message}, got a flow on {expected!r}")
     state = require_entry(content, "generator", Tensor)
     if state.dtype != torch.uint8 or state.shape != generator.get_state().shape:
         raise ValueError("generator: expected the state of a random number generator")

@@ -21,7 +21,6 @@ from openmm_tsf.training.checkpoint import (
     CHECKPOINT_FORMAT,
     check_checkpoint,
     compute_origin,
-    on_host,
     read_checkpoint,
 )
 from openmm_tsf.training.objectives import DirectObjective, Objective
@@ -202,7 +201,7 @@ class Trainer:
             "running": self.numbers.running,
             **{name: getattr(self, name) for name in (*_COUNTERS, "best_weights")},
         }
-        write_tensors(path, on_host(content))
+        write_tensors(path, content)
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint; a ValueError if it is damaged or of another training."""

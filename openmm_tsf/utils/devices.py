@@ -22,12 +22,15 @@ def check_device(device: Any, name: str = "device") -> torch.device:
     ValueError
         If there is no such device here: the error says which there are.
     """
+    reason = "only the CPU and CUDA devices are supported"
     try:
-        return torch.empty(0, device=CPU if device is None else device, dtype=torch.float32).device
+        chosen = torch.device(CPU if device is None else device)
+        if chosen.type in ("cpu", "cuda"):
+            return torch.empty(0, device=chosen, dtype=torch.float32).device
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        got = f"{device!r} ({reason}); available here: {', '.join(available_devices())}"
-        raise ValueError(f"{name}: expected a torch device, got {got}") from error
+    got = f"{device!r} ({reason}); available here: {', '.join(available_devices())}"
+    raise ValueError(f"{name}: expected a torch device, got {got}")
 
 
 def describe_device(device: torch.device) -> str:

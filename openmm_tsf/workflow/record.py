@@ -147,9 +147,10 @@ def check_same_request(
     if "molecule" in request and recorded.get("molecule") != request["molecule"]:
         raise ValueError(f"output: what is in {directory} is of another molecule")
     for name in _ONLY_WARNED_OF:
-        if name in request and recorded.get(name) != request[name]:
+        before = recorded.get(name, "cpu" if name == "device" else None)
+        if name in request and before != request[name]:
             logger.warning(
-                f"{directory}: started with {name} {recorded.get(name)}, continued with "
+                f"{directory}: started with {name} {before}, continued with "
                 f"{request[name]}: valid, but not the same bit by bit"
             )
     frames = request.get("frames_sha256")

@@ -111,6 +111,8 @@ def test_a_swap_between_them_is_exact_unless_latents_survive_it(mutant):
     independence, walk, steered = through(case.flow, case)
     swap = PlainSwap(case.ladder, case.potential.boltzmann_constant)
     kernels = [independence, KeepsLatents(swap) if mutant else swap, walk, steered]
+    if mutant:  # the statistics have to see it without the check of the round trip
+        steered.round_trip_tolerance = 1e9
     state = case.start(4000, generator)
     for _ in range(4):
         state = apply(kernels, state, generator)
@@ -153,7 +155,7 @@ def test_the_round_trip_is_checked_in_the_batches_of_the_proposals(case):
     state = case.start(5, generator).evolve(iteration=1)  # no check of equal batches is due
     flow.n_rows = n = 5 * len(case.ladder)
     independence, walk, _ = through(flow, case)
-    state = apply([walk, walk, independence], state, generator)
+    state = apply([walk, walk], state, generator)
     sizes = f"a batch of {n}, proposals of {3 * n}"
     with pytest.raises(RuntimeError, match=rf"misses the momenta by 1e-05 .*{sizes}"):
         independence(state, generator)

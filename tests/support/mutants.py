@@ -241,6 +241,7 @@ class OnTheNextRung:
     def __init__(self, *arguments, **settings):
         super().__init__(*arguments, **settings)
         self.rungs = tuple((rung + 1) % len(self.temperatures) for rung in self.rungs)
+        self.rung_index = (self.rung_index + 1) % len(self.temperatures)
 
 
 @dataclass(frozen=True)

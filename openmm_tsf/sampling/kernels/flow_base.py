@@ -102,8 +102,8 @@ class FlowKernel(RungKernel):
         self.round_trip_walkers = check_int(round_trip_walkers, "round_trip_walkers")
         kelvin = torch.tensor(self.temperatures, dtype=torch.float64, device="cpu")
         self.tau = kelvin / flow.reference_temperature
-        self._sizes: set[int] = set()  # of the batches of latents that were mapped
-        self._compared: set[tuple[int, int]] = set()  # of walkers' latents and of those
+        self._latest: tuple[LatentState, int] | None = None  # of the walkers, and the iteration
+        self._compared: set[tuple[int, int]] = set()  # sizes of their batches and of proposals
 
     def settings(self) -> dict[str, Any]:
         """Return the choices made."""
@@ -151,7 +151,7 @@ class FlowKernel(RungKernel):
         parts = (known.momenta, known.v, known.log_det)
         momenta, v, log_det = (part.flatten(0, 1) for part in parts)
         latent = LatentState(x, momenta, v, log_det, tau)
-        self._check_sizes(latent, state.iteration)
+        self._latest = latent, state.iteration
         return latent
 
     def with_latents(self, state: WalkerState, end: LatentState, energy: Tensor) -> WalkerState:
@@ -176,7 +176,7 @@ class FlowKernel(RungKernel):
         latent = LatentState(x, momenta, v, -inverse_log_det, tau)
         if iteration % self.round_trip_interval == 0:
             self._check_round_trip(latent, iteration, len(x))
-        self._check_sizes(latent, iteration)
+        self._latest = latent, iteration
         return latent
 
     def _evaluate(self, v: Tensor, like: Tensor, tau: Tensor) -> tuple[Proposal, int]:
@@ -217,8 +217,20 @@ class FlowKernel(RungKernel):
         return finite & torch.isfinite(log_det) & ~mirror, mirror
 
     def _forward(self, v: Tensor, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return x, p and log|J_D|, plus ln of the copy's weight where copies overlap."""
-        self._sizes.add(len(v))
+        """Return x, p and log|J_D|, plus ln of the copy's weight where copies overlap.
+
+        The first batch of a size has the round trip checked in it: what a matrix product in a lower
+        precision gives for a row may depend on the batch.
+        """
+        if self._latest is not None:
+            latent, iteration = self._latest
+            sizes = len(latent.x), len(v)
+            if len(v) > 0 and sizes[0] != sizes[1] and sizes not in self._compared:
+                self._compared.add(sizes)
+                self._check_round_trip(latent, iteration, len(v))
+        return self._map(v, tau)
+
+    def _map(self, v: Tensor, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (x, momenta), log_det = self.flow.forward_and_log_det(v.to(self.flow.dtype))
         if self.flow.overlap and x.device.type != "cpu":
             kelvin = (tau * self.flow.reference_temperature).to(x)
@@ -253,27 +265,16 @@ class FlowKernel(RungKernel):
         dtype = self.flow.dtype
         return self.flow.match_pose(x.to(dtype), like=like.to(dtype)).to(x)
 
-    def _check_sizes(self, latent: LatentState, iteration: int) -> None:
-        """Check the round trip, once, at each other batch size in which proposals are mapped.
-
-        What a matrix product in a lower precision gives for a row may depend on the batch.
-        """
-        n = len(latent.x)
-        new = {size for size in self._sizes if size != n and (n, size) not in self._compared}
-        for size in sorted(new):
-            self._check_round_trip(latent, iteration, size)
-            self._compared.add((n, size))
-
     def _check_round_trip(self, latent: LatentState, iteration: int, size: int) -> None:
         """Compare D(D^-1(x, p)) with (x, p), and the log-determinants, D of `size` rows at once."""
         x, momenta = latent.x, latent.momenta
-        n = min(self.round_trip_walkers, len(x), size)
-        start = iteration // self.round_trip_interval * n
-        indices = torch.arange(max(n, size), dtype=torch.int64, device=x.device)
-        chosen = (start + indices[:n]) % size
-        # All rows, as in a proposal: a product of a few rows may be rounded in another way.
-        batch = indices[:size] % len(x)
-        rows, images = batch[chosen], self._forward(latent.v[batch], latent.tau[batch])
+        chosen = torch.arange(size, dtype=torch.int64, device=x.device)
+        batch = chosen % len(x)
+        if size == len(x):  # checked again and again: some rows each time
+            n = min(self.round_trip_walkers, size)
+            chosen = (iteration // self.round_trip_interval * n + chosen[:n]) % size
+        # All are mapped, as in a proposal: a product of a few rows may be rounded in another way.
+        rows, images = batch[chosen], self._map(latent.v[batch], latent.tau[batch])
         x_back, momenta_back, log_det = (part[chosen] for part in images)
         x_back = self._match_pose(x_back, x[rows])
         pairs = (x_back, x[rows]), (momenta_back, momenta[rows]), (log_det, latent.log_det[rows])

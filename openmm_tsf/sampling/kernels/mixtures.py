@@ -166,7 +166,7 @@ class OnRungs(_Mixture):
                 f"of {kernel.name}"
             )
         self.rungs = tuple(self.temperatures.index(t) for t in kernel.temperatures)
-        self._rung_index = torch.tensor(self.rungs, dtype=torch.int64, device="cpu")
+        self.rung_index = torch.tensor(self.rungs, dtype=torch.int64, device="cpu")
         if name is None:
             name = f"{kernel.name}_on_{'_'.join(map(str, self.rungs))}"
         super().__init__([kernel], name)
@@ -182,7 +182,7 @@ class OnRungs(_Mixture):
     def __call__(self, state: WalkerState, generator: Generator) -> tuple[WalkerState, KernelInfo]:
         """Apply the kernel to the walkers of its rungs."""
         kernel, velocities = self.members[0], state.velocities
-        rungs = self.on_device("_rung_index", state.x.device)
+        rungs = self.on_device("rung_index", state.x.device)
         part = state.evolve(
             x=state.x[:, rungs],
             velocities=None if velocities is None else velocities[:, rungs],
@@ -204,7 +204,7 @@ class OnRungs(_Mixture):
     def _spread(self, counts: Tensor) -> Tensor:
         """Return the kernel's counts at their rungs of the whole ladder."""
         spread = counts.new_zeros(self.counts_shape)
-        rungs = self.on_device("_rung_index", counts.device)
+        rungs = self.on_device("rung_index", counts.device)
         if len(self.counts_shape) == 1:
             spread[rungs] = counts
         elif counts.ndim == 1:
