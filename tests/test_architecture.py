@@ -18,7 +18,7 @@ LAYERS = (
     {"systems"},
     {"flows"},
     {"analysis", "doctor", "sampling", "training"},
-    {"workflow"},
+    {"hosts", "workflow"},
     {"cli", "__init__"},
     {"__main__"},
 )

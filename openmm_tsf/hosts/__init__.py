@@ -1,0 +1,1 @@
+"""The moves of this package inside the samplers of other packages, of OpenMM and openmmtools."""
