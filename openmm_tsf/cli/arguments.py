@@ -45,6 +45,17 @@ def build_parser() -> argparse.ArgumentParser:
         "are made at that very temperature, and accepted or rejected there. With the same seed, "
         "and the run as it is, they are the same.",
     )
+    retarget = _command(
+        commands,
+        "retarget",
+        "another System of the same molecule, sampled with the flow of a run",
+        "For example\n\n  openmm-tsf retarget run/ --output gbn2/ --forcefield "
+        "amber14-all.xml implicit/gbn2.xml\n\n"
+        "The flow is not trained again: it proposes, and each proposal is accepted or rejected "
+        "with the energy of the other System. OUTPUT becomes a run directory, with retarget.json: "
+        "the free-energy difference of the two Systems and their populations. "
+        + _STATUS.format("the new run is"),
+    )
     certify = _command(
         commands,
         "certify",
@@ -67,9 +78,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     doctor = _command(commands, "doctor", "self-test, and the facts for a bug report")
 
-    for command in (everything, md, train, sample):
+    retarget.add_argument("run", metavar="RUN", help="run directory with its flow; it is only read")
+    _system_arguments(retarget.add_argument_group("the other System"))
+    for command in (everything, md, train, sample, retarget):
         command.add_argument("--output", required=True, metavar="DIR", help="new or empty folder")
-        _molecule_arguments(command)
+        if command is not retarget:
+            _molecule_arguments(command)
         command.add_argument("--seed", type=int, help="seed of everything (default: 1)")
         command.add_argument(
             "--platform",
@@ -95,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="S",
             help="time between checkpoints (default: 30)",
         )
-    for command in (everything, train, sample, at):
+    for command in (everything, train, sample, at, retarget):
         command.add_argument(
             "--device",
             help="device of torch for flow, walkers, training and energies: cpu (default), cuda, "
@@ -104,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     _plan_arguments(plan)
     for command in (everything, train):
         _training_arguments(command)
-    for command in (everything, sample):
+    for command in (everything, sample, retarget):
         _sampling_arguments(command)
 
     everything.add_argument(
@@ -188,6 +202,10 @@ def _molecule_arguments(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pdb", metavar="FILE", help="PDB or mmCIF file with all atoms, without solvent"
     )
+    _system_arguments(group)
+
+
+def _system_arguments(group: Any) -> None:
     group.add_argument("--system", metavar="FILE", help="serialized OpenMM System (XML)")
     group.add_argument(
         "--forcefield",

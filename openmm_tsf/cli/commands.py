@@ -151,6 +151,31 @@ def _at(args: argparse.Namespace) -> None:
     say(f"\nthe frames are in {args.output}, their topology in {args.run}/topology.pdb")
 
 
+def _retarget(args: argparse.Namespace) -> int:
+    from openmm_tsf.analysis.verdict import EXIT_STATUS
+    from openmm_tsf.systems.files import load_other_system, read_molecule
+    from openmm_tsf.workflow.retarget import describe_retarget, retarget, retarget_settings
+    from openmm_tsf.workflow.settings import SamplingSettings
+
+    given = args.system, args.forcefield
+    if args.resume and given == (None, None):
+        molecule = read_molecule(args.output)
+    else:
+        molecule = load_other_system(read_molecule(args.run), *given)
+    settings = _settings(args, SamplingSettings, lambda: retarget_settings(args.run))
+    summary = retarget(
+        args.run,
+        molecule,
+        args.output,
+        _sampling_settings(args, settings),
+        options=_options(args),
+    )
+    _show(summary, args.output)
+    say(f"\n{describe_retarget(args.output)}")
+    status: int = EXIT_STATUS[summary["verdict"]["status"]]
+    return status
+
+
 def _certify(args: argparse.Namespace) -> int:
     from openmm_tsf.analysis.certify import certify
     from openmm_tsf.analysis.certify_report import describe_certificate
@@ -204,7 +229,8 @@ def _settings(args: argparse.Namespace, cls: type, fresh: Any, part: str | None 
     from openmm_tsf.workflow.record import recorded_settings
 
     use_recorded = args.resume and getattr(args, "preset", None) is None
-    recorded = recorded_settings(args.output, args.command, cls, part) if use_recorded else None
+    stage = "sample" if args.command == "retarget" else args.command
+    recorded = recorded_settings(args.output, stage, cls, part) if use_recorded else None
     return fresh() if recorded is None else recorded
 
 
@@ -332,6 +358,7 @@ COMMANDS = {
     "sample": _sample,
     "analyze": _analyze,
     "at": _at,
+    "retarget": _retarget,
     "certify": _certify,
     "plan": _plan,
     "doctor": _doctor,

@@ -59,21 +59,43 @@ def load_molecule(
         return MolecularSystem(loaded, structure.topology, structure.positions)
     assert force_field is not None
     check_no_solvent(structure.topology, f"pdb: {pdb}")
+    built = _build_system(structure.topology, force_field, str(pdb))
+    return MolecularSystem(built, structure.topology, structure.positions)
+
+
+def load_other_system(
+    molecule: MolecularSystem,
+    system: PathLike | None = None,
+    force_field: Sequence[str] | None = None,
+) -> MolecularSystem:
+    """Return a molecule with another System: from a file (XML), or of OpenMM force field files."""
+    if (system is None) == (not force_field):
+        got = "none" if system is None else "both"
+        raise ValueError(f"system, force_field: expected exactly one of the two, got {got}")
+    if system is not None:
+        other = read_openmm_xml(system, openmm.System, "system")
+    else:
+        assert force_field is not None
+        other = _build_system(molecule.topology, force_field, "the run's molecule")
+    return MolecularSystem(other, molecule.topology, molecule.positions)
+
+
+def _build_system(topology: app.Topology, force_field: Sequence[str], name: str) -> openmm.System:
+    """Return the System of a molecule without constraints, or a ValueError that names it."""
     try:
         options = {"constraints": None, "rigidWater": False, "removeCMMotion": False}
-        built = app.ForceField(*force_field).createSystem(
-            structure.topology, nonbondedMethod=app.NoCutoff, **options
+        return app.ForceField(*force_field).createSystem(
+            topology, nonbondedMethod=app.NoCutoff, **options
         )
     except Exception as error:
-        given = f"{pdb} with {', '.join(force_field)}"
+        given = f"{name} with {', '.join(force_field)}"
         message = f"force_field: OpenMM cannot build a System for {given}: {error}"
-        if residue := unbonded_residue(structure.topology):
+        if residue := unbonded_residue(topology):
             message += (
                 f" (the file has no bonds for atoms of {residue}: add its CONECT records, or give "
                 "a System, whose bond terms are then used)"
             )
         raise ValueError(message) from error
-    return MolecularSystem(built, structure.topology, structure.positions)
 
 
 def write_molecule(molecule: MolecularSystem, directory: PathLike) -> None:

@@ -91,9 +91,9 @@ def make_sampler(
     settings: SamplingSettings,
     potential: Potential,
     seeds: tuple[int, int | None],
-    start: WalkerState | MDDataset | None,
+    start: WalkerState | torch.Tensor | MDDataset | None,
 ) -> ParallelTempering:
-    """Return a sampler; its walkers start from earlier ones, or from the flow.
+    """Return a sampler; its walkers start from earlier ones, positions [W, R, N, 3], or the flow.
 
     With frames, only half of them start from the flow, the others from random frames: walkers that
     start alike would agree with each other before they agree with the Boltzmann distribution.
@@ -109,6 +109,9 @@ def make_sampler(
     )
     if isinstance(start, WalkerState):
         sampler.set_positions(start.x, start.velocities)
+        return sampler
+    if isinstance(start, torch.Tensor):
+        sampler.set_positions(start)
         return sampler
     assert seeds[1] is not None
     sampler.set_positions(

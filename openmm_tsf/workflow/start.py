@@ -43,10 +43,26 @@ def start_positions(
         len(frames), (n * n_rungs,), generator=generator, dtype=torch.int64, device=generator.device
     )
     x = frames.positions[index.to(frames.positions.device)].unflatten(0, (n, n_rungs))
-    x = x.to(flow.device)
+    return replace_half_by_draws(x.to(flow.device), flow, potential, temperatures, generator)
+
+
+def replace_half_by_draws(
+    x: Tensor,
+    flow: AugmentedFlow,
+    potential: Potential,
+    temperatures: Sequence[float],
+    generator: Generator,
+) -> Tensor:
+    """Return configurations [W, R, *event], those of the second half of walkers by draws.
+
+    They are draws of the flow at each rung, chosen by their importance weights, but for those above
+    the highest energy of what they replace.
+    """
+    n = len(x)
     n_draws = n // 2
     if n_draws == 0:
         return x
+    x = x.clone()
     with torch.no_grad():
         highest = float(energies.energy(potential, x[-n_draws:].flatten(0, 1)).max())
     for rung, kelvin in enumerate(temperatures):
@@ -92,11 +108,21 @@ def _draw_distinct(
     x, energy, log_weight = _weighted_draws(
         flow, potential, kelvin, _DRAWS_PER_WALKER * n, generator
     )
-    noise = torch.rand(len(x), generator=generator, dtype=torch.float64, device=x.device)
     usable = torch.isfinite(log_weight) & (energy <= highest)
     usable[usable.clone()] &= _is_in_domain(flow, x[usable])
-    key = torch.where(usable, log_weight - (-noise.log()).log(), -torch.inf)
-    return x[key.topk(min(n, int(usable.sum()))).indices]
+    return x[choose_by_weight(torch.where(usable, log_weight, -torch.inf), n, generator)]
+
+
+def choose_by_weight(log_weight: Tensor, n: int, generator: Generator) -> Tensor:
+    """Return the indices of up to n different samples, chosen by their weights, of log weight [N].
+
+    Samples of weight zero are not chosen. Without replacement (Efraimidis and Spirakis 2006).
+    """
+    noise = torch.rand(
+        len(log_weight), generator=generator, dtype=torch.float64, device=log_weight.device
+    )
+    key = log_weight - (-noise.log()).log()
+    return key.topk(min(n, int((log_weight > -torch.inf).sum()))).indices
 
 
 def _is_in_domain(flow: AugmentedFlow, x: Tensor) -> Tensor:
