@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from openmm_tsf.training import FitSettings, fit
     from openmm_tsf.workflow.at import sample_at
     from openmm_tsf.workflow.plan import plan
+    from openmm_tsf.workflow.retarget import retarget
 
 __version__ = version("openmm-tsf")
 
@@ -49,6 +50,7 @@ _HOMES = {
     "load_flow": "openmm_tsf.flows",
     "load_run": "openmm_tsf.analysis",
     "plan": "openmm_tsf.workflow.plan",
+    "retarget": "openmm_tsf.workflow.retarget",
     "sample_at": "openmm_tsf.workflow.at",
 }
 __all__ = [
@@ -71,6 +73,7 @@ __all__ = [
     "load_flow",
     "load_run",
     "plan",
+    "retarget",
     "sample_at",
     "statistics",
     "systems",

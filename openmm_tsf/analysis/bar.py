@@ -34,9 +34,7 @@ class FreeEnergyDifference:
     overlap: float
 
 
-def estimate_difference(
-    work_in_a: npt.ArrayLike, work_in_b: npt.ArrayLike
-) -> FreeEnergyDifference:
+def estimate_difference(work_in_a: npt.ArrayLike, work_in_b: npt.ArrayLike) -> FreeEnergyDifference:
     """Return the free-energy difference of two ensembles A and B at one temperature.
 
     Parameters

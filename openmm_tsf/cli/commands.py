@@ -164,11 +164,7 @@ def _retarget(args: argparse.Namespace) -> int:
         molecule = load_other_system(read_molecule(args.run), *given)
     settings = _settings(args, SamplingSettings, lambda: retarget_settings(args.run))
     summary = retarget(
-        args.run,
-        molecule,
-        args.output,
-        _sampling_settings(args, settings),
-        options=_options(args),
+        args.run, molecule, args.output, _sampling_settings(args, settings), options=_options(args)
     )
     _show(summary, args.output)
     say(f"\n{describe_retarget(args.output)}")

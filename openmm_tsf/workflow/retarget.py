@@ -234,7 +234,8 @@ def _start(
         flow, seeds = place_for_sampling(flow, stage.device), Seeds(stage.choices["seed"])
         sampler_seed, start_seed = sampler_seeds(seeds, fresh=True)
         assert start_seed is not None
-        with stage.open_potential(planned_sampling(settings), batch_of(settings)) as potential:
+        n_planned, batch = planned_sampling(settings), batch_of(settings)
+        with sampling_threads(), stage.open_potential(n_planned, batch) as potential:
             with stage.costs.counting("sampling", potential):
                 generator = make_generator(start_seed, flow.device)
                 start = _start_positions(run, flow, potential, settings, generator)
@@ -295,6 +296,10 @@ def _compare(
         for rung, kelvin in enumerate(first.temperatures)
     ]
     common = [(a, b) for a, b in pairs if b is not None]
+    others = sorted(
+        {float(t) for k, t in enumerate(first.temperatures) if k not in dict(common)}
+        | {float(t) for k, t in enumerate(second.temperatures) if k not in dict(common).values()}
+    )
     entries: dict[str, Any] = {}
     n_evaluations = 0
     with (
@@ -328,10 +333,7 @@ def _compare(
         "run": str(first.path),
         "molecules": {"run": original.fingerprint, "here": molecule.fingerprint},
         "by_temperature": entries,
-        "not_in_both_K": sorted(
-            {float(t) for t in (*first.temperatures, *second.temperatures)}
-            - {float(run.temperatures[k]) for pair in common for run, k in zip((first, second), pair)}
-        ),
+        "not_in_both_K": others,
         "energy_evaluations": n_evaluations,
         "versions": package_versions(),
     }

@@ -1,5 +1,6 @@
-"""A run's flow on another System, of molecules whose distributions are known."""
+"""A run's flow on another System, of a molecule whose distributions are known."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -10,12 +11,211 @@ import pytest
 import torch
 
 import openmm_tsf as tsf
+from openmm_tsf.analysis.uncertainty import estimate_mean
 from openmm_tsf.cli.main import main
+from openmm_tsf.flows.load import load_flow
 from openmm_tsf.units import KB
 from openmm_tsf.utils.random import seeded_generator
 from openmm_tsf.workflow.options import RunOptions
-from openmm_tsf.workflow.retarget import RETARGET, retarget, retarget_settings
+from openmm_tsf.workflow.retarget import RETARGET, retarget
 from openmm_tsf.workflow.settings import SamplingSettings
 from tests.support.exact_cases import the_tree, tree_flow
-from tests.support.exact_tree import POSITIONS, ExactTree
-from tests.support.mutants import replaced  # noqa: F401
+from tests.support.exact_tree import POSITIONS
+
+LADDER = (300.0, 420.0, 600.0)
+QUIET = RunOptions(platform="Reference", progress=False)
+SETTINGS = SamplingSettings(
+    temperatures=LADDER, n_walkers=24, n_tuning=10, n_iterations=50, local_interval=1
+)
+
+
+def other_tree():
+    """The molecule with another force field: softer bonds, other torsions."""
+    tree = copy.copy(the_tree())
+    tree.k = torch.where(tree.polar.kinds == 0, 0.9 * tree.k, 1.4 * tree.k)
+    tree._marginals = {}
+    return tree
+
+
+def molecule_of(tree):
+    return tsf.MolecularSystem(tree.system(), tree.topology, POSITIONS)
+
+
+def log_partition(tree, kelvin):
+    """Return ln Z of the internal coordinates, by quadrature."""
+    total = 0.0
+    for index, (kind, marginal) in enumerate(
+        zip(tree.polar.kinds.tolist(), tree.marginals(kelvin), strict=True)
+    ):
+        u = tree.centre.repeat(len(marginal.grid), 1)
+        u[:, index] = torch.from_numpy(marginal.grid)
+        density = np.exp(-tree.term_energies(u)[:, index].numpy() / (KB * kelvin))
+        if kind < 2:
+            density *= (marginal.grid**2, np.sin(marginal.grid))[kind]
+        total += np.log(np.trapezoid(density, marginal.grid))
+    return total
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """A run of the first System that starts from exact samples."""
+    tree, n_walkers, generator = the_tree(), 40, seeded_generator(2)
+    folder = tmp_path_factory.mktemp("retarget") / "run"
+    with tsf.OpenMMPotential(tree.system(), platform="Reference", n_contexts=1) as potential:
+        sampler = tsf.ParallelTempering(
+            molecule_of(tree), tree_flow("tsf-volume"), LADDER, n_walkers, potential=potential,
+            seed=3,
+        )  # fmt: skip
+        x = [tree.sample(n_walkers, kelvin, generator) for kelvin in LADDER]
+        sampler.set_positions(torch.stack(x, dim=1))
+        with sampler:
+            sampler.run(40, folder, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def retargeted(path, tmp_path_factory):
+    output = tmp_path_factory.mktemp("other") / "other"
+    molecule = molecule_of(other_tree())
+    summary = retarget(path, molecule, output, SETTINGS, options=QUIET)
+    return summary, output, json.loads((output / RETARGET).read_text())
+
+
+def test_samples_are_of_the_other_system(retargeted):
+    """|z| < 4 of every coordinate at every rung; the first System's distribution is noticed."""
+    _, output, _ = retargeted
+    data = tsf.load_run(output)
+
+    def worst(tree):
+        scores = []
+        for kelvin in LADDER:
+            x = torch.from_numpy(data.trajectory(kelvin).xyz.astype(np.float64))
+            pits = tree.pit(x, kelvin).reshape(-1, data.n_walkers, tree.n_coordinates)
+            for k in range(tree.n_coordinates):
+                for part in (pits[..., k] - 0.5, (pits[..., k] - 0.5) ** 2 - 1 / 12):
+                    mean = estimate_mean(part)
+                    scores.append(abs(mean.value) / mean.stderr)
+        return max(scores)
+
+    assert worst(other_tree()) < 4.0
+    assert worst(the_tree()) > 6.0
+
+
+def test_free_energy_differences_are_exact(retargeted):
+    _, _, written = retargeted
+    assert list(written["by_temperature"]) == ["300.00", "420.00", "600.00"]
+    for kelvin, entry in zip(LADDER, written["by_temperature"].values(), strict=True):
+        exact = log_partition(the_tree(), kelvin) - log_partition(other_tree(), kelvin)
+        difference = entry["delta_F_kT"]
+        assert abs(difference["value"] - exact) < 4 * difference["stderr"] < 0.4
+        assert 0.1 < difference["overlap"] < 1.0
+
+
+def test_it_is_a_run_directory_with_the_runs_flow(retargeted, path):
+    summary, output, written = retargeted
+    assert summary["energy_evaluations"]["training"] == 0
+    assert summary["energy_evaluations"]["md"] == 0
+    assert summary["n_iterations"] == 50
+    before, now = load_flow(path / "flow.pt"), load_flow(output / "flow.pt")
+    assert all(torch.equal(before.state_dict()[k], v) for k, v in now.state_dict().items())
+    assert now.fingerprint == molecule_of(other_tree()).fingerprint
+    config = json.loads((output / "config.json").read_text())
+    assert config["choices"]["retargeted"]["run"] == str(path)
+    assert written["energy_evaluations"] > 0
+    assert tsf.load_run(output).summary()["n_iterations"] == 50
+
+
+def test_it_is_reproducible_and_resumed(retargeted, path, tmp_path):
+    """Stopped after a part and resumed from the shell: the same samples."""
+    _, whole, _ = retargeted
+    output, molecule = tmp_path / "part", molecule_of(other_tree())
+    retarget(path, molecule, output, replace(SETTINGS, n_iterations=20), options=QUIET)
+    (output / RETARGET).unlink()
+    command = ["retarget", str(path), "--output", str(output), "--iterations", "50", "--resume"]
+    assert main([*command, "--quiet", "--platform", "Reference"]) in (0, 3)
+    assert np.array_equal(tsf.load_run(whole, 0).energy, tsf.load_run(output, 0).energy)
+    assert (output / RETARGET).is_file()
+
+
+def test_from_the_shell_with_a_file_of_the_system(path, tmp_path, capsys):
+    file = tmp_path / "other.xml"
+    file.write_text(openmm.XmlSerializer.serialize(other_tree().system()))
+    command = ["retarget", str(path), "--system", str(file), "--output", str(tmp_path / "out")]
+    lengths = ["--iterations", "10", "--walkers", "6", "--tuning", "2", "--temperatures", "300"]
+    status = main([*command, *lengths, "350", "--quiet", "--platform", "Reference"])
+    assert status in (0, 3)
+    assert "F - F(run)" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out" / RETARGET).read_text())
+    assert list(written["by_temperature"]) == ["300.00"]
+    assert written["not_in_both_K"] == [350.0, 420.0, 600.0]
+
+
+def changed(change):
+    """The molecule after a change of a copy of its Topology and positions."""
+    topology, positions = copy.deepcopy(the_tree().topology), POSITIONS.copy()
+    system = the_tree().system()
+    return tsf.MolecularSystem(*change(system, topology, positions))
+
+
+def with_iodine(system, topology, positions):
+    list(topology.atoms())[5].element = app.element.iodine
+    return system, topology, positions
+
+
+def mirrored(system, topology, positions):
+    return system, topology, positions * [1.0, 1.0, -1.0]
+
+
+def in_a_field(system, topology, positions):
+    force = openmm.CustomExternalForce("100*x")
+    force.addParticle(0)
+    system.addForce(force)
+    return system, topology, positions
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_iodine, "molecule: expected the run's atoms"),
+        (mirrored, "molecule: expected the handedness"),
+        (in_a_field, "position and orientation"),
+    ],
+)
+def test_what_the_flow_cannot_serve_is_refused_before_anything_is_written(
+    path, tmp_path, change, message
+):
+    with pytest.raises(ValueError, match=message):
+        retarget(path, changed(change), tmp_path / "out", options=QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_system_that_tells_hydrogens_of_a_methyl_apart_is_refused(tmp_path):
+    """The flow of the other one knows one labelling of them alone."""
+    molecule = tsf.systems.alanine_dipeptide()
+    dataset = tsf.MDDataset.shipped(molecule)[:1000]
+    flow = tsf.TemperatureSteerableFlow.from_dataset(dataset, n_blocks=1, hidden=(8,), seed=1)
+    with molecule.potential(platform="Reference", n_contexts=1) as potential:
+        kernels = [tsf.kernels.FlowIndependence(flow, potential, (600.0,))]
+        sampler = tsf.ParallelTempering(
+            molecule, flow, (600.0,), 2, kernels, potential=potential, seed=1
+        )
+        sampler.set_positions(dataset.positions[:2, None])
+        sampler.run(2, tmp_path / "run", progress=False)
+    system = copy.deepcopy(molecule.system)
+    nonbonded = next(f for f in system.getForces() if isinstance(f, openmm.NonbondedForce))
+    charge, *others = nonbonded.getParticleParameters(0)
+    nonbonded.setParticleParameters(0, 1.2 * charge, *others)
+    other = tsf.MolecularSystem(system, molecule.topology, molecule.positions)
+    with pytest.raises(ValueError, match=r"molecule: expected hydrogens \(0, 2, 3\)"):
+        retarget(tmp_path / "run", other, tmp_path / "out", options=QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_arguments_are_refused(path, tmp_path):
+    molecule = molecule_of(the_tree())
+    with pytest.raises(ValueError, match="output: expected another directory"):
+        retarget(path, molecule, path, options=QUIET)
+    with pytest.raises(TypeError, match="molecule: expected MolecularSystem"):
+        retarget(path, the_tree().system(), tmp_path / "out", options=QUIET)
+    with pytest.raises(FileNotFoundError):
+        retarget(tmp_path / "none", molecule, tmp_path / "out", options=QUIET)
