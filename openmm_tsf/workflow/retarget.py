@@ -180,11 +180,11 @@ def _check_same_topology(original: MolecularSystem, molecule: MolecularSystem) -
         for m in (original, molecule)
     )
     if bonds != others_bonds:
-        first = sorted(bonds ^ others_bonds)[0]
-        raise ValueError(f"molecule: expected the bonds of the run's, atoms {first} differ")
+        pair = sorted(bonds ^ others_bonds)[0]
+        raise ValueError(f"molecule: expected the bonds of the run's, atoms {pair} differ")
     centres = centres_of(original.topology)
-    signs = [handedness_signs(m.positions, centres) for m in (original, molecule)]
-    if not np.array_equal(*signs):
+    first, other = (handedness_signs(m.positions, centres) for m in (original, molecule))
+    if not np.array_equal(first, other):
         raise ValueError(
             "molecule: expected the handedness of the run's, got another stereoisomer (or other "
             "labels of hydrogens)"
@@ -347,13 +347,13 @@ def describe_retarget(output: PathLike) -> str:
     for kelvin, entry in entries.items():
         difference, energy = entry["delta_F_kT"], entry["energy_kJ_mol"]
         change = energy["here"]["value"] - energy["run"]["value"]
-        error = np.hypot(*(energy[side]["stderr"] or np.nan for side in ("run", "here")))
+        here, there = (energy[side]["stderr"] or np.nan for side in ("here", "run"))
         value, stderr = (
             np.nan if difference[name] is None else difference[name] for name in ("value", "stderr")
         )
         rows.append(
             f"{kelvin:>11}   {value:9.3f} +- {stderr:5.3f}   {difference['overlap']:8.3f}"
-            f"   {change:9.2f} +- {error:4.2f}"
+            f"   {change:9.2f} +- {np.hypot(here, there):4.2f}"
         )
     return "\n".join(rows)
 
