@@ -184,17 +184,41 @@ def _command(
 
 
 def _molecule_arguments(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("molecule (default: alanine dipeptide)")
-    group.add_argument(
-        "--pdb", metavar="FILE", help="PDB or mmCIF file with all atoms, without solvent"
+    group = command.add_argument_group(
+        "molecule (default: alanine dipeptide)",
+        "All atoms, without explicit solvent. One of --forcefield, --system, --prmtop, --top and "
+        "--psf, with coordinates.",
     )
-    group.add_argument("--system", metavar="FILE", help="serialized OpenMM System (XML)")
-    group.add_argument(
+
+    def file(flag: str, text: str, **options: Any) -> None:
+        group.add_argument(flag, help=text, **{"metavar": "FILE", **options})
+
+    file("--pdb", "PDB or mmCIF file, with --forcefield or --system")
+    file(
         "--forcefield",
+        "OpenMM force field files. They may contain Python scripts, which OpenMM runs: use only "
+        "files that you trust",
         nargs="+",
         metavar="XML",
-        help="OpenMM force field files, instead of --system. They may contain Python scripts, "
-        "which OpenMM runs: use only files that you trust",
+    )
+    file("--system", "serialized OpenMM System (XML)")
+    file("--prmtop", "Amber topology")
+    file("--inpcrd", "Amber coordinates (inpcrd, rst7), with --prmtop")
+    file("--top", "GROMACS topology")
+    file("--gro", "GROMACS coordinates, with --top")
+    file("--include-dir", "folder of the files that --top includes", metavar="DIR")
+    file("--psf", "CHARMM PSF")
+    file("--crd", "CHARMM coordinates, with --psf; or --pdb")
+    file("--parameters", "CHARMM parameters (prm, rtf, str), with --psf", nargs="+")
+    file(
+        "--implicit-solvent",
+        "HCT, OBC1, OBC2, GBn or GBn2, or none for vacuum; not with --system",
+        metavar="MODEL",
+    )
+    file(
+        "--constraints",
+        "constrained bonds: none (default), hbonds or allbonds; not with --system",
+        metavar="BONDS",
     )
 
 
