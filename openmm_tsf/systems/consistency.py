@@ -57,8 +57,8 @@ _WATER_NAMES = frozenset({
 })  # fmt: skip
 _ION_NAMES = frozenset({
     "NA", "NA1", "SOD", "CIO", "K", "K1", "POT", "LI", "LIT", "RB", "RUB", "CS", "CES", "MG", "MG2",
-    "CA", "CA2", "CAL", "ZN", "ZN2", "MN", "MN2", "FE", "FE2", "CU", "CU2", "BA", "BA2", "BAR", "SR",
-    "CD", "CD2", "CL", "CLA", "CL1", "F", "BR", "I", "IOD", "IB", "IM", "IP",
+    "CA", "CA2", "CAL", "ZN", "ZN2", "MN", "MN2", "FE", "FE2", "CU", "CU2", "BA", "BA2", "BAR",
+    "SR", "CD", "CD2", "CL", "CLA", "CL1", "F", "BR", "I", "IOD", "IB", "IM", "IP",
 })  # fmt: skip
 
 Pair = tuple[int, int]
