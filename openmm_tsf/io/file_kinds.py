@@ -19,9 +19,9 @@ PRMTOP, INPCRD, TOP, GRO, PSF, CRD, CHARMM_PARAMETERS = (
     "GROMACS coordinates (gro)", "a CHARMM PSF", "CHARMM coordinates (crd)",
     "CHARMM parameters or residues (prm, rtf, str)",
 )  # fmt: skip
-GZIP, HDF5, NETCDF, DCD, XTC, TRR = (
+GZIP, HDF5, NETCDF, DCD, XTC, TRR, TORCH = (
     "a file compressed by gzip", "an HDF5 file", "a NetCDF file", "a DCD trajectory",
-    "an XTC trajectory", "a TRR trajectory",
+    "an XTC trajectory", "a TRR trajectory", "a file of torch (a flow or checkpoint)",
 )  # fmt: skip
 
 #: Beginnings of binary files. Those of DCD, GROMACS and archives are distinguished below.
@@ -107,7 +107,7 @@ def _describe_binary(start: bytes) -> str | None:
     if start.startswith(b"PK\x03\x04"):
         names = start[:4096]
         if b".pkl" in names or b"/data/" in names:
-            return "a file of torch (a flow or checkpoint)"
+            return TORCH
         return "arrays of NumPy (npz)" if b".npy" in names else "a zip archive"
     if b"VERSION" in start[:32] and b"\0" in start[:32]:
         return "a GROMACS run input (tpr)"
