@@ -53,7 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
         "amber14-all.xml implicit/gbn2.xml\n\n"
         "The flow is not trained again: it proposes, and each proposal is accepted or rejected "
         "with the energy of the other System. OUTPUT becomes a run directory, with retarget.json: "
-        "the free-energy difference of the two Systems and their populations. "
+        "the free-energy difference of the two Systems and their populations. Atoms and "
+        "coordinates are those of RUN where --system or --forcefield comes alone.\n\n"
         + _STATUS.format("the new run is"),
     )
     certify = _command(
@@ -79,11 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = _command(commands, "doctor", "self-test, and the facts for a bug report")
 
     retarget.add_argument("run", metavar="RUN", help="run directory with its flow; it is only read")
-    _system_arguments(retarget.add_argument_group("the other System"))
     for command in (everything, md, train, sample, retarget):
         command.add_argument("--output", required=True, metavar="DIR", help="new or empty folder")
-        if command is not retarget:
-            _molecule_arguments(command)
+        _molecule_arguments(command)
         command.add_argument("--seed", type=int, help="seed of everything (default: 1)")
         command.add_argument(
             "--platform",
@@ -198,21 +197,41 @@ def _command(
 
 
 def _molecule_arguments(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("molecule (default: alanine dipeptide)")
-    group.add_argument(
-        "--pdb", metavar="FILE", help="PDB or mmCIF file with all atoms, without solvent"
+    group = command.add_argument_group(
+        "molecule (default: alanine dipeptide)",
+        "All atoms, without explicit solvent. One of --forcefield, --system, --prmtop, --top and "
+        "--psf, with coordinates.",
     )
-    _system_arguments(group)
 
+    def file(flag: str, text: str, **options: Any) -> None:
+        group.add_argument(flag, help=text, **{"metavar": "FILE", **options})
 
-def _system_arguments(group: Any) -> None:
-    group.add_argument("--system", metavar="FILE", help="serialized OpenMM System (XML)")
-    group.add_argument(
+    file("--pdb", "PDB or mmCIF file, with --forcefield or --system")
+    file(
         "--forcefield",
+        "OpenMM force field files. They may contain Python scripts, which OpenMM runs: use only "
+        "files that you trust",
         nargs="+",
         metavar="XML",
-        help="OpenMM force field files, instead of --system. They may contain Python scripts, "
-        "which OpenMM runs: use only files that you trust",
+    )
+    file("--system", "serialized OpenMM System (XML)")
+    file("--prmtop", "Amber topology")
+    file("--inpcrd", "Amber coordinates (inpcrd, rst7), with --prmtop")
+    file("--top", "GROMACS topology")
+    file("--gro", "GROMACS coordinates, with --top")
+    file("--include-dir", "folder of the files that --top includes", metavar="DIR")
+    file("--psf", "CHARMM PSF")
+    file("--crd", "CHARMM coordinates, with --psf; or --pdb")
+    file("--parameters", "CHARMM parameters (prm, rtf, str), with --psf", nargs="+")
+    file(
+        "--implicit-solvent",
+        "HCT, OBC1, OBC2, GBn or GBn2, or none for vacuum; not with --system",
+        metavar="MODEL",
+    )
+    file(
+        "--constraints",
+        "constrained bonds: none (default), hbonds or allbonds; not with --system",
+        metavar="BONDS",
     )
 
 

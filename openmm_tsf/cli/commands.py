@@ -6,6 +6,11 @@ from typing import Any
 
 from openmm_tsf.utils.terminal import say
 
+#: The arguments of the molecule, beside --forcefield.
+_MOLECULE = (
+    "pdb", "system", "prmtop", "inpcrd", "top", "gro", "include_dir", "psf", "crd", "parameters",
+    "implicit_solvent", "constraints",
+)  # fmt: skip
 #: How often the iterations of a preset are allowed with --until, where --iterations is not given.
 _MOST_WITH_TARGET = 20
 
@@ -79,7 +84,7 @@ def _train(args: argparse.Namespace) -> None:
         earlier = from_plain_data(FrameSource, recorded, f"{args.output}/config.json")
         source, stride = source.completed_from(earlier), earlier.stride
     source = replace_given(source, stride=stride if args.stride is None else args.stride)
-    if source.trajectory is None and args.pdb is not None:
+    if source.trajectory is None and _files(args):
         raise ValueError("--trajectory: expected frames of your molecule, got none")
     ladder = tuple(args.temperatures or settings.sampling.temperatures)
     fresh = replace_given(settings.fit, temperatures=ladder)
@@ -153,15 +158,14 @@ def _at(args: argparse.Namespace) -> None:
 
 def _retarget(args: argparse.Namespace) -> int:
     from openmm_tsf.analysis.verdict import EXIT_STATUS
-    from openmm_tsf.systems.files import load_other_system, read_molecule
+    from openmm_tsf.systems.files import load_molecule, read_molecule
     from openmm_tsf.workflow.retarget import describe_retarget, retarget, retarget_settings
     from openmm_tsf.workflow.settings import SamplingSettings
 
-    given = args.system, args.forcefield
-    if args.resume and given == (None, None):
+    if args.resume and not _files(args):
         molecule = read_molecule(args.output)
     else:
-        molecule = load_other_system(read_molecule(args.run), *given)
+        molecule = load_molecule(**_with_atoms_of(args.run, _files(args)))
     settings = _settings(args, SamplingSettings, lambda: retarget_settings(args.run))
     summary = retarget(
         args.run, molecule, args.output, _sampling_settings(args, settings), options=_options(args)
@@ -170,6 +174,21 @@ def _retarget(args: argparse.Namespace) -> int:
     say(f"\n{describe_retarget(args.output)}")
     status: int = EXIT_STATUS[summary["verdict"]["status"]]
     return status
+
+
+def _with_atoms_of(run: str, files: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `load_molecule`, with the atoms of a run where no coordinates are given."""
+    from openmm import unit
+    from openmm.app import Modeller
+
+    from openmm_tsf.systems.files import read_molecule
+
+    if not files:
+        raise ValueError("--system, --forcefield, --prmtop, ...: expected the other one, got none")
+    if files.keys() & {"pdb", "inpcrd", "gro", "crd"}:
+        return files
+    molecule = read_molecule(run)
+    return {"pdb": Modeller(molecule.topology, molecule.positions * unit.nanometer), **files}
 
 
 def _certify(args: argparse.Namespace) -> int:
@@ -190,11 +209,10 @@ def _certify(args: argparse.Namespace) -> int:
         )
     if args.run is None and args.output is None:
         raise ValueError("--output: expected a folder for the certificate, got none")
-    given = (args.pdb, args.system, args.forcefield)
-    named = any(option is not None for option in given)
+    given = _files(args)
     certificate = certify(
         args.run if args.run is not None else dict(zip(temperatures, trajectories, strict=True)),
-        load_molecule(*given) if named or args.run is None else None,
+        load_molecule(**given) if given or args.run is None else None,
         flow=args.flow,
         walkers=args.walkers,
         monte_carlo=args.monte_carlo,
@@ -255,12 +273,18 @@ def _check_run_options(args: argparse.Namespace, molecule: Any) -> None:
         raise ValueError("--frames: no MD is run where frames are shipped; add --md to run it")
 
 
+def _files(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of the molecule that are given, by the names of `load_molecule`."""
+    given = {name: getattr(args, name) for name in _MOLECULE} | {"force_field": args.forcefield}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _molecule(args: argparse.Namespace) -> Any:
     """The molecule of the arguments, or of the folder that is resumed; None for the default."""
     from openmm_tsf.systems.files import holds_molecule, load_molecule, read_molecule
 
-    if args.pdb is not None or args.system is not None or args.forcefield is not None:
-        return load_molecule(args.pdb, args.system, args.forcefield)
+    if files := _files(args):
+        return load_molecule(**files)
     if getattr(args, "resume", False) and holds_molecule(args.output):
         return read_molecule(args.output)
     return None

@@ -159,6 +159,14 @@ def read_text(path: PathLike, what: str) -> str:
         raise ValueError(f"{path}: not a readable gzip file: {error}") from error
     if len(content) > _MAX_TEXT_BYTES:
         raise ValueError(f"{path}: expected at most {_MAX_TEXT_BYTES} bytes of text, got more")
+    text = decode_text(content)
+    if "\0" in text:
+        raise ValueError(f"{path}: expected a {what}, got a binary file")
+    return text
+
+
+def decode_text(content: bytes) -> str:
+    """Return a text in UTF-8, UTF-16 or Latin-1 without its byte order mark; lines end with \\n."""
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         text = content.decode("utf-16", "replace")
     else:
@@ -166,8 +174,6 @@ def read_text(path: PathLike, what: str) -> str:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError:
             text = content.decode("latin-1")
-    if "\0" in text:
-        raise ValueError(f"{path}: expected a {what}, got a binary file")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

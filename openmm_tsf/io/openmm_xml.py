@@ -18,6 +18,8 @@ from xml.parsers import expat
 
 import openmm
 
+from openmm_tsf.io.file_kinds import XML_SYSTEM, but_got
+
 T = TypeVar("T")
 
 #: Forces that hold only numbers and expressions. The names are listed because a Force of a later
@@ -72,7 +74,8 @@ def read_openmm_xml(path: str | os.PathLike[str], expected: type[T], argument: s
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{argument}: OpenMM cannot read {path}: not XML: {error}") from error
+        got = but_got(path)
+        raise ValueError(f"{argument}: OpenMM cannot read {path}: not XML{got}: {error}") from error
     checked = _StrictReader(expected.__name__, argument, path).rewrite(text)
     try:
         result = openmm.XmlSerializer.deserialize(checked)
@@ -111,7 +114,8 @@ class _StrictReader:
             parser.Parse(text, True)
         except expat.ExpatError as error:
             raise ValueError(
-                f"{self._argument}: OpenMM cannot read {self._path}: not XML, or damaged: {error}"
+                f"{self._argument}: OpenMM cannot read {self._path}: not XML, or damaged"
+                f"{but_got(self._path, (XML_SYSTEM,))}: {error}"
             ) from error
         result = "".join(self._pieces)
         if len(result.encode()) > _MAX_LENGTH:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from openmm_tsf.io.file_kinds import TORCH, but_got
 from openmm_tsf.io.files import PathLike, check_regular_file, write_bytes
 from openmm_tsf.io.npz import check_archive
 
@@ -51,7 +52,8 @@ def read_tensors(path: PathLike, what: str) -> dict[str, Any]:
             file.seek(0)
             content = {} if damaged else torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:  # of many types, with pages of advice
-        raise ValueError(f"{path}: not a readable {what} ({type(error).__name__})") from error
+        got = but_got(path, (TORCH,))
+        raise ValueError(f"{path}: not a readable {what} ({type(error).__name__}{got})") from error
     if damaged:
         raise ValueError(f"{path}: damaged {what}: the checksum of {damaged[:80]!r} is wrong")
     if not isinstance(content, dict):

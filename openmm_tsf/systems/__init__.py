@@ -1,7 +1,8 @@
 """Molecules: a System with its Topology and positions, and MD frames of it."""
 
 from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.files import load_molecule
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 
-__all__ = ["MDDataset", "MolecularSystem", "alanine_dipeptide"]
+__all__ = ["MDDataset", "MolecularSystem", "alanine_dipeptide", "load_molecule"]

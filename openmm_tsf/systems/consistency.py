@@ -49,6 +49,18 @@ _IONS = frozenset({
     "F", "Cl", "Br", "I",
 })  # fmt: skip
 
+#: Names of water and ions in the files of Amber, CHARMM, GROMACS and the PDB, without charges.
+_WATER_NAMES = frozenset({
+    "HOH", "WAT", "H2O", "SOL", "DOD", "D2O", "SPC", "SPCE", "TIP", "TIP2", "TIP3", "TIP4", "TIP5",
+    "TIP3P", "TIP4P", "TIP5P", "T3P", "T4P", "T4E", "TP3", "TP4", "TP5", "OPC", "OPC3", "SWM4",
+    "W", "WN", "PW",
+})  # fmt: skip
+_ION_NAMES = frozenset({
+    "NA", "NA1", "SOD", "CIO", "K", "K1", "POT", "LI", "LIT", "RB", "RUB", "CS", "CES", "MG", "MG2",
+    "CA", "CA2", "CAL", "ZN", "ZN2", "MN", "MN2", "FE", "FE2", "CU", "CU2", "BA", "BA2", "BAR",
+    "SR", "CD", "CD2", "CL", "CLA", "CL1", "F", "BR", "I", "IOD", "IB", "IM", "IP",
+})  # fmt: skip
+
 Pair = tuple[int, int]
 
 
@@ -70,7 +82,8 @@ def check_no_solvent(topology: app.Topology, argument: str = "topology") -> None
         f"molecules and {n_ions} ions among {len(fragments)} fragments (the first is "
         f"{atom_label(first)}); "
         "strip them (openmm.app.Modeller has delete and deleteWater, mdtraj's Trajectory "
-        "remove_solvent), and use an implicit solvent instead: add implicit/obc2.xml to the files "
+        "remove_solvent; from a prmtop, cpptraj and ParmEd), and use an implicit solvent instead: "
+        "implicit_solvent='OBC2' (--implicit-solvent OBC2), or implicit/obc2.xml among the files "
         "of the force field, with nonbondedMethod=NoCutoff"
     )
 
@@ -99,8 +112,17 @@ def _fragments(topology: app.Topology) -> list[list[app.topology.Atom]]:
 
 
 def _solvent_kind(atoms: list[app.topology.Atom]) -> str | None:
-    """Return whether a fragment is "water" or an "ion"; virtual sites have no element."""
+    """Return whether a fragment is "water" or an "ion"; virtual sites have no element.
+
+    Names decide where no atom has an element, and for single atoms, whose elements are guessed from
+    their names in some formats (SOD as sulfur).
+    """
     symbols = sorted(atom.element.symbol for atom in atoms if atom.element is not None)
+    name = atoms[0].residue.name.upper()
+    if not symbols and name in _WATER_NAMES:
+        return "water"
+    if len(atoms) == 1 and name.rstrip("+-") in _ION_NAMES:
+        return "ion"
     if symbols == ["O"] or [s.replace("D", "H") for s in symbols] == ["H", "H", "O"]:
         return "water"
     return "ion" if len(symbols) == 1 and symbols[0] in _IONS else None

@@ -1,7 +1,6 @@
 """Configurations at one temperature, with energies: the data that a flow is trained on."""
 
-import os
-from collections.abc import Sequence
+import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.resources import as_file, files
@@ -16,10 +15,13 @@ from openmm_tsf.systems.frame_checks import check_frames
 from openmm_tsf.systems.frame_ensemble import check_ensemble
 from openmm_tsf.systems.frame_variation import check_variation
 from openmm_tsf.systems.library import alanine_dipeptide
+from openmm_tsf.systems.md_folder import is_folder, read_md_record
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.systems.trajectories import load_frames
 from openmm_tsf.units import DIMENSIONLESS, KJ_PER_MOLE, NANOMETER, as_array, as_temperature
 from openmm_tsf.utils.validation import check_fields, check_int, check_positive
+
+logger = logging.getLogger(__name__)
 
 #: Energy evaluations that made the shipped 600 K frames (data/make_training_frames.py).
 SHIPPED_MD_EVALUATIONS = 10_020_000
@@ -126,41 +128,63 @@ class MDDataset:
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        path: Any,
         molecule: MolecularSystem,
-        temperature: Any,
+        temperature: Any = None,
         *,
         stride: int = 1,
         skip: int = 0,
         n_evaluations: int = 0,
     ) -> Self:
-        """Load the frames of a trajectory that mdtraj can read (DCD, NetCDF, ...).
+        """Load the frames of trajectories, or of a folder of ``openmm-tsf md``.
 
         Parameters
         ----------
         path
-            One trajectory file, or several in order.
+            One trajectory file that mdtraj can read (DCD, NetCDF, TRR, HDF5, ...), or several in
+            order; a folder of the md stage; or an ``mdtraj.Trajectory``. Files keep single
+            precision, PDB 0.0001 nm. XTC is read if it is as precise (``compressed-x-precision`` of
+            10000 or more), which GROMACS's default is not: 0.001 nm is 3 kJ/mol and more.
         molecule, temperature, n_evaluations
-            As in :class:`MDDataset`; the molecule's Topology must match the file's atoms.
+            As in :class:`MDDataset`; the molecule's Topology must match the file's atoms. A folder
+            has recorded temperature and evaluations.
         stride, skip
             Keep every `stride`-th frame, after leaving out `skip` frames at the start.
 
         Raises
         ------
         ValueError
-            If a file is XTC (rounded to 0.001 nm, too coarse for energies), unreadable or empty, or
-            its frames are not the molecule's: see :class:`MDDataset`. A file that names its atoms
-            (PDB) must name them in the molecule's order. If the frames are of another handedness
-            than the molecule, or the System's forces show them to be of another temperature
+            If a file is another kind of file than its ending says, rounds positions, is unreadable
+            or empty, or its frames are not the molecule's: see :class:`MDDataset`. A file that
+            names its atoms (PDB, HDF5) must name them in the molecule's order. If the frames are of
+            another handedness than the molecule, or the System's forces show them to be of another
+            temperature
             (:func:`~openmm_tsf.systems.configurational_temperature.measure_temperature`).
         """
         if not isinstance(molecule, MolecularSystem):
             raise TypeError(f"molecule: expected a MolecularSystem, got {type(molecule).__name__}")
         stride, skip = check_int(stride, "stride"), check_int(skip, "skip", least=0)
+        record = read_md_record(path) if is_folder(path) else None
+        if record is not None:
+            path = record.trajectory
+            n_evaluations = n_evaluations or record.n_evaluations
+            kelvin = record.temperature if temperature is None else as_temperature(temperature)
+            if abs(kelvin - record.temperature) > 1e-6:
+                ran = f"{record.folder} was run at {record.temperature} K"
+                raise ValueError(f"temperature: {ran}, got {kelvin:g} K")
+            temperature = kelvin
+        if temperature is None:
+            raise ValueError(f"temperature: expected the temperature of {path} in K, got none")
         positions, name = load_frames(path, molecule, stride, skip)
         options: dict[str, Any] = {"n_evaluations": n_evaluations, "name": name}
         dataset = cls(torch.from_numpy(positions), temperature, molecule, **options)
-        check_ensemble(molecule, dataset.positions, dataset.temperature)
+        try:
+            check_ensemble(molecule, dataset.positions, dataset.temperature)
+        except ValueError as error:
+            if record is None or record.fingerprint != molecule.fingerprint:
+                raise
+            # The System is this one: the dynamics were too short, or their time step too long.
+            logger.warning("%s: %s", record.folder, error)
         return dataset
 
     @classmethod

@@ -1,7 +1,6 @@
 """Frames that a flow is trained on: where they come from, and their hash."""
 
 import hashlib
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +13,12 @@ import torch
 from openmm_tsf.analysis.basins import TrainingBasins
 from openmm_tsf.io.files import PathLike
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.frame_ensemble import check_ensemble
+from openmm_tsf.systems.md_folder import TRAJECTORY, holds_md
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.systems.slow_torsions import slow_torsions, torsion_angles
-from openmm_tsf.systems.trajectories import load_frames
 from openmm_tsf.units import as_temperature
 from openmm_tsf.utils.validation import check_bool, check_fields, check_int, optional
-from openmm_tsf.workflow.md_simulation import TRAJECTORY, read_md_config
-
-logger = logging.getLogger(__name__)
+from openmm_tsf.workflow.md_simulation import read_md_config
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,12 @@ def load_trajectory(
             names = ", ".join(map(str, paths))
             raise ValueError(f"temperature: expected the temperature of {names} in K, got none")
         return MDDataset.load(paths, molecule, temperature, stride=stride)
-    return _load_md(paths[0], molecule, temperature, stride)
+    if not holds_md(paths[0]):
+        raise ValueError(
+            f"trajectory: {paths[0]} is not a directory of the md stage (no {TRAJECTORY} in it)"
+        )
+    read_md_config(paths[0])  # names what is damaged
+    return MDDataset.load(paths[0], molecule, temperature, stride=stride)
 
 
 def _as_paths(trajectory: Any) -> list[PathLike]:
@@ -127,31 +128,6 @@ def _as_paths(trajectory: Any) -> list[PathLike]:
         if not os.fspath(path):
             raise ValueError("trajectory: expected a path, got an empty text")
     return paths
-
-
-def _load_md(
-    path: Path, molecule: MolecularSystem, temperature: float | None, stride: int
-) -> MDDataset:
-    """Frames of a directory of ``md``."""
-    if not (path / TRAJECTORY).is_file() or not (path / "config.json").is_file():
-        raise ValueError(f"trajectory: {path} is not a directory of the md stage (no md.dcd in it)")
-    config = read_md_config(path)
-    recorded = float(config["choices"]["settings"]["temperature"])
-    if temperature is not None and abs(temperature - recorded) > 1e-6:
-        raise ValueError(f"temperature: {path} was run at {recorded} K, got {temperature} K")
-    evaluations = int(config["progress"]["n_evaluations"])
-    positions, name = load_frames(path / TRAJECTORY, molecule, stride)
-    dataset = MDDataset(
-        torch.from_numpy(positions), recorded, molecule, n_evaluations=evaluations, name=name
-    )
-    try:
-        check_ensemble(molecule, dataset.positions, recorded)
-    except ValueError as error:
-        if config["choices"].get("molecule") != molecule.fingerprint:
-            raise
-        # The System is this one: the dynamics were too short, or their time step too long.
-        logger.warning("%s: %s", path, error)
-    return dataset
 
 
 def check_enough_frames(dataset: MDDataset, molecule: MolecularSystem) -> None:

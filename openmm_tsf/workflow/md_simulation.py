@@ -16,6 +16,7 @@ from openmm_tsf.io.dcd import DCDWriter
 from openmm_tsf.io.files import write_arrays
 from openmm_tsf.io.npz import read_arrays
 from openmm_tsf.io.run_config import CONFIG
+from openmm_tsf.systems.md_folder import TRAJECTORY
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.progress import progress_bar
 from openmm_tsf.utils.signals import DeferredInterrupt
@@ -27,7 +28,6 @@ from openmm_tsf.workflow.stage import Stage
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.npz"
-TRAJECTORY = "md.dcd"
 #: The most frames that wait to be written.
 BUFFERED_FRAMES = 100
 #: Steps that share a seed. Every block has a new Context, which takes a millisecond on these

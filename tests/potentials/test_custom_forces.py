@@ -456,12 +456,8 @@ periodic = partial(called, method="setUsesPeriodicBoundaryConditions", argument=
 @pytest.mark.parametrize(
     ("force", "what"),
     [
-        (
-            cutoff(soft_core(), argument=1),
-            r"a cutoff \(CutoffNonPeriodic\) in CustomNonbondedForce",
-        ),
-        (cutoff(soft_core(), argument=2), r"a cutoff \(CutoffPeriodic\)"),
-        (cutoff(born([], []), argument=1), r"a cutoff \(CutoffNonPeriodic\) in CustomGBForce"),
+        (cutoff(soft_core(), argument=2), r"periodic cutoff \(CutoffPeriodic\) in CustomNonbonded"),
+        (cutoff(born([], []), argument=2), r"periodic cutoff \(CutoffPeriodic\) in CustomGBForce"),
         (born([], []), "absence of computed values in CustomGBForce"),
         (periodic(bonds("r", "")), "periodic boundary conditions in CustomBondForce"),
         (periodic(torsions("theta", "")), "periodic boundary conditions in CustomTorsionForce"),

@@ -102,8 +102,8 @@ def born() -> openmm.CustomGBForce:
 @pytest.mark.parametrize(
     ("build", "method"),
     [
-        *((nonbonded, m) for m in ("CutoffNonPeriodic", "CutoffPeriodic", "Ewald", "PME", "LJPME")),
-        *((b, m) for b in (gbsa, pair, born) for m in ("CutoffNonPeriodic", "CutoffPeriodic")),
+        *((nonbonded, m) for m in ("CutoffPeriodic", "Ewald", "PME", "LJPME")),
+        *((b, "CutoffPeriodic") for b in (gbsa, pair, born)),
     ],
 )
 def test_cutoffs(build, method):

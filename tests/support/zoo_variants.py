@@ -305,7 +305,6 @@ GLYCINE: dict[str, Callable[[app.Topology], openmm.System]] = {
 }
 #: Whose Forces TorchPotential does not have; energies are OpenMM's.
 NOT_COVERED = (
-    "cutoff",
     "compound",
     "centroids",
     "hydrogen_bond",

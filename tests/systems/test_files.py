@@ -98,21 +98,22 @@ def test_systems_and_force_fields_may_begin_with_a_mark(molecule, texts, xml, tm
 @cases(
     ("content", "message"),
     [
-        ("Mol2", b"# by hand\n@<TRIPOS>MOLECULE\nx\n", "expected PDB or mmCIF, got a Mol2 file"),
+        ("Mol2", b"# by hand\n@<TRIPOS>MOLECULE\nx\n", "expected .*, got a Mol2 file: .*a.pdb"),
         ("SDF", b"x\n  prog\n\n  3  2  0  0  0  0  0  0  0  0999 V2000\n", "got an SDF or MOL"),
         ("prmtop", b"%VERSION  VERSION_STAMP = V0001.000\n%FLAG TITLE\n", "got an Amber topology"),
         ("PSF", b"PSF EXT CMAP\n\n 2 !NTITLE\n", "got a CHARMM PSF"),
-        ("XML", b"<?xml version='1.0'?><System/>", "got an XML file"),
-        ("trajectory", b"T\0\0\0CORD\xd0\x07\0\0", "expected a PDB or mmCIF file, got a bin"),
-        ("broken gzip", gzip.compress(b"ATOM" * 99)[:-9], "not a readable gzip file"),
-        ("crystal CIF", b"data_x\nloop_\n_atom_site_label\nC1\n", "with the category _atom_site"),
-        ("xyz", b"1\n\nC 0 0 0\n", "no atoms in it, expected ATOM or HETATM"),
-        ("nothing", b"", "there are no atoms in it"),
+        ("XML", b"<?xml version='1.0'?><System/>", "got a serialized System"),
+        ("trajectory", b"T\0\0\0CORD\xd0\x07\0\0", "expected a PDB or mmCIF file, got a DCD"),
+        ("broken gzip", gzip.compress(b"ATOM" * 99)[:-9], "cannot read .*not a readable gzip file"),
+        ("crystal CIF", b"data_x\nloop_\n_atom_site_label\nC1\n", "without .* _atom_site"),
+        ("xyz", b"1\n\nC 0 0 0\n", "got an XYZ file"),
+        ("numbers", b"1 2 3\n", "cannot read .*no atoms in it, expected ATOM or HETATM"),
+        ("nothing", b"", "got an empty file"),
     ],
 )  # fmt: skip
 def test_other_files_are_named(xml, tmp_path, content, message):
     (tmp_path / "a.pdb").write_bytes(content)
-    with refused(ValueError, f"pdb: OpenMM cannot read .*a.pdb: .*{message}"):
+    with refused(ValueError, f"pdb: .*{message}"):
         load_molecule(tmp_path / "a.pdb", xml)
 
 

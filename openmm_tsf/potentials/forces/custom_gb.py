@@ -3,17 +3,19 @@
 from collections.abc import Mapping
 
 import openmm
+import torch
 from torch import Tensor, nn
 
 from openmm_tsf.potentials.expressions.parser import Expression
 from openmm_tsf.potentials.forces.base import NotCovered
 from openmm_tsf.potentials.forces.custom import CustomTerm, evaluate, read_groups, total
 from openmm_tsf.potentials.forces.custom_nonbonded import (
+    check_symmetric,
+    evaluate_pairs,
     exclusions,
-    pair_values,
     pair_variables,
-    refuse_cutoff,
 )
+from openmm_tsf.potentials.forces.cutoff import read_cutoff
 from openmm_tsf.potentials.forces.pairs import (
     AllPairs,
     Batch,
@@ -37,12 +39,12 @@ class CustomGBTerm(CustomTerm):
     """
 
     def __init__(self, force: openmm.CustomGBForce, pairs: AllPairs) -> None:
-        refuse_cutoff(force)
+        cutoff = read_cutoff(force)
         if force.getNumComputedValues() == 0:  # OpenMM's Reference platform crashes
             raise NotCovered(force, "the absence of computed values")
         names, rows = read_groups(force, "Particle")
         super().__init__(force, names, rows)
-        self.n_atoms = pairs.n_atoms
+        self.cutoff, self.n_atoms = cutoff, pairs.n_atoms
         values = [force.getComputedValueParameters(i) for i in range(force.getNumComputedValues())]
         energies = [force.getEnergyTermParameters(i) for i in range(force.getNumEnergyTerms())]
         excluded = {_PAIR: exclusions(force), _PAIR_NO_EXCLUSIONS: set[tuple[int, int]]()}
@@ -69,6 +71,14 @@ class CustomGBTerm(CustomTerm):
         self.terms = [
             (self.parse(force, text, known(kind)), unordered.get(kind)) for text, kind in energies
         ]
+        for expression, of_pairs in self.terms:
+            if cutoff is not None and of_pairs is not None:
+                check_symmetric(force, self, expression, of_pairs, self._some_values)
+
+    def _some_values(self, like: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the atoms' values, with different numbers for those that are computed."""
+        number = 0.5 + torch.arange(self.n_atoms, dtype=like.dtype, device=like.device)[:, None]
+        return self.named_values() | {name: number for name, *_ in self.computed}
 
     def energy(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
         x = batch.x
@@ -78,7 +88,7 @@ class CustomGBTerm(CustomTerm):
         def values(expression: Expression, pairs: OrderedPairs | PairList | None) -> Tensor:
             if pairs is None:
                 return evaluate(expression, x, parameters, position, atoms)
-            return evaluate(expression, x, parameters, pair_values(expression, pairs, atoms, batch))
+            return evaluate_pairs(expression, pairs, self.cutoff, batch, parameters, atoms)
 
         for name, expression, ordered in self.computed:
             result = values(expression, ordered)

@@ -1,4 +1,7 @@
-"""Coulomb, Lennard-Jones and OpenMM's built-in generalised Born model, without cutoffs."""
+"""Coulomb, Lennard-Jones and OpenMM's built-in generalised Born model.
+
+With a cutoff, the terms of `cutoff` are used.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -16,6 +19,8 @@ from openmm_tsf.units import in_unit
 COULOMB = 138.93545764438198
 
 _CHARGE = unit.elementary_charge
+#: Those of GBSAOBCForce have the same numbers.
+_METHODS = (openmm.NonbondedForce.NoCutoff, openmm.NonbondedForce.CutoffNonPeriodic)
 
 
 class NonbondedTerm(Term):
@@ -23,8 +28,8 @@ class NonbondedTerm(Term):
 
     def __init__(self, force: openmm.NonbondedForce, pairs: AllPairs) -> None:
         super().__init__()
-        if force.getNonbondedMethod() != openmm.NonbondedForce.NoCutoff:
-            raise NotCovered(force, "a cutoff (a nonbondedMethod other than NoCutoff)")
+        if force.getNonbondedMethod() not in _METHODS:
+            raise NotCovered(force, "a nonbondedMethod other than NoCutoff and CutoffNonPeriodic")
         names = [force.getGlobalParameterName(i) for i in range(force.getNumGlobalParameters())]
         particles, particle_offsets = _read_particles(force, names)
         is_exception, exceptions, exception_offsets = _read_exceptions(force, names, pairs)
@@ -77,7 +82,10 @@ class NonbondedTerm(Term):
                 particles = particles + parameters[name] * self.particle_offsets[index]
                 exceptions = exceptions + parameters[name] * self.exception_offsets[index]
             coefficients = self._coefficients(particles, exceptions)
-        r = batch.dense_distances + self.added_distance
+        return self.sum_of_pairs(batch.dense_distances + self.added_distance, *coefficients)
+
+    def sum_of_pairs(self, r: Tensor, *coefficients: Tensor) -> Tensor:
+        """Return the energies [B] of distances [N, N, B] and the coefficients of the pairs."""
         return cast(Tensor, _CoulombLennardJones.apply(r, *coefficients))
 
 
@@ -88,24 +96,25 @@ class _CoulombLennardJones(torch.autograd.Function):
     def forward(ctx: Any, r: Tensor, coulomb: Tensor, twelve: Tensor, six: Tensor) -> Tensor:
         ctx.save_for_backward(r, coulomb, twelve, six)
         inverse = 1 / r
-        sixth = _sixth_power(inverse)
-        return _sum_pairs(coulomb * inverse + (twelve * sixth - six) * sixth)
+        sixth = sixth_power(inverse)
+        return sum_pairs(coulomb * inverse + (twelve * sixth - six) * sixth)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         r, coulomb, twelve, six = ctx.saved_tensors
         inverse = 1 / r
-        sixth = _sixth_power(inverse)
+        sixth = sixth_power(inverse)
         decrease = coulomb * inverse + (12 * twelve * sixth - 6 * six) * sixth
         return -grads[0] * decrease * inverse, None, None, None
 
 
-def _sixth_power(x: Tensor) -> Tensor:
+def sixth_power(x: Tensor) -> Tensor:
+    """Return the sixth power of x."""
     square = x * x
     return square * square * square
 
 
-def _sum_pairs(values: Tensor) -> Tensor:
+def sum_pairs(values: Tensor) -> Tensor:
     """Return the sums [B] of [N, N, B]."""
     return values.flatten(0, 1).sum(dim=0)
 
@@ -159,8 +168,8 @@ class GBSAOBCTerm(Term):
 
     def __init__(self, force: openmm.GBSAOBCForce, pairs: AllPairs) -> None:
         super().__init__()
-        if force.getNonbondedMethod() != openmm.GBSAOBCForce.NoCutoff:
-            raise NotCovered(force, "a cutoff (a nonbondedMethod other than NoCutoff)")
+        if force.getNonbondedMethod() not in _METHODS:
+            raise NotCovered(force, "a nonbondedMethod other than NoCutoff and CutoffNonPeriodic")
         rows = [force.getParticleParameters(i) for i in range(force.getNumParticles())]
         values = [
             [q.value_in_unit(_CHARGE), r.value_in_unit(unit.nanometer), s] for q, r, s in rows
@@ -180,7 +189,7 @@ class GBSAOBCTerm(Term):
         self.register(charges=charges[:, :, None])
         # The part of the diagonal of the pair distances, which is 1, in an atom's sum.
         one = torch.ones(len(rows), 1, dtype=torch.float64, device="cpu")
-        self.register(diagonal_overlap=_overlap(one, self.offset_radius, self.scaled_radius))
+        self.register(diagonal_overlap=overlap(one, self.offset_radius, self.scaled_radius))
 
     inverse_radius: Tensor
     offset_radius: Tensor
@@ -189,20 +198,34 @@ class GBSAOBCTerm(Term):
     surface: Tensor
     diagonal_overlap: Tensor
 
+    def overlaps(self, batch: Batch) -> Tensor:
+        """Return the sums [N, B] of overlaps over each atom's partners, in 1/nm."""
+        radius, scaled = self.offset_radius[:, None], self.scaled_radius[None]
+        overlaps = _Overlaps.apply(batch.dense_distances, radius, scaled)
+        return cast(Tensor, overlaps - self.diagonal_overlap)
+
     def born_radii(self, batch: Batch) -> Tensor:
         """Return the Born radii [N, B] in nm."""
         radius = self.offset_radius
-        overlaps = _Overlaps.apply(batch.dense_distances, radius[:, None], self.scaled_radius[None])
-        psi = 0.5 * radius * (overlaps - self.diagonal_overlap)
+        psi = 0.5 * radius * self.overlaps(batch)
         tanh = torch.tanh(psi * (1.0 + psi * (-0.8 + psi * 4.85)))
         return 1 / (1 / radius - tanh * self.inverse_radius)
 
     def energy(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
         born = self.born_radii(batch)
-        surface = (self.surface * _sixth_power(1 / born)).sum(dim=0)
+        surface = (self.surface * sixth_power(1 / born)).sum(dim=0)
+        return self.polarisation(batch, born) + surface
+
+    def polarisation(self, batch: Batch, born: Tensor) -> Tensor:
+        """Return the polarisation energies [B] for Born radii [N, B]."""
+        return self.still_energy(batch, born, self.charges)
+
+    @staticmethod
+    def still_energy(batch: Batch, born: Tensor, charges: Tensor) -> Tensor:
+        """Return Still's energies [B] for Born radii [N, B] and products of charges [N, N, B]."""
         off_diagonal = batch.pairs.off_diagonal
-        polar = _Polarisation.apply(batch.dense_distances, born, self.charges, off_diagonal)
-        return cast(Tensor, polar) + surface
+        polar = _Polarisation.apply(batch.dense_distances, born, charges, off_diagonal)
+        return cast(Tensor, polar)
 
 
 def _bounds(r: Tensor, radius: Tensor, scaled: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,7 +234,7 @@ def _bounds(r: Tensor, radius: Tensor, scaled: Tensor) -> tuple[Tensor, Tensor]:
     return 1 / torch.maximum(radius, (r - scaled).abs()), 1 / torch.maximum(radius, r + scaled)
 
 
-def _overlap(r: Tensor, radius: Tensor, scaled: Tensor) -> Tensor:
+def overlap(r: Tensor, radius: Tensor, scaled: Tensor) -> Tensor:
     """Return the integral of 1/r^4 over the sphere of radius `scaled` at r, outside the one of
     `radius` (Hawkins, Cramer, Truhlar 1995), times 2 / pi."""
     lower, upper = _bounds(r, radius, scaled)
@@ -224,25 +247,28 @@ def _overlap(r: Tensor, radius: Tensor, scaled: Tensor) -> Tensor:
     )
 
 
-class _Overlaps(torch.autograd.Function):
-    """Sums [N, B] of overlaps over each atom's partners, from distances [N, N, B].
+def overlap_derivative(r: Tensor, radius: Tensor, scaled: Tensor) -> Tensor:
+    """Return the derivative of `overlap` by r.
 
-    Where the bounds depend on r, their contributions to the derivative cancel.
+    Where the bounds depend on r, their contributions cancel.
     """
+    lower, upper = _bounds(r, radius, scaled)
+    inverse = 1 / (r * r)
+    derivative = 0.25 * (upper - lower) * (upper + lower) * (1 + scaled * scaled * inverse)
+    return derivative - 0.5 * inverse * (upper / lower).log()
+
+
+class _Overlaps(torch.autograd.Function):
+    """Sums [N, B] of overlaps over each atom's partners, from distances [N, N, B]."""
 
     @staticmethod
     def forward(ctx: Any, r: Tensor, radius: Tensor, scaled: Tensor) -> Tensor:
         ctx.save_for_backward(r, radius, scaled)
-        return _overlap(r, radius, scaled).sum(dim=1)
+        return overlap(r, radius, scaled).sum(dim=1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        r, radius, scaled = ctx.saved_tensors
-        lower, upper = _bounds(r, radius, scaled)
-        inverse = 1 / (r * r)
-        derivative = 0.25 * (upper - lower) * (upper + lower) * (1 + scaled * scaled * inverse)
-        derivative = derivative - 0.5 * inverse * (upper / lower).log()
-        return grads[0][:, None] * derivative, None, None
+        return grads[0][:, None] * overlap_derivative(*ctx.saved_tensors), None, None
 
 
 class _Polarisation(torch.autograd.Function):
@@ -254,7 +280,7 @@ class _Polarisation(torch.autograd.Function):
         square = r * r * off_diagonal
         product = born[:, None] * born[None]
         f_squared = square + product * torch.exp(-0.25 * square / product)
-        return _sum_pairs(charges * f_squared.rsqrt())
+        return sum_pairs(charges * f_squared.rsqrt())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:

@@ -22,7 +22,7 @@ from openmm_tsf.potentials.forces.custom_bonded import (
 )
 from openmm_tsf.potentials.forces.custom_gb import CustomGBTerm
 from openmm_tsf.potentials.forces.custom_nonbonded import CustomNonbondedTerm
-from openmm_tsf.potentials.forces.nonbonded import GBSAOBCTerm, NonbondedTerm
+from openmm_tsf.potentials.forces.cutoff import gbsa_obc_term, nonbonded_term
 from openmm_tsf.potentials.forces.pairs import AllPairs
 
 #: The term of each Force that is covered.
@@ -32,8 +32,8 @@ TERMS: dict[type, Callable[[Any, AllPairs], Term]] = {
     openmm.PeriodicTorsionForce: PeriodicTorsionTerm,
     openmm.RBTorsionForce: RBTorsionTerm,
     openmm.CMAPTorsionForce: CMAPTorsionTerm,
-    openmm.NonbondedForce: NonbondedTerm,
-    openmm.GBSAOBCForce: GBSAOBCTerm,
+    openmm.NonbondedForce: nonbonded_term,
+    openmm.GBSAOBCForce: gbsa_obc_term,
     openmm.CustomBondForce: CustomBondTerm,
     openmm.CustomAngleForce: CustomAngleTerm,
     openmm.CustomTorsionForce: CustomTorsionTerm,
