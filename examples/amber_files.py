@@ -42,7 +42,9 @@ sampling = replace(SETTINGS.sampling, temperatures=TEMPERATURES)
 summary = run("run/", replace(SETTINGS, sampling=sampling), molecule=molecule)
 print(summary["verdict"]["sentence"])
 
+# %% [markdown]
+# `run/report.html` has tables and plots.
+
 # %%
-results = tsf.load_run("run/")
-phi, psi = results.ramachandran(300)  # radians
-results.plot("ramachandran.png")
+phi, psi = tsf.load_run("run/").ramachandran(300)  # radians
+print(f"P(phi > 0) at 300 K: {(phi > 0).mean():.3f}")

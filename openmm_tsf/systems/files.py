@@ -158,7 +158,7 @@ def _chosen(sources: dict[str, Any], coordinates: dict[str, Any]) -> tuple[str |
         )
     if len(names) != 1:
         needed = next((k for k, v in _COORDINATES.items() if v == places[0]), "") if places else ""
-        expected = f"{needed} beside {places[0]}" if places and not names else "one of them"
+        expected = f"one beside {places[0]}" if places and not names else "one of them"
         got = " and ".join(names) or "none"
         raise ValueError(f"{', '.join(names) or needed}: expected {expected}, got {got}")
     (name,) = names

@@ -86,13 +86,14 @@ def test_own_molecule(tmp_path, monkeypatch):
 def test_amber_files(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     changes = {
-        'SETTINGS = preset("quick")': "from tests.workflow.tiny import SETTINGS",
+        'SETTINGS = preset("quick")': "from tests.workflow.tiny import SETTINGS\n"
+        "SETTINGS = replace(SETTINGS, n_rounds=0)",
         "(300.0, 424.0, 600.0)": "(500.0, 600.0)",
         "ramachandran(300)": "ramachandran(500)",
     }
     variables = run_short("amber_files.py", changes)
     assert variables["phi"].shape == (8 * 12,)
-    assert (tmp_path / "ramachandran.png").stat().st_size > 10_000
+    assert (tmp_path / "run" / "report.html").is_file()
     assert "22 atoms, torsions ['phi', 'psi']" in capsys.readouterr().out
 
 

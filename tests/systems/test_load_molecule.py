@@ -19,6 +19,7 @@ import openmm_tsf as tsf
 from openmm_tsf.cli import main as cli
 from openmm_tsf.io.file_kinds import describe_file
 from openmm_tsf.systems import load_molecule
+from openmm_tsf.systems.parameter_files import check_constraints, read_prmtop, read_psf, read_top
 from tests.support.foreign_files import write_charmm, write_gromacs
 from tests.support.molecules import force_field
 from tests.support.refusals import cases, from_shell, refused
@@ -205,7 +206,7 @@ def load_of(number, folder):
     ("given", "message"),
     [
         ("two sources", {"prmtop": "a", "top": "b", "gro": "c"}, "prmtop, top: expected one of"),
-        ("no source", {"gro": "a"}, "top: expected top beside gro, got none"),
+        ("no source", {"gro": "a"}, "top: expected one beside gro, got none"),
         ("a PDB alone", {"pdb": "a"}, "system, force_field: expected exactly one of the two"),
         ("no coordinates", {"psf": "a", "parameters": "p"}, "crd: expected one file"),
         ("two coordinates", {"prmtop": "a", "inpcrd": "b", "gro": "c"}, "got inpcrd and gro"),
@@ -394,7 +395,14 @@ def test_atoms_in_another_order_and_number_are_refused(folder, tmp_path):
         load_molecule(**given)
 
 
-def test_constraints_reach_the_system_and_are_refused_there():
-    for bonds, number in (("hbonds", 12), (app.AllBonds, 21)):
-        with refused(ValueError, f"system: constraints are not supported, got {number}"):
-            load_molecule(prmtop=PRMTOP, inpcrd=INPCRD, constraints=bonds)
+def test_constraints_reach_the_system(folder):
+    """12 of alanine dipeptide's and 6 of ethanol's bonds are to hydrogen."""
+    parameters = [folder / "a.rtf", folder / "a.prm"]
+    for given, n_hydrogen, n_all in (
+        (read_prmtop(PRMTOP), 12, 21),
+        (read_top(folder / "a.top", folder / "ff"), 6, 8),
+        (read_psf(folder / "a.psf", parameters), 6, 8),
+    ):
+        for bonds, number in (("none", 0), ("hbonds", n_hydrogen), (app.AllBonds, n_all)):
+            system = given.create(None, check_constraints(bonds))
+            assert system.getNumConstraints() == number
