@@ -26,12 +26,8 @@ from tests.support.refusals import cases, from_shell, refused
 from tests.support.torch_cases import perturbed, reference_values
 from tests.support.zoo import specimen
 
-#: OpenMM's reader of GROMACS topologies leaves closing to Python. It warns of radii for another GB
-#: model, which this prmtop has for some.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:Non-optimal GB parameters"),
-]
+#: OpenMM's reader of GROMACS topologies leaves closing to Python.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 PRMTOP, INPCRD, AMBER_PDB = (
     get_data_filename(f"data/alanine-dipeptide-gbsa/alanine-dipeptide.{end}")
@@ -111,8 +107,14 @@ def test_charmm(ethanol, folder):
 
 
 @pytest.mark.parametrize("solvent", [None, "none", "HCT", "obc1", "OBC2", "gbn", "GBn2"])
-def test_amber(solvent):
+@pytest.mark.filterwarnings("ignore:Non-optimal GB parameters")  # of OpenMM itself, below
+def test_amber(solvent, caplog):
     molecule = load_molecule(prmtop=PRMTOP, inpcrd=INPCRD, implicit_solvent=solvent)
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    other_radii = "prmtop: OpenMM says: Non-optimal GB parameters detected for GB model"
+    assert [text.startswith(other_radii) for text in messages] == [True] * (
+        solvent in ("HCT", "gbn")
+    )
     files = app.AmberPrmtopFile(PRMTOP), app.AmberInpcrdFile(INPCRD)
     model = next((m for m in ("HCT", "OBC1", "OBC2", "GBn", "GBn2")
                   if m.lower() == (solvent or "").lower()), None)  # fmt: skip

@@ -181,7 +181,7 @@ def test_files_that_are_not_what_their_ending_says_are_named(molecule, folder, t
     for source, words in kinds.items():
         path = tmp_path / f"a.{ending}"
         path.write_bytes(source.read_bytes())
-        if source.suffix != path.suffix:
+        if source.suffix != path.suffix and (source, ending) != (HDF5, "nc"):  # as NetCDF-4
             with refused(ValueError, f"path: expected .*, got {words}: .*a.{ending}"):
                 MDDataset.load(path, molecule, 600)
 
