@@ -245,7 +245,7 @@ def _certify_arguments(command: argparse.ArgumentParser) -> None:
         nargs="+",
         action="append",
         metavar="PATH",
-        help="files of one temperature that mdtraj can read (not XTC, which rounds), each an "
+        help="files of one temperature that mdtraj can read, not rounded as most XTC is, each an "
         "independent walker; once for each temperature",
     )
     command.add_argument(

@@ -212,5 +212,5 @@ def _xyz(lines: list[str], filled: list[str]) -> str | None:
 
 
 _TESTS: tuple[Callable[[list[str], list[str]], str | None], ...] = (
-    _xml, _marked, _gro, _pdb, _crd, _top, _inpcrd, _charmm, _xyz,
+    _xml, _marked, _gro, _charmm, _pdb, _crd, _top, _inpcrd, _xyz,
 )  # fmt: skip

@@ -26,10 +26,11 @@ Any implicit-solvent System as a torch function
     fast = tsf.TorchPotential.from_system(system, positions=positions, compile=True)
 
 Covered Forces
-    HarmonicBond, HarmonicAngle, PeriodicTorsion, RBTorsion, CMAPTorsion, Nonbonded (without a
-    cutoff; with exceptions and parameter offsets), GBSAOBC, and CustomBond, CustomAngle,
-    CustomTorsion, CustomExternal, CustomNonbonded and CustomGB with OpenMM's expression language
-    and tabulated functions. Anything else raises NotCovered, which names the Force and the feature.
+    HarmonicBond, HarmonicAngle, PeriodicTorsion, RBTorsion, CMAPTorsion, Nonbonded (with
+    exceptions and parameter offsets), GBSAOBC, and CustomBond, CustomAngle, CustomTorsion,
+    CustomExternal, CustomNonbonded and CustomGB with OpenMM's expression language and tabulated
+    functions; without a cutoff or with CutoffNonPeriodic (reaction field, switching function).
+    Anything else raises NotCovered, which names the Force and the feature.
 Verification
     OpenMM is the reference: ``from_system`` compares energies and forces of every Force with the
     Reference platform, in double precision, and raises Disagreement if they differ.

@@ -121,7 +121,8 @@ class TorchPotential(MolecularPotential):
         Parameters
         ----------
         system
-            The System: without periodic box, cutoffs and virtual sites; it is copied. Constraints
+            The System: without periodic box and virtual sites; it is copied. Energies with a cutoff
+            jump at it, as in OpenMM; derivatives are those on either side. Constraints
             have no energy and are left to the dynamics.
         dtype
             ``torch.float64`` or ``torch.float32``.

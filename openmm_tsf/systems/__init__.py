@@ -1,4 +1,4 @@
-"""Molecules: a System with its Topology and positions, and MD frames of it."""
+"""Molecules: a System with its Topology and positions, from files or by name; MD frames of it."""
 
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.files import load_molecule

@@ -1,6 +1,7 @@
 """Molecules from a user's files, and in the directories of runs."""
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def _chosen(sources: dict[str, Any], coordinates: dict[str, Any]) -> tuple[str |
         )
     if len(names) != 1:
         needed = next((k for k, v in _COORDINATES.items() if v == places[0]), "") if places else ""
-        expected = f"{needed} beside {places[0]}" if places and not names else "one of them"
+        expected = f"one beside {places[0]}" if places and not names else "one of them"
         got = " and ".join(names) or "none"
         raise ValueError(f"{', '.join(names) or needed}: expected {expected}, got {got}")
     (name,) = names
@@ -208,10 +209,14 @@ def _with_parameters(
             f"implicit_solvent: expected one of {', '.join(IMPLICIT_SOLVENTS)}, or 'none' for "
             f"vacuum, because {boxed} has a periodic box, as for explicit solvent, got none"
         )
-    try:
-        system = given.create(solvent, constraints)
-    except Exception as error:
-        raise ValueError(_cannot_build(structure, given, error)) from error
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            system = given.create(solvent, constraints)
+        except Exception as error:
+            raise ValueError(_cannot_build(structure, given, error)) from error
+    for warning in caught:  # such as radii for another model of implicit solvent
+        logger.warning("%s: OpenMM says: %s", given.argument, warning.message)
     if has_box and not has_implicit_solvent(system):
         logger.warning(
             "%s has a periodic box, which is left out: the molecule is in vacuum, without any "

@@ -105,7 +105,10 @@ class MolecularSystem:
                 hint = f"{force.getName()}; leave it out, the sampler sets the temperatures"
                 raise ValueError(f"system: thermostats are not supported, got {hint}")
             if force.usesPeriodicBoundaryConditions():
-                hint = "uses one; build it for the molecule alone, with nonbondedMethod=NoCutoff"
+                hint = (
+                    "uses one; build it for the molecule alone, in an implicit solvent, with "
+                    "nonbondedMethod=NoCutoff"
+                )
                 raise ValueError(f"system: expected no periodic box, but {force.getName()} {hint}")
         for index in range(system.getNumParticles()):
             if system.isVirtualSite(index):

@@ -56,7 +56,8 @@ def check_trajectory_paths(path: Any) -> list[str]:
         if Path(name).stat().st_size == 0:
             raise ValueError(f"path: expected frames, got the empty file {name}")
         expected = _KINDS.get(ending, kind)
-        if kind not in (None, expected, "a binary file"):
+        is_netcdf4 = (kind, expected) == (HDF5, NETCDF)  # in a container of HDF5
+        if kind not in (None, expected, "a binary file") and not is_netcdf4:
             raise ValueError(f"path: expected {expected}, as the ending {ending} says, got {got}")
         if ending == ".xtc":
             _check_precision(name)

@@ -34,7 +34,8 @@ def first_run(tmp_path_factory):
 
 
 def test_only_short_tutorials_and_the_troubleshooting_are_at_the_top():
-    names = ("any_temperature", "first_run", "own_kernel", "own_molecule", "torch_potential")
+    names = {"amber_files", "any_temperature", "first_run", "own_kernel", "own_molecule",
+             "torch_potential"}  # fmt: skip
     assert {f"{name}.py" for name in names} == TUTORIALS
     files = {path.name for path in EXAMPLES.iterdir() if path.is_file()}
     assert files - TUTORIALS == {"troubleshooting.md"}
@@ -80,6 +81,20 @@ def test_own_molecule(tmp_path, monkeypatch):
     variables = run_short("own_molecule.py", changes)
     assert len(variables["dataset"]) == 100
     assert list(variables["run"].dihedral_atoms) == ["phi", "psi"]
+
+
+def test_amber_files(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    changes = {
+        'SETTINGS = preset("quick")': "from tests.workflow.tiny import SETTINGS\n"
+        "SETTINGS = replace(SETTINGS, n_rounds=0)",
+        "(300.0, 424.0, 600.0)": "(500.0, 600.0)",
+        "ramachandran(300)": "ramachandran(500)",
+    }
+    variables = run_short("amber_files.py", changes)
+    assert variables["phi"].shape == (8 * 12,)
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert "22 atoms, torsions ['phi', 'psi']" in capsys.readouterr().out
 
 
 def test_torch_potential(tmp_path, monkeypatch, capsys):

@@ -19,18 +19,15 @@ import openmm_tsf as tsf
 from openmm_tsf.cli import main as cli
 from openmm_tsf.io.file_kinds import describe_file
 from openmm_tsf.systems import load_molecule
+from openmm_tsf.systems.parameter_files import check_constraints, read_prmtop, read_psf, read_top
 from tests.support.foreign_files import write_charmm, write_gromacs
 from tests.support.molecules import force_field
 from tests.support.refusals import cases, from_shell, refused
 from tests.support.torch_cases import perturbed, reference_values
 from tests.support.zoo import specimen
 
-#: OpenMM's reader of GROMACS topologies leaves closing to Python. It warns of radii for another GB
-#: model, which this prmtop has for some.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:Non-optimal GB parameters"),
-]
+#: OpenMM's reader of GROMACS topologies leaves closing to Python.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 PRMTOP, INPCRD, AMBER_PDB = (
     get_data_filename(f"data/alanine-dipeptide-gbsa/alanine-dipeptide.{end}")
@@ -110,8 +107,14 @@ def test_charmm(ethanol, folder):
 
 
 @pytest.mark.parametrize("solvent", [None, "none", "HCT", "obc1", "OBC2", "gbn", "GBn2"])
-def test_amber(solvent):
+@pytest.mark.filterwarnings("ignore:Non-optimal GB parameters")  # of OpenMM itself, below
+def test_amber(solvent, caplog):
     molecule = load_molecule(prmtop=PRMTOP, inpcrd=INPCRD, implicit_solvent=solvent)
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    other_radii = "prmtop: OpenMM says: Non-optimal GB parameters detected for GB model"
+    assert [text.startswith(other_radii) for text in messages] == [True] * (
+        solvent in ("HCT", "gbn")
+    )
     files = app.AmberPrmtopFile(PRMTOP), app.AmberInpcrdFile(INPCRD)
     model = next((m for m in ("HCT", "OBC1", "OBC2", "GBn", "GBn2")
                   if m.lower() == (solvent or "").lower()), None)  # fmt: skip
@@ -205,7 +208,7 @@ def load_of(number, folder):
     ("given", "message"),
     [
         ("two sources", {"prmtop": "a", "top": "b", "gro": "c"}, "prmtop, top: expected one of"),
-        ("no source", {"gro": "a"}, "top: expected top beside gro, got none"),
+        ("no source", {"gro": "a"}, "top: expected one beside gro, got none"),
         ("a PDB alone", {"pdb": "a"}, "system, force_field: expected exactly one of the two"),
         ("no coordinates", {"psf": "a", "parameters": "p"}, "crd: expected one file"),
         ("two coordinates", {"prmtop": "a", "inpcrd": "b", "gro": "c"}, "got inpcrd and gro"),
@@ -394,7 +397,14 @@ def test_atoms_in_another_order_and_number_are_refused(folder, tmp_path):
         load_molecule(**given)
 
 
-def test_constraints_reach_the_system_and_are_refused_there():
-    for bonds, number in (("hbonds", 12), (app.AllBonds, 21)):
-        with refused(ValueError, f"system: constraints are not supported, got {number}"):
-            load_molecule(prmtop=PRMTOP, inpcrd=INPCRD, constraints=bonds)
+def test_constraints_reach_the_system(folder):
+    """12 of alanine dipeptide's and 6 of ethanol's bonds are to hydrogen."""
+    parameters = [folder / "a.rtf", folder / "a.prm"]
+    for given, n_hydrogen, n_all in (
+        (read_prmtop(PRMTOP), 12, 21),
+        (read_top(folder / "a.top", folder / "ff"), 6, 8),
+        (read_psf(folder / "a.psf", parameters), 6, 8),
+    ):
+        for bonds, number in (("none", 0), ("hbonds", n_hydrogen), (app.AllBonds, n_all)):
+            system = given.create(None, check_constraints(bonds))
+            assert system.getNumConstraints() == number

@@ -42,6 +42,8 @@ METHANE = ("MOL", "C H H H H")
         ("crystal water", [METHANE, ("HOH", "O")], 1, 0),
         ("salt", [METHANE, ("NA", "Na"), ("Cl-", "Cl"), ("ion", "Mg")], 0, 3),
         ("both", [("SOL", "O H H"), ("K", "K"), METHANE], 1, 1),
+        ("elements guessed from names", [METHANE, ("SOD", "S"), ("POT", "P"), ("CAL", "C")], 0, 3),
+        ("no elements", [METHANE, ("TIP3", "- - -"), ("WAT", "- - -"), ("Cl-", "-")], 2, 1),
         ("a cluster of water", [("HOH", "H O H"), ("HOH", "O H H")], 1, 0),
     ],
 )  # fmt: skip

@@ -124,7 +124,8 @@ def check_symmetric(
                 pairs.select(value, two),
             )
         values.append(evaluate(expression, fractions, parameters, local))
-    if not torch.allclose(*values, rtol=1e-9, atol=0.0, equal_nan=True):
+    first, second = values
+    if not torch.allclose(first, second, rtol=1e-9, atol=0.0, equal_nan=True):
         raise NotCovered(
             force, "an expression that depends on the order of particles, and a cutoff,"
         )
