@@ -12,6 +12,7 @@ from openmm_tsf.analysis.targets import UNITS, Target
 from openmm_tsf.coordinates import InternalCoordinates
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.frame_numbers import check_enough_frames
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.systems.slow_torsions import slow_torsions
@@ -19,7 +20,6 @@ from openmm_tsf.units import as_temperatures
 from openmm_tsf.utils.validation import check_instance, check_int, check_positive
 from openmm_tsf.workflow.duration import in_words, iteration_costs, training_costs
 from openmm_tsf.workflow.exchange_plan import ExchangePlan, Observable, plan_exchange
-from openmm_tsf.workflow.frames import check_enough_frames
 from openmm_tsf.workflow.md_simulation import fastest_platform, seconds_per_step
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.pilot import Pilot, run_pilot

@@ -18,6 +18,11 @@ from openmm_tsf.io.run_config import CONFIG
 from openmm_tsf.io.serialization import from_plain_data
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.frame_numbers import (
+    check_enough_frames,
+    check_enough_md,
+    warn_of_few_frames,
+)
 from openmm_tsf.systems.files import holds_molecule, read_molecule
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
@@ -31,8 +36,6 @@ from openmm_tsf.workflow.duration import (
 )
 from openmm_tsf.workflow.frames import (
     FrameSource,
-    check_enough_frames,
-    check_enough_md,
     describe_frames,
     hash_of_frames,
     load_trajectory,
@@ -127,6 +130,7 @@ def run(
     elif not started:  # before anything is written: the frames may not fit
         dataset = frames.load(molecule)
         check_enough_frames(dataset, molecule)
+        warn_of_few_frames(dataset, molecule)
     request = new_config(
         "run",
         molecule,

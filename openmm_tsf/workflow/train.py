@@ -12,6 +12,7 @@ from openmm_tsf.io.files import PathLike
 from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.frame_ensemble import check_ensemble
+from openmm_tsf.systems.frame_numbers import check_enough_frames, warn_of_few_frames
 from openmm_tsf.training import FitSettings, fit
 from openmm_tsf.training.checkpoint import load_best_weights
 from openmm_tsf.utils.random import Seeds
@@ -19,7 +20,6 @@ from openmm_tsf.utils.validation import check_instance
 from openmm_tsf.workflow.duration import WORTH_MEASURING, training_seconds
 from openmm_tsf.workflow.frames import (
     FrameSource,
-    check_enough_frames,
     describe_frames,
     hash_of_frames,
     measure_basins,
@@ -79,6 +79,7 @@ def train(
         raise ValueError("dataset: expected frames of a molecule, got none")
     molecule.check_pose_independent()
     check_enough_frames(dataset, molecule)
+    warn_of_few_frames(dataset, molecule)
     if not dataset.name:  # those of a file were judged when it was read
         check_ensemble(molecule, dataset.positions, dataset.temperature)
     with open_output_directory(output, resume=options.resume) as lock:
@@ -153,4 +154,4 @@ def build_flow(dataset: MDDataset, settings: FlowSettings, seed: int) -> Augment
     options = asdict(settings)
     del options["kind"]
     options["conditioner_dtype"] = getattr(torch, settings.conditioner_dtype)
-    return flow_class.from_dataset(dataset, seed=seed, **options)
+    return flow_class.from_dataset(dataset, seed=seed, check=False, **options)
