@@ -26,8 +26,17 @@ Costs = npt.NDArray[np.float64]
 
 #: Shorter stages, in energy evaluations or steps of MD, are over before they are measured.
 WORTH_MEASURING = 20_000
+#: Longer ones take at least ten times as long as it takes to measure them.
+LEAST_STEPS = 100
 _FRAMES = 500
 _STEPS = 2
+
+
+def is_worth_measuring(
+    planned: int, n_steps: int = 0, n_iterations: int = 0, *, least: int = WORTH_MEASURING
+) -> bool:
+    """Return whether work takes far longer than to measure it: energy evaluations or steps."""
+    return planned >= least or max(n_steps, n_iterations) >= LEAST_STEPS
 
 
 def training_seconds(

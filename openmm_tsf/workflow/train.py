@@ -17,7 +17,7 @@ from openmm_tsf.training import FitSettings, fit
 from openmm_tsf.training.checkpoint import load_best_weights
 from openmm_tsf.utils.random import Seeds
 from openmm_tsf.utils.validation import check_instance
-from openmm_tsf.workflow.duration import WORTH_MEASURING, training_seconds
+from openmm_tsf.workflow.duration import WORTH_MEASURING, is_worth_measuring, training_seconds
 from openmm_tsf.workflow.frames import (
     FrameSource,
     describe_frames,
@@ -121,7 +121,8 @@ def _train(
 
     planned = planned_training(settings)
     with stage.open_potential(planned, settings.kl_batch_size) as potential:
-        if stage.options.progress and planned >= WORTH_MEASURING and stage.is_new:
+        worth = is_worth_measuring(planned, settings.n_steps, least=WORTH_MEASURING)
+        if stage.options.progress and worth and stage.is_new:
             with costs.measuring("training", potential):
                 seconds = training_seconds(flow, dataset, potential, settings)
                 stage.tell_duration(training=seconds)
