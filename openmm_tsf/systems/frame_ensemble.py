@@ -9,6 +9,7 @@ from openmm_tsf.coordinates import InternalCoordinates
 from openmm_tsf.systems.configurational_temperature import measure_temperature
 from openmm_tsf.systems.mean_torques import measure_torques
 from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.utils.activity import log_while
 from openmm_tsf.utils.topology import atom_label
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,9 @@ def check_ensemble(molecule: MolecularSystem, positions: Tensor, temperature: fl
     the flow learns another ensemble.
     """
     _check_handedness(molecule, positions)
-    _check_temperature(molecule, positions, temperature)
-    deviation = measure_torques(molecule, positions, temperature)
+    with log_while(logger, "comparing the frames with the System's forces", announce=False):
+        _check_temperature(molecule, positions, temperature)
+        deviation = measure_torques(molecule, positions, temperature)
     if deviation is not None and deviation.n_errors > _TORQUE_ERRORS:
         logger.warning(
             "frames of %g K: expected the equilibrium of this System's torques, but about %s they "

@@ -31,8 +31,8 @@ Array = NDArray[np.float64]
 #: Blocks of frames for the standard error, each of at least ten frames.
 _N_BLOCKS = 32
 _LEAST_FRAMES = 10 * _N_BLOCKS
-#: Frames that are used, times the square of the number of atoms: a few seconds. Of 22 atoms they are
-#: 16 500, which tell two models of implicit solvent apart (0.1 to 0.2 kT).
+#: Frames that are used, times the square of the number of atoms: a few seconds. Of 22 atoms they
+#: are 16 500, which tell two models of implicit solvent apart (0.1 to 0.2 kT).
 _PAIRS_IN_ALL = 8_000_000
 
 

@@ -145,7 +145,7 @@ def _count_visits(values: npt.NDArray[np.float64], wells: Wells) -> list[int]:
     if not wells.names:
         return [1]
     counts = np.asarray(wells.counts, dtype=np.float64)
-    smooth = sum(np.roll(counts, shift) for shift in range(-2, 3))
+    smooth = np.sum([np.roll(counts, shift) for shift in range(-2, 3)], axis=0)
     centres = 2 * np.pi * (np.arange(N_BINS) + 0.5) / N_BINS - np.pi
     of_bin = wells.labels(centres)
     highest = np.array([smooth[of_bin == k].max() for k in range(len(wells.names))])

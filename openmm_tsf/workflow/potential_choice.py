@@ -67,17 +67,22 @@ def open_potential(
     On a GPU energies are torch's unless a platform is given or a Force is not covered.
     """
     if platform is not None:
+        logger.info("energies by OpenMM on %s, as was chosen", platform)
         return molecule.potential(platform=platform)
     if device.type != "cpu":
         pays = planned >= COMPILE_FROM and batch >= COMPILE_BATCH
         return _open_on_gpu(molecule, device, pays if compiled is None else compiled)
     if compiled is not None:
         return molecule.potential(compile=compiled)
+    number = f"about {planned:,} energies are planned"
     if planned >= COMPILE_FROM and batch >= COMPILE_BATCH:
+        logger.info("energies by torch, compiled where it can be: %s", number)
         return molecule.potential(compile=True)
-    if any(isinstance(force, _SLOW_IN_OPENMM) for force in molecule.system.getForces()):
-        return molecule.potential()
-    logger.info("OpenMM's Contexts: %d evaluations would not pay for compiling", planned)
+    for force in molecule.system.getForces():
+        if isinstance(force, _SLOW_IN_OPENMM):
+            logger.info("energies by torch where it can: OpenMM is slow at %s", force.getName())
+            return molecule.potential()
+    logger.info("energies by OpenMM's Contexts: %s, too few to pay for compiling", number)
     return molecule.potential(kind="openmm")
 
 

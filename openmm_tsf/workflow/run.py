@@ -16,22 +16,18 @@ from openmm_tsf.io.files import PathLike
 from openmm_tsf.io.run_config import CONFIG
 from openmm_tsf.io.serialization import from_plain_data
 from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.files import holds_molecule, read_molecule
 from openmm_tsf.systems.frame_numbers import (
     check_enough_frames,
     check_enough_md,
     warn_of_few_frames,
 )
-from openmm_tsf.systems.files import holds_molecule, read_molecule
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.random import Seeds
 from openmm_tsf.utils.validation import check_instance
 from openmm_tsf.workflow.duration import WORTH_MEASURING, describe_plan
-from openmm_tsf.workflow.estimate import (
-    is_run_worth_measuring,
-    planned_evaluations,
-    tell_duration,
-)
+from openmm_tsf.workflow.estimate import is_run_worth_measuring, planned_evaluations, tell_duration
 from openmm_tsf.workflow.frames import (
     FrameSource,
     describe_frames,

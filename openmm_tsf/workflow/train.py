@@ -18,12 +18,7 @@ from openmm_tsf.training.checkpoint import load_best_weights
 from openmm_tsf.utils.random import Seeds
 from openmm_tsf.utils.validation import check_instance
 from openmm_tsf.workflow.duration import WORTH_MEASURING, is_worth_measuring, training_seconds
-from openmm_tsf.workflow.frames import (
-    FrameSource,
-    describe_frames,
-    hash_of_frames,
-    measure_basins,
-)
+from openmm_tsf.workflow.frames import FrameSource, describe_frames, hash_of_frames, measure_basins
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.potential_choice import planned_training
 from openmm_tsf.workflow.record import new_config, recorded_settings, resumed_choices

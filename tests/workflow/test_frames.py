@@ -13,10 +13,7 @@ from openmm_tsf.cli.main import main
 from openmm_tsf.io.serialization import from_plain_data, to_plain_data
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.frame_numbers import check_enough_frames, check_enough_md
-from openmm_tsf.workflow.frames import (
-    FrameSource,
-    load_trajectory,
-)
+from openmm_tsf.workflow.frames import FrameSource, load_trajectory
 from openmm_tsf.workflow.md import run_md
 from openmm_tsf.workflow.run import run
 from openmm_tsf.workflow.settings import MDSettings
