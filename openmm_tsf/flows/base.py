@@ -20,7 +20,7 @@ from openmm_tsf.flows.serialization import (
 )
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.molecule import is_stereoisomer
-from openmm_tsf.systems.training_frames import check_training_frames
+from openmm_tsf.systems.training_frames import check_frames_to_train_on
 from openmm_tsf.utils.validation import check_bool
 
 
@@ -134,7 +134,7 @@ class AugmentedFlow(AugmentedMap):
         if dataset.molecule is not None:
             dataset.molecule.check_pose_independent()
             if check_bool(check, "check"):
-                check_training_frames(dataset)
+                check_frames_to_train_on(dataset)
             layer, whitening = fit_layers(dataset, metric, fold_methyls, overlap)
             d, fingerprint = layer.n_coordinates, dataset.molecule.fingerprint
         n_momenta = cls.default_momenta(d) if n_momenta is None else n_momenta

@@ -62,7 +62,7 @@ def _warn_of_few(n_train: int, molecule: MolecularSystem, stride: int) -> None:
     if n_train < good:
         logger.warning(
             "%s frames to train on are few for %d coordinates: the widest and narrowest of their "
-            "fluctuations are known to %.0f %%; %s frames or more (--frames, a smaller --stride) "
+            "fluctuations are wrong by some %.0f %%; %s frames or more (--frames, a smaller --stride) "
             "are ten for each",
             f"{n_train:,}",
             n_coordinates,

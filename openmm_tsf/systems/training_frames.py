@@ -10,7 +10,7 @@ from openmm_tsf.systems.torsion_visits import describe_rare_visits, describe_sin
 logger = logging.getLogger(__name__)
 
 
-def check_training_frames(dataset: MDDataset) -> None:
+def check_frames_to_train_on(dataset: MDDataset) -> None:
     """Refuse a molecule's frames that no flow can be made from, and warn of those that tell little.
 
     Frames without a name, that were not read from a file, are judged as those of a file are.

@@ -279,6 +279,9 @@ def sample(
         basins = _basins_of_training(home, start)
         if basins is not None:
             stage.record(basins=basins)
+        frames = {} if home is None else recorded_choices(home)
+        if frames.get("frames") is not None:
+            stage.record(frames=frames["frames"])
         return _start(stage, model, settings, start)
 
 
