@@ -62,8 +62,8 @@ def _warn_of_few(n_train: int, molecule: MolecularSystem, stride: int) -> None:
     if n_train < good:
         logger.warning(
             "%s frames to train on are few for %d coordinates: the widest and narrowest of their "
-            "fluctuations are wrong by some %.0f %%; %s frames or more (--frames, a smaller --stride) "
-            "are ten for each",
+            "fluctuations are wrong by some %.0f %%; %s frames or more (--frames, a smaller "
+            "--stride) are ten for each",
             f"{n_train:,}",
             n_coordinates,
             100 * (n_coordinates / n_train) ** 0.5,
