@@ -124,8 +124,8 @@ class AugmentedFlow(AugmentedMap):
         ValueError
             If the molecule's energy depends on its position or orientation
             (:meth:`openmm_tsf.MolecularSystem.check_pose_independent`), a frame is a mirror
-            image, the frames are too few, or the System's forces show them to be of another
-            temperature.
+            image, the frames are too few, the System's forces show them to be of another
+            temperature, or their energies are not the System's.
         """
         if not isinstance(dataset, MDDataset):
             raise TypeError(f"dataset: expected an MDDataset, got {type(dataset).__name__}")

@@ -6,7 +6,8 @@ import math
 from torch import Tensor
 
 from openmm_tsf.coordinates import InternalCoordinates
-from openmm_tsf.systems.configurational_temperature import measure_temperature
+from openmm_tsf.potentials import OpenMMPotential
+from openmm_tsf.systems.configurational_temperature import evenly_spaced, measure_temperature
 from openmm_tsf.systems.mean_torques import measure_torques
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.activity import log_while
@@ -23,6 +24,9 @@ _WARNED = 0.05
 _ACCEPTED, _ACCEPTED_WITH_HYDROGENS = (0.8, 1.2), (0.9, 1.15)
 #: Frames that heavy atoms, moved with their hydrogens, are judged by: fewer for more atoms.
 _MOST_FRAMES, _LEAST_FRAMES, _ATOMS_IN_ALL = 1024, 256, 22_000
+#: Frames of which given energies are compared, and their largest typical difference in kJ/mol:
+#: positions in single precision make 0.01.
+_ENERGIES, _ENERGY_DIFFERENCE = 64, 0.5
 #: Of frames that are all in a minimum, without any force, in K.
 _LEAST_KELVIN = 1e-9
 #: Standard errors of the largest mean torque. In equilibrium the largest of 49, with errors from 32
@@ -51,6 +55,23 @@ def check_ensemble(molecule: MolecularSystem, positions: Tensor, temperature: fl
             deviation.bond,
             abs(deviation.torque),
             deviation.n_errors,
+        )
+
+
+def check_energies(molecule: MolecularSystem, positions: Tensor, energies: Tensor) -> None:
+    """Refuse energies [F] (kJ/mol) of frames [F, N, 3] (nm) that are not those of the System."""
+    number = min(len(positions), _ENERGIES)
+    x = evenly_spaced(positions, number)
+    given = evenly_spaced(energies[:, None], number)[:, 0]
+    settings = {"Threads": "1", "DeterministicForces": "true"}
+    with OpenMMPotential(molecule.system, "CPU", settings, n_contexts=1) as potential:
+        difference = given - potential.energy(x)
+    typical = float(difference.abs().median())
+    if typical > _ENERGY_DIFFERENCE:
+        raise ValueError(
+            "energies: expected the potential energies of the frames by the molecule's System, got "
+            f"some that differ by {typical:.3g} kJ/mol (the median of {number}): another force "
+            "field or unit, kinetic energy included, or energies of other frames"
         )
 
 

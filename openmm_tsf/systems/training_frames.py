@@ -3,7 +3,7 @@
 import logging
 
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.frame_ensemble import check_ensemble
+from openmm_tsf.systems.frame_ensemble import check_energies, check_ensemble
 from openmm_tsf.systems.frame_numbers import check_enough_frames, warn_of_few_frames
 from openmm_tsf.systems.torsion_visits import describe_rare_visits, describe_single_wells
 
@@ -20,6 +20,8 @@ def check_frames_to_train_on(dataset: MDDataset) -> None:
     check_enough_frames(dataset, molecule)
     if not dataset.name:
         check_ensemble(molecule, dataset.positions, dataset.temperature)
+    if dataset.energies is not None:
+        check_energies(molecule, dataset.positions, dataset.energies)
     warn_of_few_frames(dataset, molecule)
     warn_of_rare_visits(dataset)
 

@@ -11,7 +11,7 @@ from openmm_tsf.io.directory import open_output_directory
 from openmm_tsf.io.files import PathLike
 from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.frame_ensemble import check_ensemble
+from openmm_tsf.systems.frame_ensemble import check_energies, check_ensemble
 from openmm_tsf.systems.frame_numbers import check_enough_frames, warn_of_few_frames
 from openmm_tsf.training import FitSettings, fit
 from openmm_tsf.training.checkpoint import load_best_weights
@@ -60,7 +60,7 @@ def train(
     ValueError
         If `output` was made with other settings, frames or molecule; if the energy of the molecule
         depends on its position or orientation; if the frames are too few, of another handedness or,
-        by the System's forces, of another temperature.
+        by the System's forces, of another temperature, or their energies are not the System's.
     """
     check_instance(flow_settings, "flow_settings", FlowSettings)
     check_instance(fit_settings, "fit_settings", FitSettings)
@@ -77,6 +77,8 @@ def train(
     warn_of_few_frames(dataset, molecule)
     if not dataset.name:  # those of a file were judged when it was read
         check_ensemble(molecule, dataset.positions, dataset.temperature)
+    if dataset.energies is not None:
+        check_energies(molecule, dataset.positions, dataset.energies)
     with open_output_directory(output, resume=options.resume) as lock:
         recorded = resumed_choices(lock.directory, "train", options)
         recorded_part = partial(recorded_settings, lock.directory, "train")

@@ -13,7 +13,7 @@ import torch
 import openmm_tsf as tsf
 from openmm_tsf.systems.configurational_temperature import measure_temperature
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.frame_ensemble import check_ensemble
+from openmm_tsf.systems.frame_ensemble import check_energies, check_ensemble
 from openmm_tsf.systems.mean_torques import measure_torques
 from openmm_tsf.training import FitSettings
 from openmm_tsf.utils.topology import bonds_of
@@ -286,3 +286,19 @@ def test_long_time_steps_do_not_heat_heavy_atoms_that_move_with_their_hydrogens(
     heavy = measure_temperature(molecule, x, 1000, with_hydrogens=True)
     assert whole.kelvin - 600 > 60
     assert abs(heavy.kelvin - 600) < 4 * heavy.error < 60
+
+
+def test_energies_of_another_force_field(molecule, shipped):
+    """Those that come with the frames; kinetic energies included; of other frames."""
+    x = shipped[::400]
+    other = of_force_field(molecule, "amber99sbildn.xml", "implicit/gbn2.xml")
+    right = MDDataset(x, 600.0, molecule).with_energies(molecule.potential()).energies
+    check_energies(molecule, x, right + 0.02)
+    check_energies(molecule, x[:1], right[:1])
+    wrong = MDDataset(x, 600.0, other).with_energies(other.potential()).energies
+    for energies in (wrong, right + 300.0, right / 4.184, right.flip(0)):
+        with refused(ValueError, "energies: expected the potential energies of the frames by"):
+            check_energies(molecule, x, energies)
+    dataset = MDDataset(x, 600.0, molecule, energies=wrong, name="given")
+    with refused(ValueError, "another force field or unit"):
+        tsf.TemperatureSteerableFlow.from_dataset(dataset)
