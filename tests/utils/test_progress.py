@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -172,17 +173,18 @@ def test_long_work_without_steps_logs_now_and_then(monkeypatch, caplog):
     with log_while(logger, "compiling"):
         time.sleep(0.3)
     lines = [record.getMessage() for record in caplog.records]
-    assert lines[:2] == ["compiling", "compiling: 0 s so far"]
-    assert 3 < len(lines) < 20
+    assert lines[0] == "compiling"
+    assert 2 <= len(lines) < 20
+    assert all(re.fullmatch(r"compiling: \d+ s so far", line) for line in lines[1:])
     caplog.clear()
+    monkeypatch.setattr(activity, "LINE_SECONDS", 100.0)
     with pytest.raises(ValueError, match="broken"), log_while(logger, "it", announce=False):
         raise ValueError("broken")
-    time.sleep(0.1)
     assert not caplog.records
     assert not any(thread.name == "log_while" for thread in threading.enumerate())
     caplog.set_level(logging.WARNING, logger="openmm_tsf")
     with log_while(logger, "quietly"):
-        time.sleep(0.1)
+        assert not any(thread.name == "log_while" for thread in threading.enumerate())
     assert not caplog.records
 
 
