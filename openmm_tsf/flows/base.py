@@ -115,17 +115,16 @@ class AugmentedFlow(AugmentedMap):
             Let these copies overlap at their boundaries instead of ending in a step
             (:meth:`openmm_tsf.coordinates.internal.InternalCoordinates.log_partition`).
         check
-            Look at a molecule's frames first, for a few seconds: those that were not read from a
-            file are judged as :meth:`MDDataset.load` does, and a warning is logged of few frames
-            and of wells of slow torsions with few visits.
+            Look at a molecule's frames first, for a few seconds, and log a warning of few frames,
+            of wells of slow torsions with few visits and, of frames that were not read from a file,
+            of another temperature or force field.
 
         Raises
         ------
         ValueError
             If the molecule's energy depends on its position or orientation
             (:meth:`openmm_tsf.MolecularSystem.check_pose_independent`), a frame is a mirror
-            image, the frames are too few, the System's forces show them to be of another
-            temperature, or their energies are not the System's.
+            image, the frames are too few, or their energies are not the System's.
         """
         if not isinstance(dataset, MDDataset):
             raise TypeError(f"dataset: expected an MDDataset, got {type(dataset).__name__}")
