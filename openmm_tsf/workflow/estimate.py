@@ -85,7 +85,7 @@ def _md_seconds(stage: Stage, settings: RunSettings) -> float:
     md, threads = settings.md, stage.options.threads or 1
     platform = stage.options.platform or fastest_platform(stage.molecule, threads)
     n_steps = md.n_equilibration_steps + md.n_frames * md.steps_per_frame
-    return n_steps * seconds_per_step(stage.molecule, platform, threads, n_steps=200)
+    return n_steps * seconds_per_step(stage.molecule, platform, threads)
 
 
 def momentary_frames(molecule: MolecularSystem, temperature: float) -> MDDataset:

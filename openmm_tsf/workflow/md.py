@@ -93,8 +93,7 @@ def run_md(
                 simulation.start()
                 if options.progress and simulation.n_steps >= WORTH_MEASURING:
                     with suppress(openmm.OpenMMException):  # the start was minimised, this is not
-                        where = choices["platform"], choices["threads"]
-                        each = seconds_per_step(molecule, *where, n_steps=200)
+                        each = seconds_per_step(molecule, choices["platform"], choices["threads"])
                         time = in_words(each * simulation.n_steps)
                         logger.info("MD: %s steps, roughly %s", f"{simulation.n_steps:,}", time)
             try:

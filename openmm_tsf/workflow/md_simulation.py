@@ -59,7 +59,7 @@ def fastest_platform(molecule: MolecularSystem, threads: int = 1, n_steps: int =
 
 
 def seconds_per_step(
-    molecule: MolecularSystem, platform: str, threads: int = 1, n_steps: int = 50
+    molecule: MolecularSystem, platform: str, threads: int = 1, n_steps: int = 200
 ) -> float:
     """Measure the time of a step of dynamics on a platform."""
     integrator = openmm.VerletIntegrator(1e-9)  # ps: forces without motion
