@@ -13,6 +13,7 @@ from openmm_tsf.potentials.torch_potential import TooLarge
 from openmm_tsf.sampling.kernels.schedule import SequenceSettings
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.training import FitSettings
+from openmm_tsf.training.target import trains_in_single_precision
 from openmm_tsf.utils.devices import CPU
 from openmm_tsf.workflow.settings import SamplingSettings
 
@@ -49,6 +50,12 @@ def batch_of(settings: SamplingSettings) -> int:
 def planned_training(settings: FitSettings) -> int:
     """Return the number of evaluations in the energy term of training."""
     return settings.n_steps * settings.kl_batch_size if settings.lambda_max > 0 else 0
+
+
+def tell_precision(potential: Potential, settings: FitSettings) -> None:
+    """Log where a training takes its forces in float32."""
+    if settings.lambda_max > 0 and trains_in_single_precision(potential, settings.dtype):
+        logger.info("forces for the training in float32, all other energies in float64")
 
 
 def open_potential(

@@ -37,7 +37,7 @@ from openmm_tsf.workflow.frames import (
 )
 from openmm_tsf.workflow.md import run_md
 from openmm_tsf.workflow.options import RunOptions
-from openmm_tsf.workflow.potential_choice import batch_of
+from openmm_tsf.workflow.potential_choice import batch_of, tell_precision
 from openmm_tsf.workflow.presets import preset
 from openmm_tsf.workflow.record import new_config, recorded_settings, resumed_choices
 from openmm_tsf.workflow.rounds import Rounds, remove_training_files
@@ -162,6 +162,7 @@ def _run_stages(
     is_told = stage.options.progress and stage.is_new
     is_told = is_told and is_run_worth_measuring(settings, WORTH_MEASURING)
     with stage.open_potential(planned_evaluations(settings), batch_of(sampling)) as potential:
+        tell_precision(potential, settings.fit)
         if dataset is None:
             if is_told:
                 tell_duration(stage, settings, potential)

@@ -20,7 +20,7 @@ from openmm_tsf.utils.validation import check_instance
 from openmm_tsf.workflow.duration import WORTH_MEASURING, is_worth_measuring, training_seconds
 from openmm_tsf.workflow.frames import FrameSource, describe_frames, hash_of_frames, measure_basins
 from openmm_tsf.workflow.options import RunOptions
-from openmm_tsf.workflow.potential_choice import planned_training
+from openmm_tsf.workflow.potential_choice import planned_training, tell_precision
 from openmm_tsf.workflow.record import new_config, recorded_settings, resumed_choices
 from openmm_tsf.workflow.settings import FlowSettings
 from openmm_tsf.workflow.stage import Stage
@@ -118,6 +118,7 @@ def _train(
 
     planned = planned_training(settings)
     with stage.open_potential(planned, settings.kl_batch_size) as potential:
+        tell_precision(potential, settings)
         worth = is_worth_measuring(planned, settings.n_steps, least=WORTH_MEASURING)
         if stage.options.progress and worth and stage.is_new:
             with costs.measuring("training", potential):
