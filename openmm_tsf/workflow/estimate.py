@@ -96,7 +96,8 @@ def momentary_frames(molecule: MolecularSystem, temperature: float) -> MDDataset
     integrator = openmm.LangevinMiddleIntegrator(temperature, _FRICTION_PER_PS, _TIMESTEP_PS)
     integrator.setRandomNumberSeed(1)
     platform = openmm.Platform.getPlatformByName("CPU")
-    context = openmm.Context(molecule.system, integrator, platform, {"Threads": "1"})
+    properties = {"Threads": "1", "DeterministicForces": "true"}
+    context = openmm.Context(molecule.system, integrator, platform, properties)
     context.setPositions(molecule.positions)
     openmm.LocalEnergyMinimizer.minimize(context, maxIterations=200)
     context.setVelocitiesToTemperature(temperature, 1)
