@@ -16,6 +16,7 @@ from openmm_tsf.analysis.summary import json_ready, write_summary
 from openmm_tsf.analysis.thermodynamics import Profile
 from openmm_tsf.io.directory import check_results_directory
 from openmm_tsf.io.files import PathLike, remove_stale_temporaries, replace_together, write_json
+from openmm_tsf.utils.activity import log_while
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +51,10 @@ def analyze(path: PathLike, output: PathLike | None = None) -> dict[str, Any]:
     reference = run.reference()
     if reference is None and has_reference(run.config.get("choices", {}).get("molecule")):
         reference = load_reference()
-    logger.info("analysis: means, free energies by MBAR and figures of %d samples", run.energy.size)
+    what = f"analysis: means, free energies by MBAR and figures of {run.energy.size} samples"
     target.mkdir(parents=True, exist_ok=True)
     remove_stale_temporaries(target)
-    with replace_together(target) as folder:
+    with log_while(logger, what), replace_together(target) as folder:
         summary = write_summary(run, folder / "summary.json", reference)
         try:
             run.backbone()

@@ -20,10 +20,12 @@ from openmm_tsf.io.run_config import CONFIG, read_run_config, trajectory_name
 from openmm_tsf.io.segments import Segments
 from openmm_tsf.io.topology import PDB, TOPOLOGY, read_structure
 from openmm_tsf.units import as_temperature
+from openmm_tsf.utils.terminal import printable
 from openmm_tsf.utils.validation import check_int
 
 #: Two temperatures that differ by less are one.
 TOLERANCE_K = 0.01
+_LONGEST_WARNING = 500
 
 
 def nearest_rung(temperatures: Array, kelvin: float) -> int | None:
@@ -319,6 +321,15 @@ class RunData:
             return None if recorded is None else TrainingBasins.from_config(recorded)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.path / CONFIG}: damaged, basins: {error}") from error
+
+    @property
+    def frame_warnings(self) -> list[str]:
+        """What was said of the frames when the flow was trained: wells with few visits."""
+        frames = self.config.get("choices", {}).get("frames") or {}
+        warnings = frames.get("warnings", []) if isinstance(frames, dict) else None
+        if not isinstance(warnings, list) or not all(isinstance(each, str) for each in warnings):
+            raise ValueError(f"{self.path / CONFIG}: damaged, frames: expected a list of warnings")
+        return [printable(each)[:_LONGEST_WARNING] for each in warnings]
 
     @cached_property
     def basins(self) -> Basins:

@@ -24,11 +24,12 @@ def check_training_frames(run: RunEstimates, populations: dict[str, Any]) -> lis
     """Return warnings about the frames that the flow of a run was trained on.
 
     `populations` are those of the run by basin and rung (`BasinCheck.check`). Reported are basins
-    of the frames that the run never visited and the reverse, basins that the frames visited too
-    rarely, torsions that never left one well, and amino acids on the rarer side of phi.
+    of the frames that the run never visited and the reverse, wells and basins that the frames
+    visited too rarely, torsions that never left one well, and amino acids on the rarer side of phi.
     """
     frames = run.training_basins
     warnings = list(_check_handed_phi(run))
+    warnings += [f"training frames: {each}" for each in run.frame_warnings]
     if frames is None:
         return warnings
     unvisited = (name for name, at in populations.items() if not any(e["p"] for e in at.values()))

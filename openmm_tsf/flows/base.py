@@ -20,6 +20,8 @@ from openmm_tsf.flows.serialization import (
 )
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.molecule import is_stereoisomer
+from openmm_tsf.systems.training_frames import check_frames_to_train_on
+from openmm_tsf.utils.validation import check_bool
 
 
 class _WithoutMemory(TorchFunctionMode):
@@ -91,6 +93,7 @@ class AugmentedFlow(AugmentedMap):
         overlap: bool = False,
         seed: int = 0,
         conditioner_dtype: torch.dtype | None = None,
+        check: bool = True,
     ) -> Self:
         """Build a flow for the dataset's molecule, its standardisation fitted on the frames.
 
@@ -111,13 +114,17 @@ class AugmentedFlow(AugmentedMap):
         overlap
             Let these copies overlap at their boundaries instead of ending in a step
             (:meth:`openmm_tsf.coordinates.internal.InternalCoordinates.log_partition`).
+        check
+            Look at a molecule's frames first, for a few seconds, and log a warning of few frames,
+            of wells of slow torsions with few visits and, of frames that were not read from a file,
+            of another temperature or force field.
 
         Raises
         ------
         ValueError
             If the molecule's energy depends on its position or orientation
-            (:meth:`openmm_tsf.MolecularSystem.check_pose_independent`), or a frame is a mirror
-            image.
+            (:meth:`openmm_tsf.MolecularSystem.check_pose_independent`), a frame is a mirror
+            image, the frames are too few, or their energies are not the System's.
         """
         if not isinstance(dataset, MDDataset):
             raise TypeError(f"dataset: expected an MDDataset, got {type(dataset).__name__}")
@@ -125,6 +132,8 @@ class AugmentedFlow(AugmentedMap):
         d = int(dataset.positions[0].numel())
         if dataset.molecule is not None:
             dataset.molecule.check_pose_independent()
+            if check_bool(check, "check"):
+                check_frames_to_train_on(dataset)
             layer, whitening = fit_layers(dataset, metric, fold_methyls, overlap)
             d, fingerprint = layer.n_coordinates, dataset.molecule.fingerprint
         n_momenta = cls.default_momenta(d) if n_momenta is None else n_momenta

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials.blocks import EnergyFunction, evaluate_eagerly
+from openmm_tsf.utils.activity import log_while
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +74,10 @@ class CompiledEnergy:
         with self._lock:
             if with_forces not in self._programs and not self._failed:
                 start = time.perf_counter()
-                logger.info(
-                    "compiling the energy%s: up to two minutes", " and forces" * with_forces
-                )
+                what = f"compiling the energy{' and forces' * with_forces}: up to two minutes"
                 example = y[..., :1].expand(*self._shape, self.block_size).contiguous()
                 try:
-                    with _TRACING:
+                    with log_while(logger, what), _TRACING:
                         self._programs[with_forces] = self._build(example, parameters, with_forces)
                 except Exception as error:
                     reason = _missing_compiler(error)

@@ -146,7 +146,7 @@ def _rotatable_bonds(topology: app.Topology) -> dict[frozenset[int], Quartet]:
             before, after = end(first, second), end(second, first)
             if before is None or after is None or _is_amide(first, second, neighbours, elements):
                 continue
-            if not _is_in_ring(first, second, neighbours):
+            if not is_in_ring(first, second, neighbours):
                 bonds[frozenset((first, second))] = (before, first, second, after)
     return bonds
 
@@ -194,8 +194,8 @@ def _is_amide(first: int, second: int, neighbours: list[list[int]], elements: li
     return False
 
 
-def _is_in_ring(first: int, second: int, neighbours: list[list[int]]) -> bool:
-    """Whether a bond is in a ring of at most `_MAX_RING` atoms."""
+def is_in_ring(first: int, second: int, neighbours: list[list[int]]) -> bool:
+    """Return whether a bond is in a ring of at most 7 atoms."""
     reached, shell = {first}, [first]
     for step in range(_MAX_RING - 1):
         new = {

@@ -19,6 +19,7 @@ from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.trainer import Trainer
 from openmm_tsf.training.validation import Validation
 from openmm_tsf.units import SECOND, in_unit
+from openmm_tsf.utils.activity import log_while
 from openmm_tsf.utils.progress import progress_bar
 from openmm_tsf.utils.signals import DeferredInterrupt
 from openmm_tsf.utils.threads import torch_threads
@@ -135,7 +136,8 @@ def fit(
     log, checkpoint = (None if p is None else Path(p) for p in (log_path, checkpoint_path))
     with progress_bar("training", settings.n_steps, unit="step", show=progress) as bar:
         bar.set_postfix_str("coordinates and energies of the frames")
-        trainer = Trainer(flow, datasets, potential, settings, seed)
+        with log_while(logger, "coordinates and energies of the frames", announce=False):
+            trainer = Trainer(flow, datasets, potential, settings, seed)
         if resume and checkpoint is not None and checkpoint.exists():
             trainer.restore(checkpoint)
         files = _Files(trainer, log, checkpoint, seconds)
@@ -208,7 +210,9 @@ def _run(trainer: Trainer, files: _Files, interrupt: DeferredInterrupt, bar: "tq
     def validate() -> None:
         if not trainer.history:
             bar.set_postfix_str("first validation")
-        bar.set_postfix_str(str(trainer.validate()))
+        with log_while(logger, "validation", announce=False):
+            validation = trainer.validate()
+        bar.set_postfix_str(str(validation))
         files.save_checkpoint()
         files.write_log()
 

@@ -33,6 +33,7 @@ from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.step_numbers import StepNumbers
 from openmm_tsf.training.target import Target
 from openmm_tsf.training.target_points import Points
+from openmm_tsf.utils.activity import log_while
 from openmm_tsf.utils.threads import torch_threads
 from openmm_tsf.utils.validation import require_entry
 
@@ -188,14 +189,15 @@ class PathObjective:
     def _relax(self, chains: IndependenceChains, generator: torch.Generator) -> None:
         """Bring initial states of another temperature to the temperature of their chains."""
         n = self.settings.n_chains
-        logger.info("training: Markov chains are brought to the temperatures of the ladder")
-        for rung, tau in enumerate(self._taus):
-            if not any(self._is_near(number, tau) for number in range(len(self.frames))):
-                index = rung * n + _numbers(n, self.flow.device)
-                points = chains.points.take(index)
-                with torch_threads(self._threads):  # steps have fewer: two run at once
+        what = "training: Markov chains are brought to the temperatures of the ladder"
+        # Steps have fewer threads: two run at once.
+        with log_while(logger, what), torch_threads(self._threads):
+            for rung, tau in enumerate(self._taus):
+                if not any(self._is_near(number, tau) for number in range(len(self.frames))):
+                    index = rung * n + _numbers(n, self.flow.device)
+                    points = chains.points.take(index)
                     relax_mala(points, self._evaluate, RELAXATION_STEPS, generator)
-                chains.points.put(index, points)
+                    chains.points.put(index, points)
         chains.settle()  # a few moved to another basin
         self._relaxed = True
 

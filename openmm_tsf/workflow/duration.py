@@ -16,6 +16,7 @@ from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training import FitSettings
 from openmm_tsf.training.target import trains_in_single_precision
 from openmm_tsf.training.trainer import Trainer
+from openmm_tsf.utils.activity import log_while
 from openmm_tsf.utils.threads import torch_threads
 from openmm_tsf.workflow.settings import RunSettings, SamplingSettings
 
@@ -26,8 +27,17 @@ Costs = npt.NDArray[np.float64]
 
 #: Shorter stages, in energy evaluations or steps of MD, are over before they are measured.
 WORTH_MEASURING = 20_000
+#: Longer ones take at least ten times as long as it takes to measure them.
+LEAST_STEPS = 100
 _FRAMES = 500
 _STEPS = 2
+
+
+def is_worth_measuring(
+    planned: int, n_steps: int = 0, n_iterations: int = 0, *, least: int = WORTH_MEASURING
+) -> bool:
+    """Return whether work takes far longer than to measure it: energy evaluations or steps."""
+    return planned >= least or max(n_steps, n_iterations) >= LEAST_STEPS
 
 
 def training_seconds(
@@ -44,7 +54,13 @@ def training_costs(
 
     Nothing of the training itself changes. Where energies are compiled, they are compiled here.
     """
-    logger.info("measuring a few steps of training")
+    with log_while(logger, "measuring a few steps of training"):
+        return _training_costs(flow, dataset, potential, settings)
+
+
+def _training_costs(
+    flow: AugmentedFlow, dataset: MDDataset, potential: Potential, settings: FitSettings
+) -> tuple[float, float]:
     few, n_chains = dataset[:: max(1, len(dataset) // _FRAMES)], settings.n_chains
     if n_chains:
         n_chains = max(1, 2 * (settings.kl_batch_size // len(settings.temperatures or (0.0,))))
@@ -101,13 +117,13 @@ def step_costs(trainer: Trainer, step: int, meter: CostMeter) -> tuple[Costs, Co
 
 def iteration_costs(sampler: ParallelTempering, settings: SamplingSettings) -> tuple[float, float]:
     """Return the time and the evaluations of an iteration on average, of a new sampler."""
-    logger.info("measuring a few iterations of sampling")
-    sampler.run(1, progress=False)  # all kernels once: what is compiled is compiled here
-    interval = max(1, settings.local_interval)
-    n = interval * -(-_STEPS // interval)  # dynamics as often as in production
-    before, start = sampler.potential.n_evaluations, time.perf_counter()
-    sampler.run(n, progress=False)
-    seconds = (time.perf_counter() - start) / n
+    with log_while(logger, "measuring a few iterations of sampling"):
+        sampler.run(1, progress=False)  # all kernels once: what is compiled is compiled here
+        interval = max(1, settings.local_interval)
+        n = interval * -(-_STEPS // interval)  # dynamics as often as in production
+        before, start = sampler.potential.n_evaluations, time.perf_counter()
+        sampler.run(n, progress=False)
+        seconds = (time.perf_counter() - start) / n
     return seconds, (sampler.potential.n_evaluations - before) / n
 
 

@@ -4,11 +4,8 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any, Self
-
-import torch
 
 from openmm_tsf.analysis.basins import TrainingBasins
 from openmm_tsf.io.files import PathLike
@@ -16,6 +13,7 @@ from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.md_folder import TRAJECTORY, holds_md
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.systems.slow_torsions import slow_torsions, torsion_angles
+from openmm_tsf.systems.training_frames import warn_of_rare_visits
 from openmm_tsf.units import as_temperature
 from openmm_tsf.utils.validation import check_bool, check_fields, check_int, optional
 from openmm_tsf.workflow.md_simulation import read_md_config
@@ -130,58 +128,14 @@ def _as_paths(trajectory: Any) -> list[PathLike]:
     return paths
 
 
-def check_enough_frames(dataset: MDDataset, molecule: MolecularSystem) -> None:
-    """Refuse frames that are too few to split, or to fit the fixed layers of a flow on."""
-    least, needed = _least_training_frames(molecule), _least_frames(molecule)
-    advice = (
-        f"{molecule.n_atoms} atoms need {needed} frames or more, of which 8 in 10 are trained on: "
-        "more frames, or a smaller stride (--stride)"
-    )
-    try:
-        n_train = len(dataset.split().train)
-    except ValueError as error:
-        raise ValueError(f"{error}; {advice}") from None
-    if n_train < least:
-        expected = f"expected at least {least} frames to train on, got {n_train} of {len(dataset)}"
-        raise ValueError(f"dataset: {expected}; {advice}")
-
-
-def check_enough_md(n_frames: int, stride: int, molecule: MolecularSystem) -> None:
-    """Refuse MD of too few frames, before it is run."""
-    n, needed = len(range(0, n_frames, stride)), _least_frames(molecule)
-    if n >= 2 * needed or _n_training_frames(n) >= _least_training_frames(molecule):
-        return
-    raise ValueError(
-        f"frames: {n_frames} with stride {stride} are too few: {_n_training_frames(n)} of {n} are "
-        f"trained on, expected at least {_least_training_frames(molecule)}; run MD of "
-        f"{stride * (needed - 1) + 1} frames or more (n_frames, --frames), or use a smaller stride "
-        "(--stride)"
-    )
-
-
-def _least_training_frames(molecule: MolecularSystem) -> int:
-    return 3 * molecule.n_atoms - 5  # a full covariance
-
-
-def _least_frames(molecule: MolecularSystem) -> int:
-    """Return the smallest number of frames with enough to train on."""
-    least = _least_training_frames(molecule)
-    first = max(least, int(least / 0.8) - 20)  # each of ten blocks rounds its number
-    return next(n for n in count(first) if _n_training_frames(n) >= least)
-
-
-def _n_training_frames(n_frames: int) -> int:
-    """Return how many of the frames are trained on; 0 where they are too few to split."""
-    try:
-        positions = torch.zeros(n_frames, 1, dtype=torch.float64, device="cpu")
-        return len(MDDataset(positions, temperature=1.0).split().train)
-    except ValueError:
-        return 0
-
-
 def describe_frames(dataset: MDDataset, source: str) -> dict[str, Any]:
-    """Return what is recorded of frames, beside their hash."""
-    return {"source": source, "n_frames": len(dataset), "temperature_K": dataset.temperature}
+    """Return what is recorded of frames, beside their hash; log what they hardly tell."""
+    return {
+        "source": source,
+        "n_frames": len(dataset),
+        "temperature_K": dataset.temperature,
+        "warnings": warn_of_rare_visits(dataset),
+    }
 
 
 def measure_basins(dataset: MDDataset) -> dict[str, Any]:

@@ -5,6 +5,7 @@ therefore the same, bit by bit, as one that never stopped.
 """
 
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from openmm_tsf.io.npz import read_arrays
 from openmm_tsf.io.run_config import CONFIG
 from openmm_tsf.systems.md_folder import TRAJECTORY
 from openmm_tsf.systems.molecule import MolecularSystem
-from openmm_tsf.utils.progress import progress_bar
+from openmm_tsf.utils.activity import log_while
+from openmm_tsf.utils.progress import LINE_SECONDS, progress_bar
 from openmm_tsf.utils.signals import DeferredInterrupt
 from openmm_tsf.utils.validation import require_entry
 from openmm_tsf.workflow.record import read_stage_config
@@ -57,7 +59,7 @@ def fastest_platform(molecule: MolecularSystem, threads: int = 1, n_steps: int =
 
 
 def seconds_per_step(
-    molecule: MolecularSystem, platform: str, threads: int = 1, n_steps: int = 50
+    molecule: MolecularSystem, platform: str, threads: int = 1, n_steps: int = 200
 ) -> float:
     """Measure the time of a step of dynamics on a platform."""
     integrator = openmm.VerletIntegrator(1e-9)  # ps: forces without motion
@@ -172,7 +174,8 @@ class MDSimulation:
         context = _context(self.molecule, integrator, self.platform, self.threads)
         context.setPositions(self.molecule.positions)
         counter = _IterationCounter()
-        openmm.LocalEnergyMinimizer.minimize(context, reporter=counter)
+        with log_while(logger, "minimising the energy of the start"):
+            openmm.LocalEnergyMinimizer.minimize(context, reporter=counter)
         self.n_minimizer = counter.count
         context.setVelocitiesToTemperature(settings.temperature, self._seed("velocities", 0))
         self._context = context
@@ -186,9 +189,12 @@ class MDSimulation:
         title, total = f"MD at {settings.temperature:g} K", settings.n_frames
         start, show = self.n_frames, options.progress
         with progress_bar(title, total, unit="frame", initial=start, show=show) as bar:
-            if self.step < settings.n_equilibration_steps:
-                bar.set_postfix_str(f"{settings.n_equilibration_steps} steps before the first")
+            shown = -math.inf
             while self.step < self.n_steps and not interrupt.requested:
+                before = settings.n_equilibration_steps - self.step
+                if before > 0 and time.monotonic() - shown >= LINE_SECONDS:
+                    bar.set_postfix_str(f"{before} steps before the first")
+                    shown = time.monotonic()
                 done = self.n_frames + len(self._waiting)
                 frame = settings.n_equilibration_steps + (done + 1) * settings.steps_per_frame
                 boundary = (self.step // self.block_steps + 1) * self.block_steps

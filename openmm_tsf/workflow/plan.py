@@ -12,14 +12,15 @@ from openmm_tsf.analysis.targets import UNITS, Target
 from openmm_tsf.coordinates import InternalCoordinates
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.frame_numbers import check_enough_frames
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.systems.slow_torsions import slow_torsions
 from openmm_tsf.units import as_temperatures
+from openmm_tsf.utils.activity import log_while
 from openmm_tsf.utils.validation import check_instance, check_int, check_positive
 from openmm_tsf.workflow.duration import in_words, iteration_costs, training_costs
 from openmm_tsf.workflow.exchange_plan import ExchangePlan, Observable, plan_exchange
-from openmm_tsf.workflow.frames import check_enough_frames
 from openmm_tsf.workflow.md_simulation import fastest_platform, seconds_per_step
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.pilot import Pilot, run_pilot
@@ -251,10 +252,8 @@ def plan(
         length: dict[str, Any] = {"seconds": seconds}
         if n_iterations is not None:
             length = {"n_iterations": n_iterations}
-        logger.info(
-            "pilot of %s", f"{n_iterations} iterations" if n_iterations else in_words(seconds)
-        )
-        with sampling_threads():
+        what = f"pilot of {f'{n_iterations} iterations' if n_iterations else in_words(seconds)}"
+        with sampling_threads(), log_while(logger, what):
             pilot = run_pilot(molecule, potential, rungs[0], rungs[-1], **length, seed=seed)
         known, exchange = plan_exchange(pilot, goal, ladder)
         simulate = molecule.fingerprint != shipped.fingerprint

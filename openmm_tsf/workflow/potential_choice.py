@@ -13,6 +13,7 @@ from openmm_tsf.potentials.torch_potential import TooLarge
 from openmm_tsf.sampling.kernels.schedule import SequenceSettings
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.training import FitSettings
+from openmm_tsf.training.target import trains_in_single_precision
 from openmm_tsf.utils.devices import CPU
 from openmm_tsf.workflow.settings import SamplingSettings
 
@@ -51,6 +52,12 @@ def planned_training(settings: FitSettings) -> int:
     return settings.n_steps * settings.kl_batch_size if settings.lambda_max > 0 else 0
 
 
+def tell_precision(potential: Potential, settings: FitSettings) -> None:
+    """Log where a training takes its forces in float32."""
+    if settings.lambda_max > 0 and trains_in_single_precision(potential, settings.dtype):
+        logger.info("forces for the training in float32, all other energies in float64")
+
+
 def open_potential(
     molecule: MolecularSystem,
     platform: str | None,
@@ -67,17 +74,22 @@ def open_potential(
     On a GPU energies are torch's unless a platform is given or a Force is not covered.
     """
     if platform is not None:
+        logger.info("energies by OpenMM on %s, as was chosen", platform)
         return molecule.potential(platform=platform)
     if device.type != "cpu":
         pays = planned >= COMPILE_FROM and batch >= COMPILE_BATCH
         return _open_on_gpu(molecule, device, pays if compiled is None else compiled)
     if compiled is not None:
         return molecule.potential(compile=compiled)
+    number = f"about {planned:,} energies are planned"
     if planned >= COMPILE_FROM and batch >= COMPILE_BATCH:
+        logger.info("energies by torch, compiled where it can be: %s", number)
         return molecule.potential(compile=True)
-    if any(isinstance(force, _SLOW_IN_OPENMM) for force in molecule.system.getForces()):
-        return molecule.potential()
-    logger.info("OpenMM's Contexts: %d evaluations would not pay for compiling", planned)
+    for force in molecule.system.getForces():
+        if isinstance(force, _SLOW_IN_OPENMM):
+            logger.info("energies by torch where it can: OpenMM is slow at %s", force.getName())
+            return molecule.potential()
+    logger.info("energies by OpenMM's Contexts: %s, too few to pay for compiling", number)
     return molecule.potential(kind="openmm")
 
 

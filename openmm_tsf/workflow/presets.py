@@ -37,7 +37,8 @@ _SAMPLING = SamplingSettings(
 )
 
 PRESETS: dict[str, RunSettings] = {
-    # A minute: every stage at work, with poor statistics, as the summary says.
+    # A minute for alanine dipeptide from the shipped frames: every stage at work, with poor
+    # statistics, as the summary says. A run tells its own time first.
     "quick": RunSettings(
         md=MDSettings(n_frames=2000),
         stride=4,
@@ -81,7 +82,7 @@ def preset(name: str) -> RunSettings:
     """Return the settings of a preset: ``"quick"``, ``"default"`` or ``"thorough"``.
 
     On two cores the first two take alanine dipeptide half a minute and five and a half minutes;
-    larger molecules take longer: a run measures and logs its duration when it starts.
+    larger molecules and MD of their own take longer: a run measures and logs its duration first.
     """
     if name not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")

@@ -10,29 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from openmm_tsf.coordinates import InternalCoordinates
-from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.load import load_flow, place_for_sampling
 from openmm_tsf.io.directory import open_output_directory
 from openmm_tsf.io.files import PathLike
 from openmm_tsf.io.run_config import CONFIG
 from openmm_tsf.io.serialization import from_plain_data
-from openmm_tsf.potentials.base import Potential
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.files import holds_molecule, read_molecule
+from openmm_tsf.systems.frame_numbers import (
+    check_enough_frames,
+    check_enough_md,
+    warn_of_few_frames,
+)
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.random import Seeds
 from openmm_tsf.utils.validation import check_instance
-from openmm_tsf.workflow.duration import (
-    WORTH_MEASURING,
-    describe_plan,
-    iteration_seconds,
-    training_seconds,
-)
+from openmm_tsf.workflow.duration import WORTH_MEASURING, describe_plan
+from openmm_tsf.workflow.estimate import is_run_worth_measuring, planned_evaluations, tell_duration
 from openmm_tsf.workflow.frames import (
     FrameSource,
-    check_enough_frames,
-    check_enough_md,
     describe_frames,
     hash_of_frames,
     load_trajectory,
@@ -40,7 +37,7 @@ from openmm_tsf.workflow.frames import (
 )
 from openmm_tsf.workflow.md import run_md
 from openmm_tsf.workflow.options import RunOptions
-from openmm_tsf.workflow.potential_choice import batch_of, planned_sampling, planned_training
+from openmm_tsf.workflow.potential_choice import batch_of, tell_precision
 from openmm_tsf.workflow.presets import preset
 from openmm_tsf.workflow.record import new_config, recorded_settings, resumed_choices
 from openmm_tsf.workflow.rounds import Rounds, remove_training_files
@@ -127,6 +124,7 @@ def run(
     elif not started:  # before anything is written: the frames may not fit
         dataset = frames.load(molecule)
         check_enough_frames(dataset, molecule)
+        warn_of_few_frames(dataset, molecule)
     request = new_config(
         "run",
         molecule,
@@ -157,21 +155,26 @@ def _run_stages(
 ) -> dict[str, Any]:
     """All stages, skipping what is complete."""
     seeds, sampling = Seeds(stage.choices["seed"]), settings.sampling
-    source = frames.name
     if not has_started(stage.directory):
         logger.info("plan: %s", describe_plan(settings, dataset is None))
-    if dataset is None:
-        source = "MD"
-        dataset = _simulate(stage, settings, seeds.next() % 2**31)
-    stage.costs.evaluations["md"] = dataset.n_evaluations or None
-    stage.record(frames=describe_frames(dataset, source), basins=measure_basins(dataset))
-    with stage.open_potential(_planned(settings), batch_of(sampling)) as potential:
+    if dataset is not None:
+        _record_frames(stage, dataset, frames.name)
+    is_told = stage.options.progress and stage.is_new
+    is_told = is_told and is_run_worth_measuring(settings, WORTH_MEASURING)
+    with stage.open_potential(planned_evaluations(settings), batch_of(sampling)) as potential:
+        tell_precision(potential, settings.fit)
+        if dataset is None:
+            if is_told:
+                tell_duration(stage, settings, potential)
+                is_told = False
+            dataset = _simulate(stage, settings, seeds.next() % 2**31)
+            _record_frames(stage, dataset, "MD")
         with stage.costs.counting("training", potential):
             flow = build_flow(dataset, settings.flow, seeds.next())
             flow = place_for_sampling(flow, stage.device)
         logger.info("flow with %d parameters, %d frames", flow.n_parameters, len(dataset))
-        if stage.options.progress and _planned(settings) >= WORTH_MEASURING and stage.is_new:
-            _tell_duration(stage, settings, dataset, potential, flow)
+        if is_told:
+            tell_duration(stage, settings, potential, dataset, flow)
         walkers = Rounds(stage, settings, dataset, potential, flow).run(seeds)
         logger.info("the flow is frozen: production")
         with sampling_threads():
@@ -188,39 +191,10 @@ def _run_stages(
                 return sample_and_analyze(stage, sampler, sampling.n_iterations, sampling.until)
 
 
-def _tell_duration(
-    stage: Stage,
-    settings: RunSettings,
-    dataset: MDDataset,
-    potential: Potential,
-    flow: AugmentedFlow,
-) -> None:
-    """Measure a few steps of training and sampling, and log and record the time of all."""
-    ladder, sampling = settings.sampling.temperatures, settings.sampling
-    with stage.costs.measuring("training", potential):
-        training = training_seconds(
-            flow, dataset, potential, replace(settings.fit, temperatures=ladder)
-        )
-        if settings.n_rounds:
-            refit = replace(settings.refit, temperatures=ladder)
-            training += settings.n_rounds * training_seconds(flow, dataset, potential, refit)
-        with sampling_threads():
-            sampler = make_sampler(stage.molecule, flow, sampling, potential, (0, 0), dataset)
-            each = iteration_seconds(sampler, sampling)
-        n = sampling.n_tuning + sampling.n_iterations
-        n += settings.n_rounds * (sampling.n_tuning + settings.round_iterations)
-        stage.tell_duration(training, each * n)
-
-
-def _planned(settings: RunSettings) -> int:
-    """Energy evaluations of the whole run, roughly."""
-    rounds = settings.n_rounds
-    return (
-        planned_sampling(settings.sampling)
-        + rounds * planned_sampling(settings.sampling, settings.round_iterations)
-        + planned_training(settings.fit)
-        + rounds * planned_training(settings.refit)
-    )
+def _record_frames(stage: Stage, dataset: MDDataset, source: str) -> None:
+    """Record the frames and their basins; warn of what they hardly tell."""
+    stage.costs.evaluations["md"] = dataset.n_evaluations or None
+    stage.record(frames=describe_frames(dataset, source), basins=measure_basins(dataset))
 
 
 def _simulate(stage: Stage, settings: RunSettings, seed: int) -> MDDataset:

@@ -30,7 +30,7 @@ from openmm_tsf.utils.random import Seeds, make_generator
 from openmm_tsf.utils.threads import torch_threads
 from openmm_tsf.utils.validation import check_instance
 from openmm_tsf.workflow.costs import Costs
-from openmm_tsf.workflow.duration import WORTH_MEASURING, iteration_seconds
+from openmm_tsf.workflow.duration import WORTH_MEASURING, is_worth_measuring, iteration_seconds
 from openmm_tsf.workflow.frames import hash_of_frames, measure_basins
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.potential_choice import batch_of, planned_sampling
@@ -282,6 +282,9 @@ def sample(
         basins = _basins_of_training(home, start)
         if basins is not None:
             stage.record(basins=basins)
+        frames = {} if home is None else recorded_choices(home)
+        if frames.get("frames") is not None:
+            stage.record(frames=frames["frames"])
         return _start(stage, model, settings, start)
 
 
@@ -320,7 +323,8 @@ def _start(
     seeds = sampler_seeds(Seeds(stage.choices["seed"]), fresh=True)
     planned, flow = planned_sampling(settings), place_for_sampling(flow, stage.device)
     with stage.open_potential(planned, batch_of(settings)) as potential:
-        if stage.options.progress and planned >= WORTH_MEASURING and stage.is_new:
+        worth = is_worth_measuring(planned, 0, settings.n_iterations, least=WORTH_MEASURING)
+        if stage.options.progress and worth and stage.is_new:
             with stage.costs.measuring("sampling", potential):
                 other = make_sampler(stage.molecule, flow, settings, potential, (0, 0), start)
                 each = iteration_seconds(other, settings)

@@ -94,12 +94,17 @@ class Stage:
             self.choices.update(choices)
             self.save()
 
-    def tell_duration(self, training: float = 0.0, sampling: float = 0.0) -> None:
-        """Log and keep the seconds that training and sampling are expected to take."""
-        parts = {"training": training, "sampling": sampling}
+    def tell_duration(
+        self, *, md: float = 0.0, training: float = 0.0, sampling: float = 0.0
+    ) -> None:
+        """Log and keep the seconds that the stages are expected to take."""
+        parts = {"MD": md, "training": training, "sampling": sampling}
         words = [f"{name} {in_words(seconds)}" for name, seconds in parts.items() if seconds]
+        total = md + training + sampling
+        if len(words) > 1:
+            words.append(f"{in_words(total)} in all, and the analysis")
         logger.info("expected on this machine, within a factor of two: %s", ", ".join(words))
-        self.costs.seconds["expected"] = round(training + sampling, 3)
+        self.costs.seconds["expected"] = round(total, 3)
 
     def record_costs(self, step: str) -> None:
         """Keep what the stage has cost up to a step, just before the file that completes it."""

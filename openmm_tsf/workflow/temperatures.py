@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from openmm_tsf.analysis.ladder import choose_ladder, ladder_rejections
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import as_temperatures
+from openmm_tsf.utils.activity import log_while
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.pilot import run_pilot
 from openmm_tsf.workflow.potential_choice import open_potential
@@ -49,15 +50,13 @@ def choose_temperatures(
     if len(ladder) != 2:
         raise ValueError(f"temperatures: expected the lowest and the highest, got {ladder}")
     low, high = ladder
-    with sampling_threads(), open_potential(molecule, options.platform, 0, 0) as potential:
-        pilot = run_pilot(
-            molecule,
-            potential,
-            low,
-            high,
-            n_iterations=_LADDER_ITERATIONS,
-            seed=options.choose_seed({}),
-        )
+    seed, length = options.choose_seed({}), _LADDER_ITERATIONS
+    with (
+        sampling_threads(),
+        open_potential(molecule, options.platform, 0, 0) as potential,
+        log_while(logger, "choosing the temperatures by a pilot"),
+    ):
+        pilot = run_pilot(molecule, potential, low, high, n_iterations=length, seed=seed)
     rejection = pilot.rejection()
     chosen = choose_ladder(rejection, low, high, most_rejected)
     rejected = ladder_rejections(rejection, chosen)

@@ -11,21 +11,16 @@ from openmm_tsf.io.directory import open_output_directory
 from openmm_tsf.io.files import PathLike
 from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.frame_ensemble import check_ensemble
+from openmm_tsf.systems.frame_ensemble import check_energies, check_ensemble
+from openmm_tsf.systems.frame_numbers import check_enough_frames, warn_of_few_frames
 from openmm_tsf.training import FitSettings, fit
 from openmm_tsf.training.checkpoint import load_best_weights
 from openmm_tsf.utils.random import Seeds
 from openmm_tsf.utils.validation import check_instance
-from openmm_tsf.workflow.duration import WORTH_MEASURING, training_seconds
-from openmm_tsf.workflow.frames import (
-    FrameSource,
-    check_enough_frames,
-    describe_frames,
-    hash_of_frames,
-    measure_basins,
-)
+from openmm_tsf.workflow.duration import WORTH_MEASURING, is_worth_measuring, training_seconds
+from openmm_tsf.workflow.frames import FrameSource, describe_frames, hash_of_frames, measure_basins
 from openmm_tsf.workflow.options import RunOptions
-from openmm_tsf.workflow.potential_choice import planned_training
+from openmm_tsf.workflow.potential_choice import planned_training, tell_precision
 from openmm_tsf.workflow.record import new_config, recorded_settings, resumed_choices
 from openmm_tsf.workflow.settings import FlowSettings
 from openmm_tsf.workflow.stage import Stage
@@ -65,7 +60,7 @@ def train(
     ValueError
         If `output` was made with other settings, frames or molecule; if the energy of the molecule
         depends on its position or orientation; if the frames are too few, of another handedness or,
-        by the System's forces, of another temperature.
+        by the System's forces, of another temperature, or their energies are not the System's.
     """
     check_instance(flow_settings, "flow_settings", FlowSettings)
     check_instance(fit_settings, "fit_settings", FitSettings)
@@ -79,8 +74,11 @@ def train(
         raise ValueError("dataset: expected frames of a molecule, got none")
     molecule.check_pose_independent()
     check_enough_frames(dataset, molecule)
+    warn_of_few_frames(dataset, molecule)
     if not dataset.name:  # those of a file were judged when it was read
         check_ensemble(molecule, dataset.positions, dataset.temperature)
+    if dataset.energies is not None:
+        check_energies(molecule, dataset.positions, dataset.energies)
     with open_output_directory(output, resume=options.resume) as lock:
         recorded = resumed_choices(lock.directory, "train", options)
         recorded_part = partial(recorded_settings, lock.directory, "train")
@@ -120,7 +118,9 @@ def _train(
 
     planned = planned_training(settings)
     with stage.open_potential(planned, settings.kl_batch_size) as potential:
-        if stage.options.progress and planned >= WORTH_MEASURING and stage.is_new:
+        tell_precision(potential, settings)
+        worth = is_worth_measuring(planned, settings.n_steps, least=WORTH_MEASURING)
+        if stage.options.progress and worth and stage.is_new:
             with costs.measuring("training", potential):
                 seconds = training_seconds(flow, dataset, potential, settings)
                 stage.tell_duration(training=seconds)
@@ -153,4 +153,4 @@ def build_flow(dataset: MDDataset, settings: FlowSettings, seed: int) -> Augment
     options = asdict(settings)
     del options["kind"]
     options["conditioner_dtype"] = getattr(torch, settings.conditioner_dtype)
-    return flow_class.from_dataset(dataset, seed=seed, **options)
+    return flow_class.from_dataset(dataset, seed=seed, check=False, **options)

@@ -32,10 +32,10 @@ def frames_of(rng, kelvin=600.0, **options):
     return TrainingBasins.measure(angles_of(rng, (5000,), **options), kelvin)
 
 
-def make_run(path, angles, frames):
+def make_run(path, angles, frames, **of_frames):
     shape = angles["phi"].shape
     energy = np.random.default_rng(9).normal(np.array(LADDER) / 10, 8.0, shape)
-    choices = {"basins": None if frames is None else frames.to_config()}
+    choices = {"basins": None if frames is None else frames.to_config(), "frames": of_frames}
     return load_run(write_run(path, LADDER, energy, angles, choices=choices))
 
 
@@ -151,3 +151,17 @@ def test_an_amino_acid_on_the_wrong_side_of_phi(tmp_path, name, mirrored, sign, 
         if expected:
             assert expected in warnings[0]
             assert warnings[0].startswith("samples" if known is None else "training frames")
+
+
+def test_what_was_said_of_the_frames_at_the_start(tmp_path):
+    """Wells with few visits, which the basins do not tell."""
+    rng = np.random.default_rng(1)
+    said = "phi > 0 was visited 2 times only, in 0.15 of 2,000 frames\x1b[2J"
+    run = make_run(tmp_path / "run", angles_of(rng, SHAPE), frames_of(rng), warnings=[said])
+    (warning,) = monitor(run)["warnings"]
+    assert warning == f"training frames: {said[:-4]}?[2J"
+    for number, wrong in enumerate(("text", [3], {"a": 1})):
+        path = tmp_path / str(number)
+        run = make_run(path, angles_of(rng, SHAPE), frames_of(rng), warnings=wrong)
+        with pytest.raises(ValueError, match="damaged, frames: expected a list of warnings"):
+            monitor(run)

@@ -1,19 +1,22 @@
 """The System's forces tell the temperature of frames; mirror images are refused."""
 
 import logging
+import re
 
 import mdtraj
 import numpy as np
 import openmm
+import openmm.app as app
 import pytest
 import torch
 
 import openmm_tsf as tsf
 from openmm_tsf.systems.configurational_temperature import measure_temperature
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.frame_ensemble import check_ensemble
+from openmm_tsf.systems.frame_ensemble import check_energies, check_ensemble
 from openmm_tsf.systems.mean_torques import measure_torques
 from openmm_tsf.training import FitSettings
+from openmm_tsf.utils.topology import bonds_of
 from openmm_tsf.workflow.train import train
 from tests.support.chain import CONSTANT, ZIGZAG, chain_of, dynamics
 from tests.support.molecules import graph_molecule
@@ -122,9 +125,11 @@ def test_small_deviations_are_a_warning(chain, frames, caplog):
     with caplog.at_level(logging.WARNING, logger="openmm_tsf"):
         check_ensemble(chain, many, 400.0)
         assert not caplog.records
-        check_ensemble(chain, many, 500.0)
+        check_ensemble(chain, many, 440.0)
     (record,) = caplog.records
-    assert "expected frames of 500 K" in record.getMessage()
+    assert "expected frames of 440 K" in record.getMessage()
+    with refused(ValueError, "expected frames of 500 K"):
+        check_ensemble(chain, many, 500.0)
 
 
 def test_other_torsions_are_a_warning(chain, frames, caplog):
@@ -224,3 +229,76 @@ def test_exchanged_hydrogens_are_another_handedness_and_named(molecule):
     frames[:, [11, 12]] = frames[:, [12, 11]]  # of the side chain
     with pytest.raises(ValueError, match=r"at ALA2-CB: .* hydrogens of a group .* same order"):
         check_ensemble(molecule, frames, 600.0)
+
+
+@pytest.fixture(scope="module")
+def shipped(molecule):
+    return MDDataset.shipped(molecule).positions
+
+
+def of_force_field(molecule, *files):
+    """The shipped molecule with another force field or solvent."""
+    system = app.ForceField(*files).createSystem(molecule.topology)
+    return tsf.MolecularSystem(system, molecule.topology, molecule.positions)
+
+
+def test_another_model_of_the_same_solvent_is_a_warning(molecule, shipped, caplog):
+    """0.2 kT apart; frames of OBC2 went through as those of GBn2 without a word."""
+    other = of_force_field(molecule, "amber99sbildn.xml", "implicit/gbn2.xml")
+    check_ensemble(other, shipped, 600.0)
+    (record,) = caplog.records
+    assert "standard errors: another force field" in record.getMessage()
+    assert re.search(r"deviate by 0\.[1-3]\d kT, ([6-9]|1\d) standard", record.getMessage())
+
+
+def test_another_force_field_is_a_warning(molecule, shipped, caplog):
+    check_ensemble(of_force_field(molecule, "amber14-all.xml", "implicit/obc2.xml"),
+                   shipped[::20], 600.0)  # fmt: skip
+    (record,) = caplog.records
+    assert "another force field" in record.getMessage()
+
+
+def test_right_frames_are_neither_refused_nor_warned_of(molecule, shipped, caplog):
+    """Blocks and strides of the shipped frames; and 600 K is told from 500 K, 660 K and 700 K."""
+    blocks = [shipped[k : k + 320] for k in range(0, 40_000, 8000)]
+    strides = [shipped[k::125] for k in range(0, 125, 25)]
+    few = [shipped[k : k + 3200 : 64] for k in range(0, 40_000, 4000)]
+    for x in (*blocks, *strides, *few):
+        check_ensemble(molecule, x, 600.0)
+    assert not caplog.records
+    for kelvin in (500.0, 660.0, 700.0):
+        with refused(ValueError, f"expected frames of {kelvin:g} K, but .* of [56][0-9][0-9] "):
+            check_ensemble(molecule, shipped[::40], kelvin)
+
+
+def test_long_time_steps_do_not_heat_heavy_atoms_that_move_with_their_hydrogens(molecule):
+    """Hydrogens farther from their heavy atoms along the bonds, as leapfrog has them."""
+    x = MDDataset.shipped(molecule, stride=40).positions.clone()
+    elements = [atom.element.symbol for atom in molecule.topology.atoms()]
+    for a, b in bonds_of(molecule.topology).tolist():
+        if "H" not in (elements[a], elements[b]):
+            continue
+        heavy, light = (a, b) if elements[b] == "H" else (b, a)
+        bond = x[:, light] - x[:, heavy]
+        length = bond.norm(dim=1, keepdim=True)
+        x[:, light] += bond / length * 0.15 * (length - length.mean())  # a third more energy
+    whole = measure_temperature(molecule, x)
+    heavy = measure_temperature(molecule, x, 1000, with_hydrogens=True)
+    assert whole.kelvin - 600 > 60
+    assert abs(heavy.kelvin - 600) < 4 * heavy.error < 60
+
+
+def test_energies_of_another_force_field(molecule, shipped):
+    """Those that come with the frames; kinetic energies included; of other frames."""
+    x = shipped[::400]
+    other = of_force_field(molecule, "amber99sbildn.xml", "implicit/gbn2.xml")
+    right = MDDataset(x, 600.0, molecule).with_energies(molecule.potential()).energies
+    check_energies(molecule, x, right + 0.02)
+    check_energies(molecule, x[:1], right[:1])
+    wrong = MDDataset(x, 600.0, other).with_energies(other.potential()).energies
+    for energies in (wrong, right + 300.0, right / 4.184, right.flip(0)):
+        with refused(ValueError, "energies: expected the potential energies of the frames by"):
+            check_energies(molecule, x, energies)
+    dataset = MDDataset(x, 600.0, molecule, energies=wrong, name="given")
+    with refused(ValueError, "another force field or unit"):
+        tsf.TemperatureSteerableFlow.from_dataset(dataset)

@@ -3,8 +3,11 @@
 import io
 import logging
 import os
+import re
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -15,7 +18,8 @@ from openmm_tsf.potentials import GaussianWell
 from openmm_tsf.potentials.toy import DoubleWell
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training import FitSettings
-from openmm_tsf.utils import progress
+from openmm_tsf.utils import activity, progress
+from openmm_tsf.utils.activity import log_while
 from openmm_tsf.utils.progress import progress_bar
 from openmm_tsf.utils.terminal import log_handler, say
 
@@ -160,3 +164,90 @@ def test_md_with_standard_error_closed(tmp_path):
     command = f"{sys.executable} -m openmm_tsf md --output md {given} 2>&-"
     printed = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
     assert (printed.returncode, printed.stdout) == (0, "3 frames in md/md.dcd\n")
+
+
+def test_long_work_without_steps_logs_now_and_then(monkeypatch, caplog):
+    monkeypatch.setattr(activity, "LINE_SECONDS", 0.02)
+    logger = logging.getLogger("openmm_tsf.test")
+    caplog.set_level(logging.INFO, logger="openmm_tsf")
+    with log_while(logger, "compiling"):
+        time.sleep(0.3)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == "compiling"
+    assert 2 <= len(lines) < 20
+    assert all(re.fullmatch(r"compiling: \d+ s so far", line) for line in lines[1:])
+    caplog.clear()
+    monkeypatch.setattr(activity, "LINE_SECONDS", 100.0)
+    with pytest.raises(ValueError, match="broken"), log_while(logger, "it", announce=False):
+        raise ValueError("broken")
+    assert not caplog.records
+    assert not any(thread.name == "log_while" for thread in threading.enumerate())
+    caplog.set_level(logging.WARNING, logger="openmm_tsf")
+    with log_while(logger, "quietly"):
+        assert not any(thread.name == "log_while" for thread in threading.enumerate())
+    assert not caplog.records
+
+
+def test_equilibration_of_md_shows_its_steps(monkeypatch, tmp_path):
+    """No frame is written for long: the steps before the first are counted."""
+    from openmm_tsf.systems.library import alanine_dipeptide
+    from openmm_tsf.workflow import md_simulation
+    from openmm_tsf.workflow.md import run_md
+    from openmm_tsf.workflow.options import RunOptions
+    from openmm_tsf.workflow.settings import MDSettings
+
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(md_simulation, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    settings = MDSettings(n_frames=2, steps_per_frame=5, n_equilibration_steps=2500)
+    run_md(alanine_dipeptide(), tmp_path / "md", settings, options=RunOptions(platform="Reference"))
+    text = stream.getvalue()
+    assert "\r" not in text
+    for steps in (2500, 1500, 500):
+        assert f"{steps} steps before the first" in text
+    assert text.rstrip().splitlines()[-1].startswith("MD at 600 K: 2 of 2 frames")
+
+
+def test_a_log_file_of_a_run_has_lines_from_start_to_end(tmp_path):
+    """A whole small run in a process of its own: what it does, how long it takes, no returns."""
+    (tmp_path / "quick.py").write_text(RUN)
+    command = [sys.executable, "-W", "ignore", "quick.py"]
+    with (tmp_path / "log").open("wb") as log:
+        done = subprocess.run(command, stdout=log, stderr=log, cwd=tmp_path)
+    text = (tmp_path / "log").read_bytes().decode()
+    assert done.returncode == 0, text
+    assert "\r" not in text
+    lines = text.splitlines()
+    parts = (
+        "80 frames to train on are few for 60 coordinates", "plan: MD of 210 steps",
+        "energies by OpenMM on Reference", "measuring a few steps of training",
+        "measuring a few iterations of sampling", "expected on this machine",
+        "minimising the energy of the start", "MD at 600 K: 0 of 100 frames",
+        "MD at 600 K: 100 of 100 frames", "frames: ", "flow with", "training: 0 of 6 steps",
+        "first validation", "training: 6 of 6 steps", "tune: 0 of 3", "sample: 0 of 12",
+        "sample: 12 of 12", "analysis: ", "done",
+    )  # fmt: skip
+    found = [next((k for k, line in enumerate(lines) if part in line), None) for part in parts]
+    assert None not in found, dict(zip(parts, found, strict=True))
+    assert found == sorted(found)
+    expected = lines[found[5]]
+    for what in ("MD ", "training ", "sampling ", " in all, and the analysis"):
+        assert what in expected
+
+
+RUN = """
+import logging, sys
+from dataclasses import replace
+from tests.workflow.tiny import SETTINGS
+from openmm_tsf.workflow.options import RunOptions
+from openmm_tsf.workflow.run import run
+module = sys.modules["openmm_tsf.workflow.run"]
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+from openmm_tsf.workflow.frames import FrameSource
+md = replace(SETTINGS.md, n_frames=100)
+module.WORTH_MEASURING = 0
+run("run", replace(SETTINGS, md=md, n_rounds=0), frames=FrameSource(simulate=True),
+    options=RunOptions(platform="Reference"))
+print("done", file=sys.stderr)
+"""

@@ -73,7 +73,7 @@ def test_a_measurement_that_fails_ends_no_run(measured, tmp_path, monkeypatch):
     def fail_in_openmm(*arguments):
         raise openmm.OpenMMException("Particle coordinate is NaN")
 
-    monkeypatch.setattr("openmm_tsf.workflow.run.training_seconds", fail)
+    monkeypatch.setattr("openmm_tsf.workflow.estimate.training_seconds", fail)
     summary = run(tmp_path / "run", replace(SETTINGS, n_rounds=0, stride=40), options=SHOWN)
     assert summary == {}
     config = json.loads((tmp_path / "run" / "config.json").read_text())

@@ -7,17 +7,18 @@ import mdtraj
 import numpy as np
 import openmm
 import pytest
+import torch
 
 import openmm_tsf as tsf
 from openmm_tsf.cli.main import main
 from openmm_tsf.io.serialization import from_plain_data, to_plain_data
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.workflow.frames import (
-    FrameSource,
+from openmm_tsf.systems.frame_numbers import (
     check_enough_frames,
     check_enough_md,
-    load_trajectory,
+    warn_of_few_frames,
 )
+from openmm_tsf.workflow.frames import FrameSource, load_trajectory
 from openmm_tsf.workflow.md import run_md
 from openmm_tsf.workflow.run import run
 from openmm_tsf.workflow.settings import MDSettings
@@ -112,6 +113,30 @@ def test_number_of_frames_that_are_needed(molecule, tmp_path, capsys):
     command = ["run", "--stride", "2000", "--output", tmp_path / "a", "--quiet"]
     assert "or a smaller stride (--stride)" in from_shell(command, capsys)
     assert not (tmp_path / "a").exists()
+
+
+def test_barely_enough_frames_are_a_warning(molecule, caplog):
+    """With n frames of d coordinates widths are wrong by up to sqrt(d/n)."""
+    check_enough_md(752, 1, molecule)
+    warn_of_few_frames(MDDataset.shipped(molecule, stride=50), molecule)
+    check_enough_md(2**31 - 1, 1, molecule)
+    assert not caplog.records
+    check_enough_md(2000, 4, molecule)
+    warn_of_few_frames(MDDataset.shipped(molecule, stride=400), molecule)
+    few, fewer = (record.getMessage() for record in caplog.records)
+    assert few.startswith("400 frames to train on are few for 60 coordinates")
+    assert "wrong by some 39 %; 3,000 frames or more (--frames" in few
+    assert fewer.startswith("80 frames to train on")
+
+
+def test_widths_of_a_covariance_of_few_frames():
+    """The statement of the warning, on exact normal samples: narrowest and widest of 300."""
+    generator = torch.Generator().manual_seed(4)
+    for ratio in (2, 10):
+        x = torch.randn(300 * ratio, 300, generator=generator, dtype=torch.float64)
+        widths = torch.linalg.eigvalsh(x.T.cov()).sqrt()
+        assert abs(float(widths[0]) - (1 - ratio**-0.5)) < 0.03
+        assert abs(float(widths[-1]) - (1 + ratio**-0.5)) < 0.03
 
 
 def test_md_of_the_same_system_is_not_refused(molecule, short_md, caplog):

@@ -93,7 +93,9 @@ def test_run_records_every_choice_and_is_not_overwritten(finished):
     assert config["stage"] == "run"
     assert choices["molecule"] == alanine_dipeptide().fingerprint
     assert choices["settings"] == to_plain_data(TINY)
-    assert choices["frames"] == {"source": "shipped", "n_frames": 400, "temperature_K": 600.0}
+    assert choices["frames"] == {
+        "source": "shipped", "n_frames": 400, "temperature_K": 600.0, "warnings": [],
+    }  # fmt: skip
     frames = tsf.load_run(folder).training_basins
     assert frames.temperature == 600.0
     assert "phi > 0, psi beta" in frames.populations

@@ -223,7 +223,12 @@ class InternalWalk(FlowWalk):
         if dataset.molecule is not None:
             # Only its layers are used: they are then those of a flow for this dataset.
             template = RealNVPFlow.from_dataset(
-                dataset, n_blocks=1, hidden=(), metric=metric, fold_methyls=fold_methyls
+                dataset,
+                n_blocks=1,
+                hidden=(),
+                metric=metric,
+                fold_methyls=fold_methyls,
+                check=False,
             )
             layer = template.coordinates
             assert layer is not None
