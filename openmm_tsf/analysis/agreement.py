@@ -35,6 +35,8 @@ _ENSEMBLE = {
 }
 #: Before the name of a basin in ``quantities``.
 BASIN = "basin "
+#: Before the name of an observable there: its mean is meant.
+MEAN = "mean "
 _POSITIVE = "_positive"
 _LONGER = "a longer run would decide"
 _TOO_FEW = f"cannot be compared with the reference before it is converged; {_LONGER}"
@@ -51,6 +53,8 @@ def quantity_label(key: str) -> str:
     """
     if key.startswith(BASIN):
         return f"P({key.removeprefix(BASIN)})"
+    if key.startswith(MEAN):
+        return f"<{key.removeprefix(MEAN)}>"
     if key.endswith(_POSITIVE):
         return f"P({key.removesuffix(_POSITIVE)} > 0)"
     return _LABELS.get(key, key)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from openmm_tsf.analysis.comparison import compare_thermodynamics
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.html_report import write_report
 from openmm_tsf.analysis.load import load_run
+from openmm_tsf.analysis.observables import Definition
 from openmm_tsf.analysis.plots.diagnostics import plot_diagnostics
 from openmm_tsf.analysis.plots.thermodynamics import plot_thermodynamics
 from openmm_tsf.analysis.reference import Reference, has_reference, load_reference
@@ -20,7 +22,9 @@ from openmm_tsf.io.files import PathLike, remove_stale_temporaries, replace_toge
 logger = logging.getLogger(__name__)
 
 
-def analyze(path: PathLike, output: PathLike | None = None) -> dict[str, Any]:
+def analyze(
+    path: PathLike, output: PathLike | None = None, observe: Mapping[str, Definition] | None = None
+) -> dict[str, Any]:
     """Write the tables and figures of a run directory, and return the summary.
 
     The files are those that `openmm_tsf.analysis` lists; ``ramachandran.png`` only if the run
@@ -34,18 +38,25 @@ def analyze(path: PathLike, output: PathLike | None = None) -> dict[str, Any]:
     output
         Where the files go, by default into the run directory. Another directory is new, empty, or
         of an earlier analysis or certificate; the run is then only read.
+    observe
+        Observables by name, beside those that the run records: definitions such as
+        ``"distance:3,17"``, or functions of a trajectory; see
+        :func:`openmm_tsf.analysis.observables.define_observables`.
 
     Raises
     ------
     FileExistsError, NotADirectoryError, PermissionError
         If `output` holds other files, is a file, or cannot be written to.
     ValueError
-        If `path` is not a run directory, or there are no samples yet.
+        If `path` is not a run directory, there are no samples yet, or an observable cannot be
+        evaluated.
     """
     target = check_results_directory(output, path)
     run = load_run(Path(path))
     if run.n_iterations == 0:
         raise ValueError(f"{path}: there are no samples yet")
+    if observe:
+        run.observe(observe)
     # Runs of the Python sampler do not name the reference: the molecule's fingerprint decides.
     reference = run.reference()
     if reference is None and has_reference(run.config.get("choices", {}).get("molecule")):

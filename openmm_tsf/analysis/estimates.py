@@ -27,8 +27,9 @@ from openmm_tsf.analysis.mixing import (
     round_trips,
     split_r_hat,
 )
+from openmm_tsf.analysis.observed import RunObservables
 from openmm_tsf.analysis.reference import Reference, load_reference
-from openmm_tsf.analysis.run_data import RunData, nearest_rung
+from openmm_tsf.analysis.run_data import nearest_rung
 from openmm_tsf.analysis.statistics import MIN_EFFECTIVE_SAMPLES, Array
 from openmm_tsf.analysis.thermodynamics import (
     PROFILE_BINS,
@@ -45,7 +46,7 @@ from openmm_tsf.utils.validation import check_int
 _GRID_POINTS = 13
 
 
-class RunEstimates(RunData):
+class RunEstimates(RunObservables):
     """The data of a run and estimates from them, with their standard errors."""
 
     def __init__(self, path: str | Path, start: int | None = None) -> None:
@@ -128,17 +129,15 @@ class RunEstimates(RunData):
         ----------
         observable
             A map from a trajectory of F frames to F numbers or arrays [F, ...], called once per
-            rung; ``"energy"``; or numbers [n, W, R, ...] of all samples, such as
-            ``run.dihedral_at_all_rungs("phi") > 0``.
+            rung; ``"energy"``; the name of an observable or a definition (see `observable`); or
+            numbers [n, W, R, ...] of all samples, such as ``run.observable("phi") > 0``.
         temperatures
             One or several of the ladder, or near it (see `at`), in K.
         """
         self.require_samples()
         values: Any = observable
         if isinstance(observable, str):
-            if observable != "energy":
-                raise ValueError(f"observable: expected 'energy' or a function, got {observable!r}")
-            values = self.energy
+            values = self.energy if observable == "energy" else self.observable(observable)
         elif callable(observable):
             values = self.evaluate_frames(observable, "observable")
         values = np.asarray(values)

@@ -71,8 +71,10 @@ class Run(RunEstimates):
     True
 
     Of a molecule's run, ``run.trajectory(300)`` has the frames of a rung, ``run.at(350)`` those of
-    all rungs with their weights at 350 K, ``run.ramachandran(300)`` φ and ψ, and
-    ``run.free_energy_difference(lambda frames: ..., 350)`` a free-energy difference.
+    all rungs with their weights at 350 K, ``run.ramachandran(300)`` φ and ψ,
+    ``run.observable("distance:3,17")`` the values of an observable in all samples, and
+    ``run.free_energy_difference(lambda frames: ..., 350)`` a free-energy difference. What
+    ``run.observe({"d": "distance:3,17"})`` names is in the summary, too.
     """
 
     def summary(self, reference: Reference | None = None) -> dict[str, Any]:

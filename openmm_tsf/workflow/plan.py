@@ -109,7 +109,7 @@ class Plan:
         """The plan in words."""
         exchange, flow = self.exchange, self.flow
         quantity = Target.parse(self.target)
-        unit = UNITS[quantity.quantity]
+        unit = UNITS.get(quantity.quantity, quantity.unit)
         ladder = ", ".join(f"{kelvin:.0f}" for kelvin in exchange.temperatures)
         mean = sum(exchange.rejections) / len(exchange.rejections)
         independent = (

@@ -46,7 +46,12 @@ from openmm_tsf.workflow.record import (
 from openmm_tsf.workflow.settings import SamplingSettings
 from openmm_tsf.workflow.stage import Stage
 from openmm_tsf.workflow.start import start_positions
-from openmm_tsf.workflow.until import check_targets, sample_until
+from openmm_tsf.workflow.until import (
+    check_targets,
+    record_observables,
+    recorded_observables,
+    sample_until,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +169,9 @@ def resume_sampling(
         raise ValueError(f"n_iterations: expected a number in all, {directory} records none")
     if until is None:
         until = () if settings is None else settings.until
+    observe = recorded_observables(choices) | stage.options.observe
+    check_targets(until, config["temperatures_K"], stage.molecule, observe)
+    record_observables(stage)
     stage.record_target(n_iterations, until)
     flow = place_for_sampling(flow, stage.device)
     with sampling_threads(choices["torch_threads"]), stage.open_potential() as potential:
@@ -191,9 +199,9 @@ def sample_and_analyze(
         sample_until(stage, sampler, n_iterations, until)
     except KeyboardInterrupt:
         if sampler.n_written:
-            analyze(stage.directory)
+            analyze(stage.directory, observe=stage.options.observe)
         raise
-    return analyze(stage.directory)
+    return analyze(stage.directory, observe=stage.options.observe)
 
 
 def sample(
@@ -249,7 +257,9 @@ def sample(
         molecule = read_molecule(known[0]) if known else alanine_dipeptide()
     molecule.check_pose_independent()
     if settings is not None:
-        check_targets(settings, molecule)
+        recorded = recorded_choices(directory) if options.resume else {}
+        observe = recorded_observables(recorded) | options.observe
+        check_targets(settings.until, settings.temperatures, molecule, observe)
     model = load_flow(file, molecule)
     costs = Costs()
     if home is not None and home != directory and (home / CONFIG).is_file():
@@ -279,6 +289,7 @@ def sample(
         basins = _basins_of_training(home, start)
         if basins is not None:
             stage.record(basins=basins)
+        record_observables(stage)
         return _start(stage, model, settings, start)
 
 
