@@ -37,7 +37,8 @@ _ENSEMBLE = {
 BASIN = "basin "
 #: Before the name of an observable there: its mean is meant.
 MEAN = "mean "
-_POSITIVE = "_positive"
+#: After the name of a dihedral there: the probability that it is positive.
+POSITIVE = "_positive"
 _LONGER = "a longer run would decide"
 _TOO_FEW = f"cannot be compared with the reference before it is converged; {_LONGER}"
 
@@ -55,8 +56,8 @@ def quantity_label(key: str) -> str:
         return f"P({key.removeprefix(BASIN)})"
     if key.startswith(MEAN):
         return f"<{key.removeprefix(MEAN)}>"
-    if key.endswith(_POSITIVE):
-        return f"P({key.removesuffix(_POSITIVE)} > 0)"
+    if key.endswith(POSITIVE):
+        return f"P({key.removesuffix(POSITIVE)} > 0)"
     return _LABELS.get(key, key)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,15 @@ from openmm_tsf.analysis.html_report import write_report
 from openmm_tsf.analysis.load import load_run
 from openmm_tsf.analysis.observables import Definition
 from openmm_tsf.analysis.plots.diagnostics import plot_diagnostics
+from openmm_tsf.analysis.plots.style import symbol
 from openmm_tsf.analysis.plots.thermodynamics import plot_thermodynamics
+from openmm_tsf.analysis.plots.torsions import plot_observables, plot_torsions, torsions_by_residue
 from openmm_tsf.analysis.reference import Reference, has_reference, load_reference
 from openmm_tsf.analysis.summary import json_ready, write_summary
 from openmm_tsf.analysis.thermodynamics import Profile
 from openmm_tsf.io.directory import check_results_directory
 from openmm_tsf.io.files import PathLike, remove_stale_temporaries, replace_together, write_json
+from openmm_tsf.utils.topology import residue_of
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +30,8 @@ def analyze(
 ) -> dict[str, Any]:
     """Write the tables and figures of a run directory, and return the summary.
 
-    The files are those that `openmm_tsf.analysis` lists; ``ramachandran.png`` only if the run
-    recorded φ and ψ. The run may still be writing. New files replace earlier ones together, once
-    all are made.
+    The files are those that `openmm_tsf.analysis` lists, figures of what the run recorded. The run
+    may still be writing. New files replace earlier ones together, once all are made.
 
     Parameters
     ----------
@@ -66,16 +68,31 @@ def analyze(
     remove_stale_temporaries(target)
     with replace_together(target) as folder:
         summary = write_summary(run, folder / "summary.json", reference)
-        try:
-            run.backbone()
-        except ValueError:
-            logger.info("no residue with both phi and psi: no Ramachandran plot")
-        else:
+        if run.has_backbone:
             run.plot(folder / "ramachandran.png", reference)
+        else:
+            logger.info("no residue with both phi and psi: no Ramachandran plot")
+        if run.observables or not run.has_backbone:
+            plot_observables(run, folder / "observables.png")
+        torsions = torsions_by_residue(run)
+        for name, names in torsions.items():
+            plot_torsions(run, folder / name, names)
         plot_diagnostics(run, folder / "diagnostics.png")
         write_thermodynamics(run, folder, reference)
-        write_report(summary, folder, Path(path).resolve().name, _run_files(Path(path), target))
+        names = _run_files(Path(path), target)
+        titles = {name: _title(run, of) for name, of in torsions.items()}
+        write_report(summary, folder, Path(path).resolve().name, names, titles)
     return summary
+
+
+def _title(run: RunEstimates, torsions: Sequence[str]) -> str:
+    """Return residue and torsions of a figure: ``ALA2: phi2, psi2``."""
+    words = ", ".join(map(symbol, torsions))
+    number = residue_of(torsions[0])
+    if number is None or not run.has_structure or number > run.topology.n_residues:
+        return words
+    residue = run.topology.residue(number - 1)
+    return f"{residue.name}{residue.resSeq}: {words}"
 
 
 def _run_files(path: Path, target: Path) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.plots.ramachandran import plot_ramachandran
 from openmm_tsf.analysis.plots.thermodynamics import plot_thermodynamics
+from openmm_tsf.analysis.plots.torsions import plot_observables
 from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.analysis.summary import summarize
 from openmm_tsf.analysis.thermodynamics import Thermodynamics
@@ -90,9 +91,13 @@ class Run(RunEstimates):
         """Plot Ramachandran maps and histograms of φ and energy of every rung (PNG, PDF or SVG).
 
         Of the given residue (see `backbone`), beside `reference`, by default the one that the
-        configuration names.
+        configuration names. Of a run without any φ and ψ of one residue: histograms and running
+        estimates of the energy, of the recorded torsions and of the observables.
         """
-        plot_ramachandran(self, path, reference or self.reference(), residue)
+        if residue is None and not self.has_backbone:
+            plot_observables(self, path, self.dihedral_atoms)
+        else:
+            plot_ramachandran(self, path, reference or self.reference(), residue)
 
     def plot_thermodynamics(
         self, path: str | Path, reference: Reference | None = None

@@ -9,7 +9,7 @@ import mdtraj
 import numpy as np
 import numpy.typing as npt
 
-from openmm_tsf.analysis.agreement import BASIN, MEAN
+from openmm_tsf.analysis.agreement import BASIN, MEAN, POSITIVE
 from openmm_tsf.analysis.convergence import Assessment, assess_mean, assess_probability
 from openmm_tsf.analysis.observables import (
     DIHEDRAL,
@@ -153,7 +153,7 @@ def observed_states(
     """Return truth values [...] by the keys of ``quantities``: a dihedral's sign and its wells."""
     if observable.kind != DIHEDRAL:
         return {}
-    states = {f"{observable.name}_positive": values > 0}
+    states = {f"{observable.name}{POSITIVE}": values > 0}
     if wells is not None:
         labels = wells.labels(values)
         states |= {f"{BASIN}{name}": labels == k for k, name in enumerate(wells.names)}

@@ -224,9 +224,9 @@ class Target:
         if self.quantity == _MEAN:
             name = self.conditions[0].name
             return np.asarray(others[name] if name in others else angles[name], dtype=np.float64)
-        in_units = others | {
-            name: np.degrees(angles[name]) for name in self.names if name in angles
-        }
+        in_units = dict(others)
+        for name in angles.keys() & set(self.names):
+            in_units[name] = np.degrees(angles[name])
         holds = [condition.holds(in_units[condition.name]) for condition in self.conditions]
         return np.all(holds, axis=0).astype(np.float64)
 
