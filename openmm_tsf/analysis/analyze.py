@@ -116,16 +116,18 @@ def write_thermodynamics(
     Returns
     -------
     content
-        Of the JSON file: ``functions`` (the rows of the CSV file), ``profiles`` of φ at every rung,
-        and, beside a reference, ``reference`` (its rows) and ``z``. Unknown numbers are None.
+        Of the JSON file: ``functions`` (the rows of the CSV file), ``profiles`` of a dihedral
+        (``profile_of``, see `RunEstimates.profile_dihedral`) at every rung, and, beside a
+        reference, ``reference`` (its rows) and ``z``. Unknown numbers are None.
     """
     target, reference = Path(folder), reference or run.reference()
     table = plot_thermodynamics(run, target / "thermodynamics.png", reference)
     table.to_csv(target / "thermodynamics.csv")
-    content: dict[str, Any] = {"functions": table.rows(), "profiles": {}}
-    if run.first_phi() is not None:
+    name = run.profile_dihedral()
+    content: dict[str, Any] = {"functions": table.rows(), "profile_of": name, "profiles": {}}
+    if name is not None:
         content["profiles"] = {
-            f"{t:.2f}": _profile_columns(run.phi_profile(t)) for t in map(float, run.temperatures)
+            f"{t:.2f}": _profile_columns(run.profile(name, t)) for t in map(float, run.temperatures)
         }
     if reference is not None:
         content["reference"] = reference.thermodynamics(run.boltzmann_constant).rows()

@@ -1,5 +1,6 @@
 """Estimates from the data of a run, with their standard errors."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -261,7 +262,17 @@ class RunEstimates(RunObservables):
 
     def first_phi(self) -> str | None:
         """Return the name of the first recorded φ; None if the run recorded none."""
-        return next((n for n in self.dihedral_atoms if n.startswith("phi")), None)
+        return next((n for n in self.dihedral_atoms if re.fullmatch(r"phi\d*", n)), None)
+
+    def profile_dihedral(self) -> str | None:
+        """Return the dihedral whose profile is shown: the first φ, if it is of both signs.
+
+        Otherwise the first torsion with several wells, or the first; None if none was recorded.
+        """
+        phi = self.first_phi()
+        if phi is not None and np.unique(self.dihedral_at_all_rungs(phi) > 0).size > 1:
+            return phi
+        return next(iter((*self.basins.torsions, *self.dihedral_atoms)), None)
 
     def heat_capacity(self, temperature: Any) -> MeanEstimate:
         """Return the configurational C_V of one rung in kJ/(mol K), from its fluctuations of U.

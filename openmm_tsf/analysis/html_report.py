@@ -28,6 +28,7 @@ from openmm_tsf.analysis.html_tables import (
     rung_names,
     subtable,
 )
+from openmm_tsf.analysis.report import shorten
 from openmm_tsf.analysis.verdict import NOT_YET
 from openmm_tsf.io.files import write_text
 
@@ -97,8 +98,8 @@ def write_report(
     sections = [
         ("reasons", "Reasons", _reasons(summary)),
         ("estimates", "Estimates", render_estimates(summary)),
-        ("basins", "Basins", render_basins(summary)),
         ("observables", "Observables and torsions", render_others(summary)),
+        ("basins", "Basins", render_basins(summary)),
         ("pictures", "Pictures", _pictures(folder)),
         ("torsions", "Torsions", _torsions(folder, torsions or {})),
         ("checks", "Checks", render_checks(summary)),
@@ -149,7 +150,7 @@ def _head(summary: Mapping[str, Any], name: str) -> str:
 def _reasons(summary: Mapping[str, Any]) -> str:
     verdict = subtable(summary, "verdict")
     return "\n".join(
-        f"<h3>{words}</h3>\n{render_list(verdict[key])}"
+        f"<h3>{words}</h3>\n{render_list(shorten(verdict[key]))}"
         for key, words in _REASONS.items()
         if verdict.get(key)
     )

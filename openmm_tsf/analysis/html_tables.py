@@ -24,6 +24,8 @@ from openmm_tsf.analysis.html_page import (
 Table = Mapping[str, Any]
 
 _FREE_ENERGY = "delta_F_phi_kT"
+#: So many tests that cannot decide are shown.
+_MOST_UNDECIDED = 10
 #: So many columns of estimates fit on a printed page.
 _PRINTED_COLUMNS = 5
 _TITLES = {
@@ -197,9 +199,12 @@ def render_checks(summary: Table) -> str:
 
 
 def _ensemble(summary: Table) -> str:
-    rows = []
+    rows, n_undecided = [], 0
     for (kind, *place), check in _leaves(subtable(summary, "ensemble_check")):
         *state, pair = place or ("",)
+        n_undecided += not is_number(check["z"])
+        if not is_number(check["z"]) and n_undecided > _MOST_UNDECIDED:
+            continue
         value, stderr = check.get("value"), check.get("stderr")
         bound = _BOUNDS.get(str(check.get("bound")), "")
         cells = [
@@ -210,7 +215,9 @@ def _ensemble(summary: Table) -> str:
         title = _CHECKS.get(kind, escape(kind)) + _small(state)
         rows.append([title, *map(keep_together, cells), _decision(check)])
     columns = ["Neighbouring temperatures", "pair", "found", "Boltzmann", "z"]
-    return render_table(columns, rows) if rows else ""
+    left_out = n_undecided - _MOST_UNDECIDED
+    more = f"<p>{left_out} more cannot decide: see summary.json.</p>" if left_out > 0 else ""
+    return render_table(columns, rows) + more if rows else ""
 
 
 def _decision(check: Table) -> str:

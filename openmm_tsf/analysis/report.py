@@ -1,6 +1,6 @@
 """The content of ``summary.json`` in words: the verdict and the tables."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from openmm_tsf.analysis.agreement import BASIN, MEAN, POSITIVE, quantity_label
@@ -16,6 +16,7 @@ _UNITS = {
 }
 #: More columns than this would not fit on a line: rows then show what is not U, C_V or delta F.
 _MOST_COLUMNS = 5
+_MOST_REASONS = 15
 _DIGITS = {"energy_kJ_mol": 2, "delta_F_phi_kT": 2}
 
 
@@ -30,12 +31,20 @@ def describe_verdict(summary: Mapping[str, Any]) -> str:
         ("to be looked at", "warnings"),
     ):
         if verdict[key]:
-            lines += [f"{title}:", *(f"  {line}" for line in verdict[key]), ""]
+            lines += [f"{title}:", *(f"  {line}" for line in shorten(verdict[key])), ""]
     if verdict["predicted"]:
         lines += [_prediction(verdict["predicted"])]
     if verdict["advice"]:
         lines += verdict["advice"]
     return "\n".join(lines)
+
+
+def shorten(reasons: Sequence[str]) -> list[str]:
+    """Return the first reasons, and how many more there are."""
+    if len(reasons) <= _MOST_REASONS:
+        return list(reasons)
+    left = len(reasons) - _MOST_REASONS + 1
+    return [*reasons[: _MOST_REASONS - 1], f"and {left} more, which summary.json has"]
 
 
 def _prediction(predicted: Mapping[str, Any]) -> str:

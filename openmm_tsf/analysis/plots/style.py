@@ -1,5 +1,6 @@
 """What all figures share: colours, fonts, axes, the file they are saved to."""
 
+import re
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ def save_figure(figure: Figure, path: str | Path, dpi: float = _DPI) -> None:
 
 
 def symbol(name: str) -> str:
-    """Return a dihedral's name as figures show it: phi2 is φ2."""
-    return name.replace("phi", "φ").replace("psi", "ψ")
+    """Return a dihedral's name as figures show it: phi2 is φ2, chi1_2 is χ1_2."""
+    return re.sub(r"\bchi(?=\d)", "χ", name.replace("phi", "φ").replace("psi", "ψ"))
 
 
 def extent(run: RunEstimates) -> str:

@@ -33,6 +33,7 @@ from openmm_tsf.utils.wells import Wells
 _ANGLE_BINS, _BINS = 60, 50  # of 6°: an edge at 0
 _DPI = 110
 _COLUMNS = 3
+_INVERSE = {"kJ/mol": "mol/kJ", "nm": "1/nm", "rad": "1/rad"}
 
 
 def torsions_by_residue(run: RunEstimates) -> dict[str, tuple[str, ...]]:
@@ -76,7 +77,7 @@ def plot_observables(run: RunEstimates, path: str | Path, torsions: Iterable[str
     observables = run.observables
     names = [name for name in torsions if name not in observables]
     axes, figure = _make_axes(1 + len(names) + len(observables))
-    _draw_number(axes[0], run, "U", "kJ/mol", run.energy)
+    _draw_number(axes[0], run, "U", "kJ/mol", run.energy, from_last=True)
     for row, name in zip(axes[1:], names, strict=False):
         _draw_dihedral(row, run, name, run.dihedral_at_all_rungs(name), run.basins.wells[name])
     for row, observable in zip(axes[1 + len(names) :], observables.values(), strict=True):
@@ -149,16 +150,19 @@ def _draw_circular(axis: Axes, run: RunEstimates, angles: Array, label: str) -> 
     draw_running(axis, run, lines, "mean")
 
 
-def _draw_number(row: Any, run: RunEstimates, name: str, unit: str, values: Array) -> None:
+def _draw_number(
+    row: Any, run: RunEstimates, name: str, unit: str, values: Array, from_last: bool = False
+) -> None:
     """Draw the histogram of values [n, W, R], running means, and means at all temperatures."""
     label = f"{name} ({unit})" if unit else name
     low, high = np.quantile(values, [0.0005, 0.9995])
     edges = np.linspace(low, high, _BINS + 1) if high > low else np.array([low - 1, low + 1])
     _draw_densities(row[0], run, values, edges)
     row[0].set_xlabel(label, fontsize=FONT)
-    row[0].set_ylabel(f"p({name})" + (f" (1/({unit}))" if unit else ""), fontsize=FONT)
+    row[0].set_ylabel(f"p({name})" + (f" ({_INVERSE[unit]})" if unit else ""), fontsize=FONT)
     row[0].set_title(name, fontsize=FONT)
-    draw_running(row[1], run, series_of_rungs(run, values), f"⟨{name}⟩" + label[len(name) :])
+    words = f"⟨{name}⟩{' - final' if from_last else ''}{label[len(name) :]}"
+    draw_running(row[1], run, series_of_rungs(run, values), words, from_last=from_last)
     estimates = [estimate_mean(values[:, :, rung]) for rung in range(run.n_rungs)]
     means = np.array([each.value for each in estimates])
     errors = np.nan_to_num([each.stderr for each in estimates])
