@@ -103,8 +103,11 @@ class RunObservables(RunData):
         if isinstance(observable, str) and observable in self.dihedral_atoms:
             return self.dihedral_at_all_rungs(observable)[:, :, rungs]
         if isinstance(observable, str) and ":" not in observable:
-            known = ", ".join([*self.observables, *self.dihedral_atoms]) or "none"
-            raise ValueError(f"observable: this run has {known}, got {observable!r}")
+            known = ", ".join([*self.observables, *self.dihedral_atoms]) or "none (no torsion)"
+            raise ValueError(
+                f"observable: expected one of {known} or a definition such as distance:3,17, got "
+                f"{observable!r}"
+            )
         (values,) = self._evaluate([*self._define({"observable": observable}).values()]).values()
         return values[:, :, rungs]
 

@@ -178,6 +178,7 @@ def describe_samples(record: Mapping[str, Any]) -> str:
     ]
     named = [("<U> (kJ/mol)", 2, record["energy_kJ_mol"])]
     named += [(f"P({name} > 0)", 4, e) for name, e in record["dihedral_positive"].items()]
+    named += [(f"<{name}>", 4, e) for name, e in record.get("observable_mean", {}).items()]
     for name, digits, entry in named:
         drawn = _with_error(entry["value"], entry["stderr"], digits)
         of_run = _with_error(entry["run_value"], entry["run_stderr"], digits)

@@ -178,6 +178,7 @@ def _certify(args: argparse.Namespace) -> int:
         flow=args.flow,
         walkers=args.walkers,
         monte_carlo=args.monte_carlo,
+        observe=_observed(args),
         output=args.output,
     )
     say(describe_certificate(certificate))

@@ -33,6 +33,7 @@ from openmm_tsf.workflow.presets import preset
 from openmm_tsf.workflow.sample import make_sampler, sampling_threads
 from openmm_tsf.workflow.settings import RunSettings
 from openmm_tsf.workflow.train import build_flow
+from openmm_tsf.workflow.until import observables_of
 
 logger = logging.getLogger(__name__)
 
@@ -210,7 +211,7 @@ def plan(
     ladder
         That of plain replica exchange in K, between the same ends; the best one by default.
     options
-        Seed and platform.
+        Seed and platform, and the observables that the target is about (``observe``).
 
     Raises
     ------
@@ -231,7 +232,8 @@ def plan(
     goal, rungs = Target.parse(target, "target"), settings.sampling.temperatures
     if len(rungs) < 2:
         raise ValueError(f"temperatures: expected at least two, got {rungs[0]:g} K")
-    goal.check_for(list(slow_torsions(molecule.topology)), rungs, "target")
+    observables = observables_of(molecule, options.observe)
+    goal.check_for(list(slow_torsions(molecule.topology)), rungs, "target", observables)
     if goal.rung(rungs) != 0:
         raise ValueError(
             f"target: expected one at the lowest temperature, {rungs[0]:g} K, got {target!r}"
@@ -255,7 +257,10 @@ def plan(
             "pilot of %s", f"{n_iterations} iterations" if n_iterations else in_words(seconds)
         )
         with sampling_threads():
-            pilot = run_pilot(molecule, potential, rungs[0], rungs[-1], **length, seed=seed)
+            pilot = run_pilot(
+                molecule, potential, rungs[0], rungs[-1], **length, seed=seed,
+                observables=observables,
+            )  # fmt: skip
         known, exchange = plan_exchange(pilot, goal, ladder)
         simulate = molecule.fingerprint != shipped.fingerprint
         flow = _plan_flow(molecule, settings, potential, pilot, known, goal, exchange, simulate)
