@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import openmm_tsf as tsf
+from openmm_tsf.analysis import analyze as analysis
 from openmm_tsf.analysis import load_run
 from openmm_tsf.analysis.analyze import analyze
 from openmm_tsf.analysis.observables import check_functions, define_observables, split_definitions
@@ -209,7 +210,11 @@ def analysed(tmp_path_factory):
     recorded = {"d": "distance:0,3", "w": "dihedral:3,2,1,0", "away": f"{functions}:end_to_end"}
     path = folder / "run"
     small_run(path, n=80, n_walkers=6, choices={"observables": recorded})
-    summary = analyze(path, folder / "out", observe={"bend": "angle:0,1,3"})
+    with pytest.MonkeyPatch.context() as patch:  # other figures take seconds
+        patch.setattr(analysis, "plot_diagnostics", lambda run, path: None)
+        patch.setattr(analysis, "write_thermodynamics", lambda run, folder, reference: {})
+        patch.setattr(tsf.Run, "plot", lambda self, path, reference=None: None)
+        summary = analyze(path, folder / "out", observe={"bend": "angle:0,1,3"})
     return path, folder / "out", summary, functions
 
 
