@@ -75,8 +75,8 @@ def analyze(
         if run.observables or not run.has_backbone:
             plot_observables(run, folder / "observables.png")
         torsions = torsions_by_residue(run)
-        for name, names in torsions.items():
-            plot_torsions(run, folder / name, names)
+        for name, of_residue in torsions.items():
+            plot_torsions(run, folder / name, of_residue)
         plot_diagnostics(run, folder / "diagnostics.png")
         write_thermodynamics(run, folder, reference)
         names = _run_files(Path(path), target)

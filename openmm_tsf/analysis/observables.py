@@ -282,7 +282,7 @@ def _import(name: str, definition: str) -> FrameFunction:
     if not callable(function):
         got = "no such name" if function is None else type(function).__name__
         raise ValueError(f"observe: {name}: expected a function {attribute} in {home}, got {got}")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _import_file(path: str) -> Any:

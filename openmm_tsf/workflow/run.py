@@ -56,7 +56,7 @@ from openmm_tsf.workflow.sample import (
 from openmm_tsf.workflow.settings import RunSettings
 from openmm_tsf.workflow.stage import Stage
 from openmm_tsf.workflow.train import build_flow
-from openmm_tsf.workflow.until import check_targets, record_observables, recorded_observables
+from openmm_tsf.workflow.until import check_targets, known_observables, record_observables
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def run(
         settings.sampling.until,
         settings.sampling.temperatures,
         molecule,
-        recorded_observables(recorded) | options.observe,
+        known_observables(recorded, options.observe),
     )
     no_frames = frames.trajectory is None and molecule.fingerprint != shipped.fingerprint
     frames = replace(frames, simulate=frames.simulate or no_frames, stride=settings.stride)

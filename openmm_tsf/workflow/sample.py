@@ -48,8 +48,8 @@ from openmm_tsf.workflow.stage import Stage
 from openmm_tsf.workflow.start import start_positions
 from openmm_tsf.workflow.until import (
     check_targets,
+    known_observables,
     record_observables,
-    recorded_observables,
     sample_until,
 )
 
@@ -169,7 +169,7 @@ def resume_sampling(
         raise ValueError(f"n_iterations: expected a number in all, {directory} records none")
     if until is None:
         until = () if settings is None else settings.until
-    observe = recorded_observables(choices) | stage.options.observe
+    observe = known_observables(choices, stage.options.observe)
     check_targets(until, config["temperatures_K"], stage.molecule, observe)
     record_observables(stage)
     stage.record_target(n_iterations, until)
@@ -258,7 +258,7 @@ def sample(
     molecule.check_pose_independent()
     if settings is not None:
         recorded = recorded_choices(directory) if options.resume else {}
-        observe = recorded_observables(recorded) | options.observe
+        observe = known_observables(recorded, options.observe)
         check_targets(settings.until, settings.temperatures, molecule, observe)
     model = load_flow(file, molecule)
     costs = Costs()

@@ -87,10 +87,12 @@ def observables_of(
     return observables
 
 
-def recorded_observables(choices: Mapping[str, Any]) -> dict[str, str]:
-    """Return the recorded definitions, without functions, which are not imported from there."""
+def known_observables(
+    choices: Mapping[str, Any], given: Mapping[str, Definition]
+) -> dict[str, Definition]:
+    """Return recorded definitions with those given; functions are not imported from records."""
     recorded: Mapping[str, str] = choices.get("observables", {})
-    return {name: text for name, text in recorded.items() if not is_function(text)}
+    return {**{k: text for k, text in recorded.items() if not is_function(text)}, **given}
 
 
 def record_observables(stage: Stage) -> None:
