@@ -110,7 +110,7 @@ def test_a_phi_of_one_sign_gives_way_to_a_torsion_with_wells(tmp_path):
     run = load_run(write_run(tmp_path / "run", RUNGS, energy, angles))
     assert (run.first_phi(), run.profile_dihedral()) == ("phi", "psi")
     run.plot_thermodynamics(tmp_path / "a.png")
-    angles["phi"][3, 1, 2] = 0.5
+    angles["phi"][30, 1, 2] = 0.5
     other = load_run(write_run(tmp_path / "other", RUNGS, energy, angles))
     assert other.profile_dihedral() == "phi"
     none = load_run(write_run(tmp_path / "none", RUNGS, energy))

@@ -227,11 +227,9 @@ def test_a_pilot_records_observables():
         "bend < 1 %": pilot.others["bend"][:, :, 0].mean(),
         "P(bend > 117) < 0.1": (np.degrees(pilot.others["bend"][:, :, 0]) > 117).mean(),
     }.items():
-        known, exchange = plan_exchange(pilot, Target.parse(text))
-        assert known.mean > 0
-        if known.slowest is None:
-            assert known.mean == pytest.approx(mean, rel=1e-12)
-        assert exchange.energy_evaluations > 0
+        known, _ = plan_exchange(pilot, Target.parse(text))
+        assert known.mean == pytest.approx(mean, rel=0.5)
+        assert known.slowest is not None or known.mean == pytest.approx(mean, rel=1e-12)
 
 
 def test_one_length_of_a_pilot_is_expected():
