@@ -15,6 +15,7 @@ from openmm_tsf.analysis.observables import (
     DIHEDRAL,
     Definition,
     Observable,
+    check_definitions,
     define_observables,
     is_function,
 )
@@ -42,6 +43,7 @@ class RunObservables(RunData):
     def _recorded(self) -> dict[str, Observable]:
         texts = self._recorded_definitions
         try:
+            check_definitions(texts)
             return self._define({k: text for k, text in texts.items() if not is_function(text)})
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.path / CONFIG}: damaged, observables: {error}") from error

@@ -52,8 +52,8 @@ neighbouring rungs (``"300.00-424.26"``):
     ``value``, ``stderr``, ``expected``, ``n_eff``, ``undecided``, ``z``; see
     `openmm_tsf.analysis.ensemble_checks`.
 ``efficiency``
-    Of production: round trips, and effective samples of 1[φ > 0] at the lowest rung, per million
-    evaluations and per second.
+    Of production: round trips, and effective samples of 1[φ > 0] at the lowest rung (without
+    ``phi``: of the slowest torsion or basin, or of U), per million evaluations and per second.
 ``basins``
     The population of each basin of the slow torsions, per rung: ``p``, the fields of
     `openmm_tsf.analysis.convergence.Assessment`, and ``expected_p`` with its error and source; see
@@ -318,10 +318,11 @@ def _efficiency(run: RunEstimates, trips: int) -> dict[str, Any]:
     result: dict[str, Any] = {
         "round_trips_per_million_evaluations": trips / millions if millions else None
     }
+    name, count = "slowest", run.n_pieces
     if "phi" in run.dihedral_atoms:
-        count = run.positive("phi", run.temperatures[0]).n_eff
-        result["n_eff_phi_per_million_evaluations"] = count / millions if millions else None
-        result["n_eff_phi_per_second"] = count / seconds if seconds else None
+        name, count = "phi", run.positive("phi", run.temperatures[0]).n_eff
+    result[f"n_eff_{name}_per_million_evaluations"] = count / millions if millions else None
+    result[f"n_eff_{name}_per_second"] = count / seconds if seconds else None
     return result
 
 
