@@ -12,15 +12,22 @@ read)
 ``report.html``
     The verdict, tables and figures on one page for a browser; it needs no network.
 ``ramachandran.png``
-    (φ, ψ) of run and reference, histograms of φ and energy, per temperature; if φ and ψ were
-    recorded.
+    (φ, ψ) of run and reference, histograms of φ and energy, per temperature; of the first residue
+    whose φ and ψ were recorded.
+``torsions.png``, ``torsions_2.png``, ...
+    Of each residue: (φ, ψ), histograms of its torsions, running populations of their wells. Not of
+    a run whose φ and ψ are all that it recorded.
+``observables.png``
+    Histograms and running estimates of U and of what is observed; if anything is, or there is no
+    ``ramachandran.png``.
 ``diagnostics.png``
     Acceptance, exchange of replicas, running estimates.
 ``thermodynamics.csv``
     ⟨U⟩, the configurational C_V and ΔF_φ as functions of temperature by MBAR, with standard errors
     and Kish's effective sample size.
 ``thermodynamics.json``
-    The same (``functions``), φ profiles of every rung (``profiles``), the values of the reference
+    The same (``functions``), profiles of every rung (``profiles``) along a dihedral
+    (``profile_of``: the first φ, unless it has one sign only), the values of the reference
     (``reference``) and their difference in standard errors (``z``).
 ``thermodynamics.png``
     The same as a figure.
@@ -30,6 +37,19 @@ Between the rungs
 `Run.at` returns the frames of all rungs with weights for any temperature of the ladder, `Run.curve`
 the mean of any observable as a function of temperature with its error; `Run.thermodynamics`,
 `Run.free_energy_difference` and `Run.profile` take any temperature, too. All are by MBAR.
+
+Observables
+-----------
+``--observe`` of run, sample, analyze, at, certify and plan, or `Run.observe` and ``observe=`` from
+Python, name what else is of interest: ``chi1=dihedral:6,8,10,13``, ``d=distance:ACE1:CH3,NME3:C``,
+``bend=angle:4,6,8``, the name of a slow torsion, or any function of an mdtraj trajectory that
+returns a number for each frame (``rg=file.py:function``, ``rg=module:function``); see
+`openmm_tsf.analysis.observables`. Of a dihedral the probabilities of its wells and of a positive
+angle are estimated, of all others the mean; they count for the verdict, and targets of precision
+may be about them: ``d < 0.01 nm``, ``P(d < 0.35) < 10 %``, ``dF(chi1) < 0.1 kT``. run and sample
+record the definitions. Functions are recorded by name only, and have to be given again: code that a
+run directory names is never imported. All are evaluated from the frames, whose coordinates have
+single precision.
 
 Conventions
 -----------

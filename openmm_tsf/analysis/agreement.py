@@ -35,7 +35,10 @@ _ENSEMBLE = {
 }
 #: Before the name of a basin in ``quantities``.
 BASIN = "basin "
-_POSITIVE = "_positive"
+#: Before the name of an observable there: its mean is meant.
+MEAN = "mean "
+#: After the name of a dihedral there: the probability that it is positive.
+POSITIVE = "_positive"
 _LONGER = "a longer run would decide"
 _TOO_FEW = f"cannot be compared with the reference before it is converged; {_LONGER}"
 
@@ -51,8 +54,10 @@ def quantity_label(key: str) -> str:
     """
     if key.startswith(BASIN):
         return f"P({key.removeprefix(BASIN)})"
-    if key.endswith(_POSITIVE):
-        return f"P({key.removesuffix(_POSITIVE)} > 0)"
+    if key.startswith(MEAN):
+        return f"<{key.removeprefix(MEAN)}>"
+    if key.endswith(POSITIVE):
+        return f"P({key.removesuffix(POSITIVE)} > 0)"
     return _LABELS.get(key, key)
 
 

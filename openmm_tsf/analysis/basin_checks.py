@@ -45,16 +45,22 @@ class BasinCheck:
     def __init__(self, run: RunEstimates, reference: Reference | None = None) -> None:
         self.run, self.reference = run, reference
 
-    def check(self, name: str, basin: Basin | None = None) -> tuple[dict[str, Any], list[str]]:
+    def check(
+        self, name: str, basin: Basin | Inside | None = None
+    ) -> tuple[dict[str, Any], list[str]]:
         """Return the populations of a basin per rung beside those expected, and what is wrong.
 
-        The basin is one of ``run.basins``, or that of a function of the torsions. The table has for
-        each rung ``p``, the fields of `Assessment`, ``expected_p``, ``expected_stderr`` and
+        The basin is one of ``run.basins``, that of a function of the torsions, or truth values
+        [n, W, R] of a state that neither reference nor frames tell anything about. The table has
+        for each rung ``p``, the fields of `Assessment`, ``expected_p``, ``expected_stderr`` and
         ``expected_from`` (None if not known), the number of ``walkers`` that visited the basin, and
         of ``crossings`` between saved iterations at the rung.
         """
         run = self.run
-        inside = run.in_basin(name) if basin is None else _evaluate(name, basin, run.angles())
+        if isinstance(basin, np.ndarray):
+            inside = basin
+        else:
+            inside = run.in_basin(name) if basin is None else _evaluate(name, basin, run.angles())
         crossings = _count_crossings(inside, run.replica)
         table: dict[str, Any] = {}
         warnings: list[str] = []
@@ -92,10 +98,17 @@ class BasinCheck:
         return table, warnings
 
     def _expected(
-        self, name: str, basin: Basin | None, rung: int, inside: Inside, assessed: Assessment
+        self,
+        name: str,
+        basin: Basin | Inside | None,
+        rung: int,
+        inside: Inside,
+        assessed: Assessment,
     ) -> _Expected:
         run, temperature = self.run, float(self.run.temperatures[rung])
-        expected = self._of_reference(temperature, name, basin)
+        expected = _Expected()
+        if not isinstance(basin, np.ndarray):
+            expected = self._of_reference(temperature, name, basin)
         if expected.source is None and basin is None:
             expected = self._of_frames(temperature, name)
         elsewhere = np.delete(inside, rung, axis=2).any()

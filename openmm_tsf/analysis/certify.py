@@ -12,6 +12,7 @@ import numpy as np
 from openmm_tsf.analysis.certify_basins import label_samples
 from openmm_tsf.analysis.certify_checks import Check, check_energies, check_recorded, check_samples
 from openmm_tsf.analysis.certify_convergence import (
+    assess_observed,
     assess_samples,
     check_basin_ratios,
     check_convergence,
@@ -23,6 +24,7 @@ from openmm_tsf.analysis.certify_report import judge_checks
 from openmm_tsf.analysis.certify_samples import Samples, read_run, read_trajectories
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.load import load_run
+from openmm_tsf.analysis.observables import Definition, define_observables
 from openmm_tsf.analysis.plots.certificate import plot_certificate
 from openmm_tsf.analysis.summary import json_ready
 from openmm_tsf.flows.load import load_flow
@@ -30,6 +32,7 @@ from openmm_tsf.io.directory import check_results_directory
 from openmm_tsf.io.files import remove_stale_temporaries, replace_together, write_json
 from openmm_tsf.systems.files import holds_molecule, read_molecule
 from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.systems.slow_torsions import slow_torsions
 from openmm_tsf.utils.validation import check_bool, check_instance
 
 logger = logging.getLogger(__name__)
@@ -44,6 +47,7 @@ def certify(
     flow: str | PathLike[str] | None = None,
     walkers: int = 1,
     monte_carlo: bool = False,
+    observe: Mapping[str, Definition] | None = None,
     output: str | PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Check that samples are converged and of the Boltzmann ensemble, and return the certificate.
@@ -71,6 +75,9 @@ def certify(
         The number of walkers that each trajectory file holds, frame by frame; a run tells its own.
     monte_carlo
         Whether a walker may repeat a frame, as where moves are rejected; of a run it may.
+    observe
+        Observables by name that have to be converged as well, beside those that a run records; see
+        :func:`openmm_tsf.analysis.observables.define_observables`.
     output
         Directory for ``certificate.json`` and ``certificate.png``, made if needed: by default the
         run directory, and none for trajectories. Another one is new, empty, or of earlier results.
@@ -86,7 +93,8 @@ def certify(
     Raises
     ------
     ValueError
-        If files cannot be read as frames of the molecule, or the flow is of another one.
+        If files cannot be read as frames of the molecule, the flow is of another one, or an
+        observable is not defined for it.
     FileExistsError, NotADirectoryError, PermissionError
         If `output` holds other files, is a file, or cannot be written to.
 
@@ -123,6 +131,10 @@ def certify(
         flow = Path(flow) / "flow.pt"
     if molecule is None:
         raise ValueError("molecule: expected the MolecularSystem of the trajectories, got none")
+    observables = run.observables if is_run else {}
+    observables |= define_observables(
+        observe or {}, molecule.mdtraj_topology, slow_torsions(molecule.topology)
+    )
     target = None if output is None else check_results_directory(output, run_path)
     network = None if flow is None else load_flow(flow, molecule)
     with molecule.potential() as potential:
@@ -156,6 +168,8 @@ def certify(
         checks += check_basin_ratios(low, high)
     checks += check_coverage(coverage)
     quantities = assess_samples(labelled)
+    observed = assess_observed(labelled, observables, molecule.mdtraj_topology)
+    quantities = observed | quantities
     checks += check_convergence(quantities, coverage)
     certificate = _certificate(molecule, frames, checks, quantities, coverage)
     if target is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import mdtraj
 import numpy as np
 
 from openmm_tsf.analysis.agreement import BASIN, RARE, is_bounded, quantity_label
@@ -11,6 +12,8 @@ from openmm_tsf.analysis.certify_checks import MAX_Z, MISSING, PASSED, WRONG, Ch
 from openmm_tsf.analysis.certify_coverage import Coverage, hardly_reached
 from openmm_tsf.analysis.convergence import Assessment, assess_mean, assess_probability
 from openmm_tsf.analysis.ensemble_checks import basin_ratio
+from openmm_tsf.analysis.observables import Observable
+from openmm_tsf.analysis.observed import assess_observable, find_observed_wells
 from openmm_tsf.units import KB
 
 Quantities = dict[str, dict[str, Assessment]]
@@ -41,6 +44,28 @@ def assess_samples(labelled: Sequence[LabelledSamples]) -> Quantities:
         for k, name in enumerate(each.names):
             inside = assess_probability((each.labels == k).any(axis=-1), each.n_pieces)
             quantities.setdefault(f"{BASIN}{name}", {})[key] = inside
+    return quantities
+
+
+def assess_observed(
+    labelled: Sequence[LabelledSamples],
+    observables: Mapping[str, Observable],
+    topology: mdtraj.Topology,
+) -> Quantities:
+    """Return the assessments of observables, by temperature."""
+    quantities: Quantities = {}
+    for observable in observables.values():
+        values = []
+        for each in labelled:
+            positions = each.samples.positions
+            flat = positions.reshape(-1, *positions.shape[2:])
+            of_frames = observable.evaluate(mdtraj.Trajectory(flat, topology))
+            values.append(of_frames.reshape(positions.shape[:2]))
+        wells = find_observed_wells(observable, values)
+        for each, of_walkers in zip(labelled, values, strict=True):
+            assessed = assess_observable(observable, of_walkers, wells, each.n_pieces)
+            for key, assessment in assessed.items():
+                quantities.setdefault(key, {})[f"{each.samples.temperature:.2f}"] = assessment
     return quantities
 
 

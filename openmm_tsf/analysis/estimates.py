@@ -1,5 +1,6 @@
 """Estimates from the data of a run, with their standard errors."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -27,8 +28,9 @@ from openmm_tsf.analysis.mixing import (
     round_trips,
     split_r_hat,
 )
+from openmm_tsf.analysis.observed import RunObservables
 from openmm_tsf.analysis.reference import Reference, load_reference
-from openmm_tsf.analysis.run_data import RunData, nearest_rung
+from openmm_tsf.analysis.run_data import nearest_rung
 from openmm_tsf.analysis.statistics import MIN_EFFECTIVE_SAMPLES, Array
 from openmm_tsf.analysis.thermodynamics import (
     PROFILE_BINS,
@@ -45,7 +47,7 @@ from openmm_tsf.utils.validation import check_int
 _GRID_POINTS = 13
 
 
-class RunEstimates(RunData):
+class RunEstimates(RunObservables):
     """The data of a run and estimates from them, with their standard errors."""
 
     def __init__(self, path: str | Path, start: int | None = None) -> None:
@@ -128,17 +130,15 @@ class RunEstimates(RunData):
         ----------
         observable
             A map from a trajectory of F frames to F numbers or arrays [F, ...], called once per
-            rung; ``"energy"``; or numbers [n, W, R, ...] of all samples, such as
-            ``run.dihedral_at_all_rungs("phi") > 0``.
+            rung; ``"energy"``; the name of an observable or a definition (see `observable`); or
+            numbers [n, W, R, ...] of all samples, such as ``run.observable("phi") > 0``.
         temperatures
             One or several of the ladder, or near it (see `at`), in K.
         """
         self.require_samples()
         values: Any = observable
         if isinstance(observable, str):
-            if observable != "energy":
-                raise ValueError(f"observable: expected 'energy' or a function, got {observable!r}")
-            values = self.energy
+            values = self.energy if observable == "energy" else self.observable(observable)
         elif callable(observable):
             values = self.evaluate_frames(observable, "observable")
         values = np.asarray(values)
@@ -262,7 +262,17 @@ class RunEstimates(RunData):
 
     def first_phi(self) -> str | None:
         """Return the name of the first recorded φ; None if the run recorded none."""
-        return next((n for n in self.dihedral_atoms if n.startswith("phi")), None)
+        return next((n for n in self.dihedral_atoms if re.fullmatch(r"phi\d*", n)), None)
+
+    def profile_dihedral(self) -> str | None:
+        """Return the dihedral whose profile is shown: the first φ, if it is of both signs.
+
+        Otherwise the first torsion with several wells, or the first; None if none was recorded.
+        """
+        phi = self.first_phi()
+        if phi is not None and np.unique(self.dihedral_at_all_rungs(phi) > 0).size > 1:
+            return phi
+        return next(iter((*self.basins.torsions, *self.dihedral_atoms)), None)
 
     def heat_capacity(self, temperature: Any) -> MeanEstimate:
         """Return the configurational C_V of one rung in kJ/(mol K), from its fluctuations of U.

@@ -23,10 +23,12 @@ from openmm_tsf.analysis.html_tables import (
     render_costs,
     render_estimates,
     render_moves,
+    render_others,
     render_status,
     rung_names,
     subtable,
 )
+from openmm_tsf.analysis.report import shorten
 from openmm_tsf.analysis.verdict import NOT_YET
 from openmm_tsf.io.files import write_text
 
@@ -34,12 +36,14 @@ _SUBJECT = "temperature-steerable flow"
 _PICTURES = {
     "ramachandran.png": "Ramachandran plots, and histograms of φ and U, at every temperature",
     "thermodynamics.png": "⟨U⟩, heat capacity and free energies as functions of temperature",
+    "observables.png": "U and what was observed: histograms, running estimates, means",
     "diagnostics.png": "acceptance, exchange of replicas, and running estimates",
 }
+_TORSIONS = "Maps, histograms at every temperature, and running populations of the wells."
 _FILES = {
     "summary.json": "every number of this page, and more",
     "thermodynamics.csv": "⟨U⟩, heat capacity and ΔF as functions of temperature, by MBAR",
-    "thermodynamics.json": "the same, with profiles of φ",
+    "thermodynamics.json": "the same, with profiles of a dihedral",
     **_PICTURES,
     "config.json": "what was asked for and chosen",
     "training.csv": "the course of the training",
@@ -55,7 +59,11 @@ _REASONS = {
 
 
 def write_report(
-    summary: Mapping[str, Any], folder: str | Path, name: str = "", files: Sequence[str] = ()
+    summary: Mapping[str, Any],
+    folder: str | Path,
+    name: str = "",
+    files: Sequence[str] = (),
+    torsions: Mapping[str, str] | None = None,
 ) -> None:
     """Write ``report.html`` into a folder: verdict, estimates, pictures, checks and costs.
 
@@ -72,6 +80,8 @@ def write_report(
         Of the run directory, the title of the page.
     files
         More files to link to, as paths relative to the page.
+    torsions
+        The titles of the figures of torsions, a residue each, by their file names.
 
     Examples
     --------
@@ -88,8 +98,10 @@ def write_report(
     sections = [
         ("reasons", "Reasons", _reasons(summary)),
         ("estimates", "Estimates", render_estimates(summary)),
+        ("observables", "Observables and torsions", render_others(summary)),
         ("basins", "Basins", render_basins(summary)),
         ("pictures", "Pictures", _pictures(folder)),
+        ("torsions", "Torsions", _torsions(folder, torsions or {})),
         ("checks", "Checks", render_checks(summary)),
         ("moves", "Moves", render_moves(summary)),
         ("costs", "Costs", render_costs(summary)),
@@ -138,7 +150,7 @@ def _head(summary: Mapping[str, Any], name: str) -> str:
 def _reasons(summary: Mapping[str, Any]) -> str:
     verdict = subtable(summary, "verdict")
     return "\n".join(
-        f"<h3>{words}</h3>\n{render_list(verdict[key])}"
+        f"<h3>{words}</h3>\n{render_list(shorten(verdict[key]))}"
         for key, words in _REASONS.items()
         if verdict.get(key)
     )
@@ -148,6 +160,14 @@ def _pictures(folder: Path) -> str:
     return "\n".join(
         render_picture(folder / name, f"{caption[:1].upper()}{caption[1:]}.")
         for name, caption in _PICTURES.items()
+        if (folder / name).is_file()
+    )
+
+
+def _torsions(folder: Path, titles: Mapping[str, str]) -> str:
+    return "\n".join(
+        f"<h3>{escape(title)}</h3>\n{render_picture(folder / name, _TORSIONS)}"
+        for name, title in titles.items()
         if (folder / name).is_file()
     )
 

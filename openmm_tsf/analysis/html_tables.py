@@ -6,7 +6,7 @@ What a summary lacks is left out; a function returns "" if nothing is left.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from openmm_tsf.analysis.agreement import BASIN, quantity_label
+from openmm_tsf.analysis.agreement import BASIN, MEAN, POSITIVE, quantity_label
 from openmm_tsf.analysis.html_page import (
     decimals_of,
     escape,
@@ -24,6 +24,8 @@ from openmm_tsf.analysis.html_page import (
 Table = Mapping[str, Any]
 
 _FREE_ENERGY = "delta_F_phi_kT"
+#: So many tests that cannot decide are shown.
+_MOST_UNDECIDED = 10
 #: So many columns of estimates fit on a printed page.
 _PRINTED_COLUMNS = 5
 _TITLES = {
@@ -72,9 +74,8 @@ def render_status(status: Any) -> tuple[str, str]:
 
 
 def render_estimates(summary: Table) -> str:
-    """Return the table of all quantities but basins: a row for each temperature."""
-    quantities = subtable(summary, "quantities")
-    keys = [key for key in quantities if not key.startswith(BASIN)]
+    """Return the table of U, C_V, and few other quantities: a row for each temperature."""
+    keys = _columns(summary)
     rows = [
         [f"{rung}&nbsp;K", *(_estimate(summary, key, rung) for key in keys)]
         for rung in rung_names(summary)
@@ -83,15 +84,50 @@ def render_estimates(summary: Table) -> str:
     return render_table(columns, rows, is_large=len(columns) > _PRINTED_COLUMNS) if keys else ""
 
 
+def _columns(summary: Table) -> list[str]:
+    """Return the quantities of the first table: no more than a page is wide, none observed."""
+    observed = {f"{name}{POSITIVE}" for name in subtable(summary, "observables")}
+    keys = [
+        key
+        for key in subtable(summary, "quantities")
+        if not key.startswith((BASIN, MEAN)) and key not in observed
+    ]
+    if len(keys) <= _PRINTED_COLUMNS:
+        return keys
+    return [key for key in keys if key in _TITLES]
+
+
+def render_others(summary: Table) -> str:
+    """Return the table of what was observed, and of torsions that the first table leaves out."""
+    columns = _columns(summary)
+    keys = [k for k in subtable(summary, "quantities") if k not in columns]
+    keys = [key for key in keys if not key.startswith(BASIN)]
+    return _by_quantity(summary, "Quantity", {key: _observed_title(summary, key) for key in keys})
+
+
+def _observed_title(summary: Table, key: str) -> str:
+    """Return the symbol of a quantity with its unit, and of an observable what it is."""
+    name = key.removeprefix(MEAN).removesuffix(POSITIVE)
+    observed = subtable(summary, "observables", name)
+    unit = observed.get("unit") if key.startswith(MEAN) else None
+    words = f"⟨{name}⟩" if key.startswith(MEAN) else quantity_label(key)
+    title = escape(f"{words} ({unit})" if unit else words)
+    return title + (_small([observed["definition"]]) if "definition" in observed else "")
+
+
 def render_basins(summary: Table) -> str:
     """Return the table of populations: a row for each basin, a column for each temperature."""
-    rungs = rung_names(summary)
     keys = [key for key in subtable(summary, "quantities") if key.startswith(BASIN)]
+    return _by_quantity(summary, "Basin", {key: escape(key.removeprefix(BASIN)) for key in keys})
+
+
+def _by_quantity(summary: Table, title: str, titles: Mapping[str, str]) -> str:
+    """Return a table with a row for each quantity, a column for each temperature."""
+    rungs = rung_names(summary)
     rows = [
-        [escape(key.removeprefix(BASIN)), *(_estimate(summary, key, rung) for rung in rungs)]
-        for key in keys
+        [words, *(_estimate(summary, key, rung) for rung in rungs)] for key, words in titles.items()
     ]
-    columns = ["Basin", *(f"{rung} K" for rung in rungs)]
+    columns = [title, *(f"{rung} K" for rung in rungs)]
     return render_table(columns, rows, is_large=len(columns) > _PRINTED_COLUMNS) if rows else ""
 
 
@@ -163,9 +199,12 @@ def render_checks(summary: Table) -> str:
 
 
 def _ensemble(summary: Table) -> str:
-    rows = []
+    rows, n_undecided = [], 0
     for (kind, *place), check in _leaves(subtable(summary, "ensemble_check")):
         *state, pair = place or ("",)
+        n_undecided += not is_number(check["z"])
+        if not is_number(check["z"]) and n_undecided > _MOST_UNDECIDED:
+            continue
         value, stderr = check.get("value"), check.get("stderr")
         bound = _BOUNDS.get(str(check.get("bound")), "")
         cells = [
@@ -176,7 +215,9 @@ def _ensemble(summary: Table) -> str:
         title = _CHECKS.get(kind, escape(kind)) + _small(state)
         rows.append([title, *map(keep_together, cells), _decision(check)])
     columns = ["Neighbouring temperatures", "pair", "found", "Boltzmann", "z"]
-    return render_table(columns, rows) if rows else ""
+    left_out = n_undecided - _MOST_UNDECIDED
+    more = f"<p>{left_out} more cannot decide: see summary.json.</p>" if left_out > 0 else ""
+    return render_table(columns, rows) + more if rows else ""
 
 
 def _decision(check: Table) -> str:

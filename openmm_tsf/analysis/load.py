@@ -6,6 +6,7 @@ from typing import Any
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.plots.ramachandran import plot_ramachandran
 from openmm_tsf.analysis.plots.thermodynamics import plot_thermodynamics
+from openmm_tsf.analysis.plots.torsions import plot_observables
 from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.analysis.summary import summarize
 from openmm_tsf.analysis.thermodynamics import Thermodynamics
@@ -71,8 +72,10 @@ class Run(RunEstimates):
     True
 
     Of a molecule's run, ``run.trajectory(300)`` has the frames of a rung, ``run.at(350)`` those of
-    all rungs with their weights at 350 K, ``run.ramachandran(300)`` φ and ψ, and
-    ``run.free_energy_difference(lambda frames: ..., 350)`` a free-energy difference.
+    all rungs with their weights at 350 K, ``run.ramachandran(300)`` φ and ψ,
+    ``run.observable("distance:3,17")`` the values of an observable in all samples, and
+    ``run.free_energy_difference(lambda frames: ..., 350)`` a free-energy difference. What
+    ``run.observe({"d": "distance:3,17"})`` names is in the summary, too.
     """
 
     def summary(self, reference: Reference | None = None) -> dict[str, Any]:
@@ -88,9 +91,13 @@ class Run(RunEstimates):
         """Plot Ramachandran maps and histograms of φ and energy of every rung (PNG, PDF or SVG).
 
         Of the given residue (see `backbone`), beside `reference`, by default the one that the
-        configuration names.
+        configuration names. Of a run without any φ and ψ of one residue: histograms and running
+        estimates of the energy, of the recorded torsions and of the observables.
         """
-        plot_ramachandran(self, path, reference or self.reference(), residue)
+        if residue is None and not self.has_backbone:
+            plot_observables(self, path, self.dihedral_atoms)
+        else:
+            plot_ramachandran(self, path, reference or self.reference(), residue)
 
     def plot_thermodynamics(
         self, path: str | Path, reference: Reference | None = None

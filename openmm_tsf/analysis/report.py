@@ -1,9 +1,9 @@
 """The content of ``summary.json`` in words: the verdict and the tables."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from openmm_tsf.analysis.agreement import BASIN, quantity_label
+from openmm_tsf.analysis.agreement import BASIN, MEAN, POSITIVE, quantity_label
 from openmm_tsf.analysis.statistics import SMALLEST_POPULATION
 from openmm_tsf.analysis.verdict import CONVERGED
 
@@ -14,6 +14,9 @@ _UNITS = {
     "heat_capacity_kJ_mol_K": " (kJ/mol/K)",
     "delta_F_phi_kT": " (kT)",
 }
+#: More columns than this would not fit on a line: rows then show what is not U, C_V or delta F.
+_MOST_COLUMNS = 5
+_MOST_REASONS = 15
 _DIGITS = {"energy_kJ_mol": 2, "delta_F_phi_kT": 2}
 
 
@@ -28,12 +31,20 @@ def describe_verdict(summary: Mapping[str, Any]) -> str:
         ("to be looked at", "warnings"),
     ):
         if verdict[key]:
-            lines += [f"{title}:", *(f"  {line}" for line in verdict[key]), ""]
+            lines += [f"{title}:", *(f"  {line}" for line in shorten(verdict[key])), ""]
     if verdict["predicted"]:
         lines += [_prediction(verdict["predicted"])]
     if verdict["advice"]:
         lines += verdict["advice"]
     return "\n".join(lines)
+
+
+def shorten(reasons: Sequence[str]) -> list[str]:
+    """Return the first reasons, and how many more there are."""
+    if len(reasons) <= _MOST_REASONS:
+        return list(reasons)
+    left = len(reasons) - _MOST_REASONS + 1
+    return [*reasons[: _MOST_REASONS - 1], f"and {left} more, which summary.json has"]
 
 
 def _prediction(predicted: Mapping[str, Any]) -> str:
@@ -52,7 +63,7 @@ def describe(summary: Mapping[str, Any]) -> str:
         f"{summary['n_samples_per_rung']} samples at every temperature"
     ]
     if summary["n_iterations"]:
-        lines += [*_rungs(summary), *_basins(summary)]
+        lines += [*_rungs(summary), *_others(summary), *_basins(summary)]
     lines += ["", "accepted moves"]
     for name, rates in summary["acceptance"].items():
         values = list(rates.values()) if isinstance(rates, dict) else _neighbours(rates)
@@ -93,7 +104,7 @@ def _reweighted(summary: Mapping[str, Any]) -> Iterator[str]:
 
 def _rungs(summary: Mapping[str, Any]) -> Iterator[str]:
     quantities = summary["quantities"]
-    columns = [key for key in quantities if not key.startswith(BASIN)]
+    columns = _columns(summary)
     yield ""
     yield f"{'T (K)':>8}" + "".join(
         _cell(quantity_label(k) + _unit(k), "N_eff", k) for k in columns
@@ -107,23 +118,53 @@ def _rungs(summary: Mapping[str, Any]) -> Iterator[str]:
         yield _FOOTNOTE
 
 
+def _columns(summary: Mapping[str, Any]) -> list[str]:
+    """Return the quantities of the first table: those of a line, and none observed."""
+    observed = {f"{name}{POSITIVE}" for name in summary.get("observables", {})}
+    keys = [
+        key
+        for key in summary["quantities"]
+        if not key.startswith((BASIN, MEAN)) and key not in observed
+    ]
+    return keys if len(keys) <= _MOST_COLUMNS else [key for key in keys if key in _UNITS]
+
+
 def _cell(text: str, n_eff: str, key: str) -> str:
     """A cell of the table with its effective samples, which those of delta F repeat."""
     return f"{text:>22}" + ("" if key == "delta_F_phi_kT" else f"{n_eff:>8}")
 
 
 def _basins(summary: Mapping[str, Any]) -> Iterator[str]:
-    basins = {k: rungs for k, rungs in summary["quantities"].items() if k.startswith(BASIN)}
-    if not basins:
+    basins = {k: k.removeprefix(BASIN) for k in summary["quantities"] if k.startswith(BASIN)}
+    yield from _by_quantity(summary, "basins", "P at ", basins)
+
+
+def _others(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what was observed, and torsions that the first table leaves out."""
+    columns, observed = _columns(summary), summary.get("observables", {})
+    labels = {}
+    for key in summary["quantities"]:
+        if key not in columns and not key.startswith(BASIN):
+            unit = observed.get(key.removeprefix(MEAN), {}).get("unit", "")
+            labels[key] = quantity_label(key) + (f" ({unit})" if unit else "")
+    yield from _by_quantity(summary, "", "", labels)
+
+
+def _by_quantity(
+    summary: Mapping[str, Any], title: str, what: str, labels: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield a table with a row for each quantity, given with its label."""
+    if not labels:
         return
     rungs = [f"{kelvin:.2f}" for kelvin in summary["temperatures_K"]]
-    width = max(len(name) for name in basins) - len(BASIN) + 2
+    width = max(len(label) for label in labels.values()) + 2
+    tables = {key: summary["quantities"][key] for key in labels}
     yield ""
-    yield f"{'basins':<{width}}" + "".join(f"{f'P at {rung} K':>24}" for rung in rungs)
-    for name, entries in basins.items():
-        values = "".join(f"{_estimate(entries[rung], name):>24}" for rung in rungs)
-        yield f"{name.removeprefix(BASIN):<{width}}{values}"
-    if any(_is_marked(entry) for rungs in basins.values() for entry in rungs.values()):
+    yield f"{title:<{width}}" + "".join(f"{f'{what}{rung} K':>24}" for rung in rungs)
+    for key, entries in tables.items():
+        values = "".join(f"{_estimate(entries[rung], key):>24}" for rung in rungs)
+        yield f"{labels[key]:<{width}}{values}"
+    if any(_is_marked(entry) for table in tables.values() for entry in table.values()):
         yield _FOOTNOTE
 
 
@@ -137,6 +178,7 @@ def describe_samples(record: Mapping[str, Any]) -> str:
     ]
     named = [("<U> (kJ/mol)", 2, record["energy_kJ_mol"])]
     named += [(f"P({name} > 0)", 4, e) for name, e in record["dihedral_positive"].items()]
+    named += [(f"<{name}>", 4, e) for name, e in record.get("observable_mean", {}).items()]
     for name, digits, entry in named:
         drawn = _with_error(entry["value"], entry["stderr"], digits)
         of_run = _with_error(entry["run_value"], entry["run_stderr"], digits)

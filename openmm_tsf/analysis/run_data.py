@@ -358,6 +358,15 @@ class RunData:
         """
         return backbone_names(list(self.dihedral_atoms), residue)
 
+    @property
+    def has_backbone(self) -> bool:
+        """Whether φ and ψ of a residue were recorded, see `backbone`."""
+        try:
+            self.backbone()
+        except ValueError:
+            return False
+        return True
+
     def ramachandran(self, temperature: Any, residue: int | None = None) -> tuple[Array, Array]:
         """Return φ and ψ [n W] of one residue (see `backbone`) at one rung in rad.
 

@@ -20,10 +20,14 @@ neighbouring rungs (``"300.00-424.26"``):
     -ln[P(φ > 0)/P(φ < 0)] per rung, from its samples and (``mbar_``) from those of all rungs.
 ``quantities``
     ⟨U⟩ (``energy_kJ_mol``), C_V (``heat_capacity_kJ_mol_K``), P(dihedral > 0) (``phi_positive``),
-    ΔF_φ (``delta_F_phi_kT``) and the population of each basin (``basin phi > 0, psi beta``), per
-    rung: the fields of `openmm_tsf.analysis.convergence.Assessment`, ``converged``, ``expected_p``
-    where one is known, and ``status``: ``"converged"``, ``"not yet"``, ``"wrong"``, or
-    ``"bounded"`` for a state that is never or hardly seen and need not be.
+    ΔF_φ (``delta_F_phi_kT``) and the population of each basin (``basin phi > 0, psi beta``), with
+    those of what is observed: of a dihedral P(chi > 0) (``chi_positive``) and the population of
+    each of its wells (``basin chi g+``), of others the mean (``mean d``). Per rung: the fields of
+    `openmm_tsf.analysis.convergence.Assessment`, ``converged``, ``expected_p`` where one is known,
+    and ``status``: ``"converged"``, ``"not yet"``, ``"wrong"``, or ``"bounded"`` for a state that
+    is never or hardly seen and need not be.
+``observables``
+    By name, where there are any: ``definition``, ``kind`` and ``unit`` (rad, nm, or none).
 ``verdict``
     See `openmm_tsf.analysis.verdict`. ``status``, ``sentence``; in words ``wrong``, ``missing``,
     ``undecided``, ``warnings``, ``advice``; ``agrees_with``; ``predicted``: ``n_iterations``,
@@ -48,8 +52,8 @@ neighbouring rungs (``"300.00-424.26"``):
     ``value``, ``stderr``, ``expected``, ``n_eff``, ``undecided``, ``z``; see
     `openmm_tsf.analysis.ensemble_checks`.
 ``efficiency``
-    Of production: round trips, and effective samples of 1[φ > 0] at the lowest rung, per million
-    evaluations and per second.
+    Of production: round trips, and effective samples of 1[φ > 0] at the lowest rung (without
+    ``phi``: of the slowest torsion or basin, or of U), per million evaluations and per second.
 ``basins``
     The population of each basin of the slow torsions, per rung: ``p``, the fields of
     `openmm_tsf.analysis.convergence.Assessment`, and ``expected_p`` with its error and source; see
@@ -66,14 +70,14 @@ neighbouring rungs (``"300.00-424.26"``):
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from openmm_tsf.analysis.agreement import BASIN
+from openmm_tsf.analysis.agreement import BASIN, MEAN, quantity_label
 from openmm_tsf.analysis.basin_checks import Basin, BasinCheck
 from openmm_tsf.analysis.comparison import (
     MeanComparison,
@@ -85,6 +89,7 @@ from openmm_tsf.analysis.convergence import assess_mean, assess_probability, ass
 from openmm_tsf.analysis.ensemble_checks import EnsembleCheck, basin_ratio
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.monitor import monitor
+from openmm_tsf.analysis.observed import assess_observable, find_observed_wells, observed_states
 from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.analysis.uncertainty import MeanEstimate
 from openmm_tsf.analysis.verdict import judge
@@ -131,6 +136,15 @@ def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str
     result["basins"] = result["monitor"]["basins"]
     if run.n_iterations:
         result["quantities"] = _quantities(run, reference, result["basins"])
+        if run.observables:
+            result["observables"] = {
+                name: {"definition": each.definition, "kind": each.kind, "unit": each.unit}
+                for name, each in run.observables.items()
+            }
+        result["monitor"]["notes"] += [
+            f"the observable {name} is left out: {reason}"
+            for name, reason in run.missing_observables.items()
+        ]
     if run.n_iterations and reference is not None:
         reason = _why_not_compared(run, reference)
         if reason is None:
@@ -219,7 +233,27 @@ def _quantities(
             f"{t:.2f}": assess_probability(run.dihedral("phi", t) > 0).free_energy().to_dict()
             for t in map(float, run.temperatures)
         }
-    return result | {f"{BASIN}{name}": dict(table) for name, table in basins.items()}
+    result |= {f"{BASIN}{name}": dict(table) for name, table in basins.items()}
+    for key, table in _observed(run, checks):
+        result.setdefault(key, table)
+    return result
+
+
+def _observed(run: RunEstimates, checks: BasinCheck) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Assess the observables, at every rung, by the keys of ``quantities``."""
+    for name, observable in run.observables.items():
+        values = run.observable(name)
+        wells = find_observed_wells(observable, [values])
+        states = observed_states(observable, values, wells)
+        for key, inside in states.items():
+            yield key, checks.check(quantity_label(key), inside)[0]
+        if not states:
+            assessed = {
+                f"{t:.2f}": assess_observable(observable, values[:, :, k], None, run.n_pieces)
+                for k, t in enumerate(map(float, run.temperatures))
+            }
+            key = f"{MEAN}{name}"
+            yield key, {rung: each[key].to_dict() for rung, each in assessed.items()}
 
 
 def _is_positive(name: str) -> Basin:
@@ -284,10 +318,11 @@ def _efficiency(run: RunEstimates, trips: int) -> dict[str, Any]:
     result: dict[str, Any] = {
         "round_trips_per_million_evaluations": trips / millions if millions else None
     }
+    name, count = "slowest", run.n_pieces
     if "phi" in run.dihedral_atoms:
-        count = run.positive("phi", run.temperatures[0]).n_eff
-        result["n_eff_phi_per_million_evaluations"] = count / millions if millions else None
-        result["n_eff_phi_per_second"] = count / seconds if seconds else None
+        name, count = "phi", run.positive("phi", run.temperatures[0]).n_eff
+    result[f"n_eff_{name}_per_million_evaluations"] = count / millions if millions else None
+    result[f"n_eff_{name}_per_second"] = count / seconds if seconds else None
     return result
 
 

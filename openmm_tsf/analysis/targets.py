@@ -16,44 +16,52 @@ from openmm_tsf.analysis.convergence import (
     assess_variance,
 )
 from openmm_tsf.analysis.estimates import RunEstimates
+from openmm_tsf.analysis.observables import DIHEDRAL, Observable
 from openmm_tsf.analysis.run_data import TOLERANCE_K
 from openmm_tsf.analysis.statistics import Array
 
 #: The units of the quantities; a percentage of the value is possible for all of them but dF.
 UNITS = {"dF": "kT", "P": "", "U": "kJ/mol", "C_V": "kJ/(mol K)", "cos": "", "sin": ""}
+#: The quantity of a target about the mean of an observable.
+_MEAN = "mean"
+_MEAN_UNITS = ("nm", "rad")
 _EXPECTED = (
-    "dF(phi) < 0.05 kT, P(phi > 0) < 10 %, U < 0.1 kJ/mol, C_V < 2 % or cos(psi) < 0.01, with "
-    "'at 424.26 K' after it for another rung than the lowest"
+    "dF(phi) < 0.05 kT, P(phi > 0) < 10 %, U < 0.1 kJ/mol, C_V < 2 %, cos(psi) < 0.01 or d < 0.01 "
+    "nm of an observable d, with 'at 424.26 K' after it for another rung than the lowest"
 )
 _TARGET = re.compile(
-    r"\s*(?P<quantity>dF|P|U|C_V|cos|sin)\s*(?:\((?P<inside>[^()]*)\))?\s*<"
-    r"\s*(?P<number>[-+.\deE]+)\s*(?P<unit>%|kT|kJ/mol|kJ/\(mol K\))?"
+    r"\s*(?:(?P<quantity>dF|P|U|C_V|cos|sin)\s*(?:\((?P<inside>[^()]*)\))?"
+    r"|(?P<observable>[A-Za-z][\w.-]*))\s*<"
+    r"\s*(?P<number>[-+.\deE]+)\s*(?P<unit>%|kT|kJ/mol|kJ/\(mol K\)|nm|rad)?"
     r"(?:\s+at\s+(?P<kelvin>[-+.\deE]+)(?:\s*K)?)?\s*"
 )
 _CONDITION = re.compile(
     r"\s*(?P<bar>\|?)\s*(?P<name>[^\s<>|,]+)\s*(?P<end>\|?)\s*"
-    r"(?:(?P<sign>[<>])\s*(?P<degrees>[-+.\d]+))?\s*"
+    r"(?:(?P<sign>[<>])\s*(?P<limit>[-+.\deE]+))?\s*"
 )
 
 
 @dataclass(frozen=True)
 class Condition:
-    """``name > degrees`` or ``name < degrees`` of a torsion, or of its absolute value."""
+    """``name > limit`` or ``name < limit`` of a torsion or observable, or of its absolute value.
+
+    The limit of an angle is in degrees, that of another observable in its unit.
+    """
 
     name: str
     above: bool
-    degrees: float
+    limit: float
     absolute: bool = False
 
     def __str__(self) -> str:
         name = f"|{self.name}|" if self.absolute else self.name
-        return f"{name} {'>' if self.above else '<'} {self.degrees:g}"
+        return f"{name} {'>' if self.above else '<'} {self.limit:g}"
 
-    def holds(self, angles: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Return whether angles in rad fulfil it."""
-        values = np.degrees(np.asarray(angles, dtype=np.float64))
-        values = np.abs(values) if self.absolute else values
-        return values > self.degrees if self.above else values < self.degrees
+    def holds(self, values: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Return whether values in the unit of the limit fulfil it."""
+        numbers = np.asarray(values, dtype=np.float64)
+        numbers = np.abs(numbers) if self.absolute else numbers
+        return numbers > self.limit if self.above else numbers < self.limit
 
 
 @dataclass(frozen=True)
@@ -64,16 +72,18 @@ class Target:
     ----------
     quantity
         ``"dF"``, -ln[P/(1 - P)] of a state in kT; ``"P"``, its probability; ``"U"`` in kJ/mol;
-        ``"C_V"`` in kJ/(mol K); ``"cos"`` or ``"sin"`` of a torsion.
+        ``"C_V"`` in kJ/(mol K); ``"cos"`` or ``"sin"`` of a torsion; ``"mean"`` of an observable.
     tolerance
         The standard error, in the unit of the quantity, or as a fraction of its value.
     relative
         Whether it is a fraction of the value.
     conditions
-        What defines the state: all of them must hold. For a cosine or sine, one whose torsion is
-        meant.
+        What defines the state: all of them must hold. For a cosine, sine or mean, one whose torsion
+        or observable is meant.
     temperature
         In K; None for the lowest rung.
+    unit
+        Of a mean, where the text has one: ``"nm"`` or ``"rad"``.
 
     Examples
     --------
@@ -83,6 +93,8 @@ class Target:
     ('dF', 0.05, 'dF(phi > 0) < 0.05 kT')
     >>> str(Target.parse("P(phi>0, |psi|>120) < 10% at 424.26 K"))
     'P(phi > 0, |psi| > 120) < 10 % at 424.26 K'
+    >>> Target.parse("d < 0.01 nm").names
+    ('d',)
     """
 
     quantity: str
@@ -90,6 +102,7 @@ class Target:
     relative: bool = False
     conditions: tuple[Condition, ...] = ()
     temperature: float | None = None
+    unit: str = ""
 
     @classmethod
     def parse(cls, text: str, name: str = "until") -> Self:
@@ -101,24 +114,26 @@ class Target:
         match = _TARGET.fullmatch(text) if isinstance(text, str) else None
         if match is None:
             raise ValueError(f"{name}: expected a target such as {_EXPECTED}, got {text!r}")
-        quantity, unit = match["quantity"], match["unit"] or ""
-        inside = match["inside"]
-        needs_state = quantity in ("dF", "P", "cos", "sin")
+        quantity, unit = match["quantity"] or _MEAN, match["unit"] or ""
+        inside = match["inside"] or match["observable"]
+        needs_state = quantity in ("dF", "P", "cos", "sin", _MEAN)
         if needs_state == (inside is None):
             raise ValueError(f"{name}: expected a target such as {_EXPECTED}, got {text!r}")
-        if unit not in ("%", UNITS[quantity]) or (quantity, unit) == ("dF", "%"):
-            unit_expected = UNITS[quantity] or "% or none"
+        units = ("", *_MEAN_UNITS) if quantity == _MEAN else (UNITS[quantity],)
+        if unit not in ("%", *units) or (quantity, unit) == ("dF", "%"):
+            unit_expected = " or ".join(units) if units[0] else "% or none"
             raise ValueError(
                 f"{name}: expected the unit {unit_expected} of {quantity}, got {text!r}"
             )
         conditions = () if inside is None else _parse_state(inside, quantity, text, name)
         tolerance = _number(match["number"], text, name) / (100.0 if unit == "%" else 1.0)
         kelvin = None if match["kelvin"] is None else _number(match["kelvin"], text, name)
-        return cls(quantity, tolerance, unit == "%", conditions, kelvin)
+        unit_of_mean = unit if unit in _MEAN_UNITS else ""
+        return cls(quantity, tolerance, unit == "%", conditions, kelvin, unit_of_mean)
 
     def __str__(self) -> str:
         state = self.name
-        unit = "%" if self.relative else UNITS[self.quantity]
+        unit = "%" if self.relative else UNITS.get(self.quantity, self.unit)
         number = f"{100 * self.tolerance:g}" if self.relative else f"{self.tolerance:g}"
         at = "" if self.temperature is None else f" at {self.temperature:g} K"
         return f"{state} < {number}{f' {unit}' if unit else ''}{at}"
@@ -128,25 +143,57 @@ class Target:
         """The quantity with its state, as ``dF(phi > 0)``."""
         if self.quantity in ("cos", "sin"):
             return f"{self.quantity}({self.conditions[0].name})"
+        if self.quantity == _MEAN:
+            return self.conditions[0].name
         state = ", ".join(map(str, self.conditions))
         return f"{self.quantity}({state})" if state else self.quantity
 
     @property
-    def torsions(self) -> tuple[str, ...]:
-        """The torsions that the target is about."""
+    def names(self) -> tuple[str, ...]:
+        """The torsions and observables that the target is about."""
         return tuple(dict.fromkeys(condition.name for condition in self.conditions))
 
     def check_for(
-        self, torsions: Collection[str], temperatures: Collection[float], name: str = "until"
+        self,
+        torsions: Collection[str],
+        temperatures: Collection[float],
+        name: str = "until",
+        observables: Mapping[str, Observable] | None = None,
     ) -> None:
-        """Refuse a target with torsions or a temperature that a run does not have."""
-        for torsion in self.torsions:
-            if torsion not in torsions:
+        """Refuse a target with torsions, observables or a temperature that a run does not have."""
+        observed = observables or {}
+        for each in self.names:
+            if each not in torsions and each not in observed:
                 known = ", ".join(torsions) or "none"
+                known += f"; observables: {', '.join(observed)}" if observed else ""
                 raise ValueError(
-                    f"{name}: expected slow torsions of the molecule ({known}), got {torsion!r}"
+                    f"{name}: expected slow torsions of the molecule ({known}), got {each!r}; "
+                    "others are defined by --observe (observe)"
                 )
+        for condition in self.conditions:
+            self._check_condition(condition, observed.get(condition.name), name)
         self.rung(temperatures, name)
+
+    def _check_condition(
+        self, condition: Condition, observable: Observable | None, name: str
+    ) -> None:
+        """Refuse what does not fit a torsion (without an observable) or an observable."""
+        what, limit = condition.name, condition.limit
+        if (observable is None or observable.is_angle) and not -180.0 <= limit <= 180.0:
+            raise ValueError(f"{name}: expected degrees in [-180, 180] of {what}, got {limit:g}")
+        if observable is not None and observable.unit == "nm" and limit < 0:
+            raise ValueError(f"{name}: expected a positive distance {what}, got {limit:g}")
+        is_circular = observable is None or observable.kind == DIHEDRAL
+        if self.quantity == _MEAN and is_circular:
+            raise ValueError(
+                f"{name}: expected cos({what}), sin({what}) or P({what} > 0) of a dihedral, which "
+                f"has no mean, got {self.name!r}"
+            )
+        if self.quantity in ("cos", "sin") and observable is not None and not observable.is_angle:
+            raise ValueError(f"{name}: expected an angle, got {self.name!r} of {what}")
+        if self.unit and observable is not None and self.unit != observable.unit:
+            expected = observable.unit or "none"
+            raise ValueError(f"{name}: expected the unit {expected} of {what}, got {self.unit}")
 
     def rung(self, temperatures: Collection[float], name: str = "until") -> int:
         """Return the index of the target's rung in a ladder in K."""
@@ -160,17 +207,27 @@ class Target:
             f"{name}: expected a temperature of the ladder ({ladder} K), got {self.temperature:g} K"
         )
 
-    def series(self, energy: Array, angles: Mapping[str, Array]) -> Array:
+    def series(
+        self, energy: Array, angles: Mapping[str, Array], others: Mapping[str, Array] | None = None
+    ) -> Array:
         """Return the observable whose mean it is, of energies and torsions of one shape.
 
-        Of C_V the energy: its variance is meant.
+        Angles are in rad, `others` are observables that are not angles. Of C_V the energy: its
+        variance is meant.
         """
+        others = others or {}
         if self.quantity in ("U", "C_V"):
             return energy
         if self.quantity in ("cos", "sin"):
             function = np.cos if self.quantity == "cos" else np.sin
             return np.asarray(function(angles[self.conditions[0].name]), dtype=np.float64)
-        holds = [condition.holds(angles[condition.name]) for condition in self.conditions]
+        if self.quantity == _MEAN:
+            name = self.conditions[0].name
+            return np.asarray(others[name] if name in others else angles[name], dtype=np.float64)
+        in_units = dict(others)
+        for name in angles.keys() & set(self.names):
+            in_units[name] = np.degrees(angles[name])
+        holds = [condition.holds(in_units[condition.name]) for condition in self.conditions]
         return np.all(holds, axis=0).astype(np.float64)
 
     def error(self, value: float, stderr: float) -> float:
@@ -182,9 +239,12 @@ class Target:
     def assess(self, run: RunEstimates) -> "TargetAssessment":
         """Assess the target from the samples of its rung."""
         kelvin = float(run.temperatures[self.rung(run.temperatures.tolist())])
-        angles = {name: run.dihedral(name, kelvin) for name in self.torsions}
+        observed = run.observables
+        values = {name: run.observable(name, kelvin) for name in self.names}
+        others = {k: v for k, v in values.items() if k in observed and not observed[k].is_angle}
+        angles = {k: v for k, v in values.items() if k not in others}
         energy = run.energies(kelvin)
-        series = self.series(energy, angles)
+        series = self.series(energy, angles, others)
         if self.quantity in ("P", "dF"):
             assessment = assess_probability(series > 0, run.n_pieces)
             if self.quantity == "dF":
@@ -212,7 +272,7 @@ class TargetAssessment:
 
     def __str__(self) -> str:
         """The value, its error and what is missing, in one line."""
-        value, unit = self.assessment.value, UNITS[self.target.quantity]
+        value, unit = self.assessment.value, UNITS.get(self.target.quantity, self.target.unit)
         words = f"{self.target.name} at {self.temperature:g} K: {value:.4g}"
         if math.isnan(self.error):
             words += f"{f' {unit}' if unit else ''}, its error is not known"
@@ -260,20 +320,20 @@ def _parse_state(inside: str, quantity: str, whole: str, name: str) -> tuple[Con
                 f"{name}: expected conditions such as phi > 0 or |psi| > 120, got {part.strip()!r} "
                 f"in {whole!r}"
             )
-        degrees = 0.0 if match["degrees"] is None else _degrees(match["degrees"], whole, name)
+        limit = 0.0 if match["limit"] is None else _limit(match["limit"], whole, name)
         above = match["sign"] != "<"
-        conditions.append(Condition(match["name"], above, degrees, bool(match["bar"])))
+        conditions.append(Condition(match["name"], above, limit, bool(match["bar"])))
     is_angle = quantity in ("cos", "sin")
     if is_angle and (len(conditions) > 1 or "<" in inside or ">" in inside):
         raise ValueError(f"{name}: expected the name of one torsion, got {inside!r} in {whole!r}")
     return tuple(conditions)
 
 
-def _degrees(text: str, whole: str, name: str) -> float:
+def _limit(text: str, whole: str, name: str) -> float:
     try:
-        degrees = float(text)
+        limit = float(text)
     except ValueError:
-        degrees = math.nan
-    if not -180.0 <= degrees <= 180.0:
-        raise ValueError(f"{name}: expected degrees in [-180, 180], got {text!r} in {whole!r}")
-    return degrees
+        limit = math.nan
+    if not math.isfinite(limit):
+        raise ValueError(f"{name}: expected a number, got {text!r} in {whole!r}")
+    return limit

@@ -115,6 +115,8 @@ def build_parser() -> argparse.ArgumentParser:
             "cuda:1, ...",
         )
     _plan_arguments(plan)
+    for command in (everything, sample, analyze, at, certify, plan):
+        _observe_argument(command)
     for command in (everything, train):
         _training_arguments(command)
     for command in (everything, sample, retarget):
@@ -232,6 +234,19 @@ def _molecule_arguments(command: argparse.ArgumentParser) -> None:
         "--constraints",
         "constrained bonds: none (default), hbonds or allbonds; not with --system",
         metavar="BONDS",
+    )
+
+
+def _observe_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--observe",
+        action="append",
+        metavar="NAME=WHAT",
+        help="an observable for reports and targets: chi1=dihedral:A,B,C,D, d=distance:A,B, "
+        "theta=angle:A,B,C with atoms by number (from 0) or as ALA2:CA, a torsion of the molecule "
+        "by its name, or a function of an mdtraj trajectory that returns a number for each frame, "
+        "rg=file.py:function or rg=module:function. Once for each; run and sample record them, "
+        "functions by name only",
     )
 
 

@@ -133,7 +133,7 @@ def _analyze(args: argparse.Namespace) -> int:
     from openmm_tsf.analysis.analyze import analyze
     from openmm_tsf.analysis.verdict import EXIT_STATUS
 
-    summary = analyze(args.run, output=args.output)
+    summary = analyze(args.run, output=args.output, observe=_observed(args))
     _show(summary, args.run, args.output)
     return EXIT_STATUS[summary["verdict"]["status"]]
 
@@ -149,6 +149,7 @@ def _at(args: argparse.Namespace) -> None:
         seed=args.seed,
         platform=args.platform,
         device=args.device,
+        observe=_observed(args),
     )
     given = {} if args.frames is None else {"n_frames": args.frames}
     samples = sample_at(args.run, args.temperature, args.output, options=options, **given)
@@ -216,6 +217,7 @@ def _certify(args: argparse.Namespace) -> int:
         flow=args.flow,
         walkers=args.walkers,
         monte_carlo=args.monte_carlo,
+        observe=_observed(args),
         output=args.output,
     )
     say(describe_certificate(certificate))
@@ -235,7 +237,15 @@ def _options(args: argparse.Namespace) -> Any:
         threads=args.threads,
         checkpoint_seconds=getattr(args, "checkpoint_seconds", None),
         device=getattr(args, "device", None),
+        observe=_observed(args),
     )
+
+
+def _observed(args: argparse.Namespace) -> dict[str, str]:
+    """The definitions of the observables of the arguments, by name."""
+    from openmm_tsf.analysis.observables import split_definitions
+
+    return split_definitions(getattr(args, "observe", None) or ())
 
 
 def _settings(args: argparse.Namespace, cls: type, fresh: Any, part: str | None = None) -> Any:

@@ -30,7 +30,8 @@ CHECKPOINT_SECONDS = 30.0
 
 #: Names of the results that analyses and certificates write.
 _RESULTS = (
-    r"summary\.json|report\.html|thermodynamics\.(csv|json|png)|(ramachandran|diagnostics)\.png"
+    r"summary\.json|report\.html|thermodynamics\.(csv|json|png)|(ramachandran|diagnostics|observables)\.png"
+    r"|torsions(_\d+)?\.png"
     r"|certificate\.(json|png)"
 )
 #: Files and folders that stages write.

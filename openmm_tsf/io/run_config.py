@@ -8,8 +8,8 @@ All stages write the same file. It is the first file in their directory, and hol
     ``"md"``, ``"train"``, ``"sample"`` or ``"run"``; absent for a sampler that was run from Python.
 ``choices``
     The settings, seed and inputs that were given, then what was measured (platform, number of
-    Contexts, step sizes), with the fingerprint of the ``molecule`` and the ``basins`` of the
-    training frames.
+    Contexts, step sizes), with the fingerprint of the ``molecule``, the ``basins`` of the training
+    frames, and the definitions of ``observables``, functions by name only.
 ``versions``
     Of the packages.
 ``progress``, ``costs``
@@ -157,6 +157,7 @@ def _check_choices(value: Any, name: str) -> None:
     for key in ("save_interval", "threads", "torch_threads"):
         if key in choices:
             check_int(choices[key], f"{name}.{key}")
+    _check_texts(choices.get("observables", {}), f"{name}.observables")
 
 
 def _check_texts(value: Any, name: str) -> None:

@@ -112,11 +112,16 @@ def _residue_without_number(
 
 
 def _side_chain_quartets(topology: app.Topology) -> dict[frozenset[int], tuple[str, Quartet]]:
-    """Return name and quartet of chi1, chi2, ... of amino acids by their central bond."""
-    converted = mdtraj.Topology.from_openmm(topology)
+    """Return name and quartet of chi1, chi2, ... of amino acids by their central bond.
+
+    mdtraj goes by names, which need not tell what is bonded in a row.
+    """
+    converted, neighbours = mdtraj.Topology.from_openmm(topology), neighbours_of(topology)
     table: dict[frozenset[int], tuple[str, Quartet]] = {}
     for number, indices in enumerate(_CHI, start=1):
         for a, b, c, d in indices(converted).tolist():
+            if a not in neighbours[b] or d not in neighbours[c]:
+                continue
             table.setdefault(frozenset((b, c)), (f"chi{number}", (a, b, c, d)))
     return table
 

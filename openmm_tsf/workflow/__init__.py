@@ -29,8 +29,8 @@ The run directory
 ``config.json``
     The settings of the stage and every choice made since, measured ones included; see
     :mod:`openmm_tsf.io.run_config`. All stages write it, and it is the first file of each.
-``summary.json``, ``report.html``, ``ramachandran.png``, ``diagnostics.png``,
-``thermodynamics.{csv,json,png}``
+``summary.json``, ``report.html``, ``ramachandran.png``, ``torsions*.png``, ``observables.png``,
+``diagnostics.png``, ``thermodynamics.{csv,json,png}``
     The analysis: the report is a page for a browser; thermodynamics has ΔF of φ, ⟨U⟩ and C_V at
     all temperatures by MBAR.
 

@@ -3,7 +3,6 @@
 import logging
 import time
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 
 from openmm_tsf.analysis.convergence import assess_mean, assess_probability
 from openmm_tsf.analysis.load import Run, load_run
+from openmm_tsf.analysis.observables import DIHEDRAL
 from openmm_tsf.analysis.statistics import Array
 from openmm_tsf.analysis.summary import json_ready
 from openmm_tsf.flows.base import AugmentedFlow
@@ -58,7 +58,8 @@ class TemperatureSamples:
         [n, W] of n iterations and W walkers in kJ/mol.
     record
         What is written beside the frames: the temperature, seed and sizes; the acceptance of each
-        kernel; ⟨U⟩ (``energy_kJ_mol``) and P(dihedral > 0) (``dihedral_positive``) with the fields
+        kernel; ⟨U⟩ (``energy_kJ_mol``), P(dihedral > 0) (``dihedral_positive``) and the means of
+        observables that are not dihedrals (``observable_mean``), with the fields
         of `openmm_tsf.analysis.convergence.Assessment`; beside each of them the run's estimate by
         MBAR at the same temperature, and z of their difference.
     """
@@ -130,6 +131,7 @@ def sample_at(
         raise ValueError("resume: expected False, the samples of one temperature are written once")
     file = None if output is None else _check_output(output)
     data = run if isinstance(run, Run) else load_run(Path(run))
+    data.observe(options.observe)
     molecule, flow = _read_run(data, potential)
     flow = place_for_sampling(flow, torch.device(options.choose_device({})))
     weighted, begun = data.at(temperature), time.monotonic()
@@ -165,7 +167,7 @@ def sample_at(
         **_describe(sampler, settings),
         "energy_evaluations": energy_function.n_evaluations - before,
         "wall_seconds": round(time.monotonic() - begun, 3),
-        **_estimates(data, kelvin, energy, torsion_angles(positions, data.dihedral_atoms)),
+        **_estimates(data, kelvin, energy, positions),
         "versions": package_versions(),
     }
     frames = mdtraj.Trajectory(positions.reshape(-1, *positions.shape[2:]), data.topology)
@@ -257,10 +259,8 @@ def _describe(sampler: ParallelTempering, settings: SamplingSettings) -> dict[st
     }
 
 
-def _estimates(
-    run: Run, kelvin: float, energy: Array, dihedrals: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
-    """Return what the samples say of ⟨U⟩ and the dihedrals, beside the run's own estimates."""
+def _estimates(run: Run, kelvin: float, energy: Array, positions: Array) -> dict[str, Any]:
+    """Return what the samples say of ⟨U⟩ and of observables, beside the run's own estimates."""
 
     def compared(assessed: Any, observable: Any) -> dict[str, Any]:
         with warnings.catch_warnings():  # `Run.at` has said that it is outside the ladder
@@ -270,12 +270,23 @@ def _estimates(
         z = (assessed.value - value) / np.hypot(assessed.stderr, stderr)
         return assessed.to_dict() | {"run_value": value, "run_stderr": stderr, "z": float(z)}
 
+    dihedrals = dict(torsion_angles(positions, run.dihedral_atoms))
+    frames = mdtraj.Trajectory(positions.reshape(-1, *positions.shape[2:]), run.topology)
+    means = {}
+    for name, observable in run.observables.items():
+        values = observable.evaluate(frames).reshape(energy.shape)
+        if observable.kind != DIHEDRAL:
+            means[name] = compared(assess_mean(values), run.observable(name))
+        elif name not in dihedrals:
+            dihedrals[name] = values
+
     return {
         "energy_kJ_mol": compared(assess_mean(energy), "energy"),
         "dihedral_positive": {
-            name: compared(assess_probability(angle > 0), run.dihedral_at_all_rungs(name) > 0)
+            name: compared(assess_probability(angle > 0), run.observable(name) > 0)
             for name, angle in dihedrals.items()
         },
+        **({"observable_mean": means} if means else {}),
     }
 
 

@@ -181,7 +181,8 @@ def _observables(
     pilot: Pilot, target: Target, ladder: tuple[float, ...], rejections: Array, mixing: float
 ) -> Iterator[Observable]:
     """Yield what the observable is if the visits to each well of a torsion decide, or none does."""
-    series = target.series(pilot.energy, pilot.angles)
+    bends = {name: pilot.others[name] for name in pilot.bends}
+    series = target.series(pilot.energy, {**pilot.angles, **bends}, pilot.others)
     if target.quantity == "C_V":
         scale = pilot.boltzmann_constant * pilot.temperatures[0] ** 2
         series = (series - series[:, :, 0].mean()) ** 2 / scale

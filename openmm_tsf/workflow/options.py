@@ -1,9 +1,10 @@
 """How a stage is run, apart from what it computes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from openmm_tsf.analysis.observables import Definition, check_definitions
 from openmm_tsf.io.directory import CHECKPOINT_SECONDS
 from openmm_tsf.potentials.platforms import check_platform
 from openmm_tsf.units import SECOND, in_unit
@@ -46,6 +47,10 @@ class RunOptions:
     progress
         Show progress: bars in terminals and notebooks, lines in log files. Before a long stage,
         measure and log how long it will take; this changes no number.
+    observe
+        Observables that reports and targets of precision are about, by name: a definition in words
+        or a function (:func:`openmm_tsf.analysis.observables.define_observables`). Those in words
+        are recorded with a run; functions are recorded by name, and given again to each stage.
 
     Examples
     --------
@@ -61,6 +66,7 @@ class RunOptions:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     progress: bool = True
     device: str | None = None
+    observe: Mapping[str, Definition] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.platform is not None:
@@ -73,6 +79,7 @@ class RunOptions:
             resume=check_bool,
             progress=check_bool,
             device=optional(lambda v, name: str(check_device(v, name))),
+            observe=check_definitions,
         )
 
     def choose_seed(self, recorded: Mapping[str, Any]) -> int:

@@ -8,9 +8,10 @@ hydrogens of 4 amu, friction 1/ps, a swap every 0.1 ps: plain replica exchange a
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import mdtraj
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -20,6 +21,7 @@ from openmm_tsf.analysis.exchange_model import Passages, PassageSamples, simulat
 from openmm_tsf.analysis.ladder import Rejection, energy_rejection
 from openmm_tsf.analysis.mbar import Mbar
 from openmm_tsf.analysis.mixing import round_trips
+from openmm_tsf.analysis.observables import DIHEDRAL, Observable
 from openmm_tsf.analysis.statistics import Array
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.initial import maxwell_boltzmann, minimised
@@ -62,6 +64,10 @@ class Pilot:
         Of swaps of neighbours [R-1].
     hot_temperatures, hot_angles
         Above the ladder, without swaps: temperatures [H] in K, torsions [h, V, H].
+    others
+        Observables that are not dihedrals [n, W, R], by name; dihedrals are among the torsions.
+    bends
+        The names of those that are angles in rad.
     frames
         Positions [F, N, 3] at the upper half of the rungs.
     n_evaluations, seconds
@@ -79,6 +85,8 @@ class Pilot:
     frames: Tensor
     n_evaluations: int
     seconds: float
+    others: Mapping[str, Array] = field(default_factory=dict)
+    bends: tuple[str, ...] = ()
 
     @property
     def seconds_per_evaluation(self) -> float:
@@ -146,6 +154,7 @@ def run_pilot(
     seconds: float | None = None,
     n_iterations: int | None = None,
     seed: int = 1,
+    observables: Mapping[str, Observable] | None = None,
 ) -> Pilot:
     """Run a pilot between two temperatures in K, for some seconds or a number of iterations.
 
@@ -156,7 +165,7 @@ def run_pilot(
         raise ValueError("seconds, n_iterations: expected one of the two")
     ladder = provisional_ladder(molecule.n_atoms, low, high)
     hot = tuple(factor * high for factor in _ABOVE)
-    engine = _Engine(molecule, potential, ladder, seed)
+    engine = _Engine(molecule, potential, ladder, seed, observables or {})
     engine.start(hot)
     engine.compile()
     start, budget = time.monotonic(), _Budget(seconds, n_iterations)
@@ -182,6 +191,8 @@ def run_pilot(
         frames=torch.cat(frames[kept]),
         n_evaluations=engine.n_evaluations,
         seconds=time.monotonic() - start,
+        others={name: values[kept] for name, values in record.others.items()},
+        bends=tuple(name for name in record.others if (observables or {})[name].is_angle),
     )
 
 
@@ -235,16 +246,27 @@ class _Record:
     replica: npt.NDArray[np.int64]
     accepted: Array
     proposed: Array
+    others: Mapping[str, Array]
 
 
 class _Engine:
     """Replicas under dynamics, at one set of temperatures after the other."""
 
     def __init__(
-        self, molecule: MolecularSystem, potential: Potential, ladder: tuple[float, ...], seed: int
+        self,
+        molecule: MolecularSystem,
+        potential: Potential,
+        ladder: tuple[float, ...],
+        seed: int,
+        observables: Mapping[str, Observable],
     ) -> None:
         self._molecule, self._potential = molecule, potential
-        self._torsions = slow_torsions(molecule.topology)
+        dihedrals = {n: each for n, each in observables.items() if each.kind == DIHEDRAL}
+        self._torsions: dict[str, tuple[int, ...]] = {
+            **slow_torsions(molecule.topology),
+            **{name: each.atoms for name, each in dihedrals.items()},
+        }
+        self._others = {n: each for n, each in observables.items() if n not in dihedrals}
         self._masses = torch.tensor(
             molecule.heavy_hydrogen_masses, dtype=torch.float64, device="cpu"
         )
@@ -302,6 +324,7 @@ class _Engine:
     ) -> _Record:
         """Repeat dynamics and swaps, and return what was seen after each."""
         energy, angles, replica, accepted, proposed = [], [], [], [], []
+        others: dict[str, list[Array]] = {name: [] for name in self._others}
 
         def iterate() -> None:
             self.advance()
@@ -314,6 +337,11 @@ class _Engine:
             energy.append(self._state.energy.numpy())
             angles.append(torsion_angles(x.numpy(), self._torsions))
             replica.append(self._state.replica.numpy())
+            if self._others:
+                flat = x.flatten(0, 1).numpy().astype(np.float32)
+                trajectory = mdtraj.Trajectory(flat, self._molecule.mdtraj_topology)
+                for name, each in self._others.items():
+                    others[name].append(each.evaluate(trajectory).reshape(x.shape[:2]))
             if frames is not None:
                 frames.append(x[:, x.shape[1] // 2 :].flatten(0, 1))
 
@@ -324,6 +352,7 @@ class _Engine:
             np.array(replica),
             np.array(accepted, dtype=float),
             np.array(proposed, dtype=float),
+            {name: np.array(values) for name, values in others.items()},
         )
 
     def close(self) -> None:

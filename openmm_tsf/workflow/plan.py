@@ -34,6 +34,7 @@ from openmm_tsf.workflow.presets import preset
 from openmm_tsf.workflow.sample import make_sampler, sampling_threads
 from openmm_tsf.workflow.settings import RunSettings
 from openmm_tsf.workflow.train import build_flow
+from openmm_tsf.workflow.until import observables_of
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ class Plan:
         """The plan in words."""
         exchange, flow = self.exchange, self.flow
         quantity = Target.parse(self.target)
-        unit = UNITS[quantity.quantity]
+        unit = UNITS.get(quantity.quantity, quantity.unit)
         ladder = ", ".join(f"{kelvin:.0f}" for kelvin in exchange.temperatures)
         mean = sum(exchange.rejections) / len(exchange.rejections)
         independent = (
@@ -211,7 +212,7 @@ def plan(
     ladder
         That of plain replica exchange in K, between the same ends; the best one by default.
     options
-        Seed and platform.
+        Seed and platform, and the observables that the target is about (``observe``).
 
     Raises
     ------
@@ -232,7 +233,8 @@ def plan(
     goal, rungs = Target.parse(target, "target"), settings.sampling.temperatures
     if len(rungs) < 2:
         raise ValueError(f"temperatures: expected at least two, got {rungs[0]:g} K")
-    goal.check_for(list(slow_torsions(molecule.topology)), rungs, "target")
+    observables = observables_of(molecule, options.observe)
+    goal.check_for(list(slow_torsions(molecule.topology)), rungs, "target", observables)
     if goal.rung(rungs) != 0:
         raise ValueError(
             f"target: expected one at the lowest temperature, {rungs[0]:g} K, got {target!r}"
@@ -254,7 +256,10 @@ def plan(
             length = {"n_iterations": n_iterations}
         what = f"pilot of {f'{n_iterations} iterations' if n_iterations else in_words(seconds)}"
         with sampling_threads(), log_while(logger, what):
-            pilot = run_pilot(molecule, potential, rungs[0], rungs[-1], **length, seed=seed)
+            pilot = run_pilot(
+                molecule, potential, rungs[0], rungs[-1], **length, seed=seed,
+                observables=observables,
+            )  # fmt: skip
         known, exchange = plan_exchange(pilot, goal, ladder)
         simulate = molecule.fingerprint != shipped.fingerprint
         flow = _plan_flow(molecule, settings, potential, pilot, known, goal, exchange, simulate)

@@ -53,7 +53,7 @@ from openmm_tsf.workflow.sample import (
 from openmm_tsf.workflow.settings import RunSettings
 from openmm_tsf.workflow.stage import Stage
 from openmm_tsf.workflow.train import build_flow
-from openmm_tsf.workflow.until import check_targets
+from openmm_tsf.workflow.until import check_targets, known_observables, record_observables
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,12 @@ def run(
     shipped = alanine_dipeptide()
     molecule = molecule or shipped
     molecule.check_pose_independent()
-    check_targets(settings.sampling, molecule)
+    check_targets(
+        settings.sampling.until,
+        settings.sampling.temperatures,
+        molecule,
+        known_observables(recorded, options.observe),
+    )
     no_frames = frames.trajectory is None and molecule.fingerprint != shipped.fingerprint
     frames = replace(frames, simulate=frames.simulate or no_frames, stride=settings.stride)
     # Production needs no frames; they may be gone when it is resumed.
@@ -140,6 +145,7 @@ def run(
     with open_output_directory(output, resume=options.resume) as lock:
         stage = Stage.open(lock, molecule, options, request, _MAY_DIFFER)
         stage.record_target(settings.sampling.n_iterations, settings.sampling.until)
+        record_observables(stage)
         if options.resume and has_started(stage.directory):
             remove_training_files(stage.directory)
             flow = load_flow(stage.directory / "flow.pt", molecule)

@@ -46,7 +46,12 @@ from openmm_tsf.workflow.record import (
 from openmm_tsf.workflow.settings import SamplingSettings
 from openmm_tsf.workflow.stage import Stage
 from openmm_tsf.workflow.start import start_positions
-from openmm_tsf.workflow.until import check_targets, sample_until
+from openmm_tsf.workflow.until import (
+    check_targets,
+    known_observables,
+    record_observables,
+    sample_until,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -167,6 +172,9 @@ def resume_sampling(
         raise ValueError(f"n_iterations: expected a number in all, {directory} records none")
     if until is None:
         until = () if settings is None else settings.until
+    observe = known_observables(choices, stage.options.observe)
+    check_targets(until, config["temperatures_K"], stage.molecule, observe)
+    record_observables(stage)
     stage.record_target(n_iterations, until)
     flow = place_for_sampling(flow, stage.device)
     with sampling_threads(choices["torch_threads"]), stage.open_potential() as potential:
@@ -194,9 +202,9 @@ def sample_and_analyze(
         sample_until(stage, sampler, n_iterations, until)
     except KeyboardInterrupt:
         if sampler.n_written:
-            analyze(stage.directory)
+            analyze(stage.directory, observe=stage.options.observe)
         raise
-    return analyze(stage.directory)
+    return analyze(stage.directory, observe=stage.options.observe)
 
 
 def sample(
@@ -252,7 +260,9 @@ def sample(
         molecule = read_molecule(known[0]) if known else alanine_dipeptide()
     molecule.check_pose_independent()
     if settings is not None:
-        check_targets(settings, molecule)
+        recorded = recorded_choices(directory) if options.resume else {}
+        observe = known_observables(recorded, options.observe)
+        check_targets(settings.until, settings.temperatures, molecule, observe)
     model = load_flow(file, molecule)
     costs = Costs()
     if home is not None and home != directory and (home / CONFIG).is_file():
@@ -285,6 +295,7 @@ def sample(
         frames = {} if home is None else recorded_choices(home)
         if frames.get("frames") is not None:
             stage.record(frames=frames["frames"])
+        record_observables(stage)
         return _start(stage, model, settings, start)
 
 

@@ -17,16 +17,25 @@ thousandth of the training frames was not visited at any temperature.
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
+from typing import Any
+
+import mdtraj
 
 from openmm_tsf.analysis.load import Run, load_run
+from openmm_tsf.analysis.observables import (
+    Definition,
+    Observable,
+    check_functions,
+    define_observables,
+    is_function,
+)
 from openmm_tsf.analysis.targets import Target, TargetAssessment
 from openmm_tsf.analysis.training_checks import check_lost
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.systems.slow_torsions import slow_torsions
-from openmm_tsf.workflow.settings import SamplingSettings
 from openmm_tsf.workflow.stage import Stage
 
 logger = logging.getLogger(__name__)
@@ -50,11 +59,48 @@ def is_look(n_iterations: int) -> bool:
     return next(look for look in looks() if look >= n_iterations) == n_iterations
 
 
-def check_targets(settings: SamplingSettings, molecule: MolecularSystem) -> None:
-    """Refuse targets whose torsion or temperature the run will not have."""
+def check_targets(
+    until: Sequence[str],
+    temperatures: Sequence[float],
+    molecule: MolecularSystem,
+    observe: Mapping[str, Definition],
+) -> None:
+    """Refuse targets whose torsion, observable or temperature the run will not have.
+
+    And observables that the molecule does not have, or whose function fails.
+    """
+    observables = observables_of(molecule, observe)
     torsions = list(slow_torsions(molecule.topology))
-    for text in settings.until:
-        Target.parse(text).check_for(torsions, settings.temperatures)
+    for text in until:
+        Target.parse(text).check_for(torsions, temperatures, observables=observables)
+
+
+def observables_of(
+    molecule: MolecularSystem, observe: Mapping[str, Definition]
+) -> dict[str, Observable]:
+    """Return the observables of a molecule by name; functions are tried on its conformation."""
+    if not observe:
+        return {}
+    topology = molecule.mdtraj_topology
+    observables = define_observables(observe, topology, slow_torsions(molecule.topology))
+    check_functions(observables, mdtraj.Trajectory(molecule.positions[None], topology))
+    return observables
+
+
+def known_observables(
+    choices: Mapping[str, Any], given: Mapping[str, Definition]
+) -> dict[str, Definition]:
+    """Return recorded definitions with those given; functions are not imported from records."""
+    recorded: Mapping[str, str] = choices.get("observables", {})
+    return {**{k: text for k, text in recorded.items() if not is_function(text)}, **given}
+
+
+def record_observables(stage: Stage) -> None:
+    """Add the observables of the options to ``config.json``, functions by name only."""
+    given = observables_of(stage.molecule, stage.options.observe)
+    if given:
+        texts = {name: each.definition for name, each in given.items()}
+        stage.record(observables=stage.choices.get("observables", {}) | texts)
 
 
 def sample_until(
@@ -70,6 +116,7 @@ def sample_until(
     while True:
         if targets and done and (is_look(done) or done >= n_iterations):
             run = load_run(stage.directory)
+            run.observe(stage.options.observe)
             assessed, lost = [target.assess(run) for target in targets], find_lost(run)
             logger.info("after %d iterations: %s", done, "; ".join([*map(str, assessed), *lost]))
             if done >= n_iterations or (not lost and all(each.is_met for each in assessed)):

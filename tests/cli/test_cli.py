@@ -114,6 +114,20 @@ def test_sample_and_analyze(called):
     assert options["molecule"] is None  # recorded in the flow's directory
 
 
+def test_observables_are_passed_on(called, capsys):
+    given = ["--observe", "d=distance:1,18", "--observe", "psi"]
+    expected = {"d": "distance:1,18", "psi": "psi"}
+    assert main(["run", "--output", "out", *given]) == 0
+    assert main(["sample", "--flow", "f", "--output", "out", *given]) == 0
+    assert main(["analyze", *given, "out"]) == 3
+    assert main(["analyze", "out"]) == 3
+    (_, _, first), (_, _, second), (_, _, third), (_, _, fourth) = called
+    assert first["options"].observe == second["options"].observe == third["observe"] == expected
+    assert fourth["observe"] == {}
+    assert main(["analyze", "out", "--observe", "d=phi", "--observe", "d=psi"]) == 2
+    assert "observe: expected different names, got 'd' twice" in capsys.readouterr().err
+
+
 def test_targets_allow_more_iterations_unless_their_number_is_given(called):
     given = ["run", "--output", "out", "--until", "dF(phi)<0.05 kT", "U < 0.1 kJ/mol"]
     assert main(given) == 0
@@ -198,7 +212,7 @@ def test_temperatures_that_are_none_are_named(capsys):
 
 
 def test_unexpected_errors_say_so(called, monkeypatch, capsys):
-    monkeypatch.setattr("openmm_tsf.analysis.analyze.analyze", lambda path, output: {}["key"])
+    monkeypatch.setattr("openmm_tsf.analysis.analyze.analyze", lambda path, **options: {}["key"])
     assert main(["analyze", "out"]) == 2
     assert "unexpected KeyError: 'key' (--debug shows where)" in capsys.readouterr().err
     with pytest.raises(KeyError):

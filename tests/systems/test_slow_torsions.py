@@ -122,3 +122,12 @@ def test_wrong_arguments():
     assert neighbours_of(app.Topology()) == []
     assert residue_of("phi12") == residue_of("chi1_12") == residue_of("CA-C5_12") == 12
     assert residue_of("phi") is residue_of("chi1") is residue_of("C3-C4") is None
+
+
+def test_names_of_side_chains_do_not_tell_what_is_bonded():
+    topology = topology_of([("VAL", "N-CA CA-CB CB-C2 C2-CG1")], [])
+    torsions = slow_torsions(topology)
+    names = {atom.index: atom.name for atom in topology.atoms()}
+    found = [[names[k] for k in quartet] for quartet in torsions.values()]
+    assert found == [["N", "CA", "CB", "C2"], ["CA", "CB", "C2", "CG1"]]
+    assert list(torsions) == ["CA-CB", "CB-C2"]

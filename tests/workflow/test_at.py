@@ -67,7 +67,8 @@ def path(tmp_path_factory):
 @pytest.fixture(scope="module")
 def samples(path, tmp_path_factory):
     file = tmp_path_factory.mktemp("samples") / "350K.dcd"
-    return tsf.sample_at(path, KELVIN, file, n_frames=3950, options=QUIET), file
+    options = replace(QUIET, observe={"d": "distance:0,2", "w": "dihedral:3,2,1,0"})
+    return tsf.sample_at(path, KELVIN, file, n_frames=3950, options=options), file
 
 
 def test_samples_are_of_the_temperature(samples):
@@ -95,14 +96,17 @@ def test_samples_agree_with_the_run_and_the_record_says_so(samples, path):
     assert (record["temperature_K"], record["seed"], record["run"]) == (KELVIN, 1, str(path))
     assert (record["n_frames"], record["n_walkers"], record["n_iterations"]) == (4000, 100, 40)
     finished = tsf.load_run(path)
-    for entry in (record["energy_kJ_mol"], *record["dihedral_positive"].values()):
+    means = record["observable_mean"].values()
+    for entry in (record["energy_kJ_mol"], *record["dihedral_positive"].values(), *means):
         assert abs(entry["z"]) < 4
         assert entry["stderr"] > 0
     curve = finished.curve("energy", KELVIN)
     energy = record["energy_kJ_mol"]
     assert (energy["run_value"], energy["run_stderr"]) == (curve.value[0], curve.stderr[0])
     assert energy["value"] == pytest.approx(result.energy.mean())
-    assert set(record["dihedral_positive"]) == set(finished.dihedral_atoms)
+    assert set(record["dihedral_positive"]) == {*finished.dihedral_atoms, "w"}
+    lengths = mdtraj.compute_distances(result.trajectory, [[0, 2]], periodic=False)
+    assert record["observable_mean"]["d"]["value"] == pytest.approx(lengths.mean(), rel=1e-5)
 
 
 def test_frames_are_written_with_their_energies_in_order(samples, path):

@@ -25,7 +25,7 @@ def measured(monkeypatch, caplog):
     """Every stage is measured; no analysis."""
     for module in ("run", "md"):
         monkeypatch.setattr(f"openmm_tsf.workflow.{module}.WORTH_MEASURING", 0)
-    monkeypatch.setattr("openmm_tsf.workflow.sample.analyze", lambda folder: {})
+    monkeypatch.setattr("openmm_tsf.workflow.sample.analyze", lambda folder, **options: {})
     caplog.set_level(logging.INFO, logger="openmm_tsf")
     return caplog
 

@@ -3,11 +3,13 @@
 import json
 from dataclasses import replace
 
+import mdtraj
 import numpy as np
 import pytest
 
 from openmm_tsf.analysis.exchange_model import populations, state_inefficiency
 from openmm_tsf.analysis.ladder import ladder_rejections
+from openmm_tsf.analysis.observables import define_observables
 from openmm_tsf.analysis.targets import Target
 from openmm_tsf.cli.main import main
 from openmm_tsf.systems.library import alanine_dipeptide
@@ -203,6 +205,33 @@ def test_a_pilot_of_dynamics(pilot):
     assert 0 < pilot.mixing() <= 1
 
 
+def test_a_pilot_records_observables():
+    molecule = alanine_dipeptide()
+    torsions = molecule.dihedrals
+    definitions = {"turn": "dihedral:16,14,8,6", "d": "distance:1,18", "bend": "angle:1,4,6"}
+    observables = define_observables(definitions, molecule.mdtraj_topology, torsions)
+    with molecule.potential(platform="Reference", n_contexts=1) as potential:
+        pilot = run_pilot(
+            molecule, potential, 500.0, 600.0, n_iterations=10, seed=2, observables=observables
+        )
+    # The same angle as psi, whose single-precision values differ in their last bits.
+    np.testing.assert_allclose(np.cos(pilot.angles["turn"] - pilot.angles["psi"]), 1, atol=1e-6)
+    assert pilot.others["d"].shape == pilot.energy.shape
+    n_walkers = pilot.energy.shape[1]
+    frames = mdtraj.Trajectory(pilot.frames.numpy(), molecule.mdtraj_topology)
+    length = mdtraj.compute_distances(frames, [[1, 18]], periodic=False)
+    in_order = length.reshape(-1, n_walkers, 2)  # frames are those of the upper rungs
+    np.testing.assert_allclose(pilot.others["d"][:, :, 1:], in_order, atol=1e-6)
+    for text, mean in {
+        "d < 0.01 nm": pilot.others["d"][:, :, 0].mean(),
+        "bend < 1 %": pilot.others["bend"][:, :, 0].mean(),
+        "P(bend > 117) < 0.1": (np.degrees(pilot.others["bend"][:, :, 0]) > 117).mean(),
+    }.items():
+        known, _ = plan_exchange(pilot, Target.parse(text))
+        assert known.mean == pytest.approx(mean, rel=0.5)
+        assert known.slowest is not None or known.mean == pytest.approx(mean, rel=1e-12)
+
+
 def test_one_length_of_a_pilot_is_expected():
     molecule = alanine_dipeptide()
     for lengths in ({}, {"seconds": 1.0, "n_iterations": 3}):
@@ -231,6 +260,8 @@ def test_targets_of_a_plan_are_checked_before_the_pilot():
         plan("dF(chi1) < 1 kT")
     with pytest.raises(ValueError, match="target: expected a target such as"):
         plan("rubbish")
+    with pytest.raises(ValueError, match="target: expected the unit nm of d, got rad"):
+        plan("d < 1 rad", options=replace(QUIET, observe={"d": "distance:1,18"}))
     one = replace(SETTINGS, sampling=replace(SETTINGS.sampling, temperatures=(300.0,)))
     with pytest.raises(ValueError, match="temperatures: expected at least two, got 300 K"):
         plan("U < 1 kJ/mol", settings=one)

@@ -46,7 +46,7 @@ class Killed(BaseException):
 def quick():
     """No plots, which take seconds and are tested elsewhere; short blocks, every checkpoint."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("openmm_tsf.workflow.sample.analyze", lambda folder: {})
+        patch.setattr("openmm_tsf.workflow.sample.analyze", lambda folder, **options: {})
         patch.setitem(md_simulation.BLOCK_STEPS, "Reference", 40)
         patch.setattr(recorder, "CHECKPOINT_SHARE", math.inf)
         yield

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import islice, pairwise
 from types import SimpleNamespace
 
+import mdtraj
 import numpy as np
 import pytest
 
@@ -52,7 +53,7 @@ def flow(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No analysis; looks after 4, 5, 7, 8, 10, 13, ... iterations, where nothing is converged."""
-    monkeypatch.setattr("openmm_tsf.workflow.sample.analyze", lambda folder: {})
+    monkeypatch.setattr("openmm_tsf.workflow.sample.analyze", lambda folder, **options: {})
     monkeypatch.setattr(until, "FIRST_LOOK", 4)
 
 
@@ -191,6 +192,41 @@ def test_targets_that_the_run_cannot_have_are_refused_before_it(flow, tmp_path, 
     assert not folder.exists()
     with pytest.raises(ValueError, match="until: expected the unit kT"):
         replace(SETTINGS, until=("dF(phi) < 0.1",))
+
+
+def test_a_target_of_an_observable_is_recorded_and_resumed(flow, tmp_path, met_from):
+    met_from(5)
+    folder = tmp_path / "run"
+    targets = ("d < 1 nm", "P(d > 0.5, phi < 0) < 0.9")
+    settings = replace(SETTINGS, until=targets)
+    observe = {"d": "distance:ACE1:CH3,NME3:C", "n": lambda frames: frames.xyz[:, 0, 0]}
+    with pytest.raises(ValueError, match=r"until: expected slow torsions .* got 'd'; others are"):
+        sample(flow, folder, settings, options=OPTIONS)
+    wrong = replace(OPTIONS, observe={"d": "distance:0,22"})
+    with pytest.raises(ValueError, match="observe: d: expected an atom by its number"):
+        sample(flow, folder, settings, options=wrong)
+    assert not folder.exists()
+    sample(flow, folder, settings, options=replace(OPTIONS, observe=observe))
+    run = load_run(folder)
+    assert run.n_iterations == 5
+    assert list(run.observables) == ["d"]  # the function is known by its name only
+    assert run.missing_observables["n"].startswith("the function tests.workflow.test_until:")
+    (first, second) = stopped(folder)["targets"]
+    assert first["value"] == run.observable("d", 500.0).mean()
+    frames = run.trajectory(500.0)
+    length = mdtraj.compute_distances(frames, [[1, 18]], periodic=False)[:, 0]
+    phi = mdtraj.compute_phi(frames, periodic=False)[1][:, 0]
+    assert second["value"] == ((length > 0.5) & (phi < 0)).mean()
+    met_from(8)
+    sample(None, folder, options=RESUME)  # the definition is recorded with the target
+    assert load_run(folder).n_iterations == 8
+    other = replace(settings, until=("n < 1",))
+    with pytest.raises(ValueError, match=r"observables: d\), got 'n'"):
+        sample(None, folder, other, options=RESUME)
+    met_from(10)
+    sample(None, folder, other, options=replace(RESUME, observe={"n": observe["n"]}))
+    assert load_run(folder).n_iterations == 10
+    assert stopped(folder)["targets"][0]["target"] == "n < 1"
 
 
 def test_stopping_does_not_bias_the_estimate(monkeypatch):

@@ -409,3 +409,26 @@ def test_invalid_settings_are_refused():
         with pytest.raises(ValueError, match=message):
             cls(**wrong)
     json.dumps(to_plain_data(preset("default")))
+
+
+@pytest.mark.slow
+def test_a_run_keeps_its_observables(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(ValueError, match=r"until: expected slow torsions .* got 'd'"):
+        run(folder, replace(TINY, sampling=replace(TINY.sampling, until=("d < 1 nm",))))
+    with pytest.raises(ValueError, match="observe: d: expected 2 atoms"):
+        run(folder, TINY, options=replace(QUIET, observe={"d": "distance:1"}))
+    assert not folder.exists()
+    observe = {"d": "distance:1,18", "n": lambda frames: frames.xyz[:, 0, 0]}
+    summary = run(folder, TINY, options=replace(QUIET, observe=observe))
+    assert {"mean d", "mean n"} <= summary["quantities"].keys()
+    assert (
+        json.loads((folder / "config.json").read_text())["choices"]["observables"]["d"]
+        == "distance:1,18"
+    )
+    more = replace(TINY, sampling=replace(TINY.sampling, n_iterations=14))
+    again = run(folder, more, options=RESUME)
+    assert again["n_iterations"] == 14
+    assert "mean d" in again["quantities"]
+    assert "mean n" not in again["quantities"]
+    assert any("the observable n is left out" in note for note in again["monitor"]["notes"])

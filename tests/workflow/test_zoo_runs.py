@@ -25,6 +25,8 @@ def no_plots(monkeypatch):
     module = "openmm_tsf.analysis.analyze"
     monkeypatch.setattr(tsf.Run, "plot", lambda self, path, reference=None: None)
     monkeypatch.setattr(f"{module}.plot_diagnostics", lambda run, path: None)
+    monkeypatch.setattr(f"{module}.plot_torsions", lambda run, path, names: None)
+    monkeypatch.setattr(f"{module}.plot_observables", lambda run, path: None)
     monkeypatch.setattr(f"{module}.write_thermodynamics", lambda run, folder, reference: {})
 
 

@@ -141,7 +141,9 @@ def _draw_basins(axis: Axes, certificate: dict[str, Any]) -> None:
     if certificate["coverage"]:
         table = certificate["coverage"][lowest]["basins"]
         for row, name in enumerate(basins):
-            by_flow = table[name]
+            by_flow = table.get(name)
+            if by_flow is None:  # of an observed dihedral
+                continue
             if by_flow["high"] is not None:
                 ends = [max(by_flow["low"], floor), max(by_flow["high"], floor)]
                 axis.plot(ends, [row + 0.2] * 2, color=REFERENCE_COLOUR, lw=2)

@@ -1,21 +1,17 @@
 """Figure of how the sampler works: acceptance, exchange of replicas, running estimates."""
 
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from openmm_tsf.analysis.estimates import RunEstimates
-from openmm_tsf.analysis.plots.style import FONT, RUN_COLOUR, draw_band, extent, save_figure, symbol
+from openmm_tsf.analysis.plots.running import draw_running, series_of_rungs
+from openmm_tsf.analysis.plots.style import FONT, RUN_COLOUR, extent, save_figure, symbol
 from openmm_tsf.analysis.statistics import Array
-from openmm_tsf.analysis.uncertainty import estimate_mean
-
-_RUNNING_POINTS = 20
 
 
 def plot_diagnostics(run: RunEstimates, path: str | Path) -> None:
@@ -31,14 +27,18 @@ def plot_diagnostics(run: RunEstimates, path: str | Path) -> None:
     else:
         for axis in (axes[0, 1], axes[0, 2], axes[1, 2]):
             axis.set_axis_off()
-    # A φ if one was recorded: the first recorded dihedral may be a ψ.
-    name = min(run.dihedral_atoms, key=lambda n: not n.startswith("phi"), default=None)
-    if name is None:
-        axes[1, 0].set_axis_off()
+    name = run.first_phi()
+    if name is not None:
+        inside, label = run.dihedral_at_all_rungs(name) > 0, f"P({symbol(name)}>0)"
+        draw_running(axes[1, 0], run, series_of_rungs(run, inside), label, is_state=True)
+    elif run.basins.names:
+        rarest = min(run.basins.names, key=lambda basin: int(run.in_basin(basin).sum()))
+        inside, label = run.in_basin(rarest), f"P({symbol(rarest)})"
+        draw_running(axes[1, 0], run, series_of_rungs(run, inside), label, is_state=True)
     else:
-        label = f"P({symbol(name)}>0)"
-        _draw_running(axes[1, 0], run, lambda t: run.dihedral(name, t) > 0, label, True)
-    _draw_running(axes[1, 1], run, run.energies, "⟨U⟩ - final (kJ/mol)", False)
+        axes[1, 0].set_axis_off()
+    energies = series_of_rungs(run, run.energy)
+    draw_running(axes[1, 1], run, energies, "⟨U⟩ - final (kJ/mol)", from_last=True)
     known = run.segments
     figure.suptitle(
         f"{extent(run)}; {known.n_evaluations:,} energy evaluations in "
@@ -95,42 +95,6 @@ def _draw_mixing(figure: Figure, axis: Axes, run: RunEstimates) -> None:
     words = f"mixing; {trips:,} round trips, relaxation {iterations:.1f} iterations"
     axis.set_title(words, fontsize=FONT)
     figure.colorbar(image, ax=axis, shrink=0.8, label="probability")
-
-
-def _draw_running(
-    axis: Axes, run: RunEstimates, series: Callable[[float], npt.ArrayLike], label: str, log: bool
-) -> None:
-    first = run.n_used / _RUNNING_POINTS
-    ends = np.unique(np.linspace(first, run.n_used, _RUNNING_POINTS).astype(int))
-    ends = ends[ends > 0]
-    x = run.start + ends
-    colours = matplotlib.colormaps["plasma"](np.linspace(0.05, 0.8, run.n_rungs))
-    drawn = False
-    for temperature, colour in zip(run.temperatures, colours, strict=True):
-        values = np.asarray(series(temperature), dtype=np.float64)
-        estimates = [estimate_mean(values[:end]) for end in ends]
-        means = np.array([e.value for e in estimates])
-        errors = np.nan_to_num(np.array([e.stderr for e in estimates]))
-        if not log:
-            means = means - means[-1]
-        visible = means > 0 if log else np.ones(len(means), dtype=bool)
-        if not visible.any():
-            continue
-        drawn = True
-        axis.plot(x[visible], means[visible], color=colour, label=f"{temperature:.0f} K")
-        low = np.maximum(means - errors, 0.1 * means) if log else means - errors
-        draw_band(axis, x[visible], low[visible], (means + errors)[visible], colour)
-    if log and drawn:
-        axis.set_yscale("log")
-    if run.start:
-        axis.axvspan(0, run.start, color="0.9", lw=0, label="left out")
-    if drawn:
-        axis.legend(frameon=False, fontsize=9)
-    else:
-        axis.text(0.5, 0.5, "never visited", ha="center", transform=axis.transAxes, fontsize=FONT)
-    axis.set_xlabel("saved iterations", fontsize=FONT)
-    axis.set_ylabel(label, fontsize=FONT)
-    axis.set_title(f"running estimate of {label.split(' -')[0]} ± SE", fontsize=FONT)
 
 
 def _draw_replica(axis: Axes, run: RunEstimates) -> None:

@@ -19,7 +19,8 @@ from openmm_tsf.analysis.plots.style import (
     FONT,
     REFERENCE_COLOUR,
     RUN_COLOUR,
-    draw_band,
+    density_of,
+    draw_density,
     extent,
     label_degrees,
     save_figure,
@@ -27,7 +28,7 @@ from openmm_tsf.analysis.plots.style import (
 )
 from openmm_tsf.analysis.ramachandran import BINS, RamachandranDistance
 from openmm_tsf.analysis.reference import Reference
-from openmm_tsf.analysis.statistics import Array, group_labels, torus_histogram
+from openmm_tsf.analysis.statistics import Array, torus_histogram
 from openmm_tsf.analysis.uncertainty import MeanEstimate
 
 _CUTOFF_KT = 8.0
@@ -100,10 +101,10 @@ def _draw_rung(
     # The same zero for both maps, so that equal colours are equal probabilities.
     maps = [torus_histogram(sample.phi, sample.psi, BINS) for sample in samples]
     highest = float(maps[-1].max())
-    image = _draw_torus(row[0], maps[0], highest, names)
+    image = draw_map(row[0], maps[0], highest, names)
     row[0].set_title(_run_title(run, temperature, distance), fontsize=10)
     if distance is not None:
-        _draw_torus(row[1], maps[1], highest, names)
+        draw_map(row[1], maps[1], highest, names)
         title = _reference_title(temperature, samples[1].phi.size, distance)
         row[1].set_title(title, fontsize=10)
     label = symbol(names[0])
@@ -137,7 +138,8 @@ def _draw_missing(axis: Axes, temperature: float) -> None:
     axis.text(0.5, 0.5, text, ha="center", va="center", transform=place, fontsize=FONT)
 
 
-def _draw_torus(axis: Axes, p: Array, highest: float, names: tuple[str, str]) -> AxesImage:
+def draw_map(axis: Axes, p: Array, highest: float, names: tuple[str, str]) -> AxesImage:
+    """Draw -ln of probabilities [bins, bins] of two dihedrals in kT above that of the highest."""
     with np.errstate(divide="ignore"):
         free_energy = -np.log(p / highest)
     style: dict[str, Any] = {"origin": "lower", "extent": (-180, 180, -180, 180), "cmap": "viridis"}
@@ -153,8 +155,8 @@ def _draw_phi(axis: Axes, samples: list[_Sample], label: str) -> None:
     edges = np.linspace(-180, 180, _PHI_BINS + 1)
     smallest = []
     for sample in samples:
-        density, error = _histogram(np.degrees(sample.phi), edges)
-        _draw_histogram(axis, edges, density, error, sample)
+        density, error = density_of(np.degrees(sample.phi), edges)
+        draw_density(axis, edges, density, error, sample.colour, sample.label)
         smallest.append(density[density > 0].min())
     axis.set_yscale("log")
     axis.set_ylim(bottom=max(0.5 * min(smallest), 1e-7))
@@ -169,10 +171,10 @@ def _draw_energies(axis: Axes, samples: list[_Sample]) -> None:
     low = min(np.quantile(sample.energy, 0.0005) for sample in samples)
     high = max(np.quantile(sample.energy, 0.9995) for sample in samples)
     edges = np.linspace(low, high, _ENERGY_BINS + 1) if high > low else np.array([low - 1, low + 1])
-    histograms = [_histogram(sample.energy, edges) for sample in samples]
+    histograms = [density_of(sample.energy, edges) for sample in samples]
     top = max(float((density + np.nan_to_num(error)).max()) for density, error in histograms)
     for sample, (density, error) in zip(samples, histograms, strict=True):
-        _draw_histogram(axis, edges, density, error, sample)
+        draw_density(axis, edges, density, error, sample.colour, sample.label)
         mean, label = float(sample.energy.mean()), f"{sample.label} mean"
         axis.vlines(mean, 0, top, color=sample.colour, lw=0.8, ls="--", label=label)
     axis.set_ylim(0, 1.35 * top)  # room for the legend
@@ -180,33 +182,6 @@ def _draw_energies(axis: Axes, samples: list[_Sample]) -> None:
     axis.set_ylabel("p(U) (mol/kJ)", fontsize=FONT)
     axis.set_box_aspect(1)
     axis.legend(frameon=False, fontsize=9, loc="upper center", ncols=2)
-
-
-def _histogram(values: Array, edges: Array) -> tuple[Array, Array]:
-    """Return the density and its standard error [bins] from the spread of walkers (of blocks)."""
-    bins = np.digitize(values, edges) - 1
-    width = np.diff(edges)
-    # Counts by group directly: one series per bin would be large.
-    labels = group_labels(*values.shape)
-    n_groups = int(labels.max()) + 1
-    inside = (bins >= 0) & (bins < len(width)) & (labels >= 0)
-    flat = labels[inside] * len(width) + bins[inside]
-    counts = np.bincount(flat, minlength=n_groups * len(width)).reshape(n_groups, len(width))
-    sizes = np.bincount(labels[labels >= 0], minlength=n_groups)
-    densities = counts / sizes[:, None] / width
-    error = np.full(len(width), np.nan)
-    if n_groups > 1:
-        error = densities.std(axis=0, ddof=1) / np.sqrt(n_groups)
-    return densities.mean(axis=0), error
-
-
-def _draw_histogram(
-    axis: Axes, edges: Array, density: Array, error: Array, sample: _Sample
-) -> None:
-    axis.stairs(density, edges, color=sample.colour, lw=1.4, label=sample.label)
-    band = np.nan_to_num(error)
-    low, high = np.maximum(density - band, 0.0), density + band
-    draw_band(axis, np.repeat(edges, 2)[1:-1], np.repeat(low, 2), np.repeat(high, 2), sample.colour)
 
 
 def _run_title(run: RunEstimates, temperature: float, distance: RamachandranDistance | None) -> str:

@@ -27,6 +27,7 @@ from openmm_tsf.analysis.thermodynamics import Thermodynamics
 _PROFILE_COLOURS = ("#0b5394", "#e69138")
 #: Bins of a profile with fewer effective samples are not drawn.
 _MIN_KISH = 10
+_MOST_BASINS = 6
 
 
 @dataclass(frozen=True)
@@ -41,22 +42,29 @@ class _Tables:
 def plot_thermodynamics(
     run: RunEstimates, path: str | Path, reference: Reference | None = None
 ) -> Thermodynamics:
-    """Plot ΔF(T), ⟨U⟩(T), C_V(T) by MBAR and φ profiles at the outer rungs, and return them."""
+    """Plot ΔF(T), ⟨U⟩(T), C_V(T) by MBAR and profiles at the outer rungs, and return them.
+
+    ΔF and profiles are those of the first φ; where it has one sign only, or there is none,
+    populations of basins and the profile of another torsion.
+    """
     table = run.thermodynamics()
     points = None if reference is None else reference.thermodynamics(run.boltzmann_constant)
     tables = _Tables(table, points, run.temperatures)
     figure = Figure(figsize=(11.5, 8.4), layout="constrained")
     axes = figure.subplots(2, 2)
-    if table.dihedral is None:
-        axes[0, 0].set_axis_off()
-        axes[1, 1].set_axis_off()
-    else:
-        # The reference has a single φ: it is that of a run whose φ has no number either.
-        comparable = table.dihedral == "phi"
-        label = f"ΔF({symbol(table.dihedral)}) (kT)"
+    shown = run.profile_dihedral()
+    # The reference has a single φ: it is that of a run whose φ has no number either.
+    comparable = shown == "phi"
+    if shown is not None and shown == table.dihedral:
+        label = f"ΔF({symbol(shown)}) (kT)"
         phi_tables = tables if comparable else replace(tables, reference=None)
         _draw_function(axes[0, 0], phi_tables, "delta_f", label)
-        _draw_profiles(axes[1, 1], run, table.dihedral, reference if comparable else None)
+    else:
+        _draw_basins(axes[0, 0], run, table.temperatures)
+    if shown is None:
+        axes[1, 1].set_axis_off()
+    else:
+        _draw_profiles(axes[1, 1], run, shown, reference if comparable else None)
     _draw_energy(axes[0, 1], tables)
     _draw_function(axes[1, 0], tables, "heat_capacity", "var(U)/kT² (J/mol/K)", scale=1e3)
     figure.suptitle(f"MBAR over {run.n_rungs} rungs, {extent(run)}; bands: ± SE", fontsize=12)
@@ -99,6 +107,29 @@ def _draw_energy(axis: Axes, tables: _Tables) -> None:
     axis.set_title(
         f"line: {low:.2f} kJ/mol at {t_low:.0f} K to {high:.2f} at {t_high:.0f} K", fontsize=10
     )
+
+
+def _draw_basins(axis: Axes, run: RunEstimates, kelvins: Array) -> None:
+    """Draw the populations of the most populated basins as functions of temperature by MBAR."""
+    inside = {name: run.in_basin(name) for name in run.basins.names}
+    names = sorted(inside, key=lambda name: -int(inside[name].sum()))[:_MOST_BASINS]
+    if not names:
+        axis.set_axis_off()
+        return
+    for name in names:
+        curve = run.curve(inside[name], kelvins)
+        (line,) = axis.plot(kelvins, curve.value, lw=1.4, label=symbol(name))
+        band = np.nan_to_num(curve.stderr)
+        low, high = np.maximum(curve.value - band, 0.0), np.minimum(curve.value + band, 1.0)
+        draw_band(axis, kelvins, low, high, line.get_color())
+    axis.set_xlabel("T (K)", fontsize=FONT)
+    axis.set_ylabel("P", fontsize=FONT)
+    left_out = len(inside) - len(names)
+    axis.set_title(
+        f"populations of basins{f' ({left_out} rarer ones left out)' if left_out else ''}",
+        fontsize=10,
+    )
+    axis.legend(frameon=False, fontsize=9)
 
 
 def _draw_profiles(axis: Axes, run: RunEstimates, name: str, reference: Reference | None) -> None:
