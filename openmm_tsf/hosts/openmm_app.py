@@ -272,9 +272,7 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
     def _own_energies(self) -> Tensor:
         """Return the energies [n] of the replicas, the same in all states of a flow."""
         rows = self.replicaStateEnergy.value_in_unit(KJ_PER_MOLE)
-        energies = [row[0] for row in rows]
-        device = self._prepare().device
-        return torch.tensor(energies, dtype=torch.float64, device=device)
+        return torch.from_numpy(rows[:, 0].copy()).to(self._prepare().device)
 
     def _store(self, old: Tensor, new: Tensor, energy: Tensor) -> None:
         """Put positions [n, N, 3] that changed into the replicas' States, and all energies [n]."""
@@ -293,8 +291,8 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
                 torch.tensor(rounded, dtype=torch.int64, device=energy.device),
                 moves.energies(self._positions()[rounded]),
             )
-        n = len(self.states)
-        self.replicaStateEnergy = [[u] * n for u in energy.tolist()] * KJ_PER_MOLE
+        rows = np.repeat(energy.cpu().numpy()[:, None], len(self.states), axis=1)
+        self.replicaStateEnergy = unit.Quantity(rows, KJ_PER_MOLE)
 
     def _compute_energies(self) -> None:
         """Set the energies of all replicas in all states."""

@@ -64,7 +64,8 @@ class ReplicaMoves:
         self.totals = {"replicas_outside": 0} | dict.fromkeys(_TOTALS, 0)
         self._kernels: dict[tuple[int, ...], tuple[list[Kernel], list[Kernel]]] = {}
         every_rung = tuple(range(len(self.temperatures)))
-        for kernel in sum(self._kernels_of(every_rung), []):  # counts of zero, and errors now
+        moves, swaps = self._kernels_of(every_rung)
+        for kernel in (*moves, *swaps):  # counts of zero, and errors now
             self._add(kernel.name, every_rung, KernelInfo.zero(kernel.counts_shape))
 
     def make_moves(self, temperatures: tuple[float, ...]) -> list[Kernel]:
@@ -94,46 +95,41 @@ class ReplicaMoves:
         self, x: Tensor, energy: Tensor, rung: Sequence[int], iteration: int, generator: Generator
     ) -> tuple[Tensor, Tensor]:
         """Return x [n, N, 3] in nm and energies [n] after the moves of replicas at rungs [n]."""
-        x, energy, _ = self._apply(0, 1, x, energy, rung, iteration, generator)
+        usable = self._usable(x, energy)
+        self.totals["replicas_outside"] += len(usable) - sum(usable)
+        x, energy = x.clone(), energy.clone()
+        for rungs, rows in _ladders(rung, usable, generator):
+            state = _walkers(x, energy, rows, iteration)
+            for kernel in self._kernels_of(rungs)[0]:
+                state = self._apply(kernel, rungs, state, generator)
+            x[state.replica], energy[state.replica] = state.x, state.energy
         return x, energy
 
     def exchange(
         self, x: Tensor, energy: Tensor, rung: Sequence[int], iteration: int, generator: Generator
     ) -> tuple[Tensor, Tensor, list[int]]:
         """Return x [n, N, 3], energies [n] and rungs [n] of the replicas after steered swaps."""
-        for sweep in range(self.n_steered):
-            number = iteration * self.n_steered + sweep
-            x, energy, rung = self._apply(1, number, x, energy, rung, iteration, generator)
-        return x, energy, list(rung)
+        usable = self._usable(x, energy)
+        x, energy, rung = x.clone(), energy.clone(), list(rung)
+        for sweep in range(iteration * self.n_steered, (iteration + 1) * self.n_steered):
+            for rungs, rows in _ladders(rung, usable, generator):
+                if not (swaps := self._kernels_of(rungs)[1]):
+                    continue
+                state = _walkers(x, energy, rows, iteration)
+                state = self._apply(swaps[sweep % len(swaps)], rungs, state, generator)
+                x[state.replica], energy[state.replica] = state.x, state.energy
+                for walker in state.replica.tolist():
+                    for replica, new in zip(walker, rungs, strict=True):
+                        rung[replica] = new
+        return x, energy, rung
 
     def _apply(
-        self,
-        which: int,
-        number: int,
-        x: Tensor,
-        energy: Tensor,
-        rung: Sequence[int],
-        iteration: int,
-        generator: Generator,
-    ) -> tuple[Tensor, Tensor, list[int]]:
-        """Apply the moves (`which` 0), or the swap of this `number` (1), to all replicas."""
-        x, energy, new_rung = x.clone(), energy.clone(), list(rung)
-        usable = self._usable(x, energy)
-        self.totals["replicas_outside"] += len(usable) - sum(usable) if which == 0 else 0
-        for rungs, rows in _ladders(rung, usable, generator):
-            kernels = self._kernels_of(rungs)[which]
-            if which == 1 and kernels:
-                kernels = [kernels[number % len(kernels)]]
-            index = torch.tensor(rows, dtype=torch.int64, device=x.device)
-            state = WalkerState(x[index], None, energy[index], index, iteration)
-            for kernel in kernels:
-                state, info = kernel(state, generator)
-                self._add(kernel.name, rungs, info)
-            x[state.replica], energy[state.replica] = state.x, state.energy
-            for walker in state.replica.tolist():
-                for replica, new in zip(walker, rungs, strict=True):
-                    new_rung[replica] = new
-        return x, energy, new_rung
+        self, kernel: Kernel, rungs: tuple[int, ...], state: WalkerState, generator: Generator
+    ) -> WalkerState:
+        """Return the walkers after a kernel, whose counts are added."""
+        state, info = kernel(state, generator)
+        self._add(kernel.name, rungs, info)
+        return state
 
     @torch.no_grad()
     def _usable(self, x: Tensor, energy: Tensor) -> list[bool]:
@@ -163,6 +159,12 @@ class ReplicaMoves:
             total[where] += part.numpy()
         for total_name in _TOTALS:
             self.totals[total_name] += int(getattr(info, total_name))
+
+
+def _walkers(x: Tensor, energy: Tensor, rows: list[list[int]], iteration: int) -> WalkerState:
+    """Return the replicas in `rows` [W, R] as walkers."""
+    index = torch.tensor(rows, dtype=torch.int64, device=x.device)
+    return WalkerState(x[index], None, energy[index], index, iteration)
 
 
 def _ladders(
