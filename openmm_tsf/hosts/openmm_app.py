@@ -321,11 +321,13 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
         n, n_attempts = len(self.states), self.exchangesPerIteration
         if n < 2 or n_attempts < 1:
             return
-        shape, options = (n_attempts,), {"generator": generator, "device": generator.device}
-        first = torch.randint(n, shape, dtype=torch.int64, **options)
-        second = torch.randint(n - 1, shape, dtype=torch.int64, **options)
+        device = generator.device
+        # Of the n (n - 1) ordered pairs one for each attempt, and a uniform number.
+        uniform = torch.rand(2, n_attempts, generator=generator, dtype=torch.float64, device=device)
+        pairs = (uniform[0] * (n * (n - 1))).long()
+        first, second = pairs // (n - 1), pairs % (n - 1)
         second = second + (second >= first)
-        log_uniform = torch.rand(shape, dtype=torch.float64, **options).log()
+        log_uniform = uniform[1].log()
         reduced, index = self._reduced_energies(), self.replicaStateIndex
         accepted, proposed = self._exchanges
         for i, j, limit in zip(first.tolist(), second.tolist(), log_uniform.tolist(), strict=True):

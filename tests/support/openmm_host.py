@@ -13,7 +13,7 @@ from tests.support.exact_cases import the_tree, tree_flow
 
 
 def make_simulation(system=None, topology=None, positions=None, integrator=None):
-    """Return a Simulation on the Reference platform, by default of the exactly solvable molecule."""
+    """Return a Simulation on the Reference platform; by default the exactly solvable molecule."""
     tree = the_tree()
     if integrator is None:
         integrator = openmm.LangevinMiddleIntegrator(300.0, 10.0, 0.0005)
