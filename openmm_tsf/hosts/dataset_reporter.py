@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import openmm
 import openmm.app as app
+import torch
 from numpy.typing import NDArray
 
 from openmm_tsf.hosts.matching import compare_energies, positions_of
@@ -160,7 +161,8 @@ class TSFDatasetReporter:
             )
         kelvin, n_evaluations = frames.temperature, frames.interval * len(energies)
         options: dict[str, Any] = {"n_evaluations": n_evaluations, "name": str(frames.path or "")}
-        dataset = MDDataset(positions, kelvin, molecule, energies, **options)
+        x, u = torch.from_numpy(positions), torch.from_numpy(energies)
+        dataset = MDDataset(x, kelvin, molecule, u, **options)
         rows = np.unique(np.linspace(0, len(energies) - 1, _N_COMPARED).astype(int))
         source = "energies: those of the Simulation"
         with molecule.potential() as potential:
@@ -271,13 +273,14 @@ class _Frames:
                 raise ValueError("energies, steps: expected one for each frame")
             if not (np.isfinite(x).all() and np.isfinite(energies).all()):
                 raise ValueError("expected finite numbers")
-            temperature, interval = as_temperature(kelvin.item()), check_int(interval, "interval")
+            temperature, steps_between = as_temperature(kelvin), check_int(interval, "interval")
         except UNREADABLE as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ValueError(f"{path}: not a readable file of frames ({reason})") from error
-        if interval != self.interval:
+        if steps_between != self.interval:
             raise ValueError(
-                f"reportInterval: expected {interval}, as the frames of {path}, got {self.interval}"
+                f"reportInterval: expected {steps_between}, as the frames of {path}, got "
+                f"{self.interval}"
             )
         if self.temperature is not None and self.temperature != temperature:
             raise ValueError(

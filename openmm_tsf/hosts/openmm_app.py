@@ -18,6 +18,7 @@ from openmm_tsf.hosts.matching import (
 )
 from openmm_tsf.hosts.replica_moves import ReplicaMoves
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import KB, KJ_PER_MOLE, as_temperature
 from openmm_tsf.utils.random import make_generator
 from openmm_tsf.utils.validation import check_int, check_seed
@@ -110,6 +111,11 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
     array([5, 5, 5])
     """
 
+    replicaStateEnergy: Any  # a Quantity [n, n], None while an iteration is not complete
+    molecule: MolecularSystem | None
+    potential: Potential | None
+    _moves: ReplicaMoves | None
+
     def __init__(
         self,
         states: list[dict[str, Any]],
@@ -163,7 +169,7 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
         moves = self._moves
         accepted, proposed = self._exchanges.copy()
         statistics: dict[str, Any] = {"exchange": {"accepted": accepted, "proposed": proposed}}
-        totals = {} if moves is None else moves.totals
+        totals: dict[str, int] = {} if moves is None else moves.totals
         if moves is not None:
             statistics["temperatures"] = moves.temperatures
             for name, (taken, tried) in moves.counts.items():

@@ -62,6 +62,7 @@ class ReplicaMoves:
         self.beta, self.device = beta, device_of_map(flow)
         self.counts: dict[str, Counts] = {}
         self.totals = {"replicas_outside": 0} | dict.fromkeys(_TOTALS, 0)
+        self._checked: tuple[Tensor, Tensor] | None = None  # positions, which are in the domain
         self._kernels: dict[tuple[int, ...], tuple[list[Kernel], list[Kernel]]] = {}
         every_rung = tuple(range(len(self.temperatures)))
         moves, swaps = self._kernels_of(every_rung)
@@ -70,7 +71,8 @@ class ReplicaMoves:
 
     def make_moves(self, temperatures: tuple[float, ...]) -> list[Kernel]:
         """Return the kernels of :meth:`move` for some rungs of the ladder, in their order."""
-        parts, kernels = (self.flow, self.potential, temperatures), []
+        parts = self.flow, self.potential, temperatures
+        kernels: list[Kernel] = []
         if n_steps := self.n_independent:
             kernels.append(FlowIndependence(*parts, n_steps=n_steps))
         if n_steps := self.n_crank_nicolson:
@@ -103,6 +105,8 @@ class ReplicaMoves:
             for kernel in self._kernels_of(rungs)[0]:
                 state = self._apply(kernel, rungs, state, generator)
             x[state.replica], energy[state.replica] = state.x, state.energy
+        if self._checked is not None:  # no move leaves the domain, and none leads into it
+            self._checked = x, self._checked[1]
         return x, energy
 
     def exchange(
@@ -134,9 +138,11 @@ class ReplicaMoves:
     @torch.no_grad()
     def _usable(self, x: Tensor, energy: Tensor) -> list[bool]:
         """Return which replicas have a finite energy and are in the flow's domain."""
-        ends = x.to(self.flow.dtype)
-        inside = self.flow.is_in_domain(ends) & ~self.flow.is_mirror_image(ends)
-        usable: list[bool] = (inside & torch.isfinite(energy)).tolist()
+        if self._checked is None or not torch.equal(self._checked[0], x):
+            ends = x.to(self.flow.dtype)
+            inside = self.flow.is_in_domain(ends) & ~self.flow.is_mirror_image(ends)
+            self._checked = x, inside
+        usable: list[bool] = (self._checked[1] & torch.isfinite(energy)).tolist()
         return usable
 
     def _kernels_of(self, rungs: tuple[int, ...]) -> tuple[list[Kernel], list[Kernel]]:
