@@ -17,7 +17,7 @@ from openmm_tsf.sampling.kernels.flow import FlowIndependence
 from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, counts_to_host
 from openmm_tsf.units import as_temperatures
-from openmm_tsf.utils.validation import check_int
+from openmm_tsf.utils.validation import check_float, check_int
 
 #: Counts (accepted, proposed) by rung [R], or by pair of rungs [R, R].
 Counts = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -51,7 +51,7 @@ class ReplicaMoves:
         temperatures: Any,
         n_independent: int = 1,
         n_crank_nicolson: int = 1,
-        beta: Any = 0.5,
+        beta: float = 0.5,
         n_steered: int = 1,
     ) -> None:
         self.flow, self.potential = flow, potential
@@ -59,7 +59,7 @@ class ReplicaMoves:
         self.n_independent = check_int(n_independent, "n_independent", least=0)
         self.n_crank_nicolson = check_int(n_crank_nicolson, "n_crank_nicolson", least=0)
         self.n_steered = check_int(n_steered, "n_steered", least=0)
-        self.beta, self.device = beta, device_of_map(flow)
+        self.beta, self.device = check_float(beta, "beta"), device_of_map(flow)
         self.counts: dict[str, Counts] = {}
         self.totals = {"replicas_outside": 0} | dict.fromkeys(_TOTALS, 0)
         self._checked: tuple[Tensor, Tensor] | None = None  # positions, which are in the domain
