@@ -18,8 +18,8 @@ import pytest
 import openmm_tsf as tsf
 from openmm_tsf.hosts.openmm_app import FlowReplicaExchangeSampler
 from openmm_tsf.utils.random import seeded_generator
-from tests.support import openmm_host
-from tests.support.exact_cases import the_tree, tree_flow
+from tests.support import exact_tree, openmm_host
+from tests.support.exact_cases import Changed, the_tree, tree_flow
 
 KELVINS = (300.0, 400.0, 520.0)
 GAS_CONSTANT = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
@@ -188,6 +188,45 @@ def test_a_simulation_without_positions_resumes(tmp_path):
     app.ReplicaExchangeReporter(str(tmp_path / "run"), 3, sampler, **options)
     sampler.simulate(1)
     assert sampler.molecule.n_atoms == 7
+
+
+class SinglePrecision(Changed):
+    """A Context that keeps positions in single precision, as those of GPUs may."""
+
+    def setPositions(self, positions):
+        self.unchanged.setPositions(np.asarray(positions, np.float32).astype(np.float64))
+
+
+def test_energies_are_those_of_positions_in_single_precision():
+    simulation = openmm_host.make_simulation()
+    simulation.context = SinglePrecision(simulation.context)
+    sampler = openmm_host.make_sampler(KELVINS, simulation=simulation, independentMoves=10)
+    openmm_host.start_exactly(sampler, seeded_generator(4))
+    sampler.simulate(5)
+    x = openmm_host.arrays_of(sampler)[0]
+    np.testing.assert_array_equal(x, x.astype(np.float32))
+    context = openmm_host.make_simulation().context
+    for row, positions in zip(sampler.replicaStateEnergy, x, strict=True):
+        context.setPositions(positions)
+        energy = context.getState(energy=True).getPotentialEnergy()._value
+        np.testing.assert_allclose(row._value, energy, rtol=1e-11)
+
+
+class Offset(Changed):
+    """Energies 0.02 kJ/mol too high."""
+
+    def energy(self, x):
+        return self.unchanged.energy(x) + 0.02
+
+
+def test_a_reduced_precision_of_the_platform_is_stated(caplog):
+    molecule = tsf.MolecularSystem(the_tree().system(), the_tree().topology, exact_tree.POSITIONS)
+    openmm_host.make_sampler(KELVINS, potential=molecule.potential())
+    assert not caplog.text
+    openmm_host.make_sampler(KELVINS, potential=Offset(molecule.potential()))
+    assert "the Reference platform of the Simulation computes energies that differ by 0.02" in (
+        caplog.text
+    )
 
 
 SCRIPT = """
