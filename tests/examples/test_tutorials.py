@@ -34,8 +34,8 @@ def first_run(tmp_path_factory):
 
 
 def test_only_short_tutorials_and_the_troubleshooting_are_at_the_top():
-    names = {"amber_files", "any_temperature", "first_run", "own_kernel", "own_molecule",
-             "torch_potential"}  # fmt: skip
+    names = {"amber_files", "any_temperature", "first_run", "openmm_sampler", "own_kernel",
+             "own_molecule", "torch_potential"}  # fmt: skip
     assert {f"{name}.py" for name in names} == TUTORIALS
     files = {path.name for path in EXAMPLES.iterdir() if path.is_file()}
     assert files - TUTORIALS == {"troubleshooting.md"}
@@ -95,6 +95,26 @@ def test_amber_files(tmp_path, monkeypatch, capsys):
     assert variables["phi"].shape == (8 * 12,)
     assert (tmp_path / "run" / "report.html").is_file()
     assert "22 atoms, torsions ['phi', 'psi']" in capsys.readouterr().out
+
+
+def test_openmm_sampler(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    changes = {
+        "N_EQUILIBRATION = 20_000": "N_EQUILIBRATION = 3000",
+        "N_MD = 500_000": "N_MD = 6000",
+        '(100, "md.npz")': '(60, "md.npz")',
+        "N_STEPS = 2000": "N_STEPS = 4",
+        "N_ITERATIONS = 2000": "N_ITERATIONS = 20",
+        "(dataset, seed=1)": "(dataset, seed=1, n_blocks=2, hidden=(16,))",
+    }
+    variables = run_short("openmm_sampler.py", changes)
+    assert len(variables["dataset"]) == 100
+    assert variables["sampler"].currentIteration == 20
+    assert variables["frames"].n_frames == 2
+    assert variables["counts"]["proposed"].tolist() == [[0, 10, 0], [0, 0, 10], [0, 0, 0]]
+    printed = capsys.readouterr().out
+    assert "P(phi > 0) at 300 K" in printed
+    assert "flow_crank_nicolson accepted: " in printed
 
 
 def test_torch_potential(tmp_path, monkeypatch, capsys):
