@@ -35,7 +35,6 @@ from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.hosts.energy_terms import differing_terms, energy_terms
 from openmm_tsf.io.files import check_regular_file
-from openmm_tsf.metropolis import InvalidWalker
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.potentials.openmm_potential import ContextPotential
 from openmm_tsf.potentials.torch_potential import TorchPotential
@@ -174,8 +173,7 @@ class FlowMove(MCMCMove):  # type: ignore[misc]
         ------
         ValueError
             If the state has a pressure, a periodic box or another energy than the flow's System; if
-            the positions have a non-finite energy or lie outside the flow's domain, as mirror
-            images do.
+            the positions have a non-finite energy, or are a mirror image of the flow's molecule.
         """
         self._check_state(thermodynamic_state)
         flow = self._flow = self._flow or self._load()
@@ -190,17 +188,15 @@ class FlowMove(MCMCMove):  # type: ignore[misc]
         energy = potential.energy(x)
         if not bool(energy.isfinite().all()):
             raise ValueError("sampler_state: expected positions of finite energy, got infinity")
+        if bool(flow.is_mirror_image(x.to(flow.dtype)).any()):
+            raise ValueError(
+                "sampler_state: expected the handedness of the flow's molecule, got positions with "
+                "a centre (or labels of hydrogens) that is its mirror image"
+            )
         replica = torch.zeros(1, 1, dtype=torch.int64, device="cpu")
         count = self.n_proposed // self.n_steps
         start = WalkerState(x[None], None, energy[None], replica, iteration=count)
-        try:
-            end, info = self._kernel(start, self._generator(kelvin, positions))
-        except InvalidWalker as error:
-            mirror = bool(flow.is_mirror_image(x.to(flow.dtype)).any())
-            got = "a mirror image of the molecule" if mirror else "others"
-            raise InvalidWalker(
-                f"sampler_state: expected positions in the flow's domain, got {got}"
-            ) from error
+        end, info = self._kernel(start, self._generator(kelvin, positions))
         accepted = int(info.accepted.sum())
         if accepted:
             x_new = end.x[0, 0].numpy().copy()

@@ -10,12 +10,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials.blocks import replace_non_finite
-from openmm_tsf.potentials.context_pool import (
-    ContextPool,
-    PlatformChoice,
-    build_context,
-    open_pool,
-)
+from openmm_tsf.potentials.context_pool import ContextPool, PlatformChoice, build_context, open_pool
 from openmm_tsf.potentials.molecular import MolecularPotential, check_system
 from openmm_tsf.potentials.platforms import check_platform, check_properties, choose_platform
 
