@@ -63,7 +63,7 @@ _STATISTICS = (
 _POTENTIALS = ("context", "torch")
 
 
-class FlowMove(MCMCMove):  # type: ignore[misc]
+class FlowMove(MCMCMove):
     """What moves through a flow share: the flow file, energies, statistics and random numbers.
 
     Parameters
@@ -107,12 +107,12 @@ class FlowMove(MCMCMove):  # type: ignore[misc]
         potential: str = "context",
     ) -> None:
         super().__init__()
-        if not isinstance(flow, (str, os.PathLike)):
-            hint = "write it with flow.save(path)"
-            raise TypeError(
-                f"flow: expected the path of a flow file, got {type(flow).__name__}; {hint}"
-            )
-        if not isinstance(molecule, MolecularSystem):
+        try:
+            self.flow_path = Path(os.path.abspath(flow))
+        except TypeError:
+            got = f"{type(flow).__name__}; write it with flow.save(path)"
+            raise TypeError(f"flow: expected the path of a flow file, got {got}") from None
+        if not issubclass(type(molecule), MolecularSystem):
             got = type(molecule).__name__
             raise TypeError(f"molecule: expected an openmm_tsf.MolecularSystem, got {got}")
         molecule.check_pose_independent()
@@ -120,16 +120,14 @@ class FlowMove(MCMCMove):  # type: ignore[misc]
         self.seed = drawn if seed is None else check_seed(seed)
         self.n_steps = check_int(n_steps, "n_steps")
         self.potential = check_choice(potential, "potential", _POTENTIALS)
-        self.flow_path = Path(os.path.abspath(flow))
         self.flow_sha256 = _hash_of_file(self.flow_path)
         self._terms = energy_terms(molecule.system)
         self.statistics = dict.fromkeys(_STATISTICS, 0)
-        self._forget()
-        self._flow = load_flow(self.flow_path, molecule)
+        self._begin(load_flow(self.flow_path, molecule))
 
-    def _forget(self) -> None:
-        """Set what is made when the move is first applied."""
-        self._flow: AugmentedFlow | None = None
+    def _begin(self, flow: AugmentedFlow | None) -> None:
+        """Set what is not stored, but made when the move is first applied."""
+        self._flow = flow
         self._kernel: FlowProposalKernel | None = None
         self._torch_potential: TorchPotential | None = None
         self._checked: ThermodynamicState | None = None  # a state known to have the flow's energy
@@ -240,8 +238,8 @@ class FlowMove(MCMCMove):  # type: ignore[misc]
             )
         if state.is_periodic:
             raise ValueError(
-                "thermodynamic_state: expected no periodic box, got a periodic System; a flow is of "
-                "one molecule in vacuum or implicit solvent"
+                "thermodynamic_state: expected no periodic box, got a periodic System; a flow is "
+                "of one molecule in vacuum or implicit solvent"
             )
         different = differing_terms(
             self._terms, energy_terms(state.get_system(remove_thermostat=True))
@@ -297,7 +295,7 @@ class FlowMove(MCMCMove):  # type: ignore[misc]
         potential = require_entry(serialization, "potential", str)
         self.potential = check_choice(potential, "potential", _POTENTIALS)
         self.statistics = serialization
-        self._forget()
+        self._begin(None)
         self._check_file()
 
 

@@ -6,15 +6,19 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import openmm
 import openmm.unit as unit
 import pytest
 import torch
+from openmmtools import alchemy, mcmc, multistate, testsystems, utils
+from openmmtools.states import CompoundThermodynamicState, ThermodynamicState
 
 from openmm_tsf.flows import TemperatureSteerableFlow
+from openmm_tsf.hosts.openmmtools import TSFIndependenceMove, TSFMove
 from openmm_tsf.systems.molecule import MolecularSystem
 from tests.support import exact_tree
 from tests.support.exact_cases import the_tree
@@ -23,7 +27,6 @@ from tests.support.openmmtools_cases import (
     apply_to_all,
     create_sampler,
     exact_states,
-    multistate,
     positions_of,
     reference_cache,
     resume_sampler,
@@ -32,10 +35,6 @@ from tests.support.openmmtools_cases import (
     state_at,
     tree_molecule,
 )
-
-from openmm_tsf.hosts.openmmtools import TSFIndependenceMove, TSFMove  # isort: skip
-from openmmtools import alchemy, mcmc, utils  # isort: skip
-from openmmtools.states import CompoundThermodynamicState, ThermodynamicState  # isort: skip
 
 KELVIN = 400.0
 
@@ -170,40 +169,45 @@ def test_multistate_samplers_store_and_resume(flow, tmp_path, kind):
     assert stored == [24] * len(LADDER)
     frames = [positions_of(reporter.read_sampler_states(iteration=i)) for i in range(7)]
     reporter.close()
-    for one, other in zip(frames[:-1], frames[1:], strict=True):
+    for one, other in pairwise(frames):
         assert not torch.equal(one, other)
 
 
 SCRIPT = """
-    import sys, warnings
-    from pathlib import Path
-    warnings.simplefilter("ignore")
-    import torch
-    torch.set_num_threads(1)
-    from openmm_tsf.hosts.openmmtools import TSFIndependenceMove
-    from tests.support.openmmtools_cases import create_sampler, tree_molecule
+import sys
+from pathlib import Path
 
-    flow, path = map(Path, sys.argv[1:])
-    move = TSFIndependenceMove(flow, tree_molecule(), n_steps=4, seed=1)
-    sampler, reporter = create_sampler("ReplicaExchangeSampler", move, path, 100_000)
-    sampler.run(3)
-    print("three", flush=True)
-    {rest}
+import torch
+
+torch.set_num_threads(1)
+from openmm_tsf.hosts.openmmtools import TSFIndependenceMove
+from tests.support.openmmtools_cases import create_sampler, tree_molecule
+
+flow, path = map(Path, sys.argv[1:])
+move = TSFIndependenceMove(flow, tree_molecule(), n_steps=4, seed=1)
+kind, options = "ReplicaExchangeSampler", {"replica_mixing_scheme": %r}
+sampler, reporter = create_sampler(kind, move, path, 100_000, **options)
+sampler.run(3)
 """
 
 
-def start_process(flow, path, rest, prefix=()):
-    """Start a process that runs three iterations and then `rest`; wait for the three."""
-    command = [*prefix, sys.executable, "-c", textwrap.dedent(SCRIPT).format(rest=rest)]
-    process = subprocess.Popen(
+def start_process(flow, path, rest="", prefix=(), mixing="swap-all"):
+    """Start a process that runs three iterations, and then `rest`."""
+    command = [*prefix, sys.executable, "-W", "ignore", "-c", SCRIPT % mixing + rest]
+    paths = os.pathsep.join(path for path in sys.path if path)
+    return subprocess.Popen(
         [*command, str(flow), str(path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        env=os.environ | {"PYTHONPATH": paths},
     )
+
+
+def wait_for_three(process):
+    """Wait until a process has printed that it ran three iterations."""
     for line in process.stdout:
         if line.strip() == b"three":
-            return process
+            return
     raise RuntimeError(f"the process ended with {process.wait()}")
 
 
@@ -236,7 +240,9 @@ def test_the_files_of_a_running_sampler_resume(flow, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_sampler_resumes(flow, tmp_path):
-    process = start_process(flow, tmp_path / "run.nc", "sys.stdin.read()")
+    rest = 'print("three", flush=True); sys.stdin.read()'
+    process = start_process(flow, tmp_path / "run.nc", rest)
+    wait_for_three(process)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -248,12 +254,39 @@ def test_a_sampler_terminated_within_an_iteration_resumes(flow, tmp_path):
     """Openmmtools finishes writing an iteration when it is terminated."""
     for trial in range(4):
         path = tmp_path / f"{trial}.nc"
-        process = start_process(flow, path, "sampler.run()")
+        process = start_process(flow, path, 'print("three", flush=True); sampler.run()')
+        wait_for_three(process)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.2 + 0.13 * trial)
         process.terminate()
         process.communicate()
         check_resumes(path)
+
+
+@pytest.mark.slow
+def test_two_processes_of_mpi_sample_the_same_as_one(flow, tmp_path):
+    """Without exchanges, which are random, bit by bit."""
+    pytest.importorskip("mpi4py", reason="mpi4py is not installed")
+    folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    if (mpiexec := shutil.which("mpiexec", path=folders)) is None:
+        pytest.skip("no mpiexec (pip install mpich, for example)")
+    rest = "import mpiplus; print(mpiplus.get_mpicomm().size); reporter.close()"
+    results = {}
+    for name, prefix in (("two", (mpiexec, "-n", "2")), ("one", ())):
+        path = tmp_path / f"{name}.nc"
+        end = rest if prefix else "reporter.close()"
+        process = start_process(flow, path, end, prefix, mixing=None)
+        printed, _ = process.communicate()
+        assert process.returncode == 0
+        assert printed.split().count(b"2") == 2 * bool(prefix)
+        sampler, reporter = resume_sampler("ReplicaExchangeSampler", path)
+        results.append(
+            (positions_of(sampler.sampler_states), [m.statistics for m in sampler.mcmc_moves])
+        )
+        reporter.close()
+    (two, counts_two), (one, counts_one) = results
+    assert counts_two == counts_one
+    assert torch.equal(two, one)
 
 
 def test_a_flow_file_that_moved_or_changed_is_refused(flow, tmp_path):
@@ -294,7 +327,7 @@ def changed_system(change):
     return system
 
 
-def test_states_of_another_energy_are_refused_by_name(flow):
+def test_states_of_another_energy_are_refused_by_name(flow, molecule):
     (start,) = exact_states(1, KELVIN, seed=12)
     bond = openmm.CustomBondForce("(r - 1)^2")
     bond.addBond(0, 3, [])
@@ -326,9 +359,7 @@ def test_states_of_another_energy_are_refused_by_name(flow):
         ),
         "no periodic box": state_at(KELVIN, changed_system(in_a_box)),
         "a CompoundThermodynamicState with .*CustomNonbondedForce": compound,
-        "no 7 particles, 22 particles in addition|22 particles": state_at(
-            KELVIN, __import__("openmm_tsf").systems.alanine_dipeptide().system
-        ),
+        "no 7 particles, .*22 particles in addition": state_at(KELVIN, molecule.system),
     }
     for message, state in cases.items():
         move = independence(flow)
@@ -342,7 +373,7 @@ def test_states_of_another_energy_are_refused_by_name(flow):
 
 def test_constant_pressure_is_refused(flow):
     """By name; the ensemble is known before the energy is."""
-    testsystem = __import__("openmmtools").testsystems.LennardJonesFluid(nparticles=64)
+    testsystem = testsystems.LennardJonesFluid(nparticles=64)
     state = ThermodynamicState(
         testsystem.system, temperature=KELVIN * unit.kelvin, pressure=1.0 * unit.bar
     )
@@ -415,8 +446,9 @@ def test_positions_that_a_flow_cannot_start_from_are_refused(flow):
 
 def test_wrong_arguments_are_refused(flow, tmp_path, molecule):
     tree = tree_molecule()
+    toy = TemperatureSteerableFlow(1, 1, 1, (4,))
     cases = [
-        (TypeError, "flow: expected the path", lambda: TSFMove(TemperatureSteerableFlow(1, 1, 1, (4,)), tree)),
+        (TypeError, "flow: expected the path", lambda: TSFMove(toy, tree)),
         (FileNotFoundError, "no such flow file", lambda: TSFMove(tmp_path / "no.pt", tree)),
         (ValueError, "belongs to another molecule", lambda: TSFMove(flow, molecule)),
         (TypeError, "molecule: expected", lambda: TSFMove(flow, tree.system)),

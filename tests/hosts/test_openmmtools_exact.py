@@ -4,9 +4,11 @@ import numpy as np
 import openmm.unit as unit
 import pytest
 import torch
+from openmmtools.mcmc import LangevinDynamicsMove, SequenceMove
 from pymbar.timeseries import statistical_inefficiency
 
 import openmm_tsf as tsf
+from openmm_tsf.hosts.openmmtools import TSFIndependenceMove, TSFMove
 from openmm_tsf.units import KB
 from tests.support.exact_cases import WithoutJacobian, assert_exact, assert_noticed, the_tree
 from tests.support.exact_tree import BONDS, TreePotential, uniform_scores
@@ -20,9 +22,6 @@ from tests.support.openmmtools_cases import (
     save_flow,
     tree_molecule,
 )
-
-from openmm_tsf.hosts.openmmtools import TSFIndependenceMove, TSFMove  # isort: skip
-from openmmtools.mcmc import LangevinDynamicsMove, SequenceMove  # isort: skip
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,15 @@
 """The exactly solvable molecule in openmmtools' samplers."""
 
 import functools
-import warnings
 from pathlib import Path
 
 import numpy as np
 import openmm
 import openmm.unit as unit
 import torch
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # those that openmmtools' import raises
-    from openmmtools import multistate
-    from openmmtools.cache import ContextCache
-    from openmmtools.states import SamplerState, ThermodynamicState
+from openmmtools import multistate
+from openmmtools.cache import ContextCache
+from openmmtools.states import SamplerState, ThermodynamicState
 
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.random import seeded_generator
@@ -86,10 +82,13 @@ def apply_to_all(move, states, kelvin: float, times: int = 1) -> None:
             move.apply(thermodynamic, state, context_cache=cache)
 
 
-def create_sampler(kind: str, moves, path: Path, n_iterations: int):
+def create_sampler(kind: str, moves, path: Path, n_iterations: int, **options):
     """Return a sampler of openmmtools on the ladder, and the reporter that it was created with."""
     sampler = getattr(multistate, kind)(
-        mcmc_moves=moves, number_of_iterations=n_iterations, online_analysis_interval=None
+        mcmc_moves=moves,
+        number_of_iterations=n_iterations,
+        online_analysis_interval=None,
+        **options,
     )
     reporter = multistate.MultiStateReporter(path, checkpoint_interval=1)
     starts = [exact_states(1, t, seed)[0] for seed, t in enumerate(LADDER)]
