@@ -9,9 +9,10 @@ and acceptance are those of :mod:`openmm_tsf.sampling.kernels`, applied to one c
 if the file is missing or has changed. Its statistics are stored, too; a sampler that is resumed
 from a ``MultiStateReporter`` continues them, and does not repeat random numbers.
 
-**Random numbers** are a function of the move (its seed and settings), the number of proposals
-before, the temperature and the positions. So moves that openmmtools copies for several states draw
-different numbers, as do processes under MPI.
+**Random numbers** are a function of the move (its seed, settings, and which copy it is), the number
+of proposals before, the temperature and the positions. Openmmtools copies a move for every state;
+copies, and moves that are restored, draw numbers of their own. They are the same again in another
+run with the same seeds, also under MPI.
 
 **Not for** constant pressure, periodic boxes and states whose energy is not that of the flow's
 System (alchemical ones, another force field): these are refused, with the Forces that differ.
@@ -118,6 +119,7 @@ class FlowMove(MCMCMove):
         molecule.check_pose_independent()
         drawn = int(np.random.SeedSequence().generate_state(1)[0])
         self.seed = drawn if seed is None else check_seed(seed)
+        self._stream = 0
         self.n_steps = check_int(n_steps, "n_steps")
         self.potential = check_choice(potential, "potential", _POTENTIALS)
         self.flow_sha256 = _hash_of_file(self.flow_path)
@@ -127,6 +129,7 @@ class FlowMove(MCMCMove):
 
     def _begin(self, flow: AugmentedFlow | None) -> None:
         """Set what is not stored, but made when the move is first applied."""
+        self._n_copies = 0
         self._flow = flow
         self._kernel: FlowProposalKernel | None = None
         self._torch_potential: TorchPotential | None = None
@@ -208,10 +211,8 @@ class FlowMove(MCMCMove):
 
     def _generator(self, kelvin: float, positions: np.ndarray) -> torch.Generator:
         """Return the source of this application's random numbers; see the module's docstring."""
-        name = type(self).__name__
-        words = [name, self.seed, self.n_steps, self._settings(), self.n_proposed, kelvin]
-        digest = hashlib.sha256(repr(words).encode() + positions.tobytes()).digest()
-        return seeded_generator(int.from_bytes(digest[:8], "little"))
+        move = type(self).__name__, self._settings(), self.n_steps, self.seed, self._stream
+        return seeded_generator(_hash_number(move, self.n_proposed, kelvin, positions.tobytes()))
 
     def _energies(
         self, state: ThermodynamicState, positions: np.ndarray, context_cache: Any
@@ -275,12 +276,16 @@ class FlowMove(MCMCMove):
             )
 
     def __getstate__(self) -> dict[str, Any]:
+        # Openmmtools copies moves by their states. Copies that drew the same numbers would make
+        # replicas equal to each other that are at one temperature.
+        self._n_copies += 1
         return {
             "flow": str(self.flow_path),
             "flow_sha256": self.flow_sha256,
             "energy_terms": list(self._terms),
             "n_steps": self.n_steps,
             "seed": self.seed,
+            "stream": _hash_number(self._stream, self._n_copies),
             "potential": self.potential,
             **self._settings(),
             **self.statistics,
@@ -292,6 +297,7 @@ class FlowMove(MCMCMove):
         self._terms = list(require_entry(serialization, "energy_terms", list))
         self.n_steps = check_int(require_entry(serialization, "n_steps", int), "n_steps")
         self.seed = check_seed(require_entry(serialization, "seed", int))
+        self._stream = check_seed(require_entry(serialization, "stream", int), "stream")
         potential = require_entry(serialization, "potential", str)
         self.potential = check_choice(potential, "potential", _POTENTIALS)
         self.statistics = serialization
@@ -390,6 +396,11 @@ class TSFIndependenceMove(FlowMove):
 
     def _settings(self) -> dict[str, Any]:
         return {}
+
+
+def _hash_number(*words: object) -> int:
+    """Return an integer below 2^64 that is a hash of numbers, texts, bytes and containers."""
+    return int.from_bytes(hashlib.sha256(repr(words).encode()).digest()[:8], "little")
 
 
 def _hash_of_file(path: Path) -> str:

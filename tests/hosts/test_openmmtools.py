@@ -1,12 +1,12 @@
 """Moves through a flow in openmmtools: what they change, refuse, count, store and resume."""
 
 import copy
+import itertools
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -86,32 +86,56 @@ def test_energies_of_torch_are_the_same(flow):
     assert context.n_accepted > 0
 
 
-def test_random_numbers_differ_between_copies_and_repeat_with_the_seed(flow):
+def test_random_numbers_repeat_with_the_seed_alone(flow):
+    def walk(sigma=0.05, seed=3):
+        return TSFMove(flow, tree_molecule(), sigma=sigma, seed=seed)
+
     (start,) = exact_states(1, KELVIN, seed=7)
-    move = TSFMove(flow, tree_molecule(), sigma=0.05, seed=3)
-    first = applied(copy.deepcopy(move), start)
+    first = applied(walk(), start)
+    assert torch.equal(first, applied(walk(), start))
+    used, original = walk(), walk()
+    applied(used, start)
+    copies = copy.deepcopy(original), copy.deepcopy(original), copy.deepcopy(original)
     others = [
-        applied(copy.deepcopy(move), start, kelvin=KELVIN + 1e-9),
-        applied(TSFMove(flow, tree_molecule(), sigma=0.05, seed=4), start),
-        applied(TSFMove(flow, tree_molecule(), sigma=0.05 + 1e-12, seed=3), start),
-        applied(move, start),  # the first time as before
-        applied(move, start),
+        applied(used, start),
+        applied(walk(seed=4), start),
+        applied(walk(sigma=0.05 + 1e-12), start),
+        applied(walk(), start, kelvin=KELVIN + 1e-9),
+        applied(copies[0], start),
+        applied(copies[1], start),
+        applied(copy.deepcopy(copies[2]), start),
     ]
-    assert [torch.equal(first, other) for other in others] == [False, False, False, True, False]
+    for one, other in itertools.combinations([first, *others], 2):
+        assert not torch.equal(one, other)
+    assert torch.equal(first, applied(original, start))
+    again = copy.deepcopy(walk())
+    assert torch.equal(others[4], applied(again, start))
+
+
+def test_copies_at_one_temperature_do_not_move_together(flow, tmp_path):
+    """Openmmtools copies one move for all states, also within a sequence."""
+    (start,) = exact_states(1, KELVIN, seed=14)
+    states, reporter = [state_at(KELVIN)] * 3, multistate.MultiStateReporter(tmp_path / "run.nc")
+    moves = mcmc.SequenceMove([TSFMove(flow, tree_molecule(), sigma=0.05, seed=1)])
+    sampler = multistate.MultiStateSampler(mcmc_moves=moves, number_of_iterations=2)
+    sampler.create(states, [start] * 3, reporter)
+    sampler.run()
+    reporter.close()
+    for one, other in itertools.combinations(positions_of(sampler.sampler_states), 2):
+        assert not torch.allclose(one, other, rtol=0, atol=1e-4)
 
 
 def test_a_restored_move_continues(flow):
-    """As the one that was not stored would have: statistics and random numbers."""
+    """With the statistics, and other random numbers."""
     (start,) = exact_states(1, KELVIN, seed=8)
     for move in one_of_each(flow):
-        apply_to_all(move, [start], KELVIN, 3)
-        for restored in (utils.deserialize(utils.serialize(move)), copy.deepcopy(move)):
-            assert restored.statistics == move.statistics
-            before = copy.deepcopy(move)
-            after = applied(restored, start, times=3)
-            assert torch.equal(after, applied(before, start, times=3))
-            assert restored.statistics == before.statistics
-            assert restored.n_proposed == 2 * move.n_proposed
+        apply_to_all(move, [start], KELVIN, 2)
+        restored = utils.deserialize(utils.serialize(move))
+        assert restored.statistics == move.statistics
+        assert (restored.seed, restored.n_steps) == (move.seed, move.n_steps)
+        apply_to_all(restored, [start], KELVIN)
+        assert restored.n_proposed == 3 * move.n_steps
+        assert move.n_proposed == 2 * move.n_steps
 
 
 def test_statistics_of_another_process_are_taken_up(flow):
@@ -169,7 +193,7 @@ def test_multistate_samplers_store_and_resume(flow, tmp_path, kind):
     assert stored == [24] * len(LADDER)
     frames = [positions_of(reporter.read_sampler_states(iteration=i)) for i in range(7)]
     reporter.close()
-    for one, other in pairwise(frames):
+    for one, other in itertools.pairwise(frames):
         assert not torch.equal(one, other)
 
 
