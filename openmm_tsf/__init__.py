@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from openmm_tsf.coordinates import InternalCoordinates
     from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
     from openmm_tsf.flows.load import load_flow
+    from openmm_tsf.hosts.dataset_reporter import TSFDatasetReporter
     from openmm_tsf.potentials import OpenMMPotential, Potential, TorchPotential
     from openmm_tsf.sampling import ParallelTempering, kernels
     from openmm_tsf.systems import MDDataset, MolecularSystem
@@ -42,6 +43,7 @@ _HOMES = {
     "Potential": "openmm_tsf.potentials",
     "RealNVPFlow": "openmm_tsf.flows",
     "Run": "openmm_tsf.analysis",
+    "TSFDatasetReporter": "openmm_tsf.hosts.dataset_reporter",
     "TemperatureSteerableFlow": "openmm_tsf.flows",
     "TorchPotential": "openmm_tsf.potentials",
     "certify": "openmm_tsf.analysis.certify",
@@ -61,6 +63,7 @@ __all__ = [
     "Potential",
     "RealNVPFlow",
     "Run",
+    "TSFDatasetReporter",
     "TemperatureSteerableFlow",
     "TorchPotential",
     "__version__",
