@@ -419,10 +419,9 @@ def test_states_of_the_same_energy_are_accepted(flow):
         system.addForce(openmm.CMMotionRemover())
 
     (start,) = exact_states(1, KELVIN, seed=13)
-    move = independence(flow)
-    same = applied(copy.deepcopy(move), start)
+    same = applied(independence(flow), start)
     state = copy.deepcopy(start)
-    move.apply(state_at(KELVIN, changed_system(change)), state, reference_cache())
+    independence(flow).apply(state_at(KELVIN, changed_system(change)), state, reference_cache())
     torch.testing.assert_close(positions_of([state])[0], same, rtol=0, atol=1e-12)
 
 
@@ -442,11 +441,14 @@ def test_non_finite_energies_are_counted_rejections(tmp_path):
     flow.fingerprint = molecule.fingerprint
     flow.save(tmp_path / "flow.pt")
     move = TSFIndependenceMove(tmp_path / "flow.pt", molecule, n_steps=40, seed=1)
-    state = sampler_state(molecule.positions)
+    starts = exact_states(20, KELVIN, seed=15)
+    centre = float(the_tree().centre[0])
+    long = [(x[i] - x[j]).norm() > centre for x in positions_of(starts)]
+    state = starts[long.index(True)]
     for _ in range(5):
         move.apply(state_at(KELVIN, molecule.system), state, reference_cache())
         x = positions_of([state])[0]
-        assert (x[i] - x[j]).norm() > float(the_tree().centre[0])
+        assert (x[i] - x[j]).norm() > centre
     counts = move.statistics
     assert counts["n_proposed"] == 200
     assert counts["n_accepted"] > 0
