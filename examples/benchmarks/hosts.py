@@ -4,14 +4,16 @@
 
 Alanine dipeptide at 300, 424 and 600 K, a flow of the default size (untrained: weights do not
 change the cost of a move), one thread, process CPU time. An iteration is one independence move and
-one Crank-Nicolson move of every replica and a sweep of steered and plain exchanges; no dynamics.
-Both sides run in turns in one process; given are the medians over rounds and their ratio, host over
-native, with one and with 32 replicas at every temperature. The host alone is the same iteration
-without a flow: what it spends on states, energies and exchanges.
+one Crank-Nicolson move of every replica and a sweep of steered and plain exchanges (plain ones with
+openmmtools, which moves one replica after the other); no dynamics. Both sides run in turns in one
+process; given are the medians over rounds and their ratio, host over native, with one and with 32
+replicas at every temperature (8 with openmmtools). The host alone is the same iteration without a
+flow: what it spends on states, energies, exchanges and its files.
 """
 
 import argparse
 import statistics
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -20,13 +22,17 @@ import openmm
 import openmm.app as app
 import openmm.unit as unit
 import torch
+from openmmtools import multistate
+from openmmtools.cache import ContextCache
+from openmmtools.mcmc import MCMCMove, SequenceMove
+from openmmtools.states import SamplerState, ThermodynamicState
 
 import openmm_tsf as tsf
 from openmm_tsf.hosts.openmm_app import FlowReplicaExchangeSampler
+from openmm_tsf.hosts.openmmtools import TSFIndependenceMove, TSFMove
 from openmm_tsf.io.files import read_json, write_json
 
 LADDER = (300.0, 424.0, 600.0)
-COPIES = (1, 32)
 
 
 def time_in_turns(sides, n_iterations, n_rounds):
@@ -41,13 +47,13 @@ def time_in_turns(sides, n_iterations, n_rounds):
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def native(molecule, flow, potential, n_walkers):
+def native(molecule, flow, potential, n_walkers, steered):
     """This package's sampler with the moves of a host's iteration."""
     parts = flow, potential, LADDER
     kernels = [
         tsf.kernels.FlowIndependence(*parts),
         tsf.kernels.FlowCrankNicolson(*parts),
-        tsf.kernels.SteeredSwap(*parts),
+        *([tsf.kernels.SteeredSwap(*parts)] if steered else []),
         tsf.kernels.PlainSwap(LADDER, potential.boltzmann_constant),
     ]
     sampler = tsf.ParallelTempering(molecule, flow, LADDER, n_walkers, kernels, potential, seed=1)
@@ -71,18 +77,60 @@ def openmm_app(molecule, flow, potential, n_copies):
     return make(flow), make(None)
 
 
-HOSTS = {"openmm.app": (openmm_app, "openmm")}
+class Rest(MCMCMove):
+    """A move of openmmtools that does nothing."""
+
+    def apply(self, thermodynamic_state, sampler_state, context_cache=None):
+        """Leave the state as it is."""
+
+    def __getstate__(self):
+        return {}
+
+    def __setstate__(self, serialization): ...
+
+
+def openmmtools(molecule, flow, potential, n_copies):
+    """Openmmtools' replica exchange with moves through the flow, and with moves that do nothing."""
+    temporary = tempfile.TemporaryDirectory()
+    path = Path(temporary.name) / "flow.pt"
+    flow.save(path)
+
+    def make(moves, name):
+        sampler = multistate.ReplicaExchangeSampler(mcmc_moves=moves, number_of_iterations=10**9)
+        sampler.online_analysis_interval = None
+        reference = openmm.Platform.getPlatform("Reference")
+        sampler.sampler_context_cache = sampler.energy_context_cache = ContextCache(reference)
+        states = [
+            ThermodynamicState(molecule.system, temperature=t * unit.kelvin)
+            for t in LADDER
+            for _ in range(n_copies)
+        ]
+        reporter = multistate.MultiStateReporter(Path(temporary.name) / f"{name}.nc")
+        start = SamplerState(molecule.positions * unit.nanometer)
+        sampler.create(states, [start] * len(states), reporter)
+        return lambda n: (temporary, sampler.run(n))
+
+    draw = TSFIndependenceMove(path, molecule, seed=1)
+    step = TSFMove(path, molecule, beta=0.5, seed=2)
+    return make(SequenceMove([draw, step]), "moves"), make(Rest(), "rest")
+
+
+#: How a host is made, its package, replicas at a temperature, and whether it has steered swaps.
+HOSTS = {
+    "openmm.app": (openmm_app, "openmm", (1, 32), True),
+    "openmmtools": (openmmtools, "openmmtools", (1, 8), False),
+}
 
 
 def measure(host, molecule, flow, potential, n_iterations, n_rounds):
     """Return a host's rows, one for each number of replicas at a temperature."""
-    make, package = HOSTS[host]
+    make, package, numbers, steered = HOSTS[host]
     rows = []
-    for n_copies in COPIES:
+    for n_copies in numbers:
         with_flow, alone = make(molecule, flow, potential, n_copies)
         sides = {
             "host": with_flow,
-            "native": native(molecule, flow, potential, n_copies),
+            "native": native(molecule, flow, potential, n_copies, steered),
             "host_alone": alone,
         }
         seconds = time_in_turns(sides, n_iterations, n_rounds)

@@ -174,7 +174,7 @@ def main():
     parser.add_argument("--stride", type=int, default=1, help="of the shipped frames")
     parser.add_argument("--draws", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--flows", type=Path, help="directory for the flows (coverage.py)")
+    parser.add_argument("--flows", type=Path, help="directory for the flows (flow_coverage.py)")
     parser.add_argument("--quiet", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("training_trials.json"))
     args = parser.parse_args()

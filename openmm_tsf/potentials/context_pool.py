@@ -65,21 +65,24 @@ def build_context(
     return context
 
 
+def open_pool(system: openmm.System, choice: PlatformChoice) -> "ContextPool":
+    """Return a pool of new Contexts, as many as chosen."""
+    integrators = (openmm.VerletIntegrator(0.001) for _ in range(choice.n_contexts))
+    return ContextPool(build_context(system, integrator, choice) for integrator in integrators)
+
+
 class ContextPool:
     """Contexts that evaluate batches of conformations, one thread each.
 
-    ``getState`` releases the interpreter lock, so that threads overlap in it. The System must not
-    change while the pool is open.
+    ``getState`` releases the interpreter lock, so that threads overlap in it. The Contexts are of
+    the same System, which must not change while the pool is open.
     """
 
-    def __init__(self, system: openmm.System, choice: PlatformChoice) -> None:
-        self._contexts = [
-            build_context(system, openmm.VerletIntegrator(0.001), choice)
-            for _ in range(choice.n_contexts)
-        ]
+    def __init__(self, contexts: Iterable[openmm.Context]) -> None:
+        self._contexts = list(contexts)
         self._threads: ThreadPoolExecutor | None = None
-        if choice.n_contexts > 1:
-            self._threads = ThreadPoolExecutor(choice.n_contexts - 1, "openmm_tsf")
+        if len(self._contexts) > 1:
+            self._threads = ThreadPoolExecutor(len(self._contexts) - 1, "openmm_tsf")
         self._valid_positions: Array | None = None
 
     def close(self) -> None:

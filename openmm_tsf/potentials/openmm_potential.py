@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.potentials.blocks import replace_non_finite
-from openmm_tsf.potentials.context_pool import ContextPool, PlatformChoice, build_context
+from openmm_tsf.potentials.context_pool import ContextPool, PlatformChoice, build_context, open_pool
 from openmm_tsf.potentials.molecular import MolecularPotential, check_system
 from openmm_tsf.potentials.platforms import check_platform, check_properties, choose_platform
 
@@ -85,7 +85,7 @@ class OpenMMPotential(MolecularPotential):
         self._choice = choice
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._pool: ContextPool | None = ContextPool(self._system, choice)
+        self._pool: ContextPool | None = open_pool(self._system, choice)
 
     @property
     def platform_name(self) -> str:
@@ -144,15 +144,10 @@ class OpenMMPotential(MolecularPotential):
 
     def _evaluate(self, x: Tensor, with_forces: bool) -> tuple[Tensor, Tensor | None]:
         self._require_pool()
-        positions = x.detach().to("cpu", torch.float64).contiguous().numpy()
         with self._lock:
-            pool = self._require_pool()
-            raw_energies, raw_forces, all_finite = pool.evaluate(positions, with_forces)
-            energies = torch.from_numpy(raw_energies).to(x)
-            forces = None if raw_forces is None else torch.from_numpy(raw_forces).to(x)
+            energies, forces, n_non_finite = evaluate_in(self._require_pool(), x, with_forces)
             self.n_evaluations += len(x)
-            if not (all_finite and x.dtype == torch.float64):
-                self.n_non_finite += int(replace_non_finite(energies, forces))
+            self.n_non_finite += n_non_finite
         return energies, forces
 
     def __getstate__(self) -> dict[str, Any]:
@@ -167,11 +162,66 @@ class OpenMMPotential(MolecularPotential):
         self._open(choice)
 
 
+class ContextPotential(MolecularPotential):
+    """The potential energy in a Context that belongs to the caller, who may use it in between.
+
+    Energies, errors and derivatives are those of :class:`OpenMMPotential`. The Context's positions
+    are changed, nothing else.
+
+    Parameters
+    ----------
+    context
+        A Context of a System without periodic box and virtual sites.
+
+    Examples
+    --------
+    >>> import openmm, torch
+    >>> from openmm_tsf.potentials.openmm_potential import ContextPotential
+    >>> system, bond = openmm.System(), openmm.HarmonicBondForce()
+    >>> _ = system.addParticle(12.0), system.addParticle(12.0)
+    >>> _ = bond.addBond(0, 1, 0.1, 1000.0), system.addForce(bond)
+    >>> platform = openmm.Platform.getPlatform("Reference")
+    >>> context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
+    >>> x = torch.tensor([[[0.0, 0.0, 0.0], [0.2, 0.0, 0.0]]], dtype=torch.float64)
+    >>> round(ContextPotential(context).energy(x)[0].item(), 9)
+    5.0
+    """
+
+    def __init__(self, context: openmm.Context) -> None:
+        self.event_shape = (context.getSystem().getNumParticles(), 3)
+        self._pool = ContextPool([context])
+
+    def _differentiable_energy(self, x: Tensor) -> Tensor:
+        return cast(Tensor, _OpenMMEnergy.apply(x, self))
+
+    def _evaluate(self, x: Tensor, with_forces: bool) -> tuple[Tensor, Tensor | None]:
+        energies, forces, n_non_finite = evaluate_in(self._pool, x, with_forces)
+        self.n_evaluations += len(x)
+        self.n_non_finite += n_non_finite
+        return energies, forces
+
+
+def evaluate_in(
+    pool: ContextPool, x: Tensor, with_forces: bool
+) -> tuple[Tensor, Tensor | None, int]:
+    """Return energies [B], forces [B, N, 3] if requested, and how many are not finite.
+
+    They have the dtype and device of x [B, N, 3]; those that are not finite are +inf and 0.
+    """
+    positions = x.detach().to("cpu", torch.float64).contiguous().numpy()
+    raw_energies, raw_forces, all_finite = pool.evaluate(positions, with_forces)
+    energies = torch.from_numpy(raw_energies).to(x)
+    forces = None if raw_forces is None else torch.from_numpy(raw_forces).to(x)
+    if all_finite and x.dtype == torch.float64:
+        return energies, forces, 0
+    return energies, forces, int(replace_non_finite(energies, forces))
+
+
 class _OpenMMEnergy(torch.autograd.Function):
     """U(x), with OpenMM's forces as its derivative."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, potential: OpenMMPotential) -> Tensor:
+    def forward(ctx: Any, x: Tensor, potential: MolecularPotential) -> Tensor:
         energies, forces = potential.energy_and_forces(x)
         ctx.save_for_backward(x, forces, energies.isfinite())
         return energies

@@ -11,7 +11,7 @@ import numpy as np
 import openmm
 from numpy.typing import NDArray
 
-from openmm_tsf.potentials.context_pool import ContextPool, PlatformChoice
+from openmm_tsf.potentials.context_pool import ContextPool, PlatformChoice, open_pool
 from openmm_tsf.utils.validation import check_int, unwrap_scalar
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def _measure(system: openmm.System, candidates: list[PlatformChoice]) -> Platfor
     try:
         for key, choice in choices.items():
             try:
-                pool = ContextPool(system, choice)
+                pool = open_pool(system, choice)
             except openmm.OpenMMException as error:
                 logger.info("%s cannot run this System: %s", choice, error)
                 continue

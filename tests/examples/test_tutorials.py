@@ -34,8 +34,8 @@ def first_run(tmp_path_factory):
 
 
 def test_only_short_tutorials_and_the_troubleshooting_are_at_the_top():
-    names = {"amber_files", "any_temperature", "first_run", "openmm_sampler", "own_kernel",
-             "own_molecule", "torch_potential"}  # fmt: skip
+    names = {"amber_files", "any_temperature", "first_run", "openmm_sampler",
+             "openmmtools_sampler", "own_kernel", "own_molecule", "torch_potential"}  # fmt: skip
     assert {f"{name}.py" for name in names} == TUTORIALS
     files = {path.name for path in EXAMPLES.iterdir() if path.is_file()}
     assert files - TUTORIALS == {"troubleshooting.md"}
@@ -64,6 +64,17 @@ def test_any_temperature(first_run, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "frames of all rungs are worth" in printed
     assert "350 K: 20 frames, <U> = " in printed
+
+
+def test_openmmtools_sampler(first_run, monkeypatch, capsys):
+    monkeypatch.chdir(first_run[0])
+    variables = run_short("openmmtools_sampler.py", {"N_MD = 500, 250": "N_MD = 3, 4"})
+    variables["reporter"].close()
+    assert variables["sampler"].iteration == 3
+    assert len(variables["phi"]) == 4
+    printed = capsys.readouterr().out
+    assert "600 K: accepted draws and steps: ['0." in printed
+    assert "300 K: P(phi > 0) = " in printed
 
 
 def test_own_molecule(tmp_path, monkeypatch):
