@@ -101,6 +101,8 @@ def build_parser() -> argparse.ArgumentParser:
             help="device of torch for flow, walkers, training and energies: cpu (default), cuda, "
             "cuda:1, ...",
         )
+    for command in (everything, md, train, sample, certify, plan):
+        _measure_argument(command)
     _plan_arguments(plan)
     for command in (everything, train):
         _training_arguments(command)
@@ -122,7 +124,11 @@ def build_parser() -> argparse.ArgumentParser:
     md.add_argument(
         "--equilibration-steps", type=int, help="time steps before the first frame (default: 20000)"
     )
-    md.add_argument("--timestep", type=float, help="ps (default: 0.001)")
+    md.add_argument(
+        "--timestep",
+        type=float,
+        help="ps (default: 0.001; 0.002 where bonds to hydrogen are constrained)",
+    )
     md.add_argument("--friction", type=float, help="1/ps (default: 1)")
     train.add_argument("--flow-kind", choices=("tsf", "realnvp"), help="which flow (default: tsf)")
     sample.add_argument(
@@ -195,6 +201,15 @@ def _molecule_arguments(command: argparse.ArgumentParser) -> None:
         metavar="XML",
         help="OpenMM force field files, instead of --system. They may contain Python scripts, "
         "which OpenMM runs: use only files that you trust",
+    )
+
+
+def _measure_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--measure",
+        choices=("rigid", "stiff"),
+        help="target where bonds are constrained: what constrained dynamics samples (rigid, the "
+        "default), or the limit of stiff bonds, without the metric of the constraints",
     )
 
 

@@ -173,7 +173,7 @@ def _certify(args: argparse.Namespace) -> int:
     named = any(option is not None for option in given)
     certificate = certify(
         args.run if args.run is not None else dict(zip(temperatures, trajectories, strict=True)),
-        load_molecule(*given) if named or args.run is None else None,
+        _with_measure(load_molecule(*given), args) if named or args.run is None else None,
         flow=args.flow,
         walkers=args.walkers,
         monte_carlo=args.monte_carlo,
@@ -238,10 +238,19 @@ def _molecule(args: argparse.Namespace) -> Any:
     from openmm_tsf.systems.files import holds_molecule, load_molecule, read_molecule
 
     if args.pdb is not None or args.system is not None or args.forcefield is not None:
-        return load_molecule(args.pdb, args.system, args.forcefield)
+        return _with_measure(load_molecule(args.pdb, args.system, args.forcefield), args)
     if getattr(args, "resume", False) and holds_molecule(args.output):
-        return read_molecule(args.output)
+        return _with_measure(read_molecule(args.output), args)
+    if args.measure is not None:
+        raise ValueError("--measure: expected a molecule with constraints beside it, got none")
     return None
+
+
+def _with_measure(molecule: Any, args: argparse.Namespace) -> Any:
+    """The molecule with the measure of the arguments, if there is one."""
+    from dataclasses import replace
+
+    return molecule if args.measure is None else replace(molecule, measure=args.measure)
 
 
 def _sampling_settings(args: argparse.Namespace, settings: Any) -> Any:

@@ -208,6 +208,12 @@ class MolecularSystem:
         handedness = hashlib.sha256(digest.digest() + signs.astype("<i8").tobytes())
         return digest.hexdigest()[:_N_DIGITS] + handedness.hexdigest()[_N_DIGITS:]
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What ``config.json`` says of the molecule: the fingerprint, the measure if it has one."""
+        measure = {} if self.constraints is None else {"measure": self.measure}
+        return {"molecule": self.fingerprint, **measure}
+
     def check_pose_independent(self) -> None:
         """Refuse (ValueError) an energy that depends on the molecule's position or orientation.
 

@@ -114,6 +114,7 @@ def run(
     settings = settings or preset("default")
     shipped = alanine_dipeptide()
     molecule = molecule or shipped
+    settings = replace(settings, md=settings.md.completed_for(molecule))
     molecule.check_pose_independent()
     check_targets(settings.sampling, molecule)
     no_frames = frames.trajectory is None and molecule.fingerprint != shipped.fingerprint
