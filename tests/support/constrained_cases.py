@@ -1,11 +1,18 @@
 """Rigid bodies with exact distributions of their angles: constraints without a flow."""
 
+import copy
+import functools
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
 from openmm_tsf.coordinates.constraints import Constraints
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.initial import maxwell_boltzmann
+from openmm_tsf.utils.random import seeded_generator
+from tests.support import exact_cases as exact
+from tests.support import exact_tree
 from tests.support.exact_cases import fresh_state
 from tests.support.exact_tree import Marginal
 
@@ -91,3 +98,96 @@ class Star(Potential):
             return np.concatenate(out)
 
         return Marginal(log_density, -1.0, 1.0)
+
+
+class ConstrainedTree(exact_tree.ExactTree):
+    """The molecule of ``exact_tree`` with some of its bonds constrained, softer angles, own masses.
+
+    With the lengths fixed, exp(-U/kT) delta(r - d) dx is the product of the same quadratures: what
+    has the measure "stiff" is tested as the molecule is. Of walkers with the measure "rigid" a part
+    is drawn with probabilities proportional to |Z|^(-1/2): these are distributed as "stiff".
+    """
+
+    def __init__(self, bonds, masses):
+        super().__init__()
+        self.masses = torch.tensor(masses, dtype=torch.float64)
+        kinds = self.polar.kinds
+        self.k = torch.where(kinds == 1, 0.25 * self.k, self.k)
+        pairs = [tuple(sorted(row[:2])) for row in self.polar.zmatrix.rows[1:].tolist()]
+        self.fixed = torch.zeros(self.n_coordinates, dtype=torch.bool)
+        self.fixed[[pairs.index(bond) for bond in bonds]] = True
+        self.constraints = Constraints(bonds, [self.length(bond, pairs) for bond in bonds], masses)
+        sample = self.sample_stiff(20000, 450.0, seeded_generator(23))
+        metric = self.constraints.half_log_metric(sample)
+        self.metric_range = float(metric.min()) - 0.05, float(metric.max()) + 0.02
+
+    def length(self, bond, pairs):
+        return float(self.centre[pairs.index(bond)])
+
+    def sample_internal(self, n, temperature, generator):
+        u = super().sample_internal(n, temperature, generator)
+        return torch.where(self.fixed, self.centre, u)
+
+    def sample_stiff(self, n, temperature, generator):
+        """Return exact samples of exp(-U/kT), [n, N, 3], in random poses."""
+        return super().sample(n, temperature, generator)
+
+    def thin(self, x, sign, generator):
+        """Return which of x [n, N, 3] to take, with probability ~ |Z|^(sign / 2)."""
+        low, high = self.metric_range
+        metric = self.constraints.half_log_metric(x)
+        log_p = metric - high if sign > 0 else low - metric
+        uniform = torch.rand(len(x), generator=generator, dtype=torch.float64)
+        return uniform.log() < log_p
+
+    def pit(self, x, temperature):
+        return super().pit(x, temperature)[:, ~self.fixed.numpy()]
+
+
+@dataclass(eq=False)
+class ConstrainedCase(exact.TreeCase):
+    """The molecule with constraints: a star and a pair of bonds, or all bonds."""
+
+    constrained: str = "star"
+    measure: str = "rigid"
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.tree = constrained_tree(self.constrained)
+        self.potential = exact_tree.TreePotential(self.tree)
+        self.masses, self.constraints = self.tree.masses, self.tree.constraints
+
+    def start(self, n_walkers, generator):
+        x, v = [], []
+        for temperature in self.ladder:
+            drawn = self.tree.sample_stiff(4 * n_walkers, temperature, generator)
+            if self.measure == "rigid":
+                drawn = drawn[self.tree.thin(drawn, 1, generator)]
+            assert len(drawn) >= n_walkers
+            x.append(drawn[:n_walkers])
+            v.append(self.tree.velocities(n_walkers, temperature, generator))
+        return exact.fresh_state(self.potential, torch.stack(x, dim=1), torch.stack(v, dim=1))
+
+    def scores(self, state):
+        if self.measure == "stiff":
+            return super().scores(state)
+        scores, generator = {}, seeded_generator(24)
+        for rung, temperature in enumerate(self.ladder):
+            x, v = state.x[:, rung], state.velocities[:, rung]
+            kept = self.tree.thin(x, -1, generator)
+            part = exact.fresh_state(self.potential, x[kept][:, None], v[kept][:, None])
+            one = copy.copy(self)
+            one.measure, one.ladder = "stiff", (temperature,)
+            scores |= one.scores(part)
+        return scores
+
+
+STAR = ((0, 1), (1, 4), (1, 5), (2, 3), (3, 6))
+#: By name, constrained bonds; light atoms within make |Z| vary.
+CONSTRAINED = {"star": STAR, "all": exact_tree.BONDS}
+LIGHT = (12.0, 3.0, 12.0, 4.0, 9.0, 19.0, 16.0)
+
+
+@functools.cache
+def constrained_tree(name):
+    return ConstrainedTree(CONSTRAINED[name], LIGHT)
