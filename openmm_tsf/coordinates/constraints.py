@@ -7,7 +7,7 @@ couple, so that Z has a block for each group of constraints that do: one for the
 heavy atom.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from openmm_tsf.utils.tensors import check_tensor
 from openmm_tsf.utils.validation import require_array
 
+#: Of positions: that of constrained dynamics, or without |Z|^(1/2), the limit of stiff bonds.
+MEASURES = ("rigid", "stiff")
 #: Steps of Newton's method within which frames of constrained dynamics are projected.
 _MOST_STEPS = 20
 #: Numbers in the matrices of one batch of frames to project.
@@ -195,6 +197,26 @@ class Constraints(nn.Module):
             "x: expected conformations near the constrained distances, but for one of them they "
             f"do not converge (off by {worst:.3g} nm after {_MOST_STEPS} steps)"
         )
+
+    def lengths_of_bonds(self, bonds: np.ndarray, atom_names: Sequence[str]) -> np.ndarray:
+        """Return the constrained length in nm of each bond [n, 2], 0 where it has none: [n].
+
+        A constraint that is not one of the bonds is a ValueError that names its atoms.
+        """
+        if self.n_atoms != len(atom_names):
+            expected = f"those of {len(atom_names)} atoms"
+            raise ValueError(f"constraints: expected {expected}, got {self.n_atoms}")
+        row_of = {frozenset(pair): row for row, pair in enumerate(bonds.tolist())}
+        lengths = np.zeros(len(bonds))
+        for pair, length in zip(self._config["pairs"], self._config["lengths"], strict=True):
+            if frozenset(pair) not in row_of:
+                names = " and ".join(atom_names[atom] for atom in pair)
+                raise ValueError(
+                    f"constraints: expected bonds of the coordinates, got {names}, which closes a "
+                    "ring or is no bond; build the System with constraints=HBonds or None"
+                )
+            lengths[row_of[frozenset(pair)]] = length
+        return lengths
 
     def to_config(self) -> dict[str, Any]:
         """Return lists from which :meth:`from_config` rebuilds the constraints."""

@@ -92,9 +92,7 @@ class TemperingChain:
         self._generator = make_generator(self.seed, self.device)
         self._masses: Tensor | None = None
         if molecule is not None:
-            self._masses = torch.tensor(
-                molecule.heavy_hydrogen_masses, dtype=torch.float64, device="cpu"
-            )
+            self._masses = torch.tensor(molecule.dynamics_masses, dtype=torch.float64, device="cpu")
         if kernels is None:
             kernels = default_kernels(potential, flow, self.temperatures, self._masses)
         self.schedule = [k if isinstance(k, Scheduled) else Scheduled(k) for k in kernels]

@@ -184,7 +184,7 @@ def check_enough_md(n_frames: int, stride: int, molecule: MolecularSystem) -> No
 
 
 def _least_training_frames(molecule: MolecularSystem) -> int:
-    return 3 * molecule.n_atoms - 5  # a full covariance
+    return molecule.n_degrees_of_freedom + 1  # a full covariance
 
 
 def _least_frames(molecule: MolecularSystem) -> int:

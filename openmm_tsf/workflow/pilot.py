@@ -245,9 +245,7 @@ class _Engine:
     ) -> None:
         self._molecule, self._potential = molecule, potential
         self._torsions = slow_torsions(molecule.topology)
-        self._masses = torch.tensor(
-            molecule.heavy_hydrogen_masses, dtype=torch.float64, device="cpu"
-        )
+        self._masses = torch.tensor(molecule.dynamics_masses, dtype=torch.float64, device="cpu")
         self._generator = Generator().manual_seed(seed)
         compiled = bool(getattr(potential, "compile_requested", False))
         n = _COMPILED_REPLICAS if compiled else _REPLICAS

@@ -66,7 +66,7 @@ class SequenceSettings:
     local_interval, local_steps, local_timestep, local_friction, local_metropolized
         Langevin dynamics: iterations between two applications (0 for none), steps, ps, 1/ps, and
         whether it is exact. The time step is for hydrogens of 4 amu
-        (``MolecularSystem.heavy_hydrogen_masses``).
+        (``MolecularSystem.dynamics_masses``), or constrained bonds to them.
 
     Examples
     --------
