@@ -36,9 +36,8 @@ from openmm_tsf.sampling.kernels.schedule import Scheduled, default_kernels, ker
 from openmm_tsf.sampling.recorder import Reporter
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, counts_to_host
 from openmm_tsf.sampling.tuning import HasStepSize, StepSizeTuner
-from openmm_tsf.systems.constrained import project_frames
 from openmm_tsf.systems.molecule import MolecularSystem
-from openmm_tsf.units import NANOMETER, as_array, as_temperatures
+from openmm_tsf.units import as_temperatures
 from openmm_tsf.utils.deferred import defer_checks
 from openmm_tsf.utils.progress import progress_bar
 from openmm_tsf.utils.random import make_generator
@@ -146,15 +145,9 @@ class TemperingChain:
         Raises
         ------
         ValueError
-            If a walker starts at a non-finite energy, outside the flow's domain (mirror images) or
-            off the molecule's constraints (by more than 1e-4 of a distance), or a kernel has
-            another energy than the sampler or needs velocities that are missing.
+            If a walker starts at a non-finite energy or outside the flow's domain (mirror images),
+            or a kernel has another energy than the sampler or needs velocities that are missing.
         """
-        if self.molecule is not None and self.molecule.constraints is not None:
-            # To rounding, as moves that change internal coordinates leave them.
-            frames = torch.from_numpy(as_array(x, NANOMETER, "x"))
-            parts = self.molecule.constraints, self.molecule.topology
-            x = project_frames(*parts, frames.flatten(0, -3), "x").reshape(frames.shape)
         state = starting_state(
             x, velocities, self.n_walkers, self.temperatures, self.flow, self.potential
         )

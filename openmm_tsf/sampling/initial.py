@@ -153,7 +153,4 @@ def minimised(potential: Potential, molecule: MolecularSystem) -> np.ndarray:
     context.setPositions(molecule.positions)
     openmm.LocalEnergyMinimizer.minimize(context, 10.0, 200)
     state = context.getState(getPositions=True)
-    positions = np.asarray(state.getPositions(asNumpy=True)._value)
-    if molecule.constraints is not None:
-        positions = molecule.constraints.project(torch.from_numpy(positions)[None])[0].numpy()
-    return positions
+    return np.asarray(state.getPositions(asNumpy=True)._value)

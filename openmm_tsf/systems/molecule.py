@@ -150,6 +150,11 @@ class MolecularSystem:
         return Constraints.from_system(self.system) if self.system.getNumConstraints() else None
 
     @property
+    def constraint_options(self) -> dict[str, Any]:
+        """The arguments `constraints` and `measure` of coordinates and of kernels of dynamics."""
+        return {"constraints": self.constraints, "measure": self.measure}
+
+    @property
     def n_degrees_of_freedom(self) -> int:
         """The number of internal coordinates: 3N - 6, less one for each constrained bond."""
         return 3 * self.n_atoms - 6 - int(self.system.getNumConstraints())
