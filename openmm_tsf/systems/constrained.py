@@ -54,7 +54,9 @@ def check_constraints(constraints: Constraints, topology: app.Topology) -> None:
     )
 
 
-def project_frames(constraints: Constraints, topology: app.Topology, positions: Tensor) -> Tensor:
+def project_frames(
+    constraints: Constraints, topology: app.Topology, positions: Tensor, name: str = "positions"
+) -> Tensor:
     """Return frames [F, N, 3] (nm) with distances that are constrained to rounding.
 
     Frames of constrained dynamics are, to the tolerance of the program and the precision of the
@@ -69,7 +71,7 @@ def project_frames(constraints: Constraints, topology: app.Topology, positions: 
         first, second = constraints.pairs[pair].tolist()
         got = float((positions[frame, first] - positions[frame, second]).norm())
         raise ValueError(
-            f"positions: expected the {constraints.n_constraints} constrained distances of the "
+            f"{name}: expected the {constraints.n_constraints} constrained distances of the "
             f"System, to {LARGEST_DEVIATION:g} of them, but {wrong} of {len(positions)} frames "
             f"have others: {pair_label(topology, (first, second))} are at {got:.5g} nm in frame "
             f"{frame}, constrained to {float(constraints.lengths[pair]):.5g} nm. They are of "

@@ -278,7 +278,9 @@ class _Engine:
         numbers = (N_STEPS, TIMESTEP_PS, FRICTION_PER_PS, False)
         potential: Any = self._potential
         kind: Any = OpenMMLangevin if isinstance(potential, DynamicsPotential) else TorchLangevin
-        self._kernel = kind(potential, temperatures, self._masses, None, *numbers)
+        # The other measure hardly changes how temperatures exchange, and needs a Metropolis test.
+        constraints = {"constraints": self._molecule.constraints, "measure": "rigid"}
+        self._kernel = kind(potential, temperatures, self._masses, None, *numbers, **constraints)
 
     def compile(self) -> None:
         """Compile what is compiled on first use."""

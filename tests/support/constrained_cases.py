@@ -8,8 +8,11 @@ import numpy as np
 import torch
 
 from openmm_tsf.coordinates.constraints import Constraints
+from openmm_tsf.coordinates.internal import InternalCoordinates
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.initial import maxwell_boltzmann
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.random import seeded_generator
 from tests.support import exact_cases as exact
 from tests.support import exact_tree
@@ -108,8 +111,9 @@ class ConstrainedTree(exact_tree.ExactTree):
     is drawn with probabilities proportional to |Z|^(-1/2): these are distributed as "stiff".
     """
 
-    def __init__(self, bonds, masses):
+    def __init__(self, bonds, masses, measure):
         super().__init__()
+        self.measure = measure
         self.masses = torch.tensor(masses, dtype=torch.float64)
         kinds = self.polar.kinds
         self.k = torch.where(kinds == 1, 0.25 * self.k, self.k)
@@ -117,12 +121,27 @@ class ConstrainedTree(exact_tree.ExactTree):
         self.fixed = torch.zeros(self.n_coordinates, dtype=torch.bool)
         self.fixed[[pairs.index(bond) for bond in bonds]] = True
         self.constraints = Constraints(bonds, [self.length(bond, pairs) for bond in bonds], masses)
+        self._marginals.clear()
         sample = self.sample_stiff(20000, 450.0, seeded_generator(23))
         metric = self.constraints.half_log_metric(sample)
         self.metric_range = float(metric.min()) - 0.05, float(metric.max()) + 0.02
 
     def length(self, bond, pairs):
         return float(self.centre[pairs.index(bond)])
+
+    def layer(self, metric):
+        parts = (self.topology, exact_tree.POSITIONS, metric)
+        return InternalCoordinates.from_topology(
+            *parts, constraints=self.constraints, measure=self.measure
+        )
+
+    def system(self):
+        system = super().system()
+        for pair, length in zip(
+            self.constraints.pairs.tolist(), self.constraints.lengths.tolist(), strict=True
+        ):
+            system.addConstraint(*pair, length)
+        return system
 
     def sample_internal(self, n, temperature, generator):
         u = super().sample_internal(n, temperature, generator)
@@ -152,10 +171,16 @@ class ConstrainedCase(exact.TreeCase):
     measure: str = "rigid"
 
     def __post_init__(self):
-        super().__post_init__()
-        self.tree = constrained_tree(self.constrained)
+        self.tree = constrained_tree(self.constrained, self.measure)
+        self.ladder, self.masses = exact.LADDERS[self.n_rungs], self.tree.masses
         self.potential = exact_tree.TreePotential(self.tree)
-        self.masses, self.constraints = self.tree.masses, self.tree.constraints
+        self.flow = constrained_flow(self.flow_name, self.constrained, self.measure)
+
+    def dataset(self):
+        """Return frames to fit coordinates on, between the ladder's temperatures."""
+        frames = self.tree.sample(2000, 400.0, seeded_generator(22))
+        parts = self.tree.system(), self.tree.topology, frames[0]
+        return MDDataset(frames, 400.0, MolecularSystem(*parts, self.measure))
 
     def start(self, n_walkers, generator):
         x, v = [], []
@@ -189,5 +214,10 @@ LIGHT = (12.0, 3.0, 12.0, 4.0, 9.0, 19.0, 16.0)
 
 
 @functools.cache
-def constrained_tree(name):
-    return ConstrainedTree(CONSTRAINED[name], LIGHT)
+def constrained_tree(name, measure):
+    return ConstrainedTree(CONSTRAINED[name], LIGHT, measure)
+
+
+@functools.cache
+def constrained_flow(flow_name, name, measure):
+    return constrained_tree(name, measure).flow(*exact.FLOWS[flow_name])

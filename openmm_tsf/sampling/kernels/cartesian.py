@@ -59,7 +59,7 @@ class CartesianHMC(StepSizes, DynamicsKernel):
         persistence: float = 0.0,
         name: str = "hmc",
         constraints: Constraints | None = None,
-        measure: str = "rigid",
+        measure: str | None = None,
     ) -> None:
         parts = (potential, temperatures, masses, flow, n_steps, True, name, constraints, measure)
         super().__init__(*parts)
@@ -138,7 +138,7 @@ class CartesianMALA(CartesianHMC):
         timestep: Any = 0.001,
         name: str = "mala",
         constraints: Constraints | None = None,
-        measure: str = "rigid",
+        measure: str | None = None,
     ) -> None:
         parts = (potential, temperatures, masses, flow, 1, timestep, 0.0, name)
         super().__init__(*parts, constraints, measure)

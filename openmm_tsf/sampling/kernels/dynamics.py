@@ -1,6 +1,5 @@
 """What kernels of dynamics share: thermostat, velocities, domain, accept or reject."""
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Generator, Tensor
 
-from openmm_tsf.coordinates.constraints import Constraints
+from openmm_tsf.coordinates.constraints import MEASURES, Constraints
 from openmm_tsf.metropolis import InvalidWalker, metropolis
 from openmm_tsf.sampling.kernels.base import RungKernel, SteerableMap, check_flow, check_name
 from openmm_tsf.sampling.kernels.rattle import REVERSIBLE, Rattle
@@ -24,9 +23,6 @@ from openmm_tsf.utils.validation import (
     check_int,
     check_positive,
 )
-
-#: Targets on the manifold of constraints: exp(-U/kT) |Z|^(1/2), and exp(-U/kT).
-MEASURES = ("rigid", "stiff")
 
 
 class PotentialConstants(Protocol):
@@ -47,6 +43,31 @@ def mass_per_coordinate(masses: Any, event_shape: Sequence[int]) -> Tensor:
             f"{'coordinate (or one number)' if len(event_shape) == 1 else 'atom'}, got {masses!r}"
         )
     return values.reshape(-1, *(1,) * (len(event_shape) - 1))
+
+
+def _same_constraints(
+    flow: SteerableMap | None, constraints: Constraints | None, measure: str | None
+) -> tuple[Constraints | None, str]:
+    """Return a copy of the constraints in float64, and the measure: those of the flow, if given."""
+    check_instance(constraints, "constraints", Constraints)
+    layer = None if flow is None else flow.coordinates
+    of_flow: Constraints | None = getattr(layer, "constraints", None)
+    if constraints is None:
+        constraints = of_flow
+    elif layer is not None and (of_flow is None or of_flow.to_config() != constraints.to_config()):
+        n = 0 if of_flow is None else of_flow.n_constraints
+        raise ValueError(f"constraints: expected the {n} of the flow's coordinates, got others")
+    if measure is not None:
+        measure = check_choice(measure, "measure", MEASURES)
+    if of_flow is not None:
+        expected = str(layer.measure)  # type: ignore[union-attr]
+        if measure not in (None, expected):
+            raise ValueError(f"measure: expected that of the flow, {expected!r}, got {measure!r}")
+        measure = expected
+    copied = None
+    if constraints is not None and constraints.n_constraints:
+        copied = Constraints.from_config(constraints.to_config(), constraints.n_atoms)
+    return copied, measure or MEASURES[0]
 
 
 class DynamicsKernel(RungKernel, ABC):
@@ -82,10 +103,11 @@ class DynamicsKernel(RungKernel, ABC):
     name
         The name in counts and summaries.
     constraints
-        The molecule's constraints, or None; `masses` are theirs, which enter the density.
+        The molecule's constraints, by default those of the flow's coordinates, if there are any.
+        `masses` are theirs, which enter the density.
     measure
         With constraints, ``"rigid"``: exp(-U/kT) |Z|^(1/2), or ``"stiff"``: exp(-U/kT), only with
-        `metropolized`.
+        `metropolized`; by default that of the flow's coordinates, ``"rigid"`` without a flow.
     """
 
     def __init__(
@@ -98,7 +120,7 @@ class DynamicsKernel(RungKernel, ABC):
         metropolized: bool,
         name: str,
         constraints: Constraints | None = None,
-        measure: str = "rigid",
+        measure: str | None = None,
     ) -> None:
         if flow is not None:
             check_flow(flow)
@@ -108,14 +130,11 @@ class DynamicsKernel(RungKernel, ABC):
         self.metropolized = check_bool(metropolized, "metropolized")
         self._event_shape = tuple(potential.event_shape)
         self._mass = mass_per_coordinate(masses, self._event_shape)
-        self.measure = check_choice(measure, "measure", MEASURES)
-        check_instance(constraints, "constraints", Constraints)
-        if constraints is not None and not constraints.n_constraints:
-            constraints = None
-        self.constraints, self.rattle = copy.deepcopy(constraints), None
-        if constraints is not None:
-            self._check_constraints(constraints)
-            self.rattle = Rattle(constraints)
+        self.constraints, self.measure = _same_constraints(flow, constraints, measure)
+        self.rattle = None
+        if self.constraints is not None:
+            self._check_constraints(self.constraints)
+            self.rattle = Rattle(self.constraints)
 
     def _check_constraints(self, constraints: Constraints) -> None:
         """Refuse constraints of other masses, and a target that is not reached."""
@@ -311,7 +330,7 @@ class LangevinKernel(DynamicsKernel):
         metropolized: bool,
         name: str,
         constraints: Constraints | None = None,
-        measure: str = "rigid",
+        measure: str | None = None,
     ) -> None:
         parts = (potential, temperatures, masses, flow, n_steps, metropolized, name)
         super().__init__(*parts, constraints, measure)

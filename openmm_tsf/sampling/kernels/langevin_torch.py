@@ -177,7 +177,7 @@ class TorchLangevin(LangevinKernel):
         name: str = "local",
         single_precision: bool = False,
         constraints: Constraints | None = None,
-        measure: str = "rigid",
+        measure: str | None = None,
     ) -> None:
         integrator = check_choice(integrator, "integrator", INTEGRATORS)
         if integrator == "baoab" and metropolized:
