@@ -11,9 +11,12 @@ basins' populations. The Laplacian is Hutchinson's estimate z.Hz with random sig
 finite difference of forces.
 
 With constraints the same holds in the internal coordinates u that remain, of which the density is
-exp(-U/kT) w(u), w = |Z|^(1/2) or one by the measure, in volume coordinates: with scales s of u,
+exp(-U/kT) w(u), w = |Z|^(1/2) or one by the measure, in volume coordinates:
 
-    kT = <sum s^2 (dU/du)^2> / <sum s^2 (d^2 U/du^2 + dU/du dln w/du)>
+    kT = <sum m (dU/du)^2> / <sum m d^2 U/du^2 + m dU/du dln w/du + dm/du dU/du>
+
+The weights m are squared scales of u, times 1 - u^2 for cosines, whose derivatives are not finite
+where an angle is straight.
 """
 
 from collections.abc import Callable
@@ -23,6 +26,7 @@ import torch
 from torch import Tensor
 
 from openmm_tsf.coordinates import InternalCoordinates
+from openmm_tsf.coordinates.zmatrix import ANGLE
 from openmm_tsf.potentials import OpenMMPotential
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import KB
@@ -133,12 +137,15 @@ def _in_coordinates(
         (of_weight,) = torch.autograd.grad(layer.log_abs_det(scale * leaf, at).sum(), leaf)
         return of_energy, of_weight
 
-    scaled = u / scale
+    scaled, is_cosine = u / scale, layer.kinds == ANGLE
     of_energy, of_weight = gradient(scaled)
-    signs, mixed = _signs(scaled), (of_energy * of_weight).sum(dim=1)
+    weight = torch.where(is_cosine, 1 - u.square(), 1.0)
+    of_cosines = torch.where(is_cosine, -2 * u * scale, 0.0)
+    mixed = (of_energy * (weight * of_weight + of_cosines)).sum(dim=1)
+    direction = _signs(scaled) * weight.sqrt()
 
     def laplacian(step: float) -> Tensor:
-        above, below = (gradient(scaled + h * signs)[0] for h in (step, -step))
-        return ((above - below) * signs).sum(dim=1) / (2 * step) + mixed
+        above, below = (gradient(scaled + h * direction)[0] for h in (step, -step))
+        return ((above - below) * direction).sum(dim=1) / (2 * step) + mixed
 
-    return of_energy.square().sum(dim=1), laplacian
+    return (weight * of_energy.square()).sum(dim=1), laplacian
