@@ -2,10 +2,7 @@
 
 import logging
 
-import numpy as np
 import openmm.app as app
-from scipy.sparse import coo_array  # type: ignore[import-untyped]
-from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 from torch import Tensor
 
 from openmm_tsf.coordinates.constraints import Constraints
@@ -40,18 +37,14 @@ def check_constraints(constraints: Constraints, topology: app.Topology) -> None:
             f"atoms that are not bonded, the first of {pair_label(topology, others[0])}: "
             f"constrained angles are not supported; {_WAYS_OUT.format('HBonds or None')}"
         )
-    n_atoms = constraints.n_atoms
-    graph = coo_array((np.ones(len(pairs)), np.array(pairs).T), shape=(n_atoms, n_atoms))
-    n_parts, part = connected_components(graph, directed=False)
-    if n_parts == n_atoms - len(pairs):  # a forest
-        return
-    sizes, edges = np.bincount(part), np.bincount(part[[first for first, _ in pairs]])
-    ring = int(np.flatnonzero(edges >= sizes[: len(edges)])[0])
-    pair = next(pair for pair in pairs if part[pair[0]] == ring)
-    raise ValueError(
-        "system: rings of constrained bonds are not supported, got one in the constraints that "
-        f"connect {pair_label(topology, pair)}; {_WAYS_OUT.format('HBonds or None')}"
-    )
+    part = list(range(constraints.n_atoms))
+    for first, second in pairs:
+        if part[first] == part[second]:
+            raise ValueError(
+                "system: rings of constrained bonds are not supported, got one that contains "
+                f"{pair_label(topology, (first, second))}; {_WAYS_OUT.format('HBonds or None')}"
+            )
+        part = [part[second] if other == part[first] else other for other in part]
 
 
 def project_frames(
