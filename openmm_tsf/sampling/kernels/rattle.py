@@ -149,13 +149,17 @@ class Rattle(DeviceConstants):
         end = self.locate(x_end)
         v_end = self.project(v + shift / timestep, end)
         _, back, solved_back = self._solve(end, end.vectors - wide * self._vectors(v_end))
-        distance = (back - at.vectors).abs().flatten(0, 2).amax(dim=0)
-        solved = solved & solved_back & (distance <= REVERSIBLE)
+        # Solved both ways, as it must be for the reverse step to be accepted.
+        solved = solved & self.is_reversible(back, at.vectors, solved_back)
         if x.device.type == "cpu" and bool(solved.all()):
             return x_end, v_end, end, solved
         end = OnManifold(*(torch.where(solved, new, old) for new, old in zip(end, at, strict=True)))
         row = solved[:, None, None]
         return torch.where(row, x_end, x), torch.where(row, v_end, v), end, solved
+
+    def is_reversible(self, back: Tensor, vectors: Tensor, solved: Tensor) -> Tensor:
+        """Return which rows [B] were solved and return to their vectors, both [C, k, 3, B]."""
+        return solved & ((back - vectors).abs().flatten(0, 2).amax(dim=0) <= REVERSIBLE)
 
 
 def _apply(matrices: Tensor, values: Tensor) -> Tensor:
