@@ -86,7 +86,7 @@ class Constraints(nn.Module):
         atoms = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
         distances, weights = (np.asarray(v, dtype=np.float64).ravel() for v in (lengths, masses))
         _check(atoms, distances, weights)
-        self._config = {
+        self._config: dict[str, Any] = {
             "pairs": atoms.tolist(), "lengths": distances.tolist(), "masses": weights.tolist()
         }  # fmt: skip
         inverse = np.divide(1.0, weights, out=np.zeros_like(weights), where=weights > 0)

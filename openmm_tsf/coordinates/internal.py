@@ -202,8 +202,7 @@ class InternalCoordinates(RegularisedCoordinates, nn.Module):
         handedness = torch.where(is_handed, torsions.sin().sign(), 0.0)
         chirality = Chirality.from_reference(graph.centres, graph.positions, graph.names)
         layers = zmatrix, handedness, bonds, torsions - math.pi, chirality
-        options = metric, dtype, equivalent, overlap, constraints, measure
-        return cls(*layers, *options)
+        return cls(*layers, metric, dtype, equivalent, overlap, constraints, measure)
 
     @property
     def dtype(self) -> torch.dtype:

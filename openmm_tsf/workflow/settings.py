@@ -85,8 +85,8 @@ class MDSettings:
             for atom in molecule.topology.atoms()
             if atom.element is not None and atom.element.symbol in ("H", "D")
         }
-        fixed = set() if molecule.constraints is None else molecule.constraints.pairs.flatten()
-        are_fixed = bool(hydrogens) and hydrogens <= set(map(int, fixed))
+        pairs = [] if molecule.constraints is None else molecule.constraints.pairs.tolist()
+        are_fixed = bool(hydrogens) and hydrogens <= {atom for pair in pairs for atom in pair}
         return replace(self, timestep=_CONSTRAINED_STEP if are_fixed else _FREE_STEP)
 
 
