@@ -109,9 +109,9 @@ HMC = {"timestep": 0.012, "n_steps": 8}
 MUTANTS = {
     "metric, langevin": (forgetful(TorchLangevin), "stiff", 4000, 8, ON_STAR[TorchLangevin]),
     "metric, hmc": (forgetful(CartesianHMC), "stiff", 4000, 8, HMC),
-    "metric, mala": (forgetful(CartesianMALA), "stiff", 5000, 24, {"timestep": 0.016}),
+    "metric, mala": (forgetful(CartesianMALA), "stiff", 9000, 30, {"timestep": 0.016}),
     "metric, walk": (forgetful(FlowWalk), "stiff", 3000, 1, {"sigma": 0.2, "n_steps": 30}),
-    "metric, independence": (forgetful(FlowIndependence), "stiff", 3000, 2, {"n_steps": 20}),
+    "metric, independence": (forgetful(FlowIndependence), "stiff", 6000, 2, {"n_steps": 20}),
     "metric, latent mala": (forgetful(LatentMALA), "stiff", 3000, 20, {"sigma": 0.3}),
     "metric, latent hmc": (forgetful(LatentHMC), "stiff", 3000, 8, {"sigma": 0.3}),
     "tangent velocities": (changed(TangentOnly, CartesianHMC), "stiff", 300, 1, HMC),

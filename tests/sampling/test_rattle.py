@@ -51,27 +51,32 @@ def test_density_of_the_rigid_trimer_is_the_known_one():
 
 
 def stars():
-    """Masses, potential, measure, walkers, iterations, whether the other measure is noticed."""
-    yield pytest.param(TRIMER, {}, "rigid", 20000, 3, True, id="trimer")
-    yield pytest.param(TRIMER, {}, "stiff", 24000, 4, True, id="trimer, stiff", marks=slow)
-    yield pytest.param(TRIMER, SOFT, "rigid", 8000, 16, False, id="bent trimer", marks=slow)
-    yield pytest.param(LIGHT_CENTRE, {}, "rigid", 2000, 12, True, id="light centre")
-    yield pytest.param(LIGHT_CENTRE, SOFT, "stiff", 4000, 40, True, id="bent, stiff", marks=slow)
-    yield pytest.param(LIGHT_CH3, {}, "rigid", 6000, 40, True, id="light CH3", marks=slow)
-    yield pytest.param(LIGHT_CH3, SOFT, "stiff", 6000, 40, True, id="bent CH3", marks=slow)
+    """Masses, potential, measure, walkers, iterations, time step, whether the other is noticed."""
     partner = (1.0, 12.0, 12.0, 15.0)
-    yield pytest.param(partner, PARTNER, "rigid", 6000, 40, True, id="CH2 light", marks=slow)
-    yield pytest.param(partner, PARTNER, "stiff", 6000, 40, True, id="CH2, stiff", marks=slow)
-    yield pytest.param((*CH2, 15.0), PARTNER, "rigid", 6000, 40, False, id="CH2", marks=slow)
-    yield pytest.param(CH3, SOFT, "rigid", 4000, 40, False, id="CH3", marks=slow)
+    rows = {
+        "trimer": (TRIMER, {}, "rigid", 20000, 2, 0.07, True),
+        "trimer, stiff": (TRIMER, {}, "stiff", 20000, 4, 0.07, True),
+        "bent trimer": (TRIMER, SOFT, "rigid", 8000, 16, 0.05, False),
+        "light centre": (LIGHT_CENTRE, {}, "rigid", 2000, 12, 0.03, True),
+        "light and bent": (LIGHT_CENTRE, SOFT, "stiff", 4000, 40, 0.02, True),
+        "light CH3": (LIGHT_CH3, {}, "rigid", 6000, 40, 0.03, True),
+        "light CH3, bent": (LIGHT_CH3, SOFT, "stiff", 8000, 60, 0.02, True),
+        "light CH2": (partner, PARTNER, "rigid", 6000, 60, 0.01, True),
+        "light CH2, stiff": (partner, PARTNER, "stiff", 6000, 60, 0.01, True),
+        "CH2": ((*CH2, 15.0), PARTNER, "rigid", 4000, 40, 0.01, False),
+        "CH3": (CH3, SOFT, "rigid", 4000, 40, 0.02, False),
+    }
+    for name, row in rows.items():
+        quick = name in ("trimer", "light centre")
+        yield pytest.param(*row, id=name, marks=() if quick else slow)
 
 
-@pytest.mark.parametrize(("masses", "energy", "measure", "n", "times", "is_noticed"), list(stars()))
-def test_angles_of_stars(masses, energy, measure, n, times, is_noticed):
+@pytest.mark.parametrize(
+    ("masses", "energy", "measure", "n", "times", "timestep", "is_noticed"), list(stars())
+)
+def test_angles_of_stars(masses, energy, measure, n, times, timestep, is_noticed):
     star, other = Star(masses, **energy), {"rigid": "stiff", "stiff": "rigid"}[measure]
-    lightest = min(masses)
-    timestep = 0.05 * math.sqrt(lightest / 12.0) if "n_free" in energy or lightest < 12 else 0.05
-    state, info = sample(star, measure, n, times, 61, timestep=timestep, n_steps=10)
+    state, info = sample(star, measure, n, times, 61, timestep=timestep, n_steps=8)
     assert 0.2 < float(info.acceptance) < 1.0
     exact.assert_exact(scores(star, measure, state))
     if is_noticed:

@@ -199,7 +199,7 @@ class ConstrainedCase(exact.TreeCase):
     def dataset(self):
         """Return frames to fit coordinates on, between the ladder's temperatures."""
         frames = self.tree.sample(2000, 400.0, seeded_generator(22))
-        parts = self.tree.system(), self.tree.topology, frames[0]
+        parts = self.tree.system(), self.tree.topology, exact_tree.POSITIONS
         return MDDataset(frames, 400.0, MolecularSystem(*parts, self.measure))
 
     def start(self, n_walkers, generator):

@@ -60,7 +60,7 @@ def _same_constraints(
     if measure is not None:
         measure = check_choice(measure, "measure", MEASURES)
     if of_flow is not None:
-        expected = str(layer.measure)  # type: ignore[union-attr]
+        expected = str(getattr(layer, "measure", MEASURES[0]))
         if measure not in (None, expected):
             raise ValueError(f"measure: expected that of the flow, {expected!r}, got {measure!r}")
         measure = expected

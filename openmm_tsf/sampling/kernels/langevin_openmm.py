@@ -20,11 +20,12 @@ from openmm_tsf.sampling.kernels.base import SteerableMap
 from openmm_tsf.sampling.kernels.dynamics import LangevinKernel, PotentialConstants
 from openmm_tsf.utils.validation import check_int
 
-#: OpenMM's tolerance, relative to the distance: what its CPU and Reference platforms reach easily.
-_CONSTRAINT_TOLERANCE = 1e-13
-#: Positions in nm at the end of a trajectory, on its constraints or run back, are the same up to
-#: this: platforms of single precision reach no less.
-_REACHED = 1e-5
+#: OpenMM's tolerance of constraints, relative to the distance, in double and in single precision.
+_CONSTRAINT_TOLERANCE = {True: 1e-13, False: 1e-6}
+#: How far in nm a trajectory may end from its constraints, where OpenMM did not solve them ...
+_DEVIATION = {True: 1e-10, False: 1e-5}
+#: ... and, run back, from its start.
+_RETURN = 1e-5
 
 
 @runtime_checkable
@@ -131,13 +132,14 @@ class OpenMMLangevin(LangevinKernel):
         if self.rattle is None or self.constraints is None:
             return x_end, v_end, u_end
         device, constraints = x.device, self.constraints.to("cpu")
-        reached = constraints.deviations(x_end.cpu()).abs().amax(dim=1) <= _REACHED
+        limit = _DEVIATION[self._workers[0].is_double]
+        reached = constraints.deviations(x_end.cpu()).abs().amax(dim=1) <= limit
         x_end = torch.where(reached.to(device)[:, None, None], x_end, x)
         x_end = constraints.project(x_end.cpu()).to(device)
         v_end = self.rattle.project(v_end, self.rattle.locate(x_end))
         if self._is_run_back:
             back, _, _ = self._integrate(x_end, -v_end)
-            reached &= ((back - x).abs().flatten(1).amax(dim=1) <= _REACHED).cpu()
+            reached &= ((back - x).abs().flatten(1).amax(dim=1) <= _RETURN).cpu()
         lost = ~reached.to(device) & u_end.isfinite()
         return x_end, v_end, u_end.masked_fill(lost, torch.nan)
 
@@ -230,9 +232,16 @@ class _Verlet:
     ) -> None:
         self._half_step, self._n_steps = 0.5 * timestep / masses, n_steps
         integrator = openmm.VerletIntegrator(timestep)
-        if constraints is not None:
-            integrator.setConstraintTolerance(_CONSTRAINT_TOLERANCE)
         self._context = _open_context(potential, integrator, masses.flatten().tolist())
+        platform = self._context.getPlatform()
+        # Positions are of double precision with "mixed", and on CPU and Reference, which do not say.
+        self.is_double = (
+            "Precision" not in platform.getPropertyNames()
+            or platform.getPropertyValue(self._context, "Precision") != "single"
+        )
+        if constraints is not None:
+            tolerance = _CONSTRAINT_TOLERANCE[self.is_double]
+            self._context.getIntegrator().setConstraintTolerance(tolerance)
         _check_constraints(self._context.getSystem(), constraints)
         self._integrator = self._context.getIntegrator()
 
