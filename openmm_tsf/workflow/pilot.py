@@ -127,12 +127,12 @@ class Pilot:
         return min(1.0, trips / expected) if expected > 0 else 1.0
 
 
-def provisional_ladder(n_atoms: int, low: float, high: float) -> tuple[float, ...]:
+def provisional_ladder(n_degrees: int, low: float, high: float) -> tuple[float, ...]:
     """Return a geometric ladder in K where about half of the swaps of harmonic modes are rejected.
 
-    Their barrier is sqrt(C/(π k)) ln(high/low) with the heat capacity C = (3N - 6) k/2.
+    Their barrier is sqrt(C/(π k)) ln(high/low) with the heat capacity C = n k/2 of n modes.
     """
-    barrier = math.sqrt((3 * n_atoms - 6) / (2 * math.pi)) * math.log(high / low)
+    barrier = math.sqrt(n_degrees / (2 * math.pi)) * math.log(high / low)
     n_rungs = max(2, math.ceil(2.0 * barrier) + 1)
     return tuple(np.geomspace(low, high, n_rungs).tolist())
 
@@ -154,7 +154,7 @@ def run_pilot(
     """
     if (seconds is None) == (n_iterations is None):
         raise ValueError("seconds, n_iterations: expected one of the two")
-    ladder = provisional_ladder(molecule.n_atoms, low, high)
+    ladder = provisional_ladder(molecule.n_degrees_of_freedom, low, high)
     hot = tuple(factor * high for factor in _ABOVE)
     engine = _Engine(molecule, potential, ladder, seed)
     engine.start(hot)
