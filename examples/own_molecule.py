@@ -2,7 +2,8 @@
 # # A molecule of your own
 #
 # What is needed: a PDB file with all atoms and a force field, in vacuum or implicit solvent,
-# without constraints and periodic box. Here alanine dipeptide stands for your file.
+# without a periodic box. Bonds to hydrogen may be constrained (`constraints=app.HBonds`), in System
+# and frames alike. Here alanine dipeptide stands for your file.
 
 # %%
 from importlib.resources import files

@@ -1,6 +1,6 @@
 """Checks of frames and energies that need no reference: each passes, fails, or cannot decide."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -15,6 +15,7 @@ from openmm_tsf.analysis.ensemble_checks import energy_ratio
 from openmm_tsf.analysis.frame_checks import is_cis, is_mirrored, peptide_bonds, tetrahedral_centres
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.systems.configurational_temperature import measure_temperature
+from openmm_tsf.systems.constrained import project_frames
 from openmm_tsf.systems.frame_checks import check_frames
 from openmm_tsf.systems.frame_variation import check_variation
 from openmm_tsf.systems.mean_torques import measure_torques
@@ -128,10 +129,14 @@ def check_structure(molecule: MolecularSystem, samples: Samples) -> list[Check]:
     """Check bonds, overlaps, constraints, rounding, handedness, and cis peptide bonds."""
     where, frames = _kelvin(samples), samples.by_walker
     checks = []
-    for name, refuse, words in (
+    judges: list[tuple[str, Callable[..., Any], str]] = [
         ("bonds", check_frames, "bonds as in the reference positions, and no atoms overlap"),
         ("vibrations", check_variation, "bonds vibrate, and positions are not rounded"),
-    ):
+    ]
+    if molecule.constraints is not None:
+        words = f"{molecule.constraints.n_constraints} constrained bonds have their lengths"
+        judges.append(("constraints", _check_constraints, words))
+    for name, refuse, words in judges:
         try:
             refuse(molecule, frames, samples.temperature)
         except ValueError as error:
@@ -157,6 +162,11 @@ def check_structure(molecule: MolecularSystem, samples: Samples) -> list[Check]:
         words = f"{len(centres.names)} centres have the handedness of the reference positions"
         checks.append(Check("handedness", where, PASSED, words))
     return [*checks, *_check_omegas(molecule, samples, frames)]
+
+
+def _check_constraints(molecule: MolecularSystem, frames: torch.Tensor, kelvin: float) -> None:
+    assert molecule.constraints is not None
+    project_frames(molecule.constraints, molecule.topology, frames)
 
 
 def _check_omegas(molecule: MolecularSystem, samples: Samples, frames: torch.Tensor) -> list[Check]:

@@ -114,6 +114,8 @@ def build_parser() -> argparse.ArgumentParser:
             help="device of torch for flow, walkers, training and energies: cpu (default), cuda, "
             "cuda:1, ...",
         )
+    for command in (everything, md, train, sample, certify, plan):
+        _measure_argument(command)
     _plan_arguments(plan)
     for command in (everything, sample, analyze, at, certify, plan):
         _observe_argument(command)
@@ -137,7 +139,11 @@ def build_parser() -> argparse.ArgumentParser:
     md.add_argument(
         "--equilibration-steps", type=int, help="time steps before the first frame (default: 20000)"
     )
-    md.add_argument("--timestep", type=float, help="ps (default: 0.001)")
+    md.add_argument(
+        "--timestep",
+        type=float,
+        help="ps (default: 0.001; 0.002 where bonds to hydrogen are constrained)",
+    )
     md.add_argument("--friction", type=float, help="1/ps (default: 1)")
     train.add_argument("--flow-kind", choices=("tsf", "realnvp"), help="which flow (default: tsf)")
     sample.add_argument(
@@ -247,6 +253,15 @@ def _observe_argument(command: argparse.ArgumentParser) -> None:
         "by its name, or a function of an mdtraj trajectory that returns a number for each frame, "
         "rg=file.py:function or rg=module:function. Once for each; run and sample record them, "
         "functions by name only",
+    )
+
+
+def _measure_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--measure",
+        choices=("rigid", "stiff"),
+        help="target where bonds are constrained: what constrained dynamics samples (rigid, the "
+        "default), or the limit of stiff bonds, without the metric of the constraints",
     )
 
 

@@ -4,13 +4,14 @@ import argparse
 import json
 from typing import Any
 
+from openmm_tsf.cli.molecules import (
+    molecule_files,
+    read_molecule_arguments,
+    read_other_system,
+    with_measure,
+)
 from openmm_tsf.utils.terminal import say
 
-#: The arguments of the molecule, beside --forcefield.
-_MOLECULE = (
-    "pdb", "system", "prmtop", "inpcrd", "top", "gro", "include_dir", "psf", "crd", "parameters",
-    "implicit_solvent", "constraints",
-)  # fmt: skip
 #: How often the iterations of a preset are allowed with --until, where --iterations is not given.
 _MOST_WITH_TARGET = 20
 
@@ -22,7 +23,7 @@ def _run(args: argparse.Namespace) -> None:
     from openmm_tsf.workflow.run import run
     from openmm_tsf.workflow.settings import RunSettings
 
-    molecule = _molecule(args)
+    molecule = read_molecule_arguments(args)
     _check_run_options(args, molecule)
     settings = _settings(args, RunSettings, lambda: preset(args.preset or "default"))
     settings = replace_given(
@@ -58,7 +59,7 @@ def _md(args: argparse.Namespace) -> None:
         timestep=args.timestep,
         friction=args.friction,
     )
-    molecule = _molecule(args) or alanine_dipeptide()
+    molecule = read_molecule_arguments(args) or alanine_dipeptide()
     result = run_md(molecule, args.output, settings, options=_options(args))
     say(f"{result.n_frames} frames in {result.trajectory}")
     if result.interrupted:
@@ -76,7 +77,10 @@ def _train(args: argparse.Namespace) -> None:
     from openmm_tsf.workflow.train import train
 
     _check_temperature(args)
-    settings, molecule = preset(args.preset or "default"), _molecule(args) or alanine_dipeptide()
+    settings, molecule = (
+        preset(args.preset or "default"),
+        read_molecule_arguments(args) or alanine_dipeptide(),
+    )
     source = FrameSource(args.trajectory, args.temperature)
     recorded = recorded_choices(args.output, "train").get("source") if args.resume else None
     stride = settings.stride
@@ -84,7 +88,7 @@ def _train(args: argparse.Namespace) -> None:
         earlier = from_plain_data(FrameSource, recorded, f"{args.output}/config.json")
         source, stride = source.completed_from(earlier), earlier.stride
     source = replace_given(source, stride=stride if args.stride is None else args.stride)
-    if source.trajectory is None and _files(args):
+    if source.trajectory is None and molecule_files(args):
         raise ValueError("--trajectory: expected frames of your molecule, got none")
     ladder = tuple(args.temperatures or settings.sampling.temperatures)
     fresh = replace_given(settings.fit, temperatures=ladder)
@@ -114,7 +118,7 @@ def _sample(args: argparse.Namespace) -> None:
     _check_temperature(args)
     if args.flow is None and not args.resume:
         raise ValueError("--flow: expected flow.pt, or the folder of train or run, got none")
-    molecule = _molecule(args)
+    molecule = read_molecule_arguments(args)
     start = None
     if args.trajectory is not None:
         start = load_trajectory(args.trajectory, molecule or alanine_dipeptide(), args.temperature)
@@ -159,14 +163,10 @@ def _at(args: argparse.Namespace) -> None:
 
 def _retarget(args: argparse.Namespace) -> int:
     from openmm_tsf.analysis.verdict import EXIT_STATUS
-    from openmm_tsf.systems.files import load_molecule, read_molecule
     from openmm_tsf.workflow.retarget import describe_retarget, retarget, retarget_settings
     from openmm_tsf.workflow.settings import SamplingSettings
 
-    if args.resume and not _files(args):
-        molecule = read_molecule(args.output)
-    else:
-        molecule = load_molecule(**_with_atoms_of(args.run, _files(args)))
+    molecule = read_other_system(args)
     settings = _settings(args, SamplingSettings, lambda: retarget_settings(args.run))
     summary = retarget(
         args.run, molecule, args.output, _sampling_settings(args, settings), options=_options(args)
@@ -175,21 +175,6 @@ def _retarget(args: argparse.Namespace) -> int:
     say(f"\n{describe_retarget(args.output)}")
     status: int = EXIT_STATUS[summary["verdict"]["status"]]
     return status
-
-
-def _with_atoms_of(run: str, files: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `load_molecule`, with the atoms of a run where no coordinates are given."""
-    from openmm import unit
-    from openmm.app import Modeller
-
-    from openmm_tsf.systems.files import read_molecule
-
-    if not files:
-        raise ValueError("--system, --forcefield, --prmtop, ...: expected the other one, got none")
-    if files.keys() & {"pdb", "inpcrd", "gro", "crd"}:
-        return files
-    molecule = read_molecule(run)
-    return {"pdb": Modeller(molecule.topology, molecule.positions * unit.nanometer), **files}
 
 
 def _certify(args: argparse.Namespace) -> int:
@@ -210,10 +195,10 @@ def _certify(args: argparse.Namespace) -> int:
         )
     if args.run is None and args.output is None:
         raise ValueError("--output: expected a folder for the certificate, got none")
-    given = _files(args)
+    given = molecule_files(args)
     certificate = certify(
         args.run if args.run is not None else dict(zip(temperatures, trajectories, strict=True)),
-        load_molecule(**given) if given or args.run is None else None,
+        with_measure(load_molecule(**given), args) if given or args.run is None else None,
         flow=args.flow,
         walkers=args.walkers,
         monte_carlo=args.monte_carlo,
@@ -283,23 +268,6 @@ def _check_run_options(args: argparse.Namespace, molecule: Any) -> None:
         raise ValueError("--frames: no MD is run where frames are shipped; add --md to run it")
 
 
-def _files(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of the molecule that are given, by the names of `load_molecule`."""
-    given = {name: getattr(args, name) for name in _MOLECULE} | {"force_field": args.forcefield}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _molecule(args: argparse.Namespace) -> Any:
-    """The molecule of the arguments, or of the folder that is resumed; None for the default."""
-    from openmm_tsf.systems.files import holds_molecule, load_molecule, read_molecule
-
-    if files := _files(args):
-        return load_molecule(**files)
-    if getattr(args, "resume", False) and holds_molecule(args.output):
-        return read_molecule(args.output)
-    return None
-
-
 def _sampling_settings(args: argparse.Namespace, settings: Any) -> Any:
     from openmm_tsf.io.serialization import replace_given
 
@@ -337,7 +305,9 @@ def _ladder(args: argparse.Namespace, recorded: tuple[float, ...]) -> tuple[floa
             )
         return None
     options = _options(args)
-    return choose_temperatures(_molecule(args) or alanine_dipeptide(), ends, options=options)
+    return choose_temperatures(
+        read_molecule_arguments(args) or alanine_dipeptide(), ends, options=options
+    )
 
 
 def _plan(args: argparse.Namespace) -> None:
@@ -355,7 +325,11 @@ def _plan(args: argparse.Namespace) -> None:
     ladder = _ladder(args, settings.sampling.temperatures)
     settings = replace(settings, sampling=replace_given(settings.sampling, temperatures=ladder))
     result = plan(
-        args.target, _molecule(args), settings, seconds=args.seconds, options=_options(args)
+        args.target,
+        read_molecule_arguments(args),
+        settings,
+        seconds=args.seconds,
+        options=_options(args),
     )
     say(result)
     if output is not None:

@@ -1,7 +1,7 @@
 """The bonds of a molecule as a graph, and the spanning tree on which its Z-matrix is built."""
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -30,7 +30,8 @@ class BondGraph:
 
     An atom without an element has None and 0 in `elements` and `atomic_numbers`. `backbone` are
     peptide backbone bonds, `bridges` other bonds between residues, both in both directions;
-    `alpha_triples` are N, CA and C of the residues that have them; `positions` [N, 3] in nm.
+    `alpha_triples` are N, CA and C of the residues that have them; `positions` [N, 3] in nm;
+    `constrained` are bonds of fixed length, in both directions.
     """
 
     names: tuple[str, ...]
@@ -41,10 +42,16 @@ class BondGraph:
     bridges: frozenset[tuple[int, int]]
     alpha_triples: tuple[Triple, ...]
     positions: np.ndarray
+    constrained: frozenset[tuple[int, int]] = frozenset()
 
     @classmethod
-    def from_topology(cls, topology: app.Topology, positions: Any) -> Self:
-        """Return the graph of a Topology; the errors are those of `ZMatrix.from_topology`."""
+    def from_topology(
+        cls, topology: app.Topology, positions: Any, constrained: Iterable[Sequence[int]] = ()
+    ) -> Self:
+        """Return the graph of a Topology; the errors are those of `ZMatrix.from_topology`.
+
+        `constrained` are pairs of bonded atoms at a fixed distance.
+        """
         if not isinstance(topology, app.Topology):
             got = type(topology).__name__
             raise TypeError(f"topology: expected an openmm.app.Topology, got {got}")
@@ -85,7 +92,8 @@ class BondGraph:
         numbers = tuple(0 if atom.element is None else atom.element.atomic_number for atom in atoms)
         bonded_to = tuple(tuple(sorted(bonded)) for bonded in neighbours)
         bonds = frozenset(backbone), frozenset(bridges)
-        return cls(names, elements, numbers, bonded_to, *bonds, alpha_triples, xyz)
+        fixed = frozenset((i, j) for a, b in constrained for i, j in ((a, b), (b, a)))
+        return cls(names, elements, numbers, bonded_to, *bonds, alpha_triples, xyz, fixed)
 
     def is_heavy(self, atom: int) -> bool:
         """Whether the atom is not a hydrogen."""
@@ -180,7 +188,8 @@ class BondGraph:
         """Return the parent of each atom (Prim's algorithm): rings open far from the root.
 
         Backbone bonds come first and bridges between residues (disulfides) last, so that a ring
-        through a bridge is never opened in the backbone.
+        through a bridge is never opened in the backbone. Bonds of fixed length come before all
+        others: they are never those that are left out.
         """
         parents = {root[0]: root[1], root[2]: root[1]}
         reached = set(root)
@@ -190,6 +199,8 @@ class BondGraph:
             for other in self.neighbours[atom]:
                 bond = (atom, other)
                 order = 0 if bond in self.backbone else 2 if bond in self.bridges else 1
+                if bond in self.constrained:
+                    order = -1
                 heapq.heappush(heap, (order, depth, not self.is_heavy(other), other, atom))
 
         for atom in root:

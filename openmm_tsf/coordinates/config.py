@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from openmm_tsf.coordinates.chirality import Chirality
+from openmm_tsf.coordinates.constraints import Constraints
 from openmm_tsf.utils.validation import check_choice, require_array, require_entry
 
 
@@ -38,4 +39,16 @@ def parse_layer_config(config: Any, n_atoms: int) -> dict[str, Any]:
         "dtype": require_dtype(config),
         "equivalent": equivalent.tolist(),
         "overlap": require_entry(config, "overlap", bool),
+        **_parse_constraints(config, n_atoms),
+    }
+
+
+def _parse_constraints(config: Any, n_atoms: int) -> dict[str, Any]:
+    """Return the arguments for constraints; none where the configuration has none."""
+    if "constraints" not in config:
+        return {}
+    entries = require_entry(config, "constraints", dict)
+    return {
+        "constraints": Constraints.from_config(entries, n_atoms),
+        "measure": require_entry(config, "measure", str),
     }

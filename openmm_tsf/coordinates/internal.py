@@ -6,12 +6,18 @@ temperature-steerable flows (arXiv:2012.00429, eq. 4) holds for the whole molecu
 coordinates (r, theta, phi) have the log-determinant sum 2 ln r + sum ln sin theta. Both are
 relative to Cartesian volume modulo rigid motion: the square map is 3N -> 3N with the pose
 (alpha, cos beta, gamma, translation) appended.
+
+Bonds of fixed length are no coordinates. The measure is then prod_i delta(r_i - d_i) dx, for
+``"stiff"``, or |Z|^(1/2) times that, for ``"rigid"``, which is the measure of constrained dynamics:
+see :mod:`openmm_tsf.coordinates.constraints`. With it 1/2 ln|Z| is a part of the log-determinant,
+so that whatever is exact with a log-determinant is exact with constraints.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+import numpy as np
 import openmm.app as app
 import torch
 from torch import Tensor, nn
@@ -20,11 +26,12 @@ from openmm_tsf.coordinates.bond_graph import BondGraph, Triple
 from openmm_tsf.coordinates.branch_cuts import emptiest_angles
 from openmm_tsf.coordinates.chirality import Chirality
 from openmm_tsf.coordinates.config import parse_layer_config
+from openmm_tsf.coordinates.constraints import MEASURES, Constraints
 from openmm_tsf.coordinates.geometry import TWO_PI, wrap
-from openmm_tsf.coordinates.hydrogen_labels import HydrogenLabels, LabelledCopies
-from openmm_tsf.coordinates.measures import bonds_angles_dihedrals, pose_of
+from openmm_tsf.coordinates.hydrogen_labels import HydrogenLabels
+from openmm_tsf.coordinates.measures import bonds_angles_dihedrals
 from openmm_tsf.coordinates.nerf import Placement
-from openmm_tsf.coordinates.penalties import branch_penalty, clamp_bonds_and_angles
+from openmm_tsf.coordinates.regularised import RegularisedCoordinates
 from openmm_tsf.coordinates.zmatrix import ZMatrix
 from openmm_tsf.units import RADIAN, as_array
 from openmm_tsf.utils.tensors import check_tensor
@@ -35,12 +42,13 @@ METRICS = ("volume", "polar")
 _UNDEFINED = 1e-4
 
 
-class InternalCoordinates(LabelledCopies, nn.Module):
-    """Map between internal coordinates u [B, 3N-6] and Cartesian positions x [B, N, 3] in nm.
+class InternalCoordinates(RegularisedCoordinates, nn.Module):
+    """Map between internal coordinates u [B, d] and Cartesian positions x [B, N, 3] in nm.
 
     u holds N-1 bonds, N-2 angles and N-3 dihedral angles, each in the order of the Z-matrix's rows:
     (r^3/3, -cos theta, phi) for ``"volume"``, (r, theta, phi) for ``"polar"``; nm and radians. A
-    dihedral is either a primary torsion or a sibling's offset from it.
+    dihedral is either a primary torsion or a sibling's offset from it. The K bonds that are
+    constrained are left out: d = 3N-6-K.
 
     The domain: bonds > 0, -1 <= cos theta < 1 (theta < pi for ``"polar"``), dihedrals on their
     branch [cut, cut + 2 pi), and at every tetrahedral centre the handedness of the reference
@@ -49,11 +57,14 @@ class InternalCoordinates(LabelledCopies, nn.Module):
     Attributes
     ----------
     n_atoms, n_coordinates : int
-        N and 3N-6.
-    metric, is_constant_log_det
-        ``"volume"`` or ``"polar"``; True for ``"volume"``.
+        N and d.
+    metric, measure, is_constant_log_det
+        ``"volume"`` or ``"polar"``; ``"rigid"`` or ``"stiff"``; True for ``"volume"``, unless
+        constraints have the measure ``"rigid"``.
+    constraints
+        The constrained bonds, or None.
     kinds, names
-        The kind of each coordinate, int64 [3N-6] (0 bond, 1 angle, 2 primary torsion, 3 sibling
+        The kind of each coordinate, int64 [d] (0 bond, 1 angle, 2 primary torsion, 3 sibling
         offset), and its kind and atoms as text.
     branch_cuts : Tensor [N-3]
         Where the branch of each dihedral begins, radians.
@@ -80,8 +91,9 @@ class InternalCoordinates(LabelledCopies, nn.Module):
     handedness: Tensor
     reference_bonds: Tensor
     kinds: Tensor
-    _rows: Tensor
     _linear: Tensor
+    _free: Tensor
+    _lengths: Tensor
 
     def __init__(
         self,
@@ -94,16 +106,35 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         dtype: torch.dtype = torch.float64,
         equivalent: Sequence[Triple] = (),
         overlap: bool = False,
+        constraints: Constraints | None = None,
+        measure: str = "rigid",
     ) -> None:
         super().__init__()
         metric = check_choice(metric, "metric", METRICS)
+        self.measure = check_choice(measure, "measure", MEASURES)
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(f"dtype: expected torch.float64 or torch.float32, got {dtype}")
         self.zmatrix, self.metric = zmatrix, metric
-        self.is_constant_log_det = metric == "volume"
+        self._is_volume = metric == "volume"
+        self._has_metric_factor = constraints is not None and measure == "rigid"
+        self.is_constant_log_det = self._is_volume and not self._has_metric_factor
         self.n_atoms = zmatrix.n_atoms
-        self.n_coordinates = 3 * self.n_atoms - 6
-        self.names = zmatrix.coordinate_names
+        is_free, kinds = np.ones(len(zmatrix.coordinate_kinds), bool), zmatrix.coordinate_kinds
+        self.constraints = constraints
+        if constraints is not None:
+            # Its own copy, of which the dtype and the device are those of the layer.
+            self.constraints = Constraints.from_config(constraints.to_config(), self.n_atoms)
+            self.constraints.to(dtype)
+            lengths = constraints.lengths_of_bonds(zmatrix.rows[1:, :2], zmatrix.atom_names)
+            is_free[: self.n_atoms - 1] = lengths == 0
+            fixed = torch.tensor(lengths, dtype=dtype, device="cpu")
+            self.register_buffer("_lengths", fixed, persistent=False)
+        free = torch.from_numpy(np.flatnonzero(is_free[: self.n_atoms - 1]))
+        self.register_buffer("_free", free, persistent=False)
+        self.n_coordinates = int(is_free.sum())
+        self.names = [
+            n for n, is_one in zip(zmatrix.coordinate_names, is_free, strict=True) if is_one
+        ]
         self.placement = Placement(zmatrix)
         self.register_buffer(
             "_rows", torch.as_tensor(zmatrix.rows, dtype=torch.int64, device="cpu")
@@ -114,7 +145,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         self.register_buffer("_linear", linear, persistent=False)
         self.register_buffer("branch_cuts", branch_cuts.to(dtype))
         self.register_buffer(
-            "kinds", torch.as_tensor(zmatrix.coordinate_kinds, dtype=torch.int64, device="cpu")
+            "kinds", torch.as_tensor(kinds[is_free], dtype=torch.int64, device="cpu")
         )
         self.labelling = HydrogenLabels(zmatrix.rows, handedness.tolist(), equivalent)
         self.chirality = chirality.averaged_over(self.labelling.triples).to(dtype)
@@ -129,6 +160,8 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         dtype: torch.dtype = torch.float64,
         equivalent: Sequence[Triple] = (),
         overlap: bool = False,
+        constraints: Constraints | None = None,
+        measure: str = "rigid",
     ) -> Self:
         """Return the coordinates of a single molecule.
 
@@ -146,13 +179,19 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         overlap
             Let neighbouring copies overlap, so that a density has no step at their boundary: see
             :meth:`log_partition`.
+        constraints, measure
+            Bonds of fixed length, which are left out of u
+            (:attr:`openmm_tsf.MolecularSystem.constraints`), and the measure with them:
+            ``"rigid"``, that of constrained dynamics, or ``"stiff"``, without |Z|^(1/2).
 
         Raises
         ------
         TypeError, ValueError
-            As :meth:`ZMatrix.from_topology`; or if a tetrahedral centre of the reference is flat.
+            As :meth:`ZMatrix.from_topology`; or if a tetrahedral centre of the reference is flat,
+            or a constraint is not one of the bonds that the coordinates have.
         """
-        graph = BondGraph.from_topology(topology, positions)
+        pairs = [] if constraints is None else constraints.pairs.tolist()
+        graph = BondGraph.from_topology(topology, positions, pairs)
         zmatrix = ZMatrix.from_graph(graph)
         rows = torch.as_tensor(zmatrix.rows, dtype=torch.int64, device="cpu")
         reference = torch.tensor(graph.positions, dtype=torch.float64, device="cpu")[None]
@@ -163,7 +202,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         handedness = torch.where(is_handed, torsions.sin().sign(), 0.0)
         chirality = Chirality.from_reference(graph.centres, graph.positions, graph.names)
         layers = zmatrix, handedness, bonds, torsions - math.pi, chirality
-        return cls(*layers, metric, dtype, equivalent, overlap)
+        return cls(*layers, metric, dtype, equivalent, overlap, constraints, measure)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -175,10 +214,10 @@ class InternalCoordinates(LabelledCopies, nn.Module):
 
     def _split(self, u: Tensor, dim: int = 1) -> Sequence[Tensor]:
         """Bonds, angles and dihedrals of u."""
-        return u.split((self.n_atoms - 1, self.n_atoms - 2, self.n_atoms - 3), dim)
+        return u.split((len(self._free), self.n_atoms - 2, self.n_atoms - 3), dim)
 
     def in_domain(self, u: Tensor) -> Tensor:
-        """Whether each row of u [B, 3N-6] is in the domain: bool [B]. NaN is not."""
+        """Whether each row of u [B, d] is in the domain: bool [B]. NaN is not."""
         self._check_u(u)
         return self._in_domain(u, self._build(u))
 
@@ -187,7 +226,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         bonds, angles, torsions = self._split(u)
         cuts = self.branch_cuts
         inside = ((bonds > 0) & (bonds < math.inf)).all(-1)
-        if self.is_constant_log_det:
+        if self._is_volume:
             inside &= ((angles > -1.0) & (angles <= 1.0)).all(-1)
         else:
             inside &= ((angles > 0.0) & (angles < math.pi)).all(-1)
@@ -247,7 +286,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         return r.T, torch.atan2(sin, cos).T, torsions.T
 
     def inverse_and_log_det(self, x: Tensor, copies: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Internal coordinates u [B, 3N-6] of x [B, N, 3] and log|det du/dx| [B].
+        """Internal coordinates u [B, d] of x [B, N, 3] and log|det du/dx| [B].
 
         The log-determinant is -inf where x has the wrong handedness or no coordinates (coinciding
         or collinear atoms, NaN). `copies` [B, G] are which copies of the groups of equivalent
@@ -261,19 +300,30 @@ class InternalCoordinates(LabelledCopies, nn.Module):
         if copies is not None:
             before = TWO_PI * (copies == 2).to(torsions)
             torsions = torsions.index_add(0, self.labelling.columns[:, 0], before.T, alpha=-1)
-        if self.is_constant_log_det:
+        if self.constraints is not None:
+            r = r[self._free]
+        if self._is_volume:
             parts = (r * r * r / 3.0, -cos, torsions)
         else:
             parts = (r, torch.atan2(sin, cos), torsions)
         u = torch.cat(parts).T
-        return u, self._inside_only(u, x, -self.log_abs_det(u))
+        return u, self._inside_only(u, x, -self.log_abs_det(u, x))
 
-    def log_abs_det(self, u: Tensor) -> Tensor:
-        """log|det dx/du| [B] at u [B, 3N-6], whatever the branch and handedness."""
-        if self.is_constant_log_det:
-            return u.new_zeros(len(u))
-        r, theta, _ = self._split(u)
-        return 2.0 * r.log().sum(-1) + theta.sin().log().sum(-1)
+    def log_abs_det(self, u: Tensor, x: Tensor | None = None) -> Tensor:
+        """log|det dx/du| [B] at u [B, d], whatever the branch and handedness.
+
+        `x` [B, N, 3] are conformations of u in any pose, where they are known.
+        """
+        total = u.new_zeros(len(u))
+        if not self._is_volume:
+            r, theta, _ = self._split(u)
+            total = 2.0 * r.log().sum(-1) + theta.sin().log().sum(-1)
+        if self.constraints is None:
+            return total
+        total = total + 2.0 * self.constraints.lengths.log().sum()
+        if not self._has_metric_factor:
+            return total
+        return total + self.constraints.half_log_metric(self._build(u) if x is None else x)
 
     def _inside_only(self, u: Tensor, x: Tensor, log_det: Tensor) -> Tensor:
         """`log_det` [B] where u, whose conformations are x, is in the domain, -inf elsewhere."""
@@ -282,7 +332,7 @@ class InternalCoordinates(LabelledCopies, nn.Module):
     def _build(self, u: Tensor, pose: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Conformations of u in a pose, by default the canonical one; NaN without a geometry."""
         bonds, angles, torsions = self._split(u.T, dim=0)
-        if self.is_constant_log_det:
+        if self._is_volume:
             r = torch.pow(3.0 * bonds, 1.0 / 3.0)
             minus_cos = angles
             sin = torch.sqrt((1.0 - angles) * (1.0 + angles))
@@ -291,93 +341,19 @@ class InternalCoordinates(LabelledCopies, nn.Module):
             inside = (angles > 0) & (angles < math.pi)
             theta = torch.where(inside, angles, torch.full_like(angles, math.nan))
             minus_cos, sin = -theta.cos(), theta.sin()
+        if self.constraints is not None:
+            r = self._lengths[:, None].expand(-1, len(u)).index_copy(0, self._free, r)
         return self.placement(r, minus_cos, sin, torsions, pose)
 
     def forward_and_log_det(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Conformations x [B, N, 3] in the canonical pose and log|det dx/du| [B] of u [B, 3N-6].
+        """Conformations x [B, N, 3] in the canonical pose and log|det dx/du| [B] of u [B, d].
 
         Outside the domain the log-determinant is -inf; x is NaN where there is no geometry (a bond
         <= 0, |cos theta| > 1) and correct elsewhere.
         """
         self._check_u(u)
         x = self._build(u)
-        return x, self._inside_only(u, x, self.log_abs_det(u))
-
-    def pose(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotation [B, 3, 3] (axes as columns) and translation [B, 3] of x [B, N, 3].
-
-        The translation is the root atom's position; the first axis points along the first bond, the
-        third is normal to the plane of the root's three atoms. The identity is the canonical pose.
-        """
-        self._check_x(x)
-        return pose_of(x, self._rows)
-
-    def from_pose(self, u: Tensor, rotation: Tensor, translation: Tensor) -> Tensor:
-        """Conformations x [B, N, 3] of u [B, 3N-6] in a given pose (see :meth:`pose`)."""
-        self._check_u(u)
-        check_tensor(rotation, "rotation", (3, 3), u)
-        check_tensor(translation, "translation", (3,), u)
-        if not len(u) == len(rotation) == len(translation):
-            sizes = f"{len(u)}, {len(rotation)}, {len(translation)}"
-            raise ValueError(f"u, rotation, translation: expected one batch size, got {sizes}")
-        return self._build(u, (rotation, translation))
-
-    def place(self, u: Tensor, like: Tensor) -> Tensor:
-        """Conformations [B, N, 3] with coordinates u [B, 3N-6], each in the pose of `like`.
-
-        Equivalent hydrogens have the labels of `like` as well.
-        """
-        self._check_x(like, "like")
-        x = self.from_pose(u, *self.pose(like))
-        return self._match_labels(x, x, like)
-
-    def match_pose(self, x: Tensor, like: Tensor) -> Tensor:
-        """Move conformations x [B, N, 3] rigidly to the pose of `like`, and give them its labels.
-
-        As ``place(u, like)`` with the coordinates u of x, to rounding.
-        """
-        self._check_x(like, "like")
-        rotations, translations = self.pose(torch.cat([x, like]))
-        (axes, rotation), (origin, translation) = rotations.chunk(2), translations.chunk(2)
-        moved = (x - origin[:, None]) @ (axes @ rotation.transpose(1, 2)) + translation[:, None]
-        return self._match_labels(moved, x, like)
-
-    def _match_labels(self, moved: Tensor, x: Tensor, like: Tensor) -> Tensor:
-        """Give `moved`, which has the labels of x, those of `like`."""
-        if not len(self.labelling):
-            return moved
-        labels, wanted = self.labels(torch.cat([x, like])).chunk(2)
-        return self.relabel(moved, (labels - wanted) % 3)
-
-    def regularise(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Clamp u [B, 3N-6] to where the geometry is finite; return a penalty for the violation.
-
-        For training only: proposals of a sampler outside the domain are rejected. Bonds are clamped
-        to 0.3 of the reference's coordinate or more, |cos theta| to 0.999 or less. The penalty [B]
-        is the sum of squared violations: bonds relative to the reference's, cosines (relative to
-        0.01 where a group is linear), dihedrals beyond their branch in radians, and centres that
-        are mirrored (1 for a mirror image). Zero with zero gradient inside, continuously
-        differentiable.
-        """
-        clamped, penalty = self.clamp(u)
-        return clamped, penalty + self.chirality.penalty(self._build(clamped))
-
-    def clamp(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`regularise`, without the penalty for handedness, which takes conformations."""
-        self._check_u(u)
-        bonds, angles, torsions = self._split(u)
-        cuts, reference = self.branch_cuts, (self.reference_bonds, self._linear)
-        bonds, angles, penalty = clamp_bonds_and_angles(bonds, angles, *reference, self.metric)
-        penalty = penalty + branch_penalty(torsions, cuts)
-        if len(self.labelling):
-            penalty = penalty + self.labelling.penalty(torsions, cuts)
-        return torch.cat((bonds, angles, torsions), dim=1), penalty
-
-    def forward_regularised(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Conformations x [B, N, 3] and penalty [B] of :meth:`regularise`, finite for any u."""
-        clamped, penalty = self.clamp(u)
-        x = self._build(clamped)
-        return x, penalty + self.chirality.penalty(x)
+        return x, self._inside_only(u, x, self.log_abs_det(u, x))
 
     def to_config(self) -> dict[str, Any]:
         """Return numbers, strings and lists from which :meth:`from_config` rebuilds this."""
@@ -391,7 +367,14 @@ class InternalCoordinates(LabelledCopies, nn.Module):
             "branch_cuts": self.branch_cuts.tolist(),
             "equivalent": self.labelling.triples,
             "overlap": self.overlap,
+            **self._constraints_config(),
         }
+
+    def _constraints_config(self) -> dict[str, Any]:
+        """The entries of constraints; none without, as in files from before there were any."""
+        if self.constraints is None:
+            return {}
+        return {"constraints": self.constraints.to_config(), "measure": self.measure}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:

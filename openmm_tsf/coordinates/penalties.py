@@ -22,12 +22,13 @@ LINEAR_SCALE = 0.01
 def clamp_bonds_and_angles(
     bonds: Tensor, angles: Tensor, reference_bonds: Tensor, linear: Tensor, metric: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Clamp bonds [B, N-1] and angles [B, N-2] to where the geometry is finite.
+    """Clamp bonds [B, n] and angles [B, N-2] to where the geometry is finite.
 
     The third result is the sum of the squared changes [B], those of bonds relative to the
     reference's, those of cosines of `linear` angles [N-2] to `LINEAR_SCALE`.
     """
-    limit, scale, angle_scale = COS_CEILING, reference_bonds, torch.ones_like(reference_bonds[1:])
+    limit, scale = COS_CEILING, reference_bonds
+    angle_scale = torch.ones(len(linear), dtype=angles.dtype, device=angles.device)
     if metric == "volume":
         scale, low, high = scale**3 / 3.0, -limit, limit
         angle_scale = torch.where(linear, LINEAR_SCALE, angle_scale)

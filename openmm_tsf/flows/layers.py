@@ -20,6 +20,7 @@ def fit_layers(
         metric=metric,
         equivalent=equivalent_hydrogens(molecule) if fold_methyls else (),
         overlap=overlap,
+        **molecule.constraint_options,
     )
     layer.fit_branch_cuts(layer.bonds_angles_torsions(dataset.positions)[2])
     u, log_det = layer.inverse_and_log_det(dataset.positions)

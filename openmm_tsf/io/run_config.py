@@ -8,8 +8,9 @@ All stages write the same file. It is the first file in their directory, and hol
     ``"md"``, ``"train"``, ``"sample"`` or ``"run"``; absent for a sampler that was run from Python.
 ``choices``
     The settings, seed and inputs that were given, then what was measured (platform, number of
-    Contexts, step sizes), with the fingerprint of the ``molecule``, the ``basins`` of the training
-    frames, and the definitions of ``observables``, functions by name only.
+    Contexts, step sizes), with the fingerprint of the ``molecule``, its ``measure`` if bonds are
+    constrained, the ``basins`` of the training frames, and the definitions of ``observables``,
+    functions by name only.
 ``versions``
     Of the packages.
 ``progress``, ``costs``

@@ -92,9 +92,7 @@ class TemperingChain:
         self._generator = make_generator(self.seed, self.device)
         self._masses: Tensor | None = None
         if molecule is not None:
-            self._masses = torch.tensor(
-                molecule.heavy_hydrogen_masses, dtype=torch.float64, device="cpu"
-            )
+            self._masses = torch.tensor(molecule.dynamics_masses, dtype=torch.float64, device="cpu")
         if kernels is None:
             kernels = default_kernels(potential, flow, self.temperatures, self._masses)
         self.schedule = [k if isinstance(k, Scheduled) else Scheduled(k) for k in kernels]
@@ -140,7 +138,8 @@ class TemperingChain:
         Parameters
         ----------
         x
-            [W, R, *event], nm for molecules (or a Quantity).
+            [W, R, *event], nm for molecules (or a Quantity). Constrained distances are set to
+            their values, from which they may differ by 1e-4 of them.
         velocities
             The same shape, nm/ps; by default Maxwell-Boltzmann at every rung (molecules) or absent.
 
@@ -151,8 +150,9 @@ class TemperingChain:
             or a kernel has another energy than the sampler or needs velocities that are missing.
         """
         state = starting_state(
-            x, velocities, self.n_walkers, self.temperatures, self.flow, self.potential
-        )
+            x, velocities, self.n_walkers, self.temperatures, self.flow, self.potential,
+            self.molecule,
+        )  # fmt: skip
         if velocities is None and self._masses is not None:
             state = with_velocities(
                 state, self.temperatures, self.potential, self._masses, self._generator

@@ -15,6 +15,7 @@ from openmm_tsf.sampling.kernels.base import SteerableMap, device_of_map
 from openmm_tsf.sampling.kernels.dynamics import mass_per_coordinate
 from openmm_tsf.sampling.kernels.langevin_openmm import DynamicsPotential
 from openmm_tsf.sampling.state import WalkerState
+from openmm_tsf.systems.constrained import project_frames
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import NANOMETER, PICOSECOND, as_array
 from openmm_tsf.utils.devices import describe_device
@@ -31,6 +32,7 @@ def starting_state(
     temperatures: tuple[float, ...],
     flow: SteerableMap,
     potential: Potential,
+    molecule: MolecularSystem | None = None,
 ) -> WalkerState:
     """Return walkers at configurations x [W, R, *event]; see `TemperingChain.set_positions`."""
     shape = (n_walkers, len(temperatures), *potential.event_shape)
@@ -39,6 +41,9 @@ def starting_state(
     if tuple(x.shape) != shape:
         raise ValueError(f"x: expected shape {shape}, got {tuple(x.shape)}")
     flat = x.flatten(0, 1)
+    if molecule is not None and molecule.constraints is not None:
+        flat = project_frames(molecule.constraints, molecule.topology, flat.cpu(), "x").to(device)
+        x = flat.reshape(shape)
     with torch.no_grad():
         energy = energies.energy(potential, flat)
         momenta = torch.zeros(len(flat), flow.n_momenta, dtype=flow.dtype, device=device)
@@ -139,6 +144,7 @@ def maxwell_boltzmann(
 def minimised(potential: Potential, molecule: MolecularSystem) -> np.ndarray:
     """Return positions [N, 3] in nm after at most 200 steps of OpenMM's local minimiser.
 
+    Constrained distances have their values.
     It runs in a Context of the potential if that makes any, otherwise in one of the molecule's
     System: on the CPU platform, with one thread so that the result is reproducible.
     """
@@ -153,4 +159,7 @@ def minimised(potential: Potential, molecule: MolecularSystem) -> np.ndarray:
     context.setPositions(molecule.positions)
     openmm.LocalEnergyMinimizer.minimize(context, 10.0, 200)
     state = context.getState(getPositions=True)
-    return np.asarray(state.getPositions(asNumpy=True)._value)
+    x = np.asarray(state.getPositions(asNumpy=True)._value)
+    if molecule.constraints is None:
+        return x
+    return molecule.constraints.project(torch.from_numpy(x)[None])[0].numpy()

@@ -58,7 +58,7 @@ def sampling_choices(
     distinct = {id(value): value for value in (flow, *flows.values())}
     hashes = {key: hash_of(value) for key, value in distinct.items()}
     return {
-        "molecule": None if molecule is None else molecule.fingerprint,
+        **({"molecule": None} if molecule is None else molecule.identity),
         "kernels": kernels,
         "sigma": {name: kernel.sigma.tolist() for name, kernel in tunable.items()},
         "flow": {

@@ -150,6 +150,9 @@ class KernelInfo:
     outside_domain : int
         Those of `rejected_non_finite` that left the flow's domain: a torsion beyond its branch, or
         an impossible bond or angle.
+    not_reversible : int
+        Those of `rejected_non_finite` that constrained dynamics could not follow reversibly: the
+        equations of the constraints were not solved, or backwards led elsewhere.
     members : mapping of str to KernelInfo
         The counts of every member of a kernel made of kernels.
 
@@ -169,6 +172,7 @@ class KernelInfo:
     mirror_images: int | Tensor = 0
     n_evaluations: int = 0
     outside_domain: int | Tensor = 0
+    not_reversible: int | Tensor = 0
     members: Mapping[str, "KernelInfo"] = field(default_factory=dict)
 
     @classmethod

@@ -131,7 +131,8 @@ def _solvent_kind(atoms: list[app.topology.Atom]) -> str | None:
 def check_same_molecule(system: openmm.System, topology: app.Topology) -> None:
     """Refuse (ValueError) a Topology whose bonds or order of atoms are not the System's.
 
-    A System with bond terms (and no Force that may contain others) must have one for every bond;
+    A System with bond terms (and no Force that may contain others) must have one for every bond,
+    or a constraint;
     a System with the masses of the Topology's elements must have them in the same order.
     Additional terms (Urey-Bradley) and other masses (hydrogen mass repartitioning) are accepted.
     """
@@ -159,7 +160,7 @@ def _pair(first: int, second: int) -> Pair:
 
 
 def _bond_terms(system: openmm.System) -> dict[Pair, float]:
-    """Return pairs in bond terms with their rest length in nm, or 0 where it is not known.
+    """Return pairs in bond terms or constraints with their length in nm, 0 where it is not known.
 
     Empty also if a Force may contain bonds that cannot be listed.
     """
@@ -177,6 +178,9 @@ def _bond_terms(system: openmm.System) -> dict[Pair, float]:
                     terms.setdefault(_pair(first, second), 0.0)
         elif not isinstance(force, _WITHOUT_BONDS):
             return {}
+    for index in range(system.getNumConstraints()):
+        first, second, length = system.getConstraintParameters(index)
+        terms[_pair(first, second)] = length.value_in_unit(unit.nanometer)
     return terms
 
 

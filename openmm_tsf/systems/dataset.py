@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openmm_tsf.systems.constrained import project_frames
 from openmm_tsf.systems.frame_checks import check_frames
 from openmm_tsf.systems.frame_ensemble import check_ensemble
 from openmm_tsf.systems.frame_variation import check_variation
@@ -60,8 +61,9 @@ class MDDataset:
     ------
     ValueError
         If frames are not conformations of the molecule (overlapping atoms; other bonds, hence
-        another order of atoms or another unit), are of dynamics with constrained bonds, or are
-        rounded to 0.001 nm.
+        another order of atoms or another unit), are of dynamics with other constraints than the
+        molecule's, or are rounded to 0.001 nm. Distances that are constrained are set to their
+        values, from which they may differ by 1e-4 of them.
 
     Examples
     --------
@@ -109,6 +111,9 @@ class MDDataset:
         _check_finite(positions, "positions")
         if molecule is not None:
             check_frames(molecule, positions, self.temperature)
+            if molecule.constraints is not None:
+                positions = project_frames(molecule.constraints, molecule.topology, positions)
+                object.__setattr__(self, "positions", positions)
             check_variation(molecule, positions, self.temperature)
         if self.energies is not None:
             energies = torch.from_numpy(as_array(self.energies, KJ_PER_MOLE, "energies")).clone()

@@ -36,7 +36,7 @@ def equivalent_hydrogens(molecule: MolecularSystem) -> list[Triple]:
     """Return the methyl groups whose hydrogens the System does not distinguish.
 
     Each group is rotated by a third on perturbed conformations; where the energy changes by more
-    than rounding, or the masses differ, the group is left out, with a warning.
+    than rounding, or masses or constraints differ, the group is left out, with a warning.
     """
     integrator = openmm.VerletIntegrator(0.001)
     platform = openmm.Platform.getPlatformByName("Reference")
@@ -51,13 +51,19 @@ def equivalent_hydrogens(molecule: MolecularSystem) -> list[Triple]:
     shape = (_N_CHECKS, molecule.n_atoms, 3)
     x = molecule.positions + _PERTURBATION * rng.standard_normal(shape)
     before = [energy(frame) for frame in x]
+    fixed: list[list[float]] = [[] for _ in range(molecule.n_atoms)]
+    if molecule.constraints is not None:
+        lengths = molecule.constraints.lengths.tolist()
+        for pair, length in zip(molecule.constraints.pairs.tolist(), lengths, strict=True):
+            for atom in pair:
+                fixed[atom].append(length)
     equivalent: list[Triple] = []
     for triple in methyl_hydrogens(molecule.topology):
         rotated = x.copy()
         rotated[:, list(triple)] = x[:, list(np.roll(triple, 1))]
         after = [energy(frame) for frame in rotated]
         is_invariant = np.allclose(after, before, rtol=_TOLERANCE, atol=1e-6)
-        if is_invariant and len({float(molecule.masses[i]) for i in triple}) == 1:
+        if is_invariant and len({(float(molecule.masses[i]), *fixed[i]) for i in triple}) == 1:
             equivalent.append(triple)
         else:
             logger.warning("hydrogens %s are not equivalent in this System", triple)

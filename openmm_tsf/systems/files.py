@@ -9,6 +9,7 @@ import openmm
 
 from openmm_tsf.io.files import PathLike, write_text
 from openmm_tsf.io.openmm_xml import read_openmm_xml
+from openmm_tsf.io.run_config import read_config
 from openmm_tsf.io.topology import PDB, read_structure, write_structure
 from openmm_tsf.systems.bonds import add_bonds_of_system, unbonded_residue
 from openmm_tsf.systems.consistency import check_no_solvent
@@ -26,6 +27,7 @@ from openmm_tsf.systems.parameter_files import (
     read_top,
 )
 from openmm_tsf.systems.structures import Structure, read_structure_of
+from openmm_tsf.utils.validation import require_entry
 
 logger = logging.getLogger(__name__)
 
@@ -252,11 +254,15 @@ def holds_molecule(directory: PathLike) -> bool:
 
 
 def read_molecule(directory: PathLike) -> MolecularSystem:
-    """Read the molecule that a stage wrote into its directory."""
+    """Read the molecule that a stage wrote into its directory, its measure in ``config.json``."""
     folder = Path(directory)
     topology, positions = read_structure(folder)
     system = read_openmm_xml(folder / "system.xml", openmm.System, "system")
     try:
+        if system.getNumConstraints():
+            choices = read_config(folder).get("choices", {})
+            measure = require_entry(choices, "measure", str)
+            return MolecularSystem(system, topology, positions, measure)
         return MolecularSystem(system, topology, positions)
     except ValueError as error:
         raise ValueError(f"{folder}: its files do not make a molecule: {error}") from error

@@ -102,7 +102,9 @@ def _check_temperature(molecule: MolecularSystem, positions: Tensor, temperature
     if whole is None:
         return
     number = min(max(_ATOMS_IN_ALL // molecule.n_atoms, _LEAST_FRAMES), _MOST_FRAMES)
-    heavy = measure_temperature(molecule, positions, number, with_hydrogens=True)
+    heavy = None
+    if molecule.constraints is None:
+        heavy = measure_temperature(molecule, positions, number, with_hydrogens=True)
     checks = [(whole, _ACCEPTED)] + ([(heavy, _ACCEPTED_WITH_HYDROGENS)] if heavy else [])
     messages = []
     for measured, (low, high) in checks:

@@ -57,7 +57,7 @@ def check_enough_md(n_frames: int, stride: int, molecule: MolecularSystem) -> No
 
 
 def _warn_of_few(n_train: int, molecule: MolecularSystem, stride: int) -> None:
-    n_coordinates = 3 * molecule.n_atoms - 6
+    n_coordinates = molecule.n_degrees_of_freedom
     good = GOOD_RATIO * n_coordinates
     if n_train < good:
         logger.warning(
@@ -72,7 +72,7 @@ def _warn_of_few(n_train: int, molecule: MolecularSystem, stride: int) -> None:
 
 
 def _least_training_frames(molecule: MolecularSystem) -> int:
-    return 3 * molecule.n_atoms - 5  # a full covariance
+    return molecule.n_degrees_of_freedom + 1  # a full covariance
 
 
 def least_frames(molecule: MolecularSystem) -> int:

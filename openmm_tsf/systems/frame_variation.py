@@ -1,5 +1,6 @@
 """Checks that frames vary as those of dynamics do: bonds that vibrate, positions on no grid."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +31,7 @@ _LEAST_PART, _MOST_PARTS = 100, 16
 
 
 def check_variation(molecule: MolecularSystem, positions: Tensor, temperature: float) -> None:
-    """Refuse frames [F, N, 3] (nm) that are rounded, or of dynamics with constrained bonds.
+    """Refuse frames [F, N, 3] (nm) that are rounded, or of dynamics that constrain other bonds.
 
     Also if only consecutive frames are, an eighth of all or more. Fewer than ten different
     conformations are not judged.
@@ -43,7 +44,7 @@ def check_variation(molecule: MolecularSystem, positions: Tensor, temperature: f
     if _are_enough(rounded):
         _refuse_rounded(rounded, len(positions))
     some = positions[:: max(1, len(positions) // _MOST_FRAMES)]
-    bonds = torch.from_numpy(bonds_of(molecule.topology)).to(positions.device)
+    bonds = torch.from_numpy(_free_bonds(molecule)).to(positions.device)
     if not len(bonds) or not _are_enough(some):
         return
     thermal = _thermal_deviations(molecule, bonds, temperature).to(positions)
@@ -52,6 +53,13 @@ def check_variation(molecule: MolecularSystem, positions: Tensor, temperature: f
     for part in some.tensor_split(min(max(1, len(some) // _LEAST_PART), _MOST_PARTS)):
         if _are_enough(part):
             _check_bonds(molecule, part, temperature, bonds, thermal, _CONSTRAINED_IN_PART)
+
+
+def _free_bonds(molecule: MolecularSystem) -> np.ndarray:
+    """Return the bonds [n, 2] that are not constrained."""
+    bonds, constraints = bonds_of(molecule.topology), molecule.constraints
+    fixed = set() if constraints is None else set(map(frozenset, constraints.pairs.tolist()))
+    return bonds[[frozenset(pair) not in fixed for pair in bonds.tolist()]]
 
 
 def _are_enough(positions: Tensor) -> bool:
@@ -108,7 +116,8 @@ def _check_bonds(
             f"length, as in dynamics with constraints: {names}{'; ...' if len(rigid) > 3 else ''}. "
             f"The first has a standard deviation of {float(spread[first]):.1e} nm over "
             f"{len(positions)} frames, at {temperature:g} K expected about "
-            f"{float(thermal[first]):.1e} nm. The molecule's System has no constraints: use frames "
-            "of dynamics without any (in OpenMM constraints=None and rigidWater=False, in GROMACS "
-            "constraints = none, in Amber ntc = 1; openmm-tsf md runs it)"
+            f"{float(thermal[first]):.1e} nm. The molecule's System has no constraints of these "
+            "bonds: use frames of dynamics without them (in OpenMM constraints=None and "
+            "rigidWater=False, in GROMACS constraints = none, in Amber ntc = 1; openmm-tsf md runs "
+            "it), or the System with constraints that they are of"
         )

@@ -15,14 +15,17 @@ import openmm.unit as unit
 
 from openmm_tsf.coordinates.bond_graph import centres_of
 from openmm_tsf.coordinates.chirality import handedness_signs
+from openmm_tsf.coordinates.constraints import MEASURES, Constraints
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.potentials.forces.base import NotCovered
 from openmm_tsf.potentials.openmm_potential import OpenMMPotential
 from openmm_tsf.potentials.torch_potential import TooLarge, TorchPotential
 from openmm_tsf.systems.consistency import check_no_solvent, check_reference, check_same_molecule
+from openmm_tsf.systems.constrained import check_constraints
 from openmm_tsf.systems.pose import pose_dependent_force
 from openmm_tsf.units import as_positions
 from openmm_tsf.utils.topology import backbone_dihedrals, bonds_of
+from openmm_tsf.utils.validation import check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +45,20 @@ class MolecularSystem:
     Parameters
     ----------
     system
-        The OpenMM System: not periodic, no constraints, virtual sites, thermostat, barostat or
-        fixed particles. A CMMotionRemover is allowed, and left out of the dynamics. An energy that
-        depends on the molecule's position or orientation is for Cartesian kernels only: see
-        :meth:`check_pose_independent`.
+        The OpenMM System: not periodic, no virtual sites, thermostat, barostat or fixed particles.
+        Bonds may be constrained (HBonds; AllBonds without rings), angles not. A CMMotionRemover is
+        allowed, and left out of the dynamics. An energy that depends on the molecule's position or
+        orientation is for Cartesian kernels only: see :meth:`check_pose_independent`.
     topology
         Its Topology, bonds included, in the System's order of atoms. Water and ions are refused,
         also the few of a hydrate; a water molecule or an ion alone is a molecule.
     positions
         One conformation [N, 3] in nm (or a Quantity), the reference for handedness.
+    measure
+        The target where bonds are constrained: ``"rigid"``, what constrained dynamics samples,
+        exp(-U/kT) |Z|^(1/2) with the metric Z of the constraints
+        (:mod:`openmm_tsf.coordinates.constraints`), which the masses enter; or ``"stiff"``,
+        exp(-U/kT) alone, the limit of stiff bonds, as of published flows for constrained molecules.
 
     Raises
     ------
@@ -73,6 +81,7 @@ class MolecularSystem:
     system: openmm.System
     topology: app.Topology
     positions: np.ndarray = field(repr=False)
+    measure: str = "rigid"
 
     def __post_init__(self) -> None:
         if not isinstance(self.system, openmm.System):
@@ -92,8 +101,15 @@ class MolecularSystem:
         positions = as_positions(self.positions, n_atoms).copy()
         positions.flags.writeable = False
         object.__setattr__(self, "positions", positions)
+        object.__setattr__(self, "measure", check_choice(self.measure, "measure", MEASURES))
         self._check_supported()
         check_same_molecule(self.system, self.topology)
+        if self.constraints is not None:
+            check_constraints(self.constraints, self.topology)
+        elif self.measure != MEASURES[0]:
+            raise ValueError(
+                f"measure: expected none for a System without constraints, got {self.measure!r}"
+            )
         check_reference(self.system, self.topology, positions)
 
     def _check_supported(self) -> None:
@@ -118,14 +134,6 @@ class MolecularSystem:
             if system.getParticleMass(index) <= 0 * unit.amu:
                 fixed = f"particle {index} has no mass"
                 raise ValueError(f"system: fixed particles are not supported, {fixed}")
-        if system.getNumConstraints():
-            first, second, _ = system.getConstraintParameters(0)
-            raise ValueError(
-                f"system: constraints are not supported, got {system.getNumConstraints()} (the "
-                f"first between particles {first} and {second}); build the System with "
-                "forcefield.createSystem(topology, nonbondedMethod=NoCutoff, constraints=None, "
-                "rigidWater=False), or openmmtools test systems with constraints=None"
-            )
 
     @property
     def n_atoms(self) -> int:
@@ -140,11 +148,32 @@ class MolecularSystem:
         )
 
     @cached_property
-    def heavy_hydrogen_masses(self) -> np.ndarray:
-        """The masses [N] in amu, but 4 amu for hydrogens, which allow steps of 2 fs.
+    def constraints(self) -> Constraints | None:
+        """The constrained bonds; None without any."""
+        return Constraints.from_system(self.system) if self.system.getNumConstraints() else None
 
-        Masses do not enter the distribution of positions.
+    @property
+    def constraint_options(self) -> dict[str, Any]:
+        """The arguments `constraints` and `measure` of coordinates and of kernels of dynamics."""
+        return {"constraints": self.constraints, "measure": self.measure}
+
+    @property
+    def n_degrees_of_freedom(self) -> int:
+        """The number of internal coordinates: 3N - 6, less one for each constrained bond."""
+        return 3 * self.n_atoms - 6 - int(self.system.getNumConstraints())
+
+    @cached_property
+    def dynamics_masses(self) -> np.ndarray:
+        """The masses [N] in amu for dynamics that only sample positions, with steps of 2 fs.
+
+        With constraints they are the System's own, which enter the distribution of positions by the
+        metric of the constraints. Without, masses do not enter it, and hydrogens have 4 amu.
         """
+        return self.masses if self.constraints is not None else self.heavy_hydrogen_masses
+
+    @cached_property
+    def heavy_hydrogen_masses(self) -> np.ndarray:
+        """The masses [N] in amu, but 4 amu for hydrogens: see :attr:`dynamics_masses`."""
         symbols = [atom.element.symbol if atom.element else "" for atom in self.topology.atoms()]
         return np.where([symbol == "H" for symbol in symbols], _HEAVY_HYDROGEN_AMU, self.masses)
 
@@ -169,7 +198,8 @@ class MolecularSystem:
         64 hexadecimal digits; the first 48 do not depend on the handedness of tetrahedral centres
         in `positions`. Atoms are known by their labels: exchanging the two hydrogens of CH2 is
         another handedness as well, because the flow's coordinates keep it. OpenMM's version is
-        left out, so that flows remain valid when it is upgraded.
+        left out, so that flows remain valid when it is upgraded. With constraints the measure is a
+        part of it.
         """
         xml = openmm.XmlSerializer.serialize(self.system)
         digest = hashlib.sha256(_OPENMM_VERSION.sub("", xml, count=1).encode())
@@ -180,9 +210,17 @@ class MolecularSystem:
         bonds = {(min(pair), max(pair)) for pair in bonds_of(self.topology).tolist()}
         for first, second in sorted(bonds):
             digest.update(f"{first} {second}\n".encode())
+        if self.constraints is not None:
+            digest.update(f"measure {self.measure}\n".encode())
         signs = handedness_signs(self.positions, centres_of(self.topology))
         handedness = hashlib.sha256(digest.digest() + signs.astype("<i8").tobytes())
         return digest.hexdigest()[:_N_DIGITS] + handedness.hexdigest()[_N_DIGITS:]
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What ``config.json`` says of the molecule: the fingerprint, the measure if it has one."""
+        measure = {} if self.constraints is None else {"measure": self.measure}
+        return {"molecule": self.fingerprint, **measure}
 
     def check_pose_independent(self) -> None:
         """Refuse (ValueError) an energy that depends on the molecule's position or orientation.

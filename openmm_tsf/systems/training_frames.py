@@ -19,7 +19,8 @@ def check_frames_to_train_on(dataset: MDDataset) -> None:
     """
     molecule = dataset.molecule
     assert molecule is not None
-    InternalCoordinates.from_topology(molecule.topology, molecule.positions)  # may have none
+    parts = molecule.topology, molecule.positions
+    InternalCoordinates.from_topology(*parts, **molecule.constraint_options)  # may have none
     check_enough_frames(dataset, molecule)
     if not dataset.name:
         try:

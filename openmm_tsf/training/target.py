@@ -50,9 +50,9 @@ class Target:
         layer = flow.coordinates
         if layer is not None:
             u = x
-            if not layer.is_constant_log_det:
-                total = total + layer.log_abs_det(layer.clamp(u)[0])
             x, penalty = layer.forward_regularised(u)
+            if not layer.is_constant_log_det:
+                total = total + layer.log_abs_det(layer.clamp(u)[0], x)
             penalty = PENALTY * penalty
             if flow.overlap:
                 # The fading of the copies is part of the target and scales with temperature.

@@ -81,6 +81,7 @@ def run_md(
         settings = settings or recorded_settings(lock.directory, "md", MDSettings) or MDSettings()
         if options.seed is not None:
             settings = replace(settings, seed=options.seed)
+        settings = settings.completed_for(molecule)
         choices = _platform_and_threads(recorded, molecule, options)
         request = new_config("md", molecule, settings=settings, **choices)
         request["progress"] = NO_PROGRESS

@@ -37,6 +37,8 @@ BUFFERED_FRAMES = 100
 BLOCK_STEPS = {"Reference": 10_000, "CPU": 10_000}
 BLOCK_STEPS_GPU = 1_000_000
 _UNREADABLE = "not a readable checkpoint of an MD run"
+#: Of distances, relative to them; a DCD file rounds to about as much.
+CONSTRAINT_TOLERANCE = 1e-6
 #: The counts in a checkpoint.
 _COUNTS = ("step", "n_frames", "n_minimizer", "block_steps")
 
@@ -65,6 +67,8 @@ def seconds_per_step(
     integrator = openmm.VerletIntegrator(1e-9)  # ps: forces without motion
     context = _context(molecule, integrator, platform, threads)
     context.setPositions(molecule.positions)
+    if molecule.constraints is not None:
+        context.applyConstraints(CONSTRAINT_TOLERANCE)
     integrator.step(2)
     start = time.perf_counter()
     integrator.step(n_steps)
@@ -79,6 +83,8 @@ def _context(
     properties = {"Threads": str(threads)} if platform == "CPU" else {}
     if "DeterministicForces" in chosen.getPropertyNames():
         properties["DeterministicForces"] = "true"
+    if molecule.constraints is not None:
+        integrator.setConstraintTolerance(CONSTRAINT_TOLERANCE)
     return openmm.Context(molecule.system, integrator, chosen, properties)
 
 
@@ -90,7 +96,8 @@ class MDSimulation:
     """One simulation with its files: it continues from the checkpoint, to which the DCD is cut."""
 
     def __init__(self, stage: Stage, settings: MDSettings) -> None:
-        self.stage, self.settings = stage, settings
+        assert settings.timestep is not None  # see MDSettings.completed_for
+        self.stage, self.settings, self.timestep = stage, settings, settings.timestep
         self.molecule, self.directory = stage.molecule, stage.directory
         self.platform: str = stage.choices["platform"]
         self.threads: int = stage.choices["threads"]
@@ -169,8 +176,8 @@ class MDSimulation:
         settings = self.settings
         interval, wait = settings.steps_per_frame, settings.n_equilibration_steps
         title = "frames of Langevin dynamics"
-        self.dcd.create(title, wait + interval, interval, settings.timestep)
-        integrator = openmm.VerletIntegrator(settings.timestep)
+        self.dcd.create(title, wait + interval, interval, self.timestep)
+        integrator = openmm.VerletIntegrator(self.timestep)
         context = _context(self.molecule, integrator, self.platform, self.threads)
         context.setPositions(self.molecule.positions)
         counter = _IterationCounter()
@@ -231,7 +238,7 @@ class MDSimulation:
         if not np.isfinite(positions).all():
             raise RuntimeError(
                 f"the dynamics blew up before frame {self.n_frames + len(self._waiting)}: "
-                f"positions are not finite; try a time step below {self.settings.timestep} ps"
+                f"positions are not finite; try a time step below {self.timestep} ps"
             )
         return positions
 
@@ -255,7 +262,7 @@ class MDSimulation:
         """Make a Context at the start of a block, with the seed of the block."""
         settings = self.settings
         self._integrator = openmm.LangevinMiddleIntegrator(
-            settings.temperature, settings.friction, settings.timestep
+            settings.temperature, settings.friction, self.timestep
         )
         block = int(self._boundary["step"]) // self.block_steps
         self._integrator.setRandomNumberSeed(self._seed("noise", block))
@@ -263,7 +270,7 @@ class MDSimulation:
         self._context.setPositions(self._boundary["positions"])
         self._context.setVelocities(self._boundary["velocities"])
         self._context.setStepCount(self.step)
-        self._context.setTime(self.step * settings.timestep)
+        self._context.setTime(self.step * self.timestep)
 
     def _seed(self, purpose: str, block: int) -> int:
         """A seed for OpenMM: 31 bits, and not 0, for which OpenMM takes one from the clock."""

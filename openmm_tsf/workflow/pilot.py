@@ -135,12 +135,12 @@ class Pilot:
         return min(1.0, trips / expected) if expected > 0 else 1.0
 
 
-def provisional_ladder(n_atoms: int, low: float, high: float) -> tuple[float, ...]:
+def provisional_ladder(n_degrees: int, low: float, high: float) -> tuple[float, ...]:
     """Return a geometric ladder in K where about half of the swaps of harmonic modes are rejected.
 
-    Their barrier is sqrt(C/(π k)) ln(high/low) with the heat capacity C = (3N - 6) k/2.
+    Their barrier is sqrt(C/(π k)) ln(high/low) with the heat capacity C = n k/2 of n modes.
     """
-    barrier = math.sqrt((3 * n_atoms - 6) / (2 * math.pi)) * math.log(high / low)
+    barrier = math.sqrt(n_degrees / (2 * math.pi)) * math.log(high / low)
     n_rungs = max(2, math.ceil(2.0 * barrier) + 1)
     return tuple(np.geomspace(low, high, n_rungs).tolist())
 
@@ -163,7 +163,7 @@ def run_pilot(
     """
     if (seconds is None) == (n_iterations is None):
         raise ValueError("seconds, n_iterations: expected one of the two")
-    ladder = provisional_ladder(molecule.n_atoms, low, high)
+    ladder = provisional_ladder(molecule.n_degrees_of_freedom, low, high)
     hot = tuple(factor * high for factor in _ABOVE)
     engine = _Engine(molecule, potential, ladder, seed, observables or {})
     engine.start(hot)
@@ -267,9 +267,7 @@ class _Engine:
             **{name: each.atoms for name, each in dihedrals.items()},
         }
         self._others = {n: each for n, each in observables.items() if n not in dihedrals}
-        self._masses = torch.tensor(
-            molecule.heavy_hydrogen_masses, dtype=torch.float64, device="cpu"
-        )
+        self._masses = torch.tensor(molecule.dynamics_masses, dtype=torch.float64, device="cpu")
         self._generator = Generator().manual_seed(seed)
         compiled = bool(getattr(potential, "compile_requested", False))
         n = _COMPILED_REPLICAS if compiled else _REPLICAS
@@ -302,7 +300,9 @@ class _Engine:
         numbers = (N_STEPS, TIMESTEP_PS, FRICTION_PER_PS, False)
         potential: Any = self._potential
         kind: Any = OpenMMLangevin if isinstance(potential, DynamicsPotential) else TorchLangevin
-        self._kernel = kind(potential, temperatures, self._masses, None, *numbers)
+        # The other measure hardly changes how temperatures exchange, and needs a Metropolis test.
+        constraints = {"constraints": self._molecule.constraints, "measure": "rigid"}
+        self._kernel = kind(potential, temperatures, self._masses, None, *numbers, **constraints)
 
     def compile(self) -> None:
         """Compile what is compiled on first use."""

@@ -245,7 +245,8 @@ def plan(
             raise ValueError(
                 f"ladder: expected one from {rungs[0]:g} to {rungs[-1]:g} K, got {ladder}"
             )
-    InternalCoordinates.from_topology(molecule.topology, molecule.positions)
+    parts = molecule.topology, molecule.positions
+    InternalCoordinates.from_topology(*parts, **molecule.constraint_options)
     seed = options.choose_seed({})
     planned = planned_sampling(settings.sampling) + planned_training(settings.fit)
     with open_potential(

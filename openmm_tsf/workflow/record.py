@@ -32,7 +32,7 @@ _NOT_COMPARED = (*_ONLY_WARNED_OF, "molecule", "frames", "requested_platform", "
 
 def new_config(stage: str, molecule: MolecularSystem, **request: Any) -> dict[str, Any]:
     """Return the ``config.json`` of a stage that starts, json-able."""
-    choices = {"molecule": molecule.fingerprint, "threads": torch.get_num_threads()}
+    choices = {**molecule.identity, "threads": torch.get_num_threads()}
     return {
         "format": CONFIG_FORMAT,
         "stage": stage,
@@ -145,7 +145,9 @@ def check_same_request(
     `may_differ` names exceptions, as ``"sampling.n_iterations"``.
     """
     if "molecule" in request and recorded.get("molecule") != request["molecule"]:
-        raise ValueError(f"output: what is in {directory} is of another molecule")
+        same_measure = recorded.get("measure") == request.get("measure")
+        what = "molecule" if same_measure else f"measure, {recorded.get('measure')}"
+        raise ValueError(f"output: what is in {directory} is of another {what}")
     for name in _ONLY_WARNED_OF:
         before = recorded.get(name, "cpu" if name == "device" else None)
         if name in request and before != request[name]:

@@ -23,6 +23,7 @@ from openmm_tsf.analysis.statistics import Array
 from openmm_tsf.analysis.summary import json_ready
 from openmm_tsf.coordinates.bond_graph import centres_of
 from openmm_tsf.coordinates.chirality import handedness_signs
+from openmm_tsf.coordinates.constraints import Constraints
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.load import load_flow, place_for_sampling
 from openmm_tsf.io.directory import open_output_directory
@@ -182,6 +183,19 @@ def _check_same_topology(original: MolecularSystem, molecule: MolecularSystem) -
     if bonds != others_bonds:
         pair = sorted(bonds ^ others_bonds)[0]
         raise ValueError(f"molecule: expected the bonds of the run's, atoms {pair} differ")
+    pairs, others_pairs = (
+        {} if m.constraints is None else _lengths(m.constraints) for m in (original, molecule)
+    )
+    if pairs.keys() != others_pairs.keys() or not np.allclose(
+        [pairs[pair] for pair in sorted(pairs)], [others_pairs[pair] for pair in sorted(pairs)],
+        rtol=1e-9,
+    ):  # fmt: skip
+        raise ValueError(
+            f"molecule: expected the run's constraints, {len(pairs)} bonds of the same lengths, "
+            f"got {len(others_pairs)}, or others: the flow has no other lengths"
+        )
+    if original.measure != molecule.measure and pairs:
+        raise ValueError(f"molecule: expected the run's measure, {original.measure!r}, got another")
     centres = centres_of(original.topology)
     first, other = (handedness_signs(m.positions, centres) for m in (original, molecule))
     if not np.array_equal(first, other):
@@ -189,6 +203,12 @@ def _check_same_topology(original: MolecularSystem, molecule: MolecularSystem) -
             "molecule: expected the handedness of the run's, got another stereoisomer (or other "
             "labels of hydrogens)"
         )
+
+
+def _lengths(constraints: Constraints) -> dict[tuple[int, int], float]:
+    """Return the lengths of constrained bonds by their atoms."""
+    pairs = [(min(pair), max(pair)) for pair in constraints.pairs.tolist()]
+    return dict(zip(pairs, constraints.lengths.tolist(), strict=True))
 
 
 def _check_labels(flow: AugmentedFlow, molecule: MolecularSystem) -> None:

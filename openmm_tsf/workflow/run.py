@@ -111,6 +111,7 @@ def run(
     settings = settings or preset("default")
     shipped = alanine_dipeptide()
     molecule = molecule or shipped
+    settings = replace(settings, md=settings.md.completed_for(molecule))
     molecule.check_pose_independent()
     check_targets(
         settings.sampling.until,
@@ -124,7 +125,8 @@ def run(
     started = bool(recorded) and has_started(Path(output))
     dataset: MDDataset | None = None
     if not started and frames.simulate:  # before MD: the molecule may have no internal coordinates
-        InternalCoordinates.from_topology(molecule.topology, molecule.positions)
+        parts = molecule.topology, molecule.positions
+        InternalCoordinates.from_topology(*parts, **molecule.constraint_options)
         check_enough_md(settings.md.n_frames, settings.stride, molecule)
     elif not started:  # before anything is written: the frames may not fit
         dataset = frames.load(molecule)

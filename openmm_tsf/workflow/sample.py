@@ -86,7 +86,7 @@ def kernels_of(
         swap=settings.swap,
         local_interval=settings.local_interval,
     )
-    masses = torch.tensor(molecule.heavy_hydrogen_masses, dtype=torch.float64, device="cpu")
+    masses = torch.tensor(molecule.dynamics_masses, dtype=torch.float64, device="cpu")
     return default_kernels(potential, flow, settings.temperatures, masses, sequence)
 
 

@@ -1,11 +1,12 @@
 """Settings of a whole run, and those that come with the package."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from openmm_tsf.analysis.targets import parse_targets
 from openmm_tsf.io.run_config import check_distinct_temperatures
+from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.training import FitSettings
 from openmm_tsf.units import PER_PICOSECOND, PICOSECOND, as_temperature, as_temperatures, in_unit
 from openmm_tsf.utils.validation import (
@@ -22,6 +23,8 @@ from openmm_tsf.utils.validation import (
 
 #: The most steps between frames, and before the first.
 _MOST_STEPS = 10**9
+#: ps; with vibrating bonds to hydrogen, and without.
+_FREE_STEP, _CONSTRAINED_STEP = 0.001, 0.002
 #: ps; a thousand times the stable time step of molecules.
 _LONGEST_STEP = 1.0
 
@@ -42,7 +45,8 @@ class MDSettings:
     Parameters
     ----------
     temperature, timestep, friction
-        In K, ps and 1/ps (or Quantities).
+        In K, ps and 1/ps (or Quantities). The time step is 0.001 ps by default, 0.002 ps where all
+        bonds to hydrogen are constrained.
     n_frames, steps_per_frame
         Frames to write in all, and time steps between them.
     n_equilibration_steps
@@ -54,7 +58,7 @@ class MDSettings:
     temperature: float = 600.0
     n_frames: int = 40_000
     steps_per_frame: int = 250
-    timestep: float = 0.001
+    timestep: float | None = None
     friction: float = 1.0
     n_equilibration_steps: int = 20_000
     seed: int = 1
@@ -66,11 +70,24 @@ class MDSettings:
             # The header of a DCD file counts in 32 bits.
             n_frames=partial(check_int, most=2**31 - 1),
             steps_per_frame=partial(check_int, most=_MOST_STEPS),
-            timestep=_time_step,
+            timestep=optional(_time_step),
             friction=lambda value, name: check_positive(in_unit(value, PER_PICOSECOND, name), name),
             n_equilibration_steps=partial(check_int, least=0, most=_MOST_STEPS),
             seed=check_seed,
         )
+
+    def completed_for(self, molecule: MolecularSystem) -> Self:
+        """Return the settings with a time step for the molecule, where none is given."""
+        if self.timestep is not None:
+            return self
+        hydrogens = {
+            atom.index
+            for atom in molecule.topology.atoms()
+            if atom.element is not None and atom.element.symbol in ("H", "D")
+        }
+        pairs = [] if molecule.constraints is None else molecule.constraints.pairs.tolist()
+        are_fixed = bool(hydrogens) and hydrogens <= {atom for pair in pairs for atom in pair}
+        return replace(self, timestep=_CONSTRAINED_STEP if are_fixed else _FREE_STEP)
 
 
 #: Three rungs a factor of sqrt(2) apart, which the reference has, too.

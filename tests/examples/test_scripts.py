@@ -28,7 +28,8 @@ MODULES = [
     "paper/double_well_experiment", "paper/double_wells_figure",
 ]  # fmt: skip
 SCRIPTS = [
-    "benchmarks/between_rungs", "benchmarks/cases", "benchmarks/cost", "benchmarks/flow_coverage",
+    "benchmarks/between_rungs", "benchmarks/cases", "benchmarks/constraints", "benchmarks/cost",
+    "benchmarks/flow_coverage",
     "benchmarks/energy", "benchmarks/flow_alone", "benchmarks/gpu", "benchmarks/gpu_compile",
     "benchmarks/hard_to_reach", "benchmarks/memory",
     "benchmarks/moves", "benchmarks/openmm_samplers", "benchmarks/predictions",

@@ -80,11 +80,11 @@ def test_systems_with_other_masses_and_terms_are_accepted():
     tsf.MolecularSystem(system, topology, positions)
 
 
-def test_the_error_of_constraints_shows_how_to_omit_them(molecule):
+def test_the_error_of_constrained_angles_shows_how_to_omit_them(molecule):
     system = copy.deepcopy(molecule.system)
-    system.addConstraint(0, 1, 0.1)
-    line = r"forcefield\.createSystem\(topology, nonbondedMethod=NoCutoff, constraints=None"
-    with refused(ValueError, f"system: constraints are not supported, got 1 .*{line}"):
+    system.addConstraint(0, 2, 0.18)
+    line = r"forcefield\.createSystem\(topology, nonbondedMethod=NoCutoff, constraints=HBonds or N"
+    with refused(ValueError, f"system: expected constraints of bonds only, .*{line}"):
         tsf.MolecularSystem(system, molecule.topology, molecule.positions)
 
 
@@ -118,7 +118,7 @@ def periodic(system):
         ("virtual site",
          lambda s: s.setVirtualSite(2, openmm.TwoParticleAverageSite(0, 1, 0.5, 0.5)),
          "virtual sites are not supported, particle 2"),
-        ("constraint", lambda s: s.addConstraint(0, 1, 0.1), "constraints=None"),
+        ("constraint", lambda s: s.addConstraint(0, 2, 0.18), "constraints=HBonds or None"),
         ("atoms", lambda s: s.addParticle(12.0), "expected the System's 23 atoms"),
     ],
 )  # fmt: skip

@@ -151,7 +151,7 @@ class ExactTree:
     def system(self):
         """Return the same potential as an openmm.System."""
         system = openmm.System()
-        for mass in MASSES:
+        for mass in self.masses.tolist():
             system.addParticle(mass)
         bonds, angles = openmm.HarmonicBondForce(), openmm.HarmonicAngleForce()
         torsions = openmm.CustomTorsionForce(
@@ -172,6 +172,10 @@ class ExactTree:
             system.addForce(force)
         return system
 
+    def layer(self, metric):
+        """Return the layer of internal coordinates."""
+        return InternalCoordinates.from_topology(self.topology, POSITIONS, metric)
+
     def flow(self, kind, metric, strength, seed=5, cuts_from_centre=None):
         """Return a random flow with weights of order one and a whitening of exact samples.
 
@@ -179,14 +183,14 @@ class ExactTree:
         from it.
         """
         generator = torch.Generator().manual_seed(seed)
-        layer = InternalCoordinates.from_topology(self.topology, POSITIONS, metric)
+        layer = self.layer(metric)
         if cuts_from_centre is not None:
             near = self.centre[-len(layer.branch_cuts) :] + cuts_from_centre
             layer.set_branch_cuts(torch.where(layer.handedness == 0, near, layer.branch_cuts))
         frames = self.sample(4000, 500.0, generator)
         whitening = Whitening.fit(layer.inverse_and_log_det(frames)[0], layer.kinds)
         cls, m = (TemperatureSteerableFlow, 6) if kind == "tsf" else (RealNVPFlow, 0)
-        flow = cls(self.n_coordinates, m, 2, (12,), 500.0, layer, whitening, seed=seed)
+        flow = cls(layer.n_coordinates, m, 2, (12,), 500.0, layer, whitening, seed=seed)
         with torch.no_grad():
             for parameter in flow.parameters():
                 noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)

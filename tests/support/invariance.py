@@ -142,8 +142,14 @@ def notice(
     return outcome
 
 
+def _potential_of_openmm(case: Any) -> OpenMMPotential:
+    """Return the case's energy by OpenMM: that of the tree but for cases with their own."""
+    potential: OpenMMPotential = getattr(case, "openmm_potential", openmm_potential)()
+    return potential
+
+
 def _evaluations(case: Any) -> int:
-    return case.potential.n_evaluations + openmm_potential().n_evaluations
+    return case.potential.n_evaluations + _potential_of_openmm(case).n_evaluations
 
 
 @dataclass(frozen=True)
@@ -202,7 +208,7 @@ def build(kind: type, case: Any, **settings: Any) -> Any:
         return kind(settings.pop("flow", flow), potential, ladder, **settings)
     domain = flow if isinstance(case, exact.TreeCase) else None
     if issubclass(kind, OpenMMLangevin):
-        potential = openmm_potential()
+        potential = _potential_of_openmm(case)
     return kind(potential, ladder, case.masses, domain, **settings)
 
 

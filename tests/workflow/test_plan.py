@@ -195,7 +195,7 @@ def pilot():
 
 def test_a_pilot_of_dynamics(pilot):
     n, n_walkers, n_rungs = pilot.energy.shape
-    assert pilot.temperatures == provisional_ladder(22, 500.0, 600.0)
+    assert pilot.temperatures == provisional_ladder(60, 500.0, 600.0)
     assert n == 8  # after the first third
     assert (n_walkers, n_rungs) == (4, 3)
     assert pilot.frames.shape == (n * n_walkers * 2, 22, 3)

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Generator, Tensor
 
+from openmm_tsf.coordinates.constraints import Constraints
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.kernels.base import SteerableMap
 from openmm_tsf.sampling.kernels.dynamics import DynamicsKernel
@@ -26,7 +27,7 @@ class CartesianHMC(StepSizes, DynamicsKernel):
 
     Parameters
     ----------
-    potential, temperatures, masses, flow, n_steps, name
+    potential, temperatures, masses, flow, n_steps, name, constraints, measure
         See :class:`openmm_tsf.sampling.kernels.dynamics.DynamicsKernel`.
     timestep
         The time step in ps, one number or one per rung [R].
@@ -57,8 +58,11 @@ class CartesianHMC(StepSizes, DynamicsKernel):
         timestep: Any = 0.001,
         persistence: float = 0.0,
         name: str = "hmc",
+        constraints: Constraints | None = None,
+        measure: str | None = None,
     ) -> None:
-        super().__init__(potential, temperatures, masses, flow, n_steps, True, name)
+        parts = (potential, temperatures, masses, flow, n_steps, True, name, constraints, measure)
+        super().__init__(*parts)
         self.potential = potential
         self.persistence = check_float(persistence, "persistence")
         if not 0 <= self.persistence < 1:
@@ -78,6 +82,7 @@ class CartesianHMC(StepSizes, DynamicsKernel):
             "n_steps": self.n_steps,
             "persistence": self.persistence,
             "target_acceptance": self.target_acceptance,
+            **self.constraint_settings(),
         }
 
     def refresh_before(self, v: Tensor, kt: Tensor, generator: Generator) -> Tensor:
@@ -92,7 +97,8 @@ class CartesianHMC(StepSizes, DynamicsKernel):
         """Take the Verlet steps."""
         sigma, mass = (self.on_device(name, x.device) for name in ("_sigma", "_mass"))
         timestep = self.as_column(sigma.repeat(len(x) // len(sigma)))
-        return velocity_verlet(self.potential, x, v, mass, timestep, self.n_steps)
+        numbers = (mass, timestep, self.n_steps)
+        return velocity_verlet(self.potential, x, v, *numbers, rattle=self.rattle)
 
 
 class CartesianMALA(CartesianHMC):
@@ -107,7 +113,7 @@ class CartesianMALA(CartesianHMC):
 
     Parameters
     ----------
-    potential, temperatures, masses, flow, timestep, name
+    potential, temperatures, masses, flow, timestep, name, constraints, measure
         See :class:`CartesianHMC`; `timestep` is h, and there are two evaluations a walker and rung.
 
     Examples
@@ -131,5 +137,8 @@ class CartesianMALA(CartesianHMC):
         flow: SteerableMap | None = None,
         timestep: Any = 0.001,
         name: str = "mala",
+        constraints: Constraints | None = None,
+        measure: str | None = None,
     ) -> None:
-        super().__init__(potential, temperatures, masses, flow, 1, timestep, 0.0, name)
+        parts = (potential, temperatures, masses, flow, 1, timestep, 0.0, name)
+        super().__init__(*parts, constraints, measure)

@@ -8,12 +8,21 @@ from typing import Any, Protocol
 import torch
 from torch import Generator, Tensor
 
-from openmm_tsf.metropolis import metropolis
+from openmm_tsf.coordinates.constraints import MEASURES, Constraints
+from openmm_tsf.metropolis import InvalidWalker, metropolis
 from openmm_tsf.sampling.kernels.base import RungKernel, SteerableMap, check_flow, check_name
+from openmm_tsf.sampling.kernels.rattle import REVERSIBLE, Rattle
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, per_rung
 from openmm_tsf.units import AMU, PER_PICOSECOND, PICOSECOND, as_array, in_unit
-from openmm_tsf.utils.deferred import as_count
-from openmm_tsf.utils.validation import check_bool, check_float, check_int, check_positive
+from openmm_tsf.utils.deferred import as_count, check_flag
+from openmm_tsf.utils.validation import (
+    check_bool,
+    check_choice,
+    check_float,
+    check_instance,
+    check_int,
+    check_positive,
+)
 
 
 class PotentialConstants(Protocol):
@@ -36,6 +45,31 @@ def mass_per_coordinate(masses: Any, event_shape: Sequence[int]) -> Tensor:
     return values.reshape(-1, *(1,) * (len(event_shape) - 1))
 
 
+def _same_constraints(
+    flow: SteerableMap | None, constraints: Constraints | None, measure: str | None
+) -> tuple[Constraints | None, str]:
+    """Return a copy of the constraints in float64, and the measure: those of the flow, if given."""
+    check_instance(constraints, "constraints", Constraints)
+    layer = None if flow is None else flow.coordinates
+    of_flow: Constraints | None = getattr(layer, "constraints", None)
+    if constraints is None:
+        constraints = of_flow
+    elif layer is not None and (of_flow is None or of_flow.to_config() != constraints.to_config()):
+        n = 0 if of_flow is None else of_flow.n_constraints
+        raise ValueError(f"constraints: expected the {n} of the flow's coordinates, got others")
+    if measure is not None:
+        measure = check_choice(measure, "measure", MEASURES)
+    if of_flow is not None:
+        expected = str(getattr(layer, "measure", MEASURES[0]))
+        if measure not in (None, expected):
+            raise ValueError(f"measure: expected that of the flow, {expected!r}, got {measure!r}")
+        measure = expected
+    copied = None
+    if constraints is not None and constraints.n_constraints:
+        copied = Constraints.from_config(constraints.to_config(), constraints.n_atoms)
+    return copied, measure or MEASURES[0]
+
+
 class DynamicsKernel(RungKernel, ABC):
     """A trajectory for every walker at the temperature of its rung, accepted or rejected.
 
@@ -46,6 +80,15 @@ class DynamicsKernel(RungKernel, ABC):
     keeps its positions and reverses its velocities, which makes the kernel its own reverse
     (Horowitz 1991). Ends of non-finite energy or outside the domain of the flow (mirror images in
     particular) are rejected and counted whether or not trajectories are metropolised.
+
+    With `constraints` trajectories stay on their manifold (RATTLE), and so are those that cannot be
+    followed reversibly: rejected and counted. The target density, with respect to
+    prod_i delta(r_i - d_i) dx, is that of constrained dynamics, exp(-U/kT) |Z|^(1/2)
+    (:class:`openmm_tsf.coordinates.constraints.Constraints`), or exp(-U/kT) alone, for which
+    trajectories are accepted with kT/2 ln|Z| as a part of the energy. The velocities that walkers
+    carry are Maxwell-Boltzmann distributed in all directions, whatever the positions, so that
+    kernels which change positions alone may leave them; a trajectory takes their projection onto
+    the tangent space, and afterwards the other components are drawn anew.
 
     Parameters
     ----------
@@ -59,6 +102,12 @@ class DynamicsKernel(RungKernel, ABC):
         The number of steps of a trajectory; whether it is rejected by its energy error.
     name
         The name in counts and summaries.
+    constraints
+        The molecule's constraints, by default those of the flow's coordinates, if there are any.
+        `masses` are theirs, which enter the density.
+    measure
+        With constraints, ``"rigid"``: exp(-U/kT) |Z|^(1/2), or ``"stiff"``: exp(-U/kT), only with
+        `metropolized`; by default that of the flow's coordinates, ``"rigid"`` without a flow.
     """
 
     def __init__(
@@ -70,6 +119,8 @@ class DynamicsKernel(RungKernel, ABC):
         n_steps: int,
         metropolized: bool,
         name: str,
+        constraints: Constraints | None = None,
+        measure: str | None = None,
     ) -> None:
         if flow is not None:
             check_flow(flow)
@@ -79,6 +130,36 @@ class DynamicsKernel(RungKernel, ABC):
         self.metropolized = check_bool(metropolized, "metropolized")
         self._event_shape = tuple(potential.event_shape)
         self._mass = mass_per_coordinate(masses, self._event_shape)
+        self.constraints, self.measure = _same_constraints(flow, constraints, measure)
+        self.rattle = None
+        if self.constraints is not None:
+            self._check_constraints(self.constraints)
+            self.rattle = Rattle(self.constraints)
+
+    def _check_constraints(self, constraints: Constraints) -> None:
+        """Refuse constraints of other masses, and a target that is not reached."""
+        if self._event_shape != (constraints.n_atoms, 3):
+            n = constraints.n_atoms
+            raise ValueError(f"constraints: expected {self._event_shape[0]} atoms, got {n}")
+        atoms, inverse = constraints.pairs.unique().cpu(), constraints.inverse_masses.cpu()
+        own, given = 1 / inverse[atoms].double(), self.masses[atoms]
+        if not torch.allclose(own, given, rtol=1e-9, atol=0.0):
+            atom = int(atoms[(own - given).abs().argmax()])
+            raise ValueError(
+                "masses: expected those of the constraints, which enter the density, got "
+                f"{float(self.masses[atom]):.6g} amu for atom {atom}, which has "
+                f"{1 / float(inverse[atom]):.6g}"
+            )
+        if self.measure == "stiff" and not self.metropolized:
+            raise ValueError(
+                "measure: expected 'rigid' for trajectories that are not metropolised, got 'stiff'"
+            )
+
+    def constraint_settings(self) -> dict[str, Any]:
+        """Return the choices about constraints; nothing where there are none."""
+        if self.constraints is None:
+            return {}
+        return {"n_constraints": self.constraints.n_constraints, "measure": self.measure}
 
     @property
     def masses(self) -> Tensor:
@@ -121,7 +202,10 @@ class DynamicsKernel(RungKernel, ABC):
 
     @abstractmethod
     def propagate(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return positions, velocities and energies [B] after the steps; +inf where they failed."""
+        """Return positions, velocities and energies [B] after the steps.
+
+        Energies are +inf where the steps failed, NaN where constraints were not reversible.
+        """
 
     def trajectory(
         self, x: Tensor, v: Tensor, kt: Tensor, generator: Generator
@@ -135,30 +219,57 @@ class DynamicsKernel(RungKernel, ABC):
         x, energy = state.x.flatten(0, 1), state.energy.flatten()
         kt = self.on_device("kt", x.device).repeat(shape[0])
         v = self.refresh_before(self._start(state), kt, generator)
+        if self.rattle is not None:
+            self._check_walkers(x)
+            v = self.rattle.project(v, self.rattle.locate(x))
         x_end, v_end, u_end = self.trajectory(x, v, kt, generator)
 
         non_finite, outside, mirror = self._forbidden(x_end, u_end)
         allowed = ~(non_finite | outside | mirror)
         before = -(energy + self.kinetic_energy(v)) / kt
-        after = torch.where(allowed, -(u_end + self.kinetic_energy(v_end)) / kt, -torch.inf)
+        after = -(u_end + self.kinetic_energy(v_end)) / kt
+        if self.constraints is not None and self.measure == "stiff":
+            constraints = self.constraints.to(x.device)
+            before = before - constraints.half_log_metric(x)
+            after = after - constraints.half_log_metric(x_end)
+        after = torch.where(allowed, after, -torch.inf)
         accepted, _ = metropolis(before, after, generator)
         if not self.metropolized:
             accepted = allowed
         taken = self.as_column(accepted)
+        x_new = torch.where(taken, x_end, x)
         v = self.refresh_after(torch.where(taken, v_end, -v), kt, generator)
+        if self.rattle is not None and state.velocities is not None:
+            noise = self.ornstein_uhlenbeck(v, self.velocity_width(kt), 0.0, generator)
+            v = noise + self.rattle.project(v - noise, self.rattle.locate(x_new))
+        not_reversible = u_end.isnan() if self.rattle is not None else torch.zeros_like(outside)
         info = KernelInfo(
             *per_rung(accepted.reshape(shape), shape[0]),
             rejected_non_finite=as_count((non_finite | outside).sum()),
             mirror_images=as_count(mirror.sum()),
             n_evaluations=len(x) * self.n_evaluations,
             outside_domain=as_count(outside.sum()),
+            not_reversible=as_count(not_reversible.sum()),
         )
         new = state.evolve(
-            x=torch.where(taken, x_end, x).reshape(state.x.shape),
+            x=x_new.reshape(state.x.shape),
             velocities=None if state.velocities is None else v.reshape(state.x.shape),
             energy=torch.where(accepted, u_end, energy).reshape(shape),
         )
         return new, info
+
+    def _check_walkers(self, x: Tensor) -> None:
+        """Refuse walkers x [B, N, 3] that are off their constraints: they would never move."""
+        assert self.constraints is not None
+        worst = self.constraints.to(x.device).deviations(x).abs().amax()
+
+        def refuse() -> None:
+            raise InvalidWalker(
+                f"state: expected walkers on their constraints to {REVERSIBLE:g} nm, got one that "
+                f"is off by {float(worst):.3g} nm; Constraints.project moves them there"
+            )
+
+        check_flag(~(worst <= REVERSIBLE), refuse)
 
     @torch.no_grad()
     def _forbidden(self, x: Tensor, energy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -201,7 +312,7 @@ class LangevinKernel(DynamicsKernel):
 
     Parameters
     ----------
-    potential, temperatures, masses, flow, n_steps, metropolized, name
+    potential, temperatures, masses, flow, n_steps, metropolized, name, constraints, measure
         See :class:`DynamicsKernel`.
     timestep, friction
         ps, 1/ps (or Quantities).
@@ -218,8 +329,11 @@ class LangevinKernel(DynamicsKernel):
         friction: Any,
         metropolized: bool,
         name: str,
+        constraints: Constraints | None = None,
+        measure: str | None = None,
     ) -> None:
-        super().__init__(potential, temperatures, masses, flow, n_steps, metropolized, name)
+        parts = (potential, temperatures, masses, flow, n_steps, metropolized, name)
+        super().__init__(*parts, constraints, measure)
         self.timestep = check_positive(in_unit(timestep, PICOSECOND, "timestep"), "timestep")
         self.friction = check_float(in_unit(friction, PER_PICOSECOND, "friction"), "friction")
         if not self.friction >= 0:
@@ -236,6 +350,7 @@ class LangevinKernel(DynamicsKernel):
             "friction_per_ps": self.friction,
             "metropolized": self.metropolized,
             "time_step_error": None if self.metropolized else "O(dt^2)",
+            **self.constraint_settings(),
         }
 
     def refresh_before(self, v: Tensor, kt: Tensor, generator: Generator) -> Tensor:

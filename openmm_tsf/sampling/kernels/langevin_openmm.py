@@ -14,10 +14,18 @@ import openmm
 import torch
 from torch import Tensor
 
+from openmm_tsf.coordinates.constraints import MEASURES, Constraints
 from openmm_tsf.potentials.context_pool import NUMERICAL_ERROR, PlatformChoice, build_context
 from openmm_tsf.sampling.kernels.base import SteerableMap
 from openmm_tsf.sampling.kernels.dynamics import LangevinKernel, PotentialConstants
 from openmm_tsf.utils.validation import check_int
+
+#: OpenMM's tolerance of constraints, relative to the distance, in double and in single precision.
+_CONSTRAINT_TOLERANCE = {True: 1e-13, False: 1e-6}
+#: How far in nm a trajectory may end from its constraints, where OpenMM did not solve them ...
+_DEVIATION = {True: 1e-10, False: 1e-5}
+#: ... and, run back, from its start.
+_RETURN = 1e-5
 
 
 @runtime_checkable
@@ -41,10 +49,17 @@ class OpenMMLangevin(LangevinKernel):
     ends in a non-finite energy or outside the domain of the flow (mirror images in particular) is
     rejected and counted.
 
+    OpenMM applies the System's constraints. A trajectory is then run back as well before it is
+    metropolised, which doubles the evaluations, and rejected where it does not return.
+    :class:`openmm_tsf.sampling.kernels.langevin_torch.TorchLangevin` reverses single steps, without
+    an evaluation.
+
     Parameters
     ----------
     potential, temperatures, masses, flow, n_steps, timestep, friction, metropolized, name
         See :class:`openmm_tsf.sampling.kernels.dynamics.LangevinKernel`.
+    constraints, measure
+        See there; they are those of the potential's System, and only ``"rigid"`` is sampled.
     n_contexts
         The number of Contexts, each with a thread; that of the potential by default.
 
@@ -83,19 +98,53 @@ class OpenMMLangevin(LangevinKernel):
         metropolized: bool = True,
         n_contexts: int | None = None,
         name: str = "local",
+        constraints: Constraints | None = None,
+        measure: str | None = None,
     ) -> None:
         super().__init__(
-            potential, temperatures, masses, flow, n_steps, timestep, friction, metropolized, name
-        )
+            potential, temperatures, masses, flow, n_steps, timestep, friction, metropolized, name,
+            constraints, measure,
+        )  # fmt: skip
+        if self.measure != MEASURES[0]:
+            raise ValueError(
+                f"measure: expected {MEASURES[0]!r} with OpenMM's dynamics, got {self.measure!r}; "
+                "TorchLangevin samples it"
+            )
         self.potential = potential
         chosen = potential.n_contexts if n_contexts is None else n_contexts
         self.n_contexts = check_int(chosen, "n_contexts")
-        parts = (potential, self._mass.numpy(), self.timestep, self.n_steps)
+        parts = (potential, self._mass.numpy(), self.timestep, self.n_steps, self.constraints)
         self._workers = [_Verlet(*parts) for _ in range(self.n_contexts)]
         self._pool = ThreadPoolExecutor(self.n_contexts, "langevin")
 
+    @property
+    def n_evaluations(self) -> int:
+        """The number of energies, or energies with forces, of a trajectory."""
+        return super().n_evaluations * (2 if self._is_run_back else 1)
+
+    @property
+    def _is_run_back(self) -> bool:
+        return self.constraints is not None and self.metropolized
+
     def propagate(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take the Verlet steps, a contiguous block of walkers in each Context."""
+        x_end, v_end, u_end = self._integrate(x, v)
+        if self.rattle is None or self.constraints is None:
+            return x_end, v_end, u_end
+        device, constraints = x.device, self.constraints.to("cpu")
+        limit = _DEVIATION[self._workers[0].is_double]
+        reached = constraints.deviations(x_end.cpu()).abs().amax(dim=1) <= limit
+        x_end = torch.where(reached.to(device)[:, None, None], x_end, x)
+        x_end = constraints.project(x_end.cpu()).to(device)
+        v_end = self.rattle.project(v_end, self.rattle.locate(x_end))
+        if self._is_run_back:
+            back, _, _ = self._integrate(x_end, -v_end)
+            reached &= ((back - x).abs().flatten(1).amax(dim=1) <= _RETURN).cpu()
+        lost = ~reached.to(device) & u_end.isfinite()
+        return x_end, v_end, u_end.masked_fill(lost, torch.nan)
+
+    def _integrate(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return positions, velocities and energies after the steps; +inf where they failed."""
         if not self._workers:
             raise RuntimeError(f"{self.name}: this kernel of Langevin dynamics is closed")
         device = x.device
@@ -150,6 +199,22 @@ def _open_context(
     return build_context(system, integrator, choice)
 
 
+def _check_constraints(system: openmm.System, constraints: Constraints | None) -> None:
+    """Refuse a kernel with other constraints than the System's."""
+    expected = _lengths_by_pair(Constraints.from_system(system))
+    given = {} if constraints is None else _lengths_by_pair(constraints)
+    if expected != given:
+        raise ValueError(
+            f"constraints: expected the {len(expected)} of the potential's System, got "
+            f"{len(given) if given else 'none'}{' others' if given else ''}"
+        )
+
+
+def _lengths_by_pair(constraints: Constraints) -> dict[frozenset[int], float]:
+    pairs, lengths = constraints.pairs.tolist(), constraints.lengths.tolist()
+    return {frozenset(pair): length for pair, length in zip(pairs, lengths, strict=True)}
+
+
 class _Verlet:
     """Velocity Verlet in one Context.
 
@@ -158,11 +223,26 @@ class _Verlet:
     """
 
     def __init__(
-        self, potential: DynamicsPotential, masses: np.ndarray, timestep: float, n_steps: int
+        self,
+        potential: DynamicsPotential,
+        masses: np.ndarray,
+        timestep: float,
+        n_steps: int,
+        constraints: Constraints | None,
     ) -> None:
         self._half_step, self._n_steps = 0.5 * timestep / masses, n_steps
         integrator = openmm.VerletIntegrator(timestep)
         self._context = _open_context(potential, integrator, masses.flatten().tolist())
+        platform = self._context.getPlatform()
+        # Positions are double with "mixed", and on CPU and Reference, which do not say.
+        self.is_double = (
+            "Precision" not in platform.getPropertyNames()
+            or platform.getPropertyValue(self._context, "Precision") != "single"
+        )
+        if constraints is not None:
+            tolerance = _CONSTRAINT_TOLERANCE[self.is_double]
+            self._context.getIntegrator().setConstraintTolerance(tolerance)
+        _check_constraints(self._context.getSystem(), constraints)
         self._integrator = self._context.getIntegrator()
 
     def run(self, x: np.ndarray, v: np.ndarray, energy: np.ndarray) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from openmm_tsf.coordinates.constraints import Constraints
 from openmm_tsf.potentials.base import HasSinglePrecision, Potential
 from openmm_tsf.sampling.energies import (
     device_of,
@@ -15,6 +16,7 @@ from openmm_tsf.sampling.energies import (
 )
 from openmm_tsf.sampling.kernels.base import SteerableMap
 from openmm_tsf.sampling.kernels.dynamics import LangevinKernel
+from openmm_tsf.sampling.kernels.rattle import Rattle
 from openmm_tsf.utils.threads import share_rows
 from openmm_tsf.utils.validation import check_bool, check_choice
 
@@ -29,7 +31,9 @@ class Trajectory:
     A row whose energy is not finite stops at its last finite position: the batch keeps its shape,
     so that a compiled potential is not compiled again. It stays on the potential's device until the
     end, in the dtype of `x`: a potential in float32 does not round the trajectory. With
-    `single_precision` forces are computed in float32, and the energy of the end is not.
+    `single_precision` forces are computed in float32, and the energy of the end is not. With
+    `rattle` it stays on the manifold of its constraints, with tangent velocities, and a row whose
+    constraints cannot be solved reversibly stops, too.
     """
 
     def __init__(
@@ -40,8 +44,9 @@ class Trajectory:
         mass: Tensor,
         timestep: Tensor | float,
         single_precision: bool = False,
+        rattle: Rattle | None = None,
     ) -> None:
-        self._potential, self._device = potential, x.device
+        self._potential, self._device, self._rattle = potential, x.device, rattle
         self._single = single_precision
         self._forces = single_precision_forces if single_precision else energy_and_forces
         self._timestep = timestep
@@ -51,15 +56,30 @@ class Trajectory:
         self.x, self.v = x.to(self._half_step.device), v.to(self._half_step.device)
         self._last = self.x
         self._running = torch.ones(len(x), dtype=torch.bool, device=self.x.device)
+        self._solved = self._running
+        if rattle is not None:
+            self._place = rattle.locate(self.x)
         self.evaluate()
 
     def kick(self) -> None:
         """Advance the velocities by half a step."""
         self.v = self.v + self._half_step * self.force
+        self.constrain_velocities()
+
+    def constrain_velocities(self) -> None:
+        """Remove what velocities have along the constraints, if there are any."""
+        if self._rattle is not None:
+            self.v = self._rattle.project(self.v, self._place)
 
     def drift(self, fraction: float = 1.0) -> None:
         """Advance the positions by a step, or a fraction of one."""
-        self.x = self.x + (fraction * self._timestep) * self.v
+        if self._rattle is None:
+            self.x = self.x + (fraction * self._timestep) * self.v
+            return
+        step = self._rattle.step(self.x, self.v, self._place, fraction * self._timestep)
+        self.x, self.v, self._place, solved = step
+        self._solved = self._solved & (solved | ~self._running)
+        self._running = self._running & solved
 
     def evaluate(self) -> None:
         """Compute energies and forces at the present positions; stop rows that fail."""
@@ -73,13 +93,16 @@ class Trajectory:
         self._last = self.x
 
     def end(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return x, v and energies [B] on the device that x came from; +inf where a row failed."""
+        """Return x, v and energies [B] on the device that x came from.
+
+        The energy is +inf where a row failed, NaN where its constraints were not solved.
+        """
         if self._single:
             with torch.no_grad():
                 self.energy = energy(self._potential, self.x)
             self._running = self._running & self.energy.isfinite()
         finite = self._running & self.v.isfinite().flatten(1).all(dim=1)
-        end = torch.where(finite, self.energy, torch.inf)
+        end = torch.where(finite, self.energy, torch.inf).masked_fill(~self._solved, torch.nan)
         return self.x.to(self._device), self.v.to(self._device), end.to(self._device)
 
 
@@ -91,14 +114,16 @@ def velocity_verlet(
     timestep: Tensor | float,
     n_steps: int,
     single_precision: bool = False,
+    rattle: Rattle | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Integrate a batch by n steps of velocity Verlet: n + 1 evaluations a row.
 
-    With forces in `single_precision` one more, the energy of the end.
+    With forces in `single_precision` one more, the energy of the end. With `rattle` the steps are
+    those of RATTLE (Andersen 1983), from tangent velocities.
 
     Reversible and volume-preserving; the energy error is of order dt^2 (Swope et al. 1982).
     """
-    batch = Trajectory(potential, x, v, mass, timestep, single_precision)
+    batch = Trajectory(potential, x, v, mass, timestep, single_precision, rattle)
     for _ in range(n_steps):
         batch.kick()
         batch.drift()
@@ -118,7 +143,7 @@ class TorchLangevin(LangevinKernel):
 
     Parameters
     ----------
-    potential, temperatures, masses, flow, n_steps, timestep, friction, name
+    potential, temperatures, masses, flow, n_steps, timestep, friction, name, constraints, measure
         See :class:`openmm_tsf.sampling.kernels.dynamics.LangevinKernel`.
     metropolized, integrator
         Accept or reject by the energy error, by default with ``"verlet"``; that or ``"baoab"``.
@@ -151,6 +176,8 @@ class TorchLangevin(LangevinKernel):
         integrator: str = "verlet",
         name: str = "local",
         single_precision: bool = False,
+        constraints: Constraints | None = None,
+        measure: str | None = None,
     ) -> None:
         integrator = check_choice(integrator, "integrator", INTEGRATORS)
         if integrator == "baoab" and metropolized:
@@ -158,8 +185,9 @@ class TorchLangevin(LangevinKernel):
         if metropolized is None:
             metropolized = integrator == "verlet"
         super().__init__(
-            potential, temperatures, masses, flow, n_steps, timestep, friction, metropolized, name
-        )
+            potential, temperatures, masses, flow, n_steps, timestep, friction, metropolized, name,
+            constraints, measure,
+        )  # fmt: skip
         self.potential, self.integrator = potential, integrator
         self.single_precision = check_bool(single_precision, "single_precision")
         if self.single_precision and not isinstance(potential, HasSinglePrecision):
@@ -191,7 +219,7 @@ class TorchLangevin(LangevinKernel):
     def propagate(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take the Verlet steps."""
         mass = self.on_device("_mass", x.device)
-        numbers = (mass, self.timestep, self.n_steps, self.single_precision)
+        numbers = (mass, self.timestep, self.n_steps, self.single_precision, self.rattle)
 
         def of_rows(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
             return velocity_verlet(self.potential, x[rows], v[rows], *numbers)
@@ -210,12 +238,13 @@ class TorchLangevin(LangevinKernel):
             return self.propagate(x, v)
         keep = math.exp(-self.friction * self.timestep)
         mass = self.on_device("_mass", x.device)
-        batch = Trajectory(self.potential, x, v, mass, self.timestep)
+        batch = Trajectory(self.potential, x, v, mass, self.timestep, rattle=self.rattle)
         width = self.velocity_width(kt).to(batch.v.device)
         for _ in range(self.n_steps):
             batch.kick()
             batch.drift(0.5)
             batch.v = self.ornstein_uhlenbeck(batch.v, width, keep, generator)
+            batch.constrain_velocities()
             batch.drift(0.5)
             batch.evaluate()
             batch.kick()

@@ -66,7 +66,7 @@ class SequenceSettings:
     local_interval, local_steps, local_timestep, local_friction, local_metropolized
         Langevin dynamics: iterations between two applications (0 for none), steps, ps, 1/ps, and
         whether it is exact. The time step is for hydrogens of 4 amu
-        (``MolecularSystem.heavy_hydrogen_masses``).
+        (``MolecularSystem.dynamics_masses``), or constrained bonds to them.
 
     Examples
     --------
@@ -141,7 +141,7 @@ def default_kernels(
     ----------
     potential, flow, temperatures
         The target of the kernels. Dynamics is :class:`OpenMMLangevin` where the potential opens
-        OpenMM Contexts, and :class:`TorchLangevin` otherwise.
+        OpenMM Contexts, and :class:`TorchLangevin` otherwise and for molecules with constraints.
     masses
         [N] amu; None (no dynamics) for potentials that are not molecules.
     settings
@@ -166,7 +166,10 @@ def default_kernels(
     if masses is not None and chosen.local_interval:
         numbers = (chosen.local_steps, chosen.local_timestep, chosen.local_friction)
         parts = (potential, temperatures, masses, flow, *numbers, chosen.local_metropolized)
-        kind: Any = OpenMMLangevin if isinstance(potential, DynamicsPotential) else TorchLangevin
+        # With constraints RATTLE in torch, whose steps are checked to be reversible.
+        constrained = getattr(flow.coordinates, "constraints", None) is not None
+        by_openmm = isinstance(potential, DynamicsPotential) and not constrained
+        kind: Any = OpenMMLangevin if by_openmm else TorchLangevin
         if isinstance(potential, HasSinglePrecision) and potential.dtype == torch.float64:
             kind = partial(kind, single_precision=chosen.local_metropolized)
         sequence.append(Scheduled(kind(*parts), interval=chosen.local_interval))

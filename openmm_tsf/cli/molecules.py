@@ -1,0 +1,61 @@
+"""The molecule that the arguments of a command describe."""
+
+import argparse
+from typing import Any
+
+#: The arguments of the molecule, beside --forcefield.
+_MOLECULE = (
+    "pdb", "system", "prmtop", "inpcrd", "top", "gro", "include_dir", "psf", "crd", "parameters",
+    "implicit_solvent", "constraints",
+)  # fmt: skip
+
+
+def molecule_files(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of the molecule that are given, by the names of `load_molecule`."""
+    given = {name: getattr(args, name) for name in _MOLECULE} | {"force_field": args.forcefield}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def read_molecule_arguments(args: argparse.Namespace) -> Any:
+    """The molecule of the arguments, or of the folder that is resumed; None for the default."""
+    from openmm_tsf.systems.files import holds_molecule, load_molecule, read_molecule
+
+    if files := molecule_files(args):
+        return with_measure(load_molecule(**files), args)
+    if getattr(args, "resume", False) and holds_molecule(args.output):
+        return with_measure(read_molecule(args.output), args)
+    if args.measure is not None:
+        raise ValueError("--measure: expected a molecule with constraints beside it, got none")
+    return None
+
+
+def with_measure(molecule: Any, args: argparse.Namespace) -> Any:
+    """The molecule with the measure of the arguments, if there is one."""
+    from dataclasses import replace
+
+    return molecule if args.measure is None else replace(molecule, measure=args.measure)
+
+
+def read_other_system(args: argparse.Namespace) -> Any:
+    """The molecule of a run with another System; atoms are the run's where no coordinates are given.
+
+    Of a run that is resumed it is in the output folder. The measure is the run's.
+    """
+    from dataclasses import replace
+
+    from openmm import unit
+    from openmm.app import Modeller
+
+    from openmm_tsf.systems.files import load_molecule, read_molecule
+
+    files = molecule_files(args)
+    if not files and args.resume:
+        return read_molecule(args.output)
+    if not files:
+        raise ValueError("--system, --forcefield, --prmtop, ...: expected the other one, got none")
+    known = read_molecule(args.run)
+    if not files.keys() & {"pdb", "inpcrd", "gro", "crd"}:
+        atoms = Modeller(known.topology, known.positions * unit.nanometer)
+        files = {"pdb": atoms, **files}
+    molecule = load_molecule(**files)
+    return replace(molecule, measure=known.measure) if molecule.constraints else molecule
