@@ -4,12 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from openmm_tsf.cli.molecules import (
-    molecule_files,
-    read_molecule_arguments,
-    read_other_system,
-    with_measure,
-)
+from openmm_tsf.cli.molecules import molecule_files, molecule_of, read_other_system, with_measure
 from openmm_tsf.utils.terminal import say
 
 #: How often the iterations of a preset are allowed with --until, where --iterations is not given.
@@ -23,7 +18,7 @@ def _run(args: argparse.Namespace) -> None:
     from openmm_tsf.workflow.run import run
     from openmm_tsf.workflow.settings import RunSettings
 
-    molecule = read_molecule_arguments(args)
+    molecule = molecule_of(args)
     _check_run_options(args, molecule)
     settings = _settings(args, RunSettings, lambda: preset(args.preset or "default"))
     settings = replace_given(
@@ -59,7 +54,7 @@ def _md(args: argparse.Namespace) -> None:
         timestep=args.timestep,
         friction=args.friction,
     )
-    molecule = read_molecule_arguments(args) or alanine_dipeptide()
+    molecule = molecule_of(args) or alanine_dipeptide()
     result = run_md(molecule, args.output, settings, options=_options(args))
     say(f"{result.n_frames} frames in {result.trajectory}")
     if result.interrupted:
@@ -79,7 +74,7 @@ def _train(args: argparse.Namespace) -> None:
     _check_temperature(args)
     settings, molecule = (
         preset(args.preset or "default"),
-        read_molecule_arguments(args) or alanine_dipeptide(),
+        molecule_of(args) or alanine_dipeptide(),
     )
     source = FrameSource(args.trajectory, args.temperature)
     recorded = recorded_choices(args.output, "train").get("source") if args.resume else None
@@ -118,7 +113,7 @@ def _sample(args: argparse.Namespace) -> None:
     _check_temperature(args)
     if args.flow is None and not args.resume:
         raise ValueError("--flow: expected flow.pt, or the folder of train or run, got none")
-    molecule = read_molecule_arguments(args)
+    molecule = molecule_of(args)
     start = None
     if args.trajectory is not None:
         start = load_trajectory(args.trajectory, molecule or alanine_dipeptide(), args.temperature)
@@ -305,9 +300,7 @@ def _ladder(args: argparse.Namespace, recorded: tuple[float, ...]) -> tuple[floa
             )
         return None
     options = _options(args)
-    return choose_temperatures(
-        read_molecule_arguments(args) or alanine_dipeptide(), ends, options=options
-    )
+    return choose_temperatures(molecule_of(args) or alanine_dipeptide(), ends, options=options)
 
 
 def _plan(args: argparse.Namespace) -> None:
@@ -325,11 +318,7 @@ def _plan(args: argparse.Namespace) -> None:
     ladder = _ladder(args, settings.sampling.temperatures)
     settings = replace(settings, sampling=replace_given(settings.sampling, temperatures=ladder))
     result = plan(
-        args.target,
-        read_molecule_arguments(args),
-        settings,
-        seconds=args.seconds,
-        options=_options(args),
+        args.target, molecule_of(args), settings, seconds=args.seconds, options=_options(args)
     )
     say(result)
     if output is not None:

@@ -16,7 +16,7 @@ def molecule_files(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def read_molecule_arguments(args: argparse.Namespace) -> Any:
+def molecule_of(args: argparse.Namespace) -> Any:
     """The molecule of the arguments, or of the folder that is resumed; None for the default."""
     from openmm_tsf.systems.files import holds_molecule, load_molecule, read_molecule
 
@@ -37,9 +37,9 @@ def with_measure(molecule: Any, args: argparse.Namespace) -> Any:
 
 
 def read_other_system(args: argparse.Namespace) -> Any:
-    """The molecule of a run with another System; atoms are the run's where no coordinates are given.
+    """The molecule of a run with another System; of a run that is resumed, that in its folder.
 
-    Of a run that is resumed it is in the output folder. The measure is the run's.
+    Atoms are the run's where no coordinates are given, and so is the measure of constraints.
     """
     from dataclasses import replace
 

@@ -59,7 +59,7 @@ from openmm_tsf.workflow.sample import (
 from openmm_tsf.workflow.settings import SamplingSettings
 from openmm_tsf.workflow.stage import Stage
 from openmm_tsf.workflow.start import choose_by_weight, replace_half_by_draws
-from openmm_tsf.workflow.until import check_targets
+from openmm_tsf.workflow.until import check_targets, record_observables
 
 logger = logging.getLogger(__name__)
 
@@ -138,12 +138,11 @@ def retarget(
     _check_labels(flow, molecule)
     if directory.resolve() == data.path.resolve():
         raise ValueError(f"output: expected another directory than the run's, got {output}")
-    if settings is not None:
-        check_targets(settings, molecule)
     if options.resume and directory.is_dir() and has_started(directory):
         summary = sample(None, directory, settings, molecule=molecule, options=options)
     else:
         settings = settings or retarget_settings(data.path)
+        check_targets(settings.until, settings.temperatures, molecule, options.observe)
         summary = _start(data, flow, molecule, directory, settings, options)
     _compare(data, original, load_run(directory), molecule, options)
     return summary
@@ -249,6 +248,7 @@ def _start(
         stage.restore_costs("flow")  # none: the flow is the run's
         if (basins := recorded_choices(run.path).get("basins")) is not None:
             stage.record(basins=basins)
+        record_observables(stage)
         flow.fingerprint = molecule.fingerprint
         flow.save(stage.directory / "flow.pt")
         flow, seeds = place_for_sampling(flow, stage.device), Seeds(stage.choices["seed"])
