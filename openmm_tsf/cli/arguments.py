@@ -117,7 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (everything, md, train, sample, certify, plan):
         _measure_argument(command)
     _plan_arguments(plan)
-    for command in (everything, sample, analyze, at, certify, plan):
+    for command in (everything, sample, analyze, at, certify, plan, retarget):
         _observe_argument(command)
     for command in (everything, train):
         _training_arguments(command)
