@@ -289,7 +289,8 @@ def _start_positions(
                 f"none of {len(frames.x)} at {run.temperatures[rung]:.2f} K has one"
             )
         # A short run has fewer frames than there are walkers.
-        columns.append(frames.x[chosen[torch.arange(settings.n_walkers) % len(chosen)]])
+        repeats = -(-settings.n_walkers // len(chosen))
+        columns.append(frames.x[chosen.repeat(repeats)[: settings.n_walkers]])
     x = torch.stack(columns, dim=1).to(flow.device)
     return replace_half_by_draws(x, flow, potential, settings.temperatures, generator)
 
