@@ -234,7 +234,7 @@ class _Verlet:
         integrator = openmm.VerletIntegrator(timestep)
         self._context = _open_context(potential, integrator, masses.flatten().tolist())
         platform = self._context.getPlatform()
-        # Positions are of double precision with "mixed", and on CPU and Reference, which do not say.
+        # Positions are of double precision with "mixed", and on platforms that do not say.
         self.is_double = (
             "Precision" not in platform.getPropertyNames()
             or platform.getPropertyValue(self._context, "Precision") != "single"
