@@ -23,7 +23,7 @@ from openmm_tsf.utils.validation import check_int
 #: OpenMM's tolerance of constraints, relative to the distance, in double and in single precision.
 _CONSTRAINT_TOLERANCE = {True: 1e-13, False: 1e-6}
 #: How far in nm a trajectory may end from its constraints, where OpenMM did not solve them ...
-_DEVIATION = {True: 1e-10, False: 1e-5}
+_DEVIATION = {True: 1e-11, False: 1e-5}
 #: ... and, run back, from its start.
 _RETURN = 1e-5
 
@@ -234,7 +234,7 @@ class _Verlet:
         integrator = openmm.VerletIntegrator(timestep)
         self._context = _open_context(potential, integrator, masses.flatten().tolist())
         platform = self._context.getPlatform()
-        # Positions are double with "mixed", and on CPU and Reference, which do not say.
+        # Positions are of double precision with "mixed", and on platforms that do not say.
         self.is_double = (
             "Precision" not in platform.getPropertyNames()
             or platform.getPropertyValue(self._context, "Precision") != "single"
