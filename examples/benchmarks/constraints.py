@@ -6,8 +6,9 @@ r"""Alanine dipeptide with constrained bonds to hydrogen: a flow against constra
 
 ``md`` is replica exchange of LangevinMiddle with steps of 2 fs, several ladders one after the
 other; repeated, it goes on. ``run`` samples the same System with a flow (measure ``"rigid"``) by
-Metropolised moves, on frames of MD with constraints. ``compare`` gives z of <U> and P(phi > 0) at
-every rung. The same ensemble is meant: exp(-U/kT) |Z|^(1/2) on the manifold of the constraints.
+Metropolised moves, on frames of MD with constraints. ``compare`` gives z of <U>, P(phi > 0) and
+<1/2 ln|Z|> at every rung. The same ensemble is meant: exp(-U/kT) |Z|^(1/2) on the manifold of the
+constraints. Without |Z| the last mean would be lower by about the variance, which is given, too.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import openmm
 import openmm.app as app
+import torch
 
 import openmm_tsf as tsf
 from openmm_tsf.analysis.uncertainty import estimate_mean
@@ -33,6 +35,8 @@ from openmm_tsf.workflow.settings import LADDER_K
 TIMESTEP_PS, FRICTION_PER_PS, STEPS_PER_EXCHANGE = 0.002, 1.0, 100
 #: Exchanges that are left out at the start of a ladder: 100 ps.
 N_EQUILIBRATION = 500
+#: What is recorded of each ladder, and what is compared.
+OBSERVABLES = ("energy", "phi", "metric")
 
 
 def constrained_alanine():
@@ -49,7 +53,7 @@ class Ladder:
     """Replicas of OpenMM's constrained dynamics, one for each temperature."""
 
     def __init__(self, molecule, seed):
-        self.phi = [molecule.dihedrals["phi"]]
+        self.phi, self.constraints = [molecule.dihedrals["phi"]], molecule.constraints
         self.rng = np.random.default_rng(seed)
         self.contexts = []
         for rung, kelvin in enumerate(LADDER_K):
@@ -64,7 +68,7 @@ class Ladder:
             self.contexts.append(context)
 
     def advance(self, first):
-        """Return U and phi [R] after a piece of dynamics, then exchange pairs from `first` on."""
+        """Return U, phi and 1/2 ln|Z| [R] after dynamics, then exchange pairs from `first` on."""
         states = []
         for context in self.contexts:
             context.getIntegrator().step(STEPS_PER_EXCHANGE)
@@ -75,7 +79,7 @@ class Ladder:
         phi = dihedral_angles(x, self.phi)[:, 0]
         for low in range(first, len(LADDER_K) - 1, 2):
             self._exchange(low, states, energy)
-        return energy, phi
+        return energy, phi, self.constraints.half_log_metric(torch.from_numpy(x)).numpy()
 
     def _exchange(self, low, states, energy):
         high = low + 1
@@ -96,14 +100,11 @@ def simulate(args):
     ladders = dict(np.load(path)) if path.exists() else {}
     n = round(args.ps / (TIMESTEP_PS * STEPS_PER_EXCHANGE))
     while time.monotonic() - began < 60 * args.minutes:
-        number = len(ladders) // 2
-        ladder, energy, phi = Ladder(molecule, number + 1), [], []
-        for k in range(-N_EQUILIBRATION, n):
-            u, angles = ladder.advance(k % 2)
-            if k >= 0:
-                energy.append(u)
-                phi.append(angles)
-        ladders |= {f"energy_{number}": np.array(energy), f"phi_{number}": np.array(phi)}
+        number = sum(name.startswith("energy") for name in ladders)
+        ladder = Ladder(molecule, number + 1)
+        series = [ladder.advance(k % 2) for k in range(-N_EQUILIBRATION, n)][N_EQUILIBRATION:]
+        for name, values in zip(OBSERVABLES, zip(*series, strict=True), strict=True):
+            ladders[f"{name}_{number}"] = np.array(values)
         write_arrays(path, ladders)
         print(f"{number + 1} ladders of {args.ps:g} ps, {time.monotonic() - began:.0f} s")
 
@@ -126,21 +127,25 @@ def sample(args):
 def compare(args):
     """Print and write z of <U> and P(phi > 0) at each rung."""
     arrays, run = np.load(args.md), tsf.load_run(args.run)
-    numbers = range(len(arrays.files) // 2)
-    rows = {}
+    constraints, rows = constrained_alanine().constraints, {}
+    numbers = range(sum(name.startswith("energy") for name in arrays.files))
     for rung, kelvin in enumerate(LADDER_K):
-        energy, phi = (
+        energy, phi, metric = (
             np.stack([arrays[f"{name}_{k}"][:, rung] for k in numbers], axis=1)
-            for name in ("energy", "phi")
+            for name in OBSERVABLES
         )
+        x = torch.from_numpy(run.trajectory(kelvin).xyz.astype(np.float64))
+        of_frames = constraints.half_log_metric(x).numpy()
         pairs = {
             "U in kJ/mol": (energy, run.energies(kelvin)),
-            "P(phi > 0)": (phi > 0, run.ramachandran(kelvin)[0] > 0),
+            "P(phi > 0)": (phi > 0, run.dihedral("phi", kelvin) > 0),
+            "1/2 ln|Z|": (metric, of_frames.reshape(run.energies(kelvin).shape)),
         }
         for name, (of_md, of_run) in pairs.items():
             md, flow = (estimate_mean(np.asarray(each, float)) for each in (of_md, of_run))
             z = (flow.value - md.value) / math.hypot(md.stderr, flow.stderr)
-            rows[f"{name} at {kelvin:g} K"] = {"md": md.pair, "flow": flow.pair, "z": z}
+            row = {"md": md.pair, "flow": flow.pair, "z": z, "variance": md.variance}
+            rows[f"{name} at {kelvin:g} K"] = row
             print(
                 f"{name:12s} {kelvin:7.2f} K   constrained MD {md.value:9.4f} +- {md.stderr:.4f}   "
                 f"flow {flow.value:9.4f} +- {flow.stderr:.4f}   z {z:5.2f}"
