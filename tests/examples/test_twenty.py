@@ -45,7 +45,7 @@ def check(name):
     _, forces = energy_and_forces(molecule)
     assert np.abs(forces).max() < 3000, "near a minimum: 3 decimals in the file"
     coordinates = InternalCoordinates.from_topology(molecule.topology, molecule.positions)
-    x = torch.as_tensor(molecule.positions)[None]
+    x = torch.tensor(molecule.positions)[None]
     u, log_det = coordinates.inverse_and_log_det(x)
     back, log_det_back = coordinates.forward_and_log_det(u)
     assert float((coordinates.place(u, like=x) - x).abs().max()) < 1e-10
