@@ -71,8 +71,12 @@ class Lengths:
 
     @classmethod
     def of(cls, n_atoms):
-        """The lengths for a molecule: the time of a step grows with the atoms."""
-        return cls() if n_atoms <= 45 else cls(frames=8000, steps=1000, iterations=500)
+        """The lengths for a molecule: MD, training and sampling take longer with more atoms."""
+        if n_atoms <= 36:  # tryptophan and arginine: 14 minutes by the parts, on two cores
+            return cls()
+        if n_atoms <= 45:
+            return cls(frames=9000, steps=1600, iterations=800)
+        return cls(frames=4000, steps=500, iterations=300)
 
 
 def molecule_options(name):
@@ -222,6 +226,7 @@ def row_of(name, folder, entry, n_draws=N_DRAWS):
             for status in ("converged", "bounded", "not yet", "wrong")
         },
         "verdict": summary["verdict"],
+        "notes": summary["monitor"]["notes"],
     }
 
 
@@ -296,6 +301,7 @@ def tables(rows, failed):
         lines.append(f"| {' | '.join(map(str, cells))} |")
     for name, entry in failed.items():
         lines.append(f"| {name} | | | | | | | | | exit status {entry['status']}: {entry['log']} |")
+    lines += [f"\n{row['molecule']}: {note}" for row in rows for note in row["notes"]]
     lines += [
         "",
         "| molecule | iterations of the reference | numbers called converged | largest abs(z) "

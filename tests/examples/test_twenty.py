@@ -131,6 +131,7 @@ def test_tables_have_failures_and_what_is_not_known():
         "reverse_ess": {"300.00": 0.125},
         "basins": {"torsions": [], "in_training_frames": 0, "visited_at": {"300.00": 0}},
         "statuses": {"converged": 4, "wrong": 0}, "verdict": {"sentence": "converged"},
+        "notes": ["the peptide bond is trans"],
         "reference": {
             "iterations": 500, "n_called_converged": 3, "n_numbers": 6, "largest_z_of_these": 1.26,
             "largest_z_of_others": None, "wrong_and_called_converged": [],
@@ -138,5 +139,5 @@ def test_tables_have_failures_and_what_is_not_known():
     }  # fmt: skip
     text = twenty.tables([row], {"ace_gly_nme": {"status": 2, "log": "error: no"}})
     assert "| toluene | 15 | 3.5 (5.0) | 3e+06 | 0.50 - | 0.25 | 0.12 |" in text
-    assert "exit status 2: error: no |" in text
+    assert "exit status 2: error: no |\n\ntoluene: the peptide bond is trans\n\n|" in text
     assert "| toluene | 500 | 3 of 6 | 1.3 |  | none |" in text
