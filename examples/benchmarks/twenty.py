@@ -3,8 +3,8 @@
     python examples/benchmarks/twenty.py twenty/ --references
 
 does what is left of everything, one process after another, and writes ``twenty.json`` and
-``twenty.md`` after each run; it can be stopped with Ctrl-C or killed at any time, and goes on where
-it was. A second instance of the same folder is refused. ``--only ace_val_nme toluene`` takes some
+``twenty.md`` (``--output``) after each run; it can be stopped with Ctrl-C or killed at any time, and
+goes on where it was. A second instance of the same folder is refused. ``--only ace_val_nme toluene`` takes some
 molecules, ``--collect`` runs nothing and writes the tables only.
 
 The molecules are the capped amino acids, ACE-ALA3-NME, Met-enkephalin, toluene and two drugs, in
@@ -51,10 +51,12 @@ AMINO_ACIDS = "GLY ALA SER CYS ASP ASN THR PRO GLU VAL HIS GLN MET ILE LEU PHE T
 CAPPED = [f"ace_{name.lower()}_nme" for name in AMINO_ACIDS.split()]
 #: These have a System beside the PDB file.
 WITH_SYSTEM = ("toluene", "paracetamol", "ibuprofen")
-NAMES = ("toluene", "paracetamol", *CAPPED, "ibuprofen", "ace_ala3_nme", "met_enkephalin")
 REFERENCES = (
-    "ace_ala_nme", "ace_pro_nme", "ace_val_nme", "toluene", "ace_trp_nme", "ace_ala3_nme",
+    "toluene", "ace_ala_nme", "ace_pro_nme", "ace_val_nme", "ace_trp_nme", "ace_ala3_nme",
 )  # fmt: skip
+OTHERS = ("paracetamol", *CAPPED, "ibuprofen", "met_enkephalin")
+#: In the order in which they are run.
+NAMES = (*REFERENCES, *(name for name in OTHERS if name not in REFERENCES))
 LADDER_K = [round(300.0 * 2.0 ** (k / 6), 2) for k in range(7)]
 REFERENCE_WALKERS = 16
 REFERENCE_ITERATIONS, REFERENCE_CHUNK = 8000, 500  # of 25 steps of 2 fs
@@ -346,16 +348,18 @@ def main():
         collect(queue, output, args.draws)
         if args.collect:
             return
-        for name in names:
-            queue.run(name, args)
-            collect(queue, output, args.draws)
         referred = [name for name in names if name in REFERENCES and args.references]
         chunks = range(REFERENCE_CHUNK, args.reference_iterations, REFERENCE_CHUNK)
-        for iterations in (*chunks, args.reference_iterations):
+        ends = [*chunks, args.reference_iterations]
+        for name in names:
+            queue.run(name, args)
+            if name in referred:
+                queue.extend_reference(name, ends[0])
+            collect(queue, output, args.draws)
+        for iterations in ends if referred else ():
             for name in referred:
                 queue.extend_reference(name, iterations)
-            if referred:
-                collect(queue, output, args.draws)
+            collect(queue, output, args.draws)
 
 
 if __name__ == "__main__":
