@@ -2,10 +2,11 @@
 
     python examples/benchmarks/twenty.py twenty/ --references
 
-does what is left of everything, one process after another, and writes ``twenty.json`` and
-``twenty.md`` (``--output``) after each run; it can be stopped with Ctrl-C or killed at any time, and
-goes on where it was. A second instance of the same folder is refused. ``--only ace_val_nme toluene`` takes some
-molecules, ``--collect`` runs nothing and writes the tables only.
+does what is left of everything, one process after another, and writes ``twenty.json``, and the
+tables in ``twenty.md`` beside it, after each run (``--output`` names them). It can be stopped with
+Ctrl-C or killed at any time, and goes on where it was; a second instance of the same folder is
+refused. ``--only ace_val_nme toluene`` takes some molecules, ``--collect`` runs nothing and writes
+the tables only.
 
 The molecules are the capped amino acids, ACE-ALA3-NME, Met-enkephalin, toluene and two drugs, in
 ``molecules/``; their force field is amber14 with OBC2 (GAFF or GAFF2 with OBC2 for the last three).
@@ -67,17 +68,22 @@ N_DRAWS = 20_000
 class Lengths:
     """How long the parts of a run are; the rest is the default preset."""
 
-    frames: int = 12_000  # of 0.25 ps
-    steps: int = 2000
-    iterations: int = 1000
+    frames: int  # of 0.25 ps
+    steps: int
+    iterations: int
 
     @classmethod
     def of(cls, n_atoms):
-        """The lengths for a molecule: MD, training and sampling take longer with more atoms."""
-        if n_atoms <= 36:  # tryptophan and arginine: 14 minutes by the parts, on two cores
-            return cls()
+        """The lengths for a molecule: fourteen minutes of two free cores, by the times of parts.
+
+        MD has six or seven of them: 3 ns of tryptophan, 8 of alanine. Short MD is what most often
+        misses a basin (examples/results/README.md, "What 2 ns of MD are worth").
+        """
+        frames = round(12_000 * (36 / n_atoms) ** 2, -2)
+        if n_atoms <= 36:
+            return cls(min(int(frames), 40_000), steps=2000, iterations=1000)
         if n_atoms <= 45:
-            return cls(frames=9000, steps=1600, iterations=800)
+            return cls(int(frames), steps=1600, iterations=800)
         return cls(frames=4000, steps=500, iterations=300)
 
 
