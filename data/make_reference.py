@@ -6,7 +6,7 @@
 ``run`` continues a directory that exists, so that a reference can be extended or killed at any
 time; ``export`` writes one file from its iterations after the burn-in. The molecule is alanine
 dipeptide in the default force field, in another (``--alanine-dipeptide ff96-obc1``), or that of
-``--pdb`` with ``--forcefield``.
+``--pdb`` with ``--forcefield`` or ``--system``.
 
 Every iteration is 25 steps of velocity Verlet (2 fs, hydrogens of 4 amu, partly refreshed
 velocities) whose energy error is accepted or rejected, hence without an error of the time step,
@@ -51,7 +51,7 @@ N_POSITIONS = 2000  # frames that are kept at 300 and at 600 K
 def read_molecule(args: argparse.Namespace) -> MolecularSystem:
     """Return the molecule of the arguments."""
     if args.pdb is not None:
-        return load_molecule(args.pdb, None, args.forcefield)
+        return load_molecule(args.pdb, args.system, args.forcefield)
     return alanine_dipeptide(args.alanine_dipeptide)
 
 
@@ -181,7 +181,8 @@ def main() -> None:
     )  # fmt: skip
     command.add_argument("--seed", type=int, default=20201)
     command.add_argument("--alanine-dipeptide", default="amber99sbildn-obc2", help="force field")
-    command.add_argument("--pdb", help="another molecule, with --forcefield")
+    command.add_argument("--pdb", help="another molecule, with --forcefield or --system")
+    command.add_argument("--system", metavar="XML", help="serialized System")
     command.add_argument("--forcefield", nargs="+", metavar="XML")
     command.set_defaults(function=run)
     command = commands.add_parser("export")

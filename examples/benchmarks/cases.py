@@ -4,7 +4,8 @@
         --case "alanine dipeptide, default" run/ data/ala2_reference.npz \
         --case "ACE-ALA3-NME, quick" ala4_run/ ala4_reference.npz
 
-A reference is a file of ``data/make_reference.py export`` of the same molecule. Of <U> and of every
+A reference is a file of ``data/make_reference.py export``, or a directory of its ``run``, of the
+same molecule. Of <U> and of every
 basin, at each temperature that both have: z of the run less the reference, and whether the run
 calls the number converged. Wrong is what is converged and has |z| >= 4, or is only bounded and has
 an interval apart from that of the reference. Writes JSON, and prints a table in Markdown.
@@ -12,6 +13,7 @@ an interval apart from that of the reference. Writes JSON, and prints a table in
 
 import argparse
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -24,11 +26,20 @@ from openmm_tsf.io.files import write_json
 WRONG_Z = 4.0
 
 
-def rows_of(run, summary, path):
-    """Return one dictionary for each number of run and reference."""
+def read_series(path, torsions):
+    """Return temperatures [R], energies [F, W, R] and angles of the same shape of a reference."""
+    if Path(path).is_dir():
+        run = load_run(path)
+        angles = {name: run.dihedral_at_all_rungs(name) for name in torsions}
+        return run.temperatures, run.energy, angles
     with np.load(path, allow_pickle=False) as data:
         temperatures, energy = data["temperatures_K"], data["energy"].astype(float)
-        angles = {name: data[name].astype(float) for name in run.basins.torsions}
+        return temperatures, energy, {name: data[name].astype(float) for name in torsions}
+
+
+def rows_of(run, summary, path):
+    """Return one dictionary for each number of run and reference."""
+    temperatures, energy, angles = read_series(path, run.basins.torsions)
     rows = []
     for kelvin in map(float, run.temperatures):
         rung, key = nearest_rung(temperatures, kelvin), f"{kelvin:.2f}"

@@ -89,6 +89,12 @@ def peptide_bonds(topology: mdtraj.Topology) -> tuple[tuple[str, ...], Indices]:
     return tuple(labels), np.array(quartets, dtype=np.int64).reshape(-1, 4)
 
 
+def is_tertiary(topology: mdtraj.Topology, nitrogen: int) -> bool:
+    """Return whether an amide's nitrogen has no hydrogen, as that of proline."""
+    symbols = [atom.element.symbol if atom.element else "" for atom in topology.atoms]
+    return not any(symbols[a] in ("H", "D") for a in neighbours_of(topology)[nitrogen])
+
+
 def is_cis(frames: mdtraj.Trajectory, quartets: Indices) -> npt.NDArray[np.bool_]:
     """Return whether each omega of each frame is within 90 degrees of 0, [F, P]."""
     if not len(quartets):

@@ -18,6 +18,7 @@ from openmm_tsf.analysis.frame_checks import (
     Leak,
     is_cis,
     is_mirrored,
+    is_tertiary,
     measure_leak,
     peptide_bonds,
     read_branches,
@@ -122,6 +123,15 @@ def _check_frames(run: RunEstimates, max_frames: int, result: dict[str, Any]) ->
         if branches is not None:
             _check_branches(branches, frames, run.n_walkers, temperature, result)
     result["cis_peptide_bonds"] = n_cis
+    for name, quartet, was_cis in zip(bonds, omegas, cis_in_structure, strict=True):
+        counts_and_frames = [(n, result["frames_checked"][key]) for key, n in n_cis[name].items()]
+        stayed = all(n == (total if was_cis else 0) for n, total in counts_and_frames)
+        if counts_and_frames and stayed and is_tertiary(run.topology, int(quartet[2])):
+            form, other = ("cis", "trans") if was_cis else ("trans", "cis")
+            result["notes"].append(
+                f"the peptide bond {name} is {form} in all frames; its nitrogen has no hydrogen, "
+                f"so that {other} may be populated, too: all results are those of the {form} form"
+            )
     result["wrong_handedness"] = {"frames": n_mirrored, "centres": sorted(mirrored_centres)}
 
 

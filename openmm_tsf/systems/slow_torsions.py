@@ -30,9 +30,10 @@ def slow_torsions(topology: app.Topology) -> dict[str, Quartet]:
 
     They are phi and psi of :func:`~openmm_tsf.utils.topology.backbone_dihedrals`; chi1 to chi4 of
     amino acids, by the names of their atoms; and the other bonds between heavy atoms that can
-    rotate, named by their two atoms (``"C3-C4"``). Left out are bonds in rings of up to 7 atoms,
-    amides, bonds at linear atoms, and ends whose substituents are all equivalent (methyl, CF3,
-    tert-butyl, carboxylate, phenyl), which have one conformation only.
+    rotate, named by their two atoms (``"C3-C4"``), that of a carboxylic acid to its OH included.
+    Left out are other bonds to OH, SH and NH, bonds in rings of up to 7 atoms, amides, bonds at
+    linear atoms, and ends whose substituents are all equivalent (methyl, CF3, tert-butyl,
+    carboxylate, phenyl), which have one conformation only.
 
     Names of torsions in several residues end with the residue's number in the Topology, counted
     from 1: ``phi2``, ``chi1_2``, ``C3-C4_2``.
@@ -137,6 +138,8 @@ def _rotatable_bonds(topology: app.Topology) -> dict[frozenset[int], Quartet]:
         """Return a heavy substituent of one end of a bond; None if rotation changes nothing."""
         around = [k for k in neighbours[atom] if k != other]
         heavy = [k for k in around if elements[k] not in ("H", "D")]
+        if len(around) == 1 and _is_acid(other, atom, neighbours, elements):
+            return around[0]
         if not heavy or (len(around) > 1 and len({classes[k] for k in around}) == 1):
             return None
         # A substituent that no other one equals defines the angle; the lowest index of these.
@@ -197,6 +200,16 @@ def _is_amide(first: int, second: int, neighbours: list[list[int]], elements: li
         ):
             return True
     return False
+
+
+def _is_acid(carbon: int, oxygen: int, neighbours: list[list[int]], elements: list[str]) -> bool:
+    """Whether atoms are C and O(H) of a carboxylic acid, of which syn and anti mix slowly."""
+    ends = [k for k in neighbours[carbon] if len(neighbours[k]) == 1]
+    return (
+        (elements[carbon], elements[oxygen]) == ("C", "O")
+        and len(neighbours[carbon]) == 3
+        and any(elements[k] in ("O", "S") for k in ends)
+    )
 
 
 def is_in_ring(first: int, second: int, neighbours: list[list[int]]) -> bool:

@@ -19,6 +19,7 @@ from openmm_tsf.analysis.monitor import monitor
 from openmm_tsf.coordinates.chirality import triple_volumes
 from openmm_tsf.coordinates.internal import InternalCoordinates
 from openmm_tsf.flows.serialization import FILE_FORMAT, write_flow_file
+from tests.support.examples import EXAMPLES
 from tests.support.fabricate import chain_positions, four_atoms, write_frames, write_run
 
 RUNGS = [300.0, 600.0]
@@ -134,6 +135,33 @@ def test_mirrored_frames_and_cis_bonds(tmp_path, molecule):
     assert result["cis_peptide_bonds"]["ALA2-NME3"] == {"300.00": 8, "600.00": 0}
     words = "300.00 K: the peptide bond ALA2-NME3 is cis in 8 of 20 frames"
     assert words in " ".join(result["warnings"])
+
+
+@pytest.mark.parametrize("form", ["trans", "cis"])
+def test_proline_that_never_turned(tmp_path, form):
+    """Only the amide without a hydrogen is told of, and only if all frames have one form."""
+    pdb = mdtraj.load(EXAMPLES / "benchmarks/molecules/ace_pro_nme.pdb")
+    start = pdb.xyz[0].astype(float)
+    other = start.copy()  # exchanging CA and CD turns the bond
+    index = {str(atom): atom.index for atom in pdb.topology.atoms}
+    pair = [index["PRO2-CA"], index["PRO2-CD"]]
+    other[pair] = start[pair[::-1]]
+    forms = {"trans": start, "cis": other}
+    noise = 0.001 * np.random.default_rng(18).normal(size=(5, 4, 2, pdb.n_atoms, 3))
+
+    def run_of(name, positions):
+        write_run(tmp_path / name, RUNGS, noise[..., 0, 0])
+        structure = mdtraj.Trajectory(positions[0, :1, 0], pdb.topology)
+        write_frames(tmp_path / name, RUNGS, positions, pdb.topology)
+        structure.save_pdb(str(tmp_path / name / "topology.pdb"))
+        return monitor(load_run(tmp_path / name))
+
+    result = run_of("same", forms[form] + noise)
+    (note,) = result["notes"]
+    assert note.startswith(f"the peptide bond ACE1-PRO2 is {form} in all frames; its nitrogen has")
+    mixed = forms[form] + noise
+    mixed[3:] += forms["cis" if form == "trans" else "trans"] - forms[form]
+    assert run_of("mixed", mixed)["notes"] == []
 
 
 def test_a_bent_centre_is_not_mirrored(molecule):

@@ -20,10 +20,10 @@ from tests.support.fabricate import write_run
 
 #: Scripts and the modules beside them, in an order in which they can be loaded.
 MODULES = [
-    "benchmarks/common", "benchmarks/timing", "benchmarks/bridge", "benchmarks/openmm_samplers",
-    "benchmarks/lean_sampling", "benchmarks/cost_report", "benchmarks/gpu_steps",
-    "benchmarks/gpu_machine", "benchmarks/gpu_energies", "benchmarks/gpu_sampling",
-    "benchmarks/gpu_decisions", "benchmarks/gpu_jobs",
+    "benchmarks/cases", "benchmarks/common", "benchmarks/timing", "benchmarks/bridge",
+    "benchmarks/openmm_samplers", "benchmarks/lean_sampling", "benchmarks/cost_report",
+    "benchmarks/gpu_steps", "benchmarks/gpu_machine", "benchmarks/gpu_energies",
+    "benchmarks/gpu_sampling", "benchmarks/gpu_decisions", "benchmarks/gpu_jobs",
     "paper/molecule_drawing", "paper/figure3_panels", "paper/figure3_tables",
     "paper/double_well_experiment", "paper/double_wells_figure",
 ]  # fmt: skip
@@ -34,8 +34,8 @@ SCRIPTS = [
     "benchmarks/hard_to_reach", "benchmarks/memory",
     "benchmarks/moves", "benchmarks/openmm_samplers", "benchmarks/predictions",
     "benchmarks/published", "benchmarks/seeds", "benchmarks/timestep_error",
-    "benchmarks/training_trials", "paper/double_wells", "paper/double_well_sampling",
-    "paper/figure3",
+    "benchmarks/training_trials", "benchmarks/twenty", "paper/double_wells",
+    "paper/double_well_sampling", "paper/figure3",
 ]  # fmt: skip
 
 

@@ -193,6 +193,14 @@ def test_platform_is_measured(molecule):
     assert fastest_platform(molecule, n_steps=5) in {"Reference", "CPU", "OpenCL", "CUDA"}
 
 
+def test_time_of_a_step_without_other_programs(molecule, monkeypatch):
+    """Another program runs for a second in every part but the second."""
+    now = iter(np.cumsum([0.0, 1.003, 1.0, 0.004, 1.0, 1.003]))
+    monkeypatch.setattr(md_simulation.time, "perf_counter", lambda: next(now))
+    seconds = md_simulation.seconds_per_step(molecule, "Reference", n_steps=6, n_parts=3)
+    assert seconds == pytest.approx(0.004 / 2)
+
+
 def test_molecules_from_files(molecule, tmp_path):
     write_molecule(molecule, tmp_path)
     pdb, system = tmp_path / "topology.pdb", tmp_path / "system.xml"
