@@ -6,8 +6,10 @@ import openmm.app as app
 import openmm.unit as unit
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from openmm_tsf.potentials import TorchPotential
+from openmm_tsf.potentials.energy_function import SystemEnergy
 from tests.support import torch_zoo
 from tests.support.molecules import capped, force_field
 from tests.support.refusals import refused
@@ -159,6 +161,22 @@ def test_distances_at_the_cutoff_have_finite_derivatives(name):
     if name != "constant pairs":
         (second,) = torch.autograd.grad(gradient.square().sum(), x)
         assert second.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["exceptions", "GBSA", "switched pairs", "born"])
+def test_traced_for_compilation(name):
+    """Other pairs lie within the cutoff in the batch on which the traced function is evaluated."""
+    energy = SystemEnergy(system_of(FORCES[name]()))
+    parameters = tuple(torch.tensor(v, dtype=X.dtype) for v in energy.default_parameters.values())
+
+    def gradient(y):
+        y = y.detach().requires_grad_()
+        energies = energy(y, *parameters)
+        return energies, torch.autograd.grad(energies.sum(), y)[0]
+
+    y, other = (x.permute(2, 1, 0).contiguous() for x in (X, cluster(8, seed=9)))
+    for got, expected in zip(make_fx(gradient)(y)(other), gradient(other), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-10)
 
 
 @pytest.mark.parametrize("model", ["hct", "obc1", "obc2", "gbn", "gbn2"])
