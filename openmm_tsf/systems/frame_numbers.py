@@ -60,15 +60,14 @@ def _warn_of_few(n_train: int, molecule: MolecularSystem, stride: int) -> None:
     n_coordinates = molecule.n_degrees_of_freedom
     good = GOOD_RATIO * n_coordinates
     if n_train < good:
-        logger.warning(
-            "%s frames to train on are few for %d coordinates: the widest and narrowest of their "
-            "fluctuations are wrong by some %.0f %%; %s frames or more (--frames, a smaller "
-            "--stride) are ten for each",
-            f"{n_train:,}",
-            n_coordinates,
-            100 * (n_coordinates / n_train) ** 0.5,
-            f"{stride * int(good / _TRAINED_ON):,}",
+        wrong = (n_coordinates / n_train) ** 0.5
+        message = (
+            f"{n_train:,} frames to train on are few for {n_coordinates} coordinates: the widest "
+            f"and narrowest of their fluctuations are wrong by some {wrong:.0%}; "
+            f"{stride * int(good / _TRAINED_ON):,} frames or more (--frames, a smaller --stride) "
+            "are ten for each"
         )
+        logger.warning("%s", message)
 
 
 def _least_training_frames(molecule: MolecularSystem) -> int:

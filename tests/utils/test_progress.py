@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -213,8 +214,10 @@ def test_a_log_file_of_a_run_has_lines_from_start_to_end(tmp_path):
     """A whole small run in a process of its own: what it does, how long it takes, no returns."""
     (tmp_path / "quick.py").write_text(RUN)
     command = [sys.executable, "-W", "ignore", "quick.py"]
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with (tmp_path / "log").open("wb") as log:
-        done = subprocess.run(command, stdout=log, stderr=log, cwd=tmp_path)
+        done = subprocess.run(command, stdout=log, stderr=log, cwd=tmp_path, env=environment)
     text = (tmp_path / "log").read_bytes().decode()
     assert done.returncode == 0, text
     assert "\r" not in text
@@ -239,11 +242,16 @@ def test_a_log_file_of_a_run_has_lines_from_start_to_end(tmp_path):
 RUN = """
 import logging, sys
 from dataclasses import replace
+import openmm_tsf as tsf
 from tests.workflow.tiny import SETTINGS
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.run import run
 module = sys.modules["openmm_tsf.workflow.run"]
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+import openmm_tsf.analysis.analyze as analysis  # plots take seconds, and are tested elsewhere
+analysis.plot_diagnostics = lambda run, path: None
+analysis.write_thermodynamics = lambda run, folder, reference: {}
+tsf.Run.plot = lambda self, path, reference=None: None
 from openmm_tsf.workflow.frames import FrameSource
 md = replace(SETTINGS.md, n_frames=100)
 module.WORTH_MEASURING = 0
