@@ -177,9 +177,8 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
             statistics["temperatures"] = moves.temperatures
             for name, (taken, tried) in moves.counts.items():
                 statistics[name] = {"accepted": taken.copy(), "proposed": tried.copy()}
-        non_finite = totals.get("rejected_non_finite", 0) + self._rejected_non_finite
         return statistics | {
-            "rejectedNonFinite": non_finite,
+            "rejectedNonFinite": totals.get("rejected_non_finite", 0) + self._rejected_non_finite,
             "outsideDomain": totals.get("outside_domain", 0),
             "mirrorImages": totals.get("mirror_images", 0),
             "replicasOutside": totals.get("replicas_outside", 0),
