@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import openmm
 import openmm.app as app
+import torch
 from numpy.typing import NDArray
 
 from openmm_tsf.hosts.matching import compare_energies, positions_of
@@ -55,8 +56,9 @@ class TSFDatasetReporter:
         If the file exists without `append`, or its folder does not.
     ValueError
         If the file cannot be continued: damaged, of other atoms, another temperature or System
-        (the last three when the Simulation runs); if the Simulation has a periodic box; if the
-        integrator's temperature is unknown or changes.
+        (the last three when the Simulation runs); if its System is not one for flows (a periodic
+        box, a barostat, ...; before the first step); if the integrator's temperature is unknown or
+        changes.
 
     Examples
     --------
@@ -94,8 +96,8 @@ class TSFDatasetReporter:
             self._frames.open(check_bool(append, "append"))
         self._save_seconds = check_seconds(saveSeconds, "saveSeconds")
         self._saved, self._wait = time.monotonic(), self._save_seconds
-        self._system: openmm.System | None = None
-        self._topology: app.Topology | None = None
+        self._simulated: openmm.System | None = None
+        self._molecule: MolecularSystem | None = None
         # Not a method of self, which would then never be freed.
         self._finalizer = weakref.finalize(self, self._frames.save)
 
@@ -105,7 +107,7 @@ class TSFDatasetReporter:
 
     def describeNextReport(self, simulation: app.Simulation) -> dict[str, Any]:
         """Return when the next frame is due and what it needs, for the Simulation."""
-        if self._system is not simulation.system:
+        if self._simulated is not simulation.system:
             self._check_simulation(simulation)
         interval = self._frames.interval
         steps = interval - simulation.currentStep % interval
@@ -135,8 +137,8 @@ class TSFDatasetReporter:
         Parameters
         ----------
         molecule
-            The molecule; by default the Simulation's System and Topology, with the first frame as
-            the reference for handedness.
+            The molecule; by default the Simulation's System and Topology, with its positions at
+            the first step as the reference for handedness.
 
         Raises
         ------
@@ -151,16 +153,17 @@ class TSFDatasetReporter:
             raise ValueError("dataset: expected at least one frame, got none: run the Simulation")
         positions, energies = np.array(frames.positions), np.array(frames.energies)
         if molecule is None:
-            if self._system is None:
+            if self._molecule is None:
                 raise ValueError("molecule: expected one with frames of a file alone, got None")
-            molecule = MolecularSystem(self._system, self._topology, positions[0])
+            molecule = self._molecule
         if positions.shape[1] != molecule.n_atoms:
             raise ValueError(
                 f"molecule: expected the frames' {positions.shape[1]} atoms, got {molecule.n_atoms}"
             )
         kelvin, n_evaluations = frames.temperature, frames.interval * len(energies)
         options: dict[str, Any] = {"n_evaluations": n_evaluations, "name": str(frames.path or "")}
-        dataset = MDDataset(positions, kelvin, molecule, energies, **options)
+        x, u = torch.from_numpy(positions), torch.from_numpy(energies)
+        dataset = MDDataset(x, kelvin, molecule, u, **options)
         rows = np.unique(np.linspace(0, len(energies) - 1, _N_COMPARED).astype(int))
         source = "energies: those of the Simulation"
         with molecule.potential() as potential:
@@ -169,13 +172,10 @@ class TSFDatasetReporter:
         return dataset
 
     def _check_simulation(self, simulation: app.Simulation) -> None:
-        """Refuse a Simulation that cannot be reported, or whose file is of another."""
+        """Refuse a Simulation of no molecule for flows, or whose file is of another."""
         system, frames = simulation.system, self._frames
-        if system.usesPeriodicBoundaryConditions():
-            raise ValueError(
-                "simulation: expected no periodic box, but its System uses one; flows describe one "
-                "molecule in vacuum or implicit solvent"
-            )
+        positions = positions_of(simulation.context.getState(positions=True))
+        molecule = MolecularSystem(_without_thermostat(system), simulation.topology, positions)
         self._check_temperature(simulation.integrator)
         if frames.energies:
             n_atoms = len(frames.positions[-1])
@@ -191,7 +191,7 @@ class TSFDatasetReporter:
                     f"{frames.path} has the energy {frames.energies[-1]:.6g} kJ/mol, here "
                     f"{expected:.6g} kJ/mol"
                 )
-        self._system, self._topology = system, simulation.topology
+        self._simulated, self._molecule = system, molecule
 
     def _check_temperature(self, integrator: openmm.Integrator) -> None:
         """Note the integrator's temperature; refuse one that is unknown or changed."""
@@ -271,13 +271,14 @@ class _Frames:
                 raise ValueError("energies, steps: expected one for each frame")
             if not (np.isfinite(x).all() and np.isfinite(energies).all()):
                 raise ValueError("expected finite numbers")
-            temperature, interval = as_temperature(kelvin.item()), check_int(interval, "interval")
+            temperature, steps_between = as_temperature(kelvin), check_int(interval, "interval")
         except UNREADABLE as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ValueError(f"{path}: not a readable file of frames ({reason})") from error
-        if interval != self.interval:
+        if steps_between != self.interval:
             raise ValueError(
-                f"reportInterval: expected {interval}, as the frames of {path}, got {self.interval}"
+                f"reportInterval: expected {steps_between}, as the frames of {path}, got "
+                f"{self.interval}"
             )
         if self.temperature is not None and self.temperature != temperature:
             raise ValueError(
@@ -287,6 +288,18 @@ class _Frames:
         self.positions, self.energies = list(x), energies.astype(np.float64).tolist()
         self._steps, self.temperature = steps.astype(np.int64).tolist(), temperature
         self._n_saved = len(self.energies)
+
+
+def _without_thermostat(system: openmm.System) -> openmm.System:
+    """Return the System without Forces that are no energy but a thermostat."""
+    forces = list(enumerate(system.getForces()))
+    thermostats = [i for i, force in forces if isinstance(force, openmm.AndersenThermostat)]
+    if not thermostats:
+        return system
+    system = openmm.XmlSerializer.clone(system)
+    for index in reversed(thermostats):
+        system.removeForce(index)
+    return system
 
 
 def _reference_energy(system: openmm.System, positions: NDArray[np.float64]) -> float:

@@ -13,7 +13,7 @@ from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
 from openmm_tsf.sampling.kernels.base import SteerableMap, check_flow
 from openmm_tsf.systems.molecule import MolecularSystem, is_stereoisomer
-from openmm_tsf.units import KB
+from openmm_tsf.units import KB, as_temperature
 
 #: Platforms compute energies in single precision: differences that are accepted, relative to the
 #: energy and in kT.
@@ -127,3 +127,16 @@ def check_all_forces_integrated(integrator: openmm.Integrator, system: openmm.Sy
 def positions_of(state: openmm.State) -> Any:
     """Return the positions [N, 3] of a State in nm, float64."""
     return state.getPositions(asNumpy=True)._value  # in nm; value_in_unit takes longer than a step
+
+
+def temperatures_of(states: list[dict[str, Any]]) -> list[float]:
+    """Return the temperatures of states in K; refuse states with other properties."""
+    for index, state in enumerate(states):
+        if other := sorted(state.keys() - {"temperature"}):
+            raise ValueError(
+                "states: with a flow, expected states that differ in temperature alone, got "
+                f"{', '.join(map(repr, other))} in state {index}"
+            )
+        if "temperature" not in state:
+            raise ValueError(f"states: with a flow, expected a temperature, got none in {index}")
+    return [as_temperature(state["temperature"], "states") for state in states]

@@ -15,10 +15,12 @@ from openmm_tsf.hosts.matching import (
     compare_energies,
     match_flow,
     positions_of,
+    temperatures_of,
 )
 from openmm_tsf.hosts.replica_moves import ReplicaMoves
 from openmm_tsf.potentials.base import Potential
-from openmm_tsf.units import KB, KJ_PER_MOLE, as_temperature
+from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.units import KB, KJ_PER_MOLE
 from openmm_tsf.utils.random import make_generator
 from openmm_tsf.utils.validation import check_int, check_seed
 
@@ -110,6 +112,13 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
     array([5, 5, 5])
     """
 
+    replicaConformation: list[openmm.State]
+    replicaStateIndex: list[int]
+    replicaStateEnergy: Any  # a Quantity [n, n], None while an iteration is not complete
+    molecule: MolecularSystem | None
+    potential: Potential | None
+    _moves: ReplicaMoves | None
+
     def __init__(
         self,
         states: list[dict[str, Any]],
@@ -143,7 +152,7 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
         self._calls: dict[int, tuple[int, int]] = {}  # by purpose: iteration, calls in it
         if flow is None:
             return
-        self._temperatures = _temperatures_of(states)
+        self._temperatures = temperatures_of(states)
         self._ladder = tuple(sorted(set(self._temperatures)))
         self._rung_of_state = [self._ladder.index(t) for t in self._temperatures]
         if positions_of(self.replicaConformation[0]).any():  # OpenMM's are 0 before they are set
@@ -163,7 +172,7 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
         moves = self._moves
         accepted, proposed = self._exchanges.copy()
         statistics: dict[str, Any] = {"exchange": {"accepted": accepted, "proposed": proposed}}
-        totals = {} if moves is None else moves.totals
+        totals: dict[str, int] = {} if moves is None else moves.totals
         if moves is not None:
             statistics["temperatures"] = moves.temperatures
             for name, (taken, tried) in moves.counts.items():
@@ -226,8 +235,7 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
             rung = [self._rung_of_state[state] for state in self.replicaStateIndex]
             parts = x, energy, rung, self.currentIteration, generator
             new_x, new_energy, new_rung = self._moves.exchange(*parts)
-            self._assign_states(rung, new_rung)
-            self._store(x, new_x, new_energy)
+            self._store(x, new_x, new_energy, self._states_after(rung, new_rung))
         self._exchange_plain(generator)
         self._exchanged = self.currentIteration
 
@@ -274,25 +282,32 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
         rows = self.replicaStateEnergy.value_in_unit(KJ_PER_MOLE)
         return torch.from_numpy(rows[:, 0].copy()).to(self._prepare().device)
 
-    def _store(self, old: Tensor, new: Tensor, energy: Tensor) -> None:
-        """Put positions [n, N, 3] that changed into the replicas' States, and all energies [n]."""
+    def _store(
+        self, old: Tensor, new: Tensor, energy: Tensor, states: list[int] | None = None
+    ) -> None:
+        """Put positions [n, N, 3] that changed into the replicas' States, and all energies [n].
+
+        And the replicas' states if given; all at the end, in case this is interrupted.
+        """
         moves, context = self._prepare(), self.simulation.context
-        rounded = []
+        kept, rounded = list(self.replicaConformation), []
         for index in (new != old).flatten(1).any(dim=1).nonzero().flatten().tolist():
             x = new[index].cpu().numpy()
-            context.setState(self.replicaConformation[index])
+            context.setState(kept[index])
             context.setPositions(x)
-            self.replicaConformation[index] = _get_state(context)
-            if not np.array_equal(positions_of(self.replicaConformation[index]), x):
-                rounded.append(index)  # on a platform of single precision
+            kept[index] = _get_state(context)
+            if not np.array_equal(stored := positions_of(kept[index]), x):
+                rounded.append((index, stored))  # on a platform of single precision
         if rounded:
-            energy = energy.index_copy(
-                0,
-                torch.tensor(rounded, dtype=torch.int64, device=energy.device),
-                moves.energies(self._positions()[rounded]),
-            )
-        rows = np.repeat(energy.cpu().numpy()[:, None], len(self.states), axis=1)
-        self.replicaStateEnergy = unit.Quantity(rows, KJ_PER_MOLE)
+            rows, positions = zip(*rounded, strict=True)
+            energy = energy.clone()
+            energy[list(rows)] = moves.energies(torch.from_numpy(np.stack(positions)).to(new))
+        table = np.repeat(energy.cpu().numpy()[:, None], len(self.states), axis=1)
+        self.replicaConformation, self.replicaStateIndex, self.replicaStateEnergy = (
+            kept,
+            self.replicaStateIndex if states is None else states,
+            unit.Quantity(table, KJ_PER_MOLE),
+        )
 
     def _compute_energies(self) -> None:
         """Set the energies of all replicas in all states."""
@@ -307,14 +322,15 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
             rows.append(self._sampler.computeAllEnergies())
         self.replicaStateEnergy = rows
 
-    def _assign_states(self, rung: list[int], new_rung: list[int]) -> None:
-        """Give replicas whose rung changed the states that others left at it."""
+    def _states_after(self, rung: list[int], new_rung: list[int]) -> list[int]:
+        """Return the states of all replicas: those whose rung changed take one that was left."""
+        states, left = list(self.replicaStateIndex), dict[int, list[int]]()
         changed = [i for i in range(len(rung)) if rung[i] != new_rung[i]]
-        left: dict[int, list[int]] = {}
         for index in changed:
-            left.setdefault(rung[index], []).append(self.replicaStateIndex[index])
+            left.setdefault(rung[index], []).append(states[index])
         for index in changed:
-            self.replicaStateIndex[index] = left[new_rung[index]].pop(0)
+            states[index] = left[new_rung[index]].pop(0)
+        return states
 
     def _exchange_plain(self, generator: Generator) -> None:
         """Attempt exchanges of random pairs, as the base class does, in logarithms."""
@@ -375,19 +391,6 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
                 "need equilibration",
                 steps,
             )
-
-
-def _temperatures_of(states: list[dict[str, Any]]) -> list[float]:
-    """Return the temperatures of states in K; refuse states with other properties."""
-    for index, state in enumerate(states):
-        if other := sorted(state.keys() - {"temperature"}):
-            raise ValueError(
-                "states: with a flow, expected states that differ in temperature alone, got "
-                f"{', '.join(map(repr, other))} in state {index}"
-            )
-        if "temperature" not in state:
-            raise ValueError(f"states: with a flow, expected a temperature, got none in {index}")
-    return [as_temperature(state["temperature"], "states") for state in states]
 
 
 def _get_state(context: openmm.Context) -> openmm.State:

@@ -17,7 +17,7 @@ from openmm_tsf.sampling.kernels.flow import FlowIndependence
 from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.state import KernelInfo, WalkerState, counts_to_host
 from openmm_tsf.units import as_temperatures
-from openmm_tsf.utils.validation import check_int
+from openmm_tsf.utils.validation import check_float, check_int
 
 #: Counts (accepted, proposed) by rung [R], or by pair of rungs [R, R].
 Counts = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -51,7 +51,7 @@ class ReplicaMoves:
         temperatures: Any,
         n_independent: int = 1,
         n_crank_nicolson: int = 1,
-        beta: Any = 0.5,
+        beta: float = 0.5,
         n_steered: int = 1,
     ) -> None:
         self.flow, self.potential = flow, potential
@@ -59,9 +59,10 @@ class ReplicaMoves:
         self.n_independent = check_int(n_independent, "n_independent", least=0)
         self.n_crank_nicolson = check_int(n_crank_nicolson, "n_crank_nicolson", least=0)
         self.n_steered = check_int(n_steered, "n_steered", least=0)
-        self.beta, self.device = beta, device_of_map(flow)
+        self.beta, self.device = check_float(beta, "beta"), device_of_map(flow)
         self.counts: dict[str, Counts] = {}
         self.totals = {"replicas_outside": 0} | dict.fromkeys(_TOTALS, 0)
+        self._checked: tuple[Tensor, Tensor] | None = None  # positions, which are in the domain
         self._kernels: dict[tuple[int, ...], tuple[list[Kernel], list[Kernel]]] = {}
         every_rung = tuple(range(len(self.temperatures)))
         moves, swaps = self._kernels_of(every_rung)
@@ -70,7 +71,8 @@ class ReplicaMoves:
 
     def make_moves(self, temperatures: tuple[float, ...]) -> list[Kernel]:
         """Return the kernels of :meth:`move` for some rungs of the ladder, in their order."""
-        parts, kernels = (self.flow, self.potential, temperatures), []
+        parts = self.flow, self.potential, temperatures
+        kernels: list[Kernel] = []
         if n_steps := self.n_independent:
             kernels.append(FlowIndependence(*parts, n_steps=n_steps))
         if n_steps := self.n_crank_nicolson:
@@ -103,6 +105,8 @@ class ReplicaMoves:
             for kernel in self._kernels_of(rungs)[0]:
                 state = self._apply(kernel, rungs, state, generator)
             x[state.replica], energy[state.replica] = state.x, state.energy
+        if self._checked is not None:  # no move leaves the domain, and none leads into it
+            self._checked = x, self._checked[1]
         return x, energy
 
     def exchange(
@@ -134,9 +138,11 @@ class ReplicaMoves:
     @torch.no_grad()
     def _usable(self, x: Tensor, energy: Tensor) -> list[bool]:
         """Return which replicas have a finite energy and are in the flow's domain."""
-        ends = x.to(self.flow.dtype)
-        inside = self.flow.is_in_domain(ends) & ~self.flow.is_mirror_image(ends)
-        usable: list[bool] = (inside & torch.isfinite(energy)).tolist()
+        if self._checked is None or not torch.equal(self._checked[0], x):
+            ends = x.to(self.flow.dtype)
+            inside = self.flow.is_in_domain(ends) & ~self.flow.is_mirror_image(ends)
+            self._checked = x, inside
+        usable: list[bool] = (self._checked[1] & torch.isfinite(energy)).tolist()
         return usable
 
     def _kernels_of(self, rungs: tuple[int, ...]) -> tuple[list[Kernel], list[Kernel]]:

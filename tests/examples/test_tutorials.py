@@ -37,6 +37,7 @@ def test_only_short_tutorials_and_the_troubleshooting_are_at_the_top():
     names = (
         "any_temperature",
         "first_run",
+        "openmm_sampler",
         "openmmtools_sampler",
         "own_kernel",
         "own_molecule",
@@ -98,6 +99,26 @@ def test_own_molecule(tmp_path, monkeypatch):
     variables = run_short("own_molecule.py", changes)
     assert len(variables["dataset"]) == 100
     assert list(variables["run"].dihedral_atoms) == ["phi", "psi"]
+
+
+def test_openmm_sampler(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    changes = {
+        "N_EQUILIBRATION = 20_000": "N_EQUILIBRATION = 3000",
+        "N_MD = 500_000": "N_MD = 6000",
+        '(100, "md.npz")': '(60, "md.npz")',
+        "N_STEPS = 2000": "N_STEPS = 4",
+        "N_ITERATIONS = 2000": "N_ITERATIONS = 20",
+        "(dataset, seed=1)": "(dataset, seed=1, n_blocks=2, hidden=(16,))",
+    }
+    variables = run_short("openmm_sampler.py", changes)
+    assert len(variables["dataset"]) == 100
+    assert variables["sampler"].currentIteration == 20
+    assert variables["frames"].n_frames == 2
+    assert variables["counts"]["proposed"].tolist() == [[0, 10, 0], [0, 0, 10], [0, 0, 0]]
+    printed = capsys.readouterr().out
+    assert "P(phi > 0) at 300 K" in printed
+    assert "flow_crank_nicolson accepted: " in printed
 
 
 def test_torch_potential(tmp_path, monkeypatch, capsys):

@@ -121,6 +121,18 @@ def test_the_file_is_written_when_the_reporter_goes(chain, tmp_path):
     assert len(tsf.TSFDatasetReporter(10, tmp_path / "md.npz", append=True)) == 10
 
 
+def test_a_thermostat_among_the_forces_is_no_energy(chain):
+    system = openmm.XmlSerializer.clone(chain.system)
+    system.addForce(openmm.AndersenThermostat(KELVIN, 20.0))
+    simulation = simulate(chain, system=system, integrator=openmm.VerletIntegrator(0.001))
+    simulation.context.setVelocitiesToTemperature(KELVIN, 1)
+    simulation.step(2000)
+    reporter = tsf.TSFDatasetReporter(20, temperature=KELVIN)
+    simulation.reporters.append(reporter)
+    simulation.step(2000)
+    assert len(reporter.dataset()) == 100
+
+
 SCRIPT = """
 import os, signal, sys
 import openmm_tsf as tsf
@@ -200,6 +212,9 @@ def test_wrong_simulations_and_files_are_refused(chain, tmp_path):
     periodic = openmm.XmlSerializer.clone(chain.system)
     periodic.getForce(0).setUsesPeriodicBoundaryConditions(True)
     continue_with(simulate(chain, system=periodic), "no periodic box", file=None)
+    constrained = openmm.XmlSerializer.clone(chain.system)
+    constrained.addConstraint(0, 1, 0.15)
+    continue_with(simulate(chain, system=constrained), "constraints are not supp", file=None)
     verlet = openmm.VerletIntegrator(0.001)
     continue_with(simulate(chain, integrator=verlet), "VerletIntegrator has no", file=None)
     content = path.read_bytes()

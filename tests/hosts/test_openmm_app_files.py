@@ -18,8 +18,8 @@ import pytest
 import openmm_tsf as tsf
 from openmm_tsf.hosts.openmm_app import FlowReplicaExchangeSampler
 from openmm_tsf.utils.random import seeded_generator
-from tests.support import openmm_host
-from tests.support.exact_cases import the_tree, tree_flow
+from tests.support import exact_tree, openmm_host
+from tests.support.exact_cases import Changed, the_tree, tree_flow
 
 KELVINS = (300.0, 400.0, 520.0)
 GAS_CONSTANT = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
@@ -33,7 +33,7 @@ def particle(expression, **parameters):
         force.addGlobalParameter(name, value)
     force.addParticle(0)
     system.addForce(force)
-    integrator = openmm.LangevinIntegrator(300.0, 10.0, 0.01)
+    integrator = openmm.LangevinMiddleIntegrator(300.0, 5.0, 0.01)  # exact for harmonic terms
     integrator.setRandomNumberSeed(1)
     simulation = openmm_host.make_simulation(system, app.Topology(), np.zeros((1, 3)), integrator)
     return simulation
@@ -42,9 +42,9 @@ def particle(expression, **parameters):
 @pytest.mark.parametrize("reinitialize", [False, True])
 def test_states_of_different_temperature_without_a_flow(reinitialize):
     """OpenMM's testTemperature: <U> = 3 kT / 2."""
-    simulation, ladder = particle("x*x+y*y+z*z"), np.geomspace(300.0, 600.0, 5)
+    simulation, ladder = particle("50*(x*x+y*y+z*z)"), np.geomspace(300.0, 600.0, 5)
     states = [{"temperature": t * unit.kelvin} for t in ladder]
-    sampler = FlowReplicaExchangeSampler(states, simulation, 20, reinitialize, flow=None, seed=1)
+    sampler = FlowReplicaExchangeSampler(states, simulation, 40, reinitialize, flow=None, seed=1)
     energies, exchanged = [], set()
 
     def record(sampler):
@@ -62,15 +62,15 @@ def test_states_of_different_temperature_without_a_flow(reinitialize):
         assert abs(series.mean() - 1.5 * GAS_CONSTANT * kelvin) < 4 * openmm_host.batch_error(
             series
         )
-    assert all(c.getStepCount() == 300 * 20 + 100 for c in sampler.replicaConformation)
+    assert all(c.getStepCount() == 300 * 40 + 100 for c in sampler.replicaConformation)
 
 
 @pytest.mark.parametrize("reinitialize", [False, True])
 def test_states_of_different_parameters_without_a_flow(reinitialize, tmp_path):
     """OpenMM's testParameter: <x^2> = kT / k."""
-    simulation, constants = particle("0.5*k*x*x", k=1.0), np.geomspace(10.0, 100.0, 5)
+    simulation, constants = particle("0.5*k*x*x", k=1.0), np.geomspace(50.0, 500.0, 5)
     states = [{"k": k} for k in constants]
-    sampler = FlowReplicaExchangeSampler(states, simulation, 20, reinitialize, flow=None, seed=1)
+    sampler = FlowReplicaExchangeSampler(states, simulation, 40, reinitialize, flow=None, seed=1)
     squares, exchanged = [], set()
 
     def record(sampler):
@@ -90,7 +90,7 @@ def test_states_of_different_parameters_without_a_flow(reinitialize, tmp_path):
         assert abs(series.mean() - 0.5 * GAS_CONSTANT * 300.0) < 4 * error
     reduced = np.loadtxt(tmp_path / "energy.csv", delimiter=",").reshape(-1, 5, 5)
     # The energy of every replica in every state is proportional to k.
-    np.testing.assert_allclose(reduced / constants, np.repeat(reduced[:, :, :1] / 10.0, 5, 2))
+    np.testing.assert_allclose(reduced / constants, np.repeat(reduced[:, :, :1] / 50.0, 5, 2))
 
 
 def verlet():
@@ -175,6 +175,58 @@ def test_a_resumed_run_is_the_same_bit_by_bit(tmp_path, reinitialize):
         np.testing.assert_array_equal(ours, others)
     for name in ("log.csv", "energy.csv", "checkpoint_0.xml"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_simulation_without_positions_resumes(tmp_path):
+    """As in OpenMM's own test: positions come from the checkpoints alone."""
+    reported_sampler(tmp_path / "run").simulate(3)
+    tree, platform = the_tree(), openmm.Platform.getPlatform("Reference")
+    simulation = app.Simulation(tree.topology, tree.system(), verlet(), platform)
+    sampler = openmm_host.make_sampler(KELVINS, steps=5, simulation=simulation)
+    assert sampler.molecule is None
+    options = {"resume": True, "checkpoints": True}
+    app.ReplicaExchangeReporter(str(tmp_path / "run"), 3, sampler, **options)
+    sampler.simulate(1)
+    assert sampler.molecule.n_atoms == 7
+
+
+class SinglePrecision(Changed):
+    """A Context that keeps positions in single precision, as those of GPUs may."""
+
+    def setPositions(self, positions):
+        self.unchanged.setPositions(np.asarray(positions, np.float32).astype(np.float64))
+
+
+def test_energies_are_those_of_positions_in_single_precision():
+    simulation = openmm_host.make_simulation()
+    simulation.context = SinglePrecision(simulation.context)
+    sampler = openmm_host.make_sampler(KELVINS, simulation=simulation, independentMoves=10)
+    openmm_host.start_exactly(sampler, seeded_generator(4))
+    sampler.simulate(5)
+    x = openmm_host.arrays_of(sampler)[0]
+    np.testing.assert_array_equal(x, x.astype(np.float32))
+    context = openmm_host.make_simulation().context
+    for row, positions in zip(sampler.replicaStateEnergy, x, strict=True):
+        context.setPositions(positions)
+        energy = context.getState(energy=True).getPotentialEnergy()._value
+        np.testing.assert_allclose(row._value, energy, rtol=1e-11)
+
+
+class Offset(Changed):
+    """Energies 0.02 kJ/mol too high."""
+
+    def energy(self, x):
+        return self.unchanged.energy(x) + 0.02
+
+
+def test_a_reduced_precision_of_the_platform_is_stated(caplog):
+    molecule = tsf.MolecularSystem(the_tree().system(), the_tree().topology, exact_tree.POSITIONS)
+    openmm_host.make_sampler(KELVINS, potential=molecule.potential())
+    assert not caplog.text
+    openmm_host.make_sampler(KELVINS, potential=Offset(molecule.potential()))
+    assert "the Reference platform of the Simulation computes energies that differ by 0.02" in (
+        caplog.text
+    )
 
 
 SCRIPT = """
