@@ -1,6 +1,6 @@
 """Does a flow cover the target? Its draws and ln(p/q), basin by basin, beside the reference.
 
-    python examples/benchmarks/flow_coverage.py run1/ run2/flow.pt --frames run1/ --output coverage.json
+    python examples/benchmarks/flow_coverage.py run1/ flow.pt --frames run1/ --output coverage.json
 
 At 300, 424.26 and 600 K, for each flow of alanine dipeptide, without Monte Carlo: P(phi > 0) and
 the populations of four basins among its draws, divided by the reference's; effective sample sizes
