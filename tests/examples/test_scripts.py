@@ -31,7 +31,7 @@ SCRIPTS = [
     "benchmarks/between_rungs", "benchmarks/cases", "benchmarks/constraints", "benchmarks/cost",
     "benchmarks/flow_coverage",
     "benchmarks/energy", "benchmarks/flow_alone", "benchmarks/gpu", "benchmarks/gpu_compile",
-    "benchmarks/hard_to_reach", "benchmarks/memory",
+    "benchmarks/hard_to_reach", "benchmarks/hosts", "benchmarks/memory",
     "benchmarks/moves", "benchmarks/openmm_samplers", "benchmarks/predictions",
     "benchmarks/published", "benchmarks/seeds", "benchmarks/timestep_error",
     "benchmarks/training_trials", "benchmarks/twenty", "paper/double_wells",

@@ -100,7 +100,7 @@ def test_replica_exchange_agrees_with_exact_values_and_the_native_sampler(flows,
     draw = TSFIndependenceMove(path, tree_molecule(), n_steps=8, seed=3)
     walk = TSFMove(path, tree_molecule(), sigma=0.2, n_steps=2, seed=4)
     moves = SequenceMove([md, draw, walk])
-    sampler, reporter = create_sampler(kind, moves, tmp_path / "run.nc", n_iterations=800)
+    sampler, reporter = create_sampler(kind, moves, tmp_path / "run.nc", n_iterations=400)
     sampler.run()
     reduced, *_ = reporter.read_energies()
     at = reporter.read_replica_thermodynamic_states()
