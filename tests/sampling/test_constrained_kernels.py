@@ -65,7 +65,7 @@ def test_kernels_with_constraints(kernel, bonds, measure):
     entry = KERNELS[kernel]
     case = constrained(bonds, measure, not entry.is_dynamics, entry.rungs[0])
     more = ON_STAR.get(entry.kind, {})
-    n_walkers = 400 if kernel in QUICK else 1500
+    n_walkers = 400 if kernel in (*QUICK, "langevin") else 1500
     outcome = check(lambda case: entry(case, **more), case, n_walkers, 172, entry.times)
     x = outcome.end.x.flatten(0, 1)
     assert float(case.tree.constraints.deviations(x).abs().max()) < 1e-11

@@ -55,7 +55,7 @@ def stars():
     partner = (1.0, 12.0, 12.0, 15.0)
     rows = {
         "trimer": (TRIMER, {}, "rigid", 20000, 2, 0.07, True),
-        "trimer, stiff": (TRIMER, {}, "stiff", 20000, 4, 0.07, True),
+        "trimer, stiff": (TRIMER, {}, "stiff", 40000, 4, 0.07, True),
         "bent trimer": (TRIMER, SOFT, "rigid", 8000, 16, 0.05, False),
         "light centre": (LIGHT_CENTRE, {}, "rigid", 2000, 12, 0.03, True),
         "light and bent": (LIGHT_CENTRE, SOFT, "stiff", 4000, 40, 0.02, True),

@@ -23,7 +23,7 @@ from openmm_tsf.utils.validation import check_int
 #: OpenMM's tolerance of constraints, relative to the distance, in double and in single precision.
 _CONSTRAINT_TOLERANCE = {True: 1e-13, False: 1e-6}
 #: How far in nm a trajectory may end from its constraints, where OpenMM did not solve them ...
-_DEVIATION = {True: 1e-10, False: 1e-5}
+_DEVIATION = {True: 1e-11, False: 1e-5}
 #: ... and, run back, from its start.
 _RETURN = 1e-5
 
