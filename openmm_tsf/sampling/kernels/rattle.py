@@ -77,15 +77,8 @@ class Rattle(DeviceConstants):
             first += len(indices)
         self._filling = torch.diag_embed(self._lengths[..., 0] == 0).unsqueeze(-1).double()
         inverse_masses = constraints.inverse_masses.to("cpu", torch.float64)
-<<<<<<< HEAD
-        n_atoms, vectors = (
-            len(inverse_masses),
-            torch.arange(count * size, dtype=torch.int64, device="cpu"),
-        )
-=======
         n_atoms = len(inverse_masses)
         vectors = torch.arange(count * size, dtype=torch.int64, device="cpu")
->>>>>>> 153cd39101e0ab46dae2726b7cd5f656b9e5bacb
         # From forces along the vectors to accelerations of the atoms.
         self._to_atoms = torch.zeros(n_atoms, count * size, dtype=torch.float64, device="cpu")
         for end, sign in ((0, 1.0), (1, -1.0)):
