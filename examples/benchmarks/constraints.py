@@ -147,8 +147,9 @@ def compare(args):
             row = {"md": md.pair, "flow": flow.pair, "z": z, "variance": md.variance}
             rows[f"{name} at {kelvin:g} K"] = row
             print(
-                f"{name:12s} {kelvin:7.2f} K   constrained MD {md.value:9.4f} +- {md.stderr:.4f}   "
-                f"flow {flow.value:9.4f} +- {flow.stderr:.4f}   z {z:5.2f}"
+                f"{name:12s} {kelvin:7.2f} K   constrained MD {md.value:11.6f} +- "
+                f"{md.stderr:.6f}   flow {flow.value:11.6f} +- {flow.stderr:.6f}   z {z:5.2f}   "
+                f"variance {md.variance:.2g}"
             )
     if args.output is not None:
         write_json(Path(args.output), {"n_ladders": len(numbers), "rows": rows})

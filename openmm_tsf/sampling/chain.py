@@ -14,6 +14,7 @@ from openmm_tsf.metropolis import InvalidWalker
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.consistency import (
     check_constants,
+    check_constraints,
     check_distinct,
     check_domains,
     check_pose,
@@ -101,6 +102,7 @@ class TemperingChain:
             check(self.kernels.values())
         check_constants(self.kernels.values(), potential)
         check_pose(self.kernels.values(), flow, molecule)
+        check_constraints(self.kernels.values(), molecule)
         if molecule is not None:  # velocities are drawn for the masses that dynamics has
             moving = (k for k in self.kernels.values() if isinstance(k, DynamicsKernel))
             self._masses = next((kernel.masses for kernel in moving), self._masses)

@@ -73,6 +73,28 @@ def check_domains(kernels: Iterable[Kernel]) -> None:
             )
 
 
+def check_constraints(kernels: Iterable[Kernel], molecule: MolecularSystem | None) -> None:
+    """Refuse dynamics with other constraints, or another measure, than those of the molecule."""
+    if molecule is None:
+        return
+    expected = None if molecule.constraints is None else molecule.constraints.to_config()
+    for name, kernel in with_members(kernels):
+        if not isinstance(kernel, DynamicsKernel):
+            continue
+        given = None if kernel.constraints is None else kernel.constraints.to_config()
+        if given != expected:
+            n, got = (0 if c is None else len(c["pairs"]) for c in (expected, given))
+            raise ValueError(
+                f"kernels: expected {name} with the {n} constraints of the molecule, got {got} "
+                "others; make it with flow=flow or constraints=molecule.constraints"
+            )
+        if expected is not None and kernel.measure != molecule.measure:
+            raise ValueError(
+                f"kernels: expected {name} with the molecule's measure, {molecule.measure!r}, got "
+                f"{kernel.measure!r}"
+            )
+
+
 def check_pose(
     kernels: Iterable[Kernel], flow: SteerableMap, molecule: MolecularSystem | None
 ) -> None:

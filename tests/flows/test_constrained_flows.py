@@ -9,7 +9,7 @@ import torch
 import openmm_tsf as tsf
 from openmm_tsf.coordinates.constraints import Constraints
 from openmm_tsf.flows.draws import draw_weighted
-from openmm_tsf.sampling.kernels import FlowIndependence, SteeredSwap
+from openmm_tsf.sampling.kernels import FlowIndependence, SteeredSwap, TorchLangevin
 from tests.support.rigid_trimer import (
     EQUAL,
     LADDER,
@@ -110,6 +110,22 @@ def test_chains_keep_the_exact_angles(measure):
 def test_chains_that_forget_the_metric_are_noticed(monkeypatch):
     monkeypatch.setattr(Constraints, "half_log_metric", lambda self, x: x.new_zeros(len(x)))
     assert max(chain_scores("rigid", LIGHT, 8000)) > 6
+
+
+def test_dynamics_of_other_constraints_or_measures_are_refused():
+    molecule, flow = trimer("rigid"), flow_of("rigid")
+    parts = LADDER, molecule.masses
+    with molecule.potential() as potential:
+        cases = (
+            ({}, "with the 2 constraints of the molecule, got 0 others"),
+            ({**molecule.constraint_options, "measure": "stiff"}, "measure, 'rigid', got 'stiff'"),
+        )
+        for options, message in cases:
+            kernels = [TorchLangevin(potential, *parts, **options)]
+            with pytest.raises(ValueError, match=message):
+                tsf.ParallelTempering(molecule, flow, LADDER, 2, kernels, potential=potential)
+        kernels = [TorchLangevin(potential, *parts, flow)]
+        tsf.ParallelTempering(molecule, flow, LADDER, 2, kernels, potential=potential)
 
 
 def test_a_saved_flow_has_its_constraints_and_measure(tmp_path):

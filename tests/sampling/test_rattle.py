@@ -56,15 +56,15 @@ def stars():
     rows = {
         "trimer": (TRIMER, {}, "rigid", 20000, 2, 0.07, True),
         "trimer, stiff": (TRIMER, {}, "stiff", 40000, 4, 0.07, True),
-        "bent trimer": (TRIMER, SOFT, "rigid", 8000, 16, 0.05, False),
+        "bent trimer": (TRIMER, SOFT, "rigid", 6000, 12, 0.05, False),
         "light centre": (LIGHT_CENTRE, {}, "rigid", 2000, 12, 0.03, True),
-        "light and bent": (LIGHT_CENTRE, SOFT, "stiff", 4000, 40, 0.02, True),
-        "light CH3": (LIGHT_CH3, {}, "rigid", 6000, 40, 0.03, True),
-        "light CH3, bent": (LIGHT_CH3, SOFT, "stiff", 8000, 60, 0.02, True),
-        "light CH2": (partner, PARTNER, "rigid", 6000, 60, 0.01, True),
-        "light CH2, stiff": (partner, PARTNER, "stiff", 6000, 60, 0.01, True),
-        "CH2": ((*CH2, 15.0), PARTNER, "rigid", 4000, 40, 0.01, False),
-        "CH3": (CH3, SOFT, "rigid", 4000, 40, 0.02, False),
+        "light and bent": (LIGHT_CENTRE, SOFT, "stiff", 3000, 24, 0.02, True),
+        "light CH3": (LIGHT_CH3, {}, "rigid", 4000, 20, 0.03, True),
+        "light CH3, bent": (LIGHT_CH3, SOFT, "stiff", 6000, 24, 0.03, False),
+        "light CH2": (partner, PARTNER, "rigid", 5000, 24, 0.01, True),
+        "light CH2, stiff": (partner, PARTNER, "stiff", 5000, 24, 0.01, True),
+        "CH2": ((*CH2, 15.0), PARTNER, "rigid", 3000, 20, 0.01, False),
+        "CH3": (CH3, SOFT, "rigid", 3000, 20, 0.02, False),
     }
     for name, row in rows.items():
         quick = name in ("trimer", "light centre")

@@ -38,7 +38,7 @@ def test_frames_and_costs(molecule, run):
     assert (minimizer := progress["n_minimizer_iterations"]) > 0
     assert result.n_evaluations == progress["n_evaluations"] == 20 + 8 * 5 + minimizer
     assert (choices["platform"], choices["threads"]) == ("Reference", 1)
-    assert choices["settings"] == asdict(SHORT)
+    assert choices["settings"] == asdict(SHORT.completed_for(molecule))
     frames = mdtraj.load(str(result.trajectory), top=str(folder / "topology.pdb"))
     assert frames.xyz.shape == (8, 22, 3)
     dataset = load_trajectory(folder, molecule)

@@ -27,6 +27,12 @@ during sampling, every ``round_trip_interval`` iterations. Proposals keep the po
 its labels of equivalent hydrogens. No kernel reaches basins that the flow's training frames lack
 and that barriers separate (a cis peptide bond); mirror images are rejected.
 
+**Constraints.** Kernels through a flow of constrained coordinates stay on their manifold, and its
+log-determinant has the factor of the measure. Dynamics take the constraints and the measure from
+the flow, too: steps of RATTLE, Metropolised, each of which is checked to be reversible
+(:mod:`openmm_tsf.sampling.kernels.rattle`), with the System's own masses. Walkers carry velocities
+of all directions, of which a trajectory takes the tangent part.
+
 **Default sequence** (:func:`default_kernels` with :class:`SequenceSettings`) of an iteration: every
 second iteration 25 steps of Langevin dynamics; one independence proposal; four walk steps; a
 steered and a plain swap, of which one takes the even and the other the odd pairs of neighbours,

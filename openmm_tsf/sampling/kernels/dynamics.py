@@ -242,14 +242,14 @@ class DynamicsKernel(RungKernel, ABC):
         if self.rattle is not None and state.velocities is not None:
             noise = self.ornstein_uhlenbeck(v, self.velocity_width(kt), 0.0, generator)
             v = noise + self.rattle.project(v - noise, self.rattle.locate(x_new))
-        not_reversible = u_end.isnan() if self.rattle is not None else torch.zeros_like(outside)
+        not_reversible = 0 if self.rattle is None else as_count(u_end.isnan().sum())
         info = KernelInfo(
             *per_rung(accepted.reshape(shape), shape[0]),
             rejected_non_finite=as_count((non_finite | outside).sum()),
             mirror_images=as_count(mirror.sum()),
             n_evaluations=len(x) * self.n_evaluations,
             outside_domain=as_count(outside.sum()),
-            not_reversible=as_count(not_reversible.sum()),
+            not_reversible=not_reversible,
         )
         new = state.evolve(
             x=x_new.reshape(state.x.shape),

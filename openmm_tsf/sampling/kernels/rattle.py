@@ -77,10 +77,8 @@ class Rattle(DeviceConstants):
             first += len(indices)
         self._filling = torch.diag_embed(self._lengths[..., 0] == 0).unsqueeze(-1).double()
         inverse_masses = constraints.inverse_masses.to("cpu", torch.float64)
-        n_atoms, vectors = (
-            len(inverse_masses),
-            torch.arange(count * size, dtype=torch.int64, device="cpu"),
-        )
+        n_atoms = len(inverse_masses)
+        vectors = torch.arange(count * size, dtype=torch.int64, device="cpu")
         # From forces along the vectors to accelerations of the atoms.
         self._to_atoms = torch.zeros(n_atoms, count * size, dtype=torch.float64, device="cpu")
         for end, sign in ((0, 1.0), (1, -1.0)):
