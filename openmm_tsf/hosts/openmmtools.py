@@ -51,16 +51,12 @@ from openmm_tsf.utils.validation import (
     check_positive,
     check_seed,
     require_entry,
-)
+)  # fmt: skip
 
 _STATISTICS = (
-    "n_accepted",
-    "n_proposed",
-    "rejected_non_finite",
-    "outside_domain",
-    "mirror_images",
+    "n_accepted", "n_proposed", "rejected_non_finite", "outside_domain", "mirror_images",
     "n_evaluations",
-)
+)  # fmt: skip
 _POTENTIALS = ("context", "torch")
 
 
@@ -90,8 +86,7 @@ class FlowMove(MCMCMove):
         Proposals rejected for a non-finite energy or for leaving the flow's domain, those of them
         that left the domain, and those of the wrong handedness.
     n_evaluations : int
-        Energies computed: one each time that the move is applied, and one for each proposal in the
-        domain.
+        Energies computed: one at each application, and one for each proposal in the domain.
 
     Raises
     ------
@@ -238,14 +233,10 @@ class FlowMove(MCMCMove):
                 f"{state.pressure} (NPT); a flow is of one molecule without a box"
             )
         if state.is_periodic:
-            raise ValueError(
-                "thermodynamic_state: expected no periodic box, got a periodic System; a flow is "
-                "of one molecule in vacuum or implicit solvent"
-            )
-        different = differing_terms(
-            self._terms, energy_terms(state.get_system(remove_thermostat=True))
-        )
-        if different:
+            hint = "a flow is of one molecule in vacuum or implicit solvent"
+            raise ValueError(f"thermodynamic_state: expected no periodic box, got one; {hint}")
+        system = state.get_system(remove_thermostat=True)
+        if different := differing_terms(self._terms, energy_terms(system)):
             raise ValueError(
                 "thermodynamic_state: expected the energy of the flow's System, got a "
                 f"{type(state).__name__} with {', '.join(different)}"
@@ -308,9 +299,8 @@ class FlowMove(MCMCMove):
 class TSFMove(FlowMove):
     """TSF-MCMC: steps in the latent space of the flow, at the temperature of the state.
 
-    A random walk (:class:`openmm_tsf.sampling.kernels.FlowWalk`) with `sigma`, or Crank-Nicolson
-    steps (:class:`openmm_tsf.sampling.kernels.FlowCrankNicolson`) with `beta`, which move farther
-    where the flow is good.
+    A random walk with `sigma` (:class:`openmm_tsf.sampling.kernels.FlowWalk`), or Crank-Nicolson
+    steps with `beta` (:class:`openmm_tsf.sampling.kernels.FlowCrankNicolson`).
 
     Parameters
     ----------

@@ -295,7 +295,7 @@ def test_two_processes_of_mpi_sample_the_same_as_one(flow, tmp_path):
     if (mpiexec := shutil.which("mpiexec", path=folders)) is None:
         pytest.skip("no mpiexec (pip install mpich, for example)")
     rest = "import mpiplus; print(mpiplus.get_mpicomm().size); reporter.close()"
-    results = {}
+    results = []
     for name, prefix in (("two", (mpiexec, "-n", "2")), ("one", ())):
         path = tmp_path / f"{name}.nc"
         end = rest if prefix else "reporter.close()"
