@@ -79,7 +79,7 @@ def constrained_of(name):
 
 def every_case():
     """Yield kernels with the function that makes a case; few with a molecule are not slow."""
-    yield pytest.param("mala", constrained_of, id="mala, constraints")
+    yield pytest.param("mala", constrained_of, id="mala, constraints", marks=pytest.mark.slow)
     quick = ("walk", "steered swap", "batched langevin", "latent mala")
     for name in IN_TORCH:
         if invariance.KERNELS[name].on_model is not None:
