@@ -13,16 +13,10 @@ finite difference of forces.
 The same holds for displacements of each heavy atom together with its hydrogens: their bonds, which
 have most of the error of a long time step, do not change then.
 
-With constraints it holds in the internal coordinates u that remain, of which the density is
-exp(-U/kT) w(u), w = |Z|^(1/2) or one by the measure, in volume coordinates:
-
-    kT = <sum m (dU/du)^2> / <sum m d^2 U/du^2 + m dU/du dln w/du + dm/du dU/du>
-
-The weights m are squared scales of u, times 1 - u^2 for cosines, whose derivatives are not finite
-where an angle is straight.
+With constraints it is measured in internal coordinates:
+:mod:`openmm_tsf.systems.constrained_temperature`.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -30,9 +24,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from openmm_tsf.coordinates import InternalCoordinates
-from openmm_tsf.coordinates.zmatrix import ANGLE
 from openmm_tsf.potentials import OpenMMPotential
+from openmm_tsf.systems.constrained_temperature import constrained_terms
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import KB
 from openmm_tsf.utils.random import seeded_generator
@@ -40,9 +33,6 @@ from openmm_tsf.utils.topology import neighbours_of
 
 #: nm; far below a bond's vibration, and far above the rounding of single precision.
 _DISPLACEMENT = 3e-4
-#: The same for internal coordinates, in standard deviations of them; torsions move by no more than
-#: this many radians in one.
-_FRACTION, _LARGEST_SCALE = 3e-3, 0.3
 #: Relative change of second derivatives with a tenth of the displacement, above which forces jump.
 _SMOOTH = 0.4
 #: Blocks of frames for the standard error; fewer than twice as many frames are not judged.
@@ -50,9 +40,6 @@ _N_BLOCKS = 16
 #: Frames that are used: fewer for larger molecules, which have more degrees of freedom in each.
 _MOST_FRAMES, _LEAST_FRAMES, _ATOMS_IN_ALL = 256, 64, 6000
 _ALL = slice(None)
-
-#: The Laplacian of some of the frames, by the size of a difference.
-Laplacian = Callable[[float, slice], Tensor]
 
 
 class ConfigurationalTemperature(NamedTuple):
@@ -80,37 +67,46 @@ def measure_temperature(
 
     There is none with fewer than 32 frames, or where the energy is not convex on average (free
     particles) or its gradient jumps (``abs`` in the expression of a custom Force). At most `number`
-    of the frames are used, by default 64 to 256 by the number of atoms. With constraints there is
-    none either for a molecule that has no internal coordinates. `with_hydrogens` displaces each
-    heavy atom together with its hydrogens; it is of no use where their bonds are constrained.
+    of the frames are used, by default 64 to 256 by the number of atoms. `with_hydrogens` displaces
+    each heavy atom together with its hydrogens; not with constraints.
     """
     if len(positions) < 2 * _N_BLOCKS:
         return None
     if number is None:
         number = min(_ATOMS_IN_ALL // molecule.n_atoms, _MOST_FRAMES)
     x = evenly_spaced(positions, max(number, _LEAST_FRAMES))
-    layer = None
     if molecule.constraints is not None:
-        parts = molecule.topology, molecule.positions
-        try:
-            layer = InternalCoordinates.from_topology(*parts, **molecule.constraint_options)
-        except ValueError:
-            return None
+        terms = constrained_terms(molecule, x)
+        return None if terms is None else _estimate(*terms)
+    signs = torch.randint(0, 2, x.shape, generator=seeded_generator(1), dtype=x.dtype, device="cpu")
+    moved_with = torch.arange(molecule.n_atoms, dtype=torch.int64, device="cpu")
+    if with_hydrogens:
+        moved_with = torch.from_numpy(_heavy_atoms(molecule))
+    signs = (2 * signs - 1)[:, moved_with]
     # One thread of the CPU platform is fast for every Force, and always gives the same.
     settings = {"Threads": "1", "DeterministicForces": "true"}
     with OpenMMPotential(molecule.system, "CPU", settings, n_contexts=1) as potential:
-        if layer is None:
-            moved_with = torch.arange(molecule.n_atoms, dtype=torch.int64, device="cpu")
-            if with_hydrogens:
-                moved_with = torch.from_numpy(_heavy_atoms(molecule))
-            squared, laplacian_with = _in_space(potential, x, moved_with)
-            step = _DISPLACEMENT
-        else:
-            squared, laplacian_with = _in_coordinates(layer, potential, x)
-            step = _FRACTION
-        laplacian = laplacian_with(step, _ALL)
+
+        def laplacian_with(step: float, rows: slice = _ALL) -> Tensor:
+            at, z = x[rows], signs[rows]
+            plus, minus = (potential.energy_and_forces(at + h * z)[1] for h in (step, -step))
+            return ((minus - plus) * z).sum(dim=(1, 2)) / (2 * step)
+
+        forces = potential.energy_and_forces(x)[1]
+        squared = torch.zeros_like(forces).index_add(1, moved_with, forces).square().sum(dim=(1, 2))
+        laplacian = laplacian_with(_DISPLACEMENT)
         rows = slice(None, None, 1 + len(x) // (_MOST_FRAMES + 1))
-        change = (laplacian_with(0.1 * step, rows) - laplacian[rows]).abs()
+        change = (laplacian_with(0.1 * _DISPLACEMENT, rows) - laplacian[rows]).abs()
+    return _estimate(squared, laplacian, change)
+
+
+def _estimate(
+    squared: Tensor, laplacian: Tensor, change: Tensor
+) -> ConfigurationalTemperature | None:
+    """The ratio of means; None where the energy is not convex, or its gradient jumps.
+
+    `change` is that of the Laplacian with a smaller difference, of some frames.
+    """
     mean = float(laplacian.mean())
     if not mean > 0 or float(change.mean()) > _SMOOTH * mean:
         return None
@@ -130,61 +126,3 @@ def _heavy_atoms(molecule: MolecularSystem) -> npt.NDArray[np.int64]:
         if light[atom]:
             heavy[atom] = next((other for other in bonded if not light[other]), atom)
     return np.array(heavy, dtype=np.int64)
-
-
-def _signs(x: Tensor) -> Tensor:
-    """Random signs for Hutchinson's estimate."""
-    signs = torch.randint(0, 2, x.shape, generator=seeded_generator(1), dtype=x.dtype, device="cpu")
-    return 2 * signs - 1
-
-
-def _in_space(
-    potential: OpenMMPotential, x: Tensor, moved_with: Tensor
-) -> tuple[Tensor, Laplacian]:
-    """Return |grad U|^2 [F] at x [F, N, 3], and its Laplacian [F] by the size of a difference.
-
-    Each atom moves with the atom `moved_with` [N].
-    """
-    signs = _signs(x)[:, moved_with]
-
-    def laplacian(step: float, rows: slice) -> Tensor:
-        at, z = x[rows], signs[rows]
-        plus, minus = (potential.energy_and_forces(at + h * z)[1] for h in (step, -step))
-        return ((minus - plus) * z).sum(dim=(1, 2)) / (2 * step)
-
-    forces = potential.energy_and_forces(x)[1]
-    together = torch.zeros_like(forces).index_add(1, moved_with, forces)
-    return together.square().sum(dim=(1, 2)), laplacian
-
-
-def _in_coordinates(
-    layer: InternalCoordinates, potential: OpenMMPotential, x: Tensor
-) -> tuple[Tensor, Laplacian]:
-    """Return what :func:`_in_space` does, in internal coordinates in units of their scales."""
-    u, _ = layer.inverse_and_log_det(x)
-    scale, (rotation, translation) = u.std(dim=0).clamp(max=_LARGEST_SCALE), layer.pose(x)
-
-    def gradient(scaled: Tensor, rows: slice = _ALL) -> tuple[Tensor, Tensor]:
-        """The gradients of U and of ln w, both [F, d]."""
-        leaf = scaled.clone().requires_grad_()
-        at = layer.from_pose(scale * leaf, rotation[rows], translation[rows])
-        forces = potential.energy_and_forces(at.detach())[1]
-        (of_energy,) = torch.autograd.grad(at, leaf, -forces, retain_graph=True)
-        if layer.is_constant_log_det:
-            return of_energy, torch.zeros_like(of_energy)
-        (of_weight,) = torch.autograd.grad(layer.log_abs_det(scale * leaf, at).sum(), leaf)
-        return of_energy, of_weight
-
-    scaled, is_cosine = u / scale, layer.kinds == ANGLE
-    of_energy, of_weight = gradient(scaled)
-    weight = torch.where(is_cosine, 1 - u.square(), 1.0)
-    of_cosines = torch.where(is_cosine, -2 * u * scale, 0.0)
-    mixed = (of_energy * (weight * of_weight + of_cosines)).sum(dim=1)
-    direction = _signs(scaled) * weight.sqrt()
-
-    def laplacian(step: float, rows: slice) -> Tensor:
-        at, z = scaled[rows], direction[rows]
-        above, below = (gradient(at + h * z, rows)[0] for h in (step, -step))
-        return ((above - below) * z).sum(dim=1) / (2 * step) + mixed[rows]
-
-    return (weight * of_energy.square()).sum(dim=1), laplacian
