@@ -66,7 +66,8 @@ class WalkerState:
     x : Tensor
         Configurations [W, R, *event], float64 (nm for molecules).
     velocities : Tensor or None
-        Velocities [W, R, *event], float64, nm/ps; None where there is no dynamics.
+        Velocities [W, R, *event], float64, nm/ps; None where there is no dynamics. With constraints
+        they are of all directions, and dynamics takes the tangent part.
     energy : Tensor
         Potential energies [W, R], float64.
     replica : Tensor

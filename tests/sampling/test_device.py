@@ -19,6 +19,7 @@ from openmm_tsf.sampling.kernels.swap import PlainSwap
 from openmm_tsf.sampling.state import KernelInfo
 from openmm_tsf.sampling.tempering import ParallelTempering
 from tests.support import invariance
+from tests.support.constrained_cases import ConstrainedCase
 from tests.support.exact_cases import TreeCase, assert_energies_are_stored
 from tests.support.simulated_cuda import CUDA, simulated_cuda
 
@@ -72,8 +73,13 @@ def model_of(name):
     return invariance.model("double-well")
 
 
+def constrained_of(name):
+    return ConstrainedCase(pose_kept=False, measure="stiff")
+
+
 def every_case():
     """Yield kernels with the function that makes a case; few with a molecule are not slow."""
+    yield pytest.param("mala", constrained_of, id="mala, constraints", marks=pytest.mark.slow)
     quick = ("walk", "steered swap", "batched langevin", "latent mala")
     for name in IN_TORCH:
         if invariance.KERNELS[name].on_model is not None:
@@ -109,7 +115,7 @@ def test_every_kernel_gives_the_bits_of_the_cpu_and_waits_once_an_iteration(
     (info,), (gpu_info,) = totals.values(), gpu_totals.values()
     assert torch.equal(gpu_info.accepted, info.accepted)
     assert torch.equal(gpu_info.proposed, info.proposed)
-    for count in ("rejected_non_finite", "mirror_images", "outside_domain"):
+    for count in ("rejected_non_finite", "mirror_images", "outside_domain", "not_reversible"):
         assert getattr(gpu_info, count) == getattr(info, count), count
     # The CPU leaves out rows outside the domain, and rounds those of a smaller batch otherwise.
     assert gpu_info.n_evaluations >= info.n_evaluations

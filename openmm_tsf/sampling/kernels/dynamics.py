@@ -81,8 +81,8 @@ class DynamicsKernel(RungKernel, ABC):
     (Horowitz 1991). Ends of non-finite energy or outside the domain of the flow (mirror images in
     particular) are rejected and counted whether or not trajectories are metropolised.
 
-    With `constraints` trajectories stay on their manifold (RATTLE), and so are those that cannot be
-    followed reversibly: rejected and counted. The target density, with respect to
+    With `constraints` trajectories stay on their manifold (RATTLE); those that cannot be followed
+    reversibly are rejected and counted. The target density, with respect to
     prod_i delta(r_i - d_i) dx, is that of constrained dynamics, exp(-U/kT) |Z|^(1/2)
     (:class:`openmm_tsf.coordinates.constraints.Constraints`), or exp(-U/kT) alone, for which
     trajectories are accepted with kT/2 ln|Z| as a part of the energy. The velocities that walkers
