@@ -152,7 +152,8 @@ def compare(args):
                 f"variance {md.variance:.2g}"
             )
     if args.output is not None:
-        write_json(Path(args.output), {"n_ladders": len(numbers), "rows": rows})
+        sizes = {"n_ladders": len(numbers), "n_iterations": run.n_iterations}
+        write_json(Path(args.output), {**sizes, "rows": rows})
 
 
 def main():
