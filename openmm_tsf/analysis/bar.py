@@ -82,6 +82,9 @@ def estimate_difference(work_in_a: npt.ArrayLike, work_in_b: npt.ArrayLike) -> F
     in_a, in_b = membership(a, f), membership(b, f)
     information = float((in_a * (1 - in_a)).sum() + (in_b * (1 - in_b)).sum())
     overlap = information * (a.size + b.size) / (a.size * b.size)
-    errors = [part.size * estimate_mean(part).stderr for part in (in_a, in_b)]
+    # A constant series, as of equal Systems or infinite energies, has no error of its own.
+    errors = [
+        part.size * estimate_mean(part).stderr if np.ptp(part) > 0 else 0.0 for part in (in_a, in_b)
+    ]
     stderr = math.hypot(*errors) / information if information > 0 else math.nan
     return FreeEnergyDifference(f, stderr, overlap)

@@ -28,11 +28,10 @@ MODULES = [
     "paper/double_well_experiment", "paper/double_wells_figure",
 ]  # fmt: skip
 SCRIPTS = [
-    "benchmarks/between_rungs", "benchmarks/cases", "benchmarks/constraints", "benchmarks/cost",
-    "benchmarks/flow_coverage",
-    "benchmarks/energy", "benchmarks/flow_alone", "benchmarks/gpu", "benchmarks/gpu_compile",
+    "benchmarks/between_rungs", "benchmarks/cases", "benchmarks/constrained_step",
+    "benchmarks/constraints", "benchmarks/cost", "benchmarks/flow_coverage", "benchmarks/energy", "benchmarks/flow_alone", "benchmarks/gpu", "benchmarks/gpu_compile",
     "benchmarks/hard_to_reach", "benchmarks/hosts", "benchmarks/memory",
-    "benchmarks/moves", "benchmarks/openmm_samplers", "benchmarks/predictions",
+    "benchmarks/moves", "benchmarks/openmm_samplers", "benchmarks/other_force_fields", "benchmarks/predictions",
     "benchmarks/published", "benchmarks/seeds", "benchmarks/timestep_error",
     "benchmarks/training_trials", "benchmarks/twenty", "paper/double_wells",
     "paper/double_well_sampling", "paper/figure3",

@@ -223,7 +223,8 @@ class DamagedFiles:
 _DETECTED = ("flip", "cut", "insert", "delete", "zero", "repeat")
 _NAMES = re.compile(
     r"(--)?(output|temperatures?|n_walkers|walkers|platform|threads|seed|flow|frames|n_frames|stride|"
-    r"system|pdb|topology|positions|force_?field|trajectory|path|checkpoint[_-]seconds|directory|"
+    r"system|pdb|prmtop|inpcrd|top|gro|psf|crd|parameters|include_dir|implicit_solvent|constraints|"
+    r"measure|observe|topology|positions|force_?field|trajectory|path|checkpoint[_-]seconds|directory|"
     r"timestep|friction|steps_per_frame|n_equilibration_steps|equilibration-steps|n_iterations|"
     r"iterations|tuning|n_tuning|rounds|n_rounds|steps|n_steps|md|molecule|start|kernels|dataset|"
     r"settings|choices|sampler_seed|stage|reference|dihedral|training|expected|source|versions|"

@@ -80,7 +80,7 @@ class Walk:
         # Checkpoints in quick succession; their number does not change the results.
         md_simulation.BLOCK_STEPS["Reference"], md_simulation.BUFFERED_FRAMES = 700, 40
         recorder.CHECKPOINT_SHARE = 1e9
-        sample_module.analyze = lambda folder: {}
+        sample_module.analyze = lambda folder, **options: {}
         options = replace(OPTIONS, resume=True, checkpoint_seconds=0.0)
         if self.stage == "md":
             if run_md(self.molecule, output, MD, options=replace(options, seed=None)).interrupted:

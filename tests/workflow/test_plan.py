@@ -104,7 +104,7 @@ def test_a_ladder_of_ones_own():
 def test_a_plan_by_a_number_of_iterations_does_not_depend_on_the_clock(monkeypatch):
     lengths = []
 
-    def note(*args, seconds=None, n_iterations=None, seed=1):
+    def note(*args, seconds=None, n_iterations=None, seed=1, observables=None):
         lengths.append((seconds, n_iterations, seed))
         raise InterruptedError
 

@@ -241,6 +241,7 @@ def test_stopping_does_not_bias_the_estimate(monkeypatch):
             phi = np.where(inside[:n], 1.0, -1.0)
             run = SimpleNamespace(
                 temperatures=np.array([300.0]),
+                observables={},
                 dihedral=lambda name, kelvin, phi=phi: phi,
                 energies=lambda kelvin, phi=phi: phi,
                 n_pieces=count_pieces(inside[:n]),
