@@ -29,9 +29,11 @@ MODULES = [
 ]  # fmt: skip
 SCRIPTS = [
     "benchmarks/between_rungs", "benchmarks/cases", "benchmarks/constrained_step",
-    "benchmarks/constraints", "benchmarks/cost", "benchmarks/flow_coverage", "benchmarks/energy", "benchmarks/flow_alone", "benchmarks/gpu", "benchmarks/gpu_compile",
+    "benchmarks/constraints", "benchmarks/cost", "benchmarks/flow_coverage",
+    "benchmarks/energy", "benchmarks/flow_alone", "benchmarks/gpu", "benchmarks/gpu_compile",
     "benchmarks/hard_to_reach", "benchmarks/hosts", "benchmarks/memory",
-    "benchmarks/moves", "benchmarks/openmm_samplers", "benchmarks/other_force_fields", "benchmarks/predictions",
+    "benchmarks/moves", "benchmarks/openmm_samplers", "benchmarks/other_force_fields",
+    "benchmarks/predictions",
     "benchmarks/published", "benchmarks/seeds", "benchmarks/timestep_error",
     "benchmarks/training_trials", "benchmarks/twenty", "paper/double_wells",
     "paper/double_well_sampling", "paper/figure3",
