@@ -242,7 +242,7 @@ def test_stopping_does_not_bias_the_estimate(monkeypatch):
             run = SimpleNamespace(
                 temperatures=np.array([300.0]),
                 observables={},
-                dihedral=lambda name, kelvin, phi=phi: phi,
+                observable=lambda name, kelvin, phi=phi: phi,
                 energies=lambda kelvin, phi=phi: phi,
                 n_pieces=count_pieces(inside[:n]),
                 burn_in=SimpleNamespace(is_equilibrated=True),

@@ -92,8 +92,8 @@ def test_run_records_every_choice_and_is_not_overwritten(finished):
     assert choices["sampler_seed"] not in (5, None)
     assert config["stage"] == "run"
     assert choices["molecule"] == alanine_dipeptide().fingerprint
-    # The time step is chosen by the constraints of the molecule: it has none.
-    assert choices["settings"] == to_plain_data(replace(TINY, md=replace(TINY.md, timestep=0.001)))
+    complete = replace(TINY, md=TINY.md.completed_for(alanine_dipeptide()))
+    assert choices["settings"] == to_plain_data(complete)
     assert choices["frames"] == {
         "source": "shipped", "n_frames": 400, "temperature_K": 600.0, "warnings": [],
     }  # fmt: skip
