@@ -1,5 +1,6 @@
 """Settings and fixtures of all tests: no display, one thread."""
 
+import logging
 import os
 import signal
 
@@ -10,10 +11,21 @@ import pytest
 import torch
 
 
+LOGGER = logging.getLogger("openmm_tsf")
+
+
 def pytest_configure() -> None:
     torch.set_num_threads(1)  # the tensors of the tests are small: more threads are slower
     # A shell makes its background processes ignore Ctrl-C; the tests of interrupts need it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def level_of_messages():
+    """The program sets the level of the package's logger: not for later tests."""
+    level = LOGGER.level
+    yield
+    LOGGER.setLevel(level)
 
 
 @pytest.fixture(scope="session")
@@ -29,4 +41,7 @@ def good(tmp_path_factory):
     """A folder with a tiny directory of every stage; see `tests.robustness.corpus.build`."""
     from tests.robustness import corpus
 
-    return corpus.build(tmp_path_factory.mktemp("good") / "good")
+    level = LOGGER.level
+    folder = corpus.build(tmp_path_factory.mktemp("good") / "good")
+    LOGGER.setLevel(level)
+    return folder
