@@ -10,7 +10,6 @@ os.environ["MPLBACKEND"] = "Agg"
 import pytest
 import torch
 
-
 LOGGER = logging.getLogger("openmm_tsf")
 
 
