@@ -7,6 +7,7 @@ Functions are imported from their modules::
     from openmm_tsf.workflow.train import train
     from openmm_tsf.workflow.sample import sample
     from openmm_tsf.workflow.at import sample_at
+    from openmm_tsf.workflow.retarget import retarget
     from openmm_tsf.workflow.plan import plan
     from openmm_tsf.workflow.temperatures import choose_temperatures
 
@@ -41,6 +42,15 @@ theirs in ``md/`` and ``training/``.
 ``350K.json``: frames drawn at one temperature with a run's flow, and their record. Both appear at
 the end, together, so that what is stopped starts again: 10 000 frames of alanine dipeptide take
 less than a minute.
+
+Another System with the same flow
+---------------------------------
+``openmm-tsf retarget run/ --output other/`` (``tsf.retarget``) with another force field, model of
+the solvent or restraint samples it with the flow of a run, without training: the flow proposes, and
+the other System's energy decides. ``other/`` is a run directory, with ``retarget.json``: the
+free-energy difference of both Systems and their averages side by side. By default some 2e5
+evaluations. Where few proposals are accepted, the Systems are too far apart for this flow: train
+one on MD of the other System.
 
 Planning, and stopping when it is enough
 ----------------------------------------
