@@ -50,10 +50,10 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
 
     Flow moves keep a replica's velocities, position and orientation; velocities are rescaled, or
     drawn anew, when the temperature changes, as in the base class. Where bonds are constrained
-    (HBonds) the velocities of a replica that a flow move displaced are drawn anew, tangent to its
-    constraints; the flow has the System's masses and the measure "rigid". A replica that the dynamics have
-    brought outside the flow's domain (a mirror image) is left to dynamics and exchanges. Proposals
-    and exchanges with energies that are not finite are rejected and counted.
+    (HBonds) replicas that a flow move displaced have velocities drawn anew, tangent to the
+    constraints; the flow is one for the System's masses and the measure "rigid". A replica that the
+    dynamics have brought outside the flow's domain (a mirror image) is left to dynamics and
+    exchanges. Proposals and exchanges with energies that are not finite are rejected and counted.
 
     Random numbers come from `seed` and the number of the iteration. A run that is resumed by
     ``ReplicaExchangeReporter(..., resume=True)`` with the same seed therefore continues as if it
@@ -91,9 +91,10 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
     Raises
     ------
     ValueError
-        If the flow belongs to another System or Topology than the Simulation's, or this has
-        constrained angles, a barostat, a periodic box, ... (named); if states have other properties than
-        the temperature; if energies differ from the Context's, or dynamics leave out force groups.
+        If the flow belongs to another System or Topology than the Simulation's, other constraints
+        or the measure "stiff", or the System has constrained angles, a barostat, a periodic box,
+        ... (named); if states have other properties than the temperature; if energies differ from
+        the Context's, or dynamics leave out force groups or constraints.
 
     Examples
     --------

@@ -16,9 +16,8 @@ run with the same seeds, also under MPI.
 
 **Not for** constant pressure, periodic boxes and states whose energy is not that of the flow's
 System (alchemical ones, another force field): these are refused, with the Forces that differ.
-Masses may differ, and velocities stay as they are. Where bonds are constrained (HBonds) masses are
-the System's, the molecule's measure is "rigid", and accepted moves draw velocities anew, tangent to
-the constraints; ``LangevinDynamicsMove(reassign_velocities=True)`` draws them in any case.
+Masses may differ, and velocities stay as they are. Where bonds are constrained (HBonds), masses may
+not, the measure is "rigid", and accepted moves draw velocities anew, tangent to the constraints.
 """
 
 import copy
@@ -38,7 +37,7 @@ from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.hosts.constrained import ConstrainedReplicas, check_constraints, check_rigid
 from openmm_tsf.hosts.energy_terms import check_same_energy, energy_terms
-from openmm_tsf.io.files import check_regular_file
+from openmm_tsf.io.files import hash_of_file
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.potentials.openmm_potential import ContextPotential
 from openmm_tsf.potentials.torch_potential import TorchPotential
@@ -94,8 +93,8 @@ class FlowMove(MCMCMove):
     Raises
     ------
     ValueError
-        If the file is not a flow of this molecule, the molecule's energy depends on its pose, or
-        its measure is "stiff".
+        If the file is not a flow of this molecule; if its energy depends on its pose, or its
+        measure is "stiff".
     """
 
     def __init__(
@@ -122,7 +121,7 @@ class FlowMove(MCMCMove):
         self._stream = 0
         self.n_steps = check_int(n_steps, "n_steps")
         self.potential = check_choice(potential, "potential", _POTENTIALS)
-        self.flow_sha256 = _hash_of_file(self.flow_path)
+        self.flow_sha256 = hash_of_file(self.flow_path, "flow file")
         self._terms = energy_terms(molecule.system)
         self.statistics = dict.fromkeys(_STATISTICS, 0)
         flow = load_flow(self.flow_path, molecule)
@@ -186,15 +185,15 @@ class FlowMove(MCMCMove):
         flow, constrained = self._flow, self._constrained
         positions = as_positions(sampler_state.positions, flow.event_shape[0])
         kelvin = as_temperature(thermodynamic_state.temperature)
+        x = torch.tensor(positions, dtype=torch.float64, device="cpu")[None]
         if constrained is not None:
-            x = torch.tensor(positions, dtype=torch.float64, device="cpu")[None]
-            positions = constrained.project(x, "sampler_state")[0].numpy()
+            x = constrained.project(x, "sampler_state")
+            positions = x[0].numpy()
         potential = self._energies(thermodynamic_state, positions, context_cache)
         if self._kernel is None or self._kernel.temperatures != (kelvin,):
             self._kernel = self._make_kernel(flow, potential, kelvin)
         self._kernel.potential = potential
 
-        x = torch.tensor(positions, dtype=torch.float64, device="cpu")[None]
         energy = potential.energy(x)
         if not bool(energy.isfinite().all()):
             raise ValueError("sampler_state: expected positions of finite energy, got infinity")
@@ -213,8 +212,8 @@ class FlowMove(MCMCMove):
             x_new = end.x[0, 0].numpy().copy()
             sampler_state.positions = unit.Quantity(x_new, unit.nanometer)
             if constrained is not None and sampler_state.velocities is not None:
-                v = constrained.draw_velocities(end.x[0], [kelvin], generator)[0].numpy()
-                sampler_state.velocities = unit.Quantity(v, unit.nanometer / unit.picosecond)
+                v = constrained.draw_velocities(end.x[0], [kelvin], generator)[0]
+                sampler_state.velocities = v.numpy() * unit.nanometer / unit.picosecond
         self.n_accepted += accepted
         self.n_proposed += self.n_steps
         self.rejected_non_finite += int(info.rejected_non_finite)
@@ -258,7 +257,7 @@ class FlowMove(MCMCMove):
         """Refuse a flow file that is missing or has changed."""
         path, move = self.flow_path, type(self).__name__
         try:
-            digest = _hash_of_file(path)
+            digest = hash_of_file(path, "flow file")
         except FileNotFoundError as error:
             hint = "put it (or a link to it) there again"
             raise FileNotFoundError(
@@ -396,9 +395,3 @@ class TSFIndependenceMove(FlowMove):
 def _hash_number(*words: object) -> int:
     """Return an integer below 2^64 that is a hash of numbers, texts, bytes and containers."""
     return int.from_bytes(hashlib.sha256(repr(words).encode()).digest()[:8], "little")
-
-
-def _hash_of_file(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with open(check_regular_file(path, "flow file"), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

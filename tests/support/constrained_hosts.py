@@ -58,6 +58,14 @@ def exact_metric(kelvin):
     return mean, float(weights @ (metric - mean) ** 2) ** 0.5
 
 
+def tangent_and_normal(case, x, v):
+    """Return mass-weighted velocities in bases of the tangent spaces [n, d], and what is left."""
+    basis = tangent_basis(case, x)
+    scaled = (v.numpy() * np.sqrt(case.masses.numpy())[:, None]).reshape(len(x), -1)
+    tangent = np.einsum("nij,ni->nj", basis, scaled)
+    return tangent, float(np.abs(scaled - np.einsum("nij,nj->ni", basis, tangent)).max())
+
+
 def scores(case, x, v, kelvin):
     """Return z values of positions and velocities [n, N, 3] at one rung, and how tangent v are."""
     n, generator = len(x), seeded_generator(24)
@@ -66,10 +74,8 @@ def scores(case, x, v, kelvin):
     mean, deviation = exact_metric(kelvin)
     metric = case.tree.constraints.half_log_metric(x)
     out["metric"] = (float(metric.mean()) - mean) / deviation * np.sqrt(n)
-    basis = tangent_basis(case, x)
-    scaled = (v.numpy() * np.sqrt(case.masses.numpy())[:, None]).reshape(n, -1)
-    units = np.einsum("nij,ni->nj", basis, scaled) / np.sqrt(KB * kelvin)
-    normal = scaled - np.einsum("nij,nj->ni", basis, units * np.sqrt(KB * kelvin))
+    tangent, normal = tangent_and_normal(case, x, v)
+    units = tangent / np.sqrt(KB * kelvin)
     dof = units.shape[1]
     energy = np.square(units).sum(axis=1)
     out["velocity mean"] = units.mean(axis=0) * np.sqrt(n)
@@ -80,4 +86,4 @@ def scores(case, x, v, kelvin):
     cross = (position - position.mean(axis=0)).T @ reduced / np.sqrt(n)
     cross = cross / position.std(axis=0)
     out["position and kinetic energy"] = exact_tree.chi2_z(np.square(cross).sum(), len(cross))
-    return {f"{kelvin:g} K {name}": z for name, z in out.items()}, float(np.abs(normal).max())
+    return {f"{kelvin:g} K {name}": z for name, z in out.items()}, normal
