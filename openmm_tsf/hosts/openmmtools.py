@@ -124,9 +124,9 @@ class FlowMove(MCMCMove):
         self.flow_sha256 = hash_of_file(self.flow_path, "flow file")
         self._terms = energy_terms(molecule.system)
         self.statistics = dict.fromkeys(_STATISTICS, 0)
-        flow = load_flow(self.flow_path, molecule)
-        check_constraints(molecule, flow)
-        self._begin(flow)
+        loaded = load_flow(self.flow_path, molecule)
+        check_constraints(molecule, loaded)
+        self._begin(loaded)
 
     def _begin(self, flow: AugmentedFlow | None) -> None:
         """Set what is not stored, but made when the move is first applied."""
