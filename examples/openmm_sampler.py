@@ -2,7 +2,8 @@
 # # OpenMM's own replica exchange, with moves through a flow
 #
 # A script around `openmm.app.ReplicaExchangeSampler` (OpenMM 8.6) gets flow moves and steered swaps
-# by one changed line. The flow learns from the script's own MD at 600 K.
+# by one changed line. The flow learns from the script's own MD at 600 K. Bonds to hydrogen may be
+# constrained (`constraints=app.HBonds`).
 
 # %%
 from importlib.resources import files

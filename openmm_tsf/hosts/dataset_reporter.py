@@ -13,6 +13,7 @@ import openmm.app as app
 import torch
 from numpy.typing import NDArray
 
+from openmm_tsf.hosts.constrained import check_rigid
 from openmm_tsf.hosts.matching import compare_energies, positions_of
 from openmm_tsf.io.directory import CHECKPOINT_SECONDS
 from openmm_tsf.io.files import check_regular_file, write_arrays
@@ -35,7 +36,7 @@ class TSFDatasetReporter:
     Add it to ``simulation.reporters`` after equilibration. With a file the frames survive the end
     of the process: they are written every `saveSeconds` (more rarely where that takes more than 2
     percent of the time), by :meth:`save`, and when Python exits; a killed process keeps what was
-    written last.
+    written last. Bonds may be constrained: the dataset has their distances to rounding.
 
     Parameters
     ----------
@@ -156,6 +157,7 @@ class TSFDatasetReporter:
             if self._molecule is None:
                 raise ValueError("molecule: expected one with frames of a file alone, got None")
             molecule = self._molecule
+        check_rigid(molecule.measure, "molecule")
         if positions.shape[1] != molecule.n_atoms:
             raise ValueError(
                 f"molecule: expected the frames' {positions.shape[1]} atoms, got {molecule.n_atoms}"

@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import openmm
 
@@ -17,8 +18,9 @@ def energy_terms(system: openmm.System) -> list[str]:
     """Return what determines a System's potential energy, as names with hashes, sorted.
 
     One entry for each Force but thermostats and removers of the centre's motion; one for the
-    number of particles, and one for the constraints if there are any. Masses, the groups and the
-    order of Forces, and OpenMM's version do not count.
+    number of particles, and if there are constraints one for them and one for the masses, which
+    enter the distribution with them. Otherwise masses do not count; nor do the groups and the order
+    of Forces, and OpenMM's version.
 
     Examples
     --------
@@ -39,6 +41,8 @@ def energy_terms(system: openmm.System) -> list[str]:
         pairs = (system.getConstraintParameters(i) for i in range(n_constraints))
         rows = sorted(f"{i} {j} {length._value!r}" for i, j, length in pairs)
         terms.append(f"{n_constraints} constraints {_digest(' '.join(rows))}")
+        masses = [system.getParticleMass(i)._value for i in range(system.getNumParticles())]
+        terms.append(f"set of masses {_digest(repr(masses))}")
     return sorted(terms)
 
 
@@ -61,6 +65,24 @@ def differing_terms(expected: Iterable[str], given: Iterable[str]) -> list[str]:
         + [f"no {name}" for name in missing if name not in changed]
         + [f"{name} in addition" for name in extra]
     )
+
+
+def check_same_energy(state: Any, expected: Iterable[str]) -> None:
+    """Refuse (ValueError) a ThermodynamicState of another ensemble, or with other energy terms."""
+    if state.pressure is not None:
+        raise ValueError(
+            "thermodynamic_state: expected constant volume, got a pressure of "
+            f"{state.pressure} (NPT); a flow is of one molecule without a box"
+        )
+    if state.is_periodic:
+        hint = "a flow is of one molecule in vacuum or implicit solvent"
+        raise ValueError(f"thermodynamic_state: expected no periodic box, got one; {hint}")
+    system = state.get_system(remove_thermostat=True)
+    if different := differing_terms(expected, energy_terms(system)):
+        raise ValueError(
+            "thermodynamic_state: expected the energy of the flow's System, got a "
+            f"{type(state).__name__} with {', '.join(different)}"
+        )
 
 
 def _digest(text: str) -> str:

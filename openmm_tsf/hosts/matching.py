@@ -1,5 +1,6 @@
 """Whether a flow, and an energy, belong to the System that a host simulates."""
 
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -9,11 +10,14 @@ import openmm.app as app
 import torch
 
 from openmm_tsf.flows.load import load_flow
+from openmm_tsf.hosts.constrained import check_constraints
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
 from openmm_tsf.sampling.kernels.base import SteerableMap, check_flow
 from openmm_tsf.systems.molecule import MolecularSystem, is_stereoisomer
 from openmm_tsf.units import KB, as_temperature
+
+logger = logging.getLogger(__name__)
 
 #: Platforms compute energies in single precision: differences that are accepted, relative to the
 #: energy and in kT.
@@ -26,20 +30,16 @@ def match_flow(
     """Return the flow (or the one in a file of this name) and the molecule of a host's System.
 
     Masses and a CMMotionRemover do not enter the distribution of conformations: the flow may have
-    been made for the System without the one, or with the masses of the elements.
+    been made for the System without the one, or with the masses of the elements. Where bonds are
+    constrained masses enter it, and are the System's.
 
     Raises
     ------
     ValueError
-        If the System is not one that flows describe (constraints, a periodic box, a barostat, ...;
-        the message names it), or the flow was made for another System or Topology.
+        If the System is not one that flows describe (constrained angles, a periodic box, a
+        barostat, ...; the message names it), or the flow was made for another System or Topology,
+        other constraints, or the measure "stiff".
     """
-    if system.getNumConstraints():
-        raise ValueError(
-            f"simulation: expected a System without constraints, got {system.getNumConstraints()}; "
-            "flow moves with constrained bonds are not supported in OpenMM's sampler yet: build it "
-            "with constraints=None, rigidWater=False"
-        )
     molecule = MolecularSystem(system, topology, positions)
     if isinstance(flow, (str, os.PathLike)):
         flow = load_flow(flow)
@@ -49,6 +49,7 @@ def match_flow(
             f"flow: expected configurations of the Simulation's {molecule.n_atoms} atoms, "
             f"got a flow for {tuple(flow.event_shape)}"
         )
+    check_constraints(molecule, flow)
     if flow.coordinates is not None:
         molecule.check_pose_independent()
     fingerprint = getattr(flow, "fingerprint", None)
@@ -72,6 +73,8 @@ def _same_ensembles(molecule: MolecularSystem) -> Iterator[MolecularSystem]:
     """Yield the molecule, then without CMMotionRemovers, with the elements' masses, with both."""
     yield molecule
     for with_removers, with_masses in ((False, True), (True, False), (False, False)):
+        if molecule.constraints is not None and not with_masses:
+            continue
         system = openmm.XmlSerializer.clone(molecule.system)
         forces = list(enumerate(system.getForces()))
         for index, force in reversed(forces):
@@ -122,6 +125,18 @@ def check_all_forces_integrated(integrator: openmm.Integrator, system: openmm.Sy
                 f"simulation: expected dynamics with all Forces, but the integrator's force groups "
                 f"leave out {force.getName()} (group {force.getForceGroup()})"
             )
+
+
+def check_checkpoints(states: list[openmm.State]) -> None:
+    """Warn of checkpoints of different iterations: the writer was killed between them."""
+    steps = [state.getStepCount() for state in states]
+    if len(set(steps)) > 1:
+        logger.warning(
+            "the replicas' checkpoints are of different steps %s: if the run was killed while they "
+            "were written, replicas may have the conformation of another temperature, and need "
+            "equilibration",
+            steps,
+        )
 
 
 def positions_of(state: openmm.State) -> Any:

@@ -12,12 +12,13 @@ from torch import Generator, Tensor
 
 from openmm_tsf.hosts.matching import (
     check_all_forces_integrated,
+    check_checkpoints,
     compare_energies,
     match_flow,
     positions_of,
     temperatures_of,
 )
-from openmm_tsf.hosts.replica_moves import ReplicaMoves
+from openmm_tsf.hosts.replica_moves import ReplicaMoves, states_after
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import KB, KJ_PER_MOLE
@@ -48,9 +49,11 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
     energies that reporters see belong to each other.
 
     Flow moves keep a replica's velocities, position and orientation; velocities are rescaled, or
-    drawn anew, when the temperature changes, as in the base class. A replica that the dynamics have
-    brought outside the flow's domain (a mirror image) is left to dynamics and exchanges. Proposals
-    and exchanges with energies that are not finite are rejected and counted.
+    drawn anew, when the temperature changes, as in the base class. Where bonds are constrained
+    (HBonds) replicas that a flow move displaced have velocities drawn anew, tangent to the
+    constraints; the flow is one for the System's masses and the measure "rigid". A replica that the
+    dynamics have brought outside the flow's domain (a mirror image) is left to dynamics and
+    exchanges. Proposals and exchanges with energies that are not finite are rejected and counted.
 
     Random numbers come from `seed` and the number of the iteration. A run that is resumed by
     ``ReplicaExchangeReporter(..., resume=True)`` with the same seed therefore continues as if it
@@ -88,9 +91,10 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
     Raises
     ------
     ValueError
-        If the flow belongs to another System or Topology than the Simulation's, or this has
-        constraints, a barostat, a periodic box, ... (named); if states have other properties than
-        the temperature; if energies differ from the Context's, or dynamics leave out force groups.
+        If the flow belongs to another System or Topology than the Simulation's, other constraints
+        or the measure "stiff", or the System has constrained angles, a barostat, a periodic box,
+        ... (named); if states have other properties than the temperature; if energies differ from
+        the Context's, or dynamics leave out force groups or constraints.
 
     Examples
     --------
@@ -192,7 +196,7 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
     def simulate(self, iterations: int) -> None:
         """Run iterations of dynamics, flow moves, reporters and exchanges."""
         if self.currentIteration != self._exchanged:  # resumed: what follows the last report
-            self._check_resumed()
+            check_checkpoints(self.replicaConformation)
             self._compute_energies()
             self.exchangeReplicas()
         if self._flow is None:
@@ -234,7 +238,8 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
             rung = [self._rung_of_state[state] for state in self.replicaStateIndex]
             parts = x, energy, rung, self.currentIteration, generator
             new_x, new_energy, new_rung = self._moves.exchange(*parts)
-            self._store(x, new_x, new_energy, self._states_after(rung, new_rung))
+            states = states_after(self.replicaStateIndex, rung, new_rung)
+            self._store(x, new_x, new_energy, generator, states)
         self._exchange_plain(generator)
         self._exchanged = self.currentIteration
 
@@ -269,12 +274,12 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
         rung = [self._rung_of_state[state] for state in self.replicaStateIndex]
         energy, generator = moves.energies(x), self._generator(_MOVES)
         new_x, energy = moves.move(x, energy, rung, self.currentIteration, generator)
-        self._store(x, new_x, energy)
+        self._store(x, new_x, energy, generator)
 
     def _positions(self) -> Tensor:
-        """Return the positions of all replicas [n, N, 3] in nm, on the flow's device."""
+        """Return the positions of all replicas [n, N, 3] in nm, for the flow moves."""
         rows = np.stack([positions_of(state) for state in self.replicaConformation])
-        return torch.from_numpy(rows).to(self._prepare().device)
+        return self._prepare().place(rows)
 
     def _own_energies(self) -> Tensor:
         """Return the energies [n] of the replicas, the same in all states of a flow."""
@@ -282,25 +287,36 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
         return torch.from_numpy(rows[:, 0].copy()).to(self._prepare().device)
 
     def _store(
-        self, old: Tensor, new: Tensor, energy: Tensor, states: list[int] | None = None
+        self,
+        old: Tensor,
+        new: Tensor,
+        energy: Tensor,
+        generator: Generator | None = None,
+        states: list[int] | None = None,
     ) -> None:
         """Put positions [n, N, 3] that changed into the replicas' States, and all energies [n].
 
-        And the replicas' states if given; all at the end, in case this is interrupted.
+        With constraints their velocities are drawn anew. And the replicas' states if given; all at
+        the end, in case this is interrupted.
         """
         moves, context = self._prepare(), self.simulation.context
         kept, rounded = list(self.replicaConformation), []
+        # At the temperatures of the dynamics before, from which the base class rescales them.
+        kelvins = [self._temperatures[state] for state in self._previousReplicaStateIndex]
+        v = None if generator is None else moves.draw_velocities(new, kelvins, generator)
         for index in (new != old).flatten(1).any(dim=1).nonzero().flatten().tolist():
             x = new[index].cpu().numpy()
             context.setState(kept[index])
             context.setPositions(x)
+            if v is not None:
+                context.setVelocities(v[index].numpy())
             kept[index] = _get_state(context)
             if not np.array_equal(stored := positions_of(kept[index]), x):
                 rounded.append((index, stored))  # on a platform of single precision
         if rounded:
             rows, positions = zip(*rounded, strict=True)
             energy = energy.clone()
-            energy[list(rows)] = moves.energies(torch.from_numpy(np.stack(positions)).to(new))
+            energy[list(rows)] = moves.energies(moves.place(np.stack(positions)))
         table = np.repeat(energy.cpu().numpy()[:, None], len(self.states), axis=1)
         self.replicaConformation, self.replicaStateIndex, self.replicaStateEnergy = (
             kept,
@@ -320,16 +336,6 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
             self._sampler.applyState(self.replicaStateIndex[index])
             rows.append(self._sampler.computeAllEnergies())
         self.replicaStateEnergy = rows
-
-    def _states_after(self, rung: list[int], new_rung: list[int]) -> list[int]:
-        """Return the states of all replicas: those whose rung changed take one that was left."""
-        states, left = list(self.replicaStateIndex), dict[int, list[int]]()
-        changed = [i for i in range(len(rung)) if rung[i] != new_rung[i]]
-        for index in changed:
-            left.setdefault(rung[index], []).append(states[index])
-        for index in changed:
-            states[index] = left[new_rung[index]].pop(0)
-        return states
 
     def _exchange_plain(self, generator: Generator) -> None:
         """Attempt exchanges of random pairs, as the base class does, in logarithms."""
@@ -379,17 +385,6 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
     def _sequence(self, purpose: int, number: int) -> np.random.SeedSequence:
         """Return the seeds of a purpose in this iteration."""
         return np.random.SeedSequence(self.seed, spawn_key=(self.currentIteration, purpose, number))
-
-    def _check_resumed(self) -> None:
-        """Warn of checkpoints of different iterations: the writer was killed between them."""
-        steps = [state.getStepCount() for state in self.replicaConformation]
-        if len(set(steps)) > 1:
-            logger.warning(
-                "the replicas' checkpoints are of different steps %s: if the run was killed while "
-                "they were written, replicas may have the conformation of another temperature, and "
-                "need equilibration",
-                steps,
-            )
 
 
 def _get_state(context: openmm.Context) -> openmm.State:

@@ -16,7 +16,8 @@ run with the same seeds, also under MPI.
 
 **Not for** constant pressure, periodic boxes and states whose energy is not that of the flow's
 System (alchemical ones, another force field): these are refused, with the Forces that differ.
-Masses may differ. Velocities stay as they are.
+Masses may differ, and velocities stay as they are. Where bonds are constrained (HBonds), masses may
+not, the measure is "rigid", and accepted moves draw velocities anew, tangent to the constraints.
 """
 
 import copy
@@ -34,8 +35,9 @@ from openmmtools.states import SamplerState, ThermodynamicState
 
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.load import load_flow
-from openmm_tsf.hosts.energy_terms import differing_terms, energy_terms
-from openmm_tsf.io.files import check_regular_file
+from openmm_tsf.hosts.constrained import ConstrainedReplicas, check_constraints, check_rigid
+from openmm_tsf.hosts.energy_terms import check_same_energy, energy_terms
+from openmm_tsf.io.files import hash_of_file
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.potentials.openmm_potential import ContextPotential
 from openmm_tsf.potentials.torch_potential import TorchPotential
@@ -91,7 +93,8 @@ class FlowMove(MCMCMove):
     Raises
     ------
     ValueError
-        If the file is not a flow of this molecule, or the molecule's energy depends on its pose.
+        If the file is not a flow of this molecule; if its energy depends on its pose, or its
+        measure is "stiff".
     """
 
     def __init__(
@@ -111,21 +114,25 @@ class FlowMove(MCMCMove):
         if not issubclass(type(molecule), MolecularSystem):
             got = type(molecule).__name__
             raise TypeError(f"molecule: expected an openmm_tsf.MolecularSystem, got {got}")
+        check_rigid(molecule.measure, "molecule")
         molecule.check_pose_independent()
         drawn = int(np.random.SeedSequence().generate_state(1)[0])
         self.seed = drawn if seed is None else check_seed(seed)
         self._stream = 0
         self.n_steps = check_int(n_steps, "n_steps")
         self.potential = check_choice(potential, "potential", _POTENTIALS)
-        self.flow_sha256 = _hash_of_file(self.flow_path)
+        self.flow_sha256 = hash_of_file(self.flow_path, "flow file")
         self._terms = energy_terms(molecule.system)
         self.statistics = dict.fromkeys(_STATISTICS, 0)
-        self._begin(load_flow(self.flow_path, molecule))
+        loaded = load_flow(self.flow_path, molecule)
+        check_constraints(molecule, loaded)
+        self._begin(loaded)
 
     def _begin(self, flow: AugmentedFlow | None) -> None:
         """Set what is not stored, but made when the move is first applied."""
         self._n_copies = 0
         self._flow = flow
+        self._constrained = None if flow is None else ConstrainedReplicas.from_flow(flow)
         self._kernel: FlowProposalKernel | None = None
         self._torch_potential: TorchPotential | None = None
         self._checked: ThermodynamicState | None = None  # a state known to have the flow's energy
@@ -161,7 +168,7 @@ class FlowMove(MCMCMove):
         thermodynamic_state : openmmtools.states.ThermodynamicState
             Its temperature is that of the move.
         sampler_state : openmmtools.states.SamplerState
-            The conformation; velocities and box vectors stay as they are.
+            The conformation; box vectors stay as they are, velocities without constraints, too.
         context_cache : openmmtools.cache.ContextCache
             Where the Context comes from that computes energies; openmmtools' global one by default.
 
@@ -172,15 +179,21 @@ class FlowMove(MCMCMove):
             the positions have a non-finite energy, or are a mirror image of the flow's molecule.
         """
         self._check_state(thermodynamic_state)
-        flow = self._flow = self._flow or self._load()
+        if self._flow is None:
+            self._flow = self._load()
+            self._constrained = ConstrainedReplicas.from_flow(self._flow)
+        flow, constrained = self._flow, self._constrained
         positions = as_positions(sampler_state.positions, flow.event_shape[0])
         kelvin = as_temperature(thermodynamic_state.temperature)
+        x = torch.tensor(positions, dtype=torch.float64, device="cpu")[None]
+        if constrained is not None:
+            x = constrained.project(x, "sampler_state")
+            positions = x[0].numpy()
         potential = self._energies(thermodynamic_state, positions, context_cache)
         if self._kernel is None or self._kernel.temperatures != (kelvin,):
             self._kernel = self._make_kernel(flow, potential, kelvin)
         self._kernel.potential = potential
 
-        x = torch.tensor(positions, dtype=torch.float64, device="cpu")[None]
         energy = potential.energy(x)
         if not bool(energy.isfinite().all()):
             raise ValueError("sampler_state: expected positions of finite energy, got infinity")
@@ -192,11 +205,15 @@ class FlowMove(MCMCMove):
         replica = torch.zeros(1, 1, dtype=torch.int64, device="cpu")
         count = self.n_proposed // self.n_steps
         start = WalkerState(x[None], None, energy[None], replica, iteration=count)
-        end, info = self._kernel(start, self._generator(kelvin, positions))
+        generator = self._generator(kelvin, positions)
+        end, info = self._kernel(start, generator)
         accepted = int(info.accepted.sum())
         if accepted:
             x_new = end.x[0, 0].numpy().copy()
             sampler_state.positions = unit.Quantity(x_new, unit.nanometer)
+            if constrained is not None and sampler_state.velocities is not None:
+                v = constrained.draw_velocities(end.x[0], [kelvin], generator)[0]
+                sampler_state.velocities = v.numpy() * unit.nanometer / unit.picosecond
         self.n_accepted += accepted
         self.n_proposed += self.n_steps
         self.rejected_non_finite += int(info.rejected_non_finite)
@@ -227,20 +244,7 @@ class FlowMove(MCMCMove):
         plain = type(state) is ThermodynamicState
         if plain and self._checked is not None and self._checked.is_state_compatible(state):
             return
-        if state.pressure is not None:
-            raise ValueError(
-                "thermodynamic_state: expected constant volume, got a pressure of "
-                f"{state.pressure} (NPT); a flow is of one molecule without a box"
-            )
-        if state.is_periodic:
-            hint = "a flow is of one molecule in vacuum or implicit solvent"
-            raise ValueError(f"thermodynamic_state: expected no periodic box, got one; {hint}")
-        system = state.get_system(remove_thermostat=True)
-        if different := differing_terms(self._terms, energy_terms(system)):
-            raise ValueError(
-                "thermodynamic_state: expected the energy of the flow's System, got a "
-                f"{type(state).__name__} with {', '.join(different)}"
-            )
+        check_same_energy(state, self._terms)
         self._checked = copy.copy(state) if plain else None
 
     def _load(self) -> AugmentedFlow:
@@ -253,7 +257,7 @@ class FlowMove(MCMCMove):
         """Refuse a flow file that is missing or has changed."""
         path, move = self.flow_path, type(self).__name__
         try:
-            digest = _hash_of_file(path)
+            digest = hash_of_file(path, "flow file")
         except FileNotFoundError as error:
             hint = "put it (or a link to it) there again"
             raise FileNotFoundError(
@@ -391,9 +395,3 @@ class TSFIndependenceMove(FlowMove):
 def _hash_number(*words: object) -> int:
     """Return an integer below 2^64 that is a hash of numbers, texts, bytes and containers."""
     return int.from_bytes(hashlib.sha256(repr(words).encode()).digest()[:8], "little")
-
-
-def _hash_of_file(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with open(check_regular_file(path, "flow file"), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
+from openmm_tsf.hosts.constrained import ConstrainedReplicas
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
 from openmm_tsf.sampling.kernels.base import Kernel, SteerableMap, device_of_map
@@ -42,6 +43,11 @@ class ReplicaMoves:
     n_steered
         Sweeps over neighbouring rungs in each call of :meth:`exchange`, alternately over the pairs
         (0, 1), (2, 3), ... and (1, 2), (3, 4), ....
+
+    Attributes
+    ----------
+    constrained : ConstrainedReplicas or None
+        What keeps replicas on their constraints; None without. Moves expect positions on them.
     """
 
     def __init__(
@@ -60,6 +66,7 @@ class ReplicaMoves:
         self.n_crank_nicolson = check_int(n_crank_nicolson, "n_crank_nicolson", least=0)
         self.n_steered = check_int(n_steered, "n_steered", least=0)
         self.beta, self.device = check_float(beta, "beta"), device_of_map(flow)
+        self.constrained = ConstrainedReplicas.from_flow(flow)
         self.counts: dict[str, Counts] = {}
         self.totals = {"replicas_outside": 0} | dict.fromkeys(_TOTALS, 0)
         self._checked: tuple[Tensor, Tensor] | None = None  # positions, which are in the domain
@@ -85,6 +92,27 @@ class ReplicaMoves:
         sweeps = ([(i, i + 1) for i in range(first, n - 1, 2)] for first in (0, 1))
         parts = self.flow, self.potential, temperatures
         return [SteeredSwap(*parts, scheme=pairs) for pairs in sweeps if pairs and self.n_steered]
+
+    def place(self, positions: NDArray[np.float64]) -> Tensor:
+        """Return a host's positions [n, N, 3] in nm on the flow's device.
+
+        And on their constraints, without what the tolerance of the host's dynamics leaves.
+        """
+        x = torch.from_numpy(positions)
+        if self.constrained is not None:
+            x = self.constrained.project(x, "simulation")
+        return x.to(self.device)
+
+    def draw_velocities(
+        self, x: Tensor, temperatures: Sequence[float], generator: Generator
+    ) -> Tensor | None:
+        """Return velocities [n, N, 3] for moved replicas, in K [n]; None to keep theirs.
+
+        They are drawn where constraints make the velocities that are possible depend on x.
+        """
+        if self.constrained is None:
+            return None
+        return self.constrained.draw_velocities(x.cpu(), temperatures, generator)
 
     def energies(self, x: Tensor) -> Tensor:
         """Return the potential energies [n] of x [n, N, 3]; +inf where they are not finite."""
@@ -165,6 +193,17 @@ class ReplicaMoves:
             total[where] += part.numpy()
         for total_name in _TOTALS:
             self.totals[total_name] += int(getattr(info, total_name))
+
+
+def states_after(states: Sequence[int], rung: list[int], new_rung: list[int]) -> list[int]:
+    """Return the states of all replicas: those whose rung changed take one that was left."""
+    after, left = list(states), dict[int, list[int]]()
+    changed = [i for i in range(len(rung)) if rung[i] != new_rung[i]]
+    for index in changed:
+        left.setdefault(rung[index], []).append(after[index])
+    for index in changed:
+        after[index] = left[new_rung[index]].pop(0)
+    return after
 
 
 def _walkers(x: Tensor, energy: Tensor, rows: list[list[int]], iteration: int) -> WalkerState:

@@ -9,6 +9,7 @@ import codecs
 import csv
 import errno
 import gzip
+import hashlib
 import io
 import json
 import math
@@ -113,6 +114,12 @@ def check_regular_file(path: PathLike, what: str) -> Path:
     if not stat.S_ISREG(mode):
         raise FileNotFoundError(f"{path}: no such {what}, it is {_file_type(mode)}")
     return path
+
+
+def hash_of_file(path: PathLike, what: str) -> str:
+    """Return the SHA-256 of a regular file, in hexadecimal digits."""
+    with open(check_regular_file(path, what), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _file_type(mode: int) -> str:

@@ -303,7 +303,8 @@ def tie_to_the_origin(system):
     [
         (add_barostat, "barostats are not supported, got MonteCarloBarostat"),
         (make_periodic, "expected no periodic box, but CustomBondForce uses one"),
-        (lambda system: system.addConstraint(0, 1, 0.15), "without constraints, got 1"),
+        (lambda system: system.addConstraint(0, 2, 0.25), "constrained angles are not supported"),
+        (lambda system: system.addConstraint(0, 1, 0.15), "flow: expected one for the 1 constr"),
         (tie_to_the_origin, "does not depend on position and orientation.*CustomExternalForce"),
     ],
 )
