@@ -14,11 +14,12 @@ _OPENMM_VERSION = re.compile(r'\sopenmmVersion="[^"]*"')
 
 
 def energy_terms(system: openmm.System) -> list[str]:
-    """Return what determines a System's potential energy, as names with hashes, sorted.
+    """Return what determines the density of a System's positions, as names with hashes, sorted.
 
     One entry for each Force but thermostats and removers of the centre's motion; one for the
-    number of particles, and one for the constraints if there are any. Masses, the groups and the
-    order of Forces, and OpenMM's version do not count.
+    number of particles, and two for the constraints if there are any: their lengths, and the masses
+    of their atoms, which enter the density of positions. Other masses, the groups and the order of
+    Forces, and OpenMM's version do not count.
 
     Examples
     --------
@@ -36,9 +37,12 @@ def energy_terms(system: openmm.System) -> list[str]:
             force.setForceGroup(0)
             terms.append(f"{force.getName()} {_digest(openmm.XmlSerializer.serialize(force))}")
     if n_constraints := system.getNumConstraints():
-        pairs = (system.getConstraintParameters(i) for i in range(n_constraints))
+        pairs = [system.getConstraintParameters(i) for i in range(n_constraints)]
         rows = sorted(f"{i} {j} {length._value!r}" for i, j, length in pairs)
         terms.append(f"{n_constraints} constraints {_digest(' '.join(rows))}")
+        atoms = sorted({atom for pair in pairs for atom in pair[:2]})
+        masses = (f"{atom} {system.getParticleMass(atom)._value!r}" for atom in atoms)
+        terms.append(f"mass metric of the constraints {_digest(' '.join(masses))}")
     return sorted(terms)
 
 

@@ -16,7 +16,8 @@ run with the same seeds, also under MPI.
 
 **Not for** constant pressure, periodic boxes and states whose energy is not that of the flow's
 System (alchemical ones, another force field): these are refused, with the Forces that differ.
-Masses may differ. Velocities stay as they are.
+Masses may differ, but for those of constrained atoms, which enter the density. Velocities stay as
+they are, but with constraints they become tangent to the new positions.
 """
 
 import copy
@@ -32,8 +33,10 @@ import torch
 from openmmtools.mcmc import MCMCMove
 from openmmtools.states import SamplerState, ThermodynamicState
 
+from openmm_tsf.coordinates.constraints import MEASURES
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.load import load_flow
+from openmm_tsf.hosts.constrained_states import carry_velocities, constraints_of, project_positions
 from openmm_tsf.hosts.energy_terms import differing_terms, energy_terms
 from openmm_tsf.io.files import check_regular_file
 from openmm_tsf.potentials.base import Potential
@@ -62,6 +65,7 @@ _STATISTICS = (
     "n_evaluations",
 )
 _POTENTIALS = ("context", "torch")
+_VELOCITY = unit.nanometer / unit.picosecond
 
 
 class FlowMove(MCMCMove):
@@ -96,7 +100,8 @@ class FlowMove(MCMCMove):
     Raises
     ------
     ValueError
-        If the file is not a flow of this molecule, or the molecule's energy depends on its pose.
+        If the file is not a flow of this molecule, the molecule's energy depends on its pose, or
+        constraints have another measure than ``"rigid"``, that of constrained dynamics.
     """
 
     def __init__(
@@ -117,6 +122,11 @@ class FlowMove(MCMCMove):
             got = type(molecule).__name__
             raise TypeError(f"molecule: expected an openmm_tsf.MolecularSystem, got {got}")
         molecule.check_pose_independent()
+        if molecule.measure != MEASURES[0]:
+            raise ValueError(
+                f"molecule: expected the measure {MEASURES[0]!r}, which openmmtools' dynamics with "
+                f"constraints samples, got {molecule.measure!r}"
+            )
         drawn = int(np.random.SeedSequence().generate_state(1)[0])
         self.seed = drawn if seed is None else check_seed(seed)
         self._stream = 0
@@ -131,6 +141,7 @@ class FlowMove(MCMCMove):
         """Set what is not stored, but made when the move is first applied."""
         self._n_copies = 0
         self._flow = flow
+        self._constraints = None if flow is None else constraints_of(flow)
         self._kernel: FlowProposalKernel | None = None
         self._torch_potential: TorchPotential | None = None
         self._checked: ThermodynamicState | None = None  # a state known to have the flow's energy
@@ -166,7 +177,7 @@ class FlowMove(MCMCMove):
         thermodynamic_state : openmmtools.states.ThermodynamicState
             Its temperature is that of the move.
         sampler_state : openmmtools.states.SamplerState
-            The conformation; velocities and box vectors stay as they are.
+            The conformation; box vectors stay as they are, and velocities but for constraints.
         context_cache : openmmtools.cache.ContextCache
             Where the Context comes from that computes energies; openmmtools' global one by default.
 
@@ -174,10 +185,14 @@ class FlowMove(MCMCMove):
         ------
         ValueError
             If the state has a pressure, a periodic box or another energy than the flow's System; if
-            the positions have a non-finite energy, or are a mirror image of the flow's molecule.
+            the positions have a non-finite energy, other distances than the constraints, or are a
+            mirror image of the flow's molecule.
         """
         self._check_state(thermodynamic_state)
-        flow = self._flow = self._flow or self._load()
+        if self._flow is None:
+            self._flow = self._load()
+            self._constraints = constraints_of(self._flow)
+        flow = self._flow
         positions = as_positions(sampler_state.positions, flow.event_shape[0])
         kelvin = as_temperature(thermodynamic_state.temperature)
         potential = self._energies(thermodynamic_state, positions, context_cache)
@@ -186,6 +201,8 @@ class FlowMove(MCMCMove):
         self._kernel.potential = potential
 
         x = torch.tensor(positions, dtype=torch.float64, device="cpu")[None]
+        if (constraints := self._constraints) is not None:
+            x = project_positions(constraints, x)
         energy = potential.energy(x)
         if not bool(energy.isfinite().all()):
             raise ValueError("sampler_state: expected positions of finite energy, got infinity")
@@ -197,11 +214,18 @@ class FlowMove(MCMCMove):
         replica = torch.zeros(1, 1, dtype=torch.int64, device="cpu")
         count = self.n_proposed // self.n_steps
         start = WalkerState(x[None], None, energy[None], replica, iteration=count)
-        end, info = self._kernel(start, self._generator(kelvin, positions))
+        generator = self._generator(kelvin, positions)
+        end, info = self._kernel(start, generator)
         accepted = int(info.accepted.sum())
         if accepted:
             x_new = end.x[0, 0].numpy().copy()
             sampler_state.positions = unit.Quantity(x_new, unit.nanometer)
+            velocities = sampler_state.velocities
+            if constraints is not None and velocities is not None:
+                v = torch.tensor(velocities.value_in_unit(_VELOCITY), dtype=x.dtype, device="cpu")
+                parts = constraints, v[None], x, end.x[0], kelvin, generator
+                v_new = carry_velocities(*parts)[0].numpy()
+                sampler_state.velocities = unit.Quantity(v_new, _VELOCITY)
         self.n_accepted += accepted
         self.n_proposed += self.n_steps
         self.rejected_non_finite += int(info.rejected_non_finite)
