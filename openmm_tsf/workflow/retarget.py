@@ -197,12 +197,10 @@ def _check_same_topology(original: MolecularSystem, molecule: MolecularSystem) -
     if original.measure != molecule.measure and pairs:
         raise ValueError(f"molecule: expected the run's measure, {original.measure!r}, got another")
     atoms = sorted({atom for pair in pairs for atom in pair})
-    if original.measure == MEASURES[0] and not np.allclose(
-        original.masses[atoms], molecule.masses[atoms], rtol=1e-9
-    ):
+    same_masses = np.allclose(original.masses[atoms], molecule.masses[atoms], rtol=1e-9)
+    if original.measure == MEASURES[0] and not same_masses:
         raise ValueError(
-            "molecule: expected the run's masses of constrained atoms, which enter the density, got "
-            "others"
+            "molecule: expected the run's masses of constrained atoms, which the density depends on"
         )
     centres = centres_of(original.topology)
     first, other = (handedness_signs(m.positions, centres) for m in (original, molecule))
