@@ -381,13 +381,13 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
         return np.random.SeedSequence(self.seed, spawn_key=(self.currentIteration, purpose, number))
 
     def _check_resumed(self) -> None:
-        """Warn of checkpoints of different iterations: the writer was killed between them."""
+        """Warn of checkpoints of other iterations than the log: the writer was killed before."""
         steps = [state.getStepCount() for state in self.replicaConformation]
-        if len(set(steps)) > 1:
+        if len(set(steps)) > 1 or steps[0] < self.currentIteration * self.stepsPerIteration:
             logger.warning(
-                "the replicas' checkpoints are of different steps %s: if the run was killed while "
-                "they were written, replicas may have the conformation of another temperature, and "
-                "need equilibration",
+                "the replicas' checkpoints are of steps %s: if the run was killed before they were "
+                "written, replicas may have the conformation of another temperature, and need "
+                "equilibration",
                 steps,
             )
 
