@@ -15,13 +15,15 @@ from openmm_tsf.analysis.uncertainty import estimate_mean
 from openmm_tsf.cli.main import main
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.units import KB
-from openmm_tsf.utils.random import seeded_generator
+from openmm_tsf.utils.random import make_generator, seeded_generator
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.retarget import RETARGET, retarget
 from openmm_tsf.workflow.settings import SamplingSettings
+from openmm_tsf.workflow.start import choose_by_weight
 from tests.support.constrained_cases import LIGHT, constrained_flow, constrained_tree
 from tests.support.exact_cases import the_tree, tree_flow
 from tests.support.exact_tree import POSITIONS
+from tests.support.simulated_cuda import simulated_cuda
 
 LADDER = (300.0, 420.0, 600.0)
 QUIET = RunOptions(platform="Reference", progress=False)
@@ -136,6 +138,15 @@ def test_it_is_reproducible_and_resumed(retargeted, path, tmp_path):
     assert main([*command, "--quiet", "--platform", "Reference"]) in (0, 3)
     assert np.array_equal(tsf.load_run(whole, 0).energy, tsf.load_run(output, 0).energy)
     assert (output / RETARGET).is_file()
+
+
+def test_frames_are_chosen_also_with_the_flow_on_a_gpu():
+    """Random numbers are of the flow's device, the weights of frames are not; simulated."""
+    log_weight = torch.linspace(-2.0, 0.0, 50, dtype=torch.float64)
+    expected = choose_by_weight(log_weight, 8, seeded_generator(1))
+    with simulated_cuda():
+        chosen = choose_by_weight(log_weight, 8, make_generator(1, torch.device("cuda")))
+    assert chosen.tolist() == expected.tolist()
 
 
 def test_from_the_shell_with_a_file_of_the_system(path, tmp_path, capsys):
