@@ -218,6 +218,20 @@ class Constraints(nn.Module):
             lengths[row_of[frozenset(pair)]] = length
         return lengths
 
+    def is_same_as(self, other: "Constraints | None") -> bool:
+        """Whether both are of the same atoms, lengths and masses to 1e-9, in any order."""
+        if other is None or other.n_atoms != self.n_atoms:
+            return False
+        (pairs, numbers), (others, other_numbers) = self._by_pair(), other._by_pair()
+        return np.array_equal(pairs, others) and np.allclose(numbers, other_numbers, 1e-9, 0.0)
+
+    def _by_pair(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return sorted pairs [K, 2], and the length and both masses of each [K, 3]."""
+        pairs = np.sort(np.array(self._config["pairs"], dtype=np.int64).reshape(-1, 2), axis=1)
+        order, masses = np.lexsort(pairs.T), np.array(self._config["masses"])
+        numbers = np.column_stack([self._config["lengths"], masses[pairs]])
+        return pairs[order], numbers[order]
+
     def to_config(self) -> dict[str, Any]:
         """Return lists from which :meth:`from_config` rebuilds the constraints."""
         return dict(self._config)

@@ -127,13 +127,13 @@ def check_all_forces_integrated(integrator: openmm.Integrator, system: openmm.Sy
             )
 
 
-def check_checkpoints(states: list[openmm.State]) -> None:
-    """Warn of checkpoints of different iterations: the writer was killed between them."""
+def check_checkpoints(states: list[openmm.State], n_steps: int) -> None:
+    """Warn of checkpoints of other steps than the log's: the writer was killed before them."""
     steps = [state.getStepCount() for state in states]
-    if len(set(steps)) > 1:
+    if len(set(steps)) > 1 or steps[0] < n_steps:
         logger.warning(
-            "the replicas' checkpoints are of different steps %s: if the run was killed while they "
-            "were written, replicas may have the conformation of another temperature, and need "
+            "the replicas' checkpoints are of steps %s: if the run was killed before they were "
+            "written, replicas may have the conformation of another temperature, and need "
             "equilibration",
             steps,
         )

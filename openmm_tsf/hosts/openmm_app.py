@@ -196,7 +196,9 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
     def simulate(self, iterations: int) -> None:
         """Run iterations of dynamics, flow moves, reporters and exchanges."""
         if self.currentIteration != self._exchanged:  # resumed: what follows the last report
-            check_checkpoints(self.replicaConformation)
+            check_checkpoints(
+                self.replicaConformation, self.currentIteration * self.stepsPerIteration
+            )
             self._compute_energies()
             self.exchangeReplicas()
         if self._flow is None:

@@ -74,24 +74,26 @@ def check_domains(kernels: Iterable[Kernel]) -> None:
 
 
 def check_constraints(kernels: Iterable[Kernel], molecule: MolecularSystem | None) -> None:
-    """Refuse dynamics with other constraints, or another measure, than those of the molecule."""
+    """Refuse dynamics, and flows, of other constraints or another measure than the molecule's."""
     if molecule is None:
         return
-    expected = None if molecule.constraints is None else molecule.constraints.to_config()
+    expected = molecule.constraints
     for name, kernel in with_members(kernels):
-        if not isinstance(kernel, DynamicsKernel):
+        layer = getattr(getattr(kernel, "flow", None), "coordinates", None)
+        of = kernel if isinstance(kernel, DynamicsKernel) else layer
+        if of is None:
             continue
-        given = None if kernel.constraints is None else kernel.constraints.to_config()
-        if given != expected:
-            n, got = (0 if c is None else len(c["pairs"]) for c in (expected, given))
+        given = getattr(of, "constraints", None)
+        if not (given is None if expected is None else expected.is_same_as(given)):
+            n, got = (0 if c is None else c.n_constraints for c in (expected, given))
             raise ValueError(
                 f"kernels: expected {name} with the {n} constraints of the molecule, got {got} "
                 "others; make it with flow=flow or constraints=molecule.constraints"
             )
-        if expected is not None and kernel.measure != molecule.measure:
+        if expected is not None and of.measure != molecule.measure:
             raise ValueError(
                 f"kernels: expected {name} with the molecule's measure, {molecule.measure!r}, got "
-                f"{kernel.measure!r}"
+                f"{of.measure!r}"
             )
 
 

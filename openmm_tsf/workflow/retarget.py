@@ -23,7 +23,7 @@ from openmm_tsf.analysis.statistics import Array
 from openmm_tsf.analysis.summary import json_ready
 from openmm_tsf.coordinates.bond_graph import centres_of
 from openmm_tsf.coordinates.chirality import handedness_signs
-from openmm_tsf.coordinates.constraints import Constraints
+from openmm_tsf.coordinates.constraints import MEASURES, Constraints
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.load import load_flow, place_for_sampling
 from openmm_tsf.io.directory import open_output_directory
@@ -121,9 +121,10 @@ def retarget(
     FileExistsError, DirectoryInUse
         If `output` is not empty and not to be resumed, or another process writes to it.
     ValueError
-        If the molecule has other atoms, bonds or handedness, distinguishes hydrogens that the flow
-        does not, or its energy depends on position or orientation; if the run has no samples, or
-        was sampled with an energy that its directory does not hold.
+        If the molecule has other atoms, bonds, constraints (or constrained atoms of other masses)
+        or handedness, distinguishes hydrogens that the flow does not, or its energy depends on
+        position or orientation; if the run has no samples, or was sampled with an energy that its
+        directory does not hold.
     KeyboardInterrupt
         After Ctrl-C, with everything written and analysed.
     """
@@ -195,6 +196,12 @@ def _check_same_topology(original: MolecularSystem, molecule: MolecularSystem) -
         )
     if original.measure != molecule.measure and pairs:
         raise ValueError(f"molecule: expected the run's measure, {original.measure!r}, got another")
+    atoms = sorted({atom for pair in pairs for atom in pair})
+    same_masses = np.allclose(original.masses[atoms], molecule.masses[atoms], rtol=1e-9)
+    if original.measure == MEASURES[0] and not same_masses:
+        raise ValueError(
+            "molecule: expected the run's masses of constrained atoms, which the density depends on"
+        )
     centres = centres_of(original.topology)
     first, other = (handedness_signs(m.positions, centres) for m in (original, molecule))
     if not np.array_equal(first, other):

@@ -118,10 +118,9 @@ def choose_by_weight(log_weight: Tensor, n: int, generator: Generator) -> Tensor
 
     Samples of weight zero are not chosen. Without replacement (Efraimidis and Spirakis 2006).
     """
-    noise = torch.rand(
-        len(log_weight), generator=generator, dtype=torch.float64, device=log_weight.device
-    )
-    key = log_weight - (-noise.log()).log()
+    device = generator.device
+    noise = torch.rand(len(log_weight), generator=generator, dtype=torch.float64, device=device)
+    key = log_weight - (-noise.log()).log().to(log_weight.device)
     return key.topk(min(n, int((log_weight > -torch.inf).sum()))).indices
 
 

@@ -271,7 +271,21 @@ def test_checkpoints_of_different_iterations_are_warned_of(tmp_path, caplog):
     sampler.simulate(3)
     (tmp_path / "run" / "checkpoint_2.xml").write_text(old)
     reported_sampler(tmp_path / "run", resume=True).simulate(1)
-    assert "different steps [30, 30, 15]" in caplog.text
+    assert "checkpoints are of steps [30, 30, 15]" in caplog.text
+
+
+def test_checkpoints_older_than_the_log_are_warned_of(tmp_path, caplog):
+    """All of one iteration: killed after the line of the log, and before the first of them."""
+    sampler, folder = reported_sampler(tmp_path / "run"), tmp_path / "run"
+    sampler.simulate(3)
+    old = {path: path.read_text() for path in folder.glob("checkpoint_*.xml")}
+    sampler.simulate(3)
+    reported_sampler(folder, resume=True).simulate(1)
+    assert not caplog.text
+    for path, text in old.items():
+        path.write_text(text)
+    reported_sampler(folder, resume=True).simulate(1)
+    assert "checkpoints are of steps [15, 15, 15]" in caplog.text
 
 
 def changed(change):

@@ -139,6 +139,32 @@ def test_constraints_are_those_of_the_flow():
         TorchLangevin(*parts, constraints=other)
 
 
+def test_flows_and_dynamics_are_of_the_molecules_constraints():
+    """In any order; the measure and the masses of constrained atoms are the molecule's, too."""
+    case = ConstrainedCase()
+
+    def sampler(pairs=None, measure="rigid", masses=LIGHT):
+        system = case.tree.system()
+        lengths = {frozenset(c[:2]): c[2] for c in map(system.getConstraintParameters, range(5))}
+        for index in reversed(range(5)):
+            system.removeConstraint(index)
+        for pair in pairs or case.tree.constraints.pairs.tolist():
+            system.addConstraint(*pair, lengths[frozenset(pair)])
+        for atom, mass in enumerate(masses):
+            system.setParticleMass(atom, mass)
+        parts = case.tree.topology, exact.exact_tree.POSITIONS, measure
+        kernel = tsf.kernels.FlowIndependence(case.flow, case.potential, case.ladder)
+        molecule = tsf.MolecularSystem(system, *parts)
+        return tsf.ParallelTempering(molecule, case.flow, case.ladder, 2, [kernel], case.potential)
+
+    sampler()
+    sampler([pair[::-1] for pair in case.tree.constraints.pairs.tolist()[::-1]])
+    with pytest.raises(ValueError, match="expected flow_independent with the molecule's measure"):
+        sampler(measure="stiff")
+    with pytest.raises(ValueError, match="expected flow_independent with the 5 constraints"):
+        sampler(masses=(*LIGHT[:4], 4.0, *LIGHT[5:]))
+
+
 def test_walkers_off_their_constraints_are_refused():
     star = Star((12.0, 1.0, 1.0))
     state = star.start(3, seeded_generator(4))

@@ -15,12 +15,15 @@ from openmm_tsf.analysis.uncertainty import estimate_mean
 from openmm_tsf.cli.main import main
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.units import KB
-from openmm_tsf.utils.random import seeded_generator
+from openmm_tsf.utils.random import make_generator, seeded_generator
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.retarget import RETARGET, retarget
 from openmm_tsf.workflow.settings import SamplingSettings
+from openmm_tsf.workflow.start import choose_by_weight
+from tests.support.constrained_cases import LIGHT, constrained_flow, constrained_tree
 from tests.support.exact_cases import the_tree, tree_flow
 from tests.support.exact_tree import POSITIONS
+from tests.support.simulated_cuda import simulated_cuda
 
 LADDER = (300.0, 420.0, 600.0)
 QUIET = RunOptions(platform="Reference", progress=False)
@@ -137,6 +140,15 @@ def test_it_is_reproducible_and_resumed(retargeted, path, tmp_path):
     assert (output / RETARGET).is_file()
 
 
+def test_frames_are_chosen_also_with_the_flow_on_a_gpu():
+    """Random numbers are of the flow's device, the weights of frames are not; simulated."""
+    log_weight = torch.linspace(-2.0, 0.0, 50, dtype=torch.float64)
+    expected = choose_by_weight(log_weight, 8, seeded_generator(1))
+    with simulated_cuda():
+        chosen = choose_by_weight(log_weight, 8, make_generator(1, torch.device("cuda")))
+    assert chosen.tolist() == expected.tolist()
+
+
 def test_from_the_shell_with_a_file_of_the_system(path, tmp_path, capsys):
     file = tmp_path / "other.xml"
     file.write_text(openmm.XmlSerializer.serialize(other_tree().system()))
@@ -208,6 +220,36 @@ def test_a_system_that_tells_hydrogens_of_a_methyl_apart_is_refused(tmp_path):
     other = tsf.MolecularSystem(system, molecule.topology, molecule.positions)
     with pytest.raises(ValueError, match=r"molecule: expected hydrogens \(0, 2, 3\)"):
         retarget(tmp_path / "run", other, tmp_path / "out", options=QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+def test_masses_and_measure_of_constrained_bonds_are_those_of_the_run(tmp_path):
+    """The flow has the metric of the run's constraints: samples would have another density."""
+    tree, kelvin = constrained_tree("star", "rigid"), LADDER[0]
+
+    def molecule_of_masses(masses, measure="rigid"):
+        system = tree.system()
+        for atom, mass in enumerate(masses):
+            system.setParticleMass(atom, mass)
+        return tsf.MolecularSystem(system, tree.topology, x[0].numpy(), measure)
+
+    x = tree.sample_stiff(4, kelvin, seeded_generator(1))
+    molecule = molecule_of_masses(LIGHT)
+    flow = copy.deepcopy(constrained_flow("tsf-volume", "star", "rigid"))
+    flow.fingerprint = molecule.fingerprint
+    with tsf.OpenMMPotential(molecule.system, platform="Reference", n_contexts=1) as potential:
+        kernels = [tsf.kernels.FlowIndependence(flow, potential, (kelvin,))]
+        sampler = tsf.ParallelTempering(molecule, flow, (kelvin,), 4, kernels, potential, seed=1)
+        sampler.set_positions(x[:, None])
+        sampler.run(2, tmp_path / "run", progress=False)
+    settings = replace(SETTINGS, temperatures=(kelvin,), n_iterations=2, local_interval=0)
+    cases = {
+        "masses of constrained atoms": molecule_of_masses([*LIGHT[:4], 4.0, *LIGHT[5:]]),
+        "the run's measure, 'rigid'": molecule_of_masses(LIGHT, "stiff"),
+    }
+    for message, other in cases.items():
+        with pytest.raises(ValueError, match=f"molecule: expected .*{message}"):
+            retarget(tmp_path / "run", other, tmp_path / "out", settings, options=QUIET)
     assert not (tmp_path / "out").exists()
 
 

@@ -54,7 +54,7 @@ def _same_constraints(
     of_flow: Constraints | None = getattr(layer, "constraints", None)
     if constraints is None:
         constraints = of_flow
-    elif layer is not None and (of_flow is None or of_flow.to_config() != constraints.to_config()):
+    elif layer is not None and not constraints.is_same_as(of_flow):
         n = 0 if of_flow is None else of_flow.n_constraints
         raise ValueError(f"constraints: expected the {n} of the flow's coordinates, got others")
     if measure is not None:
