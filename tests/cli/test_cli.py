@@ -88,6 +88,8 @@ def test_run_passes_what_it_was_given(called, capsys):
     assert (lines[0], lines[-1]) == (sentence, sentence)
     assert "at least 2,000 iterations of production in all would be enough" in printed
     assert "sample --output out --iterations 2000 --resume lengthens this run" in printed
+    assert main(["run", "--output", "my run"]) == 0  # the command can be copied
+    assert "openmm-tsf sample --output 'my run' --iterations 2000" in capsys.readouterr().out
 
 
 def test_run_without_options_is_the_default_and_with_md(called):
