@@ -64,6 +64,16 @@ def test_module_is_the_same_program(tmp_path):
     assert python("-c", code + "print('torch' in sys.modules)") == "False"
 
 
+@pytest.mark.parametrize(("command", "default"), [("run", True), ("retarget", False)])
+def test_help_says_which_molecule_is_the_default(capsys, command, default):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert ("default: alanine dipeptide" in text) == default
+    long = [line for line in text.splitlines() if len(line) > 80]
+    assert all(line.startswith("  openmm-tsf") for line in long)  # examples, to be copied
+
+
 def test_run_passes_what_it_was_given(called, capsys):
     given = (
         "run --output out --preset quick --seed 7 --temperatures 300 424 600 --walkers 8 "
