@@ -8,8 +8,8 @@
 #     openmm-tsf run --prmtop my.prmtop --inpcrd my.inpcrd --implicit-solvent OBC2 \
 #         --preset quick --output run/
 #
-# The files are those of one molecule without water; a box of periodic cells is left out. Here they
-# are openmmtools' alanine dipeptide, in place of yours.
+# The files are those of one molecule without water. Here openmmtools' alanine dipeptide stands for
+# yours.
 
 # %%
 from dataclasses import replace

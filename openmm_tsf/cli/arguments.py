@@ -10,7 +10,8 @@ _STATUS = (
     "Ctrl-C."
 )
 
-
+_MOLECULE = "molecule (default: alanine dipeptide)"
+_OTHER_SYSTEM = "the other System (default with --resume: that in --output)"
 _LADDER = (
     "ladder in K, ascending; or 'auto' and its two ends, for as few as exchange well in a pilot "
     "of some ten seconds"
@@ -26,7 +27,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('openmm-tsf')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    everything = _command(commands, "run", "MD or given frames, training, sampling, analysis")
+    everything = _command(
+        commands,
+        "run",
+        "MD or given frames, training, sampling, analysis",
+        "For example\n\n  openmm-tsf run --output run/ --pdb my.pdb --forcefield amber14-all.xml "
+        "implicit/obc2.xml\n\n"
+        "The exit status is 0 once the run is complete, whatever its verdict (analyze returns "
+        "that); 2 after an error, 130 after Ctrl-C.",
+    )
     md = _command(commands, "md", "molecular dynamics with OpenMM, to make training frames")
     train = _command(commands, "train", "train a flow on frames of one temperature")
     sample = _command(commands, "sample", "replica exchange with a trained flow")
@@ -82,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     retarget.add_argument("run", metavar="RUN", help="run directory with its flow; it is only read")
     for command in (everything, md, train, sample, retarget):
         command.add_argument("--output", required=True, metavar="DIR", help="new or empty folder")
-        _molecule_arguments(command)
+        _molecule_arguments(command, _OTHER_SYSTEM if command is retarget else _MOLECULE)
         command.add_argument("--seed", type=int, help="seed of everything (default: 1)")
         command.add_argument(
             "--platform",
@@ -204,11 +213,11 @@ def _command(
     return command
 
 
-def _molecule_arguments(command: argparse.ArgumentParser) -> None:
+def _molecule_arguments(command: argparse.ArgumentParser, title: str = _MOLECULE) -> None:
     group = command.add_argument_group(
-        "molecule (default: alanine dipeptide)",
-        "All atoms, without explicit solvent. One of --forcefield, --system, --prmtop, --top and "
-        "--psf, with coordinates.",
+        title,
+        "All atoms, without explicit solvent. One of --forcefield, --system, --prmtop,\n"
+        "--top and --psf, with coordinates.",
     )
 
     def file(flag: str, text: str, **options: Any) -> None:
@@ -350,7 +359,9 @@ def _training_arguments(command: argparse.ArgumentParser) -> None:
         help="frames: files that mdtraj can read, in order, or a folder of md",
     )
     command.add_argument("--temperature", type=float, help="temperature of --trajectory in K")
-    command.add_argument("--stride", type=int, help="distance of the frames that are used")
+    command.add_argument(
+        "--stride", type=int, help="use every STRIDE-th frame (default: 1; quick: 4)"
+    )
     command.add_argument("--steps", type=int, help="steps of the first training")
     if command.prog.endswith("train"):
         command.add_argument(

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from shlex import quote
 from typing import Any
 
 from openmm_tsf.cli.molecules import molecule_files, molecule_of, read_other_system, with_measure
@@ -339,7 +340,8 @@ def _show(summary: dict[str, Any], run: str, output: str | None = None) -> None:
     if more is not None and summary["verdict"]["status"] == "not yet":
         settings = recorded_settings(run, "sample", SamplingSettings)
         until = " --until" if settings is not None and settings.until else ""  # met already
-        say(f"sample --output {run} --iterations {more}{until} --resume lengthens this run")
+        command = f"openmm-tsf sample --output {quote(run)} --iterations {more}{until} --resume"
+        say(f"{command} lengthens this run")
     say(f"\nreport.html, summary.json and the plots are in {output or run}")
     say(sentence)
 

@@ -36,7 +36,9 @@ class TSFDatasetReporter:
     Add it to ``simulation.reporters`` after equilibration. With a file the frames survive the end
     of the process: they are written every `saveSeconds` (more rarely where that takes more than 2
     percent of the time), by :meth:`save`, and when Python exits; a killed process keeps what was
-    written last. Bonds may be constrained: the dataset has their distances to rounding.
+    written last. Another process reads them by ``TSFDatasetReporter(reportInterval, file,
+    append=True).dataset(molecule)``. Bonds may be constrained: the dataset has their distances to
+    rounding.
 
     Parameters
     ----------

@@ -19,9 +19,10 @@ PRMTOP, INPCRD, TOP, GRO, PSF, CRD, CHARMM_PARAMETERS = (
     "GROMACS coordinates (gro)", "a CHARMM PSF", "CHARMM coordinates (crd)",
     "CHARMM parameters or residues (prm, rtf, str)",
 )  # fmt: skip
-GZIP, HDF5, NETCDF, DCD, XTC, TRR, TORCH = (
+GZIP, HDF5, NETCDF, DCD, XTC, TRR, TORCH, NPZ = (
     "a file compressed by gzip", "an HDF5 file", "a NetCDF file", "a DCD trajectory",
     "an XTC trajectory", "a TRR trajectory", "a file of torch (a flow or checkpoint)",
+    "arrays of NumPy (npz)",
 )  # fmt: skip
 
 #: Beginnings of binary files. Those of DCD, GROMACS and archives are distinguished below.
@@ -108,7 +109,7 @@ def _describe_binary(start: bytes) -> str | None:
         names = start[:4096]
         if b".pkl" in names or b"/data/" in names:
             return TORCH
-        return "arrays of NumPy (npz)" if b".npy" in names else "a zip archive"
+        return NPZ if b".npy" in names else "a zip archive"
     if b"VERSION" in start[:32] and b"\0" in start[:32]:
         return "a GROMACS run input (tpr)"
     is_utf16 = start.startswith((b"\xff\xfe", b"\xfe\xff"))

@@ -1,6 +1,7 @@
 """Molecules from a user's files, and in the directories of runs."""
 
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,8 @@ def _with_system(structure: Structure, system: Any) -> MolecularSystem:
     topology, positions = structure.topology, structure.positions
     assert topology is not None
     if not isinstance(system, openmm.System):
+        if not isinstance(system, (str, os.PathLike)):
+            raise TypeError(f"system: expected a path or an openmm.System, got {system!r}")
         system = read_openmm_xml(system, openmm.System, "system")
     if system.getNumParticles() == topology.getNumAtoms() == len(positions):
         add_bonds_of_system(topology, system, positions)

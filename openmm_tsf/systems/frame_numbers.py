@@ -64,8 +64,8 @@ def _warn_of_few(n_train: int, molecule: MolecularSystem, stride: int) -> None:
         message = (
             f"{n_train:,} frames to train on are few for {n_coordinates} coordinates: the widest "
             f"and narrowest of their fluctuations are wrong by some {wrong:.0%}; "
-            f"{stride * int(good / _TRAINED_ON):,} frames or more (--frames, a smaller --stride) "
-            "are ten for each"
+            f"{GOOD_RATIO} for each need {stride * int(good / _TRAINED_ON):,} frames or more "
+            "(--frames, or a smaller --stride)"
         )
         logger.warning("%s", message)
 

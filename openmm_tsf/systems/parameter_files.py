@@ -72,12 +72,11 @@ def read_psf(value: Any, parameters: Any) -> Parameters:
     """Read a CHARMM PSF with its parameters: files or ``openmm.app``'s objects."""
     file, name = _loaded("psf", value, "a CHARMM PSF", PSF, app.CharmmPsfFile)
     if not isinstance(parameters, app.CharmmParameterSet):
-        is_one = isinstance(parameters, (str, os.PathLike))
-        paths = [parameters] if is_one else list(parameters)
         expected = "CHARMM parameters (prm, rtf or str)"
+        paths = _paths(parameters, "parameters", f"{expected} or a CharmmParameterSet")
         for path in paths:
             check_kind(path, "parameters", expected, (CHARMM_PARAMETERS,))
-        parameters = _try("parameters", paths, app.CharmmParameterSet, *map(os.fspath, paths))
+        parameters = _try("parameters", paths, app.CharmmParameterSet, *paths)
     _try("parameters", f"the parameters of {name}", file.loadParameters, parameters)
 
     def create(solvent: str | None, constraints: Any) -> openmm.System:
@@ -116,8 +115,7 @@ def read_top(value: Any, include_dir: Any) -> Parameters:
 def read_force_field(value: Any, topology: app.Topology) -> Parameters:
     """Read files of OpenMM's force fields, or take a ``ForceField``, for a Topology."""
     is_loaded = isinstance(value, app.ForceField)
-    names = [value] if isinstance(value, (str, os.PathLike)) else value
-    files = [] if is_loaded else [os.fspath(name) for name in names]
+    files = [] if is_loaded else _paths(value, "force_field", "names of files or a ForceField")
     for file in files:
         if Path(file).exists():  # others are those of OpenMM and of packages
             check_kind(file, "force_field", "a force field of OpenMM (XML)", (FORCE_FIELD,))
@@ -165,9 +163,18 @@ def _loaded(
         return value, cls.__name__
     if not isinstance(value, (str, os.PathLike)):
         got = type(value).__name__
-        raise TypeError(f"{argument}: expected a path or a {cls.__name__}, got {got}")
+        raise TypeError(f"{argument}: expected a path or an object {cls.__name__}, got {got}")
     path = check_kind(value, argument, expected, (kind,))
     return _try(argument, path, read or cls, str(path)), str(value)
+
+
+def _paths(value: Any, argument: str, expected: str) -> list[str]:
+    """Return one or several paths as a list."""
+    is_one = isinstance(value, (str, os.PathLike))
+    try:
+        return [os.fspath(path) for path in ([value] if is_one else value)]
+    except TypeError:
+        raise TypeError(f"{argument}: expected {expected}, got {value!r}") from None
 
 
 def _try(argument: str, given: Any, call: Any, *arguments: Any) -> Any:

@@ -41,7 +41,8 @@ def count_torsion_visits(angles: Mapping[str, npt.ArrayLike]) -> list[Visits]:
     """Return the visits to all wells of torsions, from their angles [F] in rad in order of time.
 
     A visit begins in the core of a well (at least half of its highest density) once the torsion was
-    in the core of another one; that of the first frame counts, too.
+    in the core of another one; that of the first frame counts, too. ValueError without angles, and
+    for NaN and infinity.
 
     Examples
     --------
@@ -61,6 +62,8 @@ def count_torsion_visits(angles: Mapping[str, npt.ArrayLike]) -> list[Visits]:
     found = []
     for name, values in angles.items():
         radians = np.asarray(values, dtype=np.float64)
+        if radians.ndim != 1 or not len(radians) or not np.isfinite(radians).all():
+            raise ValueError(f"angles: expected finite angles [F] of {name}, got {radians}")
         wells = find_wells(name, count_angles(radians))
         labels, n_visits = wells.labels(radians), _count_visits(radians, wells)
         for index, well in enumerate(wells.names or (name,)):

@@ -10,7 +10,7 @@ import mdtraj
 import numpy as np
 
 from openmm_tsf.io.dcd import read_dcd_frames
-from openmm_tsf.io.file_kinds import DCD, GRO, HDF5, NETCDF, PDB, TRR, XTC, describe_file
+from openmm_tsf.io.file_kinds import DCD, GRO, HDF5, NETCDF, NPZ, PDB, TRR, XTC, describe_file
 from openmm_tsf.io.hdf5 import Label, read_hdf5_frames
 from openmm_tsf.systems.molecule import MolecularSystem
 
@@ -19,6 +19,10 @@ _KINDS = {
     ".dcd": DCD, ".nc": NETCDF, ".ncdf": NETCDF, ".netcdf": NETCDF, ".h5": HDF5, ".hdf5": HDF5,
     ".xtc": XTC, ".trr": TRR, ".pdb": PDB, ".gro": GRO,
 }  # fmt: skip
+_OF_REPORTER = (
+    "; frames of a TSFDatasetReporter are read in Python, by "
+    "TSFDatasetReporter(reportInterval, file, append=True).dataset(molecule)"
+)
 #: mdtraj's reader of HDF5 (PyTables) runs pickled code in a file.
 _HDF5 = (".h5", ".hdf5")
 _RUN_PICKLES = (".lh5",)
@@ -52,7 +56,8 @@ def check_trajectory_paths(path: Any) -> list[str]:
         got = name if kind is None else f"{kind}: {name}"
         if ending not in readable:
             formats = ", ".join(sorted(readable))
-            raise ValueError(f"path: expected a trajectory file ({formats}), got {got}")
+            hint = _OF_REPORTER if kind == NPZ else ""
+            raise ValueError(f"path: expected a trajectory file ({formats}), got {got}{hint}")
         if Path(name).stat().st_size == 0:
             raise ValueError(f"path: expected frames, got the empty file {name}")
         expected = _KINDS.get(ending, kind)

@@ -145,8 +145,9 @@ def check_same_request(
     `may_differ` names exceptions, as ``"sampling.n_iterations"``.
     """
     if "molecule" in request and recorded.get("molecule") != request["molecule"]:
-        same_measure = recorded.get("measure") == request.get("measure")
-        what = "molecule" if same_measure else f"measure, {recorded.get('measure')}"
+        before, now = recorded.get("measure"), request.get("measure")  # None without constraints
+        is_measure = None not in (before, now) and before != now
+        what = f"measure, {before}" if is_measure else "molecule"
         raise ValueError(f"output: what is in {directory} is of another {what}")
     for name in _ONLY_WARNED_OF:
         before = recorded.get(name, "cpu" if name == "device" else None)

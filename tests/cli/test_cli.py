@@ -64,6 +64,16 @@ def test_module_is_the_same_program(tmp_path):
     assert python("-c", code + "print('torch' in sys.modules)") == "False"
 
 
+@pytest.mark.parametrize(("command", "default"), [("run", True), ("retarget", False)])
+def test_help_says_which_molecule_is_the_default(capsys, command, default):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert ("default: alanine dipeptide" in text) == default
+    long = [line for line in text.splitlines() if len(line) > 80]
+    assert all(line.startswith("  openmm-tsf") for line in long)  # examples, to be copied
+
+
 def test_run_passes_what_it_was_given(called, capsys):
     given = (
         "run --output out --preset quick --seed 7 --temperatures 300 424 600 --walkers 8 "
@@ -88,6 +98,8 @@ def test_run_passes_what_it_was_given(called, capsys):
     assert (lines[0], lines[-1]) == (sentence, sentence)
     assert "at least 2,000 iterations of production in all would be enough" in printed
     assert "sample --output out --iterations 2000 --resume lengthens this run" in printed
+    assert main(["run", "--output", "my run"]) == 0  # the command can be copied
+    assert "openmm-tsf sample --output 'my run' --iterations 2000" in capsys.readouterr().out
 
 
 def test_run_without_options_is_the_default_and_with_md(called):

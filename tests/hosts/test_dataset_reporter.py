@@ -92,6 +92,8 @@ def test_a_file_continues_and_is_read_alone(chain, tmp_path):
     dataset = tsf.TSFDatasetReporter(50, path, append=True).dataset(chain)
     np.testing.assert_array_equal(dataset.positions.numpy(), np.concatenate(parts))
     assert dataset.n_evaluations == 4000
+    with pytest.raises(ValueError, match=r"got arrays of NumPy .*append=True\)\.dataset\(molecule"):
+        tsf.MDDataset.load(path, chain, 300.0)  # the way to read it is named
     with pytest.raises(FileExistsError, match=r"md.npz exists; append=True continues it"):
         tsf.TSFDatasetReporter(50, path)
 

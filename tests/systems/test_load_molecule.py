@@ -229,6 +229,14 @@ def test_arguments_that_do_not_go_together(given, message):
         load_molecule(**given)
 
 
+@pytest.mark.parametrize("name", ["system", "force_field", "parameters"])
+@pytest.mark.parametrize("value", [3, [3]])
+def test_objects_that_are_no_files(folder, name, value):
+    source = "psf" if name == "parameters" else name
+    with refused(TypeError, rf"^{name}: expected .*, got \[?3"):
+        load_molecule(**(complete(folder)[source] | {name: value}))
+
+
 @pytest.mark.parametrize("name", ["prmtop", "top", "psf", "inpcrd", "gro", "crd", "pdb"])
 def test_other_objects_and_absent_files(folder, name):
     with refused(TypeError, f"{name}: expected .*, got"):

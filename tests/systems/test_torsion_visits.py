@@ -69,6 +69,12 @@ def test_recrossings_of_a_barrier_are_no_visits():
     assert found == {"phi < 0": 2, "phi > 0": 1}
 
 
+@pytest.mark.parametrize("angles", [[], [0.1, float("nan")], [[0.1, 0.2]], 0.1])
+def test_visits_need_angles(angles):
+    with refused(ValueError, r"angles: expected finite angles \[F\] of phi, got"):
+        count_torsion_visits({"phi": angles})
+
+
 def test_shipped_frames_are_not_warned_of(shipped):
     """Ten nanoseconds came 19 times to phi > 0."""
     for frames in (shipped, shipped[::4], shipped[::40]):

@@ -48,6 +48,8 @@ def test_md_holds_the_constraints(tmp_path):
     other = constrained_alanine("stiff")
     with pytest.raises(ValueError, match="is of another measure, rigid"):
         run_md(other, tmp_path / "md", settings, options=RESUME)
+    with pytest.raises(ValueError, match="is of another molecule"):
+        run_md(tsf.systems.alanine_dipeptide(), tmp_path / "md", settings, options=RESUME)
 
 
 @pytest.mark.slow
