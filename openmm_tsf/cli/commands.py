@@ -165,7 +165,11 @@ def _retarget(args: argparse.Namespace) -> int:
     molecule = read_other_system(args)
     settings = _settings(args, SamplingSettings, lambda: retarget_settings(args.run))
     summary = retarget(
-        args.run, molecule, args.output, _sampling_settings(args, settings), options=_options(args)
+        args.run,
+        molecule,
+        args.output,
+        _sampling_settings(args, settings, molecule),
+        options=_options(args),
     )
     _show(summary, args.output)
     say(f"\n{describe_retarget(args.output)}")
@@ -264,7 +268,7 @@ def _check_run_options(args: argparse.Namespace, molecule: Any) -> None:
         raise ValueError("--frames: no MD is run where frames are shipped; add --md to run it")
 
 
-def _sampling_settings(args: argparse.Namespace, settings: Any) -> Any:
+def _sampling_settings(args: argparse.Namespace, settings: Any, molecule: Any = None) -> Any:
     from openmm_tsf.io.serialization import replace_given
 
     n_iterations = args.iterations
@@ -272,7 +276,7 @@ def _sampling_settings(args: argparse.Namespace, settings: Any) -> Any:
         n_iterations = _MOST_WITH_TARGET * settings.n_iterations
     return replace_given(
         settings,
-        temperatures=_ladder(args, settings.temperatures),
+        temperatures=_ladder(args, settings.temperatures, molecule),
         n_walkers=args.walkers,
         n_iterations=n_iterations,
         n_tuning=args.tuning,
@@ -280,7 +284,9 @@ def _sampling_settings(args: argparse.Namespace, settings: Any) -> Any:
     )
 
 
-def _ladder(args: argparse.Namespace, recorded: tuple[float, ...]) -> tuple[float, ...] | None:
+def _ladder(
+    args: argparse.Namespace, recorded: tuple[float, ...], molecule: Any = None
+) -> tuple[float, ...] | None:
     """The temperatures of the arguments; those that were chosen at the start of what is resumed."""
     from openmm_tsf.systems.library import alanine_dipeptide
     from openmm_tsf.workflow.record import recorded_choices
@@ -301,7 +307,8 @@ def _ladder(args: argparse.Namespace, recorded: tuple[float, ...]) -> tuple[floa
             )
         return None
     options = _options(args)
-    return choose_temperatures(molecule_of(args) or alanine_dipeptide(), ends, options=options)
+    molecule = molecule or molecule_of(args) or alanine_dipeptide()
+    return choose_temperatures(molecule, ends, options=options)
 
 
 def _plan(args: argparse.Namespace) -> None:

@@ -162,6 +162,25 @@ def test_from_the_shell_with_a_file_of_the_system(path, tmp_path, capsys):
     assert written["not_in_both_K"] == [350.0, 420.0, 600.0]
 
 
+def test_a_ladder_is_chosen_for_the_other_system(path, tmp_path, monkeypatch):
+    """--temperatures auto measures the System that is sampled."""
+    file, measured = tmp_path / "other.xml", []
+    file.write_text(openmm.XmlSerializer.serialize(other_tree().system()))
+
+    def choose(molecule, ends, options):
+        measured.append(molecule.fingerprint)
+        return (ends[0], 380.0, ends[1])
+
+    monkeypatch.setattr("openmm_tsf.workflow.temperatures.choose_temperatures", choose)
+    command = ["retarget", str(path), "--system", str(file), "--output", str(tmp_path / "out")]
+    lengths = ["--iterations", "4", "--walkers", "4", "--tuning", "2"]
+    ladder = ["--temperatures", "auto", "300", "500"]
+    status = main([*command, *lengths, *ladder, "--quiet", "--platform", "Reference"])
+    assert status in (0, 3)
+    assert measured == [molecule_of(other_tree()).fingerprint]
+    assert tsf.load_run(tmp_path / "out").temperatures.tolist() == [300.0, 380.0, 500.0]
+
+
 def changed(change):
     """The molecule after a change of a copy of its Topology and positions."""
     topology, positions = copy.deepcopy(the_tree().topology), POSITIONS.copy()
