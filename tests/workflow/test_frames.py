@@ -125,7 +125,7 @@ def test_barely_enough_frames_are_a_warning(molecule, caplog):
     warn_of_few_frames(MDDataset.shipped(molecule, stride=400), molecule)
     few, fewer = (record.getMessage() for record in caplog.records)
     assert few.startswith("400 frames to train on are few for 60 coordinates")
-    assert "wrong by some 39%; 3,000 frames or more (--frames" in few
+    assert "wrong by some 39%; 10 for each need 3,000 frames or more" in few
     assert fewer.startswith("80 frames to train on")
 
 
