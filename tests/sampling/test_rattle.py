@@ -60,7 +60,7 @@ def stars():
         "light centre": (LIGHT_CENTRE, {}, "rigid", 2000, 12, 0.03, True),
         "light and bent": (LIGHT_CENTRE, SOFT, "stiff", 3000, 24, 0.02, True),
         "light CH3": (LIGHT_CH3, {}, "rigid", 4000, 20, 0.03, True),
-        "light CH3, bent": (LIGHT_CH3, SOFT, "stiff", 6000, 24, 0.03, False),
+        "light CH3, bent": (LIGHT_CH3, SOFT, "stiff", 9000, 60, 0.015, True),
         "light CH2": (partner, PARTNER, "rigid", 5000, 24, 0.01, True),
         "light CH2, stiff": (partner, PARTNER, "stiff", 5000, 24, 0.01, True),
         "CH2": ((*CH2, 15.0), PARTNER, "rigid", 3000, 20, 0.01, False),
