@@ -1,5 +1,6 @@
 """The content of ``summary.json`` in words: the verdict and the tables."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -243,3 +244,21 @@ def _count(value: float | None) -> str:
 
 def _with_error(value: float | None, stderr: float | None, digits: int) -> str:
     return f"{_number(value, digits)} ± {_number(stderr, digits)}"
+
+
+def describe_retarget(content: Mapping[str, Any]) -> str:
+    """Return the table of ``retarget.json``: free-energy differences, and those of ⟨U⟩."""
+    rows = ["      T (K)   F - F(run) in kT    overlap   <U> - <U>(run) in kJ/mol"]
+    for kelvin, entry in content["by_temperature"].items():
+        difference, energy = entry["delta_F_kT"], entry["energy_kJ_mol"]
+        change = energy["here"]["value"] - energy["run"]["value"]
+        here, there = (energy[side]["stderr"] or math.nan for side in ("here", "run"))
+        value, stderr = (
+            math.nan if difference[name] is None else difference[name]
+            for name in ("value", "stderr")
+        )
+        rows.append(
+            f"{kelvin:>11}   {value:9.3f} +- {stderr:5.3f}   {difference['overlap']:8.3f}"
+            f"   {change:9.2f} +- {math.hypot(here, there):4.2f}"
+        )
+    return "\n".join(rows)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 from shlex import quote
 from typing import Any
 
@@ -158,8 +159,10 @@ def _at(args: argparse.Namespace) -> None:
 
 
 def _retarget(args: argparse.Namespace) -> int:
+    from openmm_tsf.analysis.report import describe_retarget
     from openmm_tsf.analysis.verdict import EXIT_STATUS
-    from openmm_tsf.workflow.retarget import describe_retarget, retarget, retarget_settings
+    from openmm_tsf.io.files import read_json
+    from openmm_tsf.workflow.retarget import RETARGET, retarget, retarget_settings
     from openmm_tsf.workflow.settings import SamplingSettings
 
     molecule = read_other_system(args)
@@ -172,7 +175,7 @@ def _retarget(args: argparse.Namespace) -> int:
         options=_options(args),
     )
     _show(summary, args.output)
-    say(f"\n{describe_retarget(args.output)}")
+    say(f"\n{describe_retarget(read_json(Path(args.output) / RETARGET))}")
     status: int = EXIT_STATUS[summary["verdict"]["status"]]
     return status
 

@@ -27,7 +27,7 @@ from openmm_tsf.coordinates.constraints import MEASURES, Constraints
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.load import load_flow, place_for_sampling
 from openmm_tsf.io.directory import open_output_directory
-from openmm_tsf.io.files import PathLike, read_json, write_json
+from openmm_tsf.io.files import PathLike, write_json
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
 from openmm_tsf.sampling.provenance import hash_of, read_sampler_config
@@ -328,6 +328,12 @@ def _compare(
         {float(t) for k, t in enumerate(first.temperatures) if k not in dict(common)}
         | {float(t) for k, t in enumerate(second.temperatures) if k not in dict(common).values()}
     )
+    if not common:
+        logger.warning(
+            "%s and %s have no temperature in common: no free-energy difference of the two Systems",
+            first.path,
+            second.path,
+        )
     entries: dict[str, Any] = {}
     n_evaluations = 0
     with (
@@ -366,24 +372,6 @@ def _compare(
         "versions": package_versions(),
     }
     write_json(second.path / RETARGET, json_ready(content))
-
-
-def describe_retarget(output: PathLike) -> str:
-    """Return the table of ``retarget.json`` in a directory."""
-    entries = read_json(Path(output) / RETARGET)["by_temperature"]
-    rows = ["      T (K)   F - F(run) in kT    overlap   <U> - <U>(run) in kJ/mol"]
-    for kelvin, entry in entries.items():
-        difference, energy = entry["delta_F_kT"], entry["energy_kJ_mol"]
-        change = energy["here"]["value"] - energy["run"]["value"]
-        here, there = (energy[side]["stderr"] or np.nan for side in ("here", "run"))
-        value, stderr = (
-            np.nan if difference[name] is None else difference[name] for name in ("value", "stderr")
-        )
-        rows.append(
-            f"{kelvin:>11}   {value:9.3f} +- {stderr:5.3f}   {difference['overlap']:8.3f}"
-            f"   {change:9.2f} +- {np.hypot(here, there):4.2f}"
-        )
-    return "\n".join(rows)
 
 
 def _energies(potential: Potential, frames: _Frames) -> Array:

@@ -181,6 +181,13 @@ def test_a_ladder_is_chosen_for_the_other_system(path, tmp_path, monkeypatch):
     assert tsf.load_run(tmp_path / "out").temperatures.tolist() == [300.0, 380.0, 500.0]
 
 
+def test_without_a_common_temperature_there_is_no_difference_and_a_warning(path, tmp_path, caplog):
+    settings = replace(SETTINGS, temperatures=(350.0, 500.0), n_walkers=4, n_iterations=4)
+    retarget(path, molecule_of(other_tree()), tmp_path / "out", settings, options=QUIET)
+    assert "have no temperature in common" in caplog.text
+    assert json.loads((tmp_path / "out" / RETARGET).read_text())["by_temperature"] == {}
+
+
 def changed(change):
     """The molecule after a change of a copy of its Topology and positions."""
     topology, positions = copy.deepcopy(the_tree().topology), POSITIONS.copy()
