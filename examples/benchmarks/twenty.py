@@ -5,13 +5,13 @@
 does what is left of everything, one process after another, and writes ``twenty.json``, and the
 tables in ``twenty.md`` beside it, after each run (``--output`` names them). It can be stopped with
 Ctrl-C or killed at any time, and goes on where it was; a second instance of the same folder is
-refused. ``--only ace_val_nme toluene`` takes some molecules, ``--collect`` runs nothing and writes
-the tables only.
+refused. ``--only ace_val_nme toluene`` takes some molecules, ``--jobs 2 --threads 1`` has two
+molecules at a time on one core each, ``--collect`` runs nothing and writes the tables only.
 
 The molecules are the capped amino acids, ACE-ALA3-NME, Met-enkephalin, toluene and two drugs, in
 ``molecules/``; their force field is amber14 with OBC2 (GAFF or GAFF2 with OBC2 for the last three).
 Each is one call of ``openmm-tsf run``, with its own MD at 600 K, meant to end within a quarter of
-an hour on two free cores. The table has the seconds that the run itself counted, and the time of
+an hour on one free core. The table has the seconds that the run itself counted, and the time of
 the CPU, which other jobs on the machine do not change.
 
 With ``--references``, six molecules also have replica exchange of Metropolised dynamics without a
@@ -23,12 +23,14 @@ wrong with abs(z) >= 4.
 import argparse
 import math
 import os
-import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -41,7 +43,7 @@ from openmm_tsf.analysis.statistics import reverse_ess
 from openmm_tsf.analysis.summary import json_ready
 from openmm_tsf.flows.draws import draw_weighted
 from openmm_tsf.flows.load import load_flow
-from openmm_tsf.io.directory import DirectoryLock
+from openmm_tsf.io.directory import DirectoryInUse, DirectoryLock
 from openmm_tsf.io.files import read_json, write_json, write_text
 from openmm_tsf.systems.files import read_molecule
 
@@ -74,16 +76,16 @@ class Lengths:
 
     @classmethod
     def of(cls, n_atoms):
-        """The lengths for a molecule: fourteen minutes of two free cores, by the times of parts.
+        """The lengths for a molecule: at most a quarter of an hour of one free core.
 
-        MD has six or seven of them: 3 ns of tryptophan, 8 of alanine. Short MD is what most often
-        misses a basin (examples/results/README.md, "What 2 ns of MD are worth").
+        MD: 1.5 ns of tryptophan, 4 of alanine. Short MD is what most often misses a basin
+        (examples/results/README.md, "What 2 ns of MD are worth").
         """
-        frames = round(12_000 * (36 / n_atoms) ** 2, -2)
+        frames = round(6_000 * (36 / n_atoms) ** 2, -2)
         if n_atoms <= 36:
-            return cls(min(int(frames), 40_000), steps=2000, iterations=1000)
+            return cls(min(int(frames), 20_000), steps=1500, iterations=800)
         if n_atoms <= 45:
-            return cls(int(frames), steps=1600, iterations=800)
+            return cls(int(frames), steps=1200, iterations=600)
         return cls(frames=4000, steps=500, iterations=300)
 
 
@@ -121,35 +123,59 @@ class Queue:
         self.folder = Path(folder)
         self.state_file = self.folder / "state.json"
         self.state = read_json(self.state_file) if self.state_file.exists() else {}
+        self.changes = threading.RLock()  # of the state
+        self.processes, self.interrupted = [], False
 
     def call(self, key, command):
         """Run a command with its output in a log; note its time and exit status."""
-        entry = self.state.setdefault(key, {"cpu_seconds": 0.0, "wall_seconds": 0.0})
-        entry["command"] = command
-        start, before = time.monotonic(), cpu_seconds()
+        start = time.monotonic()
         with open(self.folder / f"{key}.log", "a") as log:
             print("$", *command, file=log, flush=True)
-            process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-            try:
-                entry["status"] = process.wait()
-            finally:
-                if process.poll() is None:  # this process was interrupted: so is that one
-                    process.terminate()
-                    process.wait()
-                entry["cpu_seconds"] += cpu_seconds() - before
-                entry["wall_seconds"] += time.monotonic() - start
-                write_json(self.state_file, self.state)
+            with self.changes:
+                if self.interrupted:
+                    return None
+                entry = self.state.setdefault(key, {"cpu_seconds": 0.0, "wall_seconds": 0.0})
+                entry["command"] = command
+                process = subprocess.Popen(
+                    command, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                )
+                self.processes.append(process)
+            _, status, usage = os.wait4(process.pid, 0)  # the times of this process alone
+        with self.changes:
+            process.returncode = entry["status"] = os.waitstatus_to_exitcode(status)
+            self.processes.remove(process)
+            entry["cpu_seconds"] += usage.ru_utime + usage.ru_stime
+            entry["wall_seconds"] += time.monotonic() - start
+            write_json(self.state_file, self.state)
         return entry["status"]
+
+    def stop(self):
+        """Start nothing more, and end what runs."""
+        with self.changes:
+            self.interrupted = True
+            for process in self.processes:
+                process.terminate()
 
     def run(self, name, args):
         """Finish the run of a molecule."""
         entry = self.state.get(name, {})
         if entry.get("status") == 0:
             return
+        self.wait_for(self.folder / name)
         print(f"{time.strftime('%H:%M')} {name}: run", flush=True)
         status = self.call(name, run_command(name, self.folder / name, args))
-        if status != 0:
+        if status not in (0, None):
             print(f"{name}: exit status {status}, see {name}.log", flush=True)
+
+    def wait_for(self, folder):
+        """Wait until a run that outlived a killed queue has ended."""
+        while folder.exists() and not self.interrupted:
+            try:
+                with DirectoryLock(folder):
+                    return
+            except DirectoryInUse as error:
+                print(error, flush=True)
+                time.sleep(10.0)
 
     def extend_reference(self, name, iterations):
         """Bring the reference of a molecule to a number of iterations."""
@@ -162,18 +188,14 @@ class Queue:
         command = [sys.executable, str(script), "run", "--directory", str(self.folder / key)]
         command += ["--iterations", str(iterations), "--walkers", str(REFERENCE_WALKERS)]
         command += ["--temperatures", *map(str, LADDER_K), *molecule_options(name)]
+        self.wait_for(self.folder / key)
         status = self.call(key, command)
         if status == 0:
-            self.state[key]["iterations"] = iterations
-            write_json(self.state_file, self.state)
-        else:
+            with self.changes:
+                self.state[key]["iterations"] = iterations
+                write_json(self.state_file, self.state)
+        elif status is not None:
             print(f"{key}: exit status {status}, see {key}.log", flush=True)
-
-
-def cpu_seconds():
-    """The time that ended children of this process took on all cores."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def measure_ess(folder, temperatures, n_draws):
@@ -335,6 +357,7 @@ def parse_arguments():
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help="some molecules")
     parser.add_argument("--references", action="store_true", help="references of six of them, too")
     parser.add_argument("--reference-iterations", type=int, default=REFERENCE_ITERATIONS)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--collect", action="store_true", help="run nothing")
     parser.add_argument("--draws", type=int, default=N_DRAWS, help="for the reverse ESS")
     parser.add_argument("--output", default="twenty.json", help="JSON file; the tables beside it")
@@ -357,15 +380,23 @@ def main():
         referred = [name for name in names if name in REFERENCES and args.references]
         chunks = range(REFERENCE_CHUNK, args.reference_iterations, REFERENCE_CHUNK)
         ends = [*chunks, args.reference_iterations]
-        for name in names:
-            queue.run(name, args)
-            if name in referred:
-                queue.extend_reference(name, ends[0])
-            collect(queue, output, args.draws)
-        for iterations in ends if referred else ():
-            for name in referred:
-                queue.extend_reference(name, iterations)
-            collect(queue, output, args.draws)
+        collecting = threading.Lock()
+
+        def do(task):
+            task()
+            with collecting:
+                collect(queue, output, args.draws)
+
+        # First the runs, then the references, all to the same length before any goes on.
+        rounds = [[partial(queue.run, name, args) for name in names]]
+        rounds += [[partial(queue.extend_reference, n, end) for n in referred] for end in ends]
+        with ThreadPoolExecutor(args.jobs) as pool:
+            try:
+                for tasks in rounds:
+                    list(pool.map(do, tasks))
+            except BaseException:
+                queue.stop()
+                raise
 
 
 if __name__ == "__main__":
