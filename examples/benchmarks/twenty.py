@@ -62,7 +62,7 @@ OTHERS = ("paracetamol", *CAPPED, "ibuprofen", "met_enkephalin")
 NAMES = (*REFERENCES, *(name for name in OTHERS if name not in REFERENCES))
 LADDER_K = [round(300.0 * 2.0 ** (k / 6), 2) for k in range(7)]
 REFERENCE_WALKERS = 16
-REFERENCE_ITERATIONS, REFERENCE_CHUNK = 8000, 500  # of 25 steps of 2 fs
+REFERENCE_ITERATIONS, REFERENCE_CHUNK = 5000, 1000  # of 25 steps of 2 fs
 N_DRAWS = 20_000
 
 
@@ -387,9 +387,11 @@ def main():
             with collecting:
                 collect(queue, output, args.draws)
 
-        # First the runs, then the references, all to the same length before any goes on.
-        rounds = [[partial(queue.run, name, args) for name in names]]
+        # First what has references, the runs and then all references to the same length.
+        others = [name for name in names if name not in referred]
+        rounds = [[partial(queue.run, name, args) for name in referred]]
         rounds += [[partial(queue.extend_reference, n, end) for n in referred] for end in ends]
+        rounds += [[partial(queue.run, name, args) for name in others]]
         with ThreadPoolExecutor(args.jobs) as pool:
             try:
                 for tasks in rounds:
