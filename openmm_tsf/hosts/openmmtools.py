@@ -61,7 +61,7 @@ logger = logging.getLogger(__name__)
 
 _STATISTICS = (
     "n_accepted", "n_proposed", "rejected_non_finite", "outside_domain", "mirror_images",
-    "starts_outside", "n_evaluations",
+    "starts_mirrored", "n_evaluations",
 )  # fmt: skip
 _POTENTIALS = ("context", "torch")
 
@@ -91,9 +91,9 @@ class FlowMove(MCMCMove):
     rejected_non_finite, outside_domain, mirror_images : int
         Proposals rejected for a non-finite energy or for leaving the flow's domain, those of them
         that left the domain, and those of the wrong handedness.
-    starts_outside : int
-        Applications to a state that the dynamics had brought outside the flow's domain (a mirror
-        image). No move leads there, so that all proposals of these count as rejected.
+    starts_mirrored : int
+        Applications to a mirror image, to which the dynamics had brought the molecule. No move
+        leads there, so that all their proposals are rejected.
     n_evaluations : int
         Energies computed: one at each application, and one for each proposal in the domain.
 
@@ -159,7 +159,7 @@ class FlowMove(MCMCMove):
 
     @statistics.setter
     def statistics(self, value: dict[str, int]) -> None:
-        value = {"starts_outside": 0} | value  # which earlier versions did not store
+        value = {"starts_mirrored": 0} | value  # which earlier versions did not store
         for name in _STATISTICS:
             setattr(self, name, check_int(require_entry(value, name, int), name, least=0))
 
@@ -206,8 +206,7 @@ class FlowMove(MCMCMove):
         energy = potential.energy(x)
         if not bool(energy.isfinite().all()):
             raise ValueError("sampler_state: expected positions of finite energy, got infinity")
-        ends = x.to(flow.dtype)
-        if not bool((flow.is_in_domain(ends) & ~flow.is_mirror_image(ends)).all()):
+        if bool(flow.is_mirror_image(x.to(flow.dtype)).any()):
             self._reject(kelvin)
             return
         replica = torch.zeros(1, 1, dtype=torch.int64, device="cpu")
@@ -230,16 +229,16 @@ class FlowMove(MCMCMove):
         self.n_evaluations += 1 + info.n_evaluations
 
     def _reject(self, kelvin: float) -> None:
-        """Count proposals from a state outside the flow's domain as rejected; warn of the first."""
-        if not self.starts_outside:
+        """Count proposals from a mirror image as rejected; warn of the first."""
+        if not self.starts_mirrored:
             logger.warning(
                 f"{type(self).__name__}: positions at {kelvin:g} K have a centre (or labels of "
-                "hydrogens) that is a mirror image of the flow's molecule, or a torsion beyond its "
-                "range: flow moves are rejected until the dynamics bring it back (starts_outside "
-                "counts them). If the start is the other stereoisomer, give the flow's; if hot "
-                "dynamics inverted a centre, lower the highest temperature or the time step"
+                "hydrogens) that is a mirror image of the flow's molecule: all proposals are "
+                "rejected until the dynamics bring it back (starts_mirrored counts). If the start "
+                "is another stereoisomer, give the flow's; if hot dynamics inverted a centre, "
+                "lower the highest temperature or the time step"
             )
-        self.starts_outside += 1
+        self.starts_mirrored += 1
         self.n_proposed += self.n_steps
         self.n_evaluations += 1
 
