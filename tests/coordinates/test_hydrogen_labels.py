@@ -217,7 +217,7 @@ FUNCTIONS = [
       for f in (torch.sin, torch.cos)),
 ]  # fmt: skip
 TEMPERATURE = 450.0
-N = 10_000
+N = 4000
 
 
 @pytest.fixture(scope="module")
