@@ -167,11 +167,18 @@ def test_closed_standard_streams_get_no_file(tmp_path):
     assert (tmp_path / "file").read_bytes() == b""
 
 
-def test_md_with_standard_error_closed(tmp_path):
+def test_md_with_standard_error_closed(tmp_path, monkeypatch):
+    """As by ``2>&-``, with which Python has no sys.stderr."""
+    monkeypatch.chdir(tmp_path)
     given = "--frames 3 --equilibration-steps 3 --steps-per-frame 1 --platform Reference"
-    command = f"{sys.executable} -m openmm_tsf md --output md {given} 2>&-"
-    printed = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
-    assert (printed.returncode, printed.stdout) == (0, "3 frames in md/md.dcd\n")
+
+    def work():
+        os.close(2)
+        sys.stderr = None
+        return main(["md", "--output", "md", *given.split()])
+
+    outcome = isolated(work, seconds=300.0)
+    assert (outcome.status, outcome.stdout) == (0, "3 frames in md/md.dcd\n"), outcome
 
 
 def test_long_work_without_steps_logs_now_and_then(monkeypatch, caplog):
