@@ -5,6 +5,7 @@ import os
 import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENMM_CPU_THREADS", "1")  # two that share a core wait for each other
 os.environ["MPLBACKEND"] = "Agg"
 
 import pytest
