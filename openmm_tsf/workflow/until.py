@@ -101,7 +101,7 @@ def record_observables(stage: Stage) -> None:
     A name that is recorded keeps its definition: targets and estimates before were of that.
     """
     given = observables_of(stage.molecule, stage.options.observe)
-    recorded: Mapping[str, str] = stage.choices.get("observables", {})
+    recorded: dict[str, str] = stage.choices.get("observables", {})
     for name, each in given.items():
         if (before := recorded.get(name, each.definition)) != each.definition:
             raise ValueError(
