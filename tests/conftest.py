@@ -5,6 +5,7 @@ import os
 import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENMM_CPU_THREADS", "1")  # two that share a core wait for each other
 os.environ["MPLBACKEND"] = "Agg"
 
 import pytest
@@ -36,11 +37,20 @@ def molecule():
 
 
 @pytest.fixture(scope="session")
-def good(tmp_path_factory):
-    """A folder with a tiny directory of every stage; see `tests.robustness.corpus.build`."""
+def good(tmp_path_factory, worker_id):
+    """A folder with a tiny directory of every stage; see `tests.robustness.corpus.build`.
+
+    It is only read, and one for all processes of pytest-xdist.
+    """
+    from filelock import FileLock
+
     from tests.robustness import corpus
 
-    level = LOGGER.level
-    folder = corpus.build(tmp_path_factory.mktemp("good") / "good")
+    base, level = tmp_path_factory.getbasetemp(), LOGGER.level
+    home = (base if worker_id == "master" else base.parent) / "good"
+    with FileLock(f"{home}.lock"):
+        if not (home / "complete").exists():
+            corpus.build(home / "good")
+            (home / "complete").touch()
     LOGGER.setLevel(level)
-    return folder
+    return home / "good"

@@ -6,6 +6,7 @@ import each other. Every import statement counts, those inside functions and und
 """
 
 import ast
+import functools
 from pathlib import Path
 
 import openmm_tsf
@@ -35,16 +36,23 @@ def module_names(package: Path) -> dict[str, Path]:
     return names
 
 
+@functools.cache
+def import_statements(source: str) -> list[ast.Import | ast.ImportFrom]:
+    """The import statements in a source, parsed once."""
+    nodes = ast.walk(ast.parse(source))
+    return [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
 def imports(package: Path) -> dict[str, set[str]]:
     """For each module of a package, the modules of the package that it imports."""
     modules = module_names(package)
     graph = {}
     for module, path in modules.items():
         imported = set()
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in import_statements(path.read_text()):
             if isinstance(node, ast.Import):
                 imported |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
+            else:
                 home = path.relative_to(package.parent).parts[: -node.level] if node.level else ()
                 base = ".".join([*home, *([node.module] if node.module else [])])
                 for alias in node.names:

@@ -43,10 +43,9 @@ def test_wheel_installed_elsewhere_loads_the_shipped_data(tmp_path):
     source.mkdir()
     for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "openmm_tsf", "data"):
         (source / name).symlink_to(ROOT / name)  # the build writes into tmp_path
-    pip = (sys.executable, "-m", "pip")
-    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source, cwd=tmp_path)
-    (wheel,) = tmp_path.glob("openmm_tsf-*.whl")
-    run(*pip, "install", "--no-deps", "--no-index", "--target", target, wheel, cwd=tmp_path)
+    options = ("--no-deps", "--no-index", "--no-build-isolation", "--no-compile")
+    install = (sys.executable, "-m", "pip", "install", *options, "--target", target)
+    run(*install, source, cwd=tmp_path)  # builds a wheel first
     # -P and the target first: nothing is imported from the working directory or the repository.
     out = run(sys.executable, "-P", "-c", LOAD, cwd=tmp_path, PYTHONPATH=str(target))
     places = (f"package from {target}", f"data from {target}")

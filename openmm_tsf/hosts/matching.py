@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openmm
@@ -11,6 +12,7 @@ import torch
 
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.hosts.constrained import check_constraints
+from openmm_tsf.io.files import hash_of_file
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
 from openmm_tsf.sampling.kernels.base import SteerableMap, check_flow
@@ -155,3 +157,20 @@ def temperatures_of(states: list[dict[str, Any]]) -> list[float]:
         if "temperature" not in state:
             raise ValueError(f"states: with a flow, expected a temperature, got none in {index}")
     return [as_temperature(state["temperature"], "states") for state in states]
+
+
+def check_flow_file(path: Path, sha256: str, move: str) -> None:
+    """Refuse a flow file that is missing, or is not the one that a move was made with."""
+    try:
+        digest = hash_of_file(path, "flow file")
+    except FileNotFoundError as error:
+        hint = "put it (or a link to it) there again"
+        raise FileNotFoundError(
+            f"flow: expected the flow file of this {move} at {path}, got none; {hint}"
+        ) from error
+    if digest != sha256:
+        hint = "a run has samples of one flow, start a new one"
+        raise ValueError(
+            f"flow: expected the file with which this {move} was made (SHA-256 {sha256[:12]}), got "
+            f"another (SHA-256 {digest[:12]}) at {path}; {hint}"
+        )

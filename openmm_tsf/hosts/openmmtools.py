@@ -22,6 +22,7 @@ not, the measure is "rigid", and accepted moves draw velocities anew, tangent to
 
 import copy
 import hashlib
+import logging
 import os
 from abc import abstractmethod
 from pathlib import Path
@@ -37,6 +38,7 @@ from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.load import load_flow
 from openmm_tsf.hosts.constrained import ConstrainedReplicas, check_constraints, check_rigid
 from openmm_tsf.hosts.energy_terms import check_same_energy, energy_terms
+from openmm_tsf.hosts.matching import check_flow_file
 from openmm_tsf.io.files import hash_of_file
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.potentials.openmm_potential import ContextPotential
@@ -55,9 +57,11 @@ from openmm_tsf.utils.validation import (
     require_entry,
 )  # fmt: skip
 
+logger = logging.getLogger(__name__)
+
 _STATISTICS = (
     "n_accepted", "n_proposed", "rejected_non_finite", "outside_domain", "mirror_images",
-    "n_evaluations",
+    "starts_mirrored", "n_evaluations",
 )  # fmt: skip
 _POTENTIALS = ("context", "torch")
 
@@ -87,6 +91,9 @@ class FlowMove(MCMCMove):
     rejected_non_finite, outside_domain, mirror_images : int
         Proposals rejected for a non-finite energy or for leaving the flow's domain, those of them
         that left the domain, and those of the wrong handedness.
+    starts_mirrored : int
+        Applications to a mirror image, to which the dynamics had brought the molecule. No move
+        leads there, so that all their proposals are rejected.
     n_evaluations : int
         Energies computed: one at each application, and one for each proposal in the domain.
 
@@ -152,6 +159,7 @@ class FlowMove(MCMCMove):
 
     @statistics.setter
     def statistics(self, value: dict[str, int]) -> None:
+        value = {"starts_mirrored": 0} | value  # which earlier versions did not store
         for name in _STATISTICS:
             setattr(self, name, check_int(require_entry(value, name, int), name, least=0))
 
@@ -176,11 +184,12 @@ class FlowMove(MCMCMove):
         ------
         ValueError
             If the state has a pressure, a periodic box or another energy than the flow's System; if
-            the positions have a non-finite energy, or are a mirror image of the flow's molecule.
+            the positions have a non-finite energy.
         """
         self._check_state(thermodynamic_state)
         if self._flow is None:
-            self._flow = self._load()
+            self._flow = load_flow(self.flow_path)  # if it is still the one of the move
+            check_flow_file(self.flow_path, self.flow_sha256, type(self).__name__)
             self._constrained = ConstrainedReplicas.from_flow(self._flow)
         flow, constrained = self._flow, self._constrained
         positions = as_positions(sampler_state.positions, flow.event_shape[0])
@@ -198,10 +207,8 @@ class FlowMove(MCMCMove):
         if not bool(energy.isfinite().all()):
             raise ValueError("sampler_state: expected positions of finite energy, got infinity")
         if bool(flow.is_mirror_image(x.to(flow.dtype)).any()):
-            raise ValueError(
-                "sampler_state: expected the handedness of the flow's molecule, got positions with "
-                "a centre (or labels of hydrogens) that is its mirror image"
-            )
+            self._reject(kelvin)
+            return
         replica = torch.zeros(1, 1, dtype=torch.int64, device="cpu")
         count = self.n_proposed // self.n_steps
         start = WalkerState(x[None], None, energy[None], replica, iteration=count)
@@ -220,6 +227,20 @@ class FlowMove(MCMCMove):
         self.outside_domain += int(info.outside_domain)
         self.mirror_images += int(info.mirror_images)
         self.n_evaluations += 1 + info.n_evaluations
+
+    def _reject(self, kelvin: float) -> None:
+        """Count proposals from a mirror image as rejected; warn of the first."""
+        if not self.starts_mirrored:
+            logger.warning(
+                f"{type(self).__name__}: positions at {kelvin:g} K have a centre (or labels of "
+                "hydrogens) that is a mirror image of the flow's molecule: all proposals are "
+                "rejected until the dynamics bring it back (starts_mirrored counts). If the start "
+                "is another stereoisomer, give the flow's; if hot dynamics inverted a centre, "
+                "lower the highest temperature or the time step"
+            )
+        self.starts_mirrored += 1
+        self.n_proposed += self.n_steps
+        self.n_evaluations += 1
 
     def _generator(self, kelvin: float, positions: np.ndarray) -> torch.Generator:
         """Return the source of this application's random numbers; see the module's docstring."""
@@ -246,29 +267,6 @@ class FlowMove(MCMCMove):
             return
         check_same_energy(state, self._terms)
         self._checked = copy.copy(state) if plain else None
-
-    def _load(self) -> AugmentedFlow:
-        """Return the flow of the file, if this is still the one that the move was made with."""
-        flow = load_flow(self.flow_path)
-        self._check_file()
-        return flow
-
-    def _check_file(self) -> None:
-        """Refuse a flow file that is missing or has changed."""
-        path, move = self.flow_path, type(self).__name__
-        try:
-            digest = hash_of_file(path, "flow file")
-        except FileNotFoundError as error:
-            hint = "put it (or a link to it) there again"
-            raise FileNotFoundError(
-                f"flow: expected the flow file of this {move} at {path}, got none; {hint}"
-            ) from error
-        if digest != self.flow_sha256:
-            hint = "a run has samples of one flow, start a new one"
-            raise ValueError(
-                f"flow: expected the file with which this {move} was made (SHA-256 "
-                f"{self.flow_sha256[:12]}), got another (SHA-256 {digest[:12]}) at {path}; {hint}"
-            )
 
     def __getstate__(self) -> dict[str, Any]:
         # Openmmtools copies moves by their states. Copies that drew the same numbers would make
@@ -297,7 +295,7 @@ class FlowMove(MCMCMove):
         self.potential = check_choice(potential, "potential", _POTENTIALS)
         self.statistics = serialization
         self._begin(None)
-        self._check_file()
+        check_flow_file(self.flow_path, self.flow_sha256, type(self).__name__)
 
 
 class TSFMove(FlowMove):

@@ -75,25 +75,27 @@ def count_torsion_visits(angles: Mapping[str, npt.ArrayLike]) -> list[Visits]:
 def describe_rare_visits(dataset: MDDataset) -> list[str]:
     """Return, in words, the wells that frames in order of time visit fewer than ten times.
 
-    One of each slow torsion, with the error that it leaves and what to do.
+    One of each slow torsion, with the error that it leaves; what to do is said once, at the end.
     """
     angles, n_frames = _angles(dataset), len(dataset)
     by_torsion: dict[str, list[Visits]] = {}
     for each in count_torsion_visits(angles):
         by_torsion.setdefault(each.torsion, []).append(each)
-    messages = []
+    rare = {}
     for torsion, wells in by_torsion.items():
         few = [w for w in wells if w.n_visits < ENOUGH_VISITS and w.fraction >= MIN_POPULATION]
         if len(wells) > 1 and few:
-            messages.append(_describe(min(few, key=lambda w: (w.n_visits, w.fraction)), n_frames))
+            rare[torsion] = _describe(min(few, key=lambda w: (w.n_visits, w.fraction)), n_frames)
         elif len(wells) == 1:
             apart = list(_groups_apart(count_angles(angles[torsion])))
             if len(apart) > 1 and (n := min(apart)) >= MIN_POPULATION * n_frames:
-                messages.append(
+                rare[torsion] = (
                     f"{torsion} was in another well in only {n} of {n_frames:,} frames, too few to "
-                    f"tell its population: {_REMEDY}"
+                    "tell its population"
                 )
-    return messages
+    if len(rare) > 1:
+        return [*rare.values(), f"for {', '.join(rare)}: {_REMEDY}"]
+    return [f"{message}: {_REMEDY}" for message in rare.values()]
 
 
 def describe_single_wells(dataset: MDDataset) -> list[str]:
@@ -131,7 +133,7 @@ def _describe(rarest: Visits, n_frames: int) -> str:
     return (
         f"{rarest.well} was visited {times} only, in {rarest.fraction:.2g} of {n_frames:,} frames, "
         f"which leaves an error of about {error:.1f} kT of its free energy; at this rate "
-        f"{ENOUGH_VISITS} visits (0.4 kT) need {longer:.2g} times as many steps of MD: {_REMEDY}"
+        f"{ENOUGH_VISITS} visits (0.4 kT) need {longer:.2g} times as many steps of MD"
     )
 
 

@@ -132,7 +132,9 @@ def sample_at(
     file = None if output is None else _check_output(output)
     data = run if isinstance(run, Run) else load_run(Path(run))
     data.observe(options.observe)
-    molecule, flow = _read_run(data, potential)
+    molecule, flow, energy_of_run = read_molecule_and_flow(data)
+    if potential is None and energy_of_run is not None:
+        raise ValueError(f"potential: expected the run's, a {energy_of_run}, got none")
     flow = place_for_sampling(flow, torch.device(options.choose_device({})))
     weighted, begun = data.at(temperature), time.monotonic()
     kelvin, n_walkers = weighted.temperature, min(_N_WALKERS, n_frames)
@@ -187,18 +189,19 @@ def _check_output(output: PathLike) -> Path:
     return file
 
 
-def _read_run(run: Run, potential: Potential | None) -> tuple[MolecularSystem, AugmentedFlow]:
-    """Return the molecule of a run and the flow that it was sampled with."""
+def read_molecule_and_flow(run: Run) -> tuple[MolecularSystem, AugmentedFlow, str | None]:
+    """Return the molecule of a run and the flow that it was sampled with.
+
+    And the class of the energy that it was sampled with, if that is not its System's.
+    """
     if not run.has_structure:
         raise ValueError(f"run: expected one of a molecule, {run.path} has no structure")
     choices = read_sampler_config(run.path)["choices"]
-    sampled_with = choices["potential"]["class"]
-    if potential is None and sampled_with not in ("TorchPotential", "OpenMMPotential"):
-        raise ValueError(f"potential: expected the run's, a {sampled_with}, got none")
     molecule, flow = read_molecule(run.path), load_flow(run.path / "flow.pt")
     if hash_of(flow) != choices["flow"]["sha256"]:
         raise ValueError(f"run: {run.path / 'flow.pt'} is not the flow that it was sampled with")
-    return molecule, flow
+    energy = choices["potential"]["class"]
+    return molecule, flow, None if energy in ("TorchPotential", "OpenMMPotential") else energy
 
 
 def _open(

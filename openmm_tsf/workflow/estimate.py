@@ -53,17 +53,24 @@ def tell_duration(
     potential: Potential,
     dataset: MDDataset | None = None,
     flow: AugmentedFlow | None = None,
-) -> None:
+) -> str | None:
     """Measure a few steps of MD, training and sampling; log and record the time of all.
 
     Before MD is run, without frames and a flow, training and sampling are measured on conformations
-    of a moment's dynamics. A measurement that fails is logged, and ends no run.
+    of a moment's dynamics. A measurement that fails is logged, and ends no run. Returned is the
+    platform on which MD was measured, if it was told.
     """
     ladder, sampling = settings.sampling.temperatures, settings.sampling
+    platform: str | None = None
+    measured: str | None = None
     with stage.costs.measuring("training", potential):
         md = 0.0
         if dataset is None:
-            md = _md_seconds(stage, settings)
+            threads = stage.options.threads or 1
+            platform = stage.options.platform or fastest_platform(stage.molecule, threads)
+            n_steps = settings.md.n_equilibration_steps
+            n_steps += settings.md.n_frames * settings.md.steps_per_frame
+            md = n_steps * seconds_per_step(stage.molecule, platform, threads)
             dataset = momentary_frames(stage.molecule, settings.md.temperature)
         if flow is None:
             flow = place_for_sampling(build_flow(dataset, settings.flow, 1), stage.device)
@@ -79,13 +86,8 @@ def tell_duration(
         n = sampling.n_tuning + sampling.n_iterations
         n += settings.n_rounds * (sampling.n_tuning + settings.round_iterations)
         stage.tell_duration(md=md, training=training, sampling=each * n)
-
-
-def _md_seconds(stage: Stage, settings: RunSettings) -> float:
-    md, threads = settings.md, stage.options.threads or 1
-    platform = stage.options.platform or fastest_platform(stage.molecule, threads)
-    n_steps = md.n_equilibration_steps + md.n_frames * md.steps_per_frame
-    return n_steps * seconds_per_step(stage.molecule, platform, threads)
+        measured = platform
+    return measured
 
 
 def momentary_frames(molecule: MolecularSystem, temperature: float) -> MDDataset:

@@ -46,6 +46,7 @@ def run_md(
     settings: MDSettings | None = None,
     *,
     options: RunOptions | None = None,
+    is_told: bool = False,
 ) -> MDResult:
     """Run Langevin dynamics with frames in ``md.dcd``; Ctrl-C ends it with everything written.
 
@@ -61,6 +62,8 @@ def run_md(
         frames may grow.
     options
         How it is run. A seed replaces that of `settings`.
+    is_told
+        Whether the caller has logged how long it will take: it is not measured again.
 
     Raises
     ------
@@ -92,7 +95,7 @@ def run_md(
         with DeferredInterrupt() as interrupt:
             if not simulation.resume():
                 simulation.start()
-                if options.progress and simulation.n_steps >= WORTH_MEASURING:
+                if options.progress and not is_told and simulation.n_steps >= WORTH_MEASURING:
                     with suppress(openmm.OpenMMException):  # the start was minimised, this is not
                         each = seconds_per_step(molecule, choices["platform"], choices["threads"])
                         time = in_words(each * simulation.n_steps)

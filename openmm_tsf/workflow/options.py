@@ -50,7 +50,8 @@ class RunOptions:
     observe
         Observables that reports and targets of precision are about, by name: a definition in words
         or a function (:func:`openmm_tsf.analysis.observables.define_observables`). Those in words
-        are recorded with a run; functions are recorded by name, and given again to each stage.
+        are recorded with a run; functions are recorded by name, and given again to each stage. A
+        run that is resumed keeps the definition of a name.
 
     Examples
     --------

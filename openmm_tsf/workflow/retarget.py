@@ -25,19 +25,19 @@ from openmm_tsf.coordinates.bond_graph import centres_of
 from openmm_tsf.coordinates.chirality import handedness_signs
 from openmm_tsf.coordinates.constraints import MEASURES, Constraints
 from openmm_tsf.flows.base import AugmentedFlow
-from openmm_tsf.flows.load import load_flow, place_for_sampling
+from openmm_tsf.flows.load import place_for_sampling
 from openmm_tsf.io.directory import open_output_directory
 from openmm_tsf.io.files import PathLike, write_json
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies as evaluate
-from openmm_tsf.sampling.provenance import hash_of, read_sampler_config
+from openmm_tsf.sampling.provenance import hash_of
 from openmm_tsf.systems.equivalent_hydrogens import equivalent_hydrogens
-from openmm_tsf.systems.files import read_molecule
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.random import Seeds, make_generator
 from openmm_tsf.utils.topology import bonds_of
 from openmm_tsf.utils.validation import check_instance
 from openmm_tsf.utils.versions import package_versions
+from openmm_tsf.workflow.at import read_molecule_and_flow
 from openmm_tsf.workflow.costs import Costs
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.potential_choice import batch_of, open_potential, planned_sampling
@@ -133,7 +133,10 @@ def retarget(
     check_instance(options, "options", RunOptions)
     options, directory = options or RunOptions(), Path(output)
     data = load_run(Path(run))
-    original, flow = _read_flow(data)
+    data.require_samples()
+    original, flow, energy_of_run = read_molecule_and_flow(data)
+    if energy_of_run is not None:
+        raise ValueError(f"run: expected samples of its System, these are of a {energy_of_run}")
     _check_same_topology(original, molecule)
     molecule.check_pose_independent()
     _check_labels(flow, molecule)
@@ -147,22 +150,6 @@ def retarget(
         summary = _start(data, flow, molecule, directory, settings, options)
     _compare(data, original, load_run(directory), molecule, options)
     return summary
-
-
-def _read_flow(run: Run) -> tuple[MolecularSystem, AugmentedFlow]:
-    """Return the molecule of a run and its flow."""
-    if not run.has_structure:
-        raise ValueError(f"run: expected one of a molecule, {run.path} has no structure")
-    run.require_samples()
-    choices = read_sampler_config(run.path)["choices"]
-    sampled_with = choices["potential"]["class"]
-    if sampled_with not in ("TorchPotential", "OpenMMPotential"):
-        raise ValueError(f"run: expected samples of its System, these are of a {sampled_with}")
-    molecule = read_molecule(run.path)
-    flow = load_flow(run.path / "flow.pt")
-    if hash_of(flow) != choices["flow"]["sha256"]:
-        raise ValueError(f"run: {run.path / 'flow.pt'} is not the flow that it was sampled with")
-    return molecule, flow
 
 
 def _check_same_topology(original: MolecularSystem, molecule: MolecularSystem) -> None:

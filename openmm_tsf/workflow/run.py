@@ -146,8 +146,8 @@ def run(
         request["choices"] |= {name: recorded.get(name) for name in ("source", "frames_sha256")}
     with open_output_directory(output, resume=options.resume) as lock:
         stage = Stage.open(lock, molecule, options, request, _MAY_DIFFER)
-        stage.record_target(settings.sampling.n_iterations, settings.sampling.until)
         record_observables(stage)
+        stage.record_target(settings.sampling.n_iterations, settings.sampling.until)
         if options.resume and has_started(stage.directory):
             remove_training_files(stage.directory)
             flow = load_flow(stage.directory / "flow.pt", molecule)
@@ -172,10 +172,9 @@ def _run_stages(
     with stage.open_potential(planned_evaluations(settings), batch_of(sampling)) as potential:
         tell_precision(potential, settings.fit)
         if dataset is None:
-            if is_told:
-                tell_duration(stage, settings, potential)
-                is_told = False
-            dataset = _simulate(stage, settings, seeds.next() % 2**31)
+            platform = tell_duration(stage, settings, potential) if is_told else None
+            dataset = _simulate(stage, settings, seeds.next() % 2**31, platform)
+            is_told = False
             _record_frames(stage, dataset, "MD")
         with stage.costs.counting("training", potential):
             flow = build_flow(dataset, settings.flow, seeds.next())
@@ -205,14 +204,19 @@ def _record_frames(stage: Stage, dataset: MDDataset, source: str) -> None:
     stage.record(frames=describe_frames(dataset, source), basins=measure_basins(dataset))
 
 
-def _simulate(stage: Stage, settings: RunSettings, seed: int) -> MDDataset:
-    """MD in a directory within the run's, as far as it is not complete."""
-    directory = stage.directory / "md"
+def _simulate(stage: Stage, settings: RunSettings, seed: int, measured: str | None) -> MDDataset:
+    """MD in a directory within the run's, as far as it is not complete.
+
+    On the platform that was measured when its duration was told.
+    """
+    directory, options = stage.directory / "md", stage.options
+    platform = measured or options.platform
     result = run_md(
         stage.molecule,
         directory,
         settings.md,
-        options=replace(stage.options, seed=seed, resume=directory.is_dir()),
+        options=replace(options, seed=seed, resume=directory.is_dir(), platform=platform),
+        is_told=measured is not None,
     )
     if result.interrupted:
         raise KeyboardInterrupt

@@ -96,11 +96,20 @@ def known_observables(
 
 
 def record_observables(stage: Stage) -> None:
-    """Add the observables of the options to ``config.json``, functions by name only."""
+    """Add the observables of the options to ``config.json``, functions by name only.
+
+    A name that is recorded keeps its definition: targets and estimates before were of that.
+    """
     given = observables_of(stage.molecule, stage.options.observe)
+    recorded: dict[str, str] = stage.choices.get("observables", {})
+    for name, each in given.items():
+        if (before := recorded.get(name, each.definition)) != each.definition:
+            raise ValueError(
+                f"observe: {name}: what is in {stage.directory} was made with {before!r}, got "
+                f"{each.definition!r}; give the other one another name"
+            )
     if given:
-        texts = {name: each.definition for name, each in given.items()}
-        stage.record(observables=stage.choices.get("observables", {}) | texts)
+        stage.record(observables=recorded | {name: each.definition for name, each in given.items()})
 
 
 def sample_until(

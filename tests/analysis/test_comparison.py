@@ -139,7 +139,9 @@ def test_every_ladder_has_a_summary_a_report_and_figures(tmp_path, ladder, compa
     assert list(compare_thermodynamics(run, reference).get("delta_F_phi_kT", {})) == within
 
 
-@pytest.mark.parametrize("ladder", [[450.0], [310.0, 320.0, 333.0], [310.0, 480.0]])
+@pytest.mark.parametrize(
+    "ladder", [[450.0], pytest.param([310.0, 320.0, 333.0], marks=pytest.mark.slow), [310.0, 480.0]]
+)
 def test_every_ladder_has_figures(tmp_path, ladder):
     rng = np.random.default_rng(23)
     run = well_run(rng, tmp_path / "run", n=30, temperatures=ladder)
@@ -196,7 +198,7 @@ def test_tiny_runs_do_not_disagree_by_chance(tmp_path, ladder):
     rng = np.random.default_rng(24)
     reference = well_reference(rng, TEMPERATURES)
     for k, (n, n_walkers, rho) in enumerate(
-        [(4, 2, 0.0), (4, 2, 0.8), (8, 2, 0.5), (16, 2, 0.9), (30, 4, 0.95), (100, 2, 0.97)] * 4
+        [(4, 2, 0.0), (4, 2, 0.8), (8, 2, 0.5), (16, 2, 0.9), (30, 4, 0.95), (100, 2, 0.97)] * 2
     ):
         sizes = {"n": n, "n_walkers": n_walkers, "rho": rho, "temperatures": ladder}
         summary = well_run(rng, tmp_path / str(k), **sizes).summary(reference)

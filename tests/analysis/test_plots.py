@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import matplotlib.image
 import numpy as np
 import pytest
@@ -112,9 +109,3 @@ def test_a_run_without_angles(tmp_path):
         plot_ramachandran(run, tmp_path / "a.png")
     plot_diagnostics(run, tmp_path / "b.png")
     check_image(tmp_path / "b.png")
-
-
-def test_no_pyplot_is_imported():
-    module, pyplot = "openmm_tsf.analysis.plots.ramachandran", "matplotlib.pyplot"
-    code = f"import sys, {module}; sys.exit('{pyplot}' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -187,6 +187,7 @@ def test_damaged_trajectories_are_named(tmp_path):
         load_run(path).trajectory(600)
 
 
-def test_analysis_does_not_import_torch():
-    code = "import openmm_tsf.analysis, sys; sys.exit('torch' in sys.modules)"
+def test_analysis_does_not_import_torch_or_pyplot():
+    code = "import openmm_tsf.analysis, openmm_tsf.analysis.plots.ramachandran, sys; "
+    code += "sys.exit(len({'torch', 'matplotlib.pyplot'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

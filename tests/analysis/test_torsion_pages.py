@@ -59,7 +59,10 @@ def test_each_residue_has_a_page(tmp_path, no_other_plots, monkeypatch):
     assert max(len(line) for line in words if "K" in line) < 130
 
 
-@pytest.mark.parametrize("names", [("phi2", "psi2", "chi1_2"), ("chi1", "chi2"), ("psi",)])
+@pytest.mark.parametrize(
+    "names",
+    [("phi2", "psi2", "chi1_2"), pytest.param(("chi1", "chi2"), marks=pytest.mark.slow), ("psi",)],
+)
 def test_pages_are_pictures(tmp_path, names):
     run = load_run(write(tmp_path / "run", names, np.random.default_rng(2)))
     ((name, found),) = torsions_by_residue(run).items()

@@ -155,7 +155,7 @@ class KeepEnergies:
 
 
 def test_one_ladder_has_the_exact_marginals_and_those_of_the_native_sampler():
-    check_marginals(250, 60, 2)
+    check_marginals(150, 60, 2)
 
 
 @pytest.mark.slow

@@ -4,9 +4,7 @@ The first tests have the content of OpenMM's ``TestReplicaExchangeSampler.py``.
 """
 
 import os
-import subprocess
-import sys
-import textwrap
+import signal
 
 import mdtraj
 import numpy as np
@@ -18,6 +16,7 @@ import pytest
 import openmm_tsf as tsf
 from openmm_tsf.hosts.openmm_app import FlowReplicaExchangeSampler
 from openmm_tsf.utils.random import seeded_generator
+from tests.robustness.sandbox import isolated
 from tests.support import exact_tree, openmm_host
 from tests.support.exact_cases import Changed, the_tree, tree_flow
 
@@ -229,35 +228,30 @@ def test_a_reduced_precision_of_the_platform_is_stated(caplog):
     )
 
 
-SCRIPT = """
-import os, signal, sys
-from pathlib import Path
-from tests.hosts.test_openmm_app_files import reported_sampler, verlet
+def test_a_killed_run_resumes(tmp_path):
+    """Killed after the seventh iteration, it goes on from the sixth, and ends as without."""
 
-directory = Path(sys.argv[1])
-sampler = reported_sampler(directory, resume=directory.exists(), integrator=verlet())
-if sys.argv[2] == "killed":
     def kill(sampler):
         if sampler.currentIteration == 7:
             os.kill(os.getpid(), signal.SIGKILL)
-    sampler.reporters.append(kill)
-sampler.simulate(12 - sampler.currentIteration)
-"""
 
+    def run(name, reporters=()):
+        """In a child process."""
 
-def test_a_killed_run_resumes(tmp_path):
-    """Killed after the seventh iteration, it goes on from the sixth, and ends as without."""
-    (tmp_path / "run.py").write_text(textwrap.dedent(SCRIPT))
+        def simulate():
+            directory = tmp_path / name
+            sampler = reported_sampler(directory, resume=directory.exists(), integrator=verlet())
+            sampler.reporters += reporters
+            sampler.simulate(12 - sampler.currentIteration)
+            return "done"
 
-    def run(name, mode):
-        command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / name), mode]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        return subprocess.run(command, check=False, timeout=300, env=environment).returncode
+        outcome = isolated(simulate, seconds=300.0)
+        return outcome.killed or outcome.status or outcome.trace
 
-    assert run("whole", "whole") == 0
-    assert run("parts", "killed") == -9
+    assert run("whole") == "done"
+    assert run("parts", [kill]) == "SIGKILL"
     assert (tmp_path / "parts" / "log.csv").read_text().splitlines()[-1].startswith("6,")
-    assert run("parts", "whole") == 0
+    assert run("parts") == "done"
     for name in ("log.csv", "energy.csv", *(f"checkpoint_{i}.xml" for i in range(3))):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     for path in (tmp_path / "whole").glob("*.dcd"):

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -460,11 +461,38 @@ def test_non_finite_energies_are_counted_rejections(tmp_path):
         move.apply(state_at(KELVIN, molecule.system), short, reference_cache())
 
 
+@pytest.mark.parametrize("flip", [[1, 1, 1], [1, 1, -1]])
+def test_a_mirror_image_stays_and_is_counted(flow, caplog, flip):
+    for move in one_of_each(flow):
+        is_mirrored = flip[2] < 0
+        caplog.clear()
+        (start,) = exact_states(1, KELVIN, seed=4)
+        apply_to_all(move, [start], KELVIN, times=3)
+        changed = sampler_state(positions_of([start])[0] * torch.tensor(flip))
+        x = positions_of([changed])
+        apply_to_all(move, [changed], KELVIN, times=20)
+        assert torch.equal(positions_of([changed]), x) == is_mirrored
+        assert move.n_proposed == 23 * move.n_steps
+        assert move.starts_mirrored == 20 * is_mirrored
+        assert move.n_evaluations <= move.n_proposed + 23
+        told = [m for m in caplog.messages if "mirror image" in m]
+        assert len(told) == is_mirrored  # once
+        restored = pickle.loads(pickle.dumps(move))
+        assert restored.starts_mirrored == move.starts_mirrored
+        apply_to_all(move, [start], KELVIN, times=3)  # and moves go on elsewhere
+        assert move.starts_mirrored == 20 * is_mirrored
+
+
+def test_statistics_without_the_count_of_mirrored_starts_are_read(flow):
+    state = independence(flow).__getstate__()
+    del state["starts_mirrored"]
+    move = independence(flow)
+    move.__setstate__(state)
+    assert move.starts_mirrored == 0
+
+
 def test_positions_that_a_flow_cannot_start_from_are_refused(flow):
     move = independence(flow)
-    mirrored = sampler_state(tree_molecule().positions * [1, 1, -1])
-    with pytest.raises(ValueError, match="sampler_state: expected the handedness"):
-        apply_to_all(move, [mirrored], KELVIN)
     fewer = sampler_state(tree_molecule().positions[:6])
     with pytest.raises(ValueError, match=r"positions: expected shape \(7, 3\) in nm, got \(6, 3\)"):
         apply_to_all(move, [fewer], KELVIN)

@@ -40,7 +40,7 @@ def test_undamaged_files_are_read(files):
         assert files.verdict(case, outcome) == "worked", (case, outcome)
 
 
-@some_and_many(40, 400, readers.NAMES)
+@some_and_many(25, 400, readers.NAMES)
 def test_damaged_files(files, n, part):
     check(files, n, part)
 
@@ -72,6 +72,6 @@ def test_good_command_lines_work(lines, line):
     assert lines.verdict(arguments, outcome) == "worked", outcome
 
 
-@some_and_many(30, 500, commands.COMMANDS)
+@some_and_many(20, 500, commands.COMMANDS)
 def test_command_lines(lines, n, part):
     check(lines, n, part)

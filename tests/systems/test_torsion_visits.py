@@ -9,7 +9,7 @@ import torch
 
 import openmm_tsf as tsf
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.systems.slow_torsions import slow_torsions
+from openmm_tsf.systems.slow_torsions import slow_torsions, torsion_angles
 from openmm_tsf.systems.torsion_visits import (
     ENOUGH_VISITS,
     count_torsion_visits,
@@ -95,6 +95,18 @@ def test_parts_of_the_shipped_frames(shipped):
     (never,) = describe_single_wells(shipped[:2000])
     assert never.startswith("phi never left one well in 2,000 frames, which cannot tell whether")
     assert "longer MD (--frames)" in never
+
+
+def test_what_to_do_for_several_torsions_is_said_once(shipped):
+    """Frames in which psi, too, leaves its well once."""
+    x, few = shipped.positions, []
+    psi = torsion_angles(x.numpy(), slow_torsions(shipped.molecule.topology))["psi"]
+    for inside in (psi > 0.5, psi < -0.2):
+        few.append(x[2000:4000][inside[2000:4000]])
+    messages = describe_rare_visits(MDDataset(torch.cat(few), 600.0, shipped.molecule))
+    assert [message.partition(" ")[0] for message in messages] == ["phi", "psi", "for"]
+    assert messages[2].startswith("for phi, psi: run longer MD (--frames) or MD at a higher")
+    assert [("run longer MD" in message) for message in messages] == [False, False, True]
 
 
 def test_frames_of_chains_have_no_order(shipped):

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
+from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -23,6 +24,12 @@ from openmm_tsf.utils import activity, progress
 from openmm_tsf.utils.activity import log_while
 from openmm_tsf.utils.progress import progress_bar
 from openmm_tsf.utils.terminal import log_handler, say
+from openmm_tsf.workflow.frames import FrameSource
+from openmm_tsf.workflow.options import RunOptions
+from openmm_tsf.workflow.run import run
+from tests.robustness.corpus import no_pictures
+from tests.robustness.sandbox import isolated
+from tests.workflow.tiny import SETTINGS
 
 
 class OnlyWrite:
@@ -160,11 +167,18 @@ def test_closed_standard_streams_get_no_file(tmp_path):
     assert (tmp_path / "file").read_bytes() == b""
 
 
-def test_md_with_standard_error_closed(tmp_path):
+def test_md_with_standard_error_closed(tmp_path, monkeypatch):
+    """As by ``2>&-``, with which Python has no sys.stderr."""
+    monkeypatch.chdir(tmp_path)
     given = "--frames 3 --equilibration-steps 3 --steps-per-frame 1 --platform Reference"
-    command = f"{sys.executable} -m openmm_tsf md --output md {given} 2>&-"
-    printed = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
-    assert (printed.returncode, printed.stdout) == (0, "3 frames in md/md.dcd\n")
+
+    def work():
+        os.close(2)
+        sys.stderr = None
+        return main(["md", "--output", "md", *given.split()])
+
+    outcome = isolated(work, seconds=300.0)
+    assert (outcome.status, outcome.stdout) == (0, "3 frames in md/md.dcd\n"), outcome
 
 
 def test_long_work_without_steps_logs_now_and_then(monkeypatch, caplog):
@@ -194,7 +208,6 @@ def test_equilibration_of_md_shows_its_steps(monkeypatch, tmp_path):
     from openmm_tsf.systems.library import alanine_dipeptide
     from openmm_tsf.workflow import md_simulation
     from openmm_tsf.workflow.md import run_md
-    from openmm_tsf.workflow.options import RunOptions
     from openmm_tsf.workflow.settings import MDSettings
 
     stream = io.StringIO()
@@ -210,16 +223,18 @@ def test_equilibration_of_md_shows_its_steps(monkeypatch, tmp_path):
     assert text.rstrip().splitlines()[-1].startswith("MD at 600 K: 2 of 2 frames")
 
 
-def test_a_log_file_of_a_run_has_lines_from_start_to_end(tmp_path):
+def test_a_log_file_of_a_run_has_lines_from_start_to_end(tmp_path, monkeypatch):
     """A whole small run in a process of its own: what it does, how long it takes, no returns."""
-    (tmp_path / "quick.py").write_text(RUN)
-    command = [sys.executable, "-W", "ignore", "quick.py"]
-    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    with (tmp_path / "log").open("wb") as log:
-        done = subprocess.run(command, stdout=log, stderr=log, cwd=tmp_path, env=environment)
+
+    def work():
+        with (tmp_path / "log").open("w") as log:
+            monkeypatch.setattr(sys, "stderr", log)
+            run_with_messages(tmp_path / "run", log)
+        return "done"
+
+    outcome = isolated(work, seconds=300.0)
     text = (tmp_path / "log").read_bytes().decode()
-    assert done.returncode == 0, text
+    assert outcome.status == "done", (outcome, text)
     assert "\r" not in text
     lines = text.splitlines()
     parts = (
@@ -229,7 +244,7 @@ def test_a_log_file_of_a_run_has_lines_from_start_to_end(tmp_path):
         "minimising the energy of the start", "MD at 600 K: 0 of 100 frames",
         "MD at 600 K: 100 of 100 frames", "frames: ", "flow with", "training: 0 of 6 steps",
         "first validation", "training: 6 of 6 steps", "tune: 0 of 3", "sample: 0 of 12",
-        "sample: 12 of 12", "analysis: ", "done",
+        "sample: 12 of 12", "analysis: ",
     )  # fmt: skip
     found = [next((k for k, line in enumerate(lines) if part in line), None) for part in parts]
     assert None not in found, dict(zip(parts, found, strict=True))
@@ -237,25 +252,19 @@ def test_a_log_file_of_a_run_has_lines_from_start_to_end(tmp_path):
     expected = lines[found[5]]
     for what in ("MD ", "training ", "sampling ", " in all, and the analysis"):
         assert what in expected
+    assert not any("roughly" in line for line in lines)  # the time of MD was told already
 
 
-RUN = """
-import logging, sys
-from dataclasses import replace
-import openmm_tsf as tsf
-from tests.workflow.tiny import SETTINGS
-from openmm_tsf.workflow.options import RunOptions
-from openmm_tsf.workflow.run import run
-module = sys.modules["openmm_tsf.workflow.run"]
-logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-import openmm_tsf.analysis.analyze as analysis  # plots take seconds, and are tested elsewhere
-analysis.plot_diagnostics = lambda run, path: None
-analysis.write_thermodynamics = lambda run, folder, reference: {}
-tsf.Run.plot = lambda self, path, reference=None: None
-from openmm_tsf.workflow.frames import FrameSource
-md = replace(SETTINGS.md, n_frames=100)
-module.WORTH_MEASURING = 0
-run("run", replace(SETTINGS, md=md, n_rounds=0), frames=FrameSource(simulate=True),
-    options=RunOptions(platform="Reference"))
-print("done", file=sys.stderr)
-"""
+def run_with_messages(directory, stream):
+    """Make the smallest run, measured before each stage, with its messages to a stream.
+
+    Plots take seconds, and are tested elsewhere.
+    """
+    settings = replace(SETTINGS, md=replace(SETTINGS.md, n_frames=100), n_rounds=0)
+    for stage in ("run", "md"):
+        import_module(f"openmm_tsf.workflow.{stage}").WORTH_MEASURING = 0
+    logger = logging.getLogger("openmm_tsf")
+    logger.handlers, logger.level = [logging.StreamHandler(stream)], logging.INFO
+    with no_pictures():
+        source = FrameSource(simulate=True)
+        run(directory, settings, frames=source, options=RunOptions(platform="Reference"))

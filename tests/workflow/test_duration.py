@@ -36,7 +36,7 @@ def test_measuring_changes_nothing_but_the_time(measured, tmp_path, estimator):
     more = path if estimator == "path" else {}
     settings = replace(
         SETTINGS,
-        stride=40,
+        stride=400,
         fit=replace(SETTINGS.fit, **more),
         refit=replace(SETTINGS.refit, **more),
     )

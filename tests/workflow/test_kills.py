@@ -43,7 +43,11 @@ def walk(*arguments):
 
 @pytest.mark.parametrize(
     ("stage", "faults"),
-    [("md", "die full interrupt"), ("train", "die"), ("sample", "die interrupt")],
+    [
+        ("md", "die full interrupt"),
+        pytest.param("train", "die", marks=pytest.mark.slow),  # as in test_resume_run
+        ("sample", "die"),
+    ],
 )
 def test_a_stage_that_dies_in_a_file_operation_continues(stage, faults):
     walk("--stages", stage, "--points", "1", "--faults", *faults.split())

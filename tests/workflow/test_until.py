@@ -223,6 +223,12 @@ def test_a_target_of_an_observable_is_recorded_and_resumed(flow, tmp_path, met_f
     other = replace(settings, until=("n < 1",))
     with pytest.raises(ValueError, match=r"observables: d\), got 'n'"):
         sample(None, folder, other, options=RESUME)
+    before = (folder / "config.json").read_bytes()
+    with pytest.raises(
+        ValueError, match=r"observe: d: .* with 'distance:1,18', got 'distance:1,4'"
+    ):
+        sample(None, folder, options=replace(RESUME, observe={"d": "distance:1,4"}))
+    assert (folder / "config.json").read_bytes() == before
     met_from(10)
     sample(None, folder, other, options=replace(RESUME, observe={"n": observe["n"]}))
     assert load_run(folder).n_iterations == 10
