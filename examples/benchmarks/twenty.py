@@ -15,7 +15,7 @@ an hour on one free core. The table has the seconds that the run itself counted,
 the CPU, which other jobs on the machine do not change.
 
 With ``--references``, six molecules also have replica exchange of Metropolised dynamics without a
-flow (``data/make_reference.py``), from another start and on another ladder; z is of <U> and every
+flow (``data/make_reference.py``), from another start and up to 848 K; z is of <U> and every
 basin of the slow torsions at 300, 424.26 and 600 K, see ``cases.py``. What a run calls converged is
 wrong with abs(z) >= 4.
 """
@@ -60,9 +60,8 @@ REFERENCES = (
 OTHERS = ("paracetamol", *CAPPED, "ibuprofen", "met_enkephalin")
 #: In the order in which they are run.
 NAMES = (*REFERENCES, *(name for name in OTHERS if name not in REFERENCES))
-LADDER_K = [round(300.0 * 2.0 ** (k / 6), 2) for k in range(7)]
 REFERENCE_WALKERS = 16
-REFERENCE_ITERATIONS, REFERENCE_CHUNK = 5000, 1000  # of 25 steps of 2 fs
+REFERENCE_ITERATIONS, REFERENCE_CHUNK, BURN_IN = 6000, 3000, 1500  # of 25 steps of 2 fs
 N_DRAWS = 20_000
 
 
@@ -184,18 +183,21 @@ class Queue:
         if entry.get("iterations", 0) >= iterations:
             return
         print(f"{time.strftime('%H:%M')} {name}: reference to {iterations}", flush=True)
-        script = HERE.parents[1] / "data" / "make_reference.py"
-        command = [sys.executable, str(script), "run", "--directory", str(self.folder / key)]
-        command += ["--iterations", str(iterations), "--walkers", str(REFERENCE_WALKERS)]
-        command += ["--temperatures", *map(str, LADDER_K), *molecule_options(name)]
+        script = [sys.executable, str(HERE.parents[1] / "data" / "make_reference.py")]
+        folder = str(self.folder / key)
+        command = [*script, "run", "--directory", folder, "--iterations", str(iterations)]
+        command += ["--walkers", str(REFERENCE_WALKERS), *molecule_options(name)]
         self.wait_for(self.folder / key)
         status = self.call(key, command)
+        if status == 0:
+            command = [*script, "export", "--directory", folder, "--burn-in", str(BURN_IN)]
+            status = self.call(f"{name}_export", [*command, "--output", f"{folder}.npz"])
         if status == 0:
             with self.changes:
                 self.state[key]["iterations"] = iterations
                 write_json(self.state_file, self.state)
         elif status is not None:
-            print(f"{key}: exit status {status}, see {key}.log", flush=True)
+            print(f"{key}: exit status {status}, see the logs of {name}", flush=True)
 
 
 def measure_ess(folder, temperatures, n_draws):
@@ -275,7 +277,7 @@ def collect(queue, output, n_draws):
             if kept.get("made_of", [None])[0] != key[0]:
                 kept = row_of(name, folder, entry, n_draws)
             if reference:
-                case = compare(name, folder, queue.folder / f"{name}_reference")
+                case = compare(name, folder, queue.folder / f"{name}_reference.npz")
                 kept["reference"] = {"iterations": reference, **case}
         except (OSError, ValueError) as error:
             print(f"{name}: no row: {error}", flush=True)
