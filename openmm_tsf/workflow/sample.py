@@ -177,7 +177,11 @@ def resume_sampling(
     record_observables(stage)
     stage.record_target(n_iterations, until)
     flow = place_for_sampling(flow, stage.device)
-    with sampling_threads(choices["torch_threads"]), stage.open_potential() as potential:
+    batch = config["n_walkers"] * len(config["temperatures_K"])
+    with (
+        sampling_threads(choices["torch_threads"]),
+        stage.open_potential(batch=batch) as potential,
+    ):
         sampler = ParallelTempering(
             stage.molecule,
             flow,
