@@ -88,7 +88,9 @@ class FlowPrograms:
         n_rows, parts = len(given[0]), []
         with torch.no_grad():
             for start in range(0, n_rows, self.rows):
-                block = tuple(_filled_up(part[start : start + self.rows], self.rows) for part in given)
+                block = tuple(
+                    _filled_up(part[start : start + self.rows], self.rows) for part in given
+                )
                 if self.cuda_graphs:
                     torch.compiler.cudagraph_mark_step_begin()
                 # Copied: the next replay of a CUDA graph overwrites its results.
