@@ -77,14 +77,14 @@ def finish(process: "subprocess.Popen[str]") -> dict[str, Any]:
 def measure_walkers(arguments: argparse.Namespace) -> dict[str, Any]:
     """CPU and wall milliseconds of an iteration, and memory, by the number of walkers.
 
-    Of sizes for which four iterations take longer than the budget, one without dynamics; of those
-    for which that takes longer, none.
+    Of sizes for which six iterations would take longer than the budget, one without dynamics; where
+    that would take eight times as long, none.
     """
     results: dict[str, Any] = {}
     for n in (4, 8) if arguments.smoke else WALKERS:
         last = next(reversed(results.values()), {})
         each = n * 3 * last.get("cpu_us_of_a_row_ordinary", 0.0) / 1e6
-        if each > 4 * arguments.budget:
+        if each > 8 * arguments.budget:
             results[f"{n} walkers"] = {"ended": f"not run: an iteration would take {each:.0f} s"}
             continue
         few = {"ordinary": 1} if 6 * each > arguments.budget else {}

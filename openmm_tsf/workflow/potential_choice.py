@@ -24,7 +24,7 @@ COMPILE_FROM = 1_000_000
 #: Smaller batches would fill a compiled block mostly with copies.
 COMPILE_BATCH = 32
 
-#: The fewest rows of a compiled block on a GPU. Smaller batches than a quarter of it are not worth a
+#: The fewest rows of a compiled block on a GPU. Batches of less than a quarter are not worth a
 #: program, and in float32 it has twice as many: 384 serves the 192 rows of the default sampling in
 #: both.
 GPU_BLOCK = 384

@@ -103,7 +103,7 @@ def test_programs_that_are_not_each_others_inverse_are_refused(monkeypatch):
         return lambda *given: tuple(part + 1e-4 for part in function(*given))
 
     monkeypatch.setattr(torch, "compile", wrong)
-    with pytest.raises(RuntimeError, match="it is not its own inverse by .*, expected 1e-06"):
+    with pytest.raises(RuntimeError, match=r"it is not its own inverse by .*, expected 1e-06"):
         compile_for_sampling(trained(), ROWS)
     monkeypatch.setattr(torch, "compile", lambda f, **options: lambda *given: f(2 * given[0]))
     with pytest.raises(RuntimeError, match="it differs from the flow by"):
@@ -188,7 +188,7 @@ def test_a_run_records_its_programs_and_is_resumed_with_the_same_bits(traced, tm
     assert torch.equal(*ends)
     choices = load_run(tmp_path / "whole").config["choices"]
     assert choices["flow_programs"] == {"rows": ROWS, "cuda_graphs": False}
-    with pytest.warns(UserWarning, match="flow_programs .*resumed with None; the continuation is"):
+    with pytest.warns(UserWarning, match=r"flow_programs .*resumed with None; the"):
         sampler_of(flow, double_well()).resume(tmp_path / "whole")
 
 
