@@ -39,9 +39,12 @@ def main() -> None:
     if not arguments.model:
         report: dict[str, Any] = {"command": " ".join(["scaling.py", *sys.argv[1:]])}
         for name, section in (
-            ("walkers", measure_walkers), ("rungs", measure_rungs), ("processes", measure_processes),
-            ("files", measure_files), ("compiled_flow", measure_compiled_flow),
-        ):  # fmt: skip
+            ("walkers", measure_walkers),
+            ("rungs", measure_rungs),
+            ("processes", measure_processes),
+            ("files", measure_files),
+            ("compiled_flow", measure_compiled_flow),
+        ):
             report[name] = section(arguments)
             print_section(name, report[name])
             arguments.output.write_text(json.dumps(report, indent=1) + "\n")
