@@ -47,10 +47,15 @@ class FlowPrograms:
         options: dict[str, Any] = {"cpp.threads": 1}  # more are slower for networks of this size
         if flow.device.type != "cpu":
             options = {"triton.cudagraphs": cuda_graphs}
-        self._forward, self._inverse = (
-            torch.compile(function, fullgraph=True, dynamic=False, options=options)
-            for function in (self._eager.forward_and_log_det, self._eager.inverse_and_log_det)
-        )
+
+        def compile_map(function: Callable[..., Any]) -> Callable[..., Any]:
+            compiled: Callable[..., Any] = torch.compile(
+                function, fullgraph=True, dynamic=False, options=options
+            )
+            return compiled
+
+        self._forward = compile_map(self._eager.forward_and_log_det)
+        self._inverse = compile_map(self._eager.inverse_and_log_det)
 
     def describe(self) -> dict[str, Any]:
         """Return what a run records of its programs."""

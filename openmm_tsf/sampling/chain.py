@@ -78,7 +78,7 @@ class TemperingChain:
             device = device_of_map(flow)
             # On a GPU an error where torch does not cover a Force: OpenMM's Contexts would compute
             # one conformation after the other.
-            options = {} if device.type == "cpu" else {"device": device}
+            options: dict[str, Any] = {} if device.type == "cpu" else {"device": device}
             potential = molecule.potential(**options)
         check_flow(flow)
         if tuple(flow.event_shape) != tuple(potential.event_shape):
