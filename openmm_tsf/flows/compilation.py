@@ -188,7 +188,7 @@ def _try_programs(flow: AugmentedFlow, rows: int, cuda_graphs: bool) -> FlowProg
 @torch.no_grad()
 def _compare(flow: AugmentedFlow, programs: FlowPrograms) -> None:
     """Raise a RuntimeError if the programs disagree, on draws of the flow."""
-    generator = torch.Generator(flow.device).manual_seed(1)
+    generator = torch.Generator(device=flow.device).manual_seed(1)
     v = flow.sample_prior(programs.rows, flow.reference_temperature, generator)
     (x, momenta), log_det = flow.forward_and_log_det(v)
     inside = log_det.isfinite()
