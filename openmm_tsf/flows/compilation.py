@@ -140,6 +140,8 @@ def compile_for_sampling(
     >>> from openmm_tsf.flows import TemperatureSteerableFlow
     >>> from openmm_tsf.flows.compilation import compile_for_sampling
     >>> flow = TemperatureSteerableFlow(2, 2, 1, (4,))
+    >>> flow.programs is None
+    True
     >>> compiled = compile_for_sampling(flow, rows=16)  # doctest: +SKIP
     """
     check_instance(flow, "flow", AugmentedFlow)
