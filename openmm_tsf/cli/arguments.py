@@ -127,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--compile-flow",
             action="store_true",
-            help="compile the flow for production: minutes the first time, for long runs",
+            help="compile the flow for production, on a GPU: minutes the first time",
         )
     for command in (everything, md, train, sample, certify, plan):
         _measure_argument(command)

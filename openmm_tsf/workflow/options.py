@@ -50,8 +50,9 @@ class RunOptions:
     compile_flow
         Compile the maps of the flow for production
         (:func:`openmm_tsf.flows.compilation.compile_for_sampling`): by default as the stage that is
-        resumed, otherwise not. It takes minutes the first time and is worth it in long runs.
-        Samples are as exact, but not the same bit by bit as those without.
+        resumed, otherwise not. It takes minutes the first time and is meant for GPUs, where
+        launching kernels takes the time; on a CPU it is no faster. Samples are as exact, but not
+        the same bit by bit as those without.
     observe
         Observables that reports and targets of precision are about, by name: a definition in words
         or a function (:func:`openmm_tsf.analysis.observables.define_observables`). Those in words
