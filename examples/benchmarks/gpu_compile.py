@@ -16,7 +16,8 @@ from gpu_energies import BATCHES, DTYPES, SMOKE_BATCHES, conformations
 from gpu_sampling import compile_flow
 from gpu_steps import Bench, Entries
 
-from openmm_tsf.workflow.potential_choice import GPU_BLOCK
+from openmm_tsf.workflow.potential_choice import GPU_BLOCK, batch_of, gpu_block_size
+from openmm_tsf.workflow.presets import preset
 
 #: Threads of the compiler in each process.
 _THREADS = "2"
@@ -28,7 +29,10 @@ def programs(bench: Bench) -> list[str]:
     names = [f"energy {block} {dtype}" for block in sorted(blocks) for dtype in DTYPES]
     if bench.smoke:
         return [names[0], "flow"]
-    return [*names, f"energy {GPU_BLOCK} float64", f"single-precision-forces {GPU_BLOCK}", "flow"]
+    # Those of the default's 64 walkers, and of many: half of 12 288 rows.
+    for block in (GPU_BLOCK, gpu_block_size(batch_of(preset("gpu").sampling))):
+        names += [f"energy {block} float64", f"single-precision-forces {block}"]
+    return [*names, "flow", "flow-graphs"]
 
 
 def start_compiling(bench: Bench) -> Entries:
@@ -85,13 +89,9 @@ def main() -> None:
 def compile_program(bench: Bench, name: str) -> None:
     """Compile one of the programs by using it."""
     what, *numbers = name.split()
-    if what == "flow":
-        n_rungs = len(bench.settings.sampling.temperatures)
+    if what.startswith("flow"):
         flow = bench.untrained_flow(bench.settings.flow)
-        n_walkers = bench.settings.sampling.n_walkers
-        compile_flow(bench, flow, {"dynamic": False}, n_walkers * n_rungs)
-        with bench.potential(512) as potential, bench.sampler(flow, potential, n_walkers) as each:
-            each.run(4, progress=False)
+        compile_flow(bench, flow, bench.settings.sampling.n_walkers, what == "flow-graphs")
         return
     block = int(numbers[0])
     dtype = DTYPES[numbers[1]] if len(numbers) > 1 else torch.float64

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gpu_sampling import compiler_of
 from gpu_steps import Bench, Entries
 
 from openmm_tsf.analysis.reference import load_reference
@@ -22,6 +24,7 @@ from openmm_tsf.training import FitSettings
 from openmm_tsf.training.trainer import Trainer
 from openmm_tsf.workflow.duration import CostMeter, step_costs
 from openmm_tsf.workflow.options import RunOptions
+from openmm_tsf.workflow.presets import preset
 from openmm_tsf.workflow.run import run
 from openmm_tsf.workflow.sample import sample
 
@@ -73,20 +76,24 @@ def interrupted_at_deadline(bench: Bench) -> Iterator[None]:
 
 
 def run_main_job(bench: Bench) -> Entries:
-    """The default preset, training and production, beside the reference."""
-    yield from describe_stage(bench, "main", lambda directory, options: run(
-        directory, bench.settings, options=options
-    ))  # fmt: skip
+    """The default preset, training and production with the flow compiled, and the reference."""
+    with compiler_of(bench):
+        yield from describe_stage(bench, "main", lambda directory, options: run(
+            directory, bench.settings, options=replace(options, compile_flow=True)
+        ))  # fmt: skip
 
 
 def run_many_walkers(bench: Bench) -> Entries:
-    """Production of as many walkers as fill the device, with the flow that was given."""
+    """Production of as many walkers as fill the device, with the flow that was given.
+
+    That is the preset of a GPU, but for its training.
+    """
     if not bench.flow_file.is_file():
         yield "not run", {"status": "no --flow"}
         return
     settings = replace(bench.settings.sampling, n_walkers=8)
     if not bench.smoke:
-        settings = replace(settings, n_walkers=4096, n_iterations=200, n_tuning=40)
+        settings = replace(preset("gpu").sampling, n_tuning=40)
     yield from describe_stage(bench, "many", lambda directory, options: sample(
         bench.flow_file, directory, settings, start=bench.frames, options=options
     ))  # fmt: skip
@@ -96,19 +103,26 @@ def describe_stage(bench: Bench, name: str, stage: Callable[[Path, RunOptions], 
     """Run a stage, at most to the section's deadline, and yield what its summary says."""
     directory = bench.directory / name
     options = RunOptions(seed=bench.seed, progress=False, **bench.device_option)
-    start, complete = time.monotonic(), True
+    start, complete, place = time.monotonic(), True, ""
     try:
         with interrupted_at_deadline(bench):
             stage(directory, options)
-    except KeyboardInterrupt:
-        complete = False
+    except KeyboardInterrupt as interrupt:
+        complete, place = False, where(interrupt)
     seconds = time.monotonic() - start
     if not (directory / "summary.json").is_file():
-        yield "ended at the deadline", {"seconds": round(seconds, 1), "samples": 0}
+        late = {"seconds": round(seconds, 1), "samples": 0, "in": place}
+        yield "ended at the deadline", late
         return
     summary = json.loads((directory / "summary.json").read_text())
     yield f"{summary['n_walkers']} walkers", describe_job(summary, seconds, complete)
     yield from compare_rungs(summary)
+
+
+def where(error: BaseException) -> str:
+    """Return the functions of the package that were at work, the outermost first."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/openmm_tsf/" in f.filename]
+    return " > ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames)
 
 
 def describe_job(summary: dict[str, Any], seconds: float, complete: bool) -> dict[str, Any]:

@@ -1,22 +1,23 @@
 """Sections of gpu.py on sampling: time, waits and memory, round trips, same bits, decisions."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from gpu_steps import Bench, Entries, sampling_sizes
-from torch.utils._pytree import tree_map_only
 
 from openmm_tsf.analysis.load import load_run
 from openmm_tsf.flows.base import AugmentedFlow
+from openmm_tsf.flows.compilation import compile_for_sampling
 from openmm_tsf.flows.coupling import set_conditioner_dtype
 from openmm_tsf.potentials import TorchPotential
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.workflow.potential_choice import GPU_BLOCK
-
-_PARTS = ("forward_and_log_det", "inverse_and_log_det")
+from openmm_tsf.workflow.sample import flow_block
 
 
 def measure_iterations(bench: Bench) -> Entries:
@@ -28,48 +29,62 @@ def measure_iterations(bench: Bench) -> Entries:
 
 def measure_compiled_flow(bench: Bench) -> Entries:
     """The same with the flow's two maps compiled, without and with CUDA graphs."""
-    if bench.is_cuda:
-        modes: dict[str, dict[str, Any]] = {
-            "compiled flow": {"dynamic": False},
-            "CUDA graphs": {"dynamic": False, "mode": "reduce-overhead"},
-        }
-    else:  # a rehearsal: C++ would take minutes
-        modes = {"traced flow": {"dynamic": False, "backend": "aot_eager"}}
     for n_walkers in (4,) if bench.smoke else (64, 4096):
-        for name, options in modes.items():
+        for name, graphs in {"compiled flow": False, "CUDA graphs": True}.items():
             flow, which = bench.flow()
-            error = compile_flow(bench, flow, options, 3 * n_walkers)
-            result = error | time_sampler(bench, flow, n_walkers)
+            if graphs and not bench.is_cuda:
+                continue
+            result = time_compiled(bench, flow, n_walkers, graphs)
             torch.compiler.reset()
             yield f"{n_walkers} walkers, {name}, {which} flow", result
 
 
-@torch.no_grad()
-def compile_flow(
-    bench: Bench, flow: AugmentedFlow, options: dict[str, Any], n_rows: int
+def time_compiled(
+    bench: Bench, flow: AugmentedFlow, n_walkers: int, graphs: bool
 ) -> dict[str, Any]:
-    """Replace the flow's two maps by compiled ones; return seconds and the largest difference."""
-    v = draw_latents(bench, flow, n_rows)
-    eager = flow.forward_and_log_det(v)
-    for part in _PARTS:
-        compiled = torch.compile(getattr(flow, part), **options)
-        setattr(flow, part, partial(call_compiled, compiled))
-    seconds = bench.seconds(lambda: flow.forward_and_log_det(v))
-    (x, momenta), log_det = flow.forward_and_log_det(v)
-    seconds += bench.seconds(lambda: flow.inverse_and_log_det(x, momenta))
-    (x_eager, _), log_det_eager = eager
-    inside = log_det_eager.isfinite()
-    return {
-        "compile_seconds": round(seconds, 1),
-        "largest_difference_nm": float((x - x_eager)[inside].abs().max()),
-        "largest_difference_log_det": float((log_det - log_det_eager)[inside].abs().max()),
-    }
+    """Compile a flow, compare it with the eager one, and time iterations with it."""
+    n_rungs, _ = sampling_sizes(bench.settings.sampling)
+    v = draw_latents(bench, flow, n_walkers * n_rungs)
+    with compiler_of(bench), torch.no_grad():
+        start = time.perf_counter()
+        compiled = compile_flow(bench, flow, n_walkers, graphs)
+        seconds = time.perf_counter() - start
+        (x, _), log_det = compiled.forward_and_log_det(v)
+        (x_eager, _), log_det_eager = flow.forward_and_log_det(v)
+        inside = log_det_eager.isfinite()
+        result: dict[str, Any] = {
+            "programs": "none" if compiled.programs is None else compiled.programs.describe(),
+            "compile_seconds": round(seconds, 1),
+            "largest_difference_nm": float((x - x_eager)[inside].abs().max()),
+            "largest_difference_log_det": float((log_det - log_det_eager)[inside].abs().max()),
+        }
+        return result | time_sampler(bench, compiled, n_walkers)
 
 
-def call_compiled(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a compiled map; the results are copied, since a CUDA graph overwrites its own."""
-    torch.compiler.cudagraph_mark_step_begin()
-    return tree_map_only(torch.Tensor, torch.clone, function(*arguments))
+def compile_flow(
+    bench: Bench, flow: AugmentedFlow, n_walkers: int, graphs: bool | None = None
+) -> AugmentedFlow:
+    """Return the flow compiled as production compiles it."""
+    n_rungs, _ = sampling_sizes(bench.settings.sampling)
+    return compile_for_sampling(flow, flow_block(n_walkers, n_rungs, bench.device), graphs)
+
+
+@contextmanager
+def compiler_of(bench: Bench) -> Iterator[None]:
+    """In a rehearsal without a GPU only trace programs, and run them eagerly: C++ takes minutes."""
+
+    def trace(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        compiler = torch._dynamo.optimize("eager", nopython=True, dynamic=options["dynamic"])
+        traced: Callable[..., Any] = compiler(function)
+        return traced
+
+    if bench.is_cuda or not bench.smoke:
+        yield
+        return
+    import torch._dynamo
+
+    with mock.patch.object(torch, "compile", trace):
+        yield
 
 
 @torch.no_grad()
@@ -150,20 +165,23 @@ def measure_bits(bench: Bench) -> Entries:
     flow, which = bench.flow()
     n_walkers, n = (4, 8) if bench.smoke else (64, 50)
     n_rungs, _ = sampling_sizes(bench.settings.sampling)
-    for compile in (False, True) if bench.is_cuda else (False,):
+    # Energies compiled or not, then the flow as well.
+    modes = [(False, False), (True, False), (True, True)] if bench.is_cuda else [(False, False)]
+    for i, (energies, maps) in enumerate(modes if bench.is_cuda else [*modes, (False, True)]):
         # The main job's block: what it compiled is in the cache.
-        batch = GPU_BLOCK if compile else n_walkers * n_rungs
-        with bench.potential(batch, compile=compile) as potential:
-            first, second = (final(bench, flow, potential, n_walkers, 2 * n) for _ in range(2))
-            directory = bench.directory / f"resumed_{compile}"
-            with bench.sampler(flow, potential, n_walkers) as sampler:
+        batch = GPU_BLOCK if energies else n_walkers * n_rungs
+        with compiler_of(bench), bench.potential(batch, compile=energies) as potential:
+            used = compile_flow(bench, flow, n_walkers) if maps else flow
+            first, second = (final(bench, used, potential, n_walkers, 2 * n) for _ in range(2))
+            directory = bench.directory / f"resumed_{i}"
+            with bench.sampler(used, potential, n_walkers) as sampler:
                 sampler.run(n, directory, progress=False)
-            with bench.sampler(flow, potential, n_walkers) as sampler:
+            with bench.sampler(used, potential, n_walkers) as sampler:
                 sampler.resume(directory).run(n, directory, progress=False)
                 third = sampler.state.x
-            mode = "compiled" if compile else "eager"
+            mode = f"{'compiled' if energies else 'eager'} energies{', compiled' * maps}"
             yield (
-                f"{2 * n} iterations, {n_walkers} walkers, {mode} energies, {which} flow",
+                f"{2 * n} iterations, {n_walkers} walkers, {mode}, {which} flow",
                 {
                     "same_bits_twice": torch.equal(first, second),
                     "same_bits_resumed": torch.equal(first, third),

@@ -123,6 +123,12 @@ def build_parser() -> argparse.ArgumentParser:
             help="device of torch for flow, walkers, training and energies: cpu (default), cuda, "
             "cuda:1, ...",
         )
+    for command in (everything, sample):
+        command.add_argument(
+            "--compile-flow",
+            action="store_true",
+            help="compile the flow for production, on a GPU: minutes the first time",
+        )
     for command in (everything, md, train, sample, certify, plan):
         _measure_argument(command)
     _plan_arguments(plan)
@@ -348,9 +354,10 @@ def _temperature(text: str) -> float | str:
 def _training_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--preset",
-        choices=("quick", "default", "thorough"),
+        choices=("quick", "default", "thorough", "gpu"),
         help="sizes and lengths (default: default). On two free cores they take alanine dipeptide "
-        "0.5, 5.5 and some 10 minutes, larger molecules longer: each run says so when it starts",
+        "0.5, 5.5 and some 10 minutes, larger molecules longer: each run says so when it starts. "
+        "gpu: draws and walkers that fill one, with --device cuda",
     )
     command.add_argument(
         "--trajectory",

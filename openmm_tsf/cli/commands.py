@@ -74,6 +74,7 @@ def _train(args: argparse.Namespace) -> None:
     from openmm_tsf.workflow.train import train
 
     _check_temperature(args)
+    _check_device(args)
     settings, molecule = (
         preset(args.preset or "default"),
         molecule_of(args) or alanine_dipeptide(),
@@ -225,6 +226,7 @@ def _options(args: argparse.Namespace) -> Any:
         threads=args.threads,
         checkpoint_seconds=getattr(args, "checkpoint_seconds", None),
         device=getattr(args, "device", None),
+        compile_flow=getattr(args, "compile_flow", None) or None,
         observe=_observed(args),
     )
 
@@ -259,10 +261,17 @@ def _check_temperature(args: argparse.Namespace) -> None:
         raise ValueError("--temperature: it is the temperature of --trajectory, which is missing")
 
 
+def _check_device(args: argparse.Namespace) -> None:
+    """Refuse the preset of a GPU without one, which would take days."""
+    if args.preset == "gpu" and args.device is None:
+        raise ValueError("--device: expected a GPU such as cuda with --preset gpu, got none")
+
+
 def _check_run_options(args: argparse.Namespace, molecule: Any) -> None:
     from openmm_tsf.systems.library import alanine_dipeptide
 
     _check_temperature(args)
+    _check_device(args)
     if args.frames is None or args.md or args.resume:
         return
     if args.trajectory is not None:

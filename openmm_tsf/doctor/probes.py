@@ -35,6 +35,13 @@ VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENMM_CPU_THREADS", "CUDA_VISIBLE_DEVICES",
     "OPENMM_PLUGIN_DIR",
 )  # fmt: skip
+#: How many times slower float64 is than float32, outside of tensor cores, by compute capability:
+#: results per clock cycle in the CUDA C++ Programming Guide. P100, V100, A100, H100, H200 and B200
+#: have a half, cards for workstations and games 1/32 or 1/64.
+_FLOAT64_RATES = {
+    (5, 0): 32, (5, 2): 32, (6, 0): 2, (6, 1): 32, (7, 0): 2, (7, 5): 32, (8, 0): 2, (8, 6): 64,
+    (8, 9): 64, (9, 0): 2, (10, 0): 2, (12, 0): 64,
+}  # fmt: skip
 _DATA = ("ala2.pdb", "ala2_600K.dcd", "ala2_reference.npz")
 _MAX_FILES = 40
 
@@ -160,9 +167,13 @@ def _cuda() -> list[str] | str:
 
 
 def _float64_speed(major: int, minor: int) -> str:
-    """Say how fast double precision is on a compute capability (CUDA C++ Programming Guide)."""
-    fast = minor == 0 and major in (6, 7, 8, 9, 10)
-    return f"float64 at {'1/2' if fast else '1/32 or less'} of the speed of float32"
+    """Say how fast double precision is on a card of a compute capability."""
+    capability = f"compute capability {major}.{minor}"
+    rate = None if torch.version.hip else _FLOAT64_RATES.get((major, minor))
+    if rate is None:
+        return f"{capability}, speed of float64 unknown"
+    used = "" if rate == 2 else ", and a run computes energies and the flow in float64"
+    return f"{capability}, float64 at 1/{rate} of the speed of float32{used}"
 
 
 def _compiler() -> str:

@@ -9,7 +9,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -50,8 +50,26 @@ def _refuse_temperature() -> None:
     raise ValueError("temperature: expected positive temperatures in kelvin")
 
 
+class MapPrograms(Protocol):
+    """Both maps as compiled programs: :class:`openmm_tsf.flows.compilation.FlowPrograms`."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a run records of its programs."""
+
+    def forward_and_log_det(self, v: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """See :meth:`AugmentedMap.forward_and_log_det`."""
+
+    def inverse_and_log_det(
+        self, x: Tensor, momenta: Tensor, copies: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`AugmentedMap.inverse_and_log_det`."""
+
+
 class AugmentedMap(nn.Module, ABC):
     """The invertible map of :class:`AugmentedFlow`, which has its parameters, and its density."""
+
+    #: What computes both maps, where they are compiled.
+    programs: MapPrograms | None = None
 
     def __init__(
         self,
@@ -181,6 +199,8 @@ class AugmentedMap(nn.Module, ABC):
         Outside the coordinate layer's domain the log-determinant is -inf.
         """
         self._check(v, "v", (self.n_coordinates + self.n_momenta,))
+        if self.programs is not None:
+            return self.programs.forward_and_log_det(v)
         y, log_det = self.network.forward_and_log_det(v)
         x, log_det = self.apply_layers(y[:, : self.n_coordinates], log_det)
         return (x, y[:, self.n_coordinates :]), log_det
@@ -196,6 +216,8 @@ class AugmentedMap(nn.Module, ABC):
         """
         self._check(x, "x", self.event_shape)
         self._check(momenta, "momenta", (self.n_momenta,))
+        if self.programs is not None:
+            return self.programs.inverse_and_log_det(x, momenta, copies)
         y, total = self.undo_layers(x, x.new_zeros(len(x)), copies)
         v, log_det = self.network.inverse_and_log_det(torch.cat([y, momenta], dim=1))
         return v, total + log_det

@@ -32,6 +32,12 @@ class Perceptron(nn.Sequential):
         nn.init.zeros_(last.bias)
         super().__init__(*layers, last)
         self._converted = _Converted()
+        self._frozen: list[tuple[Tensor, Tensor]] | None = None
+
+    def freeze(self, dtype: torch.dtype) -> None:
+        """Use the weights as they are now, in a precision: what changes later has no effect."""
+        with torch.no_grad():
+            self._frozen = [(w.clone(), b.clone()) for w, b in self._weights(dtype)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs [n_out, B] of x [n_in, B], differentiable by autograd."""
@@ -60,6 +66,8 @@ class Perceptron(nn.Sequential):
 
     def _weights(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
         """Return the weight and bias of each layer in a precision."""
+        if self._frozen is not None:
+            return self._frozen
         parameters = list(self.parameters())
         if parameters[0].dtype != dtype:
             differentiable = torch.is_grad_enabled() and parameters[0].requires_grad

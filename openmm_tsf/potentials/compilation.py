@@ -80,7 +80,7 @@ class CompiledEnergy:
                     with log_while(logger, what), _TRACING:
                         self._programs[with_forces] = self._build(example, parameters, with_forces)
                 except Exception as error:
-                    reason = _missing_compiler(error)
+                    reason = missing_compiler_reason(error)
                     if reason is None:
                         raise
                     self._failed = True
@@ -130,7 +130,7 @@ class CompiledEnergy:
         return energy, torch.cat(gradients, dim=-1) if with_forces else None
 
 
-def _missing_compiler(error: BaseException) -> str | None:
+def missing_compiler_reason(error: BaseException) -> str | None:
     """Return why no compiler works, if that is what the error says."""
     if isinstance(error, (ImportError, AttributeError)) and "torch" in str(error):
         return f"this torch has another compiler ({error})"

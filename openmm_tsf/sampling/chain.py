@@ -75,7 +75,11 @@ class TemperingChain:
         if potential is None:
             if molecule is None:
                 raise ValueError("potential: expected one where molecule is None, got None")
-            potential = molecule.potential()
+            device = device_of_map(flow)
+            # On a GPU an error where torch does not cover a Force: OpenMM's Contexts would compute
+            # one conformation after the other.
+            options: dict[str, Any] = {} if device.type == "cpu" else {"device": device}
+            potential = molecule.potential(**options)
         check_flow(flow)
         if tuple(flow.event_shape) != tuple(potential.event_shape):
             raise ValueError(

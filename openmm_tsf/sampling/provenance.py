@@ -57,6 +57,7 @@ def sampling_choices(
     flows = {name: value for name, value in flows.items() if value is not None}
     distinct = {id(value): value for value in (flow, *flows.values())}
     hashes = {key: hash_of(value) for key, value in distinct.items()}
+    programs = getattr(flow, "programs", None)
     return {
         **({"molecule": None} if molecule is None else molecule.identity),
         "kernels": kernels,
@@ -71,6 +72,7 @@ def sampling_choices(
         "potential": describe_potential(potential),
         "save_interval": int(save_interval),
         "torch_threads": torch.get_num_threads(),
+        **({} if programs is None else {"flow_programs": programs.describe()}),
     }
 
 
@@ -91,10 +93,10 @@ def check_same(where: Any, recorded: Mapping[str, Any], sampler: Mapping[str, An
                 f"{where}: expected the {name} that the run was started with, {before[name]}, "
                 f"got {now[name]}"
             )
-    for name in ("potential", "torch_threads"):
-        if now[name] != before[name]:
+    for name in ("potential", "torch_threads", "flow_programs"):
+        if now.get(name) != before.get(name):
             warnings.warn(
-                f"{where}: written with {name} {before[name]}, resumed with {now[name]}; "
+                f"{where}: written with {name} {before.get(name)}, resumed with {now.get(name)}; "
                 "the continuation is valid but not the same bit by bit",
                 stacklevel=3,
             )

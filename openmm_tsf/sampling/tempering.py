@@ -51,7 +51,7 @@ class ParallelTempering(TemperingChain):
         applied in this order in every iteration; by default those of
         :func:`openmm_tsf.sampling.kernels.default_kernels`.
     potential
-        The energy; ``molecule.potential()`` by default.
+        The energy; ``molecule.potential()`` by default, on the flow's device.
 
     Attributes
     ----------

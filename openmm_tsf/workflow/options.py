@@ -47,6 +47,12 @@ class RunOptions:
     progress
         Show progress: bars in terminals and notebooks, lines in log files. Before a long stage,
         measure and log how long it will take; this changes no number.
+    compile_flow
+        Compile the maps of the flow for production
+        (:func:`openmm_tsf.flows.compilation.compile_for_sampling`): by default as the stage that is
+        resumed, otherwise not. It takes minutes the first time and is meant for GPUs, where
+        launching kernels takes the time; on a CPU it is no faster. Samples are as exact, but not
+        the same bit by bit as those without.
     observe
         Observables that reports and targets of precision are about, by name: a definition in words
         or a function (:func:`openmm_tsf.analysis.observables.define_observables`). Those in words
@@ -67,6 +73,7 @@ class RunOptions:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     progress: bool = True
     device: str | None = None
+    compile_flow: bool | None = None
     observe: Mapping[str, Definition] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -80,6 +87,7 @@ class RunOptions:
             resume=check_bool,
             progress=check_bool,
             device=optional(lambda v, name: str(check_device(v, name))),
+            compile_flow=optional(check_bool),
             observe=check_definitions,
         )
 
@@ -92,3 +100,8 @@ class RunOptions:
         """Return the device, by default that of the choices recorded at an earlier start."""
         device: str = recorded.get("device", "cpu") if self.device is None else self.device
         return device
+
+    def choose_compile_flow(self, recorded: Mapping[str, Any]) -> bool:
+        """Return whether flows are compiled, by default as at an earlier start."""
+        before = recorded.get("compile_flow", False) is True
+        return before if self.compile_flow is None else self.compile_flow

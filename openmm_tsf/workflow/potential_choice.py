@@ -24,9 +24,19 @@ COMPILE_FROM = 1_000_000
 #: Smaller batches would fill a compiled block mostly with copies.
 COMPILE_BATCH = 32
 
-#: Rows of a compiled block on a GPU. Smaller batches than a quarter of it are not worth a program,
-#: and in float32 it has twice as many: 384 serves the 192 rows of the presets' sampling in both.
+#: The fewest rows of a compiled block on a GPU. Batches of less than a quarter are not worth a
+#: program, and in float32 it has twice as many: 384 serves the 192 rows of the default sampling in
+#: both.
 GPU_BLOCK = 384
+#: The most: a block of float32 has twice as many, and the largest are of 16384.
+_LARGEST_GPU_BLOCK = 8192
+
+#: Bytes of a block: 8192 rows of up to 28 atoms, and fewer of larger molecules.
+_MOST_GPU_MEMORY = 2**32
+_ONE_BY_ONE = (
+    "energies by OpenMM's Contexts, one conformation after the other, which is far slower than the "
+    "GPU"
+)
 
 #: Forces of small molecules for which torch is faster than OpenMM without being compiled.
 _SLOW_IN_OPENMM = (openmm.CustomGBForce, openmm.CustomNonbondedForce)
@@ -75,10 +85,12 @@ def open_potential(
     """
     if platform is not None:
         logger.info("energies by OpenMM on %s, as was chosen", platform)
+        if device.type != "cpu":
+            logger.warning("%s: without --platform they are torch's", _ONE_BY_ONE)
         return molecule.potential(platform=platform)
     if device.type != "cpu":
         pays = planned >= COMPILE_FROM and batch >= COMPILE_BATCH
-        return _open_on_gpu(molecule, device, pays if compiled is None else compiled)
+        return _open_on_gpu(molecule, device, pays if compiled is None else compiled, batch)
     if compiled is not None:
         return molecule.potential(compile=compiled)
     number = f"about {planned:,} energies are planned"
@@ -93,19 +105,23 @@ def open_potential(
     return molecule.potential(kind="openmm")
 
 
-def _open_on_gpu(molecule: MolecularSystem, device: torch.device, compiled: bool) -> Potential:
+def gpu_block_size(batch: int) -> int:
+    """Return the rows of a compiled block on a GPU for batches of this size: equal parts of it."""
+    n_blocks = -(-max(1, batch) // _LARGEST_GPU_BLOCK)
+    return max(GPU_BLOCK, -(-batch // n_blocks))
+
+
+def _open_on_gpu(
+    molecule: MolecularSystem, device: torch.device, compiled: bool, batch: int
+) -> Potential:
     options: dict[str, Any] = {"device": device, "compile": compiled}
     if compiled:
-        needed = GPU_BLOCK * bytes_per_conformation(molecule.n_atoms, torch.float64)
-        options["memory"] = min(max(needed, 2**20), 2**30)
+        each = bytes_per_conformation(molecule.n_atoms, torch.float64)
+        options["memory"] = min(max(gpu_block_size(batch) * each, 2**20), _MOST_GPU_MEMORY)
     try:
         return molecule.potential(kind="torch", **options)
     except (NotCovered, TooLarge) as reason:
-        logger.warning(
-            "energies by OpenMM's Contexts, one conformation after the other, which is far slower "
-            "than the GPU: %s",
-            reason,
-        )
+        logger.warning("%s: %s", _ONE_BY_ONE, reason)
         return molecule.potential(kind="openmm")
 
 

@@ -67,7 +67,23 @@ PRESETS: dict[str, RunSettings] = {
     "default": RunSettings(
         flow=_FLOW, fit=replace(_FIT, n_steps=2500), n_rounds=0, refit=_REFIT, sampling=_SAMPLING
     ),
-    # About twice that by the numbers of steps and walkers, not timed; and its own MD.
+    # For one GPU, from what was measured on an H200 (examples/results/gpu.json), where launching
+    # kernels decides: 9 us each, 4200 in a step of training and 6100 in an iteration, so that the
+    # device computes in 9 and 5 percent of the time. A step with 510 draws takes 95 ms, one with
+    # 8160 takes 129 ms: sixteen times the draws, for less noise, in a third more time. Whether
+    # fewer steps are then enough is not known: 2500 stay. An iteration of 64 walkers takes 169 ms,
+    # of which the device computes 9. With 1 us for each row and pass, as a draw takes in a step of
+    # training, 4096 walkers at 3 temperatures are some 70 ms of computing: launching still decides,
+    # and they cost about what 64 do. A fifth of the iterations gives 13 times the samples.
+    # Not run on a GPU yet (examples/benchmarks/scaling_model.py has the formulas).
+    "gpu": RunSettings(
+        flow=_FLOW,
+        fit=replace(_FIT, n_steps=2500, batch_size=4096, kl_batch_size=8160, n_chains=2 * 8160),
+        n_rounds=0,
+        refit=replace(_REFIT, batch_size=4096, kl_batch_size=8160, n_chains=2 * 8160),
+        sampling=replace(_SAMPLING, n_walkers=4096, n_iterations=200),
+    ),
+    # About twice the default by the numbers of steps and walkers, not timed; and its own MD.
     "thorough": RunSettings(
         flow=_FLOW,
         fit=replace(_FIT, n_steps=4000),
@@ -79,10 +95,11 @@ PRESETS: dict[str, RunSettings] = {
 
 
 def preset(name: str) -> RunSettings:
-    """Return the settings of a preset: ``"quick"``, ``"default"`` or ``"thorough"``.
+    """Return the settings of a preset: ``"quick"``, ``"default"``, ``"thorough"`` or ``"gpu"``.
 
     On two cores the first two take alanine dipeptide half a minute and five and a half minutes;
     larger molecules and MD of their own take longer: a run measures and logs its duration first.
+    ``"gpu"`` has the draws and walkers that fill one GPU, where launching kernels takes the time.
     """
     if name not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")

@@ -42,6 +42,7 @@ from openmm_tsf.workflow.presets import preset
 from openmm_tsf.workflow.record import new_config, recorded_settings, resumed_choices
 from openmm_tsf.workflow.rounds import Rounds, remove_training_files
 from openmm_tsf.workflow.sample import (
+    flow_for_production,
     has_started,
     make_sampler,
     resume_sampling,
@@ -186,6 +187,8 @@ def _run_stages(
         logger.info("the flow is frozen: production")
         with sampling_threads():
             with stage.costs.counting("sampling", potential):
+                sizes = sampling.n_walkers, len(sampling.temperatures)
+                flow = flow_for_production(stage, flow, *sizes)
                 sampler_seed = sampler_seeds(seeds, walkers is None)
                 start = dataset if walkers is None else walkers
                 sampler = make_sampler(

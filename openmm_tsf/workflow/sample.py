@@ -11,6 +11,7 @@ import torch
 from openmm_tsf.analysis.analyze import analyze
 from openmm_tsf.analysis.reference import REFERENCE_FILE, has_reference
 from openmm_tsf.flows.base import AugmentedFlow
+from openmm_tsf.flows.compilation import compile_for_sampling
 from openmm_tsf.flows.load import load_flow, place_for_sampling
 from openmm_tsf.io.directory import open_output_directory
 from openmm_tsf.io.files import PathLike
@@ -88,6 +89,22 @@ def kernels_of(
     )
     masses = torch.tensor(molecule.dynamics_masses, dtype=torch.float64, device="cpu")
     return default_kernels(potential, flow, settings.temperatures, masses, sequence)
+
+
+def flow_block(n_walkers: int, n_rungs: int, device: torch.device) -> int:
+    """Return the rows of a compiled flow's block: all on a GPU, as many as fit a cache on a CPU."""
+    return min(n_walkers * n_rungs, 16384 if device.type != "cpu" else 64)
+
+
+def flow_for_production(
+    stage: Stage, flow: AugmentedFlow, n_walkers: int, n_rungs: int
+) -> AugmentedFlow:
+    """Return the flow on the stage's device, compiled if that was chosen, which is recorded."""
+    flow = place_for_sampling(flow, stage.device)
+    if not stage.options.choose_compile_flow(stage.choices):
+        return flow
+    stage.record(compile_flow=True)
+    return compile_for_sampling(flow, flow_block(n_walkers, n_rungs, stage.device))
 
 
 def make_sampler(
@@ -176,8 +193,12 @@ def resume_sampling(
     check_targets(until, config["temperatures_K"], stage.molecule, observe)
     record_observables(stage)
     stage.record_target(n_iterations, until)
-    flow = place_for_sampling(flow, stage.device)
-    with sampling_threads(choices["torch_threads"]), stage.open_potential() as potential:
+    sizes = config["n_walkers"], len(config["temperatures_K"])
+    with (
+        sampling_threads(choices["torch_threads"]),
+        stage.open_potential(batch=sizes[0] * sizes[1]) as potential,
+    ):
+        flow = flow_for_production(stage, flow, *sizes)
         sampler = ParallelTempering(
             stage.molecule,
             flow,
@@ -332,7 +353,8 @@ def _start(
     stage.restore_costs("flow")
     stage.record_target(settings.n_iterations, settings.until)
     seeds = sampler_seeds(Seeds(stage.choices["seed"]), fresh=True)
-    planned, flow = planned_sampling(settings), place_for_sampling(flow, stage.device)
+    planned = planned_sampling(settings)
+    flow = flow_for_production(stage, flow, settings.n_walkers, len(settings.temperatures))
     with stage.open_potential(planned, batch_of(settings)) as potential:
         worth = is_worth_measuring(planned, 0, settings.n_iterations, least=WORTH_MEASURING)
         if stage.options.progress and worth and stage.is_new:

@@ -102,6 +102,19 @@ def test_run_passes_what_it_was_given(called, capsys):
     assert "openmm-tsf sample --output 'my run' --iterations 2000" in capsys.readouterr().out
 
 
+def test_the_preset_of_a_gpu_needs_one_and_the_flow_is_compiled_if_asked(called, capsys):
+    for command in ("run", "train"):
+        assert main([command, "--output", "out", "--preset", "gpu"]) == 2
+        assert "--device: expected a GPU such as cuda with --preset gpu" in capsys.readouterr().err
+    assert main(["run", "--output", "out"]) == 0
+    given = ["--preset", "gpu", "--device", "cpu", "--compile-flow"]
+    assert main(["run", "--output", "out", *given]) == 0
+    (_, _, plain), (_, (_, settings), options) = called
+    assert plain["options"].compile_flow is None  # as in what is resumed
+    assert options["options"].compile_flow is True
+    assert settings == preset("gpu")
+
+
 def test_run_without_options_is_the_default_and_with_md(called):
     assert main(["run", "--output", "out"]) == 0
     assert main(["run", "--output", "out", "--md", "--frames", "100"]) == 0

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import openmm
 import pytest
@@ -45,6 +46,34 @@ def test_the_report_is_complete(capsys):
         for what in ("Reference", "CPU", "TorchPotential", "internal coordinates", "untrained"):
             assert f"\n  ok     {force_field} {what}" in text
     assert text.count("evaluations/s") == 6
+
+
+def test_the_speed_of_double_precision_is_stated_for_each_card(monkeypatch):
+    cards = [
+        ("NVIDIA H200", 9, 0), ("NVIDIA A100", 8, 0), ("NVIDIA GeForce RTX 4090", 8, 9),
+        ("Quadro RTX 6000", 7, 5), ("a later card", 14, 0),
+    ]  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda i: SimpleNamespace(
+            name=cards[i][0], total_memory=2**34, major=cards[i][1], minor=cards[i][2]
+        ),
+    )
+    half, thirty, sixty = (f"float64 at 1/{n} of the speed of float32" for n in (2, 32, 64))
+    used = ", and a run computes energies and the flow in float64"
+    lines = probes.torch_devices()["CUDA"]
+    assert lines == [
+        f"0: NVIDIA H200, 16.0 GiB, compute capability 9.0, {half}",
+        f"1: NVIDIA A100, 16.0 GiB, compute capability 8.0, {half}",
+        f"2: NVIDIA GeForce RTX 4090, 16.0 GiB, compute capability 8.9, {sixty}{used}",
+        f"3: Quadro RTX 6000, 16.0 GiB, compute capability 7.5, {thirty}{used}",
+        "4: a later card, 16.0 GiB, compute capability 14.0, speed of float64 unknown",
+    ]
+    monkeypatch.setattr(torch.version, "hip", "6.4")  # AMD counts its cards in another way
+    assert probes.torch_devices()["CUDA"][0].endswith("9.0, speed of float64 unknown")
 
 
 def test_a_wrong_potential_fails_and_the_other_tests_run(monkeypatch, capsys):

@@ -142,7 +142,10 @@ def test_every_section_runs_on_the_cpu(gpu, tmp_path):
     for name, section in report["sections"].items():
         assert section["entries"], name
         assert not {"failed", "late"} & set(section), section
-    assert report["sections"]["bits"]["entries"].popitem()[1]["same_bits_resumed"]
+    for bits in report["sections"]["bits"]["entries"].values():
+        assert bits == {"same_bits_twice": True, "same_bits_resumed": True}
+    (compiled,) = report["sections"]["compiled_flow"]["entries"].values()
+    assert compiled["programs"] == {"rows": 12, "cuda_graphs": False}
     decisions = report["sections"]["decisions"]["entries"].popitem()[1]
     assert decisions["first_other_decision"] is None
     assert "| main_job | 300.00 K | U_kJ_mol" in done.stdout

@@ -24,6 +24,7 @@ MODULES = [
     "benchmarks/openmm_samplers", "benchmarks/lean_sampling", "benchmarks/cost_report",
     "benchmarks/gpu_steps", "benchmarks/gpu_machine", "benchmarks/gpu_energies",
     "benchmarks/gpu_sampling", "benchmarks/gpu_decisions", "benchmarks/gpu_jobs",
+    "benchmarks/scaling_steps", "benchmarks/scaling_model",
     "paper/molecule_drawing", "paper/figure3_panels", "paper/figure3_tables",
     "paper/double_well_experiment", "paper/double_wells_figure",
 ]  # fmt: skip
@@ -33,7 +34,7 @@ SCRIPTS = [
     "benchmarks/energy", "benchmarks/flow_alone", "benchmarks/gpu", "benchmarks/gpu_compile",
     "benchmarks/hard_to_reach", "benchmarks/hosts", "benchmarks/memory",
     "benchmarks/moves", "benchmarks/openmm_samplers", "benchmarks/other_force_fields",
-    "benchmarks/predictions",
+    "benchmarks/predictions", "benchmarks/scaling",
     "benchmarks/published", "benchmarks/seeds", "benchmarks/timestep_error",
     "benchmarks/training_trials", "benchmarks/twenty", "paper/double_wells",
     "paper/double_well_sampling", "paper/figure3",

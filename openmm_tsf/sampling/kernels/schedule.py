@@ -1,5 +1,6 @@
 """When a kernel is applied, and the default sequence of kernels."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 
 from openmm_tsf.potentials.base import HasSinglePrecision, Potential
-from openmm_tsf.sampling.kernels.base import Kernel, SteerableMap
+from openmm_tsf.sampling.kernels.base import Kernel, SteerableMap, device_of_map
 from openmm_tsf.sampling.kernels.crank_nicolson import FlowCrankNicolson
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
 from openmm_tsf.sampling.kernels.langevin_openmm import DynamicsPotential, OpenMMLangevin
@@ -18,6 +19,8 @@ from openmm_tsf.sampling.kernels.steered_swap import SteeredSwap
 from openmm_tsf.sampling.kernels.swap import PlainSwap
 from openmm_tsf.units import as_temperatures
 from openmm_tsf.utils.validation import check_bool, check_choice, check_fields, check_int
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,13 @@ def default_kernels(
         constrained = getattr(flow.coordinates, "constraints", None) is not None
         by_openmm = isinstance(potential, DynamicsPotential) and not constrained
         kind: Any = OpenMMLangevin if by_openmm else TorchLangevin
+        device = device_of_map(flow)
+        if by_openmm and device.type != "cpu":
+            logger.warning(
+                "dynamics by OpenMM's Contexts, one walker after the other, although the flow is "
+                "on %s; a TorchPotential there runs all of them as one batch",
+                device,
+            )
         if isinstance(potential, HasSinglePrecision) and potential.dtype == torch.float64:
             kind = partial(kind, single_precision=chosen.local_metropolized)
         sequence.append(Scheduled(kind(*parts), interval=chosen.local_interval))
