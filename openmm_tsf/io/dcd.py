@@ -74,7 +74,7 @@ class DCDWriter:
             file.flush()
             os.fsync(file.fileno())
 
-    def _encode(self, x: np.ndarray) -> npt.NDArray[np.uint8]:
+    def _encode(self, x: np.ndarray) -> memoryview:
         """Return the bytes of frames x [n, N, 3] in nm."""
         frames = np.empty(len(x), dtype=self._frame)
         angstrom = np.empty(x.shape, dtype=np.float32)
@@ -82,7 +82,7 @@ class DCDWriter:
         for k, axis in enumerate("xyz"):
             frames[f"{axis}_head"] = frames[f"{axis}_tail"] = 4 * self.n_atoms
             frames[axis] = angstrom[:, :, k]
-        return frames.view(np.uint8)
+        return frames.view(np.uint8).data
 
     def cut_back(self, n_frames: int) -> None:
         """Keep only the first `n_frames` frames; fewer in the file are a ValueError."""
