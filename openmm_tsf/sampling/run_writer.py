@@ -5,6 +5,7 @@ segment, the segment and the checkpoint are written together, in this order, so 
 the checkpoint tell which files and frames are complete. On resume everything else is cut off.
 """
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,8 +35,8 @@ _CHECKPOINT_FORMAT = 1
 _COUNTS = ("n_frames_written", "n_segments", "seed")
 _IN_CHECKPOINT = {"state", "generator", "kernels", *_COUNTS}
 _SEGMENT = re.compile(r"segment_(\d{6,})\.npz")
-#: Frames of a rung that are prepared for the file at a time.
-_BATCH_FRAMES = 4096
+#: Frames that are prepared for a file at a time, but all of an iteration.
+_BATCH_FRAMES = 1024
 
 
 class RunWriter:
@@ -293,7 +294,8 @@ def _frames_of_rung(
 
 def _batches(positions: Sequence[np.ndarray] | np.ndarray) -> Iterator[np.ndarray]:
     """Yield positions of some iterations at a time: copies of all would double the memory."""
-    size = max(1, _BATCH_FRAMES // max(1, len(positions[0]))) if len(positions) else 1
+    n_frames = math.prod(positions[0].shape[:-2]) if len(positions) else 1
+    size = max(1, _BATCH_FRAMES // n_frames)
     for start in range(0, max(1, len(positions)), size):
         yield np.asarray(positions[start : start + size])
 
