@@ -41,6 +41,9 @@ class SaveIntervals(NamedTuple):
         return self.frames == self.numbers
 
 
+EVERY_ITERATION = SaveIntervals()
+
+
 class TorsionAtoms(DeviceConstants):
     """The atoms of some torsions: their positions suffice for the angles."""
 
@@ -72,7 +75,7 @@ class Segment:
     def __init__(
         self,
         infos: dict[str, KernelInfo],
-        intervals: SaveIntervals = SaveIntervals(),  # noqa: B008 (it is immutable)
+        intervals: SaveIntervals = EVERY_ITERATION,
         torsions: TorsionAtoms | None = None,
     ) -> None:
         self._infos, self._intervals, self._torsions = infos, intervals, torsions
@@ -152,7 +155,7 @@ class Recorder:
         checkpoint: Callable[[], Mapping[str, Any]],
         interval: int | None,
         seconds: float,
-        intervals: SaveIntervals = SaveIntervals(),  # noqa: B008 (it is immutable)
+        intervals: SaveIntervals = EVERY_ITERATION,
     ) -> None:
         self._writer, self._zero, self._checkpoint = writer, zero, checkpoint
         self._interval, self._seconds, self._intervals = interval, seconds, intervals
