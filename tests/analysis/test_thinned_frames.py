@@ -122,7 +122,6 @@ def test_summary_report_and_doctor_say_which_is_which(runs, tmp_path):
     assert "numbers_interval" not in of_frames.summary()
     assert "of every" not in describe(of_frames.summary())
     assert "numbers_interval: 1" in describe_directory(run.path)["choices"]
-    run.plot(tmp_path / "plot.png")
     run.observe({"d": "distance:0,3"})
     run.plot(tmp_path / "observables.png")
 
