@@ -21,6 +21,7 @@ import argparse
 import json
 import platform
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -188,7 +189,7 @@ def main() -> None:
     result["async_over_sync_seconds"] = round(ratio, 3)
     print(f"at {args.rates[-1]:.0f} frames/s: async takes {ratio:.3f} of the time of sync")
     result |= {
-        "command": "python examples/benchmarks/writing.py",
+        "command": " ".join(["python", *sys.argv]),
         "machine": f"{platform.machine()}, {platform.system()}",
         "versions": package_versions(),
     }
