@@ -127,7 +127,8 @@ class ParallelTempering(TemperingChain):
         checkpoint_interval, checkpoint_seconds
             Iterations (None: any number) and time in s between checkpoints: a segment, its frames
             and the state to continue from. The time is longer where they would take over 2 percent
-            of it, shorter where over 256 MiB would wait. Neither changes the samples.
+            of it, shorter where over 256 MiB would wait. Neither changes the samples. A thread writes
+            while the next iterations are sampled: up to twice as much is in memory.
         progress, collect
             Show a progress bar; return the saved positions [n, W, R, *event].
 
@@ -137,7 +138,10 @@ class ParallelTempering(TemperingChain):
             If `output` has files, another process or sampler is writing to it, or another sampler
             has continued the run since this one wrote to it.
         ValueError
-            If the flow, step sizes or kernels are not those that `output` was started with.
+            If the flow, step sizes, kernels or intervals are not those that `output` was started
+            with.
+        OSError
+            Of the thread that writes, as it was: a full disk, in the iteration after it.
         """
         intervals = check_intervals(save_interval, numbers_interval)
         n_iterations, checkpoint_interval, seconds = check_run_arguments(
