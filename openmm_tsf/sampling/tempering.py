@@ -127,8 +127,8 @@ class ParallelTempering(TemperingChain):
         checkpoint_interval, checkpoint_seconds
             Iterations (None: any number) and time in s between checkpoints: a segment, its frames
             and the state to continue from. The time is longer where they would take over 2 percent
-            of it, shorter where over 256 MiB would wait. Neither changes the samples. A thread writes
-            while the next iterations are sampled: up to twice as much is in memory.
+            of it, shorter where over 256 MiB would wait. Neither changes the samples. A thread
+            writes while the next iterations are sampled: up to twice as much is in memory.
         progress, collect
             Show a progress bar; return the saved positions [n, W, R, *event].
 
