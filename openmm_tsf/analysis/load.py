@@ -35,6 +35,10 @@ class Run(RunEstimates):
     energy, dihedrals, replica, iteration
         Of the iterations that are used: energies [n, W, R], dihedrals [n, W, R, D], the replica at
         each rung [n, W, R], and the sampler's count of iterations [n].
+    n_framed
+        Iterations of these n with frames, m: all, unless frames were saved less often than numbers.
+        Then `frame_index` has their indices [m] in arrays [n, W, R], and what is computed of frames
+        has the axes [m, W, R].
     dihedral_atoms, segments
         Names of the recorded dihedrals and their atoms; all numbers written so far.
     topology, structure

@@ -210,10 +210,21 @@ class RunData:
     def _dcd(self, rung: int) -> Path:
         return self._file(trajectory_name(self.temperatures[rung]), "DCD file")
 
+    @cached_property
+    def _all_framed(self) -> npt.NDArray[np.int64]:
+        """The indices among all saved iterations of those with frames, in the order of these."""
+        segments = self.segments
+        return np.searchsorted(segments.iteration, segments.frame_iteration)
+
+    @property
+    def _first_frame(self) -> int:
+        """The number of iterations with frames before the start."""
+        return int(np.searchsorted(self._all_framed, self.start))
+
     def _n_iterations_with_frames(self, rung: int) -> int:
         """The number of iterations from the start on with both numbers and positions."""
         n_frames = read_dcd_layout(self._dcd(rung), self.topology.n_atoms).n_frames
-        return max(0, min(self.n_iterations, n_frames // self.n_walkers) - self.start)
+        return max(0, min(len(self._all_framed), n_frames // self.n_walkers) - self._first_frame)
 
     @property
     def n_iterations_with_frames(self) -> int:
@@ -231,8 +242,9 @@ class RunData:
         They begin at the start of equilibrated sampling (`start`).
 
         Of one walker, or of all, iteration by iteration, the walkers of an iteration in order. Only
-        every `stride`-th saved iteration is read: a frame takes 12 bytes per atom. The ``time`` of
-        the trajectory is the iteration of the sampler.
+        every `stride`-th iteration with frames is read: a frame takes 12 bytes per atom. The
+        ``time`` of the trajectory is the iteration of the sampler; `frame_index` says where these
+        iterations are in arrays of numbers.
         """
         rung = self.rung(temperature)
         if walker is not None:
@@ -244,10 +256,11 @@ class RunData:
         self, rung: int, n: int, walker: int | None = None, stride: int = 1
     ) -> mdtraj.Trajectory:
         walkers = slice(None) if walker is None else slice(walker, walker + 1)
-        shape = (self.start + n if n else 0, self.n_walkers)
-        iterations = slice(self.start, None, stride)
+        first = self._first_frame
+        shape = (first + n if n else 0, self.n_walkers)
+        iterations = slice(first, None, stride)
         xyz = read_dcd(self._dcd(rung), self.topology.n_atoms, shape, iterations, walkers)
-        time = self.iteration[:n:stride]
+        time = self.segments.frame_iteration[first:][:n:stride]
         if walker is None:
             time = np.repeat(time, self.n_walkers)
         return mdtraj.Trajectory(xyz, self.topology, time=time)
@@ -255,7 +268,10 @@ class RunData:
     def evaluate(
         self, indicator: Callable[[mdtraj.Trajectory], npt.ArrayLike]
     ) -> npt.NDArray[np.bool_]:
-        """Return the values [n, W, R] of an indicator, a map from F frames to F truth values."""
+        """Return the values [m, W, R] of an indicator, a map from F frames to F truth values.
+
+        Of the m iterations with frames, see `frame_index`.
+        """
         inside = self.evaluate_frames(indicator, "indicator")
         if inside.dtype != np.bool_:
             raise TypeError(f"indicator: expected truth values, got {inside.dtype}")
@@ -266,9 +282,10 @@ class RunData:
     def evaluate_frames(
         self, function: Callable[[mdtraj.Trajectory], npt.ArrayLike], name: str = "function"
     ) -> npt.NDArray[Any]:
-        """Return the values [n, W, R, ...] of a map from F frames to F values or arrays [F, ...].
+        """Return the values [m, W, R, ...] of a map from F frames to F values or arrays [F, ...].
 
-        It is called once per rung, and called `name` in errors.
+        Of the m iterations with frames, see `frame_index`. It is called once per rung, and called
+        `name` in errors.
         """
         n = self.n_iterations_with_frames
         parts = []
@@ -289,7 +306,7 @@ class RunData:
         """Return the reduced energies U_i / (k_B T_k) [R, R n W] and the samples of each rung [R].
 
         As pymbar's MBAR takes them: the samples are sorted by their own rung, then by iteration,
-        then by walker (the order of `trajectory`).
+        then by walker (the order of `trajectory`, if every iteration has frames).
         """
         flat = np.moveaxis(self.energy, 2, 0).ravel()
         n_each = self.n_used * self.n_walkers

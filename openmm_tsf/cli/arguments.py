@@ -391,3 +391,16 @@ def _sampling_arguments(command: argparse.ArgumentParser) -> None:
         "resumed goes on to --iterations",
     )
     command.add_argument("--tuning", type=int, help="iterations of tuning before production")
+    command.add_argument(
+        "--save-interval",
+        type=int,
+        metavar="N",
+        help="save frames every N-th iteration (default: 1), and the numbers too, unless:",
+    )
+    command.add_argument(
+        "--numbers-interval",
+        type=int,
+        metavar="N",
+        help="save energies, replicas and torsions every N-th iteration, a divisor of "
+        "--save-interval (default: --save-interval)",
+    )

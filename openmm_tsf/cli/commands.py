@@ -293,6 +293,8 @@ def _sampling_settings(args: argparse.Namespace, settings: Any, molecule: Any = 
         n_iterations=n_iterations,
         n_tuning=args.tuning,
         until=None if args.until is None else tuple(args.until),
+        save_interval=args.save_interval,
+        numbers_interval=args.numbers_interval,
     )
 
 

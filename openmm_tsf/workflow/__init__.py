@@ -23,6 +23,7 @@ The run directory
     One trajectory per temperature: frames iteration by iteration, with the walkers inside.
 ``segments/``
     Energies, replicas, dihedrals [n_iterations, walkers, rungs] and the counts of every kernel.
+    Where frames were saved less often, ``frame_iteration`` says which iterations have some.
 ``flow.pt``, ``training.csv``
     The flow and the log of its training.
 ``checkpoint.pt``
@@ -69,6 +70,15 @@ numbers are others than the CPU's, so that a run goes on with the kind of device
 started; ``config.json`` and the checkpoint say which. Files hold nothing of the GPU, and are read
 on any machine. MD, pilots and analysis stay as they are. Energies that torch does not cover are
 OpenMM's, one conformation after the other, and a warning says so.
+
+Writing
+-------
+Frames are 12 bytes an atom, walker, temperature and iteration; numbers are some 20 bytes.
+``--save-interval 10 --numbers-interval 1`` saves every tenth frame and all numbers, which ⟨U⟩, MBAR
+and recorded torsions are estimated from; without ``--numbers-interval`` both are thinned. Either
+leaves the chain as it is. A thread writes while the next iterations are sampled: at most one
+segment (256 MiB) is under way, and a disk that is slower than the sampler holds it up. A checkpoint
+is written after what it claims.
 
 Stopping and resuming
 ---------------------

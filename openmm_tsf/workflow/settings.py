@@ -6,6 +6,8 @@ from typing import Any, Self
 
 from openmm_tsf.analysis.targets import parse_targets
 from openmm_tsf.io.run_config import check_distinct_temperatures
+from openmm_tsf.io.serialization import OMIT_DEFAULT
+from openmm_tsf.sampling.provenance import check_intervals
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.training import FitSettings
 from openmm_tsf.units import PER_PICOSECOND, PICOSECOND, as_temperature, as_temperatures, in_unit
@@ -161,6 +163,10 @@ class SamplingSettings:
         ``"plain"``, ``"steered"`` or ``"both"``.
     local_interval
         Iterations between pieces of dynamics; 0: none.
+    save_interval, numbers_interval
+        Iterations from one saved frame of every walker to the next; and from one to the next whose
+        energies, replicas and torsions are saved, by default the same: a divisor of
+        `save_interval`. They do not change the chain.
     """
 
     temperatures: tuple[float, ...] = LADDER_K
@@ -173,6 +179,8 @@ class SamplingSettings:
     n_walk: int = 4
     swap: str = "both"
     local_interval: int = 2
+    save_interval: int = field(default=1, metadata=OMIT_DEFAULT)
+    numbers_interval: int | None = field(default=None, metadata=OMIT_DEFAULT)
 
     def __post_init__(self) -> None:
         check_fields(
@@ -187,7 +195,15 @@ class SamplingSettings:
             n_walk=_check_count,
             swap=partial(check_choice, allowed=("plain", "steered", "both")),
             local_interval=_check_count,
+            save_interval=check_int,
+            numbers_interval=optional(check_int),
         )
+        check_intervals(self.save_interval, self.numbers_interval)
+        if self.save_interval > 1 and 2 * self.save_interval > self.n_iterations:
+            raise ValueError(
+                f"save_interval: expected at most half of n_iterations, {self.n_iterations}, got "
+                f"{self.save_interval}"
+            )
         moves = (self.n_independent, self.n_crank_nicolson, self.n_walk, self.local_interval)
         if not any(moves):
             raise ValueError(

@@ -136,6 +136,15 @@ def test_sample_and_analyze(called):
     assert (settings.n_walkers, options["options"].seed) == (3, 0)
     assert (options["options"].resume, resumed[2]["options"].resume) == (False, True)
     assert resumed[1][2].n_iterations == 7
+    assert (settings.save_interval, settings.numbers_interval) == (1, None)
+    called.clear()
+    thinned = ["--save-interval", "20", "--numbers-interval", "4"]
+    assert main(["sample", *given, *thinned]) == 0
+    assert main(["run", "--output", "out", "--quiet", *thinned]) == 0
+    (_, (_, _, of_sample), _), (_, (_, of_run), _) = called
+    for settings in (of_sample, of_run.sampling):
+        assert (settings.save_interval, settings.numbers_interval) == (20, 4)
+    assert main(["sample", *given, "--save-interval", "20", "--numbers-interval", "3"]) == 2
     assert options["molecule"] is None  # recorded in the flow's directory
 
 

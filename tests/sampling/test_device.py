@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from openmm_tsf.analysis import load_run
 from openmm_tsf.flows.load import load_flow, place_for_sampling
 from openmm_tsf.metropolis import InvalidWalker
 from openmm_tsf.potentials import DoubleWell
@@ -265,6 +266,37 @@ def test_flow_and_checkpoint_there_and_back(device, tmp_path):
     on_cpu = sampler_of(copy.deepcopy(case.flow), case.potential, 6)
     with pytest.raises(ValueError, match="device: this run draws its random numbers on 'cuda'"):
         on_cpu.resume(tmp_path / "part")
+
+
+@pytest.mark.parametrize("intervals", [{}, {"save_interval": 3, "numbers_interval": 1}])
+def test_writing_waits_for_the_device_in_the_thread_of_the_writer_only(intervals, tmp_path):
+    """One packet an iteration, which the iteration does not wait for: the CPU's files."""
+    case, waited = invariance.model("double-well"), []
+    start = case.start(N_WALKERS, torch.Generator().manual_seed(1))
+    options = {"checkpoint_interval": 2, "progress": False, **intervals}
+    on_cpu = sampler_of(case.flow, case.potential, N_WALKERS)
+    on_cpu.set_positions(start.x)
+    on_cpu.run(6, tmp_path / "cpu", **options)
+    with simulated_cuda() as counts:
+        for output in (None, tmp_path / "cuda"):
+            sampler = sampler_of(copy.deepcopy(case.flow).to("cuda"), case.potential, N_WALKERS)
+            sampler.set_positions(start.x)
+            sampler.run(1, output, **options)
+            counts.clear()
+            sampler.run(5, output, **options)
+            of_flow = sum(n for (_, place), n in counts.waits.items() if "provenance" in place)
+            in_thread = {kind: n for (kind, _), n in counts.waits.items() if "in writer" in kind}
+            waited.append(counts.n_waits - sum(in_thread.values()) - of_flow)
+    assert waited == [5, 5], counts  # the flow is compared once a call, with what was recorded
+    assert in_thread["event in writer_0"] == 5
+    numbers = [load_run(tmp_path / name, start=0) for name in ("cpu", "cuda")]
+    for name in ("energy", "replica", "iteration"):
+        np.testing.assert_array_equal(*(getattr(run, name) for run in numbers))
+    frames = [
+        np.concatenate([np.load(f)["positions"] for f in sorted((run.path / "segments").iterdir())])
+        for run in numbers
+    ]
+    np.testing.assert_array_equal(*frames)
 
 
 @needs_gpu

@@ -4,11 +4,13 @@ Inside :func:`simulated_cuda` tensors made with ``device="cuda"`` say that they 
 hold their numbers on the CPU, and obey CUDA's rules: tensors of two devices do not mix, random
 numbers come from a generator of the tensor's device, nothing reads a tensor's memory but by a copy.
 Whatever would make the program wait for the device is counted with the line that caused it, and so
-are operations that would launch a kernel. A simulated generator draws a CPU generator's numbers, so
-that results are those of the CPU, bit by bit.
+are operations that would launch a kernel. A copy to pinned memory that does not block arrives, in
+place of NaN, when an event recorded after it or anything else is waited for. A simulated generator
+draws a CPU generator's numbers, so that results are those of the CPU, bit by bit.
 """
 
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,10 +76,14 @@ class Counts:
         self.launches.clear()
 
     def add_wait(self, kind: str) -> None:
-        """Count a wait at the innermost line of the package."""
+        """Count a wait at the innermost line of the package, with the thread if it is another."""
+        thread = threading.current_thread()
+        if thread is not threading.main_thread():
+            kind = f"{kind} in {thread.name}"
         frame = sys._getframe(1)
         while frame is not None and _PACKAGE not in frame.f_code.co_filename:
             frame = frame.f_back  # type: ignore[assignment]
+        _arrive(_under_way)
         place = "outside the package"
         if frame is not None:
             place = f"{frame.f_code.co_filename.rpartition(_PACKAGE)[2]}:{frame.f_lineno}"
@@ -90,6 +96,31 @@ class Counts:
 
 
 _counts = Counts()
+#: Pinned tensors and what will arrive in them.
+_under_way: list[tuple[Tensor, Tensor]] = []
+
+
+def _arrive(copies: list[tuple[Tensor, Tensor]]) -> None:
+    for copy in list(copies):
+        target, content = copy
+        with torch.no_grad():
+            target.numpy()[...] = content.numpy()
+        copies.remove(copy)
+
+
+class SimulatedEvent:
+    """A point in what the device does, which a thread can wait for."""
+
+    def __init__(self) -> None:
+        self._before: list[tuple[Tensor, Tensor]] = []
+
+    def record(self) -> None:
+        self._before = list(_under_way)
+        _under_way.clear()
+
+    def synchronize(self) -> None:
+        _counts.add_wait("event")
+        _arrive(self._before)
 
 
 class SimulatedTensor(torch.Tensor):
@@ -213,7 +244,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if name in _INDEXING:
         to_cuda = _check_index(args)
     elif name in _CROSSING:
-        to_cuda = _count_copy(name, args, to_cuda)
+        to_cuda = _count_copy(name, args, kwargs, to_cuda)
     elif ours:
         _check_devices(name, tensors)
         if name in _WAITING or (name == "repeat_interleave" and not kwargs.get("output_size")):
@@ -224,7 +255,14 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     plain_args, plain = tree_map(_unwrap, (args, kwargs))
     if plain.get("device") is not None:
         plain["device"] = torch.device("cpu")
+    if name == "copy_" and _is_under_way(args, kwargs):
+        _under_way.append((args[0], plain_args[1].clone()))
+        return args[0].fill_(torch.nan)
+    is_pinned = plain.pop("pin_memory", False)
     result = func(*plain_args, **plain)
+    if is_pinned:
+        assert not to_cuda
+        result.is_simulated_pinned = True
     if not to_cuda or name in _TO_HOST:
         return result
     if any(r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns):
@@ -284,13 +322,20 @@ def _check_index(args: Any) -> bool:
     return on_device
 
 
-def _count_copy(name: str, args: Any, to_cuda: bool) -> bool:
+def _is_under_way(args: Any, kwargs: Any) -> bool:
+    """Whether ``copy_`` copies from the device to pinned memory, without blocking."""
+    non_blocking = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
+    is_pinned = getattr(args[0], "is_simulated_pinned", False)
+    return bool(non_blocking and is_pinned and isinstance(args[1], SimulatedTensor))
+
+
+def _count_copy(name: str, args: Any, kwargs: Any, to_cuda: bool) -> bool:
     """Count a copy between the devices, and return whether its result is on the device."""
     if name == "copy_":
         to_cuda = isinstance(args[0], SimulatedTensor)
     if name in ("copy_", "_to_copy"):
         from_cuda = isinstance(args[1 if name == "copy_" else 0], SimulatedTensor)
-        if from_cuda != to_cuda:
+        if from_cuda != to_cuda and not (name == "copy_" and _is_under_way(args, kwargs)):
             _counts.add_wait("copy to the device" if to_cuda else "copy to the host")
     return to_cuda
 
@@ -373,6 +418,7 @@ def simulated_cuda() -> Iterator[Counts]:
         "current_device": lambda: 0,
         "get_device_name": lambda device=None: "simulated",
         "synchronize": lambda device=None: None,
+        "Event": SimulatedEvent,
     }
     try:
         with (

@@ -129,6 +129,44 @@ def test_without_a_target_it_goes_on(flow, tmp_path, met_from):
     assert load_run(folder).n_iterations == 9
 
 
+def test_thinned_frames_change_neither_the_chain_nor_the_looks(flow, tmp_path, monkeypatch):
+    """Targets of numbers and of frames are looked at from twice the interval of frames on."""
+    seen, assess = [], Target.assess
+
+    def noted(self, run):
+        seen.append((run.n_iterations, run.n_framed))
+        return assess(self, run)
+
+    monkeypatch.setattr(Target, "assess", noted)
+    options = replace(OPTIONS, observe={"d": "distance:1,18"})
+    every = replace(SETTINGS, until=("d < 0.0001 nm", "U < 0.01 kJ/mol"), n_iterations=18)
+    thinned = replace(every, save_interval=4, numbers_interval=2)
+    sample(flow, tmp_path / "all", every, options=options)
+    seen.clear()
+    sample(flow, tmp_path / "thinned", replace(thinned, n_iterations=11), options=options)
+    resumed = replace(RESUME, observe=options.observe)
+    sample(None, tmp_path / "thinned", thinned, options=resumed)
+    # Production begins after 3 iterations of tuning; looks at 8, 10, 11 (the end), 13, 16, 18.
+    assert seen[::2] == [(4, 2), (5, 3), (6, 3), (7, 4), (8, 4), (9, 5)]
+    whole, some = (load_run(tmp_path / name, start=0) for name in ("all", "thinned"))
+    assert some.iteration.tolist() == list(range(4, 22, 2))
+    assert some.segments.frame_iteration.tolist() == [4, 8, 12, 16, 20]
+    np.testing.assert_array_equal(some.energy, whole.energy[::2])
+    np.testing.assert_array_equal(some.trajectory(500.0).xyz, whole.trajectory(500.0).xyz.reshape(
+        18, 8, 22, 3)[::4].reshape(-1, 22, 3))  # fmt: skip
+    choices = json.loads((tmp_path / "thinned" / "config.json").read_text())["choices"]
+    assert (choices["save_interval"], choices["numbers_interval"]) == (4, 2)
+    choices = json.loads((tmp_path / "all" / "config.json").read_text())["choices"]
+    assert "save_interval" not in choices["settings"]  # as before there was such a setting
+    for changed, message in (
+        ({"save_interval": 2}, r"save_interval: .* made with 4, got 2"),
+        ({"save_interval": 10}, "save_interval: expected at most half of n_iterations, 18, got 10"),
+        ({"numbers_interval": 3}, "numbers_interval: expected a divisor of save_interval, 4, "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample(None, tmp_path / "thinned", replace(thinned, **changed), options=resumed)
+
+
 def test_the_most_iterations_end_it_with_a_warning(flow, tmp_path, caplog):
     folder = tmp_path / "run"
     sample(flow, folder, replace(SETTINGS, n_iterations=9), options=OPTIONS)
