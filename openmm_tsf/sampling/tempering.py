@@ -137,11 +137,7 @@ class ParallelTempering(TemperingChain):
                 writer = self._open(output, save_interval)
                 writer.check_held = lock.check_held
                 recorder = Recorder(
-                    writer,
-                    self._zero,
-                    self._checkpoint,
-                    checkpoint_interval,
-                    seconds,
+                    writer, self._zero, self._checkpoint, checkpoint_interval, seconds
                 )
             return self._run(recorder, n_iterations, save_interval, progress, collect)
 
