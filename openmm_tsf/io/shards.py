@@ -113,7 +113,7 @@ def read_shard(run: PathLike, number: int, config: Mapping[str, Any]) -> Shard:
     except (OSError, ValueError, TypeError, KeyError) as error:
         return Shard(number, directory, problem=str(error), state=DAMAGED, owner=owner)
     problem = "" if n_iterations else "no samples yet"
-    is_finished = n_iterations >= _target(config)
+    is_finished = n_iterations >= target_iterations(config)
     state = FINISHED if is_finished else _state(is_running)
     return Shard(number, directory, n_iterations, problem, state, owner, own)
 
@@ -127,8 +127,8 @@ def _state(is_running: bool | None) -> str:
     return UNKNOWN if is_running is None else RUNNING if is_running else INTERRUPTED
 
 
-def _target(config: Mapping[str, Any]) -> int:
-    """The number of iterations that a shard saves in all."""
+def target_iterations(config: Mapping[str, Any]) -> int:
+    """Return the number of iterations that each shard of a run saves in all."""
     choices = config["choices"]
     settings = choices["settings"].get("sampling", choices["settings"])
     return int(settings["n_iterations"]) // int(choices.get("save_interval", 1))
