@@ -131,7 +131,8 @@ def target_iterations(config: Mapping[str, Any]) -> int:
     """Return the number of iterations that each shard of a run saves in all."""
     choices = config["choices"]
     settings = choices["settings"].get("sampling", choices["settings"])
-    return int(settings["n_iterations"]) // int(choices.get("save_interval", 1))
+    interval = choices.get("numbers_interval") or choices.get("save_interval", 1)
+    return int(settings["n_iterations"]) // int(interval)
 
 
 def _check_of_run(own: Mapping[str, Any], number: int, config: Mapping[str, Any]) -> None:
