@@ -38,6 +38,9 @@ neighbouring rungs (``"300.00-424.26"``):
     those for each saved frame; ``numbers_interval`` is then that of ``n_iterations`` and all
     samples, and ``n_iterations_with_frames`` and (from the start on) ``n_frames_per_rung`` count
     what observables of frames are averaged over.
+``shards``
+    Of a run in shards: how many, those used, the reasons why others are ``left_out``, and the
+    iterations of each. Times are added over shards, which may have been sampled side by side.
 ``acceptance``
     Accepted over proposed moves of each kernel, per rung; of swaps a list over neighbours, or a
     matrix over pairs of rungs.
