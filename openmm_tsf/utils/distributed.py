@@ -94,6 +94,24 @@ class Ranks:
             )
         return f"cuda:{self.local_rank if n > 1 else 0}"
 
+    def share(self, n: int) -> slice:
+        """Return which of n things are this rank's: the first ranks may have one more.
+
+        Examples
+        --------
+        >>> from openmm_tsf.utils.distributed import Ranks
+        >>> [Ranks(rank, 3).share(8) for rank in range(3)]
+        [slice(0, 3, None), slice(3, 6, None), slice(6, 8, None)]
+        """
+        each, more = divmod(n, self.size)
+        start = self.rank * each + min(self.rank, more)
+        return slice(start, start + each + (self.rank < more))
+
+    def count_share(self, n: int) -> int:
+        """Return how many of n things are this rank's."""
+        part = self.share(n)
+        return int(part.stop - part.start)
+
     def sum_(self, tensor: "Tensor") -> "Tensor":
         """Replace a tensor, float64 or int64, by its sum over the ranks, and return it.
 
