@@ -15,9 +15,10 @@ from openmm_tsf.flows.bijectors import Chain
 from openmm_tsf.flows.weights import log_weight
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training.basin_populations import Populations
+from openmm_tsf.training.batches import Batch, ChainStates, FramePoints
 from openmm_tsf.training.cells import mean_where
 from openmm_tsf.training.control_variates import ControlVariates
-from openmm_tsf.training.frames import FramePicker, dataset_weights, split_batch, whiten_frames
+from openmm_tsf.training.frames import FramePicker
 from openmm_tsf.training.independence_chains import EVERYWHERE, IndependenceChains, Match, Walk
 from openmm_tsf.training.langevin_relaxation import relax_mala
 from openmm_tsf.training.losses import draw_normal
@@ -41,24 +42,9 @@ from openmm_tsf.utils.validation import require_entry
 
 logger = logging.getLogger(__name__)
 
-#: Copies drawn of each frame where the copies of a configuration overlap.
-_COPIES_OF_FRAMES = 2
 #: MALA steps that bring a frame to the temperature of its chain. Without them, chains in a rare
 #: basin, which accept few proposals, would keep the frames' temperature for most of the training.
 RELAXATION_STEPS = 60
-
-
-class _Batch(NamedTuple):
-    """The points of a step with group (a dataset, or a temperature's chains) and weight of each.
-
-    The first `n_frames` are frames, the others states of chains.
-    """
-
-    points: Points
-    n_frames: int
-    group: Tensor
-    n_groups: int
-    weight: Tensor
 
 
 class _EnergyPart(NamedTuple):
@@ -114,22 +100,11 @@ class PathObjective:
             torch.tensor(temperatures, dtype=settings.dtype, device=flow.device)
             / flow.reference_temperature
         )
-        self.dataset_weights = dataset_weights(train)
-        frames = [self._frames(dataset, generator) for dataset in train]
-        self.frames = [points for points, _ in frames]
+        self.data = FramePoints(flow, train, self._evaluate, settings, generator, self.ranks)
+        self.frames = self.data.parts
         # As the host's numbers, which are read once.
         self._taus = [float(tau) for tau in self.ladder]
         self._frame_taus = [float(points.tau[0]) for points in self.frames]
-        self.pickers = [
-            (FramePicker(points.basin, 0.0), FramePicker(points.basin, 1.0))
-            for points in self.frames
-        ]
-        log_dets = torch.tensor(
-            [log_det for _, log_det in frames], dtype=torch.float64, device="cpu"
-        )
-        # The NLL of y differs from that of x by this, on average.
-        weights = self.dataset_weights
-        self._log_det = float((weights * log_dets).sum() / weights.sum())
         self.chains: IndependenceChains | None = None
         self._relaxed = False
         self._step: _ChainsStep | None = None
@@ -152,18 +127,6 @@ class PathObjective:
         # A GPU is kept busy by one thread; ranks exchange numbers in the order of one.
         in_two = flow.device.type == "cpu" and self._threads > 1 and self.ranks.size == 1
         self._pool = ThreadPoolExecutor(1, "energy") if in_two else None
-
-    def _frames(self, dataset: MDDataset, generator: torch.Generator) -> tuple[Points, float]:
-        """Points of a dataset, several copies of each frame where copies overlap; mean log|det|."""
-        ys, log_dets = [], []
-        for _ in range(_COPIES_OF_FRAMES if self.flow.overlap else 1):
-            y, log_det = whiten_frames(self.flow, dataset, generator)
-            ys.append(y.to(self.settings.dtype))
-            log_dets.append(float(log_det.mean()))
-        y = torch.cat(ys)
-        tau = dataset.temperature / self.flow.reference_temperature
-        points = self._evaluate(y, torch.full((len(y),), tau, dtype=y.dtype, device=y.device))
-        return points, sum(log_dets) / len(log_dets)
 
     def _n_spread(self, n: int) -> int:
         """How many of n points are spread evenly over the basins."""
@@ -281,60 +244,39 @@ class PathObjective:
         if step.walk is not None and step.energy.walked is not None:
             self.chains.finish_walk(step.walk, step.energy.walked, generator)
 
-    def _update_populations(self, batch: _Batch, log_ratio: Tensor, energy: _EnergyPart) -> None:
+    def _update_populations(self, batch: Batch, log_ratio: Tensor, energy: _EnergyPart) -> None:
         """Update them at once, or leave to :meth:`update` what all ranks need of each other."""
         of_data = log_ratio, batch.group, batch.points.basin
         of_draws = energy.log_ratio, energy.points.basin
         if self.ranks.size == 1:
             self.populations.update(*of_data, *of_draws)
             return
-        n_frames = split_batch(self.dataset_weights, self.settings.batch_size)
-        n_chains = [] if self.chains is None else [self._n_draws] * len(self.ladder)
-        everyone = (Ranks(rank, self.ranks.size) for rank in range(self.ranks.size))
-        counts = [sum(map(each.count_share, n_frames + n_chains)) for each in everyone]
-        start, n_points = sum(counts[: self.ranks.rank]), counts[self.ranks.rank]
+        part, n_points = self.data.place_in_all(
+            [] if self.chains is None else [self._n_draws] * len(self.ladder)
+        )
         rows, draws = (
             torch.stack([each.double() for each in parts], 1) for parts in (of_data, of_draws)
         )
         draws = draws.unflatten(0, (len(self.ladder), -1))
         self.exchanged = [
-            place(rows, slice(start, start + n_points), sum(counts)),
+            place(rows, part, n_points),
             place(draws, self.ranks.share(self._n_draws), self._n_draws, dim=1),
         ]
 
-    def _batch(self, step: int, chains: Tensor | None, generator: torch.Generator) -> _Batch:
+    def _batch(self, step: int, chains: Tensor | None, generator: torch.Generator) -> Batch:
         """Frames, and the states of `chains` (indices), which there are once there are draws."""
-        settings, share_of = self.settings, self.ranks.count_share
-        counts = split_batch(self.dataset_weights, settings.batch_size)
-        n_frames = sum(map(share_of, counts))
-        parts, is_spread = [], []
-        for frames, n_all, (any_frame, any_basin) in zip(
-            self.frames, counts, self.pickers, strict=True
-        ):
-            # Chains meet new points of a rare basin, of which there are few frames.
-            n, n_spread = share_of(n_all), 0 if self._relaxed else share_of(self._n_spread(n_all))
-            index = [any_frame.draw(n - n_spread, generator), any_basin.draw(n_spread, generator)]
-            parts.append(frames.take(torch.cat(index)))
-            is_spread.append(_numbers(n, frames.y.device) >= n - n_spread)
-        share = 0.0
+        states = None
         if self.chains is not None and chains is not None:
+            parts = [self.chains.points.take(part) for part in chains.chunk(len(self.ladder))]
             # Chains take time to forget the frames: their share of the data rises as lambda does.
-            share = settings.chain_share * settings.rise(step)
-            parts += [self.chains.points.take(part) for part in chains.chunk(len(self.ladder))]
-            is_spread.append(self.chains.home[chains] != EVERYWHERE)
-        points = Points.join(parts)
-        groups = [torch.full_like(part.basin, number) for number, part in enumerate(parts)]
-        weight = torch.where(torch.cat(is_spread), settings.basin_weight, 1.0).to(settings.dtype)
-        of_frames, of_chains = weight[:n_frames].sum(), weight[n_frames:].sum()
-        if self.ranks.size > 1:
-            sums = self.ranks.sum_(torch.stack([of_frames, of_chains]).double())
-            of_frames, of_chains = sums.to(weight).unbind()
-        weight[:n_frames] *= (1 - share) / of_frames
-        weight[n_frames:] *= share / of_chains.clamp(min=1e-9)
-        return _Batch(points, n_frames, torch.cat(groups), len(parts), weight)
+            share = self.settings.chain_share * self.settings.rise(step)
+            states = ChainStates(parts, self.chains.home[chains] != EVERYWHERE, share)
+        # Chains meet new points of a rare basin, of which there are few frames.
+        n_spread_of = (lambda n: 0) if self._relaxed else self._n_spread
+        return self.data.batch(n_spread_of, states, generator)
 
     def _likelihood(
-        self, network: Chain, batch: _Batch, momenta: Tensor
+        self, network: Chain, batch: Batch, momenta: Tensor
     ) -> tuple[list[Tensor], Tensor]:
         """Gradients of KL(p || q) and of the log-variance term, and ln(p/q) of the points."""
         points, tau = batch.points, batch.points.tau
@@ -369,7 +311,7 @@ class PathObjective:
         """Record the joint NLL of the frames, as the direct estimator does."""
         frames = slice(n_frames)
         nll = nll[frames] + 0.5 * v.shape[1] * torch.log(2 * math.pi * tau[frames])
-        self.numbers.record("nll", mean_where(nll, uncut[frames]).double() - self._log_det)
+        self.numbers.record("nll", mean_where(nll, uncut[frames]).double() - self.data.log_det)
 
     def _energy(self, network: Chain, v: Tensor, tau: Tensor, walk: Walk | None) -> _EnergyPart:
         """Gradients of KL(q || p) and of the population term over draws v [B, d+m]."""

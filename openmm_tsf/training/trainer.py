@@ -282,8 +282,10 @@ class Trainer:
         """Restore its state, or seed it anew where the checkpoint is of other ranks."""
         states, rank = content.get("generators"), self.ranks.rank
         states = content["generator"][None] if states is None else states
+        if states.dtype != torch.uint8 or states.shape[1:] != content["generator"].shape:
+            raise ValueError("generators: expected the states of random number generators")
         if len(states) == self.ranks.size:
-            self.generator.set_state(states[rank])
+            self.generator.set_state(states[rank].clone())  # torch reads from the storage's start
             return
         self.generator.manual_seed(seed_of_rank(self.seed, rank, self.step))
         if self.ranks.is_first:
