@@ -1,7 +1,8 @@
 """The content of a run directory as numpy and mdtraj objects."""
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,21 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_tsf.analysis.basins import Basins, TrainingBasins
-from openmm_tsf.analysis.burn_in import BurnIn, find_start
+from openmm_tsf.analysis.burn_in import BurnIn, RecordedSeries, find_start
 from openmm_tsf.analysis.ramachandran import backbone_names
 from openmm_tsf.analysis.statistics import Array
 from openmm_tsf.io.dcd import read_dcd, read_dcd_layout
 from openmm_tsf.io.files import check_regular_file
 from openmm_tsf.io.run_config import CONFIG, read_run_config, trajectory_name
 from openmm_tsf.io.segments import Segments
-from openmm_tsf.io.topology import PDB, TOPOLOGY, read_structure
+from openmm_tsf.io.sharded_segments import ShardedSegments
+from openmm_tsf.io.shards import count_shards
+from openmm_tsf.io.topology import PDB, TOPOLOGY, read_pdb, read_structure
 from openmm_tsf.units import as_temperature
 from openmm_tsf.utils.terminal import printable
 from openmm_tsf.utils.validation import check_int
+
+logger = logging.getLogger(__name__)
 
 #: Two temperatures that differ by less are one.
 TOLERANCE_K = 0.01
@@ -34,26 +39,6 @@ def nearest_rung(temperatures: Array, kelvin: float) -> int | None:
     return nearest if abs(temperatures[nearest] - kelvin) <= TOLERANCE_K else None
 
 
-class _RecordedSeries(Sequence[Array]):
-    """Energy, then cosine and sine of every dihedral [n, W] of each rung, made when asked for."""
-
-    def __init__(self, segments: Segments) -> None:
-        self._energy, self._dihedrals = segments.energy, segments.dihedrals
-        self._per_rung = 1 + 2 * self._dihedrals.shape[3]
-
-    def __len__(self) -> int:
-        return self._energy.shape[2] * self._per_rung
-
-    def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        rung, k = divmod(index, self._per_rung)
-        if k == 0:
-            return self._energy[:, :, rung]
-        function = np.cos if k % 2 else np.sin
-        return function(self._dihedrals[:, :, rung, (k - 1) // 2], dtype=np.float64)
-
-
 class RunData:
     """Frames and numbers of a run directory; see `openmm_tsf.analysis.Run` for the attributes."""
 
@@ -64,9 +49,17 @@ class RunData:
         self.n_walkers = int(self.config["n_walkers"])
         self.boltzmann_constant = float(self.config["boltzmann_constant"])
         self.dihedral_atoms: dict[str, list[int]] = dict(self.config["dihedrals"])
-        self.segments = Segments(
-            self.path / "segments", self.n_walkers, self.n_rungs, len(self.dihedral_atoms)
-        )
+        self.directories, self._walkers_each = [self.path], self.n_walkers  # of the frames
+        self.shards: ShardedSegments | None = None
+        self.segments: Segments | ShardedSegments
+        if count_shards(self.config) > 1:
+            self.shards = self.segments = ShardedSegments(self.path, self.config)
+            self.config, self.n_walkers = self.shards.completed_config(), self.shards.n_walkers
+            self.directories = [shard.directory for shard in self.shards.used]
+            self._walkers_each = self.shards.walkers_per_shard
+        else:
+            shape = self.n_walkers, self.n_rungs, len(self.dihedral_atoms)
+            self.segments = Segments(self.path / "segments", *shape)
         self._given_start = None if start is None else self._check_start(start)
 
     def _check_start(self, start: int) -> int:
@@ -89,7 +82,7 @@ class RunData:
         """What `find_start` says of all series that the run recorded (see `drifting_series`)."""
         if self.n_iterations == 0:
             return BurnIn(0, 0)
-        return find_start(_RecordedSeries(self.segments))
+        return find_start(RecordedSeries(self.segments.energy, self.segments.dihedrals))
 
     @cached_property
     def start(self) -> int:
@@ -187,33 +180,40 @@ class RunData:
             topology, positions = read_structure(self.path)
             structure = mdtraj.Trajectory(positions[None], mdtraj.Topology.from_openmm(topology))
         else:
-            structure = self._read_pdb()
+            structure = read_pdb(self._file(PDB, "PDB file"))
         if structure.n_atoms == 0 or not np.isfinite(structure.xyz).all():
             raise ValueError(f"{self.path}: expected atoms at finite positions, got {structure}")
         return structure
 
-    def _read_pdb(self) -> mdtraj.Trajectory:
-        path = self._file(PDB, "PDB file")
-        try:
-            return mdtraj.load_pdb(str(path))
-        except Exception as error:  # mdtraj's reader raises errors of many types
-            raise ValueError(f"{path}: mdtraj cannot read it: {error!r}") from error
-
     def _has(self, name: str) -> bool:
         return os.path.lexists(self.path / name)
 
-    def _file(self, name: str, what: str) -> Path:
-        if not self._has(name):
-            raise FileNotFoundError(f"{self.path / name} is missing")
-        return check_regular_file(self.path / name, what)
+    def _file(self, name: str, what: str, directory: Path | None = None) -> Path:
+        path = (directory or self.path) / name
+        if not os.path.lexists(path):
+            raise FileNotFoundError(f"{path} is missing")
+        return check_regular_file(path, what)
 
-    def _dcd(self, rung: int) -> Path:
-        return self._file(trajectory_name(self.temperatures[rung]), "DCD file")
+    def _dcds(self, rung: int) -> list[Path]:
+        """The trajectories of a rung: one, or that of each shard."""
+        name = trajectory_name(self.temperatures[rung])
+        return [self._file(name, "DCD file", directory) for directory in self.directories]
+
+    def has_frames(self, temperature: float) -> bool:
+        """Return whether the trajectory of a rung is there, in all shards; it may be removed."""
+        name = trajectory_name(temperature)
+        return all((directory / name).exists() for directory in self.directories)
 
     def _n_iterations_with_frames(self, rung: int) -> int:
         """The number of iterations from the start on with both numbers and positions."""
-        n_frames = read_dcd_layout(self._dcd(rung), self.topology.n_atoms).n_frames
-        return max(0, min(self.n_iterations, n_frames // self.n_walkers) - self.start)
+        fewest = self.n_iterations
+        for path in self._dcds(rung):
+            n_frames = read_dcd_layout(path, self.topology.n_atoms).n_frames
+            n = n_frames // self._walkers_each
+            if n < fewest and len(self.directories) > 1:
+                logger.warning("%s: has frames of only %d iterations, of %d", path, n, fewest)
+            fewest = min(fewest, n)
+        return max(0, fewest - self.start)
 
     @property
     def n_iterations_with_frames(self) -> int:
@@ -243,14 +243,35 @@ class RunData:
     def _frames(
         self, rung: int, n: int, walker: int | None = None, stride: int = 1
     ) -> mdtraj.Trajectory:
-        walkers = slice(None) if walker is None else slice(walker, walker + 1)
-        shape = (self.start + n if n else 0, self.n_walkers)
-        iterations = slice(self.start, None, stride)
-        xyz = read_dcd(self._dcd(rung), self.topology.n_atoms, shape, iterations, walkers)
-        time = self.iteration[:n:stride]
-        if walker is None:
-            time = np.repeat(time, self.n_walkers)
+        """Frames of one rung; of all walkers, those of an iteration are in order."""
+        time, w = self.iteration[:n:stride], self._walkers_each
+        if walker is not None:
+            part, local = divmod(walker, w)
+            xyz = self._read_frames(part, rung, n, stride, slice(local, local + 1))
+            return mdtraj.Trajectory(xyz, self.topology, time=time)
+        parts = range(len(self.directories))
+        if len(parts) == 1:
+            return self._part_of_frames(0, rung, n, stride)
+        xyz = np.empty((len(time), self.n_walkers, self.topology.n_atoms, 3), dtype=np.float32)
+        for part in parts:
+            frames = self._read_frames(part, rung, n, stride)
+            xyz[:, part * w : (part + 1) * w] = frames.reshape(len(time), w, *xyz.shape[2:])
+        time = np.repeat(time, self.n_walkers)
+        return mdtraj.Trajectory(xyz.reshape(-1, *xyz.shape[2:]), self.topology, time=time)
+
+    def _part_of_frames(self, part: int, rung: int, n: int, stride: int = 1) -> mdtraj.Trajectory:
+        """Frames of one rung and one shard, or of the only directory."""
+        xyz = self._read_frames(part, rung, n, stride)
+        time = np.repeat(self.iteration[:n:stride], self._walkers_each)
         return mdtraj.Trajectory(xyz, self.topology, time=time)
+
+    def _read_frames(
+        self, part: int, rung: int, n: int, stride: int, walkers: slice = slice(None)
+    ) -> npt.NDArray[np.float32]:
+        shape = (self.start + n if n else 0, self._walkers_each)
+        iterations = slice(self.start, None, stride)
+        path = self._dcds(rung)[part]
+        return read_dcd(path, self.topology.n_atoms, shape, iterations, walkers)
 
     def evaluate(
         self, indicator: Callable[[mdtraj.Trajectory], npt.ArrayLike]
@@ -268,18 +289,18 @@ class RunData:
     ) -> npt.NDArray[Any]:
         """Return the values [n, W, R, ...] of a map from F frames to F values or arrays [F, ...].
 
-        It is called once per rung, and called `name` in errors.
+        It is called once per rung, of shards once per rung and shard, and called `name` in errors.
         """
-        n = self.n_iterations_with_frames
-        parts = []
-        for rung in range(self.n_rungs):
-            values = np.asarray(function(self._frames(rung, n)))
-            if values.ndim == 0 or len(values) != n * self.n_walkers:
-                raise ValueError(
-                    f"{name}: expected {n * self.n_walkers} values, got shape {values.shape}"
-                )
-            parts.append(values.reshape(n, self.n_walkers, *values.shape[1:]))
-        return np.stack(parts, axis=2)
+        n, w = self.n_iterations_with_frames, self._walkers_each
+        parts: list[list[npt.NDArray[Any]]] = []
+        for part in range(len(self.directories)):
+            parts.append([])
+            for rung in range(self.n_rungs):
+                values = np.asarray(function(self._part_of_frames(part, rung, n)))
+                if values.ndim == 0 or len(values) != n * w:
+                    raise ValueError(f"{name}: expected {n * w} values, got shape {values.shape}")
+                parts[part].append(values.reshape(n, w, *values.shape[1:]))
+        return np.concatenate([np.stack(rungs, axis=2) for rungs in parts], axis=1)
 
     def energies(self, temperature: Any) -> Array:
         """Return the potential energies [n, W] of one rung in kJ/mol."""

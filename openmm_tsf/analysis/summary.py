@@ -108,6 +108,8 @@ def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str
         "n_samples_per_rung": run.n_used * run.n_walkers,
         "save_interval": run.config.get("choices", {}).get("save_interval", 1),
     }
+    if run.shards is not None:
+        result["shards"] = run.shards.to_dict()
     if run.n_iterations:
         result["burn_in"] = _burn_in(run)
         result |= _estimates(run)

@@ -134,6 +134,20 @@ def build_parser() -> argparse.ArgumentParser:
         _sampling_arguments(command)
 
     everything.add_argument(
+        "--shards",
+        type=int,
+        metavar="S",
+        help="parts of the walkers, each in a folder of its own (default: 1)",
+    )
+    everything.add_argument(
+        "--shard", type=int, metavar="K", help="sample only this shard, from 0, after --prepare"
+    )
+    everything.add_argument(
+        "--prepare",
+        action="store_true",
+        help="MD, training and tuning only; then one process can sample each --shard",
+    )
+    everything.add_argument(
         "--md", action="store_true", help="run MD even where frames are shipped"
     )
     everything.add_argument(

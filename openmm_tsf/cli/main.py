@@ -61,7 +61,8 @@ def _threads(args: argparse.Namespace) -> Iterator[None]:
         raise ValueError(f"--threads: expected at least 1, got {args.threads}")
     if args.threads is not None and args.threads > most:
         raise ValueError(f"--threads: expected at most {most} on this machine, got {args.threads}")
-    recorded = recorded_threads(args.output) if getattr(args, "resume", False) else None
+    is_resumed = getattr(args, "resume", False) or getattr(args, "shard", None) is not None
+    recorded = recorded_threads(args.output) if is_resumed else None
     default = 1
     if args.command in ("run", "train", "plan"):
         from openmm_tsf.workflow.presets import preset

@@ -7,7 +7,7 @@ the checkpoint tell which files and frames are complete. On resume everything el
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,9 @@ class RunWriter:
     dihedrals
         The recorded torsions and their atoms: the slow ones, or those that a run to be continued
         has recorded.
+    check_held
+        Called before anything is written: it raises an error if another process has taken the
+        directory over (:meth:`openmm_tsf.io.directory.DirectoryLock.check_held`).
 
     Examples
     --------
@@ -79,6 +82,7 @@ class RunWriter:
         self.dihedrals: Mapping[str, Sequence[int]] = (
             {} if molecule is None else slow_torsions(molecule.topology)
         )
+        self.check_held: Callable[[], None] = _check_nothing
         self.dcds: list[DCDWriter] = []
         if molecule is not None:
             check_distinct_temperatures(temperatures)
@@ -171,6 +175,7 @@ class RunWriter:
         [n, W, R, *event] are those of n saved iterations.
         """
         self._writing = True
+        self.check_held()
         content = dict(numbers)
         if self.molecule is None:
             content["positions"] = positions
@@ -196,6 +201,7 @@ class RunWriter:
 
     def save_checkpoint(self, content: dict[str, Any]) -> None:
         """Write the checkpoint, all or nothing."""
+        self.check_held()
         path = self.directory / CHECKPOINT
         write_tensors(path, {**content, "format": _CHECKPOINT_FORMAT})
         self._checkpoint_seen = _identity(path)
@@ -253,6 +259,10 @@ class RunWriter:
         for dcd in self.dcds:
             dcd.cut_back(n_frames)
         self.n_frames, self.n_segments = n_frames, n_segments
+
+
+def _check_nothing() -> None:
+    """The check of a writer whose directory has no lock."""
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:

@@ -46,6 +46,8 @@ class ParallelTempering(TemperingChain):
         The ladder, ascending, K (or a Quantity). One rung is allowed.
     n_walkers, seed
         Number of walkers W; seed of everything random, drawn and recorded if None.
+    generator
+        Where all random numbers come from, on the flow's device; by default one that `seed` makes.
     kernels
         Kernels, or kernels with a schedule (:class:`openmm_tsf.sampling.kernels.Scheduled`),
         applied in this order in every iteration; by default those of
@@ -131,13 +133,11 @@ class ParallelTempering(TemperingChain):
         recorder: Recorder | None = None
         with ExitStack() as stack:
             if output is not None:
-                stack.enter_context(self._lock_of(output))
+                lock = stack.enter_context(self._lock_of(output))
+                writer = self._open(output, save_interval)
+                writer.check_held = lock.check_held
                 recorder = Recorder(
-                    self._open(output, save_interval),
-                    self._zero,
-                    self._checkpoint,
-                    checkpoint_interval,
-                    seconds,
+                    writer, self._zero, self._checkpoint, checkpoint_interval, seconds
                 )
             return self._run(recorder, n_iterations, save_interval, progress, collect)
 

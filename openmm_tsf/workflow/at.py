@@ -141,6 +141,7 @@ def sample_at(
         temperatures=(kelvin,),
         n_walkers=n_walkers,
         n_iterations=-(-n_frames // n_walkers),
+        n_shards=1,
         n_tuning=N_TUNING,
     )
     seeds = Seeds(options.choose_seed({}))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from openmm_tsf.analysis.observables import Definition, check_definitions
@@ -12,6 +13,7 @@ from openmm_tsf.utils.devices import check_device
 from openmm_tsf.utils.validation import (
     check_bool,
     check_fields,
+    check_int,
     check_seconds,
     check_seed,
     check_threads,
@@ -51,6 +53,11 @@ class RunOptions:
         Observables that reports and targets of precision are about, by name: a definition in words
         or a function (:func:`openmm_tsf.analysis.observables.define_observables`). Those in words
         are recorded with a run; functions are recorded by name, and given again to each stage.
+    shard
+        Of a run in shards: sample only this one, from 0, with the flow and the step sizes that are
+        there. Where it has not started it starts, and without `resume` it must not have.
+    prepare
+        Of a run in shards: MD, training and tuning only.
 
     Examples
     --------
@@ -67,6 +74,8 @@ class RunOptions:
     progress: bool = True
     device: str | None = None
     observe: Mapping[str, Definition] = field(default_factory=dict)
+    shard: int | None = None
+    prepare: bool = False
 
     def __post_init__(self) -> None:
         if self.platform is not None:
@@ -80,7 +89,11 @@ class RunOptions:
             progress=check_bool,
             device=optional(lambda v, name: str(check_device(v, name))),
             observe=check_definitions,
+            shard=optional(partial(check_int, least=0)),
+            prepare=check_bool,
         )
+        if self.prepare and self.shard is not None:
+            raise ValueError(f"prepare: expected False with a shard, got True and {self.shard}")
 
     def choose_seed(self, recorded: Mapping[str, Any]) -> int:
         """Return the seed, by default that of the choices recorded at an earlier start."""
