@@ -15,7 +15,7 @@ from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training.log import write_log
-from openmm_tsf.training.parallel import check_ranks
+from openmm_tsf.training.parallel import check_ranks, synchronize
 from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.trainer import Trainer
 from openmm_tsf.training.validation import Validation
@@ -144,6 +144,7 @@ def fit(
     _check_arguments(flow, datasets, potential, settings)
     ranks = current_ranks()
     check_ranks(settings, ranks)
+    synchronize(ranks, (flow.network,))
     # On the CPU path gradients keep two threads busy: each uses half of torch's.
     threads, in_two = torch.get_num_threads(), settings.estimator == "path" and ranks.size == 1
     threads = max(1, threads // 2) if in_two and flow.device.type == "cpu" else threads
