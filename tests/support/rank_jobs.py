@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import signal
+import threading
+import time
 
 import torch
 
@@ -15,7 +17,7 @@ from openmm_tsf.training.path_objective import PathObjective
 from openmm_tsf.training.step_numbers import StepNumbers
 from openmm_tsf.training.target import Target
 from openmm_tsf.training.trainer import Trainer
-from openmm_tsf.utils.distributed import Ranks
+from openmm_tsf.utils.distributed import Ranks, current_ranks
 from tests.support.path_training import FAR, SHORT, SignBasins, rough_flow, toy, weights
 
 DOUBLE = dataclasses.replace(
@@ -216,3 +218,46 @@ def train(ranks, folder, settings, resume=False, at_step=None, number=signal.SIG
     except KeyboardInterrupt:
         return "interrupted", None, weights(flow)
     return result.n_evaluations, result.history, weights(flow)
+
+
+def exchange(ranks):
+    """What three ranks get of each other."""
+    sums = [(1.5, 0.0), (2.0, torch.inf), (3.0, 1.0)][ranks.rank]
+    sums = torch.tensor(sums, dtype=torch.float64)
+    counts = torch.tensor([(2**60, 1, 2)[ranks.rank]], dtype=torch.int64)
+    weights = torch.arange(2.0) + ranks.rank
+    plain = {"rank": ranks.rank, "numbers": [0.1, float("inf")], "text": "ä", "nothing": None}
+    ranks.barrier()
+    now = current_ranks()
+    return (
+        ranks.sum_(sums),
+        ranks.sum_(counts),
+        ranks.broadcast_(weights),
+        ranks.broadcast(plain),
+        (now.rank, now.size),
+    )
+
+
+def leave(ranks, how):
+    """Rank 1 does not come to a sum."""
+    if ranks.rank == 1:
+        if how == "error":
+            raise ValueError("no more")
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(4)
+    ranks.sum_(torch.zeros(1, dtype=torch.int64))
+
+
+def wait_interrupted(ranks):
+    """Rank 1 gets SIGINT while it waits for rank 0; the seconds until it notices."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if ranks.is_first:
+        time.sleep(4)
+        return 0.0
+    start = time.monotonic()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        ranks.broadcast()
+    except KeyboardInterrupt:
+        return time.monotonic() - start
