@@ -176,7 +176,7 @@ def _differences(before: Any, now: Any, name: str) -> dict[str, tuple[Any, Any]]
     if isinstance(before, dict) and isinstance(now, dict):
         different: dict[str, tuple[Any, Any]] = {}
         for key in sorted(before.keys() | now.keys()):
-            values = (each.get(key, _ADDED.get(key)) for each in (before, now))
-            different |= _differences(*values, f"{name}.{key}")
+            a, b = (each.get(key, _ADDED.get(key)) for each in (before, now))
+            different |= _differences(a, b, f"{name}.{key}")
         return different
     return {} if before == now else {name: (before, now)}
