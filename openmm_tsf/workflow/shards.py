@@ -264,6 +264,7 @@ def prepare_shards(
     if has_reference(stage.molecule.fingerprint):
         stage.config["reference"] = REFERENCE_FILE
     stage.save()
+    current_ranks().barrier()  # the others read it
 
 
 def join_preparation(
@@ -283,6 +284,7 @@ def join_preparation(
     sampling = sampling_of()
     with sampling_threads(), sampling.open_potential() as potential:
         sampling.tune(potential)
+    ranks.barrier()
 
 
 def sample_shards(sampling: ShardSampling, numbers: Sequence[int]) -> dict[str, Any]:
