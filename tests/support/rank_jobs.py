@@ -1,13 +1,16 @@
 """What the tests of training over ranks run on each of them."""
 
 import dataclasses
+import io
 import os
 import signal
 import threading
 import time
+from contextlib import redirect_stderr, redirect_stdout
 
 import torch
 
+from openmm_tsf.cli.main import main
 from openmm_tsf.training import fit, frames, objectives, path_objective
 from openmm_tsf.training.basins import BasinPartition
 from openmm_tsf.training.frames import FramePicker
@@ -261,3 +264,21 @@ def wait_interrupted(ranks):
         ranks.broadcast()
     except KeyboardInterrupt:
         return time.monotonic() - start
+
+
+def run_program(ranks, arguments, stop_when=None):
+    """The program with these arguments on a rank: its status, and what it printed.
+
+    Once the file `stop_when` exists, rank 1 gets SIGTERM.
+    """
+    if stop_when is not None and ranks.rank == 1:
+        threading.Thread(target=_stop_when, args=(stop_when,), daemon=True).start()
+    with redirect_stdout(io.StringIO()) as output, redirect_stderr(io.StringIO()) as errors:
+        status = main(arguments)
+    return status, output.getvalue(), errors.getvalue()
+
+
+def _stop_when(path):
+    while not path.exists():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,9 +1,11 @@
 """Functions run on several ranks: processes of this machine, connected by gloo."""
 
 import multiprocessing
+import os
 import pickle
 import socket
 import traceback
+from contextlib import nullcontext
 
 import torch
 
@@ -22,8 +24,11 @@ def free_port():
 
 def _work(ranks, timeout, connection, function, arguments):
     torch.set_num_threads(1)
+    numbers = {"RANK": ranks.rank, "WORLD_SIZE": ranks.size, "LOCAL_RANK": ranks.local_rank}
+    numbers |= {"MASTER_ADDR": ranks.address, "MASTER_PORT": ranks.port}
+    os.environ |= {name: str(number) for name, number in numbers.items()}  # as torchrun does
     try:
-        with connect_ranks(ranks, timeout=timeout):
+        with nullcontext() if timeout is None else connect_ranks(ranks, timeout=timeout):
             result = True, function(ranks, *arguments)
     except BaseException as error:
         result = False, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
@@ -34,7 +39,8 @@ def run_ranks(function, *arguments, size=2, timeout=20.0, seconds=60.0):
     """Call ``function(ranks, *arguments)`` on all ranks, and return what each did.
 
     A pair for each: True and what it returned, or False and its error. A rank that was killed:
-    False and "". The processes are killed after so many seconds.
+    False and "". The processes are killed after so many seconds. Without a `timeout` ranks are not
+    connected: the function finds them in the environment.
     """
     port, workers = free_port(), []
     for rank in range(size):

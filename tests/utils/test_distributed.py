@@ -71,9 +71,7 @@ def test_each_rank_takes_its_own_device(monkeypatch):
     assert ranks.choose_device("cuda") == ranks.choose_device("cuda:1") == "cuda:1"
     with pytest.raises(ValueError, match="device: expected 'cuda' with 16 ranks"):
         ranks.choose_device("cuda:0")
-    with pytest.raises(
-        ValueError, match=r"as many ranks on a node as GPUs \(8\), got"
-    ):
+    with pytest.raises(ValueError, match=r"as many ranks on a node as GPUs \(8\), got"):
         Ranks(9, 16, 8).choose_device("cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # each task is shown its own
     assert ranks.choose_device("cuda") == "cuda:0"
