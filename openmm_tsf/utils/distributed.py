@@ -66,7 +66,7 @@ class Ranks:
         """Whether this is rank 0, which writes what all share and shows progress."""
         return self.rank == 0
 
-    def choose_device(self, device: str | None) -> str | None:
+    def choose_device(self, device: str) -> str:
         """Return the device of this rank: of ``"cuda"``, that of its local rank.
 
         With one rank the argument itself. Where only one GPU is visible it is taken by every rank:
@@ -77,22 +77,41 @@ class Ranks:
         ValueError
             If a node has more ranks than GPUs, or all ranks are given one GPU of several.
         """
-        if self.size == 1 or device is None or not device.startswith("cuda"):
+        if self.size == 1 or not device.startswith("cuda"):
             return device
         import torch
 
-        if device != "cuda":
+        n = torch.cuda.device_count()
+        own = f"cuda:{self.local_rank if n > 1 else 0}"
+        if device not in ("cuda", own):
             raise ValueError(
                 f"device: expected 'cuda' with {self.size} ranks, of which each takes its own GPU, "
                 f"got {device!r}"
             )
-        n = torch.cuda.device_count()
         if self.local_rank >= n > 1:
             raise ValueError(
                 f"device: expected at most as many ranks on a node as GPUs ({n}), got local rank "
                 f"{self.local_rank}"
             )
-        return f"cuda:{self.local_rank if n > 1 else 0}"
+        return own
+
+    def share(self, n: int) -> slice:
+        """Return which of n things are this rank's: the first ranks may have one more.
+
+        Examples
+        --------
+        >>> from openmm_tsf.utils.distributed import Ranks
+        >>> [Ranks(rank, 3).share(8) for rank in range(3)]
+        [slice(0, 3, None), slice(3, 6, None), slice(6, 8, None)]
+        """
+        each, more = divmod(n, self.size)
+        start = self.rank * each + min(self.rank, more)
+        return slice(start, start + each + (self.rank < more))
+
+    def count_share(self, n: int) -> int:
+        """Return how many of n things are this rank's."""
+        part = self.share(n)
+        return int(part.stop - part.start)
 
     def sum_(self, tensor: "Tensor") -> "Tensor":
         """Replace a tensor, float64 or int64, by its sum over the ranks, and return it.

@@ -10,6 +10,7 @@ from openmm_tsf.io.directory import CHECKPOINT_SECONDS
 from openmm_tsf.potentials.platforms import check_platform
 from openmm_tsf.units import SECOND, in_unit
 from openmm_tsf.utils.devices import check_device
+from openmm_tsf.utils.distributed import current_ranks
 from openmm_tsf.utils.validation import (
     check_bool,
     check_fields,
@@ -37,7 +38,7 @@ class RunOptions:
     device
         Device of torch for the flow, its training, the walkers and, where torch computes them, the
         energies: ``"cpu"`` (default, or that of the stage that is resumed), ``"cuda"``,
-        ``"cuda:1"``, ...
+        ``"cuda:1"``, ... With several ranks ``"cuda"`` is that of each rank.
     threads
         Threads of MD on OpenMM's CPU platform (default 1). With more of them, frames differ in
         their last bits from run to run.
@@ -87,7 +88,7 @@ class RunOptions:
             checkpoint_seconds=lambda v, name: check_seconds(in_unit(v, SECOND, name), name),
             resume=check_bool,
             progress=check_bool,
-            device=optional(lambda v, name: str(check_device(v, name))),
+            device=optional(_choose_device),
             observe=check_definitions,
             shard=optional(partial(check_int, least=0)),
             prepare=check_bool,
@@ -102,5 +103,16 @@ class RunOptions:
 
     def choose_device(self, recorded: Mapping[str, Any]) -> str:
         """Return the device, by default that of the choices recorded at an earlier start."""
-        device: str = recorded.get("device", "cpu") if self.device is None else self.device
-        return device
+        if self.device is not None:
+            return self.device
+        device: str = recorded.get("device", "cpu")
+        # That of rank 0 is recorded.
+        return device if current_ranks().size == 1 else _choose_device(device.partition(":")[0])
+
+
+def _choose_device(device: Any, name: str = "device") -> str:
+    """The device of this rank, with its index."""
+    ranks = current_ranks()
+    if ranks.size > 1 and isinstance(device, str):
+        device = ranks.choose_device(device)
+    return str(check_device(device, name))

@@ -5,6 +5,8 @@ the walkers' history breaks detailed balance.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,9 @@ from typing import Any
 from openmm_tsf.analysis.analyze import analyze
 from openmm_tsf.coordinates import InternalCoordinates
 from openmm_tsf.flows.load import load_flow, place_for_sampling
-from openmm_tsf.io.directory import open_output_directory
+from openmm_tsf.io.directory import DirectoryLock, open_output_directory
 from openmm_tsf.io.files import PathLike
-from openmm_tsf.io.run_config import CONFIG
+from openmm_tsf.io.run_config import CONFIG, read_config
 from openmm_tsf.io.serialization import from_plain_data
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.files import holds_molecule, read_molecule
@@ -141,6 +143,11 @@ def run(
     if n_shards == 1 and (options.prepare or options.shard is not None):
         name = "prepare" if options.prepare else "shard"
         raise ValueError(f"{name}: expected a run with n_shards of at least 2, got 1")
+    if n_shards < ranks.size and options.shard is None:
+        raise ValueError(
+            f"shards: expected at least one for each of {ranks.size} ranks (--shards), got "
+            f"{n_shards}"
+        )
     mine = range(ranks.rank, n_shards, ranks.size) if options.shard is None else [options.shard]
     shipped = alanine_dipeptide()
     molecule = molecule or shipped
@@ -187,12 +194,27 @@ def run(
             starts = load_trajectory(directory / "md", molecule, stride=settings.stride)
         return ShardSampling(directory, molecule, settings.sampling, options, starts)
 
+    @contextmanager
+    def trainings() -> Iterator[Rounds]:
+        """Those of rank 0, from another rank: it only reads."""
+        stage = Stage(DirectoryLock(directory), molecule, options, read_config(directory))
+        seeds, frames = Seeds(stage.choices["seed"]), dataset
+        if frames is None:
+            seeds.next()  # of MD
+            frames = load_trajectory(directory / "md", molecule, stride=settings.stride)
+        of_shard = replace(settings, sampling=settings_of_shard(settings.sampling))
+        planned = planned_evaluations(settings)
+        with stage.open_potential(planned, batch_of(of_shard.sampling)) as potential:
+            flow = build_flow(frames, settings.flow, seeds.next())
+            flow = place_for_sampling(flow, stage.device)
+            yield Rounds(stage, of_shard, frames, potential, flow)
+
     if options.shard is not None:
         check_same_request(directory, recorded, request["choices"], _MAY_DIFFER)
         check_planned(directory, settings.sampling)
         return sample_shards(sampling_of_shards(), mine)
     if not ranks.is_first and n_shards > 1:
-        join_preparation(sampling_of_shards)
+        join_preparation(sampling_of_shards, trainings)
         return {} if options.prepare else sample_shards(sampling_of_shards(), mine)
     with open_output_directory(output, resume=options.resume) as lock:
         stage = Stage.open(lock, molecule, options, request, _MAY_DIFFER)

@@ -14,7 +14,8 @@ longer than the production of a shard.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from openmm_tsf.utils.random import Purpose, derive_distinct_seeds, derive_seed,
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.potential_choice import batch_of, planned_sampling, reopen_potential
 from openmm_tsf.workflow.record import new_config, recorded_settings
+from openmm_tsf.workflow.rounds import Rounds
 from openmm_tsf.workflow.sample import has_started, kernels_of, sampling_threads, start_sampling
 from openmm_tsf.workflow.settings import RunSettings, SamplingSettings
 from openmm_tsf.workflow.stage import Stage
@@ -263,15 +265,27 @@ def prepare_shards(
     if has_reference(stage.molecule.fingerprint):
         stage.config["reference"] = REFERENCE_FILE
     stage.save()
+    current_ranks().barrier()  # the others read it
 
 
-def join_preparation(sampling_of: Any) -> None:
-    """Wait for rank 0 to train, and tune step sizes with it; `sampling_of` makes ShardSampling."""
-    if current_ranks().broadcast()["is_tuned"]:
+def join_preparation(
+    sampling_of: Callable[[], ShardSampling],
+    trainings_of: Callable[[], AbstractContextManager[Rounds]],
+) -> None:
+    """Train and tune step sizes with rank 0, as far as it says that it is to be done."""
+    ranks = current_ranks()
+    message = ranks.broadcast()
+    if "training" in message:
+        with trainings_of() as rounds:
+            while "training" in message:
+                rounds.join(message["training"], message["seed"])
+                message = ranks.broadcast()
+    if message["is_tuned"]:
         return
-    sampling: ShardSampling = sampling_of()
+    sampling = sampling_of()
     with sampling_threads(), sampling.open_potential() as potential:
         sampling.tune(potential)
+    ranks.barrier()
 
 
 def sample_shards(sampling: ShardSampling, numbers: Sequence[int]) -> dict[str, Any]:
