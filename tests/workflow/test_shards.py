@@ -19,6 +19,8 @@ from openmm_tsf.workflow.sample import sample
 from openmm_tsf.workflow.settings import FlowSettings, SamplingSettings
 from openmm_tsf.workflow.shards import ShardSampling, ShardsFailedError, sample_shards
 from tests.robustness.inspection import differences
+from tests.support.rank_jobs import run_program
+from tests.support.ranks import returned, run_ranks
 from tests.workflow import tiny
 
 S = 4
@@ -197,6 +199,17 @@ def test_ranks_take_turns_and_their_number_may_change(whole, folder, sampling_of
     for rank in range(3):
         sample_shards(sampling_of(folder), range(rank, S, 3))
     assert_same(folder, whole)
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_job_have_the_bits_of_one(whole, folder):
+    command = ["run", "--output", str(folder), "--resume", "--platform", "Reference"]
+    jobs = run_ranks(run_program, command, None, size=2, timeout=None, seconds=300)
+    assert [status for status, _, _ in returned(jobs)] == [0, 0]
+    for number in range(S):
+        # These processes record that there is a reference.
+        parts = (shard_directory(run, number) for run in (folder, whole))
+        assert differences(*parts, ("config.json",)) == []
 
 
 @pytest.mark.slow
