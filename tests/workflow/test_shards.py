@@ -9,11 +9,11 @@ import pytest
 
 from openmm_tsf.cli.main import main
 from openmm_tsf.io.directory import DirectoryLock
+from openmm_tsf.io.serialization import from_plain_data, to_plain_data
 from openmm_tsf.io.shards import shard_directory
 from openmm_tsf.sampling import recorder, run_writer
 from openmm_tsf.sampling.run_writer import RunWriter
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.workflow.frames import FrameSource
 from openmm_tsf.workflow.run import run
 from openmm_tsf.workflow.sample import sample
 from openmm_tsf.workflow.settings import FlowSettings, SamplingSettings
@@ -265,14 +265,8 @@ def test_what_does_not_fit_is_refused(prepared, tmp_path, monkeypatch, capsys):
     assert "--shards S --prepare`" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_runs_without_an_entry_of_shards_are_resumed(tmp_path):
-    """They were started by an earlier version."""
-    single = replace(SETTINGS, sampling=replace(SAMPLING, n_shards=1, n_walkers=2))
-    folder = tmp_path / "run"
-    run(folder, single, frames=FrameSource(), options=OPTIONS)
-    config = json.loads((folder / "config.json").read_text())
-    assert "n_shards" not in config
-    assert config["choices"]["settings"]["sampling"].pop("n_shards") == 1
-    (folder / "config.json").write_text(json.dumps(config))
-    run(folder, options=RESUME)
+def test_a_run_in_one_shard_records_what_it_did_before():
+    single = to_plain_data(replace(SAMPLING, n_shards=1))
+    assert "n_shards" not in single
+    assert from_plain_data(SamplingSettings, single, "config.json").n_shards == 1
+    assert to_plain_data(SAMPLING)["n_shards"] == S
