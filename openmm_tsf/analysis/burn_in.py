@@ -9,6 +9,7 @@ smallest; this is repeated until all series start as they go on.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +74,26 @@ class BurnIn:
     n_iterations: int
     drift: Drift | None = None
     is_equilibrated: bool = True
+
+
+class RecordedSeries(Sequence[Array]):
+    """Energy, then cosine and sine of every dihedral [n, W] of each rung, made when asked for."""
+
+    def __init__(self, energy: Array, dihedrals: npt.NDArray[np.float32]) -> None:
+        self._energy, self._dihedrals = energy, dihedrals
+        self._per_rung = 1 + 2 * self._dihedrals.shape[3]
+
+    def __len__(self) -> int:
+        return self._energy.shape[2] * self._per_rung
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        rung, k = divmod(index, self._per_rung)
+        if k == 0:
+            return self._energy[:, :, rung]
+        function = np.cos if k % 2 else np.sin
+        return function(self._dihedrals[:, :, rung, (k - 1) // 2], dtype=np.float64)
 
 
 def find_start(series: Sequence[npt.ArrayLike]) -> BurnIn:

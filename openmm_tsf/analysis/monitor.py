@@ -26,7 +26,6 @@ from openmm_tsf.analysis.frame_checks import (
 )
 from openmm_tsf.analysis.reference import Reference
 from openmm_tsf.analysis.training_checks import check_training_frames
-from openmm_tsf.io.run_config import trajectory_name
 
 #: A branch cut leaks above this density (of the maximum) and with this many frames next to it.
 LEAK_DENSITY, MIN_FRAMES_AT_CUT = 1e-3, 20
@@ -71,6 +70,8 @@ def monitor(
         "warnings": [],
         "notes": [],
     }
+    if run.shards is not None:
+        result["warnings" if run.shards.left_out else "notes"].append(run.shards.describe())
     if run.n_iterations == 0:
         return result
     checks = BasinCheck(run, reference)
@@ -97,7 +98,7 @@ def _check_frames(run: RunEstimates, max_frames: int, result: dict[str, Any]) ->
     for temperature in map(float, run.temperatures):
         key = f"{temperature:.2f}"
         result["frames_checked"][key] = 0
-        if not (run.path / trajectory_name(temperature)).exists():
+        if not run.has_frames(temperature):
             continue  # removed to save space: ``frames_checked`` says so
         frames = _thin(run, temperature, max_frames)
         if frames.n_frames == 0:

@@ -21,7 +21,7 @@ from openmm_tsf.analysis.observables import (
 )
 from openmm_tsf.analysis.run_frames import RunFrames
 from openmm_tsf.analysis.statistics import Array
-from openmm_tsf.io.run_config import CONFIG, trajectory_name
+from openmm_tsf.io.run_config import CONFIG
 from openmm_tsf.utils.wells import Wells, count_angles, find_wells
 
 
@@ -74,7 +74,7 @@ class RunObservables(RunFrames):
 
     @cached_property
     def _has_frames(self) -> bool:
-        return all((self.path / trajectory_name(t)).exists() for t in self.temperatures)
+        return all(map(self.has_frames, self.temperatures))
 
     @cached_property
     def _torsion_atoms(self) -> dict[tuple[int, ...], str]:

@@ -1,7 +1,7 @@
 """The content of a run directory as numpy and mdtraj objects."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_tsf.analysis.basins import Basins, TrainingBasins
-from openmm_tsf.analysis.burn_in import BurnIn, find_start
+from openmm_tsf.analysis.burn_in import BurnIn, RecordedSeries, find_start
 from openmm_tsf.analysis.ramachandran import backbone_names
 from openmm_tsf.analysis.statistics import Array
-from openmm_tsf.io.dcd import read_dcd, read_dcd_layout
 from openmm_tsf.io.files import check_regular_file
-from openmm_tsf.io.run_config import CONFIG, read_run_config, trajectory_name
+from openmm_tsf.io.frame_files import FrameFiles
+from openmm_tsf.io.run_config import CONFIG, read_run_config
 from openmm_tsf.io.segments import Segments
-from openmm_tsf.io.topology import PDB, TOPOLOGY, read_structure
+from openmm_tsf.io.sharded_segments import ShardedSegments
+from openmm_tsf.io.shards import count_shards
+from openmm_tsf.io.topology import PDB, TOPOLOGY, read_pdb, read_structure
 from openmm_tsf.units import as_temperature
 from openmm_tsf.utils.terminal import printable
 from openmm_tsf.utils.validation import check_int
@@ -34,26 +36,6 @@ def nearest_rung(temperatures: Array, kelvin: float) -> int | None:
     return nearest if abs(temperatures[nearest] - kelvin) <= TOLERANCE_K else None
 
 
-class _RecordedSeries(Sequence[Array]):
-    """Energy, then cosine and sine of every dihedral [n, W] of each rung, made when asked for."""
-
-    def __init__(self, segments: Segments) -> None:
-        self._energy, self._dihedrals = segments.energy, segments.dihedrals
-        self._per_rung = 1 + 2 * self._dihedrals.shape[3]
-
-    def __len__(self) -> int:
-        return self._energy.shape[2] * self._per_rung
-
-    def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        rung, k = divmod(index, self._per_rung)
-        if k == 0:
-            return self._energy[:, :, rung]
-        function = np.cos if k % 2 else np.sin
-        return function(self._dihedrals[:, :, rung, (k - 1) // 2], dtype=np.float64)
-
-
 class RunData:
     """Frames and numbers of a run directory; see `openmm_tsf.analysis.Run` for the attributes."""
 
@@ -64,9 +46,18 @@ class RunData:
         self.n_walkers = int(self.config["n_walkers"])
         self.boltzmann_constant = float(self.config["boltzmann_constant"])
         self.dihedral_atoms: dict[str, list[int]] = dict(self.config["dihedrals"])
-        self.segments = Segments(
-            self.path / "segments", self.n_walkers, self.n_rungs, len(self.dihedral_atoms)
-        )
+        self.shards: ShardedSegments | None = None
+        self.segments: Segments | ShardedSegments
+        directories, walkers_each = [self.path], self.n_walkers  # of the frames
+        if count_shards(self.config) > 1:
+            self.shards = self.segments = ShardedSegments(self.path, self.config)
+            self.config, self.n_walkers = self.shards.completed_config(), self.shards.n_walkers
+            directories = [shard.directory for shard in self.shards.used]
+            walkers_each = self.shards.walkers_per_shard
+        else:
+            shape = self.n_walkers, self.n_rungs, len(self.dihedral_atoms)
+            self.segments = Segments(self.path / "segments", *shape)
+        self._files = FrameFiles(directories, self.temperatures.tolist(), walkers_each)
         self._given_start = None if start is None else self._check_start(start)
 
     def _check_start(self, start: int) -> int:
@@ -89,7 +80,7 @@ class RunData:
         """What `find_start` says of all series that the run recorded (see `drifting_series`)."""
         if self.n_iterations == 0:
             return BurnIn(0, 0)
-        return find_start(_RecordedSeries(self.segments))
+        return find_start(RecordedSeries(self.segments.energy, self.segments.dihedrals))
 
     @cached_property
     def start(self) -> int:
@@ -187,17 +178,10 @@ class RunData:
             topology, positions = read_structure(self.path)
             structure = mdtraj.Trajectory(positions[None], mdtraj.Topology.from_openmm(topology))
         else:
-            structure = self._read_pdb()
+            structure = read_pdb(self._file(PDB, "PDB file"))
         if structure.n_atoms == 0 or not np.isfinite(structure.xyz).all():
             raise ValueError(f"{self.path}: expected atoms at finite positions, got {structure}")
         return structure
-
-    def _read_pdb(self) -> mdtraj.Trajectory:
-        path = self._file(PDB, "PDB file")
-        try:
-            return mdtraj.load_pdb(str(path))
-        except Exception as error:  # mdtraj's reader raises errors of many types
-            raise ValueError(f"{path}: mdtraj cannot read it: {error!r}") from error
 
     def _has(self, name: str) -> bool:
         return os.path.lexists(self.path / name)
@@ -207,8 +191,9 @@ class RunData:
             raise FileNotFoundError(f"{self.path / name} is missing")
         return check_regular_file(self.path / name, what)
 
-    def _dcd(self, rung: int) -> Path:
-        return self._file(trajectory_name(self.temperatures[rung]), "DCD file")
+    def has_frames(self, temperature: float) -> bool:
+        """Return whether the trajectory of a rung is there, in all shards; it may be removed."""
+        return self._files.has(self.rung(temperature))
 
     @cached_property
     def _all_framed(self) -> npt.NDArray[np.int64]:
@@ -223,8 +208,9 @@ class RunData:
 
     def _n_iterations_with_frames(self, rung: int) -> int:
         """The number of iterations from the start on with both numbers and positions."""
-        n_frames = read_dcd_layout(self._dcd(rung), self.topology.n_atoms).n_frames
-        return max(0, min(len(self._all_framed), n_frames // self.n_walkers) - self._first_frame)
+        self._files.paths(rung)  # that one is missing is told first
+        n = self._files.count(rung, self.topology.n_atoms, len(self._all_framed))
+        return max(0, n - self._first_frame)
 
     @property
     def n_iterations_with_frames(self) -> int:
@@ -255,15 +241,19 @@ class RunData:
     def _frames(
         self, rung: int, n: int, walker: int | None = None, stride: int = 1
     ) -> mdtraj.Trajectory:
-        walkers = slice(None) if walker is None else slice(walker, walker + 1)
+        """Frames of one rung; of all walkers, those of an iteration are in order."""
         first = self._first_frame
-        shape = (first + n if n else 0, self.n_walkers)
-        iterations = slice(first, None, stride)
-        xyz = read_dcd(self._dcd(rung), self.topology.n_atoms, shape, iterations, walkers)
-        time = self.segments.frame_iteration[first:][:n:stride]
-        if walker is None:
-            time = np.repeat(time, self.n_walkers)
-        return mdtraj.Trajectory(xyz, self.topology, time=time)
+        iterations = slice(first, first + n if n else 0, stride)
+        xyz = self._files.read(rung, self.topology.n_atoms, iterations, walker)
+        return self._as_trajectory(xyz, n, stride)
+
+    def _as_trajectory(
+        self, xyz: npt.NDArray[np.float32], n: int, stride: int = 1
+    ) -> mdtraj.Trajectory:
+        """Return positions [m, w, N, 3] of n iterations from the start on as F = m w frames."""
+        time = self.segments.frame_iteration[self._first_frame :][:n:stride]
+        time = np.repeat(time, xyz.shape[1])
+        return mdtraj.Trajectory(xyz.reshape(-1, *xyz.shape[2:]), self.topology, time=time)
 
     def evaluate(
         self, indicator: Callable[[mdtraj.Trajectory], npt.ArrayLike]
@@ -284,19 +274,22 @@ class RunData:
     ) -> npt.NDArray[Any]:
         """Return the values [m, W, R, ...] of a map from F frames to F values or arrays [F, ...].
 
-        Of the m iterations with frames, see `frame_index`. It is called once per rung, and called
-        `name` in errors.
+        Of the m iterations with frames, see `frame_index`. It is called once per rung, of shards
+        once per rung and shard, and called `name` in errors.
         """
-        n = self.n_iterations_with_frames
-        parts = []
-        for rung in range(self.n_rungs):
-            values = np.asarray(function(self._frames(rung, n)))
-            if values.ndim == 0 or len(values) != n * self.n_walkers:
-                raise ValueError(
-                    f"{name}: expected {n * self.n_walkers} values, got shape {values.shape}"
-                )
-            parts.append(values.reshape(n, self.n_walkers, *values.shape[1:]))
-        return np.stack(parts, axis=2)
+        n, first, n_atoms = self.n_iterations_with_frames, self._first_frame, self.topology.n_atoms
+        parts: list[list[npt.NDArray[Any]]] = []
+        for part in self._files.split():
+            parts.append([])
+            for rung in range(self.n_rungs):
+                frames = self._as_trajectory(part.read(rung, n_atoms, slice(first, first + n)), n)
+                values = np.asarray(function(frames))
+                if values.ndim == 0 or len(values) != len(frames):
+                    raise ValueError(
+                        f"{name}: expected {len(frames)} values, got shape {values.shape}"
+                    )
+                parts[-1].append(values.reshape(n, -1, *values.shape[1:]))
+        return np.concatenate([np.stack(rungs, axis=2) for rungs in parts], axis=1)
 
     def energies(self, temperature: Any) -> Array:
         """Return the potential energies [n, W] of one rung in kJ/mol."""

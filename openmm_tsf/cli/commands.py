@@ -38,7 +38,13 @@ def _run(args: argparse.Namespace) -> None:
         frames=FrameSource(args.trajectory, args.temperature, simulate=args.md),
         options=_options(args),
     )
-    _show(summary, args.output)
+    if "verdict" in summary:
+        _show(summary, args.output)
+    elif args.shard is not None:
+        done = ", ".join(f"shard {name} has {n:,} iterations" for name, n in summary.items())
+        say(f"{done}; `openmm-tsf analyze {quote(args.output)}` analyses all shards")
+    elif args.prepare:
+        say(f"flow and step sizes are in {args.output}; --shard K --resume samples a shard")
 
 
 def _md(args: argparse.Namespace) -> None:
@@ -228,6 +234,8 @@ def _options(args: argparse.Namespace) -> Any:
         device=getattr(args, "device", None),
         compile_flow=getattr(args, "compile_flow", None) or None,
         observe=_observed(args),
+        shard=getattr(args, "shard", None),
+        prepare=getattr(args, "prepare", None) or None,
     )
 
 
@@ -242,7 +250,8 @@ def _settings(args: argparse.Namespace, cls: type, fresh: Any, part: str | None 
     """The settings that arguments change: those of what is resumed, or else fresh ones."""
     from openmm_tsf.workflow.record import recorded_settings
 
-    use_recorded = args.resume and getattr(args, "preset", None) is None
+    is_resumed = args.resume or getattr(args, "shard", None) is not None
+    use_recorded = is_resumed and getattr(args, "preset", None) is None
     stage = "sample" if args.command == "retarget" else args.command
     recorded = recorded_settings(args.output, stage, cls, part) if use_recorded else None
     return fresh() if recorded is None else recorded
@@ -293,6 +302,7 @@ def _sampling_settings(args: argparse.Namespace, settings: Any, molecule: Any = 
         n_iterations=n_iterations,
         n_tuning=args.tuning,
         until=None if args.until is None else tuple(args.until),
+        n_shards=getattr(args, "shards", None),
         save_interval=args.save_interval,
         numbers_interval=args.numbers_interval,
     )
@@ -361,7 +371,8 @@ def _show(summary: dict[str, Any], run: str, output: str | None = None) -> None:
     if more is not None and summary["verdict"]["status"] == "not yet":
         settings = recorded_settings(run, "sample", SamplingSettings)
         until = " --until" if settings is not None and settings.until else ""  # met already
-        command = f"openmm-tsf sample --output {quote(run)} --iterations {more}{until} --resume"
+        stage = "run" if "shards" in summary else "sample"
+        command = f"openmm-tsf {stage} --output {quote(run)} --iterations {more}{until} --resume"
         say(f"{command} lengthens this run")
     say(f"\nreport.html, summary.json and the plots are in {output or run}")
     say(sentence)

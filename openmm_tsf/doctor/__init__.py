@@ -12,6 +12,8 @@ It takes about ten seconds and shows
 - the environment variables that set threads, devices and plugins, and no others. The home directory
   is shown as ``~``;
 - of a directory: its stage and progress, damaged JSON files, and packages of another version now;
+  of a run in shards the iterations of each and whether it is running, finished, interrupted or
+  damaged;
 - a self-test: energies and forces of every platform and of ``TorchPotential`` are compared with
   OpenMM's Reference platform; internal coordinates and a flow must be invertible.
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -20,6 +21,8 @@ import torch
 from openmm_tsf.doctor.self_test import summarize_error
 from openmm_tsf.io.directory import read_stage
 from openmm_tsf.io.files import read_json
+from openmm_tsf.io.run_config import read_run_config
+from openmm_tsf.io.shards import DAMAGED, FINISHED, MISSING, read_shards, target_iterations
 from openmm_tsf.potentials.platforms import available_cores
 from openmm_tsf.utils.devices import available_devices
 
@@ -236,6 +239,8 @@ def describe_directory(folder: Path) -> Lines:
         "other versions": run_probe(_other_versions, contents),
         "files": run_probe(_files, folder),
     }
+    if isinstance(config.get("n_shards"), int):
+        lines["shards"] = run_probe(_shards, folder)
     if damaged:
         lines["damaged"] = damaged
     return lines
@@ -261,6 +266,24 @@ def _progress(folder: Path, contents: dict[str, dict[str, Any]]) -> list[str]:
         lines.append(f"segments: {sum(1 for _ in (folder / 'segments').glob('*.npz'))}")
     if "n_iterations" in summary:
         lines.append(_line("n_iterations of summary.json", summary["n_iterations"]))
+    return lines
+
+
+def _shards(folder: Path) -> list[str]:
+    """Return how many shards are in which state, then those that are not finished first."""
+    config = read_run_config(folder)
+    shards, target = read_shards(folder, config), target_iterations(config)
+    states = Counter(shard.state for shard in shards)
+    lines = [", ".join(f"{n} {state}" for state, n in states.items()) + f", of {len(shards)}"]
+    shown = sorted(shards, key=lambda shard: shard.state == FINISHED)[:_MAX_FILES]
+    for shard in sorted(shown, key=lambda shard: shard.number):
+        why = shard.problem if shard.state == DAMAGED else ""
+        if shard.state not in (FINISHED, DAMAGED, MISSING) and shard.owner:
+            why = shard.owner.strip()
+        done = f"{shard.n_iterations:,} of {target:,} iterations"
+        lines.append(f"{shard.name}: {done}, {shard.state}{f' ({why})' if why else ''}")
+    if len(shown) < len(shards):
+        lines.append(f"and {len(shards) - len(shown)} more")
     return lines
 
 

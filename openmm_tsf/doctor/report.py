@@ -82,7 +82,7 @@ def examine(directory: str | os.PathLike[str] | None = None) -> Report:
     ----------
     directory
         The output directory of a stage (md, train, sample, run). Only its JSON files and the names
-        and sizes of its files are read.
+        and sizes of its files are read; of shards also their numbers, whose checksums are compared.
     """
     folder = None if directory is None else Path(directory)
     if folder is not None and not folder.is_dir():

@@ -3,10 +3,11 @@
 import logging
 import os
 import re
+import secrets
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ import filelock
 
 from openmm_tsf.io.files import (
     PathLike,
+    is_running,
     read_json,
     refuse_links,
     remove_stale_temporaries,
@@ -25,6 +27,8 @@ logger = logging.getLogger(__name__)
 LOCK = ".lock"
 _OWNER = ".lock-owner.json"
 _LOCK_FILES = {LOCK, _OWNER}
+#: Where batch systems name the job of a process.
+_JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 #: Time between checkpoints in s, unless the user chooses another: what a killed process loses.
 CHECKPOINT_SECONDS = 30.0
 
@@ -41,7 +45,7 @@ _FILES = re.compile(
     rf"|{_RESULTS}"
 )
 _STAGES = ("md", "train", "sample", "run")
-_FOLDERS = ("segments", "training", "md")
+_FOLDERS = ("segments", "training", "md", "shards")
 
 
 class DirectoryInUse(OSError):
@@ -54,6 +58,11 @@ class DirectoryLock:
     The operating system releases it when the owner ends, also by a kill: a lock file that is left
     over blocks nobody. Reading needs no lock. The same object may be entered several times; a
     directory that another owner holds is `DirectoryInUse`.
+
+    On some file systems of clusters the lock is known to one node only, and a job that was started
+    again on another node takes the directory over. So the owner's note beside the lock has a token
+    and the number of the attempt, and `check_held` compares it before every checkpoint: the first
+    of two owners stops.
 
     Examples
     --------
@@ -69,6 +78,7 @@ class DirectoryLock:
     def __init__(self, directory: PathLike) -> None:
         self.directory = Path(directory)
         self._lock = filelock.FileLock(self.directory / LOCK, timeout=0, thread_local=False)
+        self._note: dict[str, Any] = {}
 
     def is_of(self, path: PathLike) -> bool:
         """Return whether this is the lock of the directory `path`."""
@@ -81,8 +91,8 @@ class DirectoryLock:
             self._lock.acquire()
         except filelock.Timeout:
             raise DirectoryInUse(
-                f"output: {self.directory} is in use{self._owner()}; wait until it has ended, or "
-                "choose another directory"
+                f"output: {self.directory} is in use{describe_owner(read_owner(self.directory))}; "
+                "wait until it has ended, or choose another directory"
             ) from None
         except OSError as error:
             raise type(error)(
@@ -91,24 +101,82 @@ class DirectoryLock:
         if first:
             try:
                 remove_stale_temporaries(self.directory)
-                now, host = time.strftime("%Y-%m-%d %H:%M:%S"), socket.gethostname()
-                owner = {"pid": os.getpid(), "host": host, "since": now}
-                write_json(self.directory / _OWNER, owner)
+                self._write_note()
             except BaseException:  # a full disk
                 self._lock.release()
                 raise
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._lock.release()
-
-    def _owner(self) -> str:
-        """Return who holds the lock, as the end of a sentence; the note may be out of date."""
         try:
-            note = read_json(self.directory / _OWNER)
-            return f" by process {note['pid']} on {note['host']} since {note['since']}"
-        except (OSError, ValueError, KeyError, TypeError):
-            return ""
+            if self._lock.lock_counter == 1 and read_owner(self.directory) == self._note:
+                with suppress(OSError):  # a full disk: it then looks like one that was killed
+                    write_json(self.directory / _OWNER, self._note | {"ended": _now()})
+        finally:
+            self._lock.release()
+
+    def _write_note(self) -> None:
+        """Write who holds the lock, and say whether an owner on another host may still run."""
+        before = read_owner(self.directory)
+        attempt = before.get("attempt", 0)
+        self._note = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": _now(),
+            "job": next((os.environ[name] for name in _JOBS if name in os.environ), None),
+            "attempt": attempt + 1 if isinstance(attempt, int) else 1,
+            "token": secrets.token_hex(8),
+        }
+        write_json(self.directory / _OWNER, self._note)
+        if "ended" not in before and before.get("host") not in (None, self._note["host"]):
+            logger.warning(
+                "%s was in use%s, which did not say that it ended; taken over as attempt %d. If it "
+                "still runs, it stops at its next checkpoint",
+                self.directory, describe_owner(before), self._note["attempt"],
+            )  # fmt: skip
+
+    def check_held(self) -> None:
+        """Raise DirectoryInUse if another process has taken the directory over."""
+        owner = read_owner(self.directory)
+        if owner.get("token") != self._note.get("token"):
+            raise DirectoryInUse(
+                f"output: {self.directory} was taken over{describe_owner(owner)}; this process, "
+                f"attempt {self._note.get('attempt')}, stops and writes nothing more to it"
+            )
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def read_owner(directory: PathLike) -> dict[str, Any]:
+    """Return the note of the process that writes, or last wrote, to a directory; empty without one.
+
+    ``pid``, ``host``, ``since``, ``job`` of a batch system, ``attempt``, ``token``, and ``ended``
+    unless it runs or was killed.
+    """
+    try:
+        return read_json(Path(directory) / _OWNER)
+    except (OSError, ValueError):
+        return {}
+
+
+def describe_owner(note: dict[str, Any]) -> str:
+    """Return who an owner's note names, as the end of a sentence; empty if it names nobody."""
+    if not {"pid", "host", "since"} <= note.keys():
+        return ""
+    job = "" if note.get("job") is None else f" of job {note['job']}"
+    attempt = "" if note.get("attempt", 1) == 1 else f", attempt {note['attempt']},"
+    return f" by process {note['pid']}{job}{attempt} on {note['host']} since {note['since']}"
+
+
+def is_owned(note: dict[str, Any]) -> bool | None:
+    """Return whether the owner of a note still runs; None if it is of another host."""
+    if not note or "ended" in note:
+        return False
+    if note.get("host") != socket.gethostname():
+        return None
+    return isinstance(note.get("pid"), int) and is_running(note["pid"])
 
 
 def list_contents(directory: PathLike) -> list[str]:

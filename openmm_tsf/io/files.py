@@ -270,7 +270,7 @@ def remove_stale_temporaries(directory: Path) -> None:
         if match["host"] == host_name() and os.name == "posix":
             # In a container, the killed process often had the number of this one.
             is_mine = int(match["pid"]) == os.getpid()
-            stale = path.name not in _writing if is_mine else not _is_running(int(match["pid"]))
+            stale = path.name not in _writing if is_mine else not is_running(int(match["pid"]))
         else:
             stale = time.time() - path.lstat().st_mtime > _ABANDONED_SECONDS
         if stale and path.is_dir() and not path.is_symlink():
@@ -288,7 +288,8 @@ def host_name() -> str:
     return re.sub(r"\W", "-", socket.gethostname())[:40]
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Return whether a process of this machine runs; it may be another one with its number."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

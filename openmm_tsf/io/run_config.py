@@ -15,6 +15,8 @@ All stages write the same file. It is the first file in their directory, and hol
     Of the packages.
 ``progress``, ``costs``
     How far MD is; what a run had cost after each of its steps.
+``n_shards``
+    In how many shards the walkers of a run are (`openmm_tsf.io.shards`), if in more than one.
 ``temperatures_K``, ``n_walkers``, ``seed``, ``dihedrals``, ``boltzmann_constant``, ...
     Added when replica exchange starts to write samples, see `SAMPLING_ENTRIES`.
 """
@@ -40,6 +42,7 @@ SAMPLING_ENTRIES = (
     "energy_evaluations",
     "wall_seconds",
     "reference",
+    "n_shards",
 )
 
 #: Names that go to terminals, pictures and tables.
@@ -94,6 +97,7 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
     checks: dict[str, Callable[[Any, str], Any]] = {
         "temperatures_K": _check_temperatures,
         "n_walkers": check_int,
+        "n_shards": check_int,
         "seed": check_seed,
         "boltzmann_constant": check_positive,
         "dihedrals": _check_dihedrals,

@@ -50,7 +50,7 @@ class Segments:
         }
         self._segments: list[_Segment] = []
         self._last = -1  # the last saved iteration of the segments opened so far
-        paths = _segment_paths(directory)
+        paths = segment_paths(directory)
         for path in paths:
             check_regular_file(path, "segment of a run")
             try:
@@ -228,7 +228,7 @@ def _read(segment: _Segment, names: list[str]) -> dict[str, npt.NDArray[Any]]:
         raise ValueError(f"{segment.path}: cannot be read: {error}") from error
 
 
-def _segment_paths(directory: Path) -> list[Path]:
+def segment_paths(directory: Path) -> list[Path]:
     """Return the segments in order, without the writer's temporary files."""
     by_number: dict[int, Path] = {}
     for path in directory.glob("segment_*.npz"):

@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import mdtraj
 import numpy as np
 import openmm.app as app
 
@@ -35,6 +36,14 @@ def read_structure(directory: PathLike) -> tuple[app.Topology, np.ndarray]:
     topology = read_topology(folder / TOPOLOGY)
     shape = {"positions": (topology.getNumAtoms(), 3)}
     return topology, read_arrays(folder / POSITIONS, "file of positions", shape)["positions"]
+
+
+def read_pdb(path: Path) -> mdtraj.Trajectory:
+    """Read a PDB file, with the bonds that mdtraj infers."""
+    try:
+        return mdtraj.load_pdb(str(path))
+    except Exception as error:  # mdtraj's reader raises errors of many types
+        raise ValueError(f"{path}: mdtraj cannot read it: {error!r}") from error
 
 
 def _pdb_text(topology: app.Topology, positions: np.ndarray) -> str:

@@ -1,14 +1,14 @@
 """Walkers at every rung of a ladder under a sequence of kernels: the chain without files."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from openmm_tsf.metropolis import InvalidWalker
 from openmm_tsf.potentials.base import Potential
@@ -66,6 +66,7 @@ class TemperingChain:
         kernels: Sequence[Kernel | Scheduled] | None = None,
         potential: Potential | None = None,
         seed: int | None = None,
+        generator: Generator | None = None,
     ) -> None:
         self.temperatures = as_temperatures(temperatures)
         if not isinstance(molecule, MolecularSystem | None):
@@ -94,7 +95,12 @@ class TemperingChain:
         drawn = int(np.random.SeedSequence().generate_state(1)[0])
         self.seed = drawn if seed is None else check_seed(seed)
         self.device = device_of_map(flow)
-        self._generator = make_generator(self.seed, self.device)
+        if generator is not None and generator.device.type != self.device.type:
+            raise ValueError(
+                f"generator: expected one on {self.device}, where the flow is, got one on "
+                f"{generator.device}"
+            )
+        self._generator = make_generator(self.seed, self.device) if generator is None else generator
         self._masses: Tensor | None = None
         if molecule is not None:
             self._masses = torch.tensor(molecule.dynamics_masses, dtype=torch.float64, device="cpu")
@@ -242,24 +248,95 @@ class TemperingChain:
             If a step size was adapted fewer than two times.
 
         """
-        n_iterations = check_int(n_iterations, "n_iterations", least=0)
-        tuners = {
-            name: StepSizeTuner(kernel, target_acceptance)
-            for name, kernel in with_members(self.kernels.values())
-            if isinstance(kernel, HasStepSize)
-        }
-        self.totals = self._zero()
-        with progress_bar("tune", n_iterations, show=progress) as bar:
-            for _ in range(n_iterations):
-                for name, info in member_infos(self._advance()):
-                    if name in tuners:
-                        tuners[name].update(info)
-                bar.update()
-        for name, tuner in tuners.items():
-            if n_iterations and tuner.fewest_updates < 2:
-                warnings.warn(
-                    f"tune: the step sizes of {name} were adapted {tuner.fewest_updates} times in "
-                    f"{n_iterations} iterations and are hardly tuned; use more iterations",
-                    stacklevel=2,
-                )
-        return {name: tuner.freeze() for name, tuner in tuners.items()}
+        return tune_chains([self], n_iterations, target_acceptance, progress=progress)
+
+    @property
+    def step_sizes(self) -> dict[str, Tensor]:
+        """The step sizes [R] by kernel name, members of mixtures too, as `tune` returns them."""
+        return {name: kernel.sigma for name, kernel in self._tunable().items()}
+
+    @step_sizes.setter
+    def step_sizes(self, sizes: Mapping[str, Any]) -> None:
+        kernels = self._tunable()
+        if kernels.keys() != sizes.keys():
+            expected, got = sorted(kernels), sorted(sizes)
+            raise ValueError(f"step_sizes: expected those of {expected}, got {got}")
+        for name, kernel in kernels.items():
+            kernel.sigma = sizes[name]
+
+    def _tunable(self) -> dict[str, HasStepSize]:
+        members = with_members(self.kernels.values())
+        return {name: kernel for name, kernel in members if isinstance(kernel, HasStepSize)}
+
+
+def tune_chains(
+    chains: Sequence[TemperingChain],
+    n_iterations: int = 200,
+    target_acceptance: float = 0.3,
+    *,
+    n_advanced: int | None = None,
+    add_up: Callable[[Tensor], Tensor] | None = None,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """Adapt the step sizes of several chains together, as `TemperingChain.tune` does those of one.
+
+    In every iteration the counts of all chains are added, and all get the same step sizes. The
+    counts are integers, so that the step sizes do not depend on which process has which chains.
+
+    Parameters
+    ----------
+    chains
+        Chains with the same kernels, at least one.
+    n_iterations, target_acceptance
+        As for `TemperingChain.tune`.
+    n_advanced
+        Only so many of the chains are advanced and counted, the others get the step sizes.
+    add_up
+        Return the sum, over all processes, of a tensor of int64; these call it in every iteration.
+    progress
+        Show a progress bar.
+    """
+    n_iterations = check_int(n_iterations, "n_iterations", least=0)
+    first, advanced = chains[0], chains[:n_advanced]
+    tuners = {
+        name: StepSizeTuner(kernel, target_acceptance) for name, kernel in first._tunable().items()
+    }
+    for chain in advanced:
+        chain.totals = chain._zero()
+    with progress_bar("tune", n_iterations, show=progress) as bar:
+        for _ in range(n_iterations):
+            infos = [dict(member_infos(chain._advance())) for chain in advanced]
+            for name, tuner in tuners.items():
+                info = _sum_counts([each[name] for each in infos if name in each], tuner, add_up)
+                if info is not None:
+                    tuner.update(info)
+            _set_step_sizes(chains, first.step_sizes)
+            bar.update()
+    for name, tuner in tuners.items():
+        if n_iterations and tuner.fewest_updates < 2:
+            warnings.warn(
+                f"tune: the step sizes of {name} were adapted {tuner.fewest_updates} times in "
+                f"{n_iterations} iterations and are hardly tuned; use more iterations",
+                stacklevel=3,
+            )
+    sizes = {name: tuner.freeze() for name, tuner in tuners.items()}
+    _set_step_sizes(chains, sizes)
+    return sizes
+
+
+def _set_step_sizes(chains: Sequence[TemperingChain], sizes: Mapping[str, Tensor]) -> None:
+    """Give the step sizes of the first chain to the others."""
+    for chain in chains[1:]:
+        chain.step_sizes = sizes
+
+
+def _sum_counts(
+    infos: Sequence[KernelInfo], tuner: StepSizeTuner, add_up: Callable[[Tensor], Tensor] | None
+) -> KernelInfo | None:
+    """Return the counts of a kernel in all chains; None if it was applied in none of them."""
+    counts = torch.zeros(3, len(tuner.kernel.sigma), dtype=torch.int64, device="cpu")
+    for info in infos:
+        counts += torch.stack([info.accepted, info.proposed, torch.ones_like(info.proposed)])
+    if add_up is not None:
+        counts = add_up(counts)
+    return KernelInfo(counts[0], counts[1]) if bool(counts[2].any()) else None

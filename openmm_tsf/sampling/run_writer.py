@@ -8,7 +8,7 @@ the checkpoint tell which files and frames are complete. On resume everything el
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,9 @@ class RunWriter:
     dihedrals
         The recorded torsions and their atoms: the slow ones, or those that a run to be continued
         has recorded.
+    check_held
+        Called before anything is written: it raises an error if another process has taken the
+        directory over (:meth:`openmm_tsf.io.directory.DirectoryLock.check_held`).
 
     Examples
     --------
@@ -83,6 +86,7 @@ class RunWriter:
         self.dihedrals: Mapping[str, Sequence[int]] = (
             {} if molecule is None else slow_torsions(molecule.topology)
         )
+        self.check_held: Callable[[], None] = _check_nothing
         self.dcds: list[DCDWriter] = []
         if molecule is not None:
             check_distinct_temperatures(temperatures)
@@ -176,6 +180,7 @@ class RunWriter:
         ``frame_iteration``, and the ``dihedrals`` of all n.
         """
         self._writing, self._stopped = True, False
+        self.check_held()
         content = dict(numbers)
         if self.molecule is None:
             content["positions"] = np.asarray(positions)
@@ -216,6 +221,7 @@ class RunWriter:
 
     def save_checkpoint(self, content: dict[str, Any]) -> None:
         """Write the checkpoint, all or nothing."""
+        self.check_held()
         path = self.directory / CHECKPOINT
         write_tensors(path, {**content, "format": _CHECKPOINT_FORMAT})
         self._checkpoint_seen = _identity(path)
@@ -273,6 +279,10 @@ class RunWriter:
         for dcd in self.dcds:
             dcd.cut_back(n_frames)
         self.n_frames, self.n_segments = n_frames, n_segments
+
+
+def _check_nothing() -> None:
+    """The check of a writer whose directory has no lock."""
 
 
 def dihedrals_of(

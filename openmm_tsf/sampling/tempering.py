@@ -50,6 +50,8 @@ class ParallelTempering(TemperingChain):
         The ladder, ascending, K (or a Quantity). One rung is allowed.
     n_walkers, seed
         Number of walkers W; seed of everything random, drawn and recorded if None.
+    generator
+        Where all random numbers come from, on the flow's device; by default one that `seed` makes.
     kernels
         Kernels, or kernels with a schedule (:class:`openmm_tsf.sampling.kernels.Scheduled`),
         applied in this order in every iteration; by default those of
@@ -151,14 +153,11 @@ class ParallelTempering(TemperingChain):
         recorder: Recorder | None = None
         with ExitStack() as stack:
             if output is not None:
-                stack.enter_context(self._lock_of(output))
+                lock = stack.enter_context(self._lock_of(output))
+                writer = self._open(output, intervals)
+                writer.check_held = lock.check_held
                 recorder = Recorder(
-                    self._open(output, intervals),
-                    self._zero,
-                    self._checkpoint,
-                    checkpoint_interval,
-                    seconds,
-                    intervals,
+                    writer, self._zero, self._checkpoint, checkpoint_interval, seconds, intervals
                 )
                 stack.enter_context(recorder)
             return self._run(recorder, n_iterations, intervals, progress, collect)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from openmm_tsf.training.cells import count_by_cell, sum_by_cell
 from openmm_tsf.training.target_points import check_tensor_like
+from openmm_tsf.utils.distributed import Ranks
 
 #: |ln(p/q)|, about its mean, is cut to this in the coefficients of data.
 _LOG_RATIO_LIMIT = 3.0
@@ -52,6 +53,8 @@ class Populations:
         The number B of basins.
     log_variance, basin_balance
         See :class:`openmm_tsf.FitSettings`.
+    ranks
+        Those that share the points of a step; coefficients are of the points of this rank.
 
     Attributes
     ----------
@@ -64,9 +67,16 @@ class Populations:
     """
 
     def __init__(
-        self, tau: Tensor, ladder: Tensor, n_basins: int, log_variance: float, basin_balance: float
+        self,
+        tau: Tensor,
+        ladder: Tensor,
+        n_basins: int,
+        log_variance: float,
+        basin_balance: float,
+        ranks: Ranks | None = None,
     ) -> None:
         self.log_variance, self.basin_balance = log_variance, basin_balance
+        self._ranks = ranks or Ranks()
         same = (tau[:, None] / ladder[None, :]).log().abs() < 1e-6
         # Groups at whose temperature nothing is drawn have rung K.
         self._rung = torch.where(same.any(1), same.double().argmax(1), len(ladder))
@@ -85,18 +95,23 @@ class Populations:
         usable = torch.isfinite(log_ratio)
         members = torch.nn.functional.one_hot(group, n_groups).double() * usable[:, None]
         values = torch.where(usable, log_ratio, 0.0)
-        centred = values - ((members.T @ values) / members.sum(0).clamp(min=1))[group]
+        numbers = values.new_full((n_groups,), float(len(values)))
+        sums = torch.stack([members.T @ values, members.sum(0), numbers])
+        totals, n_usable, n_points = self._ranks.sum_(sums)
+        centred = values - (totals / n_usable.clamp(min=1))[group]
         centred = torch.where(usable, centred.clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT), 0.0)
-        return self.log_variance * centred / len(centred), centred.std()
+        return self.log_variance * centred / n_points[0], centred.std()
 
-    def draw_coefficients(self, draw_basin: Tensor) -> Tensor:
+    def draw_coefficients(self, draw_basin: Tensor, n_draws: int | None = None) -> Tensor:
         """Return the coefficients [D] of ln q at draws, float64, that correct the populations.
 
         The mean of grad ln q is grad ln P_q(basin) over a basin's draws, and zero over all draws.
         Summed over the draws of a temperature, times grad ln q, the coefficients are on average
         `basin_balance`/K times the sum over basins of :attr:`missing` times grad ln P_q(basin).
+        All ranks together have `n_draws` of each temperature, by default those given.
         """
-        n = len(draw_basin) // self._n_rungs
+        n_here = len(draw_basin) // self._n_rungs
+        n = n_here if n_draws is None else n_draws
         if self.basin_balance == 0:
             return draw_basin.new_zeros(len(draw_basin), dtype=torch.float64)
         # The running fraction, so that draws of a rare basin do not weigh more in a step that has
@@ -105,7 +120,7 @@ class Populations:
         # Without the mean, which changes no expectation, there is less noise.
         mean = (per_draw * self.basin_fractions).sum(1, keepdim=True)
         by_basin = self.basin_balance / self._n_rungs * (per_draw - mean)
-        return by_basin.gather(1, draw_basin.view(self._n_rungs, n)).flatten()
+        return by_basin.gather(1, draw_basin.view(self._n_rungs, n_here)).flatten()
 
     @property
     def missing(self) -> Tensor:
@@ -130,7 +145,7 @@ class Populations:
         """Move the running fractions, and the population ratios a step towards Bennett's estimates.
 
         Draws [D] are equally many of each temperature, one temperature after the other; data [B]
-        are those of :meth:`data_coefficients`.
+        are those of :meth:`data_coefficients`; both are of all ranks.
         """
         shape = self._n_rungs, self._n_basins
         draws, drawn = draw_log_ratio.view(shape[0], -1), draw_basin.view(shape[0], -1)

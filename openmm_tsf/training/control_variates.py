@@ -9,6 +9,7 @@ from torch import Tensor
 from openmm_tsf.training.cells import sum_by_cell
 from openmm_tsf.training.path_gradients import limit_norm
 from openmm_tsf.training.target_points import check_tensor_like
+from openmm_tsf.utils.distributed import Ranks
 
 #: Number of steps that the running products average over.
 _MEMORY = 20
@@ -23,10 +24,11 @@ class ControlVariates:
     A path gradient is large and noisy where the flow is poor, as it is in rare basins for most of
     a training: there the gradient of the likelihood has less noise. The betas make E |c - beta g|^2
     least, beta = E[c . g] / E[g^2], from running means over each cell: a dataset, or the chains of
-    a temperature, and a basin.
+    a temperature, and a basin. The sums of a step are those over all `ranks`.
     """
 
-    def __init__(self, n_cells: int, device: torch.device) -> None:
+    def __init__(self, n_cells: int, device: torch.device, ranks: Ranks | None = None) -> None:
+        self._ranks = ranks or Ranks()
         self.products = torch.zeros(2, n_cells, dtype=torch.float64, device=device)
 
     def update(
@@ -41,6 +43,7 @@ class ControlVariates:
         products = torch.where(torch.isfinite(products), products, 0.0)
         n_cells = self.products.shape[1]
         sums = torch.stack([sum_by_cell(each, cell, n_cells) for each in products])
+        sums = self._ranks.sum_(sums)
         self.products = self.products + (sums - self.products) / _MEMORY
         ratio = self.products[0] / self.products[1].clamp(min=torch.finfo(torch.float64).tiny)
         return g, ratio.clamp(0, 1)[cell].to(g)

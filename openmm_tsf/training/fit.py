@@ -15,11 +15,13 @@ from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training.log import write_log
+from openmm_tsf.training.parallel import check_ranks, synchronize
 from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.trainer import Trainer
 from openmm_tsf.training.validation import Validation
 from openmm_tsf.units import SECOND, in_unit
 from openmm_tsf.utils.activity import log_while
+from openmm_tsf.utils.distributed import current_ranks
 from openmm_tsf.utils.progress import progress_bar
 from openmm_tsf.utils.signals import DeferredInterrupt
 from openmm_tsf.utils.threads import torch_threads
@@ -45,6 +47,8 @@ class FitResult:
     n_evaluations, wall_seconds
         Energy evaluations, including validation; time spent. Both include the earlier parts of a
         resumed training, `earlier_evaluations` and `earlier_seconds`.
+    evaluations_elsewhere
+        Those among `n_evaluations` that other ranks made.
 
     Examples
     --------
@@ -62,6 +66,7 @@ class FitResult:
     wall_seconds: float = 0.0
     earlier_evaluations: int = 0
     earlier_seconds: float = 0.0
+    evaluations_elsewhere: int = 0
 
 
 def fit(
@@ -83,6 +88,11 @@ def fit(
     NLL, with equal weights of temperatures and of basins that are not too rare, and the free energy
     of the flow's draws. Ctrl-C and SIGTERM stop the training in the same way after the present step
     and raise ``KeyboardInterrupt``.
+
+    Where ranks are connected (:func:`openmm_tsf.utils.distributed.connect_ranks`), each of them
+    calls this with the same arguments, makes its part of the frames, draws and chains of every
+    step, and ends with the same flow; only rank 0 writes files. A checkpoint can be continued on
+    another number of ranks: that is valid, but with other frames and draws.
 
     Parameters
     ----------
@@ -111,6 +121,8 @@ def fit(
         potential is on another device than the flow.
     FloatingPointError
         If too many steps in a row have non-finite gradients.
+    LostRankError
+        If another rank ended.
 
     Examples
     --------
@@ -130,30 +142,38 @@ def fit(
     seed = check_seed(seed)
     datasets = [dataset] if isinstance(dataset, MDDataset) else list(dataset)
     _check_arguments(flow, datasets, potential, settings)
+    ranks = current_ranks()
+    check_ranks(settings, ranks)
+    synchronize(ranks, (flow.network,))
     # On the CPU path gradients keep two threads busy: each uses half of torch's.
-    threads, in_two = torch.get_num_threads(), settings.estimator == "path"
+    threads, in_two = torch.get_num_threads(), settings.estimator == "path" and ranks.size == 1
     threads = max(1, threads // 2) if in_two and flow.device.type == "cpu" else threads
     log, checkpoint = (None if p is None else Path(p) for p in (log_path, checkpoint_path))
-    with progress_bar("training", settings.n_steps, unit="step", show=progress) as bar:
+    show = progress and ranks.is_first
+    with progress_bar("training", settings.n_steps, unit="step", show=show) as bar:
         bar.set_postfix_str("coordinates and energies of the frames")
         with log_while(logger, "coordinates and energies of the frames", announce=False):
-            trainer = Trainer(flow, datasets, potential, settings, seed)
-        if resume and checkpoint is not None and checkpoint.exists():
+            trainer = Trainer(flow, datasets, potential, settings, seed, ranks)
+        exists = resume and checkpoint is not None and checkpoint.exists()
+        if ranks.broadcast(exists) and checkpoint is not None:
             trainer.restore(checkpoint)
         files = _Files(trainer, log, checkpoint, seconds)
         bar.initial = bar.n = bar.last_print_n = trainer.step
         with torch_threads(threads), DeferredInterrupt() as interrupt:
             try:
-                _run(trainer, files, interrupt, bar)
+                is_interrupted = _run(trainer, files, interrupt, bar)
             finally:
                 flow.network.load_state_dict(trainer.best_weights)
-            if interrupt.requested:
+            if is_interrupted:
                 raise KeyboardInterrupt
     trainer.wall_seconds = time.monotonic() - files.started
-    logger.info("training: kept step %d: %s", trainer.best.step, trainer.best)
+    if ranks.is_first:
+        logger.info("training: kept step %d: %s", trainer.best.step, trainer.best)
     counts = trainer.step, trainer.n_skipped, trainer.n_evaluations, trainer.wall_seconds
     earlier = trainer.earlier_evaluations, trainer.earlier_seconds
-    return FitResult(trainer.best, trainer.history, *counts, *earlier)
+    return FitResult(
+        trainer.best, trainer.history, *counts, *earlier, trainer.evaluations_elsewhere
+    )
 
 
 def _check_arguments(
@@ -200,12 +220,16 @@ class _Files:
             self.trainer.save(self.checkpoint)
 
     def write_log(self) -> None:
-        if self.log is not None:
+        if self.log is not None and self.trainer.ranks.is_first:
             write_log(self.log, self.trainer.history)
 
 
-def _run(trainer: Trainer, files: _Files, interrupt: DeferredInterrupt, bar: "tqdm[Any]") -> None:
-    """Train until the last step, an interrupt, or the end of patience."""
+def _run(trainer: Trainer, files: _Files, interrupt: DeferredInterrupt, bar: "tqdm[Any]") -> bool:
+    """Train until the last step, an interrupt, or the end of patience; return if interrupted.
+
+    Of several ranks, all stop after the same step, and save after the same steps.
+    """
+    ranks = trainer.ranks
 
     def validate() -> None:
         if not trainer.history:
@@ -221,15 +245,22 @@ def _run(trainer: Trainer, files: _Files, interrupt: DeferredInterrupt, bar: "tq
     else:
         validate()
     bar.unpause()  # the time of the steps alone tells how long they take
-    while not trainer.is_complete and not interrupt.requested:
+    while not trainer.is_complete:
+        if trainer.is_stop_agreed if ranks.size > 1 else interrupt.requested:
+            break
         if trainer.is_out_of_patience:
             logger.info("training: no better validation for a while, stopped early")
             break
-        trainer.train_step()
+        trainer.train_step(interrupt.requested, files.is_checkpoint_due)
         bar.update()
+        is_save_due = trainer.is_save_agreed if ranks.size > 1 else files.is_checkpoint_due
         if trainer.is_validation_due:
             validate()
-        elif files.is_checkpoint_due:
+        elif is_save_due:
             files.save_checkpoint()
-    if interrupt.requested:
+    # It may have come to one of them after the last step.
+    n_requests = torch.tensor(int(interrupt.requested), dtype=torch.int64, device="cpu")
+    is_interrupted = bool(ranks.sum_(n_requests))
+    if is_interrupted:
         files.save_checkpoint()
+    return is_interrupted

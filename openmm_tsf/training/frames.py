@@ -9,6 +9,7 @@ from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training.basins import BasinPartition
 from openmm_tsf.training.losses import whiten
+from openmm_tsf.utils.distributed import Ranks
 
 
 class TrainingFrames:
@@ -37,12 +38,13 @@ class TrainingFrames:
             tau = dataset.temperature / flow.reference_temperature
             self.parts.append((y.to(dtype), log_det.to(dtype), tau))
 
-    def batch(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw n frames: y [n, d], log|det dy/dx| [n] and tau [n]."""
+    def batch(
+        self, n: int, generator: torch.Generator, ranks: Ranks | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw n frames: y [n, d], log|det dy/dx| [n] and tau [n]; those of one of `ranks`."""
         ys, log_dets, taus = [], [], []
-        for (y, log_det, tau), picker, count in zip(
-            self.parts, self.pickers, split_batch(self.dataset_weights, n), strict=True
-        ):
+        counts = map((ranks or Ranks()).count_share, split_batch(self.dataset_weights, n))
+        for (y, log_det, tau), picker, count in zip(self.parts, self.pickers, counts, strict=True):
             index = picker.draw(count, generator)
             ys.append(y[index])
             log_dets.append(log_det[index])

@@ -15,12 +15,14 @@ from openmm_tsf.flows.bijectors import Chain
 from openmm_tsf.flows.weights import log_weight
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.training.basin_populations import Populations
+from openmm_tsf.training.batches import Batch, ChainStates, FramePoints
 from openmm_tsf.training.cells import mean_where
 from openmm_tsf.training.control_variates import ControlVariates
-from openmm_tsf.training.frames import FramePicker, dataset_weights, split_batch, whiten_frames
+from openmm_tsf.training.frames import FramePicker
 from openmm_tsf.training.independence_chains import EVERYWHERE, IndependenceChains, Match, Walk
 from openmm_tsf.training.langevin_relaxation import relax_mala
 from openmm_tsf.training.losses import draw_normal
+from openmm_tsf.training.parallel import gather_chains, place, split_chains
 from openmm_tsf.training.path_gradients import (
     data_cotangent,
     draw_cotangent,
@@ -34,25 +36,15 @@ from openmm_tsf.training.step_numbers import StepNumbers
 from openmm_tsf.training.target import Target
 from openmm_tsf.training.target_points import Points
 from openmm_tsf.utils.activity import log_while
+from openmm_tsf.utils.distributed import Ranks
 from openmm_tsf.utils.threads import torch_threads
 from openmm_tsf.utils.validation import require_entry
 
 logger = logging.getLogger(__name__)
 
-#: Copies drawn of each frame where the copies of a configuration overlap.
-_COPIES_OF_FRAMES = 2
 #: MALA steps that bring a frame to the temperature of its chain. Without them, chains in a rare
 #: basin, which accept few proposals, would keep the frames' temperature for most of the training.
 RELAXATION_STEPS = 60
-
-
-class _Batch(NamedTuple):
-    """The points of a step with group (a dataset, or a temperature's chains) and weight of each."""
-
-    points: Points
-    group: Tensor
-    n_groups: int
-    weight: Tensor
 
 
 class _EnergyPart(NamedTuple):
@@ -82,7 +74,8 @@ class PathObjective:
 
     `log_variance` draws the ln(p/q) of every data point towards the mean (the log-variance
     divergence, arXiv:2005.05409, on data and chains); `basin_balance` corrects the populations of
-    basins at the flow's draws (:mod:`openmm_tsf.training.basin_populations`).
+    basins at the flow's draws (:mod:`openmm_tsf.training.basin_populations`). Of several `ranks`,
+    each has its part of the frames, draws and chains.
     """
 
     def __init__(
@@ -93,8 +86,13 @@ class PathObjective:
         settings: FitSettings,
         generator: torch.Generator,
         numbers: StepNumbers,
+        ranks: Ranks | None = None,
     ) -> None:
         self.flow, self.settings, self.numbers = flow, settings, numbers
+        self.ranks = ranks or Ranks()
+        self.exchanged: list[Tensor] = []
+        self._n_chains = self.ranks.count_share(settings.n_chains)
+        self._n_draws = settings.kl_batch_size // len(settings.temperatures or (0,))
         self.n_basins = target.basins.n_basins
         self._evaluate = partial(Points.at, target)
         temperatures = settings.temperatures or (flow.reference_temperature,)
@@ -102,22 +100,11 @@ class PathObjective:
             torch.tensor(temperatures, dtype=settings.dtype, device=flow.device)
             / flow.reference_temperature
         )
-        self.dataset_weights = dataset_weights(train)
-        frames = [self._frames(dataset, generator) for dataset in train]
-        self.frames = [points for points, _ in frames]
+        self.data = FramePoints(flow, train, self._evaluate, settings, generator, self.ranks)
+        self.frames = self.data.parts
         # As the host's numbers, which are read once.
         self._taus = [float(tau) for tau in self.ladder]
         self._frame_taus = [float(points.tau[0]) for points in self.frames]
-        self.pickers = [
-            (FramePicker(points.basin, 0.0), FramePicker(points.basin, 1.0))
-            for points in self.frames
-        ]
-        log_dets = torch.tensor(
-            [log_det for _, log_det in frames], dtype=torch.float64, device="cpu"
-        )
-        # The NLL of y differs from that of x by this, on average.
-        weights = self.dataset_weights
-        self._log_det = float((weights * log_dets).sum() / weights.sum())
         self.chains: IndependenceChains | None = None
         self._relaxed = False
         self._step: _ChainsStep | None = None
@@ -127,30 +114,19 @@ class PathObjective:
             self.chains = IndependenceChains(points, len(temperatures), self.n_basins, home)
             groups.append(self.ladder)
         n_cells = (len(self.frames) + len(temperatures)) * self.n_basins
-        self.control = ControlVariates(n_cells, flow.device)
+        self.control = ControlVariates(n_cells, flow.device, self.ranks)
         self.populations = Populations(
             torch.cat(groups),
             self.ladder,
             self.n_basins,
             settings.log_variance,
             settings.basin_balance,
+            self.ranks,
         )
         self._threads = torch.get_num_threads()
-        # A GPU is kept busy by one thread.
-        on_cpu = flow.device.type == "cpu"
-        self._pool = ThreadPoolExecutor(1, "energy") if on_cpu and self._threads > 1 else None
-
-    def _frames(self, dataset: MDDataset, generator: torch.Generator) -> tuple[Points, float]:
-        """Points of a dataset, several copies of each frame where copies overlap; mean log|det|."""
-        ys, log_dets = [], []
-        for _ in range(_COPIES_OF_FRAMES if self.flow.overlap else 1):
-            y, log_det = whiten_frames(self.flow, dataset, generator)
-            ys.append(y.to(self.settings.dtype))
-            log_dets.append(float(log_det.mean()))
-        y = torch.cat(ys)
-        tau = dataset.temperature / self.flow.reference_temperature
-        points = self._evaluate(y, torch.full((len(y),), tau, dtype=y.dtype, device=y.device))
-        return points, sum(log_dets) / len(log_dets)
+        # A GPU is kept busy by one thread; ranks exchange numbers in the order of one.
+        in_two = flow.device.type == "cpu" and self._threads > 1 and self.ranks.size == 1
+        self._pool = ThreadPoolExecutor(1, "energy") if in_two else None
 
     def _n_spread(self, n: int) -> int:
         """How many of n points are spread evenly over the basins."""
@@ -161,7 +137,7 @@ class PathObjective:
 
         Of each temperature's chains the fraction `basin_share` is spread evenly over the basins.
         """
-        parts, homes, n = [], [], self.settings.n_chains
+        parts, homes, n = [], [], self._n_chains
         n_settled = self._n_spread(n)
         for tau in self._taus:
             nearest = min(range(len(self.frames)), key=lambda k: self._distance(k, tau))
@@ -188,7 +164,7 @@ class PathObjective:
 
     def _relax(self, chains: IndependenceChains, generator: torch.Generator) -> None:
         """Bring initial states of another temperature to the temperature of their chains."""
-        n = self.settings.n_chains
+        n = self._n_chains
         what = "training: Markov chains are brought to the temperatures of the ladder"
         # Steps have fewer threads: two run at once.
         with log_while(logger, what), torch_threads(self._threads):
@@ -209,7 +185,8 @@ class PathObjective:
         parallel, with the same results.
         """
         mixing = self.settings.mixing(step)
-        draws_per_rung = self.settings.kl_batch_size // len(self.ladder)
+        draws_per_rung = self.ranks.count_share(self._n_draws)
+        self.exchanged = []
         chains: Tensor | None = None
         walk: Walk | None = None
         energy: _EnergyPart | None = None
@@ -238,14 +215,12 @@ class PathObjective:
             of_data = torch._foreach_mul(gradients, 1 - mixing)
             of_draws = torch._foreach_mul(energy.gradients, mixing)
             gradients = list(torch._foreach_add(of_data, of_draws))
-            self.populations.update(
-                log_ratio, batch.group, batch.points.basin, energy.log_ratio, energy.points.basin
-            )
+            self._update_populations(batch, log_ratio, energy)
             if self.chains is not None and chains is not None:
                 match = self.chains.match(chains, energy.points, generator)
                 counts: list[float] = []
                 self.numbers.add(match.numbers, counts.extend)
-                current = log_ratio[self.settings.batch_size :]
+                current = log_ratio[batch.n_frames :]
                 self._step = _ChainsStep(match, counts, energy, current, walk)
         for parameter, gradient in zip(network.parameters(), gradients, strict=True):
             parameter.grad = gradient
@@ -253,6 +228,12 @@ class PathObjective:
     def update(self, generator: torch.Generator) -> None:
         """Move the chains with the draws of :meth:`backward`."""
         step, self._step = self._step, None
+        if self.exchanged:
+            of_data, of_draws = self.exchanged
+            log_ratio, *labels = of_data.unbind(1)
+            group, basin = (label.long() for label in labels)
+            draws, drawn = of_draws.flatten(0, 1).unbind(1)
+            self.populations.update(log_ratio, group, basin, draws, drawn.long())
         if self.chains is None or step is None:
             return
         if not step.counts:
@@ -263,32 +244,39 @@ class PathObjective:
         if step.walk is not None and step.energy.walked is not None:
             self.chains.finish_walk(step.walk, step.energy.walked, generator)
 
-    def _batch(self, step: int, chains: Tensor | None, generator: torch.Generator) -> _Batch:
+    def _update_populations(self, batch: Batch, log_ratio: Tensor, energy: _EnergyPart) -> None:
+        """Update them at once, or leave to :meth:`update` what all ranks need of each other."""
+        of_data = log_ratio, batch.group, batch.points.basin
+        of_draws = energy.log_ratio, energy.points.basin
+        if self.ranks.size == 1:
+            self.populations.update(*of_data, *of_draws)
+            return
+        part, n_points = self.data.place_in_all(
+            [] if self.chains is None else [self._n_draws] * len(self.ladder)
+        )
+        rows, draws = (
+            torch.stack([each.double() for each in parts], 1) for parts in (of_data, of_draws)
+        )
+        draws = draws.unflatten(0, (len(self.ladder), -1))
+        self.exchanged = [
+            place(rows, part, n_points),
+            place(draws, self.ranks.share(self._n_draws), self._n_draws, dim=1),
+        ]
+
+    def _batch(self, step: int, chains: Tensor | None, generator: torch.Generator) -> Batch:
         """Frames, and the states of `chains` (indices), which there are once there are draws."""
-        settings, n_frames = self.settings, self.settings.batch_size
-        counts = zip(self.frames, split_batch(self.dataset_weights, n_frames), strict=True)
-        parts, is_spread = [], []
-        for (frames, n), (any_frame, any_basin) in zip(counts, self.pickers, strict=True):
-            # Chains meet new points of a rare basin, of which there are few frames.
-            n_spread = 0 if self._relaxed else self._n_spread(n)
-            index = [any_frame.draw(n - n_spread, generator), any_basin.draw(n_spread, generator)]
-            parts.append(frames.take(torch.cat(index)))
-            is_spread.append(_numbers(n, frames.y.device) >= n - n_spread)
-        share = 0.0
+        states = None
         if self.chains is not None and chains is not None:
+            parts = [self.chains.points.take(part) for part in chains.chunk(len(self.ladder))]
             # Chains take time to forget the frames: their share of the data rises as lambda does.
-            share = settings.chain_share * settings.rise(step)
-            parts += [self.chains.points.take(part) for part in chains.chunk(len(self.ladder))]
-            is_spread.append(self.chains.home[chains] != EVERYWHERE)
-        points = Points.join(parts)
-        groups = [torch.full_like(part.basin, number) for number, part in enumerate(parts)]
-        weight = torch.where(torch.cat(is_spread), settings.basin_weight, 1.0).to(settings.dtype)
-        weight[:n_frames] *= (1 - share) / weight[:n_frames].sum()
-        weight[n_frames:] *= share / weight[n_frames:].sum().clamp(min=1e-9)
-        return _Batch(points, torch.cat(groups), len(parts), weight)
+            share = self.settings.chain_share * self.settings.rise(step)
+            states = ChainStates(parts, self.chains.home[chains] != EVERYWHERE, share)
+        # Chains meet new points of a rare basin, of which there are few frames.
+        n_spread_of = (lambda n: 0) if self._relaxed else self._n_spread
+        return self.data.batch(n_spread_of, states, generator)
 
     def _likelihood(
-        self, network: Chain, batch: _Batch, momenta: Tensor
+        self, network: Chain, batch: Batch, momenta: Tensor
     ) -> tuple[list[Tensor], Tensor]:
         """Gradients of KL(p || q) and of the log-variance term, and ln(p/q) of the points."""
         points, tau = batch.points, batch.points.tau
@@ -308,7 +296,7 @@ class PathObjective:
         # A point that the network maps far away would outweigh all others.
         uncut = is_uncut(cotangent)
         nll = torch.where(uncut, 0.5 * v.square().sum(dim=1) / tau - log_det, 0.0)
-        self._record_likelihood(nll.detach(), v, tau, uncut)
+        self._record_likelihood(nll.detach(), v, tau, uncut, batch.n_frames)
         path_loss = (v * cotangent).sum(dim=1) - (1 - beta) * torch.where(uncut, log_det, 0.0)
         # The target's gradient, for which points are cut, has no part in the log-variance term:
         # the points with the largest ln(p/q) are just those.
@@ -317,11 +305,13 @@ class PathObjective:
         loss = (batch.weight * path_loss + coefficients.to(nll) * likelihood).sum()
         return list(torch.autograd.grad(loss, list(network.parameters()))), log_ratio
 
-    def _record_likelihood(self, nll: Tensor, v: Tensor, tau: Tensor, uncut: Tensor) -> None:
+    def _record_likelihood(
+        self, nll: Tensor, v: Tensor, tau: Tensor, uncut: Tensor, n_frames: int
+    ) -> None:
         """Record the joint NLL of the frames, as the direct estimator does."""
-        frames = slice(self.settings.batch_size)
+        frames = slice(n_frames)
         nll = nll[frames] + 0.5 * v.shape[1] * torch.log(2 * math.pi * tau[frames])
-        self.numbers.record("nll", mean_where(nll, uncut[frames]).double() - self._log_det)
+        self.numbers.record("nll", mean_where(nll, uncut[frames]).double() - self.data.log_det)
 
     def _energy(self, network: Chain, v: Tensor, tau: Tensor, walk: Walk | None) -> _EnergyPart:
         """Gradients of KL(q || p) and of the population term over draws v [B, d+m]."""
@@ -338,12 +328,13 @@ class PathObjective:
         uncut = is_uncut(cotangent)
         weight = log_weight(points.reduced_energy, momenta.double(), tau, -log_det.detach())
         self.numbers.record("kl", -mean_where(weight, finite & uncut))
-        coefficients = self.populations.draw_coefficients(points.basin)
+        coefficients = self.populations.draw_coefficients(points.basin, self._n_draws)
         coefficients = torch.where(uncut, coefficients, 0.0).to(y)
         score = torch.where(coefficients[:, None] != 0, score, 0.0)  # others may be infinite
         log_q = log_density_at_draws(y, log_det, score)
         # Without a finite energy 0/0: a step without a gradient, which is counted and skipped.
-        loss = (y * cotangent).sum() / finite.sum() - (coefficients * log_q).sum()
+        n_finite = self.ranks.sum_(finite.sum())
+        loss = (y * cotangent).sum() / n_finite - (coefficients * log_q).sum()
         gradients = list(torch.autograd.grad(loss, parameters))
         return _EnergyPart(gradients, points, log_ratio, walked)
 
@@ -357,8 +348,9 @@ class PathObjective:
         return points.rows(slice(len(y))), points.rows(slice(len(y), None))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the chains and running estimates."""
+        """Return the chains, of all ranks, and running estimates; every rank has to call it."""
         chains = {} if self.chains is None else self.chains.state_dict()
+        chains = gather_chains(chains, (len(self.ladder), self.settings.n_chains), self.ranks)
         states = {**self.populations.state_dict(), **self.control.state_dict()}
         return {**states, "chains": chains, "relaxed": self._relaxed}
 
@@ -368,7 +360,9 @@ class PathObjective:
         self.control.load_state_dict(content)
         self._relaxed = require_entry(content, "relaxed", bool)
         if self.chains is not None:
-            self.chains.load_state_dict(require_entry(content, "chains", dict))
+            chains = require_entry(content, "chains", dict)
+            shape = len(self.ladder), self.settings.n_chains
+            self.chains.load_state_dict(split_chains(chains, shape, self.ranks))
 
 
 def _numbers(n: int, device: torch.device) -> Tensor:

@@ -1,6 +1,7 @@
 """The state of one training, its steps and validations, and its checkpoints."""
 
 import copy
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -25,15 +26,19 @@ from openmm_tsf.training.checkpoint import (
 )
 from openmm_tsf.training.objectives import DirectObjective, Objective
 from openmm_tsf.training.optimizers import make_optimizers, set_learning_rate
+from openmm_tsf.training.parallel import gather_generators, seed_of_rank, sum_gradients, synchronize
 from openmm_tsf.training.path_objective import PathObjective
 from openmm_tsf.training.settings import FitSettings
 from openmm_tsf.training.step_numbers import StepNumbers
 from openmm_tsf.training.target import Target, trains_in_single_precision
 from openmm_tsf.training.validation import Validation, Validator
 from openmm_tsf.utils.deferred import defer_checks
+from openmm_tsf.utils.distributed import Ranks
 from openmm_tsf.utils.random import make_generator
 from openmm_tsf.utils.threads import torch_threads
 from openmm_tsf.utils.validation import require_entry
+
+logger = logging.getLogger(__name__)
 
 #: Gradients are clipped to this multiple of their usual norm.
 _CLIP_FACTOR = 2.0
@@ -41,7 +46,11 @@ _COUNTERS = ("step", "n_skipped", "skipped_in_a_row", "n_evaluations", "wall_sec
 
 
 class Trainer:
-    """All that a checkpoint must hold. The flow itself changes only in :meth:`restore`."""
+    """All that a checkpoint must hold. The flow itself changes only in :meth:`restore`.
+
+    Of several `ranks`, all make the same calls. What one asks for in a step, to stop or to save,
+    is known to all after it: `is_stop_agreed`, `is_save_agreed`.
+    """
 
     def __init__(
         self,
@@ -50,9 +59,11 @@ class Trainer:
         potential: Potential | None,
         settings: FitSettings,
         seed: int,
+        ranks: Ranks | None = None,
     ) -> None:
         self.flow, self.potential, self.settings = flow, potential, settings
-        self.generator = make_generator(seed, flow.device)
+        self.ranks, self.seed = ranks or Ranks(), seed
+        self.generator = make_generator(seed_of_rank(seed, self.ranks.rank), flow.device)
         self.threads = torch.get_num_threads()
         self.origin = compute_origin(flow, datasets, seed)
         self.evaluations_at_start = potential.n_evaluations if potential else 0
@@ -65,7 +76,7 @@ class Trainer:
         populations = [basins.populations(dataset.positions) for dataset in datasets]
         self.validator = Validator(flow, held_out, target, basins, settings, seed, populations)
         self.numbers = StepNumbers()
-        options = settings, self.generator, self.numbers
+        options = settings, self.generator, self.numbers, self.ranks
         self.objective: Objective
         if settings.estimator == "path":
             assert target is not None
@@ -87,37 +98,46 @@ class Trainer:
         self.step = self.n_skipped = self.skipped_in_a_row = 0
         self.wall_seconds = 0.0
         self.earlier_evaluations, self.earlier_seconds = 0, 0.0
+        #: Evaluations of other ranks, and of this one those that an earlier process had counted.
+        self.evaluations_elsewhere = self._repeated = 0
+        self.is_stop_agreed = self.is_save_agreed = False
         self.history: list[Validation] = []
         self.best_weights: dict[str, Tensor] = copy.deepcopy(self.average.state_dict())
 
     @property
     def n_evaluations(self) -> int:
-        """Energy evaluations, those before a resumption included."""
+        """Energy evaluations of all ranks, those before a resumption included."""
+        return self.earlier_evaluations + self._n_here + self.evaluations_elsewhere
+
+    @property
+    def _n_here(self) -> int:
+        """The evaluations of this process."""
         now = self.potential.n_evaluations if self.potential else 0
-        return self.earlier_evaluations + now - self.evaluations_at_start
+        return now - self.evaluations_at_start
 
     @property
     def best(self) -> Validation:
         """The validation with the lowest score."""
         return min(self.history, key=lambda validation: validation.score)
 
-    def train_step(self) -> None:
+    def train_step(self, stop: bool = False, save: bool = False) -> None:
         """Make one step of the optimizers; too many skipped in a row: a FloatingPointError.
 
-        On a GPU it waits for the device once.
+        On a GPU it waits for the device once. `stop` and `save` are for all ranks to agree on.
         """
         with defer_checks() as checks:
-            self._train_step()
+            self._train_step(stop, save)
         if checks.flags:  # read with the next numbers
             flags = torch.stack(checks.flags)
             self.numbers.add(flags, lambda failed: checks.raise_first([bool(x) for x in failed]))
 
-    def _train_step(self) -> None:
+    def _train_step(self, stop: bool, save: bool) -> None:
         settings, running = self.settings, self.numbers.running
         set_learning_rate(self.optimizers, settings.learning_rate_at(self.step))
         self.network.zero_grad(set_to_none=True)
         with torch.enable_grad():  # others may have disabled gradients
             self.objective.backward(self.network, self.step, self.generator)
+        self._exchange(stop, save)
         # A few points that the network maps far away would misdirect it for many steps.
         usual = running.get("grad_norm", math.inf)
         limit = min(settings.max_grad_norm, _CLIP_FACTOR * usual)
@@ -144,6 +164,21 @@ class Trainer:
             )
         self.step += 1
 
+    def _exchange(self, stop: bool, save: bool) -> None:
+        """Sum the gradients over the ranks; what was asked for is known with the next numbers."""
+        if self.ranks.size == 1:
+            self.is_stop_agreed, self.is_save_agreed = stop, save
+            return
+        here = self._n_here - self._repeated
+
+        def agree(sums: list[float]) -> None:
+            self.is_stop_agreed, self.is_save_agreed = sums[0] > 0, sums[1] > 0
+            self.evaluations_elsewhere = int(sums[2]) - here
+
+        flags = float(stop), float(save), float(here)
+        sums = sum_gradients(self.ranks, self.network, self.objective.exchanged, flags)
+        self.numbers.add(sums, agree)
+
     def _read(self, number: Tensor) -> float:
         """Return a number, after all others that a step has left on the device."""
         values: list[float] = []
@@ -152,11 +187,18 @@ class Trainer:
         return values[0]
 
     def validate(self) -> Validation:
-        """Validate the averaged weights and keep them if they are the best."""
+        """Validate the averaged weights and keep them if they are the best.
+
+        Rank 0 does, with its running means; the others wait for the result.
+        """
         self.numbers.read()
-        step = self.step, self.settings.mixing(self.step), self.numbers.running
-        with torch_threads(self.threads):  # steps may have fewer
-            validation = self.validator.validate(self.average, *step)
+        synchronize(self.ranks, (self.network, self.average))
+        row: dict[str, Any] = {}
+        if self.ranks.is_first:
+            step = self.step, self.settings.mixing(self.step), self.numbers.running
+            with torch_threads(self.threads):  # steps may have fewer
+                row = vars(self.validator.validate(self.average, *step))
+        validation = Validation(**self.ranks.broadcast(row))
         self.history.append(validation)
         if self.best is validation:
             self.best_weights = copy.deepcopy(self.average.state_dict())
@@ -185,9 +227,9 @@ class Trainer:
         return since >= settings.patience
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, on rank 0; every rank has to call it."""
         self.numbers.read()
-        content = {
+        content: dict[str, Any] = {
             "format": CHECKPOINT_FORMAT,
             "settings": self.settings.to_config(),
             "origin": self.origin,
@@ -201,7 +243,10 @@ class Trainer:
             "running": self.numbers.running,
             **{name: getattr(self, name) for name in (*_COUNTERS, "best_weights")},
         }
-        write_tensors(path, content)
+        if self.ranks.size > 1:
+            content["generators"] = gather_generators(self.generator, self.ranks)
+        if self.ranks.is_first:
+            write_tensors(path, content)
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint; a ValueError if it is damaged or of another training."""
@@ -222,15 +267,32 @@ class Trainer:
         self.best_weights = content["best_weights"]
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(content["optimizers"][name])
-        self.generator.set_state(content["generator"])
         self.step, self.n_skipped = int(content["step"]), int(content["n_skipped"])
+        self._restore_generator(content)
         self.skipped_in_a_row = int(content["skipped_in_a_row"])
         self.objective.load_state_dict(require_entry(content, "objective", dict))
         running = content["running"].items()
         self.numbers.running = {str(key): float(value) for key, value in running}
         self.wall_seconds = self.earlier_seconds = float(content["wall_seconds"])
         self.earlier_evaluations = int(content["n_evaluations"]) - preparation
+        self._repeated = preparation
         self.history = [Validation(**row) for row in content["history"]]
+
+    def _restore_generator(self, content: dict[str, Any]) -> None:
+        """Restore its state, or seed it anew where the checkpoint is of other ranks."""
+        states, rank = content.get("generators"), self.ranks.rank
+        states = content["generator"][None] if states is None else states
+        if states.dtype != torch.uint8 or states.shape[1:] != content["generator"].shape:
+            raise ValueError("generators: expected the states of random number generators")
+        if len(states) == self.ranks.size:
+            self.generator.set_state(states[rank].clone())  # torch reads from the storage's start
+            return
+        self.generator.manual_seed(seed_of_rank(self.seed, rank, self.step))
+        if self.ranks.is_first:
+            logger.warning(
+                f"training: begun on {len(states)} ranks, continued on {self.ranks.size}: valid, "
+                "but with other frames and draws, not the same bit by bit"
+            )
 
 
 def make_target(

@@ -51,12 +51,16 @@ def open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
 
 
-def log_handler() -> logging.Handler:
-    """Return the handler of a command: lines on standard error, if there is one."""
+def log_handler(rank: int = 0) -> logging.Handler:
+    """Return the handler of a command: lines on standard error, if there is one.
+
+    Those of ranks other than 0 begin with their number.
+    """
     if sys.stderr is None or getattr(sys.stderr, "closed", False):
         return logging.NullHandler()
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(PrintableFormatter("%(message)s"))
+    prefix = f"rank {rank}: " if rank else ""
+    handler.setFormatter(PrintableFormatter(f"{prefix}%(message)s"))
     return handler
 
 

@@ -143,6 +143,7 @@ def sample_at(
         temperatures=(kelvin,),
         n_walkers=n_walkers,
         n_iterations=-(-n_frames // n_walkers),
+        n_shards=1,
         n_tuning=N_TUNING,
         save_interval=1,
         numbers_interval=None,

@@ -82,7 +82,7 @@ class _Frames:
 def retarget_settings(run: PathLike) -> SamplingSettings:
     """Return the default settings: moves and ladder of the run, for some 2e5 evaluations."""
     recorded = recorded_settings(run, "sample", SamplingSettings) or SamplingSettings()
-    settings: SamplingSettings = replace(recorded, until=(), **_LENGTHS)
+    settings: SamplingSettings = replace(recorded, until=(), n_shards=1, **_LENGTHS)
     return settings
 
 
@@ -130,6 +130,8 @@ def retarget(
     """
     check_instance(molecule, "molecule", MolecularSystem)
     check_instance(settings, "settings", SamplingSettings)
+    if settings is not None and settings.n_shards > 1:
+        raise ValueError(f"n_shards: expected 1, shards are of run, got {settings.n_shards}")
     check_instance(options, "options", RunOptions)
     options, directory = options or RunOptions(), Path(output)
     data = load_run(Path(run))

@@ -21,10 +21,11 @@ from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling.initial import restored_state
 from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.systems.dataset import MDDataset
-from openmm_tsf.training import fit
+from openmm_tsf.training import FitResult, fit
 from openmm_tsf.training.checkpoint import load_best_weights
 from openmm_tsf.training.log import merge_logs
 from openmm_tsf.utils.devices import CPU
+from openmm_tsf.utils.distributed import current_ranks
 from openmm_tsf.utils.random import Seeds
 from openmm_tsf.workflow.sample import make_sampler, sampler_seeds, sampling_threads
 from openmm_tsf.workflow.settings import RunSettings
@@ -34,7 +35,11 @@ logger = logging.getLogger(__name__)
 
 
 class Rounds:
-    """Trainings and rounds of sampling of one run; the first training is on `dataset`."""
+    """Trainings and rounds of sampling of one run; the first training is on `dataset`.
+
+    Of connected ranks, the first calls :meth:`run`. It tells the others of each training, and they
+    come to :meth:`join`.
+    """
 
     def __init__(
         self,
@@ -47,8 +52,9 @@ class Rounds:
         self.stage, self.settings, self.dataset = stage, settings, dataset
         self.potential, self.flow = potential, flow
         self.folder = stage.directory / "training"
-        self.folder.mkdir(exist_ok=True)
-        remove_stale_temporaries(self.folder)
+        if current_ranks().is_first:
+            self.folder.mkdir(exist_ok=True)
+            remove_stale_temporaries(self.folder)
 
     def run(self, seeds: Seeds) -> WalkerState | None:
         """Do all that is left, and return the walkers of the last round; None without rounds."""
@@ -61,6 +67,15 @@ class Rounds:
                     frames.append(x[:, :, rung])
             self._train(number, seeds.next(), samples)
         return walkers
+
+    def join(self, number: int, seed: int) -> None:
+        """Make this rank's part of a training of which rank 0 has told."""
+        samples: list[list[Tensor]] = [[] for _ in self.settings.sampling.temperatures]
+        for earlier in range(1, number + 1):
+            x, _ = self._read_round(self.folder / f"round_{earlier:02d}_samples.pt")
+            for rung, frames in enumerate(samples):
+                frames.append(x[:, :, rung])
+        self._fit(number, seed, samples)
 
     def _round(
         self, number: int, seeds: tuple[int, int | None], start: WalkerState | None
@@ -104,7 +119,7 @@ class Rounds:
         return x, restored_state(content.get("walkers"), *shape, self.potential, CPU)
 
     def _train(self, number: int, seed: int, samples: Sequence[Sequence[Tensor]]) -> None:
-        settings, stage = self.settings, self.stage
+        stage = self.stage
         finished = self.folder / f"round_{number:02d}_flow.pt"
         log = self.folder / f"round_{number:02d}.csv"
         if finished.is_file():
@@ -112,36 +127,44 @@ class Rounds:
             self.flow.network.load_state_dict(weights)
             stage.restore_costs(f"training {number}")
             return
-        logger.info("training %d of %d", number + 1, settings.n_rounds + 1)
+        logger.info("training %d of %d", number + 1, self.settings.n_rounds + 1)
+        stage.record_ranks()
+        current_ranks().broadcast({"training": number, "seed": seed})
+        try:
+            with stage.costs.counting("training", self.potential):
+                result = self._fit(number, seed, samples)
+        except BaseException:
+            if load_best_weights(self.flow, log.with_suffix(".pt")):
+                self._save_flow()
+            raise
+        self._save_flow()
+        elsewhere = result.earlier_evaluations + result.evaluations_elsewhere
+        stage.costs.add("training", elsewhere, result.earlier_seconds)
+        stage.record_costs(f"training {number}")
+        self.flow.save(finished)
+        log.with_suffix(".pt").unlink(missing_ok=True)
+
+    def _fit(self, number: int, seed: int, samples: Sequence[Sequence[Tensor]]) -> FitResult:
+        """Train on the dataset and, after rounds, on samples; continue from a checkpoint."""
+        settings, options = self.settings, self.stage.options
+        log = self.folder / f"round_{number:02d}.csv"
         data = [self.dataset]
         if number:
             odds = settings.sample_share / (1 - settings.sample_share)
             data += self._as_datasets(samples, odds / len(samples))
         plan = settings.refit if number else settings.fit
-        checkpoint = log.with_suffix(".pt")
-        try:
-            with stage.costs.counting("training", self.potential):
-                result = fit(
-                    self.flow,
-                    data,
-                    self.potential,
-                    settings=replace(plan, temperatures=settings.sampling.temperatures),
-                    seed=seed,
-                    log_path=log,
-                    checkpoint_path=checkpoint,
-                    checkpoint_seconds=stage.options.checkpoint_seconds,
-                    resume=True,
-                    progress=stage.options.progress,
-                )
-        except BaseException:
-            if load_best_weights(self.flow, checkpoint):
-                self._save_flow()
-            raise
-        self._save_flow()
-        stage.costs.add("training", result.earlier_evaluations, result.earlier_seconds)
-        stage.record_costs(f"training {number}")
-        self.flow.save(finished)
-        checkpoint.unlink(missing_ok=True)
+        return fit(
+            self.flow,
+            data,
+            self.potential,
+            settings=replace(plan, temperatures=settings.sampling.temperatures),
+            seed=seed,
+            log_path=log,
+            checkpoint_path=log.with_suffix(".pt"),
+            checkpoint_seconds=options.checkpoint_seconds,
+            resume=True,
+            progress=options.progress,
+        )
 
     def _save_flow(self) -> None:
         self.flow.save(self.stage.directory / "flow.pt")

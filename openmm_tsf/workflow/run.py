@@ -5,15 +5,18 @@ the walkers' history breaks detailed balance.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from openmm_tsf.analysis.analyze import analyze
 from openmm_tsf.coordinates import InternalCoordinates
 from openmm_tsf.flows.load import load_flow, place_for_sampling
-from openmm_tsf.io.directory import open_output_directory
+from openmm_tsf.io.directory import DirectoryLock, open_output_directory
 from openmm_tsf.io.files import PathLike
-from openmm_tsf.io.run_config import CONFIG
+from openmm_tsf.io.run_config import CONFIG, read_config
 from openmm_tsf.io.serialization import from_plain_data
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.files import holds_molecule, read_molecule
@@ -24,6 +27,7 @@ from openmm_tsf.systems.frame_numbers import (
 )
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.utils.distributed import current_ranks
 from openmm_tsf.utils.random import Seeds
 from openmm_tsf.utils.validation import check_instance
 from openmm_tsf.workflow.duration import WORTH_MEASURING, describe_plan
@@ -39,7 +43,12 @@ from openmm_tsf.workflow.md import run_md
 from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.potential_choice import batch_of, tell_precision
 from openmm_tsf.workflow.presets import preset
-from openmm_tsf.workflow.record import new_config, recorded_settings, resumed_choices
+from openmm_tsf.workflow.record import (
+    check_same_request,
+    new_config,
+    recorded_settings,
+    resumed_choices,
+)
 from openmm_tsf.workflow.rounds import Rounds, remove_training_files
 from openmm_tsf.workflow.sample import (
     flow_for_production,
@@ -52,6 +61,17 @@ from openmm_tsf.workflow.sample import (
     start_sampling,
 )
 from openmm_tsf.workflow.settings import RunSettings
+from openmm_tsf.workflow.shards import (
+    ShardSampling,
+    are_started,
+    check_planned,
+    check_prepared,
+    is_prepared,
+    join_preparation,
+    prepare_shards,
+    sample_shards,
+    settings_of_shard,
+)
 from openmm_tsf.workflow.stage import Stage
 from openmm_tsf.workflow.train import build_flow
 from openmm_tsf.workflow.until import check_targets, known_observables, record_observables
@@ -87,6 +107,10 @@ def run(
     options
         How it is run.
 
+    With ``settings.sampling.n_shards`` above 1, MD, training and tuning come first, then each shard
+    (:mod:`openmm_tsf.workflow.shards`). What is returned is empty after ``options.prepare`` and on
+    ranks other than the first, and the iterations by shard with ``options.shard``.
+
     Raises
     ------
     FileExistsError, DirectoryInUse
@@ -94,6 +118,8 @@ def run(
     ValueError
         If the frames do not fit the molecule, its energy depends on position or orientation, or
         the run that is resumed was another one.
+    ShardsFailedError
+        If some shards could not be sampled, after the others.
     KeyboardInterrupt
         After Ctrl-C, with everything written: in production the samples so far are analysed first.
     """
@@ -102,7 +128,11 @@ def run(
     check_instance(frames, "frames", FrameSource)
     check_instance(options, "options", RunOptions)
     options, frames = options or RunOptions(), frames or FrameSource()
-    recorded = resumed_choices(Path(output), "run", options)
+    directory, ranks = Path(output), current_ranks()
+    if options.shard is not None:
+        check_prepared(directory, options.shard)
+    is_resumed = options.resume or options.shard is not None
+    recorded = resumed_choices(directory, "run", replace(options, resume=is_resumed))
     if recorded:
         path = str(Path(output) / CONFIG)
         settings = settings or recorded_settings(output, "run", RunSettings)
@@ -110,6 +140,16 @@ def run(
         if molecule is None and holds_molecule(output):
             molecule = read_molecule(output)
     settings = settings or preset("default")
+    n_shards = settings.sampling.n_shards
+    if n_shards == 1 and (options.prepare or options.shard is not None):
+        name = "prepare" if options.prepare else "shard"
+        raise ValueError(f"{name}: expected a run with n_shards of at least 2, got 1")
+    if n_shards < ranks.size and options.shard is None:
+        raise ValueError(
+            f"shards: expected at least one for each of {ranks.size} ranks (--shards), got "
+            f"{n_shards}"
+        )
+    mine = range(ranks.rank, n_shards, ranks.size) if options.shard is None else [options.shard]
     shipped = alanine_dipeptide()
     molecule = molecule or shipped
     settings = replace(settings, md=settings.md.completed_for(molecule))
@@ -123,7 +163,10 @@ def run(
     no_frames = frames.trajectory is None and molecule.fingerprint != shipped.fingerprint
     frames = replace(frames, simulate=frames.simulate or no_frames, stride=settings.stride)
     # Production needs no frames; they may be gone when it is resumed.
-    started = bool(recorded) and has_started(Path(output))
+    if n_shards == 1:
+        started = bool(recorded) and has_started(directory)
+    else:
+        started = bool(recorded) and are_started(directory, mine)
     dataset: MDDataset | None = None
     if not started and frames.simulate:  # before MD: the molecule may have no internal coordinates
         parts = molecule.topology, molecule.positions
@@ -145,25 +188,64 @@ def run(
     )
     if started:
         request["choices"] |= {name: recorded.get(name) for name in ("source", "frames_sha256")}
+
+    def sampling_of_shards() -> ShardSampling:
+        starts = dataset
+        if starts is None and not started:  # of MD, which is there now
+            starts = load_trajectory(directory / "md", molecule, stride=settings.stride)
+        return ShardSampling(directory, molecule, settings.sampling, options, starts)
+
+    @contextmanager
+    def trainings() -> Iterator[Rounds]:
+        """Those of rank 0, from another rank: it only reads."""
+        stage = Stage(DirectoryLock(directory), molecule, options, read_config(directory))
+        seeds, frames = Seeds(stage.choices["seed"]), dataset
+        if frames is None:
+            seeds.next()  # of MD
+            frames = load_trajectory(directory / "md", molecule, stride=settings.stride)
+        of_shard = replace(settings, sampling=settings_of_shard(settings.sampling))
+        planned = planned_evaluations(settings)
+        with stage.open_potential(planned, batch_of(of_shard.sampling)) as potential:
+            flow = build_flow(frames, settings.flow, seeds.next())
+            flow = place_for_sampling(flow, stage.device)
+            yield Rounds(stage, of_shard, frames, potential, flow)
+
+    if options.shard is not None:
+        check_same_request(directory, recorded, request["choices"], _MAY_DIFFER)
+        check_planned(directory, settings.sampling)
+        return sample_shards(sampling_of_shards(), mine)
+    if not ranks.is_first and n_shards > 1:
+        join_preparation(sampling_of_shards, trainings)
+        return {} if options.prepare else sample_shards(sampling_of_shards(), mine)
     with open_output_directory(output, resume=options.resume) as lock:
         stage = Stage.open(lock, molecule, options, request, _MAY_DIFFER)
         record_observables(stage)
         stage.record_target(settings.sampling.n_iterations, settings.sampling.until)
-        if options.resume and has_started(stage.directory):
+        if n_shards > 1 and is_prepared(stage.directory):
+            ranks.broadcast({"is_tuned": True})
+        elif n_shards > 1:
+            _run_stages(stage, settings, frames, dataset)
+        elif options.resume and has_started(stage.directory):
             remove_training_files(stage.directory)
             flow = load_flow(stage.directory / "flow.pt", molecule)
             sampling = settings.sampling
             return resume_sampling(stage, flow, sampling.n_iterations, sampling.until)
-        if started:
+        elif started:
             raise ValueError(f"output: {stage.directory} changed while it was opened; try again")
-        return _run_stages(stage, settings, frames, dataset)
+        else:
+            return _run_stages(stage, settings, frames, dataset)
+    if options.prepare:
+        return {}
+    sample_shards(sampling_of_shards(), mine)
+    return analyze(directory, observe=options.observe)
 
 
 def _run_stages(
     stage: Stage, settings: RunSettings, frames: FrameSource, dataset: MDDataset | None
 ) -> dict[str, Any]:
     """All stages, skipping what is complete."""
-    seeds, sampling = Seeds(stage.choices["seed"]), settings.sampling
+    seeds, sampling = Seeds(stage.choices["seed"]), settings_of_shard(settings.sampling)
+    of_shard = replace(settings, sampling=sampling)  # the same settings where there is one
     if not has_started(stage.directory):
         logger.info("plan: %s", describe_plan(settings, dataset is None))
     if dataset is not None:
@@ -183,7 +265,12 @@ def _run_stages(
         logger.info("flow with %d parameters, %d frames", flow.n_parameters, len(dataset))
         if is_told:
             tell_duration(stage, settings, potential, dataset, flow)
-        walkers = Rounds(stage, settings, dataset, potential, flow).run(seeds)
+        walkers = Rounds(stage, of_shard, dataset, potential, flow).run(seeds)
+        if settings.sampling.n_shards > 1:
+            logger.info("the flow is frozen: tuning")
+            prepare_shards(stage, settings.sampling, dataset, potential)
+            remove_training_files(stage.directory)
+            return {}
         logger.info("the flow is frozen: production")
         with sampling_threads():
             with stage.costs.counting("sampling", potential):

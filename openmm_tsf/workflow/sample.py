@@ -273,6 +273,8 @@ def sample(
     check_instance(start, "start", MDDataset)
     check_instance(options, "options", RunOptions)
     options, directory = options or RunOptions(), Path(output)
+    if settings is not None and settings.n_shards > 1:
+        raise ValueError(f"n_shards: expected 1, shards are of run, got {settings.n_shards}")
     if options.resume and flow is None and (directory / "flow.pt").is_file():
         flow = directory
     if flow is None:

@@ -96,6 +96,8 @@ class MDSettings:
 LADDER_K = (300.0, 424.26, 600.0)
 #: More walkers than this do not fit into memory.
 MOST_WALKERS = 2**24
+#: More directories than this are too many for a file system.
+MOST_SHARDS = 10**5
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,10 @@ class SamplingSettings:
         ``"plain"``, ``"steered"`` or ``"both"``.
     local_interval
         Iterations between pieces of dynamics; 0: none.
+    n_shards
+        Parts of the walkers, equally large, each with its own directory and random numbers, which
+        are sampled independently (:mod:`openmm_tsf.workflow.shards`). Rounds before production
+        have the walkers of one.
     save_interval, numbers_interval
         Iterations from one saved frame of every walker to the next; and from one to the next whose
         energies, replicas and torsions are saved, by default the same: a divisor of
@@ -179,6 +185,7 @@ class SamplingSettings:
     n_walk: int = 4
     swap: str = "both"
     local_interval: int = 2
+    n_shards: int = field(default=1, metadata=OMIT_DEFAULT)
     save_interval: int = field(default=1, metadata=OMIT_DEFAULT)
     numbers_interval: int | None = field(default=None, metadata=OMIT_DEFAULT)
 
@@ -195,9 +202,19 @@ class SamplingSettings:
             n_walk=_check_count,
             swap=partial(check_choice, allowed=("plain", "steered", "both")),
             local_interval=_check_count,
+            n_shards=partial(check_int, most=MOST_SHARDS),
             save_interval=check_int,
             numbers_interval=optional(check_int),
         )
+        if self.n_walkers % self.n_shards:
+            raise ValueError(
+                f"n_shards: expected a divisor of n_walkers, {self.n_walkers}, got {self.n_shards}"
+            )
+        if self.n_shards > 1 and self.until:
+            raise ValueError(
+                f"until: expected none with n_shards={self.n_shards}, which know nothing of each "
+                f"other, got {self.until}; give n_iterations, and resume with more of them"
+            )
         check_intervals(self.save_interval, self.numbers_interval)
         if self.save_interval > 1 and 2 * self.save_interval > self.n_iterations:
             raise ValueError(
@@ -258,8 +275,10 @@ class RunSettings:
         if not 0 < self.sample_share < 1:
             raise ValueError(f"sample_share: expected a number in (0, 1), got {self.sample_share}")
         # Training on samples holds out whole walkers, for validation and test.
-        if self.n_rounds > 0 and self.sampling.n_walkers < 3:
+        n_walkers = self.sampling.n_walkers // self.sampling.n_shards
+        if self.n_rounds > 0 and n_walkers < 3:
+            of = "" if self.sampling.n_shards == 1 else " in each shard"
             raise ValueError(
-                "n_walkers: expected at least 3 where the flow is trained on samples (or "
-                f"n_rounds=0), got {self.sampling.n_walkers}"
+                f"n_walkers: expected at least 3{of} where the flow is trained on samples (or "
+                f"n_rounds=0), got {n_walkers}"
             )

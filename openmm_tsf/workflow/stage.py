@@ -14,6 +14,7 @@ from openmm_tsf.potentials.base import Potential, describe_potential
 from openmm_tsf.systems.files import write_molecule
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.utils.devices import check_device
+from openmm_tsf.utils.distributed import current_ranks
 from openmm_tsf.workflow.costs import Costs
 from openmm_tsf.workflow.duration import in_words
 from openmm_tsf.workflow.options import RunOptions
@@ -93,6 +94,12 @@ class Stage:
         if any(name not in self.choices or self.choices[name] != choices[name] for name in choices):
             self.choices.update(choices)
             self.save()
+
+    def record_ranks(self) -> None:
+        """Record how many ranks train, after those of earlier starts; nothing for one alone."""
+        sizes = [*self.choices.get("training_ranks", []), current_ranks().size]
+        if sizes != [1] and sizes[-2:-1] != sizes[-1:]:
+            self.record(training_ranks=sizes)
 
     def tell_duration(
         self, *, md: float = 0.0, training: float = 0.0, sampling: float = 0.0

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -9,18 +10,20 @@ from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.io.directory import open_output_directory
 from openmm_tsf.io.files import PathLike
-from openmm_tsf.io.serialization import to_plain_data
+from openmm_tsf.io.serialization import from_plain_data, to_plain_data
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.frame_ensemble import check_energies, check_ensemble
 from openmm_tsf.systems.frame_numbers import check_enough_frames, warn_of_few_frames
 from openmm_tsf.training import FitSettings, fit
 from openmm_tsf.training.checkpoint import load_best_weights
+from openmm_tsf.utils.devices import check_device
+from openmm_tsf.utils.distributed import current_ranks
 from openmm_tsf.utils.random import Seeds
 from openmm_tsf.utils.validation import check_instance
 from openmm_tsf.workflow.duration import WORTH_MEASURING, is_worth_measuring, training_seconds
 from openmm_tsf.workflow.frames import FrameSource, describe_frames, hash_of_frames, measure_basins
 from openmm_tsf.workflow.options import RunOptions
-from openmm_tsf.workflow.potential_choice import planned_training, tell_precision
+from openmm_tsf.workflow.potential_choice import planned_training, reopen_potential, tell_precision
 from openmm_tsf.workflow.record import new_config, recorded_settings, resumed_choices
 from openmm_tsf.workflow.settings import FlowSettings
 from openmm_tsf.workflow.stage import Stage
@@ -39,6 +42,8 @@ def train(
     options: RunOptions | None = None,
 ) -> AugmentedFlow:
     """Train a flow on frames; Ctrl-C keeps the best weights so far.
+
+    Where ranks are connected, all of them call this and train together; rank 0 writes.
 
     Parameters
     ----------
@@ -79,6 +84,8 @@ def train(
         check_ensemble(molecule, dataset.positions, dataset.temperature)
     if dataset.energies is not None:
         check_energies(molecule, dataset.positions, dataset.energies)
+    if not current_ranks().is_first:
+        return _join(dataset, Path(output), options)
     with open_output_directory(output, resume=options.resume) as lock:
         recorded = resumed_choices(lock.directory, "train", options)
         recorded_part = partial(recorded_settings, lock.directory, "train")
@@ -124,6 +131,8 @@ def _train(
             with costs.measuring("training", potential):
                 seconds = training_seconds(flow, dataset, potential, settings)
                 stage.tell_duration(training=seconds)
+        stage.record_ranks()
+        current_ranks().broadcast(stage.choices)
         try:
             with costs.counting("training", potential):
                 result = fit(
@@ -143,8 +152,33 @@ def _train(
             if load_best_weights(flow, directory / "training.pt"):
                 save()
             raise
-    costs.add("training", result.earlier_evaluations, result.earlier_seconds)
+    elsewhere = result.earlier_evaluations + result.evaluations_elsewhere
+    costs.add("training", elsewhere, result.earlier_seconds)
     save()
+
+
+def _join(dataset: MDDataset, directory: Path, options: RunOptions) -> AugmentedFlow:
+    """Train together with rank 0, which has recorded how."""
+    choices, molecule = current_ranks().broadcast(), dataset.molecule
+    assert molecule is not None
+    where = f"{directory}/config.json"
+    flow_settings = from_plain_data(FlowSettings, choices["settings"]["flow"], where)
+    settings = from_plain_data(FitSettings, choices["settings"]["fit"], where)
+    seeds, device = Seeds(choices["seed"]), check_device(options.choose_device(choices))
+    flow = build_flow(dataset, flow_settings, seeds.next()).to(device)
+    planned, batch = planned_training(settings), settings.kl_batch_size
+    parts = choices["potential"], options.platform, planned, batch, device
+    with reopen_potential(molecule, *parts) as potential:
+        fit(
+            flow,
+            dataset,
+            potential,
+            settings=settings,
+            seed=seeds.next(),
+            checkpoint_path=directory / "training.pt",
+            progress=False,
+        )
+    return flow
 
 
 def build_flow(dataset: MDDataset, settings: FlowSettings, seed: int) -> AugmentedFlow:

@@ -12,7 +12,12 @@ from tests.support.examples import EXAMPLES, code_blocks, run_source, shortened
 
 ROOT = EXAMPLES.parent
 README = ROOT / "README.md"
-PAGES = (README, EXAMPLES / "troubleshooting.md", EXAMPLES / "results" / "README.md")
+PAGES = (
+    README,
+    EXAMPLES / "troubleshooting.md",
+    EXAMPLES / "results" / "README.md",
+    EXAMPLES / "cluster" / "README.md",
+)
 
 
 def commands(page):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import resource
 import signal
@@ -20,6 +21,7 @@ from openmm_tsf.io.directory import (
     LOCK,
     DirectoryInUse,
     DirectoryLock,
+    is_owned,
     list_contents,
     open_output_directory,
     read_stage,
@@ -93,6 +95,70 @@ def test_a_lock_is_reentrant_and_exclusive(tmp_path):
         pass
     with DirectoryLock(tmp_path):
         pass
+
+
+def note_of(path):
+    return json.loads((path / ".lock-owner.json").read_text())
+
+
+def change_note(path, **changes):
+    (path / ".lock-owner.json").write_text(json.dumps(note_of(path) | changes))
+
+
+def test_the_note_of_an_owner_says_which_attempt_it_is_and_that_it_ended(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    with DirectoryLock(tmp_path) as lock:
+        first = note_of(tmp_path)
+        assert (first["job"], first["attempt"]) == ("4711", 1)
+        assert is_owned(first)
+        lock.check_held()
+    assert note_of(tmp_path).keys() - first.keys() == {"ended"}
+    assert is_owned(note_of(tmp_path)) is False
+    with DirectoryLock(tmp_path):
+        second = note_of(tmp_path)
+    assert second["attempt"] == 2
+    assert second["token"] != first["token"]
+    assert is_owned(first | {"pid": 2**22 + 1}) is False  # killed
+    assert is_owned(first | {"host": "elsewhere"}) is None
+
+
+def test_a_stale_lock_of_another_host_is_taken_over_and_told(tmp_path, caplog):
+    with DirectoryLock(tmp_path):
+        pass
+    with caplog.at_level(logging.WARNING), DirectoryLock(tmp_path):
+        assert not caplog.text  # it had ended
+    before = {k: v for k, v in note_of(tmp_path).items() if k != "ended"}
+    (tmp_path / ".lock-owner.json").write_text(json.dumps(before | {"host": "node7", "job": "12"}))
+    with caplog.at_level(logging.WARNING), DirectoryLock(tmp_path) as lock:
+        lock.check_held()
+    assert "of job 12, attempt 2, on node7 since" in caplog.text
+    assert "taken over as attempt 3. If it still runs, it stops at its next" in caplog.text
+
+
+def test_the_first_of_two_owners_stops_and_the_second_one_is_not_disturbed(tmp_path):
+    """On a file system whose locks are known to one node only, both have the lock."""
+    path, first = tmp_path / "run", toy_sampler()
+    first.run(3, path, progress=False)
+
+    class Other:
+        interval = 2
+
+        def __call__(self, sampler, state):
+            change_note(path, token="of another node", host="node7", attempt=9)
+
+    first.reporters.append(Other())
+    files = ("checkpoint.pt", "segments/segment_000000.npz")
+    before = [(path / name).read_bytes() for name in files]
+    with pytest.raises(DirectoryInUse, match=r"taken over by process .*, attempt 9, on node7"):
+        first.run(4, path, checkpoint_interval=3, progress=False)
+    assert [(path / name).read_bytes() for name in files] == before
+    assert not (path / "segments" / "segment_000001.npz").exists()
+    assert "ended" not in note_of(path)
+    with pytest.raises(RuntimeError, match="the last iterations could not be written"):
+        first.run(1, path, progress=False)
+    second = toy_sampler().resume(path)
+    second.run(4, path, progress=False)
+    assert second.n_written == 7
 
 
 def toy_sampler():
