@@ -5,7 +5,11 @@ import textwrap
 from importlib.metadata import version
 from typing import Any
 
-from openmm_tsf.cli.shard_arguments import add_shard_arguments
+from openmm_tsf.cli.machine_arguments import (
+    add_compile_argument,
+    add_device_argument,
+    add_shard_arguments,
+)
 
 _STATUS = (
     "The exit status is 0 if {} converged, 3 if not yet, 4 if wrong; 2 after an error, 130 after "
@@ -120,17 +124,9 @@ def build_parser() -> argparse.ArgumentParser:
             help="time between checkpoints (default: 30)",
         )
     for command in (everything, train, sample, at, retarget):
-        command.add_argument(
-            "--device",
-            help="device of torch for flow, walkers, training and energies: cpu (default), cuda, "
-            "cuda:1, ...",
-        )
+        add_device_argument(command)
     for command in (everything, sample):
-        command.add_argument(
-            "--compile-flow",
-            action="store_true",
-            help="compile the flow for production, on a GPU: minutes the first time",
-        )
+        add_compile_argument(command)
     for command in (everything, md, train, sample, certify, plan):
         _measure_argument(command)
     _plan_arguments(plan)

@@ -1,6 +1,24 @@
-"""The arguments of a run whose walkers are sampled in shards."""
+"""The arguments on devices, and on a run whose walkers are sampled in shards."""
 
 import argparse
+
+
+def add_device_argument(command: argparse.ArgumentParser) -> None:
+    """Add --device."""
+    command.add_argument(
+        "--device",
+        help="device of torch for flow, walkers, training and energies: cpu (default), cuda, "
+        "cuda:1, ...",
+    )
+
+
+def add_compile_argument(command: argparse.ArgumentParser) -> None:
+    """Add --compile-flow."""
+    command.add_argument(
+        "--compile-flow",
+        action="store_true",
+        help="compile the flow for production, on a GPU: minutes the first time",
+    )
 
 
 def add_shard_arguments(command: argparse.ArgumentParser) -> None:
