@@ -337,8 +337,10 @@ def connect_ranks(
     except RuntimeError as error:  # of torch.distributed, and of gloo
         if dist.is_initialized():
             dist.destroy_process_group()
-        where = f"{ranks.size} ranks at {ranks.address}:{ranks.port}"
-        raise LostRankError(f"rank {ranks.rank}: expected {where}, got {_reason(error)}") from error
+        raise LostRankError(
+            f"rank {ranks.rank}: expected {ranks.size} ranks at {ranks.address}:{ranks.port}, "
+            f"got {_reason(error)}"
+        ) from error
     _patient_group, _current = patient, ranks
     failed = True
     try:
