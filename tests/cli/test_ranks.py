@@ -90,10 +90,8 @@ def test_a_run_of_several_ranks_needs_shards(tmp_path):
 def test_a_run_of_ranks_trains_and_samples(tmp_path):
     """Also after MD and in rounds; one process goes on."""
     folder = tmp_path / "run"
-    sizes = "--walkers 6 --shards 2 --iterations 4 --tuning 2 --temperatures 500 600"
-    command = (
-        f"run --output {folder} --rounds 1 --md --frames 400 {sizes} {SHORT.format(4)} --stride 2"
-    )
+    sizes = "--walkers 6 --shards 2 --iterations 4 --tuning 2 --temperatures 500 600 --stride 2"
+    command = f"run --output {folder} --rounds 1 --md --frames 400 {SHORT.format(4)} {sizes}"
     first, second = program(command)
     assert first[0] == second[0] == 0, (first[2], second[2])
     assert "report.html" in first[1]
