@@ -51,7 +51,8 @@ class BasinCheck:
         """Return the populations of a basin per rung beside those expected, and what is wrong.
 
         The basin is one of ``run.basins``, that of a function of the torsions, or truth values
-        [n, W, R] of a state that neither reference nor frames tell anything about. The table has
+        [n, W, R] of a state that neither reference nor frames tell anything about, of all
+        iterations or of those with frames. The table has
         for each rung ``p``, the fields of `Assessment`, ``expected_p``, ``expected_stderr`` and
         ``expected_from`` (None if not known), the number of ``walkers`` that visited the basin, and
         of ``crossings`` between saved iterations at the rung.
@@ -61,11 +62,13 @@ class BasinCheck:
             inside = basin
         else:
             inside = run.in_basin(name) if basin is None else _evaluate(name, basin, run.angles())
-        crossings = _count_crossings(inside, run.replica)
+        n = len(inside)
+        crossings = _count_crossings(inside, run.match_frames(run.replica, n))
         table: dict[str, Any] = {}
         warnings: list[str] = []
         for rung, temperature in enumerate(map(float, run.temperatures)):
             assessed = assess_probability(inside[:, :, rung], run.n_pieces)
+            assessed = run.in_saved_iterations(assessed, n)
             expected = self._expected(name, basin, rung, inside, assessed)
             visitors = int(inside[:, :, rung].any(axis=0).sum())
             table[f"{temperature:.2f}"] = {
@@ -113,7 +116,7 @@ class BasinCheck:
             expected = self._of_frames(temperature, name)
         elsewhere = np.delete(inside, rung, axis=2).any()
         if expected.source is None and not assessed.converged and elsewhere:
-            others = run.mbar_without(rung).reweight(float(run.betas[rung]))
+            others = run.mbar_without(rung, len(inside)).reweight(float(run.betas[rung]))
             if others.kish >= MIN_EFFECTIVE_SAMPLES:
                 by_mbar = others.mean(np.delete(inside, rung, axis=2))
                 expected = _Expected(by_mbar.value, by_mbar.stderr, "the other rungs (MBAR)")

@@ -62,7 +62,7 @@ def read_run(run: RunEstimates) -> list[Samples]:
     samples = []
     for kelvin in map(float, run.temperatures):
         frames = run.trajectory(kelvin)
-        energy = run.energies(kelvin)
+        energy = run.energies(kelvin)[run.frame_index(kelvin)]
         n = min(len(energy), frames.n_frames // run.n_walkers)
         if n == 0:
             raise ValueError(f"{run.path}: no frames of {kelvin:.2f} K yet")

@@ -53,8 +53,8 @@ class RunEstimates(RunObservables):
     def __init__(self, path: str | Path, start: int | None = None) -> None:
         super().__init__(path, start)
         self._estimates: dict[tuple[str, int], MeanEstimate] = {}
-        self._mbar: dict[int, Mbar] = {}
-        self._mbar_without: dict[int, Mbar] = {}
+        self._mbar: dict[int | str, Mbar] = {}
+        self._mbar_without: dict[tuple[int, int], Mbar] = {}
 
     def reference(self) -> Reference | None:
         """Return the shipped reference data that the configuration names, if any."""
@@ -94,13 +94,12 @@ class RunEstimates(RunObservables):
         """
         self.require_samples()
         kelvin = self._target(temperature)
-        inside = self.evaluate(indicator)
-        return self._reweight(kelvin, len(inside)).free_energy(inside)
+        return self._reweight(kelvin, self.mbar_of_frames()).free_energy(self.evaluate(indicator))
 
     def at(self, temperature: Any, stride: int = 1) -> WeightedTrajectory:
         """Return the frames of all rungs, weighted to any temperature of the ladder by MBAR.
 
-        Only every `stride`-th saved iteration is read: a frame takes 12 bytes per atom. The frames
+        Only every `stride`-th iteration with frames is read: a frame takes 12 bytes per atom. They
         are sorted by their rung, then by iteration, then by walker; ``time`` is the iteration.
 
         Outside the ladder, which was not sampled, it warns, and says how many effective samples are
@@ -110,7 +109,7 @@ class RunEstimates(RunObservables):
         self.require_samples()
         stride, n = check_int(stride, "stride"), self.n_iterations_with_frames
         kelvin = self._target(temperature)
-        weights = self._reweight(kelvin, n).weights[::stride]
+        weights = self._reweight(kelvin, self.mbar_of_frames()).weights[::stride]
         parts = [self._frames(rung, n, stride=stride) for rung in range(self.n_rungs)]
         frames = mdtraj.Trajectory(
             np.concatenate([part.xyz for part in parts]),
@@ -131,7 +130,8 @@ class RunEstimates(RunObservables):
         observable
             A map from a trajectory of F frames to F numbers or arrays [F, ...], called once per
             rung; ``"energy"``; the name of an observable or a definition (see `observable`); or
-            numbers [n, W, R, ...] of all samples, such as ``run.observable("phi") > 0``.
+            numbers [n, W, R, ...] of all samples, such as ``run.observable("phi") > 0``, or
+            [m, W, R, ...] of those with frames (see `frame_index`).
         temperatures
             One or several of the ladder, or near it (see `at`), in K.
         """
@@ -150,11 +150,25 @@ class RunEstimates(RunObservables):
         if values.shape[1:3] != known[1:] or not 0 < len(values) <= known[0]:
             raise ValueError(f"observable: expected shape {known}, got {values.shape}")
         kelvins = self._target_temperatures(temperatures)
-        return compute_curve(self.mbar(len(values)), kelvins, self.boltzmann_constant, values)
+        samples = self._samples_of(len(values), of_frames=callable(observable))
+        return compute_curve(samples, kelvins, self.boltzmann_constant, values)
 
-    def _reweight(self, kelvin: float, n_iterations: int | None = None) -> Reweighted:
+    def _samples_of(self, n: int, of_frames: bool) -> Mbar:
+        """Return the samples that n values are of: of frames, or all, or (unless thinned) first."""
+        is_thinned = self.n_framed < self.n_used
+        if not is_thinned or n == self.n_used:
+            return self.mbar(n)
+        m = self.n_iterations_with_frames
+        if not of_frames and n != m:
+            raise ValueError(
+                f"observable: expected values of {self.n_used} iterations, or of the {m} with "
+                f"frames, got {n}"
+            )
+        return self.mbar_of_frames()
+
+    def _reweight(self, kelvin: float, samples: Mbar | None = None) -> Reweighted:
         beta = 1.0 / (self.boltzmann_constant * kelvin)
-        return self.mbar(n_iterations).reweight(beta)
+        return (self.mbar() if samples is None else samples).reweight(beta)
 
     def _target(self, temperature: Any) -> float:
         """Return a temperature in K; outside the ladder warn or refuse, by what is left there."""
@@ -216,13 +230,27 @@ class RunEstimates(RunObservables):
             self._mbar[n] = Mbar(self.energy[:n], self.betas)
         return self._mbar[n]
 
-    def mbar_without(self, rung: int) -> Mbar:
-        """Return the samples of all rungs but one, which must not be the only one."""
+    def mbar_of_frames(self) -> Mbar:
+        """Return the samples with frames, see `frame_index`, with free energies from them."""
+        index = self.frame_index()
+        if np.array_equal(index, np.arange(len(index))):
+            return self.mbar(len(index))
+        key = f"{len(index)} frames"
+        if key not in self._mbar:
+            self._mbar[key] = Mbar(self.energy[index], self.betas)
+        return self._mbar[key]
+
+    def mbar_without(self, rung: int, n_iterations: int | None = None) -> Mbar:
+        """Return the samples of all rungs but one, which must not be the only one.
+
+        Of all iterations, or of those with frames if `n_iterations` is their number.
+        """
         self.require_samples()
-        if rung not in self._mbar_without:
-            energy = np.delete(self.energy, rung, axis=2)
-            self._mbar_without[rung] = Mbar(energy, np.delete(self.betas, rung))
-        return self._mbar_without[rung]
+        n = self.n_used if n_iterations is None else n_iterations
+        if (rung, n) not in self._mbar_without:
+            energy = np.delete(self.match_frames(self.energy, n), rung, axis=2)
+            self._mbar_without[rung, n] = Mbar(energy, np.delete(self.betas, rung))
+        return self._mbar_without[rung, n]
 
     def thermodynamics(
         self, temperatures: Any = None, dihedral: str | None = None

@@ -128,6 +128,8 @@ def _head(summary: Mapping[str, Any], name: str) -> str:
         )
         if is_number(summary.get(key))
     ]
+    if is_number(summary.get("n_frames_per_rung")):
+        facts.append(f"{format_number(summary['n_frames_per_rung'], 0)} of them with frames")
     if rungs := rung_names(summary):
         facts.append(f"{', '.join(rungs)} K")
     start = subtable(summary, "burn_in").get("start")

@@ -37,6 +37,10 @@ class Run(RunEstimates):
         each rung [n, W, R], and the sampler's count of iterations [n].
     dihedral_atoms, segments
         Names of the recorded dihedrals and their atoms; all numbers written so far.
+    shards
+        Of a run in shards, which of them are used and why others are not
+        (`openmm_tsf.io.sharded_segments.ShardedSegments`); else None. The walkers are those of all
+        shards that are used, side by side.
     topology, structure
         The molecule as an mdtraj.Topology, with the bonds that the sampler was given, and its
         reference conformation as one frame.

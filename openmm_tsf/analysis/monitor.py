@@ -138,7 +138,7 @@ def _check_frames(run: RunEstimates, max_frames: int, result: dict[str, Any]) ->
 
 def _thin(run: RunEstimates, temperature: float, max_frames: int) -> mdtraj.Trajectory:
     """Return evenly spaced iterations, walker by walker: each has equally many frames."""
-    stride = max(1, -(-run.n_used * run.n_walkers // max_frames))
+    stride = max(1, -(-run.n_framed * run.n_walkers // max_frames))
     parts = [run.trajectory(temperature, w, stride).xyz for w in range(run.n_walkers)]
     return mdtraj.Trajectory(np.concatenate(parts), run.topology)
 

@@ -19,13 +19,13 @@ from openmm_tsf.analysis.observables import (
     define_observables,
     is_function,
 )
-from openmm_tsf.analysis.run_data import RunData
+from openmm_tsf.analysis.run_frames import RunFrames
 from openmm_tsf.analysis.statistics import Array
 from openmm_tsf.io.run_config import CONFIG
 from openmm_tsf.utils.wells import Wells, count_angles, find_wells
 
 
-class RunObservables(RunData):
+class RunObservables(RunFrames):
     """The data of a run with the observables that it records, or that are given later."""
 
     def __init__(self, path: str | Path, start: int | None = None) -> None:
@@ -63,10 +63,13 @@ class RunObservables(RunData):
         for name, text in self._recorded_definitions.items():
             if name in self._given:
                 continue
+            of_frames = is_function(text) or self._recorded[name].atoms not in self._torsion_atoms
             if is_function(text):
                 reasons[name] = f"the function {text} is recorded by name only: give it again"
-            elif not self._has_frames and self._recorded[name].atoms not in self._torsion_atoms:
+            elif of_frames and not self._has_frames:
                 reasons[name] = "the trajectories are not there"
+            elif of_frames and self.n_used and not self.n_framed:
+                reasons[name] = "no frame has been saved yet"
         return reasons
 
     @cached_property
@@ -92,6 +95,8 @@ class RunObservables(RunData):
     def observable(self, observable: Definition, temperature: Any = None) -> Array:
         """Return the values of an observable: [n, W, R], or [n, W] at one rung.
 
+        If frames were saved less often than numbers, recorded torsions have values of all n
+        iterations used; other observables of the m with frames, [m, W, R]: see `frame_index`.
         In rad, nm, or what a function returns. It is the name of an observable or of a recorded
         torsion, a definition in words such as ``"distance:ACE1:CH3,NME3:C"``, or a function of a
         trajectory of F frames that returns F numbers, called once per rung.
@@ -136,10 +141,10 @@ class RunObservables(RunData):
             return np.stack([each.evaluate(frames) for each in of_frames], axis=-1)
 
         arrays = self.evaluate_frames(evaluate, "observe")
-        if len(arrays) < self.n_used:
+        if len(arrays) < self.n_framed:
             raise ValueError(
-                f"{self.path}: expected frames of all {self.n_used} iterations that are used, got "
-                f"{len(arrays)}"
+                f"{self.path}: expected frames of all {self.n_framed} iterations that are used, "
+                f"got {len(arrays)}"
             )
         return values | {each.name: arrays[..., k] for k, each in enumerate(of_frames)}
 

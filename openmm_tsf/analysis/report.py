@@ -57,12 +57,28 @@ def _prediction(predicted: Mapping[str, Any]) -> str:
     )
 
 
+def describe_thinning(summary: Mapping[str, Any]) -> str:
+    """Say of what numbers and frames are, where frames were saved less often."""
+    return (
+        f"numbers (energies, torsions) of every {_nth(summary['numbers_interval'])} iteration; "
+        f"frames of every {_nth(summary['save_interval'])}, "
+        f"{summary['n_frames_per_rung']} at every temperature: observables of frames are of these"
+    )
+
+
+def _nth(n: int) -> str:
+    suffix = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n}{suffix}"
+
+
 def describe(summary: Mapping[str, Any]) -> str:
     """Return the tables of a summary: estimates, acceptance, mixing, test of the ensemble, cost."""
     lines = [
         f"{summary['n_walkers']} walkers, {summary['n_iterations']} iterations, "
         f"{summary['n_samples_per_rung']} samples at every temperature"
     ]
+    if "numbers_interval" in summary:
+        lines.append(describe_thinning(summary))
     if summary["n_iterations"]:
         lines += [*_rungs(summary), *_others(summary), *_basins(summary)]
     lines += ["", "accepted moves"]

@@ -1,6 +1,5 @@
 """The content of a run directory as numpy and mdtraj objects."""
 
-import logging
 import os
 from collections.abc import Callable
 from functools import cached_property
@@ -15,9 +14,9 @@ from openmm_tsf.analysis.basins import Basins, TrainingBasins
 from openmm_tsf.analysis.burn_in import BurnIn, RecordedSeries, find_start
 from openmm_tsf.analysis.ramachandran import backbone_names
 from openmm_tsf.analysis.statistics import Array
-from openmm_tsf.io.dcd import read_dcd, read_dcd_layout
 from openmm_tsf.io.files import check_regular_file
-from openmm_tsf.io.run_config import CONFIG, read_run_config, trajectory_name
+from openmm_tsf.io.frame_files import FrameFiles
+from openmm_tsf.io.run_config import CONFIG, read_run_config
 from openmm_tsf.io.segments import Segments
 from openmm_tsf.io.sharded_segments import ShardedSegments
 from openmm_tsf.io.shards import count_shards
@@ -25,8 +24,6 @@ from openmm_tsf.io.topology import PDB, TOPOLOGY, read_pdb, read_structure
 from openmm_tsf.units import as_temperature
 from openmm_tsf.utils.terminal import printable
 from openmm_tsf.utils.validation import check_int
-
-logger = logging.getLogger(__name__)
 
 #: Two temperatures that differ by less are one.
 TOLERANCE_K = 0.01
@@ -49,17 +46,18 @@ class RunData:
         self.n_walkers = int(self.config["n_walkers"])
         self.boltzmann_constant = float(self.config["boltzmann_constant"])
         self.dihedral_atoms: dict[str, list[int]] = dict(self.config["dihedrals"])
-        self.directories, self._walkers_each = [self.path], self.n_walkers  # of the frames
         self.shards: ShardedSegments | None = None
         self.segments: Segments | ShardedSegments
+        directories, walkers_each = [self.path], self.n_walkers  # of the frames
         if count_shards(self.config) > 1:
             self.shards = self.segments = ShardedSegments(self.path, self.config)
             self.config, self.n_walkers = self.shards.completed_config(), self.shards.n_walkers
-            self.directories = [shard.directory for shard in self.shards.used]
-            self._walkers_each = self.shards.walkers_per_shard
+            directories = [shard.directory for shard in self.shards.used]
+            walkers_each = self.shards.walkers_per_shard
         else:
             shape = self.n_walkers, self.n_rungs, len(self.dihedral_atoms)
             self.segments = Segments(self.path / "segments", *shape)
+        self._files = FrameFiles(directories, self.temperatures.tolist(), walkers_each)
         self._given_start = None if start is None else self._check_start(start)
 
     def _check_start(self, start: int) -> int:
@@ -188,32 +186,31 @@ class RunData:
     def _has(self, name: str) -> bool:
         return os.path.lexists(self.path / name)
 
-    def _file(self, name: str, what: str, directory: Path | None = None) -> Path:
-        path = (directory or self.path) / name
-        if not os.path.lexists(path):
-            raise FileNotFoundError(f"{path} is missing")
-        return check_regular_file(path, what)
-
-    def _dcds(self, rung: int) -> list[Path]:
-        """The trajectories of a rung: one, or that of each shard."""
-        name = trajectory_name(self.temperatures[rung])
-        return [self._file(name, "DCD file", directory) for directory in self.directories]
+    def _file(self, name: str, what: str) -> Path:
+        if not self._has(name):
+            raise FileNotFoundError(f"{self.path / name} is missing")
+        return check_regular_file(self.path / name, what)
 
     def has_frames(self, temperature: float) -> bool:
         """Return whether the trajectory of a rung is there, in all shards; it may be removed."""
-        name = trajectory_name(temperature)
-        return all((directory / name).exists() for directory in self.directories)
+        return self._files.has(self.rung(temperature))
+
+    @cached_property
+    def _all_framed(self) -> npt.NDArray[np.int64]:
+        """The indices among all saved iterations of those with frames, in the order of these."""
+        segments = self.segments
+        return np.searchsorted(segments.iteration, segments.frame_iteration)
+
+    @property
+    def _first_frame(self) -> int:
+        """The number of iterations with frames before the start."""
+        return int(np.searchsorted(self._all_framed, self.start))
 
     def _n_iterations_with_frames(self, rung: int) -> int:
         """The number of iterations from the start on with both numbers and positions."""
-        fewest = self.n_iterations
-        for path in self._dcds(rung):
-            n_frames = read_dcd_layout(path, self.topology.n_atoms).n_frames
-            n = n_frames // self._walkers_each
-            if n < fewest and len(self.directories) > 1:
-                logger.warning("%s: has frames of only %d iterations, of %d", path, n, fewest)
-            fewest = min(fewest, n)
-        return max(0, fewest - self.start)
+        self._files.paths(rung)  # that one is missing is told first
+        n = self._files.count(rung, self.topology.n_atoms, len(self._all_framed))
+        return max(0, n - self._first_frame)
 
     @property
     def n_iterations_with_frames(self) -> int:
@@ -231,8 +228,9 @@ class RunData:
         They begin at the start of equilibrated sampling (`start`).
 
         Of one walker, or of all, iteration by iteration, the walkers of an iteration in order. Only
-        every `stride`-th saved iteration is read: a frame takes 12 bytes per atom. The ``time`` of
-        the trajectory is the iteration of the sampler.
+        every `stride`-th iteration with frames is read: a frame takes 12 bytes per atom. The
+        ``time`` of the trajectory is the iteration of the sampler; `frame_index` says where these
+        iterations are in arrays of numbers.
         """
         rung = self.rung(temperature)
         if walker is not None:
@@ -244,39 +242,26 @@ class RunData:
         self, rung: int, n: int, walker: int | None = None, stride: int = 1
     ) -> mdtraj.Trajectory:
         """Frames of one rung; of all walkers, those of an iteration are in order."""
-        time, w = self.iteration[:n:stride], self._walkers_each
-        if walker is not None:
-            part, local = divmod(walker, w)
-            xyz = self._read_frames(part, rung, n, stride, slice(local, local + 1))
-            return mdtraj.Trajectory(xyz, self.topology, time=time)
-        parts = range(len(self.directories))
-        if len(parts) == 1:
-            return self._part_of_frames(0, rung, n, stride)
-        xyz = np.empty((len(time), self.n_walkers, self.topology.n_atoms, 3), dtype=np.float32)
-        for part in parts:
-            frames = self._read_frames(part, rung, n, stride)
-            xyz[:, part * w : (part + 1) * w] = frames.reshape(len(time), w, *xyz.shape[2:])
-        time = np.repeat(time, self.n_walkers)
+        first = self._first_frame
+        iterations = slice(first, first + n if n else 0, stride)
+        xyz = self._files.read(rung, self.topology.n_atoms, iterations, walker)
+        return self._as_trajectory(xyz, n, stride)
+
+    def _as_trajectory(
+        self, xyz: npt.NDArray[np.float32], n: int, stride: int = 1
+    ) -> mdtraj.Trajectory:
+        """Return positions [m, w, N, 3] of n iterations from the start on as F = m w frames."""
+        time = self.segments.frame_iteration[self._first_frame :][:n:stride]
+        time = np.repeat(time, xyz.shape[1])
         return mdtraj.Trajectory(xyz.reshape(-1, *xyz.shape[2:]), self.topology, time=time)
-
-    def _part_of_frames(self, part: int, rung: int, n: int, stride: int = 1) -> mdtraj.Trajectory:
-        """Frames of one rung and one shard, or of the only directory."""
-        xyz = self._read_frames(part, rung, n, stride)
-        time = np.repeat(self.iteration[:n:stride], self._walkers_each)
-        return mdtraj.Trajectory(xyz, self.topology, time=time)
-
-    def _read_frames(
-        self, part: int, rung: int, n: int, stride: int, walkers: slice = slice(None)
-    ) -> npt.NDArray[np.float32]:
-        shape = (self.start + n if n else 0, self._walkers_each)
-        iterations = slice(self.start, None, stride)
-        path = self._dcds(rung)[part]
-        return read_dcd(path, self.topology.n_atoms, shape, iterations, walkers)
 
     def evaluate(
         self, indicator: Callable[[mdtraj.Trajectory], npt.ArrayLike]
     ) -> npt.NDArray[np.bool_]:
-        """Return the values [n, W, R] of an indicator, a map from F frames to F truth values."""
+        """Return the values [m, W, R] of an indicator, a map from F frames to F truth values.
+
+        Of the m iterations with frames, see `frame_index`.
+        """
         inside = self.evaluate_frames(indicator, "indicator")
         if inside.dtype != np.bool_:
             raise TypeError(f"indicator: expected truth values, got {inside.dtype}")
@@ -287,19 +272,23 @@ class RunData:
     def evaluate_frames(
         self, function: Callable[[mdtraj.Trajectory], npt.ArrayLike], name: str = "function"
     ) -> npt.NDArray[Any]:
-        """Return the values [n, W, R, ...] of a map from F frames to F values or arrays [F, ...].
+        """Return the values [m, W, R, ...] of a map from F frames to F values or arrays [F, ...].
 
-        It is called once per rung, of shards once per rung and shard, and called `name` in errors.
+        Of the m iterations with frames, see `frame_index`. It is called once per rung, of shards
+        once per rung and shard, and called `name` in errors.
         """
-        n, w = self.n_iterations_with_frames, self._walkers_each
+        n, first, n_atoms = self.n_iterations_with_frames, self._first_frame, self.topology.n_atoms
         parts: list[list[npt.NDArray[Any]]] = []
-        for part in range(len(self.directories)):
+        for part in self._files.split():
             parts.append([])
             for rung in range(self.n_rungs):
-                values = np.asarray(function(self._part_of_frames(part, rung, n)))
-                if values.ndim == 0 or len(values) != n * w:
-                    raise ValueError(f"{name}: expected {n * w} values, got shape {values.shape}")
-                parts[part].append(values.reshape(n, w, *values.shape[1:]))
+                frames = self._as_trajectory(part.read(rung, n_atoms, slice(first, first + n)), n)
+                values = np.asarray(function(frames))
+                if values.ndim == 0 or len(values) != len(frames):
+                    raise ValueError(
+                        f"{name}: expected {len(frames)} values, got shape {values.shape}"
+                    )
+                parts[-1].append(values.reshape(n, -1, *values.shape[1:]))
         return np.concatenate([np.stack(rungs, axis=2) for rungs in parts], axis=1)
 
     def energies(self, temperature: Any) -> Array:
@@ -310,7 +299,7 @@ class RunData:
         """Return the reduced energies U_i / (k_B T_k) [R, R n W] and the samples of each rung [R].
 
         As pymbar's MBAR takes them: the samples are sorted by their own rung, then by iteration,
-        then by walker (the order of `trajectory`).
+        then by walker (the order of `trajectory`, if every iteration has frames).
         """
         flat = np.moveaxis(self.energy, 2, 0).ravel()
         n_each = self.n_used * self.n_walkers

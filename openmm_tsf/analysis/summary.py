@@ -34,7 +34,13 @@ neighbouring rungs (``"300.00-424.26"``):
     ``energy_evaluations`` and ``wall_seconds`` of a production that would be long enough, in all,
     a lower bound if ``at_least``.
 ``save_interval``
-    The iterations of the sampler for each saved one.
+    The iterations of the sampler for each saved one. If frames were saved less often than numbers,
+    those for each saved frame; ``numbers_interval`` is then that of ``n_iterations`` and all
+    samples, and ``n_iterations_with_frames`` and (from the start on) ``n_frames_per_rung`` count
+    what observables of frames are averaged over.
+``shards``
+    Of a run in shards: how many, those ``used``, why others are ``left_out``, the iterations of
+    each. Times are sums over shards.
 ``acceptance``
     Accepted over proposed moves of each kernel, per rung; of swaps a list over neighbours, or a
     matrix over pairs of rungs.
@@ -99,17 +105,21 @@ from openmm_tsf.utils.topology import is_backbone
 
 def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str, Any]:
     """Return the content of ``summary.json``; numbers that are not known are None."""
-    segments = run.segments
+    segments, choices = run.segments, run.config.get("choices", {})
     result: dict[str, Any] = {
         "temperatures_K": run.temperatures.tolist(),
-        "seed": run.config.get("choices", {}).get("seed", run.config["seed"]),
+        "seed": choices.get("seed", run.config["seed"]),
         "n_walkers": run.n_walkers,
         "n_iterations": run.n_iterations,
         "n_samples_per_rung": run.n_used * run.n_walkers,
-        "save_interval": run.config.get("choices", {}).get("save_interval", 1),
+        "save_interval": choices.get("save_interval", 1),
     }
     if run.shards is not None:
         result["shards"] = run.shards.to_dict()
+    if run.n_framed < run.n_used:
+        result["numbers_interval"] = choices.get("numbers_interval", 1)
+        result["n_iterations_with_frames"] = len(segments.frame_iteration)
+        result["n_frames_per_rung"] = run.n_framed * run.n_walkers
     if run.n_iterations:
         result["burn_in"] = _burn_in(run)
         result |= _estimates(run)
@@ -254,8 +264,9 @@ def _observed(run: RunEstimates, checks: BasinCheck) -> Iterator[tuple[str, dict
                 f"{t:.2f}": assess_observable(observable, values[:, :, k], None, run.n_pieces)
                 for k, t in enumerate(map(float, run.temperatures))
             }
-            key = f"{MEAN}{name}"
-            yield key, {rung: each[key].to_dict() for rung, each in assessed.items()}
+            key, n = f"{MEAN}{name}", len(values)
+            found = {rung: run.in_saved_iterations(e[key], n) for rung, e in assessed.items()}
+            yield key, {rung: each.to_dict() for rung, each in found.items()}
 
 
 def _is_positive(name: str) -> Basin:

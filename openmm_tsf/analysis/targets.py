@@ -241,9 +241,15 @@ class Target:
         kelvin = float(run.temperatures[self.rung(run.temperatures.tolist())])
         observed = run.observables
         values = {name: run.observable(name, kelvin) for name in self.names}
+        n = min((len(each) for each in values.values()), default=run.n_used)
+        if n < run.n_used:  # what is not of frames is taken at the iterations that have some
+            values = {
+                name: run.match_frames(each, n) if len(each) == run.n_used else each
+                for name, each in values.items()
+            }
         others = {k: v for k, v in values.items() if k in observed and not observed[k].is_angle}
         angles = {k: v for k, v in values.items() if k not in others}
-        energy = run.energies(kelvin)
+        energy = run.match_frames(run.energies(kelvin), n)
         series = self.series(energy, angles, others)
         if self.quantity in ("P", "dF"):
             assessment = assess_probability(series > 0, run.n_pieces)
@@ -253,6 +259,7 @@ class Target:
             assessment = assess_variance(energy, 1.0 / (run.boltzmann_constant * kelvin**2))
         else:
             assessment = assess_mean(series)
+        assessment = run.in_saved_iterations(assessment, n)
         error = self.error(assessment.value, assessment.stderr)
         is_met = bool(
             assessment.converged and run.burn_in.is_equilibrated and error <= self.tolerance

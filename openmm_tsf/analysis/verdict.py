@@ -280,7 +280,7 @@ def _predict(
     total = max(start + max(known, default=0.0), 2 * saved if at_least else 0)
     ratio, production = total / saved, summary["production"]
     return {
-        "n_iterations": ceil(total) * summary["save_interval"],
+        "n_iterations": ceil(total) * summary.get("numbers_interval", summary["save_interval"]),
         "energy_evaluations": ceil(production["energy_evaluations"] * ratio),
         "wall_seconds": production["wall_seconds"] * ratio,
         "at_least": at_least,

@@ -5,6 +5,8 @@ import textwrap
 from importlib.metadata import version
 from typing import Any
 
+from openmm_tsf.cli.shard_arguments import add_shard_arguments
+
 _STATUS = (
     "The exit status is 0 if {} converged, 3 if not yet, 4 if wrong; 2 after an error, 130 after "
     "Ctrl-C."
@@ -133,30 +135,13 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (everything, sample, retarget):
         _sampling_arguments(command)
 
-    everything.add_argument(
-        "--shards",
-        type=int,
-        metavar="S",
-        help="parts of the walkers, each in a folder of its own (default: 1)",
-    )
-    everything.add_argument(
-        "--shard", type=int, metavar="K", help="sample only this shard, from 0, after --prepare"
-    )
-    everything.add_argument(
-        "--prepare",
-        action="store_true",
-        help="MD, training and tuning only; then one process can sample each --shard",
-    )
+    add_shard_arguments(everything)
     everything.add_argument(
         "--md", action="store_true", help="run MD even where frames are shipped"
     )
-    everything.add_argument(
-        "--rounds", type=int, help="rounds of sampling and retraining before the flow is frozen"
-    )
+    everything.add_argument("--rounds", type=int, help="rounds of sampling and retraining")
     for command in (everything, md):
-        command.add_argument(
-            "--frames", type=int, help="frames of MD (default: 40000; quick: 2000)"
-        )
+        command.add_argument("--frames", type=int, help="frames of MD (default: 40000, quick 2000)")
     md.add_argument("--temperature", type=float, help="K (default: 600)")
     md.add_argument("--steps-per-frame", type=int, help="time steps between frames (default: 250)")
     md.add_argument(
@@ -398,3 +383,16 @@ def _sampling_arguments(command: argparse.ArgumentParser) -> None:
         "resumed goes on to --iterations",
     )
     command.add_argument("--tuning", type=int, help="iterations of tuning before production")
+    command.add_argument(
+        "--save-interval",
+        type=int,
+        metavar="N",
+        help="save frames every N-th iteration (default: 1), and the numbers too, unless:",
+    )
+    command.add_argument(
+        "--numbers-interval",
+        type=int,
+        metavar="N",
+        help="save energies, replicas and torsions every N-th iteration, a divisor of "
+        "--save-interval (default: --save-interval)",
+    )

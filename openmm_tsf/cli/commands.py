@@ -294,6 +294,8 @@ def _sampling_settings(args: argparse.Namespace, settings: Any, molecule: Any = 
         n_tuning=args.tuning,
         until=None if args.until is None else tuple(args.until),
         n_shards=getattr(args, "shards", None),
+        save_interval=args.save_interval,
+        numbers_interval=args.numbers_interval,
     )
 
 

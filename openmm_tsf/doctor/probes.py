@@ -282,8 +282,12 @@ def _line(name: str, value: Any) -> str:
 
 def _choices(config: dict[str, Any]) -> list[str]:
     choices = config.get("choices")
-    names = ("platform", "device", "potential") if isinstance(choices, dict) else ()
-    return [_line(name, choices[name]) for name in names if choices and name in choices]
+    if not isinstance(choices, dict):
+        return []
+    names = ["platform", "device", "potential"]
+    if "numbers_interval" in choices:  # frames are saved less often than numbers
+        names += ["save_interval", "numbers_interval"]
+    return [_line(name, choices[name]) for name in names if name in choices]
 
 
 def _other_versions(contents: dict[str, dict[str, Any]]) -> list[str]:

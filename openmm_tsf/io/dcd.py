@@ -2,7 +2,7 @@
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -58,18 +58,31 @@ class DCDWriter:
 
         The header never counts an incomplete frame.
         """
-        frames = np.empty(len(x), dtype=self._frame)
-        for k, axis in enumerate("xyz"):
-            frames[f"{axis}_head"] = frames[f"{axis}_tail"] = 4 * self.n_atoms
-            frames[axis] = 10.0 * x[:, :, k]
+        self.append_batches([x], n_before)
+
+    def append_batches(self, batches: Iterable[np.ndarray], n_before: int) -> None:
+        """Add frames as `append` does, of arrays [n, N, 3] that are in memory one at a time."""
+        n_frames = n_before
         with self._opened("r+b") as file:
             self._truncate(file, n_before)
             file.seek(0, os.SEEK_END)
-            file.write(frames.tobytes())
+            for x in batches:
+                file.write(self._encode(x))
+                n_frames += len(x)
             file.flush()
-            self._write_count(file, n_before + len(x))
+            self._write_count(file, n_frames)
             file.flush()
             os.fsync(file.fileno())
+
+    def _encode(self, x: np.ndarray) -> memoryview:
+        """Return the bytes of frames x [n, N, 3] in nm."""
+        frames = np.empty(len(x), dtype=self._frame)
+        angstrom = np.empty(x.shape, dtype=np.float32)
+        np.multiply(x, 10.0, out=angstrom, casting="same_kind")  # in x's precision, then rounded
+        for k, axis in enumerate("xyz"):
+            frames[f"{axis}_head"] = frames[f"{axis}_tail"] = 4 * self.n_atoms
+            frames[axis] = angstrom[:, :, k]
+        return frames.view(np.uint8).data
 
     def cut_back(self, n_frames: int) -> None:
         """Keep only the first `n_frames` frames; fewer in the file are a ValueError."""

@@ -159,7 +159,7 @@ def _check_choices(value: Any, name: str) -> None:
     choices = _check_object(value, name)
     for key in ("seed", "sampler_seed"):
         optional(check_seed)(choices.get(key), f"{name}.{key}")
-    for key in ("save_interval", "threads", "torch_threads"):
+    for key in ("save_interval", "numbers_interval", "threads", "torch_threads"):
         if key in choices:
             check_int(choices[key], f"{name}.{key}")
     _check_texts(choices.get("observables", {}), f"{name}.observables")

@@ -3,6 +3,7 @@
 import logging
 import re
 import zipfile
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,14 +20,16 @@ _COUNTERS = (
     "rejected_non_finite", "outside_domain", "mirror_images", "n_evaluations", "wall_seconds",
 )  # fmt: skip
 _KERNEL_COUNTERS = ("accepted_", "proposed_")
+_FRAMES = "frame_iteration"
 _MAX_COUNT = 2**53
 
 
 class _Segment(NamedTuple):
-    """A file with its saved iterations and the names of its arrays."""
+    """A file with its saved iterations, those with frames, and the names of its arrays."""
 
     path: Path
     iteration: npt.NDArray[np.int64]
+    frame_iteration: npt.NDArray[np.int64]
     names: frozenset[str]
 
 
@@ -78,13 +81,23 @@ class Segments:
                 raise _WrongContent(f"{path}: {name}: expected shape {expected}, got {shape}")
         if len(iteration):
             self._last = int(iteration[-1])
-        return _Segment(path, iteration.astype(np.int64), names)
+        iteration = framed = iteration.astype(np.int64)
+        if _FRAMES in names:  # frames are of fewer iterations than numbers
+            framed = read_array(file, _FRAMES)
+            known = framed.ndim == 1 and framed.dtype.kind == "i" and (np.diff(framed) > 0).all()
+            if not (known and np.isin(framed, iteration).all()):
+                raise _WrongContent(f"{path}: {_FRAMES}: expected some of its iterations, in order")
+        return _Segment(path, iteration, framed.astype(np.int64), names)
 
     @cached_property
     def iteration(self) -> npt.NDArray[np.int64]:
         """The iterations [n] as the sampler counts them."""
-        empty = np.empty(0, dtype=np.int64)
-        return np.concatenate([empty, *(segment.iteration for segment in self._segments)])
+        return _joined(segment.iteration for segment in self._segments)
+
+    @cached_property
+    def frame_iteration(self) -> npt.NDArray[np.int64]:
+        """The iterations [m] whose frames were saved: all, or some of `iteration`."""
+        return _joined(segment.frame_iteration for segment in self._segments)
 
     @cached_property
     def energy(self) -> npt.NDArray[np.float64]:
@@ -197,6 +210,10 @@ class Segments:
 
 class _WrongContent(ValueError):
     """A segment that can be read but has missing or wrong arrays."""
+
+
+def _joined(parts: Iterable[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    return np.concatenate([np.empty(0, dtype=np.int64), *parts])
 
 
 def _is_counter(name: str) -> bool:

@@ -5,6 +5,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
+#: Metadata of a field that is not written where it has its default: what was written before the
+#: field existed stays the same.
+OMIT_DEFAULT = {"omit_default": True}
+
 
 def replace_given(settings: Any, **changes: Any) -> Any:
     """Return a copy of a dataclass with those fields replaced that are given, i.e. not None."""
@@ -14,7 +18,11 @@ def replace_given(settings: Any, **changes: Any) -> Any:
 def to_plain_data(value: Any) -> Any:
     """Return settings as the dictionaries, lists, strings and numbers that JSON can hold."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {item.name: to_plain_data(getattr(value, item.name)) for item in fields(value)}
+        return {
+            item.name: to_plain_data(getattr(value, item.name))
+            for item in fields(value)
+            if not (item.metadata.get("omit_default") and getattr(value, item.name) == item.default)
+        }
     if isinstance(value, dict):
         return {str(key): to_plain_data(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

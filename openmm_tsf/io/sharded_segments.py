@@ -110,6 +110,14 @@ class ShardedSegments:
         return first
 
     @cached_property
+    def frame_iteration(self) -> npt.NDArray[np.int64]:
+        """The iterations [m] whose frames were saved: all, or some of `iteration`."""
+        if not self.used:
+            return self.iteration
+        framed = self.used[0].open_segments().frame_iteration
+        return framed[np.isin(framed, self.iteration)]
+
+    @cached_property
     def energy(self) -> npt.NDArray[np.float64]:
         """The energies [n, W, R] in kJ/mol."""
         return self._join("energy", np.float64)

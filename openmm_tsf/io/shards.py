@@ -17,8 +17,6 @@ from openmm_tsf.io.files import PathLike
 from openmm_tsf.io.npz import UNREADABLE
 from openmm_tsf.io.run_config import read_run_config
 from openmm_tsf.io.segments import Segments, segment_paths
-from openmm_tsf.io.tensors import read_tensors
-from openmm_tsf.utils.random import Purpose, derive_seed
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +129,8 @@ def target_iterations(config: Mapping[str, Any]) -> int:
     """Return the number of iterations that each shard of a run saves in all."""
     choices = config["choices"]
     settings = choices["settings"].get("sampling", choices["settings"])
-    return int(settings["n_iterations"]) // int(choices.get("save_interval", 1))
+    interval = choices.get("numbers_interval") or choices.get("save_interval", 1)
+    return int(settings["n_iterations"]) // int(interval)
 
 
 def _check_of_run(own: Mapping[str, Any], number: int, config: Mapping[str, Any]) -> None:
@@ -148,6 +147,9 @@ def _check_of_run(own: Mapping[str, Any], number: int, config: Mapping[str, Any]
     for name in _SHARED:
         if choices.get(name) != config["choices"].get(name):
             raise ValueError(f"{name}: expected that of the run, got another one")
+    # Here, as below: they import torch, which the reader of a single directory does not need.
+    from openmm_tsf.utils.random import Purpose, derive_seed
+
     seed = derive_seed(config["choices"]["seed"], Purpose.SAMPLING, number)
     if choices.get("sampler_seed") != seed:
         raise ValueError(
@@ -158,6 +160,8 @@ def _check_of_run(own: Mapping[str, Any], number: int, config: Mapping[str, Any]
 
 def _check_segments(directory: Path) -> None:
     """Refuse missing segments and those with a wrong checksum; each is read once."""
+    from openmm_tsf.io.tensors import read_tensors
+
     checkpoint = read_tensors(directory / _CHECKPOINT, "checkpoint")
     paths = segment_paths(directory / "segments")
     n_expected = checkpoint.get("n_segments", 0)

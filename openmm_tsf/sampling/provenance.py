@@ -13,6 +13,7 @@ from openmm_tsf.potentials.base import Potential, describe_potential
 from openmm_tsf.sampling.consistency import with_members
 from openmm_tsf.sampling.kernels.base import SteerableMap
 from openmm_tsf.sampling.kernels.schedule import Scheduled
+from openmm_tsf.sampling.recorder import SaveIntervals
 from openmm_tsf.sampling.tuning import HasStepSize
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.units import SECOND, in_unit
@@ -38,7 +39,7 @@ def sampling_choices(
     flow: SteerableMap,
     potential: Potential,
     schedule: Sequence[Scheduled],
-    save_interval: int,
+    intervals: SaveIntervals,
 ) -> dict[str, Any]:
     """Return every choice of a sampler, measured ones included, json-able."""
     kernels = [
@@ -69,7 +70,8 @@ def sampling_choices(
         },
         "kernel_flows": {name: hashes[id(value)] for name, value in flows.items()},
         "potential": describe_potential(potential),
-        "save_interval": int(save_interval),
+        "save_interval": intervals.frames,
+        **({} if intervals.are_equal else {"numbers_interval": intervals.numbers}),
         "torch_threads": torch.get_num_threads(),
     }
 
@@ -112,22 +114,44 @@ def check_unchanged(where: Any, before: Mapping[str, Any], now: Mapping[str, Any
 
 
 def check_run_arguments(
-    n_iterations: Any,
-    save_interval: Any,
-    checkpoint_interval: Any,
-    checkpoint_seconds: Any,
-    reporters: Sequence[Any],
-) -> tuple[int, int, int | None, float]:
+    n_iterations: Any, checkpoint_interval: Any, checkpoint_seconds: Any, reporters: Sequence[Any]
+) -> tuple[int, int | None, float]:
     """Return the numbers, all but the last, and refuse reporters without an interval."""
     checked = check_int(n_iterations, "n_iterations", least=0)
-    saved = check_int(save_interval, "save_interval")
     if checkpoint_interval is not None:
         checkpoint_interval = check_int(checkpoint_interval, "checkpoint_interval")
     seconds = check_seconds(in_unit(checkpoint_seconds, SECOND, "checkpoint_seconds"))
     for reporter in reporters:
         if getattr(reporter, "interval", 0) < 1:
             raise TypeError(f"reporters: expected an interval of at least 1, on {reporter!r}")
-    return checked, saved, checkpoint_interval, seconds
+    return checked, checkpoint_interval, seconds
+
+
+def check_intervals(save_interval: Any, numbers_interval: Any) -> SaveIntervals:
+    """Return the intervals of frames and of numbers, which must divide the former."""
+    frames = check_int(save_interval, "save_interval")
+    if numbers_interval is None:
+        return SaveIntervals(frames, frames)
+    numbers = check_int(numbers_interval, "numbers_interval")
+    if frames % numbers:
+        raise ValueError(
+            f"numbers_interval: expected a divisor of save_interval, {frames}, so that each frame "
+            f"has its numbers, got {numbers}"
+        )
+    return SaveIntervals(frames, numbers)
+
+
+def recorded_intervals(choices: Mapping[str, Any]) -> SaveIntervals:
+    """Return the intervals among the choices of a run."""
+    return check_intervals(choices["save_interval"], choices.get("numbers_interval"))
+
+
+def check_same_intervals(recorded: Mapping[str, Any], now: SaveIntervals) -> None:
+    """Refuse intervals other than those that a run was started with."""
+    before = recorded_intervals(recorded)
+    for name, expected, got in zip(("save_interval", "numbers_interval"), before, now, strict=True):
+        if expected != got:
+            raise ValueError(f"{name}: this run was started with {expected}, got {got}")
 
 
 def hash_of(flow: SteerableMap) -> str | None:

@@ -5,9 +5,10 @@ segment, the segment and the checkpoint are written together, in this order, so 
 the checkpoint tell which files and frames are complete. On resume everything else is cut off.
 """
 
+import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ _CHECKPOINT_FORMAT = 1
 _COUNTS = ("n_frames_written", "n_segments", "seed")
 _IN_CHECKPOINT = {"state", "generator", "kernels", *_COUNTS}
 _SEGMENT = re.compile(r"segment_(\d{6,})\.npz")
+#: Frames that are prepared for a file at a time, but all of an iteration.
+_BATCH_FRAMES = 1024
 
 
 class RunWriter:
@@ -79,6 +82,7 @@ class RunWriter:
         self.n_frames = self.n_segments = 0
         self._checkpoint_seen: tuple[int, ...] | None = None
         self._writing = False  # also true after a write that failed
+        self._stopped = False
         self.dihedrals: Mapping[str, Sequence[int]] = (
             {} if molecule is None else slow_torsions(molecule.topology)
         )
@@ -91,7 +95,7 @@ class RunWriter:
 
     @property
     def n_saved(self) -> int:
-        """The number of saved iterations in the checkpoint."""
+        """The number of iterations with frames in the checkpoint."""
         return self.n_frames // self.n_walkers
 
     def create(
@@ -166,31 +170,47 @@ class RunWriter:
     def write(
         self,
         numbers: Mapping[str, np.ndarray],
-        positions: np.ndarray,
+        positions: Sequence[np.ndarray] | np.ndarray,
         checkpoint: Mapping[str, Any],
     ) -> None:
         """Write a segment, its frames and the checkpoint, to which the writer adds its counts.
 
-        `numbers` are the segment's arrays and totals, without the dihedrals; `positions`
-        [n, W, R, *event] are those of n saved iterations.
+        `numbers` are the arrays of n iterations, and totals; `positions` [n, W, R, *event] are
+        those of the same iterations. If frames are of fewer iterations, `numbers` hold these as
+        ``frame_iteration``, and the ``dihedrals`` of all n.
         """
-        self._writing = True
+        self._writing, self._stopped = True, False
         self.check_held()
         content = dict(numbers)
         if self.molecule is None:
-            content["positions"] = positions
-            content["dihedrals"] = np.zeros((*positions.shape[:3], 0), dtype=np.float32)
-        else:
-            quartets = list(self.dihedrals.values())
-            content["dihedrals"] = dihedral_angles(positions, quartets).astype(np.float32)
+            content["positions"] = np.asarray(positions)
+            shape = (*content["energy"].shape, 0)
+            content["dihedrals"] = np.zeros(shape, dtype=np.float32)
+        elif "dihedrals" not in content:
+            content["dihedrals"] = dihedrals_of(positions, list(self.dihedrals.values()))
         for rung, dcd in enumerate(self.dcds):
-            dcd.append(positions[:, :, rung].reshape(-1, *positions.shape[3:]), self.n_frames)
+            self._check_stop()
+            dcd.append_batches(_frames_of_rung(positions, rung), self.n_frames)
+        self._check_stop()
         write_arrays(self._segment(self.n_segments), content)
         n_frames = self.n_frames + len(positions) * self.n_walkers
         counts = {"n_frames_written": n_frames, "n_segments": self.n_segments + 1}
+        self._check_stop()
         self.save_checkpoint({**checkpoint, **counts})
         self.n_frames, self.n_segments = n_frames, self.n_segments + 1
         self._writing = False
+
+    def stop(self) -> None:
+        """Let a write in another thread end before its next file, as after a Ctrl-C in it."""
+        self._stopped = True
+
+    def note_loss(self) -> None:
+        """Note that a segment will not be written: only `resume` can continue the run."""
+        self._writing = True
+
+    def _check_stop(self) -> None:
+        if self._stopped:
+            raise KeyboardInterrupt
 
     def _segment(self, number: int) -> Path:
         return self.directory / "segments" / f"segment_{number:06d}.npz"
@@ -263,6 +283,31 @@ class RunWriter:
 
 def _check_nothing() -> None:
     """The check of a writer whose directory has no lock."""
+
+
+def dihedrals_of(
+    positions: Sequence[np.ndarray] | np.ndarray, quartets: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """Return the dihedrals [n, W, R, D] in float32 of positions [n, W, R, N, 3]."""
+    parts = [dihedral_angles(batch, quartets).astype(np.float32) for batch in _batches(positions)]
+    return np.concatenate(parts)
+
+
+def _frames_of_rung(
+    positions: Sequence[np.ndarray] | np.ndarray, rung: int
+) -> Iterator[np.ndarray]:
+    """Yield the frames [F, N, 3] of a rung, iteration by iteration, the walkers in order."""
+    if len(positions):
+        for batch in _batches([x[:, rung] for x in positions]):
+            yield batch.reshape(-1, *batch.shape[-2:])
+
+
+def _batches(positions: Sequence[np.ndarray] | np.ndarray) -> Iterator[np.ndarray]:
+    """Yield positions of some iterations at a time: copies of all would double the memory."""
+    n_frames = math.prod(positions[0].shape[:-2]) if len(positions) else 1
+    size = max(1, _BATCH_FRAMES // n_frames)
+    for start in range(0, max(1, len(positions)), size):
+        yield np.asarray(positions[start : start + size])
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:

@@ -1,5 +1,6 @@
 """Parallel tempering: the loop over kernels, with tuning, output, resume and reporters."""
 
+import copy
 import os
 import time
 from collections.abc import Mapping
@@ -15,13 +16,16 @@ from openmm_tsf.sampling.chain import TemperingChain
 from openmm_tsf.sampling.consistency import check_potentials
 from openmm_tsf.sampling.initial import check_generator, restored_state
 from openmm_tsf.sampling.provenance import (
+    check_intervals,
     check_run_arguments,
     check_same,
+    check_same_intervals,
     check_unchanged,
     read_sampler_config,
+    recorded_intervals,
     sampling_choices,
 )
-from openmm_tsf.sampling.recorder import Recorder
+from openmm_tsf.sampling.recorder import Recorder, SaveIntervals
 from openmm_tsf.sampling.run_writer import RunWriter
 from openmm_tsf.utils.devices import describe_device
 from openmm_tsf.utils.progress import progress_bar
@@ -82,11 +86,17 @@ class ParallelTempering(TemperingChain):
     _writer: RunWriter | None = None
     _opened: Mapping[str, Any] | None = None  # the choices when it opened the writer's directory
     _lock: DirectoryLock | None = None  # of a directory whose lock the caller holds
+    _first_iteration = 0  # at which the writer's directory was started
 
     @property
     def n_written(self) -> int:
-        """The number of saved iterations in the run directory."""
+        """The number of iterations with frames in the run directory."""
         return 0 if self._writer is None else self._writer.n_saved
+
+    @property
+    def n_done(self) -> int:
+        """The number of iterations since the run directory was started, saved or not."""
+        return 0 if self._writer is None else self.state.iteration - self._first_iteration
 
     def run(
         self,
@@ -94,6 +104,7 @@ class ParallelTempering(TemperingChain):
         output: str | os.PathLike[str] | None = None,
         *,
         save_interval: int = 1,
+        numbers_interval: int | None = None,
         checkpoint_interval: int | None = None,
         checkpoint_seconds: Any = CHECKPOINT_SECONDS,
         progress: bool = True,
@@ -107,8 +118,12 @@ class ParallelTempering(TemperingChain):
 
         Parameters
         ----------
-        n_iterations, save_interval
-            Iterations to add, and from one saved iteration to the next.
+        n_iterations
+            Iterations to add.
+        save_interval, numbers_interval
+            Iterations from one saved frame to the next; and from one to the next whose energies,
+            replicas and torsions are saved, by default the same: a divisor of `save_interval`, so
+            that each frame has its numbers. They do not change the chain.
         output
             Run directory: new, empty, or the one that this sampler wrote last or resumed; or None.
         checkpoint_interval, checkpoint_seconds
@@ -126,37 +141,46 @@ class ParallelTempering(TemperingChain):
         ValueError
             If the flow, step sizes or kernels are not those that `output` was started with.
         """
-        n_iterations, save_interval, checkpoint_interval, seconds = check_run_arguments(
-            n_iterations, save_interval, checkpoint_interval, checkpoint_seconds, self.reporters
+        intervals = check_intervals(save_interval, numbers_interval)
+        n_iterations, checkpoint_interval, seconds = check_run_arguments(
+            n_iterations, checkpoint_interval, checkpoint_seconds, self.reporters
         )
         _ = self.state  # the default start, before anything is written
         recorder: Recorder | None = None
         with ExitStack() as stack:
             if output is not None:
                 lock = stack.enter_context(self._lock_of(output))
-                writer = self._open(output, save_interval)
+                writer = self._open(output, intervals)
                 writer.check_held = lock.check_held
                 recorder = Recorder(
-                    writer, self._zero, self._checkpoint, checkpoint_interval, seconds
+                    writer, self._zero, self._checkpoint, checkpoint_interval, seconds, intervals
                 )
-            return self._run(recorder, n_iterations, save_interval, progress, collect)
+                stack.enter_context(recorder)
+            return self._run(recorder, n_iterations, intervals, progress, collect)
 
-    def start(self, lock: DirectoryLock, config: Mapping[str, Any]) -> None:
+    def start(
+        self,
+        lock: DirectoryLock,
+        config: Mapping[str, Any],
+        save_interval: int = 1,
+        numbers_interval: int | None = None,
+    ) -> None:
         """Start a run in the directory of a stage, which may hold other files but none of a run.
 
-        ``run(n, lock.directory)`` then samples. The caller holds the `lock`, in later calls too,
-        and the sampler adds its entries to the stage's `config`.
+        ``run(n, lock.directory, ...)`` with the same intervals then samples. The caller holds the
+        `lock`, in later calls too, and the sampler adds its entries to the stage's `config`.
         """
+        intervals = check_intervals(save_interval, numbers_interval)
         _ = self.state  # the default start, before anything is written
         self._lock = lock
         with lock:
-            self._create(lock.directory, 1, config)
+            self._create(lock.directory, intervals, config)
 
     def _run(
         self,
         recorder: Recorder | None,
         n_iterations: int,
-        save_interval: int,
+        intervals: SaveIntervals,
         progress: bool,
         collect: bool,
     ) -> Tensor | None:
@@ -171,10 +195,10 @@ class ParallelTempering(TemperingChain):
                     start = time.perf_counter()
                     infos = self._advance()
                     state = self.state
-                    saved = state.iteration % save_interval == 0
+                    saved = state.iteration % intervals.numbers == 0
                     if recorder is not None:
                         recorder.add(infos, time.perf_counter() - start, state, saved)
-                    if collect and saved:
+                    if collect and state.iteration % intervals.frames == 0:
                         collected.append(state.x)
                     for reporter in self.reporters:
                         if state.iteration % reporter.interval == 0:
@@ -184,7 +208,7 @@ class ParallelTempering(TemperingChain):
                         recorder.write_if_due(state)
             finally:
                 if recorder is not None:
-                    recorder.write(self.state)
+                    recorder.finish(self.state)
             if interrupt.requested:
                 raise KeyboardInterrupt
         if not collect:
@@ -194,13 +218,17 @@ class ParallelTempering(TemperingChain):
         return torch.stack(collected) if collected else none
 
     def _checkpoint(self) -> dict[str, Any]:
+        """The state to continue from; a thread may write it while the next iteration runs."""
+        is_thinned = self._opened is not None and self._opened["save_interval"] > 1
+        first = {"first_iteration": self._first_iteration} if is_thinned else {}
         return {
             "state": self.state.state_dict(),
             "generator": self._generator.get_state(),
             "generator_device": self._generator.device.type,
             "device": describe_device(self.device),
-            "kernels": self._kernel_states(),
+            "kernels": copy.deepcopy(self._kernel_states()),
             "seed": self.seed,
+            **first,
         }
 
     def _lock_of(self, output: str | os.PathLike[str]) -> DirectoryLock:
@@ -219,37 +247,43 @@ class ParallelTempering(TemperingChain):
     def _new_writer(self, output: str | os.PathLike[str]) -> RunWriter:
         return RunWriter(output, self.molecule, self.temperatures, self.n_walkers)
 
-    def _open(self, output: str | os.PathLike[str], save_interval: int) -> RunWriter:
+    def _open(self, output: str | os.PathLike[str], intervals: SaveIntervals) -> RunWriter:
         writer = self._writer
         if writer is None or self._opened is None or not self._writes_to(output):
-            return self._create(output, save_interval, None)
+            return self._create(output, intervals, None)
         writer.check_untouched()
-        expected = self._opened["save_interval"]
-        if save_interval != expected:
-            raise ValueError(
-                f"save_interval: this run was started with {expected}, got {save_interval}"
-            )
-        check_unchanged(output, self._opened, self.choices(save_interval))
+        check_same_intervals(self._opened, intervals)
+        check_unchanged(output, self._opened, self.choices(*intervals))
         return writer
 
     def _create(
-        self, output: str | os.PathLike[str], save_interval: int, config: Mapping[str, Any] | None
+        self,
+        output: str | os.PathLike[str],
+        intervals: SaveIntervals,
+        config: Mapping[str, Any] | None,
     ) -> RunWriter:
-        writer, choices = self._new_writer(output), self.choices(save_interval)
+        writer, choices = self._new_writer(output), self.choices(*intervals)
         device = describe_device(self.device)
         writer.create(self.seed, self.potential.boltzmann_constant, choices, config, device)
         flow_file = writer.directory / "flow.pt"
         if hasattr(self.flow, "save") and not flow_file.exists():
             self.flow.save(flow_file)
-        writer.write_first_checkpoint(self._checkpoint())
-        self._writer, self._opened = writer, choices
+        before = self._opened, self._first_iteration
+        self._opened, self._first_iteration = choices, self.state.iteration
+        try:
+            writer.write_first_checkpoint(self._checkpoint())
+        except BaseException:
+            self._opened, self._first_iteration = before
+            raise
+        self._writer = writer
         return writer
 
-    def choices(self, save_interval: int = 1) -> dict[str, Any]:
+    def choices(
+        self, save_interval: int = 1, numbers_interval: int | None = None
+    ) -> dict[str, Any]:
         """Return every choice of this sampler, as ``config.json`` records them."""
-        return sampling_choices(
-            self.molecule, self.flow, self.potential, self.schedule, save_interval
-        )
+        intervals = check_intervals(save_interval, numbers_interval)
+        return sampling_choices(self.molecule, self.flow, self.potential, self.schedule, intervals)
 
     def resume(self, path: str | os.PathLike[str], *, lock: DirectoryLock | None = None) -> Self:
         """Continue a run directory from its checkpoint with ``run(n, output=path)``.
@@ -274,7 +308,8 @@ class ParallelTempering(TemperingChain):
         config = read_sampler_config(writer.directory)
         with lock or DirectoryLock(path):
             content = writer.read_checkpoint()
-            choices = self.choices(config["choices"]["save_interval"])
+            intervals = recorded_intervals(config["choices"])
+            choices = self.choices(*intervals)
             ladder = {"temperatures_K": list(self.temperatures), "n_walkers": self.n_walkers}
             check_same(path, config, {**ladder, "choices": choices})
             before = self._generator.get_state(), self._kernel_states()
@@ -294,5 +329,7 @@ class ParallelTempering(TemperingChain):
                 raise ValueError(f"{path}: cannot be continued: {error}") from error
             writer.dihedrals = config["dihedrals"]
             self._state, self.seed, self._lock = state, content["seed"], lock
-            self._writer, self._opened = writer, self.choices(choices["save_interval"])
+            self._writer, self._opened = writer, self.choices(*intervals)
+            n_saved = writer.n_saved * intervals.frames
+            self._first_iteration = content.get("first_iteration", state.iteration - n_saved)
         return self

@@ -74,11 +74,29 @@ def slow_torsions(topology: app.Topology) -> dict[str, Quartet]:
 def dihedral_angles(x: npt.ArrayLike, quartets: npt.ArrayLike) -> np.ndarray:
     """Return dihedral angles [..., D] in rad (IUPAC) of x [..., N, 3] for quartets [D, 4]."""
     points, indices = np.asarray(x), np.asarray(quartets, dtype=int).reshape(-1, 4)
-    a, b, c, d = (points[..., indices[:, k], :] for k in range(4))
+    # Components first, [3, ..., D]: twice as fast as arithmetic on vectors, with the same bits.
+    a, b, c, d = (
+        np.ascontiguousarray(np.moveaxis(points[..., indices[:, k], :], -1, 0)) for k in range(4)
+    )
     first, axis, last = b - a, c - b, d - c
-    normal_1, normal_2 = np.cross(first, axis), np.cross(axis, last)
-    sine = (first * normal_2).sum(-1) * np.linalg.norm(axis, axis=-1)
-    return np.asarray(np.arctan2(sine, (normal_1 * normal_2).sum(-1)))
+    normal_1, normal_2 = _cross(first, axis), _cross(axis, last)
+    sine = _dot(first, normal_2) * np.sqrt(_dot(axis, axis))
+    return np.asarray(np.arctan2(sine, _dot(normal_1, normal_2)))
+
+
+def _cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Return the cross products of vectors [3, ...]."""
+    product = np.empty_like(u)
+    for k, i, j in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        np.multiply(u[i], v[j], out=product[k, ...])
+        product[k, ...] -= u[j] * v[i]
+    return product
+
+
+def _dot(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Return the scalar products [...] of vectors [3, ...]."""
+    products = u * v
+    return np.asarray(products[0] + products[1] + products[2])
 
 
 def torsion_angles(

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -56,3 +58,45 @@ class DeviceConstants:
         if known is None or known[2].device != device:
             known = copies[name] = (tensor, version, tensor.to(device))
         return known[2]
+
+
+class HostCopy:
+    """Tensors of 8 bytes an element as arrays on the host, without waiting for a GPU.
+
+    All of a GPU's go in one packet into pinned memory, behind what it computes; only `arrays` waits
+    for it. Of the CPU's nothing is copied: they must not be changed in place.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from openmm_tsf.utils.devices import HostCopy
+    >>> copy = HostCopy(torch.ones(2, dtype=torch.float64), torch.tensor([3], dtype=torch.int64))
+    >>> [array.tolist() for array in copy.arrays()], copy.n_bytes
+    ([[1.0, 1.0], [3]], 24)
+    """
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self.n_bytes = sum(tensor.nbytes for tensor in tensors)
+        self._like = [(tensor.shape, tensor.dtype, tensor.numel()) for tensor in tensors]
+        self._tensors, self._packet = tensors, None
+        if all(tensor.device.type == "cpu" for tensor in tensors):
+            return
+        parts = [tensor.reshape(-1).view(torch.float64) for tensor in tensors]
+        packet = torch.cat(parts)
+        self._tensors = ()
+        self._packet = torch.empty(packet.shape, dtype=packet.dtype, device=CPU, pin_memory=True)
+        self._packet.copy_(packet, non_blocking=True)
+        self._arrived = torch.cuda.Event()
+        self._arrived.record()
+
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        """Return the arrays, in the order of the tensors, once they have arrived."""
+        if self._packet is None:
+            return [tensor.detach().numpy() for tensor in self._tensors]
+        self._arrived.synchronize()
+        parts = np.split(self._packet.numpy(), np.cumsum([n for *_, n in self._like])[:-1])
+        kinds = {torch.float64: np.float64, torch.int64: np.int64}
+        return [
+            part.view(kinds[dtype]).reshape(shape)
+            for part, (shape, dtype, _) in zip(parts, self._like, strict=True)
+        ]

@@ -70,6 +70,19 @@ started; ``config.json`` and the checkpoint say which. Files hold nothing of the
 on any machine. MD, pilots and analysis stay as they are. Energies that torch does not cover are
 OpenMM's, one conformation after the other, and a warning says so.
 
+Many walkers in shards
+----------------------
+``--shards S`` divides the walkers of a run into S parts (``SamplingSettings(n_shards=S)``), fixed
+when it begins. MD, training and tuning are done once; then each shard is sampled by itself in
+``run/shards/0000/``, ..., a run directory as above with its own random numbers, lock and
+checkpoint. This process samples them one after the other; ``--prepare`` stops before, and then one
+process for each ``--shard K`` samples (a job array); the ranks of ``torchrun`` or ``srun`` divide
+them. Whoever samples a shard gets the same bits, and the number of processes may change on resume.
+``tsf.load_run("run")``, ``analyze run/`` and the report read all shards as one run, and say which
+were left out, and why; ``doctor run/`` lists their states. One that fails leaves the others going
+on, and the exit status is 2. A run in shards is lengthened by ``run --output run/ --iterations 5000
+--resume``; ``--until`` needs a single shard. See :mod:`openmm_tsf.workflow.shards`.
+
 Stopping and resuming
 ---------------------
 ``--resume`` (``RunOptions(resume=True)``) continues wherever a stage stopped: in MD, training, a
@@ -90,7 +103,9 @@ grow, the frames of MD and the iterations of production, and for ``--until``.
 
 A directory belongs to one process at a time. A second one is refused, with the name of the first;
 the lock of a process that ended has no effect. (It is ``flock``: on a file system without it, the
-``.lock`` of another host may have to be deleted.) A directory that is not empty is refused
+``.lock`` of another host may have to be deleted. Where two hosts do not see each other's locks, the
+process whose directory was taken over stops before its next checkpoint, by the token of the owner
+beside the lock.) A directory that is not empty is refused
 without ``--resume``. Every file is either complete or absent, except trajectories, which grow and
 are cut back to their checkpoint; ``tsf.load_run`` can read at any moment. No file is unpickled, and
 OpenMM's XML is read without the parts that may contain Python code: directories from untrusted

@@ -143,11 +143,13 @@ def sample_at(
         n_iterations=-(-n_frames // n_walkers),
         n_shards=1,
         n_tuning=N_TUNING,
+        save_interval=1,
+        numbers_interval=None,
     )
     seeds = Seeds(options.choose_seed({}))
     chosen = weighted.draw_indices(n_walkers, seeds.next())
-    n_kept = len(weighted) // (data.n_walkers * data.n_rungs)
-    energies = np.moveaxis(data.energy[:n_kept], 2, 0).ravel()[chosen]
+    index = data.frame_index()
+    energies = np.moveaxis(data.energy[index], 2, 0).ravel()[chosen]
     start = torch.from_numpy(weighted.xyz[chosen].astype(np.float64))
     with sampling_threads(), _open(molecule, potential, options, settings) as energy_function:
         before = energy_function.n_evaluations
@@ -162,7 +164,7 @@ def sample_at(
         "seed": options.choose_seed({}),
         "run": str(data.path),
         "run_temperatures_K": data.temperatures.tolist(),
-        "run_iterations": [data.start, data.start + n_kept],
+        "run_iterations": [data.start, data.start + int(index[-1]) + 1],
         "start_n_eff": weighted.n_eff,
         "n_frames": energy.size,
         **_describe(sampler, settings),

@@ -24,9 +24,6 @@ from openmm_tsf.workflow.settings import SamplingSettings
 
 logger = logging.getLogger(__name__)
 
-#: Settings that were added later, with what they are where they are not recorded.
-_ADDED = {"n_shards": 1}
-
 #: Others make the continuation differ in its last bits; they are warned of.
 _ONLY_WARNED_OF = ("threads", "platform", "device")
 #: What a continuation may be given differently, or not at all.
@@ -176,7 +173,6 @@ def _differences(before: Any, now: Any, name: str) -> dict[str, tuple[Any, Any]]
     if isinstance(before, dict) and isinstance(now, dict):
         different: dict[str, tuple[Any, Any]] = {}
         for key in sorted(before.keys() | now.keys()):
-            a, b = (each.get(key, _ADDED.get(key)) for each in (before, now))
-            different |= _differences(a, b, f"{name}.{key}")
+            different |= _differences(before.get(key), now.get(key), f"{name}.{key}")
         return different
     return {} if before == now else {name: (before, now)}

@@ -306,10 +306,10 @@ def _start_positions(
 
 def _read_frames(run: Run, rung: int) -> _Frames:
     """Return some 1000 frames of a rung of a run, all walkers of some iterations."""
-    n = min(run.n_iterations_with_frames, run.n_used)
-    stride = max(1, n * run.n_walkers // _N_FRAMES)
+    index = run.frame_index()
+    stride = max(1, len(index) * run.n_walkers // _N_FRAMES)
     xyz = run.trajectory(run.temperatures[rung], stride=stride).xyz.astype(np.float64)
-    energy = run.energy[:n:stride, :, rung]
+    energy = run.energy[index[::stride], :, rung]
     return _Frames(torch.from_numpy(xyz[: energy.size]), np.asarray(energy, dtype=np.float64))
 
 

@@ -153,7 +153,9 @@ def start_sampling(stage: Stage, sampler: ParallelTempering) -> None:
     config = stage.config | {"choices": choices, "seed": choices["seed"]} | stage.costs.to_config()
     if has_reference(stage.molecule.fingerprint):
         config["reference"] = REFERENCE_FILE
-    sampler.start(stage.lock, config)
+    saved = sampling_part(stage.choices["settings"])
+    intervals = saved.get("save_interval", 1), saved.get("numbers_interval")
+    sampler.start(stage.lock, config, *intervals)
     stage.reload()
 
 
@@ -189,7 +191,7 @@ def resume_sampling(
         )
         with sampler:
             sampler.resume(directory, lock=stage.lock)
-            if n_iterations <= sampler.n_written * choices["save_interval"]:
+            if n_iterations <= sampler.n_done:
                 logger.info("all %d iterations are complete", n_iterations)
             return sample_and_analyze(stage, sampler, n_iterations, until)
 
@@ -201,7 +203,7 @@ def sample_and_analyze(
     try:
         sample_until(stage, sampler, n_iterations, until)
     except KeyboardInterrupt:
-        if sampler.n_written:
+        if sampler.n_done:
             analyze(stage.directory, observe=stage.options.observe)
         raise
     return analyze(stage.directory, observe=stage.options.observe)

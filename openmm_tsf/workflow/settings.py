@@ -6,6 +6,8 @@ from typing import Any, Self
 
 from openmm_tsf.analysis.targets import parse_targets
 from openmm_tsf.io.run_config import check_distinct_temperatures
+from openmm_tsf.io.serialization import OMIT_DEFAULT
+from openmm_tsf.sampling.provenance import check_intervals
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.training import FitSettings
 from openmm_tsf.units import PER_PICOSECOND, PICOSECOND, as_temperature, as_temperatures, in_unit
@@ -167,6 +169,10 @@ class SamplingSettings:
         Parts of the walkers, equally large, each with its own directory and random numbers, which
         are sampled independently (:mod:`openmm_tsf.workflow.shards`). Rounds before production
         have the walkers of one.
+    save_interval, numbers_interval
+        Iterations from one saved frame of every walker to the next; and from one to the next whose
+        energies, replicas and torsions are saved, by default the same: a divisor of
+        `save_interval`. They do not change the chain.
     """
 
     temperatures: tuple[float, ...] = LADDER_K
@@ -179,7 +185,9 @@ class SamplingSettings:
     n_walk: int = 4
     swap: str = "both"
     local_interval: int = 2
-    n_shards: int = 1
+    n_shards: int = field(default=1, metadata=OMIT_DEFAULT)
+    save_interval: int = field(default=1, metadata=OMIT_DEFAULT)
+    numbers_interval: int | None = field(default=None, metadata=OMIT_DEFAULT)
 
     def __post_init__(self) -> None:
         check_fields(
@@ -195,6 +203,8 @@ class SamplingSettings:
             swap=partial(check_choice, allowed=("plain", "steered", "both")),
             local_interval=_check_count,
             n_shards=partial(check_int, most=MOST_SHARDS),
+            save_interval=check_int,
+            numbers_interval=optional(check_int),
         )
         if self.n_walkers % self.n_shards:
             raise ValueError(
@@ -204,6 +214,12 @@ class SamplingSettings:
             raise ValueError(
                 f"until: expected none with n_shards={self.n_shards}, which know nothing of each "
                 f"other, got {self.until}; give n_iterations, and resume with more of them"
+            )
+        check_intervals(self.save_interval, self.numbers_interval)
+        if self.save_interval > 1 and 2 * self.save_interval > self.n_iterations:
+            raise ValueError(
+                f"save_interval: expected at most half of n_iterations, {self.n_iterations}, got "
+                f"{self.save_interval}"
             )
         moves = (self.n_independent, self.n_crank_nicolson, self.n_walk, self.local_interval)
         if not any(moves):

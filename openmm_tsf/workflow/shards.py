@@ -189,7 +189,8 @@ class ShardSampling:
                 add_up=ranks.sum_,
                 progress=self.options.progress and ranks.is_first,
             )
-            choices = chains[0].choices()
+            settings = self.settings
+            choices = chains[0].choices(settings.save_interval, settings.numbers_interval)
         finally:
             for chain in chains:
                 chain.close()
@@ -217,7 +218,7 @@ class ShardSampling:
             stage.record_target(self.settings.n_iterations)
             with self._open_chain(stage, number, potential) as sampler:
                 sample_until(stage, sampler, self.settings.n_iterations, ())
-                return sampler.n_written
+                return sampler.n_done
 
     def _open_chain(self, stage: Stage, number: int, potential: Potential) -> ParallelTempering:
         if has_started(stage.directory):

@@ -34,6 +34,7 @@ from openmm_tsf.analysis.observables import (
 from openmm_tsf.analysis.targets import Target, TargetAssessment
 from openmm_tsf.analysis.training_checks import check_lost
 from openmm_tsf.sampling import ParallelTempering
+from openmm_tsf.sampling.provenance import recorded_intervals
 from openmm_tsf.systems.molecule import MolecularSystem
 from openmm_tsf.systems.slow_torsions import slow_torsions
 from openmm_tsf.workflow.stage import Stage
@@ -112,9 +113,11 @@ def sample_until(
     and recorded as ``stopped`` among the choices in ``config.json``.
     """
     targets = [Target.parse(text) for text in until]
-    done = sampler.n_written * stage.choices.get("save_interval", 1)
+    done, intervals = sampler.n_done, recorded_intervals(stage.choices)
     while True:
-        if targets and done and (is_look(done) or done >= n_iterations):
+        # Twice, so that the second half has frames.
+        can_look = done >= 2 * intervals.frames
+        if targets and can_look and (is_look(done) or done >= n_iterations):
             run = load_run(stage.directory)
             run.observe(stage.options.observe)
             assessed, lost = [target.assess(run) for target in targets], find_lost(run)
@@ -128,6 +131,8 @@ def sample_until(
         sampler.run(
             end - done,
             stage.directory,
+            save_interval=intervals.frames,
+            numbers_interval=intervals.numbers,
             checkpoint_seconds=stage.options.checkpoint_seconds,
             progress=stage.options.progress,
         )
@@ -171,7 +176,8 @@ def _record(
     needed = [each.n_iterations_needed(n_used) for each in assessed if not each.is_met]
     more = ""
     if needed and all(map(math.isfinite, needed)):
-        more = f"; some {max(needed):,.0f} are needed"
+        in_all = max(needed) * recorded_intervals(stage.choices).numbers
+        more = f"; some {in_all:,.0f} are needed"
     what = "the targets are not met" if needed else "the targets are met, but a basin is missing"
     words = "".join(f"; {each}" for each in lost)
     logger.warning("%s after %d iterations, the most allowed%s%s", what, done, more, words)

@@ -22,6 +22,7 @@ BAD_INPUT = [
     "io/test_untrusted_files.py",
 ]  # fmt: skip
 FUZZ, KILLS = "fuzz.py --examples 60 --seed 11", "kills.py --kills 120"
+SHARDS = "shard_kills.py --kills 52"
 LONG_RUN = "long_run.py"
 
 
@@ -38,7 +39,7 @@ def bad_input():
 def measure():
     """Write all JSON files."""
     bad_input()
-    for line in (FUZZ, KILLS, LONG_RUN):
+    for line in (FUZZ, KILLS, SHARDS, LONG_RUN):
         script, *arguments = line.split()
         name = script.removesuffix(".py")
         command = [sys.executable, "-m", f"tests.robustness.{name}", *arguments]
@@ -53,6 +54,7 @@ def read(name):
 def rows():
     """Return the subject, figures and command of each line of the table."""
     bad, fuzz, kills, long = map(read, ("bad_input", "fuzz", "kills", "long_run"))
+    shards = read("shard_kills")
     tried, refused, worked, failed = (
         sum(row[key] for row in fuzz.values()) for key in ("tried", "refused", "worked", "failed")
     )
@@ -70,7 +72,10 @@ def rows():
          FUZZ),
         ("kills, each resumed, compared bit by bit",
          f"{kills['kills']} ({stages}); {kills['mismatches']} mismatches", KILLS),
-        ("by", ", ".join(f"{name} {n}" for name, n in sorted(means.items())), ""),
+        ("by", _counts(means), ""),
+        ("one of two processes that sample shards of a run killed, resumed, compared",
+         f"{shards['kills']} ({_counts(shards['by_means'])}); {shards['mismatches']} mismatches",
+         SHARDS),
         ("memory over a run, MiB at a tenth and at the end",
          f"{toy['iterations']:,} iterations, toy: {toy['resident_MiB_at_a_tenth']:.0f}, "
          f"{toy['resident_MiB_at_the_end']:.0f}; {peptide['iterations']:,}, alanine dipeptide: "
@@ -85,6 +90,10 @@ def rows():
          f"{100 * checkpoints['share']:.2f} % of the time ({checkpoints['checkpoints']}, "
          f"{1000 * checkpoints['seconds_each']:.0f} ms each)", LONG_RUN),
     ]  # fmt: skip
+
+
+def _counts(numbers):
+    return ", ".join(f"{name} {n}" for name, n in sorted(numbers.items()))
 
 
 def main():

@@ -3,12 +3,15 @@
     python -m tests.robustness.shard_kills --output examples/results/shard_kills.json
 
 A run of four shards is prepared once, and sampled by one process: the reference. Then, in copies of
-the prepared run, two processes at a time sample a shard each (``run --shard K --resume``). One of
-them is killed at a random moment: by SIGKILL, SIGTERM, SIGINT or a limit on the size of files (a
-full disk); or a second job is started on its shard, which must be refused. The other one must end
-as if nothing had happened. After each kill the reader of all shards must show the first part of
-the reference; at the end every shard must be identical to it, bit by bit. Exit status 1: something
-was wrong.
+the prepared run, two processes at a time sample a shard each. One of them is killed at a random
+moment: by SIGKILL, SIGTERM, SIGINT or a limit on the size of files (a full disk); or a second job
+is started on its shard, which must be refused. The other one must end as if nothing had happened.
+After each kill the reader of all shards must show the first part of the reference; at the end every
+shard must be identical to it, bit by bit. Exit status 1: something was wrong.
+
+One process in ten is the whole program (``run --shard K --resume``). The others are forked from
+this one, which has the molecule and the frames, and do what the program does with them: reading
+these takes longer than a shard.
 """
 
 import argparse
@@ -24,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +35,55 @@ import numpy as np
 import torch
 
 from openmm_tsf.analysis import load_run
+from openmm_tsf.cli.main import INTERRUPTED
 from openmm_tsf.io.shards import shard_directory
+from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.utils.versions import package_versions
+from openmm_tsf.workflow.options import RunOptions
+from openmm_tsf.workflow.record import recorded_settings
+from openmm_tsf.workflow.settings import RunSettings
+from openmm_tsf.workflow.shards import ShardSampling, sample_shards
 from tests.robustness import inspection
 from tests.robustness.jobs import PATIENCE, Job
 from tests.robustness.killed_stage import SIGNALS, STATUSES
 
-N_SHARDS, N_ITERATIONS = 4, 40
+N_SHARDS, N_ITERATIONS, STRIDE = 4, 40, 40
+WHOLE_PROGRAM = 0.1  # of the processes
 LIMIT, SECOND = "file size limit", "second job"
 MEANS = {"SIGKILL": 5, "SIGTERM": 2, "SIGINT": 1, LIMIT: 2, SECOND: 1}
 PREPARED = (
-    f"--preset quick --stride 40 --steps 20 --rounds 0 --walkers {2 * N_SHARDS} --tuning 3 "
+    f"--preset quick --stride {STRIDE} --steps 20 --rounds 0 --walkers {2 * N_SHARDS} --tuning 3 "
     f"--iterations {N_ITERATIONS} --shards {N_SHARDS} --seed 3 --prepare"
 )
+
+
+class ShardJob(Job):
+    """A forked process that samples one shard with what its parent has read."""
+
+    def __init__(self, sampling: ShardSampling, number: int, limits: dict[int, int]) -> None:
+        self._sampling, self._number = sampling, number
+        super().__init__([], False, limits)
+
+    def _run_forked(self, arguments: Sequence[str], write: int, limits: dict[int, int]) -> None:
+        status = 1
+        try:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+            os.setsid()
+            os.dup2(write, 2)
+            sys.stderr = open(2, "w", 1, closefd=False)  # noqa: SIM115
+            for which, limit in limits.items():
+                resource.setrlimit(which, (limit, limit))
+            sample_shards(self._sampling, [self._number])
+            status = 0
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+        except BaseException as error:
+            print(f"openmm-tsf: error: {error}", file=sys.stderr)
+            status = 2
+        finally:
+            os._exit(status)
 
 
 class KilledShards:
@@ -52,30 +92,33 @@ class KilledShards:
     def __init__(self, folder: Path, rng: random.Random) -> None:
         self.folder, self.rng = folder, rng
         self.prepared, self.reference = folder / "prepared", folder / "reference"
+        self.molecule = alanine_dipeptide()
+        self.frames = MDDataset.shipped(self.molecule, stride=STRIDE)
         self.kills: Counter[str] = Counter()
         self.statuses: Counter[str] = Counter()
         self.reached: Counter[int] = Counter()
-        self.passes = self.starts = self.undisturbed = 0
+        self.passes = self.starts = self.whole_programs = self.undisturbed = 0
         self.wrong: list[str] = []
 
     def make_reference(self) -> None:
         """Prepare the run, and sample its shards one after the other."""
-        self._run(self.prepared, *PREPARED.split())
+        job = Job(self.arguments(self.prepared, *PREPARED.split()), real=False)
+        if job.wait(10 * PATIENCE):
+            raise RuntimeError(f"preparing ended with {job.status}: {job.stderr}")
         shutil.copytree(self.prepared, self.reference)
         start = time.monotonic()
         for number in range(N_SHARDS):
-            self._run(self.reference, "--shard", str(number))
-        self.duration = (time.monotonic() - start) / N_SHARDS
+            job = self._start(self.reference, number, None, whole_program=number == 0)
+            if job.wait(10 * PATIENCE):
+                raise RuntimeError(f"shard {number} ended with {job.status}: {job.stderr}")
+            if number == 0:
+                start = time.monotonic()
+        self.duration = (time.monotonic() - start) / (N_SHARDS - 1)
         self.whole = load_run(self.reference, start=0)
 
     def arguments(self, output: Path, *more: str) -> list[str]:
         every = ["--quiet", "--checkpoint-seconds", "0.1", "--platform", "Reference", "--resume"]
         return ["run", "--output", str(output), *every, *more]
-
-    def _run(self, output: Path, *more: str) -> None:
-        job = Job(self.arguments(output, *more), real=False)
-        if job.wait(10 * PATIENCE):
-            raise RuntimeError(f"{' '.join(more)} ended with {job.status}: {job.stderr}")
 
     def one_pass(self, quota: int) -> None:
         """Sample all shards with kills up to `quota` in total."""
@@ -109,12 +152,24 @@ class KilledShards:
         if not problems:
             shutil.rmtree(output)
 
-    def _start(self, output: Path, number: int, means: str | None) -> Job:
+    def _start(
+        self, output: Path, number: int, means: str | None, *, whole_program: bool | None = None
+    ) -> Job:
         self.starts += 1
-        limits = {}
+        limits: dict[int, int] = {}
         if means == LIMIT:
             limits = {resource.RLIMIT_FSIZE: int(10 ** self.rng.uniform(2.5, 5.5))}
-        return Job(self.arguments(output, "--shard", str(number)), real=False, limits=limits)
+        if whole_program is None:
+            whole_program = self.rng.random() < WHOLE_PROGRAM
+        self.whole_programs += whole_program
+        if whole_program:
+            return Job(self.arguments(output, "--shard", str(number)), real=False, limits=limits)
+        settings = recorded_settings(output, "run", RunSettings).sampling
+        options = RunOptions(
+            resume=True, progress=False, checkpoint_seconds=0.1, platform="Reference"
+        )
+        sampling = ShardSampling(output, self.molecule, settings, options, self.frames)
+        return ShardJob(sampling, number, limits)
 
     def _kill(self, output: Path, number: int, job: Job, means: str | None) -> list[str]:
         """Kill a job, or start a second one beside it; return the problems."""
@@ -183,6 +238,7 @@ class KilledShards:
             "by_means": dict(self.kills),
             "exit_statuses": dict(self.statuses),
             "starts": self.starts,
+            "of_the_whole_program": self.whole_programs,
             "passes_of_4_shards": self.passes,
             "processes_beside_a_kill_that_ended_well": self.undisturbed,
             "iterations_read_after_a_kill": {str(n): c for n, c in sorted(self.reached.items())},

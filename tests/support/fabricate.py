@@ -113,9 +113,13 @@ def write_run(
     positions=None,
     per_segment=100,
     kernels=None,
+    frame_interval=None,
     **config,
 ):
-    """Write a run directory: energy [n, W, R], named dihedrals, positions [n, W, R, N, 3]."""
+    """Write a run directory: energy [n, W, R], named dihedrals, positions [n, W, R, N, 3].
+
+    With a `frame_interval` only iterations that are multiples of it have frames.
+    """
     path = Path(path)
     (path / "segments").mkdir(parents=True)
     dihedrals = dihedrals or {}
@@ -153,9 +157,12 @@ def write_run(
         for k, (name, size) in enumerate(kernels.items()):
             arrays[f"proposed_{name}"] = np.full(size, 10 * length, dtype=np.int64)
             arrays[f"accepted_{name}"] = np.full(size, (k + 2) * length, dtype=np.int64)
+        if frame_interval is not None:
+            framed = arrays["iteration"] % frame_interval == 0
+            arrays["frame_iteration"] = arrays["iteration"][framed]
         np.savez(path / "segments" / f"segment_{number:06d}.npz", **arrays)
     if positions is not None:
-        write_frames(path, temperatures, positions)
+        write_frames(path, temperatures, positions[:: frame_interval or 1])
     return path
 
 

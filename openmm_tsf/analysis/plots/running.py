@@ -45,13 +45,12 @@ def draw_running(
 
     Lines of a state that was never visited are left out, until its first visit.
     """
-    first = run.n_used / _POINTS
-    ends = np.unique(np.linspace(first, run.n_used, _POINTS).astype(int))
-    ends = ends[ends > 0]
-    x = run.start + ends
     drawn = False
     for series in lines:
         values = np.asarray(series.values, dtype=np.float64)
+        ends = np.unique(np.linspace(len(values) / _POINTS, len(values), _POINTS).astype(int))
+        ends = ends[ends > 0]
+        x = run.start + 1 + run.match_frames(np.arange(run.n_used), len(values))[ends - 1]
         estimates = [estimate_mean(values[:end]) for end in ends]
         means = np.array([e.value for e in estimates])
         errors = np.nan_to_num(np.array([e.stderr for e in estimates]))
