@@ -16,7 +16,7 @@ SHORT = "--preset quick --stride 40 --steps {} --platform Reference"
 
 def program(command, *, size=2, stop_when=None):
     options = shlex.split(command), stop_when
-    return returned(run_ranks(run_program, *options, size=size, timeout=None, seconds=200))
+    return returned(run_ranks(run_program, *options, size=size, timeout=None, seconds=500))
 
 
 def n_steps(folder):
@@ -90,8 +90,8 @@ def test_a_run_of_several_ranks_needs_shards(tmp_path):
 def test_a_run_of_ranks_trains_and_samples(tmp_path):
     """Also after MD and in rounds; one process goes on."""
     folder = tmp_path / "run"
-    sizes = "--walkers 6 --shards 2 --iterations 4 --tuning 2 --temperatures 500 600 --stride 2"
-    command = f"run --output {folder} --rounds 1 --md --frames 400 {SHORT.format(4)} {sizes}"
+    sizes = "--walkers 6 --shards 2 --iterations 4 --tuning 2 --temperatures 500 600 --stride 1"
+    command = f"run --output {folder} --rounds 1 --md --frames 80 {SHORT.format(4)} {sizes}"
     first, second = program(command)
     assert first[0] == second[0] == 0, (first[2], second[2])
     assert "report.html" in first[1]
