@@ -91,7 +91,7 @@ def test_a_run_of_ranks_trains_and_samples(tmp_path):
     """Also after MD and in rounds; one process goes on."""
     folder = tmp_path / "run"
     sizes = "--walkers 6 --shards 2 --iterations 4 --tuning 2 --temperatures 500 600 --stride 1"
-    command = f"run --output {folder} --rounds 1 --md --frames 80 {SHORT.format(4)} {sizes}"
+    command = f"run --output {folder} --rounds 1 --md --frames 90 {SHORT.format(4)} {sizes}"
     first, second = program(command)
     assert first[0] == second[0] == 0, (first[2], second[2])
     assert "report.html" in first[1]
