@@ -9,6 +9,7 @@
 #SBATCH --output=%x-%j.log
 
 set -euo pipefail
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun takes one otherwise
 run=${1:?expected the run directory}
 shift
 

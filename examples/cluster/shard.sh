@@ -10,6 +10,7 @@
 #SBATCH --output=%x-%A_%a.log
 
 set -euo pipefail
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun takes one otherwise
 run=${1:?expected the run directory}
 
 # The jobs need nothing of each other: one that fails can be submitted again alone, with

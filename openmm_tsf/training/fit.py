@@ -144,6 +144,7 @@ def fit(
     _check_arguments(flow, datasets, potential, settings)
     ranks = current_ranks()
     check_ranks(settings, ranks)
+    ranks.barrier()  # others may have more to prepare than the time within which to come to a sum
     synchronize(ranks, (flow.network,))
     # On the CPU path gradients keep two threads busy: each uses half of torch's.
     threads, in_two = torch.get_num_threads(), settings.estimator == "path" and ranks.size == 1
@@ -157,6 +158,7 @@ def fit(
         exists = resume and checkpoint is not None and checkpoint.exists()
         if ranks.broadcast(exists) and checkpoint is not None:
             trainer.restore(checkpoint)
+        ranks.barrier()
         files = _Files(trainer, log, checkpoint, seconds)
         bar.initial = bar.n = bar.last_print_n = trainer.step
         with torch_threads(threads), DeferredInterrupt() as interrupt:

@@ -296,8 +296,7 @@ def connect_ranks(
     """Connect all ranks within the ``with`` block; afterwards, also after an error, no longer.
 
     Ranks that wait for one that has left get a :class:`LostRankError`. Tensors of the CPU are
-    exchanged by gloo, those of GPUs, if `device` is one, by NCCL. With one rank nothing is
-    connected.
+    exchanged by gloo, those of GPUs by NCCL. With one rank nothing is connected.
 
     Parameters
     ----------
@@ -322,13 +321,13 @@ def connect_ranks(
     import torch
     import torch.distributed as dist
 
-    on_cuda = device is not None and device.startswith("cuda")
-    if on_cuda:
+    has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
+    if device is not None and device.startswith("cuda"):
         torch.cuda.set_device(device)
     host = f"[{ranks.address}]" if ":" in ranks.address else ranks.address
     try:
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+            "cpu:gloo,cuda:nccl" if has_nccl else "gloo",
             init_method=f"tcp://{host}:{ranks.port}",
             rank=ranks.rank,
             world_size=ranks.size,
@@ -338,8 +337,10 @@ def connect_ranks(
     except RuntimeError as error:  # of torch.distributed, and of gloo
         if dist.is_initialized():
             dist.destroy_process_group()
-        where = f"{ranks.size} ranks at {ranks.address}:{ranks.port}"
-        raise LostRankError(f"rank {ranks.rank}: expected {where}, got {_reason(error)}") from error
+        raise LostRankError(
+            f"rank {ranks.rank}: expected {ranks.size} ranks at {ranks.address}:{ranks.port}, "
+            f"got {_reason(error)}"
+        ) from error
     _patient_group, _current = patient, ranks
     failed = True
     try:
@@ -348,5 +349,5 @@ def connect_ranks(
     finally:
         _patient_group, _current = None, Ranks()
         # NCCL waits for what was begun; after an error the end of the process ends it.
-        if not (failed and on_cuda):
+        if not (failed and has_nccl):
             dist.destroy_process_group()
