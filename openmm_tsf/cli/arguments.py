@@ -138,9 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
         _sampling_arguments(command)
 
     add_shard_arguments(everything)
-    everything.add_argument(
-        "--md", action="store_true", help="run MD even where frames are shipped"
-    )
+    everything.add_argument("--md", action="store_true", help="MD even where frames are shipped")
     everything.add_argument("--rounds", type=int, help="rounds of sampling and retraining")
     for command in (everything, md):
         command.add_argument("--frames", type=int, help="frames of MD (default: 40000, quick 2000)")
