@@ -72,8 +72,8 @@ class MullerBrown(ModelPotential):
         """Draw independent samples [n, 2] at `temperature`, float64.
 
         Grid points are drawn with their quadrature weights and displaced uniformly within a grid
-        step, as by :meth:`openmm_tsf.potentials.DoubleWell.sample`: at T = 10 a step is a quarter of
-        the narrowest standard deviation of a well, and variances are exact to 0.5 %.
+        step. At T = 10 a step is a quarter of the narrowest standard deviation of a well: variances
+        are exact to 0.5 %.
         """
         n = check_int(n, "n", least=0)
         points, log_weights = self._quadrature(temperature)
