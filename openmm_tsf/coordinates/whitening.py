@@ -156,7 +156,9 @@ class Whitening(nn.Module):
         none = values.new_zeros(0)
         soft = torch.zeros(d, dtype=torch.bool, device=values.device)
         stiff_mean = mean.detach().to(values).clone()
-        return cls("full", soft, none, none, stiff_mean, values.new_zeros(0, d), factor)
+        return cls(
+            "full", soft, none, none, stiff_mean, values.new_zeros(0, d), factor.contiguous()
+        )
 
     @property
     def log_abs_det(self) -> Tensor:
