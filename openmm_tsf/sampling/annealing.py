@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import energies
 from openmm_tsf.sampling.kernels.base import Kernel
-from openmm_tsf.sampling.resampling import ess_fractions, log_means, resample_systematically
+from openmm_tsf.sampling.resampling import ess_fractions, log_means, select_survivors
 from openmm_tsf.sampling.state import WalkerState
 from openmm_tsf.units import as_temperature
 from openmm_tsf.utils.validation import check_float, check_int, list_items
@@ -261,7 +261,7 @@ def sequential_monte_carlo(
     schedule
         The path, the kernels, transports, and when to resample.
     generator
-        Source of all random numbers; particles are on its device.
+        Source of all random numbers, on the CPU, where the particles are.
 
     Raises
     ------
@@ -272,8 +272,10 @@ def sequential_monte_carlo(
     kelvin = as_temperature(temperature)
     n_populations, n = (check_int(size, "shape") for size in shape)
     size = n_populations * n
+    if generator.device.type != "cpu":
+        raise ValueError(f"generator: expected one of the CPU, got one of {generator.device}")
     kt = potential.boltzmann_constant * kelvin
-    x = base.sample(size, kelvin, generator).to(generator.device, torch.float64)
+    x = base.sample(size, kelvin, generator).to(torch.float64)
     if x.shape[1:] != tuple(potential.event_shape):
         raise ValueError(f"base: expected draws {potential.event_shape}, got {tuple(x.shape[1:])}")
     base_energy, energy = base.energy(x), energies.energy(potential, x)
@@ -295,7 +297,7 @@ def sequential_monte_carlo(
         _check_weights(log_weights, fraction)
         ess.append(ess_fractions(log_weights))
         chosen = ess[-1] < schedule.resample_below
-        rows, log_weights = _survivors(log_weights, chosen, generator)
+        rows, log_weights = select_survivors(log_weights, chosen, generator)
         resampled.append(chosen)
         x, base_energy, energy = x[rows], base_energy[rows], energy[rows]
         if schedule.make_kernels is not None:
@@ -343,23 +345,6 @@ def _check_weights(log_weights: Tensor, fraction: float) -> None:
             f"potential: all particles of a population have weight zero at fraction {fraction:g}; "
             "more particles or a wider base may help"
         )
-
-
-def _survivors(log_weights: Tensor, chosen: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Return the rows [G n] that go on, and their weights [G, n].
-
-    Populations that are `chosen` [G] are resampled. Elsewhere a particle of weight zero, which
-    never counts again, takes the place of the heaviest, so that kernels have finite energies.
-    """
-    n_populations, n = log_weights.shape
-    index = torch.arange(n, dtype=torch.int64, device=log_weights.device)
-    kept = torch.where(log_weights.isneginf(), log_weights.argmax(dim=1, keepdim=True), index)
-    drawn = resample_systematically(log_weights, generator) if bool(chosen.any()) else kept
-    rows = torch.where(chosen[:, None], drawn, kept)
-    means = log_means(log_weights)[:, None].expand(-1, n)
-    offsets = n * torch.arange(n_populations, dtype=torch.int64, device=log_weights.device)
-    new_weights = torch.where(chosen[:, None], means, log_weights)
-    return (rows + offsets[:, None]).flatten(), new_weights
 
 
 def _move(

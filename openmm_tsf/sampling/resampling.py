@@ -32,3 +32,22 @@ def resample_systematically(log_weights: Tensor, generator: Generator) -> Tensor
     # Rounded to 1, a point would lie beyond the last particle.
     below_one = torch.nextafter(points.new_ones(()), points.new_zeros(()))
     return torch.searchsorted(cumulated, torch.minimum(points, below_one), right=True)
+
+
+def select_survivors(
+    log_weights: Tensor, chosen: Tensor, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Return the rows [G n] that go on, and their weights [G, n].
+
+    Populations that are `chosen` [G] are resampled. Elsewhere a particle of weight zero, which
+    never counts again, takes the place of the heaviest, so that kernels have finite energies.
+    """
+    n_populations, n = log_weights.shape
+    index = torch.arange(n, dtype=torch.int64, device=log_weights.device)
+    kept = torch.where(log_weights.isneginf(), log_weights.argmax(dim=1, keepdim=True), index)
+    drawn = resample_systematically(log_weights, generator) if bool(chosen.any()) else kept
+    rows = torch.where(chosen[:, None], drawn, kept)
+    means = log_means(log_weights)[:, None].expand(-1, n)
+    offsets = n * torch.arange(n_populations, dtype=torch.int64, device=log_weights.device)
+    new_weights = torch.where(chosen[:, None], means, log_weights)
+    return (rows + offsets[:, None]).flatten(), new_weights

@@ -136,24 +136,24 @@ def scores_of(change, monkeypatch):
 
 def forget_mean_weight(schedule, monkeypatch):
     """Weights are 1 after resampling, instead of their mean."""
-    survivors = annealing._survivors
+    survivors = annealing.select_survivors
 
     def mutant(log_weights, chosen, generator):
         rows, new = survivors(log_weights, chosen, generator)
         return rows, torch.where(chosen[:, None], 0.0, new)
 
-    monkeypatch.setattr(annealing, "_survivors", mutant)
+    monkeypatch.setattr(annealing, "select_survivors", mutant)
 
 
 def keep_weights(schedule, monkeypatch):
     """Particles are resampled by their weights and keep them."""
-    survivors = annealing._survivors
+    survivors = annealing.select_survivors
 
     def mutant(log_weights, chosen, generator):
         rows, _ = survivors(log_weights, chosen, generator)
         return rows, log_weights.flatten()[rows].reshape(log_weights.shape)
 
-    monkeypatch.setattr(annealing, "_survivors", mutant)
+    monkeypatch.setattr(annealing, "select_survivors", mutant)
 
 
 def wrong_temperature(schedule, monkeypatch):
