@@ -12,10 +12,10 @@ from openmm_tsf.utils.validation import check_int, check_positive, unwrap_scalar
 
 
 class GaussianMixture(ModelPotential):
-    """A mixture of K Gaussians on R^d, U(x) = -ln Σ_k w_k N(x; μ_k, Σ_k).
+    """A mixture of K Gaussians on R^d, U(x) = -T₀ ln Σ_k w_k N(x; μ_k, Σ_k).
 
-    The mixture is the Boltzmann distribution at T = 1, with ln Z = 0; at other temperatures
-    U/T has no exact answers here.
+    The mixture is the Boltzmann distribution at T₀, with ln Z = 0; there are no exact answers here
+    at other temperatures.
 
     Parameters
     ----------
@@ -26,6 +26,8 @@ class GaussianMixture(ModelPotential):
         coordinates of all modes.
     weights
         w [K], positive; they are divided by their sum. Equal if None.
+    temperature
+        T₀, by default 1; that of the target where the mixture is a base measure.
 
     Examples
     --------
@@ -38,13 +40,18 @@ class GaussianMixture(ModelPotential):
     """
 
     def __init__(
-        self, means: Tensor, covariances: Tensor | float, weights: Tensor | None = None
+        self,
+        means: Tensor,
+        covariances: Tensor | float,
+        weights: Tensor | None = None,
+        temperature: float = 1.0,
     ) -> None:
         check_floating(means, "means")
         if means.ndim != 2 or 0 in means.shape or not means.isfinite().all():
             raise ValueError(f"means: expected finite numbers [K, d], got {tuple(means.shape)}")
         k, d = means.shape
         super().__init__(d)
+        self.temperature = as_temperature(temperature)
         self.means = means.detach().to("cpu", torch.float64)
         number = unwrap_scalar(covariances)
         if isinstance(number, Real):
@@ -69,7 +76,7 @@ class GaussianMixture(ModelPotential):
         self.log_heights = self.weights.log() - log_det - 0.5 * d * math.log(2.0 * math.pi)
 
     def formula(self, x: Tensor) -> Tensor:
-        return -self._log_terms(x).logsumexp(dim=1)
+        return -self.temperature * self._log_terms(x).logsumexp(dim=1)
 
     def _log_terms(self, x: Tensor) -> Tensor:
         """Return ln [w_k N(x; μ_k, Σ_k)] [B, K]."""
@@ -90,37 +97,42 @@ class GaussianMixture(ModelPotential):
         self.check_positions(x)
         return self._log_terms(x).argmax(dim=1)
 
-    def log_prob(self, x: Tensor, temperature: float = 1.0) -> Tensor:
-        """Return the normalised log-density [B] of x [B, d]; `temperature` has to be 1."""
-        _check_unit_temperature(temperature)
+    def log_prob(self, x: Tensor, temperature: float) -> Tensor:
+        """Return the normalised log-density [B] of x [B, d]; `temperature` has to be T₀."""
+        self._check_temperature(temperature)
         self.check_positions(x)
-        return -self.formula(x)
+        return self._log_terms(x).logsumexp(dim=1)
 
-    def log_partition_function(self, temperature: float = 1.0) -> float:
-        """Return ln Z = 0; `temperature` has to be 1."""
-        _check_unit_temperature(temperature)
+    def log_partition_function(self, temperature: float) -> float:
+        """Return ln Z = 0; `temperature` has to be T₀."""
+        self._check_temperature(temperature)
         return 0.0
 
     def mean(self) -> Tensor:
-        """Return ⟨x⟩ [d] at T = 1, float64."""
+        """Return ⟨x⟩ [d] at T₀, float64."""
         return self.weights @ self.means
 
     def covariance(self) -> Tensor:
-        """Return the covariance [d, d] of x at T = 1, float64."""
+        """Return the covariance [d, d] of x at T₀, float64."""
         centred = self.means - self.mean()
         outer = centred[:, :, None] * centred[:, None, :]
         return (self.weights[:, None, None] * (self.covariances + outer)).sum(dim=0)
 
     def sample(self, n: int, temperature: float, generator: torch.Generator) -> Tensor:
-        """Draw independent samples [n, d], float64; `temperature` has to be 1."""
+        """Draw independent samples [n, d], float64; `temperature` has to be T₀."""
         n = check_int(n, "n", least=0)
-        _check_unit_temperature(temperature)
+        self._check_temperature(temperature)
         shape = (n, self.event_shape[0])
         if n == 0:
             return torch.zeros(shape, dtype=torch.float64, device="cpu")
         mode = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         noise = torch.randn(shape, dtype=torch.float64, generator=generator, device="cpu")
         return self.means[mode] + torch.einsum("nij,nj->ni", self._factors[mode], noise)
+
+    def _check_temperature(self, temperature: float) -> None:
+        if as_temperature(temperature) != self.temperature:
+            expected = f"{self.temperature:g}, the mixture's own"
+            raise ValueError(f"temperature: expected {expected}, got {temperature!r}")
 
 
 def _check_weights(weights: Tensor | None, k: int) -> Tensor:
@@ -132,8 +144,3 @@ def _check_weights(weights: Tensor | None, k: int) -> Tensor:
         raise ValueError(f"weights: expected {k} positive numbers, got {weights}")
     values = weights.detach().to("cpu", torch.float64)
     return values / values.sum()
-
-
-def _check_unit_temperature(temperature: float) -> None:
-    if as_temperature(temperature) != 1.0:
-        raise ValueError(f"temperature: expected 1, the mixture's own, got {temperature!r}")

@@ -25,7 +25,7 @@ class BaseMeasure(Protocol):
     """A potential whose Boltzmann distribution can be drawn from and normalised.
 
     :class:`openmm_tsf.potentials.GaussianWell` is one, and
-    :class:`openmm_tsf.potentials.GaussianMixture` at T = 1.
+    :class:`openmm_tsf.potentials.GaussianMixture` at its temperature.
     """
 
     event_shape: tuple[int, ...]

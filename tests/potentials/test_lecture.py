@@ -126,7 +126,7 @@ def test_muller_brown_samples_and_importance_weights():
     # An independent way to the same numbers: weights of a wide Gaussian mixture.
     proposal = GaussianMixture(torch.tensor([[-0.5, 1.4], [0.4, 0.2]]), 0.15)
     x = proposal.sample(40_000, 1.0, generator(6))
-    log_weights = -potential.energy(x) / temperature - proposal.log_prob(x)
+    log_weights = -potential.energy(x) / temperature - proposal.log_prob(x, 1.0)
     assert z_scores(x, mean, log_weights).abs().max() < 4
     w = log_weights.exp()
     z = w.mean() - math.exp(potential.log_partition_function(temperature))
@@ -154,8 +154,12 @@ def test_mixture_is_the_sum_of_normals():
         normal = torch.distributions.MultivariateNormal(mean, covariance)
         total += weight * normal.log_prob(x).exp()
     torch.testing.assert_close(potential.energy(x), -total.log(), rtol=1e-6, atol=1e-6)
-    assert torch.equal(potential.log_prob(x), -potential.formula(x))
+    assert torch.equal(potential.log_prob(x, 1.0), -potential.formula(x))
     torch.testing.assert_close(potential.responsibilities(x).sum(1), torch.ones(5, dtype=DOUBLE))
+    warm = GaussianMixture(potential.means, potential.covariances, potential.weights, 3.0)
+    torch.testing.assert_close(warm.energy(x), 3.0 * potential.energy(x))
+    torch.testing.assert_close(warm.log_prob(x, 3.0), potential.log_prob(x, 1.0))
+    assert torch.equal(*(p.sample(9, t, generator(0)) for p, t in ((warm, 3.0), (potential, 1.0))))
     alone = GaussianMixture(torch.zeros(1, 64), 2.0)
     well = GaussianWell(torch.eye(64) / 2.0)
     x = torch.randn(3, 64, dtype=DOUBLE, generator=generator(3))
