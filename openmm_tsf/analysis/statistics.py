@@ -154,6 +154,32 @@ def weighted_mean(values: npt.ArrayLike, log_weights: npt.ArrayLike) -> tuple[fl
     return mean, float(np.sqrt(np.sum(weights**2 * (a - mean) ** 2)))
 
 
+def log_mean_weight(log_weights: npt.ArrayLike) -> tuple[float, float]:
+    """Return ln of the mean of independent weights w [N] and its standard error, SD(w)/(w̄ √N).
+
+    With w = exp(-U/kT) / q(x) and x drawn from a normalised q this estimates ln Z, as do the
+    weights of annealed importance sampling and the estimates of sequential Monte Carlo populations.
+    The error is that of the delta method; the estimate is too low by half its square, and does not
+    see modes that were never drawn. NaN for a single weight.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from openmm_tsf.analysis.statistics import log_mean_weight
+    >>> x = np.random.default_rng(1).normal(0.0, 1.5, 10_000)  # q = N(0, 1.5²)
+    >>> log_q = -0.5 * (x / 1.5) ** 2 - np.log(1.5 * np.sqrt(2.0 * np.pi))
+    >>> value, stderr = log_mean_weight(-0.5 * x**2 - log_q)  # Z = √(2π)
+    >>> bool(abs(value - 0.5 * np.log(2.0 * np.pi)) < 3 * stderr)
+    True
+    """
+    values = _check_log_weights(log_weights)
+    high = values.max()
+    weights = np.exp(values - high)
+    mean, size = weights.mean(), values.size
+    stderr = float(weights.std(ddof=1) / mean / np.sqrt(size)) if size > 1 else np.nan
+    return float(high + np.log(mean)), stderr
+
+
 def torus_bins(phi: npt.ArrayLike, psi: npt.ArrayLike, bins: int = 64) -> npt.NDArray[np.int64]:
     """Return the flat index of the bin of each (φ, ψ) among [bins, bins], first axis φ."""
     return angle_bins(phi, bins) * bins + angle_bins(psi, bins)

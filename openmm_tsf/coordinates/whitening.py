@@ -34,7 +34,7 @@ class Whitening(nn.Module):
     k = 1 to `harmonics`, and L is lower triangular. The log-determinant sum ln scale + sum ln L_ii
     is constant.
 
-    Build it with :meth:`fit` or :meth:`from_config`.
+    Build it with :meth:`fit`, :meth:`from_covariance` or :meth:`from_config`.
 
     Attributes
     ----------
@@ -128,6 +128,37 @@ class Whitening(nn.Module):
         # Contiguous, so that a reloaded map gives the same bits.
         tensors = [part.contiguous().to(u.dtype).to(u.device) for part in parts]
         return cls(mode, is_torsion.to(u.device), *tensors)
+
+    @classmethod
+    def from_covariance(cls, covariance: Tensor, mean: Tensor | None = None) -> Self:
+        """Return the linear map of mode ``"full"`` from N(0, 1) to a Gaussian, float64.
+
+        Below a flow's network it makes that Gaussian the base measure, whose covariance is
+        proportional to T: ``whitening=Whitening.from_covariance(well.covariance(T_ref))``.
+
+        Parameters
+        ----------
+        covariance, mean
+            [d, d], symmetric and positive definite; [d], zeros if None.
+        """
+        if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
+            shape = tuple(covariance.shape)
+            raise ValueError(f"covariance: expected shape [d, d], got {shape}")
+        values = covariance.detach().to(torch.float64)
+        d = len(values)
+        factor, failed = torch.linalg.cholesky_ex(values)
+        if int(failed) or not torch.allclose(values, values.mT, rtol=1e-6, atol=0.0):
+            raise ValueError("covariance: expected a symmetric positive definite matrix")
+        if mean is None:
+            mean = values.new_zeros(d)
+        if tuple(mean.shape) != (d,):
+            raise ValueError(f"mean: expected shape {(d,)}, got {tuple(mean.shape)}")
+        none = values.new_zeros(0)
+        soft = torch.zeros(d, dtype=torch.bool, device=values.device)
+        stiff_mean = mean.detach().to(values).clone()
+        return cls(
+            "full", soft, none, none, stiff_mean, values.new_zeros(0, d), factor.contiguous()
+        )
 
     @property
     def log_abs_det(self) -> Tensor:

@@ -10,6 +10,11 @@
     differentiable once.
 :class:`GaussianWell`, :class:`DoubleWell`, :class:`MixedDoubleWell`
     Toy potentials on R^d with exact thermodynamics, k_B = 1.
+:class:`MullerBrown`, :class:`GaussianMixture`, :class:`PhiFourChain`, :class:`PhiFourTorus`,
+:class:`RadialVelocity`
+    The systems of M. Gabrié's lecture on sampling with generative models (2022), k_B = 1: exact by
+    quadrature, by construction or by a transfer matrix. The two of φ⁴ make Gaussian base measures,
+    coupled and uncoupled.
 
 ``molecule.potential()`` returns a TorchPotential where it covers the System and an OpenMMPotential
 otherwise, and logs which. The command line compiles it when a million evaluations or more are
@@ -53,16 +58,25 @@ Adding a Force
 """
 
 from openmm_tsf.potentials.base import Potential
+from openmm_tsf.potentials.gaussian_mixture import GaussianMixture
 from openmm_tsf.potentials.mixed_double_well import MixedDoubleWell
+from openmm_tsf.potentials.muller_brown import MullerBrown
 from openmm_tsf.potentials.openmm_potential import OpenMMPotential
+from openmm_tsf.potentials.phi4 import PhiFourChain, PhiFourTorus
+from openmm_tsf.potentials.radial_velocity import RadialVelocity
 from openmm_tsf.potentials.torch_potential import TorchPotential
 from openmm_tsf.potentials.toy import DoubleWell, GaussianWell
 
 __all__ = [
     "DoubleWell",
+    "GaussianMixture",
     "GaussianWell",
     "MixedDoubleWell",
+    "MullerBrown",
     "OpenMMPotential",
+    "PhiFourChain",
+    "PhiFourTorus",
     "Potential",
+    "RadialVelocity",
     "TorchPotential",
 ]

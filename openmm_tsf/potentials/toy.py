@@ -116,6 +116,12 @@ class GaussianWell(ModelPotential):
         temperature = _check_temperature(temperature)
         return 0.5 * self.event_shape[0] * temperature
 
+    def log_prob(self, x: Tensor, temperature: float) -> Tensor:
+        """Return the normalised log-density [B] of x [B, d] at `temperature`."""
+        self.check_positions(x)
+        temperature = _check_temperature(temperature)
+        return -self.formula(x) / temperature - self.log_partition_function(temperature)
+
     def covariance(self, temperature: float) -> Tensor:
         """Return the covariance T P⁻¹ [d, d], float64."""
         temperature = _check_temperature(temperature)

@@ -45,6 +45,18 @@ def test_ess_limits_and_errors():
     assert st.forward_ess([5.0, 5.0]).fraction == pytest.approx(1.0)
 
 
+def test_log_mean_weight_and_its_error():
+    """Lognormal weights have E[w] = exp(μ + σ²/2): z is standard normal over repeated samples."""
+    rng, mu, sigma = np.random.default_rng(2), -3.0, 0.5
+    pairs = [st.log_mean_weight(rng.normal(mu, sigma, 500)) for _ in range(400)]
+    z = np.array([(value - mu - sigma**2 / 2) / stderr for value, stderr in pairs])
+    assert abs(z.mean()) < 4 / np.sqrt(400) + 0.03  # half of the error is the bias of ln
+    assert 1 - 4 / np.sqrt(800) < z.std() < 1 + 4 / np.sqrt(800)
+    value, stderr = st.log_mean_weight([1e4, -np.inf])
+    assert (value, stderr) == (pytest.approx(1e4 - np.log(2.0)), pytest.approx(1.0))
+    assert np.isnan(st.log_mean_weight([2.0])[1])
+
+
 def test_forward_ess_sees_a_dropped_mode():
     """The model covers half of the target: reverse samples cannot know, forward samples do."""
     assert st.reverse_ess(np.zeros(1000)).fraction == pytest.approx(1.0)
