@@ -179,7 +179,7 @@ class RunWriter:
         those of the same iterations. If frames are of fewer iterations, `numbers` hold these as
         ``frame_iteration``, and the ``dihedrals`` of all n.
         """
-        self._writing, self._stopped = True, False
+        self._writing = True
         self.check_held()
         content = dict(numbers)
         if self.molecule is None:
