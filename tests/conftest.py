@@ -50,7 +50,9 @@ def good(tmp_path_factory, worker_id):
     home = (base if worker_id == "master" else base.parent) / "good"
     with FileLock(f"{home}.lock"):
         if not (home / "complete").exists():
-            corpus.build(home / "good")
+            try:
+                corpus.build(home / "good")
+            finally:
+                LOGGER.setLevel(level)
             (home / "complete").touch()
-    LOGGER.setLevel(level)
     return home / "good"

@@ -36,7 +36,8 @@ SCRIPTS = [
     "benchmarks/moves", "benchmarks/openmm_samplers", "benchmarks/other_force_fields",
     "benchmarks/predictions", "benchmarks/scaling",
     "benchmarks/published", "benchmarks/seeds", "benchmarks/timestep_error",
-    "benchmarks/training_trials", "benchmarks/twenty", "paper/double_wells",
+    "benchmarks/training_trials", "benchmarks/twenty", "benchmarks/writing",
+    "lecture/importance_sampling", "paper/double_wells",
     "paper/double_well_sampling", "paper/figure3",
 ]  # fmt: skip
 

@@ -222,7 +222,7 @@ def without_work() -> Iterator[None]:
         data = corpus.frames()
         return replace(data, molecule=molecule) if molecule is not corpus.molecule() else data
 
-    def step(self: Any) -> None:
+    def step(self: Any, *args: Any) -> None:
         self.step = self.settings.n_steps
 
     def tune(self: Any, n_iterations: int = 200, **options: Any) -> Any:

@@ -74,12 +74,12 @@ def build(folder: Path) -> Path:
         run(folder / "run", TINY, frames=source, options=options)
         step, calls = Trainer.train_step, []
 
-        def killed(self: Any) -> None:
+        def killed(self: Any, *args: Any) -> None:
             calls.append(self)
             if len(calls) == 4:  # in the last step of the second training
                 self.save(folder / "killed" / "training" / "round_01.pt")
                 raise Killed
-            step(self)
+            step(self, *args)
 
         with mock.patch.object(Trainer, "train_step", killed), suppress(Killed):
             run(folder / "killed", TINY, frames=source, options=options)

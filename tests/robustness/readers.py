@@ -281,7 +281,7 @@ def judge(outcome: Outcome, command: bool, names: list[str]) -> str:
 def cut_short() -> Iterator[None]:
     """Read and check everything, but leave out steps, tuning, the self-test and figures."""
 
-    def step(self: Any) -> None:
+    def step(self: Any, *args: Any) -> None:
         self.step += 1
 
     def run(self: Any, n_iterations: int, output: Any = None, **options: Any) -> Any:
