@@ -11,11 +11,16 @@ from tests.support.examples import EXAMPLES, load_example
 RESULTS = EXAMPLES / "results"
 
 
+def contents():
+    """Return what the committed files say that the model reads."""
+    names = "scaling.json", "gpu.json", "writing.json"
+    return [json.loads((RESULTS / name).read_text()) for name in names]
+
+
 @pytest.fixture
 def inputs():
     model = load_example("benchmarks/scaling_model.py")
-    files = (json.loads((RESULTS / name).read_text()) for name in ("scaling.json", "gpu.json"))
-    return model.Inputs.from_results(*files)
+    return model.Inputs.from_results(*contents())
 
 
 def test_the_model_of_many_gpus_by_hand(inputs):
@@ -23,6 +28,8 @@ def test_the_model_of_many_gpus_by_hand(inputs):
     assert inputs.busy_ms == pytest.approx(168.802 * 0.054)
     device_ms = 164.39 * 0.262 - 94.97 * 0.094
     assert inputs.row_us == pytest.approx(1e3 * device_ms / 32_130)
+    # That of many walkers: of few it is mostly the cost of each call of `run`.
+    assert inputs.write_us == contents()[2]["at_once"]["async"]["cpu_microseconds_per_frame"]
     few = inputs.rates(1, 64)
     assert few["frames/s"] == pytest.approx(64 * 3 / 0.168802)
     assert few["bytes/s"] == pytest.approx(few["frames/s"] * inputs.bytes_each)
@@ -40,11 +47,24 @@ def test_the_model_of_many_gpus_by_hand(inputs):
 
 def test_the_table_has_a_row_for_each_size(inputs, capsys):
     model = load_example("benchmarks/scaling_model.py")
-    files = (json.loads((RESULTS / name).read_text()) for name in ("scaling.json", "gpu.json"))
-    model.print_model(*files)
+    model.print_model(*contents())
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(rows) == 1 + len(model.GPUS) * len(model.WALKERS_OF_A_GPU)
     assert len({row.count("|") for row in rows}) == 1
+
+
+def test_the_committed_file_is_what_one_command_writes():
+    report = contents()[0]
+    assert report["command"] == "scaling.py"
+    assert report["cpu_seconds"] < 8 * 60
+    scaling = load_example("benchmarks/scaling.py")
+    assert list(report["walkers"]) == [f"{n} walkers" for n in scaling.WALKERS]
+    assert list(report["rungs"]) == [f"{n} rungs" for n in scaling.RUNGS]
+    assert report["processes"]["measurements"] == {"1": scaling.PAIRS, "2": 2 * scaling.PAIRS}
+    each = report["walkers"]["10000 walkers"]["cpu_us_of_a_row_ordinary"] * 3 * 100_000 / 1e6
+    assert each > 32  # twice the budget
+    ended = f"not run: an iteration would take {each:.0f} s"
+    assert report["walkers"]["100000 walkers"] == {"ended": ended}
 
 
 @pytest.mark.slow
