@@ -70,6 +70,7 @@ class AugmentedMap(nn.Module, ABC):
 
     #: What computes both maps, where they are compiled.
     programs: MapPrograms | None = None
+    _conditioner_dtype: torch.dtype | None
 
     def __init__(
         self,
