@@ -1,19 +1,22 @@
 """Time, memory and files as a run grows: walkers, rungs, processes; and 1 000 GPUs on paper.
 
-    python examples/benchmarks/scaling.py                # five to ten minutes of one core
+    python examples/benchmarks/scaling.py                # everything: scaling.json, six minutes
     python examples/benchmarks/scaling.py --smoke        # tiny: does everything run?
     python examples/benchmarks/scaling.py --model        # only the table of 1 000 GPUs
 
-Each size runs in a process of its own, with one thread and a time budget: one that is late is ended
-and recorded as such. Times are of CPU and wall; on a machine that others use as well only the
-former mean something. Energies are those of a run: compiled. The flow is that of the default
-preset, not trained, which takes as long. The model reads its inputs from the JSON file and from
-gpu.json beside it, and its formulas are in scaling_model.py.
+One command writes the whole file, and prints the tables of examples/results/README.md. Each size
+runs in a process of its own, with one thread and a time budget: one that is late is ended and
+recorded as such. Programs that no earlier run compiled are compiled before. Times are of CPU and
+wall; on a machine that others use as well only the former mean something. Energies are those of a
+run: compiled. The flow is that of the default preset, not trained, which takes as long. The model
+reads its inputs from the JSON file and from gpu.json and writing.json, and its formulas are in
+scaling_model.py.
 """
 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +28,7 @@ RUNGS = (1, 3, 8)
 #: Walkers of the other sections: those of the default preset.
 N_WALKERS = 64
 #: How often one process, and two at once, are measured in turn.
-PAIRS = 1
+PAIRS = 2
 
 
 def main() -> None:
@@ -35,9 +38,12 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=16.0, help="seconds of CPU of each size")
     parser.add_argument("--output", type=Path, default=RESULTS / "scaling.json")
     parser.add_argument("--gpu", type=Path, default=RESULTS / "gpu.json")
+    parser.add_argument("--writing", type=Path, default=RESULTS / "writing.json")
     arguments = parser.parse_args()
     if not arguments.model:
         report: dict[str, Any] = {"command": " ".join(["scaling.py", *sys.argv[1:]])}
+        if not arguments.smoke:
+            finish(start(with_time(arguments), "files", walkers=10))  # one call compiles
         for name, section in (
             ("walkers", measure_walkers),
             ("rungs", measure_rungs),
@@ -47,10 +53,14 @@ def main() -> None:
         ):
             report[name] = section(arguments)
             print_section(name, report[name])
+            report["cpu_seconds"] = round(sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]))
             arguments.output.write_text(json.dumps(report, indent=1) + "\n")
     from scaling_model import print_model
 
-    print_model(json.loads(arguments.output.read_text()), json.loads(arguments.gpu.read_text()))
+    files = arguments.output, arguments.gpu, arguments.writing
+    scaling, gpu, writing = (json.loads(path.read_text()) for path in files)
+    print_walkers(scaling)
+    print_model(scaling, gpu, writing)
 
 
 def start(arguments: argparse.Namespace, what: str, **numbers: int) -> "subprocess.Popen[str]":
@@ -81,13 +91,13 @@ def measure_walkers(arguments: argparse.Namespace) -> dict[str, Any]:
     """CPU and wall milliseconds of an iteration, and memory, by the number of walkers.
 
     Of sizes for which six iterations would take longer than the budget, one without dynamics; where
-    that would take eight times as long, none.
+    that alone would take more than twice the budget, none.
     """
     results: dict[str, Any] = {}
     for n in (4, 8) if arguments.smoke else WALKERS:
         last = next(reversed(results.values()), {})
         each = n * 3 * last.get("cpu_us_of_a_row_ordinary", 0.0) / 1e6
-        if each > 8 * arguments.budget:
+        if each > 2 * arguments.budget:
             results[f"{n} walkers"] = {"ended": f"not run: an iteration would take {each:.0f} s"}
             continue
         few = {"ordinary": 1} if 6 * each > arguments.budget else {}
@@ -141,8 +151,28 @@ def measure_files(arguments: argparse.Namespace) -> dict[str, Any]:
 def measure_compiled_flow(arguments: argparse.Namespace) -> dict[str, Any]:
     """An iteration with the flow compiled against the same with the flow as it is."""
     walkers = 4 if arguments.smoke else N_WALKERS
-    unlimited = argparse.Namespace(**vars(arguments) | {"budget": max(600.0, arguments.budget)})
-    return finish(start(unlimited, "compiled-flow", walkers=walkers))
+    return finish(start(with_time(arguments), "compiled-flow", walkers=walkers))
+
+
+def with_time(arguments: argparse.Namespace) -> argparse.Namespace:
+    """Return the arguments with a budget that is enough to compile."""
+    return argparse.Namespace(**vars(arguments) | {"budget": max(600.0, arguments.budget)})
+
+
+def print_walkers(report: dict[str, Any]) -> None:
+    """Print what depends on walkers and rungs as tables in Markdown."""
+    rows = {
+        "CPU ms of an iteration": "cpu_ms",
+        "without dynamics": "cpu_ms_ordinary",
+        "µs a walker and rung, without dynamics": "cpu_us_of_a_row_ordinary",
+        "most memory, MiB": "peak_MiB",
+    }
+    for name in ("walkers", "rungs"):
+        sizes = {k: v for k, v in report[name].items() if "ended" not in v}
+        print(f"\n| | {' | '.join(sizes)} |\n|{'---|' * (len(sizes) + 1)}")
+        for label, key in rows.items():
+            cells = [f"{v[key]:.0f}" if key in v else "" for v in sizes.values()]
+            print(f"| {label} | {' | '.join(cells)} |")
 
 
 def print_section(name: str, entries: dict[str, Any]) -> None:

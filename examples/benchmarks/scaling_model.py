@@ -23,7 +23,9 @@ class Inputs:
     `busy_ms`, of it the time in which the device computes; `row_us`, the device's time for each
     further draw of a training step, forward, backward and forces, which stands in for that of a
     proposal: iterations of more walkers have not been measured yet; `step_ms`, a training step.
-    From scaling.json (one core): bytes of a configuration on disk, and the time to write it.
+    From scaling.json: bytes of a configuration on disk. From writing.json: the CPU time to write
+    one of 4096 walkers, in a thread beside the sampler. (That of 64 walkers in scaling.json is
+    mostly what a call of `run` costs whatever their number.)
     """
 
     fixed_ms: float
@@ -34,8 +36,10 @@ class Inputs:
     write_us: float
 
     @classmethod
-    def from_results(cls, scaling: dict[str, Any], gpu: dict[str, Any]) -> "Inputs":
-        """Read them from the content of both files."""
+    def from_results(
+        cls, scaling: dict[str, Any], gpu: dict[str, Any], writing: dict[str, Any]
+    ) -> "Inputs":
+        """Read them from the content of the three files."""
         sections = gpu["sections"]
         iteration = _first(sections["compiled_flow"]["entries"])
         steps = sections["training"]["entries"]
@@ -47,7 +51,7 @@ class Inputs:
             row_us=1e3 * (busy[1] - busy[0]) / (32640 - 510),
             step_ms=few["ms"],
             bytes_each=scaling["files"]["bytes_per_configuration"],
-            write_us=scaling["files"]["cpu_us_to_write_a_configuration"],
+            write_us=writing["at_once"]["async"]["cpu_microseconds_per_frame"],
         )
 
     def iteration_ms(self, walkers: int) -> float:
@@ -79,9 +83,9 @@ def _first(entries: dict[str, Any]) -> dict[str, Any]:
     return first
 
 
-def print_model(scaling: dict[str, Any], gpu: dict[str, Any]) -> None:
+def print_model(scaling: dict[str, Any], gpu: dict[str, Any], writing: dict[str, Any]) -> None:
     """Print the inputs, and a table in Markdown."""
-    inputs = Inputs.from_results(scaling, gpu)
+    inputs = Inputs.from_results(scaling, gpu, writing)
     print(f"\nmodel, {RUNGS} rungs, {HOURS:g} h of production; every configuration written")
     print(f"  measured: {inputs}")
     print(

@@ -366,7 +366,10 @@ def parse_arguments():
     for option in ("frames", "steps", "iterations", "threads", "walkers", "tuning", "seed"):
         parser.add_argument(f"--{option}", type=int, help="as of openmm-tsf run, for all molecules")
     parser.add_argument("--preset", choices=("quick", "default", "thorough"))
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error(f"--jobs: expected at least 1, got {args.jobs}")
+    return args
 
 
 def main():

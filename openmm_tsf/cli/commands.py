@@ -232,7 +232,7 @@ def _options(args: argparse.Namespace) -> Any:
         threads=args.threads,
         checkpoint_seconds=getattr(args, "checkpoint_seconds", None),
         device=getattr(args, "device", None),
-        compile_flow=getattr(args, "compile_flow", None) or None,
+        compile_flow=getattr(args, "compile_flow", None),
         observe=_observed(args),
         shard=getattr(args, "shard", None),
         prepare=getattr(args, "prepare", None) or None,

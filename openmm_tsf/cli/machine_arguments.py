@@ -16,8 +16,9 @@ def add_compile_argument(command: argparse.ArgumentParser) -> None:
     """Add --compile-flow."""
     command.add_argument(
         "--compile-flow",
-        action="store_true",
-        help="compile the flow for production, on a GPU: minutes the first time",
+        action=argparse.BooleanOptionalAction,
+        help="compile the flow for production, on a GPU: minutes the first time (default: no, or "
+        "as in what is resumed)",
     )
 
 

@@ -70,6 +70,7 @@ class AugmentedMap(nn.Module, ABC):
 
     #: What computes both maps, where they are compiled.
     programs: MapPrograms | None = None
+    _conditioner_dtype: torch.dtype | None
 
     def __init__(
         self,
@@ -131,6 +132,8 @@ class AugmentedMap(nn.Module, ABC):
         if dtype not in (None, torch.float32, torch.float64):
             expected = "torch.float32, torch.float64 or None"
             raise TypeError(f"conditioner_dtype: expected {expected}, got {dtype!r}")
+        if self.programs is not None and dtype != self._conditioner_dtype:
+            raise RuntimeError("a flow that is compiled must not change: compile it again")
         self._conditioner_dtype = dtype
         set_conditioner_dtype(self.network, dtype)
 

@@ -4,6 +4,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class FlowPrograms:
 
     def __init__(self, flow: AugmentedFlow, rows: int, cuda_graphs: bool) -> None:
         self.rows, self.cuda_graphs = rows, cuda_graphs
+        self._device, self._dtype = flow.device, flow.dtype
         self._parameters = list(flow.parameters())
         self._versions = [parameter._version for parameter in self._parameters]
         self._eager = copy.deepcopy(flow)
@@ -48,9 +50,9 @@ class FlowPrograms:
         if flow.device.type != "cpu":
             options = {"triton.cudagraphs": cuda_graphs}
 
-        def compile_map(function: Callable[..., Any]) -> Callable[..., Any]:
+        def compile_map(method: Any) -> Callable[..., Any]:
             compiled: Callable[..., Any] = torch.compile(
-                function, fullgraph=True, dynamic=False, options=options
+                _with_own_code(method), fullgraph=True, dynamic=False, options=options
             )
             return compiled
 
@@ -88,7 +90,9 @@ class FlowPrograms:
         """Return the results [B, ...] of a function of `rows` rows for arguments [B, ...]."""
         if torch.is_grad_enabled() and any(part.requires_grad for part in given):
             raise RuntimeError("a flow that is compiled has no derivatives: use the flow itself")
-        if any(p._version != n for p, n in zip(self._parameters, self._versions, strict=True)):
+        moved = given[0].device != self._device or given[0].dtype != self._dtype
+        changed = (p._version != n for p, n in zip(self._parameters, self._versions, strict=True))
+        if moved or any(changed):
             raise RuntimeError("a flow that is compiled must not change: compile it again")
         n_rows, parts = len(given[0]), []
         with torch.no_grad():
@@ -101,6 +105,14 @@ class FlowPrograms:
                 # Copied: the next replay of a CUDA graph overwrites its results.
                 parts.append([part.clone() for part in function(*block)])
             return tuple(torch.cat(column)[:n_rows] for column in zip(*parts, strict=True))
+
+
+def _with_own_code(method: Any) -> MethodType:
+    """Return a method with a code object of its own, as torch compiles eight versions of each."""
+    function = method.__func__
+    code = function.__code__.replace()
+    own = FunctionType(code, function.__globals__, function.__name__, function.__defaults__)
+    return MethodType(own, method.__self__)
 
 
 def _filled_up(part: Tensor, rows: int) -> Tensor:
@@ -122,8 +134,8 @@ def compile_for_sampling(
     Parameters
     ----------
     flow
-        A flow in float64 on the device on which it samples. The copy must not change, and has no
-        derivatives: kernels that need them, such as latent MALA, refuse it.
+        A flow in float64 on the device on which it samples. The copy must not change or be moved,
+        and has no derivatives: kernels that need them, such as latent MALA, refuse it.
     rows
         Configurations in a block. On a GPU all that are mapped at once, on a CPU 64.
     cuda_graphs

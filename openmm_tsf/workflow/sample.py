@@ -101,9 +101,11 @@ def flow_for_production(
 ) -> AugmentedFlow:
     """Return the flow on the stage's device, compiled if that was chosen, which is recorded."""
     flow = place_for_sampling(flow, stage.device)
-    if not stage.options.choose_compile_flow(stage.choices):
+    is_compiled = stage.options.choose_compile_flow(stage.choices)
+    if is_compiled != stage.choices.get("compile_flow", False):
+        stage.record(compile_flow=is_compiled)
+    if not is_compiled:
         return flow
-    stage.record(compile_flow=True)
     return compile_for_sampling(flow, flow_block(n_walkers, n_rungs, stage.device))
 
 

@@ -109,8 +109,10 @@ def test_the_preset_of_a_gpu_needs_one_and_the_flow_is_compiled_if_asked(called,
     assert main(["run", "--output", "out"]) == 0
     given = ["--preset", "gpu", "--device", "cpu", "--compile-flow"]
     assert main(["run", "--output", "out", *given]) == 0
-    (_, _, plain), (_, (_, settings), options) = called
+    assert main(["run", "--output", "out", "--no-compile-flow"]) == 0
+    (_, _, plain), (_, (_, settings), options), (_, _, eager) = called
     assert plain["options"].compile_flow is None  # as in what is resumed
+    assert eager["options"].compile_flow is False
     assert options["options"].compile_flow is True
     assert settings == preset("gpu")
 

@@ -11,11 +11,16 @@ from tests.support.examples import EXAMPLES, load_example
 RESULTS = EXAMPLES / "results"
 
 
+def contents():
+    """Return what the committed files say that the model reads."""
+    names = "scaling.json", "gpu.json", "writing.json"
+    return [json.loads((RESULTS / name).read_text()) for name in names]
+
+
 @pytest.fixture
 def inputs():
     model = load_example("benchmarks/scaling_model.py")
-    files = (json.loads((RESULTS / name).read_text()) for name in ("scaling.json", "gpu.json"))
-    return model.Inputs.from_results(*files)
+    return model.Inputs.from_results(*contents())
 
 
 def test_the_model_of_many_gpus_by_hand(inputs):
@@ -23,6 +28,8 @@ def test_the_model_of_many_gpus_by_hand(inputs):
     assert inputs.busy_ms == pytest.approx(168.802 * 0.054)
     device_ms = 164.39 * 0.262 - 94.97 * 0.094
     assert inputs.row_us == pytest.approx(1e3 * device_ms / 32_130)
+    # That of many walkers: of few it is mostly the cost of each call of `run`.
+    assert inputs.write_us == contents()[2]["at_once"]["async"]["cpu_microseconds_per_frame"]
     few = inputs.rates(1, 64)
     assert few["frames/s"] == pytest.approx(64 * 3 / 0.168802)
     assert few["bytes/s"] == pytest.approx(few["frames/s"] * inputs.bytes_each)
@@ -40,8 +47,7 @@ def test_the_model_of_many_gpus_by_hand(inputs):
 
 def test_the_table_has_a_row_for_each_size(inputs, capsys):
     model = load_example("benchmarks/scaling_model.py")
-    files = (json.loads((RESULTS / name).read_text()) for name in ("scaling.json", "gpu.json"))
-    model.print_model(*files)
+    model.print_model(*contents())
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(rows) == 1 + len(model.GPUS) * len(model.WALKERS_OF_A_GPU)
     assert len({row.count("|") for row in rows}) == 1

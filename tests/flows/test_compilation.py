@@ -82,6 +82,8 @@ def test_a_compiled_flow_has_no_derivatives_and_does_not_change(traced):
     with pytest.raises(RuntimeError, match="has no derivatives: use the flow itself"):
         compiled.forward_and_log_det(v.requires_grad_())
     assert all(p.requires_grad for p in flow.parameters())
+    with pytest.raises(RuntimeError, match="must not change: compile it again"):
+        compiled.conditioner_dtype = torch.float32
     content = {name: value + 1 for name, value in flow.state_dict().items() if "weight" in name}
     compiled.load_state_dict(content, strict=False)
     with pytest.raises(RuntimeError, match="must not change: compile it again"):
@@ -94,6 +96,25 @@ def test_a_compiled_flow_has_no_derivatives_and_does_not_change(traced):
         compile_for_sampling(flow, ROWS, cuda_graphs=True)
     with pytest.raises(ValueError, match="expected one in float64"):
         compile_for_sampling(trained().float(), ROWS)
+
+
+def test_a_compiled_flow_is_not_converted_or_moved(traced):
+    compiled = compile_for_sampling(trained(), ROWS)
+    with simulated_cuda():
+        moved = compiled.to("cuda")
+        with pytest.raises(RuntimeError, match="must not change: compile it again"):
+            moved.forward_and_log_det(draws(moved, 3))
+    compiled = compile_for_sampling(trained(), ROWS).float()
+    with pytest.raises(RuntimeError, match="must not change: compile it again"):
+        compiled.forward_and_log_det(draws(compiled, 3))
+
+
+def test_one_process_compiles_as_many_flows_as_it_likes(traced):
+    """Torch compiles eight versions of one function, here one, and no more."""
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for n in (1, 2, 3):
+            flow = trained(n=n)
+            assert compile_for_sampling(flow, ROWS) is not flow
 
 
 def test_programs_that_are_not_each_others_inverse_are_refused(monkeypatch):

@@ -5,14 +5,17 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from openmm_tsf.analysis.load import load_run
+from openmm_tsf.flows import TemperatureSteerableFlow
+from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.run import run
-from openmm_tsf.workflow.sample import sample
+from openmm_tsf.workflow.sample import flow_for_production, sample
 from tests.workflow import tiny
 
 SETTINGS = replace(
@@ -21,6 +24,27 @@ SETTINGS = replace(
     n_rounds=0,
     sampling=replace(tiny.SETTINGS.sampling, n_walkers=6, n_iterations=8, local_interval=2),
 )
+
+
+def test_what_the_latest_start_chose_is_what_a_resumed_run_does(monkeypatch):
+    monkeypatch.setattr(
+        "openmm_tsf.workflow.sample.compile_for_sampling", lambda flow, rows: f"{rows} rows"
+    )
+    flow, choices = TemperatureSteerableFlow(1, 1, 1, (2,)), {}
+    cpu = torch.device("cpu")
+    for chosen, compiled, recorded in (
+        (None, False, {}),
+        (False, False, {}),
+        (True, True, {"compile_flow": True}),
+        (None, True, {"compile_flow": True}),
+        (False, False, {"compile_flow": False}),
+        (None, False, {"compile_flow": False}),
+    ):
+        options = RunOptions(compile_flow=chosen)
+        stage = SimpleNamespace(device=cpu, options=options, choices=choices)
+        stage.record = choices.update
+        assert flow_for_production(stage, flow, 4, 3) == ("12 rows" if compiled else flow)
+        assert choices == recorded
 
 
 @pytest.mark.slow
