@@ -14,6 +14,7 @@ import openmm_tsf as tsf
 from openmm_tsf.analysis.uncertainty import estimate_mean
 from openmm_tsf.cli.main import main
 from openmm_tsf.flows.load import load_flow
+from openmm_tsf.io.run_config import CONFIG_FORMAT
 from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.units import KB
 from openmm_tsf.utils.random import make_generator, seeded_generator
@@ -297,7 +298,7 @@ def test_the_settings_of_a_long_run_with_few_frames_and_shards_fit(tmp_path):
     )
     choices = {"settings": {"sampling": to_plain_data(recorded)}}
     (tmp_path / "config.json").write_text(
-        json.dumps({"format": 1, "stage": "run", "choices": choices})
+        json.dumps({"format": CONFIG_FORMAT, "stage": "run", "choices": choices})
     )
     settings = retarget_settings(tmp_path)
     assert (settings.n_shards, settings.save_interval, settings.numbers_interval) == (1, 1, None)
