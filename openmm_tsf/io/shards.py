@@ -26,7 +26,7 @@ _CHECKPOINT = "checkpoint.pt"
 MISSING, DAMAGED, RUNNING = "not started", "damaged", "running"
 INTERRUPTED, UNKNOWN, FINISHED = "interrupted", "running or killed", "finished"
 #: What all shards of a run have in common, among the choices.
-_SHARED = ("molecule", "flow", "sigma")
+_SHARED = ("molecule", "flow", "sigma", "save_interval", "numbers_interval")
 
 
 def shard_directory(run: PathLike, number: int) -> Path:
@@ -94,8 +94,10 @@ def read_shard(run: PathLike, number: int, config: Mapping[str, Any]) -> Shard:
     directory = shard_directory(run, number)
     note = read_owner(directory)
     owner = describe_owner(note)
-    if not directory.is_dir() or not list_contents(directory):
+    if not directory.exists() or (directory.is_dir() and not list_contents(directory)):
         return Shard(number, directory, problem="not started", owner=owner)
+    if not directory.is_dir():
+        return Shard(number, directory, problem="not a directory", state=DAMAGED)
     is_running = is_owned(note)
     try:
         own = read_run_config(directory)
@@ -104,7 +106,8 @@ def read_shard(run: PathLike, number: int, config: Mapping[str, Any]) -> Shard:
         _check_segments(directory)
         n_iterations = len(shard.open_segments().iteration)
     except FileNotFoundError as error:
-        if not (directory / _CHECKPOINT).exists():  # its first iterations are not written
+        has_samples = any((directory / "segments").glob("segment_*.npz"))
+        if not has_samples and not (directory / _CHECKPOINT).exists():  # none are written yet
             state = MISSING if is_running is False else _state(is_running)
             return Shard(number, directory, problem="no samples yet", state=state, owner=owner)
         return Shard(number, directory, problem=str(error), state=DAMAGED, owner=owner)

@@ -180,7 +180,7 @@ class RunWriter:
         ``frame_iteration``, and the ``dihedrals`` of all n.
         """
         self._writing = True
-        self.check_held()
+        self._check_may_write()
         content = dict(numbers)
         if self.molecule is None:
             content["positions"] = np.asarray(positions)
@@ -189,9 +189,9 @@ class RunWriter:
         elif "dihedrals" not in content:
             content["dihedrals"] = dihedrals_of(positions, list(self.dihedrals.values()))
         for rung, dcd in enumerate(self.dcds):
-            self._check_stop()
+            self._check_may_write()
             dcd.append_batches(_frames_of_rung(positions, rung), self.n_frames)
-        self._check_stop()
+        self._check_may_write()
         write_arrays(self._segment(self.n_segments), content)
         n_frames = self.n_frames + len(positions) * self.n_walkers
         counts = {"n_frames_written": n_frames, "n_segments": self.n_segments + 1}
@@ -207,6 +207,11 @@ class RunWriter:
     def note_loss(self) -> None:
         """Note that a segment will not be written: only `resume` can continue the run."""
         self._writing = True
+
+    def _check_may_write(self) -> None:
+        """Before each file: another owner may have taken over while the last one was written."""
+        self._check_stop()
+        self.check_held()
 
     def _check_stop(self) -> None:
         if self._stopped:

@@ -162,11 +162,16 @@ def check_same_request(
     for name in sorted(request.keys() - {*_NOT_COMPARED, "frames_sha256"}):
         for key, (before, now) in _differences(recorded.get(name), request[name], name).items():
             if key.removeprefix("settings.") not in may_differ:
-                made = f"what is in {directory} was made with {before!r}"
-                raise ValueError(f"{key}: {made}, got {now!r}")
+                made = f"what is in {directory} was made with {_in_words(before)}"
+                raise ValueError(f"{key}: {made}, got {_in_words(now)}")
     # Last: a setting such as the stride says more than a hash.
     if recorded.get("frames_sha256") != request.get("frames_sha256", recorded.get("frames_sha256")):
         raise ValueError(f"frames: those of the stage in {directory} are other ones")
+
+
+def _in_words(value: Any) -> str:
+    """A choice; some are not recorded where they have their default."""
+    return "the default" if value is None else repr(value)
 
 
 def _differences(before: Any, now: Any, name: str) -> dict[str, tuple[Any, Any]]:

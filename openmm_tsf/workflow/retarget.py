@@ -82,7 +82,9 @@ class _Frames:
 def retarget_settings(run: PathLike) -> SamplingSettings:
     """Return the default settings: moves and ladder of the run, for some 2e5 evaluations."""
     recorded = recorded_settings(run, "sample", SamplingSettings) or SamplingSettings()
-    settings: SamplingSettings = replace(recorded, until=(), n_shards=1, **_LENGTHS)
+    settings: SamplingSettings = replace(
+        recorded, until=(), n_shards=1, save_interval=1, numbers_interval=None, **_LENGTHS
+    )
     return settings
 
 

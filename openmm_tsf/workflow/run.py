@@ -121,7 +121,8 @@ def run(
     ShardsFailedError
         If some shards could not be sampled, after the others.
     KeyboardInterrupt
-        After Ctrl-C, with everything written: in production the samples so far are analysed first.
+        After Ctrl-C, with everything written: in production the samples so far, if not in shards,
+        are analysed first.
     """
     check_instance(settings, "settings", RunSettings)
     check_instance(molecule, "molecule", MolecularSystem)
@@ -175,7 +176,8 @@ def run(
     elif not started:  # before anything is written: the frames may not fit
         dataset = frames.load(molecule)
         check_enough_frames(dataset, molecule)
-        warn_of_few_frames(dataset, molecule)
+        if ranks.is_first and not is_prepared(directory):
+            warn_of_few_frames(dataset, molecule)
     request = new_config(
         "run",
         molecule,

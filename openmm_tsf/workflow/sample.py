@@ -276,7 +276,11 @@ def sample(
     check_instance(options, "options", RunOptions)
     options, directory = options or RunOptions(), Path(output)
     if settings is not None and settings.n_shards > 1:
-        raise ValueError(f"n_shards: expected 1, shards are of run, got {settings.n_shards}")
+        again = f"; continue it with `openmm-tsf run --output {directory} --resume`"
+        raise ValueError(
+            f"n_shards: expected 1, shards are of run, got {settings.n_shards}"
+            f"{again if options.resume else ''}"
+        )
     if options.resume and flow is None and (directory / "flow.pt").is_file():
         flow = directory
     if flow is None:

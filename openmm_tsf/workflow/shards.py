@@ -84,6 +84,9 @@ def are_started(directory: Path, numbers: Sequence[int]) -> bool:
 def check_prepared(directory: Path, number: int, n_shards: int | None = None) -> None:
     """Refuse to sample shard `number` of a run that has no flow and step sizes, or fewer shards."""
     if not is_prepared(directory):
+        settings = recorded_settings(directory, "run", RunSettings)
+        if settings is not None and settings.sampling.n_shards == 1:
+            raise ValueError(f"shard: expected a run in shards, {directory} has one: no --shards S")
         of = "--resume" if (directory / "config.json").is_file() else "... --shards S"
         raise ValueError(
             f"shard: {directory} has no trained flow and tuned step sizes yet; first run "
@@ -212,6 +215,11 @@ class ShardSampling:
         path = shard_directory(self.directory, number)
         is_used = path.is_dir() and bool(list_contents(path))
         is_resumed = is_used and self.options.resume
+        if is_used and not is_resumed:
+            raise FileExistsError(
+                f"output: {path} is not empty; continue this shard with `openmm-tsf run --output "
+                f"{self.directory} --shard {number} --resume`"
+            )
         options = replace(self.options, resume=is_resumed, shard=None, seed=None, observe={})
         request = new_config(
             "sample",
@@ -326,13 +334,14 @@ def sample_shards(sampling: ShardSampling, numbers: Sequence[int]) -> dict[str, 
             except Exception as error:
                 failed[number] = 1
                 reasons.append(f"shard {name}: {error}")
-                logger.exception("shard %s failed, others go on: %s", name, error)
+                is_debugged = logger.isEnabledFor(logging.DEBUG)
+                logger.error("shard %s failed: %s", name, error, exc_info=is_debugged)
     ranks.barrier()
     names = [shard_directory("", k).name for k in ranks.sum_(failed).nonzero().flatten().tolist()]
     if names:
         raise ShardsFailedError(
             f"{len(names)} of {n_shards} shards failed: {', '.join(names)}"
-            f"{'' if not reasons else ' (' + '; '.join(reasons) + ')'}; the others are complete. "
-            "--resume continues those that failed"
+            f"{'' if not reasons else ' (' + '; '.join(reasons) + ')'}. The same command with "
+            "--resume samples what is missing"
         )
     return done

@@ -113,6 +113,21 @@ def no_checkpoint(shard):
     (shard / "checkpoint.pt").write_bytes(b"")
 
 
+def removed_checkpoint(shard):
+    (shard / "checkpoint.pt").unlink()
+
+
+def other_interval(shard):
+    config = json.loads((shard / "config.json").read_text())
+    config["choices"]["save_interval"] = 2
+    (shard / "config.json").write_text(json.dumps(config))
+
+
+def a_file(shard):
+    shutil.rmtree(shard)
+    shard.write_text("")
+
+
 def other_flow(shard):
     config = json.loads((shard / "config.json").read_text())
     config["choices"]["flow"]["sha256"] = "1"
@@ -132,6 +147,9 @@ def copied(shard):
         (corrupted, r"segment_000001\.npz: (the checksum of|cannot be read)"),
         (corrupted_last, r"segment_000003\.npz: (the checksum of|cannot be read)"),
         (no_checkpoint, r"checkpoint\.pt: not a readable checkpoint"),
+        (removed_checkpoint, r"checkpoint\.pt"),
+        (other_interval, "save_interval: expected that of the run"),
+        (a_file, "not a directory"),
         (other_flow, "flow: expected that of the run"),
         (copied, "sampler_seed: expected .* that of shard 1 .* it is a copy"),
     ],

@@ -29,7 +29,7 @@ from openmm_tsf.io.directory import (
 from openmm_tsf.io.npz import read_arrays
 from openmm_tsf.io.tensors import read_tensors, write_tensors
 from openmm_tsf.potentials.toy import DoubleWell
-from openmm_tsf.sampling import ParallelTempering
+from openmm_tsf.sampling import ParallelTempering, RunWriter
 from tests.robustness.sandbox import isolated
 
 HOLD = """
@@ -159,6 +159,22 @@ def test_the_first_of_two_owners_stops_and_the_second_one_is_not_disturbed(tmp_p
     second = toy_sampler().resume(path)
     second.run(4, path, progress=False)
     assert second.n_written == 7
+
+
+def test_an_owner_that_was_replaced_while_it_wrote_stops_before_the_next_file(tmp_path):
+    """Its segment would replace that of the second owner."""
+    writer, calls = RunWriter(tmp_path / "run", None, (1.0, 2.0), n_walkers=2), []
+    writer.create(seed=1, boltzmann_constant=1.0, choices={})
+
+    def check_held():
+        calls.append(1)
+        if len(calls) == 2:
+            raise DirectoryInUse("taken over")
+
+    writer.check_held = check_held
+    with pytest.raises(DirectoryInUse, match="taken over"):
+        writer.write({"energy": np.zeros((1, 2, 2))}, np.zeros((1, 2, 2, 1)), checkpoint={})
+    assert not list((tmp_path / "run" / "segments").iterdir())
 
 
 def toy_sampler():

@@ -14,10 +14,12 @@ import openmm_tsf as tsf
 from openmm_tsf.analysis.uncertainty import estimate_mean
 from openmm_tsf.cli.main import main
 from openmm_tsf.flows.load import load_flow
+from openmm_tsf.io.run_config import CONFIG_FORMAT
+from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.units import KB
 from openmm_tsf.utils.random import make_generator, seeded_generator
 from openmm_tsf.workflow.options import RunOptions
-from openmm_tsf.workflow.retarget import RETARGET, retarget
+from openmm_tsf.workflow.retarget import RETARGET, retarget, retarget_settings
 from openmm_tsf.workflow.settings import SamplingSettings
 from openmm_tsf.workflow.start import choose_by_weight
 from tests.support.constrained_cases import LIGHT, constrained_flow, constrained_tree
@@ -287,3 +289,17 @@ def test_wrong_arguments_are_refused(path, tmp_path):
         retarget(path, the_tree().system(), tmp_path / "out", options=QUIET)
     with pytest.raises(FileNotFoundError):
         retarget(tmp_path / "none", molecule, tmp_path / "out", options=QUIET)
+
+
+def test_the_settings_of_a_long_run_with_few_frames_and_shards_fit(tmp_path):
+    """Its frames are further apart than the iterations of the default settings."""
+    recorded = SamplingSettings(
+        n_walkers=64, n_iterations=10**5, n_shards=8, save_interval=1000, numbers_interval=10
+    )
+    choices = {"settings": {"sampling": to_plain_data(recorded)}}
+    (tmp_path / "config.json").write_text(
+        json.dumps({"format": CONFIG_FORMAT, "stage": "run", "choices": choices})
+    )
+    settings = retarget_settings(tmp_path)
+    assert (settings.n_shards, settings.save_interval, settings.numbers_interval) == (1, 1, None)
+    assert settings.temperatures == recorded.temperatures

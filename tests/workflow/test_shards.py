@@ -166,7 +166,7 @@ def test_two_jobs_for_one_shard(whole, folder, sampling_of):
     ):
         sample_shards(sampling_of(folder), [0, 1])
     assert_same(folder, whole, (0, 1))
-    with pytest.raises(ShardsFailedError, match="0000 is not empty"):
+    with pytest.raises(ShardsFailedError, match=r"0000 is not empty; .* --shard 0 --resume"):
         sample_shards(sampling_of(folder, resume=False), [0])
 
 
@@ -248,6 +248,9 @@ def test_what_does_not_fit_is_refused(prepared, tmp_path, monkeypatch, capsys):
     single = replace(SETTINGS, sampling=replace(SAMPLING, n_shards=1))
     with pytest.raises(ValueError, match="prepare: expected a run with n_shards of at least 2"):
         run(tmp_path / "one", single, options=replace(OPTIONS, prepare=True))
+    thinned = replace(SETTINGS, sampling=replace(SAMPLING, save_interval=2))
+    with pytest.raises(ValueError, match=r"save_interval: .* made with the default, got 2"):
+        run(prepared, thinned, options=replace(RESUME, shard=0))
     with pytest.raises(ValueError, match="prepare: expected False with a shard, got True and 3"):
         replace(OPTIONS, prepare=True, shard=3)
     with pytest.raises(ValueError, match="n_shards: expected a divisor of n_walkers, 8, got 3"):
@@ -258,6 +261,8 @@ def test_what_does_not_fit_is_refused(prepared, tmp_path, monkeypatch, capsys):
         replace(SETTINGS, n_rounds=1)
     with pytest.raises(ValueError, match="n_shards: expected 1, shards are of run, got 4"):
         sample(prepared, tmp_path / "sampled", SAMPLING)
+    with pytest.raises(ValueError, match=r"of run, got 4; continue it with `openmm-tsf run --out"):
+        sample(None, prepared, SAMPLING, options=RESUME)
     monkeypatch.setattr("openmm_tsf.utils.random.derive_seed", lambda *_: 3)
     with pytest.raises(ValueError, match="seed: two of 4 streams would be the same"):
         run(tmp_path / "same", SETTINGS, options=replace(OPTIONS, prepare=True))

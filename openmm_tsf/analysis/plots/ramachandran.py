@@ -185,7 +185,7 @@ def _draw_energies(axis: Axes, samples: list[_Sample]) -> None:
 
 
 def _run_title(run: RunEstimates, temperature: float, distance: RamachandranDistance | None) -> str:
-    title = f"{temperature:.2f} K, run: {run.n_used * run.n_walkers:,} frames"
+    title = f"{temperature:.2f} K, run: {run.n_used * run.n_walkers:,} samples"
     if distance is None:
         return title
     tv, floor = distance.total_variation, distance.floor_total_variation
