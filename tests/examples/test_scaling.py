@@ -69,3 +69,17 @@ def test_every_section_runs_with_tiny_sizes(tmp_path):
     assert compiled["operations_per_iteration"]["compiled"] < (
         0.9 * compiled["operations_per_iteration"]["eager"]
     )
+
+
+def test_the_committed_file_is_what_one_command_writes():
+    report = contents()[0]
+    assert report["command"] == "scaling.py"
+    assert report["cpu_seconds"] < 8 * 60
+    scaling = load_example("benchmarks/scaling.py")
+    assert list(report["walkers"]) == [f"{n} walkers" for n in scaling.WALKERS]
+    assert list(report["rungs"]) == [f"{n} rungs" for n in scaling.RUNGS]
+    assert report["processes"]["measurements"] == {"1": scaling.PAIRS, "2": 2 * scaling.PAIRS}
+    each = report["walkers"]["10000 walkers"]["cpu_us_of_a_row_ordinary"] * 3 * 100_000 / 1e6
+    assert each > 32  # twice the budget
+    ended = f"not run: an iteration would take {each:.0f} s"
+    assert report["walkers"]["100000 walkers"] == {"ended": ended}
