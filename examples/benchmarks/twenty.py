@@ -1,4 +1,4 @@
-"""Twenty-six molecules from PDB to a finished run, one command each, and what the runs say.
+"""Twenty-five molecules from PDB to a finished run, one command each, and what the runs say.
 
     python examples/benchmarks/twenty.py twenty/ --references
 
@@ -6,7 +6,8 @@ does what is left of everything, one process after another, and writes ``twenty.
 tables in ``twenty.md`` beside it, after each run (``--output`` names them). It can be stopped with
 Ctrl-C or killed at any time, and goes on where it was; a second instance of the same folder is
 refused. ``--only ace_val_nme toluene`` takes some molecules, ``--jobs 2 --threads 1`` has two
-molecules at a time on one core each, ``--collect`` runs nothing and writes the tables only.
+molecules at a time on one core each, ``--collect`` runs nothing and writes the tables only. Rows
+that ``--output`` has of molecules not begun in this folder are kept: machines can share the work.
 
 The molecules are the capped amino acids, ACE-ALA3-NME, Met-enkephalin, toluene and two drugs, in
 ``molecules/``; their force field is amber14 with OBC2 (GAFF or GAFF2 with OBC2 for the last three).
@@ -289,6 +290,9 @@ def collect(queue, output, n_draws):
         for name in NAMES
         if queue.state.get(name, {}).get("status", 0) not in (0, 130)
     }
+    if output.exists():
+        kept = {row["molecule"]: row for row in read_json(output)["rows"]}
+        rows = {name: row for name, row in kept.items() if name not in queue.state} | rows
     in_order = [rows[name] for name in NAMES if name in rows]
     write_json(output, {"rows": in_order, "failed": failed})
     write_text(output.with_suffix(".md"), tables(in_order, failed))

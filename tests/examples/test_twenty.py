@@ -2,6 +2,7 @@
 
 import json
 import sys
+from unittest.mock import ANY
 
 import numpy as np
 import openmm
@@ -120,6 +121,20 @@ def test_queue_goes_on_where_it_was(tmp_path):
     assert entry["wall_seconds"] > first["wall_seconds"] > 0
     again.run("toluene", None)  # it has finished: nothing of the arguments is looked at
     assert (tmp_path / "toluene.log").read_text().count("$ ") == 2
+
+
+def test_rows_of_another_folder_are_kept(tmp_path):
+    """But not those of molecules that this folder has begun."""
+    committed = json.loads((EXAMPLES / "results/twenty.json").read_text())["rows"][:3]
+    output = tmp_path / "twenty.json"
+    output.write_text(json.dumps({"rows": committed, "failed": {}}))
+    queue = twenty.Queue(tmp_path)
+    queue.call(committed[1]["molecule"], [sys.executable, "-c", "import sys; sys.exit(3)"])
+    twenty.collect(queue, output, 10)
+    written = json.loads(output.read_text())
+    assert written["rows"] == [committed[0], committed[2]]
+    assert written["failed"] == {committed[1]["molecule"]: {"status": 3, "log": ANY}}
+    assert (tmp_path / "twenty.md").exists()
 
 
 def test_tables_have_failures_and_what_is_not_known():
