@@ -213,7 +213,8 @@ def main():
         potential, dynamics, state, options.adaptation, options.seed, generator
     )
     adapted = potential.n_evaluations - before
-    second_half = torch.tensor(history["isomers"])[options.adaptation // 2 :]
+    second_half = torch.tensor(history.pop("isomers"))[options.adaptation // 2 :]
+    adapting = estimate_mean((second_half == BIPYRAMID).double().numpy())
     round_trip = jump.round_trip_error(state, generator)
     # Both chains go on from the same walkers.
     _, frozen, accepted, evaluations = sample(potential, [dynamics, jump], state, n, generator)
@@ -233,7 +234,10 @@ def main():
         "barriers_kT": dict(zip(NAMES, ((saddle - energies) * EV / kt).tolist(), strict=True)),
         "harmonic_delta_f_kT": -harmonic_log_ratio(potential, minima, kt),
         "parallel_tempering": reference, "frozen_flow": with_flow, "dynamics_alone": alone,
-        "while_adapting": {**summary(second_half, adapted), "history": history},
+        "while_adapting": {
+            "p_bipyramid": adapting.pair, "delta_f_kT": adapting.free_energy,
+            "evaluations": adapted, "history": history,
+        },
         "z": (value - exact) / (error**2 + exact_error**2) ** 0.5, "round_trip_nm": round_trip,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
@@ -244,8 +248,9 @@ def main():
     for name in ("parallel_tempering", "frozen_flow", "while_adapting", "dynamics_alone"):
         row = content[name]
         value, error = row["delta_f_kT"]
-        rates = [f"{row[key]:.0f}" for key in ("changes_per_million", "n_eff_per_million")]
-        print(f"{name:20s} {value:.3f} ± {error:.3f} kT;", *rates, "changes, N_eff per 10⁶")
+        keys = [k for k in ("changes_per_million", "n_eff_per_million") if k in row]
+        rates = "; changes, N_eff per 10⁶: " if keys else ""
+        print(f"{name:20s} {value:.3f} ± {error:.3f} kT{rates}", *(f"{row[k]:.0f}" for k in keys))
 
 
 if __name__ == "__main__":
