@@ -15,6 +15,8 @@
     The systems of M. Gabrié's lecture on sampling with generative models (2022), k_B = 1: exact by
     quadrature, by construction or by a transfer matrix. The two of φ⁴ make Gaussian base measures,
     coupled and uncoupled.
+:class:`SilverCluster`
+    Silver atoms in effective medium theory, with two isomers of Ag6; nm, kJ/mol and K.
 
 ``molecule.potential()`` returns a TorchPotential where it covers the System and an OpenMMPotential
 otherwise, and logs which. The command line compiles it when a million evaluations or more are
@@ -64,6 +66,7 @@ from openmm_tsf.potentials.muller_brown import MullerBrown
 from openmm_tsf.potentials.openmm_potential import OpenMMPotential
 from openmm_tsf.potentials.phi4 import PhiFourChain, PhiFourTorus
 from openmm_tsf.potentials.radial_velocity import RadialVelocity
+from openmm_tsf.potentials.silver import SilverCluster
 from openmm_tsf.potentials.torch_potential import TorchPotential
 from openmm_tsf.potentials.toy import DoubleWell, GaussianWell
 
@@ -78,5 +81,6 @@ __all__ = [
     "PhiFourTorus",
     "Potential",
     "RadialVelocity",
+    "SilverCluster",
     "TorchPotential",
 ]

@@ -23,7 +23,7 @@ def check_floating(value: Any, name: str) -> None:
 
 
 class ModelPotential(DeviceConstants, Potential):
-    """A potential on R^d written in torch. k_B = 1, so temperatures are energies.
+    """A potential on R^d, or of atoms, written in torch. k_B = 1 unless a subclass has its own.
 
     Subclasses define :meth:`formula`. Rows that are not finite, or overflow, are +inf with zero
     gradient and are counted.
@@ -31,8 +31,8 @@ class ModelPotential(DeviceConstants, Potential):
 
     boltzmann_constant = 1.0
 
-    def __init__(self, dimension: int) -> None:
-        self.event_shape = (dimension,)
+    def __init__(self, *event_shape: int) -> None:
+        self.event_shape = event_shape
         self.n_evaluations = 0
         self._n_non_finite: int | Tensor = 0
 
@@ -43,23 +43,24 @@ class ModelPotential(DeviceConstants, Potential):
 
     @abstractmethod
     def formula(self, x: Tensor) -> Tensor:
-        """Return U [B] of finite x [B, d] in x's dtype on its device, without counting."""
+        """Return U [B] of finite x [B, *event] in x's dtype on its device, without counting."""
 
     def energy(self, x: Tensor) -> Tensor:
-        """Return the energies [B] of x [B, d], differentiable to any order."""
+        """Return the energies [B] of x [B, *event], differentiable to any order."""
         self.check_positions(x)
         self.n_evaluations += len(x)
         energies = self.formula(x)
         if x.device.type == "cpu" and math.isfinite(energies.sum().item()):
             return energies
-        finite = energies.detach().isfinite() & x.detach().isfinite().all(dim=1)
+        finite = energies.detach().isfinite() & x.detach().isfinite().flatten(1).all(dim=1)
         self._n_non_finite += as_count((~finite).sum())
         # Without the bad rows: 0 * inf in the formula's derivative would be NaN.
-        energies = self.formula(torch.where(finite[:, None], x, 0.0))
+        rows = finite.reshape(-1, *(1,) * (x.ndim - 1))
+        energies = self.formula(torch.where(rows, x, 0.0))
         return torch.where(finite, energies, torch.inf)
 
     def energy_and_forces(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the detached energies [B] and forces [B, d] of x [B, d]."""
+        """Return the detached energies [B] and forces [B, *event] of x [B, *event]."""
         self.check_positions(x)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()

@@ -26,7 +26,7 @@ MODULES = [
     "benchmarks/gpu_sampling", "benchmarks/gpu_decisions", "benchmarks/gpu_jobs",
     "benchmarks/scaling_steps", "benchmarks/scaling_model",
     "paper/molecule_drawing", "paper/figure3_panels", "paper/figure3_tables",
-    "paper/double_well_experiment", "paper/double_wells_figure",
+    "paper/double_well_experiment", "paper/double_wells_figure", "lecture/silver_isomers",
 ]  # fmt: skip
 SCRIPTS = [
     "benchmarks/between_rungs", "benchmarks/cases", "benchmarks/constrained_step",
@@ -37,7 +37,7 @@ SCRIPTS = [
     "benchmarks/predictions", "benchmarks/scaling",
     "benchmarks/published", "benchmarks/seeds", "benchmarks/timestep_error",
     "benchmarks/training_trials", "benchmarks/twenty", "benchmarks/writing",
-    "lecture/importance_sampling", "paper/double_wells",
+    "lecture/importance_sampling", "lecture/silver", "paper/double_wells",
     "paper/double_well_sampling", "paper/figure3",
 ]  # fmt: skip
 
