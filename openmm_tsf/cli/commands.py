@@ -6,6 +6,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from openmm_tsf.cli.compare_arguments import run_compare
 from openmm_tsf.cli.molecules import molecule_files, molecule_of, read_other_system, with_measure
 from openmm_tsf.utils.terminal import say
 
@@ -387,6 +388,7 @@ COMMANDS = {
     "at": _at,
     "retarget": _retarget,
     "certify": _certify,
+    "compare": run_compare,
     "plan": _plan,
     "doctor": _doctor,
 }

@@ -1,4 +1,4 @@
-"""The molecule that the arguments of a command describe."""
+"""The arguments of a molecule, and the molecule that they describe."""
 
 import argparse
 from typing import Any
@@ -8,6 +8,59 @@ _MOLECULE = (
     "pdb", "system", "prmtop", "inpcrd", "top", "gro", "include_dir", "psf", "crd", "parameters",
     "implicit_solvent", "constraints",
 )  # fmt: skip
+
+
+_TITLE = "molecule (default: alanine dipeptide)"
+
+
+def add_molecule_arguments(command: argparse.ArgumentParser, title: str = _TITLE) -> None:
+    """Add the arguments of a molecule."""
+    group = command.add_argument_group(
+        title,
+        "All atoms, without explicit solvent. One of --forcefield, --system, --prmtop,\n"
+        "--top and --psf, with coordinates.",
+    )
+
+    def file(flag: str, text: str, **options: Any) -> None:
+        group.add_argument(flag, help=text, **{"metavar": "FILE", **options})
+
+    file("--pdb", "PDB or mmCIF file, with --forcefield or --system")
+    file(
+        "--forcefield",
+        "OpenMM force field files. They may contain Python scripts, which OpenMM runs: use only "
+        "files that you trust",
+        nargs="+",
+        metavar="XML",
+    )
+    file("--system", "serialized OpenMM System (XML)")
+    file("--prmtop", "Amber topology")
+    file("--inpcrd", "Amber coordinates (inpcrd, rst7), with --prmtop")
+    file("--top", "GROMACS topology")
+    file("--gro", "GROMACS coordinates, with --top")
+    file("--include-dir", "folder of the files that --top includes", metavar="DIR")
+    file("--psf", "CHARMM PSF")
+    file("--crd", "CHARMM coordinates, with --psf; or --pdb")
+    file("--parameters", "CHARMM parameters (prm, rtf, str), with --psf", nargs="+")
+    file(
+        "--implicit-solvent",
+        "HCT, OBC1, OBC2, GBn or GBn2, or none for vacuum; not with --system",
+        metavar="MODEL",
+    )
+    file(
+        "--constraints",
+        "constrained bonds: none (default), hbonds or allbonds; not with --system",
+        metavar="BONDS",
+    )
+
+
+def add_measure_argument(command: argparse.ArgumentParser) -> None:
+    """Add --measure."""
+    command.add_argument(
+        "--measure",
+        choices=("rigid", "stiff"),
+        help="target where bonds are constrained: what constrained dynamics samples (rigid, the "
+        "default), or the limit of stiff bonds, without the metric of the constraints",
+    )
 
 
 def molecule_files(args: argparse.Namespace) -> dict[str, Any]:
