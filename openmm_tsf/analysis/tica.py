@@ -11,10 +11,8 @@ import mdtraj
 import numpy as np
 import numpy.typing as npt
 
-from openmm_tsf.analysis.statistics import Array
+from openmm_tsf.analysis.statistics import Array, statistical_inefficiency
 
-#: Of the time between frames; fewer where walkers are short.
-MAX_LAG = 100
 #: A walker has at least as many lags.
 _MIN_LAGS = 10
 N_COMPONENTS = 2
@@ -56,8 +54,8 @@ def torsion_features(angles: Sequence[npt.ArrayLike]) -> Array:
 def fit_tica(series: Array) -> tuple[Projection, int]:
     """Return the projection onto the two slowest components of features [n, W, K], and its lag.
 
-    The lag is 100 frames, fewer where walkers have less than ten of it. Frames in equilibrium are
-    expected: they are not reweighted. In replica exchange the series of a rung is meant, in which
+    The lag is the correlation time of the slowest feature, (g - 1)/2 frames, less where walkers have
+    not ten of it. Frames in equilibrium are expected: they are not reweighted. In replica exchange the series of a rung is meant, in which
     replicas come and go; the components are those of its slowest features, and any projection
     serves to compare two ensembles.
 
@@ -76,7 +74,9 @@ def fit_tica(series: Array) -> tuple[Projection, int]:
     n, n_walkers = series.shape[:2]
     if n < 2:
         raise ValueError(f"series: expected at least 2 frames of each walker, got {n}")
-    lag = max(1, min(MAX_LAG, n // _MIN_LAGS))
+    known = [statistical_inefficiency(series[..., k]) for k in range(series.shape[-1])]
+    slowest = np.nanmax(known) if np.isfinite(known).any() else 1.0
+    lag = max(1, min(round((slowest - 1.0) / 2.0), n // _MIN_LAGS))
     walkers = [np.ascontiguousarray(series[:, k]) for k in range(n_walkers)]
     dataset = TrajectoriesDataset.from_numpy(lag, walkers)
     model = TICA(lagtime=lag, dim=N_COMPONENTS).fit(dataset).fetch_model()

@@ -38,7 +38,9 @@ def called(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("command", ["", "run", "md", "train", "sample", "analyze", "at", "plan"])
+@pytest.mark.parametrize(
+    "command", ["", "run", "md", "train", "sample", "analyze", "at", "compare", "plan"]
+)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([*command.split(), "--help"])
