@@ -54,10 +54,10 @@ def torsion_features(angles: Sequence[npt.ArrayLike]) -> Array:
 def fit_tica(series: Array) -> tuple[Projection, int]:
     """Return the projection onto the two slowest components of features [n, W, K], and its lag.
 
-    The lag is the correlation time of the slowest feature, (g - 1)/2 frames, less where walkers have
-    not ten of it. Frames in equilibrium are expected: they are not reweighted. In replica exchange the series of a rung is meant, in which
-    replicas come and go; the components are those of its slowest features, and any projection
-    serves to compare two ensembles.
+    The lag is the correlation time of the slowest feature, (g - 1)/2 frames, less where walkers
+    have not ten of it. Frames in equilibrium are expected: they are not reweighted. In replica
+    exchange the series of a rung is meant, in which replicas come and go; the components are those
+    of its slowest features, and any projection serves to compare two ensembles.
 
     Raises
     ------
