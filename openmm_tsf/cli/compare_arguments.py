@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from openmm_tsf.cli.molecules import molecule_files, with_measure
+from openmm_tsf.cli.molecules import given_molecule
 from openmm_tsf.utils.terminal import say
 
 
@@ -54,17 +54,15 @@ def run_compare(args: argparse.Namespace) -> int:
     from openmm_tsf.analysis.compare_report import describe_comparison
     from openmm_tsf.analysis.verdict import EXIT_STATUS
     from openmm_tsf.io.files import check_new_file, write_json
-    from openmm_tsf.systems.files import load_molecule
 
     output = None if args.output is None else check_new_file(args.output)
-    files = molecule_files(args)
     sides = [_side(each, args.temperature) for each in (args.run, args.reference)]
     if args.temperature is not None and not any(isinstance(side, dict) for side in sides):
         raise ValueError("--temperature: it is that of trajectories, got directories or .npz files")
     given = {"n_samples": args.samples, "n_splits": args.splits, "seed": args.seed}
     content = compare(
         *sides,
-        molecule=with_measure(load_molecule(**files), args) if files else None,
+        molecule=given_molecule(args),
         flow=args.flow,
         tica=args.tica,
         export=args.export,
