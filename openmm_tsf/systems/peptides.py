@@ -214,7 +214,24 @@ def _with_hydrogens(residues: list[Residue]) -> tuple[app.Topology, Any]:
     modeller = app.Modeller(topology, positions * unit.nanometer)
     with _python_seed(_SEED):  # hydrogens start at random, and are minimised
         modeller.addHydrogens(pH=7.0, platform=openmm.Platform.getPlatformByName("Reference"))
-    return modeller.topology, modeller.positions
+    return _with_standard_bonds(modeller.topology), modeller.positions
+
+
+def _with_standard_bonds(topology: app.Topology) -> app.Topology:
+    """Return a Topology with its bonds in the order of a PDB file that was read.
+
+    The order of the terms of the System follows, and so its fingerprint.
+    """
+    result = app.Topology()
+    chain = result.addChain("A")
+    for residue in topology.residues():
+        copy = result.addResidue(residue.name, chain, id=residue.id)
+        for atom in residue.atoms():
+            result.addAtom(atom.name, atom.element, copy)
+    result.createStandardBonds()
+    if result.getNumBonds() != topology.getNumBonds():
+        raise RuntimeError(f"{result.getNumBonds()} bonds of {topology.getNumBonds()} are standard")
+    return result
 
 
 @contextmanager
