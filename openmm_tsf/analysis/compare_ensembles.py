@@ -49,6 +49,7 @@ def compare(
     reference: Any,
     *,
     molecule: MolecularSystem | None = None,
+    walkers: int = 1,
     flow: str | PathLike[str] | None = None,
     n_samples: int = N_SAMPLES,
     n_splits: int = N_SPLITS,
@@ -73,6 +74,8 @@ def compare(
         as in :func:`openmm_tsf.certify`, whose energies are evaluated.
     molecule
         Of trajectories; by default that of the run directory on the other side.
+    walkers
+        The number of walkers that each trajectory file holds, frame by frame.
     flow
         A flow file, or the directory that holds ``flow.pt``; by default that of the run directory,
         if it has one. Its density is compared at temperatures of which the reference has frames.
@@ -128,7 +131,7 @@ def compare(
     elif check_bool(tica, "tica") and not has_tica():
         raise ImportError(NEEDS)
     target = None if export is None else check_export_folder(export)
-    first, second = _open_both(run, reference, molecule)
+    first, second = _open_both(run, reference, molecule, walkers)
     kelvins = _common_temperatures(first, second)
     names = [name for name in second.torsions if name in first.torsions]
     if not names:
@@ -195,14 +198,16 @@ def _potential(molecule: MolecularSystem | None) -> Iterator[Any]:
         yield potential
 
 
-def _open_both(run: Any, reference: Any, molecule: MolecularSystem | None) -> tuple[Side, Side]:
+def _open_both(
+    run: Any, reference: Any, molecule: MolecularSystem | None, walkers: int
+) -> tuple[Side, Side]:
     """Open both sides; trajectories of one are of the molecule of the other's run directory."""
     if isinstance(reference, Mapping) and not isinstance(run, Mapping):
-        first = open_side(run, "run", molecule)
-        second = open_side(reference, "reference", molecule or first.molecule)
+        first = open_side(run, "run", molecule, walkers)
+        second = open_side(reference, "reference", molecule or first.molecule, walkers)
     else:
-        second = open_side(reference, "reference", molecule)
-        first = open_side(run, "run", molecule or second.molecule)
+        second = open_side(reference, "reference", molecule, walkers)
+        first = open_side(run, "run", molecule or second.molecule, walkers)
     labels = [
         None if side.topology is None else [(a.name, a.residue.name) for a in side.topology.atoms]
         for side in (first, second)

@@ -94,8 +94,9 @@ def _costs(content: Mapping[str, Any]) -> Iterator[str]:
     for side in ("run", "reference"):
         costs = content["costs"][side]
         evaluations, seconds = costs["energy_evaluations"]["all"], costs["core_seconds"]
-        words = "not recorded" if evaluations is None else f"{evaluations:,}"
-        words += " energy evaluations"
+        words = "energy evaluations are not recorded"
+        if evaluations is not None:
+            words = f"{evaluations:,} energy evaluations"
         if seconds is not None:
             words += f", {seconds:,.0f} core-seconds of the stages whose time is recorded"
         yield f"{side}: {words}"

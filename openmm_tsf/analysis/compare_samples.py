@@ -192,9 +192,11 @@ class TrajectorySamples:
 
     flow = None
 
-    def __init__(self, trajectories: Mapping[Any, Any], molecule: MolecularSystem) -> None:
+    def __init__(
+        self, trajectories: Mapping[Any, Any], molecule: MolecularSystem, walkers: int
+    ) -> None:
         with molecule.potential() as potential:
-            samples = read_trajectories(trajectories, molecule, potential)
+            samples = read_trajectories(trajectories, molecule, potential, walkers)
         self._samples, self.molecule = samples, molecule
         self.topology, self.fingerprint = molecule.mdtraj_topology, molecule.fingerprint
         self.temperatures: Array = np.array([each.temperature for each in samples])
@@ -222,8 +224,8 @@ class TrajectorySamples:
 Side = RunSamples | ReferenceSamples | TrajectorySamples
 
 
-def open_side(value: Any, name: str, molecule: MolecularSystem | None) -> Side:
-    """Open one side of a comparison; `molecule` is that of trajectories.
+def open_side(value: Any, name: str, molecule: MolecularSystem | None, walkers: int = 1) -> Side:
+    """Open one side of a comparison; `molecule` is that of trajectories, of `walkers` each.
 
     Parameters
     ----------
@@ -240,7 +242,7 @@ def open_side(value: Any, name: str, molecule: MolecularSystem | None) -> Side:
             raise ValueError(
                 f"molecule: expected the MolecularSystem of the trajectories in {name}, got none"
             )
-        return TrajectorySamples(value, molecule)
+        return TrajectorySamples(value, molecule, walkers)
     if not isinstance(value, str | PathLike):
         raise TypeError(
             f"{name}: expected a run directory, a file .npz of reference data, or temperatures "

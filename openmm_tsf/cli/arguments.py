@@ -195,7 +195,7 @@ def build_parser() -> argparse.ArgumentParser:
     at.add_argument("--platform", help="OpenMM platform (default: the fastest, or torch)")
     _certify_arguments(certify)
     add_compare_arguments(compare)
-    add_molecule_arguments(compare)
+    add_molecule_arguments(compare, "molecule of trajectories (default: that of a run directory)")
     doctor.add_argument(
         "directory", nargs="?", metavar="DIR", help="directory of a stage to examine"
     )

@@ -22,6 +22,12 @@ def add_compare_arguments(command: argparse.ArgumentParser) -> None:
         "the run directory on the other side)",
     )
     command.add_argument(
+        "--walkers",
+        type=int,
+        default=1,
+        help="walkers in each trajectory file, frame by frame (default: 1)",
+    )
+    command.add_argument(
         "--samples",
         type=int,
         help="points of each Wasserstein distance (default: 1000; published ones have 10000, for "
@@ -63,6 +69,7 @@ def run_compare(args: argparse.Namespace) -> int:
     content = compare(
         *sides,
         molecule=given_molecule(args),
+        walkers=args.walkers,
         flow=args.flow,
         tica=args.tica,
         export=args.export,

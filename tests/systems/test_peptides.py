@@ -1,5 +1,6 @@
 """Peptides by sequence: atoms, stereochemistry, energies, constraints, bad input."""
 
+import random
 from pathlib import Path
 
 import mdtraj
@@ -75,9 +76,14 @@ def test_every_amino_acid_can_be_built():
     ):
         bonds = [x[index[residue, other]] - x[index[residue, centre]] for other in around]
         assert sign * np.linalg.det(bonds) > 0
-    again = capped_peptide(SEQUENCE, "amber14-all.xml")
-    assert again.fingerprint == molecule.fingerprint
-    np.testing.assert_array_equal(again.positions, molecule.positions)
+
+
+def test_the_same_arguments_give_the_same_molecule():
+    state = random.getstate()
+    first, second = (capped_peptide("WA", "amber14-all.xml") for _ in range(2))
+    assert random.getstate() == state
+    assert first.fingerprint == second.fingerprint
+    np.testing.assert_array_equal(first.positions, second.positions)
 
 
 def test_it_is_the_molecule_of_the_benchmarks_file():
