@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import openmm_tsf as tsf
 from openmm_tsf.analysis import tica
 from openmm_tsf.analysis.certify_samples import Samples
 from openmm_tsf.analysis.compare_distances import DistanceMeter, split_halves
@@ -309,3 +310,20 @@ def test_the_command_prints_the_page_and_returns_the_verdict(tmp_path, reference
     assert main([*given, "--output", str(tmp_path / "compared.json")]) == 2
     assert main([*given, "--temperature", "300"]) == 2
     assert "--temperature: it is that of trajectories" in capsys.readouterr().err
+
+
+def test_trajectories_are_compared_with_a_run_of_the_molecule(tmp_path, molecule):
+    """The frames of each walker, given as arrays or interleaved in one file."""
+    frames = tsf.MDDataset.shipped(molecule, stride=100).positions[:160].numpy()
+    mdtraj.Trajectory(frames, molecule.mdtraj_topology).save_dcd(str(tmp_path / "md.dcd"))
+    sizes = {"molecule": molecule, "n_samples": 40, "n_splits": 1, "tica": False}
+    given = {600: frames.reshape(20, 8, 22, 3)}
+    result = compare({600: tmp_path / "md.dcd"}, given, walkers=8, **sizes)
+    entry = result["at"]["600.00"]
+    assert entry["halves"] == "walkers"
+    # The file has the same frames but for their last digits: it is in angstrom.
+    means = (entry["quantities"]["energy_kJ_mol"][side]["value"] for side in ("run", "reference"))
+    assert next(means) == pytest.approx(next(means), abs=1e-3)
+    numbers = entry["n_independent"]
+    assert numbers["run"] == pytest.approx(numbers["reference"], rel=1e-3)
+    assert result["costs"]["run"]["energy_evaluations"]["all"] is None
