@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from openmm_tsf import doctor, systems, units
     from openmm_tsf.analysis import Run, load_run, statistics
     from openmm_tsf.analysis.certify import certify
+    from openmm_tsf.analysis.compare_ensembles import compare
     from openmm_tsf.coordinates import InternalCoordinates
     from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
     from openmm_tsf.flows.load import load_flow
@@ -48,6 +49,7 @@ _HOMES = {
     "TemperatureSteerableFlow": "openmm_tsf.flows",
     "TorchPotential": "openmm_tsf.potentials",
     "certify": "openmm_tsf.analysis.certify",
+    "compare": "openmm_tsf.analysis.compare_ensembles",
     "fit": "openmm_tsf.training",
     "load_flow": "openmm_tsf.flows",
     "load_run": "openmm_tsf.analysis",
@@ -70,6 +72,7 @@ __all__ = [
     "TorchPotential",
     "__version__",
     "certify",
+    "compare",
     "doctor",
     "fit",
     "kernels",

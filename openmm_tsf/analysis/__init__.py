@@ -82,7 +82,7 @@ Ramachandran distance
 """
 
 from openmm_tsf.analysis.analyze import write_thermodynamics
-from openmm_tsf.analysis.comparison import compare, compare_thermodynamics
+from openmm_tsf.analysis.comparison import compare_thermodynamics, compare_with_reference
 from openmm_tsf.analysis.curve import Curve
 from openmm_tsf.analysis.importance import (
     ImportanceEstimate,
@@ -106,8 +106,8 @@ __all__ = [
     "Run",
     "Thermodynamics",
     "WeightedTrajectory",
-    "compare",
     "compare_thermodynamics",
+    "compare_with_reference",
     "importance_profile",
     "importance_thermodynamics",
     "load_reference",

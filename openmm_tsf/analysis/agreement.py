@@ -83,7 +83,7 @@ def find_differences(summary: Mapping[str, Any]) -> tuple[list[Difference], list
     Numbers whose error is not known are not tested: `undecided_tests` names them.
     """
     tests = [*_reference_tests(summary), *_ensemble_tests(summary)]
-    limit = _discovery_limit([test.p_value for test in tests])
+    limit = discovery_limit([test.p_value for test in tests])
     remarkable = [test for test in tests if test.remarkable]
     found = [test for test in remarkable if test.p_value <= limit]
     return [*found, *_distances(summary)], [t for t in remarkable if t.p_value > limit]
@@ -94,7 +94,7 @@ def undecided_tests(summary: Mapping[str, Any]) -> list[str]:
     return [*_not_compared(summary), *_not_tested(summary)]
 
 
-def _discovery_limit(p_values: list[float]) -> float:
+def discovery_limit(p_values: list[float]) -> float:
     """Return the largest p value that is no accident (Benjamini and Hochberg); -1 if none is."""
     n = len(p_values)
     steps = enumerate(sorted(p_values), start=1)

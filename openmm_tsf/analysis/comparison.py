@@ -87,7 +87,7 @@ def _within_ladder(run: RunEstimates, reference: Reference) -> npt.NDArray[np.bo
     return (reference.temperatures >= low) & (reference.temperatures <= high)
 
 
-def compare(run: RunEstimates, reference: Reference) -> ReferenceComparison:
+def compare_with_reference(run: RunEstimates, reference: Reference) -> ReferenceComparison:
     """Compare a run with the reference at the `comparable_temperatures`, which must be some.
 
     The run must have φ and ψ, and samples.
@@ -217,7 +217,7 @@ class _Pair:
                 assessed, known = assess_mean(series[..., k]), run[k].n_eff
                 # The variance of walkers that hardly moved is small, and so is its error.
                 is_long = kind == "mean" and run[k].can_be_tested(len(series))
-            z[k] = _z(kind, (run[k], reference[k]), (known, known_of_reference))
+            z[k] = z_of_difference(kind, (run[k], reference[k]), (known, known_of_reference))
             tested[k] = assessed.converged and run[k].n_samples >= MIN_EFFECTIVE_SAMPLES
             if not (tested[k] or (is_long and abs(z[k]) >= DECISIVE_Z)):
                 z[k] = np.nan
@@ -227,7 +227,7 @@ class _Pair:
         return MeanComparison(tuple(run), tuple(reference), tuple(map(float, z)), chi2, p_value)
 
 
-def _z(
+def z_of_difference(
     kind: Kind, pair: tuple[MeanEstimate, MeanEstimate], n_effective: tuple[float, float]
 ) -> float:
     """Return z of the difference between run and reference, on a scale where errors are normal.

@@ -89,7 +89,7 @@ from openmm_tsf.analysis.comparison import (
     MeanComparison,
     ReferenceComparison,
     comparable_temperatures,
-    compare,
+    compare_with_reference,
 )
 from openmm_tsf.analysis.convergence import assess_mean, assess_probability, assess_variance
 from openmm_tsf.analysis.ensemble_checks import EnsembleCheck, basin_ratio
@@ -131,8 +131,8 @@ def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str
         "round_trips": trips,
         "mixing_matrix": run.mixing_matrix().tolist(),
         "replica_relaxation": dataclasses.asdict(run.relaxation()),
-        "energy_evaluations": _costs(run, "energy_evaluations", segments.n_evaluations),
-        "wall_seconds": _costs(run, "wall_seconds", segments.wall_seconds),
+        "energy_evaluations": recorded_costs(run, "energy_evaluations", segments.n_evaluations),
+        "wall_seconds": recorded_costs(run, "wall_seconds", segments.wall_seconds),
         "production": {
             "energy_evaluations": segments.n_evaluations,
             "wall_seconds": segments.wall_seconds,
@@ -160,7 +160,7 @@ def summarize(run: RunEstimates, reference: Reference | None = None) -> dict[str
     if run.n_iterations and reference is not None:
         reason = _why_not_compared(run, reference)
         if reason is None:
-            result["comparison"] = _comparison(compare(run, reference))
+            result["comparison"] = _comparison(compare_with_reference(run, reference))
         else:
             result["monitor"]["notes"].append(f"not compared with the reference, which {reason}")
     numbers: dict[str, Any] = json_ready(result)
@@ -314,7 +314,7 @@ def _rates(run: RunEstimates, table: np.ndarray) -> Any:
     return table.tolist()  # swaps: per pair of neighbours, or per any pair
 
 
-def _costs(run: RunEstimates, key: str, production: float) -> dict[str, Any]:
+def recorded_costs(run: RunEstimates, key: str, production: float) -> dict[str, Any]:
     """Return what ``config.json`` says of the costs, with those of production added."""
     recorded: Mapping[str, Any] = run.config.get(key, {})
     costs = {

@@ -5,18 +5,19 @@ import textwrap
 from importlib.metadata import version
 from typing import Any
 
+from openmm_tsf.cli.compare_arguments import add_compare_arguments
 from openmm_tsf.cli.machine_arguments import (
     add_compile_argument,
     add_device_argument,
     add_shard_arguments,
 )
+from openmm_tsf.cli.molecules import add_measure_argument, add_molecule_arguments
 
 _STATUS = (
     "The exit status is 0 if {} converged, 3 if not yet, 4 if wrong; 2 after an error, 130 after "
     "Ctrl-C."
 )
 
-_MOLECULE = "molecule (default: alanine dipeptide)"
 _OTHER_SYSTEM = "the other System (default with --resume: that in --output)"
 _LADDER = (
     "ladder in K, ascending; or 'auto' and its two ends, for as few as exchange well in a pilot "
@@ -84,6 +85,15 @@ def build_parser() -> argparse.ArgumentParser:
         "Two temperatures whose energies overlap are tested best. Without a flow nothing is known "
         "of what was never visited.\n\n" + _STATUS.format("the samples are"),
     )
+    compare = _command(
+        commands,
+        "compare",
+        "a run beside a reference: distances with their floors, populations, flow, costs",
+        "For example\n\n  openmm-tsf compare run/ reference.npz\n\n"
+        "Each distance stands beside what two independent halves of the reference give with as "
+        "many samples.\n\nThe exit status is 0 if run and reference agree, 3 if the run is too "
+        "short to tell, 4 if they differ; 2 after an error, 130 after Ctrl-C.",
+    )
     plan = _command(
         commands,
         "plan",
@@ -97,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     retarget.add_argument("run", metavar="RUN", help="run directory with its flow; it is only read")
     for command in (everything, md, train, sample, retarget):
         command.add_argument("--output", required=True, metavar="DIR", help="new or empty folder")
-        _molecule_arguments(command, _OTHER_SYSTEM if command is retarget else _MOLECULE)
+        add_molecule_arguments(command, *([_OTHER_SYSTEM] if command is retarget else []))
         command.add_argument("--seed", type=int, help="seed of everything (default: 1)")
         command.add_argument(
             "--platform",
@@ -127,8 +137,8 @@ def build_parser() -> argparse.ArgumentParser:
         add_device_argument(command)
     for command in (everything, sample):
         add_compile_argument(command)
-    for command in (everything, md, train, sample, certify, plan):
-        _measure_argument(command)
+    for command in (everything, md, train, sample, certify, plan, compare):
+        add_measure_argument(command)
     _plan_arguments(plan)
     for command in (everything, sample, analyze, at, certify, plan, retarget):
         _observe_argument(command)
@@ -184,6 +194,8 @@ def build_parser() -> argparse.ArgumentParser:
     at.add_argument("--seed", type=int, help="seed of everything (default: 1)")
     at.add_argument("--platform", help="OpenMM platform (default: the fastest, or torch)")
     _certify_arguments(certify)
+    add_compare_arguments(compare)
+    add_molecule_arguments(compare, "molecule of trajectories (default: that of a run directory)")
     doctor.add_argument(
         "directory", nargs="?", metavar="DIR", help="directory of a stage to examine"
     )
@@ -212,45 +224,6 @@ def _command(
     return command
 
 
-def _molecule_arguments(command: argparse.ArgumentParser, title: str = _MOLECULE) -> None:
-    group = command.add_argument_group(
-        title,
-        "All atoms, without explicit solvent. One of --forcefield, --system, --prmtop,\n"
-        "--top and --psf, with coordinates.",
-    )
-
-    def file(flag: str, text: str, **options: Any) -> None:
-        group.add_argument(flag, help=text, **{"metavar": "FILE", **options})
-
-    file("--pdb", "PDB or mmCIF file, with --forcefield or --system")
-    file(
-        "--forcefield",
-        "OpenMM force field files. They may contain Python scripts, which OpenMM runs: use only "
-        "files that you trust",
-        nargs="+",
-        metavar="XML",
-    )
-    file("--system", "serialized OpenMM System (XML)")
-    file("--prmtop", "Amber topology")
-    file("--inpcrd", "Amber coordinates (inpcrd, rst7), with --prmtop")
-    file("--top", "GROMACS topology")
-    file("--gro", "GROMACS coordinates, with --top")
-    file("--include-dir", "folder of the files that --top includes", metavar="DIR")
-    file("--psf", "CHARMM PSF")
-    file("--crd", "CHARMM coordinates, with --psf; or --pdb")
-    file("--parameters", "CHARMM parameters (prm, rtf, str), with --psf", nargs="+")
-    file(
-        "--implicit-solvent",
-        "HCT, OBC1, OBC2, GBn or GBn2, or none for vacuum; not with --system",
-        metavar="MODEL",
-    )
-    file(
-        "--constraints",
-        "constrained bonds: none (default), hbonds or allbonds; not with --system",
-        metavar="BONDS",
-    )
-
-
 def _observe_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--observe",
@@ -264,20 +237,11 @@ def _observe_argument(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _measure_argument(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--measure",
-        choices=("rigid", "stiff"),
-        help="target where bonds are constrained: what constrained dynamics samples (rigid, the "
-        "default), or the limit of stiff bonds, without the metric of the constraints",
-    )
-
-
 def _certify_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "run", nargs="?", metavar="RUN", help="run directory (or --trajectory and --temperature)"
     )
-    _molecule_arguments(command)
+    add_molecule_arguments(command)
     command.add_argument(
         "--trajectory",
         nargs="+",
@@ -322,7 +286,7 @@ def _plan_arguments(command: argparse.ArgumentParser) -> None:
         help="'dF(phi) < 0.05 kT', 'P(phi > 0) < 10 %%', 'U < 0.1 kJ/mol', ...: a standard error "
         "at the lowest temperature",
     )
-    _molecule_arguments(command)
+    add_molecule_arguments(command)
     command.add_argument(
         "--preset", choices=("quick", "default", "thorough"), help="the run with a flow"
     )

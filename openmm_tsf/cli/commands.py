@@ -6,7 +6,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from openmm_tsf.cli.molecules import molecule_files, molecule_of, read_other_system, with_measure
+from openmm_tsf.cli.compare_arguments import run_compare
+from openmm_tsf.cli.molecules import given_molecule, molecule_of, read_other_system
 from openmm_tsf.utils.terminal import say
 
 #: How often the iterations of a preset are allowed with --until, where --iterations is not given.
@@ -92,7 +93,7 @@ def _train(args: argparse.Namespace) -> None:
         earlier = from_plain_data(FrameSource, recorded, f"{args.output}/config.json")
         source, stride = source.completed_from(earlier), earlier.stride
     source = replace_given(source, stride=stride if args.stride is None else args.stride)
-    if source.trajectory is None and molecule_files(args):
+    if source.trajectory is None and given_molecule(args) is not None:
         raise ValueError("--trajectory: expected frames of your molecule, got none")
     ladder = tuple(args.temperatures or settings.sampling.temperatures)
     fresh = replace_given(settings.fit, temperatures=ladder)
@@ -205,10 +206,10 @@ def _certify(args: argparse.Namespace) -> int:
         )
     if args.run is None and args.output is None:
         raise ValueError("--output: expected a folder for the certificate, got none")
-    given = molecule_files(args)
+    molecule = given_molecule(args)
     certificate = certify(
         args.run if args.run is not None else dict(zip(temperatures, trajectories, strict=True)),
-        with_measure(load_molecule(**given), args) if given or args.run is None else None,
+        load_molecule() if molecule is None and args.run is None else molecule,
         flow=args.flow,
         walkers=args.walkers,
         monte_carlo=args.monte_carlo,
@@ -387,6 +388,7 @@ COMMANDS = {
     "at": _at,
     "retarget": _retarget,
     "certify": _certify,
+    "compare": run_compare,
     "plan": _plan,
     "doctor": _doctor,
 }

@@ -4,5 +4,13 @@ from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.files import load_molecule
 from openmm_tsf.systems.library import alanine_dipeptide
 from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.systems.peptides import capped_peptide, published_peptide
 
-__all__ = ["MDDataset", "MolecularSystem", "alanine_dipeptide", "load_molecule"]
+__all__ = [
+    "MDDataset",
+    "MolecularSystem",
+    "alanine_dipeptide",
+    "capped_peptide",
+    "load_molecule",
+    "published_peptide",
+]

@@ -5,7 +5,13 @@ import pytest
 from scipy.stats import chi2
 
 import openmm_tsf.analysis.reference as reference_module
-from openmm_tsf.analysis import Reference, compare, load_reference, load_run, write_thermodynamics
+from openmm_tsf.analysis import (
+    Reference,
+    compare_with_reference,
+    load_reference,
+    load_run,
+    write_thermodynamics,
+)
 from openmm_tsf.analysis.comparison import (
     comparable_temperatures,
     compare_thermodynamics,
@@ -29,7 +35,7 @@ def test_an_exact_run_agrees_with_the_reference(tmp_path):
     z, p_values, ratios = [], [], []
     for k in range(repeats):
         run = run_like_reference(rng, tmp_path / str(k))
-        result = compare(run, make_reference(rng))
+        result = compare_with_reference(run, make_reference(rng))
         z += [*result.phi_positive.z, *result.energy.z]
         p_values += [result.phi_positive.p_value, result.energy.p_value]
         ratios += [d.total_variation / d.expected_total_variation for d in result.ramachandran]
@@ -44,7 +50,7 @@ def test_an_exact_run_agrees_with_the_reference(tmp_path):
 def test_a_wrong_run_disagrees(tmp_path):
     rng = np.random.default_rng(11)
     run = run_like_reference(rng, tmp_path / "run", p=0.6, temperatures=[300.0, 350.0])
-    result = compare(run, make_reference(rng))
+    result = compare_with_reference(run, make_reference(rng))
     assert (result.temperatures, result.not_compared) == ((300.0,), (350.0,))
     assert result.phi_positive.z[0] > 5
     assert result.phi_positive.p_value < 1e-5
@@ -53,13 +59,13 @@ def test_a_wrong_run_disagrees(tmp_path):
     assert distance.kl > distance.floor_kl
     other = run_like_reference(rng, tmp_path / "other", temperatures=[310.0])
     with pytest.raises(ValueError, match="and none between"):
-        compare(other, make_reference(rng))
+        compare_with_reference(other, make_reference(rng))
 
 
 def test_a_run_that_never_visits_the_basin_cannot_agree(tmp_path):
     rng = np.random.default_rng(12)
     run = run_like_reference(rng, tmp_path / "run", p=0.0)
-    compared = compare(run, make_reference(rng)).phi_positive
+    compared = compare_with_reference(run, make_reference(rng)).phi_positive
     # No sample has φ > 0: the error is not known, and z is NaN.
     assert not any(abs(z) < 3 for z in compared.z)
     assert not compared.p_value > 0.01
@@ -94,7 +100,7 @@ def test_a_run_without_a_common_rung_is_reweighted_to_the_temperatures_of_the_re
         run = well_run(rng, tmp_path / str(k), n=120, temperatures=[280.0, 390.0, 520.0, 640.0])
         reference = well_reference(rng, np.array([250.0, 330.0, 450.0, 600.0, 700.0]), 1000)
         assert comparable_temperatures(run, reference) == (330.0, 450.0, 600.0)
-        result = compare(run, reference)
+        result = compare_with_reference(run, reference)
         assert result.by_mbar
         assert (result.not_compared, result.ramachandran) == ((280.0, 390.0, 520.0, 640.0), ())
         expected = run.mbar().reweight(run.beta(450.0)).mean(run.dihedral_at_all_rungs("phi") > 0)
@@ -107,7 +113,9 @@ def test_a_run_without_a_common_rung_is_reweighted_to_the_temperatures_of_the_re
     ladder, drawn_at = [310.0, 420.0], [340.0, 460.0]
     sizes = {"n": 120, "n_walkers": 24}
     wrong = well_run(rng, tmp_path / "wrong", temperatures=ladder, drawn_at=drawn_at, **sizes)
-    (result,) = compare(wrong, well_reference(rng, np.array([300.0, 350.0, 500.0]))).energy.z
+    (result,) = compare_with_reference(
+        wrong, well_reference(rng, np.array([300.0, 350.0, 500.0]))
+    ).energy.z
     assert abs(result) > 4
 
 
@@ -235,7 +243,7 @@ def test_a_wrong_population_is_wrong_against_a_reference_of_any_number_of_walker
     phi, psi = angles_of_two_basins(rng, shape)
     reference = Reference(TEMPERATURES, phi, psi, rng.normal(size=shape), 1.0)
     run = run_like_reference(rng, tmp_path / "run", p=p)
-    compared = compare(run, reference).phi_positive
+    compared = compare_with_reference(run, reference).phi_positive
     assert (np.array(compared.z) < -4).all()
     verdict = run.summary(reference)["verdict"]
     assert verdict["status"] == "wrong"
@@ -268,7 +276,7 @@ def test_a_run_too_short_for_its_visits_to_be_counted_is_not_wrong(tmp_path, n_v
     run = energies_and_slow_state(rng, tmp_path / "run", 40, inside)
     reference = reference_of_a_state(rng, 0.07)
     assert 300 < run.n_pieces < 50 / 0.075
-    assert np.isnan(compare(run, reference).phi_positive.z).all()
+    assert np.isnan(compare_with_reference(run, reference).phi_positive.z).all()
     verdict = run.summary(reference)["verdict"]
     assert (verdict["status"], verdict["wrong"]) == ("not yet", [])
     reason = "never visited" if not n_visits else f"{n_visits} independent visits, fewer than 50"
@@ -283,7 +291,7 @@ def test_a_long_run_that_left_a_basin_early_and_never_came_back_is_wrong(tmp_pat
     inside[:4, :2] = True  # two of 16 walkers started there
     run = energies_and_slow_state(rng, tmp_path / "run", n, inside)
     reference = reference_of_a_state(rng, p)
-    assert (np.array(compare(run, reference).phi_positive.z) < -5).all()
+    assert (np.array(compare_with_reference(run, reference).phi_positive.z) < -5).all()
     verdict = run.summary(reference)["verdict"]
     assert verdict["status"] == "wrong"
     assert any("P(phi > 0) differs from the reference" in words for words in verdict["wrong"])
@@ -300,7 +308,7 @@ def test_few_visits_are_no_difference_by_mbar_either(tmp_path):
         *(getattr(full, name)[..., :2] for name in ("phi", "psi", "energy")),
         1.0,
     )
-    result = compare(run, reference)
+    result = compare_with_reference(run, reference)
     assert result.by_mbar
     assert np.isnan(result.phi_positive.z).all()
 
@@ -311,5 +319,7 @@ def test_a_reference_that_never_visits_a_basin_of_the_run_disagrees(tmp_path):
     shape = (3000, 1, len(TEMPERATURES))
     phi, psi = angles_of_two_basins(rng, shape, p=0.0)
     reference = Reference(TEMPERATURES, phi, psi, rng.normal(size=shape), 1.0)
-    compared = compare(run_like_reference(rng, tmp_path / "run"), reference).phi_positive
+    compared = compare_with_reference(
+        run_like_reference(rng, tmp_path / "run"), reference
+    ).phi_positive
     assert (np.array(compared.z) > 5).all()

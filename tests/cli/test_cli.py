@@ -38,7 +38,9 @@ def called(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("command", ["", "run", "md", "train", "sample", "analyze", "at", "plan"])
+@pytest.mark.parametrize(
+    "command", ["", "run", "md", "train", "sample", "analyze", "at", "compare", "plan"]
+)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([*command.split(), "--help"])
@@ -325,3 +327,15 @@ def test_threads_are_set_and_restored(tmp_path, capsys):
     assert main([*args, "--threads", "2"]) == 2
     assert "no such flow file" in capsys.readouterr().err
     assert torch.get_num_threads() == before
+
+
+def test_a_peptide_is_named_by_its_sequence(tmp_path, called):
+    given = ["run", "--output", str(tmp_path / "out"), "--preset", "quick"]
+    assert main([*given, "--peptide", "AG", "--constraints", "hbonds"]) == 0
+    molecule = called[-1][2]["molecule"]
+    assert [r.name for r in molecule.topology.residues()] == ["ACE", "ALA", "GLY", "NME"]
+    assert molecule.constraints is not None
+    assert main([*given, "--peptide", "ELIL", "--forcefield", "amber14-all.xml"]) == 0
+    assert called[-1][2]["molecule"].n_atoms == 75
+    assert main([*given, "--peptide", "AZ"]) == 2
+    assert main([*given, "--peptide", "A", "--pdb", "some.pdb"]) == 2

@@ -34,7 +34,7 @@ SCRIPTS = [
     "benchmarks/energy", "benchmarks/flow_alone", "benchmarks/gpu", "benchmarks/gpu_compile",
     "benchmarks/hard_to_reach", "benchmarks/hosts", "benchmarks/memory",
     "benchmarks/moves", "benchmarks/openmm_samplers", "benchmarks/other_force_fields",
-    "benchmarks/predictions", "benchmarks/scaling",
+    "benchmarks/chains", "benchmarks/predictions", "benchmarks/scaling",
     "benchmarks/published", "benchmarks/seeds", "benchmarks/timestep_error",
     "benchmarks/training_trials", "benchmarks/twenty", "benchmarks/writing",
     "lecture/importance_sampling", "lecture/silver", "paper/double_wells",

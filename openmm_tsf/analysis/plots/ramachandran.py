@@ -13,7 +13,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from openmm_tsf.analysis.comparison import MeanComparison, ReferenceComparison, compare
+from openmm_tsf.analysis.comparison import (
+    MeanComparison,
+    ReferenceComparison,
+    compare_with_reference,
+)
 from openmm_tsf.analysis.estimates import RunEstimates
 from openmm_tsf.analysis.plots.style import (
     FONT,
@@ -62,7 +66,7 @@ def plot_ramachandran(
     run.require_samples()
     comparison = None
     if reference is not None and any(reference.rung(t) is not None for t in run.temperatures):
-        comparison = compare(run, reference)
+        comparison = compare_with_reference(run, reference)
     n_columns = 3 if comparison is None else 4
     n_maps = n_columns - 2
     figure = Figure(figsize=(4.0 * n_columns, 3.9 * run.n_rungs + 1.6))
