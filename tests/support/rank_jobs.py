@@ -4,9 +4,10 @@ import dataclasses
 import io
 import os
 import signal
+import socket
 import threading
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 
 import torch
 
@@ -264,6 +265,27 @@ def wait_interrupted(ranks):
         ranks.broadcast()
     except KeyboardInterrupt:
         return time.monotonic() - start
+
+
+def probes(ranks):
+    """Of every TCP connection to a rank: seconds until it is probed, and until it is given up."""
+    ranks.barrier()
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            link = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:  # that of the folder
+            continue
+        if not link.startswith("socket:"):
+            continue
+        with socket.socket(fileno=os.dup(int(name))) as connection, suppress(OSError):
+            if connection.family != socket.AF_UNIX and connection.getpeername():
+                is_probed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                options = socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_USER_TIMEOUT
+                found.append(
+                    (is_probed, *(connection.getsockopt(socket.IPPROTO_TCP, o) for o in options))
+                )
+    return found
 
 
 def run_program(ranks, arguments, stop_when=None):
