@@ -3,17 +3,21 @@
 import json
 import math
 import shutil
+import signal
 from dataclasses import replace
 
 import pytest
 
+from openmm_tsf.analysis import load_run
 from openmm_tsf.cli.main import main
 from openmm_tsf.io.directory import DirectoryLock
 from openmm_tsf.io.serialization import from_plain_data, to_plain_data
 from openmm_tsf.io.shards import shard_directory
-from openmm_tsf.sampling import recorder, run_writer
+from openmm_tsf.sampling import ParallelTempering, recorder, run_writer
 from openmm_tsf.sampling.run_writer import RunWriter
 from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.utils.distributed import Ranks
+from openmm_tsf.utils.random import Purpose, derive_seed
 from openmm_tsf.workflow.run import run
 from openmm_tsf.workflow.sample import sample
 from openmm_tsf.workflow.settings import FlowSettings, SamplingSettings
@@ -37,6 +41,13 @@ SETTINGS = replace(
 )
 OPTIONS = replace(tiny.QUIET, seed=8, checkpoint_seconds=0.0)
 RESUME = replace(OPTIONS, seed=None, resume=True)
+
+
+class FirstOfTwo(Ranks):
+    """Rank 0 of two that needs no other."""
+
+    def broadcast(self, value=None):
+        return value
 
 
 class Killed(BaseException):
@@ -123,6 +134,40 @@ def test_killed_in_one_shard_and_resumed(whole, folder, sampling_of, monkeypatch
             with pytest.raises(Killed):
                 sample_shards(sampling_of(folder), range(S))
     sample_shards(sampling_of(folder), range(S))
+    assert_same(folder, whole)
+
+
+def test_interrupted_shards_are_written_and_analysed(whole, folder, monkeypatch):
+    """The samples so far, if there are any; and by one process only."""
+    advance, analysed = ParallelTempering._advance, []
+    monkeypatch.setattr(
+        "openmm_tsf.workflow.run.analyze",
+        lambda path, **_: analysed.append(load_run(path, start=0).shards.to_dict()) or {},
+    )
+
+    def run_interrupted(shard, iteration, **changes):
+        def interrupted(self):
+            seed = derive_seed(8, Purpose.SAMPLING, shard)
+            if self.seed == seed and self.state.iteration == iteration:
+                signal.raise_signal(signal.SIGINT)
+            return advance(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ParallelTempering, "_advance", interrupted)
+            for name, value in changes.items():
+                patch.setattr(f"openmm_tsf.workflow.run.{name}", value)
+            with pytest.raises(KeyboardInterrupt):
+                run(folder, options=RESUME)
+
+    run_interrupted(0, 1)  # tuning
+    assert analysed == []
+    run_interrupted(1, 4)  # two of tuning; the iteration that was begun is completed
+    (seen,) = analysed
+    assert seen["used"] == ["0000", "0001"]
+    assert seen["n_iterations"] == {"0000": 4, "0001": 3, "0002": 0, "0003": 0}
+    run_interrupted(2, 4, current_ranks=lambda: FirstOfTwo(0, 2))
+    assert len(analysed) == 1
+    run(folder, options=RESUME)
     assert_same(folder, whole)
 
 
