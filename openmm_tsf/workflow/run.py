@@ -309,6 +309,9 @@ def _simulate(stage: Stage, settings: RunSettings, seed: int, measured: str | No
     On the platform that was measured when its duration was told.
     """
     directory, options = stage.directory / "md", stage.options
+    n_ranks = current_ranks().size
+    if n_ranks > 1:
+        logger.info("MD is done by rank 0 of %d alone, for which the others wait", n_ranks)
     platform = measured or options.platform
     result = run_md(
         stage.molecule,

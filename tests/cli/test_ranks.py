@@ -94,6 +94,7 @@ def test_a_run_of_ranks_trains_and_samples(tmp_path):
     command = f"run --output {folder} --rounds 1 --md --frames 90 {SHORT.format(4)} {sizes}"
     first, second = program(command)
     assert first[0] == second[0] == 0, (first[2], second[2])
+    assert "MD is done by rank 0 of 2 alone, for which the others wait" in first[2]
     assert "report.html" in first[1]
     assert second[1] == ""
     config = read_json(folder / "config.json")
