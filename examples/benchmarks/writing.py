@@ -33,7 +33,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from unittest import mock
 
 import torch
@@ -129,9 +129,14 @@ def written_by(mode: str) -> Iterator[None]:
 
 
 class TimedRecorder(Recorder):
-    """A recorder that adds up how long the sampling thread is in it, also for the end of a run."""
+    """The recorder of one run: how long the sampling thread is in it, and CPU time meanwhile."""
 
-    waited, finishing = 0.0, 0.0
+    waited, finishing, cpu = 0.0, 0.0, 0.0
+
+    def __enter__(self) -> Self:
+        TimedRecorder.waited = TimedRecorder.finishing = 0.0
+        TimedRecorder.cpu = -time.process_time()
+        return super().__enter__()
 
     def add(self, *given: Any) -> None:
         start = time.perf_counter()
@@ -147,13 +152,13 @@ class TimedRecorder(Recorder):
         start = time.perf_counter()
         super().finish(state)
         TimedRecorder.finishing += time.perf_counter() - start
+        TimedRecorder.cpu += time.process_time()
 
 
 def sample_for_real(
     flow: Path, folder: Path, settings: SamplingSettings, options: RunOptions
 ) -> dict[str, float]:
     """Sample as the program does, without the analysis; return how long sampling waited."""
-    TimedRecorder.waited = TimedRecorder.finishing = 0.0
     with (
         mock.patch("openmm_tsf.sampling.tempering.Recorder", TimedRecorder),
         mock.patch("openmm_tsf.workflow.sample.analyze", return_value={}),
@@ -162,7 +167,7 @@ def sample_for_real(
     iterating = tsf.load_run(folder, start=0).segments.wall_seconds
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     shutil.rmtree(folder)
-    waited, finishing = TimedRecorder.waited, TimedRecorder.finishing
+    waited, finishing, cpu = TimedRecorder.waited, TimedRecorder.finishing, TimedRecorder.cpu
     return {
         "seconds_of_production": round(iterating + waited + finishing, 2),
         "seconds_per_iteration": round(iterating / settings.n_iterations, 3),
@@ -171,6 +176,9 @@ def sample_for_real(
         "waited_at_the_end_seconds": round(finishing, 3),
         "share_while_sampling": round(waited / (iterating + waited), 5),
         "share_in_all": round((waited + finishing) / (iterating + waited + finishing), 5),
+        # On a free core the iterations would take this time; waits are counted as they were here.
+        "cpu_seconds": round(cpu, 1),
+        "waited_over_cpu_seconds": round((waited + finishing) / cpu, 4),
     }
 
 
@@ -214,7 +222,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[185_000.0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--real", type=Path, metavar="FLOW", help="measure a run with it, only")
-    parser.add_argument("--sampled", type=int, default=20, help="iterations of the run")
+    parser.add_argument("--sampled", type=int, default=20, help="iterations of --real")
     parser.add_argument("--save-interval", type=int, default=10, help="where frames are thinned")
     parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
     parser.add_argument("--output", type=Path, help="JSON file")
