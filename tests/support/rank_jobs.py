@@ -288,19 +288,19 @@ def probes(ranks):
     return found
 
 
-def run_program(ranks, arguments, stop_when=None):
+def run_program(ranks, arguments, stop_when=None, number=signal.SIGTERM):
     """The program with these arguments on a rank: its status, and what it printed.
 
-    Once the file `stop_when` exists, rank 1 gets SIGTERM.
+    Once the file `stop_when` exists, rank 1 gets a signal.
     """
     if stop_when is not None and ranks.rank == 1:
-        threading.Thread(target=_stop_when, args=(stop_when,), daemon=True).start()
+        threading.Thread(target=_stop_when, args=(stop_when, number), daemon=True).start()
     with redirect_stdout(io.StringIO()) as output, redirect_stderr(io.StringIO()) as errors:
         status = main(arguments)
     return status, output.getvalue(), errors.getvalue()
 
 
-def _stop_when(path):
+def _stop_when(path, number):
     while not path.exists():
-        time.sleep(0.05)
-    os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.02)
+    os.kill(os.getpid(), number)

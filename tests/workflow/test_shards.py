@@ -12,7 +12,8 @@ from openmm_tsf.analysis import load_run
 from openmm_tsf.cli.main import main
 from openmm_tsf.io.directory import DirectoryLock
 from openmm_tsf.io.serialization import from_plain_data, to_plain_data
-from openmm_tsf.io.shards import shard_directory
+from openmm_tsf.io.run_config import read_config
+from openmm_tsf.io.shards import read_shard, shard_directory
 from openmm_tsf.sampling import ParallelTempering, recorder, run_writer
 from openmm_tsf.sampling.run_writer import RunWriter
 from openmm_tsf.systems.dataset import MDDataset
@@ -254,6 +255,30 @@ def test_two_processes_of_a_job_have_the_bits_of_one(whole, folder):
     for number in range(S):
         # These processes record that there is a reference.
         parts = (shard_directory(run, number) for run in (folder, whole))
+        assert differences(*parts, ("config.json",)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, None), (signal.SIGTERM, 130)])
+def test_a_rank_that_ends_in_production(whole, folder, sampling_of, number, status):
+    """The other one finishes its shards, and says that a rank is missing; one process goes on."""
+    command = ["run", "--output", str(folder), "--resume", "--platform", "Reference"]
+    command += ["--checkpoint-seconds", "0"]
+    when = shard_directory(folder, 1) / "checkpoint.pt"
+    first, second = run_ranks(run_program, command, when, number, timeout=None, seconds=500)
+    if status is None:
+        assert second == (False, "")
+    else:
+        assert second[1][0] == status
+    assert first[1][0] == 2
+    assert "error: rank 0 of 2: another rank ended or did not come to a barrier" in first[1][2]
+    assert not (folder / "summary.json").exists()
+    finished = [read_shard(folder, k, read_config(folder)).state for k in range(S)]
+    assert (finished[0], finished[2]) == ("finished", "finished")
+    assert "finished" not in (finished[1], finished[3])
+    sample_shards(sampling_of(folder), range(S))
+    for k in range(S):  # these processes record that there is a reference
+        parts = (shard_directory(run, k) for run in (folder, whole))
         assert differences(*parts, ("config.json",)) == []
 
 
