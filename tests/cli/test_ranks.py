@@ -16,7 +16,7 @@ SHORT = "--preset quick --stride 40 --steps {} --platform Reference"
 
 def program(command, *, size=2, stop_when=None):
     options = shlex.split(command), stop_when
-    return returned(run_ranks(run_program, *options, size=size, timeout=None, seconds=500))
+    return returned(run_ranks(run_program, *options, size=size, timeout=None, seconds=900))
 
 
 def n_steps(folder):

@@ -12,6 +12,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -61,12 +62,12 @@ def count_steps(data, flow, potential, counts):
         n_validation_draws=8, temperatures=preset("default").sampling.temperatures,
     )  # fmt: skip
     trainer, counted = Trainer(flow, [data], potential, settings, 3), []
-    path_objective.RELAXATION_STEPS = 4
-    trainer.train_step()  # without draws, and constants are copied to the device once
-    for _ in range(N_STEPS):
-        counts.clear()
-        trainer.train_step()
-        counted.append((counts.n_waits, counts.n_launches))
+    with mock.patch.object(path_objective, "RELAXATION_STEPS", 4):
+        trainer.train_step()  # without draws, and constants are copied to the device once
+        for _ in range(N_STEPS):
+            counts.clear()
+            trainer.train_step()
+            counted.append((counts.n_waits, counts.n_launches))
     return counted
 
 
@@ -75,10 +76,10 @@ def describe(counted):
     return {"waits": [waits for waits, _ in counted], "launches": [n for _, n in counted]}
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, help="JSON file")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with simulated_cuda() as counts:
         molecule, data, flow, potential = make_parts()

@@ -11,8 +11,8 @@ import pytest
 from openmm_tsf.analysis import load_run
 from openmm_tsf.cli.main import main
 from openmm_tsf.io.directory import DirectoryLock
-from openmm_tsf.io.serialization import from_plain_data, to_plain_data
 from openmm_tsf.io.run_config import read_config
+from openmm_tsf.io.serialization import from_plain_data, to_plain_data
 from openmm_tsf.io.shards import read_shard, shard_directory
 from openmm_tsf.sampling import ParallelTempering, recorder, run_writer
 from openmm_tsf.sampling.run_writer import RunWriter
@@ -250,7 +250,7 @@ def test_ranks_take_turns_and_their_number_may_change(whole, folder, sampling_of
 @pytest.mark.slow
 def test_two_processes_of_a_job_have_the_bits_of_one(whole, folder):
     command = ["run", "--output", str(folder), "--resume", "--platform", "Reference"]
-    jobs = run_ranks(run_program, command, None, size=2, timeout=None, seconds=300)
+    jobs = run_ranks(run_program, command, None, size=2, timeout=None, seconds=900)
     assert [status for status, _, _ in returned(jobs)] == [0, 0]
     for number in range(S):
         # These processes record that there is a reference.
@@ -265,7 +265,7 @@ def test_a_rank_that_ends_in_production(whole, folder, sampling_of, number, stat
     command = ["run", "--output", str(folder), "--resume", "--platform", "Reference"]
     command += ["--checkpoint-seconds", "0"]
     when = shard_directory(folder, 1) / "checkpoint.pt"
-    first, second = run_ranks(run_program, command, when, number, timeout=None, seconds=500)
+    first, second = run_ranks(run_program, command, when, number, timeout=None, seconds=900)
     if status is None:
         assert second == (False, "")
     else:
