@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 LADDER = (300.0, 424.26, 600.0)
-N_WALKERS, N_CYCLES, N_STEPS = 64, 6, 12
+N_WALKERS, N_CYCLES, N_STEPS = 64, 3, 9
 
 
 def measure():
