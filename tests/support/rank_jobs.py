@@ -285,6 +285,7 @@ def probes(ranks):
                 found.append(
                     (is_probed, *(connection.getsockopt(socket.IPPROTO_TCP, o) for o in options))
                 )
+    ranks.barrier()  # until then rank 0 keeps the store
     return found
 
 
