@@ -6,9 +6,12 @@ A process that was started alone is rank 0 of 1 and needs nothing of torch.distr
 import json
 import os
 import re
+import socket
+import stat
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -16,10 +19,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Time in s within which all ranks must meet in a sum: the others work equally long.
+#: Time in s within which all ranks must meet in a sum: the others work equally long. So long may a
+#: node be silent.
 TIMEOUT_SECONDS = 600.0
-#: And for what rank 0 does alone, such as MD. That it died is noticed at once all the same.
+#: And for what ranks do alone, such as MD or more shards. Meanwhile the end of a process is noticed
+#: at once, and that of its node or network after `TIMEOUT_SECONDS`, see `_probe_connections`.
 _PATIENCE = timedelta(days=30)
+#: Probes of a silent connection within that time.
+_PROBES = 10
 _POLL_SECONDS = 0.02
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 #: ``SLURM_NTASKS`` and ``SLURM_PROCID`` are set in a batch script, too, which is one process.
@@ -166,7 +173,7 @@ class Ranks:
         return json.loads(bytes(text.tolist()))
 
     def barrier(self) -> None:
-        """Wait until every rank has come here, however long the others take."""
+        """Wait until every rank has come here, however long the others take, if they live."""
         import torch
         import torch.distributed as dist
 
@@ -305,7 +312,8 @@ def connect_ranks(
     device
         The device of this rank, see :meth:`Ranks.choose_device`.
     timeout
-        Seconds until a rank that does not come to a sum is given up.
+        Seconds until a rank that does not come to a sum is given up, and, on Linux, in any wait one
+        whose node or network is gone.
 
     Raises
     ------
@@ -325,6 +333,7 @@ def connect_ranks(
     if device is not None and device.startswith("cuda"):
         torch.cuda.set_device(device)
     host = f"[{ranks.address}]" if ":" in ranks.address else ranks.address
+    before = set(_open_sockets())
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if has_nccl else "gloo",
@@ -334,6 +343,7 @@ def connect_ranks(
             timeout=timedelta(seconds=timeout),
         )
         patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        _probe_connections(before, timeout)
     except RuntimeError as error:  # of torch.distributed, and of gloo
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -351,3 +361,37 @@ def connect_ranks(
         # NCCL waits for what was begun; after an error the end of the process ends it.
         if not (failed and has_nccl):
             dist.destroy_process_group()
+
+
+def _open_sockets() -> dict[int, int]:
+    """Return the sockets of this process, descriptors by the number of the inode; on Linux."""
+    sockets: dict[int, int] = {}
+    for name in os.listdir("/proc/self/fd") if sys.platform == "linux" else ():
+        with suppress(OSError):  # of the descriptor of the folder itself
+            status = os.fstat(int(name))
+            if stat.S_ISSOCK(status.st_mode):
+                sockets[status.st_ino] = int(name)
+    return sockets
+
+
+def _probe_connections(before: Set[int], timeout: float) -> None:
+    """Let the kernel probe the other ends of the TCP connections made since; on Linux.
+
+    A process that ends closes its connections. A node that loses its power or network does not, and
+    a connection on which nothing is sent is never given up by default (RFC 9293, 3.8.4; RFC 5482).
+    A process that computes need not do anything to answer.
+    """
+    if sys.platform != "linux":
+        return
+    seconds = max(1, round(timeout / _PROBES))
+    options = {
+        socket.TCP_KEEPIDLE: seconds,
+        socket.TCP_KEEPINTVL: seconds,
+        socket.TCP_USER_TIMEOUT: round(1000 * timeout),  # in ms; also of what was sent
+    }
+    for descriptor in [fd for inode, fd in _open_sockets().items() if inode not in before]:
+        with socket.socket(fileno=os.dup(descriptor)) as connection:
+            if connection.family in (socket.AF_INET, socket.AF_INET6):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for option, value in options.items():
+                    connection.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -150,11 +150,13 @@ def check_same_request(
         what = f"measure, {before}" if is_measure else "molecule"
         raise ValueError(f"output: what is in {directory} is of another {what}")
     for name in _ONLY_WARNED_OF:
-        before = recorded.get(name, "cpu" if name == "device" else None)
-        if name in request and before != request[name]:
+        before, now = recorded.get(name), request.get(name)
+        if name == "device":  # not its index, which is that of a rank
+            before, now = _device_type(before or "cpu"), _device_type(now)
+        if name in request and before != now:
             logger.warning(
-                f"{directory}: started with {name} {before}, continued with "
-                f"{request[name]}: valid, but not the same bit by bit"
+                f"{directory}: started with {name} {before}, continued with {now}: valid, but not "
+                "the same bit by bit"
             )
     frames = request.get("frames_sha256")
     if frames is not None and frames == recorded.get("frames_sha256"):
@@ -167,6 +169,11 @@ def check_same_request(
     # Last: a setting such as the stride says more than a hash.
     if recorded.get("frames_sha256") != request.get("frames_sha256", recorded.get("frames_sha256")):
         raise ValueError(f"frames: those of the stage in {directory} are other ones")
+
+
+def _device_type(device: Any) -> Any:
+    """``"cuda"`` of ``"cuda:3"``. Of another card the sampler warns, which knows its name."""
+    return device.partition(":")[0] if isinstance(device, str) else device
 
 
 def _in_words(value: Any) -> str:

@@ -66,6 +66,7 @@ from openmm_tsf.workflow.shards import (
     are_started,
     check_planned,
     check_prepared,
+    has_samples,
     is_prepared,
     join_preparation,
     prepare_shards,
@@ -121,8 +122,8 @@ def run(
     ShardsFailedError
         If some shards could not be sampled, after the others.
     KeyboardInterrupt
-        After Ctrl-C, with everything written: in production the samples so far, if not in shards,
-        are analysed first.
+        After Ctrl-C, with everything written: in production the samples so far are analysed first,
+        if one process samples them all.
     """
     check_instance(settings, "settings", RunSettings)
     check_instance(molecule, "molecule", MolecularSystem)
@@ -238,7 +239,13 @@ def run(
             return _run_stages(stage, settings, frames, dataset)
     if options.prepare:
         return {}
-    sample_shards(sampling_of_shards(), mine)
+    try:
+        sample_shards(sampling_of_shards(), mine)
+    except KeyboardInterrupt:
+        # Several ranks are the job of a batch system, which kills them after a time of grace.
+        if ranks.size == 1 and has_samples(directory):
+            analyze(directory, observe=options.observe)
+        raise
     return analyze(directory, observe=options.observe)
 
 
@@ -302,6 +309,9 @@ def _simulate(stage: Stage, settings: RunSettings, seed: int, measured: str | No
     On the platform that was measured when its duration was told.
     """
     directory, options = stage.directory / "md", stage.options
+    n_ranks = current_ranks().size
+    if n_ranks > 1:
+        logger.info("MD is done by rank 0 of %d alone, for which the others wait", n_ranks)
     platform = measured or options.platform
     result = run_md(
         stage.molecule,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from openmm_tsf.analysis.analyze import analyze
+from openmm_tsf.analysis.load import load_run
 from openmm_tsf.analysis.reference import REFERENCE_FILE, has_reference
 from openmm_tsf.flows.base import AugmentedFlow
 from openmm_tsf.flows.compilation import compile_for_sampling
@@ -226,7 +227,7 @@ def sample_and_analyze(
     try:
         sample_until(stage, sampler, n_iterations, until)
     except KeyboardInterrupt:
-        if sampler.n_done:
+        if load_run(stage.directory, start=0).n_iterations:  # saved, not only done
             analyze(stage.directory, observe=stage.options.observe)
         raise
     return analyze(stage.directory, observe=stage.options.observe)

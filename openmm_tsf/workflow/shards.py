@@ -28,7 +28,7 @@ from openmm_tsf.flows.compilation import compile_for_sampling
 from openmm_tsf.flows.load import load_flow, place_for_sampling
 from openmm_tsf.io.directory import list_contents, open_output_directory
 from openmm_tsf.io.run_config import read_config
-from openmm_tsf.io.shards import count_shards, shard_directory
+from openmm_tsf.io.shards import count_shards, read_shards, shard_directory
 from openmm_tsf.potentials.base import Potential
 from openmm_tsf.sampling import ParallelTempering
 from openmm_tsf.sampling.chain import tune_chains
@@ -79,6 +79,11 @@ def are_started(directory: Path, numbers: Sequence[int]) -> bool:
     """Return whether these shards of a run all have a checkpoint: they need no frames."""
     files = (shard_directory(directory, number) / CHECKPOINT for number in numbers)
     return is_prepared(directory) and all(file.is_file() for file in files)
+
+
+def has_samples(directory: Path) -> bool:
+    """Return whether any shard of a run has samples that can be read."""
+    return any(shard.n_iterations for shard in read_shards(directory, read_config(directory)))
 
 
 def check_prepared(directory: Path, number: int, n_shards: int | None = None) -> None:

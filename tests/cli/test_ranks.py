@@ -16,7 +16,7 @@ SHORT = "--preset quick --stride 40 --steps {} --platform Reference"
 
 def program(command, *, size=2, stop_when=None):
     options = shlex.split(command), stop_when
-    return returned(run_ranks(run_program, *options, size=size, timeout=None, seconds=500))
+    return returned(run_ranks(run_program, *options, size=size, timeout=None, seconds=900))
 
 
 def n_steps(folder):
@@ -94,6 +94,7 @@ def test_a_run_of_ranks_trains_and_samples(tmp_path):
     command = f"run --output {folder} --rounds 1 --md --frames 90 {SHORT.format(4)} {sizes}"
     first, second = program(command)
     assert first[0] == second[0] == 0, (first[2], second[2])
+    assert "MD is done by rank 0 of 2 alone, for which the others wait" in first[2]
     assert "report.html" in first[1]
     assert second[1] == ""
     config = read_json(folder / "config.json")

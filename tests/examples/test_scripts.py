@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,7 +13,9 @@ import torch
 from openmm_tsf.flows import TemperatureSteerableFlow
 from openmm_tsf.io.serialization import to_plain_data
 from openmm_tsf.sampling import ParallelTempering
+from openmm_tsf.sampling.run_writer import RunWriter
 from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.workflow.options import RunOptions
 from openmm_tsf.workflow.settings import SamplingSettings
 from tests.support.analysis_runs import sample_basins
 from tests.support.examples import EXAMPLES, load_example
@@ -80,6 +83,29 @@ def test_arguments(name, monkeypatch, capsys):
         script.main()
     assert end.value.code == 0
     assert "usage: " in capsys.readouterr().out
+
+
+def test_the_time_that_sampling_waits_for_writing(flow, tmp_path, monkeypatch):
+    """A writer that takes 0.5 s: the last segment is waited for, the one before is hidden."""
+    writing = load_example("benchmarks/writing.py")
+    write = RunWriter.write
+
+    def slowly(self, *given):
+        time.sleep(0.5)
+        write(self, *given)
+
+    monkeypatch.setattr(RunWriter, "write", slowly)
+    flow.save(tmp_path / "flow.pt")
+    sizes = {"n_walkers": 2, "n_iterations": 2, "n_tuning": 1, "n_walk": 0}
+    settings = SamplingSettings((300.0, 600.0), local_interval=0, **sizes)
+    options = RunOptions(platform="Reference", progress=False)
+    result = writing.sample_for_real(tmp_path / "flow.pt", tmp_path / "run", settings, options)
+    assert 0.5 <= result["waited_at_the_end_seconds"] < 2
+    assert result["waited_while_sampling_seconds"] < 0.4
+    seconds = result["seconds_of_production"]
+    waited = result["waited_at_the_end_seconds"] + result["waited_while_sampling_seconds"]
+    assert result["share_in_all"] == pytest.approx(waited / seconds, rel=0.05)
+    assert not (tmp_path / "run").exists()
 
 
 def test_reference_frames_and_masses(molecule):

@@ -22,7 +22,7 @@ BAD_INPUT = [
     "io/test_untrusted_files.py",
 ]  # fmt: skip
 FUZZ, KILLS = "fuzz.py --examples 60 --seed 11", "kills.py --kills 120"
-SHARDS = "shard_kills.py --kills 52"
+SHARDS = "shard_kills.py --kills 60"
 LONG_RUN = "long_run.py"
 
 

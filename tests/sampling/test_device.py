@@ -12,6 +12,7 @@ import torch
 
 from openmm_tsf.analysis import load_run
 from openmm_tsf.flows.load import load_flow, place_for_sampling
+from openmm_tsf.io.files import read_json
 from openmm_tsf.metropolis import InvalidWalker
 from openmm_tsf.potentials import DoubleWell
 from openmm_tsf.sampling.kernels.flow import FlowIndependence, FlowWalk
@@ -19,9 +20,10 @@ from openmm_tsf.sampling.kernels.langevin_openmm import OpenMMLangevin
 from openmm_tsf.sampling.kernels.swap import PlainSwap
 from openmm_tsf.sampling.state import KernelInfo
 from openmm_tsf.sampling.tempering import ParallelTempering
-from tests.support import invariance
+from tests.support import count_waits, invariance
 from tests.support.constrained_cases import ConstrainedCase
 from tests.support.exact_cases import TreeCase, assert_energies_are_stored
+from tests.support.examples import EXAMPLES
 from tests.support.simulated_cuda import CUDA, simulated_cuda
 
 N_WALKERS = 12
@@ -266,6 +268,16 @@ def test_flow_and_checkpoint_there_and_back(device, tmp_path):
     on_cpu = sampler_of(copy.deepcopy(case.flow), case.potential, 6)
     with pytest.raises(ValueError, match="device: this run draws its random numbers on 'cuda'"):
         on_cpu.resume(tmp_path / "part")
+
+
+@pytest.mark.slow
+def test_the_default_preset_waits_once_an_iteration_and_a_step_of_training(tmp_path):
+    """As the committed file says."""
+    assert count_waits.main(["--output", str(tmp_path / "waits.json")]) == 0
+    now, committed = (read_json(path / "waits.json") for path in (tmp_path, EXAMPLES / "results"))
+    for what in ("iterations", "training_steps"):
+        assert now[what]["waits"] == committed[what]["waits"]
+        assert set(now[what]["waits"]) == {1}
 
 
 @pytest.mark.parametrize("intervals", [{}, {"save_interval": 3, "numbers_interval": 1}])

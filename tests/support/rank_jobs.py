@@ -4,9 +4,10 @@ import dataclasses
 import io
 import os
 import signal
+import socket
 import threading
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 
 import torch
 
@@ -266,19 +267,41 @@ def wait_interrupted(ranks):
         return time.monotonic() - start
 
 
-def run_program(ranks, arguments, stop_when=None):
+def probes(ranks):
+    """Of every TCP connection to a rank: seconds until it is probed, and until it is given up."""
+    ranks.barrier()
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            link = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:  # that of the folder
+            continue
+        if not link.startswith("socket:"):
+            continue
+        with socket.socket(fileno=os.dup(int(name))) as connection, suppress(OSError):
+            if connection.family != socket.AF_UNIX and connection.getpeername():
+                is_probed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                options = socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_USER_TIMEOUT
+                found.append(
+                    (is_probed, *(connection.getsockopt(socket.IPPROTO_TCP, o) for o in options))
+                )
+    ranks.barrier()  # until then rank 0 keeps the store
+    return found
+
+
+def run_program(ranks, arguments, stop_when=None, number=signal.SIGTERM):
     """The program with these arguments on a rank: its status, and what it printed.
 
-    Once the file `stop_when` exists, rank 1 gets SIGTERM.
+    Once the file `stop_when` exists, rank 1 gets a signal.
     """
     if stop_when is not None and ranks.rank == 1:
-        threading.Thread(target=_stop_when, args=(stop_when,), daemon=True).start()
+        threading.Thread(target=_stop_when, args=(stop_when, number), daemon=True).start()
     with redirect_stdout(io.StringIO()) as output, redirect_stderr(io.StringIO()) as errors:
         status = main(arguments)
     return status, output.getvalue(), errors.getvalue()
 
 
-def _stop_when(path):
+def _stop_when(path, number):
     while not path.exists():
-        time.sleep(0.05)
-    os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.02)
+    os.kill(os.getpid(), number)

@@ -1,6 +1,7 @@
 """Ranks: read from the environment, what they exchange, and what happens without one of them."""
 
 import math
+import sys
 import time
 
 import pytest
@@ -14,7 +15,8 @@ from openmm_tsf.utils.distributed import (
     first_host,
     read_ranks,
 )
-from tests.support.rank_jobs import exchange, leave, wait_interrupted
+from tests.support.networks import two_nodes
+from tests.support.rank_jobs import exchange, leave, probes, wait_interrupted
 from tests.support.ranks import free_port, returned, run_ranks
 
 TORCHRUN = {
@@ -25,6 +27,22 @@ SRUN = {
     "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8",
     "SLURM_STEP_NODELIST": "gpu[07,09-12]", "SLURM_JOB_ID": "4321", "SLURM_STEP_ID": "2",
 }  # fmt: skip
+
+#: A rank on each node: rank 1 comes late to the first barrier, and not at all to the second.
+WAITING = """
+import sys, time
+from openmm_tsf.utils.distributed import connect_ranks, read_ranks
+try:
+    with connect_ranks(read_ranks(), timeout={timeout}) as ranks:
+        print("connected", flush=True)
+        time.sleep({alone} * ranks.rank)
+        ranks.barrier()
+        print("met", flush=True)
+        time.sleep(60 * ranks.rank)
+        ranks.barrier()
+except Exception as error:
+    print(type(error).__name__ + ":", error, flush=True)
+"""
 
 
 def test_ranks_of_the_environment():
@@ -125,6 +143,29 @@ def test_others_end_when_a_rank_does(how):
 def test_a_rank_that_does_not_come_is_given_up():
     first, _ = run_ranks(leave, "sleep", timeout=1.0)
     assert "did not come to a sum in time (Timed out" in first[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="options of Linux")
+def test_every_connection_is_probed():
+    """Each rank has one to each other in both groups, and to the store; none waits for ever."""
+    for found in returned(run_ranks(probes, size=3, timeout=30.0)):
+        assert len(found) >= 5, found
+        assert set(found) == {(1, 3, 3, 30_000)}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="network namespaces of Linux")
+def test_a_node_whose_network_is_gone_is_noticed():
+    """While a rank works alone for longer than the limit it is waited for; not on a dead node."""
+    timeout = 6.0
+    with two_nodes(WAITING.format(timeout=timeout, alone=2 * timeout)) as nodes:
+        assert nodes.read_line(0) == "connected"
+        assert nodes.read_line(0, 4 * timeout) == "met"
+        nodes.cut()
+        start = time.monotonic()
+        assert "LostRankError: rank 0 of 2: another rank ended" in nodes.read_line(0, 6 * timeout)
+        assert time.monotonic() - start < 4 * timeout
+        assert nodes.wait(0) == 0
 
 
 def test_waiting_for_rank_0_can_be_interrupted():

@@ -19,6 +19,7 @@ from openmm_tsf.training.trainer import Trainer
 from openmm_tsf.workflow import md_simulation
 from openmm_tsf.workflow.frames import FrameSource
 from openmm_tsf.workflow.md_simulation import MDSimulation
+from openmm_tsf.workflow.record import check_same_request
 from openmm_tsf.workflow.run import run
 from openmm_tsf.workflow.sample import sample
 from openmm_tsf.workflow.settings import FlowSettings
@@ -149,6 +150,22 @@ def test_another_request_is_refused(whole, tmp_path):
     grown = content(folder)
     assert grown["T500.00K.dcd"][276:].startswith(before["T500.00K.dcd"][276:])
     assert len(grown["energy"]) == len(before["energy"]) * 11 // 9
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        ("cuda:3", "cuda:0", None),
+        ("cuda:0", "cuda", None),
+        (None, "cpu", None),
+        ("cpu", "cuda:1", "started with device cpu, continued with cuda: valid"),
+        (None, "cuda:1", "started with device cpu, continued with cuda: valid"),
+    ],
+)
+def test_the_index_of_a_device_is_that_of_a_rank(before, now, told, tmp_path, caplog):
+    recorded = {} if before is None else {"device": before}
+    check_same_request(tmp_path, recorded, {"device": now}, ())
+    assert [told in line for line in caplog.messages] == [True] * (told is not None)
 
 
 def test_a_longer_total_is_kept_and_frames_may_be_missing(whole, tmp_path):

@@ -3,17 +3,22 @@
 import json
 import math
 import shutil
+import signal
 from dataclasses import replace
 
 import pytest
 
+from openmm_tsf.analysis import load_run
 from openmm_tsf.cli.main import main
 from openmm_tsf.io.directory import DirectoryLock
+from openmm_tsf.io.run_config import read_config
 from openmm_tsf.io.serialization import from_plain_data, to_plain_data
-from openmm_tsf.io.shards import shard_directory
-from openmm_tsf.sampling import recorder, run_writer
+from openmm_tsf.io.shards import read_shard, shard_directory
+from openmm_tsf.sampling import ParallelTempering, recorder, run_writer
 from openmm_tsf.sampling.run_writer import RunWriter
 from openmm_tsf.systems.dataset import MDDataset
+from openmm_tsf.utils.distributed import Ranks
+from openmm_tsf.utils.random import Purpose, derive_seed
 from openmm_tsf.workflow.run import run
 from openmm_tsf.workflow.sample import sample
 from openmm_tsf.workflow.settings import FlowSettings, SamplingSettings
@@ -37,6 +42,13 @@ SETTINGS = replace(
 )
 OPTIONS = replace(tiny.QUIET, seed=8, checkpoint_seconds=0.0)
 RESUME = replace(OPTIONS, seed=None, resume=True)
+
+
+class FirstOfTwo(Ranks):
+    """Rank 0 of two that needs no other."""
+
+    def broadcast(self, value=None):
+        return value
 
 
 class Killed(BaseException):
@@ -126,6 +138,40 @@ def test_killed_in_one_shard_and_resumed(whole, folder, sampling_of, monkeypatch
     assert_same(folder, whole)
 
 
+def test_interrupted_shards_are_written_and_analysed(whole, folder, monkeypatch):
+    """The samples so far, if there are any; and by one process only."""
+    advance, analysed = ParallelTempering._advance, []
+    monkeypatch.setattr(
+        "openmm_tsf.workflow.run.analyze",
+        lambda path, **_: analysed.append(load_run(path, start=0).shards.to_dict()) or {},
+    )
+
+    def run_interrupted(shard, iteration, **changes):
+        def interrupted(self):
+            seed = derive_seed(8, Purpose.SAMPLING, shard)
+            if self.seed == seed and self.state.iteration == iteration:
+                signal.raise_signal(signal.SIGINT)
+            return advance(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ParallelTempering, "_advance", interrupted)
+            for name, value in changes.items():
+                patch.setattr(f"openmm_tsf.workflow.run.{name}", value)
+            with pytest.raises(KeyboardInterrupt):
+                run(folder, options=RESUME)
+
+    run_interrupted(0, 1)  # tuning
+    assert analysed == []
+    run_interrupted(1, 4)  # two of tuning; the iteration that was begun is completed
+    (seen,) = analysed
+    assert seen["used"] == ["0000", "0001"]
+    assert seen["n_iterations"] == {"0000": 4, "0001": 3, "0002": 0, "0003": 0}
+    run_interrupted(2, 4, current_ranks=lambda: FirstOfTwo(0, 2))
+    assert len(analysed) == 1
+    run(folder, options=RESUME)
+    assert_same(folder, whole)
+
+
 def full_disk(number, patch):
     """Let the disk be full where a shard writes a segment."""
     write = run_writer.write_arrays
@@ -204,11 +250,35 @@ def test_ranks_take_turns_and_their_number_may_change(whole, folder, sampling_of
 @pytest.mark.slow
 def test_two_processes_of_a_job_have_the_bits_of_one(whole, folder):
     command = ["run", "--output", str(folder), "--resume", "--platform", "Reference"]
-    jobs = run_ranks(run_program, command, None, size=2, timeout=None, seconds=300)
+    jobs = run_ranks(run_program, command, None, size=2, timeout=None, seconds=900)
     assert [status for status, _, _ in returned(jobs)] == [0, 0]
     for number in range(S):
         # These processes record that there is a reference.
         parts = (shard_directory(run, number) for run in (folder, whole))
+        assert differences(*parts, ("config.json",)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, None), (signal.SIGTERM, 130)])
+def test_a_rank_that_ends_in_production(whole, folder, sampling_of, number, status):
+    """The other one finishes its shards, and says that a rank is missing; one process goes on."""
+    command = ["run", "--output", str(folder), "--resume", "--platform", "Reference"]
+    command += ["--checkpoint-seconds", "0"]
+    when = shard_directory(folder, 1) / "checkpoint.pt"
+    first, second = run_ranks(run_program, command, when, number, timeout=None, seconds=900)
+    if status is None:
+        assert second == (False, "")
+    else:
+        assert second[1][0] == status
+    assert first[1][0] == 2
+    assert "error: rank 0 of 2: another rank ended or did not come to a barrier" in first[1][2]
+    assert not (folder / "summary.json").exists()
+    finished = [read_shard(folder, k, read_config(folder)).state for k in range(S)]
+    assert (finished[0], finished[2]) == ("finished", "finished")
+    assert "finished" not in (finished[1], finished[3])
+    sample_shards(sampling_of(folder), range(S))
+    for k in range(S):  # these processes record that there is a reference
+        parts = (shard_directory(run, k) for run in (folder, whole))
         assert differences(*parts, ("config.json",)) == []
 
 

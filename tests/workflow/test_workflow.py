@@ -232,23 +232,40 @@ def test_sample_alone_and_resumed(trained, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_interrupted_production_is_written_and_analysed(trained, tmp_path, monkeypatch):
-    _, folder, _ = trained
+def interrupt_at(iteration, patch):
+    """Let Ctrl-C come within an iteration, which is completed."""
     advance = ParallelTempering._advance
 
     def interrupted(self):
-        if self.state.iteration == 9:
+        if self.state.iteration == iteration:
             signal.raise_signal(signal.SIGINT)
         return advance(self)
 
-    monkeypatch.setattr(ParallelTempering, "_advance", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        sample(folder, tmp_path / "run", TINY.sampling, options=QUIET)
-    monkeypatch.setattr(ParallelTempering, "_advance", advance)
+    patch.setattr(ParallelTempering, "_advance", interrupted)
+
+
+def test_interrupted_production_is_written_and_analysed(trained, tmp_path, monkeypatch):
+    _, folder, _ = trained
+    with monkeypatch.context() as patch:
+        interrupt_at(9, patch)
+        with pytest.raises(KeyboardInterrupt):
+            sample(folder, tmp_path / "run", TINY.sampling, options=QUIET)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["n_iterations"] == 7  # of which three were tuning
     resumed = sample(folder, tmp_path / "run", options=RESUME)
     assert resumed["n_iterations"] == TINY.sampling.n_iterations
+
+
+def test_interrupted_before_anything_is_saved(trained, tmp_path, monkeypatch):
+    """There is nothing to analyse: it is interrupted, and no error."""
+    _, folder, _ = trained
+    settings = replace(TINY.sampling, save_interval=6)
+    with monkeypatch.context() as patch:
+        interrupt_at(4, patch)  # the third of them was the last one of tuning
+        with pytest.raises(KeyboardInterrupt):
+            sample(folder, tmp_path / "run", settings, options=QUIET)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert sample(folder, tmp_path / "run", options=RESUME)["n_iterations"] == 2
 
 
 def test_a_damaged_run_names_its_file(trained, tmp_path):
