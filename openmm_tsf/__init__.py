@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from openmm_tsf.sampling import ParallelTempering, kernels
     from openmm_tsf.systems import MDDataset, MolecularSystem
     from openmm_tsf.training import FitSettings, fit
+    from openmm_tsf.workflow.adapt import AdaptResult, AdaptSettings, adapt
     from openmm_tsf.workflow.at import sample_at
     from openmm_tsf.workflow.plan import plan
     from openmm_tsf.workflow.retarget import retarget
@@ -35,6 +36,8 @@ _MODULES = {
     "units": "openmm_tsf.units",
 }
 _HOMES = {
+    "AdaptResult": "openmm_tsf.workflow.adapt",
+    "AdaptSettings": "openmm_tsf.workflow.adapt",
     "FitSettings": "openmm_tsf.training",
     "InternalCoordinates": "openmm_tsf.coordinates",
     "MDDataset": "openmm_tsf.systems",
@@ -47,6 +50,7 @@ _HOMES = {
     "TSFDatasetReporter": "openmm_tsf.hosts.dataset_reporter",
     "TemperatureSteerableFlow": "openmm_tsf.flows",
     "TorchPotential": "openmm_tsf.potentials",
+    "adapt": "openmm_tsf.workflow.adapt",
     "certify": "openmm_tsf.analysis.certify",
     "fit": "openmm_tsf.training",
     "load_flow": "openmm_tsf.flows",
@@ -56,6 +60,8 @@ _HOMES = {
     "sample_at": "openmm_tsf.workflow.at",
 }
 __all__ = [
+    "AdaptResult",
+    "AdaptSettings",
     "FitSettings",
     "InternalCoordinates",
     "MDDataset",
@@ -69,6 +75,7 @@ __all__ = [
     "TemperatureSteerableFlow",
     "TorchPotential",
     "__version__",
+    "adapt",
     "certify",
     "doctor",
     "fit",
