@@ -149,9 +149,10 @@ def adapt(
 
     The walkers make the sampler's iterations, in which the flow proposes; after each the flow makes
     steps of maximum likelihood on their last states. As in :meth:`ParallelTempering.tune`, which
-    should come first, this is not a Markov chain meanwhile, and nothing is written. Sample
-    afterwards: ``sampler.run(n, "run")`` goes on from the last states, with the flow as it is.
-    Discard the beginning: the last states are not yet a sample of the target.
+    should come first, this is not a Markov chain meanwhile, and nothing is written; the sampler's
+    reporters see it, but none of their numbers is an estimate. ``sampler.run(n, "run")`` then goes
+    on from the last states with the flow as it is. Discard the beginning: the last states are not
+    yet a sample of the target.
 
     The flow learns the modes that walkers have visited. A mode that none was started in, and that
     local moves do not reach, stays unknown; acceptance and ESS then look as good as if it did not
@@ -215,7 +216,7 @@ def adapt(
         )
     started, reporters = time.monotonic(), sampler.reporters
     adaptation = _Adaptation(sampler, flow, settings)
-    sampler.reporters = [adaptation]
+    sampler.reporters = [*reporters, adaptation]
     try:
         sampler.run(settings.n_iterations, progress=progress)
     finally:
