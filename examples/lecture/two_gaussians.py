@@ -27,7 +27,7 @@ from openmm_tsf.potentials import GaussianMixture, GaussianWell
 from openmm_tsf.sampling import AnnealingSchedule, sequential_monte_carlo
 from openmm_tsf.sampling.kernels import CartesianMALA, FlowIndependence, Scheduled
 
-MEANS, VARIANCE, WEIGHTS = [[-5.0, -1.0], [5.0, 1.0]], 0.5, (0.3, 0.7)
+MEANS, VARIANCE, WEIGHTS = [[0.0, 0.0], [7.0, 2.0]], 0.5, (0.3, 0.7)
 LADDER = (1.0,)
 LOCAL_STEPS, TIMESTEP = 5, 0.8
 #: Standard errors by which ln Z of the flow has to be too low to say that mass is missing.
@@ -157,7 +157,7 @@ def plot(rows, states, n_adapt, path):
         top.plot(*x.T, ".", ms=2, alpha=0.3, color=RUN_COLOUR, rasterized=True)
         top.plot(*np.array(MEANS).T, "+", ms=12, mew=2, color=REFERENCE_COLOUR)
         top.set_title(TITLES[name], fontsize=FONT)
-        top.set_xlim(-8, 8)
+        top.set_xlim(-4, 11)
         top.set_xlabel("x₁")
         below.plot(row["trace"], color=RUN_COLOUR, lw=0.8, label="walkers")
         below.axhline(WEIGHTS[1], color=REFERENCE_COLOUR, lw=1.2, label="exact")
@@ -175,8 +175,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", required=True, help="folder of the JSON and the figure")
     parser.add_argument("--walkers", type=int, default=64, help="half of them start in each mode")
-    parser.add_argument("--adaptation", type=int, default=400, help="iterations with training")
-    parser.add_argument("--iterations", type=int, default=400, help="iterations afterwards")
+    parser.add_argument("--adaptation", type=int, default=300, help="iterations with training")
+    parser.add_argument("--iterations", type=int, default=300, help="iterations afterwards")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     target, folder = make_target(), Path(options.output)
