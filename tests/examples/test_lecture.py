@@ -59,6 +59,7 @@ def test_explore_exploit_visits_more_modes_than_neutra(tmp_path, monkeypatch):
     monkeypatch.setattr(script, "DIMENSIONS", (2, 8))
     monkeypatch.setattr(script, "N_TUNING", 10)
     sizes = ["--frames", "2000", "--steps", "150", "--walkers", "12", "--iterations", "20"]
+    sizes += ["--jobs", "1"]  # in this process, where the constants are changed
     monkeypatch.setattr(sys, "argv", ["script", "--output", str(tmp_path), *sizes])
     script.main()
     rows = json.loads((tmp_path / "explore_exploit.json").read_text())["dimensions"]
