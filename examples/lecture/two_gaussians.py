@@ -153,8 +153,8 @@ def plot(rows, states, n_adapt, path):
     for column, (name, row) in enumerate(rows.items()):
         top, below = axes[:, column]
         x = states[name].reshape(-1, 2)
-        x = x[:: max(1, len(x) // 3000)]
-        top.plot(*x.T, ".", ms=2, alpha=0.3, color=RUN_COLOUR, rasterized=True)
+        x = x[np.random.default_rng(0).permutation(len(x))[:2000]]  # the order is by walkers
+        top.plot(*x.T, ".", ms=3, alpha=0.3, color=RUN_COLOUR, rasterized=True)
         top.plot(*np.array(MEANS).T, "+", ms=12, mew=2, color=REFERENCE_COLOUR)
         top.set_title(TITLES[name], fontsize=FONT)
         top.set_xlim(-4, 11)
@@ -165,7 +165,7 @@ def plot(rows, states, n_adapt, path):
             below.axvline(n_adapt, color="black", ls=":", label="flow frozen")
         below.set_ylim(-0.05, 1.05)
         below.set_xlabel("iteration")
-        below.legend(loc="center right", fontsize=FONT - 2)
+    axes[1, 1].legend(loc="lower right", fontsize=FONT - 2)
     axes[0, 0].set_ylabel("x₂")
     axes[1, 0].set_ylabel("walkers in the mode of weight 0.7")
     save_figure(figure, path)

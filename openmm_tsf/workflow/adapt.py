@@ -315,7 +315,7 @@ class _Adaptation:
         rate = scheduled_rate(self.step, n_steps, settings.warmup_steps, *ends)
         set_learning_rate(self.optimizers, rate)
         flow.network.zero_grad(set_to_none=True)
-        nll.mean().backward()  # type: ignore[no-untyped-call]
+        nll.mean().backward()
         parameters = flow.network.parameters()
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
         self.step += 1
