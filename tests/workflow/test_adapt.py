@@ -99,7 +99,7 @@ def test_one_walker_misses_a_mode_and_only_ln_z_tells():
 
 @pytest.mark.slow
 def test_samples_of_the_adapting_chain_are_biased():
-    """Two walkers and a flow that follows them: exact from the start, and yet |z| > 6."""
+    """Two walkers and a flow that follows them: exact from the start, and yet |z| > 4."""
     target = GaussianWell(torch.eye(2, dtype=DOUBLE))
     flow = tsf.RealNVPFlow(2, 0, n_blocks=1, hidden=(16,), seed=1)  # the identity: exact
     sampler = make_sampler(target, target.sample(2, 1.0, seeded(1)), local=0, flow=flow)
@@ -113,11 +113,11 @@ def test_samples_of_the_adapting_chain_are_biased():
 
     sampler.reporters.append(Record())
     rates = {"learning_rate": 0.03, "final_learning_rate": 0.03, "memory": 1}
-    tsf.adapt(sampler, settings(4000, warmup_steps=0, **rates), progress=False)
-    assert score(torch.stack(seen).numpy(), 1.0) < -6
+    tsf.adapt(sampler, settings(2000, warmup_steps=0, **rates), progress=False)
+    assert score(torch.stack(seen).numpy(), 1.0) < -4
     # The same flow, frozen: others begin at exact samples.
     frozen = make_sampler(target, target.sample(64, 1.0, seeded(2)), flow=flow)
-    x = frozen.run(300, collect=True, progress=False)[:, :, 0]
+    x = frozen.run(150, collect=True, progress=False)[:, :, 0]
     assert abs(score(0.5 * x.square().sum(dim=2).numpy(), 1.0)) < 4
 
 
