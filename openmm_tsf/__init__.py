@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from openmm_tsf.sampling import ParallelTempering, kernels
     from openmm_tsf.systems import MDDataset, MolecularSystem
     from openmm_tsf.training import FitSettings, fit
+    from openmm_tsf.workflow.adapt import AdaptResult, AdaptSettings, adapt
     from openmm_tsf.workflow.at import sample_at
     from openmm_tsf.workflow.plan import plan
     from openmm_tsf.workflow.retarget import retarget
@@ -36,6 +37,8 @@ _MODULES = {
     "units": "openmm_tsf.units",
 }
 _HOMES = {
+    "AdaptResult": "openmm_tsf.workflow.adapt",
+    "AdaptSettings": "openmm_tsf.workflow.adapt",
     "FitSettings": "openmm_tsf.training",
     "InternalCoordinates": "openmm_tsf.coordinates",
     "MDDataset": "openmm_tsf.systems",
@@ -48,6 +51,7 @@ _HOMES = {
     "TSFDatasetReporter": "openmm_tsf.hosts.dataset_reporter",
     "TemperatureSteerableFlow": "openmm_tsf.flows",
     "TorchPotential": "openmm_tsf.potentials",
+    "adapt": "openmm_tsf.workflow.adapt",
     "certify": "openmm_tsf.analysis.certify",
     "compare": "openmm_tsf.analysis.compare_ensembles",
     "fit": "openmm_tsf.training",
@@ -58,6 +62,8 @@ _HOMES = {
     "sample_at": "openmm_tsf.workflow.at",
 }
 __all__ = [
+    "AdaptResult",
+    "AdaptSettings",
     "FitSettings",
     "InternalCoordinates",
     "MDDataset",
@@ -71,6 +77,7 @@ __all__ = [
     "TemperatureSteerableFlow",
     "TorchPotential",
     "__version__",
+    "adapt",
     "certify",
     "compare",
     "doctor",

@@ -185,13 +185,19 @@ class FitSettings:
 
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate at a step."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, self.n_steps - self.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        return self.final_learning_rate + cosine * (self.learning_rate - self.final_learning_rate)
+        ends = self.learning_rate, self.final_learning_rate
+        return scheduled_rate(step, self.n_steps, self.warmup_steps, *ends)
 
     def to_config(self) -> dict[str, Any]:
         """Return the settings as numbers, strings and lists."""
         config = {**asdict(self), "dtype": str(self.dtype)}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
+
+
+def scheduled_rate(step: int, n_steps: int, warmup_steps: int, high: float, low: float) -> float:
+    """Return the learning rate at a step: a linear rise to `high`, then cosine decay to `low`."""
+    if step < warmup_steps:
+        return high * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, n_steps - warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return low + cosine * (high - low)

@@ -42,6 +42,7 @@ class Purpose(IntEnum):
     SAMPLING = 1
     START = 2
     TUNING = 3
+    ADAPTATION = 4
 
 
 def derive_seed(seed: int, purpose: Purpose, number: int) -> int:

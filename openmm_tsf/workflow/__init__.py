@@ -6,13 +6,15 @@ Functions are imported from their modules::
     from openmm_tsf.workflow.md import run_md
     from openmm_tsf.workflow.train import train
     from openmm_tsf.workflow.sample import sample
+    from openmm_tsf.workflow.adapt import adapt
     from openmm_tsf.workflow.at import sample_at
     from openmm_tsf.workflow.retarget import retarget
     from openmm_tsf.workflow.plan import plan
     from openmm_tsf.workflow.temperatures import choose_temperatures
 
-They are the commands of ``openmm-tsf``, with :class:`openmm_tsf.workflow.options.RunOptions`. An
-error of a command is one line and exit status 2; ``--debug`` shows the traceback.
+All but ``adapt``, adaptive MCMC, are the commands of ``openmm-tsf``, with
+:class:`openmm_tsf.workflow.options.RunOptions`. An error of a command is one line and exit status
+2; ``--debug`` shows the traceback.
 
 The run directory
 -----------------

@@ -40,8 +40,8 @@ SCRIPTS = [
     "benchmarks/chains", "benchmarks/predictions", "benchmarks/scaling",
     "benchmarks/published", "benchmarks/seeds", "benchmarks/timestep_error",
     "benchmarks/training_trials", "benchmarks/twenty", "benchmarks/writing",
-    "lecture/importance_sampling", "lecture/silver", "paper/double_wells",
-    "paper/double_well_sampling", "paper/figure3",
+    "lecture/explore_exploit", "lecture/importance_sampling", "lecture/silver",
+    "lecture/two_gaussians", "paper/double_wells", "paper/double_well_sampling", "paper/figure3",
 ]  # fmt: skip
 
 
