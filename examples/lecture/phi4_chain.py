@@ -12,12 +12,14 @@ minutes.
 
 import argparse
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from phi4_training import likelihood_settings, local_chains, local_kernel, train
+from tasks import in_parallel
 
 import openmm_tsf as tsf
 from openmm_tsf.analysis.plots.style import FONT, REFERENCE_COLOUR, RUN_COLOUR, save_figure
@@ -29,7 +31,7 @@ from openmm_tsf.potentials import PhiFourChain
 from openmm_tsf.sampling.kernels import FlowIndependence
 
 N_SITES, TEMPERATURE, BASE_VARIANCE = 100, 0.01, 1.0
-FIELDS = (0.0, 0.005, 0.01, 0.015, 0.02)
+FIELDS = (0.0, 0.007, 0.014, 0.02)
 RESTRAINT, RESTRAINED_MEAN = 10.0, 0.7
 BLOCKS, HIDDEN = 4, (64, 64)
 N_MEASURED = 9
@@ -130,6 +132,18 @@ def restrained(options):
     }  # fmt: skip
 
 
+def run_part(options, which):
+    """Return the training on a base measure, with estimates under fields; None: the restraint."""
+    if which is None:
+        return restrained(options)
+    sign = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(options.walkers // 2)
+    start = sign[:, None] * profile()
+    flow, history = learn(PhiFourChain(N_SITES), which, start, options)
+    if which == "uncoupled":
+        return history, None
+    return history, free_energies(flow, start[: options.walkers // 4], options)
+
+
 def plot(training, fields, restraint, path):
     """Draw acceptance while training, the free-energy differences, and the restrained profile."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
@@ -175,31 +189,27 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", required=True, help="folder of the JSON and the figure")
     parser.add_argument("--walkers", type=int, default=400, help="local chains to learn from")
-    parser.add_argument("--frames", type=int, default=50, help="frames of each")
-    parser.add_argument("--tuning", type=int, default=50, help="iterations before them")
+    parser.add_argument("--frames", type=int, default=40, help="frames of each")
+    parser.add_argument("--tuning", type=int, default=30, help="iterations before them")
     parser.add_argument("--steps", type=int, default=250, help="training steps")
     parser.add_argument("--draws", type=int, default=10_000, help="draws of a flow")
-    parser.add_argument("--iterations", type=int, default=150, help="of the Markov chains")
+    parser.add_argument("--iterations", type=int, default=120, help="of the Markov chains")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    sign = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(options.walkers // 2)
-    start = sign[:, None] * profile()
-    chain, training = PhiFourChain(N_SITES), {}
-    for which in BASES:
-        trained, training[which] = learn(chain, which, start, options)
-        if which == "coupled":
-            flow = trained
-        for row in training[which]:
+    parts = in_parallel(partial(run_part, options), ("coupled", "uncoupled", None), options.jobs)
+    (training_coupled, fields), (training_uncoupled, _), restraint = parts
+    training = {"coupled": training_coupled, "uncoupled": training_uncoupled}
+    for which, rows in training.items():
+        for row in rows:
             print(f"{which:9s} base, step {row['step']:4d}: acceptance {row['acceptance'][0]:.2e}")
-    fields = free_energies(flow, start[: options.walkers // 4], options)
     for row in fields:
         shown = [f"{row[k]['value']:7.3f} ± {row[k]['stderr']:.3f}" for k in ("weights", "chain")]
         print(f"b = {row['field']:.3f}: exact {row['exact']:7.3f}, weights and chain", *shown)
-    restraint = restrained(options)
     print(f"restraint: acceptance {restraint['acceptance']:.2f}, mean {restraint['mean']}")
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {k: v for k, v in vars(options).items() if k != "output"}
+    settings = {k: v for k, v in vars(options).items() if k not in ("output", "jobs")}
     settings |= {"n_sites": N_SITES, "temperature": TEMPERATURE, "base_variance": BASE_VARIANCE}
     content = {**settings, "training": training, "fields": fields, "restrained": restraint}
     write_json(folder / "phi4_chain.json", content)

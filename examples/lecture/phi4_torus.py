@@ -10,18 +10,14 @@ distributed ln(p/q). Writes phi4_torus.json and .png, in two minutes.
 
 import argparse
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from phi4_training import (
-    gaussian_flow,
-    likelihood_settings,
-    local_chains,
-    proposal_quality,
-    train,
-)
+from phi4_training import gaussian_flow, likelihood_settings, local_chains, proposal_quality, train
+from tasks import in_parallel
 
 import openmm_tsf as tsf
 from openmm_tsf.analysis.plots.style import FONT, REFERENCE_COLOUR, RUN_COLOUR, save_figure
@@ -43,9 +39,9 @@ def best_base(torus, frames):
     return bases[best], float(variances[best])
 
 
-def measure(size, seed, options):
+def measure(options, size):
     """Return the numbers of one lattice: of the base measure, and of the flow while training."""
-    torus = PhiFourTorus(size, COUPLING, QUARTIC)
+    torus, seed = PhiFourTorus(size, COUPLING, QUARTIC), options.seed
     first = torus.coupled_gaussian(1.0)
     start = first.sample(options.walkers, 1.0, torch.Generator().manual_seed(seed))
     lengths = options.tuning, options.iterations
@@ -126,14 +122,15 @@ def main():
     parser.add_argument("--iterations", type=int, default=ITERATIONS, help="frames of each")
     parser.add_argument("--tuning", type=int, default=TUNING, help="iterations before them")
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    rows = []
-    for size in SIZES:
-        rows.append(measure(size, options.seed, options))
+    rows = in_parallel(partial(measure, options), SIZES, options.jobs)
+    for row in rows:
         for which, title in TITLES.items():
-            (ess, _), (rate, error) = (rows[-1][which][k] for k in ("ess", "acceptance"))
-            print(f"L = {size:2d}  {title:16s}  ESS {ess:.4f}  acceptance {rate:.4f} ± {error:.4f}")
+            (ess, _), (rate, error) = (row[which][k] for k in ("ess", "acceptance"))
+            words = f"ESS {ess:.4f}  acceptance {rate:.4f} ± {error:.4f}"
+            print(f"L = {row['size']:2d}  {title:16s}  {words}")
     fits = {which: fit_growth(rows, which) for which in TITLES}
     for which, fit in fits.items():
         print(
@@ -143,7 +140,7 @@ def main():
         )
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {k: v for k, v in vars(options).items() if k != "output"}
+    settings = {k: v for k, v in vars(options).items() if k not in ("output", "jobs")}
     settings |= {"coupling": COUPLING, "quartic": QUARTIC, "blocks": BLOCKS, "hidden": HIDDEN}
     write_json(folder / "phi4_torus.json", {**settings, "lattices": rows, "fits": fits})
     plot(rows, fits, folder / "phi4_torus.png")
