@@ -2,7 +2,7 @@
 
     python examples/lecture/phi4_torus.py --output examples/results/lecture
 
-Lattices of L = 4 to 12 in the symmetric phase, flows of one architecture on a coupled Gaussian base
+Lattices of L = 4 to 10 in the symmetric phase, flows of one architecture on a coupled Gaussian base
 measure, trained alike on local chains. The variance of ln(p/q) is extensive: Var = c L². Then the
 effective sample size is exp(-c L²), and the acceptance erfc(√(c L²) / 2), both for normally
 distributed ln(p/q). Writes phi4_torus.json and .png, in two minutes.
@@ -25,9 +25,9 @@ from openmm_tsf.io.files import write_json
 from openmm_tsf.potentials import PhiFourTorus
 
 COUPLING, QUARTIC = 0.5, 0.5
-SIZES = (4, 6, 8, 10, 12)
-WALKERS, ITERATIONS, TUNING = 400, 30, 30
-STEPS, BLOCKS, HIDDEN = 250, 4, (64, 64)
+SIZES = (4, 6, 8, 10)
+WALKERS, ITERATIONS, TUNING = 200, 30, 20
+STEPS, BLOCKS, HIDDEN = 200, 4, (64, 64)
 TITLES = {"untrained": "coupled Gaussian", "trained": "flow on it"}
 
 
