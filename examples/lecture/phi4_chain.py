@@ -6,7 +6,7 @@ The field on [0, 1] with φ(0) = φ(1) = 0, 100 sites, two states that no local 
 on a coupled and on an uncoupled Gaussian base measure learn from local chains in both states. The
 better one then samples under a field b it never saw, frozen: the free-energy difference of the
 states, by weights of its draws and by Metropolis-Hastings, beside the exact one. Last, a flow for
-the field with a restrained mean, and its profile. Writes phi4_chain.json and .png, in three
+the field with a restrained mean, and its profile. Writes phi4_chain.json and .png, in two
 minutes.
 """
 

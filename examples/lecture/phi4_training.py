@@ -40,7 +40,7 @@ def likelihood_settings(n_steps):
     """Return how the flows are trained: by the likelihood of frames, with path gradients.
 
     Differentiated directly, the likelihood of 32 000 frames of 100 sites is overfitted after some
-    500 steps, at an acceptance of 0.13; path gradients, which use the forces at the frames, are
+    400 steps, at an acceptance of 0.13; path gradients, which use the forces at the frames, are
     zero where the flow is right.
     """
     return tsf.FitSettings(

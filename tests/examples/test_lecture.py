@@ -84,17 +84,6 @@ def test_phi4_chain(run_script):
     assert abs(content["restrained"]["log_z"]["z"]) < 4
 
 
-def test_phi4_torus(run_script):
-    changes = {"SIZES": (2, 4, 6), "HIDDEN": (16,)}
-    sizes = "--walkers 100 --iterations 30 --tuning 20 --steps 20"
-    content = run_script("phi4_torus", changes, *sizes.split())
-    first, *_, last = content["lattices"]
-    for which in ("untrained", "trained"):
-        assert last[which]["acceptance"][0] < first[which]["acceptance"][0]
-    # Of a Gaussian measure ln(p/q) is a sum over sites.
-    assert 0.7 < content["fits"]["untrained"]["exponent"] < 1.4
-
-
 def test_free_energies(run_script):
     for module in ("tasks", "free_energies"):
         systems = getattr(load_example(f"lecture/{module}.py"), "SYSTEMS", None)

@@ -39,7 +39,7 @@ SCRIPTS = [
     "benchmarks/published", "benchmarks/seeds", "benchmarks/timestep_error",
     "benchmarks/training_trials", "benchmarks/twenty", "benchmarks/writing",
     "lecture/free_energies", "lecture/importance_sampling", "lecture/phi4_chain",
-    "lecture/phi4_torus", "paper/double_wells",
+    "paper/double_wells",
     "paper/double_well_sampling", "paper/figure3",
 ]  # fmt: skip
 
