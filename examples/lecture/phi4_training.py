@@ -39,9 +39,8 @@ def local_chains(base, potential, temperature, start, n_tune, n_iterations, seed
 def likelihood_settings(n_steps):
     """Return how the flows are trained: by the likelihood of frames, with path gradients.
 
-    Differentiated directly, the likelihood of 32 000 frames of 100 sites is overfitted after some
-    400 steps, at an acceptance of 0.13; path gradients, which use the forces at the frames, are
-    zero where the flow is right.
+    Differentiated directly, the likelihood of a hundred sites is soon overfitted; path gradients,
+    which use the forces at the frames, are zero where the flow is right.
     """
     return tsf.FitSettings(
         n_steps=n_steps, estimator="path", lambda_max=0.0, learning_rate=2e-3, ema_decay=0.99
