@@ -66,6 +66,7 @@ def test_acceptance_of_draws_is_that_of_the_chain():
     assert abs(value - 8 / 9) > 6 * stderr
 
 
+@pytest.mark.slow
 def test_phi4_chain(run_script):
     """A coupled base is accepted sooner, and the frozen flow agrees with the transfer matrix."""
     changes = {"N_SITES": 16, "TEMPERATURE": 0.05, "N_MEASURED": 2, "FIELDS": (0.0, 0.05)}
