@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch.overrides import TorchFunctionMode
 
+from openmm_tsf.coordinates.whitening import Whitening
 from openmm_tsf.flows.augmented_map import AugmentedMap
 from openmm_tsf.flows.layers import fit_layers
 from openmm_tsf.flows.serialization import (
@@ -18,6 +19,7 @@ from openmm_tsf.flows.serialization import (
     read_flow_file,
     write_flow_file,
 )
+from openmm_tsf.potentials.toy import GaussianWell
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.molecule import is_stereoisomer
 from openmm_tsf.systems.training_frames import check_frames_to_train_on
@@ -94,8 +96,11 @@ class AugmentedFlow(AugmentedMap):
         seed: int = 0,
         conditioner_dtype: torch.dtype | None = None,
         check: bool = True,
+        base: GaussianWell | None = None,
     ) -> Self:
         """Build a flow for the dataset's molecule, its standardisation fitted on the frames.
+
+        A flow on R^d has no standardisation; its base measure is N(0, 1), or `base`.
 
         Parameters
         ----------
@@ -118,17 +123,23 @@ class AugmentedFlow(AugmentedMap):
             Look at a molecule's frames first, for a few seconds, and log a warning of few frames,
             of wells of slow torsions with few visits and, of frames that were not read from a file,
             of another temperature or force field.
+        base
+            For potentials on R^d: the Gaussian whose Boltzmann distribution is the base measure at
+            every temperature, such as ``PhiFourChain().coupled_gaussian()``. The untrained flow is
+            this Gaussian.
 
         Raises
         ------
         ValueError
             If the molecule's energy depends on its position or orientation
             (:meth:`openmm_tsf.MolecularSystem.check_pose_independent`), a frame is a mirror
-            image, the frames are too few, or their energies are not the System's.
+            image, the frames are too few, or their energies are not the System's. If there are
+            both a molecule and a `base`, or the base is of another dimension.
         """
         if not isinstance(dataset, MDDataset):
             raise TypeError(f"dataset: expected an MDDataset, got {type(dataset).__name__}")
-        layer, whitening, fingerprint = None, None, None
+        layer, fingerprint = None, None
+        whitening = None if base is None else _whitening_of(base, dataset)
         d = int(dataset.positions[0].numel())
         if dataset.molecule is not None:
             dataset.molecule.check_pose_independent()
@@ -198,3 +209,15 @@ class AugmentedFlow(AugmentedMap):
         flow = cls(*sizes, **layer_arguments(content))
         load_tensors(flow, tensors)
         return flow
+
+
+def _whitening_of(base: GaussianWell, dataset: MDDataset) -> Whitening:
+    """Return the map from N(0, 1) to the Boltzmann distribution of `base` at T_ref."""
+    if not isinstance(base, GaussianWell):
+        raise TypeError(f"base: expected a GaussianWell or None, got {type(base).__name__}")
+    if dataset.molecule is not None:
+        raise ValueError("base: expected None for a molecule, got a GaussianWell")
+    shape = tuple(dataset.positions.shape[1:])
+    if base.event_shape != shape:
+        raise ValueError(f"base: expected configurations of shape {shape}, got {base.event_shape}")
+    return Whitening.from_covariance(base.covariance(dataset.temperature))

@@ -27,7 +27,8 @@ MODULES = [
     "benchmarks/openmm_samplers", "benchmarks/lean_sampling", "benchmarks/cost_report",
     "benchmarks/gpu_steps", "benchmarks/gpu_machine", "benchmarks/gpu_energies",
     "benchmarks/gpu_sampling", "benchmarks/gpu_decisions", "benchmarks/gpu_jobs",
-    "benchmarks/scaling_steps", "benchmarks/scaling_model",
+    "benchmarks/scaling_steps", "benchmarks/scaling_model", "lecture/tasks",
+    "lecture/phi4_training",
     "paper/molecule_drawing", "paper/figure3_panels", "paper/figure3_tables",
     "paper/double_well_experiment", "paper/double_wells_figure", "lecture/silver_isomers",
 ]  # fmt: skip
@@ -40,8 +41,9 @@ SCRIPTS = [
     "benchmarks/chains", "benchmarks/predictions", "benchmarks/scaling",
     "benchmarks/published", "benchmarks/seeds", "benchmarks/timestep_error",
     "benchmarks/training_trials", "benchmarks/twenty", "benchmarks/writing",
-    "lecture/explore_exploit", "lecture/importance_sampling", "lecture/silver",
-    "lecture/two_gaussians", "paper/double_wells", "paper/double_well_sampling", "paper/figure3",
+    "lecture/explore_exploit", "lecture/free_energies", "lecture/importance_sampling",
+    "lecture/phi4_chain", "lecture/silver", "lecture/two_gaussians", "paper/double_wells",
+    "paper/double_well_sampling", "paper/figure3",
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import torch
 from openmm_tsf.flows import RealNVPFlow, TemperatureSteerableFlow
 from openmm_tsf.flows.coupling import AffineCoupling, Scale
 from openmm_tsf.flows.load import load_flow
+from openmm_tsf.potentials import GaussianWell, PhiFourChain
 from openmm_tsf.sampling.kernels import WhitenedCoordinates
 from openmm_tsf.systems.dataset import MDDataset
 from openmm_tsf.systems.library import alanine_dipeptide
@@ -376,3 +377,28 @@ def test_an_image_does_not_depend_on_the_batch():
         torch.testing.assert_close(some_momenta, momenta[-n:], rtol=0, atol=1e-12)
         back, _ = flow.inverse_and_log_det(x[:n], momenta[:n])
         torch.testing.assert_close(back, v[:n], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("flow_class", [RealNVPFlow, TemperatureSteerableFlow])
+def test_a_flow_starts_as_its_base_measure(flow_class, tmp_path):
+    """At every temperature, in memory and from a file; the base is a coupled one."""
+    base = PhiFourChain(6, 0.05).coupled_gaussian(0.5)
+    frames = MDDataset(base.sample(20, 0.3, torch.Generator().manual_seed(1)), 0.3)
+    flow_class.from_dataset(frames, base=base, **SMALL).save(tmp_path / "flow.pt")
+    flow = flow_class.load(tmp_path / "flow.pt")
+    for kelvin in (0.3, 1.2):
+        draws = flow.sample(50, kelvin, torch.Generator().manual_seed(2))
+        of_momenta = torch.distributions.Normal(0.0, math.sqrt(kelvin / 0.3))
+        expected = of_momenta.log_prob(draws.momenta).sum(1) + base.log_prob(draws.x, kelvin)
+        torch.testing.assert_close(draws.log_prob, expected)
+
+
+def test_base_measures_that_do_not_fit(dataset):
+    frames = MDDataset(torch.zeros(4, 3), 1.0)
+    for given, base, error, message in (
+        (dataset, GaussianWell(torch.eye(60)), ValueError, "base: expected None for a molecule"),
+        (frames, GaussianWell(torch.eye(2)), ValueError, r"base: .* shape \(3,\), got \(2,\)"),
+        (frames, torch.eye(3), TypeError, "base: expected a GaussianWell or None, got Tensor"),
+    ):
+        with pytest.raises(error, match=message):
+            RealNVPFlow.from_dataset(given, base=base, check=False, **SMALL)
