@@ -199,7 +199,7 @@ def measure_ramachandran(
 
     Of as many samples as are decorrelated in the run, and in one half of the reference (see
     `openmm_tsf.analysis.ramachandran.decorrelated_frames`): more would make the run look worse the
-    more its frames are correlated. ``n_slowest`` are the run's frames over the largest g.
+    more its frames are correlated. ``n_slowest`` are the frames of each side over the largest g.
     """
     (phi, psi), (phi0, psi0) = ([each.angles[k] for k in pair] for each in (run, reference))
     known = [decorrelated_frames(phi, psi), decorrelated_frames(phi0, psi0) / 2.0]
@@ -222,7 +222,7 @@ def measure_ramachandran(
         "kl": meter.points(n, of_run, of_reference, divergence),
         "n_decorrelated": known[0],
         "n_decorrelated_reference": 2.0 * known[1],
-        "n_slowest": slowest_frames(phi, psi),
+        "n_slowest": {"run": slowest_frames(phi, psi), "reference": slowest_frames(phi0, psi0)},
     }
 
 

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import mdtraj
 import numpy as np
 import numpy.typing as npt
 
@@ -32,7 +33,7 @@ from openmm_tsf.analysis.run_data import nearest_rung
 from openmm_tsf.analysis.summary import json_ready
 from openmm_tsf.analysis.tica import NEEDS, has_tica
 from openmm_tsf.flows.load import load_flow
-from openmm_tsf.systems.molecule import MolecularSystem
+from openmm_tsf.systems.molecule import MolecularSystem, is_stereoisomer
 from openmm_tsf.utils.validation import check_bool, check_instance, check_int, check_seed
 
 logger = logging.getLogger(__name__)
@@ -73,12 +74,14 @@ def compare(
         ``data/make_reference.py export``; or a mapping from temperatures (K) to their trajectories,
         as in :func:`openmm_tsf.certify`, whose energies are evaluated.
     molecule
-        Of trajectories; by default that of the run directory on the other side.
+        Of trajectories; by default that of the run directory on the other side, whose atoms must
+        be the same.
     walkers
-        The number of walkers that each trajectory file holds, frame by frame.
+        The number of walkers that each trajectory file holds, frame by frame; not of directories.
     flow
         A flow file, or the directory that holds ``flow.pt``; by default that of the run directory,
-        if it has one. Its density is compared at temperatures of which the reference has frames.
+        if it has one. Its density is compared at temperatures of which the reference has frames, in
+        the System of both sides, which must be one; of a run directory it is else left out.
     n_samples
         Points of each Wasserstein distance. Time grows with its cube, memory with its square.
     n_splits
@@ -107,7 +110,8 @@ def compare(
     Raises
     ------
     ValueError
-        If files cannot be read, molecules differ, or no temperature or torsion is common.
+        If files cannot be read; molecules, or the atoms of a torsion, differ; no temperature or
+        torsion is common; or `flow` is given for two Systems.
     ImportError
         If `tica` is true and deeptime is not installed.
 
@@ -134,17 +138,23 @@ def compare(
     first, second = _open_both(run, reference, molecule, walkers)
     kelvins = _common_temperatures(first, second)
     names = [name for name in second.torsions if name in first.torsions]
+    _check_torsions(first, second, names)
     if not names:
         known, others = (", ".join(side.torsions) or "none" for side in (first, second))
         raise ValueError(f"reference: expected torsions of the run ({known}), got {others}")
-    molecule = molecule or first.molecule or second.molecule
-    network = _open_flow(flow if flow is not None else first.flow, molecule, flow is not None)
+    molecule = first.molecule or molecule or second.molecule
+    same = _have_one_system(first, second)
+    if flow is not None and not same:
+        raise ValueError("flow: expected one System on both sides, the reference has another one")
+    given = flow if flow is not None or not same else first.flow
+    network = _open_flow(given, molecule, flow is not None)
     topology = first.topology or second.topology
     pairs = [(first.at(kelvin), second.at(kelvin)) for kelvin in kelvins]
+    _check_atoms(pairs, topology)
     basins = Basins.find({n: _joined([b.angles[n] for _, b in pairs]) for n in names})
     basins = basins.completed({n: _joined([a.angles[n] for a, _ in pairs]) for n in names})
-    same = _have_one_system(first, second)
     at: dict[str, dict[str, Any]] = {}
+    written: list[Path] = []
     with _potential(molecule if network is not None or target is not None else None) as potential:
         for one, its_reference in pairs:
             other = its_reference.evaluated(potential)
@@ -157,7 +167,10 @@ def compare(
             if network is not None and potential is not None and other.frames is not None:
                 at[key]["flow"] = measure_flow(network, potential, other.frames, rng)
             if target is not None:
-                export_samples(target, one, other, topology)
+                written += export_samples(target, one, other, topology)
+    notes = [*_notes(first, second, tica), *_notes_of_frames(pairs, same, network is not None)]
+    if target is not None and not written:
+        notes.append("nothing is exported: no temperature has frames")
     content = {
         "run": first.source,
         "reference": second.source,
@@ -166,7 +179,7 @@ def compare(
         "torsions": names,
         "costs": {"run": first.costs.to_dict(), "reference": second.costs.to_dict()},
         "at": at,
-        "notes": list(_notes(first, second, tica)),
+        "notes": notes,
     }
     ready: dict[str, Any] = json_ready(_plain(content))
     return {"verdict": judge_comparison(ready).to_dict()} | ready
@@ -202,23 +215,56 @@ def _open_both(
     run: Any, reference: Any, molecule: MolecularSystem | None, walkers: int
 ) -> tuple[Side, Side]:
     """Open both sides; trajectories of one are of the molecule of the other's run directory."""
+    if walkers != 1 and not any(isinstance(side, Mapping) for side in (run, reference)):
+        raise ValueError(f"walkers: those of trajectory files, expected none here, got {walkers}")
     if isinstance(reference, Mapping) and not isinstance(run, Mapping):
         first = open_side(run, "run", molecule, walkers)
         second = open_side(reference, "reference", molecule or first.molecule, walkers)
     else:
         second = open_side(reference, "reference", molecule, walkers)
         first = open_side(run, "run", molecule or second.molecule, walkers)
-    labels = [
-        None if side.topology is None else [(a.name, a.residue.name) for a in side.topology.atoms]
-        for side in (first, second)
-    ]
-    if None not in labels and labels[0] != labels[1]:
-        sizes = [len(each or ()) for each in labels]
-        raise ValueError(
-            "reference: expected the molecule of the run, got other atoms, or another order of "
-            f"them ({sizes[1]} atoms; the run has {sizes[0]})"
-        )
+    known = None if molecule is None else molecule.mdtraj_topology
+    _check_same_atoms(known, "molecule", first.topology, "run")
+    _check_same_atoms(known, "molecule", second.topology, "reference")
+    _check_same_atoms(first.topology, "run", second.topology, "reference")
     return first, second
+
+
+def _check_same_atoms(
+    expected: mdtraj.Topology | None, name: str, topology: mdtraj.Topology | None, of: str
+) -> None:
+    """Refuse two Topologies whose atoms or their order differ."""
+    if expected is None or topology is None:
+        return
+    labels = [[(a.name, a.residue.name) for a in each.atoms] for each in (expected, topology)]
+    if labels[0] != labels[1]:
+        raise ValueError(
+            f"{of}: expected the atoms of the {name} ({len(labels[0])} of them), got other atoms, "
+            f"or another order of them ({len(labels[1])})"
+        )
+
+
+def _check_torsions(run: Side, reference: Side, names: list[str]) -> None:
+    """Refuse torsions of one name that are of different atoms (the other way round is the same)."""
+    for name in names:
+        atoms = [tuple(each.quartets.get(name, ())) for each in (run, reference)]
+        if all(atoms) and atoms[0] not in (atoms[1], atoms[1][::-1]):
+            raise ValueError(
+                f"reference: expected {name} of the run's atoms {atoms[0]}, got {atoms[1]}"
+            )
+
+
+def _check_atoms(pairs: list[tuple[Ensemble, Ensemble]], topology: mdtraj.Topology | None) -> None:
+    """Refuse frames of another number of atoms: reference data do not tell their molecule."""
+    for pair in pairs:
+        sizes = [each.positions.shape[2:] for each in pair if each.positions is not None]
+        if topology is not None:
+            sizes.append((topology.n_atoms, 3))
+        if len(set(sizes)) > 1:
+            raise ValueError(
+                f"reference: expected positions of the run's molecule, [..., {sizes[-1][0]}, 3], "
+                f"got {list(sizes[0])} at {pair[0].temperature:.2f} K"
+            )
 
 
 def _common_temperatures(run: Side, reference: Side) -> list[float]:
@@ -236,13 +282,19 @@ def _common_temperatures(run: Side, reference: Side) -> list[float]:
 
 
 def _have_one_system(run: Side, reference: Side) -> bool:
-    known = {side.fingerprint for side in (run, reference)} - {None}
-    return len(known) < 2
+    known = [side.fingerprint for side in (run, reference)]
+    if None in known or known[0] == known[1]:
+        return True
+    # Also with exchanged labels of hydrogens: the energies are those of one function.
+    return is_stereoisomer(str(known[0]), str(known[1]))
 
 
 def _notes(run: Side, reference: Side, tica: bool) -> Iterator[str]:
     if not _have_one_system(run, reference):
-        yield "the Systems of run and reference differ: their energies are not compared"
+        yield (
+            "the Systems of run and reference differ: their energies are not compared, and the "
+            "flow is not weighed"
+        )
     elif reference.fingerprint is None:
         yield "the reference does not tell its System: it is taken for that of the run"
     if not tica:
@@ -250,6 +302,21 @@ def _notes(run: Side, reference: Side, tica: bool) -> Iterator[str]:
     left_out = [name for name in run.torsions if name not in reference.torsions]
     if left_out:
         yield f"torsions that the reference lacks are left out: {', '.join(left_out)}"
+
+
+def _notes_of_frames(
+    pairs: list[tuple[Ensemble, Ensemble]], same: bool, has_flow: bool
+) -> Iterator[str]:
+    for one, other in pairs:
+        where = f"{one.temperature:.2f} K"
+        if same and not _are_finite(one, other):
+            counts = [int((~np.isfinite(each.energy)).sum()) for each in (one, other)]
+            yield (
+                f"{where}: energies are not compared: {counts[0]} of the run and {counts[1]} of "
+                "the reference are not finite"
+            )
+        if has_flow and other.positions is None:
+            yield f"{where}: the flow is not weighed, as the reference has no frames"
 
 
 def _joined(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

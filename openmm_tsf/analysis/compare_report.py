@@ -106,7 +106,12 @@ def _estimate(entry: Mapping[str, Any]) -> str:
     value, stderr = entry["value"], entry["stderr"]
     digits = 2 if abs(value) > 2 else 4
     if stderr is None:
-        return f"{value:.{digits}f} (< {entry['high']:.{digits}f})"
+        bound = ""  # of a state that was never seen, or never left
+        if entry["high"] is not None and value < entry["high"]:
+            bound = f" (< {entry['high']:.{digits}f})"
+        elif entry["low"] is not None and value > entry["low"]:
+            bound = f" (> {entry['low']:.{digits}f})"
+        return f"{value:.{digits}f}{bound}"
     return f"{value:.{digits}f} ± {stderr:.{digits}f}"
 
 

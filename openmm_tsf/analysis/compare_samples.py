@@ -101,6 +101,7 @@ class RunSamples:
         fingerprint = choices.get("molecule")
         self.fingerprint = fingerprint if isinstance(fingerprint, str) else None
         self.torsions = tuple(run.dihedral_atoms)
+        self.quartets = {name: tuple(atoms) for name, atoms in run.dihedral_atoms.items()}
         self.costs = Costs(
             recorded_costs(run, "energy_evaluations", run.segments.n_evaluations),
             recorded_costs(run, "wall_seconds", run.segments.wall_seconds),
@@ -134,17 +135,20 @@ class RunSamples:
             stride = max(1, -(-len(index) * run.n_walkers // MAX_FRAMES))
             frames = run.trajectory(kelvin, stride=stride)
             shape = -1, run.n_walkers, frames.n_atoms, 3
-            positions, frame_energy = frames.xyz.reshape(shape), energy[index[::stride]]
+            if len(frames):
+                positions, frame_energy = frames.xyz.reshape(shape), energy[index[::stride]]
         return Ensemble(kelvin, energy, angles, positions, frame_energy, in_order=True)
 
 
 class ReferenceSamples:
     """The samples of a file of ``data/make_reference.py export``.
 
-    Positions are those of two of its temperatures, evenly spaced over time and walkers.
+    Positions are those of two of its temperatures, evenly spaced over time and walkers. The file
+    does not tell its molecule.
     """
 
     topology = molecule = fingerprint = flow = None
+    quartets: Mapping[str, tuple[int, ...]] = {}
 
     def __init__(self, path: str | PathLike[str], name: str) -> None:
         self.source = str(path)
@@ -157,13 +161,20 @@ class ReferenceSamples:
         missing = sorted({"temperatures_K", "energy"} - arrays.keys())
         if missing:
             raise ValueError(f"{name}: {path}: expected reference data, got no {missing[0]!r}")
-        self.temperatures: Array = np.asarray(arrays["temperatures_K"], dtype=np.float64)
-        shape, n_rungs = arrays["energy"].shape, self.temperatures.size
-        if self.temperatures.ndim != 1 or len(shape) not in (2, 3) or shape[-1] != n_rungs:
+        where = f"{name}: {path}"
+        self.temperatures: Array = _finite(arrays["temperatures_K"], f"{where}: temperatures_K")
+        kelvins, shape = self.temperatures, arrays["energy"].shape
+        if kelvins.ndim != 1 or len(np.unique(kelvins)) < kelvins.size or not (kelvins > 0).all():
+            got = ", ".join(f"{t:g}" for t in kelvins.ravel())
+            raise ValueError(f"{where}: expected positive temperatures in K, each once, got {got}")
+        if len(shape) not in (2, 3) or shape[-1] != kelvins.size or 0 in shape:
             raise ValueError(
-                f"{name}: {path}: expected energies [F, W, {n_rungs}] of {n_rungs} temperatures, "
-                f"got shape {shape}"
+                f"{where}: expected energies [F, W, {kelvins.size}] of {kelvins.size} "
+                f"temperatures, got shape {shape}"
             )
+        for key, value in arrays.items():
+            if value.shape == shape:
+                _finite(value, f"{where}: {key}")
         self.torsions = tuple(
             key for key, value in arrays.items() if key != "energy" and value.shape == shape
         )
@@ -187,6 +198,13 @@ class ReferenceSamples:
         return Ensemble(kelvin, energy, angles, positions, None, in_order=False)
 
 
+def _finite(values: npt.NDArray[Any], what: str) -> Array:
+    """Return numbers in double precision; refuse text, NaN and infinities."""
+    if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+        raise ValueError(f"{what}: expected finite numbers")
+    return np.asarray(values, dtype=np.float64)
+
+
 class TrajectorySamples:
     """Trajectories of a molecule by temperature, whose energies are evaluated."""
 
@@ -201,15 +219,15 @@ class TrajectorySamples:
         self.topology, self.fingerprint = molecule.mdtraj_topology, molecule.fingerprint
         self.temperatures: Array = np.array([each.temperature for each in samples])
         self.source = ", ".join(dict.fromkeys(name for each in samples for name in each.source))
-        self._quartets = slow_torsions(molecule.topology)
-        self.torsions, self.costs = tuple(self._quartets), Costs()
+        self.quartets: Mapping[str, tuple[int, ...]] = slow_torsions(molecule.topology)
+        self.torsions, self.costs = tuple(self.quartets), Costs()
 
     def at(self, kelvin: float) -> Ensemble:
         """Return the samples of a temperature."""
         rung = nearest_rung(self.temperatures, kelvin)
         assert rung is not None
         samples = self._samples[rung]
-        angles = torsion_angles(samples.positions.astype(np.float64), self._quartets)
+        angles = torsion_angles(samples.positions.astype(np.float64), self.quartets)
         stride = max(1, -(-samples.n_frames // MAX_FRAMES))
         return Ensemble(
             kelvin,

@@ -16,16 +16,21 @@ from openmm_tsf.analysis.comparison import Kind, z_of_difference
 from openmm_tsf.analysis.convergence import MIN_VISITS, Assessment, assess_mean, assess_probability
 from openmm_tsf.analysis.ensemble_checks import DECISIVE_Z
 from openmm_tsf.analysis.statistics import MIN_EFFECTIVE_SAMPLES
-from openmm_tsf.analysis.uncertainty import estimate_mean
+from openmm_tsf.analysis.uncertainty import MeanEstimate, estimate_mean
 from openmm_tsf.analysis.verdict import Verdict
 
-_LONGER = "a longer run would decide"
+_SIDES = ("run", "reference")
 
 
 def compare_means(run: npt.ArrayLike, reference: npt.ArrayLike) -> dict[str, Any]:
-    """Return the assessments of the means of two series [n, W], and z of their difference."""
-    assessed = assess_mean(run), assess_mean(reference)
-    return _entry("mean", run, reference, assessed, is_long=True)
+    """Return the assessments of the means of two series [n, W], and z of their difference.
+
+    z is given where both are converged and of 100 samples; else, from 5 on, where both have 100
+    effective samples.
+    """
+    means = estimate_mean(run), estimate_mean(reference)
+    are_long = [each.n_independent >= MIN_EFFECTIVE_SAMPLES for each in means]
+    return _entry("mean", means, (assess_mean(run), assess_mean(reference)), are_long)
 
 
 def compare_states(
@@ -34,33 +39,31 @@ def compare_states(
     """Return the same of the probabilities of a state, of truth values [n, W].
 
     `pieces` are the independent samples of both, see
-    `openmm_tsf.analysis.convergence.assess_probability`. A state is lacking where the run should
-    have visited it 50 times in these, and did not.
+    `openmm_tsf.analysis.convergence.assess_probability`. Where it is not converged, z is given from
+    5 on if either side should have visited the state (or left it) 50 times in these by the other.
     """
     assessed = assess_probability(run, pieces[0]), assess_probability(reference, pieces[1])
-    expected = assessed[1].value
-    lacking = 1.0 - expected if assessed[0].value > 0.5 else expected
-    return _entry("state", run, reference, assessed, is_long=pieces[0] * lacking >= MIN_VISITS)
+    are_long = []
+    for side, other, n in zip(assessed, reversed(assessed), pieces, strict=True):
+        lacking = 1.0 - other.value if side.value > 0.5 else other.value
+        are_long.append(n * lacking >= MIN_VISITS)
+    return _entry("state", (estimate_mean(run), estimate_mean(reference)), assessed, are_long)
 
 
 def _entry(
     kind: Kind,
-    run: npt.ArrayLike,
-    reference: npt.ArrayLike,
+    means: tuple[MeanEstimate, MeanEstimate],
     assessed: tuple[Assessment, Assessment],
-    is_long: bool,
+    are_long: Sequence[bool],
 ) -> dict[str, Any]:
-    """Return assessments and z; z is NaN where the run is too short for it to mean anything."""
-    means = estimate_mean(run), estimate_mean(reference)
+    """Return assessments and z; z is NaN where a side is too short for it to mean anything."""
     z = z_of_difference(kind, means, (assessed[0].n_eff, assessed[1].n_eff))
-    decided = assessed[0].converged and means[0].n_samples >= MIN_EFFECTIVE_SAMPLES
-    if kind == "mean":
-        is_long = means[0].n_independent >= MIN_EFFECTIVE_SAMPLES
-    if not (decided or (is_long and abs(z) >= DECISIVE_Z)):
-        z = float("nan")
-    entries = {
-        name: each.to_dict() for name, each in zip(("run", "reference"), assessed, strict=True)
-    }
+    decisive = abs(z) >= DECISIVE_Z
+    for mean, each, is_long in zip(means, assessed, are_long, strict=True):
+        decided = each.converged and mean.n_samples >= MIN_EFFECTIVE_SAMPLES
+        if not (decided or (is_long and decisive)):
+            z = float("nan")
+    entries = {name: each.to_dict() for name, each in zip(_SIDES, assessed, strict=True)}
     return entries | {"z": z}
 
 
@@ -69,8 +72,9 @@ def judge_comparison(content: Mapping[str, Any]) -> Verdict:
 
     Wrong is a mean or population that differs from the reference beyond chance among all tests
     (Benjamini and Hochberg, see `openmm_tsf.analysis.agreement`), and a Ramachandran distance of
-    1.5 times its floor where the run has 100 effective samples. Wasserstein distances and numbers
-    of the flow are not judged: they have no errors.
+    1.5 times its floor where both sides have 100 effective samples. Where a side has too few
+    samples for one of these the comparison is undecided, and says which side. Wasserstein distances
+    and numbers of the flow are not judged: they have no errors.
     """
     tests = list(_tests(content))
     limit = discovery_limit([test.p_value for test in tests])
@@ -102,21 +106,40 @@ def _tests(content: Mapping[str, Any]) -> Iterator[Difference]:
 
 def _undecided(content: Mapping[str, Any]) -> Iterator[str]:
     for rung, key, quantity in _quantities(content):
-        run, reference = quantity["run"], quantity["reference"]
-        expected = {"expected_p": reference["value"], "expected_stderr": reference["stderr"]}
-        if quantity["z"] is None and not is_bounded(run | expected):
-            reason = run["missing"][0] if run["missing"] else "its error is not known"
-            yield f"{rung} K: {quantity_label(key)} cannot be compared: {reason}; {_LONGER}"
+        if quantity["z"] is not None:
+            continue
+        what = f"{rung} K: {quantity_label(key)} cannot be compared"
+        for side, other in (_SIDES, _SIDES[::-1]):
+            entry, expected = quantity[side], quantity[other]
+            known = {"expected_p": expected["value"], "expected_stderr": expected["stderr"]}
+            if not (entry["converged"] or is_bounded(entry | known)):
+                yield _too_short(what, side, (entry["missing"] or ["its error is not known"])[0])
+    for rung, entry in content["at"].items():
+        for label, residue in entry["ramachandran"].items():
+            what = f"{rung} K: the Ramachandran plot{_of_residue(label)} cannot be compared"
+            for side in _SIDES:
+                number = residue["n_slowest"][side] or 0
+                if number < MIN_EFFECTIVE_SAMPLES:
+                    yield _too_short(what, side, f"{number:.0f} effective samples")
+
+
+def _too_short(what: str, side: str, reason: str) -> str:
+    where = "" if side == "run" else "of the reference: "
+    return f"{what}: {where}{reason}; a longer {side} would decide"
+
+
+def _of_residue(label: str) -> str:
+    return f" of residue {label}" if label else ""
 
 
 def _far_apart(content: Mapping[str, Any]) -> Iterator[str]:
     for rung, entry in content["at"].items():
         for label, residue in entry["ramachandran"].items():
-            distance, known = residue["total_variation"], residue["n_slowest"] or 0
-            ratio = distance["ratio"]
-            if known >= MIN_EFFECTIVE_SAMPLES and (ratio or 0) > MAX_RAMACHANDRAN_RATIO:
+            distance, known = residue["total_variation"], residue["n_slowest"]
+            is_known = min(known[side] or 0 for side in _SIDES) >= MIN_EFFECTIVE_SAMPLES
+            if is_known and (distance["ratio"] or 0) > MAX_RAMACHANDRAN_RATIO:
                 yield (
-                    f"{rung} K: Ramachandran distance{f' of residue {label}' if label else ''} to "
+                    f"{rung} K: Ramachandran distance{_of_residue(label)} to "
                     f"the reference {distance['value']:.3f}, more than {MAX_RAMACHANDRAN_RATIO} "
                     f"times that of its halves, {distance['floor']:.3f}"
                 )

@@ -91,8 +91,8 @@ def build_parser() -> argparse.ArgumentParser:
         "a run beside a reference: distances with their floors, populations, flow, costs",
         "For example\n\n  openmm-tsf compare run/ reference.npz\n\n"
         "Each distance stands beside what two independent halves of the reference give with as "
-        "many samples.\n\nThe exit status is 0 if run and reference agree, 3 if the run is too "
-        "short to tell, 4 if they differ; 2 after an error, 130 after Ctrl-C.",
+        "many samples.\n\nThe exit status is 0 if run and reference agree, 3 if one of them is "
+        "too short to tell, 4 if they differ; 2 after an error, 130 after Ctrl-C.",
     )
     plan = _command(
         commands,

@@ -7,7 +7,7 @@ from shlex import quote
 from typing import Any
 
 from openmm_tsf.cli.compare_arguments import run_compare
-from openmm_tsf.cli.molecules import given_molecule, molecule_of, read_other_system
+from openmm_tsf.cli.molecules import given_molecule, molecule_of, names_molecule, read_other_system
 from openmm_tsf.utils.terminal import say
 
 #: How often the iterations of a preset are allowed with --until, where --iterations is not given.
@@ -93,7 +93,7 @@ def _train(args: argparse.Namespace) -> None:
         earlier = from_plain_data(FrameSource, recorded, f"{args.output}/config.json")
         source, stride = source.completed_from(earlier), earlier.stride
     source = replace_given(source, stride=stride if args.stride is None else args.stride)
-    if source.trajectory is None and given_molecule(args) is not None:
+    if source.trajectory is None and names_molecule(args):
         raise ValueError("--trajectory: expected frames of your molecule, got none")
     ladder = tuple(args.temperatures or settings.sampling.temperatures)
     fresh = replace_given(settings.fit, temperatures=ladder)

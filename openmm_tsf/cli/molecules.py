@@ -76,7 +76,22 @@ def molecule_files(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def given_molecule(args: argparse.Namespace) -> Any:
-    """The molecule that the arguments describe; None where they describe none."""
+    """The molecule that the arguments describe; None where they describe none.
+
+    ValueError for --measure without a molecule.
+    """
+    molecule = _described(args)
+    if molecule is None and args.measure is not None:
+        raise ValueError("--measure: expected a molecule with constraints beside it, got none")
+    return molecule
+
+
+def names_molecule(args: argparse.Namespace) -> bool:
+    """Whether the arguments describe a molecule."""
+    return args.peptide is not None or bool(molecule_files(args))
+
+
+def _described(args: argparse.Namespace) -> Any:
     from openmm_tsf.systems.files import load_molecule
 
     files = molecule_files(args)
@@ -89,13 +104,11 @@ def molecule_of(args: argparse.Namespace) -> Any:
     """The molecule of the arguments, or of the folder that is resumed; None for the default."""
     from openmm_tsf.systems.files import holds_molecule, read_molecule
 
-    if (molecule := given_molecule(args)) is not None:
+    if (molecule := _described(args)) is not None:
         return molecule
     if getattr(args, "resume", False) and holds_molecule(args.output):
         return with_measure(read_molecule(args.output), args)
-    if args.measure is not None:
-        raise ValueError("--measure: expected a molecule with constraints beside it, got none")
-    return None
+    return given_molecule(args)
 
 
 def _peptide(args: argparse.Namespace, files: dict[str, Any]) -> Any:

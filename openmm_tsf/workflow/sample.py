@@ -227,7 +227,8 @@ def sample_and_analyze(
     try:
         sample_until(stage, sampler, n_iterations, until)
     except KeyboardInterrupt:
-        if load_run(stage.directory, start=0).n_iterations:  # saved, not only done
+        # Done, so that the directory has been made, and saved.
+        if sampler.n_done and load_run(stage.directory, start=0).n_iterations:
             analyze(stage.directory, observe=stage.options.observe)
         raise
     return analyze(stage.directory, observe=stage.options.observe)

@@ -15,6 +15,8 @@ from openmm_tsf.analysis.certify_samples import Samples
 from openmm_tsf.analysis.compare_distances import DistanceMeter, split_halves
 from openmm_tsf.analysis.compare_ensembles import compare
 from openmm_tsf.analysis.compare_flow import measure_flow
+from openmm_tsf.analysis.compare_report import describe_comparison
+from openmm_tsf.analysis.compare_verdict import compare_states
 from openmm_tsf.analysis.transport import (
     energy_wasserstein,
     euclidean_wasserstein,
@@ -181,6 +183,66 @@ def test_a_short_run_is_not_judged(tmp_path, reference):
     assert any("a longer run would decide" in words for words in verdict["undecided"])
 
 
+@pytest.mark.parametrize(("n", "n_walkers"), [(3, 1), (10, 2)])
+def test_a_short_reference_decides_nothing(tmp_path, n, n_walkers):
+    """Neither that a right run is wrong nor that it agrees."""
+    rng = np.random.default_rng(16)
+    run = write_run(tmp_path / "run", KELVINS, *samples(rng, 1500, 16))
+    path = write_reference(tmp_path / "short.npz", *samples(rng, n, n_walkers))
+    result = compare(run, path, **OPTIONS)
+    verdict = result["verdict"]
+    assert (verdict["status"], verdict["wrong"]) == ("not yet", [])
+    of_reference = [words for words in verdict["undecided"] if "of the reference:" in words]
+    assert all(words.endswith("a longer reference would decide") for words in of_reference)
+    assert any("Ramachandran plot" in words for words in of_reference)
+    assert {q["z"] for entry in result["at"].values() for q in entry["quantities"].values()} == {
+        None
+    }
+    describe_comparison(result)
+
+
+@pytest.mark.parametrize("p", [(0.3, 0.0), (0.0, 0.3)])
+def test_a_difference_is_as_sure_whichever_side_lacks_the_state(p):
+    rng = np.random.default_rng(17)
+    sides = [rng.random((500, 16)) < each for each in p]
+    entry = compare_states(*sides, [8000.0, 8000.0])
+    assert entry["z"] * (1 if p[0] else -1) > 5
+    swapped = compare_states(*sides[::-1], [8000.0, 8000.0])
+    assert swapped["z"] == pytest.approx(-entry["z"], rel=1e-12)
+    assert math.isnan(compare_states(*sides, [8000.0, 16.0] if p[0] else [16.0, 8000.0])["z"])
+
+
+def test_a_single_frame_has_a_page(tmp_path, reference):
+    run = write_run(tmp_path / "run", KELVINS, *samples(np.random.default_rng(18), 1, 1))
+    result = compare(run, reference, **OPTIONS)
+    assert result["verdict"]["status"] == "not yet"
+    assert "independent samples" in describe_comparison(result)
+
+
+def test_other_systems_and_other_atoms(tmp_path):
+    """Fingerprints that differ in labels of hydrogens alone are of one System."""
+    rng = np.random.default_rng(19)
+    energy, angles = samples(rng, 40, 8)
+    prints = {"run": "a" * 64, "labels": "a" * 48 + "b" * 16, "field": "c" * 64}
+    sides = {
+        name: write_run(tmp_path / name, KELVINS, energy, angles, choices={"molecule": each})
+        for name, each in prints.items()
+    }
+    one = compare(sides["run"], sides["labels"], **OPTIONS)
+    assert one["at"]["300.00"]["energy_w2_kT"] is not None
+    two = compare(sides["run"], sides["field"], **OPTIONS)
+    assert two["at"]["300.00"]["energy_w2_kT"] is None
+    assert "energy_kJ_mol" not in two["at"]["300.00"]["quantities"]
+    assert any("Systems of run and reference differ" in note for note in two["notes"])
+    with pytest.raises(ValueError, match="flow: expected one System on both sides"):
+        compare(sides["run"], sides["field"], flow=tmp_path / "flow.pt", **OPTIONS)
+    config = json.loads((sides["field"] / "config.json").read_text())
+    config["dihedrals"]["phi"] = [7, 2, 1, 4]
+    (sides["field"] / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"reference: expected phi of the run's atoms .*7, 2, 1"):
+        compare(sides["run"], sides["field"], **OPTIONS)
+
+
 def test_tica_of_the_slow_torsion(tmp_path, reference):
     pytest.importorskip("deeptime")
     rng = np.random.default_rng(11)
@@ -220,12 +282,21 @@ def test_bad_sides_are_refused(tmp_path, reference):
     other = {name: values for name, values in angles.items()}
     np.savez(tmp_path / "hot.npz", temperatures_K=[350.0, 700.0], energy=energy, **other)
     np.savez(tmp_path / "chi.npz", temperatures_K=KELVINS, energy=energy, chi1=angles["phi"])
+    lacking = {**angles, "phi": np.where(angles["phi"] > 0, np.nan, angles["phi"])}
+    np.savez(tmp_path / "nan.npz", temperatures_K=KELVINS, energy=energy, **lacking)
+    np.savez(tmp_path / "words.npz", temperatures_K=["a", "b"], energy=energy)
+    np.savez(tmp_path / "twice.npz", temperatures_K=[300.0, 300.0], energy=energy, **angles)
+    np.savez(tmp_path / "none.npz", temperatures_K=KELVINS, energy=energy[:0])
     for name, message in (
         ("text.npz", "reference: .*cannot be read as reference data"),
         ("empty.npz", "reference: .*got no 'energy'"),
         ("shape.npz", r"reference: .*expected energies \[F, W, 1\]"),
         ("hot.npz", r"expected a temperature of the run \(300.00, 600.00 K\), got 350.00, 700.00"),
         ("chi.npz", r"expected torsions of the run \(phi, psi\), got chi1"),
+        ("nan.npz", "reference: .*: phi: expected finite numbers"),
+        ("words.npz", "reference: .*: temperatures_K: expected finite numbers"),
+        ("twice.npz", "expected positive temperatures in K, each once, got 300, 300"),
+        ("none.npz", r"expected energies \[F, W, 2\] .* got shape \(0, 8, 2\)"),
         ("nothing.dcd", "expected a run directory or a file .npz .* does not exist"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -234,6 +305,8 @@ def test_bad_sides_are_refused(tmp_path, reference):
         compare(7, reference)
     with pytest.raises(ValueError, match="n_samples: expected"):
         compare(run, reference, n_samples=1)
+    with pytest.raises(ValueError, match="walkers: those of trajectory files"):
+        compare(run, reference, walkers=8)
     with pytest.raises(ValueError, match="molecule: expected the MolecularSystem of the traj"):
         compare(run, {300: np.zeros((5, 4, 3))})
     with pytest.raises(FileExistsError, match="export: expected a new or empty folder"):
@@ -310,6 +383,32 @@ def test_the_command_prints_the_page_and_returns_the_verdict(tmp_path, reference
     assert main([*given, "--output", str(tmp_path / "compared.json")]) == 2
     assert main([*given, "--temperature", "300"]) == 2
     assert "--temperature: it is that of trajectories" in capsys.readouterr().err
+    assert main([*given, "--measure", "stiff"]) == 2
+    assert "--measure: expected a molecule with constraints" in capsys.readouterr().err
+
+
+def test_frames_of_another_molecule_are_refused(tmp_path, molecule):
+    frames = tsf.MDDataset.shipped(molecule, stride=400).positions[:40].numpy()
+    rng = np.random.default_rng(20)
+    energy, angles = samples(rng, 40, 8)
+    path = write_reference(
+        tmp_path / "other.npz", energy, angles, positions_600K=np.zeros((20, 42, 3))
+    )
+    with pytest.raises(ValueError, match=r"positions of the run's molecule, \[..., 22, 3\], got"):
+        compare({600: frames}, path, molecule=molecule, **OPTIONS)
+    path = write_reference(tmp_path / "none.npz", energy, angles)
+    result = compare({600: frames}, path, molecule=molecule, export=tmp_path / "out", **OPTIONS)
+    assert (tmp_path / "out" / "600.00K" / "pred_samples.npy").is_file()
+    assert result["verdict"]["status"] == "not yet"
+    other = tsf.systems.capped_peptide("G", "amber14-all.xml")
+    x = np.repeat(other.positions[None], 5, axis=0)
+    run = write_run(
+        tmp_path / "run", [600.0], energy[:, :, :1], {k: v[..., :1] for k, v in angles.items()},
+        positions=chain_positions(angles["phi"][..., :1]),
+    )  # fmt: skip
+    for sides in ((run, {600: x}), ({600: x}, run)):
+        with pytest.raises(ValueError, match=r"expected the atoms of the \w+ \(\d+ of them\)"):
+            compare(*sides, molecule=other, **OPTIONS)
 
 
 def test_trajectories_are_compared_with_a_run_of_the_molecule(tmp_path, molecule):

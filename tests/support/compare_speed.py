@@ -107,6 +107,8 @@ def main():
     if args.measure:
         measure()
         return
+    if args.commit is None:
+        parser.error("expected an earlier commit, got none")
     commits = [
         subprocess.run(
             ["git", "rev-parse", "--short", name], cwd=ROOT, capture_output=True, text=True,
