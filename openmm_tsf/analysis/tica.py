@@ -64,7 +64,7 @@ def fit_tica(series: Array) -> tuple[Projection, int]:
     ImportError
         If deeptime is not installed; the error names the extra.
     ValueError
-        If there are fewer than two frames of each walker.
+        If there are fewer than two frames of each walker, or all frames are the same.
     """
     if not has_tica():
         raise ImportError(NEEDS)
@@ -73,7 +73,12 @@ def fit_tica(series: Array) -> tuple[Projection, int]:
 
     n, n_walkers = series.shape[:2]
     if n < 2:
-        raise ValueError(f"series: expected at least 2 frames of each walker, got {n}")
+        raise ValueError(
+            f"reference: expected at least 2 frames of each walker for TICA, got {n}; without TICA "
+            "(tica=False, --no-tica) it can be compared"
+        )
+    if not np.ptp(series, axis=(0, 1)).any():
+        raise ValueError("reference: expected different frames for TICA, got one conformation")
     known = [statistical_inefficiency(series[..., k]) for k in range(series.shape[-1])]
     slowest = np.nanmax(known) if np.isfinite(known).any() else 1.0
     lag = max(1, min(round((slowest - 1.0) / 2.0), n // _MIN_LAGS))

@@ -256,6 +256,8 @@ def test_tica_of_the_slow_torsion(tmp_path, reference):
     assert abs(np.corrcoef(plane[:, 0], slow.ravel())[0, 1]) > 0.95
     with pytest.raises(ValueError, match="at least 2 frames"):
         tica.fit_tica(series[:1])
+    with pytest.raises(ValueError, match="expected different frames for TICA"):
+        tica.fit_tica(np.ones((5, 2, 3)))
     run = write_run(tmp_path / "run", KELVINS, *samples(rng, 300, 16, p=0.0))
     lacking = compare(run, reference, n_samples=100, tica=True)["at"]["300.00"]["tica_w2"]
     assert lacking["features"] == "sine and cosine of phi, psi"
