@@ -293,8 +293,7 @@ class _Adaptation:
         """Return y [R, W, d] and log|det dy/dx| [R, W] of walkers x [W, R, *event]."""
         x = x.to(self.flow.dtype)
         parts = [
-            whiten(self.flow, x[:, rung], tau, self.generator)
-            for rung, tau in enumerate(self.taus)
+            whiten(self.flow, x[:, rung], tau, self.generator) for rung, tau in enumerate(self.taus)
         ]
         y, log_det = zip(*parts, strict=True)
         return torch.stack(y), torch.stack(log_det)
