@@ -52,7 +52,8 @@ def test_importance_sampling_fails_in_two_ways(tmp_path, monkeypatch):
 
 def test_two_gaussians(tmp_path, monkeypatch):
     script = load_example("lecture/two_gaussians.py")
-    sizes = ["--walkers", "16", "--adaptation", "120", "--iterations", "60"]
+    monkeypatch.setattr(script, "LOCAL_STEPS", 3)
+    sizes = ["--walkers", "16", "--adaptation", "80", "--iterations", "40"]
     monkeypatch.setattr(sys, "argv", ["script", "--output", str(tmp_path), *sizes])
     script.main()
     content = json.loads((tmp_path / "two_gaussians.json").read_text())
@@ -78,7 +79,7 @@ def test_two_gaussians(tmp_path, monkeypatch):
 
 
 def test_explore_exploit_visits_more_modes_than_neutra(run_script):
-    changes = {"DIMENSIONS": (2, 8), "N_TUNING": 10}
+    changes = {"DIMENSIONS": (8,), "N_TUNING": 10}
     sizes = "--frames 2000 --steps 150 --walkers 12 --iterations 20"
     for row in run_script("explore_exploit", changes, *sizes.split())["dimensions"]:
         chains = row["chains"]
