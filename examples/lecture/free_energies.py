@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from phi4_training import gaussian_flow
 from tasks import in_parallel
 
 import openmm_tsf as tsf
@@ -74,8 +75,7 @@ SYSTEMS = {"mixture": mixture, "double": double_wells, "phi4": chain}
 
 def local_kernel(base, potential, temperatures):
     """Return Hamiltonian Monte Carlo with the base measure's covariance as inverse mass matrix."""
-    frames = tsf.MDDataset(torch.zeros(1, *base.event_shape), temperatures[0])
-    flow = tsf.RealNVPFlow.from_dataset(frames, base=base, n_blocks=1, hidden=(1,))
+    flow = gaussian_flow(base, temperatures[0])
     return LatentHMC(flow, potential, temperatures, sigma=0.4, n_leapfrog=N_LEAPFROG)
 
 
@@ -174,9 +174,9 @@ def plot(rows, path):
         axes.axvline(0.0, color=REFERENCE_COLOUR, lw=1)
         axes.errorbar(shifts, at, xerr=errors, fmt="o", color=RUN_COLOUR, capsize=3)
         for height, row in zip(at, chosen, strict=True):
-            words = f"{row['evaluations'] / 1000:.0f}k evaluations"
-            axes.annotate(words, (0.5, height + 0.16), xycoords=("axes fraction", "data"),
-                          ha="center", fontsize=7, color="0.4")  # fmt: skip
+            words = f"{row['evaluations']:,} evaluations"
+            axes.annotate(words, (0.98, height + 0.2), xycoords=("axes fraction", "data"),
+                          ha="right", fontsize=7, color="0.4")  # fmt: skip
         axes.set_title(chosen[0]["title"], fontsize=FONT)
         axes.set_xlabel("ln Z - exact", fontsize=FONT)
         widest = 1.2 * max(abs(s) + e for s, e in zip(shifts, errors, strict=True))

@@ -142,6 +142,7 @@ def draw_cluster(axes, x, title):
     axes.scatter(*x.T, s=350, color="silver", edgecolor="black", depthshade=False, alpha=1.0)
     axes.set_title(title, fontsize=10)
     axes.set_box_aspect((1, 1, 1))
+    axes.view_init(15, 20)  # no atom hides another one
     axes.set_axis_off()
 
 
@@ -166,17 +167,18 @@ def plot(content, minima, history, local, frozen, path):
     axes = figure.add_subplot(2, 3, 5)
     shown = {"dynamics alone": local, "with flow": frozen}
     for row, (name, series) in enumerate(shown.items()):
-        axes.plot((series[:, 0] == BIPYRAMID) + 1.5 * row, lw=0.8, label=f"{name}, one walker")
+        axes.plot((series[:, 0] == BIPYRAMID) + 1.5 * row, lw=0.8, label=name)
     axes.set(xlabel="iteration", yticks=[0, 1, 1.5, 2.5], yticklabels=["oct.", "bip."] * 2)
-    axes.legend(loc="center right")
+    axes.set(title="one walker", ylim=(-0.1, 3.3))
+    axes.legend(loc="upper center", ncols=2)
     axes = figure.add_subplot(2, 3, 6)
     rows = ("parallel_tempering", "frozen_flow", "while_adapting", "dynamics_alone")
     values = np.array([content[name]["delta_f_kT"] for name in rows])
     axes.errorbar(values[:, 0], range(len(rows)), xerr=values[:, 1], fmt="o")
     axes.axvline(content["harmonic_delta_f_kT"], ls="--", color="black", label="harmonic")
     axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows])
-    axes.set_xlabel("F(bipyramid) - F(rest), kT")
-    axes.legend()
+    axes.set(xlabel="F(bipyramid) - F(rest), kT", ylim=(-0.3, len(rows) - 0.2))
+    axes.legend(loc="upper left")
     save_figure(figure, path)
 
 

@@ -71,11 +71,16 @@ def make_sampler(target, name, n_walkers, seed):
 
 
 def mean_and_z(series, exact):
-    """Return the mean of a series [n, W], its standard error, and z; no z without an error."""
+    """Return the mean of a series [n, W], its standard error and z.
+
+    Where no walker ever changes the mean is that of the start, and its error is not known: None.
+    """
     means = group_means(series)
-    stderr = float(means.std(ddof=1) / math.sqrt(len(means)))
     value = float(means.mean())
-    return {"value": value, "stderr": stderr, "z": (value - exact) / stderr if stderr else None}
+    if (series == series[0]).all():
+        return {"value": value, "stderr": None, "z": None}
+    stderr = float(means.std(ddof=1) / math.sqrt(len(means)))
+    return {"value": value, "stderr": stderr, "z": (value - exact) / stderr}
 
 
 def run_chain(target, name, options):
@@ -196,7 +201,8 @@ def main():
     plot(rows, states, options.adaptation, folder / "two_gaussians.png")
     for name, row in rows.items():
         value, stderr = (row["population"][k] for k in ("value", "stderr"))
-        print(f"{TITLES[name]}: {row['jumps']} jumps, second mode {value:.3f} ± {stderr:.3f}")
+        error = "error not known" if stderr is None else f"± {stderr:.3f}"
+        print(f"{TITLES[name]}: {row['jumps']} jumps, second mode {value:.3f}, {error}")
         if "flow" in row:
             accepted, flow = row["acceptance_flow_independent"], row["flow"]
             print(f"  acceptance {accepted:.2f}, ESS {flow['ess']:.2f}: {flow['verdict']}")

@@ -159,7 +159,8 @@ def adapt(
     exist. ln Z of the flow's draws, compared with that of a method with another start
     (:func:`openmm_tsf.sampling.sequential_monte_carlo`), tells.
 
-    All random numbers come from the sampler's seed. An adaptation that is stopped starts again.
+    All random numbers come from the sampler's seed. There is no checkpoint: an adaptation that is
+    stopped leaves the flow of its last step, and starts again with a new sampler and flow.
 
     Parameters
     ----------
@@ -174,9 +175,10 @@ def adapt(
     Raises
     ------
     TypeError
-        If the sampler is not a ParallelTempering, or its flow has nothing to train.
+        If the sampler is not a ParallelTempering, or its flow is not a flow of this package.
     ValueError
-        If no kernel proposes through the flow, or the flow is compiled.
+        If no kernel proposes through the flow, or the flow is compiled or has a parameter that
+        needs no gradient.
     FloatingPointError
         If too many gradients in a row are not finite.
 
@@ -238,6 +240,8 @@ def _check(sampler: Any, settings: Any) -> AugmentedFlow:
         raise TypeError(f"sampler: expected one with a flow that can be trained, got a {name}")
     if flow.programs is not None:
         raise ValueError("sampler: expected a flow that is not compiled; compile it afterwards")
+    if not all(parameter.requires_grad for parameter in flow.network.parameters()):
+        raise ValueError("sampler: expected a flow whose parameters all require gradients")
     named = with_members(sampler.kernels.values())
     if not any(getattr(kernel, "flow", None) is flow for _, kernel in named):
         names = ", ".join(sampler.kernels)
@@ -260,8 +264,8 @@ class _Adaptation:
         # Its own, so that the chains do not depend on how often the ESS is measured.
         self.of_draws = make_generator(derive_seed(seed, Purpose.ADAPTATION, 0), flow.device)
         self.optimizers = make_optimizers(flow.network, settings.optimizer, settings.learning_rate)
-        self.tau = torch.tensor(sampler.temperatures, dtype=flow.dtype, device=flow.device)
-        self.tau = self.tau / flow.reference_temperature
+        self.taus = [kelvin / flow.reference_temperature for kelvin in sampler.temperatures]
+        self.tau = torch.tensor(self.taus, dtype=flow.dtype, device=flow.device)
         self.memory: deque[tuple[Tensor, Tensor]] = deque(maxlen=settings.memory)
         self.totals = sampler._zero()
         self.loss: list[float] = []
@@ -289,8 +293,7 @@ class _Adaptation:
         """Return y [R, W, d] and log|det dy/dx| [R, W] of walkers x [W, R, *event]."""
         x = x.to(self.flow.dtype)
         parts = [
-            whiten(self.flow, x[:, rung], float(tau), self.generator)
-            for rung, tau in enumerate(self.tau)
+            whiten(self.flow, x[:, rung], tau, self.generator) for rung, tau in enumerate(self.taus)
         ]
         y, log_det = zip(*parts, strict=True)
         return torch.stack(y), torch.stack(log_det)
@@ -316,8 +319,9 @@ class _Adaptation:
         set_learning_rate(self.optimizers, rate)
         flow.network.zero_grad(set_to_none=True)
         nll.mean().backward()
-        parameters = flow.network.parameters()
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
+        loss = marginal_nll_bound(nll.detach(), flow.n_momenta, tau).mean()
+        clipped = torch.nn.utils.clip_grad_norm_(flow.network.parameters(), settings.max_grad_norm)
+        norm, loss = torch.stack([clipped.to(loss), loss]).tolist()  # a GPU is waited for once
         self.step += 1
         if math.isfinite(norm):
             for optimizer in self.optimizers.values():
@@ -331,7 +335,7 @@ class _Adaptation:
                     f"adapt: {self.skipped_in_a_row} gradients in a row were not finite (step "
                     f"{self.step}); lower the learning rate"
                 )
-        return float(marginal_nll_bound(nll.detach(), flow.n_momenta, tau).mean())
+        return loss
 
     def _measure(self, iteration: int) -> None:
         """Measure the ESS of the flow's draws, if it is due."""

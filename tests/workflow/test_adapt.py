@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from openmm_tsf.analysis.statistics import group_means, log_mean_weight, reverse
 from openmm_tsf.flows.draws import draw_weighted
 from openmm_tsf.potentials import GaussianMixture, GaussianWell
 from openmm_tsf.sampling.kernels import CartesianMALA, FlowIndependence, PlainSwap, Scheduled
+from tests.support.simulated_cuda import simulated_cuda
 
 DOUBLE = torch.float64
 
@@ -199,6 +201,30 @@ def test_a_flow_that_cannot_change_is_refused():
     sampler.flow.programs = SimpleNamespace()  # compiled
     with pytest.raises(ValueError, match="flow that is not compiled"):
         tsf.adapt(sampler)
+    sampler.flow.programs = None
+    next(sampler.flow.parameters()).requires_grad_(False)
+    with pytest.raises(ValueError, match="flow whose parameters all require gradients"):
+        tsf.adapt(sampler)
+
+
+def test_on_a_gpu_the_bits_of_the_cpu_and_a_wait_for_each_step():
+    """On a simulated one, with momenta and two temperatures, and with the ESS measured."""
+    target, ladder, results = mixture(), (1.0, 2.0), []
+    for device in ("cpu", "cuda"):
+        with simulated_cuda() if device == "cuda" else nullcontext() as counts:
+            flow = tsf.TemperatureSteerableFlow(2, 2, 1, (8,), seed=1).to(device)
+            x = target.means.repeat(4, 1).to(device)
+            sampler = make_sampler(target, x, ladder, flow=flow)
+            adapted = tsf.adapt(sampler, settings(2, n_ess_draws=9, memory=1), progress=False)
+            results.append([adapted.loss, adapted.ess, [p.cpu() for p in flow.parameters()]])
+            if counts is not None:
+                counts.clear()
+                tsf.adapt(sampler, settings(3, n_gradient_steps=2), progress=False)
+                # Of three iterations and six steps; the check of the start, and the temperatures.
+                assert counts.n_waits == 3 + 6 + 2, counts
+    (loss, ess, weights), (other_loss, other_ess, other_weights) = results
+    assert (loss, ess) == (other_loss, other_ess)
+    assert all(map(torch.equal, weights, other_weights))
 
 
 def test_gradients_that_are_not_finite(monkeypatch):
