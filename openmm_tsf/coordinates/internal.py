@@ -198,6 +198,8 @@ class InternalCoordinates(RegularisedCoordinates, nn.Module):
         bonds, _, sin, torsions = (v[:, 0] for v in bonds_angles_dihedrals(reference, rows))
         # An atom in line with its bond has any dihedral.
         torsions = torch.where(sin[1:] < _UNDEFINED, 0.0, torsions)
+        # Rounding decides between 180 and -180 degrees of a flat molecule: one of the two.
+        torsions = torch.where(torsions < 1e-6 - math.pi, torsions + 2 * math.pi, torsions)
         is_handed = torch.as_tensor(zmatrix.tetrahedral, dtype=torch.bool, device="cpu")[3:]
         handedness = torch.where(is_handed, torsions.sin().sign(), 0.0)
         chirality = Chirality.from_reference(graph.centres, graph.positions, graph.names)

@@ -69,7 +69,7 @@ class SilverCluster(ModelPotential):
         self._log_density = float((bulk - self._eta2 * (shells - nearest)).logsumexp(0))
         attraction = bulk - self._kappa / _BETA * (shells - nearest)
         self._gamma2 = float(attraction.logsumexp(0).exp()) / 12.0
-        i, j = torch.triu_indices(n_atoms, n_atoms, 1, device="cpu")
+        i, j = torch.triu_indices(n_atoms, n_atoms, 1, dtype=torch.int64, device="cpu")
         self._first, self._second = i, j
         #: For every atom the numbers of its N - 1 pairs.
         pairs = [((i == atom) | (j == atom)).nonzero().flatten() for atom in range(n_atoms)]

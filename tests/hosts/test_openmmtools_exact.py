@@ -72,7 +72,7 @@ class ForgetsJacobian(TSFIndependenceMove):
         return super()._make_kernel(WithoutJacobian(flow), potential, kelvin)
 
 
-@pytest.mark.parametrize(("mutant", "n"), [(WrongTemperature, 80), (ForgetsJacobian, 240)])
+@pytest.mark.parametrize(("mutant", "n"), [(WrongTemperature, 160), (ForgetsJacobian, 240)])
 def test_mutants_are_noticed(flows, mutant, n):
     move = mutant(flows["realnvp"], tree_molecule(), n_steps=8, seed=2)
     states = exact_states(n, LADDER[1], seed=21)
