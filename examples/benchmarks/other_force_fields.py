@@ -1,11 +1,11 @@
 """The flow of the default run on three other force fields, beside replica exchange without a flow.
 
-    python data/make_reference.py run --directory refs/amber14-obc2 --iterations 3000 \
-        --walkers 64 --pdb data/ala2.pdb --forcefield amber14-all.xml implicit/obc2.xml
-    python data/make_reference.py run --directory refs/amber14-gbn2 --iterations 3000 \
-        --walkers 64 --pdb data/ala2.pdb --forcefield amber14-all.xml implicit/gbn2.xml
-    python data/make_reference.py run --directory refs/ff96-obc1 --iterations 3000 \
-        --walkers 64 --alanine-dipeptide ff96-obc1
+    python data/make_reference.py run --directory refs/amber14-obc2 --iterations 5000 \
+        --walkers 32 --pdb data/ala2.pdb --forcefield amber14-all.xml implicit/obc2.xml
+    python data/make_reference.py run --directory refs/amber14-gbn2 --iterations 5000 \
+        --walkers 32 --pdb data/ala2.pdb --forcefield amber14-all.xml implicit/gbn2.xml
+    python data/make_reference.py run --directory refs/ff96-obc1 --iterations 5000 \
+        --walkers 32 --alanine-dipeptide ff96-obc1
     python examples/benchmarks/other_force_fields.py run/ --references refs/ --output retarget/
 
 Retargets the run in `run/` (trained and sampled with amber99sbildn-obc2) to each System for which
@@ -24,8 +24,8 @@ from openmm_tsf.analysis.summary import json_ready
 from openmm_tsf.systems.files import read_molecule
 from openmm_tsf.workflow.options import RunOptions
 
-#: Saved iterations (of 0.25 ps) that are left out of a reference, as make_reference.py does.
-_BURN_IN = 300
+#: Saved iterations (of 0.25 ps) that are left out of a reference: walkers start from 200 ps of MD.
+_BURN_IN = 500
 
 
 def compare(run, reference):
