@@ -17,6 +17,7 @@ from openmm_tsf.potentials import (
     RadialVelocity,
 )
 from openmm_tsf.potentials.radial_velocity import Priors
+from tests.support.non_finite import check_non_finite_rows
 
 DOUBLE = torch.float64
 
@@ -70,16 +71,7 @@ def test_gradients(name):
 def test_non_finite_rows(name, dtype):
     potential, x = MODELS[name]()
     assert potential.boltzmann_constant == 1.0
-    x = x.to(dtype)
-    x[1, 1], x[2, 0] = torch.nan, torch.inf
-    x[3] = 1e30 if dtype == torch.float32 else 1e200
-    energies, forces = potential.energy_and_forces(x)
-    assert energies.dtype == forces.dtype == dtype
-    assert (energies == torch.inf).tolist() == [False, True, True, True]
-    assert forces[0].any()
-    assert not forces[1:].any()
-    assert (potential.n_evaluations, potential.n_non_finite) == (4, 3)
-    assert potential.energy(x[:0]).shape == (0,)
+    check_non_finite_rows(potential, x.to(dtype))
 
 
 def z_scores(values, exact, log_weights=None):

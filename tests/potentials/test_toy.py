@@ -9,6 +9,7 @@ import torch
 from openmm_tsf.potentials import DoubleWell, GaussianWell, MixedDoubleWell
 from openmm_tsf.sampling.kernels.internal_walk import InternalWalk, WhitenedCoordinates
 from openmm_tsf.sampling.state import WalkerState
+from tests.support.non_finite import check_non_finite_rows
 
 MIXING = torch.tensor([[1.0, 0.4, 0.0], [-0.3, 2.0, 0.5], [0.2, 0.0, -0.7]], dtype=torch.float64)
 
@@ -65,19 +66,7 @@ def test_non_finite_rows(make, dtype):
     potential = make()
     assert potential.boltzmann_constant == 1.0
     assert potential.event_shape == (3,)
-    x = torch.zeros(4, 3, dtype=dtype)
-    x[0] = 0.7
-    x[1, 2] = torch.nan
-    x[2, 0] = torch.inf
-    x[3] = 1e30 if dtype == torch.float32 else 1e200
-    energies, forces = potential.energy_and_forces(x)
-    assert energies.dtype == forces.dtype == dtype
-    assert (energies == torch.inf).tolist() == [False, True, True, True]
-    assert forces[0].any()
-    assert not forces[1:].any()
-    assert (potential.n_evaluations, potential.n_non_finite) == (4, 3)
-    assert potential.energy(x[:0]).shape == (0,)
-    assert potential.n_evaluations == 4
+    check_non_finite_rows(potential, torch.full((4, 3), 0.7, dtype=dtype))
 
 
 def test_energies_by_hand():
